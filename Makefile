@@ -1,0 +1,37 @@
+# make quickstart, make quickstart-compare, make test. Everything lives in .venv; VENV=... and PYTHON=... choose others.
+VENV ?= .venv
+PYTHON ?= python3
+BIN := $(VENV)/bin
+# the CPU build where there is no NVIDIA GPU
+EXTRA ?= $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev/null | grep -q GPU && echo cuda12 || echo cpu)
+RUN := $(BIN)/python launch.py
+
+.PHONY: quickstart quickstart-compare test lint clean
+
+$(VENV)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[$(EXTRA)]'
+	touch $@
+
+$(VENV)/.installed-test: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[$(EXTRA),test]'
+	touch $@
+
+quickstart: $(VENV)/.installed
+	$(RUN) --config=configs/quickstart.py:soft --workdir=runs/quickstart
+
+quickstart-compare: quickstart
+	$(RUN) --config=configs/quickstart.py:single --workdir=runs/quickstart_single
+	$(RUN) --config=configs/quickstart.py:hard --workdir=runs/quickstart_hard
+	$(RUN) --mode=compare --runs=runs/quickstart_single,runs/quickstart_hard,runs/quickstart --output=runs/quickstart_compare
+
+test: $(VENV)/.installed-test
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.installed-test
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --diff .
+
+clean:
+	rm -rf $(VENV) *.egg-info .pytest_cache .ruff_cache

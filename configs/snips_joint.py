@@ -1,0 +1,48 @@
+"""Intent and slots of the SNIPS utterances: two tasks on one text, encoded once.
+
+    python launch.py --config=configs/snips_joint.py:lstm --workdir=runs/snips_lstm
+    python launch.py --config=configs/snips_joint.py:bert --workdir=runs/snips_bert
+
+`lstm`: a shared BiLSTM over word embeddings; `bert`: a shared MiniLM.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import default
+
+
+def get_config(encoder: str = "lstm"):
+    config = default.get_config()
+    default.add_dataset(
+        config, "snips", reader="parallel", path=f"{default.DATA}/snips", words="words",
+        splits={"train": "train", "dev": "valid", "test": "test"},
+    )  # fmt: skip
+    default.add_task(config, "intent", kind="classification", dataset="snips", label="intent")
+    default.add_task(
+        config, "slots", kind="tagging", dataset="snips", label="slots", metrics=("entity_f1",),
+        options={"crf": True, "scheme": "iob2"},
+    )  # fmt: skip
+    config.data.row_length = 128
+    config.optimizer.groups = {"heads": {"leaves": "^heads/", "rate": 10.0}}
+    if encoder == "bert":
+        default.use_minilm(config)
+        config.data.rows = 8
+        config.optimizer.learning_rate = 3e-4
+        config.training.steps = 500
+        config.training.eval_every = 100
+        config.training.checkpoint_every = 100
+    elif encoder == "lstm":
+        config.tokenizer = ConfigDict({**config.tokenizer.to_dict(), "kind": "words", "lower": True, "min_count": 2})
+        config.model.layer = "bilstm"
+        config.model.layers = 2
+        config.model.width = 128
+        config.model.dropout = 0.4
+        config.data.rows = 4
+        config.optimizer.learning_rate = 4e-3
+        config.optimizer.groups = {}
+        config.training.steps = 3000
+        config.training.eval_every = 300
+        config.training.checkpoint_every = 300
+    else:
+        raise ValueError(f"the argument of this config is 'lstm' or 'bert', not {encoder!r}")
+    return config

@@ -1,0 +1,139 @@
+"""Command line of mtl_jax.
+
+    python launch.py --config=configs/x.py --workdir=runs/x                      train, or go on
+    python launch.py --config=configs/x.py --mode=inspect                        look at the data, do not train
+    python launch.py --workdir=runs/x --mode=evaluate                            score a checkpoint
+    python launch.py --workdir=runs/x --mode=predict --input=a.jsonl --output=b.jsonl
+    python launch.py --workdir=runs/x --mode=export --output=folder              a Hugging Face folder for each column
+    python launch.py --mode=compare --runs=runs/a,runs/b --output=runs/compare   runs side by side
+
+Modes that read a finished run take its own config.json unless --config names another.
+"""
+
+import pathlib
+import sys
+
+from absl import app, flags, logging
+from ml_collections import ConfigDict, config_flags
+
+from mtl_jax.errors import UserError
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, with an argument: file.py:argument.", lock_config=True)
+WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the run.")
+MODE = flags.DEFINE_enum("mode", "train", ["train", "evaluate", "predict", "inspect", "export", "compare"], "What to do.")
+CHECKPOINT = flags.DEFINE_list("checkpoint", ["best"], "best, last or step numbers; predict averages several.")
+INPUT = flags.DEFINE_string("input", "", "predict: JSONL file or lines of text; '-' reads the standard input.")
+OUTPUT = flags.DEFINE_string("output", "", "predict: JSONL file, '' prints it; export, compare: folder.")
+RUNS = flags.DEFINE_list("runs", [], "compare: folders of finished runs.")
+
+
+def main(argv):
+    if len(argv) > 1:
+        raise UserError(f"what is {argv[1]!r}? Arguments are flags, e.g. --config=configs/quickstart.py")
+    logging.set_verbosity(logging.WARNING)
+    {
+        "train": _train, "evaluate": _evaluate, "predict": _predict,
+        "inspect": _inspect, "export": _export, "compare": _compare,
+    }[MODE.value]()  # fmt: skip
+
+
+def _train():
+    from mtl_jax.analysis import report
+    from mtl_jax.training import loop
+
+    config, workdir = _config(), _workdir()
+    summary = loop.train(config, workdir)
+    print("\n" + report.finished(workdir, summary))
+    print(
+        f"\nnext: python launch.py --workdir={workdir} --mode=predict --input=texts.txt\n"
+        f"      python launch.py --workdir={workdir} --mode=export --output={workdir / 'export'}"
+    )
+
+
+def _evaluate():
+    from mtl_jax.analysis import report
+    from mtl_jax.training import loop
+    from mtl_jax.training.workdir import write_json
+
+    workdir = _workdir()
+    result = loop.evaluate(_config(), workdir, CHECKPOINT.value[0])
+    file = workdir / f"evaluation_{CHECKPOINT.value[0]}.json"
+    write_json(file, result)
+    print(report.results_table(result) + f"\n\nstep {result['step']}; numbers in {file}")
+
+
+def _predict():
+    from mtl_jax.training import prediction
+
+    prediction.predict(_config(), _workdir(), CHECKPOINT.value, INPUT.value, OUTPUT.value)
+
+
+def _inspect():
+    from mtl_jax.analysis import inspection
+
+    print(inspection.describe(_config()))
+
+
+def _export():
+    from mtl_jax.training import prediction
+
+    if not OUTPUT.value:
+        raise UserError("--mode=export needs --output=FOLDER")
+    for line in prediction.export(_config(), _workdir(), CHECKPOINT.value, pathlib.Path(OUTPUT.value)):
+        print(line)
+
+
+def _compare():
+    from mtl_jax.analysis import report
+
+    if len(RUNS.value) < 2 or not OUTPUT.value:
+        raise UserError("--mode=compare needs --runs=FOLDER,FOLDER,... and --output=FOLDER")
+    out = pathlib.Path(OUTPUT.value)
+    print(report.compare([pathlib.Path(run) for run in RUNS.value], out))
+    print(f"\nnumbers in {out / 'compare.json'}, picture in {out / 'figures' / 'compare.png'}")
+
+
+def _workdir() -> pathlib.Path:
+    from mtl_jax.training import workdir
+
+    if not WORKDIR.value:
+        raise UserError(f"--mode={MODE.value} needs --workdir=FOLDER")
+    return workdir.prepare(WORKDIR.value)
+
+
+def _config():
+    """The config of --config, else that of the run in --workdir, checked."""
+    from configs import default
+    from mtl_jax import config as checks
+    from mtl_jax.training import workdir
+
+    config = CONFIG.value
+    if config is None:
+        if MODE.value == "train" or not WORKDIR.value:
+            raise UserError(f"--mode={MODE.value} needs --config=FILE")
+        config = _as_config(workdir.read_config(pathlib.Path(WORKDIR.value)))
+    checks.check(config, default)
+    return config
+
+
+def _as_config(plain):
+    """A config from JSON: in its order, and with tuples for lists."""
+    if isinstance(plain, dict):
+        config = ConfigDict(sort_keys=False)
+        for key, value in plain.items():
+            config[key] = _as_config(value)
+        return config
+    return tuple(_as_config(item) for item in plain) if isinstance(plain, list) else plain
+
+
+def run():
+    """Runs main; mistakes that a person can mend end in one message and status 2."""
+    try:
+        app.run(main)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    run()

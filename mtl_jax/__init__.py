@@ -1,0 +1,25 @@
+"""Multi-task learning (MTL) for NLP in JAX: from hard to soft parameter sharing.
+
+    min over Θ    Σ_k α_k · L_k( head_k( f(x_k ; Θ_s, Θ_k) ), y_k )   +   λ · Ω(Θ_1 … Θ_K)
+
+Each symbol has a folder of its name: `data` (x, y), `models` (f), `tasks` (heads, L), `balancing` (α),
+`sharing` (Ω), `training` (the minimisation).
+
+Axis glossary. One letter, one meaning, in every shape of every docstring:
+
+    K  tasks. Leaves `[K, ...]` hold one slice per task.
+    O  owners of a layer: O = 1 shared by all, O = K one column per task, between = groups of tasks.
+    B  blocks of a batch; all rows of a block come from one data set.
+    P  blocks that one task reads in a batch (a subset of the B).
+    R  rows of a block. Several examples are packed into one row.
+    N  rows of a whole split, or examples where no rows are meant; said where used.
+    T  token positions of a row.
+    E  example slots of a row.
+    Q  label positions of a row of a word-level task: words, or (predicate, word) pairs.
+    C  classes of a task (tags of a tagging task).
+    D  features (width of a hidden state).
+    H  attention heads.
+    S, L  leading axes of ablations only: seeds and lanes (values of a hyperparameter).
+"""
+
+__version__ = "0.1.0"

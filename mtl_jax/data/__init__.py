@@ -1,0 +1,1 @@
+"""From files to batches: readers, encoding, packing, and (seed, step) -> batch. Pure numpy, no jax."""

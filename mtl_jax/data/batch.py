@@ -1,0 +1,101 @@
+"""What flows from the data to the step: packed rows, batches of them, and the static layout of a batch.
+
+NamedTuples of numpy arrays and dicts, so that they are pytrees to JAX without importing it here.
+
+Labels. `labels[task]` is a dict of arrays; leading axes are `[N]` in `Rows` and `[P, R]` in `Batch`:
+
+    level "text"       value  int32[..., E] class id | float32[..., E] real | float32[..., E, C] distribution or 0/1 sets
+                       mask   bool[..., E], True where the label is known
+    level "word"       value  int32[..., Q] class id | float32[..., Q, C] distribution
+                       mask   bool[..., Q], True where the label is known
+                       token  int32[..., Q], index on the T axis of the word's first sub-word
+                       segment int32[..., Q], 1, 2, ... one number for each sequence of the row, 0 = padding
+                       slot   int32[..., Q], the example slot (E axis) that the word belongs to
+                       word   int32[..., Q], index of the word in the piece's words
+    level "predicate"  as "word", one sequence for each (example, predicate): Q runs over all words of the
+                       first predicate, then of the second, ...; besides:
+                       predicate int32[..., Q], index on the T axis of the predicate's first sub-word
+                       predicate_number int32[..., Q], 0, 1, ... which predicate of its example
+
+Class ids at or above the number of training classes stand for labels that only dev or test has: no model can
+predict them. The loss must leave them out (`mask` is False there); metrics count them as wrong.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+Array = Any  # numpy on the host, jax inside the step
+
+
+class Rows(NamedTuple):
+    """All packed rows of one split of one data set. Leading axis N = rows.
+
+    tokens      int32[N, T]  token ids, 0 in the padding
+    segment     int32[N, T]  1 + example slot, 0 in the padding
+    position    int32[N, T]  position inside the example, from 0
+    token_type  int32[N, T]  0 first text, 1 second text of a pair
+    start       int32[N, E]  index on T of the example's first token
+    length      int32[N, E]  tokens of the example, 0 for an empty slot
+    example     int32[N, E]  index of the piece in the split's table of pieces, -1 for an empty slot
+    labels      {task: {name: array [N, ...]}}, see above
+    """
+
+    tokens: Array
+    segment: Array
+    position: Array
+    token_type: Array
+    start: Array
+    length: Array
+    example: Array
+    labels: Mapping[str, Mapping[str, Array]]
+
+
+class Batch(NamedTuple):
+    """One step's rows, in B blocks of R rows; every block holds rows of one data set.
+
+    dataset     int32[B]        index of the block's data set in `Layout.datasets`
+    row         int32[B, R]     index of the row in its split, -1 for an empty row
+    tokens ...  int32[B, R, T] or int32[B, R, E], as in `Rows`
+    labels      {task: {name: array [P, R, ...]}}: the P blocks in `Layout.reads(task)`, in that order. Where a block
+                holds another data set in this step, mask is False, segment 0.
+    """
+
+    dataset: Array
+    row: Array
+    tokens: Array
+    segment: Array
+    position: Array
+    token_type: Array
+    start: Array
+    length: Array
+    example: Array
+    labels: Mapping[str, Mapping[str, Array]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """What is static about every batch of a run. Hashable.
+
+    datasets    names of the data sets, in order
+    tasks       names of the tasks, in order: task k of every `[K]` axis
+    dataset_of  for each task, the index of its data set
+    candidates  for each of the B blocks, the indices of the data sets it may hold: one where every data set has
+                a block of its own in every batch, all where a block's data set is drawn
+    """
+
+    datasets: tuple[str, ...]
+    tasks: tuple[str, ...]
+    dataset_of: tuple[int, ...]
+    candidates: tuple[tuple[int, ...], ...]
+
+    def reads(self, task: str) -> tuple[int, ...]:
+        """The blocks in which `task` may find rows of its data set: the P axis of its labels."""
+        dataset = self.dataset_of[self.tasks.index(task)]
+        return tuple(b for b, names in enumerate(self.candidates) if dataset in names)
+
+    def tasks_on(self, dataset: int) -> tuple[int, ...]:
+        """Indices of the tasks that read labels from data set number `dataset`."""
+        return tuple(k for k, d in enumerate(self.dataset_of) if d == dataset)

@@ -1,0 +1,283 @@
+"""(seed, step) -> batch: pure functions, so that resuming at a step needs the step only.
+
+A data set's n-th draw of R rows is rows [nR, (n+1)R) of its endless sequence of epochs, each a permutation of all
+rows keyed by (seed, name of the data set, epoch): what other data sets there are changes nothing.
+
+Mixing. "all": every data set has a block of its own in every batch. Else `blocks` blocks a batch, each of a drawn data
+set. Draws come in cycles of fixed length in which each data set occurs its apportioned number of times, in an order
+keyed by (seed, cycle), so that the earlier draws of a data set are counted, not replayed. Shares: "size" p ∝ n rows,
+"temperature" p ∝ n^(1/τ), "weights" p given, "round_robin" equal, in a fixed order.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import hashlib
+import math
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+
+from mtl_jax.data.batch import Batch, Layout, Rows
+from mtl_jax.errors import UserError
+
+MIXINGS = ("all", "size", "temperature", "weights", "round_robin")
+_TOKENS = ("tokens", "segment", "position", "token_type")
+_EXAMPLES = ("start", "length", "example")
+
+
+@dataclasses.dataclass(frozen=True)
+class Mixing:
+    """How data sets share the batches; see the head of this file.
+
+    kind         "all" | "size" | "temperature" | "weights" | "round_robin"
+    blocks       blocks of a batch where data sets are drawn
+    temperature  τ of "temperature": 1 = by size, larger = more even
+    weights      (data set, weight) pairs of "weights", all data sets named
+    """
+
+    kind: str = "all"
+    blocks: int = 1
+    temperature: float = 1.0
+    weights: tuple[tuple[str, float], ...] = ()
+
+    def __post_init__(self):
+        if self.kind not in MIXINGS:
+            raise UserError(f"mixing {self.kind!r} is none of {', '.join(MIXINGS)}")
+        if self.blocks < 1:
+            raise UserError(f"mixing: blocks should be at least 1, found {self.blocks}")
+        if not (math.isfinite(self.temperature) and self.temperature > 0):
+            raise UserError(f"mixing: temperature should be above 0, found {self.temperature}")
+        if any(not math.isfinite(weight) or weight <= 0 for _, weight in self.weights):
+            raise UserError(f"mixing: weights should be above 0, found {dict(self.weights)}")
+
+    def shares(self, datasets: Sequence[str], rows: Sequence[int]) -> np.ndarray:
+        """float64[datasets], the share of the draws that each data set gets; sums to 1."""
+        if self.kind in ("size", "temperature"):
+            log = np.log(np.asarray(rows, np.float64))
+            log = log if self.kind == "size" else log / self.temperature
+            share = np.exp(log - log.max())
+        elif self.kind == "weights":
+            given = dict(self.weights)
+            if set(given) != set(datasets):
+                raise UserError(f"mixing: weights name {sorted(given)}, the data sets are {sorted(datasets)}")
+            share = np.asarray([given[name] for name in datasets], np.float64)
+        else:
+            share = np.ones(len(datasets))
+        return share / share.sum()
+
+
+def make_layout(datasets: Sequence[str], tasks: Sequence[str], dataset_of: Sequence[int], mixing: Mixing) -> Layout:
+    """The static layout of training batches under `mixing`."""
+    everything = tuple(range(len(datasets)))
+    candidates = tuple((d,) for d in everything) if mixing.kind == "all" else (everything,) * mixing.blocks
+    return Layout(tuple(datasets), tuple(tasks), tuple(dataset_of), candidates)
+
+
+def evaluation_layout(layout: Layout, dataset: str) -> Layout:
+    """The layout of batches of one block that holds `dataset`: tasks of other data sets read no block."""
+    return dataclasses.replace(layout, candidates=((layout.datasets.index(dataset),),))
+
+
+class Batches:
+    """Training batches as a pure function of (seed, step). What it keeps is a cache of permutations, no state."""
+
+    def __init__(
+        self, rows: Mapping[str, Rows], layout: Layout, seed: int, rows_per_block: int, mixing: Mixing | None = None
+    ):
+        """`rows` by data set (all of `layout.datasets`), `rows_per_block` = R over all processes together."""
+        mixing = mixing or Mixing()
+        if rows_per_block < 1:
+            raise UserError(f"rows_per_block should be at least 1, found {rows_per_block}")
+        for name in layout.datasets:
+            if not len(rows[name].tokens):
+                raise UserError(f"data set {name}: no rows to train on")
+        self.layout = layout
+        self.seed = seed
+        self.rows_per_block = rows_per_block
+        self._rows = _common_examples([rows[name] for name in layout.datasets])
+        self._blank = _blank_labels(self._rows, layout)
+        self._counts = [len(r.tokens) for r in self._rows]
+        self._cycle = None
+        if mixing.kind != "all":
+            self._cycle = _apportion(mixing.shares(layout.datasets, self._counts))
+        self._in_order = mixing.kind == "round_robin"
+        self._kept: collections.OrderedDict[tuple, np.ndarray] = collections.OrderedDict()
+
+    def steps_per_epoch(self, dataset: str) -> float:
+        """Steps, on average, in which every row of a data set is drawn once."""
+        index = self.layout.datasets.index(dataset)
+        draws = self._counts[index] / self.rows_per_block
+        if self._cycle is None:
+            return draws
+        return draws * self._cycle.sum() / (self._cycle[index] * len(self.layout.candidates))
+
+    def indices(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+        """(int32[B] data set of each block, int32[B, R] row indices in its train split) of a step >= 0."""
+        blocks = len(self.layout.candidates)
+        draws = [self._draw(step, block, blocks) for block in range(blocks)]
+        rows = [self._take(dataset, number) for dataset, number in draws]
+        return np.asarray([dataset for dataset, _ in draws], np.int32), np.stack(rows).astype(np.int32)
+
+    def batch(self, step: int, process_index: int = 0, process_count: int = 1) -> Batch:
+        """The batch of a step; of R rows in each block, process p of n takes the p-th n-th part."""
+        if self.rows_per_block % process_count:
+            raise UserError(f"rows_per_block {self.rows_per_block} is not divisible by {process_count} processes")
+        dataset, row = self.indices(step)
+        part = self.rows_per_block // process_count
+        row = row[:, process_index * part : (process_index + 1) * part]
+        return _gather(self._rows, self._blank, self.layout, dataset, row)
+
+    def _draw(self, step: int, block: int, blocks: int) -> tuple[int, int]:
+        """(data set, number of its earlier draws) of a block."""
+        if self._cycle is None:
+            return block, step
+        cycle, at = divmod(step * blocks + block, int(self._cycle.sum()))
+        order, earlier = self._orders(cycle)
+        dataset = int(order[at])
+        return dataset, cycle * int(self._cycle[dataset]) + int(earlier[at])
+
+    def _orders(self, cycle: int) -> np.ndarray:
+        """int64[2, cycle length]: the data set of each draw, and how many of the cycle's earlier draws it had."""
+
+        def make():
+            order = np.repeat(np.arange(len(self._cycle)), self._cycle)
+            if not self._in_order:
+                order = order[permutation(len(order), self.seed, "mixing", cycle)]
+            earlier = np.empty_like(order)
+            for dataset, count in enumerate(self._cycle):
+                earlier[order == dataset] = np.arange(count)
+            return np.stack([order, earlier])
+
+        return self._keep(("order", "", 0 if self._in_order else cycle), make)
+
+    def _take(self, dataset: int, number: int) -> np.ndarray:
+        """Rows [nR, (n+1)R) of the endless sequence of a data set's epochs."""
+        count, name = self._counts[dataset], self.layout.datasets[dataset]
+        begin = number * self.rows_per_block
+        end = begin + self.rows_per_block
+        parts = []
+        while begin < end:
+            epoch, at = divmod(begin, count)
+            length = min(end - begin, count - at)
+            order = self._keep(("rows", name, epoch), lambda e=epoch: permutation(count, self.seed, f"rows {name}", e))
+            parts.append(order[at : at + length])
+            begin += length
+        return np.concatenate(parts)
+
+    def _keep(self, key, make) -> np.ndarray:
+        if key not in self._kept:
+            self._kept[key] = make()
+            if len(self._kept) > 4 * len(self._counts) + 4:
+                self._kept.popitem(last=False)
+        self._kept.move_to_end(key)
+        return self._kept[key]
+
+
+def evaluation_batches(rows: Rows, layout: Layout, rows_per_block: int) -> Iterator[Batch]:
+    """All rows of one split in order, R a batch, one block; the last batch is filled with empty rows (row = -1).
+
+    `layout` is that of `evaluation_layout`.
+    """
+    ((dataset,),) = layout.candidates
+    by_dataset = [rows if d == dataset else None for d in range(len(layout.datasets))]
+    blank = _blank_labels(by_dataset, layout)
+    for begin in range(0, len(rows.tokens), rows_per_block):
+        row = np.arange(begin, begin + rows_per_block, dtype=np.int32)
+        row[row >= len(rows.tokens)] = -1
+        yield _gather(by_dataset, blank, layout, np.asarray([dataset], np.int32), row[None])
+
+
+def _gather(rows: Sequence[Rows | None], blank, layout: Layout, dataset: np.ndarray, row: np.ndarray) -> Batch:
+    """The rows `row` [B, R] of the data sets `dataset` [B] as a batch."""
+    held = [(rows[d], r) for d, r in zip(dataset, row, strict=True)]
+    fields = {
+        name: np.stack([_take_rows(getattr(source, name), r, -1 if name == "example" else 0) for source, r in held])
+        for name in _TOKENS + _EXAMPLES
+    }
+    labels = {}
+    for task, arrays in blank.items():
+        own = layout.dataset_of[layout.tasks.index(task)]
+        reads = layout.reads(task)
+        labels[task] = {
+            name: np.stack(
+                [
+                    _take_rows(rows[own].labels[task][name], row[b], 0)
+                    if dataset[b] == own
+                    else np.zeros((row.shape[1], *empty.shape), empty.dtype)
+                    for b in reads
+                ]
+            )
+            for name, empty in arrays.items()
+        }
+    return Batch(dataset, row, **fields, labels=labels)
+
+
+def _take_rows(array: np.ndarray, row: np.ndarray, fill: int) -> np.ndarray:
+    """array[row], rows of `fill` where row is -1."""
+    if row[-1] >= 0:  # empty rows stand at the end
+        return array[row]
+    taken = array[np.maximum(row, 0)]
+    taken[row < 0] = fill
+    return taken
+
+
+def _blank_labels(rows: Sequence[Rows | None], layout: Layout) -> dict[str, dict[str, np.ndarray]]:
+    """For each task that reads a block: its label arrays of one empty row."""
+    return {
+        task: {name: np.zeros(a.shape[1:], a.dtype) for name, a in rows[layout.dataset_of[k]].labels[task].items()}
+        for k, task in enumerate(layout.tasks)
+        if layout.reads(task)
+    }
+
+
+def _common_examples(rows: Sequence[Rows]) -> list[Rows]:
+    """The same rows with equally many example slots."""
+    slots = max(r.start.shape[1] for r in rows)
+
+    def pad(array: np.ndarray, fill: int = 0) -> np.ndarray:
+        width = [(0, 0), (0, slots - array.shape[1])] + [(0, 0)] * (array.ndim - 2)
+        return np.pad(array, width, constant_values=fill)
+
+    return [
+        r._replace(
+            start=pad(r.start),
+            length=pad(r.length),
+            example=pad(r.example, -1),
+            labels={
+                task: arrays if "segment" in arrays else {name: pad(a) for name, a in arrays.items()}
+                for task, arrays in r.labels.items()
+            },
+        )
+        for r in rows
+    ]
+
+
+def _apportion(shares: np.ndarray) -> np.ndarray:
+    """int64[data sets], draws of each in a cycle: the shortest within 1 % of every share, else the nearest to 10,000.
+
+    Largest remainders; every data set is drawn at least once.
+    """
+    best, least = None, math.inf
+    for length in range(len(shares), 10_001):
+        counts = np.maximum(np.floor(shares * length), 1)
+        rest = length - int(counts.sum())
+        if rest < 0:
+            continue
+        counts[np.argsort(counts - shares * length, kind="stable")[:rest]] += 1
+        error = np.abs(counts / (length * shares) - 1).max()
+        if error < least:
+            best, least = counts.astype(np.int64), error
+        if least <= 0.01:
+            break
+    return np.ones(len(shares), np.int64) if best is None else best
+
+
+def permutation(count: int, seed: int, name: str, number: int) -> np.ndarray:
+    """int64[count], a permutation keyed by all arguments.
+
+    From Philox's raw stream, which NumPy promises to keep; the streams of its shuffles may change.
+    """
+    key = np.frombuffer(hashlib.sha256(f"{seed}\n{name}\n{number}".encode()).digest()[:16], "<u8")
+    return np.argsort(np.random.Philox(key=key).random_raw(count), kind="stable")

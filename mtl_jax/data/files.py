@@ -1,0 +1,245 @@
+"""One face for files on disk and files inside a wheel."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import fnmatch
+import hashlib
+import io
+import os
+import pathlib
+import posixpath
+import zipfile
+import zlib
+from collections.abc import Iterator
+from typing import BinaryIO
+
+from mtl_jax.errors import UserError
+
+_MAGIC = frozenset("*?[")
+_BLOCK = 1 << 20
+
+
+@dataclasses.dataclass(frozen=True)
+class Location:
+    """A file or folder that may or may not be there.
+
+    place  where it is: a path on disk or a member of an open zip archive
+    name   how error messages call it
+    """
+
+    place: pathlib.Path | zipfile.Path
+    name: str
+
+    def exists(self) -> bool:
+        if isinstance(self.place, zipfile.Path) and not self.place.at:
+            return True  # the top of an archive, which zipfile calls missing
+        try:
+            return self.place.exists()
+        except (OSError, ValueError):  # a name too long for the system, or with a NUL byte in it
+            return False
+
+    def is_file(self) -> bool:
+        return self.exists() and self.place.is_file()
+
+    def is_folder(self) -> bool:
+        return self.exists() and self.place.is_dir()
+
+    def child(self, relative: str) -> Location:
+        """What stands at `relative` below this folder; on disk an absolute path, `~` and `$VARIABLES` work as well."""
+        if isinstance(self.place, zipfile.Path):
+            inside = posixpath.normpath(relative)
+            if inside.startswith(("..", "/")):
+                raise UserError(f"{self.name}: {relative!r} leads out of the archive")
+            return self if inside == "." else Location(self.place / inside, f"{self.name}/{inside}")
+        place = self.place / expand(relative)
+        return Location(place, str(place))
+
+    def children(self) -> list[Location]:
+        """Everything in this folder, by name; hidden files are left out."""
+        self.require_folder()
+        try:
+            places = [place for place in self.place.iterdir() if not place.name.startswith(".")]
+        except OSError as error:
+            raise UserError(f"{self.name}: cannot be listed: {error.strerror}") from error
+        places.sort(key=lambda place: place.name)
+        return [Location(place, f"{self.name.rstrip('/')}/{place.name}") for place in places]
+
+    def files(self) -> list[Location]:
+        """This file, or all files below this folder, by name."""
+        if not self.is_folder():
+            return [self]
+        return [file for child in self.children() for file in child.files()]
+
+    def glob(self, pattern: str) -> list[Location]:
+        """Locations that match `pattern` (`*`, `?`, `[a-z]` in a name, `**` any depth), by name.
+
+        A pattern without such signs gives its one location, whether it exists or not.
+        """
+        if not _MAGIC & set(pattern):
+            return [self.child(pattern)]
+        found = [self]
+        if isinstance(self.place, pathlib.Path):
+            pattern = expand(pattern)
+            anchor = pathlib.Path(pattern).anchor
+            if anchor:
+                found, pattern = [self.child(anchor)], pattern[len(anchor) :]
+        for part in pattern.split("/"):
+            if part == "**":
+                found = [folder for top in found for folder in _folders(top)]
+            elif _MAGIC & set(part):
+                found = [
+                    child
+                    for top in found
+                    if top.is_folder()
+                    for child in top.children()
+                    if fnmatch.fnmatchcase(child.place.name, part)
+                ]
+            else:
+                found = [child for top in found if (child := top.child(part)).exists()]
+        return found
+
+    def require(self) -> None:
+        """Raises UserError with the nearest names that exist where nothing is here."""
+        if self.exists():
+            return
+        top = self
+        while not top.exists() and top.place != top.place.parent:
+            top = Location(top.place.parent, _parent_name(top))
+        missing = self.name[len(top.name) :].lstrip("/").split("/")[0]
+        names = [child.place.name for child in top.children()] if top.is_folder() else []
+        near = difflib.get_close_matches(missing, names, n=3, cutoff=0.5) or names[:8]
+        there = f" {top.name} holds: {', '.join(near)}{' …' if len(near) < len(names) else ''}." if near else ""
+        raise UserError(f"{self.name}: no such file or folder.{there}")
+
+    def require_file(self) -> None:
+        self.require()
+        if not self.is_file():
+            names = ", ".join(child.place.name for child in self.children()[:8])
+            raise UserError(f"{self.name} is a folder; a file is needed here. It holds: {names}")
+
+    def require_folder(self) -> None:
+        self.require()
+        if not self.is_folder():
+            raise UserError(f"{self.name} is a file; a folder is needed here")
+
+    def open(self) -> BinaryIO:
+        """The bytes of the file. Raises UserError where it is missing, a folder, or cannot be read."""
+        self.require_file()
+        try:
+            return self.place.open("rb")
+        except (OSError, zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
+            raise UserError(f"{self.name}: cannot be read: {error}") from error
+
+    def raw_lines(self, encoding: str) -> Iterator[str]:
+        """Lines with their ends, split at "\\n" only, decoded; a byte order mark is dropped.
+
+        `encoding` may name several, "utf-8|cp1252": the first that decodes the whole file counts.
+        """
+        *preferred, encoding = encoding.split("|")
+        encoding = next((candidate for candidate in preferred if self._decodes(candidate)), encoding)
+        with self.open() as stream:
+            try:
+                text = io.TextIOWrapper(stream, encoding=_tolerant(encoding), newline="\n")
+            except (LookupError, TypeError, ValueError) as error:
+                raise UserError(f"{self.name}: encoding={encoding!r} is not known: {error}") from error
+            try:
+                yield from text
+            except UnicodeError as error:
+                raise self._undecodable(encoding) from error
+            except (OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+                raise UserError(f"{self.name}: cannot be read: {error}") from error
+
+    def lines(self, encoding: str) -> Iterator[tuple[int, str]]:
+        """(1-based number, line without its "\\n" or "\\r\\n") for each line."""
+        for number, line in enumerate(self.raw_lines(encoding), start=1):
+            yield number, line.removesuffix("\n").removesuffix("\r")
+
+    def text(self, encoding: str) -> str:
+        """The whole file, line ends as they stand."""
+        return "".join(self.raw_lines(encoding))
+
+    def sha256(self) -> str:
+        """Hash of the file's bytes, or of the names and bytes of all files below a folder. Hexadecimal."""
+        digest = hashlib.sha256()
+        is_folder = self.is_folder()
+        for file in self.files():
+            if is_folder:
+                digest.update(file.name[len(self.name) :].encode("utf-8", "surrogateescape") + b"\0")
+            with file.open() as stream:
+                while block := stream.read(_BLOCK):
+                    digest.update(block)
+        return digest.hexdigest()
+
+    def _decodes(self, encoding: str) -> bool:
+        with self.open() as stream:
+            content = stream.read()
+        try:
+            content.decode(_tolerant(encoding))
+        except UnicodeError:
+            return False
+        except LookupError as error:
+            raise UserError(f"{self.name}: encoding={encoding!r} is not known: {error}") from error
+        return True
+
+    def _undecodable(self, encoding: str) -> UserError:
+        """The error for a file that `encoding` does not decode, with the line where it stops."""
+        with self.open() as stream:
+            content = stream.read()
+        try:
+            content.decode(_tolerant(encoding))
+            at = len(content)
+        except UnicodeDecodeError as error:
+            at = error.start
+        except UnicodeError:
+            at = 0
+        line = content[:at].count(b"\n") + 1  # right for UTF-8 and its like; of UTF-16 at most a few lines off
+        likely = "utf-16" if content.startswith((b"\xff\xfe", b"\xfe\xff")) else f"cp1252, or {encoding}|cp1252"
+        return UserError(
+            f"{self.name}:{line}: byte {at} is not {encoding}; say `encoding` of the data set (perhaps {likely}: "
+            "of several the first that decodes the whole file counts)"
+        )
+
+
+def expand(path: str) -> str:
+    """`path` with `~` and environment variables replaced. Raises UserError for a variable that is not set."""
+    path = os.path.expanduser(os.path.expandvars(path))
+    if "$" in path:
+        name = path[path.index("$") :].split("/")[0]
+        if not os.path.lexists(path):
+            raise UserError(f"path {path!r}: the environment variable {name} is not set")
+    return path
+
+
+def local(path: str | os.PathLike[str]) -> Location:
+    """A file or folder on disk, `~` and environment variables expanded."""
+    path = expand(os.fspath(path))
+    return Location(pathlib.Path(path), str(pathlib.Path(path)))
+
+
+def archive(path: pathlib.Path) -> Location:
+    """The top folder of a zip archive (a wheel is one). Raises UserError where it is none."""
+    try:
+        return Location(zipfile.Path(zipfile.ZipFile(path)), path.name)
+    except (OSError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path}: not a readable wheel or zip file: {error}") from error
+
+
+def _tolerant(encoding: str) -> str:
+    """UTF-8 that drops a byte order mark, under any spelling of its name; other encodings as they are."""
+    return "utf-8-sig" if encoding.lower().replace("_", "-") in ("utf-8", "utf8") else encoding
+
+
+def _parent_name(location: Location) -> str:
+    """How the folder around `location` is called; the top of an archive keeps the archive's name."""
+    if isinstance(location.place, pathlib.Path):
+        return str(location.place.parent)
+    return location.name.rpartition("/")[0]
+
+
+def _folders(top: Location) -> list[Location]:
+    """`top` and every folder below it."""
+    if not top.is_folder():
+        return []
+    return [top, *(folder for child in top.children() if child.is_folder() for folder in _folders(child))]

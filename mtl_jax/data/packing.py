@@ -1,0 +1,267 @@
+"""Sequence packing: pieces of a split into rows of fixed capacities, and their labels with them.
+
+A row holds T tokens, E example slots and, for each word-level task, Q label positions. A piece goes to the oldest open
+row in which all three fit (first fit, pieces in their order, a window of open rows), else to a new row.
+
+E and Q come from the data. Rows are packed by tokens alone first; then E and Q are the 90th, else the 95th, else the
+99th percentile of what those rows hold, whichever first needs at most 2 % more rows; else the largest. They never fall
+under what the longest piece needs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from mtl_jax.data.batch import Rows
+from mtl_jax.data.encoding import EncodedSplit, ranges
+from mtl_jax.data.labels import LabelSpec
+from mtl_jax.errors import UserError
+
+WINDOW = 64  # open rows
+
+
+class Capacities(NamedTuple):
+    """What a row holds: T tokens, E example slots, and label positions of the word and of the predicate level.
+
+    A level without a task has 0 label positions.
+    """
+
+    tokens: int
+    examples: int
+    word: int
+    predicate: int
+
+    def label_positions(self, level: str) -> int:
+        """Q of a task of this level."""
+        return self.word if level == "word" else self.predicate
+
+
+class Placement(NamedTuple):
+    """Where each of N pieces stands: row, example slot, and begin on T and on the Q axes of both levels, int64[N]."""
+
+    row: np.ndarray
+    slot: np.ndarray
+    token: np.ndarray
+    word: np.ndarray
+    predicate: np.ndarray
+
+
+def needs(split: EncodedSplit, levels: Sequence[str]) -> np.ndarray:
+    """int64[N, 4]: tokens, examples (1), and label positions of both levels that each piece takes."""
+    count = len(split.record)
+    words = split.piece_words.astype(np.int64)
+    result = np.zeros((count, 4), np.int64)
+    result[:, 0] = split.lengths
+    result[:, 1] = 1
+    if "word" in levels:
+        result[:, 2] = words * ~split.copy
+    if "predicate" in levels:
+        result[:, 3] = words * np.diff(split.sequence_offsets)
+    return result
+
+
+def choose_capacities(splits: Sequence[EncodedSplit], levels: Sequence[str], row_length: int, pack: bool) -> Capacities:
+    """Capacities for all splits of a data set, the first (train) deciding; see the head of this file.
+
+    With `pack=False` a row holds one piece.
+    """
+    demands = [needs(split, levels) for split in splits]
+    largest = np.max([demand.max(0, initial=0) for demand in demands], axis=0)
+    if largest[0] > row_length:
+        raise UserError(f"a piece of {largest[0]} tokens does not fit row_length {row_length}")
+    if not pack or not len(demands[0]):
+        return Capacities(row_length, 1, int(largest[2]), int(largest[3]))
+    unlimited = demands[0].sum(0) + largest + 1
+    unlimited[0] = row_length
+    row = first_fit(demands[0], unlimited)
+    rows = row.max() + 1
+    held = np.stack([np.bincount(row, demand) for demand in demands[0].T], axis=1)
+    for percentile in (90, 95, 99):
+        limits = np.maximum(np.ceil(np.percentile(held, percentile, axis=0)), largest).astype(np.int64)
+        limits[0] = row_length
+        if first_fit(demands[0], limits).max() + 1 <= 1.02 * rows:
+            break
+    else:
+        limits = np.maximum(held.max(0), largest).astype(np.int64)
+    return Capacities(row_length, int(limits[1]), int(limits[2]), int(limits[3]))
+
+
+def predicate_limit(splits: Sequence[EncodedSplit], row_length: int, pack: bool) -> int:
+    """(predicate, word) pairs of a piece at most, see `copy_for_predicates`.
+
+    The 90th percentile of what the rows of the first split (train) hold when packed by tokens alone; with `pack=False`
+    the 99th percentile of what its pieces have; at least one sequence of the longest piece of all splits.
+    """
+    longest = max(int(split.piece_words.max(initial=0)) for split in splits)
+    demand = needs(splits[0], ["predicate"])
+    if not len(demand):
+        return longest
+    if not pack:
+        return max(longest, int(np.percentile(demand[:, 3], 99)))
+    row = first_fit(demand[:, :1], np.asarray([row_length]))
+    return max(longest, int(np.percentile(np.bincount(row, demand[:, 3]), 90)))
+
+
+def first_fit(demand: np.ndarray, limits: np.ndarray, window: int = WINDOW) -> np.ndarray:
+    """int64[N] row of each piece: the oldest of `window` open rows in which it fits, else a new row.
+
+    Args:
+      demand: int64[N, A], what each piece takes of each of A capacities.
+      limits: int64[A], what a row holds; no piece takes more.
+    """
+    row = np.empty(len(demand), np.int64)
+    free = np.empty((window, demand.shape[1]), np.int64)
+    name = np.empty(window, np.int64)
+    smallest = demand.min(0) if len(demand) else limits
+    count = opened = 0
+    for n in range(len(demand)):
+        fits = (free[:count] >= demand[n]).all(1)
+        place = int(fits.argmax()) if count else 0
+        if not count or not fits[place]:
+            if count == window:  # close the oldest
+                free[:-1], name[:-1] = free[1:], name[1:]
+                count -= 1
+            place = count
+            free[place], name[place] = limits, opened
+            count += 1
+            opened += 1
+        free[place] -= demand[n]
+        row[n] = name[place]
+        if (free[place] < smallest).any():  # nothing will fit any more
+            free[place : count - 1], name[place : count - 1] = free[place + 1 : count], name[place + 1 : count]
+            count -= 1
+    return row
+
+
+def pack(
+    split: EncodedSplit,
+    specs: Sequence[LabelSpec],
+    classes: Mapping[str, int],
+    capacities: Capacities,
+    packed: bool = True,
+) -> Rows:
+    """Rows of a split, with the labels of `split.labels`.
+
+    Args:
+      split: N pieces.
+      specs: tasks of this data set.
+      classes: C of each task, the number of training classes; labels at or above it have mask False.
+      capacities: see `choose_capacities`.
+      packed: False for one piece a row.
+    """
+    demand = needs(split, [spec.level for spec in specs])
+    limits = np.asarray(capacities, np.int64)
+    if len(demand) and (demand.max(0) > limits).any():
+        raise UserError(f"a piece needs {tuple(demand.max(0).tolist())}, rows hold {tuple(limits.tolist())}")
+    row = first_fit(demand, limits) if packed else np.arange(len(demand))
+    place = _place(row, demand)
+    count = int(row.max()) + 1 if len(row) else 0
+    shape, slots = (count, capacities.tokens), (count, capacities.examples)
+    piece, within = ranges(np.zeros_like(split.lengths), split.lengths)
+    where = (row[piece], place.token[piece] + within)
+    return Rows(
+        tokens=_scatter(shape, where, split.tokens),
+        segment=_scatter(shape, where, place.slot[piece] + 1),
+        position=_scatter(shape, where, within),
+        token_type=_scatter(shape, where, split.token_type),
+        start=_scatter(slots, (row, place.slot), place.token),
+        length=_scatter(slots, (row, place.slot), split.lengths),
+        example=_scatter(slots, (row, place.slot), np.arange(len(row)), fill=-1),
+        labels=_labels(split, specs, classes, capacities, place, count),
+    )
+
+
+def real_share(rows: Rows) -> float:
+    """Share of token positions that hold a real token."""
+    return float((rows.segment > 0).mean()) if rows.segment.size else 0.0
+
+
+def _labels(split, specs, classes, capacities, place, count) -> dict[str, dict[str, np.ndarray]]:
+    result: dict[str, dict[str, np.ndarray]] = {}
+    structures = {}  # tasks of one level share these arrays
+    for spec in specs:
+        gold = split.labels[spec.task]
+        level = spec.level
+        if level not in structures:
+            structures[level] = _structure(split, level, capacities, place, count)
+        where, shape, record, index, named = structures[level]
+        source = gold.offsets[record] + index
+        value = gold.value[source]
+        known = gold.known[source]
+        if level == "text":
+            known = known & split.first
+        if value.dtype == np.int32:
+            known = known & (value < classes[spec.task])
+        result[spec.task] = {
+            "value": _scatter(shape, where, value, dtype=value.dtype),
+            "mask": _scatter(shape, where, known, dtype=np.bool_),
+            **named,
+        }
+    return result
+
+
+def _structure(split: EncodedSplit, level: str, capacities: Capacities, place: Placement, count: int):
+    """Where the labels of a level stand: index arrays into the rows, shape, record and index of each label, arrays."""
+    if level == "text":
+        record = split.record.astype(np.int64)
+        return (place.row, place.slot), (count, capacities.examples), record, np.zeros_like(record), {}
+    if level == "word":  # one sequence for each piece
+        piece = np.flatnonzero(~split.copy)
+        begin = place.word[piece]
+    else:
+        counts = np.diff(split.sequence_offsets)
+        piece, order = ranges(np.zeros_like(counts), counts)
+        begin = place.predicate[piece] + order * split.piece_words[piece]
+    words = split.piece_words[piece].astype(np.int64)
+    sequence, word = ranges(np.zeros_like(words), words)
+    at = begin[sequence] + word
+    row = place.row[piece]
+    segment = _rank_in_row(row) + 1
+    where, shape = (row[sequence], at), (count, capacities.label_positions(level))
+    start = place.token[piece]
+
+    def token(piece_word: np.ndarray, which: np.ndarray) -> np.ndarray:
+        return start[which] + split.word_token[split.word_offsets[piece[which]] + piece_word]
+
+    named = {
+        "token": _scatter(shape, where, token(word, sequence)),
+        "segment": _scatter(shape, where, segment[sequence]),
+        "slot": _scatter(shape, where, place.slot[piece][sequence]),
+        "word": _scatter(shape, where, word),
+    }
+    record = split.record[piece].astype(np.int64)
+    index = split.first_word[piece][sequence] + word
+    if level == "predicate":
+        number = split.sequence.astype(np.int64)
+        predicate = split.predicate[split.predicate_offsets[record] + number] - split.first_word[piece]
+        named["predicate"] = _scatter(shape, where, token(predicate, np.arange(len(piece)))[sequence])
+        named["predicate_number"] = _scatter(shape, where, number[sequence])
+        index = index + (number * split.words[record])[sequence]
+    return where, shape, record[sequence], index, named
+
+
+def _place(row: np.ndarray, demand: np.ndarray) -> Placement:
+    """Pieces of a row stand in their order, one after the other on every axis."""
+    order = np.argsort(row, kind="stable")
+    before = np.cumsum(demand[order], axis=0) - demand[order]
+    first = np.searchsorted(row[order], row[order])  # position in `order` of the row's first piece
+    begin = np.empty_like(demand)
+    begin[order] = before - before[first]
+    return Placement(row, begin[:, 1], begin[:, 0], begin[:, 2], begin[:, 3])
+
+
+def _rank_in_row(row: np.ndarray) -> np.ndarray:
+    """int64: how many earlier entries have the same row."""
+    order = np.argsort(row, kind="stable")
+    rank = np.empty_like(order)
+    rank[order] = np.arange(len(row)) - np.searchsorted(row[order], row[order])
+    return rank
+
+
+def _scatter(shape, where, values, fill=0, dtype=np.int32) -> np.ndarray:
+    result = np.full(shape + values.shape[1:], fill, dtype)
+    result[where] = values
+    return result

@@ -1,0 +1,34 @@
+"""One file per format. `READERS` maps the `reader` of a data-set entry to its function.
+
+A reader is `reader(location, encoding, **options) -> Iterator[Record | Note]`: `location` is a file (or a folder,
+where the format is one), the keyword-only parameters after `encoding` are its options, and a `Note` stands for
+what it left out or changed. A reader with a parameter `split` finds the splits inside one location. Bad input
+raises UserError naming file and line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from mtl_jax.data.readers.conll import read_conll
+from mtl_jax.data.readers.conllu import read_conllu
+from mtl_jax.data.readers.csv import read_csv
+from mtl_jax.data.readers.folders import read_folders
+from mtl_jax.data.readers.json_splits import read_json_splits
+from mtl_jax.data.readers.jsonl import read_jsonl
+from mtl_jax.data.readers.parallel import read_parallel
+from mtl_jax.data.readers.srl import read_srl
+from mtl_jax.data.readers.tfds import read_tfds
+from mtl_jax.data.records import Note, Record
+
+READERS: dict[str, Callable[..., Iterator[Record | Note]]] = {
+    "jsonl": read_jsonl,
+    "csv": read_csv,
+    "conll": read_conll,
+    "conllu": read_conllu,
+    "parallel": read_parallel,
+    "folders": read_folders,
+    "srl": read_srl,
+    "json_splits": read_json_splits,
+    "tfds": read_tfds,
+}

@@ -1,0 +1,39 @@
+"""A folder per label, a file per document."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterator, Sequence
+
+from mtl_jax.data.files import Location
+from mtl_jax.data.records import Note, Record, suggestion
+from mtl_jax.errors import UserError
+
+
+def read_folders(
+    location: Location, encoding: str, *, pattern: str = "*", labels: Sequence[str] = ()
+) -> Iterator[Record | Note]:
+    """One record a file, by label and name. Fields: text, label (name of the folder), name (path inside it).
+
+    Args:
+      pattern: which files, by name, e.g. "*.txt". Hidden files and files outside the labels' folders are left out.
+      labels: which folders; () = all.
+
+    Raises UserError where a file cannot be decoded, a label has no folder, or there is no folder at all.
+    """
+    folders = [child for child in location.children() if child.is_folder()]
+    names = [folder.place.name for folder in folders]
+    for label in labels:
+        if label not in names:
+            known = ", ".join(names) or "none"
+            raise UserError(f"{location.name}: no folder for the label {label!r}; there are: {known}."
+                            f"{suggestion(label, names)}")  # fmt: skip
+    if not folders:
+        raise UserError(f"{location.name}: holds no folders; this reader wants one for each label")
+    for folder in folders:
+        if not labels or folder.place.name in labels:
+            for file in folder.files():
+                if fnmatch.fnmatchcase(file.place.name, pattern):
+                    name = file.name[len(folder.name) :].lstrip("/\\")
+                    fields = {"text": file.text(encoding).strip(), "label": folder.place.name, "name": name}
+                    yield Record(fields, file.name, 0)

@@ -1,0 +1,57 @@
+"""Options of readers, checked against the reader's own signature."""
+
+from __future__ import annotations
+
+import collections.abc
+import inspect
+import types
+import typing
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from mtl_jax.data.records import suggestion
+from mtl_jax.errors import UserError
+
+
+def options_of(reader: Callable[..., Any]) -> dict[str, Any]:
+    """Name -> type of each option of a reader: its keyword-only parameters, `split` included where it has one."""
+    hints = typing.get_type_hints(reader)
+    parameters = inspect.signature(reader).parameters.values()
+    return {p.name: hints[p.name] for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
+
+
+def check_options(reader: Callable[..., Any], options: Mapping[str, Any], further: tuple[str, ...] = ()) -> None:
+    """Raises UserError for an option that the reader does not have, or of a wrong type. `further`: also known."""
+    known = {name: hint for name, hint in options_of(reader).items() if name != "split"}
+    for name, value in options.items():
+        if name not in known and name not in further:
+            names = sorted([*known, *further])
+            raise UserError(
+                f"options.{name}: this reader has no such option; it has: {', '.join(names)}.{suggestion(name, names)}"
+            )
+        if name in known and not _fits(value, known[name]):
+            raise UserError(f"options.{name}: {_in_words(known[name])} wanted, found {value!r}")
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        return any(_fits(value, one) for one in inner)
+    if origin is collections.abc.Sequence:
+        return isinstance(value, list | tuple) and all(_fits(item, inner[0]) for item in value)
+    if origin is collections.abc.Mapping:
+        return isinstance(value, Mapping) and all(_fits(k, inner[0]) and _fits(v, inner[1]) for k, v in value.items())
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    return isinstance(value, hint)
+
+
+def _in_words(hint: Any) -> str:
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        return " or ".join(_in_words(one) for one in inner)
+    if origin is collections.abc.Sequence:
+        return f"a list with {_in_words(inner[0])} for each item"
+    if origin is collections.abc.Mapping:
+        return "a mapping of text to text"
+    return {str: "a text", int: "a whole number from 0", bool: "True or False", type(None): "None"}[hint]

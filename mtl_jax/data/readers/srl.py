@@ -1,0 +1,68 @@
+"""PropBank-style semantic roles: one column of BIO tags for each predicate of the sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from mtl_jax.data.files import Location
+from mtl_jax.data.readers.columns import IGNORED, cells, check_columns, sentences
+from mtl_jax.data.records import Note, Record
+from mtl_jax.data.schemes import split_tag
+from mtl_jax.errors import UserError
+
+_OF_THE_VERB = ("V", "C-V")  # C-V: the continued part of a verb in two pieces
+
+
+def read_srl(
+    location: Location,
+    encoding: str,
+    *,
+    columns: Sequence[str | None] = ("_", "words", "upos", "xpos", "rolesets"),
+    separator: str | None = "\t",
+    no_roleset: str = "-",
+) -> Iterator[Record | Note]:
+    """One record a sentence.
+
+    Fields: a list for each named column but rolesets; predicates: list of 0-based word indices; rolesets: their
+    senses ("come.03"); roles: for each predicate the list of BIO tags of all words.
+
+    Args:
+      columns: names of the columns before the roles; "words" and "rolesets" have to be among them.
+      separator: between columns; None = any run of blanks and tabs.
+      no_roleset: what stands in the rolesets column at a word that is no predicate.
+
+    Raises UserError at the line: ragged columns, more or fewer role columns than predicates, what is no BIO tag, a
+    column whose tag at its predicate is not the verb's.
+    """
+    check_columns(columns, ("words", "rolesets"))
+    for block in sentences(location, encoding):
+        rows = [cells(line, separator) for _, line in block]
+        numbers = [number for number, _ in block]
+        for number, row in zip(numbers, rows, strict=True):
+            if len(row) != len(rows[0]) or len(row) < len(columns):
+                wanted = max(len(rows[0]), len(columns))
+                raise UserError(f"{location.name}:{number}: {len(row)} columns, {wanted} wanted")
+        by_name = dict(zip(columns, zip(*rows, strict=True), strict=False))
+        senses = by_name.pop("rolesets")
+        predicates = [i for i, sense in enumerate(senses) if sense != no_roleset]
+        roles = [list(column) for column in zip(*(row[len(columns) :] for row in rows), strict=True)]
+        if len(roles) != len(predicates):
+            raise UserError(
+                f"{location.name}:{numbers[0]}: {len(roles)} columns of roles for {len(predicates)} predicates"
+            )
+        for predicate, tags in zip(predicates, roles, strict=True):
+            _check_roles(predicate, tags, location.name, numbers)
+        fields = {name: list(values) for name, values in by_name.items() if name not in IGNORED}
+        fields |= {"predicates": predicates, "rolesets": [senses[i] for i in predicates], "roles": roles}
+        yield Record(fields, location.name, numbers[0])
+
+
+def _check_roles(predicate: int, tags: list[str], file: str, numbers: list[int]) -> None:
+    for number, tag in zip(numbers, tags, strict=True):
+        if split_tag(tag)[0] not in ("B", "I", "O"):
+            raise UserError(f"{file}:{number}: {tag!r} is no BIO tag of a role")
+    if split_tag(tags[predicate])[1] not in _OF_THE_VERB:
+        raise UserError(
+            f"{file}:{numbers[predicate]}: the predicate's own column of roles has {tags[predicate]!r} here, "
+            "not B-V; are the columns in the order of the predicates?"
+        )

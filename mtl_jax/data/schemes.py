@@ -1,0 +1,136 @@
+"""Tagging schemes of spans: reading tags in one scheme, writing them in another. Pure functions on one sentence.
+
+    iob1   B- only where a span follows one of the same type (CoNLL-2003 as published); Ramshaw & Marcus 1995
+    iob2   B- at every beginning (also called BIO)
+    bioes  B, I, E(nd), S(ingle);   bilou: L(ast), U(nit) for E, S;   bmes: M(iddle) for I
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+
+class Span(NamedTuple):
+    """Words start, ..., end - 1 form one span of type `type`."""
+
+    type: str
+    start: int
+    end: int
+
+
+class TagError(ValueError):
+    """A tag that the scheme does not allow at this word. `word` is its 0-based index."""
+
+    def __init__(self, word: int, message: str):
+        super().__init__(message)
+        self.word = word
+
+
+# Letters of the four places in a span: begin, inside, end, single.
+_LETTERS = {"bioes": "BIES", "bilou": "BILU", "bmes": "BMES"}
+SCHEMES = ("iob1", "iob2", *_LETTERS)
+_TAG = re.compile(r"([A-Z])-(.+)", re.DOTALL)
+
+
+def split_tag(tag: str) -> tuple[str, str]:
+    """("B", "PER") for "B-PER"; ("O", "") for "O"; ("", tag) for what is no span tag."""
+    if tag == "O":
+        return "O", ""
+    match = _TAG.fullmatch(tag)
+    return (match[1], match[2]) if match else ("", tag)
+
+
+def detect(sentences: Iterable[Sequence[str]]) -> str | None:
+    """The scheme of a whole column, or None where its values are no span tags.
+
+    Tags that mix IOB1 and IOB2 count as "iob2": `spans` reads both in the way of conlleval.
+    """
+    letters: set[str] = set()
+    valid = {"iob1": True, "iob2": True}
+    for tags in sentences:
+        before = ("O", "")
+        for tag in tags:
+            letter, kind = split_tag(tag)
+            letters.add(letter)
+            goes_on = before[0] in ("B", "I") and before[1] == kind
+            if letter == "B" and not goes_on:
+                valid["iob1"] = False
+            if letter == "I" and not goes_on:
+                valid["iob2"] = False
+            before = (letter, kind)
+    if letters <= set("OBI"):
+        return "iob1" if valid["iob1"] and not valid["iob2"] else "iob2"
+    for scheme, known in _LETTERS.items():
+        if letters <= {"O", *known}:
+            return scheme
+    return None
+
+
+def spans(tags: Sequence[str], scheme: str, strict: bool = True) -> list[Span]:
+    """The spans of one sentence, in order.
+
+    Args:
+      tags: one tag a word: "O" or letter-type.
+      scheme: one of `SCHEMES`.
+      strict: True: a tag that the scheme does not allow raises. False: it is read as conlleval does: a tag begins
+        a span where it says so, where the type changes, or after the end of one.
+
+    Raises TagError naming the word, always for what is no tag of the scheme, with `strict` for an illegal sequence.
+    """
+    begin, inside, end, single = _LETTERS.get(scheme, "BI  ")
+    closed = scheme in _LETTERS
+    found: list[Span] = []
+    start, kind = -1, ""  # the open span
+
+    def close(at: int) -> None:
+        nonlocal start
+        if start >= 0:
+            found.append(Span(kind, start, at))
+        start = -1
+
+    for i, tag in enumerate(tags):
+        letter, of = split_tag(tag)
+        if letter not in {"O", begin, inside, end, single}:
+            raise TagError(i, f"{tag!r} is no tag of the scheme {scheme}")
+        goes_on = start >= 0 and letter in (inside, end) and of == kind
+        if strict:
+            if closed and start >= 0 and not goes_on:
+                raise TagError(i, f"{tag!r}: the open span of {kind} wants {inside}-{kind} or {end}-{kind} ({scheme})")
+            if closed and start < 0 and letter in (inside, end):
+                raise TagError(i, f"{tag!r}: no span of this type is open ({scheme})")
+            if scheme == "iob2" and letter == inside and not goes_on:
+                raise TagError(i, f"{tag!r} follows no tag of its type; iob2 begins every span with B-")
+            if scheme == "iob1" and letter == begin and not (start >= 0 and of == kind):
+                raise TagError(i, f"{tag!r} follows no tag of its type; iob1 has B- only between two spans of one type")
+        if not goes_on:
+            close(i)
+            if letter != "O":
+                start, kind = i, of
+        if letter in (end, single):
+            close(i + 1)
+    if strict and closed and start >= 0:
+        raise TagError(len(tags) - 1, f"the span of {kind} is never closed by {end}-{kind} ({scheme})")
+    close(len(tags))
+    return found
+
+
+def tags(found: Sequence[Span], length: int, scheme: str) -> list[str]:
+    """The tags of a sentence of `length` words in `scheme`. Inverse of `spans` for spans that do not overlap."""
+    begin, inside, end, single = _LETTERS.get(scheme, "BIIB")
+    out = ["O"] * length
+    previous = Span("", -1, -1)
+    for span in found:
+        size = span.end - span.start
+        letters = [begin, *[inside] * (size - 2), end] if size > 1 else [single]
+        if scheme == "iob1" and not (previous.end == span.start and previous.type == span.type):
+            letters[0] = inside
+        out[span.start : span.end] = [f"{letter}-{span.type}" for letter in letters]
+        previous = span
+    return out
+
+
+def convert(sentence: Sequence[str], source: str, target: str, strict: bool = True) -> list[str]:
+    """The tags of one sentence in scheme `target`. Raises as `spans`."""
+    return tags(spans(sentence, source, strict), len(sentence), target)

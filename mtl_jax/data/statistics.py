@@ -1,0 +1,44 @@
+"""What there is to see of a split: lengths, packing, counts of labels. Plain numbers, ready for JSON."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from mtl_jax.data.batch import Rows
+from mtl_jax.data.encoding import EncodedSplit
+from mtl_jax.data.labels import LabelSpec
+from mtl_jax.data.packing import real_share
+from mtl_jax.data.vocabulary import Gold, LabelVocabulary
+
+
+def of_lengths(split: EncodedSplit, rows: Rows) -> dict[str, Any]:
+    lengths = split.lengths
+    p50, p90, p99 = np.percentile(lengths, (50, 90, 99)) if len(lengths) else (0, 0, 0)
+    return {
+        "records": len(split.words),
+        "pieces": len(split.record),
+        "overlong": int(split.overlong[0]),
+        "rows": len(rows.tokens),
+        "tokens": int(lengths.sum()),
+        "real": real_share(rows),
+        "length": {"p50": float(p50), "p90": float(p90), "p99": float(p99), "max": int(lengths.max(initial=0))},
+    }
+
+
+def of_labels(gold: Gold, spec: LabelSpec, classes: LabelVocabulary) -> dict[str, Any]:
+    """Counts by class (sums of probabilities where labels are distributions); of real labels mean, deviation, range."""
+    value = gold.value[gold.known]
+    result: dict[str, Any] = {"known": int(gold.known.sum()), "missing": int((~gold.known).sum())}
+    if spec.kind == "real":
+        if len(value):
+            wide = value.astype(np.float64)
+            result |= {"mean": wide.mean(), "std": wide.std(), "min": wide.min(), "max": wide.max()}
+            result = {name: number if isinstance(number, int) else float(number) for name, number in result.items()}
+        return result
+    if value.ndim == 2:
+        counts = value.sum(0, dtype=np.float64).tolist()
+    else:
+        counts = np.bincount(value, minlength=len(classes.all_names)).tolist()
+    return result | {"counts": dict(zip(classes.all_names, counts, strict=False))}

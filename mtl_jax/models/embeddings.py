@@ -1,0 +1,89 @@
+"""Input embeddings of one column: tokens int32[R, T] to features [R, T, D]."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from mtl_jax.models.dropout import Noise, dropout
+
+
+class Table(nn.Module):
+    """A table of vectors, float32 [rows, D]. An index outside of it gives NaN, never the vector of another row."""
+
+    rows: int
+    width: int
+    scale: float
+
+    @nn.compact
+    def __call__(self, index: jax.Array) -> jax.Array:
+        embedding = self.param("embedding", nn.initializers.normal(self.scale), (self.rows, self.width), jnp.float32)
+        return jnp.take(embedding, index, axis=0, mode="fill", fill_value=jnp.nan)
+
+
+class BertEmbeddings(nn.Module):
+    """Word + position + token type, LayerNorm, dropout (Devlin et al. 2019; RoBERTa: Liu et al. 2019).
+
+    position_offset  RoBERTa's tables count positions from padding_idx + 1; 0 for BERT. Texts may have
+                     max_positions − position_offset tokens.
+    type_vocab       1 (RoBERTa) ignores the token types of the input.
+    """
+
+    vocab_size: int
+    width: int
+    max_positions: int = 512
+    type_vocab: int = 2
+    position_offset: int = 0
+    layer_norm_eps: float = 1e-12
+    initializer_range: float = 0.02
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        tokens: jax.Array,
+        position: jax.Array,
+        token_type: jax.Array,
+        segment: jax.Array,
+        noise: Noise | None = None,
+    ) -> jax.Array:
+        """tokens, position, token_type, segment int32[R, T] -> dtype [R, T, D]. The segment is not needed."""
+        del segment
+
+        def table(name, rows):
+            return Table(rows, self.width, self.initializer_range, name=name)
+
+        x = table("word", self.vocab_size)(tokens)
+        x = x + table("position", self.max_positions)(position + self.position_offset)
+        x = x + table("token_type", self.type_vocab)(jnp.minimum(token_type, self.type_vocab - 1))
+        x = nn.LayerNorm(self.layer_norm_eps, dtype=jnp.float32, use_fast_variance=False, name="layer_norm")(x)
+        return dropout(noise, 0, x.astype(self.dtype))
+
+
+class WordEmbeddings(nn.Module):
+    """A table of word vectors and dropout: the input of recurrent and convolutional layers.
+
+    Values start at random; vectors from a file can be put in their place in `word/embedding`.
+    """
+
+    vocab_size: int
+    width: int
+    initializer_range: float = 0.1
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        tokens: jax.Array,
+        position: jax.Array,
+        token_type: jax.Array,
+        segment: jax.Array,
+        noise: Noise | None = None,
+    ) -> jax.Array:
+        """tokens int32[R, T] -> dtype [R, T, D]. Only the tokens are used: order is the layers' matter."""
+        del position, token_type, segment
+        x = Table(self.vocab_size, self.width, self.initializer_range, name="word")(tokens)
+        return dropout(noise, 0, x.astype(self.dtype))

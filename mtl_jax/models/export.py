@@ -1,0 +1,75 @@
+"""One column as a folder in the Hugging Face layout, which `transformers` loads and `pretrained.load` reads back."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import shutil
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from mtl_jax.errors import UserError
+from mtl_jax.models.architecture import Architecture, tensors, to_config
+from mtl_jax.models.pretrained import TOKENIZER_FILES
+
+
+def save_folder(
+    folder: str | pathlib.Path,
+    architecture: Architecture,
+    params: Mapping[str, Any],
+    tokenizer_folder: str | pathlib.Path | None = None,
+) -> list[str]:
+    """Writes config.json, model.safetensors and the tokenizer's files. Returns the names of the tensors written.
+
+    Args:
+      folder: made if it is not there; files of these names in it are replaced.
+      architecture: of the encoder.
+      params: of one column (no leading task axis): {"embed": {...}, "layer_00": {...}, ...}. Paths beside those of
+        the architecture (heads, mixers) are no part of the published layout and are not written.
+      tokenizer_folder: where the tokenizer's files are copied from; None copies none.
+
+    The pooler of the published BERT is not part of an encoder here: `transformers` starts it at random, saying so.
+
+    UserError: a leaf that is missing or has another shape, a folder that cannot be written.
+    """
+    from safetensors.numpy import save_file
+
+    folder = pathlib.Path(folder)
+    published = {}
+    for tensor in tensors(architecture):
+        value = np.asarray(_leaf(params, tensor.path), np.float32)
+        value = np.ascontiguousarray(value.T) if tensor.transposed else np.ascontiguousarray(value)
+        if value.shape != tensor.shape:
+            raise UserError(
+                f"export: {'/'.join(tensor.path)} gives {tensor.name} the shape {list(value.shape)} instead of "
+                f"{list(tensor.shape)}; one column has no leading task axis"
+            )
+        published[tensor.name] = value
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if tokenizer_folder is not None:
+            _copy_tokenizer(pathlib.Path(tokenizer_folder), folder)
+        config = json.dumps(to_config(architecture), indent=2) + "\n"
+        (folder / "config.json").write_text(config, encoding="utf-8")
+        # "pt" is the layout that transformers asks for: it says nothing of torch, only that kernels are [out, in].
+        save_file(published, folder / "model.safetensors", metadata={"format": "pt"})
+    except OSError as error:
+        raise UserError(f"export: cannot write {folder}: {error}") from error
+    return list(published)
+
+
+def _leaf(params: Mapping[str, Any], path: tuple[str, ...]) -> Any:
+    for depth, key in enumerate(path):
+        if key not in params:
+            raise UserError(f"export: the parameters have no {'/'.join(path[: depth + 1])}")
+        params = params[key]
+    return params
+
+
+def _copy_tokenizer(source: pathlib.Path, folder: pathlib.Path) -> None:
+    for pattern in TOKENIZER_FILES:
+        for file in sorted(source.glob(pattern)):
+            if file.is_file() and file.parent.resolve() != folder.resolve():
+                shutil.copyfile(file, folder / file.name)

@@ -1,0 +1,101 @@
+"""Who owns which layer: partitions of the tasks, from one owner (hard sharing) to K (a column for each task).
+
+A path is a layer's name: `embed`, `layer_00`, `layer_01`, ... `owner[path]` gives for each of the K tasks the index
+of the slice of the layer's leaves `[O, ...]` that it uses.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+
+from mtl_jax.errors import UserError
+
+Owners = Mapping[str, tuple[int, ...]]  # path -> owner of each task; owners are numbered in order of first use
+
+
+def layer_path(number: int) -> str:
+    """Path of layer `number`, counted from 0."""
+    return f"layer_{number:02d}"
+
+
+def paths(layers: int) -> tuple[str, ...]:
+    """The paths of a network of so many layers, bottom first."""
+    return ("embed", *(layer_path(i) for i in range(layers)))
+
+
+def assign(
+    tasks: Sequence[str],
+    layers: int,
+    trunk: str = "all",
+    groups: Mapping[str, Sequence[Sequence[str]]] | None = None,
+    known_tasks: Sequence[str] | None = None,
+) -> dict[str, tuple[int, ...]]:
+    """The owner of every layer for every task.
+
+    Args:
+      tasks: names of the K tasks, in order.
+      layers: number of layers above the embeddings.
+      trunk: last layer shared by all: "all", "none", "embed" or "layer_XX".
+      groups: layer -> partition of the tasks, in force from there up to the next layer named. Wins over `trunk`.
+      known_tasks: names that groups may speak of besides `tasks` (those of the config that are not trained now).
+
+    Returns:
+      path -> int tuple of length K.
+
+    Raises:
+      UserError: an unknown layer or task, a task in no group or in two.
+    """
+    every = paths(layers)
+    if trunk not in ("all", "none", *every):
+        raise UserError(f"config.sharing.trunk: {trunk!r} is none of 'all', 'none', {', '.join(map(repr, every))}")
+    groups = dict(groups or {})
+    for path in groups:
+        if path not in every:
+            raise UserError(f"config.sharing.groups: there is no layer {path!r}; the layers are {', '.join(every)}")
+    shared_until = {"all": len(every), "none": 0}.get(trunk, every.index(trunk) + 1 if trunk in every else 0)
+    owners, partition = {}, None
+    for number, path in enumerate(every):
+        if path in groups:
+            partition = _partition(path, groups[path], tasks, known_tasks or tasks)
+        if partition is not None:
+            owners[path] = partition
+        else:
+            owners[path] = (0,) * len(tasks) if number < shared_until else tuple(range(len(tasks)))
+    return owners
+
+
+def _partition(path, groups, tasks, known_tasks):
+    where = f"config.sharing.groups.{path}"
+    group_of: dict[str, int] = {}
+    for number, group in enumerate(groups):
+        if isinstance(group, str):
+            raise UserError(f"{where}: a group is a tuple of task names, got the text {group!r}; write ({group!r},)")
+        for name in group:
+            if name not in known_tasks:
+                raise UserError(f"{where}: there is no task {name!r}; the tasks are {', '.join(known_tasks)}")
+            if name in group_of:
+                raise UserError(f"{where}: task {name!r} is in two groups")
+            group_of[name] = number
+    if missing := [name for name in tasks if name not in group_of]:
+        raise UserError(f"{where}: in no group: {', '.join(missing)}")
+    order: dict[int, int] = {}
+    return tuple(order.setdefault(group_of[name], len(order)) for name in tasks)
+
+
+def owner_count(owner: Sequence[int]) -> int:
+    """O, the number of owners of a layer."""
+    return max(owner) + 1
+
+
+def sole_tasks(owner: Sequence[int]) -> tuple[int | None, ...]:
+    """For each of the O owners the one task that it serves, or None where several tasks share it."""
+    served: list[list[int]] = [[] for _ in range(owner_count(owner))]
+    for task, o in enumerate(owner):
+        served[o].append(task)
+    return tuple(tasks[0] if len(tasks) == 1 else None for tasks in served)
+
+
+def name_key(name: str) -> int:
+    """A number for a name, uint32, the same in every process: randomness is keyed by names, not by positions."""
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big")

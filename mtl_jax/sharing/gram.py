@@ -1,0 +1,168 @@
+"""The K×K Gram matrix of K pytrees: the one primitive under soft sharing, gradient aggregation and relatedness.
+
+A tree holds the K tasks in leaves `[K, ...]`; the inner product of two tasks is summed over all leaves, as if each
+task's leaves were one long vector. Products are `tensordot`s over the trailing axes, never `reshape(K, -1)`: over
+sharded features the first needs one all-reduce of K×K, the second gathers the whole stack.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Tree = Any
+Center = Any  # None, "mean", or an anchor pytree with leaves [...] or [K, ...]
+
+
+def task_count(tree: Tree) -> int:
+    """K, the common length of the leading axis. Raises ValueError where there is none."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    if not leaves:
+        raise ValueError("a pytree with leaves [K, ...] is needed; this one has no leaves")
+    shapes = {jax.tree_util.keystr(path) or "the tree": jnp.shape(leaf) for path, leaf in leaves}
+    if any(not shape for shape in shapes.values()) or len({shape[0] for shape in shapes.values()}) > 1:
+        listed = ", ".join(f"{path} {shape}" for path, shape in shapes.items())
+        raise ValueError(
+            f"a penalty over leaves of different shapes: the first axis must be the K tasks in every leaf; {listed}"
+        )
+    return next(iter(shapes.values()))[0]
+
+
+def accumulation_dtype(tree: Tree) -> jnp.dtype:
+    """float64 where a leaf is float64, else float32 (bfloat16 is summed in float32)."""
+    wide = any(jnp.result_type(leaf) == jnp.float64 for leaf in jax.tree.leaves(tree))
+    return jnp.dtype(jnp.float64 if wide else jnp.float32)
+
+
+def inner_products(leaf: jax.Array) -> jax.Array:
+    """float[K, K] of one leaf [K, ...], already in the dtype to accumulate in."""
+    axes = tuple(range(1, leaf.ndim))
+    return jnp.tensordot(leaf, leaf, (axes, axes), precision=jax.lax.Precision.HIGHEST)
+
+
+def gram(tree: Tree, center: Center = None) -> jax.Array:
+    """Inner products between the K slices of a pytree, summed over its leaves.
+
+    Args:
+      tree: leaves [K, ...], any float dtype.
+      center: what is subtracted before the product (afterwards it would cancel): None, "mean" (over the tasks), or an
+        anchor pytree of the tree's structure with leaves [...] or [K, ...].
+
+    Returns:
+      float32[K, K] (float64 if a leaf is float64), symmetric.
+    """
+    task_count(tree)
+    dtype = accumulation_dtype(tree)
+    return sum(inner_products(leaf) for leaf in jax.tree.leaves(centered(tree, center, dtype)))
+
+
+def normalised_gram(tree: Tree, center: Center = None) -> jax.Array:
+    """Cosines between the K slices: float32[K, K], 1 on the diagonal; a slice of zeros has cosine 0 with all."""
+    products = gram(tree, center)
+    squares = jnp.diagonal(products)
+    live = squares > 0
+    scale = jnp.where(live, jax.lax.rsqrt(jnp.where(live, squares, 1.0)), 0.0)
+    return products * scale[:, None] * scale[None, :]
+
+
+def centered(tree: Tree, center: Center, dtype: jnp.dtype) -> Tree:
+    """The tree less its center, leaves [K, ...] in `dtype`."""
+    tree = jax.tree.map(lambda x: jnp.asarray(x, dtype), tree)
+    if center is None:
+        return tree
+    if isinstance(center, str):
+        if center != "mean":
+            raise ValueError(f'center must be None, "mean" or an anchor pytree, not {center!r}')
+        return jax.tree.map(_less_mean, tree)
+    return less_anchor(tree, center)
+
+
+def less_anchor(tree: Tree, anchor: Tree) -> Tree:
+    """Differences Θ_k − anchor; anchor leaves [...] (one for all tasks) or [K, ...]."""
+    found, expected = jax.tree.structure(anchor), jax.tree.structure(tree)
+    if found != expected:
+        raise ValueError(f"the anchor's structure {found} is not that of the parameters, {expected}")
+    return jax.tree_util.tree_map_with_path(_less_anchor_leaf, tree, anchor)
+
+
+def _less_anchor_leaf(path, x: jax.Array, a: jax.Array) -> jax.Array:
+    shape = jnp.shape(a)
+    if shape not in (x.shape, x.shape[1:]):
+        raise ValueError(
+            f"anchor leaf {jax.tree_util.keystr(path)} has shape {shape}; it must be {x.shape[1:]} or {x.shape}"
+        )
+    return x - jnp.asarray(a, x.dtype).reshape((-1, *x.shape[1:]))
+
+
+def _less_mean(x: jax.Array) -> jax.Array:
+    # The matrix sends a common part to zero, so the first slice may go first: near-equal slices then differ exactly.
+    # For the same reason nothing flows into it. A product is several times faster on CPU than a mean over the leading
+    # axis.
+    deviations = x - jax.lax.stop_gradient(x[:1])
+    count = x.shape[0]
+    projection = jnp.asarray(np.eye(count) - 1.0 / count, x.dtype)
+    return jnp.tensordot(projection, deviations, 1, precision=jax.lax.Precision.HIGHEST)
+
+
+def contrast_basis(count: int) -> np.ndarray:
+    """Orthogonal float64[K, K]: column 0 is 1/√K, the others (Helmert's contrasts) sum to zero."""
+    basis = np.zeros((count, count))
+    basis[:, 0] = 1.0 / np.sqrt(count)
+    for column in range(1, count):
+        basis[:column, column] = 1.0
+        basis[column, column] = -column
+        basis[:, column] /= np.sqrt(column * (column + 1))
+    return basis
+
+
+def contrast_gram(tree: Tree, center: Center = None) -> jax.Array:
+    """QᵀGQ with Q = `contrast_basis(K)` and G the Gram matrix, entries right relative to their own row and column.
+
+    Row 0 stands for the tasks' mean, the others for their differences, which are formed before any product. In G itself
+    the differences of columns that start from one pretrained tree are lost in float32; here they stand apart, in small
+    entries of full relative precision. With center="mean" row and column 0 are exactly zero.
+
+    Args and returns: as `gram`, float32[K, K].
+    """
+    count = task_count(tree)
+    dtype = accumulation_dtype(tree)
+    only_differences = isinstance(center, str) and center == "mean"
+    tree = centered(tree, None if only_differences else center, dtype)
+    split = _differences if only_differences else _first_and_differences
+    products = sum(inner_products(split(leaf)) for leaf in jax.tree.leaves(tree))
+    to_contrasts = contrast_basis(count)
+    if only_differences:
+        to_contrasts[:, 0] = 0.0
+    else:
+        # X = Z T, where Z = [x_0, x_1 − x_0, …] and T has ones on its diagonal and in row 0; so XQ = Z (TQ).
+        to_contrasts[0, 0], to_contrasts[0, 1:] = np.sqrt(count), 0.0
+    return congruence(products, jnp.asarray(to_contrasts, dtype))
+
+
+def congruence(matrix: jax.Array, change: jax.Array) -> jax.Array:
+    """changeᵀ · matrix · change, all [K, K], at highest precision."""
+    highest = jax.lax.Precision.HIGHEST
+    return jnp.matmul(jnp.matmul(change.T, matrix, precision=highest), change, precision=highest)
+
+
+@jax.custom_jvp
+def _first_and_differences(x: jax.Array) -> jax.Array:
+    return x - jnp.concatenate([jnp.zeros_like(x[:1]), jnp.broadcast_to(x[:1], (x.shape[0] - 1, *x.shape[1:]))])
+
+
+@_first_and_differences.defjvp
+def _first_and_differences_jvp(primals, tangents):
+    # As a product, whose transpose is one too: twice as fast on CPU as the sum over the leading axis that autodiff
+    # writes.
+    (x,), (tangent,) = primals, tangents
+    change = np.eye(x.shape[0])
+    change[1:, 0] = -1.0
+    moved = jnp.tensordot(jnp.asarray(change, x.dtype), tangent, 1, precision=jax.lax.Precision.HIGHEST)
+    return _first_and_differences(x), moved
+
+
+def _differences(x: jax.Array) -> jax.Array:
+    return x - jax.lax.stop_gradient(x[:1])  # only contrasts follow, to which a common part is nothing

@@ -1,0 +1,35 @@
+"""Names by which a config chooses a penalty or a proximal operator. A new one is a function and a line here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+
+from mtl_jax.sharing.distances import kernel, l2_pairwise, l2_to_anchor, l2_to_mean, laplacian
+from mtl_jax.sharing.gram import Tree
+from mtl_jax.sharing.proximal import prox_group_lasso, prox_l2_to_mean, prox_trace_norm
+from mtl_jax.sharing.spectral import log_det, mtrl, schatten, subspace, trace_norm
+from mtl_jax.sharing.structured import group_lasso, low_rank, orthogonality
+
+PENALTIES: dict[str, Callable[..., jax.Array]] = {
+    "l2_pairwise": l2_pairwise,
+    "l2_to_mean": l2_to_mean,
+    "l2_to_anchor": l2_to_anchor,
+    "laplacian": laplacian,
+    "kernel": kernel,
+    "trace_norm": trace_norm,
+    "subspace": subspace,
+    "mtrl": mtrl,
+    "schatten": schatten,
+    "log_det": log_det,
+    "low_rank": low_rank,
+    "group_lasso": group_lasso,
+    "orthogonality": orthogonality,
+}
+
+PROXIMAL: dict[str, Callable[..., Tree]] = {
+    "l2_to_mean": prox_l2_to_mean,
+    "trace_norm": prox_trace_norm,
+    "group_lasso": prox_group_lasso,
+}

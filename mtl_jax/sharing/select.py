@@ -1,0 +1,163 @@
+"""Penalties and proximal operators on the leaves that a regular expression chooses, over the tree, by layer or by leaf.
+
+Leaves are named by their path, "/" between the keys: "layer_03/attention/query/kernel". A group is what a penalty sees
+as one tree: all chosen leaves ("tree"), those with one first component ("layer"), or each alone ("leaf").
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from mtl_jax.sharing.gram import Tree
+from mtl_jax.sharing.proximal import add, subtract
+from mtl_jax.sharing.registry import PENALTIES, PROXIMAL
+
+SCOPES = ("tree", "layer", "leaf")
+FlatTree = Mapping[str, jax.Array]
+
+
+def flatten_paths(params: Tree) -> dict[str, jax.Array]:
+    """Nested dicts {"layer_03": {"kernel": x}} as {"layer_03/kernel": x}; a flat dict stays as it is."""
+    return {_path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+
+
+def build(
+    kind: str, select: str = ".*", scope: str = "tree", options: Mapping[str, Any] | None = None
+) -> Callable[..., dict[str, jax.Array]]:
+    """A penalty by name, on the leaves chosen by path.
+
+    Args:
+      kind: a name of `PENALTIES`.
+      select: regular expression, searched anywhere in the path ("^" and "$" anchor it).
+      scope: "tree", "layer" or "leaf": what is one group.
+      options: arguments of the penalty beyond the tree, such as {"center": "mean"}; center "anchor" means the anchor.
+
+    Returns:
+      penalty(leaves, anchor=None): flat dict of paths to leaves [K, ...] (nested dicts are flattened) -> dict of group
+      name to Ω, scalars; the group of scope "tree" is named "tree". `anchor` is a tree with the same paths (it may have
+      more) and leaves [...] or [K, ...]: an argument, so that pretrained parameters are not compiled in as constants.
+
+    Raises:
+      ValueError: here for an unknown kind, scope or option or a broken expression; at the call where no leaf is chosen,
+        or the leaves of one group differ in K, or an anchor is needed and absent.
+    """
+    function = _look_up("penalty", kind, PENALTIES)
+    options = _check(kind, function, select, scope, options)
+    takes_anchor = "anchor" in inspect.signature(function).parameters
+    centers_on_anchor = options.get("center") == "anchor"
+
+    def penalty(leaves: Tree, anchor: Tree | None = None) -> dict[str, jax.Array]:
+        anchors = {} if anchor is None else flatten_paths(anchor)
+        values = {}
+        for name, group in grouped(flatten_paths(leaves), select, scope).items():
+            arguments = dict(options)
+            if takes_anchor or centers_on_anchor:
+                arguments["anchor" if takes_anchor else "center"] = _anchors_of(kind, group, anchors)
+            values[name] = function(group, **arguments)
+        return values
+
+    return penalty
+
+
+def build_proximal(
+    kind: str, select: str = ".*", scope: str = "tree", options: Mapping[str, Any] | None = None
+) -> Callable[..., optax.GradientTransformation]:
+    """A proximal operator by name, on the leaves chosen by path; arguments as for `build`, kind a name of `PROXIMAL`.
+
+    Returns:
+      transform(t, anchor=None) -> optax.GradientTransformation to stand behind the optimizer; t = lr · λ, a scalar or a
+      dict of group name to scalar, may be traced. Leaves that are not chosen pass through.
+    """
+    function = _look_up("proximal operator", kind, PROXIMAL)
+    options = _check(kind, function, select, scope, options)
+    centers_on_anchor = options.get("center") == "anchor"
+
+    def transform(t: jax.typing.ArrayLike | Mapping[str, jax.typing.ArrayLike], anchor: Tree | None = None):
+        anchors = {} if anchor is None else flatten_paths(anchor)
+
+        def update(updates, state, params=None):
+            if params is None:
+                raise ValueError("a proximal operator acts on parameters: call update(updates, state, params)")
+            moved, flat_params = flatten_paths(updates), flatten_paths(params)
+            for name, group in grouped(flat_params, select, scope).items():
+                arguments = dict(options)
+                if centers_on_anchor:
+                    arguments["center"] = _anchors_of(kind, group, anchors)
+                entering = {path: moved[path] for path in group}
+                strength = t[name] if isinstance(t, Mapping) else t
+                moved.update(subtract(function(add(group, entering), strength, **arguments), group, entering))
+            return jax.tree_util.tree_map_with_path(lambda path, _: moved[_path_name(path)], updates), state
+
+        return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+    return transform
+
+
+def grouped(leaves: FlatTree, select: str, scope: str) -> dict[str, dict[str, jax.Array]]:
+    """The chosen leaves by group name, in the order of the paths. Raises ValueError as `build` says."""
+    chosen = {path: leaf for path, leaf in leaves.items() if re.search(select, path)}
+    if not chosen:
+        shown = ", ".join(list(leaves)[:8]) + (f", … ({len(leaves)} in all)" if len(leaves) > 8 else "")
+        raise ValueError(f"select={select!r} matches no leaf; the paths are: {shown or 'none'}")
+    groups: dict[str, dict[str, jax.Array]] = {}
+    for path, leaf in chosen.items():
+        name = {"tree": "tree", "layer": path.split("/")[0], "leaf": path}[scope]
+        groups.setdefault(name, {})[path] = leaf
+    for name, group in groups.items():
+        _check_task_axis(name, group)
+    return groups
+
+
+def _check_task_axis(name: str, group: FlatTree) -> None:
+    by_count: dict[int | None, str] = {}
+    for path, leaf in group.items():
+        shape = jnp.shape(leaf)
+        by_count.setdefault(shape[0] if shape else None, f"{path} {shape}")
+    if len(by_count) > 1 or None in by_count:
+        raise ValueError(
+            f"a penalty over leaves of different shapes: the first axis must be the tasks, equally long within group "
+            f"{name!r}, but there are {', '.join(by_count.values())}; narrow `select`, or take scope 'layer' or 'leaf'"
+        )
+
+
+def _look_up(what: str, kind: str, registry: Mapping[str, Callable]) -> Callable:
+    if kind not in registry:
+        raise ValueError(f"there is no {what} named {kind!r}; there are {', '.join(sorted(registry))}")
+    return registry[kind]
+
+
+def _check(kind: str, function: Callable, select: str, scope: str, options: Mapping[str, Any] | None) -> dict[str, Any]:
+    if scope not in SCOPES:
+        raise ValueError(f"scope must be one of {', '.join(SCOPES)}, not {scope!r}")
+    try:
+        re.compile(select)
+    except re.error as error:
+        raise ValueError(f"select={select!r} is not a regular expression: {error}") from error
+    options = dict(options or {})
+    parameters = inspect.signature(function).parameters
+    known = [name for name in list(parameters)[1:] if name not in ("t", "anchor", "others")]
+    unknown = sorted(set(options) - set(known))
+    if unknown:
+        raise ValueError(f"{kind} has no option {', '.join(unknown)}; it has {', '.join(known) or 'none'}")
+    required = [name for name in known if parameters[name].default is inspect.Parameter.empty and name not in options]
+    if required:
+        raise ValueError(f"{kind} needs the option {', '.join(required)}")
+    return options
+
+
+def _anchors_of(kind: str, group: FlatTree, anchors: FlatTree) -> dict[str, jax.Array]:
+    absent = [path for path in group if path not in anchors]
+    if absent:
+        raise ValueError(f"{kind} needs an anchor for every chosen leaf; there is none for {', '.join(absent[:8])}")
+    return {path: anchors[path] for path in group}
+
+
+def _path_name(path: tuple) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")

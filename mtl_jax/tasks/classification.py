@@ -1,0 +1,153 @@
+"""Text-level labels: one of C classes (single texts and pairs alike), or any set of them."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mtl_jax.tasks import features, heads, losses, options
+from mtl_jax.tasks.base import Features, Labels, Params
+
+
+@dataclasses.dataclass(frozen=True)
+class Classification:
+    """One of the C = len(names) classes for each text; softmax and cross-entropy.
+
+    metrics          names in METRICS, the first is the task's score
+    pool             "mean", "first" ([CLS]) or "max" over the text's tokens
+    pooler           a tanh layer before the classes, as BERT has on its [CLS]
+    hidden           width of a GELU layer before the classes, 0 = linear
+    class_weights    one weight for each class, () = all 1; `make` also takes "balanced" and {class: weight}
+    label_smoothing  ε in [0, 1)
+    focal_gamma      γ >= 0 of the focal loss, 0 = cross-entropy
+    """
+
+    name: str
+    names: tuple[str, ...]
+    level: str = "text"
+    metrics: tuple[str, ...] = ("accuracy", "macro_f1")
+    pool: str = "mean"
+    pooler: bool = False
+    hidden: int = 0
+    class_weights: tuple[float, ...] = ()
+    label_smoothing: float = 0.0
+    focal_gamma: float = 0.0
+
+    def __post_init__(self):
+        if len(self.names) < 2:
+            raise options.fail(self.name, "label", f"train has fewer than two classes: {', '.join(self.names)}")
+        check_text_head(self)
+        check_loss(self)
+
+    def init(self, key: jax.Array, width: int) -> Params:
+        """Parameters of the head over features of width D = `width`, float32."""
+        return heads.init(key, width, len(self.names), self.hidden, self.pooler)
+
+    def logits(self, params: Params, features_: Features, labels: Labels) -> jax.Array:
+        """float32 [R, E, C]; `labels` is not read."""
+        return heads.apply(params, features.pooled(features_, self.pool))
+
+    def loss(self, params: Params, logits: jax.Array, labels: Labels) -> jax.Array:
+        """Cross-entropy of each example, float32 [R, E]."""
+        return losses.cross_entropy(logits, losses.targets(labels, len(self.names)), *loss_options(self))
+
+    def weight(self, labels: Labels) -> jax.Array:
+        """Weight of each labelled example's class, float32 [R, E]."""
+        return losses.item_weight(losses.targets(labels, len(self.names)), self.class_weights or None)
+
+    def predict(self, params: Params, logits: jax.Array, labels: Labels) -> dict[str, jax.Array]:
+        """value int32[R, E], probability float32[R, E, C]."""
+        return {"value": jnp.argmax(logits, -1).astype(jnp.int32), "probability": jax.nn.softmax(logits)}
+
+    def decode(self, value: Any, probability: Any) -> dict[str, Any]:
+        """One text's prediction for JSON: {"label": name, "probabilities": {name: p}}, the likeliest first."""
+        order = np.argsort(-np.asarray(probability), kind="stable")
+        ranked = {self.names[c]: float(probability[c]) for c in order}
+        return {"label": self.names[int(value)], "probabilities": ranked}
+
+
+@dataclasses.dataclass(frozen=True)
+class Multilabel:
+    """Any set of the C = len(names) labels for each text; a sigmoid for each. Labels are 0/1 (or probabilities) [E, C].
+
+    Options as in `Classification`, the class weights weigh the positive answers; besides:
+    threshold        probability from which a label counts as given
+    """
+
+    name: str
+    names: tuple[str, ...]
+    level: str = "text"
+    metrics: tuple[str, ...] = ("micro_f1", "macro_f1", "subset_accuracy")
+    pool: str = "mean"
+    pooler: bool = False
+    hidden: int = 0
+    class_weights: tuple[float, ...] = ()
+    label_smoothing: float = 0.0
+    focal_gamma: float = 0.0
+    threshold: float = 0.5
+
+    def __post_init__(self):
+        if not self.names:
+            raise options.fail(self.name, "label", "train has no label at all")
+        check_text_head(self)
+        check_loss(self)
+        options.number(self.name, "threshold", self.threshold, 0.0, 1.0)
+
+    def init(self, key: jax.Array, width: int) -> Params:
+        """Parameters of the head over features of width D = `width`, float32."""
+        return heads.init(key, width, len(self.names), self.hidden, self.pooler)
+
+    def logits(self, params: Params, features_: Features, labels: Labels) -> jax.Array:
+        """float32 [R, E, C]; `labels` is not read."""
+        return heads.apply(params, features.pooled(features_, self.pool))
+
+    def loss(self, params: Params, logits: jax.Array, labels: Labels) -> jax.Array:
+        """Mean binary cross-entropy over the labels, of each example, float32 [R, E]."""
+        target = losses.targets(labels, len(self.names))
+        return jnp.where(labels["mask"], losses.binary_cross_entropy(logits, target, *loss_options(self)), 0.0)
+
+    def weight(self, labels: Labels) -> jax.Array:
+        """1 for each labelled example, float32 [R, E]."""
+        return labels["mask"].astype(jnp.float32)
+
+    def predict(self, params: Params, logits: jax.Array, labels: Labels) -> dict[str, jax.Array]:
+        """value int32[R, E, C] of 0 and 1, probability float32[R, E, C]."""
+        probability = jax.nn.sigmoid(logits)
+        return {"value": (probability >= self.threshold).astype(jnp.int32), "probability": probability}
+
+    def decode(self, value: Any, probability: Any) -> dict[str, Any]:
+        """One text's prediction for JSON: {"labels": [name], "probabilities": {name: p}}, the likeliest first."""
+        order = np.argsort(-np.asarray(probability), kind="stable")
+        ranked = {self.names[c]: float(probability[c]) for c in order}
+        return {"labels": [self.names[c] for c in order if value[c]], "probabilities": ranked}
+
+
+def loss_options(task: Any) -> tuple[tuple[float, ...] | None, float, float]:
+    """(class weights or None, ε, γ), the last arguments of the functions in `losses`."""
+    return task.class_weights or None, task.label_smoothing, task.focal_gamma
+
+
+def check_loss(task: Any) -> None:
+    """Raises UserError for wrong class weights, smoothing or focal γ."""
+    if task.class_weights and len(task.class_weights) != len(task.names):
+        problem = f"{len(task.class_weights)} weights for {len(task.names)} classes ({', '.join(task.names[:10])} ...)"
+        raise options.fail(task.name, "class_weights", problem)
+    for weight in task.class_weights:
+        options.number(task.name, "class_weights", weight, 0.0)
+    if task.class_weights and not any(task.class_weights):
+        raise options.fail(task.name, "class_weights", "all are zero, nothing would be learned")
+    options.number(task.name, "label_smoothing", task.label_smoothing, 0.0, 1.0)
+    options.number(task.name, "focal_gamma", task.focal_gamma, 0.0)
+
+
+def check_text_head(task: Any) -> None:
+    """Raises UserError for a wrong level or wrong options of a head on texts."""
+    if task.level != "text":
+        raise options.fail(task.name, "kind", f"needs one label a text, the labels here are of level {task.level!r}")
+    options.choice(task.name, "pool", task.pool, features.POOLS)
+    options.flag(task.name, "pooler", task.pooler)
+    options.whole(task.name, "hidden", task.hidden)

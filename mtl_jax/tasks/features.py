@@ -1,0 +1,62 @@
+"""What the heads read: one vector for each example or word of the packed rows, and sums back to the examples."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from mtl_jax.tasks.base import Features
+
+POOLS = ("mean", "first", "max")
+
+
+def pooled(features: Features, how: str) -> jax.Array:
+    """One vector for each example, float32 [R, E, D]; zeros for empty slots.
+
+    how = "mean" or "max" over the example's tokens, "first" the token at `start` ([CLS] in the BERT family).
+    """
+    return {"mean": _mean, "first": _first, "max": _max}[how](features)
+
+
+def at_tokens(vectors: jax.Array, index: jax.Array) -> jax.Array:
+    """The vectors `[R, T, D]` at token positions `index` int32[R, Q]: [R, Q, D]."""
+    return jnp.take_along_axis(vectors, index[:, :, None], axis=1, mode="clip")
+
+
+def to_examples(values: jax.Array, slot: jax.Array, slots: int | None) -> jax.Array:
+    """Sums `values` float32[R, Q] by example slot: [R, E] with E = `slots`; None leaves them as they are."""
+    if slots is None:
+        return values
+    return jnp.einsum("rq,rqe->re", values, jax.nn.one_hot(slot, slots, dtype=values.dtype), precision="highest")
+
+
+def _mean(features: Features) -> jax.Array:
+    # a product with the membership matrix: one batched matmul forward and back, no scatter
+    slots = features.start.shape[1]
+    member = jax.nn.one_hot(features.segment - 1, slots, dtype=jnp.float32)
+    total = jnp.einsum("rte,rtd->red", member, features.hidden.astype(jnp.float32), precision="highest")
+    return total / jnp.maximum(features.length, 1).astype(jnp.float32)[:, :, None]
+
+
+def _first(features: Features) -> jax.Array:
+    return _blank_empty(features, at_tokens(features.hidden, features.start).astype(jnp.float32))
+
+
+def _max(features: Features) -> jax.Array:
+    # a running maximum that restarts at segments: linear in T for any number of examples in the row
+    before = jnp.pad(features.segment, ((0, 0), (1, 0)))[:, :-1]
+    restart = jnp.broadcast_to((features.segment != before)[:, :, None], features.hidden.shape)
+
+    def join(left: Any, right: Any) -> Any:
+        (left_restart, left_max), (right_restart, right_max) = left, right
+        return left_restart | right_restart, jnp.where(right_restart, right_max, jnp.maximum(left_max, right_max))
+
+    _, running = jax.lax.associative_scan(join, (restart, features.hidden), axis=1)
+    last = jnp.maximum(features.start + features.length - 1, 0)
+    return _blank_empty(features, at_tokens(running, last).astype(jnp.float32))
+
+
+def _blank_empty(features: Features, vectors: jax.Array) -> jax.Array:
+    return jnp.where((features.length > 0)[:, :, None], vectors, 0.0)

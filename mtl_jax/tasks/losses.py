@@ -1,0 +1,75 @@
+"""Losses of single items, and what each item counts in the mean. No reduction: the caller sums and divides once."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from mtl_jax.tasks.base import Labels
+
+
+def balanced(counts: tuple[int, ...]) -> tuple[float, ...]:
+    """Class weights n / (C · n_c): all classes weigh the same in sum (King & Zeng 2001; scikit-learn's "balanced")."""
+    return tuple(sum(counts) / (len(counts) * max(n, 1)) for n in counts)
+
+
+def targets(labels: Labels, classes: int) -> jax.Array:
+    """Target distributions float32 [..., C] from class ids or distributions; zeros where the label is unknown."""
+    value, mask = labels["value"], labels["mask"]
+    if not jnp.issubdtype(value.dtype, jnp.floating):
+        value = jax.nn.one_hot(value, classes, dtype=jnp.float32)
+    return jnp.where(mask[..., None], value.astype(jnp.float32), 0.0)
+
+
+def item_weight(target: jax.Array, class_weights: tuple[float, ...] | None) -> jax.Array:
+    """Σ_c w_c q_c of `target` q [..., C]: the weight of the item's class, 0 for an unknown label."""
+    return (target if class_weights is None else target * _along(class_weights, target)).sum(-1)
+
+
+def cross_entropy(
+    logits: jax.Array,
+    target: jax.Array,
+    class_weights: tuple[float, ...] | None = None,
+    smoothing: float = 0.0,
+    gamma: float = 0.0,
+) -> jax.Array:
+    """-Σ_c w_c q'_c (1 - p_c)^γ log p_c over logits and target q [..., C], float32 [...].
+
+    q' = (1 - ε) q + ε / C with ε = `smoothing` (Szegedy et al. 2016), γ = `gamma` (focal loss, Lin et al. 2017), w the
+    class weights. A target of zeros (unknown label) gives 0.
+    """
+    log_p = jax.nn.log_softmax(logits.astype(jnp.float32))
+    known = target.sum(-1, keepdims=True)
+    q = (1.0 - smoothing) * target + smoothing / logits.shape[-1] * known
+    if class_weights is not None:
+        q = q * _along(class_weights, q)
+    if gamma:
+        # the floor keeps the power's slope finite at p = 1 for γ < 1
+        q = q * jnp.maximum(-jnp.expm1(log_p), 1e-12) ** gamma
+    return -(q * log_p).sum(-1)
+
+
+def binary_cross_entropy(
+    logits: jax.Array,
+    target: jax.Array,
+    class_weights: tuple[float, ...] | None = None,
+    smoothing: float = 0.0,
+    gamma: float = 0.0,
+) -> jax.Array:
+    """Mean over the C yes/no questions of -w_c y'(1-σ)^γ log σ - (1-y') σ^γ log(1-σ), float32 [...].
+
+    target y 0/1 (or probabilities) [..., C], y' = (1 - ε) y + ε / 2; the class weights weigh the positives only.
+    """
+    logits = logits.astype(jnp.float32)
+    yes, no = jax.nn.log_sigmoid(logits), jax.nn.log_sigmoid(-logits)
+    y = (1.0 - smoothing) * target + smoothing / 2
+    positive, negative = -y * yes, -(1.0 - y) * no
+    if gamma:
+        positive, negative = positive * jnp.exp(gamma * no), negative * jnp.exp(gamma * yes)
+    if class_weights is not None:
+        positive = positive * _along(class_weights, positive)
+    return (positive + negative).mean(-1)
+
+
+def _along(class_weights: tuple[float, ...], like: jax.Array) -> jax.Array:
+    return jnp.broadcast_to(jnp.asarray(class_weights, jnp.float32), like.shape)

@@ -1,0 +1,199 @@
+"""Metrics from statistics that merge, so that data in chunks or on several hosts give the value of the whole.
+
+`METRICS[name].statistics(gold, predicted, names)` gives arrays, `merge` joins those of two chunks, `value` makes the
+figure (a share is 0 ... 1). Host-side numpy. Gold labels and predictions of N records, by what a metric is `of`:
+
+    ids     int [N] class ids, predicted -1 = no prediction. Gold distributions [N, C] count as their likeliest class
+    sets    0/1 [N, C]; the prediction may have fewer columns (labels that train lacks)
+    values  float [N]
+    tags    N sequences of tag ids. Gold -1 = unknown: left out of accuracy, O in spans. Predicted -1 = no prediction:
+            wrong in accuracy, O in spans
+
+`names` are the class names, those that train lacks last. Where a figure is 0/0 (no data, a correlation with something
+constant) it is 0, never NaN.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from mtl_jax.tasks import tags
+
+Statistics = Mapping[str, np.ndarray]
+
+
+def add(left: Statistics, right: Statistics) -> dict[str, np.ndarray]:
+    """Sums, key by key."""
+    return {k: left[k] + right[k] for k in left}
+
+
+def concatenate(left: Statistics, right: Statistics) -> dict[str, np.ndarray]:
+    """One after the other, key by key: for what cannot be summed."""
+    return {k: np.concatenate([left[k], right[k]]) for k in left}
+
+
+class Metric(NamedTuple):
+    """statistics(gold, predicted, names) -> arrays; value(arrays) -> float; merge(arrays, arrays) -> arrays.
+
+    of          which predictions it reads: a subset of {"ids", "sets", "values", "tags"}
+    increasing  whether more is better
+    """
+
+    statistics: Callable[[Any, Any, Sequence[str]], dict[str, np.ndarray]]
+    value: Callable[[Statistics], float]
+    of: frozenset[str]
+    merge: Callable[[Statistics, Statistics], dict[str, np.ndarray]] = add
+    increasing: bool = True
+
+
+def _ratio(numerator: Any, denominator: Any) -> float:
+    return float(numerator / denominator) if denominator > 0 else 0.0
+
+
+def _same_length(gold: Sequence, predicted: Sequence) -> None:
+    if len(gold) != len(predicted):
+        raise ValueError(f"{len(gold)} gold labels, {len(predicted)} predictions")
+
+
+def _ids(gold: Any, predicted: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Flat int64 arrays of gold and predicted ids, from ids, distributions or sequences of tags."""
+    _same_length(gold, predicted)
+    if len(gold) and np.ndim(predicted[0]):
+        for g, p in zip(gold, predicted, strict=True):
+            _same_length(g, p)
+        gold, predicted = (np.concatenate([np.asarray(s, np.int64) for s in x]) for x in (gold, predicted))
+        return gold[gold >= 0], predicted[gold >= 0]
+    gold = np.asarray(gold)
+    return (gold.argmax(-1) if gold.ndim == 2 else gold).astype(np.int64), np.asarray(predicted, np.int64)
+
+
+def _sets(gold: Any, predicted: Any, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """bool [N, width] of gold and predicted sets."""
+    _same_length(gold, predicted)
+    out = []
+    for x in (gold, predicted):
+        x = np.asarray(x).reshape(len(x), np.shape(x)[1] if len(x) else width) > 0.5
+        out.append(np.pad(x, ((0, 0), (0, width - x.shape[1]))))
+    return out[0], out[1]
+
+
+def _hits(gold: Any, predicted: Any, names: Sequence[str]) -> dict[str, np.ndarray]:
+    gold, predicted = _ids(gold, predicted)
+    return {"right": np.int64((gold == predicted).sum()), "total": np.int64(len(gold))}
+
+
+def _equal_sets(gold: Any, predicted: Any, names: Sequence[str]) -> dict[str, np.ndarray]:
+    gold, predicted = _sets(gold, predicted, len(names))
+    return {"right": np.int64((gold == predicted).all(1).sum()), "total": np.int64(len(gold))}
+
+
+def _share(s: Statistics) -> float:
+    return _ratio(s["right"], s["total"])
+
+
+def _counts(gold: Any, predicted: Any, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """Per class [C] of ids or sets: both gold and predicted, gold, predicted."""
+    if len(predicted) and np.ndim(predicted[0]):
+        gold, predicted = _sets(gold, predicted, len(names))
+        return {"both": (gold & predicted).sum(0), "gold": gold.sum(0), "predicted": predicted.sum(0)}
+    return _word_counts(gold, predicted, names)
+
+
+def _word_counts(gold: Any, predicted: Any, names: Sequence[str]) -> dict[str, np.ndarray]:
+    gold, predicted = _ids(gold, predicted)
+    count = functools.partial(np.bincount, minlength=len(names))
+    return {"both": count(gold[gold == predicted]), "gold": count(gold), "predicted": count(predicted[predicted >= 0])}
+
+
+def _micro_f1(s: Statistics) -> float:
+    return _ratio(2 * s["both"].sum(), (s["gold"] + s["predicted"]).sum())
+
+
+def _macro_f1(s: Statistics) -> float:
+    """Mean F1 of the classes that are in gold or predictions (as scikit-learn)."""
+    total = s["gold"] + s["predicted"]
+    return float((2 * s["both"][total > 0] / total[total > 0]).mean()) if total.any() else 0.0
+
+
+def _binary_f1(s: Statistics) -> float:
+    """F1 of the second class, id 1: of names sorted, "1" of "0" and "1", "yes" of "no" and "yes"."""
+    return _ratio(2 * s["both"][1], s["gold"][1] + s["predicted"][1])
+
+
+def _matthews(s: Statistics) -> float:
+    """R_K of Gorodkin (2004), for two classes Matthews (1975). No prediction is one more class of predictions."""
+    gold, predicted, both = (s[k].astype(float) for k in ("gold", "predicted", "both"))
+    n = gold.sum()
+    missing = n - predicted.sum()
+    covariance = both.sum() * n - gold @ predicted
+    spread = (n * n - gold @ gold) * (n * n - predicted @ predicted - missing**2)
+    return _ratio(covariance, np.sqrt(max(spread, 0.0)))
+
+
+def _pairs(gold: Any, predicted: Any, names: Sequence[str]) -> dict[str, np.ndarray]:
+    _same_length(gold, predicted)
+    return {"gold": np.asarray(gold, np.float64), "predicted": np.asarray(predicted, np.float64)}
+
+
+def _pearson(s: Statistics) -> float:
+    # a constant whose mean is rounded would leave a spread of rounding errors
+    if not len(s["gold"]) or np.ptp(s["gold"]) == 0 or np.ptp(s["predicted"]) == 0:
+        return 0.0
+    x, y = (s[k] - s[k].mean() for k in ("gold", "predicted"))
+    x, y = x / np.abs(x).max(), y / np.abs(y).max()  # their squares shall neither overflow nor vanish
+    return _ratio(x @ y, np.sqrt((x @ x) * (y @ y)))
+
+
+def _spearman(s: Statistics) -> float:
+    from scipy.stats import rankdata
+
+    return _pearson({k: rankdata(v) for k, v in s.items()})
+
+
+def _squared(gold: Any, predicted: Any, names: Sequence[str]) -> dict[str, np.ndarray]:
+    s = _pairs(gold, predicted, names)
+    return {"squares": ((s["gold"] - s["predicted"]) ** 2).sum(), "total": np.int64(len(s["gold"]))}
+
+
+def _span_counts(gold: Any, predicted: Any, names: Sequence[str], without: frozenset[str]) -> dict[str, np.ndarray]:
+    _same_length(gold, predicted)
+    for g, p in zip(gold, predicted, strict=True):
+        _same_length(g, p)
+    found = [{s for s in tags.spans(x, names) if s[-1] not in without} for x in (gold, predicted)]
+    counts = (len(found[0] & found[1]), len(found[0]), len(found[1]))
+    return dict(zip(("both", "gold", "predicted"), map(np.int64, counts), strict=True))
+
+
+# spans of all types, exact in both ends and type (Tjong Kim Sang & De Meulder 2003; seqeval's default mode)
+_entities = functools.partial(_span_counts, without=frozenset())
+# the verb itself is given, so it does not count (Carreras & Màrquez 2005). C-X counts as a type of its own
+_roles = functools.partial(_span_counts, without=frozenset({"V"}))
+
+_IDS, _SETS, _VALUES, _TAGS = (frozenset({of}) for of in ("ids", "sets", "values", "tags"))
+
+METRICS: dict[str, Metric] = {
+    "accuracy": Metric(_hits, _share, _IDS | _TAGS),
+    "subset_accuracy": Metric(_equal_sets, _share, _SETS),
+    "micro_f1": Metric(_counts, _micro_f1, _IDS | _SETS),
+    "macro_f1": Metric(_counts, _macro_f1, _IDS | _SETS),
+    "word_macro_f1": Metric(_word_counts, _macro_f1, _TAGS),
+    "f1": Metric(_counts, _binary_f1, _IDS),
+    "matthews": Metric(_counts, _matthews, _IDS),
+    "pearson": Metric(_pairs, _pearson, _VALUES, concatenate),
+    "spearman": Metric(_pairs, _spearman, _VALUES, concatenate),
+    "mse": Metric(_squared, lambda s: _ratio(s["squares"], s["total"]), _VALUES, increasing=False),
+    "entity_f1": Metric(_entities, _micro_f1, _TAGS),
+    "entity_precision": Metric(_entities, lambda s: _ratio(s["both"], s["predicted"]), _TAGS),
+    "entity_recall": Metric(_entities, lambda s: _ratio(s["both"], s["gold"]), _TAGS),
+    "span_f1": Metric(_roles, _micro_f1, _TAGS),
+}
+SPAN_METRICS = frozenset(name for name, metric in METRICS.items() if metric.statistics in (_entities, _roles))
+
+
+def evaluate(name: str, gold: Any, predicted: Any, names: Sequence[str]) -> float:
+    """The value of METRICS[name] on one set of records."""
+    return METRICS[name].value(METRICS[name].statistics(gold, predicted, names))

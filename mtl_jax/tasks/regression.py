@@ -1,0 +1,82 @@
+"""A real number for each text."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from mtl_jax.tasks import features, heads, options
+from mtl_jax.tasks.base import Features, Labels, Params
+from mtl_jax.tasks.classification import check_text_head
+
+
+@dataclasses.dataclass(frozen=True)
+class Regression:
+    """Mean squared error on scaled targets; predictions come back on the labels' own scale.
+
+    metrics, pool, pooler, hidden   as in `Classification`
+    low, high    the scale's ends, learned as 0 and 1: (y - low) / (high - low). STS-B: 0 and 5
+    mean, scale  or standardised: (y - mean) / scale. Neither pair: y as it is
+    """
+
+    name: str
+    names: tuple[str, ...] = ()
+    level: str = "text"
+    metrics: tuple[str, ...] = ("pearson", "spearman", "mse")
+    pool: str = "mean"
+    pooler: bool = False
+    hidden: int = 0
+    low: float | None = None
+    high: float | None = None
+    mean: float | None = None
+    scale: float | None = None
+
+    def __post_init__(self):
+        check_text_head(self)
+        given = [f for f in ("low", "high", "mean", "scale") if getattr(self, f) is not None]
+        for field in given:
+            options.number(self.name, field, getattr(self, field))
+        if given not in ([], ["low", "high"], ["mean", "scale"]):
+            problem = f"given are {', '.join(given)}; give low and high, or mean and scale, or none of them"
+            raise options.fail(self.name, given[0], problem)
+        if self.low is not None and self.low >= self.high:
+            raise options.fail(self.name, "high", f"{self.high!r} should be above low = {self.low!r}")
+        if self.scale is not None and self.scale <= 0:
+            raise options.fail(self.name, "scale", f"{self.scale!r} should be above 0")
+
+    @property
+    def _offset_and_unit(self) -> tuple[float, float]:
+        if self.low is not None:
+            return float(self.low), float(self.high - self.low)
+        return float(self.mean or 0.0), float(self.scale or 1.0)
+
+    def init(self, key: jax.Array, width: int) -> Params:
+        """Parameters of the head over features of width D = `width`, float32."""
+        return heads.init(key, width, 1, self.hidden, self.pooler)
+
+    def logits(self, params: Params, features_: Features, labels: Labels) -> jax.Array:
+        """Scaled values, float32 [R, E]; `labels` is not read."""
+        return heads.apply(params, features.pooled(features_, self.pool))[..., 0]
+
+    def loss(self, params: Params, logits: jax.Array, labels: Labels) -> jax.Array:
+        """Squared error on the scaled targets, float32 [R, E]."""
+        offset, unit = self._offset_and_unit
+        # unknown values are blanked before the subtraction: a NaN there would reach the gradient
+        value = jnp.where(labels["mask"], labels["value"].astype(jnp.float32), 0.0)
+        return jnp.where(labels["mask"], (logits - (value - offset) / unit) ** 2, 0.0)
+
+    def weight(self, labels: Labels) -> jax.Array:
+        """1 for each labelled example, float32 [R, E]."""
+        return labels["mask"].astype(jnp.float32)
+
+    def predict(self, params: Params, logits: jax.Array, labels: Labels) -> dict[str, jax.Array]:
+        """value float32[R, E] on the labels' own scale. There is no probability."""
+        offset, unit = self._offset_and_unit
+        return {"value": logits * unit + offset}
+
+    def decode(self, value: Any, probability: Any = None) -> dict[str, Any]:
+        """One text's prediction for JSON: {"value": number}."""
+        return {"value": float(value)}

@@ -1,0 +1,141 @@
+"""Scores of the tasks: predictions on the devices, metrics on the host over complete records."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from mtl_jax.data.batch import Batch
+from mtl_jax.data.batches import evaluation_batches, evaluation_layout
+from mtl_jax.data.corpus import Corpus
+from mtl_jax.data.decoding import gather_text, gather_words
+from mtl_jax.tasks.metrics import METRICS
+from mtl_jax.training import objective as terms
+from mtl_jax.training.objective import Objective
+
+
+class Predictions(NamedTuple):
+    """What a model says of one split of one data set.
+
+    values  {task: {name: [M, ...] for text-level tasks, else M arrays [words, ...] or [predicates, words, ...]}}
+    loss    {task: mean loss}, None where the split has no label of the task
+    """
+
+    values: Mapping[str, Mapping[str, Any]]
+    loss: Mapping[str, float | None]
+
+
+class Evaluator:
+    """Predicts and scores. One compiled program for each data set."""
+
+    def __init__(
+        self, objective_for: Callable[..., Objective], corpus: Corpus, rows_per_block: int, put: Callable[[Batch], Batch]
+    ):
+        """
+        Args:
+          objective_for: layout -> the objective over batches of that layout.
+          corpus: the data.
+          rows_per_block: R of the batches.
+          put: places a batch on the devices.
+        """
+        self._corpus = corpus
+        self._rows = rows_per_block
+        self._put = put
+        self._programs = {}
+        for dataset in corpus.layout.datasets:
+            objective = objective_for(evaluation_layout(corpus.layout, dataset))
+            self._programs[dataset] = objective, jax.jit(_program(objective))
+
+    def predict(self, params: Any, dataset: str, split: str, progress: Callable[[int], None] = lambda n: None) -> Predictions:
+        """Predictions of all tasks on `dataset` for every record of `split`.
+
+        `progress` is called with the number of rows done after each batch.
+        """
+        objective, program = self._programs[dataset]
+        rows = self._corpus.rows[dataset][split]
+        outputs, sums = [], []
+        for batch in evaluation_batches(rows, objective.layout, self._rows):
+            output, share = program(params, self._put(batch))
+            outputs.append(output)
+            sums.append(share)
+            progress(int((batch.row >= 0).sum()))
+        outputs = jax.device_get(outputs)
+        total = {task: np.sum([np.asarray(s[task], np.float64) for s in sums], axis=0) for task in sums[0]} if sums else {}
+        encoded = self._corpus.splits[dataset][split].encoded
+        values = {}
+        for task in total:
+            level = objective.tasks[task].level
+            joined = {name: np.concatenate([o[task][name] for o in outputs])[: len(rows.tokens)] for name in outputs[0][task]}
+            values[task] = {
+                name: gather_text(encoded, rows.example, array)
+                if level == "text"
+                else gather_words(encoded, rows.example, rows.labels[task], array)
+                for name, array in joined.items()
+            }
+        loss = {task: float(s / w) if w > 0 else None for task, (s, w) in total.items()}
+        return Predictions(values, loss)
+
+    def score(self, params: Any, split: str, progress: Callable[[int], None] = lambda n: None) -> dict[str, dict[str, float]]:
+        """{task: {metric: value, ..., "loss": mean loss}} for every task whose data set has this split."""
+        scores = {}
+        for dataset in self._corpus.layout.datasets:
+            if split in self._corpus.rows[dataset]:
+                predictions = self.predict(params, dataset, split, progress)
+                for task, values in predictions.values.items():
+                    scores[task] = self._metrics(task, dataset, split, values) | {"loss": predictions.loss[task]}
+        return {task: scores[task] for task in self._corpus.layout.tasks if task in scores}
+
+    def rows(self, split: str) -> int:
+        """Rows of a split over all data sets: the length of a progress bar."""
+        return sum(len(rows[split].tokens) for rows in self._corpus.rows.values() if split in rows)
+
+    def _metrics(self, task: str, dataset: str, split: str, values: Mapping[str, Any]) -> dict[str, float]:
+        names = self._corpus.vocabularies[task].all_names
+        objective, _ = self._programs[dataset]
+        gold, predicted = gold_and_predicted(self._corpus, objective, task, dataset, split, values["value"])
+        return {
+            name: float(METRICS[name].value(METRICS[name].statistics(gold, predicted, names)))
+            for name in objective.tasks[task].metrics
+        }
+
+
+def gold_and_predicted(corpus: Corpus, objective: Objective, task: str, dataset: str, split: str, predicted: Any):
+    """Labelled records' gold labels and the predictions for them, as the metrics take them.
+
+    Text level: two arrays [M', ...]. Word level: two lists of sequences (of a predicate each for level "predicate"),
+    words without a label left out.
+    """
+    gold = corpus.splits[dataset][split].encoded.labels[task]
+    if corpus.vocabularies[task].soft:
+        gold = gold._replace(value=gold.value.argmax(-1))
+    if objective.tasks[task].level == "text":
+        return gold.value[gold.known], predicted[gold.known]
+    golds, predictions = [], []
+    for record, said in enumerate(predicted):
+        said = said.reshape(-1, said.shape[-1])
+        value, known = (array.reshape(said.shape) for array in gold.of(record))
+        for labels, labelled, tags in zip(value, known, said, strict=True):
+            if labelled.any():
+                golds.append(labels[labelled])
+                predictions.append(tags[labelled])
+    return golds, predictions
+
+
+def _program(objective: Objective):
+    """(params, batch) -> ({task: predictions [R, ...]}, {task: [Σ loss, Σ weight]})."""
+
+    def program(params, batch):
+        scores = terms.logits(objective, params, batch, None, None)
+        outputs, sums = {}, {}
+        for name, logits in scores.items():
+            task, labels = objective.tasks[name], terms.rows_of(batch.labels[name])
+            head = params["heads"][name]
+            outputs[name] = task.predict(head, logits, labels)
+            loss, weight = task.loss(head, logits, labels).sum(), task.weight(labels).sum()
+            sums[name] = jax.numpy.stack([loss, weight])
+        return outputs, sums
+
+    return program

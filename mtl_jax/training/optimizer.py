@@ -1,0 +1,111 @@
+"""The optimizer, built inside the step from traced hyperparameters."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from mtl_jax.errors import UserError
+from mtl_jax.training.paths import matching
+
+
+class Hyper(NamedTuple):
+    """Hyperparameters as arguments of the step: float32 scalars that may be traced, so that one program serves all.
+
+    learning_rate, weight_decay, dropout, attention_dropout   scalars
+    alpha     {task: α_k}
+    strength  {penalty: λ}
+    """
+
+    learning_rate: jax.Array
+    weight_decay: jax.Array
+    dropout: jax.Array
+    attention_dropout: jax.Array
+    alpha: Mapping[str, jax.Array]
+    strength: Mapping[str, jax.Array]
+
+
+def hyper_from(config, tasks: tuple[str, ...]) -> Hyper:
+    """The values in a config, as float32 scalars."""
+
+    def scalar(value):
+        return jnp.asarray(value, jnp.float32)
+
+    return Hyper(
+        learning_rate=scalar(config.optimizer.learning_rate),
+        weight_decay=scalar(config.optimizer.weight_decay),
+        dropout=scalar(config.model.dropout),
+        attention_dropout=scalar(config.model.attention_dropout),
+        alpha={name: scalar(config.tasks[name].weight) for name in tasks},
+        strength={name: scalar(penalty.strength) for name, penalty in config.penalties.items()},
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerSpec:
+    """What is static about the optimizer; see `configs/default.py` for the fields."""
+
+    name: str
+    b1: float
+    b2: float
+    eps: float
+    momentum: float
+    warmup_steps: int
+    schedule: str
+    steps: int
+
+    def rate(self, step: jax.Array) -> jax.Array:
+        """Factor on the learning rate at a step, float32 in [0, 1]; the first step of a warm-up is above 0."""
+        step = step.astype(jnp.float32)
+        rise = (step + 1.0) / max(self.warmup_steps, 1)
+        left = jnp.clip((self.steps - step) / max(self.steps - self.warmup_steps, 1), 0.0, 1.0)
+        fall = {"linear": left, "cosine": 0.5 * (1.0 - jnp.cos(jnp.pi * left)), "constant": jnp.ones_like(left)}
+        return jnp.where(step < self.warmup_steps, jnp.minimum(rise, 1.0), fall[self.schedule])
+
+    def transformation(self, hyper: Hyper, step: jax.Array, multipliers: Mapping[str, float]):
+        """The optax transformation of this step. Its state has the same structure at every step."""
+        if self.name == "adamw":
+            direction = optax.scale_by_adam(self.b1, self.b2, self.eps)
+        else:
+            direction = optax.trace(self.momentum) if self.momentum else optax.identity()
+        rate = hyper.learning_rate * self.rate(step)
+
+        def scale(updates, params):
+            return {
+                path: -rate * multipliers[path] * (u + hyper.weight_decay * params[path] if decays(path) else u)
+                for path, u in updates.items()
+            }
+
+        return optax.chain(direction, optax.stateless(scale))
+
+
+def decays(path: str) -> bool:
+    """Whether weight decay acts on a leaf: not on biases, layer norms and what a CRF or a mixer adds."""
+    *parents, last = path.split("/")
+    return last not in ("bias", "scale") and not any("norm" in parent for parent in parents)
+
+
+def multipliers(paths, groups: Mapping) -> dict[str, float]:
+    """Factor on the learning rate of each path, from `config.optimizer.groups`; 1 where none matches.
+
+    Raises:
+      UserError: a group that matches no path, a path in two groups.
+    """
+    factors: dict[str, tuple[str, float]] = {}
+    for name, group in groups.items():
+        matched = matching(paths, [group["leaves"]])
+        if not matched:
+            raise UserError(
+                f"config.optimizer.groups.{name}.leaves: {group['leaves']!r} matches no parameter; "
+                f"paths look like {', '.join(sorted(paths)[:3])}"
+            )
+        for path in matched:
+            if path in factors:
+                raise UserError(f"config.optimizer.groups: {path} is in {factors[path][0]!r} and in {name!r}")
+            factors[path] = (name, float(group["rate"]))
+    return {path: factors[path][1] if path in factors else 1.0 for path in paths}

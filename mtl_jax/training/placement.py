@@ -1,0 +1,186 @@
+"""Where a pure step runs: `jit` on a mesh with axes data, task, model (default), or `pmap` over rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from mtl_jax.data.batch import Batch
+from mtl_jax.errors import UserError
+
+AXES = ("data", "task", "model")
+LARGE = 1 << 16  # leaves with at least so many elements are split over the axis `model`
+
+
+class Placement(NamedTuple):
+    """How state and batches lie on the devices.
+
+    train        (function(state, batch, hyper, axis)) -> compiled function(state, batch, hyper) of placed arguments
+    put_state    host or device state -> placed state
+    put_batch    numpy batch with leaves [A, B, R, ...] -> placed batch
+    put_eval     numpy batch with leaves [B, R, ...] -> placed batch for functions jitted as usual
+    replicated   a placed state -> one that ordinary jitted functions take (a view under jit, device 0 under pmap)
+    shardings    abstract state -> shardings to restore a checkpoint with
+    row_shards   R must be a multiple of this
+    """
+
+    train: Callable[[Callable], Callable]
+    put_state: Callable[[Any], Any]
+    put_batch: Callable[[Batch], Batch]
+    put_eval: Callable[[Batch], Batch]
+    replicated: Callable[[Any], Any]
+    shardings: Callable[[Any], Any]
+    row_shards: int
+
+
+def require_platform(platform: str) -> None:
+    """Raises UserError where the platform asked for ("cpu", "gpu", "tpu"; "" = any) has no device."""
+    try:
+        devices = jax.devices()
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(
+            f"JAX found no device of the platform it was told to use ({jax.config.jax_platforms or 'any'}): {error}. "
+            "Unset JAX_PLATFORMS or install the build for your device: pip install -e '.[cuda12]'"
+        ) from None
+    found = devices[0].platform
+    if platform and found != platform:
+        hint = {"gpu": "pip install -e '.[cuda12]' on a machine with an NVIDIA GPU", "tpu": "pip install -e '.[tpu]'"}
+        raise UserError(
+            f"config.training.platform asks for {platform!r}, but JAX runs on {found!r} here"
+            + (f"; {hint[platform]}, or set it to ''" if platform in hint else "")
+        )
+
+
+def place(kind: str, mesh_shape: Mapping[str, int], slices: Mapping[str, tuple[int, ...]], tasks: int) -> Placement:
+    """The placement that a config asks for.
+
+    Args:
+      kind: "jit" or "pmap".
+      mesh_shape: devices for each axis; -1 once = all that are left.
+      slices: owner groups of each leaf, to find the stacks of the tasks' own parameters.
+      tasks: K.
+
+    Raises:
+      UserError: sizes that do not fit the devices; axes other than data under pmap.
+    """
+    count = jax.device_count()
+    if kind == "pmap":
+        if any(mesh_shape.get(axis, 1) > 1 for axis in ("task", "model")):
+            raise UserError("config.training.mesh: placement 'pmap' splits rows only; task and model must be 1, or use 'jit'")
+        return _pmap(count)
+    if kind != "jit":
+        raise UserError(f"config.training.placement: {kind!r} is none of 'jit', 'pmap'")
+    sizes = [int(mesh_shape[axis]) for axis in AXES]
+    if sizes.count(-1) > 1 or any(size == 0 or size < -1 for size in sizes):
+        raise UserError(f"config.training.mesh: sizes are positive, and one may be -1 = the rest; got {dict(mesh_shape)}")
+    known = int(np.prod([size for size in sizes if size > 0]))
+    if -1 in sizes:
+        sizes[sizes.index(-1)] = count // known
+    if int(np.prod(sizes)) != count:
+        raise UserError(f"config.training.mesh: {dict(zip(AXES, sizes, strict=True))} does not make {count} devices")
+    mesh = jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    return _jit(mesh, slices, tasks)
+
+
+def _jit(mesh, slices, tasks) -> Placement:
+    everywhere = NamedSharding(mesh, PartitionSpec())
+
+    def leaf_sharding(path, leaf):
+        spec = [None] * len(leaf.shape)
+        names = [str(getattr(entry, "key", getattr(entry, "name", ""))) for entry in path]
+        owned = next((slices[key] for key in _paths(names) if key in slices), None)
+        stacked = owned is not None and "heads" not in "/".join(names) and len(spec) and spec[0] is None
+        if stacked and leaf.shape[0] == tasks > 1 and tasks % mesh.shape["task"] == 0:
+            spec[0] = "task"
+        if owned is not None and mesh.shape["model"] > 1 and leaf.size >= LARGE:
+            free = [i for i in range(1 if stacked else 0, len(spec)) if leaf.shape[i] % mesh.shape["model"] == 0]
+            if free:
+                spec[max(free, key=lambda i: leaf.shape[i])] = "model"
+        return NamedSharding(mesh, PartitionSpec(*spec))
+
+    def shardings(state):
+        return jax.tree_util.tree_map_with_path(leaf_sharding, state)
+
+    def rows_on(axis):
+        def sharding(leaf):
+            spec = (None,) * axis + ("data",) if leaf.ndim > axis else ()
+            return NamedSharding(mesh, PartitionSpec(*spec))
+
+        return lambda batch: jax.tree.map(lambda leaf: _from_local(leaf, sharding(leaf)), batch)
+
+    def train(function):
+        def constrained(state, batch, hyper):
+            new, metrics = function(state, batch, hyper, None)
+            return jax.lax.with_sharding_constraint(new, shardings(new)), metrics
+
+        return jax.jit(constrained, donate_argnums=0)
+
+    return Placement(
+        train=train,
+        put_state=lambda state: jax.device_put(state, shardings(state)),
+        put_batch=rows_on(2),
+        put_eval=rows_on(1),
+        replicated=lambda state: state,
+        shardings=lambda state: shardings(state),
+        row_shards=mesh.shape["data"],
+    )
+
+
+def _from_local(leaf, sharding):
+    """This process's rows to a global array; with one process an ordinary transfer."""
+    if jax.process_count() == 1:
+        return jax.device_put(leaf, sharding)
+    return jax.make_array_from_process_local_data(sharding, leaf)
+
+
+def _paths(names):
+    """Candidates for a parameter's path in the names on the way to a leaf of the state (nested or flat)."""
+    for start in range(len(names)):
+        yield "/".join(names[start:])
+
+
+def _pmap(count: int) -> Placement:
+    if jax.process_count() > 1:
+        raise UserError("config.training.placement: 'pmap' is for one process; several need 'jit'")
+    devices = jax.local_devices()
+    mesh = jax.make_mesh((count,), ("devices",), axis_types=(AxisType.Auto,))
+    split = NamedSharding(mesh, PartitionSpec("devices"))
+
+    def by_device(batch, axis):
+        """Moves the R axis, split in one share a device, to the front: [devices, ..., R / devices, ...]."""
+
+        def move(leaf):
+            if leaf.ndim <= axis:
+                return np.broadcast_to(leaf, (count, *leaf.shape))
+            shape = leaf.shape
+            parts = leaf.reshape(*shape[:axis], count, shape[axis] // count, *shape[axis + 1 :])
+            return np.moveaxis(parts, axis, 0)
+
+        return jax.tree.map(move, batch)
+
+    def train(function):
+        mapped = jax.pmap(lambda s, b, h: function(s, b, h, "rows"), axis_name="rows", in_axes=(0, 0, None),
+                          donate_argnums=0, devices=devices)  # fmt: skip
+
+        def run(state, batch, hyper):
+            state, metrics = mapped(state, batch, hyper)
+            return state, jax.tree.map(lambda leaf: leaf[0], metrics)
+
+        return run
+
+    def put_state(state):
+        return jax.tree.map(lambda leaf: jax.device_put(np.broadcast_to(leaf, (count, *leaf.shape)), split), state)
+
+    return Placement(
+        train=train,
+        put_state=put_state,
+        put_batch=lambda batch: jax.device_put(by_device(batch, 2), split),
+        put_eval=lambda batch: jax.device_put(batch, devices[0]),
+        replicated=lambda state: jax.tree.map(lambda leaf: jax.device_put(leaf[0], devices[0]), state),
+        shardings=lambda state: jax.tree.map(lambda _: None, state),
+        row_shards=count,
+    )

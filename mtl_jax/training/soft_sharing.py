@@ -1,0 +1,149 @@
+"""From `config.penalties` to the terms λ·Ω of the objective: which leaves, grouped how, with which factors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from mtl_jax import sharing
+from mtl_jax.errors import UserError
+from mtl_jax.models.ownership import owner_count
+from mtl_jax.sharing import select
+from mtl_jax.training.objective import Flat, Penalty
+
+SCHEDULES = {
+    "constant": jnp.ones_like,
+    "rise": lambda progress: progress,
+    "fall": lambda progress: 1.0 - progress,
+}
+EDGES = {"laplacian": "adjacency", "l2_pairwise": "weights"}  # kinds with a graph of tasks, and its argument
+
+
+def columns(flat: Flat, owners: Mapping[str, tuple[int, ...]]) -> dict[str, jax.Array]:
+    """The leaves that tasks do not all share, each `[K, ...]`: a group's slice stands once for each of its tasks.
+
+    With K = 1 these are all leaves of layers.
+    """
+    stacks = {}
+    for path, leaf in flat.items():
+        owner = owners.get(path.split("/")[0])
+        if owner is None or (owner_count(owner) == 1 and len(owner) > 1):
+            continue
+        stacks[path] = leaf if owner_count(owner) == len(owner) else leaf[np.asarray(owner)]
+    return stacks
+
+
+def build(
+    penalties: Mapping[str, Any],
+    owners: Mapping[str, tuple[int, ...]],
+    tasks: Sequence[str],
+    all_tasks: Sequence[str],
+    shapes: Mapping[str, jax.ShapeDtypeStruct],
+) -> tuple[dict[str, Penalty], bool]:
+    """The penalties of a config, and whether one of them needs the initial values as anchor.
+
+    Args:
+      penalties: name -> `configs.default.penalty`.
+      owners: path of layer -> owner of each task.
+      tasks: the K tasks that are trained.
+      all_tasks: the tasks of the config: the order of matrices in options.
+      shapes: flat dict of the parameters' shapes.
+
+    Raises:
+      UserError: naming the field, for what does not fit: leaves that no regex finds or of different K, options, ...
+    """
+    built, anchored = {}, False
+    for name, entry in penalties.items():
+        where = f"config.penalties.{name}"
+        try:
+            penalty, needs_anchor = _penalty(where, entry, owners, tasks, all_tasks, shapes)
+        except ValueError as error:
+            raise error if isinstance(error, UserError) else UserError(f"{where}: {error}") from None
+        built[name] = penalty
+        anchored |= needs_anchor
+    return built, anchored
+
+
+def _penalty(where, entry, owners, tasks, all_tasks, shapes):
+    options = _options(where, entry, tasks, all_tasks)
+    anchored = entry.kind == "l2_to_anchor" or options.get("center") == "anchor"
+    evaluate = select.build(entry.kind, entry.leaves, entry.scope, options)
+    stacks = jax.eval_shape(lambda flat: columns(flat, owners), dict(shapes))
+    if not stacks:
+        raise UserError(
+            f"{where}: no task has parameters of its own that could be drawn together; config.sharing.trunk is such "
+            "that all layers are shared. Set it to 'none' (each task a model of its own) or to a lower layer"
+        )
+    groups = select.grouped(stacks, entry.leaves, entry.scope)
+    for layer in entry.by_layer:
+        if layer not in {group.split("/")[0] for group in groups}:
+            raise UserError(
+                f"{where}.by_layer: {layer!r} is no layer of this penalty; "
+                + ("with scope 'tree' λ is one number" if entry.scope == "tree" else f"there are {', '.join(groups)}")
+            )
+    factors = {group: float(entry.by_layer.get(group.split("/")[0], 1.0)) for group in groups}
+
+    def value(flat, anchor):
+        values = evaluate(columns(flat, owners), columns(anchor, owners))
+        return sum((factors[group] * omega for group, omega in values.items()), jnp.float32(0.0))
+
+    # values are tried now, on shapes, so that what does not fit is said here and not inside the step
+    omega = jax.eval_shape(value, dict(shapes), dict(shapes))
+    if omega.shape != ():
+        raise UserError(f"{where}: {entry.kind} gives an array {omega.shape} where one number is meant")
+    proximal = _proximal(where, entry, options, owners, groups, factors) if entry.proximal else None
+    return Penalty(value, proximal, SCHEDULES[entry.schedule]), anchored
+
+
+def _proximal(where, entry, options, owners, groups, factors):
+    if entry.kind not in sharing.PROXIMAL:
+        raise UserError(f"{where}.proximal: there is no exact operator for {entry.kind!r}; there is for {', '.join(sharing.PROXIMAL)}")
+    for path in (path for group in groups.values() for path in group):
+        owner = owners[path.split("/")[0]]
+        if owner_count(owner) < len(owner):
+            raise UserError(
+                f"{where}.proximal: {path} is owned by groups of tasks, where the operator is not exact; "
+                "narrow `leaves` to layers that each task owns, or set proximal=False"
+            )
+    transform = select.build_proximal(entry.kind, entry.leaves, entry.scope, options)
+
+    def proximal(updates, flat, anchor, t):
+        own = columns(flat, owners)
+        strengths = {group: t * factor for group, factor in factors.items()}
+        moved, _ = transform(strengths, anchor).update({path: updates[path] for path in own}, optax.EmptyState(), own)
+        return {**updates, **moved}
+
+    return proximal
+
+
+def _options(where, entry, tasks, all_tasks):
+    """Options with matrices as float32 [K, K] over the trained tasks, and graphs of task names as such matrices."""
+    options = {key: value for key, value in entry.options.items()}
+    chosen = [all_tasks.index(task) for task in tasks]
+    if "edges" in options:
+        if entry.kind not in EDGES:
+            raise UserError(f"{where}.options.edges: {entry.kind!r} has no graph of tasks; {' and '.join(EDGES)} have")
+        matrix = np.zeros((len(all_tasks), len(all_tasks)), np.float32)
+        for edge in options.pop("edges"):
+            first, second, weight = edge
+            for task in (first, second):
+                if task not in all_tasks:
+                    raise UserError(f"{where}.options.edges: there is no task {task!r}; there are {', '.join(all_tasks)}")
+            i, j = all_tasks.index(first), all_tasks.index(second)
+            matrix[i, j] = matrix[j, i] = float(weight)
+        options[EDGES[entry.kind]] = matrix
+    for key, value in options.items():
+        if isinstance(value, tuple | list | np.ndarray) and np.ndim(value) == 2:
+            matrix = np.asarray(value, np.float32)
+            if matrix.shape != (len(all_tasks),) * 2:
+                raise UserError(
+                    f"{where}.options.{key}: a matrix over the {len(all_tasks)} tasks of the config is "
+                    f"[{len(all_tasks)}, {len(all_tasks)}], not {list(matrix.shape)}"
+                )
+            options[key] = matrix[np.ix_(chosen, chosen)]
+    return options

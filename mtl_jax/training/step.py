@@ -1,0 +1,192 @@
+"""The train step: pure, and the same under jit on a mesh, pmap, vmap over lanes and scan over steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from mtl_jax.balancing.loss_weights import LossWeights, Signals
+from mtl_jax.data.batch import Batch
+from mtl_jax.training import objective as terms
+from mtl_jax.training import owners
+from mtl_jax.training.objective import Objective
+from mtl_jax.training.optimizer import Hyper, OptimizerSpec
+from mtl_jax.training.paths import flatten, unflatten
+
+
+class TrainState(NamedTuple):
+    """All that a run carries from step to step; all of it is in the checkpoint.
+
+    step       int32 scalar, the number of the next step
+    params     {path of layer: leaves [O, ...], "heads": {task: leaves}}, float32
+    opt_state  of optax, over the flat dict of trained leaves
+    balance    state of the loss weights
+    anchor     flat dict of the initial values, for penalties that draw towards them; empty where there are none
+    key        raw key data uint32 [2] of the run
+    skipped    int32 [K + 1], steps left out because of a task's loss or gradient; the last: of shared parameters
+    bad_steps  int32 scalar, steps left out in a row
+    """
+
+    step: jax.Array
+    params: Any
+    opt_state: Any
+    balance: Any
+    anchor: Mapping[str, jax.Array]
+    key: jax.Array
+    skipped: jax.Array
+    bad_steps: jax.Array
+
+
+class StepSpec(NamedTuple):
+    """What is static about the step.
+
+    slices       {path: owner group of each slice}, see `owners.slice_owners`
+    multipliers  {path: factor on the learning rate} of the trained paths; others are frozen
+    tied         replace columns by their mean after each update
+    clip         largest gradient norm by owner, 0 = off
+    """
+
+    objective: Objective
+    loss_weights: LossWeights
+    optimizer: OptimizerSpec
+    slices: Mapping[str, tuple[int, ...]]
+    multipliers: Mapping[str, float]
+    tied: bool
+    clip: float
+
+
+def init_state(spec: StepSpec, params: Any, hyper: Hyper, key: jax.Array, needs_anchor: bool) -> TrainState:
+    """The state before the first step."""
+    trained = _trained(spec, flatten(params))
+    step = jnp.zeros((), jnp.int32)
+    tasks = len(spec.objective.tasks)
+    return TrainState(
+        step=step,
+        params=params,
+        opt_state=spec.optimizer.transformation(hyper, step, spec.multipliers).init(trained),
+        balance=spec.loss_weights.init(tasks),
+        anchor={path: jnp.copy(leaf) for path, leaf in flatten(params).items() if not path.startswith("heads/")}
+        if needs_anchor
+        else {},
+        key=jax.random.key_data(key),
+        skipped=jnp.zeros((tasks + 1,), jnp.int32),
+        bad_steps=jnp.zeros((), jnp.int32),
+    )
+
+
+def train_step(spec: StepSpec, state: TrainState, batch: Batch, hyper: Hyper, axis: str | None = None):
+    """One optimizer step.
+
+    Args:
+      spec: static.
+      state: before the step.
+      batch: leaves `[A, B, R, ...]`: A micro-batches.
+      hyper: traced hyperparameters.
+      axis: name of the device axis under pmap, where R is this device's share of the rows.
+
+    Returns:
+      the state after it, and metrics: losses [K], alpha [K], penalty {name: Ω}, strength {name: λ}, total,
+      gradient_norm [K + 1], learning_rate, skipped [K + 1], bad_steps, present [K].
+    """
+    objective, tasks = spec.objective, len(spec.objective.tasks)
+    key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
+    flat = flatten(state.params)
+    trained = _trained(spec, flat)
+    progress = state.step.astype(jnp.float32) / spec.optimizer.steps
+
+    losses, alpha, extra, balance, gradient, present = _data_gradient(spec, state, trained, flat, batch, hyper, key, axis)
+
+    strength = terms.strengths(objective, hyper, progress)
+
+    def weighted_penalty(trained):
+        values = terms.penalty_values(objective, {**flat, **trained}, state.anchor)
+        by_gradient = (strength[n] * v for n, v in values.items() if objective.penalties[n].proximal is None)
+        return sum(by_gradient, jnp.float32(0.0)), values
+
+    (_, penalties), penalty_gradient = jax.value_and_grad(weighted_penalty, has_aux=True)(trained)
+    gradient = jax.tree.map(jnp.add, gradient, penalty_gradient)
+    gradient, norms = owners.clip(gradient, spec.slices, tasks, spec.clip)
+
+    optimizer = spec.optimizer.transformation(hyper, state.step, spec.multipliers)
+    updates, opt_state = optimizer.update(gradient, state.opt_state, trained)
+    rate = hyper.learning_rate * spec.optimizer.rate(state.step)
+    for name, penalty in objective.penalties.items():
+        if penalty.proximal is not None:
+            updates = penalty.proximal(updates, trained, state.anchor, rate * strength[name])
+    after = optax.apply_updates(trained, updates)
+    if spec.tied:
+        after = {path: _tie(path, leaf) for path, leaf in after.items()}
+
+    bad = ~jnp.isfinite(norms) | jnp.append(~jnp.isfinite(losses), False)
+    ok = ~bad.any()
+    new = TrainState(
+        step=state.step + 1,
+        params=_where(ok, unflatten({**flat, **after}), state.params),
+        opt_state=_where(ok, opt_state, state.opt_state),
+        balance=_where(ok, balance, state.balance),
+        anchor=state.anchor,
+        key=state.key,
+        skipped=state.skipped + bad.astype(jnp.int32),
+        bad_steps=jnp.where(ok, 0, state.bad_steps + 1),
+    )
+    total = jnp.dot(alpha, jnp.where(present, losses, 0.0)) + extra
+    total = total + sum((strength[name] * value for name, value in penalties.items()), jnp.float32(0.0))
+    metrics = {
+        "losses": losses, "alpha": alpha, "penalty": penalties, "strength": strength, "total": total,
+        "gradient_norm": norms, "learning_rate": rate, "skipped": new.skipped, "bad_steps": new.bad_steps,
+        "present": present,
+    }  # fmt: skip
+    return new, metrics
+
+
+def _data_gradient(spec, state, trained, flat, batch, hyper, key, axis):
+    """The K losses of the whole step, their weights α, and the gradient of Σ α_k·L_k."""
+    objective = spec.objective
+    psum: Callable = (lambda tree: jax.lax.psum(tree, axis)) if axis else (lambda tree: tree)
+    micro_batches = batch.tokens.shape[0]
+    total = psum(jax.vmap(lambda b: terms.counts(objective, b))(batch).sum(axis=0))
+    present = total > 0
+    factors = jnp.stack([hyper.alpha[name] for name in objective.tasks])
+
+    def shares(trained, micro):
+        return terms.loss_shares(objective, unflatten({**flat, **trained}), micro, hyper, key, total)
+
+    def weigh(losses):
+        alpha, extra, balance = spec.loss_weights.update(Signals(losses=losses, present=present), state.balance)
+        return alpha * factors, extra, balance
+
+    if micro_batches == 1:
+        share, pullback = jax.vjp(lambda t: shares(t, jax.tree.map(lambda a: a[0], batch)), trained)
+        losses = psum(share)
+        alpha, extra, balance = weigh(losses)
+        (gradient,) = pullback(jnp.where(present, alpha, 0.0))
+        return losses, alpha, extra, balance, psum(gradient), present
+
+    # α may depend on the losses of the whole step, so these are known first where the method asks for them
+    forward = jax.lax.map(lambda micro: shares(trained, micro), batch).sum(axis=0) if spec.loss_weights.needs_losses else None
+    alpha, extra, balance = weigh(psum(forward) if forward is not None else jnp.zeros_like(total))
+
+    def add(carry, micro):
+        share, pullback = jax.vjp(lambda t: shares(t, micro), trained)
+        (gradient,) = pullback(jnp.where(present, alpha, 0.0))
+        return jax.tree.map(jnp.add, carry, (share, gradient)), None
+
+    zero = (jnp.zeros_like(total), jax.tree.map(jnp.zeros_like, trained))
+    (share, gradient), _ = jax.lax.scan(add, zero, batch)
+    return psum(share), alpha, extra, balance, psum(gradient), present
+
+
+def _trained(spec: StepSpec, flat):
+    return {path: flat[path] for path in spec.multipliers}
+
+
+def _tie(path, leaf):
+    return leaf if path.startswith("heads/") else jnp.broadcast_to(leaf.mean(axis=0, keepdims=True), leaf.shape)
+
+
+def _where(ok, new, old):
+    return jax.tree.map(lambda a, b: jnp.where(ok, a, b), new, old)

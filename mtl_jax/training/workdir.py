@@ -1,0 +1,169 @@
+"""The folder of a run: config.json, metrics.jsonl, TensorBoard events, checkpoints, figures, summary.json."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import pathlib
+import tempfile
+from typing import Any
+
+from mtl_jax.errors import UserError
+
+# Fields that may differ when a run is resumed: they change what is seen of the run, not the run.
+FREE_FIELDS = (
+    "training.log_every", "training.checkpoint_every", "training.keep", "training.max_bad_steps",
+    "training.platform", "training.placement", "training.mesh", "evaluation", "data.cache",
+)  # fmt: skip
+
+
+def prepare(path: str | os.PathLike) -> pathlib.Path:
+    """Makes the folder and makes sure that it can be written.
+
+    Raises:
+      UserError: it cannot be made or written.
+    """
+    workdir = pathlib.Path(path).expanduser()
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=workdir):
+            pass
+    except OSError as error:
+        raise UserError(f"--workdir={path}: cannot be written ({error.strerror}); name a folder that can") from None
+    return workdir
+
+
+def plain(value: Any) -> Any:
+    """A config as JSON has it: dicts, lists, numbers, texts."""
+    if hasattr(value, "to_dict"):
+        value = value.to_dict()
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return value
+
+
+def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
+    """Where two plain configs differ: "field: value in the first, value in the second"."""
+    found = []
+    for key in sorted(old.keys() | new.keys()):
+        field = f"{prefix}.{key}" if prefix else key
+        if field in FREE_FIELDS:
+            continue
+        a, b = old.get(key, "(absent)"), new.get(key, "(absent)")
+        if isinstance(a, dict) and isinstance(b, dict):
+            found += differences(a, b, field)
+        elif a != b:
+            found.append(f"config.{field}: {a!r} there, {b!r} here")
+    return found
+
+
+def claim(workdir: pathlib.Path, config: Any) -> None:
+    """Writes config.json, or checks that the one there is of the same run.
+
+    Raises:
+      UserError: the workdir holds a run of another config; the fields are named.
+    """
+    file = workdir / "config.json"
+    new = plain(config)
+    if file.exists():
+        if different := differences(read_config(workdir), new):
+            raise UserError(
+                f"{workdir} holds a run of another config; take another --workdir, or delete it to begin anew.\n  "
+                + "\n  ".join(different)
+            )
+    write_json(file, new)
+
+
+def read_config(workdir: pathlib.Path) -> dict[str, Any]:
+    """The plain config of a run.
+
+    Raises:
+      UserError: there is none, or it is not JSON.
+    """
+    file = workdir / "config.json"
+    try:
+        return json.loads(file.read_text())
+    except FileNotFoundError:
+        raise UserError(f"{workdir}: no config.json, so this is not the folder of a run") from None
+    except json.JSONDecodeError as error:
+        raise UserError(f"{file}:{error.lineno}: not JSON: {error.msg}") from None
+
+
+def read_summary(workdir: pathlib.Path) -> dict[str, Any]:
+    """summary.json of a finished run.
+
+    Raises:
+      UserError: the run has none yet.
+    """
+    try:
+        return json.loads((workdir / "summary.json").read_text())
+    except FileNotFoundError:
+        raise UserError(f"{workdir}: no summary.json; the run is not finished, start it again to go on") from None
+
+
+def write_json(file: pathlib.Path, value: Any) -> None:
+    """Writes JSON so that the file is never half there."""
+    temporary = file.with_name(file.name + f".{os.getpid()}")
+    temporary.write_text(json.dumps(_finite(value), indent=2) + "\n")
+    os.replace(temporary, file)
+
+
+def _finite(value):
+    """NaN and infinities are not JSON: they become null."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+class MetricsLog:
+    """metrics.jsonl, one object a line with `step` and `kind`, and the same as TensorBoard events."""
+
+    def __init__(self, workdir: pathlib.Path, step: int):
+        """Opens the log to go on at `step`: lines that were written at or after it by a run cut off are dropped."""
+        from tensorboardX import SummaryWriter
+
+        self.file = workdir / "metrics.jsonl"
+        kept = [line for line in read_metrics(workdir) if line["step"] <= step]
+        temporary = self.file.with_suffix(".tmp")
+        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        os.replace(temporary, self.file)
+        self._lines = self.file.open("a", buffering=1)
+        self._events = SummaryWriter(str(workdir / "events"), purge_step=step)
+
+    def write(self, step: int, kind: str, values: dict[str, Any]) -> None:
+        """One line; `values` may hold dicts, whose numbers become TensorBoard scalars `kind/key/key`."""
+        self._lines.write(json.dumps({"step": step, "kind": kind, **_finite(values)}) + "\n")
+        for name, number in _scalars(values, kind):
+            self._events.add_scalar(name, number, step)
+
+    def close(self) -> None:
+        """Flushes both."""
+        self._lines.close()
+        self._events.close()
+
+
+def read_metrics(workdir: pathlib.Path) -> list[dict[str, Any]]:
+    """The whole lines of metrics.jsonl; a last line cut off by a crash is left out."""
+    file = workdir / "metrics.jsonl"
+    lines = []
+    if file.exists():
+        for line in file.read_text().splitlines():
+            try:
+                lines.append(json.loads(line))
+            except json.JSONDecodeError:
+                continue
+    return lines
+
+
+def _scalars(values, prefix):
+    for key, value in values.items():
+        name = f"{prefix}/{key}"
+        if isinstance(value, dict):
+            yield from _scalars(value, name)
+        elif isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+            yield name, value

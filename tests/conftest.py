@@ -1,0 +1,81 @@
+"""Every test runs with 8 fake CPU devices and strict promotion: shapes and dtypes are meant, never guessed."""
+
+import json
+import os
+import pathlib
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+
+import jax
+import pytest
+
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+# programs are the same from test to test and from run to run
+jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(__file__).parents[1] / ".pytest_cache" / "jax"))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+
+DATA = pathlib.Path(os.environ.get("MTL_JAX_DATA", pathlib.Path(__file__).parents[2] / "shared" / "data"))
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> pathlib.Path:
+    """The folder of real data sets; tests that need it are skipped, saying so, where it is absent."""
+    if not DATA.is_dir():
+        pytest.skip(f"real data not found at {DATA}; set MTL_JAX_DATA to their folder")
+    return DATA
+
+
+@pytest.fixture
+def tiny(tmp_path, monkeypatch):
+    """Makes configs of three small tasks on two data sets of generated text: seconds to train on a CPU."""
+    import numpy as np
+
+    monkeypatch.setenv("MTL_JAX_CACHE", str(tmp_path / "cache"))
+    rng = np.random.default_rng(0)
+    words = {"red": 0, "blue": 1, "green": 2}
+    noise = [f"w{i}" for i in range(30)]
+    lines = {"texts": [], "sentences": []}
+    for _ in range(160):
+        color = str(rng.choice(list(words)))
+        text = [str(w) for w in rng.choice(noise, rng.integers(2, 9))]
+        text.insert(int(rng.integers(0, len(text))), color)
+        lines["texts"].append(json.dumps({"text": " ".join(text), "color": color}))
+        tags = ["B-COL" if w in words else "O" for w in text]
+        lines["sentences"].append(json.dumps({"words": text, "tags": tags, "long": "yes" if len(text) > 5 else "no"}))
+    for name, records in lines.items():
+        for split, part in (("train", records[:96]), ("dev", records[96:128]), ("test", records[128:])):
+            (tmp_path / f"{name}.{split}.jsonl").write_text("\n".join(part) + "\n")
+
+    def make(**changes):
+        from configs import default
+
+        config = default.get_config()
+        for name, field in (("texts", {"text": ("text",)}), ("sentences", {"words": "words"})):
+            splits = {split: f"{name}.{split}.jsonl" for split in ("train", "dev", "test")}
+            default.add_dataset(config, name, reader="jsonl", path=str(tmp_path), splits=splits, **field)
+        default.add_task(config, "color", kind="classification", dataset="texts", label="color")
+        default.add_task(config, "tags", kind="tagging", dataset="sentences", label="tags", options={"crf": True, "scheme": "iob2"})
+        default.add_task(config, "long", kind="classification", dataset="sentences", label="long")
+        config.tokenizer.kind = "words"
+        config.model.layer = "bilstm"
+        config.model.layers = 1
+        config.model.width = 8
+        config.data.row_length = 16
+        config.data.rows = 8
+        config.optimizer.learning_rate = 1e-2
+        config.training.steps = 12
+        config.training.eval_every = 6
+        config.training.checkpoint_every = 4
+        config.training.log_every = 1
+        config.evaluation.rows = 8
+        for field, value in changes.items():
+            node = config
+            *path, last = field.split("__")
+            for key in path:
+                node = node[key]
+            node[last] = value
+        return config
+
+    return make
