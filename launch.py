@@ -10,18 +10,21 @@
 Modes that read a finished run take its own config.json unless --config names another.
 """
 
+import errno
 import pathlib
 import sys
 
 from absl import app, flags, logging
-from ml_collections import ConfigDict, config_flags
+from ml_collections import config_flags
 
+from mtl_jax import flag_errors
 from mtl_jax.errors import UserError
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, with an argument: file.py:argument.", lock_config=True)
+CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, or file.py:argument.", lock_config=True)
 WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the run.")
-MODE = flags.DEFINE_enum("mode", "train", ["train", "evaluate", "predict", "inspect", "export", "compare"], "What to do.")
-CHECKPOINT = flags.DEFINE_list("checkpoint", ["best"], "best, last or step numbers; predict averages several.")
+MODES = ["train", "evaluate", "predict", "inspect", "export", "compare"]
+MODE = flags.DEFINE_enum("mode", "train", MODES, "What to do.")
+CHECKPOINT = flags.DEFINE_list("checkpoint", ["best"], "best, last or steps; predict and export average several.")
 INPUT = flags.DEFINE_string("input", "", "predict: JSONL file or lines of text; '-' reads the standard input.")
 OUTPUT = flags.DEFINE_string("output", "", "predict: JSONL file, '' prints it; export, compare: folder.")
 RUNS = flags.DEFINE_list("runs", [], "compare: folders of finished runs.")
@@ -30,7 +33,7 @@ RUNS = flags.DEFINE_list("runs", [], "compare: folders of finished runs.")
 def main(argv):
     if len(argv) > 1:
         raise UserError(f"what is {argv[1]!r}? Arguments are flags, e.g. --config=configs/quickstart.py")
-    logging.set_verbosity(logging.WARNING)
+    logging.set_verbosity(logging.ERROR)
     {
         "train": _train, "evaluate": _evaluate, "predict": _predict,
         "inspect": _inspect, "export": _export, "compare": _compare,
@@ -40,23 +43,26 @@ def main(argv):
 def _train():
     from mtl_jax.analysis import report
     from mtl_jax.training import loop
+    from mtl_jax.training import workdir as folders
 
-    config, workdir = _config(), _workdir()
+    if not WORKDIR.value:
+        raise UserError("--mode=train needs --workdir=FOLDER")
+    config = _config()
+    workdir = folders.prepare(WORKDIR.value)
     summary = loop.train(config, workdir)
-    print("\n" + report.finished(workdir, summary))
-    print(
-        f"\nnext: python launch.py --workdir={workdir} --mode=predict --input=texts.txt\n"
-        f"      python launch.py --workdir={workdir} --mode=export --output={workdir / 'export'}"
-    )
+    if summary is not None:
+        print("\n" + report.finished(workdir, summary))
 
 
 def _evaluate():
     from mtl_jax.analysis import report
-    from mtl_jax.training import loop
+    from mtl_jax.training import scoring
     from mtl_jax.training.workdir import write_json
 
     workdir = _workdir()
-    result = loop.evaluate(_config(), workdir, CHECKPOINT.value[0])
+    if len(CHECKPOINT.value) != 1:
+        raise UserError("--mode=evaluate scores one --checkpoint")
+    result = scoring.evaluate(_config(), workdir, CHECKPOINT.value[0])
     file = workdir / f"evaluation_{CHECKPOINT.value[0]}.json"
     write_json(file, result)
     print(report.results_table(result) + f"\n\nstep {result['step']}; numbers in {file}")
@@ -65,7 +71,8 @@ def _evaluate():
 def _predict():
     from mtl_jax.training import prediction
 
-    prediction.predict(_config(), _workdir(), CHECKPOINT.value, INPUT.value, OUTPUT.value)
+    workdir = _workdir()
+    prediction.predict(_config(), workdir, CHECKPOINT.value, INPUT.value, OUTPUT.value)
 
 
 def _inspect():
@@ -77,9 +84,10 @@ def _inspect():
 def _export():
     from mtl_jax.training import prediction
 
+    workdir = _workdir()
     if not OUTPUT.value:
         raise UserError("--mode=export needs --output=FOLDER")
-    for line in prediction.export(_config(), _workdir(), CHECKPOINT.value, pathlib.Path(OUTPUT.value)):
+    for line in prediction.export(_config(), workdir, CHECKPOINT.value, pathlib.Path(OUTPUT.value)):
         print(line)
 
 
@@ -94,11 +102,14 @@ def _compare():
 
 
 def _workdir() -> pathlib.Path:
+    """The folder of a run that is there."""
     from mtl_jax.training import workdir
 
     if not WORKDIR.value:
         raise UserError(f"--mode={MODE.value} needs --workdir=FOLDER")
-    return workdir.prepare(WORKDIR.value)
+    folder = pathlib.Path(WORKDIR.value).expanduser()
+    workdir.read_config(folder)
+    return folder
 
 
 def _config():
@@ -111,28 +122,26 @@ def _config():
     if config is None:
         if MODE.value == "train" or not WORKDIR.value:
             raise UserError(f"--mode={MODE.value} needs --config=FILE")
-        config = _as_config(workdir.read_config(pathlib.Path(WORKDIR.value)))
+        config = checks.from_plain(workdir.read_config(pathlib.Path(WORKDIR.value).expanduser()))
     checks.check(config, default)
     return config
-
-
-def _as_config(plain):
-    """A config from JSON: in its order, and with tuples for lists."""
-    if isinstance(plain, dict):
-        config = ConfigDict(sort_keys=False)
-        for key, value in plain.items():
-            config[key] = _as_config(value)
-        return config
-    return tuple(_as_config(item) for item in plain) if isinstance(plain, list) else plain
 
 
 def run():
     """Runs main; mistakes that a person can mend end in one message and status 2."""
     try:
-        app.run(main)
+        app.run(main, flags_parser=flag_errors.parse)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+            raise
+        print(f"error: {error.filename or WORKDIR.value}: {error.strerror}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
 
 
 if __name__ == "__main__":

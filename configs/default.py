@@ -29,7 +29,9 @@ def get_config() -> ConfigDict:
     config.datasets = ConfigDict(sort_keys=False)  # name -> dataset(), see below; `add_dataset`
     config.tasks = ConfigDict(sort_keys=False)  # name -> task(), see below; `add_task`. Their order is that of [K] axes
     config.train_on = ()  # names of the tasks to train; () = all. The vocabulary stays that of all data sets
-    config.penalties = ConfigDict(sort_keys=False)  # name -> penalty(), see below; `add_penalty`. The soft-sharing terms λ·Ω
+    config.penalties = ConfigDict(
+        sort_keys=False
+    )  # name -> penalty(), see below; `add_penalty`. The soft-sharing terms λ·Ω
 
     data = config.data = ConfigDict()
     data.row_length = 128  # T, tokens of a row; a text longer than this is cut, see overlong
@@ -42,17 +44,20 @@ def get_config() -> ConfigDict:
     data.weights = ConfigDict()  # for mixing = "weights": data set -> relative weight
     data.overlong = ""  # "truncate" | "split" (at words) | "error"; "": split where a task labels words, else truncate
     data.max_unseen = 0.05  # largest share of dev or test labels that train lacks; more is an error
-    data.cache = True  # keep tokenized data in the user's cache folder, by content hash
 
     tokenizer = config.tokenizer = ConfigDict()
-    tokenizer.kind = "pretrained"  # "pretrained" (of model.pretrained, or tokenizer.path) | "words" (from training data)
+    tokenizer.kind = (
+        "pretrained"  # "pretrained" (of model.pretrained, or tokenizer.path) | "words" (from training data)
+    )
     tokenizer.path = ""  # Hub name or folder; "": that of model.pretrained
     tokenizer.lower = False  # "words": lower-case
     tokenizer.min_count = 1  # "words": rarer words become [UNK]
     tokenizer.max_size = 0  # "words": keep the most frequent so many; 0 = all
 
     model = config.model = ConfigDict()
-    model.pretrained = ""  # Hub name or local folder with safetensors, or the folder inside pretrained_wheel; "": random
+    model.pretrained = (
+        ""  # Hub name or local folder with safetensors, or the folder inside pretrained_wheel; "": random
+    )
     model.pretrained_wheel = ConfigDict({"name": "", "version": "", "sha256": ""})  # wheel that holds the folder
     model.layer = "transformer"  # "transformer" | "lstm" | "bilstm" | "rnn" | "cnn"; with `pretrained`: "transformer"
     model.layers = 2  # with `pretrained`: the first so many of its layers, 0 = all
@@ -70,7 +75,9 @@ def get_config() -> ConfigDict:
     model.remat = False  # recompute activations in the backward pass: less memory, about a third more time
 
     sharing = config.sharing = ConfigDict()
-    sharing.trunk = "all"  # the last layer that all tasks share: "all" (hard sharing) | "none" (each task a model of its
+    sharing.trunk = (
+        "all"  # the last layer that all tasks share: "all" (hard sharing) | "none" (each task a model of its
+    )
     #                        own; with a penalty: soft sharing) | "embed" | "layer_03" (shared trunk, then columns)
     sharing.groups = ConfigDict()  # trees: layer -> tuple of tuples of task names that share it, from that layer up to
     #                                the next one named, e.g. {"layer_02": (("pos", "srl"), ("topic",))}
@@ -117,7 +124,9 @@ def get_config() -> ConfigDict:
 def dataset(**fields) -> ConfigDict:
     """A data set: where the examples are. Unknown fields are refused."""
     entry = ConfigDict()
-    entry.reader = ""  # one of mtl_jax.data.readers.READERS: "jsonl", "csv", "conll", "conllu", "parallel", "folders", ...
+    entry.reader = (
+        ""  # one of mtl_jax.data.readers.READERS: "jsonl", "csv", "conll", "conllu", "parallel", "folders", ...
+    )
     entry.path = ""  # file or folder; with `wheel` inside it; `~` and $VARIABLES are expanded
     entry.wheel = ConfigDict()  # {"name", "version", "sha256"} of a wheel that holds the files
     entry.splits = ConfigDict()  # "train", "dev", "test" -> file, folder or key, relative to path

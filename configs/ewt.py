@@ -27,7 +27,7 @@ def get_config():
     config.data.rows = 8
     config.optimizer.learning_rate = 3e-4
     config.optimizer.groups = {"heads": {"leaves": "^heads/", "rate": 5.0}}
-    config.training.steps = 900
-    config.training.eval_every = 300
-    config.training.checkpoint_every = 150
+    config.training.steps = 400
+    config.training.eval_every = 400
+    config.training.checkpoint_every = 100
     return config

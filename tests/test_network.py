@@ -61,7 +61,9 @@ def test_every_task_sees_its_own_column(trunk, columns):
 
 
 def test_a_tree_of_tasks():
-    owners = ownership.assign(PAIR.tasks, 2, "embed", {"layer_00": (("x", "z"), ("y",)), "layer_01": (("x",), ("z",), ("y",))})
+    owners = ownership.assign(
+        PAIR.tasks, 2, "embed", {"layer_00": (("x", "z"), ("y",)), "layer_01": (("x",), ("z",), ("y",))}
+    )
     assert owners == {"embed": (0, 0, 0), "layer_00": (0, 1, 0), "layer_01": (0, 1, 2)}
     params, batch = random_params(PAIR, owners), make_batch(PAIR)
     hidden = run(PAIR, owners, params, batch)

@@ -26,17 +26,19 @@ def placed(experiment, kind="jit", mesh=None):
 
 
 def steps(experiment, count, placement=None, hyper=None, state=None):
-    """The state after so many steps, and the metrics of the last."""
-    placement = placement or placed(experiment)
-    function = placement.train(lambda s, b, h, axis: train_step(experiment.spec, s, b, h, axis))
-    state = placement.put_state(experiment.init() if state is None else state)
+    """The state after so many steps, and the metrics of the last; on one device unless a placement is given."""
+    state, metrics = experiment.init() if state is None else state, None
+    if placement is None:
+        function, put = jax.jit(lambda s, b, h: train_step(experiment.spec, s, b, h)), lambda batch: batch
+    else:
+        function = placement.train(lambda s, b, h, axis: train_step(experiment.spec, s, b, h, axis))
+        state, put = placement.put_state(state), placement.put_batch
     accumulate = experiment.config.training.accumulate
-    metrics = None
     for step in range(count):
         parts = [experiment.batches.batch(step * accumulate + i) for i in range(accumulate)]
         batch = jax.tree.map(lambda *leaves: np.stack(leaves), *parts)
-        state, metrics = function(state, placement.put_batch(batch), hyper or experiment.hyper)
-    return jax.device_get(placement.replicated(state)), jax.device_get(metrics)
+        state, metrics = function(state, put(batch), hyper or experiment.hyper)
+    return jax.device_get(placement.replicated(state) if placement else state), jax.device_get(metrics)
 
 
 def largest_difference(a, b):
@@ -53,7 +55,9 @@ def test_nothing_shared_without_penalty_is_training_alone(tiny):
         alone, _ = steps(build(config), 5)
         for path in ("embed", "layer_00"):
             for name, leaf in flatten(alone.params[path]).items():
-                np.testing.assert_allclose(flatten(together.params[path])[name][k], leaf[0], atol=2e-6, err_msg=f"{task} {name}")
+                np.testing.assert_allclose(
+                    flatten(together.params[path])[name][k], leaf[0], atol=2e-6, err_msg=f"{task} {name}"
+                )
         assert largest_difference(together.params["heads"][task], alone.params["heads"][task]) < 2e-6
 
 
@@ -61,16 +65,12 @@ def test_jit_and_pmap_and_one_device_agree(tiny):
     config = tiny(optimizer__name="sgd", optimizer__learning_rate=0.3, model__dropout=0.2, sharing__trunk="none")
     default.add_penalty(config, "l2", kind="l2_to_mean", strength=0.05)
     experiment = build(config)
-    mesh, _ = steps(experiment, 8)
+    one, _ = steps(experiment, 8)
+    mesh, _ = steps(experiment, 8, placed(experiment))
     mapped, _ = steps(experiment, 8, placed(experiment, "pmap"))
-    with jax.default_device(jax.devices()[0]):
-        function = jax.jit(lambda s, b, h: train_step(experiment.spec, s, b, h))
-        state = experiment.init()
-        for step in range(8):
-            state, _ = function(state, jax.tree.map(lambda a: a[None], experiment.batches.batch(step)), experiment.hyper)
-    assert largest_difference(mesh.params, experiment.init().params) > 1e-2
-    assert largest_difference(mesh.params, jax.device_get(state.params)) < 1e-5
-    assert largest_difference(mapped.params, jax.device_get(state.params)) < 1e-5
+    assert largest_difference(one.params, jax.device_get(experiment.init().params)) > 1e-2
+    assert largest_difference(mesh.params, one.params) < 1e-5
+    assert largest_difference(mapped.params, one.params) < 1e-5
 
 
 def test_task_axis_of_the_mesh(tiny):
@@ -97,7 +97,7 @@ def test_a_step_that_is_not_finite_is_left_out_and_counted(tiny):
     experiment = build(tiny(sharing__trunk="none"))
     before = experiment.init()
     broken = experiment.hyper._replace(alpha={**experiment.hyper.alpha, "tags": jnp.float32(jnp.nan)})
-    after, metrics = steps(experiment, 2, hyper=broken)
+    after, _ = steps(experiment, 2, hyper=broken)
     assert largest_difference(after.params, jax.device_get(before.params)) == 0.0
     assert after.skipped.tolist() == [0, 2, 0, 0] and int(after.bad_steps) == 2 and int(after.step) == 2
     after, _ = steps(experiment, 1, state=jax.tree.map(jnp.asarray, after))
@@ -105,23 +105,32 @@ def test_a_step_that_is_not_finite_is_left_out_and_counted(tiny):
 
 
 def test_strength_and_tied_weights_order_the_distances(tiny):
-    def distance(strength=0.0, **changes):
-        config = tiny(sharing__trunk="none", model__column_init="same", **changes)
-        default.add_penalty(config, "l2", kind="l2_to_mean", strength=strength)
-        from mtl_jax.training.loop import distances
+    from mtl_jax.training.scoring import distances
 
+    def distance(config, strength):
         experiment = build(config)
-        found = distances(experiment, steps(experiment, 10)[0].params)
+        hyper = experiment.hyper._replace(strength={"l2": jnp.float32(strength)})
+        found = distances(experiment, steps(experiment, 10, hyper=hyper)[0].params)
         return max(pair["distance"] for pair in found.values())
 
-    free, near, tied = distance(), distance(strength=1.0), distance(sharing__tied=True)
+    config = tiny(sharing__trunk="none")
+    default.add_penalty(config, "l2", kind="l2_to_mean", strength=1.0)
+    free, near = distance(config, 0.0), distance(config, 1.0)
+    config.sharing.tied = True
+    tied = distance(config, 0.0)
     assert free > near > tied
     assert tied < 1e-5
 
 
 def test_proximal_operator_behind_the_optimizer(tiny):
     """One SGD step on the losses, then the closed form of prox for L2 to the mean."""
-    config = tiny(sharing__trunk="none", optimizer__name="sgd", optimizer__weight_decay=0.0, optimizer__warmup=0.0, optimizer__clip=0.0)
+    config = tiny(
+        sharing__trunk="none",
+        optimizer__name="sgd",
+        optimizer__weight_decay=0.0,
+        optimizer__warmup=0.0,
+        optimizer__clip=0.0,
+    )
     plain, metrics = steps(build(config), 1)
     strength = 50.0  # far above what plain gradient steps stand: lr · 2λ = 1 at lr = 0.01
     default.add_penalty(config, "l2", kind="l2_to_mean", strength=strength, proximal=True)
@@ -136,7 +145,9 @@ def test_frozen_parameters_stay_and_have_no_moments(tiny):
     experiment = build(tiny(optimizer__freeze=("^embed/",)))
     state, _ = steps(experiment, 3)
     assert largest_difference(state.params["embed"], jax.device_get(experiment.init().params["embed"])) == 0.0
-    assert not any("embed" in jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(state.opt_state))
+    assert not any(
+        "embed" in jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(state.opt_state)
+    )
 
 
 def test_a_group_learns_faster(tiny):
@@ -146,7 +157,10 @@ def test_a_group_learns_faster(tiny):
     start = jax.device_get(plain.init().params)
     one, ten = steps(plain, 1)[0].params, steps(faster, 1)[0].params
     jax.tree.map(
-        lambda s, a, b: np.testing.assert_allclose(10 * (a - s), b - s, atol=1e-6), start["heads"], one["heads"], ten["heads"]
+        lambda s, a, b: np.testing.assert_allclose(10 * (a - s), b - s, atol=1e-6),
+        start["heads"],
+        one["heads"],
+        ten["heads"],
     )
     assert largest_difference(one["layer_00"], ten["layer_00"]) == 0.0
 
@@ -166,13 +180,25 @@ def test_one_data_set_at_a_time_trains_all_tasks(tiny, mixing):
     ("changes", "said"),
     [
         ({"optimizer__freeze": ("nothing",)}, "config.optimizer.freeze: 'nothing' matches no parameter"),
-        ({"optimizer__groups": {"a": {"leaves": "^heads/", "rate": 2.0}, "b": {"leaves": "tags", "rate": 3.0}}}, "in 'a' and in 'b'"),
+        (
+            {"optimizer__groups": {"a": {"leaves": "^heads/", "rate": 2.0}, "b": {"leaves": "tags", "rate": 3.0}}},
+            "in 'a' and in 'b'",
+        ),
         ({"sharing__trunk": "layer_05"}, "config.sharing.trunk"),
-        ({"sharing__trunk": "all", "penalty": {"kind": "l2_to_mean", "strength": 1.0}}, "no task has parameters of its own"),
+        (
+            {"sharing__trunk": "all", "penalty": {"kind": "l2_to_mean", "strength": 1.0}},
+            "no task has parameters of its own",
+        ),
         ({"sharing__trunk": "none", "penalty": {"kind": "l2_to_mean", "leaves": "typo"}}, "matches no leaf"),
         ({"sharing__trunk": "none", "penalty": {"kind": "subspace", "options": {"dims": 2}}}, "no option dims"),
         ({"sharing__trunk": "none", "penalty": {"kind": "mtrl", "proximal": True}}, "no exact operator for 'mtrl'"),
-        ({"sharing__trunk": "none", "penalty": {"kind": "laplacian", "options": {"edges": (("color", "typo", 1.0),)}}}, "no task 'typo'"),
+        (
+            {
+                "sharing__trunk": "none",
+                "penalty": {"kind": "laplacian", "options": {"edges": (("color", "typo", 1.0),)}},
+            },
+            "no task 'typo'",
+        ),
     ],
 )
 def test_what_does_not_fit_is_named(tiny, changes, said):

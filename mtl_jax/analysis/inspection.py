@@ -23,10 +23,21 @@ def describe(config: Any) -> str:
     parts = []
     for dataset in experiment.corpus.layout.datasets:
         parts += _examples(experiment, dataset)
-    parts += ["Data sets", _datasets(experiment), "", "Labels", _labels(experiment), "", "Parameters", _parameters(experiment)]
+    parts += [
+        "Data sets",
+        _datasets(experiment),
+        "",
+        "Labels",
+        _labels(experiment),
+        "",
+        "Parameters",
+        _parameters(experiment),
+    ]
     batch = experiment.batches.batch(0)
-    parts += ["", f"A batch: {batch.tokens.shape[0]} blocks of {batch.tokens.shape[1]} rows of {batch.tokens.shape[2]} tokens, "
-              f"{(batch.segment > 0).mean():.1%} real", "", "Notes", *(f"  {note}" for note in experiment.corpus.notes)]  # fmt: skip
+    blocks, rows, tokens = batch.tokens.shape
+    real = (batch.segment > 0).mean()
+    parts += ["", f"A batch: {blocks} blocks of {rows} rows of {tokens} tokens, {real:.1%} real"]
+    parts += ["", "Notes", *(f"  {note}" for note in experiment.corpus.notes)]
     return "\n".join(parts)
 
 
@@ -70,7 +81,18 @@ def _datasets(experiment: Experiment) -> str:
                     name, split, numbers["records"], numbers["overlong"], numbers["rows"], f"{numbers['real']:.1%}",
                     int(length["p50"]), int(length["p90"]), int(length["p99"]), length["max"],
                 ])  # fmt: skip
-    header = ["data set", "split", "examples", "too long", "rows", "real tokens", "length 50 %", "90 %", "99 %", "longest"]
+    header = [
+        "data set",
+        "split",
+        "examples",
+        "too long",
+        "rows",
+        "real tokens",
+        "length 50 %",
+        "90 %",
+        "99 %",
+        "longest",
+    ]
     return table(header, rows)
 
 

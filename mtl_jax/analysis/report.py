@@ -21,7 +21,9 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
     left = [all(isinstance(row[i], str) for row in rows) for i in range(len(header))]
     lines = [
-        "  ".join(c.ljust(w) if to_left else c.rjust(w) for c, w, to_left in zip(row, widths, left, strict=True)).rstrip()
+        "  ".join(
+            c.ljust(w) if to_left else c.rjust(w) for c, w, to_left in zip(row, widths, left, strict=True)
+        ).rstrip()
         for row in cells
     ]
     return "\n".join([lines[0], "  ".join("─" * w for w in widths), *lines[1:]])
@@ -72,8 +74,13 @@ def finished(workdir: pathlib.Path, summary: Mapping[str, Any]) -> str:
         f"step {summary['step']}, {summary['seconds']:.0f} s, {summary['parameters']:,} parameters",
         f"figures      {figure or 'none'}",
         f"checkpoints  {workdir / 'checkpoints'} (newest), {workdir / 'best'} (by dev score)",
-        f"numbers      {workdir / 'summary.json'}, {workdir / 'metrics.jsonl'}; tensorboard --logdir {workdir / 'events'}",
+        f"numbers      {workdir / 'summary.json'}, {workdir / 'metrics.jsonl'}",
+        f"TensorBoard  tensorboard --logdir {workdir / 'events'}",
+        "",
+        f"next         python launch.py --workdir={workdir} --mode=predict --input=texts.txt",
     ]
+    if read_config(workdir)["model"]["layer"] == "transformer":
+        parts.append(f"             python launch.py --workdir={workdir} --mode=export --output={workdir / 'export'}")
     return "\n".join(parts)
 
 
@@ -135,7 +142,9 @@ def compare(workdirs: Sequence[pathlib.Path], out: pathlib.Path) -> str:
     rows.append(["(all)", "", "largest distance between tasks", *[_largest(s) for s in summaries.values()]])
     rows.append(["(all)", "", "seconds", *[round(s["seconds"]) for s in summaries.values()]])
     out.mkdir(parents=True, exist_ok=True)
-    write_json(out / "compare.json", {"runs": {n: str(w) for n, w in zip(names, workdirs, strict=True)}, "tasks": result})
+    write_json(
+        out / "compare.json", {"runs": {n: str(w) for n, w in zip(names, workdirs, strict=True)}, "tasks": result}
+    )
     _draw_comparison(result, names, out / "figures" / "compare.png")
     return table(["task", "split", "metric", *names], rows)
 
@@ -150,14 +159,16 @@ def _draw_comparison(result, names, file):
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, panels = pyplot.subplots(1, len(result), figsize=(1.5 + 3 * len(result), 3.6), layout="constrained", squeeze=False)
+    figure, panels = pyplot.subplots(
+        1, len(result), figsize=(1.5 + 3 * len(result), 3.6), layout="constrained", squeeze=False
+    )
     for axes, (task, splits) in zip(panels[0], result.items(), strict=True):
         split = "test" if "test" in splits else next(iter(splits))
         metric, values = next(iter(splits[split].items()))
-        heights = [values[name] if values[name] is not None else 0.0 for name in names]
+        heights = [0.0 if values[name] is None else values[name] for name in names]
         bars = axes.bar(names, heights, color=[f"C{i}" for i in range(len(names))])
-        axes.bar_label(bars, fmt="%.3f", fontsize=8)
-        axes.set(title=f"{task}: {split} {metric}", ylim=(0.0, max([*heights, 1e-3]) * 1.12))
+        axes.bar_label(bars, ["–" if values[name] is None else f"{values[name]:.3f}" for name in names], fontsize=8)
+        axes.set(title=f"{task}: {split} {metric}", ylim=(1.12 * min([*heights, 0.0]), 1.12 * max([*heights, 0.1])))
         axes.tick_params(axis="x", labelrotation=30)
     file.parent.mkdir(exist_ok=True)
     figure.savefig(file, dpi=130)

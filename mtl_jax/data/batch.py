@@ -4,7 +4,7 @@ NamedTuples of numpy arrays and dicts, so that they are pytrees to JAX without i
 
 Labels. `labels[task]` is a dict of arrays; leading axes are `[N]` in `Rows` and `[P, R]` in `Batch`:
 
-    level "text"       value  int32[..., E] class id | float32[..., E] real | float32[..., E, C] distribution or 0/1 sets
+    level "text"       value  int32[..., E] class id | float32[..., E] real | float32[..., E, C] distribution, 0/1 set
                        mask   bool[..., E], True where the label is known
     level "word"       value  int32[..., Q] class id | float32[..., Q, C] distribution
                        mask   bool[..., Q], True where the label is known

@@ -242,7 +242,7 @@ def _vmap(function, params, merged):
 
 
 def _map(function, params, merged):
-    inputs, noise, axes = _stack(merged)
+    inputs, noise, _ = _stack(merged)
     if noise is None:
         return list(jax.lax.map(lambda args: function(args[0], args[1], None), (params, inputs)))
     rebuild = functools.partial(Noise, rate=noise.rate, attention_rate=noise.attention_rate)

@@ -1,8 +1,8 @@
 """What a run keeps beside its parameters, so that a model can be used where its data are not.
 
-    workdir/model/labels.json         names of the labels of every task, and what heads take from their statistics
-    workdir/model/architecture.json   of a transformer
-    workdir/model/tokenizer files     see `mtl_jax.data.tokenizers`
+workdir/model/labels.json         names of the labels of every task, and what heads take from their statistics
+workdir/model/architecture.json   of a transformer
+workdir/model/tokenizer files     see `mtl_jax.data.tokenizers`
 """
 
 from __future__ import annotations

@@ -3,17 +3,19 @@
     workdir/checkpoints/<step>/   params, and the rest of the train state
     workdir/best/<step>/          params
 
-Both carry the config, the fingerprint of the data and the dev score as metadata.
+Both carry what identifies the data, and the progress of the loop, as metadata.
 """
 
 from __future__ import annotations
 
+import contextlib
 import pathlib
 from typing import Any, NamedTuple
 
 import jax
 from orbax.checkpoint import v1 as ocp
 
+from mtl_jax.data.corpus import Corpus
 from mtl_jax.errors import UserError
 from mtl_jax.training.step import TrainState
 
@@ -33,7 +35,9 @@ class Checkpoints:
 
         self._newest = checkpointer(workdir / "checkpoints", keep)
         self._best = checkpointer(workdir / "best", 1)
-        self._pending: list[Any] = []
+        self._pending: Any = None
+        self._pending_step = 0
+        self._folder = workdir
 
     def __enter__(self):
         return self
@@ -48,44 +52,64 @@ class Checkpoints:
         """Step of the newest whole checkpoint."""
         return self._newest.latest.step if self._newest.latest else None
 
+    @property
+    def best(self) -> int | None:
+        """Step of the parameters that are kept as the best."""
+        return self._best.latest.step if self._best.latest else None
+
     def save(self, state: TrainState, metadata: dict[str, Any]) -> None:
-        """Starts to write the state; returns before it is on disk. A failed write shows at the next call or `wait`."""
-        self._settle()
-        parts = {"params": state.params, "rest": _rest(state)}
+        """Starts to write the state, unless one of this step is there; returns before it is on disk.
+
+        A failed write shows at the next call or at `wait`.
+        """
+        self.wait()
         step = int(state.step)
         if self.latest is None or step > self.latest:
-            self._pending.append(
-                self._newest.save_checkpointables_async(step, parts, custom_metadata=metadata, overwrite=True)
-            )
+            self._start(self._newest, step, {"params": state.params, "rest": _rest(state)}, metadata)
 
     def save_best(self, state: TrainState, metadata: dict[str, Any]) -> None:
-        """Starts to write the parameters as the best so far."""
-        self._settle()
-        self._pending.append(
-            self._best.save_checkpointables_async(
-                int(state.step), {"params": state.params}, custom_metadata=metadata, overwrite=True
+        """Starts to write the parameters as the best so far, once all earlier writes are through."""
+        self.wait()
+        step = int(state.step)
+        for ahead in [saved.step for saved in self._best.checkpoints if saved.step > step]:
+            self._best.delete(ahead)  # Orbax would silently refuse to save a step before it
+        self._start(self._best, step, {"params": state.params}, metadata)
+
+    def _start(self, checkpointer, step, parts, metadata):
+        with _clear_errors("write", step, self._folder):
+            self._pending = checkpointer.save_checkpointables_async(
+                step, parts, custom_metadata=metadata, overwrite=True
             )
-        )
+        self._pending_step = step
 
     def wait(self) -> None:
-        """Waits for what is being written, and raises where that failed."""
-        for response in self._pending:
-            if response is not None:
-                response.result()
-        self._pending.clear()
+        """Waits for what is being written.
 
-    def _settle(self):
-        """One write at a time for each folder; those that are through are checked for errors here."""
-        self.wait()
+        Raises:
+          UserError: that failed, on a full disk say.
+        """
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            with _clear_errors("write", self._pending_step, self._folder):
+                pending.result()
 
     def metadata(self, step: int) -> dict[str, Any]:
         """What was saved beside the state of a step."""
-        return dict(self._newest.metadata(step).custom_metadata or {})
+        with _clear_errors("read", step, self._folder / "checkpoints"):
+            return dict(self._newest.metadata(step).custom_metadata or {})
 
     def restore(self, step: int, abstract: TrainState) -> TrainState:
-        """The state of a step, on the devices that the abstract state names."""
-        _require_same(self._newest.checkpointables_metadata(step).metadata["params"], abstract.params, step)
-        parts = self._newest.load_checkpointables(step, {"params": abstract.params, "rest": _rest(abstract)})
+        """The state of a step, on the devices that the abstract state names.
+
+        Raises:
+          UserError: it is of another model, or damaged.
+        """
+        with _clear_errors("read", step, self._folder / "checkpoints"):
+            saved = _saved_shapes(self._newest, step)
+        _require_same(saved["params"], abstract.params, step)
+        _require_same(saved["rest"], _rest(abstract), step)
+        with _clear_errors("read", step, self._folder / "checkpoints"):
+            parts = self._newest.load_checkpointables(step, {"params": abstract.params, "rest": _rest(abstract)})
         return TrainState(params=parts["params"], **parts["rest"])
 
 
@@ -112,12 +136,49 @@ def load_params(workdir: pathlib.Path, which: str, abstract_params: Any) -> Save
             steps = {saved.step for saved in checkpointer.checkpoints}
             step = int(which) if which.isdigit() else max(steps, default=None)
             if step in steps:
-                _require_same(checkpointer.checkpointables_metadata(step).metadata["params"], abstract_params, step)
-                params = checkpointer.load_checkpointables(step, {"params": abstract_params})["params"]
-                metadata = dict(checkpointer.metadata(step).custom_metadata or {})
+                with _clear_errors("read", step, folder):
+                    saved = _saved_shapes(checkpointer, step)
+                _require_same(saved["params"], abstract_params, step)
+                with _clear_errors("read", step, folder):
+                    params = checkpointer.load_checkpointables(step, {"params": abstract_params})["params"]
+                    metadata = dict(checkpointer.metadata(step).custom_metadata or {})
                 return Saved(params, step, metadata)
     raise UserError(
         f"{workdir}: no checkpoint {which!r} in {' or '.join(folders)}/; train first, or name one with --checkpoint"
+    )
+
+
+def data_metadata(corpus: Corpus) -> dict[str, Any]:
+    """What tells the data of a checkpoint from others: a fingerprint, and numbers for people."""
+    return {
+        "data": corpus.fingerprint,
+        "numbers": {
+            "data set": {
+                f"{name}, {split}": f"{len(rows.tokens)} rows, {len(corpus.splits[name][split].records)} examples"
+                for name, by_split in corpus.rows.items()
+                for split, rows in by_split.items()
+            },
+            "task": {task: f"{len(vocabulary.names)} labels" for task, vocabulary in corpus.vocabularies.items()},
+        },
+    }
+
+
+def require_same_data(metadata: dict[str, Any], corpus: Corpus, step: int) -> None:
+    """Raises UserError, with the difference, where a checkpoint was trained on other data."""
+    now = data_metadata(corpus)
+    if metadata["data"] == now["data"]:
+        return
+    differing = [
+        f"{what} {name}: {there.get(name, 'none')} there, {here.get(name, 'none')} now"
+        for what, here in now["numbers"].items()
+        for there in [metadata.get("numbers", {}).get(what, {})]
+        for name in sorted(there.keys() | here.keys())
+        if there.get(name) != here.get(name)
+    ]
+    raise UserError(
+        f"the checkpoint of step {step} was trained on other data (fingerprint {metadata['data'][:12]} there, "
+        f"{now['data'][:12]} now; {'; '.join(differing) or 'as many examples, rows and labels, other contents'}). "
+        "Put the data back, or take another --workdir"
     )
 
 
@@ -125,12 +186,33 @@ def _rest(state: TrainState) -> dict[str, Any]:
     return {name: value for name, value in state._asdict().items() if name != "params"}
 
 
+@contextlib.contextmanager
+def _clear_errors(verb: str, step: int, folder: pathlib.Path):
+    """Orbax fails with errors of many kinds where files are damaged or the disk is full."""
+    try:
+        yield
+    except Exception as error:
+        reason = (str(error).strip() or repr(error)).splitlines()[0][:300]
+        hint = {
+            "read": "It is damaged: delete or move its folder to go on from the one before",
+            "write": "Is there room on the disk? The same command goes on from the last whole checkpoint",
+        }[verb]
+        raise UserError(f"cannot {verb} the checkpoint of step {step} in {folder}: {reason}. {hint}") from error
+
+
+def _saved_shapes(checkpointer, step) -> Any:
+    saved = checkpointer.checkpointables_metadata(step).metadata
+    if saved is None or any(part is None for part in saved.values()):  # Orbax only warns
+        raise ValueError("its description of the arrays cannot be read")
+    return saved
+
+
 def _require_same(saved: Any, wanted: Any, step: int) -> None:
     """Orbax casts silently and fails deep inside on shapes: compare first."""
 
     def describe(tree):
         leaves = jax.tree_util.tree_leaves_with_path(tree)
-        return {jax.tree_util.keystr(path): (tuple(leaf.shape), str(leaf.dtype)) for path, leaf in leaves}
+        return {"/".join(map(_name, path)): (tuple(leaf.shape), str(leaf.dtype)) for path, leaf in leaves}
 
     have, want = describe(saved), describe(wanted)
     differing = [
@@ -143,3 +225,8 @@ def _require_same(saved: Any, wanted: Any, step: int) -> None:
             f"the checkpoint of step {step} is of another model; {len(differing)} arrays differ, "
             f"the first: {'; '.join(differing[:3])}"
         )
+
+
+def _name(entry) -> str:
+    """The name of a step on the way to a leaf; Orbax returns tuples as lists, and named ones as dicts."""
+    return str(next(getattr(entry, kind) for kind in ("key", "name", "idx") if hasattr(entry, kind)))

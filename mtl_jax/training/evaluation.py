@@ -32,7 +32,11 @@ class Evaluator:
     """Predicts and scores. One compiled program for each data set."""
 
     def __init__(
-        self, objective_for: Callable[..., Objective], corpus: Corpus, rows_per_block: int, put: Callable[[Batch], Batch]
+        self,
+        objective_for: Callable[..., Objective],
+        corpus: Corpus,
+        rows_per_block: int,
+        put: Callable[[Batch], Batch],
     ):
         """
         Args:
@@ -49,7 +53,9 @@ class Evaluator:
             objective = objective_for(evaluation_layout(corpus.layout, dataset))
             self._programs[dataset] = objective, jax.jit(_program(objective))
 
-    def predict(self, params: Any, dataset: str, split: str, progress: Callable[[int], None] = lambda n: None) -> Predictions:
+    def predict(
+        self, params: Any, dataset: str, split: str, progress: Callable[[int], None] = lambda n: None
+    ) -> Predictions:
         """Predictions of all tasks on `dataset` for every record of `split`.
 
         `progress` is called with the number of rows done after each batch.
@@ -63,12 +69,16 @@ class Evaluator:
             sums.append(share)
             progress(int((batch.row >= 0).sum()))
         outputs = jax.device_get(outputs)
-        total = {task: np.sum([np.asarray(s[task], np.float64) for s in sums], axis=0) for task in sums[0]} if sums else {}
+        total = (
+            {task: np.sum([np.asarray(s[task], np.float64) for s in sums], axis=0) for task in sums[0]} if sums else {}
+        )
         encoded = self._corpus.splits[dataset][split].encoded
         values = {}
         for task in total:
             level = objective.tasks[task].level
-            joined = {name: np.concatenate([o[task][name] for o in outputs])[: len(rows.tokens)] for name in outputs[0][task]}
+            joined = {
+                name: np.concatenate([o[task][name] for o in outputs])[: len(rows.tokens)] for name in outputs[0][task]
+            }
             values[task] = {
                 name: gather_text(encoded, rows.example, array)
                 if level == "text"
@@ -78,7 +88,9 @@ class Evaluator:
         loss = {task: float(s / w) if w > 0 else None for task, (s, w) in total.items()}
         return Predictions(values, loss)
 
-    def score(self, params: Any, split: str, progress: Callable[[int], None] = lambda n: None) -> dict[str, dict[str, float]]:
+    def score(
+        self, params: Any, split: str, progress: Callable[[int], None] = lambda n: None
+    ) -> dict[str, dict[str, float]]:
         """{task: {metric: value, ..., "loss": mean loss}} for every task whose data set has this split."""
         scores = {}
         for dataset in self._corpus.layout.datasets:

@@ -79,7 +79,12 @@ def build(config: Any) -> Experiment:
     """
     encoder = load_encoder(config)
     data = load_corpus(config, encoder)
-    return assemble(config, data, encoder.architecture if encoder else None, encoder.params if encoder else None)
+    if encoder is None:
+        return assemble(config, data, None, None)
+    if encoder.unused:
+        note = f"{config.model.pretrained}: tensors that have no place here: {', '.join(encoder.unused)}"
+        data = data._replace(notes=(*data.notes, note))
+    return assemble(config, data, encoder.architecture, encoder.params)
 
 
 def assemble(config: Any, data: Corpus, architecture: Architecture | None, pretrained_params: Any) -> Experiment:
@@ -94,8 +99,9 @@ def assemble(config: Any, data: Corpus, architecture: Architecture | None, pretr
     )
     tasks = {name: _task(config, name, data) for name in names}
     columns = config.model.columns
-    if columns == "auto":
-        columns = "unroll" if jax.default_backend() == "cpu" else "vmap"
+    if columns == "auto":  # written out is the fastest on CPU, but compiles as many times as there are columns
+        few = max(ownership.owner_count(owner) for owner in owned.values()) <= 4
+        columns = "vmap" if jax.default_backend() != "cpu" else "unroll" if few else "map"
 
     def make_network(layout):
         return network(
@@ -131,9 +137,14 @@ def label_specs(config: Any) -> list[LabelSpec]:
         kind = task_kinds.KINDS[entry.kind]
         specs.append(
             LabelSpec(
-                task=name, dataset=entry.dataset, field=entry.label, level=entry.level or kind.levels[0],
-                kind=kind.labels, classes=tuple(entry.classes), missing=(*entry.missing, None),
-            )  # fmt: skip
+                task=name,
+                dataset=entry.dataset,
+                field=entry.label,
+                level=entry.level or kind.levels[0],
+                kind=kind.labels,
+                classes=tuple(entry.classes),
+                missing=(*entry.missing, None),
+            )
         )
     return specs
 
@@ -143,7 +154,9 @@ def load_corpus(config: Any, encoder: pretrained.Pretrained | None) -> Corpus:
     if config.tokenizer.kind == "pretrained":
         tokenizer = PretrainedTokenizer(config.tokenizer.path or str(encoder.folder))
     else:
-        tokenizer = WordVocabulary(config.tokenizer.min_count, config.tokenizer.max_size or None, config.tokenizer.lower)
+        tokenizer = WordVocabulary(
+            config.tokenizer.min_count, config.tokenizer.max_size or None, config.tokenizer.lower
+        )
     return corpora.load(
         config.datasets, label_specs(config), tokenizer,
         row_length=config.data.row_length, max_length=max_length(config, encoder.architecture if encoder else None),
@@ -200,7 +213,10 @@ def _model(config, architecture, pretrained_params, data) -> Model:
             )
         architecture = dataclasses.replace(architecture, layers=model.layers or architecture.layers)
         return Model(
-            architecture.embeddings(dtype), [architecture.layer(dtype)] * architecture.layers, architecture, pretrained_params
+            architecture.embeddings(dtype),
+            [architecture.layer(dtype)] * architecture.layers,
+            architecture,
+            pretrained_params,
         )
     embed = WordEmbeddings(vocab_size=data.tokenizer.size, width=model.width, dtype=dtype)
     options = {"hidden": model.width}
@@ -226,7 +242,8 @@ def _random_params(config, net, tasks):
     return {
         **net.init(key),
         "heads": {
-            name: task.init(jax.random.fold_in(heads, ownership.name_key(name)), net.width) for name, task in tasks.items()
+            name: task.init(jax.random.fold_in(heads, ownership.name_key(name)), net.width)
+            for name, task in tasks.items()
         },
     }
 
@@ -237,14 +254,17 @@ def _init_params(config, net, tasks, model, data):
     if model.pretrained is not None:
         for path in params.keys() & model.pretrained.keys():
             params[path] = jax.tree.map(
-                lambda stack, value: jnp.broadcast_to(jnp.asarray(value), stack.shape), params[path], model.pretrained[path]
+                lambda stack, value: jnp.broadcast_to(jnp.asarray(value), stack.shape),
+                params[path],
+                model.pretrained[path],
             )
     elif config.model.vectors:
         matrix, found = read_vectors(config.model.vectors, data.tokenizer.vocabulary)
         table = params["embed"]["word"]["embedding"]
         if matrix.shape[1] != table.shape[-1]:
             raise UserError(
-                f"config.model.width: {table.shape[-1]}, but the vectors of {config.model.vectors} have {matrix.shape[1]} features"
+                f"config.model.width: {table.shape[-1]}, but the vectors of {config.model.vectors} have "
+                f"{matrix.shape[1]} features"
             )
         params["embed"]["word"]["embedding"] = jnp.where(found[None, :, None], matrix[None], table)
     return params
@@ -265,7 +285,9 @@ def _step_spec(config, objective, owned, shapes, data) -> StepSpec:
     frozen = matching(shapes, optimizer.freeze)
     for regex in optimizer.freeze:
         if not matching(shapes, (regex,)):
-            raise UserError(f"config.optimizer.freeze: {regex!r} matches no parameter; paths look like {next(iter(shapes))}")
+            raise UserError(
+                f"config.optimizer.freeze: {regex!r} matches no parameter; paths look like {next(iter(shapes))}"
+            )
     trained = [path for path in shapes if path not in frozen]
     if not trained:
         raise UserError("config.optimizer.freeze: nothing is left to train")

@@ -56,7 +56,7 @@ def scale(flat: Flat, groups: SliceOwners, factors: jax.Array) -> dict[str, jax.
 
 
 def clip(flat: Flat, groups: SliceOwners, count: int, largest: float) -> tuple[dict[str, jax.Array], jax.Array]:
-    """Scales each owner group's gradient to a norm of at most `largest` (0 = as it is). Returns it and norms [K + 1]."""
+    """Scales each owner group's gradient to a norm of at most `largest` (0 = off). Returns it, and norms [K + 1]."""
     norms = jnp.sqrt(squared_norms(flat, groups, count))
     if not largest:
         return dict(flat), norms
@@ -65,4 +65,3 @@ def clip(flat: Flat, groups: SliceOwners, count: int, largest: float) -> tuple[d
 
 def _per_slice(path, squares):
     return squares.sum()[None] if path.startswith("heads/") else squares.sum(axis=tuple(range(1, squares.ndim)))
-

@@ -43,7 +43,8 @@ def require_platform(platform: str) -> None:
         devices = jax.devices()
     except (RuntimeError, AssertionError) as error:
         raise UserError(
-            f"JAX found no device of the platform it was told to use ({jax.config.jax_platforms or 'any'}): {error}. "
+            f"JAX found no device of the platform it was told to use ({jax.config.jax_platforms or 'any'})"
+            f"{f': {error}' if str(error) else ''}. "
             "Unset JAX_PLATFORMS or install the build for your device: pip install -e '.[cuda12]'"
         ) from None
     found = devices[0].platform
@@ -70,13 +71,13 @@ def place(kind: str, mesh_shape: Mapping[str, int], slices: Mapping[str, tuple[i
     count = jax.device_count()
     if kind == "pmap":
         if any(mesh_shape.get(axis, 1) > 1 for axis in ("task", "model")):
-            raise UserError("config.training.mesh: placement 'pmap' splits rows only; task and model must be 1, or use 'jit'")
+            raise UserError("config.training.mesh: 'pmap' splits rows only; task and model must be 1, or use 'jit'")
         return _pmap(count)
     if kind != "jit":
         raise UserError(f"config.training.placement: {kind!r} is none of 'jit', 'pmap'")
     sizes = [int(mesh_shape[axis]) for axis in AXES]
     if sizes.count(-1) > 1 or any(size == 0 or size < -1 for size in sizes):
-        raise UserError(f"config.training.mesh: sizes are positive, and one may be -1 = the rest; got {dict(mesh_shape)}")
+        raise UserError(f"config.training.mesh: sizes are positive, one may be -1 = the rest; got {dict(mesh_shape)}")
     known = int(np.prod([size for size in sizes if size > 0]))
     if -1 in sizes:
         sizes[sizes.index(-1)] = count // known
@@ -87,8 +88,6 @@ def place(kind: str, mesh_shape: Mapping[str, int], slices: Mapping[str, tuple[i
 
 
 def _jit(mesh, slices, tasks) -> Placement:
-    everywhere = NamedSharding(mesh, PartitionSpec())
-
     def leaf_sharding(path, leaf):
         spec = [None] * len(leaf.shape)
         names = [str(getattr(entry, "key", getattr(entry, "name", ""))) for entry in path]
@@ -106,11 +105,16 @@ def _jit(mesh, slices, tasks) -> Placement:
         return jax.tree_util.tree_map_with_path(leaf_sharding, state)
 
     def rows_on(axis):
-        def sharding(leaf):
-            spec = (None,) * axis + ("data",) if leaf.ndim > axis else ()
-            return NamedSharding(mesh, PartitionSpec(*spec))
+        split = NamedSharding(mesh, PartitionSpec(*(None,) * axis, "data"))
+        whole = NamedSharding(mesh, PartitionSpec())
 
-        return lambda batch: jax.tree.map(lambda leaf: _from_local(leaf, sharding(leaf)), batch)
+        def put(batch):
+            shardings = jax.tree.map(lambda leaf: split if leaf.ndim > axis else whole, batch)
+            if jax.process_count() == 1:
+                return jax.device_put(batch, shardings)
+            return jax.tree.map(jax.make_array_from_process_local_data, shardings, batch)
+
+        return put
 
     def train(function):
         def constrained(state, batch, hyper):
@@ -128,13 +132,6 @@ def _jit(mesh, slices, tasks) -> Placement:
         shardings=lambda state: shardings(state),
         row_shards=mesh.shape["data"],
     )
-
-
-def _from_local(leaf, sharding):
-    """This process's rows to a global array; with one process an ordinary transfer."""
-    if jax.process_count() == 1:
-        return jax.device_put(leaf, sharding)
-    return jax.make_array_from_process_local_data(sharding, leaf)
 
 
 def _paths(names):

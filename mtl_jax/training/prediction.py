@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import pathlib
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
-from tqdm import tqdm
 
 from mtl_jax.data import batches
 from mtl_jax.data import corpus as corpora
@@ -17,10 +17,12 @@ from mtl_jax.data.corpus import Corpus
 from mtl_jax.data.records import Record
 from mtl_jax.errors import UserError
 from mtl_jax.models.export import save_folder
-from mtl_jax.training import artifacts, loop
+from mtl_jax.training import artifacts
 from mtl_jax.training.checkpoint import load_params
 from mtl_jax.training.experiment import Experiment, assemble, label_specs, max_length
-from mtl_jax.training.placement import Placement, place
+from mtl_jax.training.placement import Placement, place, require_platform
+from mtl_jax.training.progress import progress_bar
+from mtl_jax.training.scoring import abstract_params, make_evaluator
 
 CHUNK = 4096  # records read, predicted and written at a time
 
@@ -41,24 +43,23 @@ def predict(config: Any, workdir: pathlib.Path, which: Sequence[str], source: st
     Raises:
       UserError: no such file or checkpoint; a line that no task can read, with its number.
     """
+    require_platform(config.training.platform)
     kept = artifacts.load(workdir)
-    experiment, placement, params = None, None, None
-    out = sys.stdout if not target else _open(target, "w", "--output")
-    inputs = sys.stdin if source == "-" else _open(source, "r", "--input")
-    with tqdm(unit="text", desc="predicting", dynamic_ncols=True) as bar:
-        for records in _chunks(inputs, source, config):
+    readers = _readers(config, kept)
+    params = None
+    with _opened(source, target) as (inputs, out), progress_bar("predicting", "text") as bar:
+        for records in _chunks(inputs, source, readers):
             data = _corpus(config, kept, records)
             experiment = assemble(config, data, kept.architecture, None)
             if params is None:
-                placement = _one_device(experiment)
+                placement = _all_devices(experiment)
                 params = average_params(experiment, placement, workdir, which)
             for line in _predictions(experiment, placement, params, data, records):
                 out.write(json.dumps(line, ensure_ascii=False) + "\n")
             bar.update(len(records))
-    if experiment is None:
+    if params is None:
         raise UserError(f"--input={source}: no text in it")
     if target:
-        out.close()
         print(f"predictions in {target}")
 
 
@@ -71,12 +72,16 @@ def export(config: Any, workdir: pathlib.Path, which: Sequence[str], target: pat
     Raises:
       UserError: layers other than transformers.
     """
+    require_platform(config.training.platform)
     kept = artifacts.load(workdir)
     if kept.architecture is None:
-        raise UserError(f"--mode=export writes Hugging Face folders, which there are for transformers; this run has {config.model.layer} layers")
+        raise UserError(
+            f"--mode=export writes Hugging Face folders, which are for transformers; this run has "
+            f"config.model.layer = {config.model.layer!r}"
+        )
     data = _corpus(config, kept, [])
     experiment = assemble(config, data, kept.architecture, None)
-    params = jax.device_get(average_params(experiment, _one_device(experiment), workdir, which))
+    params = jax.device_get(average_params(experiment, _all_devices(experiment), workdir, which))
     columns = {tuple(owner[k] for owner in experiment.owners.values()): [] for k in range(len(experiment.tasks))}
     for k, task in enumerate(experiment.tasks):
         columns[tuple(owner[k] for owner in experiment.owners.values())].append(task)
@@ -94,7 +99,7 @@ def export(config: Any, workdir: pathlib.Path, which: Sequence[str], target: pat
 
 def average_params(experiment: Experiment, placement: Placement, workdir: pathlib.Path, which: Sequence[str]) -> Any:
     """The mean of the parameters of several checkpoints."""
-    abstract = loop.abstract_params(experiment, placement)
+    abstract = abstract_params(experiment, placement)
     total = None
     for name in which:
         params = load_params(workdir, name, abstract).params
@@ -102,35 +107,89 @@ def average_params(experiment: Experiment, placement: Placement, workdir: pathli
     return jax.tree.map(lambda leaf: leaf / len(which), total) if len(which) > 1 else total
 
 
-def _one_device(experiment):
+def _all_devices(experiment):
     shape = {"data": jax.device_count(), "task": 1, "model": 1}
     return place("jit", shape, experiment.spec.slices, len(experiment.tasks))
 
 
-def _open(path, mode, flag):
-    try:
-        return open(pathlib.Path(path).expanduser(), mode, encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{flag}={path}: {error.strerror}") from None
+class _Reader(NamedTuple):
+    """What the fields of a line have to be for the tasks of one data set to read it.
+
+    inputs     names of the fields with its texts, or with its words
+    is_words   which of the two
+    predicates "" or the field of the predicates, where all tasks of the data set read it
+    """
+
+    inputs: tuple[str, ...]
+    is_words: bool
+    predicates: str
+
+    def reads(self, fields: Mapping[str, Any]) -> bool:
+        return all(_has(fields, name) for name in self.wanted)
+
+    @property
+    def wanted(self) -> tuple[str, ...]:
+        return (*self.inputs, self.predicates) if self.predicates else self.inputs
 
 
-def _chunks(lines, source, config):
+def _readers(config, kept: artifacts.Artifacts) -> dict[str, _Reader]:
+    """{data set: how it reads}, of the data sets that the trained tasks use."""
+    specs = [spec for spec in label_specs(config) if spec.task in kept.vocabularies]
+    readers = {}
+    for name in dict.fromkeys(spec.dataset for spec in specs):
+        entry = config.datasets[name]
+        own = {spec.predicates if spec.level == "predicate" else "" for spec in specs if spec.dataset == name}
+        readers[name] = _Reader(
+            (entry.words,) if entry.words else tuple(entry.text), bool(entry.words), "" if "" in own else own.pop()
+        )
+    return readers
+
+
+def _has(fields: Any, name: str) -> bool:
+    """Whether there is a field of this name; "a.b" is also key b of the object in field a."""
+    if not isinstance(fields, dict):
+        return False
+    first, _, rest = name.partition(".")
+    return name in fields or (bool(rest) and _has(fields.get(first), rest))
+
+
+@contextlib.contextmanager
+def _opened(source, target):
+    """The two files, or standard input and output."""
+    if not source:
+        raise UserError("--mode=predict needs --input=FILE, or --input=- for the standard input")
+    if target and source != "-" and pathlib.Path(source).resolve() == pathlib.Path(target).resolve():
+        raise UserError(f"--output={target} is the input; name another file")
+    with contextlib.ExitStack() as stack:
+
+        def opened(path, mode, flag):
+            try:
+                return stack.enter_context(open(pathlib.Path(path).expanduser(), mode, encoding="utf-8"))
+            except OSError as error:
+                raise UserError(f"{flag}={path}: {error.strerror}") from None
+
+        inputs = sys.stdin if source == "-" else opened(source, "r", "--input")
+        yield inputs, opened(target, "w", "--output") if target else sys.stdout
+
+
+def _chunks(lines, source, readers: Mapping[str, _Reader]):
     """Lists of records; blank lines are left out."""
     records: list[Record] = []
+    number = 0
     try:
         for number, line in enumerate(lines, 1):
             if line.strip():
-                records.append(Record(_fields(line, source, number, config), source, number))
+                records.append(Record(_fields(line, source, number, readers), source, number))
             if len(records) == CHUNK:
                 yield records
                 records = []
     except UnicodeDecodeError as error:
-        raise UserError(f"--input={source}: not UTF-8 ({error.reason})") from None
+        raise UserError(f"--input={source}: not UTF-8 after line {number} ({error.reason})") from None
     if records:
         yield records
 
 
-def _fields(line, source, number, config) -> dict[str, Any]:
+def _fields(line, source, number, readers) -> dict[str, Any]:
     if line.lstrip().startswith("{"):
         try:
             fields = json.loads(line)
@@ -138,31 +197,24 @@ def _fields(line, source, number, config) -> dict[str, Any]:
             raise UserError(f"{source}:{number}: broken JSON: {error.msg} at column {error.colno}") from None
     else:
         fields = {}
-        for entry in config.datasets.values():
-            if entry.words:
-                fields[entry.words] = line.split()
-            elif len(entry.text) == 1:
-                fields[entry.text[0]] = line.strip()
-    if not any(_readable(entry, fields) for entry in config.datasets.values()):
-        wanted = " or ".join(", ".join((entry.words,) if entry.words else entry.text) for entry in config.datasets.values())
-        raise UserError(f"{source}:{number}: no task can read this line; a JSON object needs the fields {wanted}")
+        for reader in readers.values():
+            if len(reader.inputs) == 1:
+                fields[reader.inputs[0]] = line.split() if reader.is_words else line.strip()
+    if not any(reader.reads(fields) for reader in readers.values()):
+        wanted = " or ".join(dict.fromkeys(" and ".join(map(repr, reader.wanted)) for reader in readers.values()))
+        raise UserError(f"{source}:{number}: no task can read this line; as a JSON object it needs the fields {wanted}")
     return fields
-
-
-def _readable(entry, fields) -> bool:
-    return all(name in fields for name in ((entry.words,) if entry.words else entry.text))
 
 
 def _corpus(config, kept: artifacts.Artifacts, records: Sequence[Record]) -> Corpus:
     """The records as a corpus with the one split "input": no labels, everything else as in training."""
     specs = {spec.task: spec for spec in label_specs(config) if spec.task in kept.vocabularies}
-    names = tuple(dict.fromkeys(spec.dataset for spec in specs.values()))
+    readers = _readers(config, kept)
+    names = tuple(readers)
     rows, splits = {}, {}
     for name in names:
         entry, own = config.datasets[name], [spec for spec in specs.values() if spec.dataset == name]
-        readable = [i for i, record in enumerate(records) if _readable(entry, record.fields)]
-        if any(spec.level == "predicate" for spec in own):
-            readable = [i for i in readable if "predicates" in records[i].fields]
+        readable = [i for i, record in enumerate(records) if readers[name].reads(record.fields)]
         if not readable:
             continue
         packed, split = corpora.for_prediction(
@@ -182,14 +234,15 @@ def _corpus(config, kept: artifacts.Artifacts, records: Sequence[Record]) -> Cor
 
 def _predictions(experiment, placement, params, data: Corpus, records) -> list[dict[str, Any]]:
     """A dict for each record: its place, and what each task says."""
-    evaluator = loop.make_evaluator(experiment, placement)
+    evaluator = make_evaluator(experiment, placement)  # its programs fit the shapes of these records
     lines: list[dict[str, Any]] = [{"line": record.line} for record in records]
     for dataset in data.splits:
         predicted = evaluator.predict(params, dataset, "input")
         readable = data.splits[dataset]["input"].records
         for name, values in predicted.values.items():
             for place_, number in enumerate(readable):
-                lines[number][name] = _decode(experiment.tasks[name], {key: array[place_] for key, array in values.items()})
+                own = {key: array[place_] for key, array in values.items()}
+                lines[number][name] = _decode(experiment.tasks[name], own)
     return lines
 
 

@@ -58,8 +58,11 @@ def build(
       UserError: naming the field, for what does not fit: leaves that no regex finds or of different K, options, ...
     """
     built, anchored = {}, False
+    stacked = bool(jax.eval_shape(lambda flat: columns(flat, owners), dict(shapes)))
     for name, entry in penalties.items():
         where = f"config.penalties.{name}"
+        if not stacked and entry.strength == 0:
+            continue  # hard sharing by one override: trunk = "all" and λ = 0
         try:
             penalty, needs_anchor = _penalty(where, entry, owners, tasks, all_tasks, shapes)
         except ValueError as error:
@@ -92,17 +95,17 @@ def _penalty(where, entry, owners, tasks, all_tasks, shapes):
         values = evaluate(columns(flat, owners), columns(anchor, owners))
         return sum((factors[group] * omega for group, omega in values.items()), jnp.float32(0.0))
 
-    # values are tried now, on shapes, so that what does not fit is said here and not inside the step
-    omega = jax.eval_shape(value, dict(shapes), dict(shapes))
-    if omega.shape != ():
-        raise UserError(f"{where}: {entry.kind} gives an array {omega.shape} where one number is meant")
+    jax.eval_shape(value, dict(shapes), dict(shapes))  # what does not fit is said here and not inside the step
     proximal = _proximal(where, entry, options, owners, groups, factors) if entry.proximal else None
     return Penalty(value, proximal, SCHEDULES[entry.schedule]), anchored
 
 
 def _proximal(where, entry, options, owners, groups, factors):
     if entry.kind not in sharing.PROXIMAL:
-        raise UserError(f"{where}.proximal: there is no exact operator for {entry.kind!r}; there is for {', '.join(sharing.PROXIMAL)}")
+        raise UserError(
+            f"{where}.proximal: there is no exact operator for {entry.kind!r}; "
+            f"there is for {', '.join(sharing.PROXIMAL)}"
+        )
     for path in (path for group in groups.values() for path in group):
         owner = owners[path.split("/")[0]]
         if owner_count(owner) < len(owner):
@@ -133,7 +136,9 @@ def _options(where, entry, tasks, all_tasks):
             first, second, weight = edge
             for task in (first, second):
                 if task not in all_tasks:
-                    raise UserError(f"{where}.options.edges: there is no task {task!r}; there are {', '.join(all_tasks)}")
+                    raise UserError(
+                        f"{where}.options.edges: there is no task {task!r}; there are {', '.join(all_tasks)}"
+                    )
             i, j = all_tasks.index(first), all_tasks.index(second)
             matrix[i, j] = matrix[j, i] = float(weight)
         options[EDGES[entry.kind]] = matrix

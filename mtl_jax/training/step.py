@@ -98,7 +98,9 @@ def train_step(spec: StepSpec, state: TrainState, batch: Batch, hyper: Hyper, ax
     trained = _trained(spec, flat)
     progress = state.step.astype(jnp.float32) / spec.optimizer.steps
 
-    losses, alpha, extra, balance, gradient, present = _data_gradient(spec, state, trained, flat, batch, hyper, key, axis)
+    losses, alpha, extra, balance, gradient, present = _data_gradient(
+        spec, state, trained, flat, batch, hyper, key, axis
+    )
 
     strength = terms.strengths(objective, hyper, progress)
 
@@ -167,7 +169,9 @@ def _data_gradient(spec, state, trained, flat, batch, hyper, key, axis):
         return losses, alpha, extra, balance, psum(gradient), present
 
     # α may depend on the losses of the whole step, so these are known first where the method asks for them
-    forward = jax.lax.map(lambda micro: shares(trained, micro), batch).sum(axis=0) if spec.loss_weights.needs_losses else None
+    forward = (
+        jax.lax.map(lambda micro: shares(trained, micro), batch).sum(axis=0) if spec.loss_weights.needs_losses else None
+    )
     alpha, extra, balance = weigh(psum(forward) if forward is not None else jnp.zeros_like(total))
 
     def add(carry, micro):

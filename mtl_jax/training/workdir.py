@@ -60,21 +60,25 @@ def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> l
     return found
 
 
-def claim(workdir: pathlib.Path, config: Any) -> None:
-    """Writes config.json, or checks that the one there is of the same run.
+def require_unclaimed(workdir: pathlib.Path, config: Any) -> None:
+    """Makes sure that a workdir holds no checkpoint or summary of another config.
 
     Raises:
-      UserError: the workdir holds a run of another config; the fields are named.
+      UserError: it does; the fields that differ are named.
     """
-    file = workdir / "config.json"
-    new = plain(config)
-    if file.exists():
-        if different := differences(read_config(workdir), new):
-            raise UserError(
-                f"{workdir} holds a run of another config; take another --workdir, or delete it to begin anew.\n  "
-                + "\n  ".join(different)
-            )
-    write_json(file, new)
+    held = (workdir / "summary.json").exists() or any((workdir / "checkpoints").glob("*"))
+    if not held or not (workdir / "config.json").exists():
+        return
+    if different := differences(read_config(workdir), plain(config)):
+        raise UserError(
+            f"{workdir} holds a run of another config; take another --workdir, or delete it to begin anew.\n  "
+            + "\n  ".join(different)
+        )
+
+
+def claim(workdir: pathlib.Path, config: Any) -> None:
+    """Writes config.json."""
+    write_json(workdir / "config.json", plain(config))
 
 
 def read_config(workdir: pathlib.Path) -> dict[str, Any]:
@@ -121,7 +125,24 @@ def _finite(value):
 
 
 class MetricsLog:
-    """metrics.jsonl, one object a line with `step` and `kind`, and the same as TensorBoard events."""
+    """metrics.jsonl, and the same numbers as TensorBoard events `kind/field/...`. One object a line, with the fields
+
+    step   steps taken; the line is about the last of them
+    kind   "train", every config.training.log_every steps and at the end; values of that one step:
+             loss           {task: L_k}, null for a task without labels in the batch
+             alpha          {task: α_k}
+             penalty        {penalty: Ω}, without λ
+             strength       {penalty: λ}
+             total          Σ_k α_k·L_k + λ·Ω
+             gradient_norm  {task or "shared": norm before clipping, of the parameters that only this task has}
+             learning_rate  of the step, without the factors of config.optimizer.groups
+             skipped        {task or "shared": steps so far left out because its loss or gradient was not finite}
+           "dev", at every evaluation:
+             tasks          {task: {metric: value}}, see `mtl_jax.training.loop.train`
+             score          mean over tasks of each one's first metric
+
+    Numbers that are not finite are null. Use as a context manager.
+    """
 
     def __init__(self, workdir: pathlib.Path, step: int):
         """Opens the log to go on at `step`: lines that were written at or after it by a run cut off are dropped."""
@@ -133,7 +154,7 @@ class MetricsLog:
         temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
         os.replace(temporary, self.file)
         self._lines = self.file.open("a", buffering=1)
-        self._events = SummaryWriter(str(workdir / "events"), purge_step=step)
+        self._events = SummaryWriter(str(workdir / "events"), purge_step=step + 1)
 
     def write(self, step: int, kind: str, values: dict[str, Any]) -> None:
         """One line; `values` may hold dicts, whose numbers become TensorBoard scalars `kind/key/key`."""
@@ -141,8 +162,10 @@ class MetricsLog:
         for name, number in _scalars(values, kind):
             self._events.add_scalar(name, number, step)
 
-    def close(self) -> None:
-        """Flushes both."""
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
         self._lines.close()
         self._events.close()
 

@@ -19,7 +19,8 @@ FIELDS = {
     "rnn": {"hidden": 7},
     "cnn": {"width": D, "window": 4, "residual": True},
 }
-LENGTHS = [[5, 1, 4], [9], [3, 3, 2, 1]]  # of the examples in each row
+# of the examples in each row; as many rows as examples: packed and one by one they run in the same program
+LENGTHS = [[5, 1, 4], [9], [3, 3, 2, 1], [], [], [], [], []]
 T = 12
 
 
@@ -62,6 +63,12 @@ def unpacked(x, segment, places):
     return jnp.asarray(alone), jnp.asarray(segment_alone)
 
 
+@functools.cache
+def forward(module):
+    return jax.jit(lambda params, x, segment: module.apply({"params": params}, x, segment))
+
+
+@functools.cache
 def runner(module):
     """Jitted output, and gradients by params and x of a loss over the real tokens."""
 
@@ -105,8 +112,7 @@ def test_columns_by_vmap_and_map(kind):
     def column(p):
         return module.apply({"params": p}, x, segment)
 
-    alone = jax.jit(column)
-    wanted = np.stack([alone(one), alone(other)])
+    wanted = np.stack([forward(module)(p, x, segment) for p in (one, other)])
     assert np.abs(wanted[0] - wanted[1]).max() > 0.1
     np.testing.assert_allclose(jax.jit(jax.vmap(column))(params), wanted, rtol=0, atol=1e-5)
     np.testing.assert_allclose(jax.jit(lambda p: jax.lax.map(column, p))(params), wanted, rtol=0, atol=1e-5)
@@ -128,7 +134,7 @@ def test_dropout_in_layers(kind):
 
     zero, some = jnp.float32(0), jnp.float32(0.4)
     _, at_zero = run(zero, zero)
-    np.testing.assert_allclose(at_zero, jax.jit(module.apply)({"params": params}, x, segment), rtol=0, atol=1e-5)
+    np.testing.assert_allclose(at_zero, forward(module)(params, x, segment), rtol=0, atol=1e-5)
     gradients, dropped = run(some, some)
     assert np.abs(dropped - at_zero).max() > 0.1
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradients))
@@ -174,7 +180,7 @@ def recurrent_loop(kind, params, x):
 def test_recurrence_equals_a_numpy_loop(kind):
     module, params = build(kind)
     x, segment, places = packed()
-    found = jax.jit(module.apply)({"params": params}, x, segment)
+    found = forward(module)(params, x, segment)
     for row, place in places:
         wanted = recurrent_loop(kind, params["forward"], x[row, place])
         if kind == "bilstm":
@@ -196,7 +202,7 @@ def test_lstm_starts_with_forget_bias_one_and_orthogonal_gates():
 def test_convolution_equals_a_numpy_loop(window, residual):
     module, params = build("cnn", window=window, residual=residual)
     x, segment, places = packed()
-    found = jax.jit(module.apply)({"params": params}, x, segment)
+    found = forward(module)(params, x, segment)
     kernel, bias = (np.asarray(params[n], np.float64) for n in ("kernel", "bias"))
     for row, place in places:
         text = np.asarray(x[row, place], np.float64)

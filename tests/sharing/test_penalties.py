@@ -1,5 +1,7 @@
 """Values against goldens in float64, derivatives against finite differences, float32 against float64."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -119,48 +121,62 @@ def test_a_tree_is_one_vector_per_task():
     rng = np.random.default_rng(0)
     x = rng.normal(size=(3, 7)).astype(np.float32)
     tree = {"a": x[:, :1].reshape(3), "b": [x[:, 1:5].reshape(3, 2, 2), x[:, 5:]]}
-    for name in ("gram", "normalised_gram", "l2_to_mean", "trace_norm", "log_det", "kernel", "group_lasso"):
-        np.testing.assert_allclose(getattr(sharing, name)(tree), getattr(sharing, name)(x), rtol=2e-5, atol=1e-6)
+    names = ("gram", "normalised_gram", "l2_to_mean", "trace_norm", "log_det", "kernel", "group_lasso")
+    values = jax.jit(lambda tree: {name: getattr(sharing, name)(tree) for name in names})
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6), values(tree), values(x))
+
+
+SHAPE = (4, 25, 4)  # one shape for all tests of derivatives: a penalty is compiled once for each precision
+
+
+@functools.cache
+def derivatives(name):
+    """Compiled (x, direction, anchor) -> value, gradient, Hessian times direction by forward over reverse."""
+
+    @jax.jit
+    def compute(x, direction, anchor):
+        penalty = penalties(anchor)[name]
+        return penalty(x), *jax.jvp(jax.grad(penalty), (x,), (direction,))
+
+    return compute
 
 
 @pytest.mark.parametrize("name", penalties(None))
 def test_derivatives_by_finite_differences(name):
     rng = np.random.default_rng(1)
-    x, direction, anchor = (rng.normal(size=shape) for shape in ((4, 3, 2), (4, 3, 2), (3, 2)))
+    x, direction, anchor = (rng.normal(size=shape) for shape in (SHAPE, SHAPE, SHAPE[1:]))
     with jax.enable_x64(True):
-        x, direction = jnp.asarray(x), jnp.asarray(direction)
-        penalty = jax.jit(penalties(jnp.asarray(anchor))[name])
-        gradient = jax.jit(jax.grad(penalty))
-        ahead, behind = x + 1e-5 * direction, x - 1e-5 * direction
-        slope = (penalty(ahead) - penalty(behind)) / 2e-5
-        np.testing.assert_allclose(jnp.vdot(gradient(x), direction), slope, rtol=1e-6, atol=1e-7)
-        curvature = (gradient(ahead) - gradient(behind)) / 2e-5
-        forward_over_reverse = jax.jvp(gradient, (x,), (direction,))[1]
+        at = functools.partial(derivatives(name), direction=direction, anchor=anchor)
+        _, gradient, forward_over_reverse = at(x)
+        ahead, behind = at(x + 1e-5 * direction), at(x - 1e-5 * direction)
+        slope, curvature = ((a - b) / 2e-5 for a, b in zip(ahead[:2], behind[:2], strict=True))
+        np.testing.assert_allclose(jnp.vdot(gradient, direction), slope, rtol=1e-6, atol=1e-7)
         np.testing.assert_allclose(forward_over_reverse, curvature, rtol=1e-5, atol=1e-6)
 
 
 CORNERS = {
-    "equal": np.ones((4, 3, 2)),
-    "zeros": np.zeros((4, 3, 2)),
-    "two equal": np.stack([np.eye(3, 2), np.ones((3, 2)), np.eye(3, 2), np.ones((3, 2))]),
-    "repeated singular values": np.eye(6)[:4].reshape(4, 3, 2),
-    "tiny": 1e-12 * np.random.default_rng(3).normal(size=(4, 3, 2)),
+    "equal": np.ones(SHAPE),
+    "zeros": np.zeros(SHAPE),
+    "two equal": np.stack([np.eye(*SHAPE[1:]), np.ones(SHAPE[1:])] * 2),
+    "repeated singular values": np.eye(100)[:4].reshape(SHAPE),
+    "tiny": 1e-12 * np.random.default_rng(3).normal(size=SHAPE),
 }
 
 
 @pytest.mark.parametrize("name", penalties(None))
 def test_finite_at_corners(name):
-    penalty = penalties(jnp.ones((3, 2)))[name]
-
-    @jax.jit
-    def derivatives(x, direction):
-        return penalty(x), *jax.jvp(jax.grad(penalty), (x,), (direction,))
-
+    anchor, direction = np.ones(SHAPE[1:], np.float32), np.ones(SHAPE, np.float32)
+    direction[0] = -0.5
     for corner, x in CORNERS.items():
-        for what in derivatives(jnp.asarray(x, jnp.float32), jnp.ones(x.shape).at[0].set(-0.5)):
-            assert jnp.isfinite(what).all(), corner
+        for what in derivatives(name)(x.astype(np.float32), direction=direction, anchor=anchor):
+            assert what.dtype == jnp.float32 and jnp.isfinite(what).all(), corner
+
+
+def test_finite_for_one_task():
     one = jnp.arange(6.0).reshape(1, 3, 2)
-    assert jnp.isfinite(jax.grad(penalty)(one)).all(), "one task"
+    made = penalties(jnp.ones((3, 2)))
+    for name, gradient in jax.jit(lambda x: {n: jax.grad(f)(x) for n, f in made.items()})(one).items():
+        assert jnp.isfinite(gradient).all(), name
 
 
 def test_reverse_over_reverse_and_more_tasks_than_features():
@@ -185,14 +201,14 @@ def test_gradient_of_trace_norm_at_rank_deficiency_is_the_polar_factor():
 def test_float32_is_right_for_columns_from_one_pretrained_tree(name):
     """Deviations of 1e-5 from parameters of size 1; the same numbers computed in float64."""
     rng = np.random.default_rng(4)
-    base = rng.normal(size=(500, 4))
-    x = (base + 1e-5 * rng.normal(size=(5, 500, 4))).astype(np.float32)
-    anchor = base.astype(np.float32)
-    value, gradient = jax.jit(jax.value_and_grad(penalties(anchor)[name]))(jnp.asarray(x))
+    base = rng.normal(size=SHAPE[1:])
+    x, anchor = (base + 1e-5 * rng.normal(size=SHAPE)).astype(np.float32), base.astype(np.float32)
+    direction = np.zeros(SHAPE, np.float32)
+    value, gradient, _ = derivatives(name)(x, direction=direction, anchor=anchor)
     with jax.enable_x64(True):
-        wide_value, wide_gradient = jax.value_and_grad(penalties(anchor.astype(np.float64))[name])(
-            jnp.asarray(x, jnp.float64)
-        )
+        x, anchor, direction = (array.astype(np.float64) for array in (x, anchor, direction))
+        wide_value, wide_gradient, _ = derivatives(name)(x, direction=direction, anchor=anchor)
+    assert wide_value.dtype == np.float64
     np.testing.assert_allclose(value, wide_value, rtol=1e-5)
     np.testing.assert_allclose(gradient, wide_gradient, atol=1e-5 * np.abs(wide_gradient).max())
 

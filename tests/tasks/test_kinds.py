@@ -12,7 +12,7 @@ from mtl_jax.tasks import crf, make
 from mtl_jax.tasks.base import Features
 from mtl_jax.tasks.features import pooled
 
-D, E = 6, 3
+D, E, T, Q = 6, 3, 13, 12
 BIO = ("O", "B-X", "I-X", "B-Y")
 TASKS = {
     "classification": ("text", "abcd", {"kind": "classification", "pooler": True, "hidden": 5, "pool": "first"}),
@@ -35,7 +35,10 @@ def build(name):
 
 
 def rows(name, packed, seed=0):
-    """Features and labels of the three texts: one packed row, or one row for each with E = 1."""
+    """Features and labels of the three texts: in one packed row before two empty ones, or one in each row.
+
+    Both in the same shapes, so that a task is compiled once.
+    """
     level, names, _ = TASKS[name]
     rng = np.random.default_rng(seed)
     texts = []
@@ -50,15 +53,14 @@ def rows(name, packed, seed=0):
             value = rng.integers(0, len(names), count).astype(np.int32)
         texts.append((rng.normal(size=(n, D)).astype(np.float32), value, rng.random(count) < 0.8, predicates))
 
-    groups = [texts] if packed else [[t] for t in texts]
-    t_size, e_size, q_size = (13, E, 12) if packed else (7, 1, 6)
-    size = e_size if level == "text" else q_size
+    groups = [texts, [], []] if packed else [[t] for t in texts]
+    size = E if level == "text" else Q
     shape = (len(groups), size, 4) if name == "multilabel" else (len(groups), size)
     out = {
-        "hidden": rng.normal(size=(len(groups), t_size, D)).astype(np.float32),
-        "segment": np.zeros((len(groups), t_size), np.int32),
-        "start": np.zeros((len(groups), e_size), np.int32),
-        "length": np.zeros((len(groups), e_size), np.int32),
+        "hidden": rng.normal(size=(len(groups), T, D)).astype(np.float32),
+        "segment": np.zeros((len(groups), T), np.int32),
+        "start": np.zeros((len(groups), E), np.int32),
+        "length": np.zeros((len(groups), E), np.int32),
     }
     labels = {"value": np.zeros(shape, texts[0][1].dtype), "mask": np.zeros((len(groups), size), bool)}
     for key in ("token", "segment", "slot", "predicate") if level != "text" else ():
@@ -105,7 +107,7 @@ def test_a_packed_row_gives_what_its_texts_give_alone(name):
     loss, weight, predicted = run(task, params, features, labels)
     alone, alone_labels = rows(name, packed=False)
     loss_alone, weight_alone, predicted_alone = run(task, params, alone, alone_labels)
-    assert loss.shape == weight.shape == (1, E)
+    assert loss.shape == weight.shape == (3, E)
     np.testing.assert_allclose(loss[0], loss_alone[:, 0], rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(weight[0], weight_alone[:, 0], rtol=1e-6)
     assert np.asarray(weight).sum() > 0
@@ -161,8 +163,8 @@ def test_a_crf_on_sequences_of_one_word_takes_distributions_as_softmax_does():
     softmax = make("t", {"kind": "tagging"}, "word", BIO)
     params = noisy(softmax)
     features, labels = rows("softmax", packed=True)
-    labels["segment"] = jnp.arange(1, 13, dtype=jnp.int32)[None]
-    labels["value"] = jnp.asarray(np.random.default_rng(0).dirichlet(np.ones(4), (1, 12)), jnp.float32)
+    labels["segment"] = jnp.tile(jnp.arange(1, Q + 1, dtype=jnp.int32), (3, 1))
+    labels["value"] = jnp.asarray(np.random.default_rng(0).dirichlet(np.ones(4), (3, Q)), jnp.float32)
     expected = run(softmax, params, features, labels)
     out = run(task, {**params, "crf": crf.init(4)}, features, labels)
     for a, b in zip(out[:2], expected[:2], strict=True):
@@ -227,16 +229,16 @@ def test_a_gold_label_that_breaks_the_scheme_counts_as_unknown():
     labels["value"] = jnp.full_like(labels["value"], 2)  # I-X everywhere: wrong at the first word of each text
     labels["mask"] = labels["segment"] > 0
     loss, weight, _ = run(task, noisy(task), features, labels)
-    np.testing.assert_array_equal(weight, [[1, 0, 2]])
+    np.testing.assert_array_equal(weight, [[1, 0, 2], [0, 0, 0], [0, 0, 0]])
     assert np.isfinite(loss).all() and np.asarray(loss)[0, 1] == 0 and (np.asarray(loss) < 1e3).all()
 
 
 def test_the_first_predictions_are_near_uniform_and_parameters_float32():
     for name in ("classification", "srl_crf"):
         task = build(name)
-        params = task.init(jax.random.key(0), D)
+        params = jax.jit(task.init, static_argnums=1)(jax.random.key(0), D)
         assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(params))
-        logits = task.logits(params, *rows(name, packed=True))
+        logits = jax.jit(task.logits)(params, *rows(name, packed=False))
         assert np.ptp(logits) > 0 and jax.nn.softmax(logits).max() < 0.5  # of four classes
 
 

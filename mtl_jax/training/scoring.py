@@ -1,0 +1,127 @@
+"""Scores of an experiment's parameters: by task, split and metric, and the distances between the tasks."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from mtl_jax.errors import UserError
+from mtl_jax.training.checkpoint import load_params, require_same_data
+from mtl_jax.training.evaluation import Evaluator
+from mtl_jax.training.experiment import Experiment, build
+from mtl_jax.training.paths import flatten
+from mtl_jax.training.placement import Placement, place, require_platform
+from mtl_jax.training.progress import progress_bar
+from mtl_jax.training.soft_sharing import columns
+
+Scores = dict[str, dict[str, float | None]]  # {task: {metric: value}}
+
+
+def evaluate(config: Any, workdir: pathlib.Path, which: str) -> dict[str, Any]:
+    """Scores the splits in `config.evaluation.splits` with saved parameters.
+
+    Returns:
+      {"tasks": {task: {split: {metric: value}}}, "examples": see `score_splits`, "step": of the checkpoint}
+
+    Raises:
+      UserError: no such checkpoint; one of another model or other data.
+    """
+    require_platform(config.training.platform)
+    experiment = build(config)
+    placement = placement_of(experiment)
+    saved = load_params(workdir, which, abstract_params(experiment, placement))
+    require_same_data(saved.metadata, experiment.corpus, saved.step)
+    scores, sizes = score_splits(make_evaluator(experiment, placement), experiment, saved.params)
+    return {"tasks": scores, "examples": sizes, "step": saved.step}
+
+
+def placement_of(experiment: Experiment) -> Placement:
+    """The placement that the config asks for.
+
+    Raises:
+      UserError: rows or mesh that do not fit the devices.
+    """
+    training = experiment.config.training
+    placement = place(training.placement, training.mesh.to_dict(), experiment.spec.slices, len(experiment.tasks))
+    if experiment.config.data.rows % placement.row_shards:
+        raise UserError(
+            f"config.data.rows: {experiment.config.data.rows} rows cannot be split over {placement.row_shards} "
+            f"devices; take a multiple of {placement.row_shards}"
+        )
+    return placement
+
+
+def make_evaluator(experiment: Experiment, placement: Placement) -> Evaluator:
+    """The evaluator of an experiment."""
+    rows = experiment.config.evaluation.rows
+    rows += -rows % placement.row_shards
+    return Evaluator(experiment.objective_for, experiment.corpus, rows, placement.put_eval)
+
+
+def abstract(shapes: Any, placement: Placement) -> Any:
+    """Shapes with the shardings of the placement, to restore a checkpoint into."""
+    shardings = placement.shardings(shapes)
+    return jax.tree.map(
+        lambda s, sharding: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding), shapes, shardings
+    )
+
+
+def abstract_params(experiment: Experiment, placement: Placement) -> Any:
+    """Shapes and shardings of the parameters."""
+    return abstract(jax.eval_shape(experiment.init_params), placement)
+
+
+def score_split(evaluator: Evaluator, params: Any, split: str) -> Scores:
+    """Scores of every task that has the split, with a progress bar."""
+    with progress_bar(split, "row", evaluator.rows(split), leave=False) as bar:
+        return evaluator.score(params, split, bar.update)
+
+
+def score_splits(evaluator: Evaluator, experiment: Experiment, params: Any, known: Mapping[str, Scores] | None = None):
+    """All splits of `config.evaluation.splits`.
+
+    Args:
+      evaluator, experiment, params: what to score.
+      known: {split: scores} that need no computing.
+
+    Returns:
+      {task: {split: {metric: value}}}, and {task: {split: {"scored": examples, "total": before `limit`}}}.
+    """
+    scores: dict[str, dict[str, Any]] = {name: {} for name in experiment.tasks}
+    sizes: dict[str, dict[str, Any]] = {name: {} for name in experiment.tasks}
+    for split in experiment.config.evaluation.splits:
+        found = (known or {}).get(split) or score_split(evaluator, params, split)
+        for task, values in found.items():
+            scores[task][split] = values
+            numbers = experiment.corpus.statistics["datasets"][experiment.config.tasks[task].dataset][split]
+            sizes[task][split] = {"scored": numbers["records"], "total": numbers["available"]}
+    return scores, sizes
+
+
+def mean_score(scores: Scores, experiment: Experiment) -> float | None:
+    """The mean over tasks of each one's first metric; None where no task was scored."""
+    firsts = [scores[name][task.metrics[0]] for name, task in experiment.tasks.items() if name in scores]
+    return float(np.mean(firsts)) if firsts else None
+
+
+def distances(experiment: Experiment, params: Any) -> dict[str, dict[str, float]]:
+    """{"task | task": {"distance": ‖Θi − Θj‖, "relative": to the mean norm}} over all that tasks do not all share."""
+    from mtl_jax.sharing import gram
+
+    stacks = columns(flatten({path: tree for path, tree in params.items() if path != "heads"}), experiment.owners)
+    names = list(experiment.tasks)
+    if not stacks or len(names) < 2:
+        return {}
+    centred, whole = jax.device_get(jax.jit(lambda tree: (gram(tree, "mean"), gram(tree)))(stacks))
+    norm = float(np.sqrt(np.diag(whole)).mean())
+    result = {}
+    for i, first in enumerate(names):
+        for j in range(i + 1, len(names)):
+            squared = centred[i, i] + centred[j, j] - 2 * centred[i, j]
+            distance = float(np.sqrt(max(squared, 0.0)))
+            result[f"{first} | {names[j]}"] = {"distance": distance, "relative": distance / norm if norm else 0.0}
+    return result

@@ -1,0 +1,107 @@
+"""From a config to predictions: every kind of layer, packed against unpacked, values to start from."""
+
+import jax
+import numpy as np
+import pytest
+
+from configs import default
+from mtl_jax.errors import UserError
+from mtl_jax.training.evaluation import Evaluator
+from mtl_jax.training.experiment import build
+from mtl_jax.training.step import train_step
+
+
+@pytest.fixture(autouse=True)
+def standard_promotion():
+    """optax's Adam multiplies a float by an int32 count, which strict promotion refuses."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+def evaluator(experiment):
+    return Evaluator(experiment.objective_for, experiment.corpus, 8, lambda batch: batch)
+
+
+@pytest.mark.parametrize(
+    ("layer", "dtype"),
+    [("transformer", "float32"), ("transformer", "bfloat16"), ("lstm", "float32"), ("rnn", "float32"), ("cnn", "bfloat16")],
+)
+def test_every_kind_of_layer_learns(tiny, layer, dtype):
+    config = tiny(model__layer=layer, model__dtype=dtype, model__heads=2, model__intermediate=16, model__width=16)
+    config.model.activation = "gelu"
+    config.optimizer.warmup = 0.0
+    experiment = build(config)
+    step = jax.jit(lambda s, b, h: train_step(experiment.spec, s, b, h))
+    state, totals = experiment.init(), []
+    for number in range(12):
+        batch = jax.tree.map(lambda a: a[None], experiment.batches.batch(number))
+        state, metrics = step(state, batch, experiment.hyper)
+        totals.append(float(metrics["total"]))
+    assert int(state.skipped.sum()) == 0
+    assert np.mean(totals[-3:]) < np.mean(totals[:3]) - 0.1
+    assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(state.params))
+
+
+@pytest.mark.parametrize("layer", ["transformer", "bilstm", "cnn"])
+def test_packed_rows_give_what_single_rows_give(tiny, layer):
+    """Example by example, every head: the same predictions and probabilities to 1e-5, and the same loss."""
+    packed = build(tiny(model__layer=layer, model__heads=2, data__row_length=32))
+    single = build(tiny(model__layer=layer, model__heads=2, data__row_length=32, data__pack=False))
+    assert len(packed.corpus.rows["texts"]["dev"].tokens) < len(single.corpus.rows["texts"]["dev"].tokens) / 2
+    params = packed.init_params()
+    for dataset in ("texts", "sentences"):
+        first, second = (evaluator(e).predict(params, dataset, "dev") for e in (packed, single))
+        for task, values in first.values.items():
+            assert first.loss[task] == pytest.approx(second.loss[task], abs=1e-5)
+            for name, found in values.items():
+                for a, b in zip(found, second.values[task][name], strict=True):
+                    np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+def test_scores_are_those_of_the_metrics(tiny):
+    """Accuracy counted by hand from the predictions."""
+    experiment = build(tiny())
+    params = experiment.init_params()
+    scores = evaluator(experiment).score(params, "dev")
+    predicted = evaluator(experiment).predict(params, "texts", "dev").values["color"]["value"]
+    names = experiment.corpus.vocabularies["color"].names
+    gold = [record.fields["color"] for record in experiment.corpus.splits["texts"]["dev"].records]
+    hits = np.mean([names[p] == g for p, g in zip(predicted, gold, strict=True)])
+    assert scores["color"]["accuracy"] == pytest.approx(hits)
+    assert list(scores) == ["color", "tags", "long"]
+
+
+def test_word_vectors_are_where_training_begins(tiny, tmp_path):
+    (tmp_path / "vectors.txt").write_text("red 1 2 3 4 5 6 7 8\nblue 8 7 6 5 4 3 2 1\n")
+    config = tiny(sharing__trunk="none")
+    config.model.vectors = str(tmp_path / "vectors.txt")
+    experiment = build(config)
+    table = np.asarray(experiment.init_params()["embed"]["word"]["embedding"])
+    red = experiment.corpus.tokenizer.vocabulary.index("red")
+    np.testing.assert_array_equal(table[:, red], np.tile(np.arange(1.0, 9.0), (3, 1)))
+    config.model.width = 4
+    with pytest.raises(UserError, match=r"config.model.width: 4, but the vectors .* have 8"):
+        build(config).init_params()
+
+
+def test_a_task_left_out_changes_no_other_rows_or_initial_values(tiny):
+    both, alone = build(tiny(sharing__trunk="none")), build(tiny(sharing__trunk="none", train_on=("color",)))
+    for step in (0, 7):
+        np.testing.assert_array_equal(both.batches.indices(step)[1][0], alone.batches.indices(step)[1][0])
+    jax.tree.map(
+        np.testing.assert_array_equal, both.init_params()["heads"]["color"], alone.init_params()["heads"]["color"]
+    )
+
+
+def test_anchor_is_the_initial_tree(tiny):
+    config = tiny(sharing__trunk="none")
+    default.add_penalty(config, "sp", kind="l2_to_anchor", strength=1.0)
+    experiment = build(config)
+    state = experiment.init()
+    value = experiment.spec.objective.penalties["sp"].value
+    from mtl_jax.training.paths import flatten
+
+    assert float(value(flatten(state.params), state.anchor)) == 0.0
+    moved = jax.tree.map(lambda leaf: leaf + 0.5, state.params)
+    size = sum(leaf.size for path, leaf in flatten(state.params).items() if not path.startswith("heads/"))
+    assert float(value(flatten(moved), state.anchor)) == pytest.approx(0.25 * size, rel=1e-5)

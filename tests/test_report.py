@@ -1,0 +1,51 @@
+"""Tables and pictures of finished runs."""
+
+import json
+
+import pytest
+
+from mtl_jax.analysis import report
+from mtl_jax.errors import UserError
+from mtl_jax.training import workdir
+
+
+def make_run(folder, accuracy, tasks=("topic", "ner")):
+    folder.mkdir()
+    by_split = {"dev": {"accuracy": accuracy, "loss": None}, "test": {"accuracy": accuracy}}
+    scores = dict.fromkeys(tasks, by_split)
+    sizes = {task: {"dev": {"scored": 10, "total": 10}, "test": {"scored": 10, "total": 70}} for task in tasks}
+    pairs = {"topic | ner": {"distance": 2.0, "relative": 0.1}} if len(tasks) > 1 else {}
+    summary = {"tasks": scores, "examples": sizes, "distances": pairs, "step": 4, "seconds": 3.2, "parameters": 7}
+    workdir.write_json(folder / "summary.json", summary)
+    workdir.write_json(folder / "config.json", {"model": {"layer": "lstm"}})
+    return summary
+
+
+def test_tables_and_curves_of_a_run(tmp_path):
+    summary = make_run(tmp_path / "a", 0.5)
+    with workdir.MetricsLog(tmp_path / "a", 0) as log:
+        for step in (1, 2):
+            log.write(step, "train", {"loss": {"topic": 1.0 / step, "ner": float("nan") if step == 1 else None}})
+        log.write(2, "dev", {"tasks": {"topic": {"accuracy": 0.5}}, "score": 0.5})
+    text = report.finished(tmp_path / "a", summary)
+    assert "topic  accuracy  0.5000  10        0.5000  10 of 70" in text
+    assert "topic  loss           –" in text and "topic | ner     2.0000" in text
+    assert (tmp_path / "a" / "figures" / "curves.png").read_bytes().startswith(b"\x89PNG")
+    with workdir.MetricsLog(tmp_path / "a", 1):
+        pass
+    assert [line["step"] for line in workdir.read_metrics(tmp_path / "a")] == [1]
+
+
+def test_runs_side_by_side(tmp_path):
+    make_run(tmp_path / "single", 0.5, tasks=("topic",))
+    make_run(tmp_path / "soft", 0.75)
+    text = report.compare([tmp_path / "single", tmp_path / "soft"], tmp_path / "out")
+    rows = [line.split() for line in text.splitlines()]
+    assert ["topic", "test", "accuracy", "0.5000", "0.7500"] in rows
+    assert ["ner", "test", "accuracy", "–", "0.7500"] in rows
+    compared = json.loads((tmp_path / "out" / "compare.json").read_text())
+    assert compared["tasks"]["topic"]["dev"]["accuracy"] == {"single": 0.5, "soft": 0.75}
+    assert (tmp_path / "out" / "figures" / "compare.png").read_bytes().startswith(b"\x89PNG")
+    (tmp_path / "soft" / "summary.json").unlink()
+    with pytest.raises(UserError, match="not finished"):
+        report.compare([tmp_path / "single", tmp_path / "soft"], tmp_path / "out")
