@@ -24,7 +24,13 @@ def evaluator(experiment):
 
 @pytest.mark.parametrize(
     ("layer", "dtype"),
-    [("transformer", "float32"), ("transformer", "bfloat16"), ("lstm", "float32"), ("rnn", "float32"), ("cnn", "bfloat16")],
+    [
+        ("transformer", "float32"),
+        ("transformer", "bfloat16"),
+        ("lstm", "float32"),
+        ("rnn", "float32"),
+        ("cnn", "bfloat16"),
+    ],
 )
 def test_every_kind_of_layer_learns(tiny, layer, dtype):
     config = tiny(model__layer=layer, model__dtype=dtype, model__heads=2, model__intermediate=16, model__width=16)

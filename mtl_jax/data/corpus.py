@@ -38,7 +38,7 @@ class Corpus(NamedTuple):
     tokenizer     the tokenizer of all data sets
     notes         sentences for people: truncated texts, unseen labels, dropped duplicates, share of real tokens
     fingerprint   content hash of all rows, the vocabularies and the tokenizer
-    statistics    {data set: {"capacities", split: {"records", "available", "pieces", "rows", "tokens", "real", "length"}}} and
+    statistics    {data set: {"capacities", split: {"records", "available", "pieces", "rows", ...}}} and
                   {task: {split: {"known", "missing", "counts": {name: n}}}} under "datasets" and "tasks"
     """
 

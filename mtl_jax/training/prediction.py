@@ -19,10 +19,11 @@ from mtl_jax.errors import UserError
 from mtl_jax.models.export import save_folder
 from mtl_jax.training import artifacts
 from mtl_jax.training.checkpoint import load_params
-from mtl_jax.training.experiment import Experiment, assemble, label_specs, max_length
+from mtl_jax.training.experiment import Experiment, assemble
 from mtl_jax.training.placement import Placement, place, require_platform
 from mtl_jax.training.progress import progress_bar
 from mtl_jax.training.scoring import abstract_params, make_evaluator
+from mtl_jax.training.sources import label_specs, max_length
 
 CHUNK = 4096  # records read, predicted and written at a time
 

@@ -1,0 +1,106 @@
+"""The modules of one column of the network, and the values that all parameters start from."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from mtl_jax.data.corpus import Corpus
+from mtl_jax.data.vectors import read_vectors
+from mtl_jax.errors import UserError
+from mtl_jax.models import ownership
+from mtl_jax.models.architecture import Architecture
+from mtl_jax.models.embeddings import WordEmbeddings
+from mtl_jax.models.layers import LAYERS
+from mtl_jax.models.network import Network
+from mtl_jax.tasks.base import Task
+
+
+class Model(NamedTuple):
+    """The modules of one column, and the values that they start from (None: random)."""
+
+    embed: Any
+    layers: list[Any]
+    architecture: Architecture | None
+    pretrained: dict[str, Any] | None
+
+
+def architecture_of(config: Any, vocab_size: int) -> Architecture | None:
+    """The architecture of a transformer that starts from random values; None for other kinds of layers."""
+    model = config.model
+    if model.layer != "transformer":
+        return None
+    return Architecture(
+        model_type="bert", layers=model.layers, width=model.width, heads=model.heads, intermediate=model.intermediate,
+        activation=model.activation, layer_norm_eps=1e-12, vocab_size=vocab_size,
+        max_positions=config.data.row_length, type_vocab=2, pad_token=0,
+    )  # fmt: skip
+
+
+def make_model(config: Any, architecture: Architecture | None, pretrained_params: Any, data: Corpus) -> Model:
+    """The modules that a config asks for, over the tokens of `data`.
+
+    Raises:
+      UserError: a pretrained encoder that is too small for the config or the tokenizer.
+    """
+    model, dtype = config.model, jnp.dtype(config.model.dtype)
+    architecture = architecture or architecture_of(config, data.tokenizer.size)
+    if architecture is not None:
+        if model.layers > architecture.layers:
+            raise UserError(f"config.model.layers: {model.layers}, but {model.pretrained} has {architecture.layers}")
+        if data.tokenizer.size > architecture.vocab_size:
+            raise UserError(
+                f"config.tokenizer: {data.tokenizer.size} tokens, but {model.pretrained} has embeddings for "
+                f"{architecture.vocab_size}; use the tokenizer of the model"
+            )
+        architecture = dataclasses.replace(architecture, layers=model.layers or architecture.layers)
+        return Model(
+            architecture.embeddings(dtype),
+            [architecture.layer(dtype)] * architecture.layers,
+            architecture,
+            pretrained_params,
+        )
+    embed = WordEmbeddings(vocab_size=data.tokenizer.size, width=model.width, dtype=dtype)
+    options = {"hidden": model.width}
+    if model.layer == "cnn":
+        options = {"width": model.width, "window": model.kernel_size, "activation": model.activation, "residual": True}
+    return Model(embed, [LAYERS[model.layer](**options, dtype=dtype)] * model.layers, None, None)
+
+
+def random_params(config: Any, net: Network, tasks: Mapping[str, Task]) -> dict[str, Any]:
+    """Random initial values: layers keyed by path, heads by the name of their task."""
+    key = jax.random.key(config.seed)
+    heads = jax.random.fold_in(key, ownership.name_key("heads"))
+    return {
+        **net.init(key),
+        "heads": {
+            name: task.init(jax.random.fold_in(heads, ownership.name_key(name)), net.width)
+            for name, task in tasks.items()
+        },
+    }
+
+
+def first_params(config: Any, net: Network, tasks: Mapping[str, Task], model: Model, data: Corpus) -> dict[str, Any]:
+    """Random values, with the pretrained encoder or word vectors in their places in every column."""
+    params = jax.jit(lambda: random_params(config, net, tasks))()
+    if model.pretrained is not None:
+        for path in params.keys() & model.pretrained.keys():
+            params[path] = jax.tree.map(
+                lambda stack, value: jnp.broadcast_to(jnp.asarray(value), stack.shape),
+                params[path],
+                model.pretrained[path],
+            )
+    elif config.model.vectors:
+        matrix, found = read_vectors(config.model.vectors, data.tokenizer.vocabulary)
+        table = params["embed"]["word"]["embedding"]
+        if matrix.shape[1] != table.shape[-1]:
+            raise UserError(
+                f"config.model.width: {table.shape[-1]}, but the vectors of {config.model.vectors} have "
+                f"{matrix.shape[1]} features"
+            )
+        params["embed"]["word"]["embedding"] = jnp.where(found[None, :, None], matrix[None], table)
+    return params

