@@ -119,6 +119,7 @@ class _Run:
         self.log, self.progress, self.began = log, progress, began
         self.config = experiment.config
         self.evaluator = make_evaluator(experiment, placement)
+        self.shown: dict[str, float] = {}  # the last loss of each task
         self.dev = {progress.best_step: progress.best_scores}  # step: dev scores, so that none is computed twice
 
     def steps(self, step_function, state, start, stop):
@@ -172,7 +173,8 @@ class _Run:
             task: float(loss) if present else None
             for task, loss, present in zip(tasks, metrics["losses"], metrics["present"], strict=True)
         }
-        shown = " ".join(f"{task} {loss:.3f}" for task, loss in losses.items() if loss is not None)
+        self.shown |= {task: loss for task, loss in losses.items() if loss is not None}
+        shown = " ".join(f"{task} {self.shown[task]:.3f}" for task in tasks if task in self.shown)
         bar.set_postfix_str(f"loss {shown}", refresh=False)
         bad = int(metrics["bad_steps"])
         if bad == 1:
