@@ -49,7 +49,7 @@ def test_every_kind_of_layer_learns(tiny, layer, dtype):
 
 
 @pytest.mark.parametrize("layer", ["transformer", "bilstm", "cnn"])
-def test_packed_rows_give_what_single_rows_give(tiny, layer):
+def test_packed_rows_give_what_single_rows_give(tiny, layer, differs):
     """Example by example, every head: the same predictions and probabilities to 1e-5, and the same loss."""
     packed = build(tiny(model__layer=layer, model__heads=2, data__row_length=32))
     single = build(tiny(model__layer=layer, model__heads=2, data__row_length=32, data__pack=False))
@@ -61,7 +61,7 @@ def test_packed_rows_give_what_single_rows_give(tiny, layer):
             assert first.loss[task] == pytest.approx(second.loss[task], abs=1e-5)
             for name, found in values.items():
                 for a, b in zip(found, second.values[task][name], strict=True):
-                    np.testing.assert_allclose(a, b, atol=1e-5)
+                    differs(f"packed against single rows, {layer}, {task}", a, b, 1e-5)
 
 
 def test_scores_are_those_of_the_metrics(tiny):
