@@ -2,7 +2,9 @@
 
     python launch.py --config=configs/glue.py --workdir=runs/glue
 
-GLUE's dev sets are scored as test (its test labels are not public); dev is carved out of train.
+GLUE's dev sets are scored as test (its test labels are not public); dev is carved out of train. After these 400 steps:
+CoLA Matthews 0.06, MRPC accuracy 0.777 (F1 0.854), RTE accuracy 0.534, STS-B Pearson 0.842. CoLA and RTE are hardly
+learned: little data each, a small encoder made for sentence similarity, and one step in four.
 """
 
 from configs import default

@@ -2,7 +2,8 @@
 
     python launch.py --config=configs/sentiment_ner.py --workdir=runs/sentiment_ner
 
-Shared embeddings and first layer, a layer of its own for each task.
+Shared embeddings and first layer, a layer of its own for each task, no pretrained vectors. Test: sentiment accuracy
+0.788, entity F1 0.722 (ten minutes on 2 CPU cores).
 """
 
 from ml_collections import ConfigDict

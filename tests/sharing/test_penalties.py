@@ -47,7 +47,8 @@ def penalties(anchor):
 @pytest.mark.parametrize(("name", "options", "expected"), GOLDENS)
 def test_goldens(name, options, expected, differs):
     with jax.enable_x64(True):
-        differs("penalties against the goldens", sharing.PENALTIES[name](jnp.asarray(W.T), **options), expected, 1e-9)
+        # 1e-8 is how closely the reference values themselves are given (that of schatten is 4.8e-9 from NumPy's)
+        differs("penalties against the goldens", sharing.PENALTIES[name](jnp.asarray(W.T), **options), expected, 1e-8)
 
 
 def test_tensor_trace_norms():
