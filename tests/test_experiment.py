@@ -10,12 +10,7 @@ from mtl_jax.training.evaluation import Evaluator
 from mtl_jax.training.experiment import build
 from mtl_jax.training.step import train_step
 
-
-@pytest.fixture(autouse=True)
-def standard_promotion():
-    """optax's Adam multiplies a float by an int32 count, which strict promotion refuses."""
-    with jax.numpy_dtype_promotion("standard"):
-        yield
+pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 
 def evaluator(experiment):

@@ -12,12 +12,7 @@ from mtl_jax.training import artifacts, checkpoint, loop, prediction
 from mtl_jax.training import workdir as folders
 from mtl_jax.training.experiment import build
 
-
-@pytest.fixture(autouse=True)
-def standard_promotion():
-    """optax's Adam multiplies a float by an int32 count, which strict promotion refuses."""
-    with jax.numpy_dtype_promotion("standard"):
-        yield
+pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 
 def predicted(config, workdir, source, which=("best",)):

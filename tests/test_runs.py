@@ -21,11 +21,7 @@ from mtl_jax.training.experiment import build
 ROOT = pathlib.Path(__file__).parents[1]
 
 
-@pytest.fixture(autouse=True)
-def standard_promotion():
-    """optax's Adam multiplies a float by an int32 count, which strict promotion refuses."""
-    with jax.numpy_dtype_promotion("standard"):
-        yield
+pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 
 def write_config(file, config):

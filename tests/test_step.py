@@ -12,12 +12,7 @@ from mtl_jax.training.paths import flatten
 from mtl_jax.training.placement import place
 from mtl_jax.training.step import train_step
 
-
-@pytest.fixture(autouse=True)
-def standard_promotion():
-    """optax's Adam multiplies a float by an int32 count, which strict promotion refuses."""
-    with jax.numpy_dtype_promotion("standard"):
-        yield
+pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 
 def placed(experiment, kind="jit", mesh=None):

@@ -37,6 +37,8 @@ def describe(config: Any) -> str:
     blocks, rows, tokens = batch.tokens.shape
     real = (batch.segment > 0).mean()
     parts += ["", f"A batch: {blocks} blocks of {rows} rows of {tokens} tokens, {real:.1%} real"]
+    epochs = {name: experiment.batches.steps_per_epoch(name) for name in experiment.corpus.layout.datasets}
+    parts += [f"An epoch of {name}: {count:.0f} batches" for name, count in epochs.items()]
     parts += ["", "Notes", *(f"  {note}" for note in experiment.corpus.notes)]
     return "\n".join(parts)
 

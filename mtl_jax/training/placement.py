@@ -91,13 +91,13 @@ def _jit(mesh, slices, tasks) -> Placement:
     def leaf_sharding(path, leaf):
         spec = [None] * len(leaf.shape)
         names = [str(getattr(entry, "key", getattr(entry, "name", ""))) for entry in path]
-        owned = next((slices[key] for key in _paths(names) if key in slices), None)
-        stacked = owned is not None and "heads" not in "/".join(names) and len(spec) and spec[0] is None
-        if stacked and leaf.shape[0] == tasks > 1 and tasks % mesh.shape["task"] == 0:
-            spec[0] = "task"
-        if owned is not None and mesh.shape["model"] > 1 and leaf.size >= LARGE:
-            free = [i for i in range(1 if stacked else 0, len(spec)) if leaf.shape[i] % mesh.shape["model"] == 0]
-            if free:
+        owned = next((key for key in _paths(names) if key in slices), None)
+        if owned is not None:  # parameters and what the optimizer keeps of them; all else lies on every device
+            stacked = not owned.startswith("heads/")
+            if stacked and leaf.shape[0] == tasks > 1 and tasks % mesh.shape["task"] == 0:
+                spec[0] = "task"
+            free = [i for i in range(int(stacked), len(spec)) if leaf.shape[i] % mesh.shape["model"] == 0]
+            if free and mesh.shape["model"] > 1 and leaf.size >= LARGE:
                 spec[max(free, key=lambda i: leaf.shape[i])] = "model"
         return NamedSharding(mesh, PartitionSpec(*spec))
 
@@ -129,7 +129,7 @@ def _jit(mesh, slices, tasks) -> Placement:
         put_batch=rows_on(2),
         put_eval=rows_on(1),
         replicated=lambda state: state,
-        shardings=lambda state: shardings(state),
+        shardings=shardings,
         row_shards=mesh.shape["data"],
     )
 
