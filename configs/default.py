@@ -25,7 +25,7 @@ MINILM = {
 def get_config() -> ConfigDict:
     """The defaults; no data sets and no tasks yet."""
     config = ConfigDict()
-    config.seed = 0  # initial values, order of the batches, dropout, carved-out splits
+    config.seed = 0  # initial values, order of the batches, dropout
     config.datasets = ConfigDict(sort_keys=False)  # name -> dataset(), see below; `add_dataset`
     config.tasks = ConfigDict(sort_keys=False)  # name -> task(), see below; `add_task`. Their order is that of [K] axes
     config.train_on = ()  # names of the tasks to train; () = all. The vocabulary stays that of all data sets
@@ -34,6 +34,7 @@ def get_config() -> ConfigDict:
     )  # name -> penalty(), see below; `add_penalty`. The soft-sharing terms λ·Ω
 
     data = config.data = ConfigDict()
+    data.seed = 0  # carved-out splits and limited subsets: the same data whatever config.seed
     data.row_length = 128  # T, tokens of a row; a text longer than this is cut, see overlong
     data.rows = 16  # R, rows of a block, over all devices; tokens a step = blocks × rows × row_length
     data.pack = True  # several examples a row; False: one example a row
@@ -118,6 +119,24 @@ def get_config() -> ConfigDict:
     evaluation.rows = 32  # rows of a batch in evaluation
     evaluation.splits = ("dev", "test")  # scored at the end; "dev" also at every evaluation
     evaluation.use = "best"  # parameters scored at the end and saved for prediction: "best" by dev score | "last"
+
+    ablation = config.ablation = ConfigDict()  # --mode=ablate: many settings trained as lanes of one compiled program
+    ablation.sweeps = ConfigDict(
+        sort_keys=False
+    )  # name -> sweep(), see below; `add_sweep`. Their product, × seeds: lanes
+    ablation.choices = ConfigDict(
+        sort_keys=False
+    )  # name -> choice(), see below; `add_choice`. One program a combination
+    ablation.seeds = 3  # S: config.seed, config.seed + 1, ... give initial values, dropout and the order of the batches
+    ablation.ends = True  # with a swept λ: add single-task training (λ = 0), tied columns (λ → ∞) and hard sharing
+    ablation.rates = (0.25, 0.5, 1.0, 2.0, 4.0)  # factors on the learning rate, over which the ends are tuned on dev
+    ablation.method = "grid"  # "grid" | "halving" (successive halving of the lanes) | "hypergradient" (λ by ∇ dev loss)
+    ablation.options = ConfigDict()  # of the method, see mtl_jax/analysis/ablation/
+    ablation.layout = "auto"  # lanes by "vmap" | "map" (in turns); "auto": map on CPU. The results are the same
+    ablation.lanes = 0  # lanes in a program at once, the rest follow in turns; 0 = as many as fit into memory
+    ablation.memory = 0.8  # share of the device's memory that a program may take
+    ablation.resident = "auto"  # packed rows live on the "device" | come from the "host"; "auto": device where they fit
+    ablation.reference = ""  # exact optimum drawn beside the curve; names: mtl_jax/analysis/references.py
     return config
 
 
@@ -132,13 +151,14 @@ def dataset(**fields) -> ConfigDict:
     entry.splits = ConfigDict()  # "train", "dev", "test" -> file, folder or key, relative to path
     entry.text = ()  # one or two fields that hold plain text (two: a pair), or
     entry.words = ""  # the field that holds a list of words
+    entry.where = ConfigDict()  # field -> value or tuple of values: only these records, e.g. {"genre": "email"}
     entry.encoding = "utf-8"
     entry.options = ConfigDict()  # of the reader
     entry.dev_fraction = 0.0  # carved out of train, by seed, where there is no dev split
     entry.test_fraction = 0.0  # likewise
     entry.limit = ConfigDict()  # split -> at most so many examples, a fixed subset by seed
     entry.drop_duplicates = False  # drop train and dev examples whose text is in test, and train ones in dev
-    return _filled(entry, fields, "data set", ("wheel", "splits", "options", "limit"))
+    return _filled(entry, fields, "data set", ("wheel", "splits", "where", "options", "limit"))
 
 
 def task(**fields) -> ConfigDict:
@@ -171,6 +191,35 @@ def penalty(**fields) -> ConfigDict:
     return _filled(entry, fields, "penalty", ("by_layer", "options"))
 
 
+def sweep(**fields) -> ConfigDict:
+    """Values of one hyperparameter that the compiled step takes as an argument. Unknown fields are refused.
+
+    Such are penalties.*.strength, penalties.*.by_layer.*, tasks.*.weight, optimizer.learning_rate,
+    optimizer.weight_decay, model.dropout, model.attention_dropout and the numbers in loss_weights.options.
+    """
+    entry = ConfigDict()
+    entry.field = ""  # e.g. "penalties.l2.strength"; "*" stands for any one name: "tasks.*.weight" moves all together
+    entry.values = ()  # the values; or from low to high:
+    entry.low = 0.0
+    entry.high = 0.0
+    entry.points = 0  # how many
+    entry.scale = "log"  # steps, and the axis of the figures: "log" | "linear"
+    entry.random = False  # drawn by config.seed instead of evenly spaced; all random sweeps are drawn together
+    return _filled(entry, fields, "sweep", ())
+
+
+def choice(**fields) -> ConfigDict:
+    """Alternatives that change the program: penalty kind, shared layers, labelled examples. Unknown fields are refused."""
+    entry = ConfigDict()
+    entry.field = ""  # one field and its values, e.g. "datasets.*.limit.train" ("*" as in a sweep)
+    entry.values = ()
+    entry.settings = ConfigDict(
+        sort_keys=False
+    )  # or name -> nested fields, e.g. {"trace": {"penalties": {"p": {...}}}};
+    #                                               they may change ablation.sweeps too
+    return _filled(entry, fields, "choice", ("settings",))
+
+
 def add_dataset(config: ConfigDict, name: str, **fields) -> None:
     """Adds a data set; a name that is taken is refused."""
     _add(config.datasets, name, dataset(**fields), "data sets")
@@ -186,6 +235,16 @@ def add_penalty(config: ConfigDict, name: str, **fields) -> None:
     _add(config.penalties, name, penalty(**fields), "penalties")
 
 
+def add_sweep(config: ConfigDict, name: str, **fields) -> None:
+    """Adds a sweep; a name that is taken is refused."""
+    _add(config.ablation.sweeps, name, sweep(**fields), "sweeps")
+
+
+def add_choice(config: ConfigDict, name: str, **fields) -> None:
+    """Adds a choice; a name that is taken is refused."""
+    _add(config.ablation.choices, name, choice(**fields), "choices")
+
+
 def use_minilm(config: ConfigDict) -> None:
     """The pretrained all-MiniLM-L6-v2 as encoder, from its wheel."""
     config.model.pretrained_wheel = ConfigDict(MINILM)
@@ -198,7 +257,7 @@ def _filled(entry, fields, what, free):
         if name not in entry:
             raise KeyError(f"a {what} has no field {name!r}; the fields are {', '.join(sorted(entry.keys()))}")
         if name in free:  # these hold keys of the user's own
-            entry[name] = ConfigDict(value)
+            entry[name] = ConfigDict(value, sort_keys=False)
         else:
             entry[name] = value
     return entry

@@ -33,9 +33,9 @@ def test_every_kind_of_layer_learns(tiny, layer, dtype):
     config.optimizer.warmup = 0.0
     experiment = build(config)
     step = jax.jit(lambda s, b, h: train_step(experiment.spec, s, b, h))
-    state, totals = experiment.init(), []
+    state, totals = experiment.init(0), []
     for number in range(12):
-        batch = jax.tree.map(lambda a: a[None], experiment.batches.batch(number))
+        batch = jax.tree.map(lambda a: a[None], experiment.batches(0).batch(number))
         state, metrics = step(state, batch, experiment.hyper)
         totals.append(float(metrics["total"]))
     assert int(state.skipped.sum()) == 0
@@ -50,7 +50,7 @@ def test_packed_rows_give_what_single_rows_give(tiny, layer, differs):
     single = build(tiny(model__layer=layer, model__heads=2, data__row_length=32, data__pack=False))
     assert len(packed.corpus.rows["texts"]["dev"].tokens) < len(single.corpus.rows["texts"]["dev"].tokens) / 2
     rng = np.random.default_rng(0)  # far from the first values, where all predictions are nearly the same
-    params = jax.tree.map(lambda x: x + rng.normal(0, 0.3, x.shape).astype(np.float32), packed.init_params())
+    params = jax.tree.map(lambda x: x + rng.normal(0, 0.3, x.shape).astype(np.float32), packed.init_params(0))
     for dataset in ("texts", "sentences"):
         first, second = (evaluator(e).predict(params, dataset, "dev") for e in (packed, single))
         for task, values in first.values.items():
@@ -63,7 +63,7 @@ def test_packed_rows_give_what_single_rows_give(tiny, layer, differs):
 def test_scores_are_those_of_the_metrics(tiny):
     """Accuracy counted by hand from the predictions."""
     experiment = build(tiny())
-    params = experiment.init_params()
+    params = experiment.init_params(0)
     scores = evaluator(experiment).score(params, "dev")
     predicted = evaluator(experiment).predict(params, "texts", "dev").values["color"]["value"]
     names = experiment.corpus.vocabularies["color"].names
@@ -78,20 +78,20 @@ def test_word_vectors_are_where_training_begins(tiny, tmp_path):
     config = tiny(sharing__trunk="none")
     config.model.vectors = str(tmp_path / "vectors.txt")
     experiment = build(config)
-    table = np.asarray(experiment.init_params()["embed"]["word"]["embedding"])
+    table = np.asarray(experiment.init_params(0)["embed"]["word"]["embedding"])
     red = experiment.corpus.tokenizer.vocabulary.index("red")
     np.testing.assert_array_equal(table[:, red], np.tile(np.arange(1.0, 9.0), (3, 1)))
     config.model.width = 4
     with pytest.raises(UserError, match=r"config.model.width: 4, but the vectors .* have 8"):
-        build(config).init_params()
+        build(config).init_params(0)
 
 
 def test_a_task_left_out_changes_no_other_rows_or_initial_values(tiny):
     both, alone = build(tiny(sharing__trunk="none")), build(tiny(sharing__trunk="none", train_on=("color",)))
     for step in (0, 7):
-        np.testing.assert_array_equal(both.batches.indices(step)[1][0], alone.batches.indices(step)[1][0])
+        np.testing.assert_array_equal(both.batches(0).indices(step)[1][0], alone.batches(0).indices(step)[1][0])
     jax.tree.map(
-        np.testing.assert_array_equal, both.init_params()["heads"]["color"], alone.init_params()["heads"]["color"]
+        np.testing.assert_array_equal, both.init_params(0)["heads"]["color"], alone.init_params(0)["heads"]["color"]
     )
 
 
@@ -99,11 +99,11 @@ def test_anchor_is_the_initial_tree(tiny):
     config = tiny(sharing__trunk="none")
     default.add_penalty(config, "sp", kind="l2_to_anchor", strength=1.0)
     experiment = build(config)
-    state = experiment.init()
+    state = experiment.init(0)
     value = experiment.spec.objective.penalties["sp"].value
     from mtl_jax.training.paths import flatten
 
-    assert float(value(flatten(state.params), state.anchor)) == 0.0
+    assert float(value(flatten(state.params), state.anchor, {})) == 0.0
     moved = jax.tree.map(lambda leaf: leaf + 0.5, state.params)
     size = sum(leaf.size for path, leaf in flatten(state.params).items() if not path.startswith("heads/"))
-    assert float(value(flatten(moved), state.anchor)) == pytest.approx(0.25 * size, rel=1e-5)
+    assert float(value(flatten(moved), state.anchor, {})) == pytest.approx(0.25 * size, rel=1e-5)

@@ -92,7 +92,7 @@ def test_export_writes_each_column_so_that_it_loads_again(tiny, tmp_path):
     folders.claim(workdir, config)
     artifacts.save(workdir, experiment.corpus, experiment.model.architecture)
     with checkpoint.Checkpoints(workdir, 1) as checkpoints:
-        checkpoints.save(experiment.init(), {})
+        checkpoints.save(experiment.init(0), {})
     lines = prediction.export(config, workdir, ["last"], tmp_path / "export")
     assert len(lines) == 3
     params = prediction.average_params(experiment, prediction._all_devices(experiment), workdir, ["last"])

@@ -55,7 +55,7 @@ def last_state(config, workdir):
     """All arrays of the newest checkpoint by path, and the progress of the loop less its seconds."""
     experiment = build(config)
     with checkpoint.Checkpoints(workdir, 2) as checkpoints:
-        shapes = scoring.abstract(jax.eval_shape(experiment.init), scoring.placement_of(experiment))
+        shapes = scoring.abstract(jax.eval_shape(lambda: experiment.init(0)), scoring.placement_of(experiment))
         state = checkpoints.restore(checkpoints.latest, shapes)
         progress = checkpoints.metadata(checkpoints.latest)["progress"]
     del progress["seconds"]

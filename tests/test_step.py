@@ -22,7 +22,7 @@ def placed(experiment, kind="jit", mesh=None):
 
 def steps(experiment, count, placement=None, hyper=None, state=None):
     """The state after so many steps, and the metrics of the last; on one device unless a placement is given."""
-    state, metrics = experiment.init() if state is None else state, None
+    state, metrics = experiment.init(0) if state is None else state, None
     if placement is None:
         function, put = jax.jit(lambda s, b, h: train_step(experiment.spec, s, b, h)), lambda batch: batch
     else:
@@ -30,7 +30,7 @@ def steps(experiment, count, placement=None, hyper=None, state=None):
         state, put = placement.put_state(state), placement.put_batch
     accumulate = experiment.config.training.accumulate
     for step in range(count):
-        parts = [experiment.batches.batch(step * accumulate + i) for i in range(accumulate)]
+        parts = [experiment.batches(0).batch(step * accumulate + i) for i in range(accumulate)]
         batch = jax.tree.map(lambda *leaves: np.stack(leaves), *parts)
         state, metrics = function(state, put(batch), hyper or experiment.hyper)
     return jax.device_get(placement.replicated(state) if placement else state), jax.device_get(metrics)
@@ -63,7 +63,7 @@ def test_jit_and_pmap_and_one_device_agree(tiny, differs):
     one, _ = steps(experiment, 8)
     mesh, _ = steps(experiment, 8, placed(experiment))
     mapped, _ = steps(experiment, 8, placed(experiment, "pmap"))
-    assert largest_difference(one.params, jax.device_get(experiment.init().params)) > 1e-2
+    assert largest_difference(one.params, jax.device_get(experiment.init(0).params)) > 1e-2
     differs("parameters, jit on 8 devices against one, SGD", largest_difference(mesh.params, one.params), 0, 1e-5)
     differs("parameters, pmap on 8 devices against one, SGD", largest_difference(mapped.params, one.params), 0, 1e-5)
 
@@ -84,13 +84,13 @@ def test_accumulation_equals_the_whole_batch(tiny):
     common = {"optimizer__name": "sgd", "model__dropout": 0.0, "sharing__trunk": "none"}
     whole = build(tiny(data__rows=16, **common))
     parts = build(tiny(data__rows=8, training__accumulate=2, **common))
-    np.testing.assert_array_equal(whole.batches.indices(0)[1][:, :8], parts.batches.indices(0)[1])
+    np.testing.assert_array_equal(whole.batches(0).indices(0)[1][:, :8], parts.batches(0).indices(0)[1])
     assert largest_difference(steps(whole, 3)[0].params, steps(parts, 3)[0].params) < 1e-6
 
 
 def test_a_step_that_is_not_finite_is_left_out_and_counted(tiny):
     experiment = build(tiny(sharing__trunk="none"))
-    before = experiment.init()
+    before = experiment.init(0)
     broken = experiment.hyper._replace(alpha={**experiment.hyper.alpha, "tags": jnp.float32(jnp.nan)})
     after, _ = steps(experiment, 2, hyper=broken)
     assert largest_difference(after.params, jax.device_get(before.params)) == 0.0
@@ -139,7 +139,7 @@ def test_proximal_operator_behind_the_optimizer(tiny):
 def test_frozen_parameters_stay_and_have_no_moments(tiny):
     experiment = build(tiny(optimizer__freeze=("^embed/",)))
     state, _ = steps(experiment, 3)
-    assert largest_difference(state.params["embed"], jax.device_get(experiment.init().params["embed"])) == 0.0
+    assert largest_difference(state.params["embed"], jax.device_get(experiment.init(0).params["embed"])) == 0.0
     assert not any(
         "embed" in jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(state.opt_state)
     )
@@ -149,7 +149,7 @@ def test_a_group_learns_faster(tiny):
     changes = {"optimizer__name": "sgd", "optimizer__clip": 0.0, "model__dropout": 0.0, "optimizer__weight_decay": 0.0}
     plain = build(tiny(**changes))
     faster = build(tiny(**changes, optimizer__groups={"heads": {"leaves": "^heads/", "rate": 10.0}}))
-    start = jax.device_get(plain.init().params)
+    start = jax.device_get(plain.init(0).params)
     one, ten = steps(plain, 1)[0].params, steps(faster, 1)[0].params
     jax.tree.map(
         lambda s, a, b: np.testing.assert_allclose(10 * (a - s), b - s, atol=1e-6),
@@ -163,9 +163,9 @@ def test_a_group_learns_faster(tiny):
 @pytest.mark.parametrize("mixing", ["size", "round_robin"])
 def test_one_data_set_at_a_time_trains_all_tasks(tiny, mixing):
     config = tiny(data__mixing=mixing, sharing__trunk="none", model__dropout=0.0, optimizer__weight_decay=0.0)
-    start = jax.device_get(build(config).init().params)
+    start = jax.device_get(build(config).init(0).params)
     state, metrics = steps(build(config), 1)
-    drawn = int(build(config).batches.indices(0)[0][0])
+    drawn = int(build(config).batches(0).indices(0)[0][0])
     for k, (task, dataset) in enumerate((("color", 0), ("tags", 1), ("long", 1))):
         moved = largest_difference(state.params["heads"][task], start["heads"][task]) > 0
         assert moved == (dataset == drawn) == bool(metrics["present"][k])

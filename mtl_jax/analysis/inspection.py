@@ -33,11 +33,12 @@ def describe(config: Any) -> str:
         "Parameters",
         _parameters(experiment),
     ]
-    batch = experiment.batches.batch(0)
+    batches = experiment.batches(config.seed)
+    batch = batches.batch(0)
     blocks, rows, tokens = batch.tokens.shape
     real = (batch.segment > 0).mean()
     parts += ["", f"A batch: {blocks} blocks of {rows} rows of {tokens} tokens, {real:.1%} real"]
-    epochs = {name: experiment.batches.steps_per_epoch(name) for name in experiment.corpus.layout.datasets}
+    epochs = {name: batches.steps_per_epoch(name) for name in experiment.corpus.layout.datasets}
     parts += [f"An epoch of {name}: {count:.0f} batches" for name, count in epochs.items()]
     parts += ["", "Notes", *(f"  {note}" for note in experiment.corpus.notes)]
     return "\n".join(parts)
@@ -115,7 +116,7 @@ def _labels(experiment: Experiment) -> str:
 
 def _parameters(experiment: Experiment) -> str:
     """Sizes by layer and owner: "shared" by all, by a group, or a task's own."""
-    shapes = flatten(jax.eval_shape(experiment.init_params))
+    shapes = flatten(jax.eval_shape(lambda: experiment.init_params(0)))
     sizes: dict[tuple[str, str], int] = collections.Counter()
     names = list(experiment.tasks)
     for path, leaf in shapes.items():

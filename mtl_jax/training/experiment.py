@@ -19,7 +19,7 @@ from mtl_jax.models.architecture import Architecture
 from mtl_jax.models.network import network
 from mtl_jax.tasks.base import Task
 from mtl_jax.training import owners, soft_sharing
-from mtl_jax.training.initial import Model, first_params, make_model, random_params
+from mtl_jax.training.initial import Model, make_model, random_params, with_pretrained
 from mtl_jax.training.objective import Objective
 from mtl_jax.training.optimizer import Hyper, OptimizerSpec, hyper_from, multipliers
 from mtl_jax.training.paths import flatten, matching
@@ -31,27 +31,27 @@ class Experiment(NamedTuple):
     """A config made real.
 
     corpus         the data
-    batches        (seed, step) -> batch; None where there is no training data (prediction)
+    batches        (seed) -> training batches; None where there is no training data (prediction)
     tasks          {task: Task}
     owners         path of layer -> owner of each task
     objective_for  layout -> objective over batches of that layout
     spec           what is static about the train step
     hyper          the config's hyperparameters
-    init_params    () -> parameters before the first step, pretrained values in their places
-    init           () -> state before the first step
+    init_params    (seed) -> parameters before the first step, pretrained values in their places
+    init           (seed) -> state before the first step
     model          the modules
     """
 
     config: Any
     corpus: Corpus
-    batches: Batches | None
+    batches: Callable[[int], Batches] | None
     tasks: dict[str, Task]
     owners: dict[str, tuple[int, ...]]
     objective_for: Callable[[Layout], Objective]
     spec: StepSpec
     hyper: Hyper
-    init_params: Callable[[], Any]
-    init: Callable[[], TrainState]
+    init_params: Callable[[int], Any]
+    init: Callable[[int], TrainState]
     model: Model
 
 
@@ -93,8 +93,8 @@ def assemble(config: Any, data: Corpus, architecture: Architecture | None, pretr
             column_init=config.model.column_init, columns=columns, remat=config.model.remat,
         )  # fmt: skip
 
-    init_params = functools.partial(first_params, config, make_network(data.layout), tasks, model, data)
-    shapes = flatten(jax.eval_shape(functools.partial(random_params, config, make_network(data.layout), tasks)))
+    draw = jax.jit(functools.partial(random_params, make_network(data.layout), tasks))
+    shapes = flatten(jax.eval_shape(draw, jax.random.key(0)))
     penalties, anchored = soft_sharing.build(config.penalties, owned, names, tuple(config.tasks), shapes)
 
     def objective_for(layout):
@@ -106,11 +106,18 @@ def assemble(config: Any, data: Corpus, architecture: Architecture | None, pretr
     spec = _step_spec(config, objective_for(data.layout), owned, shapes, data)
     hyper = hyper_from(config, names)
 
-    def init():
-        return init_state(spec, init_params(), hyper, jax.random.key(config.seed), anchored)
+    def init_params(seed):
+        return with_pretrained(config, model, data, draw(jax.random.key(seed)))
+
+    def init(seed):
+        return init_state(spec, init_params(seed), hyper, jax.random.key(seed), anchored)
 
     train = {name: rows["train"] for name, rows in data.rows.items() if "train" in rows}
-    batches = Batches(train, data.layout, config.seed, config.data.rows, mixing(config)) if train else None
+
+    def batches_of(seed):
+        return Batches(train, data.layout, seed, config.data.rows, mixing(config))
+
+    batches = batches_of if train else None
     return Experiment(config, data, batches, tasks, owned, objective_for, spec, hyper, init_params, init, model)
 
 
@@ -125,13 +132,16 @@ def _task(config, name, data) -> Task:
 
 
 def _loss_weights(config, sizes):
+    """(options of the method that are traced) -> the method."""
     method, options = config.loss_weights.method, config.loss_weights.options.to_dict()
     if method == "by_size":
         options["sizes"] = sizes
+    make = functools.partial(loss_weights.LOSS_WEIGHTS[method], **options)
     try:
-        return loss_weights.LOSS_WEIGHTS[method](**options)
+        make()
     except (TypeError, ValueError) as error:
         raise UserError(f"config.loss_weights.options: {error}") from None
+    return make
 
 
 def _step_spec(config, objective, owned, shapes, data) -> StepSpec:
@@ -155,6 +165,5 @@ def _step_spec(config, objective, owned, shapes, data) -> StepSpec:
         ),
         slices=owners.slice_owners(shapes, owned, tuple(objective.tasks)),
         multipliers={path: factor for path, factor in multipliers(shapes, optimizer.groups).items() if path in trained},
-        tied=config.sharing.tied,
         clip=optimizer.clip,
     )  # fmt: skip

@@ -71,9 +71,8 @@ def make_model(config: Any, architecture: Architecture | None, pretrained_params
     return Model(embed, [LAYERS[model.layer](**options, dtype=dtype)] * model.layers, None, None)
 
 
-def random_params(config: Any, net: Network, tasks: Mapping[str, Task]) -> dict[str, Any]:
+def random_params(net: Network, tasks: Mapping[str, Task], key: jax.Array) -> dict[str, Any]:
     """Random initial values: layers keyed by path, heads by the name of their task."""
-    key = jax.random.key(config.seed)
     heads = jax.random.fold_in(key, ownership.name_key("heads"))
     return {
         **net.init(key),
@@ -84,9 +83,8 @@ def random_params(config: Any, net: Network, tasks: Mapping[str, Task]) -> dict[
     }
 
 
-def first_params(config: Any, net: Network, tasks: Mapping[str, Task], model: Model, data: Corpus) -> dict[str, Any]:
-    """Random values, with the pretrained encoder or word vectors in their places in every column."""
-    params = jax.jit(lambda: random_params(config, net, tasks))()
+def with_pretrained(config: Any, model: Model, data: Corpus, params: dict[str, Any]) -> dict[str, Any]:
+    """Random values with the pretrained encoder or word vectors in their places in every column."""
     if model.pretrained is not None:
         for path in params.keys() & model.pretrained.keys():
             params[path] = jax.tree.map(

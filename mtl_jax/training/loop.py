@@ -100,10 +100,12 @@ def _first_state(experiment: Experiment, placement: Placement, checkpoints: Chec
     """The state to begin with: of the newest checkpoint, or the initial one."""
     step = checkpoints.latest
     if step is None:
-        return placement.put_state(experiment.init()), Progress()
+        return placement.put_state(experiment.init(experiment.config.seed)), Progress()
     metadata = checkpoints.metadata(step)
     require_same_data(metadata, experiment.corpus, step)
-    state = checkpoints.restore(step, abstract(jax.eval_shape(experiment.init), placement))
+    state = checkpoints.restore(
+        step, abstract(jax.eval_shape(lambda: experiment.init(experiment.config.seed)), placement)
+    )
     progress = Progress(**metadata["progress"])
     if progress.best_step == step and checkpoints.best != step:  # cut off between the two writes
         checkpoints.save_best(state, metadata)
@@ -118,6 +120,7 @@ class _Run:
         self.experiment, self.placement, self.checkpoints = experiment, placement, checkpoints
         self.log, self.progress, self.began = log, progress, began
         self.config = experiment.config
+        self.batches = experiment.batches(self.config.seed)
         self.evaluator = make_evaluator(experiment, placement)
         self.shown: dict[str, float] = {}  # the last loss of each task
         self.dev = {progress.best_step: progress.best_scores}  # step: dev scores, so that none is computed twice
@@ -155,10 +158,7 @@ class _Run:
     def _batch(self, step) -> Batch:
         """The micro-batches of a step, leaves [A, B, R, ...]."""
         count = self.config.training.accumulate
-        parts = [
-            self.experiment.batches.batch(step * count + i, jax.process_index(), jax.process_count())
-            for i in range(count)
-        ]
+        parts = [self.batches.batch(step * count + i, jax.process_index(), jax.process_count()) for i in range(count)]
         return jax.tree.map(lambda *leaves: np.stack(leaves), *parts)
 
     def _log(self, step, metrics, bar):

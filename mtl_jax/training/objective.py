@@ -39,14 +39,16 @@ class Objective(NamedTuple):
 class Penalty(NamedTuple):
     """One term λ·Ω.
 
-    value     (flat params, anchor) -> Ω without λ, the factors by layer included
-    proximal  (updates, flat params, anchor, t) -> updates to params + updates = prox_{t·Ω} of what they were before;
-              None: Ω enters as a gradient
+    value     (flat params, anchor, {layer: factor on λ}) -> Ω without λ
+    proximal  (updates, flat params, anchor, {layer: factor on λ}, t) -> updates to params + updates = prox_{t·Ω} of
+              what they were before; None where there is no exact operator
+    way       "gradient" | "proximal" | "either": `Hyper.proximal` says which
     schedule  (step / steps) -> factor on λ
     """
 
-    value: Callable[[Flat, Flat], jax.Array]
-    proximal: Callable[[Flat, Flat, Flat, jax.Array], Flat] | None
+    value: Callable[[Flat, Flat, Mapping[str, jax.Array]], jax.Array]
+    proximal: Callable[[Flat, Flat, Flat, Mapping[str, jax.Array], jax.Array], Flat] | None
+    way: str
     schedule: Callable[[jax.Array], jax.Array]
 
 
@@ -95,9 +97,9 @@ def loss_shares(objective: Objective, params: Params, batch: Batch, hyper: Hyper
     return sums / jnp.where(total > 0, total, 1.0)
 
 
-def penalty_values(objective: Objective, flat: Flat, anchor: Flat) -> dict[str, jax.Array]:
+def penalty_values(objective: Objective, flat: Flat, anchor: Flat, hyper: Hyper) -> dict[str, jax.Array]:
     """{penalty: Ω} without λ, float32 scalars."""
-    return {name: penalty.value(flat, anchor) for name, penalty in objective.penalties.items()}
+    return {name: penalty.value(flat, anchor, hyper.by_layer[name]) for name, penalty in objective.penalties.items()}
 
 
 def strengths(objective: Objective, hyper: Hyper, progress: jax.Array) -> dict[str, jax.Array]:

@@ -18,8 +18,12 @@ class Hyper(NamedTuple):
     """Hyperparameters as arguments of the step: float32 scalars that may be traced, so that one program serves all.
 
     learning_rate, weight_decay, dropout, attention_dropout   scalars
-    alpha     {task: α_k}
-    strength  {penalty: λ}
+    alpha         {task: α_k}
+    strength      {penalty: λ}
+    by_layer      {penalty: {layer: factor on λ}}
+    proximal      {penalty: bool, whether its proximal operator acts}, of penalties with `way` = "either"
+    loss_weights  {option of the method: value}, in place of those that it was built with
+    tied          bool: columns are replaced by their mean after each update. None: the step has no such code
     """
 
     learning_rate: jax.Array
@@ -28,6 +32,10 @@ class Hyper(NamedTuple):
     attention_dropout: jax.Array
     alpha: Mapping[str, jax.Array]
     strength: Mapping[str, jax.Array]
+    by_layer: Mapping[str, Mapping[str, jax.Array]]
+    proximal: Mapping[str, jax.Array]
+    loss_weights: Mapping[str, jax.Array]
+    tied: jax.Array | None
 
 
 def hyper_from(config, tasks: tuple[str, ...]) -> Hyper:
@@ -43,6 +51,13 @@ def hyper_from(config, tasks: tuple[str, ...]) -> Hyper:
         attention_dropout=scalar(config.model.attention_dropout),
         alpha={name: scalar(config.tasks[name].weight) for name in tasks},
         strength={name: scalar(penalty.strength) for name, penalty in config.penalties.items()},
+        by_layer={
+            name: {layer: scalar(factor) for layer, factor in penalty.by_layer.items()}
+            for name, penalty in config.penalties.items()
+        },
+        proximal={},
+        loss_weights={},
+        tied=jnp.asarray(True) if config.sharing.tied else None,
     )
 
 

@@ -72,7 +72,7 @@ def abstract(shapes: Any, placement: Placement) -> Any:
 
 def abstract_params(experiment: Experiment, placement: Placement) -> Any:
     """Shapes and shardings of the parameters."""
-    return abstract(jax.eval_shape(experiment.init_params), placement)
+    return abstract(jax.eval_shape(lambda: experiment.init_params(experiment.config.seed)), placement)
 
 
 def score_split(evaluator: Evaluator, params: Any, split: str) -> Scores:

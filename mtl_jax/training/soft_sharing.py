@@ -89,39 +89,44 @@ def _penalty(where, entry, owners, tasks, all_tasks, shapes):
                 f"{where}.by_layer: {layer!r} is no layer of this penalty; "
                 + ("with scope 'tree' λ is one number" if entry.scope == "tree" else f"there are {', '.join(groups)}")
             )
-    factors = {group: float(entry.by_layer.get(group.split("/")[0], 1.0)) for group in groups}
 
-    def value(flat, anchor):
+    def value(flat, anchor, by_layer):
         values = evaluate(columns(flat, owners), columns(anchor, owners))
-        return sum((factors[group] * omega for group, omega in values.items()), jnp.float32(0.0))
+        return sum((_factor(by_layer, group) * omega for group, omega in values.items()), jnp.float32(0.0))
 
-    jax.eval_shape(value, dict(shapes), dict(shapes))  # what does not fit is said here and not inside the step
-    proximal = _proximal(where, entry, options, owners, groups, factors) if entry.proximal else None
-    return Penalty(value, proximal, SCHEDULES[entry.schedule]), anchored
+    # what does not fit is said here and not inside the step
+    jax.eval_shape(lambda flat: value(flat, flat, entry.by_layer), dict(shapes))
+    proximal, reason = _proximal(entry, options, owners, groups)
+    if entry.proximal and proximal is None:
+        raise UserError(f"{where}.proximal: {reason}")
+    way = "proximal" if entry.proximal else "gradient"
+    return Penalty(value, proximal, way, SCHEDULES[entry.schedule]), anchored
 
 
-def _proximal(where, entry, options, owners, groups, factors):
+def _factor(by_layer, group):
+    return jnp.asarray(by_layer.get(group.split("/")[0], 1.0), jnp.float32)
+
+
+def _proximal(entry, options, owners, groups):
+    """The operator and "", or None and why there is none."""
     if entry.kind not in sharing.PROXIMAL:
-        raise UserError(
-            f"{where}.proximal: there is no exact operator for {entry.kind!r}; "
-            f"there is for {', '.join(sharing.PROXIMAL)}"
-        )
+        return None, f"there is no exact operator for {entry.kind!r}; there is for {', '.join(sharing.PROXIMAL)}"
     for path in (path for group in groups.values() for path in group):
         owner = owners[path.split("/")[0]]
         if owner_count(owner) < len(owner):
-            raise UserError(
-                f"{where}.proximal: {path} is owned by groups of tasks, where the operator is not exact; "
+            return None, (
+                f"{path} is owned by groups of tasks, where the operator is not exact; "
                 "narrow `leaves` to layers that each task owns, or set proximal=False"
             )
     transform = select.build_proximal(entry.kind, entry.leaves, entry.scope, options)
 
-    def proximal(updates, flat, anchor, t):
+    def proximal(updates, flat, anchor, by_layer, t):
         own = columns(flat, owners)
-        strengths = {group: t * factor for group, factor in factors.items()}
+        strengths = {group: t * _factor(by_layer, group) for group in groups}
         moved, _ = transform(strengths, anchor).update({path: updates[path] for path in own}, optax.EmptyState(), own)
         return {**updates, **moved}
 
-    return proximal
+    return proximal, ""
 
 
 def _options(where, entry, tasks, all_tasks):

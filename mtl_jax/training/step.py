@@ -44,18 +44,17 @@ class TrainState(NamedTuple):
 class StepSpec(NamedTuple):
     """What is static about the step.
 
+    loss_weights  (**traced options) -> the method
     slices       {path: owner group of each slice}, see `owners.slice_owners`
     multipliers  {path: factor on the learning rate} of the trained paths; others are frozen
-    tied         replace columns by their mean after each update
     clip         largest gradient norm by owner, 0 = off
     """
 
     objective: Objective
-    loss_weights: LossWeights
+    loss_weights: Callable[..., LossWeights]
     optimizer: OptimizerSpec
     slices: Mapping[str, tuple[int, ...]]
     multipliers: Mapping[str, float]
-    tied: bool
     clip: float
 
 
@@ -68,7 +67,7 @@ def init_state(spec: StepSpec, params: Any, hyper: Hyper, key: jax.Array, needs_
         step=step,
         params=params,
         opt_state=spec.optimizer.transformation(hyper, step, spec.multipliers).init(trained),
-        balance=spec.loss_weights.init(tasks),
+        balance=spec.loss_weights().init(tasks),
         anchor={path: jnp.copy(leaf) for path, leaf in flatten(params).items() if not path.startswith("heads/")}
         if needs_anchor
         else {},
@@ -105,8 +104,14 @@ def train_step(spec: StepSpec, state: TrainState, batch: Batch, hyper: Hyper, ax
     strength = terms.strengths(objective, hyper, progress)
 
     def weighted_penalty(trained):
-        values = terms.penalty_values(objective, {**flat, **trained}, state.anchor)
-        by_gradient = (strength[n] * v for n, v in values.items() if objective.penalties[n].proximal is None)
+        values = terms.penalty_values(objective, {**flat, **trained}, state.anchor, hyper)
+        by_gradient = (
+            jnp.where(hyper.proximal[n], 0.0, strength[n]) * v
+            if objective.penalties[n].way == "either"
+            else strength[n] * v
+            for n, v in values.items()
+            if objective.penalties[n].way != "proximal"
+        )
         return sum(by_gradient, jnp.float32(0.0)), values
 
     (_, penalties), penalty_gradient = jax.value_and_grad(weighted_penalty, has_aux=True)(trained)
@@ -117,11 +122,13 @@ def train_step(spec: StepSpec, state: TrainState, batch: Batch, hyper: Hyper, ax
     updates, opt_state = optimizer.update(gradient, state.opt_state, trained)
     rate = hyper.learning_rate * spec.optimizer.rate(state.step)
     for name, penalty in objective.penalties.items():
-        if penalty.proximal is not None:
-            updates = penalty.proximal(updates, trained, state.anchor, rate * strength[name])
+        if penalty.way != "gradient":
+            arguments = (updates, trained, state.anchor, hyper.by_layer[name], rate * strength[name])
+            acts = hyper.proximal[name] if penalty.way == "either" else True
+            updates = _if(acts, penalty.proximal, lambda updates, *_: dict(updates), *arguments)
     after = optax.apply_updates(trained, updates)
-    if spec.tied:
-        after = {path: _tie(path, leaf) for path, leaf in after.items()}
+    if hyper.tied is not None:
+        after = _if(hyper.tied, _tie, dict, after)
 
     bad = ~jnp.isfinite(norms) | jnp.append(~jnp.isfinite(losses), False)
     ok = ~bad.any()
@@ -147,7 +154,7 @@ def train_step(spec: StepSpec, state: TrainState, batch: Batch, hyper: Hyper, ax
 
 def _data_gradient(spec, state, trained, flat, batch, hyper, key, axis):
     """The K losses of the whole step, their weights α, and the gradient of Σ α_k·L_k."""
-    objective = spec.objective
+    objective, method = spec.objective, spec.loss_weights(**hyper.loss_weights)
     psum: Callable = (lambda tree: jax.lax.psum(tree, axis)) if axis else (lambda tree: tree)
     micro_batches = batch.tokens.shape[0]
     total = psum(jax.vmap(lambda b: terms.counts(objective, b))(batch).sum(axis=0))
@@ -158,7 +165,7 @@ def _data_gradient(spec, state, trained, flat, batch, hyper, key, axis):
         return terms.loss_shares(objective, unflatten({**flat, **trained}), micro, hyper, key, total)
 
     def weigh(losses):
-        alpha, extra, balance = spec.loss_weights.update(Signals(losses=losses, present=present), state.balance)
+        alpha, extra, balance = method.update(Signals(losses=losses, present=present), state.balance)
         return alpha * factors, extra, balance
 
     if micro_batches == 1:
@@ -169,9 +176,7 @@ def _data_gradient(spec, state, trained, flat, batch, hyper, key, axis):
         return losses, alpha, extra, balance, psum(gradient), present
 
     # α may depend on the losses of the whole step, so these are known first where the method asks for them
-    forward = (
-        jax.lax.map(lambda micro: shares(trained, micro), batch).sum(axis=0) if spec.loss_weights.needs_losses else None
-    )
+    forward = jax.lax.map(lambda micro: shares(trained, micro), batch).sum(axis=0) if method.needs_losses else None
     alpha, extra, balance = weigh(psum(forward) if forward is not None else jnp.zeros_like(total))
 
     def add(carry, micro):
@@ -188,8 +193,16 @@ def _trained(spec: StepSpec, flat):
     return {path: flat[path] for path in spec.multipliers}
 
 
-def _tie(path, leaf):
-    return leaf if path.startswith("heads/") else jnp.broadcast_to(leaf.mean(axis=0, keepdims=True), leaf.shape)
+def _tie(flat):
+    return {
+        path: leaf if path.startswith("heads/") else jnp.broadcast_to(leaf.mean(axis=0, keepdims=True), leaf.shape)
+        for path, leaf in flat.items()
+    }
+
+
+def _if(condition, then, otherwise, *arguments):
+    """`jax.lax.cond`, without the branch where the condition is known."""
+    return then(*arguments) if condition is True else jax.lax.cond(condition, then, otherwise, *arguments)
 
 
 def _where(ok, new, old):
