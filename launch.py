@@ -5,6 +5,8 @@
     python launch.py --workdir=runs/x --mode=evaluate                            score a checkpoint
     python launch.py --workdir=runs/x --mode=predict --input=a.jsonl --output=b.jsonl
     python launch.py --workdir=runs/x --mode=export --output=folder              a Hugging Face folder for each column
+    python launch.py --config=configs/x.py --workdir=runs/x --mode=ablate        a grid of settings, or go on with it
+    python launch.py --mode=report --runs=runs/a,runs/b --output=runs/report     report.html of runs and ablations
     python launch.py --mode=compare --runs=runs/a,runs/b --output=runs/compare   runs side by side
 
 Modes that read a finished run take its own config.json unless --config names another.
@@ -22,12 +24,12 @@ from mtl_jax.errors import UserError
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, or file.py:argument.", lock_config=True)
 WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the run.")
-MODES = ["train", "evaluate", "predict", "inspect", "export", "compare"]
+MODES = ["train", "evaluate", "predict", "inspect", "export", "compare", "ablate", "report"]
 MODE = flags.DEFINE_enum("mode", "train", MODES, "What to do.")
 CHECKPOINT = flags.DEFINE_list("checkpoint", ["best"], "best, last or steps; predict and export average several.")
 INPUT = flags.DEFINE_string("input", "", "predict: JSONL file or lines of text; '-' reads the standard input.")
-OUTPUT = flags.DEFINE_string("output", "", "predict: JSONL file, '' prints it; export, compare: folder.")
-RUNS = flags.DEFINE_list("runs", [], "compare: folders of finished runs.")
+OUTPUT = flags.DEFINE_string("output", "", "predict: JSONL file, '' prints it; export, compare, report: folder.")
+RUNS = flags.DEFINE_list("runs", [], "compare, report: folders of runs.")
 
 
 def main(argv):
@@ -36,7 +38,7 @@ def main(argv):
     logging.set_verbosity(logging.ERROR)
     {
         "train": _train, "evaluate": _evaluate, "predict": _predict,
-        "inspect": _inspect, "export": _export, "compare": _compare,
+        "inspect": _inspect, "export": _export, "compare": _compare, "ablate": _ablate, "report": _report,
     }[MODE.value]()  # fmt: skip
 
 
@@ -101,6 +103,34 @@ def _compare():
     print(f"\nnumbers in {out / 'compare.json'}, picture in {out / 'figures' / 'compare.png'}")
 
 
+def _ablate():
+    from configs import default
+    from mtl_jax import config as checks
+    from mtl_jax.analysis import report
+    from mtl_jax.analysis.ablation import lanes
+    from mtl_jax.analysis.ablation.runner import ablate
+    from mtl_jax.training import workdir as folders
+
+    if not WORKDIR.value:
+        raise UserError("--mode=ablate needs --workdir=FOLDER")
+    lanes.use_all_cores()
+    config = _config()
+    workdir = folders.prepare(WORKDIR.value)
+    if ablate(config, workdir, lambda c: checks.check(c, default)) is not None:
+        print("\n" + report.ablation(workdir))
+
+
+def _report():
+    from mtl_jax.analysis import report
+
+    runs = [pathlib.Path(run).expanduser() for run in RUNS.value or [WORKDIR.value] if run]
+    if not runs:
+        raise UserError("--mode=report needs --workdir=FOLDER, or --runs=FOLDER,FOLDER,... and --output=FOLDER")
+    if len(runs) > 1 and not OUTPUT.value:
+        raise UserError("--mode=report of several --runs needs --output=FOLDER")
+    print(report.page(runs, pathlib.Path(OUTPUT.value or runs[0]).expanduser()))
+
+
 def _workdir() -> pathlib.Path:
     """The folder of a run that is there."""
     from mtl_jax.training import workdir
@@ -120,7 +150,7 @@ def _config():
 
     config = CONFIG.value
     if config is None:
-        if MODE.value == "train" or not WORKDIR.value:
+        if MODE.value in ("train", "ablate") or not WORKDIR.value:
             raise UserError(f"--mode={MODE.value} needs --config=FILE")
         config = checks.from_plain(workdir.read_config(pathlib.Path(WORKDIR.value).expanduser()))
     checks.check(config, default)

@@ -128,6 +128,7 @@ def get_config() -> ConfigDict:
         sort_keys=False
     )  # name -> choice(), see below; `add_choice`. One program a combination
     ablation.seeds = 3  # S: config.seed, config.seed + 1, ... give initial values, dropout and the order of the batches
+    ablation.intervals = True  # 95 % intervals and tests over seeds; False: one seed may do
     ablation.ends = True  # with a swept λ: add single-task training (λ = 0), tied columns (λ → ∞) and hard sharing
     ablation.rates = (0.25, 0.5, 1.0, 2.0, 4.0)  # factors on the learning rate, over which the ends are tuned on dev
     ablation.method = "grid"  # "grid" | "halving" (successive halving of the lanes) | "hypergradient" (λ by ∇ dev loss)
@@ -199,10 +200,10 @@ def sweep(**fields) -> ConfigDict:
     """
     entry = ConfigDict()
     entry.field = ""  # e.g. "penalties.l2.strength"; "*" stands for any one name: "tasks.*.weight" moves all together
-    entry.values = ()  # the values; or from low to high:
+    entry.points = ()  # its values; or from low to high:
     entry.low = 0.0
     entry.high = 0.0
-    entry.points = 0  # how many
+    entry.count = 0  # how many
     entry.scale = "log"  # steps, and the axis of the figures: "log" | "linear"
     entry.random = False  # drawn by config.seed instead of evenly spaced; all random sweeps are drawn together
     return _filled(entry, fields, "sweep", ())
@@ -211,8 +212,8 @@ def sweep(**fields) -> ConfigDict:
 def choice(**fields) -> ConfigDict:
     """Alternatives that change the program: penalty kind, shared layers, labelled examples. Unknown fields are refused."""
     entry = ConfigDict()
-    entry.field = ""  # one field and its values, e.g. "datasets.*.limit.train" ("*" as in a sweep)
-    entry.values = ()
+    entry.field = ""  # one field, e.g. "datasets.*.limit.train" ("*" as in a sweep), and its values:
+    entry.alternatives = ()
     entry.settings = ConfigDict(
         sort_keys=False
     )  # or name -> nested fields, e.g. {"trace": {"penalties": {"p": {...}}}};

@@ -27,6 +27,9 @@ CHOICES = {
     "training.placement": ("jit", "pmap"),
     "training.platform": ("", "cpu", "gpu", "tpu"),
     "evaluation.use": ("best", "last"),
+    "ablation.method": ("grid", "halving", "hypergradient"),
+    "ablation.layout": ("auto", "vmap", "map"),
+    "ablation.resident": ("auto", "device", "host"),
 }
 PENALTY_CHOICES = {"scope": ("tree", "layer", "leaf"), "schedule": ("constant", "rise", "fall")}
 SPLITS = ("train", "dev", "test")
@@ -63,6 +66,9 @@ RANGES = {
     "training.early_stop": (0, None),
     "training.max_bad_steps": (1, None),
     "evaluation.rows": (1, None),
+    "ablation.seeds": (1, None),
+    "ablation.lanes": (0, None),
+    "ablation.memory": (0.01, 1.0),
 }
 
 
@@ -89,6 +95,7 @@ def check(config: Any, default: ModuleType) -> None:
     _check_tasks(config, default.task(), say)
     _check_penalties(config, default.penalty(), say)
     _check_model(config, say)
+    _check_ablation(config, default, say)
     _check_names("config.train_on", config.train_on, config.tasks, say)
     _check_names("config.evaluation.splits", config.evaluation.splits, SPLITS, say)
     if config.data.mixing == "weights":
@@ -213,8 +220,8 @@ def _check_model(config, say):
     model = config.model
     if model.pretrained and model.layer != "transformer":
         say(f"config.model.layer: {model.layer!r}, but config.model.pretrained brings transformer layers")
-    if not model.pretrained and model.layers < 1:
-        say("config.model.layers: at least 1 where config.model.pretrained is not given")
+    if not model.pretrained and model.layer == "transformer" and model.layers < 1:
+        say("config.model.layers: at least 1 transformer layer; other kinds may have 0, a bag of words")
     if model.layer == "transformer" and not model.pretrained and model.width % model.heads:
         say(f"config.model.heads: the width {model.width} should be a multiple of {model.heads}")
     if model.kernel_size % 2 == 0:
@@ -233,6 +240,30 @@ def _check_model(config, say):
     if config.sharing.tied and model.column_init != "same":
         say("config.sharing.tied: tied columns start from the same values; set config.model.column_init = 'same'")
     _choice("config.loss_weights.method", config.loss_weights.method, LOSS_WEIGHTS, say)
+
+
+def _check_ablation(config, default, say):
+    from mtl_jax.analysis.references import REFERENCES
+
+    ablation = config.ablation
+    for name, entry in ablation.sweeps.items():
+        where = f"config.ablation.sweeps.{name}"
+        _name(where, name, say)
+        if _complete(where, entry, default.sweep(), say):
+            _choice(f"{where}.scale", entry.scale, ("log", "linear"), say)
+            if not entry.field:
+                say(f"{where}.field: name a field, e.g. 'penalties.l2.strength'")
+    for name, entry in ablation.choices.items():
+        _name(f"config.ablation.choices.{name}", name, say)
+        _complete(f"config.ablation.choices.{name}", entry, default.choice(), say)
+    for name in set(ablation.sweeps) & set(ablation.choices):
+        say(f"config.ablation: {name!r} is the name of a sweep and of a choice")
+    for factor in ablation.rates:
+        _range("config.ablation.rates", factor, 1e-9, None, say)
+    if ablation.reference:
+        _choice("config.ablation.reference", ablation.reference, REFERENCES, say)
+    if ablation.sweeps and ablation.intervals and ablation.seeds < 2:
+        say("config.ablation.seeds: intervals need two seeds at least; or set config.ablation.intervals=False")
 
 
 def _complete(where, entry, default, say) -> bool:

@@ -81,7 +81,10 @@ def evaluation_layout(layout: Layout, dataset: str) -> Layout:
 
 
 class Batches:
-    """Training batches as a pure function of (seed, step). What it keeps is a cache of permutations, no state."""
+    """Training batches as a pure function of (seed, step). What it keeps is a cache of permutations, no state.
+
+    rows  the rows of each data set of the layout, with equally many example slots
+    """
 
     def __init__(
         self, rows: Mapping[str, Rows], layout: Layout, seed: int, rows_per_block: int, mixing: Mixing | None = None
@@ -96,9 +99,9 @@ class Batches:
         self.layout = layout
         self.seed = seed
         self.rows_per_block = rows_per_block
-        self._rows = _common_examples([rows[name] for name in layout.datasets])
-        self._blank = _blank_labels(self._rows, layout)
-        self._counts = [len(r.tokens) for r in self._rows]
+        self.rows = _common_examples([rows[name] for name in layout.datasets])
+        self._blank = _blank_labels(self.rows, layout)
+        self._counts = [len(r.tokens) for r in self.rows]
         self._cycle = None
         if mixing.kind != "all":
             self._cycle = _apportion(mixing.shares(layout.datasets, self._counts))
@@ -127,7 +130,7 @@ class Batches:
         dataset, row = self.indices(step)
         part = self.rows_per_block // process_count
         row = row[:, process_index * part : (process_index + 1) * part]
-        return _gather(self._rows, self._blank, self.layout, dataset, row)
+        return _gather(self.rows, self._blank, self.layout, dataset, row)
 
     def _draw(self, step: int, block: int, blocks: int) -> tuple[int, int]:
         """(data set, number of its earlier draws) of a block."""
@@ -187,6 +190,25 @@ def evaluation_batches(rows: Rows, layout: Layout, rows_per_block: int) -> Itera
         row = np.arange(begin, begin + rows_per_block, dtype=np.int32)
         row[row >= len(rows.tokens)] = -1
         yield _gather(by_dataset, blank, layout, np.asarray([dataset], np.int32), row[None])
+
+
+def joint_evaluation_batches(
+    rows: Mapping[str, Rows], layout: Layout, rows_per_block: int
+) -> Iterator[Batch]:
+    """All rows of one split of several data sets in order, R a batch in a block of each; ends in empty rows (row = -1).
+
+    `rows` by data set; `layout` has one block for each of them, that holds it alone.
+    """
+    datasets = [dataset for (dataset,) in layout.candidates]
+    held = _common_examples([rows[layout.datasets[d]] for d in datasets])
+    by_dataset: list[Rows | None] = [None] * len(layout.datasets)
+    for dataset, own in zip(datasets, held, strict=True):
+        by_dataset[dataset] = own
+    blank = _blank_labels(by_dataset, layout)
+    counts = np.asarray([len(own.tokens) for own in held])[:, None]
+    for begin in range(0, int(counts.max()), rows_per_block):
+        row = np.broadcast_to(np.arange(begin, begin + rows_per_block, dtype=np.int32), (len(held), rows_per_block))
+        yield _gather(by_dataset, blank, layout, np.asarray(datasets, np.int32), np.where(row < counts, row, -1))
 
 
 def _gather(rows: Sequence[Rows | None], blank, layout: Layout, dataset: np.ndarray, row: np.ndarray) -> Batch:

@@ -9,6 +9,7 @@ Both carry what identifies the data, and the progress of the loop, as metadata.
 from __future__ import annotations
 
 import contextlib
+import functools
 import pathlib
 from typing import Any, NamedTuple
 
@@ -34,7 +35,7 @@ class Checkpoints:
             )  # fmt: skip
 
         self._newest = checkpointer(workdir / "checkpoints", keep)
-        self._best = checkpointer(workdir / "best", 1)
+        self._open_best = functools.cache(lambda: checkpointer(workdir / "best", 1))  # not every run keeps a best
         self._pending: Any = None
         self._pending_step = 0
         self._folder = workdir
@@ -45,7 +46,12 @@ class Checkpoints:
     def __exit__(self, *_):
         self.wait()
         self._newest.close()
-        self._best.close()
+        if self._open_best.cache_info().currsize:
+            self._best.close()
+
+    @property
+    def _best(self):
+        return self._open_best()
 
     @property
     def latest(self) -> int | None:
@@ -62,10 +68,13 @@ class Checkpoints:
 
         A failed write shows at the next call or at `wait`.
         """
+        self.save_parts(int(state.step), {"params": state.params, "rest": _rest(state)}, metadata)
+
+    def save_parts(self, step: int, parts: dict[str, Any], metadata: dict[str, Any]) -> None:
+        """As `save`, for named pytrees."""
         self.wait()
-        step = int(state.step)
         if self.latest is None or step > self.latest:
-            self._start(self._newest, step, {"params": state.params, "rest": _rest(state)}, metadata)
+            self._start(self._newest, step, parts, metadata)
 
     def save_best(self, state: TrainState, metadata: dict[str, Any]) -> None:
         """Starts to write the parameters as the best so far, once all earlier writes are through."""
@@ -104,13 +113,17 @@ class Checkpoints:
         Raises:
           UserError: it is of another model, or damaged.
         """
+        parts = self.restore_parts(step, {"params": abstract.params, "rest": _rest(abstract)})
+        return TrainState(params=parts["params"], **parts["rest"])
+
+    def restore_parts(self, step: int, abstract: dict[str, Any]) -> dict[str, Any]:
+        """As `restore`, for named pytrees."""
         with _clear_errors("read", step, self._folder / "checkpoints"):
             saved = _saved_shapes(self._newest, step)
-        _require_same(saved["params"], abstract.params, step)
-        _require_same(saved["rest"], _rest(abstract), step)
+        for name, part in abstract.items():
+            _require_same(saved[name], part, step)
         with _clear_errors("read", step, self._folder / "checkpoints"):
-            parts = self._newest.load_checkpointables(step, {"params": abstract.params, "rest": _rest(abstract)})
-        return TrainState(params=parts["params"], **parts["rest"])
+            return self._newest.load_checkpointables(step, abstract)
 
 
 class Saved(NamedTuple):

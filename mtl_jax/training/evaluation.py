@@ -51,7 +51,7 @@ class Evaluator:
         self._programs = {}
         for dataset in corpus.layout.datasets:
             objective = objective_for(evaluation_layout(corpus.layout, dataset))
-            self._programs[dataset] = objective, jax.jit(_program(objective))
+            self._programs[dataset] = objective, jax.jit(program(objective))
 
     def predict(
         self, params: Any, dataset: str, split: str, progress: Callable[[int], None] = lambda n: None
@@ -136,7 +136,7 @@ def gold_and_predicted(corpus: Corpus, objective: Objective, task: str, dataset:
     return golds, predictions
 
 
-def _program(objective: Objective):
+def program(objective: Objective):
     """(params, batch) -> ({task: predictions [R, ...]}, {task: [Σ loss, Σ weight]})."""
 
     def program(params, batch):

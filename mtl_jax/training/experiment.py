@@ -166,4 +166,5 @@ def _step_spec(config, objective, owned, shapes, data) -> StepSpec:
         slices=owners.slice_owners(shapes, owned, tuple(objective.tasks)),
         multipliers={path: factor for path, factor in multipliers(shapes, optimizer.groups).items() if path in trained},
         clip=optimizer.clip,
+        max_bad_steps=config.training.max_bad_steps,
     )  # fmt: skip

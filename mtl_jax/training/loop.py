@@ -68,6 +68,8 @@ def train(config: Any, workdir: pathlib.Path) -> dict[str, Any] | None:
       UserError: see `experiment.build`; a workdir of another run; too many non-finite steps.
     """
     require_platform(config.training.platform)
+    if folders.is_ablation(workdir):
+        raise UserError(f"{workdir} is the folder of an ablation; take another --workdir for a single run")
     folders.require_unclaimed(workdir, config)
     if (workdir / "summary.json").exists():
         print(f"{workdir}: this run is complete; delete the folder to train anew.\n")

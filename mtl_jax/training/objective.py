@@ -43,12 +43,15 @@ class Penalty(NamedTuple):
     proximal  (updates, flat params, anchor, {layer: factor on λ}, t) -> updates to params + updates = prox_{t·Ω} of
               what they were before; None where there is no exact operator
     way       "gradient" | "proximal" | "either": `Hyper.proximal` says which
+    curvature  largest eigenvalue of the Hessian of Ω, beyond lr·λ·curvature > 2 gradient steps diverge; None where Ω
+              is not quadratic
     schedule  (step / steps) -> factor on λ
     """
 
     value: Callable[[Flat, Flat, Mapping[str, jax.Array]], jax.Array]
     proximal: Callable[[Flat, Flat, Flat, Mapping[str, jax.Array], jax.Array], Flat] | None
     way: str
+    curvature: float | None
     schedule: Callable[[jax.Array], jax.Array]
 
 

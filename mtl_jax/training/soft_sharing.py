@@ -100,7 +100,8 @@ def _penalty(where, entry, owners, tasks, all_tasks, shapes):
     if entry.proximal and proximal is None:
         raise UserError(f"{where}.proximal: {reason}")
     way = "proximal" if entry.proximal else "gradient"
-    return Penalty(value, proximal, way, SCHEDULES[entry.schedule]), anchored
+    curvature = sharing.curvature(entry.kind, options, len(tasks))
+    return Penalty(value, proximal, way, curvature, SCHEDULES[entry.schedule]), anchored
 
 
 def _factor(by_layer, group):

@@ -48,6 +48,7 @@ class StepSpec(NamedTuple):
     slices       {path: owner group of each slice}, see `owners.slice_owners`
     multipliers  {path: factor on the learning rate} of the trained paths; others are frozen
     clip         largest gradient norm by owner, 0 = off
+    max_bad_steps  after so many non-finite steps in a row the state stays as it is
     """
 
     objective: Objective
@@ -56,6 +57,7 @@ class StepSpec(NamedTuple):
     slices: Mapping[str, tuple[int, ...]]
     multipliers: Mapping[str, float]
     clip: float
+    max_bad_steps: int
 
 
 def init_state(spec: StepSpec, params: Any, hyper: Hyper, key: jax.Array, needs_anchor: bool) -> TrainState:
@@ -131,7 +133,7 @@ def train_step(spec: StepSpec, state: TrainState, batch: Batch, hyper: Hyper, ax
         after = _if(hyper.tied, _tie, dict, after)
 
     bad = ~jnp.isfinite(norms) | jnp.append(~jnp.isfinite(losses), False)
-    ok = ~bad.any()
+    ok = ~bad.any() & (state.bad_steps < spec.max_bad_steps)
     new = TrainState(
         step=state.step + 1,
         params=_where(ok, unflatten({**flat, **after}), state.params),

@@ -66,7 +66,7 @@ def require_unclaimed(workdir: pathlib.Path, config: Any) -> None:
     Raises:
       UserError: it does; the fields that differ are named.
     """
-    held = (workdir / "summary.json").exists() or any((workdir / "checkpoints").glob("*"))
+    held = (workdir / "summary.json").exists() or any((workdir / "checkpoints").glob("*")) or is_ablation(workdir)
     if not held or not (workdir / "config.json").exists():
         return
     if different := differences(read_config(workdir), plain(config)):
@@ -74,6 +74,11 @@ def require_unclaimed(workdir: pathlib.Path, config: Any) -> None:
             f"{workdir} holds a run of another config; take another --workdir, or delete it to begin anew.\n  "
             + "\n  ".join(different)
         )
+
+
+def is_ablation(workdir: pathlib.Path) -> bool:
+    """Whether the folder is that of an ablation and not of one run."""
+    return (workdir / "programs").exists() or (workdir / "ablation.json").exists()
 
 
 def claim(workdir: pathlib.Path, config: Any) -> None:

@@ -1,0 +1,115 @@
+"""Fields of a config by dotted name: which of them are arguments of the compiled step, reading and setting them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from mtl_jax.errors import UserError
+
+# "*" = one name of the user's own. What is not here changes the program.
+TRACED = (
+    "penalties.*.strength", "penalties.*.by_layer.*", "tasks.*.weight", "optimizer.learning_rate",
+    "optimizer.weight_decay", "model.dropout", "model.attention_dropout", "loss_weights.options.*",
+)  # fmt: skip
+_GROWS = ("by_layer", "options", "limit", "where", "splits")  # mappings whose keys are the user's, absent = default
+
+
+def is_traced(field: str) -> bool:
+    """Whether the compiled step takes the field as an argument."""
+    patterns = (re.escape(name).replace(r"\*", r"[^.]+") for name in TRACED)
+    return any(re.fullmatch(pattern, field) for pattern in patterns)
+
+
+def expand(config: ConfigDict, field: str, where: str) -> tuple[str, ...]:
+    """The fields of a config that a name with "*" stands for.
+
+    Raises:
+      UserError: naming `where`, for a field that the config does not have.
+    """
+    found = tuple(".".join(parts) for parts in _walk(config, field.split(".")))
+    if not found:
+        raise UserError(f"{where}: {field!r} is no field of this config; name one such as 'penalties.l2.strength'")
+    return found
+
+
+def _walk(node: Any, parts: list[str]) -> Iterator[tuple[str, ...]]:
+    if not parts:
+        yield ()
+        return
+    if not hasattr(node, "keys"):
+        return
+    first, *rest = parts
+    for name in list(node) if first == "*" else [first]:
+        if name in node:
+            yield from ((name, *tail) for tail in _walk(node[name], rest))
+        elif not rest:
+            yield (name,)  # a mapping of the user's own may not have the key yet; `get` tells
+
+
+def get(config: ConfigDict, field: str) -> Any:
+    """The value of a field; None where a mapping of the user's own has no such key yet."""
+    *parents, last = field.split(".")
+    node = config
+    for name in parents:
+        node = node[name]
+    return node[last] if last in node else None
+
+
+def known(config: ConfigDict, field: str) -> bool:
+    """Whether the field is there, or may be put into a mapping of the user's own."""
+    *parents, last = field.split(".")
+    node = config
+    for name in parents:
+        node = node[name]
+    return last in node or parents[-1:] in [[name] for name in _GROWS]
+
+
+def with_values(config: ConfigDict, values: Mapping[str, Any]) -> ConfigDict:
+    """A copy of the config with the given fields set."""
+    copy = ordered_copy(config)
+    for field, value in values.items():
+        *parents, last = field.split(".")
+        node = copy
+        for name in parents:
+            node = node[name]
+        if last in node and isinstance(node[last], float) and isinstance(value, int) and not isinstance(value, bool):
+            value = float(value)
+        node[last] = value
+    return copy
+
+
+def merged(config: ConfigDict, changes: Mapping[str, Any], where: str) -> ConfigDict:
+    """A copy of the config with nested changes put over it.
+
+    Raises:
+      UserError: naming `where`, for a field that the config does not have.
+    """
+    copy = ordered_copy(config)
+    _merge(copy, changes, where, "")
+    return copy
+
+
+def _merge(node, changes, where, parent):
+    for name, value in changes.items():
+        if name not in node and parent not in _GROWS:
+            raise UserError(f"{where}: the config has no field {name!r} there; it has {', '.join(node)}")
+        if name in node and hasattr(node[name], "items") and hasattr(value, "items"):
+            _merge(node[name], value, f"{where}.{name}", name)
+        elif name in node and isinstance(node[name], float) and isinstance(value, int) and not isinstance(value, bool):
+            node[name] = float(value)
+        else:
+            node[name] = value
+
+
+def ordered_copy(config: Any) -> Any:
+    """A deep copy that keeps the order of fields and can take other ones."""
+    if hasattr(config, "items"):
+        copy = ConfigDict(sort_keys=False)
+        for name, value in config.items():
+            copy[name] = ordered_copy(value)
+        return copy
+    return config

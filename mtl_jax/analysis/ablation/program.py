@@ -1,0 +1,129 @@
+"""One program of an ablation: its experiment, the hyperparameters of its settings, and the compiled steps."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from mtl_jax.analysis.ablation import fields
+from mtl_jax.analysis.ablation.plan import Program, Setting
+from mtl_jax.errors import UserError
+from mtl_jax.training.experiment import Experiment, assemble
+from mtl_jax.training.optimizer import Hyper, hyper_from
+from mtl_jax.training.sources import load_corpus, load_encoder
+from mtl_jax.training.step import StepSpec
+from mtl_jax.training.workdir import plain
+
+
+class Built(NamedTuple):
+    """A program made real.
+
+    experiment  of its config
+    spec        the experiment's, with penalties that may act either way where settings differ in it
+    settings    its settings; those whose λ goes through the proximal operator say so in `fields`
+    hypers      of each setting
+    notes       sentences for people
+    """
+
+    experiment: Experiment
+    spec: StepSpec
+    settings: tuple[Setting, ...]
+    hypers: tuple[Hyper, ...]
+    notes: tuple[str, ...]
+
+
+class Sources:
+    """Data and encoder of the programs at hand: read once where several programs have them in common."""
+
+    def __init__(self):
+        self._held: dict[str, Any] = {}
+
+    def of(self, config: ConfigDict) -> tuple[Any, Any]:
+        """(corpus, encoder or None) of a config."""
+        model = plain(config.model)
+        encoder = self._keep(
+            "encoder", [model["pretrained"], model["pretrained_wheel"]], functools.partial(load_encoder, config)
+        )
+        whole = plain(config)
+        data = [whole[name] for name in ("datasets", "tasks", "data", "tokenizer", "train_on")]
+        key = [data, model["pretrained"], model["pretrained_wheel"]]
+        return self._keep("corpus", key, functools.partial(load_corpus, config, encoder)), encoder
+
+    def _keep(self, what, key, make: Callable[[], Any]):
+        key = repr(key)
+        if self._held.get(what, ("", None))[0] != key:
+            self._held[what] = (key, make())
+        return self._held[what][1]
+
+
+def build(program: Program, sources: Sources) -> Built:
+    """Raises UserError for what is wrong with the config or the data, and for a swept λ that nothing depends on."""
+    config = fields.with_values(program.config, program.settings[0].fields)
+    for field in ("model.dropout", "model.attention_dropout"):  # whether there is any is static
+        highest = max(fields.get(_config_of(program, setting), field) for setting in program.settings)
+        config = fields.with_values(config, {field: highest})
+    config.sharing.tied = False
+    corpus, encoder = sources.of(config)
+    experiment = assemble(
+        config, corpus, encoder.architecture if encoder else None, encoder.params if encoder else None
+    )
+    for setting in program.settings:
+        for field in setting.fields:
+            if field.startswith("penalties.") and field.split(".")[1] not in experiment.spec.objective.penalties:
+                raise UserError(
+                    f"config.ablation.sweeps: {field} changes nothing, since all layers are shared "
+                    f"(config.sharing.trunk = {config.sharing.trunk!r}); set the trunk to 'none' or to a lower layer"
+                )
+    return _with_ways(program, experiment)
+
+
+def _config_of(program: Program, setting: Setting) -> ConfigDict:
+    """The config that trains one setting alone."""
+    return fields.with_values(program.config, setting.fields)
+
+
+def _with_ways(program, experiment) -> Built:
+    """Large λ goes through the proximal operator: a plain gradient step diverges for lr·λ·curvature > 2."""
+    names = tuple(experiment.tasks)
+    hypers = [_hyper(program, setting, names) for setting in program.settings]
+    settings, notes, penalties = list(program.settings), [], dict(experiment.spec.objective.penalties)
+    for name, penalty in penalties.items():
+        if penalty.way != "gradient" or not penalty.curvature:
+            continue
+        acts = [_pull(hyper, name) * penalty.curvature > 1.0 for hyper in hypers]
+        if not any(acts):
+            continue
+        least = min(float(h.strength[name]) for h, act in zip(hypers, acts, strict=True) if act)
+        why = f"λ ≥ {least:g} of penalty {name!r} (learning rate · λ · curvature > 1, half of where gradients diverge)"
+        if penalty.proximal is None:
+            notes.append(f"{why} has no proximal operator here and may diverge")
+            continue
+        notes.append(f"{why} goes through the proximal operator, smaller ones are gradients")
+        penalties[name] = penalty._replace(way="proximal" if all(acts) else "either")
+        for i, act in enumerate(acts):
+            if act:
+                settings[i] = settings[i]._replace(fields={**settings[i].fields, f"penalties.{name}.proximal": True})
+            if not all(acts):
+                hypers[i] = hypers[i]._replace(proximal={**hypers[i].proximal, name: jnp.asarray(act)})
+    if any(hyper.tied is not None for hyper in hypers):
+        hypers = [hyper._replace(tied=jnp.asarray(hyper.tied is not None)) for hyper in hypers]
+    spec = experiment.spec._replace(objective=experiment.spec.objective._replace(penalties=penalties))
+    return Built(experiment, spec, tuple(settings), tuple(hypers), tuple(notes))
+
+
+def _hyper(program, setting, tasks) -> Hyper:
+    prefix = "loss_weights.options."
+    options = {f.removeprefix(prefix): v for f, v in setting.fields.items() if f.startswith(prefix)}
+    hyper = hyper_from(_config_of(program, setting), tasks)
+    return hyper._replace(loss_weights={name: jnp.asarray(value, jnp.float32) for name, value in options.items()})
+
+
+def _pull(hyper: Hyper, name: str) -> float:
+    """lr · λ, at the layer where it is largest."""
+    factors = [1.0, *(float(factor) for factor in hyper.by_layer[name].values())]
+    return float(jax.device_get(hyper.learning_rate * hyper.strength[name])) * max(factors)

@@ -1,0 +1,173 @@
+"""An ablation from its config to its lanes: programs one after the other, each in as many turns as memory asks for."""
+
+from __future__ import annotations
+
+import functools
+import json
+import pathlib
+import shutil
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from mtl_jax.analysis import references, results
+from mtl_jax.analysis.ablation import fields, halving, lanes, memory, plan, program
+from mtl_jax.analysis.ablation.engine import Engine, resident
+from mtl_jax.analysis.ablation.plan import Plan, Program
+from mtl_jax.analysis.ablation.program import Built, Sources
+from mtl_jax.analysis.ablation.turn import Turn
+from mtl_jax.errors import UserError
+from mtl_jax.training import workdir as folders
+from mtl_jax.training.placement import require_platform
+from mtl_jax.training.progress import progress_bar
+from mtl_jax.training.stopping import StopSignals
+
+
+def ablate(config: ConfigDict, workdir: pathlib.Path, check: Callable[[ConfigDict], None]) -> results.Grid | None:
+    """Trains every lane of an ablation; goes on where the workdir stands.
+
+    Args:
+      config: with `config.ablation`.
+      workdir: gets config.json, programs/<name>/lanes.json, ablation.csv and ablation.json.
+      check: raises UserError for a config that is wrong.
+
+    Returns:
+      all lanes; None where SIGTERM or Ctrl-C stopped it after a checkpoint.
+
+    Raises:
+      UserError: what is wrong with the config, the data or the workdir; a lane that does not fit into memory.
+    """
+    require_platform(config.training.platform)
+    folders.require_unclaimed(workdir, config)
+    planned = plan.make(config, check)
+    print(planned.describe())
+    folders.claim(workdir, config)
+    sources, found, notes, optima = Sources(), [], [], []
+    with StopSignals() as stop, progress_bar("ablation", "step", planned.lane_steps) as bar:
+        for one in planned.programs:
+            folder = workdir / "programs" / one.name
+            done = _read(folder / "lanes.json")
+            if done is None:
+                done = _train(planned, one, folder, sources, stop, bar)
+                if done is None:
+                    bar.close()
+                    print(f"{workdir}: stopped by a signal, saved; the same command goes on from there")
+                    return None
+            else:
+                bar.update(len(one.settings) * len(planned.seeds) * one.config.training.steps)
+            found += [results.Lane(**lane) for lane in done["lanes"]]
+            optima += done["references"]
+            notes += [f"{one.name}: {note}" for note in done["notes"] if f"{one.name}: {note}" not in notes]
+    grid = results.Grid(
+        sweeps={name: dict(entry) for name, entry in planned.sweeps.items()},
+        choices={name: list(names) for name, names in planned.choices.items()},
+        tasks=done["tasks"],
+        lanes=found,
+        references=optima,
+        notes=notes,
+        method={"name": config.ablation.method, **config.ablation.options.to_dict()},
+    )
+    results.write(workdir, grid)
+    return grid
+
+
+def _train(planned: Plan, one: Program, folder, sources: Sources, stop, bar) -> dict[str, Any] | None:
+    """All lanes of one program, written to `folder`/lanes.json; None where it was stopped."""
+    bar.set_description(one.name, refresh=False)
+    built = program.build(one, sources)
+    seeds, count = planned.seeds, len(one.settings)
+    for note in (*built.experiment.corpus.notes, *built.notes):
+        bar.write(f"  {note}")
+    engine_for, (turn_seeds, turn_lanes) = _engines(built, one, seeds, count, bar)
+    found: dict[tuple[int, int], dict[str, Any]] = {}
+    halves = one.config.ablation.method == "halving" and built.settings[0].line == "sharing"
+    rungs = halving.rungs(one.config, count) if halves else ()
+    turns = [
+        (seeds[s : s + turn_seeds], range(i, min(i + turn_lanes, count)))
+        for s in range(0, len(seeds), turn_seeds)
+        for i in range(0, count, turn_lanes)
+    ]
+    if rungs and len(turns) > 1:
+        raise UserError(
+            f"{one.name}: config.ablation.method = 'halving' compares all lanes at each rung, but only "
+            f"{turn_seeds} × {turn_lanes} of {len(seeds)} × {count} fit at once; take fewer, or method = 'grid'"
+        )
+    for number, (own_seeds, settings) in enumerate(turns):
+        turn_folder = folder / f"turn_{number:02}"
+        with Turn(engine_for, own_seeds, settings, turn_folder) as turn:
+            bar.update(turn.position * len(turn.logs))
+            for rung in (*rungs, one.config.training.steps):
+                if not turn.run(rung, stop, bar):
+                    return None
+                if rung in rungs:
+                    eta = halving.options(one.config)["eta"]
+                    turn.drop(halving.survivors(turn.dev_scores(), turn.settings, built.settings, eta))
+            found |= turn.results()
+    done = {
+        "lanes": [
+            results.Lane(
+                line=built.settings[i].line, choices=dict(one.choices), values=dict(built.settings[i].values),
+                seed=seed, **found[seed, i],
+            )._asdict()
+            for i in range(count)
+            for seed in seeds
+        ],
+        "fields": [dict(setting.fields) for setting in built.settings],
+        "references": _references(one, built) if one.config.ablation.reference else [],
+        "notes": [*built.experiment.corpus.notes, *built.notes],
+        "tasks": {name: list(task.metrics) for name, task in built.experiment.tasks.items()},
+    }  # fmt: skip
+    folders.write_json(folder / "lanes.json", done)
+    for number in range(len(turns)):
+        shutil.rmtree(folder / f"turn_{number:02}")
+    return done
+
+
+def _references(one: Program, built: Built) -> list[dict[str, Any]]:
+    """The exact optimum at every point of the sweep, to be drawn beside what was trained."""
+    exact, found = references.REFERENCES[one.config.ablation.reference], []
+    for setting in built.settings if built.settings[0].line == "sharing" else ():
+        config = fields.with_values(one.config, setting.fields)
+        if len(config.penalties) != 1:
+            raise UserError("config.ablation.reference: the exact optimum is known for one penalty, not several")
+        (penalty,) = config.penalties.values()
+        optimum = exact(config, built.experiment.corpus, penalty.kind, penalty.strength)
+        found.append({
+            "label": "exact optimum", "choices": dict(one.choices), "values": dict(setting.values),
+            "scores": optimum["scores"],
+        })  # fmt: skip
+    return found
+
+
+def _engines(built: Built, one: Program, seeds, count, bar):
+    """(S, L) -> the engine of that shape, and the S and L of a turn."""
+    ablation = one.config.ablation
+    layout = ablation.layout
+    if layout == "auto":
+        layout = "map" if jax.default_backend() == "cpu" else "vmap"
+    budget = memory.available(ablation.memory)
+    rows = resident(built, lanes.shape_of(len(seeds), count, layout).mesh, budget)
+
+    @functools.lru_cache(maxsize=2)
+    def engine_for(seeds, lanes_):
+        return Engine(built, lanes.shape_of(seeds, lanes_, layout), rows)
+
+    wanted = (len(seeds), count)
+    if ablation.lanes:
+        wanted = (min(len(seeds), ablation.lanes), max(1, min(count, ablation.lanes // len(seeds))))
+    turn = memory.fit(lambda *size: engine_for(*size).needed, *wanted, budget, one.name)
+    if turn != (len(seeds), count):
+        bar.write(f"  {one.name}: {turn[0]} seeds × {turn[1]} settings at once, the rest in turns")
+    return engine_for, turn
+
+
+def _read(file: pathlib.Path) -> dict[str, Any] | None:
+    """lanes.json of a program that was trained already."""
+    try:
+        return json.loads(file.read_text())
+    except FileNotFoundError:
+        return None
+    except json.JSONDecodeError:
+        raise UserError(f"{file}: damaged; delete it to train this program's lanes again") from None

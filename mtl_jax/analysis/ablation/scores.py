@@ -1,0 +1,171 @@
+"""Scores of all lanes at once: predictions on the devices, metrics on the host over complete records."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mtl_jax.analysis.ablation.lanes import Shape, over_lanes
+from mtl_jax.data.batches import joint_evaluation_batches
+from mtl_jax.data.decoding import gather_text, gather_words
+from mtl_jax.sharing import gram
+from mtl_jax.tasks.metrics import METRICS
+from mtl_jax.training.evaluation import gold_and_predicted, program
+from mtl_jax.training.experiment import Experiment
+from mtl_jax.training.paths import flatten
+from mtl_jax.training.soft_sharing import columns
+
+
+class _Gold(NamedTuple):
+    """Where the predictions for the labelled records of one task and split stand in the packed rows.
+
+    gold       what the metrics take
+    width      E or Q of the task's own data set; in a group there may be more example slots
+    positions  int64 [M], index into the predictions of all rows [N·width], -1 = no prediction
+    ends       where the sequences of a word-level task end in `positions`; None for a text-level task
+    """
+
+    gold: Any
+    width: int
+    positions: np.ndarray
+    ends: np.ndarray | None
+
+
+class LaneScores:
+    """Scores [S][L] of lanes; one compiled program for each group of data sets of like size, for all splits."""
+
+    def __init__(self, experiment: Experiment, shape: Shape):
+        self.experiment, self.corpus = experiment, experiment.corpus
+        self._rows = experiment.config.evaluation.rows
+        self._groups = []
+        for datasets in _alike(self.corpus):
+            blocks = tuple((self.corpus.layout.datasets.index(name),) for name in datasets)
+            objective = experiment.objective_for(dataclasses.replace(self.corpus.layout, candidates=blocks))
+            predict = jax.jit(over_lanes(_values_only(program(objective)), "l-", shape))
+            self._groups.append((datasets, objective, predict))
+        self._stacks = jax.jit(over_lanes(lambda params: _grams(params, experiment), "l", shape))
+        self._gold: dict[tuple[str, str], _Gold] = {}
+
+    def score(self, params: Any, split: str) -> list[list[dict[str, dict[str, float | None]]]]:
+        """{task: {metric: value, ..., "loss": mean loss}} of each lane, for the tasks that have the split.
+
+        `params`: leaves [S, L, ...].
+        """
+        seeds, lanes = jax.tree.leaves(params)[0].shape[:2]
+        scores: list[list[dict[str, Any]]] = [[{} for _ in range(lanes)] for _ in range(seeds)]
+        for datasets, objective, predict in self._groups:
+            held = [name for name in datasets if split in self.corpus.rows[name]]
+            if not held:
+                continue
+            # a data set without this split takes part all the same, so that one program serves all splits
+            rows = {
+                name: self.corpus.rows[name].get(split, _placeholder(self.corpus.rows[name]["train"]))
+                for name in datasets
+            }
+            outputs = [predict(params, batch) for batch in joint_evaluation_batches(rows, objective.layout, self._rows)]
+            outputs = jax.device_get(outputs)
+            for task in outputs[0][0]:
+                dataset = self.corpus.specs[task].dataset
+                if dataset in held:
+                    self._score_task(task, objective, dataset, split, outputs, scores)
+        order = self.corpus.layout.tasks
+        return [[{task: lane[task] for task in order if task in lane} for lane in seed] for seed in scores]
+
+    def _score_task(self, task, objective, dataset, split, outputs, scores):
+        values = np.concatenate([output[task] for output, _ in outputs], axis=2)  # [S, L, N, E or Q, ...]
+        sums = np.sum([np.asarray(share[task], np.float64) for _, share in outputs], axis=0)  # [S, L, 2]
+        gold = self._gold_of(task, objective, dataset, split)
+        names = self.corpus.vocabularies[task].all_names
+        for seed in range(len(scores)):
+            for lane in range(len(scores[seed])):
+                flat = values[seed, lane, :, : gold.width].reshape(-1, *values.shape[4:])
+                predicted = flat[gold.positions]
+                predicted[gold.positions < 0] = -1
+                if gold.ends is not None:
+                    predicted = np.split(predicted, gold.ends)
+                found = {
+                    name: float(METRICS[name].value(METRICS[name].statistics(gold.gold, predicted, names)))
+                    for name in objective.tasks[task].metrics
+                }
+                loss, weight = sums[seed, lane]
+                scores[seed][lane][task] = found | {"loss": float(loss / weight) if weight > 0 else None}
+
+    def _gold_of(self, task, objective, dataset, split) -> _Gold:
+        if (task, split) not in self._gold:
+            rows, encoded = self.corpus.rows[dataset][split], self.corpus.splits[dataset][split].encoded
+            arrays = rows.labels[task]
+            if objective.tasks[task].level == "text":
+                where = np.arange(rows.example.size).reshape(rows.example.shape)
+                places = gather_text(encoded, rows.example, where)
+                gold, places = gold_and_predicted(self.corpus, objective, task, dataset, split, places)
+                self._gold[task, split] = _Gold(gold, where.shape[1], places, None)
+            else:
+                where = np.arange(arrays["segment"].size).reshape(arrays["segment"].shape)
+                places = gather_words(encoded, rows.example, arrays, where)
+                gold, places = gold_and_predicted(self.corpus, objective, task, dataset, split, places)
+                ends = np.cumsum([len(part) for part in places])[:-1]
+                joined = np.concatenate(places) if places else np.zeros((0,), np.int64)
+                self._gold[task, split] = _Gold(gold, where.shape[1], joined, ends)
+        return self._gold[task, split]
+
+    def spread(self, params: Any) -> list[list[tuple[float | None, float | None]]]:
+        """(distance, effective rank) of each lane, see `mtl_jax.analysis.results.Lane`; `params` leaves [S, L, ...]."""
+        found = jax.device_get(self._stacks(params))
+        seeds, lanes = jax.tree.leaves(params)[0].shape[:2]
+        if found is None:
+            return [[(None, None)] * lanes] * seeds
+        centred, norms = found
+        return [[_spread(centred[s, i], norms[s, i]) for i in range(lanes)] for s in range(seeds)]
+
+
+def _values_only(function):
+    """Predicted values and sums alone: probabilities are not needed, and then not computed."""
+
+    def values(params, batch):
+        outputs, sums = function(params, batch)
+        return {task: output["value"] for task, output in outputs.items()}, sums
+
+    return values
+
+
+def _grams(params, experiment):
+    """The Gram of the deviations from the mean [K, K] and the norms ‖Θ_k‖ [K]; None where all is shared."""
+    stacks = columns(flatten({path: tree for path, tree in params.items() if path != "heads"}), experiment.owners)
+    if not stacks or len(experiment.tasks) < 2:
+        return None
+    return gram(stacks, "mean"), jnp.sqrt(jnp.diagonal(gram(stacks)))
+
+
+def _spread(centred: np.ndarray, norms: np.ndarray) -> tuple[float, float]:
+    centred = centred.astype(np.float64)
+    squares = np.diag(centred)[:, None] + np.diag(centred)[None, :] - 2 * centred
+    pairs = np.sqrt(np.maximum(squares[np.triu_indices(len(norms), 1)], 0.0))
+    sigma = np.sqrt(np.maximum(np.linalg.eigvalsh(centred), 0.0))
+    share = sigma[sigma > 1e-6 * max(sigma.max(), 1e-30)] / max(sigma.sum(), 1e-30)
+    rank = float(np.exp(-np.sum(share * np.log(share)))) if pairs.max(initial=0.0) > 0 else 0.0
+    return float(pairs.mean() / norms.mean()) if norms.mean() > 0 else 0.0, rank
+
+
+def _placeholder(rows: Any) -> Any:
+    """One row, of which nothing is scored."""
+    return jax.tree.map(lambda array: array[:1], rows)
+
+
+def _alike(corpus: Any) -> list[list[str]]:
+    """Data sets in groups whose largest number of rows to score is at most twice the smallest."""
+    sizes: Mapping[str, int] = {
+        name: sum(len(rows.tokens) for split, rows in splits.items() if split != "train")
+        for name, splits in corpus.rows.items()
+    }
+    groups: list[list[str]] = []
+    for name in sorted(sizes, key=lambda name: -sizes[name]):
+        if groups and sizes[groups[-1][0]] <= 2 * sizes[name]:
+            groups[-1].append(name)
+        else:
+            groups.append([name])
+    return groups

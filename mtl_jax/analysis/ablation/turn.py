@@ -1,0 +1,286 @@
+"""Some lanes of a program, trained together from their first step, or their newest checkpoint, to their last."""
+
+from __future__ import annotations
+
+import pathlib
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mtl_jax.analysis.ablation.engine import Engine
+from mtl_jax.training.checkpoint import Checkpoints, data_metadata, require_same_data
+from mtl_jax.training.scoring import mean_score
+
+CALL_SECONDS = 4.0  # a call about so long keeps the progress bar alive, and a signal from waiting
+CURVE_POINTS = 25  # points of a training curve, besides the evaluations
+RUNNING, FINISHED, STOPPED = "running", "finished", "stopped early"
+FROZEN, DROPPED = "frozen: not finite", "dropped"
+
+
+def new_log() -> dict[str, Any]:
+    """What the host remembers of one lane; JSON.
+
+    status      "running" | "finished" | "stopped early" | "frozen: not finite" | "dropped"
+    steps       steps trained
+    best_score  highest mean dev score and `best_step`, its step; None before the first
+    stale       evaluations since then
+    curve       see `results.Lane`
+    """
+    return {"status": RUNNING, "steps": 0, "best_score": None, "best_step": None, "stale": 0, "curve": []}
+
+
+class Turn:
+    """S seeds × L settings on their way. Use as a context manager: entering restores or begins."""
+
+    def __init__(
+        self, engine_for: Callable[[int, int], Engine], seeds: Sequence[int], settings: Sequence[int],
+        folder: pathlib.Path,
+    ):  # fmt: skip
+        """
+        Args:
+          engine_for: (S, L) -> the engine of that shape.
+          seeds: of the lanes.
+          settings: numbers of the program's settings.
+          folder: of the turn's checkpoints.
+        """
+        self._engine_for = engine_for
+        self.seeds, self.settings = list(seeds), list(settings)
+        self.logs = {(seed, setting): new_log() for seed in seeds for setting in settings}
+        self.position = 0
+        self._checkpoints = Checkpoints(folder, keep=1)
+        self._pace = 1  # steps of a call
+
+    def __enter__(self):
+        latest = self._checkpoints.latest
+        if latest is None:
+            self._use(self._engine_for(len(self.seeds), len(self.settings)))
+            self.states, self.losses = self.engine.init(self.seeds)
+            self.best = jax.tree.map(jnp.copy, self.states.params)
+        else:
+            self._restore(latest)
+        return self
+
+    def __exit__(self, *_):
+        self._checkpoints.__exit__()
+
+    def _use(self, engine: Engine):
+        self.engine = engine
+        self.config = engine.built.experiment.config
+        self.hyper = engine.hyper(self.settings)
+
+    def run(self, until: int, stop: Any, bar: Any) -> bool:
+        """Trains up to step `until`; False where a signal stopped it after a checkpoint."""
+        training = self.config.training
+        while self.position < until:
+            if not self._active().any():
+                bar.update((until - self.position) * len(self.logs))
+                self.position = until
+                break
+            steps = min(self._boundary(until) - self.position, self.engine.call_steps, self._pace)
+            self._call(steps)
+            bar.update(steps * len(self.logs))
+            if self._evaluating():
+                self._evaluate(bar)
+            elif self._curving():
+                self._add_to_curve(None)
+            if stop.asked or _due(self.position, training.checkpoint_every):
+                self.save()
+            if stop.asked:
+                return False
+        return True
+
+    def _call(self, steps):
+        began = time.monotonic()
+        active = self._active()
+        self.states, self.losses = self.engine.advance(
+            self.states, self.losses, self.hyper, active, self.seeds, self.position, steps
+        )
+        bad = jax.device_get(self.states.bad_steps)
+        seconds = time.monotonic() - began
+        if self.position:  # the first call warms up
+            self._pace = int(min(max(self._pace * CALL_SECONDS / max(seconds, 1e-3), 1), 4 * self._pace))
+        else:
+            self._pace = 4
+        self.position += steps
+        for (s, i), log in self._lanes():
+            if active[s, i]:
+                log["steps"] = self.position
+                if bad[s, i] >= self.config.training.max_bad_steps:
+                    log["status"] = FROZEN
+
+    def _boundary(self, until):
+        """The next step at which something happens."""
+        training = self.config.training
+        every = [training.eval_every, training.checkpoint_every, self._curve_every()]
+        return min([until, *(self.position - self.position % n + n for n in every if n)])
+
+    def _curve_every(self):
+        return max(1, self.config.training.steps // CURVE_POINTS)
+
+    def _evaluating(self):
+        return self.position == self.config.training.steps or _due(self.position, self.config.training.eval_every)
+
+    def _curving(self):
+        return _due(self.position, self._curve_every())
+
+    def _lanes(self):
+        """((place among S, place among L), log) of every lane."""
+        for s, seed in enumerate(self.seeds):
+            for i, setting in enumerate(self.settings):
+                yield (s, i), self.logs[seed, setting]
+
+    def _active(self) -> np.ndarray:
+        """bool [S, L], False where a lane has stopped or only fills the shape."""
+        active = np.zeros((self.engine.shape.seeds, self.engine.shape.lanes), bool)
+        for place, log in self._lanes():
+            active[place] = log["status"] == RUNNING
+        return active
+
+    def _evaluate(self, bar):
+        """Scores dev; keeps the best parameters of each lane; stops lanes that get no better."""
+        experiment, limit = self.engine.built.experiment, self.config.training.early_stop
+        scores = self.engine.scores.score(self.states.params, "dev")
+        better = np.zeros((self.engine.shape.seeds, self.engine.shape.lanes), bool)
+        found = []
+        for (s, i), log in self._lanes():
+            if log["status"] != RUNNING:
+                continue
+            score = mean_score(scores[s][i], experiment)
+            if score is None:
+                continue
+            found.append(score)
+            better[s, i] = log["best_score"] is None or score > log["best_score"]
+            if better[s, i]:
+                log.update(best_score=score, best_step=self.position, stale=0)
+            else:
+                log["stale"] += 1
+                if limit and log["stale"] >= limit:
+                    log["status"] = STOPPED
+        self._add_to_curve(scores)
+        if better.any() and self.config.evaluation.use == "best":
+            self.best = self.engine.keep_better(self.engine.put(better), self.states.params, self.best)
+        if found:
+            bar.set_postfix_str(f"dev {min(found):.3f} … {max(found):.3f}", refresh=False)
+
+    def _add_to_curve(self, scores):
+        losses = jax.device_get(self.losses)
+        tasks = list(self.engine.built.experiment.tasks)
+        for (s, i), log in self._lanes():
+            if log["steps"] < self.position:
+                continue
+            mean = {
+                task: float(total / count) if count else None
+                for task, total, count in zip(tasks, losses.total[s, i], losses.count[s, i], strict=True)
+            }
+            line = {"step": self.position, "loss": mean}
+            log["curve"].append(line | ({"dev": scores[s][i]} if scores and scores[s][i] else {}))
+        self.losses = self.engine.zero_losses()
+
+    def save(self) -> None:
+        """Starts to write a checkpoint."""
+        metadata = data_metadata(self.engine.built.experiment.corpus) | {
+            "settings": self.settings,
+            "logs": [log for _, log in self._lanes()],
+            "dropped": [[*lane, log] for lane, log in self.logs.items() if lane[1] not in self.settings],
+        }
+        self._checkpoints.save_parts(self.position, self._parts(self.states, self.best, self.losses), metadata)
+
+    def _parts(self, states, best, losses):
+        rest = {name: value for name, value in states._asdict().items() if name != "params"}
+        return {"params": states.params, "best": best, "rest": rest, "losses": losses._asdict()}
+
+    def _restore(self, step):
+        metadata = self._checkpoints.metadata(step)
+        self.settings = metadata["settings"]
+        self._use(self._engine_for(len(self.seeds), len(self.settings)))
+        require_same_data(metadata, self.engine.built.experiment.corpus, step)
+        state, losses = self.engine.abstract_state(), jax.eval_shape(self.engine.zero_losses)
+        losses = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self.engine.shape.sharding("l")), losses
+        )
+        parts = self._checkpoints.restore_parts(step, self._parts(state, state.params, losses))
+        self.states = type(state)(params=parts["params"], **parts["rest"])
+        self.best, self.losses = parts["best"], type(losses)(**parts["losses"])
+        self.position = step
+        for (place, _), log in zip(self._lanes(), metadata["logs"], strict=True):
+            self.logs[self.seeds[place[0]], self.settings[place[1]]] = log
+        self.logs |= {(seed, setting): log for seed, setting, log in metadata["dropped"]}
+
+    def results(self) -> dict[tuple[int, int], dict[str, Any]]:
+        """{(seed, setting): result} of all lanes, those dropped before included: see `_result`."""
+        for log in self.logs.values():
+            if log["status"] == RUNNING:
+                log["status"] = FINISHED
+        self._finish(self.settings)
+        return {lane: log["result"] for lane, log in self.logs.items()}
+
+    def dev_scores(self) -> list[float | None]:
+        """Mean dev score over seeds of each of `settings`, of the parameters at hand; None where one is not defined."""
+        scores = self.engine.scores.score(self.states.params, "dev")
+        experiment = self.engine.built.experiment
+        found = []
+        for i, setting in enumerate(self.settings):
+            lanes = [
+                mean_score(scores[s][i], experiment)
+                for s, seed in enumerate(self.seeds)
+                if self.logs[seed, setting]["status"] in (RUNNING, STOPPED)
+            ]
+            bad = len(lanes) < len(self.seeds) or any(score is None or not np.isfinite(score) for score in lanes)
+            found.append(None if bad else float(np.mean(lanes)))
+        return found
+
+    def drop(self, kept: Sequence[int]) -> None:
+        """Goes on with the settings `kept` alone; the others get their result as they stand."""
+        gone = [setting for setting in self.settings if setting not in kept]
+        if not gone:
+            return
+        for (_, setting), log in self.logs.items():
+            if setting in gone and log["status"] == RUNNING:
+                log["status"] = DROPPED
+        self._finish(gone)
+        places = [i for i, setting in enumerate(self.settings) if setting in kept]
+        self.settings = [self.settings[i] for i in places]
+        self._use(self._engine_for(len(self.seeds), len(self.settings)))
+        places += [places[-1]] * (self.engine.shape.lanes - len(places))
+        seeds = [min(s, len(self.seeds) - 1) for s in range(self.engine.shape.seeds)]
+        take = jax.jit(lambda tree: jax.tree.map(lambda leaf: leaf[np.asarray(seeds)][:, np.asarray(places)], tree))
+        taken = take((self.states, self.best, self.losses))
+        self.states, self.best, self.losses = (self.engine.put(tree) for tree in taken)
+
+    def _finish(self, settings):
+        """Puts the result of these settings' lanes into their logs."""
+        experiment = self.engine.built.experiment
+        use_best = self.config.evaluation.use == "best"
+        chosen = np.zeros((self.engine.shape.seeds, self.engine.shape.lanes), bool)
+        for place, log in self._lanes():
+            chosen[place] = not use_best or log["best_step"] is None
+        params = self.engine.keep_better(self.engine.put(chosen), self.states.params, self.best)
+        self.best = params
+        scores = {split: self.engine.scores.score(params, split) for split in self.config.evaluation.splits}
+        spread = self.engine.scores.spread(params)
+        for (s, i), log in self._lanes():
+            if self.settings[i] not in settings:
+                continue
+            by_task = {
+                task: {split: found[s][i][task] for split, found in scores.items() if task in found[s][i]}
+                for task in experiment.tasks
+            }
+            dev = {task: found["dev"] for task, found in by_task.items() if "dev" in found}
+            log["result"] = {
+                "status": log["status"],
+                "step": log["steps"] if chosen[s, i] else log["best_step"],
+                "steps": log["steps"],
+                "scores": by_task,
+                "score": mean_score(dev, experiment),
+                "distance": spread[s][i][0],
+                "effective_rank": spread[s][i][1],
+                "curve": log["curve"],
+            }
+
+
+def _due(position, every):
+    return bool(every) and position % every == 0

@@ -1,0 +1,74 @@
+"""Packed rows that live on the device: the host names rows, the step gathers them."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mtl_jax.data.batch import Batch, Layout
+from mtl_jax.data.batches import Batches
+
+
+class ResidentRows(NamedTuple):
+    """The training rows of all data sets, one after the other; N = rows of all together.
+
+    offset  int32 [data sets]  where the rows of each begin
+    fields  {name: int32 [N, ...]} of `Batch`
+    labels  {task: {name: [N of its data set, ...]}}
+    """
+
+    offset: jax.Array
+    fields: dict[str, jax.Array]
+    labels: dict[str, dict[str, jax.Array]]
+
+
+class Draws(NamedTuple):
+    """Which rows some steps read: dataset int32 [n, A, B], row int32 [n, A, B, R]."""
+
+    dataset: Any
+    row: Any
+
+
+def resident_rows(batches: Batches) -> ResidentRows:
+    """The rows of `batches` as numpy arrays, to be put on the devices once."""
+    rows = batches.rows
+    counts = [len(r.tokens) for r in rows]
+    names = [name for name in Batch._fields if name not in ("dataset", "row", "labels")]
+    return ResidentRows(
+        offset=np.cumsum([0, *counts[:-1]]).astype(np.int32),
+        fields={name: np.concatenate([getattr(r, name) for r in rows]) for name in names},
+        labels={task: dict(rows[d].labels[task]) for task, d in zip(batches.layout.tasks, batches.layout.dataset_of,
+                                                                    strict=True)},
+    )  # fmt: skip
+
+
+def draws(batches: Batches, start: int, steps: int, accumulate: int) -> Draws:
+    """The rows of steps start, start + 1, ...; numpy."""
+    found = [batches.indices(step) for step in range(start * accumulate, (start + steps) * accumulate)]
+    dataset = np.stack([d for d, _ in found]).reshape(steps, accumulate, -1)
+    row = np.stack([r for _, r in found])
+    return Draws(dataset, row.reshape(steps, accumulate, *row.shape[1:]))
+
+
+def gather(rows: ResidentRows, layout: Layout, dataset: jax.Array, row: jax.Array) -> Batch:
+    """The batch of rows `row` int32 [B, R] of the data sets `dataset` int32 [B], as `Batches.batch` makes it."""
+    whole = rows.offset[dataset][:, None] + row
+    labels = {}
+    for task, arrays in rows.labels.items():
+        reads = np.asarray(layout.reads(task))
+        own = layout.dataset_of[layout.tasks.index(task)]
+        if all(layout.candidates[b] == (own,) for b in reads):
+            labels[task] = {name: array[row[reads]] for name, array in arrays.items()}
+            continue
+        drawn = dataset[reads] == own
+        labels[task] = {name: _where_drawn(drawn, array, row[reads]) for name, array in arrays.items()}
+    return Batch(dataset, row, **{name: array[whole] for name, array in rows.fields.items()}, labels=labels)
+
+
+def _where_drawn(drawn, array, row):
+    """array[row] in blocks that hold the task's data set, zeros in others."""
+    taken = array[jnp.where(drawn[:, None], row, 0)]
+    return jnp.where(drawn.reshape(-1, *(1,) * (taken.ndim - 1)), taken, jnp.zeros((), array.dtype))
