@@ -210,7 +210,7 @@ def sweep(**fields) -> ConfigDict:
 
 
 def choice(**fields) -> ConfigDict:
-    """Alternatives that change the program: penalty kind, shared layers, labelled examples. Unknown fields are refused."""
+    """Alternatives that change the program, such as penalty kind or shared layers. Unknown fields are refused."""
     entry = ConfigDict()
     entry.field = ""  # one field, e.g. "datasets.*.limit.train" ("*" as in a sweep), and its values:
     entry.alternatives = ()

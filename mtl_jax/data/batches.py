@@ -12,6 +12,7 @@ keyed by (seed, cycle), so that the earlier draws of a data set are counted, not
 from __future__ import annotations
 
 import collections
+import copy
 import dataclasses
 import hashlib
 import math
@@ -108,6 +109,12 @@ class Batches:
         self._in_order = mixing.kind == "round_robin"
         self._kept: collections.OrderedDict[tuple, np.ndarray] = collections.OrderedDict()
 
+    def with_seed(self, seed: int) -> Batches:
+        """The batches of another seed, over the same rows."""
+        other = copy.copy(self)
+        other.seed, other._kept = seed, collections.OrderedDict()
+        return other
+
     def steps_per_epoch(self, dataset: str) -> float:
         """Steps, on average, in which every row of a data set is drawn once."""
         index = self.layout.datasets.index(dataset)
@@ -192,9 +199,7 @@ def evaluation_batches(rows: Rows, layout: Layout, rows_per_block: int) -> Itera
         yield _gather(by_dataset, blank, layout, np.asarray([dataset], np.int32), row[None])
 
 
-def joint_evaluation_batches(
-    rows: Mapping[str, Rows], layout: Layout, rows_per_block: int
-) -> Iterator[Batch]:
+def joint_evaluation_batches(rows: Mapping[str, Rows], layout: Layout, rows_per_block: int) -> Iterator[Batch]:
     """All rows of one split of several data sets in order, R a batch in a block of each; ends in empty rows (row = -1).
 
     `rows` by data set; `layout` has one block for each of them, that holds it alone.

@@ -85,7 +85,8 @@ class OptimizerSpec:
     def transformation(self, hyper: Hyper, step: jax.Array, multipliers: Mapping[str, float]):
         """The optax transformation of this step. Its state has the same structure at every step."""
         if self.name == "adamw":
-            direction = optax.scale_by_adam(self.b1, self.b2, self.eps)
+            # far below eps, it changes no value; but √v has a derivative where v = 0, for hypergradients
+            direction = optax.scale_by_adam(self.b1, self.b2, self.eps, eps_root=1e-30)
         else:
             direction = optax.trace(self.momentum) if self.momentum else optax.identity()
         rate = hyper.learning_rate * self.rate(step)

@@ -57,7 +57,9 @@ def scale(flat: Flat, groups: SliceOwners, factors: jax.Array) -> dict[str, jax.
 
 def clip(flat: Flat, groups: SliceOwners, count: int, largest: float) -> tuple[dict[str, jax.Array], jax.Array]:
     """Scales each owner group's gradient to a norm of at most `largest` (0 = off). Returns it, and norms [K + 1]."""
-    norms = jnp.sqrt(squared_norms(flat, groups, count))
+    squares = squared_norms(flat, groups, count)
+    zero = squares == 0  # where √ has no derivative, and hypergradients pass through
+    norms = jnp.where(zero, 0.0, jnp.sqrt(jnp.where(zero, 1.0, squares)))
     if not largest:
         return dict(flat), norms
     return scale(flat, groups, jnp.minimum(1.0, largest / jnp.maximum(norms, 1e-12))), norms

@@ -24,8 +24,9 @@ RESIDENT_SHARE = 0.25  # of what programs may take: larger data sets stay on the
 
 
 class Engine:
-    """Steps and scores of S × L lanes. `settings`: which of the program's settings the L lanes are.
+    """Steps and scores of S × L lanes.
 
+    source      the packed rows on the devices; None where batches come from the host
     call_steps  most steps of one call
     needed      bytes that the steps take on each device, the best parameters included
     """
@@ -34,7 +35,7 @@ class Engine:
         self.built, self.shape = built, shape
         self.scores = LaneScores(built.experiment, shape)
         self._accumulate = built.experiment.config.training.accumulate
-        self._source = resident
+        self.source = resident
         self.call_steps = CALL_STEPS
         if resident is None:
             one = self._draws(built.experiment.config.seed, 0, 1)
@@ -50,8 +51,8 @@ class Engine:
     def init(self, seeds: Sequence[int]) -> tuple[TrainState, Losses]:
         """The states [S, L] before the first step. Seeds are repeated to fill the shape."""
         by_seed = {seed: self.built.experiment.init(seed) for seed in dict.fromkeys(seeds)}
-        filled = [by_seed[seed] for seed in _filled(seeds, self.shape.seeds)]
-        return lane_steps.stack_states(filled, self.shape), self.zero_losses()
+        states = [by_seed[seed] for seed in filled(seeds, self.shape.seeds)]
+        return lane_steps.stack_states(states, self.shape), self.zero_losses()
 
     def zero_losses(self) -> Losses:
         """Sums [S, L] before any step."""
@@ -60,7 +61,7 @@ class Engine:
 
     def hyper(self, settings: Sequence[int]) -> Any:
         """Hyperparameters [S, L] of the program's settings."""
-        chosen = [self.built.hypers[i] for i in _filled(settings, self.shape.lanes)]
+        chosen = [self.built.hypers[i] for i in filled(settings, self.shape.lanes)]
         return self.put(lane_steps.stack_hypers(chosen, self.shape.seeds))
 
     def put(self, tree: Any) -> Any:
@@ -73,12 +74,14 @@ class Engine:
         Returns:
           the states and losses after them
         """
+        drawn = self.draw(seeds, start, steps)
+        return self._compiled(states, losses, hyper, self.put(active), drawn, self.source, np.int32(steps))
+
+    def draw(self, seeds: Sequence[int], start: int, steps: int) -> Any:
+        """What some steps read, leaves [S, `call_steps`, ...]: `Draws`, or a `Batch` where rows come from the host."""
         by_seed = {seed: self._draws(seed, start, steps) for seed in dict.fromkeys(seeds)}
-        stacked = jax.tree.map(
-            lambda *leaves: np.stack(leaves), *(by_seed[s] for s in _filled(seeds, self.shape.seeds))
-        )
-        stacked = jax.device_put(stacked, self.shape.sharding("s"))
-        return self._compiled(states, losses, hyper, self.put(active), stacked, self._source, np.int32(steps))
+        chosen = (by_seed[seed] for seed in filled(seeds, self.shape.seeds))
+        return jax.device_put(jax.tree.map(lambda *x: np.stack(x), *chosen), self.shape.sharding("s"))
 
     def abstract_state(self) -> TrainState:
         """Shapes and shardings of the states [S, L]."""
@@ -90,7 +93,7 @@ class Engine:
         arguments = (
             self.abstract_state(), self._abstract(jax.eval_shape(lambda: no_losses(len(experiment.tasks))), "l"),
             self._abstract(self.built.hypers[0], "l"), self._abstract(np.zeros((), bool), "l"),
-            self._abstract(self._draws(experiment.config.seed, 0, 1), "s"), self._abstract(self._source, "-"),
+            self._abstract(self._draws(experiment.config.seed, 0, 1), "s"), self._abstract(self.source, "-"),
             self._abstract(np.int32(0), "-"),
         )  # fmt: skip
         return jax.jit(whole, donate_argnums=(0, 1)).lower(*arguments).compile()
@@ -105,7 +108,7 @@ class Engine:
     def _draws(self, seed, start, steps):
         """What a call reads of one seed, filled up to `call_steps` steps."""
         batches = self.built.experiment.batches(seed)
-        if self._source is not None:
+        if self.source is not None:
             found = draws(batches, start, steps, self._accumulate)
         else:
             numbers = range(start * self._accumulate, (start + steps) * self._accumulate)
@@ -131,7 +134,7 @@ def _keep_better(better, new, old):
     return jax.tree.map(lambda n, o: jnp.where(better.reshape(better.shape + (1,) * (n.ndim - 2)), n, o), new, old)
 
 
-def _filled(items: Sequence[Any], count: int) -> list[Any]:
+def filled(items: Sequence[Any], count: int) -> list[Any]:
     """The items, the last one repeated up to `count`: lanes that only fill the devices, and are not active."""
     return [*items, *[items[-1]] * (count - len(items))]
 

@@ -38,12 +38,14 @@ class Program(NamedTuple):
     name     of its folder
     config   the whole config, without what `settings` change
     choices  {choice: alternative}; ends lack the choices that do not matter to them
+    moves    {sweep: fields that it moves}
     """
 
     name: str
     config: ConfigDict
     choices: Mapping[str, str]
     settings: tuple[Setting, ...]
+    moves: Mapping[str, tuple[str, ...]]
 
 
 class Plan(NamedTuple):
@@ -67,9 +69,8 @@ class Plan(NamedTuple):
     def describe(self) -> str:
         """What will be trained, for people."""
         lanes = sum(len(p.settings) for p in self.programs) * len(self.seeds)
-        lines = [
-            f"{len(self.programs)} programs, {lanes} lanes ({len(self.seeds)} seeds), {self.lane_steps:,} lane-steps in all"
-        ]
+        head = f"{len(self.programs)} programs, {lanes} lanes ({len(self.seeds)} seeds)"
+        lines = [f"{head}, {self.lane_steps:,} lane-steps in all"]
         for p in self.programs:
             lines.append(
                 f"  {p.name}: {len(p.settings)} settings × {len(self.seeds)} seeds × {p.config.training.steps} steps"
@@ -112,7 +113,9 @@ def make(config: ConfigDict, check: Callable[[ConfigDict], None]) -> Plan:
             for program in _ends(own, chosen, sweeps):
                 same = ends.get(key := _identity(program), program)
                 ends[key] = same._replace(choices={n: c for n, c in same.choices.items() if chosen[n] == c})
-        programs.append(Program(_name("sharing", chosen), own, chosen, settings))
+        programs.append(
+            Program(_name("sharing", chosen), own, chosen, settings, {n: s.fields for n, s in sweeps.items()})
+        )
     everything = (*programs, *(p._replace(name=_name(p.settings[0].line, p.choices)) for p in ends.values()))
     for program in everything:
         for setting in program.settings:
@@ -140,8 +143,8 @@ class _Sweep(NamedTuple):
             if not fields.is_traced(field):
                 raise UserError(
                     f"{where}.field: {field!r} changes the compiled program, so it cannot differ between its lanes; "
-                    f"make it a choice: default.add_choice(config, {name!r}, field={entry.field!r}, alternatives=(...)). "
-                    f"Swept can be {', '.join(fields.TRACED)}"
+                    f"make it a choice: default.add_choice(config, {name!r}, field={entry.field!r}, "
+                    f"alternatives=(...)). Swept can be {', '.join(fields.TRACED)}"
                 )
             if not fields.known(config, field):
                 raise UserError(f"{where}.field: the config has no field {field!r}")
@@ -219,7 +222,7 @@ def _ends(config, chosen, sweeps) -> list[Program]:
     columns = settings("single", {})
     if config.model.column_init == "same":
         columns += settings("tied", {"sharing.tied": True})
-    return [Program("ends", alone, chosen, columns), Program("hard", hard, chosen, settings("hard", {}))]
+    return [Program("ends", alone, chosen, columns, {}), Program("hard", hard, chosen, settings("hard", {}), {})]
 
 
 def _identity(program: Program) -> str:

@@ -13,7 +13,7 @@ import jax
 from ml_collections import ConfigDict
 
 from mtl_jax.analysis import references, results
-from mtl_jax.analysis.ablation import fields, halving, lanes, memory, plan, program
+from mtl_jax.analysis.ablation import fields, halving, hypergradient, lanes, memory, plan, program
 from mtl_jax.analysis.ablation.engine import Engine, resident
 from mtl_jax.analysis.ablation.plan import Plan, Program
 from mtl_jax.analysis.ablation.program import Built, Sources
@@ -84,6 +84,8 @@ def _train(planned: Plan, one: Program, folder, sources: Sources, stop, bar) -> 
     found: dict[tuple[int, int], dict[str, Any]] = {}
     halves = one.config.ablation.method == "halving" and built.settings[0].line == "sharing"
     rungs = halving.rungs(one.config, count) if halves else ()
+    learns = one.config.ablation.method == "hypergradient" and built.settings[0].line == "sharing"
+    tuner_for = (lambda engine: hypergradient.Tuner(engine, one.moves)) if learns else None
     turns = [
         (seeds[s : s + turn_seeds], range(i, min(i + turn_lanes, count)))
         for s in range(0, len(seeds), turn_seeds)
@@ -96,7 +98,7 @@ def _train(planned: Plan, one: Program, folder, sources: Sources, stop, bar) -> 
         )
     for number, (own_seeds, settings) in enumerate(turns):
         turn_folder = folder / f"turn_{number:02}"
-        with Turn(engine_for, own_seeds, settings, turn_folder) as turn:
+        with Turn(engine_for, own_seeds, settings, turn_folder, tuner_for) as turn:
             bar.update(turn.position * len(turn.logs))
             for rung in (*rungs, one.config.training.steps):
                 if not turn.run(rung, stop, bar):
@@ -108,8 +110,8 @@ def _train(planned: Plan, one: Program, folder, sources: Sources, stop, bar) -> 
     done = {
         "lanes": [
             results.Lane(
-                line=built.settings[i].line, choices=dict(one.choices), values=dict(built.settings[i].values),
-                seed=seed, **found[seed, i],
+                line=built.settings[i].line, choices=dict(one.choices), seed=seed,
+                **(found[seed, i] | {"values": {**built.settings[i].values, **found[seed, i]["values"]}}),
             )._asdict()
             for i in range(count)
             for seed in seeds

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mtl_jax.analysis.ablation.engine import Engine
+from mtl_jax.analysis.ablation.hypergradient import Tuner
 from mtl_jax.training.checkpoint import Checkpoints, data_metadata, require_same_data
 from mtl_jax.training.scoring import mean_score
 
@@ -38,7 +39,7 @@ class Turn:
 
     def __init__(
         self, engine_for: Callable[[int, int], Engine], seeds: Sequence[int], settings: Sequence[int],
-        folder: pathlib.Path,
+        folder: pathlib.Path, tuner_for: Callable[[Engine], Tuner] | None = None,
     ):  # fmt: skip
         """
         Args:
@@ -46,8 +47,9 @@ class Turn:
           seeds: of the lanes.
           settings: numbers of the program's settings.
           folder: of the turn's checkpoints.
+          tuner_for: moves the hyperparameters of an engine's lanes; None where they stay as they are.
         """
-        self._engine_for = engine_for
+        self._engine_for, self._tuner_for = engine_for, tuner_for
         self.seeds, self.settings = list(seeds), list(settings)
         self.logs = {(seed, setting): new_log() for seed in seeds for setting in settings}
         self.position = 0
@@ -71,6 +73,8 @@ class Turn:
         self.engine = engine
         self.config = engine.built.experiment.config
         self.hyper = engine.hyper(self.settings)
+        self.tuner = self._tuner_for(engine) if self._tuner_for else None
+        self.tuned = self.tuner.init(self.settings) if self.tuner else ()  # log λ and its optimizer's state
 
     def run(self, until: int, stop: Any, bar: Any) -> bool:
         """Trains up to step `until`; False where a signal stopped it after a checkpoint."""
@@ -80,8 +84,12 @@ class Turn:
                 bar.update((until - self.position) * len(self.logs))
                 self.position = until
                 break
-            steps = min(self._boundary(until) - self.position, self.engine.call_steps, self._pace)
-            self._call(steps)
+            before = self.position
+            if self.tuner and before % self.tuner.every == self.tuner.every - self.tuner.unroll:
+                self._tune()
+            else:
+                self._call(min(self._boundary(until) - before, self.engine.call_steps, self._pace))
+            steps = self.position - before
             bar.update(steps * len(self.logs))
             if self._evaluating():
                 self._evaluate(bar)
@@ -96,15 +104,28 @@ class Turn:
     def _call(self, steps):
         began = time.monotonic()
         active = self._active()
+        hyper = self.tuner.hyper(self.hyper, self.tuned[0]) if self.tuner else self.hyper
         self.states, self.losses = self.engine.advance(
-            self.states, self.losses, self.hyper, active, self.seeds, self.position, steps
+            self.states, self.losses, hyper, active, self.seeds, self.position, steps
         )
-        bad = jax.device_get(self.states.bad_steps)
+        self._moved(steps, active)
         seconds = time.monotonic() - began
-        if self.position:  # the first call warms up
+        if self.position > steps:  # the first call warms up
             self._pace = int(min(max(self._pace * CALL_SECONDS / max(seconds, 1e-3), 1), 4 * self._pace))
         else:
             self._pace = 4
+
+    def _tune(self):
+        """The steps that are differentiated, and a move of the hyperparameters."""
+        active = self._active()
+        self.states, self.losses, *self.tuned = self.tuner.move(
+            self.states, self.losses, *self.tuned, self.hyper, active, self.seeds, self.position
+        )
+        self._moved(self.tuner.unroll, active)
+
+    def _moved(self, steps, active):
+        """Notes that the lanes went on, and which of them are frozen."""
+        bad = jax.device_get(self.states.bad_steps)
         self.position += steps
         for (s, i), log in self._lanes():
             if active[s, i]:
@@ -116,7 +137,10 @@ class Turn:
         """The next step at which something happens."""
         training = self.config.training
         every = [training.eval_every, training.checkpoint_every, self._curve_every()]
-        return min([until, *(self.position - self.position % n + n for n in every if n)])
+        found = [until, *(self.position - self.position % n + n for n in every if n)]
+        if self.tuner:
+            found.append(self.position + (-self.position - self.tuner.unroll) % self.tuner.every)
+        return min(found)
 
     def _curve_every(self):
         return max(1, self.config.training.steps // CURVE_POINTS)
@@ -176,9 +200,13 @@ class Turn:
                 task: float(total / count) if count else None
                 for task, total, count in zip(tasks, losses.total[s, i], losses.count[s, i], strict=True)
             }
-            line = {"step": self.position, "loss": mean}
+            line = {"step": self.position, "loss": mean} | ({"values": self._values(s, i)} if self.tuner else {})
             log["curve"].append(line | ({"dev": scores[s][i]} if scores and scores[s][i] else {}))
         self.losses = self.engine.zero_losses()
+
+    def _values(self, s, i):
+        """The hyperparameters that a lane has learned so far."""
+        return {name: float(np.exp(jax.device_get(log)[s, i])) for name, log in self.tuned[0].items()}
 
     def save(self) -> None:
         """Starts to write a checkpoint."""
@@ -187,11 +215,14 @@ class Turn:
             "logs": [log for _, log in self._lanes()],
             "dropped": [[*lane, log] for lane, log in self.logs.items() if lane[1] not in self.settings],
         }
-        self._checkpoints.save_parts(self.position, self._parts(self.states, self.best, self.losses), metadata)
+        self._checkpoints.save_parts(
+            self.position, self._parts(self.states, self.best, self.losses, self.tuned), metadata
+        )
 
-    def _parts(self, states, best, losses):
+    def _parts(self, states, best, losses, tuned):
         rest = {name: value for name, value in states._asdict().items() if name != "params"}
-        return {"params": states.params, "best": best, "rest": rest, "losses": losses._asdict()}
+        parts = {"params": states.params, "best": best, "rest": rest, "losses": losses._asdict()}
+        return parts | ({"tuned": list(tuned)} if tuned else {})
 
     def _restore(self, step):
         metadata = self._checkpoints.metadata(step)
@@ -202,7 +233,9 @@ class Turn:
         losses = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self.engine.shape.sharding("l")), losses
         )
-        parts = self._checkpoints.restore_parts(step, self._parts(state, state.params, losses))
+        tuned = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), self.tuned)
+        parts = self._checkpoints.restore_parts(step, self._parts(state, state.params, losses, tuned))
+        self.tuned = parts.get("tuned", ())
         self.states = type(state)(params=parts["params"], **parts["rest"])
         self.best, self.losses = parts["best"], type(losses)(**parts["losses"])
         self.position = step
@@ -271,6 +304,7 @@ class Turn:
             }
             dev = {task: found["dev"] for task, found in by_task.items() if "dev" in found}
             log["result"] = {
+                "values": _learned(log),
                 "status": log["status"],
                 "step": log["steps"] if chosen[s, i] else log["best_step"],
                 "steps": log["steps"],
@@ -280,6 +314,16 @@ class Turn:
                 "effective_rank": spread[s][i][1],
                 "curve": log["curve"],
             }
+
+
+def _learned(log):
+    """The values that a lane had learned at the step that was scored; {} where nothing is learned."""
+    lines = [
+        line["values"]
+        for line in log["curve"]
+        if "values" in line and line["step"] <= (log["best_step"] or log["steps"])
+    ]
+    return lines[-1] if lines else {}
 
 
 def _due(position, every):

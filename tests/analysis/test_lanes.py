@@ -1,0 +1,122 @@
+"""Lanes against solo runs, layouts and devices against each other, frozen lanes."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import default
+from mtl_jax.analysis.ablation import engine as engines
+from mtl_jax.analysis.ablation import fields, lanes, plan, program
+from mtl_jax.training.experiment import build
+from mtl_jax.training.step import train_step
+
+pytestmark = pytest.mark.usefixtures("standard_promotion")
+SEEDS = (0, 1, 2)
+
+
+def grid(tiny, **changes):
+    config = tiny(sharing__trunk="none", training__steps=60, **changes)
+    default.add_penalty(config, "l2", kind="l2_to_mean", strength=0.1)
+    default.add_sweep(config, "strength", field="penalties.l2.strength", points=(0.0, 0.01, 0.3, 200.0))
+    config.ablation.rates = (1.0,)
+    return config
+
+
+def trained(config, layout, steps, only=None, resident="auto"):
+    """The states [S, L] of the sweep's program (or the ends) after some steps, and what was built."""
+    config.ablation.resident = resident
+    one = next(p for p in plan.make(config, lambda c: None).programs if p.name == (only or "sharing"))
+    built = program.build(one, program.Sources())
+    shape = lanes.shape_of(len(SEEDS), len(built.settings), layout)
+    engine = engines.Engine(built, shape, engines.resident(built, shape.mesh, 1 << 30))
+    states, losses = engine.init(SEEDS)
+    active = np.zeros((shape.seeds, shape.lanes), bool)
+    active[: len(SEEDS), : len(built.settings)] = True
+    hyper = engine.hyper(range(len(built.settings)))
+    for start in range(0, steps, 25):
+        states, losses = engine.advance(states, losses, hyper, active, SEEDS, start, min(25, steps - start))
+    return jax.device_get(states), jax.device_get(losses), built
+
+
+def solo(config, setting, seed, steps):
+    """The same lane by the plain step: final state and mean losses."""
+    config = fields.with_values(config, {**setting.fields, "seed": seed})
+    experiment = build(config)
+    step = jax.jit(lambda state, batch: train_step(experiment.spec, state, batch, experiment.hyper))
+    state, total = experiment.init(seed), 0.0
+    batches = experiment.batches(seed)
+    for number in range(steps):
+        state, metrics = step(state, jax.tree.map(lambda leaf: leaf[None], batches.batch(number)))
+        total = total + np.asarray(metrics["losses"], np.float64)
+    return jax.device_get(state), total / steps
+
+
+def distance(a, b):
+    """‖a − b‖/‖b‖ over two trees."""
+    pairs = [(np.asarray(x, np.float64), np.asarray(y, np.float64)) for x, y in zip(
+        jax.tree.leaves(a), jax.tree.leaves(b), strict=True)]  # fmt: skip
+    return np.sqrt(sum(((x - y) ** 2).sum() for x, y in pairs) / sum((y**2).sum() for _, y in pairs))
+
+
+@pytest.mark.parametrize(("layer", "rate"), [("bilstm", 0.3), ("transformer", 0.05)])
+def test_a_lane_is_its_solo_run_sgd(tiny, differs, layer, rate):
+    config = grid(tiny, model__layer=layer, optimizer__name="sgd", optimizer__learning_rate=rate)
+    states, _, built = trained(config, "map", 100)
+    found = lambda s, i: jax.tree.map(lambda leaf: leaf[s, i], states.params)  # noqa: E731
+    for s, i in ((2, 1), (1, 3)):
+        alone, _ = solo(config, built.settings[i], SEEDS[s], 100)
+        differs(f"lane against its solo run, SGD, {layer}", distance(found(s, i), alone.params), 0.0, 1e-6)
+    assert distance(found(0, 0), found(0, 2)) > 1e-3 and distance(found(0, 0), found(1, 0)) > 1e-3
+    assert built.settings[3].fields["penalties.l2.proximal"]  # λ = 200 diverges as a gradient
+    assert "penalties.l2.proximal" not in built.settings[2].fields
+
+
+def test_a_lane_is_its_solo_run_adamw(tiny, differs):
+    config = grid(tiny)
+    _, losses, built = trained(config, "vmap", 50)
+    for s, i in ((2, 3),):
+        _, alone = solo(config, built.settings[i], SEEDS[s], 50)
+        differs("losses of a lane against its solo run, AdamW", losses.total[s, i] / losses.count[s, i], alone, 1e-4)
+
+
+def test_tied_lanes_are_tied_and_single_ones_not(tiny):
+    config = grid(tiny)
+    states, _, built = trained(config, "map", 10, "ends")
+    lines = [setting.line for setting in built.settings]
+    table = states.params["embed"]["word"]["embedding"]  # [S, L, K, V, D]
+    tied, single = table[:, lines.index("tied")], table[:, lines.index("single")]
+    np.testing.assert_array_equal(tied, np.broadcast_to(tied[:, :1], tied.shape))
+    assert np.abs(single - single[:, :1]).max() > 1e-3
+
+
+@pytest.mark.parametrize(("layout", "resident"), [("vmap", "device"), ("map", "host")])
+def test_layout_and_place_of_the_data_change_nothing(tiny, differs, layout, resident):
+    config = grid(tiny, optimizer__name="sgd", data__mixing="size", data__blocks=2, training__accumulate=2)
+    want, want_losses, _ = trained(config, "map", 30, resident="device")
+    found, found_losses, _ = trained(config, layout, 30, resident=resident)
+    differs(f"lanes by {layout}, rows on the {resident}", distance(found.params, want.params), 0.0, 1e-6)
+    differs("their losses", found_losses.total, want_losses.total, 1e-4)
+
+
+def test_a_lane_that_goes_non_finite_is_frozen_alone(tiny):
+    config = grid(tiny, optimizer__name="sgd", training__max_bad_steps=3)
+    config.ablation.sweeps = type(config.ablation.sweeps)(sort_keys=False)
+    default.add_sweep(config, "rate", field="optimizer.learning_rate", points=(0.01, 1e30))
+    states, _, _ = trained(config, "map", 30)
+    assert (states.bad_steps[: len(SEEDS), 1] >= 3).all() and (states.bad_steps[: len(SEEDS), 0] == 0).all()
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(states.params))
+    alone = solo(config, plan.Setting("sharing", {}, {"optimizer.learning_rate": 0.01}), 0, 30)[0]
+    first = jax.tree.map(lambda leaf: leaf[0, 0], states.params)
+    assert distance(first, alone.params) <= 1e-6
+
+
+def test_over_lanes_splits_either_axis():
+    """What is sharded over 8 devices equals plain loops, whichever of S and L is filled up."""
+    for seeds, settings in ((3, 8), (8, 1), (5, 3)):
+        for layout in lanes.LAYOUTS:
+            shape = lanes.shape_of(seeds, settings, layout)
+            x = np.arange(shape.seeds * shape.lanes, dtype=np.float32).reshape(shape.seeds, shape.lanes)
+            y = np.arange(shape.seeds, dtype=np.float32)
+            whole = jax.jit(lanes.over_lanes(lambda a, b, c: a * 2 + b * c, "ls-", shape))
+            np.testing.assert_array_equal(whole(x, y, jnp.float32(3.0)), 2 * x + 3 * y[:, None])
