@@ -11,18 +11,9 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from mtl_jax.sharing.gram import (
-    Tree,
-    accumulation_dtype,
-    centered,
-    congruence,
-    contrast_basis,
-    contrast_gram,
-    less_anchor,
-    task_count,
-)
+from mtl_jax.sharing.gram import Tree, accumulation_dtype, centered, contrast_gram, less_anchor, task_count
+from mtl_jax.sharing.task_matrices import Matrix, kernel_matrix, laplacian_matrix, pairwise_matrix
 
 
 def l2_to_mean(tree: Tree) -> jax.Array:
@@ -42,8 +33,7 @@ def l2_pairwise(tree: Tree, weights: jax.typing.ArrayLike | None = None) -> jax.
     count = task_count(tree)
     if weights is None:
         return count * l2_to_mean(tree)
-    upper = jnp.triu(_task_matrix("weights", weights, tree), 1)
-    return _laplacian(tree, upper + upper.T)
+    return _quadratic(pairwise_matrix(weights, count, accumulation_dtype(tree)), contrast_gram(tree, "mean"))
 
 
 def laplacian(tree: Tree, adjacency: jax.typing.ArrayLike) -> jax.Array:
@@ -53,10 +43,8 @@ def laplacian(tree: Tree, adjacency: jax.typing.ArrayLike) -> jax.Array:
       adjacency: float[K, K], symmetric, ≥ 0; its diagonal has no effect. Raises ValueError for another shape, and,
         where the values can be seen (NumPy, lists), for a negative or asymmetric one.
     """
-    matrix = _task_matrix("adjacency", adjacency, tree)
-    if _is_concrete(adjacency) and not np.allclose(adjacency, np.transpose(adjacency)):
-        raise ValueError("adjacency must be symmetric: edge (i, j) and edge (j, i) are one")
-    return _laplacian(tree, matrix)
+    matrix = laplacian_matrix(adjacency, task_count(tree), accumulation_dtype(tree))
+    return _quadratic(matrix, contrast_gram(tree, "mean"))
 
 
 def l2_to_anchor(tree: Tree, anchor: Tree) -> jax.Array:
@@ -80,35 +68,8 @@ def kernel(tree: Tree, kernel: jax.typing.ArrayLike | None = None) -> jax.Array:
         part and the deviations penalised alike: the penalty is then min over Θ_0 of ‖Θ_0‖² + Σ_k ‖Θ_k − Θ_0‖². Raises
         ValueError for another shape, and, where the values can be seen, for a matrix that is not positive definite.
     """
-    count = task_count(tree)
-    matrix = np.eye(count) + 1.0 if kernel is None else kernel
-    if _is_concrete(matrix) and np.shape(matrix) == (count, count):
-        asymmetric = not np.allclose(matrix, np.transpose(matrix))
-        if asymmetric or np.min(np.linalg.eigvalsh(np.asarray(matrix, np.float64))) <= 0:
-            raise ValueError(
-                "the task kernel must be symmetric positive definite: a covariance between tasks, none singular"
-            )
-    products = contrast_gram(tree)
-    basis = jnp.asarray(contrast_basis(count), products.dtype)
-    return jnp.trace(jnp.linalg.solve(congruence(_task_matrix("kernel", matrix, tree), basis), products))
+    return _quadratic(kernel_matrix(kernel, task_count(tree), accumulation_dtype(tree)), contrast_gram(tree))
 
 
-def _laplacian(tree: Tree, adjacency: jax.Array) -> jax.Array:
-    products = contrast_gram(tree, "mean")
-    degrees = jnp.sum(adjacency, axis=1) - jnp.diagonal(adjacency)
-    off_diagonal = adjacency - jnp.diag(jnp.diagonal(adjacency))
-    basis = jnp.asarray(contrast_basis(adjacency.shape[0]), products.dtype)
-    return jnp.sum(congruence(jnp.diag(degrees) - off_diagonal, basis) * products)
-
-
-def _task_matrix(name: str, matrix: jax.typing.ArrayLike, tree: Tree) -> jax.Array:
-    count = task_count(tree)
-    if np.shape(matrix) != (count, count):
-        raise ValueError(f"{name} must have shape [K, K] = {(count, count)}, not {np.shape(matrix)}")
-    if name != "kernel" and _is_concrete(matrix) and np.min(matrix) < 0:
-        raise ValueError(f"{name} must be ≥ 0: a negative one drives two tasks apart without bound")
-    return jnp.asarray(matrix, accumulation_dtype(tree))
-
-
-def _is_concrete(matrix) -> bool:
-    return not isinstance(matrix, jax.Array)
+def _quadratic(matrix: Matrix, products: jax.Array) -> jax.Array:
+    return jnp.sum(jnp.asarray(matrix, products.dtype) * products)

@@ -133,13 +133,25 @@ def contrast_gram(tree: Tree, center: Center = None) -> jax.Array:
     tree = centered(tree, None if only_differences else center, dtype)
     split = _differences if only_differences else _first_and_differences
     products = sum(inner_products(split(leaf)) for leaf in jax.tree.leaves(tree))
-    to_contrasts = contrast_basis(count)
     if only_differences:
+        to_contrasts = contrast_basis(count)
         to_contrasts[:, 0] = 0.0
     else:
-        # X = Z T, where Z = [x_0, x_1 − x_0, …] and T has ones on its diagonal and in row 0; so XQ = Z (TQ).
-        to_contrasts[0, 0], to_contrasts[0, 1:] = np.sqrt(count), 0.0
+        to_contrasts = _to_contrasts(count)
     return congruence(products, jnp.asarray(to_contrasts, dtype))
+
+
+def in_contrasts(leaf: jax.Array) -> jax.Array:
+    """QᵀX of a leaf [K, ...], already in the dtype to accumulate in: row 0 √K times the mean, then the contrasts."""
+    change = jnp.asarray(_to_contrasts(leaf.shape[0]).T, leaf.dtype)
+    return jnp.tensordot(change, _first_and_differences(leaf), 1, precision=jax.lax.Precision.HIGHEST)
+
+
+def _to_contrasts(count: int) -> np.ndarray:
+    """TQ, where X = Z T with Z = [x_0, x_1 − x_0, …], and T has ones on its diagonal and in row 0: so XQ = Z (TQ)."""
+    matrix = contrast_basis(count)
+    matrix[0, 0], matrix[0, 1:] = np.sqrt(count), 0.0
+    return matrix
 
 
 def congruence(matrix: jax.Array, change: jax.Array) -> jax.Array:

@@ -1,11 +1,11 @@
 """Exact proximal operators prox_{tΩ}(X) = argmin_Z  t·Ω(Z) + ½‖Z − X‖², and as optax transformations.
 
-Where plain gradient steps on a large λ diverge (L2 to the mean: lr·2λ > 2) or never reach exact zeros (trace norm,
-group lasso), take the optimizer's step on the losses and then the proximal operator with t = lr·λ. t may be a traced
-scalar ≥ 0.
+Where plain gradient steps on a large λ diverge (lr · λ · `curvature` > 2) or never reach exact zeros (trace norm, group
+lasso), take the optimizer's step on the losses and then the proximal operator with t = lr·λ. t may be a traced scalar
+≥ 0, however large.
 
 Each operator is x + step(x): the step alone is computed, to full relative precision, so that small differences between
-tasks are not lost. Results have the dtypes of the leaves.
+tasks are not lost. Results are pytrees with leaves [K, ...] of the dtypes that came, once differentiable in X and t.
 """
 
 from __future__ import annotations
@@ -14,79 +14,127 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
-from mtl_jax.sharing.gram import Center, Tree, accumulation_dtype, centered, contrast_basis, contrast_gram, task_count
-from mtl_jax.sharing.spectrum import spectrum
+from mtl_jax.sharing import shrinkage
+from mtl_jax.sharing.gram import (
+    Center,
+    Tree,
+    accumulation_dtype,
+    centered,
+    contrast_basis,
+    contrast_gram,
+    in_contrasts,
+    less_anchor,
+    task_count,
+)
+from mtl_jax.sharing.spectrum import eigenvalues, matrix_function, spectrum
 from mtl_jax.sharing.structured import group_norms
+from mtl_jax.sharing.task_matrices import Matrix, kernel_matrix, laplacian_matrix, pairwise_matrix
 
 
 def prox_l2_to_mean(tree: Tree, t: jax.typing.ArrayLike) -> Tree:
-    """Proximal operator of t · `l2_to_mean`: Θ_k ← Θ̄ + (Θ_k − Θ̄)/(1 + 2t), leaves [K, ...] as they came."""
-    return add(tree, _l2_to_mean_step(tree, t))
+    """Proximal operator of t · `l2_to_mean`: Θ_k ← Θ̄ + (Θ_k − Θ̄)/(1 + 2t)."""
+    task_count(tree)
+    dtype = accumulation_dtype(tree)
+    return _shrunk(tree, centered(tree, "mean", dtype), jnp.asarray(t, dtype))
+
+
+def prox_l2_to_anchor(tree: Tree, t: jax.typing.ArrayLike, anchor: Tree) -> Tree:
+    """Proximal operator of t · `l2_to_anchor`: Θ_k ← anchor + (Θ_k − anchor)/(1 + 2t)."""
+    task_count(tree)
+    dtype = accumulation_dtype(tree)
+    return _shrunk(tree, less_anchor(_as(dtype, tree), anchor), jnp.asarray(t, dtype))
+
+
+def prox_l2_pairwise(tree: Tree, t: jax.typing.ArrayLike, weights: jax.typing.ArrayLike | None = None) -> Tree:
+    """Proximal operator of t · `l2_pairwise`: X ← (I + 2tL)⁻¹ X; without weights that of K·t · `l2_to_mean`."""
+    count, dtype = task_count(tree), accumulation_dtype(tree)
+    if weights is None:
+        return prox_l2_to_mean(tree, count * jnp.asarray(t, dtype))
+    return _quadratic(tree, t, pairwise_matrix(weights, count, dtype))
+
+
+def prox_laplacian(tree: Tree, t: jax.typing.ArrayLike, adjacency: jax.typing.ArrayLike) -> Tree:
+    """Proximal operator of t · `laplacian`: X ← (I + 2tL)⁻¹ X; for t → ∞ the mean of each connected component."""
+    return _quadratic(tree, t, laplacian_matrix(adjacency, task_count(tree), accumulation_dtype(tree)))
+
+
+def prox_kernel(tree: Tree, t: jax.typing.ArrayLike, kernel: jax.typing.ArrayLike | None = None) -> Tree:
+    """Proximal operator of t · `kernel`: X ← (I + 2tK⁻¹)⁻¹ X."""
+    return _quadratic(tree, t, kernel_matrix(kernel, task_count(tree), accumulation_dtype(tree)))
 
 
 def prox_trace_norm(tree: Tree, t: jax.typing.ArrayLike, center: Center = None) -> Tree:
-    """Proximal operator of t · `trace_norm`: singular values σ ← max(σ − t, 0) (Cai et al. 2010), leaves [K, ...].
+    """Proximal operator of t · `trace_norm`: singular values σ ← max(σ − t, 0) (Cai et al. 2010).
 
     Args:
       center: None, "mean" or an anchor pytree, as in `trace_norm`: what is centred is shrunk, the center stays.
     """
-    return add(tree, _trace_norm_step(tree, t, center))
+    products = contrast_gram(tree, center)
+    lost = matrix_function(shrinkage.SOFT_THRESHOLD, products, jnp.asarray(t, products.dtype))
+    return _less(tree, centered(tree, center, products.dtype), lost)
+
+
+def prox_mtrl(tree: Tree, t: jax.typing.ArrayLike, center: Center = None) -> Tree:
+    """Proximal operator of t · `mtrl`, t·(Σσ)²: σ ← max(σ − 2tS, 0), S the sum of what is left; `center` as above."""
+    products = contrast_gram(tree, center)
+    decomposed = spectrum(jax.lax.stop_gradient(products))
+    threshold = shrinkage.squared_sum_threshold(eigenvalues(products, decomposed), jnp.asarray(t, products.dtype))
+    lost = matrix_function(shrinkage.SOFT_THRESHOLD, products, threshold, decomposed)
+    return _less(tree, centered(tree, center, products.dtype), lost)
+
+
+def prox_subspace(tree: Tree, t: jax.typing.ArrayLike, dim: int = 1, center: Center = None) -> Tree:
+    """Proximal operator of t · `subspace`: σ_i ← σ_i/(1 + 2t) for i > dim; `center` as above.
+
+    Ω is not convex: where σ_dim = σ_{dim+1} one of several minimisers is taken. Raises ValueError for dim < 0.
+    """
+    if dim < 0:
+        raise ValueError(f"dim must be ≥ 0, not {dim}")
+    products = contrast_gram(tree, center)
+    lost = matrix_function(shrinkage.beyond(int(dim)), products, jnp.asarray(t, products.dtype))
+    return _less(tree, centered(tree, center, products.dtype), lost)
 
 
 def prox_group_lasso(tree: Tree, t: jax.typing.ArrayLike, groups: str = "entry") -> Tree:
-    """Proximal operator of t · `group_lasso`: groups ← max(1 − t/‖Θ_g‖, 0) Θ_g (Yuan & Lin 2006), leaves [K, ...]."""
-    return add(tree, _group_lasso_step(tree, t, groups))
-
-
-def _l2_to_mean_step(tree: Tree, t: jax.typing.ArrayLike) -> Tree:
-    """prox − tree, leaves [K, ...] in the dtype of accumulation."""
-    task_count(tree)
-    dtype = accumulation_dtype(tree)
-    share = 1.0 - 1.0 / (1.0 + 2.0 * jnp.asarray(t, dtype))
-    return jax.tree.map(lambda deviation: -share * deviation, centered(tree, "mean", dtype))
-
-
-def _trace_norm_step(tree: Tree, t: jax.typing.ArrayLike, center: Center = None) -> Tree:
-    """prox − tree, leaves [K, ...] in the dtype of accumulation."""
-    count = task_count(tree)
-    dtype = accumulation_dtype(tree)
-    values, vectors = spectrum(contrast_gram(tree, center))
-    live = values > 0
-    sigma = jnp.sqrt(jnp.where(live, values, 1.0))
-    # Directions of σ = 0 hold rounding only: they go with the rest, unless t = 0.
-    t = jnp.asarray(t, dtype)
-    lost = jnp.where(live, jnp.minimum(t / sigma, 1.0), jnp.where(t > 0, 1.0, 0.0))
-    highest = jax.lax.Precision.HIGHEST
-    basis = jnp.asarray(contrast_basis(count), dtype)
-    shrink = jnp.matmul(vectors * lost[None, :], vectors.T, precision=highest)
-
-    def step(x: jax.Array) -> jax.Array:
-        # The mean and the contrasts of slices that share a large common part are formed apart (see `contrast_gram`).
-        first = x[:1]
-        in_basis = jnp.tensordot(basis.T, x - first, 1, precision=highest)
-        mean_part = jnp.zeros((count, *(1,) * (x.ndim - 1)), dtype).at[0].set(np.sqrt(count))
-        in_basis = in_basis + mean_part * first
-        return -jnp.tensordot(jnp.matmul(basis, shrink, precision=highest), in_basis, 1, precision=highest)
-
-    return jax.tree.map(step, centered(tree, center, dtype))
-
-
-def _group_lasso_step(tree: Tree, t: jax.typing.ArrayLike, groups: str = "entry") -> Tree:
-    """prox − tree, leaves [K, ...] in the dtype of accumulation."""
+    """Proximal operator of t · `group_lasso`: groups ← max(1 − t/‖Θ_g‖, 0) Θ_g (Yuan & Lin 2006)."""
     task_count(tree)
     dtype = accumulation_dtype(tree)
 
-    def step(x: jax.Array) -> jax.Array:
-        norms = group_norms(x, groups)
-        kept_whole = norms > 0
-        return (
-            -jnp.where(kept_whole, jnp.minimum(jnp.asarray(t, dtype) / jnp.where(kept_whole, norms, 1.0), 1.0), 0.0) * x
-        )
+    threshold = jnp.asarray(t, dtype)
 
-    return jax.tree.map(lambda x: step(jnp.asarray(x, dtype)), tree)
+    def step(x: jax.Array) -> jax.Array:
+        return -shrinkage.soft_threshold(group_norms(x, groups), threshold) * x
+
+    return add(tree, jax.tree.map(step, _as(dtype, tree)))
+
+
+def _shrunk(tree: Tree, differences: Tree, t: jax.Array) -> Tree:
+    """The tree less the part 2t/(1 + 2t) of its differences from where the penalty is zero."""
+    lost = shrinkage.share(2.0 * t)
+    return add(tree, jax.tree.map(lambda difference: -lost * difference, differences))
+
+
+def _quadratic(tree: Tree, t: jax.typing.ArrayLike, matrix: Matrix) -> Tree:
+    """(I + 2tM)⁻¹ X of t · tr(M G), M [K, K] in the basis of mean and contrasts: of `task_matrices`."""
+    dtype = accumulation_dtype(tree)
+    return _less(tree, _as(dtype, tree), matrix_function(shrinkage.RESOLVENT, matrix, jnp.asarray(t, dtype)))
+
+
+def _less(tree: Tree, centred: Tree, lost: jax.Array) -> Tree:
+    """The tree less the part `lost` [K, K] of a centred tree, given in the basis of mean and contrasts."""
+    basis = jnp.asarray(contrast_basis(lost.shape[0]), lost.dtype)
+    back = -jnp.matmul(basis, lost, precision=jax.lax.Precision.HIGHEST)
+
+    def step(x: jax.Array) -> jax.Array:
+        return jnp.tensordot(back, in_contrasts(x), 1, precision=jax.lax.Precision.HIGHEST)
+
+    return add(tree, jax.tree.map(step, centred))
+
+
+def _as(dtype: jnp.dtype, tree: Tree) -> Tree:
+    return jax.tree.map(lambda x: jnp.asarray(x, dtype), tree)
 
 
 def as_transform(prox: Callable[..., Tree], t: jax.typing.ArrayLike, **options) -> optax.GradientTransformation:
@@ -95,9 +143,9 @@ def as_transform(prox: Callable[..., Tree], t: jax.typing.ArrayLike, **options) 
     The updates that leave take the parameters to prox(parameters + updates that entered), exact zeros included.
 
     Args:
-      prox: `prox_l2_to_mean`, `prox_trace_norm`, `prox_group_lasso`, or any tree, t -> tree.
+      prox: an operator of `PROXIMAL`, or any tree, t -> tree.
       t: scalar ≥ 0, lr · λ; may be traced.
-      **options: of the operator, such as `center` or `groups`.
+      **options: of the operator, such as `center`, `groups` or `anchor`.
     """
 
     def update(updates, state, params=None):

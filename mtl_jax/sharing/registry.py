@@ -8,7 +8,17 @@ import jax
 
 from mtl_jax.sharing.distances import kernel, l2_pairwise, l2_to_anchor, l2_to_mean, laplacian
 from mtl_jax.sharing.gram import Tree
-from mtl_jax.sharing.proximal import prox_group_lasso, prox_l2_to_mean, prox_trace_norm
+from mtl_jax.sharing.proximal import (
+    prox_group_lasso,
+    prox_kernel,
+    prox_l2_pairwise,
+    prox_l2_to_anchor,
+    prox_l2_to_mean,
+    prox_laplacian,
+    prox_mtrl,
+    prox_subspace,
+    prox_trace_norm,
+)
 from mtl_jax.sharing.spectral import log_det, mtrl, schatten, subspace, trace_norm
 from mtl_jax.sharing.structured import group_lasso, low_rank, orthogonality
 
@@ -29,7 +39,13 @@ PENALTIES: dict[str, Callable[..., jax.Array]] = {
 }
 
 PROXIMAL: dict[str, Callable[..., Tree]] = {
+    "l2_pairwise": prox_l2_pairwise,
     "l2_to_mean": prox_l2_to_mean,
+    "l2_to_anchor": prox_l2_to_anchor,
+    "laplacian": prox_laplacian,
+    "kernel": prox_kernel,
     "trace_norm": prox_trace_norm,
+    "subspace": prox_subspace,
+    "mtrl": prox_mtrl,
     "group_lasso": prox_group_lasso,
 }

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import optax
 
 from mtl_jax.sharing.gram import Tree
-from mtl_jax.sharing.proximal import add, subtract
+from mtl_jax.sharing.proximal import as_transform
 from mtl_jax.sharing.registry import PENALTIES, PROXIMAL
 
 SCOPES = ("tree", "layer", "leaf")
@@ -50,18 +50,12 @@ def build(
     """
     function = _look_up("penalty", kind, PENALTIES)
     options = _check(kind, function, select, scope, options)
-    takes_anchor = "anchor" in inspect.signature(function).parameters
-    centers_on_anchor = options.get("center") == "anchor"
 
     def penalty(leaves: Tree, anchor: Tree | None = None) -> dict[str, jax.Array]:
-        anchors = {} if anchor is None else flatten_paths(anchor)
-        values = {}
-        for name, group in grouped(flatten_paths(leaves), select, scope).items():
-            arguments = dict(options)
-            if takes_anchor or centers_on_anchor:
-                arguments["anchor" if takes_anchor else "center"] = _anchors_of(kind, group, anchors)
-            values[name] = function(group, **arguments)
-        return values
+        return {
+            name: function(group, **_arguments(kind, function, options, group, anchor))
+            for name, group in grouped(flatten_paths(leaves), select, scope).items()
+        }
 
     return penalty
 
@@ -73,26 +67,22 @@ def build_proximal(
 
     Returns:
       transform(t, anchor=None) -> optax.GradientTransformation to stand behind the optimizer; t = lr · λ, a scalar or a
-      dict of group name to scalar, may be traced. Leaves that are not chosen pass through.
+      dict of group name to scalar, may be traced; `anchor` as for `build`. Leaves that are not chosen pass through.
     """
     function = _look_up("proximal operator", kind, PROXIMAL)
     options = _check(kind, function, select, scope, options)
-    centers_on_anchor = options.get("center") == "anchor"
 
     def transform(t: jax.typing.ArrayLike | Mapping[str, jax.typing.ArrayLike], anchor: Tree | None = None):
-        anchors = {} if anchor is None else flatten_paths(anchor)
-
         def update(updates, state, params=None):
             if params is None:
                 raise ValueError("a proximal operator acts on parameters: call update(updates, state, params)")
-            moved, flat_params = flatten_paths(updates), flatten_paths(params)
-            for name, group in grouped(flat_params, select, scope).items():
-                arguments = dict(options)
-                if centers_on_anchor:
-                    arguments["center"] = _anchors_of(kind, group, anchors)
-                entering = {path: moved[path] for path in group}
+            moved = flatten_paths(updates)
+            for name, group in grouped(flatten_paths(params), select, scope).items():
+                arguments = _arguments(kind, function, options, group, anchor)
                 strength = t[name] if isinstance(t, Mapping) else t
-                moved.update(subtract(function(add(group, entering), strength, **arguments), group, entering))
+                of_group = as_transform(function, strength, **arguments)
+                entering = {path: moved[path] for path in group}
+                moved.update(of_group.update(entering, state, group)[0])
             return jax.tree_util.tree_map_with_path(lambda path, _: moved[_path_name(path)], updates), state
 
         return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
@@ -152,11 +142,18 @@ def _check(kind: str, function: Callable, select: str, scope: str, options: Mapp
     return options
 
 
-def _anchors_of(kind: str, group: FlatTree, anchors: FlatTree) -> dict[str, jax.Array]:
+def _arguments(
+    kind: str, function: Callable, options: Mapping[str, Any], group: FlatTree, anchor: Tree | None
+) -> dict[str, Any]:
+    """The options, with the group's part of the anchor where the function takes it or is centred on it."""
+    takes_anchor = "anchor" in inspect.signature(function).parameters
+    if not takes_anchor and options.get("center") != "anchor":
+        return dict(options)
+    anchors = {} if anchor is None else flatten_paths(anchor)
     absent = [path for path in group if path not in anchors]
     if absent:
         raise ValueError(f"{kind} needs an anchor for every chosen leaf; there is none for {', '.join(absent[:8])}")
-    return {path: anchors[path] for path in group}
+    return {**options, "anchor" if takes_anchor else "center": {path: anchors[path] for path in group}}
 
 
 def _path_name(path: tuple) -> str:

@@ -1,6 +1,6 @@
-"""Sums Σ_i f(λ_i) over the eigenvalues of a Gram matrix, with derivatives that are right where eigenvalues repeat.
+"""Sums Σ_i f(λ_i) and matrices U f(Λ) Uᵀ of a Gram matrix U Λ Uᵀ, with derivatives that are right where λ repeat.
 
-The derivative of Σ f(λ_i) is U f'(Λ) Uᵀ, and that of U f'(Λ) Uᵀ is given by divided differences of f' (Daleckii & Krein
+The derivative of Σ f(λ_i) is U f'(Λ) Uᵀ, and that of U f(Λ) Uᵀ is given by divided differences of f (Daleckii & Krein
 1965; Lewis & Sendov 2001); neither divides by λ_i − λ_j, as the derivative of `eigh` does. `custom_jvp`, so that
 forward mode works.
 """
@@ -8,7 +8,7 @@ forward mode works.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from typing import NamedTuple
 
 import jax
@@ -111,6 +111,17 @@ class SpectralFunction(NamedTuple):
     curvature: Callable[[jax.Array], jax.Array]
 
 
+class MatrixFunction(NamedTuple):
+    """A function f of eigenvalues λ [K], in descending order, and of a scalar s ≥ 0, both traced.
+
+    value: (λ, s) -> f(λ), [K].
+    quotient: (λ, s) -> (f(λ_i) − f(λ_j)) / (λ_i − λ_j), [K, K], in its diagonal and for equal values ∂f/∂λ; finite.
+    """
+
+    value: Callable[[jax.Array, jax.Array], jax.Array]
+    quotient: Callable[[jax.Array, jax.Array], jax.Array]
+
+
 def spectral_sum(function: SpectralFunction, matrix: jax.Array) -> jax.Array:
     """Σ_i f(λ_i) of a positive semi-definite float[K, K]: a scalar, twice differentiable in either mode."""
     # Decomposed once: the value and both derivatives below are written in the same λ and U.
@@ -125,21 +136,15 @@ def _sum(function: SpectralFunction, matrix: jax.Array, decomposed: Spectrum) ->
 @_sum.defjvp
 def _sum_jvp(function, primals, tangents):
     matrix, decomposed = primals
-    return _sum(function, matrix, decomposed), jnp.sum(_gradient(function, matrix, decomposed) * tangents[0])
+    gradient = _matrix_function(_slope(function), matrix, jnp.zeros((), matrix.dtype), decomposed)
+    return _sum(function, matrix, decomposed), jnp.sum(gradient * tangents[0])
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _gradient(function: SpectralFunction, matrix: jax.Array, decomposed: Spectrum) -> jax.Array:
-    return _in_basis(decomposed.vectors, jnp.diag(function.slope(decomposed.values)))
-
-
-@_gradient.defjvp
-def _gradient_jvp(function, primals, tangents):
-    matrix, decomposed = primals
-    tangent = 0.5 * (tangents[0] + tangents[0].T)
-    in_eigenvectors = _in_basis(decomposed.vectors.T, tangent)
-    change = _in_basis(decomposed.vectors, _divided_differences(function, decomposed.values) * in_eigenvectors)
-    return _gradient(function, matrix, decomposed), change
+@cache
+def _slope(function: SpectralFunction) -> MatrixFunction:
+    return MatrixFunction(
+        lambda values, _: function.slope(values), lambda values, _: _divided_differences(function, values)
+    )
 
 
 def _in_basis(vectors: jax.Array, matrix: jax.Array) -> jax.Array:
@@ -156,3 +161,67 @@ def _divided_differences(function: SpectralFunction, values: jax.Array) -> jax.A
     quotient = (slopes[:, None] - slopes[None, :]) / jnp.where(close, 1.0, gap)
     bound = jnp.finfo(values.dtype).max ** 0.75  # so that products with it stay finite
     return jnp.clip(jnp.where(close, function.curvature(middle), quotient), -bound, bound)
+
+
+def matrix_function(
+    function: MatrixFunction, matrix: jax.Array | np.ndarray, s: jax.Array, decomposed: Spectrum | None = None
+) -> jax.Array:
+    """U f(Λ, s) Uᵀ of a positive semi-definite float[K, K] = U Λ Uᵀ, in the dtype of s.
+
+    Once differentiable in a jax array and s, in either mode; a second derivative raises NotImplementedError. A NumPy
+    matrix is decomposed now, in float64, and is no part of the compiled program; s is then as differentiable as f.
+    `decomposed` is the `spectrum` of the matrix, where it is known.
+    """
+    if isinstance(matrix, np.ndarray):
+        values, vectors = _constant_spectrum(matrix, s.dtype)
+        return _in_basis(vectors, jnp.diag(function.value(values, s)))
+    if decomposed is None:
+        decomposed = spectrum(jax.lax.stop_gradient(matrix))
+    return _matrix_function(function, matrix, s, decomposed)
+
+
+def _constant_spectrum(matrix: np.ndarray, dtype: jnp.dtype) -> Spectrum:
+    values, vectors = np.linalg.eigh(0.5 * (matrix + matrix.T))
+    floor = 8 * len(values) * np.finfo(np.float64).eps * np.max(np.abs(values))
+    values = np.where(values > floor, values, 0.0)
+    return Spectrum(jnp.asarray(values[::-1], dtype), jnp.asarray(vectors[:, ::-1], dtype))
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _matrix_function(function, matrix, s, decomposed: Spectrum) -> jax.Array:
+    return _in_basis(decomposed.vectors, jnp.diag(function.value(decomposed.values, s)))
+
+
+@_matrix_function.defjvp
+def _matrix_function_jvp(function, primals, tangents):
+    matrix, s, decomposed = primals
+    quotients, slopes, vectors = _coefficients(function, matrix, s, decomposed)
+    in_eigenvectors = _in_basis(vectors.T, 0.5 * (tangents[0] + tangents[0].T))
+    change = _in_basis(vectors, quotients * in_eigenvectors + jnp.diag(slopes * tangents[1]))
+    return _matrix_function(function, matrix, s, decomposed), change
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _coefficients(function, matrix, s, decomposed):
+    values, vectors = decomposed
+    slopes = jax.jvp(lambda s: function.value(values, s), (s,), (jnp.ones_like(s),))[1]
+    return function.quotient(values, s), slopes, vectors
+
+
+@_coefficients.defjvp
+def _coefficients_jvp(function, primals, tangents):
+    raise NotImplementedError(
+        "proximal operators on singular values are differentiable once, their penalties twice, not more"
+    )
+
+
+@jax.custom_jvp
+def eigenvalues(matrix: jax.Array, decomposed: Spectrum) -> jax.Array:
+    """The λ [K] of a matrix and its `spectrum`, for symmetric functions of them: those are right where λ repeat."""
+    return decomposed.values
+
+
+@eigenvalues.defjvp
+def _eigenvalues_jvp(primals, tangents):
+    _, decomposed = primals
+    return decomposed.values, jnp.diagonal(_in_basis(decomposed.vectors.T, 0.5 * (tangents[0] + tangents[0].T)))

@@ -37,6 +37,11 @@ def test_anchor():
     anchor = {path: leaf[0] for path, leaf in sharing.flatten_paths(PARAMS).items()}
     value = sharing.build("l2_to_anchor", "layer_01", "layer")(PARAMS, anchor)["layer_01"]
     np.testing.assert_allclose(value, jnp.sum((KERNEL_1 - KERNEL_1[:1]) ** 2), rtol=1e-6)
+    flat = sharing.flatten_paths(PARAMS)
+    transform = sharing.build_proximal("l2_to_anchor", "layer_01")(jnp.inf, anchor)
+    moved, _ = transform.update(flat, optax.EmptyState(), flat)
+    drawn = flat["layer_01/query/kernel"] + moved["layer_01/query/kernel"]
+    np.testing.assert_allclose(drawn, jnp.broadcast_to(KERNEL_1[:1], KERNEL_1.shape), atol=1e-4)
     centred = sharing.build("subspace", "layer_01", options={"center": "anchor", "dim": 0})(PARAMS, anchor)["tree"]
     np.testing.assert_allclose(centred, value, rtol=1e-5)
 
@@ -44,8 +49,17 @@ def test_anchor():
 @pytest.mark.parametrize("kind", sharing.PENALTIES)
 def test_every_penalty_can_be_built_by_name(kind):
     options = {"adjacency": np.ones((3, 3))} if kind == "laplacian" else {}
-    value = sharing.build(kind, "layer", "layer", options)(PARAMS, sharing.flatten_paths(PARAMS))
+    anchor = jax.tree.map(jnp.ones_like, PARAMS)
+    value = sharing.build(kind, "layer", "layer", options)(PARAMS, anchor)
     assert all(v.shape == () and jnp.isfinite(v) for v in value.values())
+    if kind in sharing.PROXIMAL:
+        transform = sharing.build_proximal(kind, "layer_01", "layer", options)(0.3, anchor)
+        moved, _ = transform.update(jax.tree.map(jnp.zeros_like, PARAMS), transform.init(PARAMS), PARAMS)
+        leaf = {"layer_01/query/kernel": KERNEL_1}
+        given = {"anchor": jax.tree.map(jnp.ones_like, leaf)} if kind == "l2_to_anchor" else options
+        expected = sharing.PROXIMAL[kind](leaf, 0.3, **given)["layer_01/query/kernel"]
+        np.testing.assert_allclose(KERNEL_1 + moved["layer_01"]["query"]["kernel"], expected, rtol=1e-5, atol=1e-5)
+        assert not moved["layer_00"]["query"]["bias"].any()
 
 
 @pytest.mark.parametrize(
@@ -60,6 +74,7 @@ def test_every_penalty_can_be_built_by_name(kind):
         (lambda: sharing.build("laplacian"), "needs the option adjacency"),
         (lambda: sharing.build("l2_to_anchor", "layer")(PARAMS), "needs an anchor"),
         (lambda: sharing.build_proximal("schatten"), "no proximal operator"),
+        (lambda: sharing.build_proximal("l2_to_anchor", "layer")(0.1).update(PARAMS, None, PARAMS), "needs an anchor"),
     ],
 )
 def test_mistakes_are_named(call, message):
