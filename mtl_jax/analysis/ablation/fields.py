@@ -30,13 +30,13 @@ def expand(config: ConfigDict, field: str, where: str) -> tuple[str, ...]:
     Raises:
       UserError: naming `where`, for a field that the config does not have.
     """
-    found = tuple(".".join(parts) for parts in _walk(config, field.split(".")))
+    found = tuple(".".join(parts) for parts in _walk(config, field.split("."), ""))
     if not found:
         raise UserError(f"{where}: {field!r} is no field of this config; name one such as 'penalties.l2.strength'")
     return found
 
 
-def _walk(node: Any, parts: list[str]) -> Iterator[tuple[str, ...]]:
+def _walk(node: Any, parts: list[str], parent: str) -> Iterator[tuple[str, ...]]:
     if not parts:
         yield ()
         return
@@ -45,27 +45,9 @@ def _walk(node: Any, parts: list[str]) -> Iterator[tuple[str, ...]]:
     first, *rest = parts
     for name in list(node) if first == "*" else [first]:
         if name in node:
-            yield from ((name, *tail) for tail in _walk(node[name], rest))
-        elif not rest:
-            yield (name,)  # a mapping of the user's own may not have the key yet; `get` tells
-
-
-def get(config: ConfigDict, field: str) -> Any:
-    """The value of a field; None where a mapping of the user's own has no such key yet."""
-    *parents, last = field.split(".")
-    node = config
-    for name in parents:
-        node = node[name]
-    return node[last] if last in node else None
-
-
-def known(config: ConfigDict, field: str) -> bool:
-    """Whether the field is there, or may be put into a mapping of the user's own."""
-    *parents, last = field.split(".")
-    node = config
-    for name in parents:
-        node = node[name]
-    return last in node or parents[-1:] in [[name] for name in _GROWS]
+            yield from ((name, *tail) for tail in _walk(node[name], rest, name))
+        elif not rest and parent in _GROWS:
+            yield (name,)
 
 
 def with_values(config: ConfigDict, values: Mapping[str, Any]) -> ConfigDict:

@@ -75,9 +75,9 @@ class Tuner:
         self.every, self.unroll = chosen["every"], chosen["unroll"]
         self._engine, self._fields = engine, dict(fields)
         self._adam = optax.adam(chosen["rate"])
-        self._dev_rows = _dev_batches(built, config.seed)
+        self._dev_rows = dev_batches(built, config.seed)
         self._source = jax.device_put(resident_rows(self._dev_rows), shape.sharding("-"))
-        function = functools.partial(_move, built.spec, self._fields, self._adam)
+        function = functools.partial(move, built.spec, self._fields, self._adam)
         self._compiled = jax.jit(lane_steps.over_lanes(function, "llllllss--", shape), donate_argnums=(0, 1, 2, 3))
 
     def init(self, settings: Sequence[int]) -> tuple[Any, Any]:
@@ -115,7 +115,12 @@ class Tuner:
         return self._compiled(states, losses, logs, adam, hyper, engine.put(active), own, dev, sources, numbers)
 
 
-def _dev_batches(built: Built, seed: int) -> Batches:
+def dev_batches(built: Built, seed: int) -> Batches:
+    """Batches over the dev rows, drawn as those of training are.
+
+    Raises:
+      UserError: a data set has no dev split.
+    """
     experiment = built.experiment
     rows = experiment.corpus.rows
     if lacking := [name for name in experiment.corpus.layout.datasets if "dev" not in rows[name]]:
@@ -125,8 +130,19 @@ def _dev_batches(built: Built, seed: int) -> Batches:
     return Batches(dev, experiment.corpus.layout, seed, config.data.rows, mixing(config))
 
 
-def _move(spec, fields, adam, state, losses, logs, adam_state, hyper, active, own, dev, sources, numbers):
-    """One lane's steps and move; arguments as in `Tuner.move`."""
+def move(spec, fields, optimizer, state, losses, logs, moments, hyper, active, own, dev, sources, numbers):
+    """One lane's last steps, and a move of its log λ by the gradient of the dev loss after them.
+
+    Args:
+      spec, fields, optimizer: static; of log λ the last two.
+      state, losses, logs, moments, hyper, active: of the lane; moments are the state of `optimizer`.
+      own, dev: what the steps and the dev loss read, see `Engine.draw`.
+      sources: resident rows of train (or None) and of dev.
+      numbers: int32 [unroll], 0, 1, ...
+
+    Returns:
+      state, losses, logs and moments after them.
+    """
     source, dev_source = sources
     held_out = jax.tree.map(lambda leaf: leaf[0, 0], dev)
     batch = gather(dev_source, spec.objective.layout, *held_out)
@@ -143,7 +159,7 @@ def _move(spec, fields, adam, state, losses, logs, adam_state, hyper, active, ow
 
     gradient, (after, found, present) = jax.grad(dev_loss, has_aux=True)(logs)
     finite = jnp.stack([jnp.isfinite(g) for g in jax.tree.leaves(gradient)]).all()
-    updates, moved_adam = adam.update(gradient, adam_state)
+    updates, moved_moments = optimizer.update(gradient, moments)
     moved_logs = jax.tree.map(lambda x, u: jnp.clip(x + u, *BOUNDS), logs, updates)
     counted = present & jnp.isfinite(found)
     moved_losses = lane_steps.Losses(
@@ -157,7 +173,7 @@ def _move(spec, fields, adam, state, losses, logs, adam_state, hyper, active, ow
     moves = active & finite
     return (
         where(active, after, state), where(active, moved_losses, losses),
-        where(moves, moved_logs, logs), where(moves, moved_adam, adam_state),
+        where(moves, moved_logs, logs), where(moves, moved_moments, moments),
     )  # fmt: skip
 
 

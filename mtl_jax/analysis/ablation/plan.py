@@ -146,8 +146,6 @@ class _Sweep(NamedTuple):
                     f"make it a choice: default.add_choice(config, {name!r}, field={entry.field!r}, "
                     f"alternatives=(...)). Swept can be {', '.join(fields.TRACED)}"
                 )
-            if not fields.known(config, field):
-                raise UserError(f"{where}.field: the config has no field {field!r}")
         return _Sweep(expanded, _values(config, entry, where, name), entry.random)
 
 
@@ -241,8 +239,6 @@ def _alternatives(config, name, entry) -> dict[str, dict[str, Any]]:
     if not entry.alternatives:
         raise UserError(f"{where}.alternatives: none")
     expanded = fields.expand(config, entry.field, f"{where}.field")
-    if any(not fields.known(config, field) for field in expanded):
-        raise UserError(f"{where}.field: {entry.field!r} is no field of this config")
     found = {}
     for value in entry.alternatives:
         label = f"{value:g}" if isinstance(value, float) else str(value)

@@ -64,9 +64,8 @@ class Sources:
 def build(program: Program, sources: Sources) -> Built:
     """Raises UserError for what is wrong with the config or the data, and for a swept λ that nothing depends on."""
     config = fields.with_values(program.config, program.settings[0].fields)
-    for field in ("model.dropout", "model.attention_dropout"):  # whether there is any is static
-        highest = max(fields.get(_config_of(program, setting), field) for setting in program.settings)
-        config = fields.with_values(config, {field: highest})
+    for rate in ("dropout", "attention_dropout"):  # whether there is any is static
+        config.model[rate] = max(_config_of(program, setting).model[rate] for setting in program.settings)
     config.sharing.tied = False
     corpus, encoder = sources.of(config)
     experiment = assemble(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import pathlib
 import time
 from collections.abc import Callable, Sequence
@@ -215,9 +216,9 @@ class Turn:
             "logs": [log for _, log in self._lanes()],
             "dropped": [[*lane, log] for lane, log in self.logs.items() if lane[1] not in self.settings],
         }
-        self._checkpoints.save_parts(
-            self.position, self._parts(self.states, self.best, self.losses, self.tuned), metadata
-        )
+        parts = self._parts(self.states, self.best, self.losses, self.tuned)
+        # a copy, since the logs go on while it is written
+        self._checkpoints.save_parts(self.position, parts, copy.deepcopy(metadata))
 
     def _parts(self, states, best, losses, tuned):
         rest = {name: value for name, value in states._asdict().items() if name != "params"}

@@ -1,0 +1,154 @@
+"""Whole ablations: what they leave, killed and gone on with, halved, learned; scores against the plain evaluator."""
+
+import csv
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from configs import default
+from mtl_jax import config as checks
+from mtl_jax.analysis import results
+from mtl_jax.analysis.ablation import lanes, plan, program, scores
+from mtl_jax.analysis.ablation.runner import ablate
+from mtl_jax.errors import UserError
+from mtl_jax.training import loop, scoring
+from mtl_jax.training import workdir as folders
+
+ROOT = pathlib.Path(__file__).parents[2]
+pytestmark = pytest.mark.usefixtures("standard_promotion")
+
+
+def check(config):
+    checks.check(config, default)
+
+
+def grid(tiny, **changes):
+    config = tiny(sharing__trunk="none", model__layer="cnn", model__dropout=0.2, **changes)
+    default.add_penalty(config, "l2", kind="l2_to_mean", strength=0.1, proximal=True)
+    default.add_sweep(config, "strength", field="penalties.l2.strength", points=(0.1, 10.0))
+    config.ablation.seeds = 2
+    config.ablation.ends = False
+    return config
+
+
+def launch(config, file, workdir, kill_after=None):
+    """Runs launch.py; kills it once a checkpoint of that step or a later one is there. Returns status and output."""
+    file.with_suffix(".json").write_text(json.dumps(folders.plain(config)))
+    file.write_text(
+        "import json, pathlib\nfrom mtl_jax.config import from_plain\n"
+        f"FILE = pathlib.Path({str(file.with_suffix('.json'))!r})\n"
+        "def get_config():\n    return from_plain(json.loads(FILE.read_text()))\n"
+    )
+    env = {**os.environ, "XLA_FLAGS": "", "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".pytest_cache" / "jax")}
+    env |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3"}
+    command = [sys.executable, "launch.py", f"--config={file}", f"--workdir={workdir}", "--mode=ablate"]
+    process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    deadline = time.monotonic() + 180
+    while kill_after and process.poll() is None and time.monotonic() < deadline:
+        saved = (workdir / "programs").glob("*/turn_*/checkpoints/*")
+        if any(folder.name.isdigit() and int(folder.name) >= kill_after for folder in saved):
+            process.kill()
+            break
+        time.sleep(0.002)
+    output, _ = process.communicate(timeout=180)
+    return process.returncode, output
+
+
+def test_killed_in_the_middle_it_ends_with_the_same_table(tiny, tmp_path):
+    config = grid(tiny, training__steps=60, training__eval_every=20, training__checkpoint_every=7)
+    config.ablation.lanes = 2  # two turns
+    status, output = launch(config, tmp_path / "config.py", tmp_path / "whole")
+    assert status == 0 and "1 programs, 4 lanes (2 seeds)" in output and "the rest in turns" in output, output
+    status, output = launch(config, tmp_path / "config.py", tmp_path / "cut", kill_after=28)
+    assert status == -signal.SIGKILL and not (tmp_path / "cut" / "ablation.csv").exists(), output
+    status, output = launch(config, tmp_path / "config.py", tmp_path / "cut")
+    assert status == 0, output
+    for name in ("ablation.csv", "ablation.json"):
+        assert (tmp_path / "whole" / name).read_text() == (tmp_path / "cut" / name).read_text(), name
+    rows = list(csv.DictReader((tmp_path / "cut" / "ablation.csv").open()))
+    assert {(row["strength"], row["seed"]) for row in rows} == {(s, n) for s in ("0.1", "10.0") for n in ("0", "1")}
+    assert (tmp_path / "cut" / "report.html").exists() and not list((tmp_path / "cut" / "programs").glob("*/turn_*"))
+
+
+def test_lanes_score_as_the_plain_run_does(tiny, tmp_path):
+    """A lane's table is that of `--mode=train` with its config: best step, dev and test, all metrics."""
+    config = grid(tiny, training__steps=24, training__eval_every=8)
+    found = ablate(config, folders.prepare(tmp_path / "grid"), check)
+    lane = next(lane for lane in found.lanes if lane.values == {"strength": 10.0} and lane.seed == 1)
+    config.seed, config.penalties.l2.strength = 1, 10.0
+    summary = loop.train(config, folders.prepare(tmp_path / "solo"))
+    assert summary["step"] == lane.step and lane.status == "finished" and lane.steps == 24
+    for task, splits in summary["tasks"].items():
+        for split, metrics in splits.items():
+            for metric, value in metrics.items():
+                assert lane.scores[task][split][metric] == pytest.approx(value, abs=1e-6), (task, split, metric)
+    relative = [pair["relative"] for pair in summary["distances"].values()]
+    assert lane.distance == pytest.approx(np.mean(relative), rel=1e-3)
+    steps = [line["step"] for line in lane.curve if "dev" in line]
+    assert steps == [8, 16, 24]
+    written = results.read(tmp_path / "grid")
+    assert written.lanes == found.lanes
+
+
+def test_scores_of_data_sets_of_unlike_size_and_absent_splits(tiny, tmp_path):
+    config = grid(tiny)
+    config.datasets.texts.limit = ConfigDict({"dev": 5, "test": 5})
+    del config.datasets.sentences.splits["test"]
+    (one,) = plan.make(config, check).programs
+    built = program.build(one, program.Sources())
+    params = built.experiment.init_params(0)
+    shape = lanes.shape_of(1, 1, "map")
+    stacked = jax.tree.map(lambda x: np.broadcast_to(x, (shape.seeds, shape.lanes, *x.shape)), params)
+    evaluator = scoring.make_evaluator(built.experiment, scoring.placement_of(built.experiment))
+    for split in ("dev", "test"):
+        found = scores.LaneScores(built.experiment, shape).score(stacked, split)[0][0]
+        wanted = evaluator.score(params, split)
+        assert list(found) == list(wanted)
+        for task, metrics in wanted.items():
+            assert found[task] == pytest.approx(metrics, abs=1e-6)
+
+
+@pytest.mark.parametrize("method", ["halving", "hypergradient"])
+def test_beyond_the_grid(tiny, tmp_path, method):
+    config = grid(tiny, training__steps=20, training__eval_every=10)
+    config.ablation.method = method
+    if method == "halving":
+        config.ablation.sweeps.strength.points = (0.1, 1.0, 10.0, 100.0)
+        config.ablation.options = ConfigDict({"eta": 2, "min_steps": 5})
+    found = ablate(config, folders.prepare(tmp_path / "grid"), check)
+    by_setting = {}
+    for lane in found.lanes:
+        by_setting.setdefault(lane.values["strength"], []).append((lane.status, lane.steps))
+    if method == "halving":
+        assert sorted(v[0] for v in by_setting.values()) == [
+            ("dropped", 5), ("dropped", 5), ("dropped", 10), ("finished", 20),
+        ]  # fmt: skip
+        assert all(len(set(lanes)) == 1 for lanes in by_setting.values())  # all seeds of a setting go together
+    else:
+        assert len(by_setting) == 4 and all(
+            value not in (0.1, 10.0) for value in by_setting
+        )  # every lane learned its own
+        assert all(lane.curve[-1]["values"] == lane.values for lane in found.lanes if lane.step == lane.steps)
+
+
+def test_swept_strength_without_columns_is_refused(tiny, tmp_path):
+    config = grid(tiny)
+    config.sharing.trunk = "all"
+    with pytest.raises(UserError, match="all layers are shared|no task has parameters of its own"):
+        ablate(config, folders.prepare(tmp_path / "grid"), check)
+
+
+def test_a_folder_is_of_a_run_or_of_an_ablation(tiny, tmp_path):
+    config = grid(tiny)
+    (tmp_path / "grid" / "programs").mkdir(parents=True)
+    with pytest.raises(UserError, match="folder of an ablation"):
+        loop.train(config, tmp_path / "grid")

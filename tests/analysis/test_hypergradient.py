@@ -1,0 +1,83 @@
+"""The gradient of the dev loss with respect to log λ, against differences of whole solo runs."""
+
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+from ml_collections import ConfigDict
+
+from configs import default
+from mtl_jax.analysis.ablation import hypergradient, lanes, plan, program
+from mtl_jax.errors import UserError
+from mtl_jax.training import objective as terms
+from mtl_jax.training.resident import draws, resident_rows
+from mtl_jax.training.step import train_step
+
+pytestmark = pytest.mark.usefixtures("standard_promotion")
+
+
+def built(tiny, **changes):
+    config = tiny(sharing__trunk="none", model__dropout=0.2, **changes)
+    default.add_penalty(config, "l2", kind="l2_to_mean", strength=3.0)
+    default.add_sweep(config, "strength", field="penalties.l2.strength", points=(3.0,))
+    config.ablation.method = "hypergradient"
+    config.ablation.ends = False
+    (one,) = plan.make(config, lambda c: None).programs
+    return program.build(one, program.Sources()), one
+
+
+@pytest.mark.parametrize(("optimizer", "rate", "proximal"), [("adamw", 0.02, True), ("sgd", 0.2, False)])
+def test_gradient_against_finite_differences(tiny, differs, optimizer, rate, proximal):
+    made, one = built(tiny, optimizer__name=optimizer, optimizer__learning_rate=rate)
+    if proximal:
+        penalty = made.spec.objective.penalties["l2"]._replace(way="proximal")
+        made = made._replace(spec=made.spec._replace(objective=made.spec.objective._replace(penalties={"l2": penalty})))
+    experiment, spec = made.experiment, made.spec
+    batches = experiment.batches(0)
+    dev = hypergradient.dev_batches(made, 0)
+    step = jax.jit(lambda state, batch, hyper: train_step(spec, state, batch, hyper))
+
+    def batch(number):
+        return jax.tree.map(lambda leaf: leaf[None], batches.batch(number))
+
+    state = experiment.init(0)
+    for number in range(4):
+        state, _ = step(state, batch(number), made.hypers[0])
+
+    def dev_loss(log):
+        """By whole steps and the plain evaluation of the loss."""
+        hyper = made.hypers[0]._replace(strength={"l2": jnp.exp(log)})
+        after = state
+        for number in range(4, 7):
+            after, _ = step(after, batch(number), hyper)
+        quiet = spec.objective._replace(dropout=False, attention_dropout=False)
+        held_out = jax.tree.map(jnp.asarray, dev.batch(0))
+        total = terms.counts(quiet, held_out)
+        return float(terms.loss_shares(quiet, after.params, held_out, hyper, None, total).mean())
+
+    h, log = 0.05, jnp.log(jnp.float32(3.0))
+    numeric = (dev_loss(log + h) - dev_loss(log - h)) / (2 * h)
+
+    # with gradient descent the move is minus rate times the gradient
+    descent = optax.sgd(100.0)
+    rows = jax.tree.map(jnp.asarray, resident_rows(batches))
+    moved = hypergradient.move(
+        spec, one.moves, descent, state, lanes.no_losses(3), {"strength": log}, descent.init(log),
+        made.hypers[0], jnp.asarray(True), *jax.tree.map(jnp.asarray, (draws(batches, 4, 3, 1), draws(dev, 0, 1, 1))),
+        (rows, jax.tree.map(jnp.asarray, resident_rows(dev))), jnp.arange(3),
+    )  # fmt: skip
+    gradient = float(log - moved[2]["strength"]) / 100.0
+    assert abs(gradient) > 1e-6
+    differs(f"hypergradient against differences, {optimizer}, relative", gradient / numeric, 1.0, 0.02)
+    assert int(moved[0].step) == 7
+
+
+def test_what_it_cannot_do_is_said(tiny):
+    made, one = built(tiny)
+    del made.experiment.corpus.rows["texts"]["dev"]
+    with pytest.raises(UserError, match="'texts' has none"):
+        hypergradient.dev_batches(made, 0)
+    config = default.get_config()
+    config.ablation.options = ConfigDict({"unroll": 9, "every": 5})
+    with pytest.raises(UserError, match="unroll"):
+        hypergradient.options(config)
