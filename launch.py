@@ -117,10 +117,11 @@ def _ablate():
     config = _config()
     workdir = folders.prepare(WORKDIR.value)
     if ablate(config, workdir, lambda c: checks.check(c, default)) is not None:
-        print("\n" + report.ablation(workdir))
+        print("\n" + report.ablation(workdir, default))
 
 
 def _report():
+    from configs import default
     from mtl_jax.analysis import report
 
     runs = [pathlib.Path(run).expanduser() for run in RUNS.value or [WORKDIR.value] if run]
@@ -128,7 +129,7 @@ def _report():
         raise UserError("--mode=report needs --workdir=FOLDER, or --runs=FOLDER,FOLDER,... and --output=FOLDER")
     if len(runs) > 1 and not OUTPUT.value:
         raise UserError("--mode=report of several --runs needs --output=FOLDER")
-    print(report.page(runs, pathlib.Path(OUTPUT.value or runs[0]).expanduser()))
+    print(report.page(runs, pathlib.Path(OUTPUT.value or runs[0]).expanduser(), default))
 
 
 def _workdir() -> pathlib.Path:

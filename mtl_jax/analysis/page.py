@@ -1,0 +1,103 @@
+"""One self-contained HTML page. Text is escaped unless it is `Html`, which only the functions here make."""
+
+from __future__ import annotations
+
+import base64
+import html
+import os
+import pathlib
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 68rem; margin: 2rem auto; padding: 0 1rem; }
+h1 { font-size: 1.6rem; } h2 { font-size: 1.25rem; margin-top: 2.2rem; border-bottom: 1px solid #ccc; }
+h3 { font-size: 1.05rem; } .wide { overflow-x: auto; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .88rem; margin: .6rem 0; }
+th, td { padding: .2rem .7rem; text-align: left; border-bottom: 1px solid #e4e4e4; white-space: nowrap; }
+th { border-bottom: 2px solid #999; } td.number, th.number { text-align: right; }
+figure { margin: 1.2rem 0; } img { max-width: 100%; } figcaption { font-size: .85rem; color: #555; }
+pre { background: #f4f4f4; padding: .7rem; overflow-x: auto; font-size: .85rem; }
+.warning { border-left: 4px solid #d55e00; padding-left: .7rem; }
+"""
+
+
+class Html(str):
+    """Text that is HTML already."""
+
+    __slots__ = ()
+
+
+def escaped(value: Any) -> Html:
+    """What a cell or sentence shows: None as "–", floats with four digits, all else escaped, also for attributes."""
+    if isinstance(value, Html):
+        return value
+    if value is None:
+        return Html("–")
+    return Html(html.escape(f"{value:.4f}" if isinstance(value, float) else str(value), quote=True))
+
+
+def heading(text: str, level: int = 2) -> Html:
+    """A heading of level 1 to 3."""
+    return Html(f"<h{level}>{escaped(text)}</h{level}>")
+
+
+def paragraph(text: Any, warning: bool = False) -> Html:
+    """A paragraph."""
+    return Html(f'<p class="warning">{escaped(text)}</p>' if warning else f"<p>{escaped(text)}</p>")
+
+
+def items(texts: Iterable[Any]) -> Html:
+    """A list; nothing where there are none."""
+    lines = [f"<li>{escaped(text)}</li>" for text in texts]
+    return Html("<ul>" + "".join(lines) + "</ul>" if lines else "")
+
+
+def code(text: str) -> Html:
+    """Commands, or lines of a config."""
+    return Html(f"<pre>{escaped(text)}</pre>")
+
+
+def folded(title: str, part: Html) -> Html:
+    """What is shown when its title is clicked."""
+    return Html(f"<details><summary>{escaped(title)}</summary>{escaped(part)}</details>")
+
+
+def grid(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> Html:
+    """A table; columns of numbers are to the right."""
+    right = [not all(isinstance(row[i], str) for row in rows) for i in range(len(header))]
+
+    def cells(tag, row):
+        parts = zip(row, right, strict=True)
+        return "".join(f"<{tag}{' class=number' if r else ''}>{escaped(value)}</{tag}>" for value, r in parts)
+
+    body = "".join(f"<tr>{cells('td', row)}</tr>" for row in rows)
+    head = f"<thead><tr>{cells('th', header)}</tr></thead>"
+    return Html(f'<div class="wide"><table>{head}<tbody>{body}</tbody></table></div>')
+
+
+def picture(file: pathlib.Path, caption: str) -> Html:
+    """A PNG, embedded."""
+    data = base64.b64encode(file.read_bytes()).decode("ascii")
+    return Html(
+        f'<figure><img alt="{escaped(caption)}" src="data:image/png;base64,{data}">'
+        f"<figcaption>{escaped(caption)}</figcaption></figure>"
+    )
+
+
+def page(title: str, parts: Iterable[Any]) -> Html:
+    """The whole document, of parts made by the functions above (plain text becomes escaped text)."""
+    body = "\n".join(escaped(part) for part in parts)
+    return Html(
+        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+        f'<meta name="viewport" content="width=device-width"><title>{escaped(title)}</title>'
+        f"<style>{STYLE}</style></head><body>\n{heading(title, 1)}\n{body}\n</body></html>\n"
+    )
+
+
+def save(file: pathlib.Path, title: str, parts: Iterable[Any]) -> pathlib.Path:
+    """Writes a page so that it is never half there. Returns the file."""
+    temporary = file.with_name(f"{file.name}.{os.getpid()}")
+    temporary.write_text(page(title, parts), encoding="utf-8")
+    os.replace(temporary, file)
+    return file

@@ -1,0 +1,191 @@
+"""The parts of report.html: of an ablation, of a run, of a run that is not finished, of several side by side."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from collections.abc import Mapping
+from types import ModuleType
+from typing import Any
+
+from mtl_jax.analysis import page, results, tables
+from mtl_jax.analysis.plotting import file_name
+from mtl_jax.analysis.run_figures import curves
+from mtl_jax.analysis.settings import changed, command
+from mtl_jax.analysis.verdicts import NAMES, said, said_choices
+from mtl_jax.errors import UserError
+from mtl_jax.training.workdir import read_config, read_metrics, read_summary
+
+Parts = list[page.Html]
+
+
+def ablation(
+    folder: pathlib.Path, grid: results.Grid, summary: Mapping[str, Any], figures: pathlib.Path,
+    default: ModuleType | None,
+) -> Parts:  # fmt: skip
+    """Everything about an ablation; draws its figures into `figures`."""
+    from mtl_jax.analysis.figures import draw
+
+    config = read_config(folder) if (folder / "config.json").exists() else {}
+    parts = [page.heading("What was run"), page.items(_run(grid, summary))]
+    parts += _configuration(config, default)
+    parts.append(page.heading("What was found"))
+    combinations = summary["combinations"]
+    for c in combinations:
+        name = said_choices(c["choices"])
+        parts += [page.heading(name, 3)] if name else []
+        parts += [page.paragraph(c["verdict"]), *(page.paragraph(w, warning=True) for w in c["warnings"])]
+    for split in summary["splits"]:
+        title = "Mean score of the tasks on dev" if split == "dev" else f"The settings chosen on dev, on {split}"
+        parts += [page.heading(title, 3), page.grid(*tables.overview_rows(summary, split))]
+    parts.append(page.paragraph(
+        "± is half a 95 % interval over seeds (Student's t). Differences (−) are paired by seed, with the p of a "
+        "paired t-test; on dev Holm's correction over the settings of the sweep is in it, as the best of them was "
+        "chosen there. The ends (single-task, tied, hard sharing) are at their own best learning rate on dev."
+    ))  # fmt: skip
+    parts.append(page.heading("Figures"))
+    drawn = draw(grid, summary, figures)
+    parts += [page.picture(*picture) for picture in drawn] or [page.paragraph("None: no lane has a value to draw.")]
+    parts.append(page.heading("All settings"))
+    for c in combinations:
+        parts.append(_details(c, summary))
+    parts += [page.heading("Notes"), page.items(grid.notes)] if grid.notes else []
+    return parts + _reproduce(grid, config, combinations, summary)
+
+
+def _run(grid, summary):
+    method = ", ".join(f"{key} {value}" for key, value in grid.method.items() if key != "name")
+    yield f"method: {grid.method['name']}{f' ({method})' if method else ''}"
+    yield f"tasks and their scores: {', '.join(f'{task} ({metric})' for task, metric in summary['scores'].items())}"
+    for name, sweep in grid.sweeps.items():
+        values = ", ".join(f"{value:.4g}" for value in sweep["values"] if value is not None)
+        yield f"sweep {name}: {sweep['field']} = {values}"
+    for name, alternatives in grid.choices.items():
+        yield f"choice {name}: {', '.join(alternatives)}"
+    yield f"seeds: {', '.join(map(str, summary['seeds']))}"
+    yield f"lanes: {', '.join(f'{count} {status}' for status, count in summary['statuses'].items())}"
+
+
+def _details(combination, summary):
+    """The tables of one combination of choices, folded."""
+    parts = [page.grid(*tables.points_rows(combination, summary["scores"]))]
+    parts.append(page.paragraph("★ chosen on dev; scores are of dev; a frozen or dropped lane is in no mean."))
+    for end, tuned in combination["ends"].items():
+        tried = tuned["tried"] if tuned else []
+        rows = [[said(t["values"]), tables.mean(t["score"]), "" if t["eligible"] else "not finished"] for t in tried]
+        if rows:
+            header = ["setting", "mean score (dev)", ""]
+            parts += [page.heading(f"{NAMES[end]}: what was tried", 3), page.grid(header, rows)]
+    if combination["chosen"] is not None:
+        for split in (s for s in summary["splits"] if s in combination["points"][combination["chosen"]]["average"]):
+            rows = tables.tasks_rows(combination, summary["scores"], split)
+            parts += [page.heading(f"By task, {split} (no correction over tasks)", 3), page.grid(*rows)]
+    title = said_choices(combination["choices"]) or "every setting, with the ends"
+    return page.folded(title, page.Html("".join(parts)))
+
+
+def _reproduce(grid, config, combinations, summary):
+    chosen = [c for c in combinations if c["chosen"] is not None]
+    if not chosen:
+        return []
+    best = max(chosen, key=lambda c: c["points"][c["chosen"]]["score"]["mean"])
+    point = best["points"][best["chosen"]]
+    about = ", ".join(filter(None, [said_choices(best["choices"]), said(point["values"])]))
+    return [
+        page.heading("One lane again, alone"),
+        page.paragraph(
+            f"The setting with the highest mean score on dev ({about}) with seed {point['seeds'][0]}; CONFIG.py is the "
+            "config of this ablation. It sees the same batches and begins with the same values as the lane did."
+        ),
+        page.code(command(grid, config, best["choices"], point["values"], point["seeds"][0])),
+    ]
+
+
+def _configuration(config, default) -> Parts:
+    if not config:
+        return [page.paragraph("There is no config.json in the folder.")]
+    lines = "\n".join(changed(config, default)) or "(nothing)"
+    title = "The whole config" if default is None else "Config, where it differs from the defaults"
+    return [page.folded(title, page.code(lines))]
+
+
+def report(named: Mapping[str, pathlib.Path], out: pathlib.Path, default: ModuleType | None) -> Parts:
+    """Sections for any runs and ablations; figures go to out/figures.
+
+    Raises:
+      UserError: a folder that holds no run; a damaged file.
+    """
+    parts: Parts = []
+    finished = {}
+    for name, workdir in named.items():
+        if not any((workdir / file).exists() for file in ("config.json", "ablation.json", "summary.json")):
+            raise UserError(f"{workdir}: neither config.json nor ablation.json, so this is not the folder of a run")
+        if (workdir / "summary.json").exists():
+            finished[name] = _summary(workdir)
+    if len(finished) > 1:
+        parts += [page.heading("Runs side by side"), page.grid(*tables.comparison_rows(finished)[0])]
+    for name, workdir in named.items():
+        figures = out / "figures" / file_name(name)
+        parts.append(page.heading(name))
+        if (workdir / "ablation.json").exists():
+            grid = results.read(workdir)
+            parts += ablation(workdir, grid, results.summarise(grid), figures, default)
+        if name in finished:
+            parts += _finished(workdir, finished[name], figures, default)
+        elif not (workdir / "ablation.json").exists():
+            parts += _unfinished(workdir, figures, default)
+    return parts
+
+
+def _summary(workdir):
+    try:
+        return read_summary(workdir)
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{workdir / 'summary.json'}: not JSON ({error}); delete it and start the run again") from None
+
+
+def _finished(workdir, summary, figures, default) -> Parts:
+    parts = [page.paragraph(
+        f"Step {summary['step']}, {summary['seconds']:.0f} s, {summary['parameters']:,} parameters."
+    )]  # fmt: skip
+    parts += _configuration(read_config(workdir) if (workdir / "config.json").exists() else {}, default)
+    parts += [page.heading("Scores", 3), page.grid(*tables.results_rows(summary))]
+    lost = {name: count for name, count in summary.get("skipped", {}).items() if count}
+    if lost:
+        said = ", ".join(f"{name} {count}" for name, count in lost.items())
+        parts.append(page.paragraph(f"Steps left out because a loss or gradient was not finite: {said}.", warning=True))
+    if summary.get("distances"):
+        parts += [page.heading("Distances between the tasks' parameters", 3),
+                  page.grid(*tables.distances_rows(summary["distances"]))]  # fmt: skip
+    return parts + _curves(workdir, figures)
+
+
+def _curves(workdir, figures) -> Parts:
+    drawn = curves(workdir, figures / "curves.png")
+    if drawn is None:
+        return [page.paragraph("No curves: nothing was logged.")]
+    return [page.picture(drawn, "Training loss and dev score of each task by step.")]
+
+
+def _unfinished(workdir, figures, default) -> Parts:
+    """What a run has, and what it has not."""
+    config, lines = read_config(workdir), read_metrics(workdir)
+    dev = [line for line in lines if line["kind"] == "dev"]
+    there = [f"{file.name}" for file in sorted(workdir.iterdir())]
+    parts = [page.paragraph("Not finished: there is no summary.json; the same command goes on with it.", warning=True)]
+    if lines:
+        planned = config.get("training", {}).get("steps")
+        parts.append(page.paragraph(f"Logged up to step {lines[-1]['step']} of {planned}; no test scores yet."))
+    elif config.get("ablation", {}).get("sweeps") or config.get("ablation", {}).get("choices"):
+        parts.append(page.paragraph("No step is logged. As an ablation it has no result yet: no ablation.json."))
+        programs = sorted((workdir / "programs").glob("*"))
+        done = {True: "all lanes trained", False: "begun"}
+        parts.append(page.items(f"{p.name}: {done[(p / 'lanes.json').exists()]}" for p in programs))
+    parts.append(page.paragraph(f"In the folder: {', '.join(there)}."))
+    parts += _configuration(config, default)
+    if dev:
+        scores = dev[-1]["tasks"].items()
+        rows = [[task, metric, value] for task, found in scores for metric, value in found.items()]
+        parts.append(page.heading(f"Last dev scores, step {dev[-1]['step']}", 3))
+        parts.append(page.grid(["task", "metric", "dev"], rows))
+    return parts + _curves(workdir, figures)

@@ -1,0 +1,188 @@
+"""Numbers as rows: a plain text table, and the rows that the terminal and the HTML page share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mtl_jax.analysis.verdicts import NAMES, conclusion, p_value, said
+
+Rows = tuple[list[str], list[list[Any]]]  # header, rows
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """A plain text table: columns of texts to the left, those of numbers, with four digits, to the right."""
+
+    def show(value):
+        if value is None:
+            return "–"
+        return f"{value:.4f}" if isinstance(value, float) else str(value)
+
+    cells = [[show(value) for value in row] for row in [header, *rows]]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
+    left = [all(isinstance(row[i], str) for row in rows) for i in range(len(header))]
+    lines = [
+        "  ".join(
+            c.ljust(w) if to_left else c.rjust(w) for c, w, to_left in zip(row, widths, left, strict=True)
+        ).rstrip()
+        for row in cells
+    ]
+    return "\n".join([lines[0], "  ".join("─" * w for w in widths), *lines[1:]])
+
+
+def results_rows(summary: Mapping[str, Any]) -> Rows:
+    """Scores of a run by task and metric, a column for each split, with the number of examples scored."""
+    splits = sorted({split for scores in summary["tasks"].values() for split in scores})
+    sizes = summary.get("examples", {})
+    rows = []
+    for task, scores in summary["tasks"].items():
+        metrics = dict.fromkeys(metric for split in splits for metric in scores.get(split, {}))
+        for metric in metrics:
+            row = [task, metric]
+            for split in splits:
+                size = sizes.get(task, {}).get(split, {})
+                row += [scores.get(split, {}).get(metric), _of(size)]
+            rows.append(row)
+    header = ["task", "metric"]
+    for split in splits:
+        header += [split, "examples"]
+    return header, rows
+
+
+def _of(size):
+    """ "1000 of 7528" where a subset was scored."""
+    if not size:
+        return None
+    scored, total = size["scored"], size["total"]
+    return str(scored) if scored == total else f"{scored} of {total}"
+
+
+def distances_rows(distances: Mapping[str, Mapping[str, float]]) -> Rows:
+    """How far the tasks' parameters are from each other, pairs of tasks in rows."""
+    rows = [[pair, d["distance"], d["relative"]] for pair, d in distances.items()]
+    return ["tasks", "‖Θi − Θj‖", "relative to ‖Θ‖"], rows
+
+
+def comparison_rows(summaries: Mapping[str, Mapping[str, Any]]) -> tuple[Rows, dict[str, Any]]:
+    """Finished runs side by side: rows, and {task: {split: {metric: {run: value}}}}."""
+    rows, result = [], {}
+    tasks = dict.fromkeys(task for summary in summaries.values() for task in summary["tasks"])
+    for task in tasks:
+        scores = {name: summary["tasks"].get(task, {}) for name, summary in summaries.items()}
+        for split in ("dev", "test"):
+            metrics = dict.fromkeys(m for by_split in scores.values() for m in by_split.get(split, {}))
+            for metric in metrics:
+                values = {name: by_split.get(split, {}).get(metric) for name, by_split in scores.items()}
+                rows.append([task, split, metric, *values.values()])
+                result.setdefault(task, {}).setdefault(split, {})[metric] = values
+    rows.append(["(all)", "", "largest distance between tasks", *[_largest(s) for s in summaries.values()]])
+    rows.append(["(all)", "", "seconds", *[round(s["seconds"]) for s in summaries.values()]])
+    return (["task", "split", "metric", *summaries], rows), result
+
+
+def _largest(summary):
+    return max((pair["distance"] for pair in summary.get("distances", {}).values()), default=None)
+
+
+def mean(value: Mapping[str, Any] | None) -> str | None:
+    """ "0.776 ± 0.012" of an interval; without ± below two seeds; None where there is no value."""
+    if value is None or value["mean"] is None:
+        return None
+    half = "" if value["low"] is None else f" ± {value['high'] - value['mean']:.3f}"
+    return f"{value['mean']:.3f}{half}"
+
+
+def change(value: Mapping[str, Any]) -> str | None:
+    """ "+0.021 (p = 0.003)" of a difference, with the corrected p where there is one."""
+    if value["mean"] is None:
+        return None
+    p = value["p"] if value["corrected_p"] is None else value["corrected_p"]
+    return f"{value['mean']:+.3f} ({value['note'] if p is None else p_value(p)})"
+
+
+def overview_rows(summary: Mapping[str, Any], split: str) -> Rows:
+    """A row for each combination of choices: the chosen setting and the tuned ends on one split."""
+    combinations = summary["combinations"]
+    choices = list(combinations[0]["choices"]) if combinations else []
+    ends = [end for end in NAMES if any(end in c["ends"] for c in combinations)]
+    header = [*choices, "chosen on dev", split, *(NAMES[end] for end in ends), *(f"− {NAMES[end]}" for end in ends)]
+    rows = []
+    for c in combinations:
+        point = None if c["chosen"] is None else c["points"][c["chosen"]]
+        row = [*c["choices"].values(), said(point["values"]) if point else "none", _average(point, split)]
+        row += [_average(c["ends"].get(end), split) for end in ends]
+        for end in ends:
+            difference = c["comparison"].get(end, {}).get("average", {}).get(split)
+            row.append(None if difference is None else change(difference))
+        rows.append(row)
+    return header, rows
+
+
+def conclusion_rows(summary: Mapping[str, Any]) -> Rows:
+    """A row for each combination of choices: "better", "worse", "no difference shown" against each end."""
+    combinations = summary["combinations"]
+    choices = list(combinations[0]["choices"]) if combinations else []
+    ends = [end for end in NAMES if any(end in c["comparison"] for c in combinations)]
+    rows = []
+    for c in combinations:
+        found = [c["comparison"].get(end) for end in ends]
+        rows.append([*c["choices"].values(), *(None if f is None else conclusion(f["average"]) for f in found)])
+    return [*choices, *(f"against {NAMES[end]}" for end in ends)], rows
+
+
+def _average(point, split):
+    return None if point is None else mean(point["average"].get(split))
+
+
+def points_rows(combination: Mapping[str, Any], scores: Mapping[str, str]) -> Rows:
+    """Every setting of the sweeps, then every end, on dev.
+
+    Args:
+      combination: of a summary.
+      scores: {task: its first metric}.
+    """
+    points = combination["points"]
+    sweeps = list(points[0]["values"]) if points else []
+    ends = [end for end, tuned in combination["ends"].items() if tuned is not None]
+    single = [task for task in scores] if len(scores) > 1 else []
+    header = ["setting", "seeds", "mean score", *single, "distance", "effective rank", *(f"− {NAMES[e]}" for e in ends)]
+    rows = []
+    for i, point in enumerate(points):
+        name = ", ".join(f"{sweep} {_learned(point, sweep)}" for sweep in sweeps) or "as configured"
+        statuses = point["statuses"].items()
+        lost = ", ".join(f"{n} {s.split(':')[0]}" for s, n in statuses if s.startswith(("frozen", "drop")))
+        name += " ★" if i == combination["chosen"] else ""
+        row = [name, f"{len(point['seeds'])}{f' ({lost})' if lost else ''}", *_row(point, single, scores)]
+        rows.append([*row, *(change(point["against"][end]) for end in ends)])
+    for end in ends:
+        tuned = combination["ends"][end]
+        name = f"{NAMES[end]}, {said(tuned['values'])}"
+        rows.append([name, str(len(tuned["seeds"])), *_row(tuned, single, scores), *[None] * len(ends)])
+    return header, rows
+
+
+def _row(point, tasks, scores):
+    by_task = [mean(point["tasks"].get(task, {}).get("dev", {}).get(scores[task])) for task in tasks]
+    return [mean(point["score"]), *by_task, mean(point["distance"]), mean(point["effective_rank"])]
+
+
+def _learned(point, sweep):
+    value = f"{point['values'][sweep]:.4g}"
+    if sweep not in point["ranges"]:
+        return value
+    low, high = point["ranges"][sweep]
+    return f"{value} ({low:.3g} to {high:.3g})"
+
+
+def tasks_rows(combination: Mapping[str, Any], scores: Mapping[str, str], split: str) -> Rows:
+    """Each task's score at the chosen setting and at the ends, and the differences, on one split."""
+    point = combination["points"][combination["chosen"]]
+    ends = list(combination["comparison"])
+    header = ["task", "metric", "chosen on dev", *(NAMES[e] for e in ends), *(f"− {NAMES[e]}" for e in ends)]
+    rows = []
+    for task, metric in scores.items():
+        if metric in point["tasks"].get(task, {}).get(split, {}):
+            row = [task, metric, mean(point["tasks"][task][split][metric])]
+            row += [mean(combination["ends"][e]["tasks"].get(task, {}).get(split, {}).get(metric)) for e in ends]
+            rows.append(row + [change(combination["comparison"][e]["tasks"][task][split]) for e in ends])
+    return header, rows
