@@ -7,16 +7,17 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from mtl_jax.data import files, selection, wheels
-from mtl_jax.data.readers import READERS
+from mtl_jax.data import conditions, files, selection, wheels
+from mtl_jax.data.readers import GENERATED, READERS
 from mtl_jax.data.readers.options import check_options, options_of
-from mtl_jax.data.records import Note, Record, field, suggestion, where
+from mtl_jax.data.records import Note, Record, suggestion, where
+from mtl_jax.data.texts import check_texts, text_key
 from mtl_jax.errors import UserError
 
 SPLITS = ("train", "dev", "test")
 # Fields of an entry that decide what is read, besides the content of the files.
-_CHOOSING = ("reader", "splits", "encoding", "options", "text", "words", "dev_fraction", "test_fraction", "limit",
-             "drop_duplicates")  # fmt: skip
+_CHOOSING = ("reader", "splits", "encoding", "options", "text", "words", "where", "dev_fraction", "test_fraction",
+             "limit", "drop_duplicates")  # fmt: skip
 _OTHER_NAMES = {"val": "dev", "valid": "dev", "validation": "dev", "development": "dev", "training": "train"}
 
 
@@ -44,13 +45,16 @@ def read(name: str, entry: Mapping[str, Any], seed: int) -> ReadData:
         other data sets do not matter.
       entry: any mapping with the fields
         reader         key of `READERS`
-        path           file or folder, with `wheel` inside the wheel; TFDS: the name of a data set
+        path           file or folder, with `wheel` inside the wheel; TFDS: the name of a data set; none for a reader
+                       in `GENERATED`
         wheel          {} or {"name", "version", "sha256"}
         splits         {"train" | "dev" | "test": file, folder, glob, key (json_splits) or expression (tfds) relative
-                       to `path`, or a sequence of them}; none at all: `path` itself is the training split
+                       to `path`, or a sequence of them}; none at all: `path` itself is the training split (of a
+                       reader in `GENERATED`: all three)
         encoding       "utf-8"; "utf-8|cp1252": file by file the first that decodes it whole
         options        of the reader; and, for every reader, empty = "error" | "drop": what to do with an empty text
         text | words   one or two names of fields with plain text | the name of a field with a list of words
+        where          {field: value or values}: only the records that have them; before all that follows
         dev_fraction, test_fraction   0 to 1, carved out of train where no such split is given
         limit          {split: at most so many records}, a fixed random subset in the order of the file
         drop_duplicates  True: records of train whose text stands in dev or test, and of dev in test, are left out
@@ -75,6 +79,7 @@ def _read(name: str, entry: dict[str, Any], seed: int) -> ReadData:
     wanted = _wanted_splits(reader_name, entry)
     fractions = selection.fractions(entry.get("dev_fraction"), entry.get("test_fraction"), tuple(wanted))
     limits = _limits(entry.get("limit") or {})
+    wanted_values = conditions.conditions(entry.get("where") or {})
     location = _location(reader_name, entry)
 
     notes: list[str] = []
@@ -87,13 +92,16 @@ def _read(name: str, entry: dict[str, Any], seed: int) -> ReadData:
             items, content = _read_part(reader_name, location, part, encoding, options)
             found += items
             contents[split].append(content)
-        records = [item for item in found if isinstance(item, Record)]
-        records, dropped = _check_texts(records, texts, words, empty)
-        notes += _summary(split, [*(item for item in found if isinstance(item, Note)), *dropped])
-        splits[split] = records
+        splits[split] = [item for item in found if isinstance(item, Record)]
+        notes += _summary(split, [item for item in found if isinstance(item, Note)])
+    splits, kept = conditions.select(splits, wanted_values)
+    notes += kept
+    for split, records in splits.items():
+        splits[split], dropped = check_texts(records, texts, words, empty)
+        notes += _summary(split, dropped)
     splits = selection.carve(splits, fractions, name, seed)
     if entry.get("drop_duplicates"):
-        splits, removed = selection.drop_duplicates(splits, lambda record: _text_key(record, texts, words))
+        splits, removed = selection.drop_duplicates(splits, lambda record: text_key(record, texts, words))
         notes += [f"{split}: {n} records removed, their text stands in {other}" for split, other, n in removed if n]
     available = {split: len(records) for split, records in splits.items()}
     for split, limit in limits.items():
@@ -115,10 +123,13 @@ def _read(name: str, entry: dict[str, Any], seed: int) -> ReadData:
 
 
 def _read_part(
-    reader_name: str, location: files.Location, part: str, encoding: str, options: dict[str, Any]
+    reader_name: str, location: files.Location | None, part: str, encoding: str, options: dict[str, Any]
 ) -> tuple[list[Record | Note], str]:
     """Records and notes of one file, folder, key or expression, and the hash of its content."""
     reader = READERS[reader_name]
+    if location is None:
+        items = list(reader(location, encoding, split=part, **options))
+        return items, _hash_of_records(items)
     if "split" in options_of(reader):
         items = list(reader(location, encoding, split=part, **options))
         if not any(isinstance(item, Record) for item in items):
@@ -137,8 +148,12 @@ def _read_part(
     return items, " ".join(contents)
 
 
-def _location(reader_name: str, entry: dict[str, Any]) -> files.Location:
+def _location(reader_name: str, entry: dict[str, Any]) -> files.Location | None:
     path = entry.get("path") or ""
+    if reader_name in GENERATED:
+        if path or entry.get("wheel"):
+            raise UserError(f"the reader {reader_name!r} reads no files; leave out {'path' if path else 'wheel'}")
+        return None
     if not isinstance(path, str):
         raise UserError(f"path has to be a string, found {path!r}")
     if wheel := entry.get("wheel") or {}:
@@ -168,6 +183,8 @@ def _wanted_splits(reader_name: str, entry: dict[str, Any]) -> dict[str, list[st
         parts = [value] if isinstance(value, str) else value
         if not isinstance(parts, list | tuple) or not all(isinstance(part, str) and part for part in parts):
             raise UserError(f"splits.{split}: has to be a name or a list of names, found {value!r}")
+    if not given and reader_name in GENERATED:
+        given = {split: split for split in SPLITS}
     if not given and "split" in options_of(READERS[reader_name]):
         raise UserError(f"splits is empty; the reader {reader_name!r} needs the name of each split")
     given = given or {"train": "."}
@@ -205,62 +222,6 @@ def _limits(limits: Any) -> dict[str, int]:
         if not isinstance(limit, int) or isinstance(limit, bool) or limit < 1:
             raise UserError(f"limit.{split}: has to be a whole number from 1, found {limit!r}")
     return limits
-
-
-def _check_texts(
-    records: Sequence[Record], texts: Sequence[str], words: str, empty: str
-) -> tuple[list[Record], list[Note]]:
-    """The records with a text, and a note for each that was dropped. Raises UserError for the first one without."""
-    kept, dropped = [], []
-    for record in records:
-        wrong = _wrong_words(record, words) if words else _wrong_texts(record, texts)
-        if not wrong:
-            kept.append(record)
-        elif empty == "drop":
-            dropped.append(Note("records without text dropped (options.empty)", record.file, record.line))
-        else:
-            raise UserError(f'{where(record)}: {wrong}; options.empty="drop" leaves such records out')
-    return kept, dropped
-
-
-def _wrong_texts(record: Record, names: Sequence[str]) -> str:
-    """Which text is empty, or nothing. Raises UserError for what is no text."""
-    for name in names:
-        value = field(record, name)
-        if value is not None and not isinstance(value, str):
-            hint = f"; a list of words is named by words={name!r}" if isinstance(value, list) else ""
-            raise UserError(f"{where(record)}: field {name!r} has to be a text, found {str(value)[:60]!r}{hint}")
-        _check_characters(record, name, value or "")
-        if not (value or "").strip():
-            return f"the text {name!r} is empty"
-    return ""
-
-
-def _wrong_words(record: Record, name: str) -> str:
-    """Which word is empty, or nothing. Raises UserError for what is no list of words."""
-    value = field(record, name)
-    if isinstance(value, str):
-        raise UserError(f"{where(record)}: field {name!r} is a text, not a list of words; name it in text=({name!r},)")
-    if value is not None and not (isinstance(value, list) and all(isinstance(word, str) for word in value)):
-        raise UserError(f"{where(record)}: field {name!r} has to be a list of words, found {str(value)[:60]!r}")
-    for number, word in enumerate(value or (), start=1):
-        _check_characters(record, name, word)
-        if not word.strip():
-            return f"word {number} of {name!r} is empty"
-    return "" if value else f"the list of words {name!r} is empty"
-
-
-def _check_characters(record: Record, name: str, text: str) -> None:
-    if not text.isascii():
-        try:
-            text.encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise UserError(f"{where(record)}: field {name!r} has half a surrogate pair (broken \\u escape)") from error
-
-
-def _text_key(record: Record, texts: Sequence[str], words: str) -> tuple[str, ...]:
-    """What two records share where their text is the same, blanks aside."""
-    return tuple(field(record, words)) if words else tuple(" ".join(field(record, name).split()) for name in texts)
 
 
 def _summary(split: str, notes: Iterable[Note]) -> list[str]:

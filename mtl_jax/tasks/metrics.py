@@ -154,6 +154,13 @@ def _spearman(s: Statistics) -> float:
     return _pearson({k: rankdata(v) for k, v in s.items()})
 
 
+def _determination(s: Statistics) -> float:
+    """R² = 1 − Σ(y − ŷ)² / Σ(y − ȳ)², below 0 for what is worse than the mean."""
+    if not len(s["gold"]) or np.ptp(s["gold"]) == 0:
+        return 0.0
+    return float(1.0 - ((s["gold"] - s["predicted"]) ** 2).sum() / ((s["gold"] - s["gold"].mean()) ** 2).sum())
+
+
 def _squared(gold: Any, predicted: Any, names: Sequence[str]) -> dict[str, np.ndarray]:
     s = _pairs(gold, predicted, names)
     return {"squares": ((s["gold"] - s["predicted"]) ** 2).sum(), "total": np.int64(len(s["gold"]))}
@@ -185,6 +192,7 @@ METRICS: dict[str, Metric] = {
     "matthews": Metric(_counts, _matthews, _IDS),
     "pearson": Metric(_pairs, _pearson, _VALUES, concatenate),
     "spearman": Metric(_pairs, _spearman, _VALUES, concatenate),
+    "r2": Metric(_pairs, _determination, _VALUES, concatenate),
     "mse": Metric(_squared, lambda s: _ratio(s["squares"], s["total"]), _VALUES, increasing=False),
     "entity_f1": Metric(_entities, _micro_f1, _TAGS),
     "entity_precision": Metric(_entities, lambda s: _ratio(s["both"], s["predicted"]), _TAGS),

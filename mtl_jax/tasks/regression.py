@@ -18,6 +18,8 @@ class Regression:
     """Mean squared error on scaled targets; predictions come back on the labels' own scale.
 
     metrics, pool, pooler, hidden   as in `Classification`
+    head         "dense" | "none": the pooled features, of width 1, are the prediction; the column is the whole model,
+                 so that penalties act on all of it. Without pooler and hidden
     low, high    the scale's ends, learned as 0 and 1: (y - low) / (high - low). STS-B: 0 and 5
     mean, scale  or standardised: (y - mean) / scale. Neither pair: y as it is
     """
@@ -29,6 +31,7 @@ class Regression:
     pool: str = "mean"
     pooler: bool = False
     hidden: int = 0
+    head: str = "dense"
     low: float | None = None
     high: float | None = None
     mean: float | None = None
@@ -36,6 +39,10 @@ class Regression:
 
     def __post_init__(self):
         check_text_head(self)
+        options.choice(self.name, "head", self.head, ("dense", "none"))
+        for field in ("pooler", "hidden"):
+            if self.head == "none" and getattr(self, field):
+                raise options.fail(self.name, field, "there is no head that could have it; head is 'none'")
         given = [f for f in ("low", "high", "mean", "scale") if getattr(self, f) is not None]
         for field in given:
             options.number(self.name, field, getattr(self, field))
@@ -48,22 +55,29 @@ class Regression:
             raise options.fail(self.name, "scale", f"{self.scale!r} should be above 0")
 
     @property
-    def _offset_and_unit(self) -> tuple[float, float]:
+    def scaling(self) -> tuple[float, float]:
+        """(offset, unit): what is learned is (y - offset) / unit."""
         if self.low is not None:
             return float(self.low), float(self.high - self.low)
         return float(self.mean or 0.0), float(self.scale or 1.0)
 
     def init(self, key: jax.Array, width: int) -> Params:
-        """Parameters of the head over features of width D = `width`, float32."""
+        """Parameters of the head over features of width D = `width`, float32; {} where it has none."""
+        if self.head == "none":
+            if width != 1:
+                problem = f"'none' takes the features as the prediction: config.model.width is 1 then, not {width}"
+                raise options.fail(self.name, "head", problem)
+            return {}
         return heads.init(key, width, 1, self.hidden, self.pooler)
 
     def logits(self, params: Params, features_: Features, labels: Labels) -> jax.Array:
         """Scaled values, float32 [R, E]; `labels` is not read."""
-        return heads.apply(params, features.pooled(features_, self.pool))[..., 0]
+        pooled = features.pooled(features_, self.pool)
+        return (pooled if self.head == "none" else heads.apply(params, pooled))[..., 0]
 
     def loss(self, params: Params, logits: jax.Array, labels: Labels) -> jax.Array:
         """Squared error on the scaled targets, float32 [R, E]."""
-        offset, unit = self._offset_and_unit
+        offset, unit = self.scaling
         # unknown values are blanked before the subtraction: a NaN there would reach the gradient
         value = jnp.where(labels["mask"], labels["value"].astype(jnp.float32), 0.0)
         return jnp.where(labels["mask"], (logits - (value - offset) / unit) ** 2, 0.0)
@@ -74,7 +88,7 @@ class Regression:
 
     def predict(self, params: Params, logits: jax.Array, labels: Labels) -> dict[str, jax.Array]:
         """value float32[R, E] on the labels' own scale. There is no probability."""
-        offset, unit = self._offset_and_unit
+        offset, unit = self.scaling
         return {"value": logits * unit + offset}
 
     def decode(self, value: Any, probability: Any = None) -> dict[str, Any]:

@@ -74,6 +74,11 @@ class OptimizerSpec:
     schedule: str
     steps: int
 
+    @property
+    def gain(self) -> float:
+        """What momentum makes of the learning rate in the long run: proximal operators take t = rate · gain · λ."""
+        return 1.0 / (1.0 - self.momentum) if self.name == "sgd" else 1.0
+
     def rate(self, step: jax.Array) -> jax.Array:
         """Factor on the learning rate at a step, float32 in [0, 1]; the first step of a warm-up is above 0."""
         step = step.astype(jnp.float32)

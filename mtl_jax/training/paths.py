@@ -19,19 +19,16 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """The inverse of `flatten`."""
-    tree: dict[str, Any] = {}
-    for path, leaf in flat.items():
-        *parents, last = path.split("/")
-        node = tree
-        for key in parents:
-            node = node.setdefault(key, {})
-        node[last] = leaf
-    return tree
-
-
 def matching(paths: Iterable[str], regexes: Iterable[str]) -> set[str]:
     """The paths in which one of the regexes is found ("^" and "$" anchor it)."""
     compiled = [re.compile(regex) for regex in regexes]
     return {path for path in paths if any(regex.search(path) for regex in compiled)}
+
+
+def with_leaves(tree: Mapping[str, Any], flat: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """`tree` with the leaves of `flat` in their places; mappings without a leaf, as heads without parameters, stay."""
+    paths = {key: f"{prefix}/{key}" if prefix else str(key) for key in tree}
+    return {
+        key: with_leaves(value, flat, paths[key]) if isinstance(value, Mapping) else flat[paths[key]]
+        for key, value in tree.items()
+    }

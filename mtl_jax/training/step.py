@@ -15,7 +15,7 @@ from mtl_jax.training import objective as terms
 from mtl_jax.training import owners
 from mtl_jax.training.objective import Objective
 from mtl_jax.training.optimizer import Hyper, OptimizerSpec
-from mtl_jax.training.paths import flatten, unflatten
+from mtl_jax.training.paths import flatten, with_leaves
 
 
 class TrainState(NamedTuple):
@@ -125,7 +125,7 @@ def train_step(spec: StepSpec, state: TrainState, batch: Batch, hyper: Hyper, ax
     rate = hyper.learning_rate * spec.optimizer.rate(state.step)
     for name, penalty in objective.penalties.items():
         if penalty.way != "gradient":
-            arguments = (updates, trained, state.anchor, hyper.by_layer[name], rate * strength[name])
+            arguments = (updates, trained, state.anchor, hyper.by_layer[name], rate * spec.optimizer.gain * strength[name])
             acts = hyper.proximal[name] if penalty.way == "either" else True
             updates = _if(acts, penalty.proximal, lambda updates, *_: dict(updates), *arguments)
     after = optax.apply_updates(trained, updates)
@@ -136,7 +136,7 @@ def train_step(spec: StepSpec, state: TrainState, batch: Batch, hyper: Hyper, ax
     ok = ~bad.any() & (state.bad_steps < spec.max_bad_steps)
     new = TrainState(
         step=state.step + 1,
-        params=_where(ok, unflatten({**flat, **after}), state.params),
+        params=_where(ok, with_leaves(state.params, {**flat, **after}), state.params),
         opt_state=_where(ok, opt_state, state.opt_state),
         balance=_where(ok, balance, state.balance),
         anchor=state.anchor,
@@ -164,7 +164,7 @@ def _data_gradient(spec, state, trained, flat, batch, hyper, key, axis):
     factors = jnp.stack([hyper.alpha[name] for name in objective.tasks])
 
     def shares(trained, micro):
-        return terms.loss_shares(objective, unflatten({**flat, **trained}), micro, hyper, key, total)
+        return terms.loss_shares(objective, with_leaves(state.params, {**flat, **trained}), micro, hyper, key, total)
 
     def weigh(losses):
         alpha, extra, balance = method.update(Signals(losses=losses, present=present), state.balance)

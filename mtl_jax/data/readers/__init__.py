@@ -3,7 +3,8 @@
 A reader is `reader(location, encoding, **options) -> Iterator[Record | Note]`: `location` is a file (or a folder,
 where the format is one), the keyword-only parameters after `encoding` are its options, and a `Note` stands for
 what it left out or changed. A reader with a parameter `split` finds the splits inside one location. Bad input
-raises UserError naming file and line.
+raises UserError naming file and line. A reader in `GENERATED` makes its records from its options alone: it is given
+None for a location.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from mtl_jax.data.readers.json_splits import read_json_splits
 from mtl_jax.data.readers.jsonl import read_jsonl
 from mtl_jax.data.readers.parallel import read_parallel
 from mtl_jax.data.readers.srl import read_srl
+from mtl_jax.data.readers.synthetic import read_synthetic
 from mtl_jax.data.readers.tfds import read_tfds
 from mtl_jax.data.records import Note, Record
 
@@ -31,4 +33,6 @@ READERS: dict[str, Callable[..., Iterator[Record | Note]]] = {
     "srl": read_srl,
     "json_splits": read_json_splits,
     "tfds": read_tfds,
+    "synthetic": read_synthetic,
 }
+GENERATED = frozenset({"synthetic"})

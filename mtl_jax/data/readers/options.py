@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections.abc
 import inspect
+import math
 import types
 import typing
 from collections.abc import Callable, Mapping
@@ -43,6 +44,8 @@ def _fits(value: Any, hint: Any) -> bool:
         return isinstance(value, Mapping) and all(_fits(k, inner[0]) and _fits(v, inner[1]) for k, v in value.items())
     if hint is int:
         return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     return isinstance(value, hint)
 
 
@@ -53,5 +56,6 @@ def _in_words(hint: Any) -> str:
     if origin is collections.abc.Sequence:
         return f"a list with {_in_words(inner[0])} for each item"
     if origin is collections.abc.Mapping:
-        return "a mapping of text to text"
-    return {str: "a text", int: "a whole number from 0", bool: "True or False", type(None): "None"}[hint]
+        return f"a mapping of {' to '.join(map(_in_words, inner))}"
+    words = {str: "a text", int: "a whole number from 0", float: "a number", bool: "True or False", type(None): "None"}
+    return words[hint]

@@ -1,0 +1,63 @@
+"""Ten few-shot intent tasks, the ten domains of CLINC150, in a MiniLM: shared below, columns above, against λ.
+
+    python launch.py --config=configs/ablate_pretrained.py --workdir=runs/ablate_pretrained --mode=ablate        # GPU
+    python launch.py --config=configs/ablate_pretrained.py:small --workdir=runs/ablate_small --mode=ablate
+
+Each task has the fifteen intents of its domain and about 5 or 10 utterances of each (75 or 150 in all, drawn at
+random). `small`: three domains, the last layer only, four λ and two seeds, for 2 CPU cores. Not measured yet.
+"""
+
+import json
+import pathlib
+
+from configs import default
+
+CLINC = f"{default.DATA}/clinc150"
+SMALL = ("banking", "travel", "kitchen_and_dining")
+
+
+def get_config(size: str = "full"):
+    if size not in ("full", "small"):
+        raise ValueError(f"the argument of this config is 'full' or 'small', not {size!r}")
+    small = size == "small"
+    config = default.get_config()
+    default.use_minilm(config)
+    for domain, intents in _domains().items():
+        if not small or domain in SMALL:
+            default.add_dataset(
+                config, domain, reader="json_splits", path=f"{CLINC}/data_full.json", text=("text",),
+                splits={"train": "train", "dev": "val", "test": "test"}, where={"label": tuple(intents)},
+                limit={"train": 75, "dev": 100, "test": 150} if small else {"train": 75},
+            )  # fmt: skip
+            default.add_task(
+                config, domain, kind="classification", dataset=domain, label="label", classes=tuple(intents),
+                metrics=("accuracy",),
+            )  # fmt: skip
+    config.sharing.trunk = "layer_04" if small else "layer_01"
+    config.data.row_length = 64
+    config.data.rows = 2 if small else 8
+    config.model.dropout = 0.1
+    config.optimizer.learning_rate = 3e-4
+    config.optimizer.groups = {"heads": {"leaves": "^heads/", "rate": 10.0}}
+    config.optimizer.weight_decay = 0.0
+    config.training.steps = 40 if small else 150
+    config.training.eval_every = 20 if small else 25
+    config.training.checkpoint_every = 0
+    default.add_penalty(config, "p", kind="l2_to_mean", strength=1.0, proximal=True)
+    if small:
+        # what all tasks share stays as it was published: the columns alone are trained, and nothing below them
+        config.optimizer.freeze = ("^embed/", "^layer_0[0-4]/")
+        default.add_sweep(config, "strength", field="penalties.p.strength", low=1.0, high=1e3, count=4)
+        config.ablation.seeds = 2
+        config.ablation.rates = (1.0,)
+    else:
+        default.add_sweep(config, "strength", field="penalties.p.strength", low=0.1, high=1e3, count=9)
+        default.add_choice(config, "examples", field="datasets.*.limit.train", alternatives=(75, 150))
+        default.add_choice(config, "trunk", field="sharing.trunk", alternatives=("layer_01", "layer_03"))
+        config.ablation.seeds = 5
+    return config
+
+
+def _domains() -> dict[str, list[str]]:
+    """{domain: its intents}, as published beside the data."""
+    return json.loads((pathlib.Path(CLINC).expanduser() / "domains.json").read_text(encoding="utf-8"))

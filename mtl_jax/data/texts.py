@@ -1,0 +1,64 @@
+"""The texts of records, before they are encoded: that they are there and are texts, and when two are the same."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mtl_jax.data.records import Note, Record, field, where
+from mtl_jax.errors import UserError
+
+
+def check_texts(
+    records: Sequence[Record], texts: Sequence[str], words: str, empty: str
+) -> tuple[list[Record], list[Note]]:
+    """The records with a text, and a note for each that was dropped. Raises UserError for the first one without."""
+    kept, dropped = [], []
+    for record in records:
+        wrong = _wrong_words(record, words) if words else _wrong_texts(record, texts)
+        if not wrong:
+            kept.append(record)
+        elif empty == "drop":
+            dropped.append(Note("records without text dropped (options.empty)", record.file, record.line))
+        else:
+            raise UserError(f'{where(record)}: {wrong}; options.empty="drop" leaves such records out')
+    return kept, dropped
+
+
+def _wrong_texts(record: Record, names: Sequence[str]) -> str:
+    """Which text is empty, or nothing. Raises UserError for what is no text."""
+    for name in names:
+        value = field(record, name)
+        if value is not None and not isinstance(value, str):
+            hint = f"; a list of words is named by words={name!r}" if isinstance(value, list) else ""
+            raise UserError(f"{where(record)}: field {name!r} has to be a text, found {str(value)[:60]!r}{hint}")
+        _check_characters(record, name, value or "")
+        if not (value or "").strip():
+            return f"the text {name!r} is empty"
+    return ""
+
+
+def _wrong_words(record: Record, name: str) -> str:
+    """Which word is empty, or nothing. Raises UserError for what is no list of words."""
+    value = field(record, name)
+    if isinstance(value, str):
+        raise UserError(f"{where(record)}: field {name!r} is a text, not a list of words; name it in text=({name!r},)")
+    if value is not None and not (isinstance(value, list) and all(isinstance(word, str) for word in value)):
+        raise UserError(f"{where(record)}: field {name!r} has to be a list of words, found {str(value)[:60]!r}")
+    for number, word in enumerate(value or (), start=1):
+        _check_characters(record, name, word)
+        if not word.strip():
+            return f"word {number} of {name!r} is empty"
+    return "" if value else f"the list of words {name!r} is empty"
+
+
+def _check_characters(record: Record, name: str, text: str) -> None:
+    if not text.isascii():
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise UserError(f"{where(record)}: field {name!r} has half a surrogate pair (broken \\u escape)") from error
+
+
+def text_key(record: Record, texts: Sequence[str], words: str) -> tuple[str, ...]:
+    """What two records share where their text is the same, blanks aside."""
+    return tuple(field(record, words)) if words else tuple(" ".join(field(record, name).split()) for name in texts)
