@@ -54,7 +54,7 @@ def _add_linear(config, kind):
     config.data.rows = 8  # all 40 of them
     config.optimizer.name = "sgd"
     # Curvatures 2·XᵀX/n are 0.006 to 0.15 a task, their sum, which hard sharing descends, up to 1.2: the rate has to be
-    # below 2/1.2. No momentum: the operator would then act as one of λ·(1 − momentum).
+    # below 2/1.2.
     config.optimizer.learning_rate = 1.4
     config.optimizer.warmup = 0.0
     config.optimizer.schedule = "constant"

@@ -125,7 +125,8 @@ def train_step(spec: StepSpec, state: TrainState, batch: Batch, hyper: Hyper, ax
     rate = hyper.learning_rate * spec.optimizer.rate(state.step)
     for name, penalty in objective.penalties.items():
         if penalty.way != "gradient":
-            arguments = (updates, trained, state.anchor, hyper.by_layer[name], rate * spec.optimizer.gain * strength[name])
+            t = rate * spec.optimizer.gain * strength[name]
+            arguments = (updates, trained, state.anchor, hyper.by_layer[name], t)
             acts = hyper.proximal[name] if penalty.way == "either" else True
             updates = _if(acts, penalty.proximal, lambda updates, *_: dict(updates), *arguments)
     after = optax.apply_updates(trained, updates)

@@ -143,7 +143,7 @@ def test_beyond_the_grid(tiny, tmp_path, method):
 def test_swept_strength_without_columns_is_refused(tiny, tmp_path):
     config = grid(tiny)
     config.sharing.trunk = "all"
-    with pytest.raises(UserError, match="all layers are shared|no task has parameters of its own"):
+    with pytest.raises(UserError, match="no task has parameters of its own"):
         ablate(config, folders.prepare(tmp_path / "grid"), check)
 
 

@@ -28,9 +28,7 @@ def built(tiny, **changes):
 
 @pytest.mark.parametrize(("optimizer", "rate", "proximal"), [("adamw", 0.02, True), ("sgd", 1.0, False)])
 def test_gradient_against_finite_differences(tiny, differs, optimizer, rate, proximal):
-    made, one = built(
-        tiny, optimizer__name=optimizer, optimizer__learning_rate=rate, model__column_init="independent"
-    )
+    made, one = built(tiny, optimizer__name=optimizer, optimizer__learning_rate=rate, model__column_init="independent")
     if proximal:
         penalty = made.spec.objective.penalties["l2"]._replace(way="proximal")
         made = made._replace(spec=made.spec._replace(objective=made.spec.objective._replace(penalties={"l2": penalty})))
@@ -76,7 +74,7 @@ def test_gradient_against_finite_differences(tiny, differs, optimizer, rate, pro
 
 
 def test_what_it_cannot_do_is_said(tiny):
-    made, one = built(tiny)
+    made, _ = built(tiny)
     del made.experiment.corpus.rows["texts"]["dev"]
     with pytest.raises(UserError, match="'texts' has none"):
         hypergradient.dev_batches(made, 0)

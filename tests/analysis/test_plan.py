@@ -135,7 +135,7 @@ def sweep(**changes):
         (lambda c: default.add_choice(c, "x", field="model.witdh", alternatives=(1, 2)), "no field"),
         (lambda c: default.add_choice(c, "x", settings={"a": {"model": {"witdh": 3}}}), "no field 'witdh'"),
         (lambda c: default.add_choice(c, "x", field="model.width", alternatives=(8, 8)), "twice"),
-        (lambda c: default.add_choice(c, "strength", field="model.width", alternatives=(8,)), "a sweep and of a choice"),
+        (lambda c: default.add_choice(c, "strength", field="model.width", alternatives=(8,)), "a sweep and of a"),
     ],
 )  # fmt: skip
 def test_bad_ablations_are_refused_by_field(swept, change, message):

@@ -42,6 +42,7 @@ class Sources:
 
     def __init__(self):
         self._held: dict[str, Any] = {}
+        self._told: set[str] = set()
 
     def of(self, config: ConfigDict) -> tuple[Any, Any]:
         """(corpus, encoder or None) of a config."""
@@ -53,6 +54,12 @@ class Sources:
         data = [whole[name] for name in ("datasets", "tasks", "data", "tokenizer", "train_on")]
         key = [data, model["pretrained"], model["pretrained_wheel"]]
         return self._keep("corpus", key, functools.partial(load_corpus, config, encoder)), encoder
+
+    def new_notes(self, corpus: Any) -> list[str]:
+        """The notes of a corpus that were not asked for before."""
+        found = [note for note in corpus.notes if note not in self._told]
+        self._told |= set(found)
+        return found
 
     def _keep(self, what, key, make: Callable[[], Any]):
         key = repr(key)

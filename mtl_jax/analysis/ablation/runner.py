@@ -59,7 +59,7 @@ def ablate(config: ConfigDict, workdir: pathlib.Path, check: Callable[[ConfigDic
                 bar.update(len(one.settings) * len(planned.seeds) * one.config.training.steps)
             found += [results.Lane(**lane) for lane in done["lanes"]]
             optima += done["references"]
-            notes += [f"{one.name}: {note}" for note in done["notes"] if f"{one.name}: {note}" not in notes]
+            notes += [f"{one.name}: {note}" for note in done["notes"]]
     grid = results.Grid(
         sweeps={name: dict(entry) for name, entry in planned.sweeps.items()},
         choices={name: list(names) for name, names in planned.choices.items()},
@@ -78,7 +78,7 @@ def _train(planned: Plan, one: Program, folder, sources: Sources, stop, bar) -> 
     bar.set_description(one.name, refresh=False)
     built = program.build(one, sources)
     seeds, count = planned.seeds, len(one.settings)
-    for note in (*built.experiment.corpus.notes, *built.notes):
+    for note in (*sources.new_notes(built.experiment.corpus), *built.notes):
         bar.write(f"  {note}")
     engine_for, (turn_seeds, turn_lanes) = _engines(built, one, seeds, count, bar)
     found: dict[tuple[int, int], dict[str, Any]] = {}
@@ -118,7 +118,8 @@ def _train(planned: Plan, one: Program, folder, sources: Sources, stop, bar) -> 
         ],
         "fields": [dict(setting.fields) for setting in built.settings],
         "references": _references(one, built) if one.config.ablation.reference else [],
-        "notes": [*built.experiment.corpus.notes, *built.notes],
+        "notes": list(built.notes),
+        "data_notes": list(built.experiment.corpus.notes),
         "tasks": {name: list(task.metrics) for name, task in built.experiment.tasks.items()},
     }  # fmt: skip
     folders.write_json(folder / "lanes.json", done)
