@@ -17,7 +17,7 @@ pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 
 def built(tiny, **changes):
-    config = tiny(sharing__trunk="none", model__dropout=0.2, **changes)
+    config = tiny(sharing__trunk="none", model__dropout=0.2, training__steps=10, training__eval_every=10, **changes)
     default.add_penalty(config, "l2", kind="l2_to_mean", strength=0.3)
     default.add_sweep(config, "strength", field="penalties.l2.strength", points=(0.3,))
     config.ablation.method = "hypergradient"
@@ -81,4 +81,7 @@ def test_what_it_cannot_do_is_said(tiny):
     config = default.get_config()
     config.ablation.options = ConfigDict({"unroll": 9, "every": 5})
     with pytest.raises(UserError, match="unroll"):
+        hypergradient.options(config)
+    config.ablation.options = ConfigDict({"every": 7})
+    with pytest.raises(UserError, match=r"config.training.steps: 1000 should be a multiple"):
         hypergradient.options(config)

@@ -6,7 +6,7 @@ The logarithms of the hyperparameters are moved by Adam. The points of the sweep
 
 config.ablation.method = "hypergradient", with the options
 
-    every   steps between two moves (10)
+    every   steps between two moves (10); divides config.training.steps and eval_every
     unroll  the last steps that are differentiated (5)
     rate    of Adam on log λ: about the largest move (0.2)
 """
@@ -51,6 +51,12 @@ def options(config: Any) -> dict[str, Any]:
     found = DEFAULTS | given
     if not 1 <= found["unroll"] <= found["every"] or not found["rate"] > 0:
         raise UserError("config.ablation.options: unroll should be from 1 to every, and rate above 0")
+    for field in ("steps", "eval_every"):
+        if config.training[field] % found["every"]:
+            raise UserError(
+                f"config.training.{field}: {config.training[field]} should be a multiple of "
+                f"config.ablation.options.every = {found['every']}, so that no move of λ lies across it"
+            )
     return found
 
 

@@ -1,0 +1,80 @@
+"""Every field that may be swept reaches the step as an argument, with the value that its config has alone."""
+
+import jax
+import numpy as np
+import pytest
+
+from configs import default
+from mtl_jax import config as checks
+from mtl_jax.analysis.ablation import fields, plan, program
+from mtl_jax.data.corpus import Corpus
+from mtl_jax.training.experiment import assemble
+from mtl_jax.training.step import train_step
+
+pytestmark = pytest.mark.usefixtures("standard_promotion")
+
+SWEEPS = {
+    "penalties.l2.strength": (0.0, 0.5),
+    "penalties.l2.by_layer.layer_00": (0.0, 4.0),
+    "tasks.color.weight": (0.0, 3.0),
+    "optimizer.learning_rate": (1e-3, 1e-2),
+    "optimizer.weight_decay": (0.0, 5.0),
+    "model.dropout": (0.0, 0.6),
+    "model.attention_dropout": (0.0, 0.6),
+    "loss_weights.options.temperature": (0.5, 8.0),
+}
+
+
+def base(tiny):
+    config = tiny(sharing__trunk="none", model__layer="transformer", model__heads=2, model__intermediate=16)
+    default.add_penalty(config, "l2", kind="l2_to_mean", strength=0.5, scope="layer", by_layer={"layer_00": 2.0})
+    config.loss_weights.method = "dwa"
+    config.loss_weights.options.temperature = 2.0
+    config.model.attention_dropout = 0.1
+    return config
+
+
+def test_each_is_an_argument(tiny):
+    """Two settings of one program differ, and each takes the step that its own config takes."""
+    config = base(tiny)
+    corpora = program.Sources()
+    for field, points in SWEEPS.items():
+        assert fields.is_traced(field), field
+        config.ablation.sweeps = type(config.ablation.sweeps)(sort_keys=False)
+        default.add_sweep(config, "x", field=field, points=points, scale="linear")
+        config.ablation.ends = False
+        (one,) = plan.make(config, lambda c: checks.check(c, default)).programs
+        built = program.build(one, corpora)
+        moved = [flat(hyper) for hyper in built.hypers]
+        assert moved[0].keys() == moved[1].keys()
+        different = [path for path in moved[0] if moved[0][path] != moved[1][path]]
+        assert len(different) == 1, (field, different)
+        np.testing.assert_allclose([m[different[0]] for m in moved], np.asarray(points, np.float32))
+
+
+def flat(tree):
+    return {jax.tree_util.keystr(path): np.asarray(x) for path, x in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+@pytest.mark.parametrize("field", ["penalties.l2.by_layer.layer_00", "loss_weights.options.temperature"])
+def test_the_step_reads_it(tiny, field):
+    """Against the step of a config that has the value built in."""
+    config = base(tiny)
+    config.ablation.ends = False
+    default.add_sweep(config, "x", field=field, points=SWEEPS[field][1:], scale="linear")
+    (one,) = plan.make(config, lambda c: checks.check(c, default)).programs
+    built = program.build(one, program.Sources())
+    corpus: Corpus = built.experiment.corpus
+    alone = assemble(fields.with_values(config, one.settings[0].fields), corpus, None, None)
+    results = []
+    for spec, hyper in ((built.spec, built.hypers[0]), (alone.spec, alone.hyper)):
+        step = jax.jit(lambda state, batch, hyper, spec=spec: train_step(spec, state, batch, hyper))
+        state = alone.init(0)
+        for number in range(4):
+            batch = jax.tree.map(lambda leaf: leaf[None], alone.batches(0).batch(number))
+            state, metrics = step(state, batch, hyper)
+        results.append((state.params, metrics["alpha"]))
+    for a, b in zip(jax.tree.leaves(results[0]), jax.tree.leaves(results[1]), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+    if field.startswith("loss_weights"):
+        assert not np.allclose(results[0][1], 1.0, atol=1e-4)
