@@ -1,0 +1,33 @@
+"""The models of the ablation benchmark, as configs of mtl_jax: 8 values of λ × 4 seeds in one program.
+
+    python launch.py --config=benchmarks/workloads.py:bilstm --mode=ablate --workdir=runs/lanes
+    python launch.py --config=benchmarks/workloads.py:bilstm --workdir=runs/one_lane --config.seed=2
+
+`small`: polarity of generated sentences, 8 tasks, a CNN for each (experiment 1, `configs/ablate_synthetic.py:text`).
+`bilstm`: parts of speech in 5 genres of UD English-EWT (experiment 2, `configs/ablate_lambda.py`). `transformer`: the
+same with 2 layers of width 128 on rows of 128 tokens. `transformer4`: 4 layers of width 256, for a GPU.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import ablate_lambda, ablate_synthetic, default
+
+MODELS = ("small", "bilstm", "transformer", "transformer4")
+
+
+def get_config(model: str = "bilstm"):
+    if model not in MODELS:
+        raise ValueError(f"the argument of this config is one of {', '.join(MODELS)}, not {model!r}")
+    config = ablate_synthetic.get_config("text") if model == "small" else ablate_lambda.get_config()
+    config.ablation.choices = ConfigDict(sort_keys=False)
+    config.ablation.sweeps = ConfigDict(sort_keys=False)
+    default.add_sweep(config, "strength", field="penalties.p.strength", low=0.1, high=100.0, count=8)
+    config.ablation.seeds = 4
+    config.ablation.ends = False
+    if model in ("transformer", "transformer4"):
+        config.model.layer = "transformer"
+        config.model.layers, config.model.width = (2, 128) if model == "transformer" else (4, 256)
+        config.model.heads, config.model.intermediate = 4, 4 * config.model.width
+        config.data.row_length, config.data.rows = 128, 8
+        config.optimizer.learning_rate = 1e-3
+    return config
