@@ -38,8 +38,8 @@ PENALTIES = {
 
 
 def get_config(size: str = "full"):
-    if size not in ("full", "l2", "smoke"):
-        raise ValueError(f"the argument of this config is 'full', 'l2' or 'smoke', not {size!r}")
+    if size not in ("full", "l2", "surface", "smoke"):
+        raise ValueError(f"the argument of this config is 'full', 'l2', 'surface' or 'smoke', not {size!r}")
     config = default.get_config()
     for genre in GENRES:
         default.add_dataset(
@@ -79,10 +79,12 @@ def get_config(size: str = "full"):
         config.ablation.choices.sentences.alternatives = (50,)
         config.ablation.sweeps.strength.count = 3
         settings = {name: settings[name] for name in ("l2", "trace_norm")}
-    if size == "l2":
+    if size in ("l2", "surface"):
         config.ablation.choices.sentences.alternatives = (200,)
         settings = {"l2": settings["l2"]}
     default.add_choice(config, "penalty", settings=settings)
+    if size == "surface":
+        default.add_sweep(config, "rate", field="optimizer.learning_rate", points=(0.0075, 0.015, 0.03, 0.06, 0.12))
     config.ablation.seeds = 2 if size == "smoke" else 5
     config.ablation.rates = (1.0, 4.0) if size == "smoke" else (0.25, 0.5, 1.0, 2.0, 4.0)
     return config

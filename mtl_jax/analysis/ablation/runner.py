@@ -125,6 +125,7 @@ def _train(planned: Plan, one: Program, folder, sources: Sources, stop, bar) -> 
     folders.write_json(folder / "lanes.json", done)
     for number in range(len(turns)):
         shutil.rmtree(folder / f"turn_{number:02}")
+    jax.clear_caches()  # or the programs that are done stay in memory
     return done
 
 
