@@ -186,7 +186,10 @@ def test_one_data_set_at_a_time_trains_all_tasks(tiny, mixing):
         ),
         ({"sharing__trunk": "none", "penalty": {"kind": "l2_to_mean", "leaves": "typo"}}, "matches no leaf"),
         ({"sharing__trunk": "none", "penalty": {"kind": "subspace", "options": {"dims": 2}}}, "no option dims"),
-        ({"sharing__trunk": "none", "penalty": {"kind": "schatten", "proximal": True}}, "no exact operator for 'schatten'"),
+        (
+            {"sharing__trunk": "none", "penalty": {"kind": "schatten", "proximal": True}},
+            "no exact operator for 'schatten'",
+        ),
         (
             {
                 "sharing__trunk": "none",
