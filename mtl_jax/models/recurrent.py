@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -133,14 +134,19 @@ def recur(cell, directions, states: int) -> list[jax.Array]:
 
     Returns h of each direction, float32 [R, T, hidden]. The state is zero before the first token of every segment.
     """
-    kernels = [kernel for _, kernel, _ in directions]
     inputs = [jnp.swapaxes(projected, 0, 1) for projected, _, _ in directions]
     keep = [jnp.swapaxes(_continues(segment), 0, 1)[..., None] for _, _, segment in directions]
+    hidden = _over_time(cell, states, inputs, [kernel for _, kernel, _ in directions], keep)
+    return [jnp.swapaxes(h, 0, 1) for h in hidden]
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+def _over_time(cell, states: int, inputs: list, kernels: list, keep: list) -> list[jax.Array]:
+    """The scan of `recur`, time first: inputs [T, R, G], keep float32 [T, R, 1] -> h of each direction [T, R, H]."""
 
     def advance(state, z, keep, kernel):
         h, *memory = (s * keep for s in state)
-        z = z + jnp.matmul(h.astype(kernel.dtype), kernel, preferred_element_type=jnp.float32)
-        return cell(z, tuple(memory))
+        return cell(z + _product(h, kernel), tuple(memory))
 
     def step(carry, at_t):
         carry = [advance(*one) for one in zip(carry, *at_t, kernels, strict=True)]
@@ -148,8 +154,25 @@ def recur(cell, directions, states: int) -> list[jax.Array]:
 
     rows = inputs[0].shape[1]
     zero = [(jnp.zeros((rows, kernel.shape[0]), jnp.float32),) * states for kernel in kernels]
-    _, hidden = jax.lax.scan(step, zero, (inputs, keep))
-    return [jnp.swapaxes(h, 0, 1) for h in hidden]
+    return jax.lax.scan(step, zero, (inputs, keep))[1]
+
+
+@_over_time.defjvp
+def _over_time_jvp(cell, states, primals, tangents):
+    # A kernel acts by what it adds to the inputs. So its gradient is one product over all T behind the loop, where
+    # autodiff would add T small ones up within it.
+    inputs, kernels, keep = primals
+    moved_inputs, moved_kernels, _ = tangents
+    hidden, derivative = jax.linearize(lambda inputs: _over_time.fun(cell, states, inputs, kernels, keep), inputs)
+    moved = []
+    for h, k, z, kernel in zip(hidden, keep, moved_inputs, moved_kernels, strict=True):
+        added = _product(h[:-1] * k[1:], kernel)  # at the first token there is no state yet
+        moved.append(z + jnp.pad(added, ((1, 0), (0, 0), (0, 0))))
+    return hidden, derivative(moved)
+
+
+def _product(h: jax.Array, kernel: jax.Array) -> jax.Array:
+    return jnp.matmul(h.astype(kernel.dtype), kernel, preferred_element_type=jnp.float32)
 
 
 def _continues(segment: jax.Array) -> jax.Array:
