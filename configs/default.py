@@ -69,7 +69,7 @@ def get_config() -> ConfigDict:
     model.kernel_size = 3  # cnn: words under the kernel, odd
     model.vectors = ""  # word vectors (GloVe / word2vec / fastText text format) for tokenizer.kind = "words"
     model.column_init = "same"  # start of the tasks' columns: "same" values | "independent"
-    model.columns = "auto"  # columns are computed by "vmap" | "map" (in turns) | "unroll" | "auto" (by device)
+    model.columns = "auto"  # columns are computed by "vmap" | "map" (in turns) | "unroll" (written out) | "auto"
     model.dtype = "float32"  # of the computation: "float32" | "bfloat16"; parameters stay float32
     model.dropout = 0.1  # on embeddings, and in and between layers
     model.attention_dropout = 0.0  # on attention probabilities

@@ -17,6 +17,7 @@ from mtl_jax.errors import UserError
 from mtl_jax.models import ownership
 from mtl_jax.models.architecture import Architecture
 from mtl_jax.models.network import network
+from mtl_jax.models.transformer import TransformerLayer
 from mtl_jax.tasks.base import Task
 from mtl_jax.training import owners, soft_sharing
 from mtl_jax.training.initial import Model, make_model, random_params, with_pretrained
@@ -83,9 +84,8 @@ def assemble(config: Any, data: Corpus, architecture: Architecture | None, pretr
     )
     tasks = {name: _task(config, name, data) for name in names}
     columns = config.model.columns
-    if columns == "auto":  # written out is the fastest on CPU, but compiles as many times as there are columns
-        few = max(ownership.owner_count(owner) for owner in owned.values()) <= 4
-        columns = "vmap" if jax.default_backend() != "cpu" else "unroll" if few else "map"
+    if columns == "auto":
+        columns = _fastest_columns(model, owned)
 
     def make_network(layout):
         return network(
@@ -117,6 +117,13 @@ def assemble(config: Any, data: Corpus, architecture: Architecture | None, pretr
     first = Batches(train, data.layout, config.seed, config.data.rows, mixing(config)) if train else None
     batches = first.with_seed if first else None
     return Experiment(config, data, batches, tasks, owned, objective_for, spec, hyper, init_params, init, model)
+
+
+def _fastest_columns(model: Model, owned) -> str:
+    """As measured. Transformers on CPU win by being written out, which is compiled once a column, so up to eight."""
+    if jax.default_backend() != "cpu" or not any(isinstance(layer, TransformerLayer) for layer in model.layers):
+        return "vmap"
+    return "unroll" if max(ownership.owner_count(owner) for owner in owned.values()) <= 8 else "map"
 
 
 def _task(config, name, data) -> Task:
