@@ -4,13 +4,14 @@
     python launch.py --config=configs/ablate_synthetic.py:trace --workdir=runs/synthetic_trace --mode=ablate
     python launch.py --config=configs/ablate_synthetic.py:text --workdir=runs/synthetic_text --mode=ablate
 
-`linear`: eight linear regressions of 40 examples on bags of 16 words, weights drawn to their mean. Each of the 3,200
-trained R² lies within 2.6e-4 of the closed form; the best λ on test is 0.01 for ρ = 0, 0.03 for 0.3 and 0.6, 0.1 for
-0.9, and tied weights (as hard sharing, the same optimum) for ρ = 1. About 30 s a value of ρ on one CPU core.
+`linear`: eight linear regressions of 40 examples on bags of 16 words, weights drawn to their mean. The 800 trained R² lie
+within 2.4e-4 of the closed form (median 7e-8); λ chosen on dev is 0.01 for ρ = 0, 0.03 for 0.3 and 0.6, 0.1 for 0.9 and
+the largest for ρ = 1, where tied weights (as hard sharing, the same optimum) are best. 1.5 minutes on one CPU core.
 `trace`: weights in a common subspace of two dimensions, trace norm, whose large λ leads to W = 0 instead of tied
-weights; single settings are within 1.5e-4 of the optimum, the whole is not measured yet. Both are convex and every step
-sees all examples: seeds change where training begins, not where it ends, and one is enough.
-`text`: polarity of sentences, eight tasks of 60 sentences, a small CNN for each. Not measured yet.
+weights: within 2.5e-4 of the convex optimum, λ = 0.23 chosen everywhere. 2 minutes. Both are convex and every step sees
+all examples: seeds change where training begins, not where it ends, and one is enough.
+`text`: polarity of sentences, eight tasks of 60 sentences, a small CNN for each. Test accuracy at the λ chosen on dev,
+single-task, tied, hard: 0.697, 0.697, 0.652, 0.648 for ρ = 0; 0.858, 0.748, 0.877, 0.882 for ρ = 1. Some 5 minutes.
 """
 
 from ml_collections import ConfigDict
