@@ -4,7 +4,7 @@
     python launch.py --config=configs/ablate_synthetic.py:trace --workdir=runs/synthetic_trace --mode=ablate
     python launch.py --config=configs/ablate_synthetic.py:text --workdir=runs/synthetic_text --mode=ablate
 
-`linear`: eight linear regressions of 40 examples on bags of 16 words, weights drawn to their mean. The 800 trained R² lie
+`linear`: eight linear regressions of 40 examples on bags of 16 words, weights drawn to their mean. The 800 R² lie
 within 2.4e-4 of the closed form (median 7e-8); λ chosen on dev is 0.01 for ρ = 0, 0.03 for 0.3 and 0.6, 0.1 for 0.9 and
 the largest for ρ = 1, where tied weights (as hard sharing, the same optimum) are best. 1.5 minutes on one CPU core.
 `trace`: weights in a common subspace of two dimensions, trace norm, whose large λ leads to W = 0 instead of tied
