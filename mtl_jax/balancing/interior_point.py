@@ -1,0 +1,166 @@
+"""Small convex programmes by primal-dual interior-point methods of fixed length: inside `jit`, `vmap`-able.
+
+The iterations are not differentiated. Each solver ends with the derivative of one Newton step at the solution (the
+implicit function theorem), finite also where the programme is degenerate; so both modes of differentiation work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+Derivatives = Callable[[Any, jax.Array, Any], tuple[jax.Array, jax.Array]]
+
+
+def simplex_minimum(
+    derivatives: Derivatives, data: Any, normal: jax.Array, present: jax.Array, iterations: int = 60
+) -> jax.Array:
+    """argmin F(w) over w ≥ 0, Σ a_k w_k = 1, w_k = 0 where not present: the probability simplex for a = 1.
+
+    Args:
+      derivatives: (data, w [K], floor) -> (gradient [K], positive semi-definite Hessian [K, K]), of order 1. What F
+        divides by is to be kept ≥ floor: 0 in the iterations, small where they are done and the derivative is taken.
+      data: pytree of all arrays that F depends on; derivatives flow through it.
+      normal: a ≥ 0, float[K], the largest 1; derivatives flow through it too.
+      present: bool[K].
+      iterations: Newton steps, each a K×K solve; a quadratic needs some 15 to rounding, a norm some 30.
+
+    Returns:
+      float[K]; zeros where no task is present. Where the minimum is not unique, one inside the set of minima.
+    """
+    dtype = normal.dtype
+    on = present.astype(dtype)
+    count = jnp.maximum(jnp.sum(on), 1.0)
+    both = on[:, None] * on[None, :]
+    tiny = jnp.finfo(dtype).eps ** 2
+
+    def newton(data, w, z, multiplier, ridge=0.0):
+        data, normal = data
+        gradient, hessian = derivatives(data, w * on, ridge)
+        target = _target(w, z, on, count)
+        barrier = jnp.where(present, z / w, 1.0)  # an absent task stands apart and does not move
+        beside = normal * on
+        # aaᵀ does not move the solution, the constraint holds; a homogeneous F is singular without it
+        system = hessian * both + beside[:, None] * beside[None, :] + jnp.diag(barrier + ridge)
+        residual = jnp.where(present, gradient + multiplier * normal - target / w, 0.0)
+        solved = jnp.linalg.solve(system, jnp.stack([-residual, beside], axis=1))
+        off = jnp.sum(beside * w) - 1.0 + jnp.sum(beside * solved[:, 0])
+        change = off / jnp.maximum(jnp.sum(beside * solved[:, 1]), tiny)
+        dw = (solved[:, 0] - change * solved[:, 1]) * on
+        return dw, (target / w - z - barrier * dw) * on, change
+
+    def step(_, carry):
+        w, z, multiplier = carry
+        dw, dz, change = newton(frozen, w, z, multiplier)
+        length = jnp.minimum(_to_boundary(w, dw), _to_boundary(z, dz))
+        new_w = jnp.maximum(w + length * dw, tiny)
+        new = new_w, jnp.maximum(z + length * dz, tiny), multiplier + length * change
+        return _if_finite(new, carry)
+
+    frozen = jax.lax.stop_gradient((data, normal))
+    sides = frozen[1] * on
+    even = 1.0 / jnp.maximum(jnp.sum(sides), tiny)
+    start = jnp.where(present, even, 1.0), jnp.ones_like(on), jnp.zeros((), dtype)
+    solution = jax.lax.fori_loop(0, iterations, step, start)
+    w = solution[0] * on
+    return w / jnp.maximum(jnp.sum(sides * w), tiny) + _only_derivative(
+        newton((data, normal), *solution, _ridge(dtype))[0]
+    )
+
+
+def nonnegative_minimum(
+    hessian: jax.Array, slope: jax.Array, present: jax.Array, iterations: int = 40
+) -> tuple[jax.Array, jax.Array]:
+    """argmin ½ xᵀHx + bᵀx over x ≥ 0, x_k = 0 where not present.
+
+    Args:
+      hessian: H, positive semi-definite float[K, K]. It is scaled to a unit diagonal, and b to a largest entry of 1.
+      slope: b, float[K].
+      present: bool[K].
+      iterations: Newton steps, each a K×K solve; a well-conditioned problem needs some 20 to rounding.
+
+    Returns:
+      x float[K]; and by how much Hx + b, so scaled, falls short of the condition ≥ 0 of an optimum, a scalar: not near
+      0 where the problem is unbounded.
+    """
+    dtype = hessian.dtype
+    on = present.astype(dtype)
+    count = jnp.maximum(jnp.sum(on), 1.0)
+    both = on[:, None] * on[None, :]
+    tiny = jnp.finfo(dtype).eps ** 2
+    diagonal = jax.lax.stop_gradient(jnp.diagonal(hessian))
+    unit = jax.lax.rsqrt(jnp.where(present & (diagonal > 0), diagonal, 1.0))
+    hessian, slope = hessian * unit[:, None] * unit[None, :], slope * unit * on
+    largest = jnp.max(jnp.abs(jax.lax.stop_gradient(slope)))
+    largest = jnp.where(largest > 0, largest, 1.0)
+    slope = slope / largest
+
+    def newton(data, x, z, ridge=0.0):
+        hessian, slope = data
+        target = _target(x, z, on, count)
+        barrier = jnp.where(present, z / x, 1.0)
+        residual = jnp.where(present, _product(hessian, x * on) + slope - target / x, 0.0)
+        dx = jnp.linalg.solve(hessian * both + jnp.diag(barrier + ridge), -residual) * on
+        return dx, (target / x - z - barrier * dx) * on
+
+    def step(_, carry):
+        x, z = carry
+        dx, dz = newton(frozen, x, z)
+        length = jnp.minimum(_to_boundary(x, dx), _to_boundary(z, dz))
+        new = jnp.maximum(x + length * dx, tiny), jnp.maximum(z + length * dz, tiny)
+        return _if_finite(new, carry)
+
+    frozen = jax.lax.stop_gradient((hessian, slope))
+    solution = jax.lax.fori_loop(0, iterations, step, (jnp.ones_like(on), jnp.ones_like(on)))
+    x = solution[0] * on
+    short = jnp.max(jnp.where(present, -(_product(frozen[0], x) + frozen[1]), 0.0), initial=0.0)
+    x = x + _only_derivative(newton((hessian, slope), *solution, _ridge(dtype))[0])
+    inside = jnp.any(slope < 0)  # else 0 is the solution
+    return jnp.where(inside, x * unit * largest, 0.0), jnp.where(inside, short, 0.0)
+
+
+def project_on_simplex(point: jax.Array, present: jax.Array, mass: jax.Array) -> jax.Array:
+    """The nearest w to `point` [K] with w ≥ 0, Σ w = mass over the tasks present; 0 for others (Duchi et al. 2008)."""
+    on = present.astype(point.dtype)
+    descending = -jnp.sort(jnp.where(present, -point, jnp.inf))
+    ranked = jnp.isfinite(descending)
+    excess = jnp.cumsum(jnp.where(ranked, descending, 0.0)) - mass
+    rank = jnp.arange(1, point.size + 1).astype(point.dtype)
+    inside = ranked & (descending * rank > excess)
+    size = jnp.maximum(jnp.sum(inside.astype(jnp.int32)), 1)
+    threshold = excess[size - 1] / size.astype(point.dtype)
+    return jnp.maximum(jnp.where(present, point, 0.0) - threshold, 0.0) * on
+
+
+def _target(x: jax.Array, z: jax.Array, on: jax.Array, count: jax.Array) -> jax.Array:
+    """The product x·z to aim at next; from rounding on it stays, and the steps polish."""
+    return jnp.maximum(0.2 * jnp.sum(x * z * on) / count, jnp.finfo(x.dtype).eps ** 1.5)
+
+
+def _ridge(dtype) -> float:
+    """What bounds the derivative where the solution is not unique; elsewhere it is small beside the Hessian."""
+    return jnp.finfo(dtype).eps ** 0.5
+
+
+def _to_boundary(x: jax.Array, dx: jax.Array) -> jax.Array:
+    """The longest step ≤ 1 that keeps x + step · dx > 0, a little short of it."""
+    shrinking = dx < 0
+    return jnp.minimum(1.0, 0.995 * jnp.min(jnp.where(shrinking, -x / jnp.where(shrinking, dx, -1.0), jnp.inf)))
+
+
+def _if_finite(new, old):
+    good = jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in new]))
+    return jax.tree.map(lambda fresh, kept: jnp.where(good, fresh, kept), new, old)
+
+
+def _only_derivative(x: jax.Array) -> jax.Array:
+    """Zero, with the derivative of x."""
+    finite = jnp.where(jnp.isfinite(x), x, 0.0)
+    return finite - jax.lax.stop_gradient(finite)
+
+
+def _product(matrix: jax.Array, x: jax.Array) -> jax.Array:
+    return jnp.matmul(matrix, x, precision=jax.lax.Precision.HIGHEST)

@@ -1,0 +1,90 @@
+"""What a weighting is, and the small steps that several of them share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mtl_jax.balancing import options
+
+State = Any
+
+
+class Weighting(NamedTuple):
+    """init(K) -> state; update(gram float[K, K], state, *, key, present bool[K]) -> (weights float[K], state).
+
+    The combined gradient is Σ_k weights_k g_k. `key` is new at each update. Absent tasks get weight 0 and do not count:
+    the result is that of the method on the tasks present. `halves`: the method reads, in place of the Gram matrix, the
+    products [K, K] between gradients of two independent halves of the batch, entry (i, j) = g_i of the first · g_j of
+    the second; it is neither symmetric nor positive. The combined gradient is then formed from the mean of the halves.
+    """
+
+    init: Callable[[int | None], State]
+    update: Callable[..., tuple[jax.Array, State]]
+    halves: bool = False
+
+
+def stateless(weights: Callable[[jax.Array, jax.Array, jax.Array], jax.Array]) -> Weighting:
+    """A weighting from (gram, key, present) -> weights; the gram has zeros for absent tasks."""
+
+    def update(gram: jax.Array, state: tuple, *, key: jax.Array, present: jax.Array) -> tuple[jax.Array, tuple]:
+        return weights(seen_by(gram, present), key, present), state
+
+    return Weighting(lambda count: (), update)
+
+
+def seen_by(gram: jax.Array, present: jax.Array) -> jax.Array:
+    """The matrix with zeros in rows and columns of absent tasks, whatever stood there."""
+    return jnp.where(present[:, None] & present[None, :], gram, 0.0)
+
+
+def tasks_of(name: str, count: int | None) -> int:
+    """K, for a method that keeps a state of its size. Raises ValueError where it was not given."""
+    if count is None:
+        raise ValueError(f"{name} keeps a state for each task: tell how many there are, tasks=K")
+    return count
+
+
+def shares(gram: jax.Array, present: jax.Array, preference: np.ndarray | None = None) -> jax.Array:
+    """The preference over the tasks present, Σ = 1; equal without one, and where only unwanted tasks are present."""
+    on = present.astype(gram.dtype)
+    equal = on / jnp.maximum(jnp.sum(on), 1.0)
+    if preference is None:
+        return equal
+    wanted = options.for_tasks("preference", preference, present.size, gram.dtype) * on
+    total = jnp.sum(wanted)
+    return jnp.where(total > 0, wanted / jnp.where(total > 0, total, 1.0), equal)
+
+
+def scaled(gram: jax.Array) -> jax.Array:
+    """The Gram matrix with its largest diagonal entry 1; zeros stay. For methods to which a common scale makes no
+    difference: it is a constant to derivatives.
+    """
+    return divided(gram, jax.lax.stop_gradient(jnp.max(jnp.diagonal(gram))))
+
+
+def divided(a: jax.Array, b: jax.Array) -> jax.Array:
+    """a / b, and 0 where b is not > 0, with finite derivatives."""
+    return jnp.where(b > 0, a / jnp.where(b > 0, b, 1.0), 0.0)
+
+
+def cosines(gram: jax.Array, present: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Cosines [K, K] and 1/‖g_k‖ [K]; both 0 for absent tasks and gradients of zero."""
+    squares = jnp.diagonal(gram)
+    live = present & (squares > 0)
+    inverse = jnp.where(live, jax.lax.rsqrt(jnp.where(live, squares, 1.0)), 0.0)
+    return gram * inverse[:, None] * inverse[None, :], inverse
+
+
+def root(x: jax.Array) -> jax.Array:
+    """√x, and 0 with derivative 0 where x is not > 0."""
+    return jnp.where(x > 0, jnp.sqrt(jnp.where(x > 0, x, 1.0)), 0.0)
+
+
+def dot(a: jax.Array, b: jax.Array) -> jax.Array:
+    """a @ b at highest precision."""
+    return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)

@@ -1,0 +1,121 @@
+"""Projections on the directions that harm no task: DualProj, UPGrad; and with one task first, PCD."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from mtl_jax.balancing import options
+from mtl_jax.balancing.interior_point import nonnegative_minimum
+from mtl_jax.balancing.options import Number
+from mtl_jax.balancing.weightings.base import Weighting, divided, dot, root, seen_by, shares, stateless, tasks_of
+
+
+def dualproj(regularisation: Number = 1e-4, preference=None) -> Weighting:
+    """The mean gradient projected on the dual cone, the directions that go against no gradient (Lopez-Paz & Ranzato
+    2017, equation 11, with `preference` [K] in place of their last task; 1/n without one).
+
+    weights = argmin vᵀG'v over v ≥ p, G' = G / tr G + `regularisation` · I. ValueError unless that is > 0.
+    """
+    options.check("regularisation", regularisation, 0.0, ends="()")
+    preference = options.preference_vector(preference)
+
+    def weights(gram: jax.Array, key: jax.Array, present: jax.Array) -> jax.Array:
+        return _above(_regularised(gram, regularisation), shares(gram, present, preference), present)
+
+    return stateless(weights)
+
+
+def upgrad(regularisation: Number = 1e-4, preference=None) -> Weighting:
+    """Unconflicting projection of gradients: each projected on the dual cone, then the mean (Quinton & Rey 2024).
+
+    weights = Σ_k argmin vᵀG'v over v ≥ p_k e_k (their proposition 1), G' and p as in `dualproj`.
+    """
+    options.check("regularisation", regularisation, 0.0, ends="()")
+    preference = options.preference_vector(preference)
+
+    def weights(gram: jax.Array, key: jax.Array, present: jax.Array) -> jax.Array:
+        matrix = _regularised(gram, regularisation)
+        alone = jnp.diag(shares(gram, present, preference))
+        return jnp.sum(jax.vmap(lambda lower: _above(matrix, lower, present))(alone), axis=0)
+
+    return stateless(weights)
+
+
+class PcdState(NamedTuple):
+    """Moving averages of the squared norms, float[K], from 0; updates in which each task was present, int32[K]."""
+
+    squares: jax.Array
+    seen: jax.Array
+
+
+def pcd(tau: Number = 0.02, beta: Number = 0.999, primary: int = 0, eps: Number = 1e-8) -> Weighting:
+    """Priority-constrained descent: the direction nearest to the primary task's gradient that gives each other task at
+    least a share τ of what its own gradient would give it (Varam & AlHajri 2026, algorithm 1).
+
+    d = argmin ½‖d − g̃_1‖² with g̃_k·d ≥ τ‖g̃_k‖² for all others, g̃_k = g_k / √(v̂_k + eps), v̂_k the bias-corrected moving
+    average of ‖g_k‖² (decay β); d is given the norm of g_1. Where the conditions contradict each other they are
+    dropped. Where the primary task is absent or its gradient is zero, the weights are 0.
+
+    Raises ValueError unless 0 ≤ τ ≤ 1, 0 ≤ β < 1, eps ≥ 0 and 0 ≤ primary < K.
+    """
+    options.check("tau", tau, 0.0, 1.0)
+    options.check("beta", beta, 0.0, 1.0, "[)")
+    options.check("eps", eps, 0.0)
+    options.check_whole("primary", primary, 0)
+
+    def init(count: int | None) -> PcdState:
+        count = tasks_of("pcd", count)
+        return PcdState(jnp.zeros(count), jnp.zeros(count, jnp.int32))
+
+    def update(gram: jax.Array, state: PcdState, *, key: jax.Array, present: jax.Array):
+        if primary >= present.size:
+            raise ValueError(f"primary must be one of the {present.size} tasks, 0 … {present.size - 1}, not {primary}")
+        gram = seen_by(gram, present)
+        dtype = gram.dtype
+        decay = options.number(beta, dtype)
+        squares = jnp.diagonal(gram)
+        before = state.squares.astype(dtype)
+        average = jnp.where(present, decay * before + (1.0 - decay) * squares, before)
+        seen = state.seen + present.astype(jnp.int32)
+        unbiased = average / jnp.where(seen > 0, 1.0 - decay ** seen.astype(dtype), 1.0)
+        scale = jnp.where(present, divided(jnp.ones_like(squares), root(unbiased + options.number(eps, dtype))), 0.0)
+        leads = jnp.arange(present.size) == primary
+        weights = _first(gram, scale, leads, present, options.number(tau, dtype))
+        average = jax.lax.stop_gradient(average).astype(state.squares.dtype)
+        return weights, PcdState(average, seen)
+
+    return Weighting(init, update)
+
+
+def _first(gram, scale, leads, present, tau):
+    """Weights of PCD: multipliers of the others' conditions, then the norm of the leading gradient."""
+    dtype = gram.dtype
+    relative = gram * scale[:, None] * scale[None, :]
+    largest = jax.lax.stop_gradient(jnp.max(jnp.diagonal(relative)))
+    relative = divided(relative, largest)
+    first = leads.astype(dtype)
+    squares = jnp.diagonal(relative)
+    others = present & ~leads & (squares > 0)
+    short = tau * squares - dot(relative, first)
+    multipliers, unmet = nonnegative_minimum(relative, -jnp.where(others, short, 0.0), others)
+    tolerance = 30 * jnp.sqrt(jnp.finfo(dtype).eps)
+    combined = first + jnp.where(unmet < tolerance, 1.0, 0.0) * multipliers
+    square = dot(combined, dot(relative, combined))
+    magnitude = dot(jnp.abs(combined), root(squares)) ** 2
+    found = square > 10 * jnp.finfo(dtype).eps * magnitude
+    length = root(divided(dot(first, dot(gram, first)), jnp.where(found, square * largest, 0.0)))
+    return length * combined * scale
+
+
+def _regularised(gram: jax.Array, regularisation: Number) -> jax.Array:
+    """G / tr G + regularisation · I."""
+    ridge = options.number(regularisation, gram.dtype) * jnp.eye(gram.shape[0], dtype=gram.dtype)
+    return divided(gram, jnp.trace(gram)) + ridge
+
+
+def _above(matrix: jax.Array, lower: jax.Array, present: jax.Array) -> jax.Array:
+    """argmin vᵀMv over v ≥ lower."""
+    return lower + nonnegative_minimum(matrix, dot(matrix, lower), present)[0]

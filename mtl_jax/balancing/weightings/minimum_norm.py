@@ -1,0 +1,88 @@
+"""Points of the convex hull of the gradients: MGDA and CAGrad."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from mtl_jax.balancing import options
+from mtl_jax.balancing.interior_point import simplex_minimum
+from mtl_jax.balancing.options import Number
+from mtl_jax.balancing.weightings.base import Weighting, cosines, divided, dot, root, scaled, shares, stateless
+
+
+def mgda() -> Weighting:
+    """The point of least norm in the convex hull of the gradients (Désidéri 2012; Sener & Koltun 2018).
+
+    Exact for two tasks; for more a quadratic programme, solved to rounding in a fixed number of Newton steps.
+    """
+
+    def weights(gram: jax.Array, key: jax.Array, present: jax.Array) -> jax.Array:
+        if gram.shape[0] == 2:
+            return _least_norm_of_two(gram, present)
+        similarity, normal, live = _relative(gram, present)
+        v = simplex_minimum(lambda similarity, v, floor: (dot(similarity, v), similarity), similarity, normal, live)
+        zero = (present & ~live).astype(gram.dtype)
+        zeros = jnp.sum(zero)
+        return jnp.where(zeros > 0, zero / jnp.maximum(zeros, 1.0), normal * v)
+
+    return stateless(weights)
+
+
+def cagrad(c: Number = 0.4) -> Weighting:
+    """Conflict-averse gradient: the best worst improvement within c‖g_0‖ of the mean g_0 (Liu et al. 2021).
+
+    weights = 1/n + c (‖g_0‖ / ‖g_w‖) w, w = argmin over the simplex of g_w·g_0 + c ‖g_0‖ ‖g_w‖. Not divided by 1 + c²,
+    as some code does. c = 0 is the mean. Where ‖g_w‖ vanishes no step improves all tasks, and the mean is left.
+    Raises ValueError unless 0 ≤ c < 1.
+    """
+    options.check("c", c, 0.0, 1.0, "[)")
+
+    def weights(gram: jax.Array, key: jax.Array, present: jax.Array) -> jax.Array:
+        share = shares(gram, present)
+        if options.known(c) and c == 0:
+            return share
+        # in v, w_k = v_k · least norm / ‖g_k‖, all is of order 1 however the norms differ; F is homogeneous
+        similarity, normal, live = _relative(gram, present)
+        gram = scaled(gram)
+        length = root(dot(share, dot(gram, share)))
+        towards_mean = divided(dot(similarity, share * root(jnp.diagonal(gram))), length)
+        radius = options.number(c, gram.dtype)
+        least = 10 * jnp.finfo(gram.dtype).eps ** 0.5  # below it ‖g_v‖ is rounding, and no step improves all tasks
+
+        def derivatives(data, x: jax.Array, floor) -> tuple[jax.Array, jax.Array]:
+            # ‖g_v‖ = min over s of ½ (‖g_v‖²/s + s), s the last variable: Newton then meets no kink at 0
+            similarity, towards_mean, radius = data
+            v, s = x[:-1], jnp.maximum(x[-1], floor)
+            product = dot(similarity, v) / s
+            ratio = dot(v, product) / s
+            gradient = jnp.append(towards_mean + radius * product, 0.5 * radius * (1.0 - ratio))
+            beside = -product[:, None]
+            return gradient, radius / s * jnp.block([[similarity, beside], [beside.T, ratio[None, None]]])
+
+        extended = jnp.append(normal, 0.0), jnp.append(live, True)
+        v = simplex_minimum(derivatives, (similarity, towards_mean, radius), *extended)[:-1]
+        norm = root(dot(v, dot(similarity, v)))
+        # a gradient of zero takes all of w unless F < 0 can be had without it
+        helps = jnp.all(live | ~present) | (dot(v, towards_mean) + radius * norm < 0)
+        factor = jnp.where(helps, radius * length / jnp.maximum(norm, least), 0.0)
+        return share + factor * v * jnp.where(live, divided(jnp.ones_like(share), root(jnp.diagonal(gram))), 0.0)
+
+    return stateless(weights)
+
+
+def _relative(gram: jax.Array, present: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Cosines [K, K]; least norm / ‖g_k‖ [K]; and which tasks are present with a gradient that is not zero, bool[K]."""
+    similarity, inverse_norms = cosines(gram, present)
+    live = inverse_norms > 0
+    return similarity, jnp.where(live, divided(inverse_norms, jnp.max(inverse_norms)), 1.0), live
+
+
+def _least_norm_of_two(gram: jax.Array, present: jax.Array) -> jax.Array:
+    """min over t in [0, 1] of ‖t g_0 + (1 − t) g_1‖: t = (g_1 − g_0)·g_1 / ‖g_0 − g_1‖²."""
+    distance = gram[0, 0] + gram[1, 1] - 2.0 * gram[0, 1]
+    apart = distance > 0
+    first = jnp.where(apart, (gram[1, 1] - gram[0, 1]) / jnp.where(apart, distance, 1.0), 0.5)
+    first = jnp.clip(first, 0.0, 1.0)
+    both = present[0] & present[1]
+    return jnp.where(both, jnp.stack([first, 1.0 - first]), present.astype(gram.dtype))

@@ -1,0 +1,123 @@
+"""Weights that learn over the steps against the noise of mini-batches: MoDo, SDMGrad, and CR-MOGM around any method."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from mtl_jax.balancing import options
+from mtl_jax.balancing.interior_point import project_on_simplex
+from mtl_jax.balancing.options import Number
+from mtl_jax.balancing.weightings.base import Weighting, dot, seen_by, shares, tasks_of
+
+
+def modo(gamma: Number = 1e-3, rho: Number = 0.1) -> Weighting:
+    """Multi-objective descent with double sampling: λ ← Π(λ − γ (G λ + ρ λ)) (Chen et al. 2023, algorithm 1).
+
+    G holds the products between two independent halves of the batch (`Weighting.halves`), so that G λ is an unbiased
+    estimate; Π projects on the simplex. The state is λ [K], equal at first. ρ is from the authors' code, 0 in the
+    paper. Raises ValueError unless γ > 0 and ρ ≥ 0.
+    """
+    options.check("gamma", gamma, 0.0, ends="()")
+    options.check("rho", rho, 0.0)
+
+    def step(products: jax.Array, part: jax.Array, present: jax.Array, mass: jax.Array) -> jax.Array:
+        rate, ridge = options.number(gamma, part.dtype), options.number(rho, part.dtype)
+        return project_on_simplex(part - rate * (dot(products, part) + ridge * part), present, mass)
+
+    def update(products: jax.Array, state: jax.Array, *, key: jax.Array, present: jax.Array):
+        new = moved_on_simplex(step, seen_by(products, present), state, present)
+        return over_present(new, present), new.astype(state.dtype)
+
+    return Weighting(lambda count: even("modo", count), update, halves=True)
+
+
+def sdmgrad(
+    lam: Number = 0.3, learning_rate: Number = 10.0, momentum: Number = 0.5, steps: int = 20, preference=None
+) -> Weighting:
+    """Stochastic direction-oriented descent: weights (w + λ p) / (1 + λ), w against conflicts, p the direction wanted
+    (Xiao et al. 2023, algorithm 1).
+
+    w is moved by `steps` projected gradient steps with momentum on ½‖g_w + λ g_p‖² over the simplex, from where it was.
+    Its gradient G (w + λ p) is unbiased: G holds products between independent halves of the batch
+    (`Weighting.halves`). As in the authors' code, from which the defaults are, G is divided by (mean_k √G_kk)². p =
+    `preference` [K], equal without one. Raises ValueError for options out of range.
+    """
+    options.check("lam", lam, 0.0)
+    options.check("learning_rate", learning_rate, 0.0, ends="()")
+    options.check("momentum", momentum, 0.0, 1.0, "[)")
+    options.check_whole("steps", steps, 1)
+    preference = options.preference_vector(preference)
+
+    def update(products: jax.Array, state: jax.Array, *, key: jax.Array, present: jax.Array):
+        products = seen_by(products, present)
+        dtype = products.dtype
+        pull, rate, memory = (options.number(option, dtype) for option in (lam, learning_rate, momentum))
+        wanted = shares(products, present, preference)
+        count = jnp.maximum(jnp.sum(present.astype(dtype)), 1.0)
+        scale = jnp.sum(jnp.sqrt(jnp.maximum(jnp.diagonal(products), 0.0))) / count
+        relative = jax.lax.stop_gradient(products / (scale**2 + 1e-8))
+
+        def step(relative, part, present, mass):
+            def inner(_, carry):
+                w, velocity = carry
+                velocity = memory * velocity + dot(relative, w + pull * mass * wanted)
+                return project_on_simplex(w - rate * velocity, present, mass), velocity
+
+            return jax.lax.fori_loop(0, steps, inner, (part, jnp.zeros_like(part)))[0]
+
+        new = moved_on_simplex(step, relative, state, present)
+        return (over_present(new, present) + pull * wanted) / (1.0 + pull), new.astype(state.dtype)
+
+    return Weighting(lambda count: even("sdmgrad", count), update, halves=True)
+
+
+class SmoothedState(NamedTuple):
+    """weights: the averages float[K]; weighting: state of the method inside."""
+
+    weights: jax.Array
+    weighting: Any
+
+
+def cr_mogm(weighting: Weighting, alpha: Number = 0.9) -> Weighting:
+    """Weights averaged over the steps: λ ← α λ + (1 − α) λ̂, λ̂ those of `weighting`, at first 1/K (Zhou et al. 2022,
+    CR-MOGM). The paper lets α grow to 1 as the learning rate falls; a traced α can do so. Raises ValueError unless
+    0 ≤ α ≤ 1.
+    """
+    options.check("alpha", alpha, 0.0, 1.0)
+
+    def init(count: int | None) -> SmoothedState:
+        return SmoothedState(even("cr_mogm", count), weighting.init(count))
+
+    def update(gram: jax.Array, state: SmoothedState, *, key: jax.Array, present: jax.Array):
+        found, inner = weighting.update(gram, state.weighting, key=key, present=present)
+        keep = options.number(alpha, found.dtype)
+        before = state.weights.astype(found.dtype)
+        averages = jnp.where(present, keep * before + (1.0 - keep) * found, before)
+        kept = jax.lax.stop_gradient(averages).astype(state.weights.dtype)
+        return jnp.where(present, averages, 0.0), SmoothedState(kept, inner)
+
+    return Weighting(init, update, weighting.halves)
+
+
+def even(name: str, count: int | None) -> jax.Array:
+    """The centre of the simplex, float[K]."""
+    count = tasks_of(name, count)
+    return jnp.full(count, 1.0 / count)
+
+
+def moved_on_simplex(step, products: jax.Array, state: jax.Array, present: jax.Array) -> jax.Array:
+    """λ [K] after `step` (products, λ, present, mass) on the tasks present, which keep the mass they had together."""
+    whole = state.astype(products.dtype)
+    part = jnp.where(present, whole, 0.0)
+    mass = jnp.sum(part)
+    return jnp.where(present, step(products, part, present, mass), whole)
+
+
+def over_present(weights: jax.Array, present: jax.Array) -> jax.Array:
+    """The part of λ of the tasks present, normalised to sum 1; equal where it is zero."""
+    part = jnp.where(present, weights, 0.0)
+    total = jnp.sum(part)
+    return jnp.where(total > 0, part / jnp.where(total > 0, total, 1.0), shares(weights, present))
