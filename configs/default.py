@@ -85,8 +85,17 @@ def get_config() -> ConfigDict:
     sharing.tied = False  # λ → ∞: the columns are replaced by their mean after each update
 
     loss_weights = config.loss_weights = ConfigDict()
-    loss_weights.method = "equal"  # α_k, times tasks.*.weight; the methods are in mtl_jax/balancing/loss_weights.py
+    loss_weights.method = "equal"  # α_k, times tasks.*.weight; the methods are in mtl_jax/balancing/loss_weights/
     loss_weights.options = ConfigDict()  # of the method, e.g. {"temperature": 2.0}
+
+    aggregation = config.aggregation = ConfigDict()  # of gradients over what tasks share; λ·∇Ω is added behind
+    aggregation.method = "sum"  # "sum" (one joint pass) or a method of mtl_jax/balancing/aggregation.py, e.g. "pcgrad"
+    aggregation.options = ConfigDict()  # of the method, e.g. {"c": 0.4}
+    aggregation.smoothing = 0.0  # α of CR-MOGM: weights are averaged over the steps, 0 = off
+    aggregation.level = "parameters"  # of the gradients that are compared: "parameters" | "representation" (what the
+    #                                   last layer that all share gives out; only tasks on one text can conflict there)
+    aggregation.memory = "copies"  # "copies": K gradients are held | "layers": only their products, layer by layer, at
+    #                                the price of a second backward pass
 
     optimizer = config.optimizer = ConfigDict()
     optimizer.name = "adamw"  # "adamw" | "sgd"
@@ -196,7 +205,8 @@ def sweep(**fields) -> ConfigDict:
     """Values of one hyperparameter that the compiled step takes as an argument. Unknown fields are refused.
 
     Such are penalties.*.strength, penalties.*.by_layer.*, tasks.*.weight, optimizer.learning_rate,
-    optimizer.weight_decay, model.dropout, model.attention_dropout and the numbers in loss_weights.options.
+    optimizer.weight_decay, model.dropout, model.attention_dropout and the numbers in loss_weights.options and
+    aggregation.options.
     """
     entry = ConfigDict()
     entry.field = ""  # e.g. "penalties.l2.strength"; "*" stands for any one name: "tasks.*.weight" moves all together

@@ -21,6 +21,8 @@ CHOICES = {
     "model.layer": ("transformer", "lstm", "bilstm", "rnn", "cnn"),
     "model.column_init": ("same", "independent"),
     "model.columns": ("auto", "vmap", "map", "unroll"),
+    "aggregation.level": ("parameters", "representation"),
+    "aggregation.memory": ("copies", "layers"),
     "model.dtype": ("float32", "bfloat16"),
     "optimizer.name": ("adamw", "sgd"),
     "optimizer.schedule": ("linear", "cosine", "constant"),
@@ -215,7 +217,7 @@ def _check_penalties(config, default, say):
 
 
 def _check_model(config, say):
-    from mtl_jax.balancing.loss_weights import LOSS_WEIGHTS
+    from mtl_jax.balancing import AGGREGATION, LOSS_WEIGHTS
 
     model = config.model
     if model.pretrained and model.layer != "transformer":
@@ -240,6 +242,8 @@ def _check_model(config, say):
     if config.sharing.tied and model.column_init != "same":
         say("config.sharing.tied: tied columns start from the same values; set config.model.column_init = 'same'")
     _choice("config.loss_weights.method", config.loss_weights.method, LOSS_WEIGHTS, say)
+    _choice("config.aggregation.method", config.aggregation.method, AGGREGATION, say)
+    _range("config.aggregation.smoothing", config.aggregation.smoothing, 0.0, 1.0, say)
 
 
 def _check_ablation(config, default, say):

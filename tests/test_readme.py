@@ -2,6 +2,7 @@
 
 import pathlib
 import re
+import textwrap
 
 import jax
 import numpy as np
@@ -10,15 +11,20 @@ README = pathlib.Path(__file__).parents[1] / "README.md"
 
 
 def test_the_examples_run(capsys):
-    own_config, own_loop = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.S)
+    own_config, sweep, own_loop = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.S)
     scope: dict = {}
     exec(compile(own_config, "README.md", "exec"), scope)
     config = scope["get_config"]()
     assert list(config.tasks) == ["sentiment", "ner"] and config.penalties.l2.kind == "l2_to_mean"
     from configs import default
+    from mtl_jax.analysis.ablation import plan
     from mtl_jax.config import check
 
     check(config, default)
+    exec(compile(textwrap.dedent(sweep), "README.md", "exec"), scope | {"config": config})
+    planned = plan.make(config, lambda c: check(c, default))
+    assert len(planned.seeds) == 5
+    assert {name for program in planned.programs for name in program.choices} == {"sentences"}
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         exec(compile(own_loop, "README.md", "exec"), scope)
     assert np.isfinite(scope["losses"]).all() and scope["losses"].mean() < 1.0

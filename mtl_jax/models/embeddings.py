@@ -1,4 +1,7 @@
-"""Input embeddings of one column: tokens int32[R, T] to features [R, T, D]."""
+"""Input embeddings of one column: tokens int32[R, T] to features [R, T, D].
+
+Looked-up vectors are marked by `perturb`, so that their gradients can be read off, see `models.taps`.
+"""
 
 from __future__ import annotations
 
@@ -56,7 +59,7 @@ class BertEmbeddings(nn.Module):
         def table(name, rows):
             return Table(rows, self.width, self.initializer_range, name=name)
 
-        x = table("word", self.vocab_size)(tokens)
+        x = self.perturb("words", table("word", self.vocab_size)(tokens))
         x = x + table("position", self.max_positions)(position + self.position_offset)
         x = x + table("token_type", self.type_vocab)(jnp.minimum(token_type, self.type_vocab - 1))
         x = nn.LayerNorm(self.layer_norm_eps, dtype=jnp.float32, use_fast_variance=False, name="layer_norm")(x)
@@ -85,5 +88,5 @@ class WordEmbeddings(nn.Module):
     ) -> jax.Array:
         """tokens int32[R, T] -> dtype [R, T, D]. Only the tokens are used: order is the layers' matter."""
         del position, token_type, segment
-        x = Table(self.vocab_size, self.width, self.initializer_range, name="word")(tokens)
+        x = self.perturb("words", Table(self.vocab_size, self.width, self.initializer_range, name="word")(tokens))
         return dropout(noise, 0, x.astype(self.dtype))

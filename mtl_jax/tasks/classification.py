@@ -59,6 +59,10 @@ class Classification:
         """Weight of each labelled example's class, float32 [R, E]."""
         return losses.item_weight(losses.targets(labels, len(self.names)), self.class_weights or None)
 
+    def class_sums(self, logits: jax.Array, labels: Labels) -> tuple[jax.Array, jax.Array]:
+        """How often each class is the label and is predicted, float32 [C] each, see `losses.class_sums`."""
+        return losses.class_sums(logits, losses.targets(labels, len(self.names)))
+
     def predict(self, params: Params, logits: jax.Array, labels: Labels) -> dict[str, jax.Array]:
         """value int32[R, E], probability float32[R, E, C]."""
         return {"value": jnp.argmax(logits, -1).astype(jnp.int32), "probability": jax.nn.softmax(logits)}

@@ -21,6 +21,16 @@ def targets(labels: Labels, classes: int) -> jax.Array:
     return jnp.where(mask[..., None], value.astype(jnp.float32), 0.0)
 
 
+def class_sums(logits: jax.Array, target: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """How often each class is the label, and the sum of its predicted probabilities over the same items, float32 [C].
+
+    Args: logits and target [..., C]; a target of zeros (unknown label) is left out.
+    """
+    axes = tuple(range(target.ndim - 1))
+    known = target.sum(-1, keepdims=True) > 0
+    return target.sum(axes), jnp.where(known, jax.nn.softmax(logits.astype(jnp.float32)), 0.0).sum(axes)
+
+
 def item_weight(target: jax.Array, class_weights: tuple[float, ...] | None) -> jax.Array:
     """Σ_c w_c q_c of `target` q [..., C]: the weight of the item's class, 0 for an unknown label."""
     return (target if class_weights is None else target * _along(class_weights, target)).sum(-1)

@@ -95,6 +95,10 @@ class Tagging:
             values = losses.item_weight(losses.targets(labels, len(self.names)), self.class_weights or None)
         return features.to_examples(values, labels["slot"], slots)
 
+    def class_sums(self, logits: jax.Array, labels: Labels) -> tuple[jax.Array, jax.Array]:
+        """How often each tag is the label and is predicted, float32 [C] each; of a CRF by the words' scores alone."""
+        return losses.class_sums(logits, losses.targets(labels, len(self.names)))
+
     def predict(self, params: Params, logits: jax.Array, labels: Labels) -> dict[str, jax.Array]:
         """value int32[R, Q], -1 in the padding, and probability float32[R, Q] of that tag (CRF: its marginal)."""
         segment = labels["segment"]

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from mtl_jax import tasks as task_kinds
-from mtl_jax.balancing import loss_weights
+from mtl_jax.balancing import OF_GRADIENTS, WEIGHTINGS, loss_weights, weightings
 from mtl_jax.data.batch import Layout
 from mtl_jax.data.batches import Batches
 from mtl_jax.data.corpus import Corpus
@@ -19,11 +21,13 @@ from mtl_jax.models.architecture import Architecture
 from mtl_jax.models.network import network
 from mtl_jax.models.transformer import TransformerLayer
 from mtl_jax.tasks.base import Task
-from mtl_jax.training import owners, soft_sharing
+from mtl_jax.training import balanced, owners, soft_sharing, task_gradients
+from mtl_jax.training.balanced import Aggregation
 from mtl_jax.training.initial import Model, make_model, random_params, with_pretrained
 from mtl_jax.training.objective import Objective
 from mtl_jax.training.optimizer import Hyper, OptimizerSpec, hyper_from, multipliers
 from mtl_jax.training.paths import flatten, matching
+from mtl_jax.training.signals import has_classes
 from mtl_jax.training.sources import load_corpus, load_encoder, mixing
 from mtl_jax.training.step import StepSpec, TrainState, init_state
 
@@ -149,6 +153,91 @@ def _loss_weights(config, sizes):
     return make
 
 
+def _with_classes(config, method, objective):
+    """The method, unless it asks for distributions of classes and no task has classes."""
+    if "divergences" in method().needs and not any(has_classes(task) for task in objective.tasks.values()):
+        raise UserError(f"config.loss_weights.method: {config.loss_weights.method!r} needs a task with classes")
+    return method
+
+
+def _aggregation(config, tasks: int):
+    """(options of the method that are traced) -> the method. None for the plain sum."""
+    entry = config.aggregation
+    options = entry.options.to_dict()
+    if entry.method == "sum" and not entry.smoothing:
+        if options:
+            raise UserError(f"config.aggregation.options: 'sum' has no option {next(iter(options))!r}")
+        return None
+    if tasks < 2:
+        raise UserError(f"config.aggregation.method: {entry.method!r} needs two tasks at least, there is one")
+    if entry.method in OF_GRADIENTS:
+        for field, value, only in (("level", entry.level, "parameters"), ("memory", entry.memory, "copies")):
+            if value != only:
+                raise UserError(f"config.aggregation.{field}: {entry.method!r} reads the gradients, it needs {only!r}")
+        if entry.smoothing:
+            raise UserError(f"config.aggregation.smoothing: {entry.method!r} has no weights that could be smoothed")
+        if "halves" in options:
+            raise UserError("config.aggregation.options: training gives no halves to a method that reads gradients")
+    by_method = OF_GRADIENTS.get(entry.method)
+    if by_method and "tasks" in inspect.signature(by_method).parameters:
+        options["tasks"] = tasks
+
+    def make(**traced) -> Aggregation:
+        if by_method:
+            return Aggregation(None, by_method(**{**options, **traced}))
+        weighting = WEIGHTINGS[entry.method](**{**options, **traced})
+        if entry.smoothing:
+            weighting = weightings.cr_mogm(weighting, entry.smoothing)
+        return Aggregation(weighting, None)
+
+    def tried():
+        """Once, on shapes, for what depends on K."""
+        method, some = make(), jnp.zeros((tasks, tasks))
+        present = jnp.ones(tasks, bool)
+        if method.weighting:
+            return method.weighting.update(some, method.init(tasks, {}), key=jax.random.key(0), present=present)[0]
+        return method.transform.update({"x": some}, method.init(tasks, {"x": some[0]}), present=present)[0]
+
+    try:
+        jax.eval_shape(tried)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"config.aggregation.options: {error}") from None
+    return make
+
+
+def _plain_sum() -> Aggregation:
+    """What is taken where the loss weights alone read the gradients."""
+    return Aggregation(weightings.WEIGHTINGS["sum"](), None)
+
+
+def _shared(config, method, aggregation, trained, owned):
+    """What the K gradients are told apart for; None where no method asks for them."""
+    needs = method().needs & {"gradient_norms", "gram", "gradients"}
+    if aggregation is None and not needs:
+        return None
+    halves = 2 if aggregation and aggregation().weighting and aggregation().weighting.halves else 1
+    who = (
+        f"config.aggregation.method: {config.aggregation.method!r}"
+        if aggregation
+        else f"config.loss_weights.method: {config.loss_weights.method!r}"
+    )
+    if needs and (config.aggregation.level, config.aggregation.memory, halves) != ("parameters", "copies", 1):
+        raise UserError(
+            f"config.loss_weights.method: {config.loss_weights.method!r} reads gradients of whole batches over "
+            "parameters: take config.aggregation.level = 'parameters', memory = 'copies', and no method of halves"
+        )
+    found = task_gradients.shared_of(tuple(trained), owned, config.aggregation.level, config.aggregation.memory, halves)
+    if found is None:
+        raise UserError(
+            f"{who} reads the gradients of the tasks over what they share, and no parameter that is trained is shared "
+            f"(config.sharing.trunk = {config.sharing.trunk!r}); take method = 'sum', or loss weights that read losses"
+        )
+    training = config.training
+    if problem := balanced.require(found, config.data.rows, training.accumulate, training.placement):
+        raise UserError(problem)
+    return found
+
+
 def _step_spec(config, objective, owned, shapes, data) -> StepSpec:
     optimizer, steps = config.optimizer, config.training.steps
     frozen = matching(shapes, optimizer.freeze)
@@ -161,9 +250,15 @@ def _step_spec(config, objective, owned, shapes, data) -> StepSpec:
     if not trained:
         raise UserError("config.optimizer.freeze: nothing is left to train")
     sizes = [data.statistics["tasks"][name]["train"]["known"] for name in objective.tasks]
+    method, aggregation = _loss_weights(config, sizes), _aggregation(config, len(objective.tasks))
+    shared = _shared(config, method, aggregation, trained, owned)
+    if shared and aggregation is None:
+        aggregation = _plain_sum
     return StepSpec(
         objective=objective,
-        loss_weights=_loss_weights(config, sizes),
+        loss_weights=_with_classes(config, method, objective),
+        aggregation=aggregation,
+        shared=shared,
         optimizer=OptimizerSpec(
             name=optimizer.name, b1=optimizer.b1, b2=optimizer.b2, eps=optimizer.eps, momentum=optimizer.momentum,
             warmup_steps=round(optimizer.warmup * steps), schedule=optimizer.schedule, steps=steps,

@@ -8,6 +8,7 @@ import time
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from mtl_jax.data.batch import Batch
@@ -27,6 +28,7 @@ from mtl_jax.training.scoring import (
     placement_of,
     score_split,
     score_splits,
+    task_scores,
 )
 from mtl_jax.training.step import TrainState, train_step
 from mtl_jax.training.stopping import StopSignals
@@ -148,6 +150,7 @@ class _Run:
                     self._log(done, previous, bar)
                     previous = None
                     better = evaluating and self._evaluate(state, done, bar)
+                    state = self._with_scores(state, done)
                     self._save(state, better)
             if done < training.steps and self._stale():
                 bar.write(f"early stop at step {done}: no better dev score in {self.progress.stale} evaluations")
@@ -198,7 +201,24 @@ class _Run:
             "gradient_norm": by_owner(metrics["gradient_norm"]),
             "learning_rate": float(metrics["learning_rate"]),
             "skipped": by_owner(metrics["skipped"]),
+            **self._balanced(tasks, metrics.get("balanced")),
         })  # fmt: skip
+
+    @staticmethod
+    def _balanced(tasks, told) -> dict[str, Any]:
+        """Of an aggregation: weights and norms by task, and the cosine to the gradient each conflicts with most."""
+        if told is None:
+            return {}
+        lowest = np.where(np.eye(len(tasks), dtype=bool), np.inf, told["cosine"]).min(axis=1)
+
+        def by_task(values):
+            return {task: float(v) if np.isfinite(v) else None for task, v in zip(tasks, values, strict=True)}
+
+        return {
+            "weights": by_task(told["weights"]),
+            "task_norms": by_task(told["task_norms"]),
+            "lowest_cosine": by_task(lowest),
+        }
 
     def _evaluate(self, state, step, bar) -> bool:
         """Scores dev. Returns whether the mean of the tasks' scores is the highest so far."""
@@ -218,6 +238,14 @@ class _Run:
             return False
         self.progress = self.progress._replace(best_score=score, best_step=step, best_scores=scores, stale=0)
         return True
+
+    def _with_scores(self, state, step):
+        """The state that knows the scores of `step`, where the loss weights ask for them."""
+        if state.balance.scores is None or not self.dev.get(step):
+            return state
+        whole = self.placement.replicated(state)
+        scores = jnp.asarray(task_scores(self.dev[step], self.experiment))
+        return self.placement.put_state(whole._replace(balance=whole.balance._replace(scores=scores)))
 
     def _save(self, state, best: bool):
         """The newest state first: what is saved as the best is then never ahead of it (see `_first_state`)."""

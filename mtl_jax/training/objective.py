@@ -70,9 +70,11 @@ def rows_of(labels: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
     return {name: array.reshape(-1, *array.shape[2:]) for name, array in labels.items()}
 
 
-def logits(objective: Objective, params: Params, batch: Batch, dropout: Dropout | None, key) -> dict[str, jax.Array]:
-    """The scores of every task, by task, leading axis P·R."""
-    hidden = objective.network.apply(params, batch, dropout, key)
+def logits(
+    objective: Objective, params: Params, batch: Batch, dropout: Dropout | None, key, taps=None, tap_spec=None
+) -> dict[str, jax.Array]:
+    """The scores of every task, by task, leading axis P·R. `taps`: see `models.taps`."""
+    hidden = objective.network.apply(params, batch, dropout, key, taps, tap_spec)
     return {
         name: task.logits(
             params["heads"][name], features(batch, objective.layout, name, hidden[name]), rows_of(batch.labels[name])
@@ -82,19 +84,26 @@ def logits(objective: Objective, params: Params, batch: Batch, dropout: Dropout 
     }
 
 
+def scores(objective: Objective, params: Params, batch: Batch, hyper: Hyper, key, taps=None, tap_spec=None):
+    """`logits` with the dropout of training."""
+    return logits(objective, params, batch, _rates(objective, hyper), key, taps, tap_spec)
+
+
 def counts(objective: Objective, batch: Batch) -> jax.Array:
     """The denominators of the K mean losses, float32 [K]: from the labels alone, before any forward pass."""
     return jnp.stack([task.weight(rows_of(batch.labels[name])).sum() for name, task in objective.tasks.items()])
 
 
-def loss_shares(objective: Objective, params: Params, batch: Batch, hyper: Hyper, key, total: jax.Array) -> jax.Array:
+def loss_shares(
+    objective: Objective, params: Params, batch: Batch, hyper: Hyper, key, total: jax.Array, taps=None, tap_spec=None
+) -> jax.Array:
     """What this batch adds to the K mean losses, float32 [K]: Σ loss / `total`, zero for a task without labels.
 
     `total` [K] is the sum of `counts` over all devices and micro-batches of the step, so shares add up to the mean.
     """
-    scores = logits(objective, params, batch, _rates(objective, hyper), key)
+    found = scores(objective, params, batch, hyper, key, taps, tap_spec)
     sums = jnp.stack([
-        task.loss(params["heads"][name], scores[name], rows_of(batch.labels[name])).sum()
+        task.loss(params["heads"][name], found[name], rows_of(batch.labels[name])).sum()
         for name, task in objective.tasks.items()
     ])  # fmt: skip
     return sums / jnp.where(total > 0, total, 1.0)

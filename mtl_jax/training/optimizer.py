@@ -23,6 +23,7 @@ class Hyper(NamedTuple):
     by_layer      {penalty: {layer: factor on λ}}
     proximal      {penalty: bool, whether its proximal operator acts}, of penalties with `way` = "either"
     loss_weights  {option of the method: value}, in place of those that it was built with
+    aggregation   {option of the method: value}, likewise
     tied          bool: columns are replaced by their mean after each update. None: the step has no such code
     """
 
@@ -35,6 +36,7 @@ class Hyper(NamedTuple):
     by_layer: Mapping[str, Mapping[str, jax.Array]]
     proximal: Mapping[str, jax.Array]
     loss_weights: Mapping[str, jax.Array]
+    aggregation: Mapping[str, jax.Array]
     tied: jax.Array | None
 
 
@@ -57,6 +59,7 @@ def hyper_from(config, tasks: tuple[str, ...]) -> Hyper:
         },
         proximal={},
         loss_weights={},
+        aggregation={},
         tied=jnp.asarray(True) if config.sharing.tied else None,
     )
 

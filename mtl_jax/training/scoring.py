@@ -108,6 +108,12 @@ def mean_score(scores: Scores, experiment: Experiment) -> float | None:
     return float(np.mean(firsts)) if firsts else None
 
 
+def task_scores(scores: Scores, experiment: Experiment) -> np.ndarray:
+    """Each task's first metric, float32 [K]; NaN for a task that was not scored."""
+    found = [scores[name][task.metrics[0]] if name in scores else None for name, task in experiment.tasks.items()]
+    return np.asarray([np.nan if value is None else value for value in found], np.float32)
+
+
 def distances(experiment: Experiment, params: Any) -> dict[str, dict[str, float]]:
     """{"task | task": {"distance": ‖Θi − Θj‖, "relative": to the mean norm}} over all that tasks do not all share."""
     from mtl_jax.sharing import gram

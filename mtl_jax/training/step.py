@@ -9,13 +9,31 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mtl_jax.balancing.loss_weights import LossWeights, Signals
+from mtl_jax.balancing.loss_weights import LossWeights
 from mtl_jax.data.batch import Batch
+from mtl_jax.training import balanced, owners
 from mtl_jax.training import objective as terms
-from mtl_jax.training import owners
+from mtl_jax.training.axes import psum
+from mtl_jax.training.balanced import Aggregation
 from mtl_jax.training.objective import Objective
 from mtl_jax.training.optimizer import Hyper, OptimizerSpec
 from mtl_jax.training.paths import flatten, with_leaves
+from mtl_jax.training.signals import mean_losses, told
+from mtl_jax.training.task_gradients import Shared
+
+
+class Balance(NamedTuple):
+    """What balancing carries from step to step.
+
+    loss_weights, aggregation   states of the methods; () without an aggregation
+    losses_after  float32[K], losses of the last batch after its update, where the loss weights need them, else None
+    scores        float32[K], last scores on dev, NaN before the first, where the loss weights need them, else None
+    """
+
+    loss_weights: Any
+    aggregation: Any
+    losses_after: jax.Array | None
+    scores: jax.Array | None
 
 
 class TrainState(NamedTuple):
@@ -24,7 +42,7 @@ class TrainState(NamedTuple):
     step       int32 scalar, the number of the next step
     params     {path of layer: leaves [O, ...], "heads": {task: leaves}}, float32
     opt_state  of optax, over the flat dict of trained leaves
-    balance    state of the loss weights
+    balance    states of the loss weights and of the aggregation
     anchor     flat dict of the initial values, for penalties that draw towards them; empty where there are none
     key        raw key data uint32 [2] of the run
     skipped    int32 [K + 1], steps left out because of a task's loss or gradient; the last: of shared parameters
@@ -34,7 +52,7 @@ class TrainState(NamedTuple):
     step: jax.Array
     params: Any
     opt_state: Any
-    balance: Any
+    balance: Balance
     anchor: Mapping[str, jax.Array]
     key: jax.Array
     skipped: jax.Array
@@ -45,6 +63,8 @@ class StepSpec(NamedTuple):
     """What is static about the step.
 
     loss_weights  (**traced options) -> the method
+    aggregation   (**traced options) -> the method; None: the plain sum, in one joint pass
+    shared       what several tasks share, where their gradients are told apart; else None
     slices       {path: owner group of each slice}, see `owners.slice_owners`
     multipliers  {path: factor on the learning rate} of the trained paths; others are frozen
     clip         largest gradient norm by owner, 0 = off
@@ -53,6 +73,8 @@ class StepSpec(NamedTuple):
 
     objective: Objective
     loss_weights: Callable[..., LossWeights]
+    aggregation: Callable[..., Aggregation] | None
+    shared: Shared | None
     optimizer: OptimizerSpec
     slices: Mapping[str, tuple[int, ...]]
     multipliers: Mapping[str, float]
@@ -69,13 +91,24 @@ def init_state(spec: StepSpec, params: Any, hyper: Hyper, key: jax.Array, needs_
         step=step,
         params=params,
         opt_state=spec.optimizer.transformation(hyper, step, spec.multipliers).init(trained),
-        balance=spec.loss_weights().init(tasks),
+        balance=_first_balance(spec, trained, tasks),
         anchor={path: jnp.copy(leaf) for path, leaf in flatten(params).items() if not path.startswith("heads/")}
         if needs_anchor
         else {},
         key=jax.random.key_data(key),
         skipped=jnp.zeros((tasks + 1,), jnp.int32),
         bad_steps=jnp.zeros((), jnp.int32),
+    )
+
+
+def _first_balance(spec: StepSpec, trained, tasks: int) -> Balance:
+    method = spec.loss_weights()
+    shared = {path: trained[path] for path in spec.shared.owners} if spec.shared else {}
+    return Balance(
+        loss_weights=method.init(tasks, shared) if "gradients" in method.needs else method.init(tasks),
+        aggregation=spec.aggregation().init(tasks, shared) if spec.aggregation else (),
+        losses_after=jnp.ones((tasks,), jnp.float32) if "losses_after" in method.needs else None,
+        scores=jnp.full((tasks,), jnp.nan, jnp.float32) if "scores" in method.needs else None,
     )
 
 
@@ -91,7 +124,8 @@ def train_step(spec: StepSpec, state: TrainState, batch: Batch, hyper: Hyper, ax
 
     Returns:
       the state after it, and metrics: losses [K], alpha [K], penalty {name: Ω}, strength {name: λ}, total,
-      gradient_norm [K + 1], learning_rate, skipped [K + 1], bad_steps, present [K].
+      gradient_norm [K + 1], learning_rate, skipped [K + 1], bad_steps, present [K]; with an aggregation also
+      `balanced`, see `balanced.data_gradient`.
     """
     objective, tasks = spec.objective, len(spec.objective.tasks)
     key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
@@ -99,8 +133,11 @@ def train_step(spec: StepSpec, state: TrainState, batch: Batch, hyper: Hyper, ax
     trained = _trained(spec, flat)
     progress = state.step.astype(jnp.float32) / spec.optimizer.steps
 
-    losses, alpha, extra, balance, gradient, present = _data_gradient(
-        spec, state, trained, flat, batch, hyper, key, axis
+    total_weight = psum(jax.vmap(lambda micro: terms.counts(objective, micro))(batch).sum(axis=0), axis)
+    present = total_weight > 0
+    find = balanced.data_gradient if spec.shared else _data_gradient
+    losses, alpha, extra, balance, gradient, of_balance = find(
+        spec, state, trained, flat, batch, hyper, key, total_weight, axis
     )
 
     strength = terms.strengths(objective, hyper, progress)
@@ -133,6 +170,10 @@ def train_step(spec: StepSpec, state: TrainState, batch: Batch, hyper: Hyper, ax
     if hyper.tied is not None:
         after = _if(hyper.tied, _tie, dict, after)
 
+    if balance.losses_after is not None:
+        params = with_leaves(state.params, {**flat, **after})
+        balance = balance._replace(losses_after=mean_losses(objective, params, batch, hyper, key, total_weight, axis))
+
     bad = ~jnp.isfinite(norms) | jnp.append(~jnp.isfinite(losses), False)
     ok = ~bad.any() & (state.bad_steps < spec.max_bad_steps)
     new = TrainState(
@@ -152,35 +193,36 @@ def train_step(spec: StepSpec, state: TrainState, batch: Batch, hyper: Hyper, ax
         "gradient_norm": norms, "learning_rate": rate, "skipped": new.skipped, "bad_steps": new.bad_steps,
         "present": present,
     }  # fmt: skip
-    return new, metrics
+    return new, metrics | ({"balanced": of_balance} if of_balance else {})
 
 
-def _data_gradient(spec, state, trained, flat, batch, hyper, key, axis):
+def _data_gradient(spec, state, trained, flat, batch, hyper, key, total, axis):
     """The K losses of the whole step, their weights α, and the gradient of Σ α_k·L_k."""
     objective, method = spec.objective, spec.loss_weights(**hyper.loss_weights)
-    psum: Callable = (lambda tree: jax.lax.psum(tree, axis)) if axis else (lambda tree: tree)
-    micro_batches = batch.tokens.shape[0]
-    total = psum(jax.vmap(lambda b: terms.counts(objective, b))(batch).sum(axis=0))
-    present = total > 0
+    micro_batches, present = batch.tokens.shape[0], total > 0
     factors = jnp.stack([hyper.alpha[name] for name in objective.tasks])
 
     def shares(trained, micro):
         return terms.loss_shares(objective, with_leaves(state.params, {**flat, **trained}), micro, hyper, key, total)
 
     def weigh(losses):
-        alpha, extra, balance = method.update(Signals(losses=losses, present=present), state.balance)
-        return alpha * factors, extra, balance
+        before = state.balance
+        signals = told(objective, method.needs, before, state.params, batch, hyper, key, axis, losses, present)
+        alpha, extra, after = method.update(signals, before.loss_weights)
+        return alpha * factors, extra, before._replace(loss_weights=after)
 
     if micro_batches == 1:
         share, pullback = jax.vjp(lambda t: shares(t, jax.tree.map(lambda a: a[0], batch)), trained)
-        losses = psum(share)
+        losses = psum(share, axis)
         alpha, extra, balance = weigh(losses)
         (gradient,) = pullback(jnp.where(present, alpha, 0.0))
-        return losses, alpha, extra, balance, psum(gradient), present
+        return losses, alpha, extra, balance, psum(gradient, axis), {}
 
     # α may depend on the losses of the whole step, so these are known first where the method asks for them
-    forward = jax.lax.map(lambda micro: shares(trained, micro), batch).sum(axis=0) if method.needs_losses else None
-    alpha, extra, balance = weigh(psum(forward) if forward is not None else jnp.zeros_like(total))
+    known = jnp.zeros_like(total)
+    if method.needs_losses:
+        known = mean_losses(objective, state.params, batch, hyper, key, total, axis)
+    alpha, extra, balance = weigh(known)
 
     def add(carry, micro):
         share, pullback = jax.vjp(lambda t: shares(t, micro), trained)
@@ -189,7 +231,7 @@ def _data_gradient(spec, state, trained, flat, batch, hyper, key, axis):
 
     zero = (jnp.zeros_like(total), jax.tree.map(jnp.zeros_like, trained))
     (share, gradient), _ = jax.lax.scan(add, zero, batch)
-    return psum(share), alpha, extra, balance, psum(gradient), present
+    return psum(share, axis), alpha, extra, balance, psum(gradient, axis), {}
 
 
 def _trained(spec: StepSpec, flat):

@@ -6,6 +6,7 @@ import zipfile
 import pytest
 
 from mtl_jax.data import datasets, wheels
+from mtl_jax.data.records import field
 
 
 def read(path, **entry):
@@ -111,7 +112,7 @@ def test_nlvr_json_lines(data_dir):
     for split in ("dev", "test"):
         content = (data_dir / "nlvr" / split / f"{split}.json").read_text("utf-8")
         assert len(data.splits[split]) == len(content.strip().split("\n"))
-    assert datasets.field(data.splits["dev"][0], "evals.r1") in ("true", "false")
+    assert field(data.splits["dev"][0], "evals.r1") in ("true", "false")
 
 
 NEWSGROUPS = {

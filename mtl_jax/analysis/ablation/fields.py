@@ -14,6 +14,7 @@ from mtl_jax.errors import UserError
 TRACED = (
     "penalties.*.strength", "penalties.*.by_layer.*", "tasks.*.weight", "optimizer.learning_rate",
     "optimizer.weight_decay", "model.dropout", "model.attention_dropout", "loss_weights.options.*",
+    "aggregation.options.*",
 )  # fmt: skip
 _GROWS = ("by_layer", "options", "limit", "where", "splits")  # mappings whose keys are the user's, absent = default
 

@@ -211,5 +211,7 @@ def _set(hyper, parts, value):
             return hyper._replace(alpha={**hyper.alpha, task: value})
         case ["loss_weights", "options", option]:
             return hyper._replace(loss_weights={**hyper.loss_weights, option: value})
+        case ["aggregation", "options", option]:
+            return hyper._replace(aggregation={**hyper.aggregation, option: value})
         case [_, last]:
             return hyper._replace(**{last: value})

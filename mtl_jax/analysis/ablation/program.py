@@ -123,10 +123,13 @@ def _with_ways(program, experiment) -> Built:
 
 
 def _hyper(program, setting, tasks) -> Hyper:
-    prefix = "loss_weights.options."
-    options = {f.removeprefix(prefix): v for f, v in setting.fields.items() if f.startswith(prefix)}
+    def swept(method):
+        prefix = f"{method}.options."
+        found = {f.removeprefix(prefix): v for f, v in setting.fields.items() if f.startswith(prefix)}
+        return {name: jnp.asarray(value, jnp.float32) for name, value in found.items()}
+
     hyper = hyper_from(_config_of(program, setting), tasks)
-    return hyper._replace(loss_weights={name: jnp.asarray(value, jnp.float32) for name, value in options.items()})
+    return hyper._replace(loss_weights=swept("loss_weights"), aggregation=swept("aggregation"))
 
 
 def _pull(hyper: Hyper, name: str) -> float:

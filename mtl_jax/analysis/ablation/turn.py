@@ -15,7 +15,7 @@ import numpy as np
 from mtl_jax.analysis.ablation.engine import Engine
 from mtl_jax.analysis.ablation.hypergradient import Tuner
 from mtl_jax.training.checkpoint import Checkpoints, data_metadata, require_same_data
-from mtl_jax.training.scoring import mean_score
+from mtl_jax.training.scoring import mean_score, task_scores
 
 CALL_SECONDS = 4.0  # a call about so long keeps the progress bar alive, and a signal from waiting
 CURVE_POINTS = 25  # points of a training curve, besides the evaluations
@@ -186,10 +186,20 @@ class Turn:
                 if limit and log["stale"] >= limit:
                     log["status"] = STOPPED
         self._add_to_curve(scores)
+        self._tell(scores)
         if better.any() and self.config.evaluation.use == "best":
             self.best = self.engine.keep_better(self.engine.put(better), self.states.params, self.best)
         if found:
             bar.set_postfix_str(f"dev {min(found):.3f} … {max(found):.3f}", refresh=False)
+
+    def _tell(self, scores):
+        """The lanes' states know their scores, where the loss weights ask for them."""
+        if self.states.balance.scores is None:
+            return
+        experiment = self.engine.built.experiment
+        by_lane = np.stack([np.stack([task_scores(found, experiment) for found in row]) for row in scores])
+        balance = self.states.balance._replace(scores=self.engine.put(by_lane))
+        self.states = self.states._replace(balance=balance)
 
     def _add_to_curve(self, scores):
         losses = jax.device_get(self.losses)

@@ -1,0 +1,83 @@
+"""Streams: what one block looks like on its way up through the layers of one task.
+
+Streams of tasks that have used the same owners so far are one stream: a trunk is computed once a block, whoever reads
+it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mtl_jax.data.batch import Batch, Layout
+from mtl_jax.models.ownership import name_key, sole_tasks
+
+
+def entries(layout: Layout) -> list[tuple[int, int]]:
+    """All (block, slot) of a layout: the order of the axis S of taps."""
+    return sorted(Streams(layout).parent)
+
+
+class Streams:
+    """Which (block, slot) pairs are still one stream. Slot m of a block = the m-th task on its data set."""
+
+    def __init__(self, layout: Layout):
+        self.layout = layout
+        self.tasks = {d: layout.tasks_on(d) for d in range(len(layout.datasets))}
+        self.parent: dict[tuple[int, int], tuple[int, int]] = {}  # slot -> the stream it belongs to
+        for block, candidates in enumerate(layout.candidates):
+            for slot in range(max((len(self.tasks[d]) for d in candidates), default=0)):
+                self.parent[block, slot] = (block, 0)
+        self._prefix = {pair: () for pair in self.parent}  # owners so far, by candidate
+
+    def part(self) -> None:
+        """Makes every slot a stream of its own from here up."""
+        self._prefix = {pair: (pair,) for pair in self._prefix}
+        self.parent = {pair: pair for pair in self.parent}
+        self.names = sorted(self.parent)
+
+    def split(self, owner: tuple[int, ...]) -> None:
+        """Goes up one layer: slots stay one stream only where every candidate data set uses one owner for both."""
+        for (block, slot), prefix in list(self._prefix.items()):
+            used = tuple(
+                owner[self.tasks[d][slot]] if slot < len(self.tasks[d]) else None for d in self.layout.candidates[block]
+            )
+            self._prefix[block, slot] = (*prefix, used)
+        first: dict[Any, tuple[int, int]] = {}
+        for pair, prefix in self._prefix.items():
+            self.parent[pair] = first.setdefault((pair[0], prefix), pair)
+        self.names = sorted(set(self.parent.values()))
+
+    def slot(self, block: int, task: int) -> int:
+        """The slot of task k in a block that it reads."""
+        return self.tasks[self.layout.dataset_of[task]].index(task)
+
+    def _table(self, owner, slot, candidates):
+        """Per data set (all of them) the owner that a slot uses; 0 where the data set has no such slot."""
+        return [owner[ts[slot]] if d in candidates and slot < len(ts) else 0 for d, ts in self.tasks.items()]
+
+    def owner_ids(self, owner: tuple[int, ...], batch: Batch) -> list[int | jax.Array]:
+        """The owner of each stream: an int where it is static, else an int32 scalar that depends on the draw."""
+        ids: list[int | jax.Array] = []
+        for block, slot in self.names:
+            candidates = self.layout.candidates[block]
+            table = self._table(owner, slot, candidates)
+            if len({table[d] for d in candidates}) == 1:
+                ids.append(table[candidates[0]])
+            else:
+                ids.append(jnp.asarray(np.asarray(table, np.int32))[batch.dataset[block]])
+        return ids
+
+    def salt(self, owner: tuple[int, ...], block: int, slot: int, batch: Batch) -> jax.Array:
+        """uint32 by which a stream's dropout differs from those of its block's other streams."""
+        of_owner = salts(owner, self.layout)
+        table = [of_owner[o] for o in self._table(owner, slot, self.layout.candidates[block])]
+        return jnp.asarray(np.asarray(table, np.uint32))[batch.dataset[block]]
+
+
+def salts(owner: tuple[int, ...], layout: Layout) -> list[int]:
+    """For each owner the key of its task's name, 0 where tasks share it: joint or alone, a column draws the same."""
+    return [0 if task is None else name_key(layout.tasks[task]) for task in sole_tasks(owner)]

@@ -1,0 +1,269 @@
+"""Gradients of the K losses over shared parameters, kept apart in one backward pass: products, weighted sums.
+
+Two forms. Leaves have [K, ...]: of each task the gradient of the slice that it uses. The word vectors stay tokens: E
+texts' worth of (token, gradient), from which products and the sum are formed without K copies of the table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mtl_jax.data.batch import Batch, Layout
+from mtl_jax.models.ownership import owner_count, sole_tasks
+from mtl_jax.models.streams import entries
+from mtl_jax.models.taps import Taps, TapSpec
+from mtl_jax.sharing.gram import inner_products
+
+TABLE = "embed/word/embedding"
+_HIGHEST = jax.lax.Precision.HIGHEST
+
+
+class Shared(NamedTuple):
+    """What several tasks share and how their gradients over it are told apart; static.
+
+    taps    what is tapped in the network
+    owners  {path of leaf: owner of each task}, of all shared leaves that are trained
+    level   "parameters" | "representation", see `configs/default.py`
+    memory  "copies" | "layers"
+    """
+
+    taps: TapSpec
+    owners: Mapping[str, tuple[int, ...]]
+    level: str
+    memory: str
+
+    @property
+    def twice(self) -> bool:
+        """Whether the combined gradient comes from a second pass, since the K gradients are never held."""
+        return self.level == "representation" or self.memory == "layers"
+
+
+class Tokens(NamedTuple):
+    """Gradients of looked-up word vectors. E texts' worth of N tokens.
+
+    ids      int32[E, N]
+    values   float32[E, N, D]
+    task_of  float32[E, K], one-hot; zeros where an entry belongs to no task
+    """
+
+    ids: jax.Array
+    values: jax.Array
+    task_of: jax.Array
+
+
+class TaskGradients(NamedTuple):
+    """leaves {path: float32[K, ...]}, in halves [2, K, ...], whose sum is the gradient; tokens; gram [K, K] of what
+    is not held (of halves: entry (i, j) = first half of i · second half of j).
+    """
+
+    leaves: Mapping[str, jax.Array]
+    tokens: Tokens | None
+    gram: jax.Array | None
+
+
+def shared_of(
+    trained: tuple[str, ...], owners: Mapping[str, tuple[int, ...]], level: str, memory: str, halves: int
+) -> Shared | None:
+    """The trained leaves of which some slice has several tasks. None where there is none."""
+    found = {
+        path: owners[layer]
+        for path in trained
+        if (layer := path.split("/")[0]) != "heads" and None in sole_tasks(owners[layer])
+    }
+    if not found:
+        return None
+    layers: dict[str, tuple[str, ...]] = {}
+    if level == "representation":
+        # streams part above the last layer that all share; what lies below is pulled back once
+        common = [layer for layer, owner in owners.items() if owner_count(owner) == 1]
+        return Shared(TapSpec({}, hidden_at=common[-1], halves=halves), found, level, memory) if common else None
+    for path in found:
+        layer, leaf = path.split("/", 1)
+        layers[layer] = (*layers.get(layer, ()), *([leaf] if path != TABLE else []))
+    if TABLE in found:
+        layers.setdefault("embed", ())
+    spec = TapSpec(layers, products=memory == "layers", tokens=TABLE in found, halves=halves)
+    return Shared(spec, found, level, memory)
+
+
+def told_apart(shared: Shared, layout: Layout, batch: Batch, cotangents: Taps) -> TaskGradients:
+    """The gradients of the K tasks from the cotangents of the taps. `batch` has leaves [B, R, ...]."""
+    spec, halves = shared.taps, shared.taps.halves
+    task_of = _task_of(layout, batch)
+    leaves, gram = {}, None
+    if shared.level == "representation":
+        gram = _by_task_products(_within_blocks(layout, cotangents.hidden, halves), task_of, halves)
+    elif spec.products:
+        owners = {layer: owner for path, owner in shared.owners.items() for layer in [path.split("/")[0]]}
+        gram = sum(
+            _by_task_products(products, task_of, halves) * _same_owner(owners[layer])
+            for layer, products in cotangents.layers.items()
+        )
+    else:
+        leaves = {
+            f"{layer}/{leaf}": _by_task(value, task_of, halves)
+            for layer, values in cotangents.layers.items()
+            for leaf, value in values.items()
+        }
+    tokens = None
+    if spec.tokens:
+        blocks = np.asarray([block for block, _ in entries(layout)])
+        ids = batch.tokens[blocks].reshape(len(blocks) * halves, -1)
+        tokens = Tokens(ids, cotangents.tokens.reshape(*ids.shape, -1), jnp.repeat(jnp.asarray(task_of), halves, 0))
+    return TaskGradients(leaves, tokens, gram)
+
+
+def products(shared: Shared, gradients: TaskGradients) -> jax.Array:
+    """float32[K, K]: the Gram matrix of the K gradients, or the products between their halves."""
+    halves = shared.taps.halves
+    total = jnp.zeros(()) if gradients.gram is None else gradients.gram
+    for path, leaf in gradients.leaves.items():
+        if halves == 2:
+            first, second = leaf[0], leaf[1]
+            axes = tuple(range(1, first.ndim))
+            found = jnp.tensordot(first, second, (axes, axes), precision=_HIGHEST)
+        else:
+            found = inner_products(leaf)
+        total = total + found * _same_owner(shared.owners[path])
+    if gradients.tokens is not None:
+        total = total + _token_products(gradients.tokens, halves) * _same_owner(shared.owners[TABLE])
+    return total
+
+
+def combined(
+    shared: Shared, gradients: TaskGradients, weights: jax.Array, alpha: jax.Array, shapes: Mapping[str, Any]
+) -> dict[str, jax.Array]:
+    """{path: [O, ...]}: Σ_k weights_k g_k in slices that several tasks share, α_k g_k in those of one task."""
+    flat = {}
+    for path, leaf in gradients.leaves.items():
+        leaf = leaf.sum(axis=0) if shared.taps.halves == 2 else leaf
+        owner = shared.owners[path]
+        by_slice = _one_hot(owner) * factors(owner, weights, alpha)[:, None]  # [K, O]
+        used = jnp.where(_of(by_slice.any(axis=1), leaf), leaf, 0.0)  # weight 0: though it were not finite
+        flat[path] = jnp.tensordot(by_slice.T, used, 1, precision=_HIGHEST)
+    if gradients.tokens is not None:
+        owner = shared.owners[TABLE]
+        flat[TABLE] = token_sum(gradients.tokens, factors(owner, weights, alpha), owner, shapes[TABLE].shape)
+    return flat
+
+
+def token_sum(tokens: Tokens, by_task: jax.Array, owner: tuple[int, ...], shape) -> jax.Array:
+    """[O, V, D]: the gradients of the tokens, times the factor `by_task` [K], in the rows of the table."""
+    factor = (tokens.task_of @ by_task)[:, None, None]
+    values = jnp.where(factor != 0, tokens.values, 0.0) * factor
+    slices = (tokens.task_of @ jnp.asarray(owner, jnp.float32)).astype(jnp.int32)
+    return jnp.zeros(shape).at[slices[:, None], tokens.ids].add(values)
+
+
+def dense(shared: Shared, gradients: TaskGradients, shapes: Mapping[str, Any]) -> dict[str, jax.Array]:
+    """{path: [K, O, ...]}, zero in slices that are not shared: for methods that read each parameter. K copies."""
+    count = gradients_of_tasks(shared)
+    flat = {}
+    for path, leaf in gradients.leaves.items():
+        mask = _one_hot(shared.owners[path]) * shared_slices(shared.owners[path])[None, :]
+        flat[path] = leaf[:, None] * mask.reshape(*mask.shape, *(1,) * (leaf.ndim - 1))
+    if gradients.tokens is not None:
+        owner = shared.owners[TABLE]
+        kept = jnp.asarray(shared_slices(owner)[np.asarray(owner)], jnp.float32)
+        flat[TABLE] = jnp.stack([
+            token_sum(gradients.tokens, kept * np.eye(count, dtype=np.float32)[k], owner, shapes[TABLE].shape)
+            for k in range(count)
+        ])  # fmt: skip
+    return flat
+
+
+def own_slices(shared: Shared, gradients: TaskGradients, alpha: jax.Array, shapes) -> dict[str, jax.Array]:
+    """What `combined` gives for slices of one task; zero in shared ones."""
+    return combined(shared, gradients, jnp.zeros_like(alpha), alpha, shapes)
+
+
+def shared_slices(owner: tuple[int, ...]) -> np.ndarray:
+    """bool[O]: which slices several tasks use."""
+    return np.asarray([task is None for task in sole_tasks(owner)])
+
+
+def factors(owner: tuple[int, ...], weights: jax.Array, alpha: jax.Array) -> jax.Array:
+    """[K]: the weight of each task where its slice is shared, else its α."""
+    return jnp.where(shared_slices(owner)[np.asarray(owner)], weights, alpha)
+
+
+def gradients_of_tasks(shared: Shared) -> int:
+    """K."""
+    return len(next(iter(shared.owners.values())))
+
+
+def _task_of(layout: Layout, batch: Batch):
+    """[S, K] one-hot: whose stream each (block, slot) is. numpy where it is known beforehand."""
+    count, static = len(layout.tasks), all(len(candidates) == 1 for candidates in layout.candidates)
+    rows = []
+    for block, slot in entries(layout):
+        table = np.zeros((len(layout.datasets), count), np.float32)
+        for dataset in layout.candidates[block]:
+            if slot < len(tasks := layout.tasks_on(dataset)):
+                table[dataset, tasks[slot]] = 1.0
+        rows.append(table[layout.candidates[block][0]] if static else jnp.asarray(table)[batch.dataset[block]])
+    return np.stack(rows) if static else jnp.stack(rows)
+
+
+def _by_task(value: jax.Array, task_of, halves: int) -> jax.Array:
+    """[S · halves, ...] by entry to [K, ...] or [2, K, ...] by task."""
+    value = value.reshape(-1, halves, *value.shape[1:])
+    if isinstance(task_of, np.ndarray) and task_of.sum(axis=0).max() == 1 and task_of.sum(axis=0).min() == 1:
+        value = value[task_of.argmax(axis=0)]
+    else:
+        value = jnp.tensordot(jnp.asarray(task_of).T, value, 1, precision=_HIGHEST)
+    return jnp.swapaxes(value, 0, 1) if halves == 2 else value[:, 0]
+
+
+def _by_task_products(entry_products: jax.Array, task_of, halves: int) -> jax.Array:
+    """[S · halves, S · halves] between entries to [K, K] between tasks."""
+    task_of = jnp.asarray(task_of)
+    if halves == 2:
+        entry_products = entry_products[0::2, 1::2]
+    product = jnp.matmul(entry_products, task_of, precision=_HIGHEST)
+    return jnp.matmul(task_of.T, product, precision=_HIGHEST)
+
+
+def _within_blocks(layout: Layout, hidden: jax.Array, halves: int) -> jax.Array:
+    """Products between gradients of representations: only those of one text can meet."""
+    axes = tuple(range(1, hidden.ndim))
+    blocks = np.repeat([block for block, _ in entries(layout)], halves)
+    together = (blocks[:, None] == blocks[None, :]).astype(np.float32)
+    return jnp.tensordot(hidden, hidden, (axes, axes), precision=_HIGHEST) * together
+
+
+def _token_products(tokens: Tokens, halves: int) -> jax.Array:
+    """Products of the gradients that E texts give to a table, by task [K, K], one column at a time."""
+    count = tokens.ids.size
+    index = jnp.unique(tokens.ids, return_inverse=True, size=count)[1].reshape(tokens.ids.shape)
+
+    def column(one):
+        own_index, own_values = one
+        table = jnp.zeros((count, own_values.shape[-1])).at[own_index].add(own_values)
+        return jnp.sum(tokens.values * table[index], axis=(1, 2))
+
+    found = jax.lax.map(column, (index, tokens.values)).T
+    task_of = tokens.task_of
+    if halves == 2:
+        found, task_of = found[0::2, 1::2], task_of[0::2]
+    return _by_task_products(found, task_of, 1)
+
+
+def _one_hot(owner: tuple[int, ...]) -> np.ndarray:
+    return np.eye(owner_count(owner), dtype=np.float32)[np.asarray(owner)]
+
+
+def _same_owner(owner: tuple[int, ...]) -> np.ndarray:
+    """float32[K, K]: 1 for tasks that share their slice, with themselves too where others do."""
+    owner_of = np.asarray(owner)
+    shared = shared_slices(owner)[owner_of]
+    return ((owner_of[:, None] == owner_of[None, :]) & shared[:, None]).astype(np.float32)
+
+
+def _of(flags: jax.Array, leaf: jax.Array) -> jax.Array:
+    return flags.reshape(-1, *(1,) * (leaf.ndim - 1))
