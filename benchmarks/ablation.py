@@ -23,6 +23,7 @@ import sys
 import tempfile
 import time
 
+from show import table
 from workers import Worker
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -198,17 +199,6 @@ def _bound(flops, parameters, seconds, top_flops, top_bytes) -> str:
     """
     products, passes = flops / top_flops / seconds, 32 * parameters / top_bytes / seconds
     return f"products {products:.0%}, AdamW's memory {passes:.0%}"
-
-
-def table(rows) -> None:
-    """Prints rows of text under the first one as header."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    print()
-    for number, row in enumerate(rows):
-        first, *rest = (cell.rjust(width) for cell, width in zip(row, widths, strict=True))
-        print("  ".join([first.strip().ljust(widths[0]), *rest]))
-        if number == 0:
-            print("  ".join("-" * width for width in widths))
 
 
 def _progress(what, repeat, repeats):

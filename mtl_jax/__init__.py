@@ -13,6 +13,7 @@ Axis glossary. One letter, one meaning, in every shape of every docstring:
     P  blocks that one task reads in a batch (a subset of the B).
     R  rows of a block. Several examples are packed into one row.
     N  rows of a whole split, or examples where no rows are meant; said where used.
+    M  streams that are told apart in a backward pass: one for each block and task on it.
     T  token positions of a row.
     E  example slots of a row.
     Q  label positions of a row of a word-level task: words, or (predicate, word) pairs.

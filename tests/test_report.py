@@ -46,6 +46,9 @@ def test_runs_side_by_side(tmp_path):
     compared = json.loads((tmp_path / "out" / "compare.json").read_text())
     assert compared["tasks"]["topic"]["dev"]["accuracy"] == {"single": 0.5, "soft": 0.75}
     assert (tmp_path / "out" / "figures" / "compare.png").read_bytes().startswith(b"\x89PNG")
+    (tmp_path / "soft" / "summary.json").write_text('{"tasks": {"to')
+    with pytest.raises(UserError, match=r"summary.json: this is no whole JSON"):
+        report.compare([tmp_path / "single", tmp_path / "soft"], tmp_path / "out")
     (tmp_path / "soft" / "summary.json").unlink()
     with pytest.raises(UserError, match="not finished"):
         report.compare([tmp_path / "single", tmp_path / "soft"], tmp_path / "out")

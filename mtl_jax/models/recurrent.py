@@ -142,7 +142,7 @@ def recur(cell, directions, states: int) -> list[jax.Array]:
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
 def _over_time(cell, states: int, inputs: list, kernels: list, keep: list) -> list[jax.Array]:
-    """The scan of `recur`, time first: inputs [T, R, G], keep float32 [T, R, 1] -> h of each direction [T, R, H]."""
+    """The scan of `recur`, time first: inputs [T, R, G], keep float32 [T, R, 1] -> h of each [T, R, hidden]."""
 
     def advance(state, z, keep, kernel):
         h, *memory = (s * keep for s in state)

@@ -17,7 +17,7 @@ from mtl_jax.models.ownership import name_key, sole_tasks
 
 
 def entries(layout: Layout) -> list[tuple[int, int]]:
-    """All (block, slot) of a layout: the order of the axis S of taps."""
+    """All (block, slot) of a layout: the order of the axis M of taps."""
     return sorted(Streams(layout).parent)
 
 

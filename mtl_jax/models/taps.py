@@ -26,10 +26,10 @@ Measure = Callable[[Any, Any], Any]
 
 
 class TapSpec(NamedTuple):
-    """What is tapped; static. S = the entries of the layout, see `network.entries`, times `halves`.
+    """What is tapped; static. M = the entries of the layout, see `streams.entries`, times `halves`.
 
     layers     {path of layer: (paths of its leaves)}, of which the gradient by stream is wanted
-    products   whether only the products [S, S] between these gradients are, layer by layer
+    products   whether only the products [M, M] between these gradients are, layer by layer
     tokens     whether that of the looked-up word vectors is, from which the gradient of the table follows
     hidden_at  layer whose outputs are tapped, "" = none; below it streams are still joint
     halves     2: the rows of each stream are tapped in two halves
@@ -45,9 +45,9 @@ class TapSpec(NamedTuple):
 class Taps(NamedTuple):
     """Zeros, float32. Their cotangents:
 
-    layers  {path of layer: {path of leaf: [S, ...]}, gradients of the slice that the stream uses; or [S, S] products}
-    tokens  [S, R, T, D], None where not tapped
-    hidden  [S, R, T, D'], None where not tapped
+    layers  {path of layer: {path of leaf: [M, ...]}, gradients of the slice that the stream uses; or [M, M] products}
+    tokens  [M, R, T, D], None where not tapped
+    hidden  [M, R, T, D'], None where not tapped
     """
 
     layers: Mapping[str, Any]

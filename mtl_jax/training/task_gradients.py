@@ -1,7 +1,7 @@
 """Gradients of the K losses over shared parameters, kept apart in one backward pass: products, weighted sums.
 
-Two forms. Leaves have [K, ...]: of each task the gradient of the slice that it uses. The word vectors stay tokens: E
-texts' worth of (token, gradient), from which products and the sum are formed without K copies of the table.
+Two forms. Leaves have [K, ...]: of each task the gradient of the slice that it uses. The word vectors stay (token,
+gradient) pairs of each stream, from which products and the sum are formed without K copies of the table.
 """
 
 from __future__ import annotations
@@ -44,11 +44,11 @@ class Shared(NamedTuple):
 
 
 class Tokens(NamedTuple):
-    """Gradients of looked-up word vectors. E texts' worth of N tokens.
+    """Gradients of looked-up word vectors, by stream.
 
-    ids      int32[E, N]
-    values   float32[E, N, D]
-    task_of  float32[E, K], one-hot; zeros where an entry belongs to no task
+    ids      int32[M, R·T]
+    values   float32[M, R·T, D]
+    task_of  float32[M, K], one-hot; zeros where a stream belongs to no task
     """
 
     ids: jax.Array
@@ -198,7 +198,7 @@ def gradients_of_tasks(shared: Shared) -> int:
 
 
 def _task_of(layout: Layout, batch: Batch):
-    """[S, K] one-hot: whose stream each (block, slot) is. numpy where it is known beforehand."""
+    """[M, K] one-hot: whose stream each (block, slot) is. numpy where it is known beforehand."""
     count, static = len(layout.tasks), all(len(candidates) == 1 for candidates in layout.candidates)
     rows = []
     for block, slot in entries(layout):
@@ -211,7 +211,7 @@ def _task_of(layout: Layout, batch: Batch):
 
 
 def _by_task(value: jax.Array, task_of, halves: int) -> jax.Array:
-    """[S · halves, ...] by entry to [K, ...] or [2, K, ...] by task."""
+    """[M · halves, ...] by stream to [K, ...] or [2, K, ...] by task."""
     value = value.reshape(-1, halves, *value.shape[1:])
     if isinstance(task_of, np.ndarray) and task_of.sum(axis=0).max() == 1 and task_of.sum(axis=0).min() == 1:
         value = value[task_of.argmax(axis=0)]
@@ -221,7 +221,7 @@ def _by_task(value: jax.Array, task_of, halves: int) -> jax.Array:
 
 
 def _by_task_products(entry_products: jax.Array, task_of, halves: int) -> jax.Array:
-    """[S · halves, S · halves] between entries to [K, K] between tasks."""
+    """[M · halves, M · halves] between streams to [K, K] between tasks."""
     task_of = jnp.asarray(task_of)
     if halves == 2:
         entry_products = entry_products[0::2, 1::2]
@@ -238,7 +238,7 @@ def _within_blocks(layout: Layout, hidden: jax.Array, halves: int) -> jax.Array:
 
 
 def _token_products(tokens: Tokens, halves: int) -> jax.Array:
-    """Products of the gradients that E texts give to a table, by task [K, K], one column at a time."""
+    """Products of the gradients that streams give to a table, by task [K, K], one column at a time."""
     count = tokens.ids.size
     index = jnp.unique(tokens.ids, return_inverse=True, size=count)[1].reshape(tokens.ids.shape)
 

@@ -105,12 +105,18 @@ def read_summary(workdir: pathlib.Path) -> dict[str, Any]:
     """summary.json of a finished run.
 
     Raises:
-      UserError: the run has none yet.
+      UserError: the run has none yet, or a damaged one.
     """
+    file = workdir / "summary.json"
     try:
-        return json.loads((workdir / "summary.json").read_text())
+        return json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{workdir}: no summary.json; the run is not finished, start it again to go on") from None
+    except ValueError as error:
+        raise UserError(
+            f"{file}: this is no whole JSON ({error}); delete the file and start the run again, it goes on from its "
+            "newest checkpoint"
+        ) from None
 
 
 def write_json(file: pathlib.Path, value: Any) -> None:
