@@ -36,6 +36,25 @@ def test_tables_and_curves_of_a_run(tmp_path):
     assert [line["step"] for line in workdir.read_metrics(tmp_path / "a")] == [1]
 
 
+def test_balance_of_a_run(tmp_path):
+    summary = make_run(tmp_path / "a", 0.5)
+    told = {"weights": {"topic": 0.4, "ner": None}, "task_norms": {"topic": 1.0, "ner": 2.0}}
+    with workdir.MetricsLog(tmp_path / "a", 0) as log:
+        for step in (1, 2):
+            alpha = {"topic": 1.0, "ner": 1.0}
+            log.write(step, "train", {"loss": alpha, "alpha": alpha})
+    assert "balance.png" not in report.finished(tmp_path / "a", summary)  # nothing moved
+    with workdir.MetricsLog(tmp_path / "a", 2) as log:
+        log.write(3, "train", {"loss": alpha, "alpha": {"topic": 1.0, "ner": 2.0}})
+    assert "balance.png" in report.finished(tmp_path / "a", summary)
+    with workdir.MetricsLog(tmp_path / "a", 0) as log:
+        for step in (1, 2):
+            log.write(step, "train", {"loss": alpha, "alpha": alpha, **told})
+    (tmp_path / "a" / "figures" / "balance.png").unlink()
+    assert "balance.png" in report.finished(tmp_path / "a", summary)
+    assert (tmp_path / "a" / "figures" / "balance.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_runs_side_by_side(tmp_path):
     make_run(tmp_path / "single", 0.5, tasks=("topic",))
     make_run(tmp_path / "soft", 0.75)

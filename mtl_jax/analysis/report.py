@@ -9,7 +9,7 @@ from typing import Any
 
 from mtl_jax.analysis import page as pages
 from mtl_jax.analysis import results, sections
-from mtl_jax.analysis.run_figures import curves, draw_comparison
+from mtl_jax.analysis.run_figures import balance, curves, draw_comparison
 from mtl_jax.analysis.tables import (
     comparison_rows,
     conclusion_rows,
@@ -37,16 +37,16 @@ def distances_table(distances: Mapping[str, Mapping[str, float]]) -> str:
 
 
 def finished(workdir: pathlib.Path, summary: Mapping[str, Any]) -> str:
-    """What `--mode=train` says at its end; draws the learning curves."""
+    """What `--mode=train` says at its end; draws the learning curves, and how the tasks were balanced."""
     parts = [results_table(summary)]
     if summary.get("distances"):
         parts += ["", "Distance between the tasks' parameters, over all layers that they do not share:",
                   distances_table(summary["distances"])]  # fmt: skip
-    figure = curves(workdir)
+    drawn = ", ".join(str(figure) for figure in (curves(workdir), balance(workdir)) if figure)
     parts += [
         "",
         f"step {summary['step']}, {summary['seconds']:.0f} s, {summary['parameters']:,} parameters",
-        f"figures      {figure or 'none'}",
+        f"figures      {drawn or 'none'}",
         f"checkpoints  {workdir / 'checkpoints'} (newest), {workdir / 'best'} (by dev score)",
         f"numbers      {workdir / 'summary.json'}, {workdir / 'metrics.jsonl'}",
         f"TensorBoard  tensorboard --logdir {workdir / 'events'}",

@@ -47,6 +47,58 @@ def curves(workdir: pathlib.Path, file: pathlib.Path | None = None) -> pathlib.P
     return file
 
 
+BALANCE = {  # field of a line of the log: title of its panel
+    "alpha": "α, weights of the losses",
+    "weights": "weights of the aggregation",
+    "task_norms": "norms of gradients over what is shared",
+    "lowest_cosine": "lowest cosine to another task's gradient",
+}
+
+
+def balance(workdir: pathlib.Path, file: pathlib.Path | None = None) -> pathlib.Path | None:
+    """Draws how the tasks were balanced, against the step. Returns the PNG, None where nothing moved.
+
+    Args:
+      workdir: of the run.
+      file: the PNG; None: figures/balance.png of the workdir.
+    """
+    train = [line for line in read_metrics(workdir) if line["kind"] == "train"]
+    panels = {
+        field: {task: [(line["step"], line[field][task]) for line in train if line[field][task] is not None]
+                for task in train[0][field]}
+        for field in BALANCE
+        if train and field in train[0]
+    }  # fmt: skip
+    panels = {field: by_task for field, by_task in panels.items() if any(by_task.values())}
+    constant = all(len({value for _, value in points}) <= 1 for points in panels.get("alpha", {}).values())
+    if constant:
+        panels.pop("alpha", None)
+    if not panels:
+        return None
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, drawn = pyplot.subplots(
+        1, len(panels), figsize=(1 + 4.5 * len(panels), 3.8), layout="constrained", squeeze=False
+    )
+    for axes, (field, by_task) in zip(drawn[0], panels.items(), strict=True):
+        for task, points in by_task.items():
+            if points:
+                axes.plot(*zip(*points, strict=True), label=task, linewidth=1.2)
+        axes.set(title=BALANCE[field], xlabel="step")
+        if field == "task_norms":
+            axes.set_yscale("log")
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=8)
+    file = file or workdir / "figures" / "balance.png"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(file, dpi=130)
+    pyplot.close(figure)
+    return file
+
+
 def draw_comparison(result: Mapping[str, Any], names: Sequence[str], file: pathlib.Path) -> None:
     """Bars of each task's first metric on test (dev where there is no test), one for each run.
 

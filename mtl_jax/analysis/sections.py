@@ -10,7 +10,7 @@ from typing import Any
 
 from mtl_jax.analysis import page, results, tables
 from mtl_jax.analysis.plotting import file_name
-from mtl_jax.analysis.run_figures import curves
+from mtl_jax.analysis.run_figures import balance, curves
 from mtl_jax.analysis.settings import changed, command
 from mtl_jax.analysis.verdicts import NAMES, said, said_choices
 from mtl_jax.errors import UserError
@@ -164,7 +164,10 @@ def _curves(workdir, figures) -> Parts:
     drawn = curves(workdir, figures / "curves.png")
     if drawn is None:
         return [page.paragraph("No curves: nothing was logged.")]
-    return [page.picture(drawn, "Training loss and dev score of each task by step.")]
+    parts = [page.picture(drawn, "Training loss and dev score of each task by step.")]
+    if balanced := balance(workdir, figures / "balance.png"):
+        parts.append(page.picture(balanced, "How the tasks were balanced, by step."))
+    return parts
 
 
 def _unfinished(workdir, figures, default) -> Parts:
