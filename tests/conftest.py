@@ -6,8 +6,10 @@ import pathlib
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # most of the suite's time is LLVM's: the programs are tiny, so what its highest level saves them is nothing
-XLA_FLAGS = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=1"
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {XLA_FLAGS}"
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "")
+    + " --xla_force_host_platform_device_count=8 --xla_backend_optimization_level=1"
+)  # fmt: skip
 
 import jax
 import pytest
