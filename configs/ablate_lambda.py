@@ -41,9 +41,8 @@ PENALTIES = {
 }
 
 
-def get_config(size: str = "full"):
-    if size not in ("full", "l2", "surface", "smoke"):
-        raise ValueError(f"the argument of this config is 'full', 'l2', 'surface' or 'smoke', not {size!r}")
+def genres() -> ConfigDict:
+    """The five tasks and a small BiLSTM for each, without a penalty and without an ablation."""
     config = default.get_config()
     for genre in GENRES:
         default.add_dataset(
@@ -68,6 +67,13 @@ def get_config(size: str = "full"):
     config.training.eval_every = 50
     config.training.checkpoint_every = 0
     config.training.log_every = 20
+    return config
+
+
+def get_config(size: str = "full"):
+    if size not in ("full", "l2", "surface", "smoke"):
+        raise ValueError(f"the argument of this config is 'full', 'l2', 'surface' or 'smoke', not {size!r}")
+    config = genres()
     default.add_penalty(config, "p", kind="l2_to_mean", strength=1.0, proximal=True)
     default.add_sweep(config, "strength", field="penalties.p.strength", low=0.03, high=30.0, count=7)
     default.add_choice(config, "sentences", field="datasets.*.limit.train", alternatives=(50, 100, 200, 400))

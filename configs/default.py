@@ -110,6 +110,8 @@ def get_config() -> ConfigDict:
     optimizer.clip = 1.0  # largest gradient norm: of each task's own parameters, and of the shared ones; 0 = off
     optimizer.groups = ConfigDict()  # name -> {"leaves": regex on paths, "rate": factor on the learning rate}
     optimizer.freeze = ()  # regexes on paths of parameters that stay as they are, e.g. ("^embed/",)
+    optimizer.cache_frozen = False  # with `pretrained`: the layers below the first that is trained are computed once a
+    #                                 row, without their dropout, and kept in memory
 
     training = config.training = ConfigDict()
     training.steps = 1000  # optimizer steps
@@ -136,6 +138,8 @@ def get_config() -> ConfigDict:
     ablation.choices = ConfigDict(
         sort_keys=False
     )  # name -> choice(), see below; `add_choice`. One program a combination
+    ablation.baselines = ConfigDict()  # choice -> its alternatives that the others are compared with, each at what is
+    #                                    best on dev, e.g. {"method": ("single", "sum")}
     ablation.seeds = 3  # S: config.seed, config.seed + 1, ... give initial values, dropout and the order of the batches
     ablation.intervals = True  # 95 % intervals and tests over seeds; False: one seed may do
     ablation.ends = True  # with a swept λ: add single-task training (λ = 0), tied columns (λ → ∞) and hard sharing

@@ -239,6 +239,11 @@ def _check_model(config, say):
         say(
             "config.model.pretrained_wheel: give name, version, sha256, and config.model.pretrained = the folder inside"
         )
+    if config.optimizer.cache_frozen and not model.pretrained:
+        say(
+            "config.optimizer.cache_frozen: layers that start from random values differ by seed; it needs "
+            "config.model.pretrained"
+        )
     if config.sharing.tied and model.column_init != "same":
         say("config.sharing.tied: tied columns start from the same values; set config.model.column_init = 'same'")
     _choice("config.loss_weights.method", config.loss_weights.method, LOSS_WEIGHTS, say)
@@ -262,6 +267,9 @@ def _check_ablation(config, default, say):
         _complete(f"config.ablation.choices.{name}", entry, default.choice(), say)
     for name in set(ablation.sweeps) & set(ablation.choices):
         say(f"config.ablation: {name!r} is the name of a sweep and of a choice")
+    for name, names in ablation.baselines.items():
+        if isinstance(names, str):
+            say(f"config.ablation.baselines.{name}: {names!r} should be a tuple of alternatives, e.g. ('sum',)")
     for factor in ablation.rates:
         _range("config.ablation.rates", factor, 1e-9, None, say)
     if ablation.reference:

@@ -9,12 +9,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from mtl_jax.analysis import plotting
+from mtl_jax.analysis.baselines import draw_baseline
 from mtl_jax.analysis.curves import draw_curves
 from mtl_jax.analysis.gains import draw_gains
 from mtl_jax.analysis.results import Grid
-from mtl_jax.analysis.summary import profile
+from mtl_jax.analysis.summary import main_split, profile
 from mtl_jax.analysis.surfaces import draw_surface
 from mtl_jax.analysis.verdicts import said_choices
+
+LINES = 8  # in one panel, at most
 
 
 def draw(grid: Grid, summary: Mapping[str, Any], folder: pathlib.Path) -> list[plotting.Picture]:
@@ -24,7 +27,10 @@ def draw(grid: Grid, summary: Mapping[str, Any], folder: pathlib.Path) -> list[p
       grid, summary: an ablation and `results.summarise` of it.
       folder: where the PNG files go; it is made.
     """
-    pictures = []
+    pictures = [
+        draw_baseline(compared, main_split(summary), folder, number)
+        for number, compared in enumerate(summary["baselines"])
+    ]
     for sweep in grid.sweeps:
         combinations = _with(summary, [sweep])
         if len(combinations) > 1:
@@ -32,7 +38,7 @@ def draw(grid: Grid, summary: Mapping[str, Any], folder: pathlib.Path) -> list[p
         if combinations:
             pictures += _by_task(grid, summary, combinations, sweep, folder)
     for choice, alternatives in grid.choices.items():
-        if len(alternatives) > 1:
+        if len(alternatives) > 1 and choice not in grid.baselines:
             pictures += draw_gains(grid, summary, _with(summary, []), choice, folder)
     first = list(grid.sweeps)[:2]
     if len(first) > 1 and (combinations := _with(summary, first)):
@@ -96,6 +102,7 @@ def _by_task(grid, summary, combinations, sweep, folder):
     last = list(grid.choices)[-1] if grid.choices else None
     pictures = []
     for number, (rest, group) in enumerate(_grouped(grid, combinations, last).items()):
+        group, several = _best(group), len(group) > LINES
         shape = plotting.wrapped(len(tasks))
         figure, axes = plotting.panels(*shape)
         for task, one in zip(tasks, axes.flat, strict=False):
@@ -104,14 +111,26 @@ def _by_task(grid, summary, combinations, sweep, folder):
         plotting.blank(axes.flat[len(tasks) :])
         figure.suptitle(rest, fontsize=11, parse_math=False) if rest else None
         beyond = " Beyond the swept values: single-task training (0), tied columns (∞) and hard sharing."
-        several = beyond if len(group) > 1 and summary["strengths"] == [sweep] else ""
+        limits = beyond if len(group) > 1 and summary["strengths"] == [sweep] else ""
+        best = f" The {LINES} best of {last} on dev." if several else ""
         caption = (
             f"Score on dev against {sweep}{f', {rest}' if rest else ''}, with 95 % intervals over seeds; stars: chosen "
-            f"on the mean of all tasks.{several}{_others(grid, sweep)}"
+            f"on the mean of all tasks.{best}{limits}{_others(grid, sweep)}"
         )
         file = folder / f"tasks_{plotting.file_name(sweep)}_{number}.png"
         pictures.append(plotting.Picture(plotting.save(figure, file), caption))
     return pictures
+
+
+def _best(combinations):
+    """As many as a panel can show, best on dev first chosen, in their order."""
+
+    def score(combination):
+        chosen = combination["chosen"]
+        return -math.inf if chosen is None else combination["points"][chosen]["score"]["mean"]
+
+    kept = sorted(combinations, key=score, reverse=True)[:LINES]
+    return [c for c in combinations if c in kept]
 
 
 def _score_panel(axes, grid, summary, combinations, sweep, task):

@@ -12,6 +12,7 @@ from matplotlib.ticker import NullLocator
 
 from mtl_jax.analysis import plotting
 from mtl_jax.analysis.results import Grid
+from mtl_jax.analysis.summary import main_split
 from mtl_jax.analysis.verdicts import NAMES, said_choices
 
 
@@ -19,7 +20,7 @@ def draw_gains(
     grid: Grid, summary: Mapping[str, Any], combinations: Sequence[Mapping[str, Any]], choice: str, folder: pathlib.Path
 ) -> list[plotting.Picture]:
     """What was chosen, and how much sharing gains over each end, against the alternatives of a choice."""
-    split = "test" if "test" in summary["splits"] else "dev"
+    split = main_split(summary)
     ends = dict.fromkeys(end for c in combinations for end in c["comparison"])
     strengths = [name for name in summary["strengths"] if name in grid.sweeps]
     kinds = [("chosen", name) for name in strengths] + [("gain", end) for end in ends]

@@ -10,7 +10,9 @@ from typing import Any
 from mtl_jax.analysis import page as pages
 from mtl_jax.analysis import results, sections
 from mtl_jax.analysis.run_figures import balance, curves, draw_comparison
+from mtl_jax.analysis.summary import main_split
 from mtl_jax.analysis.tables import (
+    baseline_rows,
     comparison_rows,
     conclusion_rows,
     distances_rows,
@@ -117,6 +119,8 @@ def _ablation_text(grid: results.Grid, summary: Mapping[str, Any]) -> list[str]:
         text += [*table(*points_rows(combinations[0], summary["scores"])).splitlines(), ""]
     elif len(combinations) > 3 and any(c["comparison"] for c in combinations):
         text += [*table(*conclusion_rows(summary)).splitlines(), ""]
+    for compared in summary["baselines"]:
+        text += [*table(*baseline_rows(compared, main_split(summary))).splitlines(), ""]
     for split in reversed(summary["splits"]):  # what does not fit is the last
         if split != "dev":
             text.append(f"The settings chosen on dev, on {split}:")

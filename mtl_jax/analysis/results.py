@@ -66,6 +66,7 @@ class Grid(NamedTuple):
     references  exact optima to draw beside: {"label": text, "choices": {}, "values": {}, "scores": as of a lane}
     notes       sentences for people
     method      {"name": "grid" | "halving" | "hypergradient", and its numbers}
+    baselines   choice -> alternatives that the others are compared with
     """
 
     sweeps: dict[str, dict[str, Any]]
@@ -75,6 +76,7 @@ class Grid(NamedTuple):
     references: list[dict[str, Any]]
     notes: list[str]
     method: dict[str, Any]
+    baselines: dict[str, list[str]]
 
 
 def write(folder: pathlib.Path, grid: Grid) -> None:
@@ -119,7 +121,8 @@ def read(folder: pathlib.Path) -> Grid:
         raise UserError(f"{file}: version {found!r} of the format, this program reads {VERSION}")
     try:
         lanes = [Lane(**{field: lane[field] for field in Lane._fields}) for lane in whole["lanes"]]
-        grid = Grid(**{field: whole[field] for field in Grid._fields if field != "lanes"}, lanes=lanes)
+        whole = {"baselines": {}, **whole, "lanes": lanes}  # written before there were baselines
+        grid = Grid(**{field: whole[field] for field in Grid._fields})
     except (KeyError, TypeError) as error:
         raise UserError(f"{file}: damaged, {error} is missing; start the ablation again to write it anew") from None
     for i, lane in enumerate(lanes):

@@ -12,6 +12,7 @@ from mtl_jax.analysis import page, results, tables
 from mtl_jax.analysis.plotting import file_name
 from mtl_jax.analysis.run_figures import balance, curves
 from mtl_jax.analysis.settings import changed, command
+from mtl_jax.analysis.summary import main_split
 from mtl_jax.analysis.verdicts import NAMES, said, said_choices
 from mtl_jax.errors import UserError
 from mtl_jax.training.workdir import read_config, read_metrics, read_summary
@@ -38,6 +39,10 @@ def ablation(
     for split in summary["splits"]:
         title = "Mean score of the tasks on dev" if split == "dev" else f"The settings chosen on dev, on {split}"
         parts += [page.heading(title, 3), page.grid(*tables.overview_rows(summary, split))]
+    for compared in summary["baselines"]:
+        rest = said_choices(compared["rest"])
+        parts.append(page.heading(f"Against {compared['baseline']}{f', {rest}' if rest else ''}", 3))
+        parts.append(page.grid(*tables.baseline_rows(compared, main_split(summary))))
     parts.append(page.paragraph(
         "± is half a 95 % interval over seeds (Student's t). Differences (−) are paired by seed, with the p of a "
         "paired t-test; on dev Holm's correction over the settings of the sweep is in it, as the best of them was "

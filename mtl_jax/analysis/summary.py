@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from mtl_jax.analysis.intervals import correct, interval, number, paired
+from mtl_jax.analysis.intervals import correct, holm, interval, number, paired
 from mtl_jax.analysis.verdicts import verdict, warnings
 
 if TYPE_CHECKING:
@@ -59,6 +59,11 @@ def summarise(grid: Grid) -> dict[str, Any]:
                     corrected
         verdict     a sentence
         warnings    sentences: what froze or was dropped, what lies at the edge of what was tried
+      baselines     for each baseline of each choice, and each combination of the other choices:
+        choice, baseline, rest   names, and {other choice: alternative}
+        others                   [{"alternative", "average": {split: difference}, "tasks": {task: {split: difference}}}]
+                                 of what was chosen on dev minus the baseline's; "average" has p corrected by Holm over
+                                 the alternatives, and leaves out where nothing can be chosen
     """
     firsts = {task: metrics[0] for task, metrics in grid.tasks.items()}
     splits = dict.fromkeys(split for lane in grid.lanes for by_split in lane.scores.values() for split in by_split)
@@ -71,7 +76,15 @@ def summarise(grid: Grid) -> dict[str, Any]:
         "statuses": dict(collections.Counter(lane.status for lane in grid.lanes)),
     }
     scope = _Scope(grid, firsts, {id(lane): i for i, lane in enumerate(grid.lanes)})
-    result["combinations"] = [_combination(scope, choices, strengths) for choices in _combinations(grid)]
+    found = [_combination(scope, choices, strengths) for choices in _combinations(grid)]
+    result["combinations"] = found
+    result["baselines"] = [
+        compared
+        for choice, names in grid.baselines.items()
+        for rest in _distinct({n: v for n, v in c["choices"].items() if n != choice} for c in found)
+        for name in names
+        if (compared := _against_baseline(scope, found, choice, name, rest, names))
+    ]
     return result
 
 
@@ -89,6 +102,11 @@ def profile(points: Sequence[dict[str, Any]], *sweeps: str) -> tuple[list[dict[s
     full = math.prod(len({point["values"][name] for point in points}) for name in names) == len(points)
     full = full and not any(point["ranges"] for point in points)
     return [group[_best(group) or 0] for _, group in sorted(groups.items())], full
+
+
+def main_split(summary: dict[str, Any]) -> str:
+    """The split that decides: test where it was scored, as settings were chosen on dev."""
+    return "test" if "test" in summary["splits"] else "dev"
 
 
 def is_strength(field: str) -> bool:
@@ -139,6 +157,46 @@ def _combination(scope, choices, strengths):
     result["verdict"] = verdict(result, strengths)
     result["warnings"] = warnings(result, groups, grid.sweeps, grid.method["name"])
     return result
+
+
+def _distinct(items):
+    found: list = []
+    for item in items:
+        if item not in found:
+            found.append(item)
+    return found
+
+
+def _against_baseline(scope, combinations, choice, baseline, rest, baselines) -> dict[str, Any] | None:
+    """Every alternative of a choice against one of them; baselines among themselves too. None where it has no lanes."""
+
+    def lanes(alternative):
+        of = [c for c in combinations if c["choices"] == {**rest, choice: alternative} and c["chosen"] is not None]
+        return [scope.grid.lanes[i] for i in of[0]["points"][of[0]["chosen"]]["lanes"]] if of else []
+
+    own = lanes(baseline)
+    if not own:
+        return None
+    passed = baselines[: baselines.index(baseline)]  # their difference from this one is told already
+    others = {
+        name: found
+        for name in scope.grid.choices[choice]
+        if name != baseline and name not in passed and (found := lanes(name))
+    }
+    compared = {}
+    for name, found in others.items():
+        on_dev = paired(_scores(found), _scores(own))._asdict()
+        compared[name] = _compare(found, own, scope.firsts, on_dev)
+    for split in {split for c in compared.values() for split in c["average"]}:
+        having = [c["average"] for c in compared.values() if split in c["average"]]
+        for average, p in zip(having, holm([a[split]["p"] for a in having]), strict=True):
+            average[split]["corrected_p"] = p
+    return {
+        "choice": choice,
+        "baseline": baseline,
+        "rest": rest,
+        "others": [{"alternative": name, **c} for name, c in compared.items()],
+    }
 
 
 def _by_values(lanes: Sequence[Lane]) -> list[list[Lane]]:

@@ -118,6 +118,18 @@ def overview_rows(summary: Mapping[str, Any], split: str) -> Rows:
     return header, rows
 
 
+def baseline_rows(compared: Mapping[str, Any], split: str) -> Rows:
+    """What every alternative of a choice changes against one of them, best first, with what that allows to say."""
+    known = [o for o in compared["others"] if o["average"].get(split, {}).get("mean") is not None]
+    rows = []
+    for other in sorted(known, key=lambda o: -o["average"][split]["mean"]):
+        value = other["average"][split]
+        low, high = (None, None) if value["low"] is None else (f"{value['low']:+.3f}", f"{value['high']:+.3f}")
+        p = value["note"] if value["p"] is None else p_value(value["corrected_p"])
+        rows.append([other["alternative"], f"{value['mean']:+.3f}", low, high, p, conclusion({"dev": value})])
+    return [compared["choice"], f"− {compared['baseline']} ({split})", "from", "to", "corrected", "so"], rows
+
+
 def conclusion_rows(summary: Mapping[str, Any]) -> Rows:
     """A row for each combination of choices: "better", "worse", "no difference shown" against each end."""
     combinations = summary["combinations"]

@@ -41,6 +41,7 @@ class Rows(NamedTuple):
     length      int32[N, E]  tokens of the example, 0 for an empty slot
     example     int32[N, E]  index of the piece in the split's table of pieces, -1 for an empty slot
     labels      {task: {name: array [N, ...]}}, see above
+    hidden      float[N, T, D]  outputs of frozen layers, see `training.frozen`; None where nothing is kept
     """
 
     tokens: Array
@@ -51,6 +52,7 @@ class Rows(NamedTuple):
     length: Array
     example: Array
     labels: Mapping[str, Mapping[str, Array]]
+    hidden: Array | None = None
 
 
 class Batch(NamedTuple):
@@ -61,6 +63,7 @@ class Batch(NamedTuple):
     tokens ...  int32[B, R, T] or int32[B, R, E], as in `Rows`
     labels      {task: {name: array [P, R, ...]}}: the P blocks in `Layout.reads(task)`, in that order. Where a block
                 holds another data set in this step, mask is False, segment 0.
+    hidden      float[B, R, T, D], as in `Rows`; None where nothing is kept
     """
 
     dataset: Array
@@ -73,6 +76,7 @@ class Batch(NamedTuple):
     length: Array
     example: Array
     labels: Mapping[str, Mapping[str, Array]]
+    hidden: Array | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -221,7 +221,7 @@ def _gather(rows: Sequence[Rows | None], blank, layout: Layout, dataset: np.ndar
     held = [(rows[d], r) for d, r in zip(dataset, row, strict=True)]
     fields = {
         name: np.stack([_take_rows(getattr(source, name), r, -1 if name == "example" else 0) for source, r in held])
-        for name in _TOKENS + _EXAMPLES
+        for name in (*_TOKENS, *_EXAMPLES, *(["hidden"] if held[0][0].hidden is not None else []))
     }
     labels = {}
     for task, arrays in blank.items():

@@ -57,6 +57,7 @@ def network(
     column_init: str = "same",
     columns: str = "vmap",
     remat: bool = False,
+    kept: tuple[str, ...] = (),
 ) -> Network:
     """A network of `embed` and `layers`, each with one set of parameters for each owner.
 
@@ -69,6 +70,8 @@ def network(
         by the name of the task where a single one owns the slice.
       columns: how several owners are computed: "vmap", "map" (in turns, by scan) or "unroll" (in turns, written out).
       remat: recompute each layer in the backward pass.
+      kept: the lowest layers, whose outputs stand in batches that have `hidden`; they are frozen, and the same in all
+        columns.
     """
     modules = dict(zip(paths(len(layers)), [embed, *layers], strict=True))
     run_columns = COLUMNS[columns]
@@ -101,22 +104,27 @@ def network(
         for path, module in modules.items():
             below = dict(streams.parent)  # stream of each slot one layer down
             streams.split(owners[path])
-            inputs, noises = [], []
-            for block, slot in streams.names:
-                if path == "embed":
-                    x = tuple(a[block] for a in (batch.tokens, batch.position, batch.token_type, batch.segment))
-                else:
-                    x = (hidden[below[block, slot]], batch.segment[block])
-                inputs.append(x)
-                if dropout is not None:
-                    noises.append(_noise(row_keys[block], dropout, path, streams, block, slot, owners, batch))
-            ids, count = streams.owner_ids(owners[path], batch), owner_count(owners[path])
-            if taps is not None and path in tap_spec.layers:
-                outputs = apply_tapped(module, remat, path, params[path], taps, tap_spec, ids, inputs, noises or None)
+            if path in kept and batch.hidden is not None:
+                hidden = {(block, slot): batch.hidden[block] for block, slot in streams.names}
             else:
-                function = layer_function(module, remat)
-                outputs = apply_owned(function, params[path], ids, count, inputs, noises or None, run_columns)
-            hidden = dict(zip(streams.names, outputs, strict=True))
+                inputs, noises = [], []
+                for block, slot in streams.names:
+                    if path == "embed":
+                        x = tuple(a[block] for a in (batch.tokens, batch.position, batch.token_type, batch.segment))
+                    else:
+                        x = (hidden[below[block, slot]], batch.segment[block])
+                    inputs.append(x)
+                    if dropout is not None:
+                        noises.append(_noise(row_keys[block], dropout, path, streams, block, slot, owners, batch))
+                ids, count = streams.owner_ids(owners[path], batch), owner_count(owners[path])
+                if taps is not None and path in tap_spec.layers:
+                    outputs = apply_tapped(
+                        module, remat, path, params[path], taps, tap_spec, ids, inputs, noises or None
+                    )  # fmt: skip
+                else:
+                    function = layer_function(module, remat)
+                    outputs = apply_owned(function, params[path], ids, count, inputs, noises or None, run_columns)
+                hidden = dict(zip(streams.names, outputs, strict=True))
             if taps is not None and path == tap_spec.hidden_at:
                 below = dict(streams.parent)
                 streams.part()

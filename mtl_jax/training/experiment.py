@@ -21,7 +21,7 @@ from mtl_jax.models.architecture import Architecture
 from mtl_jax.models.network import network
 from mtl_jax.models.transformer import TransformerLayer
 from mtl_jax.tasks.base import Task
-from mtl_jax.training import balanced, owners, soft_sharing, task_gradients
+from mtl_jax.training import balanced, frozen, owners, soft_sharing, task_gradients
 from mtl_jax.training.balanced import Aggregation
 from mtl_jax.training.initial import Model, make_model, random_params, with_pretrained
 from mtl_jax.training.objective import Objective
@@ -67,7 +67,7 @@ def build(config: Any) -> Experiment:
       UserError: what is wrong with the config, the data or the weights.
     """
     encoder = load_encoder(config)
-    data = load_corpus(config, encoder)
+    data = frozen.with_outputs(config, load_corpus(config, encoder), encoder)
     if encoder is None:
         return assemble(config, data, None, None)
     if encoder.unused:
@@ -87,6 +87,7 @@ def assemble(config: Any, data: Corpus, architecture: Architecture | None, pretr
         names, len(model.layers), config.sharing.trunk, config.sharing.groups.to_dict(), tuple(config.tasks)
     )
     tasks = {name: _task(config, name, data) for name in names}
+    kept = frozen.frozen_layers(config, pretrained_params) if pretrained_params is not None else ()
     columns = config.model.columns
     if columns == "auto":
         columns = _fastest_columns(model, owned)
@@ -94,7 +95,7 @@ def assemble(config: Any, data: Corpus, architecture: Architecture | None, pretr
     def make_network(layout):
         return network(
             model.embed, model.layers, owned, layout,
-            column_init=config.model.column_init, columns=columns, remat=config.model.remat,
+            column_init=config.model.column_init, columns=columns, remat=config.model.remat, kept=kept,
         )  # fmt: skip
 
     draw = jax.jit(functools.partial(random_params, make_network(data.layout), tasks))

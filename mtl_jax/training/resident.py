@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mtl_jax.data.batch import Batch, Layout
+from mtl_jax.data.batch import Batch, Layout, Rows
 from mtl_jax.data.batches import Batches
 
 
@@ -16,7 +16,7 @@ class ResidentRows(NamedTuple):
     """The training rows of all data sets, one after the other; N = rows of all together.
 
     offset  int32 [data sets]  where the rows of each begin
-    fields  {name: int32 [N, ...]} of `Batch`
+    fields  {name: [N, ...]} of `Batch`
     labels  {task: {name: [N of its data set, ...]}}
     """
 
@@ -36,7 +36,7 @@ def resident_rows(batches: Batches) -> ResidentRows:
     """The rows of `batches` as numpy arrays, to be put on the devices once."""
     rows = batches.rows
     counts = [len(r.tokens) for r in rows]
-    names = [name for name in Batch._fields if name not in ("dataset", "row", "labels")]
+    names = [name for name in Rows._fields if name != "labels" and getattr(rows[0], name) is not None]
     return ResidentRows(
         offset=np.cumsum([0, *counts[:-1]]).astype(np.int32),
         fields={name: np.concatenate([getattr(r, name) for r in rows]) for name in names},

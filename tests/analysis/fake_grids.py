@@ -21,13 +21,15 @@ def lane(
     return Lane(line, choices or {}, values or {}, seed, status, scores=scores, score=score, **fields | rest)
 
 
-def grid(lanes, sweeps=None, choices=None, tasks=("pos",), method="grid", references=()):
+def grid(lanes, sweeps=None, choices=None, tasks=("pos",), method="grid", references=(), baselines=None):
     """A grid around lanes; its one sweep, λ, has the values that they have."""
     if sweeps is None:
         values = sorted({x.values["strength"] for x in lanes if "strength" in x.values})
         sweeps = {"strength": {"field": "penalties.l2.strength", "scale": "log", "values": values}}
     tasks = {task: ["accuracy", "loss"] for task in tasks}
-    return Grid(sweeps, choices or {}, tasks, lanes, list(references), ["a note"], {"name": method})
+    return Grid(
+        sweeps, choices or {}, tasks, lanes, list(references), ["a note"], {"name": method}, baselines or {}
+    )  # fmt: skip
 
 
 def realistic(tasks=5, points=8, seeds=5, choices=None, second=False, trouble=True, ends=True, curve=8):
@@ -104,5 +106,5 @@ def realistic(tasks=5, points=8, seeds=5, choices=None, second=False, trouble=Tr
         sweeps["dropout"] = {"field": "model.dropout", "scale": "linear", "values": dropouts}
     return Grid(
         sweeps, choices, {t: ["accuracy", "loss"] for t in names}, lanes, references, ["ten lanes at once"],
-        {"name": "grid"},
+        {"name": "grid"}, {},
     )  # fmt: skip

@@ -136,3 +136,19 @@ def test_a_task_named_like_mathematics_is_drawn(tmp_path):
 
 def test_nothing_to_draw(tmp_path):
     assert draw(fake_grids.grid([]), tmp_path) == []
+
+
+def test_baselines_are_drawn_and_many_alternatives_kept_readable(tmp_path):
+    rng = np.random.default_rng(0)
+    names = [f"m{i}" for i in range(12)]
+    lanes = [
+        lane(0.5 + 0.01 * i + 0.01 * rng.normal(), seed=s, choices={"method": m}, values={"rate": r}, tasks=("a", "b"))
+        for i, m in enumerate(names) for s in range(3) for r in (0.1, 0.2, 0.4)
+    ]  # fmt: skip
+    sweeps = {"rate": {"field": "optimizer.learning_rate", "scale": "log", "values": [0.1, 0.2, 0.4]}}
+    grid = fake_grids.grid(lanes, sweeps, {"method": names}, ("a", "b"), baselines={"method": ["m0", "m1"]})
+    drawn = draw(grid, tmp_path)
+    assert drawn[:2] == ["baseline_method_0.png", "baseline_method_1.png"] and "choice_method_0.png" not in drawn
+    summary = results.summarise(grid)
+    kept = figures._best(summary["combinations"])
+    assert [c["choices"]["method"] for c in kept] == names[4:]

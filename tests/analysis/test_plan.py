@@ -109,6 +109,16 @@ def test_random_sweeps_are_drawn_together(swept):
     assert settings == planned(swept).programs[0].settings
 
 
+def baseline(*names):
+    """A change of a config: a choice of the width, compared with some of its alternatives."""
+
+    def change(config):
+        default.add_choice(config, "width", field="model.width", alternatives=(8, 16))
+        config.ablation.baselines.width = names
+
+    return change
+
+
 def sweep(**changes):
     return lambda c: c.ablation.sweeps.strength.update(changes)
 
@@ -136,6 +146,9 @@ def sweep(**changes):
         (lambda c: default.add_choice(c, "x", settings={"a": {"model": {"witdh": 3}}}), "no field 'witdh'"),
         (lambda c: default.add_choice(c, "x", field="model.width", alternatives=(8, 8)), "twice"),
         (lambda c: default.add_choice(c, "strength", field="model.width", alternatives=(8,)), "a sweep and of a"),
+        (lambda c: c.ablation.baselines.update({"method": ("sum",)}), "baselines.method: no such choice"),
+        (baseline("wide"), "'wide' is none of the alternatives 8, 16"),
+        (baseline("8", "16"), "none is left"),
     ],
 )  # fmt: skip
 def test_bad_ablations_are_refused_by_field(swept, change, message):

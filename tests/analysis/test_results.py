@@ -230,3 +230,40 @@ def test_a_task_without_a_split_is_left_out_of_its_mean_and_one_without_a_value_
     assert found["points"][0]["average"]["test"]["mean"] == 0.6
     undefined = one._replace(scores=scores | {"b": {"dev": {"accuracy": 0.7}, "test": {"accuracy": None}}})
     assert only(fake_grids.grid([undefined], tasks=("a", "b")))["points"][0]["average"]["test"]["mean"] is None
+
+
+def methods(scores, **rest):
+    """A grid of a choice "method" without a sweep; {alternative: scores of seeds 0, 1, …}."""
+    lanes = [
+        lane(s, seed=i, choices={"method": name}, test=s - 0.1) for name, found in scores.items()
+        for i, s in enumerate(found)
+    ]  # fmt: skip
+    return fake_grids.grid(lanes, {}, {"method": list(scores)}, baselines={"method": ["sum", "single"]}, **rest)
+
+
+def test_alternatives_against_baselines_are_paired_and_corrected_over_the_alternatives(differs):
+    rng = np.random.default_rng(0)
+    scores = {name: (0.7 + shift + rng.normal(0, 0.01, 5)).tolist() for name, shift in
+              (("single", -0.05), ("sum", 0.0), ("pcgrad", 0.004), ("cagrad", -0.02))}  # fmt: skip
+    against_sum, against_single = results.summarise(methods(scores))["baselines"]
+    assert (against_sum["baseline"], against_single["baseline"]) == ("sum", "single")
+    assert [o["alternative"] for o in against_sum["others"]] == ["single", "pcgrad", "cagrad"]
+    assert [o["alternative"] for o in against_single["others"]] == ["pcgrad", "cagrad"]  # the sum was told already
+    found = [o["average"]["test"] for o in against_sum["others"]]
+    tests = [stats.ttest_rel(scores[o["alternative"]], scores["sum"]) for o in against_sum["others"]]
+    differs("p against a baseline", [f["p"] for f in found], [t.pvalue for t in tests], 1e-9)
+    ordered = np.sort([t.pvalue for t in tests])
+    holm = np.maximum.accumulate(ordered * [3, 2, 1]).clip(max=1.0)
+    differs("Holm over the alternatives", np.sort([f["corrected_p"] for f in found]), holm, 1e-9)
+    assert against_sum["others"][1]["tasks"]["pos"]["test"]["mean"] == pytest.approx(found[1]["mean"])
+    assert results.summarise(methods({k: v for k, v in scores.items() if k != "sum"}))["baselines"][0]["baseline"] == (
+        "single"
+    )
+
+
+def test_what_is_known_without_baselines_is_read_too(tmp_path):
+    results.write(tmp_path, methods({"sum": [0.5, 0.6], "a": [0.6, 0.7]}))
+    whole = json.loads((tmp_path / "ablation.json").read_text())
+    del whole["baselines"]
+    (tmp_path / "ablation.json").write_text(json.dumps(whole))
+    assert results.read(tmp_path).baselines == {}

@@ -51,14 +51,16 @@ class Program(NamedTuple):
 class Plan(NamedTuple):
     """All programs of an ablation.
 
-    sweeps   {name: {"field", "scale", "values"}}, the values of all programs together
-    choices  {name: alternatives}
-    seeds    S seeds
+    sweeps     {name: {"field", "scale", "values"}}, the values of all programs together
+    choices    {name: alternatives}
+    baselines  {choice: alternatives that the others are compared with}
+    seeds      S seeds
     """
 
     programs: tuple[Program, ...]
     sweeps: Mapping[str, Mapping[str, Any]]
     choices: Mapping[str, Sequence[str]]
+    baselines: Mapping[str, Sequence[str]]
     seeds: tuple[int, ...]
 
     @property
@@ -127,7 +129,23 @@ def make(config: ConfigDict, check: Callable[[ConfigDict], None]) -> Plan:
         name: {"field": entry.field, "scale": entry.scale, "values": sorted(dict.fromkeys(values[name]))}
         for name, entry in ablation.sweeps.items()
     }
-    return Plan(everything, described, {n: list(a) for n, a in alternatives.items()}, seeds)
+    baselines = _baselines(ablation.baselines, alternatives)
+    return Plan(everything, described, {n: list(a) for n, a in alternatives.items()}, baselines, seeds)
+
+
+def _baselines(named, alternatives) -> dict[str, list[str]]:
+    for choice, names in named.items():
+        where = f"config.ablation.baselines.{choice}"
+        if choice not in alternatives:
+            raise UserError(f"{where}: no such choice; there are {', '.join(alternatives) or 'none'}")
+        if isinstance(names, str) or not names:
+            raise UserError(f"{where}: {names!r} should be a tuple of alternatives, e.g. ('sum',)")
+        for name in names:
+            if name not in alternatives[choice]:
+                raise UserError(f"{where}: {name!r} is none of the alternatives {', '.join(alternatives[choice])}")
+        if len(set(names)) == len(alternatives[choice]):
+            raise UserError(f"{where}: all alternatives are baselines, none is left to compare with them")
+    return {choice: list(dict.fromkeys(names)) for choice, names in named.items()}
 
 
 class _Sweep(NamedTuple):

@@ -14,6 +14,7 @@ from mtl_jax.analysis.ablation import fields
 from mtl_jax.analysis.ablation.plan import Program, Setting
 from mtl_jax.errors import UserError
 from mtl_jax.training.experiment import Experiment, assemble
+from mtl_jax.training.frozen import frozen_layers, with_outputs
 from mtl_jax.training.optimizer import Hyper, hyper_from
 from mtl_jax.training.sources import load_corpus, load_encoder
 from mtl_jax.training.step import StepSpec
@@ -53,7 +54,9 @@ class Sources:
         whole = plain(config)
         data = [whole[name] for name in ("datasets", "tasks", "data", "tokenizer", "train_on")]
         key = [data, model["pretrained"], model["pretrained_wheel"]]
-        return self._keep("corpus", key, functools.partial(load_corpus, config, encoder)), encoder
+        corpus = self._keep("corpus", key, functools.partial(load_corpus, config, encoder))
+        key += [model["layers"], model["dtype"], frozen_layers(config, encoder and encoder.params)]
+        return self._keep("outputs", key, functools.partial(with_outputs, config, corpus, encoder)), encoder
 
     def new_notes(self, corpus: Any) -> list[str]:
         """The notes of a corpus that were not asked for before."""

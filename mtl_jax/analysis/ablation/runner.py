@@ -63,6 +63,7 @@ def ablate(config: ConfigDict, workdir: pathlib.Path, check: Callable[[ConfigDic
     grid = results.Grid(
         sweeps={name: dict(entry) for name, entry in planned.sweeps.items()},
         choices={name: list(names) for name, names in planned.choices.items()},
+        baselines={name: list(names) for name, names in planned.baselines.items()},
         tasks=done["tasks"],
         lanes=found,
         references=optima,

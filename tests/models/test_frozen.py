@@ -1,0 +1,89 @@
+"""Frozen layers computed once a row: the same training and the same scores as without."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from make_published_goldens import TINY, hashed_weights
+from safetensors.numpy import save_file
+
+from configs import default
+from mtl_jax import config as checks
+from mtl_jax.errors import UserError
+from mtl_jax.models import architecture as architectures
+from mtl_jax.training.evaluation import Evaluator
+from mtl_jax.training.experiment import build
+from mtl_jax.training.paths import flatten
+from mtl_jax.training.resident import draws, gather, resident_rows
+from mtl_jax.training.step import train_step
+
+pytestmark = pytest.mark.usefixtures("standard_promotion")
+
+
+@pytest.fixture
+def encoder(tmp_path):
+    """A folder with a tiny BERT of two layers."""
+    folder = tmp_path / "encoder"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({**TINY["bert"], "vocab_size": 80}), encoding="utf-8")
+    tensors = architectures.tensors(architectures.from_config({**TINY["bert"], "vocab_size": 80}, "tiny"))
+    save_file(hashed_weights({tensor.name: tensor.shape for tensor in tensors}), folder / "model.safetensors")
+    return str(folder)
+
+
+def config_of(tiny, encoder, **changes):
+    return tiny(
+        model__layer="transformer", model__layers=0, model__pretrained=encoder, model__dropout=0.0, data__rows=2,
+        optimizer__name="sgd", **{"optimizer__freeze": ("^embed/", "^layer_00/"), **changes},
+    )  # fmt: skip
+
+
+def trained(experiment, steps=3):
+    state = experiment.init(0)
+    step = jax.jit(lambda s, b, h: train_step(experiment.spec, s, b, h))
+    for number in range(steps):
+        batch = jax.tree.map(lambda leaf: np.asarray(leaf)[None], experiment.batches(0).batch(number))
+        state, metrics = step(state, batch, experiment.hyper)
+    return state.params, metrics
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"sharing__trunk": "none"}, {"aggregation__method": "pcgrad"}, {"aggregation__level": "representation",
+     "aggregation__method": "mgda", "train_on": ("tags", "long")}],
+    ids=["hard", "columns", "balanced", "representation"],
+)  # fmt: skip
+def test_kept_outputs_change_nothing(tiny, encoder, differs, changes):
+    plain = build(config_of(tiny, encoder, **changes))
+    kept = build(config_of(tiny, encoder, optimizer__cache_frozen=True, **changes))
+    assert any("frozen layers up to layer_00" in note for note in kept.corpus.notes)
+    (found, metrics), (wanted, expected) = trained(kept), trained(plain)
+    for path, leaf in flatten(wanted).items():
+        differs("trained on kept outputs", flatten(found)[path], leaf, 1e-5)
+    differs("losses on kept outputs", metrics["losses"], expected["losses"], 1e-5)
+    scores = [
+        Evaluator(e.objective_for, e.corpus, 4, lambda batch: batch).score(found, "dev") for e in (plain, kept)
+    ]  # fmt: skip
+    for task, by_metric in scores[0].items():
+        differs("scores on kept outputs", list(by_metric.values()), list(scores[1][task].values()), 1e-5)
+
+
+def test_they_are_what_the_layers_read_and_are_gathered_on_the_device(tiny, encoder):
+    kept = build(config_of(tiny, encoder, optimizer__cache_frozen=True))
+    batches = kept.batches(0)
+    drawn = draws(batches, 0, 1, 1)
+    batch = gather(resident_rows(batches), batches.layout, drawn.dataset[0, 0], drawn.row[0, 0])
+    jax.tree.map(np.testing.assert_array_equal, batch, batches.batch(0))
+    wrong = jax.tree.map(lambda leaf: np.asarray(leaf)[None], batches.batch(0))
+    wrong = wrong._replace(hidden=wrong.hidden + 1.0, tokens=np.zeros_like(wrong.tokens))
+    _, right = trained(kept, 1)
+    _, found = jax.jit(lambda s, b, h: train_step(kept.spec, s, b, h))(kept.init(0), wrong, kept.hyper)
+    assert not np.allclose(found["losses"], right["losses"])
+
+
+def test_nothing_to_keep_is_an_error(tiny, encoder):
+    with pytest.raises(UserError, match="cache_frozen: 'embed' is trained"):
+        build(config_of(tiny, encoder, optimizer__cache_frozen=True, optimizer__freeze=("^layer_00/",)))
+    with pytest.raises(UserError, match=r"cache_frozen.*needs config\.model\.pretrained"):
+        checks.check(tiny(optimizer__cache_frozen=True, optimizer__freeze=("^embed/",)), default)
