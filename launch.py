@@ -6,6 +6,7 @@
     python launch.py --workdir=runs/x --mode=predict --input=a.jsonl --output=b.jsonl
     python launch.py --workdir=runs/x --mode=export --output=folder              a Hugging Face folder for each column
     python launch.py --config=configs/x.py --workdir=runs/x --mode=ablate        a grid of settings, or go on with it
+    python launch.py --config=configs/x.py --workdir=runs/x --mode=relate        which tasks help which
     python launch.py --mode=report --runs=runs/a,runs/b --output=runs/report     report.html of runs and ablations
     python launch.py --mode=compare --runs=runs/a,runs/b --output=runs/compare   runs side by side
 
@@ -24,7 +25,7 @@ from mtl_jax.errors import UserError
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, or file.py:argument.", lock_config=True)
 WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the run.")
-MODES = ["train", "evaluate", "predict", "inspect", "export", "compare", "ablate", "report"]
+MODES = ["train", "evaluate", "predict", "inspect", "export", "compare", "ablate", "relate", "report"]
 MODE = flags.DEFINE_enum("mode", "train", MODES, "What to do.")
 CHECKPOINT = flags.DEFINE_list("checkpoint", ["best"], "best, last or steps; predict and export average several.")
 INPUT = flags.DEFINE_string("input", "", "predict: JSONL file or lines of text; '-' reads the standard input.")
@@ -38,7 +39,8 @@ def main(argv):
     logging.set_verbosity(logging.ERROR)
     {
         "train": _train, "evaluate": _evaluate, "predict": _predict,
-        "inspect": _inspect, "export": _export, "compare": _compare, "ablate": _ablate, "report": _report,
+        "inspect": _inspect, "export": _export, "compare": _compare, "ablate": _ablate, "relate": _relate,
+        "report": _report,
     }[MODE.value]()  # fmt: skip
 
 
@@ -120,6 +122,23 @@ def _ablate():
         print("\n" + report.ablation(workdir, default))
 
 
+def _relate():
+    from configs import default
+    from mtl_jax import config as checks
+    from mtl_jax.analysis import report
+    from mtl_jax.analysis.ablation import lanes
+    from mtl_jax.analysis.relatedness.relate import relate
+    from mtl_jax.training import workdir as folders
+
+    if not WORKDIR.value:
+        raise UserError("--mode=relate needs --workdir=FOLDER")
+    lanes.use_all_cores()
+    config = _config()
+    workdir = folders.prepare(WORKDIR.value)
+    if relate(config, workdir, lambda c: checks.check(c, default)) is not None:
+        print("\n" + report.relatedness(workdir, default))
+
+
 def _report():
     from configs import default
     from mtl_jax.analysis import report
@@ -151,7 +170,7 @@ def _config():
 
     config = CONFIG.value
     if config is None:
-        if MODE.value in ("train", "ablate") or not WORKDIR.value:
+        if MODE.value in ("train", "ablate", "relate") or not WORKDIR.value:
             raise UserError(f"--mode={MODE.value} needs --config=FILE")
         config = checks.from_plain(workdir.read_config(pathlib.Path(WORKDIR.value).expanduser()))
     checks.check(config, default)

@@ -16,35 +16,43 @@ CLINC = f"{default.DATA}/clinc150"
 SMALL = ("banking", "travel", "kitchen_and_dining")
 
 
-def get_config(size: str = "full"):
-    if size not in ("full", "small"):
-        raise ValueError(f"the argument of this config is 'full' or 'small', not {size!r}")
-    small = size == "small"
-    config = default.get_config()
+def add_domains(config, limit, chosen=()) -> None:
+    """MiniLM, and a task for each of the ten domains (or the chosen ones) with so many examples a split."""
     default.use_minilm(config)
     for domain, intents in _domains().items():
-        if not small or domain in SMALL:
+        if not chosen or domain in chosen:
             default.add_dataset(
                 config, domain, reader="json_splits", path=f"{CLINC}/data_full.json", text=("text",),
-                splits={"train": "train", "dev": "val", "test": "test"}, where={"label": tuple(intents)},
-                limit={"train": 75, "dev": 100, "test": 150} if small else {"train": 75},
+                splits={"train": "train", "dev": "val", "test": "test"}, where={"label": tuple(intents)}, limit=limit,
             )  # fmt: skip
             default.add_task(
                 config, domain, kind="classification", dataset=domain, label="label", classes=tuple(intents),
                 metrics=("accuracy",),
             )  # fmt: skip
-    config.sharing.trunk = "layer_04" if small else "layer_01"
     config.data.row_length = 64
-    config.data.rows = 2 if small else 8
+    config.data.rows = 8
     config.model.dropout = 0.1
     config.optimizer.learning_rate = 3e-4
     config.optimizer.groups = {"heads": {"leaves": "^heads/", "rate": 10.0}}
     config.optimizer.weight_decay = 0.0
-    config.training.steps = 40 if small else 150
-    config.training.eval_every = 20 if small else 25
+    config.training.steps = 150
+    config.training.eval_every = 25
     config.training.checkpoint_every = 0
+
+
+def get_config(size: str = "full"):
+    if size not in ("full", "small"):
+        raise ValueError(f"the argument of this config is 'full' or 'small', not {size!r}")
+    small = size == "small"
+    config = default.get_config()
+    if small:
+        add_domains(config, {"train": 75, "dev": 100, "test": 150}, SMALL)
+    else:
+        add_domains(config, {"train": 75})
+    config.sharing.trunk = "layer_04" if small else "layer_01"
     default.add_penalty(config, "p", kind="l2_to_mean", strength=1.0, proximal=True)
     if small:
+        config.data.rows, config.training.steps, config.training.eval_every = 2, 40, 20
         # what all tasks share stays as it was published: the columns alone are trained, and nothing below them
         config.optimizer.freeze = ("^embed/", "^layer_0[0-4]/")
         default.add_sweep(config, "strength", field="penalties.p.strength", low=1.0, high=1e3, count=4)

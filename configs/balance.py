@@ -65,7 +65,7 @@ def _glue(which):
         config.optimizer.freeze = ("^embed/", "^layer_0[0-4]/")
         config.optimizer.cache_frozen = True
         config.data.rows = 2
-        config.training.steps = 150
+        config.training.steps = 100
         config.training.eval_every = 0
     config.data.mixing = "all"  # a block of each task at every step
     config.training.checkpoint_every = 0

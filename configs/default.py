@@ -151,6 +151,16 @@ def get_config() -> ConfigDict:
     ablation.memory = 0.8  # share of the device's memory that a program may take
     ablation.resident = "auto"  # packed rows live on the "device" | come from the "host"; "auto": device where they fit
     ablation.reference = ""  # exact optimum drawn beside the curve; names: mtl_jax/analysis/references.py
+
+    relate = config.relate = ConfigDict()  # --mode=relate: which tasks help which, and what foretells it
+    relate.measures = ()  # names in mtl_jax/analysis/relatedness/registry.py; (): all that the config allows
+    relate.seeds = 3  # config.seed, config.seed + 1, ...
+    relate.every = 20  # steps between two looks at the gradients of the joint run
+    relate.lookahead = 1e-2  # length of TAG's steps, relative to that of the shared parameters
+    relate.split = "dev"  # on which transfer is measured
+    relate.inputs = 500  # texts on which the tasks' columns are compared
+    relate.groups = 2  # budget: most groups of tasks to be trained together
+    relate.auxiliary = 2  # most tasks to be trained beside one target
     return config
 
 

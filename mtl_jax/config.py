@@ -71,6 +71,12 @@ RANGES = {
     "ablation.seeds": (1, None),
     "ablation.lanes": (0, None),
     "ablation.memory": (0.01, 1.0),
+    "relate.seeds": (1, None),
+    "relate.every": (1, None),
+    "relate.lookahead": (1e-9, None),
+    "relate.inputs": (3, None),
+    "relate.groups": (1, None),
+    "relate.auxiliary": (1, None),
 }
 
 
@@ -98,6 +104,7 @@ def check(config: Any, default: ModuleType) -> None:
     _check_penalties(config, default.penalty(), say)
     _check_model(config, say)
     _check_ablation(config, default, say)
+    _check_relate(config, say)
     _check_names("config.train_on", config.train_on, config.tasks, say)
     _check_names("config.evaluation.splits", config.evaluation.splits, SPLITS, say)
     if config.data.mixing == "weights":
@@ -276,6 +283,14 @@ def _check_ablation(config, default, say):
         _choice("config.ablation.reference", ablation.reference, REFERENCES, say)
     if ablation.sweeps and ablation.intervals and ablation.seeds < 2:
         say("config.ablation.seeds: intervals need two seeds at least; or set config.ablation.intervals=False")
+
+
+def _check_relate(config, say):
+    from mtl_jax.analysis.relatedness.registry import MEASURES
+
+    for name in config.relate.measures:
+        _choice("config.relate.measures", name, MEASURES, say)
+    _choice("config.relate.split", config.relate.split, config.evaluation.splits, say)
 
 
 def _complete(where, entry, default, say) -> bool:

@@ -9,6 +9,8 @@ from typing import Any
 
 from mtl_jax.analysis import page as pages
 from mtl_jax.analysis import results, sections
+from mtl_jax.analysis.relatedness import section
+from mtl_jax.analysis.relatedness.relate import read
 from mtl_jax.analysis.run_figures import balance, curves, draw_comparison
 from mtl_jax.analysis.summary import main_split
 from mtl_jax.analysis.tables import (
@@ -109,6 +111,24 @@ def ablation(folder: pathlib.Path, default: ModuleType | None = None) -> str:
     if len(lines) > room:
         lines = [*lines[: room - 1], f"… {len(lines) - room + 1} more lines of it in the report"]
     return "\n".join(lines + files)
+
+
+def relatedness(folder: pathlib.Path, default: ModuleType | None = None) -> str:
+    """Draws the figures of a finished --mode=relate, writes folder/report.html and says what was found.
+
+    Args:
+      folder: with relatedness.json.
+      default: as in `ablation`.
+    """
+    found = read(folder)
+    parts = section.relatedness(folder, found, folder / "figures", default)
+    file = pages.save(folder / "report.html", f"How tasks relate: {folder.name}", parts)
+    text = [*table(*section.gain_rows(found)).splitlines(), "", *table(*section.measure_rows(found)).splitlines(), ""]
+    return "\n".join([
+        *text, *section.groups_said(found), *found["notes"], "", f"report   {file}",
+        f"numbers  {folder / 'relatedness.csv'} (one row a pair), {folder / 'relatedness.json'}",
+        f"figures  {folder / 'figures'}",
+    ])  # fmt: skip
 
 
 def _ablation_text(grid: results.Grid, summary: Mapping[str, Any]) -> list[str]:

@@ -10,8 +10,10 @@ from typing import Any
 
 from mtl_jax.analysis import page, results, tables
 from mtl_jax.analysis.plotting import file_name
+from mtl_jax.analysis.relatedness import section
+from mtl_jax.analysis.relatedness.relate import read
 from mtl_jax.analysis.run_figures import balance, curves
-from mtl_jax.analysis.settings import changed, command
+from mtl_jax.analysis.settings import command, configuration
 from mtl_jax.analysis.summary import main_split
 from mtl_jax.analysis.verdicts import NAMES, said, said_choices
 from mtl_jax.errors import UserError
@@ -29,7 +31,7 @@ def ablation(
 
     config = read_config(folder) if (folder / "config.json").exists() else {}
     parts = [page.heading("What was run"), page.items(_run(grid, summary))]
-    parts += _configuration(config, default)
+    parts += configuration(config, default)
     parts.append(page.heading("What was found"))
     combinations = summary["combinations"]
     for c in combinations:
@@ -106,14 +108,6 @@ def _reproduce(grid, config, combinations, summary):
     ]
 
 
-def _configuration(config, default) -> Parts:
-    if not config:
-        return [page.paragraph("There is no config.json in the folder.")]
-    lines = "\n".join(changed(config, default)) or "(nothing)"
-    title = "The whole config" if default is None else "Config, where it differs from the defaults"
-    return [page.folded(title, page.code(lines))]
-
-
 def report(named: Mapping[str, pathlib.Path], out: pathlib.Path, default: ModuleType | None) -> Parts:
     """Sections for any runs and ablations; figures go to out/figures.
 
@@ -135,7 +129,9 @@ def report(named: Mapping[str, pathlib.Path], out: pathlib.Path, default: Module
         if (workdir / "ablation.json").exists():
             grid = results.read(workdir)
             parts += ablation(workdir, grid, results.summarise(grid), figures, default)
-        if name in finished:
+        if (workdir / "relatedness.json").exists():
+            parts += section.relatedness(workdir, read(workdir), figures, default)
+        elif name in finished:
             parts += _finished(workdir, finished[name], figures, default)
         elif not (workdir / "ablation.json").exists():
             parts += _unfinished(workdir, figures, default)
@@ -153,7 +149,7 @@ def _finished(workdir, summary, figures, default) -> Parts:
     parts = [page.paragraph(
         f"Step {summary['step']}, {summary['seconds']:.0f} s, {summary['parameters']:,} parameters."
     )]  # fmt: skip
-    parts += _configuration(read_config(workdir) if (workdir / "config.json").exists() else {}, default)
+    parts += configuration(read_config(workdir) if (workdir / "config.json").exists() else {}, default)
     parts += [page.heading("Scores", 3), page.grid(*tables.results_rows(summary))]
     lost = {name: count for name, count in summary.get("skipped", {}).items() if count}
     if lost:
@@ -190,7 +186,7 @@ def _unfinished(workdir, figures, default) -> Parts:
         done = {True: "all lanes trained", False: "begun"}
         parts.append(page.items(f"{p.name}: {done[(p / 'lanes.json').exists()]}" for p in programs))
     parts.append(page.paragraph(f"In the folder: {', '.join(there)}."))
-    parts += _configuration(config, default)
+    parts += configuration(config, default)
     if dev:
         scores = dev[-1]["tasks"].items()
         rows = [[task, metric, value] for task, found in scores for metric, value in found.items()]

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from types import ModuleType
 from typing import Any
 
+from mtl_jax.analysis import page
 from mtl_jax.analysis.results import Grid
 from mtl_jax.training.workdir import plain
 
@@ -111,3 +112,12 @@ def _fields(field: str, config: Mapping[str, Any]) -> list[str]:
             for name in (node if key == "*" and node else [key])
         ]
     return [prefix for prefix, _ in found]
+
+
+def configuration(config: Mapping[str, Any], default: ModuleType | None) -> list[page.Html]:
+    """A config as a folded part of a page: where it differs from the defaults, or whole without them."""
+    if not config:
+        return [page.paragraph("There is no config.json in the folder.")]
+    lines = "\n".join(changed(config, default)) or "(nothing)"
+    title = "The whole config" if default is None else "Config, where it differs from the defaults"
+    return [page.folded(title, page.code(lines))]

@@ -77,8 +77,8 @@ def require_unclaimed(workdir: pathlib.Path, config: Any) -> None:
 
 
 def is_ablation(workdir: pathlib.Path) -> bool:
-    """Whether the folder is that of an ablation and not of one run."""
-    return (workdir / "programs").exists() or (workdir / "ablation.json").exists()
+    """Whether the folder is that of many lanes (an ablation, or tasks related) and not of one run."""
+    return any((workdir / name).exists() for name in ("programs", "ablation.json", "transfer", "relatedness.json"))
 
 
 def claim(workdir: pathlib.Path, config: Any) -> None:

@@ -6,7 +6,7 @@ import functools
 import json
 import pathlib
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -44,8 +44,20 @@ def ablate(config: ConfigDict, workdir: pathlib.Path, check: Callable[[ConfigDic
     planned = plan.make(config, check)
     print(planned.describe())
     folders.claim(workdir, config)
+    method = {"name": config.ablation.method, **config.ablation.options.to_dict()}
+    grid = train(planned, method, workdir, "ablation")
+    if grid is not None:
+        results.write(workdir, grid)
+    return grid
+
+
+def train(planned: Plan, method: Mapping[str, Any], workdir: pathlib.Path, what: str) -> results.Grid | None:
+    """All lanes of a plan, under workdir/programs; goes on where that stands. None where a signal stopped it.
+
+    `method` is the grid's, `what` stands before the progress bar.
+    """
     sources, found, notes, optima = Sources(), [], [], []
-    with StopSignals() as stop, progress_bar("ablation", "step", planned.lane_steps) as bar:
+    with StopSignals() as stop, progress_bar(what, "step", planned.lane_steps) as bar:
         for one in planned.programs:
             folder = workdir / "programs" / one.name
             done = _read(folder / "lanes.json")
@@ -60,7 +72,7 @@ def ablate(config: ConfigDict, workdir: pathlib.Path, check: Callable[[ConfigDic
             found += [results.Lane(**lane) for lane in done["lanes"]]
             optima += done["references"]
             notes += [f"{one.name}: {note}" for note in done["notes"]]
-    grid = results.Grid(
+    return results.Grid(
         sweeps={name: dict(entry) for name, entry in planned.sweeps.items()},
         choices={name: list(names) for name, names in planned.choices.items()},
         baselines={name: list(names) for name, names in planned.baselines.items()},
@@ -68,10 +80,8 @@ def ablate(config: ConfigDict, workdir: pathlib.Path, check: Callable[[ConfigDic
         lanes=found,
         references=optima,
         notes=notes,
-        method={"name": config.ablation.method, **config.ablation.options.to_dict()},
+        method=dict(method),
     )
-    results.write(workdir, grid)
-    return grid
 
 
 def _train(planned: Plan, one: Program, folder, sources: Sources, stop, bar) -> dict[str, Any] | None:

@@ -1,0 +1,27 @@
+"""Which tasks help which: the five genres of UD English-EWT, or the ten domains of CLINC150.
+
+    python launch.py --config=configs/relate.py:ewt --workdir=runs/relate_ewt --mode=relate
+
+    :ewt     parts of speech with 100 labelled sentences a genre, one BiLSTM
+    :clinc   intents of ten domains with 75 labelled texts each, one MiniLM; for a GPU
+    :smoke   :ewt with two seeds and few steps: to see that all works
+"""
+
+from configs import ablate_lambda, ablate_pretrained, default
+
+
+def get_config(which: str = "ewt"):
+    if which not in ("ewt", "clinc", "smoke"):
+        raise ValueError(f"the argument of this config is 'ewt', 'clinc' or 'smoke', not {which!r}")
+    config = default.get_config()
+    if which == "clinc":
+        ablate_pretrained.add_domains(config, limit={"train": 75})
+        config.relate.seeds = 5
+        config.relate.groups = 3
+        return config
+    config = ablate_lambda.genres()
+    config.sharing.trunk = "all"
+    config.relate.seeds = 2 if which == "smoke" else 5
+    if which == "smoke":
+        config.training.steps = 40
+    return config

@@ -1,0 +1,234 @@
+"""What the measures of relatedness read: gradients along a joint run, columns trained alone, labels."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mtl_jax.analysis.relatedness import measures
+from mtl_jax.data.batches import Batches, Mixing, evaluation_batches, evaluation_layout, make_layout
+from mtl_jax.data.corpus import Corpus
+from mtl_jax.training import objective as terms
+from mtl_jax.training.experiment import Experiment
+from mtl_jax.training.paths import flatten, with_leaves
+from mtl_jax.training.soft_sharing import columns
+from mtl_jax.training.step import TrainState, train_step
+from mtl_jax.training.task_gradients import Shared, shared_of, shared_slices
+
+
+class Joint(NamedTuple):
+    """Seen P times along the training of all tasks together; NaN where a task had no label.
+
+    steps       [P]
+    cosines     float32[P, K, K] between the tasks' gradients over what they share
+    affinities  float32[P, K, K] of TAG
+    fisher      {path: float32[K, ...]} mean squared gradients
+    """
+
+    steps: list[int]
+    cosines: np.ndarray
+    affinities: np.ndarray
+    fisher: dict[str, jax.Array]
+
+
+class Columns(NamedTuple):
+    """One column for each task, trained alone from common initial values.
+
+    start, end       {path: float32[K, ...]} parameters before the first step and after the last, without heads
+    representations  float32[K, N, D] of the same N texts by each column, means over their tokens
+    """
+
+    start: dict[str, jax.Array]
+    end: dict[str, jax.Array]
+    representations: jax.Array
+
+    @property
+    def moved(self) -> dict[str, jax.Array]:
+        """{path: float32[K, ...]}: what training did."""
+        return jax.tree.map(jnp.subtract, self.end, self.start)
+
+
+class Evidence(NamedTuple):
+    """Of one seed. A part is None where no measure asks for it or the config does not allow it."""
+
+    joint: Joint | None
+    columns: Columns | None
+    corpus: Corpus
+
+
+Tick = Callable[[], bool]  # called after each step; True: stop
+
+
+def shared_leaves(experiment: Experiment) -> Shared | None:
+    """What several tasks share and is trained; None where there is nothing."""
+    return shared_of(tuple(experiment.spec.multipliers), experiment.owners, "parameters", "copies", 1)
+
+
+class JointRun:
+    """All tasks trained together. Compiled once for all seeds."""
+
+    def __init__(self, experiment: Experiment, every: int, lookahead: float):
+        """
+        Args:
+          experiment: of all tasks.
+          every: steps between two looks at the gradients, on a batch that has all tasks.
+          lookahead: how long TAG's step is for a gradient of mean length, relative to the shared parameters. (With the
+            learning rate, and its warm-up from 0, the losses would change by less than float32 can tell.)
+        """
+        config, corpus = experiment.config, experiment.corpus
+        layout = make_layout(corpus.layout.datasets, corpus.layout.tasks, corpus.layout.dataset_of, Mixing())
+        train = {name: rows["train"] for name, rows in corpus.rows.items()}
+        self._seen = Batches(train, layout, config.seed, config.data.rows)
+        self._probe = jax.jit(_probe_of(experiment, layout, lookahead))
+        self._training, self._every = _Training(experiment), every
+
+    def __call__(self, seed: int, tick: Tick) -> Joint | None:
+        """None where `tick` asked to stop."""
+        experiment, seen = self._training.experiment, self._seen.with_seed(seed)
+        steps, cosines, affinities, fisher = [], [], [], None
+        for step, state in self._training.states(seed, tick):
+            if state is None:
+                return None
+            if step % self._every == 0:
+                batch = seen.batch(step // self._every)
+                cosine, affinity, squares = self._probe(state, batch, experiment.hyper)
+                steps.append(step)
+                cosines.append(np.asarray(cosine))
+                affinities.append(np.asarray(affinity))
+                fisher = squares if fisher is None else jax.tree.map(jnp.add, fisher, squares)
+        mean = jax.tree.map(lambda leaf: leaf / len(steps), fisher)
+        return Joint(steps, np.stack(cosines), np.stack(affinities), mean)
+
+
+def _probe_of(experiment: Experiment, layout, lookahead):
+    objective, owners = experiment.objective_for(layout), shared_leaves(experiment).owners
+    count = len(experiment.tasks)
+
+    def probe(state: TrainState, batch, hyper):
+        flat = flatten(state.params)
+        total = terms.counts(objective, batch)
+        key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
+
+        def losses(shared):
+            params = with_leaves(state.params, {**flat, **shared})
+            return terms.loss_shares(objective, params, batch, hyper, key, total)
+
+        shared = {path: flat[path] for path in owners}
+        before, pullback = jax.vjp(losses, shared)
+        found = jax.lax.map(lambda task: pullback(task)[0], jnp.eye(count, dtype=before.dtype))
+        gradients = {path: leaf * _mask(owners[path], leaf) for path, leaf in found.items()}
+
+        lengths = jnp.sqrt(sum(jnp.sum(leaf**2, axis=tuple(range(1, leaf.ndim))) for leaf in gradients.values()))
+        used = {path: leaf * _mask(owners[path], leaf[None])[0] for path, leaf in shared.items()}
+        size = jnp.sqrt(sum(jnp.sum(leaf**2) for leaf in used.values()))
+        mean = lengths.mean()
+        rate = jnp.where(mean > 0, lookahead * size / jnp.where(mean > 0, mean, 1.0), 0.0)
+
+        def after(task):
+            return losses({path: leaf - rate * gradients[path][task] for path, leaf in shared.items()})
+
+        present = (total > 0)[:, None] & (total > 0)[None, :]
+        affinity = measures.tag_affinity(before, jax.lax.map(after, jnp.arange(count)))
+        cosine = measures.gradient_cosine(gradients)
+        return (
+            jnp.where(present, cosine, jnp.nan), jnp.where(present, affinity, jnp.nan),
+            jax.tree.map(jnp.square, gradients),
+        )  # fmt: skip
+
+    return probe
+
+
+def _mask(owner, leaf):
+    """1 for slices that several tasks share; `leaf` [K, O, ...]."""
+    return jnp.asarray(shared_slices(owner), leaf.dtype).reshape(1, -1, *(1,) * (leaf.ndim - 2))
+
+
+class _Training:
+    """The steps of an experiment one after the other."""
+
+    def __init__(self, experiment: Experiment):
+        self.experiment = experiment
+        self._advance = jax.jit(lambda s, b, h: train_step(experiment.spec, s, b, h)[0], donate_argnums=0)
+
+    def states(self, seed: int, tick: Tick) -> Iterator[tuple[int, TrainState | None]]:
+        """(step, state) before every step and after the last; (step, None) and the end where `tick` asked to stop."""
+        training = self.experiment.config.training
+        state, batches = self.experiment.init(seed), self.experiment.batches(seed)
+        for step in range(training.steps):
+            yield step, state
+            parts = [batches.batch(step * training.accumulate + i) for i in range(training.accumulate)]
+            batch = jax.tree.map(lambda *leaves: np.stack(leaves), *parts)
+            state = self._advance(state, batch, self.experiment.hyper)
+            if tick():
+                yield step + 1, None
+                return
+        yield training.steps, state
+
+
+class LoneColumns:
+    """A column for each task, trained alone; then all columns are shown the same texts. Compiled once for all seeds."""
+
+    def __init__(self, alone: Experiment, trunk: Experiment, inputs: int):
+        """
+        Args:
+          alone: an experiment in which each task owns all layers.
+          trunk: one with a single trunk, by which the texts of all data sets go through each column.
+          inputs: most texts.
+        """
+        self._training, self._corpus = _Training(alone), trunk.corpus
+        self._rows, self._wanted = trunk.config.evaluation.rows, max(1, inputs // len(trunk.corpus.rows))
+        self._pools = {}
+        for dataset in trunk.corpus.rows:
+            objective = trunk.objective_for(evaluation_layout(trunk.corpus.layout, dataset))
+            self._pools[dataset] = objective, jax.jit(functools.partial(_pooled, objective))
+
+    def __call__(self, seed: int, tick: Tick) -> Columns | None:
+        """None where `tick` asked to stop."""
+        alone = self._training.experiment
+        start = columns(_layers(alone.init_params(seed)), alone.owners)
+        for _, state in self._training.states(seed, tick):
+            if state is None:
+                return None
+        end = columns(_layers(state.params), alone.owners)
+
+        def column(k):
+            return {
+                path: jax.tree.map(lambda leaf, o=alone.owners[path][k]: leaf[o : o + 1], tree)
+                for path, tree in state.params.items()
+                if path != "heads"
+            }
+
+        return Columns(start, end, jnp.stack([self._represented(column(k)) for k in range(len(alone.tasks))]))
+
+    def _represented(self, params) -> jax.Array:
+        """float32[N, D]: equally many texts of each data set, from dev where there is one."""
+        found = []
+        for dataset, rows in self._corpus.rows.items():
+            split = next(name for name in ("dev", "test", "train") if name in rows)
+            objective, pool = self._pools[dataset]
+            parts, size = [], 0
+            for batch in evaluation_batches(rows[split], objective.layout, self._rows):
+                parts.append(np.asarray(pool(params, batch))[batch.length[0].reshape(-1) > 0])
+                size += len(parts[-1])
+                if size >= self._wanted:
+                    break
+            found.append(np.concatenate(parts)[: self._wanted])
+        return jnp.concatenate(found)
+
+
+def _layers(params):
+    return flatten({path: tree for path, tree in params.items() if path != "heads"})
+
+
+def _pooled(objective, params, batch):
+    """Means over the tokens of each example slot, float32[R·E, D]."""
+    hidden = next(iter(objective.network.apply(params, batch).values())).astype(jnp.float32)
+    slots = jnp.arange(1, batch.start.shape[-1] + 1, dtype=jnp.int32)
+    member = (batch.segment[0][:, None, :] == slots[None, :, None]).astype(jnp.float32)  # [R, E, T]
+    sums = jnp.einsum("ret,rtd->red", member, hidden, precision=jax.lax.Precision.HIGHEST)
+    return (sums / jnp.maximum(member.sum(-1), 1.0)[..., None]).reshape(-1, hidden.shape[-1])

@@ -1,0 +1,82 @@
+"""The measures that `--mode=relate` compares with measured transfer: one function and one line each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from mtl_jax.analysis.relatedness import measures
+from mtl_jax.analysis.relatedness.evidence import Evidence
+
+
+class Measure(NamedTuple):
+    """One measure.
+
+    of        Evidence -> float[K, K], NaN where it is not known; the row acts, the column is acted upon
+    needs     "joint" | "columns" | "labels": the part of the evidence that it reads
+    distance  larger is farther
+    title     for figures and tables
+    """
+
+    of: Callable[[Evidence], Any]
+    needs: str
+    distance: bool
+    title: str
+
+
+def _mean(matrices: np.ndarray) -> np.ndarray:
+    """The mean over the looks in which both tasks had labels, NaN where there is none."""
+    known = np.isfinite(matrices)
+    count = known.sum(axis=0)
+    return np.where(count > 0, np.where(known, matrices, 0.0).sum(axis=0) / np.maximum(count, 1), np.nan)
+
+
+def label_divergence(evidence: Evidence) -> np.ndarray:
+    """KL between label distributions of tasks with the same classes in train; NaN for other pairs."""
+    corpus = evidence.corpus
+    tasks = corpus.layout.tasks
+    names = [tuple(corpus.vocabularies[t].names) if corpus.specs[t].kind == "class" else None for t in tasks]
+    counts = [corpus.statistics["tasks"][task]["train"].get("counts") for task in tasks]
+    found = np.full((len(tasks), len(tasks)), np.nan)
+    for classes in {n for n in names if n is not None}:
+        own = [k for k, n in enumerate(names) if n == classes]
+        table = np.asarray([[counts[k][c] for c in classes] for k in own], np.float32)
+        found[np.ix_(own, own)] = np.asarray(measures.label_divergence(table))
+    return found
+
+
+def mutual_information(evidence: Evidence) -> np.ndarray:
+    """Of the labels of tasks on one data set and of one level (predicates apart) in train; NaN for other pairs."""
+    corpus = evidence.corpus
+    tasks = corpus.layout.tasks
+    found = np.full((len(tasks), len(tasks)), np.nan)
+    for i, a in enumerate(tasks):
+        for j, b in enumerate(tasks):
+            first, second = corpus.specs[a], corpus.specs[b]
+            alike = (first.dataset, first.level) == (second.dataset, second.level) and first.level != "predicate"
+            if alike and first.kind == second.kind == "class":
+                found[i, j] = measures.mutual_information(_ids(corpus, a), _ids(corpus, b))
+    return found
+
+
+def _ids(corpus, task) -> np.ndarray:
+    gold = corpus.splits[corpus.specs[task].dataset]["train"].encoded.labels[task]
+    value = gold.value.argmax(-1) if gold.value.ndim == 2 else gold.value
+    return np.where(gold.known, value, -1)
+
+
+MEASURES: dict[str, Measure] = {
+    "gradient_cosine": Measure(lambda e: _mean(e.joint.cosines), "joint", False, "cosine of gradients"),
+    "tag": Measure(lambda e: _mean(e.joint.affinities), "joint", False, "TAG affinity"),
+    "fisher": Measure(lambda e: measures.fisher_distance(e.joint.fisher), "joint", True, "Fisher (Task2Vec) distance"),
+    "cka": Measure(lambda e: measures.cka(e.columns.representations), "columns", False, "CKA of columns"),
+    "rsa": Measure(lambda e: measures.rsa(e.columns.representations), "columns", False, "RSA of columns"),
+    "parameter_cosine": Measure(
+        lambda e: measures.parameter_cosine(e.columns.end, e.columns.start), "columns", False, "cosine of parameters"
+    ),
+    "mtrl": Measure(lambda e: measures.mtrl_correlation(e.columns.moved), "columns", False, "MTRL correlation"),
+    "label_divergence": Measure(label_divergence, "labels", True, "KL of labels"),
+    "mutual_information": Measure(mutual_information, "labels", False, "mutual information of labels"),
+}

@@ -1,0 +1,63 @@
+"""Measured transfer: every task alone and every pair of tasks trained, as lanes of one program."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from mtl_jax.analysis.ablation import fields
+from mtl_jax.analysis.ablation.plan import Plan, Program, Setting
+from mtl_jax.analysis.intervals import correct, interval, paired
+from mtl_jax.analysis.results import Grid, Lane
+
+
+def plan(config: ConfigDict, tasks: Sequence[str]) -> Plan:
+    """K + K (K − 1) / 2 lanes for each seed: the tasks of a lane have their weight, the others none.
+
+    All lanes train as long, see the same batches of their tasks, and are scored after the last step.
+    """
+    own = fields.ordered_copy(config)
+    own.evaluation.use, own.training.eval_every, own.training.early_stop = "last", 0, 0
+    own.ablation.method, own.ablation.options, own.ablation.reference = "grid", ConfigDict(), ""
+    together = [(k,) for k in range(len(tasks))] + list(itertools.combinations(range(len(tasks)), 2))
+    settings = tuple(
+        Setting(
+            "sharing", {"first": group[0], "last": group[-1]},
+            {f"tasks.{task}.weight": config.tasks[task].weight * (k in group) for k, task in enumerate(tasks)},
+        )
+        for group in together
+    )  # fmt: skip
+    seeds = tuple(range(config.seed, config.seed + config.relate.seeds))
+    return Plan((Program("transfer", own, {}, settings, {}),), {}, {}, {}, seeds)
+
+
+def gains(grid: Grid, split: str) -> dict[str, Any]:
+    """What each task gains from each other.
+
+    Args:
+      grid: the lanes of `plan`.
+      split: on which they are compared.
+
+    Returns:
+      alone  {task: interval of its first metric, trained alone}
+      gain   [i][j] = difference (see `intervals`) between j trained with i and j alone, paired by seed, with p
+             corrected by Holm over all of them; None for i = j
+    """
+    metrics = {task: names[0] for task, names in grid.tasks.items()}
+    tasks = list(grid.tasks)
+
+    def scores(task: str, first: int, last: int) -> dict[int, float | None]:
+        lanes: list[Lane] = [x for x in grid.lanes if (x.values["first"], x.values["last"]) == (first, last)]
+        return {lane.seed: lane.scores.get(task, {}).get(split, {}).get(metrics[task]) for lane in lanes}
+
+    alone = [scores(task, k, k) for k, task in enumerate(tasks)]
+    pairs = [(i, j) for i in range(len(tasks)) for j in range(len(tasks)) if i != j]
+    found = correct([paired(scores(tasks[j], *sorted((i, j))), alone[j]) for i, j in pairs])
+    matrix: list[list[Any]] = [[None] * len(tasks) for _ in tasks]
+    for (i, j), difference in zip(pairs, found, strict=True):
+        matrix[i][j] = difference._asdict()
+    return {"alone": {t: interval(list(a.values()))._asdict() for t, a in zip(tasks, alone, strict=True)},
+            "gain": matrix}  # fmt: skip

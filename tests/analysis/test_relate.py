@@ -1,0 +1,168 @@
+"""--mode=relate: evidence against other code for the same, gains and correlations against scipy, the whole mode."""
+
+import csv
+import itertools
+import json
+
+import fake_grids
+import jax
+import numpy as np
+import pytest
+from scipy import stats
+
+from configs import default
+from mtl_jax import config as checks
+from mtl_jax.analysis import report
+from mtl_jax.analysis.relatedness import evidence, transfer
+from mtl_jax.analysis.relatedness import relate as modes
+from mtl_jax.analysis.relatedness.figures import clustered
+from mtl_jax.analysis.relatedness.registry import MEASURES
+from mtl_jax.analysis.relatedness.validation import correlation
+from mtl_jax.errors import UserError
+from mtl_jax.training.experiment import build
+from mtl_jax.training.step import train_step
+
+pytestmark = pytest.mark.usefixtures("standard_promotion")
+
+
+def check(config):
+    checks.check(config, default)
+
+
+def quick(tiny, **changes):
+    return tiny(**{"model__layers": 0, "model__dropout": 0.1, "training__steps": 3, "relate__seeds": 2,
+                   "relate__every": 2, "relate__inputs": 20, "data__rows": 4, **changes})  # fmt: skip
+
+
+def test_lanes_are_all_tasks_and_all_pairs(tiny):
+    config = quick(tiny)
+    config.tasks.tags.weight = 0.5
+    planned = transfer.plan(config, tuple(config.tasks))
+    found = [tuple(s.fields[f"tasks.{t}.weight"] for t in config.tasks) for s in planned.programs[0].settings]
+    assert found == [(1, 0, 0), (0, 0.5, 0), (0, 0, 1), (1, 0.5, 0), (1, 0, 1), (0, 0.5, 1)]
+    assert planned.seeds == (0, 1) and planned.lane_steps == 6 * 2 * 3
+    assert planned.programs[0].config.evaluation.use == "last"
+
+
+def test_gains_are_paired_differences(differs):
+    rng = np.random.default_rng(0)
+    tasks, lanes, table = ("a", "b", "c"), [], {}
+    for first, last in [(0, 0), (1, 1), (2, 2), (0, 1), (0, 2), (1, 2)]:
+        for seed in range(4):
+            table[first, last, seed] = rng.uniform(0.5, 0.9, 3)
+            values = {"first": first, "last": last}
+            scores = {t: {"dev": {"accuracy": float(s)}} for t, s in zip(tasks, table[first, last, seed], strict=True)}
+            lanes.append(fake_grids.lane(0.5, seed=seed, values=values)._replace(scores=scores))
+    found = transfer.gains(fake_grids.grid(lanes, {}, tasks=tasks), "dev")
+    for i, j in itertools.permutations(range(3), 2):
+        pair = [table[min(i, j), max(i, j), s][j] for s in range(4)]
+        alone = [table[j, j, s][j] for s in range(4)]
+        differs("gain of a pair", found["gain"][i][j]["mean"], np.mean(np.subtract(pair, alone)), 1e-12)
+        differs("its p", found["gain"][i][j]["p"], stats.ttest_rel(pair, alone).pvalue, 1e-9)
+    assert found["gain"][1][1] is None and found["alone"]["b"]["n"] == 4
+
+
+def test_correlations_over_pairs(differs):
+    rng = np.random.default_rng(1)
+    gains, measure = rng.normal(size=(5, 5)), rng.normal(size=(5, 5))
+    off = ~np.eye(5, dtype=bool)
+    found = correlation(measure, gains)
+    differs("Spearman against scipy", found.rho, stats.spearmanr(measure[off], gains[off]).statistic, 1e-12)
+    same = correlation(gains, gains)
+    assert same.rho == pytest.approx(1.0) and same.p == pytest.approx(1 / 120) and same.low == pytest.approx(1.0)
+    assert found.low < found.rho < found.high and found.pairs == 20
+    many = rng.normal(size=(9, 9))
+    assert correlation(many, many).p < 1e-3
+    constant = correlation(np.ones((5, 5)), gains)
+    assert constant.rho is None and constant.p is None
+    holes = np.where(rng.random((5, 5)) < 0.3, np.nan, measure)
+    known = off & np.isfinite(holes)
+    differs("of what is known", correlation(holes, gains).rho,
+            stats.spearmanr(holes[known], gains[known]).statistic, 1e-12)  # fmt: skip
+
+
+def test_cosines_are_those_of_the_balanced_step(tiny, differs):
+    """The probe's K backward passes against the step's one pass, on the same batch, parameters and dropout."""
+    experiment = build(quick(tiny))
+    joint = evidence.JointRun(experiment, 2, 1e-3)(0, lambda: False)
+    assert joint.steps == [0, 2] and joint.cosines.shape == joint.affinities.shape == (2, 3, 3)
+    balanced = build(quick(tiny, aggregation__method="mean"))
+    batch = jax.tree.map(lambda leaf: np.asarray(leaf)[None], balanced.batches(0).batch(0))
+    _, metrics = jax.jit(lambda s, b, h: train_step(balanced.spec, s, b, h))(balanced.init(0), batch, balanced.hyper)
+    differs("cosines along a run", joint.cosines[0], metrics["balanced"]["cosine"], 1e-5)
+    # to first order TAG is η g_i·g_j / L_j
+    norms, losses = np.asarray(metrics["balanced"]["task_norms"]), np.asarray(metrics["losses"])
+    table = experiment.init(0).params["embed"]["word"]["embedding"]
+    rate = 1e-3 * np.linalg.norm(table) / norms.mean()
+    first = rate * joint.cosines[0] * np.outer(norms, norms) / losses[None]
+    differs("TAG to first order", joint.affinities[0], first, 0.02 * np.abs(first).max())
+
+
+def test_columns_are_runs_of_each_task_alone(tiny, differs):
+    config = quick(tiny, sharing__trunk="none")
+    alone, trunk = build(config), build(quick(tiny))
+    found = evidence.LoneColumns(alone, trunk, 20)(0, lambda: False)
+    assert found.representations.shape == (3, 20, 8)
+    single = build(quick(tiny, sharing__trunk="none", train_on=("long",)))
+    state = single.init(0)
+    for step in range(3):
+        batch = jax.tree.map(lambda leaf: np.asarray(leaf)[None], single.batches(0).batch(step))
+        state, _ = train_step(single.spec, state, batch, single.hyper)
+    path = "embed/word/embedding"
+    differs("a column and its task alone", found.end[path][2], state.params["embed"]["word"]["embedding"][0], 2e-6)
+    # a bag of words: the mean over the tokens is the mean of their vectors
+    rows = trunk.corpus.rows["texts"]["dev"]
+    tokens = rows.tokens[0][rows.segment[0] == 1]
+    wanted = np.asarray(found.end[path])[:, tokens].mean(axis=1)
+    differs("a text by each column", found.representations[:, 0], wanted, 1e-6)
+
+
+def test_the_whole_mode(tiny, tmp_path, capsys):
+    config, folder = quick(tiny), tmp_path / "run"
+    folder.mkdir()
+    found = modes.relate(config, folder, check)
+    assert set(found["measures"]) <= set(MEASURES) and {"gradient_cosine", "cka", "fisher"} <= set(found["measures"])
+    assert found["tasks"] == ["color", "tags", "long"] and len(found["looks"]["steps"]) == 2
+    assert any("KL of labels" in note for note in found["notes"])  # no two tasks have the same classes
+    assert {task for group in found["groups"]["groups"] for task in group} == set(found["tasks"])
+    before = {file: file.stat().st_mtime_ns for file in (folder / "measures").iterdir()}
+    again = modes.relate(config, folder, check)  # goes on where it stands: nothing is left to train
+    assert again == found and before == {file: file.stat().st_mtime_ns for file in (folder / "measures").iterdir()}
+    rows = list(csv.DictReader((folder / "relatedness.csv").open()))
+    assert len(rows) == 6 and float(rows[0]["gain"]) == pytest.approx(found["gain"][0][1]["mean"])
+    text = report.relatedness(folder)
+    assert "groups to train together" in text and "Spearman" in text
+    drawn = {file.name for file in (folder / "figures").iterdir()}
+    assert drawn == {"gains.png", "graph.png", "measures.png", "scatters.png", "cosines.png"}
+    assert report.page([folder], tmp_path / "out").exists()
+    (folder / "relatedness.json").write_text(json.dumps(found)[:50])
+    with pytest.raises(UserError, match=r"relatedness\.json: no whole JSON"):
+        report.relatedness(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"train_on": ("color", "long")}, "2 tasks; pairs can be compared with three"),
+        ({"sharing__trunk": "none"}, "config.sharing.trunk: 'none' shares nothing"),
+        ({"aggregation__method": "pcgrad"}, "plain sum"),
+        ({"relate__measures": ("ckka",)}, "did you mean 'cka'"),
+        ({"relate__split": "tset"}, "relate.split.*did you mean 'test'"),
+    ],
+)
+def test_bad_input(tiny, tmp_path, changes, message):
+    config = quick(tiny, **changes)
+    with pytest.raises(UserError, match=message):
+        check(config)
+        modes.relate(config, tmp_path, check)
+    config = quick(tiny)
+    default.add_penalty(config, "l2", strength=0.1)
+    with pytest.raises(UserError, match=r"config\.penalties"):
+        modes.relate(config, tmp_path, check)
+
+
+def test_clustered_order_puts_close_tasks_side_by_side():
+    near = np.asarray([[0, 0, 9, 0], [0, 0, 0, 9], [9, 0, 0, 0], [0, 9, 0, 0]], float)
+    order = clustered(near)
+    assert {frozenset(order[:2]), frozenset(order[2:])} == {frozenset((0, 2)), frozenset((1, 3))}
+    assert clustered(np.full((3, 3), np.nan)) and clustered(np.zeros((2, 2))) == [0, 1]
