@@ -4,6 +4,7 @@
     python launch.py --config=configs/x.py --mode=inspect                        look at the data, do not train
     python launch.py --workdir=runs/x --mode=evaluate                            score a checkpoint
     python launch.py --workdir=runs/x --mode=predict --input=a.jsonl --output=b.jsonl
+    python launch.py --workdir=runs/x --mode=attribute --input=a.txt --output=folder      which words it rests on
     python launch.py --workdir=runs/x --mode=export --output=folder              a Hugging Face folder for each column
     python launch.py --config=configs/x.py --workdir=runs/x --mode=ablate        a grid of settings, or go on with it
     python launch.py --config=configs/x.py --workdir=runs/x --mode=relate        which tasks help which
@@ -25,11 +26,13 @@ from mtl_jax.errors import UserError
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, or file.py:argument.", lock_config=True)
 WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the run.")
-MODES = ["train", "evaluate", "predict", "inspect", "export", "compare", "ablate", "relate", "report"]
+MODES = [
+    "train", "evaluate", "predict", "attribute", "inspect", "export", "compare", "ablate", "relate", "report",
+]  # fmt: skip
 MODE = flags.DEFINE_enum("mode", "train", MODES, "What to do.")
 CHECKPOINT = flags.DEFINE_list("checkpoint", ["best"], "best, last or steps; predict and export average several.")
-INPUT = flags.DEFINE_string("input", "", "predict: JSONL file or lines of text; '-' reads the standard input.")
-OUTPUT = flags.DEFINE_string("output", "", "predict: JSONL file, '' prints it; export, compare, report: folder.")
+INPUT = flags.DEFINE_string("input", "", "predict, attribute: JSONL or lines of text; '-' is the standard input.")
+OUTPUT = flags.DEFINE_string("output", "", "predict: file, '' prints; attribute, export, compare, report: folder.")
 RUNS = flags.DEFINE_list("runs", [], "compare, report: folders of runs.")
 
 
@@ -38,7 +41,7 @@ def main(argv):
         raise UserError(f"what is {argv[1]!r}? Arguments are flags, e.g. --config=configs/quickstart.py")
     logging.set_verbosity(logging.ERROR)
     {
-        "train": _train, "evaluate": _evaluate, "predict": _predict,
+        "train": _train, "evaluate": _evaluate, "predict": _predict, "attribute": _attribute,
         "inspect": _inspect, "export": _export, "compare": _compare, "ablate": _ablate, "relate": _relate,
         "report": _report,
     }[MODE.value]()  # fmt: skip
@@ -77,6 +80,16 @@ def _predict():
 
     workdir = _workdir()
     prediction.predict(_config(), workdir, CHECKPOINT.value, INPUT.value, OUTPUT.value)
+
+
+def _attribute():
+    from mtl_jax.analysis import attribution
+
+    workdir = _workdir()
+    if not OUTPUT.value:
+        raise UserError("--mode=attribute needs --output=FOLDER")
+    out = pathlib.Path(OUTPUT.value).expanduser()
+    print(attribution.attribute(_config(), workdir, CHECKPOINT.value, INPUT.value, out))
 
 
 def _inspect():

@@ -18,6 +18,8 @@ th, td { padding: .2rem .7rem; text-align: left; border-bottom: 1px solid #e4e4e
 th { border-bottom: 2px solid #999; } td.number, th.number { text-align: right; }
 figure { margin: 1.2rem 0; } img { max-width: 100%; } figcaption { font-size: .85rem; color: #555; }
 pre { background: #f4f4f4; padding: .7rem; overflow-x: auto; font-size: .85rem; }
+.words span { padding: .1rem .15rem; border-radius: .2rem; } .words { line-height: 1.9; margin: .2rem 0; }
+.small { font-size: .8rem; color: #666; margin: 0 0 .8rem; }
 .warning { border-left: 4px solid #d55e00; padding-left: .7rem; }
 """
 
@@ -74,6 +76,22 @@ def grid(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> Html:
     body = "".join(f"<tr>{cells('td', row)}</tr>" for row in rows)
     head = f"<thead><tr>{cells('th', header)}</tr></thead>"
     return Html(f'<div class="wide"><table>{head}<tbody>{body}</tbody></table></div>')
+
+
+def small(text: Any) -> Html:
+    """A line of small print."""
+    return Html(f'<p class="small">{escaped(text)}</p>')
+
+
+def coloured(tokens: Sequence[str], values: Sequence[float]) -> Html:
+    """Words whose background tells a value each: blue above 0, orange below, as strong as it is to the largest."""
+    most = max((abs(value) for value in values), default=0.0) or 1.0
+    spans = []
+    for token, value in zip(tokens, values, strict=True):
+        red, green, blue = (0, 114, 178) if value > 0 else (230, 159, 0)
+        style = f"background: rgba({red},{green},{blue},{abs(value) / most * 0.75:.2f})"
+        spans.append(f'<span style="{style}" title="{value:+.4f}">{escaped(token)}</span>')
+    return Html(f'<p class="words">{" ".join(spans)}</p>')
 
 
 def picture(file: pathlib.Path, caption: str) -> Html:

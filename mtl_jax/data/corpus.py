@@ -308,6 +308,7 @@ def _fingerprint(layout: Layout, rows, vocabularies, tokenizer: Tokenizer) -> st
         for split in sorted(rows[name]):
             packed = rows[name][split]._asdict()
             tasks = packed.pop("labels")
+            del packed["hidden"]  # follows from the rest
             arrays = packed | {f"labels/{task}/{n}": a for task, named in tasks.items() for n, a in named.items()}
             digest.update(f"{name} {split} {cache.seal(arrays)}\n".encode())
     return digest.hexdigest()

@@ -6,7 +6,7 @@ import contextlib
 import json
 import pathlib
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -45,23 +45,45 @@ def predict(config: Any, workdir: pathlib.Path, which: Sequence[str], source: st
       UserError: no such file or checkpoint; a line that no task can read, with its number.
     """
     require_platform(config.training.platform)
-    kept = artifacts.load(workdir)
-    readers = _readers(config, kept)
-    params = None
     with _opened(source, target) as (inputs, out), progress_bar("predicting", "text") as bar:
-        for records in _chunks(inputs, source, readers):
-            data = _corpus(config, kept, records)
-            experiment = assemble(config, data, kept.architecture, None)
-            if params is None:
-                placement = _all_devices(experiment)
-                params = average_params(experiment, placement, workdir, which)
-            for line in _predictions(experiment, placement, params, data, records):
+        for loaded in load(config, workdir, which, inputs, source):
+            for line in predictions(loaded):
                 out.write(json.dumps(line, ensure_ascii=False) + "\n")
-            bar.update(len(records))
-    if params is None:
-        raise UserError(f"--input={source}: no text in it")
+            bar.update(len(loaded.records))
     if target:
         print(f"predictions in {target}")
+
+
+class Loaded(NamedTuple):
+    """A run's model, and some texts as the corpus of `experiment`, in the split "input".
+
+    records    as they were read; `experiment.corpus.splits[...]["input"].records` has their numbers
+    placement  of params
+    """
+
+    experiment: Experiment
+    placement: Placement
+    params: Any
+    records: list[Record]
+
+
+def load(
+    config: Any, workdir: pathlib.Path, which: Sequence[str], lines: Iterable[str], source: str
+) -> Iterator[Loaded]:
+    """The model with the texts of `lines`, some thousands at a time; see `predict`.
+
+    Raises:
+      UserError: there is no text; one that no task can read.
+    """
+    kept, params = artifacts.load(workdir), None
+    for records in _chunks(lines, source, _readers(config, kept)):
+        experiment = assemble(config, _corpus(config, kept, records), kept.architecture, None)
+        if params is None:
+            placement = _all_devices(experiment)
+            params = average_params(experiment, placement, workdir, which)
+        yield Loaded(experiment, placement, params, records)
+    if params is None:
+        raise UserError(f"--input={source}: no text in it")
 
 
 def export(config: Any, workdir: pathlib.Path, which: Sequence[str], target: pathlib.Path) -> list[str]:
@@ -155,10 +177,17 @@ def _has(fields: Any, name: str) -> bool:
 
 
 @contextlib.contextmanager
+def opened(source: str) -> Iterator[Iterable[str]]:
+    """The lines of a file, "-" for the standard input."""
+    with _opened(source, "") as (inputs, _):
+        yield inputs
+
+
+@contextlib.contextmanager
 def _opened(source, target):
     """The two files, or standard input and output."""
     if not source:
-        raise UserError("--mode=predict needs --input=FILE, or --input=- for the standard input")
+        raise UserError("name the texts by --input=FILE, or --input=- for the standard input")
     if target and source != "-" and pathlib.Path(source).resolve() == pathlib.Path(target).resolve():
         raise UserError(f"--output={target} is the input; name another file")
     with contextlib.ExitStack() as stack:
@@ -233,12 +262,13 @@ def _corpus(config, kept: artifacts.Artifacts, records: Sequence[Record]) -> Cor
     )  # fmt: skip
 
 
-def _predictions(experiment, placement, params, data: Corpus, records) -> list[dict[str, Any]]:
-    """A dict for each record: its place, and what each task says."""
-    evaluator = make_evaluator(experiment, placement)  # its programs fit the shapes of these records
-    lines: list[dict[str, Any]] = [{"line": record.line} for record in records]
+def predictions(loaded: Loaded) -> list[dict[str, Any]]:
+    """For each record {"line": its place, task: what it says}."""
+    experiment, data = loaded.experiment, loaded.experiment.corpus
+    evaluator = make_evaluator(experiment, loaded.placement)  # its programs fit the shapes of these records
+    lines: list[dict[str, Any]] = [{"line": record.line} for record in loaded.records]
     for dataset in data.splits:
-        predicted = evaluator.predict(params, dataset, "input")
+        predicted = evaluator.predict(loaded.params, dataset, "input")
         readable = data.splits[dataset]["input"].records
         for name, values in predicted.values.items():
             for place_, number in enumerate(readable):

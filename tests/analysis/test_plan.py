@@ -157,6 +157,20 @@ def test_bad_ablations_are_refused_by_field(swept, change, message):
         planned(swept)
 
 
+@pytest.mark.parametrize(
+    ("method", "option", "message"),
+    [
+        ("krum", "byzantine", "whole number"), ("aligned_mtl", "scale", "cannot differ between the lanes"),
+        ("cagrad", "cc", "unexpected keyword argument 'cc'"), ("pcgrad", "c", "unexpected keyword"),
+    ],
+)  # fmt: skip
+def test_options_that_are_no_numbers_are_choices(tiny, method, option, message):
+    config = tiny(aggregation__method=method)
+    default.add_sweep(config, "x", field=f"aggregation.options.{option}", points=(1.0, 2.0))
+    with pytest.raises(UserError, match=message):
+        planned(config)
+
+
 def test_nothing_to_compare(tiny):
     with pytest.raises(UserError, match="nothing to compare"):
         planned(tiny())

@@ -22,6 +22,7 @@ SWEEPS = {
     "model.dropout": (0.0, 0.6),
     "model.attention_dropout": (0.0, 0.6),
     "loss_weights.options.temperature": (0.5, 8.0),
+    "aggregation.options.c": (0.1, 0.9),
 }
 
 
@@ -56,10 +57,15 @@ def flat(tree):
     return {jax.tree_util.keystr(path): np.asarray(x) for path, x in jax.tree_util.tree_leaves_with_path(tree)}
 
 
-@pytest.mark.parametrize("field", ["penalties.l2.by_layer.layer_00", "loss_weights.options.temperature"])
+@pytest.mark.parametrize(
+    "field", ["penalties.l2.by_layer.layer_00", "loss_weights.options.temperature", "aggregation.options.c"]
+)
 def test_the_step_reads_it(tiny, field):
     """Against the step of a config that has the value built in."""
-    config = base(tiny)
+    if field.startswith("aggregation"):
+        config = tiny(aggregation__method="cagrad", model__layers=0)
+    else:
+        config = base(tiny)
     config.ablation.ends = False
     default.add_sweep(config, "x", field=field, points=SWEEPS[field][1:], scale="linear")
     (one,) = plan.make(config, lambda c: checks.check(c, default)).programs

@@ -8,10 +8,13 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
 from mtl_jax.analysis.ablation import fields
+from mtl_jax.balancing import LOSS_WEIGHTS, OF_GRADIENTS, WEIGHTINGS
 from mtl_jax.data.selection import generator
 from mtl_jax.errors import UserError
 from mtl_jax.training.workdir import plain
@@ -164,7 +167,27 @@ class _Sweep(NamedTuple):
                     f"make it a choice: default.add_choice(config, {name!r}, field={entry.field!r}, "
                     f"alternatives=(...)). Swept can be {', '.join(fields.TRACED)}"
                 )
+            _require_option(config, field, where)
         return _Sweep(expanded, _values(config, entry, where, name), entry.random)
+
+
+def _require_option(config, field, where):
+    """Makes sure that an option of a method takes any number inside a compiled program."""
+    section, is_option, name = field.partition(".options.")
+    methods = {"loss_weights": LOSS_WEIGHTS, "aggregation": {**WEIGHTINGS, **OF_GRADIENTS}}.get(section)
+    if not is_option or methods is None:
+        return
+    method, options = config[section].method, config[section].options.to_dict()
+    if method == "by_size":
+        options["sizes"] = (1.0,)  # known when the data are
+    try:
+        jax.eval_shape(lambda value: (methods[method](**{**options, name: value}), value)[1], jnp.zeros(()))
+    except (TypeError, ValueError, jax.errors.JAXTypeError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"{where}.field: {field!r} of {method!r} cannot differ between the lanes of a program ({reason}); make it "
+            f"a choice: default.add_choice(config, {name!r}, field={field!r}, alternatives=(...))"
+        ) from None
 
 
 def _values(config, entry, where, name) -> tuple[float, ...]:

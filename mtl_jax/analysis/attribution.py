@@ -1,0 +1,240 @@
+"""Which words a prediction rests on: integrated gradients by token and task, and the layers that a task reads."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mtl_jax.analysis import page
+from mtl_jax.data.batch import Batch
+from mtl_jax.data.batches import evaluation_batches, evaluation_layout
+from mtl_jax.models.taps import TapSpec
+from mtl_jax.training import objective as terms
+from mtl_jax.training import prediction
+from mtl_jax.training.experiment import Experiment
+from mtl_jax.training.objective import Objective
+from mtl_jax.training.progress import progress_bar
+
+STEPS = 32  # of the path from no words to the text
+MOST = 200  # texts of a page
+SPECIAL = ("[CLS]", "[SEP]", "<s>", "</s>")  # stand alone beside the sub-words of a word
+BACKGROUND = "O"  # the class of words that are no entity, no role: it is not what a tagger looks for
+
+
+class Attributed(NamedTuple):
+    """One text of one task.
+
+    tokens        as they are shown: words where the data set has words
+    attributions  of each, in units of the score
+    score         what is explained: the sum of the logits of what was predicted (of a tagger over the words whose tag
+                  is not "O"), or the number that was predicted
+    baseline      the same without words
+    """
+
+    tokens: list[str]
+    attributions: list[float]
+    score: float
+    baseline: float
+
+
+def integrated_gradients(objective: Objective, owner: Sequence[int], steps: int = STEPS):
+    """(params, batch) -> {task: (attributions float32[R, T], score [R, E], baseline [R, E])}.
+
+    A_t = Σ_d x_td · ∫₀¹ ∂S(α x) / ∂x_td dα by the midpoint rule (Sundararajan et al. 2017, equation 1), x the word
+    vectors, the baseline zero vectors; positions and token types stay. Over a text's tokens they add up to S(x) − S(0)
+    as far as the rule is exact (completeness). Texts of one row do not see each other, tasks have streams of their
+    own, so one pass serves all.
+
+    Args:
+      objective: over batches of one block, see `batches.evaluation_layout`.
+      owner: of each of the K tasks, in the embedding layer.
+      steps: of the rule.
+    """
+    layout = objective.layout
+    tasks = [layout.tasks[k] for k in layout.tasks_on(layout.candidates[0][0])]
+    spec = TapSpec({"embed": ()}, tokens=True)
+
+    def run(params, batch: Batch):
+        table = params["embed"]["word"]["embedding"]
+        words = jnp.stack([table[owner[layout.tasks.index(task)]][batch.tokens[0]] for task in tasks])  # [M, R, T, D]
+        taps = objective.network.taps(params, batch, spec)
+
+        def logits(tap):
+            return terms.logits(objective, params, batch, None, None, taps._replace(tokens=tap), spec)
+
+        chosen = {task: _chosen(objective, params, batch, task, found) for task, found in logits(taps.tokens).items()}
+
+        def scores(tap):
+            return {
+                task: _by_example(batch, task, jnp.sum(found * chosen[task], axis=tuple(range(2, found.ndim))))
+                for task, found in logits(tap).items()
+            }
+
+        def slope(alpha):
+            return jax.grad(lambda tap: sum(s.sum() for s in scores(tap).values()))((alpha - 1.0) * words)
+
+        def add(total, alpha):
+            return total + slope(alpha), None
+
+        middles = (jnp.arange(steps, dtype=jnp.float32) + 0.5) / steps
+        total, _ = jax.lax.scan(add, jnp.zeros_like(words), middles)
+        attributions = jnp.sum(total / steps * words, axis=-1)
+        full, empty = scores(taps.tokens), scores(-words)
+        return {task: (attributions[place], full[task], empty[task]) for place, task in enumerate(tasks)}
+
+    return run
+
+
+def _chosen(objective, params, batch, task, logits):
+    """What of the logits [R, E or Q, ...] is the prediction: 1 there, else 0."""
+    kind, labels = objective.tasks[task], terms.rows_of(batch.labels[task])
+    if logits.ndim == 2:  # a number
+        return jnp.ones_like(logits)
+    value = kind.predict(params["heads"][task], logits, labels)["value"]
+    if value.ndim == logits.ndim:  # any set of classes
+        return value.astype(logits.dtype)
+    chosen = jax.nn.one_hot(value, logits.shape[-1], dtype=logits.dtype)
+    if kind.level != "text":
+        chosen = chosen * (labels["segment"] > 0)[..., None]
+        if BACKGROUND in kind.names:
+            chosen = chosen.at[..., kind.names.index(BACKGROUND)].set(0.0)
+    return chosen
+
+
+def _by_example(batch, task, scores):
+    """[R, E] of [R, E] for texts, of [R, Q] for words."""
+    labels = terms.rows_of(batch.labels[task])
+    if "slot" not in labels:
+        return jnp.where(batch.length[0] > 0, scores, 0.0)
+    member = jax.nn.one_hot(labels["slot"], batch.length.shape[-1], dtype=scores.dtype)
+    member = member * (labels["segment"] > 0)[..., None]
+    return jnp.einsum("rq,rqe->re", scores, member, precision=jax.lax.Precision.HIGHEST)
+
+
+def attribute(config: Any, workdir: pathlib.Path, which: Sequence[str], source: str, out: pathlib.Path) -> str:
+    """Explains the predictions for texts: out/attribution.html, and out/attributions.jsonl with a line a text.
+
+    Args:
+      config, workdir, which, source: as in `prediction.predict`; of the first 200 texts.
+      out: folder; it is made.
+
+    Returns:
+      what the terminal shows.
+
+    Raises:
+      UserError: as `prediction.predict`.
+    """
+    with prediction.opened(source) as lines:
+        loaded = next(prediction.load(config, workdir, which, _first(lines), source))
+    said = prediction.predictions(loaded)
+    found = _of_records(loaded)
+    out.mkdir(parents=True, exist_ok=True)
+    with (out / "attributions.jsonl").open("w", encoding="utf-8") as stream:
+        for line, by_task in zip(said, found, strict=True):
+            tasks = {task: a._asdict() | {"prediction": line[task]} for task, a in by_task.items()}
+            stream.write(json.dumps({"line": line["line"], "tasks": tasks}, ensure_ascii=False) + "\n")
+    layers = ["task", *loaded.experiment.owners]
+    parts = [page.heading("Which layers a task reads"), page.grid(layers, _reads(loaded.experiment))]
+    parts.append(page.paragraph(
+        "Blue words speak for what was predicted, orange ones against it: integrated gradients from no words at all, "
+        "in units of the score (the logit of the predicted class; of a tagger the sum over the words it tagged). They "
+        "add up to the score minus that of the empty text; what the sum leaves over is said."
+    ))  # fmt: skip
+    for record, line, by_task in zip(loaded.records, said, found, strict=True):
+        parts.append(page.heading(f"Line {record.line}", 3))
+        for task, a in by_task.items():
+            parts += [page.paragraph(f"{task}: {_said(line[task])}"), page.coloured(a.tokens, a.attributions)]
+            rest = a.score - a.baseline - sum(a.attributions)
+            parts.append(page.small(f"score {a.score:+.3f}, without words {a.baseline:+.3f}, left over {rest:+.3f}"))
+    file = page.save(out / "attribution.html", f"Attributions, {workdir.name}", parts)
+    return f"{len(found)} texts\npage     {file}\nnumbers  {out / 'attributions.jsonl'}"
+
+
+def _first(lines):
+    number = 0
+    for line in lines:
+        number += bool(line.strip())
+        if number > MOST:
+            return
+        yield line
+
+
+def _of_records(loaded: prediction.Loaded) -> list[dict[str, Attributed]]:
+    """{task: Attributed} of each record; of a text that was split its first piece."""
+    experiment, corpus = loaded.experiment, loaded.experiment.corpus
+    found: list[dict[str, Attributed]] = [{} for _ in loaded.records]
+    total = sum(len(rows["input"].tokens) for rows in corpus.rows.values())
+    with progress_bar("attributing", "row", total) as bar:
+        for dataset, by_split in corpus.rows.items():
+            rows, split = by_split["input"], corpus.splits[dataset]["input"]
+            objective = experiment.objective_for(evaluation_layout(corpus.layout, dataset))
+            run = jax.jit(integrated_gradients(objective, experiment.owners["embed"]))
+            for batch in evaluation_batches(rows, objective.layout, experiment.config.evaluation.rows):
+                of_tasks = jax.device_get(run(loaded.params, batch))
+                for row, slot in zip(*np.nonzero(batch.example[0] >= 0), strict=True):
+                    piece = batch.example[0, row, slot]
+                    if not split.encoded.first[piece]:
+                        continue
+                    begin = int(batch.start[0, row, slot])
+                    record = split.records[split.encoded.record[piece]]
+                    for task, (attributions, score, baseline) in of_tasks.items():
+                        own = attributions[row, begin : begin + int(batch.length[0, row, slot])]
+                        tokens, values = _shown(corpus, split.encoded, piece, own)
+                        found[record][task] = Attributed(
+                            tokens, values, float(score[row, slot]), float(baseline[row, slot])
+                        )
+                bar.update(int((batch.row >= 0).sum()))
+    return found
+
+
+def _shown(corpus, encoded, piece, attributions) -> tuple[list[str], list[float]]:
+    """Tokens, sub-words joined, and the sum of the attributions of each."""
+    ids = encoded.tokens[encoded.token_offsets[piece] : encoded.token_offsets[piece + 1]]
+    names = [corpus.tokenizer.token(int(index)) for index in ids]
+    starts = set(encoded.word_token[encoded.word_offsets[piece] : encoded.word_offsets[piece + 1]].tolist())
+    byte_level = any(name.startswith("Ġ") for name in names)
+    tokens: list[str] = []
+    values: list[float] = []
+    for place, (name, value) in enumerate(zip(names, attributions, strict=True)):
+        inside = name.startswith("##") or (byte_level and not name.startswith("Ġ"))
+        if starts:
+            inside = place not in starts and place > min(starts)
+        inside = inside and name not in SPECIAL
+        text = name.removeprefix("##").replace("Ġ", "")
+        if inside and tokens:
+            tokens[-1], values[-1] = tokens[-1] + text, values[-1] + float(value)
+        else:
+            tokens.append(text)
+            values.append(float(value))
+    return tokens, values
+
+
+def _said(predicted: Any) -> str:
+    """What a task predicted, shortly."""
+    if isinstance(predicted, dict) and "label" in predicted:
+        probability = predicted.get("probabilities", {}).get(predicted["label"])
+        return predicted["label"] + ("" if probability is None else f" (p = {probability:.3f})")
+    if isinstance(predicted, dict):
+        short = {key: value for key, value in predicted.items() if key != "probabilities"}
+        return json.dumps(short, ensure_ascii=False)
+    return json.dumps(predicted, ensure_ascii=False)
+
+
+def _reads(experiment: Experiment) -> list[list[str]]:
+    """For each task and layer with whom the task shares it."""
+    tasks = list(experiment.tasks)
+    rows = []
+    for k, task in enumerate(tasks):
+        row = [task]
+        for owner in experiment.owners.values():
+            others = [other for j, other in enumerate(tasks) if j != k and owner[j] == owner[k]]
+            everyone = len(others) == len(tasks) - 1
+            row.append("its own" if not others else "with all" if everyone else f"with {', '.join(others)}")
+        rows.append(row)
+    return rows
