@@ -37,7 +37,8 @@ def write_config(file, config):
 
 def launch(config_file, workdir, until=None, send=None):
     """Runs launch.py; sends it a signal once metrics.jsonl has reached a step. Returns status and output."""
-    env = {**os.environ, "XLA_FLAGS": "", "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".pytest_cache" / "jax")}
+    env = {**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=1"}
+    env |= {"JAX_COMPILATION_CACHE_DIR": str(ROOT / ".pytest_cache" / "jax")}
     env |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3"}
     command = [sys.executable, "launch.py", f"--config={config_file}", f"--workdir={workdir}"]
     process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)

@@ -48,7 +48,8 @@ def launch(config, file, workdir, kill_after=None):
         f"FILE = pathlib.Path({str(file.with_suffix('.json'))!r})\n"
         "def get_config():\n    return from_plain(json.loads(FILE.read_text()))\n"
     )
-    env = {**os.environ, "XLA_FLAGS": "", "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".pytest_cache" / "jax")}
+    env = {**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=1"}
+    env |= {"JAX_COMPILATION_CACHE_DIR": str(ROOT / ".pytest_cache" / "jax")}
     env |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3"}
     command = [sys.executable, "launch.py", f"--config={file}", f"--workdir={workdir}", "--mode=ablate"]
     process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)

@@ -13,6 +13,7 @@ from mtl_jax.training.step import train_step
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 SEEDS = (0, 1, 2)
+QUICK = {"train_on": ("color", "long")}  # without a CRF, which takes half of the time to compile
 
 
 def grid(tiny, **changes):
@@ -81,7 +82,7 @@ def test_a_lane_is_its_solo_run_adamw(tiny, differs):
 
 
 def test_tied_lanes_are_tied_and_single_ones_not(tiny):
-    config = grid(tiny)
+    config = grid(tiny, **QUICK)
     states, _, built = trained(config, "map", 10, "ends")
     lines = [setting.line for setting in built.settings]
     table = states.params["embed"]["word"]["embedding"]  # [S, L, K, V, D]
@@ -92,7 +93,7 @@ def test_tied_lanes_are_tied_and_single_ones_not(tiny):
 
 @pytest.mark.parametrize(("layout", "resident"), [("vmap", "device"), ("map", "host")])
 def test_layout_and_place_of_the_data_change_nothing(tiny, differs, layout, resident):
-    config = grid(tiny, optimizer__name="sgd", data__mixing="size", data__blocks=2, training__accumulate=2)
+    config = grid(tiny, optimizer__name="sgd", data__mixing="size", data__blocks=2, training__accumulate=2, **QUICK)
     want, want_losses, _ = trained(config, "map", 30, resident="device")
     found, found_losses, _ = trained(config, layout, 30, resident=resident)
     differs(f"lanes by {layout}, rows on the {resident}", distance(found.params, want.params), 0.0, 1e-6)
@@ -100,7 +101,7 @@ def test_layout_and_place_of_the_data_change_nothing(tiny, differs, layout, resi
 
 
 def test_a_lane_that_goes_non_finite_is_frozen_alone(tiny):
-    config = grid(tiny, optimizer__name="sgd", training__max_bad_steps=3)
+    config = grid(tiny, optimizer__name="sgd", training__max_bad_steps=3, **QUICK)
     config.ablation.sweeps = type(config.ablation.sweeps)(sort_keys=False)
     default.add_sweep(config, "rate", field="optimizer.learning_rate", points=(0.01, 1e30))
     states, _, _ = trained(config, "map", 30)
