@@ -74,7 +74,9 @@ def test_a_lane_is_its_solo_run_sgd(tiny, differs, layer, rate):
 
 
 def test_a_lane_is_its_solo_run_adamw(tiny, differs):
-    config = grid(tiny)
+    """Where gradients are balanced, too."""
+    config = grid(tiny, aggregation__method="cagrad")
+    config.sharing.trunk = "embed"
     _, losses, built = trained(config, "vmap", 50)
     for s, i in ((2, 3),):
         _, alone = solo(config, built.settings[i], SEEDS[s], 50)
