@@ -2,7 +2,8 @@
 
     python launch.py --config=configs/balance.py:ewt --workdir=runs/balance_ewt --mode=ablate
 
-    :ewt        parts of speech in the five genres of UD English-EWT, of unequal size, one BiLSTM for all
+    :ewt        parts of speech in the five genres of UD English-EWT, of unequal size, one BiLSTM for all. 34 minutes on
+                one core; test accuracy 0.848 by the plain sum, which no method beats, 0.775 single-task
     :glue       CoLA, MRPC, RTE, STS-B with one MiniLM of which the last layer is trained; the others are frozen, and
                 their outputs kept
     :glue_full  the same with all of MiniLM trained, for a GPU

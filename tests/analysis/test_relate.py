@@ -71,6 +71,11 @@ def test_correlations_over_pairs(differs):
     same = correlation(gains, gains)
     assert same.rho == pytest.approx(1.0) and same.p == pytest.approx(1 / 120) and same.low == pytest.approx(1.0)
     assert found.low < found.rho < found.high and found.pairs == 20
+    without = [np.delete(np.arange(5), k) for k in range(5)]
+    z = [np.arctanh(stats.spearmanr(*(m[np.ix_(w, w)][~np.eye(4, dtype=bool)] for m in (measure, gains))).statistic)
+         for w in without]  # fmt: skip
+    half = stats.t.ppf(0.975, 4) * np.sqrt(4 / 5) * np.linalg.norm(np.asarray(z) - np.mean(z))
+    differs("jackknife", [found.low, found.high], np.tanh(np.arctanh(found.rho) + np.asarray([-half, half])), 1e-12)
     many = rng.normal(size=(9, 9))
     assert correlation(many, many).p < 1e-3
     constant = correlation(np.ones((5, 5)), gains)

@@ -193,6 +193,7 @@ def _scatters(found, folder):
         one.axhline(0.0, color="black", linewidth=0.8)
         one.plot(matrix[known], gains[known], "o", color=plotting.PALETTE[2], markersize=5, alpha=0.8)
         one.set(xlabel=entry["title"], ylabel=f"gain ({found['split']})")
+        one.locator_params(axis="x", nbins=5)
         rho = entry["correlation"]["rho"]
         sign = " of its negative" if entry["distance"] else ""
         one.set_title("no correlation defined" if rho is None else f"ρ{sign} = {rho:+.2f}", fontsize=10)

@@ -88,8 +88,8 @@ def relatedness(
     if found["measures"]:
         parts += [page.heading("What foretells transfer"), page.grid(*measure_rows(found))]
         parts.append(page.paragraph(
-            "ρ over ordered pairs of tasks. Pairs of one task depend on each other: intervals draw tasks with "
-            "replacement, and p is the share of orders of the tasks that give as large a ρ."
+            "ρ over ordered pairs of tasks. Pairs of one task depend on each other: intervals are by the jackknife "
+            "over tasks, and p is the share of orders of the tasks that give as large a ρ."
         ))  # fmt: skip
     parts += [page.picture(*picture) for picture in pictures[2:]]
     return parts + ([page.heading("Notes"), page.items(found["notes"])] if found["notes"] else [])

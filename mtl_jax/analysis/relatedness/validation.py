@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import stats
 
-RESAMPLED = 2000
+ORDERS = 2000  # tried beyond that
 EXACT = 7  # tasks up to which all orders are tried
 
 
@@ -17,8 +17,9 @@ class Correlation(NamedTuple):
     """Spearman's ρ between a measure and measured transfer.
 
     rho        over the pairs that have both; None below three pairs or where one of them is constant
-    low, high  95 % interval: percentiles of ρ over tasks drawn with replacement (a bootstrap of the tasks, since the
-               pairs of one task depend on each other); None below four tasks
+    low, high  95 % interval by the jackknife over tasks (Arvesen 1969, since the pairs of one task depend on each
+               other): Fisher's z ∓ t·SE, SE from the K values of z with one task left out; None below four tasks or
+               where one of them is not defined
     p          one-sided: the share of orders of the tasks under which ρ is as large (Mantel 1967)
     pairs      ordered pairs counted
     """
@@ -36,7 +37,7 @@ def correlation(measure: np.ndarray, transfer: np.ndarray, seed: int = 0) -> Cor
     Args:
       measure: float[K, K], larger = closer.
       transfer: [i, j] = what i brings j.
-      seed: of the resampling.
+      seed: of the orders that are tried.
     """
     count = len(measure)
     known = np.isfinite(measure) & np.isfinite(transfer) & ~np.eye(count, dtype=bool)
@@ -44,16 +45,11 @@ def correlation(measure: np.ndarray, transfer: np.ndarray, seed: int = 0) -> Cor
     if rho is None:
         return Correlation(None, None, None, None, int(known.sum()))
     rng = np.random.default_rng(seed)
-    low = high = None
-    if count >= 4:
-        drawn = [_resampled(measure, transfer, known, rng.integers(0, count, count)) for _ in range(RESAMPLED)]
-        drawn = [value for value in drawn if value is not None]
-        if drawn:
-            low, high = (float(value) for value in np.percentile(drawn, [2.5, 97.5]))
+    low, high = _jackknife(measure, transfer, rho) if count >= 4 else (None, None)
     if count <= EXACT:
         orders = [np.asarray(order) for order in itertools.permutations(range(count))]
     else:
-        orders = [np.arange(count)] + [rng.permutation(count) for _ in range(RESAMPLED)]
+        orders = [np.arange(count)] + [rng.permutation(count) for _ in range(ORDERS)]
     found = [_spearman_of(measure[np.ix_(order, order)], transfer) for order in orders]
     larger = [value for value in found if value is not None]
     p = sum(value >= rho - 1e-12 for value in larger) / len(larger)
@@ -65,11 +61,18 @@ def _spearman_of(measure, transfer):
     return _spearman(measure[known], transfer[known])
 
 
-def _resampled(measure, transfer, known, tasks):
-    """ρ over the pairs of tasks drawn with replacement; a task with itself is no pair."""
-    grid = np.ix_(tasks, tasks)
-    chosen = known[grid]  # the diagonal is not known, so a task drawn twice gives none
-    return _spearman(measure[grid][chosen], transfer[grid][chosen])
+def _jackknife(measure, transfer, rho):
+    count = len(measure)
+    without = [np.delete(np.arange(count), k) for k in range(count)]
+    found = [_spearman_of(measure[np.ix_(kept, kept)], transfer[np.ix_(kept, kept)]) for kept in without]
+    if any(value is None for value in found):
+        return None, None
+    limit = 1.0 - 1e-12  # where z ends
+    z = np.arctanh(np.clip(found, -limit, limit))
+    error = math.sqrt((count - 1) / count * float(((z - z.mean()) ** 2).sum()))
+    half = float(stats.t.ppf(0.975, count - 1)) * error
+    centre = math.atanh(min(max(rho, -limit), limit))
+    return math.tanh(centre - half), math.tanh(centre + half)
 
 
 def _spearman(first: np.ndarray, second: np.ndarray) -> float | None:
