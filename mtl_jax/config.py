@@ -225,6 +225,7 @@ def _check_penalties(config, default, say):
 
 def _check_model(config, say):
     from mtl_jax.balancing import AGGREGATION, LOSS_WEIGHTS
+    from mtl_jax.models.mixers import MIXERS
 
     model = config.model
     if model.pretrained and model.layer != "transformer":
@@ -253,6 +254,10 @@ def _check_model(config, say):
         )
     if config.sharing.tied and model.column_init != "same":
         say("config.sharing.tied: tied columns start from the same values; set config.model.column_init = 'same'")
+    if config.sharing.mixer:
+        _choice("config.sharing.mixer", config.sharing.mixer, MIXERS, say)
+    elif config.sharing.mixer_options or config.sharing.mixed:
+        say("config.sharing.mixer: '' mixes nothing, so mixer_options and mixed would be ignored; name a mixer")
     _choice("config.loss_weights.method", config.loss_weights.method, LOSS_WEIGHTS, say)
     _choice("config.aggregation.method", config.aggregation.method, AGGREGATION, say)
     _range("config.aggregation.smoothing", config.aggregation.smoothing, 0.0, 1.0, say)

@@ -205,7 +205,7 @@ def test_halves_of_a_batch(tiny, differs):
         labels = {name: {k: v[:, rows] for k, v in of_task.items()} for name, of_task in micro.labels.items()}
         micro = micro._replace(
             labels=labels,
-            **{f: getattr(micro, f)[:, rows] for f in micro._fields if f not in ("labels", "dataset")},
+            **{f: getattr(micro, f)[:, rows] for f in micro._fields if f not in ("labels", "dataset", "hidden")},
         )
         total = terms.counts(objective, micro)
 

@@ -14,6 +14,7 @@ import numpy as np
 from mtl_jax.analysis import page
 from mtl_jax.data.batch import Batch
 from mtl_jax.data.batches import evaluation_batches, evaluation_layout
+from mtl_jax.errors import UserError
 from mtl_jax.models.taps import TapSpec
 from mtl_jax.training import objective as terms
 from mtl_jax.training import prediction
@@ -130,6 +131,11 @@ def attribute(config: Any, workdir: pathlib.Path, which: Sequence[str], source: 
     Raises:
       UserError: as `prediction.predict`.
     """
+    if config.sharing.mixer:
+        raise UserError(
+            "--mode=attribute follows each task through its own column; this run has "
+            f"config.sharing.mixer = {config.sharing.mixer!r}, which brings columns together"
+        )
     with prediction.opened(source) as lines:
         loaded = next(prediction.load(config, workdir, which, _first(lines), source))
     said = prediction.predictions(loaded)

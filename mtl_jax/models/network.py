@@ -16,8 +16,9 @@ from flax.traverse_util import flatten_dict
 
 from mtl_jax.data.batch import Batch, Layout
 from mtl_jax.models.dropout import Noise
+from mtl_jax.models.mixers import Mixer
 from mtl_jax.models.owned import COLUMNS, apply_owned, layer_function
-from mtl_jax.models.ownership import name_key, owner_count, paths
+from mtl_jax.models.ownership import mixer_path, name_key, owner_count, paths
 from mtl_jax.models.streams import Streams, entries, salts
 from mtl_jax.models.taps import Taps, TapSpec, apply_tapped
 
@@ -58,6 +59,7 @@ def network(
     columns: str = "vmap",
     remat: bool = False,
     kept: tuple[str, ...] = (),
+    mixers: Mapping[str, Mixer] | None = None,
 ) -> Network:
     """A network of `embed` and `layers`, each with one set of parameters for each owner.
 
@@ -70,11 +72,12 @@ def network(
         by the name of the task where a single one owns the slice.
       columns: how several owners are computed: "vmap", "map" (in turns, by scan) or "unroll" (in turns, written out).
       remat: recompute each layer in the backward pass.
+      mixers: path of layer -> what mixes the K columns behind it; each task owns such a layer.
       kept: the lowest layers, whose outputs stand in batches that have `hidden`; they are frozen, and the same in all
         columns.
     """
     modules = dict(zip(paths(len(layers)), [embed, *layers], strict=True))
-    run_columns = COLUMNS[columns]
+    run_columns, mixers, count_tasks = COLUMNS[columns], mixers or {}, len(layout.tasks)
     examples, widths = _example_inputs(modules)
 
     def init(key: jax.Array) -> Params:
@@ -86,6 +89,10 @@ def network(
             else:
                 keys = jnp.stack([jax.random.fold_in(layer_key, salt) for salt in salts(owners[path], layout)])
             params[path] = jax.vmap(lambda k, m=module, x=examples[path]: m.init(k, *x)["params"])(keys)
+            if path in mixers:
+                name = mixer_path(path)
+                made = mixers[path].init(jax.random.fold_in(key, name_key(name)), count_tasks, widths[path])
+                params[name] = jax.tree.map(lambda leaf: leaf[None], made)
         return params
 
     def apply(
@@ -96,7 +103,7 @@ def network(
         taps: Taps | None = None,
         tap_spec: TapSpec | None = None,
     ):
-        streams = Streams(layout)
+        streams, to_mix = Streams(layout, everyone=bool(mixers)), len(mixers)
         if taps is not None and not tap_spec.hidden_at:
             streams.part()
         hidden: dict[tuple[int, int], jax.Array] = {}
@@ -125,6 +132,12 @@ def network(
                     function = layer_function(module, remat)
                     outputs = apply_owned(function, params[path], ids, count, inputs, noises or None, run_columns)
                 hidden = dict(zip(streams.names, outputs, strict=True))
+            if path in mixers:
+                mixed = jax.tree.map(lambda leaf: leaf[0], params[mixer_path(path)])
+                hidden = _mixed(mixers[path], mixed, hidden, batch, len(layout.candidates), count_tasks)
+                to_mix -= 1
+                if not to_mix:
+                    streams.leave_to_readers()
             if taps is not None and path == tap_spec.hidden_at:
                 below = dict(streams.parent)
                 streams.part()
@@ -157,6 +170,15 @@ def network(
         )
 
     return Network(init, apply, zeros, widths[next(reversed(modules))])
+
+
+def _mixed(mixer: Mixer, params, hidden, batch: Batch, blocks: int, count: int):
+    """What a mixer makes of the streams of all blocks; slot k of a block is column k."""
+    result = {}
+    for block in range(blocks):
+        mixed = mixer.apply(params, jnp.stack([hidden[block, k] for k in range(count)]), batch.segment[block])
+        result |= {(block, k): mixed[k] for k in range(count)}
+    return result
 
 
 def _row_keys(key: jax.Array, batch: Batch, layout: Layout) -> jax.Array:

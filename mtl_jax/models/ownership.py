@@ -19,6 +19,11 @@ def layer_path(number: int) -> str:
     return f"layer_{number:02d}"
 
 
+def mixer_path(path: str) -> str:
+    """Path of the mixer behind a layer: `mixer_03` behind `layer_03`, `mixer_embed` behind the embeddings."""
+    return f"mixer_{path.removeprefix('layer_')}"
+
+
 def paths(layers: int) -> tuple[str, ...]:
     """The paths of a network of so many layers, bottom first."""
     return ("embed", *(layer_path(i) for i in range(layers)))
@@ -63,6 +68,31 @@ def assign(
         else:
             owners[path] = (0,) * len(tasks) if number < shared_until else tuple(range(len(tasks)))
     return owners
+
+
+def mixed_layers(owners: Owners, chosen: Sequence[str]) -> tuple[str, ...]:
+    """The layers behind which columns are mixed: the chosen ones, or all layers above the embeddings of which each task
+    owns a column.
+
+    Raises:
+      UserError: a layer that is unknown, or that tasks share; none that could be mixed.
+    """
+    columns = [path for path, owner in owners.items() if len(set(owner)) == len(owner)]
+    for path in chosen:
+        if path not in owners:
+            raise UserError(f"config.sharing.mixed: there is no layer {path!r}; the layers are {', '.join(owners)}")
+        if path not in columns:
+            raise UserError(
+                f"config.sharing.mixed: {path!r} is shared by tasks, so there are not as many columns as tasks to be "
+                f"mixed; columns are {', '.join(columns) or 'none'} (config.sharing.trunk, config.sharing.groups)"
+            )
+    found = [path for path in owners if path in chosen] if chosen else [p for p in columns if p != "embed"]
+    if not found:
+        raise UserError(
+            "config.sharing.mixer: no layer has a column for each task; set config.sharing.trunk = 'none' or to a "
+            "lower layer"
+        )
+    return tuple(found)
 
 
 def _partition(path, groups, tasks, known_tasks):

@@ -22,11 +22,15 @@ def entries(layout: Layout) -> list[tuple[int, int]]:
 
 
 class Streams:
-    """Which (block, slot) pairs are still one stream. Slot m of a block = the m-th task on its data set."""
+    """Which (block, slot) pairs are still one stream. Slot m of a block = the m-th task on its data set.
 
-    def __init__(self, layout: Layout):
+    With `everyone` the K slots of a block are all tasks, whether they read it or not: for columns that are mixed.
+    """
+
+    def __init__(self, layout: Layout, everyone: bool = False):
         self.layout = layout
-        self.tasks = {d: layout.tasks_on(d) for d in range(len(layout.datasets))}
+        all_tasks = tuple(range(len(layout.tasks)))
+        self.tasks = {d: all_tasks if everyone else layout.tasks_on(d) for d in range(len(layout.datasets))}
         self.parent: dict[tuple[int, int], tuple[int, int]] = {}  # slot -> the stream it belongs to
         for block, candidates in enumerate(layout.candidates):
             for slot in range(max((len(self.tasks[d]) for d in candidates), default=0)):
@@ -38,6 +42,13 @@ class Streams:
         self._prefix = {pair: (pair,) for pair in self._prefix}
         self.parent = {pair: pair for pair in self.parent}
         self.names = sorted(self.parent)
+
+    def leave_to_readers(self) -> None:
+        """Of blocks that went through everyone's columns, keeps the slots of tasks that may read them."""
+        reading = {(block, k) for k, task in enumerate(self.layout.tasks) for block in self.layout.reads(task)}
+        self.parent = {pair: stream for pair, stream in self.parent.items() if pair in reading}
+        self._prefix = {pair: prefix for pair, prefix in self._prefix.items() if pair in reading}
+        self.names = sorted(set(self.parent.values()))
 
     def split(self, owner: tuple[int, ...]) -> None:
         """Goes up one layer: slots stay one stream only where every candidate data set uses one owner for both."""

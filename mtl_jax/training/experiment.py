@@ -18,6 +18,7 @@ from mtl_jax.data.corpus import Corpus
 from mtl_jax.errors import UserError
 from mtl_jax.models import ownership
 from mtl_jax.models.architecture import Architecture
+from mtl_jax.models.mixers import MIXERS, Mixer
 from mtl_jax.models.network import network
 from mtl_jax.models.transformer import TransformerLayer
 from mtl_jax.tasks.base import Task
@@ -87,6 +88,8 @@ def assemble(config: Any, data: Corpus, architecture: Architecture | None, pretr
         names, len(model.layers), config.sharing.trunk, config.sharing.groups.to_dict(), tuple(config.tasks)
     )
     tasks = {name: _task(config, name, data) for name in names}
+    mixers = _mixers(config, owned)
+    owned |= {ownership.mixer_path(path): (0,) * len(names) for path in mixers}
     kept = frozen.frozen_layers(config, pretrained_params) if pretrained_params is not None else ()
     columns = config.model.columns
     if columns == "auto":
@@ -96,10 +99,16 @@ def assemble(config: Any, data: Corpus, architecture: Architecture | None, pretr
         return network(
             model.embed, model.layers, owned, layout,
             column_init=config.model.column_init, columns=columns, remat=config.model.remat, kept=kept,
+            mixers=mixers,
         )  # fmt: skip
 
     draw = jax.jit(functools.partial(random_params, make_network(data.layout), tasks))
-    shapes = flatten(jax.eval_shape(draw, jax.random.key(0)))
+    try:
+        shapes = flatten(jax.eval_shape(draw, jax.random.key(0)))
+    except ValueError as error:
+        if not mixers:
+            raise
+        raise UserError(f"config.sharing.mixer_options: {error}") from None
     penalties, anchored = soft_sharing.build(config.penalties, owned, names, tuple(config.tasks), shapes)
 
     def objective_for(layout):
@@ -122,6 +131,18 @@ def assemble(config: Any, data: Corpus, architecture: Architecture | None, pretr
     first = Batches(train, data.layout, config.seed, config.data.rows, mixing(config)) if train else None
     batches = first.with_seed if first else None
     return Experiment(config, data, batches, tasks, owned, objective_for, spec, hyper, init_params, init, model)
+
+
+def _mixers(config, owned) -> dict[str, Mixer]:
+    """{layer: what mixes the columns behind it}; {} without a mixer."""
+    sharing = config.sharing
+    if not sharing.mixer:
+        return {}
+    try:
+        mixer = MIXERS[sharing.mixer](**sharing.mixer_options.to_dict())
+    except (TypeError, ValueError) as error:
+        raise UserError(f"config.sharing.mixer_options: {error}") from None
+    return dict.fromkeys(ownership.mixed_layers(owned, tuple(sharing.mixed)), mixer)
 
 
 def _fastest_columns(model: Model, owned) -> str:
@@ -226,6 +247,11 @@ def _shared(config, method, aggregation, trained, owned):
         raise UserError(
             f"config.loss_weights.method: {config.loss_weights.method!r} reads gradients of whole batches over "
             "parameters: take config.aggregation.level = 'parameters', memory = 'copies', and no method of halves"
+        )
+    if config.sharing.mixer:
+        raise UserError(
+            f"{who} needs the gradients of the tasks apart, which a mixer brings together; take "
+            "config.sharing.mixer = '', or methods that read losses"
         )
     found = task_gradients.shared_of(tuple(trained), owned, config.aggregation.level, config.aggregation.memory, halves)
     if found is None:

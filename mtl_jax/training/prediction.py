@@ -102,6 +102,11 @@ def export(config: Any, workdir: pathlib.Path, which: Sequence[str], target: pat
             f"--mode=export writes Hugging Face folders, which are for transformers; this run has "
             f"config.model.layer = {config.model.layer!r}"
         )
+    if config.sharing.mixer:
+        raise UserError(
+            f"--mode=export writes columns as published architectures, which have no mixers; this run has "
+            f"config.sharing.mixer = {config.sharing.mixer!r}"
+        )
     data = _corpus(config, kept, [])
     experiment = assemble(config, data, kept.architecture, None)
     params = jax.device_get(average_params(experiment, _all_devices(experiment), workdir, which))

@@ -256,6 +256,7 @@ def _ends(config, chosen, sweeps) -> list[Program]:
 
     alone = fields.ordered_copy(config)
     alone.penalties = ConfigDict(sort_keys=False)
+    alone.sharing.mixer, alone.sharing.mixer_options, alone.sharing.mixed = "", ConfigDict(), ()
     hard = fields.ordered_copy(alone)
     hard.sharing.trunk, hard.sharing.groups, hard.sharing.tied = "all", ConfigDict(), False
     columns = settings("single", {})
