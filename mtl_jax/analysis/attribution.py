@@ -181,7 +181,8 @@ def _of_records(loaded: prediction.Loaded) -> list[dict[str, Attributed]]:
             rows, split = by_split["input"], corpus.splits[dataset]["input"]
             objective = experiment.objective_for(evaluation_layout(corpus.layout, dataset))
             run = jax.jit(integrated_gradients(objective, experiment.owners["embed"]))
-            for batch in evaluation_batches(rows, objective.layout, experiment.config.evaluation.rows):
+            at_once = min(experiment.config.evaluation.rows, len(rows.tokens))  # empty rows cost as much as full ones
+            for batch in evaluation_batches(rows, objective.layout, at_once):
                 of_tasks = jax.device_get(run(loaded.params, batch))
                 for row, slot in zip(*np.nonzero(batch.example[0] >= 0), strict=True):
                     piece = batch.example[0, row, slot]
@@ -226,6 +227,8 @@ def _said(predicted: Any) -> str:
     if isinstance(predicted, dict) and "label" in predicted:
         probability = predicted.get("probabilities", {}).get(predicted["label"])
         return predicted["label"] + ("" if probability is None else f" (p = {probability:.3f})")
+    if isinstance(predicted, dict) and "tags" in predicted:
+        return " ".join(predicted["tags"])
     if isinstance(predicted, dict):
         short = {key: value for key, value in predicted.items() if key != "probabilities"}
         return json.dumps(short, ensure_ascii=False)
