@@ -102,7 +102,7 @@ def differs(record_property):
     def check(what, found, wanted, most):
         largest = float(np.max(np.abs(np.asarray(found, np.float64) - np.asarray(wanted, np.float64)), initial=0.0))
         assert largest <= most, f"{what}: {largest:.3g} > {most:.3g}"
-        record_property(f"difference: {what}", (largest, most))
+        record_property(f"difference: {what}", (largest, float(most)))
 
     return check
 
