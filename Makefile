@@ -27,7 +27,7 @@ quickstart-compare: quickstart
 
 test: $(VENV)/.installed-test
 	$(BIN)/python -m ruff check .
-	$(BIN)/python -m pytest -n auto --dist loadscope --durations=15
+	$(BIN)/python -m pytest -n auto --dist worksteal --durations=15
 
 lint: $(VENV)/.installed-test
 	$(BIN)/python -m ruff check .

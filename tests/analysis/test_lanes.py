@@ -62,7 +62,8 @@ def distance(a, b):
 
 @pytest.mark.parametrize(("layer", "rate"), [("bilstm", 0.3), ("transformer", 0.05)])
 def test_a_lane_is_its_solo_run_sgd(tiny, differs, layer, rate):
-    config = grid(tiny, model__layer=layer, optimizer__name="sgd", optimizer__learning_rate=rate)
+    quick = QUICK if layer == "transformer" else {}
+    config = grid(tiny, model__layer=layer, optimizer__name="sgd", optimizer__learning_rate=rate, **quick)
     states, _, built = trained(config, "map", 100)
     found = lambda s, i: jax.tree.map(lambda leaf: leaf[s, i], states.params)  # noqa: E731
     for s, i in ((2, 1), (1, 3)):

@@ -35,7 +35,8 @@ def encoder(tmp_path):
 def config_of(tiny, encoder, **changes):
     return tiny(
         model__layer="transformer", model__layers=0, model__pretrained=encoder, model__dropout=0.0, data__rows=2,
-        optimizer__name="sgd", **{"optimizer__freeze": ("^embed/", "^layer_00/"), **changes},
+        optimizer__name="sgd",
+        **{"optimizer__freeze": ("^embed/", "^layer_00/"), "train_on": ("color", "long"), **changes},
     )  # fmt: skip
 
 

@@ -70,7 +70,8 @@ def test_attention(hidden, differs, level):
 
 def config_of(tiny, kind="cross_stitch", options=(), **changes):
     return tiny(**{
-        "sharing__trunk": "none", "sharing__mixer": kind, "sharing__mixer_options": ConfigDict(dict(options)), **changes
+        "train_on": ("color", "long"), "sharing__trunk": "none", "sharing__mixer": kind,
+        "sharing__mixer_options": ConfigDict(dict(options)), **changes,
     })  # fmt: skip
 
 
@@ -91,7 +92,7 @@ def test_the_identity_is_single_task_training(tiny, differs, layer):
     changes = {"model__layer": layer, "model__heads": 2, "model__intermediate": 16}
     changes |= {"optimizer__name": "sgd", "optimizer__learning_rate": 0.3}  # Adam enlarges rounding of zero gradients
     mixed = build(config_of(tiny, options={"own": 1.0}, optimizer__freeze=("^mixer_",), **changes))
-    plain = build(tiny(sharing__trunk="none", **changes))
+    plain = build(tiny(sharing__trunk="none", train_on=("color", "long"), **changes))
     (found, metrics), (wanted, expected) = steps(mixed), steps(plain)
     assert any(path.startswith("mixer_00") for path in flatten(found.params))
     for path, leaf in flatten(wanted.params).items():
