@@ -119,37 +119,33 @@ def _compare():
 
 
 def _ablate():
-    from configs import default
-    from mtl_jax import config as checks
     from mtl_jax.analysis import report
-    from mtl_jax.analysis.ablation import lanes
     from mtl_jax.analysis.ablation.runner import ablate
-    from mtl_jax.training import workdir as folders
 
-    if not WORKDIR.value:
-        raise UserError("--mode=ablate needs --workdir=FOLDER")
-    lanes.use_all_cores()
-    config = _config()
-    workdir = folders.prepare(WORKDIR.value)
-    if ablate(config, workdir, lambda c: checks.check(c, default)) is not None:
-        print("\n" + report.ablation(workdir, default))
+    _lanes(ablate, report.ablation)
 
 
 def _relate():
+    from mtl_jax.analysis import report
+    from mtl_jax.analysis.relatedness.relate import relate
+
+    _lanes(relate, report.relatedness)
+
+
+def _lanes(run, tell):
+    """What trains many lanes in --workdir, and its report."""
     from configs import default
     from mtl_jax import config as checks
-    from mtl_jax.analysis import report
     from mtl_jax.analysis.ablation import lanes
-    from mtl_jax.analysis.relatedness.relate import relate
     from mtl_jax.training import workdir as folders
 
     if not WORKDIR.value:
-        raise UserError("--mode=relate needs --workdir=FOLDER")
+        raise UserError(f"--mode={MODE.value} needs --workdir=FOLDER")
     lanes.use_all_cores()
     config = _config()
     workdir = folders.prepare(WORKDIR.value)
-    if relate(config, workdir, lambda c: checks.check(c, default)) is not None:
-        print("\n" + report.relatedness(workdir, default))
+    if run(config, workdir, lambda c: checks.check(c, default)) is not None:
+        print("\n" + tell(workdir, default))
 
 
 def _report():
