@@ -82,7 +82,8 @@ def get_config() -> ConfigDict:
     #                        own; with a penalty: soft sharing) | "embed" | "layer_03" (shared trunk, then columns)
     sharing.groups = ConfigDict()  # trees: layer -> tuple of tuples of task names that share it, from that layer up to
     #                                the next one named, e.g. {"layer_02": (("pos", "srl"), ("topic",))}
-    sharing.mixer = ""  # between the tasks' columns: "" | "cross_stitch" | "attention", see mtl_jax/models/mixers.py
+    sharing.read = "top"  # heads read the "top" layer | a "mixture" of all layers with weights β of each task's own
+    sharing.mixer = ""  # between the tasks' columns: "" | "cross_stitch" | "sluice" | "attention", see models/mixers.py
     sharing.mixer_options = ConfigDict()  # of the mixer, e.g. {"blocks": 4}; its own rate: optimizer.groups, "^mixer_"
     sharing.mixed = ()  # layers behind which it stands; (): all layers above the embeddings that each task owns
     sharing.tied = False  # λ → ∞: the columns are replaced by their mean after each update

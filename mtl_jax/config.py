@@ -29,6 +29,7 @@ CHOICES = {
     "training.placement": ("jit", "pmap"),
     "training.platform": ("", "cpu", "gpu", "tpu"),
     "evaluation.use": ("best", "last"),
+    "sharing.read": ("top", "mixture"),
     "ablation.method": ("grid", "halving", "hypergradient"),
     "ablation.layout": ("auto", "vmap", "map"),
     "ablation.resident": ("auto", "device", "host"),
@@ -254,6 +255,8 @@ def _check_model(config, say):
         )
     if config.sharing.tied and model.column_init != "same":
         say("config.sharing.tied: tied columns start from the same values; set config.model.column_init = 'same'")
+    if config.sharing.read == "mixture" and model.layers < 1 and not model.pretrained:
+        say("config.sharing.read: there is no layer above the embeddings to be mixed; set config.model.layers")
     if config.sharing.mixer:
         _choice("config.sharing.mixer", config.sharing.mixer, MIXERS, say)
     elif config.sharing.mixer_options or config.sharing.mixed:

@@ -49,15 +49,47 @@ def cross_stitch(blocks: int = 1, own: float = 0.9) -> Mixer:
         del key
         if width % blocks:
             raise ValueError(f"{width} channels cannot be cut into {blocks} blocks")
-        other = (1.0 - own) / (tasks - 1) if tasks > 1 else 0.0
-        alpha = np.full((tasks, tasks), other) + np.diag(np.full(tasks, 1.0 - other * tasks))
-        return {"alpha": jnp.asarray(np.broadcast_to(alpha, (blocks, tasks, tasks)), jnp.float32)}
+        alpha = np.broadcast_to(_near_identity(tasks, own), (blocks, tasks, tasks))
+        return {"alpha": jnp.asarray(alpha, jnp.float32)}
 
     def apply(params, hidden, segment):
         del segment
         parts = hidden.reshape(*hidden.shape[:-1], blocks, -1)
         mixed = jnp.einsum("bij,jrtbc->irtbc", params["alpha"].astype(hidden.dtype), parts, precision=_HIGHEST)
         return mixed.reshape(hidden.shape)
+
+    return Mixer(init, apply)
+
+
+def sluice(subspaces: int = 2, own: float = 0.9) -> Mixer:
+    """Each column's channels are cut into subspaces, and every subspace of every task is mixed with all others:
+    h̃_{i,s} = Σ_j Σ_u α_{(i,s),(j,u)} h_{j,u} (Ruder et al. 2019, equation 3).
+
+    Args:
+      subspaces: D is cut into so many.
+      own: what a subspace keeps of its own at the start; all others share 1 − own equally.
+
+    Params: alpha float32[K·S, K·S], S = subspaces; row (i, s) is i·S + s.
+
+    Raises:
+      ValueError: as `cross_stitch`.
+    """
+    _whole("subspaces", subspaces, 1)
+    if not 0.0 <= own <= 1.0:
+        raise ValueError(f"own must lie in [0, 1], not {own}")
+
+    def init(key, tasks, width):
+        del key
+        if width % subspaces:
+            raise ValueError(f"{width} channels cannot be cut into {subspaces} subspaces")
+        return {"alpha": jnp.asarray(_near_identity(tasks * subspaces, own), jnp.float32)}
+
+    def apply(params, hidden, segment):
+        del segment
+        tasks, *rows, width = hidden.shape
+        parts = hidden.reshape(tasks, *rows, subspaces, width // subspaces)
+        alpha = params["alpha"].reshape(tasks, subspaces, tasks, subspaces).astype(hidden.dtype)
+        return jnp.einsum("isju,jrtuc->irtsc", alpha, parts, precision=_HIGHEST).reshape(hidden.shape)
 
     return Mixer(init, apply)
 
@@ -115,10 +147,16 @@ def _means(features: jax.Array, segment: jax.Array) -> jax.Array:
     return jnp.einsum("rts,krsd->krtd", share, features, precision=_HIGHEST)
 
 
+def _near_identity(count: int, own: float) -> np.ndarray:
+    """`own` on the diagonal, the rest of 1 in equal parts beside it."""
+    other = (1.0 - own) / (count - 1) if count > 1 else 0.0
+    return np.full((count, count), other) + np.diag(np.full(count, 1.0 - other * count))
+
+
 def _whole(name: str, value: Any, low: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < low:
         raise ValueError(f"{name} must be a whole number ≥ {low}, not {value!r}")
 
 
 LEVELS = ("token", "sequence")
-MIXERS: dict[str, Callable[..., Mixer]] = {"cross_stitch": cross_stitch, "attention": attention}
+MIXERS: dict[str, Callable[..., Mixer]] = {"cross_stitch": cross_stitch, "sluice": sluice, "attention": attention}

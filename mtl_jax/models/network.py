@@ -60,6 +60,7 @@ def network(
     remat: bool = False,
     kept: tuple[str, ...] = (),
     mixers: Mapping[str, Mixer] | None = None,
+    mixture: bool = False,
 ) -> Network:
     """A network of `embed` and `layers`, each with one set of parameters for each owner.
 
@@ -72,6 +73,8 @@ def network(
         by the name of the task where a single one owns the slice.
       columns: how several owners are computed: "vmap", "map" (in turns, by scan) or "unroll" (in turns, written out).
       remat: recompute each layer in the backward pass.
+      mixture: heads read Σ_l β_l h_l over the layers above the embeddings (sluice networks: Ruder et al. 2019), with β
+        float32[L] = `params["heads"][task]["layers"]`; else the last layer.
       mixers: path of layer -> what mixes the K columns behind it; each task owns such a layer.
       kept: the lowest layers, whose outputs stand in batches that have `hidden`; they are frozen, and the same in all
         columns.
@@ -88,7 +91,9 @@ def network(
                 keys = jnp.stack([layer_key] * owner_count(owners[path]))
             else:
                 keys = jnp.stack([jax.random.fold_in(layer_key, salt) for salt in salts(owners[path], layout)])
-            params[path] = jax.vmap(lambda k, m=module, x=examples[path]: m.init(k, *x)["params"])(keys)
+            # in turns: several batched QR factorisations at once (orthogonal kernels) can wait for each other for ever
+            # on CPUs of few cores (jaxlib 0.10)
+            params[path] = jax.lax.map(lambda k, m=module, x=examples[path]: m.init(k, *x)["params"], keys)
             if path in mixers:
                 name = mixer_path(path)
                 made = mixers[path].init(jax.random.fold_in(key, name_key(name)), count_tasks, widths[path])
@@ -107,6 +112,7 @@ def network(
         if taps is not None and not tap_spec.hidden_at:
             streams.part()
         hidden: dict[tuple[int, int], jax.Array] = {}
+        passed = []  # (stream of each slot, outputs) of the layers above the embeddings
         row_keys = _row_keys(key, batch, layout) if dropout is not None else None  # [B, R]
         for path, module in modules.items():
             below = dict(streams.parent)  # stream of each slot one layer down
@@ -145,11 +151,20 @@ def network(
                     name: hidden[below[name]] + tap.astype(hidden[below[name]].dtype)
                     for name, tap in zip(streams.names, taps.hidden, strict=True)
                 }
-        return {
-            task: jnp.concatenate([hidden[streams.parent[b, streams.slot(b, k)]] for b in layout.reads(task)])
-            for k, task in enumerate(layout.tasks)
-            if layout.reads(task)
-        }
+            if path != "embed":
+                passed.append((dict(streams.parent), hidden))
+
+        def read(k, task, parent, outputs):
+            return jnp.concatenate([outputs[parent[b, streams.slot(b, k)]] for b in layout.reads(task)])
+
+        def features(k, task):
+            if not mixture:
+                return read(k, task, streams.parent, hidden)
+            by_layer = jnp.stack([read(k, task, *of_layer) for of_layer in passed])
+            beta = params["heads"][task]["layers"].astype(by_layer.dtype)
+            return jnp.tensordot(beta, by_layer, 1, precision=jax.lax.Precision.HIGHEST)
+
+        return {task: features(k, task) for k, task in enumerate(layout.tasks) if layout.reads(task)}
 
     def zeros(params: Params, batch: Batch, tap_spec: TapSpec) -> Taps:
         count = len(entries(layout)) * tap_spec.halves

@@ -89,6 +89,7 @@ def assemble(config: Any, data: Corpus, architecture: Architecture | None, pretr
     )
     tasks = {name: _task(config, name, data) for name in names}
     mixers = _mixers(config, owned)
+    read_layers = len(model.layers) if config.sharing.read == "mixture" else 0
     owned |= {ownership.mixer_path(path): (0,) * len(names) for path in mixers}
     kept = frozen.frozen_layers(config, pretrained_params) if pretrained_params is not None else ()
     columns = config.model.columns
@@ -99,10 +100,10 @@ def assemble(config: Any, data: Corpus, architecture: Architecture | None, pretr
         return network(
             model.embed, model.layers, owned, layout,
             column_init=config.model.column_init, columns=columns, remat=config.model.remat, kept=kept,
-            mixers=mixers,
+            mixers=mixers, mixture=config.sharing.read == "mixture",
         )  # fmt: skip
 
-    draw = jax.jit(functools.partial(random_params, make_network(data.layout), tasks))
+    draw = jax.jit(functools.partial(random_params, make_network(data.layout), tasks, read_layers))
     try:
         shapes = flatten(jax.eval_shape(draw, jax.random.key(0)))
     except ValueError as error:
@@ -259,6 +260,9 @@ def _shared(config, method, aggregation, trained, owned):
             f"{who} reads the gradients of the tasks over what they share, and no parameter that is trained is shared "
             f"(config.sharing.trunk = {config.sharing.trunk!r}); take method = 'sum', or loss weights that read losses"
         )
+    if found.level == "representation" and config.sharing.read == "mixture":
+        raise UserError("config.aggregation.level: 'representation' needs heads that read the last layer alone "
+                        "(config.sharing.read = 'top')")  # fmt: skip
     training = config.training
     if problem := balanced.require(found, config.data.rows, training.accumulate, training.placement):
         raise UserError(problem)

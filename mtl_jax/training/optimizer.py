@@ -109,9 +109,11 @@ class OptimizerSpec:
 
 
 def decays(path: str) -> bool:
-    """Whether weight decay acts on a leaf: not on biases, layer norms and what a CRF or a mixer adds."""
+    """Whether weight decay acts on a leaf: not on biases, layer norms, what a CRF adds, and how a mixer and a
+    mixture of layers weigh.
+    """
     *parents, last = path.split("/")
-    return last not in ("bias", "scale") and not any("norm" in parent for parent in parents)
+    return last not in ("bias", "scale", "alpha", "layers") and not any("norm" in parent for parent in parents)
 
 
 def multipliers(paths, groups: Mapping) -> dict[str, float]:

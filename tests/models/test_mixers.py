@@ -41,6 +41,21 @@ def test_cross_stitch(hidden, differs, blocks):
     differs("cross-stitch", found, wanted, 1e-6)
 
 
+def test_sluice(hidden, differs):
+    mixer = mixers.sluice(2)
+    alpha = mixer.init(jax.random.key(0), K, D)["alpha"]
+    np.testing.assert_allclose(alpha, 0.02 + 0.88 * np.eye(2 * K), atol=1e-7)
+    alpha = np.random.default_rng(3).normal(size=(2 * K, 2 * K))
+    parts = [hidden[j, ..., 2 * u : 2 * u + 2].astype(float) for j in range(K) for u in range(2)]  # (j, u) is 2 j + u
+    mixed = [sum(a * part for a, part in zip(row, parts, strict=True)) for row in alpha]
+    wanted = np.stack([np.concatenate([mixed[2 * i], mixed[2 * i + 1]], axis=-1) for i in range(K)])
+    found = mixer.apply({"alpha": jnp.asarray(alpha, jnp.float32)}, hidden, SEGMENT)
+    differs("sluice", found, wanted, 2e-6)
+    one = {"alpha": jnp.asarray(alpha[:K, :K], jnp.float32)}
+    stitched = mixers.cross_stitch().apply({"alpha": one["alpha"][None]}, hidden, SEGMENT)
+    differs("one subspace is cross-stitch", mixers.sluice(1).apply(one, hidden, SEGMENT), stitched, 1e-6)
+
+
 @pytest.mark.parametrize("level", ["token", "sequence"])
 def test_attention(hidden, differs, level):
     mixer = mixers.attention(level, own=0.8)
@@ -129,6 +144,24 @@ def test_a_loss_reaches_the_columns_of_other_tasks_through_the_mixer_only(tiny):
             assert np.abs(leaf[0]).max() > 0 and not np.abs(leaf[1:]).any(), path
 
 
+def test_heads_read_a_mixture_of_layers(tiny, differs):
+    """β = (0, 1) is the last layer; of a stack of layers it is their weighted sum, by single networks."""
+    mixture = build(config_of(tiny, "sluice", model__layers=2, sharing__read="mixture", model__dropout=0.0))
+    top = build(config_of(tiny, "sluice", model__layers=2, model__dropout=0.0))
+    lower = build(config_of(tiny, "sluice", model__layers=1, model__dropout=0.0))
+    params, batch = mixture.init_params(0), mixture.batches(0).batch(0)
+    assert params["heads"]["color"]["layers"].tolist() == [0.5, 0.5]
+    by_layer = [e.spec.objective.network.apply(params, batch) for e in (lower, top)]
+    for beta in ([0.0, 1.0], [0.3, -0.7]):
+        heads = {task: {**head, "layers": jnp.asarray(beta)} for task, head in params["heads"].items()}
+        found = mixture.spec.objective.network.apply({**params, "heads": heads}, batch)
+        for task in mixture.tasks:
+            wanted = beta[0] * by_layer[0][task] + beta[1] * by_layer[1][task]
+            differs("a mixture of layers", found[task], wanted, 1e-6)
+    state, _ = steps(mixture)
+    assert np.abs(np.asarray(state.params["heads"]["color"]["layers"]) - 0.5).max() > 1e-4
+
+
 def test_eight_devices_as_one(tiny, differs):
     experiment = build(config_of(tiny, "attention", optimizer__name="sgd", optimizer__learning_rate=0.3))
     mesh = {"data": jax.device_count(), "task": 1, "model": 1}
@@ -149,6 +182,8 @@ def test_eight_devices_as_one(tiny, differs):
         ({"sharing__mixer_options": {"block": 5}}, "unexpected keyword argument 'block'"),
         ({"sharing__mixer_options": {"own": 1.5}}, r"own must lie in \[0, 1\]"),
         ({"sharing__mixer": "", "sharing__mixed": ("layer_00",)}, "mixes nothing"),
+        ({"sharing__mixer": "sluice", "sharing__mixer_options": {"subspaces": 3}}, "cannot be cut into 3 subspaces"),
+        ({"model__layers": 0, "sharing__read": "mixture"}, "no layer above the embeddings"),
         ({"aggregation__method": "cagrad"}, "which a mixer brings together"),
     ],
 )

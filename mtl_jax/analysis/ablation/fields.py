@@ -16,7 +16,8 @@ TRACED = (
     "optimizer.weight_decay", "model.dropout", "model.attention_dropout", "loss_weights.options.*",
     "aggregation.options.*",
 )  # fmt: skip
-_GROWS = ("by_layer", "options", "limit", "where", "splits")  # mappings whose keys are the user's, absent = default
+# mappings whose keys are the user's own: what is absent has its default
+_GROWS = ("by_layer", "options", "mixer_options", "groups", "limit", "where", "splits")
 
 
 def is_traced(field: str) -> bool:

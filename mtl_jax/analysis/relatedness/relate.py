@@ -102,8 +102,10 @@ def _require(config, tasks):
             "config.penalties: --mode=relate measures what tasks gain by shared layers, where penalties would pull at "
             "tasks that are not trained; leave them out"
         )
-    if config.sharing.mixer:
-        raise UserError("config.sharing.mixer: --mode=relate compares columns that are trained alone; take ''")
+    if config.sharing.mixer or config.sharing.read != "top":
+        raise UserError(
+            "config.sharing: --mode=relate compares columns that are trained alone; take mixer = '' and read = 'top'"
+        )
     if config.sharing.trunk == "none" and not config.sharing.groups:
         raise UserError("config.sharing.trunk: 'none' shares nothing, so no task gains by another; take 'all'")
     if config.aggregation.method != "sum" or config.loss_weights.method != "equal":
