@@ -282,9 +282,6 @@ def _check_ablation(config, default, say):
         _complete(f"config.ablation.choices.{name}", entry, default.choice(), say)
     for name in set(ablation.sweeps) & set(ablation.choices):
         say(f"config.ablation: {name!r} is the name of a sweep and of a choice")
-    for name, names in ablation.baselines.items():
-        if isinstance(names, str):
-            say(f"config.ablation.baselines.{name}: {names!r} should be a tuple of alternatives, e.g. ('sum',)")
     for factor in ablation.rates:
         _range("config.ablation.rates", factor, 1e-9, None, say)
     if ablation.reference:

@@ -41,14 +41,11 @@ def cross_stitch(blocks: int = 1, own: float = 0.9) -> Mixer:
     Raises:
       ValueError: at `init`, where D is not a multiple of `blocks`; for options that are out of range.
     """
-    _whole("blocks", blocks, 1)
-    if not 0.0 <= own <= 1.0:
-        raise ValueError(f"own must lie in [0, 1], not {own}")
+    _require("blocks", blocks, own)
 
     def init(key, tasks, width):
         del key
-        if width % blocks:
-            raise ValueError(f"{width} channels cannot be cut into {blocks} blocks")
+        _require_parts("blocks", blocks, width)
         alpha = np.broadcast_to(_near_identity(tasks, own), (blocks, tasks, tasks))
         return {"alpha": jnp.asarray(alpha, jnp.float32)}
 
@@ -74,14 +71,11 @@ def sluice(subspaces: int = 2, own: float = 0.9) -> Mixer:
     Raises:
       ValueError: as `cross_stitch`.
     """
-    _whole("subspaces", subspaces, 1)
-    if not 0.0 <= own <= 1.0:
-        raise ValueError(f"own must lie in [0, 1], not {own}")
+    _require("subspaces", subspaces, own)
 
     def init(key, tasks, width):
         del key
-        if width % subspaces:
-            raise ValueError(f"{width} channels cannot be cut into {subspaces} subspaces")
+        _require_parts("subspaces", subspaces, width)
         return {"alpha": jnp.asarray(_near_identity(tasks * subspaces, own), jnp.float32)}
 
     def apply(params, hidden, segment):
@@ -153,9 +147,16 @@ def _near_identity(count: int, own: float) -> np.ndarray:
     return np.full((count, count), other) + np.diag(np.full(count, 1.0 - other * count))
 
 
-def _whole(name: str, value: Any, low: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < low:
-        raise ValueError(f"{name} must be a whole number ≥ {low}, not {value!r}")
+def _require(name: str, parts: Any, own: float) -> None:
+    if isinstance(parts, bool) or not isinstance(parts, int) or parts < 1:
+        raise ValueError(f"{name} must be a whole number ≥ 1, not {parts!r}")
+    if not 0.0 <= own <= 1.0:
+        raise ValueError(f"own must lie in [0, 1], not {own}")
+
+
+def _require_parts(name: str, parts: int, width: int) -> None:
+    if width % parts:
+        raise ValueError(f"{width} channels cannot be cut into {parts} {name}")
 
 
 LEVELS = ("token", "sequence")
