@@ -82,11 +82,23 @@ def get_config() -> ConfigDict:
     #                        own; with a penalty: soft sharing) | "embed" | "layer_03" (shared trunk, then columns)
     sharing.groups = ConfigDict()  # trees: layer -> tuple of tuples of task names that share it, from that layer up to
     #                                the next one named, e.g. {"layer_02": (("pos", "srl"), ("topic",))}
-    sharing.read = "top"  # heads read the "top" layer | a "mixture" of all layers with weights β of each task's own
-    sharing.mixer = ""  # between the tasks' columns: "" | "cross_stitch" | "sluice" | "attention", see models/mixers.py
+    sharing.mixer = ""  # between columns: "" | "cross_stitch" | "sluice" | "attention" (of the columns of the tasks),
+    #                     "mmoe" | "cgc" | "ple" | "shared_private" (of experts above the trunk); see models/mixing.py
     sharing.mixer_options = ConfigDict()  # of the mixer, e.g. {"blocks": 4}; its own rate: optimizer.groups, "^mixer_"
-    sharing.mixed = ()  # layers behind which it stands; (): all layers above the embeddings that each task owns
+    sharing.mixed = ()  # layers behind which it stands; (): as the mixer has it, each layer with columns or the top one
+    sharing.adapter = ""  # of each task's own on layers, shared or not: "" | "bottleneck" | "lora", models/adapters.py
+    sharing.adapter_options = ConfigDict()  # e.g. {"rank": 4}
+    sharing.adapted = ()  # layers that have it; (): all above the embeddings
+    sharing.read = "top"  # heads read the "top" layer | a "mixture" of all layers with weights β of each task's own
+    #                       | all layers by "attention" of each task's own (MTAN)
+    sharing.read_options = ConfigDict()  # of the way to read, e.g. {"hidden": 64}
+    sharing.depths = ConfigDict()  # task -> the layer that its head reads, or the last of those; others read the top
+    sharing.feeds = ConfigDict()  # cascades: task -> tuple of tasks whose label distributions are added to its features
+    #                               behind the layer that their heads read
     sharing.tied = False  # λ → ∞: the columns are replaced by their mean after each update
+
+    config.auxiliary = ConfigDict()  # factors on losses that mixers and kinds of tasks add, e.g. {"adversarial": 0.1};
+    #                                  what is not named has its own default
 
     loss_weights = config.loss_weights = ConfigDict()
     loss_weights.method = "equal"  # α_k, times tasks.*.weight; the methods are in mtl_jax/balancing/loss_weights/

@@ -29,7 +29,6 @@ CHOICES = {
     "training.placement": ("jit", "pmap"),
     "training.platform": ("", "cpu", "gpu", "tpu"),
     "evaluation.use": ("best", "last"),
-    "sharing.read": ("top", "mixture"),
     "ablation.method": ("grid", "halving", "hypergradient"),
     "ablation.layout": ("auto", "vmap", "map"),
     "ablation.resident": ("auto", "device", "host"),
@@ -104,6 +103,7 @@ def check(config: Any, default: ModuleType) -> None:
     _check_tasks(config, default.task(), say)
     _check_penalties(config, default.penalty(), say)
     _check_model(config, say)
+    _check_sharing(config, say)
     _check_ablation(config, default, say)
     _check_relate(config, say)
     _check_names("config.train_on", config.train_on, config.tasks, say)
@@ -226,7 +226,6 @@ def _check_penalties(config, default, say):
 
 def _check_model(config, say):
     from mtl_jax.balancing import AGGREGATION, LOSS_WEIGHTS
-    from mtl_jax.models.mixers import MIXERS
 
     model = config.model
     if model.pretrained and model.layer != "transformer":
@@ -255,15 +254,30 @@ def _check_model(config, say):
         )
     if config.sharing.tied and model.column_init != "same":
         say("config.sharing.tied: tied columns start from the same values; set config.model.column_init = 'same'")
-    if config.sharing.read == "mixture" and model.layers < 1 and not model.pretrained:
-        say("config.sharing.read: there is no layer above the embeddings to be mixed; set config.model.layers")
-    if config.sharing.mixer:
-        _choice("config.sharing.mixer", config.sharing.mixer, MIXERS, say)
-    elif config.sharing.mixer_options or config.sharing.mixed:
-        say("config.sharing.mixer: '' mixes nothing, so mixer_options and mixed would be ignored; name a mixer")
     _choice("config.loss_weights.method", config.loss_weights.method, LOSS_WEIGHTS, say)
     _choice("config.aggregation.method", config.aggregation.method, AGGREGATION, say)
     _range("config.aggregation.smoothing", config.aggregation.smoothing, 0.0, 1.0, say)
+
+
+def _check_sharing(config, say):
+    from mtl_jax.models.adapters import ADAPTERS
+    from mtl_jax.models.mixing import MIXERS
+    from mtl_jax.models.readers import READERS
+
+    sharing = config.sharing
+    _choice("config.sharing.read", sharing.read, READERS, say)
+    if sharing.read != "top" and config.model.layers < 1 and not config.model.pretrained:
+        say("config.sharing.read: there is no layer above the embeddings to be read; set config.model.layers")
+    for field, known, further in (("mixer", MIXERS, "mixed"), ("adapter", ADAPTERS, "adapted")):
+        if sharing[field]:
+            _choice(f"config.sharing.{field}", sharing[field], known, say)
+        elif sharing[f"{field}_options"] or sharing[further]:
+            say(f"config.sharing.{field}: '' does nothing, so {field}_options and {further} would be ignored; name one")
+    for task, sources in sharing.feeds.items():
+        if isinstance(sources, str):
+            say(f"config.sharing.feeds.{task}: a tuple of task names, e.g. ({sources!r},)")
+    for name, factor in config.auxiliary.items():
+        _range(f"config.auxiliary.{name}", factor, 0.0, None, say)
 
 
 def _check_ablation(config, default, say):

@@ -171,7 +171,7 @@ def test_representations_of_one_text(tiny, differs):
     experiment = build(config)
     state, batch, objective = experiment.init(0), batch_of(experiment), experiment.spec.objective
     micro, layout = _micro(batch)[0], objective.layout
-    hidden = objective.network.apply(state.params, micro)
+    hidden = objective.network.apply(state.params, micro).hidden
     total = terms.counts(objective, micro)
 
     def loss(name, hidden):

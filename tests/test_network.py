@@ -10,7 +10,8 @@ from mtl_jax.errors import UserError
 from mtl_jax.models import ownership
 from mtl_jax.models.embeddings import WordEmbeddings
 from mtl_jax.models.layers import LAYERS
-from mtl_jax.models.network import Dropout, network
+from mtl_jax.models.forward import Dropout
+from mtl_jax.models.network import network
 
 ROWS, LENGTH, WIDTH, VOCABULARY = 3, 8, 6, 20
 
@@ -36,7 +37,7 @@ PAIR = Layout(("a", "b"), ("x", "y", "z"), (0, 0, 1), ((0,), (1,)))
 
 
 def run(layout, owners, params, batch, dropout=None, key=None, **options):
-    return make_network(layout, owners, **options).apply(params, batch, dropout, key)
+    return make_network(layout, owners, **options).apply(params, batch, dropout, key).hidden
 
 
 def random_params(layout, owners):

@@ -131,11 +131,12 @@ def attribute(config: Any, workdir: pathlib.Path, which: Sequence[str], source: 
     Raises:
       UserError: as `prediction.predict`.
     """
-    if config.sharing.mixer:
-        raise UserError(
-            "--mode=attribute follows each task through its own column; this run has "
-            f"config.sharing.mixer = {config.sharing.mixer!r}, which brings columns together"
-        )
+    for field in ("mixer", "feeds"):
+        if config.sharing[field]:
+            raise UserError(
+                "--mode=attribute follows each task through its own column; this run has "
+                f"config.sharing.{field} = {config.sharing[field]!r}, which brings tasks together"
+            )
     with prediction.opened(source) as lines:
         loaded = next(prediction.load(config, workdir, which, _first(lines), source))
     said = prediction.predictions(loaded)

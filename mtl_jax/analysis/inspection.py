@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from mtl_jax.analysis.report import table
-from mtl_jax.models.ownership import sole_tasks
+from mtl_jax.models.ownership import ExpertColumns, sole_tasks
 from mtl_jax.training.experiment import Experiment, build
 from mtl_jax.training.paths import flatten
 
@@ -126,7 +126,10 @@ def _parameters(experiment: Experiment) -> str:
             continue
         owner = experiment.owners[layer]
         for o in range(len(sole_tasks(owner))):
-            users = [names[k] for k in range(len(names)) if owner[k] == o]
+            if isinstance(owner, ExpertColumns):
+                users = [f"expert {owner.names[o]}"]
+            else:
+                users = [names[k] for k in range(len(names)) if owner[k] == o]
             sizes[layer, " + ".join(users)] += leaf.size // leaf.shape[0]
     rows = [[layer, users, f"{size:,}"] for (layer, users), size in sizes.items()]
     return table(["layer", "of", "parameters"], [*rows, ["all", "", f"{sum(sizes.values()):,}"]])

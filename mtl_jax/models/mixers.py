@@ -1,7 +1,8 @@
 """What stands between the layers of K columns: each column's features become a mix of all columns' features.
 
-A mixer sees what a layer gives out in all columns, for the rows of one block, [K, R, T, D], and returns as much. With
-one behind a layer every block passes through all K columns up to there, whichever tasks read it.
+A mixer sees what a layer gives out in all columns, for the rows of one block, [C, R, T, D], and returns the streams of
+the tasks. With one behind a layer every block passes through all columns up to there, whichever tasks read it. The
+names of a config stand in `models.mixing`; columns that no task owns alone in `models.experts`.
 """
 
 from __future__ import annotations
@@ -17,21 +18,55 @@ Params = Mapping[str, jax.Array]
 _HIGHEST = jax.lax.Precision.HIGHEST
 
 
-class Mixer(NamedTuple):
-    """Pure functions.
+class Place(NamedTuple):
+    """Where a mixer stands.
 
-    init   (key, K, D) -> params, float32
-    apply  (params, hidden [K, R, T, D], segment int32[R, T]) -> [K, R, T, D] in the dtype of `hidden`
+    inputs    D', features of what goes into the columns
+    width     D, features of what they give out
+    top       whether no column stands above it
+    datasets  number of the data sets
     """
 
-    init: Callable[[jax.Array, int, int], Params]
-    apply: Callable[[Params, jax.Array, jax.Array], jax.Array]
+    inputs: int
+    width: int
+    top: bool
+    datasets: int
 
 
-def cross_stitch(blocks: int = 1, own: float = 0.9) -> Mixer:
+class Mixer(NamedTuple):
+    """What stands behind a layer of C columns. Pure functions; what they return has the dtype of `outputs`.
+
+    init     (key, place) -> params, float32
+    apply    (params, outputs [C, R, T, D], inputs [G, R, T, D'], segment int32[R, T]) -> [G, R, T, D], at the top
+             [K, R, T, widen(D)]. `outputs` is what the columns give out, `inputs` what went in since the last mixer: the
+             streams of the K tasks, then, where G = K + 1, that of the shared columns
+    columns  for each column the task that owns it, None where it is shared
+    streams  G
+    experts  whether columns are experts; else they are the layer's K columns of the tasks
+    where    behind which layers it stands unless a config says: "each" that has columns | the "top" one
+    widen    D -> features that heads read
+    losses   (params, outputs, inputs, segment, dataset int32, progress float32) -> {name: float32[R, T]}, what is
+             added to the objective besides the losses of the tasks: at each token; mean over the texts, of a text
+             over its tokens. `dataset` is the block's, `progress` = step / steps
+    auxiliary  the names in `losses`, each with the factor it has unless a config says
+    """
+
+    init: Callable[[jax.Array, Place], Params]
+    apply: Callable[[Params, jax.Array, jax.Array, jax.Array], jax.Array]
+    columns: tuple[int | None, ...]
+    streams: int
+    experts: bool = False
+    where: str = "each"
+    widen: Callable[[int], int] = lambda width: width
+    losses: Callable[..., dict[str, jax.Array]] | None = None
+    auxiliary: Mapping[str, float] = {}
+
+
+def cross_stitch(tasks: int, blocks: int = 1, own: float = 0.9) -> Mixer:
     """h̃_i = Σ_j α_ij h_j, with an α for each block of channels (Misra et al. 2016, equation 1).
 
     Args:
+      tasks: K.
       blocks: D is cut into so many blocks of channels, each with an α of its own; 1 = one α, D = one a channel.
       own: what a column keeps of its own at the start, α_ii; the others share 1 − own equally. 1 starts from the
         identity, which is single-task training for as long as α is frozen.
@@ -41,28 +76,31 @@ def cross_stitch(blocks: int = 1, own: float = 0.9) -> Mixer:
     Raises:
       ValueError: at `init`, where D is not a multiple of `blocks`; for options that are out of range.
     """
-    _require("blocks", blocks, own)
+    _require_own("blocks", blocks, own)
 
-    def init(key, tasks, width):
+    def init(key, place):
         del key
-        _require_parts("blocks", blocks, width)
+        _require_parts("blocks", blocks, place.width)
         alpha = np.broadcast_to(_near_identity(tasks, own), (blocks, tasks, tasks))
         return {"alpha": jnp.asarray(alpha, jnp.float32)}
 
-    def apply(params, hidden, segment):
-        del segment
-        parts = hidden.reshape(*hidden.shape[:-1], blocks, -1)
-        mixed = jnp.einsum("bij,jrtbc->irtbc", params["alpha"].astype(hidden.dtype), parts, precision=_HIGHEST)
-        return mixed.reshape(hidden.shape)
+    def apply(params, outputs, inputs, segment):
+        del inputs, segment
+        parts = outputs.reshape(*outputs.shape[:-1], blocks, -1)
+        mixed = jnp.einsum("bij,jrtbc->irtbc", params["alpha"].astype(outputs.dtype), parts, precision=_HIGHEST)
+        return mixed.reshape(outputs.shape)
 
-    return Mixer(init, apply)
+    return Mixer(init, apply, tuple(range(tasks)), tasks)
 
 
-def sluice(subspaces: int = 2, own: float = 0.9) -> Mixer:
+def sluice(tasks: int, subspaces: int = 2, own: float = 0.9) -> Mixer:
     """Each column's channels are cut into subspaces, and every subspace of every task is mixed with all others:
     h̃_{i,s} = Σ_j Σ_u α_{(i,s),(j,u)} h_{j,u} (Ruder et al. 2019, equation 3).
 
+    The paper's orthogonality of the subspaces is the penalty `subspace_orthogonality`.
+
     Args:
+      tasks: K.
       subspaces: D is cut into so many.
       own: what a subspace keeps of its own at the start; all others share 1 − own equally.
 
@@ -71,74 +109,92 @@ def sluice(subspaces: int = 2, own: float = 0.9) -> Mixer:
     Raises:
       ValueError: as `cross_stitch`.
     """
-    _require("subspaces", subspaces, own)
+    _require_own("subspaces", subspaces, own)
 
-    def init(key, tasks, width):
+    def init(key, place):
         del key
-        _require_parts("subspaces", subspaces, width)
+        _require_parts("subspaces", subspaces, place.width)
         return {"alpha": jnp.asarray(_near_identity(tasks * subspaces, own), jnp.float32)}
 
-    def apply(params, hidden, segment):
-        del segment
-        tasks, *rows, width = hidden.shape
-        parts = hidden.reshape(tasks, *rows, subspaces, width // subspaces)
-        alpha = params["alpha"].reshape(tasks, subspaces, tasks, subspaces).astype(hidden.dtype)
-        return jnp.einsum("isju,jrtuc->irtsc", alpha, parts, precision=_HIGHEST).reshape(hidden.shape)
+    def apply(params, outputs, inputs, segment):
+        del inputs, segment
+        parts = outputs.reshape(*outputs.shape[:-1], subspaces, outputs.shape[-1] // subspaces)
+        alpha = params["alpha"].reshape(tasks, subspaces, tasks, subspaces).astype(outputs.dtype)
+        return jnp.einsum("isju,jrtuc->irtsc", alpha, parts, precision=_HIGHEST).reshape(outputs.shape)
 
-    return Mixer(init, apply)
+    return Mixer(init, apply, tuple(range(tasks)), tasks)
 
 
-def attention(level: str = "token", own: float = 0.9) -> Mixer:
+def attention(tasks: int, level: str = "token", own: float = 0.9) -> Mixer:
     """h̃_i = Σ_j α_i[j] h_j with α_i = softmax(W_i [h_1 … h_K] + b_i), weights of each task's own.
 
     One W for all tasks would give them all the same features. At the start W is small and b such that α_i[i] = `own`.
 
     Args:
+      tasks: K.
       level: "token": α for each token from its own features | "sequence": one for each text, from the means over its
         tokens.
       own: α_i[i] where W is zero, in (0, 1).
 
     Params: kernel float32[K, K·D, K], bias float32[K, K]; the first axis is i.
     """
-    if level not in LEVELS:
-        raise ValueError(f"level must be one of {', '.join(LEVELS)}, not {level!r}")
+    require_choice("level", level, LEVELS)
     if not 0.0 < own < 1.0:
         raise ValueError(f"own must lie in (0, 1), not {own}")
 
-    def init(key, tasks, width):
+    def init(key, place):
         odds = own * max(tasks - 1, 1) / (1.0 - own)  # against each of the others
-        kernel = 0.02 * jax.random.normal(key, (tasks, tasks * width, tasks), jnp.float32)
+        kernel = 0.02 * jax.random.normal(key, (tasks, tasks * place.width, tasks), jnp.float32)
         return {"kernel": kernel, "bias": jnp.asarray(np.log(odds) * np.eye(tasks), jnp.float32)}
 
-    def apply(params, hidden, segment):
-        weights = attention_weights(params, hidden, segment, level).astype(hidden.dtype)
-        return jnp.einsum("irtj,jrtd->irtd", weights, hidden, precision=_HIGHEST)
+    def apply(params, outputs, inputs, segment):
+        del inputs
+        weights = attention_weights(params, outputs, segment, level).astype(outputs.dtype)
+        return jnp.einsum("irtj,jrtd->irtd", weights, outputs, precision=_HIGHEST)
 
-    return Mixer(init, apply)
+    return Mixer(init, apply, tuple(range(tasks)), tasks)
 
 
-def attention_weights(params: Params, hidden: jax.Array, segment: jax.Array, level: str = "token") -> jax.Array:
+def attention_weights(params: Params, outputs: jax.Array, segment: jax.Array, level: str = "token") -> jax.Array:
     """What `attention` mixes by: float32[K, R, T, K], how much column i takes of column j at a token; sums to 1.
 
     Args:
       params: of the mixer.
-      hidden: [K, R, T, D].
+      outputs: [K, R, T, D].
       segment: int32[R, T].
       level: of the mixer.
     """
-    features = hidden.astype(jnp.float32)
-    if level == "sequence":
-        features = _means(features, segment)
+    features = at_level(outputs, segment, level)
     joined = jnp.moveaxis(features, 0, 2).reshape(*segment.shape, -1)  # [R, T, K·D]
     scores = jnp.einsum("rtf,ifj->irtj", joined, params["kernel"], precision=_HIGHEST)
     return jax.nn.softmax(scores + params["bias"][:, None, None, :], axis=-1)
 
 
-def _means(features: jax.Array, segment: jax.Array) -> jax.Array:
-    """Each token gets the mean over the tokens of its text; [K, R, T, D]."""
-    same = (segment[:, :, None] == segment[:, None, :]).astype(features.dtype)  # [R, T, T]
+def at_level(features: jax.Array, segment: jax.Array, level: str) -> jax.Array:
+    """float32 [C, R, T, D]: each token's features, or with level "sequence" the means over the tokens of its text."""
+    features = features.astype(jnp.float32)
+    if level == "token":
+        return features
+    same = same_text(segment)
     share = same / same.sum(axis=-1, keepdims=True)
-    return jnp.einsum("rts,krsd->krtd", share, features, precision=_HIGHEST)
+    return jnp.einsum("rts,crsd->crtd", share, features, precision=_HIGHEST)
+
+
+def same_text(segment: jax.Array) -> jax.Array:
+    """float32 [R, T, T], 1 for two tokens of one text; padding is a text of its own."""
+    return (segment[:, :, None] == segment[:, None, :]).astype(jnp.float32)
+
+
+def require_whole(name: str, value: Any, lowest: int) -> None:
+    """ValueError unless `value` is a whole number from `lowest`."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < lowest:
+        raise ValueError(f"{name} must be a whole number ≥ {lowest}, not {value!r}")
+
+
+def require_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
+    """ValueError unless `value` is one of `choices`."""
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}, not {value!r}")
 
 
 def _near_identity(count: int, own: float) -> np.ndarray:
@@ -147,9 +203,8 @@ def _near_identity(count: int, own: float) -> np.ndarray:
     return np.full((count, count), other) + np.diag(np.full(count, 1.0 - other * count))
 
 
-def _require(name: str, parts: Any, own: float) -> None:
-    if isinstance(parts, bool) or not isinstance(parts, int) or parts < 1:
-        raise ValueError(f"{name} must be a whole number ≥ 1, not {parts!r}")
+def _require_own(name: str, parts: Any, own: float) -> None:
+    require_whole(name, parts, 1)
     if not 0.0 <= own <= 1.0:
         raise ValueError(f"own must lie in [0, 1], not {own}")
 
@@ -160,4 +215,3 @@ def _require_parts(name: str, parts: int, width: int) -> None:
 
 
 LEVELS = ("token", "sequence")
-MIXERS: dict[str, Callable[..., Mixer]] = {"cross_stitch": cross_stitch, "sluice": sluice, "attention": attention}

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -13,29 +14,58 @@ from mtl_jax.models.dropout import Noise
 
 
 def layer_function(module: nn.Module, remat: bool):
+    """(params of one owner, inputs, noise) -> [R, T, D]."""
+
     def function(params, inputs, noise):
         return module.apply({"params": params}, *inputs, noise)
 
     return jax.checkpoint(function) if remat else function
 
 
-def apply_owned(function, params, owner_ids, count, inputs, noises, run_columns) -> list[jax.Array]:
-    """Applies a layer to S streams, each with the parameters of its owner. Returns S arrays [R, T, D]."""
+class Part(NamedTuple):
+    """Some of a layer's parameters, and whose they are.
+
+    params  leaves [O, ...]
+    owners  of each stream: an int where it is static, else an int32 scalar
+    """
+
+    params: Any
+    owners: Sequence[int | jax.Array]
+
+
+def apply_owned(function, parts: Sequence[Part], inputs, noises, run_columns) -> list[jax.Array]:
+    """Applies a layer to S streams, each with the parameters of its owners. Returns S arrays [R, T, D].
+
+    Args:
+      function: (params of each part, inputs, noise) -> [R, T, D].
+      parts: the parameters; those that all streams share stand once.
+      inputs: of each stream.
+      noises: of each stream, or None.
+      run_columns: one of `COLUMNS`.
+    """
     rows = inputs[0][-1].shape[0]
     noises = noises or [None] * len(inputs)
-    groups = by_owner(owner_ids)  # streams of one static owner are one larger matrix product
+    groups = by_owner(list(zip(*(part.owners for part in parts), strict=True)))  # one owner: a larger matrix product
     if len({len(group) for group in groups.values()}) > 1:
         groups = {("single", number): [number] for number in range(len(inputs))}
     members = list(groups.values())
     merged = [_concatenate([(inputs[i], noises[i]) for i in group]) for group in members]
-    chosen = [owner_ids[group[0]] for group in members]
+    own, common = [], []  # (place in `parts`, parameters): by group; of all
+    for place, part in enumerate(parts):
+        chosen = [part.owners[group[0]] for group in members]
+        if len(members) == 1 or all(isinstance(o, int) and o == chosen[0] for o in chosen):
+            common.append((place, _slice(part.params, chosen[0])))
+        else:
+            own.append((place, _gathered(part.params, chosen)))
+
+    def call(own_params, inputs, noise):
+        params = dict([*common, *zip((place for place, _ in own), own_params, strict=True)])
+        return function([params[place] for place in range(len(parts))], inputs, noise)
+
     if len(members) == 1:
-        outputs = [function(jax.tree.map(lambda leaf: leaf[chosen[0]], params), *merged[0])]
+        outputs = [call([], *merged[0])]
     else:
-        if not all(isinstance(o, int) for o in chosen) or chosen != list(range(count)):
-            index = jnp.stack([jnp.asarray(o, jnp.int32) for o in chosen])
-            params = jax.tree.map(lambda leaf: leaf[index], params)
-        outputs = run_columns(function, params, merged)
+        outputs = run_columns(call, [params for _, params in own], merged)
     result: dict[int, jax.Array] = {}
     for group, output in zip(members, outputs, strict=True):
         for place, number in enumerate(group):
@@ -43,11 +73,25 @@ def apply_owned(function, params, owner_ids, count, inputs, noises, run_columns)
     return [result[number] for number in range(len(inputs))]
 
 
-def by_owner(owner_ids) -> dict[Any, list[int]]:
-    """{owner: numbers of its streams}; a stream whose owner is drawn stands alone."""
+def _slice(params, owner):
+    return jax.tree.map(lambda leaf: leaf[owner], params)
+
+
+def _gathered(params, owners):
+    """Leaves [groups, ...]."""
+    count = jax.tree.leaves(params)[0].shape[0]
+    if all(isinstance(o, int) for o in owners) and owners == list(range(count)):
+        return params
+    index = jnp.stack([jnp.asarray(o, jnp.int32) for o in owners])
+    return _slice(params, index)
+
+
+def by_owner(owners: Sequence[tuple[int | jax.Array, ...]]) -> dict[Any, list[int]]:
+    """{owners: numbers of the streams that have them}; a stream of which one is drawn stands alone."""
     groups: dict[Any, list[int]] = {}
-    for number, owner in enumerate(owner_ids):
-        groups.setdefault(owner if isinstance(owner, int) else ("drawn", number), []).append(number)
+    for number, owner in enumerate(owners):
+        static = all(isinstance(o, int) for o in owner)
+        groups.setdefault(owner if static else ("drawn", number), []).append(number)
     return groups
 
 

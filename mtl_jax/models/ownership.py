@@ -6,12 +6,28 @@ of the slice of the layer's leaves `[O, ...]` that it uses.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Mapping, Sequence
 
 from mtl_jax.errors import UserError
 
-Owners = Mapping[str, tuple[int, ...]]  # path -> owner of each task; owners are numbered in order of first use
+
+
+@dataclasses.dataclass(frozen=True)
+class ExpertColumns:
+    """The C owners of a layer of experts, which no task owns by itself.
+
+    tasks  for each column the task that it serves, None where it serves all
+    names  of the columns, in terms of the tasks' names
+    """
+
+    tasks: tuple[int | None, ...]
+    names: tuple[str, ...]
+
+
+Owner = tuple[int, ...] | ExpertColumns
+Owners = Mapping[str, Owner]  # path -> owner of each task, numbered in order of first use; or experts
 
 
 def layer_path(number: int) -> str:
@@ -22,6 +38,11 @@ def layer_path(number: int) -> str:
 def mixer_path(path: str) -> str:
     """Path of the mixer behind a layer: `mixer_03` behind `layer_03`, `mixer_embed` behind the embeddings."""
     return f"mixer_{path.removeprefix('layer_')}"
+
+
+def adapter_path(path: str) -> str:
+    """Path of the tasks' adapters on a layer: `adapter_03` on `layer_03`."""
+    return f"adapter_{path.removeprefix('layer_')}"
 
 
 def paths(layers: int) -> tuple[str, ...]:
@@ -70,17 +91,20 @@ def assign(
     return owners
 
 
-def mixed_layers(owners: Owners, chosen: Sequence[str]) -> tuple[str, ...]:
-    """The layers behind which columns are mixed: the chosen ones, or all layers above the embeddings of which each task
-    owns a column.
+def mixed_layers(owners: Owners, chosen: Sequence[str], where: str) -> tuple[str, ...]:
+    """The layers behind which columns of the tasks are mixed.
+
+    Args:
+      owners: of every layer.
+      chosen: `config.sharing.mixed`; (): by `where`, "each" layer above the embeddings of which each task owns a column
+        | the "top" one of them.
 
     Raises:
       UserError: a layer that is unknown, or that tasks share; none that could be mixed.
     """
     columns = [path for path, owner in owners.items() if len(set(owner)) == len(owner)]
+    _require_known(owners, chosen)
     for path in chosen:
-        if path not in owners:
-            raise UserError(f"config.sharing.mixed: there is no layer {path!r}; the layers are {', '.join(owners)}")
         if path not in columns:
             raise UserError(
                 f"config.sharing.mixed: {path!r} is shared by tasks, so there are not as many columns as tasks to be "
@@ -92,7 +116,81 @@ def mixed_layers(owners: Owners, chosen: Sequence[str]) -> tuple[str, ...]:
             "config.sharing.mixer: no layer has a column for each task; set config.sharing.trunk = 'none' or to a "
             "lower layer"
         )
-    return tuple(found)
+    return tuple(found if chosen or where == "each" else found[-1:])
+
+
+def expert_layers(owners: Owners, mixer: str, chosen: Sequence[str], where: str) -> tuple[tuple[str, ...], ...]:
+    """The layers that are experts, all above the trunk, and those of them behind which gates stand.
+
+    Args:
+      owners: of every layer; the trunk is shared by all, each other layer stands for experts.
+      mixer: its name, for errors.
+      chosen: `config.sharing.mixed`; (): by `where`, behind "each" layer of experts | the "top" one.
+
+    Raises:
+      UserError: no shared layer below or none above it, groups of tasks, no gate at the top.
+    """
+    shared = [path for path, owner in owners.items() if owner_count(owner) == 1]
+    above = [path for path in owners if path not in shared]
+    where_set = "config.sharing.trunk, config.sharing.groups"
+    if not shared or list(owners)[: len(shared)] != shared or not above:
+        raise UserError(
+            f"config.sharing.mixer: {mixer!r} has experts above a trunk that all tasks share, at least 'embed'; here "
+            f"these are shared by all: {', '.join(shared) or 'none'}, and these are not: {', '.join(above) or 'none'} "
+            f"({where_set})"
+        )
+    _require_known(owners, chosen)
+    for path in chosen:
+        if path in shared:
+            raise UserError(f"config.sharing.mixed: {path!r} is below the experts {', '.join(above)} ({where_set})")
+    if chosen and above[-1] not in chosen:
+        raise UserError(
+            f"config.sharing.mixed: heads read what the gates behind the top layer make; name {above[-1]!r} too"
+        )
+    gates = [path for path in above if path in chosen] if chosen else above if where == "each" else above[-1:]
+    return tuple(above), tuple(gates)
+
+
+def expert_names(tasks: Sequence[str], columns: Sequence[int | None]) -> tuple[str, ...]:
+    """"shared 0", "shared 1", ..., "ner 0", ...: column by column."""
+    numbers: dict[int | None, int] = {}
+    names = []
+    for task in columns:
+        number = numbers[task] = numbers.get(task, -1) + 1
+        names.append(f"{'shared' if task is None else tasks[task]} {number}")
+    return tuple(names)
+
+
+def feeding_order(tasks: Sequence[str], feeds: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
+    """The tasks in an order in which each comes behind those whose labels it is fed.
+
+    Raises:
+      UserError: naming the cycle, or a task that is not known.
+    """
+    for task, sources in feeds.items():
+        for name in (task, *sources):
+            if name not in tasks:
+                raise UserError(f"config.sharing.feeds: there is no task {name!r}; the tasks are {', '.join(tasks)}")
+    order: list[str] = []
+
+    def visit(task, above):
+        if task in above:
+            cycle = " → ".join([*above[above.index(task) :], task][::-1])
+            raise UserError(f"config.sharing.feeds: labels would be fed in a circle: {cycle}")
+        if task not in order:
+            for source in feeds.get(task, ()):
+                visit(source, (*above, task))
+            order.append(task)
+
+    for task in tasks:
+        visit(task, ())
+    return tuple(order)
+
+
+def _require_known(owners: Owners, chosen: Sequence[str]) -> None:
+    for path in chosen:
+        if path not in owners:
+            raise UserError(f"config.sharing.mixed: there is no layer {path!r}; the layers are {', '.join(owners)}")
 
 
 def _partition(path, groups, tasks, known_tasks):
@@ -113,13 +211,15 @@ def _partition(path, groups, tasks, known_tasks):
     return tuple(order.setdefault(group_of[name], len(order)) for name in tasks)
 
 
-def owner_count(owner: Sequence[int]) -> int:
+def owner_count(owner: Owner) -> int:
     """O, the number of owners of a layer."""
-    return max(owner) + 1
+    return len(owner.tasks) if isinstance(owner, ExpertColumns) else max(owner) + 1
 
 
-def sole_tasks(owner: Sequence[int]) -> tuple[int | None, ...]:
+def sole_tasks(owner: Owner) -> tuple[int | None, ...]:
     """For each of the O owners the one task that it serves, or None where several tasks share it."""
+    if isinstance(owner, ExpertColumns):
+        return owner.tasks
     served: list[list[int]] = [[] for _ in range(owner_count(owner))]
     for task, o in enumerate(owner):
         served[o].append(task)

@@ -6,6 +6,7 @@ it.
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -13,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mtl_jax.data.batch import Batch, Layout
-from mtl_jax.models.ownership import name_key, sole_tasks
+from mtl_jax.models.ownership import ExpertColumns, Owner, name_key, sole_tasks
 
 
 def entries(layout: Layout) -> list[tuple[int, int]]:
@@ -24,13 +25,16 @@ def entries(layout: Layout) -> list[tuple[int, int]]:
 class Streams:
     """Which (block, slot) pairs are still one stream. Slot m of a block = the m-th task on its data set.
 
-    With `everyone` the K slots of a block are all tasks, whether they read it or not: for columns that are mixed.
+    Args:
+      layout: of the batch.
+      everyone: the K slots of a block are all tasks, whether they read it or not: for columns that are mixed.
+      also: {task: tasks whose labels it is fed}; they pass the blocks of that task too, though none of their labels
+        are there. Where a block's data set is drawn this needs `everyone`.
     """
 
-    def __init__(self, layout: Layout, everyone: bool = False):
+    def __init__(self, layout: Layout, everyone: bool = False, also: Mapping[int, tuple[int, ...]] | None = None):
         self.layout = layout
-        all_tasks = tuple(range(len(layout.tasks)))
-        self.tasks = {d: all_tasks if everyone else layout.tasks_on(d) for d in range(len(layout.datasets))}
+        self.tasks = {d: _tasks_on(layout, d, everyone, also or {}) for d in range(len(layout.datasets))}
         self.parent: dict[tuple[int, int], tuple[int, int]] = {}  # slot -> the stream it belongs to
         for block, candidates in enumerate(layout.candidates):
             for slot in range(max((len(self.tasks[d]) for d in candidates), default=0)):
@@ -39,16 +43,17 @@ class Streams:
 
     def part(self) -> None:
         """Makes every slot a stream of its own from here up."""
-        self._prefix = {pair: (pair,) for pair in self._prefix}
-        self.parent = {pair: pair for pair in self.parent}
-        self.names = sorted(self.parent)
+        self.apart(self._prefix)
 
-    def leave_to_readers(self) -> None:
-        """Of blocks that went through everyone's columns, keeps the slots of tasks that may read them."""
-        reading = {(block, k) for k, task in enumerate(self.layout.tasks) for block in self.layout.reads(task)}
-        self.parent = {pair: stream for pair, stream in self.parent.items() if pair in reading}
-        self._prefix = {pair: prefix for pair, prefix in self._prefix.items() if pair in reading}
-        self.names = sorted(set(self.parent.values()))
+    def apart(self, pairs: Iterable[tuple[int, int]]) -> None:
+        """Makes these slots streams of their own from here up."""
+        self._prefix |= {pair: (*self._prefix[pair], pair) for pair in pairs}
+        self._join()
+
+    def keep(self, pairs: Collection[tuple[int, int]]) -> None:
+        """Leaves out all other slots from here up."""
+        self._prefix = {pair: prefix for pair, prefix in self._prefix.items() if pair in pairs}
+        self._join()
 
     def split(self, owner: tuple[int, ...]) -> None:
         """Goes up one layer: slots stay one stream only where every candidate data set uses one owner for both."""
@@ -57,10 +62,24 @@ class Streams:
                 owner[self.tasks[d][slot]] if slot < len(self.tasks[d]) else None for d in self.layout.candidates[block]
             )
             self._prefix[block, slot] = (*prefix, used)
+        self._join()
+
+    def _join(self) -> None:
         first: dict[Any, tuple[int, int]] = {}
-        for pair, prefix in self._prefix.items():
-            self.parent[pair] = first.setdefault((pair[0], prefix), pair)
+        self.parent = {
+            pair: first.setdefault((pair[0], prefix), pair) for pair, prefix in sorted(self._prefix.items())
+        }
         self.names = sorted(set(self.parent.values()))
+
+    def slots(self, task: int) -> list[tuple[int, int]]:
+        """The (block, slot) pairs of task k, also in blocks that it does not read."""
+        found = {
+            (block, self.tasks[d].index(task))
+            for block, candidates in enumerate(self.layout.candidates)
+            for d in candidates
+            if task in self.tasks[d]
+        }
+        return sorted(pair for pair in found if pair in self.parent)
 
     def slot(self, block: int, task: int) -> int:
         """The slot of task k in a block that it reads."""
@@ -89,6 +108,22 @@ class Streams:
         return jnp.asarray(np.asarray(table, np.uint32))[batch.dataset[block]]
 
 
-def salts(owner: tuple[int, ...], layout: Layout) -> list[int]:
-    """For each owner the key of its task's name, 0 where tasks share it: joint or alone, a column draws the same."""
+def _tasks_on(layout, dataset, everyone, also):
+    """Indices of the tasks that pass the blocks of a data set."""
+    if everyone:
+        return tuple(range(len(layout.tasks)))
+    passing, new = set(), set(layout.tasks_on(dataset))
+    while new:
+        passing |= new
+        new = {source for task in new for source in also.get(task, ())} - passing
+    return tuple(sorted(passing))
+
+
+def salts(owner: Owner, layout: Layout) -> list[int]:
+    """For each owner the key of its task's name, 0 where tasks share it: joint or alone, a column draws the same.
+
+    Experts have names of their own, but the first, which draws as a trunk does.
+    """
+    if isinstance(owner, ExpertColumns):
+        return [name_key(name) if number else 0 for number, name in enumerate(owner.names)]
     return [0 if task is None else name_key(layout.tasks[task]) for task in sole_tasks(owner)]

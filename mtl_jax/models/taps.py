@@ -142,7 +142,7 @@ def apply_tapped(module, remat, path, params, taps: Taps, spec: TapSpec, owner_i
     tokens_apart = path == "embed" and spec.tokens
     function = _embedding_function(module, remat) if tokens_apart else layer_function(module, remat)
     outputs: dict[int, jax.Array] = {}
-    for owner, members in by_owner(owner_ids).items():
+    for owner, members in by_owner([(owner,) for owner in owner_ids]).items():
         owner = owner_ids[members[0]]
         stacked, noise, _ = stack([(inputs[i], noises[i] if noises else None) for i in members])
         if tokens_apart:

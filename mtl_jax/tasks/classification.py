@@ -67,6 +67,10 @@ class Classification:
         """value int32[R, E], probability float32[R, E, C]."""
         return {"value": jnp.argmax(logits, -1).astype(jnp.int32), "probability": jax.nn.softmax(logits)}
 
+    def distribution(self, params: Params, features_: Features) -> jax.Array:
+        """Probabilities of the classes of its text at each token, float32 [R, T, C]; zeros in the padding."""
+        return features.to_tokens(jax.nn.softmax(self.logits(params, features_, {})), features_.segment)
+
     def decode(self, value: Any, probability: Any) -> dict[str, Any]:
         """One text's prediction for JSON: {"label": name, "probabilities": {name: p}}, the likeliest first."""
         order = np.argsort(-np.asarray(probability), kind="stable")
@@ -122,6 +126,10 @@ class Multilabel:
         """value int32[R, E, C] of 0 and 1, probability float32[R, E, C]."""
         probability = jax.nn.sigmoid(logits)
         return {"value": (probability >= self.threshold).astype(jnp.int32), "probability": probability}
+
+    def distribution(self, params: Params, features_: Features) -> jax.Array:
+        """Probabilities of the labels of its text at each token, float32 [R, T, C]; zeros in the padding."""
+        return features.to_tokens(jax.nn.sigmoid(self.logits(params, features_, {})), features_.segment)
 
     def decode(self, value: Any, probability: Any) -> dict[str, Any]:
         """One text's prediction for JSON: {"labels": [name], "probabilities": {name: p}}, the likeliest first."""

@@ -32,6 +32,12 @@ def to_examples(values: jax.Array, slot: jax.Array, slots: int | None) -> jax.Ar
     return jnp.einsum("rq,rqe->re", values, jax.nn.one_hot(slot, slots, dtype=values.dtype), precision="highest")
 
 
+def to_tokens(values: jax.Array, segment: jax.Array) -> jax.Array:
+    """What examples have, [R, E, C], at each of their tokens: [R, T, C]; zeros in the padding, `segment` = 0."""
+    padded = jnp.pad(values, ((0, 0), (1, 0), (0, 0)))
+    return jnp.take_along_axis(padded, segment[:, :, None], axis=1, mode="clip")
+
+
 def _mean(features: Features) -> jax.Array:
     # a product with the membership matrix: one batched matmul forward and back, no scatter
     slots = features.start.shape[1]

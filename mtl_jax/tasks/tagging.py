@@ -114,6 +114,18 @@ class Tagging:
         chosen = jnp.take_along_axis(probability, jnp.maximum(value, 0)[..., None], axis=-1)[..., 0]
         return {"value": value, "probability": jnp.where(segment > 0, chosen, 0.0)}
 
+    def distribution(self, params: Params, features_: Features) -> jax.Array:
+        """Probabilities of the tags at each token, not only at the first of a word, float32 [R, T, C]; zeros in the
+        padding. Of a CRF by the words' scores alone.
+
+        Raises:
+          UserError: level "predicate", which has several tags a word.
+        """
+        if self.level == "predicate":
+            raise options.fail(self.name, "level", "'predicate' has several tags a word, which cannot be fed upwards")
+        probability = jax.nn.softmax(heads.apply(params, features_.hidden))
+        return jnp.where((features_.segment > 0)[..., None], probability, 0.0)
+
     def decode(self, value: Any, probability: Any) -> dict[str, Any]:
         """One sequence's prediction for JSON; arrays over its words, value -1 where there is none (tag null).
 

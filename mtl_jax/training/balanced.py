@@ -53,7 +53,7 @@ def data_gradient(spec, state, trained, flat, batch, hyper, key, total, axis):
       axis: name of the device axis under pmap.
 
     Returns:
-      losses [K], α [K], extra loss, Balance, gradient {path: leaf}, and metrics {"weights": [K], of the aggregation;
+      losses [K], α [K], extra loss, Balance, gradient {path: leaf}, and {"balanced": metrics}: {"weights": [K], of the aggregation;
       "task_norms": [K], of ∇L_k over what is shared; "cosine": [K, K] between them}.
     """
     shared, present = spec.shared, total > 0
@@ -132,7 +132,7 @@ def data_gradient(spec, state, trained, flat, batch, hyper, key, total, axis):
     inverse = jnp.where(norms > 0, 1.0 / jnp.where(norms > 0, norms, 1.0), 0.0)
     metrics = {"weights": weights, "task_norms": norms, "cosine": products * inverse[:, None] * inverse[None, :]}
     balance = state.balance._replace(loss_weights=of_losses, aggregation=after)
-    return losses, alpha, extra, balance, gradient, metrics
+    return losses, alpha, extra, balance, gradient, {"balanced": metrics}
 
 
 def _applied(found, micro, cotangent, read):

@@ -18,14 +18,13 @@ from mtl_jax.data.corpus import Corpus
 from mtl_jax.errors import UserError
 from mtl_jax.models import ownership
 from mtl_jax.models.architecture import Architecture
-from mtl_jax.models.mixers import MIXERS, Mixer
 from mtl_jax.models.network import network
 from mtl_jax.models.transformer import TransformerLayer
 from mtl_jax.tasks.base import Task
-from mtl_jax.training import balanced, frozen, owners, soft_sharing, task_gradients
+from mtl_jax.training import balanced, between, frozen, owners, soft_sharing, task_gradients
 from mtl_jax.training.balanced import Aggregation
 from mtl_jax.training.initial import Model, make_model, random_params, with_pretrained
-from mtl_jax.training.objective import Objective
+from mtl_jax.training.objective import Objective, auxiliary_name
 from mtl_jax.training.optimizer import Hyper, OptimizerSpec, hyper_from, multipliers
 from mtl_jax.training.paths import flatten, matching
 from mtl_jax.training.signals import has_classes
@@ -88,10 +87,8 @@ def assemble(config: Any, data: Corpus, architecture: Architecture | None, pretr
         names, len(model.layers), config.sharing.trunk, config.sharing.groups.to_dict(), tuple(config.tasks)
     )
     tasks = {name: _task(config, name, data) for name in names}
-    mixers = _mixers(config, owned)
-    read_layers = len(model.layers) if config.sharing.read == "mixture" else 0
-    owned |= {ownership.mixer_path(path): (0,) * len(names) for path in mixers}
     kept = frozen.frozen_layers(config, pretrained_params) if pretrained_params is not None else ()
+    owned, sharing = between.build(config, owned, tasks, data.layout, kept)
     columns = config.model.columns
     if columns == "auto":
         columns = _fastest_columns(model, owned)
@@ -99,27 +96,27 @@ def assemble(config: Any, data: Corpus, architecture: Architecture | None, pretr
     def make_network(layout):
         return network(
             model.embed, model.layers, owned, layout,
-            column_init=config.model.column_init, columns=columns, remat=config.model.remat, kept=kept,
-            mixers=mixers, mixture=config.sharing.read == "mixture",
+            column_init=config.model.column_init, columns=columns, remat=config.model.remat, kept=kept, sharing=sharing,
         )  # fmt: skip
 
-    draw = jax.jit(functools.partial(random_params, make_network(data.layout), tasks, read_layers))
+    whole = make_network(data.layout)
+    auxiliary = _auxiliary(config, whole, tasks)
+    draw = jax.jit(functools.partial(random_params, whole, tasks))
     try:
         shapes = flatten(jax.eval_shape(draw, jax.random.key(0)))
-    except ValueError as error:
-        if not mixers:
-            raise
-        raise UserError(f"config.sharing.mixer_options: {error}") from None
+    except ValueError as error:  # of options that fit no layer
+        raise UserError(f"config.sharing: {error}") from None
     penalties, anchored = soft_sharing.build(config.penalties, owned, names, tuple(config.tasks), shapes)
 
     def objective_for(layout):
         return Objective(
             layout, tasks, make_network(layout), penalties,
             dropout=config.model.dropout > 0, attention_dropout=config.model.attention_dropout > 0,
+            auxiliary=tuple(auxiliary),
         )  # fmt: skip
 
     spec = _step_spec(config, objective_for(data.layout), owned, shapes, data)
-    hyper = hyper_from(config, names)
+    hyper = hyper_from(config, names, auxiliary)
 
     def init_params(seed):
         return with_pretrained(config, model, data, draw(jax.random.key(seed)))
@@ -134,16 +131,17 @@ def assemble(config: Any, data: Corpus, architecture: Architecture | None, pretr
     return Experiment(config, data, batches, tasks, owned, objective_for, spec, hyper, init_params, init, model)
 
 
-def _mixers(config, owned) -> dict[str, Mixer]:
-    """{layer: what mixes the columns behind it}; {} without a mixer."""
-    sharing = config.sharing
-    if not sharing.mixer:
-        return {}
-    try:
-        mixer = MIXERS[sharing.mixer](**sharing.mixer_options.to_dict())
-    except (TypeError, ValueError) as error:
-        raise UserError(f"config.sharing.mixer_options: {error}") from None
-    return dict.fromkeys(ownership.mixed_layers(owned, tuple(sharing.mixed)), mixer)
+def _auxiliary(config, net, tasks) -> dict[str, float]:
+    """{what mixers and heads add to the losses of the tasks: its factor where the config names none}."""
+    found = dict(net.added)
+    for name, task in tasks.items():
+        found |= {auxiliary_name(name, loss): factor for loss, factor in getattr(task, "auxiliary", {}).items()}
+    for name in config.auxiliary:
+        if name not in found:
+            raise UserError(
+                f"config.auxiliary: nothing in this config adds a loss {name!r}; there are {', '.join(found) or 'none'}"
+            )
+    return found
 
 
 def _fastest_columns(model: Model, owned) -> str:
@@ -233,7 +231,7 @@ def _plain_sum() -> Aggregation:
     return Aggregation(weightings.WEIGHTINGS["sum"](), None)
 
 
-def _shared(config, method, aggregation, trained, owned):
+def _shared(config, method, aggregation, trained, owned, auxiliary):
     """What the K gradients are told apart for; None where no method asks for them."""
     needs = method().needs & {"gradient_norms", "gram", "gradients"}
     if aggregation is None and not needs:
@@ -249,10 +247,17 @@ def _shared(config, method, aggregation, trained, owned):
             f"config.loss_weights.method: {config.loss_weights.method!r} reads gradients of whole batches over "
             "parameters: take config.aggregation.level = 'parameters', memory = 'copies', and no method of halves"
         )
-    if config.sharing.mixer:
+    for field, joins in (("mixer", config.sharing.mixer), ("feeds", config.sharing.feeds),
+                         ("adapter", config.sharing.adapter == "lora")):  # fmt: skip
+        if joins:
+            raise UserError(
+                f"{who} needs the gradients of the tasks apart, which config.sharing.{field} = "
+                f"{config.sharing[field]!r} brings together; leave it out, or take methods that read losses"
+            )
+    if auxiliary:
         raise UserError(
-            f"{who} needs the gradients of the tasks apart, which a mixer brings together; take "
-            "config.sharing.mixer = '', or methods that read losses"
+            f"{who} combines the losses of the tasks, and knows nothing of {', '.join(auxiliary)}; take methods that "
+            "read losses"
         )
     found = task_gradients.shared_of(tuple(trained), owned, config.aggregation.level, config.aggregation.memory, halves)
     if found is None:
@@ -260,9 +265,9 @@ def _shared(config, method, aggregation, trained, owned):
             f"{who} reads the gradients of the tasks over what they share, and no parameter that is trained is shared "
             f"(config.sharing.trunk = {config.sharing.trunk!r}); take method = 'sum', or loss weights that read losses"
         )
-    if found.level == "representation" and config.sharing.read == "mixture":
+    if found.level == "representation" and (config.sharing.read != "top" or config.sharing.depths):
         raise UserError("config.aggregation.level: 'representation' needs heads that read the last layer alone "
-                        "(config.sharing.read = 'top')")  # fmt: skip
+                        "(config.sharing.read = 'top', no depths)")  # fmt: skip
     training = config.training
     if problem := balanced.require(found, config.data.rows, training.accumulate, training.placement):
         raise UserError(problem)
@@ -282,7 +287,7 @@ def _step_spec(config, objective, owned, shapes, data) -> StepSpec:
         raise UserError("config.optimizer.freeze: nothing is left to train")
     sizes = [data.statistics["tasks"][name]["train"]["known"] for name in objective.tasks]
     method, aggregation = _loss_weights(config, sizes), _aggregation(config, len(objective.tasks))
-    shared = _shared(config, method, aggregation, trained, owned)
+    shared = _shared(config, method, aggregation, trained, owned, objective.auxiliary)
     if shared and aggregation is None:
         aggregation = _plain_sum
     return StepSpec(

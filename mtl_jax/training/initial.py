@@ -71,20 +71,15 @@ def make_model(config: Any, architecture: Architecture | None, pretrained_params
     return Model(embed, [LAYERS[model.layer](**options, dtype=dtype)] * model.layers, None, None)
 
 
-def random_params(net: Network, tasks: Mapping[str, Task], read_layers: int, key: jax.Array) -> dict[str, Any]:
-    """Random initial values: layers keyed by path, heads by the name of their task.
+def random_params(net: Network, tasks: Mapping[str, Task], key: jax.Array) -> dict[str, Any]:
+    """Random initial values: layers keyed by path, heads by the name of their task."""
+    heads, reads = (jax.random.fold_in(key, ownership.name_key(name)) for name in ("heads", "reads"))
 
-    Heads that read a mixture of `read_layers` > 0 layers have its weights, equal at the start.
-    """
-    beta = {"layers": jnp.full((read_layers,), 1.0 / read_layers, jnp.float32)} if read_layers else {}
-    heads = jax.random.fold_in(key, ownership.name_key("heads"))
-    return {
-        **net.init(key),
-        "heads": {
-            name: {**task.init(jax.random.fold_in(heads, ownership.name_key(name)), net.width), **beta}
-            for name, task in tasks.items()
-        },
-    }
+    def head(name, task):
+        own = task.init(jax.random.fold_in(heads, ownership.name_key(name)), net.width[name])
+        return {**own, **net.init_head(name, jax.random.fold_in(reads, ownership.name_key(name)))}
+
+    return {**net.init(key), "heads": {name: head(name, task) for name, task in tasks.items()}}
 
 
 def with_pretrained(config: Any, model: Model, data: Corpus, params: dict[str, Any]) -> dict[str, Any]:

@@ -201,6 +201,7 @@ class _Run:
             "gradient_norm": by_owner(metrics["gradient_norm"]),
             "learning_rate": float(metrics["learning_rate"]),
             "skipped": by_owner(metrics["skipped"]),
+            **({"auxiliary": {n: float(v) for n, v in metrics["auxiliary"].items()}} if "auxiliary" in metrics else {}),
             **self._balanced(tasks, metrics.get("balanced")),
         })  # fmt: skip
 

@@ -10,7 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from mtl_jax.data.batch import Batch, Layout
-from mtl_jax.models.network import Dropout, Network
+from mtl_jax.models.forward import Dropout, keys_of_rows
+from mtl_jax.models.mixing import texts
+from mtl_jax.models.network import Network
+from mtl_jax.models.ownership import name_key
 from mtl_jax.tasks.base import Features, Task
 from mtl_jax.training.optimizer import Hyper
 
@@ -26,6 +29,7 @@ class Objective(NamedTuple):
     network  the shared and private layers
     penalties  {name: Penalty}
     dropout, attention_dropout   whether there is any; the rates are in `Hyper`
+    auxiliary  names of what is added to the losses by mixers and heads, the A axis; the factors are in `Hyper`
     """
 
     layout: Layout
@@ -34,6 +38,7 @@ class Objective(NamedTuple):
     penalties: Mapping[str, Penalty]
     dropout: bool
     attention_dropout: bool
+    auxiliary: tuple[str, ...] = ()
 
 
 class Penalty(NamedTuple):
@@ -74,7 +79,11 @@ def logits(
     objective: Objective, params: Params, batch: Batch, dropout: Dropout | None, key, taps=None, tap_spec=None
 ) -> dict[str, jax.Array]:
     """The scores of every task, by task, leading axis P·R. `taps`: see `models.taps`."""
-    hidden = objective.network.apply(params, batch, dropout, key, taps, tap_spec)
+    hidden = objective.network.apply(params, batch, dropout, key, taps, tap_spec).hidden
+    return _logits(objective, params, batch, hidden)
+
+
+def _logits(objective, params, batch, hidden):
     return {
         name: task.logits(
             params["heads"][name], features(batch, objective.layout, name, hidden[name]), rows_of(batch.labels[name])
@@ -84,14 +93,74 @@ def logits(
     }
 
 
-def scores(objective: Objective, params: Params, batch: Batch, hyper: Hyper, key, taps=None, tap_spec=None):
+def scores(objective: Objective, params: Params, batch: Batch, hyper: Hyper, key):
     """`logits` with the dropout of training."""
-    return logits(objective, params, batch, _rates(objective, hyper), key, taps, tap_spec)
+    return logits(objective, params, batch, _rates(objective, hyper), key)
 
 
 def counts(objective: Objective, batch: Batch) -> jax.Array:
     """The denominators of the K mean losses, float32 [K]: from the labels alone, before any forward pass."""
     return jnp.stack([task.weight(rows_of(batch.labels[name])).sum() for name, task in objective.tasks.items()])
+
+
+def auxiliary_counts(objective: Objective, batch: Batch) -> jax.Array:
+    """The denominators of the A auxiliary losses, float32 [A]: the texts of the batch, of a task's the texts it reads."""
+
+    def count(name):
+        task = auxiliary_task(name)
+        return (_lengths(objective, batch, task) > 0).sum().astype(jnp.float32) if task else texts(batch)
+
+    return jnp.stack([count(name) for name in objective.auxiliary]) if objective.auxiliary else jnp.zeros((0,))
+
+
+def _lengths(objective, batch, task):
+    """int32[P·R, E], lengths of the texts that a task reads; 0 in blocks that hold another data set in this step."""
+    layout, blocks = objective.layout, np.asarray(objective.layout.reads(task))
+    own = batch.dataset[blocks] == layout.dataset_of[layout.tasks.index(task)]
+    return jnp.where(own[:, None, None], batch.length[blocks], 0).reshape(-1, batch.length.shape[-1])
+
+
+def auxiliary_name(task: str, loss: str) -> str:
+    """The name of what the head of a task adds."""
+    return f"{task}/{loss}"
+
+
+def auxiliary_task(name: str) -> str:
+    """The task whose head adds a loss of this name, "" where a mixer does."""
+    return name.rpartition("/")[0]
+
+
+class Totals(NamedTuple):
+    """Denominators over all devices and micro-batches of a step: of the K losses, of the A auxiliary ones."""
+
+    losses: jax.Array
+    auxiliary: jax.Array
+
+
+def shares(
+    objective: Objective, params: Params, batch: Batch, hyper: Hyper, key, totals: Totals, progress: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """What this batch adds to the K mean losses, and to the A auxiliary ones: float32 [K], [A]. One forward pass.
+
+    `progress` = step / steps.
+    """
+    found = objective.network.apply(params, batch, _rates(objective, hyper), key, progress=progress)
+    losses = _loss_sums(objective, params, batch, _logits(objective, params, batch, found.hidden))
+    added = dict(found.added)
+    for name, task in objective.tasks.items():
+        if getattr(task, "auxiliary", None):
+            own = features(batch, objective.layout, name, found.hidden[name])
+            own = own._replace(length=_lengths(objective, batch, name))
+            sums = task.added(params["heads"][name], own, row_keys(key, name, batch, objective.layout))
+            added |= {auxiliary_name(name, loss): value for loss, value in sums.items()}
+    auxiliary = jnp.stack([added[name] for name in objective.auxiliary]) if objective.auxiliary else jnp.zeros((0,))
+    return _divided(losses, totals.losses), _divided(auxiliary, totals.auxiliary)
+
+
+def row_keys(key: jax.Array, task: str, batch: Batch, layout: Layout) -> jax.Array:
+    """Keys [P·R] for what the head of a task draws in the rows that it reads; they do not depend on a row's place."""
+    keys = keys_of_rows(jax.random.fold_in(key, name_key(task)), batch, layout)
+    return keys[np.asarray(layout.reads(task))].reshape(-1)
 
 
 def loss_shares(
@@ -101,11 +170,18 @@ def loss_shares(
 
     `total` [K] is the sum of `counts` over all devices and micro-batches of the step, so shares add up to the mean.
     """
-    found = scores(objective, params, batch, hyper, key, taps, tap_spec)
-    sums = jnp.stack([
+    found = logits(objective, params, batch, _rates(objective, hyper), key, taps, tap_spec)
+    return _divided(_loss_sums(objective, params, batch, found), total)
+
+
+def _loss_sums(objective, params, batch, found):
+    return jnp.stack([
         task.loss(params["heads"][name], found[name], rows_of(batch.labels[name])).sum()
         for name, task in objective.tasks.items()
     ])  # fmt: skip
+
+
+def _divided(sums, total):
     return sums / jnp.where(total > 0, total, 1.0)
 
 

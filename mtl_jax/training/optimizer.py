@@ -22,6 +22,7 @@ class Hyper(NamedTuple):
     strength      {penalty: λ}
     by_layer      {penalty: {layer: factor on λ}}
     proximal      {penalty: bool, whether its proximal operator acts}, of penalties with `way` = "either"
+    auxiliary     {name: factor on what mixers and heads add to the losses of the tasks}
     loss_weights  {option of the method: value}, in place of those that it was built with
     aggregation   {option of the method: value}, likewise
     tied          bool: columns are replaced by their mean after each update. None: the step has no such code
@@ -35,13 +36,14 @@ class Hyper(NamedTuple):
     strength: Mapping[str, jax.Array]
     by_layer: Mapping[str, Mapping[str, jax.Array]]
     proximal: Mapping[str, jax.Array]
+    auxiliary: Mapping[str, jax.Array]
     loss_weights: Mapping[str, jax.Array]
     aggregation: Mapping[str, jax.Array]
     tied: jax.Array | None
 
 
-def hyper_from(config, tasks: tuple[str, ...]) -> Hyper:
-    """The values in a config, as float32 scalars."""
+def hyper_from(config, tasks: tuple[str, ...], auxiliary: Mapping[str, float]) -> Hyper:
+    """The values in a config, as float32 scalars. `auxiliary`: factors that hold where the config has none."""
 
     def scalar(value):
         return jnp.asarray(value, jnp.float32)
@@ -58,6 +60,7 @@ def hyper_from(config, tasks: tuple[str, ...]) -> Hyper:
             for name, penalty in config.penalties.items()
         },
         proximal={},
+        auxiliary={name: scalar(config.auxiliary.get(name, factor)) for name, factor in auxiliary.items()},
         loss_weights={},
         aggregation={},
         tied=jnp.asarray(True) if config.sharing.tied else None,
@@ -113,7 +116,7 @@ def decays(path: str) -> bool:
     mixture of layers weigh.
     """
     *parents, last = path.split("/")
-    return last not in ("bias", "scale", "alpha", "layers") and not any("norm" in parent for parent in parents)
+    return not last.endswith("bias") and last not in ("scale", "alpha", "layers") and not any("norm" in parent for parent in parents)
 
 
 def multipliers(paths, groups: Mapping) -> dict[str, float]:

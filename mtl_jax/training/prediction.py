@@ -102,11 +102,12 @@ def export(config: Any, workdir: pathlib.Path, which: Sequence[str], target: pat
             f"--mode=export writes Hugging Face folders, which are for transformers; this run has "
             f"config.model.layer = {config.model.layer!r}"
         )
-    if config.sharing.mixer:
-        raise UserError(
-            f"--mode=export writes columns as published architectures, which have no mixers; this run has "
-            f"config.sharing.mixer = {config.sharing.mixer!r}"
-        )
+    for field in ("mixer", "adapter"):
+        if config.sharing[field]:
+            raise UserError(
+                f"--mode=export writes columns as published architectures, which have no {field}s; this run has "
+                f"config.sharing.{field} = {config.sharing[field]!r}"
+            )
     data = _corpus(config, kept, [])
     experiment = assemble(config, data, kept.architecture, None)
     params = jax.device_get(average_params(experiment, _all_devices(experiment), workdir, which))

@@ -12,7 +12,7 @@ import optax
 
 from mtl_jax import sharing
 from mtl_jax.errors import UserError
-from mtl_jax.models.ownership import owner_count
+from mtl_jax.models.ownership import ExpertColumns, Owners, owner_count
 from mtl_jax.sharing import select
 from mtl_jax.training.objective import Flat, Penalty
 
@@ -24,15 +24,16 @@ SCHEDULES = {
 EDGES = {"laplacian": "adjacency", "l2_pairwise": "weights"}  # kinds with a graph of tasks, and its argument
 
 
-def columns(flat: Flat, owners: Mapping[str, tuple[int, ...]]) -> dict[str, jax.Array]:
+def columns(flat: Flat, owners: Owners) -> dict[str, jax.Array]:
     """The leaves that tasks do not all share, each `[K, ...]`: a group's slice stands once for each of its tasks.
+    Experts are left out, since they are not in the order of the tasks.
 
     With K = 1 these are all leaves of layers.
     """
     stacks = {}
     for path, leaf in flat.items():
         owner = owners.get(path.split("/")[0])
-        if owner is None or (owner_count(owner) == 1 and len(owner) > 1):
+        if owner is None or isinstance(owner, ExpertColumns) or (owner_count(owner) == 1 and len(owner) > 1):
             continue
         stacks[path] = leaf if owner_count(owner) == len(owner) else leaf[np.asarray(owner)]
     return stacks

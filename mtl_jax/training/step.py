@@ -125,7 +125,7 @@ def train_step(spec: StepSpec, state: TrainState, batch: Batch, hyper: Hyper, ax
     Returns:
       the state after it, and metrics: losses [K], alpha [K], penalty {name: Ω}, strength {name: λ}, total,
       gradient_norm [K + 1], learning_rate, skipped [K + 1], bad_steps, present [K]; with an aggregation also
-      `balanced`, see `balanced.data_gradient`.
+      `balanced`, see `balanced.data_gradient`; with auxiliary losses `auxiliary` {name: value}.
     """
     objective, tasks = spec.objective, len(spec.objective.tasks)
     key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
@@ -136,7 +136,7 @@ def train_step(spec: StepSpec, state: TrainState, batch: Batch, hyper: Hyper, ax
     total_weight = psum(jax.vmap(lambda micro: terms.counts(objective, micro))(batch).sum(axis=0), axis)
     present = total_weight > 0
     find = balanced.data_gradient if spec.shared else _data_gradient
-    losses, alpha, extra, balance, gradient, of_balance = find(
+    losses, alpha, extra, balance, gradient, told_besides = find(
         spec, state, trained, flat, batch, hyper, key, total_weight, axis
     )
 
@@ -193,17 +193,23 @@ def train_step(spec: StepSpec, state: TrainState, batch: Batch, hyper: Hyper, ax
         "gradient_norm": norms, "learning_rate": rate, "skipped": new.skipped, "bad_steps": new.bad_steps,
         "present": present,
     }  # fmt: skip
-    return new, metrics | ({"balanced": of_balance} if of_balance else {})
+    return new, metrics | told_besides
 
 
 def _data_gradient(spec, state, trained, flat, batch, hyper, key, total, axis):
-    """The K losses of the whole step, their weights α, and the gradient of Σ α_k·L_k."""
+    """The K losses of the whole step, their weights α, and the gradient of Σ α_k·L_k and the auxiliary losses."""
     objective, method = spec.objective, spec.loss_weights(**hyper.loss_weights)
     micro_batches, present = batch.tokens.shape[0], total > 0
     factors = jnp.stack([hyper.alpha[name] for name in objective.tasks])
+    names = objective.auxiliary
+    of_auxiliary = jnp.stack([hyper.auxiliary[name] for name in names]) if names else jnp.zeros((0,))
+    progress = state.step.astype(jnp.float32) / spec.optimizer.steps
+    texts = jax.vmap(lambda micro: terms.auxiliary_counts(objective, micro))(batch).sum(axis=0)
+    totals = terms.Totals(total, psum(texts, axis))
 
     def shares(trained, micro):
-        return terms.loss_shares(objective, with_leaves(state.params, {**flat, **trained}), micro, hyper, key, total)
+        params = with_leaves(state.params, {**flat, **trained})
+        return terms.shares(objective, params, micro, hyper, key, totals, progress)
 
     def weigh(losses):
         before = state.balance
@@ -211,27 +217,32 @@ def _data_gradient(spec, state, trained, flat, batch, hyper, key, total, axis):
         alpha, extra, after = method.update(signals, before.loss_weights)
         return alpha * factors, extra, before._replace(loss_weights=after)
 
+    def results(found, weighed, gradient):
+        losses, auxiliary = psum(found, axis)
+        alpha, extra, balance = weighed
+        besides = {"auxiliary": dict(zip(names, auxiliary, strict=True))} if names else {}
+        return losses, alpha, extra + jnp.dot(of_auxiliary, auxiliary), balance, psum(gradient, axis), besides
+
     if micro_batches == 1:
-        share, pullback = jax.vjp(lambda t: shares(t, jax.tree.map(lambda a: a[0], batch)), trained)
-        losses = psum(share, axis)
-        alpha, extra, balance = weigh(losses)
-        (gradient,) = pullback(jnp.where(present, alpha, 0.0))
-        return losses, alpha, extra, balance, psum(gradient, axis), {}
+        found, pullback = jax.vjp(lambda t: shares(t, jax.tree.map(lambda a: a[0], batch)), trained)
+        weighed = weigh(psum(found[0], axis))
+        (gradient,) = pullback((jnp.where(present, weighed[0], 0.0), of_auxiliary))
+        return results(found, weighed, gradient)
 
     # α may depend on the losses of the whole step, so these are known first where the method asks for them
     known = jnp.zeros_like(total)
     if method.needs_losses:
         known = mean_losses(objective, state.params, batch, hyper, key, total, axis)
-    alpha, extra, balance = weigh(known)
+    weighed = weigh(known)
 
     def add(carry, micro):
-        share, pullback = jax.vjp(lambda t: shares(t, micro), trained)
-        (gradient,) = pullback(jnp.where(present, alpha, 0.0))
-        return jax.tree.map(jnp.add, carry, (share, gradient)), None
+        found, pullback = jax.vjp(lambda t: shares(t, micro), trained)
+        (gradient,) = pullback((jnp.where(present, weighed[0], 0.0), of_auxiliary))
+        return jax.tree.map(jnp.add, carry, (found, gradient)), None
 
-    zero = (jnp.zeros_like(total), jax.tree.map(jnp.zeros_like, trained))
-    (share, gradient), _ = jax.lax.scan(add, zero, batch)
-    return psum(share, axis), alpha, extra, balance, psum(gradient, axis), {}
+    zero = ((jnp.zeros_like(total), jnp.zeros_like(of_auxiliary)), jax.tree.map(jnp.zeros_like, trained))
+    (found, gradient), _ = jax.lax.scan(add, zero, batch)
+    return results(found, weighed, gradient)
 
 
 def _trained(spec: StepSpec, flat):

@@ -14,10 +14,10 @@ from mtl_jax.errors import UserError
 TRACED = (
     "penalties.*.strength", "penalties.*.by_layer.*", "tasks.*.weight", "optimizer.learning_rate",
     "optimizer.weight_decay", "model.dropout", "model.attention_dropout", "loss_weights.options.*",
-    "aggregation.options.*",
+    "aggregation.options.*", "auxiliary.*",
 )  # fmt: skip
 # mappings whose keys are the user's own: what is absent has its default
-_GROWS = ("by_layer", "options", "mixer_options", "groups", "limit", "where", "splits")
+_GROWS = ("by_layer", "options", "mixer_options", "read_options", "adapter_options", "depths", "feeds", "auxiliary", "groups", "limit", "where", "splits")
 
 
 def is_traced(field: str) -> bool:

@@ -259,6 +259,7 @@ def _ends(config, chosen, sweeps) -> list[Program]:
     alone.sharing.mixer, alone.sharing.mixer_options, alone.sharing.mixed = "", ConfigDict(), ()
     hard = fields.ordered_copy(alone)
     hard.sharing.trunk, hard.sharing.groups, hard.sharing.tied = "all", ConfigDict(), False
+    hard.sharing.adapter, hard.sharing.adapter_options, hard.sharing.adapted = "", ConfigDict(), ()
     columns = settings("single", {})
     if config.model.column_init == "same":
         columns += settings("tied", {"sharing.tied": True})

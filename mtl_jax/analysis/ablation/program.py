@@ -99,7 +99,7 @@ def _config_of(program: Program, setting: Setting) -> ConfigDict:
 def _with_ways(program, experiment) -> Built:
     """Large λ goes through the proximal operator: a plain gradient step diverges for lr·λ·curvature > 2."""
     names = tuple(experiment.tasks)
-    hypers = [_hyper(program, setting, names) for setting in program.settings]
+    hypers = [_hyper(program, setting, names, experiment.hyper.auxiliary) for setting in program.settings]
     settings, notes, penalties = list(program.settings), [], dict(experiment.spec.objective.penalties)
     for name, penalty in penalties.items():
         if penalty.way != "gradient" or not penalty.curvature:
@@ -125,13 +125,13 @@ def _with_ways(program, experiment) -> Built:
     return Built(experiment, spec, tuple(settings), tuple(hypers), tuple(notes))
 
 
-def _hyper(program, setting, tasks) -> Hyper:
+def _hyper(program, setting, tasks, auxiliary) -> Hyper:
     def swept(method):
         prefix = f"{method}.options."
         found = {f.removeprefix(prefix): v for f, v in setting.fields.items() if f.startswith(prefix)}
         return {name: jnp.asarray(value, jnp.float32) for name, value in found.items()}
 
-    hyper = hyper_from(_config_of(program, setting), tasks)
+    hyper = hyper_from(_config_of(program, setting), tasks, auxiliary)
     return hyper._replace(loss_weights=swept("loss_weights"), aggregation=swept("aggregation"))
 
 

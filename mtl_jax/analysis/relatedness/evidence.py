@@ -227,7 +227,7 @@ def _layers(params):
 
 def _pooled(objective, params, batch):
     """Means over the tokens of each example slot, float32[R·E, D]."""
-    hidden = next(iter(objective.network.apply(params, batch).values())).astype(jnp.float32)
+    hidden = next(iter(objective.network.apply(params, batch).hidden.values())).astype(jnp.float32)
     slots = jnp.arange(1, batch.start.shape[-1] + 1, dtype=jnp.int32)
     member = (batch.segment[0][:, None, :] == slots[None, :, None]).astype(jnp.float32)  # [R, E, T]
     sums = jnp.einsum("ret,rtd->red", member, hidden, precision=jax.lax.Precision.HIGHEST)

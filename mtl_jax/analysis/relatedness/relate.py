@@ -102,9 +102,11 @@ def _require(config, tasks):
             "config.penalties: --mode=relate measures what tasks gain by shared layers, where penalties would pull at "
             "tasks that are not trained; leave them out"
         )
-    if config.sharing.mixer or config.sharing.read != "top":
+    sharing = config.sharing
+    if sharing.mixer or sharing.adapter or sharing.feeds or sharing.depths or sharing.read != "top":
         raise UserError(
-            "config.sharing: --mode=relate compares columns that are trained alone; take mixer = '' and read = 'top'"
+            "config.sharing: --mode=relate compares columns that are trained alone; take mixer = '', adapter = '', "
+            "read = 'top', and neither depths nor feeds"
         )
     if config.sharing.trunk == "none" and not config.sharing.groups:
         raise UserError("config.sharing.trunk: 'none' shares nothing, so no task gains by another; take 'all'")

@@ -1,0 +1,279 @@
+"""One batch on its way up through the layers. `network` says what is static about it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mtl_jax.data.batch import Batch, Layout
+from mtl_jax.models.adapters import Adapter
+from mtl_jax.models.dropout import Noise
+from mtl_jax.models.mixers import Mixer
+from mtl_jax.models.mixing import mix
+from mtl_jax.models.owned import COLUMNS, Part, apply_owned, layer_function
+from mtl_jax.models.ownership import ExpertColumns, Owner, adapter_path, mixer_path, name_key, owner_count
+from mtl_jax.models.readers import Reader
+from mtl_jax.models.streams import Streams, salts
+from mtl_jax.models.taps import Taps, TapSpec, apply_tapped
+
+Params = Mapping[str, Any]
+
+
+class Dropout(NamedTuple):
+    """Dropout rates, float32 scalars that may be traced; None where there is no dropout at all."""
+
+    rate: jax.Array | None
+    attention_rate: jax.Array | None
+
+
+class Sharing(NamedTuple):
+    """What stands between the layers and the tasks besides owners; static. By default heads read the top layer.
+
+    mixers      path of layer -> what mixes the columns behind it
+    adapters    path of layer -> adapter on it, of each task's own
+    reader      how a head reads the layers
+    depths      task -> path of the topmost layer that its head reads; others read the top
+    feeds       task -> tasks whose label distributions it is fed, behind the layer at which these are read
+    feeding_order  all tasks, each behind those whose labels it is fed
+    distribute  (task, params of its head, hidden [R, T, D], segment, start, length) -> float32[R, T, C], distribution
+                of its label at each token; needed where there are feeds
+    classes     task -> C, of those whose labels are fed
+    """
+
+    mixers: Mapping[str, Mixer]
+    adapters: Mapping[str, Adapter]
+    reader: Reader
+    depths: Mapping[str, str]
+    feeds: Mapping[str, Sequence[str]]
+    feeding_order: Sequence[str]
+    distribute: Callable[..., jax.Array] | None
+    classes: Mapping[str, int]
+
+    @property
+    def everyone(self) -> bool:
+        """Whether every block passes all columns."""
+        return bool(self.mixers)
+
+
+class Static(NamedTuple):
+    """All that is static: `network`'s arguments; `modules` by path, bottom first."""
+
+    modules: Mapping[str, nn.Module]
+    owners: Mapping[str, Owner]
+    layout: Layout
+    sharing: Sharing
+    columns: str
+    remat: bool
+    kept: tuple[str, ...]
+
+
+class Forward:
+    """The state of one pass: the streams of all blocks and what they hold.
+
+    hidden    (block, slot) -> [R, T, D], one entry a stream; in a span of experts (block, column)
+    passed    path of layer -> (stream of each slot, `hidden`), for heads that read it
+    features  task -> what its head is given, block by block
+    added     name -> float32, sums over texts of what mixers add to the objective
+    """
+
+    def __init__(self, static, params, batch, dropout, key, taps, tap_spec, progress):
+        self.static, self.params, self.batch = static, params, batch
+        self.dropout, self.taps, self.tap_spec, self.progress = dropout, taps, tap_spec, progress
+        layout, sharing = static.layout, static.sharing
+        number = {task: k for k, task in enumerate(layout.tasks)}
+        self.streams = Streams(
+            layout,
+            everyone=sharing.everyone or (bool(sharing.feeds) and any(len(c) > 1 for c in layout.candidates)),
+            also={number[task]: tuple(number[s] for s in sources) for task, sources in sharing.feeds.items()},
+        )
+        self.row_keys = keys_of_rows(key, batch, layout) if dropout is not None else None  # [B, R]
+        self.hidden: dict[tuple[int, int], jax.Array] = {}
+        self.entry: dict[tuple[int, int], jax.Array] = {}  # (block, stream) -> what went into the experts
+        self.passed: dict[str, tuple[dict, dict]] = {}
+        self.features: dict[str, dict[int, jax.Array]] = {task: {} for task in layout.tasks}
+        self.added: dict[str, jax.Array] = {}
+        self.experts: ExpertColumns | None = None  # while in a span of experts
+        self.unread = set(layout.tasks)
+        if taps is not None and not tap_spec.hidden_at:
+            self.streams.part()
+
+    def run(self):
+        """({task: [P·R, T, D]}, {name: sum}); see `network.Network.apply`."""
+        to_mix = list(self.static.sharing.mixers)
+        for path in self.static.modules:
+            self._layer(path)
+            if path in to_mix:
+                self._mix(path, top=path == to_mix[-1])
+            if self.taps is not None and path == self.tap_spec.hidden_at:
+                self._tap()
+            self.passed[path] = (dict(self.streams.parent), self.hidden)
+            self._read(path)
+        layout = self.static.layout
+        read = {task: [self.features[task][b] for b in layout.reads(task)] for task in layout.tasks}
+        return {task: jnp.concatenate(blocks) for task, blocks in read.items() if blocks}, self.added
+
+    # ---- layers
+
+    def _layer(self, path):
+        owner = self.static.owners[path]
+        below = dict(self.streams.parent)  # stream of each slot one layer down
+        if isinstance(owner, ExpertColumns):
+            names, held = self._enter_experts(path, owner, below)
+            ids = [column for _, column in names]
+            table = salts(owner, self.static.layout)
+            salt_of = {name: jnp.uint32(table[name[1]]) for name in names}
+        else:
+            self.streams.split(owner)
+            if path in self.static.sharing.adapters and self.static.sharing.adapters[path].bind:
+                self.streams.part()
+            names = self.streams.names
+            held = {} if path == "embed" else {name: self.hidden[below[name]] for name in names}
+            ids = self.streams.owner_ids(owner, self.batch)
+            salt_of = {name: self.streams.salt(owner, *name, self.batch) for name in names}
+        if path in self.static.kept and self.batch.hidden is not None:
+            self.hidden = {(block, slot): self.batch.hidden[block] for block, slot in names}
+            return
+        batch, noises = self.batch, None
+        if path == "embed":
+            tokens = (batch.tokens, batch.position, batch.token_type, batch.segment)
+            inputs = [tuple(a[block] for a in tokens) for block, _ in names]
+        else:
+            inputs = [(held[name], batch.segment[name[0]]) for name in names]
+        if self.dropout is not None:
+            noises = [self._noise(path, name[0], salt_of[name]) for name in names]
+        outputs = self._apply(path, ids, inputs, noises)
+        self.hidden = dict(zip(names, outputs, strict=True))
+        self._adapt_output(path)
+
+    def _apply(self, path, ids, inputs, noises):
+        static, params = self.static, self.params
+        module, adapter = static.modules[path], static.sharing.adapters.get(path)
+        if self.taps is not None and path in self.tap_spec.layers:
+            return apply_tapped(
+                module, static.remat, path, params[path], self.taps, self.tap_spec, ids, inputs, noises
+            )  # fmt: skip
+        plain = layer_function(module, static.remat)
+        parts, function = [Part(params[path], ids)], lambda parts, *inputs: plain(parts[0], *inputs)
+        if adapter and adapter.bind:
+            parts.append(Part(params[adapter_path(path)], self._adapter_ids(path)))
+            function = lambda parts, *inputs: plain(adapter.bind(parts[1], parts[0]), *inputs)  # noqa: E731
+        return apply_owned(function, parts, inputs, noises, COLUMNS[static.columns])
+
+    def _adapter_ids(self, path):
+        return self.streams.owner_ids(self.static.owners[adapter_path(path)], self.batch)
+
+    def _adapt_output(self, path):
+        """Adapters behind a layer: from here up every task has a stream of its own."""
+        adapter = self.static.sharing.adapters.get(path)
+        if not (adapter and adapter.after):
+            return
+        self._regroup(self.streams.part)
+        params, held = self.params[adapter_path(path)], [(self.hidden[name],) for name in self.streams.names]
+        outputs = apply_owned(
+            lambda parts, inputs, noise: adapter.after(parts[0], inputs[0]),
+            [Part(params, self._adapter_ids(path))], held, None, COLUMNS[self.static.columns],
+        )  # fmt: skip
+        self.hidden = dict(zip(self.streams.names, outputs, strict=True))
+
+    def _noise(self, path, block, salt) -> Noise:
+        fold = jax.vmap(jax.random.fold_in, (0, None))
+        keys = fold(fold(self.row_keys[block], name_key(path)), salt)
+        return Noise(keys, self.dropout.rate, self.dropout.attention_rate)
+
+    # ---- columns that are mixed
+
+    def _enter_experts(self, path, owner, below):
+        """The names of the columns and what each of them reads: its own column, or the stream of its task."""
+        blocks = range(len(self.static.layout.candidates))
+        names = [(block, column) for block in blocks for column in range(owner_count(owner))]
+        if self.experts is not None:
+            return names, self.hidden
+        mixer = next(iter(self.static.sharing.mixers.values()))
+        if not self.entry:  # the trunk below: all streams are one
+            last = len(self.static.layout.tasks) - 1
+            streams = [(block, g) for block in blocks for g in range(mixer.streams)]
+            self.entry = {(block, g): self.hidden[below[block, min(g, last)]] for block, g in streams}
+        self.experts = owner
+        source = [mixer.streams - 1 if task is None else task for task in owner.tasks]
+        return names, {(block, column): self.entry[block, source[column]] for block, column in names}
+
+    def _mix(self, path, top):
+        mixer, layout = self.static.sharing.mixers[path], self.static.layout
+        params = jax.tree.map(lambda leaf: leaf[0], self.params[mixer_path(path)])
+        if self.experts is None:
+            inputs = self.hidden
+        else:
+            inputs, self.experts = self.entry, None
+        self.hidden, added = mix(mixer, params, self.hidden, inputs, self.batch, self.progress)
+        self.entry = self.hidden
+        for name, value in added.items():
+            self.added[name] = self.added.get(name, jnp.float32(0.0)) + value
+        self.streams.part()
+        if top and not self.static.sharing.feeds:  # else labels may be fed in blocks of other tasks
+            self._keep({(block, k) for k, task in enumerate(layout.tasks) for block in layout.reads(task)})
+
+    def _tap(self):
+        self._regroup(self.streams.part)
+        named = zip(self.streams.names, self.taps.hidden, strict=True)
+        self.hidden = {name: self.hidden[name] + tap.astype(self.hidden[name].dtype) for name, tap in named}
+
+    def _keep(self, pairs):
+        self._regroup(lambda: self.streams.keep(pairs))
+
+    def _regroup(self, change):
+        """Changes which slots are one stream, and names what the streams hold anew."""
+        below, joint = dict(self.streams.parent), self.hidden
+        change()
+        self.hidden = {name: joint[below[name]] for name in self.streams.names}
+
+    # ---- heads, and labels that are fed upwards
+
+    def _read(self, path):
+        """What heads at this layer are given; the labels that they tell go up into the tasks that are fed them."""
+        sharing, tasks = self.static.sharing, self.static.layout.tasks
+        top = list(self.static.modules)[-1]
+        here = [task for task in sharing.feeding_order if sharing.depths.get(task, top) == path]
+        for task in here:
+            for block, slot in self.streams.slots(tasks.index(task)):
+                self.features[task][block] = self._features(task, path, (block, slot))
+            for fed, sources in sharing.feeds.items():
+                if task in sources:
+                    self._feed(task, fed, path)
+        if here and path != top and self.taps is None:  # who has been read needs no layer above
+            self.unread -= set(here)
+            self._keep({pair for task in self.unread for pair in self.streams.slots(tasks.index(task))})
+
+    def _features(self, task, path, pair):
+        reader, head = self.static.sharing.reader, self.params.get("heads", {}).get(task, {})
+        order = list(self.static.modules)
+        layers = order[: order.index(path) + 1] if reader.all else [path]
+        return reader.apply(head, [hidden[parent[pair]] for parent, hidden in map(self.passed.get, layers)])
+
+    def _feed(self, source, fed, path):
+        """Adds the embedded label distribution of `source` to the streams of `fed` (Hashimoto et al. 2017, eq. 3)."""
+        batch, static = self.batch, self.static
+        table = self.params["heads"][fed]["feeds"][source]["embedding"]  # [C, D]
+        pairs = self.streams.slots(static.layout.tasks.index(fed))
+        self._regroup(lambda: self.streams.apart(pairs))
+        for block, slot in pairs:
+            distribution = static.sharing.distribute(
+                source, self.params["heads"][source], self.features[source][block],
+                batch.segment[block], batch.start[block], batch.length[block],
+            )  # fmt: skip
+            x = self.hidden[block, slot]
+            label = jnp.matmul(distribution, table, precision=jax.lax.Precision.HIGHEST)
+            self.hidden[block, slot] = x + label.astype(x.dtype)
+        self.passed[path] = (dict(self.streams.parent), self.hidden)
+
+
+def keys_of_rows(key: jax.Array, batch: Batch, layout: Layout) -> jax.Array:
+    """Keys [B, R] from the data set's name and the row's index: the bits do not depend on where a row is placed."""
+    names = jnp.asarray(np.asarray([name_key(name) for name in layout.datasets], np.uint32))
+    blocks = jax.vmap(jax.random.fold_in, (None, 0))(key, names[batch.dataset])
+    fold_rows = jax.vmap(jax.random.fold_in, (None, 0))
+    return jax.vmap(fold_rows)(blocks, batch.row.astype(jnp.uint32))
