@@ -1,54 +1,136 @@
-"""Ways of sharing between hard and soft on the same two tasks: intent and slots of SNIPS, a BiLSTM column for each.
+"""Every way of sharing between hard and soft on the same tasks, with small BiLSTMs.
 
     python launch.py --config=configs/sharing.py:cross_stitch --workdir=runs/cross_stitch
-    python launch.py --config=configs/sharing.py:all --workdir=runs/sharing --mode=ablate
+    python launch.py --config=configs/sharing.py:snips --workdir=runs/sharing_snips --mode=ablate
+    python launch.py --config=configs/sharing.py:ewt --workdir=runs/sharing_ewt --mode=ablate
 
-    :single, :hard             a model for each task; one for both
-    :cross_stitch              columns that are mixed behind each layer, by four blocks of channels (Misra et al. 2016)
-    :sluice                    by two subspaces of each column, heads read a mixture of the layers (Ruder et al. 2019)
-    :attention                 by attention over the columns at each token
-    :all                       all of these as an ablation: five learning rates each, three seeds, paired tests
+One way by its name, on intent and slots of SNIPS:
 
-Not measured in full yet.
+    :single, :structure, :hard    a model for each task, from one start or from its own; one model for both
+    :soft                         columns drawn together by L2 to their mean
+    :cross_stitch, :sluice        columns mixed behind each layer (Misra et al. 2016; Ruder et al. 2019)
+    :attention, :attention_text   columns mixed by attention at each token, of each text
+    :mtan                         one trunk, each task attends to its layers (Liu, Johns & Davison 2019)
+    :mmoe, :cgc, :ple, :dselect_k experts behind gates (Ma et al. 2018; Tang et al. 2020; Hazimeh et al. 2021)
+    :shared_private               adversarial shared and private columns (Liu et al. 2017)
+    :adapters, :lora              small parameters of each task's own on one trunk (Bapna & Firat 2019; Hu et al. 2022)
+    :adapters_soft                the same adapters, drawn together
+    :hierarchy, :cascade          a head at a lower layer; its labels fed upwards too (Hashimoto et al. 2017)
+    :tree                         similar tasks share more layers (in the tables of three tasks)
+
+Tables of all of them against single-task training and hard sharing, each tuned on dev over five learning rates, three
+seeds, paired tests: `:snips`; `:ewt` with parts of speech, semantic roles and genre of UD English-EWT; `:snips_full`,
+`:ewt_full` with wider layers and as many steps as the tasks need. Not measured yet.
 """
 
 from ml_collections import ConfigDict
 
 from configs import default, snips_joint
+from mtl_jax.analysis.ablation import fields
 
-COLUMNS = {"trunk": "none"}
-WAYS = {
-    "single": COLUMNS,
-    "hard": {"trunk": "all"},
-    "cross_stitch": {**COLUMNS, "mixer": "cross_stitch", "mixer_options": {"blocks": 4}},
-    "sluice": {**COLUMNS, "mixer": "sluice", "read": "mixture"},
-    "attention": {**COLUMNS, "mixer": "attention"},
-}
+COLUMNS, TRUNK, EXPERTS = {"trunk": "none"}, {"trunk": "all"}, {"trunk": "embed"}
+FASTER = {"mixers": {"leaves": "^mixer_", "rate": 10.0}}  # a mixer's few weights move the columns' many
+L2 = {"kind": "l2_to_mean", "strength": 0.01}
 
 
-def get_config(way: str = "cross_stitch"):
-    if way not in (*WAYS, "all"):
-        raise ValueError(f"the argument of this config is one of {', '.join((*WAYS, 'all'))}, not {way!r}")
-    config = snips_joint.get_config("lstm")
-    config.model.width = 64
-    config.training.steps = 600
-    config.training.eval_every = 150
-    config.training.checkpoint_every = 150
-    if way != "all":
-        for field, value in WAYS[way].items():
-            config.sharing[field] = ConfigDict(value) if isinstance(value, dict) else value
-        if way not in ("single", "hard"):
-            config.optimizer.groups = _faster_mixers()
-        return config
+def _ways(low: str, high: tuple[str, ...], alike: tuple[tuple[str, ...], ...] = ()) -> dict:
+    """{way: nested fields}. `low`: the task whose head may stand at the lower layer; `high`: those it may be fed to;
+    `alike`: groups of similar tasks.
+    """
+    low_head = {**TRUNK, "depths": {low: "layer_00"}}
+    ways = {
+        "single": {"sharing": COLUMNS},
+        "structure": {"sharing": COLUMNS, "model": {"column_init": "independent"}},
+        "hard": {"sharing": TRUNK},
+        "soft": {"sharing": COLUMNS, "penalties": {"l2": default.penalty(**L2).to_dict()}},
+        "cross_stitch": _mixed(COLUMNS, "cross_stitch", {"blocks": 4}),
+        "sluice": _mixed({**COLUMNS, "read": "mixture"}, "sluice", {"subspaces": 2}),
+        "attention": _mixed(COLUMNS, "attention", {}),
+        "attention_text": _mixed(COLUMNS, "attention", {"level": "sequence"}),
+        "mtan": {"sharing": {**TRUNK, "read": "attention"}},
+        "mmoe": _mixed(EXPERTS, "mmoe", {"experts": 3}),
+        "cgc": _mixed(EXPERTS, "cgc", {"shared": 1, "private": 1}),
+        "ple": _mixed(EXPERTS, "ple", {"shared": 1, "private": 1}),
+        "dselect_k": _mixed(EXPERTS, "mmoe", {"experts": 4, "gate": "dselect_k", "chosen": 2}),
+        "shared_private": _mixed(EXPERTS, "shared_private", {}),
+        "adapters": {"sharing": {**TRUNK, "adapter": "bottleneck", "adapter_options": {"size": 16}}},
+        "adapters_soft": {
+            "sharing": {**TRUNK, "adapter": "bottleneck", "adapter_options": {"size": 16}},
+            "penalties": {"l2": default.penalty(**L2, leaves="^adapter_").to_dict()},
+        },
+        "lora": {"sharing": {**TRUNK, "adapter": "lora", "adapter_options": {"rank": 4}}},
+        "hierarchy": {"sharing": low_head},
+        "cascade": {"sharing": {**low_head, "feeds": {task: (low,) for task in high}}},
+    }
+    ways["sluice"]["penalties"] = {
+        "subspaces": default.penalty(
+            kind="subspace_orthogonality", strength=0.001, leaves="^layer_.*/input/kernel", scope="layer",
+            options={"subspaces": 2, "gates": 4},
+        ).to_dict()
+    }  # fmt: skip
+    if alike:
+        ways["tree"] = {"sharing": {**TRUNK, "groups": {"layer_00": alike}}}
+    return ways
+
+
+def _mixed(sharing, mixer, options):
+    return {"sharing": {**sharing, "mixer": mixer, "mixer_options": options}, "optimizer": {"groups": FASTER}}
+
+
+def get_config(which: str = "cross_stitch"):
+    snips = _ways("slots", ("intent",))
+    tables = ("snips", "ewt", "snips_full", "ewt_full")
+    if which not in (*snips, *tables):
+        raise ValueError(f"the argument of this config is one of {', '.join((*snips, *tables))}, not {which!r}")
+    if which in snips:
+        config = _small(snips_joint.get_config("lstm"))
+        config.training.eval_every = config.training.checkpoint_every = 150
+        return fields.merged(config, snips[which], f"configs/sharing.py:{which}")
+    if which.startswith("snips"):
+        config, ways = snips_joint.get_config("lstm"), snips
+        del ways["shared_private"]  # one data set: there is nothing to tell apart
+    else:
+        config, ways = _ewt(), _ways("pos", ("srl", "genre"), (("pos", "srl"), ("genre",)))
+    if not which.endswith("_full"):
+        config = _small(config)
     config.training.checkpoint_every = 0
-    settings = {name: {"sharing": sharing} for name, sharing in WAYS.items()}
-    for name in ("cross_stitch", "sluice", "attention"):
-        settings[name]["optimizer"] = {"groups": _faster_mixers().to_dict()}
-    default.add_choice(config, "sharing", settings=settings)
-    default.add_sweep(config, "rate", field="optimizer.learning_rate", points=(1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2))
+    default.add_choice(config, "sharing", settings=ways)
+    rates = tuple(4e-3 * factor for factor in (0.25, 0.5, 1.0, 2.0, 4.0))
+    default.add_sweep(config, "rate", field="optimizer.learning_rate", points=rates)
     config.ablation.baselines.sharing = ("single", "hard")
     return config
 
 
-def _faster_mixers():
-    return ConfigDict({"mixer": {"leaves": "^mixer_", "rate": 5.0}})
+def _small(config):
+    """A size of which all ways, rates and seeds are trained in an hour on two cores."""
+    config.model.width = 32
+    config.training.steps = 300
+    config.training.eval_every = 0
+    return config
+
+
+def _ewt():
+    config = default.get_config()
+    default.add_dataset(
+        config, "ewt", reader="conllu", path=f"{default.DATA}/ewt", words="words",
+        splits={"train": "*train*.conllu", "dev": "*dev*.conllu", "test": "*test*.conllu"},
+    )  # fmt: skip
+    default.add_dataset(
+        config, "propbank", reader="srl", path=f"{default.DATA}/ewt_srl", words="words",
+        splits={"train": "train.conll", "dev": "dev.conll", "test": "test.conll"},
+    )  # fmt: skip
+    default.add_task(config, "pos", kind="tagging", dataset="ewt", label="upos", metrics=("accuracy",))
+    default.add_task(
+        config, "srl", kind="tagging", dataset="propbank", label="roles", level="predicate", metrics=("span_f1",),
+        options={"scheme": "iob2", "hidden": 64},
+    )  # fmt: skip
+    default.add_task(config, "genre", kind="classification", dataset="ewt", label="genre")
+    config.tokenizer = ConfigDict({**config.tokenizer.to_dict(), "kind": "words", "lower": True, "min_count": 2})
+    config.model.layer = "bilstm"
+    config.model.layers = 2
+    config.model.width = 128
+    config.model.dropout = 0.3
+    config.data.rows = 8
+    config.training.steps = 3000
+    config.training.eval_every = 600
+    return config

@@ -9,8 +9,8 @@ from mtl_jax.data.batch import Batch, Layout
 from mtl_jax.errors import UserError
 from mtl_jax.models import ownership
 from mtl_jax.models.embeddings import WordEmbeddings
-from mtl_jax.models.layers import LAYERS
 from mtl_jax.models.forward import Dropout
+from mtl_jax.models.layers import LAYERS
 from mtl_jax.models.network import network
 
 ROWS, LENGTH, WIDTH, VOCABULARY = 3, 8, 6, 20

@@ -134,8 +134,8 @@ def attribute(config: Any, workdir: pathlib.Path, which: Sequence[str], source: 
     for field in ("mixer", "feeds"):
         if config.sharing[field]:
             raise UserError(
-                "--mode=attribute follows each task through its own column; this run has "
-                f"config.sharing.{field} = {config.sharing[field]!r}, which brings tasks together"
+                "--mode=attribute follows each task through its own column, and this run has config.sharing."
+                f"{field}, which brings tasks together"
             )
     with prediction.opened(source) as lines:
         loaded = next(prediction.load(config, workdir, which, _first(lines), source))

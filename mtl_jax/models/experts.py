@@ -158,7 +158,8 @@ def dselect_weights(params, features: jax.Array, seen: np.ndarray, gamma: float)
     keeps away from them by a penalty.
 
     Args:
-      params: code float32[G, D', k, m], code_bias [G, k, m], weight [G, D', k], weight_bias [G, k]: k selectors, m bits.
+      params: code float32[G, D', k, m], code_bias [G, k, m], weight [G, D', k], weight_bias [G, k]; k selectors, m
+        bits.
       features: float32[G, R, T, D'].
       seen: bool[G, C].
       gamma: width of the smooth step.

@@ -19,7 +19,7 @@ from mtl_jax.models.owned import COLUMNS, Part, apply_owned, layer_function
 from mtl_jax.models.ownership import ExpertColumns, Owner, adapter_path, mixer_path, name_key, owner_count
 from mtl_jax.models.readers import Reader
 from mtl_jax.models.streams import Streams, salts
-from mtl_jax.models.taps import Taps, TapSpec, apply_tapped
+from mtl_jax.models.taps import apply_tapped
 
 Params = Mapping[str, Any]
 

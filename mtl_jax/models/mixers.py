@@ -38,8 +38,9 @@ class Mixer(NamedTuple):
 
     init     (key, place) -> params, float32
     apply    (params, outputs [C, R, T, D], inputs [G, R, T, D'], segment int32[R, T]) -> [G, R, T, D], at the top
-             [K, R, T, widen(D)]. `outputs` is what the columns give out, `inputs` what went in since the last mixer: the
-             streams of the K tasks, then, where G = K + 1, that of the shared columns
+             [K, R, T, widen(D)]. `outputs` is what the columns give out. `inputs` is what went into experts since the
+             last mixer: the streams of the K tasks, then, where G = K + 1, that of the shared columns; for columns
+             of the tasks it is `outputs` again
     columns  for each column the task that owns it, None where it is shared
     streams  G
     experts  whether columns are experts; else they are the layer's K columns of the tasks
@@ -97,7 +98,7 @@ def sluice(tasks: int, subspaces: int = 2, own: float = 0.9) -> Mixer:
     """Each column's channels are cut into subspaces, and every subspace of every task is mixed with all others:
     h̃_{i,s} = Σ_j Σ_u α_{(i,s),(j,u)} h_{j,u} (Ruder et al. 2019, equation 3).
 
-    The paper's orthogonality of the subspaces is the penalty `subspace_orthogonality`.
+    The orthogonality of the subspaces (equation 5) is a penalty, `sharing.structured.subspace_orthogonality`.
 
     Args:
       tasks: K.

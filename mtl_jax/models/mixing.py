@@ -1,4 +1,4 @@
-"""The mixers by name, and what one does to the streams of a batch. A further mixer is one function and one line here."""
+"""The mixers by name, and what one does to the streams of a batch. A further one is a function and a line here."""
 
 from __future__ import annotations
 

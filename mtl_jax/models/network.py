@@ -39,8 +39,8 @@ class Network(NamedTuple):
     """Pure functions.
 
     init     (key) -> params: {path: leaves [O, ...] float32}
-    init_head  (task, key) -> what the head of a task has besides the task's own: by what it reads layers, and embeddings
-             of the labels that it is fed: feeds/<task>/embedding [C, D]; float32
+    init_head  (task, key) -> what a head has besides the task's own, float32: by what it reads layers, and embeddings
+             of the labels that it is fed, feeds/<task>/embedding [C, D]
     apply    (params, batch, dropout: Dropout | None, key) -> Outputs. `key` is that of the step; None where there is no
              dropout. With `taps` and their `tap_spec` every (block, slot) is a stream of its own, see `models.taps`.
              `progress` = step / steps, float32, in training
@@ -102,17 +102,19 @@ def network(
             if isinstance(owners[path], ExpertColumns) and entry is None:
                 entry = below
             if path in sharing.mixers:
-                place = Place(entry or widths[path], widths[path], path == list(sharing.mixers)[-1], len(layout.datasets))
-                name = mixer_path(path)
+                name, top = mixer_path(path), path == list(sharing.mixers)[-1]
+                place = Place(entry or widths[path], widths[path], top, len(layout.datasets))
                 made = sharing.mixers[path].init(jax.random.fold_in(key, name_key(name)), place)
                 params[name] = jax.tree.map(lambda leaf: leaf[None], made)
                 entry = None
             if path in sharing.adapters:
-                name = adapter_path(path)
-                own = [jax.random.fold_in(jax.random.fold_in(key, name_key(name)), name_key(t)) for t in layout.tasks]
-                first = jax.tree.map(lambda leaf: leaf[0], params[path])
-                make = sharing.adapters[path].init
-                params[name] = jax.vmap(lambda k, f=first, w=widths[path]: make(k, f, w))(jnp.stack(own))
+                name, layer = adapter_path(path), jax.tree.map(lambda leaf: leaf[0], params[path])
+                adapter_key = jax.random.fold_in(key, name_key(name))
+                own = [
+                    sharing.adapters[path].init(jax.random.fold_in(adapter_key, name_key(task)), layer, widths[path])
+                    for task in layout.tasks
+                ]
+                params[name] = jax.tree.map(lambda *leaves: jnp.stack(leaves), *own)
             below = widths[path]
         return params
 

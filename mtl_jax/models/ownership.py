@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from mtl_jax.errors import UserError
 
 
-
 @dataclasses.dataclass(frozen=True)
 class ExpertColumns:
     """The C owners of a layer of experts, which no task owns by itself.
@@ -152,7 +151,7 @@ def expert_layers(owners: Owners, mixer: str, chosen: Sequence[str], where: str)
 
 
 def expert_names(tasks: Sequence[str], columns: Sequence[int | None]) -> tuple[str, ...]:
-    """"shared 0", "shared 1", ..., "ner 0", ...: column by column."""
+    """ "shared 0", "shared 1", ..., "ner 0", ...: column by column."""
     numbers: dict[int | None, int] = {}
     names = []
     for task in columns:

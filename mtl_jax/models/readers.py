@@ -4,6 +4,7 @@ one function and one line in `READERS`.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -32,8 +33,8 @@ def top() -> Reader:
 
 
 def mixture() -> Reader:
-    """Σ_l β_l h_l over the layers above the embeddings, weights of each task's own (sluice networks: Ruder et al. 2019,
-    equation 4); equal at the start.
+    """Σ_l β_l h_l over the layers above the embeddings, each task's own weights, equal at the start (sluice networks:
+    Ruder et al. 2019, equation 4).
 
     Params: layers float32[L].
     """
@@ -41,7 +42,9 @@ def mixture() -> Reader:
     def init(key, widths):
         del key
         if len(set(widths[1:])) != 1:
-            raise ValueError(f"layers of one width can be mixed, these have {', '.join(map(str, widths[1:])) or 'none'}")
+            raise ValueError(
+                f"layers of one width can be mixed, these have {', '.join(map(str, widths[1:])) or 'none'}"
+            )
         return {"layers": jnp.full((len(widths) - 1,), 1.0 / (len(widths) - 1), jnp.float32)}
 
     def apply(params, layers):
@@ -66,7 +69,7 @@ def attention(hidden: int = 0) -> Reader:
 
     def init(key, widths):
         layers = {}
-        for number, (below, width) in enumerate(zip(widths[:-1], widths[1:], strict=True)):
+        for number, (below, width) in enumerate(itertools.pairwise(widths)):
             inner, passed = hidden or width, widths[number] if number else 0
             keys = jax.random.split(jax.random.fold_in(key, number), 3)
             layers[f"{number:02d}"] = {
@@ -80,7 +83,7 @@ def attention(hidden: int = 0) -> Reader:
 
     def apply(params, layers):
         picked = None
-        for number, (u, p) in enumerate(zip(layers[:-1], layers[1:], strict=True)):
+        for number, (u, p) in enumerate(itertools.pairwise(layers)):
             own = params["attention"][f"{number:02d}"]
             if picked is not None:
                 u = jnp.concatenate([u, jax.nn.relu(_map(own["pass"], picked))], axis=-1)

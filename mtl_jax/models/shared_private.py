@@ -1,4 +1,4 @@
-"""Adversarial shared-private columns: one that all tasks share, which may not tell data sets apart, and one for each."""
+"""Adversarial shared-private columns: one for all tasks, which may not tell data sets apart, and one for each."""
 
 from __future__ import annotations
 

@@ -66,9 +66,7 @@ class Streams:
 
     def _join(self) -> None:
         first: dict[Any, tuple[int, int]] = {}
-        self.parent = {
-            pair: first.setdefault((pair[0], prefix), pair) for pair, prefix in sorted(self._prefix.items())
-        }
+        self.parent = {pair: first.setdefault((pair[0], prefix), pair) for pair, prefix in sorted(self._prefix.items())}
         self.names = sorted(set(self.parent.values()))
 
     def slots(self, task: int) -> list[tuple[int, int]]:

@@ -20,7 +20,7 @@ from mtl_jax.sharing.proximal import (
     prox_trace_norm,
 )
 from mtl_jax.sharing.spectral import log_det, mtrl, schatten, subspace, trace_norm
-from mtl_jax.sharing.structured import group_lasso, low_rank, orthogonality
+from mtl_jax.sharing.structured import group_lasso, low_rank, orthogonality, subspace_orthogonality
 
 PENALTIES: dict[str, Callable[..., jax.Array]] = {
     "l2_pairwise": l2_pairwise,
@@ -36,6 +36,7 @@ PENALTIES: dict[str, Callable[..., jax.Array]] = {
     "low_rank": low_rank,
     "group_lasso": group_lasso,
     "orthogonality": orthogonality,
+    "subspace_orthogonality": subspace_orthogonality,
 }
 
 PROXIMAL: dict[str, Callable[..., Tree]] = {

@@ -65,6 +65,37 @@ def orthogonality(tree: Tree) -> jax.Array:
     return sum(_orthogonality(jnp.asarray(x, dtype)) for x in jax.tree.leaves(tree))
 
 
+def subspace_orthogonality(tree: Tree, subspaces: int = 2, gates: int = 1) -> jax.Array:
+    """Σ_k Σ_{s<u} ‖Θ_{k,s}ᵀ Θ_{k,u}‖²_F: the parts of a task's layer that write to its subspaces are orthogonal (sluice
+    networks: Ruder et al. 2019, equation 5).
+
+    Args:
+      tree: leaves [K, N, G·D_i]; their outputs joined are the features of one layer, cut into subspaces. Of a BiLSTM
+        these are the input kernels of both directions, of which two subspaces are one each.
+      subspaces: number of them.
+      gates: G matrices that lie side by side in a leaf, 4 of an LSTM; each is taken for itself.
+
+    Raises:
+      ValueError: leaves of different N, or outputs that cannot be cut so.
+    """
+    task_count(tree)
+    leaves = [jnp.asarray(x, accumulation_dtype(tree)) for x in jax.tree.leaves(tree)]
+    shapes = {x.shape[:-1] for x in leaves}
+    if len(shapes) > 1 or len(next(iter(shapes))) != 2:
+        raise ValueError(
+            f"subspace_orthogonality joins the outputs of matrices that read the same inputs, [K, N, ...], not those "
+            f"of {', '.join(str(x.shape) for x in leaves)}; narrow the leaves, or take scope 'layer'"
+        )
+    width = sum(x.shape[-1] for x in leaves)
+    if any(x.shape[-1] % gates for x in leaves) or (width // gates) % subspaces:
+        raise ValueError(f"{width} outputs of {gates} gates cannot be cut into {subspaces} subspaces")
+    joined = jnp.concatenate([x.reshape(*x.shape[:-1], gates, -1) for x in leaves], axis=-1)  # [K, N, G, D]
+    parts = joined.reshape(*joined.shape[:-1], subspaces, -1)
+    products = jnp.einsum("kngsd,knguf->kgsudf", parts, parts, precision=jax.lax.Precision.HIGHEST)
+    pairs = jnp.sum(jnp.square(products), axis=(0, 1, 4, 5))
+    return jnp.sum(jnp.triu(pairs, 1))
+
+
 def _orthogonality(leaf: jax.Array) -> jax.Array:
     count = leaf.shape[0]
     matrix = leaf.reshape(count, -1, leaf.shape[-1] if leaf.ndim >= 3 else 1)

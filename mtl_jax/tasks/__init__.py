@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from mtl_jax.tasks import losses, options
 from mtl_jax.tasks.base import Features, Labels, Params, Task
 from mtl_jax.tasks.classification import Classification, Multilabel
+from mtl_jax.tasks.generative import AdversarialClassification
 from mtl_jax.tasks.metrics import METRICS, SPAN_METRICS
 from mtl_jax.tasks.regression import Regression
 from mtl_jax.tasks.tagging import Tagging
@@ -38,6 +39,7 @@ class Kind(NamedTuple):
 
 KINDS: dict[str, Kind] = {
     "classification": Kind(Classification, "ids"),
+    "gan_classification": Kind(AdversarialClassification, "ids"),
     "multilabel": Kind(Multilabel, "sets", labels="set"),
     "regression": Kind(Regression, "values", labels="real"),
     "tagging": Kind(Tagging, "tags", levels=("word", "predicate")),

@@ -52,5 +52,9 @@ class Task(Protocol):
     def weight(self, labels: Labels) -> jax.Array:
         """What each example counts in the denominator of the mean, float32 [R, E]. Needs no forward pass."""
 
+    # Kinds may besides have
+    #   distribution(params, features) -> float32[R, T, C], of the label at each token, so that it can be fed upwards
+    #   auxiliary {name: factor}, added(params, features, keys [R]) -> {name: float32 sum over texts}: further losses
+
     def predict(self, params: Params, logits: jax.Array, labels: Labels) -> dict[str, jax.Array]:
         """Predictions for each example or word, as arrays with leading axis [R]: `value`, `probability`."""

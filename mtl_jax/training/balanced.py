@@ -53,8 +53,8 @@ def data_gradient(spec, state, trained, flat, batch, hyper, key, total, axis):
       axis: name of the device axis under pmap.
 
     Returns:
-      losses [K], α [K], extra loss, Balance, gradient {path: leaf}, and {"balanced": metrics}: {"weights": [K], of the aggregation;
-      "task_norms": [K], of ∇L_k over what is shared; "cosine": [K, K] between them}.
+      losses [K], α [K], extra loss, Balance, gradient {path: leaf}, {"balanced": {"weights": [K], of the aggregation;
+      "task_norms": [K], of ∇L_k over what is shared; "cosine": [K, K] between them}}.
     """
     shared, present = spec.shared, total > 0
     objective, method = spec.objective, spec.loss_weights(**hyper.loss_weights)

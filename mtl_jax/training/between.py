@@ -110,8 +110,8 @@ def _classes(tasks: Mapping[str, Task], feeds) -> dict[str, int]:
         for source in sources:
             if not hasattr(tasks[source], "distribution"):
                 raise UserError(
-                    f"config.sharing.feeds.{fed}: {source!r} has no label set of which a distribution at each token could "
-                    "be fed; tasks of one class a text or word have"
+                    f"config.sharing.feeds.{fed}: {source!r} has no label set of which a distribution at each token "
+                    "could be fed; tasks with classes of texts or words have"
                 )
             classes[source] = len(tasks[source].names)
     return classes
@@ -130,8 +130,8 @@ def _require_fed_upwards(feeds, depths, layers):
             low, high = (layers.index(depths.get(task, layers[-1])) for task in (source, fed))
             if low > high:
                 raise UserError(
-                    f"config.sharing.feeds.{fed}: the head of {source!r} is at {layers[low]!r}, above that of {fed!r} at "
-                    f"{layers[high]!r}; labels are fed upwards (config.sharing.depths)"
+                    f"config.sharing.feeds.{fed}: the head of {source!r} is at {layers[low]!r}, above that of {fed!r} "
+                    f"at {layers[high]!r}; labels are fed upwards (config.sharing.depths)"
                 )
 
 
@@ -141,14 +141,14 @@ def _require_passable(sharing, owners, mixers, reads_all, depths):
         return
     if reads_all:
         raise UserError(
-            f"config.sharing.read: {sharing.read!r} reads every layer, but those of {sharing.mixer!r} are experts; take 'top'"
+            f"config.sharing.read: {sharing.read!r} reads every layer, but those of {sharing.mixer!r} are experts; "
+            "take 'top'"
         )
     for task, path in depths.items():
         if isinstance(owners[path], ExpertColumns) and path not in mixers:
             raise UserError(
-                f"config.sharing.depths.{task}: behind {path!r} stand experts without a gate; choose one of "
-                f"{', '.join(p for p in owners if not isinstance(owners[p], ExpertColumns) and p[0] in 'el') or 'none'}, "
-                f"{', '.join(mixers)}"
+                f"config.sharing.depths.{task}: behind {path!r} stand experts without a gate; choose a layer of the "
+                f"trunk or one of {', '.join(mixers)}"
             )
 
 
@@ -163,6 +163,6 @@ def _require_above(kept, mixers, adapters, reads_all, depths, owners):
         for name, there in what.items():
             if there:
                 raise UserError(
-                    f"config.optimizer.cache_frozen: {name} stands at {path!r}, but of the frozen layers only the outputs "
-                    f"of {kept[-1]!r} are kept; set cache_frozen = False"
+                    f"config.optimizer.cache_frozen: {name} stands at {path!r}, but of the frozen layers only the "
+                    f"outputs of {kept[-1]!r} are kept; set cache_frozen = False"
                 )

@@ -251,8 +251,8 @@ def _shared(config, method, aggregation, trained, owned, auxiliary):
                          ("adapter", config.sharing.adapter == "lora")):  # fmt: skip
         if joins:
             raise UserError(
-                f"{who} needs the gradients of the tasks apart, which config.sharing.{field} = "
-                f"{config.sharing[field]!r} brings together; leave it out, or take methods that read losses"
+                f"{who} needs the gradients of the tasks apart, which config.sharing.{field} brings together; leave it "
+                "out, or take methods that read losses"
             )
     if auxiliary:
         raise UserError(

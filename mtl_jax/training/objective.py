@@ -104,7 +104,7 @@ def counts(objective: Objective, batch: Batch) -> jax.Array:
 
 
 def auxiliary_counts(objective: Objective, batch: Batch) -> jax.Array:
-    """The denominators of the A auxiliary losses, float32 [A]: the texts of the batch, of a task's the texts it reads."""
+    """The denominators of the A auxiliary losses, float32 [A]: texts of the batch; of a task's loss those it reads."""
 
     def count(name):
         task = auxiliary_task(name)

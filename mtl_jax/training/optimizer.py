@@ -116,7 +116,9 @@ def decays(path: str) -> bool:
     mixture of layers weigh.
     """
     *parents, last = path.split("/")
-    return not last.endswith("bias") and last not in ("scale", "alpha", "layers") and not any("norm" in parent for parent in parents)
+    if last.endswith("bias") or last in ("scale", "alpha", "layers"):
+        return False
+    return not any("norm" in parent for parent in parents)
 
 
 def multipliers(paths, groups: Mapping) -> dict[str, float]:

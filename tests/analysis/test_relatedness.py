@@ -1,6 +1,7 @@
 """Measures of relatedness against their formulas in float64, grouping against all groupings."""
 
 import itertools
+import json
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ import pytest
 from scipy import linalg, stats
 
 from mtl_jax.analysis.relatedness import grouping, measures
+from mtl_jax.errors import UserError
 
 K = 4
 
@@ -143,3 +145,26 @@ def test_auxiliary_tasks():
     assert grouping.auxiliary_tasks(gains, 1, 5) == (2, 0)
     assert grouping.auxiliary_tasks(gains, 1, 1) == (2,)
     assert grouping.auxiliary_tasks(gains, 2, 3) == ()
+
+
+def test_a_tree_of_tasks_by_hand(tmp_path):
+    """a and b are close, c closer to them than d; counts of groups go up with the layers."""
+    similarity = np.asarray([[0, 9, 5, 1], [9, 0, 5, 1], [5, 5, 0, 2], [1, 1, 2, 0]], float)
+    tasks, counts = ("a", "b", "c", "d"), {"layer_00": 1, "layer_01": 2, "layer_02": 3, "layer_03": 4}
+    wanted = {
+        "layer_00": (("a", "b", "c", "d"),), "layer_01": (("a", "b", "c"), ("d",)),
+        "layer_02": (("a", "b"), ("c",), ("d",)), "layer_03": (("a",), ("b",), ("c",), ("d",)),
+    }  # fmt: skip
+    assert grouping.tree(similarity, tasks, counts) == wanted
+    gain = [[None if i == j else {"mean": s} for j, s in enumerate(row)] for i, row in enumerate(similarity.tolist())]
+    measures_ = {"kl": {"distance": True, "matrix": (-similarity).tolist()}}
+    told = {"tasks": list(tasks), "gain": gain, "measures": measures_}
+    (tmp_path / "relatedness.json").write_text(json.dumps(told))
+    assert grouping.tree_of_run(tmp_path, counts) == wanted == grouping.tree_of_run(tmp_path, counts, "kl")
+    for bad, said in (({"layer_00": 3, "layer_01": 2}, "do not fall"), ({"layer_00": 5}, "from 1 to 4")):
+        with pytest.raises(UserError, match=said):
+            grouping.tree(similarity, tasks, bad)
+    with pytest.raises(UserError, match="no measure 'tag'"):
+        grouping.tree_of_run(tmp_path, counts, "tag")
+    with pytest.raises(UserError, match="no such file"):
+        grouping.tree_of_run(tmp_path / "none", counts)

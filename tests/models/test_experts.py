@@ -1,4 +1,4 @@
-"""Experts behind gates: float64 numpy, brute force over codes, and what they become with one expert or no private one."""
+"""Experts behind gates: float64 numpy, brute force over codes, what they become with one expert or no private one."""
 
 import itertools
 
@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from few_steps import steps
 from ml_collections import ConfigDict
 
 from configs import default
@@ -19,7 +20,6 @@ from mtl_jax.training.experiment import build
 from mtl_jax.training.paths import flatten
 from mtl_jax.training.placement import place
 from mtl_jax.training.step import train_step
-from few_steps import steps
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 K, R, T, D, WIDTH = 2, 2, 5, 4, 3
@@ -74,7 +74,7 @@ def test_dselect_by_enumeration_of_codes(columns, differs):
         inner = -2 / gamma**3 * z**3 + 3 / (2 * gamma) * z + 0.5
         s = np.where(z <= -gamma / 2, 0.0, np.where(z >= gamma / 2, 1.0, inner))
         weights, h = np.zeros(columns), 0.0
-        for code, bits in enumerate(itertools.product([0, 1], repeat=s.shape[1])):
+        for bits in itertools.product([0, 1], repeat=s.shape[1]):
             number = sum(bit << j for j, bit in enumerate(bits))
             for k in range(chosen):
                 p = np.prod([s[k, j] if bit else 1 - s[k, j] for j, bit in enumerate(bits)])
@@ -159,8 +159,9 @@ def test_progressive_layered_extraction_layer_by_layer(tiny, differs):
     ],
 )  # fmt: skip
 def test_experts_train(tiny, kind, options):
-    experiment = build(config_of(tiny, kind, options, data__mixing="size", auxiliary=ConfigDict(
-        {"gate_entropy": 0.1} if "gate" in options else {}), optimizer__name="adamw", optimizer__learning_rate=1e-2))  # fmt: skip
+    changes = {"optimizer__name": "adamw", "optimizer__learning_rate": 1e-2, "data__mixing": "size"}
+    factors = ConfigDict({"gate_entropy": 0.1} if "gate" in options else {})
+    experiment = build(config_of(tiny, kind, options, auxiliary=factors, **changes))
     state, metrics = steps(experiment)
     assert np.isfinite(metrics["losses"]).all() and np.isfinite(metrics["total"])
     before = flatten(experiment.init_params(0))

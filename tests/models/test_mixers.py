@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from few_steps import steps
 from ml_collections import ConfigDict
 
 from configs import default
@@ -14,7 +15,6 @@ from mtl_jax.training import objective as terms
 from mtl_jax.training.experiment import build
 from mtl_jax.training.paths import flatten
 from mtl_jax.training.placement import place
-from few_steps import steps
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 K, R, T, D = 3, 2, 5, 4
@@ -120,6 +120,7 @@ def test_a_loss_reaches_the_columns_of_other_tasks_through_the_mixer_only(tiny):
     objective = experiment.spec.objective
     params = experiment.init_params(0)
     batch = experiment.batches(0).batch(0)
+
     def color(params):
         total = terms.counts(objective, batch)
         return terms.loss_shares(objective, params, batch, experiment.hyper, jax.random.key(0), total)[0]
@@ -153,7 +154,7 @@ def test_eight_devices_as_one(tiny, differs):
         ({"sharing__mixer_options": {"own": 1.5}}, r"own must lie in \[0, 1\]"),
         ({"sharing__mixer": "", "sharing__mixed": ("layer_00",)}, "does nothing"),
         ({"sharing__mixer": "sluice", "sharing__mixer_options": {"subspaces": 3}}, "cannot be cut into 3 subspaces"),
-        ({"aggregation__method": "cagrad"}, "which config.sharing.mixer = .* brings together"),
+        ({"aggregation__method": "cagrad"}, "which config.sharing.mixer brings together"),
     ],
 )
 def test_bad_input(tiny, changes, message):

@@ -278,3 +278,31 @@ def test_sharded_features_need_one_small_all_reduce():
     compiled = jax.jit(lambda y: sharing.trace_norm(y, center="mean")).lower(sharded).compile()
     assert "all-gather" not in compiled.as_text()
     np.testing.assert_allclose(compiled(sharded), sharing.trace_norm(x, center="mean"), rtol=1e-5)
+
+
+@pytest.mark.parametrize(("subspaces", "gates"), [(2, 1), (2, 4), (4, 2)])
+def test_subspaces_orthogonal_by_brute_force(subspaces, gates):
+    """Both directions of a layer joined, gate by gate, every pair of parts."""
+    rng = np.random.default_rng(0)
+    count, inputs, width = 3, 5, 4  # D of one direction
+    leaves = {name: rng.normal(size=(count, inputs, gates * width)) for name in ("backward", "forward")}
+    total = 0.0
+    for k in range(count):
+        for g in range(gates):
+            own = [leaf[k, :, g * width : (g + 1) * width] for leaf in leaves.values()]
+            parts = np.split(np.concatenate(own, axis=1), subspaces, axis=1)
+            total += sum(
+                np.linalg.norm(parts[s].T @ parts[u]) ** 2 for s in range(subspaces) for u in range(s + 1, subspaces)
+            )
+    with jax.enable_x64(True):
+        found = sharing.PENALTIES["subspace_orthogonality"](
+            {k: jnp.asarray(v) for k, v in leaves.items()}, subspaces=subspaces, gates=gates
+        )
+    np.testing.assert_allclose(found, total, rtol=1e-12)
+
+
+def test_subspaces_that_cannot_be_cut():
+    with pytest.raises(ValueError, match="cannot be cut into 3 subspaces"):
+        sharing.PENALTIES["subspace_orthogonality"]({"a": jnp.ones((2, 3, 4))}, subspaces=3)
+    with pytest.raises(ValueError, match="read the same inputs"):
+        sharing.PENALTIES["subspace_orthogonality"]({"a": jnp.ones((2, 3, 4)), "b": jnp.ones((2, 5, 4))})

@@ -17,7 +17,10 @@ TRACED = (
     "aggregation.options.*", "auxiliary.*",
 )  # fmt: skip
 # mappings whose keys are the user's own: what is absent has its default
-_GROWS = ("by_layer", "options", "mixer_options", "read_options", "adapter_options", "depths", "feeds", "auxiliary", "groups", "limit", "where", "splits")
+_GROWS = (
+    "by_layer", "options", "mixer_options", "read_options", "adapter_options", "depths", "feeds", "auxiliary", "groups",
+    "limit", "where", "splits",
+)  # fmt: skip
 
 
 def is_traced(field: str) -> bool:

@@ -1,12 +1,18 @@
-"""Which tasks to train together, and which auxiliary tasks help a target."""
+"""Which tasks to train together, which auxiliary tasks help a target, and who shares which layers."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+import json
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from scipy.cluster import hierarchy
+from scipy.spatial.distance import squareform
+
+from mtl_jax.errors import UserError
 
 EXACT = 8  # tasks up to which the search is exact: 255 candidate groups
 
@@ -146,3 +152,69 @@ def _grown(count: int, gains: Gains) -> list[tuple[int, ...]]:
             group = max(options, key=lambda option: float(gains(option).sum()))
             found.add(group)
     return sorted(found)
+
+
+def tree(
+    similarity: np.ndarray, tasks: Sequence[str], groups: Mapping[str, int]
+) -> dict[str, tuple[tuple[str, ...], ...]]:
+    """Which tasks share which layers, so that similar tasks share more of them: for `config.sharing.groups`.
+
+    Average linkage joins the tasks one by one; each layer has the groups that are left where there are so many.
+
+    Args:
+      similarity: float[K, K], more is closer; its symmetric part is taken, the diagonal is not read.
+      tasks: the K names.
+      groups: layer -> number of groups, from there up to the next one named; not fewer than below it.
+
+    Returns:
+      layer -> partition of the tasks.
+
+    Raises:
+      UserError: an entry that is not finite, numbers out of 1 … K or that fall from layer to layer.
+    """
+    count = len(tasks)
+    off = ~np.eye(count, dtype=bool)
+    symmetric = (similarity + similarity.T) / 2
+    if not np.isfinite(symmetric[off]).all():
+        raise UserError("a tree of tasks: the similarity of some tasks is not known; take a measure that has all pairs")
+    numbers = [groups[layer] for layer in sorted(groups)]
+    if any(not 1 <= n <= count for n in numbers) or numbers != sorted(numbers):
+        raise UserError(
+            f"a tree of tasks: groups should be numbers from 1 to {count} that do not fall from layer to layer, not "
+            f"{groups}"
+        )
+    distance = np.where(off, symmetric[off].max() - symmetric, 0.0)
+    joined = hierarchy.linkage(squareform(distance, checks=False), "average")
+    found = {}
+    for layer, number in groups.items():
+        labels = hierarchy.cut_tree(joined, n_clusters=number)[:, 0]
+        found[layer] = tuple(
+            tuple(name for name, label in zip(tasks, labels, strict=True) if label == wanted)
+            for wanted in dict.fromkeys(labels.tolist())
+        )
+    return found
+
+
+def tree_of_run(run: str | pathlib.Path, groups: Mapping[str, int], measure: str = "transfer"):
+    """`tree` of a finished --mode=relate.
+
+    Args:
+      run: its folder.
+      groups: as in `tree`.
+      measure: a name of its measures, or "transfer": what pairs gain by each other, as measured.
+
+    Raises:
+      UserError: no such run or measure; see `tree`.
+    """
+    file = pathlib.Path(run).expanduser() / "relatedness.json"
+    if not file.is_file():
+        raise UserError(f"{file}: no such file; it is what --mode=relate writes at its end")
+    found = json.loads(file.read_text(encoding="utf-8"))
+    if measure == "transfer":
+        matrix = [[entry["mean"] if entry else np.nan for entry in row] for row in found["gain"]]
+        return tree(np.asarray(matrix, float), found["tasks"], groups)
+    if measure not in found["measures"]:
+        raise UserError(f"{file}: no measure {measure!r}; there are transfer, {', '.join(found['measures'])}")
+    told = found["measures"][measure]
+    matrix = np.asarray(told["matrix"], float)
+    return tree(-matrix if told["distance"] else matrix, found["tasks"], groups)

@@ -1,0 +1,123 @@
+"""Adversarial shared-private columns: reversal, discriminator, orthogonality in float64; what they do in training."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from few_steps import steps
+from ml_collections import ConfigDict
+
+from mtl_jax.errors import UserError
+from mtl_jax.models import shared_private
+from mtl_jax.models.mixers import Place
+from mtl_jax.models.mixing import mix
+from mtl_jax.training.experiment import build
+from mtl_jax.training.paths import flatten
+
+pytestmark = pytest.mark.usefixtures("standard_promotion")
+R, T, D, N = 2, 5, 4, 3
+SEGMENT = np.asarray([[1, 1, 2, 2, 0], [1, 1, 1, 0, 0]], np.int32)
+
+
+def test_reversal():
+    x = jnp.asarray([1.0, -2.0])
+    found, gradient = jax.value_and_grad(lambda x: (shared_private.reverse(x, 0.3) ** 2).sum())(x)
+    np.testing.assert_allclose(found, 5.0)
+    np.testing.assert_allclose(gradient, -0.3 * 2 * x, rtol=1e-6)
+
+
+def test_overlap_is_the_norm_of_the_product(differs):
+    rng = np.random.default_rng(0)
+    shared, private = rng.normal(size=(2, R, T, D))
+    given = (jnp.asarray(x, jnp.float32) for x in (shared, private))
+    found = np.asarray(shared_private.overlap(*given, SEGMENT))
+    for r in range(R):
+        for text in (1, 2):
+            own = SEGMENT[r] == text
+            if own.any():
+                s, p = (x[r, own] / np.linalg.norm(x[r, own], axis=1, keepdims=True) for x in (shared, private))
+                wanted = np.linalg.norm(s.T @ p) ** 2 / own.sum() ** 2
+                differs("orthogonality of features", found[r, own].mean(), wanted, 1e-6)
+    assert 0 <= found.min()
+    value, gradient = jax.value_and_grad(lambda x: shared_private.overlap(x, x, SEGMENT).sum())(jnp.zeros((R, T, D)))
+    assert value == 0 and np.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize("hidden", [0, 3])
+def test_the_discriminator_in_float64(differs, hidden):
+    """Summed over texts, each with the mean of its tokens."""
+    rng = np.random.default_rng(1)
+    mixer = shared_private.shared_private(2, hidden=hidden)
+    start = mixer.init(jax.random.key(0), Place(D, D, True, N))
+    params = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape), jnp.float32), start)
+    outputs = {(b, c): jnp.asarray(rng.normal(size=(R, T, D)), jnp.float32) for b in range(2) for c in range(3)}
+    dataset, length = np.asarray([2, 0]), np.asarray([[[2, 2], [3, 0]]] * 2)
+
+    class Batch:
+        segment = np.stack([SEGMENT, SEGMENT])
+
+    Batch.dataset, Batch.length = jnp.asarray(dataset), length
+    mixed, added = mix(mixer, params, outputs, {k: v for k, v in outputs.items() if k[1] < 2}, Batch, jnp.float32(0.5))
+    own = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
+    total = 0.0
+    for block in range(2):
+        for r, text in ((0, 1), (0, 2), (1, 1)):
+            x = np.asarray(outputs[block, 0], np.float64)[r, SEGMENT[r] == text].mean(axis=0)
+            if hidden:
+                x = np.maximum(x @ own["hidden"]["kernel"] + own["hidden"]["bias"], 0)
+            scores = x @ own["kernel"] + own["bias"]
+            total -= scores[dataset[block]] - np.log(np.exp(scores).sum())
+        for k in range(2):
+            joined = np.concatenate([outputs[block, 0], outputs[block, 1 + k]], axis=-1)
+            np.testing.assert_array_equal(mixed[block, k], joined)
+    differs("discriminator of data sets", added["adversarial"] / total, 1.0, 2e-6)
+    assert mix(mixer, params, outputs, outputs, Batch, None)[1] == {}
+
+
+def config_of(tiny, factors=(), **changes):
+    return tiny(**{
+        "train_on": ("color", "long"), "sharing__trunk": "embed", "sharing__mixer": "shared_private",
+        "auxiliary": ConfigDict(dict(factors)), **changes,
+    })  # fmt: skip
+
+
+def test_the_reversed_gradient_reaches_the_shared_column_alone(tiny):
+    """With its factor alone changed, the discriminator and the shared column move differently, private ones do not."""
+    changes = {"optimizer__name": "sgd", "optimizer__learning_rate": 0.1, "optimizer__clip": 0.0, "model__dropout": 0.0}
+    options = {"sharing__mixer_options": ConfigDict({"reversal": "constant"}), **changes}
+    found = {}
+    for factor in (0.0, 1.0):
+        config = config_of(tiny, {"adversarial": factor, "orthogonality": 0.0}, **options)
+        experiment = build(config)
+        found[factor] = flatten(steps(experiment, 1)[0].params), flatten(experiment.init_params(0))
+    (without, start), (with_, _) = found[0.0], found[1.0]
+    for path, leaf in with_.items():
+        if path.startswith("layer_00"):
+            assert not np.array_equal(leaf[0], without[path][0]), path
+            np.testing.assert_array_equal(leaf[1:], without[path][1:], err_msg=path)
+        if path.startswith("mixer_00"):
+            assert not np.array_equal(leaf, start[path]) and np.array_equal(without[path], start[path])
+    assert experiment.spec.objective.network.width == {"color": 32, "long": 32}
+
+
+@pytest.mark.parametrize("changes", [{"data__mixing": "size"}, {"training__accumulate": 2}])
+def test_it_trains(tiny, changes):
+    experiment = build(config_of(tiny, **changes))
+    state, metrics = steps(experiment)
+    assert set(metrics["auxiliary"]) == {"adversarial", "orthogonality"}
+    assert all(np.isfinite(v) for v in metrics["auxiliary"].values()) and np.isfinite(metrics["total"])
+    before = flatten(experiment.init_params(0))
+    assert not [path for path, leaf in flatten(state.params).items() if np.array_equal(leaf, before[path])]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"train_on": ("tags", "long")}, "tells data sets apart, there is one only"),
+        ({"sharing__mixer_options": {"reversal": "never"}}, "reversal must be one of dann, constant"),
+        ({"sharing__mixed": ("layer_00", "layer_01"), "model__layers": 2}, "joins columns at the top only"),
+    ],
+)
+def test_bad_input(tiny, changes, message):
+    with pytest.raises(UserError, match=message):
+        build(config_of(tiny, **{k: ConfigDict(v) if isinstance(v, dict) else v for k, v in changes.items()}))
