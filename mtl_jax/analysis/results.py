@@ -67,6 +67,9 @@ class Grid(NamedTuple):
     notes       sentences for people
     method      {"name": "grid" | "halving" | "hypergradient", and its numbers}
     baselines   choice -> alternatives that the others are compared with
+    costs       of each program without its ends {"choices": {choice: alternative}, "parameters": of one model,
+                "step_seconds": median over calls of what a step of one lane takes, the first call left out; None where
+                there was one call only}
     """
 
     sweeps: dict[str, dict[str, Any]]
@@ -77,6 +80,7 @@ class Grid(NamedTuple):
     notes: list[str]
     method: dict[str, Any]
     baselines: dict[str, list[str]]
+    costs: list[dict[str, Any]]
 
 
 def write(folder: pathlib.Path, grid: Grid) -> None:
@@ -121,7 +125,7 @@ def read(folder: pathlib.Path) -> Grid:
         raise UserError(f"{file}: version {found!r} of the format, this program reads {VERSION}")
     try:
         lanes = [Lane(**{field: lane[field] for field in Lane._fields}) for lane in whole["lanes"]]
-        whole = {"baselines": {}, **whole, "lanes": lanes}  # written before there were baselines
+        whole = {"baselines": {}, "costs": [], **whole, "lanes": lanes}  # written before there were such
         grid = Grid(**{field: whole[field] for field in Grid._fields})
     except (KeyError, TypeError) as error:
         raise UserError(f"{file}: damaged, {error} is missing; start the ablation again to write it anew") from None

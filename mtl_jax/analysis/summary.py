@@ -57,6 +57,7 @@ def summarise(grid: Grid) -> dict[str, Any]:
         comparison  {end: {"average": {split: difference}, "tasks": {task: {split: difference}}}} of the chosen point
                     minus the end. On dev "average" has the corrected p; the others are of one point and are not
                     corrected
+        cost        {"parameters": of one model, "step_seconds": of one lane}, None where it is not known
         verdict     a sentence
         warnings    sentences: what froze or was dropped, what lies at the edge of what was tried
       baselines     for each baseline of each choice, and each combination of the other choices:
@@ -153,6 +154,7 @@ def _combination(scope, choices, strengths):
         "ends": {end: summary for end, (summary, _) in tuned.items()},
         "chosen": chosen,
         "comparison": comparison,
+        "cost": next((cost for cost in grid.costs if cost["choices"] == choices), None),
     }
     result["verdict"] = verdict(result, strengths)
     result["warnings"] = warnings(result, groups, grid.sweeps, grid.method["name"])

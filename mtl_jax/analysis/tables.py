@@ -7,6 +7,7 @@ from typing import Any
 
 from mtl_jax.analysis.verdicts import NAMES, conclusion, p_value, said
 
+TASK_COLUMNS = 4  # most tasks that have columns of their own
 Rows = tuple[list[str], list[list[Any]]]  # header, rows
 
 
@@ -101,15 +102,27 @@ def change(value: Mapping[str, Any]) -> str | None:
 
 
 def overview_rows(summary: Mapping[str, Any], split: str) -> Rows:
-    """A row for each combination of choices: the chosen setting and the tuned ends on one split."""
+    """A row for each combination of choices: the chosen setting on one split, on average and by task where tasks are
+    few, what it costs, and the tuned ends.
+    """
     combinations = summary["combinations"]
     choices = list(combinations[0]["choices"]) if combinations else []
     ends = [end for end in NAMES if any(end in c["ends"] for c in combinations)]
-    header = [*choices, "chosen on dev", split, *(NAMES[end] for end in ends), *(f"− {NAMES[end]}" for end in ends)]
+    tasks = list(summary["scores"]) if 1 < len(summary["scores"]) <= TASK_COLUMNS and not ends else []
+    costs = len(combinations) > 1 and any(c["cost"] for c in combinations)
+    header = [*choices, "chosen on dev", split, *tasks, *(["parameters", "ms a step"] if costs else [])]
+    header += [*(NAMES[end] for end in ends), *(f"− {NAMES[end]}" for end in ends)]
     rows = []
     for c in combinations:
         point = None if c["chosen"] is None else c["points"][c["chosen"]]
         row = [*c["choices"].values(), said(point["values"]) if point else "none", _average(point, split)]
+        for task in tasks:
+            found = point["tasks"].get(task, {}).get(split, {}) if point else {}
+            row.append(mean(found.get(summary["scores"][task])))
+        if costs:
+            cost = c["cost"] or {"parameters": None, "step_seconds": None}
+            step = cost["step_seconds"]
+            row += [f"{cost['parameters']:,}" if cost["parameters"] else None, step and f"{1000 * step:.1f}"]
         row += [_average(c["ends"].get(end), split) for end in ends]
         for end in ends:
             difference = c["comparison"].get(end, {}).get("average", {}).get(split)

@@ -28,7 +28,7 @@ def grid(lanes, sweeps=None, choices=None, tasks=("pos",), method="grid", refere
         sweeps = {"strength": {"field": "penalties.l2.strength", "scale": "log", "values": values}}
     tasks = {task: ["accuracy", "loss"] for task in tasks}
     return Grid(
-        sweeps, choices or {}, tasks, lanes, list(references), ["a note"], {"name": method}, baselines or {}
+        sweeps, choices or {}, tasks, lanes, list(references), ["a note"], {"name": method}, baselines or {}, []
     )  # fmt: skip
 
 
@@ -106,5 +106,5 @@ def realistic(tasks=5, points=8, seeds=5, choices=None, second=False, trouble=Tr
         sweeps["dropout"] = {"field": "model.dropout", "scale": "linear", "values": dropouts}
     return Grid(
         sweeps, choices, {t: ["accuracy", "loss"] for t in names}, lanes, references, ["ten lanes at once"],
-        {"name": "grid"}, {},
+        {"name": "grid"}, {}, [],
     )  # fmt: skip

@@ -10,7 +10,7 @@ import pytest
 from fake_grids import lane
 from scipy import stats
 
-from mtl_jax.analysis import results
+from mtl_jax.analysis import results, tables
 from mtl_jax.errors import UserError
 
 
@@ -264,6 +264,14 @@ def test_alternatives_against_baselines_are_paired_and_corrected_over_the_altern
 def test_what_is_known_without_baselines_is_read_too(tmp_path):
     results.write(tmp_path, methods({"sum": [0.5, 0.6], "a": [0.6, 0.7]}))
     whole = json.loads((tmp_path / "ablation.json").read_text())
-    del whole["baselines"]
+    del whole["baselines"], whole["costs"]
     (tmp_path / "ablation.json").write_text(json.dumps(whole))
     assert results.read(tmp_path).baselines == {}
+
+
+def test_what_alternatives_cost_stands_beside_their_scores():
+    grid = methods({"sum": [0.5, 0.6], "a": [0.6, 0.7]})
+    costs = [{"choices": {"method": "sum"}, "parameters": 12345, "step_seconds": 0.0123}]
+    header, rows = tables.overview_rows(results.summarise(grid._replace(costs=costs)), "dev")
+    assert header[-2:] == ["parameters", "ms a step"]
+    assert [row[-2:] for row in rows] == [["12,345", "12.3"], [None, None]]

@@ -6,6 +6,7 @@ import functools
 import json
 import pathlib
 import shutil
+import statistics
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -56,7 +57,7 @@ def train(planned: Plan, method: Mapping[str, Any], workdir: pathlib.Path, what:
 
     `method` is the grid's, `what` stands before the progress bar.
     """
-    sources, found, notes, optima = Sources(), [], [], []
+    sources, found, notes, optima, costs = Sources(), [], [], [], []
     with StopSignals() as stop, progress_bar(what, "step", planned.lane_steps) as bar:
         for one in planned.programs:
             folder = workdir / "programs" / one.name
@@ -70,12 +71,14 @@ def train(planned: Plan, method: Mapping[str, Any], workdir: pathlib.Path, what:
             else:
                 bar.update(len(one.settings) * len(planned.seeds) * one.config.training.steps)
             found += [results.Lane(**lane) for lane in done["lanes"]]
+            costs += [{"choices": dict(one.choices), **done["cost"]}] if one.settings[0].line == "sharing" else []
             optima += done["references"]
             notes += [f"{one.name}: {note}" for note in done["notes"]]
     return results.Grid(
         sweeps={name: dict(entry) for name, entry in planned.sweeps.items()},
         choices={name: list(names) for name, names in planned.choices.items()},
         baselines={name: list(names) for name, names in planned.baselines.items()},
+        costs=costs,
         tasks=done["tasks"],
         lanes=found,
         references=optima,
@@ -93,6 +96,7 @@ def _train(planned: Plan, one: Program, folder, sources: Sources, stop, bar) -> 
         bar.write(f"  {note}")
     engine_for, (turn_seeds, turn_lanes) = _engines(built, one, seeds, count, bar)
     found: dict[tuple[int, int], dict[str, Any]] = {}
+    step_seconds: list[float] = []
     halves = one.config.ablation.method == "halving" and built.settings[0].line == "sharing"
     rungs = halving.rungs(one.config, count) if halves else ()
     learns = one.config.ablation.method == "hypergradient" and built.settings[0].line == "sharing"
@@ -118,6 +122,8 @@ def _train(planned: Plan, one: Program, folder, sources: Sources, stop, bar) -> 
                     eta = halving.options(one.config)["eta"]
                     turn.drop(halving.survivors(turn.dev_scores(), turn.settings, built.settings, eta))
             found |= turn.results()
+            step_seconds += turn.step_seconds
+    shapes = jax.eval_shape(lambda: built.experiment.init_params(0))
     done = {
         "lanes": [
             results.Lane(
@@ -129,6 +135,10 @@ def _train(planned: Plan, one: Program, folder, sources: Sources, stop, bar) -> 
         ],
         "fields": [dict(setting.fields) for setting in built.settings],
         "references": _references(one, built) if one.config.ablation.reference else [],
+        "cost": {
+            "parameters": sum(leaf.size for leaf in jax.tree.leaves(shapes)),
+            "step_seconds": statistics.median(step_seconds) if step_seconds else None,
+        },
         "notes": list(built.notes),
         "data_notes": list(built.experiment.corpus.notes),
         "tasks": {name: list(task.metrics) for name, task in built.experiment.tasks.items()},

@@ -56,6 +56,7 @@ class Turn:
         self.position = 0
         self._checkpoints = Checkpoints(folder, keep=1)
         self._pace = 1  # steps of a call
+        self.step_seconds: list[float] = []  # of a step of one lane, by call
 
     def __enter__(self):
         latest = self._checkpoints.latest
@@ -112,6 +113,7 @@ class Turn:
         self._moved(steps, active)
         seconds = time.monotonic() - began
         if self.position > steps:  # the first call warms up
+            self.step_seconds.append(seconds / (steps * int(active.sum())))
             self._pace = int(min(max(self._pace * CALL_SECONDS / max(seconds, 1e-3), 1), 4 * self._pace))
         else:
             self._pace = 4
