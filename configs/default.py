@@ -236,13 +236,13 @@ def penalty(**fields) -> ConfigDict:
 
 
 def distillation(**fields) -> ConfigDict:
-    """The teachers of a task: finished runs whose soft labels stand beside its gold labels. Unknown fields are refused."""
+    """Teachers of a task: finished runs whose soft labels stand beside its gold labels. Unknown fields are refused."""
     entry = ConfigDict()
     entry.teachers = ()  # folders of runs; the student learns from the mean of what they say
     entry.weights = ()  # of the teachers in that mean; (): equal
     entry.task = ""  # name of the task in those runs; "": as here. Kind, level and classes are the same
     entry.temperature = 1.0  # T of the teachers' and the student's softmax (or sigmoid); of numbers there is none
-    entry.weight = 1.0  # share of the teachers in the target at the beginning, 0 to 1
+    entry.weight = 1.0  # share of the teachers in the target at the beginning, 0 to 1; 0: they are not even read
     entry.annealing = True  # it falls linearly to 0 over the run, towards the gold labels; False: it stays
     return _filled(entry, fields, "distillation", ())
 
@@ -251,8 +251,8 @@ def sweep(**fields) -> ConfigDict:
     """Values of one hyperparameter that the compiled step takes as an argument. Unknown fields are refused.
 
     Such are penalties.*.strength, penalties.*.by_layer.*, tasks.*.weight, distillation.*.weight,
-    optimizer.learning_rate, optimizer.weight_decay, model.dropout, model.attention_dropout and the numbers in loss_weights.options and
-    aggregation.options.
+    optimizer.learning_rate, optimizer.weight_decay, model.dropout, model.attention_dropout and the numbers in
+    loss_weights.options and aggregation.options.
     """
     entry = ConfigDict()
     entry.field = ""  # e.g. "penalties.l2.strength"; "*" stands for any one name: "tasks.*.weight" moves all together

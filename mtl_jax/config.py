@@ -238,7 +238,9 @@ def _check_distillation(config, default, say):
         if not entry.teachers or not all(isinstance(run, str) and run for run in entry.teachers):
             say(f"{where}.teachers: name the folders of finished runs, e.g. ('runs/teacher',)")
         if entry.weights and len(entry.weights) != len(entry.teachers):
-            say(f"{where}.weights: {len(entry.weights)} weights for {len(entry.teachers)} teachers; () weighs all alike")
+            say(
+                f"{where}.weights: {len(entry.weights)} weights for {len(entry.teachers)} teachers; () weighs all alike"
+            )
         for weight in entry.weights:
             _range(f"{where}.weights", weight, 1e-9, None, say)
         _range(f"{where}.temperature", entry.temperature, 1e-3, None, say)

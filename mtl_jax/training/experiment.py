@@ -127,7 +127,7 @@ def assemble(config: Any, data: Corpus, architecture: Architecture | None, pretr
             teaching={
                 name: Distillation(float(entry.temperature), entry.annealing)
                 for name, entry in config.distillation.items()
-                if name in tasks
+                if name in tasks and entry.weight > 0  # else it is ordinary training, to the last bit
             },
         )  # fmt: skip
 

@@ -210,7 +210,7 @@ def strengths(objective: Objective, hyper: Hyper, progress: jax.Array) -> dict[s
 
 
 def at_progress(objective: Objective, hyper: Hyper, progress: jax.Array) -> Hyper:
-    """The hyperparameters with the share that teachers have at `progress` = step / steps in the place of their weight."""
+    """The hyperparameters with the teachers' share at `progress` = step / steps in the place of their weight."""
     shares = {name: distillation.share(of, hyper.teaching[name], progress) for name, of in objective.teaching.items()}
     return hyper._replace(teaching=shares)
 

@@ -34,6 +34,11 @@ from mtl_jax.training.prediction import all_devices, average_params, corpus_of
 from mtl_jax.training.progress import progress_bar
 
 
+def active(config: Any) -> dict[str, Any]:
+    """{task: its entry} of the tasks whose teachers have any weight: without it they are never read."""
+    return {task: entry for task, entry in config.distillation.items() if entry.weight > 0}
+
+
 def with_soft_labels(config: Any, data: Corpus) -> Corpus:
     """The corpus with what the teachers say in its training labels, `teacher` and `teacher_mask`.
 
@@ -43,7 +48,7 @@ def with_soft_labels(config: Any, data: Corpus) -> Corpus:
       UserError: naming `config.distillation.<task>`, a run that is missing, not finished, of another kind or level, or
         with other classes.
     """
-    entries = {task: entry for task, entry in config.distillation.items() if task in data.specs}
+    entries = {task: entry for task, entry in active(config).items() if task in data.specs}
     if not entries:
         return data
     seal, notes, rows = hashlib.sha256(), [], {name: dict(by_split) for name, by_split in data.rows.items()}
@@ -94,7 +99,9 @@ def _say(run: _Run, config: Any, data: Corpus, task: str, entry: Any) -> dict[st
     there = entry.task or task
     order = _classes(run, config, data, task, there)
     spec = data.specs[task]
-    held = {run.config.tasks[there].dataset: (data.splits[spec.dataset]["train"].records, config.datasets[spec.dataset])}
+    held = {
+        run.config.tasks[there].dataset: (data.splits[spec.dataset]["train"].records, config.datasets[spec.dataset])
+    }
     try:
         corpus = corpus_of(run.config, run.kept, held)
         experiment = assemble(run.config, corpus, run.kept.architecture, None)

@@ -57,6 +57,7 @@ class Sources:
         taught = {
             task: {name: value for name, value in entry.items() if name not in ("weight", "annealing")}
             for task, entry in whole["distillation"].items()
+            if entry["weight"] > 0
         }
         key = [data, taught, model["pretrained"], model["pretrained_wheel"]]
         corpus = self._keep("corpus", key, functools.partial(load_data, config, encoder))
@@ -81,6 +82,8 @@ def build(program: Program, sources: Sources) -> Built:
     config = fields.with_values(program.config, program.settings[0].fields)
     for rate in ("dropout", "attention_dropout"):  # whether there is any is static
         config.model[rate] = max(_config_of(program, setting).model[rate] for setting in program.settings)
+    for task, entry in config.distillation.items():  # and so is whether there are teachers
+        entry.weight = max(_config_of(program, setting).distillation[task].weight for setting in program.settings)
     config.sharing.tied = False
     corpus, encoder = sources.of(config)
     experiment = assemble(
