@@ -181,6 +181,10 @@ def get_config() -> ConfigDict:
     relate.inputs = 500  # texts on which the tasks' columns are compared
     relate.groups = 2  # budget: most groups of tasks to be trained together
     relate.auxiliary = 2  # most tasks to be trained beside one target
+
+    merging = config.merging = ConfigDict()  # --mode=merge: the columns of a run, or several runs, as one encoder
+    merging.methods = ()  # names in MERGING of mtl_jax/sharing/merging.py; (): all. Their options are chosen on dev
+    merging.beside = ()  # folders of finished runs whose scores stand in the table too, e.g. ("runs/tied",)
     return config
 
 

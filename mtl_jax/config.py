@@ -107,6 +107,7 @@ def check(config: Any, default: ModuleType) -> None:
     _check_sharing(config, say)
     _check_ablation(config, default, say)
     _check_relate(config, say)
+    _check_names("config.merging.methods", config.merging.methods, _merging_methods(), say)
     _check_names("config.train_on", config.train_on, config.tasks, say)
     _check_names("config.evaluation.splits", config.evaluation.splits, SPLITS, say)
     if config.data.mixing == "weights":
@@ -335,6 +336,12 @@ def _check_relate(config, say):
     for name in config.relate.measures:
         _choice("config.relate.measures", name, MEASURES, say)
     _choice("config.relate.split", config.relate.split, config.evaluation.splits, say)
+
+
+def _merging_methods():
+    from mtl_jax.sharing.merging import MERGING
+
+    return MERGING
 
 
 def _complete(where, entry, default, say) -> bool:
