@@ -79,11 +79,13 @@ def merge(merging: Any, workdirs: Sequence[pathlib.Path], out: pathlib.Path) -> 
     placement = placement_of(experiment)
     evaluator = make_evaluator(experiment, placement)
     whole = _heads_and_common(experiment, built)
-    stack, base = _stacked(columns, whole)
+    stack, base = _stacked(columns)
+    if not stack:
+        raise UserError(f"--mode=merge: the columns of {', '.join(map(str, workdirs))} are equal already (tied)")
 
     def with_merged(tree):
         flat = flatten(whole) | {path: leaf[None] for path, leaf in tree.items()}
-        return placement.put_state(with_leaves(whole, flat))
+        return placement.replicated(placement.put_state(with_leaves(whole, flat)))
 
     key = jax.random.key(config.seed)
     rows = [{"name": "as they were", "options": {}, "tried": 0, "scores": _own_scores(built)}]
@@ -203,7 +205,7 @@ def _built(run: _Run) -> _Built:
     saved = load_params(run.workdir, str(run.summary["step"]), abstract_params(experiment, placement))
     require_same_data(saved.metadata, experiment.corpus, saved.step)
     base = experiment.init_params(run.config.seed)
-    owners = {path: owner for path, owner in experiment.owners.items()}
+    owners = experiment.owners
     served: dict[tuple[int, ...], list[str]] = {}
     for k, task in enumerate(experiment.tasks):
         served.setdefault(tuple(owner[k] for owner in owners.values()), []).append(task)
@@ -251,8 +253,8 @@ def _heads_and_common(experiment: Experiment, built: Sequence[_Built]) -> dict[s
     return {**first, "heads": {task: heads[task] for task in experiment.tasks}}
 
 
-def _stacked(columns: Sequence[_Column], whole: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What differs between the columns, leaves [K, ...], and its base [...]. Layers shared by all are no part of it."""
+def _stacked(columns: Sequence[_Column]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What differs between the columns, leaves [K, ...], and its base [...]."""
     first, *others = columns
     shared = [
         path for path, leaf in first.leaves.items() if all((leaf == column.leaves[path]).all() for column in others)
