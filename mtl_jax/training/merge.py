@@ -35,7 +35,8 @@ from mtl_jax.training.scoring import (
     score_splits,
 )
 
-COMMON = ("datasets", "tasks", "tokenizer", "model", "data.row_length", "data.max_unseen", "data.seed", "seed")
+COMMON = ("datasets", "tasks", "tokenizer", "model", "data.row_length", "data.max_unseen", "data.seed", "seed",
+          "sharing.read", "sharing.read_options", "sharing.depths", "sharing.feeds")  # fmt: skip
 
 
 def merge(merging: Any, workdirs: Sequence[pathlib.Path], out: pathlib.Path) -> dict[str, Any]:
@@ -154,11 +155,12 @@ def _read(workdir: pathlib.Path) -> _Run:
     if folders.is_ablation(workdir):
         raise UserError(f"--runs: {workdir} is the folder of an ablation, which keeps no parameters")
     config = from_plain(folders.read_config(workdir))
-    if config.sharing.mixer:
-        raise UserError(
-            f"--runs: {workdir} has config.sharing.mixer = {config.sharing.mixer!r}; columns that read each other "
-            "are no models of their own that could be merged"
-        )
+    for field in ("mixer", "adapter"):
+        if config.sharing[field]:
+            raise UserError(
+                f"--runs: {workdir} has config.sharing.{field} = {config.sharing[field]!r}; what is merged are columns "
+                "that are models of their own, without mixers and adapters"
+            )
     return _Run(workdir, config, artifacts.load(workdir), folders.read_summary(workdir))
 
 
