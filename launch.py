@@ -8,6 +8,7 @@
     python launch.py --workdir=runs/x --mode=export --output=folder              a Hugging Face folder for each column
     python launch.py --config=configs/x.py --workdir=runs/x --mode=ablate        a grid of settings, or go on with it
     python launch.py --config=configs/x.py --workdir=runs/x --mode=relate        which tasks help which
+    python launch.py --mode=merge --runs=runs/a,runs/b --output=runs/merged      columns of runs as one encoder
     python launch.py --mode=report --runs=runs/a,runs/b --output=runs/report     report.html of runs and ablations
     python launch.py --mode=compare --runs=runs/a,runs/b --output=runs/compare   runs side by side
 
@@ -27,13 +28,15 @@ from mtl_jax.errors import UserError
 CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, or file.py:argument.", lock_config=True)
 WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the run.")
 MODES = [
-    "train", "evaluate", "predict", "attribute", "inspect", "export", "compare", "ablate", "relate", "report",
+    "train", "evaluate", "predict", "attribute", "inspect", "export", "compare", "ablate", "relate", "merge", "report",
 ]  # fmt: skip
 MODE = flags.DEFINE_enum("mode", "train", MODES, "What to do.")
 CHECKPOINT = flags.DEFINE_list("checkpoint", ["best"], "best, last or steps; predict and export average several.")
 INPUT = flags.DEFINE_string("input", "", "predict, attribute: JSONL or lines of text; '-' is the standard input.")
-OUTPUT = flags.DEFINE_string("output", "", "predict: file, '' prints; attribute, export, compare, report: folder.")
-RUNS = flags.DEFINE_list("runs", [], "compare, report: folders of runs.")
+OUTPUT = flags.DEFINE_string(
+    "output", "", "predict: file, '' prints; attribute, export, merge, compare, report: folder."
+)
+RUNS = flags.DEFINE_list("runs", [], "merge, compare, report: folders of runs.")
 
 
 def main(argv):
@@ -43,7 +46,7 @@ def main(argv):
     {
         "train": _train, "evaluate": _evaluate, "predict": _predict, "attribute": _attribute,
         "inspect": _inspect, "export": _export, "compare": _compare, "ablate": _ablate, "relate": _relate,
-        "report": _report,
+        "merge": _merge, "report": _report,
     }[MODE.value]()  # fmt: skip
 
 
@@ -148,6 +151,19 @@ def _lanes(run, tell):
         print("\n" + tell(workdir, default))
 
 
+def _merge():
+    from mtl_jax.analysis import report
+    from mtl_jax.training import merge
+    from mtl_jax.training import workdir as folders
+
+    if not RUNS.value or not OUTPUT.value:
+        raise UserError("--mode=merge needs --runs=FOLDER[,FOLDER...] and --output=FOLDER")
+    runs = [pathlib.Path(run).expanduser() for run in RUNS.value]
+    config = _config(runs[0])
+    out = folders.prepare(OUTPUT.value)
+    print(report.merged(out, merge.merge(config.merging, runs, out)))
+
+
 def _report():
     from configs import default
     from mtl_jax.analysis import report
@@ -171,17 +187,17 @@ def _workdir() -> pathlib.Path:
     return folder
 
 
-def _config():
-    """The config of --config, else that of the run in --workdir, checked."""
+def _config(run: pathlib.Path | None = None):
+    """The config of --config, else that of a run, by default the one in --workdir, checked."""
     from configs import default
     from mtl_jax import config as checks
     from mtl_jax.training import workdir
 
     config = CONFIG.value
     if config is None:
-        if MODE.value in ("train", "ablate", "relate") or not WORKDIR.value:
+        if run is None and (MODE.value in ("train", "ablate", "relate") or not WORKDIR.value):
             raise UserError(f"--mode={MODE.value} needs --config=FILE")
-        config = checks.from_plain(workdir.read_config(pathlib.Path(WORKDIR.value).expanduser()))
+        config = checks.from_plain(workdir.read_config(run or pathlib.Path(WORKDIR.value).expanduser()))
     checks.check(config, default)
     return config
 

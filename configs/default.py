@@ -113,6 +113,10 @@ def get_config() -> ConfigDict:
     aggregation.memory = "copies"  # "copies": K gradients are held | "layers": only their products, layer by layer, at
     #                                the price of a second backward pass
 
+    config.distillation = ConfigDict(
+        sort_keys=False
+    )  # task -> distillation(), see below; `add_distillation`. Finished runs as teachers of that task
+
     optimizer = config.optimizer = ConfigDict()
     optimizer.name = "adamw"  # "adamw" | "sgd"
     optimizer.learning_rate = 3e-4
@@ -177,6 +181,10 @@ def get_config() -> ConfigDict:
     relate.inputs = 500  # texts on which the tasks' columns are compared
     relate.groups = 2  # budget: most groups of tasks to be trained together
     relate.auxiliary = 2  # most tasks to be trained beside one target
+
+    merging = config.merging = ConfigDict()  # --mode=merge: the columns of a run, or several runs, as one encoder
+    merging.methods = ()  # names in MERGING of mtl_jax/sharing/merging.py; (): all. Their options are chosen on dev
+    merging.beside = ()  # folders of finished runs whose scores stand in the table too, e.g. ("runs/tied",)
     return config
 
 
@@ -231,12 +239,24 @@ def penalty(**fields) -> ConfigDict:
     return _filled(entry, fields, "penalty", ("by_layer", "options"))
 
 
+def distillation(**fields) -> ConfigDict:
+    """Teachers of a task: finished runs whose soft labels stand beside its gold labels. Unknown fields are refused."""
+    entry = ConfigDict()
+    entry.teachers = ()  # folders of runs; the student learns from the mean of what they say
+    entry.weights = ()  # of the teachers in that mean; (): equal
+    entry.task = ""  # name of the task in those runs; "": as here. Kind, level and classes are the same
+    entry.temperature = 1.0  # T of the teachers' and the student's softmax (or sigmoid); of numbers there is none
+    entry.weight = 1.0  # share of the teachers in the target at the beginning, 0 to 1; 0: they are not even read
+    entry.annealing = True  # it falls linearly to 0 over the run, towards the gold labels; False: it stays
+    return _filled(entry, fields, "distillation", ())
+
+
 def sweep(**fields) -> ConfigDict:
     """Values of one hyperparameter that the compiled step takes as an argument. Unknown fields are refused.
 
-    Such are penalties.*.strength, penalties.*.by_layer.*, tasks.*.weight, optimizer.learning_rate,
-    optimizer.weight_decay, model.dropout, model.attention_dropout and the numbers in loss_weights.options and
-    aggregation.options.
+    Such are penalties.*.strength, penalties.*.by_layer.*, tasks.*.weight, distillation.*.weight,
+    optimizer.learning_rate, optimizer.weight_decay, model.dropout, model.attention_dropout and the numbers in
+    loss_weights.options and aggregation.options.
     """
     entry = ConfigDict()
     entry.field = ""  # e.g. "penalties.l2.strength"; "*" stands for any one name: "tasks.*.weight" moves all together
@@ -274,6 +294,11 @@ def add_task(config: ConfigDict, name: str, **fields) -> None:
 def add_penalty(config: ConfigDict, name: str, **fields) -> None:
     """Adds a penalty; a name that is taken is refused."""
     _add(config.penalties, name, penalty(**fields), "penalties")
+
+
+def add_distillation(config: ConfigDict, task: str, **fields) -> None:
+    """Adds teachers for a task; a task that has them is refused."""
+    _add(config.distillation, task, distillation(**fields), "distillations")
 
 
 def add_sweep(config: ConfigDict, name: str, **fields) -> None:

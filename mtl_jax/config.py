@@ -102,10 +102,12 @@ def check(config: Any, default: ModuleType) -> None:
     _check_datasets(config, default.dataset(), say)
     _check_tasks(config, default.task(), say)
     _check_penalties(config, default.penalty(), say)
+    _check_distillation(config, default.distillation(), say)
     _check_model(config, say)
     _check_sharing(config, say)
     _check_ablation(config, default, say)
     _check_relate(config, say)
+    _check_names("config.merging.methods", config.merging.methods, _merging_methods(), say)
     _check_names("config.train_on", config.train_on, config.tasks, say)
     _check_names("config.evaluation.splits", config.evaluation.splits, SPLITS, say)
     if config.data.mixing == "weights":
@@ -224,6 +226,30 @@ def _check_penalties(config, default, say):
             _range(f"{where}.by_layer.{layer}", factor, 0.0, None, say)
 
 
+def _check_distillation(config, default, say):
+    from mtl_jax.tasks import KINDS
+
+    for task, entry in config.distillation.items():
+        where = f"config.distillation.{task}"
+        if not _choice(where, task, config.tasks, say) or not _complete(where, entry, default, say):
+            continue
+        kind = KINDS.get(config.tasks[task].kind)
+        if kind and not hasattr(kind.task, "soft"):
+            say(f"{where}: tasks of kind {config.tasks[task].kind!r} have no soft labels that could be learned from")
+        if not entry.teachers or not all(isinstance(run, str) and run for run in entry.teachers):
+            say(f"{where}.teachers: name the folders of finished runs, e.g. ('runs/teacher',)")
+        if entry.weights and len(entry.weights) != len(entry.teachers):
+            say(
+                f"{where}.weights: {len(entry.weights)} weights for {len(entry.teachers)} teachers; () weighs all alike"
+            )
+        for weight in entry.weights:
+            _range(f"{where}.weights", weight, 1e-9, None, say)
+        _range(f"{where}.temperature", entry.temperature, 1e-3, None, say)
+        _range(f"{where}.weight", entry.weight, 0.0, 1.0, say)
+        if kind and kind.labels == "real" and entry.temperature != 1:
+            say(f"{where}.temperature: {entry.temperature!r}, but {task!r} predicts numbers, which have none; set 1.0")
+
+
 def _check_model(config, say):
     from mtl_jax.balancing import AGGREGATION, LOSS_WEIGHTS
 
@@ -310,6 +336,12 @@ def _check_relate(config, say):
     for name in config.relate.measures:
         _choice("config.relate.measures", name, MEASURES, say)
     _choice("config.relate.split", config.relate.split, config.evaluation.splits, say)
+
+
+def _merging_methods():
+    from mtl_jax.sharing.merging import MERGING
+
+    return MERGING
 
 
 def _complete(where, entry, default, say) -> bool:

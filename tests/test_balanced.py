@@ -57,7 +57,7 @@ def by_task(experiment):
     state, batch = experiment.init(0), batch_of(experiment)
     objective = experiment.spec.objective
     key = jax.random.fold_in(jax.random.wrap_key_data(state.key), 0)
-    total = sum(terms.counts(objective, micro) for micro in _micro(batch))
+    total = sum(terms.counts(objective, micro, experiment.hyper) for micro in _micro(batch))
 
     @jax.jit
     def gradients(micro):
@@ -172,7 +172,7 @@ def test_representations_of_one_text(tiny, differs):
     state, batch, objective = experiment.init(0), batch_of(experiment), experiment.spec.objective
     micro, layout = _micro(batch)[0], objective.layout
     hidden = objective.network.apply(state.params, micro).hidden
-    total = terms.counts(objective, micro)
+    total = terms.counts(objective, micro, experiment.hyper)
 
     def loss(name, hidden):
         labels = terms.rows_of(micro.labels[name])
@@ -207,7 +207,7 @@ def test_halves_of_a_batch(tiny, differs):
             labels=labels,
             **{f: getattr(micro, f)[:, rows] for f in micro._fields if f not in ("labels", "dataset", "hidden")},
         )
-        total = terms.counts(objective, micro)
+        total = terms.counts(objective, micro, experiment.hyper)
 
         def losses(flat, micro=micro, total=total):
             params = with_leaves(state.params, flat)

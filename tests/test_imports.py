@@ -12,8 +12,9 @@ ALLOWED = {
     "models": {"data.batch"},
     "sharing": set(),
     "balancing": {"sharing.gram"},
-    "training": {"data", "tasks", "models", "sharing", "balancing"},
-    "analysis": {"data", "tasks", "models", "sharing", "balancing", "training"},
+    "schemes": {"tasks"},
+    "training": {"data", "tasks", "models", "sharing", "balancing", "schemes", "config"},
+    "analysis": {"data", "tasks", "models", "sharing", "balancing", "schemes", "training"},
 }
 THIRD_PARTY = {"sharing": {"jax", "optax", "numpy"}, "balancing": {"jax", "optax", "numpy"}}
 

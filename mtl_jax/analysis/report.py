@@ -18,6 +18,7 @@ from mtl_jax.analysis.tables import (
     comparison_rows,
     conclusion_rows,
     distances_rows,
+    merging_rows,
     overview_rows,
     points_rows,
     results_rows,
@@ -81,6 +82,18 @@ def compare(workdirs: Sequence[pathlib.Path], out: pathlib.Path) -> str:
     )
     draw_comparison(result, names, out / "figures" / "compare.png")
     return table(header, rows)
+
+
+def merged(out: pathlib.Path, result: Mapping[str, Any]) -> str:
+    """What `--mode=merge` says: each task's first metric on the split that is reported, a row for each method."""
+    header, rows = merging_rows(result)
+    return "\n".join([
+        table(header, rows),
+        "",
+        f"merged   {', '.join('/'.join(column['tasks']) for column in result['columns'])}",
+        f"written  {out}: {result['chosen']}, the best on dev; numbers in {out / 'merging.json'}",
+        f"next     python launch.py --workdir={out} --mode=predict --input=texts.txt",
+    ])  # fmt: skip
 
 
 def ablation(folder: pathlib.Path, default: ModuleType | None = None) -> str:

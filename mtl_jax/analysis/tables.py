@@ -81,6 +81,20 @@ def comparison_rows(summaries: Mapping[str, Mapping[str, Any]]) -> tuple[Rows, d
     return (["task", "split", "metric", *summaries], rows), result
 
 
+def merging_rows(result: Mapping[str, Any]) -> Rows:
+    """Ways to merge in rows, tasks in columns: each one's first metric on dev and test, and the mean over the tasks."""
+    splits = [s for s in ("dev", "test") if any(s in scores for r in result["rows"] for scores in r["scores"].values())]
+    header = ["", "options", *(f"{task} {split}" for split in splits for task in [*result["metrics"], "mean"])]
+    rows = []
+    for row in result["rows"]:
+        cells = [row["name"], ", ".join(f"{name}={value}" for name, value in row["options"].items())]
+        for split in splits:
+            values = [row["scores"].get(t, {}).get(split, {}).get(m) for t, m in result["metrics"].items()]
+            cells += [*values, None if None in values else sum(values) / len(values)]
+        rows.append(cells)
+    return header, rows
+
+
 def _largest(summary):
     return max((pair["distance"] for pair in summary.get("distances", {}).values()), default=None)
 

@@ -17,6 +17,9 @@ Labels. `labels[task]` is a dict of arrays; leading axes are `[N]` in `Rows` and
                        predicate int32[..., Q], index on the T axis of the predicate's first sub-word
                        predicate_number int32[..., Q], 0, 1, ... which predicate of its example
 
+A task that learns from teachers has in train besides `teacher`, float32 of the form of a soft value (reals: [..., E]),
+and `teacher_mask`, bool, True where a teacher said something; see `mtl_jax.schemes.distillation`.
+
 Class ids at or above the number of training classes stand for labels that only dev or test has: no model can
 predict them. The loss must leave them out (`mask` is False there); metrics count them as wrong.
 """

@@ -40,6 +40,7 @@ class Corpus(NamedTuple):
     fingerprint   content hash of all rows, the vocabularies and the tokenizer
     statistics    {data set: {"capacities", split: {"records", "available", "pieces", "rows", ...}}} and
                   {task: {split: {"known", "missing", "counts": {name: n}}}} under "datasets" and "tasks"
+    soft_labels   content hash of the teachers whose soft labels are in the rows, "" where there are none
     """
 
     layout: Layout
@@ -51,6 +52,7 @@ class Corpus(NamedTuple):
     notes: Sequence[str]
     fingerprint: str
     statistics: Mapping[str, Any]
+    soft_labels: str = ""
 
 
 def load(

@@ -58,3 +58,8 @@ class Task(Protocol):
 
     def predict(self, params: Params, logits: jax.Array, labels: Labels) -> dict[str, jax.Array]:
         """Predictions for each example or word, as arrays with leading axis [R]: `value`, `probability`."""
+
+    def soft(self, params: Params, logits: jax.Array, labels: Labels) -> jax.Array:
+        """What is said of each label in the form of a soft label: probabilities float32 [R, E, C] or [R, Q, C], numbers
+        [R, E] on the labels' own scale. Only kinds of task that can teach have it.
+        """

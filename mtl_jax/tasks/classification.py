@@ -71,6 +71,10 @@ class Classification:
         """Probabilities of the classes of its text at each token, float32 [R, T, C]; zeros in the padding."""
         return features.to_tokens(jax.nn.softmax(self.logits(params, features_, {})), features_.segment)
 
+    def soft(self, params: Params, logits: jax.Array, labels: Labels) -> jax.Array:
+        """Probabilities of the classes, float32 [R, E, C]."""
+        return jax.nn.softmax(logits)
+
     def decode(self, value: Any, probability: Any) -> dict[str, Any]:
         """One text's prediction for JSON: {"label": name, "probabilities": {name: p}}, the likeliest first."""
         order = np.argsort(-np.asarray(probability), kind="stable")
@@ -130,6 +134,10 @@ class Multilabel:
     def distribution(self, params: Params, features_: Features) -> jax.Array:
         """Probabilities of the labels of its text at each token, float32 [R, T, C]; zeros in the padding."""
         return features.to_tokens(jax.nn.sigmoid(self.logits(params, features_, {})), features_.segment)
+
+    def soft(self, params: Params, logits: jax.Array, labels: Labels) -> jax.Array:
+        """Probability of each label, float32 [R, E, C]."""
+        return jax.nn.sigmoid(logits)
 
     def decode(self, value: Any, probability: Any) -> dict[str, Any]:
         """One text's prediction for JSON: {"labels": [name], "probabilities": {name: p}}, the likeliest first."""

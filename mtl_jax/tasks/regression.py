@@ -88,8 +88,12 @@ class Regression:
 
     def predict(self, params: Params, logits: jax.Array, labels: Labels) -> dict[str, jax.Array]:
         """value float32[R, E] on the labels' own scale. There is no probability."""
+        return {"value": self.soft(params, logits, labels)}
+
+    def soft(self, params: Params, logits: jax.Array, labels: Labels) -> jax.Array:
+        """Values on the labels' own scale, float32 [R, E]."""
         offset, unit = self.scaling
-        return {"value": logits * unit + offset}
+        return logits * unit + offset
 
     def decode(self, value: Any, probability: Any = None) -> dict[str, Any]:
         """One text's prediction for JSON: {"value": number}."""

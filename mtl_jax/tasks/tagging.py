@@ -101,16 +101,13 @@ class Tagging:
 
     def predict(self, params: Params, logits: jax.Array, labels: Labels) -> dict[str, jax.Array]:
         """value int32[R, Q], -1 in the padding, and probability float32[R, Q] of that tag (CRF: its marginal)."""
-        segment = labels["segment"]
+        segment, probability = labels["segment"], self.soft(params, logits, labels)
         if self.crf:
             value = crf.viterbi(logits, segment, params["crf"], self._moves)
-            probability = crf.marginals(logits, segment, params["crf"], self._moves)
+        elif self.scheme:
+            value = crf.viterbi(jax.nn.log_softmax(logits), segment, crf.init(len(self.names)), self._moves)
         else:
-            probability = jax.nn.softmax(logits)
-            if self.scheme:
-                value = crf.viterbi(jax.nn.log_softmax(logits), segment, crf.init(len(self.names)), self._moves)
-            else:
-                value = jnp.where(segment > 0, jnp.argmax(logits, -1).astype(jnp.int32), -1)
+            value = jnp.where(segment > 0, jnp.argmax(logits, -1).astype(jnp.int32), -1)
         chosen = jnp.take_along_axis(probability, jnp.maximum(value, 0)[..., None], axis=-1)[..., 0]
         return {"value": value, "probability": jnp.where(segment > 0, chosen, 0.0)}
 
@@ -125,6 +122,12 @@ class Tagging:
             raise options.fail(self.name, "level", "'predicate' has several tags a word, which cannot be fed upwards")
         probability = jax.nn.softmax(heads.apply(params, features_.hidden))
         return jnp.where((features_.segment > 0)[..., None], probability, 0.0)
+
+    def soft(self, params: Params, logits: jax.Array, labels: Labels) -> jax.Array:
+        """Probabilities of each word's tags (CRF: its marginals), float32 [R, Q, C]."""
+        if self.crf:
+            return crf.marginals(logits, labels["segment"], params["crf"], self._moves)
+        return jax.nn.softmax(logits)
 
     def decode(self, value: Any, probability: Any) -> dict[str, Any]:
         """One sequence's prediction for JSON; arrays over its words, value -1 where there is none (tag null).

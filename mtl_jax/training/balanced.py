@@ -89,7 +89,7 @@ def data_gradient(spec, state, trained, flat, batch, hyper, key, total, axis):
 
     products = task_gradients.products(shared, apart)
     if shared.taps.halves == 2:
-        of_half = _half_shares(objective, batch, total, axis)
+        of_half = _half_shares(objective, batch, hyper, total, axis)
         products = products * of_half[0][:, None] * of_half[1][None, :]
     squares = jnp.maximum(jnp.diagonal(products), 0.0)
     norms = jnp.where(squares > 0, jnp.sqrt(jnp.where(squares > 0, squares, 1.0)), 0.0)
@@ -184,7 +184,7 @@ def _of_two(shared: Shared, slices, first: _Pass, second: _Pass, alpha, shapes) 
     return gradient
 
 
-def _half_shares(objective, batch, total, axis) -> jax.Array:
+def _half_shares(objective, batch, hyper, total, axis) -> jax.Array:
     """float32[2, K]: what turns the part of a mean over all rows that comes from a half into the mean of the half."""
     half = batch.tokens.shape[2] // 2
 
@@ -193,7 +193,7 @@ def _half_shares(objective, batch, total, axis) -> jax.Array:
             labels = {
                 name: {key: leaf[:, rows] for key, leaf in of_task.items()} for name, of_task in micro.labels.items()
             }
-            return terms.counts(objective, micro._replace(labels=labels))
+            return terms.counts(objective, micro._replace(labels=labels), hyper)
 
         return psum(jax.vmap(labels_of)(batch).sum(axis=0), axis)
 

@@ -165,6 +165,7 @@ def data_metadata(corpus: Corpus) -> dict[str, Any]:
     """What tells the data of a checkpoint from others: a fingerprint, and numbers for people."""
     return {
         "data": corpus.fingerprint,
+        "soft_labels": corpus.soft_labels,
         "numbers": {
             "data set": {
                 f"{name}, {split}": f"{len(rows.tokens)} rows, {len(corpus.splits[name][split].records)} examples"
@@ -177,8 +178,16 @@ def data_metadata(corpus: Corpus) -> dict[str, Any]:
 
 
 def require_same_data(metadata: dict[str, Any], corpus: Corpus, step: int) -> None:
-    """Raises UserError, with the difference, where a checkpoint was trained on other data."""
+    """Raises UserError, with the difference, where a checkpoint was trained on other data, or by other teachers.
+
+    A corpus that was read without its teachers, to be scored, may be that of any.
+    """
     now = data_metadata(corpus)
+    if now["soft_labels"] not in ("", metadata.get("soft_labels")):
+        raise UserError(
+            f"the checkpoint of step {step} learned from other teachers than those that are now in the folders of "
+            "config.distillation. Put them back, or take another --workdir"
+        )
     if metadata["data"] == now["data"]:
         return
     differing = [

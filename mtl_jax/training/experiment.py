@@ -20,6 +20,7 @@ from mtl_jax.models import ownership
 from mtl_jax.models.architecture import Architecture
 from mtl_jax.models.network import network
 from mtl_jax.models.transformer import TransformerLayer
+from mtl_jax.schemes.distillation import Distillation
 from mtl_jax.tasks.base import Task
 from mtl_jax.training import balanced, between, frozen, owners, soft_sharing, task_gradients
 from mtl_jax.training.balanced import Aggregation
@@ -60,20 +61,30 @@ class Experiment(NamedTuple):
     model: Model
 
 
-def build(config: Any) -> Experiment:
+def build(config: Any, taught: bool = True) -> Experiment:
     """Reads weights and data, and builds the functions. `config` has passed `mtl_jax.config.check`.
+
+    `taught` = False leaves the teachers of `config.distillation` alone: for what reads no soft labels.
 
     Raises:
       UserError: what is wrong with the config, the data or the weights.
     """
     encoder = load_encoder(config)
-    data = frozen.with_outputs(config, load_corpus(config, encoder), encoder)
+    data = frozen.with_outputs(config, load_data(config, encoder, taught), encoder)
     if encoder is None:
         return assemble(config, data, None, None)
     if encoder.unused:
         note = f"{config.model.pretrained}: tensors that have no place here: {', '.join(encoder.unused)}"
         data = data._replace(notes=(*data.notes, note))
     return assemble(config, data, encoder.architecture, encoder.params)
+
+
+def load_data(config: Any, encoder: Any, taught: bool = True) -> Corpus:
+    """The data of a config, with the soft labels of its teachers."""
+    from mtl_jax.training import teachers  # which assembles experiments of its own
+
+    data = load_corpus(config, encoder)
+    return teachers.with_soft_labels(config, data) if taught else data
 
 
 def assemble(config: Any, data: Corpus, architecture: Architecture | None, pretrained_params: Any) -> Experiment:
@@ -113,6 +124,11 @@ def assemble(config: Any, data: Corpus, architecture: Architecture | None, pretr
             layout, tasks, make_network(layout), penalties,
             dropout=config.model.dropout > 0, attention_dropout=config.model.attention_dropout > 0,
             auxiliary=tuple(auxiliary),
+            teaching={
+                name: Distillation(float(entry.temperature), entry.annealing)
+                for name, entry in config.distillation.items()
+                if name in tasks and entry.weight > 0  # else it is ordinary training, to the last bit
+            },
         )  # fmt: skip
 
     spec = _step_spec(config, objective_for(data.layout), owned, shapes, data)

@@ -202,6 +202,7 @@ class _Run:
             "learning_rate": float(metrics["learning_rate"]),
             "skipped": by_owner(metrics["skipped"]),
             **({"auxiliary": {n: float(v) for n, v in metrics["auxiliary"].items()}} if "auxiliary" in metrics else {}),
+            **({"teaching": jax.tree.map(float, metrics["teaching"])} if "teaching" in metrics else {}),
             **self._balanced(tasks, metrics.get("balanced")),
         })  # fmt: skip
 

@@ -14,6 +14,8 @@ from mtl_jax.models.forward import Dropout, keys_of_rows
 from mtl_jax.models.mixing import texts
 from mtl_jax.models.network import Network
 from mtl_jax.models.ownership import name_key
+from mtl_jax.schemes import distillation
+from mtl_jax.schemes.distillation import Distillation
 from mtl_jax.tasks.base import Features, Task
 from mtl_jax.training.optimizer import Hyper
 
@@ -30,6 +32,7 @@ class Objective(NamedTuple):
     penalties  {name: Penalty}
     dropout, attention_dropout   whether there is any; the rates are in `Hyper`
     auxiliary  names of what is added to the losses by mixers and heads, the A axis; the factors are in `Hyper`
+    teaching  {task: how it learns from its teachers}; their share is in `Hyper`
     """
 
     layout: Layout
@@ -39,6 +42,7 @@ class Objective(NamedTuple):
     dropout: bool
     attention_dropout: bool
     auxiliary: tuple[str, ...] = ()
+    teaching: Mapping[str, Distillation] = {}
 
 
 class Penalty(NamedTuple):
@@ -98,9 +102,16 @@ def scores(objective: Objective, params: Params, batch: Batch, hyper: Hyper, key
     return logits(objective, params, batch, _rates(objective, hyper), key)
 
 
-def counts(objective: Objective, batch: Batch) -> jax.Array:
+def counts(objective: Objective, batch: Batch, hyper: Hyper) -> jax.Array:
     """The denominators of the K mean losses, float32 [K]: from the labels alone, before any forward pass."""
-    return jnp.stack([task.weight(rows_of(batch.labels[name])).sum() for name, task in objective.tasks.items()])
+
+    def of(name, task):
+        labels = rows_of(batch.labels[name])
+        if name in objective.teaching:
+            return distillation.weight(task, labels, hyper.teaching[name]).sum()
+        return task.weight(labels).sum()
+
+    return jnp.stack([of(name, task) for name, task in objective.tasks.items()])
 
 
 def auxiliary_counts(objective: Objective, batch: Batch) -> jax.Array:
@@ -145,7 +156,7 @@ def shares(
     `progress` = step / steps.
     """
     found = objective.network.apply(params, batch, _rates(objective, hyper), key, progress=progress)
-    losses = _loss_sums(objective, params, batch, _logits(objective, params, batch, found.hidden))
+    losses = _loss_sums(objective, params, batch, hyper, _logits(objective, params, batch, found.hidden))
     added = dict(found.added)
     for name, task in objective.tasks.items():
         if getattr(task, "auxiliary", None):
@@ -171,14 +182,17 @@ def loss_shares(
     `total` [K] is the sum of `counts` over all devices and micro-batches of the step, so shares add up to the mean.
     """
     found = logits(objective, params, batch, _rates(objective, hyper), key, taps, tap_spec)
-    return _divided(_loss_sums(objective, params, batch, found), total)
+    return _divided(_loss_sums(objective, params, batch, hyper, found), total)
 
 
-def _loss_sums(objective, params, batch, found):
-    return jnp.stack([
-        task.loss(params["heads"][name], found[name], rows_of(batch.labels[name])).sum()
-        for name, task in objective.tasks.items()
-    ])  # fmt: skip
+def _loss_sums(objective, params, batch, hyper, found):
+    def of(name, task):
+        arguments = params["heads"][name], found[name], rows_of(batch.labels[name])
+        if name in objective.teaching:
+            return distillation.loss(task, objective.teaching[name], *arguments, hyper.teaching[name]).sum()
+        return task.loss(*arguments).sum()
+
+    return jnp.stack([of(name, task) for name, task in objective.tasks.items()])
 
 
 def _divided(sums, total):
@@ -193,6 +207,12 @@ def penalty_values(objective: Objective, flat: Flat, anchor: Flat, hyper: Hyper)
 def strengths(objective: Objective, hyper: Hyper, progress: jax.Array) -> dict[str, jax.Array]:
     """{penalty: λ} at `progress` = step / steps."""
     return {name: hyper.strength[name] * penalty.schedule(progress) for name, penalty in objective.penalties.items()}
+
+
+def at_progress(objective: Objective, hyper: Hyper, progress: jax.Array) -> Hyper:
+    """The hyperparameters with the teachers' share at `progress` = step / steps in the place of their weight."""
+    shares = {name: distillation.share(of, hyper.teaching[name], progress) for name, of in objective.teaching.items()}
+    return hyper._replace(teaching=shares)
 
 
 def _rates(objective: Objective, hyper: Hyper) -> Dropout | None:

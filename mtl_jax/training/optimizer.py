@@ -25,6 +25,7 @@ class Hyper(NamedTuple):
     auxiliary     {name: factor on what mixers and heads add to the losses of the tasks}
     loss_weights  {option of the method: value}, in place of those that it was built with
     aggregation   {option of the method: value}, likewise
+    teaching      {task: weight of its teachers in [0, 1]}; inside the step their share, see `objective.at_progress`
     tied          bool: columns are replaced by their mean after each update. None: the step has no such code
     """
 
@@ -39,6 +40,7 @@ class Hyper(NamedTuple):
     auxiliary: Mapping[str, jax.Array]
     loss_weights: Mapping[str, jax.Array]
     aggregation: Mapping[str, jax.Array]
+    teaching: Mapping[str, jax.Array]
     tied: jax.Array | None
 
 
@@ -63,6 +65,7 @@ def hyper_from(config, tasks: tuple[str, ...], auxiliary: Mapping[str, float]) -
         auxiliary={name: scalar(config.auxiliary.get(name, factor)) for name, factor in auxiliary.items()},
         loss_weights={},
         aggregation={},
+        teaching={name: scalar(entry.weight) for name, entry in config.distillation.items() if name in tasks},
         tied=jnp.asarray(True) if config.sharing.tied else None,
     )
 

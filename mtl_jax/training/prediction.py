@@ -79,7 +79,7 @@ def load(
     for records in _chunks(lines, source, _readers(config, kept)):
         experiment = assemble(config, _corpus(config, kept, records), kept.architecture, None)
         if params is None:
-            placement = _all_devices(experiment)
+            placement = all_devices(experiment)
             params = average_params(experiment, placement, workdir, which)
         yield Loaded(experiment, placement, params, records)
     if params is None:
@@ -110,7 +110,7 @@ def export(config: Any, workdir: pathlib.Path, which: Sequence[str], target: pat
             )
     data = _corpus(config, kept, [])
     experiment = assemble(config, data, kept.architecture, None)
-    params = jax.device_get(average_params(experiment, _all_devices(experiment), workdir, which))
+    params = jax.device_get(average_params(experiment, all_devices(experiment), workdir, which))
     columns = {tuple(owner[k] for owner in experiment.owners.values()): [] for k in range(len(experiment.tasks))}
     for k, task in enumerate(experiment.tasks):
         columns[tuple(owner[k] for owner in experiment.owners.values())].append(task)
@@ -136,7 +136,8 @@ def average_params(experiment: Experiment, placement: Placement, workdir: pathli
     return jax.tree.map(lambda leaf: leaf / len(which), total) if len(which) > 1 else total
 
 
-def _all_devices(experiment):
+def all_devices(experiment: Experiment) -> Placement:
+    """Rows split over all devices."""
     shape = {"data": jax.device_count(), "task": 1, "model": 1}
     return place("jit", shape, experiment.spec.slices, len(experiment.tasks))
 
@@ -243,23 +244,35 @@ def _fields(line, source, number, readers) -> dict[str, Any]:
 
 
 def _corpus(config, kept: artifacts.Artifacts, records: Sequence[Record]) -> Corpus:
-    """The records as a corpus with the one split "input": no labels, everything else as in training."""
+    """The records as the corpus of the data sets that can read them; the splits' `records` are their numbers."""
+    held, readable = {}, {}
+    for name, reader in _readers(config, kept).items():
+        readable[name] = [i for i, record in enumerate(records) if reader.reads(record.fields)]
+        if readable[name]:
+            held[name] = [records[i] for i in readable[name]], config.datasets[name]
+    data = corpus_of(config, kept, held)
+    splits = {name: {"input": by["input"]._replace(records=readable[name])} for name, by in data.splits.items()}
+    return data._replace(splits=splits)
+
+
+def corpus_of(config: Any, kept: artifacts.Artifacts, held: Mapping[str, tuple[Sequence[Record], Any]]) -> Corpus:
+    """Records as a corpus with the one split "input": no labels, everything else as in training.
+
+    Args:
+      config, kept: of the run whose model is to read them.
+      held: {data set of the config: (records, entry that names their fields of texts or words)}.
+    """
     specs = {spec.task: spec for spec in label_specs(config) if spec.task in kept.vocabularies}
-    readers = _readers(config, kept)
-    names = tuple(readers)
+    names = tuple(dict.fromkeys(spec.dataset for spec in specs.values()))
     rows, splits = {}, {}
-    for name in names:
-        entry, own = config.datasets[name], [spec for spec in specs.values() if spec.dataset == name]
-        readable = [i for i, record in enumerate(records) if readers[name].reads(record.fields)]
-        if not readable:
-            continue
+    for name, (records, entry) in held.items():
+        own = [spec for spec in specs.values() if spec.dataset == name]
         packed, split = corpora.for_prediction(
-            [records[i] for i in readable], entry, own, kept.vocabularies, kept.tokenizer,
+            records, entry, own, kept.vocabularies, kept.tokenizer,
             row_length=config.data.row_length, max_length=max_length(config, kept.architecture),
             pack=config.data.pack, overlong=config.data.overlong or "auto",
         )  # fmt: skip
-        rows[name] = {"input": packed}
-        splits[name] = {"input": split._replace(records=readable)}
+        rows[name], splits[name] = {"input": packed}, {"input": split}
     tasks = tuple(kept.vocabularies)
     layout = batches.make_layout(names, tasks, [names.index(specs[t].dataset) for t in tasks], batches.Mixing())
     return Corpus(

@@ -31,7 +31,7 @@ def evaluate(config: Any, workdir: pathlib.Path, which: str) -> dict[str, Any]:
       UserError: no such checkpoint; one of another model or other data.
     """
     require_platform(config.training.platform)
-    experiment = build(config)
+    experiment = build(config, taught=False)
     placement = placement_of(experiment)
     saved = load_params(workdir, which, abstract_params(experiment, placement))
     require_same_data(saved.metadata, experiment.corpus, saved.step)

@@ -125,15 +125,17 @@ def train_step(spec: StepSpec, state: TrainState, batch: Batch, hyper: Hyper, ax
     Returns:
       the state after it, and metrics: losses [K], alpha [K], penalty {name: Ω}, strength {name: λ}, total,
       gradient_norm [K + 1], learning_rate, skipped [K + 1], bad_steps, present [K]; with an aggregation also
-      `balanced`, see `balanced.data_gradient`; with auxiliary losses `auxiliary` {name: value}.
+      `balanced`, see `balanced.data_gradient`; with auxiliary losses `auxiliary` {name: value}; with teachers
+      `teaching` {task: their share}.
     """
     objective, tasks = spec.objective, len(spec.objective.tasks)
     key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
     flat = flatten(state.params)
     trained = _trained(spec, flat)
     progress = state.step.astype(jnp.float32) / spec.optimizer.steps
+    hyper = terms.at_progress(objective, hyper, progress)
 
-    total_weight = psum(jax.vmap(lambda micro: terms.counts(objective, micro))(batch).sum(axis=0), axis)
+    total_weight = psum(jax.vmap(lambda micro: terms.counts(objective, micro, hyper))(batch).sum(axis=0), axis)
     present = total_weight > 0
     find = balanced.data_gradient if spec.shared else _data_gradient
     losses, alpha, extra, balance, gradient, told_besides = find(
@@ -193,6 +195,8 @@ def train_step(spec: StepSpec, state: TrainState, batch: Batch, hyper: Hyper, ax
         "gradient_norm": norms, "learning_rate": rate, "skipped": new.skipped, "bad_steps": new.bad_steps,
         "present": present,
     }  # fmt: skip
+    if objective.teaching:
+        metrics["teaching"] = hyper.teaching
     return new, metrics | told_besides
 
 

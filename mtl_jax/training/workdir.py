@@ -146,6 +146,7 @@ class MetricsLog:
              strength       {penalty: λ}
              total          Σ_k α_k·L_k + λ·Ω
              gradient_norm  {task or "shared": norm before clipping, of the parameters that only this task has}
+             teaching       {task: share of its teachers in the target}, where there are any
              learning_rate  of the step, without the factors of config.optimizer.groups
              skipped        {task or "shared": steps so far left out because its loss or gradient was not finite}
            "dev", at every evaluation:

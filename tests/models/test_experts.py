@@ -175,7 +175,7 @@ def test_private_experts_are_of_one_task(tiny):
     experiment = build(config_of(tiny, "cgc", {"shared": 1, "private": 2}))
     objective, params = experiment.spec.objective, experiment.init_params(0)
     batch = experiment.batches(0).batch(0)
-    total = terms.counts(objective, batch)
+    total = terms.counts(objective, batch, experiment.hyper)
 
     def color(params):
         return terms.loss_shares(objective, params, batch, experiment.hyper, jax.random.key(0), total)[0]

@@ -122,7 +122,7 @@ def test_a_loss_reaches_the_columns_of_other_tasks_through_the_mixer_only(tiny):
     batch = experiment.batches(0).batch(0)
 
     def color(params):
-        total = terms.counts(objective, batch)
+        total = terms.counts(objective, batch, experiment.hyper)
         return terms.loss_shares(objective, params, batch, experiment.hyper, jax.random.key(0), total)[0]
 
     gradient = flatten(jax.jit(jax.grad(color))(params))

@@ -14,7 +14,7 @@ from mtl_jax.errors import UserError
 TRACED = (
     "penalties.*.strength", "penalties.*.by_layer.*", "tasks.*.weight", "optimizer.learning_rate",
     "optimizer.weight_decay", "model.dropout", "model.attention_dropout", "loss_weights.options.*",
-    "aggregation.options.*", "auxiliary.*",
+    "aggregation.options.*", "auxiliary.*", "distillation.*.weight",
 )  # fmt: skip
 # mappings whose keys are the user's own: what is absent has its default
 _GROWS = (

@@ -186,7 +186,7 @@ def move(spec, fields, optimizer, state, losses, logs, moments, hyper, active, o
 def _mean_loss(spec, state: TrainState, batch, hyper):
     """The mean over tasks of the dev loss, without dropout."""
     objective = spec.objective._replace(dropout=False, attention_dropout=False)
-    total = terms.counts(objective, batch)
+    total = terms.counts(objective, batch, hyper)
     losses = terms.loss_shares(objective, state.params, batch, hyper, None, total)
     present = total > 0
     return jnp.where(present, losses, 0.0).sum() / jnp.maximum(present.sum().astype(jnp.float32), 1.0)
@@ -211,6 +211,8 @@ def _set(hyper, parts, value):
             return hyper._replace(alpha={**hyper.alpha, task: value})
         case ["loss_weights", "options", option]:
             return hyper._replace(loss_weights={**hyper.loss_weights, option: value})
+        case ["distillation", task, "weight"]:
+            return hyper._replace(teaching={**hyper.teaching, task: value})
         case ["aggregation", "options", option]:
             return hyper._replace(aggregation={**hyper.aggregation, option: value})
         case [_, last]:

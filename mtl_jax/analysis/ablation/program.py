@@ -13,10 +13,10 @@ from ml_collections import ConfigDict
 from mtl_jax.analysis.ablation import fields
 from mtl_jax.analysis.ablation.plan import Program, Setting
 from mtl_jax.errors import UserError
-from mtl_jax.training.experiment import Experiment, assemble
+from mtl_jax.training.experiment import Experiment, assemble, load_data
 from mtl_jax.training.frozen import frozen_layers, with_outputs
 from mtl_jax.training.optimizer import Hyper, hyper_from
-from mtl_jax.training.sources import load_corpus, load_encoder
+from mtl_jax.training.sources import load_encoder
 from mtl_jax.training.step import StepSpec
 from mtl_jax.training.workdir import plain
 
@@ -53,8 +53,14 @@ class Sources:
         )
         whole = plain(config)
         data = [whole[name] for name in ("datasets", "tasks", "data", "tokenizer", "train_on")]
-        key = [data, model["pretrained"], model["pretrained_wheel"]]
-        corpus = self._keep("corpus", key, functools.partial(load_corpus, config, encoder))
+        # how much the teachers weigh changes nothing in what they say
+        taught = {
+            task: {name: value for name, value in entry.items() if name not in ("weight", "annealing")}
+            for task, entry in whole["distillation"].items()
+            if entry["weight"] > 0
+        }
+        key = [data, taught, model["pretrained"], model["pretrained_wheel"]]
+        corpus = self._keep("corpus", key, functools.partial(load_data, config, encoder))
         key += [model["layers"], model["dtype"], frozen_layers(config, encoder and encoder.params)]
         return self._keep("outputs", key, functools.partial(with_outputs, config, corpus, encoder)), encoder
 
@@ -76,6 +82,8 @@ def build(program: Program, sources: Sources) -> Built:
     config = fields.with_values(program.config, program.settings[0].fields)
     for rate in ("dropout", "attention_dropout"):  # whether there is any is static
         config.model[rate] = max(_config_of(program, setting).model[rate] for setting in program.settings)
+    for task, entry in config.distillation.items():  # and so is whether there are teachers
+        entry.weight = max(_config_of(program, setting).distillation[task].weight for setting in program.settings)
     config.sharing.tied = False
     corpus, encoder = sources.of(config)
     experiment = assemble(

@@ -111,7 +111,7 @@ def _probe_of(experiment: Experiment, layout, lookahead):
 
     def probe(state: TrainState, batch, hyper):
         flat = flatten(state.params)
-        total = terms.counts(objective, batch)
+        total = terms.counts(objective, batch, hyper)
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
 
         def losses(shared):

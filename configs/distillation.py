@@ -1,0 +1,46 @@
+"""Distillation: intent and slots of SNIPS from 1,000 labelled utterances, single-task teachers for one student.
+
+    for seed in 0 1 2; do python launch.py --config=configs/distillation.py:teachers --config.seed=$seed \\
+        --workdir=runs/teachers_$seed; done
+    python launch.py --config=configs/distillation.py:student --workdir=runs/student
+    python launch.py --config=configs/distillation.py:compare --workdir=runs/distillation --mode=ablate
+
+    :teachers  a BiLSTM for each of the two tasks, trained apart (one run, since λ = 0 is training alone)
+    :student   one BiLSTM for both, taught by the mean of three seeds of teachers, annealed (BAM; Clark et al. 2019)
+    :compare   without teachers; annealed, with T = 1 and T = 2; with teachers alone to the end. Three seeds
+"""
+
+from configs import default, snips_joint
+
+RUNS = tuple(f"runs/teachers_{seed}" for seed in range(3))
+
+
+def get_config(which: str = "student"):
+    if which not in ("teachers", "student", "compare"):
+        raise ValueError(f"the argument of this config is 'teachers', 'student' or 'compare', not {which!r}")
+    config = snips_joint.get_config("lstm")
+    config.datasets.snips.limit.train = 1000
+    config.model.width = 64
+    config.data.row_length = 64
+    config.data.rows = 8
+    config.training.steps = 300
+    config.training.eval_every = 100
+    config.training.checkpoint_every = 100
+    if which == "teachers":
+        config.sharing.trunk = "none"
+        return config
+    for task in config.tasks:
+        default.add_distillation(config, task, teachers=RUNS)
+    if which == "compare":
+        config.training.checkpoint_every = 0
+        ways = {
+            "none": {"weight": 0.0},
+            "annealed": {},
+            "annealed, T = 2": {"temperature": 2.0},
+            "constant": {"annealing": False},
+        }
+        default.add_choice(config, "teachers", settings={
+            name: {"distillation": {task: dict(options) for task in config.tasks}} for name, options in ways.items()
+        })  # fmt: skip
+        config.ablation.baselines.teachers = ("none",)
+    return config

@@ -1,0 +1,27 @@
+"""Merging after training: parts of speech in five genres of UD English-EWT, a BiLSTM for each, all from one seed.
+
+for way in single soft tied hard; do
+    python launch.py --config=configs/merging.py:$way --workdir=runs/merging_$way; done
+python launch.py --config=configs/merging.py:soft --mode=merge --runs=runs/merging_single --output=runs/merged_single
+python launch.py --config=configs/merging.py:soft --mode=merge --runs=runs/merging_soft --output=runs/merged_soft
+
+:single  λ = 0, columns that know nothing of each other
+:soft    drawn to their mean by L2 with λ = 1; also --config.penalties.p.strength=...
+:tied    λ → ∞
+:hard    one encoder
+"""
+
+from configs import ablate_lambda, default
+
+
+def get_config(way: str = "soft"):
+    if way not in ("single", "soft", "tied", "hard"):
+        raise ValueError(f"the argument of this config is 'single', 'soft', 'tied' or 'hard', not {way!r}")
+    config = ablate_lambda.genres()
+    if way == "hard":
+        config.sharing.trunk = "all"
+    else:
+        default.add_penalty(config, "p", kind="l2_to_mean", strength=1.0 if way == "soft" else 0.0, proximal=True)
+        config.sharing.tied = way == "tied"
+    config.merging.beside = ("runs/merging_tied", "runs/merging_hard")
+    return config

@@ -1,0 +1,1 @@
+"""Schemes that change what a step learns from: pure pieces below `training`, which composes them."""
