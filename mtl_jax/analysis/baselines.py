@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from mtl_jax.analysis import plotting
 from mtl_jax.analysis.verdicts import SIGNIFICANCE, said_choices
@@ -53,6 +54,7 @@ def _intervals(axes, others, split):
             axes.hlines(place, value["low"], value["high"], color=colour, linewidth=1.4)
         axes.plot(value["mean"], place, "o", color=colour, markerfacecolor=colour if shown else "white", markersize=6)
     axes.set_ylim(-0.6, len(others) - 0.4)
+    axes.xaxis.set_major_locator(MaxNLocator(5))
 
 
 def _by_task(figure, axes, others, tasks, split):
