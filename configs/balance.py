@@ -5,7 +5,7 @@
     :ewt        parts of speech in the five genres of UD English-EWT, of unequal size, one BiLSTM for all. 34 minutes on
                 one core; test accuracy 0.848 by the plain sum, which no method beats, 0.775 single-task
     :glue       CoLA, MRPC, RTE, STS-B with one MiniLM of which the last layer is trained; the others are frozen, and
-                their outputs kept. Under two hours on 2 cores; too short to learn but STS-B: mean test score 0.418 by
+                their outputs kept. About two hours on 2 cores; too short to learn but STS-B: mean test score 0.418 by
                 the plain sum, 0.424 single-task; no method differs from the sum for the better
     :glue_full  the same with all of MiniLM trained, for a GPU
     :smoke      :ewt with three methods, two rates, two seeds and few steps: to see that all works
