@@ -98,17 +98,16 @@ class Forward:
         self.features: dict[str, dict[int, jax.Array]] = {task: {} for task in layout.tasks}
         self.added: dict[str, jax.Array] = {}
         self.experts: ExpertColumns | None = None  # while in a span of experts
-        self.unread = set(layout.tasks)
+        self.unread, self.to_mix = set(layout.tasks), list(sharing.mixers)
         if taps is not None and not tap_spec.hidden_at:
             self.streams.part()
 
     def run(self):
         """({task: [P·R, T, D]}, {name: sum}); see `network.Network.apply`."""
-        to_mix = list(self.static.sharing.mixers)
         for path in self.static.modules:
             self._layer(path)
-            if path in to_mix:
-                self._mix(path, top=path == to_mix[-1])
+            if path in self.to_mix:
+                self._mix(path)
             if self.taps is not None and path == self.tap_spec.hidden_at:
                 self._tap()
             self.passed[path] = (dict(self.streams.parent), self.hidden)
@@ -202,7 +201,7 @@ class Forward:
         source = [mixer.streams - 1 if task is None else task for task in owner.tasks]
         return names, {(block, column): self.entry[block, source[column]] for block, column in names}
 
-    def _mix(self, path, top):
+    def _mix(self, path):
         mixer, layout = self.static.sharing.mixers[path], self.static.layout
         params = jax.tree.map(lambda leaf: leaf[0], self.params[mixer_path(path)])
         if self.experts is None:
@@ -214,7 +213,8 @@ class Forward:
         for name, value in added.items():
             self.added[name] = self.added.get(name, jnp.float32(0.0)) + value
         self.streams.part()
-        if top and not self.static.sharing.feeds:  # else labels may be fed in blocks of other tasks
+        self.to_mix.remove(path)
+        if not self.to_mix and not self.static.sharing.feeds:  # else labels may be fed in blocks of other tasks
             self._keep({(block, k) for k, task in enumerate(layout.tasks) for block in layout.reads(task)})
 
     def _tap(self):
@@ -244,8 +244,8 @@ class Forward:
             for fed, sources in sharing.feeds.items():
                 if task in sources:
                     self._feed(task, fed, path)
-        if here and path != top and self.taps is None:  # who has been read needs no layer above
-            self.unread -= set(here)
+        self.unread -= set(here)
+        if path != top and self.taps is None and not self.to_mix:  # who has been read needs no layer above
             self._keep({pair for task in self.unread for pair in self.streams.slots(tasks.index(task))})
 
     def _features(self, task, path, pair):

@@ -102,6 +102,15 @@ def test_a_head_at_a_lower_layer(tiny, differs, trunk, mixing):
     differs("a head at a lower layer", found["tags"], hidden(lower, params, batch)["tags"], 0.0)
 
 
+def test_a_column_whose_head_is_low_is_mixed_into_those_above(tiny, differs):
+    mixed = {"sharing__trunk": "none", "sharing__mixer": "cross_stitch"}
+    low, top = build(config_of(tiny, sharing__depths={"color": "layer_00"}, **mixed)), build(config_of(tiny, **mixed))
+    params, batch = low.init_params(0), low.batches(0).batch(0)
+    found, wanted = hidden(low, params, batch), hidden(top, params, batch)
+    differs("a column above that of a low head", found["long"], wanted["long"], 0.0)
+    assert np.abs(found["color"] - wanted["color"]).max() > 1e-3
+
+
 def feeding(tiny, **changes):
     return build(config_of(tiny, **{
         "train_on": ("color", "tags", "long"), "sharing__depths": {"tags": "layer_00"},
