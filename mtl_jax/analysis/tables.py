@@ -82,17 +82,21 @@ def comparison_rows(summaries: Mapping[str, Mapping[str, Any]]) -> tuple[Rows, d
 
 
 def merging_rows(result: Mapping[str, Any]) -> Rows:
-    """Ways to merge in rows, tasks in columns: each one's first metric on dev and test, and the mean over the tasks."""
-    splits = [s for s in ("dev", "test") if any(s in scores for r in result["rows"] for scores in r["scores"].values())]
-    header = ["", "options", *(f"{task} {split}" for split in splits for task in [*result["metrics"], "mean"])]
+    """Ways to merge in rows: the mean over tasks of their first metrics on dev and on the main split, then each task's
+    there.
+    """
+    split = "test" if any("test" in scores for r in result["rows"] for scores in r["scores"].values()) else "dev"
+    splits = list(dict.fromkeys(("dev", split)))
     rows = []
     for row in result["rows"]:
-        cells = [row["name"], ", ".join(f"{name}={value}" for name, value in row["options"].items())]
-        for split in splits:
-            values = [row["scores"].get(t, {}).get(split, {}).get(m) for t, m in result["metrics"].items()]
-            cells += [*values, None if None in values else sum(values) / len(values)]
-        rows.append(cells)
-    return header, rows
+        values = {
+            s: [row["scores"].get(task, {}).get(s, {}).get(metric) for task, metric in result["metrics"].items()]
+            for s in splits
+        }
+        means = [None if None in values[s] else sum(values[s]) / len(values[s]) for s in splits]
+        options = ", ".join(f"{name}={value}" for name, value in row["options"].items())
+        rows.append([row["name"], options, *means, *values[split]])
+    return ["", "options", *(f"mean, {s}" for s in splits), *(f"{task}, {split}" for task in result["metrics"])], rows
 
 
 def _largest(summary):
