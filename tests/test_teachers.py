@@ -4,6 +4,7 @@ import json
 import shutil
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -12,6 +13,7 @@ from mtl_jax import config as checks
 from mtl_jax.errors import UserError
 from mtl_jax.training import loop, prediction, scoring
 from mtl_jax.training import workdir as folders
+from mtl_jax.training.checkpoint import Checkpoints, data_metadata
 from mtl_jax.training.experiment import build
 from mtl_jax.training.paths import flatten
 from mtl_jax.training.step import train_step
@@ -131,10 +133,11 @@ def test_a_run_with_teachers_goes_on_only_with_these_and_is_scored_without_them(
     (workdir / "summary.json").unlink()
     assert loop.train(config, workdir)["tasks"] == summary["tasks"]
     (workdir / "summary.json").unlink()
-    other = folders.prepare(tmp_path / "other")
-    loop.train(tiny(model__layer="cnn", training__steps=2, seed=1, evaluation__splits=("dev",)), other)
-    shutil.rmtree(teacher)
-    other.rename(teacher)
+    own = build(checks.from_plain(folders.read_config(teacher)))
+    for name in ("best", "checkpoints"):
+        shutil.rmtree(teacher / name)
+    with Checkpoints(teacher, 1) as checkpoints:  # other values in the same folder
+        checkpoints.save(own.init(1)._replace(step=jnp.asarray(6, jnp.int32)), data_metadata(own.corpus))
     with pytest.raises(UserError, match="other teachers than those that are now"):
         loop.train(config, workdir)
     shutil.rmtree(teacher)
