@@ -9,6 +9,7 @@
     python launch.py --config=configs/x.py --workdir=runs/x --mode=ablate        a grid of settings, or go on with it
     python launch.py --config=configs/x.py --workdir=runs/x --mode=relate        which tasks help which
     python launch.py --mode=merge --runs=runs/a,runs/b --output=runs/merged      columns of runs as one encoder
+    python launch.py --workdir=runs/x --mode=adapt --config=configs/new.py --output=folder    new tasks, few examples
     python launch.py --mode=report --runs=runs/a,runs/b --output=runs/report     report.html of runs and ablations
     python launch.py --mode=compare --runs=runs/a,runs/b --output=runs/compare   runs side by side
 
@@ -28,15 +29,14 @@ from mtl_jax.errors import UserError
 CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, or file.py:argument.", lock_config=True)
 WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the run.")
 MODES = [
-    "train", "evaluate", "predict", "attribute", "inspect", "export", "compare", "ablate", "relate", "merge", "report",
+    "train", "evaluate", "predict", "attribute", "inspect", "export", "compare", "ablate", "relate", "merge", "adapt",
+    "report",
 ]  # fmt: skip
 MODE = flags.DEFINE_enum("mode", "train", MODES, "What to do.")
 CHECKPOINT = flags.DEFINE_list("checkpoint", ["best"], "best, last or steps; predict and export average several.")
 INPUT = flags.DEFINE_string("input", "", "predict, attribute: JSONL or lines of text; '-' is the standard input.")
-OUTPUT = flags.DEFINE_string(
-    "output", "", "predict: file, '' prints; attribute, export, merge, compare, report: folder."
-)
-RUNS = flags.DEFINE_list("runs", [], "merge, compare, report: folders of runs.")
+OUTPUT = flags.DEFINE_string("output", "", "predict: file, '' prints; otherwise: folder.")
+RUNS = flags.DEFINE_list("runs", [], "merge, adapt, compare, report: folders of runs.")
 
 
 def main(argv):
@@ -46,7 +46,7 @@ def main(argv):
     {
         "train": _train, "evaluate": _evaluate, "predict": _predict, "attribute": _attribute,
         "inspect": _inspect, "export": _export, "compare": _compare, "ablate": _ablate, "relate": _relate,
-        "merge": _merge, "report": _report,
+        "merge": _merge, "adapt": _adapt, "report": _report,
     }[MODE.value]()  # fmt: skip
 
 
@@ -162,6 +162,28 @@ def _merge():
     config = _config(runs[0])
     out = folders.prepare(OUTPUT.value)
     print(report.merged(out, merge.merge(config.merging, runs, out)))
+
+
+def _adapt():
+    from configs import default
+    from mtl_jax import config as checks
+    from mtl_jax.analysis.ablation import lanes
+    from mtl_jax.analysis.adaptation import report
+    from mtl_jax.analysis.adaptation.adapt import adapt
+    from mtl_jax.training.workdir import read_config
+
+    runs = [pathlib.Path(run).expanduser() for run in RUNS.value or [WORKDIR.value] if run]
+    if not runs or not OUTPUT.value or CONFIG.value is None:
+        raise UserError("--mode=adapt needs --workdir=RUN or --runs=RUN,RUN,..., --config=FILE that names the new "
+                        "tasks, and --output=FOLDER")  # fmt: skip
+    if len(CHECKPOINT.value) != 1:
+        raise UserError("--mode=adapt takes one --checkpoint")
+    lanes.use_all_cores()
+    out = pathlib.Path(OUTPUT.value).expanduser()
+    own = {run: checks.from_plain(read_config(run)) for run in runs}
+    which = CHECKPOINT.value[0] if CHECKPOINT.present else None
+    found = adapt(CONFIG.value, own, which, out, default, lambda config: checks.check(config, default))
+    print(report.tell(found, out))
 
 
 def _report():

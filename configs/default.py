@@ -117,6 +117,17 @@ def get_config() -> ConfigDict:
         sort_keys=False
     )  # task -> distillation(), see below; `add_distillation`. Finished runs as teachers of that task
 
+    meta = config.meta = ConfigDict()  # meta-learning: towards parameters from which each task adapts in a few steps
+    meta.method = ""  # "" | "maml" (second order) | "fomaml" (first order) | "reptile"; see schemes/meta.py. Scores on
+    #                   dev and test are of parameters as they are; --mode=adapt scores adaptation to new tasks
+    meta.inner_steps = 3  # steps of plain gradient descent of each task; reptile: each on its part of the examples
+    meta.inner_rate = 0.1  # their learning rate
+    meta.support = 0.5  # maml, fomaml: share of the examples that the inner steps see, the rest are query; by a key of
+    #                     step and example
+    meta.adapt = ".*"  # regex on paths of what the inner steps move; "^heads/": ANIL
+    meta.head = "own"  # they start from each task's "own" head | from an output layer of "zero", as a new task does
+    meta.tasks = 0  # tasks of a step, drawn anew each time; 0 = all. Gradients are α_k-weighted sums over them
+
     optimizer = config.optimizer = ConfigDict()
     optimizer.name = "adamw"  # "adamw" | "sgd"
     optimizer.learning_rate = 3e-4
@@ -171,6 +182,19 @@ def get_config() -> ConfigDict:
     ablation.memory = 0.8  # share of the device's memory that a program may take
     ablation.resident = "auto"  # packed rows live on the "device" | come from the "host"; "auto": device where they fit
     ablation.reference = ""  # exact optimum drawn beside the curve; names: mtl_jax/analysis/references.py
+
+    adapt = config.adapt = ConfigDict()  # --mode=adapt: the tasks of this config, learned from few examples by runs
+    adapt.shots = (1, 5)  # k, examples of each class; all tasks are classifications
+    adapt.draws = 20  # random supports of k examples a class from train, by config.seed; scored on test
+    adapt.tuned_on = ()  # tasks on whose dev splits rate and steps are chosen, for each run and k; they are not
+    #                      reported. (): on the dev splits of the reported tasks
+    adapt.tuning_draws = 5  # supports for that, other than the reported ones
+    adapt.rates = (0.03, 0.1, 0.3, 1.0, 3.0)  # learning rates to choose from
+    adapt.steps = (1, 2, 5, 10, 20, 50)  # numbers of steps to choose from, each on the whole support
+    adapt.optimizer = "sgd"  # "sgd" (plain gradient descent) | "adamw" (without decay), rate constant, no dropout
+    adapt.leaves = ".*"  # regex on paths of what is adapted; "^heads/": the head, which starts from zero, alone
+    adapt.column = ""  # task of the runs whose column is taken; "": the mean of their columns; shared layers are shared
+    adapt.against = ""  # name of the run that the others are compared with; "": "initial values"
 
     relate = config.relate = ConfigDict()  # --mode=relate: which tasks help which, and what foretells it
     relate.measures = ()  # names in mtl_jax/analysis/relatedness/registry.py; (): all that the config allows

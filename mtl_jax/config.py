@@ -29,6 +29,9 @@ CHOICES = {
     "training.placement": ("jit", "pmap"),
     "training.platform": ("", "cpu", "gpu", "tpu"),
     "evaluation.use": ("best", "last"),
+    "meta.method": ("", "maml", "fomaml", "reptile"),
+    "meta.head": ("own", "zero"),
+    "adapt.optimizer": ("sgd", "adamw"),
     "ablation.method": ("grid", "halving", "hypergradient"),
     "ablation.layout": ("auto", "vmap", "map"),
     "ablation.resident": ("auto", "device", "host"),
@@ -68,6 +71,12 @@ RANGES = {
     "training.early_stop": (0, None),
     "training.max_bad_steps": (1, None),
     "evaluation.rows": (1, None),
+    "meta.inner_steps": (0, None),
+    "meta.inner_rate": (0.0, None),
+    "meta.support": (0.0, 0.99),
+    "meta.tasks": (0, None),
+    "adapt.draws": (1, None),
+    "adapt.tuning_draws": (1, None),
     "ablation.seeds": (1, None),
     "ablation.lanes": (0, None),
     "ablation.memory": (0.01, 1.0),
@@ -105,7 +114,9 @@ def check(config: Any, default: ModuleType) -> None:
     _check_distillation(config, default.distillation(), say)
     _check_model(config, say)
     _check_sharing(config, say)
+    _check_meta(config, say)
     _check_ablation(config, default, say)
+    _check_adapt(config, say)
     _check_relate(config, say)
     _check_names("config.merging.methods", config.merging.methods, _merging_methods(), say)
     _check_names("config.train_on", config.train_on, config.tasks, say)
@@ -306,6 +317,25 @@ def _check_sharing(config, say):
         _range(f"config.auxiliary.{name}", factor, 0.0, None, say)
 
 
+def _check_meta(config, say):
+    meta = config.meta
+    _regex("config.meta.adapt", meta.adapt, say)
+    if not meta.method:
+        return
+    if config.aggregation.method != "sum" or config.aggregation.smoothing:
+        say(
+            f"config.aggregation.method: {config.aggregation.method!r} combines gradients of one pass, not those of "
+            f"config.meta.method = {meta.method!r}; take 'sum'"
+        )
+    if meta.method == "reptile" and meta.adapt != ".*":
+        say(
+            "config.meta.adapt: reptile moves nothing but what adapts, so take '.*'; what should stay as it is goes "
+            "into config.optimizer.freeze"
+        )
+    if meta.method == "reptile" and not meta.inner_steps:
+        say("config.meta.inner_steps: reptile learns from its inner steps; take 1 at least")
+
+
 def _check_ablation(config, default, say):
     from mtl_jax.analysis.references import REFERENCES
 
@@ -328,6 +358,21 @@ def _check_ablation(config, default, say):
         _choice("config.ablation.reference", ablation.reference, REFERENCES, say)
     if ablation.sweeps and ablation.intervals and ablation.seeds < 2:
         say("config.ablation.seeds: intervals need two seeds at least; or set config.ablation.intervals=False")
+
+
+def _check_adapt(config, say):
+    adapt = config.adapt
+    for field, low in (("shots", 1), ("steps", 0), ("rates", 1e-9)):
+        if not adapt[field]:
+            say(f"config.adapt.{field}: name one at least")
+        for value in adapt[field]:
+            _range(f"config.adapt.{field}", value, low, None, say)
+            if field != "rates" and not isinstance(value, int):
+                say(f"config.adapt.{field}: {value!r} should be a whole number")
+    _regex("config.adapt.leaves", adapt.leaves, say)
+    _check_names("config.adapt.tuned_on", adapt.tuned_on, config.tasks, say)
+    if config.tasks and set(adapt.tuned_on) == set(config.tasks):
+        say("config.adapt.tuned_on: names all tasks, none is left to be reported")
 
 
 def _check_relate(config, say):

@@ -22,7 +22,7 @@ from mtl_jax.models.network import network
 from mtl_jax.models.transformer import TransformerLayer
 from mtl_jax.schemes.distillation import Distillation
 from mtl_jax.tasks.base import Task
-from mtl_jax.training import balanced, between, frozen, owners, soft_sharing, task_gradients
+from mtl_jax.training import balanced, between, frozen, meta, owners, soft_sharing, task_gradients
 from mtl_jax.training.balanced import Aggregation
 from mtl_jax.training.initial import Model, make_model, random_params, with_pretrained
 from mtl_jax.training.objective import Objective, auxiliary_name
@@ -131,7 +131,7 @@ def assemble(config: Any, data: Corpus, architecture: Architecture | None, pretr
             },
         )  # fmt: skip
 
-    spec = _step_spec(config, objective_for(data.layout), owned, shapes, data)
+    spec = _step_spec(config, objective_for, owned, shapes, data)
     hyper = hyper_from(config, names, auxiliary)
 
     def init_params(seed):
@@ -290,8 +290,8 @@ def _shared(config, method, aggregation, trained, owned, auxiliary):
     return found
 
 
-def _step_spec(config, objective, owned, shapes, data) -> StepSpec:
-    optimizer, steps = config.optimizer, config.training.steps
+def _step_spec(config, objective_for, owned, shapes, data) -> StepSpec:
+    optimizer, steps, objective = config.optimizer, config.training.steps, objective_for(data.layout)
     frozen = matching(shapes, optimizer.freeze)
     for regex in optimizer.freeze:
         if not matching(shapes, (regex,)):
@@ -311,6 +311,7 @@ def _step_spec(config, objective, owned, shapes, data) -> StepSpec:
         loss_weights=_with_classes(config, method, objective),
         aggregation=aggregation,
         shared=shared,
+        meta=meta.spec_of(config, objective_for, trained, data, method),
         optimizer=OptimizerSpec(
             name=optimizer.name, b1=optimizer.b1, b2=optimizer.b2, eps=optimizer.eps, momentum=optimizer.momentum,
             warmup_steps=round(optimizer.warmup * steps), schedule=optimizer.schedule, steps=steps,

@@ -204,6 +204,7 @@ class _Run:
             **({"auxiliary": {n: float(v) for n, v in metrics["auxiliary"].items()}} if "auxiliary" in metrics else {}),
             **({"teaching": jax.tree.map(float, metrics["teaching"])} if "teaching" in metrics else {}),
             **self._balanced(tasks, metrics.get("balanced")),
+            **self._adapted(tasks, metrics),
         })  # fmt: skip
 
     @staticmethod
@@ -221,6 +222,14 @@ class _Run:
             "task_norms": by_task(told["task_norms"]),
             "lowest_cosine": by_task(lowest),
         }
+
+    @staticmethod
+    def _adapted(tasks, metrics) -> dict[str, Any]:
+        """Of meta-learning: the loss of each task's first inner step."""
+        if "support" not in metrics:
+            return {}
+        found = zip(tasks, metrics["support"], metrics["present"], strict=True)
+        return {"support": {task: float(loss) if present else None for task, loss, present in found}}
 
     def _evaluate(self, state, step, bar) -> bool:
         """Scores dev. Returns whether the mean of the tasks' scores is the highest so far."""

@@ -99,7 +99,7 @@ def _logits(objective, params, batch, hidden):
 
 def scores(objective: Objective, params: Params, batch: Batch, hyper: Hyper, key):
     """`logits` with the dropout of training."""
-    return logits(objective, params, batch, _rates(objective, hyper), key)
+    return logits(objective, params, batch, rates(objective, hyper), key)
 
 
 def counts(objective: Objective, batch: Batch, hyper: Hyper) -> jax.Array:
@@ -155,7 +155,7 @@ def shares(
 
     `progress` = step / steps.
     """
-    found = objective.network.apply(params, batch, _rates(objective, hyper), key, progress=progress)
+    found = objective.network.apply(params, batch, rates(objective, hyper), key, progress=progress)
     losses = _loss_sums(objective, params, batch, hyper, _logits(objective, params, batch, found.hidden))
     added = dict(found.added)
     for name, task in objective.tasks.items():
@@ -181,18 +181,22 @@ def loss_shares(
 
     `total` [K] is the sum of `counts` over all devices and micro-batches of the step, so shares add up to the mean.
     """
-    found = logits(objective, params, batch, _rates(objective, hyper), key, taps, tap_spec)
+    found = logits(objective, params, batch, rates(objective, hyper), key, taps, tap_spec)
     return _divided(_loss_sums(objective, params, batch, hyper, found), total)
 
 
 def _loss_sums(objective, params, batch, hyper, found):
-    def of(name, task):
-        arguments = params["heads"][name], found[name], rows_of(batch.labels[name])
-        if name in objective.teaching:
-            return distillation.loss(task, objective.teaching[name], *arguments, hyper.teaching[name]).sum()
-        return task.loss(*arguments).sum()
+    return jnp.stack([loss_sum(objective, name, params, batch, hyper, found[name]) for name in objective.tasks])
 
-    return jnp.stack([of(name, task) for name, task in objective.tasks.items()])
+
+def loss_sum(
+    objective: Objective, name: str, params: Params, batch: Batch, hyper: Hyper, scores: jax.Array
+) -> jax.Array:
+    """Σ loss of one task over the rows that it reads, from its `scores`; float32 scalar."""
+    task, arguments = objective.tasks[name], (params["heads"][name], scores, rows_of(batch.labels[name]))
+    if name in objective.teaching:
+        return distillation.loss(task, objective.teaching[name], *arguments, hyper.teaching[name]).sum()
+    return task.loss(*arguments).sum()
 
 
 def _divided(sums, total):
@@ -215,7 +219,8 @@ def at_progress(objective: Objective, hyper: Hyper, progress: jax.Array) -> Hype
     return hyper._replace(teaching=shares)
 
 
-def _rates(objective: Objective, hyper: Hyper) -> Dropout | None:
+def rates(objective: Objective, hyper: Hyper) -> Dropout | None:
+    """The rates of dropout in training; None where there is none at all."""
     if not (objective.dropout or objective.attention_dropout):
         return None
     return Dropout(hyper.dropout, hyper.attention_dropout if objective.attention_dropout else None)

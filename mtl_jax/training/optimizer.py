@@ -26,6 +26,7 @@ class Hyper(NamedTuple):
     loss_weights  {option of the method: value}, in place of those that it was built with
     aggregation   {option of the method: value}, likewise
     teaching      {task: weight of its teachers in [0, 1]}; inside the step their share, see `objective.at_progress`
+    inner_rate    of the inner loop of meta-learning
     tied          bool: columns are replaced by their mean after each update. None: the step has no such code
     """
 
@@ -41,6 +42,7 @@ class Hyper(NamedTuple):
     loss_weights: Mapping[str, jax.Array]
     aggregation: Mapping[str, jax.Array]
     teaching: Mapping[str, jax.Array]
+    inner_rate: jax.Array
     tied: jax.Array | None
 
 
@@ -66,6 +68,7 @@ def hyper_from(config, tasks: tuple[str, ...], auxiliary: Mapping[str, float]) -
         loss_weights={},
         aggregation={},
         teaching={name: scalar(entry.weight) for name, entry in config.distillation.items() if name in tasks},
+        inner_rate=scalar(config.meta.inner_rate),
         tied=jnp.asarray(True) if config.sharing.tied else None,
     )
 

@@ -108,9 +108,7 @@ def export(config: Any, workdir: pathlib.Path, which: Sequence[str], target: pat
                 f"--mode=export writes columns as published architectures, which have no {field}s; this run has "
                 f"config.sharing.{field} = {config.sharing[field]!r}"
             )
-    data = _corpus(config, kept, [])
-    experiment = assemble(config, data, kept.architecture, None)
-    params = jax.device_get(average_params(experiment, all_devices(experiment), workdir, which))
+    experiment, params = model(config, workdir, which)
     columns = {tuple(owner[k] for owner in experiment.owners.values()): [] for k in range(len(experiment.tasks))}
     for k, task in enumerate(experiment.tasks):
         columns[tuple(owner[k] for owner in experiment.owners.values())].append(task)
@@ -124,6 +122,13 @@ def export(config: Any, workdir: pathlib.Path, which: Sequence[str], target: pat
         written = save_folder(target / name, kept.architecture, own, workdir / "model")
         lines.append(f"{target / name}: {len(written)} tensors, for {', '.join(tasks)}")
     return lines
+
+
+def model(config: Any, workdir: pathlib.Path, which: Sequence[str]) -> tuple[Experiment, Any]:
+    """A run's model without any data, and its parameters (of several checkpoints their mean) as numpy arrays."""
+    kept = artifacts.load(workdir)
+    experiment = assemble(config, _corpus(config, kept, []), kept.architecture, None)
+    return experiment, jax.device_get(average_params(experiment, all_devices(experiment), workdir, which))
 
 
 def average_params(experiment: Experiment, placement: Placement, workdir: pathlib.Path, which: Sequence[str]) -> Any:

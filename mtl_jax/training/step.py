@@ -11,10 +11,11 @@ import optax
 
 from mtl_jax.balancing.loss_weights import LossWeights
 from mtl_jax.data.batch import Batch
-from mtl_jax.training import balanced, owners
+from mtl_jax.training import balanced, meta, owners
 from mtl_jax.training import objective as terms
 from mtl_jax.training.axes import psum
 from mtl_jax.training.balanced import Aggregation
+from mtl_jax.training.meta import MetaSpec
 from mtl_jax.training.objective import Objective
 from mtl_jax.training.optimizer import Hyper, OptimizerSpec
 from mtl_jax.training.paths import flatten, with_leaves
@@ -65,6 +66,7 @@ class StepSpec(NamedTuple):
     loss_weights  (**traced options) -> the method
     aggregation   (**traced options) -> the method; None: the plain sum, in one joint pass
     shared       what several tasks share, where their gradients are told apart; else None
+    meta         of meta-learning; None: one pass over all examples
     slices       {path: owner group of each slice}, see `owners.slice_owners`
     multipliers  {path: factor on the learning rate} of the trained paths; others are frozen
     clip         largest gradient norm by owner, 0 = off
@@ -75,6 +77,7 @@ class StepSpec(NamedTuple):
     loss_weights: Callable[..., LossWeights]
     aggregation: Callable[..., Aggregation] | None
     shared: Shared | None
+    meta: MetaSpec | None
     optimizer: OptimizerSpec
     slices: Mapping[str, tuple[int, ...]]
     multipliers: Mapping[str, float]
@@ -126,7 +129,7 @@ def train_step(spec: StepSpec, state: TrainState, batch: Batch, hyper: Hyper, ax
       the state after it, and metrics: losses [K], alpha [K], penalty {name: Ω}, strength {name: λ}, total,
       gradient_norm [K + 1], learning_rate, skipped [K + 1], bad_steps, present [K]; with an aggregation also
       `balanced`, see `balanced.data_gradient`; with auxiliary losses `auxiliary` {name: value}; with teachers
-      `teaching` {task: their share}.
+      `teaching` {task: their share}; besides what `meta.data_gradient` tells.
     """
     objective, tasks = spec.objective, len(spec.objective.tasks)
     key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
@@ -136,8 +139,7 @@ def train_step(spec: StepSpec, state: TrainState, batch: Batch, hyper: Hyper, ax
     hyper = terms.at_progress(objective, hyper, progress)
 
     total_weight = psum(jax.vmap(lambda micro: terms.counts(objective, micro, hyper))(batch).sum(axis=0), axis)
-    present = total_weight > 0
-    find = balanced.data_gradient if spec.shared else _data_gradient
+    find = balanced.data_gradient if spec.shared else meta.data_gradient if spec.meta else _data_gradient
     losses, alpha, extra, balance, gradient, told_besides = find(
         spec, state, trained, flat, batch, hyper, key, total_weight, axis
     )
@@ -188,6 +190,7 @@ def train_step(spec: StepSpec, state: TrainState, batch: Batch, hyper: Hyper, ax
         skipped=state.skipped + bad.astype(jnp.int32),
         bad_steps=jnp.where(ok, 0, state.bad_steps + 1),
     )
+    present = told_besides.get("present", total_weight > 0)
     total = jnp.dot(alpha, jnp.where(present, losses, 0.0)) + extra
     total = total + sum((strength[name] * value for name, value in penalties.items()), jnp.float32(0.0))
     metrics = {

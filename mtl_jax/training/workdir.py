@@ -148,6 +148,7 @@ class MetricsLog:
              gradient_norm  {task or "shared": norm before clipping, of the parameters that only this task has}
              teaching       {task: share of its teachers in the target}, where there are any
              learning_rate  of the step, without the factors of config.optimizer.groups
+             support        {task: L_k before the inner loop of meta-learning, whose `loss` is that after it}
              skipped        {task or "shared": steps so far left out because its loss or gradient was not finite}
            "dev", at every evaluation:
              tasks          {task: {metric: value}}, see `mtl_jax.training.loop.train`

@@ -23,6 +23,7 @@ SWEEPS = {
     "model.attention_dropout": (0.0, 0.6),
     "loss_weights.options.temperature": (0.5, 8.0),
     "aggregation.options.c": (0.1, 0.9),
+    "meta.inner_rate": (0.0, 0.5),
 }
 
 
@@ -47,6 +48,8 @@ def test_each_is_an_argument(tiny):
         config.ablation.sweeps = type(config.ablation.sweeps)(sort_keys=False)
         default.add_sweep(config, "x", field=field, points=points, scale="linear")
         config.ablation.ends = False
+        if field.startswith("meta."):
+            config.meta.method, config.aggregation.method, config.aggregation.options = "maml", "sum", {}
         (one,) = plan.make(config, lambda c: checks.check(c, default)).programs
         built = program.build(one, corpora)
         moved = [flat(hyper) for hyper in built.hypers]

@@ -14,7 +14,7 @@ from mtl_jax.errors import UserError
 TRACED = (
     "penalties.*.strength", "penalties.*.by_layer.*", "tasks.*.weight", "optimizer.learning_rate",
     "optimizer.weight_decay", "model.dropout", "model.attention_dropout", "loss_weights.options.*",
-    "aggregation.options.*", "auxiliary.*", "distillation.*.weight",
+    "aggregation.options.*", "auxiliary.*", "distillation.*.weight", "meta.inner_rate",
 )  # fmt: skip
 # mappings whose keys are the user's own: what is absent has its default
 _GROWS = (

@@ -96,6 +96,8 @@ def build(program: Program, sources: Sources) -> Built:
                     f"config.ablation.sweeps: {field} changes nothing, since all layers are shared "
                     f"(config.sharing.trunk = {config.sharing.trunk!r}); set the trunk to 'none' or to a lower layer"
                 )
+            if field.startswith("meta.") and experiment.spec.meta is None:
+                raise UserError(f"config.ablation.sweeps: {field} changes nothing, since config.meta.method is ''")
     return _with_ways(program, experiment)
 
 

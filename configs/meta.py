@@ -1,0 +1,75 @@
+"""Meta-learning over six domains of CLINC150, and adaptation to three that were held out, from 1 or 5 examples a class.
+
+    for m in multitask maml fomaml reptile; do
+        python launch.py --config=configs/meta.py:$m --workdir=runs/meta/$m
+    done
+    python launch.py --mode=adapt --config=configs/meta.py:adapt --output=runs/meta/adapt \\
+        --runs=runs/meta/multitask,runs/meta/maml,runs/meta/fomaml,runs/meta/reptile
+
+All see the same batches in 300 steps, from the same initial values, at one learning rate that was not tuned for any.
+Words are those of the training texts of all ten domains. Rate and steps of adaptation are chosen on dev of a further
+domain, "meta". CPU time: 25 s (multitask) to 56 s (maml) a run, 190 s the adaptations. Test accuracy, mean of the
+held-out domains, ± 95 % over ten draws of the support, one run of each:
+
+                     1 example a class    5 examples a class
+    multitask        0.354 ± 0.012        0.644 ± 0.007
+    maml             0.385 ± 0.015        0.699 ± 0.011
+    fomaml           0.380 ± 0.012        0.512 ± 0.112
+    reptile          0.379 ± 0.020        0.699 ± 0.009
+    initial values   0.314 ± 0.012        0.639 ± 0.014
+"""
+
+import json
+import pathlib
+
+from configs import default
+
+CLINC = f"{default.DATA}/clinc150"
+TUNED_ON = ("meta",)  # steps and rate of adaptation are chosen on this domain
+HELD_OUT = ("banking", "kitchen_and_dining", "travel")
+METHODS = ("multitask", "maml", "fomaml", "reptile")
+
+
+def get_config(what: str = "maml"):
+    if what not in (*METHODS, "adapt"):
+        raise ValueError(f"the argument of this config is one of {', '.join((*METHODS, 'adapt'))}, not {what!r}")
+    config = default.get_config()
+    domains = json.loads((pathlib.Path(CLINC).expanduser() / "domains.json").read_text(encoding="utf-8"))
+    for domain, intents in domains.items():
+        if what != "adapt" or domain in (*TUNED_ON, *HELD_OUT):
+            default.add_dataset(
+                config, domain, reader="json_splits", path=f"{CLINC}/data_full.json", text=("text",),
+                splits={"train": "train", "dev": "val", "test": "test"}, where={"label": tuple(intents)},
+            )  # fmt: skip
+            default.add_task(
+                config, domain, kind="classification", dataset=domain, label="label", classes=tuple(intents),
+                metrics=("accuracy",),
+            )  # fmt: skip
+    if what == "adapt":
+        config.adapt.tuned_on = TUNED_ON
+        config.adapt.against = "multitask"
+        config.adapt.draws = 10
+        config.adapt.rates = (0.3, 1.0, 3.0, 10.0)
+        config.adapt.steps = (2, 5, 10, 20, 50, 100)
+        return config
+    config.train_on = tuple(domain for domain in domains if domain not in (*TUNED_ON, *HELD_OUT))
+    config.tokenizer.kind = "words"
+    config.tokenizer.lower = True
+    config.model.layer = "cnn"
+    config.model.layers = 1
+    config.model.width = 64
+    config.model.dropout = 0.1
+    config.data.row_length = 32
+    config.data.rows = 16
+    config.optimizer.learning_rate = 1e-2
+    config.optimizer.weight_decay = 0.0
+    config.training.steps = 300
+    config.training.eval_every = 0
+    config.training.checkpoint_every = 100
+    config.evaluation.use = "last"
+    if what != "multitask":
+        config.meta.method = what
+        config.meta.head = "zero"
+        config.meta.inner_rate = 10.0
+        config.meta.inner_steps = 3
+    return config

@@ -1,0 +1,1 @@
+"""--mode=adapt: how well finished runs adapt to new tasks from a few examples."""

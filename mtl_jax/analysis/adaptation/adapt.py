@@ -1,0 +1,261 @@
+"""--mode=adapt: finished runs on new tasks, from k examples of each class.
+
+1. Of each run the layers are taken: what its tasks share, the mean of their columns, or the column of one task. Beside
+   the runs stand the values that the first of them began from.
+2. For each k the learning rate and the number of steps of each of them are chosen on dev splits, by supports that are
+   drawn for that alone: of `config.adapt.tuned_on`, tasks that are not reported, or else of the reported tasks.
+3. Then each adapts to the reported tasks, to the same random supports, and is scored on test. Intervals and tests are
+   over draws, of the mean over tasks: they say nothing of other tasks, or of runs of other seeds.
+"""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Callable, Mapping
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from mtl_jax.analysis.adaptation.episodes import Episode, episode, score, supports
+from mtl_jax.analysis.adaptation.lanes import Learner
+from mtl_jax.analysis.intervals import correct, interval, paired
+from mtl_jax.data import corpus as corpora
+from mtl_jax.errors import UserError
+from mtl_jax.training import artifacts, prediction
+from mtl_jax.training.experiment import Experiment, assemble
+from mtl_jax.training.placement import require_platform
+from mtl_jax.training.progress import progress_bar
+from mtl_jax.training.sources import label_specs, load_encoder, max_length
+from mtl_jax.training.workdir import plain, write_json
+
+START = "initial values"  # the name of what the first run began from
+
+
+class Source(NamedTuple):
+    """Where adaptation begins.
+
+    config   of the run, with the new tasks in place of its own
+    kept     tokenizer and architecture
+    layers   {path: leaves [1, ...]}, or [draws, 1, ...] with `by_draw`
+    """
+
+    config: Any
+    kept: artifacts.Artifacts
+    layers: Any
+    by_draw: bool
+
+
+class Adapted(NamedTuple):
+    """What learns one task: the learner, its data, and what scores predictions."""
+
+    learner: Learner
+    episode: Episode
+    classes: tuple[str, ...]
+    score: Callable[[str, np.ndarray], float]  # (split, predictions int[records]) -> the task's first metric
+
+
+def adapt(
+    given: Any, runs: Mapping[pathlib.Path, Any], checkpoint: str | None, out: pathlib.Path, default: ModuleType,
+    check: Callable[[Any], None],
+) -> dict[str, Any]:  # fmt: skip
+    """Adapts runs to the tasks of a config, and writes out/adapt.json.
+
+    Args:
+      given: a config of which datasets, tasks, adapt and seed are read; the model is that of the runs.
+      runs: {folder: its config}.
+      checkpoint: "best", "last" or a step; None: what config.evaluation.use of the run says.
+      out: folder, is made.
+      default: the module `configs.default`.
+      check: `mtl_jax.config.check` against it.
+
+    Returns:
+      what adapt.json holds:
+        runs      {name: folder, None of the initial values}
+        tasks, tuned_on, shots, steps, rates, metric, against
+        chosen    {name: {k: {"rate", "steps", "dev": mean score}}}
+        scores    {name: {k: {task: [score on test of each draw]}}} at the chosen steps
+        mean      {name: {k: interval of the mean over tasks}}
+        by_task   {name: {k: {task: interval}}}
+        curves    {name: {k: [interval of the mean over tasks after each of `steps`]}} at the chosen rate
+        differences  {name: {k: paired difference to `against`}}, p corrected by Holm over all of them
+
+    Raises:
+      UserError: no such run or checkpoint; tasks that have no classes, splits or examples enough.
+    """
+    sources = _sources(given, runs, checkpoint, default, check)
+    config = next(iter(sources.values())).config
+    chosen = config.adapt
+    reported = [task for task in config.tasks if task not in chosen.tuned_on]
+    tuning = list(chosen.tuned_on) or reported
+    if chosen.against not in ("", *sources):
+        raise UserError(f"config.adapt.against: {chosen.against!r} is none of {', '.join(map(repr, sources))}")
+    against = chosen.against or START
+    learned: dict[Any, dict[str, Adapted]] = {}
+    steps = tuple(sorted(set(chosen.steps)))
+    found: dict[str, Any] = {
+        "runs": {name: None if name == START else str(run) for name, run in zip(sources, (*runs, None), strict=True)},
+        "tasks": reported, "tuned_on": list(chosen.tuned_on), "shots": list(chosen.shots), "steps": list(steps),
+        "rates": list(chosen.rates), "draws": chosen.draws, "against": against, "seed": config.seed,
+        **{field: {name: {} for name in sources} for field in ("chosen", "scores", "mean", "by_task", "curves")},
+    }  # fmt: skip
+    adaptations = len(tuning) * chosen.tuning_draws * len(chosen.rates) + len(reported) * chosen.draws
+    with progress_bar("adapting", "run", len(sources) * len(chosen.shots) * adaptations) as bar:
+        for name, source in sources.items():
+            tasks = learned.setdefault(_architecture(source), {})
+            for task in dict.fromkeys((*tuning, *reported)):
+                tasks.setdefault(task, _adapted(source, task))
+            for shots in chosen.shots:
+                tuned = [
+                    _scores(tasks[t], source, shots, chosen.tuning_draws, "dev", "tune", chosen.rates, bar)
+                    for t in tuning
+                ]
+                mean = np.mean([scores.mean(axis=0) for scores in tuned], axis=0)  # [rates, steps]
+                number, rate = min(np.ndindex(*mean.T.shape), key=lambda at: (-mean.T[at], at))  # of equals, few steps
+                tested = {
+                    t: _scores(tasks[t], source, shots, chosen.draws, "test", "test", [chosen.rates[rate]], bar)[:, 0]
+                    for t in reported
+                }  # {task: [draws, steps]}
+                k = str(shots)
+                curves = np.mean(list(tested.values()), axis=0)
+                scores = {t: values[:, number].tolist() for t, values in tested.items()}
+                found["chosen"][name][k] = {"rate": chosen.rates[rate], "steps": steps[number],
+                                            "dev": float(mean[rate, number])}  # fmt: skip
+                found["scores"][name][k] = scores
+                found["mean"][name][k] = interval(curves[:, number].tolist())._asdict()
+                found["by_task"][name][k] = {t: interval(values)._asdict() for t, values in scores.items()}
+                found["curves"][name][k] = [interval(values.tolist())._asdict() for values in curves.T]
+    found["metric"] = next(iter(learned.values()))[reported[0]].learner.metric
+    found["differences"] = _differences(found["scores"], against)
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(out / "adapt.json", found)
+    return found
+
+
+def _differences(scores: Mapping[str, Any], against: str) -> dict[str, Any]:
+    """{name: {k: paired difference over draws of the mean over tasks}}, corrected together."""
+
+    def means(name, k):
+        return dict(enumerate(np.mean(list(scores[name][k].values()), axis=0).tolist()))
+
+    pairs = [(name, k) for name in scores if name != against for k in scores[name]]
+    found = correct([paired(means(name, k), means(against, k)) for name, k in pairs])
+    result: dict[str, Any] = {}
+    for (name, k), difference in zip(pairs, found, strict=True):
+        result.setdefault(name, {})[k] = difference._asdict()
+    return result
+
+
+def _sources(given, runs, checkpoint, default, check) -> dict[str, Source]:
+    """What there is to adapt, by name."""
+    if twice := sorted({run.name for run in runs if [other.name for other in runs].count(run.name) > 1}):
+        raise UserError(f"--runs: two folders are named {twice[0]!r}; tables tell runs apart by that name")
+    sources: dict[str, Source] = {}
+    for run, own in runs.items():
+        check(own)
+        config = _composed(own, given, run, default)
+        check(config)
+        _require_classes(config)
+        if not sources:
+            require_platform(config.training.platform)
+        kept = artifacts.load(run)
+        experiment, params = prediction.model(own, run, (checkpoint or own.evaluation.use,))
+        layers = _layers(experiment, params, config.adapt.column)
+        sources[run.name] = Source(config, kept, layers, False)
+    return sources | {START: _initial(next(iter(sources.values())))}
+
+
+def _composed(own: Any, given: Any, run: pathlib.Path, default: ModuleType) -> Any:
+    """The config of a run with the new tasks in place of its own, and every layer shared."""
+    for field in ("mixer", "adapter"):
+        if own.sharing[field]:
+            raise UserError(
+                f"{run}: config.sharing.{field} = {own.sharing[field]!r}: no column stands alone that a new task could "
+                "begin from"
+            )
+    config = default.get_config()
+    for field in ("datasets", "tasks", "adapt", "seed"):
+        config[field] = given[field]
+    for field in ("tokenizer", "model", "evaluation", "training"):
+        config[field] = own[field]
+    config.sharing.read, config.sharing.read_options = own.sharing.read, own.sharing.read_options
+    for field in ("seed", "row_length", "max_unseen"):
+        config.data[field] = own.data[field]
+    return config
+
+
+def _require_classes(config: Any) -> None:
+    for name, task in config.tasks.items():
+        if task.kind != "classification":
+            raise UserError(
+                f"config.tasks.{name}.kind: {task.kind!r}, but --mode=adapt draws examples of each class: "
+                "'classification'"
+            )
+
+
+def _layers(experiment: Experiment, params: Any, column: str) -> Any:
+    """{path: leaves [1, ...]}: the mean of the owners of each layer, or what one task uses."""
+    if column and column not in experiment.tasks:
+        raise UserError(f"config.adapt.column: {column!r} is none of the run's tasks {', '.join(experiment.tasks)}")
+    k = list(experiment.tasks).index(column) if column else None
+
+    def taken(path, leaf):
+        return leaf.mean(axis=0, keepdims=True) if k is None else leaf[experiment.owners[path][k]][None]
+
+    return {
+        path: jax.tree.map(lambda leaf, p=path: np.asarray(taken(p, leaf)), params[path]) for path in experiment.owners
+    }
+
+
+def _initial(source: Source) -> Source:
+    """What a run begins from: published values, or random ones, others for each draw."""
+    config = source.config
+    encoder = load_encoder(config)
+    some = next(iter(config.tasks))
+    experiment = _alone(source, some, encoder.params if encoder else None)
+    draws = 1 if encoder else max(config.adapt.draws, config.adapt.tuning_draws)
+    made = [jax.device_get(experiment.init_params(config.seed + draw)) for draw in range(draws)]
+    layers = [{path: tree for path, tree in params.items() if path != "heads"} for params in made]
+    if encoder:
+        return source._replace(layers=layers[0])
+    return source._replace(layers=jax.tree.map(lambda *leaves: np.stack(leaves), *layers), by_draw=True)
+
+
+def _alone(source: Source, task: str, pretrained_params: Any = None) -> Experiment:
+    """The experiment of one new task."""
+    config, kept = source.config, source.kept
+    data = corpora.load(
+        config.datasets, label_specs(config), kept.tokenizer, row_length=config.data.row_length,
+        max_length=max_length(config, kept.architecture), pack=False, overlong="truncate", seed=config.data.seed,
+        tasks=(task,), max_unseen=config.data.max_unseen,
+    )  # fmt: skip
+    return assemble(config, data, kept.architecture, pretrained_params)
+
+
+def _adapted(source: Source, task: str) -> Adapted:
+    experiment = _alone(source, task)
+    data = experiment.corpus
+    found = episode(data, task)
+
+    def scored(split, predicted):
+        return score(data, experiment.spec.objective, task, split, predicted)
+
+    return Adapted(Learner(experiment, found), found, data.vocabularies[task].names, scored)
+
+
+def _architecture(source: Source) -> str:
+    """What runs have to have in common to share data and programs."""
+    config = plain(source.config)
+    return repr([config["model"], config["sharing"], config["data"], source.kept.tokenizer.fingerprint])
+
+
+def _scores(adapted: Adapted, source: Source, shots, draws, split, purpose, rates, bar) -> np.ndarray:
+    """float[draws, rates, steps]: the task's first metric on a split."""
+    layers = source.layers
+    if source.by_draw:
+        layers = jax.tree.map(lambda leaf: leaf[:draws], layers)
+    few = supports(adapted.episode, adapted.classes, shots, draws, source.config.seed, purpose)
+    said = adapted.learner.predictions(split, layers, source.by_draw, few, rates)
+    bar.update(draws * len(rates))
+    return np.asarray([[[adapted.score(split, p) for p in by_step] for by_step in by_rate] for by_rate in said])

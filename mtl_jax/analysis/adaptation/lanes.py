@@ -1,0 +1,124 @@
+"""Adaptation as lanes of one program: from given layers and a head of zeros, plain steps on a support, predictions."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mtl_jax.analysis.ablation.engine import filled
+from mtl_jax.analysis.ablation.lanes import Shape, over_lanes, shape_of
+from mtl_jax.analysis.adaptation.episodes import Episode, batch, chunks
+from mtl_jax.errors import UserError
+from mtl_jax.training import objective as terms
+from mtl_jax.training.experiment import Experiment
+from mtl_jax.training.optimizer import OptimizerSpec
+from mtl_jax.training.paths import flatten, matching, with_leaves
+
+
+class Learner:
+    """Adapts one architecture to one task, many draws and rates at a time.
+
+    steps   after which it predicts, ascending
+    metric  the task's first one
+    """
+
+    def __init__(self, experiment: Experiment, episode: Episode):
+        """
+        Args:
+          experiment: of this task alone, every layer with one owner.
+          episode: the task.
+
+        Raises:
+          UserError: nothing that is adapted, a head without an output layer.
+        """
+        chosen = experiment.config.adapt
+        shapes = flatten(jax.eval_shape(experiment.init_params, 0))
+        self.steps = tuple(sorted(set(chosen.steps)))
+        ((_, task),) = experiment.tasks.items()
+        self.metric = task.metrics[0]
+        self._adapts = tuple(sorted(matching(shapes, (chosen.leaves,))))
+        if not self._adapts:
+            raise UserError(
+                f"config.adapt.leaves: {chosen.leaves!r} matches no parameter; paths look like {next(iter(shapes))}"
+            )
+        self._experiment, self._episode = experiment, episode
+        self._optimizer = OptimizerSpec(
+            name=chosen.optimizer, b1=0.9, b2=0.999, eps=1e-8, momentum=0.0, warmup_steps=0, schedule="constant",
+            steps=max(self.steps[-1], 1),
+        )  # fmt: skip
+        self._program = functools.cache(self._compile)
+
+    def predictions(
+        self, split: str, layers: Any, by_draw: bool, supports: np.ndarray, rates: Sequence[float]
+    ) -> np.ndarray:
+        """int[draws, rates, steps, records of the split]: the classes after adaptation to each support at each rate.
+
+        Args:
+          split: that is predicted.
+          layers: {path: leaves [1, ...]}, with `by_draw` [draws, 1, ...]: where adaptation begins.
+          supports: int32[draws, examples], rows of train.
+          rates: learning rates.
+        """
+        draws = len(supports)
+        shape = shape_of(draws, len(rates), "map" if jax.default_backend() == "cpu" else "vmap")
+        order = np.asarray(filled(range(draws), shape.seeds))
+        by_lane = np.broadcast_to(np.asarray(filled(rates, shape.lanes), np.float32), (shape.seeds, shape.lanes))
+        if by_draw:
+            layers = jax.tree.map(lambda leaf: leaf[order], layers)
+        rows = self._episode.rows
+        said = self._program(shape, by_draw)(
+            layers, rows["train"], chunks(rows[split]), supports[order], order.astype(np.int32), by_lane
+        )
+        return np.asarray(said)[:draws, : len(rates), :, : len(self._episode.gold[split])]
+
+    def _compile(self, shape: Shape, by_draw: bool):
+        return jax.jit(over_lanes(self._lane, f"{'s' if by_draw else '-'}--ssl", shape))
+
+    def _lane(self, layers, train, scored, support, draw, rate):
+        """One adaptation: predictions int32[steps, records, filled up]."""
+        experiment = self._experiment
+        objective = experiment.spec.objective._replace(dropout=False, attention_dropout=False)
+        ((name, task),) = objective.tasks.items()
+        key = jax.random.fold_in(jax.random.key(experiment.config.seed), draw)
+        net = objective.network
+        # its output layer is zero: no class is likelier at first, as with config.meta.head = "zero"
+        head = {**task.init(key, net.width[name]), **net.init_head(name, key)}
+        params = {**layers, "heads": {name: {**head, "output": jax.tree.map(jnp.zeros_like, head["output"])}}}
+        hyper = experiment.hyper._replace(learning_rate=rate, weight_decay=jnp.zeros((), jnp.float32))
+        few = batch(jax.tree.map(lambda leaf: leaf[support], train))
+        total, flat = terms.counts(objective, few, hyper), flatten(params)
+
+        def optimizer(number):
+            return self._optimizer.transformation(hyper, number, dict.fromkeys(self._adapts, 1.0))
+
+        def loss(trained):
+            adapted = with_leaves(params, {**flat, **trained})
+            return terms.loss_shares(objective, adapted, few, hyper, None, total).sum()
+
+        def step(number, carry):
+            trained, state = carry
+            updates, state = optimizer(number).update(jax.grad(loss)(trained), state, trained)
+            return jax.tree.map(jnp.add, trained, updates), state
+
+        def predicted(trained):
+            adapted = with_leaves(params, {**flat, **trained})
+
+            def classes(rows):
+                block = batch(rows)
+                logits = terms.logits(objective, adapted, block, None, None)[name]
+                return task.predict(adapted["heads"][name], logits, terms.rows_of(block.labels[name]))["value"][:, 0]
+
+            return jax.lax.map(classes, scored).reshape(-1)
+
+        trained = {path: flat[path] for path in self._adapts}
+        carry, said = (trained, optimizer(jnp.zeros((), jnp.int32)).init(trained)), []
+        for begin, end in itertools.pairwise((0, *self.steps)):
+            carry = jax.lax.fori_loop(jnp.int32(begin), jnp.int32(end), step, carry)
+            said.append(predicted(carry[0]))
+        return jnp.stack(said)

@@ -1,0 +1,178 @@
+"""--mode=adapt: draws, choice, one adaptation by hand, the whole mode on tiny runs, and its errors."""
+
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import default
+from mtl_jax import config as checks
+from mtl_jax.analysis.adaptation import adapt as modes
+from mtl_jax.analysis.adaptation import report
+from mtl_jax.analysis.adaptation.episodes import supports
+from mtl_jax.errors import UserError
+from mtl_jax.training import loop
+from mtl_jax.training import workdir as folders
+from mtl_jax.training.paths import flatten, with_leaves
+
+pytestmark = pytest.mark.usefixtures("standard_promotion")
+
+
+def trained(tiny, folder, **changes):
+    """A finished run on the two tasks of sentences; its folder."""
+    config = tiny(model__layers=0, train_on=("tags", "long"), training__steps=2, training__eval_every=0,
+                  training__checkpoint_every=0, tokenizer__lower=True, tasks__tags__options={}, **changes)  # fmt: skip
+    loop.train(config, folders.prepare(folder))
+    return folder
+
+
+def adapted(config, runs, out):
+    return modes.adapt(config, configs_of(runs), None, out, default, check)
+
+
+def sources(config, run):
+    return modes._sources(config, configs_of([run]), "last", default, check)
+
+
+def configs_of(runs):
+    return {run: checks.from_plain(folders.read_config(run)) for run in runs}
+
+
+def check(config):
+    checks.check(config, default)
+
+
+def new_task(tiny, **changes):
+    """The config of a task that the runs have not seen."""
+    config = tiny(**changes)
+    for name in ("tags", "long"):
+        del config.tasks[name]
+    del config.datasets["sentences"]
+    config.adapt.shots, config.adapt.draws, config.adapt.tuning_draws = (2, 5), 3, 2
+    config.adapt.rates, config.adapt.steps = (0.1, 5.0), (0, 1, 4)
+    return config
+
+
+@pytest.fixture
+def run(tiny, tmp_path):
+    return trained(tiny, tmp_path / "hard")
+
+
+def test_the_whole_mode(tiny, tmp_path, run, differs):
+    columns = trained(tiny, tmp_path / "columns", sharing__trunk="none", model__column_init="independent")
+    found = adapted(new_task(tiny), [run, columns], tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "adapt.json").read_text()) == json.loads(json.dumps(found))
+    assert list(found["runs"]) == ["hard", "columns", modes.START] and found["metric"] == "accuracy"
+    for name in found["runs"]:
+        for k in ("2", "5"):
+            scores, chosen = np.asarray(found["scores"][name][k]["color"]), found["chosen"][name][k]
+            assert scores.shape == (3,) and chosen["rate"] in (0.1, 5.0) and chosen["steps"] in (0, 1, 4)
+            differs("mean over draws", found["mean"][name][k]["mean"], scores.mean(), 1e-12)
+            at = found["steps"].index(chosen["steps"])
+            assert found["curves"][name][k][at] == found["mean"][name][k]
+            if name != modes.START:
+                other = np.asarray(found["scores"][modes.START][k]["color"])
+                differs("paired", found["differences"][name][k]["mean"], (scores - other).mean(), 1e-12)
+    text = report.tell(found, tmp_path / "out")
+    assert "initial values" in text and "columns" in text
+    assert {file.name for file in (tmp_path / "out" / "figures").iterdir()} == {"adapt_steps.png", "adapt_shots.png"}
+
+
+def test_draws_and_one_adaptation_by_hand(tiny, run):
+    """Plain descent from a zero head on the mean loss of the support."""
+    (source, *_) = sources(new_task(tiny), run).values()
+    one = modes._adapted(source, "color")
+    few = supports(one.episode, one.classes, 4, 2, 0, "test")
+    said = one.learner.predictions("test", source.layers, False, few, [5.0])
+    rows, classes = one.episode.rows, len(one.classes)
+
+    def bag(params, split, index):
+        """Mean word vectors and logits by hand: the model has no layer above the embeddings."""
+        held = rows[split]
+        real = (held.segment[index] > 0).astype(np.float32)
+        vectors = params["embed"]["word"]["embedding"][0][held.tokens[index]]
+        mean = (vectors * real[..., None]).sum(1) / real.sum(1, keepdims=True)
+        head = params["heads"]["color"]["output"]
+        return mean @ head["kernel"] + jnp.broadcast_to(head["bias"], (len(index), len(head["bias"])))
+
+    for draw in range(2):
+        width = source.layers["embed"]["word"]["embedding"].shape[-1]
+        head = {"output": {"kernel": jnp.zeros((width, classes)), "bias": jnp.zeros((classes,))}}
+        params = jax.tree.map(jnp.asarray, {**source.layers, "heads": {"color": head}})
+        gold = one.episode.gold["train"][few[draw]]
+        assert np.bincount(gold).tolist() == [4, 4, 4]
+
+        def loss(flat, params=params, gold=gold, draw=draw):
+            log_p = jax.nn.log_softmax(bag(with_leaves(params, flat), "train", few[draw]))
+            return -jnp.take_along_axis(log_p, jnp.asarray(gold)[:, None], axis=1).mean()
+
+        flat, steps = flatten(params), []
+        for number in range(5):
+            if number in (0, 1, 4):
+                everything = np.arange(len(rows["test"].tokens))
+                steps.append(np.asarray(bag(with_leaves(params, flat), "test", everything).argmax(-1)))
+            gradient = jax.grad(loss)(flat)
+            flat = {path: leaf - 5.0 * gradient[path] for path, leaf in flat.items()}
+        assert np.mean(np.stack(steps)[1:] == said[draw, 0, 1:]) > 0.99  # ties of float32 aside
+        assert not said[draw, 0, 0].any()  # a head of zeros says the first class
+    # what is drawn
+    gold = one.episode.gold["train"]
+    some = supports(one.episode, one.classes, 3, 4, 0, "test")
+    assert some.shape == (4, 9)
+    for row in some:
+        assert len(set(row.tolist())) == 9 and gold[row].tolist() == [0] * 3 + [1] * 3 + [2] * 3
+    assert len({tuple(row) for row in some.tolist()}) == 4
+    np.testing.assert_array_equal(some, supports(one.episode, one.classes, 3, 4, 0, "test"))
+    other = supports(one.episode, one.classes, 3, 4, 0, "tune")
+    assert not {tuple(row) for row in some.tolist()} & {tuple(row) for row in other.tolist()}
+
+
+def test_columns(tiny, tmp_path):
+    """The mean of the columns, or that of one task."""
+    run = trained(tiny, tmp_path / "columns", sharing__trunk="none", model__column_init="independent")
+    config = new_task(tiny)
+    table = {}
+    for column in ("", "tags", "long"):
+        config.adapt.column = column
+        (source, *_) = sources(config, run).values()
+        table[column] = source.layers["embed"]["word"]["embedding"]
+    assert table[""].shape[0] == 1 and np.abs(table["tags"] - table["long"]).max() > 0.01
+    np.testing.assert_allclose(table[""], (table["tags"] + table["long"]) / 2, atol=1e-7)
+
+
+ERRORS = [
+    ({"adapt__shots": (60,)}, r"task color: class '\w+' has \d+ examples in train, config.adapt.shots asks for 60"),
+    ({"adapt__column": "ner"}, "config.adapt.column: 'ner' is none of the run's tasks tags, long"),
+    ({"adapt__leaves": "^layer_09"}, "config.adapt.leaves: '.layer_09' matches no parameter"),
+    ({"adapt__against": "nobody"}, "config.adapt.against: 'nobody' is none of 'hard', 'initial values'"),
+    ({"adapt__tuned_on": ("color",)}, "config.adapt.tuned_on: names all tasks"),
+    ({"adapt__steps": ()}, "config.adapt.steps: name one at least"),
+    ({"adapt__shots": (1.5,)}, "config.adapt.shots: 1.5 should be a whole number"),
+    ({"tasks__color__kind": "regression"}, "config.tasks.color.kind: 'regression', but --mode=adapt"),
+]
+
+
+def test_what_cannot_be_adapted_is_said(tiny, tmp_path, run):
+    for changes, said in ERRORS:
+        config = new_task(tiny)
+        for field, value in changes.items():
+            *path, last = field.split("__")
+            node = config
+            for key in path:
+                node = node[key]
+            node[last] = value
+        with pytest.raises(UserError, match=said):
+            adapted(config, [run], tmp_path / "out")
+    twin = shutil.copytree(run, tmp_path / "elsewhere" / "hard")
+    config = new_task(tiny)
+    del config.datasets.texts.splits["dev"]
+    for runs, given, said in (
+        ([tmp_path / "nowhere"], new_task(tiny), "nowhere: no config.json"),
+        ([run, twin], new_task(tiny), "two folders are named 'hard'"),
+        ([run], config, "data set texts: .*there is no dev"),
+    ):
+        with pytest.raises(UserError, match=said):
+            adapted(given, runs, tmp_path / "out")
