@@ -62,13 +62,17 @@ def _examples(experiment: Experiment, dataset: str) -> list[str]:
 
 def _gold(corpus, task, split, record) -> str:
     names = corpus.vocabularies[task].all_names
-    value, known = split.encoded.labels[task].of(int(record))
+    gold = split.encoded.labels[task]
+    value, known = gold.of(int(record))
+    sources = gold.sources[int(record)] if gold.sources else ()  # what a task copies has ids behind those of the names
 
     def show(label, is_known):
         if not is_known:
             return "(none)"
         if np.ndim(label):
             return "{" + ", ".join(f"{n}: {p:g}" for n, p in zip(names, label, strict=False) if p) + "}"
+        if int(label) >= len(names) > 0:
+            return sources[int(label) - len(names)]
         return names[int(label)] if names else f"{float(label):g}"
 
     return " ".join(show(*pair) for pair in zip(value, known, strict=True))
