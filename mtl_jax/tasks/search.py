@@ -134,7 +134,8 @@ def beam(
         cache,
     )
     state = jax.lax.while_loop(more, write, state)
-    rest = jnp.where(state.done[:, None], NEVER, state.log_p / length_penalty(state.number, alpha))
+    is_open = ~state.done[:, None] & (state.log_p > NEVER / 2)
+    rest = jnp.where(is_open, state.log_p / length_penalty(state.number, alpha), NEVER)
     return _best(state.ended, Found(state.tokens, rest), width)
 
 
@@ -142,7 +143,7 @@ def _best(left: Found, right: Found, width: int) -> Found:
     """The best of both, [N, width]."""
     tokens, score = (jnp.concatenate(pair, axis=1) for pair in zip(left, right, strict=True))
     score, index = jax.lax.top_k(score, width)
-    return Found(jnp.where((score > NEVER / 2)[:, :, None], _take(tokens, index), -1), jnp.maximum(score, NEVER))
+    return Found(jnp.where((score > NEVER / 2)[:, :, None], _take(tokens, index), -1), score)
 
 
 def _widen(chosen: jax.Array, score: jax.Array, width: int) -> tuple[jax.Array, jax.Array]:
