@@ -220,8 +220,7 @@ def task(**fields) -> ConfigDict:
     entry.metrics = ()  # first = the task's score; (): the kind's default. Names: mtl_jax.tasks.metrics.METRICS
     entry.classes = ()  # order of the classes; (): sorted, from train
     entry.missing = ("",)  # raw values that mean "no label"; a field that is absent always does
-    entry.options = ConfigDict()  # of the kind, e.g. {"crf": True, "scheme": "iob2"} or {"label_smoothing": 0.1}; they stand in
-    #                             mtl_jax/tasks/, those of generation also in mtl_jax/data/targets.py
+    entry.options = ConfigDict()  # of the kind, e.g. {"crf": True, "scheme": "iob2"} or {"label_smoothing": 0.1}
     return _filled(entry, fields, "task", ("options",))
 
 

@@ -20,7 +20,8 @@ def get_config(which: str = "abridge"):
     default.add_dataset(
         config, "ewt", reader="derived", path=f"{default.DATA}/ewt", words="source",
         splits={"train": "*train*.conllu", "dev": "*dev*.conllu", "test": "*test*.conllu"},
-        options={"reader": "conllu", "way": way, "shortest": 5, "longest": 25}, limit={"dev": 500}, drop_duplicates=True,
+        options={"reader": "conllu", "way": way, "shortest": 5, "longest": 25}, limit={"dev": 500},
+        drop_duplicates=True,
     )  # fmt: skip
     default.add_task(
         config, way, kind="generation", dataset="ewt", label="target",

@@ -1,7 +1,7 @@
 """Sequence packing: pieces of a split into rows of fixed capacities, and their labels with them.
 
-A row holds T tokens, E example slots and, for each level above the text, Q label positions. A piece goes to the oldest open
-row in which all three fit (first fit, pieces in their order, a window of open rows), else to a new row.
+A row holds T tokens, E example slots and, for each further level of labels, Q label positions. A piece goes to the
+oldest open row in which all of them fit (first fit, pieces in their order, a window of open rows), else to a new row.
 
 E and Q come from the data. Rows are packed by tokens alone first; then E and Q are the 90th, else the 95th, else the
 99th percentile of what those rows hold, whichever first needs at most 2 % more rows; else the largest. They never fall

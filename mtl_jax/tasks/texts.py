@@ -22,7 +22,9 @@ class Written(NamedTuple):
     sums: np.ndarray | None = None
 
 
-def bleu_statistics(gold: Any, written: Written | Sequence[str], names: Sequence[str], lower: bool = False) -> dict[str, np.ndarray]:
+def bleu_statistics(
+    gold: Any, written: Written | Sequence[str], names: Sequence[str], lower: bool = False
+) -> dict[str, np.ndarray]:
     """n-gram counts [4] that are right and in all, and lengths, of sacrebleu (Post 2018; tokenization 13a)."""
     from sacrebleu.metrics import BLEU
 

@@ -98,41 +98,46 @@ def test_cached_steps_are_the_whole_target_at_once(differs):
         last = labels["value"][:, number : number + 1]
 
 
-@pytest.mark.parametrize("beam", [1, 40])
-def test_the_search_writes_what_scoring_all_texts_would_choose(beam):
-    """Each text of up to three tokens scored by teacher forcing: a wide beam takes the best, greedy a prefix of them."""
-    task = build(beam=beam, length_penalty=0.0, max_length=3)
-    p, (features, labels) = params(), rows(packed=False)
-    found = jax.jit(task.generate)(p, features)["value"][:, 0]
-    score = jax.jit(lambda f, y: task.loss(p, task.logits(p, f, y), y, E)[:, 0])
-    for n, text in enumerate(TEXTS):
+def teacher_forced(task, features, sequences):
+    """Labels of three sequences, one for each row of the features."""
+    value, segment = np.zeros((3, Q), np.int32), np.zeros((3, Q), np.int32)
+    for i, s in enumerate(sequences):
+        value[i, : len(s)], segment[i, : len(s)] = s, 1
+    y = {"value": value, "segment": segment, "slot": np.zeros_like(value), "mask": segment > 0,
+         "position": np.broadcast_to(np.arange(Q, dtype=np.int32), (3, Q))}  # fmt: skip
+    return run(task, params(), features, jax.tree.map(jnp.asarray, y))
+
+
+def test_greedy_search_with_a_cache_is_greedy_search_without():
+    task, (features, _) = build(), rows(packed=False)
+    written = [[], [], []]
+    for number in range(5):
+        logits = teacher_forced(task, features, [[*s, 0] for s in written])[-1]
+        likeliest = np.array(_distribution(logits)[:, number])
+        likeliest[:, :2] = -np.inf  # neither [UNK] nor [BOS] is written
+        for s, token in zip(written, likeliest.argmax(-1).tolist(), strict=True):
+            if END not in s:
+                s.append(token)
+    value = np.asarray(run(task, params(), features, rows(packed=False)[1])[2]["value"][:, 0])
+    assert [[t for t in s if t != END] for s in written] == [[t for t in v.tolist() if t >= 0] for v in value]
+    assert len({len(s) for s in written} | {5}) > 1 or any(END not in s for s in written)
+
+
+def test_a_wide_beam_writes_what_scoring_all_texts_would_choose():
+    """Each text of up to two tokens and its end, and each of three, scored by teacher forcing."""
+    plain, task, (features, _) = build(), build(beam=150, length_penalty=0.0, max_length=3), rows(packed=False)
+    found = np.asarray(jax.jit(task.generate)(params(), features)["value"][:, 0])
+    for n, text in enumerate(TEXTS[:2]):
         tokens = [3, 4, 5, *(C + place for place, t in enumerate(text) if SOURCE[t] == -1)]
+        every = [(*s, END) for length in range(3) for s in itertools.product(tokens, repeat=length)]
+        every += itertools.product(tokens, repeat=3)
+        same = jax.tree.map(lambda a, n=n: jnp.repeat(a[n : n + 1], 3, axis=0), features)
         nll = {}
-        for length in (1, 2, 3):
-            for s in itertools.product(tokens, repeat=length):
-                nll[s] = None if length < 3 else 0.0
-                if length < 3:
-                    nll[(*s, END)] = 0.0
-        nll = {s: v for s, v in nll.items() if v is not None} | {(END,): 0.0}
-        # three texts of the batch are scored at a time: row n of the features is what counts
-        one = jax.tree.map(lambda a, n=n: jnp.repeat(a[n : n + 1], 3, axis=0), features)
-        sequences = list(nll)
-        for begin in range(0, len(sequences), 3):
-            part = sequences[begin : begin + 3]
-            value = np.zeros((3, Q), np.int32)
-            segment = np.zeros((3, Q), np.int32)
-            for i, s in enumerate(part):
-                value[i, : len(s)], segment[i, : len(s)] = s, 1
-            y = {"value": value, "segment": segment, "slot": np.zeros_like(value), "mask": segment > 0,
-                 "position": np.broadcast_to(np.arange(Q, dtype=np.int32), (3, Q))}  # fmt: skip
-            nll |= dict(zip(part, np.asarray(score(one, jax.tree.map(jnp.asarray, y)))[: len(part)].tolist(),
-                            strict=True))  # fmt: skip
-        if beam > 1:
-            best = min(nll, key=nll.get)
-            assert [t for t in best if t != END] == [t for t in found[n].tolist() if t >= 0]
-        else:
-            written = tuple(t for t in found[n].tolist() if t >= 0)
-            assert (written if len(written) == 3 else (*written, END)) in nll
+        for begin in range(0, len(every), 3):
+            part = every[begin : begin + 3]
+            loss = np.asarray(teacher_forced(plain, same, part)[0])[:, 0]
+            nll |= dict(zip(part, loss.tolist(), strict=False))
+        assert [t for t in min(nll, key=nll.get) if t != END] == [t for t in found[n].tolist() if t >= 0]
 
 
 def test_copying_adds_up_and_is_the_mixture_in_float64(differs):
