@@ -9,13 +9,14 @@ import pytest
 from configs import default, generation
 from mtl_jax import config as checks
 from mtl_jax.analysis import inspection
-from mtl_jax.analysis.ablation.lanes import choose_shape
+from mtl_jax.analysis.ablation.lanes import shape_of
 from mtl_jax.analysis.ablation.scores import LaneScores
 from mtl_jax.analysis.attribution import attribute
 from mtl_jax.data.readers import READERS
 from mtl_jax.errors import UserError
 from mtl_jax.training import loop, prediction, scoring
 from mtl_jax.training import workdir as folders
+from mtl_jax.training.checkpoint import load_params
 from mtl_jax.training.experiment import build
 from mtl_jax.training.step import train_step
 
@@ -77,12 +78,10 @@ def test_a_run_beside_other_tasks_predicts_what_it_scores(writer, tmp_path):
 
     # lanes are scored as runs are
     experiment = build(config)
-    params = scoring.load_params(
-        workdir, "best", scoring.abstract_params(experiment, scoring.placement_of(experiment))
-    ).params
-    stacked = jax.tree.map(lambda leaf: np.asarray(leaf)[None, None], jax.device_get(params))
-    (((lane,),),) = (LaneScores(experiment, Shape(1, 1, "map", None)).score(stacked, "test"),)
-    assert lane["said"] == pytest.approx(found, rel=1e-4)
+    abstract = scoring.abstract_params(experiment, scoring.placement_of(experiment))
+    params, shape = load_params(workdir, "best", abstract).params, shape_of(1, 1, "map")
+    stacked = jax.tree.map(lambda x: np.broadcast_to(x, (shape.seeds, shape.lanes, *x.shape)), jax.device_get(params))
+    assert LaneScores(experiment, shape).score(stacked, "test")[0][0]["said"] == pytest.approx(found, rel=1e-4)
 
 
 def test_micro_batches_and_tasks_left_out_do_not_change_the_targets(writer):

@@ -49,9 +49,7 @@ class Scores(NamedTuple):
     ids: Array | None = None
 
 
-def init(
-    key: Array, classes: int, memory_width: int, width: int, layers: int, intermediate: int, copy: bool
-) -> Params:
+def init(key: Array, classes: int, memory_width: int, width: int, layers: int, intermediate: int, copy: bool) -> Params:
     """Parameters of a decoder of W = `width` over C = `classes` tokens and features of width D = `memory_width`."""
     table_key, layers_key, pointer_key = jax.random.split(key, 3)
     params = {

@@ -124,9 +124,7 @@ def metric_values(task: Task, gold: Any, predicted: Any, names: Sequence[str], s
     """{metric: value} of a task; `gold` and `predicted` from `gold_and_predicted`, `sums` from `Predictions`."""
     if task.level == "sequence":
         gold, predicted = gold.texts, Written(task.texts(predicted, gold.sources), sums)
-    return {
-        name: float(METRICS[name].value(METRICS[name].statistics(gold, predicted, names))) for name in task.metrics
-    }
+    return {name: float(METRICS[name].value(METRICS[name].statistics(gold, predicted, names))) for name in task.metrics}
 
 
 class References(NamedTuple):
