@@ -167,7 +167,7 @@ def program(objective: Objective):
     """
 
     def program(params, batch):
-        hidden = objective.network.apply(params, batch, None, None)
+        hidden = objective.network.apply(params, batch, None, None).hidden
         outputs, sums = {}, {}
         for name in hidden:
             task, labels = objective.tasks[name], terms.rows_of(batch.labels[name])
