@@ -1,12 +1,19 @@
 """Texts written by a decoder with copying over a BiLSTM, on sentences of UD English-EWT of 5 to 25 words.
 
-    python launch.py --config=configs/generation.py:reorder --workdir=runs/reorder
+    python launch.py --config=configs/generation.py:abridge --workdir=runs/abridge
 
-    :reorder   the words of a sentence, shuffled -> the sentence
     :abridge   a sentence -> without its modifiers, by its dependency tree
+    :shared    the same beside parts of speech of the same sentences, embeddings and BiLSTM shared
+    :reorder   the words of a sentence, shuffled -> the sentence
     :infill    a sentence with a gap of up to three words -> these words
-    :shared    :abridge beside parts of speech on the same sentences, embeddings and BiLSTM shared
 
+Test scores of one seed, greedy search, about four minutes of CPU time each; --mode=inspect gives those of the input:
+
+               the input itself                        written
+    :abridge   BLEU 0.419, ROUGE-L 0.728, exact 0.162   BLEU 0.562, ROUGE-L 0.759, exact 0.266
+    :shared    the same                                 BLEU 0.570, ROUGE-L 0.770, exact 0.303; POS accuracy 0.897
+
+:reorder and :infill are not measured yet.
 """
 
 from configs import default

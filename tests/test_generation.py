@@ -40,7 +40,9 @@ def writer(tiny, tmp_path):
             config, "said", kind="generation", dataset="texts", label="said",
             options={"layers": 1, "heads": 2, "max_length": 6, "copy": True, "min_count": 4, **(options or {})},
         )  # fmt: skip
-        del config.tasks["long"]
+        del config.tasks["tags"]
+        if config.data.mixing == "all":  # one data set does
+            del config.tasks["long"], config.datasets["sentences"]
         return config
 
     return make
