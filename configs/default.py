@@ -236,9 +236,9 @@ def dataset(**fields) -> ConfigDict:
 def task(**fields) -> ConfigDict:
     """A task: which labels of which data set, how they are predicted and scored. Unknown fields are refused."""
     entry = ConfigDict()
-    entry.kind = ""  # "classification" | "multilabel" | "regression" | "tagging"
+    entry.kind = ""  # "classification" | "multilabel" | "regression" | "tagging" | "generation"
     entry.dataset = ""  # name of the data set
-    entry.label = ""  # field of its records that holds the label
+    entry.label = ""  # field of its records that holds the label; generation: the text, or list of words, to write
     entry.level = ""  # "text" | "word" | "predicate" (roles, one sequence a predicate); "": text, or word for tagging
     entry.weight = 1.0  # α_k, factor on the task's loss
     entry.metrics = ()  # first = the task's score; (): the kind's default. Names: mtl_jax.tasks.metrics.METRICS

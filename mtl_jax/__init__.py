@@ -16,7 +16,7 @@ Axis glossary. One letter, one meaning, in every shape of every docstring:
     M  streams that are told apart in a backward pass: one for each block and task on it.
     T  token positions of a row.
     E  example slots of a row.
-    Q  label positions of a row of a word-level task: words, or (predicate, word) pairs.
+    Q  label positions of a row: words, (predicate, word) pairs, or tokens of target sequences.
     C  classes of a task (tags of a tagging task).
     D  features (width of a hidden state).
     H  attention heads.

@@ -205,7 +205,8 @@ def _check_datasets(config, default, say):
 
 
 def _check_tasks(config, default, say):
-    from mtl_jax.tasks import KINDS
+    from mtl_jax.data.targets import SPECIALS
+    from mtl_jax.tasks import KINDS, make
 
     if not config.tasks:
         say("config.tasks: none; add one with default.add_task(config, name, ...)")
@@ -220,6 +221,19 @@ def _check_tasks(config, default, say):
         _range(f"{where}.weight", entry.weight, 0.0, None, say)
         if not entry.label:
             say(f"{where}.label: name the field that holds the label")
+        if entry.kind in KINDS and KINDS[entry.kind].labels == "tokens":
+            _check_writer(name, entry, make, SPECIALS, say)
+
+
+def _check_writer(name, entry, make, specials, say):
+    """The options of a task that writes texts, all of which are known without the data."""
+    if entry.classes:
+        say(f"config.tasks.{name}.classes: the tokens of a task that writes texts come from the targets of train")
+    settings = {"kind": entry.kind, "metrics": tuple(entry.metrics), **entry.options.to_dict()}
+    try:
+        make(name, settings, "sequence", specials)
+    except UserError as error:
+        say(str(error))
 
 
 def _check_penalties(config, default, say):

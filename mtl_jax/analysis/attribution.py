@@ -129,13 +129,19 @@ def attribute(config: Any, workdir: pathlib.Path, which: Sequence[str], source: 
       what the terminal shows.
 
     Raises:
-      UserError: as `prediction.predict`.
+      UserError: as `prediction.predict`; a mixer, a cascade, or a task that writes texts.
     """
     for field in ("mixer", "feeds"):
         if config.sharing[field]:
             raise UserError(
                 "--mode=attribute follows each task through its own column, and this run has config.sharing."
                 f"{field}, which brings tasks together"
+            )
+    for name, entry in config.tasks.items():
+        if entry.kind == "generation" and name in (config.train_on or config.tasks):
+            raise UserError(
+                f"--mode=attribute explains classes and numbers; config.tasks.{name} writes texts, which are a search "
+                "and no single score"
             )
     with prediction.opened(source) as lines:
         loaded = next(prediction.load(config, workdir, which, _first(lines), source))

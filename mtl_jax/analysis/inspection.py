@@ -9,7 +9,10 @@ import jax
 import numpy as np
 
 from mtl_jax.analysis.report import table
+from mtl_jax.data.records import field
 from mtl_jax.models.ownership import ExpertColumns, sole_tasks
+from mtl_jax.tasks.metrics import METRICS
+from mtl_jax.tasks.texts import tokens
 from mtl_jax.training.experiment import Experiment, build
 from mtl_jax.training.paths import flatten
 
@@ -62,13 +65,17 @@ def _examples(experiment: Experiment, dataset: str) -> list[str]:
 
 def _gold(corpus, task, split, record) -> str:
     names = corpus.vocabularies[task].all_names
-    value, known = split.encoded.labels[task].of(int(record))
+    gold = split.encoded.labels[task]
+    value, known = gold.of(int(record))
+    sources = gold.sources[int(record)] if gold.sources else ()  # what a task copies has ids behind those of the names
 
     def show(label, is_known):
         if not is_known:
             return "(none)"
         if np.ndim(label):
             return "{" + ", ".join(f"{n}: {p:g}" for n, p in zip(names, label, strict=False) if p) + "}"
+        if int(label) >= len(names) > 0:
+            return sources[int(label) - len(names)]
         return names[int(label)] if names else f"{float(label):g}"
 
     return " ".join(show(*pair) for pair in zip(value, known, strict=True))
@@ -110,8 +117,28 @@ def _labels(experiment: Experiment) -> str:
                 rows.append([task, split, numbers["known"], numbers["missing"], f"{shown}{more}"])
             else:
                 said = ", ".join(f"{key} {numbers[key]:.3g}" for key in ("mean", "std", "min", "max") if key in numbers)
+                said += _input_scores(experiment, task, split)
                 rows.append([task, split, numbers["known"], numbers["missing"], said])
     return table(["task", "split", "labelled", "not", "counts"], rows)
+
+
+def _input_scores(experiment: Experiment, task: str, split: str) -> str:
+    """What the input itself would score as the text to be written: what a model has to beat."""
+    writer, spec = experiment.tasks[task], experiment.corpus.specs[task]
+    if spec.kind != "tokens" or split == "train":
+        return ""
+    entry, data = experiment.config.datasets[spec.dataset], experiment.corpus.splits[spec.dataset][split]
+    gold = data.encoded.labels[task]
+    given = np.flatnonzero(np.diff(gold.offsets))
+    fields = [[field(data.records[m], name) for name in (entry.text or (entry.words,))] for m in given]
+    inputs = [" ".join(" ".join(f) if isinstance(f, list) else f for f in texts) for texts in fields]
+    references = [gold.texts[m] for m in given]
+    found = {
+        name: METRICS[name].value(METRICS[name].statistics(references, inputs, ()))
+        for name in writer.metrics
+        if METRICS[name].statistics is not tokens
+    }
+    return "; the input itself: " + ", ".join(f"{name} {value:.3f}" for name, value in found.items())
 
 
 def _parameters(experiment: Experiment) -> str:

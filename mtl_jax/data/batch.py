@@ -16,6 +16,9 @@ Labels. `labels[task]` is a dict of arrays; leading axes are `[N]` in `Rows` and
                        first predicate, then of the second, ...; besides:
                        predicate int32[..., Q], index on the T axis of the predicate's first sub-word
                        predicate_number int32[..., Q], 0, 1, ... which predicate of its example
+    level "sequence"   the target of each example, its end included; value, mask, segment and slot as "word", and
+                       position int32[..., Q], 0, 1, ... place in the target
+                       An id at or above C is a token copied from the input, see `mtl_jax.data.targets`
 
 A task that learns from teachers has in train besides `teacher`, float32 of the form of a soft value (reals: [..., E]),
 and `teacher_mask`, bool, True where a teacher said something; see `mtl_jax.schemes.distillation`.

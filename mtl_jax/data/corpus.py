@@ -7,7 +7,9 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from mtl_jax.data import batches, cache, encoding, labels, packing, statistics, vocabulary
+import numpy as np
+
+from mtl_jax.data import batches, cache, encoding, labels, packing, statistics, targets, vocabulary
 from mtl_jax.data.batch import Layout, Rows
 from mtl_jax.data.encoding import EncodedSplit
 from mtl_jax.data.labels import LabelSpec
@@ -158,14 +160,16 @@ def for_prediction(
       vocabularies, tokenizer, row_length, max_length, pack, overlong: as `load` gave and took them.
     """
     units = _units_of(records, "data to predict", entry, specs)
+    encoded = encoding.encode(units, tokenizer, max_length or row_length, _overlong(overlong, specs))
     gold = {
-        spec.task: vocabulary.encode_labels(
+        spec.task: targets.unlabelled(len(records), _sources(spec, units, encoded, tokenizer))
+        if spec.level == "sequence"
+        else vocabulary.encode_labels(
             labels.unlabelled(records, spec, units.word_counts, units.predicates), spec, vocabularies[spec.task]
         )
         for spec in specs
     }
-    encoded = encoding.encode(units, tokenizer, max_length or row_length, _overlong(overlong, specs))
-    encoded = encoded._replace(labels=gold)
+    encoded = encoded._replace(labels=gold, targets=np.zeros(len(records), np.int64))
     encoded = encoding.copy_for_predicates(encoded, packing.predicate_limit([encoded], row_length, pack))
     capacities = packing.choose_capacities([encoded], sorted({spec.level for spec in specs}), row_length, pack)
     classes = {spec.task: len(vocabularies[spec.task].names) for spec in specs}
@@ -203,15 +207,26 @@ def _prepare(
     vocabularies: dict[str, LabelVocabulary] = {}
     gold: dict[str, dict[str, Gold]] = {split: {} for split in units}
     for spec in kept:
+        if spec.level == "sequence":
+            continue
         raw = {s: labels.collect(u.records, spec, u.word_counts, u.predicates) for s, u in units.items()}
         vocabularies[spec.task], odd = vocabulary.build_vocabulary(spec, raw, max_unseen)
         notes += odd
         for split, values in raw.items():
             gold[split][spec.task] = vocabulary.encode_labels(values, spec, vocabularies[spec.task])
-    encoded = {
-        split: _encode(u, tokenizer, max_length, overlong)._replace(labels=gold[split]) for split, u in units.items()
-    }
+    encoded = {split: _encode(u, tokenizer, max_length, overlong) for split, u in units.items()}
     notes += [note for split, e in encoded.items() if (note := encoding.overlong_note(f"{name}/{split}", e))]
+    longest = {split: np.zeros(len(u.records), np.int64) for split, u in units.items()}
+    for spec in own:
+        if spec.level == "sequence":
+            names, found, odd = _targets(spec, units, encoded, tokenizer)
+            longest = {split: np.maximum(longest[split], np.diff(g.offsets)) for split, g in found.items()}
+            if spec in kept:
+                vocabularies[spec.task] = names
+                notes += odd
+                for split, sequences in found.items():
+                    gold[split][spec.task] = sequences
+    encoded = {split: e._replace(labels=gold[split], targets=longest[split]) for split, e in encoded.items()}
     levels = sorted({spec.level for spec in own})
     if "predicate" in levels:
         limit = packing.predicate_limit(list(encoded.values()), row_length, pack)
@@ -234,6 +249,24 @@ def _prepare(
         for spec in kept
     }
     return _Prepared(rows, encoded, vocabularies, {"capacities": capacities._asdict()} | lengths, counts, notes)
+
+
+def _targets(spec: LabelSpec, units: Mapping[str, Units], encoded: Mapping[str, EncodedSplit], tokenizer: Tokenizer):
+    """(vocabulary, {split: Gold}, notes) of a task that writes sequences."""
+    raw = {split: targets.collect(u.records, spec, tokenizer) for split, u in units.items()}
+    names = targets.build_vocabulary(spec, raw, units["train"].records)
+    gold: dict[str, Gold] = {}
+    notes: list[str] = []
+    for split, values in raw.items():
+        sources = _sources(spec, units[split], encoded[split], tokenizer)
+        gold[split], cut, unknown = targets.encode(values, spec, names, sources)
+        notes += targets.notes(spec, split, gold[split], cut, unknown)
+    return names, gold, notes
+
+
+def _sources(spec: LabelSpec, units: Units, encoded: EncodedSplit, tokenizer: Tokenizer) -> Sequence[Sequence[str]]:
+    """What a task may copy of each record; () where it does not."""
+    return targets.source_tokens(units, encoded, tokenizer) if spec.target.copy else ()
 
 
 def _check(datasets, specs, row_length, max_length, overlong, tasks) -> list[LabelSpec]:
@@ -279,7 +312,7 @@ def _overlong(overlong: str, specs: Sequence[LabelSpec]) -> str:
     """What "auto" means for a data set with the tasks `specs`."""
     if overlong != "auto":
         return overlong
-    return "split" if any(spec.level != "text" for spec in specs) else "truncate"
+    return "split" if any(spec.level in ("word", "predicate") for spec in specs) else "truncate"
 
 
 def _flat(units: Units) -> Iterable[str | Sequence[str]]:
@@ -296,7 +329,7 @@ def _encode(units: Units, tokenizer: Tokenizer, max_length: int, overlong: str) 
 
     def make():
         arrays = encoding.encode(units, tokenizer, max_length, overlong)._asdict()
-        del arrays["labels"]
+        del arrays["labels"], arrays["targets"]
         return arrays
 
     return EncodedSplit(**cache.cached(key, make))

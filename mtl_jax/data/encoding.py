@@ -35,6 +35,7 @@ class EncodedSplit(NamedTuple):
     copy               bool[N]     the piece before once more, for further predicates; its other labels stand there
     overlong           int64[3]    records that were cut or split; tokens, and words, that no piece holds
     labels             {task: Gold} complete gold labels by record
+    targets            int64[M]    tokens of the record's longest target sequence; None without such a task
     """
 
     words: np.ndarray
@@ -53,6 +54,7 @@ class EncodedSplit(NamedTuple):
     copy: np.ndarray
     overlong: np.ndarray
     labels: Mapping[str, Gold] = {}
+    targets: np.ndarray | None = None
 
     @property
     def lengths(self) -> np.ndarray:

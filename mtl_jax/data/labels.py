@@ -12,8 +12,8 @@ import numpy as np
 from mtl_jax.data.records import Record, field, where
 from mtl_jax.errors import UserError
 
-LEVELS = ("text", "word", "predicate")
-KINDS = ("class", "set", "real")
+LEVELS = ("text", "word", "predicate", "sequence")
+KINDS = ("class", "set", "real", "tokens")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,11 +22,13 @@ class LabelSpec:
 
     task, dataset  names; the task's is used in every message
     field          field of the records that holds the label: one label a text, a list of labels a sentence (one for
-                   each word), or for "predicate" a list of such lists, one for each of the record's predicates
-    level          "text" | "word" | "predicate"
+                   each word), or for "predicate" a list of such lists, one for each of the record's predicates; for
+                   "sequence" a text or a list of words
+    level          "text" | "word" | "predicate" | "sequence"
     kind           "class": one class, or a distribution as {class: probability} or C numbers in the order of `classes`
                    "set": several classes, a list of names or a string with `delimiter` between them (level "text")
                    "real": a number (level "text")
+                   "tokens": a target sequence (level "sequence"), cut and encoded as `target` says
     classes        names in the order of the ids; () = those of the training data, sorted, "O" first for tagging
     missing        values that mean "not labelled", besides None
     predicates     field with the word indices of the predicates (level "predicate")
@@ -41,12 +43,15 @@ class LabelSpec:
     missing: tuple[str | None, ...] = ("", None)
     delimiter: str = ","
     predicates: str = "predicates"
+    target: Any = None  # `mtl_jax.data.targets.TargetSpec`, of level "sequence" alone
 
     def __post_init__(self):
         for name, value, known in (("level", self.level, LEVELS), ("kind", self.kind, KINDS)):
             if value not in known:
                 raise UserError(f"task {self.task}: {name} {value!r} is none of {', '.join(known)}")
-        if self.kind != "class" and self.level != "text":
+        if (self.kind == "tokens") != (self.level == "sequence") or (self.target is None) == (self.kind == "tokens"):
+            raise UserError(f"task {self.task}: kind 'tokens' and a target belong to level 'sequence', and only there")
+        if self.kind not in ("class", "tokens") and self.level != "text":
             raise UserError(f"task {self.task}: labels of kind {self.kind} belong to texts, not to level {self.level}")
         if len(set(self.classes)) != len(self.classes):
             raise UserError(f"task {self.task}: classes names a class twice")
@@ -101,8 +106,8 @@ def collect(
             values.extend(_sequence(raw, words[m], spec, record))
         else:
             given = predicates[m]
-            if raw is not None and (not _is_list(raw) or len(raw) != len(given)):
-                found = f"{len(raw)} lists" if _is_list(raw) else repr(raw)
+            if raw is not None and (not is_list(raw) or len(raw) != len(given)):
+                found = f"{len(raw)} lists" if is_list(raw) else repr(raw)
                 raise _wrong(spec, record, f"{len(given)} predicates want as many lists of labels, found {found}")
             for number in range(len(given)):
                 values.extend(_sequence(None if raw is None else raw[number], words[m], spec, record))
@@ -135,7 +140,7 @@ def _sequence(raw: Any, words: int, spec: LabelSpec, record: Record) -> list[Any
     """The canonical labels of one sentence (of one predicate); all missing where there is no list."""
     if raw is None:
         return [None] * words
-    if not _is_list(raw):
+    if not is_list(raw):
         raise _wrong(spec, record, f"field {spec.field!r} should be a list with a label for each word, found {raw!r}")
     if len(raw) != words:
         raise _wrong(spec, record, f"{words} words but {len(raw)} labels in field {spec.field!r}")
@@ -149,7 +154,7 @@ def _canonical(raw: Any, spec: LabelSpec, record: Record) -> Any:
         return None if name in spec.missing else name
     if isinstance(raw, np.ndarray | np.generic):
         raw = raw.tolist()
-    if raw is None or (not _is_list(raw) and not isinstance(raw, Mapping) and _name(raw) in spec.missing):
+    if raw is None or (not is_list(raw) and not isinstance(raw, Mapping) and _name(raw) in spec.missing):
         return None
     if spec.kind == "real":
         try:
@@ -162,11 +167,11 @@ def _canonical(raw: Any, spec: LabelSpec, record: Record) -> Any:
     if spec.kind == "set":
         if isinstance(raw, Mapping):
             raise _wrong(spec, record, f"field {spec.field!r} should be a list of names, found {raw!r}")
-        items = raw.split(spec.delimiter) if isinstance(raw, str) else raw if _is_list(raw) else [raw]
+        items = raw.split(spec.delimiter) if isinstance(raw, str) else raw if is_list(raw) else [raw]
         return tuple(dict.fromkeys(name for name in map(_name, items) if name))
     if isinstance(raw, Mapping):
         return dict(zip(map(_name, raw), _distribution(list(raw.values()), spec, record), strict=True))
-    if _is_list(raw):
+    if is_list(raw):
         return _distribution(raw, spec, record)
     return _name(raw)
 
@@ -189,7 +194,8 @@ def _name(raw: Any) -> str:
     return (raw.decode() if isinstance(raw, bytes) else str(raw)).strip()
 
 
-def _is_list(raw: Any) -> bool:
+def is_list(raw: Any) -> bool:
+    """Whether a raw value is a list."""
     return isinstance(raw, list | tuple | np.ndarray)
 
 

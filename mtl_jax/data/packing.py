@@ -1,7 +1,7 @@
 """Sequence packing: pieces of a split into rows of fixed capacities, and their labels with them.
 
-A row holds T tokens, E example slots and, for each word-level task, Q label positions. A piece goes to the oldest open
-row in which all three fit (first fit, pieces in their order, a window of open rows), else to a new row.
+A row holds T tokens, E example slots and, for each further level of labels, Q label positions. A piece goes to the
+oldest open row in which all of them fit (first fit, pieces in their order, a window of open rows), else to a new row.
 
 E and Q come from the data. Rows are packed by tokens alone first; then E and Q are the 90th, else the 95th, else the
 99th percentile of what those rows hold, whichever first needs at most 2 % more rows; else the largest. They never fall
@@ -18,13 +18,14 @@ import numpy as np
 from mtl_jax.data.batch import Rows
 from mtl_jax.data.encoding import EncodedSplit, ranges
 from mtl_jax.data.labels import LabelSpec
+from mtl_jax.data.vocabulary import Gold
 from mtl_jax.errors import UserError
 
 WINDOW = 64  # open rows
 
 
 class Capacities(NamedTuple):
-    """What a row holds: T tokens, E example slots, and label positions of the word and of the predicate level.
+    """What a row holds: T tokens, E example slots, and label positions of the levels word, predicate and sequence.
 
     A level without a task has 0 label positions.
     """
@@ -33,33 +34,37 @@ class Capacities(NamedTuple):
     examples: int
     word: int
     predicate: int
+    sequence: int = 0
 
     def label_positions(self, level: str) -> int:
         """Q of a task of this level."""
-        return self.word if level == "word" else self.predicate
+        return getattr(self, level)
 
 
 class Placement(NamedTuple):
-    """Where each of N pieces stands: row, example slot, and begin on T and on the Q axes of both levels, int64[N]."""
+    """Where each of N pieces stands: row, example slot, and begin on T and on the Q axes of the levels, int64[N]."""
 
     row: np.ndarray
     slot: np.ndarray
     token: np.ndarray
     word: np.ndarray
     predicate: np.ndarray
+    sequence: np.ndarray
 
 
 def needs(split: EncodedSplit, levels: Sequence[str]) -> np.ndarray:
-    """int64[N, 4]: tokens, examples (1), and label positions of both levels that each piece takes."""
+    """int64[N, 5]: tokens, examples (1), and label positions of the three levels that each piece takes."""
     count = len(split.record)
     words = split.piece_words.astype(np.int64)
-    result = np.zeros((count, 4), np.int64)
+    result = np.zeros((count, 5), np.int64)
     result[:, 0] = split.lengths
     result[:, 1] = 1
     if "word" in levels:
         result[:, 2] = words * ~split.copy
     if "predicate" in levels:
         result[:, 3] = words * np.diff(split.sequence_offsets)
+    if "sequence" in levels:
+        result[:, 4] = split.targets[split.record] * split.first
     return result
 
 
@@ -70,10 +75,12 @@ def choose_capacities(splits: Sequence[EncodedSplit], levels: Sequence[str], row
     """
     demands = [needs(split, levels) for split in splits]
     largest = np.max([demand.max(0, initial=0) for demand in demands], axis=0)
+    if "sequence" in levels:
+        largest[4] = max(largest[4], 1)  # a row without targets, as in prediction, has a place all the same
     if largest[0] > row_length:
         raise UserError(f"a piece of {largest[0]} tokens does not fit row_length {row_length}")
     if not pack or not len(demands[0]):
-        return Capacities(row_length, 1, int(largest[2]), int(largest[3]))
+        return Capacities(row_length, 1, *map(int, largest[2:]))
     unlimited = demands[0].sum(0) + largest + 1
     unlimited[0] = row_length
     row = first_fit(demands[0], unlimited)
@@ -86,7 +93,7 @@ def choose_capacities(splits: Sequence[EncodedSplit], levels: Sequence[str], row
             break
     else:
         limits = np.maximum(held.max(0), largest).astype(np.int64)
-    return Capacities(row_length, int(limits[1]), int(limits[2]), int(limits[3]))
+    return Capacities(row_length, *map(int, limits[1:]))
 
 
 def predicate_limit(splits: Sequence[EncodedSplit], row_length: int, pack: bool) -> int:
@@ -185,15 +192,18 @@ def _labels(split, specs, classes, capacities, place, count) -> dict[str, dict[s
     for spec in specs:
         gold = split.labels[spec.task]
         level = spec.level
-        if level not in structures:
-            structures[level] = _structure(split, level, capacities, place, count)
-        where, shape, record, index, named = structures[level]
+        if level == "sequence":  # each task has targets of its own length
+            where, shape, record, index, named = _targets(split, gold, capacities, place, count)
+        else:
+            if level not in structures:
+                structures[level] = _structure(split, level, capacities, place, count)
+            where, shape, record, index, named = structures[level]
         source = gold.offsets[record] + index
         value = gold.value[source]
         known = gold.known[source]
         if level == "text":
             known = known & split.first
-        if value.dtype == np.int32:
+        if value.dtype == np.int32 and level != "sequence":
             known = known & (value < classes[spec.task])
         result[spec.task] = {
             "value": _scatter(shape, where, value, dtype=value.dtype),
@@ -243,6 +253,22 @@ def _structure(split: EncodedSplit, level: str, capacities: Capacities, place: P
     return where, shape, record[sequence], index, named
 
 
+def _targets(split: EncodedSplit, gold: Gold, capacities: Capacities, place: Placement, count: int):
+    """As `_structure`, for the targets of one task: those of a record stand at its first piece."""
+    piece = np.flatnonzero(split.first)
+    record = split.record[piece].astype(np.int64)
+    sequence, token = ranges(np.zeros_like(record), np.diff(gold.offsets)[record])
+    row = place.row[piece]
+    where = (row[sequence], place.sequence[piece][sequence] + token)
+    shape = (count, capacities.sequence)
+    named = {
+        "segment": _scatter(shape, where, (_rank_in_row(row) + 1)[sequence]),
+        "slot": _scatter(shape, where, place.slot[piece][sequence]),
+        "position": _scatter(shape, where, token),
+    }
+    return where, shape, record[sequence], token, named
+
+
 def _place(row: np.ndarray, demand: np.ndarray) -> Placement:
     """Pieces of a row stand in their order, one after the other on every axis."""
     order = np.argsort(row, kind="stable")
@@ -250,7 +276,7 @@ def _place(row: np.ndarray, demand: np.ndarray) -> Placement:
     first = np.searchsorted(row[order], row[order])  # position in `order` of the row's first piece
     begin = np.empty_like(demand)
     begin[order] = before - before[first]
-    return Placement(row, begin[:, 1], begin[:, 0], begin[:, 2], begin[:, 3])
+    return Placement(row, begin[:, 1], begin[:, 0], begin[:, 2], begin[:, 3], begin[:, 4])
 
 
 def _rank_in_row(row: np.ndarray) -> np.ndarray:

@@ -28,17 +28,26 @@ def of_lengths(split: EncodedSplit, rows: Rows) -> dict[str, Any]:
 
 
 def of_labels(gold: Gold, spec: LabelSpec, classes: LabelVocabulary) -> dict[str, Any]:
-    """Counts by class (sums of probabilities where labels are distributions); of real labels mean, deviation, range."""
+    """Counts by class (sums of probabilities where labels are distributions); of real labels, and of the lengths of
+    target sequences in tokens, mean, deviation, range.
+    """
+    if spec.kind == "tokens":
+        lengths = np.diff(gold.offsets)
+        return _numbers(lengths[lengths > 0], int((lengths == 0).sum()))
+    if spec.kind == "real":
+        return _numbers(gold.value[gold.known], int((~gold.known).sum()))
     value = gold.value[gold.known]
     result: dict[str, Any] = {"known": int(gold.known.sum()), "missing": int((~gold.known).sum())}
-    if spec.kind == "real":
-        if len(value):
-            wide = value.astype(np.float64)
-            result |= {"mean": wide.mean(), "std": wide.std(), "min": wide.min(), "max": wide.max()}
-            result = {name: number if isinstance(number, int) else float(number) for name, number in result.items()}
-        return result
     if value.ndim == 2:
         counts = value.sum(0, dtype=np.float64).tolist()
     else:
         counts = np.bincount(value, minlength=len(classes.all_names)).tolist()
     return result | {"counts": dict(zip(classes.all_names, counts, strict=False))}
+
+
+def _numbers(value: np.ndarray, missing: int) -> dict[str, Any]:
+    result: dict[str, Any] = {"known": len(value), "missing": missing}
+    if len(value):
+        wide = value.astype(np.float64)
+        result |= {name: float(getattr(wide, name)()) for name in ("mean", "std", "min", "max")}
+    return result

@@ -53,6 +53,12 @@ class Tokenizer(Protocol):
     def token(self, index: int) -> str:
         """The token of an id, for people."""
 
+    def tokens(self, units: Sequence[str | Sequence[str]]) -> list[list[str]]:
+        """The tokens of each text or sentence of words, without special tokens, at least one."""
+
+    def join(self, tokens: Sequence[str]) -> str:
+        """The text that tokens make."""
+
     def save(self, folder: pathlib.Path) -> None:
         """Writes files into a folder, from which `load` makes the same tokenizer."""
 
@@ -119,6 +125,17 @@ class WordTokenizer:
     def token(self, index: int) -> str:
         return self.vocabulary[index]
 
+    @classmethod
+    def cut(cls, units: Iterable[str | Sequence[str]], lower: bool) -> list[list[str]]:
+        """The words of each text or sentence, those outside of any vocabulary too."""
+        return [cls._split(unit, lower) if isinstance(unit, str) else list(_lowered(unit, lower)) for unit in units]
+
+    def tokens(self, units: Sequence[str | Sequence[str]]) -> list[list[str]]:
+        return [words or [self.SPECIALS[1]] for words in self.cut(units, self.lower)]
+
+    def join(self, tokens: Sequence[str]) -> str:
+        return " ".join(tokens)
+
     def save(self, folder: pathlib.Path) -> None:
         words = self.vocabulary[len(self.SPECIALS) :]
         source = {"words": words, "lower": self.lower, "cls": self.cls}
@@ -168,6 +185,16 @@ class PretrainedTokenizer:
 
     def token(self, index: int) -> str:
         return self._text.id_to_token(index) or f"<{index}>"
+
+    def tokens(self, units: Sequence[str | Sequence[str]]) -> list[list[str]]:
+        texts = iter(self.texts([unit for unit in units if isinstance(unit, str)]))
+        sentences = iter(self.words([unit for unit in units if not isinstance(unit, str)]))
+        found = (next(texts) if isinstance(u, str) else [i for word in next(sentences) for i in word] for u in units)
+        return [[self.token(i) for i in ids] for ids in found]
+
+    def join(self, tokens: Sequence[str]) -> str:
+        decoder = self._text.decoder
+        return " ".join(tokens) if decoder is None else decoder.decode(list(tokens))
 
     def save(self, folder: pathlib.Path) -> None:
         (folder / "tokenizer.json").write_text(json.dumps(self._source, ensure_ascii=False), encoding="utf-8")

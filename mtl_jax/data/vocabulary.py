@@ -36,13 +36,18 @@ class Gold(NamedTuple):
 
     value    int32[n] class id (0 where missing) | float32[n] real | float32[n, C] distribution or 0/1 set
     known    bool[n], False where the label is missing; True for labels that train lacks (id >= C)
-    offsets  int64[M+1]. Record m has value[offsets[m]:offsets[m+1]]: one label; one a word; or for level
-             "predicate" predicates x words labels, the words of the first predicate first
+    offsets  int64[M+1]. Record m has value[offsets[m]:offsets[m+1]]: one label; one a word; for level "predicate"
+             predicates x words labels, the words of the first predicate first; for level "sequence" one a token of
+             the target, none where there is no target
+    texts    level "sequence": [M] the targets as texts, whole
+    sources  level "sequence", where the task copies: [M] lists of the tokens of the input, see `mtl_jax.data.targets`
     """
 
     value: np.ndarray
     known: np.ndarray
     offsets: np.ndarray
+    texts: Sequence[str] = ()
+    sources: Sequence[Sequence[str]] = ()
 
     def of(self, record: int) -> tuple[np.ndarray, np.ndarray]:
         """(value, known) of one record."""
@@ -61,7 +66,7 @@ def build_vocabulary(
     """
     train = splits["train"]
     if all(value is None for value in train.values):
-        raise _no_labels(spec, train.records)
+        raise no_labels(spec, train.records)
     if spec.kind == "real":
         return LabelVocabulary(()), []
     types = {kind for raw in splits.values() for kind in set(map(type, raw.values))}
@@ -166,7 +171,8 @@ def _unknown(raw: RawLabels, index: int, name: Any, spec: LabelSpec) -> UserErro
     return UserError(f"{raw.where(index)}: task {spec.task}: no such class: {name!r}")
 
 
-def _no_labels(spec: LabelSpec, records: Sequence[Record]) -> UserError:
+def no_labels(spec: LabelSpec, records: Sequence[Record]) -> UserError:
+    """The error for a train split without a single label."""
     fields = sorted({name for record in records for name in record.fields})
     if any(get(record, spec.field) is not None for record in records) or spec.field in fields:
         return UserError(f"task {spec.task}: every label in field {spec.field!r} of the train split is missing")

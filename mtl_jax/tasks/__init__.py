@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from mtl_jax.tasks import losses, options
 from mtl_jax.tasks.base import Features, Labels, Params, Task
 from mtl_jax.tasks.classification import Classification, Multilabel
+from mtl_jax.tasks.generation import Generation
 from mtl_jax.tasks.generative import AdversarialClassification
 from mtl_jax.tasks.metrics import METRICS, SPAN_METRICS
 from mtl_jax.tasks.regression import Regression
@@ -27,14 +28,16 @@ class Kind(NamedTuple):
 
     task      its class
     predicts  what it predicts, see `Metric.of`
-    labels    what its labels are: "class", "set" or "real", see `mtl_jax.data.labels`
+    labels    what its labels are: "class", "set", "real" or "tokens", see `mtl_jax.data.labels`
     levels    the levels that its labels may have, the default first
+    given     fields of its class that the data give, beside name, names and level; they are no options
     """
 
     task: type
     predicts: str
     labels: str = "class"
     levels: tuple[str, ...] = ("text",)
+    given: tuple[str, ...] = ()
 
 
 KINDS: dict[str, Kind] = {
@@ -43,18 +46,25 @@ KINDS: dict[str, Kind] = {
     "multilabel": Kind(Multilabel, "sets", labels="set"),
     "regression": Kind(Regression, "values", labels="real"),
     "tagging": Kind(Tagging, "tags", levels=("word", "predicate")),
+    "generation": Kind(Generation, "texts", labels="tokens", levels=("sequence",), given=("join", "source")),
 }
 
 
 def make(
-    name: str, settings: Mapping[str, Any], level: str, names: Sequence[str] = (), counts: Sequence[int] | None = None
+    name: str,
+    settings: Mapping[str, Any],
+    level: str,
+    names: Sequence[str] = (),
+    counts: Sequence[int] | None = None,
+    given: Mapping[str, Any] | None = None,
 ) -> Task:
     """The task `name` from its config section.
 
     settings  {"kind": one of KINDS, option: value}; the options are the fields of the kind's class
-    level     "text" | "word" | "predicate", the level of its labels in the data
+    level     "text" | "word" | "predicate" | "sequence", the level of its labels in the data
     names     the classes of train, in the order of their ids
     counts    how often train has each class; only class_weights="balanced" reads it
+    given     values of `Kind.given`
 
     Raises `UserError` naming `config.tasks.<name>.options.<field>`, or `.kind`, `.label`, `.metrics`.
     """
@@ -64,7 +74,7 @@ def make(
         raise options.fail(name, "kind", f"is missing; one of {', '.join(map(repr, KINDS))}")
     options.choice(name, "kind", settings["kind"], KINDS)
     kind = KINDS[settings.pop("kind")]
-    fields = [f.name for f in dataclasses.fields(kind.task) if f.name not in ("name", "names", "level")]
+    fields = [f.name for f in dataclasses.fields(kind.task) if f.name not in ("name", "names", "level", *kind.given)]
     for field in settings:
         if field not in fields:
             near = difflib.get_close_matches(field, fields, n=1)
@@ -76,7 +86,7 @@ def make(
         del settings["metrics"]  # the kind's own
     elif "metrics" in settings:
         settings["metrics"] = _metrics(name, settings["metrics"], kind, names)
-    return kind.task(name=name, names=names, level=level, **settings)
+    return kind.task(name=name, names=names, level=level, **settings, **(given or {}))
 
 
 def _class_weights(task: str, value: Any, names: tuple[str, ...], counts: Sequence[int] | None) -> tuple[float, ...]:

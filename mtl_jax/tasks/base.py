@@ -18,23 +18,28 @@ class Features(NamedTuple):
     segment  int32[R, T]  1 + example slot, 0 in the padding
     start    int32[R, E]  first token of each example
     length   int32[R, E]  tokens of each example, 0 for an empty slot
+    tokens   int32[R, T]  ids of the tokens, for tasks that copy
     """
 
     hidden: jax.Array
     segment: jax.Array
     start: jax.Array
     length: jax.Array
+    tokens: jax.Array | None = None
 
 
 class Task(Protocol):
     """One task: head, loss and metrics. Frozen and hashable; everything that is learned is in `params`.
+
+    A task that writes texts has `generate(params, features)` and `sums(logits, labels)` in place of `predict`, and
+    `texts` for the metrics, see `Generation`; its logits are any pytree.
 
     The loss of task k over any set of rows is Σ loss / Σ weight, summed first and divided once, so that it is
     the same however the rows are split over devices and micro-batches.
     """
 
     name: str
-    level: str  # "text" | "word" | "predicate", the level of its labels
+    level: str  # "text" | "word" | "predicate" | "sequence", the level of its labels
     metrics: tuple[str, ...]  # names in `mtl_jax.tasks.metrics.METRICS`, the first is the task's score
 
     def init(self, key: jax.Array, width: int) -> Params:

@@ -8,6 +8,7 @@ figure (a share is 0 ... 1). Host-side numpy. Gold labels and predictions of N r
     values  float [N]
     tags    N sequences of tag ids. Gold -1 = unknown: left out of accuracy, O in spans. Predicted -1 = no prediction:
             wrong in accuracy, O in spans
+    texts   N texts; a prediction may also be `texts.Written`
 
 `names` are the class names, those that train lacks last. Where a figure is 0/0 (no data, a correlation with something
 constant) it is 0, never NaN.
@@ -21,7 +22,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mtl_jax.tasks import tags
+from mtl_jax.tasks import tags, texts
 
 Statistics = Mapping[str, np.ndarray]
 
@@ -39,7 +40,7 @@ def concatenate(left: Statistics, right: Statistics) -> dict[str, np.ndarray]:
 class Metric(NamedTuple):
     """statistics(gold, predicted, names) -> arrays; value(arrays) -> float; merge(arrays, arrays) -> arrays.
 
-    of          which predictions it reads: a subset of {"ids", "sets", "values", "tags"}
+    of          which predictions it reads: a subset of {"ids", "sets", "values", "tags", "texts"}
     increasing  whether more is better
     """
 
@@ -180,7 +181,7 @@ _entities = functools.partial(_span_counts, without=frozenset())
 # the verb itself is given, so it does not count (Carreras & Màrquez 2005). C-X counts as a type of its own
 _roles = functools.partial(_span_counts, without=frozenset({"V"}))
 
-_IDS, _SETS, _VALUES, _TAGS = (frozenset({of}) for of in ("ids", "sets", "values", "tags"))
+_IDS, _SETS, _VALUES, _TAGS, _TEXTS = (frozenset({of}) for of in ("ids", "sets", "values", "tags", "texts"))
 
 METRICS: dict[str, Metric] = {
     "accuracy": Metric(_hits, _share, _IDS | _TAGS),
@@ -198,6 +199,14 @@ METRICS: dict[str, Metric] = {
     "entity_precision": Metric(_entities, lambda s: _ratio(s["both"], s["predicted"]), _TAGS),
     "entity_recall": Metric(_entities, lambda s: _ratio(s["both"], s["gold"]), _TAGS),
     "span_f1": Metric(_roles, _micro_f1, _TAGS),
+    "bleu": Metric(texts.bleu_statistics, texts.bleu, _TEXTS),
+    "bleu_lower": Metric(functools.partial(texts.bleu_statistics, lower=True), texts.bleu, _TEXTS),
+    "rouge1": Metric(functools.partial(texts.rouge, which="rouge1"), _share, _TEXTS),
+    "rouge2": Metric(functools.partial(texts.rouge, which="rouge2"), _share, _TEXTS),
+    "rougeL": Metric(functools.partial(texts.rouge, which="rougeL"), _share, _TEXTS),
+    "exact_match": Metric(texts.exact, _share, _TEXTS),
+    "token_accuracy": Metric(texts.tokens, _share, _TEXTS),
+    "perplexity": Metric(texts.tokens, texts.perplexity, _TEXTS, increasing=False),
 }
 SPAN_METRICS = frozenset(name for name, metric in METRICS.items() if metric.statistics in (_entities, _roles))
 

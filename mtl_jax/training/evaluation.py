@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -12,7 +12,9 @@ from mtl_jax.data.batch import Batch
 from mtl_jax.data.batches import evaluation_batches, evaluation_layout
 from mtl_jax.data.corpus import Corpus
 from mtl_jax.data.decoding import gather_text, gather_words
+from mtl_jax.tasks.base import Task
 from mtl_jax.tasks.metrics import METRICS
+from mtl_jax.tasks.texts import Written
 from mtl_jax.training import objective as terms
 from mtl_jax.training.objective import Objective
 
@@ -20,12 +22,14 @@ from mtl_jax.training.objective import Objective
 class Predictions(NamedTuple):
     """What a model says of one split of one data set.
 
-    values  {task: {name: [M, ...] for text-level tasks, else M arrays [words, ...] or [predicates, words, ...]}}
+    values  {task: {name: [M, ...] for tasks on texts, else M arrays [words, ...] or [predicates, words, ...]}}
     loss    {task: mean loss}, None where the split has no label of the task
+    sums    {task: float64 [...]}, further sums that metrics need, see `program`
     """
 
     values: Mapping[str, Mapping[str, Any]]
     loss: Mapping[str, float | None]
+    sums: Mapping[str, np.ndarray]
 
 
 class Evaluator:
@@ -75,18 +79,17 @@ class Evaluator:
         encoded = self._corpus.splits[dataset][split].encoded
         values = {}
         for task in total:
-            level = objective.tasks[task].level
             joined = {
                 name: np.concatenate([o[task][name] for o in outputs])[: len(rows.tokens)] for name in outputs[0][task]
             }
             values[task] = {
                 name: gather_text(encoded, rows.example, array)
-                if level == "text"
+                if of_texts(objective.tasks[task])
                 else gather_words(encoded, rows.example, rows.labels[task], array)
                 for name, array in joined.items()
             }
-        loss = {task: float(s / w) if w > 0 else None for task, (s, w) in total.items()}
-        return Predictions(values, loss)
+        loss = {task: float(s / w) if w > 0 else None for task, (s, w, *_) in total.items()}
+        return Predictions(values, loss, {task: sums[2:] for task, sums in total.items()})
 
     def score(
         self, params: Any, split: str, progress: Callable[[int], None] = lambda n: None
@@ -97,32 +100,53 @@ class Evaluator:
             if split in self._corpus.rows[dataset]:
                 predictions = self.predict(params, dataset, split, progress)
                 for task, values in predictions.values.items():
-                    scores[task] = self._metrics(task, dataset, split, values) | {"loss": predictions.loss[task]}
+                    found = self._metrics(task, dataset, split, values, predictions.sums[task])
+                    scores[task] = found | {"loss": predictions.loss[task]}
         return {task: scores[task] for task in self._corpus.layout.tasks if task in scores}
 
     def rows(self, split: str) -> int:
         """Rows of a split over all data sets: the length of a progress bar."""
         return sum(len(rows[split].tokens) for rows in self._corpus.rows.values() if split in rows)
 
-    def _metrics(self, task: str, dataset: str, split: str, values: Mapping[str, Any]) -> dict[str, float]:
+    def _metrics(self, task: str, dataset: str, split: str, values: Mapping[str, Any], sums) -> dict[str, float]:
         names = self._corpus.vocabularies[task].all_names
         objective, _ = self._programs[dataset]
         gold, predicted = gold_and_predicted(self._corpus, objective, task, dataset, split, values["value"])
-        return {
-            name: float(METRICS[name].value(METRICS[name].statistics(gold, predicted, names)))
-            for name in objective.tasks[task].metrics
-        }
+        return metric_values(objective.tasks[task], gold, predicted, names, sums)
+
+
+def of_texts(task: Task) -> bool:
+    """Whether a task predicts one value (or one sequence) for each text, not for each word."""
+    return task.level in ("text", "sequence")
+
+
+def metric_values(task: Task, gold: Any, predicted: Any, names: Sequence[str], sums: np.ndarray) -> dict[str, float]:
+    """{metric: value} of a task; `gold` and `predicted` from `gold_and_predicted`, `sums` from `Predictions`."""
+    if task.level == "sequence":
+        gold, predicted = gold.texts, Written(task.texts(predicted, gold.sources), sums)
+    return {name: float(METRICS[name].value(METRICS[name].statistics(gold, predicted, names))) for name in task.metrics}
+
+
+class References(NamedTuple):
+    """The texts to be written, and the tokens to copy from, () where the task does not copy."""
+
+    texts: list[str]
+    sources: list[Sequence[str]]
 
 
 def gold_and_predicted(corpus: Corpus, objective: Objective, task: str, dataset: str, split: str, predicted: Any):
     """Labelled records' gold labels and the predictions for them, as the metrics take them.
 
     Text level: two arrays [M', ...]. Word level: two lists of sequences (of a predicate each for level "predicate"),
-    words without a label left out.
+    words without a label left out. Sequences: `References`, and the array [M', L].
     """
     gold = corpus.splits[dataset][split].encoded.labels[task]
     if corpus.vocabularies[task].soft:
         gold = gold._replace(value=gold.value.argmax(-1))
+    if objective.tasks[task].level == "sequence":
+        given = np.flatnonzero(np.diff(gold.offsets))
+        sources = [gold.sources[m] for m in given] if gold.sources else []
+        return References([gold.texts[m] for m in given], sources), predicted[given]
     if objective.tasks[task].level == "text":
         return gold.value[gold.known], predicted[gold.known]
     golds, predictions = [], []
@@ -137,17 +161,22 @@ def gold_and_predicted(corpus: Corpus, objective: Objective, task: str, dataset:
 
 
 def program(objective: Objective):
-    """(params, batch) -> ({task: predictions [R, ...]}, {task: [Σ loss, Σ weight]})."""
+    """(params, batch) -> ({task: predictions [R, ...]}, {task: [Σ loss, Σ weight, what `task.sums` adds]}).
+
+    A task that writes texts searches for them here, with a cache, until the last text of the batch has ended.
+    """
 
     def program(params, batch):
-        scores = terms.logits(objective, params, batch, None, None)
+        hidden = objective.network.apply(params, batch, None, None).hidden
         outputs, sums = {}, {}
-        for name, logits in scores.items():
+        for name in hidden:
             task, labels = objective.tasks[name], terms.rows_of(batch.labels[name])
-            head = params["heads"][name]
-            outputs[name] = task.predict(head, logits, labels)
-            loss, weight = task.loss(head, logits, labels).sum(), task.weight(labels).sum()
-            sums[name] = jax.numpy.stack([loss, weight])
+            head, features = params["heads"][name], terms.features(batch, objective.layout, name, hidden[name])
+            logits = task.logits(head, features, labels)
+            writes = task.level == "sequence"
+            outputs[name] = task.generate(head, features) if writes else task.predict(head, logits, labels)
+            found = [task.loss(head, logits, labels).sum(), task.weight(labels).sum()]
+            sums[name] = jax.numpy.stack([*found, *task.sums(logits, labels)] if writes else found)
         return outputs, sums
 
     return program

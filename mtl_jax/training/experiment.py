@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from mtl_jax import tasks as task_kinds
 from mtl_jax.balancing import OF_GRADIENTS, WEIGHTINGS, loss_weights, weightings
+from mtl_jax.data import targets
 from mtl_jax.data.batch import Layout
 from mtl_jax.data.batches import Batches
 from mtl_jax.data.corpus import Corpus
@@ -174,7 +175,11 @@ def _task(config, name, data) -> Task:
     if entry.kind == "regression" and not settings.keys() & {"low", "high", "mean", "scale"}:
         settings |= {"mean": statistics["mean"], "scale": statistics["std"] or 1.0}  # standardised by train
     counts = [statistics["counts"][label] for label in vocabulary.names] if "counts" in statistics else None
-    return task_kinds.make(name, settings, data.specs[name].level, vocabulary.names, counts)
+    spec, given = data.specs[name], {}
+    if spec.target:
+        given["join"] = targets.joiner(spec.target, data.tokenizer)
+        given["source"] = targets.copied_ids(vocabulary, data.tokenizer) if spec.target.copy else ()
+    return task_kinds.make(name, settings, spec.level, vocabulary.names, counts, given)
 
 
 def _loss_weights(config, sizes):

@@ -152,6 +152,8 @@ class _Run:
                     better = evaluating and self._evaluate(state, done, bar)
                     state = self._with_scores(state, done)
                     self._save(state, better)
+                if stop.asked:
+                    break
             if done < training.steps and self._stale():
                 bar.write(f"early stop at step {done}: no better dev score in {self.progress.stale} evaluations")
         return state

@@ -71,7 +71,7 @@ def features(batch: Batch, layout: Layout, task: str, hidden: jax.Array) -> Feat
     def rows(array):
         return array[blocks].reshape(-1, array.shape[-1])
 
-    return Features(hidden, rows(batch.segment), rows(batch.start), rows(batch.length))
+    return Features(hidden, rows(batch.segment), rows(batch.start), rows(batch.length), rows(batch.tokens))
 
 
 def rows_of(labels: Mapping[str, jax.Array]) -> dict[str, jax.Array]:

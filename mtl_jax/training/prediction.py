@@ -297,6 +297,8 @@ def predictions(loaded: Loaded) -> list[dict[str, Any]]:
         for name, values in predicted.values.items():
             for place_, number in enumerate(readable):
                 own = {key: array[place_] for key, array in values.items()}
+                if sources := data.splits[dataset]["input"].encoded.labels[name].sources:
+                    own["source"] = sources[place_]
                 lines[number][name] = _decode(experiment.tasks[name], own)
     return lines
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from mtl_jax import tasks as task_kinds
@@ -10,6 +11,7 @@ from mtl_jax.data import wheels
 from mtl_jax.data.batches import Mixing
 from mtl_jax.data.corpus import Corpus
 from mtl_jax.data.labels import LabelSpec
+from mtl_jax.data.targets import TargetSpec
 from mtl_jax.data.tokenizers import PretrainedTokenizer, WordVocabulary
 from mtl_jax.models import pretrained
 from mtl_jax.models.architecture import Architecture
@@ -29,9 +31,16 @@ def label_specs(config: Any) -> list[LabelSpec]:
                 kind=kind.labels,
                 classes=tuple(entry.classes),
                 missing=(*entry.missing, None),
+                target=_target(entry) if kind.labels == "tokens" else None,
             )
         )
     return specs
+
+
+def _target(entry: Any) -> TargetSpec:
+    """How a task that writes sequences cuts its targets: options that the data and the head have in common."""
+    fields = dataclasses.fields(TargetSpec)
+    return TargetSpec(**{field.name: entry.options[field.name] for field in fields if field.name in entry.options})
 
 
 def load_corpus(config: Any, encoder: pretrained.Pretrained | None) -> Corpus:

@@ -14,8 +14,7 @@ from mtl_jax.analysis.ablation.lanes import Shape, over_lanes
 from mtl_jax.data.batches import joint_evaluation_batches
 from mtl_jax.data.decoding import gather_text, gather_words
 from mtl_jax.sharing import gram
-from mtl_jax.tasks.metrics import METRICS
-from mtl_jax.training.evaluation import gold_and_predicted, program
+from mtl_jax.training.evaluation import gold_and_predicted, metric_values, of_texts, program
 from mtl_jax.training.experiment import Experiment
 from mtl_jax.training.paths import flatten
 from mtl_jax.training.soft_sharing import columns
@@ -27,7 +26,7 @@ class _Gold(NamedTuple):
     gold       what the metrics take
     width      E or Q of the task's own data set; in a group there may be more example slots
     positions  int64 [M], index into the predictions of all rows [N·width], -1 = no prediction
-    ends       where the sequences of a word-level task end in `positions`; None for a text-level task
+    ends       where the sequences of a word-level task end in `positions`; None for a task on texts
     """
 
     gold: Any
@@ -78,7 +77,7 @@ class LaneScores:
 
     def _score_task(self, task, objective, dataset, split, outputs, scores):
         values = np.concatenate([output[task] for output, _ in outputs], axis=2)  # [S, L, N, E or Q, ...]
-        sums = np.sum([np.asarray(share[task], np.float64) for _, share in outputs], axis=0)  # [S, L, 2]
+        sums = np.sum([np.asarray(share[task], np.float64) for _, share in outputs], axis=0)  # [S, L, 2 or more]
         gold = self._gold_of(task, objective, dataset, split)
         names = self.corpus.vocabularies[task].all_names
         for seed in range(len(scores)):
@@ -88,18 +87,15 @@ class LaneScores:
                 predicted[gold.positions < 0] = -1
                 if gold.ends is not None:
                     predicted = np.split(predicted, gold.ends)
-                found = {
-                    name: float(METRICS[name].value(METRICS[name].statistics(gold.gold, predicted, names)))
-                    for name in objective.tasks[task].metrics
-                }
-                loss, weight = sums[seed, lane]
+                loss, weight, *further = sums[seed, lane]
+                found = metric_values(objective.tasks[task], gold.gold, predicted, names, np.asarray(further))
                 scores[seed][lane][task] = found | {"loss": float(loss / weight) if weight > 0 else None}
 
     def _gold_of(self, task, objective, dataset, split) -> _Gold:
         if (task, split) not in self._gold:
             rows, encoded = self.corpus.rows[dataset][split], self.corpus.splits[dataset][split].encoded
             arrays = rows.labels[task]
-            if objective.tasks[task].level == "text":
+            if of_texts(objective.tasks[task]):
                 where = np.arange(rows.example.size).reshape(rows.example.shape)
                 places = gather_text(encoded, rows.example, where)
                 gold, places = gold_and_predicted(self.corpus, objective, task, dataset, split, places)

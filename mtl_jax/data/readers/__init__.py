@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterator
 from mtl_jax.data.readers.conll import read_conll
 from mtl_jax.data.readers.conllu import read_conllu
 from mtl_jax.data.readers.csv import read_csv
+from mtl_jax.data.readers.derived import read_derived
+from mtl_jax.data.readers.dialogue import read_dialogue
 from mtl_jax.data.readers.folders import read_folders
 from mtl_jax.data.readers.json_splits import read_json_splits
 from mtl_jax.data.readers.jsonl import read_jsonl
@@ -33,6 +35,8 @@ READERS: dict[str, Callable[..., Iterator[Record | Note]]] = {
     "srl": read_srl,
     "json_splits": read_json_splits,
     "tfds": read_tfds,
+    "derived": read_derived,
+    "dialogue": read_dialogue,
     "synthetic": read_synthetic,
 }
 GENERATED = frozenset({"synthetic"})

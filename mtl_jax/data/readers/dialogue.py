@@ -1,0 +1,46 @@
+"""Dialogues: each turn is to be written, given the turns before it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from mtl_jax.data.files import Location
+from mtl_jax.data.readers.jsonl import read_jsonl
+from mtl_jax.data.records import Note, Record, field, where
+from mtl_jax.errors import UserError
+
+
+def read_dialogue(
+    location: Location,
+    encoding: str,
+    *,
+    turns: str = "turns",
+    text: str = "text",
+    before: int = 3,
+    separator: str = " | ",
+) -> Iterator[Record | Note]:
+    """One record a turn but the first of each dialogue; a dialogue is a line of JSON.
+
+    Fields: context, the turns before it, joined; reply, the turn; turn, its number from 2; and the other fields of the
+    dialogue.
+
+    Args:
+      turns: field with the list of turns, texts or objects.
+      text: key of the text, where turns are objects.
+      before: turns of the context at most; 0 = all.
+      separator: between them.
+
+    Raises UserError at the line: no such field, a turn that is no text; and the errors of JSON lines.
+    """
+    for item in read_jsonl(location, encoding):
+        said = field(item, turns)
+        if not isinstance(said, list):
+            raise UserError(f"{where(item)}: field {turns!r} should be a list of turns, found {said!r}"[:200])
+        texts = [turn.get(text) if isinstance(turn, dict) else turn for turn in said]
+        for number, turn in enumerate(texts, start=1):
+            if not isinstance(turn, str):
+                raise UserError(f"{where(item)}: turn {number} of {turns!r} should be a text, found {turn!r}"[:200])
+        rest = {name: value for name, value in item.fields.items() if name != turns}
+        for number in range(1, len(texts)):
+            context = separator.join(texts[max(0, number - before) if before else 0 : number])
+            yield item._replace(fields={**rest, "context": context, "reply": texts[number], "turn": number + 1})
