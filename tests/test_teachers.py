@@ -10,6 +10,7 @@ import pytest
 
 from configs import default
 from mtl_jax import config as checks
+from mtl_jax.analysis.ablation import plan, program
 from mtl_jax.errors import UserError
 from mtl_jax.training import loop, prediction, scoring
 from mtl_jax.training import workdir as folders
@@ -120,6 +121,17 @@ def test_no_weight_is_ordinary_training_and_annealing_follows_the_step(tiny, tmp
     assert not int(taught.skipped.sum())
     moved = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), taught.params["heads"], plain.params["heads"])
     assert min(max(jax.tree.leaves(of_task)) for of_task in moved.values()) > 1e-3
+
+
+def test_the_weight_is_an_argument_of_one_program(tiny, teacher):
+    config = student_of(tiny, train_on=("color",))
+    default.add_distillation(config, "color", teachers=(str(teacher),))
+    default.add_sweep(config, "weight", field="distillation.*.weight", points=(0.0, 0.5, 1.0), scale="linear")
+    (one,) = plan.make(config, lambda c: checks.check(c, default)).programs
+    built = program.build(one, program.Sources())
+    assert [float(hyper.teaching["color"]) for hyper in built.hypers] == [0.0, 0.5, 1.0]
+    assert list(built.spec.objective.teaching) == ["color"]  # though the first lane has none
+    assert "teacher" in built.experiment.corpus.rows["texts"]["train"].labels["color"]
 
 
 def test_a_run_with_teachers_goes_on_only_with_these_and_is_scored_without_them(tiny, tmp_path, teacher):
