@@ -1,13 +1,18 @@
 """Distillation: intent and slots of SNIPS from 1,000 labelled utterances, single-task teachers for one student.
 
-    for seed in 0 1 2; do python launch.py --config=configs/distillation.py:teachers --config.seed=$seed \\
-        --workdir=runs/teachers_$seed; done
+    for seed in 0 1 2; do
+        python launch.py --config=configs/distillation.py:teachers --config.seed=$seed --workdir=runs/teachers_$seed
+    done
     python launch.py --config=configs/distillation.py:student --workdir=runs/student
     python launch.py --config=configs/distillation.py:compare --workdir=runs/distillation --mode=ablate
 
     :teachers  a BiLSTM for each of the two tasks, trained apart (one run, since λ = 0 is training alone)
     :student   one BiLSTM for both, taught by the mean of three seeds of teachers, annealed (BAM; Clark et al. 2019)
-    :compare   without teachers; annealed; with teachers alone to the end. Three seeds
+    :compare   without teachers; annealed; with teachers alone to the end. Three seeds, paired tests
+
+Test intent accuracy and slot F1, means of three seeds: teachers 0.946 and 0.697; the student without teachers 0.952 and
+0.660, annealed 0.952 and 0.670, with teachers alone 0.955 and 0.654. Of the mean of both, annealed against none: +0.005
+(-0.009 to +0.018, p = 0.57): no difference shown.
 """
 
 from configs import default, snips_joint

@@ -1,14 +1,19 @@
 """Merging after training: parts of speech in five genres of UD English-EWT, a BiLSTM for each, all from one seed.
 
-for way in single soft tied hard; do
-    python launch.py --config=configs/merging.py:$way --workdir=runs/merging_$way; done
-python launch.py --config=configs/merging.py:soft --mode=merge --runs=runs/merging_single --output=runs/merged_single
-python launch.py --config=configs/merging.py:soft --mode=merge --runs=runs/merging_soft --output=runs/merged_soft
+    for way in single soft tied hard; do
+        python launch.py --config=configs/merging.py:$way --workdir=runs/merging_$way
+    done
+    for way in single soft; do
+        python launch.py --config=configs/merging.py:soft --mode=merge --runs=runs/merging_$way --output=runs/merged_$way
+    done
 
-:single  λ = 0, columns that know nothing of each other
-:soft    drawn to their mean by L2 with λ = 1; also --config.penalties.p.strength=...
-:tied    λ → ∞
-:hard    one encoder
+    :single  λ = 0, columns that know nothing of each other
+    :soft    drawn to their mean by L2 with λ = 1; also --config.penalties.p.strength=10.0
+    :tied    λ → ∞
+    :hard    one encoder
+
+Mean test accuracy, one seed, options chosen on dev: single 0.724, merged 0.505 (slerp of task vectors); soft with λ = 1
+0.774, merged 0.682 (slerp); with λ = 10 0.796, merged 0.796 (ties); tied 0.804; hard 0.816.
 """
 
 from configs import ablate_lambda, default
