@@ -4,7 +4,8 @@
         python launch.py --config=configs/merging.py:$way --workdir=runs/merging_$way
     done
     for way in single soft; do
-        python launch.py --config=configs/merging.py:soft --mode=merge --runs=runs/merging_$way --output=runs/merged_$way
+        python launch.py --config=configs/merging.py:soft --mode=merge --runs=runs/merging_$way \\
+            --output=runs/merged_$way
     done
 
     :single  λ = 0, columns that know nothing of each other
