@@ -71,6 +71,7 @@ def test_config_files(tmp_path, content, said):
         (["--mode=predict", "--workdir=nowhere"], "nowhere: no config.json"),
         (["--mode=inspect"], "--mode=inspect needs --config=FILE"),
         (["--mode=compare", "--runs=a"], "--mode=compare needs --runs=FOLDER,FOLDER"),
+        (["--mode=adapt", "--workdir=a"], "--mode=adapt needs --workdir=RUN or --runs=RUN,RUN,..., --config=FILE"),
         (["stray"], "what is 'stray'?"),
     ],
 )
