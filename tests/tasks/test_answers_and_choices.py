@@ -249,7 +249,8 @@ MASK = 4
 
 
 def masked(**options):
-    return make("t", {"kind": "masked_lm", "mask_token": MASK, "table_width": 5, **options}, "token", VOCABULARY)
+    given = {"mask_token": MASK, "table_width": 5}
+    return make("t", {"kind": "masked_lm", **options}, "token", VOCABULARY, given=given)
 
 
 def rows_of_text(count, length, seed=0):
