@@ -223,6 +223,11 @@ def dataset(**fields) -> ConfigDict:
     entry.splits = ConfigDict()  # "train", "dev", "test" -> file, folder or key, relative to path
     entry.text = ()  # one or two fields that hold plain text (two: a pair), or
     entry.words = ""  # the field that holds a list of words
+    entry.choices = ()  # multiple choice: the field with the list of choices, or one field for each; with text: each is
+    #                     encoded with the first text, a second one stands before the choice (RACE's question)
+    entry.marked = ()  # relations: two fields with a span each, or the four strings that stand around them in the text
+    entry.markers = ()  # tokens put around them; (): [E1] [/E1] [E2] [/E2], in a published vocabulary [unused0] to
+    #                     [unused3]; or four that it has, e.g. ("@", "@", "#", "#")
     entry.where = ConfigDict()  # field -> value or tuple of values: only these records, e.g. {"genre": "email"}
     entry.encoding = "utf-8"
     entry.options = ConfigDict()  # of the reader
@@ -236,10 +241,12 @@ def dataset(**fields) -> ConfigDict:
 def task(**fields) -> ConfigDict:
     """A task: which labels of which data set, how they are predicted and scored. Unknown fields are refused."""
     entry = ConfigDict()
-    entry.kind = ""  # "classification" | "multilabel" | "regression" | "tagging" | "generation"
+    entry.kind = ""  # "classification" | "multilabel" | "regression" | "tagging" | "generation" | "span" (an answer in
+    #                  a text) | "relation" (of two marked spans) | "multiple_choice" | "masked_lm"
     entry.dataset = ""  # name of the data set
-    entry.label = ""  # field of its records that holds the label; generation: the text, or list of words, to write
-    entry.level = ""  # "text" | "word" | "predicate" (roles, one sequence a predicate); "": text, or word for tagging
+    entry.label = ""  # field of its records that holds the label; generation: the text, or list of words, to write;
+    #                   span: the answers, in two fields "text+start" or "start+end"
+    entry.level = ""  # tagging: "word" | "predicate" (roles, one sequence a predicate); "": the kind's first
     entry.weight = 1.0  # α_k, factor on the task's loss
     entry.metrics = ()  # first = the task's score; (): the kind's default. Names: mtl_jax.tasks.metrics.METRICS
     entry.classes = ()  # order of the classes; (): sorted, from train

@@ -200,6 +200,14 @@ def _check_datasets(config, default, say):
             say(f"{where}.text: a tuple of field names, e.g. ({entry.text!r},)")
         for field in ("dev_fraction", "test_fraction"):
             _range(f"{where}.{field}", entry[field], 0.0, 0.9, say)
+        if len(entry.marked) not in (0, 2, 4) or len(entry.markers) not in (0, 4):
+            say(f"{where}: marked has two fields of spans, or the four strings around them; markers has four tokens")
+        if entry.marked and not entry.words and len(entry.text) != 1:
+            say(f"{where}.marked: spans are marked in one text; name one field in text, not {len(entry.text)}")
+        if entry.choices and not entry.text:
+            say(f"{where}.choices: they are texts, encoded with a text; name it in text, not in words")
+        if entry.choices and entry.marked:
+            say(f"{where}: a data set has choices or marked spans, not both")
         for field in ("splits", "limit"):
             _check_names(f"{where}.{field}", entry[field], SPLITS, say)
 
@@ -217,9 +225,12 @@ def _check_tasks(config, default, say):
         _name(where, name, say)
         if _choice(f"{where}.kind", entry.kind, KINDS, say) and entry.level:
             _choice(f"{where}.level", entry.level, KINDS[entry.kind].levels, say)
-        _choice(f"{where}.dataset", entry.dataset, config.datasets, say)
+        if _choice(f"{where}.dataset", entry.dataset, config.datasets, say) and entry.kind in KINDS:
+            _check_texts(entry, config.datasets[entry.dataset], where, say)
         _range(f"{where}.weight", entry.weight, 0.0, None, say)
-        if not entry.label:
+        if entry.kind == "masked_lm":
+            _check_masked(config, name, where, say)
+        elif not entry.label:
             say(f"{where}.label: name the field that holds the label")
         if entry.kind in KINDS and KINDS[entry.kind].labels == "tokens":
             _check_writer(name, entry, make, SPECIALS, say)
@@ -234,6 +245,35 @@ def _check_writer(name, entry, make, specials, say):
         make(name, settings, "sequence", specials)
     except UserError as error:
         say(str(error))
+
+
+def _check_texts(entry, dataset, where, say):
+    """Whether the data set has what the kind of task reads beside the text."""
+    if (entry.kind == "multiple_choice") != bool(dataset.get("choices")):
+        if entry.kind == "multiple_choice":
+            say(f"{where}: config.datasets.{entry.dataset}.choices is empty; name the field, or fields, of the choices")
+        else:
+            say(
+                f"{where}.dataset: {entry.dataset!r} has choices, each of which is encoded with the text: it is for "
+                "tasks of kind 'multiple_choice'; name the same files as another data set"
+            )
+    if entry.kind == "relation" and not dataset.get("marked"):
+        say(f"{where}: config.datasets.{entry.dataset}.marked is empty; name the two fields with the spans")
+
+
+def _check_masked(config, name, where, say):
+    """Masked language modelling hides tokens that other tasks have to see."""
+    entry = config.tasks[name]
+    others = [other for other, task in config.tasks.items() if other != name and task.get("dataset") == entry.dataset]
+    if others:
+        say(
+            f"{where}.dataset: tokens of {entry.dataset!r} are hidden, which {others[0]!r} has to see; name the same "
+            "files as another data set"
+        )
+    if config.optimizer.cache_frozen:
+        say(f"{where}: hidden tokens differ from step to step, so config.optimizer.cache_frozen has to be False")
+    if entry.dataset in config.datasets and config.datasets[entry.dataset].get("marked"):
+        say(f"{where}.dataset: {entry.dataset!r} has marked spans; name the same files as another data set")
 
 
 def _check_penalties(config, default, say):

@@ -25,6 +25,7 @@ from mtl_jax.training.progress import progress_bar
 STEPS = 32  # of the path from no words to the text
 MOST = 200  # texts of a page
 SPECIAL = ("[CLS]", "[SEP]", "<s>", "</s>")  # stand alone beside the sub-words of a word
+EXPLAINED = ("text", "pair", "word", "predicate")  # levels whose predictions are classes or numbers
 BACKGROUND = "O"  # the class of words that are no entity, no role: it is not what a tagger looks for
 
 
@@ -59,6 +60,7 @@ def integrated_gradients(objective: Objective, owner: Sequence[int], steps: int 
     """
     layout = objective.layout
     tasks = [layout.tasks[k] for k in layout.tasks_on(layout.candidates[0][0])]
+    tasks = [task for task in tasks if objective.tasks[task].level in EXPLAINED]
     spec = TapSpec({"embed": ()}, tokens=True)
 
     def run(params, batch: Batch):
@@ -67,7 +69,8 @@ def integrated_gradients(objective: Objective, owner: Sequence[int], steps: int 
         taps = objective.network.taps(params, batch, spec)
 
         def logits(tap):
-            return terms.logits(objective, params, batch, None, None, taps._replace(tokens=tap), spec)
+            found = terms.logits(objective, params, batch, None, None, taps._replace(tokens=tap), spec)
+            return {task: found[task] for task in tasks}
 
         chosen = {task: _chosen(objective, params, batch, task, found) for task, found in logits(taps.tokens).items()}
 
@@ -101,7 +104,7 @@ def _chosen(objective, params, batch, task, logits):
     if value.ndim == logits.ndim:  # any set of classes
         return value.astype(logits.dtype)
     chosen = jax.nn.one_hot(value, logits.shape[-1], dtype=logits.dtype)
-    if kind.level != "text":
+    if kind.level in ("word", "predicate"):
         chosen = chosen * (labels["segment"] > 0)[..., None]
         if BACKGROUND in kind.names:
             chosen = chosen.at[..., kind.names.index(BACKGROUND)].set(0.0)
@@ -159,6 +162,8 @@ def attribute(config: Any, workdir: pathlib.Path, which: Sequence[str], source: 
         "in units of the score (the logit of the predicted class; of a tagger the sum over the words it tagged). They "
         "add up to the score minus that of the empty text; what the sum leaves over is said."
     ))  # fmt: skip
+    if others := [name for name, task in loaded.experiment.tasks.items() if task.level not in EXPLAINED]:
+        parts.append(page.paragraph(f"Left out, since they predict neither classes nor numbers: {', '.join(others)}."))
     for record, line, by_task in zip(loaded.records, said, found, strict=True):
         parts.append(page.heading(f"Line {record.line}", 3))
         for task, a in by_task.items():
@@ -187,6 +192,9 @@ def _of_records(loaded: prediction.Loaded) -> list[dict[str, Attributed]]:
         for dataset, by_split in corpus.rows.items():
             rows, split = by_split["input"], corpus.splits[dataset]["input"]
             objective = experiment.objective_for(evaluation_layout(corpus.layout, dataset))
+            if not any(task.level in EXPLAINED and corpus.specs[name].dataset == dataset for name, task in
+                       objective.tasks.items()):
+                continue
             run = jax.jit(integrated_gradients(objective, experiment.owners["embed"]))
             at_once = min(experiment.config.evaluation.rows, len(rows.tokens))  # empty rows cost as much as full ones
             for batch in evaluation_batches(rows, objective.layout, at_once):

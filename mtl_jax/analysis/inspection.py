@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from mtl_jax.analysis.report import table
+from mtl_jax.data import answers
 from mtl_jax.data.records import field
 from mtl_jax.models.ownership import ExpertColumns, sole_tasks
 from mtl_jax.tasks.metrics import METRICS
@@ -65,8 +66,16 @@ def _examples(experiment: Experiment, dataset: str) -> list[str]:
 
 def _gold(corpus, task, split, record) -> str:
     names = corpus.vocabularies[task].all_names
+    level = corpus.specs[task].level
+    if level == "token":
+        return "(tokens are hidden at random, others in every step)"
     gold = split.encoded.labels[task]
     value, known = gold.of(int(record))
+    if level == "span" and known.all() and value[0, 0] != answers.UNKNOWN:
+        whole = split.units.texts[record][-1] if split.units.words is None else split.units.words[record]
+        return answers.text_of(whole, split.encoded, int(record), *value[0].tolist()) or "(no answer)"
+    if level == "span":
+        return "(none)"
     sources = gold.sources[int(record)] if gold.sources else ()  # what a task copies has ids behind those of the names
 
     def show(label, is_known):

@@ -19,6 +19,21 @@ Labels. `labels[task]` is a dict of arrays; leading axes are `[N]` in `Rows` and
     level "sequence"   the target of each example, its end included; value, mask, segment and slot as "word", and
                        position int32[..., Q], 0, 1, ... place in the target
                        An id at or above C is a token copied from the input, see `mtl_jax.data.targets`
+    level "pair"       as "text"; besides:
+                       mark   int32[..., E, 4], index on the T axis of the markers before and behind both spans
+    level "choice"     an example is a text with one of its choices; the choices of a record stand in one row
+                       value  int32[..., E], 1 for the right choice
+                       mask   bool[..., E], True where the right choice of the record is known
+                       group  int32[..., E], one number for all choices of a record, 0 = empty slot
+                       choice int32[..., E], number of the choice, from 0
+    level "span"       Q runs over the first token of each example, which stands for "no answer", then over the tokens
+                       of its last text (or its words); as "word", but
+                       value  int32[..., Q] 1 = the answer begins here, 2 = it ends here, 3 = both
+                       word   int32[..., Q] index of the token in that text, -1 for "no answer"
+    level "token"      as the data gives it: maskable bool[..., T], the tokens that may be hidden. In the step some are
+                       drawn and hidden (`mtl_jax.training.corruption`); then Q runs over these, and
+                       value  int32[..., Q] id of the hidden token
+                       mask, token, segment, slot  as "word"
 
 A task that learns from teachers has in train besides `teacher`, float32 of the form of a soft value (reals: [..., E]),
 and `teacher_mask`, bool, True where a teacher said something; see `mtl_jax.schemes.distillation`.

@@ -273,12 +273,17 @@ def _common_examples(rows: Sequence[Rows]) -> list[Rows]:
             length=pad(r.length),
             example=pad(r.example, -1),
             labels={
-                task: arrays if "segment" in arrays else {name: pad(a) for name, a in arrays.items()}
+                task: {name: pad(a) for name, a in arrays.items()} if _by_example(arrays) else arrays
                 for task, arrays in r.labels.items()
             },
         )
         for r in rows
     ]
+
+
+def _by_example(arrays: Mapping[str, np.ndarray]) -> bool:
+    """Whether a task's arrays have a position for each example slot, see `batch`."""
+    return not arrays.keys() & {"segment", "maskable"}
 
 
 def _apportion(shares: np.ndarray) -> np.ndarray:

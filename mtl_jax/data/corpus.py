@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from mtl_jax.data import batches, cache, encoding, labels, packing, statistics, targets, vocabulary
+from mtl_jax.data import batches, cache, encoding, labels, levels, marks, packing, statistics, targets, vocabulary
+from mtl_jax.data import gold as golds
 from mtl_jax.data.batch import Layout, Rows
 from mtl_jax.data.encoding import EncodedSplit
 from mtl_jax.data.labels import LabelSpec
@@ -23,10 +25,11 @@ TokenizerFactory = Callable[[Iterable[str | Sequence[str]]], Tokenizer]
 
 
 class Split(NamedTuple):
-    """A split as it was read and as it was encoded; `encoded.labels` has the gold labels by record."""
+    """A split as it was read, its texts, and as it was encoded; `encoded.labels` has the gold labels by record."""
 
     records: Sequence[Record]
     encoded: EncodedSplit
+    units: Units
 
 
 class Corpus(NamedTuple):
@@ -109,7 +112,8 @@ def load(
     for name in used:
         # All tasks of the config shape the rows; labels are kept of the chosen ones only.
         own = [spec for spec in specs if spec.dataset == name]
-        settings = _Settings(row_length, max_length or row_length, pack, _overlong(overlong, own))
+        how = _overlong(overlong, units[name]["train"], own)
+        settings = _Settings(row_length, max_length or row_length, pack, how)
         kept = [spec for spec in own if spec in chosen]
         prepared[name] = _prepare(name, units[name], own, kept, tokenizer, settings, max_unseen)
         for split, count in read_data[name].available.items():
@@ -124,7 +128,7 @@ def load(
         layout=layout,
         rows=rows,
         splits={
-            name: {split: Split(units[name][split].records, e) for split, e in data.encoded.items()}
+            name: {split: Split(units[name][split].records, e, units[name][split]) for split, e in data.encoded.items()}
             for name, data in prepared.items()
         },
         vocabularies={spec.task: vocabularies[spec.task] for spec in chosen},
@@ -160,9 +164,11 @@ def for_prediction(
       vocabularies, tokenizer, row_length, max_length, pack, overlong: as `load` gave and took them.
     """
     units = _units_of(records, "data to predict", entry, specs)
-    encoded = encoding.encode(units, tokenizer, max_length or row_length, _overlong(overlong, specs))
+    encoded = encoding.encode(units, tokenizer, max_length or row_length, _overlong(overlong, units, specs))
     gold = {
-        spec.task: targets.unlabelled(len(records), _sources(spec, units, encoded, tokenizer))
+        spec.task: golds.blank(spec, units)
+        if spec.kind in golds.KINDS
+        else targets.unlabelled(len(records), _sources(spec, units, encoded, tokenizer))
         if spec.level == "sequence"
         else vocabulary.encode_labels(
             labels.unlabelled(records, spec, units.word_counts, units.predicates), spec, vocabularies[spec.task]
@@ -173,7 +179,9 @@ def for_prediction(
     encoded = encoding.copy_for_predicates(encoded, packing.predicate_limit([encoded], row_length, pack))
     capacities = packing.choose_capacities([encoded], sorted({spec.level for spec in specs}), row_length, pack)
     classes = {spec.task: len(vocabularies[spec.task].names) for spec in specs}
-    return packing.pack(encoded, specs, classes, capacities, pack), Split(records, encoded)
+    rows = packing.pack(encoded, specs, classes, capacities, pack)
+    hidden = {s.task: levels.masked(rows, encoded, tokenizer) for s in specs if s.level == "token"}
+    return rows._replace(labels=rows.labels | hidden), Split(records, encoded, units)
 
 
 class _Settings(NamedTuple):
@@ -207,7 +215,7 @@ def _prepare(
     vocabularies: dict[str, LabelVocabulary] = {}
     gold: dict[str, dict[str, Gold]] = {split: {} for split in units}
     for spec in kept:
-        if spec.level == "sequence":
+        if spec.level == "sequence" or spec.kind in golds.KINDS:
             continue
         raw = {s: labels.collect(u.records, spec, u.word_counts, u.predicates) for s, u in units.items()}
         vocabularies[spec.task], odd = vocabulary.build_vocabulary(spec, raw, max_unseen)
@@ -216,6 +224,14 @@ def _prepare(
             gold[split][spec.task] = vocabulary.encode_labels(values, spec, vocabularies[spec.task])
     encoded = {split: _encode(u, tokenizer, max_length, overlong) for split, u in units.items()}
     notes += [note for split, e in encoded.items() if (note := encoding.overlong_note(f"{name}/{split}", e))]
+    if any(spec.level == "pair" for spec in own):
+        lost = {split: int((e.first & (e.mark_token < 0).any(1)).sum()) for split, e in encoded.items()}
+        notes += [f"{name}/{s}: {n} marked spans are cut off, they are not learned from" for s, n in lost.items() if n]
+    for spec in (s for s in kept if s.kind in golds.KINDS):
+        vocabularies[spec.task], by_split, odd = golds.build(spec, units, encoded, tokenizer)
+        notes += odd
+        for split, values in by_split.items():
+            gold[split][spec.task] = values
     longest = {split: np.zeros(len(u.records), np.int64) for split, u in units.items()}
     for spec in own:
         if spec.level == "sequence":
@@ -227,25 +243,32 @@ def _prepare(
                 for split, sequences in found.items():
                     gold[split][spec.task] = sequences
     encoded = {split: e._replace(labels=gold[split], targets=longest[split]) for split, e in encoded.items()}
-    levels = sorted({spec.level for spec in own})
-    if "predicate" in levels:
+    wanted = sorted({spec.level for spec in own})
+    if "predicate" in wanted:
         limit = packing.predicate_limit(list(encoded.values()), row_length, pack)
         encoded = {split: encoding.copy_for_predicates(e, limit) for split, e in encoded.items()}
         copies = {split: int(e.copy.sum()) for split, e in encoded.items()}
         notes += [f"{name}/{s}: {n} copies of sentences with many predicates" for s, n in copies.items() if n]
     # Files are often sorted, by class or by source: a row should not be all of one kind.
-    orders = {s: batches.permutation(len(e.record), 0, f"pieces {name}/{s}", 0) for s, e in encoded.items()}
+    orders = {s: _shuffled(e, f"pieces {name}/{s}") for s, e in encoded.items()}
     encoded = {split: encoding.take(e, orders[split]) for split, e in encoded.items()}
-    capacities = packing.choose_capacities(list(encoded.values()), levels, row_length, pack)
+    capacities = packing.choose_capacities(list(encoded.values()), wanted, row_length, pack)
     classes = {task: len(v.names) for task, v in vocabularies.items()}
     rows = {split: packing.pack(e, kept, classes, capacities, pack) for split, e in encoded.items()}
+    for spec in (s for s in kept if s.level == "token"):
+        rows = {s: r._replace(labels=r.labels | {spec.task: levels.maskable(r, tokenizer)}) for s, r in rows.items()}
     notes.append(
         f"{name}: {packing.real_share(rows['train']):.1%} of the token positions of train hold real tokens "
         f"({len(encoded['train'].record)} pieces in {len(rows['train'].tokens)} rows of {row_length})"
     )
     lengths = {split: statistics.of_lengths(e, rows[split]) for split, e in encoded.items()}
     counts = {
-        spec.task: {s: statistics.of_labels(gold[s][spec.task], spec, vocabularies[spec.task]) for s in units}
+        spec.task: {
+            s: golds.statistics(gold[s][spec.task], spec)
+            if spec.kind in golds.KINDS
+            else statistics.of_labels(gold[s][spec.task], spec, vocabularies[spec.task])
+            for s in units
+        }
         for spec in kept
     }
     return _Prepared(rows, encoded, vocabularies, {"capacities": capacities._asdict()} | lengths, counts, notes)
@@ -305,18 +328,36 @@ def _units_of(records: Sequence[Record], what: str, entry: Mapping[str, Any], sp
     if len(fields) > 1:
         raise UserError(f"{what}: its tasks name different fields of predicates: {', '.join(sorted(fields))}")
     text, words = entry.get("text") or (), entry.get("words") or ""
-    return units_of(records, text=text, words=words, predicates="".join(fields))
+    marked = tuple(entry.get("marked") or ())
+    if any(spec.level == "pair" for spec in specs) and not marked:
+        raise UserError(f"{what}: a task on it reads two marked spans; name them as `marked` of the data set")
+    return units_of(
+        records, text=text, words=words, predicates="".join(fields), choices=tuple(entry.get("choices") or ()),
+        marked=marked, markers=tuple(entry.get("markers") or marks.MARKERS),
+        aligned=bool(text) and any(spec.level == "span" for spec in specs),
+    )  # fmt: skip
 
 
-def _overlong(overlong: str, specs: Sequence[LabelSpec]) -> str:
-    """What "auto" means for a data set with the tasks `specs`."""
+def _shuffled(split: EncodedSplit, name: str) -> Any:
+    """A permutation of the pieces that keeps the choices of a record together."""
+    first = np.flatnonzero(split.choice == 0)
+    sizes = np.diff(np.append(first, len(split.choice)))
+    order = batches.permutation(len(first), 0, name, 0)
+    return encoding.ranges(first[order], sizes[order])[1]
+
+
+def _overlong(overlong: str, units: Units, specs: Sequence[LabelSpec]) -> str:
+    """What "auto" means for a data set with the tasks `specs`: split where words are labelled, or hidden."""
     if overlong != "auto":
         return overlong
-    return "split" if any(spec.level in ("word", "predicate") for spec in specs) else "truncate"
+    by_words = units.words is not None and any(spec.level in ("word", "predicate", "token") for spec in specs)
+    return "split" if by_words else "truncate"
 
 
 def _flat(units: Units) -> Iterable[str | Sequence[str]]:
-    return units.words if units.texts is None else (text for texts in units.texts for text in texts)
+    if units.texts is None:
+        return units.words
+    return itertools.chain.from_iterable([*units.texts, *(units.choices or ())])
 
 
 def _encode(units: Units, tokenizer: Tokenizer, max_length: int, overlong: str) -> EncodedSplit:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from mtl_jax.data import conditions, files, selection, wheels
 from mtl_jax.data.readers import GENERATED, READERS
 from mtl_jax.data.readers.options import check_options, options_of
-from mtl_jax.data.records import Note, Record, suggestion, where
+from mtl_jax.data.records import Note, Record, suggestion, summary
 from mtl_jax.data.texts import check_texts, text_key
 from mtl_jax.errors import UserError
 
@@ -93,12 +93,12 @@ def _read(name: str, entry: dict[str, Any], seed: int) -> ReadData:
             found += items
             contents[split].append(content)
         splits[split] = [item for item in found if isinstance(item, Record)]
-        notes += _summary(split, [item for item in found if isinstance(item, Note)])
+        notes += summary(split, [item for item in found if isinstance(item, Note)])
     splits, kept = conditions.select(splits, wanted_values)
     notes += kept
     for split, records in splits.items():
         splits[split], dropped = check_texts(records, texts, words, empty)
-        notes += _summary(split, dropped)
+        notes += summary(split, dropped)
     splits = selection.carve(splits, fractions, name, seed)
     if entry.get("drop_duplicates"):
         splits, removed = selection.drop_duplicates(splits, lambda record: text_key(record, texts, words))
@@ -222,14 +222,6 @@ def _limits(limits: Any) -> dict[str, int]:
         if not isinstance(limit, int) or isinstance(limit, bool) or limit < 1:
             raise UserError(f"limit.{split}: has to be a whole number from 1, found {limit!r}")
     return limits
-
-
-def _summary(split: str, notes: Iterable[Note]) -> list[str]:
-    """One line for each kind of note, with its count and first place."""
-    by_what: dict[str, list[Note]] = {}
-    for note in notes:
-        by_what.setdefault(note.what, []).append(note)
-    return [f"{split}: {len(found)} {what}; first at {where(found[0])}" for what, found in by_what.items()]
 
 
 def _hash_of_records(items: Sequence[Record | Note]) -> str:

@@ -62,3 +62,41 @@ def gather_words(
         # Sentences have words, so -1 leaves no doubt about the number of predicates.
         parts = [part.reshape(-1, n, *values.shape[2:]) for part, n in zip(parts, words, strict=True)]
     return parts
+
+
+def gather_spans(
+    split: EncodedSplit, example: np.ndarray, labels: Mapping[str, np.ndarray], values: np.ndarray
+) -> np.ndarray:
+    """Predictions of a span-level task for each record, [M, ...]; -2 where no row held it.
+
+    Args:
+      split: M records, N pieces.
+      example: int32[R, E], index of the piece, -1 for an empty slot.
+      labels: the task's arrays [R, Q] `segment`, `slot`, `word`.
+      values: [R, Q, ...], read at each example's position for "no answer".
+    """
+    row, at = np.nonzero((labels["segment"] > 0) & (labels["word"] < 0))
+    piece = example[row, labels["slot"][row, at]]
+    result = np.full((len(split.words), *values.shape[2:]), -2, values.dtype)
+    result[split.record[piece]] = values[row, at]
+    return result
+
+
+def gather_choices(split: EncodedSplit, example: np.ndarray, values: np.ndarray) -> list[np.ndarray]:
+    """Predictions for each choice of each record: M arrays [choices, ...] from values [R, E, ...]."""
+    row, slot = np.nonzero(example >= 0)
+    piece = example[row, slot]
+    order = np.lexsort((split.choice[piece], split.record[piece]))
+    counts = np.bincount(split.record[piece], minlength=len(split.words))
+    return np.split(values[row[order], slot[order]], np.cumsum(counts)[:-1])
+
+
+def gather_masked(
+    split: EncodedSplit, example: np.ndarray, labels: Mapping[str, np.ndarray], values: np.ndarray
+) -> list[np.ndarray]:
+    """Predictions for the [MASK] of each record in their order: M arrays [masks, ...] from values [R, Q, ...]."""
+    row, at = np.nonzero(labels["segment"] > 0)
+    piece = example[row, labels["slot"][row, at]]
+    order = np.lexsort((labels["token"][row, at], split.first_word[piece], split.record[piece]))
+    counts = np.bincount(split.record[piece], minlength=len(split.words))
+    return np.split(values[row[order], at[order]], np.cumsum(counts)[:-1])

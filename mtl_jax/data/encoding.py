@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mtl_jax.data.records import Record, where
+from mtl_jax.data import marks
+from mtl_jax.data.pieces import append, encode_choices, encode_texts, marker_ids, too_long
 from mtl_jax.data.tokenizers import Template, Tokenizer
 from mtl_jax.data.units import Units
 from mtl_jax.data.vocabulary import Gold
@@ -19,7 +20,8 @@ OVERLONG = ("truncate", "split", "error")
 class EncodedSplit(NamedTuple):
     """M records of a split, encoded as N pieces; ragged arrays are flat, with offsets.
 
-    words              int32[M]    words of the record, 0 for plain text
+    words              int32[M]    words of the record; of plain text the tokens of its last text where `char_offsets`
+                                   are known, else 0
     predicate_offsets  int64[M+1]  record m has predicate[predicate_offsets[m]:predicate_offsets[m+1]]
     predicate          int32[...]  index of the predicate's word in the record
     record             int32[N]    the record of the piece
@@ -34,6 +36,10 @@ class EncodedSplit(NamedTuple):
     sequence           int32[...]  number in the record of each predicate whose roles are read off this piece
     copy               bool[N]     the piece before once more, for further predicates; its other labels stand there
     overlong           int64[3]    records that were cut or split; tokens, and words, that no piece holds
+    choice             int32[N]    number of the choice that the piece ends in; the pieces of a record stand together
+    mark_token         int32[N, 4] position in the piece of the markers of both spans, -1 = not there
+    char_offsets       int32[.., 2] (first character, one behind the last) of each of the `words` of plain text, all
+                                   records one after the other; empty where nothing asks for them
     labels             {task: Gold} complete gold labels by record
     targets            int64[M]    tokens of the record's longest target sequence; None without such a task
     """
@@ -53,6 +59,9 @@ class EncodedSplit(NamedTuple):
     sequence: np.ndarray
     copy: np.ndarray
     overlong: np.ndarray
+    choice: np.ndarray
+    mark_token: np.ndarray
+    char_offsets: np.ndarray
     labels: Mapping[str, Gold] = {}
     targets: np.ndarray | None = None
 
@@ -64,7 +73,12 @@ class EncodedSplit(NamedTuple):
     @property
     def first(self) -> np.ndarray:
         """bool[N], the piece that answers for its record in text-level tasks."""
-        return (self.first_word == 0) & ~self.copy
+        return (self.first_word == 0) & ~self.copy & (self.choice == 0)
+
+    @property
+    def group(self) -> np.ndarray:
+        """int64[N], a number for all pieces that have to stand in one row: the choices of a record."""
+        return np.cumsum(self.choice == 0) - 1
 
 
 def encode(units: Units, tokenizer: Tokenizer, max_length: int, overlong: str = "truncate") -> EncodedSplit:
@@ -77,14 +91,15 @@ def encode(units: Units, tokenizer: Tokenizer, max_length: int, overlong: str = 
       overlong: what becomes of a record of more tokens. "truncate": its end is cut off; of a pair the longer text loses
         tokens first; special tokens stay. "split": further pieces take the words that do not fit, each with special
         tokens of its own (data sets of words only). "error": UserError by file and line. A single word of more
-        sub-words than a piece holds keeps its first ones in all three.
+        sub-words than a piece holds keeps its first ones in all three. The n choices of a record have a piece each,
+        of at most max_length // n tokens, so that they fit one row.
 
     Raises:
       UserError: as above; `max_length` leaves no room beside the special tokens; an unknown `overlong`.
     """
     if overlong not in OVERLONG:
         raise UserError(f"overlong: {overlong!r} is none of {', '.join(OVERLONG)}")
-    paired = units.texts is not None and any(len(text) == 2 for text in units.texts)
+    paired = units.choices is not None or (units.texts is not None and any(len(text) == 2 for text in units.texts))
     template = tokenizer.pair if paired else tokenizer.single
     room = max_length - template.specials
     if room < 1 + paired:
@@ -93,7 +108,9 @@ def encode(units: Units, tokenizer: Tokenizer, max_length: int, overlong: str = 
         return _encode_words(units, tokenizer, template, room, overlong)
     if overlong == "split":
         raise UserError('overlong "split" cuts between words: give the data set `words`, or choose "truncate"')
-    return _encode_texts(units, tokenizer, template, room, overlong)
+    if units.choices is not None:
+        return EncodedSplit(**encode_choices(units, tokenizer, template, max_length, overlong))
+    return EncodedSplit(**encode_texts(units, tokenizer, template, room, overlong))
 
 
 def overlong_note(name: str, split: EncodedSplit) -> str:
@@ -101,7 +118,7 @@ def overlong_note(name: str, split: EncodedSplit) -> str:
     records, tokens, words = (int(n) for n in split.overlong)
     if not records:
         return ""
-    pieces = int((~split.copy).sum()) - len(split.words)
+    pieces = int((~split.copy & (split.choice == 0)).sum()) - len(split.words)
     share = records / len(split.words)
     lost = f"{tokens} tokens" + (f" and {words} words" if words else "") + " left out"
     done = f"split, {pieces} more pieces" if pieces else "truncated"
@@ -148,6 +165,8 @@ def take(split: EncodedSplit, piece: np.ndarray) -> EncodedSplit:
         sequence_offsets=sequence_offsets,
         sequence=split.sequence[sequence],
         copy=split.copy[piece],
+        choice=split.choice[piece],
+        mark_token=split.mark_token[piece],
     )
 
 
@@ -162,55 +181,23 @@ def _offsets(lengths: np.ndarray) -> np.ndarray:
     return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
 
 
-def _encode_texts(units: Units, tokenizer: Tokenizer, template: Template, room: int, overlong: str) -> EncodedSplit:
-    sides = [tokenizer.texts([text[i] for text in units.texts]) for i in range(max(map(len, units.texts), default=0))]
-    tokens: list[int] = []
-    types: list[int] = []
-    ends = [0]
-    cut = np.zeros(3, np.int64)
-    for m in range(len(units.texts)):
-        ids = [side[m] for side in sides]
-        excess = sum(map(len, ids)) - room
-        if excess > 0:
-            if overlong == "error":
-                raise _too_long(units.records[m], excess + room + template.specials, room + template.specials)
-            cut += (1, excess, 0)
-            ids = [side[:n] for side, n in zip(ids, _shares(list(map(len, ids)), room), strict=True)]
-        _append(tokens, types, ids, template)
-        ends.append(len(tokens))
-    count = len(units.texts)
-    none, zeros, offsets = np.zeros(0, np.int32), np.zeros(count, np.int32), np.zeros(count + 1, np.int64)
-    return EncodedSplit(
-        words=zeros,
-        predicate_offsets=offsets,
-        predicate=none,
-        record=np.arange(count, dtype=np.int32),
-        first_word=zeros,
-        piece_words=zeros,
-        token_offsets=np.asarray(ends, np.int64),
-        tokens=np.asarray(tokens, np.int32),
-        token_type=np.asarray(types, np.int32),
-        word_offsets=offsets,
-        word_token=none,
-        sequence_offsets=offsets,
-        sequence=none,
-        copy=np.zeros(count, np.bool_),
-        overlong=cut,
-    )
-
-
 def _encode_words(units: Units, tokenizer: Tokenizer, template: Template, room: int, overlong: str) -> EncodedSplit:
     tokens: list[int] = []
     types: list[int] = []
     word_token: list[int] = []
     sequence: list[int] = []
+    places: list[list[int]] = []
+    markers = marker_ids(units, tokenizer)
     pieces: list[tuple[int, ...]] = []  # record, first word, words, ends of tokens, of word_token and of sequence
     cut = np.zeros(3, np.int64)
     for m, subwords in enumerate(tokenizer.words(units.words)):
+        before = [0] * len(subwords)
+        if markers:
+            subwords, before = marks.insert(subwords, units.marks[m])
         total = sum(map(len, subwords))
         if total > room:
             if overlong == "error":
-                raise _too_long(units.records[m], total + template.specials, room + template.specials)
+                raise too_long(units.records[m], total + template.specials, room + template.specials)
             kept = [ids[:room] for ids in subwords]
             cut += (1, total - sum(map(len, kept)), 0)
             subwords = kept
@@ -219,10 +206,12 @@ def _encode_words(units: Units, tokenizer: Tokenizer, template: Template, room: 
             ids: list[int] = []
             last = first
             while last < len(subwords) and len(ids) + len(subwords[last]) <= room:
-                word_token.append(len(template.before) + len(ids))
+                word_token.append(len(template.before) + len(ids) + before[last])
                 ids.extend(subwords[last])
                 last += 1
-            _append(tokens, types, [ids], template)
+            begin = len(tokens)
+            append(tokens, types, [ids], template)
+            places.append(marks.place(tokens, begin, markers) if markers else [-1] * 4)
             sequence.extend(k for k, word in enumerate(units.predicates[m]) if first <= word < last)
             pieces.append((m, first, last - first, len(tokens), len(word_token), len(sequence)))
             first = last
@@ -248,30 +237,7 @@ def _encode_words(units: Units, tokenizer: Tokenizer, template: Template, room: 
         sequence=np.asarray(sequence, np.int32),
         copy=np.zeros(len(table), np.bool_),
         overlong=cut,
+        choice=np.zeros(len(table), np.int32),
+        mark_token=np.asarray(places, np.int32).reshape(-1, 4),
+        char_offsets=np.zeros((0, 2), np.int32),
     )
-
-
-def _append(tokens: list[int], types: list[int], ids: list[list[int]], template: Template) -> None:
-    """Adds one piece: the texts in their template."""
-    for special, text, kind in zip((template.before, template.between), ids, template.types, strict=False):
-        tokens.extend(index for index, _ in special)
-        types.extend(k for _, k in special)
-        tokens.extend(text)
-        types.extend([kind] * len(text))
-    tokens.extend(index for index, _ in template.after)
-    types.extend(k for _, k in template.after)
-
-
-def _shares(lengths: list[int], room: int) -> list[int]:
-    """How many tokens each text keeps when the longer one loses tokens first."""
-    if len(lengths) == 1:
-        return [room]
-    shorter = min(lengths)
-    if shorter <= room // 2:
-        return [shorter, room - shorter] if lengths[0] == shorter else [room - shorter, shorter]
-    return [room - room // 2, room // 2]
-
-
-def _too_long(record: Record, found: int, most: int) -> UserError:
-    mend = 'raise row_length, or set overlong to "truncate" or "split"'
-    return UserError(f"{where(record)}: {found} tokens, at most {most} fit; {mend}")

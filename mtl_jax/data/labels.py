@@ -12,8 +12,10 @@ import numpy as np
 from mtl_jax.data.records import Record, field, where
 from mtl_jax.errors import UserError
 
-LEVELS = ("text", "word", "predicate", "sequence")
-KINDS = ("class", "set", "real", "tokens")
+LEVELS = ("text", "word", "predicate", "sequence", "pair", "choice", "span", "token")
+KINDS = ("class", "set", "real", "tokens", "choice", "span", "hidden")
+# what of a record has one label, or an answer, each
+PER_RECORD = ("text", "pair", "choice", "span")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,11 +26,14 @@ class LabelSpec:
     field          field of the records that holds the label: one label a text, a list of labels a sentence (one for
                    each word), or for "predicate" a list of such lists, one for each of the record's predicates; for
                    "sequence" a text or a list of words
-    level          "text" | "word" | "predicate" | "sequence"
+    level          "text" | "word" | "predicate" | "sequence" | "pair" (a text with two marked spans) | "choice" (one of
+                   several texts) | "span" (of a text) | "token" (the text itself, tokens of which are hidden)
     kind           "class": one class, or a distribution as {class: probability} or C numbers in the order of `classes`
                    "set": several classes, a list of names or a string with `delimiter` between them (level "text")
                    "real": a number (level "text")
                    "tokens": a target sequence (level "sequence"), cut and encoded as `target` says
+                   "choice", "span": of the levels of these names, see `choices` and `answers`
+                   "hidden": the hidden tokens (level "token"); `field` is not read
     classes        names in the order of the ids; () = those of the training data, sorted, "O" first for tagging
     missing        values that mean "not labelled", besides None
     predicates     field with the word indices of the predicates (level "predicate")
@@ -51,7 +56,7 @@ class LabelSpec:
                 raise UserError(f"task {self.task}: {name} {value!r} is none of {', '.join(known)}")
         if (self.kind == "tokens") != (self.level == "sequence") or (self.target is None) == (self.kind == "tokens"):
             raise UserError(f"task {self.task}: kind 'tokens' and a target belong to level 'sequence', and only there")
-        if self.kind not in ("class", "tokens") and self.level != "text":
+        if self.kind in ("set", "real") and self.level != "text":
             raise UserError(f"task {self.task}: labels of kind {self.kind} belong to texts, not to level {self.level}")
         if len(set(self.classes)) != len(self.classes):
             raise UserError(f"task {self.task}: classes names a class twice")
@@ -91,7 +96,7 @@ def collect(
     Raises:
       UserError: by file and line: words and labels of different length, a label of a wrong type.
     """
-    if spec.level != "text" and words is None:
+    if spec.level in ("word", "predicate") and words is None:
         raise UserError(
             f"task {spec.task}: it labels words, but data set {spec.dataset} is read as plain text; "
             f"name the field that holds the list of words as `words` of the data set instead of `text`"
@@ -100,7 +105,7 @@ def collect(
     ends = [0]
     for m, record in enumerate(records):
         raw = get(record, spec.field)
-        if spec.level == "text":
+        if spec.level in PER_RECORD:
             values.append(_canonical(raw, spec, record))
         elif spec.level == "word":
             values.extend(_sequence(raw, words[m], spec, record))

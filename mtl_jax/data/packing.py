@@ -5,7 +5,7 @@ oldest open row in which all of them fit (first fit, pieces in their order, a wi
 
 E and Q come from the data. Rows are packed by tokens alone first; then E and Q are the 90th, else the 95th, else the
 99th percentile of what those rows hold, whichever first needs at most 2 % more rows; else the largest. They never fall
-under what the longest piece needs.
+under what the longest piece needs. The choices of a record are packed as one piece.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from mtl_jax.data import levels
 from mtl_jax.data.batch import Rows
 from mtl_jax.data.encoding import EncodedSplit, ranges
 from mtl_jax.data.labels import LabelSpec
@@ -25,7 +26,7 @@ WINDOW = 64  # open rows
 
 
 class Capacities(NamedTuple):
-    """What a row holds: T tokens, E example slots, and label positions of the levels word, predicate and sequence.
+    """What a row holds: T tokens, E example slots, and label positions of the levels that have positions of their own.
 
     A level without a task has 0 label positions.
     """
@@ -35,6 +36,7 @@ class Capacities(NamedTuple):
     word: int
     predicate: int
     sequence: int = 0
+    span: int = 0
 
     def label_positions(self, level: str) -> int:
         """Q of a task of this level."""
@@ -50,13 +52,14 @@ class Placement(NamedTuple):
     word: np.ndarray
     predicate: np.ndarray
     sequence: np.ndarray
+    span: np.ndarray
 
 
 def needs(split: EncodedSplit, levels: Sequence[str]) -> np.ndarray:
-    """int64[N, 5]: tokens, examples (1), and label positions of the three levels that each piece takes."""
+    """int64[N, 6]: tokens, examples (1), and label positions of the levels that each piece takes."""
     count = len(split.record)
     words = split.piece_words.astype(np.int64)
-    result = np.zeros((count, 5), np.int64)
+    result = np.zeros((count, 6), np.int64)
     result[:, 0] = split.lengths
     result[:, 1] = 1
     if "word" in levels:
@@ -65,7 +68,14 @@ def needs(split: EncodedSplit, levels: Sequence[str]) -> np.ndarray:
         result[:, 3] = words * np.diff(split.sequence_offsets)
     if "sequence" in levels:
         result[:, 4] = split.targets[split.record] * split.first
+    if "span" in levels:
+        result[:, 5] = (words + 1) * split.first
     return result
+
+
+def _in_groups(split: EncodedSplit, demand: np.ndarray) -> np.ndarray:
+    """What each group takes of pieces that have to stand in one row."""
+    return np.add.reduceat(demand, np.flatnonzero(split.choice == 0)) if len(demand) else demand
 
 
 def choose_capacities(splits: Sequence[EncodedSplit], levels: Sequence[str], row_length: int, pack: bool) -> Capacities:
@@ -73,14 +83,14 @@ def choose_capacities(splits: Sequence[EncodedSplit], levels: Sequence[str], row
 
     With `pack=False` a row holds one piece.
     """
-    demands = [needs(split, levels) for split in splits]
+    demands = [_in_groups(split, needs(split, levels)) for split in splits]
     largest = np.max([demand.max(0, initial=0) for demand in demands], axis=0)
     if "sequence" in levels:
         largest[4] = max(largest[4], 1)  # a row without targets, as in prediction, has a place all the same
     if largest[0] > row_length:
         raise UserError(f"a piece of {largest[0]} tokens does not fit row_length {row_length}")
     if not pack or not len(demands[0]):
-        return Capacities(row_length, 1, *map(int, largest[2:]))
+        return Capacities(row_length, *map(int, largest[1:]))
     unlimited = demands[0].sum(0) + largest + 1
     unlimited[0] = row_length
     row = first_fit(demands[0], unlimited)
@@ -150,7 +160,7 @@ def pack(
     capacities: Capacities,
     packed: bool = True,
 ) -> Rows:
-    """Rows of a split, with the labels of `split.labels`.
+    """Rows of a split, with the labels of `split.labels`, those of level "token" aside.
 
     Args:
       split: N pieces.
@@ -161,9 +171,10 @@ def pack(
     """
     demand = needs(split, [spec.level for spec in specs])
     limits = np.asarray(capacities, np.int64)
-    if len(demand) and (demand.max(0) > limits).any():
-        raise UserError(f"a piece needs {tuple(demand.max(0).tolist())}, rows hold {tuple(limits.tolist())}")
-    row = first_fit(demand, limits) if packed else np.arange(len(demand))
+    together = _in_groups(split, demand)
+    if len(demand) and (together.max(0) > limits).any():
+        raise UserError(f"a piece needs {tuple(together.max(0).tolist())}, rows hold {tuple(limits.tolist())}")
+    row = (first_fit(together, limits) if packed else np.arange(len(together)))[split.group]
     place = _place(row, demand)
     count = int(row.max()) + 1 if len(row) else 0
     shape, slots = (count, capacities.tokens), (count, capacities.examples)
@@ -192,6 +203,16 @@ def _labels(split, specs, classes, capacities, place, count) -> dict[str, dict[s
     for spec in specs:
         gold = split.labels[spec.task]
         level = spec.level
+        slots = (count, capacities.examples)
+        if level == "token":
+            continue
+        if level == "choice":
+            result[spec.task] = levels.choices(split, gold, slots, place.row, place.slot)
+            continue
+        if level == "span":
+            shape = (count, capacities.span)
+            result[spec.task] = levels.spans(split, gold, shape, place.row, place.slot, place.token, place.span)
+            continue
         if level == "sequence":  # each task has targets of its own length
             where, shape, record, index, named = _targets(split, gold, capacities, place, count)
         else:
@@ -201,8 +222,11 @@ def _labels(split, specs, classes, capacities, place, count) -> dict[str, dict[s
         source = gold.offsets[record] + index
         value = gold.value[source]
         known = gold.known[source]
-        if level == "text":
+        if level in ("text", "pair"):
             known = known & split.first
+        if level == "pair":
+            marks, there = levels.pair_marks(split, slots, place.row, place.slot, place.token)
+            named, known = named | marks, known & there
         if value.dtype == np.int32 and level != "sequence":
             known = known & (value < classes[spec.task])
         result[spec.task] = {
@@ -215,7 +239,7 @@ def _labels(split, specs, classes, capacities, place, count) -> dict[str, dict[s
 
 def _structure(split: EncodedSplit, level: str, capacities: Capacities, place: Placement, count: int):
     """Where the labels of a level stand: index arrays into the rows, shape, record and index of each label, arrays."""
-    if level == "text":
+    if level in ("text", "pair"):
         record = split.record.astype(np.int64)
         return (place.row, place.slot), (count, capacities.examples), record, np.zeros_like(record), {}
     if level == "word":  # one sequence for each piece
@@ -276,7 +300,7 @@ def _place(row: np.ndarray, demand: np.ndarray) -> Placement:
     first = np.searchsorted(row[order], row[order])  # position in `order` of the row's first piece
     begin = np.empty_like(demand)
     begin[order] = before - before[first]
-    return Placement(row, begin[:, 1], begin[:, 0], begin[:, 2], begin[:, 3], begin[:, 4])
+    return Placement(row, begin[:, 1], begin[:, 0], begin[:, 2], begin[:, 3], begin[:, 4], begin[:, 5])
 
 
 def _rank_in_row(row: np.ndarray) -> np.ndarray:

@@ -35,6 +35,14 @@ def where(record: Record | Note) -> str:
     return f"{record.file}:{record.line}" if record.line else record.file
 
 
+def summary(split: str, notes: Iterable[Note]) -> list[str]:
+    """One line for each kind of note, with its count and first place."""
+    by_what: dict[str, list[Note]] = {}
+    for note in notes:
+        by_what.setdefault(note.what, []).append(note)
+    return [f"{split}: {len(found)} {what}; first at {where(found[0])}" for what, found in by_what.items()]
+
+
 def suggestion(name: str, known: Iterable[str]) -> str:
     """" Did you mean 'x'?", or nothing where no known name is close."""
     close = difflib.get_close_matches(name, [str(k) for k in known], n=1, cutoff=0.6)

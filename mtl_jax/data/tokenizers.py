@@ -9,7 +9,7 @@ import hashlib
 import json
 import pathlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from mtl_jax.errors import UserError
@@ -50,6 +50,9 @@ class Tokenizer(Protocol):
     def words(self, sentences: Sequence[Sequence[str]]) -> list[list[list[int]]]:
         """Token ids of each word of each sentence, without special tokens, at least one a word."""
 
+    def offsets(self, texts: Sequence[str]) -> list[list[tuple[int, int]]]:
+        """Where each token of `texts` stands in its text: (first character, one behind the last), nowhere (0, 0)."""
+
     def token(self, index: int) -> str:
         """The token of an id, for people."""
 
@@ -58,6 +61,16 @@ class Tokenizer(Protocol):
 
     def join(self, tokens: Sequence[str]) -> str:
         """The text that tokens make."""
+    def find(self, token: str) -> int | None:
+        """The id of a token by its name, special ones too; None where there is none."""
+
+    @property
+    def mask(self) -> int | None:
+        """The id of the token that stands for a hidden word; None where there is none."""
+
+    @property
+    def specials(self) -> frozenset[int]:
+        """The ids of tokens that are no words: special ones, and the unknown one."""
 
     def save(self, folder: pathlib.Path) -> None:
         """Writes files into a folder, from which `load` makes the same tokenizer."""
@@ -67,18 +80,23 @@ class WordTokenizer:
     """A closed vocabulary of words: [PAD] 0, [UNK] 1, [SEP] 2 (between the texts of a pair), [CLS] 3, then words.
 
     Plain text is cut into runs of word characters and single punctuation marks; words that are given stay whole.
-    `cls` puts [CLS] before each example, for heads that read the first token.
+    `cls` puts [CLS] before each example, for heads that read the first token. `extra` are further special tokens, from
+    id 4; of them only [MASK] is read off texts.
     """
 
     SPECIALS = ("[PAD]", "[UNK]", "[SEP]", "[CLS]")
+    MASK = "[MASK]"
     _pattern = re.compile(r"\w+(?:['’]\w+)*|[^\w\s]")
+    _pattern_with_mask = re.compile(r"(?i:\[mask\])|" + _pattern.pattern)
 
-    def __init__(self, vocabulary: Sequence[str], lower: bool = True, cls: bool = False):
+    def __init__(self, vocabulary: Sequence[str], lower: bool = True, cls: bool = False, extra: Sequence[str] = ()):
         """`vocabulary` are the words without the special tokens, all different."""
-        self.vocabulary = self.SPECIALS + tuple(vocabulary)
+        self.extra = tuple(extra)
+        specials = self.SPECIALS + self.extra
+        self.vocabulary = specials + tuple(vocabulary)
         self.index = {word: i for i, word in enumerate(self.vocabulary)}
         if len(self.index) != len(self.vocabulary):
-            raise UserError("a word vocabulary names a word twice, or one of " + " ".join(self.SPECIALS))
+            raise UserError("a word vocabulary names a word twice, or one of " + " ".join(specials))
         self.lower = lower
         self.cls = cls
         self.size = len(self.vocabulary)
@@ -86,7 +104,10 @@ class WordTokenizer:
         self.single = Template(before, (), (), (0, 1))
         self.pair = Template(before, ((2, 0),), (), (0, 1))
         self.fingerprint = _digest(["words", lower, cls, self.vocabulary])
-        self._known = {word: i for word, i in self.index.items() if i >= len(self.SPECIALS)}
+        self._known = {word: i for word, i in self.index.items() if i >= len(specials)}
+        if self.mask is not None:
+            self._known[self.MASK.lower() if lower else self.MASK] = self.mask
+            self._pattern = self._pattern_with_mask
 
     @classmethod
     def build(
@@ -96,6 +117,7 @@ class WordTokenizer:
         max_size: int | None = None,
         lower: bool = True,
         cls_token: bool = False,
+        extra: Sequence[str] = (),
     ) -> WordTokenizer:
         """From training texts (str) and sentences (lists of words): the words seen `min_count` times or more.
 
@@ -105,19 +127,31 @@ class WordTokenizer:
         counts: collections.Counter[str] = collections.Counter()
         for unit in units:
             counts.update(cls._split(unit, lower) if isinstance(unit, str) else _lowered(unit, lower))
-        for special in cls.SPECIALS:
+        for special in (*cls.SPECIALS, *extra, *_lowered(extra, lower)):
             counts.pop(special, None)
         ranked = sorted((-count, word) for word, count in counts.items() if count >= min_count)
         if not ranked:
             raise UserError(f"no word of the training data occurs {min_count} times or more (tokenizer.min_count)")
-        return cls([word for _, word in ranked[:max_size]], lower, cls_token)
+        return cls([word for _, word in ranked[:max_size]], lower, cls_token, extra)
 
     @classmethod
     def _split(cls, text: str, lower: bool) -> list[str]:
-        return cls._pattern.findall(text.lower() if lower else text)
+        return cls._pattern.findall(_lowered_text(text, lower))
 
     def texts(self, texts: Sequence[str]) -> list[list[int]]:
-        return [[self._known.get(word, 1) for word in self._split(text, self.lower)] or [1] for text in texts]
+        split = self._pattern.findall
+        return [[self._known.get(word, 1) for word in split(_lowered_text(t, self.lower))] or [1] for t in texts]
+
+    def offsets(self, texts: Sequence[str]) -> list[list[tuple[int, int]]]:
+        result = []
+        for text in texts:
+            lowered = _lowered_text(text, self.lower)
+            found = [match.span() for match in self._pattern.finditer(lowered)] or [(0, 0)]
+            if len(lowered) != len(text):  # a few capitals have two characters in lower case
+                origin = [i for i, character in enumerate(text) for _ in character.lower()]
+                found = [(origin[a], origin[b - 1] + 1) if b else (0, 0) for a, b in found]
+            result.append(found)
+        return result
 
     def words(self, sentences: Sequence[Sequence[str]]) -> list[list[list[int]]]:
         return [[[self._known.get(word, 1)] for word in _lowered(words, self.lower)] for words in sentences]
@@ -135,10 +169,20 @@ class WordTokenizer:
 
     def join(self, tokens: Sequence[str]) -> str:
         return " ".join(tokens)
+    def find(self, token: str) -> int | None:
+        return self.index.get(token)
+
+    @property
+    def mask(self) -> int | None:
+        return self.index[self.MASK] if self.MASK in self.extra else None
+
+    @property
+    def specials(self) -> frozenset[int]:
+        return frozenset(range(len(self.SPECIALS) + len(self.extra)))
 
     def save(self, folder: pathlib.Path) -> None:
-        words = self.vocabulary[len(self.SPECIALS) :]
-        source = {"words": words, "lower": self.lower, "cls": self.cls}
+        words = self.vocabulary[len(self.SPECIALS) + len(self.extra) :]
+        source = {"words": words, "lower": self.lower, "cls": self.cls, "extra": self.extra}
         (folder / _WORDS_FILE).write_text(json.dumps(source, ensure_ascii=False), encoding="utf-8")
 
 
@@ -183,6 +227,15 @@ class PretrainedTokenizer:
                 result.append([piece or [self.unknown] for piece in pieces])
         return result
 
+    def offsets(self, texts: Sequence[str]) -> list[list[tuple[int, int]]]:
+        result = []
+        for first in range(0, len(texts), CHUNK):
+            chunk = list(texts[first : first + CHUNK])
+            encodings = self._text.encode_batch(chunk, add_special_tokens=False)
+            for text, encoding in zip(chunk, encodings, strict=True):
+                result.append([_trimmed(text, *span) for span in encoding.offsets] or [(0, 0)])
+        return result
+
     def token(self, index: int) -> str:
         return self._text.id_to_token(index) or f"<{index}>"
 
@@ -195,10 +248,24 @@ class PretrainedTokenizer:
     def join(self, tokens: Sequence[str]) -> str:
         decoder = self._text.decoder
         return " ".join(tokens) if decoder is None else decoder.decode(list(tokens))
+    def find(self, token: str) -> int | None:
+        return self._text.token_to_id(token)
+
+    @functools.cached_property
+    def mask(self) -> int | None:
+        """Id of the mask token by the files beside the tokenizer, or its usual names."""
+        return _named_id(self.path, "mask_token", ("[MASK]", "<mask>"), self._text.token_to_id)
+
+    @property
+    def specials(self) -> frozenset[int]:
+        around = (*self.pair.before, *self.pair.between, *self.pair.after)
+        added = [token["id"] for token in self._source.get("added_tokens", ()) if token.get("special")]
+        return frozenset([*added, *(index for index, _ in around), *([self._unknown] * (self._unknown is not None))])
 
     def save(self, folder: pathlib.Path) -> None:
         (folder / "tokenizer.json").write_text(json.dumps(self._source, ensure_ascii=False), encoding="utf-8")
-        named = {} if self._unknown is None else {"unk_token": self.token(self._unknown)}
+        ids = {"unk_token": self._unknown, "mask_token": self.mask}
+        named = {name: self.token(index) for name, index in ids.items() if index is not None}
         (folder / "special_tokens_map.json").write_text(json.dumps(named, ensure_ascii=False), encoding="utf-8")
 
     @functools.cached_property
@@ -235,10 +302,11 @@ class WordVocabulary:
     max_size: int | None = None
     lower: bool = True
     cls_token: bool = False
+    extra: tuple[str, ...] = ()
 
     def __call__(self, units: Iterable[str | Sequence[str]]) -> WordTokenizer:
         """The tokenizer over `units`, training texts (str) and sentences (lists of words)."""
-        return WordTokenizer.build(units, self.min_count, self.max_size, self.lower, self.cls_token)
+        return WordTokenizer.build(units, self.min_count, self.max_size, self.lower, self.cls_token, self.extra)
 
 
 def load(folder: pathlib.Path) -> Tokenizer:
@@ -248,13 +316,26 @@ def load(folder: pathlib.Path) -> Tokenizer:
         return PretrainedTokenizer(str(folder))
     try:
         source = json.loads(file.read_text(encoding="utf-8"))
-        return WordTokenizer(source["words"], source["lower"], source["cls"])
+        return WordTokenizer(source["words"], source["lower"], source["cls"], source.get("extra", ()))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{file}: not a saved word vocabulary: {error!r}") from None
 
 
 def _lowered(words: Sequence[str], lower: bool) -> Sequence[str]:
     return [word.lower() for word in words] if lower else words
+
+
+def _lowered_text(text: str, lower: bool) -> str:
+    return text.lower() if lower else text
+
+
+def _trimmed(text: str, begin: int, end: int) -> tuple[int, int]:
+    """The same characters without blanks around them: byte-level tokens begin with theirs."""
+    while begin < end and text[begin].isspace():
+        begin += 1
+    while begin < end and text[end - 1].isspace():
+        end -= 1
+    return (begin, end) if begin < end else (0, 0)
 
 
 def _digest(value: Any) -> str:
@@ -298,14 +379,22 @@ def _spaced(pre_tokenizer: Any) -> Any:
 
 def _unknown_id(path: str, source: dict[str, Any], vocabulary: dict[str, int]) -> int | None:
     """Id of the unknown token by the model, the files beside it, or its usual names."""
-    names = [source["model"].get("unk_token")]
+    if source["model"].get("unk_token") in vocabulary:
+        return vocabulary[source["model"]["unk_token"]]
+    found = _named_id(path, "unk_token", ("[UNK]", "<unk>", "<|endoftext|>"), vocabulary.get)
+    return source["model"].get("unk_id") if found is None else found
+
+
+def _named_id(path: str, role: str, usual: Sequence[str], find: Callable[[str], int | None]) -> int | None:
+    """Id of the token that the files beside a tokenizer give a role ("unk_token"), else of the first usual name."""
+    names = []
     for file in ("special_tokens_map.json", "tokenizer_config.json"):
         try:
-            named = json.loads((pathlib.Path(path).expanduser() / file).read_text(encoding="utf-8")).get("unk_token")
+            named = json.loads((pathlib.Path(path).expanduser() / file).read_text(encoding="utf-8")).get(role)
         except (OSError, ValueError, AttributeError):
             continue
         names.append(named.get("content") if isinstance(named, dict) else named)
-    for name in [*names, "[UNK]", "<unk>", "<|endoftext|>"]:
-        if name in vocabulary:
-            return vocabulary[name]
-    return source["model"].get("unk_id")
+    for name in [*names, *usual]:
+        if isinstance(name, str) and find(name) is not None:
+            return find(name)
+    return None

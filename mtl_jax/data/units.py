@@ -1,4 +1,4 @@
-"""What of the records is tokenized: one or two texts, or words."""
+"""What of the records is tokenized: one or two texts, or words; choices beside them, marked spans in them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from mtl_jax.data import marks
 from mtl_jax.data.records import Record, field, where
 from mtl_jax.errors import UserError
 
@@ -17,12 +18,20 @@ class Units(NamedTuple):
     texts       [M] tuples of one text or two
     words       [M] lists of words
     predicates  [M] lists of word indices, empty where no task reads them
+    choices     [M] lists of answers to choose from, each encoded with the texts; None where there are none
+    marks       [M] pairs of spans, each (first, one behind the last) character or word; None where none are marked
+    markers     names of the tokens around them: before and behind the first span, before and behind the second
+    aligned     whether it has to be known where in the last text its tokens stand
     """
 
     texts: list[tuple[str, ...]] | None
     words: list[list[str]] | None
     predicates: list[list[int]]
     records: Sequence[Record]
+    choices: list[list[str]] | None = None
+    marks: list[marks.Spans] | None = None
+    markers: tuple[str, ...] = ()
+    aligned: bool = False
 
     @property
     def word_counts(self) -> list[int] | None:
@@ -32,13 +41,22 @@ class Units(NamedTuple):
     def fingerprint(self) -> str:
         """Content hash of all that encoding reads."""
         digest = hashlib.sha256()
-        for part in (self.texts, self.words, self.predicates):
+        parts = (self.texts, self.words, self.predicates, self.choices, self.marks, self.markers, self.aligned)
+        for part in parts:
             digest.update(json.dumps(part).encode())
         return digest.hexdigest()
 
 
 def units_of(
-    records: Sequence[Record], *, text: Sequence[str] | str = (), words: str = "", predicates: str = ""
+    records: Sequence[Record],
+    *,
+    text: Sequence[str] | str = (),
+    words: str = "",
+    predicates: str = "",
+    choices: Sequence[str] = (),
+    marked: Sequence[str] = (),
+    markers: Sequence[str] = marks.MARKERS,
+    aligned: bool = False,
 ) -> Units:
     """Takes from the records what is tokenized.
 
@@ -47,19 +65,37 @@ def units_of(
       text: names of the one or two fields that hold plain text; or
       words: name of the field that holds a list of words.
       predicates: name of the field with the word indices of the predicates; records without it have none.
+      choices: name of the field with the list of choices, or of several fields with one each (None: no such choice).
+      marked: two fields with a span each, or four strings that stand around the spans in the text; see `marks`.
+      markers: tokens to put around the spans.
+      aligned: see `Units`.
 
     Raises:
-      UserError: by file and line: no such field, an empty text, a wrong type, a predicate outside the sentence.
+      UserError: by file and line: no such field, an empty text, a wrong type, a predicate outside the sentence, a
+        span outside the text, fewer than two choices.
     """
     text = (text,) if isinstance(text, str) and text else tuple(text)
     if bool(text) == bool(words) or len(text) > 2:
         raise UserError("a data set wants either `text` (one or two field names) or `words` (one field name)")
     if text:
         texts = [tuple(_text(record, name) for name in text) for record in records]
-        return Units(texts, None, [[] for _ in records], records)
+        offered = [_choices(record, choices) for record in records] if choices else None
+        if not marked:
+            return Units(texts, None, [[] for _ in records], records, offered, aligned=aligned)
+        if len(text) > 1:
+            raise UserError("marked spans stand in one text: a data set with `marked` has one field in `text`")
+        bare = [marks.of_text(record, whole, marked) for record, (whole,) in zip(records, texts, strict=True)]
+        return Units(
+            [(text,) for text, _ in bare], None, [[] for _ in records], records, offered,
+            [spans for _, spans in bare], tuple(markers), aligned,
+        )  # fmt: skip
     sentences = [_words(record, words) for record in records]
+    spans = None
+    if marked:
+        bare = [marks.of_words(record, sentence, marked) for record, sentence in zip(records, sentences, strict=True)]
+        sentences, spans = [list(sentence) for sentence, _ in bare], [spans for _, spans in bare]
     found = [_predicates(r, predicates, len(s)) for r, s in zip(records, sentences, strict=True)]
-    return Units(None, sentences, found, records)
+    return Units(None, sentences, found, records, None, spans, tuple(markers) if marked else ())
 
 
 def _text(record: Record, name: str) -> str:
@@ -87,6 +123,20 @@ def _predicates(record: Record, name: str, words: int) -> list[int]:
     if not isinstance(value, list | tuple) or not all(isinstance(p, int) and 0 <= p < words for p in value):
         raise _at(record, f"field {name!r} should list word indices from 0 to {words - 1}, found {value!r}"[:200])
     return list(value)
+
+
+def _choices(record: Record, names: Sequence[str]) -> list[str]:
+    values = [field(record, name) for name in names]
+    if len(names) == 1:
+        if not isinstance(values[0], list | tuple):
+            raise _at(record, f"field {names[0]!r} should be a list of choices, found {values[0]!r}"[:200])
+        values = list(values[0])
+    found = [value for value in values if value is not None]
+    while found and isinstance(found[-1], str) and not found[-1].strip():  # a table with fewer choices than columns
+        found.pop()
+    if len(found) < 2 or not all(isinstance(value, str) and value.strip() for value in found):
+        raise _at(record, f"{', '.join(names)}: two choices at least, each a text, found {values!r}"[:200])
+    return found
 
 
 def _at(record: Record, message: str) -> UserError:

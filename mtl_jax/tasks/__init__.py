@@ -12,11 +12,15 @@ from typing import Any, NamedTuple
 
 from mtl_jax.tasks import losses, options
 from mtl_jax.tasks.base import Features, Labels, Params, Task
+from mtl_jax.tasks.choice import MultipleChoice
 from mtl_jax.tasks.classification import Classification, Multilabel
 from mtl_jax.tasks.generation import Generation
 from mtl_jax.tasks.generative import AdversarialClassification
+from mtl_jax.tasks.masked_lm import MaskedLM
 from mtl_jax.tasks.metrics import METRICS, SPAN_METRICS
 from mtl_jax.tasks.regression import Regression
+from mtl_jax.tasks.relation import Relation
+from mtl_jax.tasks.span import Span
 from mtl_jax.tasks.tagging import Tagging
 from mtl_jax.tasks.tags import marks_spans
 
@@ -28,7 +32,8 @@ class Kind(NamedTuple):
 
     task      its class
     predicts  what it predicts, see `Metric.of`
-    labels    what its labels are: "class", "set", "real" or "tokens", see `mtl_jax.data.labels`
+    labels    what its labels are: "class", "set", "real", "tokens", "choice", "span", "hidden", see
+              `mtl_jax.data.labels`
     levels    the levels that its labels may have, the default first
     given     fields of its class that the data give, beside name, names and level; they are no options
     """
@@ -47,6 +52,12 @@ KINDS: dict[str, Kind] = {
     "regression": Kind(Regression, "values", labels="real"),
     "tagging": Kind(Tagging, "tags", levels=("word", "predicate")),
     "generation": Kind(Generation, "texts", labels="tokens", levels=("sequence",), given=("join", "source")),
+    "span": Kind(Span, "answers", labels="span", levels=("span",)),
+    "relation": Kind(Relation, "ids", levels=("pair",)),
+    "multiple_choice": Kind(MultipleChoice, "ids", labels="choice", levels=("choice",)),
+    "masked_lm": Kind(
+        MaskedLM, "hidden", labels="hidden", levels=("token",), given=("mask_token", "table_width")
+    ),
 }
 
 
@@ -61,7 +72,7 @@ def make(
     """The task `name` from its config section.
 
     settings  {"kind": one of KINDS, option: value}; the options are the fields of the kind's class
-    level     "text" | "word" | "predicate" | "sequence", the level of its labels in the data
+    level     "text" | "word" | "predicate" | ..., the level of its labels in the data
     names     the classes of train, in the order of their ids
     counts    how often train has each class; only class_weights="balanced" reads it
     given     values of `Kind.given`

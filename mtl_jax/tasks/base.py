@@ -36,10 +36,12 @@ class Task(Protocol):
 
     The loss of task k over any set of rows is Σ loss / Σ weight, summed first and divided once, so that it is
     the same however the rows are split over devices and micro-batches.
+
+    A task that changes its inputs has `corrupt` besides, see `masked_lm.MaskedLM`.
     """
 
     name: str
-    level: str  # "text" | "word" | "predicate" | "sequence", the level of its labels
+    level: str  # "text" | "word" | "predicate" | ..., the level of its labels, see `mtl_jax.data.batch`
     metrics: tuple[str, ...]  # names in `mtl_jax.tasks.metrics.METRICS`, the first is the task's score
 
     def init(self, key: jax.Array, width: int) -> Params:

@@ -164,9 +164,9 @@ def check_loss(task: Any) -> None:
     options.number(task.name, "focal_gamma", task.focal_gamma, 0.0)
 
 
-def check_text_head(task: Any) -> None:
+def check_text_head(task: Any, level: str = "text") -> None:
     """Raises UserError for a wrong level or wrong options of a head on texts."""
-    if task.level != "text":
+    if task.level != level:
         raise options.fail(task.name, "kind", f"needs one label a text, the labels here are of level {task.level!r}")
     options.choice(task.name, "pool", task.pool, features.POOLS)
     options.flag(task.name, "pooler", task.pooler)

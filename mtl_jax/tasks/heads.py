@@ -17,6 +17,11 @@ def dense_init(key: jax.Array, width: int, out: int, initializer=_OUTER) -> Para
     return {"kernel": initializer(key, (width, out), jnp.float32), "bias": jnp.zeros((out,), jnp.float32)}
 
 
+def inner_init(key: jax.Array, width: int, out: int) -> Params:
+    """As `dense_init`, for a layer that another one follows."""
+    return dense_init(key, width, out, _INNER)
+
+
 def dense(params: Params, x: jax.Array) -> jax.Array:
     """x [..., D] -> float32 [..., out], whatever the dtype of x."""
     y = x.astype(jnp.float32) @ params["kernel"]

@@ -9,6 +9,9 @@ figure (a share is 0 ... 1). Host-side numpy. Gold labels and predictions of N r
     tags    N sequences of tag ids. Gold -1 = unknown: left out of accuracy, O in spans. Predicted -1 = no prediction:
             wrong in accuracy, O in spans
     texts   N texts; a prediction may also be `texts.Written`
+    answers N lists of right answers, one for each of several people; N predicted answers: texts ("" = no answer), or
+            tuples of word indices
+    hidden  int [n] hidden tokens, float [n, 2]: likeliest token, log-probability of the hidden one
 
 `names` are the class names, those that train lacks last. Where a figure is 0/0 (no data, a correlation with something
 constant) it is 0, never NaN.
@@ -22,7 +25,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mtl_jax.tasks import tags, texts
+from mtl_jax.tasks import answers, tags, texts
 
 Statistics = Mapping[str, np.ndarray]
 
@@ -40,7 +43,7 @@ def concatenate(left: Statistics, right: Statistics) -> dict[str, np.ndarray]:
 class Metric(NamedTuple):
     """statistics(gold, predicted, names) -> arrays; value(arrays) -> float; merge(arrays, arrays) -> arrays.
 
-    of          which predictions it reads: a subset of {"ids", "sets", "values", "tags", "texts"}
+    of          which predictions it reads: a subset of {"ids", "sets", "values", "tags", "texts", "answers", "hidden"}
     increasing  whether more is better
     """
 
@@ -181,7 +184,33 @@ _entities = functools.partial(_span_counts, without=frozenset())
 # the verb itself is given, so it does not count (Carreras & Màrquez 2005). C-X counts as a type of its own
 _roles = functools.partial(_span_counts, without=frozenset({"V"}))
 
-_IDS, _SETS, _VALUES, _TAGS, _TEXTS = (frozenset({of}) for of in ("ids", "sets", "values", "tags", "texts"))
+
+def _agreement(gold: Any, predicted: Any, names: Sequence[str], agree: Callable[[Any, Any], float]) -> dict[str, Any]:
+    """Each prediction counts as far as it agrees with the best of the right answers."""
+    _same_length(gold, predicted)
+    best = [max(agree(g, p) for g in answers.to_compare(right)) for right, p in zip(gold, predicted, strict=True)]
+    return {"right": np.float64(sum(best)), "total": np.int64(len(best))}
+
+
+def _hidden(gold: Any, predicted: Any, names: Sequence[str]) -> dict[str, np.ndarray]:
+    predicted = np.asarray(predicted, np.float64).reshape(len(gold), 2)
+    return {
+        "right": np.int64((predicted[:, 0] == gold).sum()),
+        "surprise": -predicted[:, 1].sum(),
+        "total": np.int64(len(gold)),
+    }
+
+
+def _perplexity(s: Statistics) -> float:
+    """exp of the mean surprise; capped where it would overflow."""
+    if not s["total"]:
+        return 0.0
+    return float(np.exp(min(_ratio(s["surprise"], s["total"]), 700.0)))
+
+
+_IDS, _SETS, _VALUES, _TAGS, _TEXTS, _ANSWERS, _HIDDEN = (
+    frozenset({of}) for of in ("ids", "sets", "values", "tags", "texts", "answers", "hidden")
+)
 
 METRICS: dict[str, Metric] = {
     "accuracy": Metric(_hits, _share, _IDS | _TAGS),
@@ -207,6 +236,10 @@ METRICS: dict[str, Metric] = {
     "exact_match": Metric(texts.exact, _share, _TEXTS),
     "token_accuracy": Metric(texts.tokens, _share, _TEXTS),
     "perplexity": Metric(texts.tokens, texts.perplexity, _TEXTS, increasing=False),
+    "answer_exact": Metric(functools.partial(_agreement, agree=answers.exact_match), _share, _ANSWERS),
+    "answer_f1": Metric(functools.partial(_agreement, agree=answers.overlap), _share, _ANSWERS),
+    "masked_accuracy": Metric(_hidden, _share, _HIDDEN),
+    "masked_perplexity": Metric(_hidden, _perplexity, _HIDDEN, increasing=False),
 }
 SPAN_METRICS = frozenset(name for name, metric in METRICS.items() if metric.statistics in (_entities, _roles))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -11,18 +11,16 @@ import numpy as np
 from mtl_jax.data.batch import Batch
 from mtl_jax.data.batches import evaluation_batches, evaluation_layout
 from mtl_jax.data.corpus import Corpus
-from mtl_jax.data.decoding import gather_text, gather_words
-from mtl_jax.tasks.base import Task
-from mtl_jax.tasks.metrics import METRICS
-from mtl_jax.tasks.texts import Written
+from mtl_jax.training import corruption
 from mtl_jax.training import objective as terms
+from mtl_jax.training.judging import gather, gold_and_predicted, judge, metric_values
 from mtl_jax.training.objective import Objective
 
 
 class Predictions(NamedTuple):
     """What a model says of one split of one data set.
 
-    values  {task: {name: [M, ...] for tasks on texts, else M arrays [words, ...] or [predicates, words, ...]}}
+    values  {task: {name: what `judging.gather` makes for the level of the task}}
     loss    {task: mean loss}, None where the split has no label of the task
     sums    {task: float64 [...]}, further sums that metrics need, see `program`
     """
@@ -83,9 +81,7 @@ class Evaluator:
                 name: np.concatenate([o[task][name] for o in outputs])[: len(rows.tokens)] for name in outputs[0][task]
             }
             values[task] = {
-                name: gather_text(encoded, rows.example, array)
-                if of_texts(objective.tasks[task])
-                else gather_words(encoded, rows.example, rows.labels[task], array)
+                name: gather(objective.tasks[task].level, name, encoded, rows.example, rows.labels[task], array)
                 for name, array in joined.items()
             }
         loss = {task: float(s / w) if w > 0 else None for task, (s, w, *_) in total.items()}
@@ -112,52 +108,8 @@ class Evaluator:
         names = self._corpus.vocabularies[task].all_names
         objective, _ = self._programs[dataset]
         gold, predicted = gold_and_predicted(self._corpus, objective, task, dataset, split, values["value"])
-        return metric_values(objective.tasks[task], gold, predicted, names, sums)
-
-
-def of_texts(task: Task) -> bool:
-    """Whether a task predicts one value (or one sequence) for each text, not for each word."""
-    return task.level in ("text", "sequence")
-
-
-def metric_values(task: Task, gold: Any, predicted: Any, names: Sequence[str], sums: np.ndarray) -> dict[str, float]:
-    """{metric: value} of a task; `gold` and `predicted` from `gold_and_predicted`, `sums` from `Predictions`."""
-    if task.level == "sequence":
-        gold, predicted = gold.texts, Written(task.texts(predicted, gold.sources), sums)
-    return {name: float(METRICS[name].value(METRICS[name].statistics(gold, predicted, names))) for name in task.metrics}
-
-
-class References(NamedTuple):
-    """The texts to be written, and the tokens to copy from, () where the task does not copy."""
-
-    texts: list[str]
-    sources: list[Sequence[str]]
-
-
-def gold_and_predicted(corpus: Corpus, objective: Objective, task: str, dataset: str, split: str, predicted: Any):
-    """Labelled records' gold labels and the predictions for them, as the metrics take them.
-
-    Text level: two arrays [M', ...]. Word level: two lists of sequences (of a predicate each for level "predicate"),
-    words without a label left out. Sequences: `References`, and the array [M', L].
-    """
-    gold = corpus.splits[dataset][split].encoded.labels[task]
-    if corpus.vocabularies[task].soft:
-        gold = gold._replace(value=gold.value.argmax(-1))
-    if objective.tasks[task].level == "sequence":
-        given = np.flatnonzero(np.diff(gold.offsets))
-        sources = [gold.sources[m] for m in given] if gold.sources else []
-        return References([gold.texts[m] for m in given], sources), predicted[given]
-    if objective.tasks[task].level == "text":
-        return gold.value[gold.known], predicted[gold.known]
-    golds, predictions = [], []
-    for record, said in enumerate(predicted):
-        said = said.reshape(-1, said.shape[-1])
-        value, known = (array.reshape(said.shape) for array in gold.of(record))
-        for labels, labelled, tags in zip(value, known, said, strict=True):
-            if labelled.any():
-                golds.append(labels[labelled])
-                predictions.append(tags[labelled])
-    return golds, predictions
+        gold, predicted = judge(self._corpus, objective, task, dataset, split)(gold, predicted, sums)
+        return metric_values(objective.tasks[task], gold, predicted, names)
 
 
 def program(objective: Objective):
@@ -167,11 +119,13 @@ def program(objective: Objective):
     """
 
     def program(params, batch):
+        batch = corruption.for_evaluation(objective, batch)
         hidden = objective.network.apply(params, batch, None, None).hidden
         outputs, sums = {}, {}
         for name in hidden:
             task, labels = objective.tasks[name], terms.rows_of(batch.labels[name])
-            head, features = params["heads"][name], terms.features(batch, objective.layout, name, hidden[name])
+            head = terms.head(objective, params, name)
+            features = terms.features(batch, objective.layout, name, hidden[name])
             logits = task.logits(head, features, labels)
             writes = task.level == "sequence"
             outputs[name] = task.generate(head, features) if writes else task.predict(head, logits, labels)

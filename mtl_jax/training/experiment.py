@@ -98,9 +98,10 @@ def assemble(config: Any, data: Corpus, architecture: Architecture | None, pretr
     owned = ownership.assign(
         names, len(model.layers), config.sharing.trunk, config.sharing.groups.to_dict(), tuple(config.tasks)
     )
-    tasks = {name: _task(config, name, data) for name in names}
+    tasks = {name: _task(config, name, data, model.embed.width) for name in names}
     kept = frozen.frozen_layers(config, pretrained_params) if pretrained_params is not None else ()
     owned, sharing = between.build(config, owned, tasks, data.layout, kept)
+    tables = _tables(config, owned, tasks)
     columns = config.model.columns
     if columns == "auto":
         columns = _fastest_columns(model, owned)
@@ -124,7 +125,7 @@ def assemble(config: Any, data: Corpus, architecture: Architecture | None, pretr
         return Objective(
             layout, tasks, make_network(layout), penalties,
             dropout=config.model.dropout > 0, attention_dropout=config.model.attention_dropout > 0,
-            auxiliary=tuple(auxiliary),
+            auxiliary=tuple(auxiliary), tables=tables,
             teaching={
                 name: Distillation(float(entry.temperature), entry.annealing)
                 for name, entry in config.distillation.items()
@@ -161,6 +162,17 @@ def _auxiliary(config, net, tasks) -> dict[str, float]:
     return found
 
 
+def _tables(config, owned, tasks) -> dict[str, int]:
+    """{task: slice of the word vectors} of heads that are tied to them."""
+    tied = [(k, name) for k, (name, task) in enumerate(tasks.items()) if getattr(task, "tied", False)]
+    if tied and isinstance(owned["embed"], ownership.ExpertColumns):
+        raise UserError(
+            f"config.tasks.{tied[0][1]}.options.tied: the word vectors are experts (config.sharing.mixer = "
+            f"{config.sharing.mixer!r}), which belong to no task"
+        )
+    return {name: owned["embed"][k] for k, name in tied}
+
+
 def _fastest_columns(model: Model, owned) -> str:
     """As measured. Transformers on CPU win by being written out, which is compiled once a column, so up to eight."""
     if jax.default_backend() != "cpu" or not any(isinstance(layer, TransformerLayer) for layer in model.layers):
@@ -168,7 +180,7 @@ def _fastest_columns(model: Model, owned) -> str:
     return "unroll" if max(ownership.owner_count(owner) for owner in owned.values()) <= 8 else "map"
 
 
-def _task(config, name, data) -> Task:
+def _task(config, name, data, table_width) -> Task:
     entry, vocabulary = config.tasks[name], data.vocabularies[name]
     statistics = data.statistics["tasks"][name]["train"]
     settings = {"kind": entry.kind, "metrics": tuple(entry.metrics), **entry.options.to_dict()}
@@ -179,6 +191,8 @@ def _task(config, name, data) -> Task:
     if spec.target:
         given["join"] = targets.joiner(spec.target, data.tokenizer)
         given["source"] = targets.copied_ids(vocabulary, data.tokenizer) if spec.target.copy else ()
+    if entry.kind == "masked_lm":
+        given |= {"mask_token": data.tokenizer.mask, "table_width": table_width}
     return task_kinds.make(name, settings, spec.level, vocabulary.names, counts, given)
 
 
@@ -252,7 +266,7 @@ def _plain_sum() -> Aggregation:
     return Aggregation(weightings.WEIGHTINGS["sum"](), None)
 
 
-def _shared(config, method, aggregation, trained, owned, auxiliary):
+def _shared(config, method, aggregation, trained, owned, tasks, auxiliary):
     """What the K gradients are told apart for; None where no method asks for them."""
     needs = method().needs & {"gradient_norms", "gram", "gradients"}
     if aggregation is None and not needs:
@@ -279,6 +293,11 @@ def _shared(config, method, aggregation, trained, owned, auxiliary):
         raise UserError(
             f"{who} combines the losses of the tasks, and knows nothing of {', '.join(auxiliary)}; take methods that "
             "read losses"
+        )
+    if tied := [name for name, task in tasks.items() if getattr(task, "tied", False)]:
+        raise UserError(
+            f"{who} needs the gradients of the tasks apart; that of task {tied[0]!r} reaches the word vectors through "
+            f"its head too: set config.tasks.{tied[0]}.options.tied = False"
         )
     found = task_gradients.shared_of(tuple(trained), owned, config.aggregation.level, config.aggregation.memory, halves)
     if found is None:
@@ -308,7 +327,7 @@ def _step_spec(config, objective_for, owned, shapes, data) -> StepSpec:
         raise UserError("config.optimizer.freeze: nothing is left to train")
     sizes = [data.statistics["tasks"][name]["train"]["known"] for name in objective.tasks]
     method, aggregation = _loss_weights(config, sizes), _aggregation(config, len(objective.tasks))
-    shared = _shared(config, method, aggregation, trained, owned, objective.auxiliary)
+    shared = _shared(config, method, aggregation, trained, owned, objective.tasks, objective.auxiliary)
     if shared and aggregation is None:
         aggregation = _plain_sum
     return StepSpec(

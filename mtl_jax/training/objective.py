@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -33,6 +34,7 @@ class Objective(NamedTuple):
     dropout, attention_dropout   whether there is any; the rates are in `Hyper`
     auxiliary  names of what is added to the losses by mixers and heads, the A axis; the factors are in `Hyper`
     teaching  {task: how it learns from its teachers}; their share is in `Hyper`
+    tables   {task: slice of the word vectors} of heads that are tied to them
     """
 
     layout: Layout
@@ -43,6 +45,7 @@ class Objective(NamedTuple):
     attention_dropout: bool
     auxiliary: tuple[str, ...] = ()
     teaching: Mapping[str, Distillation] = {}
+    tables: Mapping[str, int] = MappingProxyType({})
 
 
 class Penalty(NamedTuple):
@@ -88,13 +91,11 @@ def logits(
 
 
 def _logits(objective, params, batch, hidden):
-    return {
-        name: task.logits(
-            params["heads"][name], features(batch, objective.layout, name, hidden[name]), rows_of(batch.labels[name])
-        )
-        for name, task in objective.tasks.items()
-        if name in hidden
-    }
+    def of(name, task):
+        read = features(batch, objective.layout, name, hidden[name])
+        return task.logits(head(objective, params, name), read, rows_of(batch.labels[name]))
+
+    return {name: of(name, task) for name, task in objective.tasks.items() if name in hidden}
 
 
 def scores(objective: Objective, params: Params, batch: Batch, hyper: Hyper, key):
@@ -217,6 +218,14 @@ def at_progress(objective: Objective, hyper: Hyper, progress: jax.Array) -> Hype
     """The hyperparameters with the teachers' share at `progress` = step / steps in the place of their weight."""
     shares = {name: distillation.share(of, hyper.teaching[name], progress) for name, of in objective.teaching.items()}
     return hyper._replace(teaching=shares)
+
+
+def head(objective: Objective, params: Params, task: str) -> Params:
+    """The parameters of a task's head, with the word vectors as `table` where it is tied to them."""
+    own = params["heads"][task]
+    if task not in objective.tables:
+        return own
+    return {**own, "table": params["embed"]["word"]["embedding"][objective.tables[task]]}
 
 
 def rates(objective: Objective, hyper: Hyper) -> Dropout | None:

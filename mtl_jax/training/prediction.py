@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from mtl_jax.data import batches
+from mtl_jax.data import answers, batches
 from mtl_jax.data import corpus as corpora
 from mtl_jax.data.corpus import Corpus
 from mtl_jax.data.records import Record
@@ -29,10 +29,11 @@ CHUNK = 4096  # records read, predicted and written at a time
 
 
 def predict(config: Any, workdir: pathlib.Path, which: Sequence[str], source: str, target: str) -> None:
-    """Reads JSONL or lines of text and writes a JSON line for each: {task: labels, tags, spans, probabilities}.
+    """Reads JSONL or lines of text and writes a JSON line for each: {task: labels, tags, answers, probabilities}.
 
-    A JSON object has the fields of the data sets' texts or words (`predicates` for roles); it is read by the tasks of
-    every data set whose fields it has. A line of text is the text, or its words at blanks, of every data set.
+    A JSON object has the fields of the data sets' texts or words (`predicates` for roles, choices, marked spans); it is
+    read by the tasks of every data set whose fields it has. Masked language modelling tells each [MASK] in it. A line
+    of text is the text, or its words at blanks, of every data set.
 
     Args:
       config: of the run.
@@ -152,19 +153,19 @@ class _Reader(NamedTuple):
 
     inputs     names of the fields with its texts, or with its words
     is_words   which of the two
-    predicates "" or the field of the predicates, where all tasks of the data set read it
+    beside     further fields: choices, marked spans, the predicates where all tasks of the data set read them
     """
 
     inputs: tuple[str, ...]
     is_words: bool
-    predicates: str
+    beside: tuple[str, ...]
 
     def reads(self, fields: Mapping[str, Any]) -> bool:
         return all(_has(fields, name) for name in self.wanted)
 
     @property
     def wanted(self) -> tuple[str, ...]:
-        return (*self.inputs, self.predicates) if self.predicates else self.inputs
+        return (*self.inputs, *self.beside)
 
 
 def _readers(config, kept: artifacts.Artifacts) -> dict[str, _Reader]:
@@ -174,9 +175,10 @@ def _readers(config, kept: artifacts.Artifacts) -> dict[str, _Reader]:
     for name in dict.fromkeys(spec.dataset for spec in specs):
         entry = config.datasets[name]
         own = {spec.predicates if spec.level == "predicate" else "" for spec in specs if spec.dataset == name}
-        readers[name] = _Reader(
-            (entry.words,) if entry.words else tuple(entry.text), bool(entry.words), "" if "" in own else own.pop()
-        )
+        beside = tuple(entry.choices) + (tuple(entry.marked) if len(entry.marked) == 2 else ())
+        if "" not in own:
+            beside += (own.pop(),)
+        readers[name] = _Reader((entry.words,) if entry.words else tuple(entry.text), bool(entry.words), beside)
     return readers
 
 
@@ -293,14 +295,29 @@ def predictions(loaded: Loaded) -> list[dict[str, Any]]:
     lines: list[dict[str, Any]] = [{"line": record.line} for record in loaded.records]
     for dataset in data.splits:
         predicted = evaluator.predict(loaded.params, dataset, "input")
-        readable = data.splits[dataset]["input"].records
+        split = data.splits[dataset]["input"]
+        readable = split.records
         for name, values in predicted.values.items():
+            if experiment.tasks[name].level == "span":
+                values = values | _answers(split, values["value"])
             for place_, number in enumerate(readable):
                 own = {key: array[place_] for key, array in values.items()}
                 if sources := data.splits[dataset]["input"].encoded.labels[name].sources:
                     own["source"] = sources[place_]
                 lines[number][name] = _decode(experiment.tasks[name], own)
     return lines
+
+
+def _answers(split: corpora.Split, spans) -> dict[str, list[Any]]:
+    """The texts of predicted spans int32[M, 2], and where they stand: characters or words; None for no answer."""
+    wholes = [texts[-1] for texts in split.units.texts] if split.units.words is None else split.units.words
+    texts, places = [], []
+    for record, (first, last) in enumerate(spans.tolist()):
+        texts.append(answers.text_of(wholes[record], split.encoded, record, first, last))
+        by_words = split.units.words is not None
+        place = (first, last) if by_words or first < 0 else answers.characters(split.encoded, record, first, last)
+        places.append(None if first < 0 else place)
+    return {"text": texts, "place": places}
 
 
 def _decode(task, values: Mapping[str, Any]) -> Any:

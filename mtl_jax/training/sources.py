@@ -7,12 +7,12 @@ from typing import Any
 
 from mtl_jax import tasks as task_kinds
 from mtl_jax.data import corpus as corpora
-from mtl_jax.data import wheels
+from mtl_jax.data import marks, wheels
 from mtl_jax.data.batches import Mixing
 from mtl_jax.data.corpus import Corpus
 from mtl_jax.data.labels import LabelSpec
 from mtl_jax.data.targets import TargetSpec
-from mtl_jax.data.tokenizers import PretrainedTokenizer, WordVocabulary
+from mtl_jax.data.tokenizers import PretrainedTokenizer, WordTokenizer, WordVocabulary
 from mtl_jax.models import pretrained
 from mtl_jax.models.architecture import Architecture
 
@@ -49,14 +49,25 @@ def load_corpus(config: Any, encoder: pretrained.Pretrained | None) -> Corpus:
         tokenizer = PretrainedTokenizer(config.tokenizer.path or str(encoder.folder))
     else:
         tokenizer = WordVocabulary(
-            config.tokenizer.min_count, config.tokenizer.max_size or None, config.tokenizer.lower
-        )
+            config.tokenizer.min_count, config.tokenizer.max_size or None, config.tokenizer.lower,
+            extra=_extra_tokens(config),
+        )  # fmt: skip
     return corpora.load(
         config.datasets, label_specs(config), tokenizer,
         row_length=config.data.row_length, max_length=max_length(config, encoder.architecture if encoder else None),
         pack=config.data.pack, overlong=config.data.overlong or "auto", seed=config.data.seed,
         tasks=tuple(config.train_on) or None, mixing=mixing(config), max_unseen=config.data.max_unseen,
     )  # fmt: skip
+
+
+def _extra_tokens(config: Any) -> tuple[str, ...]:
+    """The tokens that a vocabulary of words needs for [MASK] and around marked spans, whatever is trained on."""
+    masked = any(entry.kind == "masked_lm" for entry in config.tasks.values())
+    found = [WordTokenizer.MASK] if masked else []
+    for entry in config.datasets.values():
+        if entry.marked:
+            found += [name for name in tuple(entry.markers) or marks.MARKERS if name.startswith("[")]
+    return tuple(dict.fromkeys(found))
 
 
 def max_length(config: Any, architecture: Architecture | None) -> int:

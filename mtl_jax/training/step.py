@@ -15,6 +15,7 @@ from mtl_jax.training import balanced, meta, owners
 from mtl_jax.training import objective as terms
 from mtl_jax.training.axes import psum
 from mtl_jax.training.balanced import Aggregation
+from mtl_jax.training.corruption import corrupted
 from mtl_jax.training.meta import MetaSpec
 from mtl_jax.training.objective import Objective
 from mtl_jax.training.optimizer import Hyper, OptimizerSpec
@@ -137,6 +138,7 @@ def train_step(spec: StepSpec, state: TrainState, batch: Batch, hyper: Hyper, ax
     trained = _trained(spec, flat)
     progress = state.step.astype(jnp.float32) / spec.optimizer.steps
     hyper = terms.at_progress(objective, hyper, progress)
+    batch = jax.vmap(lambda micro: corrupted(objective, micro, key))(batch)
 
     total_weight = psum(jax.vmap(lambda micro: terms.counts(objective, micro, hyper))(batch).sum(axis=0), axis)
     find = balanced.data_gradient if spec.shared else meta.data_gradient if spec.meta else _data_gradient

@@ -148,7 +148,7 @@ def _predicted(experiment, placement, params, dataset: str, name: str, temperatu
     values = np.concatenate(outputs)[: len(rows.tokens)]
 
     def by_label(array):
-        if task.level == "text":
+        if task.level in ("text", "pair"):
             return gather_text(encoded, rows.example, array)
         parts = gather_words(encoded, rows.example, rows.labels[name], array)
         return np.concatenate([part.reshape(-1, *array.shape[2:]) for part in parts])

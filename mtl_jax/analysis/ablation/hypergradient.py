@@ -28,6 +28,7 @@ from mtl_jax.analysis.ablation.program import Built
 from mtl_jax.data.batches import Batches
 from mtl_jax.errors import UserError
 from mtl_jax.training import objective as terms
+from mtl_jax.training.corruption import for_evaluation
 from mtl_jax.training.optimizer import Hyper
 from mtl_jax.training.resident import draws, gather, resident_rows
 from mtl_jax.training.sources import mixing
@@ -186,6 +187,7 @@ def move(spec, fields, optimizer, state, losses, logs, moments, hyper, active, o
 def _mean_loss(spec, state: TrainState, batch, hyper):
     """The mean over tasks of the dev loss, without dropout."""
     objective = spec.objective._replace(dropout=False, attention_dropout=False)
+    batch = for_evaluation(objective, batch)
     total = terms.counts(objective, batch, hyper)
     losses = terms.loss_shares(objective, state.params, batch, hyper, None, total)
     present = total > 0

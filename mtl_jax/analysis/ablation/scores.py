@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -12,10 +12,11 @@ import numpy as np
 
 from mtl_jax.analysis.ablation.lanes import Shape, over_lanes
 from mtl_jax.data.batches import joint_evaluation_batches
-from mtl_jax.data.decoding import gather_text, gather_words
+from mtl_jax.data.decoding import gather_spans, gather_text, gather_words
 from mtl_jax.sharing import gram
-from mtl_jax.training.evaluation import gold_and_predicted, metric_values, of_texts, program
+from mtl_jax.training.evaluation import program
 from mtl_jax.training.experiment import Experiment
+from mtl_jax.training.judging import gold_and_predicted, judge, metric_values
 from mtl_jax.training.paths import flatten
 from mtl_jax.training.soft_sharing import columns
 
@@ -23,16 +24,18 @@ from mtl_jax.training.soft_sharing import columns
 class _Gold(NamedTuple):
     """Where the predictions for the labelled records of one task and split stand in the packed rows.
 
-    gold       what the metrics take
+    gold       of `gold_and_predicted`
     width      E or Q of the task's own data set; in a group there may be more example slots
-    positions  int64 [M], index into the predictions of all rows [N·width], -1 = no prediction
-    ends       where the sequences of a word-level task end in `positions`; None for a task on texts
+    positions  int64 [M], index into the predictions of all rows [N·width], -1 = no prediction; None: all of them
+    ends       where the sequences of a word-level task end in `positions`; else None
+    judge      what makes of gold, predictions and sums the arguments of the metrics
     """
 
     gold: Any
-    width: int
-    positions: np.ndarray
+    width: int | None
+    positions: np.ndarray | None
     ends: np.ndarray | None
+    judge: Callable[[Any, Any, np.ndarray], tuple[Any, Any]]
 
 
 class LaneScores:
@@ -83,30 +86,40 @@ class LaneScores:
         for seed in range(len(scores)):
             for lane in range(len(scores[seed])):
                 flat = values[seed, lane, :, : gold.width].reshape(-1, *values.shape[4:])
-                predicted = flat[gold.positions]
-                predicted[gold.positions < 0] = -1
+                predicted = flat
+                if gold.positions is not None:
+                    predicted = flat[gold.positions]
+                    predicted[gold.positions < 0] = -1
                 if gold.ends is not None:
                     predicted = np.split(predicted, gold.ends)
                 loss, weight, *further = sums[seed, lane]
-                found = metric_values(objective.tasks[task], gold.gold, predicted, names, np.asarray(further))
+                right, predicted = gold.judge(gold.gold, predicted, np.asarray(further))
+                found = metric_values(objective.tasks[task], right, predicted, names)
                 scores[seed][lane][task] = found | {"loss": float(loss / weight) if weight > 0 else None}
 
     def _gold_of(self, task, objective, dataset, split) -> _Gold:
         if (task, split) not in self._gold:
             rows, encoded = self.corpus.rows[dataset][split], self.corpus.splits[dataset][split].encoded
-            arrays = rows.labels[task]
-            if of_texts(objective.tasks[task]):
-                where = np.arange(rows.example.size).reshape(rows.example.shape)
-                places = gather_text(encoded, rows.example, where)
+            arrays, level = rows.labels[task], objective.tasks[task].level
+            judged = judge(self.corpus, objective, task, dataset, split)
+            if level == "token":
+                self._gold[task, split] = _Gold(None, None, None, None, judged)
+            elif level not in ("word", "predicate"):
+                like = arrays["segment"] if level == "span" else rows.example
+                where = np.arange(like.size).reshape(like.shape)
+                if level == "span":
+                    places = gather_spans(encoded, rows.example, arrays, where)
+                else:
+                    places = gather_text(encoded, rows.example, where)
                 gold, places = gold_and_predicted(self.corpus, objective, task, dataset, split, places)
-                self._gold[task, split] = _Gold(gold, where.shape[1], places, None)
+                self._gold[task, split] = _Gold(gold, where.shape[1], places, None, judged)
             else:
                 where = np.arange(arrays["segment"].size).reshape(arrays["segment"].shape)
                 places = gather_words(encoded, rows.example, arrays, where)
                 gold, places = gold_and_predicted(self.corpus, objective, task, dataset, split, places)
                 ends = np.cumsum([len(part) for part in places])[:-1]
                 joined = np.concatenate(places) if places else np.zeros((0,), np.int64)
-                self._gold[task, split] = _Gold(gold, where.shape[1], joined, ends)
+                self._gold[task, split] = _Gold(gold, where.shape[1], joined, ends, judged)
         return self._gold[task, split]
 
     def spread(self, params: Any) -> list[list[tuple[float | None, float | None]]]:

@@ -10,7 +10,7 @@ from mtl_jax.data.batch import Batch, Rows
 from mtl_jax.data.batches import permutation
 from mtl_jax.data.corpus import Corpus
 from mtl_jax.errors import UserError
-from mtl_jax.training.evaluation import gold_and_predicted
+from mtl_jax.training.judging import gold_and_predicted
 from mtl_jax.training.objective import Objective
 
 ROWS = 128  # of a batch in scoring

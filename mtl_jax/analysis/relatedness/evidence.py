@@ -14,6 +14,7 @@ from mtl_jax.analysis.relatedness import measures
 from mtl_jax.data.batches import Batches, Mixing, evaluation_batches, evaluation_layout, make_layout
 from mtl_jax.data.corpus import Corpus
 from mtl_jax.training import objective as terms
+from mtl_jax.training.corruption import corrupted
 from mtl_jax.training.experiment import Experiment
 from mtl_jax.training.paths import flatten, with_leaves
 from mtl_jax.training.soft_sharing import columns
@@ -111,8 +112,9 @@ def _probe_of(experiment: Experiment, layout, lookahead):
 
     def probe(state: TrainState, batch, hyper):
         flat = flatten(state.params)
-        total = terms.counts(objective, batch, hyper)
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
+        batch = corrupted(objective, batch, key)
+        total = terms.counts(objective, batch, hyper)
 
         def losses(shared):
             params = with_leaves(state.params, {**flat, **shared})

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+from mtl_jax.data.readers.annotated import read_conllu_endings, read_srl_pairs, read_srl_questions
 from mtl_jax.data.readers.conll import read_conll
 from mtl_jax.data.readers.conllu import read_conllu
 from mtl_jax.data.readers.csv import read_csv
@@ -20,6 +21,7 @@ from mtl_jax.data.readers.folders import read_folders
 from mtl_jax.data.readers.json_splits import read_json_splits
 from mtl_jax.data.readers.jsonl import read_jsonl
 from mtl_jax.data.readers.parallel import read_parallel
+from mtl_jax.data.readers.squad import read_squad
 from mtl_jax.data.readers.srl import read_srl
 from mtl_jax.data.readers.synthetic import read_synthetic
 from mtl_jax.data.readers.tfds import read_tfds
@@ -37,6 +39,10 @@ READERS: dict[str, Callable[..., Iterator[Record | Note]]] = {
     "tfds": read_tfds,
     "derived": read_derived,
     "dialogue": read_dialogue,
+    "squad": read_squad,
+    "srl_questions": read_srl_questions,
+    "srl_pairs": read_srl_pairs,
+    "conllu_endings": read_conllu_endings,
     "synthetic": read_synthetic,
 }
 GENERATED = frozenset({"synthetic"})

@@ -1,0 +1,76 @@
+"""Kinds of task beside tagging, each with parts of speech of UD English-EWT in one shared BiLSTM (or MiniLM).
+
+    python launch.py --config=configs/kinds.py:span --workdir=runs/span
+
+    :span      the span of a role in its sentence: "Who or what does gave?" (PropBank; one in six has no answer)
+    :relation  the role of a marked argument of a marked predicate (PropBank)
+    :choice    the second half of a sentence among those of three others (UD EWT), a MiniLM
+    :mlm       hidden words of the utterances of SNIPS
+"""
+
+from ml_collections import ConfigDict
+
+from configs import default
+
+
+def get_config(kind: str = "span"):
+    if kind not in KINDS:
+        raise ValueError(f"the argument of this config is one of {', '.join(KINDS)}, not {kind!r}")
+    config = default.get_config()
+    default.add_dataset(
+        config, "ewt", reader="conllu", path=f"{default.DATA}/ewt", words="words",
+        splits={"train": "*train*.conllu", "dev": "*dev*.conllu", "test": "*test*.conllu"},
+    )  # fmt: skip
+    default.add_task(config, "pos", kind="tagging", dataset="ewt", label="upos", metrics=("accuracy",))
+    config.tokenizer = ConfigDict({**config.tokenizer.to_dict(), "kind": "words", "lower": True, "min_count": 2})
+    config.model.layer = "bilstm"
+    config.model.layers = 2
+    config.model.width = 128
+    config.model.dropout = 0.3
+    config.data.rows = 8
+    config.optimizer.learning_rate = 4e-3
+    config.training.steps = 600
+    config.training.eval_every = 300
+    config.training.checkpoint_every = 300
+    KINDS[kind](config)
+    return config
+
+
+def _span(config):
+    default.add_dataset(
+        config, "questions", reader="srl_questions", path=f"{default.DATA}/ewt_srl", text=("question", "context"),
+        splits={"train": "train.conll", "dev": "dev.conll", "test": "test.conll"}, options={"unanswerable": 12},
+        limit={"dev": 1500},
+    )  # fmt: skip
+    default.add_task(config, "answer", kind="span", dataset="questions", label="answers", options={"max_span": 40})
+
+
+def _relation(config):
+    default.add_dataset(
+        config, "roles", reader="srl_pairs", path=f"{default.DATA}/ewt_srl", words="words",
+        splits={"train": "train.conll", "dev": "dev.conll", "test": "test.conll"}, marked=("predicate", "argument"),
+        limit={"dev": 1500},
+    )  # fmt: skip
+    default.add_task(config, "role", kind="relation", dataset="roles", label="role")
+
+
+def _choice(config):
+    default.add_dataset(
+        config, "endings", reader="conllu_endings", path=f"{default.DATA}/ewt", text=("beginning",),
+        choices=("endings",), splits={"train": "*train*.conllu", "dev": "*dev*.conllu", "test": "*test*.conllu"},
+        options={"wrong": "reordered"},
+    )  # fmt: skip
+    default.add_task(config, "ending", kind="multiple_choice", dataset="endings", label="label")
+    config.data.row_length = 256  # the four choices of a record share it
+    config.data.rows = 4
+
+
+def _mlm(config):
+    default.add_dataset(
+        config, "snips", reader="parallel", path=f"{default.DATA}/snips", words="words",
+        splits={"train": "train", "dev": "valid", "test": "test"},
+    )  # fmt: skip
+    default.add_task(config, "masked", kind="masked_lm", dataset="snips", options={"tied": True})
+
+
+KINDS = {"span": _span, "relation": _relation, "choice": _choice, "mlm": _mlm}

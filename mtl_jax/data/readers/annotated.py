@@ -1,0 +1,140 @@
+"""Tasks made from annotated sentences: questions for roles, predicates with an argument, endings to choose from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from mtl_jax.data import schemes
+from mtl_jax.data.files import Location
+from mtl_jax.data.readers.conllu import read_conllu
+from mtl_jax.data.readers.srl import read_srl
+from mtl_jax.data.records import Note, Record, suggestion
+from mtl_jax.data.selection import generator
+from mtl_jax.errors import UserError
+
+_NEAR = 5  # wrong endings are drawn from so many times their number of sentences on both sides, or of orders
+QUESTIONS = {
+    "ARG0": "Who or what does {predicate}?",
+    "ARG1": "Whom or what does it {predicate}?",
+    "ARGM-TMP": "When does it {predicate}?",
+    "ARGM-LOC": "Where does it {predicate}?",
+}
+
+
+def read_srl_questions(
+    location: Location, encoding: str, *, questions: Mapping[str, str] = QUESTIONS, unanswerable: int = 0
+) -> Iterator[Record | Note]:
+    """One record for each predicate and role that the predicate has, from the columns of the reader `srl`.
+
+    Fields: question, its template filled with the predicate as it stands (and " (2)" for its second occurrence in the
+    sentence); context, the words with blanks between; answers, {"text": [...], "answer_start": [...]}, one for each
+    span of the role; role.
+
+    Args:
+      questions: role -> template with "{predicate}".
+      unanswerable: of the roles that a predicate lacks every n-th is asked for too, without an answer; 0 = none.
+    """
+    for role, template in questions.items():
+        if "{predicate}" not in template:
+            raise UserError(f'options.questions[{role!r}]: has to hold "{{predicate}}", found {template!r}')
+    lacking = 0
+    for record in read_srl(location, encoding):
+        words = record.fields["words"]
+        begins = [0]
+        for word in words:
+            begins.append(begins[-1] + len(word) + 1)
+        context = " ".join(words)
+        for predicate, tags in zip(record.fields["predicates"], record.fields["roles"], strict=True):
+            name = words[predicate]
+            occurrence = words[: predicate + 1].count(name)
+            if occurrence > 1:
+                name += f" ({occurrence})"
+            found = list(_spans(tags))
+            for role, template in questions.items():
+                places = [(begins[a], begins[b + 1] - 1) for a, b, of in found if of == role]
+                if not places:
+                    lacking += 1
+                    if not unanswerable or lacking % unanswerable:
+                        continue
+                answers = {"text": [context[a:b] for a, b in places], "answer_start": [a for a, _ in places]}
+                question = template.replace("{predicate}", name)
+                fields = {"question": question, "context": context, "answers": answers, "role": role}
+                yield Record(fields, record.file, record.line)
+
+
+def read_srl_pairs(
+    location: Location, encoding: str, *, roles: Sequence[str] = (), longest: int = 0
+) -> Iterator[Record | Note]:
+    """One record for each predicate and argument, from the columns of the reader `srl`.
+
+    Fields: words; predicate and argument, [first, last] word from 0; role, the argument's.
+
+    Args:
+      roles: those that are kept; () = all.
+      longest: words of an argument at most, 0 = any number.
+    """
+    for record in read_srl(location, encoding):
+        words = record.fields["words"]
+        for predicate, tags in zip(record.fields["predicates"], record.fields["roles"], strict=True):
+            for first, last, role in _spans(tags):
+                if (roles and role not in roles) or (longest and last - first >= longest):
+                    continue
+                fields = {"words": words, "predicate": [predicate] * 2, "argument": [first, last], "role": role}
+                yield Record(fields, record.file, record.line)
+
+
+def read_conllu_endings(
+    location: Location, encoding: str, *, wrong: str = "others", choices: int = 4, shortest: int = 8, seed: int = 0
+) -> Iterator[Record | Note]:
+    """One record a sentence: its first half, and its second half among wrong ones.
+
+    Fields: beginning, its words with blanks between; endings, a list; label, the number of the true one from 0. All
+    endings of a record differ.
+
+    Args:
+      wrong: "others": endings of other sentences of the file, drawn from those nearest in their number of words, since
+        halves of one sentence have the same. "reordered": the true ending with its words, but for the last one, in
+        another order.
+      choices: endings of a record.
+      shortest: words of a sentence at least.
+      seed: of what is drawn.
+    """
+    if choices < 2:
+        raise UserError(f"options.choices: at least 2, not {choices}")
+    if wrong not in ("others", "reordered"):
+        raise UserError(
+            f'options.wrong: "others" or "reordered", not {wrong!r}.{suggestion(wrong, ("others", "reordered"))}'
+        )
+    kept = [r for r in read_conllu(location, encoding) if len(r.fields["words"]) >= max(shortest, 2)]
+    if len(kept) < choices:
+        raise UserError(f"{location.name}: {len(kept)} sentences of {shortest} words or more, {choices} are needed")
+    endings = [" ".join(r.fields["words"][len(r.fields["words"]) // 2 :]) for r in kept]
+    drawn = generator("conllu_endings", seed)
+    by_length = sorted(range(len(kept)), key=lambda n: len(kept[n].fields["words"]))
+    rank = {number: at for at, number in enumerate(by_length)}
+    reach = _NEAR * choices
+    for number, record in enumerate(kept):
+        words = record.fields["words"]
+        if wrong == "others":
+            near = by_length[max(rank[number] - reach, 0) : rank[number] + reach + 1]
+            found = [endings[other] for other in near]
+        else:
+            *moved, last = endings[number].split(" ")
+            orders = [drawn.permutation(len(moved)) for _ in range(_NEAR * choices)]
+            found = [" ".join([*(moved[i] for i in order), last]) for order in orders]
+        others = [ending for ending in dict.fromkeys(found) if ending != endings[number]]
+        if len(others) < choices - 1:
+            yield Note("sentences left out, since too few endings differ from theirs", record.file, record.line)
+            continue
+        offered = [others[n] for n in drawn.choice(len(others), choices - 1, replace=False)]
+        label = int(drawn.integers(choices))
+        offered.insert(label, endings[number])
+        fields = {"beginning": " ".join(words[: len(words) // 2]), "endings": offered, "label": label}
+        yield Record(fields, record.file, record.line)
+
+
+def _spans(tags: Sequence[str]) -> Iterator[tuple[int, int, str]]:
+    """(first, last word, role) of each span but the verb's own."""
+    for span in schemes.spans(tags, "iob2", strict=False):
+        if span.type not in ("V", "C-V"):
+            yield span.start, span.end - 1, span.type

@@ -1,0 +1,45 @@
+"""When two answers agree, as SQuAD compares them (Rajpurkar et al. 2016; unanswerable questions: 2018).
+
+Texts are compared by their words, lower-cased, without punctuation and the articles a, an, the. Answers that are tuples
+of word indices are compared as they are.
+"""
+
+from __future__ import annotations
+
+import collections
+import re
+import string
+from collections.abc import Hashable, Sequence
+from typing import Any
+
+_ARTICLES = re.compile(r"\b(a|an|the)\b")
+_PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+
+def normalised(answer: str) -> list[str]:
+    """The words that count."""
+    return _ARTICLES.sub(" ", answer.lower().translate(_PUNCTUATION)).split()
+
+
+def to_compare(right: Sequence[Any]) -> Sequence[Any]:
+    """The right answers but those of which no word counts; "" where none is left, which is "no answer"."""
+    kept = [answer for answer in right if not isinstance(answer, str) or normalised(answer)]
+    return kept or [""]
+
+
+def exact_match(right: Any, predicted: Any) -> float:
+    """1 for the same words, else 0."""
+    return float(_items(right) == _items(predicted))
+
+
+def overlap(right: Any, predicted: Any) -> float:
+    """F1 over the words that both have, as often as both have them; 1 where neither has any."""
+    gold, found = _items(right), _items(predicted)
+    if not gold or not found:
+        return float(gold == found)
+    both = (collections.Counter(gold) & collections.Counter(found)).total()
+    return 2.0 * both / (len(gold) + len(found))
+
+
+def _items(answer: Any) -> list[Hashable]:
+    return normalised(answer) if isinstance(answer, str) else list(answer)

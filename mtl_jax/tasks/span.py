@@ -1,0 +1,136 @@
+"""Extractive question answering: the span of a text that answers a question, or that there is none."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from mtl_jax.tasks import features, groups, heads, options
+from mtl_jax.tasks.base import Features, Labels, Params
+
+
+@dataclasses.dataclass(frozen=True)
+class Span:
+    """The first and the last token of the answer, a softmax over the text's tokens each (Devlin et al. 2019).
+
+    Where train has unanswerable questions, the example's first token stands for "no answer", with weights of its own,
+    since it may be a word (section 4.3). The loss is the mean of both cross-entropies.
+
+    metrics         names in METRICS, the first is the task's score
+    hidden          width of a GELU layer before the scores, 0 = linear
+    max_span        tokens of an answer at most when predicting, 0 = any number
+    none_threshold  τ: no answer is predicted where its score is above that of the best span + τ
+    """
+
+    name: str
+    names: tuple[str, ...]
+    level: str = "span"
+    metrics: tuple[str, ...] = ("answer_f1", "answer_exact")
+    hidden: int = 0
+    max_span: int = 30
+    none_threshold: float = 0.0
+
+    def __post_init__(self):
+        if self.level != "span":
+            raise options.fail(self.name, "kind", f"needs answers, the labels here are of level {self.level!r}")
+        options.whole(self.name, "hidden", self.hidden)
+        options.whole(self.name, "max_span", self.max_span)
+        options.number(self.name, "none_threshold", self.none_threshold)
+
+    @property
+    def may_have_none(self) -> bool:
+        """Whether a question may have no answer."""
+        return len(self.names) > 1
+
+    def init(self, key: jax.Array, width: int) -> Params:
+        """Parameters of the head over features of width D = `width`, float32."""
+        return heads.init(key, width, 4 if self.may_have_none else 2, self.hidden)
+
+    def logits(self, params: Params, features_: Features, labels: Labels) -> jax.Array:
+        """Scores of (first, last) at each position, float32 [R, Q, 2]. Of `labels` token and word are read."""
+        scores = heads.apply(params, features.at_tokens(features_.hidden, labels["token"]))
+        if not self.may_have_none:
+            return scores
+        return jnp.where((labels["word"] < 0)[..., None], scores[..., 2:], scores[..., :2])
+
+    def loss(self, params: Params, logits: jax.Array, labels: Labels, slots: int | None = None) -> jax.Array:
+        """Loss of each example, float32 [R, E] with E = `slots`; None: half of it at the first token of the answer,
+        half at the last, [R, Q].
+        """
+        log_p = self._log_probabilities(logits, labels)
+        values = -0.5 * jnp.where(self._targets(labels), log_p, 0.0).sum(-1)
+        return features.to_examples(values, labels["slot"], slots)
+
+    def weight(self, labels: Labels, slots: int | None = None) -> jax.Array:
+        """1 for each example with a known answer, [R, E], or a half at both ends of the answer, [R, Q]."""
+        values = 0.5 * self._targets(labels).astype(jnp.float32).sum(-1)
+        return features.to_examples(values, labels["slot"], slots)
+
+    def predict(self, params: Params, logits: jax.Array, labels: Labels) -> dict[str, jax.Array]:
+        """The span i ≤ j < i + max_span of the highest score s_i + e_j, or none; the same at all positions of a text.
+
+        value int32[R, Q, 2], `word` of its first and last token, -1 for no answer (and where a text has no token);
+        probability float32[R, Q], p(first) · p(last).
+        """
+        word, segment = labels["word"], labels["segment"]
+        token = (segment > 0) & (word >= 0)
+        score, length = self._best_from(logits, segment, token)
+        first = groups.first_best(score, segment, token)
+        log_p = self._log_probabilities(logits, labels)
+        last_log_p = jnp.take_along_axis(log_p[..., 1], jnp.arange(word.shape[1], dtype=jnp.int32)[None] + length, 1)
+
+        def everywhere(values, where):
+            return groups.spread(values, segment, where)
+
+        value = jnp.stack([everywhere(word, first), everywhere(word + length, first)], -1)
+        found = everywhere(log_p[..., 0] + last_log_p, first)
+        empty = (segment > 0) & (word < 0)
+        none = jnp.isneginf(everywhere(score, first))
+        if self.may_have_none:
+            none |= everywhere(logits.sum(-1), empty) > everywhere(score, first) + self.none_threshold
+            found = jnp.where(none, everywhere(log_p.sum(-1), empty), found)
+        probability = jnp.where((segment > 0) & ~jnp.isneginf(found), jnp.exp(found), 0.0)
+        return {"value": jnp.where(none[..., None] | (segment == 0)[..., None], -1, value), "probability": probability}
+
+    def decode(self, value: Any, probability: Any, text: str = "", place: Any = None) -> dict[str, Any]:
+        """One question's answer for JSON.
+
+        {"answer": its text, "start", "end": first character and one behind the last, or first and last word from 0,
+        "probability"}; no answer: "" and null.
+        """
+        start, end = (None, None) if place is None else (int(p) for p in place)
+        return {"answer": text, "start": start, "end": end, "probability": float(probability)}
+
+    def _best_from(self, logits: jax.Array, segment: jax.Array, token: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """For spans that begin at each position: the highest score, and how far the last token is, [R, Q] each."""
+        size = segment.shape[1]
+        at = jnp.arange(size, dtype=jnp.int32)
+        begin, end = logits[..., 0], logits[..., 1]
+
+        def longer(distance, best):
+            score, length = best
+            last = jnp.minimum(at + distance, size - 1)
+            inside = token & (segment[:, last] == segment) & (at + distance < size)[None]
+            total = jnp.where(inside, begin + end[:, last], -jnp.inf)
+            return jnp.maximum(score, total), jnp.where(total > score, distance, length)
+
+        most = min(self.max_span, size) if self.max_span else size
+        none = jnp.full(segment.shape, -jnp.inf, logits.dtype)
+        return jax.lax.fori_loop(0, most, longer, (none, jnp.zeros_like(segment)))
+
+    def _usable(self, labels: Labels) -> jax.Array:
+        usable = labels["segment"] > 0
+        return usable if self.may_have_none else usable & (labels["word"] >= 0)
+
+    def _targets(self, labels: Labels) -> jax.Array:
+        """bool[R, Q, 2], whether the answer begins, and ends, at each position."""
+        known = labels["mask"] & self._usable(labels)
+        return jnp.stack([(labels["value"] & bit) > 0 for bit in (1, 2)], -1) & known[..., None]
+
+    def _log_probabilities(self, logits: jax.Array, labels: Labels) -> jax.Array:
+        usable = self._usable(labels)
+        ends = [groups.log_softmax(logits[..., n], labels["segment"], usable) for n in (0, 1)]
+        return jnp.stack(ends, -1)

@@ -1,0 +1,41 @@
+"""Tasks that change their inputs: tokens are drawn and hidden inside the step, on the rows of the task's own data set.
+
+What is drawn is keyed by (seed, step, data set, row), so a run that is resumed hides the same tokens, and lanes of one
+seed do too. Evaluation has a key of its own that never changes.
+"""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+
+from mtl_jax.data.batch import Batch
+from mtl_jax.training.objective import Objective, row_keys
+
+EVALUATION = 20181011  # seed of what is hidden in evaluation, whatever the run
+
+
+def corrupted(objective: Objective, batch: Batch, key: jax.Array) -> Batch:
+    """The batch as the network reads it, with the labels of what was hidden; leaves [B, R, ...].
+
+    Args:
+      objective: whose tasks may have `corrupt`.
+      batch: as the data gives it; a task whose hidden tokens are given already is left alone.
+      key: of the step, or of evaluation.
+    """
+    tokens, labels = batch.tokens, dict(batch.labels)
+    for name, task in objective.tasks.items():
+        if "maskable" not in labels.get(name, ()):
+            continue
+        blocks = np.asarray(objective.layout.reads(name))
+        keys = row_keys(key, name, batch, objective.layout).reshape(len(blocks), -1)
+        hidden, labels[name] = jax.vmap(task.corrupt)(
+            tokens[blocks], batch.segment[blocks], labels[name]["maskable"], keys
+        )
+        tokens = tokens.at[blocks].set(hidden)
+    return batch._replace(tokens=tokens, labels=labels)
+
+
+def for_evaluation(objective: Objective, batch: Batch) -> Batch:
+    """`corrupted` with the key of evaluation."""
+    return corrupted(objective, batch, jax.random.key(EVALUATION))

@@ -1,0 +1,131 @@
+"""From predictions in packed rows to what the metrics compare, by the level of the task."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from mtl_jax.data import answers, decoding
+from mtl_jax.data.corpus import Corpus
+from mtl_jax.data.encoding import EncodedSplit
+from mtl_jax.tasks.base import Task
+from mtl_jax.tasks.metrics import METRICS
+from mtl_jax.tasks.texts import Written
+from mtl_jax.training.objective import Objective
+
+
+def gather(
+    level: str,
+    name: str,
+    encoded: EncodedSplit,
+    example: np.ndarray,
+    labels: Mapping[str, np.ndarray],
+    array: np.ndarray,
+) -> Any:
+    """A prediction's array `name` of all rows by record.
+
+    Levels "text", "sequence", "pair", "span" and "choice": [M, ...], of "choice" the probability M arrays [choices].
+    "word": M arrays [words, ...]; "predicate": [predicates, words, ...]. "token": M arrays [masks, ...] where the texts
+    have [MASK], else the rows as they are.
+    """
+    if level in ("word", "predicate"):
+        return decoding.gather_words(encoded, example, labels, array)
+    if level == "span":
+        return decoding.gather_spans(encoded, example, labels, array)
+    if level == "choice" and name == "probability":
+        return decoding.gather_choices(encoded, example, array)
+    if level == "token":
+        return array if "maskable" in labels else decoding.gather_masked(encoded, example, labels, array)
+    return decoding.gather_text(encoded, example, array)
+
+
+class References(NamedTuple):
+    """The texts to be written, and the tokens to copy from, () where the task does not copy."""
+
+    texts: list[str]
+    sources: list[Sequence[str]]
+
+
+def gold_and_predicted(corpus: Corpus, objective: Objective, task: str, dataset: str, split: str, predicted: Any):
+    """Labelled records' gold labels and the predictions for them.
+
+    Levels with one label a record: two arrays [M', ...]. Word level: two lists of sequences (of a predicate each for
+    level "predicate"), words without a label left out. Level "sequence": `References`, and an array [M', L]. Level
+    "token": None, and the predictions of all rows.
+    """
+    level = objective.tasks[task].level
+    if level == "token":
+        return None, predicted
+    gold = corpus.splits[dataset][split].encoded.labels[task]
+    if corpus.vocabularies[task].soft:
+        gold = gold._replace(value=gold.value.argmax(-1))
+    if level == "sequence":
+        given = np.flatnonzero(np.diff(gold.offsets))
+        sources = [gold.sources[m] for m in given] if gold.sources else []
+        return References([gold.texts[m] for m in given], sources), predicted[given]
+    if level not in ("word", "predicate"):
+        return gold.value[gold.known], predicted[gold.known]
+    golds, predictions = [], []
+    for record, said in enumerate(predicted):
+        said = said.reshape(-1, said.shape[-1])
+        value, known = (array.reshape(said.shape) for array in gold.of(record))
+        for labels, labelled, tags in zip(value, known, said, strict=True):
+            if labelled.any():
+                golds.append(labels[labelled])
+                predictions.append(tags[labelled])
+    return golds, predictions
+
+
+def metric_values(task: Task, gold: Any, predicted: Any, names: Sequence[str]) -> dict[str, float]:
+    """{metric: value} of a task; `gold` and `predicted` from `judge`."""
+    return {name: float(METRICS[name].value(METRICS[name].statistics(gold, predicted, names))) for name in task.metrics}
+
+
+def judge(
+    corpus: Corpus, objective: Objective, task: str, dataset: str, split: str
+) -> Callable[[Any, Any, np.ndarray], tuple[Any, Any]]:
+    """What makes of `gold_and_predicted`, and the sums of `Predictions`, the two arguments of the metrics."""
+    level = objective.tasks[task].level
+    if level == "sequence":
+        texts = objective.tasks[task].texts
+        return lambda gold, predicted, sums: (gold.texts, Written(texts(predicted, gold.sources), sums))
+    if level == "token":
+        return _of_tokens
+    if level == "span":
+        return _of_spans(corpus, task, dataset, split)
+    return lambda gold, predicted, sums: (gold, predicted)
+
+
+def _of_tokens(gold: None, predicted: Any, sums: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    predicted = np.asarray(predicted).reshape(-1, 4)
+    predicted = predicted[predicted[:, 3] > 0]
+    return predicted[:, 1].astype(np.int64), predicted[:, [0, 2]]
+
+
+def _of_spans(corpus: Corpus, task: str, dataset: str, split: str):
+    """Answers as texts, or as tuples of word indices where the data set is of words."""
+    part, spec = corpus.splits[dataset][split], corpus.specs[task]
+    known = np.flatnonzero(part.encoded.labels[task].known)
+    units = part.units
+    raw, _ = answers.collect(units, spec)
+    by_words = units.texts is None
+    right = [
+        [tuple(range(a.begin, a.end)) if by_words else a.text for a in raw.values[record]] or [() if by_words else ""]
+        for record in known
+    ]
+    begins = np.concatenate([[0], np.cumsum(part.encoded.words, dtype=np.int64)])
+
+    def said(record: int, first: int, last: int) -> Any:
+        if first < 0:
+            return () if by_words else ""
+        if by_words:
+            return tuple(range(first, last + 1))
+        offsets = part.encoded.char_offsets[begins[record] :]
+        return units.texts[record][-1][offsets[first, 0] : offsets[last, 1]]
+
+    def of(gold: Any, predicted: np.ndarray, sums: np.ndarray) -> tuple[list[Any], list[Any]]:
+        return right, [said(record, *span) for record, span in zip(known, np.asarray(predicted).tolist(), strict=True)]
+
+    return of
