@@ -1,11 +1,22 @@
-"""Kinds of task beside tagging, each with parts of speech of UD English-EWT in one shared BiLSTM (or MiniLM).
+"""Kinds of task beside tagging, each with parts of speech of UD English-EWT in one shared BiLSTM.
 
     python launch.py --config=configs/kinds.py:span --workdir=runs/span
+    python launch.py --config=configs/kinds.py:relation --workdir=runs/relation
+    python launch.py --config=configs/kinds.py:choice --workdir=runs/choice
+    python launch.py --config=configs/kinds.py:mlm --workdir=runs/mlm
 
-    :span      the span of a role in its sentence: "Who or what does gave?" (PropBank; one in six has no answer)
-    :relation  the role of a marked argument of a marked predicate (PropBank)
-    :choice    the second half of a sentence among those of three others (UD EWT), a MiniLM
-    :mlm       hidden words of the utterances of SNIPS
+    :span      the span of a role in its sentence: "Who or what does gave?" (PropBank; one in six has no answer).
+               Test F1 0.512, exact match 0.393. Trivial: always "no answer" 0.168 and 0.168; the word before the
+               predicate for ARG0, all behind it for ARG1, else none 0.401 and 0.317
+    :relation  the role of a marked argument of a marked predicate (PropBank, 57 roles).
+               Test accuracy 0.711. Trivial: the most frequent role 0.340, that of the argument's side 0.369
+    :choice    the second half of a sentence among three with its words in another order (UD EWT).
+               Test accuracy 0.813. Trivial: the first 0.244; the most bigrams that train has seen 0.743
+    :mlm       hidden words of the utterances of SNIPS, the scores tied to the word vectors.
+               Test accuracy 0.475, perplexity 23.9. Trivial: the most frequent word 0.063, perplexity of counts 321
+
+Test accuracy of the parts of speech beside them: 0.892, 0.895, 0.871, 0.903. 600 steps of each, two and a half minutes of
+processor time.
 """
 
 from ml_collections import ConfigDict
