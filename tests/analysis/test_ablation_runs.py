@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -74,7 +75,10 @@ def test_killed_in_the_middle_it_ends_with_the_same_table(tiny, tmp_path):
     status, output = launch(config, tmp_path / "config.py", tmp_path / "cut")
     assert status == 0, output
     for name in ("ablation.csv", "ablation.json"):
-        assert (tmp_path / "whole" / name).read_text() == (tmp_path / "cut" / name).read_text(), name
+        whole, cut = ((tmp_path / run / name).read_text() for run in ("whole", "cut"))
+        # how long a step takes is of the machine
+        whole, cut = (re.sub(r'"step_seconds": [^,}\n]*', "", text) for text in (whole, cut))
+        assert whole == cut, name
     rows = list(csv.DictReader((tmp_path / "cut" / "ablation.csv").open()))
     assert {(row["strength"], row["seed"]) for row in rows} == {(s, n) for s in ("0.1", "10.0") for n in ("0", "1")}
     assert (tmp_path / "cut" / "report.html").exists() and not list((tmp_path / "cut" / "programs").glob("*/turn_*"))
