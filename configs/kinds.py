@@ -15,8 +15,8 @@
     :mlm       hidden words of the utterances of SNIPS, the scores tied to the word vectors.
                Test accuracy 0.475, perplexity 23.9. Trivial: the most frequent word 0.063, perplexity of counts 321
 
-Test accuracy of the parts of speech beside them: 0.892, 0.895, 0.871, 0.903. 600 steps of each, two and a half minutes of
-processor time.
+Test accuracy of the parts of speech beside them: 0.892, 0.895, 0.871, 0.903. Each has 600 steps, two and a
+half minutes of processor time.
 """
 
 from ml_collections import ConfigDict

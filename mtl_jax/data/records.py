@@ -31,7 +31,7 @@ class Note(NamedTuple):
 
 
 def where(record: Record | Note) -> str:
-    """"file:line", the place that an error message names."""
+    """ "file:line", the place that an error message names."""
     return f"{record.file}:{record.line}" if record.line else record.file
 
 
@@ -44,7 +44,7 @@ def summary(split: str, notes: Iterable[Note]) -> list[str]:
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:
-    """" Did you mean 'x'?", or nothing where no known name is close."""
+    """ " Did you mean 'x'?", or nothing where no known name is close."""
     close = difflib.get_close_matches(name, [str(k) for k in known], n=1, cutoff=0.6)
     return f" Did you mean {close[0]!r}?" if close else ""
 
@@ -61,8 +61,7 @@ def field(record: Record, name: str) -> Any:
         if not isinstance(value, dict) or key not in value:
             known = ", ".join(sorted(map(str, record.fields)))
             raise UserError(
-                f"{where(record)}: there is no field {name!r}; known fields: {known}."
-                f"{suggestion(name, record.fields)}"
+                f"{where(record)}: there is no field {name!r}; known fields: {known}.{suggestion(name, record.fields)}"
             )
         value = value[key]
     return value

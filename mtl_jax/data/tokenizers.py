@@ -61,6 +61,7 @@ class Tokenizer(Protocol):
 
     def join(self, tokens: Sequence[str]) -> str:
         """The text that tokens make."""
+
     def find(self, token: str) -> int | None:
         """The id of a token by its name, special ones too; None where there is none."""
 
@@ -169,6 +170,7 @@ class WordTokenizer:
 
     def join(self, tokens: Sequence[str]) -> str:
         return " ".join(tokens)
+
     def find(self, token: str) -> int | None:
         return self.index.get(token)
 
@@ -248,6 +250,7 @@ class PretrainedTokenizer:
     def join(self, tokens: Sequence[str]) -> str:
         decoder = self._text.decoder
         return " ".join(tokens) if decoder is None else decoder.decode(list(tokens))
+
     def find(self, token: str) -> int | None:
         return self._text.token_to_id(token)
 

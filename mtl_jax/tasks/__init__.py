@@ -55,9 +55,7 @@ KINDS: dict[str, Kind] = {
     "span": Kind(Span, "answers", labels="span", levels=("span",)),
     "relation": Kind(Relation, "ids", levels=("pair",)),
     "multiple_choice": Kind(MultipleChoice, "ids", labels="choice", levels=("choice",)),
-    "masked_lm": Kind(
-        MaskedLM, "hidden", labels="hidden", levels=("token",), given=("mask_token", "table_width")
-    ),
+    "masked_lm": Kind(MaskedLM, "hidden", labels="hidden", levels=("token",), given=("mask_token", "table_width")),
 }
 
 
