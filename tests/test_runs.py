@@ -64,6 +64,17 @@ def last_state(config, workdir):
     return {jax.tree_util.keystr(path): leaf for path, leaf in leaves}, progress
 
 
+def test_a_run_that_is_asked_to_stop_makes_no_further_step(tiny, tmp_path, monkeypatch):
+    def log(run, step, metrics, bar):
+        if step == 5:
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(loop._Run, "_log", log)
+    assert loop.train(tiny(training__steps=30, training__checkpoint_every=0), tmp_path / "run") is None
+    with checkpoint.Checkpoints(tmp_path / "run", 2) as checkpoints:
+        assert checkpoints.latest == 6
+
+
 def test_killed_and_stopped_runs_end_bitwise_as_the_one_that_was_not(tiny, tmp_path):
     config = tiny(
         model__layer="cnn", sharing__trunk="none", model__dropout=0.2, training__steps=120, training__eval_every=40,
