@@ -70,22 +70,26 @@ def subspace_orthogonality(tree: Tree, subspaces: int = 2, gates: int = 1) -> ja
     networks: Ruder et al. 2019, equation 5).
 
     Args:
-      tree: leaves [K, N, G·D_i]; their outputs joined are the features of one layer, cut into subspaces. Of a BiLSTM
-        these are the input kernels of both directions, of which two subspaces are one each.
+      tree: leaves [K, N, G·D_i], or [K, G·D_i] for N = 1. Outputs of leaves of one layer (first key, or first part of a
+        path) and N are joined and cut into subspaces: of the input kernels of a BiLSTM's directions, two subspaces are
+        one each.
       subspaces: number of them.
       gates: G matrices that lie side by side in a leaf, 4 of an LSTM; each is taken for itself.
 
     Raises:
-      ValueError: leaves of different N, or outputs that cannot be cut so.
+      ValueError: outputs that cannot be cut so.
     """
     task_count(tree)
-    leaves = [jnp.asarray(x, accumulation_dtype(tree)) for x in jax.tree.leaves(tree)]
-    shapes = {x.shape[:-1] for x in leaves}
-    if len(shapes) > 1 or len(next(iter(shapes))) != 2:
-        raise ValueError(
-            f"subspace_orthogonality joins the outputs of matrices that read the same inputs, [K, N, ...], not those "
-            f"of {', '.join(str(x.shape) for x in leaves)}; narrow the leaves, or take scope 'layer'"
-        )
+    dtype = accumulation_dtype(tree)
+    groups: dict[tuple, list[jax.Array]] = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        layer = jax.tree_util.keystr(path[:1], simple=True).split("/")[0]
+        matrix = jnp.asarray(leaf, dtype).reshape(leaf.shape[0], -1, leaf.shape[-1])
+        groups.setdefault((layer, matrix.shape[1]), []).append(matrix)
+    return sum(_between_subspaces(leaves, subspaces, gates) for leaves in groups.values())
+
+
+def _between_subspaces(leaves: list[jax.Array], subspaces: int, gates: int) -> jax.Array:
     width = sum(x.shape[-1] for x in leaves)
     if any(x.shape[-1] % gates for x in leaves) or (width // gates) % subspaces:
         raise ValueError(f"{width} outputs of {gates} gates cannot be cut into {subspaces} subspaces")

@@ -84,6 +84,7 @@ def config_of(tiny, factors=(), **changes):
 def test_the_reversed_gradient_reaches_the_shared_column_alone(tiny):
     """With its factor alone changed, the discriminator and the shared column move differently, private ones do not."""
     changes = {"optimizer__name": "sgd", "optimizer__learning_rate": 0.1, "optimizer__clip": 0.0, "model__dropout": 0.0}
+    changes |= {"optimizer__weight_decay": 0.0}
     options = {"sharing__mixer_options": ConfigDict({"reversal": "constant"}), **changes}
     found = {}
     for factor in (0.0, 1.0):

@@ -285,7 +285,7 @@ def test_subspaces_orthogonal_by_brute_force(subspaces, gates):
     """Both directions of a layer joined, gate by gate, every pair of parts."""
     rng = np.random.default_rng(0)
     count, inputs, width = 3, 5, 4  # D of one direction
-    leaves = {name: rng.normal(size=(count, inputs, gates * width)) for name in ("backward", "forward")}
+    leaves = {f"layer_00/{d}": rng.normal(size=(count, inputs, gates * width)) for d in ("backward", "forward")}
     total = 0.0
     for k in range(count):
         for g in range(gates):
@@ -301,8 +301,9 @@ def test_subspaces_orthogonal_by_brute_force(subspaces, gates):
     np.testing.assert_allclose(found, total, rtol=1e-12)
 
 
-def test_subspaces_that_cannot_be_cut():
+def test_subspaces_of_one_layer_only():
+    kind, rng = sharing.PENALTIES["subspace_orthogonality"], np.random.default_rng(1)
+    leaves = {f"layer_0{i}/kernel": jnp.asarray(rng.normal(size=(2, 3, 4)), jnp.float32) for i in range(2)}
+    np.testing.assert_allclose(kind(leaves), sum(kind({k: v}) for k, v in leaves.items()), rtol=1e-6)
     with pytest.raises(ValueError, match="cannot be cut into 3 subspaces"):
-        sharing.PENALTIES["subspace_orthogonality"]({"a": jnp.ones((2, 3, 4))}, subspaces=3)
-    with pytest.raises(ValueError, match="read the same inputs"):
-        sharing.PENALTIES["subspace_orthogonality"]({"a": jnp.ones((2, 3, 4)), "b": jnp.ones((2, 5, 4))})
+        kind(leaves, subspaces=3)
