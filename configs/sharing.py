@@ -25,7 +25,7 @@ seeds, paired tests: `:snips`; `:ewt` with parts of speech, semantic roles and g
 
 from ml_collections import ConfigDict
 
-from configs import default, snips_joint
+from configs import default, ewt, snips_joint
 from mtl_jax.analysis.ablation import fields
 
 COLUMNS, TRUNK, EXPERTS = {"trunk": "none"}, {"trunk": "all"}, {"trunk": "embed"}
@@ -78,19 +78,19 @@ def _mixed(sharing, mixer, options):
 
 
 def get_config(which: str = "cross_stitch"):
-    snips, ewt = _ways("slots", ("intent",)), _ways("pos", ("srl", "genre"), (("pos", "srl"), ("genre",)))
+    snips, three = _ways("slots", ("intent",)), _ways("pos", ("srl", "genre"), (("pos", "srl"), ("genre",)))
     del snips["shared_private"]  # one data set: there is nothing to tell apart
     tables = ("snips", "ewt", "snips_full", "ewt_full")
-    if which not in (*ewt, *tables):
-        raise ValueError(f"the argument of this config is one of {', '.join((*ewt, *tables))}, not {which!r}")
-    if which in ewt:
+    if which not in (*three, *tables):
+        raise ValueError(f"the argument of this config is one of {', '.join((*three, *tables))}, not {which!r}")
+    if which in three:
         config = _small(snips_joint.get_config("lstm") if which in snips else _ewt())
         config.training.eval_every = config.training.checkpoint_every = 150
-        return fields.merged(config, (snips if which in snips else ewt)[which], f"configs/sharing.py:{which}")
+        return fields.merged(config, (snips if which in snips else three)[which], f"configs/sharing.py:{which}")
     if which.startswith("snips"):
         config, ways = snips_joint.get_config("lstm"), snips
     else:
-        config, ways = _ewt(), ewt
+        config, ways = _ewt(), three
     if not which.endswith("_full"):
         config = _small(config)
     config.training.checkpoint_every = 0
@@ -110,20 +110,10 @@ def _small(config):
 
 
 def _ewt():
-    config = default.get_config()
-    default.add_dataset(
-        config, "ewt", reader="conllu", path=f"{default.DATA}/ewt", words="words", options={"genre": "([a-z]+)-"},
-        splits={"train": "*train*.conllu", "dev": "*dev*.conllu", "test": "*test*.conllu"},
-    )  # fmt: skip
-    default.add_dataset(
-        config, "propbank", reader="srl", path=f"{default.DATA}/ewt_srl", words="words",
-        splits={"train": "train.conll", "dev": "dev.conll", "test": "test.conll"},
-    )  # fmt: skip
-    default.add_task(config, "pos", kind="tagging", dataset="ewt", label="upos", metrics=("accuracy",))
-    default.add_task(
-        config, "srl", kind="tagging", dataset="propbank", label="roles", level="predicate", metrics=("span_f1",),
-        options={"scheme": "iob2", "hidden": 64},
-    )  # fmt: skip
+    config, base = default.get_config(), ewt.get_config()
+    config.datasets, config.tasks = base.datasets, base.tasks
+    config.datasets.ewt.options = ConfigDict({"genre": "([a-z]+)-"})
+    config.tasks.srl.options = ConfigDict({"scheme": "iob2", "hidden": 64})
     default.add_task(config, "genre", kind="classification", dataset="ewt", label="genre")
     config.tokenizer = ConfigDict({**config.tokenizer.to_dict(), "kind": "words", "lower": True, "min_count": 2})
     config.model.layer = "bilstm"

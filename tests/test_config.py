@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from configs import default, ewt, glue, newsgroups_conll, quickstart, sentiment_ner, snips_joint
+from configs import default, ewt, glue, newsgroups_conll, quickstart, sentiment_ner, sharing, snips_joint
 from mtl_jax import config as checks
 from mtl_jax.errors import UserError
 from mtl_jax.training import workdir
@@ -71,3 +71,14 @@ def test_a_config_that_went_through_json_is_the_same(tiny):
 @pytest.mark.parametrize("module", [ewt, glue, newsgroups_conll, quickstart, sentiment_ner, snips_joint])
 def test_the_configs_of_the_repository_are_right(module):
     checks.check(module.get_config(), default)
+
+
+def test_every_way_of_sharing_is_a_config_of_its_own_and_in_the_tables():
+    ways = set()
+    for table in ("snips", "ewt", "ewt_full"):
+        config = sharing.get_config(table)
+        checks.check(config, default)
+        ways |= set(config.ablation.choices.sharing.settings)
+    assert len(ways) == 20
+    for way in ways:
+        checks.check(sharing.get_config(way), default)
