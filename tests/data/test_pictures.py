@@ -11,15 +11,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mtl_jax.data import datasets, patches, pictures
+from mtl_jax.data import datasets, levels, marks, patches, pictures
 from mtl_jax.data.batches import Batches, Mixing, evaluation_batches, evaluation_layout
 from mtl_jax.data.corpus import load
+from mtl_jax.data.encoding import before, encode
 from mtl_jax.data.files import local
 from mtl_jax.data.labels import LabelSpec
+from mtl_jax.data.packing import choose_capacities, pack
 from mtl_jax.data.pictures import Cut, read_album
 from mtl_jax.data.readers.statements import COLORS, NUMBERS, SHAPES, statements_about
 from mtl_jax.data.records import Record
 from mtl_jax.data.tokenizers import WordTokenizer
+from mtl_jax.data.units import units_of
 from mtl_jax.errors import UserError
 from mtl_jax.training.resident import gather, resident_rows
 
@@ -184,6 +187,38 @@ def test_what_does_not_fit_loses_words_not_patches(tmp_path):
         assert len(encoded.tokens[span]) == min(17, 1 + count + len(line["text"].split()))
     with pytest.raises(UserError, match="no room for text beside 1 special tokens and 12 patches"):
         illustrated(tmp_path, max_length=13)
+
+
+def test_marks_choices_and_hidden_tokens_beside_patches():
+    tokenizer = WordTokenizer(WORDS, cls=True, extra=("[MASK]", *marks.MARKERS))
+    fields = {"text": "w1 w2 w3 w4", "a": [0, 2], "b": [6, 8], "answers": ["w5 w6", "w7"]}
+    records = [Record(fields, "f", 1), Record(fields | {"text": "w9 w2 w3 w4"}, "f", 2)]
+    shown = {"pictures": [(0,), (1, 0)], "grid": (1, 2)}
+    for options in ({"marked": ("a", "b"), "aligned": True}, {"choices": ("answers",)}):
+        units = units_of(records, text=("text",), **options)
+        plain, pictured = encode(units, tokenizer, 40), encode(units._replace(**shown), tokenizer, 40)
+        found = patches.insert(pictured, units._replace(**shown), before(units, tokenizer))
+        for n, record in enumerate(plain.record):
+            count = 2 * len(shown["pictures"][record])
+            spans = [slice(s.token_offsets[n], s.token_offsets[n + 1]) for s in (plain, found)]
+            tokens = plain.tokens[spans[0]].tolist()
+            assert found.tokens[spans[1]].tolist() == [*tokens[:1], *[0] * count, *tokens[1:]]
+            for name in ("mark_token", "word_token"):
+                at, moved = (getattr(s, name) for s in (plain, found))
+                if name == "word_token":
+                    at, moved = (a[plain.word_offsets[n] : plain.word_offsets[n + 1]] for a in (at, moved))
+                else:
+                    at, moved = at[n][at[n] >= 0], moved[n][moved[n] >= 0]
+                assert moved.tolist() == (at + count).tolist()
+        assert found.choice.tolist() == plain.choice.tolist()
+    with pytest.raises(UserError, match=r"2 choices share max_length 12, .* special tokens and 4 patches each"):
+        encode(units._replace(**shown), tokenizer, 12)
+    levels_of = choose_capacities([found], ["text"], 40, True)
+    rows = pack(found, [], {}, levels_of)
+    hidden = levels.maskable(rows, tokenizer)["maskable"]
+    assert hidden.any() and not (hidden & (rows.patch > 0)).any()
+    words = np.isin(rows.tokens, [tokenizer.index[word] for word in WORDS]) & (rows.segment > 0)
+    np.testing.assert_array_equal(hidden, words)
 
 
 @pytest.mark.parametrize("mixing", [Mixing(), Mixing("round_robin", blocks=2)])
