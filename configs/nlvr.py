@@ -22,7 +22,7 @@ def get_config(way: str = "pictures"):
         "test": "test/images/[2-6]",
     }
     told = (*(f"dev/{n}" for n in range(5)), "test/0", "test/1")  # the folders of train
-    seen = {"reader": "nlvr", "path": f"{default.DATA}/nlvr", "image": "image", "image_size": (25, 25)}
+    seen = {"reader": "nlvr", "path": f"{default.DATA}/nlvr", "image": "image", "image_size": (20, 20)}
     default.add_dataset(
         config, "nlvr", **seen, text=("sentence",), splits=folders, drop_duplicates=True,
         options={"orders": 6, "statements": 3000, "added_to": told},
@@ -34,23 +34,23 @@ def get_config(way: str = "pictures"):
     )  # fmt: skip
     default.add_task(
         config, "nlvr", kind="classification", dataset="nlvr", label="label", metrics=("accuracy",),
-        options={"hidden": 256},
+        options={"hidden": 128},
     )  # fmt: skip
     default.add_task(config, "details", kind="multilabel", dataset="boxes", label="details", metrics=("micro_f1",))
     default.add_task(config, "intent", kind="classification", dataset="snips", label="intent", metrics=("accuracy",))
-    config.images.patch = 25
+    config.images.patch = 20
     config.images.blank = way == "blank"
     config.tokenizer = ConfigDict({**config.tokenizer.to_dict(), "kind": "words", "lower": True, "min_count": 3})
     config.data.row_length = 64
     config.data.rows = 16
     config.data.mixing = "weights"
-    config.data.weights = ConfigDict({"nlvr": 6.0, "boxes": 3.0, "snips": 0.5})
+    config.data.weights = ConfigDict({"nlvr": 6.0, "boxes": 2.0, "snips": 0.5})
     config.model.layer = "cnn"
-    config.model.layers = 3
-    config.model.width = 192
+    config.model.layers = 2
+    config.model.width = 128
     config.optimizer.learning_rate = 2e-3
-    config.training.steps = 16000
-    config.training.eval_every = 4000
-    config.training.checkpoint_every = 2000
+    config.training.steps = 30000
+    config.training.eval_every = 10000
+    config.training.checkpoint_every = 10000
     config.evaluation.use = "last"
     return config

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from mtl_jax.data.batch import Rows
+from mtl_jax.data.batch import SIDE, Rows
 from mtl_jax.data.encoding import EncodedSplit, bounds, ranges
 from mtl_jax.data.files import Location, local
-from mtl_jax.data.pictures import SIDE, Album, Cut, read_album
+from mtl_jax.data.pictures import Album, Cut, read_album
 from mtl_jax.data.records import where
 from mtl_jax.data.units import Units
 from mtl_jax.errors import UserError

@@ -14,12 +14,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from mtl_jax.data.batch import SIDE
 from mtl_jax.data.files import Location
 from mtl_jax.data.records import Record, field, where
 from mtl_jax.errors import UserError
 
 BLANK = 128  # the value of every pixel of a blanked picture: grey, 0.004 on the scale −1 … 1 of `models.patches`
-SIDE = 1 << 8  # a place in the grid is row · SIDE + column
 _PART = re.compile(r"#xywh=(\d+),(\d+),(\d+),(\d+)$")
 _MODES = {1: "L", 3: "RGB"}
 

@@ -8,9 +8,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from mtl_jax.data.batch import SIDE
 from mtl_jax.models.tables import Table
-
-SIDE = 1 << 8  # a place in the grid is row · SIDE + column
 
 
 class PatchEmbeddings(nn.Module):
