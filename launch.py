@@ -12,6 +12,7 @@
     python launch.py --workdir=runs/x --mode=adapt --config=configs/new.py --output=folder    new tasks, few examples
     python launch.py --mode=report --runs=runs/a,runs/b --output=runs/report     report.html of runs and ablations
     python launch.py --mode=compare --runs=runs/a,runs/b --output=runs/compare   runs side by side
+    python launch.py --mode=compare --runs=runs/a0,runs/a1 --against=runs/b0,runs/b1 --output=runs/test    a paired test
 
 Modes that read a finished run take its own config.json unless --config names another.
 """
@@ -37,6 +38,8 @@ CHECKPOINT = flags.DEFINE_list("checkpoint", ["best"], "best, last or steps; pre
 INPUT = flags.DEFINE_string("input", "", "predict, attribute: JSONL or lines of text; '-' is the standard input.")
 OUTPUT = flags.DEFINE_string("output", "", "predict: file, '' prints; otherwise: folder.")
 RUNS = flags.DEFINE_list("runs", [], "merge, adapt, compare, report: folders of runs.")
+AGAINST = flags.DEFINE_list("against", [], "compare: runs that --runs are tested against, example by example.")
+BY = flags.DEFINE_string("by", "", "compare --against: a field of records; those of one value are drawn together.")
 
 
 def main(argv):
@@ -114,11 +117,31 @@ def _export():
 def _compare():
     from mtl_jax.analysis import report
 
+    if AGAINST.value:
+        return _test()
     if len(RUNS.value) < 2 or not OUTPUT.value:
         raise UserError("--mode=compare needs --runs=FOLDER,FOLDER,... and --output=FOLDER")
     out = pathlib.Path(OUTPUT.value)
     print(report.compare([pathlib.Path(run) for run in RUNS.value], out))
     print(f"\nnumbers in {out / 'compare.json'}, picture in {out / 'figures' / 'compare.png'}")
+
+
+def _test():
+    """--runs against --against: a paired test on the examples of test."""
+    from mtl_jax.analysis import paired
+    from mtl_jax.training.workdir import write_json
+
+    if not RUNS.value or not OUTPUT.value:
+        raise UserError("--against needs --runs=FOLDER,... and --output=FOLDER")
+    if CONFIG.value is not None:
+        raise UserError("--against takes every run's own config.json; leave out --config")
+    runs, against = ([pathlib.Path(run).expanduser() for run in flag.value] for flag in (RUNS, AGAINST))
+    tests = paired.compare(runs, against, _config, by=BY.value)
+    out = pathlib.Path(OUTPUT.value).expanduser()
+    out.mkdir(parents=True, exist_ok=True)
+    sides = {"runs": [str(run) for run in runs], "against": [str(run) for run in against], "by": BY.value}
+    write_json(out / "paired.json", sides | {"tasks": {task: test._asdict() for task, test in tests.items()}})
+    print(paired.said(tests) + f"\n\nnumbers in {out / 'paired.json'}")
 
 
 def _ablate():

@@ -55,6 +55,12 @@ def get_config() -> ConfigDict:
     tokenizer.min_count = 1  # "words": rarer words become [UNK]
     tokenizer.max_size = 0  # "words": keep the most frequent so many; 0 = all
 
+    images = config.images = ConfigDict()  # of data sets with `image`: pictures as patches among the tokens of a row
+    images.patch = 16  # side of a patch in pixels; a picture takes (height / patch) · (width / patch) tokens
+    images.channels = 3  # 3 = RGB | 1 = grey; values 0 … 255 are scaled to −1 … 1
+    images.pretrained = ""  # Hub name or local folder of a ViT, whose patch projection and positions are taken over
+    images.blank = False  # control: every pixel is grey, the same model without what it could see
+
     model = config.model = ConfigDict()
     model.pretrained = (
         ""  # Hub name or local folder with safetensors, or the folder inside pretrained_wheel; "": random
@@ -66,6 +72,7 @@ def get_config() -> ConfigDict:
     model.heads = 4  # transformer: attention heads
     model.intermediate = 512  # transformer: width of the feed-forward layer
     model.activation = "gelu"  # transformer, cnn
+    model.initializer_range = 0.02  # transformer: deviation of the initial values; about width^-0.5 where it is narrow
     model.kernel_size = 3  # cnn: words under the kernel, odd
     model.vectors = ""  # word vectors (GloVe / word2vec / fastText text format) for tokenizer.kind = "words"
     model.column_init = "same"  # start of the tasks' columns: "same" values | "independent"
@@ -228,6 +235,8 @@ def dataset(**fields) -> ConfigDict:
     entry.marked = ()  # relations: two fields with a span each, or the four strings that stand around them in the text
     entry.markers = ()  # tokens put around them; (): [E1] [/E1] [E2] [/E2], in a published vocabulary [unused0] to
     #                     [unused3]; or four that it has, e.g. ("@", "@", "#", "#")
+    entry.image = ""  # the field with pictures: a PNG or JPEG file relative to path, or several; text may be left out
+    entry.image_size = ()  # (height, width) in pixels that they are resized to; (): all are of one size as they are
     entry.where = ConfigDict()  # field -> value or tuple of values: only these records, e.g. {"genre": "email"}
     entry.encoding = "utf-8"
     entry.options = ConfigDict()  # of the reader

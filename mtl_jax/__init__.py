@@ -19,6 +19,7 @@ Axis glossary. One letter, one meaning, in every shape of every docstring:
     Q  label positions of a row: words, (predicate, word) pairs, or tokens of target sequences.
     C  classes of a task (tags of a tagging task).
     D  features (width of a hidden state).
+    F  values of a patch of a picture: pixels × channels.
     H  attention heads.
     S, L  leading axes of ablations only: seeds and lanes (values of a hyperparameter).
 """

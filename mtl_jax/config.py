@@ -47,10 +47,12 @@ RANGES = {
     "data.max_unseen": (0.0, 1.0),
     "tokenizer.min_count": (1, None),
     "tokenizer.max_size": (0, None),
+    "images.patch": (1, None),
     "model.layers": (0, None),
     "model.width": (1, None),
     "model.heads": (1, None),
     "model.intermediate": (1, None),
+    "model.initializer_range": (1e-6, 1.0),
     "model.kernel_size": (1, None),
     "model.dropout": (0.0, 0.999),
     "model.attention_dropout": (0.0, 0.999),
@@ -109,6 +111,7 @@ def check(config: Any, default: ModuleType) -> None:
     for field, (low, high) in RANGES.items():
         _range(f"config.{field}", _get(config, field), low, high, say)
     _check_datasets(config, default.dataset(), say)
+    _check_images(config, say)
     _check_tasks(config, default.task(), say)
     _check_penalties(config, default.penalty(), say)
     _check_distillation(config, default.distillation(), say)
@@ -192,9 +195,10 @@ def _check_datasets(config, default, say):
             continue
         _name(where, name, say)
         _choice(f"{where}.reader", entry.reader, READERS, say)
-        if bool(entry.text) == bool(entry.words):
+        if bool(entry.text) == bool(entry.words) and not (entry.image and not entry.words):
             say(
-                f"{where}: give either text (one or two fields of plain text) or words (the field with a list of words)"
+                f"{where}: give either text (one or two fields of plain text) or words (the field with a list of "
+                "words); only beside an image may both be left out"
             )
         if isinstance(entry.text, str):
             say(f"{where}.text: a tuple of field names, e.g. ({entry.text!r},)")
@@ -210,6 +214,31 @@ def _check_datasets(config, default, say):
             say(f"{where}: a data set has choices or marked spans, not both")
         for field in ("splits", "limit"):
             _check_names(f"{where}.{field}", entry[field], SPLITS, say)
+
+
+def _check_images(config, say):
+    images, pictured = config.images, False
+    for name, entry in config.datasets.items():
+        if not hasattr(entry, "keys") or "image" not in entry or "image_size" not in entry:
+            continue  # said already
+        where, size = f"config.datasets.{name}.image_size", entry.image_size
+        pictured |= bool(entry.image)
+        if size and not entry.image:
+            say(f"{where}: there is nothing to resize; name the field of the pictures in image")
+        elif size and not (len(size) == 2 and all(isinstance(s, int) and not isinstance(s, bool) for s in size)):
+            say(f"{where}: {size!r} should be (height, width) in pixels")
+        elif size and (min(size) < 1 or images.patch < 1 or any(side % images.patch for side in size)):
+            say(f"{where}: {size!r} should be multiples of config.images.patch = {images.patch}")
+    for name, entry in config.tasks.items():
+        if "options" in entry and entry.options.get("copy") and config.datasets.get(entry.dataset, {}).get("image"):
+            say(f"config.tasks.{name}.options.copy: patches of pictures are no tokens to copy; leave it out")
+    if images.channels not in (1, 3):
+        say(f"config.images.channels: {images.channels} should be 3 (RGB) or 1 (grey)")
+    for field in ("pretrained", "blank"):
+        if images[field] and not pictured:
+            say(f"config.images.{field}: no data set has pictures; name their field in config.datasets.*.image")
+    if pictured and config.optimizer.cache_frozen:
+        say("config.optimizer.cache_frozen: the embedding of pictures is trained; it has to be False with pictures")
 
 
 def _check_tasks(config, default, say):

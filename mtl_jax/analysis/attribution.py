@@ -146,6 +146,11 @@ def attribute(config: Any, workdir: pathlib.Path, which: Sequence[str], source: 
                 f"--mode=attribute explains classes and numbers; config.tasks.{name} writes texts, which are a search "
                 "and no single score"
             )
+    if named := [name for name, entry in config.datasets.items() if entry.image]:
+        raise UserError(
+            f"--mode=attribute explains by words alone; the data set {named[0]!r} has pictures, so that words would be "
+            "credited with what was seen"
+        )
     with prediction.opened(source) as lines:
         loaded = next(prediction.load(config, workdir, which, _first(lines), source))
     said = prediction.predictions(loaded)

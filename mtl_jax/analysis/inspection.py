@@ -37,6 +37,8 @@ def describe(config: Any) -> str:
         "Parameters",
         _parameters(experiment),
     ]
+    if experiment.corpus.pictures is not None:
+        parts += ["", "Pictures", _pictures(experiment)]
     batches = experiment.batches(config.seed)
     batch = batches.batch(0)
     blocks, rows, tokens = batch.tokens.shape
@@ -57,11 +59,31 @@ def _examples(experiment: Experiment, dataset: str) -> list[str]:
         start, length = int(rows.start[row, slot]), int(rows.length[row, slot])
         record = split.records[split.encoded.record[piece]]
         tokens = [corpus.tokenizer.token(int(t)) for t in rows.tokens[row, start : start + length]]
+        if rows.patch is not None:
+            tokens = _with_patches(tokens, rows.patch[row, start : start + length] > 0)
         lines.append(f"  {record.file}:{record.line}")
         lines.append(f"    tokens   {' '.join(tokens)}")
         for task in (t for t in experiment.tasks if experiment.config.tasks[t].dataset == dataset):
             lines.append(f"    {task:8} {_gold(corpus, task, split, split.encoded.record[piece])}")
     return [*lines, ""]
+
+
+def _with_patches(tokens: list[str], is_patch: np.ndarray) -> list[str]:
+    """The tokens with how many patches stand among them in the place of these."""
+    before = int(is_patch.argmax())
+    return [*tokens[:before], f"[{is_patch.sum()} patches]", *tokens[before + int(is_patch.sum()) :]]
+
+
+def _pictures(experiment: Experiment) -> str:
+    """Size, patches and different pictures of each data set that has some."""
+    corpus, rows = experiment.corpus, []
+    side = experiment.config.images.patch
+    for name, (height, width) in corpus.pictures.sizes.items():
+        pixels = corpus.rows[name]["train"].pixels
+        grid = (height // side, width // side)
+        count = (len(pixels) - 1) // (grid[0] * grid[1])
+        rows.append([name, count, f"{height} × {width}", f"{grid[0]} × {grid[1]}", f"{pixels.nbytes / 2**20:.1f} MiB"])
+    return table(["data set", "pictures", "pixels (height × width)", "patches of each", "in memory"], rows)
 
 
 def _gold(corpus, task, split, record) -> str:
@@ -134,9 +156,10 @@ def _labels(experiment: Experiment) -> str:
 def _input_scores(experiment: Experiment, task: str, split: str) -> str:
     """What the input itself would score as the text to be written: what a model has to beat."""
     writer, spec = experiment.tasks[task], experiment.corpus.specs[task]
-    if spec.kind != "tokens" or split == "train":
+    entry = experiment.config.datasets[spec.dataset]
+    if spec.kind != "tokens" or split == "train" or not (entry.text or entry.words):
         return ""
-    entry, data = experiment.config.datasets[spec.dataset], experiment.corpus.splits[spec.dataset][split]
+    data = experiment.corpus.splits[spec.dataset][split]
     gold = data.encoded.labels[task]
     given = np.flatnonzero(np.diff(gold.offsets))
     fields = [[field(data.records[m], name) for name in (entry.text or (entry.words,))] for m in given]

@@ -49,6 +49,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 Array = Any  # numpy on the host, jax inside the step
+SIDE = 1 << 8  # a place in the grid of a picture's patches is row · SIDE + column
 
 
 class Rows(NamedTuple):
@@ -56,13 +57,16 @@ class Rows(NamedTuple):
 
     tokens      int32[N, T]  token ids, 0 in the padding
     segment     int32[N, T]  1 + example slot, 0 in the padding
-    position    int32[N, T]  position inside the example, from 0
-    token_type  int32[N, T]  0 first text, 1 second text of a pair
+    position    int32[N, T]  position inside the example, from 0, patches not counted; at a patch: its place in the
+                             grid of its picture, row · SIDE + column
+    token_type  int32[N, T]  0 first text, 1 second text of a pair; at a patch: which picture of the example
     start       int32[N, E]  index on T of the example's first token
     length      int32[N, E]  tokens of the example, 0 for an empty slot
     example     int32[N, E]  index of the piece in the split's table of pieces, -1 for an empty slot
     labels      {task: {name: array [N, ...]}}, see above
     hidden      float[N, T, D]  outputs of frozen layers, see `training.frozen`; None where nothing is kept
+    patch       int32[N, T]  row of `pixels` of the patch of a picture that stands here, 0 = none; None without pictures
+    pixels      uint8[n, F]  the patches of all pictures of the data set; row 0 is none
     """
 
     tokens: Array
@@ -74,6 +78,8 @@ class Rows(NamedTuple):
     example: Array
     labels: Mapping[str, Mapping[str, Array]]
     hidden: Array | None = None
+    patch: Array | None = None
+    pixels: Array | None = None
 
 
 class Batch(NamedTuple):
@@ -85,6 +91,8 @@ class Batch(NamedTuple):
     labels      {task: {name: array [P, R, ...]}}: the P blocks in `Layout.reads(task)`, in that order. Where a block
                 holds another data set in this step, mask is False, segment 0.
     hidden      float[B, R, T, D], as in `Rows`; None where nothing is kept
+    patch       bool[P, R, T], True where a patch stands: the P blocks in `Layout.picture_blocks`; None without
+    pixels      uint8[P, R, T, F] of the patches, 0 elsewhere; None without
     """
 
     dataset: Array
@@ -98,6 +106,8 @@ class Batch(NamedTuple):
     example: Array
     labels: Mapping[str, Mapping[str, Array]]
     hidden: Array | None = None
+    patch: Array | None = None
+    pixels: Array | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,17 +119,23 @@ class Layout:
     dataset_of  for each task, the index of its data set
     candidates  for each of the B blocks, the indices of the data sets it may hold: one where every data set has
                 a block of its own in every batch, all where a block's data set is drawn
+    pictured    indices of the data sets that have pictures
     """
 
     datasets: tuple[str, ...]
     tasks: tuple[str, ...]
     dataset_of: tuple[int, ...]
     candidates: tuple[tuple[int, ...], ...]
+    pictured: tuple[int, ...] = ()
 
     def reads(self, task: str) -> tuple[int, ...]:
         """The blocks in which `task` may find rows of its data set: the P axis of its labels."""
         dataset = self.dataset_of[self.tasks.index(task)]
         return tuple(b for b, names in enumerate(self.candidates) if dataset in names)
+
+    def picture_blocks(self) -> tuple[int, ...]:
+        """The blocks that may hold rows with pictures."""
+        return tuple(b for b, names in enumerate(self.candidates) if set(names) & set(self.pictured))
 
     def tasks_on(self, dataset: int) -> tuple[int, ...]:
         """Indices of the tasks that read labels from data set number `dataset`."""

@@ -69,11 +69,17 @@ class Mixing:
         return share / share.sum()
 
 
-def make_layout(datasets: Sequence[str], tasks: Sequence[str], dataset_of: Sequence[int], mixing: Mixing) -> Layout:
+def make_layout(
+    datasets: Sequence[str],
+    tasks: Sequence[str],
+    dataset_of: Sequence[int],
+    mixing: Mixing,
+    pictured: Sequence[int] = (),
+) -> Layout:
     """The static layout of training batches under `mixing`."""
     everything = tuple(range(len(datasets)))
     candidates = tuple((d,) for d in everything) if mixing.kind == "all" else (everything,) * mixing.blocks
-    return Layout(tuple(datasets), tuple(tasks), tuple(dataset_of), candidates)
+    return Layout(tuple(datasets), tuple(tasks), tuple(dataset_of), candidates, tuple(pictured))
 
 
 def evaluation_layout(layout: Layout, dataset: str) -> Layout:
@@ -238,7 +244,21 @@ def _gather(rows: Sequence[Rows | None], blank, layout: Layout, dataset: np.ndar
             )
             for name, empty in arrays.items()
         }
+    if blocks := layout.picture_blocks():
+        fields |= _pictures(rows, layout, dataset, row, blocks)
     return Batch(dataset, row, **fields, labels=labels)
+
+
+def _pictures(rows, layout: Layout, dataset: np.ndarray, row: np.ndarray, blocks: Sequence[int]):
+    """`patch` and `pixels` of the blocks that may hold pictures; zeros in those that hold none in this step."""
+    width = next(rows[d].pixels.shape[1] for d in layout.pictured if rows[d] is not None)
+    patches, pixels = [], []
+    for block in blocks:
+        source, shape = rows[dataset[block]], (row.shape[1], rows[dataset[block]].tokens.shape[1])
+        has = source.patch is not None
+        patches.append(_take_rows(source.patch, row[block], 0) if has else np.zeros(shape, np.int32))
+        pixels.append(source.pixels[patches[-1]] if has else np.zeros((*shape, width), np.uint8))
+    return {"patch": np.stack(patches) > 0, "pixels": np.stack(pixels)}
 
 
 def _take_rows(array: np.ndarray, row: np.ndarray, fill: int) -> np.ndarray:

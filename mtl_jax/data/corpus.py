@@ -10,11 +10,26 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mtl_jax.data import batches, cache, encoding, labels, levels, marks, packing, statistics, targets, vocabulary
+from mtl_jax.data import (
+    batches,
+    cache,
+    encoding,
+    labels,
+    levels,
+    marks,
+    packing,
+    patches,
+    pictures,
+    statistics,
+    targets,
+    vocabulary,
+)
 from mtl_jax.data import gold as golds
 from mtl_jax.data.batch import Layout, Rows
 from mtl_jax.data.encoding import EncodedSplit
+from mtl_jax.data.files import Location
 from mtl_jax.data.labels import LabelSpec
+from mtl_jax.data.pictures import Cut
 from mtl_jax.data.records import Record, suggestion
 from mtl_jax.data.tokenizers import Tokenizer
 from mtl_jax.data.units import Units, units_of
@@ -46,6 +61,7 @@ class Corpus(NamedTuple):
     statistics    {data set: {"capacities", split: {"records", "available", "pieces", "rows", ...}}} and
                   {task: {split: {"known", "missing", "counts": {name: n}}}} under "datasets" and "tasks"
     soft_labels   content hash of the teachers whose soft labels are in the rows, "" where there are none
+    pictures      form of the pictures of all data sets that have some; None where none has
     """
 
     layout: Layout
@@ -58,6 +74,7 @@ class Corpus(NamedTuple):
     fingerprint: str
     statistics: Mapping[str, Any]
     soft_labels: str = ""
+    pictures: pictures.Form | None = None
 
 
 def load(
@@ -73,6 +90,7 @@ def load(
     tasks: Sequence[str] | None = None,
     mixing: batches.Mixing | None = None,
     max_unseen: float = 0.05,
+    cut: Cut | None = None,
     read: Callable[..., Any] | None = None,
 ) -> Corpus:
     """Reads, encodes and packs.
@@ -92,10 +110,11 @@ def load(
         the others stay the same.
       mixing: how data sets share the batches.
       max_unseen: the largest share of a split's labels that train may lack.
+      cut: how pictures become patches; the size is that of the data set's entry.
       read: `datasets.read` by default.
 
     Raises:
-      UserError: see the readers, `labels` and `encoding`; besides tasks of one name, and unknown names.
+      UserError: see the readers, `labels`, `encoding` and `pictures`; besides tasks of one name, and unknown names.
     """
     if read is None:
         from mtl_jax.data.datasets import read
@@ -108,6 +127,11 @@ def load(
     if is_factory:
         train = [units[name]["train"] for name in datasets]
         tokenizer = tokenizer(unit for u in train for unit in _flat(u))
+    albums = {}
+    for name in used:
+        if datasets[name].get("image"):
+            data = read_data[name]
+            albums[name], units[name] = patches.illustrate(units[name], datasets[name], data.folder, cut)
     prepared = {}
     for name in used:
         # All tasks of the config shape the rows; labels are kept of the chosen ones only.
@@ -119,11 +143,12 @@ def load(
         for split, count in read_data[name].available.items():
             prepared[name].dataset_statistics[split]["available"] = count
         notes += prepared[name].notes
-    rows = {name: data.rows for name, data in prepared.items()}
+    rows = {name: patches.with_pixels(data.rows, albums.get(name)) for name, data in prepared.items()}
     vocabularies = {task: v for data in prepared.values() for task, v in data.vocabularies.items()}
     layout = batches.make_layout(
-        used, [s.task for s in chosen], [used.index(s.dataset) for s in chosen], mixing or batches.Mixing()
-    )
+        used, [s.task for s in chosen], [used.index(s.dataset) for s in chosen], mixing or batches.Mixing(),
+        [used.index(name) for name in albums],
+    )  # fmt: skip
     return Corpus(
         layout=layout,
         rows=rows,
@@ -140,6 +165,7 @@ def load(
             "datasets": {name: data.dataset_statistics for name, data in prepared.items()},
             "tasks": {task: found for data in prepared.values() for task, found in data.task_statistics.items()},
         },
+        pictures=pictures.form_of(albums, {name: units[name] for name in albums}),
     )
 
 
@@ -154,6 +180,9 @@ def for_prediction(
     max_length: int | None = None,
     pack: bool = True,
     overlong: str = "auto",
+    cut: Cut | None = None,
+    form: pictures.Form | None = None,
+    folder: Location | None = None,
 ) -> tuple[Rows, Split]:
     """New records of one data set, packed without looking at their labels (mask False throughout).
 
@@ -161,10 +190,17 @@ def for_prediction(
       records: M records with the fields that `entry` names as `text` or `words`.
       entry: the data set's entry.
       specs: its tasks.
-      vocabularies, tokenizer, row_length, max_length, pack, overlong: as `load` gave and took them.
+      vocabularies, tokenizer, row_length, max_length, pack, overlong, cut: as `load` gave and took them.
+      form: of the pictures in training, where the data set has pictures; they have to be of one size with those.
+      folder: what paths of pictures start from.
     """
     units = _units_of(records, "data to predict", entry, specs)
-    encoded = encoding.encode(units, tokenizer, max_length or row_length, _overlong(overlong, units, specs))
+    album = None
+    if entry.get("image"):
+        size = form.sizes[specs[0].dataset]
+        album, illustrated = patches.illustrate({"input": units}, entry, folder, cut, size, form.most)
+        units = illustrated["input"]
+    encoded = _encode_anew(units, tokenizer, max_length or row_length, _overlong(overlong, units, specs))
     gold = {
         spec.task: golds.blank(spec, units)
         if spec.kind in golds.KINDS
@@ -180,6 +216,7 @@ def for_prediction(
     capacities = packing.choose_capacities([encoded], sorted({spec.level for spec in specs}), row_length, pack)
     classes = {spec.task: len(vocabularies[spec.task].names) for spec in specs}
     rows = packing.pack(encoded, specs, classes, capacities, pack)
+    rows = patches.with_pixels({"input": rows}, album)["input"]
     hidden = {s.task: levels.masked(rows, encoded, tokenizer) for s in specs if s.level == "token"}
     return rows._replace(labels=rows.labels | hidden), Split(records, encoded, units)
 
@@ -334,7 +371,7 @@ def _units_of(records: Sequence[Record], what: str, entry: Mapping[str, Any], sp
     return units_of(
         records, text=text, words=words, predicates="".join(fields), choices=tuple(entry.get("choices") or ()),
         marked=marked, markers=tuple(entry.get("markers") or marks.MARKERS),
-        aligned=bool(text) and any(spec.level == "span" for spec in specs),
+        aligned=bool(text) and any(spec.level == "span" for spec in specs), pictured=bool(entry.get("image")),
     )  # fmt: skip
 
 
@@ -369,11 +406,16 @@ def _encode(units: Units, tokenizer: Tokenizer, max_length: int, overlong: str) 
     }
 
     def make():
-        arrays = encoding.encode(units, tokenizer, max_length, overlong)._asdict()
+        arrays = _encode_anew(units, tokenizer, max_length, overlong)._asdict()
         del arrays["labels"], arrays["targets"]
-        return arrays
+        return {name: array for name, array in arrays.items() if array is not None}
 
     return EncodedSplit(**cache.cached(key, make))
+
+
+def _encode_anew(units: Units, tokenizer: Tokenizer, max_length: int, overlong: str) -> EncodedSplit:
+    encoded = encoding.encode(units, tokenizer, max_length, overlong)
+    return encoded if units.pictures is None else patches.insert(encoded, units, encoding.before(units, tokenizer))
 
 
 def _fingerprint(layout: Layout, rows, vocabularies, tokenizer: Tokenizer) -> str:
@@ -385,6 +427,7 @@ def _fingerprint(layout: Layout, rows, vocabularies, tokenizer: Tokenizer) -> st
             packed = rows[name][split]._asdict()
             tasks = packed.pop("labels")
             del packed["hidden"]  # follows from the rest
+            packed = {name: array for name, array in packed.items() if array is not None}
             arrays = packed | {f"labels/{task}/{n}": a for task, named in tasks.items() for n, a in named.items()}
             digest.update(f"{name} {split} {cache.seal(arrays)}\n".encode())
     return digest.hexdigest()

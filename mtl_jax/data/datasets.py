@@ -8,16 +8,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from mtl_jax.data import conditions, files, selection, wheels
+from mtl_jax.data.pictures import picture_key
 from mtl_jax.data.readers import GENERATED, READERS
 from mtl_jax.data.readers.options import check_options, options_of
-from mtl_jax.data.records import Note, Record, suggestion, summary
+from mtl_jax.data.records import Note, Record, field, suggestion, summary
 from mtl_jax.data.texts import check_texts, text_key
 from mtl_jax.errors import UserError
 
 SPLITS = ("train", "dev", "test")
 # Fields of an entry that decide what is read, besides the content of the files.
-_CHOOSING = ("reader", "splits", "encoding", "options", "text", "words", "where", "dev_fraction", "test_fraction",
-             "limit", "drop_duplicates")  # fmt: skip
+_CHOOSING = ("reader", "splits", "encoding", "options", "text", "words", "image", "where", "dev_fraction",
+             "test_fraction", "limit", "drop_duplicates")  # fmt: skip
 _OTHER_NAMES = {"val": "dev", "valid": "dev", "validation": "dev", "development": "dev", "training": "train"}
 
 
@@ -29,12 +30,14 @@ class ReadData(NamedTuple):
     notes        what was left out or changed, counted, in words
     fingerprint  sha256 over the bytes of the files, the entry (without where the files lie) and, where it decides
                  which records are chosen, the seed; hexadecimal
+    folder       what relative paths in the records start from; None for a reader in `GENERATED`
     """
 
     splits: dict[str, list[Record]]
     available: dict[str, int]
     notes: list[str]
     fingerprint: str
+    folder: files.Location | None = None
 
 
 def read(name: str, entry: Mapping[str, Any], seed: int) -> ReadData:
@@ -54,10 +57,12 @@ def read(name: str, entry: Mapping[str, Any], seed: int) -> ReadData:
         encoding       "utf-8"; "utf-8|cp1252": file by file the first that decodes it whole
         options        of the reader; and, for every reader, empty = "error" | "drop": what to do with an empty text
         text | words   one or two names of fields with plain text | the name of a field with a list of words
+        image          name of a field with pictures, see `mtl_jax.data.pictures`; then text and words may be left out
         where          {field: value or values}: only the records that have them; before all that follows
         dev_fraction, test_fraction   0 to 1, carved out of train where no such split is given
         limit          {split: at most so many records}, a fixed random subset in the order of the file
-        drop_duplicates  True: records of train whose text stands in dev or test, and of dev in test, are left out
+        drop_duplicates  True: records of train whose text stands in dev or test, and of dev in test, are left out;
+                       without text: whose pictures
 
     Raises UserError beginning with the data set's name.
     """
@@ -65,6 +70,13 @@ def read(name: str, entry: Mapping[str, Any], seed: int) -> ReadData:
         return _read(name, _plain(entry), seed)
     except UserError as error:
         raise UserError(f"data set {name!r}: {error}") from error
+
+
+def folder_of(entry: Mapping[str, Any]) -> files.Location | None:
+    """What relative paths in the records of an entry start from; None for a reader in `GENERATED`."""
+    entry = _plain(entry)
+    location = _location(entry["reader"], entry)
+    return location and location.folder()
 
 
 def _read(name: str, entry: dict[str, Any], seed: int) -> ReadData:
@@ -101,8 +113,9 @@ def _read(name: str, entry: dict[str, Any], seed: int) -> ReadData:
         notes += summary(split, dropped)
     splits = selection.carve(splits, fractions, name, seed)
     if entry.get("drop_duplicates"):
-        splits, removed = selection.drop_duplicates(splits, lambda record: text_key(record, texts, words))
-        notes += [f"{split}: {n} records removed, their text stands in {other}" for split, other, n in removed if n]
+        splits, removed = selection.drop_duplicates(splits, _key_of(entry, texts, words))
+        what = "text" if texts or words else "picture"
+        notes += [f"{split}: {n} records removed, their {what} stands in {other}" for split, other, n in removed if n]
     available = {split: len(records) for split, records in splits.items()}
     for split, limit in limits.items():
         if split not in splits:
@@ -119,7 +132,16 @@ def _read(name: str, entry: dict[str, Any], seed: int) -> ReadData:
     fingerprint = hashlib.sha256(
         json.dumps([name, chosen, by_seed, contents], sort_keys=True, default=str).encode("utf-8", "surrogatepass")
     ).hexdigest()
-    return ReadData({split: splits[split] for split in SPLITS if split in splits}, available, notes, fingerprint)
+    folder = location and location.folder()
+    kept = {split: splits[split] for split in SPLITS if split in splits}
+    return ReadData(kept, available, notes, fingerprint, folder)
+
+
+def _key_of(entry: dict[str, Any], texts: tuple[str, ...], words: str):
+    """(record) -> what two records share that are duplicates."""
+    if texts or words:
+        return lambda record: text_key(record, texts, words)
+    return lambda record: picture_key(field(record, entry["image"]))
 
 
 def _read_part(
@@ -201,10 +223,10 @@ def _options(reader_name: str, options: dict[str, Any]) -> tuple[dict[str, Any],
 
 
 def _text_fields(entry: dict[str, Any]) -> tuple[tuple[str, ...], str]:
-    """(names of one or two text fields, "") or ((), name of the field of words)."""
+    """(names of one or two text fields, "") or ((), name of the field of words); neither beside an image."""
     text, words = entry.get("text") or (), entry.get("words") or ""
     texts = (text,) if isinstance(text, str) else tuple(text)
-    if bool(texts) == bool(words):
+    if bool(texts) == bool(words) and not (entry.get("image") and not words):
         given = "both are given" if words else "none is given"
         raise UserError(f"exactly one of text (names of fields with plain text) and words is needed; {given}")
     if len(texts) > 2 or not all(isinstance(name, str) for name in (*texts, words)):

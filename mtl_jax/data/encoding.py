@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from mtl_jax.data import marks
-from mtl_jax.data.pieces import append, encode_choices, encode_texts, marker_ids, too_long
+from mtl_jax.data.pieces import append, encode_choices, encode_nothing, encode_texts, marker_ids, too_long
 from mtl_jax.data.tokenizers import Template, Tokenizer
 from mtl_jax.data.units import Units
 from mtl_jax.data.vocabulary import Gold
@@ -42,6 +42,8 @@ class EncodedSplit(NamedTuple):
                                    records one after the other; empty where nothing asks for them
     labels             {task: Gold} complete gold labels by record
     targets            int64[M]    tokens of the record's longest target sequence; None without such a task
+    place              int32[...]  of each token, see `patches.with_patches`; None = its place in the piece
+    patch              int32[...]  row of the patch at each token in the album's pixels, 0 = none; None without pictures
     """
 
     words: np.ndarray
@@ -64,6 +66,8 @@ class EncodedSplit(NamedTuple):
     char_offsets: np.ndarray
     labels: Mapping[str, Gold] = {}
     targets: np.ndarray | None = None
+    place: np.ndarray | None = None
+    patch: np.ndarray | None = None
 
     @property
     def lengths(self) -> np.ndarray:
@@ -87,7 +91,7 @@ def encode(units: Units, tokenizer: Tokenizer, max_length: int, overlong: str = 
     Args:
       units: what to tokenize, see `mtl_jax.data.units`.
       tokenizer: gives ids and the template of special tokens.
-      max_length: tokens of a piece at most, special tokens included.
+      max_length: tokens of a piece at most, special tokens and the patches of its pictures included.
       overlong: what becomes of a record of more tokens. "truncate": its end is cut off; of a pair the longer text loses
         tokens first; special tokens stay. "split": further pieces take the words that do not fit, each with special
         tokens of its own (data sets of words only). "error": UserError by file and line. A single word of more
@@ -99,18 +103,33 @@ def encode(units: Units, tokenizer: Tokenizer, max_length: int, overlong: str = 
     """
     if overlong not in OVERLONG:
         raise UserError(f"overlong: {overlong!r} is none of {', '.join(OVERLONG)}")
-    paired = units.choices is not None or (units.texts is not None and any(len(text) == 2 for text in units.texts))
+    paired = _paired(units)
     template = tokenizer.pair if paired else tokenizer.single
+    has_text = units.texts is None or any(units.texts)
     room = max_length - template.specials
-    if room < 1 + paired:
-        raise UserError(f"max_length {max_length} leaves no room for text beside {template.specials} special tokens")
+    if room - max(units.patches, default=0) < has_text + paired:
+        beside = f"{template.specials} special tokens"
+        if any(units.patches):
+            beside += f" and {max(units.patches)} patches of its pictures"
+        raise UserError(f"max_length {max_length} leaves no room for text beside {beside}")
     if units.texts is None:
         return _encode_words(units, tokenizer, template, room, overlong)
-    if overlong == "split":
+    if overlong == "split" and has_text:
         raise UserError('overlong "split" cuts between words: give the data set `words`, or choose "truncate"')
     if units.choices is not None:
         return EncodedSplit(**encode_choices(units, tokenizer, template, max_length, overlong))
+    if not has_text:
+        return EncodedSplit(**encode_nothing(units, template))
     return EncodedSplit(**encode_texts(units, tokenizer, template, room, overlong))
+
+
+def before(units: Units, tokenizer: Tokenizer) -> int:
+    """How many special tokens stand before the text of every piece."""
+    return len((tokenizer.pair if _paired(units) else tokenizer.single).before)
+
+
+def _paired(units: Units) -> bool:
+    return units.choices is not None or (units.texts is not None and any(len(text) == 2 for text in units.texts))
 
 
 def overlong_note(name: str, split: EncodedSplit) -> str:
@@ -139,7 +158,7 @@ def copy_for_predicates(split: EncodedSplit, limit: int) -> EncodedSplit:
     piece, number = ranges(np.zeros_like(copies), copies)
     held = np.minimum(sequences[piece] - number * most[piece], most[piece])
     taken = take(split, piece)
-    return taken._replace(sequence_offsets=_offsets(held), sequence=split.sequence, copy=number > 0)
+    return taken._replace(sequence_offsets=bounds(held), sequence=split.sequence, copy=number > 0)
 
 
 def take(split: EncodedSplit, piece: np.ndarray) -> EncodedSplit:
@@ -148,9 +167,10 @@ def take(split: EncodedSplit, piece: np.ndarray) -> EncodedSplit:
     def ragged(offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(offsets of the taken pieces, indices of their elements)."""
         lengths = np.diff(offsets)[piece]
-        return _offsets(lengths), ranges(offsets[piece], lengths)[1]
+        return bounds(lengths), ranges(offsets[piece], lengths)[1]
 
     token_offsets, token = ragged(split.token_offsets)
+    by_token = {name: getattr(split, name)[token] for name in ("place", "patch") if getattr(split, name) is not None}
     word_offsets, word = ragged(split.word_offsets)
     sequence_offsets, sequence = ragged(split.sequence_offsets)
     return split._replace(
@@ -167,6 +187,7 @@ def take(split: EncodedSplit, piece: np.ndarray) -> EncodedSplit:
         copy=split.copy[piece],
         choice=split.choice[piece],
         mark_token=split.mark_token[piece],
+        **by_token,
     )
 
 
@@ -177,7 +198,8 @@ def ranges(begin: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarr
     return number, np.repeat(begin, lengths) + within
 
 
-def _offsets(lengths: np.ndarray) -> np.ndarray:
+def bounds(lengths: np.ndarray) -> np.ndarray:
+    """int64[n + 1]: where ranges of these lengths begin when laid end to end, and the end of the last."""
     return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
 
 
@@ -190,14 +212,17 @@ def _encode_words(units: Units, tokenizer: Tokenizer, template: Template, room: 
     markers = marker_ids(units, tokenizer)
     pieces: list[tuple[int, ...]] = []  # record, first word, words, ends of tokens, of word_token and of sequence
     cut = np.zeros(3, np.int64)
+    most, patches = room, units.patches
     for m, subwords in enumerate(tokenizer.words(units.words)):
+        room = most - patches[m]
         before = [0] * len(subwords)
         if markers:
             subwords, before = marks.insert(subwords, units.marks[m])
         total = sum(map(len, subwords))
         if total > room:
             if overlong == "error":
-                raise too_long(units.records[m], total + template.specials, room + template.specials)
+                found = total + patches[m] + template.specials
+                raise too_long(units.records[m], found, most + template.specials)
             kept = [ids[:room] for ids in subwords]
             cut += (1, total - sum(map(len, kept)), 0)
             subwords = kept
@@ -223,7 +248,7 @@ def _encode_words(units: Units, tokenizer: Tokenizer, template: Template, room: 
     predicates = [len(found) for found in units.predicates]
     return EncodedSplit(
         words=np.asarray(units.word_counts, np.int32),
-        predicate_offsets=_offsets(predicates),
+        predicate_offsets=bounds(predicates),
         predicate=np.asarray([p for found in units.predicates for p in found], np.int32),
         record=table[:, 0].astype(np.int32),
         first_word=table[:, 1].astype(np.int32),

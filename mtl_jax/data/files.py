@@ -56,6 +56,14 @@ class Location:
         place = self.place / expand(relative)
         return Location(place, str(place))
 
+    def folder(self) -> Location:
+        """This folder, or the one around this file."""
+        return self.around() if self.is_file() else self
+
+    def around(self) -> Location:
+        """The folder in which this stands."""
+        return Location(self.place.parent, _parent_name(self))
+
     def children(self) -> list[Location]:
         """Everything in this folder, by name; hidden files are left out."""
         self.require_folder()

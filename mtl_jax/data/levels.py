@@ -78,8 +78,10 @@ def spans(
 
 
 def maskable(rows: Rows, tokenizer: Tokenizer) -> dict[str, np.ndarray]:
-    """{"maskable": bool[N, T]}: the tokens that may be hidden, all but special and unknown ones."""
+    """{"maskable": bool[N, T]}: the tokens that may be hidden, all but special and unknown ones and patches."""
     special = np.isin(rows.tokens, np.asarray(sorted(tokenizer.specials), np.int32))
+    if rows.patch is not None:
+        special |= rows.patch > 0
     return {"maskable": (rows.segment > 0) & ~special}
 
 

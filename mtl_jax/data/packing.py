@@ -183,12 +183,13 @@ def pack(
     return Rows(
         tokens=_scatter(shape, where, split.tokens),
         segment=_scatter(shape, where, place.slot[piece] + 1),
-        position=_scatter(shape, where, within),
+        position=_scatter(shape, where, within if split.place is None else split.place),
         token_type=_scatter(shape, where, split.token_type),
         start=_scatter(slots, (row, place.slot), place.token),
         length=_scatter(slots, (row, place.slot), split.lengths),
         example=_scatter(slots, (row, place.slot), np.arange(len(row)), fill=-1),
         labels=_labels(split, specs, classes, capacities, place, count),
+        patch=None if split.patch is None else _scatter(shape, where, split.patch),
     )
 
 

@@ -23,6 +23,7 @@ def encode_texts(
         offsets = tokenizer.offsets([text[-1] for text in units.texts])
     markers = marker_ids(units, tokenizer)
     pieces = _Pieces(template)
+    patches = units.patches
     word_token: list[int] = []
     kept = []
     for m in range(len(units.texts)):
@@ -35,7 +36,7 @@ def encode_texts(
             ids = [[i for chunk in chunks for i in chunk]]
         else:
             starts = np.arange(len(ids[-1]))
-        ids = pieces.fitted(ids, room, overlong, units.records[m])
+        ids = pieces.fitted(ids, room, overlong, units.records[m], patches[m])
         begin = pieces.add(m, ids, markers)
         starts = starts[starts < len(ids[-1])] if units.aligned else starts[:0]
         word_token.extend((begin + starts).tolist())
@@ -49,6 +50,14 @@ def encode_texts(
     return pieces.fields(words, np.asarray(kept, np.int32), word_token, places)
 
 
+def encode_nothing(units: Units, template: Template) -> dict[str, np.ndarray]:
+    """A piece for each record without text: what stands before a text. Fields of `EncodedSplit`."""
+    pieces = _Pieces(template)
+    for m in range(len(units.records)):
+        pieces.add(m, [])
+    return pieces.fields(np.zeros(len(units.records), np.int32))
+
+
 def encode_choices(
     units: Units, tokenizer: Tokenizer, template: Template, max_length: int, overlong: str
 ) -> dict[str, np.ndarray]:
@@ -57,16 +66,18 @@ def encode_choices(
     offered = [" ".join((*t[1:], c)) for t, own in zip(units.texts, units.choices, strict=True) for c in own]
     seconds = iter(tokenizer.texts(offered))
     pieces = _Pieces(template)
+    patches = units.patches
     for m, own in enumerate(units.choices):
         room = max_length // len(own) - template.specials
-        if room < 2:
+        if room - patches[m] < 2:
+            beside = f"{template.specials} special tokens" + (f" and {patches[m]} patches" if patches[m] else "")
             raise UserError(
                 f"{where(units.records[m])}: {len(own)} choices share max_length {max_length}, which leaves no room "
-                f"for text beside {template.specials} special tokens each; raise row_length"
+                f"for text beside {beside} each; raise row_length"
             )
         earlier = pieces.cut[0]
         for number in range(len(own)):
-            ids = pieces.fitted([firsts[m], next(seconds)], room, overlong, units.records[m])
+            ids = pieces.fitted([firsts[m], next(seconds)], room, overlong, units.records[m], patches[m])
             pieces.add(m, ids, choice=number)
         pieces.cut[0] = min(pieces.cut[0], earlier + 1)
     return pieces.fields(np.zeros(len(units.texts), np.int32))
@@ -85,15 +96,17 @@ class _Pieces:
         self.marks: list[list[int]] = []
         self.cut = np.zeros(3, np.int64)
 
-    def fitted(self, ids: list[list[int]], room: int, overlong: str, record: Record) -> list[list[int]]:
-        """The texts, cut where they have more than `room` tokens."""
-        excess = sum(map(len, ids)) - room
+    def fitted(
+        self, ids: list[list[int]], room: int, overlong: str, record: Record, patches: int = 0
+    ) -> list[list[int]]:
+        """The texts, cut where they and the patches of pictures have more than `room` tokens."""
+        excess = sum(map(len, ids)) + patches - room
         if excess <= 0:
             return ids
         if overlong == "error":
             raise too_long(record, excess + room + self.template.specials, room + self.template.specials)
         self.cut += (1, excess, 0)
-        return [side[:n] for side, n in zip(ids, _shares(list(map(len, ids)), room), strict=True)]
+        return [side[:n] for side, n in zip(ids, _shares(list(map(len, ids)), room - patches), strict=True)]
 
     def add(self, record: int, ids: list[list[int]], markers: Sequence[int] = (), choice: int = 0) -> int:
         """Adds a piece; the position in it of the last text's first token."""
@@ -103,7 +116,7 @@ class _Pieces:
         self.record.append(record)
         self.choice.append(choice)
         self.marks.append(marks.place(self.tokens, begin, markers) if markers else [-1] * 4)
-        return len(self.tokens) - begin - len(self.template.after) - len(ids[-1])
+        return len(self.tokens) - begin - len(self.template.after) - len(ids[-1]) if ids else 0
 
     def fields(self, words, kept=None, word_token=(), char_offsets=None) -> dict[str, np.ndarray]:
         """Fields of `EncodedSplit`: `words` of the M records, words `kept` of each piece, where these stand."""
@@ -148,7 +161,11 @@ def marker_ids(units: Units, tokenizer: Tokenizer) -> list[int]:
 
 
 def append(tokens: list[int], types: list[int], ids: list[list[int]], template: Template) -> None:
-    """Adds one piece: the texts in their template."""
+    """Adds one piece: the texts in their template; where there is none, what stands before a text."""
+    if not ids:
+        tokens.extend(index for index, _ in template.before)
+        types.extend(k for _, k in template.before)
+        return
     for special, text, kind in zip((template.before, template.between), ids, template.types, strict=False):
         tokens.extend(index for index, _ in special)
         types.extend(k for _, k in special)

@@ -123,15 +123,18 @@ class WordTokenizer:
         """From training texts (str) and sentences (lists of words): the words seen `min_count` times or more.
 
         At most `max_size` of them, the most frequent first, equal counts in alphabetical order.
-        With `min_count=1` training never sees [UNK], whose vector then stays as it was initialised.
+        With `min_count=1` training never sees [UNK], whose vector then stays as it was initialised. Without any text,
+        where all data are pictures, the special tokens alone.
         """
         counts: collections.Counter[str] = collections.Counter()
+        read = 0
         for unit in units:
+            read += 1
             counts.update(cls._split(unit, lower) if isinstance(unit, str) else _lowered(unit, lower))
         for special in (*cls.SPECIALS, *extra, *_lowered(extra, lower)):
             counts.pop(special, None)
         ranked = sorted((-count, word) for word, count in counts.items() if count >= min_count)
-        if not ranked:
+        if read and not ranked:
             raise UserError(f"no word of the training data occurs {min_count} times or more (tokenizer.min_count)")
         return cls([word for _, word in ranked[:max_size]], lower, cls_token, extra)
 

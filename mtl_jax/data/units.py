@@ -1,4 +1,4 @@
-"""What of the records is tokenized: one or two texts, or words; choices beside them, marked spans in them."""
+"""What of the records is read: one or two texts, or words; choices, marked spans, pictures beside them."""
 
 from __future__ import annotations
 
@@ -13,15 +13,17 @@ from mtl_jax.errors import UserError
 
 
 class Units(NamedTuple):
-    """What is tokenized of M records, checked: either `texts` or `words` is given.
+    """What is read of M records, checked: either `texts` or `words` is given.
 
-    texts       [M] tuples of one text or two
+    texts       [M] tuples of one text or two, or of none where there are pictures alone
     words       [M] lists of words
     predicates  [M] lists of word indices, empty where no task reads them
     choices     [M] lists of answers to choose from, each encoded with the texts; None where there are none
     marks       [M] pairs of spans, each (first, one behind the last) character or word; None where none are marked
     markers     names of the tokens around them: before and behind the first span, before and behind the second
     aligned     whether it has to be known where in the last text its tokens stand
+    pictures    [M] tuples of numbers in the data set's album; None where it has no pictures
+    grid        (rows, columns) of the patches of every picture
     """
 
     texts: list[tuple[str, ...]] | None
@@ -32,6 +34,15 @@ class Units(NamedTuple):
     marks: list[marks.Spans] | None = None
     markers: tuple[str, ...] = ()
     aligned: bool = False
+    pictures: Sequence[tuple[int, ...]] | None = None
+    grid: tuple[int, int] = (0, 0)
+
+    @property
+    def patches(self) -> list[int]:
+        """[M] patches of all pictures of each record."""
+        if self.pictures is None:
+            return [0] * len(self.records)
+        return [len(own) * self.grid[0] * self.grid[1] for own in self.pictures]
 
     @property
     def word_counts(self) -> list[int] | None:
@@ -42,7 +53,8 @@ class Units(NamedTuple):
         """Content hash of all that encoding reads."""
         digest = hashlib.sha256()
         parts = (self.texts, self.words, self.predicates, self.choices, self.marks, self.markers, self.aligned)
-        for part in parts:
+        shown = () if self.pictures is None else (self.pictures, self.grid)
+        for part in (*parts, *shown):
             digest.update(json.dumps(part).encode())
         return digest.hexdigest()
 
@@ -57,6 +69,7 @@ def units_of(
     marked: Sequence[str] = (),
     markers: Sequence[str] = marks.MARKERS,
     aligned: bool = False,
+    pictured: bool = False,
 ) -> Units:
     """Takes from the records what is tokenized.
 
@@ -69,15 +82,16 @@ def units_of(
       marked: two fields with a span each, or four strings that stand around the spans in the text; see `marks`.
       markers: tokens to put around the spans.
       aligned: see `Units`.
+      pictured: whether the data set has pictures, which may stand without text.
 
     Raises:
       UserError: by file and line: no such field, an empty text, a wrong type, a predicate outside the sentence, a
         span outside the text, fewer than two choices.
     """
     text = (text,) if isinstance(text, str) and text else tuple(text)
-    if bool(text) == bool(words) or len(text) > 2:
+    if (text and words) or not (text or words or pictured) or len(text) > 2:
         raise UserError("a data set wants either `text` (one or two field names) or `words` (one field name)")
-    if text:
+    if not words:
         texts = [tuple(_text(record, name) for name in text) for record in records]
         offered = [_choices(record, choices) for record in records] if choices else None
         if not marked:

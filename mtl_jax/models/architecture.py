@@ -46,6 +46,7 @@ class Architecture:
 
     model_type       "bert", "roberta", "xlm-roberta" or "camembert"; `family` is "bert" or "roberta"
     max_positions    rows of the position table; `max_length` is the longest text in tokens
+    initializer_range  deviation of the values that kernels and tables start from, where they start at random
     """
 
     model_type: str
@@ -59,6 +60,7 @@ class Architecture:
     max_positions: int
     type_vocab: int
     pad_token: int
+    initializer_range: float = 0.02
 
     @property
     def family(self) -> str:
@@ -82,6 +84,7 @@ class Architecture:
             type_vocab=self.type_vocab,
             position_offset=self.position_offset,
             layer_norm_eps=self.layer_norm_eps,
+            initializer_range=self.initializer_range,
             dtype=dtype,
         )
 
@@ -93,6 +96,7 @@ class Architecture:
             intermediate=self.intermediate,
             activation=self.activation,
             layer_norm_eps=self.layer_norm_eps,
+            initializer_range=self.initializer_range,
             dtype=dtype,
         )
 

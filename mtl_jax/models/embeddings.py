@@ -1,6 +1,7 @@
 """Input embeddings of one column: tokens int32[R, T] to features [R, T, D].
 
-Looked-up vectors are marked by `perturb`, so that their gradients can be read off, see `models.taps`.
+Looked-up vectors are marked by `perturb`, so that their gradients can be read off, see `models.taps`. Where patches of
+pictures stand, `patches` gives the vectors instead; a module without it takes no pictures.
 """
 
 from __future__ import annotations
@@ -12,19 +13,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from mtl_jax.models.dropout import Noise, dropout
-
-
-class Table(nn.Module):
-    """A table of vectors, float32 [rows, D]. An index outside of it gives NaN, never the vector of another row."""
-
-    rows: int
-    width: int
-    scale: float
-
-    @nn.compact
-    def __call__(self, index: jax.Array) -> jax.Array:
-        embedding = self.param("embedding", nn.initializers.normal(self.scale), (self.rows, self.width), jnp.float32)
-        return jnp.take(embedding, index, axis=0, mode="fill", fill_value=jnp.nan)
+from mtl_jax.models.patches import PatchEmbeddings, instead_of_words
+from mtl_jax.models.tables import Table
 
 
 class BertEmbeddings(nn.Module):
@@ -43,6 +33,7 @@ class BertEmbeddings(nn.Module):
     layer_norm_eps: float = 1e-12
     initializer_range: float = 0.02
     dtype: Any = jnp.float32
+    patches: PatchEmbeddings | None = None
 
     @nn.compact
     def __call__(
@@ -52,9 +43,17 @@ class BertEmbeddings(nn.Module):
         token_type: jax.Array,
         segment: jax.Array,
         noise: Noise | None = None,
+        patch: jax.Array | None = None,
+        pixels: jax.Array | None = None,
     ) -> jax.Array:
-        """tokens, position, token_type, segment int32[R, T] -> dtype [R, T, D]. The segment is not needed."""
+        """tokens, position, token_type, segment int32[R, T] -> dtype [R, T, D]. The segment is not needed.
+
+        patch bool[R, T] and pixels uint8[R, T, F] as in a `Batch`; None: no pictures.
+        """
         del segment
+        grid, number = position, token_type  # of the patches
+        if patch is not None:
+            position, token_type = jnp.where(patch, 0, position), jnp.where(patch, 0, token_type)
 
         def table(name, rows):
             return Table(rows, self.width, self.initializer_range, name=name)
@@ -62,6 +61,7 @@ class BertEmbeddings(nn.Module):
         x = self.perturb("words", table("word", self.vocab_size)(tokens))
         x = x + table("position", self.max_positions)(position + self.position_offset)
         x = x + table("token_type", self.type_vocab)(jnp.minimum(token_type, self.type_vocab - 1))
+        x = instead_of_words(self.patches, x, patch, pixels, grid, number)
         x = nn.LayerNorm(self.layer_norm_eps, dtype=jnp.float32, use_fast_variance=False, name="layer_norm")(x)
         return dropout(noise, 0, x.astype(self.dtype))
 
@@ -76,6 +76,7 @@ class WordEmbeddings(nn.Module):
     width: int
     initializer_range: float = 0.1
     dtype: Any = jnp.float32
+    patches: PatchEmbeddings | None = None
 
     @nn.compact
     def __call__(
@@ -85,8 +86,14 @@ class WordEmbeddings(nn.Module):
         token_type: jax.Array,
         segment: jax.Array,
         noise: Noise | None = None,
+        patch: jax.Array | None = None,
+        pixels: jax.Array | None = None,
     ) -> jax.Array:
-        """tokens int32[R, T] -> dtype [R, T, D]. Only the tokens are used: order is the layers' matter."""
-        del position, token_type, segment
+        """tokens int32[R, T] -> dtype [R, T, D]. Of text only the tokens are used: order is the layers' matter.
+
+        patch bool[R, T] and pixels uint8[R, T, F] as in a `Batch`; None: no pictures.
+        """
+        del segment
         x = self.perturb("words", Table(self.vocab_size, self.width, self.initializer_range, name="word")(tokens))
+        x = instead_of_words(self.patches, x, patch, pixels, position, token_type)
         return dropout(noise, 0, x.astype(self.dtype))

@@ -140,7 +140,7 @@ class Forward:
         batch, noises = self.batch, None
         if path == "embed":
             tokens = (batch.tokens, batch.position, batch.token_type, batch.segment)
-            inputs = [tuple(a[block] for a in tokens) for block, _ in names]
+            inputs = [(*(a[block] for a in tokens), *self._pictures(block)) for block, _ in names]
         else:
             inputs = [(held[name], batch.segment[name[0]]) for name in names]
         if self.dropout is not None:
@@ -148,6 +148,14 @@ class Forward:
         outputs = self._apply(path, ids, inputs, noises)
         self.hidden = dict(zip(names, outputs, strict=True))
         self._adapt_output(path)
+
+    def _pictures(self, block):
+        """(patch, pixels) of a block that may hold pictures; () of others."""
+        blocks = self.static.layout.picture_blocks()
+        if block not in blocks:
+            return ()
+        at = blocks.index(block)
+        return self.batch.patch[at], self.batch.pixels[at]
 
     def _apply(self, path, ids, inputs, noises):
         static, params = self.static, self.params

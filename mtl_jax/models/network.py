@@ -72,7 +72,8 @@ def network(
     """A network of `embed` and `layers`, each with one set of parameters for each owner.
 
     Args:
-      embed: module of (tokens, position, token_type, segment, noise) -> [R, T, D].
+      embed: module of (tokens, position, token_type, segment, noise) -> [R, T, D], with patch and pixels behind the
+        noise where it has `patches`.
       layers: modules of (x [R, T, D], segment, noise) -> [R, T, D'].
       owners: path -> owner of each of the K tasks, from `ownership.assign`; of layers of experts their columns.
       layout: what is static about the batches.
@@ -186,9 +187,11 @@ def _example_inputs(modules: Mapping[str, nn.Module]) -> tuple[dict[str, tuple[j
     """The smallest inputs of each layer, from which parameters get their shapes, and the widths of what they return."""
     ids = jnp.zeros((1, 2), jnp.int32)
     inputs, examples, widths = (ids, ids, ids, ids), {}, {}
+    if (patches := getattr(modules["embed"], "patches", None)) is not None:
+        inputs = (*inputs, None, ids > 0, jnp.zeros((1, 2, patches.features), jnp.uint8))
     for path, module in modules.items():
         examples[path] = inputs
         output, _ = jax.eval_shape(module.init_with_output, jax.random.key(0), *inputs)
         widths[path] = output.shape[-1]
-        inputs = (jnp.zeros(output.shape, output.dtype), ids)
+        inputs = (jnp.zeros(output.shape, output.dtype), ids)  # of the layers above
     return examples, widths

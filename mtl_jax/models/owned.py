@@ -17,9 +17,22 @@ def layer_function(module: nn.Module, remat: bool):
     """(params of one owner, inputs, noise) -> [R, T, D]."""
 
     def function(params, inputs, noise):
-        return module.apply({"params": params}, *inputs, noise)
+        return applied(module, {"params": params}, inputs, noise)
 
     return jax.checkpoint(function) if remat else function
+
+
+def applied(module: nn.Module, variables, inputs, noise) -> jax.Array:
+    """A module on its inputs; what an embedding takes besides its four arrays are the pictures (patch, pixels)."""
+    return module.apply(variables, *inputs[:4], noise, *inputs[4:])
+
+
+def by_kind(inputs) -> list[list[int]]:
+    """Numbers of the streams, those with pictures apart from those of text alone, which are then computed as ever."""
+    kinds: dict[int, list[int]] = {}
+    for number, own in enumerate(inputs):
+        kinds.setdefault(len(own), []).append(number)
+    return list(kinds.values())
 
 
 class Part(NamedTuple):
@@ -43,6 +56,13 @@ def apply_owned(function, parts: Sequence[Part], inputs, noises, run_columns) ->
       noises: of each stream, or None.
       run_columns: one of `COLUMNS`.
     """
+    if len(kinds := by_kind(inputs)) > 1:
+        found = {}
+        for kind in kinds:
+            own = [Part(part.params, [part.owners[i] for i in kind]) for part in parts]
+            of_kind = [[values[i] for i in kind] if values else None for values in (inputs, noises)]
+            found |= dict(zip(kind, apply_owned(function, own, *of_kind, run_columns), strict=True))
+        return [found[number] for number in range(len(inputs))]
     rows = inputs[0][-1].shape[0]
     noises = noises or [None] * len(inputs)
     groups = by_owner(list(zip(*(part.owners for part in parts), strict=True)))  # one owner: a larger matrix product

@@ -65,7 +65,7 @@ def resolve(spec: str | pathlib.Path) -> pathlib.Path:
     import huggingface_hub  # late: half a second
 
     name, revision = match.groups()
-    patterns = ["config.json", "model*.safetensors", _INDEX, *TOKENIZER_FILES]
+    patterns = ["config.json", "preprocessor_config.json", "model*.safetensors", _INDEX, *TOKENIZER_FILES]
     try:
         return pathlib.Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=patterns))
     except Exception as error:  # of many libraries (HTTP, file system, Hub), all meaning that there is no folder
@@ -85,9 +85,14 @@ def load(folder: str | pathlib.Path) -> Pretrained:
     UserError: missing or broken files, an architecture that is not supported, missing or misshapen tensors.
     """
     folder = pathlib.Path(folder)
-    config = _read_json(folder / "config.json")
+    config = read_json(folder / "config.json")
+    if config.get("model_type") in ("vit", "deit"):
+        raise UserError(
+            f"{folder / 'config.json'}: model_type {config['model_type']!r}, whose layers normalise before attention, "
+            "those here do behind it. Its patch projection and positions can be taken over by config.images.pretrained"
+        )
     architecture = from_config(config, str(folder / "config.json"))
-    files = _tensor_files(folder)
+    files = tensor_files(folder)
     names = {_modern(name): name for name in files}
     prefix = _prefix(names, folder)
     wanted = list(tensors(architecture))
@@ -98,7 +103,7 @@ def load(folder: str | pathlib.Path) -> Pretrained:
         raise UserError(f"{folder}: {len(missing)} of {len(wanted)} tensors are missing: {listed}{more}")
 
     params: dict[str, Any] = {}
-    with _Files(folder) as opened:
+    with Files(folder) as opened:
         for tensor in wanted:
             published = names[prefix + tensor.name]
             value = opened.read(files[published], published, tensor.shape)
@@ -107,16 +112,16 @@ def load(folder: str | pathlib.Path) -> Pretrained:
     return Pretrained(architecture, params, tuple(sorted(set(files) - used)), folder)
 
 
-def _tensor_files(folder: pathlib.Path) -> dict[str, str]:
+def tensor_files(folder: pathlib.Path) -> dict[str, str]:
     """Tensor name -> file of the folder that holds it."""
     if (folder / _WEIGHTS).is_file():
-        with _Files(folder) as opened:
+        with Files(folder) as opened:
             return dict.fromkeys(opened.open(_WEIGHTS).keys(), _WEIGHTS)
     if (folder / _INDEX).is_file():
-        shards = _read_json(folder / _INDEX).get("weight_map")
+        shards = read_json(folder / _INDEX).get("weight_map")
         if not isinstance(shards, dict) or not all(isinstance(file, str) for file in shards.values()):
             raise UserError(f"{folder / _INDEX}: weight_map has to map names of tensors to names of files")
-        with _Files(folder) as opened:
+        with Files(folder) as opened:
             held = {file: set(opened.open(file).keys()) for file in sorted(set(shards.values()))}
         for name, file in shards.items():
             if name not in held[file]:
@@ -135,7 +140,7 @@ def _tensor_files(folder: pathlib.Path) -> dict[str, str]:
     )
 
 
-class _Files:
+class Files:
     """Safetensors files of one folder, each opened once."""
 
     def __init__(self, folder: pathlib.Path):
@@ -201,7 +206,8 @@ def _put(tree: dict[str, Any], path: tuple[str, ...], value: np.ndarray) -> None
     tree[path[-1]] = value
 
 
-def _read_json(path: pathlib.Path) -> dict[str, Any]:
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+    """The object of a JSON file. Raises UserError where there is none."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

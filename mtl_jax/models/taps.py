@@ -19,7 +19,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 
 from mtl_jax.models.dropout import Noise
-from mtl_jax.models.owned import by_owner, layer_function, stack
+from mtl_jax.models.owned import applied, by_kind, by_owner, layer_function, stack
 
 Function = Callable[[Any, Any, Noise | None], jax.Array]
 Measure = Callable[[Any, Any], Any]
@@ -142,7 +142,12 @@ def apply_tapped(module, remat, path, params, taps: Taps, spec: TapSpec, owner_i
     tokens_apart = path == "embed" and spec.tokens
     function = _embedding_function(module, remat) if tokens_apart else layer_function(module, remat)
     outputs: dict[int, jax.Array] = {}
-    for owner, members in by_owner([(owner,) for owner in owner_ids]).items():
+    groups = [
+        [kind[i] for i in members]
+        for kind in by_kind(inputs)
+        for members in by_owner([(owner_ids[i],) for i in kind]).values()
+    ]
+    for members in groups:
         owner = owner_ids[members[0]]
         stacked, noise, _ = stack([(inputs[i], noises[i] if noises else None) for i in members])
         if tokens_apart:
@@ -199,6 +204,6 @@ def _embedding_function(module: nn.Module, remat: bool):
         *inputs, tap = inputs
         table = jax.tree.map(jax.lax.stop_gradient, params["word"])
         variables = {"params": {**params, "word": table}, "perturbations": {"words": tap}}
-        return module.apply(variables, *inputs, noise)
+        return applied(module, variables, inputs, noise)
 
     return jax.checkpoint(function) if remat else function

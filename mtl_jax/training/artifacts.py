@@ -2,6 +2,7 @@
 
 workdir/model/labels.json         names of the labels of every task, and what heads take from their statistics
 workdir/model/architecture.json   of a transformer
+workdir/model/pictures.json       form of the pictures, null without any
 workdir/model/tokenizer files     see `mtl_jax.data.tokenizers`
 """
 
@@ -14,6 +15,7 @@ from typing import Any, NamedTuple
 
 from mtl_jax.data import tokenizers
 from mtl_jax.data.corpus import Corpus
+from mtl_jax.data.pictures import Form
 from mtl_jax.data.vocabulary import LabelVocabulary
 from mtl_jax.errors import UserError
 from mtl_jax.models.architecture import Architecture
@@ -26,12 +28,14 @@ class Artifacts(NamedTuple):
     tokenizer, architecture   as trained
     vocabularies  {task: LabelVocabulary}, in the order of the K axis
     statistics    {task: {"train": label statistics}}
+    pictures      form of the pictures, None without any
     """
 
     tokenizer: Any
     architecture: Architecture | None
     vocabularies: dict[str, LabelVocabulary]
     statistics: dict[str, Any]
+    pictures: Form | None
 
 
 def save(workdir: pathlib.Path, data: Corpus, architecture: Architecture | None) -> None:
@@ -49,6 +53,7 @@ def save(workdir: pathlib.Path, data: Corpus, architecture: Architecture | None)
     }
     write_json(folder / "labels.json", labels)
     write_json(folder / "architecture.json", dataclasses.asdict(architecture) if architecture else None)
+    write_json(folder / "pictures.json", data.pictures._asdict() if data.pictures else None)
     data.tokenizer.save(folder)
 
 
@@ -63,9 +68,13 @@ def load(workdir: pathlib.Path) -> Artifacts:
         raise UserError(f"{workdir}: no folder 'model' with labels.json; it is written when training begins")
     labels = json.loads((folder / "labels.json").read_text())
     architecture = json.loads((folder / "architecture.json").read_text())
+    pictures = json.loads(file.read_text()) if (file := folder / "pictures.json").is_file() else None
+    if pictures:
+        pictures = Form(**pictures | {"sizes": {name: tuple(size) for name, size in pictures["sizes"].items()}})
     return Artifacts(
         tokenizers.load(folder),
         Architecture(**architecture) if architecture else None,
         {task: LabelVocabulary(tuple(e["names"]), tuple(e["extra"]), e["soft"]) for task, e in labels.items()},
         {task: {"train": entry["train"]} for task, entry in labels.items()},
+        pictures,
     )

@@ -30,7 +30,7 @@ from mtl_jax.training.objective import Objective, auxiliary_name
 from mtl_jax.training.optimizer import Hyper, OptimizerSpec, hyper_from, multipliers
 from mtl_jax.training.paths import flatten, matching
 from mtl_jax.training.signals import has_classes
-from mtl_jax.training.sources import load_corpus, load_encoder, mixing
+from mtl_jax.training.sources import load_corpus, load_encoder, load_vit, mixing
 from mtl_jax.training.step import StepSpec, TrainState, init_state
 
 
@@ -72,8 +72,11 @@ def build(config: Any, taught: bool = True) -> Experiment:
     """
     encoder = load_encoder(config)
     data = frozen.with_outputs(config, load_data(config, encoder, taught), encoder)
+    patches = load_vit(config, data.pictures, encoder.architecture.width if encoder else config.model.width)
     if encoder is None:
-        return assemble(config, data, None, None)
+        return assemble(config, data, None, {"embed": {"patches": patches}} if patches else None)
+    if patches:
+        encoder.params["embed"]["patches"] = patches
     if encoder.unused:
         note = f"{config.model.pretrained}: tensors that have no place here: {', '.join(encoder.unused)}"
         data = data._replace(notes=(*data.notes, note))

@@ -17,6 +17,7 @@ from mtl_jax.models.architecture import Architecture
 from mtl_jax.models.embeddings import WordEmbeddings
 from mtl_jax.models.layers import LAYERS
 from mtl_jax.models.network import Network
+from mtl_jax.models.patches import PatchEmbeddings
 from mtl_jax.tasks.base import Task
 
 
@@ -38,6 +39,7 @@ def architecture_of(config: Any, vocab_size: int) -> Architecture | None:
         model_type="bert", layers=model.layers, width=model.width, heads=model.heads, intermediate=model.intermediate,
         activation=model.activation, layer_norm_eps=1e-12, vocab_size=vocab_size,
         max_positions=config.data.row_length, type_vocab=2, pad_token=0,
+        initializer_range=float(model.initializer_range),
     )  # fmt: skip
 
 
@@ -58,17 +60,27 @@ def make_model(config: Any, architecture: Architecture | None, pretrained_params
                 f"{architecture.vocab_size}; use the tokenizer of the model"
             )
         architecture = dataclasses.replace(architecture, layers=model.layers or architecture.layers)
+        patches = _patches(data, architecture.width, architecture.initializer_range, dtype)
         return Model(
-            architecture.embeddings(dtype),
+            architecture.embeddings(dtype).clone(patches=patches),
             [architecture.layer(dtype)] * architecture.layers,
             architecture,
             pretrained_params,
         )
-    embed = WordEmbeddings(vocab_size=data.tokenizer.size, width=model.width, dtype=dtype)
+    patches = _patches(data, model.width, WordEmbeddings.initializer_range, dtype)
+    embed = WordEmbeddings(vocab_size=data.tokenizer.size, width=model.width, dtype=dtype, patches=patches)
     options = {"hidden": model.width}
     if model.layer == "cnn":
         options = {"width": model.width, "window": model.kernel_size, "activation": model.activation, "residual": True}
     return Model(embed, [LAYERS[model.layer](**options, dtype=dtype)] * model.layers, None, None)
+
+
+def _patches(data: Corpus, width: int, scale: float, dtype: Any) -> PatchEmbeddings | None:
+    """The embedding of the patches of pictures, whose vectors start as large as those of words; None without any."""
+    form = data.pictures
+    if form is None:
+        return None
+    return PatchEmbeddings(form.features, form.rows, form.columns, form.most, width, scale, dtype)
 
 
 def random_params(net: Network, tasks: Mapping[str, Task], key: jax.Array) -> dict[str, Any]:
@@ -83,15 +95,11 @@ def random_params(net: Network, tasks: Mapping[str, Task], key: jax.Array) -> di
 
 
 def with_pretrained(config: Any, model: Model, data: Corpus, params: dict[str, Any]) -> dict[str, Any]:
-    """Random values with the pretrained encoder or word vectors in their places in every column."""
+    """Random values with pretrained encoder, word vectors and patches of a ViT in their places in every column."""
     if model.pretrained is not None:
         for path in params.keys() & model.pretrained.keys():
-            params[path] = jax.tree.map(
-                lambda stack, value: jnp.broadcast_to(jnp.asarray(value), stack.shape),
-                params[path],
-                model.pretrained[path],
-            )
-    elif config.model.vectors:
+            params[path] = _placed(params[path], model.pretrained[path])
+    if config.model.vectors:
         matrix, found = read_vectors(config.model.vectors, data.tokenizer.vocabulary)
         table = params["embed"]["word"]["embedding"]
         if matrix.shape[1] != table.shape[-1]:
@@ -101,3 +109,13 @@ def with_pretrained(config: Any, model: Model, data: Corpus, params: dict[str, A
             )
         params["embed"]["word"]["embedding"] = jnp.where(found[None, :, None], matrix[None], table)
     return params
+
+
+def _placed(stacks: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """`stacks` with leaves [O, ...] where each owner has the value of the same path; leaves without one stay."""
+    placed = dict(stacks)
+    for key, value in values.items():
+        stack = stacks[key]
+        is_tree = isinstance(value, Mapping)
+        placed[key] = _placed(stack, value) if is_tree else jnp.broadcast_to(jnp.asarray(value), stack.shape)
+    return placed

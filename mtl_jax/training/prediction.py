@@ -14,6 +14,7 @@ import jax
 from mtl_jax.data import answers, batches
 from mtl_jax.data import corpus as corpora
 from mtl_jax.data.corpus import Corpus
+from mtl_jax.data.files import Location, local
 from mtl_jax.data.records import Record
 from mtl_jax.errors import UserError
 from mtl_jax.models.export import save_folder
@@ -23,7 +24,7 @@ from mtl_jax.training.experiment import Experiment, assemble
 from mtl_jax.training.placement import Placement, place, require_platform
 from mtl_jax.training.progress import progress_bar
 from mtl_jax.training.scoring import abstract_params, make_evaluator
-from mtl_jax.training.sources import label_specs, max_length
+from mtl_jax.training.sources import cut, label_specs, max_length
 
 CHUNK = 4096  # records read, predicted and written at a time
 
@@ -31,9 +32,10 @@ CHUNK = 4096  # records read, predicted and written at a time
 def predict(config: Any, workdir: pathlib.Path, which: Sequence[str], source: str, target: str) -> None:
     """Reads JSONL or lines of text and writes a JSON line for each: {task: labels, tags, answers, probabilities}.
 
-    A JSON object has the fields of the data sets' texts or words (`predicates` for roles, choices, marked spans); it is
-    read by the tasks of every data set whose fields it has. Masked language modelling tells each [MASK] in it. A line
-    of text is the text, or its words at blanks, of every data set.
+    A JSON object has the fields of the data sets' texts or words and pictures (`predicates` for roles, choices, marked
+    spans); it is read by the tasks of every data set whose fields it has. Masked language modelling tells each [MASK]
+    in it. A line of text is the text, its words at blanks, or the path of the picture of every data set that reads one
+    field. Paths of pictures start from the folder of the file.
 
     Args:
       config: of the run.
@@ -78,7 +80,8 @@ def load(
     """
     kept, params = artifacts.load(workdir), None
     for records in _chunks(lines, source, _readers(config, kept)):
-        experiment = assemble(config, _corpus(config, kept, records), kept.architecture, None)
+        corpus = _corpus(config, kept, records, local(pathlib.Path(source).parent))
+        experiment = assemble(config, corpus, kept.architecture, None)
         if params is None:
             placement = all_devices(experiment)
             params = average_params(experiment, placement, workdir, which)
@@ -109,6 +112,8 @@ def export(config: Any, workdir: pathlib.Path, which: Sequence[str], target: pat
                 f"--mode=export writes columns as published architectures, which have no {field}s; this run has "
                 f"config.sharing.{field} = {config.sharing[field]!r}"
             )
+    if kept.pictures is not None:
+        raise UserError("--mode=export writes published text encoders, which have no place for patches of pictures")
     experiment, params = model(config, workdir, which)
     columns = {tuple(owner[k] for owner in experiment.owners.values()): [] for k in range(len(experiment.tasks))}
     for k, task in enumerate(experiment.tasks):
@@ -151,7 +156,7 @@ def all_devices(experiment: Experiment) -> Placement:
 class _Reader(NamedTuple):
     """What the fields of a line have to be for the tasks of one data set to read it.
 
-    inputs     names of the fields with its texts, or with its words
+    inputs     names of the fields with its texts, or with its words, and with its pictures
     is_words   which of the two
     beside     further fields: choices, marked spans, the predicates where all tasks of the data set read them
     """
@@ -178,7 +183,8 @@ def _readers(config, kept: artifacts.Artifacts) -> dict[str, _Reader]:
         beside = tuple(entry.choices) + (tuple(entry.marked) if len(entry.marked) == 2 else ())
         if "" not in own:
             beside += (own.pop(),)
-        readers[name] = _Reader((entry.words,) if entry.words else tuple(entry.text), bool(entry.words), beside)
+        inputs = ((entry.words,) if entry.words else tuple(entry.text)) + ((entry.image,) if entry.image else ())
+        readers[name] = _Reader(inputs, bool(entry.words), beside)
     return readers
 
 
@@ -250,24 +256,35 @@ def _fields(line, source, number, readers) -> dict[str, Any]:
     return fields
 
 
-def _corpus(config, kept: artifacts.Artifacts, records: Sequence[Record]) -> Corpus:
-    """The records as the corpus of the data sets that can read them; the splits' `records` are their numbers."""
+def _corpus(
+    config, kept: artifacts.Artifacts, records: Sequence[Record], folder: Location | None = None
+) -> Corpus:
+    """The records as the corpus of the data sets that can read them; the splits' `records` are their numbers.
+
+    `folder` is what paths of pictures start from.
+    """
     held, readable = {}, {}
     for name, reader in _readers(config, kept).items():
         readable[name] = [i for i, record in enumerate(records) if reader.reads(record.fields)]
         if readable[name]:
             held[name] = [records[i] for i in readable[name]], config.datasets[name]
-    data = corpus_of(config, kept, held)
+    data = corpus_of(config, kept, held, folder)
     splits = {name: {"input": by["input"]._replace(records=readable[name])} for name, by in data.splits.items()}
     return data._replace(splits=splits)
 
 
-def corpus_of(config: Any, kept: artifacts.Artifacts, held: Mapping[str, tuple[Sequence[Record], Any]]) -> Corpus:
+def corpus_of(
+    config: Any,
+    kept: artifacts.Artifacts,
+    held: Mapping[str, tuple[Sequence[Record], Any]],
+    folder: Location | None = None,
+) -> Corpus:
     """Records as a corpus with the one split "input": no labels, everything else as in training.
 
     Args:
       config, kept: of the run whose model is to read them.
       held: {data set of the config: (records, entry that names their fields of texts or words)}.
+      folder: what paths of pictures start from; None: the working folder.
     """
     specs = {spec.task: spec for spec in label_specs(config) if spec.task in kept.vocabularies}
     names = tuple(dict.fromkeys(spec.dataset for spec in specs.values()))
@@ -277,14 +294,17 @@ def corpus_of(config: Any, kept: artifacts.Artifacts, held: Mapping[str, tuple[S
         packed, split = corpora.for_prediction(
             records, entry, own, kept.vocabularies, kept.tokenizer,
             row_length=config.data.row_length, max_length=max_length(config, kept.architecture),
-            pack=config.data.pack, overlong=config.data.overlong or "auto",
+            pack=config.data.pack, overlong=config.data.overlong or "auto", cut=cut(config), form=kept.pictures,
+            folder=folder,
         )  # fmt: skip
         rows[name], splits[name] = {"input": packed}, {"input": split}
     tasks = tuple(kept.vocabularies)
-    layout = batches.make_layout(names, tasks, [names.index(specs[t].dataset) for t in tasks], batches.Mixing())
+    pictured = [names.index(name) for name in kept.pictures.sizes] if kept.pictures else []
+    of_tasks = [names.index(specs[task].dataset) for task in tasks]
+    layout = batches.make_layout(names, tasks, of_tasks, batches.Mixing(), pictured)
     return Corpus(
         layout, rows, splits, kept.vocabularies, {task: specs[task] for task in tasks}, kept.tokenizer,
-        notes=(), fingerprint="", statistics={"datasets": {}, "tasks": kept.statistics},
+        notes=(), fingerprint="", statistics={"datasets": {}, "tasks": kept.statistics}, pictures=kept.pictures,
     )  # fmt: skip
 
 

@@ -11,9 +11,11 @@ from mtl_jax.data import marks, wheels
 from mtl_jax.data.batches import Mixing
 from mtl_jax.data.corpus import Corpus
 from mtl_jax.data.labels import LabelSpec
+from mtl_jax.data.pictures import Cut, Form
 from mtl_jax.data.targets import TargetSpec
 from mtl_jax.data.tokenizers import PretrainedTokenizer, WordTokenizer, WordVocabulary
-from mtl_jax.models import pretrained
+from mtl_jax.errors import UserError
+from mtl_jax.models import pretrained, vit
 from mtl_jax.models.architecture import Architecture
 
 
@@ -57,6 +59,7 @@ def load_corpus(config: Any, encoder: pretrained.Pretrained | None) -> Corpus:
         row_length=config.data.row_length, max_length=max_length(config, encoder.architecture if encoder else None),
         pack=config.data.pack, overlong=config.data.overlong or "auto", seed=config.data.seed,
         tasks=tuple(config.train_on) or None, mixing=mixing(config), max_unseen=config.data.max_unseen,
+        cut=cut(config),
     )  # fmt: skip
 
 
@@ -68,6 +71,12 @@ def _extra_tokens(config: Any) -> tuple[str, ...]:
         if entry.marked:
             found += [name for name in tuple(entry.markers) or marks.MARKERS if name.startswith("[")]
     return tuple(dict.fromkeys(found))
+
+
+def cut(config: Any) -> Cut:
+    """How pictures become patches."""
+    images = config.images
+    return Cut(images.patch, images.channels, blank=images.blank)
 
 
 def max_length(config: Any, architecture: Architecture | None) -> int:
@@ -86,6 +95,29 @@ def load_encoder(config: Any) -> pretrained.Pretrained | None:
     else:
         folder = pretrained.resolve(config.model.pretrained)
     return pretrained.load(folder)
+
+
+def load_vit(config: Any, form: Form | None, width: int) -> dict[str, Any] | None:
+    """Patch projection and positions of the ViT that a config names; None where it names none.
+
+    Args:
+      config: the config.
+      form: of the pictures of the data sets that are read; None without any.
+      width: D of the model.
+
+    Raises:
+      UserError: see `vit.load_patches`; data sets whose pictures have different grids.
+    """
+    images = config.images
+    if not images.pretrained or form is None:
+        return None
+    if len(set(form.sizes.values())) > 1:
+        raise UserError(
+            "config.images.pretrained: positions are interpolated to one grid, but pictures have the sizes "
+            f"{', '.join(map(str, sorted(set(form.sizes.values()))))}; give all data sets the same image_size"
+        )
+    folder = pretrained.resolve(images.pretrained)
+    return vit.load_patches(folder, width, images.patch, images.channels, (form.rows, form.columns))
 
 
 def mixing(config: Any) -> Mixing:

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from mtl_jax.config import from_plain
-from mtl_jax.data import cache, packing
+from mtl_jax.data import cache, datasets, packing
 from mtl_jax.data.batches import evaluation_batches, evaluation_layout
 from mtl_jax.data.corpus import Corpus
 from mtl_jax.data.decoding import gather_text, gather_words
@@ -103,7 +103,7 @@ def _say(run: _Run, config: Any, data: Corpus, task: str, entry: Any) -> dict[st
         run.config.tasks[there].dataset: (data.splits[spec.dataset]["train"].records, config.datasets[spec.dataset])
     }
     try:
-        corpus = corpus_of(run.config, run.kept, held)
+        corpus = corpus_of(run.config, run.kept, held, datasets.folder_of(config.datasets[spec.dataset]))
         experiment = assemble(run.config, corpus, run.kept.architecture, None)
         placement = all_devices(experiment)
         params = average_params(experiment, placement, run.workdir, [str(run.step)])
@@ -116,7 +116,7 @@ def _say(run: _Run, config: Any, data: Corpus, task: str, entry: Any) -> dict[st
     texts = {name: array for name, array in rows._asdict().items() if isinstance(array, np.ndarray)}
     key = {
         "parameters": cache.seal(jax.device_get(flatten(params))),
-        "model": folders.plain({name: run.config[name] for name in ("model", "tasks", "sharing")}),
+        "model": folders.plain({name: run.config[name] for name in ("model", "tasks", "sharing", "images")}),
         "texts": cache.seal(texts | {f"labels/{name}": array for name, array in rows.labels[there].items()}),
         "task": there,
         "temperature": float(entry.temperature),

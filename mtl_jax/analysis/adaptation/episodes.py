@@ -14,6 +14,7 @@ from mtl_jax.training.judging import gold_and_predicted
 from mtl_jax.training.objective import Objective
 
 ROWS = 128  # of a batch in scoring
+APART = ("labels", "hidden", "patch", "pixels")  # fields of rows that are not arrays [N, ...], or are not there
 
 
 class Episode(NamedTuple):
@@ -41,6 +42,8 @@ def episode(corpus: Corpus, task: str) -> Episode:
             f"data set {dataset}: --mode=adapt draws examples from train, chooses on dev and scores on test; there is "
             f"no {lacking[0]} (config.datasets.{dataset}.splits, or {lacking[0]}_fraction)"
         )
+    if corpus.layout.datasets.index(dataset) in corpus.layout.pictured:
+        raise UserError(f"data set {dataset}: --mode=adapt reads texts; these examples have pictures")
     if corpus.vocabularies[task].soft:
         raise UserError(f"task {task}: labels are distributions; --mode=adapt draws examples of each class")
     rows, gold = {}, {}
@@ -77,7 +80,7 @@ def supports(found: Episode, classes: tuple[str, ...], shots: int, draws: int, s
 
 def batch(rows: Any) -> Batch:
     """Rows [R, ...] as the one block of a batch [1, R, ...]; jax or numpy."""
-    fields = {name: value[None] for name, value in rows._asdict().items() if name not in ("labels", "hidden")}
+    fields = {name: value[None] for name, value in rows._asdict().items() if name not in APART}
     labels = {task: {name: value[None] for name, value in own.items()} for task, own in rows.labels.items()}
     count = rows.tokens.shape[0]
     return Batch(np.zeros((1,), np.int32), np.arange(count, dtype=np.int32)[None], **fields, labels=labels)
@@ -100,7 +103,7 @@ def score(corpus: Corpus, objective: Objective, task: str, split: str, predicted
 
 
 def _taken(rows: Rows, index: np.ndarray) -> Rows:
-    fields = {name: value[index] for name, value in rows._asdict().items() if name not in ("labels", "hidden")}
+    fields = {name: value[index] for name, value in rows._asdict().items() if name not in APART}
     labels = {task: {name: value[index] for name, value in own.items()} for task, own in rows.labels.items()}
     return Rows(**fields, labels=labels)
 

@@ -82,7 +82,9 @@ class JointRun:
             learning rate, and its warm-up from 0, the losses would change by less than float32 can tell.)
         """
         config, corpus = experiment.config, experiment.corpus
-        layout = make_layout(corpus.layout.datasets, corpus.layout.tasks, corpus.layout.dataset_of, Mixing())
+        layout = make_layout(
+            corpus.layout.datasets, corpus.layout.tasks, corpus.layout.dataset_of, Mixing(), corpus.layout.pictured
+        )
         train = {name: rows["train"] for name, rows in corpus.rows.items()}
         self._seen = Batches(train, layout, config.seed, config.data.rows)
         self._probe = jax.jit(_probe_of(experiment, layout, lookahead))

@@ -18,8 +18,10 @@ from mtl_jax.data.readers.csv import read_csv
 from mtl_jax.data.readers.derived import read_derived
 from mtl_jax.data.readers.dialogue import read_dialogue
 from mtl_jax.data.readers.folders import read_folders
+from mtl_jax.data.readers.idx import read_idx
 from mtl_jax.data.readers.json_splits import read_json_splits
 from mtl_jax.data.readers.jsonl import read_jsonl
+from mtl_jax.data.readers.nlvr import read_nlvr
 from mtl_jax.data.readers.parallel import read_parallel
 from mtl_jax.data.readers.squad import read_squad
 from mtl_jax.data.readers.srl import read_srl
@@ -43,6 +45,8 @@ READERS: dict[str, Callable[..., Iterator[Record | Note]]] = {
     "srl_questions": read_srl_questions,
     "srl_pairs": read_srl_pairs,
     "conllu_endings": read_conllu_endings,
+    "nlvr": read_nlvr,
+    "idx": read_idx,
     "synthetic": read_synthetic,
 }
 GENERATED = frozenset({"synthetic"})

@@ -1,0 +1,32 @@
+"""Fashion-MNIST (Xiao et al. 2017): which of ten garments a picture shows. Pictures alone, in 16 patches.
+
+    apt-get install dataset-fashion-mnist
+    python launch.py --config=configs/fashion.py --workdir=runs/fashion
+"""
+
+from configs import default
+
+NAMES = ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
+
+
+def get_config():
+    config = default.get_config()
+    default.add_dataset(
+        config, "fashion", reader="idx", path="/usr/share/datasets/fashion-mnist", image="image", dev_fraction=0.05,
+        splits={"train": "train-images-idx3-ubyte.gz", "test": "t10k-images-idx3-ubyte.gz"},
+        options={"labels": "{}-labels-idx1-ubyte.gz", "names": NAMES},
+    )  # fmt: skip
+    default.add_task(config, "garment", kind="classification", dataset="fashion", label="label")
+    config.images.patch = 7
+    config.images.channels = 1
+    config.tokenizer.kind = "words"
+    config.data.row_length = 128
+    config.data.rows = 16
+    config.model.width = 64
+    config.model.intermediate = 256
+    config.model.initializer_range = 0.1
+    config.optimizer.learning_rate = 2e-3
+    config.training.steps = 1000
+    config.training.eval_every = 500
+    config.training.checkpoint_every = 500
+    return config

@@ -1,0 +1,56 @@
+"""NLVR: is a sentence true of a picture? Pictures and words in one sequence, beside a text task on the same trunk.
+
+    python launch.py --config=configs/nlvr.py:pictures --workdir=runs/nlvr
+    python launch.py --config=configs/nlvr.py:blank --workdir=runs/nlvr_blank
+    python launch.py --mode=compare --runs=runs/nlvr --against=runs/nlvr_blank --by=presentation --output=runs/nlvr_test
+"""
+
+from ml_collections import ConfigDict
+
+from configs import default
+
+WAYS = ("pictures", "blank")
+
+
+def get_config(way: str = "pictures"):
+    if way not in WAYS:
+        raise ValueError(f"the argument of this config is one of {', '.join(WAYS)}, not {way!r}")
+    config = default.get_config()
+    folders = {
+        "train": ("dev/images/[0-4]", "test/images/[01]"),
+        "dev": "dev/images/5",
+        "test": "test/images/[2-6]",
+    }
+    told = (*(f"dev/{n}" for n in range(5)), "test/0", "test/1")  # the folders of train
+    seen = {"reader": "nlvr", "path": f"{default.DATA}/nlvr", "image": "image", "image_size": (20, 20)}
+    default.add_dataset(
+        config, "nlvr", **seen, text=("sentence",), splits=folders, drop_duplicates=True,
+        options={"orders": 6, "statements": 3000, "added_to": told},
+    )  # fmt: skip
+    default.add_dataset(config, "boxes", **seen, splits=folders, options={"single": True})
+    default.add_dataset(
+        config, "snips", reader="parallel", path=f"{default.DATA}/snips", words="words",
+        splits={"train": "train", "dev": "valid", "test": "test"},
+    )  # fmt: skip
+    default.add_task(
+        config, "nlvr", kind="classification", dataset="nlvr", label="label", metrics=("accuracy",),
+        options={"hidden": 128},
+    )  # fmt: skip
+    default.add_task(config, "details", kind="multilabel", dataset="boxes", label="details", metrics=("micro_f1",))
+    default.add_task(config, "intent", kind="classification", dataset="snips", label="intent", metrics=("accuracy",))
+    config.images.patch = 20
+    config.images.blank = way == "blank"
+    config.tokenizer = ConfigDict({**config.tokenizer.to_dict(), "kind": "words", "lower": True, "min_count": 3})
+    config.data.row_length = 64
+    config.data.rows = 16
+    config.data.mixing = "weights"
+    config.data.weights = ConfigDict({"nlvr": 6.0, "boxes": 2.0, "snips": 0.5})
+    config.model.layer = "cnn"
+    config.model.layers = 2
+    config.model.width = 128
+    config.optimizer.learning_rate = 2e-3
+    config.training.steps = 30000
+    config.training.eval_every = 10000
+    config.training.checkpoint_every = 10000
+    config.evaluation.use = "last"
+    return config

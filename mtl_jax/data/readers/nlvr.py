@@ -1,0 +1,139 @@
+"""NLVR (Suhr et al. 2017): a sentence, a picture of three boxes, and whether the sentence is true of it."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from mtl_jax.data.files import Location
+from mtl_jax.data.readers.jsonl import read_jsonl
+from mtl_jax.data.readers.statements import is_tower, plain, statements_about
+from mtl_jax.data.records import Note, Record, where
+from mtl_jax.errors import UserError
+
+BOXES = ((0, 0, 100, 100), (150, 0, 100, 100), (300, 0, 100, 100))  # x, y, width, height in a picture of 400 × 100
+_COLORS = {"yellow": "yellow", "black": "black", "#0099ff": "blue"}
+
+
+def read_nlvr(
+    location: Location,
+    encoding: str,
+    *,
+    orders: int = 1,
+    statements: int = 0,
+    added_to: Sequence[str] = (),
+    single: bool = False,
+    balanced: bool = True,
+    seed: int = 0,
+) -> Iterator[Record | Note]:
+    """The records of one folder of pictures, SPLIT/images/NUMBER, as SPLIT/SPLIT.json has them.
+
+    All pictures of one sentence lie in one such folder, so that splits of folders share no presentation. Fields:
+    sentence, label, identifier, presentation (the first part of the identifier), image (the three boxes, each a part
+    of the picture), kinds (what stands in it: "yellow circle", …), tower ("yes" | "no").
+
+    Args:
+      orders: 1 to 6: records of each picture, with its boxes in so many orders, which leave the label as it is. The
+        order as drawn comes first.
+      statements: above 0: in the place of NLVR's sentences so many generated ones, true or false by the pictures'
+        structured representations; see `statements`. None of them is a sentence of NLVR. Each is told of one order.
+      added_to: folders, as "dev/0"; these get generated statements beside NLVR's sentences, others NLVR's alone.
+      single: records of single boxes instead, without sentence: image, identifier, and details, what stands in the box
+        ("2 black", "top blue", "yellow on black", …).
+      balanced: whether each generated one is told of two pictures, of one truly and of the other falsely, so that words
+        alone say nothing; else of any one picture.
+      seed: of the generated statements.
+
+    Raises UserError where the JSON file is missing, a record lacks a field, or `orders` is out of range.
+    """
+    if not 1 <= orders <= 6:
+        raise UserError(f"options.orders: there are 1 to 6 orders of three boxes, found {orders}")
+    location.require_folder()
+    images = location.around()
+    split = images.around()
+    file = split.child(f"{split.place.name}.json")
+    if not file.is_file():
+        raise UserError(
+            f"{location.name}: the reader 'nlvr' wants folders such as dev/images/0, beside dev/dev.json; "
+            f"there is no {file.name}"
+        )
+    records = [r for r in read_jsonl(file, encoding) if isinstance(r, Record)]
+    records = [_checked(r) for r in records if str(r.fields.get("directory")) == location.place.name]
+    pictures = [_fields(record, location, split.place.name) for record in records]
+    if single:
+        for record, picture in zip(records, pictures, strict=True):
+            boxes = _boxes(record)
+            for box, image in zip(boxes, picture["image"], strict=True):
+                details = _details(box, is_tower(boxes))
+                fields = {"identifier": picture["identifier"], "image": image, "details": details}
+                yield Record(fields, record.file, record.line)
+        return
+    name = f"{split.place.name}/{location.place.name}"
+    permutations = list(itertools.permutations(range(3)))[:orders]
+    said = []
+    if not statements or added_to:
+        own = [(n, record.fields["sentence"], record.fields["label"]) for n, record in enumerate(records)]
+        said = [(*one, order) for one in own for order in permutations]
+    if statements and (not added_to or name in added_to):
+        written = _sentences(split.around(), encoding)
+        made = statements_about(
+            [_boxes(record) for record in records], statements, f"{name}/{seed}", written, balanced
+        )  # fmt: skip
+        said += [(*one, permutations[number % orders]) for number, one in enumerate(made)]
+    for n, sentence, label, order in said:
+        image = [pictures[n]["image"][box] for box in order]
+        fields = pictures[n] | {"sentence": sentence, "label": label, "image": image}
+        yield Record(fields, records[n].file, records[n].line)
+
+
+def _sentences(top: Location, encoding: str) -> frozenset[str]:
+    """The sentences of all splits."""
+    files = [folder.child(f"{folder.place.name}.json") for folder in top.children() if folder.is_folder()]
+    return frozenset(
+        plain(_checked(r).fields["sentence"]) for file in files if file.is_file() for r in read_jsonl(file, encoding)
+    )
+
+
+def _checked(record: Record) -> Record:
+    for name in ("sentence", "label", "identifier", "structured_rep"):
+        if name not in record.fields:
+            raise UserError(f"{where(record)}: no field {name!r}, which a record of NLVR has")
+    return record
+
+
+def _fields(record: Record, folder: Location, split: str) -> dict[str, Any]:
+    identifier = record.fields["identifier"]
+    file = folder.child(f"{split}-{identifier}-0.png")
+    boxes = _boxes(record)
+    return {
+        "identifier": identifier,
+        "presentation": f"{split} {identifier.partition('-')[0]}",
+        "image": [f"{file.place}#xywh={x},{y},{width},{height}" for x, y, width, height in BOXES],
+        "kinds": sorted({f"{item['color']} {item['type']}" for box in boxes for item in box}),
+        "tower": "yes" if is_tower(boxes) else "no",
+    }
+
+
+def _details(box: Sequence[Mapping[str, Any]], of_tower: bool) -> list[str]:
+    """What stands in a box."""
+    order = sorted(box, key=lambda item: item["y_loc"])
+    colors = [item["color"] for item in order]
+    found = {f"{len(box)} items", f"{len(set(colors))} colors"}
+    found |= {f"{colors.count(color)} {color}" for color in colors}
+    found |= {f"{item['color']} {item['type']}" for item in box}
+    if order and of_tower:
+        found |= {f"top {colors[0]}", f"base {colors[-1]}"}
+        found |= {f"{upper} on {lower}" for upper, lower in itertools.pairwise(colors)}
+    return sorted(found)
+
+
+def _boxes(record: Record) -> Sequence[Sequence[Mapping[str, Any]]]:
+    """Items by box, their colors by name."""
+    try:
+        return [
+            [dict(item, color=_COLORS[item["color"].lower()]) for item in box]
+            for box in record.fields["structured_rep"]
+        ]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{where(record)}: structured_rep is not as NLVR has it: {error!r}") from error

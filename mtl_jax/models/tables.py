@@ -1,0 +1,20 @@
+"""Tables of vectors."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+
+class Table(nn.Module):
+    """A table of vectors, float32 [rows, D]. An index outside of it gives NaN, never the vector of another row."""
+
+    rows: int
+    width: int
+    scale: float
+
+    @nn.compact
+    def __call__(self, index: jax.Array) -> jax.Array:
+        embedding = self.param("embedding", nn.initializers.normal(self.scale), (self.rows, self.width), jnp.float32)
+        return jnp.take(embedding, index, axis=0, mode="fill", fill_value=jnp.nan)

@@ -1,0 +1,119 @@
+"""What of a published Vision Transformer is taken over: its patch projection and its positions.
+
+Its layers normalise before attention and feed-forward (pre-LayerNorm), those of the trunk here behind them, as BERT's
+do: weights of the ones mean nothing in the others.
+"""
+
+from __future__ import annotations
+
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from mtl_jax.errors import UserError
+from mtl_jax.models.pretrained import Files, read_json, tensor_files
+
+PROJECTION = "embeddings.patch_embeddings.projection"
+POSITIONS = "embeddings.position_embeddings"
+_CUBIC = -0.75  # the free parameter of Keys (1981) that torch takes
+
+
+def load_patches(
+    folder: str | pathlib.Path, width: int, patch: int, channels: int, grid: tuple[int, int]
+) -> dict[str, Any]:
+    """Patch projection and positions of a ViT, for `PatchEmbeddings`.
+
+    Args:
+      folder: with config.json (`model_type` "vit" or "deit"), model.safetensors and, where the pictures were scaled
+        by other means than 0.5 and deviations than 0.5, preprocessor_config.json, which is then made part of the
+        projection.
+      width: D of the model.
+      patch, channels: side of a patch and channels of the pictures.
+      grid: (rows, columns) of their patches. Positions learned on another grid are interpolated, bicubic, as
+        `transformers` does (`interpolate_pos_encoding`).
+
+    Returns:
+      {"projection": {"kernel" [F, D], "bias" [D]}, "position": {"embedding" [rows · columns, D]}}, float32; the vector
+      of the class token is left out.
+
+    Raises:
+      UserError: missing or broken files, another kind of model, other sizes.
+    """
+    folder = pathlib.Path(folder)
+    config = read_json(folder / "config.json")
+    if config.get("model_type") not in ("vit", "deit"):
+        raise UserError(
+            f"{folder / 'config.json'}: model_type is {config.get('model_type')!r}; config.images.pretrained takes "
+            "patches and positions of a 'vit' or 'deit'"
+        )
+    side, size = config.get("patch_size", 16), config.get("image_size", 224)
+    for field, found, wanted in (
+        ("hidden_size", config.get("hidden_size", 768), ("the width of the model", width)),
+        ("patch_size", side, ("config.images.patch", patch)),
+        ("num_channels", config.get("num_channels", 3), ("config.images.channels", channels)),
+    ):
+        if found != wanted[1]:
+            raise UserError(f"{folder / 'config.json'}: {field} = {found}, but {wanted[0]} is {wanted[1]}")
+    height, breadth = (size, size) if isinstance(size, int) else size
+    learned = (height // side, breadth // side)
+    special = 2 if config["model_type"] == "deit" else 1  # class token, and DeiT's distillation token
+    shapes = {
+        f"{PROJECTION}.weight": (width, channels, side, side),
+        f"{PROJECTION}.bias": (width,),
+        POSITIONS: (1, special + learned[0] * learned[1], width),
+    }
+    files = tensor_files(folder)
+    prefix = next((name.removesuffix(POSITIONS) for name in files if name.endswith(POSITIONS)), "")
+    found = {}
+    with Files(folder) as opened:
+        for name, shape in shapes.items():
+            if prefix + name not in files:
+                raise UserError(f"{folder}: no tensor {prefix}{name} {list(shape)}")
+            found[name] = opened.read(files[prefix + name], prefix + name, shape)
+    kernel = found[f"{PROJECTION}.weight"].transpose(2, 3, 1, 0)  # [y, x, channel, D]
+    kernel, bias = _rescaled(kernel, found[f"{PROJECTION}.bias"], *_scaling(folder, channels))
+    position = found[POSITIONS][0, special:].reshape(*learned, width)
+    return {
+        "projection": {"kernel": kernel.reshape(-1, width), "bias": bias},
+        "position": {"embedding": interpolated(position, grid).reshape(-1, width)},
+    }
+
+
+def interpolated(position: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
+    """float32 [rows, columns, D]: positions of another grid, bicubic; edges are continued by their last value."""
+    for axis, size in enumerate(grid):
+        if position.shape[axis] != size:
+            position = np.moveaxis(np.tensordot(_cubic(position.shape[axis], size), position, (1, axis)), 0, axis)
+    return position.astype(np.float32)
+
+
+def _cubic(old: int, new: int) -> np.ndarray:
+    """float64 [new, old]: the weights of cubic convolution (Keys 1981) at the middles of `new` cells over `old`."""
+    at = (np.arange(new) + 0.5) * old / new - 0.5
+    first = np.floor(at).astype(int)
+    matrix = np.zeros((new, old))
+    for offset in (-1, 0, 1, 2):
+        d = np.abs(at - first - offset)
+        near = (_CUBIC + 2) * d**3 - (_CUBIC + 3) * d**2 + 1
+        far = _CUBIC * (d**3 - 5 * d**2 + 8 * d - 4)
+        np.add.at(matrix, (np.arange(new), np.clip(first + offset, 0, old - 1)), np.where(d <= 1, near, far))
+    return matrix
+
+
+def _scaling(folder: pathlib.Path, channels: int) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and deviation of each channel by which the pictures of the ViT were scaled, of values 0 … 1."""
+    file = folder / "preprocessor_config.json"
+    said = read_json(file) if file.is_file() else {}
+    if said.get("do_normalize", True) is False:
+        said = {"image_mean": [0.0] * channels, "image_std": [1.0] * channels}
+    mean, deviation = (np.asarray(said.get(name, [0.5] * channels), float) for name in ("image_mean", "image_std"))
+    if mean.shape != (channels,) or deviation.shape != (channels,) or not (deviation > 0).all():
+        raise UserError(f"{file}: image_mean and image_std should each have {channels} numbers, the latter above 0")
+    return mean, deviation
+
+
+def _rescaled(kernel, bias, mean, deviation):
+    """The projection of values that are scaled as v/255 = 0.5·x + 0.5, from that of (v/255 − mean) / deviation."""
+    bias = bias + np.einsum("yxcd,c->d", kernel, (0.5 - mean) / deviation)
+    return (kernel * (0.5 / deviation)[:, None]).astype(np.float32), bias.astype(np.float32)
