@@ -1,0 +1,62 @@
+"""Checks a config before anything is loaded, and says by field what is wrong with it."""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from mtl_jax.config.analyses import check_ablation, check_adapt, check_merging, check_relate
+from mtl_jax.config.fields import CHOICES, RANGES, SPLITS
+from mtl_jax.config.inputs import check_datasets, check_images, check_mixing, check_tasks
+from mtl_jax.config.learning import (
+    check_distillation,
+    check_meta,
+    check_model,
+    check_optimizer,
+    check_penalties,
+    check_sharing,
+)
+from mtl_jax.config.rules import check_choice, check_fields, check_names, check_range, get
+from mtl_jax.errors import UserError
+
+
+def check(config: Any, default: ModuleType) -> None:
+    """Checks all fields that can be checked without the data.
+
+    Args:
+      config: an ml_collections ConfigDict.
+      default: the module `configs.default`, which names every field.
+
+    Raises:
+      UserError: every problem found, a line each, with its field and what would be right.
+    """
+    problems: list[str] = []
+    say = problems.append
+    check_fields(config, default.get_config(), "config", say)
+    if problems:  # the rest relies on the fields
+        raise UserError("\n".join(problems))
+    for field, choices in CHOICES.items():
+        check_choice(f"config.{field}", get(config, field), choices, say)
+    for field, (low, high) in RANGES.items():
+        check_range(f"config.{field}", get(config, field), low, high, say)
+    for entries in (check_datasets, check_tasks, check_penalties, check_distillation, check_ablation):
+        entries(config, default, say)
+    for section in (check_images, check_mixing, check_model, check_optimizer, check_sharing, check_meta, check_adapt,
+                    check_relate, check_merging):  # fmt: skip
+        section(config, say)
+    check_names("config.train_on", config.train_on, config.tasks, say)
+    check_names("config.evaluation.splits", config.evaluation.splits, SPLITS, say)
+    if problems:
+        raise UserError("\n".join(problems))
+
+
+def from_plain(plain: Any) -> Any:
+    """The config that config.json holds: its fields in order, tuples for lists."""
+    if isinstance(plain, dict):
+        config = ConfigDict(sort_keys=False)
+        for key, value in plain.items():
+            config[key] = from_plain(value)
+        return config
+    return tuple(from_plain(item) for item in plain) if isinstance(plain, list) else plain

@@ -1,0 +1,58 @@
+"""Checks of what is done with models: ablations, adaptation, relatedness, merging."""
+
+from __future__ import annotations
+
+from mtl_jax.config.rules import check_choice, check_name, check_names, check_range, check_regex, complete
+
+
+def check_ablation(config, default, say):
+    from mtl_jax.analysis.references import REFERENCES
+
+    ablation = config.ablation
+    for name, entry in ablation.sweeps.items():
+        where = f"config.ablation.sweeps.{name}"
+        check_name(where, name, say)
+        if complete(where, entry, default.sweep(), say):
+            check_choice(f"{where}.scale", entry.scale, ("log", "linear"), say)
+            if not entry.field:
+                say(f"{where}.field: name a field, e.g. 'penalties.l2.strength'")
+    for name, entry in ablation.choices.items():
+        check_name(f"config.ablation.choices.{name}", name, say)
+        complete(f"config.ablation.choices.{name}", entry, default.choice(), say)
+    for name in set(ablation.sweeps) & set(ablation.choices):
+        say(f"config.ablation: {name!r} is the name of a sweep and of a choice")
+    for factor in ablation.rates:
+        check_range("config.ablation.rates", factor, 1e-9, None, say)
+    if ablation.reference:
+        check_choice("config.ablation.reference", ablation.reference, REFERENCES, say)
+    if ablation.sweeps and ablation.intervals and ablation.seeds < 2:
+        say("config.ablation.seeds: intervals need two seeds at least; or set config.ablation.intervals=False")
+
+
+def check_adapt(config, say):
+    adapt = config.adapt
+    for field, low in (("shots", 1), ("steps", 0), ("rates", 1e-9)):
+        if not adapt[field]:
+            say(f"config.adapt.{field}: name one at least")
+        for value in adapt[field]:
+            check_range(f"config.adapt.{field}", value, low, None, say)
+            if field != "rates" and not isinstance(value, int):
+                say(f"config.adapt.{field}: {value!r} should be a whole number")
+    check_regex("config.adapt.leaves", adapt.leaves, say)
+    check_names("config.adapt.tuned_on", adapt.tuned_on, config.tasks, say)
+    if config.tasks and set(adapt.tuned_on) == set(config.tasks):
+        say("config.adapt.tuned_on: names all tasks, none is left to be reported")
+
+
+def check_relate(config, say):
+    from mtl_jax.analysis.relatedness.registry import MEASURES
+
+    for name in config.relate.measures:
+        check_choice("config.relate.measures", name, MEASURES, say)
+    check_choice("config.relate.split", config.relate.split, config.evaluation.splits, say)
+
+
+def check_merging(config, say):
+    from mtl_jax.sharing.merging import MERGING
+
+    check_names("config.merging.methods", config.merging.methods, MERGING, say)
