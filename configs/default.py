@@ -260,6 +260,8 @@ def task(**fields) -> ConfigDict:
     entry.metrics = ()  # first = the task's score; (): the kind's default. Names: mtl_jax.tasks.metrics.METRICS
     entry.classes = ()  # order of the classes; (): sorted, from train
     entry.missing = ("",)  # raw values that mean "no label"; a field that is absent always does
+    entry.labelled = 0  # only so many examples of train keep their label, a fixed subset by seed; 0: all. Schemes such
+    #                     as "gan_classification" learn from the others too
     entry.options = ConfigDict()  # of the kind, e.g. {"crf": True, "scheme": "iob2"} or {"label_smoothing": 0.1}
     return _filled(entry, fields, "task", ("options",))
 

@@ -80,6 +80,9 @@ def check_tasks(config, default, say):
         if check_choice(f"{where}.dataset", entry.dataset, config.datasets, say) and entry.kind in KINDS:
             _check_texts(entry, config.datasets[entry.dataset], where, say)
         check_range(f"{where}.weight", entry.weight, 0.0, None, say)
+        check_range(f"{where}.labelled", entry.labelled, 0, None, say)
+        if entry.labelled and entry.kind in KINDS and KINDS[entry.kind].labels in ("tokens", "hidden"):
+            say(f"{where}.labelled: tasks of kind {entry.kind!r} need every label; limit the data set instead")
         if entry.kind == "masked_lm":
             _check_masked(config, name, where, say)
         elif not entry.label:

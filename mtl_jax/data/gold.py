@@ -1,4 +1,6 @@
-"""Gold labels that depend on the encoded texts: answers among tokens, numbers of choices, the tokens themselves."""
+"""Gold labels that depend on the encoded texts: answers among tokens, numbers of choices, the tokens themselves; and
+labels of a part of the records alone.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from mtl_jax.data import answers, choices
+from mtl_jax.data import answers, choices, selection
 from mtl_jax.data.encoding import EncodedSplit
 from mtl_jax.data.labels import LabelSpec
 from mtl_jax.data.records import summary
@@ -66,6 +68,16 @@ def blank(spec: LabelSpec, units: Units) -> Gold:
     shape = (count, 2) if spec.kind == "span" else (count,)
     value = np.full(shape, answers.UNKNOWN if spec.kind == "span" else 0, np.int32)
     return Gold(value, np.full(count, spec.kind == "hidden"), np.arange(count + 1, dtype=np.int64))
+
+
+def some(gold: Gold, spec: LabelSpec, seed: int) -> Gold:
+    """The labels of `spec.labelled` records, drawn from those that have one; the others become unlabelled."""
+    record = np.repeat(np.arange(len(gold.offsets) - 1), np.diff(gold.offsets))
+    chosen = selection.subset(np.unique(record[gold.known]).tolist(), spec.labelled, f"{spec.task}/labelled", seed)
+    known = gold.known & np.isin(record, chosen)
+    value = gold.value.copy()
+    value[~known] = answers.UNKNOWN if spec.kind == "span" else 0
+    return gold._replace(value=value, known=known)
 
 
 def statistics(gold: Gold, spec: LabelSpec) -> dict[str, Any]:

@@ -37,6 +37,7 @@ class LabelSpec:
     classes        names in the order of the ids; () = those of the training data, sorted, "O" first for tagging
     missing        values that mean "not labelled", besides None
     predicates     field with the word indices of the predicates (level "predicate")
+    labelled       records of train that keep their labels, drawn by seed among those that have some; 0 = all
     """
 
     task: str
@@ -48,6 +49,7 @@ class LabelSpec:
     missing: tuple[str | None, ...] = ("", None)
     delimiter: str = ","
     predicates: str = "predicates"
+    labelled: int = 0
     target: Any = None  # `mtl_jax.data.targets.TargetSpec`, of level "sequence" alone
 
     def __post_init__(self):
@@ -58,6 +60,8 @@ class LabelSpec:
             raise UserError(f"task {self.task}: kind 'tokens' and a target belong to level 'sequence', and only there")
         if self.kind in ("set", "real") and self.level != "text":
             raise UserError(f"task {self.task}: labels of kind {self.kind} belong to texts, not to level {self.level}")
+        if self.labelled and self.kind in ("tokens", "hidden"):
+            raise UserError(f"task {self.task}: labels of kind {self.kind} are all there, `labelled` has to be 0")
         if len(set(self.classes)) != len(self.classes):
             raise UserError(f"task {self.task}: classes names a class twice")
 

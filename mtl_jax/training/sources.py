@@ -33,6 +33,7 @@ def label_specs(config: Any) -> list[LabelSpec]:
                 kind=kind.labels,
                 classes=tuple(entry.classes),
                 missing=(*entry.missing, None),
+                labelled=entry.labelled,
                 target=_target(entry) if kind.labels == "tokens" else None,
             )
         )

@@ -176,6 +176,33 @@ def test_bad_input(specs, kwargs, message):
         make(specs, **kwargs)
 
 
+def test_some_records_keep_their_labels():
+    def many(name, entry, seed):
+        records = [
+            {"w": ["a"] * (1 + n % 3), "c": f"c{n % 4}" if n % 10 else "", "t": ["O"] * (1 + n % 3)} for n in range(200)
+        ]
+        splits = {s: [Record(f, s, n) for n, f in enumerate(records)] for s in ("train", "dev")}
+        return datasets.ReadData(splits, {s: 200 for s in splits}, [], "fingerprint")
+
+    def known(labelled, seed=0, level="text", field="c"):
+        specs = [LabelSpec("few", "d", field, level, labelled=labelled), LabelSpec("all", "d", "c")]
+        corpus = load({"d": {"words": "w"}}, specs, WordVocabulary(), row_length=8, read=many, seed=seed)
+        gold = {split: found.encoded.labels for split, found in corpus.splits["d"].items()}
+        assert len(corpus.vocabularies["all"].names) == 4
+        assert gold["dev"]["all"].known.sum() == gold["train"]["all"].known.sum() == 180
+        assert corpus.rows["d"]["train"].labels["few"]["mask"].sum() == gold["train"]["few"].known.sum()
+        assert not gold["train"]["few"].value[~gold["train"]["few"].known].any()
+        return {m for m in range(200) if gold["train"]["few"].of(m)[1].any()}, corpus
+
+    few, corpus = known(20)
+    assert len(few) == 20 and not any(m % 10 == 0 for m in few) and corpus.vocabularies["few"].names[3] == "c3"
+    assert corpus.statistics["tasks"]["few"]["dev"]["known"] == 180
+    assert few < known(50)[0] and few != known(20, seed=1)[0]  # nested, and drawn by seed
+    assert len(known(1000)[0]) == len(known(0)[0]) == 180
+    words, corpus = known(7, level="word", field="t")
+    assert len(words) == 7 and corpus.statistics["tasks"]["few"]["train"]["known"] == sum(1 + m % 3 for m in words)
+
+
 def test_new_records_are_packed_without_their_labels():
     corpus = make()
     records = [

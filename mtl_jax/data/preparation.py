@@ -1,0 +1,230 @@
+"""One data set from its units to packed rows: labels, tokens, capacities."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from mtl_jax.data import (
+    batches,
+    cache,
+    encoding,
+    labels,
+    levels,
+    marks,
+    packing,
+    patches,
+    statistics,
+    targets,
+    vocabulary,
+)
+from mtl_jax.data import gold as golds
+from mtl_jax.data.batch import Rows
+from mtl_jax.data.encoding import EncodedSplit
+from mtl_jax.data.labels import LabelSpec
+from mtl_jax.data.records import Record
+from mtl_jax.data.tokenizers import Tokenizer
+from mtl_jax.data.units import Units, units_of
+from mtl_jax.data.vocabulary import Gold, LabelVocabulary
+from mtl_jax.errors import UserError
+
+
+class Settings(NamedTuple):
+    """How a data set is encoded; the fields are those of `corpus.load`, `overlong` without "auto"."""
+
+    row_length: int
+    max_length: int
+    pack: bool
+    overlong: str
+    max_unseen: float
+    seed: int
+
+
+class Prepared(NamedTuple):
+    """A data set by split; `encoded.labels` has the gold labels of the tasks that are trained.
+
+    rows                packed, for training and evaluation
+    encoded             pieces in the order of the rows
+    vocabularies        of the tasks that are trained
+    dataset_statistics  {"capacities": ..., split: numbers of `statistics.of_lengths`}
+    task_statistics     {task: {split: counts}}
+    notes               sentences about what was odd
+    """
+
+    rows: dict[str, Rows]
+    encoded: dict[str, EncodedSplit]
+    vocabularies: dict[str, LabelVocabulary]
+    dataset_statistics: dict[str, Any]
+    task_statistics: dict[str, Any]
+    notes: list[str]
+
+
+class _Labels(NamedTuple):
+    """vocabularies by task, gold labels by split and task, int64[M] tokens of the longest target by split, notes."""
+
+    vocabularies: dict[str, LabelVocabulary]
+    gold: dict[str, dict[str, Gold]]
+    longest: dict[str, np.ndarray]
+    notes: list[str]
+
+
+def prepare(
+    name: str,
+    units: Mapping[str, Units],
+    own: Sequence[LabelSpec],
+    kept: Sequence[LabelSpec],
+    tokenizer: Tokenizer,
+    settings: Settings,
+) -> Prepared:
+    """One data set from its units by split: the tasks `own` shape its rows, those in `kept` get labels.
+
+    Raises:
+      UserError: see `labels`, `vocabulary`, `encoding`.
+    """
+    row_length, pack = settings.row_length, settings.pack
+    encoded = {split: _cached(u, tokenizer, settings.max_length, settings.overlong) for split, u in units.items()}
+    notes = [note for split, e in encoded.items() if (note := encoding.overlong_note(f"{name}/{split}", e))]
+    if any(spec.level == "pair" for spec in own):
+        lost = {split: int((e.first & (e.mark_token < 0).any(1)).sum()) for split, e in encoded.items()}
+        notes += [f"{name}/{s}: {n} marked spans are cut off, they are not learned from" for s, n in lost.items() if n]
+    found = _labels(units, encoded, own, kept, tokenizer, settings)
+    notes += found.notes
+    encoded = {s: e._replace(labels=found.gold[s], targets=found.longest[s]) for s, e in encoded.items()}
+    wanted = sorted({spec.level for spec in own})
+    if "predicate" in wanted:
+        limit = packing.predicate_limit(list(encoded.values()), row_length, pack)
+        encoded = {split: encoding.copy_for_predicates(e, limit) for split, e in encoded.items()}
+        copies = {split: int(e.copy.sum()) for split, e in encoded.items()}
+        notes += [f"{name}/{s}: {n} copies of sentences with many predicates" for s, n in copies.items() if n]
+    # Files are often sorted, by class or by source: a row should not be all of one kind.
+    orders = {s: _shuffled(e, f"pieces {name}/{s}") for s, e in encoded.items()}
+    encoded = {split: encoding.take(e, orders[split]) for split, e in encoded.items()}
+    capacities = packing.choose_capacities(list(encoded.values()), wanted, row_length, pack)
+    classes = {task: len(v.names) for task, v in found.vocabularies.items()}
+    rows = {split: packing.pack(e, kept, classes, capacities, pack) for split, e in encoded.items()}
+    for spec in (s for s in kept if s.level == "token"):
+        rows = {s: r._replace(labels=r.labels | {spec.task: levels.maskable(r, tokenizer)}) for s, r in rows.items()}
+    notes.append(
+        f"{name}: {packing.real_share(rows['train']):.1%} of the token positions of train hold real tokens "
+        f"({len(encoded['train'].record)} pieces in {len(rows['train'].tokens)} rows of {row_length})"
+    )
+    lengths = {split: statistics.of_lengths(e, rows[split]) for split, e in encoded.items()}
+    counts = {spec.task: {s: _counts(found, spec, s) for s in units} for spec in kept}
+    numbers = {"capacities": capacities._asdict()} | lengths
+    return Prepared(rows, encoded, found.vocabularies, numbers, counts, notes)
+
+
+def _labels(
+    units: Mapping[str, Units],
+    encoded: Mapping[str, EncodedSplit],
+    own: Sequence[LabelSpec],
+    kept: Sequence[LabelSpec],
+    tokenizer: Tokenizer,
+    settings: Settings,
+) -> _Labels:
+    vocabularies: dict[str, LabelVocabulary] = {}
+    notes: list[str] = []
+    gold: dict[str, dict[str, Gold]] = {split: {} for split in units}
+    longest = {split: np.zeros(len(u.records), np.int64) for split, u in units.items()}
+    for spec in own:
+        if spec.level == "sequence":  # of every task, since the longest target decides how rows are packed
+            names, found, odd = _targets(spec, units, encoded, tokenizer)
+            longest = {split: np.maximum(longest[split], np.diff(g.offsets)) for split, g in found.items()}
+        elif spec not in kept:
+            continue
+        elif spec.kind in golds.KINDS:
+            names, found, odd = golds.build(spec, units, encoded, tokenizer)
+        else:
+            raw = {s: labels.collect(u.records, spec, u.word_counts, u.predicates) for s, u in units.items()}
+            names, odd = vocabulary.build_vocabulary(spec, raw, settings.max_unseen)
+            found = {split: vocabulary.encode_labels(values, spec, names) for split, values in raw.items()}
+        if spec not in kept:
+            continue
+        if spec.labelled:
+            found = {**found, "train": golds.some(found["train"], spec, settings.seed)}
+        vocabularies[spec.task] = names
+        notes += odd
+        for split, values in found.items():
+            gold[split][spec.task] = values
+    return _Labels(vocabularies, gold, longest, notes)
+
+
+def _counts(found: _Labels, spec: LabelSpec, split: str) -> dict[str, Any]:
+    gold = found.gold[split][spec.task]
+    if spec.kind in golds.KINDS:
+        return golds.statistics(gold, spec)
+    return statistics.of_labels(gold, spec, found.vocabularies[spec.task])
+
+
+def _targets(spec: LabelSpec, units: Mapping[str, Units], encoded: Mapping[str, EncodedSplit], tokenizer: Tokenizer):
+    """(vocabulary, {split: Gold}, notes) of a task that writes sequences."""
+    raw = {split: targets.collect(u.records, spec, tokenizer) for split, u in units.items()}
+    names = targets.build_vocabulary(spec, raw, units["train"].records)
+    gold: dict[str, Gold] = {}
+    notes: list[str] = []
+    for split, values in raw.items():
+        given = sources(spec, units[split], encoded[split], tokenizer)
+        gold[split], cut, unknown = targets.encode(values, spec, names, given)
+        notes += targets.notes(spec, split, gold[split], cut, unknown)
+    return names, gold, notes
+
+
+def sources(spec: LabelSpec, units: Units, encoded: EncodedSplit, tokenizer: Tokenizer) -> Sequence[Sequence[str]]:
+    """What a task may copy of each record; () where it does not."""
+    return targets.source_tokens(units, encoded, tokenizer) if spec.target.copy else ()
+
+
+def what_to_read(records: Sequence[Record], what: str, entry: Mapping[str, Any], specs: Sequence[LabelSpec]) -> Units:
+    """The units of records, as the data set's entry and its tasks want them; `what` stands in messages."""
+    fields = {spec.predicates for spec in specs if spec.level == "predicate"}
+    if len(fields) > 1:
+        raise UserError(f"{what}: its tasks name different fields of predicates: {', '.join(sorted(fields))}")
+    text, words = entry.get("text") or (), entry.get("words") or ""
+    marked = tuple(entry.get("marked") or ())
+    if any(spec.level == "pair" for spec in specs) and not marked:
+        raise UserError(f"{what}: a task on it reads two marked spans; name them as `marked` of the data set")
+    return units_of(
+        records, text=text, words=words, predicates="".join(fields), choices=tuple(entry.get("choices") or ()),
+        marked=marked, markers=tuple(entry.get("markers") or marks.MARKERS),
+        aligned=bool(text) and any(spec.level == "span" for spec in specs), pictured=bool(entry.get("image")),
+    )  # fmt: skip
+
+
+def _shuffled(split: EncodedSplit, name: str) -> Any:
+    """A permutation of the pieces that keeps the choices of a record together."""
+    first = np.flatnonzero(split.choice == 0)
+    sizes = np.diff(np.append(first, len(split.choice)))
+    order = batches.permutation(len(first), 0, name, 0)
+    return encoding.ranges(first[order], sizes[order])[1]
+
+
+def what_overlong_means(overlong: str, units: Units, specs: Sequence[LabelSpec]) -> str:
+    """What "auto" means for a data set with the tasks `specs`: split where words are labelled, or hidden."""
+    if overlong != "auto":
+        return overlong
+    by_words = units.words is not None and any(spec.level in ("word", "predicate", "token") for spec in specs)
+    return "split" if by_words else "truncate"
+
+
+def _cached(units: Units, tokenizer: Tokenizer, max_length: int, overlong: str) -> EncodedSplit:
+    key = {
+        "units": units.fingerprint(),
+        "tokenizer": tokenizer.fingerprint,
+        "max_length": max_length,
+        "overlong": overlong,
+    }
+
+    def make():
+        arrays = encode(units, tokenizer, max_length, overlong)._asdict()
+        del arrays["labels"], arrays["targets"]
+        return {name: array for name, array in arrays.items() if array is not None}
+
+    return EncodedSplit(**cache.cached(key, make))
+
+
+def encode(units: Units, tokenizer: Tokenizer, max_length: int, overlong: str) -> EncodedSplit:
+    """`encoding.encode`, with the patches of pictures where the units have some."""
+    encoded = encoding.encode(units, tokenizer, max_length, overlong)
+    return encoded if units.pictures is None else patches.insert(encoded, units, encoding.before(units, tokenizer))
