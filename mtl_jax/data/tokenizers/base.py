@@ -1,0 +1,72 @@
+"""What encoding needs of a tokenizer."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pathlib
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
+
+
+class Template(NamedTuple):
+    """The special tokens around a text A, or a pair A, B: `before A between B after`, each as (id, token type).
+
+    `types` are the token types of A and of B.
+    """
+
+    before: tuple[tuple[int, int], ...]
+    between: tuple[tuple[int, int], ...]
+    after: tuple[tuple[int, int], ...]
+    types: tuple[int, int]
+
+    @property
+    def specials(self) -> int:
+        """How many tokens the template adds."""
+        return len(self.before) + len(self.between) + len(self.after)
+
+
+class Tokenizer(Protocol):
+    """What encoding needs of a tokenizer. Id 0 also stands in the padding, where `segment` hides it."""
+
+    single: Template
+    pair: Template
+    size: int  # one more than the largest id: the rows of an embedding table
+    fingerprint: str  # changes where any id would
+
+    def texts(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each text, without special tokens, at least one."""
+
+    def words(self, sentences: Sequence[Sequence[str]]) -> list[list[list[int]]]:
+        """Token ids of each word of each sentence, without special tokens, at least one a word."""
+
+    def offsets(self, texts: Sequence[str]) -> list[list[tuple[int, int]]]:
+        """Where each token of `texts` stands in its text: (first character, one behind the last), nowhere (0, 0)."""
+
+    def token(self, index: int) -> str:
+        """The token of an id, for people."""
+
+    def tokens(self, units: Sequence[str | Sequence[str]]) -> list[list[str]]:
+        """The tokens of each text or sentence of words, without special tokens, at least one."""
+
+    def join(self, tokens: Sequence[str]) -> str:
+        """The text that tokens make."""
+
+    def find(self, token: str) -> int | None:
+        """The id of a token by its name, special ones too; None where there is none."""
+
+    @property
+    def mask(self) -> int | None:
+        """The id of the token that stands for a hidden word; None where there is none."""
+
+    @property
+    def specials(self) -> frozenset[int]:
+        """The ids of tokens that are no words: special ones, and the unknown one."""
+
+    def save(self, folder: pathlib.Path) -> None:
+        """Writes files into a folder, from which `load` makes the same tokenizer."""
+
+
+def digest(value: Any) -> str:
+    """sha256 of what JSON makes of a value; hexadecimal."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

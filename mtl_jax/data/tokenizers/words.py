@@ -1,0 +1,152 @@
+"""A vocabulary of the words of the training data."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import json
+import pathlib
+import re
+from collections.abc import Iterable, Sequence
+
+from mtl_jax.data.tokenizers.base import Template, digest
+from mtl_jax.errors import UserError
+
+FILE = "word_vocabulary.json"
+
+
+class WordTokenizer:
+    """A closed vocabulary of words: [PAD] 0, [UNK] 1, [SEP] 2 (between the texts of a pair), [CLS] 3, then words.
+
+    Plain text is cut into runs of word characters and single punctuation marks; words that are given stay whole.
+    `cls` puts [CLS] before each example, for heads that read the first token. `extra` are further special tokens, from
+    id 4; of them only [MASK] is read off texts.
+    """
+
+    SPECIALS = ("[PAD]", "[UNK]", "[SEP]", "[CLS]")
+    MASK = "[MASK]"
+    _pattern = re.compile(r"\w+(?:['’]\w+)*|[^\w\s]")
+    _pattern_with_mask = re.compile(r"(?i:\[mask\])|" + _pattern.pattern)
+
+    def __init__(self, vocabulary: Sequence[str], lower: bool = True, cls: bool = False, extra: Sequence[str] = ()):
+        """`vocabulary` are the words without the special tokens, all different."""
+        self.extra = tuple(extra)
+        specials = self.SPECIALS + self.extra
+        self.vocabulary = specials + tuple(vocabulary)
+        self.index = {word: i for i, word in enumerate(self.vocabulary)}
+        if len(self.index) != len(self.vocabulary):
+            raise UserError("a word vocabulary names a word twice, or one of " + " ".join(specials))
+        self.lower = lower
+        self.cls = cls
+        self.size = len(self.vocabulary)
+        before = ((3, 0),) if cls else ()
+        self.single = Template(before, (), (), (0, 1))
+        self.pair = Template(before, ((2, 0),), (), (0, 1))
+        self.fingerprint = digest(["words", lower, cls, self.vocabulary])
+        self._known = {word: i for word, i in self.index.items() if i >= len(specials)}
+        if self.mask is not None:
+            self._known[self.MASK.lower() if lower else self.MASK] = self.mask
+            self._pattern = self._pattern_with_mask
+
+    @classmethod
+    def build(
+        cls,
+        units: Iterable[str | Sequence[str]],
+        min_count: int = 1,
+        max_size: int | None = None,
+        lower: bool = True,
+        cls_token: bool = False,
+        extra: Sequence[str] = (),
+    ) -> WordTokenizer:
+        """From training texts (str) and sentences (lists of words): the words seen `min_count` times or more.
+
+        At most `max_size` of them, the most frequent first, equal counts in alphabetical order.
+        With `min_count=1` training never sees [UNK], whose vector then stays as it was initialised. Without any text,
+        where all data are pictures, the special tokens alone.
+        """
+        counts: collections.Counter[str] = collections.Counter()
+        read = 0
+        for unit in units:
+            read += 1
+            counts.update(cls._split(unit, lower) if isinstance(unit, str) else _lowered(unit, lower))
+        for special in (*cls.SPECIALS, *extra, *_lowered(extra, lower)):
+            counts.pop(special, None)
+        ranked = sorted((-count, word) for word, count in counts.items() if count >= min_count)
+        if read and not ranked:
+            raise UserError(f"no word of the training data occurs {min_count} times or more (tokenizer.min_count)")
+        return cls([word for _, word in ranked[:max_size]], lower, cls_token, extra)
+
+    @classmethod
+    def _split(cls, text: str, lower: bool) -> list[str]:
+        return cls._pattern.findall(_lowered_text(text, lower))
+
+    def texts(self, texts: Sequence[str]) -> list[list[int]]:
+        split = self._pattern.findall
+        return [[self._known.get(word, 1) for word in split(_lowered_text(t, self.lower))] or [1] for t in texts]
+
+    def offsets(self, texts: Sequence[str]) -> list[list[tuple[int, int]]]:
+        result = []
+        for text in texts:
+            lowered = _lowered_text(text, self.lower)
+            found = [match.span() for match in self._pattern.finditer(lowered)] or [(0, 0)]
+            if len(lowered) != len(text):  # a few capitals have two characters in lower case
+                origin = [i for i, character in enumerate(text) for _ in character.lower()]
+                found = [(origin[a], origin[b - 1] + 1) if b else (0, 0) for a, b in found]
+            result.append(found)
+        return result
+
+    def words(self, sentences: Sequence[Sequence[str]]) -> list[list[list[int]]]:
+        return [[[self._known.get(word, 1)] for word in _lowered(words, self.lower)] for words in sentences]
+
+    def token(self, index: int) -> str:
+        return self.vocabulary[index]
+
+    @classmethod
+    def cut(cls, units: Iterable[str | Sequence[str]], lower: bool) -> list[list[str]]:
+        """The words of each text or sentence, those outside of any vocabulary too."""
+        return [cls._split(unit, lower) if isinstance(unit, str) else list(_lowered(unit, lower)) for unit in units]
+
+    def tokens(self, units: Sequence[str | Sequence[str]]) -> list[list[str]]:
+        return [words or [self.SPECIALS[1]] for words in self.cut(units, self.lower)]
+
+    def join(self, tokens: Sequence[str]) -> str:
+        return " ".join(tokens)
+
+    def find(self, token: str) -> int | None:
+        return self.index.get(token)
+
+    @property
+    def mask(self) -> int | None:
+        return self.index[self.MASK] if self.MASK in self.extra else None
+
+    @property
+    def specials(self) -> frozenset[int]:
+        return frozenset(range(len(self.SPECIALS) + len(self.extra)))
+
+    def save(self, folder: pathlib.Path) -> None:
+        words = self.vocabulary[len(self.SPECIALS) + len(self.extra) :]
+        source = {"words": words, "lower": self.lower, "cls": self.cls, "extra": self.extra}
+        (folder / FILE).write_text(json.dumps(source, ensure_ascii=False), encoding="utf-8")
+
+
+@dataclasses.dataclass(frozen=True)
+class WordVocabulary:
+    """How to build a `WordTokenizer` from the training data; see `WordTokenizer.build`."""
+
+    min_count: int = 1
+    max_size: int | None = None
+    lower: bool = True
+    cls_token: bool = False
+    extra: tuple[str, ...] = ()
+
+    def __call__(self, units: Iterable[str | Sequence[str]]) -> WordTokenizer:
+        """The tokenizer over `units`, training texts (str) and sentences (lists of words)."""
+        return WordTokenizer.build(units, self.min_count, self.max_size, self.lower, self.cls_token, self.extra)
+
+
+def _lowered(words: Sequence[str], lower: bool) -> Sequence[str]:
+    return [word.lower() for word in words] if lower else words
+
+
+def _lowered_text(text: str, lower: bool) -> str:
+    return text.lower() if lower else text
