@@ -1,0 +1,36 @@
+"""Similar tasks share more layers: a tree of the five genres of UD English-EWT, from what their pairs gain.
+
+    python launch.py --config=configs/relate.py:ewt --workdir=runs/relate_ewt --mode=relate
+    python launch.py --config=configs/tree.py --workdir=runs/tree
+    python launch.py --config=configs/tree.py:compare --workdir=runs/tree_compare --mode=ablate
+
+    :tree     the lower of two layers of all genres, of the upper layer one for each of three groups of genres
+    :compare  trees by measured transfer, by gradient cosine and by label distributions, against one model for all and a
+              model for each; five learning rates, five seeds, paired tests
+"""
+
+from configs import ablate_lambda, default
+from mtl_jax.analysis.relatedness import grouping
+
+RUN = "runs/relate_ewt"  # tasks of the same names
+GROUPS = {"layer_00": 1, "layer_01": 3}  # from each layer up
+MEASURES = ("transfer", "gradient_cosine", "label_divergence")
+
+
+def get_config(which: str = "tree"):
+    if which not in ("tree", "compare"):
+        raise ValueError(f"the argument of this config is 'tree' or 'compare', not {which!r}")
+    config = ablate_lambda.genres()
+    config.model.layers = 2
+    config.sharing.trunk = "all"
+    if which == "tree":
+        config.sharing.groups = grouping.tree_of_run(RUN, GROUPS)
+        return config
+    settings = {"hard": {}, "single": {"sharing": {"trunk": "none"}}}
+    for measure in MEASURES:
+        settings[measure] = {"sharing": {"groups": grouping.tree_of_run(RUN, GROUPS, measure)}}
+    default.add_choice(config, "tree", settings=settings)
+    default.add_sweep(config, "rate", field="optimizer.learning_rate", points=(7.5e-3, 1.5e-2, 3e-2, 6e-2, 1.2e-1))
+    config.ablation.baselines.tree = ("hard", "single")
+    config.ablation.seeds = 5
+    return config
