@@ -61,10 +61,10 @@ def _train():
     if not WORKDIR.value:
         raise UserError("--mode=train needs --workdir=FOLDER")
     config = _config()
-    workdir = folders.prepare(WORKDIR.value)
-    summary = loop.train(config, workdir)
-    if summary is not None:
-        print("\n" + report.finished(workdir, summary))
+    with folders.held(WORKDIR.value) as workdir:
+        summary = loop.train(config, workdir)
+        if summary is not None:
+            print("\n" + report.finished(workdir, summary))
 
 
 def _evaluate():
@@ -169,9 +169,9 @@ def _lanes(run, tell):
         raise UserError(f"--mode={MODE.value} needs --workdir=FOLDER")
     lanes.use_all_cores()
     config = _config()
-    workdir = folders.prepare(WORKDIR.value)
-    if run(config, workdir, lambda c: checks.check(c, default)) is not None:
-        print("\n" + tell(workdir, default))
+    with folders.held(WORKDIR.value) as workdir:
+        if run(config, workdir, lambda c: checks.check(c, default)) is not None:
+            print("\n" + tell(workdir, default))
 
 
 def _merge():
@@ -183,8 +183,8 @@ def _merge():
         raise UserError("--mode=merge needs --runs=FOLDER[,FOLDER...] and --output=FOLDER")
     runs = [pathlib.Path(run).expanduser() for run in RUNS.value]
     config = _config(runs[0])
-    out = folders.prepare(OUTPUT.value)
-    print(report.merged(out, merge.merge(config.merging, runs, out)))
+    with folders.held(OUTPUT.value) as out:
+        print(report.merged(out, merge.merge(config.merging, runs, out)))
 
 
 def _adapt():

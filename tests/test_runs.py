@@ -153,9 +153,9 @@ def test_early_stop_is_not_run_past_when_started_again(tiny, tmp_path):
     assert (workdir / "metrics.jsonl").read_text() == lines
 
 
-def test_other_config_other_data_and_damage_are_refused(tiny, tmp_path):
+def test_other_config_and_other_data_are_refused_and_damage_is_gone_round(tiny, tmp_path, capsys):
     config, workdir = tiny(), folders.prepare(tmp_path / "run")
-    loop.train(config, workdir)
+    first = loop.train(config, workdir)
     with pytest.raises(UserError, match=r"another config.*\n  config.optimizer.clip: 1.0 there, 2.0 here"):
         loop.train(tiny(optimizer__clip=2.0), workdir)
     assert loop.train(tiny(training__log_every=5), workdir)["step"]  # what is seen of the run may change
@@ -168,11 +168,13 @@ def test_other_config_other_data_and_damage_are_refused(tiny, tmp_path):
         with pytest.raises(UserError, match=r"other data.*texts, train: \d+ rows, 96 examples there, \d+ rows, 95"):
             function()
     texts.write_text(whole)
-    for file in (workdir / "checkpoints").rglob("*"):
-        if file.is_file() and file.parent.parent.name != "checkpoints":
+    steps = sorted(int(folder.name) for folder in (workdir / "checkpoints").iterdir())
+    for file in (workdir / "checkpoints" / str(steps[-1])).rglob("*"):
+        if file.is_file() and file.parent.name != str(steps[-1]):
             file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-    with pytest.raises(UserError, match="cannot read the checkpoint of step 12"):
-        loop.train(config, workdir)
+    again = loop.train(config, workdir)
+    assert f"going on from step {steps[-2]}." in capsys.readouterr().out
+    assert again["tasks"] == first["tasks"] and again["distances"] == first["distances"]
 
 
 def test_a_config_that_does_not_run_claims_no_folder(tiny, tmp_path):

@@ -3,22 +3,29 @@
     workdir/checkpoints/<step>/   params, and the rest of the train state
     workdir/best/<step>/          params
 
-Both carry what identifies the data, and the progress of the loop, as metadata.
+Both carry what identifies the data, and the progress of the loop, as metadata; and checksums of all of it. What is
+found damaged is moved to workdir/damaged/, and the one before is taken.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import pathlib
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 from orbax.checkpoint import v1 as ocp
 
 from mtl_jax.data.corpus import Corpus
 from mtl_jax.errors import UserError
+from mtl_jax.training import integrity
+from mtl_jax.training.integrity import Damaged
 from mtl_jax.training.step import TrainState
+
+T = TypeVar("T")
 
 
 class Checkpoints:
@@ -63,10 +70,26 @@ class Checkpoints:
         """Step of the parameters that are kept as the best."""
         return self._best.latest.step if self._best.latest else None
 
+    def newest(self, read: Callable[[int], T]) -> T | None:
+        """What `read` makes of the step of the newest checkpoint; None where there is none.
+
+        One that `read` finds damaged (`integrity.Damaged`) is moved to workdir/damaged/, which is said, and the one
+        before is taken.
+        """
+        while (step := self.latest) is not None:
+            try:
+                return read(step)
+            except Damaged as error:
+                there = _set_aside(self._folder, "checkpoints", step)
+                self._newest.reload()
+                on = f"step {self.latest}" if self.latest is not None else "the beginning: there is no other"
+                print(f"{error}\n  It was moved to {there}; going on from {on}. The steps since then are made again.")
+        return None
+
     def save(self, state: TrainState, metadata: dict[str, Any]) -> None:
         """Starts to write the state, unless one of this step is there; returns before it is on disk.
 
-        A failed write shows at the next call or at `wait`.
+        A failed write shows at the next call, at `check` or at `wait`.
         """
         self.save_parts(int(state.step), {"params": state.params, "rest": _rest(state)}, metadata)
 
@@ -87,9 +110,19 @@ class Checkpoints:
     def _start(self, checkpointer, step, parts, metadata):
         with _clear_errors("write", step, self._folder):
             self._pending = checkpointer.save_checkpointables_async(
-                step, parts, custom_metadata=metadata, overwrite=True
+                step, parts, custom_metadata=integrity.seal(metadata, parts), overwrite=True
             )
         self._pending_step = step
+
+    def check(self) -> None:
+        """Does not wait; raises as `wait` where a write has failed by now."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            with _clear_errors("write", self._pending_step, self._folder):
+                try:
+                    pending.result(timeout=0)
+                except TimeoutError:
+                    self._pending = pending
 
     def wait(self) -> None:
         """Waits for what is being written.
@@ -103,27 +136,26 @@ class Checkpoints:
                 pending.result()
 
     def metadata(self, step: int) -> dict[str, Any]:
-        """What was saved beside the state of a step."""
-        with _clear_errors("read", step, self._folder / "checkpoints"):
-            return dict(self._newest.metadata(step).custom_metadata or {})
+        """What was saved beside the state of a step.
+
+        Raises:
+          Damaged: it is not what was written.
+        """
+        return _metadata(self._newest, step, self._folder / "checkpoints")
 
     def restore(self, step: int, abstract: TrainState) -> TrainState:
         """The state of a step, on the devices that the abstract state names.
 
         Raises:
-          UserError: it is of another model, or damaged.
+          Damaged: it is not what was written.
+          UserError: it is of another model.
         """
         parts = self.restore_parts(step, {"params": abstract.params, "rest": _rest(abstract)})
         return TrainState(params=parts["params"], **parts["rest"])
 
     def restore_parts(self, step: int, abstract: dict[str, Any]) -> dict[str, Any]:
         """As `restore`, for named pytrees."""
-        with _clear_errors("read", step, self._folder / "checkpoints"):
-            saved = _saved_shapes(self._newest, step)
-        for name, part in abstract.items():
-            _require_same(saved[name], part, step)
-        with _clear_errors("read", step, self._folder / "checkpoints"):
-            return self._newest.load_checkpointables(step, abstract)
+        return _restore(self._newest, step, abstract, self._folder / "checkpoints")[0]
 
 
 class Saved(NamedTuple):
@@ -138,6 +170,7 @@ def load_params(workdir: pathlib.Path, which: str, abstract_params: Any) -> Save
     """The parameters of a workdir: `which` = "best" | "last" | the number of a step.
 
     Raises:
+      Damaged: it is not what was written.
       UserError: there is no such checkpoint, or its arrays have other shapes.
     """
     folders = {"best": ["best"], "last": ["checkpoints"]}.get(which, ["checkpoints", "best"])
@@ -149,13 +182,8 @@ def load_params(workdir: pathlib.Path, which: str, abstract_params: Any) -> Save
             steps = {saved.step for saved in checkpointer.checkpoints}
             step = int(which) if which.isdigit() else max(steps, default=None)
             if step in steps:
-                with _clear_errors("read", step, folder):
-                    saved = _saved_shapes(checkpointer, step)
-                _require_same(saved["params"], abstract_params, step)
-                with _clear_errors("read", step, folder):
-                    params = checkpointer.load_checkpointables(step, {"params": abstract_params})["params"]
-                    metadata = dict(checkpointer.metadata(step).custom_metadata or {})
-                return Saved(params, step, metadata)
+                parts, metadata = _restore(checkpointer, step, {"params": abstract_params}, folder)
+                return Saved(parts["params"], step, metadata)
     raise UserError(
         f"{workdir}: no checkpoint {which!r} in {' or '.join(folders)}/; train first, or name one with --checkpoint"
     )
@@ -215,18 +243,45 @@ def _clear_errors(verb: str, step: int, folder: pathlib.Path):
         yield
     except Exception as error:
         reason = (str(error).strip() or repr(error)).splitlines()[0][:300]
-        hint = {
-            "read": "It is damaged: delete or move its folder to go on from the one before",
-            "write": "Is there room on the disk? The same command goes on from the last whole checkpoint",
-        }[verb]
-        raise UserError(f"cannot {verb} the checkpoint of step {step} in {folder}: {reason}. {hint}") from error
+        said = f"cannot {verb} the checkpoint of step {step} in {folder}: {reason}."
+        if verb == "read" and not _says_nothing_of_files(error):
+            raise Damaged(f"{said} It is damaged") from error
+        asked = "Is there room on the disk?" if verb == "write" else "Is there enough memory, and may it be read?"
+        raise UserError(f"{said} {asked} The same command goes on from the last whole checkpoint") from error
 
 
-def _saved_shapes(checkpointer, step) -> Any:
-    saved = checkpointer.checkpointables_metadata(step).metadata
-    if saved is None or any(part is None for part in saved.values()):  # Orbax only warns
-        raise ValueError("its description of the arrays cannot be read")
-    return saved
+def _says_nothing_of_files(error: Exception) -> bool:
+    """Whether reading may go well another time."""
+    return isinstance(error, MemoryError | PermissionError) or "RESOURCE_EXHAUSTED" in str(error)
+
+
+def _metadata(checkpointer, step, folder) -> dict[str, Any]:
+    with _clear_errors("read", step, folder):
+        return integrity.opened(checkpointer.metadata(step).custom_metadata or {})
+
+
+def _restore(checkpointer, step, abstract, folder) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(named pytrees, metadata) of a step."""
+    metadata = _metadata(checkpointer, step, folder)
+    with _clear_errors("read", step, folder):
+        saved = checkpointer.checkpointables_metadata(step).metadata
+        if saved is None or any(saved.get(name) is None for name in abstract):  # Orbax only warns
+            raise ValueError("its description of the arrays cannot be read")
+    for name, part in abstract.items():
+        _require_same(saved[name], part, step)
+    with _clear_errors("read", step, folder):
+        parts = checkpointer.load_checkpointables(step, abstract)
+        integrity.require_sums(metadata, parts)
+    return parts, metadata
+
+
+def _set_aside(workdir: pathlib.Path, kind: str, step: int) -> pathlib.Path:
+    """Moves a checkpoint to workdir/damaged/; returns where it is now."""
+    (workdir / "damaged").mkdir(exist_ok=True)
+    free = (workdir / "damaged" / f"{kind}_{step}{f'_{n}' if n else ''}" for n in itertools.count())
+    there = next(place for place in free if not place.exists())
+    (workdir / kind / str(step)).rename(there)
+    return there
 
 
 def _require_same(saved: Any, wanted: Any, step: int) -> None:
@@ -234,7 +289,7 @@ def _require_same(saved: Any, wanted: Any, step: int) -> None:
 
     def describe(tree):
         leaves = jax.tree_util.tree_leaves_with_path(tree)
-        return {"/".join(map(_name, path)): (tuple(leaf.shape), str(leaf.dtype)) for path, leaf in leaves}
+        return {"/".join(map(integrity.name_of, path)): (tuple(leaf.shape), str(leaf.dtype)) for path, leaf in leaves}
 
     have, want = describe(saved), describe(wanted)
     differing = [
@@ -247,8 +302,3 @@ def _require_same(saved: Any, wanted: Any, step: int) -> None:
             f"the checkpoint of step {step} is of another model; {len(differing)} arrays differ, "
             f"the first: {'; '.join(differing[:3])}"
         )
-
-
-def _name(entry) -> str:
-    """The name of a step on the way to a leaf; Orbax returns tuples as lists, and named ones as dicts."""
-    return str(next(getattr(entry, kind) for kind in ("key", "name", "idx") if hasattr(entry, kind)))

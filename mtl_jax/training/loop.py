@@ -101,15 +101,18 @@ def train(config: Any, workdir: pathlib.Path) -> dict[str, Any] | None:
 
 
 def _first_state(experiment: Experiment, placement: Placement, checkpoints: Checkpoints) -> tuple[TrainState, Progress]:
-    """The state to begin with: of the newest checkpoint, or the initial one."""
-    step = checkpoints.latest
-    if step is None:
-        return placement.put_state(experiment.init(experiment.config.seed)), Progress()
-    metadata = checkpoints.metadata(step)
-    require_same_data(metadata, experiment.corpus, step)
-    state = checkpoints.restore(
-        step, abstract(jax.eval_shape(lambda: experiment.init(experiment.config.seed)), placement)
-    )
+    """The state to begin with: of the newest whole checkpoint, or the initial one."""
+    seed = experiment.config.seed
+
+    def read(step):
+        metadata = checkpoints.metadata(step)
+        require_same_data(metadata, experiment.corpus, step)
+        state = checkpoints.restore(step, abstract(jax.eval_shape(lambda: experiment.init(seed)), placement))
+        return step, metadata, state
+
+    if (found := checkpoints.newest(read)) is None:
+        return placement.put_state(experiment.init(seed)), Progress()
+    step, metadata, state = found
     progress = Progress(**metadata["progress"])
     if progress.best_step == step and checkpoints.best != step:  # cut off between the two writes
         checkpoints.save_best(state, metadata)
@@ -142,6 +145,7 @@ class _Run:
                 if previous is not None:
                     self._log(step, previous, bar)
                 previous, done = metrics, step + 1
+                self.checkpoints.check()
                 if step == start:
                     bar.set_description("training", refresh=False)
                 bar.update()
@@ -265,6 +269,7 @@ class _Run:
         self.progress = self.progress._replace(seconds=time.monotonic() - self.began)
         metadata = data_metadata(self.experiment.corpus) | {"progress": self.progress._asdict()}
         whole = self.placement.replicated(state)
+        self.log.sync()
         self.checkpoints.save(whole, metadata)
         if best:
             self.checkpoints.save_best(whole, metadata)

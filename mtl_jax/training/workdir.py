@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import math
 import os
 import pathlib
 import tempfile
+from collections.abc import Iterator
 from typing import Any
 
 from mtl_jax.errors import UserError
@@ -32,6 +35,30 @@ def prepare(path: str | os.PathLike) -> pathlib.Path:
     except OSError as error:
         raise UserError(f"--workdir={path}: cannot be written ({error.strerror}); name a folder that can") from None
     return workdir
+
+
+@contextlib.contextmanager
+def held(path: str | os.PathLike) -> Iterator[pathlib.Path]:
+    """A folder that is prepared, and that no other run may hold within this context.
+
+    Raises:
+      UserError: it cannot be made or written; another run holds it.
+    """
+    workdir = prepare(path)
+    with (workdir / "lock").open("a+") as lock:  # the system lets go of it however the process ends
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            raise UserError(
+                f"{workdir}: another run writes here ({lock.read().strip()}); wait for its end, or take another folder"
+            ) from None
+        except OSError:
+            pass  # a file system without locks
+        lock.truncate(0)
+        lock.write(f"process {os.getpid()} on {os.uname().nodename}\n")
+        lock.flush()
+        yield workdir
 
 
 def plain(value: Any) -> Any:
@@ -121,8 +148,16 @@ def read_summary(workdir: pathlib.Path) -> dict[str, Any]:
 
 def write_json(file: pathlib.Path, value: Any) -> None:
     """Writes JSON so that the file is never half there."""
+    write_whole(file, json.dumps(_finite(value), indent=2) + "\n")
+
+
+def write_whole(file: pathlib.Path, text: str) -> None:
+    """Writes a file so that it is there whole or as it was before, after a loss of power too."""
     temporary = file.with_name(file.name + f".{os.getpid()}")
-    temporary.write_text(json.dumps(_finite(value), indent=2) + "\n")
+    with temporary.open("w", encoding="utf-8") as written:
+        written.write(text)
+        written.flush()
+        os.fsync(written.fileno())
     os.replace(temporary, file)
 
 
@@ -163,9 +198,7 @@ class MetricsLog:
 
         self.file = workdir / "metrics.jsonl"
         kept = [line for line in read_metrics(workdir) if line["step"] <= step]
-        temporary = self.file.with_suffix(".tmp")
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        os.replace(temporary, self.file)
+        write_whole(self.file, "".join(json.dumps(line) + "\n" for line in kept))
         self._lines = self.file.open("a", buffering=1)
         self._events = SummaryWriter(str(workdir / "events"), purge_step=step + 1)
 
@@ -174,6 +207,10 @@ class MetricsLog:
         self._lines.write(json.dumps({"step": step, "kind": kind, **_finite(values)}) + "\n")
         for name, number in _scalars(values, kind):
             self._events.add_scalar(name, number, step)
+
+    def sync(self) -> None:
+        """Returns when all lines are on the disk: a checkpoint shall never be ahead of them."""
+        os.fsync(self._lines.fileno())
 
     def __enter__(self):
         return self

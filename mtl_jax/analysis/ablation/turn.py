@@ -59,13 +59,10 @@ class Turn:
         self.step_seconds: list[float] = []  # of a step of one lane, by call
 
     def __enter__(self):
-        latest = self._checkpoints.latest
-        if latest is None:
+        if self._checkpoints.newest(self._restore) is None:
             self._use(self._engine_for(len(self.seeds), len(self.settings)))
             self.states, self.losses = self.engine.init(self.seeds)
             self.best = jax.tree.map(jnp.copy, self.states.params)
-        else:
-            self._restore(latest)
         return self
 
     def __exit__(self, *_):
@@ -237,7 +234,8 @@ class Turn:
         parts = {"params": states.params, "best": best, "rest": rest, "losses": losses._asdict()}
         return parts | ({"tuned": list(tuned)} if tuned else {})
 
-    def _restore(self, step):
+    def _restore(self, step) -> int:
+        """Takes all from the checkpoint of a step; returns the step."""
         metadata = self._checkpoints.metadata(step)
         self.settings = metadata["settings"]
         self._use(self._engine_for(len(self.seeds), len(self.settings)))
@@ -255,6 +253,7 @@ class Turn:
         for (place, _), log in zip(self._lanes(), metadata["logs"], strict=True):
             self.logs[self.seeds[place[0]], self.settings[place[1]]] = log
         self.logs |= {(seed, setting): log for seed, setting, log in metadata["dropped"]}
+        return step
 
     def results(self) -> dict[tuple[int, int], dict[str, Any]]:
         """{(seed, setting): result} of all lanes, those dropped before included: see `_result`."""

@@ -1,0 +1,90 @@
+"""Whether what is read is what was written: Orbax has no checksum, so that a flipped bit on a disk goes unnoticed."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from mtl_jax.errors import UserError
+
+SUMS, SEAL = "sums", "sha256"  # fields of sealed metadata
+
+
+class Damaged(UserError):
+    """What was read is not what was written."""
+
+
+def sums(parts: Mapping[str, Any]) -> dict[str, int]:
+    """Σ u_i · (2i + 1) mod 2³² of every leaf, u_i the bits of element i; {path: sum}.
+
+    An odd factor has an inverse mod 2³², so that a change of any one element of up to 32 bits changes the sum; of
+    64-bit elements both halves are summed. Leaves may be sharded: what crosses devices is one number a leaf.
+
+    Args:
+      parts: named pytrees of arrays.
+    """
+    leaves, _ = jax.tree_util.tree_flatten_with_path(dict(parts))
+    names = ["/".join(map(name_of, path)) for path, _ in leaves]
+    found = jax.device_get(_sums([leaf for _, leaf in leaves]))
+    return dict(zip(names, map(int, found), strict=True))
+
+
+def seal(metadata: Mapping[str, Any], parts: Mapping[str, Any]) -> dict[str, Any]:
+    """Metadata with the sums of the arrays beside it and a hash of it all."""
+    told = {**metadata, SUMS: sums(parts)}
+    return {**told, SEAL: _hash(told)}
+
+
+def opened(sealed: Mapping[str, Any]) -> dict[str, Any]:
+    """The metadata that was sealed, `SUMS` included.
+
+    Raises:
+      Damaged: it differs from what was sealed.
+    """
+    told = {name: value for name, value in sealed.items() if name != SEAL}
+    if sealed.get(SEAL) != _hash(told):
+        raise Damaged("its description does not have the hash that was written with it")
+    return told
+
+
+def require_sums(told: Mapping[str, Any], parts: Mapping[str, Any]) -> None:
+    """Raises Damaged where arrays do not have the sums that `opened` metadata tells."""
+    wrong = [name for name, found in sums(parts).items() if told[SUMS].get(name) != found]
+    if wrong:
+        raise Damaged(f"{len(wrong)} arrays are not what was written, the first: {', '.join(wrong[:3])}")
+
+
+def name_of(entry: Any) -> str:
+    """The name of a step on the way to a leaf; Orbax returns tuples as lists, and named ones as dicts."""
+    return str(next(getattr(entry, kind) for kind in ("key", "name", "idx") if hasattr(entry, kind)))
+
+
+@jax.jit
+def _sums(leaves: list[jax.Array]) -> list[jax.Array]:
+    return [_sum(leaf) for leaf in leaves]
+
+
+def _sum(leaf: jax.Array) -> jax.Array:
+    if leaf.dtype == jnp.bool_:
+        leaf = leaf.astype(jnp.uint8)
+    bits = 8 * leaf.dtype.itemsize
+    if bits > 32:
+        leaf = jax.lax.bitcast_convert_type(leaf, jnp.uint32)  # one axis more, of the halves
+        bits = 32
+    unsigned = jax.lax.bitcast_convert_type(leaf, jnp.dtype(f"uint{bits}")).astype(jnp.uint32)
+    # the place is counted along the axes: a reshape would gather what is sharded
+    strides = functools.reduce(lambda tail, size: [tail[0] * size, *tail], reversed(unsigned.shape), [1])[1:]
+    place = jnp.zeros(unsigned.shape, jnp.uint32)
+    for axis, stride in enumerate(strides):
+        place += jax.lax.broadcasted_iota(jnp.uint32, unsigned.shape, axis) * jnp.uint32(stride % 2**32)
+    return (unsigned * (jnp.uint32(2) * place + jnp.uint32(1))).sum(dtype=jnp.uint32)
+
+
+def _hash(told: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
