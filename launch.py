@@ -45,7 +45,7 @@ BY = flags.DEFINE_string("by", "", "compare --against: a field of records; those
 def main(argv):
     if len(argv) > 1:
         raise UserError(f"what is {argv[1]!r}? Arguments are flags, e.g. --config=configs/quickstart.py")
-    logging.set_verbosity(logging.ERROR)
+    logging.set_verbosity(logging.FATAL)  # Orbax prints what it raises
     {
         "train": _train, "evaluate": _evaluate, "predict": _predict, "attribute": _attribute,
         "inspect": _inspect, "export": _export, "compare": _compare, "ablate": _ablate, "relate": _relate,
@@ -257,7 +257,11 @@ def run():
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
             raise
-        print(f"error: {error.filename or WORKDIR.value}: {error.strerror}", file=sys.stderr)
+        print(
+            f"error: {error.filename or WORKDIR.value}: {error.strerror}. Once that is mended, the same command goes "
+            "on from the last whole checkpoint",
+            file=sys.stderr,
+        )
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from mtl_jax.errors import UserError
+from mtl_jax.training.events import EventFile
 
 # Fields that may differ when a run is resumed: they change what is seen of the run, not the run.
 FREE_FIELDS = (
@@ -194,19 +195,17 @@ class MetricsLog:
 
     def __init__(self, workdir: pathlib.Path, step: int):
         """Opens the log to go on at `step`: lines that were written at or after it by a run cut off are dropped."""
-        from tensorboardX import SummaryWriter
-
         self.file = workdir / "metrics.jsonl"
         kept = [line for line in read_metrics(workdir) if line["step"] <= step]
         write_whole(self.file, "".join(json.dumps(line) + "\n" for line in kept))
         self._lines = self.file.open("a", buffering=1)
-        self._events = SummaryWriter(str(workdir / "events"), purge_step=step + 1)
+        self._events = EventFile(workdir / "events", step + 1)
 
     def write(self, step: int, kind: str, values: dict[str, Any]) -> None:
         """One line; `values` may hold dicts, whose numbers become TensorBoard scalars `kind/key/key`."""
         self._lines.write(json.dumps({"step": step, "kind": kind, **_finite(values)}) + "\n")
         for name, number in _scalars(values, kind):
-            self._events.add_scalar(name, number, step)
+            self._events.add(name, number, step)
 
     def sync(self) -> None:
         """Returns when all lines are on the disk: a checkpoint shall never be ahead of them."""
@@ -217,7 +216,8 @@ class MetricsLog:
 
     def __exit__(self, *_):
         self._lines.close()
-        self._events.close()
+        with contextlib.suppress(OSError):  # a full disk has been told of by what is needed to go on
+            self._events.close()
 
 
 def read_metrics(workdir: pathlib.Path) -> list[dict[str, Any]]:

@@ -1,0 +1,340 @@
+"""Faults while a run trains, and in what it leaves: it ends with the same parameters, or says clearly why not.
+
+    python benchmarks/faults.py
+    python benchmarks/faults.py --kills=20 --stops=5 --flips=60 --cuts=20 --jobs=2
+
+A small run (two tasks, soft sharing, dropout, AdamW, dynamic weights, a checkpoint every five steps) is trained once
+without faults. Then:
+
+    kill -9      at a random moment of the run, every second time while a checkpoint is written; started again, killed
+                 again, five times in a row, then left alone
+    SIGTERM      at a random moment; it has to end with status 0
+    bit flips    one bit of a file under checkpoints/ or best/ of a run that was stopped half way; then it goes on
+    truncations  such a file loses its end
+    deletions    such a file is gone
+    disk full    the folder lies on a tmpfs that is too small, which is made larger when the run has failed (needs the
+                 right to mount)
+    read-only    the same tmpfs, mounted read-only
+
+"equal": the arrays of the last checkpoint, metrics.jsonl and summary.json (without seconds) are bitwise those of the
+run without faults. "refused": it ended with status 2 and a message. Anything else is an error: "different" (silent),
+"traceback", "hang".
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import concurrent.futures
+import hashlib
+import json
+import os
+import pathlib
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+
+import numpy as np
+from orbax.checkpoint import v1 as ocp
+
+from benchmarks.show import table
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+STEPS, EVERY = 60, 5
+PATIENCE = 300  # seconds until a run counts as hanging
+CONFIG = f'''
+from configs import default
+
+def get_config():
+    config = default.get_config()
+    for k in range(2):
+        options = {{"kind": "text", "features": 300, "tokens": 8, "noise": 0.1, "rho": 0.6, "task": k}}
+        options |= {{"examples": {{"train": 100, "dev": 20, "test": 20}}}}
+        default.add_dataset(config, f"data_{{k}}", reader="synthetic", words="words", options=options)
+        default.add_task(config, f"task_{{k}}", kind="classification", dataset=f"data_{{k}}", label="label")
+    default.add_penalty(config, "l2", kind="l2_to_mean", strength=0.1)
+    config.loss_weights.method = "dwa"
+    config.tokenizer.kind = "words"
+    config.model.layer, config.model.layers, config.model.width, config.model.dropout = "cnn", 1, 64, 0.2
+    config.sharing.trunk = "none"
+    config.data.row_length, config.data.rows, config.evaluation.rows = 16, 8, 8
+    config.training.steps, config.training.eval_every, config.training.checkpoint_every = {STEPS}, 20, {EVERY}
+    config.training.keep, config.training.log_every = 3, 1
+    return config
+'''
+
+
+class Case(NamedTuple):
+    """kind of fault | where | "equal", "refused", "different", "traceback", "hang", "not run" | what was said last"""
+
+    kind: str
+    detail: str
+    outcome: str
+    said: str
+
+
+class Ended(NamedTuple):
+    """How a run ended: its status, None for a hang, and what it printed."""
+
+    status: int | None
+    output: str
+
+
+def result_of(workdir: pathlib.Path) -> str:
+    """sha256 over what a finished run leaves: arrays of its last checkpoint, metrics, summary without seconds."""
+    digest = hashlib.sha256()
+    with ocp.training.Checkpointer((workdir / "checkpoints").absolute()) as checkpointer:
+        parts = checkpointer.load_checkpointables(checkpointer.latest.step)
+        leaves: list[tuple[str, np.ndarray]] = []
+        _flatten("", parts, leaves)
+    for name, leaf in sorted(leaves, key=lambda pair: pair[0]):
+        digest.update(f"{name} {leaf.dtype} {leaf.shape}".encode() + leaf.tobytes())
+    digest.update((workdir / "metrics.jsonl").read_bytes())
+    summary = json.loads((workdir / "summary.json").read_text())
+    del summary["seconds"]
+    digest.update(json.dumps(summary, sort_keys=True).encode())
+    return digest.hexdigest()
+
+
+def _flatten(name, tree, into):
+    if isinstance(tree, dict | list | tuple):
+        items = tree.items() if isinstance(tree, dict) else enumerate(tree)
+        for key, value in items:
+            _flatten(f"{name}/{key}", value, into)
+    elif tree is not None:
+        into.append((name, np.asarray(tree)))
+
+
+def judged(kind: str, detail: str, workdir: pathlib.Path, ended: Ended, wanted: str) -> Case:
+    """What became of a run that had a fault and should be finished now."""
+    said = (ended.output.strip().splitlines() or [""])[-1]
+    if ended.status is None:
+        outcome = "hang"
+    elif "Traceback" in ended.output:
+        outcome = "traceback"
+    elif ended.status == 2 and "error:" in ended.output:
+        outcome = "refused"
+    elif ended.status == 0 and (workdir / "summary.json").exists() and result_of(workdir) == wanted:
+        outcome = "equal"
+    else:
+        outcome = "different"
+    return Case(kind, detail, outcome, said)
+
+
+def damage(workdir: pathlib.Path, kind: str, rng: random.Random) -> str:
+    """Flips a bit of, truncates or deletes one file of the checkpoints; arrays every second time. Says which."""
+    files = [f for name in ("checkpoints", "best") for f in sorted((workdir / name).rglob("*")) if f.is_file()]
+    arrays = [f for f in files if f.parent.name == "d"]
+    file = rng.choice(arrays if arrays and rng.random() < 0.5 else files)
+    raw = file.read_bytes()
+    where = str(file.relative_to(workdir))
+    if kind == "deletion" or not raw:
+        file.unlink()
+        return where
+    if kind == "truncation":
+        file.write_bytes(raw[: rng.randrange(len(raw))])
+        return where
+    place = rng.randrange(8 * len(raw))
+    flip(file, place)
+    return f"{where}, bit {place}"
+
+
+def flip(file: pathlib.Path, place: int) -> None:
+    """One bit of a file."""
+    raw = bytearray(file.read_bytes())
+    raw[place // 8] ^= 1 << place % 8
+    file.write_bytes(bytes(raw))
+
+
+def damaged(
+    half: pathlib.Path, folder: pathlib.Path, kind: str, seed: int, finish: Callable[[pathlib.Path], Ended], wanted: str
+) -> Case:
+    """A copy of a half-finished run is damaged and goes on."""
+    workdir = folder / f"{kind}_{seed}"
+    shutil.copytree(half, workdir)
+    detail = damage(workdir, kind, random.Random(f"{kind} {seed}"))
+    case = judged(kind, detail, workdir, finish(workdir), wanted)
+    if case.outcome in ("equal", "refused"):
+        shutil.rmtree(workdir)
+    return case
+
+
+class Launcher:
+    """Runs of launch.py with one config."""
+
+    def __init__(self, folder: pathlib.Path):
+        self.folder = folder
+        (folder / "config.py").write_text(CONFIG)
+        self.env = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": str(folder / "cache")}
+        self.env |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "MTL_JAX_CACHE": str(folder / "data")}
+
+    def start(self, workdir: pathlib.Path) -> subprocess.Popen:
+        command = [sys.executable, "launch.py", f"--config={self.folder / 'config.py'}", f"--workdir={workdir}"]
+        return subprocess.Popen(
+            command, cwd=ROOT, env=self.env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+
+    def finish(self, workdir: pathlib.Path) -> Ended:
+        return self.end(self.start(workdir))
+
+    def end(self, process: subprocess.Popen) -> Ended:
+        try:
+            output, _ = process.communicate(timeout=PATIENCE)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            return Ended(None, process.communicate()[0])
+        return Ended(process.returncode, output)
+
+    def cut(self, workdir: pathlib.Path, number: signal.Signals, moment: Callable[[], bool]) -> Ended:
+        """A run that gets a signal at a moment, unless it ends before."""
+        process = self.start(workdir)
+        deadline = time.monotonic() + PATIENCE
+        while process.poll() is None and not moment() and time.monotonic() < deadline:
+            time.sleep(0.001)
+        process.send_signal(number)
+        return self.end(process)
+
+
+def after(seconds: float) -> Callable[[], bool]:
+    began = time.monotonic()
+    return lambda: time.monotonic() - began > seconds
+
+
+def writing(workdir: pathlib.Path, passed: int, delay: float) -> Callable[[], bool]:
+    """True so many seconds after a checkpoint has begun to be written, of those behind the first `passed`."""
+    seen: set[str] = set()
+    began: list[float] = []
+
+    def moment():
+        for name in ("checkpoints", "best"):
+            if (workdir / name).is_dir():
+                seen.update(f"{name}/{f.name}" for f in (workdir / name).iterdir() if "tmp" in f.name)
+        if len(seen) > passed and not began:
+            began.append(time.monotonic())
+        return bool(began) and time.monotonic() - began[0] > delay
+
+    return moment
+
+
+def kills(launcher: Launcher, count: int, seconds: float, wanted: str, in_a_row: int = 5) -> list[Case]:
+    """Runs that are killed `in_a_row` times, then finished; each kill is a case, with the outcome of its run."""
+    found, number = [], 0
+    while number < count:
+        workdir, details = launcher.folder / f"kill_{number}", []
+        for n in range(min(in_a_row, count - number)):
+            rng = random.Random(f"kill {number + n}")
+            if (number + n) % 2:
+                passed, delay = rng.randrange(3), rng.uniform(0, 0.03)
+                moment = writing(workdir, passed, delay)
+                detail = f"{1e3 * delay:.0f} ms after checkpoint {passed + 1} was begun"
+            else:
+                delay = rng.uniform(0, seconds)
+                moment, detail = after(delay), f"after {delay:.1f} s"
+            ended = launcher.cut(workdir, signal.SIGKILL, moment)
+            details.append(detail if ended.status == -signal.SIGKILL else f"{detail}: it had ended")
+            if ended.status not in (0, -signal.SIGKILL):
+                return [*found, judged("kill -9", detail, workdir, ended, wanted)]
+        last = judged("kill -9", "", workdir, launcher.finish(workdir), wanted)
+        found += [last._replace(detail=detail) for detail in details]
+        number += len(details)
+    return found
+
+
+def stops(launcher: Launcher, count: int, seconds: float, wanted: str) -> list[Case]:
+    found = []
+    for number in range(count):
+        workdir, delay = launcher.folder / f"stop_{number}", random.Random(f"stop {number}").uniform(0.4, 1.0) * seconds
+        ended = launcher.cut(workdir, signal.SIGTERM, after(delay))
+        detail = f"after {delay:.1f} s"
+        if ended.status in (-signal.SIGTERM, 0):  # before the first step nothing is there to be saved
+            ended = launcher.finish(workdir)
+        found.append(judged("SIGTERM", detail, workdir, ended, wanted))
+    return found
+
+
+def full_disk(launcher: Launcher, size: int, wanted: str) -> list[Case]:
+    """On a tmpfs that holds half of what a run leaves; afterwards with room, and read-only."""
+    place = launcher.folder / "small"
+    place.mkdir()
+
+    def mount(*options):
+        return subprocess.run(["mount", *options, str(place)], capture_output=True, text=True)
+
+    made = mount("-t", "tmpfs", "-o", f"size={size // 2}", "tmpfs")
+    if made.returncode:
+        return [Case(kind, made.stderr.strip(), "not run", "") for kind in ("disk full", "read-only")]
+    try:
+        first = judged("disk full", f"{size // 2} bytes", place / "run", launcher.finish(place / "run"), wanted)
+        mount("-o", f"remount,size={4 * size}")
+        again = judged("disk full", "then with room", place / "run", launcher.finish(place / "run"), wanted)
+        mount("-o", "remount,ro")
+        closed = judged("read-only", "", place / "other", launcher.finish(place / "other"), wanted)
+    finally:
+        subprocess.run(["umount", str(place)], check=False)
+    return [first, again, closed]
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, count in (("kills", 20), ("stops", 5), ("flips", 60), ("cuts", 20), ("jobs", 2)):
+        parser.add_argument(f"--{name}", type=int, default=count)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        cases = campaign(Launcher(pathlib.Path(temporary)), options)
+    show(cases)
+    file = ROOT / "benchmarks" / "results" / f"faults_{time.strftime('%Y%m%d_%H%M%S')}.json"
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(json.dumps([case._asdict() for case in cases], indent=2))
+    print(f"\nall cases in {file}")
+    sys.exit(any(case.outcome in ("different", "traceback", "hang") for case in cases))
+
+
+def campaign(launcher: Launcher, options: argparse.Namespace) -> list[Case]:
+    whole, half = launcher.folder / "whole", launcher.folder / "half"
+    launcher.finish(launcher.folder / "first")  # fills the caches, so that all runs take as long
+    began = time.monotonic()
+    ended = launcher.finish(whole)
+    seconds = time.monotonic() - began
+    if ended.status != 0:
+        raise SystemExit(f"the run without faults failed:\n{ended.output}")
+    wanted = result_of(whole)
+    print(f"without faults: {seconds:.1f} s", flush=True)
+    cases = kills(launcher, options.kills, seconds, wanted)
+    print(f"{len(cases)} kills", flush=True)
+    cases += stops(launcher, options.stops, seconds, wanted)
+    size = sum(f.stat().st_size for f in whole.rglob("*") if f.is_file())
+    cases += full_disk(launcher, size, wanted)
+    print("signals and disks", flush=True)
+    launcher.cut(half, signal.SIGTERM, writing(half, 6, 0.0))
+    wanting = [("bit flip", n) for n in range(options.flips)]
+    wanting += [(("truncation", "deletion")[n % 2], n) for n in range(options.cuts)]
+    with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
+        cases += pool.map(
+            lambda one: damaged(half, launcher.folder, *one, launcher.finish, wanted), wanting
+        )
+    return cases
+
+
+def show(cases: list[Case]) -> None:
+    outcomes = ("equal", "refused", "different", "traceback", "hang", "not run")
+    counts: dict[str, collections.Counter] = {}
+    for case in cases:
+        counts.setdefault(case.kind, collections.Counter())[case.outcome] += 1
+    table([("fault", "cases", *outcomes)] + [
+        (kind, str(sum(found.values())), *(str(found[o] or "") for o in outcomes)) for kind, found in counts.items()
+    ])  # fmt: skip
+    for case in cases:
+        if case.outcome not in ("equal", "not run"):
+            print(f"{case.outcome}: {case.kind}, {case.detail}: {case.said[:200]}")
+
+
+if __name__ == "__main__":
+    main()
