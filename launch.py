@@ -17,7 +17,9 @@
 Modes that read a finished run take its own config.json unless --config names another.
 """
 
+import contextlib
 import errno
+import os
 import pathlib
 import sys
 
@@ -39,6 +41,11 @@ INPUT = flags.DEFINE_string("input", "", "predict, attribute: JSONL or lines of 
 OUTPUT = flags.DEFINE_string("output", "", "predict: file, '' prints; otherwise: folder.")
 RUNS = flags.DEFINE_list("runs", [], "merge, adapt, compare, report: folders of runs.")
 AGAINST = flags.DEFINE_list("against", [], "compare: runs that --runs are tested against, example by example.")
+COORDINATOR = flags.DEFINE_string("coordinator", "", "Several processes: host:port of the first; '' asks the cluster.")
+PROCESSES = flags.DEFINE_integer("processes", 0, "Several processes: how many; 0 asks the cluster, or is one.")
+PROCESS = flags.DEFINE_integer("process", -1, "Several processes: the number of this one, from 0; -1 asks the cluster.")
+START_SECONDS = flags.DEFINE_integer("start_seconds", 300, "Several processes: how long to wait for all others.")
+HEARTBEAT_SECONDS = flags.DEFINE_integer("heartbeat_seconds", 100, "Several processes: a silence that means death.")
 BY = flags.DEFINE_string("by", "", "compare --against: a field of records; those of one value are drawn together.")
 
 
@@ -46,16 +53,44 @@ def main(argv):
     if len(argv) > 1:
         raise UserError(f"what is {argv[1]!r}? Arguments are flags, e.g. --config=configs/quickstart.py")
     logging.set_verbosity(logging.FATAL)  # Orbax prints what it raises
-    {
+    mode = {
         "train": _train, "evaluate": _evaluate, "predict": _predict, "attribute": _attribute,
         "inspect": _inspect, "export": _export, "compare": _compare, "ablate": _ablate, "relate": _relate,
         "merge": _merge, "adapt": _adapt, "report": _report,
-    }[MODE.value]()  # fmt: skip
+    }[MODE.value]  # fmt: skip
+    if MODE.value in ("train", "evaluate") and (COORDINATOR.value or PROCESSES.value or _found_around()):
+        _together(mode)
+    elif COORDINATOR.value or PROCESSES.value or PROCESS.value >= 0:
+        raise UserError(f"--mode={MODE.value} is for one process; leave out --coordinator, --processes and --process")
+    else:
+        mode()
+
+
+def _found_around() -> bool:
+    from mtl_jax.training import processes
+
+    return processes.found_around()
+
+
+def _together(mode):
+    """A mode in one of several processes; the first alone prints."""
+    from mtl_jax.training import processes
+
+    if processes.WORKER not in os.environ:
+        sys.exit(processes.supervised(sys.argv, HEARTBEAT_SECONDS.value))
+    processes.join(
+        COORDINATOR.value, PROCESSES.value, PROCESS.value, START_SECONDS.value, HEARTBEAT_SECONDS.value
+    )
+    with contextlib.ExitStack() as stack:
+        if not processes.is_first():
+            stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
+        mode()
+        processes.wait_for_all("the end")
 
 
 def _train():
     from mtl_jax.analysis import report
-    from mtl_jax.training import loop
+    from mtl_jax.training import loop, processes
     from mtl_jax.training import workdir as folders
 
     if not WORKDIR.value:
@@ -63,13 +98,13 @@ def _train():
     config = _config()
     with folders.held(WORKDIR.value) as workdir:
         summary = loop.train(config, workdir)
-        if summary is not None:
+        if summary is not None and processes.is_first():
             print("\n" + report.finished(workdir, summary))
 
 
 def _evaluate():
     from mtl_jax.analysis import report
-    from mtl_jax.training import scoring
+    from mtl_jax.training import processes, scoring
     from mtl_jax.training.workdir import write_json
 
     workdir = _workdir()
@@ -77,7 +112,8 @@ def _evaluate():
         raise UserError("--mode=evaluate scores one --checkpoint")
     result = scoring.evaluate(_config(), workdir, CHECKPOINT.value[0])
     file = workdir / f"evaluation_{CHECKPOINT.value[0]}.json"
-    write_json(file, result)
+    if processes.is_first():
+        write_json(file, result)
     print(report.results_table(result) + f"\n\nstep {result['step']}; numbers in {file}")
 
 

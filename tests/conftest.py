@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 from importlib import metadata
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -32,6 +33,17 @@ def data_dir() -> pathlib.Path:
     if not DATA.is_dir():
         pytest.skip(f"real data not found at {DATA}; set MTL_JAX_DATA to their folder")
     return DATA
+
+
+@pytest.fixture(scope="session")
+def of_launch() -> dict[str, str]:
+    """The environment of processes that tests start: one device, programs compiled as here."""
+    return {
+        **os.environ,
+        "XLA_FLAGS": re.sub(r"\S+device_count=\d+", "", os.environ["XLA_FLAGS"]),
+        "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3",
+    }
 
 
 @pytest.fixture

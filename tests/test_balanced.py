@@ -203,10 +203,8 @@ def test_halves_of_a_batch(tiny, differs):
     for rows in (slice(0, 2), slice(2, 4)):
         micro = _micro(batch)[0]
         labels = {name: {k: v[:, rows] for k, v in of_task.items()} for name, of_task in micro.labels.items()}
-        micro = micro._replace(
-            labels=labels,
-            **{f: getattr(micro, f)[:, rows] for f in micro._fields if f not in ("labels", "dataset", "hidden")},
-        )
+        by_row = {f: v for f, v in micro._asdict().items() if f not in ("labels", "dataset") and v is not None}
+        micro = micro._replace(labels=labels, **{f: v[:, rows] for f, v in by_row.items()})
         total = terms.counts(objective, micro, experiment.hyper)
 
         def losses(flat, micro=micro, total=total):

@@ -35,11 +35,8 @@ def write_config(file, config):
     return file
 
 
-def launch(config_file, workdir, until=None, send=None):
+def launch(env, config_file, workdir, until=None, send=None):
     """Runs launch.py; sends it a signal once metrics.jsonl has reached a step. Returns status and output."""
-    env = {**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=1"}
-    env |= {"JAX_COMPILATION_CACHE_DIR": str(ROOT / ".pytest_cache" / "jax")}
-    env |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3"}
     command = [sys.executable, "launch.py", f"--config={config_file}", f"--workdir={workdir}"]
     process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     deadline = time.monotonic() + 120
@@ -75,22 +72,22 @@ def test_a_run_that_is_asked_to_stop_makes_no_further_step(tiny, tmp_path, monke
         assert checkpoints.latest == 6
 
 
-def test_killed_and_stopped_runs_end_bitwise_as_the_one_that_was_not(tiny, tmp_path):
+def test_killed_and_stopped_runs_end_bitwise_as_the_one_that_was_not(tiny, tmp_path, of_launch):
     config = tiny(
         model__layer="cnn", sharing__trunk="none", model__dropout=0.2, training__steps=120, training__eval_every=40,
         training__checkpoint_every=9,
     )  # fmt: skip
     file = write_config(tmp_path / "config.py", config)
-    status, output = launch(file, tmp_path / "whole")
+    status, output = launch(of_launch, file, tmp_path / "whole")
     assert status == 0, output
 
-    status, output = launch(file, tmp_path / "cut", until=3, send=signal.SIGTERM)
+    status, output = launch(of_launch, file, tmp_path / "cut", until=3, send=signal.SIGTERM)
     assert status == 0 and "stopped by a signal" in output, output
     at = random.randrange(40, 100)
-    status, output = launch(file, tmp_path / "cut", until=at, send=signal.SIGKILL)
+    status, output = launch(of_launch, file, tmp_path / "cut", until=at, send=signal.SIGKILL)
     assert status == -signal.SIGKILL, output
     assert not (tmp_path / "cut" / "summary.json").exists()
-    status, output = launch(file, tmp_path / "cut")
+    status, output = launch(of_launch, file, tmp_path / "cut")
     assert status == 0 and "going on from step" in output, output
 
     whole, cut = (last_state(config, tmp_path / name) for name in ("whole", "cut"))

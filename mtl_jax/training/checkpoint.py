@@ -21,7 +21,7 @@ from orbax.checkpoint import v1 as ocp
 
 from mtl_jax.data.corpus import Corpus
 from mtl_jax.errors import UserError
-from mtl_jax.training import integrity
+from mtl_jax.training import integrity, processes
 from mtl_jax.training.integrity import Damaged
 from mtl_jax.training.step import TrainState
 
@@ -80,7 +80,8 @@ class Checkpoints:
             try:
                 return read(step)
             except Damaged as error:
-                there = _set_aside(self._folder, "checkpoints", step)
+                there = _set_aside(self._folder, "checkpoints", step) if processes.is_first() else "damaged/"
+                processes.wait_for_all(f"step {step} set aside")
                 self._newest.reload()
                 on = f"step {self.latest}" if self.latest is not None else "the beginning: there is no other"
                 print(f"{error}\n  It was moved to {there}; going on from {on}. The steps since then are made again.")
@@ -269,8 +270,15 @@ def _restore(checkpointer, step, abstract, folder) -> tuple[dict[str, Any], dict
             raise ValueError("its description of the arrays cannot be read")
     for name, part in abstract.items():
         _require_same(saved[name], part, step)
+    parts, failed = None, None
+    try:
+        with _clear_errors("read", step, folder):
+            parts = checkpointer.load_checkpointables(step, abstract)
+    except UserError as error:
+        failed = error
+    if processes.any_of(failed is not None):  # before the sums, for which all are needed
+        raise failed or Damaged(f"another process cannot read the checkpoint of step {step} in {folder}")
     with _clear_errors("read", step, folder):
-        parts = checkpointer.load_checkpointables(step, abstract)
         integrity.require_sums(metadata, parts)
     return parts, metadata
 

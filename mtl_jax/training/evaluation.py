@@ -11,7 +11,7 @@ import numpy as np
 from mtl_jax.data.batch import Batch
 from mtl_jax.data.batches import evaluation_batches, evaluation_layout
 from mtl_jax.data.corpus import Corpus
-from mtl_jax.training import corruption
+from mtl_jax.training import corruption, processes
 from mtl_jax.training import objective as terms
 from mtl_jax.training.judging import gather, gold_and_predicted, judge, metric_values
 from mtl_jax.training.objective import Objective
@@ -70,7 +70,7 @@ class Evaluator:
             outputs.append(output)
             sums.append(share)
             progress(int((batch.row >= 0).sum()))
-        outputs = jax.device_get(outputs)
+        outputs, sums = processes.fetch((outputs, sums))
         total = (
             {task: np.sum([np.asarray(s[task], np.float64) for s in sums], axis=0) for task in sums[0]} if sums else {}
         )

@@ -13,7 +13,7 @@ import numpy as np
 
 from mtl_jax.data.batch import Batch
 from mtl_jax.errors import UserError
-from mtl_jax.training import artifacts
+from mtl_jax.training import artifacts, processes
 from mtl_jax.training import workdir as folders
 from mtl_jax.training.checkpoint import Checkpoints, data_metadata, load_params, require_same_data
 from mtl_jax.training.experiment import Experiment, build
@@ -86,8 +86,10 @@ def train(config: Any, workdir: pathlib.Path) -> dict[str, Any] | None:
     )
     with StopSignals() as stop, Checkpoints(workdir, config.training.keep) as checkpoints:
         state, progress = _first_state(experiment, placement, checkpoints)
-        folders.claim(workdir, config)
-        artifacts.save(workdir, experiment.corpus, experiment.model.architecture)
+        processes.wait_for_all("read what is there")
+        if processes.is_first():
+            folders.claim(workdir, config)
+            artifacts.save(workdir, experiment.corpus, experiment.model.architecture)
         start = int(placement.replicated(state).step)
         with folders.MetricsLog(workdir, start) as log:
             run = _Run(experiment, placement, checkpoints, log, progress, began - progress.seconds)
@@ -150,13 +152,14 @@ class _Run:
                     bar.set_description("training", refresh=False)
                 bar.update()
                 evaluating = done == training.steps or _due(done, training.eval_every)
-                if evaluating or stop.asked or _due(done, training.checkpoint_every):
+                stopping = stop.at(done)
+                if evaluating or stopping or _due(done, training.checkpoint_every):
                     self._log(done, previous, bar)
                     previous = None
                     better = evaluating and self._evaluate(state, done, bar)
                     state = self._with_scores(state, done)
                     self._save(state, better)
-                if stop.asked:
+                if stopping:
                     break
             if done < training.steps and self._stale():
                 bar.write(f"early stop at step {done}: no better dev score in {self.progress.stale} evaluations")
@@ -174,7 +177,7 @@ class _Run:
 
     def _log(self, step, metrics, bar):
         """Shows, writes and checks the metrics of the step that made it `step` steps."""
-        metrics = jax.device_get(metrics)
+        metrics = processes.fetch(metrics)
         tasks = list(self.experiment.tasks)
 
         def by_owner(values):
@@ -291,7 +294,8 @@ class _Run:
             "parameters": sum(int(leaf.size) for leaf in jax.tree.leaves(params)),
             "skipped": dict(zip([*self.experiment.tasks, "shared"], np.asarray(whole.skipped).tolist(), strict=True)),
         }
-        folders.write_json(workdir / "summary.json", summary)
+        if processes.is_first():
+            folders.write_json(workdir / "summary.json", summary)
         return summary
 
 

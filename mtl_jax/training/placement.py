@@ -21,8 +21,8 @@ class Placement(NamedTuple):
 
     train        (function(state, batch, hyper, axis)) -> compiled function(state, batch, hyper) of placed arguments
     put_state    host or device state -> placed state
-    put_batch    numpy batch with leaves [A, B, R, ...] -> placed batch
-    put_eval     numpy batch with leaves [B, R, ...] -> placed batch for functions jitted as usual
+    put_batch    numpy batch with leaves [A, B, R, ...], of several processes each one's rows -> placed batch
+    put_eval     numpy batch with leaves [B, R, ...], whole in every process -> placed for functions jitted as usual
     replicated   a placed state -> one that ordinary jitted functions take (a view under jit, device 0 under pmap)
     shardings    abstract state -> shardings to restore a checkpoint with
     row_shards   R must be a multiple of this
@@ -104,7 +104,8 @@ def _jit(mesh, slices, tasks) -> Placement:
     def shardings(state):
         return jax.tree_util.tree_map_with_path(leaf_sharding, state)
 
-    def rows_on(axis):
+    def rows_on(axis, of_process):
+        """Placed with rows over `data`; `of_process`: each process has its own rows, else each has all of them."""
         split = NamedSharding(mesh, PartitionSpec(*(None,) * axis, "data"))
         whole = NamedSharding(mesh, PartitionSpec())
 
@@ -112,7 +113,11 @@ def _jit(mesh, slices, tasks) -> Placement:
             shardings = jax.tree.map(lambda leaf: split if leaf.ndim > axis else whole, batch)
             if jax.process_count() == 1:
                 return jax.device_put(batch, shardings)
-            return jax.tree.map(jax.make_array_from_process_local_data, shardings, batch)
+            if of_process:
+                return jax.tree.map(jax.make_array_from_process_local_data, shardings, batch)
+            return jax.tree.map(
+                lambda s, leaf: jax.make_array_from_callback(leaf.shape, s, lambda index: leaf[index]), shardings, batch
+            )
 
         return put
 
@@ -125,13 +130,22 @@ def _jit(mesh, slices, tasks) -> Placement:
 
     return Placement(
         train=train,
-        put_state=lambda state: jax.device_put(state, shardings(state)),
-        put_batch=rows_on(2),
-        put_eval=rows_on(1),
+        put_state=lambda state: jax.device_put(_local(state), shardings(state)),
+        put_batch=rows_on(2, True),
+        put_eval=rows_on(1, False),
         replicated=lambda state: state,
         shardings=shardings,
         row_shards=mesh.shape["data"],
     )
+
+
+def _local(state):
+    """A state that every process has made for itself can be placed over all of them from the host."""
+    return state if jax.process_count() == 1 else jax.tree.map(_on_host, state)
+
+
+def _on_host(leaf):
+    return np.asarray(leaf) if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable else leaf
 
 
 def _paths(names):

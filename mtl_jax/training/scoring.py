@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from mtl_jax.errors import UserError
+from mtl_jax.training import processes
 from mtl_jax.training.checkpoint import load_params, require_same_data
 from mtl_jax.training.evaluation import Evaluator
 from mtl_jax.training.experiment import Experiment, build
@@ -122,7 +123,7 @@ def distances(experiment: Experiment, params: Any) -> dict[str, dict[str, float]
     names = list(experiment.tasks)
     if not stacks or len(names) < 2:
         return {}
-    centred, whole = jax.device_get(jax.jit(lambda tree: (gram(tree, "mean"), gram(tree)))(stacks))
+    centred, whole = processes.fetch(jax.jit(lambda tree: (gram(tree, "mean"), gram(tree)))(stacks))
     norm = float(np.sqrt(np.diag(whole)).mean())
     result = {}
     for i, first in enumerate(names):

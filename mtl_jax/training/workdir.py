@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from mtl_jax.errors import UserError
+from mtl_jax.training import processes
 from mtl_jax.training.events import EventFile
 
 # Fields that may differ when a run is resumed: they change what is seen of the run, not the run.
@@ -40,12 +41,15 @@ def prepare(path: str | os.PathLike) -> pathlib.Path:
 
 @contextlib.contextmanager
 def held(path: str | os.PathLike) -> Iterator[pathlib.Path]:
-    """A folder that is prepared, and that no other run may hold within this context.
+    """A folder that is prepared, and that no other run may hold within this context; the first process holds it.
 
     Raises:
       UserError: it cannot be made or written; another run holds it.
     """
     workdir = prepare(path)
+    if not processes.is_first():
+        yield workdir
+        return
     with (workdir / "lock").open("a+") as lock:  # the system lets go of it however the process ends
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -190,11 +194,14 @@ class MetricsLog:
              tasks          {task: {metric: value}}, see `mtl_jax.training.loop.train`
              score          mean over tasks of each one's first metric
 
-    Numbers that are not finite are null. Use as a context manager.
+    Numbers that are not finite are null. Use as a context manager. Of several processes the first alone writes.
     """
 
     def __init__(self, workdir: pathlib.Path, step: int):
         """Opens the log to go on at `step`: lines that were written at or after it by a run cut off are dropped."""
+        self._lines = self._events = None
+        if not processes.is_first():
+            return
         self.file = workdir / "metrics.jsonl"
         kept = [line for line in read_metrics(workdir) if line["step"] <= step]
         write_whole(self.file, "".join(json.dumps(line) + "\n" for line in kept))
@@ -203,18 +210,23 @@ class MetricsLog:
 
     def write(self, step: int, kind: str, values: dict[str, Any]) -> None:
         """One line; `values` may hold dicts, whose numbers become TensorBoard scalars `kind/key/key`."""
+        if self._lines is None:
+            return
         self._lines.write(json.dumps({"step": step, "kind": kind, **_finite(values)}) + "\n")
         for name, number in _scalars(values, kind):
             self._events.add(name, number, step)
 
     def sync(self) -> None:
         """Returns when all lines are on the disk: a checkpoint shall never be ahead of them."""
-        os.fsync(self._lines.fileno())
+        if self._lines is not None:
+            os.fsync(self._lines.fileno())
 
     def __enter__(self):
         return self
 
     def __exit__(self, *_):
+        if self._lines is None:
+            return
         self._lines.close()
         with contextlib.suppress(OSError):  # a full disk has been told of by what is needed to go on
             self._events.close()

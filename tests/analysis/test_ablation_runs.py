@@ -2,7 +2,6 @@
 
 import csv
 import json
-import os
 import pathlib
 import re
 import signal
@@ -41,7 +40,7 @@ def grid(tiny, **changes):
     return config
 
 
-def launch(config, file, workdir, kill_after=None):
+def launch(env, config, file, workdir, kill_after=None):
     """Runs launch.py; kills it once a checkpoint of that step or a later one is there. Returns status and output."""
     file.with_suffix(".json").write_text(json.dumps(folders.plain(config)))
     file.write_text(
@@ -49,9 +48,6 @@ def launch(config, file, workdir, kill_after=None):
         f"FILE = pathlib.Path({str(file.with_suffix('.json'))!r})\n"
         "def get_config():\n    return from_plain(json.loads(FILE.read_text()))\n"
     )
-    env = {**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=1"}
-    env |= {"JAX_COMPILATION_CACHE_DIR": str(ROOT / ".pytest_cache" / "jax")}
-    env |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3"}
     command = [sys.executable, "launch.py", f"--config={file}", f"--workdir={workdir}", "--mode=ablate"]
     process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     deadline = time.monotonic() + 180
@@ -65,14 +61,14 @@ def launch(config, file, workdir, kill_after=None):
     return process.returncode, output
 
 
-def test_killed_in_the_middle_it_ends_with_the_same_table(tiny, tmp_path):
+def test_killed_in_the_middle_it_ends_with_the_same_table(tiny, tmp_path, of_launch):
     config = grid(tiny, training__steps=60, training__eval_every=20, training__checkpoint_every=7)
     config.ablation.lanes = 2  # two turns
-    status, output = launch(config, tmp_path / "config.py", tmp_path / "whole")
+    status, output = launch(of_launch, config, tmp_path / "config.py", tmp_path / "whole")
     assert status == 0 and "1 programs, 4 lanes (2 seeds)" in output and "the rest in turns" in output, output
-    status, output = launch(config, tmp_path / "config.py", tmp_path / "cut", kill_after=28)
+    status, output = launch(of_launch, config, tmp_path / "config.py", tmp_path / "cut", kill_after=28)
     assert status == -signal.SIGKILL and not (tmp_path / "cut" / "ablation.csv").exists(), output
-    status, output = launch(config, tmp_path / "config.py", tmp_path / "cut")
+    status, output = launch(of_launch, config, tmp_path / "config.py", tmp_path / "cut")
     assert status == 0, output
     for name in ("ablation.csv", "ablation.json"):
         whole, cut = ((tmp_path / run / name).read_text() for run in ("whole", "cut"))

@@ -1,0 +1,125 @@
+"""Several processes that train one model, one on each host: how they meet, what they agree on, who writes.
+
+JAX's runtime does the work. With one process all of this does nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from mtl_jax.errors import UserError
+
+WORKER = "MTL_JAX_WORKER"  # set in the environment of processes that `supervised` started
+
+
+def found_around() -> bool:
+    """Whether the environment says that this is one of several processes: a TPU pod, Slurm, Open MPI."""
+    hosts = os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",")
+    counts = (os.environ.get("SLURM_NTASKS", "1"), os.environ.get("OMPI_COMM_WORLD_SIZE", "1"))
+    return len(hosts) > 1 or (any(c.isdigit() and int(c) > 1 for c in counts) and not _interactive())
+
+
+def _interactive() -> bool:
+    """Inside of an allocation, but not started by srun or mpirun."""
+    return not ({"SLURM_PROCID", "OMPI_COMM_WORLD_RANK"} & os.environ.keys()) or (
+        os.environ.get("SLURM_STEP_NUM_TASKS") == "1"
+    )
+
+
+def join(coordinator: str, count: int, number: int, start_seconds: int, heartbeat_seconds: int) -> None:
+    """Connects this process with the others; to be called before any use of devices.
+
+    Args:
+      coordinator: "host:port" of process 0; "": from the environment.
+      count: of processes; 0: from the environment.
+      number: of this process; -1: from the environment.
+      start_seconds: to wait for all others.
+      heartbeat_seconds: after which a process that does not answer counts as dead.
+
+    Raises:
+      UserError: not all came, or what was given does not fit together.
+    """
+    given = (bool(coordinator), count > 0, number >= 0)
+    if any(given) and not all(given):
+        raise UserError("--coordinator=HOST:PORT, --processes and --process go together; give all of them, or none")
+    if all(given) and number >= count:
+        raise UserError(f"--process={number}: the numbers of {count} processes are 0 to {count - 1}")
+    try:
+        jax.distributed.initialize(
+            coordinator or None, count or None, number if number >= 0 else None,
+            initialization_timeout=start_seconds, heartbeat_timeout_seconds=heartbeat_seconds,
+        )  # fmt: skip
+    except (RuntimeError, ValueError) as error:
+        reason = (str(error).strip() or repr(error)).splitlines()[0][:300]
+        raise UserError(
+            f"the processes did not meet within {start_seconds} s: {reason}. Start the same command on every host, and "
+            "see that the coordinator's port can be reached"
+        ) from None
+
+
+def supervised(arguments: Sequence[str], heartbeat_seconds: int) -> int:
+    """Runs launch.py with these arguments in a process of its own; returns its status.
+
+    JAX ends a process whose peer died from inside of C++, without a word to Python: this one stays to say it.
+    """
+    worker = subprocess.Popen([sys.executable, *arguments], env={**os.environ, WORKER: "1"})
+    before = {
+        number: signal.signal(number, lambda got, frame: worker.send_signal(got))
+        for number in (signal.SIGTERM, signal.SIGINT)
+    }
+    try:
+        status = worker.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if status in (-signal.SIGABRT, 128 + signal.SIGABRT):
+        print(
+            f"error: another process of this run does not answer any more (for {heartbeat_seconds} s); its own output "
+            "says why. Start all of them again: they go on from the last whole checkpoint",
+            file=sys.stderr,
+        )
+        return 3
+    return 128 - status if status < 0 else status
+
+
+def is_first() -> bool:
+    """Whether this process writes logs, pictures and summaries."""
+    return jax.process_index() == 0
+
+
+def wait_for_all(what: str) -> None:
+    """Returns when every process is here; `what` is a name for the place."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(what)
+
+
+def any_of(flag: bool) -> bool:
+    """Whether the flag of any process is set; all have to ask."""
+    if jax.process_count() == 1:
+        return flag
+    return bool(np.any(multihost_utils.process_allgather(np.asarray(flag))))
+
+
+def fetch(tree: Any) -> Any:
+    """Whole arrays on the host, the same in every process; all have to ask."""
+
+    def one(leaf):
+        if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable or leaf.is_fully_replicated:
+            return leaf
+        return multihost_utils.process_allgather(leaf, tiled=True)
+
+    return jax.device_get(jax.tree.map(one, tree))
+
+
+def preempted(step: int) -> bool:
+    """Whether one of several processes was asked to end: true in all of them at the same step."""
+    return jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step)
