@@ -19,7 +19,8 @@ PIECES = st.sampled_from(
      "-", "go.01", "# k = v\n", "train", "\x00", "\ufeff", "\u2028", "é", "\\ud800", "NaN", "1e999", "0\ta\tb\tc\t-\n",
      "1\ta\ta\tX\tY\t_\t0\tr\t_\t_\n", '{"train": [["a", "b"]]}', "a O\n", "-DOCSTART- O\n",
      '{"data": [{"paragraphs": [{"context": "a b", "qas": [{"question": "q", "answers": []}]}]}]}',
-     '{"turns": ["a", 1]}\n', '{"turns": ["a", "b"]}\n', '{"sentence": "a", "label": "true", "identifier": "1-0", "directory": "0", ',
+     '{"turns": ["a", 1]}\n', '{"turns": ["a", "b"]}\n',
+     '{"sentence": "a", "label": "true", "identifier": "1-0", "directory": "0", ',
      '"structured_rep": [[], [{"color": "Black"}], []]}\n', "\x00\x00\x08\x01\x00\x00\x00\x01\x05"]
 )  # fmt: skip
 CONTENT = st.binary(max_size=60) | st.lists(PIECES, max_size=30).map(lambda pieces: "".join(pieces).encode())
