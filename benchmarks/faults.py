@@ -42,6 +42,7 @@ from typing import NamedTuple
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
+import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
@@ -88,29 +89,27 @@ class Ended(NamedTuple):
     output: str
 
 
+def arrays_of(workdir: pathlib.Path) -> dict[str, np.ndarray]:
+    """{path: array} of the last checkpoint, by whatever processes it was saved."""
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    with ocp.training.Checkpointer((workdir / "checkpoints").absolute()) as checkpointer:
+        step = checkpointer.latest.step
+        parts = checkpointer.checkpointables_metadata(step).metadata
+        shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), parts)
+        loaded = jax.device_get(checkpointer.load_checkpointables(step, shapes))
+    return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(loaded)}
+
+
 def result_of(workdir: pathlib.Path) -> str:
     """sha256 over what a finished run leaves: arrays of its last checkpoint, metrics, summary without seconds."""
     digest = hashlib.sha256()
-    with ocp.training.Checkpointer((workdir / "checkpoints").absolute()) as checkpointer:
-        parts = checkpointer.load_checkpointables(checkpointer.latest.step)
-        leaves: list[tuple[str, np.ndarray]] = []
-        _flatten("", parts, leaves)
-    for name, leaf in sorted(leaves, key=lambda pair: pair[0]):
+    for name, leaf in sorted(arrays_of(workdir).items()):
         digest.update(f"{name} {leaf.dtype} {leaf.shape}".encode() + leaf.tobytes())
     digest.update((workdir / "metrics.jsonl").read_bytes())
     summary = json.loads((workdir / "summary.json").read_text())
     del summary["seconds"]
     digest.update(json.dumps(summary, sort_keys=True).encode())
     return digest.hexdigest()
-
-
-def _flatten(name, tree, into):
-    if isinstance(tree, dict | list | tuple):
-        items = tree.items() if isinstance(tree, dict) else enumerate(tree)
-        for key, value in items:
-            _flatten(f"{name}/{key}", value, into)
-    elif tree is not None:
-        into.append((name, np.asarray(tree)))
 
 
 def judged(kind: str, detail: str, workdir: pathlib.Path, ended: Ended, wanted: str) -> Case:

@@ -11,7 +11,6 @@ import time
 
 import numpy as np
 import pytest
-from orbax.checkpoint import v1 as ocp
 
 from benchmarks import faults
 from mtl_jax.errors import UserError
@@ -82,17 +81,8 @@ def wait_for_step(workdir, step, runs):
         time.sleep(0.01)
 
 
-def arrays(workdir):
-    """{path: array} of the last checkpoint."""
-    with ocp.training.Checkpointer((workdir / "checkpoints").absolute()) as checkpointer:
-        assert checkpointer.latest.step == STEPS
-        leaves = []
-        faults._flatten("", checkpointer.load_checkpointables(STEPS), leaves)
-    return dict(leaves)
-
-
 def compare(differs, what, found, wanted):
-    found, wanted = arrays(found), arrays(wanted)
+    found, wanted = faults.arrays_of(found), faults.arrays_of(wanted)
     assert found.keys() == wanted.keys()
     for path, leaf in wanted.items():
         differs(what, found[path], leaf, 1e-5)
