@@ -299,6 +299,16 @@ def run():
             file=sys.stderr,
         )
         sys.exit(2)
+    except Exception as error:
+        if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        reason = (str(error).strip() or "the machine has no more").splitlines()[0][:300]
+        print(
+            f"error: not enough memory: {reason}. Smaller config.data.rows (with config.training.accumulate), "
+            "config.data.row_length or config.model.width need less; config.model.remat does too",
+            file=sys.stderr,
+        )
+        sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)

@@ -18,7 +18,7 @@ from mtl_jax.config.learning import (
     check_penalties,
     check_sharing,
 )
-from mtl_jax.config.rules import check_choice, check_fields, check_names, check_range, get
+from mtl_jax.config.rules import check_choice, check_entry, check_fields, check_names, check_range, get
 from mtl_jax.errors import UserError
 
 
@@ -35,21 +35,35 @@ def check(config: Any, default: ModuleType) -> None:
     problems: list[str] = []
     say = problems.append
     check_fields(config, default.get_config(), "config", say)
+    if not problems:
+        _check_entries(config, default, say)
     if problems:  # the rest relies on the fields
         raise UserError("\n".join(problems))
     for field, choices in CHOICES.items():
         check_choice(f"config.{field}", get(config, field), choices, say)
     for field, (low, high) in RANGES.items():
         check_range(f"config.{field}", get(config, field), low, high, say)
-    for entries in (check_datasets, check_tasks, check_penalties, check_distillation, check_ablation):
-        entries(config, default, say)
-    for section in (check_images, check_mixing, check_model, check_optimizer, check_sharing, check_meta, check_adapt,
-                    check_relate, check_merging):  # fmt: skip
+    for section in (
+        check_datasets, check_tasks, check_images, check_mixing, check_model, check_optimizer, check_sharing,
+        check_penalties, check_distillation, check_meta, check_ablation, check_adapt, check_relate, check_merging,
+    ):  # fmt: skip
         section(config, say)
     check_names("config.train_on", config.train_on, config.tasks, say)
     check_names("config.evaluation.splits", config.evaluation.splits, SPLITS, say)
     if problems:
         raise UserError("\n".join(problems))
+
+
+def _check_entries(config, default, say):
+    """The fields of all that has a name of the user's own."""
+    ablation = config.ablation
+    for where, entries, make in (
+        ("datasets", config.datasets, default.dataset), ("tasks", config.tasks, default.task),
+        ("penalties", config.penalties, default.penalty), ("distillation", config.distillation, default.distillation),
+        ("ablation.sweeps", ablation.sweeps, default.sweep), ("ablation.choices", ablation.choices, default.choice),
+    ):  # fmt: skip
+        for name, entry in entries.items():
+            check_entry(f"config.{where}.{name}", entry, make(), say)
 
 
 def from_plain(plain: Any) -> Any:

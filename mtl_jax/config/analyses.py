@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from mtl_jax.config.rules import check_choice, check_name, check_names, check_range, check_regex, complete
+from mtl_jax.config.rules import check_choice, check_name, check_names, check_range, check_regex
 
 
-def check_ablation(config, default, say):
+def check_ablation(config, say):
     from mtl_jax.analysis.references import REFERENCES
 
     ablation = config.ablation
     for name, entry in ablation.sweeps.items():
         where = f"config.ablation.sweeps.{name}"
         check_name(where, name, say)
-        if complete(where, entry, default.sweep(), say):
-            check_choice(f"{where}.scale", entry.scale, ("log", "linear"), say)
-            if not entry.field:
-                say(f"{where}.field: name a field, e.g. 'penalties.l2.strength'")
-    for name, entry in ablation.choices.items():
+        check_choice(f"{where}.scale", entry.scale, ("log", "linear"), say)
+        if not entry.field:
+            say(f"{where}.field: name a field, e.g. 'penalties.l2.strength'")
+    for name in ablation.choices:
         check_name(f"config.ablation.choices.{name}", name, say)
-        complete(f"config.ablation.choices.{name}", entry, default.choice(), say)
     for name in set(ablation.sweeps) & set(ablation.choices):
         say(f"config.ablation: {name!r} is the name of a sweep and of a choice")
     for factor in ablation.rates:

@@ -27,6 +27,12 @@ CHOICES = {
 PENALTY_CHOICES = {"scope": ("tree", "layer", "leaf"), "schedule": ("constant", "rise", "fall")}
 SPLITS = ("train", "dev", "test")
 
+# fields, wherever they stand, that are tuples of texts
+TEXTS = (
+    "text", "choices", "marked", "markers", "metrics", "classes", "teachers", "freeze", "train_on", "splits",
+    "measures", "methods", "tuned_on",
+)  # fmt: skip
+
 # field: (lowest, highest), both allowed
 RANGES = {
     "data.row_length": (4, None),

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from mtl_jax.config.fields import SPLITS
-from mtl_jax.config.rules import check_choice, check_name, check_names, check_range, complete
+from mtl_jax.config.rules import check_choice, check_name, check_names, check_range
 from mtl_jax.errors import UserError
 
 
-def check_datasets(config, default, say):
+def check_datasets(config, say):
     from mtl_jax.data.readers import READERS
 
     if not config.datasets:
         say("config.datasets: none; add one with default.add_dataset(config, name, ...)")
     for name, entry in config.datasets.items():
         where = f"config.datasets.{name}"
-        if not complete(where, entry, default.dataset(), say):
-            continue
         check_name(where, name, say)
         check_choice(f"{where}.reader", entry.reader, READERS, say)
         if bool(entry.text) == bool(entry.words) and not (entry.image and not entry.words):
@@ -42,8 +40,6 @@ def check_datasets(config, default, say):
 def check_images(config, say):
     images, pictured = config.images, False
     for name, entry in config.datasets.items():
-        if not hasattr(entry, "keys") or "image" not in entry or "image_size" not in entry:
-            continue  # said already
         where, size = f"config.datasets.{name}.image_size", entry.image_size
         pictured |= bool(entry.image)
         if size and not entry.image:
@@ -53,7 +49,7 @@ def check_images(config, say):
         elif size and (min(size) < 1 or images.patch < 1 or any(side % images.patch for side in size)):
             say(f"{where}: {size!r} should be multiples of config.images.patch = {images.patch}")
     for name, entry in config.tasks.items():
-        if "options" in entry and entry.options.get("copy") and config.datasets.get(entry.dataset, {}).get("image"):
+        if entry.options.get("copy") and config.datasets.get(entry.dataset, {}).get("image"):
             say(f"config.tasks.{name}.options.copy: patches of pictures are no tokens to copy; leave it out")
     if images.channels not in (1, 3):
         say(f"config.images.channels: {images.channels} should be 3 (RGB) or 1 (grey)")
@@ -64,7 +60,7 @@ def check_images(config, say):
         say("config.optimizer.cache_frozen: the embedding of pictures is trained; it has to be False with pictures")
 
 
-def check_tasks(config, default, say):
+def check_tasks(config, say):
     from mtl_jax.data.targets import SPECIALS
     from mtl_jax.tasks import KINDS, make
 
@@ -72,8 +68,6 @@ def check_tasks(config, default, say):
         say("config.tasks: none; add one with default.add_task(config, name, ...)")
     for name, entry in config.tasks.items():
         where = f"config.tasks.{name}"
-        if not complete(where, entry, default.task(), say):
-            continue
         check_name(where, name, say)
         if check_choice(f"{where}.kind", entry.kind, KINDS, say) and entry.level:
             check_choice(f"{where}.level", entry.level, KINDS[entry.kind].levels, say)
@@ -132,9 +126,8 @@ def _check_masked(config, name, where, say):
 
 
 def check_mixing(config, say):
-    if config.data.mixing == "weights":
-        for name, weight in config.data.weights.items():
-            check_range(f"config.data.weights.{name}", weight, 0.0, None, say)
-        check_names("config.data.weights", config.data.weights, config.datasets, say)
+    for name, weight in config.data.weights.items():
+        check_range(f"config.data.weights.{name}", weight, 0.0, None, say)
+    check_names("config.data.weights", config.data.weights, config.datasets, say)
     if not config.data.temperature > 0:
         say(f"config.data.temperature: {config.data.temperature!r} should be above 0")

@@ -5,16 +5,14 @@ from __future__ import annotations
 import pathlib
 
 from mtl_jax.config.fields import PENALTY_CHOICES
-from mtl_jax.config.rules import check_choice, check_range, check_regex, complete
+from mtl_jax.config.rules import check_choice, check_range, check_regex
 
 
-def check_penalties(config, default, say):
+def check_penalties(config, say):
     from mtl_jax.sharing import PENALTIES
 
     for name, entry in config.penalties.items():
         where = f"config.penalties.{name}"
-        if not complete(where, entry, default.penalty(), say):
-            continue
         check_choice(f"{where}.kind", entry.kind, PENALTIES, say)
         check_range(f"{where}.strength", entry.strength, 0.0, None, say)
         for field, choices in PENALTY_CHOICES.items():
@@ -23,12 +21,12 @@ def check_penalties(config, default, say):
             check_range(f"{where}.by_layer.{layer}", factor, 0.0, None, say)
 
 
-def check_distillation(config, default, say):
+def check_distillation(config, say):
     from mtl_jax.tasks import KINDS
 
     for task, entry in config.distillation.items():
         where = f"config.distillation.{task}"
-        if not check_choice(where, task, config.tasks, say) or not complete(where, entry, default.distillation(), say):
+        if not check_choice(where, task, config.tasks, say):
             continue
         kind = KINDS.get(config.tasks[task].kind)
         if kind and not hasattr(kind.task, "soft"):
@@ -124,9 +122,9 @@ def check_meta(config, say):
 
 def check_optimizer(config, say):
     for name, group in config.optimizer.groups.items():
-        if set(group) != {"leaves", "rate"}:
-            fields = "'leaves' (a regex) and 'rate' (a factor)"
-            say(f"config.optimizer.groups.{name}: has the fields {fields}, not {sorted(group)}")
+        if not hasattr(group, "keys") or set(group) != {"leaves", "rate"}:
+            found = sorted(group) if hasattr(group, "keys") else group
+            say(f"config.optimizer.groups.{name}: has the fields 'leaves' (a regex) and 'rate' (a factor), not {found}")
         else:
             check_range(f"config.optimizer.groups.{name}.rate", group["rate"], 0.0, None, say)
             check_regex(f"config.optimizer.groups.{name}.leaves", group["leaves"], say)

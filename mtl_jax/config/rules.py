@@ -7,6 +7,8 @@ import math
 import re
 from collections.abc import Iterable
 
+from mtl_jax.config.fields import TEXTS
+
 
 def check_fields(config, default, where, say):
     """Unknown fields, missing ones and wrong types, against the defaults. Free mappings are empty in the defaults."""
@@ -26,6 +28,8 @@ def check_fields(config, default, where, say):
                 check_fields(found, value, field, say)
         elif isinstance(value, bool) != isinstance(found, bool) or not isinstance(found, _like(value)):
             say(f"{field}: {found!r} should be {_kind(value)}")
+        elif name in TEXTS and isinstance(value, tuple) and not all(isinstance(item, str) for item in found):
+            say(f"{field}: {found!r} should be a tuple of texts")
 
 
 def _like(value):
@@ -39,13 +43,12 @@ def _kind(value):
     return names[type(value)]
 
 
-def complete(where, entry, default, say) -> bool:
+def check_entry(where, entry, default, say):
     """Whether an entry has exactly the fields of its default, of the right types."""
-    found: list[str] = []
-    check_fields(entry, default, where, found.append)
-    for problem in found:
-        say(problem)
-    return not found
+    if hasattr(entry, "items"):
+        check_fields(entry, default, where, say)
+    else:
+        say(f"{where}: should hold fields, found {entry!r}; begin with its function in configs/default.py")
 
 
 def check_name(where, name, say):
@@ -57,7 +60,7 @@ def check_choice(where, value, choices: Iterable[str], say) -> bool:
     choices = list(choices)
     if value in choices:
         return True
-    near = difflib.get_close_matches(str(value), choices, 1)
+    near = difflib.get_close_matches(str(value), map(str, choices), 1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     say(f"{where}: {value!r} is none of {', '.join(map(repr, choices))}{hint}")
     return False

@@ -42,8 +42,9 @@ EXAMPLES = int(os.environ.get("FUZZ", "100"))
 
 @pytest.mark.parametrize("reader", sorted(set(READERS) - {"synthetic", "tfds"}))
 @hypothesis.settings(
-    max_examples=EXAMPLES, deadline=None, suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture]
-)
+    max_examples=EXAMPLES, deadline=None, derandomize="FUZZ" not in os.environ,
+    suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture],
+)  # fmt: skip
 @hypothesis.given(content=CONTENT, encoding=st.sampled_from(["utf-8", "utf-16", "latin-1", "utf-8|cp1252"]))
 def test_records_or_user_error(tmp_path, reader, content, encoding):
     for name in FOLDERS.get(reader, ("f",)):
