@@ -7,6 +7,11 @@
     :tree     the lower of two layers of all genres, of the upper layer one for each of three groups of genres
     :compare  trees by measured transfer, by gradient cosine and by label distributions, against one model for all and a
               model for each; five learning rates, five seeds, paired tests
+
+:compare in 4 minutes on 2 cores, mean test accuracy at the rate chosen on dev, ± 95 %: tree by label distributions
+0.796 ± 0.012, by gradient cosine 0.794 ± 0.021, by transfer 0.791 ± 0.020; one model for all 0.787 ± 0.020, one for
+each 0.700 ± 0.022. All trees beat a model for each (p ≤ 0.002); against one model for all no difference is shown
+(+0.004 to +0.009, corrected p = 0.31 and above).
 """
 
 from configs import ablate_lambda, default
