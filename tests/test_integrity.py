@@ -71,6 +71,8 @@ def test_sealed_metadata():
             integrity.opened({**sealed, field: 4})
     with pytest.raises(integrity.Damaged):
         integrity.opened({})
+    with pytest.raises(UserError, match="without checksums"):
+        integrity.opened({"data": "x", "progress": {}})
 
 
 def parts_of(value):

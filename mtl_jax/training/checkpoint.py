@@ -243,6 +243,8 @@ def _clear_errors(verb: str, step: int, folder: pathlib.Path):
     try:
         yield
     except Exception as error:
+        if isinstance(error, UserError) and not isinstance(error, Damaged):
+            raise
         reason = (str(error).strip() or repr(error)).splitlines()[0][:300]
         said = f"cannot {verb} the checkpoint of step {step} in {folder}: {reason}."
         if verb == "read" and not _says_nothing_of_files(error):

@@ -46,7 +46,10 @@ def opened(sealed: Mapping[str, Any]) -> dict[str, Any]:
 
     Raises:
       Damaged: it differs from what was sealed.
+      UserError: it was never sealed.
     """
+    if sealed and not {SUMS, SEAL} & sealed.keys():
+        raise UserError("a checkpoint without checksums, of a version before they were written; train anew elsewhere")
     told = {name: value for name, value in sealed.items() if name != SEAL}
     if sealed.get(SEAL) != _hash(told):
         raise Damaged("its description does not have the hash that was written with it")
