@@ -88,6 +88,7 @@ class Turn:
                 self._tune()
             else:
                 self._call(min(self._boundary(until) - before, self.engine.call_steps, self._pace))
+            self._checkpoints.check()
             steps = self.position - before
             bar.update(steps * len(self.logs))
             if self._evaluating():
