@@ -69,6 +69,18 @@ def start(env, config, workdir, heartbeat=100):
     return found
 
 
+def child_of(parent: int) -> int:
+    """The process that another one has started."""
+    for stat in pathlib.Path("/proc").glob("[0-9]*/stat"):
+        try:
+            number, rest = int(stat.parent.name), stat.read_text().rpartition(")")[2].split()
+        except OSError:  # it has ended
+            continue
+        if int(rest[1]) == parent:
+            return number
+    raise LookupError(f"no child of {parent}")
+
+
 def ended(runs):
     """[(status, output)]"""
     return [(run.returncode, output) for run in runs for output in [run.communicate(timeout=240)[0]]]
@@ -123,8 +135,7 @@ def test_a_process_that_dies_ends_the_other_with_a_word(setting, whole, differs,
     workdir = folder / "dead"
     runs = start(of_launch, config, workdir, heartbeat=10)
     wait_for_step(workdir, 7, runs)  # a checkpoint is there
-    worker = int(subprocess.check_output(["pgrep", "-P", str(runs[1].pid)], text=True))
-    os.kill(worker, signal.SIGKILL)
+    os.kill(child_of(runs[1].pid), signal.SIGKILL)
     began = time.monotonic()
     (status, output), (other, _) = ended(runs)
     assert status == 3 and "another process of this run does not answer" in output and other == 137, (status, output)
