@@ -31,8 +31,9 @@ def setting(tmp_path_factory):
     (folder / "config.py").write_text(text)
     scope = {}
     exec(text, scope)
-    os.environ["MTL_JAX_CACHE"] = str(folder / "cache")
-    return folder, folder / "config.py", scope["get_config"]()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MTL_JAX_CACHE", str(folder / "cache"))
+        yield folder, folder / "config.py", scope["get_config"]()
 
 
 @pytest.fixture(scope="module")
