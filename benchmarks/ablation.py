@@ -23,13 +23,12 @@ import sys
 import tempfile
 import time
 
-from show import table
+from record import CORES, table
 from workers import Worker
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 MODELS = ("small", "bilstm", "transformer", "transformer4")
 STEPS = {"small": 64, "bilstm": 32, "transformer": 8, "transformer4": 8}  # of a lane, for one timing
-CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 def main():

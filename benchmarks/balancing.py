@@ -22,7 +22,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 import jax
 from ml_collections import ConfigDict
-from show import table
+from record import table
 
 from configs import default
 from mtl_jax import config as checks

@@ -28,7 +28,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 import jax
 from ml_collections import ConfigDict
 
-from benchmarks.show import table
+from benchmarks.record import table
 from configs import default
 from mtl_jax import config as checks
 from mtl_jax.training.experiment import build

@@ -46,7 +46,7 @@ import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
-from benchmarks.show import table
+from benchmarks.record import table
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 STEPS, EVERY = 60, 5

@@ -102,7 +102,7 @@ def get_config(which: str = "cross_stitch"):
         config = _small(config)
     config.training.checkpoint_every = 0
     default.add_choice(config, "sharing", settings=ways)
-    rates = tuple(4e-3 * factor for factor in (0.25, 0.5, 1.0, 2.0, 4.0))
+    rates = tuple(4e-3 * factor for factor in (1.0, 2.0, 4.0, 8.0, 16.0))
     default.add_sweep(config, "rate", field="optimizer.learning_rate", points=rates)
     config.ablation.baselines.sharing = ("single", "hard")
     return config
@@ -111,7 +111,7 @@ def get_config(which: str = "cross_stitch"):
 def _small(config):
     """A size of which all ways, rates and seeds are trained in an hour on two cores."""
     config.model.width = 32
-    config.training.steps = 300
+    config.training.steps = 900
     config.training.eval_every = 0
     return config
 
