@@ -114,7 +114,7 @@ def _evaluate():
     file = workdir / f"evaluation_{CHECKPOINT.value[0]}.json"
     if processes.is_first():
         write_json(file, result)
-    print(report.results_table(result) + f"\n\nstep {result['step']}; numbers in {file}")
+        print(report.results_table(result) + f"\n\nstep {result['step']}; numbers in {file}")
 
 
 def _predict():

@@ -1,5 +1,6 @@
 """Two processes of four devices against one of eight: results, stops, deaths, checkpoints that change hands."""
 
+import json
 import os
 import pathlib
 import re
@@ -53,7 +54,7 @@ def free_port() -> int:
         return found.getsockname()[1]
 
 
-def start(env, config, workdir, heartbeat=100):
+def start(env, config, workdir, *flags, heartbeat=100):
     """Both processes of a run."""
     port = free_port()
     env = {**env, "XLA_FLAGS": env["XLA_FLAGS"] + " --xla_force_host_platform_device_count=4"}
@@ -62,7 +63,7 @@ def start(env, config, workdir, heartbeat=100):
     for number in range(2):
         command = [
             sys.executable, "launch.py", f"--config={config}", f"--workdir={workdir}", "--processes=2",
-            f"--process={number}", f"--coordinator=127.0.0.1:{port}", f"--heartbeat_seconds={heartbeat}",
+            f"--process={number}", f"--coordinator=127.0.0.1:{port}", f"--heartbeat_seconds={heartbeat}", *flags,
         ]  # fmt: skip
         found.append(subprocess.Popen(
             command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -115,6 +116,12 @@ def test_two_processes_as_one(setting, whole, differs, of_launch):
     scores = [folders.read_summary(w)["tasks"] for w in (folder / "two", whole)]
     assert scores[0].keys() == scores[1].keys()
     differs("their test losses", *([s["test"]["loss"] for s in tasks.values()] for tasks in scores), 1e-5)
+
+    found = ended(start(of_launch, config, folder / "two", "--mode=evaluate"))
+    assert [status for status, _ in found] == [0, 0] and "task_0" in found[0][1] and "task_0" not in found[1][1], found
+    (file,) = (folder / "two").glob("evaluation_*.json")
+    again = json.loads(file.read_text())["tasks"]
+    differs("losses of --mode=evaluate", *([s["test"]["loss"] for s in t.values()] for t in (again, scores[1])), 1e-5)
 
 
 def test_one_is_asked_to_end_and_one_process_goes_on(setting, whole, differs, of_launch):
