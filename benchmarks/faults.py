@@ -1,7 +1,7 @@
 """Faults while a run trains, and in what it leaves: it ends with the same parameters, or says clearly why not.
 
     python benchmarks/faults.py
-    python benchmarks/faults.py --kills=20 --stops=5 --flips=60 --cuts=20 --jobs=2
+    python benchmarks/faults.py --kills=20 --stops=5 --deaths=4 --flips=60 --cuts=20 --jobs=2
 
 A small run (two tasks, soft sharing, dropout, AdamW, dynamic weights, a checkpoint every five steps) is trained once
 without faults. Then:
@@ -9,6 +9,8 @@ without faults. Then:
     kill -9      at a random moment of the run, every second time while a checkpoint is written; started again, killed
                  again, five times in a row, then left alone
     SIGTERM      at a random moment; it has to end with status 0
+    dead peer    one of two processes of a run gets kill -9; the other has to end with status 3 and a message, and both,
+                 started again, with the parameters of two processes without faults
     bit flips    one bit of a file under checkpoints/ or best/ of a run that was stopped half way; then it goes on
     truncations  such a file loses its end
     deletions    such a file is gone
@@ -42,35 +44,9 @@ from typing import NamedTuple
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
-import jax
-import numpy as np
-from orbax.checkpoint import v1 as ocp
 
-from benchmarks.record import table
-
-ROOT = pathlib.Path(__file__).resolve().parent.parent
-STEPS, EVERY = 60, 5
-PATIENCE = 300  # seconds until a run counts as hanging
-CONFIG = f'''
-from configs import default
-
-def get_config():
-    config = default.get_config()
-    for k in range(2):
-        options = {{"kind": "text", "features": 300, "tokens": 8, "noise": 0.1, "rho": 0.6, "task": k}}
-        options |= {{"examples": {{"train": 100, "dev": 20, "test": 20}}}}
-        default.add_dataset(config, f"data_{{k}}", reader="synthetic", words="words", options=options)
-        default.add_task(config, f"task_{{k}}", kind="classification", dataset=f"data_{{k}}", label="label")
-    default.add_penalty(config, "l2", kind="l2_to_mean", strength=0.1)
-    config.loss_weights.method = "dwa"
-    config.tokenizer.kind = "words"
-    config.model.layer, config.model.layers, config.model.width, config.model.dropout = "cnn", 1, 64, 0.2
-    config.sharing.trunk = "none"
-    config.data.row_length, config.data.rows, config.evaluation.rows = 16, 8, 8
-    config.training.steps, config.training.eval_every, config.training.checkpoint_every = {STEPS}, 20, {EVERY}
-    config.training.keep, config.training.log_every = 3, 1
-    return config
-'''
+from benchmarks.launching import PATIENCE, STEPS, Ended, Launcher, arrays_of, child_of
+from benchmarks.record import Claim, save
 
 
 class Case(NamedTuple):
@@ -80,24 +56,6 @@ class Case(NamedTuple):
     detail: str
     outcome: str
     said: str
-
-
-class Ended(NamedTuple):
-    """How a run ended: its status, None for a hang, and what it printed."""
-
-    status: int | None
-    output: str
-
-
-def arrays_of(workdir: pathlib.Path) -> dict[str, np.ndarray]:
-    """{path: array} of the last checkpoint, by whatever processes it was saved."""
-    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    with ocp.training.Checkpointer((workdir / "checkpoints").absolute()) as checkpointer:
-        step = checkpointer.latest.step
-        parts = checkpointer.checkpointables_metadata(step).metadata
-        shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), parts)
-        loaded = jax.device_get(checkpointer.load_checkpointables(step, shapes))
-    return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(loaded)}
 
 
 def result_of(workdir: pathlib.Path) -> str:
@@ -166,42 +124,6 @@ def damaged(
     return case
 
 
-class Launcher:
-    """Runs of launch.py with one config."""
-
-    def __init__(self, folder: pathlib.Path):
-        self.folder = folder
-        (folder / "config.py").write_text(CONFIG)
-        self.env = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": str(folder / "cache")}
-        self.env |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "MTL_JAX_CACHE": str(folder / "data")}
-
-    def start(self, workdir: pathlib.Path) -> subprocess.Popen:
-        command = [sys.executable, "launch.py", f"--config={self.folder / 'config.py'}", f"--workdir={workdir}"]
-        return subprocess.Popen(
-            command, cwd=ROOT, env=self.env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
-
-    def finish(self, workdir: pathlib.Path) -> Ended:
-        return self.end(self.start(workdir))
-
-    def end(self, process: subprocess.Popen) -> Ended:
-        try:
-            output, _ = process.communicate(timeout=PATIENCE)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            return Ended(None, process.communicate()[0])
-        return Ended(process.returncode, output)
-
-    def cut(self, workdir: pathlib.Path, number: signal.Signals, moment: Callable[[], bool]) -> Ended:
-        """A run that gets a signal at a moment, unless it ends before."""
-        process = self.start(workdir)
-        deadline = time.monotonic() + PATIENCE
-        while process.poll() is None and not moment() and time.monotonic() < deadline:
-            time.sleep(0.001)
-        process.send_signal(number)
-        return self.end(process)
-
-
 def after(seconds: float) -> Callable[[], bool]:
     began = time.monotonic()
     return lambda: time.monotonic() - began > seconds
@@ -259,6 +181,47 @@ def stops(launcher: Launcher, count: int, seconds: float, wanted: str) -> list[C
     return found
 
 
+def deaths(launcher: Launcher, count: int) -> list[Case]:
+    """One of two processes dies behind a random step; both are started again."""
+    whole, found = launcher.folder / "both", []
+    if count and any(ended.status for ended in launcher.finish_both(whole)):
+        raise SystemExit("two processes without faults failed")
+    for number in range(count):
+        rng, workdir = random.Random(f"death {number}"), launcher.folder / f"death_{number}"
+        dying, step = rng.randrange(2), rng.randrange(STEPS)
+        detail = f"process {dying} behind step {step}"
+        processes = launcher.start_both(workdir)
+        passed = reached(workdir, step)
+        deadline = time.monotonic() + PATIENCE
+        while processes[dying].poll() is None and not passed() and time.monotonic() < deadline:
+            time.sleep(0.001)
+        if victim := child_of(processes[dying].pid):
+            os.kill(victim, signal.SIGKILL)
+        ends = [launcher.end(process) for process in processes]
+        left = ends[1 - dying]
+        if left.status == 3 and "another process of this run does not answer" in left.output:
+            again = launcher.finish_both(workdir)
+            found.append(judged("dead peer", detail, workdir, again[0], result_of(whole)))
+        elif left.status == 0:
+            found.append(judged("dead peer", f"{detail}: it had ended", workdir, left, result_of(whole)))
+        else:
+            outcome = "hang" if left.status is None else "traceback"
+            found.append(Case("dead peer", detail, outcome, (left.output.strip().splitlines() or [""])[-1]))
+    return found
+
+
+def reached(workdir: pathlib.Path, step: int) -> Callable[[], bool]:
+    """True when as many steps stand in the metrics."""
+
+    def moment():
+        try:
+            return (workdir / "metrics.jsonl").read_bytes().count(b'"train"') > step
+        except OSError:
+            return False
+
+    return moment
+
+
 def full_disk(launcher: Launcher, size: int, wanted: str) -> list[Case]:
     """On a tmpfs that holds half of what a run leaves; afterwards with room, and read-only."""
     place = launcher.folder / "small"
@@ -283,17 +246,18 @@ def full_disk(launcher: Launcher, size: int, wanted: str) -> list[Case]:
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, count in (("kills", 20), ("stops", 5), ("flips", 60), ("cuts", 20), ("jobs", 2)):
+    for name, count in (("kills", 20), ("stops", 5), ("deaths", 4), ("flips", 60), ("cuts", 20), ("jobs", 2)):
         parser.add_argument(f"--{name}", type=int, default=count)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         cases = campaign(Launcher(pathlib.Path(temporary)), options)
-    show(cases)
-    file = ROOT / "benchmarks" / "results" / f"faults_{time.strftime('%Y%m%d_%H%M%S')}.json"
-    file.parent.mkdir(exist_ok=True)
-    file.write_text(json.dumps([case._asdict() for case in cases], indent=2))
-    print(f"\nall cases in {file}")
-    sys.exit(any(case.outcome in ("different", "traceback", "hang") for case in cases))
+    for case in cases:
+        if case.outcome not in ("equal", "not run"):
+            print(f"{case.outcome}: {case.kind}, {case.detail}: {case.said[:200]}")
+    silent = sum(case.outcome in ("different", "traceback", "hang") for case in cases)
+    claim = Claim("faults that ended otherwise than equal or refused", "0", silent, silent, silent, not silent)
+    save("faults", [claim], {"Faults": summary(cases)}, [case._asdict() for case in cases])
+    sys.exit(silent > 0)
 
 
 def campaign(launcher: Launcher, options: argparse.Namespace) -> list[Case]:
@@ -309,6 +273,8 @@ def campaign(launcher: Launcher, options: argparse.Namespace) -> list[Case]:
     cases = kills(launcher, options.kills, seconds, wanted)
     print(f"{len(cases)} kills", flush=True)
     cases += stops(launcher, options.stops, seconds, wanted)
+    cases += deaths(launcher, options.deaths)
+    print("dead peers", flush=True)
     size = sum(f.stat().st_size for f in whole.rglob("*") if f.is_file())
     cases += full_disk(launcher, size, wanted)
     print("signals and disks", flush=True)
@@ -322,17 +288,15 @@ def campaign(launcher: Launcher, options: argparse.Namespace) -> list[Case]:
     return cases
 
 
-def show(cases: list[Case]) -> None:
+def summary(cases: list[Case]) -> list[tuple[str, ...]]:
+    """Cases of each kind by outcome."""
     outcomes = ("equal", "refused", "different", "traceback", "hang", "not run")
     counts: dict[str, collections.Counter] = {}
     for case in cases:
         counts.setdefault(case.kind, collections.Counter())[case.outcome] += 1
-    table([("fault", "cases", *outcomes)] + [
+    return [("fault", "cases", *outcomes)] + [
         (kind, str(sum(found.values())), *(str(found[o] or "") for o in outcomes)) for kind, found in counts.items()
-    ])  # fmt: skip
-    for case in cases:
-        if case.outcome not in ("equal", "not run"):
-            print(f"{case.outcome}: {case.kind}, {case.detail}: {case.said[:200]}")
+    ]
 
 
 if __name__ == "__main__":

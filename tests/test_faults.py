@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from benchmarks import faults
+from benchmarks import faults, launching
 from mtl_jax.errors import UserError
 from mtl_jax.training import loop
 
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.usefixtures("standard_promotion")
 def test_damaged_checkpoints_end_equal_or_refused(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("MTL_JAX_CACHE", str(tmp_path / "cache"))
     scope = {}
-    exec(faults.CONFIG, scope)
+    exec(launching.CONFIG, scope)
     config = scope["get_config"]()
     whole, half = tmp_path / "whole", tmp_path / "half"
     whole.mkdir()

@@ -5,7 +5,6 @@ import os
 import pathlib
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -13,7 +12,7 @@ import time
 import numpy as np
 import pytest
 
-from benchmarks import faults
+from benchmarks import launching
 from mtl_jax.errors import UserError
 from mtl_jax.training import loop, processes
 from mtl_jax.training import workdir as folders
@@ -27,8 +26,8 @@ pytestmark = pytest.mark.usefixtures("standard_promotion")
 def setting(tmp_path_factory):
     """(folder, config file, config) of a small run."""
     folder = tmp_path_factory.mktemp("processes")
-    text = faults.CONFIG.replace(f"= {faults.STEPS}, 20, {faults.EVERY}", f"= {STEPS}, 12, 6")
-    assert text != faults.CONFIG
+    text = launching.CONFIG.replace(f"= {launching.STEPS}, 20, {launching.EVERY}", f"= {STEPS}, 12, 6")
+    assert text != launching.CONFIG
     (folder / "config.py").write_text(text)
     scope = {}
     exec(text, scope)
@@ -48,15 +47,9 @@ def whole(setting):
     return folder / "whole"
 
 
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
-
-
 def start(env, config, workdir, *flags, heartbeat=100):
     """Both processes of a run."""
-    port = free_port()
+    port = launching.free_port()
     env = {**env, "XLA_FLAGS": env["XLA_FLAGS"] + " --xla_force_host_platform_device_count=4"}
     env["MTL_JAX_CACHE"] = str(config.parent / "cache")
     found = []
@@ -69,18 +62,6 @@ def start(env, config, workdir, *flags, heartbeat=100):
             command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         ))  # fmt: skip
     return found
-
-
-def child_of(parent: int) -> int:
-    """The process that another one has started."""
-    for stat in pathlib.Path("/proc").glob("[0-9]*/stat"):
-        try:
-            number, rest = int(stat.parent.name), stat.read_text().rpartition(")")[2].split()
-        except OSError:  # it has ended
-            continue
-        if int(rest[1]) == parent:
-            return number
-    raise LookupError(f"no child of {parent}")
 
 
 def ended(runs):
@@ -96,7 +77,7 @@ def wait_for_step(workdir, step, runs):
 
 
 def compare(differs, what, found, wanted):
-    found, wanted = faults.arrays_of(found), faults.arrays_of(wanted)
+    found, wanted = launching.arrays_of(found), launching.arrays_of(wanted)
     assert found.keys() == wanted.keys()
     for path, leaf in wanted.items():
         differs(what, found[path], leaf, 1e-5)
@@ -143,7 +124,7 @@ def test_a_process_that_dies_ends_the_other_with_a_word(setting, whole, differs,
     workdir = folder / "dead"
     runs = start(of_launch, config, workdir, heartbeat=10)
     wait_for_step(workdir, 7, runs)  # a checkpoint is there
-    os.kill(child_of(runs[1].pid), signal.SIGKILL)
+    os.kill(launching.child_of(runs[1].pid), signal.SIGKILL)
     began = time.monotonic()
     (status, output), (other, _) = ended(runs)
     assert status == 3 and "another process of this run does not answer" in output and other == 137, (status, output)
