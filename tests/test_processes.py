@@ -135,6 +135,25 @@ def test_a_process_that_dies_ends_the_other_with_a_word(setting, whole, differs,
     compare(differs, "after a death", workdir, whole)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process of its parent's death")
+def test_a_killed_supervisor_takes_its_process_with_it(tmp_path):
+    note = tmp_path / "pid"
+    child = "import os, sys, time; from mtl_jax.training import processes; processes.end_with_parent(); "
+    child += "open(sys.argv[1], 'w').write(f'{os.getpid()}\\n'); time.sleep(100)"
+    parent = f"from mtl_jax.training import processes; processes.supervised(['-c', {child!r}, {str(note)!r}], 10)"
+    with subprocess.Popen([sys.executable, "-c", parent], cwd=ROOT) as run:
+        wait_until(lambda: note.exists() and note.read_text().endswith("\n"))
+        run.kill()
+    wait_until(lambda: not pathlib.Path(f"/proc/{int(note.read_text())}").exists())
+
+
+def wait_until(happened):
+    deadline = time.monotonic() + 60
+    while not happened():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

@@ -5,6 +5,7 @@ JAX's runtime does the work. With one process all of this does nothing.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import subprocess
@@ -18,6 +19,7 @@ from jax.experimental import multihost_utils
 
 from mtl_jax.errors import UserError
 
+_PR_SET_PDEATHSIG = 1  # of prctl(2)
 WORKER = "MTL_JAX_WORKER"  # set in the environment of processes that `supervised` started
 
 
@@ -89,6 +91,16 @@ def supervised(arguments: Sequence[str], heartbeat_seconds: int) -> int:
         )
         return 3
     return 128 - status if status < 0 else status
+
+
+def end_with_parent() -> None:
+    """On Linux: SIGTERM to this process when the one that supervises it is gone, so that no kill leaves it behind."""
+    if sys.platform != "linux":
+        return
+    parent = os.getppid()
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:  # it went before this one could ask
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def is_first() -> bool:
