@@ -1,4 +1,4 @@
-# make quickstart, make quickstart-compare, make test. Everything lives in .venv; VENV=... and PYTHON=... choose others.
+# make quickstart, make quickstart-compare, make test, make benchmark. Everything lives in .venv; VENV=... and PYTHON=... choose others.
 VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 EXTRA ?= $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev/null | grep -q GPU && echo cuda12 || echo cpu)
 RUN := $(BIN)/python launch.py
 
-.PHONY: quickstart quickstart-compare test lint clean
+.PHONY: quickstart quickstart-compare test benchmark lint clean
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -28,6 +28,15 @@ quickstart-compare: quickstart
 test: $(VENV)/.installed-test
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m pytest -n auto --dist worksteal --durations=15
+
+# the peers live in an environment of their own: they would change what the project's tests see
+$(VENV)-benchmark/.installed: pyproject.toml benchmarks/requirements.txt
+	$(PYTHON) -m venv $(VENV)-benchmark
+	$(VENV)-benchmark/bin/python -m pip install --quiet --disable-pip-version-check -e '.[$(EXTRA)]' -r benchmarks/requirements.txt
+	touch $@
+
+benchmark: $(VENV)-benchmark/.installed
+	$(VENV)-benchmark/bin/python benchmarks/all.py
 
 lint: $(VENV)/.installed-test
 	$(BIN)/python -m ruff check .

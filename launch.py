@@ -58,6 +58,10 @@ def main(argv):
         "inspect": _inspect, "export": _export, "compare": _compare, "ablate": _ablate, "relate": _relate,
         "merge": _merge, "adapt": _adapt, "report": _report,
     }[MODE.value]  # fmt: skip
+    if MODE.value not in ("inspect", "report"):  # these compile nothing
+        from mtl_jax.training import programs
+
+        programs.keep()
     if MODE.value in ("train", "evaluate") and (COORDINATOR.value or PROCESSES.value or _found_around()):
         _together(mode)
     elif COORDINATOR.value or PROCESSES.value or PROCESS.value >= 0:
@@ -88,7 +92,6 @@ def _together(mode):
 
 
 def _train():
-    from mtl_jax.analysis import report
     from mtl_jax.training import loop, processes
     from mtl_jax.training import workdir as folders
 
@@ -98,11 +101,12 @@ def _train():
     with folders.held(WORKDIR.value) as workdir:
         summary = loop.train(config, workdir)
         if summary is not None and processes.is_first():
+            from mtl_jax.analysis import report  # brings what draws, which takes as long as all else together
+
             print("\n" + report.finished(workdir, summary))
 
 
 def _evaluate():
-    from mtl_jax.analysis import report
     from mtl_jax.training import processes, scoring
     from mtl_jax.training.workdir import write_json
 
@@ -112,6 +116,8 @@ def _evaluate():
     result = scoring.evaluate(_config(), workdir, CHECKPOINT.value[0])
     file = workdir / f"evaluation_{CHECKPOINT.value[0]}.json"
     if processes.is_first():
+        from mtl_jax.analysis import report
+
         write_json(file, result)
         print(report.results_table(result) + f"\n\nstep {result['step']}; numbers in {file}")
 

@@ -45,7 +45,7 @@ from typing import NamedTuple
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 
-from benchmarks.launching import PATIENCE, STEPS, Ended, Launcher, arrays_of, child_of
+from benchmarks.launching import PATIENCE, STEPS, Ended, Launcher, arrays_of, child_of, flip
 from benchmarks.record import Claim, save
 
 
@@ -102,13 +102,6 @@ def damage(workdir: pathlib.Path, kind: str, rng: random.Random) -> str:
     place = rng.randrange(8 * len(raw))
     flip(file, place)
     return f"{where}, bit {place}"
-
-
-def flip(file: pathlib.Path, place: int) -> None:
-    """One bit of a file."""
-    raw = bytearray(file.read_bytes())
-    raw[place // 8] ^= 1 << place % 8
-    file.write_bytes(bytes(raw))
 
 
 def damaged(

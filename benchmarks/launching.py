@@ -120,3 +120,10 @@ def arrays_of(workdir: pathlib.Path) -> dict[str, np.ndarray]:
         shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), parts)
         loaded = jax.device_get(checkpointer.load_checkpointables(step, shapes))
     return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(loaded)}
+
+
+def flip(file: pathlib.Path, place: int) -> None:
+    """One bit of a file."""
+    raw = bytearray(file.read_bytes())
+    raw[place // 8] ^= 1 << place % 8
+    file.write_bytes(bytes(raw))

@@ -46,7 +46,7 @@ def test_damaged_checkpoints_end_equal_or_refused(tmp_path, monkeypatch, capsys)
     for part in (0.3, 0.6):
         workdir = tmp_path / f"values_{part}"
         shutil.copytree(half, workdir)
-        faults.flip(workdir / values.relative_to(half), int(8 * part * values.stat().st_size))
+        launching.flip(workdir / values.relative_to(half), int(8 * part * values.stat().st_size))
         assert faults.judged("bit flip", "", workdir, finish(workdir), wanted).outcome == "equal"
         assert "going on from step 30." in capsys.readouterr().out
     kinds = [("bit flip", n) for n in range(4)] + [("truncation", 0), ("deletion", 0)]

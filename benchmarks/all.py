@@ -1,0 +1,129 @@
+"""All benchmarks for a CPU one after another, and what they found as one page: `make benchmark`.
+
+    python benchmarks/all.py
+    python benchmarks/all.py --only=steps,packing
+    python benchmarks/all.py --page
+
+--page writes RESULTS.md anew from the numbers in benchmarks/results/ and measures nothing. Nothing else should run on
+the machine meanwhile.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import pathlib
+import re
+import shlex
+import subprocess
+import sys
+import time
+
+import record
+
+HERE = pathlib.Path(__file__).resolve().parent
+# name of the results -> (title, command); one row for each that is run
+BENCHMARKS = {
+    "steps_bert_mini": ("Equal shapes: BERT-mini", "steps.py --model=bert_mini"),
+    "steps_minilm": ("Equal shapes: MiniLM", "steps.py --model=minilm"),
+    "steps_bilstm": ("Equal shapes: BiLSTM", "steps.py --model=bilstm"),
+    "packing": ("Real text", "packing.py"),
+    "penalties": ("Penalties", "penalties.py"),
+    "gradient_methods": ("Gradient methods", "gradient_methods.py"),
+    "ablation_small": ("A grid, small models", "ablation.py --model=small --only=steps"),
+    "ablation_bilstm": ("A grid, BiLSTM", "ablation.py --model=bilstm --only=steps"),
+    "memory": ("Memory", "memory.py"),
+    "collectives": ("Devices", "collectives.py"),
+    "start": ("Start", "start.py"),
+}
+PLOTS = ("packing", "gradient_methods", "ablation_small", "ablation_bilstm")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default=",".join(BENCHMARKS), help="names, with commas")
+    parser.add_argument("--page", action="store_true", help="measure nothing")
+    options = parser.parse_args()
+    names = options.only.split(",")
+    if unknown := set(names) - BENCHMARKS.keys():
+        raise SystemExit(f"{', '.join(sorted(unknown))}: no benchmark; there are {', '.join(BENCHMARKS)}")
+    failed = [] if options.page else [name for name in names if not _measure(name)]
+    found = {
+        name: json.loads(file.read_text()) for name in BENCHMARKS if (file := record.FOLDER / f"{name}.json").exists()
+    }
+    for name in PLOTS:
+        if name in found:
+            _plot(found[name], BENCHMARKS[name][0], HERE / "figures" / f"{name}.png")
+    (HERE / "RESULTS.md").write_text(_page(found))
+    print(f"\n{HERE / 'RESULTS.md'}")
+    if failed:
+        raise SystemExit(f"failed: {', '.join(failed)}")
+
+
+def _measure(name: str) -> bool:
+    began = time.monotonic()
+    print(f"\n== {name}", flush=True)
+    command, *arguments = shlex.split(BENCHMARKS[name][1])
+    done = subprocess.run([sys.executable, str(HERE / command), *arguments], cwd=HERE.parent)
+    print(f"== {name}: {time.monotonic() - began:.0f} s, status {done.returncode}", flush=True)
+    return not done.returncode
+
+
+def _page(found: dict[str, dict]) -> str:
+    """RESULTS.md: machine, all claims, then the tables of each benchmark."""
+    lines = ["# What was measured", "", "Written by `make benchmark`, from what lies in `benchmarks/results/`."]
+    machines = []
+    for one in found.values():
+        if one["machine"] not in machines:
+            machines.append(one["machine"])
+    for machine in machines:
+        versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+        lines.append(f"{machine['processor']}, {machine['cores']} cores, Python {machine['python']}; {versions}.")
+    lines += ["", "| claim | goal | median (lowest to highest) | reached | what bounds it |", "|---|---|---|---|---|"]
+    for one in found.values():
+        for claim in (record.Claim(**fields) for fields in one["claims"]):
+            reached = "yes" if claim.reached else "**no**"
+            lines.append(f"| {claim.what} | {claim.goal} | {record.figure(claim)} | {reached} | {claim.bound} |")
+    for name, one in found.items():
+        lines += ["", f"## {BENCHMARKS[name][0]}", "", f"    {one['command']}"]
+        for title, (header, *rows) in one["tables"].items():
+            lines += ["", f"**{title}**", "", _row(header), "|---" * len(header) + "|", *map(_row, rows)]
+        if one["notes"]:
+            lines += ["", one["notes"]]
+        if name in PLOTS:
+            lines += ["", f"![{BENCHMARKS[name][0]}](figures/{name}.png)"]
+    return "\n".join(lines) + "\n"
+
+
+def _row(cells) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _plot(found: dict, title: str, file: pathlib.Path) -> None:
+    """The claims of a benchmark: median and spread as a point with a bar, the goal as a mark."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    claims = [record.Claim(**fields) for fields in found["claims"]]
+    figure, axes = pyplot.subplots(figsize=(9, 1.2 + 0.45 * len(claims)), layout="constrained")
+    for place, claim in enumerate(reversed(claims)):
+        axes.errorbar(
+            claim.measured, place, xerr=[[claim.measured - claim.low], [claim.high - claim.measured]], fmt="o",
+            color="tab:blue" if claim.reached else "tab:red", capsize=3,
+        )  # fmt: skip
+        if goal := re.search(r"\d+(\.\d+)?", claim.goal):
+            axes.plot(float(goal[0]), place, marker="|", markersize=16, color="black")
+    axes.set_yticks(range(len(claims)), [claim.what for claim in reversed(claims)], fontsize=8)
+    axes.set_ylim(-0.6, len(claims) - 0.4)
+    axes.set_xlim(left=0)
+    axes.set_xlabel("ratio; |: the goal, blue: reached")
+    axes.set_title(title)
+    file.parent.mkdir(exist_ok=True)
+    figure.savefig(file, dpi=120)
+    pyplot.close(figure)
+
+
+if __name__ == "__main__":
+    main()
