@@ -3,8 +3,8 @@
     python benchmarks/start.py
     python benchmarks/start.py --config=configs/snips_joint.py:bert
 
-`launch.py` trains one step and ends, several times: first with empty caches (texts are encoded, programs compiled),
-then with full ones. Shown is the time until the first line stands in metrics.jsonl.
+`launch.py` is started and, behind its first step, asked to end, several times: first with empty caches (texts are
+encoded, programs compiled), then with full ones. Shown is the time until the first line stands in metrics.jsonl.
 """
 
 from __future__ import annotations
@@ -51,8 +51,7 @@ def first_step(config: str, folder: pathlib.Path, number: int) -> float:
         if (wheels := _wheels()).is_dir():
             (cache / "wheels").symlink_to(wheels)
     workdir = folder / str(number)
-    command = [sys.executable, "launch.py", f"--config={config}", f"--workdir={workdir}", "--config.training.steps=1",
-               "--config.training.log_every=1"]  # fmt: skip
+    command = [sys.executable, "launch.py", f"--config={config}", f"--workdir={workdir}", "--config.training.log_every=1"]  # fmt: skip
     env = {key: value for key, value in os.environ.items() if not key.startswith("JAX_COMPILATION_CACHE")}
     began = time.perf_counter()
     with subprocess.Popen(
@@ -63,10 +62,11 @@ def first_step(config: str, folder: pathlib.Path, number: int) -> float:
             if metrics.exists() and metrics.stat().st_size:
                 seconds = time.perf_counter() - began
             time.sleep(0.01)
+        run.terminate()
         output = run.communicate()[0].decode()
-    if run.returncode:
+    if run.returncode or seconds is None:
         raise SystemExit(output)
-    return seconds if seconds is not None else time.perf_counter() - began
+    return seconds
 
 
 def _wheels() -> pathlib.Path:
