@@ -51,7 +51,8 @@ def first_step(config: str, folder: pathlib.Path, number: int) -> float:
         if (wheels := _wheels()).is_dir():
             (cache / "wheels").symlink_to(wheels)
     workdir = folder / str(number)
-    command = [sys.executable, "launch.py", f"--config={config}", f"--workdir={workdir}", "--config.training.log_every=1"]  # fmt: skip
+    command = [sys.executable, "launch.py", f"--config={config}", f"--workdir={workdir}"]
+    command.append("--config.training.log_every=1")
     env = {key: value for key, value in os.environ.items() if not key.startswith("JAX_COMPILATION_CACHE")}
     began = time.perf_counter()
     with subprocess.Popen(
