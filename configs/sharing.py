@@ -25,8 +25,8 @@ seeds, paired tests: `:snips`; `:ewt` with parts of speech, semantic roles and g
 :snips in 80 minutes on 2 busy cores, mean test score of intent and slots (intent is level, 0.97): sluice 0.947,
 cross-stitch 0.936, cascade 0.933, hierarchy 0.928, soft 0.922, CGC 0.921, PLE 0.915, structure, MMoE, DSelect-k 0.910,
 attention 0.906, single 0.906, attention of texts 0.900, hard 0.898, LoRA 0.893, MTAN 0.892, adapters drawn together
-0.876, adapters 0.868. With three seeds and 17 comparisons only cascades are better than single training (p = 0.002), and
-they and cross-stitch better than hard sharing (p = 0.03). The other tables are not measured yet.
+0.876, adapters 0.868. With three seeds and 17 comparisons only cascades are better than single training (p = 0.002),
+and they and cross-stitch better than hard sharing (p = 0.03). The other tables are not measured yet.
 """
 
 from ml_collections import ConfigDict
