@@ -3,6 +3,8 @@
     python launch.py --config=configs/generation.py:abridge --workdir=runs/abridge
 
     :abridge   a sentence -> without its modifiers, by its dependency tree
+    :lstm      the same, written by an LSTM with attention
+    :roles     a sentence -> without the adjuncts of its predicates, by their roles (PropBank)
     :shared    the same beside parts of speech of the same sentences, embeddings and BiLSTM shared
     :reorder   the words of a sentence, shuffled -> the sentence
     :infill    a sentence with a gap of up to three words -> these words
@@ -19,21 +21,27 @@ Test scores of one seed, greedy search, about four minutes of CPU time each; --m
 
 from configs import default
 
+WHICH = ("abridge", "lstm", "shared", "roles", "reorder", "infill")
+
 
 def get_config(which: str = "abridge"):
-    if which not in ("reorder", "abridge", "infill", "shared"):
-        raise ValueError(f"the argument of this config is 'reorder', 'abridge', 'infill' or 'shared', not {which!r}")
+    if which not in WHICH:
+        raise ValueError(f"the argument of this config is one of {', '.join(WHICH)}, not {which!r}")
     config = default.get_config()
-    way = "abridge" if which == "shared" else which
+    way = "abridge" if which in ("lstm", "shared") else which
+    folder, reader, form = ("ewt_srl", "srl", "{}.conll") if way == "roles" else ("ewt", "conllu", "*{}*.conllu")
     default.add_dataset(
-        config, "ewt", reader="derived", path=f"{default.DATA}/ewt", words="source",
-        splits={"train": "*train*.conllu", "dev": "*dev*.conllu", "test": "*test*.conllu"},
-        options={"reader": "conllu", "way": way, "shortest": 5, "longest": 25}, limit={"dev": 500},
+        config, "ewt", reader="derived", path=f"{default.DATA}/{folder}", words="source",
+        splits={split: form.format(split) for split in ("train", "dev", "test")},
+        options={"reader": reader, "way": way, "shortest": 5, "longest": 25}, limit={"dev": 500},
         drop_duplicates=True,
     )  # fmt: skip
     default.add_task(
         config, way, kind="generation", dataset="ewt", label="target",
-        options={"layers": 2, "copy": True, "min_count": 2, "max_length": 8 if way == "infill" else 32},
+        options={
+            "decoder": "lstm" if which == "lstm" else "transformer", "layers": 1 if which == "lstm" else 2,
+            "copy": True, "min_count": 2, "max_length": 8 if way == "infill" else 32,
+        },
     )  # fmt: skip
     if which == "shared":
         default.add_task(config, "pos", kind="tagging", dataset="ewt", label="upos", metrics=("accuracy",))
