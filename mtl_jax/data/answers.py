@@ -30,6 +30,7 @@ from mtl_jax.data.vocabulary import Gold
 from mtl_jax.errors import UserError
 
 NAMES = ("answer", "no answer")
+ELSEWHERE = "elsewhere"  # in place of "no answer": every question has one, but not every window of its text holds it
 NONE, UNKNOWN = -1, -2  # in `Gold.value`: there is no answer; there is one that stands nowhere in the text
 _MOVED = "answers do not stand where they should, the nearest occurrence was taken"
 _NOWHERE = "answers stand nowhere in the text, they are not learned from"
@@ -98,12 +99,24 @@ def encode(raw: RawLabels, split: EncodedSplit) -> tuple[Gold, list[Note]]:
     return Gold(value, known, raw.offsets), notes
 
 
+def held(split: EncodedSplit, gold: Gold) -> tuple[np.ndarray, np.ndarray]:
+    """(bool[N], whether the piece holds the whole answer of its record; bool[M], whether one of its pieces does)."""
+    first, last = gold.value[split.record].T
+    inside = (first >= split.first_word) & (last < split.first_word + split.piece_words) & ~split.copy
+    kept = np.zeros(len(split.words), bool)
+    kept[split.record[inside]] = True
+    return inside, kept
+
+
 def cut_off(split: EncodedSplit, gold: Gold) -> int:
-    """Number of records whose answer their first piece does not hold."""
-    first = split.first
-    kept = np.zeros(len(split.words), np.int64)
-    kept[split.record[first]] = split.piece_words[first]
-    return int((gold.known & (gold.value[:, 1] >= kept)).sum())
+    """Number of records whose answer no piece holds."""
+    return int((gold.known & (gold.value[:, 0] >= 0) & ~held(split, gold)[1]).sum())
+
+
+def elsewhere(split: EncodedSplit, gold: Gold) -> bool:
+    """Whether there is a piece without the answer, which another one of its record holds."""
+    inside, kept = held(split, gold)
+    return bool((~split.copy & ~inside & (gold.known & kept)[split.record]).any())
 
 
 def text_of(units_or_text: str | Sequence[str], split: EncodedSplit, record: int, first: int, last: int) -> str:

@@ -62,9 +62,10 @@ def test_the_best_span_is_that_of_all_legal_ones(names, max_span):
         lengths = (5, 0, 1, 7)
         labels = span_labels(lengths, [(-1, -1)] * 4)
         logits = rng.normal(size=(*labels["word"].shape, 2)).astype(np.float32) * (1 + seed % 3)
-        found = jax.device_get(predict(logits, labels))
+        value = jax.device_get(predict(logits, labels)["value"])
         segment, word = np.asarray(labels["segment"][0]), np.asarray(labels["word"][0])
-        assert (found["value"][0, segment == 0] == -1).all()
+        assert (value[0, segment == 0] == -1).all()
+        found = task.best(np.arange(4), value[0, [np.flatnonzero(segment == e + 1)[0] for e in range(4)]], 4)
         for e, n in enumerate(lengths):
             at = np.flatnonzero(segment == e + 1)
             s, t = logits[0, at, 0].astype(float), logits[0, at, 1].astype(float)
@@ -81,8 +82,8 @@ def test_the_best_span_is_that_of_all_legal_ones(names, max_span):
             if len(names) == 2 and s[0] + t[0] > best + 0.5:
                 wanted, chance = (-1, -1), p[0] * q[0]
                 nones += bool(spans)
-            assert tuple(found["value"][0, at[0]].tolist()) == wanted
-            assert found["probability"][0, at[0]] == pytest.approx(chance, rel=1e-4, abs=1e-7)
+            assert tuple(found["value"][e].tolist()) == wanted
+            assert found["probability"][e] == pytest.approx(chance, rel=1e-4, abs=1e-7)
             assert word[at[0]] == -1
     assert nones > 0 or len(names) == 1
 
