@@ -10,13 +10,14 @@ or it stands in two fields, named "text+start" or "start+end" together. Plain te
 exclusive; words by their indices from 0, both inclusive. No answer at all, [] or a start of -1, means that the question
 cannot be answered from the text; a field that is absent means that nobody has labelled it.
 
-Offsets in the wild are sometimes wrong: an answer that does not stand where it should is looked for, the nearest
-occurrence is taken, and both this and answers that are nowhere are counted. The latter cannot be learned from; in
-evaluation their text counts.
+Offsets in the wild are sometimes wrong: an answer that does not stand where it should is looked for, as it is, else
+whatever its blanks and its case; the nearest occurrence is taken, and both this and answers that are nowhere are
+counted. The latter cannot be learned from; in evaluation their text counts.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -193,15 +194,13 @@ def _of_text(text, start, end, context: str, record: Record, spec: LabelSpec) ->
     shifted = start + len(text) - len(text.lstrip())
     if bare and context.startswith(bare, max(shifted, 0)):
         return Answer(shifted, shifted + len(bare), text), ""
-    places = []
-    at = context.find(bare) if bare else -1
-    while at >= 0:
-        places.append(at)
-        at = context.find(bare, at + 1)
-    if not places:
-        return Answer(-1, -1, text), _NOWHERE
-    nearest = min(places, key=lambda place: abs(place - start))
-    return Answer(nearest, nearest + len(bare), text), _MOVED
+    loose = r"\s+".join(map(re.escape, bare.split()))
+    for pattern, flags in ((re.escape(bare), 0), (loose, re.IGNORECASE)) if bare else ():
+        found = [match.span(1) for match in re.finditer(f"(?=({pattern}))", context, flags)]  # they may overlap
+        if found:
+            begin, end = min(found, key=lambda place: abs(place[0] - start))
+            return Answer(begin, end, text), _MOVED
+    return Answer(-1, -1, text), _NOWHERE
 
 
 def _of_words(text, start, end, words: Sequence[str], record: Record, spec: LabelSpec) -> tuple[Answer, str]:

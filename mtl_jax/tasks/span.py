@@ -118,7 +118,7 @@ class Span:
         chosen = np.full((count, 4), (-1.0, -1.0, -np.inf, -np.inf), np.float32)
         chosen[found] = value[order[at]]
         log_none = np.full(count, np.inf, np.float32)
-        np.minimum.at(log_none, record, value[:, 3])
+        np.fmin.at(log_none, record, value[:, 3])
         none = np.isneginf(chosen[:, 2])
         if self.may_have_none:
             none |= log_none > chosen[:, 2] + self.none_threshold

@@ -88,6 +88,43 @@ def test_the_best_span_is_that_of_all_legal_ones(names, max_span):
     assert nones > 0 or len(names) == 1
 
 
+@pytest.mark.parametrize("names", [BOTH, ("answer", "elsewhere")])
+def test_the_answer_is_the_best_of_all_windows(names):
+    """Windows of a record in any order and any rows, against all spans of all of them in float64."""
+    task = make("t", {"kind": "span", "max_span": 3, "none_threshold": -0.3}, "span", names)
+    rng = np.random.default_rng(0)
+    lengths, record, begins = (5, 4, 0, 6, 3, 5), np.asarray([1, 0, 3, 1, 2, 1]), (4, 0, 0, 0, 0, 9)
+    windows = len(lengths)
+    predict = jax.jit(lambda logits, labels: task.predict({}, logits, labels)["value"])
+    nones = 0
+    for seed in range(20):
+        labels = span_labels(lengths, [(-1, -1)] * windows)
+        word, segment = np.array(labels["word"]), np.asarray(labels["segment"][0])
+        for w, begin in enumerate(begins):
+            word[0, (segment == w + 1) & (word[0] >= 0)] += begin
+        logits = rng.normal(size=(*word.shape, 2)).astype(np.float32) * (1 + seed % 3)
+        value = np.asarray(predict(logits, labels | {"word": jnp.asarray(word)}))[0]
+        found = task.best(record, value[[np.flatnonzero(segment == w + 1)[0] for w in range(windows)]], 4)
+        for m in range(4):
+            spans, none = [], []
+            for w in np.flatnonzero(record == m):
+                at = np.flatnonzero(segment == w + 1)
+                p, q = (softmax(logits[0, at, k]) for k in (0, 1))
+                n, begin = lengths[w], begins[w]
+                none.append(p[0] * q[0])
+                ends = [(i, j) for i in range(n) for j in range(i, min(n, i + 3))]
+                spans += [(p[1 + i] * q[1 + j], (begin + i, begin + j)) for i, j in ends]
+            chance, wanted = max(spans, default=(0.0, (-1, -1)))
+            if not spans or (names == BOTH and math.log(min(none)) > math.log(chance) - 0.3):
+                chance, wanted = min(none), (-1, -1)
+                nones += bool(spans)
+            assert tuple(found["value"][m].tolist()) == wanted
+            assert found["probability"][m] == pytest.approx(chance, rel=1e-4)
+    assert (nones > 0) == (names == BOTH)
+    lost = task.best(record, np.asarray([[0, 1, np.nan, np.nan]] * windows, np.float32), 4)  # a lane that went astray
+    assert lost["value"].shape == (4, 2)
+
+
 @pytest.mark.parametrize("names", [BOTH, BOTH[:1]])
 def test_the_loss_of_spans_is_the_mean_cross_entropy_of_both_ends(names, differs):
     task = make("t", {"kind": "span", "hidden": 4}, "span", names)
