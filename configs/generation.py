@@ -43,6 +43,14 @@ def get_config(which: str = "abridge"):
             "copy": True, "min_count": 2, "max_length": 8 if way == "infill" else 32,
         },
     )  # fmt: skip
+    if which == "infill":  # hidden words of the same sentences, the gap is a hidden word too
+        default.add_dataset(
+            config, "sentences", reader="conllu", path=f"{default.DATA}/ewt", words="words",
+            splits={split: f"*{split}*.conllu" for split in ("train", "dev")},
+        )  # fmt: skip
+        default.add_task(config, "hidden", kind="masked_lm", dataset="sentences", options={"tied": True})
+        config.datasets.ewt.options.blank = "[MASK]"
+        config.tasks.infill.metrics = ("exact_match", "rougeL", "bleu", "token_accuracy", "perplexity")
     if which == "shared":
         default.add_task(config, "pos", kind="tagging", dataset="ewt", label="upos", metrics=("accuracy",))
     config.tokenizer.kind = "words"

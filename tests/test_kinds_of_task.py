@@ -201,6 +201,13 @@ def test_answers_in_windows_are_scored_by_question_and_predicted_as_scored(make,
         assert answer["answer"] == (record["context"][answer["start"] : answer["end"]] if answer["answer"] else "")
     assert any(answer["start"] and answer["start"] > 9 for answer in said)  # behind the first window
 
+    # windows without the answer, but no question without one
+    for split in ("train", "dev"):
+        file = tmp_path / f"questions.{split}.jsonl"
+        file.write_text("".join(line for line in file.open() if '"answers": []' not in line))
+    task = build(config).tasks["answer"]
+    assert task.names == ("answer", "elsewhere") and task.has_none and not task.may_have_none
+
 
 def test_hidden_tokens_are_keyed_by_seed_step_data_set_and_row(make):
     experiment = build(make(data__rows=2))
