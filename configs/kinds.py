@@ -56,6 +56,14 @@ def _span(config):
     default.add_task(config, "answer", kind="span", dataset="questions", label="answers", options={"max_span": 40})
 
 
+def _windows(config):
+    _span(config)
+    config.datasets.questions.options.sentences = 3
+    config.datasets.questions.limit = {"dev": 500, "test": 2000}
+    config.data.row_length = 48
+    config.data.rows = 24
+
+
 def _relation(config):
     default.add_dataset(
         config, "roles", reader="srl_pairs", path=f"{default.DATA}/ewt_srl", words="words",
@@ -84,4 +92,4 @@ def _mlm(config):
     default.add_task(config, "masked", kind="masked_lm", dataset="snips", options={"tied": True})
 
 
-KINDS = {"span": _span, "relation": _relation, "choice": _choice, "mlm": _mlm}
+KINDS = {"span": _span, "windows": _windows, "relation": _relation, "choice": _choice, "mlm": _mlm}

@@ -346,6 +346,11 @@ def test_questions_and_pairs_from_roles(tmp_path):
     by_question = {r.fields["question"]: r.fields["answers"] for r in found}
     assert by_question["Whom or what does it said?"] == {"text": ["Bo left today"], "answer_start": [9]}
     assert by_question["When does it left?"] == {"text": ["today"], "answer_start": [17]}
+    joined = list(READERS["srl_questions"](place(tmp_path, SRL + "\n" + SRL + "\n" + SRL), "utf-8", sentences=2))
+    assert len(joined) == 3 * 4 and joined[-1].fields["context"] == found[0].fields["context"]  # one is left over
+    (second,) = (r for r in joined if r.fields["question"] == "When does it left (2)?")
+    start = second.fields["answers"]["answer_start"][0]
+    assert second.fields["context"][start:] == "today" and start > len("She said Bo left today")
     assert len(found) == 4 + 2 and sum(not r.fields["answers"]["text"] for r in found) == 2  # of four that are lacking
     pairs = [
         tuple(r.fields[name] for name in ("predicate", "argument", "role"))
