@@ -87,6 +87,19 @@ def test_a_run_beside_other_tasks_predicts_what_it_scores(writer, tmp_path):
     assert LaneScores(experiment, shape).score(stacked, "test")[0][0]["said"] == pytest.approx(found, rel=1e-4)
 
 
+def test_a_split_without_targets_has_no_score_of_the_task(writer, tmp_path):
+    config = writer({"max_length": 3})
+    file = tmp_path / "texts.test.jsonl"
+    records = [json.loads(line) | {"said": None} for line in file.read_text().splitlines()]
+    file.write_text("".join(json.dumps(record) + "\n" for record in records))
+    experiment = build(config)
+    params = jax.device_get(experiment.init_params(0))
+    found = scoring.make_evaluator(experiment, scoring.placement_of(experiment)).score(params, "test")
+    assert list(found) == ["color"]
+    stacked = jax.tree.map(lambda x: np.broadcast_to(x, (1, 8, *x.shape)), params)
+    assert list(LaneScores(experiment, shape_of(1, 1, "map")).score(stacked, "test")[0][0]) == ["color"]
+
+
 @pytest.mark.parametrize("decoder", ["transformer", "lstm"])
 def test_micro_batches_and_tasks_left_out_change_neither_targets_nor_dropout(writer, decoder):
     own = {"decoder": decoder, "heads": 2 if decoder == "transformer" else 0}

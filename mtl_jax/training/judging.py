@@ -42,6 +42,11 @@ def gather(
     return decoding.gather_text(encoded, example, array)
 
 
+def has_labels(corpus: Corpus, task: str, split: str) -> bool:
+    """Whether any record of the split has a label of the task."""
+    return bool(corpus.splits[corpus.specs[task].dataset][split].encoded.labels[task].known.any())
+
+
 class References(NamedTuple):
     """The texts to be written, and the tokens to copy from, () where the task does not copy."""
 
