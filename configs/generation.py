@@ -29,17 +29,18 @@ def get_config(which: str = "abridge"):
         raise ValueError(f"the argument of this config is one of {', '.join(WHICH)}, not {which!r}")
     config = default.get_config()
     way = "abridge" if which in ("lstm", "shared") else which
+    lstm = which in ("lstm", "roles")
     folder, reader, form = ("ewt_srl", "srl", "{}.conll") if way == "roles" else ("ewt", "conllu", "*{}*.conllu")
     default.add_dataset(
         config, "ewt", reader="derived", path=f"{default.DATA}/{folder}", words="source",
         splits={split: form.format(split) for split in ("train", "dev", "test")},
-        options={"reader": reader, "way": way, "shortest": 5, "longest": 25}, limit={"dev": 500},
+        options={"reader": reader, "way": way, "shortest": 5, "longest": 25, "unchanged": way != "roles"}, limit={"dev": 500},
         drop_duplicates=True,
     )  # fmt: skip
     default.add_task(
         config, way, kind="generation", dataset="ewt", label="target",
         options={
-            "decoder": "lstm" if which == "lstm" else "transformer", "layers": 1 if which == "lstm" else 2,
+            "decoder": "lstm" if lstm else "transformer", "layers": 1 if lstm else 2,
             "copy": True, "min_count": 2, "max_length": 8 if way == "infill" else 32,
         },
     )  # fmt: skip

@@ -156,6 +156,8 @@ def test_sentences_without_adjuncts(tmp_path):
     assert target() == "The day when he came it did not rain ."
     assert target(drop=("ARGM-LOC",)) == "The day when he came , happily it did not rain ."
     assert target(drop=("ARG9",)) == " ".join(line.split("\t")[1] for line in SRL.splitlines())
+    (note,) = READERS["derived"](place, "utf-8", reader="srl", way="roles", drop=("ARG9",), unchanged=False)
+    assert "options.unchanged" in note.what
     with pytest.raises(UserError, match=r"x\.conllu:1: .*'predicates'"):
         derived(tmp_path, way="roles")
 

@@ -54,6 +54,7 @@ def read_derived(
     words: str = "words",
     shortest: int = 1,
     longest: int = 0,
+    unchanged: bool = True,
     drop: Sequence[str] = (),
     keep: Sequence[str] = ("Polarity=Neg",),
     span: int = 3,
@@ -71,6 +72,7 @@ def read_derived(
       options: of that reader.
       words: its field with the sentence, a list of words or a text (cut at blanks).
       shortest, longest: words of a sentence; others are left out and counted. longest 0 = any.
+      unchanged: whether sentences stay whose target is the sentence as it was; False: they are left out and counted.
       drop: "abridge": dependency relations that go, with all that hangs on them, () = MODIFIERS; "roles": roles that
         go, () = ADJUNCTS.
       keep: "abridge": features that hold a word back all the same, as they stand in FEATS ("not" is a modifier too).
@@ -101,6 +103,9 @@ def read_derived(
             yield Note("sentences shorter or longer than wanted (options.shortest, longest)", item.file, item.line)
             continue
         source, target = WAYS[way](sentence, item, settings)
+        if source == target and not unchanged:
+            yield Note("sentences that stay as they are (options.unchanged)", item.file, item.line)
+            continue
         yield item._replace(fields={**item.fields, "source": source, "target": target})
 
 
