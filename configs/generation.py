@@ -4,10 +4,10 @@
 
     :abridge   a sentence -> without its modifiers, by its dependency tree
     :lstm      the same, written by an LSTM with attention
-    :roles     a sentence -> without the adjuncts of its predicates, by their roles (PropBank)
     :shared    the same beside parts of speech of the same sentences, embeddings and BiLSTM shared
+    :roles     a sentence -> without the adjuncts of its predicates, by their roles (PropBank), where it has some; LSTM
     :reorder   the words of a sentence, shuffled -> the sentence
-    :infill    a sentence with a gap of up to three words -> these words
+    :infill    a sentence with a gap of up to three words -> these words; beside hidden words of the same sentences
 
 Test scores of one seed, greedy search, about four minutes of CPU time each; --mode=inspect gives those of the input:
 
@@ -34,8 +34,8 @@ def get_config(which: str = "abridge"):
     default.add_dataset(
         config, "ewt", reader="derived", path=f"{default.DATA}/{folder}", words="source",
         splits={split: form.format(split) for split in ("train", "dev", "test")},
-        options={"reader": reader, "way": way, "shortest": 5, "longest": 25, "unchanged": way != "roles"}, limit={"dev": 500},
-        drop_duplicates=True,
+        options={"reader": reader, "way": way, "shortest": 5, "longest": 25, "unchanged": way != "roles"},
+        limit={"dev": 500}, drop_duplicates=True,
     )  # fmt: skip
     default.add_task(
         config, way, kind="generation", dataset="ewt", label="target",

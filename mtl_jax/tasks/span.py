@@ -26,7 +26,8 @@ class Span:
     hidden          width of a GELU layer before the scores, 0 = linear
     max_span        tokens of an answer at most when predicting, 0 = any number
     none_threshold  τ: no answer is predicted where its log probability is above that of the best span + τ; only where
-                    train has unanswerable questions
+                    train has unanswerable questions. To be chosen on dev (Devlin et al. 2019), above all where most
+                    windows have no answer
     """
 
     name: str
