@@ -43,7 +43,9 @@ def get_config() -> ConfigDict:
     data.blocks = 1  # B, blocks a batch where they are drawn (mixing other than "all")
     data.temperature = 1.0  # for mixing = "temperature"
     data.weights = ConfigDict()  # for mixing = "weights": data set -> relative weight
-    data.overlong = ""  # "truncate" | "split" (at words) | "error"; "": split where a task labels words, else truncate
+    data.overlong = ""  # "truncate" | "split" (at words) | "error"; "": split where a task labels words, overlapping
+    #                     windows where one looks for answers (kind "span"), else truncate
+    data.stride = 0  # tokens from the beginning of one window to that of the next; 0 = half of what a window holds
     data.max_unseen = 0.05  # largest share of dev or test labels that train lacks; more is an error
 
     tokenizer = config.tokenizer = ConfigDict()

@@ -3,9 +3,11 @@
     python launch.py --config=configs/generation.py:abridge --workdir=runs/abridge
 
     :abridge   a sentence -> without its modifiers, by its dependency tree
+    :lstm      the same, written by an LSTM with attention
     :shared    the same beside parts of speech of the same sentences, embeddings and BiLSTM shared
+    :roles     a sentence -> without the adjuncts of its predicates, by their roles (PropBank), where it has some; LSTM
     :reorder   the words of a sentence, shuffled -> the sentence
-    :infill    a sentence with a gap of up to three words -> these words
+    :infill    a sentence with a gap of up to three words -> these words; beside hidden words of the same sentences
 
 Test scores of one seed, greedy search, about four minutes of CPU time each; --mode=inspect gives those of the input:
 
@@ -19,22 +21,37 @@ Test scores of one seed, greedy search, about four minutes of CPU time each; --m
 
 from configs import default
 
+WHICH = ("abridge", "lstm", "shared", "roles", "reorder", "infill")
+
 
 def get_config(which: str = "abridge"):
-    if which not in ("reorder", "abridge", "infill", "shared"):
-        raise ValueError(f"the argument of this config is 'reorder', 'abridge', 'infill' or 'shared', not {which!r}")
+    if which not in WHICH:
+        raise ValueError(f"the argument of this config is one of {', '.join(WHICH)}, not {which!r}")
     config = default.get_config()
-    way = "abridge" if which == "shared" else which
+    way = "abridge" if which in ("lstm", "shared") else which
+    lstm = which in ("lstm", "roles")
+    folder, reader, form = ("ewt_srl", "srl", "{}.conll") if way == "roles" else ("ewt", "conllu", "*{}*.conllu")
     default.add_dataset(
-        config, "ewt", reader="derived", path=f"{default.DATA}/ewt", words="source",
-        splits={"train": "*train*.conllu", "dev": "*dev*.conllu", "test": "*test*.conllu"},
-        options={"reader": "conllu", "way": way, "shortest": 5, "longest": 25}, limit={"dev": 500},
-        drop_duplicates=True,
+        config, "ewt", reader="derived", path=f"{default.DATA}/{folder}", words="source",
+        splits={split: form.format(split) for split in ("train", "dev", "test")},
+        options={"reader": reader, "way": way, "shortest": 5, "longest": 25, "unchanged": way != "roles"},
+        limit={"dev": 500}, drop_duplicates=True,
     )  # fmt: skip
     default.add_task(
         config, way, kind="generation", dataset="ewt", label="target",
-        options={"layers": 2, "copy": True, "min_count": 2, "max_length": 8 if way == "infill" else 32},
+        options={
+            "decoder": "lstm" if lstm else "transformer", "layers": 1 if lstm else 2,
+            "copy": True, "min_count": 2, "max_length": 8 if way == "infill" else 32,
+        },
     )  # fmt: skip
+    if which == "infill":  # hidden words of the same sentences, the gap is a hidden word too
+        default.add_dataset(
+            config, "sentences", reader="conllu", path=f"{default.DATA}/ewt", words="words",
+            splits={split: f"*{split}*.conllu" for split in ("train", "dev")},
+        )  # fmt: skip
+        default.add_task(config, "hidden", kind="masked_lm", dataset="sentences", options={"tied": True})
+        config.datasets.ewt.options.blank = "[MASK]"
+        config.tasks.infill.metrics = ("exact_match", "rougeL", "bleu", "token_accuracy", "perplexity")
     if which == "shared":
         default.add_task(config, "pos", kind="tagging", dataset="ewt", label="upos", metrics=("accuracy",))
     config.tokenizer.kind = "words"

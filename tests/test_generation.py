@@ -3,6 +3,7 @@
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -86,13 +87,35 @@ def test_a_run_beside_other_tasks_predicts_what_it_scores(writer, tmp_path):
     assert LaneScores(experiment, shape).score(stacked, "test")[0][0]["said"] == pytest.approx(found, rel=1e-4)
 
 
-def test_micro_batches_and_tasks_left_out_do_not_change_the_targets(writer):
-    config = writer(training__steps=1, data__rows=8, model__dropout=0.0, optimizer__name="sgd")
+def test_a_split_without_targets_has_no_score_of_the_task(writer, tmp_path):
+    config = writer({"max_length": 3})
+    file = tmp_path / "texts.test.jsonl"
+    records = [json.loads(line) | {"said": None} for line in file.read_text().splitlines()]
+    file.write_text("".join(json.dumps(record) + "\n" for record in records))
+    experiment = build(config)
+    params = jax.device_get(experiment.init_params(0))
+    found = scoring.make_evaluator(experiment, scoring.placement_of(experiment)).score(params, "test")
+    assert list(found) == ["color"]
+    stacked = jax.tree.map(lambda x: np.broadcast_to(x, (1, 8, *x.shape)), params)
+    assert list(LaneScores(experiment, shape_of(1, 1, "map")).score(stacked, "test")[0][0]) == ["color"]
+
+
+@pytest.mark.parametrize("decoder", ["transformer", "lstm"])
+def test_micro_batches_and_tasks_left_out_change_neither_targets_nor_dropout(writer, decoder):
+    own = {"decoder": decoder, "heads": 2 if decoder == "transformer" else 0}
+    rates = {"model__dropout": 0.3, "model__attention_dropout": 0.2}
+    config = writer(own, training__steps=1, data__rows=8, optimizer__name="sgd", **rates)
     experiment, (whole, metrics) = one_step(config)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(whole.params)) and not metrics["bad_steps"]
     config.data.rows, config.training.accumulate = 4, 2
     _, (parts, _) = one_step(config)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), whole.params, parts.params)
+    changed = jax.jit(lambda s, b, h: train_step(experiment.spec, s, b, h))(
+        experiment.init(0), jax.tree.map(lambda leaf: leaf[None], experiment.batches(0).batch(0)),
+        experiment.hyper._replace(dropout=jnp.float32(0.0)),
+    )[0]  # fmt: skip
+    moved = (state.params["heads"]["said"]["embedding"] for state in (whole, changed))
+    assert np.abs(np.subtract(*moved)).max() > 1e-5
     config.train_on = ("color",)  # the targets still shape the rows
     rows, alone = experiment.corpus.rows["texts"]["train"], build(config).corpus.rows["texts"]["train"]
     np.testing.assert_array_equal(rows.tokens, alone.tokens)
@@ -129,7 +152,7 @@ def test_options_are_checked_before_anything_is_read(writer, options, said):
         checks.check(config, default)
 
 
-@pytest.mark.parametrize("which", ["reorder", "abridge", "shared"])
+@pytest.mark.parametrize("which", generation.WHICH)
 def test_the_configs_pass_their_checks(which):
     config = generation.get_config(which)
     checks.check(config, default)

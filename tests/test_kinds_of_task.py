@@ -169,6 +169,46 @@ def test_steps_scores_lanes_and_predictions(make, tmp_path, differs):
     assert not {"answer", "color", "right"} & set(one)
 
 
+def test_answers_in_windows_are_scored_by_question_and_predicted_as_scored(make, tmp_path):
+    """A row holds the question, [SEP] and three words of the text at a time."""
+    config = make(train_on=("answer",), data__row_length=7, data__stride=1)
+    config.tasks.answer.options = {"none_threshold": 3.0}  # else so short a training ends in no answer to all
+    experiment = build(config)
+    encoded = experiment.corpus.splits["questions"]["dev"].encoded
+    assert len(encoded.record) > 1.5 * len(encoded.words)
+    advance, _ = stepper(config)
+    state, metrics = advance(experiment.init(0), 0, 4)
+    assert np.isfinite(metrics["losses"]).all()
+    evaluator = scoring.make_evaluator(experiment, scoring.placement_of(experiment))
+    found = evaluator.score(state.params, "dev")["answer"]
+    stacked = jax.tree.map(lambda leaf: np.repeat(leaf[None, None], 8, 1), state.params)
+    lane = scores.LaneScores(experiment, lanes.shape_of(1, 1, "map")).score(stacked, "dev")[0][0]["answer"]
+    assert lane == pytest.approx(found, rel=1e-4)
+
+    workdir = folders.prepare(tmp_path / "run")
+    folders.claim(workdir, config)
+    artifacts.save(workdir, experiment.corpus, None)
+    with checkpoint.Checkpoints(workdir, 1) as checkpoints:
+        checkpoints.save(jax.tree.map(np.asarray, state), {})
+    source = tmp_path / "questions.dev.jsonl"
+    prediction.predict(config, workdir, ["last"], str(source), str(tmp_path / "output"))
+    said = [json.loads(line)["answer"] for line in (tmp_path / "output").read_text().splitlines()]
+    gold = [json.loads(line) for line in source.read_text().splitlines()]
+    right = [[a["text"] for a in record["answers"]] for record in gold]
+    for metric in ("answer_f1", "answer_exact"):
+        assert evaluate(metric, right, [s["answer"] for s in said], ()) == pytest.approx(found[metric])
+    for answer, record in zip(said, gold, strict=True):
+        assert answer["answer"] == (record["context"][answer["start"] : answer["end"]] if answer["answer"] else "")
+    assert any(answer["start"] and answer["start"] > 9 for answer in said)  # behind the first window
+
+    # windows without the answer, but no question without one
+    for split in ("train", "dev"):
+        file = tmp_path / f"questions.{split}.jsonl"
+        file.write_text("".join(line for line in file.open() if '"answers": []' not in line))
+    task = build(config).tasks["answer"]
+    assert task.names == ("answer", "elsewhere") and task.has_none and not task.may_have_none
+
+
 def test_hidden_tokens_are_keyed_by_seed_step_data_set_and_row(make):
     experiment = build(make(data__rows=2))
     alone = build(make(train_on=("hidden",), data__rows=3))

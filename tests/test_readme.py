@@ -11,7 +11,7 @@ README = pathlib.Path(__file__).parents[1] / "README.md"
 
 
 def test_the_examples_run(capsys):
-    own_config, pictures, sweep, own_loop = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.S)
+    own_config, squad, pictures, sweep, own_loop = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.S)
     scope: dict = {}
     exec(compile(own_config, "README.md", "exec"), scope)
     config = scope["get_config"]()
@@ -21,9 +21,10 @@ def test_the_examples_run(capsys):
     from mtl_jax.config import check
 
     check(config, default)
-    pictured = scope["get_config"]()
-    exec(compile(textwrap.dedent(pictures), "README.md", "exec"), scope | {"config": pictured})
-    check(pictured, default)
+    for part in (squad, pictures):
+        own = scope["get_config"]()
+        exec(compile(textwrap.dedent(part), "README.md", "exec"), scope | {"config": own})
+        check(own, default)
     exec(compile(textwrap.dedent(sweep), "README.md", "exec"), scope | {"config": config})
     planned = plan.make(config, lambda c: check(c, default))
     assert len(planned.seeds) == 5

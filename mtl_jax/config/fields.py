@@ -36,6 +36,7 @@ TEXTS = (
 # field: (lowest, highest), both allowed
 RANGES = {
     "data.row_length": (4, None),
+    "data.stride": (0, None),
     "data.rows": (1, None),
     "data.blocks": (1, None),
     "data.max_unseen": (0.0, 1.0),

@@ -10,13 +10,14 @@ or it stands in two fields, named "text+start" or "start+end" together. Plain te
 exclusive; words by their indices from 0, both inclusive. No answer at all, [] or a start of -1, means that the question
 cannot be answered from the text; a field that is absent means that nobody has labelled it.
 
-Offsets in the wild are sometimes wrong: an answer that does not stand where it should is looked for, the nearest
-occurrence is taken, and both this and answers that are nowhere are counted. The latter cannot be learned from; in
-evaluation their text counts.
+Offsets in the wild are sometimes wrong: an answer that does not stand where it should is looked for, as it is, else
+whatever its blanks and its case; the nearest occurrence is taken, and both this and answers that are nowhere are
+counted. The latter cannot be learned from; in evaluation their text counts.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -30,6 +31,7 @@ from mtl_jax.data.vocabulary import Gold
 from mtl_jax.errors import UserError
 
 NAMES = ("answer", "no answer")
+ELSEWHERE = "elsewhere"  # in place of "no answer": every question has one, but not every window of its text holds it
 NONE, UNKNOWN = -1, -2  # in `Gold.value`: there is no answer; there is one that stands nowhere in the text
 _MOVED = "answers do not stand where they should, the nearest occurrence was taken"
 _NOWHERE = "answers stand nowhere in the text, they are not learned from"
@@ -98,12 +100,24 @@ def encode(raw: RawLabels, split: EncodedSplit) -> tuple[Gold, list[Note]]:
     return Gold(value, known, raw.offsets), notes
 
 
+def held(split: EncodedSplit, gold: Gold) -> tuple[np.ndarray, np.ndarray]:
+    """(bool[N], whether the piece holds the whole answer of its record; bool[M], whether one of its pieces does)."""
+    first, last = gold.value[split.record].T
+    inside = (first >= split.first_word) & (last < split.first_word + split.piece_words) & ~split.copy
+    kept = np.zeros(len(split.words), bool)
+    kept[split.record[inside]] = True
+    return inside, kept
+
+
 def cut_off(split: EncodedSplit, gold: Gold) -> int:
-    """Number of records whose answer their first piece does not hold."""
-    first = split.first
-    kept = np.zeros(len(split.words), np.int64)
-    kept[split.record[first]] = split.piece_words[first]
-    return int((gold.known & (gold.value[:, 1] >= kept)).sum())
+    """Number of records whose answer no piece holds."""
+    return int((gold.known & (gold.value[:, 0] >= 0) & ~held(split, gold)[1]).sum())
+
+
+def elsewhere(split: EncodedSplit, gold: Gold) -> bool:
+    """Whether there is a piece without the answer, which another one of its record holds."""
+    inside, kept = held(split, gold)
+    return bool((~split.copy & ~inside & (gold.known & kept)[split.record]).any())
 
 
 def text_of(units_or_text: str | Sequence[str], split: EncodedSplit, record: int, first: int, last: int) -> str:
@@ -180,15 +194,13 @@ def _of_text(text, start, end, context: str, record: Record, spec: LabelSpec) ->
     shifted = start + len(text) - len(text.lstrip())
     if bare and context.startswith(bare, max(shifted, 0)):
         return Answer(shifted, shifted + len(bare), text), ""
-    places = []
-    at = context.find(bare) if bare else -1
-    while at >= 0:
-        places.append(at)
-        at = context.find(bare, at + 1)
-    if not places:
-        return Answer(-1, -1, text), _NOWHERE
-    nearest = min(places, key=lambda place: abs(place - start))
-    return Answer(nearest, nearest + len(bare), text), _MOVED
+    loose = r"\s+".join(map(re.escape, bare.split()))
+    for pattern, flags in ((re.escape(bare), 0), (loose, re.IGNORECASE)) if bare else ():
+        found = [match.span(1) for match in re.finditer(f"(?=({pattern}))", context, flags)]  # they may overlap
+        if found:
+            begin, end = min(found, key=lambda place: abs(place[0] - start))
+            return Answer(begin, end, text), _MOVED
+    return Answer(-1, -1, text), _NOWHERE
 
 
 def _of_words(text, start, end, words: Sequence[str], record: Record, spec: LabelSpec) -> tuple[Answer, str]:

@@ -74,6 +74,7 @@ def load(
     max_length: int | None = None,
     pack: bool = True,
     overlong: str = "auto",
+    stride: int = 0,
     seed: int = 0,
     tasks: Sequence[str] | None = None,
     mixing: batches.Mixing | None = None,
@@ -91,8 +92,10 @@ def load(
       row_length: T of every row.
       max_length: tokens of a piece at most, by default `row_length`.
       pack: False for one piece a row.
-      overlong: "auto" splits long sentences of data sets with word-level or predicate-level tasks at words and
-        truncates the others; "truncate", "split", "error": see `encoding.encode`.
+      overlong: "auto" splits long sentences of data sets with word-level or predicate-level tasks at words, reads texts
+        with answers in them through windows, and truncates the others; "truncate", "split", "error": see
+        `encoding.encode`.
+      stride: of windows, see there.
       seed: of splits that are carved out, and of which records keep their label.
       tasks: names of the tasks to train, all by default. Data sets that none of them reads are left out; the rows of
         the others stay the same.
@@ -125,7 +128,7 @@ def load(
         # All tasks of the config shape the rows; labels are kept of the chosen ones only.
         own = [spec for spec in specs if spec.dataset == name]
         how = what_overlong_means(overlong, units[name]["train"], own)
-        settings = Settings(row_length, max_length or row_length, pack, how, max_unseen, seed)
+        settings = Settings(row_length, max_length or row_length, pack, how, stride, max_unseen, seed)
         kept = [spec for spec in own if spec in chosen]
         prepared[name] = prepare(name, units[name], own, kept, tokenizer, settings)
         for split, count in read_data[name].available.items():
@@ -168,6 +171,7 @@ def for_prediction(
     max_length: int | None = None,
     pack: bool = True,
     overlong: str = "auto",
+    stride: int = 0,
     cut: Cut | None = None,
     form: pictures.Form | None = None,
     folder: Location | None = None,
@@ -178,7 +182,7 @@ def for_prediction(
       records: M records with the fields that `entry` names as `text` or `words`.
       entry: the data set's entry.
       specs: its tasks.
-      vocabularies, tokenizer, row_length, max_length, pack, overlong, cut: as `load` gave and took them.
+      vocabularies, tokenizer, row_length, max_length, pack, overlong, stride, cut: as `load` gave and took them.
       form: of the pictures in training, where the data set has pictures; they have to be of one size with those.
       folder: what paths of pictures start from.
     """
@@ -188,7 +192,8 @@ def for_prediction(
         size = form.sizes[specs[0].dataset]
         album, illustrated = patches.illustrate({"input": units}, entry, folder, cut, size, form.most)
         units = illustrated["input"]
-    encoded = encode(units, tokenizer, max_length or row_length, what_overlong_means(overlong, units, specs))
+    how = what_overlong_means(overlong, units, specs)
+    encoded = encode(units, tokenizer, max_length or row_length, how, stride)
     gold = {
         spec.task: golds.blank(spec, units)
         if spec.kind in golds.KINDS

@@ -64,22 +64,26 @@ def gather_words(
     return parts
 
 
+def windows(split: EncodedSplit) -> np.ndarray:
+    """int64: the pieces that are read for answers."""
+    return np.flatnonzero(~split.copy)
+
+
 def gather_spans(
     split: EncodedSplit, example: np.ndarray, labels: Mapping[str, np.ndarray], values: np.ndarray
 ) -> np.ndarray:
-    """Predictions of a span-level task for each record, [M, ...]; -2 where no row held it.
+    """Predictions of a span-level task for each of `windows`.
 
     Args:
-      split: M records, N pieces.
+      split: N pieces.
       example: int32[R, E], index of the piece, -1 for an empty slot.
       labels: the task's arrays [R, Q] `segment`, `slot`, `word`.
-      values: [R, Q, ...], read at each example's position for "no answer".
+      values: [R, Q, ...], read at each piece's position for "no answer".
     """
     row, at = np.nonzero((labels["segment"] > 0) & (labels["word"] < 0))
-    piece = example[row, labels["slot"][row, at]]
-    result = np.full((len(split.words), *values.shape[2:]), -2, values.dtype)
-    result[split.record[piece]] = values[row, at]
-    return result
+    result = np.empty((len(split.record), *values.shape[2:]), values.dtype)
+    result[example[row, labels["slot"][row, at]]] = values[row, at]
+    return result[windows(split)]
 
 
 def gather_choices(split: EncodedSplit, example: np.ndarray, values: np.ndarray) -> list[np.ndarray]:

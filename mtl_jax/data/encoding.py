@@ -14,7 +14,7 @@ from mtl_jax.data.units import Units
 from mtl_jax.data.vocabulary import Gold
 from mtl_jax.errors import UserError
 
-OVERLONG = ("truncate", "split", "error")
+OVERLONG = ("truncate", "split", "error", "windows")
 
 
 class EncodedSplit(NamedTuple):
@@ -25,7 +25,7 @@ class EncodedSplit(NamedTuple):
     predicate_offsets  int64[M+1]  record m has predicate[predicate_offsets[m]:predicate_offsets[m+1]]
     predicate          int32[...]  index of the predicate's word in the record
     record             int32[N]    the record of the piece
-    first_word         int32[N]    index in the record of the piece's first word
+    first_word         int32[N]    index in the record of the piece's first word, or first token of the last text
     piece_words        int32[N]    words of the piece, 0 for plain text
     token_offsets      int64[N+1]  piece n has tokens[token_offsets[n]:token_offsets[n+1]]
     tokens             int32[...]  token ids, special tokens included
@@ -85,7 +85,9 @@ class EncodedSplit(NamedTuple):
         return np.cumsum(self.choice == 0) - 1
 
 
-def encode(units: Units, tokenizer: Tokenizer, max_length: int, overlong: str = "truncate") -> EncodedSplit:
+def encode(
+    units: Units, tokenizer: Tokenizer, max_length: int, overlong: str = "truncate", stride: int = 0
+) -> EncodedSplit:
     """Token ids of every record, without labels.
 
     Args:
@@ -94,9 +96,12 @@ def encode(units: Units, tokenizer: Tokenizer, max_length: int, overlong: str = 
       max_length: tokens of a piece at most, special tokens and the patches of its pictures included.
       overlong: what becomes of a record of more tokens. "truncate": its end is cut off; of a pair the longer text loses
         tokens first; special tokens stay. "split": further pieces take the words that do not fit, each with special
-        tokens of its own (data sets of words only). "error": UserError by file and line. A single word of more
-        sub-words than a piece holds keeps its first ones in all three. The n choices of a record have a piece each,
-        of at most max_length // n tokens, so that they fit one row.
+        tokens of its own (data sets of words only). "error": UserError by file and line. "windows": pieces that
+        overlap, each with the whole first text and a part of the last one. A single word of more sub-words than a
+        piece holds keeps its first ones in all of them. The n choices of a record have a piece each, of at most
+        max_length // n tokens, so that they fit one row.
+      stride: of "windows", tokens from the beginning of one to that of the next; 0 = half a window. More than a window
+        holds is a window.
 
     Raises:
       UserError: as above; `max_length` leaves no room beside the special tokens; an unknown `overlong`.
@@ -113,14 +118,14 @@ def encode(units: Units, tokenizer: Tokenizer, max_length: int, overlong: str = 
             beside += f" and {max(units.patches)} patches of its pictures"
         raise UserError(f"max_length {max_length} leaves no room for text beside {beside}")
     if units.texts is None:
-        return _encode_words(units, tokenizer, template, room, overlong)
+        return _encode_words(units, tokenizer, template, room, overlong, stride)
     if overlong == "split" and has_text:
         raise UserError('overlong "split" cuts between words: give the data set `words`, or choose "truncate"')
     if units.choices is not None:
         return EncodedSplit(**encode_choices(units, tokenizer, template, max_length, overlong))
     if not has_text:
         return EncodedSplit(**encode_nothing(units, template))
-    return EncodedSplit(**encode_texts(units, tokenizer, template, room, overlong))
+    return EncodedSplit(**encode_texts(units, tokenizer, template, room, overlong, stride))
 
 
 def before(units: Units, tokenizer: Tokenizer) -> int:
@@ -140,7 +145,8 @@ def overlong_note(name: str, split: EncodedSplit) -> str:
     pieces = int((~split.copy & (split.choice == 0)).sum()) - len(split.words)
     share = records / len(split.words)
     lost = f"{tokens} tokens" + (f" and {words} words" if words else "") + " left out"
-    done = f"split, {pieces} more pieces" if pieces else "truncated"
+    way = "read through windows" if len(split.char_offsets) else "split"
+    done = f"{way}, {pieces} more pieces" if pieces else "truncated"
     return f"{name}: {records} of {len(split.words)} ({share:.1%}) too long, {done}" + (f", {lost}" if tokens else "")
 
 
@@ -203,7 +209,9 @@ def bounds(lengths: np.ndarray) -> np.ndarray:
     return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
 
 
-def _encode_words(units: Units, tokenizer: Tokenizer, template: Template, room: int, overlong: str) -> EncodedSplit:
+def _encode_words(
+    units: Units, tokenizer: Tokenizer, template: Template, room: int, overlong: str, stride: int
+) -> EncodedSplit:
     tokens: list[int] = []
     types: list[int] = []
     word_token: list[int] = []
@@ -239,7 +247,11 @@ def _encode_words(units: Units, tokenizer: Tokenizer, template: Template, room: 
             places.append(marks.place(tokens, begin, markers) if markers else [-1] * 4)
             sequence.extend(k for k, word in enumerate(units.predicates[m]) if first <= word < last)
             pieces.append((m, first, last - first, len(tokens), len(word_token), len(sequence)))
-            first = last
+            if overlong == "windows" and last < len(subwords):
+                reached = np.cumsum(list(map(len, subwords[first:last])))
+                first += 1 + int(np.searchsorted(reached[:-1], stride or room // 2))
+            else:
+                first = last
             if overlong == "truncate" and last < len(subwords):
                 cut += (0, sum(map(len, subwords[last:])), len(subwords) - last)
                 break

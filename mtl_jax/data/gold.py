@@ -26,8 +26,9 @@ def build(
 ) -> tuple[LabelVocabulary, dict[str, Gold], list[str]]:
     """The classes of a task of these kinds, its gold labels by split, and sentences about what is odd.
 
-    Kind "choice" has no classes; "span" has `answers.NAMES`, the second where train has unanswerable questions;
-    "hidden" has the tokenizer's tokens, in the order of their ids.
+    Kind "choice" has no classes; "span" has `answers.NAMES`, the second where train has unanswerable questions, in its
+    place `answers.ELSEWHERE` where it has windows without the answer; "hidden" has the tokenizer's tokens, in the order
+    of their ids.
 
     Raises:
       UserError: train has no label; see `answers` and `choices`; a tokenizer without [MASK].
@@ -51,11 +52,14 @@ def build(
             if lost := answers.cut_off(encoded[split], gold[split]):
                 count = int(gold[split].known.sum())
                 notes.append(
-                    f"task {spec.task}: {split}: {lost} of {count} answers are cut off with the end of their text; "
+                    f"task {spec.task}: {split}: {lost} of {count} answers are cut off with a part of their text; "
                     "they are not learned from, and count as missed in evaluation"
                 )
-        vocabulary = LabelVocabulary(answers.NAMES[: 1 + (() in raw["train"].values)])
-        if len(vocabulary.names) == 1 and any(() in r.values for r in raw.values()):
+        names = answers.NAMES[: 1 + (() in raw["train"].values)]
+        if len(names) == 1 and answers.elsewhere(encoded["train"], gold["train"]):
+            names = (*names, answers.ELSEWHERE)
+        vocabulary = LabelVocabulary(names)
+        if names != answers.NAMES and any(() in r.values for r in raw.values()):
             notes.append(f"task {spec.task}: train has no unanswerable question, so every question will get an answer")
     if not gold["train"].known.any():
         raise no_labels(spec, units["train"].records)

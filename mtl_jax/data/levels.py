@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from mtl_jax.data import answers
 from mtl_jax.data.batch import Rows
 from mtl_jax.data.encoding import EncodedSplit, ranges
 from mtl_jax.data.tokenizers import Tokenizer
@@ -44,21 +45,26 @@ def spans(
 ) -> dict[str, np.ndarray]:
     """The arrays of level "span"; positions of a piece are its first token, then its words.
 
+    A piece without the answer, which another one holds, has none.
+
     Args:
       split, gold: as packed.
       shape: (N, Q).
       row, slot, token, begin: int64[pieces], the piece's row, slot, and where it begins on T and Q.
     """
-    piece = np.flatnonzero(split.first)
+    piece = np.flatnonzero(~split.copy)
     words = split.piece_words[piece].astype(np.int64)
     number, at = ranges(np.zeros_like(words), words + 1)
     owner = piece[number]
     where = (row[owner], begin[owner] + at)
-    value = gold.value[split.record[piece]]
-    known = gold.known[split.record[piece]] & (value[:, 0] >= -1) & (value[:, 1] < words)
+    inside, kept = answers.held(split, gold)
+    none = gold.value[:, 0] == answers.NONE
+    known = (gold.known & (kept | none))[split.record[piece]]
+    value = gold.value[split.record] - split.first_word[:, None]
+    value = np.where(inside[:, None], value, -1)[piece]
     bits = START * (at == value[number, 0] + 1) + END * (at == value[number, 1] + 1)
-    inside = split.word_offsets[owner] + np.maximum(at - 1, 0)
-    position = np.where(at > 0, split.word_token[np.minimum(inside, max(len(split.word_token) - 1, 0))], 0)
+    places = split.word_offsets[owner] + np.maximum(at - 1, 0)
+    position = np.where(at > 0, split.word_token[np.minimum(places, max(len(split.word_token) - 1, 0))], 0)
     order = np.argsort(row[piece], kind="stable")
     rank = np.empty_like(order)
     rank[order] = np.arange(len(order)) - np.searchsorted(row[piece][order], row[piece][order])
@@ -68,7 +74,7 @@ def spans(
         "token": token[owner] + position,
         "segment": rank[number] + 1,
         "slot": slot[owner],
-        "word": at - 1,
+        "word": np.where(at > 0, at - 1 + split.first_word[owner], -1),
     }
     result = {}
     for name, values in found.items():

@@ -69,7 +69,7 @@ def needs(split: EncodedSplit, levels: Sequence[str]) -> np.ndarray:
     if "sequence" in levels:
         result[:, 4] = split.targets[split.record] * split.first
     if "span" in levels:
-        result[:, 5] = (words + 1) * split.first
+        result[:, 5] = (words + 1) * ~split.copy
     return result
 
 

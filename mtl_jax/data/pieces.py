@@ -14,9 +14,11 @@ from mtl_jax.errors import UserError
 
 
 def encode_texts(
-    units: Units, tokenizer: Tokenizer, template: Template, room: int, overlong: str
+    units: Units, tokenizer: Tokenizer, template: Template, room: int, overlong: str, stride: int = 0
 ) -> dict[str, np.ndarray]:
-    """A piece for each text or pair, of at most `room` tokens beside the special ones: fields of `EncodedSplit`."""
+    """A piece for each text or pair, or for each window of it, of at most `room` tokens beside the special ones: fields
+    of `EncodedSplit`.
+    """
     sides = [tokenizer.texts([text[i] for text in units.texts]) for i in range(max(map(len, units.texts), default=0))]
     offsets = None
     if units.aligned or units.marks:
@@ -25,7 +27,7 @@ def encode_texts(
     pieces = _Pieces(template)
     patches = units.patches
     word_token: list[int] = []
-    kept = []
+    kept, first = [], []
     for m in range(len(units.texts)):
         ids = [side[m] for side in sides]
         before = [0] * len(ids[-1])
@@ -36,18 +38,25 @@ def encode_texts(
             ids = [[i for chunk in chunks for i in chunk]]
         else:
             starts = np.arange(len(ids[-1]))
-        ids = pieces.fitted(ids, room, overlong, units.records[m], patches[m])
-        begin = pieces.add(m, ids, markers)
-        starts = starts[starts < len(ids[-1])] if units.aligned else starts[:0]
-        word_token.extend((begin + starts).tolist())
-        kept.append(len(starts))
+        if overlong == "windows":
+            parts = pieces.windows(ids, room - patches[m], stride)
+        else:
+            parts = [(0, pieces.fitted(ids, room, overlong, units.records[m], patches[m]))]
+        for at, part in parts:
+            begin = pieces.add(m, part, markers)
+            here = starts[(starts >= at) & (starts < at + len(part[-1]))] if units.aligned else starts[:0]
+            word_token.extend((begin + here - at).tolist())
+            kept.append(len(here))
+            first.append(at)
     count = len(units.texts)
     words = np.zeros(count, np.int32)
     places = np.zeros((0, 2), np.int32)
     if units.aligned and count:
         words = np.asarray(list(map(len, offsets)), np.int32)
         places = np.asarray([span for spans in offsets for span in spans], np.int32).reshape(-1, 2)
-    return pieces.fields(words, np.asarray(kept, np.int32), word_token, places)
+    return pieces.fields(words, np.asarray(kept, np.int32), word_token, places) | {
+        "first_word": np.asarray(first, np.int32)
+    }
 
 
 def encode_nothing(units: Units, template: Template) -> dict[str, np.ndarray]:
@@ -108,6 +117,18 @@ class _Pieces:
         self.cut += (1, excess, 0)
         return [side[:n] for side, n in zip(ids, _shares(list(map(len, ids)), room - patches), strict=True)]
 
+    def windows(self, ids: list[list[int]], room: int, stride: int) -> list[tuple[int, list[list[int]]]]:
+        """(first token, texts) of each window over the last text; the first text takes half the room at most."""
+        *before, last = ids
+        length = sum(map(len, before))
+        if length + len(last) <= room:
+            return [(0, ids)]
+        before = [side[: room // 2] for side in before]
+        self.cut += (1, length - sum(map(len, before)), 0)
+        size = room - sum(map(len, before))
+        begins = window_begins(len(last), size, stride)
+        return [(begin, [*before, last[begin : begin + size]]) for begin in begins]
+
     def add(self, record: int, ids: list[list[int]], markers: Sequence[int] = (), choice: int = 0) -> int:
         """Adds a piece; the position in it of the last text's first token."""
         begin = len(self.tokens)
@@ -143,6 +164,15 @@ class _Pieces:
             "mark_token": np.asarray(self.marks, np.int32).reshape(-1, 4),
             "char_offsets": np.zeros((0, 2), np.int32) if char_offsets is None else char_offsets,
         }
+
+
+def window_begins(length: int, size: int, stride: int) -> list[int]:
+    """Where windows of `size` over `length` tokens begin, `stride` apart (Devlin et al. 2019); 0 = half a window."""
+    step = max(min(stride or size // 2, size), 1)
+    begins = [0]
+    while begins[-1] + size < length:
+        begins.append(begins[-1] + step)
+    return begins
 
 
 def marker_ids(units: Units, tokenizer: Tokenizer) -> list[int]:

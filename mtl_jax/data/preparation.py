@@ -38,6 +38,7 @@ class Settings(NamedTuple):
     max_length: int
     pack: bool
     overlong: str
+    stride: int
     max_unseen: float
     seed: int
 
@@ -84,7 +85,7 @@ def prepare(
       UserError: see `labels`, `vocabulary`, `encoding`.
     """
     row_length, pack = settings.row_length, settings.pack
-    encoded = {split: _cached(u, tokenizer, settings.max_length, settings.overlong) for split, u in units.items()}
+    encoded = {split: _cached(u, tokenizer, settings) for split, u in units.items()}
     notes = [note for split, e in encoded.items() if (note := encoding.overlong_note(f"{name}/{split}", e))]
     if any(spec.level == "pair" for spec in own):
         lost = {split: int((e.first & (e.mark_token < 0).any(1)).sum()) for split, e in encoded.items()}
@@ -201,30 +202,35 @@ def _shuffled(split: EncodedSplit, name: str) -> Any:
 
 
 def what_overlong_means(overlong: str, units: Units, specs: Sequence[LabelSpec]) -> str:
-    """What "auto" means for a data set with the tasks `specs`: split where words are labelled, or hidden."""
+    """What "auto" means for a data set with the tasks `specs`: split where words are labelled, or hidden; windows where
+    answers are looked for.
+    """
     if overlong != "auto":
         return overlong
-    by_words = units.words is not None and any(spec.level in ("word", "predicate", "token") for spec in specs)
-    return "split" if by_words else "truncate"
+    levels_ = {spec.level for spec in specs}
+    if units.words is not None and levels_ & {"word", "predicate", "token"}:
+        return "split"
+    return "windows" if "span" in levels_ and units.marks is None else "truncate"
 
 
-def _cached(units: Units, tokenizer: Tokenizer, max_length: int, overlong: str) -> EncodedSplit:
+def _cached(units: Units, tokenizer: Tokenizer, settings: Settings) -> EncodedSplit:
     key = {
         "units": units.fingerprint(),
         "tokenizer": tokenizer.fingerprint,
-        "max_length": max_length,
-        "overlong": overlong,
+        "max_length": settings.max_length,
+        "overlong": settings.overlong,
+        "stride": settings.stride,
     }
 
     def make():
-        arrays = encode(units, tokenizer, max_length, overlong)._asdict()
+        arrays = encode(units, tokenizer, settings.max_length, settings.overlong, settings.stride)._asdict()
         del arrays["labels"], arrays["targets"]
         return {name: array for name, array in arrays.items() if array is not None}
 
     return EncodedSplit(**cache.cached(key, make))
 
 
-def encode(units: Units, tokenizer: Tokenizer, max_length: int, overlong: str) -> EncodedSplit:
+def encode(units: Units, tokenizer: Tokenizer, max_length: int, overlong: str, stride: int) -> EncodedSplit:
     """`encoding.encode`, with the patches of pictures where the units have some."""
-    encoded = encoding.encode(units, tokenizer, max_length, overlong)
+    encoded = encoding.encode(units, tokenizer, max_length, overlong, stride)
     return encoded if units.pictures is None else patches.insert(encoded, units, encoding.before(units, tokenizer))

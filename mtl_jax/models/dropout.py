@@ -27,6 +27,14 @@ class Noise(NamedTuple):
     rate: jax.Array | None
     attention_rate: jax.Array | None = None
 
+    def drop(self, salt: int, x: jax.Array) -> jax.Array:
+        """`dropout` of x [R, ...]."""
+        return dropout(self, salt, x)
+
+    def drop_attention(self, salt: int, x: jax.Array) -> jax.Array:
+        """`attention_dropout` of x [R, ...]."""
+        return attention_dropout(self, salt, x)
+
 
 def drop(keys: jax.Array, rate: jax.Array, salt: int, x: jax.Array) -> jax.Array:
     """Inverted dropout of x [R, ...] by keys [R]. A rate of 0 gives x exactly, of 1 zeros."""

@@ -11,6 +11,16 @@ Params = Any
 Labels = Mapping[str, jax.Array]  # see `mtl_jax.data.batch`, leading axis [R]
 
 
+class Noise(Protocol):
+    """What is drawn in training: each draw has a salt of its own; a row's bits do not depend on where it lies."""
+
+    def drop(self, salt: int, x: jax.Array) -> jax.Array:
+        """Inverted dropout of features x [R, ...]."""
+
+    def drop_attention(self, salt: int, x: jax.Array) -> jax.Array:
+        """Inverted dropout of attention weights x [R, ...]."""
+
+
 class Features(NamedTuple):
     """What the network computed for the rows that one task reads. R = all rows of all its blocks.
 
@@ -19,6 +29,7 @@ class Features(NamedTuple):
     start    int32[R, E]  first token of each example
     length   int32[R, E]  tokens of each example, 0 for an empty slot
     tokens   int32[R, T]  ids of the tokens, for tasks that copy
+    noise    of training, for heads that drop features; None elsewhere
     """
 
     hidden: jax.Array
@@ -26,6 +37,7 @@ class Features(NamedTuple):
     start: jax.Array
     length: jax.Array
     tokens: jax.Array | None = None
+    noise: Noise | None = None
 
 
 class Task(Protocol):

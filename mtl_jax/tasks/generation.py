@@ -10,12 +10,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mtl_jax.tasks import decoder, features, options, search
+from mtl_jax.tasks import features, options, recurrent_decoder, search, transformer_decoder
 from mtl_jax.tasks.base import Features, Labels, Params
-from mtl_jax.tasks.decoder import LOWEST, Scores
+from mtl_jax.tasks.decoder import LOWEST, Decoder, Scores
 
 UNKNOWN, BEGIN, END = range(3)  # the first names of every vocabulary of targets
 TOKENS = ("words", "tokenizer")
+DECODERS: dict[str, Decoder] = {"transformer": transformer_decoder.TRANSFORMER, "lstm": recurrent_decoder.LSTM}
+_HEADS = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,10 +25,12 @@ class Generation:
     """A sequence of the C = len(names) tokens for each text; cross-entropy of each token given those before it.
 
     metrics          names in METRICS, the first is the task's score
+    decoder          "transformer" | "lstm" with attention, see `transformer_decoder` and `recurrent_decoder`; both drop
+                     features at the rates of the model's layers
     layers           of the decoder, at least 1
-    heads            of its attention
-    width            of its layers, a multiple of `heads`; 0 = that of the encoder's features
-    intermediate     width of its feed-forward layers; 0 = four times `width`
+    heads            of the transformer's attention, 0 = 4; that of the LSTM has one
+    width            of its layers, of a transformer a multiple of `heads`; 0 = that of the encoder's features
+    intermediate     width of the transformer's feed-forward layers; 0 = four times `width`
     copy             tokens may also be copied from the input, those too that the vocabulary lacks: the next token is
                      of the mixture g · p(vocabulary) + (1 - g) · p(places of the input) (See et al. 2017)
     label_smoothing  ε in [0, 1), spread over the vocabulary (Szegedy et al. 2016)
@@ -42,8 +46,9 @@ class Generation:
     names: tuple[str, ...]
     level: str = "sequence"
     metrics: tuple[str, ...] = ("bleu", "rougeL", "exact_match", "token_accuracy", "perplexity")
+    decoder: str = "transformer"
     layers: int = 2
-    heads: int = 4
+    heads: int = 0
     width: int = 0
     intermediate: int = 0
     copy: bool = False
@@ -62,10 +67,14 @@ class Generation:
             raise options.fail(self.name, "kind", f"writes sequences, the labels here are of level {self.level!r}")
         if self.layers == 0:
             raise options.fail(self.name, "layers", "0 leaves no decoder to write with; at least 1")
-        for field in ("layers", "heads", "beam", "min_count"):
+        options.choice(self.name, "decoder", self.decoder, DECODERS)
+        for field in ("layers", "beam", "min_count"):
             options.whole(self.name, field, getattr(self, field), 1)
-        for field in ("width", "intermediate", "max_size"):
+        for field in ("heads", "width", "intermediate", "max_size"):
             options.whole(self.name, field, getattr(self, field))
+        for field in ("heads", "intermediate"):
+            if self.decoder == "lstm" and getattr(self, field):
+                raise options.fail(self.name, field, "belongs to the transformer decoder; leave it out with an LSTM")
         options.whole(self.name, "max_length", self.max_length, 2)
         options.flag(self.name, "copy", self.copy)
         options.choice(self.name, "tokens", self.tokens, TOKENS)
@@ -79,7 +88,7 @@ class Generation:
         if not self.width:
             self._check_width(width, "heads")
         own = self.width or width
-        return decoder.init(
+        return self._decoder.init(
             key, len(self.names), width, own, self.layers, self.intermediate or 4 * own, self.copy
         )  # fmt: skip
 
@@ -88,11 +97,14 @@ class Generation:
 
         Of `labels` also the values are read: teacher forcing.
         """
-        memory = decoder.read(params, features_.hidden, self.heads)
+        decoder = self._decoder
+        memory = decoder.read(params, features_.hidden, self._heads)
         first = labels["position"] == 0
         before = jnp.where(first, BEGIN, jnp.roll(labels["value"], 1, axis=1))
         member, copied = self._members(features_, labels["slot"])
-        scores = decoder.whole(params, memory, before, labels["position"], labels["segment"], member, copied)
+        scores = decoder.whole(
+            params, memory, before, labels["position"], labels["segment"], member, copied, features_.noise
+        )  # fmt: skip
         return scores._replace(ids=self._ids(features_)) if self.copy else scores
 
     def loss(self, params: Params, logits: Scores, labels: Labels, slots: int | None = None) -> jax.Array:
@@ -121,7 +133,8 @@ class Generation:
         """
         rows, slots = features_.start.shape
         beams, length = self.beam, self.max_length
-        memory = decoder.read(params, features_.hidden, self.heads)
+        decoder = self._decoder
+        memory = decoder.read(params, features_.hidden, self._heads)
         slot = jnp.repeat(jnp.broadcast_to(jnp.arange(slots), (rows, slots)), beams, axis=1)  # [R, S]
         member, copied = self._members(features_, slot)
         ids = self._ids(features_) if self.copy else None
@@ -138,7 +151,7 @@ class Generation:
             log_p = log_p.at[..., jnp.asarray([UNKNOWN, BEGIN])].set(search.NEVER)
             return log_p.reshape(*by_example, -1), reshaped(cache, by_example)
 
-        cache = reshaped(decoder.empty_cache(memory, slots * beams, length), by_example)
+        cache = reshaped(decoder.begin(params, memory, member, length), by_example)
         active = (features_.length > 0).reshape(-1)
         ends = {"begin": BEGIN, "end": END, "max_length": length}
         if beams == 1:
@@ -180,9 +193,17 @@ class Generation:
         place = jnp.maximum(jnp.arange(target.shape[1])[None] - begin, 0)
         return jnp.where(target == -1, len(self.names) + place, jnp.maximum(target, 0))
 
+    @property
+    def _decoder(self) -> Decoder:
+        return DECODERS[self.decoder]
+
+    @property
+    def _heads(self) -> int:
+        return self.heads or _HEADS
+
     def _check_width(self, width: int, field: str) -> None:
-        if width % self.heads or width % 2:
-            problem = f"a decoder of width {width} with {self.heads} heads; the width has to be even and a multiple"
+        if self.decoder == "transformer" and (width % self._heads or width % 2):
+            problem = f"a decoder of width {width} with {self._heads} heads; the width has to be even and a multiple"
             raise options.fail(self.name, field, problem)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mtl_jax.tasks import features, groups, heads, options
 from mtl_jax.tasks.base import Features, Labels, Params
@@ -16,13 +17,17 @@ from mtl_jax.tasks.base import Features, Labels, Params
 class Span:
     """The first and the last token of the answer, a softmax over the text's tokens each (Devlin et al. 2019).
 
-    Where train has unanswerable questions, the example's first token stands for "no answer", with weights of its own,
-    since it may be a word (section 4.3). The loss is the mean of both cross-entropies.
+    Where train has unanswerable questions, or texts read through windows of which not all hold the answer, the first
+    token stands for "no answer" (section 4.3), with weights of its own, since it may be a word. The loss is the mean of
+    both cross-entropies, each window counts. The answer is the best span of all windows of a text, by its probability
+    in the window; none is predicted where that has, in the window that says so least, a higher one.
 
     metrics         names in METRICS, the first is the task's score
     hidden          width of a GELU layer before the scores, 0 = linear
     max_span        tokens of an answer at most when predicting, 0 = any number
-    none_threshold  τ: no answer is predicted where its score is above that of the best span + τ
+    none_threshold  τ: no answer is predicted where its log probability is above that of the best span + τ; only where
+                    train has unanswerable questions. To be chosen on dev (Devlin et al. 2019), above all where most
+                    windows have no answer
     """
 
     name: str
@@ -43,16 +48,21 @@ class Span:
     @property
     def may_have_none(self) -> bool:
         """Whether a question may have no answer."""
+        return "no answer" in self.names
+
+    @property
+    def has_none(self) -> bool:
+        """Whether a window may have no answer."""
         return len(self.names) > 1
 
     def init(self, key: jax.Array, width: int) -> Params:
         """Parameters of the head over features of width D = `width`, float32."""
-        return heads.init(key, width, 4 if self.may_have_none else 2, self.hidden)
+        return heads.init(key, width, 4 if self.has_none else 2, self.hidden)
 
     def logits(self, params: Params, features_: Features, labels: Labels) -> jax.Array:
         """Scores of (first, last) at each position, float32 [R, Q, 2]. Of `labels` token and word are read."""
         scores = heads.apply(params, features.at_tokens(features_.hidden, labels["token"]))
-        if not self.may_have_none:
+        if not self.has_none:
             return scores
         return jnp.where((labels["word"] < 0)[..., None], scores[..., 2:], scores[..., :2])
 
@@ -70,10 +80,10 @@ class Span:
         return features.to_examples(values, labels["slot"], slots)
 
     def predict(self, params: Params, logits: jax.Array, labels: Labels) -> dict[str, jax.Array]:
-        """The span i ≤ j < i + max_span of the highest score s_i + e_j, or none; the same at all positions of a text.
+        """The best legal span of each window, at all of its positions.
 
-        value int32[R, Q, 2], `word` of its first and last token, -1 for no answer (and where a text has no token);
-        probability float32[R, Q], p(first) · p(last).
+        value float32[R, Q, 4]: first and last word, log(p(first) · p(last)), and the same of "no answer"; without a
+        word, or "no answer", -inf; -1 in the padding.
         """
         word, segment = labels["word"], labels["segment"]
         token = (segment > 0) & (word >= 0)
@@ -85,15 +95,38 @@ class Span:
         def everywhere(values, where):
             return groups.spread(values, segment, where)
 
-        value = jnp.stack([everywhere(word, first), everywhere(word + length, first)], -1)
-        found = everywhere(log_p[..., 0] + last_log_p, first)
-        empty = (segment > 0) & (word < 0)
-        none = jnp.isneginf(everywhere(score, first))
+        none = jnp.full(segment.shape, -jnp.inf)
+        if self.has_none:
+            none = everywhere(log_p.sum(-1), (segment > 0) & (word < 0))
+        ends = [jnp.maximum(everywhere(w, first), -1).astype(jnp.float32) for w in (word, word + length)]
+        value = jnp.stack([*ends, everywhere(log_p[..., 0] + last_log_p, first), none], -1)
+        return {"value": jnp.where((segment == 0)[..., None], -1.0, value)}
+
+    def best(self, record: Any, value: Any, count: int) -> dict[str, np.ndarray]:
+        """Answers of `count` records from those in their windows. NumPy.
+
+        Args:
+          record: int[N], of each window.
+          value: float32[N, 4], see `predict`.
+
+        Returns:
+          value int64[M, 2], first and last word; (-1, -1): no answer (for want of a text where train has no such
+          question); probability float32[M], p(first) · p(last) in the window.
+        """
+        record, value = np.asarray(record), np.asarray(value)
+        order = np.lexsort((-value[:, 2], record))
+        found, at = np.unique(record[order], return_index=True)
+        chosen = np.full((count, 4), (-1.0, -1.0, -np.inf, -np.inf), np.float32)
+        chosen[found] = value[order[at]]
+        log_none = np.full(count, np.inf, np.float32)
+        np.fmin.at(log_none, record, value[:, 3])
+        none = np.isneginf(chosen[:, 2])
         if self.may_have_none:
-            none |= everywhere(logits.sum(-1), empty) > everywhere(score, first) + self.none_threshold
-            found = jnp.where(none, everywhere(log_p.sum(-1), empty), found)
-        probability = jnp.where((segment > 0) & ~jnp.isneginf(found), jnp.exp(found), 0.0)
-        return {"value": jnp.where(none[..., None] | (segment == 0)[..., None], -1, value), "probability": probability}
+            none |= log_none > chosen[:, 2] + self.none_threshold
+        return {
+            "value": np.where(none[:, None], -1, chosen[:, :2]).astype(np.int64),
+            "probability": np.exp(np.where(none, np.minimum(log_none, 0.0), chosen[:, 2])),
+        }
 
     def decode(self, value: Any, probability: Any, text: str = "", place: Any = None) -> dict[str, Any]:
         """One question's answer for JSON.
@@ -123,7 +156,7 @@ class Span:
 
     def _usable(self, labels: Labels) -> jax.Array:
         usable = labels["segment"] > 0
-        return usable if self.may_have_none else usable & (labels["word"] >= 0)
+        return usable if self.has_none else usable & (labels["word"] >= 0)
 
     def _targets(self, labels: Labels) -> jax.Array:
         """bool[R, Q, 2], whether the answer begins, and ends, at each position."""

@@ -13,7 +13,7 @@ from mtl_jax.data.batches import evaluation_batches, evaluation_layout
 from mtl_jax.data.corpus import Corpus
 from mtl_jax.training import corruption, processes
 from mtl_jax.training import objective as terms
-from mtl_jax.training.judging import gather, gold_and_predicted, judge, metric_values
+from mtl_jax.training.judging import gather, gold_and_predicted, has_labels, judge, metric_values
 from mtl_jax.training.objective import Objective
 
 
@@ -90,12 +90,14 @@ class Evaluator:
     def score(
         self, params: Any, split: str, progress: Callable[[int], None] = lambda n: None
     ) -> dict[str, dict[str, float]]:
-        """{task: {metric: value, ..., "loss": mean loss}} for every task whose data set has this split."""
+        """{task: {metric: value, ..., "loss": mean loss}} for every task that has a label in this split."""
         scores = {}
         for dataset in self._corpus.layout.datasets:
             if split in self._corpus.rows[dataset]:
                 predictions = self.predict(params, dataset, split, progress)
                 for task, values in predictions.values.items():
+                    if not has_labels(self._corpus, task, split):
+                        continue
                     found = self._metrics(task, dataset, split, values, predictions.sums[task])
                     scores[task] = found | {"loss": predictions.loss[task]}
         return {task: scores[task] for task in self._corpus.layout.tasks if task in scores}

@@ -189,7 +189,7 @@ def _task(config, name, data, table_width) -> Task:
     settings = {"kind": entry.kind, "metrics": tuple(entry.metrics), **entry.options.to_dict()}
     if entry.kind == "regression" and not settings.keys() & {"low", "high", "mean", "scale"}:
         settings |= {"mean": statistics["mean"], "scale": statistics["std"] or 1.0}  # standardised by train
-    counts = [statistics["counts"][label] for label in vocabulary.names] if "counts" in statistics else None
+    counts = [statistics["counts"].get(label, 0) for label in vocabulary.names] if "counts" in statistics else None
     spec, given = data.specs[name], {}
     if spec.target:
         given["join"] = targets.joiner(spec.target, data.tokenizer)

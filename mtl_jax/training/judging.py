@@ -26,7 +26,8 @@ def gather(
 ) -> Any:
     """A prediction's array `name` of all rows by record.
 
-    Levels "text", "sequence", "pair", "span" and "choice": [M, ...], of "choice" the probability M arrays [choices].
+    Levels "text", "sequence", "pair" and "choice": [M, ...], of "choice" the probability M arrays [choices].
+    "span": [windows, ...], see `decoding.windows`.
     "word": M arrays [words, ...]; "predicate": [predicates, words, ...]. "token": M arrays [masks, ...] where the texts
     have [MASK], else the rows as they are.
     """
@@ -41,6 +42,11 @@ def gather(
     return decoding.gather_text(encoded, example, array)
 
 
+def has_labels(corpus: Corpus, task: str, split: str) -> bool:
+    """Whether any record of the split has a label of the task."""
+    return bool(corpus.splits[corpus.specs[task].dataset][split].encoded.labels[task].known.any())
+
+
 class References(NamedTuple):
     """The texts to be written, and the tokens to copy from, () where the task does not copy."""
 
@@ -52,11 +58,11 @@ def gold_and_predicted(corpus: Corpus, objective: Objective, task: str, dataset:
     """Labelled records' gold labels and the predictions for them.
 
     Levels with one label a record: two arrays [M', ...]. Word level: two lists of sequences (of a predicate each for
-    level "predicate"), words without a label left out. Level "sequence": `References`, and an array [M', L]. Level
-    "token": None, and the predictions of all rows.
+    level "predicate"), words without a label left out. Level "sequence": `References`, and an array [M', L]. Levels
+    "token" and "span": None, and the predictions of all rows, or windows.
     """
     level = objective.tasks[task].level
-    if level == "token":
+    if level in ("token", "span"):
         return None, predicted
     gold = corpus.splits[dataset][split].encoded.labels[task]
     if corpus.vocabularies[task].soft:
@@ -94,7 +100,7 @@ def judge(
     if level == "token":
         return _of_tokens
     if level == "span":
-        return _of_spans(corpus, task, dataset, split)
+        return _of_spans(corpus, objective.tasks[task], dataset, split)
     return lambda gold, predicted, sums: (gold, predicted)
 
 
@@ -104,10 +110,11 @@ def _of_tokens(gold: None, predicted: Any, sums: np.ndarray) -> tuple[np.ndarray
     return predicted[:, 1].astype(np.int64), predicted[:, [0, 2]]
 
 
-def _of_spans(corpus: Corpus, task: str, dataset: str, split: str):
+def _of_spans(corpus: Corpus, task: Task, dataset: str, split: str):
     """Answers as texts, or as tuples of word indices where the data set is of words."""
-    part, spec = corpus.splits[dataset][split], corpus.specs[task]
-    known = np.flatnonzero(part.encoded.labels[task].known)
+    part, spec = corpus.splits[dataset][split], corpus.specs[task.name]
+    known = np.flatnonzero(part.encoded.labels[task.name].known)
+    record = part.encoded.record[decoding.windows(part.encoded)]
     units = part.units
     raw, _ = answers.collect(units, spec)
     by_words = units.texts is None
@@ -125,7 +132,8 @@ def _of_spans(corpus: Corpus, task: str, dataset: str, split: str):
         offsets = part.encoded.char_offsets[begins[record] :]
         return units.texts[record][-1][offsets[first, 0] : offsets[last, 1]]
 
-    def of(gold: Any, predicted: np.ndarray, sums: np.ndarray) -> tuple[list[Any], list[Any]]:
-        return right, [said(record, *span) for record, span in zip(known, np.asarray(predicted).tolist(), strict=True)]
+    def of(gold: None, predicted: np.ndarray, sums: np.ndarray) -> tuple[list[Any], list[Any]]:
+        spans = task.best(record, predicted, len(part.encoded.words))["value"][known].tolist()
+        return right, [said(m, *span) for m, span in zip(known, spans, strict=True)]
 
     return of

@@ -274,12 +274,13 @@ def _task_loss(spec, params, micro, hyper, key, task) -> jax.Array:
     """Σ loss of task number `task` (traced) over the rows that it reads; `micro` has leaves [B, R, ...]."""
     objective = spec.meta.view
     seen = view(spec.objective.layout, micro, task)
-    hidden = objective.network.apply(params, seen, terms.rates(objective, hyper), key).hidden
+    dropout = terms.rates(objective, hyper)
+    hidden = objective.network.apply(params, seen, dropout, key).hidden
 
     def of(name):
         def branch(hidden):
             head, labels = params["heads"][name], terms.rows_of(seen.labels[name])
-            read = terms.features(seen, objective.layout, name, hidden[name])
+            read = terms.features(seen, objective.layout, name, hidden[name], dropout, key)
             scores = objective.tasks[name].logits(head, read, labels)
             return terms.loss_sum(objective, name, params, seen, hyper, scores)
 

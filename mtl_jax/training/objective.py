@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mtl_jax.data.batch import Batch, Layout
+from mtl_jax.models.dropout import Noise
 from mtl_jax.models.forward import Dropout, keys_of_rows
 from mtl_jax.models.mixing import texts
 from mtl_jax.models.network import Network
@@ -67,14 +68,19 @@ class Penalty(NamedTuple):
     schedule: Callable[[jax.Array], jax.Array]
 
 
-def features(batch: Batch, layout: Layout, task: str, hidden: jax.Array) -> Features:
-    """What the head of `task` reads, R = all rows of its blocks."""
+def features(
+    batch: Batch, layout: Layout, task: str, hidden: jax.Array, dropout: Dropout | None = None, key=None
+) -> Features:
+    """What the head of `task` reads, R = all rows of its blocks. `dropout`, `key`: of training, for heads that drop."""
     blocks = np.asarray(layout.reads(task))
 
     def rows(array):
         return array[blocks].reshape(-1, array.shape[-1])
 
-    return Features(hidden, rows(batch.segment), rows(batch.start), rows(batch.length), rows(batch.tokens))
+    noise = None
+    if dropout is not None:
+        noise = Noise(row_keys(key, task, batch, layout), dropout.rate, dropout.attention_rate)
+    return Features(hidden, *map(rows, (batch.segment, batch.start, batch.length, batch.tokens)), noise)
 
 
 def rows_of(labels: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
@@ -87,12 +93,12 @@ def logits(
 ) -> dict[str, jax.Array]:
     """The scores of every task, by task, leading axis P·R. `taps`: see `models.taps`."""
     hidden = objective.network.apply(params, batch, dropout, key, taps, tap_spec).hidden
-    return _logits(objective, params, batch, hidden)
+    return _logits(objective, params, batch, hidden, dropout, key)
 
 
-def _logits(objective, params, batch, hidden):
+def _logits(objective, params, batch, hidden, dropout, key):
     def of(name, task):
-        read = features(batch, objective.layout, name, hidden[name])
+        read = features(batch, objective.layout, name, hidden[name], dropout, key)
         return task.logits(head(objective, params, name), read, rows_of(batch.labels[name]))
 
     return {name: of(name, task) for name, task in objective.tasks.items() if name in hidden}
@@ -156,8 +162,10 @@ def shares(
 
     `progress` = step / steps.
     """
-    found = objective.network.apply(params, batch, rates(objective, hyper), key, progress=progress)
-    losses = _loss_sums(objective, params, batch, hyper, _logits(objective, params, batch, found.hidden))
+    dropout = rates(objective, hyper)
+    found = objective.network.apply(params, batch, dropout, key, progress=progress)
+    scores = _logits(objective, params, batch, found.hidden, dropout, key)
+    losses = _loss_sums(objective, params, batch, hyper, scores)
     added = dict(found.added)
     for name, task in objective.tasks.items():
         if getattr(task, "auxiliary", None):

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from mtl_jax.data import answers, batches
+from mtl_jax.data import answers, batches, decoding
 from mtl_jax.data import corpus as corpora
 from mtl_jax.data.corpus import Corpus
 from mtl_jax.data.files import Location, local
@@ -294,8 +294,8 @@ def corpus_of(
         packed, split = corpora.for_prediction(
             records, entry, own, kept.vocabularies, kept.tokenizer,
             row_length=config.data.row_length, max_length=max_length(config, kept.architecture),
-            pack=config.data.pack, overlong=config.data.overlong or "auto", cut=cut(config), form=kept.pictures,
-            folder=folder,
+            pack=config.data.pack, overlong=config.data.overlong or "auto", stride=config.data.stride,
+            cut=cut(config), form=kept.pictures, folder=folder,
         )  # fmt: skip
         rows[name], splits[name] = {"input": packed}, {"input": split}
     tasks = tuple(kept.vocabularies)
@@ -319,7 +319,9 @@ def predictions(loaded: Loaded) -> list[dict[str, Any]]:
         readable = split.records
         for name, values in predicted.values.items():
             if experiment.tasks[name].level == "span":
-                values = values | _answers(split, values["value"])
+                record = split.encoded.record[decoding.windows(split.encoded)]
+                values = experiment.tasks[name].best(record, values["value"], len(readable))
+                values |= _answers(split, values["value"])
             for place_, number in enumerate(readable):
                 own = {key: array[place_] for key, array in values.items()}
                 if sources := data.splits[dataset]["input"].encoded.labels[name].sources:

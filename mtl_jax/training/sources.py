@@ -58,9 +58,9 @@ def load_corpus(config: Any, encoder: pretrained.Pretrained | None) -> Corpus:
     return corpora.load(
         config.datasets, label_specs(config), tokenizer,
         row_length=config.data.row_length, max_length=max_length(config, encoder.architecture if encoder else None),
-        pack=config.data.pack, overlong=config.data.overlong or "auto", seed=config.data.seed,
-        tasks=tuple(config.train_on) or None, mixing=mixing(config), max_unseen=config.data.max_unseen,
-        cut=cut(config),
+        pack=config.data.pack, overlong=config.data.overlong or "auto", stride=config.data.stride,
+        seed=config.data.seed, tasks=tuple(config.train_on) or None, mixing=mixing(config),
+        max_unseen=config.data.max_unseen, cut=cut(config),
     )  # fmt: skip
 
 

@@ -79,6 +79,8 @@ def test_dirt_is_mended_or_left_out_and_counted():
     assert asked([{"text": "old", "answer_start": 30}]) == ((32,), (10, 10), [moved])  # the nearer one of two
     assert asked([{"text": "old", "answer_start": 10}]) == ((12,), (4, 4), [moved])
     assert asked([{"text": " old mat", "answer_start": 31}]) == ((32,), (10, 11), [])  # blanks around it are none of it
+    assert asked([{"text": "OLD  Mat", "answer_start": 30}]) == ((32,), (10, 11), [moved])  # other case, other blanks
+    assert asked([{"text": "on\u00a0the", "answer_start": 0}])[1:] == ((8, 9), [moved])
     assert asked([{"text": "dog", "answer_start": 4}])[1:] == ((-2, -2), ["answers stand nowhere in the text"])
     assert asked([{"text": "dog", "answer_start": 4}, {"text": "cat", "answer_start": 4}])[1] == (1, 1)
     assert asked([{"text": "ca", "answer_start": 4}])[1:] == ((1, 1), ["answers begin or end inside a token"])
@@ -254,7 +256,7 @@ def test_spans_of_every_example_are_in_the_rows_once(lengths, packed):
         )
         fields = {"q": "which one ?", "c": " ".join(context), "answers": None if n % 5 == 4 else label}
         records.append(Record(fields, "f", n))
-    corpus = corpus_of(records, {"text": ("q", "c")}, SPAN, pack=packed)
+    corpus = corpus_of(records, {"text": ("q", "c")}, SPAN, pack=packed, overlong="truncate")
     rows = corpus.rows["d"]["train"]
     found, seen, cut = rows.labels["answer"], set(), 0
     for row in range(len(rows.tokens)):
@@ -303,7 +305,26 @@ def test_squad_files(tmp_path):
     one, two, three = READERS["squad"](place(tmp_path, json.dumps(whole)), "utf-8")
     assert one.fields["answers"] == qas[0]["answers"] and one.fields["context"] == "a b" and one.line == 1
     assert two.fields["answers"] == [] and "answers" not in three.fields
+    # dirt: marks by bytes, UTF-16, and what such files should not hold
+    odd = [
+        {"question": "q1", "answers": [{"text": " ", "answer_start": 0}, {"text": "b", "answer_start": 2}], "id": 7},
+        {"question": " ", "answers": []},
+        {"question": "q3", "answers": [], "is_impossible": False},
+        {"question": "q4", "answers": [{"text": "b", "answer_start": 2}], "is_impossible": True},
+        {"question": "q5", "answers": [{"text": "", "answer_start": -1}]},
+        {"question": "q6", "answers": None},
+        {"question": "q7", "answers": []},
+    ]
+    text = json.dumps({"data": [{"title": None, "paragraphs": [{"context": "a b", "qas": odd}]}]})
+    for encoding in ("utf-8-sig", "utf-16"):
+        (tmp_path / "marked").write_text(text, encoding)
+        found = list(READERS["squad"](files.local(str(tmp_path / "marked")), encoding.removesuffix("-sig")))
+        said = {r.fields["question"]: r.fields.get("answers") for r in found if isinstance(r, Record)}
+        assert said == {"q1": odd[0]["answers"][1:], "q3": None, "q4": [], "q5": None, "q6": None, "q7": []}
+        assert [note.line for note in found if not isinstance(note, Record)] == [1, 2, 3, 5]
     for broken, said in (
+        ({"data": [{"paragraphs": [{"context": "a", "qas": [{"question": "q", "is_impossible": "no"}]}]}]},
+         "'is_impossible' has to be true or false, found a string"),
         ([], "object with 'data', found a list"), ({"data": {}}, "'data' has to be a list, found an object"),
         ({"data": [{"paragraphs": [{"qas": []}]}]}, r"data\[0\]\.paragraphs\[0\]: 'context' has to be a string"),
         ({"data": [{"paragraphs": [{"context": "a", "qas": [3]}]}]}, r"qas\[0\]: has to be an object"),
@@ -325,6 +346,11 @@ def test_questions_and_pairs_from_roles(tmp_path):
     by_question = {r.fields["question"]: r.fields["answers"] for r in found}
     assert by_question["Whom or what does it said?"] == {"text": ["Bo left today"], "answer_start": [9]}
     assert by_question["When does it left?"] == {"text": ["today"], "answer_start": [17]}
+    joined = list(READERS["srl_questions"](place(tmp_path, SRL + "\n" + SRL + "\n" + SRL), "utf-8", sentences=2))
+    assert len(joined) == 3 * 4 and joined[-1].fields["context"] == found[0].fields["context"]  # one is left over
+    (second,) = (r for r in joined if r.fields["question"] == "When does it left (2)?")
+    start = second.fields["answers"]["answer_start"][0]
+    assert second.fields["context"][start:] == "today" and start > len("She said Bo left today")
     assert len(found) == 4 + 2 and sum(not r.fields["answers"]["text"] for r in found) == 2  # of four that are lacking
     pairs = [
         tuple(r.fields[name] for name in ("predicate", "argument", "role"))

@@ -128,6 +128,40 @@ def derived(tmp_path, **options):
     return list(READERS["derived"](files.local(str(tmp_path / "x.conllu")), "utf-8", **options))
 
 
+SRL = """1\tThe\tDET\tDT\t-\tB-ARGM-TMP\tO
+2\tday\tNOUN\tNN\t-\tI-ARGM-TMP\tO
+3\twhen\tADV\tWRB\t-\tB-R-ARGM-TMP\tO
+4\the\tPRON\tPRP\t-\tB-ARG0\tO
+5\tcame\tVERB\tVBD\tcome.01\tB-V\tO
+6\t,\tPUNCT\t,\t-\tO\tO
+7\thappily\tADV\tRB\t-\tB-ARGM-MNR\tO
+8\tit\tPRON\tPRP\t-\tO\tB-ARG1
+9\tdid\tAUX\tVBD\t-\tO\tO
+10\tnot\tPART\tRB\t-\tO\tB-ARGM-NEG
+11\train\tVERB\tVB\train.01\tO\tB-V
+12\there\tADV\tRB\t-\tO\tB-ARGM-LOC
+13\t.\tPUNCT\t.\t-\tO\tO
+"""
+
+
+def test_sentences_without_adjuncts(tmp_path):
+    place = files.local(str(tmp_path / "x.srl"))
+    (tmp_path / "x.srl").write_text(SRL)
+
+    def target(**options):
+        (record,) = READERS["derived"](place, "utf-8", reader="srl", way="roles", **options)
+        return " ".join(record.fields["target"])
+
+    # "when" refers to the day, which stays; "not" is no adjunct; the comma goes with its neighbour, the full stop not
+    assert target() == "The day when he came it did not rain ."
+    assert target(drop=("ARGM-LOC",)) == "The day when he came , happily it did not rain ."
+    assert target(drop=("ARG9",)) == " ".join(line.split("\t")[1] for line in SRL.splitlines())
+    (note,) = READERS["derived"](place, "utf-8", reader="srl", way="roles", drop=("ARG9",), unchanged=False)
+    assert "options.unchanged" in note.what
+    with pytest.raises(UserError, match=r"x\.conllu:1: .*'predicates'"):
+        derived(tmp_path, way="roles")
+
+
 def test_derived_sentences(tmp_path):
     (abridged,) = derived(tmp_path, way="abridge")
     assert abridged.fields["source"] == "However , she never saw the very man old .".split()

@@ -62,9 +62,10 @@ def test_the_best_span_is_that_of_all_legal_ones(names, max_span):
         lengths = (5, 0, 1, 7)
         labels = span_labels(lengths, [(-1, -1)] * 4)
         logits = rng.normal(size=(*labels["word"].shape, 2)).astype(np.float32) * (1 + seed % 3)
-        found = jax.device_get(predict(logits, labels))
+        value = jax.device_get(predict(logits, labels)["value"])
         segment, word = np.asarray(labels["segment"][0]), np.asarray(labels["word"][0])
-        assert (found["value"][0, segment == 0] == -1).all()
+        assert (value[0, segment == 0] == -1).all()
+        found = task.best(np.arange(4), value[0, [np.flatnonzero(segment == e + 1)[0] for e in range(4)]], 4)
         for e, n in enumerate(lengths):
             at = np.flatnonzero(segment == e + 1)
             s, t = logits[0, at, 0].astype(float), logits[0, at, 1].astype(float)
@@ -81,10 +82,47 @@ def test_the_best_span_is_that_of_all_legal_ones(names, max_span):
             if len(names) == 2 and s[0] + t[0] > best + 0.5:
                 wanted, chance = (-1, -1), p[0] * q[0]
                 nones += bool(spans)
-            assert tuple(found["value"][0, at[0]].tolist()) == wanted
-            assert found["probability"][0, at[0]] == pytest.approx(chance, rel=1e-4, abs=1e-7)
+            assert tuple(found["value"][e].tolist()) == wanted
+            assert found["probability"][e] == pytest.approx(chance, rel=1e-4, abs=1e-7)
             assert word[at[0]] == -1
     assert nones > 0 or len(names) == 1
+
+
+@pytest.mark.parametrize("names", [BOTH, ("answer", "elsewhere")])
+def test_the_answer_is_the_best_of_all_windows(names):
+    """Windows of a record in any order and any rows, against all spans of all of them in float64."""
+    task = make("t", {"kind": "span", "max_span": 3, "none_threshold": -0.3}, "span", names)
+    rng = np.random.default_rng(0)
+    lengths, record, begins = (5, 4, 0, 6, 3, 5), np.asarray([1, 0, 3, 1, 2, 1]), (4, 0, 0, 0, 0, 9)
+    windows = len(lengths)
+    predict = jax.jit(lambda logits, labels: task.predict({}, logits, labels)["value"])
+    nones = 0
+    for seed in range(20):
+        labels = span_labels(lengths, [(-1, -1)] * windows)
+        word, segment = np.array(labels["word"]), np.asarray(labels["segment"][0])
+        for w, begin in enumerate(begins):
+            word[0, (segment == w + 1) & (word[0] >= 0)] += begin
+        logits = rng.normal(size=(*word.shape, 2)).astype(np.float32) * (1 + seed % 3)
+        value = np.asarray(predict(logits, labels | {"word": jnp.asarray(word)}))[0]
+        found = task.best(record, value[[np.flatnonzero(segment == w + 1)[0] for w in range(windows)]], 4)
+        for m in range(4):
+            spans, none = [], []
+            for w in np.flatnonzero(record == m):
+                at = np.flatnonzero(segment == w + 1)
+                p, q = (softmax(logits[0, at, k]) for k in (0, 1))
+                n, begin = lengths[w], begins[w]
+                none.append(p[0] * q[0])
+                ends = [(i, j) for i in range(n) for j in range(i, min(n, i + 3))]
+                spans += [(p[1 + i] * q[1 + j], (begin + i, begin + j)) for i, j in ends]
+            chance, wanted = max(spans, default=(0.0, (-1, -1)))
+            if not spans or (names == BOTH and math.log(min(none)) > math.log(chance) - 0.3):
+                chance, wanted = min(none), (-1, -1)
+                nones += bool(spans)
+            assert tuple(found["value"][m].tolist()) == wanted
+            assert found["probability"][m] == pytest.approx(chance, rel=1e-4)
+    assert (nones > 0) == (names == BOTH)
+    lost = task.best(record, np.asarray([[0, 1, np.nan, np.nan]] * windows, np.float32), 4)  # a lane that went astray
+    assert lost["value"].shape == (4, 2)
 
 
 @pytest.mark.parametrize("names", [BOTH, BOTH[:1]])

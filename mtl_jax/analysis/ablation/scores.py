@@ -16,7 +16,7 @@ from mtl_jax.data.decoding import gather_spans, gather_text, gather_words
 from mtl_jax.sharing import gram
 from mtl_jax.training.evaluation import program
 from mtl_jax.training.experiment import Experiment
-from mtl_jax.training.judging import gold_and_predicted, judge, metric_values
+from mtl_jax.training.judging import gold_and_predicted, has_labels, judge, metric_values
 from mtl_jax.training.paths import flatten
 from mtl_jax.training.soft_sharing import columns
 
@@ -54,7 +54,7 @@ class LaneScores:
         self._gold: dict[tuple[str, str], _Gold] = {}
 
     def score(self, params: Any, split: str) -> list[list[dict[str, dict[str, float | None]]]]:
-        """{task: {metric: value, ..., "loss": mean loss}} of each lane, for the tasks that have the split.
+        """{task: {metric: value, ..., "loss": mean loss}} of each lane, for the tasks with a label in the split.
 
         `params`: leaves [S, L, ...].
         """
@@ -73,7 +73,7 @@ class LaneScores:
             outputs = jax.device_get(outputs)
             for task in outputs[0][0]:
                 dataset = self.corpus.specs[task].dataset
-                if dataset in held:
+                if dataset in held and has_labels(self.corpus, task, split):
                     self._score_task(task, objective, dataset, split, outputs, scores)
         order = self.corpus.layout.tasks
         return [[{task: lane[task] for task in order if task in lane} for lane in seed] for seed in scores]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 
 from mtl_jax.data import schemes
@@ -22,23 +23,31 @@ QUESTIONS = {
 
 
 def read_srl_questions(
-    location: Location, encoding: str, *, questions: Mapping[str, str] = QUESTIONS, unanswerable: int = 0
+    location: Location,
+    encoding: str,
+    *,
+    questions: Mapping[str, str] = QUESTIONS,
+    unanswerable: int = 0,
+    sentences: int = 1,
 ) -> Iterator[Record | Note]:
     """One record for each predicate and role that the predicate has, from the columns of the reader `srl`.
 
     Fields: question, its template filled with the predicate as it stands (and " (2)" for its second occurrence in the
-    sentence); context, the words with blanks between; answers, {"text": [...], "answer_start": [...]}, one for each
+    context); context, the words with blanks between; answers, {"text": [...], "answer_start": [...]}, one for each
     span of the role; role.
 
     Args:
       questions: role -> template with "{predicate}".
       unanswerable: of the roles that a predicate lacks every n-th is asked for too, without an answer; 0 = none.
+      sentences: of a context, as they follow each other in the file.
     """
+    if sentences < 1:
+        raise UserError(f"options.sentences: a context has at least 1 sentence, not {sentences}")
     for role, template in questions.items():
         if "{predicate}" not in template:
             raise UserError(f'options.questions[{role!r}]: has to hold "{{predicate}}", found {template!r}')
     lacking = 0
-    for record in read_srl(location, encoding):
+    for record in _joined(read_srl(location, encoding), sentences):
         words = record.fields["words"]
         begins = [0]
         for word in words:
@@ -131,6 +140,19 @@ def read_conllu_endings(
         offered.insert(label, endings[number])
         fields = {"beginning": " ".join(words[: len(words) // 2]), "endings": offered, "label": label}
         yield Record(fields, record.file, record.line)
+
+
+def _joined(records: Iterator[Record | Note], count: int) -> Iterator[Record]:
+    """Records of `count` sentences each, the last one of what is left: words, predicates and roles."""
+    while group := list(itertools.islice(records, count)):
+        words = [word for record in group for word in record.fields["words"]]
+        predicates, roles, begin = [], [], 0
+        for record in group:
+            end = begin + len(record.fields["words"])
+            predicates += [begin + p for p in record.fields["predicates"]]
+            roles += [["O"] * begin + tags + ["O"] * (len(words) - end) for tags in record.fields["roles"]]
+            begin = end
+        yield group[0]._replace(fields={"words": words, "predicates": predicates, "roles": roles})
 
 
 def _spans(tags: Sequence[str]) -> Iterator[tuple[int, int, str]]:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from mtl_jax.data import schemes
 from mtl_jax.data.files import Location
 from mtl_jax.data.readers.options import check_options, options_of
 from mtl_jax.data.records import Note, Record, field, suggestion, where
@@ -21,12 +22,17 @@ MODIFIERS = (
     "acl", "acl:relcl", "advcl", "advcl:relcl", "advmod", "amod", "appos", "discourse", "nmod", "nmod:npmod",
     "nmod:tmod", "nmod:unmarked", "nmod:desc", "obl:npmod", "obl:tmod", "obl:unmarked", "parataxis", "vocative",
 )  # fmt: skip
+# of PropBank: adjuncts that can be left out; negation, modal and light verbs and the like cannot
+ADJUNCTS = (
+    "ARGM-ADV", "ARGM-CAU", "ARGM-COM", "ARGM-DIR", "ARGM-DIS", "ARGM-EXT", "ARGM-GOL", "ARGM-LOC", "ARGM-MNR",
+    "ARGM-PRP", "ARGM-TMP",
+)  # fmt: skip
 
 
 class Derivation(NamedTuple):
     """How source and target come of a sentence; what each way does stands in its function.
 
-    drop, keep   of "abridge"
+    drop, keep   of "abridge", and drop of "roles"
     span, blank  of "infill"
     seed         of what is drawn
     """
@@ -48,7 +54,8 @@ def read_derived(
     words: str = "words",
     shortest: int = 1,
     longest: int = 0,
-    drop: Sequence[str] = MODIFIERS,
+    unchanged: bool = True,
+    drop: Sequence[str] = (),
     keep: Sequence[str] = ("Polarity=Neg",),
     span: int = 3,
     blank: str = "___",
@@ -59,12 +66,15 @@ def read_derived(
     Args:
       way: "reorder": the words shuffled -> the sentence
            "abridge": the sentence -> without its modifiers, see `abridge`
+           "roles": the sentence -> without the adjuncts of its predicates, see `roles`
            "infill": the sentence with a gap -> the words that were there
       reader: what reads the files: one of files, not of splits.
       options: of that reader.
       words: its field with the sentence, a list of words or a text (cut at blanks).
       shortest, longest: words of a sentence; others are left out and counted. longest 0 = any.
-      drop: "abridge": dependency relations that go, with all that hangs on them.
+      unchanged: whether sentences stay whose target is the sentence as it was; False: they are left out and counted.
+      drop: "abridge": dependency relations that go, with all that hangs on them, () = MODIFIERS; "roles": roles that
+        go, () = ADJUNCTS.
       keep: "abridge": features that hold a word back all the same, as they stand in FEATS ("not" is a modifier too).
       span: "infill": words of a gap at most, 1 at least.
       blank: "infill": what stands for the gap.
@@ -93,6 +103,9 @@ def read_derived(
             yield Note("sentences shorter or longer than wanted (options.shortest, longest)", item.file, item.line)
             continue
         source, target = WAYS[way](sentence, item, settings)
+        if source == target and not unchanged:
+            yield Note("sentences that stay as they are (options.unchanged)", item.file, item.line)
+            continue
         yield item._replace(fields={**item.fields, "source": source, "target": target})
 
 
@@ -116,25 +129,50 @@ def abridge(sentence: list[str], record: Record, settings: Derivation) -> tuple[
     A punctuation mark beside what goes, goes too, unless it ends the sentence. Reads heads, deprels, feats and upos,
     the fields of CoNLL-U.
     """
-    heads, relations, features, upos = (_column(record, n, sentence) for n in ("heads", "deprels", "feats", "upos"))
+    heads, relations, features = (_column(record, name, sentence) for name in ("heads", "deprels", "feats"))
     if None in heads:
         raise UserError(f'{where(record)}: options.way="abridge" needs the head of every word, HEAD is _')
+    drop = settings.drop or MODIFIERS
     goes = [
-        relation in settings.drop and not set(settings.keep) & set((feats or "").split("|"))
+        relation in drop and not set(settings.keep) & set((feats or "").split("|"))
         for relation, feats in zip(relations, features, strict=True)
     ]
-    gone = np.asarray([_any_above(i, heads, goes) for i in range(len(sentence))])
+    return sentence, _left(sentence, np.asarray([_any_above(i, heads, goes) for i in range(len(sentence))]), record)
+
+
+def roles(sentence: list[str], record: Record, settings: Derivation) -> tuple[list[str], list[str]]:
+    """(the sentence, the sentence without the spans whose role of any predicate is in `drop`).
+
+    A span stays that holds its predicate, or that a relative word refers to (R-ARGM-TMP: "the day when he came").
+    Punctuation as in `abridge`. Reads roles, predicates and upos, the fields of the reader `srl`.
+    """
+    drop = settings.drop or ADJUNCTS
+    gone = np.zeros(len(sentence), bool)
+    for predicate, tags in zip(field(record, "predicates"), field(record, "roles"), strict=True):
+        found = [(span.start, span.end, span.type) for span in schemes.spans(tags, "iob2", strict=False)]
+        referred = {role.removeprefix("R-") for _, _, role in found if role.startswith("R-")}
+        for start, end, role in found:
+            whole = role.removeprefix("C-")  # its continued part
+            if whole in drop and whole not in referred and not start <= predicate < end:
+                gone[start:end] = True
+    return sentence, _left(sentence, gone, record)
+
+
+def _left(sentence: list[str], gone: np.ndarray, record: Record) -> list[str]:
+    """The words that are not `gone` bool[words], nor punctuation beside those; the sentence itself where none is."""
+    upos = _column(record, "upos", sentence)
     beside = np.zeros(len(sentence), bool)
     beside[1:] |= gone[:-1]
     beside[:-1] |= gone[1:]
     beside[-1] = False
     left = [w for w, g, b, p in zip(sentence, gone, beside, upos, strict=True) if not (g or (b and p == "PUNCT"))]
-    return sentence, left or sentence  # punctuation alone is no sentence
+    return left or sentence
 
 
 WAYS: dict[str, Callable[[list[str], Record, Derivation], tuple[list[str], list[str]]]] = {
     "reorder": reorder,
     "abridge": abridge,
+    "roles": roles,
     "infill": infill,
 }
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from mtl_jax.data.files import Location
@@ -15,8 +15,11 @@ def read_squad(location: Location, encoding: str) -> Iterator[Record | Note]:
     """One record a question of {"data": [{"title", "paragraphs": [{"context", "qas": [...]}]}]}.
 
     Fields: question, context, title, id; answers: a list of {"text", "answer_start"}, empty where the question is
-    marked as impossible (`is_impossible`, SQuAD 2.0), absent where the file has none (a test set). Record.line is the
-    number of the question.
+    marked as impossible (`is_impossible`, SQuAD 2.0; its `plausible_answers` are not read), absent where the file has
+    none (a test set). Record.line is the number of the question.
+
+    Left out and counted: questions and contexts without text; answers without text, whose question has no label then;
+    "answers": [] of a question that is marked as possible, which has no label either.
 
     Raises UserError at the place in the file: a key that is missing, or has a value of another type.
     """
@@ -31,14 +34,32 @@ def read_squad(location: Location, encoding: str) -> Iterator[Record | Note]:
                 fields = {
                     "question": _text(question, "question", f"{place}.qas[{q}]"),
                     "context": context,
-                    "title": article.get("title", ""),
+                    "title": article.get("title") or "",
                     "id": question.get("id", str(number)),
                 }
-                if question.get("is_impossible"):
-                    fields["answers"] = []
-                elif "answers" in question:
-                    fields["answers"] = _list(question, "answers", f"{place}.qas[{q}]")
-                yield Record(fields, location.name, number)
+                if not fields["question"].strip() or not context.strip():
+                    yield Note("questions without text, or on a context without text, left out", location.name, number)
+                    continue
+                answers, odd = _answers(question, f"{place}.qas[{q}]")
+                if odd:
+                    yield Note(odd, location.name, number)
+                yield Record(fields if answers is None else fields | {"answers": answers}, location.name, number)
+
+
+def _answers(question: Mapping[str, Any], place: str) -> tuple[list[Any] | None, str]:
+    """(the answers, [] for none to be found, None where nobody knows; what is odd about them)."""
+    impossible = question.get("is_impossible", False)
+    if not isinstance(impossible, bool):
+        raise UserError(f"{place}: 'is_impossible' has to be true or false, found {kind(impossible)}")
+    if impossible:
+        return [], ""
+    if question.get("answers") is None:
+        return None, ""
+    given = _list(question, "answers", place)
+    kept = [a for a in given if not (isinstance(a, dict) and isinstance(a.get("text"), str) and not a["text"].strip())]
+    if not kept and (given or "is_impossible" in question):
+        return None, "questions that have an answer by their mark, but none is given; they have no label"
+    return kept, "answers without text left out" if len(kept) < len(given) else ""
 
 
 def _list(value: Any, key: str, place: str) -> list[Any]:

@@ -1,0 +1,167 @@
+"""An LSTM decoder with attention over the encoder's features (Luong et al. 2015, with input feeding).
+
+    h_t = LSTM([e(y_{t-1}); a_{t-1}], h_{t-1})      layers on top of each other read h_t of the one below
+    α_t = softmax over the example's tokens of h_t · W_k x       "general" (section 3.1)
+    a_t = tanh(W_c [Σ α_t x; h_t]),  p(y_t) from a_t             (equations 5 and 6)
+
+The states start from the mean of the example's features, h_0 = tanh(W_s x̄) (Bahdanau et al. 2015 take the backward
+state of the first word, which features of any encoder need not have), a_0 = 0. Dropout on what a layer reads and on a_t
+before the scores, not along time (Zaremba et al. 2014).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from mtl_jax.tasks import decoder
+from mtl_jax.tasks.base import Noise, Params
+from mtl_jax.tasks.decoder import INNER, LOWEST, Scores, dropped
+from mtl_jax.tasks.heads import dense, dense_init
+
+Array = jax.Array
+_GATES = 4  # input, forget, cell, output
+_RECURRENT = jax.nn.initializers.orthogonal()
+
+
+class Memory(NamedTuple):
+    """What the decoder reads of R packed rows.
+
+    hidden   [R, T, D] the features
+    keys     [R, T, W]
+    pointer  [R, T, W] keys to copy by; None without copying
+    """
+
+    hidden: Array
+    keys: Array
+    pointer: Array | None
+
+
+class State(NamedTuple):
+    """The state of S sequences a row: h and c [R, S, W] of each layer, and a [R, S, W]."""
+
+    hidden: tuple[Array, ...]
+    cell: tuple[Array, ...]
+    attended: Array
+
+
+class Factors(NamedTuple):
+    """Dropout as factors: on the attention weights [R, S, T], and on what each layer but the first reads [R, S, W]."""
+
+    attention: Array
+    between: tuple[Array, ...]
+
+
+def init(key: Array, classes: int, memory_width: int, width: int, layers: int, intermediate: int, copy: bool) -> Params:
+    """Parameters of a decoder of W = `width` over C = `classes` tokens and features of width D = `memory_width`."""
+    del intermediate  # the task refuses it
+    output_key, layers_key, key_key, attended_key = jax.random.split(key, 4)
+    params = decoder.output_init(output_key, classes, memory_width, width, copy)
+    params["attention"] = {
+        "key": {"kernel": INNER(key_key, (memory_width, width), jnp.float32)},
+        "output": dense_init(attended_key, memory_width + width, width, INNER),
+    }
+    for number in range(layers):
+        keys = jax.random.split(jax.random.fold_in(layers_key, number), 3)
+        recurrent = [_RECURRENT(k, (width, width), jnp.float32) for k in jax.random.split(keys[1], _GATES)]
+        inputs = dense_init(keys[0], width if number else 2 * width, _GATES * width, INNER)
+        inputs["bias"] = (
+            inputs["bias"].at[width : 2 * width].set(1.0)
+        )  # memory is kept at first (Jozefowicz et al. 2015)
+        params[f"layer_{number:02d}"] = {
+            "input": inputs,
+            "recurrent": {"kernel": jnp.concatenate(recurrent, axis=1)},
+            "start": dense_init(keys[2], memory_width, width, INNER),
+        }
+    return params
+
+
+def read(params: Params, hidden: Array, heads: int) -> Memory:
+    """What all steps read of the features `hidden` [R, T, D]."""
+    del heads
+    hidden = hidden.astype(jnp.float32)
+    return Memory(hidden, hidden @ params["attention"]["key"]["kernel"], decoder.pointer_keys(params, hidden))
+
+
+def whole(
+    params: Params,
+    memory: Memory,
+    tokens: Array,
+    position: Array,
+    segment: Array,
+    member: Array,
+    copied: Array | None,
+    noise: Noise | None = None,
+) -> Scores:
+    """See `decoder.Decoder`: one scan over Q, the state starts anew at each sequence's first place."""
+    del segment
+    inputs = dropped(noise, 0, decoder.vectors(params, tokens))
+    count = len(decoder.layers(params))
+    factors = None
+    if noise is not None:
+        between = tuple(noise.drop(2 + n, jnp.ones_like(inputs)) for n in range(count - 1))
+        factors = Factors(noise.drop_attention(1, jnp.ones(member.shape, jnp.float32)), between)
+    start = _start(params, memory, member)
+
+    def advance(state, at):
+        x, first, begun, member, factors = jax.tree.map(lambda leaf: leaf[:, None], at)
+        state = jax.tree.map(lambda old, new: jnp.where(first[:, :, None], new, old), state, begun)
+        state = _advance(params, memory, state, x, member, factors)
+        return state, state.attended[:, 0]
+
+    by_time = jax.tree.map(lambda leaf: jnp.swapaxes(leaf, 0, 1), (inputs, position == 0, start, member, factors))
+    nothing = jax.tree.map(lambda leaf: jnp.zeros_like(leaf[:, :1]), start)
+    _, attended = jax.lax.scan(advance, nothing, by_time)
+    attended = dropped(noise, 1 + count, jnp.swapaxes(attended, 0, 1))
+    return decoder.scores(params, memory.pointer, attended, copied)
+
+
+def begin(params: Params, memory: Memory, member: Array, length: int) -> State:
+    """The states before the first token of S sequences a row, see `decoder.Decoder`."""
+    del length
+    return _start(params, memory, member)
+
+
+def step(
+    params: Params, memory: Memory, state: State, tokens: Array, number: Array, member: Array, copied: Array | None
+) -> tuple[Scores, State]:
+    """Scores of the next token of S sequences a row, see `decoder.Decoder`."""
+    del number
+    state = _advance(params, memory, state, decoder.vectors(params, tokens), member, None)
+    return decoder.scores(params, memory.pointer, state.attended, copied), state
+
+
+def _start(params: Params, memory: Memory, member: Array) -> State:
+    """The state before the first token of sequences whose examples have the tokens `member` bool[R, S, T]."""
+    weight = member.astype(jnp.float32)
+    mean = jnp.einsum("rst,rtd->rsd", weight, memory.hidden) / jnp.maximum(weight.sum(-1, keepdims=True), 1.0)
+    hidden = tuple(jnp.tanh(dense(layer["start"], mean)) for layer in decoder.layers(params))
+    zeros = jnp.zeros_like(hidden[0])
+    return State(hidden, (zeros,) * len(hidden), zeros)
+
+
+def _advance(params: Params, memory: Memory, state: State, x: Array, member: Array, factors: Factors | None) -> State:
+    """The state after reading x [R, S, W]."""
+    hidden, cell = [], []
+    x = jnp.concatenate([x, state.attended], axis=-1)
+    for number, layer in enumerate(decoder.layers(params)):
+        if number and factors is not None:
+            x = x * factors.between[number - 1]
+        z = dense(layer["input"], x) + state.hidden[number] @ layer["recurrent"]["kernel"]
+        i, f, g, o = jnp.split(z, _GATES, axis=-1)
+        c = jax.nn.sigmoid(f) * state.cell[number] + jax.nn.sigmoid(i) * jnp.tanh(g)
+        x = jax.nn.sigmoid(o) * jnp.tanh(c)
+        hidden.append(x)
+        cell.append(c)
+    match = jnp.einsum("rsw,rtw->rst", x, memory.keys)
+    weights = jax.nn.softmax(jnp.where(member, match, LOWEST))
+    if factors is not None:
+        weights = weights * factors.attention
+    context = jnp.einsum("rst,rtd->rsd", weights, memory.hidden)
+    attended = jnp.tanh(dense(params["attention"]["output"], jnp.concatenate([context, x], axis=-1)))
+    return State(tuple(hidden), tuple(cell), attended)
+
+
+LSTM = decoder.Decoder(init, read, whole, begin, step)
