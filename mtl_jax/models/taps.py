@@ -166,7 +166,7 @@ def apply_tapped(
         stacked, noise, _ = stack([(inputs[i], noises[i] if noises else None) for i in members])
         if tokens_apart:
             of_stream = taps.tokens.reshape(len(inputs), *stacked[0].shape[1:], -1)
-            stacked = (*stacked, of_stream[np.asarray(members)])
+            stacked = (*stacked, _chosen(of_stream, np.asarray(members)))
         stacked, keys = _halved((stacked, None if noise is None else noise.keys), copies, halves)
         entry = np.asarray(members).reshape(-1, 1, copies) * halves + np.arange(halves)[:, None]  # [groups, halves, m]
         tap, measure = _of_streams(taps, spec, path, entry.ravel())
@@ -216,7 +216,12 @@ def _of_streams(taps: Taps, spec: TapSpec, path: str, places: np.ndarray):
     tap = taps.layers[path]
     if spec.products:
         return tap[np.ix_(places, places)], functools.partial(_products, leaves=spec.layers[path])
-    return jax.tree.map(lambda leaf: leaf[places], tap), _leaves
+    return jax.tree.map(lambda leaf: _chosen(leaf, places), tap), _leaves
+
+
+def _chosen(leaf: jax.Array, places: np.ndarray) -> jax.Array:
+    """leaf[places]; the whole leaf as it is, since the compiler would work out a gather of its zeros."""
+    return leaf if np.array_equal(places, np.arange(leaf.shape[0])) else leaf[places]
 
 
 def _slice(params, owner):

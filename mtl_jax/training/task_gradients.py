@@ -214,7 +214,8 @@ def _by_task(value: jax.Array, task_of, halves: int) -> jax.Array:
     """[M · halves, ...] by stream to [K, ...] or [2, K, ...] by task."""
     value = value.reshape(-1, halves, *value.shape[1:])
     if isinstance(task_of, np.ndarray) and task_of.sum(axis=0).max() == 1 and task_of.sum(axis=0).min() == 1:
-        value = value[task_of.argmax(axis=0)]
+        order = task_of.argmax(axis=0)
+        value = value if np.array_equal(order, np.arange(len(value))) else value[order]
     else:
         value = jnp.tensordot(jnp.asarray(task_of).T, value, 1, precision=_HIGHEST)
     return jnp.swapaxes(value, 0, 1) if halves == 2 else value[:, 0]
