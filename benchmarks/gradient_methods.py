@@ -51,7 +51,7 @@ def main():
             found += _measured(options, setting, tasks)
     claims = [claim for setting in options.settings.split(",") for claim in _claims(options.layer, setting, found)]
     notes = (
-        "Ratios are to the side's own plain sum. Bound of \"shared\": one forward and K backward passes are "
+        'Ratios are to the side\'s own plain sum. Bound of "shared": one forward and K backward passes are '
         "(1 + 2K)/3 of the plain step's products, 5.7 at K = 8; below it go AdamW and small products that K cotangents "
         "make larger."
     )

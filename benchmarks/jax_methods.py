@@ -1,4 +1,4 @@
-"""The side of mtl_jax in `gradient_methods`: K tasks that share all layers, train steps by method. A process of its own.
+"""The side of mtl_jax in `gradient_methods`: train steps of K tasks that share all layers. A process of its own.
 
 The same program as `launch.py` trains with, one step at a time. Texts are as long as a row, so that no side pads.
 """

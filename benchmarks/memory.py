@@ -70,7 +70,7 @@ def main():
     claims = [Claim("share of the state whose memory the new state takes", "≥ 0.999", least, least,
                     max(one["donated"] for one in measured), least >= 0.999)]  # fmt: skip
     notes = (
-        "Planned by XLA for CPU, not measured; for an H200 the same plan is taken, in which a GPU's compiler may choose "
+        "Planned by XLA for CPU, not measured; for an H200 the same plan is taken, though a GPU's compiler may choose "
         "other temporaries. Beside it stand the program itself, the batches and, on a host, Python (about 0.5 GiB)."
     )
     save("memory", claims, {"the plan": rows, "the largest K, by the plan": largest}, found, notes)
@@ -98,9 +98,7 @@ def _planned(options, tasks: int, remat: bool = False, accumulate: int = 1) -> d
     function = jax.jit(lambda s, b, h: train_step(spec, s, b, h), donate_argnums=0)
     plan = function.lower(state, batch, experiment.hyper).compile().memory_analysis()
     held = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
-    total = (
-        plan.argument_size_in_bytes + plan.output_size_in_bytes - plan.alias_size_in_bytes + plan.temp_size_in_bytes
-    )
+    total = plan.argument_size_in_bytes + plan.output_size_in_bytes - plan.alias_size_in_bytes + plan.temp_size_in_bytes
     return {
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params)), "state": held,
         "temporaries": plan.temp_size_in_bytes, "total": total, "donated": plan.alias_size_in_bytes / held,

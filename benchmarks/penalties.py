@@ -3,10 +3,10 @@
     python benchmarks/penalties.py
     python benchmarks/penalties.py --layers=bilstm --tasks=16 --rounds=21
 
-K tasks with texts and columns of their own: two BiLSTM layers of width 128, or two transformer layers of width 256, over
-2,000 words; 4 rows of 64 tokens a task; AdamW. The naive forms stand in the same step: a loop over the K·(K − 1)/2
-differences, and the singular values of the matrix of all parameters. First their values are compared with ours (relative
-1e-4). Then the steps take turns; shown are medians of the ratios to the step without penalty in the same round.
+K tasks with texts and columns of their own: two BiLSTM layers of width 128, or two transformer layers of width 256,
+over 2,000 words; 4 rows of 64 tokens a task; AdamW. The naive forms stand in the same step: a loop over the K·(K − 1)/2
+differences, and the singular values of the matrix of all parameters. First their values are compared with ours
+(relative 1e-4). Then the steps take turns; shown are medians of the ratios to the step without penalty in that round.
 """
 
 from __future__ import annotations
@@ -52,7 +52,8 @@ def main():
         spread = f"{min(one['ratios']):.3f} to {max(one['ratios']):.3f}"
         rows.append((one["layer"], str(one["tasks"]), one["penalty"], f"{one['ms']:.1f}", f"{one['ratio']:.3f}", spread,
                      f"{one['bytes'] / 2**20:.0f}"))  # fmt: skip
-    save("penalties", [claim for one in found if (claim := _claim(one))], {"a step over that without penalty": rows}, found)
+    claims = [claim for one in found if (claim := _claim(one))]
+    save("penalties", claims, {"a step over that without penalty": rows}, found)
 
 
 def _claim(one) -> Claim | None:
@@ -60,7 +61,8 @@ def _claim(one) -> Claim | None:
     if goal is None:
         return None
     reached = one["ratio"] <= goal
-    what = f"{one['layer']} columns, K = {one['tasks']}, {one['parameters'] / 1e6:.1f} M parameters: step with {one['penalty']} / without"
+    what = f"{one['layer']} columns, K = {one['tasks']}, {one['parameters'] / 1e6:.1f} M parameters: "
+    what += f"step with {one['penalty']} / without"
     bound = "" if reached else f"the penalty reads and writes {12 * one['parameters'] / 2**20:.0f} MiB at the least"
     return Claim(what, f"≤ {goal}×", one["ratio"], min(one["ratios"]), max(one["ratios"]), reached, bound)
 
@@ -125,7 +127,7 @@ class _Step:
     def __init__(self, experiment, naive=None):
         spec, owners = experiment.spec, experiment.owners
         if naive is not None:
-            (name, penalty), = spec.objective.penalties.items()
+            ((name, penalty),) = spec.objective.penalties.items()
             penalty = penalty._replace(value=lambda flat, anchor, by_layer: naive(columns(flat, owners)))
             spec = spec._replace(objective=spec.objective._replace(penalties={name: penalty}))
         made = experiment.batches(0)

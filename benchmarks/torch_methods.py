@@ -7,6 +7,7 @@ driver times all and keeps the fastest. The plain sum is one pass over the rows 
 from __future__ import annotations
 
 import contextlib
+import importlib
 import sys
 import time
 import types
@@ -20,16 +21,15 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch_values import named
-from workers import peak_since_reset, reset_peak, serve
-
-warnings.filterwarnings("ignore", message=".*not DPP.*")  # of TorchJD's Nash-MTL, each time
-sys.modules["LibMTL.model"] = types.ModuleType("LibMTL.model")  # its ResNets import what torchvision no longer has
-import LibMTL.weighting as libmtl
-import torchjd.aggregation as torchjd
-from LibMTL.architecture import HPS
+from torchjd import aggregation as torchjd
 from torchjd.autogram import Engine
 from torchjd.autojac import backward, jac_to_grad, mtl_backward
+from workers import peak_since_reset, reset_peak, serve
 
+sys.modules["LibMTL.model"] = types.ModuleType("LibMTL.model")  # its ResNets import what torchvision no longer has
+libmtl = importlib.import_module("LibMTL.weighting")
+HPS = importlib.import_module("LibMTL.architecture").HPS
+warnings.filterwarnings("ignore", message=".*not DPP.*")  # of TorchJD's Nash-MTL, each time
 # method of mtl_jax -> class, and arguments of its `backward`
 LIBMTL = {"mgda": (libmtl.MGDA, {"mgda_gn": "none"}), "pcgrad": (libmtl.PCGrad, {}), "imtl_g": (libmtl.IMTL, {})}
 # method -> Jacobian aggregator by K, and the weighting of the Gram matrix, where there is one
