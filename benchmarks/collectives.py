@@ -8,102 +8,120 @@ features over `model`. Counted are the bytes of the results of all collectives i
 as it runs; each part is the difference between programs with and without it. Beside it stands the time of the part on a
 larger number of devices: a ring all-reduce of B bytes over n devices sends 2·(n − 1)/n·B bytes from each, an all-gather
 of B bytes (n − 1)/n·B; --gbytes is what a device sends a second (a v5e chip: four links of 50 GB/s, of which a ring
-uses two).
+uses two). What K changes is shown for the parts in SOME. Nothing is run: the program is compiled without optimisation
+of its arithmetic, which does not touch what is moved.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import pathlib
-import re
 import sys
-import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+os.environ["XLA_FLAGS"] = " ".join((
+    os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=8", "--xla_backend_optimization_level=0",
+    "--xla_llvm_disable_expensive_passes=true",
+))  # fmt: skip
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax
+from hlo import KINDS, collectives
 from ml_collections import ConfigDict
+from record import Claim, save
 
-from benchmarks.record import table
 from configs import default
 from mtl_jax import config as checks
 from mtl_jax.training.experiment import build
 from mtl_jax.training.paths import flatten
 from mtl_jax.training.scoring import abstract, placement_of
+from mtl_jax.training.soft_sharing import columns
 from mtl_jax.training.step import train_step
 
-KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
-BYTES = {"pred": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "f16": 2, "bf16": 2, "s32": 4, "u32": 4, "f32": 4, "f64": 8}
 MESHES = {"data": (8, 1, 1), "task": (2, 4, 1), "model": (1, 1, 8)}
+GRAM = ("l2_to_mean", "l2_pairwise", "trace_norm", "subspace")
 PENALTIES = {
     "l2_to_mean": {}, "l2_pairwise": {}, "trace_norm": {}, "subspace": {"options": {"dim": 2}},
-    "group_lasso": {}, "orthogonality": {},
+    "trace_norm tucker": {"kind": "trace_norm", "options": {"unfolding": "tucker"}}, "group_lasso": {},
+    "orthogonality": {},
 }  # fmt: skip
+SOME = ("penalty trace_norm", "aggregation cagrad")  # at every K; the others at the first
+DEVICES = (8, 32, 256)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tasks", type=int, default=4, help="K")
+    parser.add_argument("--tasks", default="4,8", help="K, several with commas: multiples of 4")
     parser.add_argument("--width", type=int, default=256)
-    parser.add_argument("--devices", type=int, default=256, help="n of the extrapolation")
+    parser.add_argument("--meshes", default=",".join(MESHES))
+    parser.add_argument("--devices", default=",".join(map(str, DEVICES)), help="n of the extrapolation, with commas")
     parser.add_argument("--gbytes", type=float, default=100.0)
     options = parser.parse_args()
-    found, rows = [], [("mesh, part", *KINDS, "bytes", f"ms on {options.devices} devices")]
-    for mesh, sizes in MESHES.items():
-        plain, parameters = _moved(options, sizes, lambda config: None)
-        print(f"{mesh}: {parameters / 1e6:.2f} M parameters compiled", file=sys.stderr)
-        parts = {"gradients and all else": plain}
-        for name, change in _changes().items():
-            moved, _ = _moved(options, sizes, change)
-            parts[name] = {kind: moved[kind] - plain[kind] for kind in KINDS}
-        for name, moved in parts.items():
-            total = sum(moved.values())
-            seconds = sum(_sent(kind, size, options.devices) for kind, size in moved.items()) / (1e9 * options.gbytes)
-            rows.append((
-                f"{mesh}: {name}", *(f"{moved[kind]:,}" if moved[kind] else "" for kind in KINDS), f"{total:,}",
-                f"{1e3 * seconds:.3f}",
-            ))  # fmt: skip
-            found.append({"mesh": mesh, "part": name, "parameters": parameters, "bytes": moved, "seconds": seconds})
-    table(rows)
-    print(f"\nK² float32 are {4 * options.tasks**2} bytes, all parameters {4 * parameters:,} bytes")
-    file = pathlib.Path(__file__).parent / "results" / f"collectives_{time.strftime('%Y%m%d_%H%M%S')}.json"
-    file.parent.mkdir(exist_ok=True)
-    file.write_text(json.dumps(found, indent=2))
-    print(f"numbers in {file}")
-
-
-def collectives(program: str) -> list[tuple[str, int, int]]:
-    """(kind, bytes of its results, how often it runs) of every collective in the text of a compiled program."""
-    bodies = re.split(r"\n(?=(?:ENTRY )?%?[\w.\-]+ \([^\n]*\{\n)", program)
-    times = _times(bodies)
+    counts, devices = [[int(n) for n in text.split(",")] for text in (options.tasks, options.devices)]
     found = []
-    for body in bodies:
-        for shapes, kind in re.findall(rf"= (.+?) ({'|'.join(KINDS)})(?:-start)?\(", body):
-            size = 0
-            for dtype, dims in re.findall(r"(\w+)\[([\d,]*)\]", shapes):
-                count = 1
-                for dim in filter(None, dims.split(",")):
-                    count *= int(dim)
-                size += count * BYTES[dtype]
-            found.append((kind, size, times.get(_name(body), 1)))
-    return found
+    for mesh in options.meshes.split(","):
+        for tasks in counts:
+            plain, sizes = _moved(options, tasks, MESHES[mesh], lambda config: None)
+            parts = {"gradients and all else": sum_by_kind(plain)}
+            largest = {"gradients and all else": max((one.bytes for one in plain), default=0)}
+            for name, change in _changes().items():
+                if tasks != counts[0] and name not in SOME:
+                    continue
+                moved, _ = _moved(options, tasks, MESHES[mesh], change)
+                with_it = sum_by_kind(moved)
+                parts[name] = {kind: with_it[kind] - parts["gradients and all else"][kind] for kind in KINDS}
+                largest[name] = max((one.bytes for one in _added(moved, plain)), default=0)
+            for name, moved in parts.items():
+                seconds = [sum(_sent(kind, size, n) for kind, size in moved.items()) / (1e9 * options.gbytes)
+                           for n in devices]  # fmt: skip
+                found.append({
+                    "mesh": mesh, "tasks": tasks, "part": name, **sizes, "bytes": moved, "largest": largest[name],
+                    "seconds": dict(zip(devices, seconds, strict=True)),
+                })  # fmt: skip
+            print(f"{mesh}, K = {tasks}: compiled", file=sys.stderr)
+    rows = [("mesh", "K", "part", *KINDS, "largest array", *(f"ms, {n} devices" for n in devices))]
+    for one in found:
+        moved = [f"{one['bytes'][kind]:,}" if one["bytes"][kind] else "" for kind in KINDS]
+        rows.append((one["mesh"], str(one["tasks"]), one["part"], *moved, f"{one['largest']:,}",
+                     *(f"{1e3 * seconds:.3f}" for seconds in one["seconds"].values())))  # fmt: skip
+    claims = [claim for mesh in options.meshes.split(",") for claim in _claims(mesh, found)]
+    sizes = ", ".join(
+        f"K = {tasks}: K² float32 are {4 * tasks**2:,}, the stacks {4 * one['stacks']:,}, all parameters "
+        f"{4 * one['parameters']:,}"
+        for tasks in counts for one in [next(one for one in found if one["tasks"] == tasks)]
+    )  # fmt: skip
+    save("collectives", claims, {"bytes a step": rows}, found, f"Bytes: {sizes}. Times are extrapolated, not measured.")
 
 
-def _times(bodies: list[str]) -> dict[str, int]:
-    """How often the body of each loop runs, as far as XLA knows it."""
-    found: dict[str, int] = {}
-    for body in bodies:
-        for name, count in re.findall(r"while\(.*?body=%?([\w.\-]+).*?\"known_trip_count\":\{\"n\":\"(\d+)\"\}", body):
-            found[name] = int(count)
-    return found
+def _claims(mesh: str, found) -> list[Claim]:
+    """Of penalties that are functions of the Gram matrix: over `model` no array beyond K×K, over `task` no stack."""
+    claims = []
+    for one in found:
+        if one["mesh"] != mesh or one["part"].removeprefix("penalty ") not in GRAM:
+            continue
+        # over `task` each device gives its features of all tasks for all features of its own: 1/4 of the stacks
+        limit = {"data": 0, "model": 4 * one["tasks"] ** 2, "task": one["stacks"]}[mesh]
+        goal = {"data": "0", "model": "≤ 4·K²", "task": "≤ 1/4 of the stacks"}[mesh]
+        size = float(one["largest"])
+        what = f"mesh {mesh}, K = {one['tasks']}, {one['part']}: bytes of the largest array that it moves"
+        claims.append(Claim(what, goal, size, size, size, size <= limit))
+    return claims
 
 
-def _name(body: str) -> str:
-    return re.match(r"(?:ENTRY )?%?([\w.\-]+)", body).group(1)
+def sum_by_kind(moved) -> dict[str, int]:
+    """{kind: bytes} of a step."""
+    return {kind: sum(one.bytes * one.times for one in moved if one.kind == kind) for kind in KINDS}
+
+
+def _added(moved, plain):
+    """What is moved in one program and not in the other."""
+    left = list(plain)
+    for one in moved:
+        if one in left:
+            left.remove(one)
+        else:
+            yield one
 
 
 def _sent(kind: str, size: int, devices: int) -> float:
@@ -113,26 +131,26 @@ def _sent(kind: str, size: int, devices: int) -> float:
 
 def _changes():
     def penalised(kind, fields):
-        return lambda config: default.add_penalty(config, "p", kind=kind, strength=0.1, **fields)
+        return lambda config: default.add_penalty(config, "p", **{"kind": kind, "strength": 0.1, **fields})
 
     changes = {f"penalty {kind}": penalised(kind, fields) for kind, fields in PENALTIES.items()}
 
     def balanced(config):
         config.aggregation.method = "cagrad"
 
-    return changes | {"aggregation cagrad, of the embeddings": balanced}
+    return changes | {"aggregation cagrad": balanced}
 
 
-def _moved(options, sizes, change) -> tuple[dict[str, int], int]:
-    """({kind: bytes} of a step, number of parameters)"""
+def _moved(options, tasks: int, sizes, change):
+    """(what a step moves, {"parameters", "stacks": their numbers})"""
     config = default.get_config()
-    for k in range(options.tasks):
+    for k in range(tasks):
         fields = {"kind": "text", "features": 1000, "tokens": 12, "noise": 0.05, "rho": 0.6, "task": k}
         fields |= {"examples": {"train": 100, "dev": 10, "test": 10}}
         default.add_dataset(config, f"data_{k}", reader="synthetic", words="words", options=fields)
         default.add_task(config, f"task_{k}", kind="classification", dataset=f"data_{k}", label="label")
     config.tokenizer = ConfigDict({**config.tokenizer.to_dict(), "kind": "words"})
-    config.model.layer, config.model.layers, config.model.width = "transformer", 2, options.width
+    config.model.layer, config.model.layers, config.model.width = "transformer", 1, options.width
     config.model.intermediate = 4 * options.width
     config.sharing.trunk = "embed"
     config.data.row_length, config.data.rows = 64, 8
@@ -145,10 +163,10 @@ def _moved(options, sizes, change) -> tuple[dict[str, int], int]:
     batch = placement.put_batch(jax.tree.map(lambda leaf: leaf[None], experiment.batches(0).batch(0)))
     function = placement.train(lambda s, b, h, axis: train_step(experiment.spec, s, b, h, axis))
     text = function.lower(state, batch, experiment.hyper).compile().as_text()
-    moved = dict.fromkeys(KINDS, 0)
-    for kind, size, times in collectives(text):
-        moved[kind] += size * times
-    return moved, sum(leaf.size for leaf in flatten(state.params).values())
+    jax.clear_caches()
+    flat = flatten(state.params)
+    stacks = sum(leaf.size for leaf in columns(flat, experiment.owners).values())
+    return collectives(text), {"parameters": sum(leaf.size for leaf in flat.values()), "stacks": stacks}
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ import workloads
 from jax_lanes import Side
 from torch_models import Columns, Spec, shapes
 from torch_training import Recipe, train
+from torch_values import named
 
 from mtl_jax.training.paths import flatten
 from mtl_jax.training.step import train_step
@@ -86,32 +87,10 @@ def _peer_losses(peer, side, strength, layout, stacked):
 def _copy(columns: Columns, spec: Spec, values: dict[str, np.ndarray], tasks: list[str]) -> None:
     """Puts the parameters of mtl_jax {path: leaf} into the columns of the peer."""
     for name in shapes(spec):
-        columns.set(name, torch.from_numpy(np.array(_value(name, values))))
+        columns.set(name, torch.from_numpy(np.array(named(name, values))))
     for task, (weight, bias) in zip(tasks, columns.heads, strict=True):
         weight.detach().copy_(torch.from_numpy(np.array(values[f"heads/{task}/output/kernel"].T)))
         bias.detach().copy_(torch.from_numpy(np.array(values[f"heads/{task}/output/bias"])))
-
-
-def _value(name: str, values: dict[str, np.ndarray]) -> np.ndarray:
-    """[K, ...] of one name of the peer; kernels [K, in, out] become weights [K, out, in]."""
-    layer, *rest = name.split("/")
-    if layer == "embed" and rest[0] in ("word", "position", "type"):
-        return values[f"embed/{ {'type': 'token_type'}.get(rest[0], rest[0]) }/embedding"]
-    if name.endswith(("norm/scale", "norm/bias")):
-        return values[name.replace("/norm/", "/layer_norm/")]
-    if rest[0] in ("forward", "backward"):
-        where = f"{layer}/{rest[0]}/"
-        path = {"weight": "input/kernel", "bias": "input/bias", "recurrent": "recurrent/kernel"}[rest[1]]
-        return np.swapaxes(values[where + path], 1, 2) if "kernel" in path else values[where + path]
-    if len(rest) == 1:  # a convolution; its kernel is [K, window, in, out]
-        bias = rest[0] == "bias"
-        kernel = values[f"{layer}/{'bias' if bias else 'kernel'}"]
-        return kernel if bias else np.swapaxes(kernel.reshape(len(kernel), -1, kernel.shape[-1]), 1, 2)
-    kind = "bias" if rest[1] == "bias" else "kernel"
-    parts = {"qkv": ("attention/query", "attention/key", "attention/value"), "attention": ("attention/output",),
-             "in": ("intermediate",), "out": ("output",)}[rest[0]]  # fmt: skip
-    whole = np.concatenate([values[f"{layer}/{part}/{kind}"] for part in parts], axis=-1)
-    return np.swapaxes(whole, 1, 2) if kind == "kernel" else whole
 
 
 if __name__ == "__main__":

@@ -5,6 +5,8 @@ So the sides share neither thread pools nor memory, and each one's peak memory i
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import json
 import os
 import pathlib
@@ -67,3 +69,24 @@ def serve(handlers: Mapping[str, Callable[..., Any]]) -> None:
 def peak_memory() -> int:
     """The most bytes that this process has held so far."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def peak_since_reset() -> int:
+    """The most bytes held since `reset_peak`, less those held then."""
+    return _held("VmHWM") - _reset_at[0]
+
+
+def reset_peak() -> None:
+    """Lets the peak start anew from what is held now, memory that was freed given back. Linux with glibc only."""
+    gc.collect()
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
+    pathlib.Path("/proc/self/clear_refs").write_text("5")
+    _reset_at[0] = _held("VmRSS")
+
+
+_reset_at = [0]
+
+
+def _held(field: str) -> int:
+    lines = pathlib.Path("/proc/self/status").read_text().splitlines()
+    return 1024 * int(next(line for line in lines if line.startswith(field)).split()[1])

@@ -271,3 +271,33 @@ def test_loss_weights_see_the_gradients(tiny, differs):
 def test_what_cannot_be_balanced_is_said(tiny, changes, message):
     with pytest.raises(UserError, match=message):
         build(config_of(tiny, **changes))
+
+
+def test_tasks_on_one_text_share_its_forward_pass(tiny):
+    """Products in the program: one forward and K backward passes, where the plain step has one of each."""
+    base = {"train_on": ("tags", "long"), "model__layer": "transformer", "model__heads": 2, "model__width": 32}
+
+    def products(**changes):
+        experiment = build(config_of(tiny, **base, **changes))
+        state, step = jax.eval_shape(lambda: experiment.init(0)), lambda *a: train_step(experiment.spec, *a)
+        return product_flops(jax.make_jaxpr(step)(state, batch_of(experiment), experiment.hyper).jaxpr)
+
+    tasks = 2  # of which the products of gradients are K² more of the size of the parameters
+    told_apart, plain = products(), products(method="sum")
+    assert 1.3 * plain < told_apart < 1.03 * (1 + 2 * tasks) / 3 * plain
+
+
+def product_flops(jaxpr):
+    """Of the matrix products in a jaxpr; a loop's body counts as often as it runs."""
+    total = 0
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            inner = np.prod([equation.invars[0].aval.shape[axis] for axis in contracted])
+            total += 2 * inner * np.prod(equation.outvars[0].aval.shape)
+        for value in equation.params.values():
+            for part in value if isinstance(value, tuple | list) else (value,):
+                part = getattr(part, "jaxpr", part)
+                if hasattr(part, "eqns"):
+                    total += equation.params.get("length", 1) * product_flops(part)
+    return total

@@ -99,7 +99,9 @@ class Forward:
         self.added: dict[str, jax.Array] = {}
         self.experts: ExpertColumns | None = None  # while in a span of experts
         self.unread, self.to_mix = set(layout.tasks), list(sharing.mixers)
-        if taps is not None and not tap_spec.hidden_at:
+        self.joint = None
+        if taps is not None and not tap_spec.hidden_at:  # each slot a stream; equal where those of `joint` are one
+            self.joint = Streams(layout)
             self.streams.part()
 
     def run(self):
@@ -128,6 +130,8 @@ class Forward:
             salt_of = {name: jnp.uint32(table[name[1]]) for name in names}
         else:
             self.streams.split(owner)
+            if self.joint is not None:
+                self.joint.split(owner)
             if path in self.static.sharing.adapters and self.static.sharing.adapters[path].bind:
                 self.streams.part()
             names = self.streams.names
@@ -160,10 +164,12 @@ class Forward:
     def _apply(self, path, ids, inputs, noises):
         static, params = self.static, self.params
         module, adapter = static.modules[path], static.sharing.adapters.get(path)
-        if self.taps is not None and path in self.tap_spec.layers:
-            return apply_tapped(
-                module, static.remat, path, params[path], self.taps, self.tap_spec, ids, inputs, noises
-            )  # fmt: skip
+        if self.joint is not None:
+            same = [self.joint.parent[name] for name in self.streams.names]
+            if path in self.tap_spec.layers or len(set(same)) < len(same):
+                return apply_tapped(
+                    module, static.remat, path, params[path], self.taps, self.tap_spec, ids, inputs, noises, same
+                )
         plain = layer_function(module, static.remat)
         parts, function = [Part(params[path], ids)], lambda parts, *inputs: plain(parts[0], *inputs)
         if adapter and adapter.bind:
@@ -180,6 +186,8 @@ class Forward:
         if not (adapter and adapter.after):
             return
         self._regroup(self.streams.part)
+        if self.joint is not None:
+            self.joint.part()
         params, held = self.params[adapter_path(path)], [(self.hidden[name],) for name in self.streams.names]
         outputs = apply_owned(
             lambda parts, inputs, noise: adapter.after(parts[0], inputs[0]),

@@ -8,7 +8,7 @@ tells of each stream: the terms of that sum, or only the products between them.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -65,24 +65,26 @@ class _Pullback:
 
 
 def tapped(function: Function, measure: Measure, params: Any, tap: Any, inputs: Any, noise: Noise | None) -> jax.Array:
-    """`function` on n streams with the same parameters. Its derivatives are as without the tap, whose cotangent is
-    `measure` (gradients of the streams, `params` with leaves [n, ...]; tap).
+    """`function` on g·m streams with the same parameters, of which each m hold the same: computed once on the way up,
+    told apart on the way down. Its derivatives are as without the tap, whose cotangent is `measure` (gradients of the
+    streams, `params` with leaves [g·m, ...]; tap).
 
     Args:
       function: (params, inputs, noise) -> array, for one stream.
       measure: static, see above.
       params: of all streams.
       tap: zeros.
-      inputs: leaves [n, ...].
-      noise: keys [n, ...], rates that are those of all; or None.
+      inputs: leaves [g, m, ...], equal along m.
+      noise: keys [g, m, ...], equal along m; rates that are those of all; or None.
 
     Returns:
-      outputs [n, ...].
+      outputs [g, m, ...].
     """
     leaves, structure = jax.tree.flatten((inputs, None if noise is None else noise.keys))
+    copies = leaves[0].shape[1]
     moves = [jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in leaves]
     moved = [leaf for leaf, move in zip(leaves, moves, strict=True) if move]
-    fixed = [leaf for leaf, move in zip(leaves, moves, strict=True) if not move]
+    fixed = [leaf[:, 0] for leaf, move in zip(leaves, moves, strict=True) if not move]
     rates = None if noise is None else noise._replace(keys=None)
 
     def stream(params, moved, rates, fixed):
@@ -90,9 +92,12 @@ def tapped(function: Function, measure: Measure, params: Any, tap: Any, inputs: 
         inputs, keys = jax.tree.unflatten(structure, [next(of_kind[0 if move else 1]) for move in moves])
         return function(params, inputs, None if rates is None else rates._replace(keys=keys))
 
+    def copied(outputs):
+        return jnp.broadcast_to(outputs[:, None], (outputs.shape[0], copies, *outputs.shape[1:]))
+
     @jax.custom_vjp
     def call(params, tap, moved, rates, fixed):
-        return jax.vmap(stream, (None, 0, None, 0))(params, moved, rates, fixed)
+        return copied(jax.vmap(stream, (None, 0, None, 0))(params, _firsts(moved), rates, fixed))
 
     def forward(params, tap, moved, rates, fixed):
         found = []
@@ -103,23 +108,32 @@ def tapped(function: Function, measure: Measure, params: Any, tap: Any, inputs: 
             found.append(structure)
             return outputs, residuals
 
+        moved = _firsts(moved)
         first = jax.tree.map(lambda leaf: leaf[0], (moved, fixed))
         axes = _apart(one, (params, first[0], rates, first[1]), (False, True, False, True))
         outputs, residuals = jax.vmap(one, (None, 0, None, 0), (0, axes))(params, moved, rates, fixed)
-        return outputs, (_Pullback(residuals, found[-1], tuple(axes)), tap)
+        return copied(outputs), (_Pullback(residuals, found[-1], tuple(axes)), tap)
 
     def backward(kept, cotangent):
         pullback, tap = kept
 
-        def one(residuals, cotangent):
-            return jax.tree.unflatten(pullback.structure, residuals)(cotangent)
+        def one(residuals, cotangents):
+            back = jax.tree.unflatten(pullback.structure, residuals)
+            if copies == 1:
+                return jax.tree.map(lambda leaf: leaf[None], back(cotangents[0]))
+            return jax.vmap(back)(cotangents)
 
         by_stream, moved, rates = jax.vmap(one, (list(pullback.axes), 0))(pullback.leaves, cotangent)
-        total, rates = jax.tree.map(lambda leaf: leaf.sum(axis=0), (by_stream, rates))
+        total, rates = jax.tree.map(lambda leaf: leaf.sum(axis=(0, 1)), (by_stream, rates))
+        by_stream = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), by_stream)
         return total, measure(by_stream, tap), moved, rates, None
 
     call.defvjp(forward, backward)
     return call(params, tap, moved, rates, fixed)
+
+
+def _firsts(leaves):
+    return jax.tree.map(lambda leaf: leaf[:, 0], leaves)
 
 
 def _apart(one: Callable, arguments: tuple, batched: tuple[bool, ...]) -> list[int | None]:
@@ -137,43 +151,77 @@ def _apart(one: Callable, arguments: tuple, batched: tuple[bool, ...]) -> list[i
     return [0 if flag else None for flag in outputs[len(jax.tree.leaves(shapes[0])) :]]
 
 
-def apply_tapped(module, remat, path, params, taps: Taps, spec: TapSpec, owner_ids, inputs, noises) -> list[jax.Array]:
-    """As `owned.apply_owned`, of a layer that is tapped: streams of one owner are joint, owners come in turns."""
+def apply_tapped(
+    module, remat, path, params, taps: Taps, spec: TapSpec, owner_ids, inputs, noises, same: Sequence[Any]
+) -> list[jax.Array]:
+    """As `owned.apply_owned`, of a layer that is tapped: streams of one owner are joint, owners come in turns.
+
+    `same` names for each stream what it holds: those of one name have equal inputs and noise, and pass together.
+    """
     tokens_apart = path == "embed" and spec.tokens
     function = _embedding_function(module, remat) if tokens_apart else layer_function(module, remat)
-    outputs: dict[int, jax.Array] = {}
-    groups = [
-        [kind[i] for i in members]
-        for kind in by_kind(inputs)
-        for members in by_owner([(owner_ids[i],) for i in kind]).values()
-    ]
-    for members in groups:
-        owner = owner_ids[members[0]]
+    halves, outputs = spec.halves, {}
+    for owner, groups in _groups(owner_ids, inputs, same, spec.products):
+        members, copies = [member for group in groups for member in group], len(groups[0])
         stacked, noise, _ = stack([(inputs[i], noises[i] if noises else None) for i in members])
         if tokens_apart:
             of_stream = taps.tokens.reshape(len(inputs), *stacked[0].shape[1:], -1)
-            stacked = (*stacked, of_stream[np.asarray(members)])
-        stacked, keys = _halved((stacked, None if noise is None else noise.keys), spec.halves)
-        places = np.asarray([member * spec.halves + half for member in members for half in range(spec.halves)])
-        tap, measure = _of_streams(taps.layers[path], places, spec.products, spec.layers[path])
+            stacked = (*stacked, _chosen(of_stream, np.asarray(members)))
+        stacked, keys = _halved((stacked, None if noise is None else noise.keys), copies, halves)
+        entry = np.asarray(members).reshape(-1, 1, copies) * halves + np.arange(halves)[:, None]  # [groups, halves, m]
+        tap, measure = _of_streams(taps, spec, path, entry.ravel())
         own = _slice(params, owner)
         noise = None if noise is None else noise._replace(keys=keys)
         result = tapped(function, measure, own, tap, stacked, noise)
-        for member, output in zip(members, result.reshape(len(members), -1, *result.shape[2:]), strict=True):
-            outputs[member] = output
+        result = jnp.swapaxes(result.reshape(-1, halves, copies, *result.shape[2:]), 1, 2)
+        result = result.reshape(len(members), -1, *result.shape[4:])
+        outputs |= dict(zip(members, result, strict=True))
     return [outputs[number] for number in range(len(inputs))]
 
 
-def _halved(tree, halves: int):
-    """Leaves [n, R, ...] -> [n · halves, R / halves, ...]."""
-    return jax.tree.map(lambda a: a.reshape(-1, a.shape[1] // halves, *a.shape[2:]), tree)
+def _groups(owner_ids, inputs, same, products: bool):
+    """[(owner, groups of equally many streams)]: a group's streams hold the same.
+
+    For products all streams of an owner stay together, alone where groups are of different sizes.
+    """
+    found = []
+    for kind in by_kind(inputs):
+        for members in by_owner([(owner_ids[i],) for i in kind]).values():
+            together: dict[Any, list[int]] = {}
+            for number in members:
+                together.setdefault(same[kind[number]], []).append(kind[number])
+            by_size: dict[int, list[list[int]]] = {}
+            for group in together.values():
+                by_size.setdefault(len(group), []).append(group)
+            if products and len(by_size) > 1:
+                by_size = {1: [[kind[number]] for number in members]}
+            found += [(owner_ids[kind[members[0]]], groups) for groups in by_size.values()]
+    return found
 
 
-def _of_streams(tap, places: np.ndarray, products: bool, leaves: tuple[str, ...]):
+def _halved(tree, copies: int, halves: int):
+    """Leaves [g · m, R, ...] -> [g · halves, m, R / halves, ...]."""
+
+    def of_leaf(a):
+        parts = a.reshape(-1, copies, halves, a.shape[1] // halves, *a.shape[2:])
+        return jnp.swapaxes(parts, 1, 2).reshape(-1, copies, *parts.shape[3:])
+
+    return jax.tree.map(of_leaf, tree)
+
+
+def _of_streams(taps: Taps, spec: TapSpec, path: str, places: np.ndarray):
     """The part of a layer's tap that belongs to some streams, and what measures its cotangent."""
-    if products:
-        return tap[np.ix_(places, places)], functools.partial(_products, leaves=leaves)
-    return jax.tree.map(lambda leaf: leaf[places], tap), _leaves
+    if path not in spec.layers:
+        return {}, _leaves
+    tap = taps.layers[path]
+    if spec.products:
+        return tap[np.ix_(places, places)], functools.partial(_products, leaves=spec.layers[path])
+    return jax.tree.map(lambda leaf: _chosen(leaf, places), tap), _leaves
+
+
+def _chosen(leaf: jax.Array, places: np.ndarray) -> jax.Array:
+    """leaf[places]; the whole leaf as it is, since the compiler would work out a gather of its zeros."""
+    return leaf if np.array_equal(places, np.arange(leaf.shape[0])) else leaf[places]
 
 
 def _slice(params, owner):

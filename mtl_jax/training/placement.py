@@ -87,6 +87,37 @@ def place(kind: str, mesh_shape: Mapping[str, int], slices: Mapping[str, tuple[i
     return _jit(mesh, slices, tasks)
 
 
+def spread(stacks: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    """Stacks [K, ...] with features over the mesh axes `task` and `model` instead of tasks over `task`.
+
+    Then what compares the tasks is computed where the features lie, for one all-to-all of what a device holds. Left to
+    itself the compiler gathers whole stacks. As they are where no step on a mesh is traced, or `task` is 1.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.shape.get("task", 1) == 1:
+        return dict(stacks)
+    return {path: _spread_leaf(leaf, mesh.shape["task"], mesh.shape["model"]) for path, leaf in stacks.items()}
+
+
+def _spread_leaf(leaf, tasks: int, models: int):
+    spec = [None] * leaf.ndim
+    split = _over_model(leaf, 1, models)
+    if split is not None:
+        spec[split] = "model"
+    free = [i for i in range(1, leaf.ndim) if i != split and leaf.shape[i] % tasks == 0]
+    if free:
+        spec[max(free, key=lambda i: leaf.shape[i])] = "task"
+    elif split is not None and leaf.shape[split] % (tasks * models) == 0:
+        spec[split] = ("model", "task")
+    return jax.lax.with_sharding_constraint(leaf, PartitionSpec(*spec))
+
+
+def _over_model(leaf, first: int, devices: int) -> int | None:
+    """The axis, from `first` on, along which a leaf lies over `model`; None where it does not."""
+    free = [i for i in range(first, len(leaf.shape)) if leaf.shape[i] % devices == 0]
+    return max(free, key=lambda i: leaf.shape[i]) if free and devices > 1 and leaf.size >= LARGE else None
+
+
 def _jit(mesh, slices, tasks) -> Placement:
     def leaf_sharding(path, leaf):
         spec = [None] * len(leaf.shape)
@@ -96,9 +127,9 @@ def _jit(mesh, slices, tasks) -> Placement:
             stacked = not owned.startswith("heads/")
             if stacked and leaf.shape[0] == tasks > 1 and tasks % mesh.shape["task"] == 0:
                 spec[0] = "task"
-            free = [i for i in range(int(stacked), len(spec)) if leaf.shape[i] % mesh.shape["model"] == 0]
-            if free and mesh.shape["model"] > 1 and leaf.size >= LARGE:
-                spec[max(free, key=lambda i: leaf.shape[i])] = "model"
+            split = _over_model(leaf, int(stacked), mesh.shape["model"])
+            if split is not None:
+                spec[split] = "model"
         return NamedSharding(mesh, PartitionSpec(*spec))
 
     def shardings(state):
@@ -123,7 +154,8 @@ def _jit(mesh, slices, tasks) -> Placement:
 
     def train(function):
         def constrained(state, batch, hyper):
-            new, metrics = function(state, batch, hyper, None)
+            with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # for `spread`
+                new, metrics = function(state, batch, hyper, None)
             return jax.lax.with_sharding_constraint(new, shardings(new)), metrics
 
         return jax.jit(constrained, donate_argnums=0)

@@ -15,6 +15,7 @@ from mtl_jax.errors import UserError
 from mtl_jax.models.ownership import ExpertColumns, Owners, owner_count
 from mtl_jax.sharing import select
 from mtl_jax.training.objective import Flat, Penalty
+from mtl_jax.training.placement import spread
 
 SCHEDULES = {
     "constant": jnp.ones_like,
@@ -92,7 +93,7 @@ def _penalty(where, entry, owners, tasks, all_tasks, shapes):
             )
 
     def value(flat, anchor, by_layer):
-        values = evaluate(columns(flat, owners), columns(anchor, owners))
+        values = evaluate(spread(columns(flat, owners)), spread(columns(anchor, owners)))
         return sum((_factor(by_layer, group) * omega for group, omega in values.items()), jnp.float32(0.0))
 
     # what does not fit is said here and not inside the step
@@ -123,9 +124,10 @@ def _proximal(entry, options, owners, groups):
     transform = select.build_proximal(entry.kind, entry.leaves, entry.scope, options)
 
     def proximal(updates, flat, anchor, by_layer, t):
-        own = columns(flat, owners)
+        own = spread(columns(flat, owners))
         strengths = {group: t * _factor(by_layer, group) for group in groups}
-        moved, _ = transform(strengths, anchor).update({path: updates[path] for path in own}, optax.EmptyState(), own)
+        entering = spread({path: updates[path] for path in own})
+        moved, _ = transform(strengths, anchor).update(entering, optax.EmptyState(), own)
         return {**updates, **moved}
 
     return proximal, ""

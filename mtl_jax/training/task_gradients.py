@@ -44,11 +44,11 @@ class Shared(NamedTuple):
 
 
 class Tokens(NamedTuple):
-    """Gradients of looked-up word vectors, by stream.
+    """Gradients of looked-up word vectors, by stream: n texts, each read by s streams.
 
-    ids      int32[M, R·T]
-    values   float32[M, R·T, D]
-    task_of  float32[M, K], one-hot; zeros where a stream belongs to no task
+    ids      int32[n, R·T]
+    values   float32[n, s, R·T, D]
+    task_of  float32[n, s, K], one-hot; zeros where a stream belongs to no task
     """
 
     ids: jax.Array
@@ -110,11 +110,7 @@ def told_apart(shared: Shared, layout: Layout, batch: Batch, cotangents: Taps) -
             for layer, values in cotangents.layers.items()
             for leaf, value in values.items()
         }
-    tokens = None
-    if spec.tokens:
-        blocks = np.asarray([block for block, _ in entries(layout)])
-        ids = batch.tokens[blocks].reshape(len(blocks) * halves, -1)
-        tokens = Tokens(ids, cotangents.tokens.reshape(*ids.shape, -1), jnp.repeat(jnp.asarray(task_of), halves, 0))
+    tokens = _tokens(layout, batch, cotangents.tokens, task_of, halves) if spec.tokens else None
     return TaskGradients(leaves, tokens, gram)
 
 
@@ -154,10 +150,12 @@ def combined(
 
 def token_sum(tokens: Tokens, by_task: jax.Array, owner: tuple[int, ...], shape) -> jax.Array:
     """[O, V, D]: the gradients of the tokens, times the factor `by_task` [K], in the rows of the table."""
-    factor = (tokens.task_of @ by_task)[:, None, None]
+    factor = (tokens.task_of @ by_task)[..., None, None]
     values = jnp.where(factor != 0, tokens.values, 0.0) * factor
+    if shape[0] == 1:  # of one slice: streams of one text are added before they are scattered
+        return jnp.zeros(shape).at[0, tokens.ids].add(values.sum(axis=1))
     slices = (tokens.task_of @ jnp.asarray(owner, jnp.float32)).astype(jnp.int32)
-    return jnp.zeros(shape).at[slices[:, None], tokens.ids].add(values)
+    return jnp.zeros(shape).at[slices[..., None], tokens.ids[:, None]].add(values)
 
 
 def dense(shared: Shared, gradients: TaskGradients, shapes: Mapping[str, Any]) -> dict[str, jax.Array]:
@@ -214,7 +212,8 @@ def _by_task(value: jax.Array, task_of, halves: int) -> jax.Array:
     """[M · halves, ...] by stream to [K, ...] or [2, K, ...] by task."""
     value = value.reshape(-1, halves, *value.shape[1:])
     if isinstance(task_of, np.ndarray) and task_of.sum(axis=0).max() == 1 and task_of.sum(axis=0).min() == 1:
-        value = value[task_of.argmax(axis=0)]
+        order = task_of.argmax(axis=0)
+        value = value if np.array_equal(order, np.arange(len(value))) else value[order]
     else:
         value = jnp.tensordot(jnp.asarray(task_of).T, value, 1, precision=_HIGHEST)
     return jnp.swapaxes(value, 0, 1) if halves == 2 else value[:, 0]
@@ -237,18 +236,34 @@ def _within_blocks(layout: Layout, hidden: jax.Array, halves: int) -> jax.Array:
     return jnp.tensordot(hidden, hidden, (axes, axes), precision=_HIGHEST) * together
 
 
+def _tokens(layout: Layout, batch: Batch, values: jax.Array, task_of, halves: int) -> Tokens:
+    """The gradients [M · halves, ...] of looked-up vectors, by text where every block has equally many streams."""
+    of_block = [block for block, _ in entries(layout)]
+    count = len(of_block) // len(set(of_block))
+    if halves > 1 or any(of_block.count(block) != count for block in of_block):
+        count = 1
+    ids = batch.tokens[np.asarray(of_block[::count])].reshape(len(of_block) // count * halves, -1)
+    task_of = jnp.repeat(jnp.asarray(task_of), halves, 0).reshape(len(ids), count, -1)
+    return Tokens(ids, values.reshape(len(ids), count, ids.shape[1], -1), task_of)
+
+
 def _token_products(tokens: Tokens, halves: int) -> jax.Array:
-    """Products of the gradients that streams give to a table, by task [K, K], one column at a time."""
+    """Products of the gradients that streams give to a table, by task [K, K], a text at a time."""
+    texts, streams = tokens.values.shape[:2]
     count = tokens.ids.size
     index = jnp.unique(tokens.ids, return_inverse=True, size=count)[1].reshape(tokens.ids.shape)
 
     def column(one):
         own_index, own_values = one
-        table = jnp.zeros((count, own_values.shape[-1])).at[own_index].add(own_values)
-        return jnp.sum(tokens.values * table[index], axis=(1, 2))
+        table = jnp.zeros((count, streams, own_values.shape[-1]))
+        table = table.at[own_index].add(jnp.swapaxes(own_values, 0, 1))
+        if streams == 1:
+            return jnp.sum(tokens.values[:, 0] * table[index, 0], axis=(1, 2))[:, None, None]
+        return jnp.einsum("nsrd,nrtd->nst", tokens.values, table[index], precision=_HIGHEST)
 
-    found = jax.lax.map(column, (index, tokens.values)).T
-    task_of = tokens.task_of
+    found = jax.lax.map(column, (index, tokens.values))  # [n', n, s, s']
+    found = jnp.transpose(found, (1, 2, 0, 3)).reshape(texts * streams, texts * streams)
+    task_of = tokens.task_of.reshape(texts * streams, -1)
     if halves == 2:
         found, task_of = found[0::2, 1::2], task_of[0::2]
     return _by_task_products(found, task_of, 1)
