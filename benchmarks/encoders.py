@@ -1,8 +1,8 @@
 """The models and data of `steps.py` and `packing.py`, as configs of mtl_jax.
 
-    bert_mini   4 layers of width 256 (Turc et al. 2019), random values, the vocabulary of BERT
-    minilm      all-MiniLM-L6-v2: 6 layers of width 384, its published values
-    bilstm      2 bidirectional layers of 256 units over word vectors of 256, a vocabulary of 10,000 words
+bert_mini   4 layers of width 256 (Turc et al. 2019), random values, the vocabulary of BERT
+minilm      all-MiniLM-L6-v2: 6 layers of width 384, its published values
+bilstm      2 bidirectional layers of 256 units over word vectors of 256, a vocabulary of 10,000 words
 """
 
 from __future__ import annotations

@@ -51,7 +51,7 @@ from benchmarks.record import table
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 STEPS, EVERY = 60, 5
 PATIENCE = 300  # seconds until a run counts as hanging
-CONFIG = f'''
+CONFIG = f"""
 from configs import default
 
 def get_config():
@@ -70,7 +70,7 @@ def get_config():
     config.training.steps, config.training.eval_every, config.training.checkpoint_every = {STEPS}, 20, {EVERY}
     config.training.keep, config.training.log_every = 3, 1
     return config
-'''
+"""
 
 
 class Case(NamedTuple):
@@ -316,9 +316,7 @@ def campaign(launcher: Launcher, options: argparse.Namespace) -> list[Case]:
     wanting = [("bit flip", n) for n in range(options.flips)]
     wanting += [(("truncation", "deletion")[n % 2], n) for n in range(options.cuts)]
     with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
-        cases += pool.map(
-            lambda one: damaged(half, launcher.folder, *one, launcher.finish, wanted), wanting
-        )
+        cases += pool.map(lambda one: damaged(half, launcher.folder, *one, launcher.finish, wanted), wanting)
     return cases
 
 

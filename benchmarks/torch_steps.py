@@ -159,13 +159,14 @@ class Side:
         training = self._make(*variant, dropout=False, dynamic=False)
         return [float(training.step(*batch)) for batch in self.batches("ours")[:steps]]
 
-    def run(self, variant: list, threads: int, steps: int, order: str = "ours") -> float:
-        """Seconds of the next `steps` steps; the epoch begins anew behind its end."""
+    def run(self, variant: list, threads: int, steps: int, order: str = "ours", first: int | None = None) -> float:
+        """Seconds of `steps` steps on the next batches, or those from number `first`; behind the last comes the first."""
         torch.set_num_threads(threads)
         training = self.trained(*variant, dropout=True, dynamic=order != "ours")
         batches = self.batches(order)
         began = time.perf_counter()
-        for number in range(training.number, training.number + steps):
+        first = training.number if first is None else first
+        for number in range(first, first + steps):
             loss = training.step(*batches[number % len(batches)])
         seconds = time.perf_counter() - began
         if not bool(torch.isfinite(loss)):

@@ -1,6 +1,6 @@
 """Patches of pictures among the tokens of a piece: they take up positions, so packing and lengths hold as for text.
 
-    [CLS] patches text [SEP]          [CLS] patches, where there is no text
+[CLS] patches text [SEP]          [CLS] patches, where there is no text
 """
 
 from __future__ import annotations

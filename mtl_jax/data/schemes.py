@@ -1,8 +1,8 @@
 """Tagging schemes of spans: reading tags in one scheme, writing them in another. Pure functions on one sentence.
 
-    iob1   B- only where a span follows one of the same type (CoNLL-2003 as published); Ramshaw & Marcus 1995
-    iob2   B- at every beginning (also called BIO)
-    bioes  B, I, E(nd), S(ingle);   bilou: L(ast), U(nit) for E, S;   bmes: M(iddle) for I
+iob1   B- only where a span follows one of the same type (CoNLL-2003 as published); Ramshaw & Marcus 1995
+iob2   B- at every beginning (also called BIO)
+bioes  B, I, E(nd), S(ingle);   bilou: L(ast), U(nit) for E, S;   bmes: M(iddle) for I
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from mtl_jax.errors import UserError
+from mtl_jax.models.dense import Dense
 from mtl_jax.models.dropout import Noise, attention_dropout, dropout
 
 # Names as in the published configurations (`hidden_act`).
@@ -71,9 +72,9 @@ class TransformerLayer(nn.Module):
             self.width, self.heads, self.layer_norm_eps, self.initializer_range, self.dtype, name="attention"
         )(x, segment, noise)
         init = nn.initializers.normal(self.initializer_range)
-        y = nn.Dense(self.intermediate, dtype=self.dtype, kernel_init=init, name="intermediate")(x)
+        y = Dense(self.intermediate, dtype=self.dtype, kernel_init=init, name="intermediate")(x)
         y = activation_named(self.activation)(y)
-        y = nn.Dense(self.width, dtype=self.dtype, kernel_init=init, name="output")(y)
+        y = Dense(self.width, dtype=self.dtype, kernel_init=init, name="output")(y)
         return _add_and_normalise(x, dropout(noise, 2, y), self.layer_norm_eps, self.dtype)
 
 
@@ -93,7 +94,7 @@ class SelfAttention(nn.Module):
 
         def dense(name):
             init = nn.initializers.normal(self.initializer_range)
-            return nn.Dense(self.width, dtype=self.dtype, kernel_init=init, name=name)
+            return Dense(self.width, dtype=self.dtype, kernel_init=init, name=name)
 
         split = (*x.shape[:-1], self.heads, self.width // self.heads)
         query, key, value = (dense(name)(x).reshape(split) for name in ("query", "key", "value"))
