@@ -44,13 +44,13 @@ class Side:
         self.state, self.number = None, 0
         params = jax.device_get(self.experiment.init_params(0))
         texts, labels, plan = _texts([self.batches.batch(step) for step in range(self.steps)])
-        rate = self.experiment.spec.optimizer.rate
+        rate, classes = self.experiment.spec.optimizer.rate, len(self.experiment.tasks["task"].names)
         with open(f"{folder}/peer.pkl", "wb") as file:
             pickle.dump({
                 "model": config.model.layer, "dropout": config.model.dropout,
                 "attention_dropout": config.model.attention_dropout, "clip": config.optimizer.clip,
                 "weight_decay": config.optimizer.weight_decay, "eps": config.optimizer.eps,
-                "betas": (config.optimizer.b1, config.optimizer.b2), "classes": len(self.experiment.tasks["task"].names),
+                "betas": (config.optimizer.b1, config.optimizer.b2), "classes": classes,
                 "rates": [config.optimizer.learning_rate * float(rate(jax.numpy.int32(step))) for step in range(1000)],
                 "texts": texts, "labels": labels, "plan": plan, "values": flatten(params),
             }, file)  # fmt: skip

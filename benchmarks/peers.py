@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
 import json
-import pathlib
 import statistics
 import sys
 from collections.abc import Callable, Mapping
@@ -38,25 +38,30 @@ def require_same_losses(folder: str, loads: Mapping[str, Any]) -> float:
     return worst
 
 
-def fastest(peer: Worker, variants, steps: int, compile: bool, order: str = "ours"):
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Those of the search for the peer's fastest settings."""
+    parser.add_argument("--threads", type=int, help="of PyTorch; default: several numbers up to the cores are tried")
+    parser.add_argument("--no-compile", action="store_true", help="leave out torch.compile, which needs minutes")
+
+
+def fastest(peer: Worker, variants, steps: int, options, order: str = "ours"):
     """(variant, threads, {what was tried: seconds a step}, [what was left out and why])."""
     trials, failed = {}, []
+    some = range(1, CORES + 1) if CORES <= 4 else sorted({1, CORES // 4, CORES // 2, CORES})
     for variant in variants:
-        if variant[1] and not compile:
+        if variant[1] and options.no_compile:
             failed.append("torch.compile, as asked")
             continue
-        for threads in range(1, CORES + 1) if CORES <= 4 else sorted({1, CORES // 4, CORES // 2, CORES}):
+        for threads in [options.threads] if options.threads else some:
             asked = {"variant": variant, "threads": threads, "steps": steps, "order": order, "first": 0}
             try:
                 peer("run", **asked)  # warms up, and compiles
-                trials[json.dumps([variant, threads])] = min(peer("run", **asked) for _ in range(2)) / steps
+                seconds = min(peer("run", **asked) for _ in range(2)) / steps
             except RuntimeError as error:  # no C++ compiler
                 failed.append(f"{named(variant)}, {threads} threads: {str(error).strip().splitlines()[-1]}")
                 continue
-            print(
-                f"tried {named(variant)}, {threads} threads: {trials[json.dumps([variant, threads])]:.3f} s",
-                file=sys.stderr,
-            )
+            trials[json.dumps([variant, threads])] = seconds
+            print(f"tried {named(variant)}, {threads} threads: {seconds:.3f} s a step", file=sys.stderr)
     if not trials:
         raise SystemExit(f"no variant of the peer ran: {failed}")
     return *json.loads(min(trials, key=trials.get)), trials, failed
@@ -65,9 +70,8 @@ def fastest(peer: Worker, variants, steps: int, compile: bool, order: str = "our
 def named(variant: list) -> str:
     """A variant in words."""
     attention, compiled = variant
-    return ", ".join(
-        [f"BertModel, {attention}" if attention else "torch.nn.LSTM", *(["torch.compile"] if compiled else [])]
-    )
+    name = f"BertModel, {attention}" if attention else "torch.nn.LSTM"
+    return f"{name}, torch.compile" if compiled else name
 
 
 def in_turns(sides: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
@@ -94,6 +98,6 @@ def tried(trials: Mapping[str, float], failed: list[str]) -> str:
     return "Tried for the peer: " + "; ".join([*parts, *(f"left out: {line}" for line in failed)]) + "."
 
 
-def results_name(command: str, *parts: Any) -> str:
+def results_name(command: str, *parts: str) -> str:
     """Name of the file of results."""
-    return "_".join([pathlib.Path(command).stem, *map(str, parts)])
+    return "_".join([command, *parts])

@@ -39,9 +39,7 @@ def main():
     )
     parser.add_argument("--rounds", type=int, default=7, help="turns of each side")
     parser.add_argument("--steps", type=int, default=4, help="steps of a side in its turn")
-    parser.add_argument(
-        "--no-compile", action="store_true", help="leave torch.compile out, which takes minutes to compile"
-    )
+    peers.add_options(parser)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         texts = BATCHES * options.rows
@@ -54,7 +52,7 @@ def main():
         ours, peer = Worker("jax_steps.py"), Worker("torch_steps.py")
         known, found = ours("load", folder=folder, **loads), peer("load", folder=folder)
         ceilings = {"mtl_jax": ours("ceiling")["flops"], "PyTorch": peer("ceiling", threads=CORES)["flops"]}
-        variant, threads, trials, failed = peers.fastest(peer, found["variants"], 2, not options.no_compile)
+        variant, threads, trials, failed = peers.fastest(peer, found["variants"], 2, options)
     ours("run", steps=1)  # compiles
     steps = options.steps
     seconds = peers.in_turns({
@@ -86,11 +84,12 @@ def _report(options, known, variant, threads, tried, difference, ceilings, secon
     attention = f"{options.attention_dropout:g} on attention" if options.attention_dropout else "none on attention"
     claim = Claim(
         what, f"≥ {goal}×", median, low, high, median >= goal,
-        f"products need {share['mtl_jax']:.0%} of mtl_jax's step at the machine's best rate, {share['PyTorch']:.0%} of PyTorch's",
+        f"products need {share['mtl_jax']:.0%} of mtl_jax's step at the machine's best rate, of PyTorch's "
+        f"{share['PyTorch']:.0%}",
     )  # fmt: skip
     notes = (
-        f"{known['parameters']:,} parameters, {known['flops'] / 1e9:.1f} GFLOP of products a step; the best float32 product "
-        f"of this machine: {top / 1e9:.0f} GFLOP/s. Dropout {options.dropout:g}, {attention}, on both sides. "
+        f"{known['parameters']:,} parameters, {known['flops'] / 1e9:.1f} GFLOP of products a step; the best float32 "
+        f"product of this machine: {top / 1e9:.0f} GFLOP/s. Dropout {options.dropout:g}, {attention}, on both sides. "
         f"Losses of {peers.CHECKED} steps without dropout differ by {difference:.1e} (allowed: {peers.TOLERANCE:g}). "
         + peers.tried(*tried)
     )

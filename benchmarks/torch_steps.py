@@ -160,7 +160,7 @@ class Side:
         return [float(training.step(*batch)) for batch in self.batches("ours")[:steps]]
 
     def run(self, variant: list, threads: int, steps: int, order: str = "ours", first: int | None = None) -> float:
-        """Seconds of `steps` steps on the next batches, or those from number `first`; behind the last comes the first."""
+        """Seconds of `steps` steps on the next batches, or those from number `first` on; the last is followed by 0."""
         torch.set_num_threads(threads)
         training = self.trained(*variant, dropout=True, dynamic=order != "ours")
         batches = self.batches(order)
