@@ -73,9 +73,7 @@ def _measured(options, count: int) -> list[dict]:
     rows = [(f"{options.layer}, K = {count}", "ms a step", "ratio", "lowest to highest", "MiB of temporaries")]
     for one in found:
         spread = f"{min(one['ratios']):.2f} to {max(one['ratios']):.2f}"
-        rows.append(
-            (one["method"], f"{one['ms']:.1f}", f"{one['ratio']:.2f}", spread, f"{one['bytes'] / 2**20:.0f}")
-        )
+        rows.append((one["method"], f"{one['ms']:.1f}", f"{one['ratio']:.2f}", spread, f"{one['bytes'] / 2**20:.0f}"))
     table(rows)
     return found
 

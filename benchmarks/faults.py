@@ -275,9 +275,7 @@ def campaign(launcher: Launcher, options: argparse.Namespace) -> list[Case]:
     wanting = [("bit flip", n) for n in range(options.flips)]
     wanting += [(("truncation", "deletion")[n % 2], n) for n in range(options.cuts)]
     with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
-        cases += pool.map(
-            lambda one: damaged(half, launcher.folder, *one, launcher.finish, wanted), wanting
-        )
+        cases += pool.map(lambda one: damaged(half, launcher.folder, *one, launcher.finish, wanted), wanting)
     return cases
 
 

@@ -197,8 +197,10 @@ def _of_records(loaded: prediction.Loaded) -> list[dict[str, Attributed]]:
         for dataset, by_split in corpus.rows.items():
             rows, split = by_split["input"], corpus.splits[dataset]["input"]
             objective = experiment.objective_for(evaluation_layout(corpus.layout, dataset))
-            if not any(task.level in EXPLAINED and corpus.specs[name].dataset == dataset for name, task in
-                       objective.tasks.items()):
+            if not any(
+                task.level in EXPLAINED and corpus.specs[name].dataset == dataset
+                for name, task in objective.tasks.items()
+            ):
                 continue
             run = jax.jit(integrated_gradients(objective, experiment.owners["embed"]))
             at_once = min(experiment.config.evaluation.rows, len(rows.tokens))  # empty rows cost as much as full ones

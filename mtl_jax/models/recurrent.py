@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from mtl_jax.models.dense import Dense
 from mtl_jax.models.dropout import Noise, dropout
 
 
@@ -74,7 +75,7 @@ class Direction(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        projected = nn.Dense(
+        projected = Dense(
             len(self.gates) * self.hidden,
             dtype=self.dtype,
             kernel_init=_by_gate(nn.initializers.glorot_uniform(), len(self.gates)),

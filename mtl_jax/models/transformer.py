@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any
 
 import jax
@@ -10,11 +11,23 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from mtl_jax.errors import UserError
+from mtl_jax.models.dense import Dense
 from mtl_jax.models.dropout import Noise, attention_dropout, dropout
+
+
+def gelu(x: jax.Array) -> jax.Array:
+    """x·Φ(x) (Hendrycks & Gimpel 2016), in float32 whatever the dtype of x.
+
+    By erf as PyTorch does, on CPU in half the time of `jax.nn.gelu`; the erfc of that is more precise in relative
+    terms far below zero, where the value is next to nothing.
+    """
+    y = x.astype(jnp.float32)
+    return (0.5 * y * (1.0 + jax.lax.erf(y * math.sqrt(0.5)))).astype(x.dtype)
+
 
 # Names as in the published configurations (`hidden_act`).
 ACTIVATIONS = {
-    "gelu": functools.partial(jax.nn.gelu, approximate=False),
+    "gelu": gelu,
     "gelu_new": functools.partial(jax.nn.gelu, approximate=True),
     "gelu_pytorch_tanh": functools.partial(jax.nn.gelu, approximate=True),
     "relu": jax.nn.relu,
@@ -42,9 +55,26 @@ def attend(query: jax.Array, key: jax.Array, value: jax.Array, segment: jax.Arra
     scale = jnp.asarray(query.shape[-1] ** -0.5, jnp.float32)
     scores = jnp.einsum("rhtd,rhsd->rhts", query, key, preferred_element_type=jnp.float32) * scale
     same = segment[:, None, :, None] == segment[:, None, None, :]
-    weights = jax.nn.softmax(jnp.where(same, scores, jnp.finfo(jnp.float32).min), axis=-1).astype(value.dtype)
+    scores = jnp.where(same, scores, jnp.finfo(jnp.float32).min)
+    if jax.default_backend() == "cpu" and (noise is None or noise.attention_rate is None):
+        return jnp.swapaxes(_weighted_mean(scores, value), 1, 2)
+    weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
     weights = attention_dropout(noise, 0, weights)
     return jnp.swapaxes(jnp.einsum("rhts,rhsd->rhtd", weights, value), 1, 2)
+
+
+def _weighted_mean(scores: jax.Array, value: jax.Array) -> jax.Array:
+    """softmax(scores) · value; scores float32 [R, H, T, S], value [R, H, S, D/H] -> [R, H, T, D/H].
+
+    Σ e·v and Σ e come from one product, by a column of ones beside the values, and the division behind it is of D/H
+    numbers instead of S. On CPU forward and backward pass of the attention take 0.6 of the time so.
+    """
+    exponential = jnp.exp(scores - jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True))).astype(value.dtype)
+    ones = jnp.ones((*value.shape[:-1], 1), value.dtype)
+    sums = jnp.einsum(
+        "rhts,rhsd->rhtd", exponential, jnp.concatenate([value, ones], axis=-1), preferred_element_type=jnp.float32
+    )
+    return (sums[..., :-1] / sums[..., -1:]).astype(value.dtype)
 
 
 class TransformerLayer(nn.Module):
@@ -71,9 +101,9 @@ class TransformerLayer(nn.Module):
             self.width, self.heads, self.layer_norm_eps, self.initializer_range, self.dtype, name="attention"
         )(x, segment, noise)
         init = nn.initializers.normal(self.initializer_range)
-        y = nn.Dense(self.intermediate, dtype=self.dtype, kernel_init=init, name="intermediate")(x)
+        y = Dense(self.intermediate, dtype=self.dtype, kernel_init=init, name="intermediate")(x)
         y = activation_named(self.activation)(y)
-        y = nn.Dense(self.width, dtype=self.dtype, kernel_init=init, name="output")(y)
+        y = Dense(self.width, dtype=self.dtype, kernel_init=init, name="output")(y)
         return _add_and_normalise(x, dropout(noise, 2, y), self.layer_norm_eps, self.dtype)
 
 
@@ -93,7 +123,7 @@ class SelfAttention(nn.Module):
 
         def dense(name):
             init = nn.initializers.normal(self.initializer_range)
-            return nn.Dense(self.width, dtype=self.dtype, kernel_init=init, name=name)
+            return Dense(self.width, dtype=self.dtype, kernel_init=init, name=name)
 
         split = (*x.shape[:-1], self.heads, self.width // self.heads)
         query, key, value = (dense(name)(x).reshape(split) for name in ("query", "key", "value"))

@@ -256,9 +256,7 @@ def _fields(line, source, number, readers) -> dict[str, Any]:
     return fields
 
 
-def _corpus(
-    config, kept: artifacts.Artifacts, records: Sequence[Record], folder: Location | None = None
-) -> Corpus:
+def _corpus(config, kept: artifacts.Artifacts, records: Sequence[Record], folder: Location | None = None) -> Corpus:
     """The records as the corpus of the data sets that can read them; the splits' `records` are their numbers.
 
     `folder` is what paths of pictures start from.

@@ -82,4 +82,3 @@ def _spearman(first: np.ndarray, second: np.ndarray) -> float | None:
     a, b = a - a.mean(), b - b.mean()
     length = math.sqrt(float(a @ a) * float(b @ b))
     return float(a @ b) / length if length > 0 else None
-

@@ -76,9 +76,7 @@ def _sentences(
             yield _Sentence([number for number, _ in block], named)
 
 
-def _convert(
-    found: list[_Sentence], name: str, source: str | None, target: str, file: str
-) -> Iterator[Note]:
+def _convert(found: list[_Sentence], name: str, source: str | None, target: str, file: str) -> Iterator[Note]:
     """Rewrites column `name` of all sentences from scheme `source` (None = find out) to `target`, in place."""
     scheme = source or tagging.detect(sentence.columns[name] for sentence in found)
     if scheme is None:

@@ -62,7 +62,7 @@ def read_csv(
         wrong = _wrong(row, names)
         if wrong and on_bad_line == "error":
             hint = "" if quoting == "none" else ', options.quoting="none"'
-            raise UserError(f"{place}: {wrong}. Ways out: another options.delimiter{hint}, on_bad_line=\"skip\"")
+            raise UserError(f'{place}: {wrong}. Ways out: another options.delimiter{hint}, on_bad_line="skip"')
         if wrong:
             yield Note("bad lines skipped (options.on_bad_line)", location.name, number)
             continue

