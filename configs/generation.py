@@ -9,14 +9,20 @@
     :reorder   the words of a sentence, shuffled -> the sentence
     :infill    a sentence with a gap of up to three words -> these words; beside hidden words of the same sentences
 
-Test scores of one seed, greedy search, about four minutes of CPU time each; --mode=inspect gives those of the input:
+Test scores of one seed, greedy search, 1,000 steps, three to five minutes of CPU time each; --mode=inspect gives those
+of the input:
 
                the input itself                        written
-    :abridge   BLEU 0.419, ROUGE-L 0.728, exact 0.162   BLEU 0.562, ROUGE-L 0.759, exact 0.266
+    :lstm      BLEU 0.419, ROUGE-L 0.728, exact 0.162   BLEU 0.588, ROUGE-L 0.774, exact 0.292
+    :roles     BLEU 0.560, ROUGE-L 0.795, exact 0       BLEU 0.589, ROUGE-L 0.814, exact 0.221
+    :infill    (".", the most frequent: exact 0.024)    exact 0.044, ROUGE-L 0.054, token accuracy 0.434
+    measured with a decoder without dropout:
+    :abridge   as :lstm                                 BLEU 0.562, ROUGE-L 0.759, exact 0.266
     :shared    the same                                 BLEU 0.570, ROUGE-L 0.770, exact 0.303; POS accuracy 0.897
     :reorder   BLEU 0.124, ROUGE-L 0.464, exact 0.001   BLEU 0.167, ROUGE-L 0.524, exact 0.028
 
-:infill is not measured yet.
+:infill without the hidden words beside it: exact 0.031, ROUGE-L 0.043, token accuracy 0.396. Counting does better in so
+short a training: the most frequent word of train between the two neighbours has exact 0.050, ROUGE-L 0.059.
 """
 
 from configs import default
