@@ -42,8 +42,7 @@ from mtl_jax.training.step import train_step
 MESHES = {"data": (8, 1, 1), "task": (2, 4, 1), "model": (1, 1, 8)}
 GRAM = ("l2_to_mean", "l2_pairwise", "trace_norm", "subspace")
 PENALTIES = {
-    "l2_to_mean": {}, "l2_pairwise": {}, "trace_norm": {}, "subspace": {"options": {"dim": 2}},
-    "trace_norm tucker": {"kind": "trace_norm", "options": {"unfolding": "tucker"}}, "group_lasso": {},
+    "l2_to_mean": {}, "l2_pairwise": {}, "trace_norm": {}, "subspace": {"options": {"dim": 2}}, "group_lasso": {},
     "orthogonality": {},
 }  # fmt: skip
 SOME = ("penalty trace_norm", "aggregation cagrad")  # at every K; the others at the first
@@ -131,7 +130,7 @@ def _sent(kind: str, size: int, devices: int) -> float:
 
 def _changes():
     def penalised(kind, fields):
-        return lambda config: default.add_penalty(config, "p", **{"kind": kind, "strength": 0.1, **fields})
+        return lambda config: default.add_penalty(config, "p", kind=kind, strength=0.1, **fields)
 
     changes = {f"penalty {kind}": penalised(kind, fields) for kind, fields in PENALTIES.items()}
 

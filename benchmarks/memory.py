@@ -1,7 +1,7 @@
 """What a train step of K MiniLM columns needs: the plan of the compiler, of which nothing is allocated.
 
     python benchmarks/memory.py
-    python benchmarks/memory.py --tasks=8 --rows=16 --row-length=128
+    python benchmarks/memory.py --tasks=1,2 --columns=unroll
 
 K tasks, each with a column of all-MiniLM-L6-v2's shapes (6 layers, width 384, 12 heads, 30,522 word pieces; random
 values would do, none are made) drawn together by L2 to the mean, AdamW in float32, 16 rows of 128 tokens a task and
@@ -46,13 +46,13 @@ def main():
     parser.add_argument("--ways", default=";".join(WAYS), help="with semicolons")
     parser.add_argument("--rows", type=int, default=16, help="of a task in a step")
     parser.add_argument("--row-length", type=int, default=128)
-    parser.add_argument("--columns", default="auto", help="config.model.columns; 'vmap' as on a GPU")
+    parser.add_argument("--columns", default="vmap", help="config.model.columns; written out they compile for long")
     options = parser.parse_args()
     found = []
     for way in options.ways.split(";"):
         for tasks in sorted(map(int, options.tasks.split(","))):
             found.append({"way": way, "tasks": tasks, **_planned(options, tasks, **WAYS[way])})
-            print(f"{way}, K = {tasks}: planned in {found[-1]['seconds']:.0f} s", file=sys.stderr)
+            print(f"{way}, K = {tasks}: {_mib(found[-1]['total'])} MiB planned", file=sys.stderr)
             jax.clear_caches()
     rows = [("way", "K", "M parameters", "state MiB", "temporaries MiB", "in all MiB", "of the state donated")]
     for one in found:
