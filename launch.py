@@ -78,9 +78,7 @@ def _together(mode):
 
     if processes.WORKER not in os.environ:
         sys.exit(processes.supervised(sys.argv, HEARTBEAT_SECONDS.value))
-    processes.join(
-        COORDINATOR.value, PROCESSES.value, PROCESS.value, START_SECONDS.value, HEARTBEAT_SECONDS.value
-    )
+    processes.join(COORDINATOR.value, PROCESSES.value, PROCESS.value, START_SECONDS.value, HEARTBEAT_SECONDS.value)
     with contextlib.ExitStack() as stack:
         if not processes.is_first():
             stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
