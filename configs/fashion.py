@@ -1,7 +1,7 @@
 """Fashion-MNIST (Xiao et al. 2017): which of ten garments a picture shows. Pictures alone, in 16 patches.
 
-    apt-get install dataset-fashion-mnist
-    python launch.py --config=configs/fashion.py --workdir=runs/fashion
+apt-get install dataset-fashion-mnist
+python launch.py --config=configs/fashion.py --workdir=runs/fashion
 """
 
 from configs import default

@@ -1,8 +1,8 @@
 """NLVR: is a sentence true of a picture? Pictures and words in one sequence, beside a text task on the same trunk.
 
-    python launch.py --config=configs/nlvr.py:pictures --workdir=runs/nlvr
-    python launch.py --config=configs/nlvr.py:blank --workdir=runs/nlvr_blank
-    python launch.py --mode=compare --runs=runs/nlvr --against=runs/nlvr_blank --by=presentation --output=runs/nlvr_test
+python launch.py --config=configs/nlvr.py:pictures --workdir=runs/nlvr
+python launch.py --config=configs/nlvr.py:blank --workdir=runs/nlvr_blank
+python launch.py --mode=compare --runs=runs/nlvr --against=runs/nlvr_blank --by=presentation --output=runs/nlvr_test
 """
 
 from ml_collections import ConfigDict

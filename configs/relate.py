@@ -1,10 +1,10 @@
 """Which tasks help which: the five genres of UD English-EWT, or the ten domains of CLINC150.
 
-    python launch.py --config=configs/relate.py:ewt --workdir=runs/relate_ewt --mode=relate
+python launch.py --config=configs/relate.py:ewt --workdir=runs/relate_ewt --mode=relate
 
-    :ewt     parts of speech with 100 labelled sentences a genre, one BiLSTM
-    :clinc   intents of ten domains with 75 labelled texts each, one MiniLM; for a GPU
-    :smoke   :ewt with two seeds and few steps: to see that all works
+:ewt     parts of speech with 100 labelled sentences a genre, one BiLSTM
+:clinc   intents of ten domains with 75 labelled texts each, one MiniLM; for a GPU
+:smoke   :ewt with two seeds and few steps: to see that all works
 """
 
 from configs import ablate_lambda, ablate_pretrained, default

@@ -123,7 +123,8 @@ def test_a_process_that_dies_ends_the_other_with_a_word(setting, whole, differs,
     folder, config, _ = setting
     workdir = folder / "dead"
     runs = start(of_launch, config, workdir, heartbeat=10)
-    wait_for_step(workdir, 7, runs)  # a checkpoint is there
+    wait_for_step(workdir, 7, runs)
+    wait_until((workdir / "checkpoints" / "6").exists)  # it is written beside the steps
     os.kill(launching.child_of(runs[1].pid), signal.SIGKILL)
     began = time.monotonic()
     (status, output), (other, _) = ended(runs)

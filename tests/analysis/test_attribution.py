@@ -68,8 +68,10 @@ def test_the_page(tiny, tmp_path):
     assert color["tokens"] == ["w3", "blue"] and len(color["attributions"]) == 2
     assert sum(color["attributions"]) == pytest.approx(color["score"] - color["baseline"], abs=5e-3)
     page = (tmp_path / "out" / "attribution.html").read_text()
-    assert "with all" in page and "<b>" not in page and page.count("<span") == sum(
-        len(task["tokens"]) for line in lines for task in line["tasks"].values()
+    assert (
+        "with all" in page
+        and "<b>" not in page
+        and page.count("<span") == sum(len(task["tokens"]) for line in lines for task in line["tasks"].values())
     )
     with pytest.raises(UserError, match="no text in it"):
         source.write_text("\n")

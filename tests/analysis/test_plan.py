@@ -97,9 +97,7 @@ def test_one_sweep_moves_several_fields(swept):
 def test_random_sweeps_are_drawn_together(swept):
     swept.ablation.sweeps = ConfigDict(sort_keys=False)
     default.add_sweep(swept, "strength", field="penalties.l2.strength", low=1e-4, high=1.0, count=80, random=True)
-    default.add_sweep(
-        swept, "dropout", field="model.dropout", low=0.0, high=0.5, count=80, scale="linear", random=True
-    )
+    default.add_sweep(swept, "dropout", field="model.dropout", low=0.0, high=0.5, count=80, scale="linear", random=True)
     settings = planned(swept).programs[0].settings
     values = np.asarray([list(s.values.values()) for s in settings])
     assert len(settings) == 80 and len(np.unique(values[:, 0])) == 80
