@@ -23,8 +23,8 @@ of the input:
 
 :infill without the hidden words beside it: exact 0.031, ROUGE-L 0.043, token accuracy 0.396. Counting does better in so
 short a training: the most frequent word of train between the two neighbours has exact 0.050, ROUGE-L 0.059.
-:roles has its form since a first one, a transformer on unchanged sentences too, scored below the input itself: BLEU 0.712
-against 0.723, exact 0.369 against 0.452; on sentences that all change, exact is 0 for the input by construction.
+:roles has its form since a first one, a transformer on unchanged sentences too, scored below the input itself: BLEU
+0.712 against 0.723, exact 0.369 against 0.452; on sentences that all change, exact is 0 for the input by construction.
 """
 
 from configs import default
