@@ -1,6 +1,6 @@
 """Whatever stands in a field of a config, it is refused by name, or makes an experiment.
 
-FUZZ=1000 python -m pytest tests/test_config_fuzz.py
+    FUZZ=1000 python -m pytest tests/test_config_fuzz.py
 """
 
 import os

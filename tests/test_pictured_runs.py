@@ -46,7 +46,9 @@ def pictured(tiny, tmp_path):
         config = tiny(**changes)
         for name, field in (("shown", {"text": ("text",)}), ("alone", {})):
             splits = {split: f"{name}.{split}.jsonl" for split in ("train", "dev", "test")}
-            default.add_dataset(config, name, reader="jsonl", path=str(tmp_path), splits=splits, image="image", **field)
+            default.add_dataset(
+                config, name, reader="jsonl", path=str(tmp_path), splits=splits, image="image", **field
+            )
         default.add_task(config, "truth", kind="classification", dataset="shown", label="truth")
         default.add_task(config, "seen", kind="classification", dataset="alone", label="color")
         config.images.patch = 4
@@ -133,11 +135,9 @@ def test_tasks_on_text_see_nothing_of_pictures(pictured, kind):
 
         def loss(params):
             logits = terms.logits(objective, params, batch, None, None)["color"]
-            return (
-                objective.tasks["color"]
-                .loss(params["heads"]["color"], logits, terms.rows_of(batch.labels["color"]))
-                .sum()
-            )
+            return objective.tasks["color"].loss(
+                params["heads"]["color"], logits, terms.rows_of(batch.labels["color"])
+            ).sum()
 
         return jax.jit(jax.value_and_grad(loss))(params)
 

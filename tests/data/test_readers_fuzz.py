@@ -1,6 +1,6 @@
 """Whatever stands in a file, a reader gives records or a UserError; and the words of records stand in the file.
 
-FUZZ=1000 python -m pytest tests/data/test_readers_fuzz.py tests/test_config_fuzz.py     # 14,000 inputs
+    FUZZ=1000 python -m pytest tests/data/test_readers_fuzz.py tests/test_config_fuzz.py     # 14,000 inputs
 """
 
 import os
