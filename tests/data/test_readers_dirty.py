@@ -176,6 +176,10 @@ def test_conll_markers_blank_lines_and_iob1(tmp_path):
     ]
 
 
+def test_words_that_look_like_tags_stay(tmp_path):
+    assert fields(tmp_path, "conll", "I-a I-a\nI-b O\n") == [{"words": ["I-a", "I-b"], "tags": ["B-a", "O"]}]
+
+
 def test_conll_broken_sequences(tmp_path):
     content = "# c\na B-X\nb I-Y\n\nc B-X\nd I-X\n"
     options = {"columns": ("words", "tags"), "comment": "#"}

@@ -36,8 +36,9 @@ def read_conll(
       separator: between columns; None = any run of blanks and tabs.
       comment: lines that begin with it are dropped; "" = there are none.
       schemes: {column: scheme of its tags in the file}: "iob1", "iob2", "bioes", "bilou", "bmes"; a tag that breaks
-        the scheme is an error. "none": the column holds no spans. Columns not named here: where all tags of the
-        file look like O and B-X, the scheme is found out and broken sequences are mended as conlleval reads them.
+        the scheme is an error. "none": the column holds no spans. Columns not named here, and not called "words":
+        where all tags of the file look like O and B-X, the scheme is found out and broken sequences are mended as
+        conlleval reads them.
       scheme: scheme of the tags in the records, "iob2" or "bioes".
 
     Document markers (-DOCSTART-) are dropped. Raises UserError at the line.
@@ -47,7 +48,7 @@ def read_conll(
     _check_schemes(columns, schemes, scheme)
     found = list(_sentences(location, encoding, columns, separator, comment))
     for name in columns:
-        if name not in IGNORED and schemes.get(name) != "none":
+        if name not in IGNORED and schemes.get(name, "none" if name == "words" else None) != "none":
             yield from _convert(found, name, schemes.get(name), scheme, location.name)
     for sentence in found:
         yield Record(sentence.columns, location.name, sentence.lines[0])
