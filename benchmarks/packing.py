@@ -25,7 +25,6 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 import peers
 from record import CORES, Claim, save
-from workers import Worker
 
 from configs import default, newsgroups_conll, snips_joint
 from mtl_jax.data import datasets
@@ -50,7 +49,7 @@ def main():
             "attention_dropout": 0.0, "steps": 0,
         }  # fmt: skip
         difference = peers.require_same_losses(folder, loads)
-        ours, peer = Worker("jax_steps.py"), Worker("torch_steps.py")
+        ours, peer = peers.workers()
         known, found = ours("load", folder=folder, **loads), peer("load", folder=folder)
         top = max(ours("ceiling")["flops"], peer("ceiling", threads=CORES)["flops"])
         known["padded"] = {order: peer("positions", order=order) / known["steps"] for order in ORDERS}
