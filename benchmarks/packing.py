@@ -54,14 +54,14 @@ def main():
         top = max(ours("ceiling")["flops"], peer("ceiling", threads=CORES)["flops"])
         known["padded"] = {order: peer("positions", order=order) / known["steps"] for order in ORDERS}
         variant, threads, trials, failed = peers.fastest(peer, found["variants"], 2, options, "random")
-    ours("run", steps=1)  # compiles
-    steps = known["steps"]
-    sides = {"mtl_jax": lambda: ours("run", steps=steps)}
-    for order in ORDERS:
-        sides[order] = lambda order=order: peer(
-            "run", variant=variant, threads=threads, steps=steps, order=order, first=0
-        )
-    seconds = peers.in_turns(sides, options.rounds)
+        ours("run", steps=1)  # compiles
+        steps = known["steps"]
+        sides = {"mtl_jax": lambda: ours("run", steps=steps)}
+        for order in ORDERS:
+            sides[order] = lambda order=order: peer(
+                "run", variant=variant, threads=threads, steps=steps, order=order, first=0
+            )
+        seconds = peers.in_turns(sides, options.rounds)
     memory = {"mtl_jax": ours("memory"), **dict.fromkeys(ORDERS, peer("memory"))}
     ours.close()
     peer.close()

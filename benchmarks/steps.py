@@ -52,12 +52,12 @@ def main():
         known, found = ours("load", folder=folder, **loads), peer("load", folder=folder)
         ceilings = {"mtl_jax": ours("ceiling")["flops"], "PyTorch": peer("ceiling", threads=CORES)["flops"]}
         variant, threads, trials, failed = peers.fastest(peer, found["variants"], 2, options)
-    ours("run", steps=1)  # compiles
-    steps = options.steps
-    seconds = peers.in_turns({
-        "mtl_jax": lambda: ours("run", steps=steps) / steps,
-        "PyTorch": lambda: peer("run", variant=variant, threads=threads, steps=steps) / steps,
-    }, options.rounds)  # fmt: skip
+        ours("run", steps=1)  # compiles
+        steps = options.steps
+        seconds = peers.in_turns({
+            "mtl_jax": lambda: ours("run", steps=steps) / steps,
+            "PyTorch": lambda: peer("run", variant=variant, threads=threads, steps=steps) / steps,
+        }, options.rounds)  # fmt: skip
     memory = {"mtl_jax": ours("memory"), "PyTorch": peer("memory")}
     ours.close()
     peer.close()
