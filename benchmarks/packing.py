@@ -25,7 +25,6 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 import peers
 from record import CORES, Claim, save
-from workers import Worker
 
 from configs import default, newsgroups_conll, snips_joint
 from mtl_jax.data import datasets
@@ -50,19 +49,19 @@ def main():
             "attention_dropout": 0.0, "steps": 0,
         }  # fmt: skip
         difference = peers.require_same_losses(folder, loads)
-        ours, peer = Worker("jax_steps.py"), Worker("torch_steps.py")
+        ours, peer = peers.workers()
         known, found = ours("load", folder=folder, **loads), peer("load", folder=folder)
         top = max(ours("ceiling")["flops"], peer("ceiling", threads=CORES)["flops"])
         known["padded"] = {order: peer("positions", order=order) / known["steps"] for order in ORDERS}
         variant, threads, trials, failed = peers.fastest(peer, found["variants"], 2, options, "random")
-    ours("run", steps=1)  # compiles
-    steps = known["steps"]
-    sides = {"mtl_jax": lambda: ours("run", steps=steps)}
-    for order in ORDERS:
-        sides[order] = lambda order=order: peer(
-            "run", variant=variant, threads=threads, steps=steps, order=order, first=0
-        )
-    seconds = peers.in_turns(sides, options.rounds)
+        ours("run", steps=1)  # compiles
+        steps = known["steps"]
+        sides = {"mtl_jax": lambda: ours("run", steps=steps)}
+        for order in ORDERS:
+            sides[order] = lambda order=order: peer(
+                "run", variant=variant, threads=threads, steps=steps, order=order, first=0
+            )
+        seconds = peers.in_turns(sides, options.rounds)
     memory = {"mtl_jax": ours("memory"), **dict.fromkeys(ORDERS, peer("memory"))}
     ours.close()
     peer.close()

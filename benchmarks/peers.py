@@ -12,8 +12,14 @@ from typing import Any
 from record import CORES
 from workers import Worker
 
+PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}  # as `launch.py` asks for; PyTorch gains from it too
 CHECKED = 5  # steps whose losses are compared
 TOLERANCE = 1e-4  # largest difference of a loss within these steps
+
+
+def workers() -> tuple[Worker, Worker]:
+    """mtl_jax and PyTorch."""
+    return Worker("jax_steps.py", PAGES), Worker("torch_steps.py", PAGES)
 
 
 def require_same_losses(folder: str, loads: Mapping[str, Any]) -> float:
@@ -22,7 +28,7 @@ def require_same_losses(folder: str, loads: Mapping[str, Any]) -> float:
     Returns the largest difference of a loss. SystemExit where it is above TOLERANCE: the sides do different work.
     The processes end, so that the peak memory of what is timed later is its own.
     """
-    ours, peer = Worker("jax_steps.py"), Worker("torch_steps.py")
+    ours, peer = workers()
     steps = min(CHECKED, ours("load", folder=folder, **loads)["steps"])
     expected = ours("losses", steps=steps)
     worst = 0.0

@@ -22,7 +22,6 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 import encoders
 import peers
 from record import CORES, Claim, save
-from workers import Worker
 
 GOALS = {"bert_mini": 1.0, "minilm": 1.0, "bilstm": 0.95}
 BATCHES = 8  # that are taken in turns
@@ -49,16 +48,16 @@ def main():
             "attention_dropout": options.attention_dropout, "steps": BATCHES,
         }  # fmt: skip
         difference = peers.require_same_losses(folder, loads)
-        ours, peer = Worker("jax_steps.py"), Worker("torch_steps.py")
+        ours, peer = peers.workers()
         known, found = ours("load", folder=folder, **loads), peer("load", folder=folder)
         ceilings = {"mtl_jax": ours("ceiling")["flops"], "PyTorch": peer("ceiling", threads=CORES)["flops"]}
         variant, threads, trials, failed = peers.fastest(peer, found["variants"], 2, options)
-    ours("run", steps=1)  # compiles
-    steps = options.steps
-    seconds = peers.in_turns({
-        "mtl_jax": lambda: ours("run", steps=steps) / steps,
-        "PyTorch": lambda: peer("run", variant=variant, threads=threads, steps=steps) / steps,
-    }, options.rounds)  # fmt: skip
+        ours("run", steps=1)  # compiles
+        steps = options.steps
+        seconds = peers.in_turns({
+            "mtl_jax": lambda: ours("run", steps=steps) / steps,
+            "PyTorch": lambda: peer("run", variant=variant, threads=threads, steps=steps) / steps,
+        }, options.rounds)  # fmt: skip
     memory = {"mtl_jax": ours("memory"), "PyTorch": peer("memory")}
     ours.close()
     peer.close()
