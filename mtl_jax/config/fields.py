@@ -35,7 +35,7 @@ TEXTS = (
 
 # field: (lowest, highest), both allowed
 RANGES = {
-    "data.row_length": (4, None),
+    "data.row_length": (4, 1_000_000),
     "data.stride": (0, None),
     "data.rows": (1, None),
     "data.blocks": (1, None),
@@ -43,8 +43,8 @@ RANGES = {
     "tokenizer.min_count": (1, None),
     "tokenizer.max_size": (0, None),
     "images.patch": (1, None),
-    "model.layers": (0, None),
-    "model.width": (1, None),
+    "model.layers": (0, 10_000),
+    "model.width": (1, 1_000_000),
     "model.heads": (1, None),
     "model.intermediate": (1, None),
     "model.initializer_range": (1e-6, 1.0),

@@ -50,11 +50,16 @@ class Checkpoints:
     def __enter__(self):
         return self
 
-    def __exit__(self, *_):
-        self.wait()
-        self._newest.close()
-        if self._open_best.cache_info().currsize:
-            self._best.close()
+    def __exit__(self, kind, *_):
+        try:
+            self.wait()
+            with _clear_errors("write", self._pending_step, self._folder):
+                self._newest.close()
+                if self._open_best.cache_info().currsize:
+                    self._best.close()
+        except Exception:
+            if kind is None:  # otherwise what went wrong first is told
+                raise
 
     @property
     def _best(self):
