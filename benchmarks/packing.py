@@ -118,7 +118,8 @@ def _report(options, known, how, tried, difference, top, seconds, memory):
         f"{peers.CHECKED} steps without dropout differ by {difference:.1e} (allowed: {peers.TOLERANCE:g}). {tried}"
     )
     print(notes)
-    save(peers.results_name("packing", options.model), claims, {"Texts of different lengths": rows}, {
+    name = "packing" if options.model == "minilm" else f"packing_{options.model}"
+    save(name, claims, {"Texts of different lengths": rows}, {
         "seconds_an_epoch": seconds, "known": known, "ceiling": top, "peak_bytes": memory,
         "difference_of_losses": difference, "options": vars(options),
     }, notes)  # fmt: skip

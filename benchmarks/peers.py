@@ -102,8 +102,3 @@ def tried(trials: Mapping[str, float], failed: list[str]) -> str:
     listed = sorted(trials.items(), key=lambda item: item[1])
     parts = [f"{named(json.loads(key)[0])}, threads: {json.loads(key)[1]}: {1e3 * s:.0f} ms" for key, s in listed]
     return "Tried for the peer: " + "; ".join([*parts, *(f"left out: {line}" for line in failed)]) + "."
-
-
-def results_name(command: str, *parts: str) -> str:
-    """Name of the file of results."""
-    return "_".join([command, *parts])

@@ -93,7 +93,7 @@ def _report(options, known, variant, threads, tried, difference, ceilings, secon
         + peers.tried(*tried)
     )
     print(notes)
-    name = peers.results_name("steps", options.model, *(["attention_dropout"] if options.attention_dropout else []))
+    name = f"steps_{options.model}" + ("_attention_dropout" if options.attention_dropout else "")
     save(name, [claim], {what: rows}, {
         "seconds_a_step": seconds, "known": known, "ceilings": ceilings, "peak_bytes": memory, "trials": tried[0],
         "left_out": tried[1], "difference_of_losses": difference, "options": vars(options),

@@ -30,6 +30,7 @@ class Encoder(nn.Module):
 
     def __init__(self, known, folder, attention, dropout):
         super().__init__()
+        _leave_out_torchvision()
         from transformers import BertModel
 
         rates = dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob"), 0.0)
@@ -80,6 +81,14 @@ class Recurrent(nn.Module):
     def forward(self, tokens, mask, target):
         hidden = self.dropout(self.lstm(self.dropout(self.table(tokens)))[0])
         return F.cross_entropy(self.head(hidden).flatten(0, 1), target.flatten(), ignore_index=UNKNOWN)
+
+
+def _leave_out_torchvision():
+    """transformers imports it for pictures, and fails with a build for another PyTorch, such as LibMTL brings along."""
+    from transformers import utils
+
+    for module in (utils, utils.import_utils):
+        module.is_torchvision_available = lambda: False
 
 
 def _set(linear, values, path):
