@@ -12,15 +12,22 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from mtl_jax.sharing.gram import Tree, accumulation_dtype, centered, contrast_gram, less_anchor, task_count
+from mtl_jax.sharing.gram import (
+    Tree,
+    accumulation_dtype,
+    contrast_gram,
+    less_anchor,
+    squared_deviations,
+    task_count,
+)
 from mtl_jax.sharing.task_matrices import Matrix, kernel_matrix, laplacian_matrix, pairwise_matrix
 
 
 def l2_to_mean(tree: Tree) -> jax.Array:
     """Σ_k ‖Θ_k − Θ̄‖², Θ̄ the mean over the tasks (Evgeniou & Pontil 2004, with the shared part free)."""
     task_count(tree)
-    deviations = centered(tree, "mean", accumulation_dtype(tree))
-    return sum(jnp.sum(jnp.square(deviation)) for deviation in jax.tree.leaves(deviations))
+    dtype = accumulation_dtype(tree)
+    return sum(squared_deviations(jnp.asarray(leaf, dtype)) for leaf in jax.tree.leaves(tree))
 
 
 def l2_pairwise(tree: Tree, weights: jax.typing.ArrayLike | None = None) -> jax.Array:

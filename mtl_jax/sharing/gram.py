@@ -7,6 +7,7 @@ sharded features the first needs one all-reduce of K×K, the second gathers the 
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -107,6 +108,20 @@ def _less_mean(x: jax.Array) -> jax.Array:
     return jnp.tensordot(projection, deviations, 1, precision=jax.lax.Precision.HIGHEST)
 
 
+@jax.custom_jvp
+def squared_deviations(leaf: jax.Array) -> jax.Array:
+    """Σ_k ‖x_k − x̄‖² of a leaf [K, ...], already in the dtype to accumulate in."""
+    return jnp.sum(jnp.square(_less_mean(leaf)))
+
+
+@squared_deviations.defjvp
+def _squared_deviations_jvp(primals, tangents):
+    # Deviations add up to zero, so the mean's tangent adds nothing: the gradient 2(x_k − x̄) needs no second product.
+    (leaf,), (tangent,) = primals, tangents
+    deviations = _less_mean(leaf)
+    return jnp.sum(jnp.square(deviations)), 2.0 * jnp.sum(deviations * tangent)
+
+
 def contrast_basis(count: int) -> np.ndarray:
     """Orthogonal float64[K, K]: column 0 is 1/√K, the others (Helmert's contrasts) sum to zero."""
     basis = np.zeros((count, count))
@@ -131,14 +146,33 @@ def contrast_gram(tree: Tree, center: Center = None) -> jax.Array:
     dtype = accumulation_dtype(tree)
     only_differences = isinstance(center, str) and center == "mean"
     tree = centered(tree, None if only_differences else center, dtype)
-    split = _differences if only_differences else _first_and_differences
-    products = sum(inner_products(split(leaf)) for leaf in jax.tree.leaves(tree))
+    products = sum(_split_products(leaf, only_differences) for leaf in jax.tree.leaves(tree))
     if only_differences:
         to_contrasts = contrast_basis(count)
         to_contrasts[:, 0] = 0.0
     else:
         to_contrasts = _to_contrasts(count)
     return congruence(products, jnp.asarray(to_contrasts, dtype))
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+def _split_products(leaf: jax.Array, only_differences: bool) -> jax.Array:
+    """Inner products of Z = [x_0, x_1 − x_0, …], or of the differences alone."""
+    return inner_products(_differences(leaf) if only_differences else _first_and_differences(leaf))
+
+
+@_split_products.defjvp
+def _split_products_jvp(only_differences, primals, tangents):
+    # Half of the symmetric derivative, and the step from x to Z behind the contraction: on the way back one product
+    # with the long side is left, where autodiff would write three.
+    (leaf,), (tangent,) = primals, tangents
+    split = _differences(leaf) if only_differences else _first_and_differences(leaf)
+    axes = tuple(range(1, leaf.ndim))
+    half = jnp.tensordot(tangent, split, (axes, axes), precision=jax.lax.Precision.HIGHEST)
+    if not only_differences:
+        change = jnp.asarray(_to_differences(leaf.shape[0]), leaf.dtype)
+        half = jnp.matmul(change, half, precision=jax.lax.Precision.HIGHEST)
+    return inner_products(split), half + half.T
 
 
 def in_contrasts(leaf: jax.Array) -> jax.Array:
@@ -170,10 +204,16 @@ def _first_and_differences_jvp(primals, tangents):
     # As a product, whose transpose is one too: twice as fast on CPU as the sum over the leading axis that autodiff
     # writes.
     (x,), (tangent,) = primals, tangents
-    change = np.eye(x.shape[0])
-    change[1:, 0] = -1.0
-    moved = jnp.tensordot(jnp.asarray(change, x.dtype), tangent, 1, precision=jax.lax.Precision.HIGHEST)
+    change = jnp.asarray(_to_differences(x.shape[0]), x.dtype)
+    moved = jnp.tensordot(change, tangent, 1, precision=jax.lax.Precision.HIGHEST)
     return _first_and_differences(x), moved
+
+
+def _to_differences(count: int) -> np.ndarray:
+    """D of Z = DX: ones on the diagonal, −1 below the first."""
+    change = np.eye(count)
+    change[1:, 0] = -1.0
+    return change
 
 
 def _differences(x: jax.Array) -> jax.Array:

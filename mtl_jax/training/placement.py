@@ -100,16 +100,20 @@ def spread(stacks: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
 
 
 def _spread_leaf(leaf, tasks: int, models: int):
-    spec = [None] * leaf.ndim
+    before, after = [None] * leaf.ndim, [None] * leaf.ndim
+    if leaf.shape[0] % tasks == 0:
+        before[0] = "task"
     split = _over_model(leaf, 1, models)
     if split is not None:
-        spec[split] = "model"
+        before[split] = after[split] = "model"
     free = [i for i in range(1, leaf.ndim) if i != split and leaf.shape[i] % tasks == 0]
     if free:
-        spec[max(free, key=lambda i: leaf.shape[i])] = "task"
+        after[max(free, key=lambda i: leaf.shape[i])] = "task"
     elif split is not None and leaf.shape[split] % (tasks * models) == 0:
-        spec[split] = ("model", "task")
-    return jax.lax.with_sharding_constraint(leaf, PartitionSpec(*spec))
+        after[split] = ("model", "task")
+    for spec in (before, after):  # also where it comes from, or its gradient would draw the rest of the step along
+        leaf = jax.lax.with_sharding_constraint(leaf, PartitionSpec(*spec))
+    return leaf
 
 
 def _over_model(leaf, first: int, devices: int) -> int | None:
