@@ -1,7 +1,7 @@
 """All benchmarks for a CPU one after another, and what they found as one page: `make benchmark`.
 
     python benchmarks/all.py
-    python benchmarks/all.py --only=steps,packing
+    python benchmarks/all.py --only=steps_bert_mini,packing_bert_mini
     python benchmarks/all.py --page
 
 --page writes RESULTS.md anew from the numbers in benchmarks/results/ and measures nothing. Nothing else should run on
@@ -27,16 +27,21 @@ BENCHMARKS = {
     "steps_bert_mini": ("Equal shapes: BERT-mini", "steps.py --model=bert_mini"),
     "steps_minilm": ("Equal shapes: MiniLM", "steps.py --model=minilm"),
     "steps_bilstm": ("Equal shapes: BiLSTM", "steps.py --model=bilstm"),
-    "packing": ("Real text", "packing.py"),
+    "packing_bert_mini": ("Real text", "packing.py"),
     "penalties": ("Penalties", "penalties.py"),
-    "gradient_methods": ("Gradient methods", "gradient_methods.py"),
+    "gradient_methods_transformer": ("Gradient methods", "gradient_methods.py"),
     "ablation_small": ("A grid, small models", "ablation.py --model=small --only=steps"),
     "ablation_bilstm": ("A grid, BiLSTM", "ablation.py --model=bilstm --only=steps"),
     "memory": ("Memory", "memory.py"),
     "collectives": ("Devices", "collectives.py"),
     "start": ("Start", "start.py"),
 }
-PLOTS = ("packing", "gradient_methods", "ablation_small", "ablation_bilstm")
+# not about speed: run by themselves, or by --only
+OTHERS = {
+    "faults": ("Faults", "faults.py"),
+    "topologies": ("One device and several", "topologies.py"),
+}
+PLOTS = ("packing_bert_mini", "gradient_methods_transformer", "ablation_small", "ablation_bilstm")
 
 
 def main():
@@ -44,32 +49,30 @@ def main():
     parser.add_argument("--only", default=",".join(BENCHMARKS), help="names, with commas")
     parser.add_argument("--page", action="store_true", help="measure nothing")
     options = parser.parse_args()
-    names = options.only.split(",")
-    if unknown := set(names) - BENCHMARKS.keys():
-        raise SystemExit(f"{', '.join(sorted(unknown))}: no benchmark; there are {', '.join(BENCHMARKS)}")
-    failed = [] if options.page else [name for name in names if not _measure(name)]
-    found = {
-        name: json.loads(file.read_text()) for name in BENCHMARKS if (file := record.FOLDER / f"{name}.json").exists()
-    }
+    known, names = BENCHMARKS | OTHERS, options.only.split(",")
+    if unknown := set(names) - known.keys():
+        raise SystemExit(f"{', '.join(sorted(unknown))}: no benchmark; there are {', '.join(known)}")
+    failed = [] if options.page else [name for name in names if not _measure(name, known[name][1])]
+    found = {name: json.loads(file.read_text()) for name in known if (file := record.FOLDER / f"{name}.json").exists()}
     for name in PLOTS:
         if name in found:
-            _plot(found[name], BENCHMARKS[name][0], HERE / "figures" / f"{name}.png")
-    (HERE / "RESULTS.md").write_text(_page(found))
+            _plot(found[name], known[name][0], HERE / "figures" / f"{name}.png")
+    (HERE / "RESULTS.md").write_text(_page(found, {name: title for name, (title, _) in known.items()}))
     print(f"\n{HERE / 'RESULTS.md'}")
     if failed:
         raise SystemExit(f"failed: {', '.join(failed)}")
 
 
-def _measure(name: str) -> bool:
+def _measure(name: str, command: str) -> bool:
     began = time.monotonic()
     print(f"\n== {name}", flush=True)
-    command, *arguments = shlex.split(BENCHMARKS[name][1])
-    done = subprocess.run([sys.executable, str(HERE / command), *arguments], cwd=HERE.parent)
+    file, *arguments = shlex.split(command)
+    done = subprocess.run([sys.executable, str(HERE / file), *arguments], cwd=HERE.parent)
     print(f"== {name}: {time.monotonic() - began:.0f} s, status {done.returncode}", flush=True)
     return not done.returncode
 
 
-def _page(found: dict[str, dict]) -> str:
+def _page(found: dict[str, dict], titles: dict[str, str]) -> str:
     """RESULTS.md: machine, all claims, then the tables of each benchmark."""
     lines = ["# What was measured", "", "Written by `make benchmark`, from what lies in `benchmarks/results/`."]
     machines = []
@@ -85,13 +88,13 @@ def _page(found: dict[str, dict]) -> str:
             reached = "yes" if claim.reached else "**no**"
             lines.append(f"| {claim.what} | {claim.goal} | {record.figure(claim)} | {reached} | {claim.bound} |")
     for name, one in found.items():
-        lines += ["", f"## {BENCHMARKS[name][0]}", "", f"    {one['command']}"]
+        lines += ["", f"## {titles[name]}", "", f"    {one['command']}"]
         for title, (header, *rows) in one["tables"].items():
             lines += ["", f"**{title}**", "", _row(header), "|---" * len(header) + "|", *map(_row, rows)]
         if one["notes"]:
             lines += ["", one["notes"]]
         if name in PLOTS:
-            lines += ["", f"![{BENCHMARKS[name][0]}](figures/{name}.png)"]
+            lines += ["", f"![{titles[name]}](figures/{name}.png)"]
     return "\n".join(lines) + "\n"
 
 
