@@ -187,6 +187,13 @@ def test_one_data_set_at_a_time_trains_all_tasks(tiny, mixing):
         ({"sharing__trunk": "none", "penalty": {"kind": "l2_to_mean", "leaves": "typo"}}, "matches no leaf"),
         ({"sharing__trunk": "none", "penalty": {"kind": "subspace", "options": {"dims": 2}}}, "no option dims"),
         (
+            {
+                "sharing__trunk": "none",
+                "penalty": {"kind": "trace_norm", "options": {"unfolding": "tt"}, "proximal": True},
+            },
+            "config.penalties.p.proximal: of the operator: trace_norm has no option unfolding",
+        ),
+        (
             {"sharing__trunk": "none", "penalty": {"kind": "schatten", "proximal": True}},
             "no exact operator for 'schatten'",
         ),
@@ -207,3 +214,9 @@ def test_what_does_not_fit_is_named(tiny, changes, said):
         default.add_penalty(config, "p", **penalty)
     with pytest.raises(UserError, match=said):
         build(config)
+
+
+def test_a_penalty_may_have_options_that_its_operator_lacks(tiny):
+    config = tiny(sharing__trunk="none")
+    default.add_penalty(config, "p", kind="trace_norm", options={"unfolding": "tucker"})
+    assert build(config).spec.objective.penalties["p"].proximal is None

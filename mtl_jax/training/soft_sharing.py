@@ -121,7 +121,10 @@ def _proximal(entry, options, owners, groups):
                 f"{path} is owned by groups of tasks, where the operator is not exact; "
                 "narrow `leaves` to layers that each task owns, or set proximal=False"
             )
-    transform = select.build_proximal(entry.kind, entry.leaves, entry.scope, options)
+    try:
+        transform = select.build_proximal(entry.kind, entry.leaves, entry.scope, options)
+    except ValueError as error:  # an option that the penalty has and the operator has not
+        return None, f"of the operator: {error}"
 
     def proximal(updates, flat, anchor, by_layer, t):
         own = spread(columns(flat, owners))
