@@ -1,7 +1,7 @@
 """All benchmarks for a CPU one after another, and what they found as one page: `make benchmark`.
 
     python benchmarks/all.py
-    python benchmarks/all.py --only=steps_bert_mini,packing_bert_mini
+    python benchmarks/all.py --only=steps_bert_mini,packing
     python benchmarks/all.py --page
 
 --page writes RESULTS.md anew from the numbers in benchmarks/results/ and measures nothing. Nothing else should run on
@@ -27,9 +27,9 @@ BENCHMARKS = {
     "steps_bert_mini": ("Equal shapes: BERT-mini", "steps.py --model=bert_mini"),
     "steps_minilm": ("Equal shapes: MiniLM", "steps.py --model=minilm"),
     "steps_bilstm": ("Equal shapes: BiLSTM", "steps.py --model=bilstm"),
-    "packing_bert_mini": ("Real text", "packing.py"),
+    "packing": ("Real text", "packing.py"),
     "penalties": ("Penalties", "penalties.py"),
-    "gradient_methods_transformer": ("Gradient methods", "gradient_methods.py"),
+    "gradient_methods": ("Gradient methods", "gradient_methods.py"),
     "ablation_small": ("A grid, small models", "ablation.py --model=small --only=steps"),
     "ablation_bilstm": ("A grid, BiLSTM", "ablation.py --model=bilstm --only=steps"),
     "memory": ("Memory", "memory.py"),
@@ -41,7 +41,7 @@ OTHERS = {
     "faults": ("Faults", "faults.py"),
     "topologies": ("One device and several", "topologies.py"),
 }
-PLOTS = ("packing_bert_mini", "gradient_methods_transformer", "ablation_small", "ablation_bilstm")
+PLOTS = ("packing", "gradient_methods", "ablation_small", "ablation_bilstm")
 
 
 def main():
