@@ -65,8 +65,8 @@ class Turn:
             self.best = jax.tree.map(jnp.copy, self.states.params)
         return self
 
-    def __exit__(self, *_):
-        self._checkpoints.__exit__()
+    def __exit__(self, *error):
+        self._checkpoints.__exit__(*error)
 
     def _use(self, engine: Engine):
         self.engine = engine
