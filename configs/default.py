@@ -253,7 +253,8 @@ def task(**fields) -> ConfigDict:
     """A task: which labels of which data set, how they are predicted and scored. Unknown fields are refused."""
     entry = ConfigDict()
     entry.kind = ""  # "classification" | "multilabel" | "regression" | "tagging" | "generation" | "span" (an answer in
-    #                  a text) | "relation" (of two marked spans) | "multiple_choice" | "masked_lm"
+    #                  a text) | "relation" (of two marked spans) | "multiple_choice" | "masked_lm" |
+    #                  "grounded_classification" (of a text about pictures)
     entry.dataset = ""  # name of the data set
     entry.label = ""  # field of its records that holds the label; generation: the text, or list of words, to write;
     #                   span: the answers, in two fields "text+start" or "start+end"

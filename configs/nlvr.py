@@ -25,7 +25,7 @@ def get_config(way: str = "pictures"):
     seen = {"reader": "nlvr", "path": f"{default.DATA}/nlvr", "image": "image", "image_size": (20, 20)}
     default.add_dataset(
         config, "nlvr", **seen, text=("sentence",), splits=folders, drop_duplicates=True,
-        options={"orders": 6, "statements": 3000, "added_to": told},
+        options={"orders": 6, "statements": 6000, "added_to": told},
     )  # fmt: skip
     default.add_dataset(config, "boxes", **seen, splits=folders, options={"single": True})
     default.add_dataset(
@@ -33,7 +33,7 @@ def get_config(way: str = "pictures"):
         splits={"train": "train", "dev": "valid", "test": "test"},
     )  # fmt: skip
     default.add_task(
-        config, "nlvr", kind="classification", dataset="nlvr", label="label", metrics=("accuracy",),
+        config, "nlvr", kind="grounded_classification", dataset="nlvr", label="label", metrics=("accuracy",),
         options={"hidden": 128},
     )  # fmt: skip
     default.add_task(config, "details", kind="multilabel", dataset="boxes", label="details", metrics=("micro_f1",))
@@ -48,9 +48,9 @@ def get_config(way: str = "pictures"):
     config.model.layer = "cnn"
     config.model.layers = 2
     config.model.width = 128
-    config.optimizer.learning_rate = 2e-3
-    config.training.steps = 30000
-    config.training.eval_every = 10000
-    config.training.checkpoint_every = 10000
+    config.optimizer.learning_rate = 1e-3
+    config.training.steps = 15000
+    config.training.eval_every = 5000
+    config.training.checkpoint_every = 5000
     config.evaluation.use = "last"
     return config

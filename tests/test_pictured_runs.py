@@ -17,6 +17,7 @@ from mtl_jax.errors import UserError
 from mtl_jax.training import loop, prediction
 from mtl_jax.training import workdir as folders
 from mtl_jax.training.experiment import build
+from mtl_jax.training.objective import features
 from mtl_jax.training.paths import flatten
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
@@ -49,7 +50,7 @@ def pictured(tiny, tmp_path):
             default.add_dataset(
                 config, name, reader="jsonl", path=str(tmp_path), splits=splits, image="image", **field
             )
-        default.add_task(config, "truth", kind="classification", dataset="shown", label="truth")
+        default.add_task(config, "truth", kind="grounded_classification", dataset="shown", label="truth")
         default.add_task(config, "seen", kind="classification", dataset="alone", label="color")
         config.images.patch = 4
         checks.check(config, default)
@@ -170,6 +171,9 @@ def test_a_batch_of_all_kinds_is_its_blocks_alone(pictured, trunk, differs):
         one = batch._replace(**apart)
         alone = jax.jit(experiment.objective_for(layout).network.apply)(params, one)[0]
         differs("blocks together and alone", alone[task], together[task], 1e-5)
+        seen = features(batch, experiment.corpus.layout, task, together[task]).patch
+        shown = np.zeros_like(seen) if place is None else np.asarray(batch.pixels[place]).any(-1)  # none is all black
+        np.testing.assert_array_equal(seen, shown)
 
 
 def test_gradients_told_apart_add_up_with_pictures(pictured, differs):
@@ -209,6 +213,7 @@ def test_a_transformer_with_patches_of_a_vit_is_not_exported(pictured, tmp_path)
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
+        ({"tasks__color__kind": "grounded_classification"}, r"tasks\.color\.kind: .* name both in .*texts: image, and"),
         ({"datasets__shown__image_size": (8,)}, r"datasets\.shown\.image_size: .*\(height, width\)"),
         ({"datasets__shown__image_size": (8, 6)}, r"image_size: \(8, 6\) should be multiples of .* = 4"),
         ({"datasets__texts__image_size": (8, 8)}, r"datasets\.texts\.image_size: there is nothing to resize"),

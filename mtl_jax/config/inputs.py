@@ -38,6 +38,8 @@ def check_datasets(config, say):
 
 
 def check_images(config, say):
+    from mtl_jax.tasks import KINDS
+
     images, pictured = config.images, False
     for name, entry in config.datasets.items():
         where, size = f"config.datasets.{name}.image_size", entry.image_size
@@ -51,6 +53,13 @@ def check_images(config, say):
     for name, entry in config.tasks.items():
         if entry.options.get("copy") and config.datasets.get(entry.dataset, {}).get("image"):
             say(f"config.tasks.{name}.options.copy: patches of pictures are no tokens to copy; leave it out")
+        source = config.datasets.get(entry.dataset)
+        if entry.kind in KINDS and getattr(KINDS[entry.kind].task, "reads_pictures", False) and source is not None:
+            if not (source.image and (source.text or source.words)):
+                say(
+                    f"config.tasks.{name}.kind: {entry.kind!r} reads words and pictures; name both in "
+                    f"config.datasets.{entry.dataset}: image, and text or words"
+                )
     if images.channels not in (1, 3):
         say(f"config.images.channels: {images.channels} should be 3 (RGB) or 1 (grey)")
     for field in ("pretrained", "blank"):

@@ -16,6 +16,7 @@ from mtl_jax.tasks.choice import MultipleChoice
 from mtl_jax.tasks.classification import Classification, Multilabel
 from mtl_jax.tasks.generation import Generation
 from mtl_jax.tasks.generative import AdversarialClassification
+from mtl_jax.tasks.grounded import GroundedClassification
 from mtl_jax.tasks.masked_lm import MaskedLM
 from mtl_jax.tasks.metrics import METRICS, SPAN_METRICS
 from mtl_jax.tasks.regression import Regression
@@ -48,6 +49,7 @@ class Kind(NamedTuple):
 KINDS: dict[str, Kind] = {
     "classification": Kind(Classification, "ids"),
     "gan_classification": Kind(AdversarialClassification, "ids"),
+    "grounded_classification": Kind(GroundedClassification, "ids"),
     "multilabel": Kind(Multilabel, "sets", labels="set"),
     "regression": Kind(Regression, "values", labels="real"),
     "tagging": Kind(Tagging, "tags", levels=("word", "predicate")),

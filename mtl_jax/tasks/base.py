@@ -30,6 +30,7 @@ class Features(NamedTuple):
     length   int32[R, E]  tokens of each example, 0 for an empty slot
     tokens   int32[R, T]  ids of the tokens, for tasks that copy
     noise    of training, for heads that drop features; None elsewhere
+    patch    bool[R, T]  the tokens that are patches of pictures; None where no data set has pictures
     """
 
     hidden: jax.Array
@@ -38,6 +39,7 @@ class Features(NamedTuple):
     length: jax.Array
     tokens: jax.Array | None = None
     noise: Noise | None = None
+    patch: jax.Array | None = None
 
 
 class Task(Protocol):
@@ -73,6 +75,7 @@ class Task(Protocol):
 
     # Kinds may besides have
     #   distribution(params, features) -> float32[R, T, C], of the label at each token, so that it can be fed upwards
+    #   reads_pictures: bool, whether they want a data set with pictures
     #   auxiliary {name: factor}, added(params, features, keys [R]) -> {name: float32 sum over texts}: further losses
 
     def predict(self, params: Params, logits: jax.Array, labels: Labels) -> dict[str, jax.Array]:

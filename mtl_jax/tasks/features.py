@@ -12,12 +12,15 @@ from mtl_jax.tasks.base import Features
 POOLS = ("mean", "first", "max")
 
 
-def pooled(features: Features, how: str) -> jax.Array:
+def pooled(features: Features, how: str, among: jax.Array | None = None) -> jax.Array:
     """One vector for each example, float32 [R, E, D]; zeros for empty slots.
 
-    how = "mean" or "max" over the example's tokens, "first" the token at `start` ([CLS] in the BERT family).
+    how = "mean" or "max" over the example's tokens, "first" the token at `start` ([CLS] in the BERT family). `among`
+    bool[R, T]: mean and max over those of the tokens alone; zeros for an example that has none of them.
     """
-    return {"mean": _mean, "first": _first, "max": _max}[how](features)
+    if among is None:
+        return {"mean": _mean, "first": _first, "max": _max}[how](features)
+    return {"mean": _mean_among, "max": _max_among}[how](features, among)
 
 
 def at_tokens(vectors: jax.Array, index: jax.Array) -> jax.Array:
@@ -39,11 +42,19 @@ def to_tokens(values: jax.Array, segment: jax.Array) -> jax.Array:
 
 
 def _mean(features: Features) -> jax.Array:
-    # a product with the membership matrix: one batched matmul forward and back, no scatter
-    slots = features.start.shape[1]
-    member = jax.nn.one_hot(features.segment - 1, slots, dtype=jnp.float32)
-    total = jnp.einsum("rte,rtd->red", member, features.hidden.astype(jnp.float32), precision="highest")
+    total = jnp.einsum("rte,rtd->red", _member(features), features.hidden.astype(jnp.float32), precision="highest")
     return total / jnp.maximum(features.length, 1).astype(jnp.float32)[:, :, None]
+
+
+def _mean_among(features: Features, among: jax.Array) -> jax.Array:
+    member = _member(features) * among[:, :, None].astype(jnp.float32)
+    total = jnp.einsum("rte,rtd->red", member, features.hidden.astype(jnp.float32), precision="highest")
+    return total / jnp.maximum(member.sum(axis=1), 1.0)[:, :, None]
+
+
+def _member(features: Features) -> jax.Array:
+    # with this matrix float32[R, T, E] a sum by example is one batched matmul forward and back, no scatter
+    return jax.nn.one_hot(features.segment - 1, features.start.shape[1], dtype=jnp.float32)
 
 
 def _first(features: Features) -> jax.Array:
@@ -62,6 +73,13 @@ def _max(features: Features) -> jax.Array:
     _, running = jax.lax.associative_scan(join, (restart, features.hidden), axis=1)
     last = jnp.maximum(features.start + features.length - 1, 0)
     return _blank_empty(features, at_tokens(running, last).astype(jnp.float32))
+
+
+def _max_among(features: Features, among: jax.Array) -> jax.Array:
+    lowest = jnp.finfo(features.hidden.dtype).min
+    found = _max(features._replace(hidden=jnp.where(among[:, :, None], features.hidden, lowest)))
+    there = jnp.einsum("rte,rt->re", _member(features), among.astype(jnp.float32)) > 0
+    return jnp.where(there[:, :, None], found, 0.0)
 
 
 def _blank_empty(features: Features, vectors: jax.Array) -> jax.Array:

@@ -108,7 +108,7 @@ def _classes(tasks: Mapping[str, Task], feeds) -> dict[str, int]:
     classes = {}
     for fed, sources in feeds.items():
         for source in sources:
-            if not hasattr(tasks[source], "distribution"):
+            if getattr(tasks[source], "distribution", None) is None:
                 raise UserError(
                     f"config.sharing.feeds.{fed}: {source!r} has no label set of which a distribution at each token "
                     "could be fed; tasks with classes of texts or words have"

@@ -80,7 +80,15 @@ def features(
     noise = None
     if dropout is not None:
         noise = Noise(row_keys(key, task, batch, layout), dropout.rate, dropout.attention_rate)
-    return Features(hidden, *map(rows, (batch.segment, batch.start, batch.length, batch.tokens)), noise)
+    fields = map(rows, (batch.segment, batch.start, batch.length, batch.tokens))
+    return Features(hidden, *fields, noise, _patches(batch, layout, blocks))
+
+
+def _patches(batch, layout, blocks):
+    if batch.patch is None:
+        return None
+    pictured, none = layout.picture_blocks(), jnp.zeros(batch.patch.shape[1:], bool)
+    return jnp.concatenate([batch.patch[pictured.index(b)] if b in pictured else none for b in blocks.tolist()])
 
 
 def rows_of(labels: Mapping[str, jax.Array]) -> dict[str, jax.Array]:

@@ -1,0 +1,65 @@
+"""Classification of a text about pictures: every patch is looked at in the light of the words."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from mtl_jax.tasks import features, heads, options
+from mtl_jax.tasks.base import Features, Labels, Params
+from mtl_jax.tasks.classification import Classification
+
+_DROP = 0  # salt of what is drawn
+
+
+@dataclasses.dataclass(frozen=True)
+class GroundedClassification(Classification):
+    """One of C classes for each text with its pictures, by a relation network (Santoro et al. 2017, equation 1).
+
+    f([mean_i z_i; max_i z_i; q]) with z_i = g([h_i; q; h_i ∘ q]), where h_i is the feature vector of patch i and q that
+    of the words. Where the paper's g reads pairs of objects, this one reads one at a time, and so costs no more for
+    more patches; g and f have one GELU layer of width `hidden` each.
+
+    Options as in `Classification`, besides:
+    pool      "max" or "mean": q from the features of the example's tokens that are no patches
+    hidden    width of both layers, 0 = D
+    """
+
+    pool: str = "max"
+    reads_pictures: ClassVar[bool] = True
+    distribution: ClassVar[None] = None  # layers below know no patches from words, so it cannot be fed
+
+    def __post_init__(self):
+        super().__post_init__()
+        options.choice(self.name, "pool", self.pool, ("max", "mean"))
+        if self.pooler:
+            raise options.fail(self.name, "pooler", "this head has hidden layers of its own; leave it out")
+
+    def init(self, key: jax.Array, width: int) -> Params:
+        """Parameters over features of width D = `width`, float32: g and f."""
+        g_key, z_key, f_key, output_key = jax.random.split(key, 4)
+        hidden = self.hidden or width
+        return {
+            "hidden": heads.inner_init(g_key, 3 * width, hidden),
+            "patch": heads.inner_init(z_key, hidden, hidden),
+            "joined": heads.inner_init(f_key, 2 * hidden + width, hidden),
+            "output": heads.dense_init(output_key, hidden, len(self.names)),
+        }
+
+    def logits(self, params: Params, features_: Features, labels: Labels) -> jax.Array:
+        """float32 [R, E, C]; `labels` is not read. An example without pictures, or without words, has zeros there."""
+        del labels
+        hidden = features_.hidden.astype(jnp.float32)
+        words = features.pooled(features_, self.pool, among=~features_.patch)
+        words_there = features.to_tokens(words, features_.segment)
+        read = jnp.concatenate([hidden, words_there, hidden * words_there], axis=-1)
+        z = heads.dense(params["patch"], jax.nn.gelu(heads.dense(params["hidden"], read)))
+        seen = features_._replace(hidden=z)
+        parts = [features.pooled(seen, how, among=features_.patch) for how in ("mean", "max")]
+        joined = jax.nn.gelu(heads.dense(params["joined"], jnp.concatenate([*parts, words], axis=-1)))
+        if features_.noise is not None:
+            joined = features_.noise.drop(_DROP, joined)
+        return heads.dense(params["output"], joined)
