@@ -99,9 +99,13 @@ def get_config(which: str = "cross_stitch"):
         config, ways = _ewt(), three
     if not which.endswith("_full"):
         config = _small(config)
+    if which == "ewt":
+        config.data.rows, config.data.row_length = 4, 64
+        config.training.steps = 1200  # three epochs
     config.training.checkpoint_every = 0
     default.add_choice(config, "sharing", settings=ways)
-    rates = tuple(4e-3 * factor for factor in (1.0, 2.0, 4.0, 8.0, 16.0))
+    lowest = 2e-3 if which == "ewt" else 4e-3  # smaller batches
+    rates = tuple(lowest * factor for factor in (1.0, 2.0, 4.0, 8.0, 16.0))
     default.add_sweep(config, "rate", field="optimizer.learning_rate", points=rates)
     config.ablation.baselines.sharing = ("single", "hard")
     return config

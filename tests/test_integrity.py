@@ -4,6 +4,7 @@ import fcntl
 import json
 import subprocess
 import sys
+import types
 
 import jax
 import jax.numpy as jnp
@@ -126,6 +127,18 @@ def test_a_damaged_checkpoint_is_set_aside_for_the_one_before(saved, capsys):
                 file.write_bytes(b"")
     assert restored(saved) is None and "from the beginning" in capsys.readouterr().out
     assert len(list((saved / "damaged").iterdir())) == 4
+
+
+def test_late_replies_to_a_read_that_failed_are_not_printed_and_other_errors_are(monkeypatch):
+    said = []
+    monkeypatch.setattr(sys, "unraisablehook", said.append)
+    checkpoint._ignore_late_replies.__wrapped__()
+    for error in (RuntimeError("Event loop is closed"), RuntimeError("else"), OSError("Event loop is closed")):
+        sys.unraisablehook(types.SimpleNamespace(object=None, exc_value=error))
+    sys.unraisablehook(types.SimpleNamespace(object=print, exc_value=RuntimeError("Event loop is closed")))
+    assert [(str(one.exc_value), one.object) for one in said] == [
+        ("else", None), ("Event loop is closed", None), ("Event loop is closed", print),
+    ]  # fmt: skip
 
 
 def test_other_shapes_are_refused_and_not_set_aside(saved):

@@ -13,6 +13,7 @@ import contextlib
 import functools
 import itertools
 import pathlib
+import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
@@ -258,12 +259,28 @@ def _clear_errors(verb: str, step: int, folder: pathlib.Path):
         raise UserError(f"{said} {asked} The same command goes on from the last whole checkpoint") from error
 
 
+@functools.cache  # once a process
+def _ignore_late_replies() -> None:
+    """Where one array cannot be read, Orbax ends its event loop while others are still on their way, and each of these
+    would print a traceback of its own: "Event loop is closed". What was wrong is raised besides.
+    """
+    before = sys.unraisablehook
+
+    def hook(said):
+        late = said.object is None and isinstance(said.exc_value, RuntimeError)
+        if not (late and str(said.exc_value) == "Event loop is closed"):
+            before(said)
+
+    sys.unraisablehook = hook
+
+
 def _says_nothing_of_files(error: Exception) -> bool:
     """Whether reading may go well another time."""
     return isinstance(error, MemoryError | PermissionError) or "RESOURCE_EXHAUSTED" in str(error)
 
 
 def _metadata(checkpointer, step, folder) -> dict[str, Any]:
+    _ignore_late_replies()
     with _clear_errors("read", step, folder):
         return integrity.opened(checkpointer.metadata(step).custom_metadata or {})
 
