@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import bz2
+import contextlib
 import dataclasses
 import difflib
 import fnmatch
+import gzip
 import hashlib
 import io
+import lzma
 import os
 import pathlib
 import posixpath
+import re
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -19,6 +24,8 @@ from mtl_jax.errors import UserError
 
 _MAGIC = frozenset("*?[")
 _BLOCK = 1 << 20
+_PACKED = {rb"\x1f\x8b\x08": gzip.open, rb"BZh[1-9]1AY&SY": bz2.open, rb"\xfd7zXZ\x00": lzma.open}
+_UNREADABLE = (OSError, EOFError, zipfile.BadZipFile, zlib.error, lzma.LZMAError)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,14 +147,34 @@ class Location:
         except (OSError, zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
             raise UserError(f"{self.name}: cannot be read: {error}") from error
 
+    def content(self) -> bytes:
+        """All bytes of the file; unpacked where gzip, bzip2 or xz packed it. Raises UserError where that fails."""
+        with self._unpacked() as stream:
+            try:
+                return stream.read()
+            except _UNREADABLE as error:
+                raise UserError(f"{self.name}: cannot be read: {error}") from error
+
+    @contextlib.contextmanager
+    def _unpacked(self) -> Iterator[BinaryIO]:
+        with self.open() as stream:
+            begin = stream.read(10)
+            stream.seek(0)
+            opener = next((opener for magic, opener in _PACKED.items() if re.match(magic, begin, re.DOTALL)), None)
+            if opener is None:
+                yield stream
+            else:
+                with opener(stream) as inner:
+                    yield inner
+
     def raw_lines(self, encoding: str) -> Iterator[str]:
-        """Lines with their ends, split at "\\n" only, decoded; a byte order mark is dropped.
+        """Lines with their ends, split at "\\n" only, decoded; a byte order mark is dropped. Packed files as `content`.
 
         `encoding` may name several, "utf-8|cp1252": the first that decodes the whole file counts.
         """
         *preferred, encoding = encoding.split("|")
         encoding = next((candidate for candidate in preferred if self._decodes(candidate)), encoding)
-        with self.open() as stream:
+        with self._unpacked() as stream:
             try:
                 text = io.TextIOWrapper(stream, encoding=_tolerant(encoding), newline="\n")
             except (LookupError, TypeError, ValueError) as error:
@@ -156,7 +183,7 @@ class Location:
                 yield from text
             except UnicodeError as error:
                 raise self._undecodable(encoding) from error
-            except (OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            except _UNREADABLE as error:
                 raise UserError(f"{self.name}: cannot be read: {error}") from error
 
     def lines(self, encoding: str) -> Iterator[tuple[int, str]]:
@@ -181,10 +208,8 @@ class Location:
         return digest.hexdigest()
 
     def _decodes(self, encoding: str) -> bool:
-        with self.open() as stream:
-            content = stream.read()
         try:
-            content.decode(_tolerant(encoding))
+            self.content().decode(_tolerant(encoding))
         except UnicodeError:
             return False
         except LookupError as error:
@@ -193,8 +218,7 @@ class Location:
 
     def _undecodable(self, encoding: str) -> UserError:
         """The error for a file that `encoding` does not decode, with the line where it stops."""
-        with self.open() as stream:
-            content = stream.read()
+        content = self.content()
         try:
             content.decode(_tolerant(encoding))
             at = len(content)

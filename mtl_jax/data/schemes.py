@@ -3,6 +3,7 @@
     iob1   B- only where a span follows one of the same type (CoNLL-2003 as published); Ramshaw & Marcus 1995
     iob2   B- at every beginning (also called BIO)
     bioes  B, I, E(nd), S(ingle);   bilou: L(ast), U(nit) for E, S;   bmes: M(iddle) for I
+    brackets  "(PER*", "*", "*)", "(PER)" (CoNLL-2005, CoNLL-2012); only read
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ class TagError(ValueError):
 
 # Letters of the four places in a span: begin, inside, end, single.
 _LETTERS = {"bioes": "BIES", "bilou": "BILU", "bmes": "BMES"}
-SCHEMES = ("iob1", "iob2", *_LETTERS)
+SCHEMES = ("iob1", "iob2", *_LETTERS, "brackets")
+_BRACKET = re.compile(r"(?:\(([^()*\s]+))?(\*?)(\)?)")
 _TAG = re.compile(r"([A-Z])-(.+)", re.DOTALL)
 
 
@@ -47,6 +49,9 @@ def detect(sentences: Iterable[Sequence[str]]) -> str | None:
 
     Tags that mix IOB1 and IOB2 count as "iob2": `spans` reads both in the way of conlleval.
     """
+    sentences = [list(tags) for tags in sentences]
+    if is_bracketed(tag for tags in sentences for tag in tags):
+        return "brackets"
     letters: set[str] = set()
     valid = {"iob1": True, "iob2": True}
     for tags in sentences:
@@ -79,6 +84,8 @@ def spans(tags: Sequence[str], scheme: str, strict: bool = True) -> list[Span]:
 
     Raises TagError naming the word, always for what is no tag of the scheme, with `strict` for an illegal sequence.
     """
+    if scheme == "brackets":
+        return _bracketed(tags, strict)
     begin, inside, end, single = _LETTERS.get(scheme, "BI  ")
     closed = scheme in _LETTERS
     found: list[Span] = []
@@ -114,6 +121,38 @@ def spans(tags: Sequence[str], scheme: str, strict: bool = True) -> list[Span]:
         raise TagError(len(tags) - 1, f"the span of {kind} is never closed by {end}-{kind} ({scheme})")
     close(len(tags))
     return found
+
+
+def is_bracketed(tags: Iterable[str]) -> bool:
+    """Whether tags are of the scheme "brackets": all have a star or brackets, and one at least has a star."""
+    found = set(tags)
+    matches = [_BRACKET.fullmatch(tag) for tag in found]
+    return any("*" in tag for tag in found) and all(m and (m[2] or (m[1] and m[3])) for m in matches)
+
+
+def _bracketed(tags: Sequence[str], strict: bool) -> list[Span]:
+    """As `spans`; without `strict` a span ends where another begins and at the end, and one that is not open does not.
+    """
+    found: list[Span] = []
+    start, kind = -1, ""
+    for i, tag in enumerate(tags):
+        match = _BRACKET.fullmatch(tag)
+        if not match or not (match[2] or (match[1] and match[3])):
+            raise TagError(i, f"{tag!r} is no tag of the scheme brackets: (TYPE*, *, *) or (TYPE)")
+        if match[1]:
+            if start >= 0 and strict:
+                raise TagError(i, f"{tag!r} opens a span inside that of {kind}")
+            if start >= 0:
+                found.append(Span(kind, start, i))
+            start, kind = i, match[1]
+        if match[3] and start >= 0:
+            found.append(Span(kind, start, i + 1))
+            start = -1
+        elif match[3] and strict:
+            raise TagError(i, f"{tag!r} closes a span, and none is open")
+    if start >= 0 and strict:
+        raise TagError(len(tags) - 1, f"the span of {kind} is never closed")
+    return [*found, Span(kind, start, len(tags))] if start >= 0 else found
 
 
 def tags(found: Sequence[Span], length: int, scheme: str) -> list[str]:

@@ -19,6 +19,7 @@ PIECES = st.sampled_from(
      "-", "go.01", "# k = v\n", "train", "\x00", "\ufeff", "\u2028", "é", "\\ud800", "NaN", "1e999", "0\ta\tb\tc\t-\n",
      "1\ta\ta\tX\tY\t_\t0\tr\t_\t_\n", '{"train": [["a", "b"]]}', "a O\n", "-DOCSTART- O\n",
      '{"data": [{"paragraphs": [{"context": "a b", "qas": [{"question": "q", "answers": []}]}]}]}',
+     "T1\tX 0 1\n", '{"text": "a b", "spans": [[0, 1, "X"]]}\n', "(X*", "*)", "*", "\x1f\x8b\x08", "PAR1", "ARROW1",
      '{"turns": ["a", 1]}\n', '{"turns": ["a", "b"]}\n',
      '{"sentence": "a", "label": "true", "identifier": "1-0", "directory": "0", ',
      '"structured_rep": [[], [{"color": "Black"}], []]}\n', "\x00\x00\x08\x01\x00\x00\x00\x01\x05"]
@@ -29,6 +30,7 @@ FOLDERS = {  # reader: files of the folder that it reads, the same content in ea
     "folders": ("label/c", "other/d"),
     "nlvr": ("dev/dev.json", "dev/images/0/dev-1-0-0.png"),
     "idx": ("f", "g"),
+    "brat": ("f.txt", "f.ann"),
 }
 OPTIONS = {
     "json_splits": {"split": "train"},
@@ -50,7 +52,8 @@ def test_records_or_user_error(tmp_path, reader, content, encoding):
     for name in FOLDERS.get(reader, ("f",)):
         (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
         (tmp_path / name).write_bytes(content)
-    place = {"parallel": tmp_path, "folders": tmp_path, "nlvr": tmp_path / "dev/images/0"}.get(reader, tmp_path / "f")
+    places = {"parallel": "", "folders": "", "brat": "", "nlvr": "dev/images/0"}
+    place = tmp_path / places.get(reader, "f")
     try:
         items = list(READERS[reader](files.local(place), encoding, **OPTIONS.get(reader, {})))
     except UserError as error:

@@ -23,8 +23,10 @@ from mtl_jax.data.readers.json_splits import read_json_splits
 from mtl_jax.data.readers.jsonl import read_jsonl
 from mtl_jax.data.readers.nlvr import read_nlvr
 from mtl_jax.data.readers.parallel import read_parallel
+from mtl_jax.data.readers.parquet import read_parquet
 from mtl_jax.data.readers.squad import read_squad
 from mtl_jax.data.readers.srl import read_srl
+from mtl_jax.data.readers.standoff import read_brat, read_spans
 from mtl_jax.data.readers.synthetic import read_synthetic
 from mtl_jax.data.readers.tfds import read_tfds
 from mtl_jax.data.records import Note, Record
@@ -32,8 +34,11 @@ from mtl_jax.data.records import Note, Record
 READERS: dict[str, Callable[..., Iterator[Record | Note]]] = {
     "jsonl": read_jsonl,
     "csv": read_csv,
+    "parquet": read_parquet,
     "conll": read_conll,
     "conllu": read_conllu,
+    "spans": read_spans,
+    "brat": read_brat,
     "parallel": read_parallel,
     "folders": read_folders,
     "srl": read_srl,

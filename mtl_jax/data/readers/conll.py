@@ -35,10 +35,10 @@ def read_conll(
       columns: names of all columns, in order; "_" for one to ignore. CoNLL-2003: ("words", "pos", "chunk", "ner").
       separator: between columns; None = any run of blanks and tabs.
       comment: lines that begin with it are dropped; "" = there are none.
-      schemes: {column: scheme of its tags in the file}: "iob1", "iob2", "bioes", "bilou", "bmes"; a tag that breaks
-        the scheme is an error. "none": the column holds no spans. Columns not named here, and not called "words":
-        where all tags of the file look like O and B-X, the scheme is found out and broken sequences are mended as
-        conlleval reads them.
+      schemes: {column: scheme of its tags in the file}: "iob1", "iob2", "bioes", "bilou", "bmes", "brackets"; a tag
+        that breaks the scheme is an error. "none": the column holds no spans. Columns not named here, and not called
+        "words": where all tags of the file look like O and B-X, or like * and (X*, the scheme is found out and broken
+        sequences are mended as conlleval reads them.
       scheme: scheme of the tags in the records, "iob2" or "bioes".
 
     Document markers (-DOCSTART-) are dropped. Raises UserError at the line.

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import gzip
 import math
-import zlib
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -24,8 +22,6 @@ def read_idx(location: Location, encoding: str, *, labels: str, names: Sequence[
         to its first "-images", e.g. "{}-labels-idx1-ubyte.gz".
       names: of the classes, by number; () = the numbers.
 
-    Files that begin as gzip does are unpacked.
-
     Raises UserError where a file is no IDX file of unsigned bytes, or cut off, or the two differ in number.
     """
     del encoding
@@ -41,13 +37,7 @@ def read_idx(location: Location, encoding: str, *, labels: str, names: Sequence[
 
 
 def _array(location: Location, dimensions: int) -> np.ndarray:
-    with location.open() as stream:
-        content = stream.read()
-    if content.startswith(b"\x1f\x8b"):
-        try:
-            content = gzip.decompress(content)
-        except (OSError, EOFError, zlib.error) as error:
-            raise UserError(f"{location.name}: damaged gzip file: {error}") from error
+    content = location.content()
     if len(content) < 4 or content[:2] != b"\0\0" or content[2] != _UNSIGNED_BYTE or content[3] != dimensions:
         raise UserError(f"{location.name}: not an IDX file of unsigned bytes with {dimensions} dimensions")
     header = 4 + 4 * dimensions

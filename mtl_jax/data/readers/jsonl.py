@@ -1,4 +1,4 @@
-"""JSON lines: one object a line."""
+"""JSON lines, one object a line; or one JSON list of objects."""
 
 from __future__ import annotations
 
@@ -14,16 +14,39 @@ from mtl_jax.errors import UserError
 def read_jsonl(location: Location, encoding: str) -> Iterator[Record | Note]:
     """One record a line; blank lines are skipped. NaN (as pandas writes a missing value) becomes None.
 
+    A file that begins with "[" is one list of objects, over any number of lines; `Record.line` then is the number of
+    the item.
+
     Raises UserError at the line: broken JSON, not an object, a key twice in one object, an infinite number.
     """
     for number, line in location.lines(encoding):
+        if line.lstrip().startswith("[") and (items := _list(location, encoding)) is not None:
+            yield from (_object(item, location.name, n, "each item") for n, item in enumerate(items, start=1))
+            return
         if line.strip():
-            value = parse_json(line, f"{location.name}:{number}")
-            if not isinstance(value, dict):
-                raise UserError(
-                    f"{location.name}:{number}: each line has to hold a JSON object {{...}}, found {kind(value)}"
-                )
-            yield Record(value, location.name, number)
+            yield _object(parse_json(line, f"{location.name}:{number}"), location.name, number, "each line")
+
+
+def _list(location: Location, encoding: str) -> list[Any] | None:
+    """What the whole file holds; None where its first line is a list by itself."""
+    first = next(line for _, line in location.lines(encoding) if line.strip())
+    text = location.text(encoding)
+    alone = text.strip() != first.strip() and _is_json(first)
+    return None if alone else parse_json(text, location.name)
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _object(value: Any, file: str, number: int, each: str) -> Record:
+    if not isinstance(value, dict):
+        raise UserError(f"{file}:{number}: {each} has to hold a JSON object {{...}}, found {kind(value)}")
+    return Record(value, file, number)
 
 
 def parse_json(text: str, place: str) -> Any:

@@ -1,13 +1,13 @@
-"""PropBank-style semantic roles: one column of BIO tags for each predicate of the sentence."""
+"""PropBank-style semantic roles: one column of BIO tags, or brackets, for each predicate of the sentence."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from mtl_jax.data import schemes
 from mtl_jax.data.files import Location
 from mtl_jax.data.readers.columns import IGNORED, cells, check_columns, sentences
 from mtl_jax.data.records import Note, Record
-from mtl_jax.data.schemes import split_tag
 from mtl_jax.errors import UserError
 
 _OF_THE_VERB = ("V", "C-V")  # C-V: the continued part of a verb in two pieces
@@ -20,6 +20,7 @@ def read_srl(
     columns: Sequence[str | None] = ("_", "words", "upos", "xpos", "rolesets"),
     separator: str | None = "\t",
     no_roleset: str = "-",
+    behind: int = 0,
 ) -> Iterator[Record | Note]:
     """One record a sentence.
 
@@ -30,6 +31,9 @@ def read_srl(
       columns: names of the columns before the roles; "words" and "rolesets" have to be among them.
       separator: between columns; None = any run of blanks and tabs.
       no_roleset: what stands in the rolesets column at a word that is no predicate.
+      behind: columns behind the roles, which nobody reads (CoNLL-2012 has one).
+
+    Columns of roles in brackets, "(A0*", "*", "*)" (CoNLL-2005, CoNLL-2012), become BIO tags.
 
     Raises UserError at the line: ragged columns, more or fewer role columns than predicates, what is no BIO tag, a
     column whose tag at its predicate is not the verb's.
@@ -39,17 +43,18 @@ def read_srl(
         rows = [cells(line, separator) for _, line in block]
         numbers = [number for number, _ in block]
         for number, row in zip(numbers, rows, strict=True):
-            if len(row) != len(rows[0]) or len(row) < len(columns):
-                wanted = max(len(rows[0]), len(columns))
+            if len(row) != len(rows[0]) or len(row) < len(columns) + behind:
+                wanted = max(len(rows[0]), len(columns) + behind)
                 raise UserError(f"{location.name}:{number}: {len(row)} columns, {wanted} wanted")
         by_name = dict(zip(columns, zip(*rows, strict=True), strict=False))
         senses = by_name.pop("rolesets")
         predicates = [i for i, sense in enumerate(senses) if sense != no_roleset]
-        roles = [list(column) for column in zip(*(row[len(columns) :] for row in rows), strict=True)]
+        roles = [list(tags) for tags in zip(*(row[len(columns) : len(row) - behind] for row in rows), strict=True)]
         if len(roles) != len(predicates):
             raise UserError(
                 f"{location.name}:{numbers[0]}: {len(roles)} columns of roles for {len(predicates)} predicates"
             )
+        roles = [_unbracketed(tags, location.name, numbers) for tags in roles]
         for predicate, tags in zip(predicates, roles, strict=True):
             _check_roles(predicate, tags, location.name, numbers)
         fields = {name: list(values) for name, values in by_name.items() if name not in IGNORED}
@@ -57,11 +62,20 @@ def read_srl(
         yield Record(fields, location.name, numbers[0])
 
 
+def _unbracketed(tags: list[str], file: str, numbers: list[int]) -> list[str]:
+    if not schemes.is_bracketed(tags):
+        return tags
+    try:
+        return schemes.convert(tags, "brackets", "iob2")
+    except schemes.TagError as error:
+        raise UserError(f"{file}:{numbers[error.word]}: {error}") from error
+
+
 def _check_roles(predicate: int, tags: list[str], file: str, numbers: list[int]) -> None:
     for number, tag in zip(numbers, tags, strict=True):
-        if split_tag(tag)[0] not in ("B", "I", "O"):
+        if schemes.split_tag(tag)[0] not in ("B", "I", "O"):
             raise UserError(f"{file}:{number}: {tag!r} is no BIO tag of a role")
-    if split_tag(tags[predicate])[1] not in _OF_THE_VERB:
+    if schemes.split_tag(tags[predicate])[1] not in _OF_THE_VERB:
         raise UserError(
             f"{file}:{numbers[predicate]}: the predicate's own column of roles has {tags[predicate]!r} here, "
             "not B-V; are the columns in the order of the predicates?"

@@ -1,0 +1,176 @@
+"""Annotations that stand beside a text as spans of characters: JSON of annotation tools, and brat's folders."""
+
+from __future__ import annotations
+
+import bisect
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+from mtl_jax.data import schemes
+from mtl_jax.data.files import Location
+from mtl_jax.data.readers.jsonl import read_jsonl
+from mtl_jax.data.records import Note, Record, suggestion, where
+from mtl_jax.errors import UserError
+
+_WORD = re.compile(r"\w+|[^\w\s]")
+_FIELDS = ("spans", "entities", "labels", "label")
+_STARTS, _ENDS = ("start", "start_offset", "begin", "from"), ("end", "end_offset", "stop", "to")
+_TYPES = ("label", "type", "tag", "entity", "entity_group", "labels")
+
+
+class _Mark(NamedTuple):
+    """Characters start, ..., end - 1 of a text are of type `type`."""
+
+    start: int
+    end: int
+    type: str
+
+
+def read_spans(
+    location: Location, encoding: str, *, text: str = "text", spans: str = "", scheme: str = "iob2"
+) -> Iterator[Record | Note]:
+    """JSON lines, or a JSON list, of texts with labelled spans, as doccano, Prodigy, spaCy and others write them.
+
+    Fields: words, tags (a list as long; None where the text has no annotation), and those of the file. Words are runs
+    of letters and digits, and single other signs. A span that begins or ends inside a word takes the whole word; of
+    spans that overlap the longest stays. Both are counted in notes.
+
+    Args:
+      text: field of the text.
+      spans: field of the spans, a list of [start, end, type] or of objects: start or start_offset, begin, from; end
+        or end_offset, stop, to (not included); label or type, tag, entity, entity_group. "" = the first of spans,
+        entities, labels, label that a record has.
+      scheme: of the tags, "iob2" or "bioes".
+
+    Raises UserError at the line: no text, spans of another form, or outside of the text.
+    """
+    _check_scheme(scheme)
+    for record in read_jsonl(location, encoding):
+        if isinstance(record, Note):
+            yield record
+            continue
+        if not isinstance(record.fields.get(text), str):
+            known = ", ".join(map(str, record.fields)) or "none"
+            raise UserError(
+                f"{where(record)}: no text in the field {text!r} (options.text); fields: {known}."
+                f"{suggestion(text, record.fields)}"
+            )
+        marks = _marks(record, spans, len(record.fields[text]))
+        words, tags, notes = _tagged(record.fields[text], marks, scheme)
+        yield from (Note(what, record.file, record.line) for what in notes)
+        yield record._replace(fields={**record.fields, "words": words, "tags": None if marks is None else tags})
+
+
+def read_brat(location: Location, encoding: str, *, scheme: str = "iob2") -> Iterator[Record | Note]:
+    """A folder of brat's pairs NAME.txt and NAME.ann: one record for each line of a text that is not blank.
+
+    Fields: words and tags as of `read_spans`, text (the line), document (NAME). A text without its .ann has tags None.
+    Text-bound annotations (T) are read; one in several pieces is taken from its first to its last character.
+
+    Args:
+      scheme: of the tags, "iob2" or "bioes".
+
+    Raises UserError where the folder has no text, or at the line of an annotation that is not brat's or that lies
+    outside of the text.
+    """
+    _check_scheme(scheme)
+    location.require_folder()
+    texts = [file for file in location.children() if file.place.name.endswith(".txt") and file.is_file()]
+    if not texts:
+        raise UserError(f"{location.name}: no .txt files in this folder, which brat's pairs of .txt and .ann have")
+    for file in texts:
+        name, whole = file.place.name.removesuffix(".txt"), file.text(encoding)
+        beside = location.child(f"{name}.ann")
+        marks = _brat_marks(beside, encoding, len(whole)) if beside.is_file() else None
+        begin = 0
+        for number, line in enumerate(whole.splitlines(keepends=True), start=1):
+            end = begin + len(line)
+            if line.strip():
+                own = marks and [m for m in marks if m.start < end and m.end > begin]
+                if own and any(m.start < begin or m.end > end for m in own):
+                    yield Note("lines with an annotation that goes on in another line, cut there", file.name, number)
+                inside = own and [_Mark(max(m.start, begin) - begin, min(m.end, end) - begin, m.type) for m in own]
+                words, tags, notes = _tagged(line, inside, scheme)
+                yield from (Note(what, file.name, number) for what in notes)
+                fields = {"words": words, "tags": None if marks is None else tags}
+                yield Record({**fields, "text": line.strip(), "document": name}, file.name, number)
+            begin = end
+
+
+def _check_scheme(scheme: str) -> None:
+    if scheme not in ("iob2", "bioes"):
+        raise UserError(f'options.scheme has to be "iob2" or "bioes", not {scheme!r}')
+
+
+def _tagged(text: str, marks: Sequence[_Mark] | None, scheme: str) -> tuple[list[str], list[str], list[str]]:
+    """(words, tags, what had to be changed)."""
+    places = [match.span() for match in _WORD.finditer(text)]
+    starts, ends = [start for start, _ in places], [end for _, end in places]
+    found: list[schemes.Span] = []
+    notes = []
+    for mark in sorted(marks or (), key=lambda mark: (mark.start - mark.end, mark.start)):
+        first, last = bisect.bisect_right(ends, mark.start), bisect.bisect_left(starts, mark.end)
+        if first >= last or mark.start == mark.end:
+            notes.append("spans without a word in them left out")
+            continue
+        if any(first < other.end and last > other.start for other in found):
+            notes.append("spans that overlap another, as long or longer, left out")
+            continue
+        if mark.start > starts[first] or mark.end < ends[last - 1]:
+            notes.append("spans that begin or end inside a word, taken to its ends")
+        found.append(schemes.Span(mark.type, first, last))
+    tags = schemes.tags(sorted(found, key=lambda span: span.start), len(places), scheme)
+    return [text[start:end] for start, end in places], tags, notes
+
+
+def _marks(record: Record, field: str, length: int) -> list[_Mark] | None:
+    """The spans of a record with a text of `length` characters; None where it has no annotation."""
+    name = field or next((name for name in _FIELDS if name in record.fields), "")
+    if name not in record.fields:
+        asked = repr(field) if field else " or ".join(map(repr, _FIELDS))
+        raise UserError(f"{where(record)}: no field {asked} of spans; name it in options.spans")
+    value = record.fields[name]
+    if value is None:
+        return None
+    if not isinstance(value, list):
+        raise UserError(f"{where(record)}: the field {name!r} should be a list of spans, found {value!r:.80}")
+    return [_within(_mark(one, record, name), length, where(record)) for one in value]
+
+
+def _mark(one: Any, record: Record, name: str) -> _Mark:
+    if isinstance(one, dict):
+        parts = [next((one[key] for key in keys if key in one), None) for keys in (_STARTS, _ENDS, _TYPES)]
+    else:
+        parts = list(one) if isinstance(one, list) and len(one) == 3 else [None] * 3
+    start, end, kind = parts
+    if isinstance(kind, list) and len(kind) == 1:  # as Label Studio has it
+        kind = kind[0]
+    whole = all(isinstance(x, int) and not isinstance(x, bool) for x in (start, end))
+    if not whole or not isinstance(kind, str) or not kind:
+        raise UserError(
+            f"{where(record)}: {one!r:.120} in the field {name!r} is no span: [start, end, type], or an object with "
+            "start, end and label"
+        )
+    return _Mark(start, end, kind)
+
+
+def _within(mark: _Mark, length: int, place: str) -> _Mark:
+    if not 0 <= mark.start <= mark.end <= length:
+        raise UserError(
+            f"{place}: the span {mark.start} to {mark.end} ({mark.type}) is not inside the text of {length} characters"
+        )
+    return mark
+
+
+def _brat_marks(file: Location, encoding: str, length: int) -> list[_Mark]:
+    found = []
+    for number, line in file.lines(encoding):
+        if not line.startswith("T"):
+            continue
+        match = re.fullmatch(r"T\S*\t(\S+) (\d+) (?:\d+;\d+ )*(\d+)(?:\t.*)?", line)
+        if not match:
+            raise UserError(f"{file.name}:{number}: {line[:80]!r} is no annotation of a text: T1<tab>Type start end")
+        mark = _Mark(int(match[2]), int(match[3]), match[1])
+        found.append(_within(mark, length, f"{file.name}:{number}"))
+    return found
