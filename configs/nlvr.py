@@ -1,8 +1,15 @@
 """NLVR: is a sentence true of a picture? Pictures and words in one sequence, beside a text task on the same trunk.
 
-python launch.py --config=configs/nlvr.py:pictures --workdir=runs/nlvr
-python launch.py --config=configs/nlvr.py:blank --workdir=runs/nlvr_blank
-python launch.py --mode=compare --runs=runs/nlvr --against=runs/nlvr_blank --by=presentation --output=runs/nlvr_test
+    python launch.py --config=configs/nlvr.py:pictures --workdir=runs/nlvr
+    python launch.py --config=configs/nlvr.py:blank --workdir=runs/nlvr_blank
+    python launch.py --mode=compare --runs=runs/nlvr --against=runs/nlvr_blank --by=presentation --output=runs/nlvr_test
+
+Train are NLVR's dev (but a sixth, which is dev here) and two of the seven folders of its test, with sentences generated
+from the structured representations of these pictures; the other five folders are test. What stands in single boxes is
+a task beside it, and so are the intents of SNIPS.
+
+12 minutes each on 2 CPU cores, one seed: test accuracy 0.662, with blank pictures 0.548 (most frequent answer 0.55);
+difference +0.115 (95 %: 0.080 to 0.149, p < 0.001, by 190 presentations). Details of boxes F1 0.867, intent 0.980.
 """
 
 from ml_collections import ConfigDict
