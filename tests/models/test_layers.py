@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from mtl_jax.errors import UserError
+from mtl_jax.models import recurrent
 from mtl_jax.models.dropout import Noise
 from mtl_jax.models.layers import LAYERS
 
@@ -216,8 +217,9 @@ def test_convolution_equals_a_numpy_loop(window, residual):
             np.testing.assert_allclose(found[row, place.start + t], wanted, rtol=0, atol=1e-5)
 
 
-def test_recurrence_has_forward_mode_and_second_derivatives():
-    module, params = build("lstm")
+@pytest.mark.parametrize("kind", ["rnn", "lstm", "bilstm"])
+def test_gradient_by_hand_of_the_recurrence_and_its_own_gradient(kind, monkeypatch):
+    module, params = build(kind)
     x, segment, _ = packed()
     direction = jax.tree.map(lambda leaf: jnp.cos(jnp.arange(leaf.size, dtype=jnp.float32)).reshape(leaf.shape), params)
 
@@ -229,12 +231,16 @@ def test_recurrence_has_forward_mode_and_second_derivatives():
         return sum(jnp.vdot(a, b) for a, b in zip(jax.tree.leaves(gradient), jax.tree.leaves(direction), strict=True))
 
     slope = jax.jit(along)
-    _, forward = jax.jit(lambda p: jax.jvp(loss, (p,), (direction,)))(params)
-    np.testing.assert_allclose(forward, slope(params), rtol=1e-4)
+    by_hand = jax.jit(jax.grad(loss))(params)
     _, curvature = jax.jit(lambda p: jax.jvp(along, (p,), (direction,)))(params)
     step = 1e-3
     ahead, behind = (jax.tree.map(lambda p, d, s=s: p + s * d, params, direction) for s in (step, -step))
     np.testing.assert_allclose(curvature, (slope(ahead) - slope(behind)) / (2 * step), rtol=1e-2)
+    monkeypatch.setattr(recurrent, "_over_time", recurrent._over_time.fun)
+    by_autodiff = jax.jit(lambda p: jax.grad(loss)(p))(params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), by_hand, by_autodiff)
+    _, forward = jax.jit(lambda p: jax.jvp(loss, (p,), (direction,)))(params)
+    np.testing.assert_allclose(forward, slope(params), rtol=1e-4)
 
 
 @pytest.mark.parametrize(

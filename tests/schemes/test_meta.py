@@ -105,7 +105,7 @@ def test_a_classifier_against_finite_differences(x64, first_order):
 
 
 def test_the_rule_of_the_recurrence_at_second_order(monkeypatch, differs):
-    """Its custom_jvp, differentiated twice, against autodiff of the plain scan."""
+    """Its gradient by hand, differentiated again, against autodiff of the plain scan."""
     rng = np.random.default_rng(0)
     module, segment = recurrent.BiLSTM(3), jnp.asarray([[1, 1, 1, 2, 2, 0], [1, 1, 2, 2, 2, 2]])
     draw = [jnp.asarray(rng.normal(size=(2, 6, d)), jnp.float32) for d in (4, 6, 4, 6)]
