@@ -99,13 +99,17 @@ class OptimizerSpec:
         fall = {"linear": left, "cosine": 0.5 * (1.0 - jnp.cos(jnp.pi * left)), "constant": jnp.ones_like(left)}
         return jnp.where(step < self.warmup_steps, jnp.minimum(rise, 1.0), fall[self.schedule])
 
-    def transformation(self, hyper: Hyper, step: jax.Array, multipliers: Mapping[str, float]):
-        """The optax transformation of this step. Its state has the same structure at every step."""
+    def transformation(
+        self, hyper: Hyper, step: jax.Array, multipliers: Mapping[str, float], ok: jax.Array | bool = True
+    ):
+        """The optax transformation of this step. Its state has the same structure at every step.
+
+        Where `ok` is False the state stays as it is, and the updates are of no use.
+        """
         if self.name == "adamw":
-            # far below eps, it changes no value; but √v has a derivative where v = 0, for hypergradients
-            direction = optax.scale_by_adam(self.b1, self.b2, self.eps, eps_root=1e-30)
+            direction = _adam(self.b1, self.b2, self.eps, ok)
         else:
-            direction = optax.trace(self.momentum) if self.momentum else optax.identity()
+            direction = _momentum(self.momentum, ok) if self.momentum else optax.identity()
         rate = hyper.learning_rate * self.rate(step)
 
         def scale(updates, params):
@@ -115,6 +119,46 @@ class OptimizerSpec:
             }
 
         return optax.chain(direction, optax.stateless(scale))
+
+
+def _adam(b1: float, b2: float, eps: float, ok) -> optax.GradientTransformation:
+    """`optax.scale_by_adam`, whose state stays as it is where `ok` is False.
+
+    To choose between the states behind optax would keep the old moments until the parameters are written: three
+    copies of all parameters in each step, four times the time of the update. Here they are overwritten in place.
+    """
+    eps_root = 1e-30  # far below eps, it changes no value; but √v has a derivative where v = 0, for hypergradients
+
+    def update(gradient, state, params=None):
+        del params
+
+        def moved(decay, order):
+            def of(moment, g):
+                return jnp.where(ok, decay * moment + (1.0 - decay) * g**order, moment)
+
+            return of
+
+        count = jnp.where(ok, optax.safe_increment(state.count), state.count)
+        mu = jax.tree.map(moved(b1, 1), state.mu, gradient)
+        nu = jax.tree.map(moved(b2, 2), state.nu, gradient)
+        mu, nu = jax.lax.optimization_barrier((mu, nu))
+        times = jnp.maximum(count, 1).astype(jnp.float32)
+        first, second = (1.0 - jnp.float32(b) ** times for b in (b1, b2))
+        updates = jax.tree.map(lambda m, v: m / first / (jnp.sqrt(v / second + eps_root) + eps), mu, nu)
+        return updates, optax.ScaleByAdamState(count, mu, nu)
+
+    return optax.GradientTransformation(optax.scale_by_adam(b1, b2).init, update)
+
+
+def _momentum(decay: float, ok) -> optax.GradientTransformation:
+    """`optax.trace`, as `_adam`."""
+
+    def update(gradient, state, params=None):
+        del params
+        trace = jax.tree.map(lambda t, g: jnp.where(ok, g + decay * t, t), state.trace, gradient)
+        return trace, optax.TraceState(trace)
+
+    return optax.GradientTransformation(optax.trace(decay).init, update)
 
 
 def decays(path: str) -> bool:

@@ -163,7 +163,9 @@ def train_step(spec: StepSpec, state: TrainState, batch: Batch, hyper: Hyper, ax
     gradient = jax.tree.map(jnp.add, gradient, penalty_gradient)
     gradient, norms = owners.clip(gradient, spec.slices, tasks, spec.clip)
 
-    optimizer = spec.optimizer.transformation(hyper, state.step, spec.multipliers)
+    bad = ~jnp.isfinite(norms) | jnp.append(~jnp.isfinite(losses), False)
+    ok = ~bad.any() & (state.bad_steps < spec.max_bad_steps)
+    optimizer = spec.optimizer.transformation(hyper, state.step, spec.multipliers, ok)
     updates, opt_state = optimizer.update(gradient, state.opt_state, trained)
     rate = hyper.learning_rate * spec.optimizer.rate(state.step)
     for name, penalty in objective.penalties.items():
@@ -180,12 +182,10 @@ def train_step(spec: StepSpec, state: TrainState, batch: Batch, hyper: Hyper, ax
         params = with_leaves(state.params, {**flat, **after})
         balance = balance._replace(losses_after=mean_losses(objective, params, batch, hyper, key, total_weight, axis))
 
-    bad = ~jnp.isfinite(norms) | jnp.append(~jnp.isfinite(losses), False)
-    ok = ~bad.any() & (state.bad_steps < spec.max_bad_steps)
     new = TrainState(
         step=state.step + 1,
         params=_where(ok, with_leaves(state.params, {**flat, **after}), state.params),
-        opt_state=_where(ok, opt_state, state.opt_state),
+        opt_state=opt_state,
         balance=_where(ok, balance, state.balance),
         anchor=state.anchor,
         key=state.key,
