@@ -150,22 +150,23 @@ class Location:
     def content(self) -> bytes:
         """All bytes of the file; unpacked where gzip, bzip2 or xz packed it. Raises UserError where that fails."""
         with self._unpacked() as stream:
-            try:
-                return stream.read()
-            except _UNREADABLE as error:
-                raise UserError(f"{self.name}: cannot be read: {error}") from error
+            return stream.read()
 
     @contextlib.contextmanager
     def _unpacked(self) -> Iterator[BinaryIO]:
-        with self.open() as stream:
-            begin = stream.read(10)
-            stream.seek(0)
-            opener = next((opener for magic, opener in _PACKED.items() if re.match(magic, begin, re.DOTALL)), None)
-            if opener is None:
-                yield stream
-            else:
-                with opener(stream) as inner:
-                    yield inner
+        """What `content` reads. Raises UserError in the place of what reading inside the block raises."""
+        try:
+            with self.open() as stream:
+                begin = stream.read(10)
+                stream.seek(0)
+                opener = next((opener for magic, opener in _PACKED.items() if re.match(magic, begin, re.DOTALL)), None)
+                if opener is None:
+                    yield stream
+                else:
+                    with opener(stream) as inner:
+                        yield inner
+        except _UNREADABLE as error:
+            raise UserError(f"{self.name}: cannot be read: {error}") from error
 
     def raw_lines(self, encoding: str) -> Iterator[str]:
         """Lines with their ends, split at "\\n" only, decoded; a byte order mark is dropped. Packed files as `content`.
@@ -183,8 +184,6 @@ class Location:
                 yield from text
             except UnicodeError as error:
                 raise self._undecodable(encoding) from error
-            except _UNREADABLE as error:
-                raise UserError(f"{self.name}: cannot be read: {error}") from error
 
     def lines(self, encoding: str) -> Iterator[tuple[int, str]]:
         """(1-based number, line without its "\\n" or "\\r\\n") for each line."""
