@@ -126,8 +126,13 @@ def spans(tags: Sequence[str], scheme: str, strict: bool = True) -> list[Span]:
 def is_bracketed(tags: Iterable[str]) -> bool:
     """Whether tags are of the scheme "brackets": all have a star or brackets, and one at least has a star."""
     found = set(tags)
-    matches = [_BRACKET.fullmatch(tag) for tag in found]
-    return any("*" in tag for tag in found) and all(m and (m[2] or (m[1] and m[3])) for m in matches)
+    return any("*" in tag for tag in found) and all(map(_bracket, found))
+
+
+def _bracket(tag: str) -> re.Match[str] | None:
+    """(type that begins, star, bracket that ends) of a tag of the scheme "brackets"; None for others."""
+    match = _BRACKET.fullmatch(tag)
+    return match if match and (match[2] or (match[1] and match[3])) else None
 
 
 def _bracketed(tags: Sequence[str], strict: bool) -> list[Span]:
@@ -136,8 +141,8 @@ def _bracketed(tags: Sequence[str], strict: bool) -> list[Span]:
     found: list[Span] = []
     start, kind = -1, ""
     for i, tag in enumerate(tags):
-        match = _BRACKET.fullmatch(tag)
-        if not match or not (match[2] or (match[1] and match[3])):
+        match = _bracket(tag)
+        if match is None:
             raise TagError(i, f"{tag!r} is no tag of the scheme brackets: (TYPE*, *, *) or (TYPE)")
         if match[1]:
             if start >= 0 and strict:

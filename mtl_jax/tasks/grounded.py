@@ -20,8 +20,8 @@ class GroundedClassification(Classification):
     """One of C classes for each text with its pictures, by a relation network (Santoro et al. 2017, equation 1).
 
     f([mean_i z_i; max_i z_i; q]) with z_i = g([h_i; q; h_i ∘ q]), where h_i is the feature vector of patch i and q that
-    of the words. Where the paper's g reads pairs of objects, this one reads one at a time, and so costs no more for
-    more patches; g and f have one GELU layer of width `hidden` each.
+    of the words. Where the paper's g reads pairs of objects, this one reads one at a time, so that its cost is linear
+    in the patches; g has two layers of width `hidden` with a GELU between them, f a GELU layer of that width.
 
     Options as in `Classification`, besides:
     pool      "max" or "mean": q from the features of the example's tokens that are no patches

@@ -28,7 +28,7 @@ def read_jsonl(location: Location, encoding: str) -> Iterator[Record | Note]:
 
 
 def _list(location: Location, encoding: str) -> list[Any] | None:
-    """What the whole file holds; None where its first line is a list by itself."""
+    """What the whole file holds; None where its first line is a JSON value by itself."""
     first = next(line for _, line in location.lines(encoding) if line.strip())
     text = location.text(encoding)
     alone = text.strip() != first.strip() and _is_json(first)
