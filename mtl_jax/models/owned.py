@@ -11,6 +11,10 @@ import jax
 import jax.numpy as jnp
 
 from mtl_jax.models.dropout import Noise
+from mtl_jax.models.parts import alone_on_cpu, in_parts
+
+PART = 512  # tokens of a layer that are computed at once on CPU, see `parts`
+PARTS = 2
 
 
 def layer_function(module: nn.Module, remat: bool):
@@ -19,7 +23,20 @@ def layer_function(module: nn.Module, remat: bool):
     def function(params, inputs, noise):
         return applied(module, {"params": params}, inputs, noise)
 
-    return jax.checkpoint(function) if remat else function
+    whole = jax.checkpoint(function) if remat else function
+    if not getattr(module, "rows_in_parts", False):
+        return whole
+
+    def by_parts(params, inputs, noise):
+        tokens = inputs[-1].size
+        count = min(PARTS, tokens // PART) if alone_on_cpu() else 1
+        if noise is None:
+            return in_parts(lambda *inputs: whole(params, inputs, None), count, *inputs)
+        return in_parts(
+            lambda keys, *inputs: whole(params, inputs, noise._replace(keys=keys)), count, noise.keys, *inputs
+        )
+
+    return by_parts
 
 
 def applied(module: nn.Module, variables, inputs, noise) -> jax.Array:

@@ -11,8 +11,9 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from mtl_jax.errors import UserError
+from mtl_jax.models.attention import attend
 from mtl_jax.models.dense import Dense
-from mtl_jax.models.dropout import Noise, attention_dropout, dropout
+from mtl_jax.models.dropout import Noise, dropout
 
 
 def gelu(x: jax.Array) -> jax.Array:
@@ -44,45 +45,14 @@ def activation_named(name: str):
     return ACTIVATIONS[name]
 
 
-def attend(query: jax.Array, key: jax.Array, value: jax.Array, segment: jax.Array, noise: Noise | None) -> jax.Array:
-    """Scaled dot-product attention inside segments. query, key, value [R, T, H, D/H], segment [R, T] -> [R, T, H, D/H].
-
-    A token attends to the tokens of its own segment; padding (segment 0) to padding, so that no row of the softmax
-    is empty. Scores and softmax are float32.
-    """
-    # Heads in front of tokens: on CPU the forward pass takes half the time of the [R, T, H, D/H] order.
-    query, key, value = (jnp.swapaxes(a, 1, 2) for a in (query, key, value))
-    scale = jnp.asarray(query.shape[-1] ** -0.5, jnp.float32)
-    scores = jnp.einsum("rhtd,rhsd->rhts", query, key, preferred_element_type=jnp.float32) * scale
-    same = segment[:, None, :, None] == segment[:, None, None, :]
-    scores = jnp.where(same, scores, jnp.finfo(jnp.float32).min)
-    if jax.default_backend() == "cpu" and (noise is None or noise.attention_rate is None):
-        return jnp.swapaxes(_weighted_mean(scores, value), 1, 2)
-    weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
-    weights = attention_dropout(noise, 0, weights)
-    return jnp.swapaxes(jnp.einsum("rhts,rhsd->rhtd", weights, value), 1, 2)
-
-
-def _weighted_mean(scores: jax.Array, value: jax.Array) -> jax.Array:
-    """softmax(scores) · value; scores float32 [R, H, T, S], value [R, H, S, D/H] -> [R, H, T, D/H].
-
-    Σ e·v and Σ e come from one product, by a column of ones beside the values, and the division behind it is of D/H
-    numbers instead of S. On CPU forward and backward pass of the attention take 0.6 of the time so.
-    """
-    exponential = jnp.exp(scores - jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True))).astype(value.dtype)
-    ones = jnp.ones((*value.shape[:-1], 1), value.dtype)
-    sums = jnp.einsum(
-        "rhts,rhsd->rhtd", exponential, jnp.concatenate([value, ones], axis=-1), preferred_element_type=jnp.float32
-    )
-    return (sums[..., :-1] / sums[..., -1:]).astype(value.dtype)
-
-
 class TransformerLayer(nn.Module):
     """Post-LayerNorm encoder layer (Vaswani et al. 2017) exactly as in BERT and RoBERTa.
 
     Parameters: attention/{query,key,value,output}, attention/layer_norm, intermediate, output, layer_norm;
     kernels are [in, out]. LayerNorm, residual sums and softmax are float32 whatever the compute dtype.
     """
+
+    rows_in_parts = True  # of many rows, see `parts`: nothing is done twice
 
     width: int
     heads: int

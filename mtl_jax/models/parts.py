@@ -1,0 +1,35 @@
+"""Rows computed in parts, on CPU.
+
+XLA runs what does not depend on each other at once, and operations that follow each other on a few rows find them in
+the cache: on two cores a step of MiniLM takes 0.85 of the time so. The price is a longer program, a few seconds more to
+compile. Only on one device: a part of rows that lie on several would move.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+
+def alone_on_cpu() -> bool:
+    """Whether all rows are computed by one CPU device."""
+    return jax.default_backend() == "cpu" and jax.device_count() == 1
+
+
+def in_parts(function: Callable[..., Any], count: int, *arrays: Any) -> Any:
+    """`function(*arrays)`, computed in `count` parts of its rows.
+
+    arrays   trees with leaves [R, ...]; PRNG keys too
+    function  keeps rows apart; it returns a tree with leaves [R, ...]
+    """
+    rows = jax.tree.leaves(arrays)[0].shape[0]
+    count = min(count, rows)
+    if count <= 1:
+        return function(*arrays)
+    ends = [rows * part // count for part in range(count + 1)]
+    parts = [function(*jax.tree.map(lambda leaf, a=a, b=b: leaf[a:b], arrays)) for a, b in itertools.pairwise(ends)]
+    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
