@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
 from mtl_jax.models.dense import Dense
@@ -23,9 +24,9 @@ class RNN(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, segment: jax.Array, noise: Noise | None = None) -> jax.Array:
         """x [R, T, D], segment int32[R, T] -> dtype [R, T, hidden]. Dropout is on the output."""
-        forward = Direction(self.hidden, ("hidden",), self.dtype, name="forward")(x)
-        (hidden,) = recur(TANH, [(*forward, segment)])
-        return dropout(noise, 0, hidden.astype(self.dtype))
+        forward = Direction(self.hidden, ("hidden",), self.dtype, name="forward")
+        (hidden,) = recur(TANH, [(*forward(_swapped(x)), _continues(segment))])
+        return dropout(noise, 0, _swapped(hidden).astype(self.dtype))
 
 
 class LSTM(nn.Module):
@@ -37,9 +38,9 @@ class LSTM(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, segment: jax.Array, noise: Noise | None = None) -> jax.Array:
         """x [R, T, D], segment int32[R, T] -> dtype [R, T, hidden]. Dropout is on the output."""
-        forward = Direction(self.hidden, LSTM_GATES, self.dtype, name="forward")(x)
-        (hidden,) = recur(LSTM_CELL, [(*forward, segment)])
-        return dropout(noise, 0, hidden.astype(self.dtype))
+        forward = Direction(self.hidden, LSTM_GATES, self.dtype, name="forward")
+        (hidden,) = recur(LSTM_CELL, [(*forward(_swapped(x)), _continues(segment))])
+        return dropout(noise, 0, _swapped(hidden).astype(self.dtype))
 
 
 class BiLSTM(nn.Module):
@@ -51,12 +52,16 @@ class BiLSTM(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, segment: jax.Array, noise: Noise | None = None) -> jax.Array:
         """x [R, T, D], segment int32[R, T] -> dtype [R, T, 2·hidden]. Dropout is on the output."""
-        forward = Direction(self.hidden, LSTM_GATES, self.dtype, name="forward")(x)
+        forward = Direction(self.hidden, LSTM_GATES, self.dtype, name="forward")
+        backward = Direction(self.hidden, LSTM_GATES, self.dtype, name="backward")
+        x = _swapped(x)
         # Read from the right, the last token of a segment is its first: the same resets do for both directions.
-        backward = Direction(self.hidden, LSTM_GATES, self.dtype, name="backward")(jnp.flip(x, 1))
-        # Both directions advance in one scan: half the sequential steps.
-        left, right = recur(LSTM_CELL, [(*forward, segment), (*backward, jnp.flip(segment, 1))])
-        hidden = jnp.concatenate([left, jnp.flip(right, 1)], axis=-1)
+        # Both advance in one scan: half the sequential steps.
+        left, right = recur(LSTM_CELL, [
+            (*forward(x), _continues(segment)),
+            (*backward(jnp.flip(x, 0)), _continues(jnp.flip(segment, 1))),
+        ])  # fmt: skip
+        hidden = _swapped(jnp.concatenate([left, jnp.flip(right, 0)], axis=-1))
         return dropout(noise, 0, hidden.astype(self.dtype))
 
 
@@ -66,8 +71,8 @@ LSTM_GATES = ("input", "forget", "cell", "output")  # the order of the blocks in
 class Direction(nn.Module):
     """Parameters of one direction: input/kernel [D, G·hidden], input/bias, recurrent/kernel [hidden, G·hidden].
 
-    Returns the projected inputs float32 [R, T, G·hidden] (outside of the scan: one large product) and the recurrent
-    kernel in the compute dtype.
+    x [T, R, D], time first. Returns the projected inputs float32 [T, R, G·hidden] (outside of the scan: one large
+    product) and the recurrent kernel in the compute dtype.
     """
 
     hidden: int
@@ -140,19 +145,27 @@ def _retreat_tanh(h, gradient):
 
 def _advance_lstm(z, memory):
     (c,) = memory
-    i, f, g, o = jnp.split(z, len(LSTM_GATES), axis=-1)
-    i, f, g, o = jax.nn.sigmoid(i), jax.nn.sigmoid(f), jnp.tanh(g), jax.nn.sigmoid(o)
+    # σ(z) = ½·tanh(½·z) + ½: one function for all gates, in one pass
+    half = _by_gates(z, (0.5, 0.5, 1.0, 0.5))
+    gates = half * jnp.tanh(half * z) + _by_gates(z, (0.5, 0.5, 0.0, 0.5))
+    i, f, g, o = jnp.split(gates, len(LSTM_GATES), axis=-1)
     after = f * c + i * g
-    return (o * jnp.tanh(after), after), (jnp.concatenate([i, f, g, o], axis=-1), c)
+    shown = jnp.tanh(after)
+    return (o * shown, after), (gates, c, shown)
 
 
 def _retreat_lstm(kept, gradient):
-    (gates, c), (dh, dc) = kept, gradient
+    (gates, c, shown), (dh, dc) = kept, gradient
     i, f, g, o = jnp.split(gates, len(LSTM_GATES), axis=-1)
-    shown = jnp.tanh(f * c + i * g)
     dc = dc + dh * o * (1.0 - shown * shown)
-    dz = [dc * g * i * (1.0 - i), dc * c * f * (1.0 - f), dc * i * (1.0 - g * g), dh * shown * o * (1.0 - o)]
-    return jnp.concatenate(dz, axis=-1), (dc * f,)
+    # σ' = σ − σ², tanh' = 1 − tanh²
+    slope = _by_gates(gates, (0.0, 0.0, 1.0, 0.0)) + _by_gates(gates, (1.0, 1.0, 0.0, 1.0)) * gates - gates * gates
+    return jnp.concatenate([dc * g, dc * c, dc * i, dh * shown], axis=-1) * slope, (dc * f,)
+
+
+def _by_gates(like: jax.Array, values: tuple[float, ...]) -> jax.Array:
+    """A number for each gate, in the shape of `like` [R, 4·hidden]."""
+    return jnp.broadcast_to(np.repeat(np.float32(values), like.shape[-1] // len(values)), like.shape)
 
 
 TANH = Cell(1, _advance_tanh, _retreat_tanh)
@@ -162,14 +175,12 @@ LSTM_CELL = Cell(2, _advance_lstm, _retreat_lstm)
 def recur(cell: Cell, directions) -> list[jax.Array]:
     """Runs all directions side by side in one scan over T.
 
-    directions  list of (projected float32 [R, T, G·hidden], kernel [hidden, G·hidden], segment int32[R, T])
+    directions  list of (projected float32 [T, R, G·hidden], kernel [hidden, G·hidden], keep float32 [T, R, 1]: 0 where
+                the state starts from zero, else 1)
 
-    Returns h of each direction, float32 [R, T, hidden]. The state is zero before the first token of every segment.
+    Returns h of each direction, float32 [T, R, hidden].
     """
-    inputs = [jnp.swapaxes(projected, 0, 1) for projected, _, _ in directions]
-    keep = [jnp.swapaxes(_continues(segment), 0, 1)[..., None] for _, _, segment in directions]
-    hidden = _over_time(cell, inputs, [kernel for _, kernel, _ in directions], keep)
-    return [jnp.swapaxes(h, 0, 1) for h in hidden]
+    return _over_time(cell, *(list(parts) for parts in zip(*directions, strict=True)))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -223,8 +234,10 @@ def _over_time_backward(cell, residuals, gradients):
     moved = jax.lax.scan(step, zero, at_t, reverse=True)[1]
     by_kernel = []
     for (h, _), k, dz, kernel in zip(found, keep, moved, kernels, strict=True):
-        before = (h[:-1] * k[1:]).astype(kernel.dtype)  # at the first token there is no state yet
-        product = jnp.einsum("trh,trg->hg", before, dz[1:].astype(kernel.dtype), preferred_element_type=jnp.float32)
+        before = jnp.concatenate([jnp.zeros_like(h[:1]), h[:-1]]) * k  # no slice of dz, which would be copied
+        product = jnp.einsum(
+            "trh,trg->hg", before.astype(kernel.dtype), dz.astype(kernel.dtype), preferred_element_type=jnp.float32
+        )
         by_kernel.append(product.astype(kernel.dtype))
     return moved, by_kernel, [None] * len(keep)
 
@@ -237,6 +250,11 @@ def _product(h: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 def _continues(segment: jax.Array) -> jax.Array:
-    """float32 [R, T]: 1 where the token before is of the same segment, 0 at the first token of a segment."""
+    """float32 [T, R, 1]: 1 where the token before is of the same segment, 0 at the first token of a segment."""
     same = segment[:, 1:] == segment[:, :-1]
-    return jnp.pad(same, ((0, 0), (1, 0))).astype(jnp.float32)
+    return _swapped(jnp.pad(same, ((0, 0), (1, 0))).astype(jnp.float32))[..., None]
+
+
+def _swapped(x: jax.Array) -> jax.Array:
+    """[R, T, ...] and back: time first is how a scan reads and writes."""
+    return jnp.swapaxes(x, 0, 1)
