@@ -51,26 +51,35 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def fastest(peer: Worker, variants, steps: int, options, order: str = "ours"):
-    """(variant, threads, {what was tried: seconds a step}, [what was left out and why])."""
+    """(variant, threads, {what was tried: seconds a step}, [what was left out and why]).
+
+    The number of threads is chosen with the first variant, and taken for the others.
+    """
     trials, failed = {}, []
-    some = range(1, CORES + 1) if CORES <= 4 else sorted({1, CORES // 4, CORES // 2, CORES})
+    counts = [options.threads] if options.threads else _thread_counts()
     for variant in variants:
         if variant[1] and options.no_compile:
             failed.append("torch.compile, as asked")
             continue
-        for threads in [options.threads] if options.threads else some:
+        for threads in counts:
             asked = {"variant": variant, "threads": threads, "steps": steps, "order": order, "first": 0}
             try:
                 peer("run", **asked)  # warms up, and compiles
-                seconds = min(peer("run", **asked) for _ in range(2)) / steps
+                seconds = min(peer("run", **asked) for _ in range(3)) / steps
             except RuntimeError as error:  # no C++ compiler
                 failed.append(f"{named(variant)}, {threads} threads: {str(error).strip().splitlines()[-1]}")
                 continue
             trials[json.dumps([variant, threads])] = seconds
             print(f"tried {named(variant)}, {threads} threads: {seconds:.3f} s a step", file=sys.stderr)
+        if trials:
+            counts = [json.loads(min(trials, key=trials.get))[1]]
     if not trials:
         raise SystemExit(f"no variant of the peer ran: {failed}")
     return *json.loads(min(trials, key=trials.get)), trials, failed
+
+
+def _thread_counts() -> list[int]:
+    return list(range(CORES, 0, -1)) if CORES <= 4 else sorted({1, CORES // 4, CORES // 2, CORES}, reverse=True)
 
 
 def named(variant: list) -> str:

@@ -12,6 +12,7 @@ differences, and the singular values of the matrix of all parameters. First thei
 from __future__ import annotations
 
 import argparse
+import itertools
 import pathlib
 import statistics
 import sys
@@ -107,9 +108,9 @@ def _measured(options, layer: str, tasks: int) -> list[dict]:
 
 def _pairwise(stacks) -> jax.Array:
     """Σ_{i<j} ‖Θ_i − Θ_j‖², difference by difference."""
-    vectors = _vectors(stacks)
-    count = len(vectors)
-    return sum(jnp.sum((vectors[i] - vectors[j]) ** 2) for i in range(count) for j in range(i + 1, count))
+    vectors = list(_vectors(stacks))  # cut once: the gradient of each cut is a whole matrix
+    pairs = itertools.combinations(vectors, 2)
+    return sum(jnp.sum((a - b) ** 2) for a, b in pairs)
 
 
 def _singular_values(stacks) -> jax.Array:

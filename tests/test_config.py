@@ -15,6 +15,7 @@ from mtl_jax.training import workdir
     [
         ({"optimizer__learning_rate": float("nan")}, "config.optimizer.learning_rate: nan should be a finite number"),
         ({"optimizer__learning_rate": -1.0}, "config.optimizer.learning_rate: -1.0 should be at least 0.0"),
+        ({"optimizer__learning_rate": 300.0}, "config.optimizer.weight_decay: times learning_rate it is 3; above 2"),
         ({"model__layer": "lsmt"}, "config.model.layer: 'lsmt' is none of 'transformer', 'lstm'"),
         ({"model__widht": 3}, "config.model.widht: no such field; did you mean config.model.width?"),
         ({"train_on": ("colour",)}, "config.train_on: 'colour' is none of 'color'"),

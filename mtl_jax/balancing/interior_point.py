@@ -26,7 +26,8 @@ def simplex_minimum(
       data: pytree of all arrays that F depends on; derivatives flow through it.
       normal: a ≥ 0, float[K], the largest 1; derivatives flow through it too.
       present: bool[K].
-      iterations: Newton steps, each a K×K solve; a quadratic needs some 15 to rounding, a norm some 30.
+      iterations: Newton steps, each a K×K solve; a quadratic needs some 15 to rounding, a norm some 30, up to 100 where
+        the gradients are dependent.
 
     Returns:
       float[K]; zeros where no task is present. Where the minimum is not unique, one inside the set of minima.
@@ -37,10 +38,10 @@ def simplex_minimum(
     both = on[:, None] * on[None, :]
     tiny = jnp.finfo(dtype).eps ** 2
 
-    def newton(data, w, z, multiplier, ridge=0.0):
+    def newton(data, w, z, multiplier, centring, ridge=0.0):
         data, normal = data
         gradient, hessian = derivatives(data, w * on, ridge)
-        target = _target(w, z, on, count)
+        target = _target(w, z, on, count, centring)
         barrier = jnp.where(present, z / w, 1.0)  # an absent task stands apart and does not move
         beside = normal * on
         # aaᵀ does not move the solution, the constraint holds; a homogeneous F is singular without it
@@ -53,17 +54,17 @@ def simplex_minimum(
         return dw, (target / w - z - barrier * dw) * on, change
 
     def step(_, carry):
-        w, z, multiplier = carry
-        dw, dz, change = newton(frozen, w, z, multiplier)
+        w, z, multiplier, centring = carry
+        dw, dz, change = newton(frozen, w, z, multiplier, centring)
         length = jnp.minimum(_to_boundary(w, dw), _to_boundary(z, dz))
         new_w = jnp.maximum(w + length * dw, tiny)
-        new = new_w, jnp.maximum(z + length * dz, tiny), multiplier + length * change
+        new = new_w, jnp.maximum(z + length * dz, tiny), multiplier + length * change, _centring(length)
         return _if_finite(new, carry)
 
     frozen = jax.lax.stop_gradient((data, normal))
     sides = frozen[1] * on
     even = 1.0 / jnp.maximum(jnp.sum(sides), tiny)
-    start = jnp.where(present, even, 1.0), jnp.ones_like(on), jnp.zeros((), dtype)
+    start = jnp.where(present, even, 1.0), jnp.ones_like(on), jnp.zeros((), dtype), _centring(jnp.ones((), dtype))
     solution = jax.lax.fori_loop(0, iterations, step, start)
     w = solution[0] * on
     return w / jnp.maximum(jnp.sum(sides * w), tiny) + _only_derivative(
@@ -135,9 +136,14 @@ def project_on_simplex(point: jax.Array, present: jax.Array, mass: jax.Array) ->
     return jnp.maximum(jnp.where(present, point, 0.0) - threshold, 0.0) * on
 
 
-def _target(x: jax.Array, z: jax.Array, on: jax.Array, count: jax.Array) -> jax.Array:
-    """The product x·z to aim at next; from rounding on it stays, and the steps polish."""
-    return jnp.maximum(0.2 * jnp.sum(x * z * on) / count, jnp.finfo(x.dtype).eps ** 1.5)
+def _target(x: jax.Array, z: jax.Array, on: jax.Array, count: jax.Array, centring=0.2) -> jax.Array:
+    """The product x·z to aim at next, `centring` of its mean; from rounding on it stays, and the steps polish."""
+    return jnp.maximum(centring * jnp.sum(x * z * on) / count, jnp.finfo(x.dtype).eps ** 1.5)
+
+
+def _centring(length: jax.Array) -> jax.Array:
+    """After a step cut short by the boundary the next one only evens the products x·z: else it can stall there."""
+    return jnp.where(length < 0.6, 1.0, 0.2).astype(length.dtype)
 
 
 def _ridge(dtype) -> float:

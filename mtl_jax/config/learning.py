@@ -121,6 +121,12 @@ def check_meta(config, say):
 
 
 def check_optimizer(config, say):
+    decay = config.optimizer.learning_rate * config.optimizer.weight_decay
+    if decay > 2:  # w ← w − decay · w
+        say(
+            f"config.optimizer.weight_decay: times learning_rate it is {decay:.3g}; above 2 the decay alone makes "
+            "weights grow without end"
+        )
     for name, group in config.optimizer.groups.items():
         if not hasattr(group, "keys") or set(group) != {"leaves", "rate"}:
             found = sorted(group) if hasattr(group, "keys") else group

@@ -163,11 +163,12 @@ def train_step(spec: StepSpec, state: TrainState, batch: Batch, hyper: Hyper, ax
     gradient = jax.tree.map(jnp.add, gradient, penalty_gradient)
     gradient, norms = owners.clip(gradient, spec.slices, tasks, spec.clip)
 
-    bad = ~jnp.isfinite(norms) | jnp.append(~jnp.isfinite(losses), False)
+    rate = hyper.learning_rate * spec.optimizer.rate(state.step)
+    reach = norms * jnp.maximum(rate * spec.optimizer.gain, 1.0)  # a step of this length must not overflow
+    bad = ~jnp.isfinite(reach) | jnp.append(~jnp.isfinite(losses), False)
     ok = ~bad.any() & (state.bad_steps < spec.max_bad_steps)
     optimizer = spec.optimizer.transformation(hyper, state.step, spec.multipliers, ok)
     updates, opt_state = optimizer.update(gradient, state.opt_state, trained)
-    rate = hyper.learning_rate * spec.optimizer.rate(state.step)
     for name, penalty in objective.penalties.items():
         if penalty.way != "gradient":
             t = rate * spec.optimizer.gain * strength[name]

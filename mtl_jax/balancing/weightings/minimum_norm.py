@@ -61,7 +61,7 @@ def cagrad(c: Number = 0.4) -> Weighting:
             return gradient, radius / s * jnp.block([[similarity, beside], [beside.T, ratio[None, None]]])
 
         extended = jnp.append(normal, 0.0), jnp.append(live, True)
-        v = simplex_minimum(derivatives, (similarity, towards_mean, radius), *extended)[:-1]
+        v = simplex_minimum(derivatives, (similarity, towards_mean, radius), *extended, iterations=100)[:-1]
         norm = root(dot(v, dot(similarity, v)))
         # a gradient of zero takes all of w unless F < 0 can be had without it
         helps = jnp.all(live | ~present) | (dot(v, towards_mean) + radius * norm < 0)
