@@ -4,8 +4,9 @@
     python benchmarks/all.py --only=steps_bert_mini,packing
     python benchmarks/all.py --page
 
---page writes RESULTS.md anew from the numbers in benchmarks/results/ and measures nothing. Nothing else should run on
-the machine meanwhile.
+The commands are shortened to take half an hour together on 2 cores; by itself, without the options given here, each
+measures more: other K and meshes, `torch.compile`, more methods and rounds. --page writes RESULTS.md anew from the
+numbers in benchmarks/results/ and measures nothing. Nothing else should run on the machine meanwhile.
 """
 
 from __future__ import annotations
@@ -24,18 +25,20 @@ import record
 HERE = pathlib.Path(__file__).resolve().parent
 # name of the results -> (title, command); one row for each that is run
 BENCHMARKS = {
-    "steps_bert_mini": ("Equal shapes: BERT-mini", "steps.py --model=bert_mini"),
-    "steps_minilm": ("Equal shapes: MiniLM", "steps.py --model=minilm"),
-    "steps_bilstm": ("Equal shapes: BiLSTM", "steps.py --model=bilstm"),
-    "packing": ("Real text", "packing.py"),
-    "penalties": ("Penalties", "penalties.py"),
-    "gradient_methods": ("Gradient methods", "gradient_methods.py"),
-    "ablation_small": ("A grid, small models", "ablation.py --model=small --only=steps"),
-    "ablation_bilstm": ("A grid, BiLSTM", "ablation.py --model=bilstm --only=steps"),
-    "memory": ("Memory", "memory.py"),
-    "collectives": ("Devices", "collectives.py"),
-    "start": ("Start", "start.py"),
-}
+    "steps_bert_mini": ("Equal shapes: BERT-mini", "steps.py --model=bert_mini --no-compile --rounds=3"),
+    "steps_minilm": ("Equal shapes: MiniLM", "steps.py --model=minilm --no-compile --rounds=3"),
+    "steps_bilstm": ("Equal shapes: BiLSTM", "steps.py --model=bilstm --rounds=5"),
+    "packing": ("Real text", "packing.py --no-compile --texts=90"),
+    "penalties": ("Penalties", "penalties.py --tasks=4 --rounds=7"),
+    "gradient_methods": (
+        "Gradient methods", "gradient_methods.py --tasks=8 --methods=upgrad --rounds=3 --steps=1",
+    ),
+    "ablation_small": ("A grid, small models", "ablation.py --model=small --only=steps --repeats=1"),
+    "ablation_bilstm": ("A grid, BiLSTM", "ablation.py --model=bilstm --only=steps --repeats=1 --peer-lanes=2"),
+    "memory": ("Memory", "memory.py --tasks=1,4"),
+    "collectives": ("Devices", "collectives.py --tasks=4 --meshes=task,model"),
+    "start": ("Start", "start.py --repeats=2 --config=configs/quickstart.py:soft"),
+}  # fmt: skip
 # not about speed: run by themselves, or by --only
 OTHERS = {
     "faults": ("Faults", "faults.py"),

@@ -17,6 +17,7 @@ import pathlib
 import statistics
 import sys
 import time
+from concurrent import futures
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
@@ -72,19 +73,22 @@ def _measured(options, layer: str, tasks: int) -> list[dict]:
     plain = _config(layer, tasks)
     checks.check(plain, default)
     first = build(plain)
-    steps = {"none": _Step(first)}
-    for kind in ("l2_to_mean", "trace_norm"):
+    makers = {"none": (first,)}
+    for kind, naive in NAIVE.items():
         config = ConfigDict(plain.to_dict())
         default.add_penalty(config, "p", kind=kind, strength=STRENGTH)
         experiment = assemble(config, first.corpus, None, None)
-        steps[kind] = _Step(experiment)
-        naive, factor = {"l2_to_mean": (_pairwise, 1.0 / tasks), "trace_norm": (_singular_values, 1.0)}[kind]
-        other = _Step(experiment, naive)
-        values = steps[kind].value(), factor * other.value()
-        if abs(values[0] - values[1]) > 1e-4 * abs(values[1]):
-            sys.exit(f"{kind}: {values[0]}, {naive.__name__} {values[1]}: not the same work")
-        steps[f"{kind}, {naive.__name__.strip('_').replace('_', ' ')}"] = other
-        print(f"{layer}, K = {tasks}: {kind} compiled", file=sys.stderr)
+        makers |= {kind: (experiment,), f"{kind}, {naive.__name__.strip('_').replace('_', ' ')}": (experiment, naive)}
+    with futures.ThreadPoolExecutor() as pool:  # compilation takes longer than all steps
+        steps = dict(zip(makers, pool.map(lambda of_side: _Step(*of_side), makers.values()), strict=True))
+    print(f"{layer}, K = {tasks}: compiled", file=sys.stderr)
+    for name, (_, *naive) in makers.items():
+        if naive:
+            kind = name.split(",")[0]
+            factor = 1.0 / tasks if kind == "l2_to_mean" else 1.0  # pairwise differences count each task K times
+            values = steps[kind].value(), factor * steps[name].value()
+            if abs(values[0] - values[1]) > 1e-4 * abs(values[1]):
+                sys.exit(f"{kind}: {values[0]}, {name} {values[1]}: not the same work")
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     against: dict[str, list[float]] = {name: [] for name in steps}
     for number in range(options.rounds + 1):
@@ -92,7 +96,8 @@ def _measured(options, layer: str, tasks: int) -> list[dict]:
         for name, step in steps.items():
             if "," in name and number % RARELY:  # the naive forms are slow
                 continue
-            spent = step.run(options.steps)
+            turns = 1 if "," in name else options.steps
+            spent = step.run(turns) / turns
             base = base or spent
             if number:  # the first warms up
                 seconds[name].append(spent)
@@ -100,7 +105,7 @@ def _measured(options, layer: str, tasks: int) -> list[dict]:
     parameters = sum(leaf.size for leaf in columns(flatten(first.init_params(0)), first.owners).values())
     return [
         {"layer": layer, "tasks": tasks, "penalty": name, "ratio": statistics.median(against[name]),
-         "ratios": against[name], "ms": 1e3 * statistics.median(seconds[name]) / options.steps,
+         "ratios": against[name], "ms": 1e3 * statistics.median(seconds[name]),
          "bytes": steps[name].temporaries, "parameters": parameters}
         for name in steps
     ]  # fmt: skip
@@ -120,6 +125,9 @@ def _singular_values(stacks) -> jax.Array:
 
 def _vectors(stacks) -> jax.Array:
     return jnp.concatenate([leaf.reshape(leaf.shape[0], -1) for leaf in stacks.values()], axis=1)
+
+
+NAIVE = {"l2_to_mean": _pairwise, "trace_norm": _singular_values}
 
 
 class _Step:
