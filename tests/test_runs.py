@@ -182,7 +182,7 @@ def test_a_config_that_does_not_run_claims_no_folder(tiny, tmp_path):
 
 
 def test_steps_in_a_row_that_are_not_finite_end_the_run(tiny, tmp_path):
-    config = tiny(training__max_bad_steps=3, optimizer__learning_rate=1e38)
+    config = tiny(training__max_bad_steps=3, optimizer__learning_rate=1e38, optimizer__weight_decay=0.0)
     with pytest.raises(UserError, match="3 steps in a row"):
         loop.train(config, folders.prepare(tmp_path / "run"))
 
