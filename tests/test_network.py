@@ -1,5 +1,6 @@
 """The network: streams, owners, and that a task with nothing shared walks the path that it walks alone."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -144,3 +145,29 @@ def test_remat_changes_nothing():
 def test_wrong_owners_are_named(trunk, groups, said):
     with pytest.raises(UserError, match=said):
         ownership.assign(PAIR.tasks, 2, trunk, groups)
+
+
+def test_layers_of_one_form_are_traced_once():
+    """However many there are, and whoever owns them: else a deep model takes minutes until its first step."""
+    traced = []
+
+    class Layer(nn.Module):
+        @nn.compact
+        def __call__(self, x, segment, noise=None):
+            traced.append(x.shape)
+            return nn.Dense(WIDTH, dtype=x.dtype)(x)
+
+    def count(depth, remat):
+        net = network(
+            WordEmbeddings(VOCABULARY, WIDTH), [Layer() for _ in range(depth)],
+            ownership.assign(PAIR.tasks, depth, "none"), PAIR, columns="unroll", remat=remat,
+        )  # fmt: skip
+        params, batch = net.init(jax.random.key(0)), make_batch(PAIR)
+        traced.clear()
+        jax.clear_caches()
+        jax.make_jaxpr(
+            jax.grad(lambda params: sum(h.sum() for h in net.apply(params, batch, None, None).hidden.values()))
+        )(params)
+        return len(traced)
+
+    assert count(8, False) == count(1, False) and count(8, True) == count(1, True)

@@ -8,6 +8,7 @@ import logging
 import os
 import pathlib
 import tempfile
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -25,12 +26,15 @@ def folder() -> pathlib.Path:
     return (pathlib.Path(base) if base else pathlib.Path.home() / ".cache") / "mtl_jax"
 
 
-def cached(key: Mapping[str, Any], make: Callable[[], Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+def cached(
+    key: Mapping[str, Any], make: Callable[[], Mapping[str, np.ndarray]], worth: float = 0.0
+) -> dict[str, np.ndarray]:
     """The arrays of `make()`, from the cache where it holds them.
 
     Args:
       key: all that decides the arrays, JSON values; the file's name is its hash with `VERSION`.
       make: called where the file is absent or damaged. Arrays of plain dtypes (no objects).
+      worth: seconds; what `make` gives sooner is not kept.
 
     A cache that cannot be written costs time only, with a warning.
     """
@@ -39,7 +43,10 @@ def cached(key: Mapping[str, Any], make: Callable[[], Mapping[str, np.ndarray]])
     found = _read(path)
     if found is not None:
         return found
+    began = time.perf_counter()
     arrays = {name: np.asarray(array) for name, array in make().items()}
+    if time.perf_counter() - began < worth:
+        return arrays
     try:
         _write(path, arrays)
     except OSError as error:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from mtl_jax.data import conditions, files, selection, wheels
+from mtl_jax.data import conditions, files, parsed, selection, wheels
 from mtl_jax.data.pictures import picture_key
-from mtl_jax.data.readers import GENERATED, READERS
+from mtl_jax.data.readers import GENERATED, READERS, SLOW
 from mtl_jax.data.readers.options import check_options, options_of
 from mtl_jax.data.records import Note, Record, field, suggestion, summary
 from mtl_jax.data.texts import check_texts, text_key
@@ -162,10 +163,15 @@ def _read_part(
     if not places:
         raise UserError(f"{location.name}: nothing matches {part!r}")
     for place in places:
-        found = list(reader(place, encoding, **options))
+        content = place.sha256()
+        if reader_name in SLOW:
+            key = {"reader": reader_name, "content": content, "encoding": encoding, "options": options}
+            found = parsed.kept(key, place.name, functools.partial(reader, place, encoding, **options))
+        else:
+            found = list(reader(place, encoding, **options))
         if not any(isinstance(item, Record) for item in found):
             raise UserError(f"{place.name}: no records in it; the file is empty or holds nothing but a header")
-        contents.append(place.sha256())
+        contents.append(content)
         items += found
     return items, " ".join(contents)
 

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
@@ -36,6 +37,7 @@ _BRACKET = re.compile(r"(?:\(([^()*\s]+))?(\*?)(\)?)")
 _TAG = re.compile(r"([A-Z])-(.+)", re.DOTALL)
 
 
+@functools.lru_cache(maxsize=1 << 16)
 def split_tag(tag: str) -> tuple[str, str]:
     """("B", "PER") for "B-PER"; ("O", "") for "O"; ("", tag) for what is no span tag."""
     if tag == "O":

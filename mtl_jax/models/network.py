@@ -5,12 +5,14 @@ What one block looks like on its way up is a stream, see `streams`; what happens
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax.traverse_util import flatten_dict
 
 from mtl_jax.data.batch import Batch, Layout
@@ -92,14 +94,13 @@ def network(
     last = next(reversed(modules))
 
     def init(key: jax.Array) -> Params:
-        params = {}
+        params, keys = {}, {}
+        for path in modules:
+            keys[path] = _column_keys(jax.random.fold_in(key, name_key(path)), owners[path], layout, column_init)
+        layers = _initial(modules, examples, keys)
         below, entry = None, None  # widths under a layer, and under the first layer since the last mixer
-        for path, module in modules.items():
-            layer_key = jax.random.fold_in(key, name_key(path))
-            keys = jnp.stack(_column_keys(layer_key, owners[path], layout, column_init))
-            # in turns: several batched QR factorisations at once (orthogonal kernels) can wait for each other for ever
-            # on CPUs of few cores (jaxlib 0.10)
-            params[path] = jax.lax.map(lambda k, m=module, x=examples[path]: m.init(k, *x)["params"], keys)
+        for path in modules:
+            params[path] = layers[path]
             if isinstance(owners[path], ExpertColumns) and entry is None:
                 entry = below
             if path in sharing.mixers:
@@ -183,15 +184,42 @@ def _column_keys(key, owner: Owner, layout: Layout, column_init: str) -> list[ja
     return [jax.random.fold_in(key, salt) for salt in by_name]
 
 
-def _example_inputs(modules: Mapping[str, nn.Module]) -> tuple[dict[str, tuple[jax.Array, ...]], dict[str, int]]:
+def _initial(modules: Mapping[str, nn.Module], examples: Mapping[str, Any], keys: Mapping[str, list]) -> Params:
+    """Random parameters of each layer, leaves [O, ...]: layers of one form in one loop, so that the program is short.
+
+    In turns: several batched QR factorisations at once (orthogonal kernels) can wait for each other for ever on CPUs of
+    few cores (jaxlib 0.10).
+    """
+    forms: dict[Any, list[str]] = {}
+    for path, module in modules.items():
+        shapes = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), examples[path])
+        forms.setdefault((module, shapes), []).append(path)
+    params = {}
+    for (module, _), alike in forms.items():
+        of_all = jnp.stack([key for path in alike for key in keys[path]])
+        drawn = jax.lax.map(lambda key, m=module, x=examples[alike[0]]: m.init(key, *x)["params"], of_all)
+        start = 0
+        for path in alike:
+            end = start + len(keys[path])
+            params[path] = jax.tree.map(lambda leaf, a=start, b=end: leaf[a:b], drawn)
+            start = end
+    return params
+
+
+def _example_inputs(modules: Mapping[str, nn.Module]) -> tuple[dict[str, tuple[Any, ...]], dict[str, int]]:
     """The smallest inputs of each layer, from which parameters get their shapes, and the widths of what they return."""
-    ids = jnp.zeros((1, 2), jnp.int32)
+    ids = np.zeros((1, 2), np.int32)
     inputs, examples, widths = (ids, ids, ids, ids), {}, {}
     if (patches := getattr(modules["embed"], "patches", None)) is not None:
-        inputs = (*inputs, None, ids > 0, jnp.zeros((1, 2, patches.features), jnp.uint8))
+        inputs = (*inputs, None, ids > 0, np.zeros((1, 2, patches.features), np.uint8))
     for path, module in modules.items():
         examples[path] = inputs
-        output, _ = jax.eval_shape(module.init_with_output, jax.random.key(0), *inputs)
+        output = _output(module, jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), inputs))
         widths[path] = output.shape[-1]
-        inputs = (jnp.zeros(output.shape, output.dtype), ids)  # of the layers above
+        inputs = (np.zeros(output.shape, output.dtype), ids)  # of the layers above
     return examples, widths
+
+
+@functools.lru_cache(maxsize=256)  # every network asks, and a config makes several
+def _output(module: nn.Module, inputs: tuple[jax.ShapeDtypeStruct | None, ...]) -> jax.ShapeDtypeStruct:
+    return jax.eval_shape(lambda *inputs: module.init_with_output(jax.random.key(0), *inputs)[0], *inputs)

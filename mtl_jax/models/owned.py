@@ -39,8 +39,12 @@ def layer_function(module: nn.Module, remat: bool):
     return by_parts
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def applied(module: nn.Module, variables, inputs, noise) -> jax.Array:
-    """A module on its inputs; what an embedding takes besides its four arrays are the pictures (patch, pixels)."""
+    """A module on its inputs; what an embedding takes besides its four arrays are the pictures (patch, pixels).
+
+    Within `jit`, so that layers of one form are traced and lowered once; XLA writes out the calls.
+    """
     return module.apply(variables, *inputs[:4], noise, *inputs[4:])
 
 

@@ -108,13 +108,18 @@ def _less_mean(x: jax.Array) -> jax.Array:
     return jnp.tensordot(projection, deviations, 1, precision=jax.lax.Precision.HIGHEST)
 
 
-@jax.custom_jvp
+@jax.jit  # leaves of one shape are traced once
 def squared_deviations(leaf: jax.Array) -> jax.Array:
     """Σ_k ‖x_k − x̄‖² of a leaf [K, ...], already in the dtype to accumulate in."""
+    return _squared_deviations(leaf)
+
+
+@jax.custom_jvp
+def _squared_deviations(leaf: jax.Array) -> jax.Array:
     return jnp.sum(jnp.square(_less_mean(leaf)))
 
 
-@squared_deviations.defjvp
+@_squared_deviations.defjvp
 def _squared_deviations_jvp(primals, tangents):
     # Deviations add up to zero, so the mean's tangent adds nothing: the gradient 2(x_k − x̄) needs no second product.
     (leaf,), (tangent,) = primals, tangents

@@ -142,8 +142,10 @@ def assemble(config: Any, data: Corpus, architecture: Architecture | None, pretr
     def init_params(seed):
         return with_pretrained(config, model, data, draw(jax.random.key(seed)))
 
+    begin = jax.jit(lambda params, hyper, key: init_state(spec, params, hyper, key, anchored))
+
     def init(seed):
-        return init_state(spec, init_params(seed), hyper, jax.random.key(seed), anchored)
+        return begin(init_params(seed), hyper, jax.random.key(seed))
 
     train = {name: rows["train"] for name, rows in data.rows.items() if "train" in rows}
 

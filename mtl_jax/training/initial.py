@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mtl_jax.data.corpus import Corpus
 from mtl_jax.data.vectors import read_vectors
@@ -117,5 +118,10 @@ def _placed(stacks: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, A
     for key, value in values.items():
         stack = stacks[key]
         is_tree = isinstance(value, Mapping)
-        placed[key] = _placed(stack, value) if is_tree else jnp.broadcast_to(jnp.asarray(value), stack.shape)
+        placed[key] = _placed(stack, value) if is_tree else _to_all(value, stack)
     return placed
+
+
+def _to_all(value: Any, stack: jax.Array) -> jax.Array:
+    """`value` for each owner; spread on the host, which compiles nothing."""
+    return jnp.asarray(np.broadcast_to(np.asarray(value, stack.dtype), stack.shape))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import pathlib
 import time
@@ -78,6 +79,7 @@ def train(config: Any, workdir: pathlib.Path) -> dict[str, Any] | None:
         return folders.read_summary(workdir)
     began = time.monotonic()
     experiment = build(config)
+    gc.freeze()  # records are many objects, and stay to the end: the collector need not go through them again and again
     for note in experiment.corpus.notes:
         print(f"  {note}")
     placement = placement_of(experiment)
@@ -148,14 +150,17 @@ class _Run:
                     self._log(step, previous, bar)
                 previous, done = metrics, step + 1
                 self.checkpoints.check()
-                if step == start:
+                if step == start:  # its losses at once: they tell that the long wait is over
                     bar.set_description("training", refresh=False)
+                    self._log(done, previous, bar)
+                    previous = None
                 bar.update()
                 evaluating = done == training.steps or _due(done, training.eval_every)
                 stopping = stop.at(done)
                 if evaluating or stopping or _due(done, training.checkpoint_every):
-                    self._log(done, previous, bar)
-                    previous = None
+                    if previous is not None:
+                        self._log(done, previous, bar)
+                        previous = None
                     better = evaluating and self._evaluate(state, done, bar)
                     state = self._with_scores(state, done)
                     self._save(state, better)

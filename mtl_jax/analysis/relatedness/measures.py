@@ -11,7 +11,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy import stats
 
 from mtl_jax.sharing.gram import gram, normalised_gram, task_count
 
@@ -111,6 +110,8 @@ def rsa(representations: jax.Array) -> np.ndarray:
     Raises:
       ValueError: fewer than three inputs.
     """
+    from scipy.stats import rankdata  # a second to import, and configs are checked against these measures
+
     inputs = representations.shape[1]
     if inputs < 3:
         raise ValueError(f"RSA needs three inputs at least, not {inputs}")
@@ -119,7 +120,7 @@ def rsa(representations: jax.Array) -> np.ndarray:
     x = x - x.mean(axis=2, keepdims=True)
     products = jnp.einsum("knd,kmd->knm", x, x, precision=_HIGHEST)
     dissimilar = jax.device_get(1.0 - jax.vmap(_scaled)(products)[:, above[0], above[1]])
-    ranks = stats.rankdata(dissimilar, axis=1)
+    ranks = rankdata(dissimilar, axis=1)
     ranks = ranks - ranks.mean(axis=1, keepdims=True)
     lengths = (ranks**2).sum(axis=1) ** 0.5
     lengths[lengths == 0] = float("inf")
@@ -149,13 +150,15 @@ def mutual_information(first: np.ndarray, second: np.ndarray) -> float:
     Args:
       first, second: class ids int[N] on the host; negative = no label.
     """
+    from scipy.stats import entropy
+
     known = (first >= 0) & (second >= 0)
     if not known.any():
         return 0.0
     _, pairs = np.unique(np.stack([first[known], second[known]]), axis=1, return_counts=True)
-    of_each = [stats.entropy(np.unique(values[known], return_counts=True)[1]) for values in (first, second)]
+    of_each = [entropy(np.unique(values[known], return_counts=True)[1]) for values in (first, second)]
     length = float(np.sqrt(of_each[0] * of_each[1]))
-    return float(np.clip((sum(of_each) - stats.entropy(pairs)) / length, 0.0, 1.0)) if length > 0 else 0.0
+    return float(np.clip((sum(of_each) - entropy(pairs)) / length, 0.0, 1.0)) if length > 0 else 0.0
 
 
 def _scaled(products: jax.Array) -> jax.Array:

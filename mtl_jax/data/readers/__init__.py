@@ -4,7 +4,8 @@ A reader is `reader(location, encoding, **options) -> Iterator[Record | Note]`: 
 where the format is one), the keyword-only parameters after `encoding` are its options, and a `Note` stands for
 what it left out or changed. A reader with a parameter `split` finds the splits inside one location. Bad input
 raises UserError naming file and line. A reader in `GENERATED` makes its records from its options alone: it is given
-None for a location.
+None for a location. What one in `SLOW` makes of a file is kept, see `mtl_jax.data.parsed`: it looks at nothing but that
+file and its options, and its records hold strings, whole numbers, None and lists or dicts of these.
 """
 
 from __future__ import annotations
@@ -55,3 +56,4 @@ READERS: dict[str, Callable[..., Iterator[Record | Note]]] = {
     "synthetic": read_synthetic,
 }
 GENERATED = frozenset({"synthetic"})
+SLOW = frozenset({"conll", "conllu", "conllu_endings", "srl", "srl_pairs", "srl_questions"})
