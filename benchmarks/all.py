@@ -42,6 +42,8 @@ BENCHMARKS = {
 # not about speed: run by themselves, or by --only
 OTHERS = {
     "faults": ("Faults", "faults.py"),
+    "sharing_snips": ("Ways of sharing, SNIPS", "sharing.py"),
+    "sharing_ewt": ("Ways of sharing, UD EWT", "sharing.py --table=ewt"),
     "topologies": ("One device and several", "topologies.py"),
 }
 PLOTS = ("packing", "gradient_methods", "ablation_small", "ablation_bilstm")

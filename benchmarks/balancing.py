@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import pathlib
-import statistics
 import sys
 import time
 
@@ -23,12 +22,12 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 import jax
 from ml_collections import ConfigDict
 from record import table
+from rounds import Step, timed
 
 from configs import default
 from mtl_jax import config as checks
 from mtl_jax.balancing import AGGREGATION, LOSS_WEIGHTS, OF_GRADIENTS
 from mtl_jax.training.experiment import assemble, build
-from mtl_jax.training.step import train_step
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 TOGETHER = 6  # methods in one set of rounds: a process cannot map the programs of all at once
@@ -55,7 +54,7 @@ def _measured(options, count: int) -> list[dict]:
     plain = _config(options.layer, count)
     checks.check(plain, default)
     experiment = build(plain)
-    first = _step(experiment)
+    first = Step(experiment)
     chosen = options.methods.split(",") if options.methods else None
     methods = [(name, c) for name, c in _methods(count) if chosen is None or name.split(" ")[0] in chosen]
     found = []
@@ -65,35 +64,21 @@ def _measured(options, count: int) -> list[dict]:
             config = ConfigDict(plain.to_dict())
             for field, value in changes.items():
                 config[field].update(value)
-            steps[name] = _step(assemble(config, experiment.corpus, None, None))
+            steps[name] = Step(assemble(config, experiment.corpus, None, None))
             print(f"K = {count}: {name} compiled", file=sys.stderr)
-        found += _timed(steps, options, count)[start > 0 :]
+        of_all = list(timed(steps, options.rounds, options.steps).items())[start > 0 :]
+        found += [
+            {"layer": options.layer, "tasks": count, "method": name, **one.numbers(),
+             "spread": one.spread, "bytes": steps[name].temporaries}
+            for name, one in of_all
+        ]  # fmt: skip
         del steps
         jax.clear_caches()
     rows = [(f"{options.layer}, K = {count}", "ms a step", "ratio", "lowest to highest", "MiB of temporaries")]
     for one in found:
-        spread = f"{min(one['ratios']):.2f} to {max(one['ratios']):.2f}"
-        rows.append((one["method"], f"{one['ms']:.1f}", f"{one['ratio']:.2f}", spread, f"{one['bytes'] / 2**20:.0f}"))
+        size = f"{one['bytes'] / 2**20:.0f}"
+        rows.append((one["method"], f"{one['ms']:.1f}", f"{one['ratio']:.2f}", one["spread"], size))
     table(rows)
-    return found
-
-
-def _timed(steps: dict[str, _step], options, count: int) -> list[dict]:
-    """Rounds in which every step takes its turn; ratios are those to the first within a round."""
-    seconds = {name: [] for name in steps}
-    for number in range(options.rounds + 1):
-        for name, step in steps.items():
-            spent = step.run(options.steps)
-            if number:  # the first warms up
-                seconds[name].append(spent)
-    first = next(iter(seconds.values()))
-    found = []
-    for name, spent in seconds.items():
-        ratios = [a / b for a, b in zip(spent, first, strict=True)]
-        found.append({
-            "layer": options.layer, "tasks": count, "method": name, "ratio": statistics.median(ratios),
-            "ratios": ratios, "ms": 1e3 * statistics.median(spent) / options.steps, "bytes": steps[name].memory,
-        })  # fmt: skip
     return found
 
 
@@ -110,29 +95,6 @@ def _methods(count: int):
         options = {"weights": (1.0,) * count} if name == "fixed" else {}
         if name != "equal":
             yield f"{name} (α)", {"loss_weights": {"method": name, "options": ConfigDict(options)}}
-
-
-class _step:
-    """One compiled step and its state."""
-
-    def __init__(self, experiment):
-        self.state = experiment.init(0)
-        batches = experiment.batches(0)
-        self.batches = [jax.tree.map(lambda leaf: leaf[None], batches.batch(i)) for i in range(4)]
-        self.hyper = experiment.hyper
-        spec = experiment.spec
-        lowered = jax.jit(lambda s, b, h: train_step(spec, s, b, h), donate_argnums=0).lower(
-            self.state, self.batches[0], self.hyper
-        )
-        self.compiled = lowered.compile()
-        self.memory = self.compiled.memory_analysis().temp_size_in_bytes
-
-    def run(self, steps: int) -> float:
-        began = time.perf_counter()
-        for number in range(steps):
-            self.state, _ = self.compiled(self.state, self.batches[number % 4], self.hyper)
-        jax.block_until_ready(self.state)
-        return time.perf_counter() - began
 
 
 def _config(layer: str, count: int):

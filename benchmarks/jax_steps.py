@@ -8,7 +8,9 @@ from __future__ import annotations
 import pathlib
 import pickle
 import sys
+import tempfile
 import time
+from collections.abc import Iterable
 
 import jax
 import numpy as np
@@ -49,6 +51,7 @@ class Side:
             pickle.dump({
                 "model": config.model.layer, "dropout": config.model.dropout,
                 "attention_dropout": config.model.attention_dropout, "clip": config.optimizer.clip,
+                "dtype": config.model.dtype,
                 "weight_decay": config.optimizer.weight_decay, "eps": config.optimizer.eps,
                 "betas": (config.optimizer.b1, config.optimizer.b2), "classes": classes,
                 "rates": [config.optimizer.learning_rate * float(rate(jax.numpy.int32(step))) for step in range(1000)],
@@ -89,6 +92,17 @@ class Side:
         self.state = None
         return found
 
+    def busy(self, steps: int) -> float | None:
+        """The share of `steps` steps in which an accelerator works, from a trace; None on CPU."""
+        if jax.default_backend() == "cpu":
+            return None
+        with tempfile.TemporaryDirectory() as folder:
+            with jax.profiler.trace(folder):
+                self.run(steps)
+            (file,) = pathlib.Path(folder).rglob("*.xplane.pb")
+            planes = [p for p in jax.profiler.ProfileData.from_file(str(file)).planes if p.name.startswith("/device:")]
+            return max(covered((e.start_ns, e.end_ns) for line in p.lines for e in line.events) for p in planes)
+
     def run(self, steps: int) -> float:
         """Seconds of the next `steps` steps; the epoch begins anew behind its end."""
         if self.state is None:
@@ -102,6 +116,19 @@ class Side:
         if not np.isfinite(np.asarray(metrics["losses"])).all():
             raise RuntimeError("a loss is not finite")
         return seconds
+
+
+def covered(spans: Iterable[tuple[float, float]]) -> float:
+    """The share of the time from the first begin to the last end that lies in some span."""
+    spans = sorted(spans)
+    if not spans:
+        return 0.0
+    total, (start, end) = 0.0, spans[0]
+    for begin, finish in spans:
+        if begin > end:
+            total, start, end = total + end - start, begin, finish
+        end = max(end, finish)
+    return (total + end - start) / (end - spans[0][0])
 
 
 def _texts(batches):
@@ -123,4 +150,7 @@ def _texts(batches):
 
 if __name__ == "__main__":
     side = Side()
-    serve({"load": side.load, "losses": side.losses, "run": side.run, "ceiling": ceiling, "memory": peak})
+    serve({
+        "load": side.load, "losses": side.losses, "run": side.run, "busy": side.busy, "ceiling": ceiling,
+        "memory": peak,
+    })  # fmt: skip

@@ -13,23 +13,25 @@ from record import CORES
 from workers import Worker
 
 PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}  # as `launch.py` asks for; PyTorch gains from it too
+SHARED = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+EXACT = {"JAX_DEFAULT_MATMUL_PRECISION": "highest"}  # float32 products of a GPU, as PyTorch's are by default
 CHECKED = 5  # steps whose losses are compared
 TOLERANCE = 1e-4  # largest difference of a loss within these steps
 
 
 def workers() -> tuple[Worker, Worker]:
-    """mtl_jax and PyTorch."""
-    return Worker("jax_steps.py", PAGES), Worker("torch_steps.py", PAGES)
+    """mtl_jax and PyTorch. They share a GPU."""
+    return Worker("jax_steps.py", {**PAGES, **SHARED}), Worker("torch_steps.py", PAGES)
 
 
 def require_same_losses(folder: str, loads: Mapping[str, Any]) -> float:
-    """Trains both sides for some steps from the same values on the same batches, without dropout.
+    """Trains both sides for some steps from the same values on the same batches, in float32, without dropout.
 
     Returns the largest difference of a loss. SystemExit where it is above TOLERANCE: the sides do different work.
     The processes end, so that the peak memory of what is timed later is its own.
     """
-    ours, peer = workers()
-    steps = min(CHECKED, ours("load", folder=folder, **loads)["steps"])
+    ours, peer = Worker("jax_steps.py", {**PAGES, **SHARED, **EXACT}), Worker("torch_steps.py", PAGES)
+    steps = min(CHECKED, ours("load", folder=folder, **{**loads, "dtype": "float32"})["steps"])
     expected = ours("losses", steps=steps)
     worst = 0.0
     for variant in peer("load", folder=folder)["variants"]:

@@ -16,9 +16,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import pathlib
-import statistics
 import sys
-import time
 from concurrent import futures
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
@@ -27,16 +25,17 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 from record import Claim, save
+from rounds import Step, timed
 
 from configs import default
 from mtl_jax import config as checks
 from mtl_jax.training.experiment import assemble, build
 from mtl_jax.training.paths import flatten
 from mtl_jax.training.soft_sharing import columns
-from mtl_jax.training.step import train_step
 
 GOALS = {("l2_to_mean", 4): 1.02, ("l2_to_mean", 16): 1.05, ("trace_norm", 4): 1.08, ("trace_norm", 16): 1.15}
-STRENGTH, BATCHES, RARELY = 1e-3, 4, 3
+STRENGTH = 1e-3
+RARELY = 3  # the naive forms are slow: a step in so many rounds
 
 
 def main():
@@ -76,41 +75,31 @@ def _measured(options, layer: str, tasks: int) -> list[dict]:
     plain = _config(layer, tasks, options.rows)
     checks.check(plain, default)
     first = build(plain)
-    makers = {"none": (first,)}
+    makers = {"none": (first, None)}
     for kind, naive in NAIVE.items():
         config = ConfigDict(plain.to_dict())
         default.add_penalty(config, "p", kind=kind, strength=STRENGTH)
         experiment = assemble(config, first.corpus, None, None)
-        makers |= {kind: (experiment,), f"{kind}, {naive.__name__.strip('_').replace('_', ' ')}": (experiment, naive)}
+        naively = f"{kind}, {naive.__name__.strip('_').replace('_', ' ')}"
+        makers |= {kind: (experiment, None), naively: (experiment, naive)}
     with futures.ThreadPoolExecutor() as pool:  # compilation takes longer than all steps
-        steps = dict(zip(makers, pool.map(lambda of_side: _Step(*of_side), makers.values()), strict=True))
+        made = pool.map(lambda side: Step(side[0], side[1] and _spec(*side)), makers.values())
+        steps = dict(zip(makers, made, strict=True))
     print(f"{layer}, K = {tasks}: compiled", file=sys.stderr)
-    for name, (_, *naive) in makers.items():
-        if naive:
-            kind = name.split(",")[0]
-            factor = 1.0 / tasks if kind == "l2_to_mean" else 1.0  # pairwise differences count each task K times
-            values = steps[kind].value(), factor * steps[name].value()
-            if abs(values[0] - values[1]) > 1e-4 * abs(values[1]):
-                sys.exit(f"{kind}: {values[0]}, {name} {values[1]}: not the same work")
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
-    against: dict[str, list[float]] = {name: [] for name in steps}
-    for number in range(options.rounds + 1):
-        base = None
-        for name, step in steps.items():
-            if "," in name and number and (number - 1) % RARELY:  # the naive forms are slow
-                continue
-            turns = 1 if "," in name else options.steps
-            spent = step.run(turns) / turns
-            base = base or spent
-            if number:  # the first warms up
-                seconds[name].append(spent)
-                against[name].append(spent / base)
+    slow = {name: RARELY for name, (_, naive) in makers.items() if naive}
+    for name in slow:
+        kind = name.split(",")[0]
+        factor = 1.0 / tasks if kind == "l2_to_mean" else 1.0  # pairwise differences count each task K times
+        ours = float(steps[kind].take()["penalty"]["p"])
+        theirs = factor * float(steps[name].take()["penalty"]["p"])
+        if abs(ours - theirs) > 1e-4 * abs(theirs):
+            sys.exit(f"{kind}: {ours}, {name} {theirs}: not the same work")
+    found = timed(steps, options.rounds, options.steps, slow)
     parameters = sum(leaf.size for leaf in columns(flatten(first.init_params(0)), first.owners).values())
     return [
-        {"layer": layer, "tasks": tasks, "penalty": name, "ratio": statistics.median(against[name]),
-         "ratios": against[name], "ms": 1e3 * statistics.median(seconds[name]),
-         "bytes": steps[name].temporaries, "parameters": parameters}
-        for name in steps
+        {"layer": layer, "tasks": tasks, "penalty": name, **one.numbers(), "bytes": steps[name].temporaries,
+         "parameters": parameters}
+        for name, one in found.items()
     ]  # fmt: skip
 
 
@@ -133,34 +122,11 @@ def _vectors(stacks) -> jax.Array:
 NAIVE = {"l2_to_mean": _pairwise, "trace_norm": _singular_values}
 
 
-class _Step:
-    """One compiled step and its state; with `naive` in the place of the penalty."""
-
-    def __init__(self, experiment, naive=None):
-        spec, owners = experiment.spec, experiment.owners
-        if naive is not None:
-            ((name, penalty),) = spec.objective.penalties.items()
-            penalty = penalty._replace(value=lambda flat, anchor, by_layer: naive(columns(flat, owners)))
-            spec = spec._replace(objective=spec.objective._replace(penalties={name: penalty}))
-        made = experiment.batches(0)
-        self.batches = [jax.device_put(jax.tree.map(lambda a: a[None], made.batch(i))) for i in range(BATCHES)]
-        self.state, self.hyper = experiment.init(0), experiment.hyper
-        function = jax.jit(lambda state, batch, hyper: train_step(spec, state, batch, hyper), donate_argnums=0)
-        self.compiled = function.lower(self.state, self.batches[0], self.hyper).compile()
-        self.temporaries = self.compiled.memory_analysis().temp_size_in_bytes
-
-    def value(self) -> float:
-        """Ω before the first step."""
-        self.state, metrics = self.compiled(self.state, self.batches[0], self.hyper)
-        return float(metrics["penalty"]["p"])
-
-    def run(self, steps: int) -> float:
-        """Seconds of `steps` steps."""
-        began = time.perf_counter()
-        for number in range(steps):
-            self.state, _ = self.compiled(self.state, self.batches[number % BATCHES], self.hyper)
-        jax.block_until_ready(self.state)
-        return time.perf_counter() - began
+def _spec(experiment, naive):
+    """The step's, with `naive` in the place of the penalty."""
+    ((name, penalty),) = experiment.spec.objective.penalties.items()
+    penalty = penalty._replace(value=lambda flat, anchor, by_layer: naive(columns(flat, experiment.owners)))
+    return experiment.spec._replace(objective=experiment.spec.objective._replace(penalties={name: penalty}))
 
 
 def _config(layer: str, tasks: int, rows: int):

@@ -60,10 +60,10 @@ class Side:
             columns = torch_models.Columns(self.spec, stacked, DEVICE)
             columns.start(torch.Generator().manual_seed(seed))
             batches = self.batches(seed, layout, stacked)[:steps]
-            _wait()
+            wait()
             began = time.perf_counter()
             history = train(columns, recipe, strength, batches, loss)
-            _wait()
+            wait()
             seconds += time.perf_counter() - began
             if not bool(torch.isfinite(history).all()):
                 raise RuntimeError(f"a loss is not finite: {history}")
@@ -89,7 +89,8 @@ def _compiled_losses():
     return torch.compile(torch_models.losses)
 
 
-def _wait():
+def wait() -> None:
+    """Until a GPU has done all that it was asked."""
     if DEVICE == "cuda":
         torch.cuda.synchronize()
 
@@ -106,10 +107,10 @@ def ceiling(threads: int) -> dict:
 def _best(function, repeats=8) -> float:
     times = []
     for _ in range(repeats):
-        _wait()
+        wait()
         began = time.perf_counter()
         function()
-        _wait()
+        wait()
         times.append(time.perf_counter() - began)
     return min(times)
 

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
-from torch_ablation import ceiling, memory
+from torch_ablation import DEVICE, ceiling, memory, wait
 from workers import serve
 
 UNKNOWN = -100  # PyTorch's index of targets that do not count
@@ -100,7 +100,8 @@ class Training:
     """A model with its optimizer. Weight decay acts on the same parameters as in mtl_jax: not on biases and norms."""
 
     def __init__(self, model: nn.Module, known: dict, compiled: bool, dynamic: bool):
-        self.model, self.known, self.number = model, known, 0
+        self.model, self.known, self.number = model.to(DEVICE), known, 0
+        self.dtype = getattr(torch, known["dtype"])
         self.loss = torch.compile(model, dynamic=dynamic) if compiled else model
         trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
         plain = [p for name, p in trained.items() if name.endswith("bias") or "bias_" in name or "LayerNorm" in name]
@@ -116,7 +117,8 @@ class Training:
         """One step on a batch. Returns its loss."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.known["rates"][self.number % len(self.known["rates"])]
-        loss = self.loss(tokens, mask, target)
+        with torch.autocast(DEVICE, self.dtype, enabled=self.dtype != torch.float32):
+            loss = self.loss(tokens, mask, target)
         loss.backward()
         nn.utils.clip_grad_norm_(self.parameters, self.known["clip"])
         self.optimizer.step()
@@ -161,7 +163,8 @@ class Side:
                 shuffled = shuffled[np.argsort(-lengths[shuffled], kind="stable")]
             plan = np.array_split(shuffled, len(plan))
             plan = [plan[i] for i in random.permutation(len(plan))]
-        return [_padded([texts[i] for i in own], [self.known["labels"][i] for i in own]) for own in plan]
+        padded = (_padded([texts[i] for i in own], [self.known["labels"][i] for i in own]) for own in plan)
+        return [tuple(None if part is None else part.to(DEVICE) for part in batch) for batch in padded]
 
     def losses(self, variant: list, steps: int) -> list[float]:
         """The loss of each of the first steps from the initial values, without dropout."""
@@ -173,10 +176,12 @@ class Side:
         torch.set_num_threads(threads)
         training = self.trained(*variant, dropout=True, dynamic=order != "ours")
         batches = self.batches(order)
+        wait()
         began = time.perf_counter()
         first = training.number if first is None else first
         for number in range(first, first + steps):
             loss = training.step(*batches[number % len(batches)])
+        wait()
         seconds = time.perf_counter() - began
         if not bool(torch.isfinite(loss)):
             raise RuntimeError("a loss is not finite")
