@@ -22,6 +22,7 @@ from mtl_jax.data.readers.folders import read_folders
 from mtl_jax.data.readers.idx import read_idx
 from mtl_jax.data.readers.json_splits import read_json_splits
 from mtl_jax.data.readers.jsonl import read_jsonl
+from mtl_jax.data.readers.lines import read_lines
 from mtl_jax.data.readers.nlvr import read_nlvr
 from mtl_jax.data.readers.parallel import read_parallel
 from mtl_jax.data.readers.parquet import read_parquet
@@ -30,11 +31,14 @@ from mtl_jax.data.readers.srl import read_srl
 from mtl_jax.data.readers.standoff import read_brat, read_spans
 from mtl_jax.data.readers.synthetic import read_synthetic
 from mtl_jax.data.readers.tfds import read_tfds
+from mtl_jax.data.readers.xml import read_xml
 from mtl_jax.data.records import Note, Record
 
 READERS: dict[str, Callable[..., Iterator[Record | Note]]] = {
     "jsonl": read_jsonl,
     "csv": read_csv,
+    "lines": read_lines,
+    "xml": read_xml,
     "parquet": read_parquet,
     "conll": read_conll,
     "conllu": read_conllu,
