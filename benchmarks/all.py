@@ -28,7 +28,7 @@ BENCHMARKS = {
     "steps_bert_mini": ("Equal shapes: BERT-mini", "steps.py --model=bert_mini --no-compile --rounds=3"),
     "steps_minilm": ("Equal shapes: MiniLM", "steps.py --model=minilm --no-compile --rounds=3"),
     "steps_bilstm": ("Equal shapes: BiLSTM", "steps.py --model=bilstm --rounds=5"),
-    "packing": ("Real text", "packing.py --no-compile --texts=90"),
+    "packing": ("Real text", "packing.py --no-compile --texts=60"),
     "penalties": ("Penalties", "penalties.py --tasks=4 --rounds=7 --steps=1"),
     "gradient_methods": (
         "Gradient methods", "gradient_methods.py --tasks=8 --methods=upgrad --rounds=3 --steps=1",
