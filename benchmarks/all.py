@@ -125,6 +125,7 @@ def _plot(found: dict, title: str, file: pathlib.Path) -> None:
             axes.plot(float(goal[0]), place, marker="|", markersize=16, color="black")
     axes.set_yticks(range(len(claims)), [claim.what for claim in reversed(claims)], fontsize=8)
     axes.set_ylim(-0.6, len(claims) - 0.4)
+    axes.margins(x=0.1)
     axes.set_xlim(left=0)
     axes.set_xlabel("ratio; |: the goal, blue: reached")
     axes.set_title(title)

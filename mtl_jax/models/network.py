@@ -94,13 +94,13 @@ def network(
     last = next(reversed(modules))
 
     def init(key: jax.Array) -> Params:
-        params, keys = {}, {}
-        for path in modules:
-            keys[path] = _column_keys(jax.random.fold_in(key, name_key(path)), owners[path], layout, column_init)
-        layers = _initial(modules, examples, keys)
+        keys = {
+            path: _column_keys(jax.random.fold_in(key, name_key(path)), owners[path], layout, column_init)
+            for path in modules
+        }
+        params = _initial(modules, examples, keys)
         below, entry = None, None  # widths under a layer, and under the first layer since the last mixer
         for path in modules:
-            params[path] = layers[path]
             if isinstance(owners[path], ExpertColumns) and entry is None:
                 entry = below
             if path in sharing.mixers:
@@ -184,7 +184,9 @@ def _column_keys(key, owner: Owner, layout: Layout, column_init: str) -> list[ja
     return [jax.random.fold_in(key, salt) for salt in by_name]
 
 
-def _initial(modules: Mapping[str, nn.Module], examples: Mapping[str, Any], keys: Mapping[str, list]) -> Params:
+def _initial(
+    modules: Mapping[str, nn.Module], examples: Mapping[str, Any], keys: Mapping[str, list[jax.Array]]
+) -> dict[str, Any]:
     """Random parameters of each layer, leaves [O, ...]: layers of one form in one loop, so that the program is short.
 
     In turns: several batched QR factorisations at once (orthogonal kernels) can wait for each other for ever on CPUs of

@@ -11,9 +11,7 @@ from mtl_jax.data.records import Note, Record
 from mtl_jax.errors import UserError
 
 
-def read_xml(
-    location: Location, encoding: str, *, record: str, lists: Sequence[str] = ()
-) -> Iterator[Record | Note]:
+def read_xml(location: Location, encoding: str, *, record: str, lists: Sequence[str] = ()) -> Iterator[Record | Note]:
     """One record for each element `record`, wherever it stands. Fields: its attributes, and its children by name.
 
     A child with neither attributes nor children is its text; another is an object of the same kind, whose fields are
