@@ -139,6 +139,14 @@ def test_late_replies_to_a_read_that_failed_are_not_printed_and_other_errors_are
     assert [(str(one.exc_value), one.object) for one in said] == [
         ("else", None), ("Event loop is closed", None), ("Event loop is closed", print),
     ]  # fmt: skip
+    said.clear()
+    for file in ("/site-packages/orbax/checkpoint/a.py", "/elsewhere/orbax.py"):
+        scope = {}
+        exec(compile("async def read(): pass", file, "exec"), scope)
+        coroutine = scope["read"]()
+        sys.unraisablehook(types.SimpleNamespace(object=coroutine, exc_value=ValueError(file)))
+        coroutine.close()
+    assert [str(one.exc_value) for one in said] == ["/elsewhere/orbax.py"]
 
 
 def test_other_shapes_are_refused_and_not_set_aside(saved):

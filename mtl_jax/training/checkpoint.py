@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import inspect
 import itertools
 import pathlib
 import sys
+import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
@@ -261,17 +263,21 @@ def _clear_errors(verb: str, step: int, folder: pathlib.Path):
 
 @functools.cache  # once a process
 def _ignore_late_replies() -> None:
-    """Where one array cannot be read, Orbax ends its event loop while others are still on their way, and each of these
-    would print a traceback of its own: "Event loop is closed". What was wrong is raised besides.
+    """Where one array cannot be read, Orbax ends its event loop while others are still on their way. Each of these
+    would print a traceback of its own, "Event loop is closed" or what it met itself, when its coroutine is thrown away;
+    of one that had not begun there is a warning. What was wrong is raised besides.
     """
     before = sys.unraisablehook
 
     def hook(said):
-        late = said.object is None and isinstance(said.exc_value, RuntimeError)
-        if not (late and str(said.exc_value) == "Event loop is closed"):
+        error, thrown_away = said.exc_value, said.object
+        closed = thrown_away is None and isinstance(error, RuntimeError) and str(error) == "Event loop is closed"
+        file = thrown_away.cr_code.co_filename if inspect.iscoroutine(thrown_away) else ""
+        if not (closed or "orbax" in pathlib.Path(file).parts):
             before(said)
 
     sys.unraisablehook = hook
+    warnings.filterwarnings("ignore", "coroutine 'PyTreeHandler.* was never awaited", RuntimeWarning)
 
 
 def _says_nothing_of_files(error: Exception) -> bool:
