@@ -14,11 +14,11 @@ of the input:
 
                the input itself                        written
     :lstm      BLEU 0.419, ROUGE-L 0.728, exact 0.162   BLEU 0.588, ROUGE-L 0.774, exact 0.292
+    :abridge   the same                                 BLEU 0.610, ROUGE-L 0.779, exact 0.285
     :roles     BLEU 0.560, ROUGE-L 0.795, exact 0       BLEU 0.589, ROUGE-L 0.814, exact 0.221
     :infill    (".", the most frequent: exact 0.024)    exact 0.044, ROUGE-L 0.054, token accuracy 0.434
     measured with a decoder without dropout:
-    :abridge   as :lstm                                 BLEU 0.562, ROUGE-L 0.759, exact 0.266
-    :shared    the same                                 BLEU 0.570, ROUGE-L 0.770, exact 0.303; POS accuracy 0.897
+    :shared    as :lstm                                 BLEU 0.570, ROUGE-L 0.770, exact 0.303; POS accuracy 0.897
     :reorder   BLEU 0.124, ROUGE-L 0.464, exact 0.001   BLEU 0.167, ROUGE-L 0.524, exact 0.028
 
 :infill without the hidden words beside it: exact 0.031, ROUGE-L 0.043, token accuracy 0.396. Counting does better in so
