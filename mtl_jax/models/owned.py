@@ -43,7 +43,8 @@ def layer_function(module: nn.Module, remat: bool):
 def applied(module: nn.Module, variables, inputs, noise) -> jax.Array:
     """A module on its inputs; what an embedding takes besides its four arrays are the pictures (patch, pixels).
 
-    Within `jit`, so that layers of one form are traced and lowered once; XLA writes out the calls.
+    Within `jit`, so that layers of one form are traced and lowered once; XLA writes out the calls. So the fields of a
+    module have to be hashable, as those of flax are: no NumPy arrays among them.
     """
     return module.apply(variables, *inputs[:4], noise, *inputs[4:])
 
