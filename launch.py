@@ -23,10 +23,15 @@ import os
 import pathlib
 import sys
 
+from mtl_jax import huge_pages
+
+if __name__ == "__main__":
+    huge_pages.restart_with_huge_pages()  # before anything is imported twice
+
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from mtl_jax import flag_errors, huge_pages
+from mtl_jax import flag_errors
 from mtl_jax.errors import UserError
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, or file.py:argument.", lock_config=True)
@@ -320,5 +325,4 @@ def run():
 
 
 if __name__ == "__main__":
-    huge_pages.restart_with_huge_pages()
     run()

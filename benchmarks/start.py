@@ -55,7 +55,7 @@ def first_step(config: str, folder: pathlib.Path, number: int) -> float:
     workdir = folder / str(number)
     command = [sys.executable, "launch.py", f"--config={config}", f"--workdir={workdir}"]
     command.append("--config.training.log_every=1")
-    env = {key: value for key, value in os.environ.items() if not key.startswith("JAX_COMPILATION_CACHE")}
+    env = _as_found()
     began = time.perf_counter()
     with subprocess.Popen(
         command, cwd=ROOT, env={**env, "MTL_JAX_CACHE": str(cache)}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
@@ -72,6 +72,12 @@ def first_step(config: str, folder: pathlib.Path, number: int) -> float:
     return seconds
 
 
+def _as_found() -> dict[str, str]:
+    """The environment without what would take a cache away, of programs or of Python's bytecode."""
+    apart = ("JAX_COMPILATION_CACHE", "PYTHONDONTWRITEBYTECODE")
+    return {key: value for key, value in os.environ.items() if not key.startswith(apart)}
+
+
 def _wheels() -> pathlib.Path:
     """Where downloaded wheels are kept now: the network is not what is measured."""
     code = "from mtl_jax.data import cache; print(cache.folder() / 'wheels')"
@@ -80,7 +86,7 @@ def _wheels() -> pathlib.Path:
 
 def _imports() -> float:
     began = time.perf_counter()
-    subprocess.run([sys.executable, "-c", "import mtl_jax.training.loop"], cwd=ROOT, check=True)
+    subprocess.run([sys.executable, "-c", "import mtl_jax.training.loop"], cwd=ROOT, env=_as_found(), check=True)
     return time.perf_counter() - began
 
 

@@ -110,6 +110,14 @@ def test_independent_columns_start_the_same_alone_and_together():
     assert not np.allclose(together["embed"]["word"]["embedding"][0], together["embed"]["word"]["embedding"][1])
 
 
+def test_layers_whose_values_are_known_are_not_drawn():
+    net = make_network(PAIR, ownership.assign(PAIR.tasks, 2, "none"), column_init="independent")
+    drawn, partly = (net.init(jax.random.key(1), known) for known in ((), ("embed", "layer_01")))
+    assert jax.tree.map(jnp.shape, drawn) == jax.tree.map(jnp.shape, partly)
+    jax.tree.map(np.testing.assert_array_equal, drawn["layer_00"], partly["layer_00"])
+    assert not any(leaf.any() for path in ("embed", "layer_01") for leaf in jax.tree.leaves(partly[path]))
+
+
 def test_dropout_bits_belong_to_rows_not_to_places():
     owners = ownership.assign(PAIR.tasks, 2, "all")
     params, batch = random_params(PAIR, owners), make_batch(PAIR)

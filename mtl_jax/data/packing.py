@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mtl_jax.data import levels
+from mtl_jax.data import cache, levels
 from mtl_jax.data.batch import Rows
 from mtl_jax.data.encoding import EncodedSplit, ranges
 from mtl_jax.data.labels import LabelSpec
@@ -93,13 +93,13 @@ def choose_capacities(splits: Sequence[EncodedSplit], levels: Sequence[str], row
         return Capacities(row_length, *map(int, largest[1:]))
     unlimited = demands[0].sum(0) + largest + 1
     unlimited[0] = row_length
-    row = first_fit(demands[0], unlimited)
+    row = _fitted(demands[0], unlimited)
     rows = row.max() + 1
     held = np.stack([np.bincount(row, demand) for demand in demands[0].T], axis=1)
     for percentile in (90, 95, 99):
         limits = np.maximum(np.ceil(np.percentile(held, percentile, axis=0)), largest).astype(np.int64)
         limits[0] = row_length
-        if first_fit(demands[0], limits).max() + 1 <= 1.02 * rows:
+        if _fitted(demands[0], limits).max() + 1 <= 1.02 * rows:
             break
     else:
         limits = np.maximum(held.max(0), largest).astype(np.int64)
@@ -118,8 +118,14 @@ def predicate_limit(splits: Sequence[EncodedSplit], row_length: int, pack: bool)
         return longest
     if not pack:
         return max(longest, int(np.percentile(demand[:, 3], 99)))
-    row = first_fit(demand[:, :1], np.asarray([row_length]))
+    row = _fitted(demand[:, :1], np.asarray([row_length]))
     return max(longest, int(np.percentile(np.bincount(row, demand[:, 3]), 90)))
+
+
+def _fitted(demand: np.ndarray, limits: np.ndarray) -> np.ndarray:
+    """`first_fit`, kept from run to run where it takes long."""
+    key = {"first_fit": cache.seal({"demand": demand, "limits": limits}), "window": WINDOW}
+    return cache.cached(key, lambda: {"row": first_fit(demand, limits)}, worth=0.05)["row"]
 
 
 def first_fit(demand: np.ndarray, limits: np.ndarray, window: int = WINDOW) -> np.ndarray:
@@ -174,7 +180,7 @@ def pack(
     together = _in_groups(split, demand)
     if len(demand) and (together.max(0) > limits).any():
         raise UserError(f"a piece needs {tuple(together.max(0).tolist())}, rows hold {tuple(limits.tolist())}")
-    row = (first_fit(together, limits) if packed else np.arange(len(together)))[split.group]
+    row = (_fitted(together, limits) if packed else np.arange(len(together)))[split.group]
     place = _place(row, demand)
     count = int(row.max()) + 1 if len(row) else 0
     shape, slots = (count, capacities.tokens), (count, capacities.examples)

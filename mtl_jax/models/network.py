@@ -6,7 +6,7 @@ What one block looks like on its way up is a stream, see `streams`; what happens
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -40,7 +40,7 @@ class Outputs(NamedTuple):
 class Network(NamedTuple):
     """Pure functions.
 
-    init     (key) -> params: {path: leaves [O, ...] float32}
+    init     (key, known=()) -> params: {path: leaves [O, ...] float32}; zeros in the layers `known`
     init_head  (task, key) -> what a head has besides the task's own, float32: by what it reads layers, and embeddings
              of the labels that it is fed, feeds/<task>/embedding [C, D]
     apply    (params, batch, dropout: Dropout | None, key) -> Outputs. `key` is that of the step; None where there is no
@@ -51,7 +51,7 @@ class Network(NamedTuple):
     added    {name of what mixers add to the objective: the factor it has unless a config says}
     """
 
-    init: Callable[[jax.Array], Params]
+    init: Callable[..., Params]
     init_head: Callable[[str, jax.Array], Params]
     apply: Callable[..., Outputs]
     taps: Callable[..., Taps]
@@ -93,12 +93,12 @@ def network(
     examples, widths = _example_inputs(modules)
     last = next(reversed(modules))
 
-    def init(key: jax.Array) -> Params:
+    def init(key: jax.Array, known: Collection[str] = ()) -> Params:
         keys = {
             path: _column_keys(jax.random.fold_in(key, name_key(path)), owners[path], layout, column_init)
             for path in modules
         }
-        params = _initial(modules, examples, keys)
+        params = _initial(modules, examples, keys, known)
         below, entry = None, None  # widths under a layer, and under the first layer since the last mixer
         for path in modules:
             if isinstance(owners[path], ExpertColumns) and entry is None:
@@ -185,18 +185,27 @@ def _column_keys(key, owner: Owner, layout: Layout, column_init: str) -> list[ja
 
 
 def _initial(
-    modules: Mapping[str, nn.Module], examples: Mapping[str, Any], keys: Mapping[str, list[jax.Array]]
+    modules: Mapping[str, nn.Module],
+    examples: Mapping[str, Any],
+    keys: Mapping[str, list[jax.Array]],
+    known: Collection[str],
 ) -> dict[str, Any]:
     """Random parameters of each layer, leaves [O, ...]: layers of one form in one loop, so that the program is short.
+    Zeros for `known` ones.
 
     In turns: several batched QR factorisations at once (orthogonal kernels) can wait for each other for ever on CPUs of
     few cores (jaxlib 0.10).
     """
     forms: dict[Any, list[str]] = {}
+    params = {}
     for path, module in modules.items():
+        if path in known:
+            shapes = jax.eval_shape(module.init, keys[path][0], *examples[path])["params"]
+            count = len(keys[path])
+            params[path] = jax.tree.map(lambda leaf, n=count: jnp.zeros((n, *leaf.shape), leaf.dtype), shapes)
+            continue
         shapes = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), examples[path])
         forms.setdefault((module, shapes), []).append(path)
-    params = {}
     for (module, _), alike in forms.items():
         of_all = jnp.stack([key for path in alike for key in keys[path]])
         drawn = jax.lax.map(lambda key, m=module, x=examples[alike[0]]: m.init(key, *x)["params"], of_all)

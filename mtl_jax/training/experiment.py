@@ -25,7 +25,7 @@ from mtl_jax.schemes.distillation import Distillation
 from mtl_jax.tasks.base import Task
 from mtl_jax.training import balanced, between, frozen, meta, owners, soft_sharing, task_gradients
 from mtl_jax.training.balanced import Aggregation
-from mtl_jax.training.initial import Model, make_model, random_params, with_pretrained
+from mtl_jax.training.initial import Model, make_model, pretrained_layers, random_params, with_pretrained
 from mtl_jax.training.objective import Objective, auxiliary_name
 from mtl_jax.training.optimizer import Hyper, OptimizerSpec, hyper_from, multipliers
 from mtl_jax.training.paths import flatten, matching
@@ -117,11 +117,12 @@ def assemble(config: Any, data: Corpus, architecture: Architecture | None, pretr
 
     whole = make_network(data.layout)
     auxiliary = _auxiliary(config, whole, tasks)
-    draw = jax.jit(functools.partial(random_params, whole, tasks))
+    draw = functools.partial(random_params, whole, tasks)
     try:
         shapes = flatten(jax.eval_shape(draw, jax.random.key(0)))
     except ValueError as error:  # of options that fit no layer
         raise UserError(f"config.sharing: {error}") from None
+    draw = jax.jit(functools.partial(draw, known=pretrained_layers(model, shapes)))
     penalties, anchored = soft_sharing.build(config.penalties, owned, names, tuple(config.tasks), shapes)
 
     def objective_for(layout):

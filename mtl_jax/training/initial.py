@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -20,6 +20,7 @@ from mtl_jax.models.layers import LAYERS
 from mtl_jax.models.network import Network
 from mtl_jax.models.patches import PatchEmbeddings
 from mtl_jax.tasks.base import Task
+from mtl_jax.training.paths import flatten
 
 
 class Model(NamedTuple):
@@ -84,15 +85,23 @@ def _patches(data: Corpus, width: int, scale: float, dtype: Any) -> PatchEmbeddi
     return PatchEmbeddings(form.features, form.rows, form.columns, form.most, width, scale, dtype)
 
 
-def random_params(net: Network, tasks: Mapping[str, Task], key: jax.Array) -> dict[str, Any]:
-    """Random initial values: layers keyed by path, heads by the name of their task."""
+def pretrained_layers(model: Model, shapes: Collection[str]) -> tuple[str, ...]:
+    """The layers all of whose values are pretrained; `shapes` has the paths of all parameters."""
+    own = {path: {f"{path}/{leaf}" for leaf in flatten(values)} for path, values in (model.pretrained or {}).items()}
+    return tuple(path for path in own if own[path] >= {leaf for leaf in shapes if leaf.startswith(f"{path}/")})
+
+
+def random_params(
+    net: Network, tasks: Mapping[str, Task], key: jax.Array, known: Collection[str] = ()
+) -> dict[str, Any]:
+    """Random initial values: layers keyed by path, heads by the name of their task. Zeros in the layers `known`."""
     heads, reads = (jax.random.fold_in(key, ownership.name_key(name)) for name in ("heads", "reads"))
 
     def head(name, task):
         own = task.init(jax.random.fold_in(heads, ownership.name_key(name)), net.width[name])
         return {**own, **net.init_head(name, jax.random.fold_in(reads, ownership.name_key(name)))}
 
-    return {**net.init(key), "heads": {name: head(name, task) for name, task in tasks.items()}}
+    return {**net.init(key, known), "heads": {name: head(name, task) for name, task in tasks.items()}}
 
 
 def with_pretrained(config: Any, model: Model, data: Corpus, params: dict[str, Any]) -> dict[str, Any]:
@@ -124,4 +133,4 @@ def _placed(stacks: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, A
 
 def _to_all(value: Any, stack: jax.Array) -> jax.Array:
     """`value` for each owner; spread on the host, which compiles nothing."""
-    return jnp.asarray(np.broadcast_to(np.asarray(value, stack.dtype), stack.shape))
+    return jax.device_put(np.broadcast_to(np.asarray(value, stack.dtype), stack.shape))

@@ -78,8 +78,17 @@ def train(config: Any, workdir: pathlib.Path) -> dict[str, Any] | None:
         print(f"{workdir}: this run is complete; delete the folder to train anew.\n")
         return folders.read_summary(workdir)
     began = time.monotonic()
+    # records and programs are many objects, and stay: the collector need not go through them again and again
+    gc.disable()
+    try:
+        return _run(config, workdir, began)
+    finally:
+        gc.enable()
+
+
+def _run(config: Any, workdir: pathlib.Path, began: float) -> dict[str, Any] | None:
+    """As `train`, of a run that is not complete."""
     experiment = build(config)
-    gc.freeze()  # records are many objects, and stay to the end: the collector need not go through them again and again
     for note in experiment.corpus.notes:
         print(f"  {note}")
     placement = placement_of(experiment)
@@ -151,6 +160,8 @@ class _Run:
                 previous, done = metrics, step + 1
                 self.checkpoints.check()
                 if step == start:  # its losses at once: they tell that the long wait is over
+                    gc.freeze()
+                    gc.enable()
                     bar.set_description("training", refresh=False)
                     self._log(done, previous, bar)
                     previous = None

@@ -65,10 +65,7 @@ def make_evaluator(experiment: Experiment, placement: Placement) -> Evaluator:
 
 def abstract(shapes: Any, placement: Placement) -> Any:
     """Shapes with the shardings of the placement, to restore a checkpoint into."""
-    shardings = placement.shardings(shapes)
-    return jax.tree.map(
-        lambda s, sharding: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding), shapes, shardings
-    )
+    return jax.tree.map(lambda shape, sharding: shape.update(sharding=sharding), shapes, placement.shardings(shapes))
 
 
 def abstract_params(experiment: Experiment, placement: Placement) -> Any:
