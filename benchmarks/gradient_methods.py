@@ -8,7 +8,9 @@ settings: "own", 4 rows of 64 tokens of each task's own; "shared", 16 rows that 
 there is no dropout, and both sides start from the same values. First the losses of all sides on the same batch are
 compared (1e-4) and so are the combined gradients (relative to their norm, see APART). Then all sides take turns; shown
 are medians of the ratios to the side's own plain sum in the same round, and the bytes that a step takes beyond
-parameters, AdamW's moments and data. Of the ways to call a peer the fastest in a trial is kept.
+parameters, AdamW's moments and data. Of the ways to call a peer the fastest in a trial is kept. In "shared" the last
+method stands there once more with `config.aggregation.level = "representation"`: it compares the gradients of what the
+shared layers give out, as MGDA-UB does (Sener & Koltun 2018), and takes one backward pass through them.
 """
 
 from __future__ import annotations
@@ -30,6 +32,8 @@ METHODS = ("mgda", "pcgrad", "cagrad", "nash_mtl", "upgrad", "imtl_g", "aligned_
 FEW = ("pcgrad", "cagrad", "upgrad")  # at other K: functions of the Gram matrix cost alike
 # how far the combined gradients may be apart. None: the side draws its order (PCGrad), or stops early: TorchJD's MGDA
 # after 100 steps of Frank-Wolfe, LibMTL's at a weight of 0.999, Nash-MTL after 20 of its convex programs
+OURS, OF_REPRESENTATIONS = "mtl_jax", "mtl_jax, of representations"
+LEVELS = {OURS: "parameters", OF_REPRESENTATIONS: "representation"}
 APART = {"sum": 1e-4, "cagrad": 1e-3, "upgrad": 1e-3, "imtl_g": 1e-3, "aligned_mtl": 1e-3}
 
 
@@ -69,8 +73,12 @@ def _measured(options, setting: str, tasks: int) -> list[dict]:
         shape = {"layer": options.layer, "setting": setting, "tasks": tasks, "rows": rows, "tokens": options.tokens}
         known = ours("load", **shape, file=file)
         variants = peer("load", file=file, known=known, setting=setting, threads=options.threads)["variants"]
-        temporaries = {method: ours("compile", method=method)["temporaries"] for method in methods}
-        sides = {(method, "mtl_jax"): {"apart": 0.0} for method in methods}
+        sides = {(method, OURS): {"apart": 0.0} for method in methods}
+        if setting == "shared":
+            sides[methods[-1], OF_REPRESENTATIONS] = {"apart": None}  # another gradient, on purpose
+        temporaries = {
+            (method, side): ours("compile", method=method, level=LEVELS[side])["temporaries"] for method, side in sides
+        }
         for method in methods:
             gradients = os.path.join(folder, f"{method}.npz")
             losses = ours("gradients", method=method, file=gradients)["losses"]
@@ -79,8 +87,7 @@ def _measured(options, setting: str, tasks: int) -> list[dict]:
         found = _timed(options, ours, peer, sides)
     for one in found:
         one |= {"layer": options.layer, "setting": setting, "tasks": tasks}
-        if one["side"] == "mtl_jax":
-            one["bytes"] = temporaries[one["method"]]
+        one["bytes"] = temporaries.get((one["method"], one["side"]), one["bytes"])
     ours.close()
     peer.close()
     print(f"{setting}, K = {tasks}: measured", file=sys.stderr)
@@ -117,8 +124,8 @@ def _timed(options, ours, peer, sides) -> list[dict]:
     size = {}
     for number in range(options.rounds + 1):
         for method, side in sides:
-            if side == "mtl_jax":
-                spent = ours("run", method=method, steps=options.steps)
+            if side in LEVELS:
+                spent = ours("run", method=method, level=LEVELS[side], steps=options.steps)
             else:  # AdamW's moments are made anew, in a step that is not counted
                 peer("choose", method=method, variant=side)
                 peer("run", steps=1)
@@ -127,10 +134,9 @@ def _timed(options, ours, peer, sides) -> list[dict]:
                     size[method, side] = peer("memory")
             if number:  # the first warms up
                 seconds[method, side].append(spent)
-    plain = {"mtl_jax": seconds["sum", "mtl_jax"], "peer": seconds["sum", "plain"]}
     found = []
     for (method, side), spent in seconds.items():
-        first = plain["mtl_jax" if side == "mtl_jax" else "peer"]
+        first = seconds["sum", OURS if side in LEVELS else "plain"]
         ratios = [a / b for a, b in zip(spent, first, strict=True)]
         found.append({
             "method": method, "side": side, "ratio": statistics.median(ratios), "ratios": ratios,
@@ -142,12 +148,13 @@ def _timed(options, ours, peer, sides) -> list[dict]:
 
 def _claims(layer: str, setting: str, found) -> list[Claim]:
     counts = sorted({one["tasks"] for one in found if one["setting"] == setting})
-    return [_claim(layer, setting, count, found) for count in counts if setting == "own" or count == 8]
+    sides = list(LEVELS) if setting == "shared" else [OURS]
+    return [_claim(layer, setting, n, side, found) for n in counts if setting == "own" or n == 8 for side in sides]
 
 
-def _claim(layer: str, setting: str, count: int, found) -> Claim:
+def _claim(layer: str, setting: str, count: int, side: str, found) -> Claim:
     of_setting = [one for one in found if (one["setting"], one["tasks"]) == (setting, count)]
-    ours = [one for one in of_setting if one["side"] == "mtl_jax" and one["method"] != "sum"]
+    ours = [one for one in of_setting if one["side"] == side and one["method"] != "sum"]
     middle = statistics.median(one["ratio"] for one in ours)
     every = [ratio for one in ours for ratio in one["ratios"]]
     reached = middle <= GOALS[setting]
@@ -158,7 +165,8 @@ def _claim(layer: str, setting: str, count: int, found) -> Claim:
             "own": "K gradients are written and read where the plain step has one",
             "shared": f"products: one forward and K backward passes are {(1 + 2 * count) / 3:.1f}× the plain step's",
         }[setting]
-    what = f"{layer}, K = {count}, {words}: method / plain sum, median over the methods"
+    of = ", of representations" if side == OF_REPRESENTATIONS else ""
+    what = f"{layer}, K = {count}, {words}: method{of} / plain sum, median over the methods"
     return Claim(what, f"≤ {GOALS[setting]}×", middle, min(every), max(every), reached, bound)
 
 
@@ -170,7 +178,7 @@ def _tables(layer: str, found) -> dict[str, list[tuple[str, ...]]]:
             held = f"{one['bytes'] / 2**20:.0f}" if one["bytes"] is not None else ""
             spread = f"{min(one['ratios']):.2f} to {max(one['ratios']):.2f}"
             rows.append((str(one["tasks"]), one["method"], one["side"], f"{one['ms']:.1f}", f"{one['ratio']:.2f}",
-                         spread, held, f"{one['apart']:.0e}"))  # fmt: skip
+                         spread, held, "" if one["apart"] is None else f"{one['apart']:.0e}"))  # fmt: skip
         tables[f"{layer}, {setting}"] = rows
     return tables
 

@@ -18,7 +18,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 import jax
 import optax
 from ml_collections import ConfigDict
-from workers import peak_since_reset, reset_peak, serve
+from workers import serve
 
 from configs import default
 from mtl_jax import config as checks
@@ -39,7 +39,7 @@ class Side:
             self.config = config_of(layer, setting, tasks, rows, tokens, folder)
             checks.check(self.config, default)
             self.experiment = build(self.config)
-        self.steps: dict[str, _Step] = {}
+        self.steps: dict[tuple[str, str], _Step] = {}  # by method and level
         made = self.experiment.batches(0)
         self.batches = [made.batch(number) for number in range(BATCHES)]
         params = jax.device_get(flatten(self.experiment.init_params(self.config.seed)))
@@ -62,44 +62,33 @@ class Side:
             "parameters": sum(leaf.size for leaf in params.values()),
         }  # fmt: skip
 
-    def compile(self, method: str) -> dict:
-        """Compiles the step of a method; "sum" is the plain sum."""
+    def compile(self, method: str, level: str = "parameters") -> dict:
+        """Compiles the step of a method; "sum" is the plain sum. `level` as in `config.aggregation`."""
         experiment = self.experiment
         if method != "sum":
             config = ConfigDict(self.config.to_dict())
-            config.aggregation.method = method
+            config.aggregation.method, config.aggregation.level = method, level
             config.aggregation.options = ConfigDict(OPTIONS.get(method, {}))
             experiment = assemble(config, experiment.corpus, None, None)
         began = time.perf_counter()
-        self.steps[method] = _Step(experiment, self.batches)
-        return {"seconds": time.perf_counter() - began, "temporaries": self.steps[method].temporaries}
+        step = self.steps[method, level] = _Step(experiment, self.batches)
+        return {"seconds": time.perf_counter() - began, "temporaries": step.temporaries}
 
-    def run(self, method: str, steps: int) -> float:
+    def run(self, method: str, steps: int, level: str = "parameters") -> float:
         """Seconds of `steps` steps."""
-        return self.steps[method].run(steps)
-
-    def memory(self, method: str) -> int:
-        """Bytes that a step takes beyond those held before it."""
-        reset_peak()
-        self.steps[method].run(1)
-        return peak_since_reset()
+        return self.steps[method, level].run(steps)
 
     def gradients(self, method: str, file: str) -> dict:
         """Writes the combined gradient of the first batch, by path, to an npz; returns the losses and, of a method, the
         weights, norms and cosines of the tasks.
         """
-        step = self.steps[method]
+        step = self.steps[method, "parameters"]
         state, metrics = step.compiled(step.experiment.init(0), step.batches[0], step.experiment.hyper)
         moment = optax.tree_utils.tree_get(state.opt_state, "mu")  # (1 − b1) times the first gradient
         scale = 1.0 - self.config.optimizer.b1
         np.savez(file, **{path: np.asarray(leaf) / scale for path, leaf in moment.items()})
         told = jax.device_get(metrics.get("balanced", {}))
         return {"losses": metrics["losses"].tolist(), **{name: value.tolist() for name, value in told.items()}}
-
-    def drop(self) -> None:
-        """Lets all compiled steps go."""
-        self.steps.clear()
-        jax.clear_caches()
 
 
 class _Step:
@@ -155,5 +144,5 @@ def config_of(layer: str, setting: str, tasks: int, rows: int, tokens: int, fold
 
 if __name__ == "__main__":
     side = Side()
-    names = ("load", "compile", "run", "memory", "gradients", "drop")
+    names = ("load", "compile", "run", "gradients")
     serve({name: getattr(side, name) for name in names})

@@ -7,6 +7,7 @@ import pytest
 
 from mtl_jax.balancing import OF_GRADIENTS, WEIGHTINGS
 from mtl_jax.errors import UserError
+from mtl_jax.models import taps
 from mtl_jax.training import objective as terms
 from mtl_jax.training.experiment import build
 from mtl_jax.training.paths import flatten, with_leaves
@@ -112,17 +113,22 @@ CASES = {
     },
     "frozen": {"optimizer__freeze": ("^embed/",)},
     "remat": {"model__remat": True},
+    "in turns": {"model__layer": "transformer", "model__heads": 2, "model__intermediate": 16},
 }  # fmt: skip
 
 
 @pytest.mark.parametrize(
     ("case", "memory"), [*((case, "copies") for case in CASES), ("hard", "layers"), ("tree", "layers")]
 )
-def test_gradients_told_apart_are_those_of_k_passes(tiny, case, memory, differs):
+def test_gradients_told_apart_are_those_of_k_passes(tiny, case, memory, differs, monkeypatch):
+    asked = []
+    if case == "in turns":  # as on one CPU device
+        monkeypatch.setattr(taps, "alone_on_cpu", lambda: asked.append(True) or True)
     experiment = build(config_of(tiny, aggregation__memory=memory, **CASES[case]))
     gradients = by_task(experiment)
     found, metrics = stepped(experiment)
     gram = gram_of(experiment, [{p: g[p] for p in experiment.spec.multipliers} for g in gradients])
+    assert bool(asked) == (case == "in turns")
     told = metrics["balanced"]
     scale = np.sqrt(np.outer(np.diag(gram), np.diag(gram)))
     products = told["cosine"] * np.outer(told["task_norms"], told["task_norms"])

@@ -20,6 +20,7 @@ from flax.traverse_util import flatten_dict
 
 from mtl_jax.models.dropout import Noise
 from mtl_jax.models.owned import applied, by_kind, by_owner, layer_function, stack
+from mtl_jax.models.parts import alone_on_cpu
 
 Function = Callable[[Any, Any, Noise | None], jax.Array]
 Measure = Callable[[Any, Any], Any]
@@ -64,7 +65,9 @@ class _Pullback:
     axes: tuple[int | None, ...] = flax.struct.field(pytree_node=False)
 
 
-def tapped(function: Function, measure: Measure, params: Any, tap: Any, inputs: Any, noise: Noise | None) -> jax.Array:
+def tapped(
+    function: Function, measure: Measure, in_turns: bool, params: Any, tap: Any, inputs: Any, noise: Noise | None
+) -> jax.Array:
     """`function` on g·m streams with the same parameters, of which each m hold the same: computed once on the way up,
     told apart on the way down. Its derivatives are as without the tap, whose cotangent is `measure` (gradients of the
     streams, `params` with leaves [g·m, ...]; tap).
@@ -72,6 +75,7 @@ def tapped(function: Function, measure: Measure, params: Any, tap: Any, inputs: 
     Args:
       function: (params, inputs, noise) -> array, for one stream.
       measure: static, see above.
+      in_turns: static; whether the m of a group take their way down one after another instead of at once.
       params: of all streams.
       tap: zeros.
       inputs: leaves [g, m, ...], equal along m.
@@ -121,7 +125,7 @@ def tapped(function: Function, measure: Measure, params: Any, tap: Any, inputs: 
             back = jax.tree.unflatten(pullback.structure, residuals)
             if copies == 1:
                 return jax.tree.map(lambda leaf: leaf[None], back(cotangents[0]))
-            return jax.vmap(back)(cotangents)
+            return jax.lax.map(back, cotangents) if in_turns else jax.vmap(back)(cotangents)
 
         by_stream, moved, rates = jax.vmap(one, (list(pullback.axes), 0))(pullback.leaves, cotangent)
         total, rates = jax.tree.map(lambda leaf: leaf.sum(axis=(0, 1)), (by_stream, rates))
@@ -160,6 +164,8 @@ def apply_tapped(
     """
     tokens_apart = path == "embed" and spec.tokens
     function = _embedding_function(module, remat) if tokens_apart else layer_function(module, remat)
+    # of a transformer's K gradients at once XLA's CPU compiler would turn each around
+    in_turns = alone_on_cpu() and getattr(module, "rows_in_parts", False)
     halves, outputs = spec.halves, {}
     for owner, groups in _groups(owner_ids, inputs, same, spec.products):
         members, copies = [member for group in groups for member in group], len(groups[0])
@@ -172,7 +178,7 @@ def apply_tapped(
         tap, measure = _of_streams(taps, spec, path, entry.ravel())
         own = _slice(params, owner)
         noise = None if noise is None else noise._replace(keys=keys)
-        result = tapped(function, measure, own, tap, stacked, noise)
+        result = tapped(function, measure, in_turns, own, tap, stacked, noise)
         result = jnp.swapaxes(result.reshape(-1, halves, copies, *result.shape[2:]), 1, 2)
         result = result.reshape(len(members), -1, *result.shape[4:])
         outputs |= dict(zip(members, result, strict=True))
