@@ -18,6 +18,7 @@ import re
 import shlex
 import subprocess
 import sys
+import textwrap
 import time
 
 import record
@@ -39,8 +40,9 @@ BENCHMARKS = {
     "collectives": ("Devices", "collectives.py --tasks=4 --meshes=task,model"),
     "start": ("Start", "start.py --repeats=2 --config=configs/quickstart.py:soft"),
 }  # fmt: skip
-# not about speed: run by themselves, or by --only
+# too long for half an hour, or not about speed: run by themselves, or by --only
 OTHERS = {
+    "penalties_16": ("Penalties, K = 16", "penalties.py --tasks=16 --rounds=3 --steps=1"),
     "faults": ("Faults", "faults.py"),
     "sharing_snips": ("Ways of sharing, SNIPS", "sharing.py"),
     "sharing_ewt": ("Ways of sharing, UD EWT", "sharing.py --table=ewt"),
@@ -115,7 +117,7 @@ def _plot(found: dict, title: str, file: pathlib.Path) -> None:
     from matplotlib import pyplot
 
     claims = [record.Claim(**fields) for fields in found["claims"]]
-    figure, axes = pyplot.subplots(figsize=(9, 1.2 + 0.45 * len(claims)), layout="constrained")
+    figure, axes = pyplot.subplots(figsize=(9, 1.2 + 0.5 * len(claims)), layout="constrained")
     for place, claim in enumerate(reversed(claims)):
         axes.errorbar(
             claim.measured, place, xerr=[[claim.measured - claim.low], [claim.high - claim.measured]], fmt="o",
@@ -123,7 +125,8 @@ def _plot(found: dict, title: str, file: pathlib.Path) -> None:
         )  # fmt: skip
         if goal := re.search(r"\d+(\.\d+)?", claim.goal):
             axes.plot(float(goal[0]), place, marker="|", markersize=16, color="black")
-    axes.set_yticks(range(len(claims)), [claim.what for claim in reversed(claims)], fontsize=8)
+    words = [textwrap.fill(claim.what, 60) for claim in reversed(claims)]
+    axes.set_yticks(range(len(claims)), words, fontsize=8)
     axes.set_ylim(-0.6, len(claims) - 0.4)
     axes.margins(x=0.1)
     axes.set_xlim(left=0)

@@ -57,7 +57,8 @@ def main():
         rows.append((one["layer"], str(one["tasks"]), one["penalty"], f"{one['ms']:.1f}", f"{one['ratio']:.3f}", spread,
                      f"{one['bytes'] / 2**20:.0f}"))  # fmt: skip
     claims = [claim for one in found if (claim := _claim(one))]
-    save("penalties", claims, {f"a step over that without penalty; {128 * options.rows} tokens a task": rows}, found)
+    name = "_".join(["penalties", *(count for count in options.tasks.split(",") if count != "4")])
+    save(name, claims, {f"a step over that without penalty; {128 * options.rows} tokens a task": rows}, found)
 
 
 def _claim(one) -> Claim | None:
