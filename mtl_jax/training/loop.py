@@ -81,12 +81,12 @@ def train(config: Any, workdir: pathlib.Path) -> dict[str, Any] | None:
     # records and programs are many objects, and stay: the collector need not go through them again and again
     gc.disable()
     try:
-        return _run(config, workdir, began)
+        return _train_to_the_end(config, workdir, began)
     finally:
         gc.enable()
 
 
-def _run(config: Any, workdir: pathlib.Path, began: float) -> dict[str, Any] | None:
+def _train_to_the_end(config: Any, workdir: pathlib.Path, began: float) -> dict[str, Any] | None:
     """As `train`, of a run that is not complete."""
     experiment = build(config)
     for note in experiment.corpus.notes:
