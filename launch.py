@@ -72,7 +72,17 @@ def main(argv):
     elif COORDINATOR.value or PROCESSES.value or PROCESS.value >= 0:
         raise UserError(f"--mode={MODE.value} is for one process; leave out --coordinator, --processes and --process")
     else:
+        if MODE.value in ("train", "evaluate", "predict", "attribute"):
+            from mtl_jax.training import ahead
+
+            ahead.read_ahead(f"{MODE.value} {_config_name() or WORKDIR.value}")
         mode()
+
+
+def _config_name() -> str:
+    """As it was given: configs/x.py, or configs/x.py:argument; '' without."""
+    flag = flags.FLAGS["config"]
+    return config_flags.get_config_filename(flag) or "" if flag.present else ""
 
 
 def _found_around() -> bool:
