@@ -43,6 +43,14 @@ BENCHMARKS = {
 # too long for half an hour, or not about speed: run by themselves, or by --only
 OTHERS = {
     "penalties_16": ("Penalties, K = 16", "penalties.py --tasks=16 --rounds=3 --steps=1"),
+    "gradient_methods_4_16": (
+        "Gradient methods, K = 4 and 16",
+        "gradient_methods.py --tasks=4,16 --methods=upgrad --rounds=3 --steps=1",
+    ),
+    "gradient_methods_bilstm": (
+        "Gradient methods, BiLSTM",
+        "gradient_methods.py --layer=bilstm --tasks=8 --methods=upgrad --rounds=3 --steps=1",
+    ),
     "faults": ("Faults", "faults.py"),
     "sharing_snips": ("Ways of sharing, SNIPS", "sharing.py"),
     "sharing_ewt": ("Ways of sharing, UD EWT", "sharing.py --table=ewt"),

@@ -60,6 +60,7 @@ def main():
         "make larger."
     )
     name = "gradient_methods" + ("" if options.layer == "transformer" else f"_{options.layer}")
+    name += "" if "8" in options.tasks.split(",") else f"_{options.tasks.replace(',', '_')}"
     save(name, claims, _tables(options.layer, found), found, notes)
 
 

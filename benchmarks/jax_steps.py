@@ -103,6 +103,17 @@ class Side:
             planes = [p for p in jax.profiler.ProfileData.from_file(str(file)).planes if p.name.startswith("/device:")]
             return max(covered((e.start_ns, e.end_ns) for line in p.lines for e in line.events) for p in planes)
 
+    def compared(self, block: int) -> float:
+        """The share of a row's T·T pairs of tokens that attention would compare if it left out those of blocks of
+        tokens that have no text in common; with blocks of one, the pairs within texts. A block divides T."""
+        shares = []
+        for step in range(self.steps):
+            for row in self.batches.batch(step).segment[0]:
+                blocks = row.reshape(-1, block)
+                held = np.stack([(blocks == text).any(1) for text in range(1, row.max() + 1)])  # [texts, T/block]
+                shares.append((held[:, :, None] & held[:, None, :]).any(0).mean())
+        return float(np.mean(shares))
+
     def run(self, steps: int) -> float:
         """Seconds of the next `steps` steps; the epoch begins anew behind its end."""
         if self.state is None:
@@ -151,6 +162,6 @@ def _texts(batches):
 if __name__ == "__main__":
     side = Side()
     serve({
-        "load": side.load, "losses": side.losses, "run": side.run, "busy": side.busy, "ceiling": ceiling,
-        "memory": peak,
+        "load": side.load, "losses": side.losses, "run": side.run, "busy": side.busy, "compared": side.compared,
+        "ceiling": ceiling, "memory": peak,
     })  # fmt: skip
