@@ -72,17 +72,7 @@ def main(argv):
     elif COORDINATOR.value or PROCESSES.value or PROCESS.value >= 0:
         raise UserError(f"--mode={MODE.value} is for one process; leave out --coordinator, --processes and --process")
     else:
-        if MODE.value in ("train", "evaluate", "predict", "attribute"):
-            from mtl_jax.training import ahead
-
-            ahead.read_ahead(f"{MODE.value} {_config_name() or WORKDIR.value}")
         mode()
-
-
-def _config_name() -> str:
-    """As it was given: configs/x.py, or configs/x.py:argument; '' without."""
-    flag = flags.FLAGS["config"]
-    return config_flags.get_config_filename(flag) or "" if flag.present else ""
 
 
 def _found_around() -> bool:
@@ -106,15 +96,27 @@ def _together(mode):
         processes.wait_for_all("the end")
 
 
-def _train():
-    from mtl_jax.training import loop, processes
-    from mtl_jax.training import workdir as folders
+def _programs_ahead():
+    """A context in which the programs of the last such run are read while this one begins."""
+    from mtl_jax.training import ahead, processes
 
+    if processes.WORKER in os.environ:
+        return contextlib.nullcontext()
+    config = flags.FLAGS["config"]
+    name = config_flags.get_config_filename(config) if config.present else WORKDIR.value
+    return ahead.reading(f"{MODE.value} {name}")
+
+
+def _train():
     if not WORKDIR.value:
         raise UserError("--mode=train needs --workdir=FOLDER")
     config = _config()
-    with folders.held(WORKDIR.value) as workdir:
-        summary = loop.train(config, workdir)
+    with _programs_ahead():
+        from mtl_jax.training import loop, processes
+        from mtl_jax.training import workdir as folders
+
+        with folders.held(WORKDIR.value) as workdir:
+            summary = loop.train(config, workdir)
         if summary is not None and processes.is_first():
             from mtl_jax.analysis import report  # brings what draws, which takes as long as all else together
 
@@ -128,7 +130,9 @@ def _evaluate():
     workdir = _workdir()
     if len(CHECKPOINT.value) != 1:
         raise UserError("--mode=evaluate scores one --checkpoint")
-    result = scoring.evaluate(_config(), workdir, CHECKPOINT.value[0])
+    config = _config()
+    with _programs_ahead():
+        result = scoring.evaluate(config, workdir, CHECKPOINT.value[0])
     file = workdir / f"evaluation_{CHECKPOINT.value[0]}.json"
     if processes.is_first():
         from mtl_jax.analysis import report
@@ -141,7 +145,9 @@ def _predict():
     from mtl_jax.training import prediction
 
     workdir = _workdir()
-    prediction.predict(_config(), workdir, CHECKPOINT.value, INPUT.value, OUTPUT.value)
+    config = _config()
+    with _programs_ahead():
+        prediction.predict(config, workdir, CHECKPOINT.value, INPUT.value, OUTPUT.value)
 
 
 def _attribute():
@@ -151,7 +157,9 @@ def _attribute():
     if not OUTPUT.value:
         raise UserError("--mode=attribute needs --output=FOLDER")
     out = pathlib.Path(OUTPUT.value).expanduser()
-    print(attribution.attribute(_config(), workdir, CHECKPOINT.value, INPUT.value, out))
+    config = _config()
+    with _programs_ahead():
+        print(attribution.attribute(config, workdir, CHECKPOINT.value, INPUT.value, out))
 
 
 def _inspect():

@@ -11,7 +11,7 @@ SCRIPT = """
 import sys, threading, time
 import jax, jax.numpy as jnp
 from jax._src import compilation_cache
-from mtl_jax.training import ahead
+from mtl_jax.training import ahead, programs
 
 read = compilation_cache.get_executable_and_time
 
@@ -23,24 +23,22 @@ def told(key, *more):
 
 compilation_cache.get_executable_and_time = told
 command, factor, patience = sys.argv[1], float(sys.argv[2]), float(sys.argv[3])
-jax.devices()
-ahead.read_ahead(command)
-time.sleep(patience)
+programs.keep()
 
 @jax.jit
 def f(x):
     return factor * x + 1.0
 
-print(f(jnp.arange(3.0)).tolist())
+with ahead.reading(command):
+    time.sleep(patience)
+    print(f(jnp.arange(3.0)).tolist())
 """
 
 
 @pytest.fixture
 def start(tmp_path):
     (tmp_path / "script.py").write_text(textwrap.dedent(SCRIPT))
-    settings = {
-        "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "programs"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }  # fmt: skip
+    settings = {"MTL_JAX_CACHE": str(tmp_path), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
 
     def start(command="train a", factor=2, patience=1.0, **env):
         done = subprocess.run(
@@ -63,7 +61,7 @@ def test_a_thread_reads_what_the_last_run_used(start, tmp_path):
     # another program: what was read is not taken
     assert sorted(start(factor=3)) == ["MainThread False", "programs True"]
     assert start(factor=3) == ["programs True"]
-    for file in (tmp_path / "programs").glob("*.used.json"):
+    for file in tmp_path.glob("programs/*/*.used.json"):
         file.write_text(file.read_text()[:-9])
     assert start(factor=3) == ["MainThread True"]
     assert start(factor=3) == ["programs True"]
@@ -71,4 +69,6 @@ def test_a_thread_reads_what_the_last_run_used(start, tmp_path):
 
 def test_where_no_programs_are_kept(start, tmp_path):
     assert start(JAX_ENABLE_COMPILATION_CACHE="false") == []
-    assert not list(tmp_path.glob("programs/*.used.json"))
+    assert start(JAX_COMPILATION_CACHE_DIR=str(tmp_path / "other")) == ["MainThread False"]
+    assert start(JAX_COMPILATION_CACHE_DIR=str(tmp_path / "other")) == ["MainThread True"]  # as JAX does
+    assert not list(tmp_path.rglob("*.used.json"))

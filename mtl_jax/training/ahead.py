@@ -8,20 +8,22 @@ decides it, so a wrong guess costs a little time of another core, and gives no o
 
 from __future__ import annotations
 
-import atexit
 import base64
+import contextlib
 import hashlib
 import json
 import os
 import pathlib
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
 from jax._src import compilation_cache  # JAX has no public name for what reads a kept program
 from jax._src.lib import xla_client
+
+from mtl_jax.training import programs
 
 MOST = 32  # programs of a command
 _LIST, _FORGOTTEN = ".used.json", 30 * 24 * 3600.0
@@ -35,20 +37,26 @@ class Use(NamedTuple):
     devices: tuple[int, ...]
 
 
-def read_ahead(command: str) -> None:
-    """Begins to read the programs that the last run of `command` used, and notes those of this run at its end.
+@contextlib.contextmanager
+def reading(command: str) -> Iterator[None]:
+    """Reads the programs that the last run of `command` used; at the end those of this run are noted for the next.
 
-    Nothing happens where JAX keeps no programs (see `programs.keep`), and on a single core. Devices are looked up in
-    the thread: call this behind all that must come before, as `jax.distributed.initialize`.
+    Nothing happens on a single core, and where programs are not kept in the folder of `programs.keep`. Devices are
+    looked up in the thread: call this behind all that must come before, as `jax.distributed.initialize`.
     """
-    folder = jax.config.jax_compilation_cache_dir
-    if not folder or not jax.config.jax_enable_compilation_cache or _cores() < 2:
+    folder = programs.folder()
+    kept = jax.config.jax_enable_compilation_cache and jax.config.jax_compilation_cache_dir == str(folder)
+    if not kept or _cores() < 2:
+        yield
         return
-    _forget(pathlib.Path(folder))
-    file = pathlib.Path(folder) / (hashlib.sha256(command.encode()).hexdigest()[:32] + _LIST)
+    _forget(folder)
+    file = folder / (hashlib.sha256(command.encode()).hexdigest()[:32] + _LIST)
     reader = _Reader(_listed(file))
-    compilation_cache.get_executable_and_time = reader.get
-    atexit.register(reader.note, file)
+    try:
+        yield
+        reader.note(file)
+    finally:
+        reader.stop()
 
 
 class _Reader:
@@ -56,12 +64,14 @@ class _Reader:
 
     def __init__(self, expected: Sequence[Use]):
         self._read = compilation_cache.get_executable_and_time
+        self._expected = set(expected)
         self._used: dict[str, Use] = {}
         pool = ThreadPoolExecutor(1, thread_name_prefix="programs")
-        self._ahead: dict[Use, Future] = {use: pool.submit(self._expected, use) for use in expected}
+        self._ahead: dict[Use, Future] = {use: pool.submit(self._begin, use) for use in expected}
         pool.shutdown(wait=False)
+        compilation_cache.get_executable_and_time = self.get
 
-    def _expected(self, use: Use) -> Any:
+    def _begin(self, use: Use) -> Any:
         by_id = {device.id: device for device in jax.devices()}
         devices = xla_client.DeviceList(tuple(by_id[number] for number in use.devices))
         options = xla_client.CompileOptions.ParseFromString(base64.b64decode(use.options))
@@ -79,8 +89,16 @@ class _Reader:
         except Exception:  # it comes again here, where JAX expects it
             return self._read(key, options, backend, devices)
 
+    def stop(self) -> None:
+        """JAX reads by itself again; what has not begun is left."""
+        compilation_cache.get_executable_and_time = self._read
+        for waiting in self._ahead.values():
+            waiting.cancel()
+
     def note(self, file: pathlib.Path) -> None:
-        """Writes what was used and is kept, the first first."""
+        """Writes what was used and is kept, the first first; nothing where all of it is in the list already."""
+        if self._expected.issuperset(self._used.values()):
+            return
         kept = [use for use in self._used.values() if (file.parent / f"{use.key}-cache").exists()][:MOST]
         try:
             temporary = file.with_name(f"{file.name}.{os.getpid()}")

@@ -21,7 +21,7 @@ _HOUR = 3600.0
 
 
 def keep() -> None:
-    """Keeps them in the cache folder's `programs/`.
+    """Keeps them in `folder()`.
 
     JAX_COMPILATION_CACHE_DIR chooses another folder, which is left alone; JAX_ENABLE_COMPILATION_CACHE=false keeps
     none. Every program gets a file with its hash at the end of the process. One that differs from it is removed, and so
@@ -30,18 +30,23 @@ def keep() -> None:
     """
     if jax.config.jax_compilation_cache_dir or not jax.config.jax_enable_compilation_cache:
         return
-    folder = cache.folder() / "programs" / _processor()
+    kept = folder()
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        _clean(folder)
+        kept.mkdir(parents=True, exist_ok=True)
+        _clean(kept)
     except OSError as error:
-        print(f"  compiled programs are not kept: {folder}: {error.strerror}", file=sys.stderr)
+        print(f"  compiled programs are not kept: {kept}: {error.strerror}", file=sys.stderr)
         return
-    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_compilation_cache_dir", str(kept))
     jax.config.update("jax_compilation_cache_max_size", LARGEST)
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", WORTH)
-    atexit.register(_seal, folder, time.time())
+    atexit.register(_seal, kept, time.time())
+
+
+def folder() -> pathlib.Path:
+    """`programs/` in the cache folder, apart for each kind of processor."""
+    return cache.folder() / "programs" / _processor()
 
 
 def _processor() -> str:
