@@ -30,9 +30,9 @@ BENCHMARKS = {
     "steps_minilm": ("Equal shapes: MiniLM", "steps.py --model=minilm --no-compile --rounds=3"),
     "steps_bilstm": ("Equal shapes: BiLSTM", "steps.py --model=bilstm --rounds=5"),
     "packing": ("Real text", "packing.py --no-compile --texts=60"),
-    "penalties": ("Penalties", "penalties.py --tasks=4 --rounds=7 --steps=1"),
+    "penalties": ("Penalties", "penalties.py --tasks=4 --rounds=21 --steps=1"),
     "gradient_methods": (
-        "Gradient methods", "gradient_methods.py --tasks=8 --methods=upgrad --rounds=3 --steps=1",
+        "Gradient methods", "gradient_methods.py --tasks=8 --methods=upgrad --rounds=5 --steps=1",
     ),
     "ablation_small": ("A grid, small models", "ablation.py --model=small --only=steps --repeats=1"),
     "ablation_bilstm": ("A grid, BiLSTM", "ablation.py --model=bilstm --only=steps --repeats=1 --peer-lanes=2"),
@@ -42,14 +42,14 @@ BENCHMARKS = {
 }  # fmt: skip
 # too long for half an hour, or not about speed: run by themselves, or by --only
 OTHERS = {
-    "penalties_16": ("Penalties, K = 16", "penalties.py --tasks=16 --rounds=3 --steps=1"),
+    "penalties_16": ("Penalties, K = 16", "penalties.py --tasks=16 --rounds=9 --steps=1"),
     "gradient_methods_4_16": (
         "Gradient methods, K = 4 and 16",
-        "gradient_methods.py --tasks=4,16 --methods=upgrad --rounds=3 --steps=1",
+        "gradient_methods.py --tasks=4,16 --methods=upgrad --rounds=7 --steps=1",
     ),
     "gradient_methods_bilstm": (
         "Gradient methods, BiLSTM",
-        "gradient_methods.py --layer=bilstm --tasks=8 --methods=upgrad --rounds=3 --steps=1",
+        "gradient_methods.py --layer=bilstm --tasks=8 --methods=upgrad --rounds=5 --steps=1",
     ),
     "faults": ("Faults", "faults.py"),
     "sharing_snips": ("Ways of sharing, SNIPS", "sharing.py"),
