@@ -11,6 +11,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import hashlib
+import inspect
 import json
 import os
 import pathlib
@@ -20,10 +21,17 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
-from jax._src import compilation_cache  # JAX has no public name for what reads a kept program
-from jax._src.lib import xla_client
 
 from mtl_jax.training import programs
+
+try:  # JAX has no public name for what reads a kept program: where another version has it otherwise, nothing is ahead
+    from jax._src import compilation_cache
+    from jax._src.lib import xla_client
+
+    _asked = tuple(inspect.signature(compilation_cache.get_executable_and_time).parameters)
+    KNOWN = _asked == ("cache_key", "compile_options", "backend", "executable_devices")
+except (ImportError, AttributeError):
+    KNOWN = False
 
 MOST = 32  # programs of a command
 _LIST, _FORGOTTEN = ".used.json", 30 * 24 * 3600.0
@@ -46,7 +54,7 @@ def reading(command: str) -> Iterator[None]:
     """
     folder = programs.folder()
     kept = jax.config.jax_enable_compilation_cache and jax.config.jax_compilation_cache_dir == str(folder)
-    if not kept or _cores() < 2:
+    if not (KNOWN and kept) or _cores() < 2:
         yield
         return
     _forget(folder)
@@ -97,9 +105,9 @@ class _Reader:
 
     def note(self, file: pathlib.Path) -> None:
         """Writes what was used and is kept, the first first; nothing where all of it is in the list already."""
-        if self._expected.issuperset(self._used.values()):
-            return
         kept = [use for use in self._used.values() if (file.parent / f"{use.key}-cache").exists()][:MOST]
+        if self._expected.issuperset(kept):  # a run that was stopped early uses few
+            return
         try:
             temporary = file.with_name(f"{file.name}.{os.getpid()}")
             temporary.write_text(json.dumps(kept))
