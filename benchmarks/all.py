@@ -24,12 +24,13 @@ import time
 import record
 
 HERE = pathlib.Path(__file__).resolve().parent
+THREADS = f"--threads={record.CORES}"  # of PyTorch; by itself each command tries fewer too
 # name of the results -> (title, command); one row for each that is run
 BENCHMARKS = {
-    "steps_bert_mini": ("Equal shapes: BERT-mini", "steps.py --model=bert_mini --no-compile --threads=2 --rounds=3"),
-    "steps_minilm": ("Equal shapes: MiniLM", "steps.py --model=minilm --no-compile --threads=2 --rounds=3"),
-    "steps_bilstm": ("Equal shapes: BiLSTM", "steps.py --model=bilstm --threads=2 --rounds=15"),
-    "packing": ("Real text", "packing.py --no-compile --texts=90 --threads=2"),
+    "steps_bert_mini": ("Equal shapes: BERT-mini", f"steps.py --model=bert_mini --no-compile {THREADS} --rounds=3"),
+    "steps_minilm": ("Equal shapes: MiniLM", f"steps.py --model=minilm --no-compile {THREADS} --rounds=3"),
+    "steps_bilstm": ("Equal shapes: BiLSTM", f"steps.py --model=bilstm {THREADS} --rounds=15"),
+    "packing": ("Real text", f"packing.py --no-compile --texts=90 {THREADS}"),
     "penalties": ("Penalties", "penalties.py --tasks=4 --rounds=13 --steps=1"),
     "gradient_methods": (
         "Gradient methods", "gradient_methods.py --tasks=8 --methods=upgrad --rounds=5 --steps=1",

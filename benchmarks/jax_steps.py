@@ -110,7 +110,7 @@ class Side:
         for step in range(self.steps):
             for row in self.batches.batch(step).segment[0]:
                 blocks = row.reshape(-1, block)
-                held = np.stack([(blocks == text).any(1) for text in range(1, row.max() + 1)])  # [texts, T/block]
+                held = (np.arange(1, row.max() + 1)[:, None, None] == blocks).any(2)  # [texts, T/block]
                 shares.append((held[:, :, None] & held[:, None, :]).any(0).mean())
         return float(np.mean(shares))
 
