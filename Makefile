@@ -1,4 +1,5 @@
-# make quickstart, make quickstart-compare, make test, make benchmark. Everything lives in .venv; VENV=... and PYTHON=... choose others.
+# make quickstart, make quickstart-compare, make test, make test-all, make benchmark.
+# Everything lives in .venv; VENV=... and PYTHON=... choose others.
 VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
@@ -6,7 +7,7 @@ BIN := $(VENV)/bin
 EXTRA ?= $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev/null | grep -q GPU && echo cuda12 || echo cpu)
 RUN := $(BIN)/python launch.py
 
-.PHONY: quickstart quickstart-compare test benchmark lint clean
+.PHONY: quickstart quickstart-compare test test-all benchmark lint clean
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -28,6 +29,11 @@ quickstart-compare: quickstart
 test: $(VENV)/.installed-test
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m pytest -n auto --dist worksteal --durations=15
+
+# with the campaigns that are marked `slow`
+test-all: $(VENV)/.installed-test
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m pytest -n auto --dist worksteal --durations=15 -m ""
 
 # the peers live in an environment of their own: they would change what the project's tests see
 $(VENV)-benchmark/.installed: pyproject.toml benchmarks/requirements.txt
