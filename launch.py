@@ -31,10 +31,10 @@ if __name__ == "__main__":
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from mtl_jax import flag_errors
+from mtl_jax import config_file, flag_errors
 from mtl_jax.errors import UserError
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, or file.py:argument.", lock_config=True)
+CONFIG = config_file.define("config")
 WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the run.")
 MODES = [
     "train", "evaluate", "predict", "attribute", "inspect", "export", "compare", "ablate", "relate", "merge", "adapt",

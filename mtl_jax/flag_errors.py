@@ -4,37 +4,59 @@ from __future__ import annotations
 
 import pathlib
 import re
-import traceback
 from collections.abc import Sequence
 
 from absl import flags
 
+from mtl_jax.config_file import override_paths
 from mtl_jax.errors import UserError
 
-_LIBRARIES = ("site-packages", "dist-packages", "importlib")
+_OF_A_RUN = ("evaluate", "predict", "attribute", "export")  # modes that take the config.json of --workdir
 
 
 def parse(argv: Sequence[str]) -> list[str]:
     """`flags.FLAGS(argv)`, for `absl.app.run(..., flags_parser=parse)`.
 
+    Overrides without --config, in a mode that reads a finished run, are of the config.json of the run.
+
     Raises:
       UserError: an unknown flag or config field, a value of a wrong type, a config file that is not there or that
         raises; of the last, file and line are named.
     """
-    for path in _config_files(argv):
-        if not pathlib.Path(path).is_file():
-            raise UserError(f"--config: there is no file {path!r}")
+    argv = list(argv)
+    overrides = override_paths(argv, "config")
+    if overrides and not _value(argv, "config"):
+        argv[1:1] = [f"--config={_config_of_run(argv, overrides[0])}"]
     try:
-        rest = flags.FLAGS(argv)
+        return flags.FLAGS(argv)
     except Exception as error:
-        in_file = next(filter(None, map(_in_config_file, _chain(error))), None)
-        if in_file is None and isinstance(error, flags.Error):
-            in_file = f"{error}\nThe flags are listed by: python launch.py --help"
-        raise UserError(in_file or _in_override(error, argv)) from error
-    for path in _config_files(argv):
-        if flags.FLAGS.config is None:
-            raise UserError(f"{path}: get_config() returned nothing; it should end with 'return config'")
-    return rest
+        known = next((one for one in _chain(error) if isinstance(one, UserError)), None)
+        if known is not None:
+            raise UserError(str(known)) from error
+        if isinstance(error, flags.Error) and not overrides:
+            raise UserError(f"{error}\nThe flags are listed by: python launch.py --help") from error
+        raise UserError(_in_override(error, argv)) from error
+
+
+def _config_of_run(argv: Sequence[str], field: str) -> str:
+    mode, run = _value(argv, "mode") or "train", _value(argv, "workdir")
+    if mode == "merge":
+        run = _value(argv, "runs").split(",")[0]
+    elif mode not in _OF_A_RUN:
+        run = ""
+    if not run:
+        raise UserError(f"--config.{field} sets a field of a config; name it by --config=FILE")
+    return str(pathlib.Path(run).expanduser() / "config.json")
+
+
+def _value(argv: Sequence[str], name: str) -> str:
+    """What the command line gives a flag, before it is parsed; "" for nothing."""
+    found = ""
+    for flag, following in zip(argv, [*argv[1:], ""], strict=True):
+        given, equals, value = flag.partition("=")
+        if given in (f"--{name}", f"-{name}"):
+            found = value if equals else following
+    return found
 
 
 def _chain(error):
@@ -43,42 +65,18 @@ def _chain(error):
         error = error.__cause__ or error.__context__
 
 
-def _config_files(argv):
-    for flag, following in zip(argv, [*argv[1:], ""], strict=True):
-        name, equals, value = flag.partition("=")
-        if name in ("--config", "-config"):
-            yield (value if equals else following).split(":")[0]
-
-
-def _in_config_file(error) -> str | None:
-    """The place in a config file where it was raised, below those functions of configs/default.py that it calls."""
-    if isinstance(error, SyntaxError):
-        return f"{error.filename}:{error.lineno}: {error.msg}"
-    frames = [
-        frame
-        for frame in traceback.extract_tb(error.__traceback__)
-        if not any(part in frame.filename for part in _LIBRARIES)
-        and frame.filename not in (__file__, "<string>")
-        and pathlib.Path(frame.filename).name not in ("launch.py", "default.py")
-        and not frame.filename.startswith("<")
-    ]
-    if not frames:
-        return None
-    said = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-    kind = "" if isinstance(error, KeyError | ValueError) and " " in said else f"{type(error).__name__}: "
-    return f"{frames[-1].filename}:{frames[-1].lineno}: {kind}{said}"
-
-
 def _in_override(error, argv) -> str:
     """An override of a field that is not there, or of a type that does not fit."""
-    said = str(error.args[0] if error.args else error)
-    if found := re.search(r"""['"]+([^'"\\]+)\\?['"]""", said):
+    message = str(error.args[0] if error.args else error)
+    if found := re.search(r"""['"]+([^'"\\]+)\\?['"]""", message):
         field = found[1]
-        near = re.search(r'Did you mean "([^"]+)"', said)
+        near = re.search(r'Did you mean "([^"]+)"', message)
         for flag in argv:
             path = flag.lstrip("-").partition("=")[0].split(".")
             if path[0] == "config" and field in path[1:]:
                 where = ".".join(path[: path.index(field)])
                 hint = f"; did you mean {near[1]!r}?" if near else ""
                 return f"--{'.'.join(path)}: {where} has no field {field!r}{hint}"
-    return f"--config: {type(error).__name__}: {said}"
+    if isinstance(error, flags.Error):
+        return f"{message}\nThe flags are listed by: python launch.py --help"
+    return f"--config: {type(error).__name__}: {message}"

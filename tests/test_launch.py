@@ -49,17 +49,56 @@ def test_flags(tmp_path, monkeypatch, flags, said):
         (GOOD.replace("kind=", "knd="), ":5: a task has no field 'knd'"),
         (GOOD.replace("default.get_config()", "1 / 0"), ":4: ZeroDivisionError: division by zero"),
         (GOOD.replace("get_config():", "get_config(:"), ":3: invalid syntax"),
-        (GOOD.replace("return config", "pass"), ": get_config\\(\\) returned nothing"),
+        (GOOD.replace("return config", "pass"), ":3: get_config\\(\\) returned nothing"),
         ("import numpyy", ":1: ModuleNotFoundError: No module named 'numpyy'"),
+        (GOOD.replace("default.get_config()", "open('labels.txt')"), r":4: FileNotFoundError: .*labels\.txt"),
+        (GOOD.replace("default.get_config()", "(_ for _ in ()).throw(PermissionError(13, 'no'))"), ":4: PermissionErr"),
+        (GOOD.replace("default.get_config()", "exit(0)"), ":4: SystemExit: 0"),
+        ("raise SystemExit", ":1: SystemExit$"),
+        (GOOD.replace("    config = default", "    raise KeyboardInterrupt\n    config = d"), ":4: KeyboardInterr"),
+        ("def f():\n    return f()\nf()", ":2: RecursionError: maximum recursion depth"),
+        ("import json\nx = json.loads('{')", ":2: Expecting property name"),
+        (GOOD.replace("return config", "return {'seed': 1}"), r":3: get_config\(\) returned a dict; a config begins"),
+        (GOOD.replace("get_config():", "make():"), ": it has no function get_config"),
+        (GOOD.replace("get_config():", "get_config(name):"), ": get_config.* missing 1 required .*=ARGUMENT|:ARGUMENT"),
+        ("\x00", ":1: "),
+        ("\udcff".encode("utf-8", "surrogatepass").decode("latin-1"), ":1: "),
     ],
 )
 def test_config_files(tmp_path, content, said):
     file = tmp_path / "config.py"
     file.write_text(content)
-    with pytest.raises(UserError, match=re.escape(str(file)) + said):
+    with pytest.raises(UserError, match=re.escape(str(file)) + said) as error:
         flag_errors.parse(["launch.py", f"--config={file}"])
+    assert "\n" not in str(error.value)
+    with pytest.raises(UserError, match="is a folder"):
+        flag_errors.parse(["launch.py", f"--config={tmp_path}"])
     with pytest.raises(UserError, match=r"there is no file 'nowhere\.py'"):
         flag_errors.parse(["launch.py", "--config=nowhere.py:argument"])
+
+
+def test_overrides_without_a_config_are_of_the_run(tmp_path, monkeypatch):
+    from configs import default
+    from mtl_jax.training import workdir as folders
+
+    config = default.get_config()
+    default.add_dataset(config, "news", reader="jsonl", words="words", splits={"train": ("a", "b"), "dev": ("c", "d")})
+    folders.claim(tmp_path, config)
+    flags = [
+        "launch.py", "--mode=evaluate", f"--workdir={tmp_path}", "--config.datasets.news.splits.test=x.jsonl",
+        "--config.datasets.news.splits.dev=y.jsonl", "--config.evaluation.rows=4",
+    ]  # fmt: skip
+    monkeypatch.setattr(sys, "argv", flags)
+    flag_errors.parse(flags)
+    found = launch.CONFIG.value
+    assert found.evaluation.rows == 4 and found.datasets.news.words == "words"
+    assert found.datasets.news.splits.to_dict() == {"train": ("a", "b"), "dev": "y.jsonl", "test": "x.jsonl"}
+    monkeypatch.setattr(sys, "argv", flags := ["launch.py", "--mode=train", "--config.seed=4"])
+    with pytest.raises(UserError, match=r"--config\.seed sets a field of a config; name it by --config=FILE"):
+        flag_errors.parse(flags)
+    (tmp_path / "config.json").write_text("{\n 'x'")
+    with pytest.raises(UserError, match=r"config\.json:2: not JSON"):
+        flag_errors.parse(["launch.py", f"--config={tmp_path / 'config.json'}"])
 
 
 @pytest.mark.parametrize(
