@@ -23,6 +23,9 @@ from typing import BinaryIO
 from mtl_jax.errors import UserError
 
 _MAGIC = frozenset("*?[")
+_VARIABLE = re.compile(r"\$(?:\w+|\{[^}]*\})", re.ASCII)  # as os.path.expandvars reads them
+_MARK = "\ufeff"  # the byte order mark
+_CARRIAGE = re.compile(r"[^\r]*\r|[^\r]+")
 _BLOCK = 1 << 20
 _PACKED = {rb"\x1f\x8b\x08": gzip.open, rb"BZh[1-9]1AY&SY": bz2.open, rb"\xfd7zXZ\x00": lzma.open}
 _UNREADABLE = (OSError, EOFError, zipfile.BadZipFile, zlib.error, lzma.LZMAError)
@@ -54,13 +57,16 @@ class Location:
         return self.exists() and self.place.is_dir()
 
     def child(self, relative: str) -> Location:
-        """What stands at `relative` below this folder; on disk an absolute path, `~` and `$VARIABLES` work as well."""
+        """What stands at `relative` below this folder; on disk an absolute path, `~` and `$VARIABLES` work as well.
+
+        A name that is there as it is written is that file: `$` and `~` mean something else only where it is not.
+        """
         if isinstance(self.place, zipfile.Path):
             inside = posixpath.normpath(relative)
             if inside.startswith(("..", "/")):
                 raise UserError(f"{self.name}: {relative!r} leads out of the archive")
             return self if inside == "." else Location(self.place / inside, f"{self.name}/{inside}")
-        place = self.place / expand(relative)
+        place = _resolved(self.place, relative)
         return Location(place, str(place))
 
     def folder(self) -> Location:
@@ -90,29 +96,26 @@ class Location:
     def glob(self, pattern: str) -> list[Location]:
         """Locations that match `pattern` (`*`, `?`, `[a-z]` in a name, `**` any depth), by name.
 
-        A pattern without such signs gives its one location, whether it exists or not.
+        Names win over patterns: a part of the path that is there as it is written is that file or folder. A pattern
+        without such signs gives its one location, whether it exists or not.
         """
-        if not _MAGIC & set(pattern):
+        on_disk = isinstance(self.place, pathlib.Path)
+        literal = _literal(self, pattern)
+        if literal is not None:
+            return [literal]
+        if not _MAGIC & set(os.path.expandvars(pattern) if on_disk else pattern):
             return [self.child(pattern)]
-        found = [self]
-        if isinstance(self.place, pathlib.Path):
-            pattern = expand(pattern)
-            anchor = pathlib.Path(pattern).anchor
-            if anchor:
-                found, pattern = [self.child(anchor)], pattern[len(anchor) :]
-        for part in pattern.split("/"):
-            if part == "**":
-                found = [folder for top in found for folder in _folders(top)]
-            elif _MAGIC & set(part):
-                found = [
-                    child
-                    for top in found
-                    if top.is_folder()
-                    for child in top.children()
-                    if fnmatch.fnmatchcase(child.place.name, part)
-                ]
-            else:
-                found = [child for top in found if (child := top.child(part)).exists()]
+        found, rest = [self], pattern
+        if on_disk:
+            first = pattern.split("/")[0]
+            if first.startswith("~") and _literal(self, first) is None:
+                rest = os.path.expanduser(pattern)
+            if anchor := pathlib.Path(rest).anchor:
+                found, rest = [self.child(anchor)], rest[len(anchor) :]
+        for part in rest.split("/"):
+            found = [child for top in found for child in _matching(top, part)]
+        if not found and on_disk:
+            expand(pattern)  # says which variable is not set, where that is the reason
         return found
 
     def require(self) -> None:
@@ -169,9 +172,10 @@ class Location:
             raise UserError(f"{self.name}: cannot be read: {error}") from error
 
     def raw_lines(self, encoding: str) -> Iterator[str]:
-        """Lines with their ends, split at "\\n" only, decoded; a byte order mark is dropped. Packed files as `content`.
+        """Lines with their ends, split at "\\n", decoded; a byte order mark is dropped. Packed files as `content`.
 
-        `encoding` may name several, "utf-8|cp1252": the first that decodes the whole file counts.
+        A file without any "\\n" is split at "\\r", the line end of old Macs. `encoding` may name several,
+        "utf-8|cp1252": the first that decodes the whole file counts.
         """
         *preferred, encoding = encoding.split("|")
         encoding = next((candidate for candidate in preferred if self._decodes(candidate)), encoding)
@@ -181,14 +185,20 @@ class Location:
             except (LookupError, TypeError, ValueError) as error:
                 raise UserError(f"{self.name}: encoding={encoding!r} is not known: {error}") from error
             try:
+                first = next(text, "").lstrip(_MARK)
+                self._check_wide(first, encoding)
+                yield from [first] if first.endswith("\n") else _CARRIAGE.findall(first)
                 yield from text
             except UnicodeError as error:
                 raise self._undecodable(encoding) from error
 
     def lines(self, encoding: str) -> Iterator[tuple[int, str]]:
-        """(1-based number, line without its "\\n" or "\\r\\n") for each line."""
+        """(1-based number, line without its end) for each line.
+
+        A byte order mark at the beginning of a line is dropped: it stands there where files were joined.
+        """
         for number, line in enumerate(self.raw_lines(encoding), start=1):
-            yield number, line.removesuffix("\n").removesuffix("\r")
+            yield number, line.removesuffix("\n").rstrip("\r").lstrip(_MARK)
 
     def text(self, encoding: str) -> str:
         """The whole file, line ends as they stand."""
@@ -215,6 +225,14 @@ class Location:
             raise UserError(f"{self.name}: encoding={encoding!r} is not known: {error}") from error
         return True
 
+    def _check_wide(self, first: str, encoding: str) -> None:
+        """Raises UserError where every second character of the first line is NUL, which UTF-16 looks like."""
+        nul = [first[begin : begin + 80 : 2].strip("\0") for begin in (0, 1)]
+        if len(first) > 3 and sum(not part for part in nul) == 1:
+            likely = "utf-16-le" if not nul[1] else "utf-16-be"
+            raise UserError(f"{self.name}:1: every second character is NUL, read as {encoding}; say `encoding` of the "
+                            f"data set (perhaps {likely})")  # fmt: skip
+
     def _undecodable(self, encoding: str) -> UserError:
         """The error for a file that `encoding` does not decode, with the line where it stops."""
         content = self.content()
@@ -235,18 +253,16 @@ class Location:
 
 def expand(path: str) -> str:
     """`path` with `~` and environment variables replaced. Raises UserError for a variable that is not set."""
-    path = os.path.expanduser(os.path.expandvars(path))
-    if "$" in path:
-        name = path[path.index("$") :].split("/")[0]
-        if not os.path.lexists(path):
-            raise UserError(f"path {path!r}: the environment variable {name} is not set")
-    return path
+    expanded = os.path.expanduser(os.path.expandvars(path))
+    if unset := next((match[0] for match in _VARIABLE.finditer(expanded) if match[0] in path), ""):
+        raise UserError(f"path {path!r}: no file is called so, and the environment variable {unset} is not set")
+    return expanded
 
 
 def local(path: str | os.PathLike[str]) -> Location:
-    """A file or folder on disk, `~` and environment variables expanded."""
-    path = expand(os.fspath(path))
-    return Location(pathlib.Path(path), str(pathlib.Path(path)))
+    """A file or folder on disk, as `Location.child` of the current folder."""
+    place = _resolved(pathlib.Path(), os.fspath(path))
+    return Location(place, str(place))
 
 
 def archive(path: pathlib.Path) -> Location:
@@ -255,6 +271,45 @@ def archive(path: pathlib.Path) -> Location:
         return Location(zipfile.Path(zipfile.ZipFile(path)), path.name)
     except (OSError, zipfile.BadZipFile) as error:
         raise UserError(f"{path}: not a readable wheel or zip file: {error}") from error
+
+
+def _resolved(folder: pathlib.Path, relative: str) -> pathlib.Path:
+    """The path `relative` below `folder`; of its parts those are expanded that are not there as they are written."""
+    if not ("$" in relative or relative.startswith("~")) or os.path.lexists(folder / relative):
+        return folder / relative
+    place = folder
+    for number, part in enumerate(pathlib.PurePath(relative).parts):
+        literal = place / part
+        if os.path.lexists(literal) or not ("$" in part or (part.startswith("~") and number == 0)):
+            place = literal
+        else:
+            place = place / expand(part)
+    return place
+
+
+def _literal(top: Location, relative: str) -> Location | None:
+    """What is called exactly so below `top`, if there is anything."""
+    if isinstance(top.place, pathlib.Path):
+        place = Location(top.place / relative, str(top.place / relative))
+    elif posixpath.normpath(relative).startswith(("..", "/")):
+        return None
+    else:
+        place = top.child(relative)
+    return place if place.exists() else None
+
+
+def _matching(top: Location, part: str) -> list[Location]:
+    """What is called `part` in a folder, or where nothing is: what matches it."""
+    literal = _literal(top, part)
+    if literal is not None:
+        return [literal]
+    if part == "**":
+        return _folders(top)
+    if isinstance(top.place, pathlib.Path) and (expanded := os.path.expandvars(part)) != part:
+        return top.glob(expanded) if _MAGIC & set(expanded) or _literal(top, expanded) is not None else []
+    if not _MAGIC & set(part) or not top.is_folder():
+        return []
+    return [child for child in top.children() if fnmatch.fnmatchcase(child.place.name, part)]
 
 
 def _tolerant(encoding: str) -> str:

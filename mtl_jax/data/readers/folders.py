@@ -16,7 +16,8 @@ def read_folders(
     """One record a file, by label and name. Fields: text, label (name of the folder), name (path inside it).
 
     Args:
-      pattern: which files, by name, e.g. "*.txt". Hidden files and files outside the labels' folders are left out.
+      pattern: which files, by name, e.g. "*.txt"; files that are called so, where there are any. Hidden files and files
+        outside the labels' folders are left out.
       labels: which folders; () = all.
 
     Raises UserError where a file cannot be decoded, a label has no folder, or there is no folder at all.
@@ -30,10 +31,9 @@ def read_folders(
                             f"{suggestion(label, names)}")  # fmt: skip
     if not folders:
         raise UserError(f"{location.name}: holds no folders; this reader wants one for each label")
-    for folder in folders:
-        if not labels or folder.place.name in labels:
-            for file in folder.files():
-                if fnmatch.fnmatchcase(file.place.name, pattern):
-                    name = file.name[len(folder.name) :].lstrip("/\\")
-                    fields = {"text": file.text(encoding).strip(), "label": folder.place.name, "name": name}
-                    yield Record(fields, file.name, 0)
+    files = [(folder, f) for folder in folders if not labels or folder.place.name in labels for f in folder.files()]
+    literal = any(file.place.name == pattern for _, file in files)
+    for folder, file in files:
+        if file.place.name == pattern if literal else fnmatch.fnmatchcase(file.place.name, pattern):
+            name = file.name[len(folder.name) :].lstrip("/\\")
+            yield Record({"text": file.text(encoding).strip(), "label": folder.place.name, "name": name}, file.name, 0)

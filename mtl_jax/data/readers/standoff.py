@@ -84,7 +84,7 @@ def read_brat(location: Location, encoding: str, *, scheme: str = "iob2") -> Ite
         beside = location.child(f"{name}.ann")
         marks = _brat_marks(beside, encoding, len(whole)) if beside.is_file() else None
         begin = 0
-        for number, line in enumerate(whole.splitlines(keepends=True), start=1):
+        for number, line in enumerate(file.raw_lines(encoding), start=1):
             end = begin + len(line)
             if line.strip():
                 own = marks and [m for m in marks if m.start < end and m.end > begin]
