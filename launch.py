@@ -23,10 +23,11 @@ import os
 import pathlib
 import sys
 
-from mtl_jax import huge_pages
+from mtl_jax import huge_pages, terminal
 
-if __name__ == "__main__":
-    huge_pages.restart_with_huge_pages()  # before anything is imported twice
+if __name__ == "__main__":  # before anything is imported twice
+    terminal.restart_in_utf8_mode()
+    huge_pages.restart_with_huge_pages()
 
 from absl import app, flags, logging
 from ml_collections import config_flags
@@ -91,7 +92,8 @@ def _together(mode):
     processes.join(COORDINATOR.value, PROCESSES.value, PROCESS.value, START_SECONDS.value, HEARTBEAT_SECONDS.value)
     with contextlib.ExitStack() as stack:
         if not processes.is_first():
-            stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
+            nowhere = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
+            stack.enter_context(contextlib.redirect_stdout(nowhere))
         mode()
         processes.wait_for_all("the end")
 
@@ -313,6 +315,7 @@ def _config(run: pathlib.Path | None = None):
 
 def run():
     """Runs main; mistakes that a person can mend end in one message and status 2."""
+    terminal.show_what_can_be_shown()
     try:
         app.run(main, flags_parser=flag_errors.parse)
     except UserError as error:

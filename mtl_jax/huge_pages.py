@@ -30,6 +30,6 @@ def restart_with_huge_pages() -> None:
 
 def _on_request() -> bool:
     try:
-        return "[madvise]" in KERNEL.read_text()
+        return "[madvise]" in KERNEL.read_text(encoding="utf-8")
     except OSError:
         return False

@@ -121,7 +121,7 @@ def _download(name: str, version: str, sha256: str, target: pathlib.Path) -> Non
     with _temporary(target.parent) as temporary:
         folder = pathlib.Path(temporary)
         requirements = folder / "requirements.txt"
-        requirements.write_text(f"{name}=={version} --hash=sha256:{sha256}\n")
+        requirements.write_text(f"{name}=={version} --hash=sha256:{sha256}\n", encoding="utf-8")
         command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--require-hashes"]
         command += ["--disable-pip-version-check", "--no-input", "--dest", str(folder / "wheels")]
         done = _run([*command, "--requirement", str(requirements)])

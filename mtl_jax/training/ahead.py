@@ -110,7 +110,7 @@ class _Reader:
             return
         try:
             temporary = file.with_name(f"{file.name}.{os.getpid()}")
-            temporary.write_text(json.dumps(kept))
+            temporary.write_text(json.dumps(kept), encoding="utf-8")
             os.replace(temporary, file)
         except OSError:  # the disk is full: the next run reads its programs when it wants them
             return
@@ -118,7 +118,8 @@ class _Reader:
 
 def _listed(file: pathlib.Path) -> list[Use]:
     try:
-        return [Use(str(key), str(options), tuple(ids)) for key, options, ids in json.loads(file.read_text())][:MOST]
+        uses = json.loads(file.read_text(encoding="utf-8"))
+        return [Use(str(key), str(options), tuple(ids)) for key, options, ids in uses][:MOST]
     except (OSError, ValueError, TypeError):  # none, or damaged
         return []
 

@@ -66,9 +66,9 @@ def load(workdir: pathlib.Path) -> Artifacts:
     folder = workdir / "model"
     if not (folder / "labels.json").is_file():
         raise UserError(f"{workdir}: no folder 'model' with labels.json; it is written when training begins")
-    labels = json.loads((folder / "labels.json").read_text())
-    architecture = json.loads((folder / "architecture.json").read_text())
-    pictures = json.loads(file.read_text()) if (file := folder / "pictures.json").is_file() else None
+    labels = json.loads((folder / "labels.json").read_text(encoding="utf-8"))
+    architecture = json.loads((folder / "architecture.json").read_text(encoding="utf-8"))
+    pictures = json.loads(file.read_text(encoding="utf-8")) if (file := folder / "pictures.json").is_file() else None
     if pictures:
         pictures = Form(**pictures | {"sizes": {name: tuple(size) for name, size in pictures["sizes"].items()}})
     return Artifacts(

@@ -53,7 +53,7 @@ def _processor() -> str:
     """A name for the instructions that this machine has: programs of another one may not run here."""
     told = [platform.machine(), platform.processor()]
     try:
-        lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+        lines = pathlib.Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         lines = []
     told += sorted({line for line in lines if line.startswith(("flags", "Features", "model name"))})
@@ -66,7 +66,7 @@ def _clean(folder: pathlib.Path) -> None:
         try:
             seal = program.with_name(program.name + _SEAL)
             if seal.exists():
-                damaged = seal.read_text() != wheels.hash_of(program)
+                damaged = seal.read_text(encoding="utf-8") != wheels.hash_of(program)
             else:  # another process may be at work on a new one
                 damaged = time.time() - program.stat().st_mtime > _HOUR
             if damaged:
@@ -86,7 +86,7 @@ def _seal(folder: pathlib.Path, began: float) -> None:
         try:
             if program.stat().st_mtime >= began and not seal.exists():
                 temporary = seal.with_name(f"{seal.name}.{os.getpid()}")
-                temporary.write_text(wheels.hash_of(program))
+                temporary.write_text(wheels.hash_of(program), encoding="utf-8")
                 os.replace(temporary, seal)
         except OSError:  # removed meanwhile, or the disk is full: it is compiled again
             continue

@@ -30,6 +30,10 @@ def prepare(path: str | os.PathLike) -> pathlib.Path:
       UserError: it cannot be made or written.
     """
     workdir = pathlib.Path(path).expanduser()
+    if not is_utf8_name(workdir.absolute()):
+        raise UserError(
+            f"--workdir={path}: a name here is not UTF-8, in which checkpoints are written; name another folder"
+        )
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=workdir):
@@ -37,6 +41,15 @@ def prepare(path: str | os.PathLike) -> pathlib.Path:
     except OSError as error:
         raise UserError(f"--workdir={path}: cannot be written ({error.strerror}); name a folder that can") from None
     return workdir
+
+
+def is_utf8_name(path: str | os.PathLike) -> bool:
+    """Whether libraries outside of Python can take the path: of other bytes Python makes half surrogate pairs."""
+    try:
+        os.fspath(path).encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 @contextlib.contextmanager
@@ -50,7 +63,7 @@ def held(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     if not processes.is_first():
         yield workdir
         return
-    with (workdir / "lock").open("a+") as lock:  # the system lets go of it however the process ends
+    with (workdir / "lock").open("a+", encoding="utf-8") as lock:  # the system lets go of it however the process ends
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -126,7 +139,7 @@ def read_config(workdir: pathlib.Path) -> dict[str, Any]:
     """
     file = workdir / "config.json"
     try:
-        return json.loads(file.read_text())
+        return json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{workdir}: no config.json, so this is not the folder of a run") from None
     except json.JSONDecodeError as error:
@@ -205,7 +218,7 @@ class MetricsLog:
         self.file = workdir / "metrics.jsonl"
         kept = [line for line in read_metrics(workdir) if line["step"] <= step]
         write_whole(self.file, "".join(json.dumps(line) + "\n" for line in kept))
-        self._lines = self.file.open("a", buffering=1)
+        self._lines = self.file.open("a", buffering=1, encoding="utf-8")
         self._events = EventFile(workdir / "events", step + 1)
 
     def write(self, step: int, kind: str, values: dict[str, Any]) -> None:
@@ -237,7 +250,7 @@ def read_metrics(workdir: pathlib.Path) -> list[dict[str, Any]]:
     file = workdir / "metrics.jsonl"
     lines = []
     if file.exists():
-        for line in file.read_text().splitlines():
+        for line in file.read_text(encoding="utf-8").splitlines():
             try:
                 lines.append(json.loads(line))
             except json.JSONDecodeError:

@@ -36,7 +36,7 @@ def _host_memory() -> int:
     """Bytes of memory of this machine, or of the container that limits it."""
     whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     limit = pathlib.Path("/sys/fs/cgroup/memory.max")
-    text = limit.read_text().strip() if limit.is_file() else "max"
+    text = limit.read_text(encoding="utf-8").strip() if limit.is_file() else "max"
     return min(whole, int(text)) if text.isdigit() else whole
 
 

@@ -191,7 +191,7 @@ def _engines(built: Built, one: Program, seeds, count, bar):
 def _read(file: pathlib.Path) -> dict[str, Any] | None:
     """lanes.json of a program that was trained already."""
     try:
-        return json.loads(file.read_text())
+        return json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     except json.JSONDecodeError:
