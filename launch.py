@@ -236,7 +236,7 @@ def _lanes(run, tell):
     lanes.use_all_cores()
     config = _config()
     with folders.held(WORKDIR.value) as workdir:
-        if run(config, workdir, lambda c: checks.check(c, default)) is not None:
+        if run(config, workdir, lambda c: checks.check(c, default, MODE.value)) is not None:
             print("\n" + tell(workdir, default))
 
 
@@ -270,8 +270,10 @@ def _adapt():
     lanes.use_all_cores()
     out = pathlib.Path(OUTPUT.value).expanduser()
     own = {run: checks.from_plain(read_config(run)) for run in runs}
+    for config in own.values():
+        checks.check(config, default, "evaluate")
     which = CHECKPOINT.value[0] if CHECKPOINT.present else None
-    found = adapt(CONFIG.value, own, which, out, default, lambda config: checks.check(config, default))
+    found = adapt(CONFIG.value, own, which, out, default, lambda config: checks.check(config, default, MODE.value))
     print(report.tell(found, out))
 
 
@@ -309,7 +311,7 @@ def _config(run: pathlib.Path | None = None):
         if run is None and (MODE.value in ("train", "ablate", "relate") or not WORKDIR.value):
             raise UserError(f"--mode={MODE.value} needs --config=FILE")
         config = checks.from_plain(workdir.read_config(run or pathlib.Path(WORKDIR.value).expanduser()))
-    checks.check(config, default)
+    checks.check(config, default, MODE.value)
     return config
 
 

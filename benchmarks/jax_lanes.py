@@ -30,7 +30,7 @@ class Side:
     def load(self, model: str, data: str, steps: int) -> dict:
         """Builds and compiles it; writes the batches that the peer reads to the file `data`."""
         self.config = workloads.get_config(model)
-        planned = plan.make(self.config, lambda config: checks.check(config, default))
+        planned = plan.make(self.config, lambda config: checks.check(config, default, "ablate"))
         (one,) = planned.programs
         began = time.perf_counter()
         self.built, self.seeds = program.build(one, program.Sources()), planned.seeds

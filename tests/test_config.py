@@ -6,6 +6,7 @@ import pytest
 
 from configs import default, ewt, glue, newsgroups_conll, quickstart, sentiment_ner, sharing, snips_joint
 from mtl_jax import config as checks
+from mtl_jax.config.fields import ENTRY_RANGES, RANGES
 from mtl_jax.errors import UserError
 from mtl_jax.training import workdir
 
@@ -83,3 +84,112 @@ def test_every_way_of_sharing_is_a_config_of_its_own_and_in_the_tables():
     assert len(ways) == 20
     for way in ways:
         checks.check(sharing.get_config(way), default)
+
+
+def numbers(entry, prefix=""):
+    """Dotted names of all numbers in a config."""
+    for name, value in entry.items():
+        if hasattr(value, "items"):
+            yield from numbers(value, f"{prefix}{name}.")
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            yield prefix + name
+
+
+def test_every_number_has_a_range():
+    assert set(numbers(default.get_config())) == set(RANGES)
+    entries = {
+        "datasets": default.dataset(), "tasks": default.task(), "penalties": default.penalty(),
+        "distillation": default.distillation(), "ablation.sweeps": default.sweep(),
+        "ablation.choices": default.choice(),
+    }  # fmt: skip
+    for place, entry in entries.items():
+        assert set(numbers(entry)) == set(ENTRY_RANGES.get(place, ())), place
+
+
+@pytest.mark.parametrize("field", ["seed", "data__seed"])
+def test_seeds_that_jax_would_fold_into_others_are_refused(tiny, field):
+    checks.check(tiny(**{field: 2**32 - 1}), default)
+    for seed in (-1, 2**32, 2**40):
+        with pytest.raises(UserError, match=rf"config\.{field.replace('__', '.')}: {seed} should be"):
+            checks.check(tiny(**{field: seed}), default)
+
+
+@pytest.mark.parametrize(
+    ("mode", "field"),
+    [("ablate", "ablation__seeds"), ("relate", "relate__seeds"), ("adapt", "adapt__draws")],
+)
+def test_the_last_of_several_seeds_is_one_too(tiny, mode, field):
+    config = tiny(**{field: 10, "seed": 2**32 - 10})
+    config.adapt.tuning_draws = 1
+    checks.check(config, default, mode)
+    config.seed += 1
+    with pytest.raises(UserError, match=rf"config\.{field.replace('__', '.')}: the last of 10 seeds"):
+        checks.check(config, default, mode)
+    checks.check(config, default)  # of a mode that draws them
+
+
+NAMES = ["line", "shared", "", "a b", "a/b", "a\\b", "a\x07", "a\u2028b", "-x", "~", "'x'", "a:b", "a,b", "a=b",
+         "a+b", "nul", "COM1", "x" * 101]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_names_that_would_be_keys_or_paths_of_something_else(tiny, name):
+    config = tiny()
+    default.add_task(config, name, kind="classification", dataset="texts", label="color")
+    with pytest.raises(UserError, match=re.escape(f"config.tasks.{name}: ")):
+        checks.check(config, default)
+
+
+def test_names_in_any_script_are_fine(tiny):
+    config = tiny()
+    for name in ("प्रधानमंत्री", "κλάση", "naïve-2", "x" * 100):
+        default.add_task(config, name, kind="classification", dataset="texts", label="color")
+    checks.check(config, default)
+
+
+@pytest.mark.parametrize("other", ["Color", "COLOR"])
+def test_names_that_are_one_file_on_some_systems(tiny, other):
+    config = tiny()
+    default.add_task(config, other, kind="classification", dataset="texts", label="color")
+    with pytest.raises(UserError, match=f"'color' and '{other}' differ in case alone"):
+        checks.check(config, default)
+
+
+@pytest.mark.parametrize("name", ["seed", "line", "value", "learning_rate"])
+def test_sweeps_and_choices_are_no_columns_of_the_table(tiny, name):
+    config = tiny()
+    default.add_sweep(config, name, field="optimizer.weight_decay", points=(0.1, 0.2))
+    with pytest.raises(UserError, match=rf"config\.ablation\.sweeps\.{name}: '{name}' is"):
+        checks.check(config, default, "ablate")
+    config = tiny()
+    default.add_choice(config, name, field="model.width", alternatives=(8, 16))
+    with pytest.raises(UserError, match=rf"config\.ablation\.choices\.{name}: '{name}' is"):
+        checks.check(config, default, "ablate")
+
+
+def of_another_mode(config):
+    """What is wrong in each of the modes that most runs are never made for."""
+    config.evaluation.splits = ("test",)  # relate.split is dev
+    config.adapt.tuned_on = tuple(config.tasks)
+    config.merging.methods = ("mean_of_means",)
+    default.add_sweep(config, "rate", field="optimizer.learning_rate", points=(0.1, 0.2))
+    config.ablation.seeds = 1
+    return config
+
+
+@pytest.mark.parametrize("mode", ["train", "evaluate", "predict", "inspect"])
+def test_what_another_mode_refuses_is_not_refused(tiny, mode):
+    checks.check(of_another_mode(tiny()), default, mode)
+
+
+@pytest.mark.parametrize(
+    ("mode", "message"),
+    [
+        ("relate", "config.relate.split: 'dev' is none of 'test'"), ("adapt", "config.adapt.tuned_on: names all"),
+        ("merge", "config.merging.methods: 'mean_of_means' is none"), ("ablate", "config.ablation.seeds: intervals"),
+    ],
+)  # fmt: skip
+def test_a_check_belongs_to_its_mode(tiny, mode, message):
+    with pytest.raises(UserError) as error:
+        checks.check(of_another_mode(tiny()), default, mode)
+    assert str(error.value).startswith(message) and "\n" not in str(error.value)

@@ -26,7 +26,7 @@ def test_the_examples_run(capsys):
         exec(compile(textwrap.dedent(part), "README.md", "exec"), scope | {"config": own})
         check(own, default)
     exec(compile(textwrap.dedent(sweep), "README.md", "exec"), scope | {"config": config})
-    planned = plan.make(config, lambda c: check(c, default))
+    planned = plan.make(config, lambda c: check(c, default, "ablate"))
     assert len(planned.seeds) == 5
     assert {name for program in planned.programs for name in program.choices} == {"sentences"}
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):

@@ -8,7 +8,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from mtl_jax.config.analyses import check_ablation, check_adapt, check_merging, check_relate
-from mtl_jax.config.fields import CHOICES, RANGES, SPLITS
+from mtl_jax.config.fields import CHOICES, ENTRY_RANGES, RANGES, SPLITS
 from mtl_jax.config.inputs import check_datasets, check_images, check_mixing, check_tasks
 from mtl_jax.config.learning import (
     check_distillation,
@@ -21,13 +21,19 @@ from mtl_jax.config.learning import (
 from mtl_jax.config.rules import check_choice, check_entry, check_fields, check_names, check_range, get
 from mtl_jax.errors import UserError
 
+OF_MODE = {"ablate": check_ablation, "adapt": check_adapt, "relate": check_relate, "merge": check_merging}
 
-def check(config: Any, default: ModuleType) -> None:
+
+def check(config: Any, default: ModuleType, mode: str = "train") -> None:
     """Checks all fields that can be checked without the data.
+
+    What fits together in the sections of a mode (`ablation`, `adapt`, `relate`, `merging`) is checked for that mode
+    alone: a config may hold them for another day.
 
     Args:
       config: an ml_collections ConfigDict.
       default: the module `configs.default`, which names every field.
+      mode: what the config is for, as in `--mode`.
 
     Raises:
       UserError: every problem found, a line each, with its field and what would be right.
@@ -43,9 +49,13 @@ def check(config: Any, default: ModuleType) -> None:
         check_choice(f"config.{field}", get(config, field), choices, say)
     for field, (low, high) in RANGES.items():
         check_range(f"config.{field}", get(config, field), low, high, say)
+    for place, ranges in ENTRY_RANGES.items():
+        for name, entry in get(config, place).items():
+            for field, (low, high) in ranges.items():
+                check_range(f"config.{place}.{name}.{field}", entry[field], low, high, say)
     for section in (
         check_datasets, check_tasks, check_images, check_mixing, check_model, check_optimizer, check_sharing,
-        check_penalties, check_distillation, check_meta, check_ablation, check_adapt, check_relate, check_merging,
+        check_penalties, check_distillation, check_meta, *([OF_MODE[mode]] if mode in OF_MODE else []),
     ):  # fmt: skip
         section(config, say)
     check_names("config.train_on", config.train_on, config.tasks, say)

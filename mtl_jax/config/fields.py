@@ -27,6 +27,18 @@ CHOICES = {
 PENALTY_CHOICES = {"scope": ("tree", "layer", "leaf"), "schedule": ("constant", "rise", "fall")}
 SPLITS = ("train", "dev", "test")
 
+SIGNS = "/\\.|<>:;\"'`?*=,+"  # of paths, patterns, lists and tables, which no name of the user's own has
+LONGEST_NAME = 100  # bytes; names of folders join several
+# names that some systems keep for devices, so that no file can have them
+DEVICES = {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(1, 10))}
+# keys and columns of results beside those that the user names
+RESERVED = {
+    "tasks": ("line", "shared"),  # predictions.jsonl; norms, skipped steps and the folder of an exported column
+    "sweeps": ("lane", "line", "seed", "status", "step", "steps", "distance", "effective_rank", "task", "split",
+               "metric", "value"),
+}  # fmt: skip
+SEEDS = (0, 2**32 - 1)  # beyond these two seeds give one key
+
 # fields, wherever they stand, that are tuples of texts
 TEXTS = (
     "text", "choices", "marked", "markers", "metrics", "classes", "teachers", "freeze", "train_on", "splits",
@@ -35,6 +47,9 @@ TEXTS = (
 
 # field: (lowest, highest), both allowed
 RANGES = {
+    "seed": SEEDS,
+    "data.seed": SEEDS,
+    "data.temperature": (1e-6, None),
     "data.row_length": (4, 1_000_000),
     "data.stride": (0, None),
     "data.rows": (1, None),
@@ -43,7 +58,8 @@ RANGES = {
     "tokenizer.min_count": (1, None),
     "tokenizer.max_size": (0, None),
     "images.patch": (1, None),
-    "model.layers": (0, 10_000),
+    "images.channels": (1, 3),
+    "model.layers": (-1, 10_000),
     "model.width": (1, 1_000_000),
     "model.heads": (1, None),
     "model.intermediate": (1, None),
@@ -51,6 +67,7 @@ RANGES = {
     "model.kernel_size": (1, None),
     "model.dropout": (0.0, 0.999),
     "model.attention_dropout": (0.0, 0.999),
+    "aggregation.smoothing": (0.0, 1.0),
     "optimizer.learning_rate": (0.0, None),
     "optimizer.weight_decay": (0.0, None),
     "optimizer.b1": (0.0, 0.9999),
@@ -59,7 +76,7 @@ RANGES = {
     "optimizer.momentum": (0.0, 0.9999),
     "optimizer.warmup": (0.0, 1.0),
     "optimizer.clip": (0.0, None),
-    "training.steps": (1, None),
+    "training.steps": (1, 2**31 - 1),  # steps are counted in int32
     "training.accumulate": (1, None),
     "training.eval_every": (0, None),
     "training.checkpoint_every": (0, None),
@@ -67,6 +84,9 @@ RANGES = {
     "training.log_every": (1, None),
     "training.early_stop": (0, None),
     "training.max_bad_steps": (1, None),
+    "training.mesh.data": (-1, None),
+    "training.mesh.task": (-1, None),
+    "training.mesh.model": (-1, None),
     "evaluation.rows": (1, None),
     "meta.inner_steps": (0, None),
     "meta.inner_rate": (0.0, None),
@@ -83,4 +103,13 @@ RANGES = {
     "relate.inputs": (3, None),
     "relate.groups": (1, None),
     "relate.auxiliary": (1, None),
+}
+
+# likewise of the entries of each section, by the section's place in the config
+ENTRY_RANGES = {
+    "datasets": {"dev_fraction": (0.0, 0.9), "test_fraction": (0.0, 0.9)},
+    "tasks": {"weight": (0.0, None), "labelled": (0, None)},
+    "penalties": {"strength": (0.0, None)},
+    "distillation": {"temperature": (1e-3, None), "weight": (0.0, 1.0)},
+    "ablation.sweeps": {"low": (None, None), "high": (None, None), "count": (0, 1_000_000)},
 }

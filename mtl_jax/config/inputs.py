@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from mtl_jax.config.fields import SPLITS
-from mtl_jax.config.rules import check_choice, check_name, check_names, check_range
+from mtl_jax.config.fields import RESERVED, SPLITS
+from mtl_jax.config.rules import check_alike, check_choice, check_name, check_names, check_range
 from mtl_jax.errors import UserError
 
 
 def check_datasets(config, say):
     from mtl_jax.data.readers import READERS
 
+    check_alike("config.datasets", config.datasets, say)
     if not config.datasets:
         say("config.datasets: none; add one with default.add_dataset(config, name, ...)")
     for name, entry in config.datasets.items():
@@ -23,8 +24,6 @@ def check_datasets(config, say):
             )
         if isinstance(entry.text, str):
             say(f"{where}.text: a tuple of field names, e.g. ({entry.text!r},)")
-        for field in ("dev_fraction", "test_fraction"):
-            check_range(f"{where}.{field}", entry[field], 0.0, 0.9, say)
         if len(entry.marked) not in (0, 2, 4) or len(entry.markers) not in (0, 4):
             say(f"{where}: marked has two fields of spans, or the four strings around them; markers has four tokens")
         if entry.marked and not entry.words and len(entry.text) != 1:
@@ -73,17 +72,16 @@ def check_tasks(config, say):
     from mtl_jax.data.targets import SPECIALS
     from mtl_jax.tasks import KINDS, make
 
+    check_alike("config.tasks", config.tasks, say)
     if not config.tasks:
         say("config.tasks: none; add one with default.add_task(config, name, ...)")
     for name, entry in config.tasks.items():
         where = f"config.tasks.{name}"
-        check_name(where, name, say)
+        check_name(where, name, say, RESERVED["tasks"])
         if check_choice(f"{where}.kind", entry.kind, KINDS, say) and entry.level:
             check_choice(f"{where}.level", entry.level, KINDS[entry.kind].levels, say)
         if check_choice(f"{where}.dataset", entry.dataset, config.datasets, say) and entry.kind in KINDS:
             _check_texts(entry, config.datasets[entry.dataset], where, say)
-        check_range(f"{where}.weight", entry.weight, 0.0, None, say)
-        check_range(f"{where}.labelled", entry.labelled, 0, None, say)
         if entry.labelled and entry.kind in KINDS and KINDS[entry.kind].labels in ("tokens", "hidden"):
             say(f"{where}.labelled: tasks of kind {entry.kind!r} need every label; limit the data set instead")
         if entry.kind == "masked_lm":
@@ -138,5 +136,3 @@ def check_mixing(config, say):
     for name, weight in config.data.weights.items():
         check_range(f"config.data.weights.{name}", weight, 0.0, None, say)
     check_names("config.data.weights", config.data.weights, config.datasets, say)
-    if not config.data.temperature > 0:
-        say(f"config.data.temperature: {config.data.temperature!r} should be above 0")

@@ -5,16 +5,17 @@ from __future__ import annotations
 import pathlib
 
 from mtl_jax.config.fields import PENALTY_CHOICES
-from mtl_jax.config.rules import check_choice, check_range, check_regex
+from mtl_jax.config.rules import check_alike, check_choice, check_name, check_range, check_regex
 
 
 def check_penalties(config, say):
     from mtl_jax.sharing import PENALTIES
 
+    check_alike("config.penalties", config.penalties, say)
     for name, entry in config.penalties.items():
         where = f"config.penalties.{name}"
+        check_name(where, name, say)
         check_choice(f"{where}.kind", entry.kind, PENALTIES, say)
-        check_range(f"{where}.strength", entry.strength, 0.0, None, say)
         for field, choices in PENALTY_CHOICES.items():
             check_choice(f"{where}.{field}", entry[field], choices, say)
         for layer, factor in entry.by_layer.items():
@@ -39,8 +40,6 @@ def check_distillation(config, say):
             )
         for weight in entry.weights:
             check_range(f"{where}.weights", weight, 1e-9, None, say)
-        check_range(f"{where}.temperature", entry.temperature, 1e-3, None, say)
-        check_range(f"{where}.weight", entry.weight, 0.0, 1.0, say)
         if kind and kind.labels == "real" and entry.temperature != 1:
             say(f"{where}.temperature: {entry.temperature!r}, but {task!r} predicts numbers, which have none; set 1.0")
 
@@ -77,7 +76,6 @@ def check_model(config, say):
         say("config.sharing.tied: tied columns start from the same values; set config.model.column_init = 'same'")
     check_choice("config.loss_weights.method", config.loss_weights.method, LOSS_WEIGHTS, say)
     check_choice("config.aggregation.method", config.aggregation.method, AGGREGATION, say)
-    check_range("config.aggregation.smoothing", config.aggregation.smoothing, 0.0, 1.0, say)
 
 
 def check_sharing(config, say):

@@ -5,9 +5,10 @@ from __future__ import annotations
 import difflib
 import math
 import re
+import unicodedata
 from collections.abc import Iterable
 
-from mtl_jax.config.fields import TEXTS
+from mtl_jax.config.fields import DEVICES, LONGEST_NAME, SIGNS, TEXTS
 
 
 def check_fields(config, default, where, say):
@@ -51,9 +52,28 @@ def check_entry(where, entry, default, say):
         say(f"{where}: should hold fields, found {entry!r}; begin with its function in configs/default.py")
 
 
-def check_name(where, name, say):
-    if not name or any(sign in name for sign in "/. \t\n|"):
-        say(f"{where}: a name is without blanks, '/', '.' and '|'; it becomes part of paths")
+def check_name(where, name, say, reserved=()):
+    """A name of the user's own: it becomes part of folders, paths of parameters and keys of results."""
+    odd = "".join(dict.fromkeys(sign for sign in name if sign in SIGNS or sign.isspace() or not sign.isprintable()))
+    if not name or odd:
+        what = f"without blanks, control characters and {SIGNS}, but it has {odd!r}" if odd else "not empty"
+        say(f"{where}: a name is {what}; it becomes part of paths and keys, take letters, digits, '_' and '-'")
+    elif name[0] in "-~":
+        say(f"{where}: a name that begins with {name[0]!r} reads like a flag or a folder; begin with a letter")
+    elif len(name.encode()) > LONGEST_NAME:
+        say(f"{where}: a name of {len(name.encode())} bytes; at most {LONGEST_NAME}, it becomes part of file names")
+    elif name in reserved or name.casefold() in DEVICES:
+        say(f"{where}: {name!r} is the name of something else in what is written; choose another, e.g. '{name}_1'")
+
+
+def check_alike(where, names, say):
+    """Names that differ in nothing but case, or in how letters are encoded, are one file on some systems."""
+    first: dict[str, str] = {}
+    for name in names:
+        key = unicodedata.normalize("NFC", name).casefold()
+        if key in first:
+            say(f"{where}: {first[key]!r} and {name!r} differ in case alone, and are one file on some systems")
+        first.setdefault(key, name)
 
 
 def check_choice(where, value, choices: Iterable[str], say) -> bool:

@@ -28,7 +28,7 @@ pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 
 def check(config):
-    checks.check(config, default)
+    checks.check(config, default, "ablate")
 
 
 def grid(tiny, **changes):

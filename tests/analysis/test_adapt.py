@@ -42,7 +42,7 @@ def configs_of(runs):
 
 
 def check(config):
-    checks.check(config, default)
+    checks.check(config, default, "adapt")
 
 
 def new_task(tiny, **changes):

@@ -12,7 +12,7 @@ from mtl_jax.errors import UserError
 
 
 def check(config):
-    checks.check(config, default)
+    checks.check(config, default, "ablate")
 
 
 def planned(config):
@@ -197,3 +197,15 @@ def test_lanes_at_once_from_memory():
     assert fit(needed, 4, 8, 125, "p") == (2, 1)
     with pytest.raises(UserError, match="one lane needs"):
         fit(needed, 4, 8, 105, "p")
+
+
+def test_programs_have_folders_of_their_own(tiny):
+    """Alternatives that differ in signs, or in case alone, or are long: lanes of one are never read as another's."""
+    config = tiny()
+    names = ("a b", "a_b", "A b", "x" * 300, "x" * 301)
+    default.add_choice(config, "way", settings={name: {"model": {"width": 8 + i}} for i, name in enumerate(names)})
+    folders = [program.name for program in planned(config).programs]
+    assert len({name.casefold() for name in folders}) == len(names) and max(map(len, folders)) < 200
+    assert folders == [program.name for program in planned(config).programs]
+    del config.ablation.choices.way.settings["A b"], config.ablation.choices.way.settings["a b"]
+    assert planned(config).programs[0].name == "sharing,way=a_b"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import math
@@ -20,6 +21,7 @@ from mtl_jax.errors import UserError
 from mtl_jax.training.workdir import plain
 
 SWEEP_FIELDS = "config.ablation.sweeps"
+LONGEST_FOLDER = 180  # bytes of a program's name
 
 
 class Setting(NamedTuple):
@@ -128,6 +130,7 @@ def make(config: ConfigDict, check: Callable[[ConfigDict], None]) -> Plan:
                 check(fields.with_values(program.config, setting.fields))
             except UserError as error:
                 raise UserError(f"{SWEEP_FIELDS}, at {_show(setting.values)}: {error}") from None
+    everything = _with_own_folders(everything)
     described = {
         name: {"field": entry.field, "scale": entry.scale, "values": sorted(dict.fromkeys(values[name]))}
         for name, entry in ablation.sweeps.items()
@@ -305,6 +308,20 @@ def plain_tree(node: Any) -> Any:
 def _name(line, choices) -> str:
     line = "ends" if line in ("single", "tied") else line
     return ",".join([line, *(f"{name}={_safe(value)}" for name, value in choices.items())])
+
+
+def _with_own_folders(programs: Sequence[Program]) -> tuple[Program, ...]:
+    """The programs, with a name each that no other's has, on any file system, and that a folder can have."""
+    folded = [program.name.casefold() for program in programs]
+
+    def own(program):
+        if folded.count(program.name.casefold()) == 1 and len(program.name.encode()) <= LONGEST_FOLDER:
+            return program
+        whole = json.dumps([_identity(program), dict(program.choices)], sort_keys=True)
+        short = program.name.encode()[:LONGEST_FOLDER].decode(errors="ignore")
+        return program._replace(name=f"{short}~{hashlib.sha256(whole.encode()).hexdigest()[:8]}")
+
+    return tuple(own(program) for program in programs)
 
 
 def _safe(text: str) -> str:

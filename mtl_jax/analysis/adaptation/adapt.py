@@ -64,7 +64,7 @@ def adapt(
 
     Args:
       given: a config of which datasets, tasks, adapt and seed are read; the model is that of the runs.
-      runs: {folder: its config}.
+      runs: {folder: its config, which was checked}.
       checkpoint: "best", "last" or a step; None: what config.evaluation.use of the run says.
       out: folder, is made.
       default: the module `configs.default`.
@@ -151,9 +151,10 @@ def _sources(given, runs, checkpoint, default, check) -> dict[str, Source]:
     """What there is to adapt, by name."""
     if twice := sorted({run.name for run in runs if [other.name for other in runs].count(run.name) > 1}):
         raise UserError(f"--runs: two folders are named {twice[0]!r}; tables tell runs apart by that name")
+    if START in {run.name for run in runs}:
+        raise UserError(f"--runs: a folder is named {START!r}, as what every run begins from; rename it")
     sources: dict[str, Source] = {}
     for run, own in runs.items():
-        check(own)
         config = _composed(own, given, run, default)
         check(config)
         _require_classes(config)
