@@ -6,7 +6,7 @@ import collections
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from mtl_jax.data.records import Record, suggestion
+from mtl_jax.data.records import Record, find, suggestion
 from mtl_jax.errors import UserError
 
 _SHOWN = 12  # values named in a message
@@ -30,7 +30,7 @@ def select(
 ) -> tuple[dict[str, list[Record]], list[str]]:
     """The records whose fields have one of the wanted values, and a note for each split; every split keeps its order.
 
-    A value is compared as text; "a.b" is key b of the object in field a; a record without the field is left out.
+    A value is compared as text; a field may be a path, as `records.field` reads it; a record without it is left out.
     Raises UserError where no record has a field, or none of a split is left, naming what there is.
     """
     chosen, notes = dict(splits), []
@@ -55,9 +55,7 @@ def select(
 def _values(records: Sequence[Record], name: str) -> Iterator[tuple[Record, str]]:
     """Each record that has the field, and the field's value as text."""
     for record in records:
-        value: Any = record.fields
-        for key in (name,) if name in record.fields else name.split("."):
-            value = value.get(key) if isinstance(value, Mapping) else None
+        value = find(record, name)
         if value is not None:
             yield record, str(value)
 

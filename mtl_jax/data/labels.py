@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mtl_jax.data.records import Record, field, where
+from mtl_jax.data.records import Record, find, where
 from mtl_jax.errors import UserError
 
 LEVELS = ("text", "word", "predicate", "sequence", "pair", "choice", "span", "token")
@@ -136,13 +136,8 @@ def unlabelled(
 
 
 def get(record: Record, name: str) -> Any:
-    """The value of a field, None where the record lacks it."""
-    if name in record.fields or "." not in name:
-        return record.fields.get(name)
-    try:
-        return field(record, name)
-    except UserError:
-        return None
+    """The value of a field, None where the record lacks it; see `records.find`."""
+    return find(record, name)
 
 
 def _sequence(raw: Any, words: int, spec: LabelSpec, record: Record) -> list[Any]:

@@ -27,14 +27,17 @@ def kept(key: Mapping[str, Any], name: str, read: Callable[[], Iterable[Record |
     """
 
     def make():
-        rows = [[item.fields if isinstance(item, Record) else item.what, item.line] for item in read()]
+        rows = [
+            [item.fields, item.line] if isinstance(item, Record) else [item.what, item.line, item.count, item.lost]
+            for item in read()
+        ]
         # Surrogates stand for bytes that are no text; escaped they are plain ASCII.
         return {"items": np.frombuffer(json.dumps(rows).encode("ascii"), np.uint8)}
 
     # The first time too they are those of the JSON: no run shall depend on what was kept.
     arrays = cache.cached({**key, "file": name, "code": _code()}, make, WORTH)
     rows = json.loads(arrays["items"].tobytes())
-    return [Note(what, name, line) if isinstance(what, str) else Record(what, name, line) for what, line in rows]
+    return [Record(row[0], name, row[1]) if len(row) == 2 else Note(row[0], name, *row[1:]) for row in rows]
 
 
 @functools.cache

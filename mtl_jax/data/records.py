@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from mtl_jax.errors import UserError
+
+_INDEX = re.compile(r"-?[0-9]{1,9}")
 
 
 class Record(NamedTuple):
@@ -23,11 +26,17 @@ class Record(NamedTuple):
 
 
 class Note(NamedTuple):
-    """Something a reader left out or changed at one place. Notes of one `what` are counted together."""
+    """Something a reader left out or changed at one place. Notes of one `what` are counted together.
+
+    count  how many of `what` there are at this place: 3 lines, 2 spans
+    lost   records that the file has and that are not yielded on account of it
+    """
 
     what: str
     file: str
     line: int
+    count: int = 1
+    lost: int = 0
 
 
 def where(record: Record | Note) -> str:
@@ -36,11 +45,17 @@ def where(record: Record | Note) -> str:
 
 
 def summary(split: str, notes: Iterable[Note]) -> list[str]:
-    """One line for each kind of note, with its count and first place."""
+    """One line for each kind of note, with its count, the records lost where these are another number, and the first
+    place."""
     by_what: dict[str, list[Note]] = {}
     for note in notes:
         by_what.setdefault(note.what, []).append(note)
-    return [f"{split}: {len(found)} {what}; first at {where(found[0])}" for what, found in by_what.items()]
+    lines = []
+    for what, alike in by_what.items():
+        count, lost = sum(note.count for note in alike), sum(note.lost for note in alike)
+        records = f", {lost} {'record' if lost == 1 else 'records'} lost" if lost and lost != count else ""
+        lines.append(f"{split}: {count} {what}{records}; first at {where(alike[0])}")
+    return lines
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:
@@ -50,18 +65,78 @@ def suggestion(name: str, known: Iterable[str]) -> str:
 
 
 def field(record: Record, name: str) -> Any:
-    """The value of field `name`; "a.b" also reaches key b of the object in field a.
+    """The value of field `name`: the field that is called so, or else a path.
 
-    Raises UserError naming the known fields where there is none.
+    "a.b" is key b of the object in field a, "a.0.b" key b of the first item of the list in field a, "a.-1" the last
+    item. Keys with dots in them win over paths, the longest first.
+
+    Raises UserError where there is none, naming the known fields, the keys or the length of the list.
     """
     if name in record.fields:
         return record.fields[name]
-    value: Any = record.fields
-    for key in name.split("."):
-        if not isinstance(value, dict) or key not in value:
-            known = ", ".join(sorted(map(str, record.fields)))
-            raise UserError(
-                f"{where(record)}: there is no field {name!r}; known fields: {known}.{suggestion(name, record.fields)}"
-            )
-        value = value[key]
-    return value
+    try:
+        return _follow(record.fields, name.split("."), "")
+    except _Absent as error:
+        why = f": {error}" if str(error) else ""
+        known = ", ".join(sorted(map(str, record.fields)))
+        raise UserError(
+            f"{where(record)}: there is no field {name!r}{why}; known fields: {known}.{suggestion(name, record.fields)}"
+        ) from error
+
+
+def find(record: Record, name: str) -> Any:
+    """As `field`, but None where the record lacks the field, the key or the item.
+
+    Raises UserError for a path that leads through a list without saying which item.
+    """
+    if name in record.fields or "." not in name:
+        return record.fields.get(name)
+    try:
+        return _follow(record.fields, name.split("."), "")
+    except _NoIndex as error:
+        raise UserError(f"{where(record)}: there is no field {name!r}: {error}") from error
+    except _Absent:
+        return None
+
+
+class _Absent(LookupError):
+    """Why a path leads to nothing."""
+
+
+class _NoIndex(_Absent):
+    """A path goes on behind a list with what is no number."""
+
+
+def _follow(value: Any, parts: Sequence[str], path: str) -> Any:
+    """What `parts` lead to from `value`, which stands at `path`."""
+    if not parts:
+        return value
+    if isinstance(value, Mapping):
+        return _of_object(value, parts, path)
+    if not isinstance(value, list | tuple):
+        raise _Absent(f"{path!r} is {_kind(value)}, which has no {parts[0]!r} in it")
+    items = "1 item" if len(value) == 1 else f"{len(value)} items"
+    if not _INDEX.fullmatch(parts[0]):
+        first, last = (f"{path}.{number}.{'.'.join(parts)}" for number in (0, -1))
+        raise _NoIndex(f"{path!r} is a list of {items}; {first!r} is of its first, {last!r} of its last")
+    number = int(parts[0])
+    if not -len(value) <= number < len(value):
+        raise _Absent(f"{path!r} is a list of {items}, counted from 0, which has no {number}")
+    return _follow(value[number], parts[1:], f"{path}.{number}")
+
+
+def _of_object(value: Mapping[str, Any], parts: Sequence[str], path: str) -> Any:
+    why = None
+    for n in range(len(parts), 0, -1):
+        key = ".".join(parts[:n])
+        if key in value:
+            try:
+                return _follow(value[key], parts[n:], f"{path}.{key}" if path else key)
+            except _Absent as error:
+                why = why or error
+    raise why or _Absent(f"{path!r} has the keys {', '.join(map(str, value))[:200] or 'none'}" if path else "")
+
+
+def _kind(value: Any) -> str:
+    kinds = {str: "a text", bool: "true or false", int: "a number", float: "a number", type(None): "empty"}
+    return kinds.get(type(value), type(value).__name__)

@@ -18,7 +18,7 @@ def check_texts(
         if not wrong:
             kept.append(record)
         elif empty == "drop":
-            dropped.append(Note("records without text dropped (options.empty)", record.file, record.line))
+            dropped.append(Note("records without text dropped (options.empty)", record.file, record.line, lost=1))
         else:
             raise UserError(f'{where(record)}: {wrong}; options.empty="drop" leaves such records out')
     return kept, dropped

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from mtl_jax.data import marks
-from mtl_jax.data.records import Record, field, where
+from mtl_jax.data.records import Record, field, find, where
 from mtl_jax.errors import UserError
 
 
@@ -131,7 +131,7 @@ def _words(record: Record, name: str) -> list[str]:
 
 
 def _predicates(record: Record, name: str, words: int) -> list[int]:
-    value = record.fields.get(name) if name else None
+    value = find(record, name) if name else None
     if value is None:
         return []
     if not isinstance(value, list | tuple) or not all(isinstance(p, int) and 0 <= p < words for p in value):

@@ -170,7 +170,7 @@ def test_wrong_entries(entry, tmp_path, change, message):
 def test_nested_fields():
     record = Record({"a": {"b": 1}, "a.c": 2}, "f", 3)
     assert field(record, "a.b") == 1 and field(record, "a.c") == 2
-    with pytest.raises(UserError, match=r"f:3: there is no field 'a\.d'"):
+    with pytest.raises(UserError, match=r"f:3: there is no field 'a\.d': 'a' has the keys b; known fields: a, a\.c\."):
         field(record, "a.d")
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from mtl_jax.data.files import Location
 from mtl_jax.data.readers.jsonl import read_jsonl
-from mtl_jax.data.records import Note, Record, field, where
+from mtl_jax.data.records import Note, Record, field, find, where
 from mtl_jax.errors import UserError
 
 
@@ -36,7 +36,7 @@ def read_dialogue(
         said = field(item, turns)
         if not isinstance(said, list):
             raise UserError(f"{where(item)}: field {turns!r} should be a list of turns, found {said!r}"[:200])
-        texts = [turn.get(text) if isinstance(turn, dict) else turn for turn in said]
+        texts = [find(item._replace(fields=turn), text) if isinstance(turn, dict) else turn for turn in said]
         for number, turn in enumerate(texts, start=1):
             if not isinstance(turn, str):
                 raise UserError(f"{where(item)}: turn {number} of {turns!r} should be a text, found {turn!r}"[:200])

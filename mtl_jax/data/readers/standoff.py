@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from mtl_jax.data import schemes
 from mtl_jax.data.files import Location
 from mtl_jax.data.readers.jsonl import read_jsonl
-from mtl_jax.data.records import Note, Record, suggestion, where
+from mtl_jax.data.records import Note, Record, field, find, suggestion, where
 from mtl_jax.errors import UserError
 
 _WORD = re.compile(r"\w+|[^\w\s]")
@@ -50,14 +50,15 @@ def read_spans(
         if isinstance(record, Note):
             yield record
             continue
-        if not isinstance(record.fields.get(text), str):
+        whole = find(record, text)
+        if not isinstance(whole, str):
             known = ", ".join(map(str, record.fields)) or "none"
             raise UserError(
                 f"{where(record)}: no text in the field {text!r} (options.text); fields: {known}."
                 f"{suggestion(text, record.fields)}"
             )
-        marks = _marks(record, spans, len(record.fields[text]))
-        words, tags, notes = _tagged(record.fields[text], marks, scheme)
+        marks = _marks(record, spans, len(whole))
+        words, tags, notes = _tagged(whole, marks, scheme)
         yield from (Note(what, record.file, record.line) for what in notes)
         yield record._replace(fields={**record.fields, "words": words, "tags": None if marks is None else tags})
 
@@ -124,13 +125,13 @@ def _tagged(text: str, marks: Sequence[_Mark] | None, scheme: str) -> tuple[list
     return [text[start:end] for start, end in places], tags, notes
 
 
-def _marks(record: Record, field: str, length: int) -> list[_Mark] | None:
+def _marks(record: Record, given: str, length: int) -> list[_Mark] | None:
     """The spans of a record with a text of `length` characters; None where it has no annotation."""
-    name = field or next((name for name in _FIELDS if name in record.fields), "")
-    if name not in record.fields:
-        asked = repr(field) if field else " or ".join(map(repr, _FIELDS))
+    name = given or next((name for name in _FIELDS if name in record.fields), "")
+    if not name:
+        asked = " or ".join(map(repr, _FIELDS))
         raise UserError(f"{where(record)}: no field {asked} of spans; name it in options.spans")
-    value = record.fields[name]
+    value = field(record, name)
     if value is None:
         return None
     if not isinstance(value, list):
