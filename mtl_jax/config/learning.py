@@ -50,7 +50,7 @@ def check_model(config, say):
     model = config.model
     if model.pretrained and model.layer != "transformer":
         say(f"config.model.layer: {model.layer!r}, but config.model.pretrained brings transformer layers")
-    if not model.pretrained and model.layer == "transformer" and model.layers < 1:
+    if not model.pretrained and model.layer == "transformer" and model.layers == 0:
         say("config.model.layers: at least 1 transformer layer; other kinds may have 0, a bag of words")
     if model.layer == "transformer" and not model.pretrained and model.width % model.heads:
         say(f"config.model.heads: the width {model.width} should be a multiple of {model.heads}")
@@ -85,7 +85,7 @@ def check_sharing(config, say):
 
     sharing = config.sharing
     check_choice("config.sharing.read", sharing.read, READERS, say)
-    if sharing.read != "top" and config.model.layers < 1 and not config.model.pretrained:
+    if sharing.read != "top" and config.model.layers == 0 and not config.model.pretrained:
         say("config.sharing.read: there is no layer above the embeddings to be read; set config.model.layers")
     for field, known, further in (("mixer", MIXERS, "mixed"), ("adapter", ADAPTERS, "adapted")):
         if sharing[field]:

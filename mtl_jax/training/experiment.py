@@ -30,7 +30,7 @@ from mtl_jax.training.objective import Objective, auxiliary_name
 from mtl_jax.training.optimizer import Hyper, OptimizerSpec, hyper_from, multipliers
 from mtl_jax.training.paths import flatten, matching
 from mtl_jax.training.signals import has_classes
-from mtl_jax.training.sources import load_corpus, load_encoder, load_vit, mixing
+from mtl_jax.training.sources import encoder_notes, load_corpus, load_encoder, load_vit, mixing
 from mtl_jax.training.step import StepSpec, TrainState, init_state
 
 
@@ -77,9 +77,7 @@ def build(config: Any, taught: bool = True) -> Experiment:
         return assemble(config, data, None, {"embed": {"patches": patches}} if patches else None)
     if patches:
         encoder.params["embed"]["patches"] = patches
-    if encoder.unused:
-        note = f"{config.model.pretrained}: tensors that have no place here: {', '.join(encoder.unused)}"
-        data = data._replace(notes=(*data.notes, note))
+    data = data._replace(notes=(*data.notes, *encoder_notes(config, encoder)))
     return assemble(config, data, encoder.architecture, encoder.params)
 
 

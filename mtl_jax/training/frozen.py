@@ -12,7 +12,7 @@ from mtl_jax.data.corpus import Corpus
 from mtl_jax.errors import UserError
 from mtl_jax.models.ownership import paths
 from mtl_jax.models.pretrained import Pretrained
-from mtl_jax.training.initial import make_model
+from mtl_jax.training.initial import layer_count, make_model
 from mtl_jax.training.paths import flatten, matching
 from mtl_jax.training.progress import progress_bar
 
@@ -28,7 +28,7 @@ def frozen_layers(config: Any, pretrained_params: Any) -> tuple[str, ...]:
     if not config.optimizer.cache_frozen:
         return ()
     found = []
-    for path in paths(config.model.layers or len(pretrained_params) - 1):
+    for path in paths(layer_count(config, len(pretrained_params) - 1)):
         leaves = flatten({path: pretrained_params[path]})
         if len(matching(leaves, config.optimizer.freeze)) < len(leaves):
             break

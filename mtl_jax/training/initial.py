@@ -22,6 +22,8 @@ from mtl_jax.models.patches import PatchEmbeddings
 from mtl_jax.tasks.base import Task
 from mtl_jax.training.paths import flatten
 
+RANDOM_LAYERS = 2  # of a network that starts from random values, where the config names no number
+
 
 class Model(NamedTuple):
     """The modules of one column, and the values that they start from (None: random)."""
@@ -32,14 +34,28 @@ class Model(NamedTuple):
     pretrained: dict[str, Any] | None
 
 
+def layer_count(config: Any, published: int | None) -> int:
+    """Layers above the embeddings that a config asks for; `published`: of the pretrained encoder, None without one.
+
+    Raises:
+      UserError: more layers than the pretrained encoder has.
+    """
+    asked = config.model.layers
+    if published is None:
+        return RANDOM_LAYERS if asked < 0 else asked
+    if asked > published:
+        raise UserError(f"config.model.layers: {asked}, but {config.model.pretrained} has {published}")
+    return asked if asked > 0 else published
+
+
 def architecture_of(config: Any, vocab_size: int) -> Architecture | None:
     """The architecture of a transformer that starts from random values; None for other kinds of layers."""
     model = config.model
     if model.layer != "transformer":
         return None
     return Architecture(
-        model_type="bert", layers=model.layers, width=model.width, heads=model.heads, intermediate=model.intermediate,
-        activation=model.activation, layer_norm_eps=1e-12, vocab_size=vocab_size,
+        model_type="bert", layers=layer_count(config, None), width=model.width, heads=model.heads,
+        intermediate=model.intermediate, activation=model.activation, layer_norm_eps=1e-12, vocab_size=vocab_size,
         max_positions=config.data.row_length, type_vocab=2, pad_token=0,
         initializer_range=float(model.initializer_range),
     )  # fmt: skip
@@ -54,14 +70,12 @@ def make_model(config: Any, architecture: Architecture | None, pretrained_params
     model, dtype = config.model, jnp.dtype(config.model.dtype)
     architecture = architecture or architecture_of(config, data.tokenizer.size)
     if architecture is not None:
-        if model.layers > architecture.layers:
-            raise UserError(f"config.model.layers: {model.layers}, but {model.pretrained} has {architecture.layers}")
         if data.tokenizer.size > architecture.vocab_size:
             raise UserError(
                 f"config.tokenizer: {data.tokenizer.size} tokens, but {model.pretrained} has embeddings for "
                 f"{architecture.vocab_size}; use the tokenizer of the model"
             )
-        architecture = dataclasses.replace(architecture, layers=model.layers or architecture.layers)
+        architecture = dataclasses.replace(architecture, layers=layer_count(config, architecture.layers))
         patches = _patches(data, architecture.width, architecture.initializer_range, dtype)
         return Model(
             architecture.embeddings(dtype).clone(patches=patches),
@@ -74,7 +88,7 @@ def make_model(config: Any, architecture: Architecture | None, pretrained_params
     options = {"hidden": model.width}
     if model.layer == "cnn":
         options = {"width": model.width, "window": model.kernel_size, "activation": model.activation, "residual": True}
-    return Model(embed, [LAYERS[model.layer](**options, dtype=dtype)] * model.layers, None, None)
+    return Model(embed, [LAYERS[model.layer](**options, dtype=dtype)] * layer_count(config, None), None, None)
 
 
 def _patches(data: Corpus, width: int, scale: float, dtype: Any) -> PatchEmbeddings | None:

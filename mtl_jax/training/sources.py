@@ -98,6 +98,21 @@ def load_encoder(config: Any) -> pretrained.Pretrained | None:
     return pretrained.load(folder)
 
 
+def encoder_notes(config: Any, encoder: pretrained.Pretrained | None) -> list[str]:
+    """Sentences about what of a pretrained encoder is not taken."""
+    if encoder is None:
+        return []
+    name, notes = config.model.pretrained, []
+    asked, layers = config.model.layers, encoder.architecture.layers
+    if 0 < asked < layers:
+        notes.append(f"{name}: the first {asked} of its {layers} layers are taken (config.model.layers; -1: all)")
+    if config.tokenizer.kind == "words":
+        notes.append(f"{name}: its word vectors are of other tokens than config.tokenizer.kind = 'words' makes")
+    if encoder.unused:
+        notes.append(f"{name}: tensors that have no place here: {', '.join(encoder.unused)}")
+    return notes
+
+
 def load_vit(config: Any, form: Form | None, width: int) -> dict[str, Any] | None:
     """Patch projection and positions of the ViT that a config names; None where it names none.
 

@@ -16,7 +16,7 @@ from mtl_jax.errors import UserError
 from mtl_jax.training.experiment import Experiment, assemble, load_data
 from mtl_jax.training.frozen import frozen_layers, with_outputs
 from mtl_jax.training.optimizer import Hyper, hyper_from
-from mtl_jax.training.sources import load_encoder
+from mtl_jax.training.sources import encoder_notes, load_encoder
 from mtl_jax.training.step import StepSpec
 from mtl_jax.training.workdir import plain
 
@@ -98,7 +98,8 @@ def build(program: Program, sources: Sources) -> Built:
                 )
             if field.startswith("meta.") and experiment.spec.meta is None:
                 raise UserError(f"config.ablation.sweeps: {field} changes nothing, since config.meta.method is ''")
-    return _with_ways(program, experiment)
+    built = _with_ways(program, experiment)
+    return built._replace(notes=(*encoder_notes(config, encoder), *built.notes))
 
 
 def _config_of(program: Program, setting: Setting) -> ConfigDict:
