@@ -228,9 +228,13 @@ def dataset(**fields) -> ConfigDict:
     entry.reader = (
         ""  # one of mtl_jax.data.readers.READERS: "jsonl", "csv", "conll", "conllu", "parallel", "folders", ...
     )
-    entry.path = ""  # file or folder; with `wheel` inside it; `~` and $VARIABLES are expanded
+    entry.path = ""  # file or folder; with `wheel` inside it; `~` and $VARIABLES are expanded. A template such as
+    #                  "data/{split}-*.csv" stands for the files of all splits: the names in `splits` stand in the place
+    #                  of {split}, by default those of train, dev (val, valid, validation, ...) and test that there are
     entry.wheel = ConfigDict()  # {"name", "version", "sha256"} of a wheel that holds the files
-    entry.splits = ConfigDict()  # "train", "dev", "test" -> file, folder or key, relative to path
+    entry.splits = ConfigDict()  # "train", "dev", "test" -> file, folder, pattern or key, relative to path, or several.
+    #                              Slices of the records as "train.csv[:-200]", "train.csv[-200:]", "train.csv[:80%]";
+    #                              "[:80%]": of path itself. A file of exactly that name is no slice
     entry.text = ()  # one or two fields that hold plain text (two: a pair), or
     entry.words = ""  # the field that holds a list of words
     entry.choices = ()  # multiple choice: the field with the list of choices, or one field for each; with text: each is
@@ -245,8 +249,13 @@ def dataset(**fields) -> ConfigDict:
     entry.options = ConfigDict()  # of the reader
     entry.dev_fraction = 0.0  # carved out of train, by seed, where there is no dev split
     entry.test_fraction = 0.0  # likewise
+    entry.group = "auto"  # a field: records of one value are carved out together. "auto": what the reader knows, the
+    #                       context (squad, srl_questions), the document (conll with -DOCSTART-, conllu with "newdoc" or
+    #                       by sent_id, brat), the presentation (nlvr), the line of the file; "": single records
     entry.limit = ConfigDict()  # split -> at most so many examples, a fixed subset by seed
-    entry.drop_duplicates = False  # drop train and dev examples whose text is in test, and train ones in dev
+    entry.drop_duplicates = ""  # examples whose text stands in two splits: "" keep (they are counted) | "train": test
+    #                             stays whole, they are dropped from train, and from dev where test has them | "test":
+    #                             train stays whole, they are dropped from test, and from dev where train has them
     return _filled(entry, fields, "data set", ("wheel", "splits", "where", "options", "limit"))
 
 

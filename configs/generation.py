@@ -43,7 +43,7 @@ def get_config(which: str = "abridge"):
         config, "ewt", reader="derived", path=f"{default.DATA}/{folder}", words="source",
         splits={split: form.format(split) for split in ("train", "dev", "test")},
         options={"reader": reader, "way": way, "shortest": 5, "longest": 25, "unchanged": way != "roles"},
-        limit={"dev": 500}, drop_duplicates=True,
+        limit={"dev": 500}, drop_duplicates="train",
     )  # fmt: skip
     default.add_task(
         config, way, kind="generation", dataset="ewt", label="target",

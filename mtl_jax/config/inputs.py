@@ -32,6 +32,7 @@ def check_datasets(config, say):
             say(f"{where}.choices: they are texts, encoded with a text; name it in text, not in words")
         if entry.choices and entry.marked:
             say(f"{where}: a data set has choices or marked spans, not both")
+        check_choice(f"{where}.drop_duplicates", entry.drop_duplicates, ("", "train", "test"), say)
         for field in ("splits", "limit"):
             check_names(f"{where}.{field}", entry[field], SPLITS, say)
 

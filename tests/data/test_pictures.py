@@ -265,7 +265,7 @@ def test_duplicates_of_pictures_alone(tmp_path):
     for split, images in (("train", [0, 1, 2, 1]), ("test", [1])):
         lines = [json.dumps({"image": f"{n}.png", "y": "a"}) + "\n" for n in images]
         (tmp_path / f"{split}.jsonl").write_text("".join(lines))
-    entry = {"reader": "jsonl", "path": str(tmp_path), "image": "image", "drop_duplicates": True,
+    entry = {"reader": "jsonl", "path": str(tmp_path), "image": "image", "drop_duplicates": "train",
              "splits": {"train": "train.jsonl", "test": "test.jsonl"}}  # fmt: skip
     found = datasets.read("d", entry, 0)
     assert [r.fields["image"] for r in found.splits["train"]] == ["0.png", "2.png"]

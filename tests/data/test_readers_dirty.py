@@ -166,13 +166,14 @@ CONLL = "-DOCSTART- -X- O\n\nEU NNP I-ORG\nBonn NNP B-ORG\n \t\nPeter NNP I-PER\
 def test_conll_markers_blank_lines_and_iob1(tmp_path):
     records, notes = run(tmp_path, "conll", CONLL, columns=("words", "pos", "ner"))
     assert [r.line for r in records] == [3, 6]
-    assert records[0].fields == {"words": ["EU", "Bonn"], "pos": ["NNP", "NNP"], "ner": ["B-ORG", "B-ORG"]}
+    columns = {"words": ["EU", "Bonn"], "pos": ["NNP", "NNP"], "ner": ["B-ORG", "B-ORG"]}
+    assert records[0].fields == {"document": 1, **columns}
     assert records[1].fields["ner"] == ["B-PER", "I-PER", "O"] and records[1].fields["words"][1] == "\xa0"
     assert [n.what for n in notes] == ["files with column 'ner' converted from iob1 to iob2"]
     bioes = fields(tmp_path, "conll", CONLL, columns=("words", "_", "ner"), scheme="bioes")
     assert bioes == [
-        {"words": ["EU", "Bonn"], "ner": ["S-ORG", "S-ORG"]},
-        {"words": ["Peter", "\xa0", "ran"], "ner": ["B-PER", "E-PER", "O"]},
+        {"document": 1, "words": ["EU", "Bonn"], "ner": ["S-ORG", "S-ORG"]},
+        {"document": 1, "words": ["Peter", "\xa0", "ran"], "ner": ["B-PER", "E-PER", "O"]},
     ]
 
 

@@ -97,8 +97,8 @@ def read_conllu_endings(
 ) -> Iterator[Record | Note]:
     """One record a sentence: its first half, and its second half among wrong ones.
 
-    Fields: beginning, its words with blanks between; endings, a list; label, the number of the true one from 0. All
-    endings of a record differ.
+    Fields: beginning, its words with blanks between; endings, a list; label, the number of the true one from 0; sent_id
+    and document, where the file has them. All endings of a record differ.
 
     Args:
       wrong: "others": endings of other sentences of the file, drawn from those nearest in their number of words, since
@@ -139,6 +139,7 @@ def read_conllu_endings(
         label = int(drawn.integers(choices))
         offered.insert(label, endings[number])
         fields = {"beginning": " ".join(words[: len(words) // 2]), "endings": offered, "label": label}
+        fields |= {name: record.fields[name] for name in ("sent_id", "document") if name in record.fields}
         yield Record(fields, record.file, record.line)
 
 

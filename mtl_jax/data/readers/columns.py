@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 from mtl_jax.data.files import Location
 from mtl_jax.errors import UserError
@@ -20,13 +20,11 @@ def cells(line: str, separator: str | None) -> list[str]:
     return split_words(line) if separator is None else line.split(separator)
 
 
-def sentences(
-    location: Location, encoding: str, ends: Callable[[str], bool] = lambda line: not line.strip()
-) -> Iterator[list[tuple[int, str]]]:
-    """Blocks of (line number, line) between lines for which `ends` holds; these are dropped, as are empty blocks."""
+def sentences(location: Location, encoding: str) -> Iterator[list[tuple[int, str]]]:
+    """Blocks of (line number, line) between blank lines; these are dropped, as are empty blocks."""
     block: list[tuple[int, str]] = []
     for number, line in location.lines(encoding):
-        if not ends(line):
+        if line.strip():
             block.append((number, line))
         elif block:
             yield block

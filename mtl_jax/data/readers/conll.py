@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -17,6 +18,7 @@ _DOCUMENT = "-DOCSTART-"
 class _Sentence(NamedTuple):
     lines: list[int]  # line number of each word
     columns: dict[str, list[str]]
+    document: int  # number of the document, from 1; 0 before the first marker
 
 
 def read_conll(
@@ -41,7 +43,8 @@ def read_conll(
         sequences are mended as conlleval reads them.
       scheme: scheme of the tags in the records, "iob2" or "bioes".
 
-    Document markers (-DOCSTART-) are dropped. Raises UserError at the line.
+    Document markers (-DOCSTART-) are dropped; from the first one on, records have a field document, its number in the
+    file. Raises UserError at the line.
     """
     check_columns(columns, ())
     schemes = dict(schemes or {})
@@ -51,16 +54,23 @@ def read_conll(
         if name not in IGNORED and schemes.get(name, "none" if name == "words" else None) != "none":
             yield from _convert(found, name, schemes.get(name), scheme, location.name)
     for sentence in found:
-        yield Record(sentence.columns, location.name, sentence.lines[0])
+        document = {"document": sentence.document} if sentence.document else {}
+        yield Record(document | sentence.columns, location.name, sentence.lines[0])
 
 
 def _sentences(
     location: Location, encoding: str, columns: Sequence[str | None], separator: str | None, comment: str
 ) -> Iterator[_Sentence]:
-    def between(line: str) -> bool:
-        return not line.strip() or line.startswith(_DOCUMENT)
-
-    for block in sentences(location, encoding, between):
+    document = 0
+    blocks = (
+        (is_marker, list(lines))
+        for block in sentences(location, encoding)
+        for is_marker, lines in itertools.groupby(block, lambda numbered: numbered[1].startswith(_DOCUMENT))
+    )
+    for is_marker, block in blocks:
+        document += is_marker
+        if is_marker:
+            continue
         block = [(number, line) for number, line in block if not (comment and line.startswith(comment))]
         rows = []
         for number, line in block:
@@ -74,7 +84,7 @@ def _sentences(
         if rows:
             named = {name: list(v) for name, v in zip(columns, zip(*rows, strict=True), strict=True)}
             named = {name: values for name, values in named.items() if name not in IGNORED}
-            yield _Sentence([number for number, _ in block], named)
+            yield _Sentence([number for number, _ in block], named, document)
 
 
 def _convert(found: list[_Sentence], name: str, source: str | None, target: str, file: str) -> Iterator[Note]:

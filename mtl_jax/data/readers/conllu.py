@@ -11,6 +11,7 @@ from mtl_jax.data.records import Note, Record
 from mtl_jax.errors import UserError
 
 _SKIPPED_ID = re.compile(r"[0-9]+-[0-9]+|[0-9]+\.[0-9]+")  # multi-word token ranges and empty nodes
+_DOCUMENT = re.compile(r"#\s*newdoc(?:\s+id)?\s*(?:=\s*(.*?))?\s*")
 _COMMENT = re.compile(r"#\s*(.+?)\s*=\s*(.*?)\s*")
 
 
@@ -18,7 +19,8 @@ def read_conllu(location: Location, encoding: str, *, genre: str = "") -> Iterat
     """One record a sentence.
 
     Fields: words (FORM), lemmas, upos, xpos, feats, deprels: lists of strings as they stand; heads: list of int, 0 the
-    root, None for "_"; and every comment `# key = value` as a string: sent_id, text, "newdoc id", ...
+    root, None for "_"; and every comment `# key = value` as a string: sent_id, text, "newdoc id", ...; document, the id
+    (its number in the file where it has none) of the document that the last "# newdoc" began, absent before it.
     Multi-word token ranges (1-2) and empty nodes (1.1) are left out.
 
     Args:
@@ -31,9 +33,14 @@ def read_conllu(location: Location, encoding: str, *, genre: str = "") -> Iterat
         pattern = re.compile(genre)
     except re.error as error:
         raise UserError(f"options.genre: {genre!r} is no regular expression: {error}") from error
+    documents = 0
+    document: dict[str, str | int] = {}
     for block in sentences(location, encoding):
         comments = [line for _, line in block if line.startswith("#")]
-        fields = {m[1]: m[2] for m in map(_COMMENT.fullmatch, comments) if m}
+        for match in filter(None, map(_DOCUMENT.fullmatch, comments)):
+            documents += 1
+            document = {"document": match[1] or documents}
+        fields = document | {m[1]: m[2] for m in map(_COMMENT.fullmatch, comments) if m}
         lines = [(number, line) for number, line in block if not line.startswith("#")]
         rows = [(number, row) for number, line in lines if (row := _row(line, f"{location.name}:{number}"))]
         if not rows:
