@@ -50,8 +50,9 @@ def get_config() -> ConfigDict:
 
     tokenizer = config.tokenizer = ConfigDict()
     tokenizer.kind = (
-        "pretrained"  # "pretrained" (of model.pretrained, or tokenizer.path) | "words" (from training data)
+        "pretrained"  # "pretrained" (of model.pretrained, or tokenizer.path) | "words" (from training data; in any
     )
+    #                     script, see mtl_jax/unicode.py)
     tokenizer.path = ""  # Hub name or folder; "": that of model.pretrained
     tokenizer.lower = False  # "words": lower-case
     tokenizer.min_count = 1  # "words": rarer words become [UNK]

@@ -12,7 +12,8 @@ cannot be answered from the text; a field that is absent means that nobody has l
 
 Offsets in the wild are sometimes wrong: an answer that does not stand where it should is looked for, as it is, else
 whatever its blanks and its case; the nearest occurrence is taken, and both this and answers that are nowhere are
-counted. The latter cannot be learned from; in evaluation their text counts.
+counted. The latter cannot be learned from; in evaluation their text counts. Offsets are those of the text as it stands
+in the file; that the answer is spelled in other characters (é as e with an accent) does not matter.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from mtl_jax import unicode
 from mtl_jax.data.encoding import EncodedSplit
 from mtl_jax.data.labels import LabelSpec, RawLabels, get
 from mtl_jax.data.records import Note, Record, where
@@ -194,12 +196,15 @@ def _of_text(text, start, end, context: str, record: Record, spec: LabelSpec) ->
     shifted = start + len(text) - len(text.lstrip())
     if bare and context.startswith(bare, max(shifted, 0)):
         return Answer(shifted, shifted + len(bare), text), ""
-    loose = r"\s+".join(map(re.escape, bare.split()))
-    for pattern, flags in ((re.escape(bare), 0), (loose, re.IGNORECASE)) if bare else ():
-        found = [match.span(1) for match in re.finditer(f"(?=({pattern}))", context, flags)]  # they may overlap
+    composed, places = (context, None) if context.isascii() else unicode.nfc_with_places(context)
+    same, loose = unicode.nfc(bare), r"\s+".join(map(re.escape, unicode.nfc(bare).split()))
+    for pattern, flags in ((re.escape(same), 0), (loose, re.IGNORECASE)) if bare else ():
+        found = [match.span(1) for match in re.finditer(f"(?=({pattern}))", composed, flags)]  # they may overlap
         if found:
-            begin, end = min(found, key=lambda place: abs(place[0] - start))
-            return Answer(begin, end, text), _MOVED
+            spans = found if places is None else [(places[begin], places[end]) for begin, end in found]
+            begin, end = min(spans, key=lambda place: abs(place[0] - start))
+            in_place = begin == shifted and not flags  # spelled otherwise, no more
+            return Answer(begin, end, text), "" if in_place else _MOVED
     return Answer(-1, -1, text), _NOWHERE
 
 

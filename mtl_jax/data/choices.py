@@ -6,6 +6,7 @@ import string
 
 import numpy as np
 
+from mtl_jax import unicode
 from mtl_jax.data.labels import LabelSpec, RawLabels, get
 from mtl_jax.data.records import Record, where
 from mtl_jax.data.units import Units
@@ -43,7 +44,7 @@ def _number(raw, choices: list[str], spec: LabelSpec, record: Record) -> int | N
     elif isinstance(raw, int) and not isinstance(raw, bool):
         found.add(raw)
     elif isinstance(raw, str):
-        found |= {n for n, choice in enumerate(choices) if choice.strip() == raw}
+        found |= {n for n, choice in enumerate(choices) if unicode.nfc(choice.strip()) == unicode.nfc(raw)}
         if len(raw) == 1 and raw in string.ascii_uppercase:
             found.add(string.ascii_uppercase.index(raw))
         if raw.isdecimal():

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from mtl_jax import unicode
 from mtl_jax.errors import UserError
 
 
@@ -43,7 +44,10 @@ def read_vectors(path: str, vocabulary: Sequence[str]) -> tuple[np.ndarray, np.n
                 raise UserError(f"{path}:{number}: want a word and {max(dim, 1)} numbers, found {len(parts)} fields")
             if matrix is None:
                 matrix = np.zeros((len(vocabulary), dim), np.float32)
-            row = index.get(b" ".join(parts[:-dim]))
+            word = b" ".join(parts[:-dim])
+            row = index.get(word)
+            if row is None and not word.isascii():  # a word of the vocabulary is spelled in NFC
+                row = index.get(unicode.nfc(word.decode(errors="surrogateescape")).encode(errors="surrogateescape"))
             if row is None or found[row]:
                 continue
             try:

@@ -1,7 +1,9 @@
 """When two answers agree, as SQuAD compares them (Rajpurkar et al. 2016; unanswerable questions: 2018).
 
-Texts are compared by their words, lower-cased, without punctuation and the articles a, an, the. Answers that are tuples
-of word indices are compared as they are.
+Texts are compared by their words, lower-cased, without ASCII punctuation and the articles a, an, the: on English as by
+SQuAD's script. Beyond it, in one spelling (NFC), without the punctuation of other scripts, and each Han character and
+Hiragana is a word (as MLQA's script has it, Lewis et al. 2020). Answers that are tuples of word indices are compared as
+they are.
 """
 
 from __future__ import annotations
@@ -12,13 +14,16 @@ import string
 from collections.abc import Hashable, Sequence
 from typing import Any
 
+from mtl_jax import unicode
+
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def normalised(answer: str) -> list[str]:
     """The words that count."""
-    return _ARTICLES.sub(" ", answer.lower().translate(_PUNCTUATION)).split()
+    text = unicode.without_foreign_punctuation(unicode.nfc(answer.lower()).translate(_PUNCTUATION))
+    return unicode.spaced(_ARTICLES.sub(" ", text)).split()
 
 
 def to_compare(right: Sequence[Any]) -> Sequence[Any]:

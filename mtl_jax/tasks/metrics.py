@@ -230,6 +230,8 @@ METRICS: dict[str, Metric] = {
     "span_f1": Metric(_roles, _micro_f1, _TAGS),
     "bleu": Metric(texts.bleu_statistics, texts.bleu, _TEXTS),
     "bleu_lower": Metric(functools.partial(texts.bleu_statistics, lower=True), texts.bleu, _TEXTS),
+    "bleu_zh": Metric(functools.partial(texts.bleu_statistics, tokenize="zh"), texts.bleu, _TEXTS),
+    "bleu_char": Metric(functools.partial(texts.bleu_statistics, tokenize="char"), texts.bleu, _TEXTS),
     "rouge1": Metric(functools.partial(texts.rouge, which="rouge1"), _share, _TEXTS),
     "rouge2": Metric(functools.partial(texts.rouge, which="rouge2"), _share, _TEXTS),
     "rougeL": Metric(functools.partial(texts.rouge, which="rougeL"), _share, _TEXTS),

@@ -95,6 +95,20 @@ def test_dirt_is_mended_or_left_out_and_counted():
             asked(wrong)
 
 
+def test_an_answer_may_be_spelled_in_other_characters_than_its_text():
+    context = "Le cafe\u0301 où प्रधानमंत्री दिल्ली। में"  # é in two characters: offsets count both
+    units = units_of([Record({"q": "?", "c": context, "answers": label}, "f", 1) for label in (
+        [{"text": "café", "answer_start": 3}], [{"text": "café où", "answer_start": 5}],
+        [{"text": "प्रधानमंत्री", "answer_start": context.index("प्र")}],
+    )], text=("q", "c"), aligned=True)  # fmt: skip
+    raw, notes = answers.collect(units, SPAN)
+    assert [(a.begin, a.end) for (a,) in raw.values] == [(3, 8), (3, 11), (12, 24)] and len(notes) == 1
+    split = encode(units, words_of(context), 64)
+    gold, fitted = answers.encode(raw, split)
+    assert gold.value.tolist() == [[1, 1], [1, 2], [3, 3]] and not fitted
+    assert [answers.text_of(context, split, m, *gold.value[m].tolist()) for m in (0, 2)] == ["cafe\u0301", "प्रधानमंत्री"]
+
+
 def test_answers_among_words():
     record = Record({"words": CONTEXT.split(), "answers": [7, 8]}, "f", 1)
     units = units_of([record], words="words")

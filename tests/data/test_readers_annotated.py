@@ -75,6 +75,19 @@ def test_spans_of_annotation_tools(tmp_path, fields):
     assert found["tags"] == ["B-PER", "E-PER", "O", "S-PER", "O", "S-LOC", "O"]
 
 
+def test_spans_of_words_with_marks_and_of_characters(tmp_path):
+    def tagged(text, span):
+        ((fields,), notes) = run(written(tmp_path, json.dumps({"text": text, "spans": [[*span, "PER"]]})), "spans")
+        return list(zip(fields["words"], fields["tags"], strict=True)), notes
+
+    text = "प्रधानमंत्री सुरभिका राठौर में"
+    assert tagged(text, (text.index("सु"), text.index(" में"))) == (
+        [("प्रधानमंत्री", "O"), ("सुरभिका", "B-PER"), ("राठौर", "I-PER"), ("में", "O")], []
+    )  # fmt: skip
+    tags = ["O", "O", "B-PER", "I-PER", "O"]
+    assert tagged("总理李强。", (2, 4)) == (list(zip("总理李强。", tags, strict=True)), [])
+
+
 def test_dirt_in_spans(tmp_path):
     spans = [[0, 3, "A"], [0, 12, "B"], [16, 23, "C"], [3, 4, "D"], [26, 29, "E"], [5, 5, "F"]]
     (found, bare), notes = run(

@@ -171,3 +171,9 @@ def test_bad_vectors_name_the_line(tmp_path, text, place):
         read_vectors(str(file), ("the", "cat"))
     with pytest.raises(UserError, match="No such file"):
         read_vectors(str(tmp_path / "absent"), ("the",))
+
+
+def test_vectors_and_words_may_be_spelled_in_different_characters(tmp_path):
+    file = tmp_path / "vectors.txt"
+    file.write_text("cafe\u0301 1 2\n", encoding="utf-8")
+    assert read_vectors(str(file), ("the", "café"))[1].tolist() == [False, True]

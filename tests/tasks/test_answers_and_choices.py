@@ -235,6 +235,15 @@ def choice_rows():
     return {"group": group, "choice": number, "value": value, "mask": mask}
 
 
+def test_metrics_of_answers_beyond_english():
+    def score(right, said):
+        return evaluate("answer_exact", [[right]], [said], ()), evaluate("answer_f1", [[right]], [said], ())
+
+    assert score("दिल्ली।", "दिल्ली") == score("北京", "北京。") == score("café", "cafe\u0301") == (1.0, 1.0)
+    assert score("北京大学", "大学") == (0.0, pytest.approx(2 / 3))  # of Han characters each is a word
+    assert score("the “Ritz”", "“Ritz”") == (1.0, 1.0) and score("“Ritz”", "Ritz") == (0.0, 0.0)  # as SQuAD's script
+
+
 def test_choices_compete_within_their_record_alone(differs):
     task = make("t", {"kind": "multiple_choice"}, "choice")
     labels = jax.tree.map(jnp.asarray, choice_rows())

@@ -7,13 +7,13 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
+from mtl_jax import unicode
 from mtl_jax.data import schemes
 from mtl_jax.data.files import Location
 from mtl_jax.data.readers.jsonl import read_jsonl
 from mtl_jax.data.records import Note, Record, field, find, suggestion, where
 from mtl_jax.errors import UserError
 
-_WORD = re.compile(r"\w+|[^\w\s]")
 _FIELDS = ("spans", "entities", "labels", "label")
 _STARTS, _ENDS = ("start", "start_offset", "begin", "from"), ("end", "end_offset", "stop", "to")
 _TYPES = ("label", "type", "tag", "entity", "entity_group", "labels")
@@ -33,8 +33,9 @@ def read_spans(
     """JSON lines, or a JSON list, of texts with labelled spans, as doccano, Prodigy, spaCy and others write them.
 
     Fields: words, tags (a list as long; None where the text has no annotation), and those of the file. Words are runs
-    of letters and digits, and single other signs. A span that begins or ends inside a word takes the whole word; of
-    spans that overlap the longest stays. Both are counted in notes.
+    of letters and digits with their marks, and single other signs; a Han character is one, see `mtl_jax.unicode`. A
+    span that begins or ends inside a word takes the whole word; of spans that overlap the longest stays. Both are
+    counted in notes.
 
     Args:
       text: field of the text.
@@ -106,7 +107,7 @@ def _check_scheme(scheme: str) -> None:
 
 def _tagged(text: str, marks: Sequence[_Mark] | None, scheme: str) -> tuple[list[str], list[str], list[str]]:
     """(words, tags, what had to be changed)."""
-    places = [match.span() for match in _WORD.finditer(text)]
+    places = [match.span() for match in unicode.pattern(False, text.isascii()).finditer(text)]
     starts, ends = [start for start, _ in places], [end for _, end in places]
     found: list[schemes.Span] = []
     notes = []

@@ -9,6 +9,7 @@ import pathlib
 import re
 from collections.abc import Iterable, Sequence
 
+from mtl_jax import unicode
 from mtl_jax.data.tokenizers.base import Template, digest
 from mtl_jax.errors import UserError
 
@@ -18,15 +19,14 @@ FILE = "word_vocabulary.json"
 class WordTokenizer:
     """A closed vocabulary of words: [PAD] 0, [UNK] 1, [SEP] 2 (between the texts of a pair), [CLS] 3, then words.
 
-    Plain text is cut into runs of word characters and single punctuation marks; words that are given stay whole.
-    `cls` puts [CLS] before each example, for heads that read the first token. `extra` are further special tokens, from
-    id 4; of them only [MASK] is read off texts.
+    Plain text is cut into words and single punctuation marks, see `mtl_jax.unicode`; words that are given stay whole.
+    All have one spelling (NFC). `cls` puts [CLS] before each example, for heads that read the first token. `extra` are
+    further special tokens, from id 4; of them only [MASK] is read off texts.
     """
 
     SPECIALS = ("[PAD]", "[UNK]", "[SEP]", "[CLS]")
     MASK = "[MASK]"
-    _pattern = re.compile(r"\w+(?:['’]\w+)*|[^\w\s]")
-    _pattern_with_mask = re.compile(r"(?i:\[mask\])|" + _pattern.pattern)
+    _before = ""  # an expression of tokens that are read off texts before words are
 
     def __init__(self, vocabulary: Sequence[str], lower: bool = True, cls: bool = False, extra: Sequence[str] = ()):
         """`vocabulary` are the words without the special tokens, all different."""
@@ -46,7 +46,7 @@ class WordTokenizer:
         self._known = {word: i for word, i in self.index.items() if i >= len(specials)}
         if self.mask is not None:
             self._known[self.MASK.lower() if lower else self.MASK] = self.mask
-            self._pattern = self._pattern_with_mask
+            self._before = r"(?i:\[mask\])"
 
     @classmethod
     def build(
@@ -68,43 +68,30 @@ class WordTokenizer:
         read = 0
         for unit in units:
             read += 1
-            counts.update(cls._split(unit, lower) if isinstance(unit, str) else _lowered(unit, lower))
-        for special in (*cls.SPECIALS, *extra, *_lowered(extra, lower)):
+            counts.update(_split(unit, lower) if isinstance(unit, str) else _normal(unit, lower))
+        for special in (*cls.SPECIALS, *extra, *_normal(extra, lower)):
             counts.pop(special, None)
         ranked = sorted((-count, word) for word, count in counts.items() if count >= min_count)
         if read and not ranked:
             raise UserError(f"no word of the training data occurs {min_count} times or more (tokenizer.min_count)")
         return cls([word for _, word in ranked[:max_size]], lower, cls_token, extra)
 
-    @classmethod
-    def _split(cls, text: str, lower: bool) -> list[str]:
-        return cls._pattern.findall(_lowered_text(text, lower))
-
     def texts(self, texts: Sequence[str]) -> list[list[int]]:
-        split = self._pattern.findall
-        return [[self._known.get(word, 1) for word in split(_lowered_text(t, self.lower))] or [1] for t in texts]
+        return [[self._known.get(word, 1) for word in _split(t, self.lower, self._before)] or [1] for t in texts]
 
     def offsets(self, texts: Sequence[str]) -> list[list[tuple[int, int]]]:
-        result = []
-        for text in texts:
-            lowered = _lowered_text(text, self.lower)
-            found = [match.span() for match in self._pattern.finditer(lowered)] or [(0, 0)]
-            if len(lowered) != len(text):  # a few capitals have two characters in lower case
-                origin = [i for i, character in enumerate(text) for _ in character.lower()]
-                found = [(origin[a], origin[b - 1] + 1) if b else (0, 0) for a, b in found]
-            result.append(found)
-        return result
+        return [[match.span() for match in _pattern(text, self._before).finditer(text)] or [(0, 0)] for text in texts]
 
     def words(self, sentences: Sequence[Sequence[str]]) -> list[list[list[int]]]:
-        return [[[self._known.get(word, 1)] for word in _lowered(words, self.lower)] for words in sentences]
+        return [[[self._known.get(word, 1)] for word in _normal(words, self.lower)] for words in sentences]
 
     def token(self, index: int) -> str:
         return self.vocabulary[index]
 
-    @classmethod
-    def cut(cls, units: Iterable[str | Sequence[str]], lower: bool) -> list[list[str]]:
+    @staticmethod
+    def cut(units: Iterable[str | Sequence[str]], lower: bool) -> list[list[str]]:
         """The words of each text or sentence, those outside of any vocabulary too."""
-        return [cls._split(unit, lower) if isinstance(unit, str) else list(_lowered(unit, lower)) for unit in units]
+        return [_split(unit, lower) if isinstance(unit, str) else _normal(unit, lower) for unit in units]
 
     def tokens(self, units: Sequence[str | Sequence[str]]) -> list[list[str]]:
         return [words or [self.SPECIALS[1]] for words in self.cut(units, self.lower)]
@@ -144,9 +131,14 @@ class WordVocabulary:
         return WordTokenizer.build(units, self.min_count, self.max_size, self.lower, self.cls_token, self.extra)
 
 
-def _lowered(words: Sequence[str], lower: bool) -> Sequence[str]:
-    return [word.lower() for word in words] if lower else words
+def _pattern(text: str, before: str) -> re.Pattern[str]:
+    return unicode.pattern(True, text.isascii(), before)
 
 
-def _lowered_text(text: str, lower: bool) -> str:
-    return text.lower() if lower else text
+def _split(text: str, lower: bool, before: str = "") -> list[str]:
+    found = _pattern(text, before).findall(text.lower() if lower and text.isascii() else text)
+    return found if text.isascii() else _normal(found, lower)
+
+
+def _normal(words: Sequence[str], lower: bool) -> list[str]:
+    return [unicode.nfc(word.lower() if lower else word) for word in words]

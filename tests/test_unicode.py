@@ -1,0 +1,82 @@
+"""Words in any script: what stays together, what comes apart, one spelling; and no character is lost.
+
+    FUZZ=10000 python -m pytest tests/test_unicode.py tests/tasks/test_text_fuzz.py
+"""
+
+import os
+import unicodedata
+
+import hypothesis
+import pytest
+from hypothesis import strategies as st
+
+from mtl_jax import unicode
+from mtl_jax.data.tokenizers import WordTokenizer
+
+EXAMPLES = int(os.environ.get("FUZZ", "100"))
+SETTINGS = hypothesis.settings(max_examples=EXAMPLES, deadline=None, derandomize="FUZZ" not in os.environ)
+# letters with marks, joiners, scripts without blanks, pictures, signs that compose, all blanks that there are
+PIECES = st.sampled_from([
+    *"aZé'’-_.,\"( \n\t\u00a0\u200b\u2028\x1f", "e\u0301", "\u0301", "क", "्", "ि", "ं", "త", "ె", "ก", "ี", "ש", "ָ", "م",
+    "ُ", "\u200c", "\u200d", "北", "の", "が", "か\u3099", "ケー", "\u1100", "\u1161", "\u11a8", "각", "👩", "🏽",
+    "\ufe0f", "🇩", "İ", "Σ", "ß", "\u212b", "\u037e", "5", "<", "\u0338", "\ufeff", "\u200f",
+])  # fmt: skip
+TEXTS = st.text(max_size=30) | st.lists(PIECES, max_size=20).map("".join)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "प्रधानमंत्री सुरभिका राठौर दिल्ली में", "వాళ్ళు తెలుగు మాట్లాడుతారు", "বাংলা ভাষা ক্ষুদ্র", "ที่นี่ ภาษาไทย", "مُحَمَّدٌ رَسُول",
+        "שָׁלוֹם עֲלֵיכֶם", "café nai\u0308ve", "می\u200cخواهم", "क्\u200dष", "தமிழ் மொழி", "ខ្មែរ", "i\u0307stanbul",
+    ],
+)  # fmt: skip
+def test_a_word_keeps_its_marks_and_joiners(text):
+    (words,) = WordTokenizer.cut([text], lower=False)
+    assert words == [unicodedata.normalize("NFC", word) for word in text.split()]
+
+
+def test_scripts_without_blanks_and_pictures():
+    def cut(text):
+        return WordTokenizer.cut([text], lower=False)[0]
+
+    assert cut("iPhone用のケースは東京、か\u3099") == ["iPhone", "用", "の", "ケース", "は", "東", "京", "、", "が"]
+    assert cut("ខ្មែរ\u200bភាសា") == ["ខ្មែរ", "ភាសា"]  # a zero-width space parts words
+    assert cut("한국어 조선말!") == ["한국어", "조선말", "!"]
+    pictures = ["👩\u200d❤\ufe0f\u200d👨", "🇩🇪", "👍🏽", "1\ufe0f\u20e3", "❤"]
+    assert cut(" ".join(pictures)) == cut("".join(pictures)) == pictures
+    assert cut("Don't e-mail l’été_2!") == ["Don't", "e", "-", "mail", "l’été_2", "!"]
+
+
+def test_two_spellings_are_one_word_with_the_offsets_of_the_text_as_it_stands():
+    composed, apart = "Der Café İst", "Der Cafe\u0301 I\u0307st"
+    tokenizer = WordTokenizer.build([composed])
+    assert tokenizer.texts([apart]) == tokenizer.texts([composed]) == [[tokenizer.index[w] for w in
+                                                                        ("der", "café", "i\u0307st")]]  # fmt: skip
+    assert tokenizer.words([apart.split()]) == tokenizer.words([composed.split()])
+    (offsets,) = tokenizer.offsets([apart])
+    assert [apart[a:b] for a, b in offsets] == apart.split()
+
+
+@SETTINGS
+@hypothesis.given(text=TEXTS, lower=st.booleans(), apostrophes=st.booleans())
+def test_no_character_but_blanks_is_lost(text, lower, apostrophes):
+    found = [match.span() for match in unicode.pattern(apostrophes, text.isascii()).finditer(text)]
+    kept = "".join(text[a:b] for a, b in found)
+    assert kept == "".join(c for c in text if not c.isspace() and c != "\u200b")
+    assert found == [match.span() for match in unicode.pattern(apostrophes, False).finditer(text)]
+    words = WordTokenizer.cut([text], lower)[0]
+    tokenizer = WordTokenizer.build(["a", text], lower=lower)
+    assert len(tokenizer.offsets([text])[0]) == len(tokenizer.texts([text])[0]) == max(len(words), 1)
+    assert all(word == unicodedata.normalize("NFC", word) for word in words)
+    assert not lower or not text.isascii() or words == WordTokenizer.cut([text.lower()], False)[0]
+
+
+@SETTINGS
+@hypothesis.given(text=TEXTS)
+def test_composing_keeps_places(text):
+    composed, places = unicode.nfc_with_places(text)
+    assert composed == unicodedata.normalize("NFC", text) == unicode.nfc(text)
+    assert len(places) == len(composed) + 1 and places == sorted(places) and places[-1] == len(text)
+    for n, sign in enumerate(composed):  # what stands there makes this character
+        assert sign in unicodedata.normalize("NFC", text[places[n] : next(p for p in places[n + 1 :] if p > places[n])])
