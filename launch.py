@@ -21,6 +21,7 @@ import contextlib
 import errno
 import os
 import pathlib
+import signal
 import sys
 
 from mtl_jax import huge_pages, terminal
@@ -33,7 +34,8 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from mtl_jax import config_file, flag_errors
-from mtl_jax.errors import UserError
+from mtl_jax.errors import Stopped, UserError
+from mtl_jax.training import interruption
 
 CONFIG = config_file.define("config")
 WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the run.")
@@ -56,6 +58,7 @@ BY = flags.DEFINE_string("by", "", "compare --against: a field of records; those
 
 
 def main(argv):
+    """Runs the mode; returns the exit status, None for 0."""
     if len(argv) > 1:
         raise UserError(f"what is {argv[1]!r}? Arguments are flags, e.g. --config=configs/quickstart.py")
     logging.set_verbosity(logging.FATAL)  # Orbax prints what it raises
@@ -69,11 +72,10 @@ def main(argv):
 
         programs.keep()
     if MODE.value in ("train", "evaluate") and (COORDINATOR.value or PROCESSES.value or _found_around()):
-        _together(mode)
+        return _together(mode)
     elif COORDINATOR.value or PROCESSES.value or PROCESS.value >= 0:
         raise UserError(f"--mode={MODE.value} is for one process; leave out --coordinator, --processes and --process")
-    else:
-        mode()
+    return mode()
 
 
 def _found_around() -> bool:
@@ -87,15 +89,16 @@ def _together(mode):
     from mtl_jax.training import processes
 
     if processes.WORKER not in os.environ:
-        sys.exit(processes.supervised(sys.argv, HEARTBEAT_SECONDS.value))
+        return processes.supervised(sys.argv, HEARTBEAT_SECONDS.value, saves=MODE.value == "train")
     processes.end_with_parent()
     processes.join(COORDINATOR.value, PROCESSES.value, PROCESS.value, START_SECONDS.value, HEARTBEAT_SECONDS.value)
     with contextlib.ExitStack() as stack:
         if not processes.is_first():
             nowhere = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
             stack.enter_context(contextlib.redirect_stdout(nowhere))
-        mode()
+        status = mode()
         processes.wait_for_all("the end")
+        return status
 
 
 def _programs_ahead():
@@ -119,7 +122,9 @@ def _train():
 
         with folders.held(WORKDIR.value) as workdir:
             summary = loop.train(config, workdir)
-        if summary is not None and processes.is_first():
+        if summary is None:
+            return interruption.status()
+        if processes.is_first():
             from mtl_jax.analysis import report  # brings what draws, which takes as long as all else together
 
             print("\n" + report.finished(workdir, summary))
@@ -214,18 +219,18 @@ def _ablate():
     from mtl_jax.analysis import report
     from mtl_jax.analysis.ablation.runner import ablate
 
-    _lanes(ablate, report.ablation)
+    return _lanes(ablate, report.ablation)
 
 
 def _relate():
     from mtl_jax.analysis import report
     from mtl_jax.analysis.relatedness.relate import relate
 
-    _lanes(relate, report.relatedness)
+    return _lanes(relate, report.relatedness)
 
 
 def _lanes(run, tell):
-    """What trains many lanes in --workdir, and its report."""
+    """What trains many lanes in --workdir, and its report; returns the status."""
     from configs import default
     from mtl_jax import config as checks
     from mtl_jax.analysis.ablation import lanes
@@ -236,8 +241,9 @@ def _lanes(run, tell):
     lanes.use_all_cores()
     config = _config()
     with folders.held(WORKDIR.value) as workdir:
-        if run(config, workdir, lambda c: checks.check(c, default, MODE.value)) is not None:
-            print("\n" + tell(workdir, default))
+        if run(config, workdir, lambda c: checks.check(c, default, MODE.value)) is None:
+            return interruption.status()
+        print("\n" + tell(workdir, default))
 
 
 def _merge():
@@ -319,7 +325,8 @@ def run():
     """Runs main; mistakes that a person can mend end in one message and status 2."""
     terminal.show_what_can_be_shown()
     try:
-        app.run(main, flags_parser=flag_errors.parse)
+        with interruption.ending_by_signals():
+            app.run(main, flags_parser=flag_errors.parse)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
@@ -344,7 +351,10 @@ def run():
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(128 + signal.SIGINT)
+    except Stopped as stop:
+        print(f"stopped by {signal.Signals(stop.number).name}", file=sys.stderr)
+        sys.exit(128 + stop.number)
 
 
 if __name__ == "__main__":

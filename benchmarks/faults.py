@@ -8,7 +8,7 @@ without faults. Then:
 
     kill -9      at a random moment of the run, every second time while a checkpoint is written; started again, killed
                  again, five times in a row, then left alone
-    SIGTERM      at a random moment; it has to end with status 0
+    SIGTERM      at a random moment; it has to end with status 143
     dead peer    one of two processes of a run gets kill -9; the other has to end with status 3 and a message, and both,
                  started again, with the parameters of two processes without faults
     bit flips    one bit of a file under checkpoints/ or best/ of a run that was stopped half way; then it goes on
@@ -168,7 +168,7 @@ def stops(launcher: Launcher, count: int, seconds: float, wanted: str) -> list[C
         workdir, delay = launcher.folder / f"stop_{number}", random.Random(f"stop {number}").uniform(0.4, 1.0) * seconds
         ended = launcher.cut(workdir, signal.SIGTERM, after(delay))
         detail = f"after {delay:.1f} s"
-        if ended.status in (-signal.SIGTERM, 0):  # before the first step nothing is there to be saved
+        if ended.status in (-signal.SIGTERM, 128 + signal.SIGTERM, 0):  # by itself while imported, stopped, done before
             ended = launcher.finish(workdir)
         found.append(judged("SIGTERM", detail, workdir, ended, wanted))
     return found

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from mtl_jax.errors import UserError
-from mtl_jax.training import checkpoint, loop, scoring
+from mtl_jax.training import checkpoint, evaluation, loop, scoring
 from mtl_jax.training import workdir as folders
 from mtl_jax.training.experiment import build
 
@@ -72,6 +72,32 @@ def test_a_run_that_is_asked_to_stop_makes_no_further_step(tiny, tmp_path, monke
         assert checkpoints.latest == 6
 
 
+def test_a_signal_in_an_evaluation_stops_it_and_the_next_start_makes_it(tiny, tmp_path, monkeypatch):
+    config = tiny(training__checkpoint_every=0)
+    whole = loop.train(config, folders.prepare(tmp_path / "whole"))
+    score = evaluation.Evaluator.score
+
+    def interrupted(evaluator, params, split, progress):
+        def first_batch(rows):
+            signal.raise_signal(signal.SIGTERM)
+            progress(rows)
+            raise AssertionError("no further batch is scored")
+
+        return score(evaluator, params, split, first_batch)
+
+    workdir = folders.prepare(tmp_path / "cut")
+    for _ in range(2):  # the second time while the evaluation is made up for
+        with monkeypatch.context() as patch:
+            patch.setattr(evaluation.Evaluator, "score", interrupted)
+            assert loop.train(config, workdir) is None
+        with checkpoint.Checkpoints(workdir, 2) as checkpoints:
+            assert checkpoints.latest == 6 and checkpoints.metadata(6)["progress"]["unscored"]
+    cut = loop.train(config, workdir)
+    assert whole | {"seconds": 0} == cut | {"seconds": 0}
+    logs = [folders.read_metrics(tmp_path / name) for name in ("whole", "cut")]
+    assert logs[0] == logs[1] and [line["step"] for line in logs[0] if line["kind"] == "dev"] == [6, 12]
+
+
 def test_killed_and_stopped_runs_end_bitwise_as_the_one_that_was_not(tiny, tmp_path, of_launch):
     config = tiny(
         model__layer="cnn", sharing__trunk="none", model__dropout=0.2, training__steps=120, training__eval_every=40,
@@ -82,7 +108,7 @@ def test_killed_and_stopped_runs_end_bitwise_as_the_one_that_was_not(tiny, tmp_p
     assert status == 0, output
 
     status, output = launch(of_launch, file, tmp_path / "cut", until=3, send=signal.SIGTERM)
-    assert status == 0 and "stopped by a signal" in output, output
+    assert status == 128 + signal.SIGTERM and "stopped by a signal" in output, output
     at = random.randrange(40, 100)
     status, output = launch(of_launch, file, tmp_path / "cut", until=at, send=signal.SIGKILL)
     assert status == -signal.SIGKILL, output

@@ -64,13 +64,17 @@ class Evaluator:
         """
         objective, program = self._programs[dataset]
         rows = self._corpus.rows[dataset][split]
-        outputs, sums = [], []
+        fetched, ahead = [], None  # a batch is fetched while the next one is computed, and no more are begun
         for batch in evaluation_batches(rows, objective.layout, self._rows):
-            output, share = program(params, self._put(batch))
-            outputs.append(output)
-            sums.append(share)
-            progress(int((batch.row >= 0).sum()))
-        outputs, sums = processes.fetch((outputs, sums))
+            begun = program(params, self._put(batch)), int((batch.row >= 0).sum())
+            if ahead is not None:
+                fetched.append(processes.fetch(ahead[0]))
+                progress(ahead[1])
+            ahead = begun
+        if ahead is not None:
+            fetched.append(processes.fetch(ahead[0]))
+            progress(ahead[1])
+        outputs, sums = [output for output, _ in fetched], [share for _, share in fetched]
         total = (
             {task: np.sum([np.asarray(s[task], np.float64) for s in sums], axis=0) for task in sums[0]} if sums else {}
         )

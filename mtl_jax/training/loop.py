@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mtl_jax.data.batch import Batch
-from mtl_jax.errors import UserError
+from mtl_jax.errors import Stopped, UserError
 from mtl_jax.training import artifacts, processes
 from mtl_jax.training import workdir as folders
 from mtl_jax.training.checkpoint import Checkpoints, data_metadata, load_params, require_same_data
@@ -41,6 +41,7 @@ class Progress(NamedTuple):
     best_score, best_step  highest mean dev score so far and its step; None before the first evaluation
     best_scores            {task: {metric: value}} of dev at that step
     stale                  evaluations since then
+    unscored               True where a signal came in the evaluation of this step: the next start makes it
     seconds                wall-clock time of the run so far, compilation and evaluation included
     """
 
@@ -48,6 +49,7 @@ class Progress(NamedTuple):
     best_step: int | None = None
     best_scores: dict[str, dict[str, float | None]] | None = None
     stale: int = 0
+    unscored: bool = False
     seconds: float = 0.0
 
 
@@ -102,7 +104,7 @@ def _train_to_the_end(config: Any, workdir: pathlib.Path, began: float) -> dict[
             folders.claim(workdir, config)
             artifacts.save(workdir, experiment.corpus, experiment.model.architecture)
         start = int(placement.replicated(state).step)
-        with folders.MetricsLog(workdir, start) as log:
+        with folders.MetricsLog(workdir, start, progress.unscored) as log:
             run = _Run(experiment, placement, checkpoints, log, progress, began - progress.seconds)
             state = run.steps(step_function, state, start, stop)
         checkpoints.wait()
@@ -150,14 +152,17 @@ class _Run:
         training = self.config.training
         previous, done = None, start  # metrics are read a step late, so that the device never waits for the host
         with progress_bar("compiling", "step", training.steps, initial=start) as bar:
+            if self.progress.unscored:
+                state = self._score_late(state, start, stop, bar)
             for step in range(start, training.steps):
-                if self._stale():
+                if self._stale() or stop.asked:
                     break
                 batch = self.placement.put_batch(self._batch(step))
                 state, metrics = step_function(state, batch, self.experiment.hyper)
                 if previous is not None:
                     self._log(step, previous, bar)
                 previous, done = metrics, step + 1
+                stop.hold()
                 self.checkpoints.check()
                 if step == start:  # its losses at once: they tell that the long wait is over
                     gc.freeze()
@@ -167,15 +172,15 @@ class _Run:
                     previous = None
                 bar.update()
                 evaluating = done == training.steps or _due(done, training.eval_every)
-                stopping = stop.at(done)
+                stopping = stop.reached()
                 if evaluating or stopping or _due(done, training.checkpoint_every):
                     if previous is not None:
                         self._log(done, previous, bar)
                         previous = None
-                    better = evaluating and self._evaluate(state, done, bar)
+                    better = evaluating and self._evaluate(state, done, stop, bar)
                     state = self._with_scores(state, done)
                     self._save(state, better)
-                if stopping:
+                if stopping or stop.asked:
                     break
             if done < training.steps and self._stale():
                 bar.write(f"early stop at step {done}: no better dev score in {self.progress.stale} evaluations")
@@ -256,9 +261,24 @@ class _Run:
         found = zip(tasks, metrics["support"], metrics["present"], strict=True)
         return {"support": {task: float(loss) if present else None for task, loss, present in found}}
 
-    def _evaluate(self, state, step, bar) -> bool:
-        """Scores dev. Returns whether the mean of the tasks' scores is the highest so far."""
-        scores = score_split(self.evaluator, self.placement.replicated(state).params, "dev")
+    def _score_late(self, state, step, stop, bar):
+        """The evaluation that a signal cut off; the state of `step` is saved already. Returns the state."""
+        better = self._evaluate(state, step, stop, bar)
+        if better:
+            self._save_best(self.placement.replicated(state))
+        return self._with_scores(state, step)
+
+    def _evaluate(self, state, step, stop, bar) -> bool:
+        """Scores dev. Returns whether the mean of the tasks' scores is the highest so far.
+
+        Where a signal comes meanwhile nothing is scored, and `progress.unscored` says so.
+        """
+        self.progress = self.progress._replace(unscored=True)
+        try:
+            scores = score_split(self.evaluator, self.placement.replicated(state).params, "dev", stop.require)
+        except Stopped:
+            return False
+        self.progress = self.progress._replace(unscored=False)
         score = mean_score(scores, self.experiment)
         if score is None:
             return False
@@ -286,12 +306,17 @@ class _Run:
     def _save(self, state, best: bool):
         """The newest state first: what is saved as the best is then never ahead of it (see `_first_state`)."""
         self.progress = self.progress._replace(seconds=time.monotonic() - self.began)
-        metadata = data_metadata(self.experiment.corpus) | {"progress": self.progress._asdict()}
         whole = self.placement.replicated(state)
         self.log.sync()
-        self.checkpoints.save(whole, metadata)
+        self.checkpoints.save(whole, self._metadata())
         if best:
-            self.checkpoints.save_best(whole, metadata)
+            self._save_best(whole)
+
+    def _save_best(self, whole):
+        self.checkpoints.save_best(whole, self._metadata())
+
+    def _metadata(self):
+        return data_metadata(self.experiment.corpus) | {"progress": self.progress._asdict()}
 
     def finish(self, workdir, state) -> dict[str, Any]:
         """The final scores and summary.json."""

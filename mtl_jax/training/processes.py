@@ -6,10 +6,12 @@ JAX's runtime does the work. With one process all of this does nothing.
 from __future__ import annotations
 
 import ctypes
+import itertools
 import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,10 +19,12 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from mtl_jax.errors import UserError
+from mtl_jax.errors import Stopped, UserError
 
 _PR_SET_PDEATHSIG = 1  # of prctl(2)
 WORKER = "MTL_JAX_WORKER"  # set in the environment of processes that `supervised` started
+GRACE = 20.0  # seconds from a signal to the end of a worker that has nothing to save
+_asked = itertools.count()  # how often `preempted` was called
 
 
 def found_around() -> bool:
@@ -68,16 +72,24 @@ def join(coordinator: str, count: int, number: int, start_seconds: int, heartbea
         ) from None
 
 
-def supervised(arguments: Sequence[str], heartbeat_seconds: int) -> int:
+def supervised(arguments: Sequence[str], heartbeat_seconds: int, saves: bool = True) -> int:
     """Runs launch.py with these arguments in a process of its own; returns its status.
 
-    JAX ends a process whose peer died from inside of C++, without a word to Python: this one stays to say it.
+    JAX ends a process whose peer died from inside of C++, without a word to Python: this one stays to say it. It hands
+    on signals, and of a worker that `saves` nothing it waits `GRACE` seconds for the end.
     """
     worker = subprocess.Popen([sys.executable, *arguments], env={**os.environ, WORKER: "1"})
-    before = {
-        number: signal.signal(number, lambda got, frame: worker.send_signal(got))
-        for number in (signal.SIGTERM, signal.SIGINT)
-    }
+    got: list[int] = []
+
+    def hand_on(number, frame):
+        got.append(number)
+        worker.send_signal(number)
+        if not saves:
+            timer = threading.Timer(GRACE, worker.kill)
+            timer.daemon = True
+            timer.start()
+
+    before = {number: signal.signal(number, hand_on) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         status = worker.wait()
     finally:
@@ -90,6 +102,8 @@ def supervised(arguments: Sequence[str], heartbeat_seconds: int) -> int:
             file=sys.stderr,
         )
         return 3
+    if got and not saves and status == -signal.SIGKILL:
+        return 128 + got[0]
     return 128 - status if status < 0 else status
 
 
@@ -132,6 +146,14 @@ def fetch(tree: Any) -> Any:
     return jax.device_get(jax.tree.map(one, tree))
 
 
-def preempted(step: int) -> bool:
-    """Whether one of several processes was asked to end: true in all of them at the same step."""
-    return jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step)
+def require_no_signal() -> None:
+    """Raises `Stopped` where `preempted`."""
+    if preempted():
+        raise Stopped(signal.SIGTERM)
+
+
+def preempted() -> bool:
+    """Whether one of several processes was asked to end: true in all of them at the same call. All have to ask equally
+    often.
+    """
+    return jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(next(_asked))

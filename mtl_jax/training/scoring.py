@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -73,10 +73,20 @@ def abstract_params(experiment: Experiment, placement: Placement) -> Any:
     return abstract(jax.eval_shape(lambda: experiment.init_params(experiment.config.seed)), placement)
 
 
-def score_split(evaluator: Evaluator, params: Any, split: str) -> Scores:
-    """Scores of every task that has the split, with a progress bar."""
+def score_split(
+    evaluator: Evaluator, params: Any, split: str, listen: Callable[[], None] = processes.require_no_signal
+) -> Scores:
+    """Scores of every task that has the split, with a progress bar.
+
+    `listen` is called after each batch; it raises `Stopped` where a signal asked to.
+    """
     with progress_bar(split, "row", evaluator.rows(split), leave=False) as bar:
-        return evaluator.score(params, split, bar.update)
+
+        def progress(rows: int) -> None:
+            bar.update(rows)
+            listen()
+
+        return evaluator.score(params, split, progress)
 
 
 def score_splits(evaluator: Evaluator, experiment: Experiment, params: Any, known: Mapping[str, Scores] | None = None):

@@ -7,14 +7,15 @@ import threading
 
 import jax
 
-from mtl_jax.training import processes
+from mtl_jax.errors import Stopped
+from mtl_jax.training import interruption, processes
 
 
 class StopSignals:
     """Within this context the first SIGTERM or SIGINT sets `asked`; a second SIGINT interrupts at once.
 
     Outside of the main thread, where Python handles no signals, `asked` stays False. With several processes JAX takes
-    SIGTERM, and all of them stop at the same step, see `at`.
+    SIGTERM, which a SIGINT becomes, and all of them stop at the same step, see `reached`.
     """
 
     def __init__(self):
@@ -28,15 +29,33 @@ class StopSignals:
         return self
 
     def __exit__(self, *_):
+        self.release()
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def at(self, step: int) -> bool:
-        """Whether to stop after this step; several processes agree on it."""
-        self.asked |= processes.preempted(step)
+    def hold(self) -> None:
+        """From here on there is a state to be saved: a signal waits for that, however long the step takes."""
+        interruption.unsaved.set()
+
+    def release(self) -> None:
+        """All that there was is saved: a signal may end what takes long."""
+        interruption.unsaved.clear()
+
+    def reached(self) -> bool:
+        """Whether to stop here; several processes agree on it, and all have to ask equally often."""
+        self.asked |= processes.preempted()
         return self.asked
 
+    def require(self) -> None:
+        """Raises `Stopped` where `reached`."""
+        if self.reached():
+            raise Stopped(interruption.status() - 128)
+
     def _ask(self, number, frame):
+        interruption.note(number)
         if self.asked and number == signal.SIGINT:
             raise KeyboardInterrupt
+        if jax.process_count() > 1:  # the others are to stop as well
+            signal.raise_signal(signal.SIGTERM)
+            return
         self.asked = True

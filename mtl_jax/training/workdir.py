@@ -210,13 +210,18 @@ class MetricsLog:
     Numbers that are not finite are null. Use as a context manager. Of several processes the first alone writes.
     """
 
-    def __init__(self, workdir: pathlib.Path, step: int):
-        """Opens the log to go on at `step`: lines that were written at or after it by a run cut off are dropped."""
+    def __init__(self, workdir: pathlib.Path, step: int, unscored: bool = False):
+        """Opens the log to go on at `step`: lines that were written after it by a run cut off are dropped.
+
+        `unscored`: the evaluation of `step` comes again, so that its line is dropped too.
+        """
         self._lines = self._events = None
         if not processes.is_first():
             return
         self.file = workdir / "metrics.jsonl"
         kept = [line for line in read_metrics(workdir) if line["step"] <= step]
+        if unscored:
+            kept = [line for line in kept if (line["step"], line["kind"]) != (step, "dev")]
         write_whole(self.file, "".join(json.dumps(line) + "\n" for line in kept))
         self._lines = self.file.open("a", buffering=1, encoding="utf-8")
         self._events = EventFile(workdir / "events", step + 1)

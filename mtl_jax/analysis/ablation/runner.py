@@ -19,7 +19,7 @@ from mtl_jax.analysis.ablation.engine import Engine, resident
 from mtl_jax.analysis.ablation.plan import Plan, Program
 from mtl_jax.analysis.ablation.program import Built, Sources
 from mtl_jax.analysis.ablation.turn import Turn
-from mtl_jax.errors import UserError
+from mtl_jax.errors import Stopped, UserError
 from mtl_jax.training import workdir as folders
 from mtl_jax.training.placement import require_platform
 from mtl_jax.training.progress import progress_bar
@@ -87,6 +87,17 @@ def train(planned: Plan, method: Mapping[str, Any], workdir: pathlib.Path, what:
     )
 
 
+def _halve(turn: Turn, one: Program, settings, stop) -> bool:
+    """Drops the worse lanes; False where a signal came meanwhile, which leaves all of them, saved."""
+    turn.save()
+    eta = halving.options(one.config)["eta"]
+    try:
+        turn.drop(halving.survivors(turn.dev_scores(stop), turn.settings, settings, eta), stop)
+    except Stopped:
+        return False
+    return True
+
+
 def _train(planned: Plan, one: Program, folder, sources: Sources, stop, bar) -> dict[str, Any] | None:
     """All lanes of one program, written to `folder`/lanes.json; None where it was stopped."""
     bar.set_description(one.name, refresh=False)
@@ -118,11 +129,13 @@ def _train(planned: Plan, one: Program, folder, sources: Sources, stop, bar) -> 
             for rung in (*rungs, one.config.training.steps):
                 if not turn.run(rung, stop, bar):
                     return None
-                if rung in rungs:
-                    eta = halving.options(one.config)["eta"]
-                    turn.drop(halving.survivors(turn.dev_scores(), turn.settings, built.settings, eta))
-            found |= turn.results()
+                if rung in rungs and not _halve(turn, one, built.settings, stop):
+                    return None
+            if (results_of_turn := turn.results(stop)) is None:
+                return None
+            found |= results_of_turn
             step_seconds += turn.step_seconds
+        stop.release()
     shapes = jax.eval_shape(lambda: built.experiment.init_params(0))
     done = {
         "lanes": [

@@ -53,10 +53,15 @@ class LaneScores:
         self._stacks = jax.jit(over_lanes(lambda params: _grams(params, experiment), "l", shape))
         self._gold: dict[tuple[str, str], _Gold] = {}
 
-    def score(self, params: Any, split: str) -> list[list[dict[str, dict[str, float | None]]]]:
+    def score(
+        self, params: Any, split: str, listen: Callable[[], None]
+    ) -> list[list[dict[str, dict[str, float | None]]]]:
         """{task: {metric: value, ..., "loss": mean loss}} of each lane, for the tasks with a label in the split.
 
-        `params`: leaves [S, L, ...].
+        Args:
+          params: leaves [S, L, ...].
+          split: to score.
+          listen: called after each batch; raises `Stopped` where a signal asked to.
         """
         seeds, lanes = jax.tree.leaves(params)[0].shape[:2]
         scores: list[list[dict[str, Any]]] = [[{} for _ in range(lanes)] for _ in range(seeds)]
@@ -69,8 +74,13 @@ class LaneScores:
                 name: self.corpus.rows[name].get(split, _placeholder(self.corpus.rows[name]["train"]))
                 for name in datasets
             }
-            outputs = [predict(params, batch) for batch in joint_evaluation_batches(rows, objective.layout, self._rows)]
-            outputs = jax.device_get(outputs)
+            outputs: list[Any] = []
+            for batch in joint_evaluation_batches(rows, objective.layout, self._rows):
+                outputs.append(predict(params, batch))
+                if len(outputs) > 1:  # a batch is fetched while the next one is computed
+                    outputs[-2] = jax.device_get(outputs[-2])
+                listen()
+            outputs[-1] = jax.device_get(outputs[-1])
             for task in outputs[0][0]:
                 dataset = self.corpus.specs[task].dataset
                 if dataset in held and has_labels(self.corpus, task, split):

@@ -14,6 +14,7 @@ import numpy as np
 
 from mtl_jax.analysis.ablation.engine import Engine
 from mtl_jax.analysis.ablation.hypergradient import Tuner
+from mtl_jax.errors import Stopped
 from mtl_jax.training.checkpoint import Checkpoints, data_metadata, require_same_data
 from mtl_jax.training.scoring import mean_score, task_scores
 
@@ -54,6 +55,7 @@ class Turn:
         self.seeds, self.settings = list(seeds), list(settings)
         self.logs = {(seed, setting): new_log() for seed in seeds for setting in settings}
         self.position = 0
+        self.unscored = False  # whether a signal cut off the evaluation at this position: the next start makes it
         self._checkpoints = Checkpoints(folder, keep=1)
         self._pace = 1  # steps of a call
         self.step_seconds: list[float] = []  # of a step of one lane, by call
@@ -78,7 +80,9 @@ class Turn:
     def run(self, until: int, stop: Any, bar: Any) -> bool:
         """Trains up to step `until`; False where a signal stopped it after a checkpoint."""
         training = self.config.training
-        while self.position < until:
+        if self.unscored:
+            self._evaluate(bar, stop)
+        while self.position < until and not stop.asked:
             if not self._active().any():
                 bar.update((until - self.position) * len(self.logs))
                 self.position = until
@@ -88,18 +92,19 @@ class Turn:
                 self._tune()
             else:
                 self._call(min(self._boundary(until) - before, self.engine.call_steps, self._pace))
+            stop.hold()
             self._checkpoints.check()
             steps = self.position - before
             bar.update(steps * len(self.logs))
             if self._evaluating():
-                self._evaluate(bar)
+                self._evaluate(bar, stop)
             elif self._curving():
                 self._add_to_curve(None)
-            if stop.asked or _due(self.position, training.checkpoint_every):
+            if _due(self.position, training.checkpoint_every):
                 self.save()
-            if stop.asked:
-                return False
-        return True
+        if stop.asked and self.position:
+            self.save()
+        return not stop.asked
 
     def _call(self, steps):
         began = time.monotonic()
@@ -165,10 +170,15 @@ class Turn:
             active[place] = log["status"] == RUNNING
         return active
 
-    def _evaluate(self, bar):
+    def _evaluate(self, bar, stop):
         """Scores dev; keeps the best parameters of each lane; stops lanes that get no better."""
         experiment, limit = self.engine.built.experiment, self.config.training.early_stop
-        scores = self.engine.scores.score(self.states.params, "dev")
+        self.unscored = True
+        try:
+            scores = self.engine.scores.score(self.states.params, "dev", stop.require)
+        except Stopped:
+            return
+        self.unscored = False
         better = np.zeros((self.engine.shape.seeds, self.engine.shape.lanes), bool)
         found = []
         for (s, i), log in self._lanes():
@@ -224,6 +234,7 @@ class Turn:
         metadata = data_metadata(self.engine.built.experiment.corpus) | {
             "settings": self.settings,
             "logs": [log for _, log in self._lanes()],
+            "unscored": self.unscored,
             "dropped": [[*lane, log] for lane, log in self.logs.items() if lane[1] not in self.settings],
         }
         parts = self._parts(self.states, self.best, self.losses, self.tuned)
@@ -250,23 +261,33 @@ class Turn:
         self.tuned = parts.get("tuned", ())
         self.states = type(state)(params=parts["params"], **parts["rest"])
         self.best, self.losses = parts["best"], type(losses)(**parts["losses"])
-        self.position = step
+        self.position, self.unscored = step, metadata.get("unscored", False)
         for (place, _), log in zip(self._lanes(), metadata["logs"], strict=True):
             self.logs[self.seeds[place[0]], self.settings[place[1]]] = log
         self.logs |= {(seed, setting): log for seed, setting, log in metadata["dropped"]}
         return step
 
-    def results(self) -> dict[tuple[int, int], dict[str, Any]]:
-        """{(seed, setting): result} of all lanes, those dropped before included: see `_result`."""
+    def results(self, stop: Any) -> dict[tuple[int, int], dict[str, Any]] | None:
+        """{(seed, setting): result} of all lanes, those dropped before included: see `_finish`.
+
+        None where a signal came meanwhile; what was trained is saved.
+        """
         for log in self.logs.values():
             if log["status"] == RUNNING:
                 log["status"] = FINISHED
-        self._finish(self.settings)
+        try:
+            self._finish(self.settings, stop)
+        except Stopped:
+            self.save()
+            return None
         return {lane: log["result"] for lane, log in self.logs.items()}
 
-    def dev_scores(self) -> list[float | None]:
-        """Mean dev score over seeds of each of `settings`, of the parameters at hand; None where one is not defined."""
-        scores = self.engine.scores.score(self.states.params, "dev")
+    def dev_scores(self, stop: Any) -> list[float | None]:
+        """Mean dev score over seeds of each of `settings`, of the parameters at hand; None where one is not defined.
+
+        Raises `Stopped` where a signal comes, as `drop` does.
+        """
+        scores = self.engine.scores.score(self.states.params, "dev", stop.require)
         experiment = self.engine.built.experiment
         found = []
         for i, setting in enumerate(self.settings):
@@ -279,7 +300,7 @@ class Turn:
             found.append(None if bad else float(np.mean(lanes)))
         return found
 
-    def drop(self, kept: Sequence[int]) -> None:
+    def drop(self, kept: Sequence[int], stop: Any) -> None:
         """Goes on with the settings `kept` alone; the others get their result as they stand."""
         gone = [setting for setting in self.settings if setting not in kept]
         if not gone:
@@ -287,7 +308,7 @@ class Turn:
         for (_, setting), log in self.logs.items():
             if setting in gone and log["status"] == RUNNING:
                 log["status"] = DROPPED
-        self._finish(gone)
+        self._finish(gone, stop)
         places = [i for i, setting in enumerate(self.settings) if setting in kept]
         self.settings = [self.settings[i] for i in places]
         self._use(self._engine_for(len(self.seeds), len(self.settings)))
@@ -297,7 +318,7 @@ class Turn:
         taken = take((self.states, self.best, self.losses))
         self.states, self.best, self.losses = (self.engine.put(tree) for tree in taken)
 
-    def _finish(self, settings):
+    def _finish(self, settings, stop):
         """Puts the result of these settings' lanes into their logs."""
         experiment = self.engine.built.experiment
         use_best = self.config.evaluation.use == "best"
@@ -306,7 +327,8 @@ class Turn:
             chosen[place] = not use_best or log["best_step"] is None
         params = self.engine.keep_better(self.engine.put(chosen), self.states.params, self.best)
         self.best = params
-        scores = {split: self.engine.scores.score(params, split) for split in self.config.evaluation.splits}
+        splits = self.config.evaluation.splits
+        scores = {split: self.engine.scores.score(params, split, stop.require) for split in splits}
         spread = self.engine.scores.spread(params)
         for (s, i), log in self._lanes():
             if self.settings[i] not in settings:
