@@ -8,7 +8,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 # folder: what of mtl_jax it may import besides itself, mtl_jax.errors and mtl_jax.unicode
 ALLOWED = {
     "data": set(),
-    "tasks": set(),
+    "tasks": {"data.schemes"},
     "models": {"data.batch"},
     "sharing": set(),
     "balancing": {"sharing.gram"},

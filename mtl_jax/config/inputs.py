@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from mtl_jax.config.fields import RESERVED, SPLITS
 from mtl_jax.config.rules import check_alike, check_choice, check_name, check_names, check_range
+from mtl_jax.data.records import suggestion
 from mtl_jax.errors import UserError
 
 
@@ -33,6 +34,7 @@ def check_datasets(config, say):
         if entry.choices and entry.marked:
             say(f"{where}: a data set has choices or marked spans, not both")
         check_choice(f"{where}.drop_duplicates", entry.drop_duplicates, ("", "train", "test"), say)
+        _check_tagged(name, config, say)
         for field in ("splits", "limit"):
             check_names(f"{where}.{field}", entry[field], SPLITS, say)
 
@@ -89,8 +91,40 @@ def check_tasks(config, say):
             _check_masked(config, name, where, say)
         elif not entry.label:
             say(f"{where}.label: name the field that holds the label")
+        if entry.kind == "tagging" and entry.dataset in config.datasets:
+            _check_scheme(entry, config.datasets[entry.dataset], where, say)
         if entry.kind in KINDS and KINDS[entry.kind].labels == "tokens":
             _check_writer(name, entry, make, SPECIALS, say)
+
+
+def _check_scheme(entry, dataset, where, say):
+    """What a task and its data set want its tags converted to has to be one scheme."""
+    own, data = entry.options.get("scheme"), dataset.options.get("scheme")
+    if own and data and own != data:
+        say(
+            f"{where}.options.scheme: {own!r}, but config.datasets.{entry.dataset}.options.scheme is {data!r}; "
+            "leave one of them out, tags are converted to the other"
+        )
+
+
+def _check_tagged(name, config, say):
+    """Options about tags of a data set act on the fields that tagging tasks read."""
+    from mtl_jax.data.readers import READERS
+    from mtl_jax.data.readers.options import options_of
+
+    entry, where = config.datasets[name], f"config.datasets.{name}.options"
+    fields = [task.label for task in config.tasks.values() if task.dataset == name and task.kind == "tagging"]
+    given = entry.options.get("schemes") or {}
+    for field in given if hasattr(given, "keys") else ():
+        if field not in fields:
+            read = f"they read {', '.join(map(repr, fields))}" if fields else "there is none"
+            say(
+                f"{where}.schemes: names {field!r}, which no tagging task on {name!r} reads; {read}."
+                f"{suggestion(field, fields)}"
+            )
+    own = entry.reader in READERS and "scheme" in options_of(READERS[entry.reader])
+    if "scheme" in entry.options and not fields and not own:
+        say(f"{where}.scheme: converts the tags of tagging tasks on {name!r}, and there is none")
 
 
 def _check_writer(name, entry, make, specials, say):

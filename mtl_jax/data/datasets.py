@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from mtl_jax.data import carving, conditions, duplicates, files, groups, parsed, places, selection, slices
+from mtl_jax.data import carving, conditions, duplicates, files, groups, parsed, places, schemes, selection, slices
 from mtl_jax.data.pictures import picture_key
 from mtl_jax.data.places import SPLITS
 from mtl_jax.data.readers import READERS, SLOW
@@ -57,7 +57,10 @@ def read(name: str, entry: Mapping[str, Any], seed: int) -> ReadData:
                        reader in `GENERATED`: all three). A slice of the records may follow, see `slices`:
                        "train.csv[:-200]", "[80%:]" (of `path` itself). What exists under such a name is no slice
         encoding       "utf-8"; "utf-8|cp1252": file by file the first that decodes it whole
-        options        of the reader; and, for every reader, empty = "error" | "drop": what to do with an empty text
+        options        of the reader; and, for every reader, empty = "error" | "drop": what to do with an empty text;
+                       schemes = {field: scheme of its tags in the files}, see `mtl_jax.data.schemes`, or "none" for a
+                       field whose values are no tags of spans; and scheme = "iob2" | "bioes", what they are converted
+                       to. Both are for the tasks on these fields
         text | words   one or two names of fields with plain text | the name of a field with a list of words
         image          name of a field with pictures, see `mtl_jax.data.pictures`; then text and words may be left out
         where          {field: value or values}: only the records that have them; before all that follows
@@ -263,11 +266,29 @@ def _read_whole(
 
 def _options(reader_name: str, options: dict[str, Any]) -> tuple[dict[str, Any], str]:
     """The reader's options and what to do with an empty text."""
-    check_options(READERS[reader_name], options, further=("empty",))
+    reader = READERS[reader_name]
+    check_options(reader, options, further=("empty", "schemes", "scheme"))
+    _check_schemes(options)
     empty = options.get("empty", "error")
     if empty not in ("error", "drop"):
         raise UserError(f'options.empty has to be "error" or "drop", not {empty!r}')
-    return {name: value for name, value in options.items() if name != "empty"}, empty
+    further = {"empty", "schemes", "scheme"} - options_of(reader).keys()
+    return {name: value for name, value in options.items() if name not in further}, empty
+
+
+def _check_schemes(options: dict[str, Any]) -> None:
+    """Raises UserError where options.scheme or options.schemes is none that there is."""
+    if options.get("scheme", "iob2") not in schemes.TARGETS:
+        raise UserError(f'options.scheme has to be "iob2" or "bioes", not {options["scheme"]!r}')
+    given, known = options.get("schemes") or {}, (*schemes.SCHEMES, "none")
+    if not isinstance(given, dict):
+        raise UserError(f"options.schemes: a mapping of fields to schemes wanted, found {given!r}")
+    for name, source in given.items():
+        if source not in known:
+            raise UserError(
+                f"options.schemes[{name!r}]: {source!r} is not one of {', '.join(known)}."
+                f"{suggestion(str(source), known)}"
+            )
 
 
 def _text_fields(entry: dict[str, Any]) -> tuple[tuple[str, ...], str]:

@@ -38,6 +38,9 @@ class LabelSpec:
     missing        values that mean "not labelled", besides None
     predicates     field with the word indices of the predicates (level "predicate")
     labelled       records of train that keep their labels, drawn by seed among those that have some; 0 = all
+    source_scheme  levels "word" and "predicate": how tags of spans are written, see `schemes`; "none": the labels are
+                   no such tags; "": found out from all splits
+    target_scheme  "iob2" | "bioes", what they are converted to
     """
 
     task: str
@@ -50,6 +53,8 @@ class LabelSpec:
     delimiter: str = ","
     predicates: str = "predicates"
     labelled: int = 0
+    source_scheme: str = ""
+    target_scheme: str = "iob2"
     target: Any = None  # `mtl_jax.data.targets.TargetSpec`, of level "sequence" alone
 
     def __post_init__(self):
@@ -79,8 +84,12 @@ class RawLabels(NamedTuple):
     records: Sequence[Record]
 
     def where(self, index: int) -> str:
-        """file:line of value number `index`."""
-        return where(self.records[int(np.searchsorted(self.offsets, index, "right")) - 1])
+        """file:line of value number `index`: of the word where its line is known, else of the record."""
+        number = int(np.searchsorted(self.offsets, index, "right")) - 1
+        record, begin, end = self.records[number], int(self.offsets[number]), int(self.offsets[number + 1])
+        if record.lines and (end - begin) % len(record.lines) == 0:
+            record = record._replace(line=record.lines[(index - begin) % len(record.lines)])
+        return where(record)
 
 
 def collect(

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from mtl_jax.data import cache
-from mtl_jax.data.records import Note, Record
+from mtl_jax.data.records import Note, Record, line_numbers
 
 WORTH = 0.2  # seconds; what is read sooner is not kept
 
@@ -28,7 +28,9 @@ def kept(key: Mapping[str, Any], name: str, read: Callable[[], Iterable[Record |
 
     def make():
         rows = [
-            [item.fields, item.line] if isinstance(item, Record) else [item.what, item.line, item.count, item.lost]
+            [item.fields, item.line, list(item.lines)]
+            if isinstance(item, Record)
+            else [item.what, item.line, item.count, item.lost]
             for item in read()
         ]
         # Surrogates stand for bytes that are no text; escaped they are plain ASCII.
@@ -37,7 +39,10 @@ def kept(key: Mapping[str, Any], name: str, read: Callable[[], Iterable[Record |
     # The first time too they are those of the JSON: no run shall depend on what was kept.
     arrays = cache.cached({**key, "file": name, "code": _code()}, make, WORTH)
     rows = json.loads(arrays["items"].tobytes())
-    return [Record(row[0], name, row[1]) if len(row) == 2 else Note(row[0], name, *row[1:]) for row in rows]
+    return [
+        Note(row[0], name, *row[1:]) if len(row) == 4 else Record(row[0], name, row[1], line_numbers(row[2]))
+        for row in rows
+    ]
 
 
 @functools.cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -17,13 +18,14 @@ from mtl_jax.data import (
     packing,
     patches,
     statistics,
+    tag_columns,
     targets,
     vocabulary,
 )
 from mtl_jax.data import gold as golds
 from mtl_jax.data.batch import Rows
 from mtl_jax.data.encoding import EncodedSplit
-from mtl_jax.data.labels import LabelSpec
+from mtl_jax.data.labels import LabelSpec, RawLabels
 from mtl_jax.data.records import Record
 from mtl_jax.data.tokenizers import Tokenizer
 from mtl_jax.data.units import Units, units_of
@@ -139,8 +141,7 @@ def _labels(
             names, found, odd = golds.build(spec, units, encoded, tokenizer)
         else:
             raw = {s: labels.collect(u.records, spec, u.word_counts, u.predicates) for s, u in units.items()}
-            names, odd = vocabulary.build_vocabulary(spec, raw, settings.max_unseen)
-            found = {split: vocabulary.encode_labels(values, spec, names) for split, values in raw.items()}
+            names, found, odd = _classes(spec, raw, units, settings)
         if spec not in kept:
             continue
         if spec.labelled:
@@ -150,6 +151,16 @@ def _labels(
         for split, values in found.items():
             gold[split][spec.task] = values
     return _Labels(vocabularies, gold, longest, notes)
+
+
+def _classes(spec: LabelSpec, raw: Mapping[str, RawLabels], units: Mapping[str, Units], settings: Settings):
+    """(vocabulary, {split: Gold}, notes) of a task with classes, sets or numbers; tags of spans in one scheme."""
+    notes, spans = [], None
+    if spec.level in ("word", "predicate"):
+        spec, raw, spans, notes = tag_columns.unify(spec, raw, {s: u.word_counts for s, u in units.items()})
+    names, odd = vocabulary.build_vocabulary(spec, raw, settings.max_unseen)
+    gold = {split: vocabulary.encode_labels(values, spec, names) for split, values in raw.items()}
+    return dataclasses.replace(names, spans=spans), gold, notes + odd
 
 
 def _counts(found: _Labels, spec: LabelSpec, split: str) -> dict[str, Any]:

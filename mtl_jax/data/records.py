@@ -18,11 +18,13 @@ class Record(NamedTuple):
     fields  column or key -> value: str, number, None, list (words, tags), dict
     file    the file as people know it: a path, or "wheel.whl/path/inside"
     line    1-based line where the example begins, or its number where a file has no lines; 0 where there is none
+    lines   the lines of its words, where each stands in a line of its own; () elsewhere
     """
 
     fields: dict[str, Any]
     file: str
     line: int
+    lines: Sequence[int] = ()
 
 
 class Note(NamedTuple):
@@ -37,6 +39,12 @@ class Note(NamedTuple):
     line: int
     count: int = 1
     lost: int = 0
+
+
+def line_numbers(numbers: Sequence[int]) -> Sequence[int]:
+    """`Record.lines` of these, in little memory: mostly the lines of a sentence follow each other."""
+    follow = len(numbers) > 0 and numbers[-1] - numbers[0] + 1 == len(numbers)
+    return range(numbers[0], numbers[-1] + 1) if follow else tuple(numbers)
 
 
 def where(record: Record | Note) -> str:

@@ -18,12 +18,14 @@ from mtl_jax.errors import UserError
 class LabelVocabulary:
     """Classes of one task: `names` are learned (ids 0 … C-1), `extra` occur in dev or test only (ids C, C+1, …).
 
-    soft  labels are float32[..., C] distributions, because at least one label of the task is
+    soft   labels are float32[..., C] distributions, because at least one label of the task is
+    spans  of a task on words: whether its tags mark spans, see `tag_columns`; None where that is not known
     """
 
     names: tuple[str, ...]
     extra: tuple[str, ...] = ()
     soft: bool = False
+    spans: bool | None = None
 
     @property
     def all_names(self) -> tuple[str, ...]:

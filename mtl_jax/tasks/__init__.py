@@ -23,7 +23,7 @@ from mtl_jax.tasks.regression import Regression
 from mtl_jax.tasks.relation import Relation
 from mtl_jax.tasks.span import Span
 from mtl_jax.tasks.tagging import Tagging
-from mtl_jax.tasks.tags import marks_spans
+from mtl_jax.tasks.tags import marks_spans, no_spans
 
 __all__ = ["KINDS", "METRICS", "Features", "Kind", "Labels", "Params", "Task", "make"]
 
@@ -52,7 +52,7 @@ KINDS: dict[str, Kind] = {
     "grounded_classification": Kind(GroundedClassification, "ids"),
     "multilabel": Kind(Multilabel, "sets", labels="set"),
     "regression": Kind(Regression, "values", labels="real"),
-    "tagging": Kind(Tagging, "tags", levels=("word", "predicate")),
+    "tagging": Kind(Tagging, "tags", levels=("word", "predicate"), given=("spans",)),
     "generation": Kind(Generation, "texts", labels="tokens", levels=("sequence",), given=("join", "source")),
     "span": Kind(Span, "answers", labels="span", levels=("span",)),
     "relation": Kind(Relation, "ids", levels=("pair",)),
@@ -96,7 +96,8 @@ def make(
     if "metrics" in settings and not settings["metrics"]:
         del settings["metrics"]  # the kind's own
     elif "metrics" in settings:
-        settings["metrics"] = _metrics(name, settings["metrics"], kind, names)
+        spans = (given or {}).get("spans")
+        settings["metrics"] = _metrics(name, settings["metrics"], kind, names, spans)
     return kind.task(name=name, names=names, level=level, **settings, **(given or {}))
 
 
@@ -119,13 +120,12 @@ def _class_weights(task: str, value: Any, names: tuple[str, ...], counts: Sequen
     return tuple(value)
 
 
-def _metrics(task: str, value: Any, kind: Kind, names: tuple[str, ...]) -> tuple[str, ...]:
+def _metrics(task: str, value: Any, kind: Kind, names: tuple[str, ...], spans: bool | None) -> tuple[str, ...]:
     metrics = (value,) if isinstance(value, str) else tuple(value)
     for metric in metrics:
         options.choice(task, "metrics", metric, [m for m in METRICS if kind.predicts in METRICS[m].of])
-        if metric in SPAN_METRICS and not marks_spans(names):
-            problem = f"{metric!r} reads spans, but the tags of train are not BIO or BIOES: {', '.join(names[:5])} ..."
-            raise options.fail(task, "metrics", problem)
+        if metric in SPAN_METRICS and not marks_spans(names, spans):
+            raise options.fail(task, "metrics", f"{metric!r} reads spans, but {no_spans(names)}")
         if metric == "f1" and len(names) != 2:
             problem = f"'f1' is that of the second of two classes, train has {len(names)}; take macro_f1 or micro_f1"
             raise options.fail(task, "metrics", problem)

@@ -30,6 +30,7 @@ class Tagging:
     distance       SRL: an embedding of the word's distance from the predicate, clipped to ± so many tokens
                    (Collobert et al. 2011). 1 tells before, itself, after; 0 leaves it out
     class_weights, label_smoothing, focal_gamma   as in `Classification`, softmax only
+    spans          whether the tags mark spans, as the data tell; None: as their names tell
     """
 
     name: str
@@ -43,11 +44,13 @@ class Tagging:
     class_weights: tuple[float, ...] = ()
     label_smoothing: float = 0.0
     focal_gamma: float = 0.0
+    spans: bool | None = None
 
     def __post_init__(self):
         self._check()
         predicate = self.level == "predicate"
-        spans = ("span_f1" if predicate else "entity_f1",) if tags.marks_spans(self.names) else ()
+        object.__setattr__(self, "spans", tags.marks_spans(self.names, self.spans))
+        spans = ("span_f1" if predicate else "entity_f1",) if self.spans else ()
         defaults = {
             "metrics": (*spans, "accuracy"),
             "hidden": PREDICATE_HIDDEN if predicate else 0,
@@ -133,14 +136,14 @@ class Tagging:
         """One sequence's prediction for JSON; arrays over its words, value -1 where there is none (tag null).
 
         {"tags": [name], "probabilities": [p], "spans": [{"start", "end", "type"}]}: first and last word from 0; spans
-        only where the tags are BIO or BIOES.
+        only where the tags mark spans.
         """
         ids = [int(v) for v in value]
         out: dict[str, Any] = {
             "tags": [self.names[v] if v >= 0 else None for v in ids],
             "probabilities": [float(p) if v >= 0 else None for v, p in zip(ids, probability, strict=True)],
         }
-        if tags.marks_spans(self.names):
+        if self.spans:
             out["spans"] = [{"start": a, "end": b, "type": t} for _, a, b, t in tags.spans([ids], self.names)]
         return out
 
@@ -173,6 +176,8 @@ class Tagging:
             if self.crf and getattr(self, field):
                 problem = "weighs single words, a CRF's loss is that of whole sequences; set it with crf=False"
                 raise options.fail(self.name, field, problem)
+        if self.scheme and not tags.marks_spans(self.names, self.spans):
+            raise options.fail(self.name, "scheme", f"{self.scheme!r} is one of spans, but {tags.no_spans(self.names)}")
         wrong = tags.misfits(self.names, self.scheme)
         if wrong:
             problem = f"{self.scheme!r} does not fit the tags {', '.join(map(repr, wrong[:5]))} of train"

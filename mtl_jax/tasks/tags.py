@@ -8,6 +8,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from mtl_jax.data import schemes
+
 SCHEMES = {"": "", "iob2": "BI", "bioes": "BIES"}
 
 
@@ -24,19 +26,29 @@ class Moves:
 
 
 def split(name: str) -> tuple[str, str]:
-    """("B", "PER") for "B-PER"; a tag without a type has type "_" (as in seqeval)."""
-    return name[:1], name[1:].split("-", maxsplit=1)[-1] or "_"
+    """("B", "PER") for "B-PER"; ("B", "_") for "B", as in seqeval; ("O", "_") for O and what is no tag of a span.
+
+    The letters of other schemes count as those of BIOES with their meaning: M as I, L as E, U as S.
+    """
+    letter, kind = schemes.split_tag(name)
+    place = schemes.place(letter)
+    return place, "_" if place == "O" else kind or "_"
 
 
 def misfits(names: Sequence[str], scheme: str) -> list[str]:
-    """The names that are neither O nor a prefix of the scheme with a type, as B-PER."""
-    prefixes = SCHEMES[scheme]
-    return [n for n in names if scheme and n != "O" and not (n[:1] in prefixes and n[1:2] == "-" and len(n) > 2)]
+    """The names that are neither O nor a letter of the scheme, alone or with a type, as B-PER."""
+    return [n for n in names if scheme and n != "O" and schemes.split_tag(n)[0] not in (*SCHEMES[scheme],)]
 
 
-def marks_spans(names: Sequence[str]) -> bool:
-    """Whether the names are BIO or BIOES tags, of which spans can be read."""
-    return any(n != "O" for n in names) and not misfits(names, "bioes")
+def marks_spans(names: Sequence[str], known: bool | None = None) -> bool:
+    """Whether spans can be read of tags: what is `known` of the data, else as far as the names tell."""
+    return schemes.mark_spans(names) if known is None else known
+
+
+def no_spans(names: Sequence[str]) -> str:
+    """The end of a message: that tags do not mark spans."""
+    listed = ", ".join(map(repr, names[:5])) + (", ..." if len(names) > 5 else "")
+    return f"the tags of train mark none, which look like B-PER, or B where there is one type: {listed}"
 
 
 @functools.lru_cache(maxsize=64)
@@ -65,10 +77,11 @@ def legal_moves(names: tuple[str, ...], scheme: str) -> Moves:
 
 
 def spans(sequences: Sequence[Sequence[int]], names: Sequence[str]) -> list[tuple[int, int, int, str]]:
-    """The marked spans (sequence, first word, last word, type) of tag ids -1 ... len(names) - 1; -1 counts as O.
+    """The marked spans (sequence, first word, last word, type) of tag ids -1 ... len(names) - 1.
 
-    Ill-formed sequences are read as conlleval (Tjong Kim Sang 2002) and seqeval's default mode read them: I-X or E-X
-    with nothing open, or with another type open, begins a span of its own.
+    -1 counts as O, as does a name that is no tag of a span. Ill-formed sequences are read as conlleval (Tjong Kim Sang
+    2002) and seqeval's default mode read them: I-X or E-X with nothing open, or with another type open, begins a span
+    of its own.
     """
     parts = [("O", "_"), *(split(n) for n in names)]
     types = sorted({t for _, t in parts})

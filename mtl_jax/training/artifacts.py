@@ -47,6 +47,7 @@ def save(workdir: pathlib.Path, data: Corpus, architecture: Architecture | None)
             "names": vocabulary.names,
             "extra": vocabulary.extra,
             "soft": vocabulary.soft,
+            "spans": vocabulary.spans,
             "train": data.statistics["tasks"][task]["train"],
         }
         for task, vocabulary in data.vocabularies.items()
@@ -74,7 +75,10 @@ def load(workdir: pathlib.Path) -> Artifacts:
     return Artifacts(
         tokenizers.load(folder),
         Architecture(**architecture) if architecture else None,
-        {task: LabelVocabulary(tuple(e["names"]), tuple(e["extra"]), e["soft"]) for task, e in labels.items()},
+        {
+            task: LabelVocabulary(tuple(e["names"]), tuple(e["extra"]), e["soft"], e.get("spans"))
+            for task, e in labels.items()
+        },
         {task: {"train": entry["train"]} for task, entry in labels.items()},
         pictures,
     )

@@ -195,6 +195,8 @@ def _task(config, name, data, table_width) -> Task:
     if spec.target:
         given["join"] = targets.joiner(spec.target, data.tokenizer)
         given["source"] = targets.copied_ids(vocabulary, data.tokenizer) if spec.target.copy else ()
+    if entry.kind == "tagging":
+        given["spans"] = vocabulary.spans
     if entry.kind == "masked_lm":
         given |= {"mask_token": data.tokenizer.mask, "table_width": table_width}
     return task_kinds.make(name, settings, spec.level, vocabulary.names, counts, given)

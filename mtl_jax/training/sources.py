@@ -7,7 +7,7 @@ from typing import Any
 
 from mtl_jax import tasks as task_kinds
 from mtl_jax.data import corpus as corpora
-from mtl_jax.data import marks, wheels
+from mtl_jax.data import marks, schemes, wheels
 from mtl_jax.data.batches import Mixing
 from mtl_jax.data.corpus import Corpus
 from mtl_jax.data.labels import LabelSpec
@@ -34,10 +34,20 @@ def label_specs(config: Any) -> list[LabelSpec]:
                 classes=tuple(entry.classes),
                 missing=(*entry.missing, None),
                 labelled=entry.labelled,
+                **_schemes(config.datasets[entry.dataset].options, entry),
                 target=_target(entry) if kind.labels == "tokens" else None,
             )
         )
     return specs
+
+
+def _schemes(options: Any, entry: Any) -> dict[str, str]:
+    """How the tags of a task are written, and in which scheme it wants them."""
+    wanted = (entry.options.get("scheme"), options.get("scheme"))
+    return {
+        "source_scheme": dict(options.get("schemes") or {}).get(entry.label, ""),
+        "target_scheme": next((scheme for scheme in wanted if scheme in schemes.TARGETS), "iob2"),
+    }
 
 
 def _target(entry: Any) -> TargetSpec:

@@ -166,31 +166,16 @@ CONLL = "-DOCSTART- -X- O\n\nEU NNP I-ORG\nBonn NNP B-ORG\n \t\nPeter NNP I-PER\
 def test_conll_markers_blank_lines_and_iob1(tmp_path):
     records, notes = run(tmp_path, "conll", CONLL, columns=("words", "pos", "ner"))
     assert [r.line for r in records] == [3, 6]
-    columns = {"words": ["EU", "Bonn"], "pos": ["NNP", "NNP"], "ner": ["B-ORG", "B-ORG"]}
+    columns = {"words": ["EU", "Bonn"], "pos": ["NNP", "NNP"], "ner": ["I-ORG", "B-ORG"]}
     assert records[0].fields == {"document": 1, **columns}
-    assert records[1].fields["ner"] == ["B-PER", "I-PER", "O"] and records[1].fields["words"][1] == "\xa0"
-    assert [n.what for n in notes] == ["files with column 'ner' converted from iob1 to iob2"]
-    bioes = fields(tmp_path, "conll", CONLL, columns=("words", "_", "ner"), scheme="bioes")
-    assert bioes == [
-        {"document": 1, "words": ["EU", "Bonn"], "ner": ["S-ORG", "S-ORG"]},
-        {"document": 1, "words": ["Peter", "\xa0", "ran"], "ner": ["B-PER", "E-PER", "O"]},
-    ]
+    assert records[1].fields["words"][1] == "\xa0" and not notes
+    assert [list(r.lines) for r in records] == [[3, 4], [6, 7, 8]]
+    assert fields(tmp_path, "conll", CONLL, columns=("words", "_", "ner"))[0].keys() == {"document", "words", "ner"}
 
 
-def test_words_that_look_like_tags_stay(tmp_path):
-    assert fields(tmp_path, "conll", "I-a I-a\nI-b O\n") == [{"words": ["I-a", "I-b"], "tags": ["B-a", "O"]}]
-
-
-def test_conll_broken_sequences(tmp_path):
-    content = "# c\na B-X\nb I-Y\n\nc B-X\nd I-X\n"
-    options = {"columns": ("words", "tags"), "comment": "#"}
-    records, notes = run(tmp_path, "conll", content, **options)
-    assert records[0].fields["tags"] == ["B-X", "B-Y"]
-    assert [(n.what, n.line) for n in notes] == [("sentences with a broken iob2 sequence in column 'tags' mended", 3)]
-    with pytest.raises(UserError, match=r"f\.txt:3: column 'tags': 'I-Y' follows no tag of its type"):
-        run(tmp_path, "conll", content, schemes={"tags": "iob2"}, **options)
-    untouched = fields(tmp_path, "conll", content, schemes={"tags": "none"}, **options)
-    assert untouched[0]["tags"] == ["B-X", "I-Y"]
+def test_conll_lines_of_words_pass_over_comments(tmp_path):
+    records, _ = run(tmp_path, "conll", "# c\na B-X\n# d\nb I-Y\n\nc B-X\n", comment="#")
+    assert [list(r.lines) for r in records] == [[2, 4], [6]] and records[0].line == 2
 
 
 @pytest.mark.parametrize(
@@ -198,10 +183,6 @@ def test_conll_broken_sequences(tmp_path):
     [
         ("a O\nb\n", {}, r"f\.txt:2: 1 columns, options.columns names 2"),
         ("a X O\n", {}, r"f\.txt:1: 3 columns.*is called \"_\""),
-        ("a O\nb PER\n", {"schemes": {"tags": "iob2"}}, r"f\.txt:2: .*'PER' is no tag of the scheme iob2"),
-        ("a O\n", {"schemes": {"ner": "iob2"}}, "names 'ner', which options.columns does not"),
-        ("a O\n", {"schemes": {"tags": "iob3"}}, "'iob3' is not one of .*Did you mean 'iob[12]'"),
-        ("a O\n", {"scheme": "iob1"}, 'has to be "iob2" or "bioes"'),
         ("a O\n", {"columns": ("words", "words")}, "has a name twice"),
     ],
 )

@@ -25,16 +25,8 @@ def test_hand_example(scheme):
     tags = TAGS[scheme].split()
     assert [tuple(span) for span in schemes.spans(tags, scheme)] == SPANS
     assert schemes.tags(schemes.spans(tags, scheme), 8, scheme) == tags
-    assert schemes.detect([tags]) == scheme
     for target in TAGS:
         assert schemes.convert(tags, scheme, target) == TAGS[target].split()
-
-
-def test_detect():
-    assert schemes.detect([["NNP", "O"]]) is None and schemes.detect([["S-X", "U-X"]]) is None
-    assert schemes.detect([["O"], ["I-X", "I-X"]]) == "iob1"
-    assert schemes.detect([["B-X", "I-X"], ["I-Y"]]) == "iob2"  # a mixture is read as conlleval does
-    assert schemes.detect([["O"]]) == "iob2"
 
 
 @pytest.mark.parametrize(

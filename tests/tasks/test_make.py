@@ -38,6 +38,7 @@ WRONG = [
     ({"kind": TAGS, "scheme": "iob2"}, "word", ("O", "S-X"), r"options\.scheme: 'iob2' does not fit the tags 'S-X'"),
     ({"kind": TAGS, "scheme": "bioes"}, "word", ("B-X", "E-X"), r"options\.scheme: 'bioes' leaves no tag that may"),
     ({"kind": TAGS, "metrics": ("entity_f1",)}, "word", ("NN", "VB"), r"metrics: 'entity_f1' reads spans"),
+    ({"kind": TAGS, "scheme": "iob2"}, "word", ("NN", "B-X"), r"options\.scheme: 'iob2' is one of spans, but .*'NN'"),
     ({"kind": TAGS, "distance": 3}, "word", BIO, r"options\.distance: is for labels of level 'predicate'"),
     ({"kind": TAGS, "crf": True, "focal_gamma": 1.0}, "word", BIO, r"options\.focal_gamma: weighs single words"),
 ]
@@ -49,10 +50,22 @@ def test_wrong_options_name_the_field(options, level, names, message):
         make("t", options, level, names)
 
 
+def test_whether_tags_mark_spans_is_what_the_data_tell():
+    for names, spans in ((BIO, False), (("O", "S"), True)):
+        task = make("t", {"kind": "tagging"}, "word", names, given={"spans": spans})
+        assert ("entity_f1" in task.metrics) == ("spans" in task.decode([0], [1.0])) == spans
+    with pytest.raises(UserError, match="'entity_f1' reads spans"):
+        make("t", {"kind": "tagging", "metrics": ("entity_f1",)}, "word", BIO, given={"spans": False})
+
+
 def test_defaults_fit_kind_level_and_tags():
     config = ml_collections.ConfigDict({"kind": "tagging", "crf": True, "metrics": (), "class_weights": None})
     assert make("t", config, "word", BIO).metrics == ("entity_f1", "accuracy")
     assert make("t", {"kind": "tagging"}, "word", ("NN", "VB")).metrics == ("accuracy",)
+    for bare in (("O", "B", "I"), ("B", "I")):
+        one_type = make("t", {"kind": "tagging", "crf": True, "scheme": "iob2"}, "word", bare)
+        assert one_type.metrics == ("entity_f1", "accuracy")
+        assert one_type.decode([0, 1], [1.0, 1.0])["spans"][-1]["type"] == "_"
     srl = make("t", {"kind": "tagging"}, "predicate", BIO)
     assert (srl.metrics[0], srl.hidden, srl.distance) == ("span_f1", 256, 8)
     assert make("t", {"kind": "tagging", "hidden": 0, "distance": 0}, "predicate", BIO).hidden == 0

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from mtl_jax.data import schemes
 from mtl_jax.data.files import Location
 from mtl_jax.data.readers.columns import IGNORED, cells, check_columns, sentences
-from mtl_jax.data.records import Note, Record
+from mtl_jax.data.records import Note, Record, line_numbers
 from mtl_jax.errors import UserError
 
 _OF_THE_VERB = ("V", "C-V")  # C-V: the continued part of a verb in two pieces
@@ -59,7 +59,7 @@ def read_srl(
             _check_roles(predicate, tags, location.name, numbers)
         fields = {name: list(values) for name, values in by_name.items() if name not in IGNORED}
         fields |= {"predicates": predicates, "rolesets": [senses[i] for i in predicates], "roles": roles}
-        yield Record(fields, location.name, numbers[0])
+        yield Record(fields, location.name, numbers[0], line_numbers(numbers))
 
 
 def _unbracketed(tags: list[str], file: str, numbers: list[int]) -> list[str]:
@@ -73,7 +73,8 @@ def _unbracketed(tags: list[str], file: str, numbers: list[int]) -> list[str]:
 
 def _check_roles(predicate: int, tags: list[str], file: str, numbers: list[int]) -> None:
     for number, tag in zip(numbers, tags, strict=True):
-        if schemes.split_tag(tag)[0] not in ("B", "I", "O"):
+        letter, role = schemes.split_tag(tag)
+        if letter not in ("B", "I", "O") or (letter != "O" and not role):
             raise UserError(f"{file}:{number}: {tag!r} is no BIO tag of a role")
     if schemes.split_tag(tags[predicate])[1] not in _OF_THE_VERB:
         raise UserError(

@@ -1,0 +1,336 @@
+"""The tags of a task in all splits of its data set: whether they mark spans, how they are written, and one scheme.
+
+Decided once, from what all splits hold together, whatever the reader. Values that are no tags of such a column count
+as O, and are named with their places.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import functools
+import itertools
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from mtl_jax.data import schemes
+from mtl_jax.data.labels import LabelSpec, RawLabels
+from mtl_jax.errors import UserError
+
+# What stands in some files in the place of O. They are no evidence against spans, but no tags either: they are noted.
+_OUTSIDE = frozenset({"O", "o", "0", "-", "_", "."})
+_MOST = 0.5  # share of tags such as B-PER, of all that are not outside, above which a column marks spans
+_NEARLY_ALL = 0.9  # likewise of tags that are easily something else: letters alone, PER-B, B_PER, b-per, (PER*
+_SEVERAL = "several schemes"
+_SHOWN = 5  # odd tags that a note names
+
+
+class Unified(NamedTuple):
+    """Tags of all splits in one scheme.
+
+    spec    what the task reads, with `classes` in that scheme
+    splits  the labels by split
+    spans   whether the tags mark spans; None where they are distributions
+    notes   what was changed, counted, in words
+    """
+
+    spec: LabelSpec
+    splits: dict[str, RawLabels]
+    spans: bool | None
+    notes: list[str]
+
+
+def unify(spec: LabelSpec, splits: Mapping[str, RawLabels], words: Mapping[str, Sequence[int]]) -> Unified:
+    """The tags of a task on words (levels "word" and "predicate") in the scheme `spec.target_scheme`.
+
+    Args:
+      spec: of the task. With a `source_scheme` every tag that breaks it raises, "none" leaves the tags as they are.
+      splits: the labels as they were read.
+      words: [M] numbers of words of the records of each split.
+
+    Raises:
+      UserError: a tag that breaks the scheme that the user named, by file and line.
+    """
+    splits = dict(splits)
+    if any(not isinstance(value, str | None) for raw in splits.values() for value in raw.values):
+        return Unified(spec, splits, None, [])
+    splits, numbered = _named(spec, splits)
+    counts = collections.Counter(value for raw in splits.values() for value in raw.values if value is not None)
+    if spec.source_scheme == "none":
+        return Unified(spec, splits, False, numbered)
+    parse = _asked(spec.source_scheme, counts) if spec.source_scheme else _spelling(counts)
+    if parse is None:
+        return Unified(spec, splits, False, numbered + _no_spans(spec, counts, splits))
+    tags = {value: parse(value) for value in counts}
+    if spec.source_scheme:
+        _refuse(spec, splits, tags, counts)
+    notes = numbered + _odd(spec, splits, tags)
+    tags = {value: tag or _outside(parse) for value, tag in tags.items()}
+    flat = {split: _Flat(raw, words[split], tags) for split, raw in splits.items()}
+    source = spec.source_scheme or _scheme(flat, tags)
+    if source != spec.target_scheme:
+        notes.append(f"{_task(spec)} written in {source} and converted to {spec.target_scheme}")
+    for split, raw in splits.items():
+        splits[split], broken = _converted(spec, raw, flat[split], source)
+        if broken:
+            count, first = broken
+            notes.append(f"{_task(spec)}: {count} sentences of {split} with a broken {source} sequence mended; {first}")
+    present = {value for raw in splits.values() for value in raw.values if value is not None}
+    classes = _classes(spec, parse, present - counts.keys())
+    return Unified(dataclasses.replace(spec, classes=classes), splits, bool(present - {"O"}), notes)
+
+
+def _task(spec: LabelSpec) -> str:
+    return f"task {spec.task}: tags in field {spec.field!r}"
+
+
+def _named(spec: LabelSpec, splits: dict[str, RawLabels]) -> tuple[dict[str, RawLabels], list[str]]:
+    """Numbers of classes as their names, where `spec.classes` has these in order; a note where it has not."""
+    values = {value for raw in splits.values() for value in raw.values if value is not None}
+    if not values or not all(value.isascii() and value.isdigit() and len(value) < 10 for value in values):
+        return splits, []
+    if not spec.classes:
+        numbers = f"{_task(spec)} are numbers, of which no spans are read; where they stand for tags such as B-PER, "
+        return splits, [f"{numbers}name these in order in `classes` of the task"]
+    if values <= set(spec.classes) or max(map(int, values)) >= len(spec.classes):
+        return splits, []
+    names = {value: spec.classes[int(value)] for value in values} | {None: None}
+    return {s: raw._replace(values=[names[value] for value in raw.values]) for s, raw in splits.items()}, []
+
+
+# How tags are spelled. A spelling is a function from a value to its tag "B-PER", "B" or "O"; "" for what is none.
+
+Spelling = Callable[[str], str]
+_LETTER = f"[{''.join(schemes.PLACES)}]"
+# The other ways to write them: lower case; another sign between letter and type; the type first.
+_OTHERS = [
+    (re.compile(form.replace("L", letters), re.DOTALL), case)
+    for form in ("(?P<l>L)[-_](?P<t>.+)", "(?P<t>.+)[-_](?P<l>L)", "(?P<l>L)")
+    for letters, case in ((_LETTER, str), (_LETTER.lower(), str.upper))
+]
+
+
+def _plain(value: str, typed: bool) -> str:
+    """The usual spelling. `typed`: letters without a type are no tags, as most have one."""
+    letter, kind = schemes.split_tag(value)
+    return "" if not letter or (typed and not kind and value != "O") else value.removesuffix("-") if not kind else value
+
+
+def _bracket(value: str) -> str:
+    return value if schemes.is_bracket(value) else ""
+
+
+def _other(value: str, form: re.Pattern[str], case: Callable[[str], str]) -> str:
+    if case(value) == "O":
+        return "O"
+    match = form.fullmatch(value)
+    if not match:
+        return ""
+    kind = match.groupdict().get("t")
+    return case(match["l"]) + (f"-{kind}" if kind else "")
+
+
+def _outside(parse: Spelling) -> str:
+    return "*" if parse is _bracket else "O"
+
+
+def _asked(scheme: str, counts: Mapping[str, int]) -> Spelling:
+    """The spelling of a scheme that the user named."""
+    if scheme == "brackets":
+        return _bracket
+    parts = [(schemes.split_tag(value), n) for value, n in counts.items() if value != "O"]
+    typed, bare = (sum(n for (letter, kind), n in parts if letter and bool(kind) == t) for t in (True, False))
+    return functools.partial(_plain, typed=typed > bare)
+
+
+def _spelling(counts: Mapping[str, int]) -> Spelling | None:
+    """How the tags of a column are spelled, by how often each value occurs; None where it marks no spans."""
+    inner = {value: n for value, n in counts.items() if value not in _OUTSIDE}
+    total = sum(inner.values())
+    if not total:
+        return None
+
+    def share(parse: Spelling) -> float:
+        return sum(n for value, n in inner.items() if parse(value) not in ("", "O")) / total
+
+    def marks(parse: Spelling) -> bool:
+        return schemes.mark_spans([tag for value in inner if (tag := parse(value))])
+
+    typed, any_ = functools.partial(_plain, typed=True), functools.partial(_plain, typed=False)
+    if share(typed) > _MOST:
+        return typed
+    if share(any_) > _NEARLY_ALL and marks(any_):
+        return any_
+    if share(_bracket) > _NEARLY_ALL and any("*" in value for value in inner):
+        return _bracket
+    if counts.keys() & _OUTSIDE:  # these are taken for tags only where something is outside of all spans
+        for form, case in _OTHERS:
+            parse = functools.partial(_other, form=form, case=case)
+            if share(parse) > _NEARLY_ALL and marks(parse):
+                return parse
+    return None
+
+
+# Odd values.
+
+
+def _odd(spec: LabelSpec, splits: Mapping[str, RawLabels], tags: Mapping[str, str]) -> list[str]:
+    """A note for each split with values that are no tags."""
+    notes = []
+    for split, raw in splits.items():
+        places = [i for i, value in enumerate(raw.values) if value is not None and not tags[value]]
+        if places:
+            counts = collections.Counter(raw.values[i] for i in places)
+            listed = ", ".join(f"{value!r} ({n})" for value, n in counts.most_common(_SHOWN))
+            more = ", …" if len(counts) > _SHOWN else ""
+            known = sum(value is not None for value in raw.values)
+            notes.append(
+                f"{_task(spec)}: {len(places)} of {known} of {split} are no tags of spans and count as O: "
+                f"{listed}{more}; first at {raw.where(places[0])}"
+            )
+    respelled = next((value for value, tag in tags.items() if tag not in ("", "O", value)), None)
+    if respelled:
+        notes.append(f"{_task(spec)} are spelled in another way and rewritten: {respelled!r} as {tags[respelled]!r}")
+    return notes
+
+
+def _no_spans(spec: LabelSpec, counts: Mapping[str, int], splits: Mapping[str, RawLabels]) -> list[str]:
+    """A note on a column with some tags of spans, but too few."""
+    inner = {value: n for value, n in counts.items() if value not in _OUTSIDE}
+    parts = {value: schemes.split_tag(value) for value in inner}
+    bare = {"O", "B", "I"} <= counts.keys()  # single letters alone are names of something else
+    some = {value: n for value, n in inner.items() if parts[value][0] and (parts[value][1] or bare)}
+    if not some:
+        return []
+    other = max(inner.keys() - some.keys(), key=lambda value: inner[value])
+    raw = next(raw for raw in splits.values() if other in raw.values)
+    return [
+        f"{_task(spec)} are read as labels without spans: {sum(some.values())} of {sum(inner.values())} that are not O "
+        f"are tags such as {next(iter(some))!r}, most are others such as {other!r} at "
+        f"{raw.where(raw.values.index(other))}"
+    ]
+
+
+def _refuse(spec: LabelSpec, splits: Mapping[str, RawLabels], tags: Mapping[str, str], counts: Mapping[str, int]):
+    """Raises where a value is no tag of the scheme that the user named."""
+    letters = {"O", *schemes.LETTERS.get(spec.source_scheme, "")}
+    odd = {v for v, tag in tags.items() if not tag or (tag != v) or schemes.split_tag(tag)[0] not in letters}
+    if spec.source_scheme == "brackets":
+        odd = {value for value, tag in tags.items() if not tag}
+    for raw in splits.values():
+        for i, value in enumerate(raw.values):
+            if value in odd:
+                raise _broken(spec, raw.where(i), f"{value!r} is no tag of the scheme {spec.source_scheme}", counts)
+
+
+def _broken(spec: LabelSpec, place: str, problem: str, counts: Mapping[str, int]) -> UserError:
+    without = "broken sequences are mended and odd tags count as O" if _spelling(counts) else "these are no spans"
+    return UserError(
+        f"{place}: task {spec.task}: {problem}, which options.schemes[{spec.field!r}] of data set {spec.dataset} says; "
+        f"without it {without}"
+    )
+
+
+# Sequences.
+
+
+class _Flat:
+    """The known tags of a split one after the other, without the words that have no label.
+
+    values  [n] tags
+    at      int[n], their places among all labels of the split
+    begins  [S + 1], where each sentence (of a predicate) begins
+    """
+
+    def __init__(self, raw: RawLabels, words: Sequence[int], tags: Mapping[str, str]):
+        words = np.asarray(words, np.int64)
+        lengths = np.repeat(words, np.diff(raw.offsets) // np.maximum(words, 1))
+        known = np.fromiter((value is not None for value in raw.values), bool, len(raw.values))
+        self.at = np.flatnonzero(known)
+        self.begins = np.concatenate([[0], np.cumsum(known)])[np.concatenate([[0], np.cumsum(lengths)])]
+        self.values = [tags[raw.values[i]] for i in self.at.tolist()]
+
+    @functools.cached_property
+    def parts(self) -> tuple[np.ndarray, np.ndarray]:
+        """[n + 1], an O before all: the letters, and the types as numbers."""
+        parts = [schemes.split_tag(value) for value in self.values]
+        numbers: dict[str, int] = {}
+        kinds = [numbers.setdefault(kind, len(numbers)) for _, kind in parts]
+        return np.array(["O", *(letter for letter, _ in parts)]), np.array([-1, *kinds])
+
+    def sentences(self) -> list[tuple[int, int]]:
+        """(begin, end) of each sentence with a known tag."""
+        return [(a, b) for a, b in itertools.pairwise(self.begins.tolist()) if a < b]
+
+    def breaks(self, scheme: str) -> np.ndarray:
+        """int[...], numbers of the tags that "iob1" or "iob2" does not allow where they stand."""
+        letter, kind = self.parts
+        first = np.zeros(len(letter), bool)
+        first[self.begins] = True
+        follows = (kind[1:] == kind[:-1]) & (letter[:-1] != "O") & ~first[:-1]
+        return np.flatnonzero((letter[1:] == ("I" if scheme == "iob2" else "B")) & ~follows)
+
+
+def _scheme(flat: Mapping[str, _Flat], tags: Mapping[str, str]) -> str:
+    """The scheme of a column; of iob1 and iob2 the one that fewer tags break. Mixtures are read as conlleval does."""
+    if any("*" in tag for tag in tags.values()):
+        return "brackets"
+    letters = {schemes.split_tag(tag)[0] for tag in tags.values()} - {"O"}
+    if letters <= set("BI"):
+        breaks = {scheme: sum(len(f.breaks(scheme)) for f in flat.values()) for scheme in ("iob2", "iob1")}
+        return min(breaks, key=breaks.__getitem__)
+    return next((scheme for scheme in ("bioes", "bilou", "bmes") if letters <= set(schemes.LETTERS[scheme])), _SEVERAL)
+
+
+def _converted(
+    spec: LabelSpec, raw: RawLabels, flat: _Flat, source: str
+) -> tuple[RawLabels, tuple[int, str] | None]:
+    """The labels in the scheme wanted, and (number of broken sentences, "first at file:line")."""
+    values: list[str | None] = list(raw.values)
+    for i, tag in zip(flat.at.tolist(), flat.values, strict=True):
+        values[i] = tag
+    where = flat.sentences()
+    if source == spec.target_scheme == "iob2":  # mostly there is nothing to do
+        numbers = np.unique(np.searchsorted(flat.begins, flat.breaks("iob2"), side="right") - 1)
+        where = [(int(flat.begins[n]), int(flat.begins[n + 1])) for n in numbers]
+    broken, first = 0, ""
+    for begin, end in where:
+        sentence = flat.values[begin:end]
+        try:
+            if source != _SEVERAL:
+                schemes.spans(sentence, source)
+        except schemes.TagError as error:
+            place = raw.where(int(flat.at[begin + error.word]))
+            if spec.source_scheme:
+                raise _broken(spec, place, str(error), collections.Counter(raw.values)) from error
+            broken, first = broken + 1, first or f"first at {place}"
+        found = schemes.convert(sentence, source, spec.target_scheme, strict=False)
+        for i, tag in zip(flat.at[begin:end].tolist(), found, strict=True):
+            values[i] = tag
+    return raw._replace(values=values), (broken, first) if broken else None
+
+
+def _classes(spec: LabelSpec, parse: Spelling, further: set[str]) -> tuple[str, ...]:
+    """`spec.classes` in the scheme wanted, and those of the tags `further`, which were not in the files, that are of
+    the same types.
+    """
+    if not spec.classes:
+        return ()
+    names: dict[str, None] = {}
+    kinds = {""}
+    for name in spec.classes:
+        tag = parse(name) or _plain(name, typed=False)  # they may be named as they become
+        if parse is _bracket and schemes.is_bracket(tag):
+            (tag,) = schemes.convert([tag], "brackets", "iob2", strict=False)
+        letter, kind = schemes.split_tag(tag)
+        if letter not in ("", "O"):
+            kinds.add(kind)
+            begins = schemes.place(letter) in "BS"
+            letter = schemes.place(letter) if spec.target_scheme == "bioes" else "B" if begins else "I"
+            tag = f"{letter}-{kind}" if kind else letter
+        if letter:
+            names[tag] = None
+    return (*names, *sorted(tag for tag in further - names.keys() if schemes.split_tag(tag)[1] in kinds))
