@@ -24,7 +24,7 @@ from mtl_jax.errors import UserError
 
 _MAGIC = frozenset("*?[")
 _VARIABLE = re.compile(r"\$(?:\w+|\{[^}]*\})", re.ASCII)  # as os.path.expandvars reads them
-_MARK = "\ufeff"  # the byte order mark
+MARK = "\ufeff"  # the byte order mark
 _CARRIAGE = re.compile(r"[^\r]*\r|[^\r]+")
 _BLOCK = 1 << 20
 _PACKED = {rb"\x1f\x8b\x08": gzip.open, rb"BZh[1-9]1AY&SY": bz2.open, rb"\xfd7zXZ\x00": lzma.open}
@@ -185,7 +185,7 @@ class Location:
             except (LookupError, TypeError, ValueError) as error:
                 raise UserError(f"{self.name}: encoding={encoding!r} is not known: {error}") from error
             try:
-                first = next(text, "").lstrip(_MARK)
+                first = next(text, "").lstrip(MARK)
                 self._check_wide(first, encoding)
                 yield from [first] if first.endswith("\n") else _CARRIAGE.findall(first)
                 yield from text
@@ -198,7 +198,7 @@ class Location:
         A byte order mark at the beginning of a line is dropped: it stands there where files were joined.
         """
         for number, line in enumerate(self.raw_lines(encoding), start=1):
-            yield number, line.removesuffix("\n").rstrip("\r").lstrip(_MARK)
+            yield number, line.removesuffix("\n").rstrip("\r").lstrip(MARK)
 
     def text(self, encoding: str) -> str:
         """The whole file, line ends as they stand."""

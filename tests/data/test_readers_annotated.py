@@ -133,6 +133,13 @@ def test_brat(tmp_path):
         ("no marks", "two", ["no", "marks"], None),
     ]
     assert notes.count("lines with an annotation that goes on in another line, cut there") == 2
+    assert notes.count("annotations other than of spans (relations, events, attributes) left out") == 1
+    assert notes.count("spans in several pieces, taken from their first to their last character") == 1
+    written(tmp_path, "T1\tPER 7 8\t\nT2\tPER 0 0\t\nT3\tPER 4 4\t\nT4\tPER 0 3\tAda", "one.ann")
+    written(tmp_path, "T1\tPER 0 3\tAda", "lost.ann")
+    found, notes = run(tmp_path, "brat")
+    assert found[0]["tags"] == ["B-PER", "O"] and notes.count("spans without a word in them left out") == 3
+    assert notes.count("annotations without a text of their name (.ann without .txt) left out") == 1
     written(tmp_path, "T1\tPER 0 300\tAda", "one.ann")
     with pytest.raises(UserError, match=r"one\.ann:1: the span 0 to 300"):
         run(tmp_path, "brat")

@@ -4,7 +4,7 @@ import pytest
 
 from mtl_jax.data import files
 from mtl_jax.data.readers import READERS
-from mtl_jax.data.records import Note, Record
+from mtl_jax.data.records import Note, Record, summary
 from mtl_jax.errors import UserError
 
 
@@ -155,6 +155,7 @@ def test_csv_skips_bad_lines_and_counts_them(tmp_path):
     content = 'a,b\n1,2\n1,2,3\n"x"y,2\n3,4\n'
     records, notes = run(tmp_path, "csv", content, on_bad_line="skip")
     assert [r.line for r in records] == [2, 5] and [n.line for n in notes] == [3, 4]
+    assert summary("train", notes) == [f"train: 2 bad lines skipped (options.on_bad_line); first at {notes[0].file}:3"]
 
 
 # conll
@@ -258,7 +259,13 @@ def test_folders(tmp_path):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(f" {name}\n")
     reader, place = READERS["folders"], files.local(tmp_path)
-    found = [tuple(r.fields.values()) for r in reader(place, "utf-8", pattern="*.txt", labels=("pos", "neg"))]
+    items = list(reader(place, "utf-8", pattern="*.txt", labels=("pos", "neg")))
+    found = [tuple(r.fields.values()) for r in items if isinstance(r, Record)]
+    assert [(n.what, n.file.removeprefix(f"{tmp_path}/"), n.count, n.lost) for n in items if isinstance(n, Note)] == [
+        ("files outside of the labels' folders left out", "README", 1, 0),
+        ("files of other names left out (options.pattern)", "pos/x.md", 1, 1),
+        ("files of other labels left out (options.labels)", "unsup/4.txt", 1, 1),
+    ]
     assert found == [("neg/3.txt", "neg", "3.txt"), ("pos/1.txt", "pos", "1.txt"), ("pos/2.txt", "pos", "2.txt")]
     with pytest.raises(UserError, match=r"no folder for the label 'poss'.*Did you mean 'pos'"):
         list(reader(place, "utf-8", labels=("poss",)))

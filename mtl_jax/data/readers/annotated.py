@@ -86,7 +86,11 @@ def read_srl_pairs(
         words = record.fields["words"]
         for predicate, tags in zip(record.fields["predicates"], record.fields["roles"], strict=True):
             for first, last, role in _spans(tags):
-                if (roles and role not in roles) or (longest and last - first >= longest):
+                if roles and role not in roles:
+                    yield Note("arguments of other roles left out (options.roles)", record.file, record.line, lost=1)
+                    continue
+                if longest and last - first >= longest:
+                    yield Note("longer arguments left out (options.longest)", record.file, record.line, lost=1)
                     continue
                 fields = {"words": words, "predicate": [predicate] * 2, "argument": [first, last], "role": role}
                 yield Record(fields, record.file, record.line)
@@ -114,7 +118,12 @@ def read_conllu_endings(
         raise UserError(
             f'options.wrong: "others" or "reordered", not {wrong!r}.{suggestion(wrong, ("others", "reordered"))}'
         )
-    kept = [r for r in read_conllu(location, encoding) if len(r.fields["words"]) >= max(shortest, 2)]
+    kept = []
+    for record in read_conllu(location, encoding):
+        if len(record.fields["words"]) >= max(shortest, 2):
+            kept.append(record)
+        else:
+            yield Note("sentences shorter than wanted (options.shortest) left out", record.file, record.line, lost=1)
     if len(kept) < choices:
         raise UserError(f"{location.name}: {len(kept)} sentences of {shortest} words or more, {choices} are needed")
     endings = [" ".join(r.fields["words"][len(r.fields["words"]) // 2 :]) for r in kept]
@@ -133,7 +142,8 @@ def read_conllu_endings(
             found = [" ".join([*(moved[i] for i in order), last]) for order in orders]
         others = [ending for ending in dict.fromkeys(found) if ending != endings[number]]
         if len(others) < choices - 1:
-            yield Note("sentences left out, since too few endings differ from theirs", record.file, record.line)
+            what = "sentences left out, since too few endings differ from theirs"
+            yield Note(what, record.file, record.line, lost=1)
             continue
         offered = [others[n] for n in drawn.choice(len(others), choices - 1, replace=False)]
         label = int(drawn.integers(choices))

@@ -100,11 +100,13 @@ def read_derived(
             continue
         sentence = _sentence(item, words)
         if len(sentence) < shortest or (longest and len(sentence) > longest):
-            yield Note("sentences shorter or longer than wanted (options.shortest, longest)", item.file, item.line)
+            what = "sentences shorter or longer than wanted (options.shortest, longest) left out"
+            yield Note(what, item.file, item.line, lost=1)
             continue
         source, target = WAYS[way](sentence, item, settings)
         if source == target and not unchanged:
-            yield Note("sentences that stay as they are (options.unchanged)", item.file, item.line)
+            what = "sentences that stay as they are (options.unchanged) left out"
+            yield Note(what, item.file, item.line, lost=1)
             continue
         yield item._replace(fields={**item.fields, "source": source, "target": target})
 

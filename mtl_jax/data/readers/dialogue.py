@@ -21,6 +21,8 @@ def read_dialogue(
 ) -> Iterator[Record | Note]:
     """One record a turn but the first of each dialogue; a dialogue is a line of JSON.
 
+    A dialogue of one turn, or none, gives no record and is counted.
+
     Fields: context, the turns before it, joined; reply, the turn; turn, its number from 2; and the other fields of the
     dialogue.
 
@@ -40,6 +42,8 @@ def read_dialogue(
         for number, turn in enumerate(texts, start=1):
             if not isinstance(turn, str):
                 raise UserError(f"{where(item)}: turn {number} of {turns!r} should be a text, found {turn!r}"[:200])
+        if len(texts) < 2:
+            yield Note("dialogues without a second turn left out", item.file, item.line, lost=1)
         rest = {name: value for name, value in item.fields.items() if name != turns}
         for number in range(1, len(texts)):
             context = separator.join(texts[max(0, number - before) if before else 0 : number])

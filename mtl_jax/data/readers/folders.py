@@ -17,7 +17,7 @@ def read_folders(
 
     Args:
       pattern: which files, by name, e.g. "*.txt"; files that are called so, where there are any. Hidden files and files
-        outside the labels' folders are left out.
+        outside the labels' folders are left out; all but hidden ones are counted.
       labels: which folders; () = all.
 
     Raises UserError where a file cannot be decoded, a label has no folder, or there is no folder at all.
@@ -31,9 +31,16 @@ def read_folders(
                             f"{suggestion(label, names)}")  # fmt: skip
     if not folders:
         raise UserError(f"{location.name}: holds no folders; this reader wants one for each label")
-    files = [(folder, f) for folder in folders if not labels or folder.place.name in labels for f in folder.files()]
+    beside = [child for child in location.children() if not child.is_folder()]
+    if beside:
+        yield Note("files outside of the labels' folders left out", beside[0].name, 0, len(beside))
+    files = [(folder, file) for folder in folders for file in folder.files()]
     literal = any(file.place.name == pattern for _, file in files)
     for folder, file in files:
-        if file.place.name == pattern if literal else fnmatch.fnmatchcase(file.place.name, pattern):
+        if labels and folder.place.name not in labels:
+            yield Note("files of other labels left out (options.labels)", file.name, 0, lost=1)
+        elif not (file.place.name == pattern if literal else fnmatch.fnmatchcase(file.place.name, pattern)):
+            yield Note("files of other names left out (options.pattern)", file.name, 0, lost=1)
+        else:
             name = file.name[len(folder.name) :].lstrip("/\\")
             yield Record({"text": file.text(encoding).strip(), "label": folder.place.name, "name": name}, file.name, 0)

@@ -51,7 +51,7 @@ def read_lines(
                 'Ways out: another pattern, on_bad_line="skip"'
             )
         if match is None:
-            yield Note("bad lines skipped (options.on_bad_line)", location.name, number)
+            yield Note("bad lines skipped (options.on_bad_line)", location.name, number, lost=1)
             continue
         fields = {name: value and value.strip() for name, value in match.groupdict().items()}
         for name, separator in cut.items():

@@ -38,28 +38,30 @@ def read_squad(location: Location, encoding: str) -> Iterator[Record | Note]:
                     "id": question.get("id", str(number)),
                 }
                 if not fields["question"].strip() or not context.strip():
-                    yield Note("questions without text, or on a context without text, left out", location.name, number)
+                    what = "questions without text, or on a context without text, left out"
+                    yield Note(what, location.name, number, lost=1)
                     continue
-                answers, odd = _answers(question, f"{place}.qas[{q}]")
+                answers, odd, count = _answers(question, f"{place}.qas[{q}]")
                 if odd:
-                    yield Note(odd, location.name, number)
+                    yield Note(odd, location.name, number, count)
                 yield Record(fields if answers is None else fields | {"answers": answers}, location.name, number)
 
 
-def _answers(question: Mapping[str, Any], place: str) -> tuple[list[Any] | None, str]:
-    """(the answers, [] for none to be found, None where nobody knows; what is odd about them)."""
+def _answers(question: Mapping[str, Any], place: str) -> tuple[list[Any] | None, str, int]:
+    """(the answers, [] for none to be found, None where nobody knows; what is odd about them, and of how many)."""
     impossible = question.get("is_impossible", False)
     if not isinstance(impossible, bool):
         raise UserError(f"{place}: 'is_impossible' has to be true or false, found {kind(impossible)}")
     if impossible:
-        return [], ""
+        return [], "", 0
     if question.get("answers") is None:
-        return None, ""
+        return None, "", 0
     given = _list(question, "answers", place)
     kept = [a for a in given if not (isinstance(a, dict) and isinstance(a.get("text"), str) and not a["text"].strip())]
     if not kept and (given or "is_impossible" in question):
-        return None, "questions that have an answer by their mark, but none is given; they have no label"
-    return kept, "answers without text left out" if len(kept) < len(given) else ""
+        return None, "questions that have an answer by their mark, but none is given; they have no label", 1
+    fewer = len(given) - len(kept)
+    return kept, "answers without text left out" if fewer else "", fewer
 
 
 def _list(value: Any, key: str, place: str) -> list[Any]:

@@ -16,6 +16,10 @@ from mtl_jax.errors import UserError
 
 _FIELDS = ("spans", "entities", "labels", "label")
 _STARTS, _ENDS = ("start", "start_offset", "begin", "from"), ("end", "end_offset", "stop", "to")
+_NO_SPANS = frozenset("REAMN*")  # how brat's lines begin that annotate other things; "#" is a comment
+_OTHERS = "annotations other than of spans (relations, events, attributes) left out"
+_PIECES = "spans in several pieces, taken from their first to their last character"
+_NO_WORD = "spans without a word in them left out"
 _TYPES = ("label", "type", "tag", "entity", "entity_group", "labels")
 
 
@@ -68,7 +72,8 @@ def read_brat(location: Location, encoding: str, *, scheme: str = "iob2") -> Ite
     """A folder of brat's pairs NAME.txt and NAME.ann: one record for each line of a text that is not blank.
 
     Fields: words and tags as of `read_spans`, text (the line), document (NAME). A text without its .ann has tags None.
-    Text-bound annotations (T) are read; one in several pieces is taken from its first to its last character.
+    Text-bound annotations (T) are read; one in several pieces is taken from its first to its last character. These, and
+    what is not read (relations, events, attributes, an .ann without text), are counted in notes.
 
     Args:
       scheme: of the tags, "iob2" or "bioes".
@@ -81,23 +86,42 @@ def read_brat(location: Location, encoding: str, *, scheme: str = "iob2") -> Ite
     texts = [file for file in location.children() if file.place.name.endswith(".txt") and file.is_file()]
     if not texts:
         raise UserError(f"{location.name}: no .txt files in this folder, which brat's pairs of .txt and .ann have")
-    for file in texts:
-        name, whole = file.place.name.removesuffix(".txt"), file.text(encoding)
+    names = [file.place.name.removesuffix(".txt") for file in texts]
+    for file in location.children():
+        if file.place.name.endswith(".ann") and file.place.name.removesuffix(".ann") not in names:
+            yield Note("annotations without a text of their name (.ann without .txt) left out", file.name, 0)
+    for name, file in zip(names, texts, strict=True):
         beside = location.child(f"{name}.ann")
-        marks = _brat_marks(beside, encoding, len(whole)) if beside.is_file() else None
-        begin = 0
-        for number, line in enumerate(file.raw_lines(encoding), start=1):
-            end = begin + len(line)
-            if line.strip():
-                own = marks and [m for m in marks if m.start < end and m.end > begin]
-                if own and any(m.start < begin or m.end > end for m in own):
-                    yield Note("lines with an annotation that goes on in another line, cut there", file.name, number)
-                inside = own and [_Mark(max(m.start, begin) - begin, min(m.end, end) - begin, m.type) for m in own]
-                words, tags, notes = _tagged(line, inside, scheme)
-                yield from (Note(what, file.name, number) for what in notes)
-                fields = {"words": words, "tags": None if marks is None else tags}
-                yield Record({**fields, "text": line.strip(), "document": name}, file.name, number)
-            begin = end
+        yield from _brat_records(name, file, beside if beside.is_file() else None, encoding, scheme)
+
+
+def _brat_records(
+    name: str, file: Location, beside: Location | None, encoding: str, scheme: str
+) -> Iterator[Record | Note]:
+    """The lines of one text, with the annotations of the file beside it."""
+    lines = list(file.raw_lines(encoding))
+    marks: dict[int, _Mark] = {}
+    if beside:
+        marks, notes = _brat_marks(beside, encoding, sum(map(len, lines)))
+        yield from notes
+    begin, placed = 0, set()
+    for number, line in enumerate(lines, start=1):
+        end = begin + len(line)
+        if line.strip():
+            own = [at for at, m in marks.items() if m.start < end and m.end > begin]
+            placed.update(own)
+            if any(marks[at].start < begin or marks[at].end > end for at in own):
+                yield Note("lines with an annotation that goes on in another line, cut there", file.name, number)
+            inside = [
+                _Mark(max(m.start, begin) - begin, min(m.end, end) - begin, m.type) for m in map(marks.get, own) if m
+            ]
+            words, tags, found = _tagged(line, inside, scheme)
+            yield from (Note(what, file.name, number) for what in found)
+            fields = {"words": words, "tags": tags if beside else None}
+            yield Record({**fields, "text": line.strip(), "document": name}, file.name, number)
+        begin = end
+    for at in sorted(marks.keys() - placed):
+        yield Note(_NO_WORD, beside.name if beside else file.name, at)
 
 
 def _check_scheme(scheme: str) -> None:
@@ -114,7 +138,7 @@ def _tagged(text: str, marks: Sequence[_Mark] | None, scheme: str) -> tuple[list
     for mark in sorted(marks or (), key=lambda mark: (mark.start - mark.end, mark.start)):
         first, last = bisect.bisect_right(ends, mark.start), bisect.bisect_left(starts, mark.end)
         if first >= last or mark.start == mark.end:
-            notes.append("spans without a word in them left out")
+            notes.append(_NO_WORD)
             continue
         if any(first < other.end and last > other.start for other in found):
             notes.append("spans that overlap another, as long or longer, left out")
@@ -165,14 +189,19 @@ def _within(mark: _Mark, length: int, place: str) -> _Mark:
     return mark
 
 
-def _brat_marks(file: Location, encoding: str, length: int) -> list[_Mark]:
-    found = []
+def _brat_marks(file: Location, encoding: str, length: int) -> tuple[dict[int, _Mark], list[Note]]:
+    """({line: its annotation of the text}, what is not read as it stands)."""
+    found, notes = {}, []
     for number, line in file.lines(encoding):
+        if line[:1] in _NO_SPANS:
+            notes.append(Note(_OTHERS, file.name, number))
         if not line.startswith("T"):
             continue
-        match = re.fullmatch(r"T\S*\t(\S+) (\d+) (?:\d+;\d+ )*(\d+)(?:\t.*)?", line)
+        match = re.fullmatch(r"T\S*\t(\S+) (\d+) (\d+;\d+ )*(\d+)(?:\t.*)?", line)
         if not match:
             raise UserError(f"{file.name}:{number}: {line[:80]!r} is no annotation of a text: T1<tab>Type start end")
-        mark = _Mark(int(match[2]), int(match[3]), match[1])
-        found.append(_within(mark, length, f"{file.name}:{number}"))
-    return found
+        if match[3]:
+            notes.append(Note(_PIECES, file.name, number))
+        mark = _Mark(int(match[2]), int(match[4]), match[1])
+        found[number] = _within(mark, length, f"{file.name}:{number}")
+    return found, notes
