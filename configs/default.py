@@ -240,7 +240,10 @@ def dataset(**fields) -> ConfigDict:
     entry.words = ""  # the field that holds a list of words
     entry.choices = ()  # multiple choice: the field with the list of choices, or one field for each; with text: each is
     #                     encoded with the first text, a second one stands before the choice (RACE's question)
-    entry.marked = ()  # relations: two fields with a span each, or the four strings that stand around them in the text
+    entry.marked = ()  # relations: two fields with a span each ("start+end": two fields with a number each), or the
+    #                    four strings that stand around them in the text
+    entry.marked_ends = ""  # last word or character of spans in fields: "included" | "excluded" (the number is one
+    #                         more); "": of words included, of characters excluded
     entry.markers = ()  # tokens put around them; (): [E1] [/E1] [E2] [/E2], in a published vocabulary [unused0] to
     #                     [unused3]; or four that it has, e.g. ("@", "@", "#", "#")
     entry.image = ""  # the field with pictures: a PNG or JPEG file relative to path, or several; text may be left out

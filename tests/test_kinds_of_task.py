@@ -107,6 +107,52 @@ def stepper(config):
     return advance, experiment
 
 
+def test_relations_as_published_sets_have_them(make, tmp_path):
+    """SemEval-2010 task 8: records of several lines, spans marked in the text. TACRED: four numbers for two spans."""
+    tacred, semeval = [], ""
+    for n, label in enumerate(("per:title", "no_relation") * 6):
+        words = ["He", "is", "the", "chief", "of", "it"]
+        spans = {"subj_start": 0, "subj_end": 0, "obj_start": 3 - n % 2, "obj_end": 3}
+        tacred.append({"id": str(n), "token": words, **spans, "subj_type": "PERSON", "relation": label})
+        semeval += f'{n}\t"The <e1>{"old " * (n % 2)}cat</e1> sat on the <e2>mat</e2>."\n'
+        semeval += f"{('Other', 'Cause-Effect(e2,e1)')[n % 2]}\nComment:\n\n"
+    (tmp_path / "tacred.json").write_text(json.dumps(tacred, indent=1))
+    (tmp_path / "semeval.txt").write_text(semeval)
+    config = make()
+    for name in list(config.datasets):
+        del config.datasets[name]
+    for name in list(config.tasks):
+        del config.tasks[name]
+    default.add_dataset(
+        config, "tacred", reader="jsonl", path=str(tmp_path / "tacred.json"), words="token",
+        marked=("subj_start+subj_end", "obj_start+obj_end"), marked_ends="included",
+    )  # fmt: skip
+    default.add_dataset(
+        config, "semeval", reader="lines", path=str(tmp_path / "semeval.txt"), text=("text",),
+        marked=("<e1>", "</e1>", "<e2>", "</e2>"),
+        options={"lines_per_record": 0, "pattern": r'(?P<id>\d+)\t"(?P<text>.+)"\n(?P<relation>.+)\nComment:(?s:.*)'},
+    )  # fmt: skip
+    for name in ("tacred", "semeval"):
+        default.add_task(config, name, kind="relation", dataset=name, label="relation")
+    checks.check(config, default)
+    advance, experiment = stepper(config)
+    _, metrics = advance(experiment.init(config.seed), 0, 1)
+    assert metrics["present"].all() and np.isfinite(metrics["losses"]).all()
+    names = {task: vocabulary.names for task, vocabulary in experiment.corpus.vocabularies.items()}
+    assert names == {"tacred": ("no_relation", "per:title"), "semeval": ("Cause-Effect(e2,e1)", "Other")}
+    token, shown = experiment.corpus.tokenizer.token, {}
+    for name, splits in experiment.corpus.splits.items():
+        encoded = splits["train"].encoded
+        cut = np.split(encoded.tokens, encoded.token_offsets[1:-1])
+        shown[name] = {" ".join(map(token, piece)) for piece in cut}
+    assert shown == {
+        "tacred": {"[E1] He [/E1] is the [E2] chief [/E2] of it", "[E1] He [/E1] is [E2] the chief [/E2] of it"},
+        "semeval": {
+            "The [E1] cat [/E1] sat on the [E2] mat [/E2] .", "The [E1] old cat [/E1] sat on the [E2] mat [/E2] .",
+        },
+    }  # fmt: skip
+
+
 def test_steps_scores_lanes_and_predictions(make, tmp_path, differs):
     config = make()
     advance, experiment = stepper(config)
@@ -281,6 +327,8 @@ def test_wrong_configs(make, tmp_path):
         (named("datasets.choices.choices", ()), "config.datasets.choices.choices is empty"),
         (named("datasets.pairs.marked", ()), "config.datasets.pairs.marked is empty"),
         (named("datasets.pairs.marked", ("a", "b", "c")), "marked has two fields"),
+        (named("datasets.pairs.marked_ends", "exclusive"), "marked_ends: 'exclusive' is none of 'included'"),
+        (named("datasets.texts.marked_ends", "included"), "texts.marked_ends: is about spans in two fields"),
         (named("datasets.questions.marked", ("a", "b")), "marked in one text"),
         (named("datasets.texts.marked", ("a", "b")), "has marked spans"),
         (named("tasks.hidden.dataset", "questions"), "are hidden, which 'answer' has to see"),

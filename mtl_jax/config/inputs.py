@@ -27,6 +27,9 @@ def check_datasets(config, say):
             say(f"{where}.text: a tuple of field names, e.g. ({entry.text!r},)")
         if len(entry.marked) not in (0, 2, 4) or len(entry.markers) not in (0, 4):
             say(f"{where}: marked has two fields of spans, or the four strings around them; markers has four tokens")
+        if entry.marked_ends and check_choice(f"{where}.marked_ends", entry.marked_ends, ("included", "excluded"), say):
+            if len(entry.marked) != 2:
+                say(f"{where}.marked_ends: is about spans in two fields; name these in marked, or leave it out")
         if entry.marked and not entry.words and len(entry.text) != 1:
             say(f"{where}.marked: spans are marked in one text; name one field in text, not {len(entry.text)}")
         if entry.choices and not entry.text:

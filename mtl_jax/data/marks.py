@@ -3,8 +3,9 @@
 The spans come from two fields of the record, or from four strings around them in the text itself. Either way they are
 read off here, and `encoding` puts one marker token before and one behind each.
 
-A field holds [first, last] or {"start", "end"}: for words indices from 0, both inclusive, or one index for one word;
-for plain text characters, the end exclusive.
+A field holds [first, last] or {"start", "end"}, or two fields "start+end" hold one number each; for words also one
+index for one word. Numbers count from 0. `ends` tells whether the second number is that of the last word or character,
+"included", or one more, "excluded"; "" stands for what is usual, words included, characters excluded.
 """
 
 from __future__ import annotations
@@ -19,10 +20,10 @@ Spans = tuple[tuple[int, int], tuple[int, int]]  # (first, one behind the last) 
 MARKERS = ("[E1]", "[/E1]", "[E2]", "[/E2]")
 
 
-def of_text(record: Record, text: str, marked: Sequence[str]) -> tuple[str, Spans]:
+def of_text(record: Record, text: str, marked: Sequence[str], ends: str = "") -> tuple[str, Spans]:
     """(the text without marks, spans of characters). Raises UserError for a span that is not there."""
     if len(marked) == 2:
-        return text, _pair(_span(record, name, len(text), "character", 0) for name in marked)
+        return text, _pair(_span(record, name, len(text), "character", ends or "excluded") for name in marked)
     for mark in marked:
         if text.count(mark) != 1:
             raise _at(record, f"{mark!r} should stand once in the text, found {text.count(mark)} times")
@@ -36,10 +37,12 @@ def of_text(record: Record, text: str, marked: Sequence[str]) -> tuple[str, Span
     return text, _closed(record, places, marked)
 
 
-def of_words(record: Record, words: Sequence[str], marked: Sequence[str]) -> tuple[Sequence[str], Spans]:
+def of_words(
+    record: Record, words: Sequence[str], marked: Sequence[str], ends: str = ""
+) -> tuple[Sequence[str], Spans]:
     """(the words without marks, spans of words). Raises UserError for a span that is not there."""
     if len(marked) == 2:
-        return words, _pair(_span(record, name, len(words), "word", 1) for name in marked)
+        return words, _pair(_span(record, name, len(words), "word", ends or "included") for name in marked)
     for mark in marked:
         if words.count(mark) != 1:
             raise _at(record, f"{mark!r} should be one of the words, once, found {words.count(mark)} times")
@@ -89,18 +92,37 @@ def in_tokens(record: Record, spans: Spans, offsets: Sequence[tuple[int, int]]) 
     return _pair(tokens(*span) for span in spans)
 
 
-def _span(record: Record, name: str, length: int, what: str, inclusive: int) -> tuple[int, int]:
-    value: Any = field(record, name)
-    if isinstance(value, int) and inclusive:
-        value = (value, value)
+def field_names(name: str) -> tuple[str, ...]:
+    """The fields that hold a span: "start+end" names two, any other name itself."""
+    names = tuple(name.split("+"))
+    return names if len(names) == 2 and all(names) else (name,)
+
+
+def _span(record: Record, name: str, length: int, what: str, ends: str) -> tuple[int, int]:
+    names = (name,) if name in record.fields else field_names(name)
+    value: Any = tuple(field(record, one) for one in names) if len(names) == 2 else field(record, name)
+    single = _whole(value)
+    if single is not None and what == "word":
+        value = (single, single if ends == "included" else single + 1)
     if isinstance(value, Mapping):
         value = (value.get("start"), value.get("end"))
-    if not (isinstance(value, list | tuple) and len(value) == 2 and all(type(v) is int for v in value)):
+    pair = [_whole(one) for one in value] if isinstance(value, list | tuple) else []
+    if len(pair) != 2 or None in pair:
         raise _at(record, f"field {name!r} should be the first and the last {what} of a span, found {value!r}"[:200])
-    begin, end = value[0], value[1] + inclusive
+    begin, end = pair[0], pair[1] + (ends == "included")
     if not 0 <= begin < end <= length:
-        raise _at(record, f"field {name!r}: no such span, {value!r}, in a text of {length} {what}s")
+        how = f"the last {what} {ends}, see marked_ends of the data set"
+        raise _at(record, f"field {name!r}: no such span, {value!r} ({how}), in a text of {length} {what}s")
     return begin, end
+
+
+def _whole(value: Any) -> int | None:
+    """A whole number, also as tables hold it: "3", 3.0; None for what is none."""
+    if isinstance(value, str) and value.strip().isdecimal() and len(value) < 10:
+        return int(value)
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value if type(value) is int else None
 
 
 def _closed(record: Record, places: Sequence[int], marked: Sequence[str]) -> Spans:

@@ -199,7 +199,7 @@ def what_to_read(records: Sequence[Record], what: str, entry: Mapping[str, Any],
         raise UserError(f"{what}: a task on it reads two marked spans; name them as `marked` of the data set")
     return units_of(
         records, text=text, words=words, predicates="".join(fields), choices=tuple(entry.get("choices") or ()),
-        marked=marked, markers=tuple(entry.get("markers") or marks.MARKERS),
+        marked=marked, markers=tuple(entry.get("markers") or marks.MARKERS), marked_ends=entry.get("marked_ends") or "",
         aligned=bool(text) and any(spec.level == "span" for spec in specs), pictured=bool(entry.get("image")),
     )  # fmt: skip
 

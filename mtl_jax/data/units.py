@@ -68,6 +68,7 @@ def units_of(
     choices: Sequence[str] = (),
     marked: Sequence[str] = (),
     markers: Sequence[str] = marks.MARKERS,
+    marked_ends: str = "",
     aligned: bool = False,
     pictured: bool = False,
 ) -> Units:
@@ -80,6 +81,7 @@ def units_of(
       predicates: name of the field with the word indices of the predicates; records without it have none.
       choices: name of the field with the list of choices, or of several fields with one each (None: no such choice).
       marked: two fields with a span each, or four strings that stand around the spans in the text; see `marks`.
+      marked_ends: "included" | "excluded": the last word, or character, in fields with spans; see there.
       markers: tokens to put around the spans.
       aligned: see `Units`.
       pictured: whether the data set has pictures, which may stand without text.
@@ -98,7 +100,8 @@ def units_of(
             return Units(texts, None, [[] for _ in records], records, offered, aligned=aligned)
         if len(text) > 1:
             raise UserError("marked spans stand in one text: a data set with `marked` has one field in `text`")
-        bare = [marks.of_text(record, whole, marked) for record, (whole,) in zip(records, texts, strict=True)]
+        pairs = zip(records, texts, strict=True)
+        bare = [marks.of_text(record, whole, marked, marked_ends) for record, (whole,) in pairs]
         return Units(
             [(text,) for text, _ in bare], None, [[] for _ in records], records, offered,
             [spans for _, spans in bare], tuple(markers), aligned,
@@ -106,7 +109,8 @@ def units_of(
     sentences = [_words(record, words) for record in records]
     spans = None
     if marked:
-        bare = [marks.of_words(record, sentence, marked) for record, sentence in zip(records, sentences, strict=True)]
+        pairs = zip(records, sentences, strict=True)
+        bare = [marks.of_words(record, sentence, marked, marked_ends) for record, sentence in pairs]
         sentences, spans = [list(sentence) for sentence, _ in bare], [spans for _, spans in bare]
     found = [_predicates(r, predicates, len(s)) for r, s in zip(records, sentences, strict=True)]
     return Units(None, sentences, found, records, None, spans, tuple(markers) if marked else ())

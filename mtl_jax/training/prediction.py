@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from mtl_jax.data import answers, batches, decoding
+from mtl_jax.data import answers, batches, decoding, marks
 from mtl_jax.data import corpus as corpora
 from mtl_jax.data.corpus import Corpus
 from mtl_jax.data.files import Location, local
@@ -166,7 +166,9 @@ class _Reader(NamedTuple):
     beside: tuple[str, ...]
 
     def reads(self, fields: Mapping[str, Any]) -> bool:
-        return all(_has(fields, name) for name in self.wanted)
+        return all(
+            _has(fields, name) or all(_has(fields, one) for one in marks.field_names(name)) for name in self.wanted
+        )
 
     @property
     def wanted(self) -> tuple[str, ...]:

@@ -189,6 +189,23 @@ def test_marks_in_fields_and_in_the_text_are_the_same():
         assert split.mark_token.tolist() == [[1, 4, 8, 10]]
         if "words" in options:
             assert [tokenizer.token(split.tokens[t]) for t in split.word_token] == words
+    # numbers in fields of their own (TACRED), also as a table has them; ends of words excluded, of characters included
+    numbers = {"words": words, "text": text, "s": 1, "e": 2, "t": {"s": "6", "e": 6.0}, "a+b": [1, 2]}
+    excluded = numbers | {"e": 3, "t": {"s": 6, "e": 7}, "d": 6}
+    characters = numbers | {"s": 4, "e": 10, "t": {"s": "23", "e": 25}}
+    for fields, marked, options in (
+        (numbers, ("s+e", "t.s+t.e"), {"words": "words"}),
+        (numbers | {"t": 6}, ("a+b", "t"), {"words": "words"}),
+        (numbers, ("s+e", "t.s+t.e"), {"words": "words", "marked_ends": "included"}),
+        (excluded, ("s+e", "t.s+t.e"), {"words": "words", "marked_ends": "excluded"}),
+        (excluded, ("s+e", "d"), {"words": "words", "marked_ends": "excluded"}),
+        (characters, ("s+e", "t.s+t.e"), {"text": "text", "marked_ends": "included"}),
+    ):
+        split = encode(units_of([Record(fields, "f", 1)], marked=marked, **options), tokenizer, 32)
+        assert " ".join(map(tokenizer.token, split.tokens)) == shown
+    with pytest.raises(UserError, match=r"f:1: field 's\+e': no such span, \(1, 1\) \(the last word excluded, see"):
+        one = Record(numbers | {"e": 1}, "f", 1)
+        units_of([one], words="words", marked=("s+e", "t.s+t.e"), marked_ends="excluded")
     # one in the other, and the same word twice
     for a, b, wanted in (
         ([1, 2], [2, 2], "the [E1] old [E2] cat [/E2] [/E1] sat"),

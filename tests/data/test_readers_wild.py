@@ -51,6 +51,48 @@ def test_groups_that_take_no_part_and_lines_that_do_not_match(tmp_path):
         read("lines", tmp_path / "f", "12 a b\nc\nX\n", pattern=options["pattern"])
 
 
+SEMEVAL = """1\t"The <e1>configuration</e1> of antenna <e2>elements</e2> is "old"."
+Component-Whole(e2,e1)
+Comment: Not a collocation:\tthere are many.
+
+2\t"The <e1>child</e1> was wrapped into the <e2>cradle</e2>."
+Other
+Comment:
+
+"""
+RELATION = r'(?P<id>\d+)\t"(?P<text>.+)"\n(?P<relation>.+)\nComment:(?P<comment>.*)'
+
+
+@pytest.mark.parametrize("ends", ["\n", "\r\n"])
+def test_records_up_to_a_blank_line(tmp_path, ends):
+    options = {"pattern": RELATION, "lines_per_record": 0}
+    found = read("lines", tmp_path / "TRAIN_FILE.TXT", SEMEVAL.replace("\n", ends), **options)
+    assert [r.fields["relation"] for r in found] == ["Component-Whole(e2,e1)", "Other"] and found[1].line == 5
+    assert found[0].fields["text"] == 'The <e1>configuration</e1> of antenna <e2>elements</e2> is "old".'
+    broken = SEMEVAL.replace("Other\n", "").replace("\n\n2", "\n \t\n2").rstrip("\n")
+    with pytest.raises(UserError, match=r"f:5: the record does not match options.pattern .*cradle"):
+        read("lines", tmp_path / "f", broken, **options)
+    record, note = read("lines", tmp_path / "f", broken, on_bad_line="skip", **options)
+    assert record.fields["id"] == "1" and note[1:] == (str(tmp_path / "f"), 5, 2, 1)  # two lines, one record
+
+
+def test_records_of_so_many_lines(tmp_path):
+    """The targets of Dong et al. (2014); after a line that is missing, reading goes on at the next record."""
+    content = "i love $T$\nfoo\n1\n$T$ is bad\nbar\n-1\n\nso $T$\nbaz\n0\n"
+    options = {"pattern": r"(?P<text>.*\$T\$.*)\n(?P<target>.+)\n(?P<label>-?[01])", "lines_per_record": 3}
+    found = read("lines", tmp_path / "f", content, **options)
+    assert [(r.fields["target"], r.fields["label"], r.line) for r in found] == [
+        ("foo", "1", 1), ("bar", "-1", 4), ("baz", "0", 8),
+    ]  # fmt: skip
+    broken = content.replace("bar\n", "")
+    with pytest.raises(UserError, match="f:4: the record does not match"):
+        read("lines", tmp_path / "f", broken, **options)
+    first, note, last = read("lines", tmp_path / "f", broken, on_bad_line="skip", **options)
+    assert [first.line, last.line] == [1, 7] and note[2:] == (4, 2, 1)
+    _, _, note = read("lines", tmp_path / "f", content[: content.index("baz")], on_bad_line="skip", **options)
+    assert note[2:] == (8, 1, 1)  # the file ends inside a record
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
