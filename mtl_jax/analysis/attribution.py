@@ -15,6 +15,7 @@ from mtl_jax.analysis import page
 from mtl_jax.data.batch import Batch
 from mtl_jax.data.batches import evaluation_batches, evaluation_layout
 from mtl_jax.errors import UserError
+from mtl_jax.models.ownership import adapter_path
 from mtl_jax.models.taps import TapSpec
 from mtl_jax.training import objective as terms
 from mtl_jax.training import prediction
@@ -59,18 +60,22 @@ def integrated_gradients(objective: Objective, owner: Sequence[int], steps: int 
       steps: of the rule.
     """
     layout = objective.layout
-    tasks = [layout.tasks[k] for k in layout.tasks_on(layout.candidates[0][0])]
-    tasks = [task for task in tasks if objective.tasks[task].level in EXPLAINED]
+    streams = [layout.tasks[k] for k in layout.tasks_on(layout.candidates[0][0])]
+    tasks = [task for task in streams if objective.tasks[task].level in EXPLAINED]
     spec = TapSpec({"embed": ()}, tokens=True)
 
     def run(params, batch: Batch):
         table = params["embed"]["word"]["embedding"]
-        words = jnp.stack([table[owner[layout.tasks.index(task)]][batch.tokens[0]] for task in tasks])  # [M, R, T, D]
+        words = jnp.stack([table[owner[layout.tasks.index(task)]][batch.tokens[0]] for task in streams])  # [M, R, T, D]
         taps = objective.network.taps(params, batch, spec)
 
         def logits(tap):
-            found = terms.logits(objective, params, batch, None, None, taps._replace(tokens=tap), spec)
-            return {task: found[task] for task in tasks}
+            hidden = objective.network.apply(params, batch, None, None, taps._replace(tokens=tap), spec).hidden
+            return {task: logits_of(task, hidden[task]) for task in tasks}
+
+        def logits_of(task, hidden):
+            head, labels = terms.head(objective, params, task), terms.rows_of(batch.labels[task])
+            return objective.tasks[task].logits(head, terms.features(batch, layout, task, hidden), labels)
 
         chosen = {task: _chosen(objective, params, batch, task, found) for task, found in logits(taps.tokens).items()}
 
@@ -90,7 +95,7 @@ def integrated_gradients(objective: Objective, owner: Sequence[int], steps: int 
         total, _ = jax.lax.scan(add, jnp.zeros_like(words), middles)
         attributions = jnp.sum(total / steps * words, axis=-1)
         full, empty = scores(taps.tokens), scores(-words)
-        return {task: (attributions[place], full[task], empty[task]) for place, task in enumerate(tasks)}
+        return {task: (attributions[streams.index(task)], full[task], empty[task]) for task in tasks}
 
     return run
 
@@ -258,12 +263,17 @@ def _said(predicted: Any) -> str:
 
 
 def _reads(experiment: Experiment) -> list[list[str]]:
-    """For each task and layer with whom the task shares it."""
-    tasks = list(experiment.tasks)
+    """For each task and layer with whom the task shares it; "–" above the layer that its head reads."""
+    tasks, depths = list(experiment.tasks), experiment.config.sharing.depths
+    order = [path for path in experiment.owners if not path.startswith("adapter_")]
     rows = []
     for k, task in enumerate(tasks):
-        row = [task]
-        for owner in experiment.owners.values():
+        row, below = [task], order[: order.index(depths.get(task, order[-1])) + 1]
+        read = {*below, *map(adapter_path, below)}
+        for path, owner in experiment.owners.items():
+            if path not in read:
+                row.append("–")
+                continue
             others = [other for j, other in enumerate(tasks) if j != k and owner[j] == owner[k]]
             everyone = len(others) == len(tasks) - 1
             row.append("its own" if not others else "with all" if everyone else f"with {', '.join(others)}")

@@ -99,6 +99,7 @@ class Forward:
         self.added: dict[str, jax.Array] = {}
         self.experts: ExpertColumns | None = None  # while in a span of experts
         self.unread, self.to_mix = set(layout.tasks), list(sharing.mixers)
+        self.needed = {task: self._needed(task) for task in layout.tasks}
         self.joint = None
         if taps is not None and not tap_spec.hidden_at:  # each slot a stream; equal where those of `joint` are one
             self.joint = Streams(layout)
@@ -114,6 +115,8 @@ class Forward:
                 self._tap()
             self.passed[path] = (dict(self.streams.parent), self.hidden)
             self._read(path)
+            if not self._ahead():
+                break  # no task of this batch reads what lies above
         layout = self.static.layout
         read = {task: [self.features[task][b] for b in layout.reads(task)] for task in layout.tasks}
         return {task: jnp.concatenate(blocks) for task, blocks in read.items() if blocks}, self.added
@@ -204,21 +207,28 @@ class Forward:
 
     def _enter_experts(self, path, owner, below):
         """The names of the columns and what each of them reads: its own column, or the stream of its task."""
-        blocks = range(len(self.static.layout.candidates))
+        blocks = sorted({block for block, _ in self.streams.parent})
         names = [(block, column) for block in blocks for column in range(owner_count(owner))]
         if self.experts is not None:
             return names, self.hidden
         mixer = next(iter(self.static.sharing.mixers.values()))
-        if not self.entry:  # the trunk below: all streams are one
-            last = len(self.static.layout.tasks) - 1
-            streams = [(block, g) for block in blocks for g in range(mixer.streams)]
-            self.entry = {(block, g): self.hidden[below[block, min(g, last)]] for block, g in streams}
+        if not self.entry:  # the trunk below
+            self.entry = {pair: self.hidden[below[pair]] for pair in self.streams.parent}
+            shared = len(self.static.layout.tasks)
+            self.entry |= {(block, shared): self._mean(block, below) for block in blocks if mixer.streams > shared}
         self.experts = owner
         source = [mixer.streams - 1 if task is None else task for task in owner.tasks]
         return names, {(block, column): self.entry[block, source[column]] for block, column in names}
 
+    def _mean(self, block, below):
+        """What shared experts read: the trunk; where adapters or fed labels have parted the tasks, their mean."""
+        of_tasks = [below[pair] for pair in sorted(self.streams.parent) if pair[0] == block]
+        if len(set(of_tasks)) == 1:
+            return self.hidden[of_tasks[0]]
+        return sum(self.hidden[name] for name in of_tasks) / len(of_tasks)
+
     def _mix(self, path):
-        mixer, layout = self.static.sharing.mixers[path], self.static.layout
+        mixer = self.static.sharing.mixers[path]
         params = jax.tree.map(lambda leaf: leaf[0], self.params[mixer_path(path)])
         if self.experts is None:
             inputs = self.hidden
@@ -230,8 +240,7 @@ class Forward:
             self.added[name] = self.added.get(name, jnp.float32(0.0)) + value
         self.streams.part()
         self.to_mix.remove(path)
-        if not self.to_mix and not self.static.sharing.feeds:  # else labels may be fed in blocks of other tasks
-            self._keep({(block, k) for k, task in enumerate(layout.tasks) for block in layout.reads(task)})
+        self._keep(self._ahead())
 
     def _tap(self):
         self._regroup(self.streams.part)
@@ -261,8 +270,28 @@ class Forward:
                 if task in sources:
                     self._feed(task, fed, path)
         self.unread -= set(here)
-        if path != top and self.taps is None and not self.to_mix:  # who has been read needs no layer above
-            self._keep({pair for task in self.unread for pair in self.streams.slots(tasks.index(task))})
+        if here and self.taps is None:  # who has been read needs no layer above
+            self._keep(self._ahead())
+
+    def _needed(self, task):
+        """The (block, slot) pairs of a task in blocks that it reads, and in those of tasks that are fed its labels."""
+        layout, sharing = self.static.layout, self.static.sharing
+        blocks, above = set(), {task}
+        while above:
+            blocks |= {block for name in above for block in layout.reads(name)}
+            above = {fed for fed, sources in sharing.feeds.items() if above & set(sources)}
+        return {pair for pair in self.streams.slots(layout.tasks.index(task)) if pair[0] in blocks}
+
+    def _ahead(self):
+        """The pairs that heads above read. Where columns are mixed yet, all pairs of such blocks; of all blocks where a
+        mixer adds to the objective."""
+        pairs = {pair for task in self.unread for pair in self.needed[task]}
+        if not self.to_mix:
+            return pairs
+        mixers = self.static.sharing.mixers
+        everywhere = self.progress is not None and any(mixers[path].losses for path in self.to_mix)
+        blocks = {block for block, _ in pairs}
+        return {pair for pair in self.streams.parent if everywhere or pair[0] in blocks}
 
     def _features(self, task, path, pair):
         reader, head = self.static.sharing.reader, self.params.get("heads", {}).get(task, {})
@@ -284,6 +313,8 @@ class Forward:
             x = self.hidden[block, slot]
             label = jnp.matmul(distribution, table, precision=jax.lax.Precision.HIGHEST)
             self.hidden[block, slot] = x + label.astype(x.dtype)
+        if self.entry:  # experts above read what was fed, too
+            self.entry = self.entry | {pair: self.hidden[pair] for pair in pairs}
         self.passed[path] = (dict(self.streams.parent), self.hidden)
 
 

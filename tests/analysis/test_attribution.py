@@ -5,7 +5,9 @@ import json
 import jax
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
+from configs import default
 from mtl_jax.analysis import attribution
 from mtl_jax.data.batches import evaluation_batches, evaluation_layout
 from mtl_jax.errors import UserError
@@ -53,6 +55,20 @@ def test_they_add_up_to_the_score(tiny, differs, layer, trunk):
             sums = (attributions[:, None, :] * member).sum(-1)
             assert np.abs(score).max() > 0, task
             differs(f"completeness, {layer}", sums, score - baseline, 1e-4)
+
+
+def test_beside_a_task_that_is_not_explained_and_below_the_top(tiny, differs):
+    """A stream of its own for each task of the data set, also for one whose predictions are no classes."""
+    config = tiny(model__layers=2, sharing__depths=ConfigDict({"color": "layer_00"}))
+    default.add_task(config, "words", kind="masked_lm", dataset="texts")
+    experiment = build(config)
+    _, _, batch, found = attributed(experiment, "texts")
+    assert set(found) == {"color"}
+    attributions, score, baseline = found["color"]
+    member = batch.segment[0][:, None, :] == np.arange(1, batch.start.shape[-1] + 1)[None, :, None]
+    differs("completeness, bilstm", (attributions[:, None, :] * member).sum(-1), score - baseline, 1e-4)
+    color, tags, *_ = attribution._reads(experiment)
+    assert color == ["color", "with all", "with all", "–"] and tags == ["tags", "with all", "with all", "with all"]
 
 
 def test_the_page(tiny, tmp_path):
