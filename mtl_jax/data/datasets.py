@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from mtl_jax.data import carving, conditions, duplicates, files, groups, parsed, places, schemes, selection, slices
 from mtl_jax.data.pictures import picture_key
 from mtl_jax.data.places import SPLITS
-from mtl_jax.data.readers import READERS, SLOW
+from mtl_jax.data.readers import FILES_OF, READERS, SLOW
 from mtl_jax.data.readers.options import check_options, options_of
 from mtl_jax.data.records import Note, Record, field, suggestion, summary, where
 from mtl_jax.data.texts import check_texts, text_key
@@ -245,6 +245,8 @@ def _read_whole(
         items = list(reader(location, encoding, split=part, **options))
         if not any(isinstance(item, Record) for item in items):
             raise UserError(f"{location.name}: split {part!r} is empty")
+        if reader_name in FILES_OF:
+            return items, " ".join(file.sha256() for file in FILES_OF[reader_name](location, part, options))
         return items, location.sha256() if location.exists() else _hash_of_records(items)
     items, contents = [], []
     places = location.glob(part)

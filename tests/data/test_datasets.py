@@ -143,7 +143,7 @@ def test_wrong_words(entry, tmp_path, words, message):
         ({"splits": {"test": "test.jsonl"}, "dev_fraction": 0.1}, "names no train"),
         ({"path": ""}, "path is empty"),
         ({"path": 3}, "path has to be a string"),
-        ({"options": {"emty": "drop"}}, "options.emty: .* it has: empty, scheme, schemes. Did you mean 'empty'"),
+        ({"options": {"emty": "drop"}}, "options.emty: .* it has: columns, empty, key, .* Did you mean 'empty'"),
         ({"options": {"empty": "keep"}}, '"error" or "drop"'),
         ({"reader": "csv", "options": {"columns": "text"}}, "options.columns: a list with a text for each item wanted"),
         ({"reader": "csv", "options": {"skip_after_header": -1}}, "a whole number from 0 wanted"),

@@ -50,7 +50,7 @@ def test_a_json_list_of_objects(tmp_path):
         run(written(tmp_path, '[{"a": 1},\n 3]'), "jsonl")
     with pytest.raises(UserError, match=r"f:1: each line has to hold a JSON object \{...\}, found a list"):
         run(written(tmp_path, '["a", 1]\n["b", 2]\n'), "jsonl")
-    with pytest.raises(UserError, match=r"f: broken JSON"):
+    with pytest.raises(UserError, match=r"f:2: broken JSON: .* column 3 \(the value begins at line 1\)"):
         run(written(tmp_path, '[{"a": 1},\n {'), "jsonl")
 
 

@@ -306,7 +306,7 @@ def test_srl_column_order(tmp_path):
         ('{"train": [["a", "b"], ["c"]]}', r"f\.txt:train:2: 1 values, options.columns names 2"),
         ('{"train": [3]}', r"f\.txt:train:1: an item has to be a list or an object, found a number"),
         ('{"trian": []}', r"no split 'train'; there are: trian.*Did you mean 'trian'"),
-        ('{"train": {}}', "has to be a list of items, found an object"),
+        ('{"train": {}}', "has to be a list of items, or .*, found an object without keys"),
         ("[]", "one JSON object of splits, found a list"),
         ('{"train":\n[}', r"f\.txt: broken JSON: .* line 2, column 2"),
     ],

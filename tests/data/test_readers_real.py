@@ -22,8 +22,8 @@ def test_snips(data_dir):
     data = read(data_dir / "snips", reader="parallel", splits=splits, words="words")
     assert sizes(data) == {"train": 13084, "dev": 700, "test": 700}
     assert data.notes == [  # as grep -Fxc and sort -u count them
-        "texts that stand in two splits: 15 of 700 of dev in train, 26 of 700 of test in train, 1 of 700 of test in dev "
-        '(drop_duplicates="train" takes them out of train, "test" out of test)',
+        "texts that stand in two splits: 15 of 700 of dev in train, 26 of 700 of test in train, 1 of 700 of test in dev"
+        ' (drop_duplicates="train" takes them out of train, "test" out of test)',
         "records that repeat the text of an earlier one of their split: 225 of 13084 of train, 5 of 700 of dev, "
         "1 of 700 of test",
     ]

@@ -10,8 +10,10 @@ file and its options, and its records hold strings, whole numbers, None and list
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
+from mtl_jax.data.files import Location
 from mtl_jax.data.readers.annotated import read_conllu_endings, read_srl_pairs, read_srl_questions
 from mtl_jax.data.readers.conll import read_conll
 from mtl_jax.data.readers.conllu import read_conllu
@@ -20,8 +22,7 @@ from mtl_jax.data.readers.derived import read_derived
 from mtl_jax.data.readers.dialogue import read_dialogue
 from mtl_jax.data.readers.folders import read_folders
 from mtl_jax.data.readers.idx import read_idx
-from mtl_jax.data.readers.json_splits import read_json_splits
-from mtl_jax.data.readers.jsonl import read_jsonl
+from mtl_jax.data.readers.jsonl import files_of_splits, read_json_splits, read_jsonl
 from mtl_jax.data.readers.lines import read_lines
 from mtl_jax.data.readers.nlvr import read_nlvr
 from mtl_jax.data.readers.parallel import read_parallel
@@ -58,6 +59,10 @@ READERS: dict[str, Callable[..., Iterator[Record | Note]]] = {
     "nlvr": read_nlvr,
     "idx": read_idx,
     "synthetic": read_synthetic,
+}
+# (location, split, options) -> the files that are read, for readers that find them by themselves
+FILES_OF: dict[str, Callable[[Location, str, Mapping[str, Any]], list[Location]]] = {
+    "json_splits": lambda location, split, options: files_of_splits(location, split),
 }
 GENERATED = frozenset({"synthetic"})
 SLOW = frozenset({"conll", "conllu", "conllu_endings", "srl", "srl_pairs", "srl_questions"})

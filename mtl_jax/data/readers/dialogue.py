@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from mtl_jax.data.files import Location
-from mtl_jax.data.readers.jsonl import read_jsonl
+from mtl_jax.data.readers.jsonl import read_records
 from mtl_jax.data.records import Note, Record, field, find, where
 from mtl_jax.errors import UserError
 
@@ -18,8 +18,10 @@ def read_dialogue(
     text: str = "text",
     before: int = 3,
     separator: str = " | ",
+    records: str = "",
+    key: str = "",
 ) -> Iterator[Record | Note]:
-    """One record a turn but the first of each dialogue; a dialogue is a line of JSON.
+    """One record a turn but the first of each dialogue; a dialogue is an object, in any form of `jsonl`.
 
     A dialogue of one turn, or none, gives no record and is counted.
 
@@ -31,10 +33,11 @@ def read_dialogue(
       text: key of the text, where turns are objects.
       before: turns of the context at most; 0 = all.
       separator: between them.
+      records, key: where the dialogues are, see `jsonl`; an object with turns is one by itself.
 
     Raises UserError at the line: no such field, a turn that is no text; and the errors of JSON lines.
     """
-    for item in read_jsonl(location, encoding):
+    for item in read_records(location, encoding, records, key, fields=(turns,)):
         said = field(item, turns)
         if not isinstance(said, list):
             raise UserError(f"{where(item)}: field {turns!r} should be a list of turns, found {said!r}"[:200])

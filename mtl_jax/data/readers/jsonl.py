@@ -1,80 +1,171 @@
-"""JSON lines, one object a line; or one JSON list of objects."""
+"""JSON in any form: a value a line, values one after the other, a list, a list under a key, records by key; splits."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from mtl_jax.data.files import Location
-from mtl_jax.data.records import Note, Record
+from mtl_jax.data.readers.json_forms import place_of_records
+from mtl_jax.data.readers.json_values import kind, parse_json, values
+from mtl_jax.data.records import Note, Record, field, find, suggestion
 from mtl_jax.errors import UserError
 
+_KEY = "key"
 
-def read_jsonl(location: Location, encoding: str) -> Iterator[Record | Note]:
-    """One record a line; blank lines are skipped. NaN (as pandas writes a missing value) becomes None.
 
-    A file that begins with "[" is one list of objects, over any number of lines; `Record.line` then is the number of
-    the item.
+def read_jsonl(
+    location: Location, encoding: str, *, records: str = "", key: str = "", columns: Sequence[str] = ()
+) -> Iterator[Record | Note]:
+    """One record an object. NaN (as pandas writes a missing value) becomes None.
+
+    The form of the file is found out: a value a line, or values one after the other over any number of lines; one list;
+    one object that is nothing but a list under a key, at any depth ({"data": [...]}, {"data": {"train": [...]}}); one
+    object with a record for each key ({"id1": {...}, "id2": {...}}). Where it could be several, an error says which
+    option decides.
+
+    `Record.line` is the line where the value begins, of records inside of one value the number of the item; their
+    `Record.file` is "path:key".
+
+    Args:
+      records: path of the list, or of the object by key, as "data.train"; "." = each value of the file is a record by
+        itself (or a list of them), whatever it holds; "" = found out.
+      key: field that gets the keys of an object with a record for each key; "" = "key", where this form is found out.
+      columns: names for the values of records that are lists; () = records are objects.
 
     Raises UserError at the line: broken JSON, not an object, a key twice in one object, an infinite number.
     """
-    for number, line in location.lines(encoding):
-        if line.lstrip().startswith("[") and (items := _list(location, encoding)) is not None:
-            yield from (_object(item, location.name, n, "each item") for n, item in enumerate(items, start=1))
+    return read_records(location, encoding, records, key, columns)
+
+
+def read_json_splits(
+    location: Location, encoding: str, *, split: str, columns: Sequence[str] = ("text", "label"), key: str = ""
+) -> Iterator[Record | Note]:
+    """The records of one split of a JSON object that holds all: {"train": [...], "val": [...]} (CLINC150).
+
+    `Record.file` is "path:split", `Record.line` the item's number.
+
+    Args:
+      split: path of the list, or of the object with a record for each key ("train", "data.train"); below a folder
+        "FILES:PATH", where FILES is a name or pattern ("part-*.json:train"). Given by `splits` of the data set.
+      columns: names for the values of items that are lists; items that are objects have their own names.
+      key: field that gets the keys of records by key; "" = "key".
+
+    Raises UserError at the item.
+    """
+    path = _path_in(location, split)
+    for file in files_of_splits(location, split):
+        whole = parse_json(file.text(encoding), file.name)
+        if not isinstance(whole, dict):
+            raise UserError(f"{file.name}: has to hold one JSON object of splits, found {kind(whole)}")
+        document = Record(whole, file.name, 0)
+        if find(document, path) is None and "." not in path:
+            known = ", ".join(whole)
+            raise UserError(f"{file.name}: no split {path!r}; there are: {known}.{suggestion(path, whole)}")
+        yield from _items(field(document, path), f"{file.name}:{path}", None, key or _KEY, columns)
+
+
+def files_of_splits(location: Location, split: str) -> list[Location]:
+    """The files in which a split lies. Raises UserError where `split` names none."""
+    if not location.is_folder():
+        return [location]
+    pattern = split.rpartition(":")[0]
+    if not pattern:
+        raise UserError(
+            f"{location.name} is a folder; splits name file and key then: {f'FILES.json:{split}'!r} in the place of "
+            f"{split!r}"
+        )
+    found = location.glob(pattern)
+    if not found:
+        raise UserError(f"{location.name}: nothing matches {pattern!r}")
+    return found
+
+
+def read_records(
+    location: Location,
+    encoding: str,
+    records: str = "",
+    key: str = "",
+    columns: Sequence[str] = (),
+    fields: Sequence[str] = (),
+) -> Iterator[Record]:
+    """As `read_jsonl`; an object that has all of `fields` (paths) is a record, whatever else it holds."""
+    found = values(location, encoding)
+    file = location.name
+    first, second = next(found, None), next(found, None)
+    if first is None:
+        return
+    alone = second is None
+    line, document = first
+    if alone and not records and isinstance(document, Mapping):
+        whole = Record(document, file, line)
+        if key:
+            path: str | None = ""
+        elif fields and all(find(whole, name) is not None for name in fields):
+            path = None
+        else:
+            path = place_of_records(document, columns, file)
+        if path is not None:
+            inner = field(whole, path) if path else document
+            yield from _items(inner, f"{file}:{path}" if path else file, None, key or _KEY, columns)
             return
-        if line.strip():
-            yield _object(parse_json(line, f"{location.name}:{number}"), location.name, number, "each line")
+    for number, value in itertools.chain([first], [] if second is None else [second], found):
+        if records not in ("", "."):
+            if not isinstance(value, Mapping):
+                raise UserError(
+                    f"{file}:{number}: options.records={records!r} is a path in an object, found {kind(value)}"
+                )
+            inner = field(Record(value, file, number), records)
+            yield from _items(inner, f"{file}:{records}", None if alone else number, key or _KEY, columns)
+        elif isinstance(value, list) and (alone or columns) and not _is_row(value, columns):
+            for at, item in enumerate(value, start=1):
+                yield _record(item, file, at if alone else number, "each item", columns)
+        elif key:
+            yield from _items(value, file, number, key, columns)
+        else:
+            yield _record(value, file, number, "each line", columns)
 
 
-def _list(location: Location, encoding: str) -> list[Any] | None:
-    """What the whole file holds; None where its first line is a JSON value by itself."""
-    first = next(line for _, line in location.lines(encoding) if line.strip())
-    text = location.text(encoding)
-    alone = text.strip() != first.strip() and _is_json(first)
-    return None if alone else parse_json(text, location.name)
+def _items(value: Any, file: str, line: int | None, key: str, columns: Sequence[str]) -> Iterator[Record]:
+    """The records of a list, or of an object with one for each key; numbered, or all of one line."""
+    if isinstance(value, list):
+        for number, item in enumerate(value, start=1):
+            yield _record(item, file, line or number, "an item", columns)
+        return
+    if not isinstance(value, Mapping) or not value:
+        empty = "an object without keys" if isinstance(value, Mapping) else kind(value)
+        raise UserError(f"{file}: has to be a list of items, or an object with a record for each key, found {empty}")
+    for number, (name, item) in enumerate(value.items(), start=1):
+        record = _record(item, file, line or number, f"the value of each key (here {name!r})", columns)
+        if record.fields.get(key, name) not in (name, _as_number(name)):
+            raise UserError(
+                f"{file}:{line or number}: key {name!r}: the record has a field {key!r} of its own, "
+                f"{record.fields[key]!r}; give the field for the keys another name by options.key"
+            )
+        yield record._replace(fields={key: name, **record.fields})
 
 
-def _is_json(text: str) -> bool:
-    try:
-        json.loads(text)
-    except (ValueError, RecursionError):
-        return False
-    return True
-
-
-def _object(value: Any, file: str, number: int, each: str) -> Record:
+def _record(value: Any, file: str, number: int, each: str, columns: Sequence[str]) -> Record:
+    if isinstance(value, list) and columns:
+        if len(value) != len(columns):
+            raise UserError(
+                f"{file}:{number}: {len(value)} values, options.columns names {len(columns)} ({', '.join(columns)})"
+            )
+        value = dict(zip(columns, value, strict=True))
     if not isinstance(value, dict):
-        raise UserError(f"{file}:{number}: {each} has to hold a JSON object {{...}}, found {kind(value)}")
+        wanted = "be a list or an object" if columns else "hold a JSON object {...}"
+        raise UserError(f"{file}:{number}: {each} has to {wanted}, found {kind(value)}")
     return Record(value, file, number)
 
 
-def parse_json(text: str, place: str) -> Any:
-    """The value of a JSON text. Raises UserError that begins with `place`."""
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) < len(pairs):
-            keys = [key for key, _ in pairs]
-            raise ValueError(f"the key {next(k for k in keys if keys.count(k) > 1)!r} stands twice in one object")
-        return found
-
-    def constant(name: str) -> None:
-        if name != "NaN":
-            raise ValueError(f"{name} is no JSON number")
-
-    try:
-        return json.loads(text, object_pairs_hook=unique, parse_constant=constant)
-    except json.JSONDecodeError as error:
-        line = f"line {error.lineno}, " if error.lineno > 1 else ""
-        raise UserError(f"{place}: broken JSON: {error.msg} at {line}column {error.colno}") from error
-    except RecursionError as error:
-        raise UserError(f"{place}: broken JSON: nested too deeply") from error
-    except ValueError as error:
-        raise UserError(f"{place}: broken JSON: {error}") from error
+def _is_row(value: list[Any], columns: Sequence[str]) -> bool:
+    return bool(columns) and len(value) == len(columns) and not all(isinstance(item, list | dict) for item in value)
 
 
-def kind(value: Any) -> str:
-    """What a JSON value is, in JSON's words."""
-    names = {dict: "an object", list: "a list", str: "a string", bool: "true or false", type(None): "null"}
-    return names.get(type(value), "a number")
+def _path_in(location: Location, split: str) -> str:
+    return split.rpartition(":")[2] if location.is_folder() else split
+
+
+def _as_number(name: str) -> int | None:
+    return int(name) if name.isdecimal() and len(name) < 19 else None

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from mtl_jax.data.files import Location
-from mtl_jax.data.readers.jsonl import read_jsonl
+from mtl_jax.data.readers.jsonl import read_records
 from mtl_jax.data.readers.statements import is_tower, plain, statements_about
 from mtl_jax.data.records import Note, Record, where
 from mtl_jax.errors import UserError
@@ -58,7 +58,7 @@ def read_nlvr(
             f"{location.name}: the reader 'nlvr' wants folders such as dev/images/0, beside dev/dev.json; "
             f"there is no {file.name}"
         )
-    records = [r for r in read_jsonl(file, encoding) if isinstance(r, Record)]
+    records = list(read_records(file, encoding, fields=("sentence",)))
     records = [_checked(r) for r in records if str(r.fields.get("directory")) == location.place.name]
     pictures = [_fields(record, location, split.place.name) for record in records]
     if single:
@@ -91,7 +91,10 @@ def _sentences(top: Location, encoding: str) -> frozenset[str]:
     """The sentences of all splits."""
     files = [folder.child(f"{folder.place.name}.json") for folder in top.children() if folder.is_folder()]
     return frozenset(
-        plain(_checked(r).fields["sentence"]) for file in files if file.is_file() for r in read_jsonl(file, encoding)
+        plain(_checked(record).fields["sentence"])
+        for file in files
+        if file.is_file()
+        for record in read_records(file, encoding, fields=("sentence",))
     )
 
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from mtl_jax import unicode
 from mtl_jax.data import schemes
 from mtl_jax.data.files import Location
-from mtl_jax.data.readers.jsonl import read_jsonl
+from mtl_jax.data.readers.jsonl import read_records
 from mtl_jax.data.records import Note, Record, field, find, suggestion, where
 from mtl_jax.errors import UserError
 
@@ -32,9 +32,16 @@ class _Mark(NamedTuple):
 
 
 def read_spans(
-    location: Location, encoding: str, *, text: str = "text", spans: str = "", scheme: str = "iob2"
+    location: Location,
+    encoding: str,
+    *,
+    text: str = "text",
+    spans: str = "",
+    scheme: str = "iob2",
+    records: str = "",
+    key: str = "",
 ) -> Iterator[Record | Note]:
-    """JSON lines, or a JSON list, of texts with labelled spans, as doccano, Prodigy, spaCy and others write them.
+    """JSON in any form of `jsonl`, texts with labelled spans, as doccano, Prodigy, spaCy and others write them.
 
     Fields: words, tags (a list as long; None where the text has no annotation), and those of the file. Words are runs
     of letters and digits with their marks, and single other signs; a Han character is one, see `mtl_jax.unicode`. A
@@ -47,14 +54,12 @@ def read_spans(
         or end_offset, stop, to (not included); label or type, tag, entity, entity_group. "" = the first of spans,
         entities, labels, label that a record has.
       scheme: of the tags, "iob2" or "bioes".
+      records, key: where the texts are, see `jsonl`; an object with a text is one by itself.
 
     Raises UserError at the line: no text, spans of another form, or outside of the text.
     """
     _check_scheme(scheme)
-    for record in read_jsonl(location, encoding):
-        if isinstance(record, Note):
-            yield record
-            continue
+    for record in read_records(location, encoding, records, key, fields=(text,)):
         whole = find(record, text)
         if not isinstance(whole, str):
             known = ", ".join(map(str, record.fields)) or "none"

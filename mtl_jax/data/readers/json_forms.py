@@ -1,0 +1,111 @@
+"""Where the records of a JSON document are: in a list under a key, by key in an object; or it is a record itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from mtl_jax.errors import UserError
+
+_DEEPEST = 4  # objects around the records
+_SHOWN = 8  # names in a message
+
+
+def place_of_records(document: Mapping[str, Any], columns: Sequence[str], file: str) -> str | None:
+    """The path of the records of a file that holds one object: the only list of objects in it, or the only object with
+    a record for each key; "" = the document is such a one; None = it is a record itself.
+
+    With `columns` a list of so many values is a record too. Raises UserError where it could be several things, with the
+    options that say which.
+    """
+    if _is_table(document):
+        raise UserError(
+            f"{file}: an object for each column ({_names(document)}), as pandas writes tables; write it with "
+            'orient="records", lines=True'
+        )
+    if _by_key(document, columns):
+        return ""
+    places = list(_places(document, columns))
+    plain = [name for name, value in document.items() if _is_plain(value)]
+    if places and not plain and len(places) == 1:
+        return places[0]
+    if places and not plain:
+        raise UserError(
+            f"{file}: records under {_names(places)}; name one as options.records, or read them as splits: "
+            f'reader="json_splits", splits={{"train": {places[0]!r}, ...}}'
+        )
+    if places:
+        raise UserError(
+            f"{file}: one object, with objects under {_names(places)}, and {_names(plain)} beside them; "
+            f'options.records={places[0]!r} reads those as records, options.records="." the whole as one'
+        )
+    rows = [name for name, value in document.items() if _are_rows(value)]
+    if rows and not plain:
+        raise UserError(
+            f"{file}: lists of lists under {_names(rows)}; their values need names: options.records={rows[0]!r} and "
+            'options.columns=("text", "label") or others (or as splits: reader="json_splits")'
+        )
+    if len(document) == 1 and not plain and isinstance(next(iter(document.values())), Mapping):
+        raise UserError(
+            f'{file}: one object under one key, {_names(document)}; options.records="." reads the whole as one record, '
+            "options.key (the name of a field for the key) as records by key"
+        )
+    return None
+
+
+def _by_key(value: Mapping[str, Any], columns: Sequence[str]) -> bool:
+    """Whether an object has a record for each key: two at least, that are alike."""
+    inner = list(value.values())
+    if len(inner) < 2:
+        return False
+    if all(isinstance(one, Mapping) and any(map(_is_plain, one.values())) for one in inner):
+        return bool(set(inner[0]).intersection(*inner[1:]))
+    return bool(columns) and all(isinstance(one, list) and len(one) == len(columns) and _is_plain(one) for one in inner)
+
+
+def _places(value: Mapping[str, Any], columns: Sequence[str], path: str = "", depth: int = 1) -> Iterator[str]:
+    """Paths of lists of records, and of objects with a record for each key, inside of objects."""
+    for name, inner in value.items():
+        there = f"{path}.{name}" if path else str(name)
+        if isinstance(inner, Mapping):
+            if _by_key(inner, columns):
+                yield there
+            elif depth < _DEEPEST:
+                yield from _places(inner, columns, there, depth + 1)
+        elif _are(inner, dict) or (columns and _are(inner, list) and all(len(row) == len(columns) for row in inner)):
+            yield there
+
+
+def _is_table(document: Mapping[str, Any]) -> bool:
+    """Whether every value is an object with cells under "0", "1", ..., and no key of the document is a number."""
+    if not document or not all(isinstance(value, Mapping) and value for value in document.values()):
+        return False
+    columns = list(document.values())
+    numbers = set(map(str, range(len(columns[0]))))
+    alike = all(set(column) == numbers and all(map(_is_plain, column.values())) for column in columns)
+    return alike and not any(str(name).isdigit() for name in document)
+
+
+def _are_rows(value: Any) -> bool:
+    """Whether a list holds lists of one length above 1, with a text in each."""
+    if not _are(value, list):
+        return False
+    alike = len({len(row) for row in value}) == 1 and len(value[0]) > 1
+    return alike and all(any(isinstance(cell, str) for cell in row) for row in value)
+
+
+def _are(value: Any, wanted: type) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(item, wanted) for item in value)
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a value holds no objects or lists of lists: a number, a text, a list of such (but no empty list, which
+    may be a split without records)."""
+    if isinstance(value, list):
+        return bool(value) and not any(isinstance(item, Mapping | list) for item in value)
+    return not isinstance(value, Mapping)
+
+
+def _names(names: Iterable[Any]) -> str:
+    names = list(names)
+    return ", ".join(map(repr, names[:_SHOWN])) + (" …" if len(names) > _SHOWN else "")

@@ -1,0 +1,111 @@
+"""The JSON values of a file: one a line, one after the other over any number of lines, or one alone."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from mtl_jax.data.files import Location
+from mtl_jax.errors import UserError
+
+_BLANKS = re.compile(r"[ \t\r\n]*")
+
+
+def values(location: Location, encoding: str) -> Iterator[tuple[int, Any]]:
+    """(line where it begins, value) for each value of a file. NaN (as pandas writes a missing value) becomes None.
+
+    Raises UserError at the line: broken JSON, a key twice in one object, an infinite number.
+    """
+    lines = list(location.lines(encoding))
+    for at, (number, line) in enumerate(lines):
+        if not line.strip():
+            continue
+        try:
+            value = _decoded(line, f"{location.name}:{number}")
+        except json.JSONDecodeError as error:
+            yield from _over_lines(lines[at:], location.name, at > 0, error)
+            return
+        yield number, value
+
+
+def parse_json(text: str, place: str) -> Any:
+    """The value of a JSON text. Raises UserError that begins with `place`."""
+    try:
+        return _decoded(text, place)
+    except json.JSONDecodeError as error:
+        raise _broken(error, place) from error
+
+
+def kind(value: Any) -> str:
+    """What a JSON value is, in JSON's words."""
+    names = {dict: "an object", list: "a list", str: "a string", bool: "true or false", type(None): "null"}
+    return names.get(type(value), "a number")
+
+
+def _over_lines(
+    lines: Sequence[tuple[int, str]], file: str, one_a_line: bool, first_error: json.JSONDecodeError
+) -> Iterator[tuple[int, Any]]:
+    """The values from a line on that is none by itself: `first_error` says why."""
+    text = "\n".join(line for _, line in lines)
+    at = _BLANKS.match(text, 0).end()
+    found = []
+    while at < len(text):
+        number = lines[0][0] + text.count("\n", 0, at)
+        try:
+            value, at = _decoded(text, f"{file}:{number}", at)
+        except json.JSONDecodeError as error:
+            if not found and (one_a_line or (len(lines) > 1 and _is_value(lines[1][1]))):
+                raise _broken(first_error, f"{file}:{number}") from first_error
+            wrong = lines[0][0] + error.lineno - 1
+            begin = f" (the value begins at line {number})" if wrong != number else ""
+            raise UserError(f"{file}:{wrong}: broken JSON: {error.msg} at column {error.colno}{begin}") from error
+        found.append((number, value))
+        at = _BLANKS.match(text, at).end()
+    begins = [number for number, _ in found]
+    if len(set(begins)) < len(begins):  # several in one line: their numbers tell them apart
+        found = [(number, value) for number, (_, value) in enumerate(found, start=1)]
+    yield from found
+
+
+def _decoded(text: str, place: str, at: int | None = None) -> Any:
+    """The value of a text; with `at` the value that begins there, and where it ends.
+
+    Raises json.JSONDecodeError for what is no JSON, UserError for JSON that is refused.
+    """
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            keys = [key for key, _ in pairs]
+            raise ValueError(f"the key {next(k for k in keys if keys.count(k) > 1)!r} stands twice in one object")
+        return found
+
+    def constant(name: str) -> None:
+        if name != "NaN":
+            raise ValueError(f"{name} is no JSON number")
+
+    try:
+        if at is None:
+            return json.loads(text, object_pairs_hook=unique, parse_constant=constant)
+        return json.JSONDecoder(object_pairs_hook=unique, parse_constant=constant).raw_decode(text, at)
+    except json.JSONDecodeError:
+        raise
+    except RecursionError as error:
+        raise UserError(f"{place}: broken JSON: nested too deeply") from error
+    except ValueError as error:
+        raise UserError(f"{place}: broken JSON: {error}") from error
+
+
+def _is_value(text: str) -> bool:
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _broken(error: json.JSONDecodeError, place: str) -> UserError:
+    line = f"line {error.lineno}, " if error.lineno > 1 else ""
+    return UserError(f"{place}: broken JSON: {error.msg} at {line}column {error.colno}")
