@@ -271,15 +271,23 @@ def task(**fields) -> ConfigDict:
     #                  "grounded_classification" (of a text about pictures)
     entry.dataset = ""  # name of the data set
     entry.label = ""  # field of its records that holds the label; generation: the text, or list of words, to write;
-    #                   span: the answers, in two fields "text+start" or "start+end"
+    #                   span: the answers, in two fields "text+start" or "start+end". Several fields, "a+b" or
+    #                   ("a", "b"): of a class joined as "x:y"; multilabel: a column of 0 and 1 (or true and false) for
+    #                   each class, empty or -1 = not labelled
     entry.level = ""  # tagging: "word" | "predicate" (roles, one sequence a predicate); "": the kind's first
     entry.weight = 1.0  # α_k, factor on the task's loss
     entry.metrics = ()  # first = the task's score; (): the kind's default. Names: mtl_jax.tasks.metrics.METRICS
     entry.classes = ()  # order of the classes; (): sorted, from train
-    entry.missing = ("",)  # raw values that mean "no label"; a field that is absent always does
+    entry.missing = ()  # raw values that mean "no label"; an absent field, null and the number NaN always do. (): "",
+    #                     "NaN", "nan", "NAN", "<NA>", "#N/A", "null", "NULL", "Null"; of words (tags) and texts to
+    #                     write "" alone. NA, None, -, ? may be classes: they stay such, with a note (SNLI: ("", "-"))
     entry.labelled = 0  # only so many examples of train keep their label, a fixed subset by seed; 0: all. Schemes such
     #                     as "gan_classification" learn from the others too
-    entry.options = ConfigDict()  # of the kind, e.g. {"crf": True, "scheme": "iob2"} or {"label_smoothing": 0.1}
+    entry.options = ConfigDict()  # of the kind, e.g. {"crf": True, "scheme": "iob2"} or {"label_smoothing": 0.1};
+    #                               multilabel {"delimiter": ";"}: sets as "a;b" (default ","); lists as "['a', 'b']"
+    #                               are read as such
+    if isinstance(fields.get("label"), tuple | list):
+        fields["label"] = "+".join(fields["label"])
     return _filled(entry, fields, "task", ("options",))
 
 

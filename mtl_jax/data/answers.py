@@ -25,8 +25,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mtl_jax import unicode
+from mtl_jax.data import literals
 from mtl_jax.data.encoding import EncodedSplit
-from mtl_jax.data.labels import LabelSpec, RawLabels, get
+from mtl_jax.data.labels import LabelSpec, RawLabels, get, is_missing
 from mtl_jax.data.records import Note, Record, where
 from mtl_jax.data.units import Units
 from mtl_jax.data.vocabulary import Gold
@@ -142,7 +143,7 @@ def _raw(record: Record, spec: LabelSpec) -> list[tuple[str | None, int, int | N
     """(text or None, start, end or None) of each answer."""
     if "+" in spec.field and spec.field not in record.fields:
         first, second = (get(record, name.strip()) for name in spec.field.split("+", 1))
-        if second is None or second in spec.missing or first is None:
+        if is_missing(second, spec) or first is None or (isinstance(first, float) and is_missing(first, spec)):
             return None
         second = _whole(second, spec, record)
         if second == -1 or (not isinstance(first, int) and str(first).strip() == "-1"):
@@ -151,8 +152,10 @@ def _raw(record: Record, spec: LabelSpec) -> list[tuple[str | None, int, int | N
             return [(None, _whole(first, spec, record), second)]
         return [(str(first), second, None)]
     value = get(record, spec.field)
-    if value is None or (isinstance(value, str) and value in spec.missing):
+    if is_missing(value, spec):
         return None
+    if isinstance(value, str) and (found := literals.parse(value)) is not None:
+        value = found
     if isinstance(value, Mapping):
         value = _columns(value, spec, record)
     if isinstance(value, list | tuple) and len(value) == 2 and all(type(v) is int for v in value):

@@ -7,7 +7,7 @@ import string
 import numpy as np
 
 from mtl_jax import unicode
-from mtl_jax.data.labels import LabelSpec, RawLabels, get
+from mtl_jax.data.labels import LabelSpec, RawLabels, get, is_missing
 from mtl_jax.data.records import Record, where
 from mtl_jax.data.units import Units
 from mtl_jax.errors import UserError
@@ -35,7 +35,7 @@ def collect(units: Units, spec: LabelSpec) -> RawLabels:
 def _number(raw, choices: list[str], spec: LabelSpec, record: Record) -> int | None:
     if isinstance(raw, str):
         raw = raw.strip()
-    if raw is None or raw in spec.missing:
+    if is_missing(raw, spec):
         return None
     found = set()
     if spec.classes:

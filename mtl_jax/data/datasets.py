@@ -8,7 +8,19 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from mtl_jax.data import carving, conditions, duplicates, files, groups, parsed, places, schemes, selection, slices
+from mtl_jax.data import (
+    carving,
+    cells,
+    conditions,
+    duplicates,
+    files,
+    groups,
+    parsed,
+    places,
+    schemes,
+    selection,
+    slices,
+)
 from mtl_jax.data.pictures import picture_key
 from mtl_jax.data.places import SPLITS
 from mtl_jax.data.readers import FILES_OF, READERS, SLOW
@@ -111,8 +123,8 @@ def _read(name: str, entry: dict[str, Any], seed: int) -> ReadData:
             items, content = _read_part(reader_name, location, part, encoding, options, seen)
             found += items
             contents[split].append(content)
-        splits[split] = [item for item in found if isinstance(item, Record)]
-        notes += summary(split, [item for item in found if isinstance(item, Note)])
+        splits[split], listed = cells.read_lists([item for item in found if isinstance(item, Record)], entry)
+        notes += summary(split, [*(item for item in found if isinstance(item, Note)), *listed])
     notes += _read_twice(splits)
     splits, kept = conditions.select(splits, wanted_values)
     notes += kept

@@ -9,13 +9,23 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from mtl_jax.data import literals
 from mtl_jax.data.records import Record, find, where
+from mtl_jax.data.texts import MISSING
 from mtl_jax.errors import UserError
+from mtl_jax.unicode import nfc
 
 LEVELS = ("text", "word", "predicate", "sequence", "pair", "choice", "span", "token")
 KINDS = ("class", "set", "real", "tokens", "choice", "span", "hidden")
 # what of a record has one label, or an answer, each
 PER_RECORD = ("text", "pair", "choice", "span")
+JOINED = ":"  # between the parts of a label that comes of several fields
+_YES, _NO, _UNKNOWN = ("1", "true"), ("0", "false"), ("-1",)
+
+
+def default_missing(level: str) -> tuple[str, ...]:
+    """The values that mean "not labelled" where a task names none: "", and but for words and targets `MISSING`."""
+    return ("", *MISSING) if level in PER_RECORD else ("",)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,17 +35,20 @@ class LabelSpec:
     task, dataset  names; the task's is used in every message
     field          field of the records that holds the label: one label a text, a list of labels a sentence (one for
                    each word), or for "predicate" a list of such lists, one for each of the record's predicates; for
-                   "sequence" a text or a list of words
+                   "sequence" a text or a list of words. Several fields are joined, see `fields_of`: kind "class" as
+                   one label, "coarse+fine"; kind "set" as one field of 0 and 1 for each class, "toxic+insult"
     level          "text" | "word" | "predicate" | "sequence" | "pair" (a text with two marked spans) | "choice" (one of
                    several texts) | "span" (of a text) | "token" (the text itself, tokens of which are hidden)
     kind           "class": one class, or a distribution as {class: probability} or C numbers in the order of `classes`
-                   "set": several classes, a list of names or a string with `delimiter` between them (level "text")
+                   "set": several classes (level "text"): a list of names, also one that is written as a text (see
+                   `literals`); a text with `delimiter` between them, " " for any blanks; {name: 0 or 1}; a list with
+                   0 or 1 for each of `classes`
                    "real": a number (level "text")
                    "tokens": a target sequence (level "sequence"), cut and encoded as `target` says
                    "choice", "span": of the levels of these names, see `choices` and `answers`
                    "hidden": the hidden tokens (level "token"); `field` is not read
     classes        names in the order of the ids; () = those of the training data, sorted, "O" first for tagging
-    missing        values that mean "not labelled", besides None
+    missing        values that mean "not labelled", besides None and the number NaN; by default `default_missing`
     predicates     field with the word indices of the predicates (level "predicate")
     labelled       records of train that keep their labels, drawn by seed among those that have some; 0 = all
     source_scheme  levels "word" and "predicate": how tags of spans are written, see `schemes`; "none": the labels are
@@ -67,8 +80,14 @@ class LabelSpec:
             raise UserError(f"task {self.task}: labels of kind {self.kind} belong to texts, not to level {self.level}")
         if self.labelled and self.kind in ("tokens", "hidden"):
             raise UserError(f"task {self.task}: labels of kind {self.kind} are all there, `labelled` has to be 0")
+        object.__setattr__(self, "classes", tuple(map(nfc, self.classes)))
         if len(set(self.classes)) != len(self.classes):
             raise UserError(f"task {self.task}: classes names a class twice")
+        if not isinstance(self.delimiter, str) or not self.delimiter:
+            raise UserError(
+                f"config.tasks.{self.task}.options.delimiter: {self.delimiter!r} should be the text between the "
+                'classes of a set, such as ";"'
+            )
 
 
 class RawLabels(NamedTuple):
@@ -117,20 +136,62 @@ def collect(
     values: list[Any] = []
     ends = [0]
     for m, record in enumerate(records):
-        raw = get(record, spec.field)
-        if spec.level in PER_RECORD:
-            values.append(_canonical(raw, spec, record))
-        elif spec.level == "word":
-            values.extend(_sequence(raw, words[m], spec, record))
+        names = fields_of(record, spec)
+        if len(names) == 1 and spec.level in PER_RECORD:
+            values.append(_canonical(get(record, spec.field), spec, record))
+        elif spec.kind == "set":
+            values.append(_flags({name: get(record, name) for name in names}, spec, record))
         else:
-            given = predicates[m]
-            if raw is not None and (not is_list(raw) or len(raw) != len(given)):
-                found = f"{len(raw)} lists" if is_list(raw) else repr(raw)
-                raise _wrong(spec, record, f"{len(given)} predicates want as many lists of labels, found {found}")
-            for number in range(len(given)):
-                values.extend(_sequence(None if raw is None else raw[number], words[m], spec, record))
+            count = None if words is None else words[m]
+            given = None if predicates is None else predicates[m]
+            parts = [_of_record(get(record, name), spec, record, count, given) for name in names]
+            values += parts[0] if len(parts) == 1 else [_joined(p, spec, record) for p in zip(*parts, strict=True)]
         ends.append(len(values))
     return RawLabels(values, np.asarray(ends, np.int64), records)
+
+
+def fields_of(record: Record, spec: LabelSpec) -> list[str]:
+    """The fields of a record that its labels come from: one, or several where no field has the "+" in its name."""
+    if "+" not in spec.field or spec.kind not in ("class", "set") or spec.field in record.fields:
+        return [spec.field]
+    return [name.strip() for name in spec.field.split("+")]
+
+
+def _of_record(
+    raw: Any, spec: LabelSpec, record: Record, words: int | None, predicates: Sequence[int] | None
+) -> list[Any]:
+    """The canonical labels of one field of a record: one, or one for each word (of each predicate)."""
+    if spec.level in PER_RECORD:
+        return [_canonical(raw, spec, record)]
+    if isinstance(raw, str) and literals.is_like(raw):
+        raw = literals.parse(raw) or raw
+    if spec.level == "word":
+        return _sequence(raw, words, spec, record)
+    if raw is not None and (not is_list(raw) or len(raw) != len(predicates)):
+        found = f"{len(raw)} lists" if is_list(raw) else repr(raw)
+        raise _wrong(spec, record, f"{len(predicates)} predicates want as many lists of labels, found {found}")
+    lists = [None] * len(predicates) if raw is None else raw
+    return [label for labels in lists for label in _sequence(labels, words, spec, record)]
+
+
+def _joined(parts: Sequence[Any], spec: LabelSpec, record: Record) -> str | None:
+    """One label of several; missing where one of them is."""
+    if any(part is None for part in parts):
+        return None
+    if not all(isinstance(part, str) for part in parts):
+        raise _wrong(spec, record, f"labels of the fields {spec.field!r} should be names, found {parts!r}")
+    return JOINED.join(parts)
+
+
+def _flags(values: Mapping[str, Any], spec: LabelSpec, record: Record) -> tuple[str, ...] | None:
+    """The names whose value is 1; None, not labelled, where one of the values is missing or -1."""
+    names = {}
+    for name, raw in values.items():
+        text = "" if is_missing(raw, spec) else _name(raw).removesuffix(".0").lower()
+        if text and text not in (*_YES, *_NO, *_UNKNOWN):
+            raise _wrong(spec, record, f"field {name!r} should be 0 or 1 (-1: not labelled), found {raw!r}")
+        names[name] = text
+    return tuple(n for n, t in names.items() if t in _YES) if all(t in (*_YES, *_NO) for t in names.values()) else None
 
 
 def unlabelled(
@@ -163,30 +224,77 @@ def _sequence(raw: Any, words: int, spec: LabelSpec, record: Record) -> list[Any
 def _canonical(raw: Any, spec: LabelSpec, record: Record) -> Any:
     """One label as None, str, float, dict, tuple of floats (distribution) or tuple of str (set)."""
     if type(raw) is str and spec.kind == "class":  # nearly every label of a tagged corpus
-        name = raw.strip()
+        name = nfc(raw.strip())
         return None if name in spec.missing else name
     if isinstance(raw, np.ndarray | np.generic):
         raw = raw.tolist()
-    if raw is None or (not is_list(raw) and not isinstance(raw, Mapping) and _name(raw) in spec.missing):
+    if is_missing(raw, spec):
         return None
     if spec.kind == "real":
         try:
             number = float(raw)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             number = math.nan
         if not math.isfinite(number):
-            raise _wrong(spec, record, f"field {spec.field!r} should be a number, found {raw!r}")
+            shown = f"{raw!r:.80}{_way_out(raw, spec)}"
+            raise _wrong(spec, record, f"field {spec.field!r} should be a number, found {shown}")
         return number
     if spec.kind == "set":
-        if isinstance(raw, Mapping):
-            raise _wrong(spec, record, f"field {spec.field!r} should be a list of names, found {raw!r}")
-        items = raw.split(spec.delimiter) if isinstance(raw, str) else raw if is_list(raw) else [raw]
-        return tuple(dict.fromkeys(name for name in map(_name, items) if name))
+        return _set(raw, spec, record)
     if isinstance(raw, Mapping):
         return dict(zip(map(_name, raw), _distribution(list(raw.values()), spec, record), strict=True))
     if is_list(raw):
         return _distribution(raw, spec, record)
     return _name(raw)
+
+
+def _set(raw: Any, spec: LabelSpec, record: Record) -> tuple[str, ...] | None:
+    """The names of a set, each once."""
+    if isinstance(raw, str) and literals.is_like(raw):
+        found = literals.parse(raw)
+        if found is None and (raw.strip().startswith("[") or raw.strip().endswith("]")):
+            raise _wrong(spec, record, f"field {spec.field!r} looks like a list, but cannot be read: {raw[:80]!r}")
+        raw = raw if found is None else found or []
+    if isinstance(raw, Mapping):
+        return _flags({_name(name): value for name, value in raw.items()}, spec, record)
+    if isinstance(raw, str):
+        raw = raw.split() if spec.delimiter == " " else raw.split(spec.delimiter)
+    items = raw if is_list(raw) else [raw]
+    if is_list(raw) and _is_vector(raw, spec):
+        return tuple(name for name, flag in zip(spec.classes, raw, strict=True) if flag)
+    if any(is_list(item) or isinstance(item, Mapping) for item in items):
+        raise _wrong(spec, record, f"field {spec.field!r} should be a list of names, found {raw!r:.80}")
+    return tuple(dict.fromkeys(_name(item) for item in items if item is not None and _name(item)))
+
+
+def _is_vector(raw: Sequence[Any], spec: LabelSpec) -> bool:
+    """Whether a list has a number 0 or 1 for each of the task's `classes`, none of which is called so."""
+    return (
+        bool(spec.classes)
+        and len(raw) == len(spec.classes)
+        and not {"0", "1"} & set(spec.classes)
+        and all(isinstance(item, int | float) and item in (0, 1) for item in raw)
+    )
+
+
+def is_missing(raw: Any, spec: LabelSpec) -> bool:
+    """Whether a value means that there is no label: None, the number NaN, or one of `spec.missing`."""
+    if raw is None or (isinstance(raw, float) and math.isnan(raw)):
+        return True
+    return not is_list(raw) and not isinstance(raw, Mapping) and _name(raw) in spec.missing
+
+
+def _way_out(raw: Any, spec: LabelSpec) -> str:
+    """What to do where a text stands in the place of a number."""
+    if not isinstance(raw, str) or any(sign.isdigit() for sign in raw):
+        return ""
+    return f'; if that means "no label", name it: {naming_missing([raw.strip()[:40]], spec)}'
+
+
+def naming_missing(names: Sequence[str], spec: LabelSpec) -> str:
+    """What to write in a config so that `names` mean "not labelled" too."""
+    known = [name for name in (*spec.missing, *names) if name is not None]
+    return f"config.tasks.{spec.task}.missing={tuple(dict.fromkeys(known))!r}"
 
 
 def _distribution(raw: Sequence[Any], spec: LabelSpec, record: Record) -> tuple[float, ...]:
@@ -204,7 +312,7 @@ def _name(raw: Any) -> str:
         return "true" if raw else "false"
     if isinstance(raw, float) and raw.is_integer():
         raw = int(raw)
-    return (raw.decode() if isinstance(raw, bytes) else str(raw)).strip()
+    return nfc((raw.decode("utf-8", "replace") if isinstance(raw, bytes) else str(raw)).strip())
 
 
 def is_list(raw: Any) -> bool:

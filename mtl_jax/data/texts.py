@@ -2,32 +2,44 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from mtl_jax.data.records import Note, Record, field, where
 from mtl_jax.errors import UserError
 
+MISSING = ("NaN", "nan", "NAN", "<NA>", "#N/A", "null", "NULL", "Null")  # as pandas, spreadsheets and SQL write it
+_LOOKS_MISSING = 'records whose text is a word for a missing value such as "nan" (options.empty="drop" leaves them out)'
+
 
 def check_texts(
     records: Sequence[Record], texts: Sequence[str], words: str, empty: str
 ) -> tuple[list[Record], list[Note]]:
-    """The records with a text, and a note for each that was dropped. Raises UserError for the first one without."""
-    kept, dropped = [], []
+    """The records with a text, and a note for each that was dropped, or whose text is one of `MISSING`.
+
+    `empty` = "drop": both are dropped; "error": raises UserError for the first one without a text.
+    """
+    kept, notes = [], []
     for record in records:
         wrong = _wrong_words(record, words) if words else _wrong_texts(record, texts)
-        if not wrong:
-            kept.append(record)
-        elif empty == "drop":
-            dropped.append(Note("records without text dropped (options.empty)", record.file, record.line, lost=1))
-        else:
+        suspicious = not wrong and any(field(record, name) in MISSING for name in texts)
+        if wrong and empty != "drop":
             raise UserError(f'{where(record)}: {wrong}; options.empty="drop" leaves such records out')
-    return kept, dropped
+        if suspicious and empty != "drop":
+            notes.append(Note(_LOOKS_MISSING, record.file, record.line))
+        if wrong or (suspicious and empty == "drop"):
+            notes.append(Note("records without text dropped (options.empty)", record.file, record.line, lost=1))
+        else:
+            kept.append(record)
+    return kept, notes
 
 
 def _wrong_texts(record: Record, names: Sequence[str]) -> str:
     """Which text is empty, or nothing. Raises UserError for what is no text."""
     for name in names:
         value = field(record, name)
+        if isinstance(value, float) and math.isnan(value):  # as pandas reads an empty cell
+            value = None
         if value is not None and not isinstance(value, str):
             hint = f"; a list of words is named by words={name!r}" if isinstance(value, list) else ""
             raise UserError(f"{where(record)}: field {name!r} has to be a text, found {str(value)[:60]!r}{hint}")

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mtl_jax.data.labels import LabelSpec, RawLabels, get
+from mtl_jax.data import label_notes
+from mtl_jax.data.labels import LabelSpec, RawLabels, fields_of, get
 from mtl_jax.data.records import Record, suggestion
 from mtl_jax.errors import UserError
 
@@ -70,14 +71,15 @@ def build_vocabulary(
     if all(value is None for value in train.values):
         raise no_labels(spec, train.records)
     if spec.kind == "real":
-        return LabelVocabulary(()), []
+        return LabelVocabulary(()), label_notes.notes(spec, splits, ())
     types = {kind for raw in splits.values() for kind in set(map(type, raw.values))}
     lists = spec.kind == "class" and tuple in types
     soft = lists or dict in types
     if lists and not spec.classes:
         raise UserError(f"task {spec.task}: labels that are lists of probabilities need `classes`, the names in order")
     counts = {split: _counts(raw.values) for split, raw in splits.items()}
-    names = spec.classes or _ordered(set(counts["train"]), spec)
+    columns = fields_of(train.records[0], spec) if spec.kind == "set" else []
+    names = spec.classes or (tuple(columns) if len(columns) > 1 else _ordered(set(counts["train"]), spec))
     known = set(names)
     if outside := sorted(set(counts["train"]) - known):
         index = next(i for i, value in enumerate(train.values) if outside[0] in _names(value))
@@ -98,10 +100,12 @@ def build_vocabulary(
         if soft:
             raise UserError(f"{text}; first at {raw.where(index)}. Labels as distributions need all names in `classes`")
         if share > max_unseen:
-            raise UserError(f"{text}; first at {raw.where(index)}. At most {max_unseen:.0%} may (max_unseen)")
+            way_out = label_notes.advice(unseen, spec)
+            raise UserError(f"{text}; first at {raw.where(index)}. At most {max_unseen:.0%} may (max_unseen){way_out}")
         scored = "left out of the sets" if spec.kind == "set" else "counted as wrong"
         notes.append(f"{text}; they are {scored}")
         extra.update(unseen)
+    notes += label_notes.notes(spec, splits, (*names, *sorted(extra)))
     if len(names) < 2 and spec.kind == "class":
         notes.append(f"task {spec.task}: train has one class only, {names[0]!r}: there is nothing to learn")
     return LabelVocabulary(tuple(names), () if spec.kind == "set" else tuple(sorted(extra)), soft), notes
@@ -175,10 +179,12 @@ def _unknown(raw: RawLabels, index: int, name: Any, spec: LabelSpec) -> UserErro
 
 def no_labels(spec: LabelSpec, records: Sequence[Record]) -> UserError:
     """The error for a train split without a single label."""
-    fields = sorted({name for record in records for name in record.fields})
-    if any(get(record, spec.field) is not None for record in records) or spec.field in fields:
-        return UserError(f"task {spec.task}: every label in field {spec.field!r} of the train split is missing")
-    return UserError(
-        f"task {spec.task}: data set {spec.dataset} has no field {spec.field!r} in its train split; "
-        f"known fields: {', '.join(fields)}.{suggestion(spec.field, fields)}"
-    )
+    fields = sorted({str(name) for record in records for name in record.fields})
+    wanted = [spec.field] if spec.field in fields else spec.field.split("+")
+    for name in map(str.strip, wanted):
+        if name not in fields and all(get(record, name) is None for record in records):
+            return UserError(
+                f"task {spec.task}: data set {spec.dataset} has no field {name!r} in its train split; "
+                f"known fields: {', '.join(fields)}.{suggestion(name, fields)}"
+            )
+    return UserError(f"task {spec.task}: every label in field {spec.field!r} of the train split is missing")

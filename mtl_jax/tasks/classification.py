@@ -88,6 +88,7 @@ class Multilabel:
 
     Options as in `Classification`, the class weights weigh the positive answers; besides:
     threshold        probability from which a label counts as given
+    delimiter        between the names of a set that is one text in the data (`LabelSpec.delimiter`); " ": any blanks
     """
 
     name: str
@@ -101,6 +102,7 @@ class Multilabel:
     label_smoothing: float = 0.0
     focal_gamma: float = 0.0
     threshold: float = 0.5
+    delimiter: str = ","
 
     def __post_init__(self):
         if not self.names:

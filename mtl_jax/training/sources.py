@@ -10,7 +10,7 @@ from mtl_jax.data import corpus as corpora
 from mtl_jax.data import marks, schemes, wheels
 from mtl_jax.data.batches import Mixing
 from mtl_jax.data.corpus import Corpus
-from mtl_jax.data.labels import LabelSpec
+from mtl_jax.data.labels import LabelSpec, default_missing
 from mtl_jax.data.pictures import Cut, Form
 from mtl_jax.data.targets import TargetSpec
 from mtl_jax.data.tokenizers import PretrainedTokenizer, WordTokenizer, WordVocabulary
@@ -24,15 +24,17 @@ def label_specs(config: Any) -> list[LabelSpec]:
     specs = []
     for name, entry in config.tasks.items():
         kind = task_kinds.KINDS[entry.kind]
+        level = entry.level or kind.levels[0]
         specs.append(
             LabelSpec(
                 task=name,
                 dataset=entry.dataset,
                 field=entry.label,
-                level=entry.level or kind.levels[0],
+                level=level,
                 kind=kind.labels,
                 classes=tuple(entry.classes),
-                missing=(*entry.missing, None),
+                missing=(*(entry.missing or default_missing(level)), None),
+                delimiter=entry.options.get("delimiter", ","),
                 labelled=entry.labelled,
                 **_schemes(config.datasets[entry.dataset].options, entry),
                 target=_target(entry) if kind.labels == "tokens" else None,

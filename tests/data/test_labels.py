@@ -1,7 +1,9 @@
+import os
+
 import numpy as np
 import pytest
 
-from mtl_jax.data.labels import LabelSpec, collect, unlabelled
+from mtl_jax.data.labels import LabelSpec, collect, default_missing, unlabelled
 from mtl_jax.data.records import Record
 from mtl_jax.data.vocabulary import LabelVocabulary, build_vocabulary, encode_labels
 from mtl_jax.errors import UserError
@@ -143,3 +145,171 @@ def test_labels_of_another_vocabulary_are_refused_by_line():
     spec = LabelSpec("t", "d", "y")
     with pytest.raises(UserError, match=r"data\.jsonl:2: task t: no such class: 'c'"):
         encode_labels(collect(records("a", "c"), spec), spec, LabelVocabulary(("a", "b")))
+
+
+SET = {"kind": "set", "missing": (None,)}
+
+
+def test_sets_are_cut_at_what_the_task_names():
+    for delimiter, values in ((";", ["a;b", "b; c", ""]), ("|", ["a|b", "b|c", ""]), ("#", ["a#b", "b#c", ""])):
+        vocabulary, found, notes = gold(LabelSpec("t", "d", "y", delimiter=delimiter, **SET), values)
+        assert vocabulary.names == ("a", "b", "c") and notes == []
+        assert found["train"].value.tolist() == [[1, 1, 0], [0, 1, 1], [0, 0, 0]]
+    assert gold(LabelSpec("t", "d", "y", delimiter=" ", **SET), ["a  b", "b\tc "])[0].names == ("a", "b", "c")
+    with pytest.raises(UserError, match=r"config\.tasks\.t\.options\.delimiter: '' should be"):
+        LabelSpec("t", "d", "y", delimiter="", **SET)
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        (["a;b", "a;c"], r"2 classes such as 'a;b' look like several with ';' .*; options=\{'delimiter': ';'\} reads"),
+        (["a#b", "b"], r"1 classes such as 'a#b' .*'#'"),
+        (["a b", "b c", "c a"], r"3 classes such as 'a b' .*' ' between"),
+        (["new york", "new jersey", "la"], None),
+        (["rock/pop", "jazz"], None),
+        (["he said; she said"], None),
+    ],
+)
+def test_a_delimiter_that_nobody_declared(values, told):
+    _, _, notes = gold(LabelSpec("t", "d", "y", **SET), values)
+    assert len(notes) == bool(told)
+    if told:
+        with pytest.raises(AssertionError, match=told):
+            raise AssertionError(notes[0])
+
+
+def test_classes_that_are_several_of_the_others():
+    _, _, notes = gold(LabelSpec("t", "d", "y"), ["flight", "fare", "flight#fare", "a#z"])
+    assert len(notes) == 1 and "'flight#fare' look like several with '#'" in notes[0]
+    assert "with kind='multilabel'" in notes[0]
+    _, _, notes = gold(LabelSpec("t", "d", "y"), ["['a', 'b']", "x"])
+    assert "are lists written as a text; kind 'multilabel'" in notes[0]
+
+
+def test_lists_written_as_texts_are_sets():
+    values = ["['a', 'b']", '["b", "c"]', "['a' 'c']", "[]", "{'a'}", "('b',)", "array(['c'], dtype=object)"]
+    vocabulary, found, notes = gold(LabelSpec("t", "d", "y", **SET), values)
+    assert vocabulary.names == ("a", "b", "c") and notes == []
+    wanted = [[1, 1, 0], [0, 1, 1], [1, 0, 1], [0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1]]
+    assert found["train"].value.tolist() == wanted
+    assert gold(LabelSpec("t", "d", "y", **SET), ["[0, 3]", "[3]"])[0].names == ("0", "3")
+    _, _, notes = gold(LabelSpec("t", "d", "y", **SET), ["['a']"] * 9 + ["a"])
+    assert notes == [
+        "task t: 1 of 10 values of the field 'y' are not written as a list, as the others are; first at data.jsonl:10"
+    ]
+    for broken in ("['a', 'b", "['a' ... 'b']", "['it's']", "[['a'], ['b']]"):
+        with pytest.raises(UserError, match=r"data\.jsonl:2: task t: field 'y' (looks|should)"):
+            gold(LabelSpec("t", "d", "y", **SET), ["['a']", broken])
+
+
+def rows(*values):
+    return [Record(value, "data.csv", n) for n, value in enumerate(values, 1)]
+
+
+def test_a_column_of_0_and_1_for_each_class():
+    spec = LabelSpec("t", "d", "toxic+insult+threat", kind="set", missing=("", None))
+    names = ("toxic", "insult", "threat")
+    values = [("1", "0", "0"), ("0", "0", "0"), ("1.0", "True", "0"), ("-1", "-1", "-1"), (1, None, 0), ("", "", "")]
+    records_ = rows(*({"text": "x", **dict(zip(names, v, strict=True))} for v in values))
+    raw = collect(records_, spec)
+    assert raw.values == [("toxic",), (), ("toxic", "insult"), None, None, None]
+    vocabulary, notes = build_vocabulary(spec, {"train": raw})
+    assert vocabulary.names == names  # in the order of the config, whether train has them or not
+    assert [n for n in notes if "1 records have a value in some of the fields" in n]
+    with pytest.raises(UserError, match=r"data\.csv:1: .*'toxic' should be 0 or 1 \(-1: not labelled\), found '2'"):
+        collect(rows({"toxic": "2", "insult": "0", "threat": "0"}), spec)
+    with pytest.raises(UserError, match=r"no field 'insult' in its train split; known fields: insultt, threat, toxic"):
+        build_vocabulary(spec, {"train": collect(rows({"toxic": "1", "insultt": "0", "threat": "0"}), spec)})
+    assert collect(rows({"toxic+insult+threat": "a,b"}), spec).values == [("a", "b")]  # a field that is called so
+
+
+def test_objects_and_vectors_of_0_and_1():
+    spec = LabelSpec("t", "d", "y", kind="set", classes=("a", "b", "c"), missing=(None,))
+    assert collect(records({"a": 1, "b": 0, "c": True}, [0, 1, 0], [1.0, 1.0, 0.0], ["b"]), spec).values == [
+        ("a", "c"), ("b",), ("a", "b"), ("b",),
+    ]  # fmt: skip
+    _, _, notes = gold(LabelSpec("t", "d", "y", **SET), [[0, 1, 0], [1, 1, 0]])
+    assert [note for note in notes if "vectors of 0 and 1; name what they stand for" in note]
+
+
+def test_two_fields_joined_as_one_label():
+    spec = LabelSpec("t", "d", "coarse+fine")
+    pairs = [("ENTY", "other"), ("LOC", "other"), ("LOC", "")]
+    records_ = rows(*({"coarse": coarse, "fine": fine} for coarse, fine in pairs))
+    assert collect(records_, spec).values == ["ENTY:other", "LOC:other", None]
+    words = LabelSpec("t", "d", "a+b", level="word")
+    assert collect(rows({"a": ["x", "y"], "b": ["1", "2"]}), words, words=[2]).values == ["x:1", "y:2"]
+
+
+def test_words_for_missing_labels():
+    missing = (*default_missing("text"), None)
+    values = ["pos", "neg", "NaN", "nan", "null", "", None, float("nan"), "NA", "None", "-", "pos"]
+    vocabulary, found, notes = gold(LabelSpec("t", "d", "y", missing=missing), values)
+    assert vocabulary.names == ("-", "NA", "None", "neg", "pos")
+    assert found["train"].known.tolist() == [True, True, *[False] * 6, True, True, True, True]
+    assert notes[0].startswith("task t: train: 'nan' (2), 'NaN' (1), 'null' (1) in the place of a label")
+    assert "the classes '-' (1 of train), 'NA' (1 of train), 'None' (1 of train) may mean" in notes[1]
+    assert notes[1].endswith("'Null', '-', 'NA', 'None')") and "config.tasks.t.missing=('', 'NaN'" in notes[1]
+    classes = ("NA", "None", "-", "pos", "neg")
+    assert len(gold(LabelSpec("t", "d", "y", missing=missing, classes=classes), values)[2]) == 1
+    assert default_missing("word") == ("",)  # "null" or "-" may be tags
+    with pytest.raises(UserError, match=r"At most 5% may .*; if '-1' means .*config\.tasks\.t\.missing=\('', '-1'"):
+        gold(LabelSpec("t", "d", "y"), ["0", "1"], ["-1"])
+
+
+def test_words_for_missing_numbers():
+    spec = LabelSpec("t", "d", "y", kind="real", missing=(*default_missing("text"), None))
+    assert collect(records("1.5", "nan", float("nan"), ""), spec).values == [1.5, None, None, None]
+    with pytest.raises(UserError, match=r"jsonl:2: .*should be a number, found 'NA'; if that means .*missing=.*'NA'\)"):
+        collect(records("1", "NA"), spec)
+    with pytest.raises(UserError, match=r"should be a number, found '3,5'$"):
+        collect(records("3,5"), spec)
+
+
+def test_one_class_in_two_spellings_of_unicode():
+    composed, decomposed = "caf\u00e9", "cafe\u0301"
+    vocabulary, found, notes = gold(LabelSpec("t", "d", "y"), [composed, decomposed, "x"])
+    assert vocabulary.names == (composed, "x") and found["train"].value.tolist() == [0, 0, 1] and notes == []
+    spec = LabelSpec("t", "d", "y", classes=(decomposed, "x"))
+    assert gold(spec, [composed, "x"])[1]["train"].value.tolist() == [0, 1]
+    assert collect(records([composed, decomposed]), LabelSpec("t", "d", "y", **SET)).values == [(composed,)]
+    for twice in (["Pos", "pos"], ["new york", "New  York"], ["a", "a\u200b"], ["1", "1.0"], ["true", "True"]):
+        _, _, notes = gold(LabelSpec("t", "d", "y"), [*twice, "z"])
+        assert len(notes) == 1 and "differ only in case, blanks" in notes[0], twice
+        assert repr(twice[0]) in notes[0] and repr(twice[1]) in notes[0]
+
+
+def test_labels_are_total_over_texts():
+    """Any text is a label, missing, or refused by file and line; as many labels come out as records go in."""
+    rng = np.random.default_rng(0)
+    signs = [*"[](){}'\",;|#:+-.01 \t\\ab", "é", "e\u0301", "\u200b", "\x00", "\ud800", "nan", "None", "array("]
+    for _ in range(int(os.environ.get("FUZZ", 100))):
+        values = ["".join(rng.choice(signs, rng.integers(0, 8))) for _ in range(4)]
+        for kind in ("class", "set", "real"):
+            spec = LabelSpec("t", "d", "y", kind=kind, delimiter=str(rng.choice([",", ";", " "])))
+            try:
+                raw = collect(records("1", *values), spec)
+                vocabulary, notes = build_vocabulary(spec, {"train": raw, "dev": raw})
+                encode_labels(raw, spec, vocabulary)
+            except UserError as error:
+                assert "data.jsonl:" in str(error) or "every label" in str(error), error
+            else:
+                assert len(raw.values) == 5 and all(isinstance(note, str) for note in notes)
+
+
+def test_fields_of_a_config_reach_the_labels():
+    from configs import default
+    from mtl_jax.config import check
+    from mtl_jax.training.sources import label_specs
+
+    config = default.get_config()
+    default.add_dataset(config, "d", reader="csv", path="x.csv", text=("text",))
+    default.add_task(config, "a", kind="multilabel", dataset="d", label="labels", options={"delimiter": ";"})
+    default.add_task(config, "b", kind="multilabel", dataset="d", label=("toxic", "insult"))
+    default.add_task(config, "c", kind="classification", dataset="d", label="coarse+fine", missing=("", "-"))
+    a, b, c = label_specs(config)
+    assert (a.delimiter, b.field, b.delimiter, c.field) == (";", "toxic+insult", ",", "coarse+fine")
+    assert c.missing == ("", "-", None) and a.missing == (*default_missing("text"), None)
+    config.model.pretrained = "x"
+    check(config, default)

@@ -1,0 +1,132 @@
+"""Lists written into one cell of a table: "['a', 'b']" as pandas and the Hub export them, JSON, NumPy, sets, tuples."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+_DEEPEST = 6
+_CALL = re.compile(r"(?:np\.|numpy\.)?(?:array|list|tuple|set|frozenset)\(")
+_DTYPE = re.compile(r",\s*dtype=[^()]*$")
+_QUOTED = re.compile(r"""[bBuU]?(?:'((?:[^'\\]|\\.)*)'|"((?:[^"\\]|\\.)*)")""", re.DOTALL)
+_BARE = re.compile(r"[^,\[\](){}'\"][^,\[\](){}]*")
+_NUMBER = re.compile(r"[-+]?[0-9]{1,15}(\.[0-9]{0,15}(?:[eE][-+]?[0-9]{1,3})?)?")
+_BLANKS = re.compile(r"\s*")
+_COLON = re.compile(r"\s*:\s*")
+_ESCAPE = re.compile(r"\\(x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|U[0-9a-fA-F]{8}|.)", re.DOTALL)
+_CONTROL = {"n": "\n", "t": "\t", "r": "\r", "b": "\b", "f": "\f", "\n": ""}
+_CLOSES = {"[": "]", "(": ")", "{": "}"}
+_WORDS = {"True": True, "true": True, "False": False, "false": False, "None": None, "null": None, "nan": None,
+          "NaN": None, "<NA>": None}  # fmt: skip
+_BROKEN = re.compile(r"\[\s*[bBuU]?['\"].*|.*['\"]\s*,?\s*\]", re.DOTALL)
+
+
+class _Unreadable(ValueError):
+    """What is no list after all."""
+
+
+def is_like(text: str) -> bool:
+    """Whether a text looks like a list: brackets around it, or the beginning or end of a list of texts in quotes."""
+    text = text.strip()
+    around = len(text) > 1 and _CLOSES.get(text[0]) == text[-1]
+    return around or bool(_CALL.match(text) and text.endswith(")")) or bool(_BROKEN.fullmatch(text))
+
+
+def parse(text: str) -> list[Any] | dict[str, Any] | None:
+    """The list (of a set or tuple too) or object that `text` writes; None where it writes none.
+
+    Items are texts, numbers, True, False, None, lists and objects. In [brackets] texts need no quotes: [a, b]; items
+    may have blanks between them as NumPy writes them. A list that was abridged by "..." is none.
+    """
+    text = text.strip()
+    if text[:1] in ("[", "{"):
+        try:
+            found = json.loads(text)
+            return found if isinstance(found, list | dict) else None
+        except (ValueError, RecursionError):
+            pass
+    try:
+        value, end = _value(text, 0, 0, text[:1] == "[" or bool(_CALL.match(text)))
+        return value if end == len(text) and isinstance(value, list | dict) else None
+    except _Unreadable:
+        return None
+
+
+def _value(text: str, at: int, depth: int, bare: bool) -> tuple[Any, int]:
+    """(the value that begins at `at`, where it ends). `bare`: texts may stand without quotes."""
+    if depth > _DEEPEST:
+        raise _Unreadable
+    if match := _CALL.match(text, at):
+        at = match.end()
+        if text[at : at + 1] == ")":
+            return [], at + 1
+        value, at = _value(text, at, depth + 1, bare)
+        end = text.find(")", at)
+        if end < 0 or (text[at:end].strip() and not _DTYPE.fullmatch(text[at:end].rstrip())):
+            raise _Unreadable
+        return value, end + 1
+    if text[at : at + 1] in _CLOSES:
+        return _items(text, at, depth, bare)
+    if match := _QUOTED.match(text, at):
+        return _unescaped(match[1] if match[1] is not None else match[2]), match.end()
+    if match := _BARE.match(text, at):
+        return _plain(match[0].strip(), bare), match.end()
+    raise _Unreadable
+
+
+def _items(text: str, at: int, depth: int, bare: bool) -> tuple[Any, int]:
+    """(list or object between the bracket at `at` and the one that closes it, where it ends)."""
+    opened, closes = text[at], _CLOSES[text[at]]
+    items, keys, commas, words = [], [], 0, []
+    at = _BLANKS.match(text, at + 1).end()
+    while text[at : at + 1] != closes:
+        begin = at
+        key = _QUOTED.match(text, at) if opened == "{" else None
+        colon = key and _COLON.match(text, key.end())
+        if colon:
+            keys.append(_unescaped(key[1] if key[1] is not None else key[2]))
+            at = colon.end()
+        value, at = _value(text, at, depth + 1, bare)
+        items.append(value)
+        words.append(text[begin:at].strip() if _BARE.match(text, begin) and not _CALL.match(text, begin) else None)
+        at = _BLANKS.match(text, at).end()
+        if text[at : at + 1] == ",":
+            commas += 1
+            at = _BLANKS.match(text, at + 1).end()
+        elif text[at : at + 1] != closes and text[at : at + 1] not in ("'", '"', *_CLOSES):
+            raise _Unreadable
+    if keys:
+        if len(keys) != len(items):
+            raise _Unreadable
+        return dict(zip(keys, items, strict=True)), at + 1
+    if not commas:  # NumPy has blanks between its items
+        pairs = zip(items, words, strict=True)
+        items = [i for item, word in pairs for i in ([_plain(w, bare) for w in word.split()] if word else [item])]
+    return items, at + 1
+
+
+def _plain(word: str, bare: bool) -> Any:
+    """A number, True, False or None, else a text that has no quotes around it."""
+    if word in _WORDS:
+        return _WORDS[word]
+    if match := _NUMBER.fullmatch(word):
+        return float(word) if match[1] else int(word)
+    if not bare or "..." in word or not word:
+        raise _Unreadable
+    return word
+
+
+def _unescaped(text: str) -> str:
+    if "\\" not in text:
+        return text
+
+    def replaced(match: re.Match[str]) -> str:
+        escape = match[1]
+        if len(escape) > 1:
+            code = int(escape[1:], 16)
+            return chr(code) if code <= 0x10FFFF else "\ufffd"
+        return _CONTROL.get(escape, escape)
+
+    found = _ESCAPE.sub(replaced, text)
+    return found.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")  # joins surrogate pairs

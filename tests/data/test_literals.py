@@ -1,0 +1,104 @@
+"""Lists written into one cell, and what is made of them in words, labels, choices and answers."""
+
+import csv
+import os
+import string
+
+import numpy as np
+import pytest
+
+from mtl_jax.data import datasets, literals
+from mtl_jax.errors import UserError
+
+FUZZ = int(os.environ.get("FUZZ", 100))
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("['a', 'b']", ["a", "b"]),
+        ('["a", "b"]', ["a", "b"]),
+        ("['a' 'b']", ["a", "b"]),  # NumPy; Python would join them
+        ("['a'\n 'b']", ["a", "b"]),
+        ("array(['a', 'b'], dtype=object)", ["a", "b"]),
+        ("('a',)", ["a"]),
+        ("{'a', 'b'}", ["a", "b"]),
+        ("frozenset({'a'})", ["a"]),
+        ("set()", []),
+        (" [] ", []),
+        ("()", []),
+        ("[0, 3]", [0, 3]),
+        ("[0 3]", [0, 3]),
+        ("[0. 1.5]", [0.0, 1.5]),
+        ("[new york, la]", ["new york", "la"]),
+        ("""['it\\'s', "o'k", 'a\\u00e9']""", ["it's", "o'k", "aé"]),
+        ("['\\ud83d\\ude00']", ["😀"]),
+        ("[None, True, 'None']", [None, True, "None"]),
+        ("[['B', 'O'], ['O']]", [["B", "O"], ["O"]]),
+        ("{'text': array(['S'], dtype=object), 'at': array([5], dtype=int32)}", {"text": ["S"], "at": [5]}),
+        ("['a' ... 'b']", None),
+        ("['it's']", None),
+        ("['a', 'b", None),
+        ("(unknown)", None),
+        ("{a}", None),
+        ("a, b", None),
+        ("", None),
+        ("[" * 1000, None),
+        ("[" * 1000 + "]" * 1000, None),
+    ],
+)  # fmt: skip
+def test_parse(text, value):
+    assert literals.parse(text) == value
+    assert literals.is_like(text) or value is None
+
+
+def test_what_python_and_json_write_comes_back():
+    rng = np.random.default_rng(0)
+    letters = [*string.printable, "é", "я", "中", "\u200d", "😀", "\x00", "\x85", "\u2028", "\udc80"]
+    for _ in range(FUZZ):
+        items = ["".join(rng.choice(letters, rng.integers(0, 6))) for _ in range(rng.integers(0, 5))]
+        whole = [item.encode("utf-16", "surrogatepass").decode("utf-16", "replace") for item in items]
+        assert literals.parse(repr(items)) in (items, whole), items
+        literals.parse("".join(rng.choice([*"[](){}'\",:. \\", *letters], rng.integers(0, 12))))
+        if len(set(whole)) == len(items) and items:
+            assert set(literals.parse(repr(set(whole)))) == set(whole)
+
+
+def table(path, header, *rows):
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([header, *rows])
+    return {"reader": "csv", "path": str(path)}
+
+
+def test_words_and_tags_in_cells(tmp_path):
+    entry = table(
+        tmp_path / "a.csv", ("tokens", "tags", "numbers", "note"),
+        ("['EU', 'rejects']", "['B-ORG', 'O']", "[3 0]", "(see below)"), ('["He"]', "['O']", "[0]", "x"),
+    )  # fmt: skip
+    data = datasets.read("d", {**entry, "words": "tokens"}, 0)
+    assert [record.fields for record in data.splits["train"]] == [
+        {"tokens": ["EU", "rejects"], "tags": ["B-ORG", "O"], "numbers": [3, 0], "note": "(see below)"},
+        {"tokens": ["He"], "tags": ["O"], "numbers": [0], "note": "x"},
+    ]
+    assert "train: 2 records with lists that were written as texts, read as lists; first at" in data.notes[0]
+    entry = table(tmp_path / "b.csv", ("tokens",), ("['a']",), ("['a', 'b",))
+    with pytest.raises(UserError, match=r"b\.csv:3: field 'tokens' looks like a list, but cannot be read"):
+        datasets.read("d", {**entry, "words": "tokens"}, 0)
+
+
+def test_choices_in_cells(tmp_path):
+    entry = table(tmp_path / "a.csv", ("text", "options"), ("['q']", "['yes', 'no']"))
+    data = datasets.read("d", {**entry, "text": ("text",), "choices": ("options",)}, 0)
+    assert data.splits["train"][0].fields == {"text": "['q']", "options": ["yes", "no"]}
+
+
+def test_missing_texts(tmp_path):
+    entry = table(tmp_path / "a.csv", ("text", "n"), ("nan", 1), ("a nan", 2), ("NULL", 3), ("b", 4))
+    data = datasets.read("d", {**entry, "text": ("text",)}, 0)
+    assert len(data.splits["train"]) == 4 and "train: 2 records whose text is a word for a mi" in data.notes[0]
+    dropped = datasets.read("d", {**entry, "text": ("text",), "options": {"empty": "drop"}}, 0)
+    assert [record.fields["n"] for record in dropped.splits["train"]] == ["2", "4"]
+    assert dropped.notes[0].startswith("train: 2 records without text dropped")
+    (tmp_path / "a.jsonl").write_text('{"text": NaN}\n{"text": "a"}\n')
+    entry = {"reader": "jsonl", "path": str(tmp_path / "a.jsonl"), "text": ("text",), "options": {"empty": "drop"}}
+    assert len(datasets.read("d", entry, 0).splits["train"]) == 1
