@@ -9,12 +9,11 @@ import jax
 import numpy as np
 
 from mtl_jax.analysis.report import table
-from mtl_jax.data import answers
+from mtl_jax.data import answers, targets
 from mtl_jax.data.records import field
 from mtl_jax.models.ownership import ExpertColumns, sole_tasks
-from mtl_jax.tasks.metrics import METRICS
-from mtl_jax.tasks.texts import tokens
 from mtl_jax.training.experiment import Experiment, build
+from mtl_jax.training.judging import ceiling, text_scores
 from mtl_jax.training.paths import flatten
 
 EXAMPLES = 2  # shown for each data set
@@ -148,29 +147,42 @@ def _labels(experiment: Experiment) -> str:
                 rows.append([task, split, numbers["known"], numbers["missing"], f"{shown}{more}"])
             else:
                 said = ", ".join(f"{key} {numbers[key]:.3g}" for key in ("mean", "std", "min", "max") if key in numbers)
-                said += _input_scores(experiment, task, split)
+                said += _text_scores(experiment, task, split)
                 rows.append([task, split, numbers["known"], numbers["missing"], said])
     return table(["task", "split", "labelled", "not", "counts"], rows)
 
 
-def _input_scores(experiment: Experiment, task: str, split: str) -> str:
-    """What the input itself would score as the text to be written: what a model has to beat."""
+def _text_scores(experiment: Experiment, task: str, split: str) -> str:
+    """Of texts to be written, what the input itself would score, which a model has to beat, and what no model can."""
     writer, spec = experiment.tasks[task], experiment.corpus.specs[task]
-    entry = experiment.config.datasets[spec.dataset]
-    if spec.kind != "tokens" or split == "train" or not (entry.text or entry.words):
+    if spec.kind != "tokens" or split == "train":
         return ""
-    data = experiment.corpus.splits[spec.dataset][split]
+    parts = {"the input itself": _input_scores(experiment, task, split)}
+    parts["the gold tokens themselves"] = ceiling(experiment.corpus, writer, split)
+    return "".join(
+        f"; {what}: " + ", ".join(f"{name} {value:.3f}" for name, value in scores.items())
+        for what, scores in parts.items()
+        if scores
+    )
+
+
+def _input_scores(experiment: Experiment, task: str, split: str) -> dict[str, float]:
+    corpus, spec = experiment.corpus, experiment.corpus.specs[task]
+    entry = experiment.config.datasets[spec.dataset]
+    data = corpus.splits[spec.dataset][split]
     gold = data.encoded.labels[task]
     given = np.flatnonzero(np.diff(gold.offsets))
-    fields = [[field(data.records[m], name) for name in (entry.text or (entry.words,))] for m in given]
-    inputs = [" ".join(" ".join(f) if isinstance(f, list) else f for f in texts) for texts in fields]
-    references = [gold.texts[m] for m in given]
-    found = {
-        name: METRICS[name].value(METRICS[name].statistics(references, inputs, ()))
-        for name in writer.metrics
-        if METRICS[name].statistics is not tokens
-    }
-    return "; the input itself: " + ", ".join(f"{name} {value:.3f}" for name, value in found.items())
+    names = tuple(entry.text) or ((entry.words,) if entry.words else ())
+    if not names or not len(given):
+        return {}
+    sides = [
+        targets.as_written(
+            [field(data.records[m], name) for m in given], spec.target, corpus.tokenizer, corpus.vocabularies[task]
+        )
+        for name in names
+    ]
+    inputs = [" ".join(texts) for texts in zip(*sides, strict=True)]
+    return text_scores(experiment.tasks[task], [gold.texts[m] for m in given], inputs)
 
 
 def _parameters(experiment: Experiment) -> str:

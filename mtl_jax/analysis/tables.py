@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -32,9 +33,12 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 
 
 def results_rows(summary: Mapping[str, Any]) -> Rows:
-    """Scores of a run by task and metric, a column for each split, with the number of examples scored."""
+    """Scores of a run by task and metric, a column for each split, with the number of examples scored.
+
+    Below a metric of written texts, where it cannot be 1, what the gold tokens themselves score.
+    """
     splits = sorted({split for scores in summary["tasks"].values() for split in scores})
-    sizes = summary.get("examples", {})
+    sizes, ceilings = summary.get("examples", {}), summary.get("ceilings", {})
     rows = []
     for task, scores in summary["tasks"].items():
         metrics = dict.fromkeys(metric for split in splits for metric in scores.get(split, {}))
@@ -44,6 +48,9 @@ def results_rows(summary: Mapping[str, Any]) -> Rows:
                 size = sizes.get(task, {}).get(split, {})
                 row += [scores.get(split, {}).get(metric), _of(size)]
             rows.append(row)
+            if any(metric in bounds for bounds in ceilings.get(task, {}).values()):
+                bounds = ([ceilings[task].get(split, {}).get(metric), None] for split in splits)
+                rows.append([task, f"{metric} of the gold tokens", *itertools.chain.from_iterable(bounds)])
     header = ["task", "metric"]
     for split in splits:
         header += [split, "examples"]

@@ -172,14 +172,16 @@ def _counts(found: _Labels, spec: LabelSpec, split: str) -> dict[str, Any]:
 
 def _targets(spec: LabelSpec, units: Mapping[str, Units], encoded: Mapping[str, EncodedSplit], tokenizer: Tokenizer):
     """(vocabulary, {split: Gold}, notes) of a task that writes sequences."""
-    raw = {split: targets.collect(u.records, spec, tokenizer) for split, u in units.items()}
-    names = targets.build_vocabulary(spec, raw, units["train"].records)
+    train = units["train"].records
+    with_blanks = targets.have_blanks(train, spec, tokenizer)
+    raw = {split: targets.collect(u.records, spec, tokenizer, with_blanks) for split, u in units.items()}
+    names = targets.build_vocabulary(spec, raw, train, with_blanks)
     gold: dict[str, Gold] = {}
     notes: list[str] = []
     for split, values in raw.items():
         given = sources(spec, units[split], encoded[split], tokenizer)
         gold[split], cut, unknown = targets.encode(values, spec, names, given)
-        notes += targets.notes(spec, split, gold[split], cut, unknown)
+        notes += targets.notes(spec, split, values, gold[split], cut, unknown)
     return names, gold, notes
 
 

@@ -42,7 +42,7 @@ class Gold(NamedTuple):
     offsets  int64[M+1]. Record m has value[offsets[m]:offsets[m+1]]: one label; one a word; for level "predicate"
              predicates x words labels, the words of the first predicate first; for level "sequence" one a token of
              the target, none where there is no target
-    texts    level "sequence": [M] the targets as texts, whole
+    texts    level "sequence": [M] the targets as their tokens make them, whole; what is written is compared with them
     sources  level "sequence", where the task copies: [M] lists of the tokens of the input, see `mtl_jax.data.targets`
     """
 

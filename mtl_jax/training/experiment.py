@@ -193,7 +193,7 @@ def _task(config, name, data, table_width) -> Task:
     counts = [statistics["counts"].get(label, 0) for label in vocabulary.names] if "counts" in statistics else None
     spec, given = data.specs[name], {}
     if spec.target:
-        given["join"] = targets.joiner(spec.target, data.tokenizer)
+        given["join"] = targets.joiner(spec.target, data.tokenizer, vocabulary)
         given["source"] = targets.copied_ids(vocabulary, data.tokenizer) if spec.target.copy else ()
     if entry.kind == "tagging":
         given["spans"] = vocabulary.spans

@@ -10,9 +10,10 @@ import numpy as np
 from mtl_jax.data import answers, decoding
 from mtl_jax.data.corpus import Corpus
 from mtl_jax.data.encoding import EncodedSplit
+from mtl_jax.data.targets import END, UNKNOWN
 from mtl_jax.tasks.base import Task
-from mtl_jax.tasks.metrics import METRICS
-from mtl_jax.tasks.texts import Written
+from mtl_jax.tasks.metrics import METRICS, evaluate
+from mtl_jax.tasks.texts import Written, tokens
 from mtl_jax.training.objective import Objective
 
 
@@ -87,6 +88,33 @@ def gold_and_predicted(corpus: Corpus, objective: Objective, task: str, dataset:
 def metric_values(task: Task, gold: Any, predicted: Any, names: Sequence[str]) -> dict[str, float]:
     """{metric: value} of a task; `gold` and `predicted` from `judge`."""
     return {name: float(METRICS[name].value(METRICS[name].statistics(gold, predicted, names))) for name in task.metrics}
+
+
+def ceiling(corpus: Corpus, task: Task, split: str) -> dict[str, float]:
+    """{metric: value} of the gold tokens themselves as what is written, where it is below 1: no model can do better.
+
+    It is where tokens are not in the vocabulary, or a target is longer than `max_length`; and ROUGE is 0 on texts
+    without words. Of other tasks than those that write texts there is none.
+    """
+    if task.level != "sequence":
+        return {}
+    gold = corpus.splits[corpus.specs[task.name].dataset][split].encoded.labels[task.name]
+    given = np.flatnonzero(np.diff(gold.offsets))
+    if not len(given):
+        return {}
+    lengths = np.diff(gold.offsets)[given]
+    ids = np.full((len(given), lengths.max()), -1, np.int32)
+    ids[np.arange(lengths.max()) < lengths[:, None]] = gold.value
+    ids[(ids == UNKNOWN) | (ids == END)] = -1
+    written = task.texts(ids, [gold.sources[m] for m in given] if gold.sources else ())
+    scores = text_scores(task, [gold.texts[m] for m in given], written)
+    return {name: value for name, value in scores.items() if value < 1.0 - 1e-9}
+
+
+def text_scores(task: Task, gold: Sequence[str], written: Sequence[str]) -> dict[str, float]:
+    """{metric: value} of the task's metrics that compare texts."""
+    compared = (name for name in task.metrics if METRICS[name].statistics is not tokens)
+    return {name: evaluate(name, gold, written, ()) for name in compared}
 
 
 def judge(

@@ -23,6 +23,7 @@ from mtl_jax.training.progress import progress_bar
 from mtl_jax.training.scoring import (
     abstract,
     abstract_params,
+    ceilings,
     distances,
     make_evaluator,
     mean_score,
@@ -329,6 +330,7 @@ class _Run:
         summary = {
             "tasks": scores,
             "examples": sizes,
+            "ceilings": ceilings(self.experiment, scores),
             "step": step,
             "seconds": time.monotonic() - self.began,
             "distances": distances(self.experiment, params),

@@ -14,6 +14,7 @@ from mtl_jax.training import processes
 from mtl_jax.training.checkpoint import load_params, require_same_data
 from mtl_jax.training.evaluation import Evaluator
 from mtl_jax.training.experiment import Experiment, build
+from mtl_jax.training.judging import ceiling
 from mtl_jax.training.paths import flatten
 from mtl_jax.training.placement import Placement, place, require_platform
 from mtl_jax.training.progress import progress_bar
@@ -26,7 +27,8 @@ def evaluate(config: Any, workdir: pathlib.Path, which: str) -> dict[str, Any]:
     """Scores the splits in `config.evaluation.splits` with saved parameters.
 
     Returns:
-      {"tasks": {task: {split: {metric: value}}}, "examples": see `score_splits`, "step": of the checkpoint}
+      {"tasks": {task: {split: {metric: value}}}, "examples": see `score_splits`, "ceilings": see `ceilings`,
+      "step": of the checkpoint}
 
     Raises:
       UserError: no such checkpoint; one of another model or other data.
@@ -37,7 +39,7 @@ def evaluate(config: Any, workdir: pathlib.Path, which: str) -> dict[str, Any]:
     saved = load_params(workdir, which, abstract_params(experiment, placement))
     require_same_data(saved.metadata, experiment.corpus, saved.step)
     scores, sizes = score_splits(make_evaluator(experiment, placement), experiment, saved.params)
-    return {"tasks": scores, "examples": sizes, "step": saved.step}
+    return {"tasks": scores, "examples": sizes, "ceilings": ceilings(experiment, scores), "step": saved.step}
 
 
 def placement_of(experiment: Experiment) -> Placement:
@@ -108,6 +110,16 @@ def score_splits(evaluator: Evaluator, experiment: Experiment, params: Any, know
             numbers = experiment.corpus.statistics["datasets"][experiment.config.tasks[task].dataset][split]
             sizes[task][split] = {"scored": numbers["records"], "total": numbers["available"]}
     return scores, sizes
+
+
+def ceilings(experiment: Experiment, scores: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, dict[str, float]]]:
+    """{task: {split: `judging.ceiling`}} of `scores` {task: {split: ...}}, of tasks and splits that have one."""
+    result: dict[str, dict[str, dict[str, float]]] = {}
+    for name, by_split in scores.items():
+        for split in by_split:
+            if bound := ceiling(experiment.corpus, experiment.tasks[name], split):
+                result.setdefault(name, {})[split] = bound
+    return result
 
 
 def mean_score(scores: Scores, experiment: Experiment) -> float | None:

@@ -43,9 +43,9 @@ def test_targets_are_packed_with_their_examples_and_copied_words_have_places(tmp
     dev = [{"x": "new a old", "y": "old b gone"}]
     data = load(tmp_path, TRAIN, dev, TargetSpec(min_count=2, max_length=4, copy=True))
     names = data.vocabularies["t"].names
-    assert names == ("[UNK]", "[BOS]", "[EOS]", "b")
+    assert names == ("[UNK]", "[BOS]", "[EOS]", "[NO BLANK]", "[BLANK]", "b")
     size = len(names)
-    wanted = {0: [size + 2, 3, size + 0, END], 1: [3, size + 1, END], 2: [], 3: [0, 0, 0, 0]}
+    wanted = {0: [size + 2, 5, size + 0, END], 1: [5, size + 1, END], 2: [], 3: [0, 0, 0, 0]}
     rows, split = data.rows["d"]["train"], data.splits["d"]["train"]
     arrays = rows.labels["t"]
     seen = {}
@@ -56,10 +56,10 @@ def test_targets_are_packed_with_their_examples_and_copied_words_have_places(tmp
     assert seen == wanted
     assert (arrays["mask"] == (arrays["segment"] > 0)).all()
     gold = data.splits["d"]["dev"].encoded.labels["t"]
-    assert gold.of(0)[0].tolist() == [size + 2, 3, 0, END] and gold.texts == ["old b gone"]
+    assert gold.of(0)[0].tolist() == [size + 2, 5, 0, END] and gold.texts == ["old b gone"]
     assert gold.sources[0] == ["new", "a", "old"]  # words that the tokenizer does not know, too
     table = copied_ids(data.vocabularies["t"], data.tokenizer)
-    assert [table[data.tokenizer.index[w]] for w in ("a", "b", "[UNK]", "[SEP]")] == [-1, 3, -1, -2]
+    assert [table[data.tokenizer.index[w]] for w in ("a", "b", "[UNK]", "[SEP]")] == [-1, 5, -1, -2]
     said = "\n".join(data.notes)
     for part in ("1 of 4 records of train have no target", "too long, cut to 4 tokens", "not in the vocabulary"):
         assert part in said
@@ -106,6 +106,7 @@ def test_a_published_tokenizer_cuts_and_joins_targets(tmp_path):
     cut = tokenizer.tokens(["playing ball .", ["ball", "playing"]])
     assert cut == [["play", "##ing", "ball", "."], ["ball", "play", "##ing"]]
     assert tokenizer.join(cut[0]) == "playing ball."
+    assert tokenizer.tokens(["play 🎈ball", ["x", "ball"], ""]) == [["play", "🎈ball"], ["x", "ball"], [""]]
 
 
 TREE = """# sent_id = x-1

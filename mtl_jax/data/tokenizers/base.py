@@ -47,7 +47,10 @@ class Tokenizer(Protocol):
         """The token of an id, for people."""
 
     def tokens(self, units: Sequence[str | Sequence[str]]) -> list[list[str]]:
-        """The tokens of each text or sentence of words, without special tokens, at least one."""
+        """The tokens of each text or sentence of words, without special tokens, at least one.
+
+        What the vocabulary lacks is not its unknown token, but as it stands in the text.
+        """
 
     def join(self, tokens: Sequence[str]) -> str:
         """The text that tokens make."""

@@ -69,14 +69,29 @@ class PretrainedTokenizer:
         return self._text.id_to_token(index) or f"<{index}>"
 
     def tokens(self, units: Sequence[str | Sequence[str]]) -> list[list[str]]:
-        texts = iter(self.texts([unit for unit in units if isinstance(unit, str)]))
-        sentences = iter(self.words([unit for unit in units if not isinstance(unit, str)]))
-        found = (next(texts) if isinstance(u, str) else [i for word in next(sentences) for i in word] for u in units)
-        return [[self.token(i) for i in ids] for ids in found]
+        result = []
+        for first in range(0, len(units), CHUNK):
+            chunk = units[first : first + CHUNK]
+            texts = iter(self._text.encode_batch([u for u in chunk if isinstance(u, str)], add_special_tokens=False))
+            sentences = iter(
+                self._word.encode_batch(
+                    [list(u) for u in chunk if not isinstance(u, str)], is_pretokenized=True, add_special_tokens=False
+                )
+            )
+            result += [self._as_written(u, next(texts if isinstance(u, str) else sentences)) for u in chunk]
+        return result
+
+    def _as_written(self, unit: str | Sequence[str], encoding: Any) -> list[str]:
+        """The tokens of an encoded unit, unknown ones as they stand in it."""
+        found = []
+        for index, word, (begin, end) in zip(encoding.ids, encoding.word_ids, encoding.offsets, strict=True):
+            whole = unit if isinstance(unit, str) else unit[word]
+            found.append((whole[begin:end] if index == self._unknown else "") or self.token(index))
+        return found or ["".join(unit)]
 
     def join(self, tokens: Sequence[str]) -> str:
         decoder = self._text.decoder
-        return " ".join(tokens) if decoder is None else decoder.decode(list(tokens))
+        return (" ".join(tokens) if decoder is None else decoder.decode(list(tokens))).strip()
 
     def find(self, token: str) -> int | None:
         return self._text.token_to_id(token)

@@ -93,8 +93,20 @@ class WordTokenizer:
         """The words of each text or sentence, those outside of any vocabulary too."""
         return [_split(unit, lower) if isinstance(unit, str) else _normal(unit, lower) for unit in units]
 
+    @staticmethod
+    def cut_with_blanks(text: str, lower: bool) -> tuple[list[str], list[bool]]:
+        """The words of a text, and whether a blank stands before each."""
+        found = list(_pattern(text, "").finditer(text))
+        ends = [0, *(match.end() for match in found)]
+        blanks = [match.start() > end for match, end in zip(found, ends, strict=False)]
+        return _normal([match[0] for match in found], lower), [False, *blanks[1:]][: len(found)]
+
     def tokens(self, units: Sequence[str | Sequence[str]]) -> list[list[str]]:
-        return [words or [self.SPECIALS[1]] for words in self.cut(units, self.lower)]
+        cut = (
+            _split(unit, self.lower, self._before) if isinstance(unit, str) else _normal(unit, self.lower)
+            for unit in units
+        )
+        return [words or [self.SPECIALS[1]] for words in cut]
 
     def join(self, tokens: Sequence[str]) -> str:
         return " ".join(tokens)
