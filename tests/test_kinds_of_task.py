@@ -228,7 +228,7 @@ def test_answers_in_windows_are_scored_by_question_and_predicted_as_scored(make,
     evaluator = scoring.make_evaluator(experiment, scoring.placement_of(experiment))
     found = evaluator.score(state.params, "dev")["answer"]
     stacked = jax.tree.map(lambda leaf: np.repeat(leaf[None, None], 8, 1), state.params)
-    lane = scores.LaneScores(experiment, lanes.shape_of(1, 1, "map")).score(stacked, "dev")[0][0]["answer"]
+    lane = scores.LaneScores(experiment, lanes.shape_of(1, 1, "map")).score(stacked, "dev", lambda: None)[0][0]["answer"]
     assert lane == pytest.approx(found, rel=1e-4)
 
     workdir = folders.prepare(tmp_path / "run")

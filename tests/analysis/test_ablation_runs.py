@@ -111,7 +111,7 @@ def test_scores_of_data_sets_of_unlike_size_and_absent_splits(tiny, tmp_path):
     stacked = jax.tree.map(lambda x: np.broadcast_to(x, (shape.seeds, shape.lanes, *x.shape)), params)
     evaluator = scoring.make_evaluator(built.experiment, scoring.placement_of(built.experiment))
     for split in ("dev", "test"):
-        found = scores.LaneScores(built.experiment, shape).score(stacked, split)[0][0]
+        found = scores.LaneScores(built.experiment, shape).score(stacked, split, lambda: None)[0][0]
         wanted = evaluator.score(params, split)
         assert list(found) == list(wanted)
         for task, metrics in wanted.items():
