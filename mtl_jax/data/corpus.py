@@ -10,7 +10,19 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mtl_jax.data import batches, cache, encoding, labels, levels, packing, patches, pictures, targets, vocabulary
+from mtl_jax.data import (
+    batches,
+    cache,
+    cells,
+    encoding,
+    labels,
+    levels,
+    packing,
+    patches,
+    pictures,
+    targets,
+    vocabulary,
+)
 from mtl_jax.data import gold as golds
 from mtl_jax.data.batch import Layout, Rows
 from mtl_jax.data.encoding import EncodedSplit
@@ -186,7 +198,7 @@ def for_prediction(
       form: of the pictures in training, where the data set has pictures; they have to be of one size with those.
       folder: what paths of pictures start from.
     """
-    units = what_to_read(records, "data to predict", entry, specs)
+    units = what_to_read(cells.read_lists(records, entry)[0], "data to predict", entry, specs)
     album = None
     if entry.get("image"):
         size = form.sizes[specs[0].dataset]

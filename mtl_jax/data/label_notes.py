@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import collections
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from typing import Any
 
 from mtl_jax.data import literals
 from mtl_jax.data.labels import PER_RECORD, LabelSpec, RawLabels, fields_of, get, is_list, is_missing, naming_missing
 from mtl_jax.data.records import where
+from mtl_jax.data.units import Units
 
 # what files write where there is no value, without case; some of them are names of classes elsewhere
 SUSPICIOUS = frozenset(
@@ -26,6 +28,34 @@ def notes(spec: LabelSpec, splits: Mapping[str, RawLabels], names: Sequence[str]
         found += _uncut(spec, names)
     found += _alike(names)
     return [f"task {spec.task}: {sentence}" for sentence in found]
+
+
+def contradictions(spec: LabelSpec, splits: Mapping[str, RawLabels], units: Mapping[str, Units]) -> list[str]:
+    """Sentences about equal texts (and pictures) with different labels: within train, and of the others in train."""
+    if spec.level != "text" or not splits["train"].values:
+        return []
+    labels: dict[Hashable, set[Hashable]] = {}
+    for text, value in zip(_inputs(units["train"]), splits["train"].values, strict=True):
+        if value is not None:
+            labels.setdefault(text, set()).add(_comparable(value))
+    found = []
+    for split, raw in splits.items():
+        pairs = zip(_inputs(units[split]), raw.values, strict=True)
+        count = sum(v is not None and bool(labels.get(text, set()) - {_comparable(v)}) for text, v in pairs)
+        if count:
+            found.append(f"task {spec.task}: {split}: {count} records have a text that train has with another label")
+    return found
+
+
+def _comparable(value: Any) -> Hashable:
+    if isinstance(value, dict):
+        return frozenset(value.items())
+    return frozenset(value) if isinstance(value, tuple) else value
+
+
+def _inputs(units: Units) -> Iterable[Hashable]:
+    texts = units.texts if units.words is None else map(tuple, units.words)
+    return texts if units.pictures is None else zip(texts, units.pictures, strict=True)
 
 
 def advice(names: Iterable[str], spec: LabelSpec) -> str:

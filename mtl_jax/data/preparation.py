@@ -12,6 +12,7 @@ from mtl_jax.data import (
     batches,
     cache,
     encoding,
+    label_notes,
     labels,
     levels,
     marks,
@@ -160,7 +161,8 @@ def _classes(spec: LabelSpec, raw: Mapping[str, RawLabels], units: Mapping[str, 
         spec, raw, spans, notes = tag_columns.unify(spec, raw, {s: u.word_counts for s, u in units.items()})
     names, odd = vocabulary.build_vocabulary(spec, raw, settings.max_unseen)
     gold = {split: vocabulary.encode_labels(values, spec, names) for split, values in raw.items()}
-    return dataclasses.replace(names, spans=spans), gold, notes + odd
+    notes += [*odd, *label_notes.contradictions(spec, raw, units)]
+    return dataclasses.replace(names, spans=spans), gold, notes
 
 
 def _counts(found: _Labels, spec: LabelSpec, split: str) -> dict[str, Any]:

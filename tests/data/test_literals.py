@@ -7,7 +7,10 @@ import string
 import numpy as np
 import pytest
 
-from mtl_jax.data import datasets, literals
+from mtl_jax.data import corpus, datasets, literals
+from mtl_jax.data.labels import LabelSpec
+from mtl_jax.data.records import Record
+from mtl_jax.data.tokenizers import WordVocabulary
 from mtl_jax.errors import UserError
 
 FUZZ = int(os.environ.get("FUZZ", 100))
@@ -84,6 +87,31 @@ def test_words_and_tags_in_cells(tmp_path):
     entry = table(tmp_path / "b.csv", ("tokens",), ("['a']",), ("['a', 'b",))
     with pytest.raises(UserError, match=r"b\.csv:3: field 'tokens' looks like a list, but cannot be read"):
         datasets.read("d", {**entry, "words": "tokens"}, 0)
+
+
+def load(datasets_, *specs):
+    return corpus.load(datasets_, specs, WordVocabulary(1, None, False), row_length=8)
+
+
+def test_tags_in_cells_are_trained_on_and_predicted(tmp_path):
+    rows = [("['EU', 'rejects']", "['I-ORG', 'O']"), ("['He', 'said']", "['O', 'O']")] * 3
+    entry = {**table(tmp_path / "a.csv", ("tokens", "tags"), *rows), "words": "tokens"}
+    spec = LabelSpec("ner", "d", "tags", level="word")
+    data = load({"d": entry}, spec)
+    assert data.vocabularies["ner"].names == ("O", "B-ORG")  # IOB1, as it is made of columns of a file
+    record = Record({"tokens": "['He', 'rejects']"}, "in.csv", 1)
+    _, split = corpus.for_prediction([record], entry, [spec], data.vocabularies, data.tokenizer, row_length=8)
+    assert split.units.words == [["He", "rejects"]]
+
+
+def test_equal_texts_with_different_labels(tmp_path):
+    rows = [("a", 0), ("a", 1), ("b", 0), ("b", 0), ("c", 1), ("c", ""), ("d", 1)]
+    entry = {**table(tmp_path / "a.csv", ("text", "y"), *rows), "text": ("text",)}
+    table(tmp_path / "b.csv", ("text", "y"), ("a", 0), ("b", 1), ("c", 1), ("e", 1))
+    entry |= {"path": str(tmp_path), "splits": {"train": "a.csv", "dev": "b.csv"}}
+    notes = load({"d": entry}, LabelSpec("t", "d", "y")).notes
+    assert "task t: train: 2 records have a text that train has with another label" in notes
+    assert "task t: dev: 2 records have a text that train has with another label" in notes
 
 
 def test_choices_in_cells(tmp_path):
