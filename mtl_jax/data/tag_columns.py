@@ -55,10 +55,11 @@ def unify(spec: LabelSpec, splits: Mapping[str, RawLabels], words: Mapping[str, 
       UserError: a tag that breaks the scheme that the user named, by file and line.
     """
     splits = dict(splits)
-    if any(not isinstance(value, str | None) for raw in splits.values() for value in raw.values):
+    if any(set(map(type, raw.values)) - {str, type(None)} for raw in splits.values()):
         return Unified(spec, splits, None, [])
     splits, numbered = _named(spec, splits)
-    counts = collections.Counter(value for raw in splits.values() for value in raw.values if value is not None)
+    counts = collections.Counter(itertools.chain.from_iterable(raw.values for raw in splits.values()))
+    del counts[None]
     if spec.source_scheme == "none":
         return Unified(spec, splits, False, numbered)
     parse = _asked(spec.source_scheme, counts) if spec.source_scheme else _spelling(counts)
@@ -78,7 +79,7 @@ def unify(spec: LabelSpec, splits: Mapping[str, RawLabels], words: Mapping[str, 
         if broken:
             count, first = broken
             notes.append(f"{_task(spec)}: {count} sentences of {split} with a broken {source} sequence mended; {first}")
-    present = {value for raw in splits.values() for value in raw.values if value is not None}
+    present = set().union(*(raw.values for raw in splits.values())) - {None}
     classes = _classes(spec, parse, present - counts.keys())
     return Unified(dataclasses.replace(spec, classes=classes), splits, bool(present - {"O"}), notes)
 
@@ -89,7 +90,7 @@ def _task(spec: LabelSpec) -> str:
 
 def _named(spec: LabelSpec, splits: dict[str, RawLabels]) -> tuple[dict[str, RawLabels], list[str]]:
     """Numbers of classes as their names, where `spec.classes` has these in order; a note where it has not."""
-    values = {value for raw in splits.values() for value in raw.values if value is not None}
+    values = set().union(*(raw.values for raw in splits.values())) - {None}
     if not values or not all(value.isascii() and value.isdigit() and len(value) < 10 for value in values):
         return splits, []
     if not spec.classes:
@@ -180,9 +181,9 @@ def _spelling(counts: Mapping[str, int]) -> Spelling | None:
 def _odd(spec: LabelSpec, splits: Mapping[str, RawLabels], tags: Mapping[str, str]) -> list[str]:
     """A note for each split with values that are no tags."""
     notes = []
+    odd = {value for value, tag in tags.items() if not tag}
     for split, raw in splits.items():
-        places = [i for i, value in enumerate(raw.values) if value is not None and not tags[value]]
-        if places:
+        if places := [i for i, value in enumerate(raw.values) if value in odd] if odd else []:
             counts = collections.Counter(raw.values[i] for i in places)
             listed = ", ".join(f"{value!r} ({n})" for value, n in counts.most_common(_SHOWN))
             more = ", …" if len(counts) > _SHOWN else ""
@@ -238,9 +239,10 @@ def _broken(spec: LabelSpec, place: str, problem: str, counts: Mapping[str, int]
 
 
 class _Flat:
-    """The known tags of a split one after the other, without the words that have no label.
+    """The tags of a split one after the other, without the words that have no label.
 
-    values  [n] tags
+    names   the different tags
+    ids     int[n], each tag's number in `names`
     at      int[n], their places among all labels of the split
     begins  [S + 1], where each sentence (of a predicate) begins
     """
@@ -248,18 +250,15 @@ class _Flat:
     def __init__(self, raw: RawLabels, words: Sequence[int], tags: Mapping[str, str]):
         words = np.asarray(words, np.int64)
         lengths = np.repeat(words, np.diff(raw.offsets) // np.maximum(words, 1))
-        known = np.fromiter((value is not None for value in raw.values), bool, len(raw.values))
-        self.at = np.flatnonzero(known)
-        self.begins = np.concatenate([[0], np.cumsum(known)])[np.concatenate([[0], np.cumsum(lengths)])]
-        self.values = [tags[raw.values[i]] for i in self.at.tolist()]
+        self.names = sorted(set(tags.values()))
+        numbers = {value: self.names.index(tag) for value, tag in tags.items()} | {None: -1}
+        ids = np.fromiter(map(numbers.__getitem__, raw.values), np.int64, len(raw.values))
+        self.at = np.flatnonzero(ids >= 0)
+        self.ids = ids[self.at]
+        self.begins = np.concatenate([[0], np.cumsum(ids >= 0)])[np.concatenate([[0], np.cumsum(lengths)])]
 
-    @functools.cached_property
-    def parts(self) -> tuple[np.ndarray, np.ndarray]:
-        """[n + 1], an O before all: the letters, and the types as numbers."""
-        parts = [schemes.split_tag(value) for value in self.values]
-        numbers: dict[str, int] = {}
-        kinds = [numbers.setdefault(kind, len(numbers)) for _, kind in parts]
-        return np.array(["O", *(letter for letter, _ in parts)]), np.array([-1, *kinds])
+    def tags(self, begin: int, end: int) -> list[str]:
+        return [self.names[n] for n in self.ids[begin:end].tolist()]
 
     def sentences(self) -> list[tuple[int, int]]:
         """(begin, end) of each sentence with a known tag."""
@@ -267,7 +266,11 @@ class _Flat:
 
     def breaks(self, scheme: str) -> np.ndarray:
         """int[...], numbers of the tags that "iob1" or "iob2" does not allow where they stand."""
-        letter, kind = self.parts
+        parts = [schemes.split_tag(name) for name in self.names]
+        kinds = sorted({kind for _, kind in parts})
+        ids = np.concatenate([[len(parts)], self.ids])  # an O before all
+        letter = np.array([*(letter for letter, _ in parts), "O"])[ids]
+        kind = np.array([*(kinds.index(kind) for _, kind in parts), -1])[ids]
         first = np.zeros(len(letter), bool)
         first[self.begins] = True
         follows = (kind[1:] == kind[:-1]) & (letter[:-1] != "O") & ~first[:-1]
@@ -289,16 +292,15 @@ def _converted(
     spec: LabelSpec, raw: RawLabels, flat: _Flat, source: str
 ) -> tuple[RawLabels, tuple[int, str] | None]:
     """The labels in the scheme wanted, and (number of broken sentences, "first at file:line")."""
-    values: list[str | None] = list(raw.values)
-    for i, tag in zip(flat.at.tolist(), flat.values, strict=True):
-        values[i] = tag
+    new = np.full(len(raw.values), None, object)
+    new[flat.at] = np.array(flat.names, object)[flat.ids]
     where = flat.sentences()
     if source == spec.target_scheme == "iob2":  # mostly there is nothing to do
         numbers = np.unique(np.searchsorted(flat.begins, flat.breaks("iob2"), side="right") - 1)
         where = [(int(flat.begins[n]), int(flat.begins[n + 1])) for n in numbers]
     broken, first = 0, ""
     for begin, end in where:
-        sentence = flat.values[begin:end]
+        sentence = flat.tags(begin, end)
         try:
             if source != _SEVERAL:
                 schemes.spans(sentence, source)
@@ -308,9 +310,8 @@ def _converted(
                 raise _broken(spec, place, str(error), collections.Counter(raw.values)) from error
             broken, first = broken + 1, first or f"first at {place}"
         found = schemes.convert(sentence, source, spec.target_scheme, strict=False)
-        for i, tag in zip(flat.at[begin:end].tolist(), found, strict=True):
-            values[i] = tag
-    return raw._replace(values=values), (broken, first) if broken else None
+        new[flat.at[begin:end]] = found
+    return raw._replace(values=new.tolist()), (broken, first) if broken else None
 
 
 def _classes(spec: LabelSpec, parse: Spelling, further: set[str]) -> tuple[str, ...]:

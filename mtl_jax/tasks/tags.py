@@ -48,6 +48,8 @@ def marks_spans(names: Sequence[str], known: bool | None = None) -> bool:
 def no_spans(names: Sequence[str]) -> str:
     """The end of a message: that tags do not mark spans."""
     listed = ", ".join(map(repr, names[:5])) + (", ..." if len(names) > 5 else "")
+    if schemes.mark_spans(names):
+        return f"the labels of all splits, or options.schemes of the data set, say that these mark none: {listed}"
     return f"the tags of train mark none, which look like B-PER, or B where there is one type: {listed}"
 
 

@@ -54,7 +54,7 @@ def test_whether_tags_mark_spans_is_what_the_data_tell():
     for names, spans in ((BIO, False), (("O", "S"), True)):
         task = make("t", {"kind": "tagging"}, "word", names, given={"spans": spans})
         assert ("entity_f1" in task.metrics) == ("spans" in task.decode([0], [1.0])) == spans
-    with pytest.raises(UserError, match="'entity_f1' reads spans"):
+    with pytest.raises(UserError, match=r"'entity_f1' reads spans, but .* or options\.schemes of the data"):
         make("t", {"kind": "tagging", "metrics": ("entity_f1",)}, "word", BIO, given={"spans": False})
 
 
