@@ -71,7 +71,7 @@ def unify(spec: LabelSpec, splits: Mapping[str, RawLabels], words: Mapping[str, 
     notes = numbered + _odd(spec, splits, tags)
     tags = {value: tag or _outside(parse) for value, tag in tags.items()}
     flat = {split: _Flat(raw, words[split], tags) for split, raw in splits.items()}
-    source = spec.source_scheme or _scheme(flat, tags)
+    source = spec.source_scheme or ("brackets" if parse is _bracket else _scheme(flat, tags))
     if source != spec.target_scheme:
         notes.append(f"{_task(spec)} written in {source} and converted to {spec.target_scheme}")
     for split, raw in splits.items():
@@ -117,7 +117,9 @@ _OTHERS = [
 def _plain(value: str, typed: bool) -> str:
     """The usual spelling. `typed`: letters without a type are no tags, as most have one."""
     letter, kind = schemes.split_tag(value)
-    return "" if not letter or (typed and not kind and value != "O") else value.removesuffix("-") if not kind else value
+    if kind or letter == "O":
+        return value if letter else ""
+    return "" if typed else letter
 
 
 def _bracket(value: str) -> str:
@@ -206,7 +208,7 @@ def _no_spans(spec: LabelSpec, counts: Mapping[str, int], splits: Mapping[str, R
     some = {value: n for value, n in inner.items() if parts[value][0] and (parts[value][1] or bare)}
     if not some:
         return []
-    other = max(inner.keys() - some.keys(), key=lambda value: inner[value])
+    other = max((value for value in inner if value not in some), key=lambda value: inner[value])
     raw = next(raw for raw in splits.values() if other in raw.values)
     return [
         f"{_task(spec)} are read as labels without spans: {sum(some.values())} of {sum(inner.values())} that are not O "
@@ -279,8 +281,6 @@ class _Flat:
 
 def _scheme(flat: Mapping[str, _Flat], tags: Mapping[str, str]) -> str:
     """The scheme of a column; of iob1 and iob2 the one that fewer tags break. Mixtures are read as conlleval does."""
-    if any("*" in tag for tag in tags.values()):
-        return "brackets"
     letters = {schemes.split_tag(tag)[0] for tag in tags.values()} - {"O"}
     if letters <= set("BI"):
         breaks = {scheme: sum(len(f.breaks(scheme)) for f in flat.values()) for scheme in ("iob2", "iob1")}

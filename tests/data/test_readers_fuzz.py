@@ -5,6 +5,7 @@ No record is lost without a word: records in = records out + records counted as 
     FUZZ=1000 python -m pytest tests/data/test_readers_fuzz.py tests/test_config_fuzz.py     # 14,000 inputs
 """
 
+import itertools
 import json
 import os
 import pathlib
@@ -146,6 +147,23 @@ def objects(count, **more):
 def conllu(count):
     words = "".join(f"{i}\tw{i}\tl\tX\tY\t_\t{i - 1}\tr\t_\t_\n" for i in (1, 2))
     return "".join(f"# sent_id = s-{n}\n{words}\n" for n in range(count))
+
+
+@pytest.mark.parametrize("size", [0, 1, 2, 3])
+@SETTINGS
+@hypothesis.given(lines=st.lists(st.sampled_from(["", " ", "a 1", "a 2", "b", "c x", "\x0b"]), max_size=14))
+def test_every_line_of_records_is_in_one_or_counted(tmp_path, size, lines):
+    (tmp_path / "f").write_text("\n".join(lines))
+    pattern = r"(?P<t>a .)" + {0: r"(\n.+)*", 1: "", 2: r"\n(?P<b>b)", 3: r"\n(?P<b>b)\n(?P<c>.+)"}[size]
+    records, notes = items_of(tmp_path / "f", "lines", lines_per_record=size, pattern=pattern, on_bad_line="skip")
+    blocks = [len(list(block)) for full, block in itertools.groupby(lines, lambda line: bool(line.strip())) if full]
+    whole, skipped = sum(blocks), sum(note.count for note in notes)
+    if size:
+        assert whole == size * len(records) + skipped
+        assert all(note.lost == -(-note.count // size) for note in notes)
+    else:
+        assert len(blocks) == len(records) + lost(notes)
+        assert (skipped == 0) == (not notes) and skipped <= whole
 
 
 QUESTION = {"question": "q", "answers": []}
