@@ -84,7 +84,8 @@ def test_a_run_beside_other_tasks_predicts_what_it_scores(writer, tmp_path):
     abstract = scoring.abstract_params(experiment, scoring.placement_of(experiment))
     params, shape = load_params(workdir, "best", abstract).params, shape_of(1, 1, "map")
     stacked = jax.tree.map(lambda x: np.broadcast_to(x, (shape.seeds, shape.lanes, *x.shape)), jax.device_get(params))
-    assert LaneScores(experiment, shape).score(stacked, "test", lambda: None)[0][0]["said"] == pytest.approx(found, rel=1e-4)
+    lane = LaneScores(experiment, shape).score(stacked, "test", lambda: None)[0][0]
+    assert lane["said"] == pytest.approx(found, rel=1e-4)
 
 
 def test_a_split_without_targets_has_no_score_of_the_task(writer, tmp_path):

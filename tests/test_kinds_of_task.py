@@ -172,7 +172,7 @@ def test_steps_scores_lanes_and_predictions(make, tmp_path, differs):
     assert found["hidden"]["masked_perplexity"] == pytest.approx(np.exp(found["hidden"]["loss"]), rel=1e-4)
     stacked = jax.tree.map(lambda leaf: leaf[None, None], whole.params)
     lane = scores.LaneScores(experiment, lanes.shape_of(1, 1, "map")).score(
-        jax.tree.map(lambda leaf: np.repeat(leaf, 8, 1), stacked), "dev"
+        jax.tree.map(lambda leaf: np.repeat(leaf, 8, 1), stacked), "dev", lambda: None
     )[0][0]  # fmt: skip
     alone = build(make(data__pack=False))
     one_by_one = scoring.make_evaluator(alone, scoring.placement_of(alone)).score(whole.params, "dev")
@@ -228,7 +228,8 @@ def test_answers_in_windows_are_scored_by_question_and_predicted_as_scored(make,
     evaluator = scoring.make_evaluator(experiment, scoring.placement_of(experiment))
     found = evaluator.score(state.params, "dev")["answer"]
     stacked = jax.tree.map(lambda leaf: np.repeat(leaf[None, None], 8, 1), state.params)
-    lane = scores.LaneScores(experiment, lanes.shape_of(1, 1, "map")).score(stacked, "dev", lambda: None)[0][0]["answer"]
+    lane_scores = scores.LaneScores(experiment, lanes.shape_of(1, 1, "map"))
+    lane = lane_scores.score(stacked, "dev", lambda: None)[0][0]["answer"]
     assert lane == pytest.approx(found, rel=1e-4)
 
     workdir = folders.prepare(tmp_path / "run")
