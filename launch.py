@@ -145,7 +145,8 @@ def _evaluate():
         from mtl_jax.analysis import report
 
         write_json(file, result)
-        print(report.results_table(result) + f"\n\nstep {result['step']}; numbers in {file}")
+        lines = [report.results_table(result), *report.warning_lines(result, file)]
+        print("\n".join([*lines, "", f"step {result['step']}; numbers in {file}"]))
 
 
 def _predict():

@@ -77,13 +77,13 @@ def test_a_signal_in_an_evaluation_stops_it_and_the_next_start_makes_it(tiny, tm
     whole = loop.train(config, folders.prepare(tmp_path / "whole"))
     score = evaluation.Evaluator.score
 
-    def interrupted(evaluator, params, split, progress):
+    def interrupted(evaluator, params, split, progress, remark):
         def first_batch(rows):
             signal.raise_signal(signal.SIGTERM)
             progress(rows)
             raise AssertionError("no further batch is scored")
 
-        return score(evaluator, params, split, first_batch)
+        return score(evaluator, params, split, first_batch, remark)
 
     workdir = folders.prepare(tmp_path / "cut")
     for _ in range(2):  # the second time while the evaluation is made up for
@@ -172,7 +172,7 @@ def test_early_stop_is_not_run_past_when_started_again(tiny, tmp_path):
     lines = (workdir / "metrics.jsonl").read_text()
     assert [line["step"] for line in folders.read_metrics(workdir) if line["kind"] == "dev"] == [1, 2]
     (workdir / "summary.json").unlink()
-    assert loop.train(config, workdir)["step"] == 1  # the best
+    assert loop.train(config, workdir)["step"] == 2  # of equal scores and losses the later one
     assert (workdir / "metrics.jsonl").read_text() == lines
 
 

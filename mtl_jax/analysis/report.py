@@ -26,9 +26,21 @@ from mtl_jax.analysis.tables import (
 )
 from mtl_jax.analysis.verdicts import said_choices
 from mtl_jax.errors import UserError
+from mtl_jax.training import run_warnings
 from mtl_jax.training.workdir import read_config, read_summary, write_json
 
 LINES = 60  # of the terminal text of an ablation
+
+
+def warning_lines(result: Mapping[str, Any], file: pathlib.Path) -> list[str]:
+    """What stands below a table where there is something that its reader has to know, a blank line first.
+
+    Args:
+      result: with "warnings", see `run_warnings`.
+      file: that has all of them.
+    """
+    lines = run_warnings.lines(result.get("warnings", ()), str(file))
+    return ["", "Warnings", *(f"  {line}" for line in lines)] if lines else []
 
 
 def results_table(summary: Mapping[str, Any]) -> str:
@@ -47,6 +59,7 @@ def finished(workdir: pathlib.Path, summary: Mapping[str, Any]) -> str:
     if summary.get("distances"):
         parts += ["", "Distance between the tasks' parameters, over all layers that they do not share:",
                   distances_table(summary["distances"])]  # fmt: skip
+    parts += warning_lines(summary, workdir / "summary.json")
     drawn = ", ".join(str(figure) for figure in (curves(workdir), balance(workdir)) if figure)
     parts += [
         "",
@@ -77,11 +90,13 @@ def compare(workdirs: Sequence[pathlib.Path], out: pathlib.Path) -> str:
         read_config(workdir)
     (header, rows), result = comparison_rows(summaries)
     out.mkdir(parents=True, exist_ok=True)
-    write_json(
-        out / "compare.json", {"runs": {n: str(w) for n, w in zip(names, workdirs, strict=True)}, "tasks": result}
-    )
+    compared = {
+        "runs": {n: str(w) for n, w in zip(names, workdirs, strict=True)}, "tasks": result,
+        "warnings": run_warnings.of_several(summaries),
+    }  # fmt: skip
+    write_json(out / "compare.json", compared)
     draw_comparison(result, names, out / "figures" / "compare.png")
-    return table(header, rows)
+    return "\n".join([table(header, rows), *warning_lines(compared, out / "compare.json")])
 
 
 def merged(out: pathlib.Path, result: Mapping[str, Any]) -> str:
@@ -89,6 +104,7 @@ def merged(out: pathlib.Path, result: Mapping[str, Any]) -> str:
     header, rows = merging_rows(result)
     return "\n".join([
         table(header, rows),
+        *warning_lines(result, out / "merging.json"),
         "",
         f"merged   {', '.join('/'.join(column['tasks']) for column in result['columns'])}",
         f"written  {out}: {result['chosen']}, the best on dev; numbers in {out / 'merging.json'}",
@@ -119,7 +135,7 @@ def ablation(folder: pathlib.Path, default: ModuleType | None = None) -> str:
         f"numbers  {folder / 'ablation.csv'} (one row a score), {folder / 'ablation.json'}",
         f"figures  {folder / 'figures'}",
     ]
-    lines = _ablation_text(grid, summary)
+    lines = _ablation_text(folder, grid, summary)
     room = LINES - len(files)
     if len(lines) > room:
         lines = [*lines[: room - 1], f"… {len(lines) - room + 1} more lines of it in the report"]
@@ -138,15 +154,17 @@ def relatedness(folder: pathlib.Path, default: ModuleType | None = None) -> str:
     file = pages.save(folder / "report.html", f"How tasks relate: {folder.name}", parts)
     text = [*table(*section.gain_rows(found)).splitlines(), "", *table(*section.measure_rows(found)).splitlines(), ""]
     return "\n".join([
-        *text, *section.groups_said(found), *found["notes"], "", f"report   {file}",
+        *text, *section.groups_said(found), *found["notes"],
+        *warning_lines(found, folder / "relatedness.json"), "", f"report   {file}",
         f"numbers  {folder / 'relatedness.csv'} (one row a pair), {folder / 'relatedness.json'}",
         f"figures  {folder / 'figures'}",
     ])  # fmt: skip
 
 
-def _ablation_text(grid: results.Grid, summary: Mapping[str, Any]) -> list[str]:
+def _ablation_text(folder: pathlib.Path, grid: results.Grid, summary: Mapping[str, Any]) -> list[str]:
     statuses = ", ".join(f"{count} {status}" for status, count in summary["statuses"].items())
-    text = [f"{len(grid.lanes)} lanes, {len(summary['seeds'])} seeds: {statuses}", ""]
+    text = [f"{len(grid.lanes)} lanes, {len(summary['seeds'])} seeds: {statuses}"]
+    text += [*warning_lines({"warnings": grid.warnings}, folder / "ablation.json"), ""]
     combinations = summary["combinations"]
     if len(combinations) == 1:
         text += [*table(*points_rows(combinations[0], summary["scores"])).splitlines(), ""]

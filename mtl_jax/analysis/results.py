@@ -17,7 +17,7 @@ __all__ = ["LINES", "STATUSES", "Grid", "Lane", "read", "summarise", "write"]
 
 LINES = ("sharing", *ENDS)
 STATUSES = ("finished", "stopped early", "frozen: not finite", "dropped")
-VERSION = 1  # of ablation.json
+VERSION = 2  # of ablation.json
 
 
 class Lane(NamedTuple):
@@ -38,6 +38,8 @@ class Lane(NamedTuple):
                     do not share; None where nothing is a task's own
     effective_rank  of the K deviations from the tasks' mean (Roy & Vetterli 2007: exp of the entropy of σ/Σσ),
                     from 0 to K − 1; None likewise
+    left_out        steps of `steps` that changed nothing, as a loss or gradient was not finite
+    remarks         {task: {split: sentence}} on predictions that are all alike
     curve           [{"step": n, "loss": {task: mean training loss since the entry before}, "dev": {task: {metric:
                     value}}}]; "dev" only where dev was scored
     """
@@ -54,6 +56,8 @@ class Lane(NamedTuple):
     distance: float | None
     effective_rank: float | None
     curve: list[dict[str, Any]]
+    left_out: int
+    remarks: dict[str, dict[str, str]]
 
 
 class Grid(NamedTuple):
@@ -70,6 +74,8 @@ class Grid(NamedTuple):
     costs       of each program without its ends {"choices": {choice: alternative}, "parameters": of one model,
                 "step_seconds": median over calls of what a step of one lane takes, the first call left out; None where
                 there was one call only}
+    warnings    what a reader of the scores has to know, see `training.run_warnings`; of combinations of choices there
+                are more, in `summarise`
     """
 
     sweeps: dict[str, dict[str, Any]]
@@ -81,6 +87,7 @@ class Grid(NamedTuple):
     method: dict[str, Any]
     baselines: dict[str, list[str]]
     costs: list[dict[str, Any]]
+    warnings: list[dict[str, Any]]
 
 
 def write(folder: pathlib.Path, grid: Grid) -> None:
@@ -138,7 +145,7 @@ def read(folder: pathlib.Path) -> Grid:
 
 def tidy(grid: Grid) -> tuple[list[str], list[list[Any]]]:
     """Header and rows of ablation.csv. A choice or sweep named like another column is `choice_…` or `sweep_…`."""
-    before, after = ["lane", "line"], ["seed", "status", "step", "steps", "distance", "effective_rank"]
+    before, after = ["lane", "line"], ["seed", "status", "step", "steps", "left_out", "distance", "effective_rank"]
     last = ["task", "split", "metric", "value"]
     fixed = {*before, *after, *last}
     choices = {name: f"choice_{name}" if name in {*fixed, *grid.sweeps} else name for name in grid.choices}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -17,6 +17,7 @@ from mtl_jax.analysis.settings import command, configuration
 from mtl_jax.analysis.summary import main_split
 from mtl_jax.analysis.verdicts import NAMES, said, said_choices
 from mtl_jax.errors import UserError
+from mtl_jax.training import run_warnings
 from mtl_jax.training.workdir import read_config, read_metrics, read_summary
 
 Parts = list[page.Html]
@@ -33,6 +34,7 @@ def ablation(
     parts = [page.heading("What was run"), page.items(_run(grid, summary))]
     parts += configuration(config, default)
     parts.append(page.heading("What was found"))
+    parts += warnings(grid.warnings)
     combinations = summary["combinations"]
     for c in combinations:
         name = said_choices(c["choices"])
@@ -130,11 +132,21 @@ def report(named: Mapping[str, pathlib.Path], out: pathlib.Path, default: Module
             grid = results.read(workdir)
             parts += ablation(workdir, grid, results.summarise(grid), figures, default)
         if (workdir / "relatedness.json").exists():
-            parts += section.relatedness(workdir, read(workdir), figures, default)
+            related = read(workdir)
+            parts += [*warnings(related["warnings"]), *section.relatedness(workdir, related, figures, default)]
         elif name in finished:
             parts += _finished(workdir, finished[name], figures, default)
         elif not (workdir / "ablation.json").exists():
             parts += _unfinished(workdir, figures, default)
+    return parts
+
+
+def warnings(found: Sequence[Mapping[str, Any]]) -> Parts:
+    """What a reader of the scores has to know, see `run_warnings`; all of it folded where that is long."""
+    shown = run_warnings.lines(found, "the list below")
+    parts = [page.paragraph(line, warning=True) for line in shown]
+    if len(found) > sum(entry["text"] in shown for entry in found):
+        parts.append(page.folded(f"All {len(found)} warnings", page.items(entry["text"] for entry in found)))
     return parts
 
 
@@ -151,10 +163,7 @@ def _finished(workdir, summary, figures, default) -> Parts:
     )]  # fmt: skip
     parts += configuration(read_config(workdir) if (workdir / "config.json").exists() else {}, default)
     parts += [page.heading("Scores", 3), page.grid(*tables.results_rows(summary))]
-    lost = {name: count for name, count in summary.get("skipped", {}).items() if count}
-    if lost:
-        said = ", ".join(f"{name} {count}" for name, count in lost.items())
-        parts.append(page.paragraph(f"Steps left out because a loss or gradient was not finite: {said}.", warning=True))
+    parts += warnings(summary.get("warnings", ()))
     if summary.get("distances"):
         parts += [page.heading("Distances between the tasks' parameters", 3),
                   page.grid(*tables.distances_rows(summary["distances"]))]  # fmt: skip

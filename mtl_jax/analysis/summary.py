@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mtl_jax.analysis.intervals import correct, holm, interval, number, paired
 from mtl_jax.analysis.verdicts import verdict, warnings
+from mtl_jax.training.selection import rank
 
 if TYPE_CHECKING:
     from mtl_jax.analysis.results import Grid, Lane
@@ -47,19 +48,22 @@ def summarise(grid: Grid) -> dict[str, Any]:
                       statuses       {status: lanes}
                       eligible       every seed finished with a finite score: it can be chosen
                       score          interval of the score on dev, by which settings are chosen
+                      loss           interval of the mean over tasks of their losses on dev, which decides ties
                       average        {split: interval of the mean over tasks of their first metrics}
                       tasks          {task: {split: {metric: interval}}}
                       distance, effective_rank   intervals
                       against        {end: difference of the score on dev; corrected_p by Holm over the points}
         ends        {"single" | "tied" | "hard": as a point, at the best of its learning rates (and sweeps other than
                     λ) by mean dev score; "tried": [{"values", "score", "eligible"}]}; None where none is eligible
-        chosen      index of the eligible point with the highest mean score on dev; None where there is none
+        chosen      index of the eligible point with the highest mean score on dev, of equal ones that with the lowest
+                    mean loss; None where there is none
         comparison  {end: {"average": {split: difference}, "tasks": {task: {split: difference}}}} of the chosen point
                     minus the end. On dev "average" has the corrected p; the others are of one point and are not
                     corrected
         cost        {"parameters": of one model, "step_seconds": of one lane}, None where it is not known
         verdict     a sentence
-        warnings    sentences: what froze or was dropped, what lies at the edge of what was tried
+        warnings    sentences: what froze or was dropped, predictions that are all alike, what lies at the edge of what
+                    was tried
       baselines     for each baseline of each choice, and each combination of the other choices:
         choice, baseline, rest   names, and {other choice: alternative}
         others                   [{"alternative", "average": {split: difference}, "tasks": {task: {split: difference}}}]
@@ -248,12 +252,19 @@ def _point(scope, lanes, seeds) -> dict[str, Any]:
         "eligible": {seed for seed, score in _scores(lanes).items() if score is not None} == seeds
         and len(counted) == len(lanes),
         "score": interval([lane.score for lane in counted])._asdict(),
+        "loss": interval([_dev_loss(lane) for lane in counted])._asdict(),
         "average": {split: interval([_average(lane, split, firsts) for lane in counted])._asdict() for split in splits},
         "tasks": tasks,
         "distance": interval([lane.distance for lane in counted])._asdict(),
         "effective_rank": interval([lane.effective_rank for lane in counted])._asdict(),
         "against": {},
     }
+
+
+def _dev_loss(lane: Lane) -> float | None:
+    """Mean over tasks of their losses on dev; None where one is not known."""
+    losses = [number(splits["dev"].get("loss")) for splits in lane.scores.values() if "dev" in splits]
+    return None if not losses or None in losses else math.fsum(losses) / len(losses)
 
 
 def _centre(values, scale):
@@ -278,7 +289,7 @@ def _average(lane: Lane, split: str, firsts: Mapping[str, str]) -> float | None:
 
 def _best(points: Sequence[Mapping[str, Any]]) -> int | None:
     eligible = [i for i, point in enumerate(points) if point["eligible"]]
-    return max(eligible, key=lambda i: points[i]["score"]["mean"], default=None)
+    return max(eligible, key=lambda i: rank(points[i]["score"]["mean"], points[i]["loss"]["mean"]), default=None)
 
 
 def _tuned(scope, groups):

@@ -95,6 +95,18 @@ def warnings(combination, groups, sweeps, method: str) -> list[str]:
         found.append(f"stopped as their loss was not finite, and not in the means: {'; '.join(frozen)}")
     if dropped := sum(point["statuses"].get("dropped", 0) for point in combination["points"]):
         found.append(f"{dropped} lanes were dropped before the last step; they are not in the means")
+    lanes = [lane for group in groups for lane in group]
+    if some := [lane for lane in lanes if lane.left_out and not lane.status.startswith("frozen")]:
+        most = max(some, key=lambda lane: lane.left_out / lane.steps)
+        found.append(
+            f"steps were left out, as a loss or gradient was not finite, in {len(some)} of {len(lanes)} lanes; most at "
+            f"{_place(most)}: {most.left_out} of {most.steps}"
+        )
+    if combination["chosen"] is not None:
+        for lane in groups[combination["chosen"]]:
+            for task, by_split in lane.remarks.items():
+                where = f"{_place(lane)}, which was chosen: task {task}"
+                found += [f"{where}, {split}: {text}" for split, text in by_split.items()]
     for end, tuned in combination["ends"].items():
         if tuned is None:
             found.append(f"{NAMES[end]}: no learning rate finished with every seed, so nothing is compared with it")
@@ -109,6 +121,10 @@ def warnings(combination, groups, sweeps, method: str) -> list[str]:
         if point["score"]["n"] < 2:
             found.append("one seed: no intervals and no tests; differences may be chance")
     return found
+
+
+def _place(lane):
+    return f"{said(lane.values)} (seed {lane.seed})" if lane.values else f"seed {lane.seed}"
 
 
 def _rates(tried):

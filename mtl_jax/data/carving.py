@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from mtl_jax.data import selection
 from mtl_jax.data.groups import Groups, shared
+from mtl_jax.data.notices import SPLITS, Notice
 from mtl_jax.data.records import Record, field
 from mtl_jax.errors import UserError
 
@@ -53,10 +54,13 @@ def _shared_groups(keys: Mapping[str, Sequence], name: str) -> list[str]:
         (split, other): shared(keys[split], keys[other]) for split, other in _ORDER if split in keys and other in keys
     }
     return [
-        f"{split}: {count} of {len(keys[split])} records are of one {name} with records of {other}"
+        Notice(
+            f"{split}: {count} of {len(keys[split])} records are of one {name} with records of {other}", SPLITS,
+            count, len(keys[split]),
+        )
         for (split, other), count in counts.items()
         if count
-    ]
+    ]  # fmt: skip
 
 
 def _shared_texts(parts: Mapping[str, Sequence[Record]], carved: Sequence[str], texts: Sequence[str]) -> list[str]:
@@ -67,8 +71,7 @@ def _shared_texts(parts: Mapping[str, Sequence[Record]], carved: Sequence[str], 
         for split in carved:
             count = sum(field(record, name) in there for record in parts[split])
             if count:
-                notes.append(
-                    f"{split}: {count} of {len(parts[split])} records have a {name!r} that stands in train too "
-                    f"(group={name!r} keeps such records in one split)"
-                )
+                text = f"{split}: {count} of {len(parts[split])} records have a {name!r} that stands in train too "
+                text += f"(group={name!r} keeps such records in one split)"
+                notes.append(Notice(text, SPLITS, count, len(parts[split])))
     return notes

@@ -6,6 +6,7 @@ import collections
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from mtl_jax.data.notices import INFORMATION, Notice
 from mtl_jax.data.records import Record, find, suggestion
 from mtl_jax.errors import UserError
 
@@ -48,7 +49,8 @@ def select(
             if not chosen[split]:
                 raise UserError(f"where.{name}: no record of {split} has {_either(values)}; {_named(there, values)}")
         if wanted:
-            notes.append(f"{split}: {len(chosen[split])} of {len(records)} records (where)")
+            text = f"{split}: {len(chosen[split])} of {len(records)} records (where)"
+            notes.append(Notice(text, INFORMATION, len(chosen[split]), len(records)))
     return chosen, notes
 
 

@@ -28,6 +28,7 @@ from mtl_jax.data.batch import Layout, Rows
 from mtl_jax.data.encoding import EncodedSplit
 from mtl_jax.data.files import Location
 from mtl_jax.data.labels import LabelSpec
+from mtl_jax.data.notices import notice
 from mtl_jax.data.pictures import Cut
 from mtl_jax.data.preparation import Settings, encode, prepare, sources, what_overlong_means, what_to_read
 from mtl_jax.data.records import Record, suggestion
@@ -56,7 +57,8 @@ class Corpus(NamedTuple):
     vocabularies  {task: LabelVocabulary}
     specs         {task: LabelSpec}
     tokenizer     the tokenizer of all data sets
-    notes         sentences for people: truncated texts, unseen labels, dropped duplicates, share of real tokens
+    notes         sentences for people: truncated texts, unseen labels, dropped duplicates, share of real tokens; see
+                  `notices.Notice`
     fingerprint   content hash of all rows, the vocabularies and the tokenizer
     statistics    {data set: {"capacities", split: {"records", "available", "pieces", "rows", ...}}} and
                   {task: {split: {"known", "missing", "counts": {name: n}}}} under "datasets" and "tasks"
@@ -125,7 +127,7 @@ def load(
     used = [name for name in datasets if any(spec.dataset == name for spec in chosen)]
     is_factory = not hasattr(tokenizer, "single")
     read_data = {name: read(name, datasets[name], seed) for name in datasets if is_factory or name in used}
-    notes = [f"{name}: {note}" for name in used for note in read_data[name].notes]
+    notes = [notice(note).prefixed(name) for name in used for note in read_data[name].notes]
     units = {name: _units(name, datasets[name], data, specs) for name, data in read_data.items()}
     if is_factory:
         train = [units[name]["train"] for name in datasets]

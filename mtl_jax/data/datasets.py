@@ -21,6 +21,8 @@ from mtl_jax.data import (
     selection,
     slices,
 )
+from mtl_jax.data.notices import INFORMATION, Notice
+from mtl_jax.data.notices import SPLITS as OF_SPLITS
 from mtl_jax.data.pictures import picture_key
 from mtl_jax.data.places import SPLITS
 from mtl_jax.data.readers import FILES_OF, READERS, SLOW
@@ -137,7 +139,10 @@ def _read(name: str, entry: dict[str, Any], seed: int) -> ReadData:
     if where := _dropped_from(entry):
         splits, removed = duplicates.drop(splits, _key_of(entry, texts, words), where)
         what = "text" if texts or words else "picture"
-        notes += [f"{split}: {n} records removed, their {what} stands in {other}" for split, other, n in removed if n]
+        notes += [
+            Notice(f"{split}: {n} records removed, their {what} stands in {other}", INFORMATION, n)
+            for split, other, n in removed if n
+        ]  # fmt: skip
     available = {split: len(records) for split, records in splits.items()}
     for split, limit in limits.items():
         if split not in splits:
@@ -145,7 +150,7 @@ def _read(name: str, entry: dict[str, Any], seed: int) -> ReadData:
         whole = len(splits[split])
         splits[split] = selection.subset(splits[split], limit, f"{name}/{split}", seed)
         if whole > limit:
-            notes.append(f"{split}: {limit} of {whole} records (limit)")
+            notes.append(Notice(f"{split}: {limit} of {whole} records (limit)", INFORMATION, limit, whole))
     for split, records in splits.items():
         if not records:
             raise UserError(f"split {split!r} has no records left")
@@ -181,10 +186,12 @@ def _repeated(splits: dict[str, list[Record]], entry: dict[str, Any], texts: tup
     if between:
         found = ", ".join(f"{n} of {sizes[split]} of {split} in {other}" for (split, other), n in between.items())
         ways = 'drop_duplicates="train" takes them out of train, "test" out of test'
-        notes.append(f"{what} that stand in two splits: {found} ({ways})")
+        count, split = max((n, split) for (split, _), n in between.items())
+        notes.append(Notice(f"{what} that stand in two splits: {found} ({ways})", OF_SPLITS, count, sizes[split]))
     if inside:
         found = ", ".join(f"{n} of {sizes[split]} of {split}" for split, n in inside.items())
-        notes.append(f"records that repeat the {what[:-1]} of an earlier one of their split: {found}")
+        text = f"records that repeat the {what[:-1]} of an earlier one of their split: {found}"
+        notes.append(Notice(text, INFORMATION, sum(inside.values()), sum(sizes.values())))
     return notes
 
 
@@ -197,10 +204,9 @@ def _read_twice(splits: Mapping[str, Sequence[Record]]) -> list[str]:
             there = {(record.file, record.line) for record in splits[other] if record.file in both}
             same = [record for record in splits[split] if (record.file, record.line) in there]
             if same:
-                notes.append(
-                    f"{split}: {len(same)} of {len(splits[split])} records are records of {other} as well, from the "
-                    f"same place; first {where(same[0])}"
-                )
+                text = f"{split}: {len(same)} of {len(splits[split])} records are records of {other} as well, from the "
+                text += f"same place; first {where(same[0])}"
+                notes.append(Notice(text, OF_SPLITS, len(same), len(splits[split])))
     return notes
 
 

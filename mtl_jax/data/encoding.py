@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from mtl_jax.data import marks
+from mtl_jax.data.notices import INFORMATION, LENGTH, Notice
 from mtl_jax.data.pieces import append, encode_choices, encode_nothing, encode_texts, marker_ids, too_long
 from mtl_jax.data.tokenizers import Template, Tokenizer
 from mtl_jax.data.units import Units
@@ -137,17 +138,18 @@ def _paired(units: Units) -> bool:
     return units.choices is not None or (units.texts is not None and any(len(text) == 2 for text in units.texts))
 
 
-def overlong_note(name: str, split: EncodedSplit) -> str:
-    """A sentence about truncated and split records, "" where there are none."""
+def overlong_note(name: str, split: EncodedSplit) -> Notice | None:
+    """A sentence about truncated and split records, None where there are none."""
     records, tokens, words = (int(n) for n in split.overlong)
     if not records:
-        return ""
+        return None
     pieces = int((~split.copy & (split.choice == 0)).sum()) - len(split.words)
     share = records / len(split.words)
     lost = f"{tokens} tokens" + (f" and {words} words" if words else "") + " left out"
     way = "read through windows" if len(split.char_offsets) else "split"
     done = f"{way}, {pieces} more pieces" if pieces else "truncated"
-    return f"{name}: {records} of {len(split.words)} ({share:.1%}) too long, {done}" + (f", {lost}" if tokens else "")
+    text = f"{name}: {records} of {len(split.words)} ({share:.1%}) too long, {done}" + (f", {lost}" if tokens else "")
+    return Notice(text, LENGTH if tokens else INFORMATION, records, len(split.words))
 
 
 def copy_for_predicates(split: EncodedSplit, limit: int) -> EncodedSplit:

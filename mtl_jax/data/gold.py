@@ -12,6 +12,7 @@ import numpy as np
 from mtl_jax.data import answers, choices, selection
 from mtl_jax.data.encoding import EncodedSplit
 from mtl_jax.data.labels import LabelSpec
+from mtl_jax.data.notices import LABELS, LENGTH, Notice
 from mtl_jax.data.records import summary
 from mtl_jax.data.tokenizers import Tokenizer
 from mtl_jax.data.units import Units
@@ -48,19 +49,19 @@ def build(
         for split, u in units.items():
             raw[split], read = answers.collect(u, spec)
             gold[split], fitted = answers.encode(raw[split], encoded[split])
-            notes += [f"task {spec.task}: {line}" for line in summary(split, [*read, *fitted])]
+            notes += [line.prefixed(f"task {spec.task}") for line in summary(split, [*read, *fitted])]
             if lost := answers.cut_off(encoded[split], gold[split]):
                 count = int(gold[split].known.sum())
-                notes.append(
-                    f"task {spec.task}: {split}: {lost} of {count} answers are cut off with a part of their text; "
-                    "they are not learned from, and count as missed in evaluation"
-                )
+                text = f"task {spec.task}: {split}: {lost} of {count} answers are cut off with a part of their text; "
+                text += "they are not learned from, and count as missed in evaluation"
+                notes.append(Notice(text, LENGTH, lost, count))
         names = answers.NAMES[: 1 + (() in raw["train"].values)]
         if len(names) == 1 and answers.elsewhere(encoded["train"], gold["train"]):
             names = (*names, answers.ELSEWHERE)
         vocabulary = LabelVocabulary(names)
         if names != answers.NAMES and any(() in r.values for r in raw.values()):
-            notes.append(f"task {spec.task}: train has no unanswerable question, so every question will get an answer")
+            text = f"task {spec.task}: train has no unanswerable question, so every question will get an answer"
+            notes.append(Notice(text, LABELS))
     if not gold["train"].known.any():
         raise no_labels(spec, units["train"].records)
     return vocabulary, gold, notes

@@ -9,6 +9,7 @@ from typing import Any
 
 from mtl_jax.data import literals
 from mtl_jax.data.labels import PER_RECORD, LabelSpec, RawLabels, fields_of, get, is_list, is_missing, naming_missing
+from mtl_jax.data.notices import LABELS, Notice
 from mtl_jax.data.records import where
 from mtl_jax.data.units import Units
 
@@ -27,7 +28,7 @@ def notes(spec: LabelSpec, splits: Mapping[str, RawLabels], names: Sequence[str]
         found += [*_missing(spec, splits), *_suspicious(spec, splits, names), *_lists(spec, splits, names)]
         found += _uncut(spec, names)
     found += _alike(names)
-    return [f"task {spec.task}: {sentence}" for sentence in found]
+    return [Notice(f"task {spec.task}: {sentence}", LABELS) for sentence in found]
 
 
 def contradictions(spec: LabelSpec, splits: Mapping[str, RawLabels], units: Mapping[str, Units]) -> list[str]:

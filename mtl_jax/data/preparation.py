@@ -27,6 +27,7 @@ from mtl_jax.data import gold as golds
 from mtl_jax.data.batch import Rows
 from mtl_jax.data.encoding import EncodedSplit
 from mtl_jax.data.labels import LabelSpec, RawLabels
+from mtl_jax.data.notices import INFORMATION, LENGTH, Notice
 from mtl_jax.data.records import Record
 from mtl_jax.data.tokenizers import Tokenizer
 from mtl_jax.data.units import Units, units_of
@@ -92,7 +93,10 @@ def prepare(
     notes = [note for split, e in encoded.items() if (note := encoding.overlong_note(f"{name}/{split}", e))]
     if any(spec.level == "pair" for spec in own):
         lost = {split: int((e.first & (e.mark_token < 0).any(1)).sum()) for split, e in encoded.items()}
-        notes += [f"{name}/{s}: {n} marked spans are cut off, they are not learned from" for s, n in lost.items() if n]
+        cut = "marked spans are cut off, they are not learned from"
+        notes += [
+            Notice(f"{name}/{s}: {n} {cut}", LENGTH, n, len(encoded[s].words)) for s, n in lost.items() if n
+        ]  # fmt: skip
     found = _labels(units, encoded, own, kept, tokenizer, settings)
     notes += found.notes
     encoded = {s: e._replace(labels=found.gold[s], targets=found.longest[s]) for s, e in encoded.items()}
@@ -101,7 +105,8 @@ def prepare(
         limit = packing.predicate_limit(list(encoded.values()), row_length, pack)
         encoded = {split: encoding.copy_for_predicates(e, limit) for split, e in encoded.items()}
         copies = {split: int(e.copy.sum()) for split, e in encoded.items()}
-        notes += [f"{name}/{s}: {n} copies of sentences with many predicates" for s, n in copies.items() if n]
+        what = "copies of sentences with many predicates"
+        notes += [Notice(f"{name}/{s}: {n} {what}", INFORMATION, n) for s, n in copies.items() if n]
     # Files are often sorted, by class or by source: a row should not be all of one kind.
     orders = {s: _shuffled(e, f"pieces {name}/{s}") for s, e in encoded.items()}
     encoded = {split: encoding.take(e, orders[split]) for split, e in encoded.items()}
@@ -110,10 +115,10 @@ def prepare(
     rows = {split: packing.pack(e, kept, classes, capacities, pack) for split, e in encoded.items()}
     for spec in (s for s in kept if s.level == "token"):
         rows = {s: r._replace(labels=r.labels | {spec.task: levels.maskable(r, tokenizer)}) for s, r in rows.items()}
-    notes.append(
+    notes.append(Notice(
         f"{name}: {packing.real_share(rows['train']):.1%} of the token positions of train hold real tokens "
-        f"({len(encoded['train'].record)} pieces in {len(rows['train'].tokens)} rows of {row_length})"
-    )
+        f"({len(encoded['train'].record)} pieces in {len(rows['train'].tokens)} rows of {row_length})", INFORMATION
+    ))  # fmt: skip
     lengths = {split: statistics.of_lengths(e, rows[split]) for split, e in encoded.items()}
     counts = {spec.task: {s: _counts(found, spec, s) for s in units} for spec in kept}
     numbers = {"capacities": capacities._asdict()} | lengths

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from mtl_jax.data.notices import RECORDS, Notice
 from mtl_jax.errors import UserError
 
 _INDEX = re.compile(r"-?[0-9]{1,9}")
@@ -52,7 +53,7 @@ def where(record: Record | Note) -> str:
     return f"{record.file}:{record.line}" if record.line else record.file
 
 
-def summary(split: str, notes: Iterable[Note]) -> list[str]:
+def summary(split: str, notes: Iterable[Note]) -> list[Notice]:
     """One line for each kind of note, with its count, the records lost where these are another number, and the first
     place."""
     by_what: dict[str, list[Note]] = {}
@@ -62,7 +63,8 @@ def summary(split: str, notes: Iterable[Note]) -> list[str]:
     for what, alike in by_what.items():
         count, lost = sum(note.count for note in alike), sum(note.lost for note in alike)
         records = f", {lost} {'record' if lost == 1 else 'records'} lost" if lost and lost != count else ""
-        lines.append(f"{split}: {count} {what}{records}; first at {where(alike[0])}")
+        text = f"{split}: {count} {what}{records}; first at {where(alike[0])}"
+        lines.append(Notice(text, RECORDS, lost or count))
     return lines
 
 

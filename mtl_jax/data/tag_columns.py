@@ -18,6 +18,7 @@ import numpy as np
 
 from mtl_jax.data import schemes
 from mtl_jax.data.labels import LabelSpec, RawLabels
+from mtl_jax.data.notices import INFORMATION, LABELS, Notice
 from mtl_jax.errors import UserError
 
 # What stands in some files in the place of O. They are no evidence against spans, but no tags either: they are noted.
@@ -73,12 +74,13 @@ def unify(spec: LabelSpec, splits: Mapping[str, RawLabels], words: Mapping[str, 
     flat = {split: _Flat(raw, words[split], tags) for split, raw in splits.items()}
     source = spec.source_scheme or ("brackets" if parse is _bracket else _scheme(flat, tags))
     if source != spec.target_scheme:
-        notes.append(f"{_task(spec)} written in {source} and converted to {spec.target_scheme}")
+        notes.append(Notice(f"{_task(spec)} written in {source} and converted to {spec.target_scheme}", INFORMATION))
     for split, raw in splits.items():
         splits[split], broken = _converted(spec, raw, flat[split], source)
         if broken:
             count, first = broken
-            notes.append(f"{_task(spec)}: {count} sentences of {split} with a broken {source} sequence mended; {first}")
+            text = f"{_task(spec)}: {count} sentences of {split} with a broken {source} sequence mended; {first}"
+            notes.append(Notice(text, LABELS, count))
     present = set().union(*(raw.values for raw in splits.values())) - {None}
     classes = _classes(spec, parse, present - counts.keys())
     return Unified(dataclasses.replace(spec, classes=classes), splits, bool(present - {"O"}), notes)
@@ -190,13 +192,13 @@ def _odd(spec: LabelSpec, splits: Mapping[str, RawLabels], tags: Mapping[str, st
             listed = ", ".join(f"{value!r} ({n})" for value, n in counts.most_common(_SHOWN))
             more = ", …" if len(counts) > _SHOWN else ""
             known = sum(value is not None for value in raw.values)
-            notes.append(
-                f"{_task(spec)}: {len(places)} of {known} of {split} are no tags of spans and count as O: "
-                f"{listed}{more}; first at {raw.where(places[0])}"
-            )
+            text = f"{_task(spec)}: {len(places)} of {known} of {split} are no tags of spans and count as O: "
+            text += f"{listed}{more}; first at {raw.where(places[0])}"
+            notes.append(Notice(text, LABELS, len(places), known))
     respelled = next((value for value, tag in tags.items() if tag not in ("", "O", value)), None)
     if respelled:
-        notes.append(f"{_task(spec)} are spelled in another way and rewritten: {respelled!r} as {tags[respelled]!r}")
+        text = f"{_task(spec)} are spelled in another way and rewritten: {respelled!r} as {tags[respelled]!r}"
+        notes.append(Notice(text, INFORMATION))
     return notes
 
 

@@ -18,6 +18,7 @@ from mtl_jax import unicode
 from mtl_jax.data import spacing
 from mtl_jax.data.encoding import EncodedSplit
 from mtl_jax.data.labels import LabelSpec, get, is_list
+from mtl_jax.data.notices import INFORMATION, LABELS, LENGTH, Notice
 from mtl_jax.data.records import Note, Record, where
 from mtl_jax.data.tokenizers import Tokenizer, WordTokenizer
 from mtl_jax.data.units import Units
@@ -184,24 +185,21 @@ def notes(spec: LabelSpec, split: str, raw: RawTargets, gold: Gold, cut: int, un
     count, missing = int((lengths > 0).sum()), int((lengths == 0).sum())
     found = []
     if missing:
-        found.append(f"task {spec.task}: {missing} of {len(lengths)} records of {split} have no target")
+        text = f"task {spec.task}: {missing} of {len(lengths)} records of {split} have no target"
+        found.append(Notice(text, LABELS, missing, len(lengths)))
     if raw.changed:
         first = raw.changed[0]
-        found.append(
-            f"task {spec.task}: {len(raw.changed)} of {count} targets of {split} are written and compared as their "
-            f"tokens make them, first at {first.file}:{first.line}: {first.what}"
-        )
+        text = f"task {spec.task}: {len(raw.changed)} of {count} targets of {split} are written and compared as their "
+        text += f"tokens make them, first at {first.file}:{first.line}: {first.what}"
+        found.append(Notice(text, INFORMATION, len(raw.changed), count))
     if cut:
         share = cut / max(count, 1)
-        found.append(
-            f"task {spec.task}: {cut} of {count} targets of {split} ({share:.1%}) too long, cut to "
-            f"{spec.target.max_length} tokens (max_length)"
-        )
+        text = f"task {spec.task}: {cut} of {count} targets of {split} ({share:.1%}) too long, cut to "
+        found.append(Notice(f"{text}{spec.target.max_length} tokens (max_length)", LENGTH, cut, count))
     if unknown:
-        found.append(
-            f"task {spec.task}: {unknown} tokens of the targets of {split} ({unknown / len(gold.value):.2%}) are "
-            "not in the vocabulary of train; no model can write them"
-        )
+        text = f"task {spec.task}: {unknown} tokens of the targets of {split} ({unknown / len(gold.value):.2%}) are "
+        text += "not in the vocabulary of train; no model can write them"
+        found.append(Notice(text, LABELS, unknown, len(gold.value)))
     return found
 
 

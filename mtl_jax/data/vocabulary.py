@@ -11,6 +11,7 @@ import numpy as np
 
 from mtl_jax.data import label_notes
 from mtl_jax.data.labels import LabelSpec, RawLabels, fields_of, get
+from mtl_jax.data.notices import LABELS, Notice
 from mtl_jax.data.records import Record, suggestion
 from mtl_jax.errors import UserError
 
@@ -103,11 +104,12 @@ def build_vocabulary(
             way_out = label_notes.advice(unseen, spec)
             raise UserError(f"{text}; first at {raw.where(index)}. At most {max_unseen:.0%} may (max_unseen){way_out}")
         scored = "left out of the sets" if spec.kind == "set" else "counted as wrong"
-        notes.append(f"{text}; they are {scored}")
+        notes.append(Notice(f"{text}; they are {scored}", LABELS, total, sum(counts[split].values())))
         extra.update(unseen)
     notes += label_notes.notes(spec, splits, (*names, *sorted(extra)))
     if len(names) < 2 and spec.kind == "class":
-        notes.append(f"task {spec.task}: train has one class only, {names[0]!r}: there is nothing to learn")
+        text = f"task {spec.task}: train has one class only, {names[0]!r}: there is nothing to learn"
+        notes.append(Notice(text, LABELS))
     return LabelVocabulary(tuple(names), () if spec.kind == "set" else tuple(sorted(extra)), soft), notes
 
 

@@ -13,7 +13,7 @@ from mtl_jax.data.batches import evaluation_batches, evaluation_layout
 from mtl_jax.data.corpus import Corpus
 from mtl_jax.training import corruption, processes
 from mtl_jax.training import objective as terms
-from mtl_jax.training.judging import gather, gold_and_predicted, has_labels, judge, metric_values
+from mtl_jax.training.judging import gather, gold_and_predicted, has_labels, judge, metric_values, uniform
 from mtl_jax.training.objective import Objective
 
 
@@ -92,9 +92,16 @@ class Evaluator:
         return Predictions(values, loss, {task: sums[2:] for task, sums in total.items()})
 
     def score(
-        self, params: Any, split: str, progress: Callable[[int], None] = lambda n: None
+        self,
+        params: Any,
+        split: str,
+        progress: Callable[[int], None] = lambda n: None,
+        remark: Callable[[str, str], None] = lambda task, text: None,
     ) -> dict[str, dict[str, float]]:
-        """{task: {metric: value, ..., "loss": mean loss}} for every task that has a label in this split."""
+        """{task: {metric: value, ..., "loss": mean loss}} for every task that has a label in this split.
+
+        `progress` as in `predict`; `remark` is called with a task and a sentence on predictions that are all alike.
+        """
         scores = {}
         for dataset in self._corpus.layout.datasets:
             if split in self._corpus.rows[dataset]:
@@ -102,7 +109,11 @@ class Evaluator:
                 for task, values in predictions.values.items():
                     if not has_labels(self._corpus, task, split):
                         continue
-                    found = self._metrics(task, dataset, split, values, predictions.sums[task])
+                    gold, predicted = self._judged(task, dataset, split, values, predictions.sums[task])
+                    names = self._corpus.vocabularies[task].all_names
+                    found = metric_values(self._programs[dataset][0].tasks[task], gold, predicted, names)
+                    if text := uniform(gold, predicted, names):
+                        remark(task, text)
                     scores[task] = found | {"loss": predictions.loss[task]}
         return {task: scores[task] for task in self._corpus.layout.tasks if task in scores}
 
@@ -110,12 +121,11 @@ class Evaluator:
         """Rows of a split over all data sets: the length of a progress bar."""
         return sum(len(rows[split].tokens) for rows in self._corpus.rows.values() if split in rows)
 
-    def _metrics(self, task: str, dataset: str, split: str, values: Mapping[str, Any], sums) -> dict[str, float]:
-        names = self._corpus.vocabularies[task].all_names
+    def _judged(self, task: str, dataset: str, split: str, values: Mapping[str, Any], sums) -> tuple[Any, Any]:
+        """Gold labels and predictions as the metrics take them."""
         objective, _ = self._programs[dataset]
         gold, predicted = gold_and_predicted(self._corpus, objective, task, dataset, split, values["value"])
-        gold, predicted = judge(self._corpus, objective, task, dataset, split)(gold, predicted, sums)
-        return metric_values(objective.tasks[task], gold, predicted, names)
+        return judge(self._corpus, objective, task, dataset, split)(gold, predicted, sums)
 
 
 def program(objective: Objective):

@@ -9,6 +9,7 @@ import numpy as np
 
 from mtl_jax.data.batch import Rows
 from mtl_jax.data.corpus import Corpus
+from mtl_jax.data.notices import INFORMATION, Notice
 from mtl_jax.errors import UserError
 from mtl_jax.models.ownership import paths
 from mtl_jax.models.pretrained import Pretrained
@@ -75,4 +76,4 @@ def with_outputs(config: Any, data: Corpus, encoder: Pretrained | None) -> Corpu
         held = {name: {split: of(rows) for split, rows in by_split.items()} for name, by_split in data.rows.items()}
     size = sum(rows.hidden.nbytes for by_split in held.values() for rows in by_split.values())
     note = f"outputs of the frozen layers up to {layers[-1]} are kept: {size / 2**20:,.0f} MiB"
-    return data._replace(rows=held, notes=(*data.notes, note))
+    return data._replace(rows=held, notes=(*data.notes, Notice(note, INFORMATION)))

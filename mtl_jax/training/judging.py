@@ -117,6 +117,44 @@ def text_scores(task: Task, gold: Sequence[str], written: Sequence[str]) -> dict
     return {name: evaluate(name, gold, written, ()) for name in compared}
 
 
+def uniform(gold: Any, predicted: Any, names: Sequence[str]) -> str:
+    """A remark where all predictions are alike and the gold labels are not, or numbers are not finite; else "".
+
+    `gold` and `predicted` from `judge`, `names` of the classes.
+    """
+    said, wanted = _flat(predicted), _flat(gold)
+    if isinstance(said, np.ndarray) and said.ndim == 2 and wanted.ndim == 1:
+        said = said[:, 0].astype(np.int64)  # hidden tokens, which come with a log-probability
+    count = len(said)
+    if isinstance(said, np.ndarray) and said.dtype.kind == "f" and not np.isfinite(said).all():
+        return f"{int((~np.isfinite(said)).sum())} of {count} predicted numbers are not finite"
+    if not count or not _alike(said) or _alike(wanted):
+        return ""
+    first = said[0]
+    if isinstance(first, str | tuple):
+        return f"{'the same text' if first else 'an empty answer'} was predicted for all {count} records"
+    if first.ndim:
+        return f"{'the same labels were' if first.any() else 'no label was'} predicted for all {count} records"
+    if first.dtype.kind == "f":
+        return f"the same number was predicted for all {count} records"
+    name = repr(names[first]) if 0 <= first < len(names) else f"choice {first}" if first >= 0 else "nothing"
+    return f"only {name} was predicted, {count} times"
+
+
+def _flat(values: Any) -> Any:
+    """Labels or predictions one after the other: an array, or a list of what can be compared."""
+    values = values.texts if isinstance(values, Written) else values
+    if isinstance(values, np.ndarray) or not values:
+        return values
+    if isinstance(values[0], np.ndarray):
+        return np.concatenate(values)
+    return [tuple(value) if isinstance(value, list) else value for value in values]
+
+
+def _alike(values: Any) -> bool:
+    return bool((values == values[0]).all()) if isinstance(values, np.ndarray) else all(v == values[0] for v in values)
+
+
 def judge(
     corpus: Corpus, objective: Objective, task: str, dataset: str, split: str
 ) -> Callable[[Any, Any, np.ndarray], tuple[Any, Any]]:

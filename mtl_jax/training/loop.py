@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import math
 import pathlib
 import time
 from typing import Any, NamedTuple
@@ -14,24 +13,27 @@ import numpy as np
 
 from mtl_jax.data.batch import Batch
 from mtl_jax.errors import Stopped, UserError
-from mtl_jax.training import artifacts, processes
+from mtl_jax.training import artifacts, processes, run_warnings
 from mtl_jax.training import workdir as folders
 from mtl_jax.training.checkpoint import Checkpoints, data_metadata, load_params, require_same_data
 from mtl_jax.training.experiment import Experiment, build
 from mtl_jax.training.placement import Placement, require_platform
 from mtl_jax.training.progress import progress_bar
 from mtl_jax.training.scoring import (
+    Scored,
     abstract,
     abstract_params,
     ceilings,
     distances,
     make_evaluator,
+    mean_loss,
     mean_score,
     placement_of,
     score_split,
     score_splits,
     task_scores,
 )
+from mtl_jax.training.selection import is_defined, rank
 from mtl_jax.training.step import TrainState, train_step
 from mtl_jax.training.stopping import StopSignals
 
@@ -39,17 +41,22 @@ from mtl_jax.training.stopping import StopSignals
 class Progress(NamedTuple):
     """What the host remembers between evaluations; part of every checkpoint.
 
-    best_score, best_step  highest mean dev score so far and its step; None before the first evaluation
-    best_scores            {task: {metric: value}} of dev at that step
-    stale                  evaluations since then
+    best_score, best_step  highest mean dev score so far and its step, see `selection.rank`; None before the first
+    best_loss              mean dev loss at that step
+    best_scores            `Scored` of dev at that step
+    stale                  evaluations without a higher score, or a lower loss at the same score
+    evaluations, undefined  how many there were, and of them with a score that is no finite number
     unscored               True where a signal came in the evaluation of this step: the next start makes it
     seconds                wall-clock time of the run so far, compilation and evaluation included
     """
 
     best_score: float | None = None
     best_step: int | None = None
-    best_scores: dict[str, dict[str, float | None]] | None = None
+    best_loss: float | None = None
+    best_scores: Scored | None = None
     stale: int = 0
+    evaluations: int = 0
+    undefined: int = 0
     unscored: bool = False
     seconds: float = 0.0
 
@@ -68,10 +75,12 @@ def train(config: Any, workdir: pathlib.Path) -> dict[str, Any] | None:
         distances   {"task | task": {"distance": ‖Θi − Θj‖, "relative": to the mean norm}}; empty where all is shared
         parameters  their number
         skipped     {task or "shared": steps left out because their loss or gradient was not finite}
+        steps       {"made": steps of the run, "left_out": those that changed nothing}
+        warnings    what a reader of the scores has to know, see `run_warnings`
       None where SIGTERM or Ctrl-C stopped it after a checkpoint.
 
     Raises:
-      UserError: see `experiment.build`; a workdir of another run; too many non-finite steps.
+      UserError: see `experiment.build`; a workdir of another run; too many non-finite steps, or no other ones.
     """
     require_platform(config.training.platform)
     if folders.is_ablation(workdir):
@@ -130,6 +139,8 @@ def _first_state(experiment: Experiment, placement: Placement, checkpoints: Chec
         return placement.put_state(experiment.init(seed)), Progress()
     step, metadata, state = found
     progress = Progress(**metadata["progress"])
+    if progress.best_scores is not None:
+        progress = progress._replace(best_scores=Scored(*progress.best_scores))
     if progress.best_step == step and checkpoints.best != step:  # cut off between the two writes
         checkpoints.save_best(state, metadata)
     print(f"  going on from step {step} of {experiment.config.training.steps}")
@@ -146,7 +157,7 @@ class _Run:
         self.batches = experiment.batches(self.config.seed)
         self.evaluator = make_evaluator(experiment, placement)
         self.shown: dict[str, float] = {}  # the last loss of each task
-        self.dev = {progress.best_step: progress.best_scores}  # step: dev scores, so that none is computed twice
+        self.dev = {progress.best_step: progress.best_scores}  # step: `Scored`, so that none is computed twice
 
     def steps(self, step_function, state, start, stop):
         """Runs from step `start` to the end, an early stop or a signal. The last state is saved. Returns it."""
@@ -270,30 +281,37 @@ class _Run:
         return self._with_scores(state, step)
 
     def _evaluate(self, state, step, stop, bar) -> bool:
-        """Scores dev. Returns whether the mean of the tasks' scores is the highest so far.
+        """Scores dev. Returns whether these are the best parameters so far, see `selection.rank`.
 
         Where a signal comes meanwhile nothing is scored, and `progress.unscored` says so.
         """
         self.progress = self.progress._replace(unscored=True)
         try:
-            scores = score_split(self.evaluator, self.placement.replicated(state).params, "dev", stop.require)
+            found = score_split(self.evaluator, self.placement.replicated(state).params, "dev", stop.require)
         except Stopped:
             return False
         self.progress = self.progress._replace(unscored=False)
-        score = mean_score(scores, self.experiment)
+        scores, remarks = found
+        score, loss = mean_score(scores, self.experiment), mean_loss(scores)
         if score is None:
             return False
-        self.dev[step] = scores
+        self.dev[step] = found
         self.log.write(step, "dev", {"tasks": scores, "score": score})
         firsts = {task: self.experiment.tasks[task].metrics[0] for task in scores}
-        bar.write(
-            f"step {step}: dev " + "  ".join(f"{task} {name} {scores[task][name]:.4f}" for task, name in firsts.items())
-        )
-        best = -math.inf if self.progress.best_score is None else self.progress.best_score
-        if not score > best:  # also where it is NaN
-            self.progress = self.progress._replace(stale=self.progress.stale + 1)
+        bar.write(f"step {step}: dev " + "  ".join(
+            f"{task} {name} {scores[task][name]:.4f}" + (f" ({remarks[task]})" if task in remarks else "")
+            for task, name in firsts.items()
+        ))  # fmt: skip
+        before = self.progress
+        here, best = rank(score, loss), rank(before.best_score, before.best_loss)
+        counted = before._replace(
+            evaluations=before.evaluations + 1, undefined=before.undefined + (not is_defined(score)),
+            stale=0 if here > best else before.stale + 1,
+        )  # fmt: skip
+        if here < best or not is_defined(score):
+            self.progress = counted
             return False
-        self.progress = self.progress._replace(best_score=score, best_step=step, best_scores=scores, stale=0)
+        self.progress = counted._replace(best_score=score, best_loss=loss, best_step=step, best_scores=found)
         return True
 
     def _with_scores(self, state, step):
@@ -301,7 +319,7 @@ class _Run:
         if state.balance.scores is None or not self.dev.get(step):
             return state
         whole = self.placement.replicated(state)
-        scores = jnp.asarray(task_scores(self.dev[step], self.experiment))
+        scores = jnp.asarray(task_scores(self.dev[step].scores, self.experiment))
         return self.placement.put_state(whole._replace(balance=whole.balance._replace(scores=scores)))
 
     def _save(self, state, best: bool):
@@ -320,13 +338,31 @@ class _Run:
         return data_metadata(self.experiment.corpus) | {"progress": self.progress._asdict()}
 
     def finish(self, workdir, state) -> dict[str, Any]:
-        """The final scores and summary.json."""
+        """The final scores and summary.json.
+
+        Raises:
+          UserError: no step changed anything.
+        """
         whole = self.placement.replicated(state)
         params, step = whole.params, int(whole.step)
+        made, left_out = step, int(whole.left_out)
+        by_owner = dict(zip([*self.experiment.tasks, "shared"], np.asarray(whole.skipped).tolist(), strict=True))
+        if 0 < made == left_out:
+            raise UserError(
+                f"{workdir}: nothing was trained: {left_out} of {made} steps were left out, as a loss or gradient was "
+                f"not finite (by owner: {by_owner}). Lower config.optimizer.learning_rate or the λ of a penalty, and "
+                "take another --workdir"
+            )
         best = self.progress.best_step
         if self.config.evaluation.use == "best" and best not in (None, step):
             params, step, _ = load_params(workdir, str(best), abstract_params(self.experiment, self.placement))
-        scores, sizes = score_splits(self.evaluator, self.experiment, params, {"dev": self.dev.get(step)})
+        scores, sizes, remarks = score_splits(self.evaluator, self.experiment, params, {"dev": self.dev.get(step)})
+        warnings = [
+            *run_warnings.of_steps(left_out, made, by_owner),
+            *run_warnings.of_scores(self.progress.undefined, self.progress.evaluations),
+            *run_warnings.of_predictions(remarks),
+            *run_warnings.of_data(self.experiment.corpus),
+        ]
         summary = {
             "tasks": scores,
             "examples": sizes,
@@ -335,7 +371,9 @@ class _Run:
             "seconds": time.monotonic() - self.began,
             "distances": distances(self.experiment, params),
             "parameters": sum(int(leaf.size) for leaf in jax.tree.leaves(params)),
-            "skipped": dict(zip([*self.experiment.tasks, "shared"], np.asarray(whole.skipped).tolist(), strict=True)),
+            "skipped": by_owner,
+            "steps": {"made": made, "left_out": left_out},
+            "warnings": run_warnings.ordered(warnings),
         }
         if processes.is_first():
             folders.write_json(workdir / "summary.json", summary)

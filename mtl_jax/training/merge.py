@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 from mtl_jax.config import from_plain
 from mtl_jax.errors import UserError
 from mtl_jax.sharing.merging import MERGING, unlike
-from mtl_jax.training import artifacts
+from mtl_jax.training import artifacts, run_warnings
 from mtl_jax.training import workdir as folders
 from mtl_jax.training.checkpoint import Checkpoints, data_metadata, load_params, require_same_data
 from mtl_jax.training.experiment import Experiment, build
@@ -29,11 +29,13 @@ from mtl_jax.training.progress import progress_bar
 from mtl_jax.training.scoring import (
     abstract_params,
     make_evaluator,
+    mean_loss,
     mean_score,
     placement_of,
     score_split,
     score_splits,
 )
+from mtl_jax.training.selection import rank
 
 COMMON = ("datasets", "tasks", "tokenizer", "model", "data.row_length", "data.max_unseen", "data.seed", "seed",
           "sharing.read", "sharing.read_options", "sharing.depths", "sharing.feeds")  # fmt: skip
@@ -54,6 +56,7 @@ def merge(merging: Any, workdirs: Sequence[pathlib.Path], out: pathlib.Path) -> 
       rows      [{"name": method or run, "options": those chosen on dev, "tried": how many, "scores": {task: {split:
                 {metric: value}}}}]: first the columns as they were, then the methods, then `config.merging.beside`
       chosen    name of the method that was written
+      warnings  what a reader of the scores has to know, see `run_warnings`
 
     Raises:
       UserError: what differs between the runs, with the leaf or field and the runs; nothing to merge.
@@ -77,6 +80,8 @@ def merge(merging: Any, workdirs: Sequence[pathlib.Path], out: pathlib.Path) -> 
     experiment = build(config, taught=False)
     for one in built:
         _require_same_model(one, experiment, config)
+    if not any("dev" in by_split for by_split in experiment.corpus.rows.values()):
+        raise UserError("--mode=merge chooses on dev, but no data set has a dev split")
     placement = placement_of(experiment)
     evaluator = make_evaluator(experiment, placement)
     whole = _heads_and_common(experiment, built)
@@ -90,7 +95,7 @@ def merge(merging: Any, workdirs: Sequence[pathlib.Path], out: pathlib.Path) -> 
 
     key = jax.random.key(config.seed)
     rows = [{"name": "as they were", "options": {}, "tried": 0, "scores": _own_scores(built)}]
-    best: tuple[float, str, Any] | None = None
+    best: tuple[tuple[float, float], str, Any] | None = None
     for name in merging.methods or MERGING:
         method = MERGING[name]
         grid = [
@@ -100,17 +105,15 @@ def merge(merging: Any, workdirs: Sequence[pathlib.Path], out: pathlib.Path) -> 
         with progress_bar(f"merging: {name}", "setting", len(grid), leave=False) as bar:
             for options in grid:
                 params = with_merged(method.merge(stack, base, key=key, **options))
-                score = mean_score(score_split(evaluator, params, "dev"), experiment)
-                if score is None:
-                    raise UserError("--mode=merge chooses on dev, but no data set has a dev split")
-                found.append((score, options))
+                scores = score_split(evaluator, params, "dev").scores
+                found.append((rank(mean_score(scores, experiment), mean_loss(scores)), options))
                 bar.update()
-        score, options = max(found, key=lambda pair: pair[0])
+        ranked, options = max(found, key=lambda pair: pair[0])
         params = with_merged(method.merge(stack, base, key=key, **options))
-        scores, sizes = score_splits(evaluator, experiment, params)
+        scores, *others = score_splits(evaluator, experiment, params)
         rows.append({"name": name, "options": options, "tried": len(grid), "scores": scores})
-        if best is None or score > best[0]:
-            best = score, name, (params, scores, sizes)
+        if best is None or ranked > best[0]:
+            best = ranked, name, (params, scores, *others)
     rows += [{"name": run, "options": {}, "tried": 0, "scores": s["tasks"]} for run, s in beside.items()]
     result = {
         "runs": [str(run.workdir) for run in runs],
@@ -119,7 +122,7 @@ def merge(merging: Any, workdirs: Sequence[pathlib.Path], out: pathlib.Path) -> 
         "rows": rows,
         "chosen": best[1],
     }
-    _write(out, config, experiment, *best[2], seconds=time.monotonic() - began)
+    result["warnings"] = _write(out, config, experiment, built, *best[2], seconds=time.monotonic() - began)
     folders.write_json(out / "merging.json", result)
     return result
 
@@ -270,8 +273,15 @@ def _own_scores(built: Sequence[_Built]) -> dict[str, Any]:
     return {task: scores for one in built for task, scores in one.run.summary["tasks"].items()}
 
 
-def _write(out, config, experiment, params, scores, sizes, seconds) -> None:
-    """The merged model as the folder of a run at step 0."""
+def _write(out, config, experiment, built, params, scores, sizes, remarks, seconds) -> list[dict[str, Any]]:
+    """The merged model as the folder of a run at step 0. Returns the warnings in its summary."""
+    of_runs = [
+        run_warnings.warning(run_warnings.RUNS, f"{one.run.workdir}: {entry['text']}", entry["count"], entry["total"])
+        for one in built
+        for entry in run_warnings.of_training(one.run.workdir)
+    ]
+    of_scores = [*run_warnings.of_predictions(remarks), *run_warnings.of_data(experiment.corpus)]
+    warnings = run_warnings.ordered([*of_runs, *of_scores])
     folders.claim(out, config)
     artifacts.save(out, experiment.corpus, experiment.model.architecture)
     state = experiment.init(config.seed)._replace(params=jax.device_get(params))
@@ -282,5 +292,7 @@ def _write(out, config, experiment, params, scores, sizes, seconds) -> None:
     folders.write_json(out / "summary.json", {
         "tasks": scores, "examples": sizes, "step": 0, "seconds": seconds, "distances": {},
         "parameters": sum(int(leaf.size) for leaf in jax.tree.leaves(params)),
-        "skipped": dict.fromkeys([*experiment.tasks, "shared"], 0),
+        "skipped": dict.fromkeys([*experiment.tasks, "shared"], 0), "steps": {"made": 0, "left_out": 0},
+        "warnings": warnings,
     })  # fmt: skip
+    return warnings

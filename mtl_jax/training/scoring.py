@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pathlib
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from mtl_jax.errors import UserError
-from mtl_jax.training import processes
+from mtl_jax.training import processes, run_warnings
 from mtl_jax.training.checkpoint import load_params, require_same_data
 from mtl_jax.training.evaluation import Evaluator
 from mtl_jax.training.experiment import Experiment, build
@@ -23,12 +23,19 @@ from mtl_jax.training.soft_sharing import columns
 Scores = dict[str, dict[str, float | None]]  # {task: {metric: value}}
 
 
+class Scored(NamedTuple):
+    """Scores of one split, and {task: sentence} on predictions that are all alike."""
+
+    scores: Scores
+    remarks: dict[str, str]
+
+
 def evaluate(config: Any, workdir: pathlib.Path, which: str) -> dict[str, Any]:
     """Scores the splits in `config.evaluation.splits` with saved parameters.
 
     Returns:
       {"tasks": {task: {split: {metric: value}}}, "examples": see `score_splits`, "ceilings": see `ceilings`,
-      "step": of the checkpoint}
+      "step": of the checkpoint, "warnings": see `run_warnings`}
 
     Raises:
       UserError: no such checkpoint; one of another model or other data.
@@ -38,8 +45,12 @@ def evaluate(config: Any, workdir: pathlib.Path, which: str) -> dict[str, Any]:
     placement = placement_of(experiment)
     saved = load_params(workdir, which, abstract_params(experiment, placement))
     require_same_data(saved.metadata, experiment.corpus, saved.step)
-    scores, sizes = score_splits(make_evaluator(experiment, placement), experiment, saved.params)
-    return {"tasks": scores, "examples": sizes, "ceilings": ceilings(experiment, scores), "step": saved.step}
+    scores, sizes, remarks = score_splits(make_evaluator(experiment, placement), experiment, saved.params)
+    warnings = [*run_warnings.of_training(workdir), *run_warnings.of_predictions(remarks)]
+    return {
+        "tasks": scores, "examples": sizes, "ceilings": ceilings(experiment, scores), "step": saved.step,
+        "warnings": run_warnings.ordered([*warnings, *run_warnings.of_data(experiment.corpus)]),
+    }  # fmt: skip
 
 
 def placement_of(experiment: Experiment) -> Placement:
@@ -77,21 +88,22 @@ def abstract_params(experiment: Experiment, placement: Placement) -> Any:
 
 def score_split(
     evaluator: Evaluator, params: Any, split: str, listen: Callable[[], None] = processes.require_no_signal
-) -> Scores:
+) -> Scored:
     """Scores of every task that has the split, with a progress bar.
 
     `listen` is called after each batch; it raises `Stopped` where a signal asked to.
     """
+    remarks: dict[str, str] = {}
     with progress_bar(split, "row", evaluator.rows(split), leave=False) as bar:
 
         def progress(rows: int) -> None:
             bar.update(rows)
             listen()
 
-        return evaluator.score(params, split, progress)
+        return Scored(evaluator.score(params, split, progress, remarks.__setitem__), remarks)
 
 
-def score_splits(evaluator: Evaluator, experiment: Experiment, params: Any, known: Mapping[str, Scores] | None = None):
+def score_splits(evaluator: Evaluator, experiment: Experiment, params: Any, known: Mapping[str, Scored] | None = None):
     """All splits of `config.evaluation.splits`.
 
     Args:
@@ -99,17 +111,21 @@ def score_splits(evaluator: Evaluator, experiment: Experiment, params: Any, know
       known: {split: scores} that need no computing.
 
     Returns:
-      {task: {split: {metric: value}}}, and {task: {split: {"scored": examples, "total": before `limit`}}}.
+      {task: {split: {metric: value}}}, {task: {split: {"scored": examples, "total": before `limit`}}}, and {task:
+      {split: sentence}} on predictions that are all alike.
     """
     scores: dict[str, dict[str, Any]] = {name: {} for name in experiment.tasks}
     sizes: dict[str, dict[str, Any]] = {name: {} for name in experiment.tasks}
+    remarks: dict[str, dict[str, str]] = {}
     for split in experiment.config.evaluation.splits:
         found = (known or {}).get(split) or score_split(evaluator, params, split)
-        for task, values in found.items():
+        for task, text in found.remarks.items():
+            remarks.setdefault(task, {})[split] = text
+        for task, values in found.scores.items():
             scores[task][split] = values
             numbers = experiment.corpus.statistics["datasets"][experiment.config.tasks[task].dataset][split]
             sizes[task][split] = {"scored": numbers["records"], "total": numbers["available"]}
-    return scores, sizes
+    return scores, sizes, remarks
 
 
 def ceilings(experiment: Experiment, scores: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, dict[str, float]]]:
@@ -126,6 +142,12 @@ def mean_score(scores: Scores, experiment: Experiment) -> float | None:
     """The mean over tasks of each one's first metric; None where no task was scored."""
     firsts = [scores[name][task.metrics[0]] for name, task in experiment.tasks.items() if name in scores]
     return float(np.mean(firsts)) if firsts else None
+
+
+def mean_loss(scores: Scores) -> float | None:
+    """The mean over tasks of their losses; None where one is not known."""
+    losses = [values["loss"] for values in scores.values()]
+    return None if not losses or None in losses else float(np.mean(losses))
 
 
 def task_scores(scores: Scores, experiment: Experiment) -> np.ndarray:

@@ -11,6 +11,7 @@ from mtl_jax.data import marks, schemes, wheels
 from mtl_jax.data.batches import Mixing
 from mtl_jax.data.corpus import Corpus
 from mtl_jax.data.labels import LabelSpec, default_missing
+from mtl_jax.data.notices import INFORMATION, Notice
 from mtl_jax.data.pictures import Cut, Form
 from mtl_jax.data.targets import TargetSpec
 from mtl_jax.data.tokenizers import PretrainedTokenizer, WordTokenizer, WordVocabulary
@@ -117,11 +118,12 @@ def encoder_notes(config: Any, encoder: pretrained.Pretrained | None) -> list[st
     name, notes = config.model.pretrained, []
     asked, layers = config.model.layers, encoder.architecture.layers
     if 0 < asked < layers:
-        notes.append(f"{name}: the first {asked} of its {layers} layers are taken (config.model.layers; -1: all)")
+        text = f"{name}: the first {asked} of its {layers} layers are taken (config.model.layers; -1: all)"
+        notes.append(Notice(text, INFORMATION, asked, layers))
     if config.tokenizer.kind == "words":
         notes.append(f"{name}: its word vectors are of other tokens than config.tokenizer.kind = 'words' makes")
     if encoder.unused:
-        notes.append(f"{name}: tensors that have no place here: {', '.join(encoder.unused)}")
+        notes.append(Notice(f"{name}: tensors that have no place here: {', '.join(encoder.unused)}", INFORMATION))
     return notes
 
 

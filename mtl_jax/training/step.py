@@ -48,6 +48,7 @@ class TrainState(NamedTuple):
     anchor     flat dict of the initial values, for penalties that draw towards them; empty where there are none
     key        raw key data uint32 [2] of the run
     skipped    int32 [K + 1], steps left out because of a task's loss or gradient; the last: of shared parameters
+    left_out   int32 scalar, steps left out for whatever reason
     bad_steps  int32 scalar, steps left out in a row
     """
 
@@ -58,6 +59,7 @@ class TrainState(NamedTuple):
     anchor: Mapping[str, jax.Array]
     key: jax.Array
     skipped: jax.Array
+    left_out: jax.Array
     bad_steps: jax.Array
 
 
@@ -101,6 +103,7 @@ def init_state(spec: StepSpec, params: Any, hyper: Hyper, key: jax.Array, needs_
         else {},
         key=jax.random.key_data(key),
         skipped=jnp.zeros((tasks + 1,), jnp.int32),
+        left_out=jnp.zeros((), jnp.int32),
         bad_steps=jnp.zeros((), jnp.int32),
     )
 
@@ -191,6 +194,7 @@ def train_step(spec: StepSpec, state: TrainState, batch: Batch, hyper: Hyper, ax
         anchor=state.anchor,
         key=state.key,
         skipped=state.skipped + bad.astype(jnp.int32),
+        left_out=state.left_out + (~ok).astype(jnp.int32),
         bad_steps=jnp.where(ok, 0, state.bad_steps + 1),
     )
     present = told_besides.get("present", total_weight > 0)

@@ -20,6 +20,7 @@ from mtl_jax.data import cache, datasets, packing
 from mtl_jax.data.batches import evaluation_batches, evaluation_layout
 from mtl_jax.data.corpus import Corpus
 from mtl_jax.data.decoding import gather_text, gather_words
+from mtl_jax.data.notices import INFORMATION, Notice
 from mtl_jax.data.packing import Capacities
 from mtl_jax.data.vocabulary import Gold
 from mtl_jax.errors import UserError
@@ -60,10 +61,11 @@ def with_soft_labels(config: Any, data: Corpus) -> Corpus:
         )
         dataset = data.specs[task].dataset
         gold = data.splits[dataset]["train"].encoded.labels[task]
-        notes.append(
+        notes.append(Notice(
             f"task {task}: {int(known.sum())} of {len(known)} training labels have a soft label by "
-            f"{', '.join(map(str, entry.teachers))}; {int((known & ~gold.known).sum())} of them have no gold label"
-        )
+            f"{', '.join(map(str, entry.teachers))}; {int((known & ~gold.known).sum())} of them have no gold label",
+            INFORMATION,
+        ))  # fmt: skip
         arrays = _packed(config, data, task, _filled(gold, value, known))
         own = rows[dataset]["train"]
         rows[dataset]["train"] = own._replace(labels={**own.labels, task: {**own.labels[task], **arrays}})

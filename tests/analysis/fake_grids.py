@@ -18,6 +18,7 @@ def lane(
         for t in tasks
     }
     fields = {"step": 10, "steps": 10, "distance": 0.5, "effective_rank": 1.0, "curve": []}
+    fields |= {"left_out": 0, "remarks": {}}
     return Lane(line, choices or {}, values or {}, seed, status, scores=scores, score=score, **fields | rest)
 
 
@@ -28,7 +29,7 @@ def grid(lanes, sweeps=None, choices=None, tasks=("pos",), method="grid", refere
         sweeps = {"strength": {"field": "penalties.l2.strength", "scale": "log", "values": values}}
     tasks = {task: ["accuracy", "loss"] for task in tasks}
     return Grid(
-        sweeps, choices or {}, tasks, lanes, list(references), ["a note"], {"name": method}, baselines or {}, []
+        sweeps, choices or {}, tasks, lanes, list(references), ["a note"], {"name": method}, baselines or {}, [], []
     )  # fmt: skip
 
 
@@ -72,6 +73,7 @@ def realistic(tasks=5, points=8, seeds=5, choices=None, second=False, trouble=Tr
             Lane(
                 line, combination, values, seed, status, steps, steps, {} if frozen else scores,
                 None if frozen else score, distance, None if distance is None else distance * (tasks - 1), entries,
+                60 if frozen else 0, {},
             )
         )  # fmt: skip
 
@@ -106,5 +108,5 @@ def realistic(tasks=5, points=8, seeds=5, choices=None, second=False, trouble=Tr
         sweeps["dropout"] = {"field": "model.dropout", "scale": "linear", "values": dropouts}
     return Grid(
         sweeps, choices, {t: ["accuracy", "loss"] for t in names}, lanes, references, ["ten lanes at once"],
-        {"name": "grid"}, {}, [],
+        {"name": "grid"}, {}, [], [],
     )  # fmt: skip

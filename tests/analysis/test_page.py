@@ -71,6 +71,7 @@ def make_run(folder, accuracy, tasks=("pos", "ner"), done=True):
     if done:
         summary = {
             "tasks": scores, "examples": {}, "step": 2, "seconds": 3.0, "parameters": 7, "skipped": {"shared": 3},
+            "warnings": [{"kind": "length", "text": f"<b> {n} cut", "count": n, "total": 9} for n in range(5)],
             "distances": {"pos | ner": {"distance": 2.5, "relative": 0.5}},
         }  # fmt: skip
         workdir.write_json(folder / "summary.json", summary)
@@ -142,7 +143,8 @@ def test_report_of_runs_and_ablations_mixed(tmp_path):
     assert ["task", "split", "metric", "soft", "hard"] in side
     assert ["ner", "test", "accuracy", "0.6500", "0.4000"] in side
     assert any(["pos | ner", "2.5000", "0.5000"] in table for table in found.tables)
-    assert "shared 3" in found.text and "optimizer.learning_rate = 0.125" in found.text
+    assert "<b> 4 cut" in found.text and "… and 2 more of this kind" in found.text
+    assert "optimizer.learning_rate = 0.125" in found.text
     assert "Not finished: there is no summary.json" in found.text and "Logged up to step 2 of 1000" in found.text
     assert "Soft sharing at strength 0.1" in found.text
     assert sum(tag == "img" for tag, _ in found.tags) >= 3 + 2

@@ -1,5 +1,7 @@
 """What an ablation will train: lanes, ends, programs; and what is refused before anything is loaded."""
 
+import math
+
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
@@ -9,6 +11,7 @@ from mtl_jax import config as checks
 from mtl_jax.analysis.ablation import fields, halving, plan
 from mtl_jax.analysis.ablation.memory import fit
 from mtl_jax.errors import UserError
+from mtl_jax.training.selection import rank
 
 
 def check(config):
@@ -182,7 +185,10 @@ def test_rungs_and_survivors():
     config.ablation.options = ConfigDict()
     assert halving.rungs(config, 9) == (23, 69)  # 9 -> 3 -> 1
     lanes = [plan.Setting("sharing", {}, {})] * 4 + [plan.Setting("single", {}, {})]
-    assert halving.survivors([0.1, 0.4, None, 0.3, 0.0], range(5), lanes, 2) == [1, 3, 4]
+    assert halving.survivors([rank(s, 1.0) for s in (0.1, 0.4, None, 0.3, 0.0)], range(5), lanes, 2) == [1, 3, 4]
+    # of equal scores the lower loss, and never what is not finite
+    tied = [rank(0.0, 2.0), rank(math.nan, 0.0), rank(0.0, 1.0), rank(0.0, math.nan), rank(None, None)]
+    assert halving.survivors(tied, range(5), lanes, 4) == [2, 4]  # the last is an end
     config.ablation.options = ConfigDict({"etta": 2})
     with pytest.raises(UserError, match="no option 'etta'"):
         halving.rungs(config, 9)

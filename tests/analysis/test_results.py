@@ -44,7 +44,7 @@ def test_tidy_table_has_a_row_for_each_score(tmp_path):
         rows = list(csv.DictReader(stream))
     assert list(rows[0]) == [
         "lane", "line", "choice_task", "penalty", "strength", "learning_rate", "seed", "status", "step", "steps",
-        "distance", "effective_rank", "task", "split", "metric", "value",
+        "left_out", "distance", "effective_rank", "task", "split", "metric", "value",
     ]  # fmt: skip
     found = {(int(r["lane"]), r["task"], r["split"], r["metric"]): r["value"] for r in rows}
     wanted = {
@@ -83,8 +83,8 @@ def test_not_finite_becomes_null_and_numpy_plain(tmp_path):
         ("{", "ablation.json:1: not JSON"),
         ("[]", "version None"),
         ('{"version": 99}', "version 99"),
-        ('{"version": 1, "lanes": []}', "damaged, 'sweeps' is missing"),
-        ('{"version": 1, "lanes": [{"line": "soft"}]}', "damaged, 'choices' is missing"),
+        ('{"version": 2, "lanes": []}', "damaged, 'sweeps' is missing"),
+        ('{"version": 2, "lanes": [{"line": "soft"}]}', "damaged, 'choices' is missing"),
     ],
 )
 def test_damaged_files_are_named(tmp_path, text, message):

@@ -13,8 +13,6 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from mtl_jax.analysis.ablation.plan import Setting
 from mtl_jax.errors import UserError
 
@@ -49,17 +47,19 @@ def rungs(config: Any, settings: int) -> tuple[int, ...]:
     return tuple(found)
 
 
-def survivors(scores: Sequence[float | None], settings: Sequence[int], all_settings: Sequence[Setting], eta: float):
+def survivors(
+    ranks: Sequence[tuple[float, float]], settings: Sequence[int], all_settings: Sequence[Setting], eta: float
+):  # fmt: skip
     """The settings that go on: the ends, and the best 1/eta of the others by mean score over seeds.
 
     Args:
-      scores: of `settings`, the mean over seeds; None for one that has no finite score.
+      ranks: of `settings`, `selection.rank` of the mean over seeds.
       settings: numbers in `all_settings` of those still running.
       all_settings: of the program.
       eta: see above.
     """
     points = [i for i in settings if all_settings[i].line == "sharing"]
-    by_setting = dict(zip(settings, scores, strict=True))
-    ranked = sorted(points, key=lambda i: -np.inf if by_setting[i] is None else by_setting[i], reverse=True)
+    by_setting = dict(zip(settings, ranks, strict=True))
+    ranked = sorted(points, key=lambda i: by_setting[i], reverse=True)
     kept = set(ranked[: max(1, math.ceil(len(points) / eta))])
     return [i for i in settings if i in kept or all_settings[i].line != "sharing"]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import collections
 import functools
 import json
 import pathlib
 import shutil
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -20,6 +21,7 @@ from mtl_jax.analysis.ablation.plan import Plan, Program
 from mtl_jax.analysis.ablation.program import Built, Sources
 from mtl_jax.analysis.ablation.turn import Turn
 from mtl_jax.errors import Stopped, UserError
+from mtl_jax.training import run_warnings
 from mtl_jax.training import workdir as folders
 from mtl_jax.training.placement import require_platform
 from mtl_jax.training.progress import progress_bar
@@ -49,7 +51,17 @@ def ablate(config: ConfigDict, workdir: pathlib.Path, check: Callable[[ConfigDic
     grid = train(planned, method, workdir, "ablation")
     if grid is not None:
         results.write(workdir, grid)
+        _require_training(workdir, grid)
     return grid
+
+
+def _require_training(workdir, grid):
+    """Raises UserError where no lane took a single step."""
+    if all(0 < lane.steps == lane.left_out for lane in grid.lanes):
+        raise UserError(
+            f"{workdir}: nothing was trained: every step of all {len(grid.lanes)} lanes was left out, as a loss or "
+            "gradient was not finite. Lower config.optimizer.learning_rate or λ, and take another --workdir"
+        )
 
 
 def train(planned: Plan, method: Mapping[str, Any], workdir: pathlib.Path, what: str) -> results.Grid | None:
@@ -57,7 +69,7 @@ def train(planned: Plan, method: Mapping[str, Any], workdir: pathlib.Path, what:
 
     `method` is the grid's, `what` stands before the progress bar.
     """
-    sources, found, notes, optima, costs = Sources(), [], [], [], []
+    sources, found, notes, warnings, optima, costs = Sources(), [], [], [], [], []
     with StopSignals() as stop, progress_bar(what, "step", planned.lane_steps) as bar:
         for one in planned.programs:
             folder = workdir / "programs" / one.name
@@ -74,6 +86,7 @@ def train(planned: Plan, method: Mapping[str, Any], workdir: pathlib.Path, what:
             costs += [{"choices": dict(one.choices), **done["cost"]}] if one.settings[0].line == "sharing" else []
             optima += done["references"]
             notes += [f"{one.name}: {note}" for note in done["notes"]]
+            warnings += done["warnings"]
     return results.Grid(
         sweeps={name: dict(entry) for name, entry in planned.sweeps.items()},
         choices={name: list(names) for name, names in planned.choices.items()},
@@ -84,6 +97,7 @@ def train(planned: Plan, method: Mapping[str, Any], workdir: pathlib.Path, what:
         references=optima,
         notes=notes,
         method=dict(method),
+        warnings=run_warnings.ordered([*of_lanes(found), *warnings]),
     )
 
 
@@ -92,10 +106,36 @@ def _halve(turn: Turn, one: Program, settings, stop) -> bool:
     turn.save()
     eta = halving.options(one.config)["eta"]
     try:
-        turn.drop(halving.survivors(turn.dev_scores(stop), turn.settings, settings, eta), stop)
+        turn.drop(halving.survivors(turn.dev_ranks(stop), turn.settings, settings, eta), stop)
     except Stopped:
         return False
     return True
+
+
+def of_lanes(found: Sequence[results.Lane]) -> list[dict[str, Any]]:
+    """What the reader of the lanes' scores has to know of their training and predictions."""
+    trained = [lane for lane in found if lane.steps]
+    warnings = []
+    for status in ("frozen: not finite", "dropped"):
+        if count := sum(lane.status == status for lane in found):
+            warnings.append(run_warnings.warning(
+                run_warnings.STEPS, f"{count} of {len(found)} lanes: {status}; they are in no mean", count, len(found)
+            ))  # fmt: skip
+    if some := [lane for lane in trained if lane.left_out and not lane.status.startswith("frozen")]:
+        most = max(some, key=lambda lane: lane.left_out / lane.steps)
+        text = (
+            f"{len(some)} of {len(found)} lanes left out steps, as a loss or gradient was not finite; at most "
+            f"{most.left_out} of {most.steps}"
+        )
+        warnings.append(run_warnings.warning(run_warnings.STEPS, text, len(some), len(found)))
+    alike = collections.Counter(
+        (task, split) for lane in found for task, by_split in lane.remarks.items() for split in by_split
+    )
+    for (task, split), count in alike.items():
+        example = next(lane.remarks[task][split] for lane in found if split in lane.remarks.get(task, {}))
+        text = f"task {task}, {split}: in {count} of {len(found)} lanes all predictions are alike, e.g. {example}"
+        warnings.append(run_warnings.warning(run_warnings.PREDICTIONS, text, count, len(found)))
+    return warnings
 
 
 def _train(planned: Plan, one: Program, folder, sources: Sources, stop, bar) -> dict[str, Any] | None:
@@ -153,7 +193,7 @@ def _train(planned: Plan, one: Program, folder, sources: Sources, stop, bar) -> 
             "step_seconds": statistics.median(step_seconds) if step_seconds else None,
         },
         "notes": list(built.notes),
-        "data_notes": list(built.experiment.corpus.notes),
+        "warnings": run_warnings.of_data(built.experiment.corpus),
         "tasks": {name: list(task.metrics) for name, task in built.experiment.tasks.items()},
     }  # fmt: skip
     folders.write_json(folder / "lanes.json", done)

@@ -16,7 +16,7 @@ from mtl_jax.data.decoding import gather_spans, gather_text, gather_words
 from mtl_jax.sharing import gram
 from mtl_jax.training.evaluation import program
 from mtl_jax.training.experiment import Experiment
-from mtl_jax.training.judging import gold_and_predicted, has_labels, judge, metric_values
+from mtl_jax.training.judging import gold_and_predicted, has_labels, judge, metric_values, uniform
 from mtl_jax.training.paths import flatten
 from mtl_jax.training.soft_sharing import columns
 
@@ -54,7 +54,8 @@ class LaneScores:
         self._gold: dict[tuple[str, str], _Gold] = {}
 
     def score(
-        self, params: Any, split: str, listen: Callable[[], None]
+        self, params: Any, split: str, listen: Callable[[], None] = lambda: None,
+        remark: Callable[[int, int, str, str], None] = lambda *_: None,
     ) -> list[list[dict[str, dict[str, float | None]]]]:
         """{task: {metric: value, ..., "loss": mean loss}} of each lane, for the tasks with a label in the split.
 
@@ -62,6 +63,7 @@ class LaneScores:
           params: leaves [S, L, ...].
           split: to score.
           listen: called after each batch; raises `Stopped` where a signal asked to.
+          remark: called with places among S and L, a task, and a sentence on predictions that are all alike.
         """
         seeds, lanes = jax.tree.leaves(params)[0].shape[:2]
         scores: list[list[dict[str, Any]]] = [[{} for _ in range(lanes)] for _ in range(seeds)]
@@ -84,11 +86,11 @@ class LaneScores:
             for task in outputs[0][0]:
                 dataset = self.corpus.specs[task].dataset
                 if dataset in held and has_labels(self.corpus, task, split):
-                    self._score_task(task, objective, dataset, split, outputs, scores)
+                    self._score_task(task, objective, dataset, split, outputs, scores, remark)
         order = self.corpus.layout.tasks
         return [[{task: lane[task] for task in order if task in lane} for lane in seed] for seed in scores]
 
-    def _score_task(self, task, objective, dataset, split, outputs, scores):
+    def _score_task(self, task, objective, dataset, split, outputs, scores, remark):
         values = np.concatenate([output[task] for output, _ in outputs], axis=2)  # [S, L, N, E or Q, ...]
         sums = np.sum([np.asarray(share[task], np.float64) for _, share in outputs], axis=0)  # [S, L, 2 or more]
         gold = self._gold_of(task, objective, dataset, split)
@@ -105,6 +107,8 @@ class LaneScores:
                 loss, weight, *further = sums[seed, lane]
                 right, predicted = gold.judge(gold.gold, predicted, np.asarray(further))
                 found = metric_values(objective.tasks[task], right, predicted, names)
+                if text := uniform(right, predicted, names):
+                    remark(seed, lane, task, text)
                 scores[seed][lane][task] = found | {"loss": float(loss / weight) if weight > 0 else None}
 
     def _gold_of(self, task, objective, dataset, split) -> _Gold:

@@ -16,7 +16,8 @@ from mtl_jax.analysis.ablation.engine import Engine
 from mtl_jax.analysis.ablation.hypergradient import Tuner
 from mtl_jax.errors import Stopped
 from mtl_jax.training.checkpoint import Checkpoints, data_metadata, require_same_data
-from mtl_jax.training.scoring import mean_score, task_scores
+from mtl_jax.training.scoring import mean_loss, mean_score, task_scores
+from mtl_jax.training.selection import is_defined, rank
 
 CALL_SECONDS = 4.0  # a call about so long keeps the progress bar alive, and a signal from waiting
 CURVE_POINTS = 25  # points of a training curve, besides the evaluations
@@ -29,11 +30,16 @@ def new_log() -> dict[str, Any]:
 
     status      "running" | "finished" | "stopped early" | "frozen: not finite" | "dropped"
     steps       steps trained
-    best_score  highest mean dev score and `best_step`, its step; None before the first
-    stale       evaluations since then
+    best_score  highest mean dev score, `best_loss` the mean dev loss there and `best_step` its step, see
+                `selection.rank`; None before the first
+    stale       evaluations without a higher score, or a lower loss at the same score
+    left_out    steps that changed nothing
     curve       see `results.Lane`
     """
-    return {"status": RUNNING, "steps": 0, "best_score": None, "best_step": None, "stale": 0, "curve": []}
+    return {
+        "status": RUNNING, "steps": 0, "left_out": 0, "best_score": None, "best_loss": None, "best_step": None,
+        "stale": 0, "curve": [],
+    }  # fmt: skip
 
 
 class Turn:
@@ -131,11 +137,11 @@ class Turn:
 
     def _moved(self, steps, active):
         """Notes that the lanes went on, and which of them are frozen."""
-        bad = jax.device_get(self.states.bad_steps)
+        bad, left_out = jax.device_get((self.states.bad_steps, self.states.left_out))
         self.position += steps
         for (s, i), log in self._lanes():
             if active[s, i]:
-                log["steps"] = self.position
+                log.update(steps=self.position, left_out=int(left_out[s, i]))
                 if bad[s, i] >= self.config.training.max_bad_steps:
                     log["status"] = FROZEN
 
@@ -184,17 +190,17 @@ class Turn:
         for (s, i), log in self._lanes():
             if log["status"] != RUNNING:
                 continue
-            score = mean_score(scores[s][i], experiment)
+            score, loss = mean_score(scores[s][i], experiment), mean_loss(scores[s][i])
             if score is None:
                 continue
             found.append(score)
-            better[s, i] = log["best_score"] is None or score > log["best_score"]
+            here, best = rank(score, loss), rank(log["best_score"], log["best_loss"])
+            better[s, i] = here >= best and is_defined(score)
+            log["stale"] = 0 if here > best else log["stale"] + 1
             if better[s, i]:
-                log.update(best_score=score, best_step=self.position, stale=0)
-            else:
-                log["stale"] += 1
-                if limit and log["stale"] >= limit:
-                    log["status"] = STOPPED
+                log.update(best_score=score, best_loss=loss, best_step=self.position)
+            if limit and log["stale"] >= limit:
+                log["status"] = STOPPED
         self._add_to_curve(scores)
         self._tell(scores)
         if better.any() and self.config.evaluation.use == "best":
@@ -274,7 +280,7 @@ class Turn:
         """
         for log in self.logs.values():
             if log["status"] == RUNNING:
-                log["status"] = FINISHED
+                log["status"] = FROZEN if 0 < log["steps"] == log["left_out"] else FINISHED
         try:
             self._finish(self.settings, stop)
         except Stopped:
@@ -282,8 +288,9 @@ class Turn:
             return None
         return {lane: log["result"] for lane, log in self.logs.items()}
 
-    def dev_scores(self, stop: Any) -> list[float | None]:
-        """Mean dev score over seeds of each of `settings`, of the parameters at hand; None where one is not defined.
+    def dev_ranks(self, stop: Any) -> list[tuple[float, float]]:
+        """`selection.rank` of the mean dev score and loss over seeds of each of `settings`, of the parameters at hand;
+        that of no score where one is not defined.
 
         Raises `Stopped` where a signal comes, as `drop` does.
         """
@@ -292,12 +299,14 @@ class Turn:
         found = []
         for i, setting in enumerate(self.settings):
             lanes = [
-                mean_score(scores[s][i], experiment)
+                (mean_score(scores[s][i], experiment), mean_loss(scores[s][i]))
                 for s, seed in enumerate(self.seeds)
                 if self.logs[seed, setting]["status"] in (RUNNING, STOPPED)
             ]
-            bad = len(lanes) < len(self.seeds) or any(score is None or not np.isfinite(score) for score in lanes)
-            found.append(None if bad else float(np.mean(lanes)))
+            bad = len(lanes) < len(self.seeds) or not all(is_defined(score) for score, _ in lanes)
+            losses = [loss for _, loss in lanes]
+            mean = None if bad or None in losses else float(np.mean(losses))
+            found.append(rank(None if bad else float(np.mean([score for score, _ in lanes])), mean))
         return found
 
     def drop(self, kept: Sequence[int], stop: Any) -> None:
@@ -327,8 +336,15 @@ class Turn:
             chosen[place] = not use_best or log["best_step"] is None
         params = self.engine.keep_better(self.engine.put(chosen), self.states.params, self.best)
         self.best = params
-        splits = self.config.evaluation.splits
-        scores = {split: self.engine.scores.score(params, split, stop.require) for split in splits}
+        remarks: dict[tuple[int, int], dict[str, dict[str, str]]] = {}
+
+        def scored(split):
+            def remark(s, i, task, text):
+                remarks.setdefault((s, i), {}).setdefault(task, {})[split] = text
+
+            return self.engine.scores.score(params, split, stop.require, remark)
+
+        scores = {split: scored(split) for split in self.config.evaluation.splits}
         spread = self.engine.scores.spread(params)
         for (s, i), log in self._lanes():
             if self.settings[i] not in settings:
@@ -348,6 +364,8 @@ class Turn:
                 "distance": spread[s][i][0],
                 "effective_rank": spread[s][i][1],
                 "curve": log["curve"],
+                "left_out": log["left_out"],
+                "remarks": remarks.get((s, i), {}),
             }
 
 

@@ -27,6 +27,7 @@ from mtl_jax.training import artifacts, prediction
 from mtl_jax.training.experiment import Experiment, assemble
 from mtl_jax.training.placement import require_platform
 from mtl_jax.training.progress import progress_bar
+from mtl_jax.training.selection import rank
 from mtl_jax.training.sources import label_specs, load_encoder, max_length
 from mtl_jax.training.workdir import plain, write_json
 
@@ -112,7 +113,8 @@ def adapt(
                     for t in tuning
                 ]
                 mean = np.mean([scores.mean(axis=0) for scores in tuned], axis=0)  # [rates, steps]
-                number, rate = min(np.ndindex(*mean.T.shape), key=lambda at: (-mean.T[at], at))  # of equals, few steps
+                places = np.ndindex(*mean.T.shape)
+                number, rate = min(places, key=lambda at: (-rank(mean.T[at], None)[0], at))  # of equals, few steps
                 tested = {
                     t: _scores(tasks[t], source, shots, chosen.draws, "test", "test", [chosen.rates[rate]], bar)[:, 0]
                     for t in reported

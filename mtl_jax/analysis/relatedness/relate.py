@@ -26,7 +26,7 @@ from mtl_jax.training.placement import require_platform
 from mtl_jax.training.progress import progress_bar
 from mtl_jax.training.stopping import StopSignals
 
-VERSION = 1  # of relatedness.json
+VERSION = 2  # of relatedness.json
 
 
 def relate(config: ConfigDict, workdir: pathlib.Path, check: Callable[[ConfigDict], None]) -> dict[str, Any] | None:
@@ -49,6 +49,7 @@ def relate(config: ConfigDict, workdir: pathlib.Path, check: Callable[[ConfigDic
         groups        {"groups": [[task, ...]], "served": {task: index}, "gain", "exact"}
         auxiliary     {target: [task, ...]}, best first
         notes         sentences
+        warnings      of the lanes, see `training.run_warnings`
 
     Raises:
       UserError: what is wrong with the config, the data or the workdir.
@@ -73,6 +74,7 @@ def relate(config: ConfigDict, workdir: pathlib.Path, check: Callable[[ConfigDic
         print(f"{workdir}: stopped by a signal, saved; the same command goes on from there")
         return None
     result = _result(config, list(grid.tasks), {t: names[0] for t, names in grid.tasks.items()}, measured, seeds)
+    result["warnings"] = grid.warnings
     folders.write_json(workdir / "relatedness.json", result)
     _write_csv(workdir / "relatedness.csv", result)
     return result
