@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -34,6 +35,8 @@ from mtl_jax.errors import UserError
 # Fields of an entry that decide what is read, besides the content of the files.
 _CHOOSING = ("reader", "splits", "encoding", "options", "text", "words", "image", "where", "dev_fraction",
              "test_fraction", "group", "limit", "drop_duplicates")  # fmt: skip
+
+_PACKED = re.compile(r"\.(gz|bz2|xz)$")
 
 
 class ReadData(NamedTuple):
@@ -264,14 +267,17 @@ def _read_whole(
         if not any(isinstance(item, Record) for item in items):
             raise UserError(f"{location.name}: split {part!r} is empty")
         if reader_name in FILES_OF:
-            return items, " ".join(file.sha256() for file in FILES_OF[reader_name](location, part, options))
+            read_files = FILES_OF[reader_name](location, part, options)
+            _name_files(items, read_files, location)
+            return items, " ".join(file.sha256() for file in read_files)
         return items, location.sha256() if location.exists() else _hash_of_records(items)
     items, contents = [], []
     places = location.glob(part)
     if not places:
         raise UserError(f"{location.name}: nothing matches {part!r}")
     for place in places:
-        content = place.sha256()
+        read_files = FILES_OF[reader_name](place, part, options) if reader_name in FILES_OF else [place]
+        content = " ".join(file.sha256() for file in read_files)
         if reader_name in SLOW:
             key = {"reader": reader_name, "content": content, "encoding": encoding, "options": options}
             found = parsed.kept(key, place.name, functools.partial(reader, place, encoding, **options))
@@ -280,8 +286,24 @@ def _read_whole(
         if not any(isinstance(item, Record) for item in found):
             raise UserError(f"{place.name}: no records in it; the file is empty or holds nothing but a header")
         contents.append(content)
+        _name_files(found, read_files, location)
         items += found
     return items, " ".join(contents)
+
+
+def _name_files(items: Sequence[Record | Note], places: Sequence[files.Location], top: files.Location) -> None:
+    """Gives records a field `file`: the file's name relative to the folder `top` (or around the file `top`), without
+    the ending of a packed file. One that is there stays."""
+    folder = top.folder().name.rstrip("/") + "/"
+    alone = [place.name for place in places if not place.is_folder()]
+    names: dict[str, str] = {}
+    for item in items:
+        if isinstance(item, Record):
+            if item.file not in names:
+                # "data.json:train" of a reader that finds several places inside of one file
+                whole = next((name for name in alone if item.file.startswith(f"{name}:")), item.file)
+                names[item.file] = _PACKED.sub("", whole.removeprefix(folder))
+            item.fields.setdefault("file", names[item.file])
 
 
 def _options(reader_name: str, options: dict[str, Any]) -> tuple[dict[str, Any], str]:

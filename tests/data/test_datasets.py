@@ -135,7 +135,7 @@ def test_wrong_words(entry, tmp_path, words, message):
         ({"text": ()}, "exactly one of text .* none is given"),
         ({"words": "w"}, "both are given"),
         ({"text": ("a", "b", "c")}, "one or two names"),
-        ({"text": ("txt",)}, r"train\.jsonl:1: there is no field 'txt'; known fields: n, text\. Did you mean 'text'"),
+        ({"text": ("txt",)}, r"train\.jsonl:1: there is no field 'txt'; known fields: file, n, text\. Did you"),
         ({"splits": {"valid": "train.jsonl"}}, "splits.valid: splits are called train, dev, test. Did you mean 'dev'"),
         ({"splits": {"train": 3}}, "has to be a name or a list of names"),
         ({"splits": {"train": "*.csv"}}, r"nothing matches '\*\.csv'"),

@@ -20,16 +20,19 @@ def test_fasttext(tmp_path):
     pattern = r"(?P<labels>(?:__label__\S+\s+)+)(?P<text>.+)"
     found = read("lines", tmp_path / "cooking.train", content, pattern=pattern, lists={"labels": "__label__"})
     assert [r.fields for r in found] == [
-        {"file": "cooking.train", "labels": ["sauce", "cheese"], "text": "How much does\tit cost?"},
-        {"file": "cooking.train", "labels": ["a-b"], "text": "Zürich"},
+        {"labels": ["sauce", "cheese"], "text": "How much does\tit cost?"},
+        {"labels": ["a-b"], "text": "Zürich"},
     ]
     assert [r.line for r in found] == [1, 3]
 
 
 def test_trec(tmp_path):
-    pattern = r"(?P<label>\w+):(?P<fine>\w+)\s(?P<text>.+)"
-    (record,) = read("lines", tmp_path / "t", b"DESC:manner How did caf\xe9s begin ?\n", "latin-1", pattern=pattern)
-    assert record.fields == {"file": "t", "label": "DESC", "fine": "manner", "text": "How did cafés begin ?"}
+    pattern = r"(?P<fine>(?P<label>\w+):\w+)\s(?P<text>.+)"
+    assert pattern in READERS["lines"].__doc__
+    content = b"DESC:manner How did caf\xe9s begin ?\nNUM:other a\nLOC:other b\n"
+    first, *others = read("lines", tmp_path / "t", content, "latin-1", pattern=pattern)
+    assert first.fields == {"label": "DESC", "fine": "DESC:manner", "text": "How did cafés begin ?"}
+    assert [r.fields["fine"] for r in others] == ["NUM:other", "LOC:other"]  # two classes, though both are "other"
 
 
 def test_a_file_for_each_label(tmp_path):

@@ -171,7 +171,7 @@ def test_a_field_of_the_user_keeps_records_together(tmp_path):
     assert None in texts(data, "train", "by") and None in texts(data, "dev", "by")
     assert sum(map(len, data.splits.values())) == 200 and abs(len(data.splits["dev"]) - 60) <= 5
     assert data.fingerprint != datasets.read("d", entry, 0).fingerprint
-    with pytest.raises(UserError, match=r"group: no record has a field 'bye'; fields: by, text\. Did you mean 'by'"):
+    with pytest.raises(UserError, match=r"group: no record has a field 'bye'; fields: by, file, text\. Did you mean"):
         datasets.read("d", {**entry, "group": "bye"}, 0)
 
 

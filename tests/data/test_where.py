@@ -58,7 +58,7 @@ def test_an_empty_text_of_a_record_left_out_does_not_matter(entry, tmp_path):
 @pytest.mark.parametrize(
     ("where", "message"),
     [
-        ({"domian": "a"}, r"where.domian: no record has such a field; fields: domain, meta, stars, text\. Did you"),
+        ({"domian": "a"}, r"where.domian: no record has such a field; fields: domain, file, meta, stars, text"),
         ({"domain": "d"}, r"where.domain: no record of train has 'd'; there are: 'a' \(20\), 'b' \(20\), 'c' \(20\)"),
         ({"domain": "b", "stars": ("5", 6)}, "where.stars: no record of train has '5' or '6'; there are: .*'1' "),
         ({"domain": ()}, "where.domain: has to be a value or a tuple of values"),

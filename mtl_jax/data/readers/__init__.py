@@ -25,7 +25,7 @@ from mtl_jax.data.readers.idx import read_idx
 from mtl_jax.data.readers.jsonl import files_of_splits, read_json_splits, read_jsonl
 from mtl_jax.data.readers.lines import read_lines
 from mtl_jax.data.readers.nlvr import read_nlvr
-from mtl_jax.data.readers.parallel import read_parallel
+from mtl_jax.data.readers.parallel import parallel_files, read_parallel
 from mtl_jax.data.readers.parquet import read_parquet
 from mtl_jax.data.readers.squad import read_squad
 from mtl_jax.data.readers.srl import read_srl
@@ -60,9 +60,10 @@ READERS: dict[str, Callable[..., Iterator[Record | Note]]] = {
     "idx": read_idx,
     "synthetic": read_synthetic,
 }
-# (location, split, options) -> the files that are read, for readers that find them by themselves
+# (location, split, options) -> the files that are read, for readers that find these by themselves
 FILES_OF: dict[str, Callable[[Location, str, Mapping[str, Any]], list[Location]]] = {
     "json_splits": lambda location, split, options: files_of_splits(location, split),
+    "parallel": lambda location, split, options: list(parallel_files(location, options.get("files")).values()),
 }
 GENERATED = frozenset({"synthetic"})
 SLOW = frozenset({"conll", "conllu", "conllu_endings", "srl", "srl_pairs", "srl_questions"})

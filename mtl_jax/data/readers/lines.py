@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pathlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
@@ -23,10 +22,11 @@ def read_lines(
     lines_per_record: int = 1,
 ) -> Iterator[Record | Note]:
     r"""One record a line that is not blank. Fields: the named groups of `pattern`, stripped (None where a group took no
-    part), and file, the file's name, for data with a file for each label.
+    part). Groups may stand in each other.
 
         fastText       pattern=r"(?P<labels>(?:__label__\S+\s+)+)(?P<text>.+)", lists={"labels": "__label__"}
-        TREC           pattern=r"(?P<label>\w+):(?P<fine>\w+)\s(?P<text>.+)"
+        TREC           pattern=r"(?P<fine>(?P<label>\w+):\w+)\s(?P<text>.+)": ENTY, and ENTY:other with the coarse class
+                       in it, since there are LOC:other and NUM:other too
         rt-polarity    no options; splits={"train": ("rt-polarity.pos", "rt-polarity.neg")}, a task with label="file"
         SemEval-2010 task 8   lines_per_record=0, pattern=r'(?P<id>\d+)\t"(?P<text>.+)"\n(?P<relation>.+)\nComment:.*';
                        the data set's marked=("<e1>", "</e1>", "<e2>", "</e2>")
@@ -49,7 +49,6 @@ def read_lines(
             raise UserError(f"options.lists.{name}: names a group of options.pattern, and the text between two items")
     if on_bad_line not in ("error", "skip"):
         raise UserError(f'options.on_bad_line has to be "error" or "skip", not {on_bad_line!r}')
-    file = re.sub(r"\.(gz|bz2|xz)$", "", pathlib.PurePath(location.name).name)
     skipped: list[_Found] = []
     for found in _found(location, encoding, form, lines_per_record):
         if found.match is None and on_bad_line == "error":
@@ -66,7 +65,7 @@ def read_lines(
         fields = {name: value and value.strip() for name, value in found.match.groupdict().items()}
         for name, separator in cut.items():
             fields[name] = [part.strip() for part in (fields[name] or "").split(separator) if part.strip()]
-        yield Record({"file": file, **fields}, location.name, found.line)
+        yield Record(fields, location.name, found.line)
     yield from _skipped(skipped, location.name, lines_per_record)
 
 
