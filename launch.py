@@ -45,7 +45,11 @@ MODES = [
 ]  # fmt: skip
 MODE = flags.DEFINE_enum("mode", "train", MODES, "What to do.")
 CHECKPOINT = flags.DEFINE_list("checkpoint", ["best"], "best, last or steps; predict and export average several.")
-INPUT = flags.DEFINE_string("input", "", "predict, attribute: JSONL or lines of text; '-' is the standard input.")
+INPUT = flags.DEFINE_string("input", "", "predict, attribute: any file of data, or lines; '-' is the standard input.")
+DATASET = flags.DEFINE_string("dataset", "", "predict, attribute: the data set of the run as which --input is read.")
+READER = flags.DEFINE_string("reader", "", "predict, attribute: the reader of --input; 'texts': a text a line.")
+SPLIT = flags.DEFINE_string("split", "", "predict, attribute: the split, where a reader finds them inside of a file.")
+TASKS = flags.DEFINE_list("tasks", [], "predict, attribute: only these tasks.")
 OUTPUT = flags.DEFINE_string("output", "", "predict: file, '' prints; otherwise: folder.")
 RUNS = flags.DEFINE_list("runs", [], "merge, adapt, compare, report: folders of runs.")
 AGAINST = flags.DEFINE_list("against", [], "compare: runs that --runs are tested against, example by example.")
@@ -155,7 +159,11 @@ def _predict():
     workdir = _workdir()
     config = _config()
     with _programs_ahead():
-        prediction.predict(config, workdir, CHECKPOINT.value, INPUT.value, OUTPUT.value)
+        prediction.predict(config, workdir, CHECKPOINT.value, INPUT.value, OUTPUT.value, TASKS.value, **_how_to_read())
+
+
+def _how_to_read() -> dict[str, str]:
+    return {"dataset": DATASET.value, "reader": READER.value, "split": SPLIT.value}
 
 
 def _attribute():
@@ -167,7 +175,9 @@ def _attribute():
     out = pathlib.Path(OUTPUT.value).expanduser()
     config = _config()
     with _programs_ahead():
-        print(attribution.attribute(config, workdir, CHECKPOINT.value, INPUT.value, out))
+        print(attribution.attribute(
+            config, workdir, CHECKPOINT.value, INPUT.value, out, TASKS.value, **_how_to_read()
+        ))  # fmt: skip
 
 
 def _inspect():
@@ -331,6 +341,9 @@ def run():
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except BrokenPipeError:  # what reads the output has enough of it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
             raise

@@ -7,8 +7,9 @@ import jax
 import numpy as np
 import pytest
 
-from mtl_jax.errors import UserError
-from mtl_jax.training import artifacts, checkpoint, loop, prediction
+from configs import default
+from mtl_jax.errors import Stopped, UserError
+from mtl_jax.training import artifacts, checkpoint, loop, prediction, reading
 from mtl_jax.training import workdir as folders
 from mtl_jax.training.experiment import build
 
@@ -46,7 +47,7 @@ def test_lines_and_objects_and_what_no_task_can_read(tiny, tmp_path, monkeypatch
     for content, said in (
         ('w1\n{"text": ', "input:2: broken JSON"),
         ('{"txt": "w1"}', "input:1: no task can read this line.*'text' or 'words'"),
-        ('{"text": ""}', "input:1: .*empty text"),
+        ('{"text": ""}', "input:1: the text 'text' is empty"),
         ('{"words": "w1"}', "input:1: .*list of words"),
         ("\n", "no text in it"),
     ):
@@ -54,9 +55,9 @@ def test_lines_and_objects_and_what_no_task_can_read(tiny, tmp_path, monkeypatch
         with pytest.raises(UserError, match=said):
             predicted(config, workdir, source)
     source.write_bytes("caf\xe9".encode("latin-1"))
-    with pytest.raises(UserError, match="not UTF-8"):
+    with pytest.raises(UserError, match=r"input:1: byte 3 is not utf-8"):
         predicted(config, workdir, source)
-    with pytest.raises(UserError, match="No such file"):
+    with pytest.raises(UserError, match="nowhere: no such file"):
         predicted(config, workdir, tmp_path / "nowhere")
     with pytest.raises(UserError, match="is the input"):
         prediction.predict(config, workdir, ["best"], str(source), str(source))
@@ -103,3 +104,130 @@ def test_export_writes_each_column_so_that_it_loads_again(tiny, tmp_path):
         for path, leaf in column.items():
             np.testing.assert_array_equal(leaf, stacked[path][k], err_msg=f"{task} {path}")
     assert np.abs(stacked["embed/word/embedding"][0] - stacked["embed/word/embedding"][1]).max() > 0
+
+
+def untrained(tmp_path, config, name="run"):
+    """A workdir with the initial parameters of a config, as a run would leave them."""
+    workdir = folders.prepare(tmp_path / name)
+    experiment = build(config)
+    folders.claim(workdir, config)
+    artifacts.save(workdir, experiment.corpus, experiment.model.architecture)
+    with checkpoint.Checkpoints(workdir, 1) as checkpoints:
+        checkpoints.save(experiment.init(0), {})
+    return workdir, experiment
+
+
+def test_what_was_written_is_gone_on_with(tiny, tmp_path, monkeypatch, capsys):
+    config = tiny()
+    workdir, _ = untrained(tmp_path, config)
+    monkeypatch.setattr(prediction, "CHUNK", 8)
+    source, whole, cut = tmp_path / "texts.test.jsonl", tmp_path / "whole.jsonl", tmp_path / "cut.jsonl"
+    (tmp_path / "short.jsonl").write_text("".join(source.read_text().splitlines(keepends=True)[:21]))
+    source = tmp_path / "short.jsonl"
+
+    def predict(target, which=("last",), source=source, **options):
+        capsys.readouterr()
+        prediction.predict(config, workdir, which, str(source), str(target), **options)
+        return capsys.readouterr()
+
+    assert "21 predictions in" in predict(whole).out
+    lines = prediction.Predictor.lines
+    calls = []
+
+    def interrupted(model, records, given):
+        calls.append(len(records))
+        if len(calls) == 3:
+            raise Stopped(15)
+        return lines(model, records, given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(prediction.Predictor, "lines", interrupted)
+        with pytest.raises(Stopped):
+            predict(cut)
+        assert cut.read_bytes() == b"".join(whole.read_bytes().splitlines(keepends=True)[:16])
+        with cut.open("ab") as torn:
+            torn.write(b'{"line": 17, "color": {"la')
+        assert "going on behind 16 lines" in predict(cut).err
+        assert calls == [8, 8, 5, 8, 5]  # the first lines are compared, and the last ones made
+    assert cut.read_bytes() == whole.read_bytes()
+
+    predict(cut)
+    assert cut.read_bytes() == whole.read_bytes()  # complete: nothing changes
+    cut.write_bytes(whole.read_bytes() + b'{"line": 22}\n')
+    predict(cut)
+    assert cut.read_bytes() == whole.read_bytes()  # of a longer input
+    other = [json.loads(line) for line in whole.read_text().splitlines()]
+    for line in other:
+        line["color"]["probabilities"] = dict.fromkeys(line["color"]["probabilities"], 0.5)
+    cut.write_text("".join(json.dumps(line) + "\n" for line in other))
+    assert "it is written anew" in predict(cut).err  # of another model
+    assert cut.read_bytes() == whole.read_bytes()
+
+
+def test_tasks_are_chosen_and_options_of_the_data_set_count(tiny, tmp_path, capsys):
+    config = tiny()
+    config.datasets.texts.where = {"genre": ("news", "mail")}
+    config.datasets.texts.options = {"empty": "drop"}
+    for name in ("train", "dev", "test"):
+        file = tmp_path / f"texts.{name}.jsonl"
+        file.write_text("".join(
+            json.dumps(json.loads(line) | {"genre": "news"}) + "\n" for line in file.read_text().splitlines()
+        ))  # fmt: skip
+    workdir, _ = untrained(tmp_path, config)
+    source = tmp_path / "input.txt"
+    source.write_text(
+        'w1 red\n{"text": "w1", "genre": "talk"}\n{"text": "w1", "genre": "mail"}\n{"text": " "}\n'
+        '{"text": "w2"}\n{"words": ["w1"]}\n'
+    )
+
+    def predict(**options):
+        prediction.predict(config, workdir, ["last"], str(source), str(tmp_path / "out.jsonl"), **options)
+        return [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+
+    keys = [set(line) - {"line"} for line in predict()]
+    assert keys == [{"color", "tags", "long"}, set(), {"color"}, set(), {"color"}, {"tags", "long"}]
+    told = capsys.readouterr().err
+    assert "input: 1 records that no data set takes (where); first at" in told and "input.txt:2" in told
+    assert "records without text dropped (options.empty); first at" in told and "input.txt:4" in told
+    source.write_text("w1 red\n")
+    assert set(predict(tasks=["long"])[0]) == {"line", "long"}
+    with pytest.raises(UserError, match=r"no task 'colour'; it has: color, tags, long. Did you mean 'color'"):
+        predict(tasks=["colour"])
+    source.write_text('{"text": "a"}\n{"text": "\\ud83d"}\n')
+    with pytest.raises(UserError, match=r"input\.txt:2: field 'text' has half a surrogate pair"):
+        predict()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"sharing__trunk": "none", "model__column_init": "independent"},
+        {"sharing__mixer": "cross_stitch", "sharing__trunk": "none", "model__column_init": "independent"},
+    ],
+)
+def test_data_sets_that_read_alike_are_read_once(tiny, tmp_path, monkeypatch, changes):
+    """One pass for all of them says what a pass for each says, and the trunk that is shared runs once."""
+    config = tiny(**changes)
+    default.add_dataset(
+        config, "again", reader="jsonl", path=str(tmp_path), text=("text",),
+        splits={name: f"texts.{name}.jsonl" for name in ("train", "dev", "test")},
+    )  # fmt: skip
+    default.add_task(config, "hue", kind="classification", dataset="again", label="color")
+    workdir, _ = untrained(tmp_path, config)
+    assert [group.datasets for group in prediction.Predictor(config, workdir, ["last"]).reading.groups] == [
+        ("texts", "again"), ("sentences",)
+    ]  # fmt: skip
+    source = tmp_path / "texts.test.jsonl"
+    together = predicted(config, workdir, source, ["last"])
+    groups = reading._groups
+
+    def apart(config, by_dataset):
+        return [group for name, specs in by_dataset.items() for group in groups(config, {name: specs})]
+
+    monkeypatch.setattr(reading, "_groups", apart)
+    (workdir / "predicted.jsonl").unlink()
+    for one, other in zip(together, predicted(config, workdir, source, ["last"]), strict=True):
+        assert one.keys() == other.keys() == {"line", "color", "hue"}
+        for task in ("color", "hue"):
+            assert one[task]["probabilities"] == pytest.approx(other[task]["probabilities"], abs=1e-5)

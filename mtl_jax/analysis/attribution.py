@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import pathlib
 from collections.abc import Sequence
@@ -14,14 +15,17 @@ import numpy as np
 from mtl_jax.analysis import page
 from mtl_jax.data.batch import Batch
 from mtl_jax.data.batches import evaluation_batches, evaluation_layout
+from mtl_jax.data.records import Record
 from mtl_jax.errors import UserError
 from mtl_jax.models.ownership import adapter_path
 from mtl_jax.models.taps import TapSpec
+from mtl_jax.training import inputs, prediction
 from mtl_jax.training import objective as terms
-from mtl_jax.training import prediction
 from mtl_jax.training.experiment import Experiment
 from mtl_jax.training.objective import Objective
+from mtl_jax.training.placement import require_platform
 from mtl_jax.training.progress import progress_bar
+from mtl_jax.training.reading import Read
 
 STEPS = 32  # of the path from no words to the text
 MOST = 200  # texts of a page
@@ -126,11 +130,14 @@ def _by_example(batch, task, scores):
     return jnp.einsum("rq,rqe->re", scores, member, precision=jax.lax.Precision.HIGHEST)
 
 
-def attribute(config: Any, workdir: pathlib.Path, which: Sequence[str], source: str, out: pathlib.Path) -> str:
+def attribute(
+    config: Any, workdir: pathlib.Path, which: Sequence[str], source: str, out: pathlib.Path, tasks: Sequence[str] = (),
+    dataset: str = "", reader: str = "", split: str = "",
+) -> str:  # fmt: skip
     """Explains the predictions for texts: out/attribution.html, and out/attributions.jsonl with a line a text.
 
     Args:
-      config, workdir, which, source: as in `prediction.predict`; of the first 200 texts.
+      config, workdir, which, source, tasks, dataset, reader, split: as in `prediction.predict`; of the first 200 texts.
       out: folder; it is made.
 
     Returns:
@@ -156,26 +163,34 @@ def attribute(config: Any, workdir: pathlib.Path, which: Sequence[str], source: 
             f"--mode=attribute explains by words alone; the data set {named[0]!r} has pictures, so that words would be "
             "credited with what was seen"
         )
-    with prediction.opened(source) as lines:
-        loaded = next(prediction.load(config, workdir, which, _first(lines), source))
-    said = prediction.predictions(loaded)
-    found = _of_records(loaded)
+    require_platform(config.training.platform)
+    model = prediction.Predictor(config, workdir, which, tasks)
+    with inputs.opened(inputs.Asked(source, dataset, reader, split), model.reading.datasets) as given:
+        records = list(itertools.islice((item for item in given.items if isinstance(item, Record)), MOST))
+        if not records:
+            raise UserError(f"--input={source}: no text in it")
+        read = model.reading.read(records, given.folder)
+        said = model.of_read(read, given)
+        found = _of_records(model, read)
     out.mkdir(parents=True, exist_ok=True)
     with (out / "attributions.jsonl").open("w", encoding="utf-8") as stream:
         for line, by_task in zip(said, found, strict=True):
             tasks = {task: a._asdict() | {"prediction": line[task]} for task, a in by_task.items()}
-            stream.write(json.dumps({"line": line["line"], "tasks": tasks}, ensure_ascii=False) + "\n")
-    layers = ["task", *loaded.experiment.owners]
-    parts = [page.heading("Which layers a task reads"), page.grid(layers, _reads(loaded.experiment))]
+            place = {key: line[key] for key in ("line", "file") if key in line}
+            stream.write(json.dumps(place | {"tasks": tasks}, ensure_ascii=False) + "\n")
+    layers = ["task", *model.experiment.owners]
+    parts = [page.heading("Which layers a task reads"), page.grid(layers, _reads(model.experiment))]
     parts.append(page.paragraph(
         "Blue words speak for what was predicted, orange ones against it: integrated gradients from no words at all, "
         "in units of the score (the logit of the predicted class; of a tagger the sum over the words it tagged). They "
         "add up to the score minus that of the empty text; what the sum leaves over is said."
     ))  # fmt: skip
-    if others := [name for name, task in loaded.experiment.tasks.items() if task.level not in EXPLAINED]:
+    kinds = model.experiment.tasks
+    if others := [name for name in model.reading.tasks if kinds[name].level not in EXPLAINED]:
         parts.append(page.paragraph(f"Left out, since they predict neither classes nor numbers: {', '.join(others)}."))
-    for record, line, by_task in zip(loaded.records, said, found, strict=True):
-        parts.append(page.heading(f"Line {record.line}", 3))
+    for line, by_task in zip(said, found, strict=True):
+        place = f"{line['file']}, line {line['line']}" if "file" in line else f"Line {line['line']}"
+        parts.append(page.heading(place, 3))
         for task, a in by_task.items():
             parts += [page.paragraph(f"{task}: {_said(line[task])}"), page.coloured(a.tokens, a.attributions)]
             rest = a.score - a.baseline - sum(a.attributions)
@@ -184,40 +199,34 @@ def attribute(config: Any, workdir: pathlib.Path, which: Sequence[str], source: 
     return f"{len(found)} texts\npage     {file}\nnumbers  {out / 'attributions.jsonl'}"
 
 
-def _first(lines):
-    number = 0
-    for line in lines:
-        number += bool(line.strip())
-        if number > MOST:
-            return
-        yield line
-
-
-def _of_records(loaded: prediction.Loaded) -> list[dict[str, Attributed]]:
+def _of_records(model: prediction.Predictor, read: Read) -> list[dict[str, Attributed]]:
     """{task: Attributed} of each record; of a text that was split its first piece."""
-    experiment, corpus = loaded.experiment, loaded.experiment.corpus
-    found: list[dict[str, Attributed]] = [{} for _ in loaded.records]
+    experiment, corpus = model.experiment, read.corpus
+    found: list[dict[str, Attributed]] = [{} for _ in read.records]
     total = sum(len(rows["input"].tokens) for rows in corpus.rows.values())
     with progress_bar("attributing", "row", total) as bar:
         for dataset, by_split in corpus.rows.items():
             rows, split = by_split["input"], corpus.splits[dataset]["input"]
             objective = experiment.objective_for(evaluation_layout(corpus.layout, dataset))
-            if not any(
-                task.level in EXPLAINED and corpus.specs[name].dataset == dataset
-                for name, task in objective.tasks.items()
-            ):
+            on = [objective.layout.tasks[k] for k in objective.layout.tasks_on(objective.layout.candidates[0][0])]
+            explained = [name for name in on if objective.tasks[name].level in EXPLAINED]
+            wanted = [name for name in explained if name in model.reading.tasks]
+            if not wanted:
                 continue
             run = jax.jit(integrated_gradients(objective, experiment.owners["embed"]))
             at_once = min(experiment.config.evaluation.rows, len(rows.tokens))  # empty rows cost as much as full ones
             for batch in evaluation_batches(rows, objective.layout, at_once):
-                of_tasks = jax.device_get(run(loaded.params, batch))
+                of_tasks = jax.device_get(run(model.params, batch))
                 for row, slot in zip(*np.nonzero(batch.example[0] >= 0), strict=True):
                     piece = batch.example[0, row, slot]
                     if not split.encoded.first[piece]:
                         continue
                     begin = int(batch.start[0, row, slot])
-                    record = split.records[split.encoded.record[piece]]
-                    for task, (attributions, score, baseline) in of_tasks.items():
+                    record = read.numbers[dataset][split.encoded.record[piece]]
+                    for task in wanted:
+                        if record not in read.readers[model.reading.dataset_of[task]]:
+                            continue
+                        attributions, score, baseline = of_tasks[task]
                         own = attributions[row, begin : begin + int(batch.length[0, row, slot])]
                         tokens, values = _shown(corpus, split.encoded, piece, own)
                         found[record][task] = Attributed(

@@ -33,7 +33,7 @@ LONGEST_NAME = 100  # bytes; names of folders join several
 DEVICES = {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(1, 10))}
 # keys and columns of results beside those that the user names
 RESERVED = {
-    "tasks": ("line", "shared"),  # predictions.jsonl; norms, skipped steps and the folder of an exported column
+    "tasks": ("line", "file", "shared"),  # predictions.jsonl; norms, skipped steps and the folder of an exported column
     "sweeps": ("lane", "line", "seed", "status", "step", "steps", "distance", "effective_rank", "task", "split",
                "metric", "value"),
 }  # fmt: skip

@@ -189,6 +189,7 @@ def for_prediction(
     cut: Cut | None = None,
     form: pictures.Form | None = None,
     folder: Location | None = None,
+    like: Rows | None = None,
 ) -> tuple[Rows, Split]:
     """New records of one data set, packed without looking at their labels (mask False throughout).
 
@@ -199,6 +200,7 @@ def for_prediction(
       vocabularies, tokenizer, row_length, max_length, pack, overlong, stride, cut: as `load` gave and took them.
       form: of the pictures in training, where the data set has pictures; they have to be of one size with those.
       folder: what paths of pictures start from.
+      like: rows of the same data set: these have as many example slots and label positions, unless a piece needs more.
     """
     units = what_to_read(cells.read_lists(records, entry)[0], "data to predict", entry, specs)
     album = None
@@ -220,7 +222,11 @@ def for_prediction(
     }
     encoded = encoded._replace(labels=gold, targets=np.zeros(len(records), np.int64))
     encoded = encoding.copy_for_predicates(encoded, packing.predicate_limit([encoded], row_length, pack))
-    capacities = packing.choose_capacities([encoded], sorted({spec.level for spec in specs}), row_length, pack)
+    wanted = sorted({spec.level for spec in specs})
+    if like is None:
+        capacities = packing.choose_capacities([encoded], wanted, row_length, pack)
+    else:
+        capacities = packing.at_least(packing.capacities_of(like, specs), encoded, wanted)
     classes = {spec.task: len(vocabularies[spec.task].names) for spec in specs}
     rows = packing.pack(encoded, specs, classes, capacities, pack)
     rows = patches.with_pixels({"input": rows}, album)["input"]

@@ -106,6 +106,23 @@ def choose_capacities(splits: Sequence[EncodedSplit], levels: Sequence[str], row
     return Capacities(row_length, *map(int, limits[1:]))
 
 
+def capacities_of(rows: Rows, specs: Sequence[LabelSpec]) -> Capacities:
+    """The capacities with which rows were packed for the tasks `specs`."""
+    found = dict.fromkeys(Capacities._fields[2:], 0)
+    for spec in specs:
+        if spec.level in found:
+            found[spec.level] = rows.labels[spec.task]["segment"].shape[1]
+    return Capacities(rows.tokens.shape[1], rows.start.shape[1], **found)
+
+
+def at_least(capacities: Capacities, split: EncodedSplit, levels: Sequence[str]) -> Capacities:
+    """`capacities`, or larger ones where a piece of `split` takes more."""
+    largest = _in_groups(split, needs(split, levels)).max(0, initial=0)
+    if largest[0] > capacities.tokens:
+        raise UserError(f"a piece of {largest[0]} tokens does not fit row_length {capacities.tokens}")
+    return Capacities(capacities.tokens, *(max(c, int(n)) for c, n in zip(capacities[1:], largest[1:], strict=True)))
+
+
 def predicate_limit(splits: Sequence[EncodedSplit], row_length: int, pack: bool) -> int:
     """(predicate, word) pairs of a piece at most, see `copy_for_predicates`.
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import copy
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -39,6 +40,7 @@ class Evaluator:
         corpus: Corpus,
         rows_per_block: int,
         put: Callable[[Batch], Batch],
+        tasks: Collection[str] | None = None,
     ):
         """
         Args:
@@ -46,6 +48,7 @@ class Evaluator:
           corpus: the data.
           rows_per_block: R of the batches.
           put: places a batch on the devices.
+          tasks: to predict; None for all.
         """
         self._corpus = corpus
         self._rows = rows_per_block
@@ -53,7 +56,13 @@ class Evaluator:
         self._programs = {}
         for dataset in corpus.layout.datasets:
             objective = objective_for(evaluation_layout(corpus.layout, dataset))
-            self._programs[dataset] = objective, jax.jit(program(objective))
+            self._programs[dataset] = objective, jax.jit(program(objective, tasks))
+
+    def of(self, corpus: Corpus, rows_per_block: int) -> Evaluator:
+        """The same programs over other data of the same layout; rows of other shapes are compiled anew."""
+        other = copy.copy(self)
+        other._corpus, other._rows = corpus, rows_per_block
+        return other
 
     def predict(
         self, params: Any, dataset: str, split: str, progress: Callable[[int], None] = lambda n: None
@@ -128,17 +137,18 @@ class Evaluator:
         return judge(self._corpus, objective, task, dataset, split)(gold, predicted, sums)
 
 
-def program(objective: Objective):
+def program(objective: Objective, tasks: Collection[str] | None = None):
     """(params, batch) -> ({task: predictions [R, ...]}, {task: [Σ loss, Σ weight, what `task.sums` adds]}).
 
-    A task that writes texts searches for them here, with a cache, until the last text of the batch has ended.
+    A task that writes texts searches for them here, with a cache, until the last text of the batch has ended. With
+    `tasks` only of these, and XLA leaves out what only others need.
     """
 
     def program(params, batch):
         batch = corruption.for_evaluation(objective, batch)
         hidden = objective.network.apply(params, batch, None, None).hidden
         outputs, sums = {}, {}
-        for name in hidden:
+        for name in hidden if tasks is None else [name for name in hidden if name in tasks]:
             task, labels = objective.tasks[name], terms.rows_of(batch.labels[name])
             head = terms.head(objective, params, name)
             features = terms.features(batch, objective.layout, name, hidden[name])

@@ -3,91 +3,158 @@
 from __future__ import annotations
 
 import contextlib
-import json
+import functools
 import pathlib
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 
-from mtl_jax.data import answers, batches, decoding, marks
-from mtl_jax.data import corpus as corpora
-from mtl_jax.data.corpus import Corpus
-from mtl_jax.data.files import Location, local
-from mtl_jax.data.records import Record
+from mtl_jax.data import answers, decoding
+from mtl_jax.data.batch import Rows
+from mtl_jax.data.corpus import Split
+from mtl_jax.data.records import Note, Record, summary
 from mtl_jax.errors import UserError
 from mtl_jax.models.export import save_folder
 from mtl_jax.training import artifacts
 from mtl_jax.training.checkpoint import load_params
 from mtl_jax.training.experiment import Experiment, assemble
+from mtl_jax.training.inputs import Asked, Input, opened
+from mtl_jax.training.output import Output
 from mtl_jax.training.placement import Placement, place, require_platform
 from mtl_jax.training.progress import progress_bar
+from mtl_jax.training.reading import SPLIT, Read, Reading, corpus_of
 from mtl_jax.training.scoring import abstract_params, make_evaluator
-from mtl_jax.training.sources import cut, label_specs, max_length
 
-CHUNK = 4096  # records read, predicted and written at a time
+CHUNK = 256  # records read, predicted and written at a time
 
 
-def predict(config: Any, workdir: pathlib.Path, which: Sequence[str], source: str, target: str) -> None:
-    """Reads JSONL or lines of text and writes a JSON line for each: {task: labels, tags, answers, probabilities}.
+def predict(
+    config: Any, workdir: pathlib.Path, which: Sequence[str], source: str, target: str, tasks: Sequence[str] = (),
+    dataset: str = "", reader: str = "", split: str = "",
+) -> None:
+    """Reads records and writes a JSON line for each: {"line": its place, task: labels, tags, answers, probabilities}.
 
-    A JSON object has the fields of the data sets' texts or words and pictures (`predicates` for roles, choices, marked
-    spans); it is read by the tasks of every data set whose fields it has. Masked language modelling tells each [MASK]
-    in it. A line of text is the text, its words at blanks, or the path of the picture of every data set that reads one
-    field. Paths of pictures start from the folder of the file.
+    Records come by a reader of training, see `inputs`; a file's name stands beside the line where an input has several.
+    A record is read by the tasks of every data set whose fields it has: texts or words and pictures (`predicates` for
+    roles, choices, marked spans). Masked language modelling tells each [MASK] in it. A line of text is the text, its
+    words at blanks, or the path of the picture of every data set that reads one field. Paths of pictures start from the
+    folder of the file.
+
+    What is predicted is written at once, `CHUNK` records at a time. A target that holds the first predictions already,
+    as a command leaves it that was stopped, is gone on with; anything else in it is replaced.
 
     Args:
       config: of the run.
       workdir: of the run.
       which: checkpoints; parameters of several are averaged.
-      source: file, "-" for the standard input.
+      source: a file, a folder, or "-" for the standard input.
       target: file, "" for the standard output.
+      tasks: of the run; () for all.
+      dataset, reader, split: how the source is read, see `inputs.Asked`.
 
     Raises:
-      UserError: no such file or checkpoint; a line that no task can read, with its number.
+      UserError: no such file or checkpoint; a record that no task can read, with its place.
     """
     require_platform(config.training.platform)
-    with _opened(source, target) as (inputs, out), progress_bar("predicting", "text") as bar:
-        for loaded in load(config, workdir, which, inputs, source):
-            for line in predictions(loaded):
-                out.write(json.dumps(line, ensure_ascii=False) + "\n")
-            bar.update(len(loaded.records))
-    if target:
-        print(f"predictions in {target}")
-
-
-class Loaded(NamedTuple):
-    """A run's model, and some texts as the corpus of `experiment`, in the split "input".
-
-    records    as they were read; `experiment.corpus.splits[...]["input"].records` has their numbers
-    placement  of params
-    """
-
-    experiment: Experiment
-    placement: Placement
-    params: Any
-    records: list[Record]
-
-
-def load(
-    config: Any, workdir: pathlib.Path, which: Sequence[str], lines: Iterable[str], source: str
-) -> Iterator[Loaded]:
-    """The model with the texts of `lines`, some thousands at a time; see `predict`.
-
-    Raises:
-      UserError: there is no text; one that no task can read.
-    """
-    kept, params = artifacts.load(workdir), None
-    for records in _chunks(lines, source, _readers(config, kept)):
-        corpus = _corpus(config, kept, records, local(pathlib.Path(source).parent))
-        experiment = assemble(config, corpus, kept.architecture, None)
-        if params is None:
-            placement = all_devices(experiment)
-            params = average_params(experiment, placement, workdir, which)
-        yield Loaded(experiment, placement, params, records)
-    if params is None:
+    asked = Asked(source, dataset, reader, split)
+    if target and source != "-" and pathlib.Path(source).resolve() == pathlib.Path(target).resolve():
+        raise UserError(f"--output={target} is the input; name another file")
+    model = Predictor(config, workdir, which, tasks)
+    notes: list[Note] = []
+    with contextlib.ExitStack() as stack:
+        given = stack.enter_context(opened(asked, model.reading.datasets))
+        output = stack.enter_context(Output(target))
+        bar = stack.enter_context(progress_bar("predicting", "text"))
+        count = 0
+        for records in _chunks(given.items, notes, CHUNK):
+            lines = functools.cache(lambda of=tuple(records): model.lines(of, given))
+            if not output.has([place_of(record, given) for record in records], model.reading.tasks, lines):
+                output.write(lines())
+            count += len(records)
+            bar.update(len(records))
+        output.end()
+    if not count:
         raise UserError(f"--input={source}: no text in it")
+    for note in summary("input", [*notes, *model.reading.notes]):
+        print(note, file=sys.stderr)
+    if target:
+        print(f"{count} predictions in {target}")
+
+
+def _chunks(items: Iterable[Record | Note], notes: list[Note], size: int) -> Iterator[list[Record]]:
+    """Lists of `size` records; notes are put aside."""
+    records: list[Record] = []
+    for item in items:
+        if isinstance(item, Note):
+            notes.append(item)
+            continue
+        records.append(item)
+        if len(records) == size:
+            yield records
+            records = []
+    if records:
+        yield records
+
+
+def place_of(record: Record, given: Input) -> dict[str, Any]:
+    """What tells a record from others of the input: its line, and its file where there are several."""
+    if not given.several:
+        return {"line": record.line}
+    return {"line": record.line, "file": record.file.removeprefix(given.folder.name).lstrip("/")}
+
+
+class Predictor:
+    """A run's model, for any records. Its programs are compiled once, for the shapes of the first records."""
+
+    def __init__(self, config: Any, workdir: pathlib.Path, which: Sequence[str], tasks: Sequence[str] = ()):
+        """See `predict`."""
+        kept = artifacts.load(workdir)
+        self.reading = Reading(config, kept, tasks)
+        plain = assemble(config, corpus_of(config, kept, {}), kept.architecture, None)
+        self.experiment = plain._replace(corpus=self.reading.read([]).corpus)
+        self._placement = all_devices(self.experiment)
+        self.params = average_params(self.experiment, self._placement, workdir, which)
+        self._evaluator = make_evaluator(self.experiment, self._placement, self.reading.tasks)
+        self._rows: dict[str, int] = {}  # R of the batches of each group
+
+    def lines(self, records: Sequence[Record], given: Input) -> list[dict[str, Any]]:
+        """For each record its place in the input, and {task: what it predicts} of the tasks that read it."""
+        return self.of_read(self.reading.read(records, given.folder), given)
+
+    def of_read(self, read: Read, given: Input) -> list[dict[str, Any]]:
+        """As `lines`, of records as `reading.read` gave them."""
+        lines = [place_of(record, given) for record in read.records]
+        for group, numbers in read.numbers.items():
+            rows = self._rows.setdefault(group, self._rows_of(read.corpus.rows[group][SPLIT]))
+            predicted = self._evaluator.of(read.corpus, rows).predict(self.params, group, SPLIT)
+            split = read.corpus.splits[group][SPLIT]
+            for name, values in predicted.values.items():
+                self._fill(lines, name, values, split, numbers, read.readers[self.reading.dataset_of[name]])
+        return lines
+
+    def _rows_of(self, rows: Rows) -> int:
+        """R: no more rows than there are, so that a few texts are not a batch of empty rows."""
+        shards = self._placement.row_shards
+        most = self.experiment.config.evaluation.rows
+        least = min(most, max(len(rows.tokens), 1))
+        return least + -least % shards
+
+    def _fill(self, lines, name, values, split, numbers, readers):
+        """Puts the predictions of one task into the lines of the records that it reads."""
+        task = self.experiment.tasks[name]
+        if task.level == "span":
+            record = split.encoded.record[decoding.windows(split.encoded)]
+            values = task.best(record, values["value"], len(numbers))
+            values |= _answers(split, values["value"])
+        sources = split.encoded.labels[name].sources
+        for at, number in enumerate(numbers):
+            if number in readers:
+                own = {key: array[at] for key, array in values.items()}
+                if sources:
+                    own["source"] = sources[at]
+                lines[number][name] = _decode(task, own)
 
 
 def export(config: Any, workdir: pathlib.Path, which: Sequence[str], target: pathlib.Path) -> list[str]:
@@ -133,7 +200,7 @@ def export(config: Any, workdir: pathlib.Path, which: Sequence[str], target: pat
 def model(config: Any, workdir: pathlib.Path, which: Sequence[str]) -> tuple[Experiment, Any]:
     """A run's model without any data, and its parameters (of several checkpoints their mean) as numpy arrays."""
     kept = artifacts.load(workdir)
-    experiment = assemble(config, _corpus(config, kept, []), kept.architecture, None)
+    experiment = assemble(config, corpus_of(config, kept, {}), kept.architecture, None)
     return experiment, jax.device_get(average_params(experiment, all_devices(experiment), workdir, which))
 
 
@@ -153,184 +220,7 @@ def all_devices(experiment: Experiment) -> Placement:
     return place("jit", shape, experiment.spec.slices, len(experiment.tasks))
 
 
-class _Reader(NamedTuple):
-    """What the fields of a line have to be for the tasks of one data set to read it.
-
-    inputs     names of the fields with its texts, or with its words, and with its pictures
-    is_words   which of the two
-    beside     further fields: choices, marked spans, the predicates where all tasks of the data set read them
-    """
-
-    inputs: tuple[str, ...]
-    is_words: bool
-    beside: tuple[str, ...]
-
-    def reads(self, fields: Mapping[str, Any]) -> bool:
-        return all(
-            _has(fields, name) or all(_has(fields, one) for one in marks.field_names(name)) for name in self.wanted
-        )
-
-    @property
-    def wanted(self) -> tuple[str, ...]:
-        return (*self.inputs, *self.beside)
-
-
-def _readers(config, kept: artifacts.Artifacts) -> dict[str, _Reader]:
-    """{data set: how it reads}, of the data sets that the trained tasks use."""
-    specs = [spec for spec in label_specs(config) if spec.task in kept.vocabularies]
-    readers = {}
-    for name in dict.fromkeys(spec.dataset for spec in specs):
-        entry = config.datasets[name]
-        own = {spec.predicates if spec.level == "predicate" else "" for spec in specs if spec.dataset == name}
-        beside = tuple(entry.choices) + (tuple(entry.marked) if len(entry.marked) == 2 else ())
-        if "" not in own:
-            beside += (own.pop(),)
-        inputs = ((entry.words,) if entry.words else tuple(entry.text)) + ((entry.image,) if entry.image else ())
-        readers[name] = _Reader(inputs, bool(entry.words), beside)
-    return readers
-
-
-def _has(fields: Any, name: str) -> bool:
-    """Whether there is a field of this name; "a.b" is also key b of the object in field a."""
-    if not isinstance(fields, dict):
-        return False
-    first, _, rest = name.partition(".")
-    return name in fields or (bool(rest) and _has(fields.get(first), rest))
-
-
-@contextlib.contextmanager
-def opened(source: str) -> Iterator[Iterable[str]]:
-    """The lines of a file, "-" for the standard input."""
-    with _opened(source, "") as (inputs, _):
-        yield inputs
-
-
-@contextlib.contextmanager
-def _opened(source, target):
-    """The two files, or standard input and output."""
-    if not source:
-        raise UserError("name the texts by --input=FILE, or --input=- for the standard input")
-    if target and source != "-" and pathlib.Path(source).resolve() == pathlib.Path(target).resolve():
-        raise UserError(f"--output={target} is the input; name another file")
-    with contextlib.ExitStack() as stack:
-
-        def opened(path, mode, flag):
-            try:
-                return stack.enter_context(open(pathlib.Path(path).expanduser(), mode, encoding="utf-8"))
-            except OSError as error:
-                raise UserError(f"{flag}={path}: {error.strerror}") from None
-
-        inputs = sys.stdin if source == "-" else opened(source, "r", "--input")
-        yield inputs, opened(target, "w", "--output") if target else sys.stdout
-
-
-def _chunks(lines, source, readers: Mapping[str, _Reader]):
-    """Lists of records; blank lines are left out."""
-    records: list[Record] = []
-    number = 0
-    try:
-        for number, line in enumerate(lines, 1):
-            if line.strip():
-                records.append(Record(_fields(line, source, number, readers), source, number))
-            if len(records) == CHUNK:
-                yield records
-                records = []
-    except UnicodeDecodeError as error:
-        raise UserError(f"--input={source}: not UTF-8 after line {number} ({error.reason})") from None
-    if records:
-        yield records
-
-
-def _fields(line, source, number, readers) -> dict[str, Any]:
-    if line.lstrip().startswith("{"):
-        try:
-            fields = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{source}:{number}: broken JSON: {error.msg} at column {error.colno}") from None
-    else:
-        fields = {}
-        for reader in readers.values():
-            if len(reader.inputs) == 1:
-                fields[reader.inputs[0]] = line.split() if reader.is_words else line.strip()
-    if not any(reader.reads(fields) for reader in readers.values()):
-        wanted = " or ".join(dict.fromkeys(" and ".join(map(repr, reader.wanted)) for reader in readers.values()))
-        raise UserError(f"{source}:{number}: no task can read this line; as a JSON object it needs the fields {wanted}")
-    return fields
-
-
-def _corpus(config, kept: artifacts.Artifacts, records: Sequence[Record], folder: Location | None = None) -> Corpus:
-    """The records as the corpus of the data sets that can read them; the splits' `records` are their numbers.
-
-    `folder` is what paths of pictures start from.
-    """
-    held, readable = {}, {}
-    for name, reader in _readers(config, kept).items():
-        readable[name] = [i for i, record in enumerate(records) if reader.reads(record.fields)]
-        if readable[name]:
-            held[name] = [records[i] for i in readable[name]], config.datasets[name]
-    data = corpus_of(config, kept, held, folder)
-    splits = {name: {"input": by["input"]._replace(records=readable[name])} for name, by in data.splits.items()}
-    return data._replace(splits=splits)
-
-
-def corpus_of(
-    config: Any,
-    kept: artifacts.Artifacts,
-    held: Mapping[str, tuple[Sequence[Record], Any]],
-    folder: Location | None = None,
-) -> Corpus:
-    """Records as a corpus with the one split "input": no labels, everything else as in training.
-
-    Args:
-      config, kept: of the run whose model is to read them.
-      held: {data set of the config: (records, entry that names their fields of texts or words)}.
-      folder: what paths of pictures start from; None: the working folder.
-    """
-    specs = {spec.task: spec for spec in label_specs(config) if spec.task in kept.vocabularies}
-    names = tuple(dict.fromkeys(spec.dataset for spec in specs.values()))
-    rows, splits = {}, {}
-    for name, (records, entry) in held.items():
-        own = [spec for spec in specs.values() if spec.dataset == name]
-        packed, split = corpora.for_prediction(
-            records, entry, own, kept.vocabularies, kept.tokenizer,
-            row_length=config.data.row_length, max_length=max_length(config, kept.architecture),
-            pack=config.data.pack, overlong=config.data.overlong or "auto", stride=config.data.stride,
-            cut=cut(config), form=kept.pictures, folder=folder,
-        )  # fmt: skip
-        rows[name], splits[name] = {"input": packed}, {"input": split}
-    tasks = tuple(kept.vocabularies)
-    pictured = [names.index(name) for name in kept.pictures.sizes] if kept.pictures else []
-    of_tasks = [names.index(specs[task].dataset) for task in tasks]
-    layout = batches.make_layout(names, tasks, of_tasks, batches.Mixing(), pictured)
-    return Corpus(
-        layout, rows, splits, kept.vocabularies, {task: specs[task] for task in tasks}, kept.tokenizer,
-        notes=(), fingerprint="", statistics={"datasets": {}, "tasks": kept.statistics}, pictures=kept.pictures,
-    )  # fmt: skip
-
-
-def predictions(loaded: Loaded) -> list[dict[str, Any]]:
-    """For each record {"line": its place, task: what it says}."""
-    experiment, data = loaded.experiment, loaded.experiment.corpus
-    evaluator = make_evaluator(experiment, loaded.placement)  # its programs fit the shapes of these records
-    lines: list[dict[str, Any]] = [{"line": record.line} for record in loaded.records]
-    for dataset in data.splits:
-        predicted = evaluator.predict(loaded.params, dataset, "input")
-        split = data.splits[dataset]["input"]
-        readable = split.records
-        for name, values in predicted.values.items():
-            if experiment.tasks[name].level == "span":
-                record = split.encoded.record[decoding.windows(split.encoded)]
-                values = experiment.tasks[name].best(record, values["value"], len(readable))
-                values |= _answers(split, values["value"])
-            for place_, number in enumerate(readable):
-                own = {key: array[place_] for key, array in values.items()}
-                if sources := data.splits[dataset]["input"].encoded.labels[name].sources:
-                    own["source"] = sources[place_]
-                lines[number][name] = _decode(experiment.tasks[name], own)
-    return lines
-
-
-def _answers(split: corpora.Split, spans) -> dict[str, list[Any]]:
+def _answers(split: Split, spans) -> dict[str, list[Any]]:
     """The texts of predicted spans int32[M, 2], and where they stand: characters or words; None for no answer."""
     wholes = [texts[-1] for texts in split.units.texts] if split.units.words is None else split.units.words
     texts, places = [], []

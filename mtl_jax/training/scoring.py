@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -69,11 +69,11 @@ def placement_of(experiment: Experiment) -> Placement:
     return placement
 
 
-def make_evaluator(experiment: Experiment, placement: Placement) -> Evaluator:
-    """The evaluator of an experiment."""
+def make_evaluator(experiment: Experiment, placement: Placement, tasks: Collection[str] | None = None) -> Evaluator:
+    """The evaluator of an experiment. `tasks`: to predict; None for all."""
     rows = experiment.config.evaluation.rows
     rows += -rows % placement.row_shards
-    return Evaluator(experiment.objective_for, experiment.corpus, rows, placement.put_eval)
+    return Evaluator(experiment.objective_for, experiment.corpus, rows, placement.put_eval, tasks)
 
 
 def abstract(shapes: Any, placement: Placement) -> Any:

@@ -31,8 +31,9 @@ from mtl_jax.training import workdir as folders
 from mtl_jax.training.artifacts import Artifacts
 from mtl_jax.training.experiment import assemble
 from mtl_jax.training.paths import flatten
-from mtl_jax.training.prediction import all_devices, average_params, corpus_of
+from mtl_jax.training.prediction import all_devices, average_params
 from mtl_jax.training.progress import progress_bar
+from mtl_jax.training.reading import corpus_of
 
 
 def active(config: Any) -> dict[str, Any]:

@@ -62,7 +62,8 @@ def read_csv(
     at = skip_before_header
     if not delimiter and at < len(lines) and (excel := _EXCEL.fullmatch(lines[at])):
         delimiter, at = excel[1], at + 1
-    delimiter = delimiter or ("\t" if pathlib.PurePosixPath(location.name).suffix in _TAB_SUFFIXES else ",")
+    bare = re.sub(r"\.(gz|bz2|xz)$", "", location.name)
+    delimiter = delimiter or ("\t" if pathlib.PurePosixPath(bare).suffix in _TAB_SUFFIXES else ",")
     quoting = quoting or ("none" if delimiter == "\t" else "minimal")
     header = not columns if header is None else header
     names = [str(name) for name in columns]
