@@ -17,6 +17,7 @@ SPACE = r"\s\u200b"  # what separates words, inside a character class
 _HAN = r"\u3005\u3007\u303b\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 _HIRAGANA = r"\u3041-\u3096\u309d-\u309f\U0001b001-\U0001b11f"
 _KATAKANA = r"\u30a1-\u30fa\u30fc-\u30ff\u31f0-\u31ff\uff66-\uff9f"
+_THAI_TO_KHMER = r"\u0e01-\u0e30\u0e32-\u0e33\u0e40-\u0e46\u0e81-\u0ec6\u1000-\u109f\u1780-\u17b3"  # Lao, Burmese too
 _JOINERS = r"\u200c\u200d"
 _EMOJI = r"\U0001f3fb-\U0001f3ff\U000e0020-\U000e007f"  # skin tones, and the tags of flags: they follow a picture
 _ASCII_RUN, _ASCII_SIGN = r"\w+", r"[^\w\s]"
@@ -80,6 +81,19 @@ def without_foreign_punctuation(text: str) -> str:
 def is_unspaced(word: str) -> bool:
     """Whether a word is of a script that puts no blank before and behind it: Han, Hiragana, Katakana."""
     return not word.isascii() and bool(_unspaced().match(word))
+
+
+def has_no_blanks(text: str) -> bool:
+    """Whether most of a text's letters are of scripts that put no blanks between words."""
+    if text.isascii():
+        return False
+    letters = sum(map(str.isalpha, text))
+    return 2 * len(re.findall(f"[{_HAN}{_HIRAGANA}{_KATAKANA}{_THAI_TO_KHMER}]", text)) > letters
+
+
+def file_name(text: str, kept: str = "") -> str:
+    """The letters and digits of a text with their marks, and the characters in `kept`; "_" for every other."""
+    return "".join(c if c.isalnum() or c in kept or unicodedata.category(c)[0] == "M" else "_" for c in text)
 
 
 def _is_foreign_punctuation(sign: str) -> bool:

@@ -153,6 +153,17 @@ def test_options_are_checked_before_anything_is_read(writer, options, said):
         checks.check(config, default)
 
 
+def test_bleu_of_targets_without_blanks_is_warned_of(writer, tmp_path):
+    config = writer()
+    file = tmp_path / "texts.train.jsonl"
+    lines = [json.loads(line) | {"said": "我今天去北京。"} for line in file.read_text().splitlines()]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (note,) = [note for note in build(config).corpus.notes if "without blanks" in note]
+    assert "task said: 96 of 96 targets of train" in note and "bleu_zh" in note
+    config.tasks.said.metrics = ("bleu_zh", "exact_match")
+    assert not [note for note in build(config).corpus.notes if "without blanks" in note]
+
+
 @pytest.mark.parametrize("which", generation.WHICH)
 def test_the_configs_pass_their_checks(which):
     config = generation.get_config(which)

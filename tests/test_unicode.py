@@ -80,3 +80,14 @@ def test_composing_keeps_places(text):
     assert len(places) == len(composed) + 1 and places == sorted(places) and places[-1] == len(text)
     for n, sign in enumerate(composed):  # what stands there makes this character
         assert sign in unicodedata.normalize("NFC", text[places[n] : next(p for p in places[n + 1 :] if p > places[n])])
+
+
+def test_names_of_files_keep_marks():
+    names = ["कि", "की", "a b", "a/b", "cafe\u0301", "x.y"]
+    assert list(map(unicode.file_name, names)) == ["कि", "की", "a_b", "a_b", "cafe\u0301", "x_y"]
+    assert unicode.file_name("x.y-z w", kept=".-") == "x.y-z_w"
+
+
+def test_texts_of_scripts_without_blanks():
+    assert all(map(unicode.has_no_blanks, ["我今天去北京。", "ภาษาไทย 2", "これはペンです", "爱 NLP 和机器学习"]))
+    assert not any(map(unicode.has_no_blanks, ["", "!", "plain", "प्रधानमंत्री", "한국어", "the 北 of China", "привет"]))

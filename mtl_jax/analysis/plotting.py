@@ -12,6 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
+from mtl_jax import unicode
+
 # Okabe & Ito (2008): told apart with any colour vision; the markers help in grey
 PALETTE = ("#009E73", "#E69F00", "#0072B2", "#D55E00", "#CC79A7", "#56B4E9", "#000000", "#7F7F7F")
 MARKERS = "osD^vP*X"
@@ -245,4 +247,4 @@ def blank(axes: Sequence[Axes]) -> None:
 
 def file_name(name: str) -> str:
     """A name as part of a file's name."""
-    return "".join(sign if sign.isalnum() else "_" for sign in name)
+    return unicode.file_name(name)

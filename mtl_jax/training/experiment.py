@@ -30,7 +30,7 @@ from mtl_jax.training.objective import Objective, auxiliary_name
 from mtl_jax.training.optimizer import Hyper, OptimizerSpec, hyper_from, multipliers
 from mtl_jax.training.paths import flatten, matching
 from mtl_jax.training.signals import has_classes
-from mtl_jax.training.sources import encoder_notes, load_corpus, load_encoder, load_vit, mixing
+from mtl_jax.training.sources import encoder_notes, load_corpus, load_encoder, load_vit, metric_notes, mixing
 from mtl_jax.training.step import StepSpec, TrainState, init_state
 
 
@@ -86,6 +86,7 @@ def load_data(config: Any, encoder: Any, taught: bool = True) -> Corpus:
     from mtl_jax.training import teachers  # which assembles experiments of its own
 
     data = load_corpus(config, encoder)
+    data = data._replace(notes=(*data.notes, *metric_notes(config, data)))
     return teachers.with_soft_labels(config, data) if taught else data
 
 

@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any
 
 from mtl_jax import tasks as task_kinds
+from mtl_jax import unicode
 from mtl_jax.data import corpus as corpora
 from mtl_jax.data import marks, schemes, wheels
 from mtl_jax.data.batches import Mixing
@@ -18,6 +19,7 @@ from mtl_jax.data.tokenizers import PretrainedTokenizer, WordTokenizer, WordVoca
 from mtl_jax.errors import UserError
 from mtl_jax.models import pretrained, vit
 from mtl_jax.models.architecture import Architecture
+from mtl_jax.tasks.generation import Generation
 
 
 def label_specs(config: Any) -> list[LabelSpec]:
@@ -109,6 +111,22 @@ def load_encoder(config: Any) -> pretrained.Pretrained | None:
     else:
         folder = pretrained.resolve(config.model.pretrained)
     return pretrained.load(folder)
+
+
+def metric_notes(config: Any, data: Corpus) -> list[str]:
+    """Sentences about metrics of texts that do not suit the texts: BLEU takes what stands between blanks for a word."""
+    notes = []
+    for task, spec in data.specs.items():
+        wrong = [name for name in config.tasks[task].metrics or Generation.metrics if name in ("bleu", "bleu_lower")]
+        if spec.level == "sequence" and wrong:
+            given = [text for text in data.splits[spec.dataset]["train"].encoded.labels[task].texts if text]
+            if count := sum(map(unicode.has_no_blanks, given)):
+                notes.append(
+                    f"task {task}: {count} of {len(given)} targets of train are of scripts without blanks, where "
+                    f"{wrong[0]} takes whole sentences for words; bleu_zh (Chinese) and bleu_char do not "
+                    f"(config.tasks.{task}.metrics)"
+                )
+    return notes
 
 
 def encoder_notes(config: Any, encoder: pretrained.Pretrained | None) -> list[str]:

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from mtl_jax import unicode
 from mtl_jax.analysis.ablation import fields
 from mtl_jax.balancing import LOSS_WEIGHTS, OF_GRADIENTS, WEIGHTINGS
 from mtl_jax.data.selection import generator
@@ -307,7 +308,7 @@ def plain_tree(node: Any) -> Any:
 
 def _name(line, choices) -> str:
     line = "ends" if line in ("single", "tied") else line
-    return ",".join([line, *(f"{name}={_safe(value)}" for name, value in choices.items())])
+    return ",".join([line, *(f"{name}={unicode.file_name(value, kept='._-+')}" for name, value in choices.items())])
 
 
 def _with_own_folders(programs: Sequence[Program]) -> tuple[Program, ...]:
@@ -322,10 +323,6 @@ def _with_own_folders(programs: Sequence[Program]) -> tuple[Program, ...]:
         return program._replace(name=f"{short}~{hashlib.sha256(whole.encode()).hexdigest()[:8]}")
 
     return tuple(own(program) for program in programs)
-
-
-def _safe(text: str) -> str:
-    return "".join(sign if sign.isalnum() or sign in "._-+" else "_" for sign in text)
 
 
 def _show(values: Mapping[str, float]) -> str:
