@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from mtl_jax.sharing.gram import Tree, accumulation_dtype, gram, less_anchor, task_count
 
 _HIGHEST = jax.lax.Precision.HIGHEST
+_OPPOSITE = 1e-6  # cosines so near to −1, and shares so near to 0, are rounding: within 0.1° of opposite
 _SLERP_STEPS = 32  # of the mean on the sphere; with two vectors the first is exact
 
 
@@ -37,6 +38,9 @@ def linear(stack: Tree, base: Tree = None, *, key: jax.Array | None = None, weig
     Args:
       stack: leaves [K, ...].
       weights: K numbers, divided by their sum.
+
+    Raises:
+      ValueError: not K numbers, or their sum is not above 0; of traced weights with such a sum zeros come out.
     """
     return _weighted(stack, _weights(stack, weights))
 
@@ -67,15 +71,29 @@ def slerp(
       base: Θ_0, leaves [...]; read with `vectors` only.
       weights: as in `linear`.
       vectors: interpolate the task vectors instead of the trees.
+
+    A tree of zeros has no direction: it counts in the mean norm alone, and of nothing but such trees zeros are the
+    result, the base with `vectors`.
+
+    Raises:
+      ValueError: weights as in `linear`; trees that point in opposite directions, between which there is no mean
+        direction, or a sum of directions that is zero. Under `jit`, where values cannot be seen, zeros come out.
     """
     weights = _weights(stack, weights)
     moved = less_anchor(stack, base) if vectors else stack
-    products = gram(moved)
+    products = gram(_scaled(moved))  # a common factor changes no coefficient, and squares may under- and overflow
     norms = jnp.sqrt(jnp.maximum(jnp.diagonal(products), 0.0))
     inverse = jnp.where(norms > 0, 1.0 / jnp.where(norms > 0, norms, 1.0), 0.0)
     cosines = products * inverse[:, None] * inverse[None, :]
     weights_ = weights.astype(cosines.dtype)
-    merged = _weighted(moved, _direction(cosines, weights_) * inverse * jnp.dot(weights_, norms))
+    live = jnp.where(norms > 0, weights_, 0.0)
+    direction, is_defined = _direction(cosines, live)
+    if not isinstance(is_defined, jax.core.Tracer) and not is_defined:
+        raise ValueError(
+            f"slerp of {'task vectors' if vectors else 'trees'} that point in opposite directions: there is no mean "
+            "direction between them; take 'linear' or 'task_arithmetic', or other weights"
+        )
+    merged = _weighted(moved, direction * inverse * jnp.dot(weights_, norms))
     return _moved(base, merged, 1.0) if vectors else merged
 
 
@@ -149,7 +167,19 @@ def _weights(stack: Tree, weights: Sequence[float]) -> jax.Array:
     if len(weights) != count:
         raise ValueError(f"{len(weights)} weights for {count} trees")
     weights = jnp.asarray(weights, dtype)
-    return weights / weights.sum()
+    total = weights.sum()
+    positive = (total > 0) & jnp.isfinite(total)
+    if not isinstance(positive, jax.core.Tracer) and not positive:
+        raise ValueError(f"weights {tuple(weights.tolist())} should have a sum above 0")
+    return jnp.where(positive, weights / jnp.where(positive, total, 1.0), 0.0)
+
+
+def _scaled(stack: Tree) -> Tree:
+    """The tree divided by its largest magnitude, where that is not 0; in the dtype to accumulate in."""
+    dtype = accumulation_dtype(stack)
+    largest = jnp.stack([jnp.max(jnp.abs(leaf), initial=0.0).astype(dtype) for leaf in jax.tree.leaves(stack)]).max()
+    factor = jnp.where(largest > 0, largest, 1.0)
+    return jax.tree.map(lambda leaf: leaf.astype(dtype) / factor, stack)
 
 
 def _weighted(stack: Tree, coefficients: jax.Array) -> Tree:
@@ -168,13 +198,16 @@ def _moved(base: Tree, vector: Tree, scale: float) -> Tree:
     return jax.tree.map(lambda start, step: (start + scale * step).astype(step.dtype), base, vector)
 
 
-def _direction(cosines: jax.Array, weights: jax.Array) -> jax.Array:
+def _direction(cosines: jax.Array, weights: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Coefficients [K] over the unit vectors of their weighted mean on the sphere, by its fixed point: all of it is a
-    function of their Gram matrix.
+    function of their Gram matrix. And whether there is one mean direction; zeros where there is not.
     """
 
+    def squared(c):
+        return jnp.maximum(jnp.dot(c, jnp.matmul(cosines, c, precision=_HIGHEST)), 0.0)
+
     def length(c):
-        return jnp.sqrt(jnp.maximum(jnp.dot(c, jnp.matmul(cosines, c, precision=_HIGHEST)), 1e-30))
+        return jnp.sqrt(jnp.maximum(squared(c), 1e-30))
 
     def step(_, c):
         cosine = jnp.clip(jnp.matmul(cosines, c, precision=_HIGHEST), -1.0, 1.0)
@@ -186,8 +219,14 @@ def _direction(cosines: jax.Array, weights: jax.Array) -> jax.Array:
         moved = jnp.cos(norm) * c + jnp.sinc(norm / jnp.pi) * tangent
         return moved / length(moved)
 
-    start = weights / length(weights)
-    return jax.lax.fori_loop(0, _SLERP_STEPS, step, start)
+    found = squared(weights) > _OPPOSITE * jnp.sum(jnp.square(weights))
+    start = jnp.where(found, weights / jnp.where(found, length(weights), 1.0), 0.0)
+    direction = jax.lax.fori_loop(0, _SLERP_STEPS, step, start)
+    for mean in (start, direction):
+        against = jnp.matmul(cosines, mean, precision=_HIGHEST) < _OPPOSITE - 1.0
+        found &= ~jnp.any(against & (weights != 0))
+    found &= jnp.isfinite(direction).all()
+    return jnp.where(found, direction, 0.0), found | ~jnp.any(weights != 0)
 
 
 def _trimmed(vectors: Tree, density: float) -> Tree:

@@ -96,6 +96,7 @@ def merge(merging: Any, workdirs: Sequence[pathlib.Path], out: pathlib.Path) -> 
     key = jax.random.key(config.seed)
     rows = [{"name": "as they were", "options": {}, "tried": 0, "scores": _own_scores(built)}]
     best: tuple[tuple[float, float], str, Any] | None = None
+    refused: list[dict[str, Any]] = []
     for name in merging.methods or MERGING:
         method = MERGING[name]
         grid = [
@@ -104,16 +105,24 @@ def merge(merging: Any, workdirs: Sequence[pathlib.Path], out: pathlib.Path) -> 
         found = []
         with progress_bar(f"merging: {name}", "setting", len(grid), leave=False) as bar:
             for options in grid:
-                params = with_merged(method.merge(stack, base, key=key, **options))
+                try:
+                    params = with_merged(method.merge(stack, base, key=key, **options))
+                except ValueError as error:  # these columns have no such mean
+                    refused.append(run_warnings.warning(run_warnings.OTHER, f"{name} was left out: {error}"))
+                    continue
                 scores = score_split(evaluator, params, "dev").scores
                 found.append((rank(mean_score(scores, experiment), mean_loss(scores)), options))
                 bar.update()
+        if not found:
+            continue
         ranked, options = max(found, key=lambda pair: pair[0])
         params = with_merged(method.merge(stack, base, key=key, **options))
         scores, *others = score_splits(evaluator, experiment, params)
         rows.append({"name": name, "options": options, "tried": len(grid), "scores": scores})
         if best is None or ranked > best[0]:
             best = ranked, name, (params, scores, *others)
+    if best is None:
+        raise UserError(f"--mode=merge: {refused[0]['text']}; name others in config.merging.methods")
     rows += [{"name": run, "options": {}, "tried": 0, "scores": s["tasks"]} for run, s in beside.items()]
     result = {
         "runs": [str(run.workdir) for run in runs],
@@ -122,7 +131,9 @@ def merge(merging: Any, workdirs: Sequence[pathlib.Path], out: pathlib.Path) -> 
         "rows": rows,
         "chosen": best[1],
     }
-    result["warnings"] = _write(out, config, experiment, built, *best[2], seconds=time.monotonic() - began)
+    result["warnings"] = _write(
+        out, config, experiment, built, refused, *best[2], seconds=time.monotonic() - began
+    )
     folders.write_json(out / "merging.json", result)
     return result
 
@@ -273,7 +284,7 @@ def _own_scores(built: Sequence[_Built]) -> dict[str, Any]:
     return {task: scores for one in built for task, scores in one.run.summary["tasks"].items()}
 
 
-def _write(out, config, experiment, built, params, scores, sizes, remarks, seconds) -> list[dict[str, Any]]:
+def _write(out, config, experiment, built, refused, params, scores, sizes, remarks, seconds) -> list[dict[str, Any]]:
     """The merged model as the folder of a run at step 0. Returns the warnings in its summary."""
     of_runs = [
         run_warnings.warning(run_warnings.RUNS, f"{one.run.workdir}: {entry['text']}", entry["count"], entry["total"])
@@ -281,7 +292,7 @@ def _write(out, config, experiment, built, params, scores, sizes, remarks, secon
         for entry in run_warnings.of_training(one.run.workdir)
     ]
     of_scores = [*run_warnings.of_predictions(remarks), *run_warnings.of_data(experiment.corpus)]
-    warnings = run_warnings.ordered([*of_runs, *of_scores])
+    warnings = run_warnings.ordered([*of_runs, *of_scores, *refused])
     folders.claim(out, config)
     artifacts.save(out, experiment.corpus, experiment.model.architecture)
     state = experiment.init(config.seed)._replace(params=jax.device_get(params))

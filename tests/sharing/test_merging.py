@@ -122,6 +122,47 @@ def test_equal_trees_give_that_tree_and_parallel_ones_stay_on_their_line(name, d
     )
 
 
+def test_slerp_and_linear_at_the_edges_of_their_domain(differs):
+    a, b = jnp.arange(1.0, 5.0), jnp.asarray([2.0, -1.0, 0.0, 0.0])
+
+    def stacked(*trees):
+        return {"w": jnp.stack(trees)}
+
+    # no direction at all: zeros, the base of task vectors; beside others a tree of zeros counts in the norm alone
+    np.testing.assert_array_equal(merging.slerp(stacked(0 * a, 0 * a))["w"], 0 * a)
+    np.testing.assert_array_equal(merging.slerp(stacked(a, a), {"w": a}, vectors=True)["w"], a)
+    differs("slerp beside zeros", merging.slerp(stacked(a, 3 * a), {"w": a}, vectors=True)["w"], 2 * a, 1e-6)
+    differs("slerp of small trees", 1e20 * merging.slerp(stacked(1e-20 * a, 2e-20 * a))["w"], 1.5 * a, 1e-6)
+    differs("slerp of large trees", 1e-20 * merging.slerp(stacked(1e20 * a, 2e20 * a))["w"], 1.5 * a, 1e-6)
+    np.testing.assert_array_equal(merging.slerp(stacked(a, -a), weights=(1, 0))["w"], a)
+    # near to opposite, and two opposite ones that a third lies between
+    near = merging.slerp(stacked(a, -a + 0.1 * b))["w"]
+    assert np.isfinite(near).all() and abs(np.dot(near, a)) < 0.05 * np.linalg.norm(a) * np.linalg.norm(near)
+    between = merging.slerp(stacked(a, -a, b))["w"]
+    differs("slerp between opposite trees", between / jnp.linalg.norm(between), b / jnp.linalg.norm(b), 1e-5)
+    turned = [jnp.asarray([np.cos(x), np.sin(x)], jnp.float32) for x in (0.0, 2 * np.pi / 3, 4 * np.pi / 3)]
+    for trees, weights in (((a, -a), ()), ((a, -2 * a), (0.7, 0.3)), (turned, ()), ((a, a, -a), ())):
+        with pytest.raises(ValueError, match="point in opposite directions"):
+            merging.slerp(stacked(*trees), weights=weights)
+    with pytest.raises(ValueError, match="task vectors that point in opposite directions"):
+        merging.slerp(stacked(a + b, a - b), {"w": a}, vectors=True)
+    for weights in ((1, -1), (0, 0), (-1, -2), (float("nan"), 1)):
+        for method in (merging.linear, merging.slerp):
+            with pytest.raises(ValueError, match="should have a sum above 0"):
+                method(stacked(a, 2 * a), weights=weights)
+    # nothing can be seen under jit; it stays finite
+    assert np.isfinite(jax.jit(lambda x: merging.slerp({"w": x}))(jnp.stack([a, -a]))["w"]).all()
+    traced = jax.jit(lambda w: merging.linear(stacked(a, 2 * a), weights=w))
+    assert np.isfinite(traced(jnp.asarray([1.0, -1.0]))["w"]).all()
+
+
+@pytest.mark.parametrize("name", merging.MERGING)
+def test_merging_zeros_equal_and_single_trees_is_finite(name):
+    for stack in (jnp.zeros((3, 4)), jnp.ones((3, 4)), jnp.ones((1, 4)), jnp.eye(3, 4)):
+        for base in (jnp.zeros(4), jnp.ones(4)):
+            assert np.isfinite(merged(name, {"x": stack}, {"x": base})).all()
+
+
 def test_wrong_options_and_differing_trees():
     stack, base, _, _ = trees(2)
     with pytest.raises(ValueError, match="density 0"):
