@@ -15,14 +15,19 @@ _READ = "records with lists that were written as texts, read as lists"
 def read_lists(records: Sequence[Record], entry: Mapping[str, Any]) -> tuple[list[Record], list[Note]]:
     """The records with lists in the fields that an entry reads as lists, and a note for each that was changed.
 
-    Such fields are `words`, a single field of `choices`, two of `marked`, `image`; beside words that are a list as a
-    text every field that is one too, such as their tags. Raises UserError for words that are a broken list.
+    Such fields are `words`, a single field of `choices`, two of `marked`, `image`, and those that a path such as
+    "choices.text" leads into; beside words that are a list as a text every field that is one too, such as their tags.
+    Raises UserError for words that are a broken list.
     """
     words = entry.get("words") or ""
     named = {words, entry.get("image") or ""} - {""}
     for name in ("choices", "marked"):
         fields = tuple(entry.get(name) or ())
         named |= set(fields) if len(fields) == (1 if name == "choices" else 2) else set()
+    paths = [words, entry.get("image") or "", *(entry.get("choices") or ()), *(entry.get("marked") or ())]
+    text = entry.get("text") or ()
+    paths += [text] if isinstance(text, str) else text
+    named |= {path.split(".")[0] for path in paths if "." in path}
     if not named:
         return list(records), []
     changed, notes = [], []

@@ -7,7 +7,7 @@ import string
 import numpy as np
 
 from mtl_jax import unicode
-from mtl_jax.data.labels import LabelSpec, RawLabels, get, is_missing
+from mtl_jax.data.labels import LabelSpec, RawLabels, get, is_missing, way_out
 from mtl_jax.data.records import Record, where
 from mtl_jax.data.units import Units
 from mtl_jax.errors import UserError
@@ -53,7 +53,8 @@ def _number(raw, choices: list[str], spec: LabelSpec, record: Record) -> int | N
         both = f"label {raw!r} can mean the choices {sorted(found)}, counted from 0"
         raise _at(record, spec, f"{both}; write a number, or name the labels in order as `classes` of the task")
     if not found or not 0 <= min(found) < len(choices):
-        raise _at(record, spec, f"label {raw!r} is none of the {len(choices)} choices: {', '.join(choices)}"[:300])
+        none = f"label {raw!r} is none of the {len(choices)} choices: {', '.join(choices)}"[:300]
+        raise _at(record, spec, none + way_out(raw, spec))
     return found.pop()
 
 

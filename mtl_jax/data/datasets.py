@@ -31,6 +31,7 @@ from mtl_jax.data.readers.options import check_options, options_of
 from mtl_jax.data.records import Note, Record, field, suggestion, summary, where
 from mtl_jax.data.texts import check_texts, text_key
 from mtl_jax.errors import UserError
+from mtl_jax.unicode import nfc
 
 # Fields of an entry that decide what is read, besides the content of the files.
 _CHOOSING = ("reader", "splits", "encoding", "options", "text", "words", "image", "where", "dev_fraction",
@@ -71,8 +72,9 @@ def read(name: str, entry: Mapping[str, Any], seed: int) -> ReadData:
         wheel          {} or {"name", "version", "sha256"}
         splits         {"train" | "dev" | "test": file, folder, glob, key (json_splits) or expression (tfds) relative
                        to `path`, or a sequence of them}; none at all: `path` itself is the training split (of a
-                       reader in `GENERATED`: all three). A slice of the records may follow, see `slices`:
-                       "train.csv[:-200]", "[80%:]" (of `path` itself). What exists under such a name is no slice
+                       reader in `GENERATED`: all three). A part of the records may follow, see `slices`:
+                       "train.csv[:-200]", "[80%:]" (of `path` itself), "all.csv[fold=test]". What exists under such
+                       a name is no part
         encoding       "utf-8"; "utf-8|cp1252": file by file the first that decodes it whole
         options        of the reader; and, for every reader, empty = "error" | "drop": what to do with an empty text;
                        schemes = {field: scheme of its tags in the files}, see `mtl_jax.data.schemes`, or "none" for a
@@ -175,7 +177,7 @@ def _key_of(entry: dict[str, Any], texts: tuple[str, ...], words: str, pictures:
         parts = text_key(record, texts, words) if texts or words else ()
         if entry.get("image") and (pictures or not parts):
             parts = (*parts, picture_key(field(record, entry["image"])))
-        return duplicates.digest(parts)
+        return duplicates.digest([nfc(part) for part in parts])
 
     return key
 
@@ -233,14 +235,17 @@ def _read_part(
 
     `seen` keeps what was read, by its name. What exists, or is a key, under the whole name is no slice.
     """
-    stem, wanted = part, None
-    if part.endswith("]") and reader_name != "tfds":  # TFDS slices by itself
-        if not _is_there(reader_name, location, part, encoding, options, seen):
-            stem, wanted = slices.parse(part)
-    if stem not in seen:
-        seen[stem] = _read_whole(reader_name, location, stem, encoding, options)
-    items, content = seen[stem]
-    return (items if wanted is None else slices.take(items, wanted, part)), content
+    if part not in seen:
+        stem, wanted = part, None
+        if part.endswith("]") and reader_name != "tfds":  # TFDS slices by itself
+            if not _is_there(reader_name, location, part, encoding, options, seen):
+                stem, wanted = slices.parse(part)
+        if wanted is not None:
+            items, content = _read_part(reader_name, location, stem, encoding, options, seen)
+            return slices.take(items, wanted, part), content
+        if part not in seen:
+            seen[part] = _read_whole(reader_name, location, part, encoding, options)
+    return seen[part]
 
 
 def _is_there(reader_name, location, part, encoding, options, seen) -> bool:

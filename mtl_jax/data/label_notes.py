@@ -59,9 +59,14 @@ def _inputs(units: Units) -> Iterable[Hashable]:
     return texts if units.pictures is None else zip(texts, units.pictures, strict=True)
 
 
-def advice(names: Iterable[str], spec: LabelSpec) -> str:
-    """What to do about labels that may mean "no label", or nothing."""
-    odd = sorted(name for name in names if name.casefold() in SUSPICIOUS or name == "-1")
+def advice(unseen: Iterable[str], names: Iterable[str], spec: LabelSpec) -> str:
+    """What may be the matter with labels that are not among the classes `names`, or nothing."""
+    unseen = sorted(unseen)
+    known = {_seen(name): name for name in names}
+    alike = [f"{name!r} and {known[_seen(name)]!r}" for name in unseen if _seen(name) in known]
+    if alike:
+        return f"; they differ from classes of train in case, blanks or form alone: {', '.join(alike[:_SHOWN])}"
+    odd = [name for name in unseen if name.casefold() in SUSPICIOUS or name == "-1"]
     if not odd or spec.level not in PER_RECORD:
         return ""
     return f"; if {_listed(odd)} means that there is no label, name it: {naming_missing(odd, spec)}"
@@ -80,6 +85,14 @@ def _missing(spec: LabelSpec, splits: Mapping[str, RawLabels]) -> Iterable[str]:
         if words and not partly:
             counted = ", ".join(f"{word[:40]!r} ({count})" for word, count in words.most_common(_SHOWN))
             yield f"{split}: {counted} in the place of a label count as missing (tasks.*.missing)"
+        pairs = zip(raw.values, raw.records, strict=True)
+        empty = sum(value is None and get(record, spec.field) == "" for value, record in pairs)
+        if spec.kind == "set" and empty:
+            names = tuple(name for name in spec.missing if name)
+            yield (
+                f"{split}: {empty} empty texts count as not labelled; if they are empty sets, leave them out: "
+                f"config.tasks.{spec.task}.missing={names!r}"
+            )
         if partly:
             yield f"{split}: {partly} records have a value in some of the fields {spec.field} only: not labelled"
 

@@ -236,7 +236,7 @@ def _canonical(raw: Any, spec: LabelSpec, record: Record) -> Any:
         except (TypeError, ValueError, OverflowError):
             number = math.nan
         if not math.isfinite(number):
-            shown = f"{raw!r:.80}{_way_out(raw, spec)}"
+            shown = f"{raw!r:.80}{way_out(raw, spec)}"
             raise _wrong(spec, record, f"field {spec.field!r} should be a number, found {shown}")
         return number
     if spec.kind == "set":
@@ -244,6 +244,9 @@ def _canonical(raw: Any, spec: LabelSpec, record: Record) -> Any:
     if isinstance(raw, Mapping):
         return dict(zip(map(_name, raw), _distribution(list(raw.values()), spec, record), strict=True))
     if is_list(raw):
+        if raw and all(isinstance(item, str) for item in raw):
+            shown = f"{str(raw)[:80]}; kind 'multilabel' reads sets"
+            raise _wrong(spec, record, f"field {spec.field!r} should be one name, found the list {shown}")
         return _distribution(raw, spec, record)
     return _name(raw)
 
@@ -284,11 +287,12 @@ def is_missing(raw: Any, spec: LabelSpec) -> bool:
     return not is_list(raw) and not isinstance(raw, Mapping) and _name(raw) in spec.missing
 
 
-def _way_out(raw: Any, spec: LabelSpec) -> str:
-    """What to do where a text stands in the place of a number."""
-    if not isinstance(raw, str) or any(sign.isdigit() for sign in raw):
+def way_out(raw: Any, spec: LabelSpec) -> str:
+    """What to do where a value may mean "not labelled", a text where numbers are wanted, or -1; nothing for others."""
+    name = "" if is_list(raw) or isinstance(raw, Mapping) else _name(raw)[:40]
+    if not name or (name != "-1" and any(sign.isdigit() for sign in name)):
         return ""
-    return f'; if that means "no label", name it: {naming_missing([raw.strip()[:40]], spec)}'
+    return f'; if that means "no label", name it: {naming_missing([name], spec)}'
 
 
 def naming_missing(names: Sequence[str], spec: LabelSpec) -> str:

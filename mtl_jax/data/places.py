@@ -98,9 +98,10 @@ def _from_template(given: dict[str, list[str]], template: str, location: files.L
     for split, names in given.items():
         wanted[split] = []
         for name in names:
-            stem, of = slices.parse(name)
-            file = template.replace(_TEMPLATE, stem)
-            wanted[split].append(file if of is None else f"{file}[{of.first}:{of.last}]")
+            stem, part = name, slices.parse(name)[0]
+            while part != stem:
+                stem, part = part, slices.parse(part)[0]
+            wanted[split].append(template.replace(_TEMPLATE, stem) + name[len(stem) :])
     return wanted
 
 

@@ -101,7 +101,7 @@ def build_vocabulary(
         if soft:
             raise UserError(f"{text}; first at {raw.where(index)}. Labels as distributions need all names in `classes`")
         if share > max_unseen:
-            way_out = label_notes.advice(unseen, spec)
+            way_out = label_notes.advice(unseen, names, spec)
             raise UserError(f"{text}; first at {raw.where(index)}. At most {max_unseen:.0%} may (max_unseen){way_out}")
         scored = "left out of the sets" if spec.kind == "set" else "counted as wrong"
         notes.append(Notice(f"{text}; they are {scored}", LABELS, total, sum(counts[split].values())))

@@ -258,6 +258,20 @@ def test_words_for_missing_labels():
         gold(LabelSpec("t", "d", "y"), ["0", "1"], ["-1"])
 
 
+def test_labels_of_dev_in_another_form_than_in_train():
+    with pytest.raises(UserError, match=r"they differ .* in case, blanks or form alone: '0' and '0\.0', '1'"):
+        gold(LabelSpec("t", "d", "y"), ["0.0", "1.0"], ["0", "1"])
+
+
+def test_empty_texts_of_sets_and_lists_of_one_class():
+    _, found, notes = gold(LabelSpec("t", "d", "y", kind="set", missing=("", "nan", None)), ["a", "", "b"])
+    assert found["train"].known.tolist() == [True, False, True]
+    assert notes[0].startswith("task t: train: 1 empty texts count as not labelled; if they are empty sets")
+    assert notes[0].endswith("config.tasks.t.missing=('nan',)")
+    with pytest.raises(UserError, match=r"data\.jsonl:1: .*one name, found the list \['a'\]; kind 'multilabel'"):
+        gold(LabelSpec("t", "d", "y"), [["a"]])
+
+
 def test_words_for_missing_numbers():
     spec = LabelSpec("t", "d", "y", kind="real", missing=(*default_missing("text"), None))
     assert collect(records("1.5", "nan", float("nan"), ""), spec).values == [1.5, None, None, None]

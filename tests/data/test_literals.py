@@ -9,7 +9,7 @@ import pytest
 
 from mtl_jax.data import corpus, datasets, literals
 from mtl_jax.data.labels import LabelSpec
-from mtl_jax.data.records import Record
+from mtl_jax.data.records import Record, field
 from mtl_jax.data.tokenizers import WordVocabulary
 from mtl_jax.errors import UserError
 
@@ -80,9 +80,10 @@ def test_words_and_tags_in_cells(tmp_path):
     )  # fmt: skip
     data = datasets.read("d", {**entry, "words": "tokens"}, 0)
     assert [record.fields for record in data.splits["train"]] == [
-        {"tokens": ["EU", "rejects"], "tags": ["B-ORG", "O"], "numbers": [3, 0], "note": "(see below)"},
-        {"tokens": ["He"], "tags": ["O"], "numbers": [0], "note": "x"},
-    ]
+        {"tokens": ["EU", "rejects"], "tags": ["B-ORG", "O"], "numbers": [3, 0], "note": "(see below)",
+         "file": "a.csv"},
+        {"tokens": ["He"], "tags": ["O"], "numbers": [0], "note": "x", "file": "a.csv"},
+    ]  # fmt: skip
     assert "train: 2 records with lists that were written as texts, read as lists; first at" in data.notes[0]
     entry = table(tmp_path / "b.csv", ("tokens",), ("['a']",), ("['a', 'b",))
     with pytest.raises(UserError, match=r"b\.csv:3: field 'tokens' looks like a list, but cannot be read"):
@@ -117,7 +118,20 @@ def test_equal_texts_with_different_labels(tmp_path):
 def test_choices_in_cells(tmp_path):
     entry = table(tmp_path / "a.csv", ("text", "options"), ("['q']", "['yes', 'no']"))
     data = datasets.read("d", {**entry, "text": ("text",), "choices": ("options",)}, 0)
-    assert data.splits["train"][0].fields == {"text": "['q']", "options": ["yes", "no"]}
+    assert data.splits["train"][0].fields | {"file": ""} == {"text": "['q']", "options": ["yes", "no"], "file": ""}
+    cell = "{'text': array(['yes', 'no'], dtype=object), 'label': array(['A', 'B'], dtype=object)}"
+    entry = table(tmp_path / "b.csv", ("pair", "options"), ("{'en': 'q', 'de': 'f'}", cell))
+    data = datasets.read("d", {**entry, "text": ("pair.en",), "choices": ("options.text",)}, 0)
+    assert field(data.splits["train"][0], "options.text") == ["yes", "no"]
+
+
+def test_answers_in_cells(tmp_path):
+    cells = ("{'text': ['b'], 'answer_start': [2]}", "{'text': array(['a'], dtype=object), 'answer_start': array([0])}")
+    entry = table(tmp_path / "a.csv", ("question", "context", "answers"), *(("q", "a b", cell) for cell in cells))
+    entry |= {"text": ("question", "context")}
+    found = load({"d": entry}, LabelSpec("s", "d", "answers", "span", "span"))
+    assert not [note for note in found.notes if "answers" in note]
+    assert found.splits["d"]["train"].encoded.labels["s"].value.tolist() == [[1, 1], [0, 0]]
 
 
 def test_missing_texts(tmp_path):

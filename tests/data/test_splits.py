@@ -69,6 +69,24 @@ def test_slices_of_keys(tmp_path):
         datasets.read("d", {**entry, "splits": {"train": "trian[:-1]"}}, 0)
 
 
+def test_the_records_of_a_value_in_a_field(tmp_path):
+    """Official splits in a column of one file."""
+    rows = [(f"text {i}", i % 2, ("train", "dev", "test")[i % 3]) for i in range(12)]
+    with open(tmp_path / "all.csv", "w", newline="") as file:
+        csv.writer(file).writerows([("text", "label", "fold"), *rows])
+    data = read(tmp_path, splits={split: f"all.csv[fold={split}]" for split in ("train", "dev", "test")})
+    assert [texts(data, split) for split in data.splits] == [[f"text {i}" for i in range(n, 12, 3)] for n in range(3)]
+    assert data.notes == []
+    own = read(tmp_path / "all.csv", splits={"train": "[fold=train][:-1]", "dev": "[fold=train][-1:]"})
+    assert texts(own, "train") == ["text 0", "text 3", "text 6"] and texts(own, "dev") == ["text 9"]
+    again = read(tmp_path / "{split}.csv", splits={"train": "all[fold=train][:1]", "dev": "all[fold=dev]"})
+    assert texts(again, "train") == ["text 0"] and len(again.splits["dev"]) == 4
+    with pytest.raises(UserError, match=r"no record has 'val'; there are: 'train' \(4\), 'dev' \(4\), 'test' \(4\)"):
+        read(tmp_path, splits={"train": "all.csv[fold=val]"})
+    with pytest.raises(UserError, match=r"no record has a field 'flod'; .* Did you mean 'fold'"):
+        read(tmp_path, splits={"train": "all.csv[flod=train]"})
+
+
 def test_a_file_of_that_name_is_no_slice(tmp_path):
     write(tmp_path, "a.csv", 10)
     write(tmp_path, "a.csv[:3]", 1, "literal")
