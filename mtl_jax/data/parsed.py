@@ -30,7 +30,7 @@ def kept(key: Mapping[str, Any], name: str, read: Callable[[], Iterable[Record |
         rows = [
             [item.fields, item.line, list(item.lines)]
             if isinstance(item, Record)
-            else [item.what, item.line, item.count, item.lost]
+            else [item.what, item.line, item.count, item.lost, item.harmless]
             for item in read()
         ]
         # Surrogates stand for bytes that are no text; escaped they are plain ASCII.
@@ -40,7 +40,7 @@ def kept(key: Mapping[str, Any], name: str, read: Callable[[], Iterable[Record |
     arrays = cache.cached({**key, "file": name, "code": _code()}, make, WORTH)
     rows = json.loads(arrays["items"].tobytes())
     return [
-        Note(row[0], name, *row[1:]) if len(row) == 4 else Record(row[0], name, row[1], line_numbers(row[2]))
+        Record(row[0], name, row[1], line_numbers(row[2])) if len(row) == 3 else Note(row[0], name, *row[1:])
         for row in rows
     ]
 

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from mtl_jax.data.notices import RECORDS, Notice
+from mtl_jax.data.notices import INFORMATION, RECORDS, Notice
 from mtl_jax.errors import UserError
 
 _INDEX = re.compile(r"-?[0-9]{1,9}")
@@ -31,8 +31,9 @@ class Record(NamedTuple):
 class Note(NamedTuple):
     """Something a reader left out or changed at one place. Notes of one `what` are counted together.
 
-    count  how many of `what` there are at this place: 3 lines, 2 spans
-    lost   records that the file has and that are not yielded on account of it
+    count     how many of `what` there are at this place: 3 lines, 2 spans
+    lost      records that the file has and that are not yielded on account of it
+    harmless  whether nothing is lost by it, or an option asks for just that
     """
 
     what: str
@@ -40,6 +41,7 @@ class Note(NamedTuple):
     line: int
     count: int = 1
     lost: int = 0
+    harmless: bool = False
 
 
 def line_numbers(numbers: Sequence[int]) -> Sequence[int]:
@@ -64,7 +66,7 @@ def summary(split: str, notes: Iterable[Note]) -> list[Notice]:
         count, lost = sum(note.count for note in alike), sum(note.lost for note in alike)
         records = f", {lost} {'record' if lost == 1 else 'records'} lost" if lost and lost != count else ""
         text = f"{split}: {count} {what}{records}; first at {where(alike[0])}"
-        lines.append(Notice(text, RECORDS, lost or count))
+        lines.append(Notice(text, INFORMATION if all(note.harmless for note in alike) else RECORDS, lost or count))
     return lines
 
 

@@ -1,8 +1,11 @@
 """Delimited columns with the dirt that they have: stray quotes, other delimiters, what spreadsheets and joins leave."""
 
+import gzip
+
 import pytest
 
 from mtl_jax.data import files
+from mtl_jax.data.notices import INFORMATION, RECORDS
 from mtl_jax.data.readers import READERS
 from mtl_jax.data.records import Note, Record, summary
 from mtl_jax.errors import UserError
@@ -63,6 +66,19 @@ def test_fields_with_line_ends_are_noted(tmp_path):
     assert [(n.line, n.count) for n in notes] == [(2, 2), (5, 1)]
 
 
+def test_a_text_over_several_lines_is_no_warning(tmp_path):
+    _, notes = run(tmp_path, 'a,b\n"one,\ntwo\nand three",x\n')
+    assert [note.kind for note in summary("train", notes)] == [INFORMATION]
+    _, notes = run(tmp_path, 'a,b\n"one,1\ntwo,2\nthree",3\n')  # its lines are rows by themselves
+    assert [note.kind for note in summary("train", notes)] == [RECORDS]
+
+
+def test_packed_files_have_the_delimiter_of_their_name(tmp_path):
+    (tmp_path / "f.tsv.gz").write_bytes(gzip.compress(b"a, b\tc\n1\t2\n"))
+    (record,) = READERS["csv"](files.local(tmp_path / "f.tsv.gz"), "utf-8")
+    assert record.fields == {"a, b": "1", "c": "2"}
+
+
 @pytest.mark.parametrize(
     ("name", "content", "delimiter", "columns"),
     [
@@ -107,6 +123,12 @@ def test_as_spreadsheets_write_it(tmp_path):
     assert fields(tmp_path, "a,b,\n1,2\n3,4,\n") == [{"a": "1", "b": "2"}, {"a": "3", "b": "4", "column_3": ""}]
     with pytest.raises(UserError, match=r"f\.csv:2: 1 columns, 3 wanted"):
         run(tmp_path, "a,b,\n1\n")
+
+
+def test_a_quote_in_the_header(tmp_path):
+    records, notes = run(tmp_path, '"a,b\n1",2\n3,4\n')
+    assert [r.fields for r in records] == [{"a,b\n1": "3", "2": "4"}]
+    assert [(n.what, n.line, n.count) for n in notes] == [("line ends in the names of the header", 1, 1)]
 
 
 def test_of_joined_files(tmp_path):

@@ -199,14 +199,18 @@ def test_records_in_are_records_out_and_lost(tmp_path, reader, count, places, en
     content = make(count)
     for share, sign in places:
         at = round(share * (len(content) - 1))  # not behind the last line end, where it would make a line
-        content = content[:at] + sign + content[at:]
+        if content[max(at - 1, 0) : at + 1] != "\n\n":  # nor in the blank line between two sentences
+            content = content[:at] + sign + content[at:]
     (tmp_path / "f").write_bytes(content.replace("\n", end).encode())
     try:
         records, notes = items_of(tmp_path / "f", reader, **options)
     except UserError as error:
         assert places and str(tmp_path) in str(error)
         return
-    hidden = sum(str(value).count("\n") for r in records for value in r.fields.values()) if reader == "csv" else 0
+    hidden = 0
+    if reader == "csv":  # lines in quotes that the damage has made
+        hidden = sum(value.count("\n") for record in records for value in record.fields.values())
+        hidden += sum(note.count for note in notes if note.what == "line ends in the names of the header")
     assert count == len(records) + lost(notes) + hidden
 
 

@@ -71,7 +71,7 @@ def test_targets_are_packed_with_their_examples_and_copied_words_have_places(tmp
 @pytest.mark.parametrize(
     ("train", "missing", "said"),
     [
-        ([{"x": "a", "z": "b"}] * 2, ("", None), "task t: data set d has no field 'y'.*known fields: x, z"),
+        ([{"x": "a", "z": "b"}] * 2, ("", None), "task t: data set d has no field 'y'.*known fields: file, x, z"),
         ([{"x": "a", "y": ""}] * 2, ("", None), "every label in field 'y' of the train split is missing"),
         ([{"x": "a a", "y": "b"}, {"x": "a", "y": " "}], (None,), r"train\.jsonl:2: task t: field 'y': empty target"),
         ([{"x": "a a", "y": 7}], ("", None), r"train\.jsonl:1: task t: field 'y' should be a text or a list of words"),
@@ -197,8 +197,8 @@ def test_turns_of_dialogues(tmp_path):
     entry = {"reader": "dialogue", "path": str(tmp_path), "splits": {"train": "d.jsonl"}, "text": ("context",)}
     found = [r.fields for r in read("d", entry | {"options": {"before": 1}}, 0).splits["train"]]
     assert found == [
-        {"id": 1, "context": "hi", "reply": "hello", "turn": 2},
-        {"id": 1, "context": "hello", "reply": "how are you ?", "turn": 3},
+        {"id": 1, "context": "hi", "reply": "hello", "turn": 2, "file": "d.jsonl"},
+        {"id": 1, "context": "hello", "reply": "how are you ?", "turn": 3, "file": "d.jsonl"},
     ]
     whole = read("d", entry | {"options": {"before": 0, "separator": " / "}}, 0).splits["train"]
     assert whole[1].fields["context"] == "hi / hello"

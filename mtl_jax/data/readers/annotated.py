@@ -87,10 +87,12 @@ def read_srl_pairs(
         for predicate, tags in zip(record.fields["predicates"], record.fields["roles"], strict=True):
             for first, last, role in _spans(tags):
                 if roles and role not in roles:
-                    yield Note("arguments of other roles left out (options.roles)", record.file, record.line, lost=1)
+                    what = "arguments of other roles left out (options.roles)"
+                    yield Note(what, record.file, record.line, lost=1, harmless=True)
                     continue
                 if longest and last - first >= longest:
-                    yield Note("longer arguments left out (options.longest)", record.file, record.line, lost=1)
+                    what = "longer arguments left out (options.longest)"
+                    yield Note(what, record.file, record.line, lost=1, harmless=True)
                     continue
                 fields = {"words": words, "predicate": [predicate] * 2, "argument": [first, last], "role": role}
                 yield Record(fields, record.file, record.line)
@@ -123,7 +125,8 @@ def read_conllu_endings(
         if len(record.fields["words"]) >= max(shortest, 2):
             kept.append(record)
         else:
-            yield Note("sentences shorter than wanted (options.shortest) left out", record.file, record.line, lost=1)
+            what = "sentences shorter than wanted (options.shortest) left out"
+            yield Note(what, record.file, record.line, lost=1, harmless=True)
     if len(kept) < choices:
         raise UserError(f"{location.name}: {len(kept)} sentences of {shortest} words or more, {choices} are needed")
     endings = [" ".join(r.fields["words"][len(r.fields["words"]) // 2 :]) for r in kept]

@@ -53,8 +53,8 @@ def read_csv(
         line after the one where a bad row begins, so that a quote which is never closed costs one line; a row over
         several lines most of which are no rows themselves is left out whole. Lines and records are counted.
 
-    Noted: fields that hold line ends; rows of empty cells, and such as repeat the header (both are left out); empty
-    cells behind the last column.
+    Noted: fields and names that hold line ends; rows of empty cells, and such as repeat the header (both are left out);
+    empty cells behind the last column.
 
     Raises UserError at the line; and where the delimiter makes one column and another one several.
     """
@@ -74,6 +74,8 @@ def read_csv(
         heading = _cells(top, form, f"{location.name}:{top.first + 1}")
         names = _header(heading, names, f"{location.name}:{top.first + 1}")
         at = top.first + top.count
+        if top.count > 1:
+            yield Note("line ends in the names of the header", location.name, top.first + 1, top.count - 1)
     for _ in range(skip_after_header):
         left_out = next(form.rows(at), None)
         at = left_out.first + left_out.count if left_out else at
@@ -120,7 +122,8 @@ def _records(
             if more:
                 yield Note("rows with empty cells behind the last column", file, number)
             if ends := sum("\n" in cell or "\r" in cell for cell in cells) if row.count > 1 else 0:
-                yield Note("fields hold line ends", file, number, ends)
+                inner, good = form.inside(row, least, len(names))
+                yield Note("fields hold line ends", file, number, ends, harmless=2 * good <= inner)
             yield Record(dict(zip(names, cells, strict=False)), file, number)
 
 

@@ -101,12 +101,12 @@ def read_derived(
         sentence = _sentence(item, words)
         if len(sentence) < shortest or (longest and len(sentence) > longest):
             what = "sentences shorter or longer than wanted (options.shortest, longest) left out"
-            yield Note(what, item.file, item.line, lost=1)
+            yield Note(what, item.file, item.line, lost=1, harmless=True)
             continue
         source, target = WAYS[way](sentence, item, settings)
         if source == target and not unchanged:
             what = "sentences that stay as they are (options.unchanged) left out"
-            yield Note(what, item.file, item.line, lost=1)
+            yield Note(what, item.file, item.line, lost=1, harmless=True)
             continue
         yield item._replace(fields={**item.fields, "source": source, "target": target})
 

@@ -38,9 +38,9 @@ def read_folders(
     literal = any(file.place.name == pattern for _, file in files)
     for folder, file in files:
         if labels and folder.place.name not in labels:
-            yield Note("files of other labels left out (options.labels)", file.name, 0, lost=1)
+            yield Note("files of other labels left out (options.labels)", file.name, 0, lost=1, harmless=True)
         elif not (file.place.name == pattern if literal else fnmatch.fnmatchcase(file.place.name, pattern)):
-            yield Note("files of other names left out (options.pattern)", file.name, 0, lost=1)
+            yield Note("files of other names left out (options.pattern)", file.name, 0, lost=1, harmless=True)
         else:
             name = file.name[len(folder.name) :].lstrip("/\\")
             yield Record({"text": file.text(encoding).strip(), "label": folder.place.name, "name": name}, file.name, 0)
