@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from mtl_jax.data import selection
 from mtl_jax.data.groups import Groups, shared
-from mtl_jax.data.notices import SPLITS, Notice
+from mtl_jax.data.notices import INFORMATION, SPLITS, Notice
 from mtl_jax.data.records import Record, field
 from mtl_jax.errors import UserError
 
@@ -41,12 +41,13 @@ def carve(
         if groups.sure:
             raise UserError(f'{error} (a group: one {groups.name}; group="" draws single records)') from error
         parts = selection.carve(splits, shares, name, seed)
-        return parts, [f"records are carved out one by one: groups by {groups.name} are too few or too large"]
+        text = f"records are carved out one by one: groups by {groups.name} are too few or too large"
+        return parts, [Notice(text, SPLITS)]
     keys = {**groups.keys, **{split: [key for _, key in parts[split]] for split in ("train", *carved)}}
     parts |= {split: [record for record, _ in parts[split]] for split in ("train", *carved)}
     counts = ", ".join(f"{split}: {len(parts[split])} records" for split in carved)
     note = f"carved out so that records of one {groups.name} stay in one split ({counts}; see `group`)"
-    return parts, [note, *_shared_groups(keys, groups.name)]
+    return parts, [Notice(note, INFORMATION), *_shared_groups(keys, groups.name)]
 
 
 def _shared_groups(keys: Mapping[str, Sequence], name: str) -> list[str]:

@@ -6,14 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mtl_jax.data import literals
-from mtl_jax.data.records import Note, Record, where
+from mtl_jax.data.records import Record, where
 from mtl_jax.errors import UserError
 
-_READ = "records with lists that were written as texts, read as lists"
 
-
-def read_lists(records: Sequence[Record], entry: Mapping[str, Any]) -> tuple[list[Record], list[Note]]:
-    """The records with lists in the fields that an entry reads as lists, and a note for each that was changed.
+def read_lists(records: Sequence[Record], entry: Mapping[str, Any]) -> tuple[list[Record], int]:
+    """The records with lists in the fields that an entry reads as lists, and how many were changed.
 
     Such fields are `words`, a single field of `choices`, two of `marked`, `image`, and those that a path such as
     "choices.text" leads into; beside words that are a list as a text every field that is one too, such as their tags.
@@ -29,8 +27,8 @@ def read_lists(records: Sequence[Record], entry: Mapping[str, Any]) -> tuple[lis
     paths += [text] if isinstance(text, str) else text
     named |= {path.split(".")[0] for path in paths if "." in path}
     if not named:
-        return list(records), []
-    changed, notes = [], []
+        return list(records), 0
+    changed, count = [], 0
     for record in records:
         cells = {name: record.fields.get(name) for name in named}
         cells = {name: cell for name, cell in cells.items() if isinstance(cell, str) and literals.is_like(cell)}
@@ -40,7 +38,6 @@ def read_lists(records: Sequence[Record], entry: Mapping[str, Any]) -> tuple[lis
         if words in cells and words not in lists:
             cell = cells[words][:60]
             raise UserError(f"{where(record)}: field {words!r} looks like a list, but cannot be read: {cell!r}")
-        if lists:
-            notes.append(Note(_READ, record.file, record.line))
+        count += bool(lists)
         changed.append(record._replace(fields=record.fields | lists) if lists else record)
-    return changed, notes
+    return changed, count

@@ -13,7 +13,6 @@ import numpy as np
 from mtl_jax.data import (
     batches,
     cache,
-    cells,
     encoding,
     labels,
     levels,
@@ -202,7 +201,7 @@ def for_prediction(
       folder: what paths of pictures start from.
       like: rows of the same data set: these have as many example slots and label positions, unless a piece needs more.
     """
-    units = what_to_read(cells.read_lists(records, entry)[0], "data to predict", entry, specs)
+    units = what_to_read(records, "data to predict", entry, specs)
     album = None
     if entry.get("image"):
         size = form.sizes[specs[0].dataset]

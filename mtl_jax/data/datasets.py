@@ -76,7 +76,8 @@ def read(name: str, entry: Mapping[str, Any], seed: int) -> ReadData:
                        "train.csv[:-200]", "[80%:]" (of `path` itself), "all.csv[fold=test]". What exists under such
                        a name is no part
         encoding       "utf-8"; "utf-8|cp1252": file by file the first that decodes it whole
-        options        of the reader; and, for every reader, empty = "error" | "drop": what to do with an empty text;
+        options        of the reader; and, for every reader, empty = "error" | "drop": what to do with an empty text
+                       ("drop": with "nan" and the like too, see `texts.MISSING`);
                        schemes = {field: scheme of its tags in the files}, see `mtl_jax.data.schemes`, or "none" for a
                        field whose values are no tags of spans; and scheme = "iob2" | "bioes", what they are converted
                        to. Both are for the tasks on these fields
@@ -131,7 +132,10 @@ def _read(name: str, entry: dict[str, Any], seed: int) -> ReadData:
             found += items
             contents[split].append(content)
         splits[split], listed = cells.read_lists([item for item in found if isinstance(item, Record)], entry)
-        notes += summary(split, [*(item for item in found if isinstance(item, Note)), *listed])
+        notes += summary(split, [item for item in found if isinstance(item, Note)])
+        if listed:
+            text = f"{split}: {listed} records have lists that were written as texts"
+            notes.append(Notice(text, INFORMATION, listed))
     notes += _read_twice(splits)
     splits, kept = conditions.select(splits, wanted_values)
     notes += kept

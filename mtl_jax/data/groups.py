@@ -81,8 +81,11 @@ def _context(records: Sequence[Record]) -> _Found:
 
 
 def _presentation(records: Sequence[Record]) -> _Found:
-    return [_key(record.fields.get("presentation") or record.fields.get("identifier")) for record in records], \
-        "presentation", True  # fmt: skip
+    keys = [
+        record.fields.get("presentation") or str(record.fields.get("identifier") or "").partition("-")[0] or None
+        for record in records
+    ]
+    return keys, "presentation", True
 
 
 def _files(records: Sequence[Record]) -> _Found:

@@ -80,7 +80,7 @@ def _missing(spec: LabelSpec, splits: Mapping[str, RawLabels]) -> Iterable[str]:
         for value, record in zip(raw.values, raw.records, strict=True):
             if value is None:
                 fields = [get(record, name) for name in fields_of(record, spec)]
-                words.update(str(field).strip() for field in fields if field is not None and str(field).strip())
+                words.update({str(field).strip() for field in fields if field is not None and str(field).strip()})
                 partly += len({is_missing(field, spec) or str(field).strip() == "-1" for field in fields}) > 1
         if words and not partly:
             counted = ", ".join(f"{word[:40]!r} ({count})" for word, count in words.most_common(_SHOWN))

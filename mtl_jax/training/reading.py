@@ -11,7 +11,7 @@ import json
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from mtl_jax.data import batches, conditions, marks
+from mtl_jax.data import batches, cells, conditions, marks
 from mtl_jax.data import corpus as corpora
 from mtl_jax.data.batch import Layout
 from mtl_jax.data.corpus import Corpus
@@ -135,7 +135,9 @@ class Reading:
             self._share_out(number, record, readers)
         for name, given in readers.items():
             needs = self._needs[name]
-            whole, empty = check_texts(list(given.values()), needs.texts, needs.words, needs.empty)
+            listed, _ = cells.read_lists(list(given.values()), self.datasets[name])
+            given = dict(zip(given, listed, strict=True))
+            whole, empty = check_texts(listed, needs.texts, needs.words, needs.empty)
             self.notes += empty
             there = {id(record) for record in whole}
             readers[name] = {number: record for number, record in given.items() if id(record) in there}

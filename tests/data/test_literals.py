@@ -7,11 +7,14 @@ import string
 import numpy as np
 import pytest
 
+from configs import default
 from mtl_jax.data import corpus, datasets, literals
 from mtl_jax.data.labels import LabelSpec
 from mtl_jax.data.records import Record, field
 from mtl_jax.data.tokenizers import WordVocabulary
 from mtl_jax.errors import UserError
+from mtl_jax.training.artifacts import Artifacts
+from mtl_jax.training.reading import Reading
 
 FUZZ = int(os.environ.get("FUZZ", 100))
 
@@ -84,7 +87,7 @@ def test_words_and_tags_in_cells(tmp_path):
          "file": "a.csv"},
         {"tokens": ["He"], "tags": ["O"], "numbers": [0], "note": "x", "file": "a.csv"},
     ]  # fmt: skip
-    assert "train: 2 records with lists that were written as texts, read as lists; first at" in data.notes[0]
+    assert data.notes[0] == "train: 2 records have lists that were written as texts"
     entry = table(tmp_path / "b.csv", ("tokens",), ("['a']",), ("['a', 'b",))
     with pytest.raises(UserError, match=r"b\.csv:3: field 'tokens' looks like a list, but cannot be read"):
         datasets.read("d", {**entry, "words": "tokens"}, 0)
@@ -100,9 +103,12 @@ def test_tags_in_cells_are_trained_on_and_predicted(tmp_path):
     spec = LabelSpec("ner", "d", "tags", level="word")
     data = load({"d": entry}, spec)
     assert data.vocabularies["ner"].names == ("O", "B-ORG")  # IOB1, as it is made of columns of a file
-    record = Record({"tokens": "['He', 'rejects']"}, "in.csv", 1)
-    _, split = corpus.for_prediction([record], entry, [spec], data.vocabularies, data.tokenizer, row_length=8)
-    assert split.units.words == [["He", "rejects"]]
+    config = default.get_config()
+    default.add_dataset(config, "d", **entry)
+    default.add_task(config, "ner", kind="tagging", dataset="d", label="tags")
+    kept = Artifacts(data.tokenizer, None, data.vocabularies, data.statistics["tasks"], None)
+    read = Reading(config, kept).read([Record({"tokens": "['He', 'rejects']"}, "in.csv", 1)])
+    assert read.corpus.splits["d"]["input"].units.words == [["He", "rejects"]]
 
 
 def test_equal_texts_with_different_labels(tmp_path):

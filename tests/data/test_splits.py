@@ -209,6 +209,7 @@ def test_documents_of_conllu_conll_and_dialogues_stay_together(tmp_path):
         blocks = [(begin.format(n // 6) if n % 6 == 0 else "") + CONLLU.format(id=n, n=n) for n in range(60)]
         (tmp_path / "a").write_text("".join(blocks))
         disjoint("conllu", "document", words)
+        disjoint("derived", "document", words, options={"way": "reorder"})
     (tmp_path / "a").write_text("".join(CONLLU.format(id=f"web-a{n // 6}-00{n % 6}", n=n) for n in range(60)))
     data = datasets.read("d", {"reader": "conllu", "path": str(tmp_path / "a"), **words, "dev_fraction": 0.25}, 0)
     documents = [{name.rpartition("-")[0] for name in texts(data, split, "sent_id")} for split in ("train", "dev")]
@@ -222,6 +223,12 @@ def test_documents_of_conllu_conll_and_dialogues_stay_together(tmp_path):
     lines = [json.dumps({"turns": [f"{n} {turn}" for turn in range(7)], "id": n}) + "\n" for n in range(10)]
     (tmp_path / "a").write_text("".join(lines))
     disjoint("dialogue", "id", {"text": ("context",)})
+    (tmp_path / "b").mkdir()
+    for n in range(10):
+        (tmp_path / "b" / f"d{n}.txt").write_text("".join(f"line {n} {i}\n" for i in range(6)))
+    (tmp_path / "a").unlink()
+    (tmp_path / "b").rename(tmp_path / "a")
+    disjoint("brat", "document", words)
 
 
 def test_the_carving_of_single_records_is_as_it_was():
