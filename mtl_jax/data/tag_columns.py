@@ -162,10 +162,15 @@ def _spelling(counts: Mapping[str, int]) -> Spelling | None:
         return sum(n for value, n in inner.items() if parse(value) not in ("", "O")) / total
 
     def marks(parse: Spelling) -> bool:
-        return schemes.mark_spans([tag for value in inner if (tag := parse(value))])
+        tags = collections.Counter()
+        for value, n in inner.items():
+            tags[parse(value)] += n
+        return schemes.mark_spans(tags.keys() - {""}) and _as_many_ends(tags)
 
     typed, any_ = functools.partial(_plain, typed=True), functools.partial(_plain, typed=False)
-    if share(typed) > _MOST:
+    others = [value for value in inner if not typed(value)]
+    alone = len(others) == 1 < len(inner) and not counts.keys() & _OUTSIDE  # it stands for what is outside
+    if share(typed) > _MOST or alone:
         return typed
     if share(any_) > _NEARLY_ALL and marks(any_):
         return any_
@@ -177,6 +182,16 @@ def _spelling(counts: Mapping[str, int]) -> Spelling | None:
             if share(parse) > _NEARLY_ALL and marks(parse):
                 return parse
     return None
+
+
+def _as_many_ends(tags: Mapping[str, int]) -> bool:
+    """Whether letters alone are those of one scheme, with an end for nearly every beginning where it has ends."""
+    counts = {letter: tags.get(letter, 0) for letter in schemes.PLACES}
+    there = {letter for letter, n in counts.items() if n}
+    if not any(there <= set(letters) for letters in schemes.LETTERS.values()):
+        return False
+    begins, ends = counts["B"], counts["E"] + counts["L"]
+    return there <= set("BI") or abs(begins - ends) <= (1 - _NEARLY_ALL) * max(begins, ends)
 
 
 # Odd values.

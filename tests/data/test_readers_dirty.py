@@ -282,7 +282,7 @@ def test_folders(tmp_path):
         (["0\ta\tX\tY\t-\n", "1\tb\tX\tY\tgo.01\tB-V\n"], r"f\.txt:2: 6 columns, 5 wanted"),
         (["0\ta\tX\tY\tbe.01\n", "1\tb\tX\tY\t-\n"], r"f\.txt:1: 0 columns of roles for 1 predicates"),
         (["0\ta\tX\tY\t-\tB-V\n", "1\tb\tX\tY\tgo.01\tO\n"], r"f\.txt:2: .* has 'O' here, not B-V"),
-        (["0\ta\tX\tY\tgo.01\tB-V\n", "1\tb\tX\tY\t-\t*\n"], r"f\.txt:2: '\*' is no BIO tag"),
+        (["0\ta\tX\tY\tgo.01\tB-V\n", "1\tb\tX\tY\t-\t*\n"], r"f\.txt:2: '\*' is no tag of a role"),
         (["0\ta\tX\n"], r"f\.txt:1: 3 columns, 5 wanted"),
     ],
 )

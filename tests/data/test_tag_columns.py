@@ -112,6 +112,11 @@ def test_another_sign_for_outside():
         assert texts["train"] == [["O", "O", "O", "B-X", "I-X", "O"]] and found.spans and "count as O" in found.notes[0]
 
 
+def test_one_name_for_outside():
+    found, texts = unify(train=["OTHER OTHER OTHER B-X I-X OTHER"])
+    assert texts["train"] == ["O O O B-X I-X O".split()] and "count as O: 'OTHER' (4)" in found.notes[0]
+
+
 @pytest.mark.parametrize(
     ("text", "wanted"),
     [
@@ -146,6 +151,9 @@ def test_letters_alone_and_other_spellings(text, wanted):
         "PRON-Prs NOUN-Sing VERB-Fin AUX-Fin",
         "S E S V B A I S N P",  # ISST-TANL: noun, preposition, adverb, ...
         "S O S O",
+        "B E B U E E E O",  # Bengali, English, universal
+        "B E B E E B B O",
+        "B E B B S S",
         "O - 0",
         "O O O",
         "NN-S VB-B NN-S NN-I",  # no sign of what is outside

@@ -25,7 +25,7 @@ def read_srl(
     """One record a sentence.
 
     Fields: a list for each named column but rolesets; predicates: list of 0-based word indices; rolesets: their
-    senses ("come.03"); roles: for each predicate the list of BIO tags of all words.
+    senses ("come.03"); roles: for each predicate the list of the tags of all words, such as B-ARG0.
 
     Args:
       columns: names of the columns before the roles; "words" and "rolesets" have to be among them.
@@ -35,8 +35,8 @@ def read_srl(
 
     Columns of roles in brackets, "(A0*", "*", "*)" (CoNLL-2005, CoNLL-2012), become BIO tags.
 
-    Raises UserError at the line: ragged columns, more or fewer role columns than predicates, what is no BIO tag, a
-    column whose tag at its predicate is not the verb's.
+    Raises UserError at the line: ragged columns, more or fewer role columns than predicates, what is no tag of a
+    role, a column whose tag at its predicate is not the verb's.
     """
     check_columns(columns, ("words", "rolesets"))
     for block in sentences(location, encoding):
@@ -74,8 +74,8 @@ def _unbracketed(tags: list[str], file: str, numbers: list[int]) -> list[str]:
 def _check_roles(predicate: int, tags: list[str], file: str, numbers: list[int]) -> None:
     for number, tag in zip(numbers, tags, strict=True):
         letter, role = schemes.split_tag(tag)
-        if letter not in ("B", "I", "O") or (letter != "O" and not role):
-            raise UserError(f"{file}:{number}: {tag!r} is no BIO tag of a role")
+        if not letter or (letter != "O" and not role):
+            raise UserError(f"{file}:{number}: {tag!r} is no tag of a role, such as B-ARG0")
     if schemes.split_tag(tags[predicate])[1] not in _OF_THE_VERB:
         raise UserError(
             f"{file}:{numbers[predicate]}: the predicate's own column of roles has {tags[predicate]!r} here, "
