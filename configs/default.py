@@ -236,7 +236,7 @@ def dataset(**fields) -> ConfigDict:
     entry.splits = ConfigDict()  # "train", "dev", "test" -> file, folder, pattern or key, relative to path, or several.
     #                              Slices of the records as "train.csv[:-200]", "train.csv[-200:]", "train.csv[:80%]";
     #                              "[:80%]": of path itself; "all.csv[fold=test]": the records of that value in a
-    #                              field. A file of exactly that name is no such part
+    #                              field. A file of exactly that name is no such part. "{split}": the split's name
     entry.text = ()  # one or two fields that hold plain text (two: a pair), or
     entry.words = ""  # the field that holds a list of words
     entry.choices = ()  # multiple choice: the field with the list of choices, or one field for each; with text: each is

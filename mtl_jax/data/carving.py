@@ -10,6 +10,7 @@ from mtl_jax.data.notices import INFORMATION, SPLITS, Notice
 from mtl_jax.data.records import Record, field
 from mtl_jax.errors import UserError
 
+_FACTOR = 4
 _ORDER = (("dev", "train"), ("test", "train"), ("test", "dev"))
 
 
@@ -23,8 +24,8 @@ def carve(
 ) -> tuple[dict[str, list[Record]], list[str]]:
     """The splits with what `selection.carve` moves out of train, and sentences about groups.
 
-    Groups that are only guessed give way to single records where they would make a split half or twice as large as
-    wanted. Raises UserError as `selection.carve`.
+    Groups that are only guessed give way to single records where they would make a split more than `_FACTOR` times as
+    large as wanted, or where there are too few. Raises UserError as `selection.carve`.
     """
     carved = [split for split, share in shares.items() if share]
     if groups is None or not carved:
@@ -34,8 +35,7 @@ def carve(
     train = list(zip(splits["train"], groups.keys["train"], strict=True))
     try:
         parts = selection.carve({**splits, "train": train}, shares, name, seed, groups.keys["train"])
-        sizes = {split: len(parts[split]) / (shares[split] * len(train)) for split in carved}
-        if not groups.sure and not all(0.5 <= size <= 2 for size in sizes.values()):
+        if not groups.sure and any(len(parts[s]) > _FACTOR * shares[s] * len(train) for s in carved):
             raise UserError("too large")
     except UserError as error:
         if groups.sure:

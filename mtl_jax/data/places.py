@@ -78,6 +78,9 @@ def wanted_splits(
     given = {split: [value] if isinstance(value, str) else list(value) for split, value in given.items()}
     if template:
         return _from_template(given, template, location)
+    for split, parts in given.items():
+        is_there = [location is not None and location.child(part).exists() for part in parts]
+        given[split] = [p if there else p.replace(_TEMPLATE, split) for p, there in zip(parts, is_there, strict=True)]
     if not given and reader_name in GENERATED:
         return {split: [split] for split in SPLITS}
     if not given and "split" in options_of(READERS[reader_name]):

@@ -137,6 +137,8 @@ def test_a_template_names_all_splits(tmp_path):
     carved = read(tmp_path / "{split}-*.csv", splits={"train": "train[:-3]", "dev": "train[-3:]", "test": "validation"})
     assert texts(carved, "dev") == [f"train-1.csv {i}" for i in (1, 2, 3)] and len(carved.splits["train"]) == 5
     assert texts(carved, "test")[0] == "validation-0.csv 0"
+    named = read(tmp_path, splits={split: "{split}-*.csv" for split in ("train", "test")})
+    assert {split: len(records) for split, records in named.splits.items()} == {"train": 8, "test": 4}
     with pytest.raises(UserError, match=r"nothing matches 'train\.jsonl' or 'training\.jsonl'"):
         read(tmp_path / "{split}.jsonl")
     write(tmp_path, "{split}.csv", 2, "literal")
