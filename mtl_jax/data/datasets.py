@@ -114,6 +114,8 @@ def _read(name: str, entry: dict[str, Any], seed: int) -> ReadData:
     encoding = entry.get("encoding") or "utf-8"
     options, empty = _options(reader_name, entry.get("options") or {})
     texts, words = _text_fields(entry)
+    if "fields" in options_of(READERS[reader_name]):
+        options["fields"] = texts or tuple(name for name in (words, entry.get("image")) if name)
     location, template = places.locate(reader_name, entry)
     wanted = places.wanted_splits(reader_name, entry, location, template)
     fractions = selection.fractions(entry.get("dev_fraction"), entry.get("test_fraction"), tuple(wanted))

@@ -39,12 +39,13 @@ _LIST = re.compile(r"\s*\[\s*(\{.*|)", re.DOTALL)  # how a JSON list of objects 
 
 
 class Format(NamedTuple):
-    """How a file is read: `reader` of `READERS`, or `TEXTS`; `dataset` of the run, "" for none."""
+    """How a file is read: `reader` of `READERS`, or `TEXTS`; `dataset` of the run ("": none), `fields` of its texts."""
 
     reader: str
     encoding: str
     options: Mapping[str, Any]
     dataset: str = ""
+    fields: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return f"as the data set {self.dataset!r} (reader {self.reader!r})" if self.dataset else f"by {self.reader!r}"
@@ -171,7 +172,9 @@ def _key(form: Format) -> str:
 def _format(name: str, entry: Mapping[str, Any]) -> Format:
     options = entry["options"].to_dict() if hasattr(entry["options"], "to_dict") else dict(entry["options"])
     options.pop("empty", None)
-    return Format(entry["reader"], entry["encoding"], options, name)
+    texts = entry["text"] or entry["words"] or entry["image"]
+    fields = (texts,) if isinstance(texts, str) else tuple(texts)
+    return Format(entry["reader"], entry["encoding"], options, name, fields)
 
 
 def _read(form: Format, location: Location, split: str) -> Iterator[Record | Note]:
@@ -181,10 +184,11 @@ def _read(form: Format, location: Location, split: str) -> Iterator[Record | Not
     if form.reader in GENERATED:
         raise UserError(f"the reader {form.reader!r} reads no files; give its texts in another format")
     check_options(reader, form.options)
+    given = {"fields": form.fields} if "fields" in options_of(reader) else {}
     if "split" not in options_of(reader):
         if split:
             raise UserError(f"--split={split}: the reader {form.reader!r} finds no splits in a file; leave it out")
-        return reader(location, form.encoding, **form.options)
+        return reader(location, form.encoding, **form.options, **given)
     if not split:
         raise UserError(f"the reader {form.reader!r} finds the splits inside of one place; name one by --split=NAME")
     return reader(location, form.encoding, split=split, **form.options)

@@ -126,6 +126,33 @@ def test_forms_that_could_be_several(tmp_path, content, options, message):
         read(tmp_path, content, **options)
 
 
+def test_the_fields_of_the_texts_tell(tmp_path):
+    """What could be several forms is the one whose records have the fields that the data set names."""
+
+    def rows(content, **entry):
+        (tmp_path / "f.json").write_text(json.dumps(content))
+        data = datasets.read("d", {"reader": "jsonl", "path": str(tmp_path / "f.json"), **entry}, 0)
+        return [{name: v for name, v in r.fields.items() if name != "file"} for r in data.splits["train"]]
+
+    one = {"q": [{"query": "a b", "answer": "c d"}]}
+    assert rows(one, text=("q.0.query",)) == [one]  # a file of one line that holds a list: a record
+    assert rows(one, text=("query",)) == one["q"]
+    with pytest.raises(UserError, match=r"f\.json:1: .* 'q\.query': 'q' is a list of 1 item; 'q\.0\.query'"):
+        rows(one, text=("q.query",))
+    version = {"version": "1", "data": ROWS, "authors": [{"name": "x"}]}
+    assert rows(version, text=("text",)) == ROWS
+    assert rows(version, text=("version",)) == [version]
+    with pytest.raises(UserError, match=r"with objects under 'data', 'authors', and 'version' beside them"):
+        rows(version, text=("title",))
+    spans = {"words": ["a", "b"], "spans": [{"start": 0}]}
+    assert rows(spans, words="words") == [spans]
+    with pytest.raises(UserError, match=r"records under 'train', 'test'; name one"):
+        rows({"train": ROWS, "test": ROWS}, text=("text",))
+    options = {"reader": "jsonl", "way": "infill", "words": "text"}
+    (tmp_path / "f.json").write_text(json.dumps(version))
+    assert len(list(READERS["derived"](files.local(tmp_path / "f.json"), "utf-8", **options))) == len(ROWS)
+
+
 def test_splits_by_path_and_in_several_files(tmp_path):
     keyed = {f"id{n}": row for n, row in enumerate(ROWS)}
     assert [r.fields for r in read(tmp_path, {"data": {"train": ROWS}}, "json_splits", split="data.train")] == ROWS

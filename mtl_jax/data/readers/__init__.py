@@ -1,11 +1,12 @@
 """One file per format. `READERS` maps the `reader` of a data-set entry to its function.
 
-A reader is `reader(location, encoding, **options) -> Iterator[Record | Note]`: `location` is a file (or a folder,
-where the format is one), the keyword-only parameters after `encoding` are its options, and a `Note` stands for
-what it left out or changed. A reader with a parameter `split` finds the splits inside one location. Bad input
-raises UserError naming file and line. A reader in `GENERATED` makes its records from its options alone: it is given
-None for a location. What one in `SLOW` makes of a file is kept, see `mtl_jax.data.parsed`: it looks at nothing but that
-file and its options, and its records hold strings, whole numbers, None and lists or dicts of these.
+A reader is `reader(location, encoding, **options) -> Iterator[Record | Note]`: `location` is a file (or a folder, where
+the format is one), the keyword-only parameters after `encoding` are its options, and a `Note` stands for what it left
+out or changed. A reader with a parameter `split` finds the splits inside one location, one with `fields` gets the names
+of the fields that are read as texts. Bad input raises UserError naming file and line. A reader in `GENERATED` makes its
+records from its options alone: it is given None for a location. What one in `SLOW` makes of a file is kept, see
+`mtl_jax.data.parsed`: it looks at nothing but that file and its options, and its records hold strings, whole numbers,
+None and lists or dicts of these.
 """
 
 from __future__ import annotations

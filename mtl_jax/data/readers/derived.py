@@ -94,7 +94,8 @@ def read_derived(
         raise UserError("options.span: a gap has at least 1 word")
     check_options(READERS[reader], dict(options or {}))
     settings = Derivation(drop, keep, span, blank, seed)
-    for item in READERS[reader](location, encoding, **dict(options or {})):
+    given = {"fields": (words,)} if "fields" in options_of(READERS[reader]) else {}
+    for item in READERS[reader](location, encoding, **dict(options or {}), **given):
         if isinstance(item, Note):
             yield item
             continue

@@ -5,19 +5,23 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from mtl_jax.data.records import Record, field, find
 from mtl_jax.errors import UserError
 
 _DEEPEST = 4  # objects around the records
 _SHOWN = 8  # names in a message
 
 
-def place_of_records(document: Mapping[str, Any], columns: Sequence[str], file: str) -> str | None:
+def place_of_records(whole: Record, columns: Sequence[str], fields: Sequence[str]) -> str | None:
     """The path of the records of a file that holds one object: the only list of objects in it, or the only object with
     a record for each key; "" = the document is such a one; None = it is a record itself.
 
-    With `columns` a list of so many values is a record too. Raises UserError where it could be several things, with the
-    options that say which.
+    An object that has all of `fields` (paths) is a record, whatever else it holds. With `columns` a list of so many
+    values is a record too. Raises UserError where it could be several things, with the options that say which.
     """
+    document, file = whole.fields, whole.file
+    if fields and all(find(whole, name) is not None for name in fields):
+        return None
     if _is_table(document):
         raise UserError(
             f"{file}: an object for each column ({_names(document)}), as pandas writes tables; write it with "
@@ -26,6 +30,9 @@ def place_of_records(document: Mapping[str, Any], columns: Sequence[str], file: 
     if _by_key(document, columns):
         return ""
     places = list(_places(document, columns))
+    fitting = [path for path in places if fields and _has(whole, path, fields)]
+    if len(fitting) == 1:
+        return fitting[0]
     plain = [name for name, value in document.items() if _is_plain(value)]
     if places and not plain and len(places) == 1:
         return places[0]
@@ -51,6 +58,16 @@ def place_of_records(document: Mapping[str, Any], columns: Sequence[str], file: 
             "options.key (the name of a field for the key) as records by key"
         )
     return None
+
+
+def _has(whole: Record, path: str, fields: Sequence[str]) -> bool:
+    """Whether the first record of a list, or of an object by key, has the fields."""
+    inner = field(whole, path)
+    first = next(iter(inner.values() if isinstance(inner, Mapping) else inner))
+    try:
+        return isinstance(first, dict) and all(find(whole._replace(fields=first), name) is not None for name in fields)
+    except UserError:  # a path through a list without a number
+        return False
 
 
 def _by_key(value: Mapping[str, Any], columns: Sequence[str]) -> bool:

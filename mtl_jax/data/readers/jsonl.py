@@ -16,14 +16,20 @@ _KEY = "key"
 
 
 def read_jsonl(
-    location: Location, encoding: str, *, records: str = "", key: str = "", columns: Sequence[str] = ()
+    location: Location,
+    encoding: str,
+    *,
+    records: str = "",
+    key: str = "",
+    columns: Sequence[str] = (),
+    fields: Sequence[str] = (),
 ) -> Iterator[Record | Note]:
     """One record an object. NaN (as pandas writes a missing value) becomes None.
 
     The form of the file is found out: a value a line, or values one after the other over any number of lines; one list;
     one object that is nothing but a list under a key, at any depth ({"data": [...]}, {"data": {"train": [...]}}); one
-    object with a record for each key ({"id1": {...}, "id2": {...}}). Where it could be several, an error says which
-    option decides.
+    object with a record for each key ({"id1": {...}, "id2": {...}}). Where it could be several, the fields of the texts
+    tell, or an error says which option decides.
 
     `Record.line` is the line where the value begins, of records inside of one value the number of the item; their
     `Record.file` is "path:key".
@@ -33,10 +39,11 @@ def read_jsonl(
         itself (or a list of them), whatever it holds; "" = found out.
       key: field that gets the keys of an object with a record for each key; "" = "key", where this form is found out.
       columns: names for the values of records that are lists; () = records are objects.
+      fields: paths that a record has; given by `text`, `words` or `image` of the data set.
 
     Raises UserError at the line: broken JSON, not an object, a key twice in one object, an infinite number.
     """
-    return read_records(location, encoding, records, key, columns)
+    return read_records(location, encoding, records, key, columns, fields)
 
 
 def read_json_splits(
@@ -90,7 +97,7 @@ def read_records(
     columns: Sequence[str] = (),
     fields: Sequence[str] = (),
 ) -> Iterator[Record]:
-    """As `read_jsonl`; an object that has all of `fields` (paths) is a record, whatever else it holds."""
+    """As `read_jsonl`."""
     found = values(location, encoding)
     file = location.name
     first, second = next(found, None), next(found, None)
@@ -100,12 +107,7 @@ def read_records(
     line, document = first
     if alone and not records and isinstance(document, Mapping):
         whole = Record(document, file, line)
-        if key:
-            path: str | None = ""
-        elif fields and all(find(whole, name) is not None for name in fields):
-            path = None
-        else:
-            path = place_of_records(document, columns, file)
+        path = "" if key else place_of_records(whole, columns, fields)
         if path is not None:
             inner = field(whole, path) if path else document
             yield from _items(inner, f"{file}:{path}" if path else file, None, key or _KEY, columns)

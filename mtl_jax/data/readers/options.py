@@ -13,9 +13,12 @@ from typing import Any
 from mtl_jax.data.records import suggestion
 from mtl_jax.errors import UserError
 
+# Parameters that a data set's entry gives by other fields: the name of a split; the fields of its texts.
+GIVEN = ("split", "fields")
+
 
 def options_of(reader: Callable[..., Any]) -> dict[str, Any]:
-    """Name -> type of each option of a reader: its keyword-only parameters, `split` included where it has one."""
+    """Name -> type of each option of a reader: its keyword-only parameters, those of `GIVEN` included."""
     hints = typing.get_type_hints(reader)
     parameters = inspect.signature(reader).parameters.values()
     return {p.name: hints[p.name] for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
@@ -23,7 +26,7 @@ def options_of(reader: Callable[..., Any]) -> dict[str, Any]:
 
 def check_options(reader: Callable[..., Any], options: Mapping[str, Any], further: tuple[str, ...] = ()) -> None:
     """Raises UserError for an option that the reader does not have, or of a wrong type. `further`: also known."""
-    known = {name: hint for name, hint in options_of(reader).items() if name != "split"}
+    known = {name: hint for name, hint in options_of(reader).items() if name not in GIVEN}
     for name, value in options.items():
         if name not in known and name not in further:
             names = sorted([*known, *further])
