@@ -288,12 +288,11 @@ class _Flat:
         parts = [schemes.split_tag(name) for name in self.names]
         kinds = sorted({kind for _, kind in parts})
         ids = np.concatenate([[len(parts)], self.ids])  # an O before all
-        letter = np.array([*(letter for letter, _ in parts), "O"])[ids]
-        kind = np.array([*(kinds.index(kind) for _, kind in parts), -1])[ids]
-        first = np.zeros(len(letter), bool)
+        kind = np.array([*(-1 if letter == "O" else kinds.index(kind) for letter, kind in parts), -1])[ids]
+        wants = np.array([*(letter == ("I" if scheme == "iob2" else "B") for letter, _ in parts), False])[ids]
+        first = np.zeros(len(ids), bool)
         first[self.begins] = True
-        follows = (kind[1:] == kind[:-1]) & (letter[:-1] != "O") & ~first[:-1]
-        return np.flatnonzero((letter[1:] == ("I" if scheme == "iob2" else "B")) & ~follows)
+        return np.flatnonzero(wants[1:] & ((kind[1:] != kind[:-1]) | first[:-1]))
 
 
 def _scheme(flat: Mapping[str, _Flat], tags: Mapping[str, str]) -> str:
@@ -311,10 +310,11 @@ def _converted(
     """The labels in the scheme wanted, and (number of broken sentences, "first at file:line")."""
     new = np.full(len(raw.values), None, object)
     new[flat.at] = np.array(flat.names, object)[flat.ids]
-    where = flat.sentences()
     if source == spec.target_scheme == "iob2":  # mostly there is nothing to do
         numbers = np.unique(np.searchsorted(flat.begins, flat.breaks("iob2"), side="right") - 1)
         where = [(int(flat.begins[n]), int(flat.begins[n + 1])) for n in numbers]
+    else:
+        where = flat.sentences()
     broken, first = 0, ""
     for begin, end in where:
         sentence = flat.tags(begin, end)
