@@ -8,23 +8,17 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import functools
 import itertools
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from mtl_jax.data import schemes
+from mtl_jax.data import schemes, tag_spellings
 from mtl_jax.data.labels import LabelSpec, RawLabels
 from mtl_jax.data.notices import INFORMATION, LABELS, Notice
 from mtl_jax.errors import UserError
 
-# What stands in some files in the place of O. They are no evidence against spans, but no tags either: they are noted.
-_OUTSIDE = frozenset({"O", "o", "0", "-", "_", "."})
-_MOST = 0.5  # share of tags such as B-PER, of all that are not outside, above which a column marks spans
-_NEARLY_ALL = 0.9  # likewise of tags that are easily something else: letters alone, PER-B, B_PER, b-per, (PER*
 _SEVERAL = "several schemes"
 _SHOWN = 5  # odd tags that a note names
 
@@ -63,16 +57,16 @@ def unify(spec: LabelSpec, splits: Mapping[str, RawLabels], words: Mapping[str, 
     del counts[None]
     if spec.source_scheme == "none":
         return Unified(spec, splits, False, numbered)
-    parse = _asked(spec.source_scheme, counts) if spec.source_scheme else _spelling(counts)
+    parse = tag_spellings.of_scheme(spec.source_scheme, counts) if spec.source_scheme else tag_spellings.find(counts)
     if parse is None:
         return Unified(spec, splits, False, numbered + _no_spans(spec, counts, splits))
     tags = {value: parse(value) for value in counts}
     if spec.source_scheme:
         _refuse(spec, splits, tags, counts)
     notes = numbered + _odd(spec, splits, tags)
-    tags = {value: tag or _outside(parse) for value, tag in tags.items()}
+    tags = {value: tag or tag_spellings.outside(parse) for value, tag in tags.items()}
     flat = {split: _Flat(raw, words[split], tags) for split, raw in splits.items()}
-    source = spec.source_scheme or ("brackets" if parse is _bracket else _scheme(flat, tags))
+    source = spec.source_scheme or ("brackets" if parse is tag_spellings.bracket else _scheme(flat, tags))
     if source != spec.target_scheme:
         notes.append(Notice(f"{_task(spec)} written in {source} and converted to {spec.target_scheme}", INFORMATION))
     for split, raw in splits.items():
@@ -104,96 +98,6 @@ def _named(spec: LabelSpec, splits: dict[str, RawLabels]) -> tuple[dict[str, Raw
     return {s: raw._replace(values=[names[value] for value in raw.values]) for s, raw in splits.items()}, []
 
 
-# How tags are spelled. A spelling is a function from a value to its tag "B-PER", "B" or "O"; "" for what is none.
-
-Spelling = Callable[[str], str]
-_LETTER = f"[{''.join(schemes.PLACES)}]"
-# The other ways to write them: lower case; another sign between letter and type; the type first.
-_OTHERS = [
-    (re.compile(form.replace("L", letters), re.DOTALL), case)
-    for form in ("(?P<l>L)[-_](?P<t>.+)", "(?P<t>.+)[-_](?P<l>L)", "(?P<l>L)")
-    for letters, case in ((_LETTER, str), (_LETTER.lower(), str.upper))
-]
-
-
-def _plain(value: str, typed: bool) -> str:
-    """The usual spelling. `typed`: letters without a type are no tags, as most have one."""
-    letter, kind = schemes.split_tag(value)
-    if kind or letter == "O":
-        return value if letter else ""
-    return "" if typed else letter
-
-
-def _bracket(value: str) -> str:
-    return value if schemes.is_bracket(value) else ""
-
-
-def _other(value: str, form: re.Pattern[str], case: Callable[[str], str]) -> str:
-    if case(value) == "O":
-        return "O"
-    match = form.fullmatch(value)
-    if not match:
-        return ""
-    kind = match.groupdict().get("t")
-    return case(match["l"]) + (f"-{kind}" if kind else "")
-
-
-def _outside(parse: Spelling) -> str:
-    return "*" if parse is _bracket else "O"
-
-
-def _asked(scheme: str, counts: Mapping[str, int]) -> Spelling:
-    """The spelling of a scheme that the user named."""
-    if scheme == "brackets":
-        return _bracket
-    parts = [(schemes.split_tag(value), n) for value, n in counts.items() if value != "O"]
-    typed, bare = (sum(n for (letter, kind), n in parts if letter and bool(kind) == t) for t in (True, False))
-    return functools.partial(_plain, typed=typed > bare)
-
-
-def _spelling(counts: Mapping[str, int]) -> Spelling | None:
-    """How the tags of a column are spelled, by how often each value occurs; None where it marks no spans."""
-    inner = {value: n for value, n in counts.items() if value not in _OUTSIDE}
-    total = sum(inner.values())
-    if not total:
-        return None
-
-    def share(parse: Spelling) -> float:
-        return sum(n for value, n in inner.items() if parse(value) not in ("", "O")) / total
-
-    def marks(parse: Spelling) -> bool:
-        tags = collections.Counter()
-        for value, n in inner.items():
-            tags[parse(value)] += n
-        return schemes.mark_spans(tags.keys() - {""}) and _as_many_ends(tags)
-
-    typed, any_ = functools.partial(_plain, typed=True), functools.partial(_plain, typed=False)
-    others = [value for value in inner if not typed(value)]
-    alone = len(others) == 1 < len(inner) and not counts.keys() & _OUTSIDE  # it stands for what is outside
-    if share(typed) > _MOST or alone:
-        return typed
-    if share(any_) > _NEARLY_ALL and marks(any_):
-        return any_
-    if share(_bracket) > _NEARLY_ALL and any("*" in value for value in inner):
-        return _bracket
-    if counts.keys() & _OUTSIDE:  # these are taken for tags only where something is outside of all spans
-        for form, case in _OTHERS:
-            parse = functools.partial(_other, form=form, case=case)
-            if share(parse) > _NEARLY_ALL and marks(parse):
-                return parse
-    return None
-
-
-def _as_many_ends(tags: Mapping[str, int]) -> bool:
-    """Whether letters alone are those of one scheme, with an end for nearly every beginning where it has ends."""
-    counts = {letter: tags.get(letter, 0) for letter in schemes.PLACES}
-    there = {letter for letter, n in counts.items() if n}
-    if not any(there <= set(letters) for letters in schemes.LETTERS.values()):
-        return False
-    begins, ends = counts["B"], counts["E"] + counts["L"]
-    return there <= set("BI") or abs(begins - ends) <= (1 - _NEARLY_ALL) * max(begins, ends)
-
-
 # Odd values.
 
 
@@ -219,7 +123,7 @@ def _odd(spec: LabelSpec, splits: Mapping[str, RawLabels], tags: Mapping[str, st
 
 def _no_spans(spec: LabelSpec, counts: Mapping[str, int], splits: Mapping[str, RawLabels]) -> list[str]:
     """A note on a column with some tags of spans, but too few."""
-    inner = {value: n for value, n in counts.items() if value not in _OUTSIDE}
+    inner = {value: n for value, n in counts.items() if value not in tag_spellings.OUTSIDE}
     parts = {value: schemes.split_tag(value) for value in inner}
     bare = {"O", "B", "I"} <= counts.keys()  # single letters alone are names of something else
     some = {value: n for value, n in inner.items() if parts[value][0] and (parts[value][1] or bare)}
@@ -247,7 +151,8 @@ def _refuse(spec: LabelSpec, splits: Mapping[str, RawLabels], tags: Mapping[str,
 
 
 def _broken(spec: LabelSpec, place: str, problem: str, counts: Mapping[str, int]) -> UserError:
-    without = "broken sequences are mended and odd tags count as O" if _spelling(counts) else "these are no spans"
+    are_spans = tag_spellings.find(counts) is not None
+    without = "broken sequences are mended and odd tags count as O" if are_spans else "these are no spans"
     return UserError(
         f"{place}: task {spec.task}: {problem}, which options.schemes[{spec.field!r}] of data set {spec.dataset} says; "
         f"without it {without}"
@@ -331,7 +236,7 @@ def _converted(
     return raw._replace(values=new.tolist()), (broken, first) if broken else None
 
 
-def _classes(spec: LabelSpec, parse: Spelling, further: set[str]) -> tuple[str, ...]:
+def _classes(spec: LabelSpec, parse: tag_spellings.Spelling, further: set[str]) -> tuple[str, ...]:
     """`spec.classes` in the scheme wanted, and those of the tags `further`, which were not in the files, that are of
     the same types.
     """
@@ -340,8 +245,8 @@ def _classes(spec: LabelSpec, parse: Spelling, further: set[str]) -> tuple[str, 
     names: dict[str, None] = {}
     kinds = {""}
     for name in spec.classes:
-        tag = parse(name) or _plain(name, typed=False)  # they may be named as they become
-        if parse is _bracket and schemes.is_bracket(tag):
+        tag = parse(name) or tag_spellings.plain(name, typed=False)  # they may be named as they become
+        if parse is tag_spellings.bracket and schemes.is_bracket(tag):
             (tag,) = schemes.convert([tag], "brackets", "iob2", strict=False)
         letter, kind = schemes.split_tag(tag)
         if letter not in ("", "O"):
