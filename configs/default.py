@@ -251,7 +251,9 @@ def dataset(**fields) -> ConfigDict:
     entry.image_size = ()  # (height, width) in pixels that they are resized to; (): all are of one size as they are
     entry.where = ConfigDict()  # field -> value or tuple of values: only these records, e.g. {"genre": "email"}
     entry.encoding = "utf-8"
-    entry.options = ConfigDict()  # of the reader; of any reader "empty", and of tags of spans "schemes", "scheme"
+    entry.options = ConfigDict()  # of the reader; of any reader "empty" ("drop": records without text are left
+    #                               out), "lists" ({"tokens": " "}: the field is cut there into a list), and of tags of
+    #                               spans "schemes", "scheme"
     entry.dev_fraction = 0.0  # carved out of train, by seed, where there is no dev split
     entry.test_fraction = 0.0  # likewise
     entry.group = "auto"  # a field: records of one value are carved out together. "auto": what the reader knows, the

@@ -27,7 +27,7 @@ from mtl_jax.data.notices import SPLITS as OF_SPLITS
 from mtl_jax.data.pictures import picture_key
 from mtl_jax.data.places import SPLITS
 from mtl_jax.data.readers import FILES_OF, READERS, SLOW
-from mtl_jax.data.readers.options import check_options, options_of
+from mtl_jax.data.readers.options import GENERAL, check_options, for_reader, options_of
 from mtl_jax.data.records import Note, Record, field, suggestion, summary, where
 from mtl_jax.data.texts import check_texts, text_key
 from mtl_jax.errors import UserError
@@ -77,7 +77,8 @@ def read(name: str, entry: Mapping[str, Any], seed: int) -> ReadData:
                        a name is no part
         encoding       "utf-8"; "utf-8|cp1252": file by file the first that decodes it whole
         options        of the reader; and, for every reader, empty = "error" | "drop": what to do with an empty text
-                       ("drop": with "nan" and the like too, see `texts.MISSING`);
+                       ("drop": with "nan" and the like too, see `texts.MISSING`); lists = {field: separator}: the
+                       field is cut there into a list, " ": at any blanks (words and tags that are one text each);
                        schemes = {field: scheme of its tags in the files}, see `mtl_jax.data.schemes`, or "none" for a
                        field whose values are no tags of spans; and scheme = "iob2" | "bioes", what they are converted
                        to. Both are for the tasks on these fields
@@ -138,6 +139,9 @@ def _read(name: str, entry: dict[str, Any], seed: int) -> ReadData:
         if listed:
             text = f"{split}: {listed} records have lists that were written as texts"
             notes.append(Notice(text, INFORMATION, listed))
+    if "lists" not in options:  # which would be the reader's own
+        separators = (entry.get("options") or {}).get("lists") or {}
+        cells.check_fields(separators, [record for records in splits.values() for record in records])
     notes += _read_twice(splits)
     splits, kept = conditions.select(splits, wanted_values)
     notes += kept
@@ -320,13 +324,14 @@ def _name_files(items: Sequence[Record | Note], places: Sequence[files.Location]
 def _options(reader_name: str, options: dict[str, Any]) -> tuple[dict[str, Any], str]:
     """The reader's options and what to do with an empty text."""
     reader = READERS[reader_name]
-    check_options(reader, options, further=("empty", "schemes", "scheme"))
+    check_options(reader, options, further=GENERAL)
     _check_schemes(options)
+    if "lists" not in options_of(reader):
+        cells.check_separators(options.get("lists") or {})
     empty = options.get("empty", "error")
     if empty not in ("error", "drop"):
         raise UserError(f'options.empty has to be "error" or "drop", not {empty!r}')
-    further = {"empty", "schemes", "scheme"} - options_of(reader).keys()
-    return {name: value for name, value in options.items() if name not in further}, empty
+    return for_reader(reader, options), empty
 
 
 def _check_schemes(options: dict[str, Any]) -> None:

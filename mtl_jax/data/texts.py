@@ -53,7 +53,10 @@ def _wrong_words(record: Record, name: str) -> str:
     """Which word is empty, or nothing. Raises UserError for what is no list of words."""
     value = field(record, name)
     if isinstance(value, str):
-        raise UserError(f"{where(record)}: field {name!r} is a text, not a list of words; name it in text=({name!r},)")
+        raise UserError(
+            f"{where(record)}: field {name!r} is a text, not a list of words; name it in text=({name!r},), "
+            f'or say where it is cut: options={{"lists": {{{name!r}: " "}}}}'
+        )
     if value is not None and not (isinstance(value, list) and all(isinstance(word, str) for word in value)):
         raise UserError(f"{where(record)}: field {name!r} has to be a list of words, found {str(value)[:60]!r}")
     if value and all(map(str.strip, value)) and "".join(value).isascii():  # nearly always, and looked at as a whole

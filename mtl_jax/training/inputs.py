@@ -23,7 +23,7 @@ from mtl_jax.data import places
 from mtl_jax.data.files import Location, local
 from mtl_jax.data.readers import GENERATED, READERS
 from mtl_jax.data.readers.jsonl import parse_json, read_jsonl
-from mtl_jax.data.readers.options import check_options, options_of
+from mtl_jax.data.readers.options import check_options, for_reader, options_of
 from mtl_jax.data.records import Note, Record, suggestion
 from mtl_jax.errors import UserError
 
@@ -171,7 +171,7 @@ def _key(form: Format) -> str:
 
 def _format(name: str, entry: Mapping[str, Any]) -> Format:
     options = entry["options"].to_dict() if hasattr(entry["options"], "to_dict") else dict(entry["options"])
-    options.pop("empty", None)
+    options = for_reader(READERS[entry["reader"]], options)
     texts = entry["text"] or entry["words"] or entry["image"]
     fields = (texts,) if isinstance(texts, str) else tuple(texts)
     return Format(entry["reader"], entry["encoding"], options, name, fields)

@@ -10,6 +10,8 @@ import pytest
 from configs import default
 from mtl_jax.data import corpus, datasets, literals
 from mtl_jax.data.labels import LabelSpec
+from mtl_jax.data.readers import READERS
+from mtl_jax.data.readers.options import for_reader
 from mtl_jax.data.records import Record, field
 from mtl_jax.data.tokenizers import WordVocabulary
 from mtl_jax.errors import UserError
@@ -91,6 +93,27 @@ def test_words_and_tags_in_cells(tmp_path):
     entry = table(tmp_path / "b.csv", ("tokens",), ("['a']",), ("['a', 'b",))
     with pytest.raises(UserError, match=r"b\.csv:3: field 'tokens' looks like a list, but cannot be read"):
         datasets.read("d", {**entry, "words": "tokens"}, 0)
+
+
+def test_words_and_tags_between_blanks(tmp_path):
+    entry = table(tmp_path / "a.csv", ("tokens", "tags"), ("EU  rejects", "B-ORG,O"), ("He", "O"))
+    entry |= {"words": "tokens", "options": {"lists": {"tokens": " ", "tags": ","}}}
+    records = [record.fields for record in datasets.read("d", entry, 0).splits["train"]]
+    assert [fields["tokens"] for fields in records] == [["EU", "rejects"], ["He"]]
+    assert [fields["tags"] for fields in records] == [["B-ORG", "O"], ["O"]]
+    for lists, message in (
+        ({"tokens": " ", "tag": " "}, r"options\.lists: no record has a field 'tag'; .*Did you mean 'tags'"),
+        ({"tokens": ""}, r"options\.lists has to be such as"),
+        ({}, r"field 'tokens' is a text, not a list .*options=\{\"lists\": \{'tokens': \" \"\}\}"),
+    ):
+        with pytest.raises(UserError, match=message):
+            datasets.read("d", {**entry, "options": {"lists": lists}}, 0)
+
+
+def test_options_of_every_data_set_are_not_given_to_readers():
+    options = {"empty": "drop", "scheme": "iob2", "lists": {"a": ";"}}
+    assert for_reader(READERS["csv"], {**options, "delimiter": ";"}) == {"delimiter": ";"}
+    assert for_reader(READERS["lines"], options) == {"lists": {"a": ";"}}  # its own
 
 
 def load(datasets_, *specs):

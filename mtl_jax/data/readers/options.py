@@ -15,6 +15,8 @@ from mtl_jax.errors import UserError
 
 # Parameters that a data set's entry gives by other fields: the name of a split; the fields of its texts.
 GIVEN = ("split", "fields")
+# Options of every data set, whatever its reader; see `mtl_jax.data.datasets.read`.
+GENERAL = ("empty", "schemes", "scheme", "lists")
 
 
 def options_of(reader: Callable[..., Any]) -> dict[str, Any]:
@@ -22,6 +24,12 @@ def options_of(reader: Callable[..., Any]) -> dict[str, Any]:
     hints = typing.get_type_hints(reader)
     parameters = inspect.signature(reader).parameters.values()
     return {p.name: hints[p.name] for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
+
+
+def for_reader(reader: Callable[..., Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that are the reader's own, without those of `GENERAL` that it does not have."""
+    native = options_of(reader)
+    return {name: value for name, value in options.items() if name not in GENERAL or name in native}
 
 
 def check_options(reader: Callable[..., Any], options: Mapping[str, Any], further: tuple[str, ...] = ()) -> None:
