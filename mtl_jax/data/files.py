@@ -186,7 +186,7 @@ class Location:
                 raise UserError(f"{self.name}: encoding={encoding!r} is not known: {error}") from error
             try:
                 first = next(text, "").lstrip(MARK)
-                self._check_wide(first, encoding)
+                self._check_encoding(first, encoding)
                 yield from [first] if first.endswith("\n") else _CARRIAGE.findall(first)
                 yield from text
             except UnicodeError as error:
@@ -225,13 +225,20 @@ class Location:
             raise UserError(f"{self.name}: encoding={encoding!r} is not known: {error}") from error
         return True
 
-    def _check_wide(self, first: str, encoding: str) -> None:
-        """Raises UserError where every second character of the first line is NUL, which UTF-16 looks like."""
-        nul = [first[begin : begin + 80 : 2].strip("\0") for begin in (0, 1)]
-        if len(first) > 3 and sum(not part for part in nul) == 1:
-            likely = "utf-16-le" if not nul[1] else "utf-16-be"
-            raise UserError(f"{self.name}:1: every second character is NUL, read as {encoding}; say `encoding` of the "
-                            f"data set (perhaps {likely})")  # fmt: skip
+    def _check_encoding(self, first: str, encoding: str) -> None:
+        """Raises UserError where the first line, read as `encoding`, tells that the file is UTF-8 or UTF-16."""
+        bare = first.removeprefix("\xff\xfe").removeprefix("\xfe\xff")  # the mark of UTF-16 as Latin-1 reads it
+        wide = [not bare[begin : begin + 80 : 2].strip("\0") for begin in (0, 1)]
+        if first.startswith("\xef\xbb\xbf"):
+            what, likely = "it begins with the byte order mark of UTF-8", "utf-8"
+        elif len(bare) > 3 and sum(wide) == 1:
+            what, likely = (
+                "every second character is NUL",
+                f"utf-16{'' if bare != first else '-le' if wide[1] else '-be'}",
+            )
+        else:
+            return
+        raise UserError(f"{self.name}:1: {what}, read as {encoding}; say `encoding` of the data set (perhaps {likely})")
 
     def _undecodable(self, encoding: str) -> UserError:
         """The error for a file that `encoding` does not decode, with the line where it stops."""

@@ -133,6 +133,14 @@ def test_byte_order_marks(tmp_path):
     assert files.local(tmp_path / "f").text("utf-16-le") == "a\n\ufeffb\n"  # characters are counted in a text
 
 
+def test_utf8_with_a_mark_is_nothing_else(tmp_path):
+    for other in ("latin-1", "cp1252", "ascii|cp1252"):
+        with pytest.raises(
+            UserError, match=r"f:1: it begins with the byte order mark of UTF-8, read as .*perhaps utf-8\)"
+        ):
+            lines(tmp_path, b"\xef\xbb\xbftext,label\n", other)
+
+
 @pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
 def test_utf16_without_a_mark(tmp_path, encoding):
     content = "text,label\nabc,1\n".encode(encoding)
@@ -140,4 +148,9 @@ def test_utf16_without_a_mark(tmp_path, encoding):
         with pytest.raises(UserError, match=f"f:1: every second character is NUL.*perhaps {encoding}"):
             lines(tmp_path, content, other)
     assert lines(tmp_path, content, encoding) == [(1, "text,label"), (2, "abc,1")]
+    marked = "\ufeff".encode(encoding) + content
+    for other in ("latin-1", "utf-8|cp1252"):
+        with pytest.raises(UserError, match=r"f:1: every second character is NUL.*perhaps utf-16\)"):
+            lines(tmp_path, marked, other)
+    assert lines(tmp_path, marked, "utf-8|utf-16") == [(1, "text,label"), (2, "abc,1")]
     assert lines(tmp_path, b"a\0b,1\n") == [(1, "a\0b,1")]

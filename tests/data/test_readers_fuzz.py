@@ -169,6 +169,10 @@ def test_every_line_of_records_is_in_one_or_counted(tmp_path, size, lines):
 QUESTION = {"question": "q", "answers": []}
 MADE = {  # reader: (what makes a file of so many records, options)
     "jsonl": (lambda n: "".join(json.dumps(one) + "\n" for one in objects(n)), {}),
+    "jsonl pretty": (lambda n: "\n".join(json.dumps(one, indent=1) for one in objects(n)), {}),
+    "jsonl list": (lambda n: json.dumps(objects(n), indent=1), {}),
+    "jsonl under a key": (lambda n: json.dumps({"a": {"data": objects(n)}}), {}),
+    "jsonl by key": (lambda n: json.dumps({f"id{i}": one for i, one in enumerate(objects(n))}), {"key": "key"}),
     "spans": (lambda n: "".join(json.dumps(one) + "\n" for one in objects(n, spans=[[0, 1, "X"]])), {}),
     "lines": (
         lambda n: "".join(f"l{i} text {i}\n" for i in range(n)),
@@ -203,7 +207,7 @@ def test_records_in_are_records_out_and_lost(tmp_path, reader, count, places, en
             content = content[:at] + sign + content[at:]
     (tmp_path / "f").write_bytes(content.replace("\n", end).encode())
     try:
-        records, notes = items_of(tmp_path / "f", reader, **options)
+        records, notes = items_of(tmp_path / "f", reader.split()[0], **options)
     except UserError as error:
         assert places and str(tmp_path) in str(error)
         return
@@ -267,3 +271,48 @@ def test_spans_in_are_spans_out_and_counted(tmp_path, marks, gap):
         cut = sum("goes on" in note.what for note in notes)
         left_out = sum("left out" in note.what for note in notes)
         assert len(out) + left_out == len(marks) if not cut else len(out) + left_out >= len(marks)
+
+
+@SETTINGS
+@hypothesis.given(
+    lines=st.lists(st.sampled_from(["a", "", " ", "b c"]), max_size=6),
+    more=st.integers(0, 3),
+    ends=st.sampled_from(["", "\n"]),
+)
+def test_parallel_lines(tmp_path, lines, more, ends):
+    labels = [str(number) for number in range(len(lines))]
+    (tmp_path / "a").write_text("\n".join(lines) + "\n" * more)
+    (tmp_path / "b").write_text("\n".join(labels) + ends)
+    try:
+        records, notes = items_of(tmp_path, "parallel", files={"text": "a", "label": "b"})
+    except UserError as error:  # a text at the end that is not there
+        assert "different numbers of lines" in str(error) and lines and not lines[-1].strip()
+        return
+    assert [record.fields["label"] for record in records] == labels and not notes
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(0, 9) | st.sampled_from(["t", ""]),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["a", "b", "data", "0", "1"]), inner, max_size=3)
+    ),
+    max_leaves=12,
+)
+
+
+@SETTINGS
+@hypothesis.given(
+    value=VALUES, records=st.sampled_from(["", ".", "a", "data.0", "b.a"]), key=st.sampled_from(["", "k"]),
+    columns=st.sampled_from([(), ("x", "y")]), fields=st.sampled_from([(), ("a",), ("a.0.b",)]),
+)  # fmt: skip
+def test_any_document_gives_records_or_says_what_to_do(tmp_path, value, records, key, columns, fields):
+    (tmp_path / "f").write_text(json.dumps(value))
+    try:
+        found, _ = items_of(tmp_path / "f", "jsonl", records=records, key=key, columns=columns, fields=fields)
+    except UserError as error:
+        assert str(tmp_path) in str(error)
+        return
+    assert len({(record.file, record.line) for record in found}) == len(found)
+    assert all(isinstance(record.fields, dict) for record in found)
+    if isinstance(value, list) and records in ("", "."):
+        assert len(found) in (len(value), 1)
