@@ -59,6 +59,14 @@ def test_an_ending_tells_the_reader(tmp_path, run, name, content, fields):
     assert read(run(), packed) == fields
 
 
+def test_options_that_every_data_set_has_are_no_options_of_its_reader(tmp_path, run):
+    (tmp_path / "a.txt").write_text(CONLL)
+    options = {"schemes": {"tags": "iob1"}, "scheme": "bioes", "empty": "drop", "comment": "German"}
+    news = run(news=NEWS | {"options": options})
+    for asked in ({}, {"dataset": "news"}):
+        assert [fields["words"] for fields in read(news, tmp_path / "a.txt", **asked)] == [["EU", "rejects"], ["call"]]
+
+
 @pytest.mark.parametrize("name", ["a.jsonl", "a.txt"])
 @pytest.mark.parametrize(
     ("line", "said"),
