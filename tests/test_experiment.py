@@ -1,12 +1,15 @@
 """From a config to predictions: every kind of layer, packed against unpacked, values to start from."""
 
+import itertools
+
 import jax
 import numpy as np
 import pytest
 
 from configs import default
 from mtl_jax.errors import UserError
-from mtl_jax.training.evaluation import Evaluator
+from mtl_jax.training import evaluation
+from mtl_jax.training.evaluation import Evaluator, values_alone
 from mtl_jax.training.experiment import build
 from mtl_jax.training.step import train_step
 
@@ -107,3 +110,24 @@ def test_anchor_is_the_initial_tree(tiny):
     moved = jax.tree.map(lambda leaf: leaf + 0.5, state.params)
     size = sum(leaf.size for path, leaf in flatten(state.params).items() if not path.startswith("heads/"))
     assert float(value(flatten(moved), state.anchor, {})) == pytest.approx(0.25 * size, rel=1e-5)
+
+
+def test_data_sets_are_scored_together_as_each_by_itself(tiny):
+    """One program for data sets of like size, with other numbers of example slots, and a split that one has not."""
+    config = tiny()
+    del config.datasets.sentences.splits["test"]
+    experiment = build(config)
+    params, found, programs = experiment.init_params(0), {}, []
+    for like, small in ((1.5, 4), (0.0, 0)):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(evaluation, "LIKE", like)
+            patch.setattr(evaluation, "SMALL", small)
+            patch.setattr(evaluation, "values_alone", lambda run: programs.append(run) or values_alone(run))
+            one = evaluator(experiment)
+            found[like] = {split: one.score(params, split) for split in ("dev", "test")}
+        programs.append("|")
+    assert [len(list(group)) for is_run, group in itertools.groupby(programs, callable) if is_run] == [1, 2]
+    assert found[1.5]["dev"].keys() == {"color", "tags", "long"} and found[1.5]["test"].keys() == {"color"}
+    for split, scores in found[0.0].items():
+        for task, values in scores.items():
+            assert found[1.5][split][task] == pytest.approx(values, abs=1e-5), (split, task)

@@ -193,6 +193,10 @@ def test_tasks_are_chosen_and_options_of_the_data_set_count(tiny, tmp_path, caps
     assert set(predict(tasks=["long"])[0]) == {"line", "long"}
     with pytest.raises(UserError, match=r"no task 'colour'; it has: color, tags, long. Did you mean 'color'"):
         predict(tasks=["colour"])
+    (tmp_path / "cells.csv").write_text("words\n\"['w1', 'red']\"\n")  # a list, as pandas writes it
+    source, text = tmp_path / "cells.csv", source
+    assert len(predict()[0]["tags"]["tags"]) == 2
+    source = text
     source.write_text('{"text": "a"}\n{"text": "\\ud83d"}\n')
     with pytest.raises(UserError, match=r"input\.txt:2: field 'text' has half a surrogate pair"):
         predict()

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
+import functools
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from mtl_jax.data.batch import Batch
-from mtl_jax.data.batches import evaluation_batches, evaluation_layout
+from mtl_jax.data.batch import Batch, Rows
+from mtl_jax.data.batches import evaluation_batches, joint_evaluation_batches
 from mtl_jax.data.corpus import Corpus
 from mtl_jax.training import corruption, processes
 from mtl_jax.training import objective as terms
 from mtl_jax.training.judging import gather, gold_and_predicted, has_labels, judge, metric_values, uniform
 from mtl_jax.training.objective import Objective
+
+LIKE = 1.5  # data sets whose rows differ by less are scored together: the rows of the smaller ones are empty at the end
+SMALL = 4  # and those of so many batches
 
 
 class Predictions(NamedTuple):
@@ -32,7 +37,9 @@ class Predictions(NamedTuple):
 
 
 class Evaluator:
-    """Predicts and scores. One compiled program for each data set."""
+    """Predicts and scores. Data sets of like size are scored by one compiled program, a block for each: to compile one
+    for each data set takes longer than to score small ones. Predictions are of one data set at a time.
+    """
 
     def __init__(
         self,
@@ -41,22 +48,30 @@ class Evaluator:
         rows_per_block: int,
         put: Callable[[Batch], Batch],
         tasks: Collection[str] | None = None,
+        multiple: int = 1,
     ):
         """
         Args:
           objective_for: layout -> the objective over batches of that layout.
           corpus: the data.
-          rows_per_block: R of the batches.
+          rows_per_block: R of the batches; where several data sets have a block each, as many rows in all.
           put: places a batch on the devices.
           tasks: to predict; None for all.
+          multiple: R is one of this, for the devices that share the rows.
         """
         self._corpus = corpus
         self._rows = rows_per_block
         self._put = put
-        self._programs = {}
-        for dataset in corpus.layout.datasets:
-            objective = objective_for(evaluation_layout(corpus.layout, dataset))
-            self._programs[dataset] = objective, jax.jit(program(objective, tasks))
+        self._multiple = multiple
+
+        @functools.cache
+        def compiled(datasets: tuple[str, ...], values_only: bool):
+            blocks = tuple((corpus.layout.datasets.index(name),) for name in datasets)
+            objective = objective_for(dataclasses.replace(corpus.layout, candidates=blocks))
+            run = program(objective, tasks)
+            return objective, jax.jit(values_alone(run) if values_only else run)
+
+        self._compiled = compiled
 
     def of(self, corpus: Corpus, rows_per_block: int) -> Evaluator:
         """The same programs over other data of the same layout; rows of other shapes are compiled anew."""
@@ -71,11 +86,17 @@ class Evaluator:
 
         `progress` is called with the number of rows done after each batch.
         """
-        objective, program = self._programs[dataset]
+        objective, run = self._compiled((dataset,), False)
         rows = self._corpus.rows[dataset][split]
+        batches = evaluation_batches(rows, objective.layout, self._rows)
+        outputs, sums = self._outputs(run, params, batches, progress)
+        return self._predictions(objective, outputs, sums, dataset, split)
+
+    def _outputs(self, run, params, batches, progress):
+        """([outputs of each batch], [sums of each batch]) on the host."""
         fetched, ahead = [], None  # a batch is fetched while the next one is computed, and no more are begun
-        for batch in evaluation_batches(rows, objective.layout, self._rows):
-            begun = program(params, self._put(batch)), int((batch.row >= 0).sum())
+        for batch in batches:
+            begun = run(params, self._put(batch)), int((batch.row >= 0).sum())
             if ahead is not None:
                 fetched.append(processes.fetch(ahead[0]))
                 progress(ahead[1])
@@ -83,18 +104,28 @@ class Evaluator:
         if ahead is not None:
             fetched.append(processes.fetch(ahead[0]))
             progress(ahead[1])
-        outputs, sums = [output for output, _ in fetched], [share for _, share in fetched]
-        total = (
-            {task: np.sum([np.asarray(s[task], np.float64) for s in sums], axis=0) for task in sums[0]} if sums else {}
-        )
-        encoded = self._corpus.splits[dataset][split].encoded
+        return [output for output, _ in fetched], [share for _, share in fetched]
+
+    def _predictions(self, objective, outputs, sums, dataset: str, split: str) -> Predictions:
+        """Of one data set, from batches in which it has a block."""
+        rows, encoded = self._corpus.rows[dataset][split], self._corpus.splits[dataset][split].encoded
+        layout = objective.layout
+        own = [layout.tasks[k] for k in layout.tasks_on(layout.datasets.index(dataset))]
+        total = {
+            task: np.sum([np.asarray(s[task], np.float64) for s in sums], axis=0)
+            for task in own
+            if sums and task in sums[0]
+        }
         values = {}
         for task in total:
+            level, slots = objective.tasks[task].level, rows.example.shape[1]
             joined = {
                 name: np.concatenate([o[task][name] for o in outputs])[: len(rows.tokens)] for name in outputs[0][task]
             }
+            if level not in ("word", "predicate", "span", "token"):  # beside other data sets there may be more slots
+                joined = {name: array[:, :slots] for name, array in joined.items()}
             values[task] = {
-                name: gather(objective.tasks[task].level, name, encoded, rows.example, rows.labels[task], array)
+                name: gather(level, name, encoded, rows.example, rows.labels[task], array)
                 for name, array in joined.items()
             }
         loss = {task: float(s / w) if w > 0 else None for task, (s, w, *_) in total.items()}
@@ -112,15 +143,24 @@ class Evaluator:
         `progress` as in `predict`; `remark` is called with a task and a sentence on predictions that are all alike.
         """
         scores = {}
-        for dataset in self._corpus.layout.datasets:
-            if split in self._corpus.rows[dataset]:
-                predictions = self.predict(params, dataset, split, progress)
+        for datasets in alike(self._corpus, LIKE, SMALL * self._rows):
+            if not any(split in self._corpus.rows[name] for name in datasets):
+                continue
+            objective, run = self._compiled(tuple(datasets), True)
+            # a data set without this split takes part all the same, so that one program serves all splits
+            rows = {name: self._corpus.rows[name].get(split) for name in datasets}
+            rows = {n: placeholder(self._corpus.rows[n]) if one is None else one for n, one in rows.items()}
+            count = -(-self._rows // len(datasets))
+            batches = joint_evaluation_batches(rows, objective.layout, count + -count % self._multiple)
+            outputs, sums = self._outputs(run, params, batches, progress)
+            for dataset in [name for name in datasets if split in self._corpus.rows[name]]:
+                predictions = self._predictions(objective, outputs, sums, dataset, split)
                 for task, values in predictions.values.items():
                     if not has_labels(self._corpus, task, split):
                         continue
-                    gold, predicted = self._judged(task, dataset, split, values, predictions.sums[task])
+                    gold, predicted = self._judged(objective, task, dataset, split, values, predictions.sums[task])
                     names = self._corpus.vocabularies[task].all_names
-                    found = metric_values(self._programs[dataset][0].tasks[task], gold, predicted, names)
+                    found = metric_values(objective.tasks[task], gold, predicted, names)
                     if text := uniform(gold, predicted, names):
                         remark(task, text)
                     scores[task] = found | {"loss": predictions.loss[task]}
@@ -130,11 +170,41 @@ class Evaluator:
         """Rows of a split over all data sets: the length of a progress bar."""
         return sum(len(rows[split].tokens) for rows in self._corpus.rows.values() if split in rows)
 
-    def _judged(self, task: str, dataset: str, split: str, values: Mapping[str, Any], sums) -> tuple[Any, Any]:
-        """Gold labels and predictions as the metrics take them."""
-        objective, _ = self._programs[dataset]
+    def _judged(self, objective, task: str, dataset: str, split: str, values: Mapping[str, Any], sums):
+        """(gold labels, predictions) as the metrics take them."""
         gold, predicted = gold_and_predicted(self._corpus, objective, task, dataset, split, values["value"])
         return judge(self._corpus, objective, task, dataset, split)(gold, predicted, sums)
+
+
+def alike(corpus: Corpus, factor: float, small: int = 0) -> list[list[str]]:
+    """Data sets in groups whose largest number of rows to score is at most `factor` times the smallest, or `small`."""
+    sizes = {
+        name: sum(len(rows.tokens) for split, rows in splits.items() if split != "train")
+        for name, splits in corpus.rows.items()
+    }
+    groups: list[list[str]] = []
+    for name in sorted(sizes, key=lambda name: -sizes[name]):
+        if groups and sizes[groups[-1][0]] <= max(factor * sizes[name], small):
+            groups[-1].append(name)
+        else:
+            groups.append([name])
+    return groups
+
+
+def placeholder(by_split: Mapping[str, Rows]) -> Rows:
+    """One row of a data set, in the place of a split that it has not; nothing of it is scored."""
+    rows = next(iter(by_split.values()))
+    return jax.tree.map(lambda array: array[:1], rows)._replace(pixels=rows.pixels)
+
+
+def values_alone(function):
+    """Predicted values and sums alone: probabilities are not needed to score, and then not computed."""
+
+    def values(params, batch):
+        outputs, sums = function(params, batch)
+        return {task: {"value": output["value"]} for task, output in outputs.items()}, sums
+
+    return values
 
 
 def program(objective: Objective, tasks: Collection[str] | None = None):

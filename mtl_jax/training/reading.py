@@ -131,8 +131,9 @@ class Reading:
           UserError: a record that no task can read, or not as training reads it, with its place.
         """
         readers: dict[str, dict[int, Record]] = {name: {} for name in self.datasets}
+        listed = {name: cells.read_lists(records, entry)[0] for name, entry in self.datasets.items()}
         for number, record in enumerate(records):
-            self._share_out(number, record, readers)
+            self._share_out(number, record, {name: own[number] for name, own in listed.items()}, readers)
         for name, given in readers.items():
             needs = self._needs[name]
             listed, _ = cells.read_lists(list(given.values()), self.datasets[name])
@@ -151,8 +152,10 @@ class Reading:
         self._shapes |= {name: by_split[SPLIT] for name, by_split in corpus.rows.items()}
         return Read(corpus, numbers, {name: given.keys() for name, given in readers.items()}, records)
 
-    def _share_out(self, number: int, record: Record, readers: Mapping[str, dict[int, Record]]) -> None:
-        given = {name: own for name, needs in self._needs.items() if (own := needs.given(record)) is not None}
+    def _share_out(
+        self, number: int, record: Record, listed: Mapping[str, Record], readers: Mapping[str, dict[int, Record]]
+    ) -> None:
+        given = {name: own for name, needs in self._needs.items() if (own := needs.given(listed[name])) is not None}
         if not given:
             wanted = " or ".join(
                 dict.fromkeys(" and ".join(map(repr, needs.wanted)) for needs in self._needs.values())

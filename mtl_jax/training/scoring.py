@@ -73,7 +73,8 @@ def make_evaluator(experiment: Experiment, placement: Placement, tasks: Collecti
     """The evaluator of an experiment. `tasks`: to predict; None for all."""
     rows = experiment.config.evaluation.rows
     rows += -rows % placement.row_shards
-    return Evaluator(experiment.objective_for, experiment.corpus, rows, placement.put_eval, tasks)
+    shards = placement.row_shards
+    return Evaluator(experiment.objective_for, experiment.corpus, rows, placement.put_eval, tasks, shards)
 
 
 def abstract(shapes: Any, placement: Placement) -> Any:

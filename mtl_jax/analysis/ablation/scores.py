@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -14,7 +14,7 @@ from mtl_jax.analysis.ablation.lanes import Shape, over_lanes
 from mtl_jax.data.batches import joint_evaluation_batches
 from mtl_jax.data.decoding import gather_spans, gather_text, gather_words
 from mtl_jax.sharing import gram
-from mtl_jax.training.evaluation import program
+from mtl_jax.training.evaluation import alike, placeholder, program, values_alone
 from mtl_jax.training.experiment import Experiment
 from mtl_jax.training.judging import gold_and_predicted, has_labels, judge, metric_values, uniform
 from mtl_jax.training.paths import flatten
@@ -45,10 +45,10 @@ class LaneScores:
         self.experiment, self.corpus = experiment, experiment.corpus
         self._rows = experiment.config.evaluation.rows
         self._groups = []
-        for datasets in _alike(self.corpus):
+        for datasets in alike(self.corpus, 2.0):
             blocks = tuple((self.corpus.layout.datasets.index(name),) for name in datasets)
             objective = experiment.objective_for(dataclasses.replace(self.corpus.layout, candidates=blocks))
-            predict = jax.jit(over_lanes(_values_only(program(objective)), "l-", shape))
+            predict = jax.jit(over_lanes(values_alone(program(objective)), "l-", shape))
             self._groups.append((datasets, objective, predict))
         self._stacks = jax.jit(over_lanes(lambda params: _grams(params, experiment), "l", shape))
         self._gold: dict[tuple[str, str], _Gold] = {}
@@ -73,7 +73,7 @@ class LaneScores:
                 continue
             # a data set without this split takes part all the same, so that one program serves all splits
             rows = {
-                name: self.corpus.rows[name].get(split, _placeholder(self.corpus.rows[name]["train"]))
+                name: self.corpus.rows[name].get(split) or placeholder(self.corpus.rows[name])
                 for name in datasets
             }
             outputs: list[Any] = []
@@ -91,7 +91,7 @@ class LaneScores:
         return [[{task: lane[task] for task in order if task in lane} for lane in seed] for seed in scores]
 
     def _score_task(self, task, objective, dataset, split, outputs, scores, remark):
-        values = np.concatenate([output[task] for output, _ in outputs], axis=2)  # [S, L, N, E or Q, ...]
+        values = np.concatenate([output[task]["value"] for output, _ in outputs], axis=2)  # [S, L, N, E or Q, ...]
         sums = np.sum([np.asarray(share[task], np.float64) for _, share in outputs], axis=0)  # [S, L, 2 or more]
         gold = self._gold_of(task, objective, dataset, split)
         names = self.corpus.vocabularies[task].all_names
@@ -146,16 +146,6 @@ class LaneScores:
         return [[_spread(centred[s, i], norms[s, i]) for i in range(lanes)] for s in range(seeds)]
 
 
-def _values_only(function):
-    """Predicted values and sums alone: probabilities are not needed, and then not computed."""
-
-    def values(params, batch):
-        outputs, sums = function(params, batch)
-        return {task: output["value"] for task, output in outputs.items()}, sums
-
-    return values
-
-
 def _grams(params, experiment):
     """The Gram of the deviations from the mean [K, K] and the norms ‖Θ_k‖ [K]; None where all is shared."""
     stacks = columns(flatten({path: tree for path, tree in params.items() if path != "heads"}), experiment.owners)
@@ -172,23 +162,3 @@ def _spread(centred: np.ndarray, norms: np.ndarray) -> tuple[float, float]:
     share = sigma[sigma > 1e-6 * max(sigma.max(), 1e-30)] / max(sigma.sum(), 1e-30)
     rank = float(np.exp(-np.sum(share * np.log(share)))) if pairs.max(initial=0.0) > 0 else 0.0
     return float(pairs.mean() / norms.mean()) if norms.mean() > 0 else 0.0, rank
-
-
-def _placeholder(rows: Any) -> Any:
-    """One row, of which nothing is scored."""
-    return jax.tree.map(lambda array: array[:1], rows)
-
-
-def _alike(corpus: Any) -> list[list[str]]:
-    """Data sets in groups whose largest number of rows to score is at most twice the smallest."""
-    sizes: Mapping[str, int] = {
-        name: sum(len(rows.tokens) for split, rows in splits.items() if split != "train")
-        for name, splits in corpus.rows.items()
-    }
-    groups: list[list[str]] = []
-    for name in sorted(sizes, key=lambda name: -sizes[name]):
-        if groups and sizes[groups[-1][0]] <= 2 * sizes[name]:
-            groups[-1].append(name)
-        else:
-            groups.append([name])
-    return groups
