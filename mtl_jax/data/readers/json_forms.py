@@ -22,11 +22,6 @@ def place_of_records(whole: Record, columns: Sequence[str], fields: Sequence[str
     document, file = whole.fields, whole.file
     if fields and all(find(whole, name) is not None for name in fields):
         return None
-    if _is_table(document):
-        raise UserError(
-            f"{file}: an object for each column ({_names(document)}), as pandas writes tables; write it with "
-            'orient="records", lines=True'
-        )
     if _by_key(document, columns):
         return ""
     places = list(_places(document, columns))
@@ -46,8 +41,8 @@ def place_of_records(whole: Record, columns: Sequence[str], fields: Sequence[str
             f"{file}: one object, with objects under {_names(places)}, and {_names(plain)} beside them; "
             f'options.records={places[0]!r} reads those as records, options.records="." the whole as one'
         )
-    rows = [name for name, value in document.items() if _are_rows(value)]
-    if rows and not plain:
+    rows = list(_places(document, columns, rows=True))
+    if rows and (fields or not plain):
         raise UserError(
             f"{file}: lists of lists under {_names(rows)}; their values need names: options.records={rows[0]!r} and "
             'options.columns=("text", "label") or others (or as splits: reader="json_splits")'
@@ -80,27 +75,36 @@ def _by_key(value: Mapping[str, Any], columns: Sequence[str]) -> bool:
     return bool(columns) and all(isinstance(one, list) and len(one) == len(columns) and _is_plain(one) for one in inner)
 
 
-def _places(value: Mapping[str, Any], columns: Sequence[str], path: str = "", depth: int = 1) -> Iterator[str]:
-    """Paths of lists of records, and of objects with a record for each key, inside of objects."""
+def table(document: Mapping[str, Any]) -> list[dict[str, Any]] | None:
+    """The rows of an object with an object for each column, {"text": {"0": ..., "1": ...}, ...}, as pandas writes them;
+    None for any other."""
+    columns = list(document.values())
+    if not columns or not all(isinstance(column, Mapping) and column for column in columns):
+        return None
+    numbers = list(columns[0])
+    numbered = all(number.isdecimal() for number in numbers) and not any(name.isdecimal() for name in document)
+    if not numbered or any(list(c) != numbers or any(isinstance(v, Mapping) for v in c.values()) for c in columns):
+        return None
+    return [{name: column[number] for name, column in document.items()} for number in numbers]
+
+
+def _places(
+    value: Mapping[str, Any], columns: Sequence[str], path: str = "", depth: int = 1, rows: bool = False
+) -> Iterator[str]:
+    """Paths of lists of records, and of objects with a record for each key, inside of objects; `rows`: of lists of
+    lists that could be records with `columns`."""
     for name, inner in value.items():
         there = f"{path}.{name}" if path else str(name)
         if isinstance(inner, Mapping):
-            if _by_key(inner, columns):
+            if not rows and _by_key(inner, columns):
                 yield there
             elif depth < _DEEPEST:
-                yield from _places(inner, columns, there, depth + 1)
+                yield from _places(inner, columns, there, depth + 1, rows)
+        elif rows:
+            if _are_rows(inner):
+                yield there
         elif _are(inner, dict) or (columns and _are(inner, list) and all(len(row) == len(columns) for row in inner)):
             yield there
-
-
-def _is_table(document: Mapping[str, Any]) -> bool:
-    """Whether every value is an object with cells under "0", "1", ..., and no key of the document is a number."""
-    if not document or not all(isinstance(value, Mapping) and value for value in document.values()):
-        return False
-    columns = list(document.values())
-    numbers = set(map(str, range(len(columns[0]))))
-    alike = all(set(column) == numbers and all(map(_is_plain, column.values())) for column in columns)
-    return alike and not any(str(name).isdigit() for name in document)
 
 
 def _are_rows(value: Any) -> bool:

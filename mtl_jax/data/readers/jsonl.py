@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from mtl_jax.data.files import Location
-from mtl_jax.data.readers.json_forms import place_of_records
+from mtl_jax.data.readers.json_forms import place_of_records, table
 from mtl_jax.data.readers.json_values import kind, parse_json, values
 from mtl_jax.data.records import Note, Record, field, find, suggestion
 from mtl_jax.errors import UserError
@@ -28,8 +28,8 @@ def read_jsonl(
 
     The form of the file is found out: a value a line, or values one after the other over any number of lines; one list;
     one object that is nothing but a list under a key, at any depth ({"data": [...]}, {"data": {"train": [...]}}); one
-    object with a record for each key ({"id1": {...}, "id2": {...}}). Where it could be several, the fields of the texts
-    tell, or an error says which option decides.
+    object with a record for each key ({"id1": {...}, "id2": {...}}), or with an object for each column, as pandas
+    writes tables. Where it could be several, the fields of the texts tell, or an error says which option decides.
 
     `Record.line` is the line where the value begins, of records inside of one value the number of the item; their
     `Record.file` is "path:key".
@@ -38,7 +38,8 @@ def read_jsonl(
       records: path of the list, or of the object by key, as "data.train"; "." = each value of the file is a record by
         itself (or a list of them), whatever it holds; "" = found out.
       key: field that gets the keys of an object with a record for each key; "" = "key", where this form is found out.
-      columns: names for the values of records that are lists; () = records are objects.
+      columns: names for the values of records that are lists, or one name for records that are texts or numbers; () =
+        records are objects.
       fields: paths that a record has; given by `text`, `words` or `image` of the data set.
 
     Raises UserError at the line: broken JSON, not an object, a key twice in one object, an infinite number.
@@ -105,6 +106,9 @@ def read_records(
         return
     alone = second is None
     line, document = first
+    if alone and not records and isinstance(document, Mapping) and (rows := table(document)) is not None:
+        yield from _items(rows, file, None, key or _KEY, columns)
+        return
     if alone and not records and isinstance(document, Mapping):
         whole = Record(document, file, line)
         path = "" if key else place_of_records(whole, columns, fields)
@@ -124,7 +128,7 @@ def read_records(
             for at, item in enumerate(value, start=1):
                 yield _record(item, file, at if alone else number, "each item", columns)
         elif key:
-            yield from _items(value, file, number, key, columns)
+            yield from _items(value, file, None if alone else number, key, columns)
         else:
             yield _record(value, file, number, "each line", columns)
 
@@ -155,6 +159,8 @@ def _record(value: Any, file: str, number: int, each: str, columns: Sequence[str
                 f"{file}:{number}: {len(value)} values, options.columns names {len(columns)} ({', '.join(columns)})"
             )
         value = dict(zip(columns, value, strict=True))
+    if len(columns) == 1 and not isinstance(value, dict):
+        value = {columns[0]: value}
     if not isinstance(value, dict):
         wanted = "be a list or an object" if columns else "hold a JSON object {...}"
         raise UserError(f"{file}:{number}: {each} has to {wanted}, found {kind(value)}")
