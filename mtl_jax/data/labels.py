@@ -254,7 +254,7 @@ def _canonical(raw: Any, spec: LabelSpec, record: Record) -> Any:
 def _set(raw: Any, spec: LabelSpec, record: Record) -> tuple[str, ...] | None:
     """The names of a set, each once."""
     if isinstance(raw, str) and literals.is_like(raw):
-        found = literals.parse(raw)
+        found = literals.parse(raw, names=True)
         if found is None and (raw.strip().startswith("[") or raw.strip().endswith("]")):
             raise _wrong(spec, record, f"field {spec.field!r} looks like a list, but cannot be read: {raw[:80]!r}")
         raw = raw if found is None else found or []

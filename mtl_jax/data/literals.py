@@ -33,11 +33,13 @@ def is_like(text: str) -> bool:
     return around or bool(_CALL.match(text) and text.endswith(")")) or bool(_BROKEN.fullmatch(text))
 
 
-def parse(text: str) -> list[Any] | dict[str, Any] | None:
+def parse(text: str, names: bool = False) -> list[Any] | dict[str, Any] | None:
     """The list (of a set or tuple too) or object that `text` writes; None where it writes none.
 
     Items are texts, numbers, True, False, None, lists and objects. In [brackets] texts need no quotes: [a, b]; items
     may have blanks between them as NumPy writes them. A list that was abridged by "..." is none.
+
+    `names`: texts need no quotes in {a, b} (PostgreSQL) and (a, b) either; (a) is no list, and {a: b} none of names.
     """
     text = text.strip()
     if text[:1] in ("[", "{"):
@@ -47,7 +49,8 @@ def parse(text: str) -> list[Any] | dict[str, Any] | None:
         except (ValueError, RecursionError):
             pass
     try:
-        value, end = _value(text, 0, 0, text[:1] == "[" or bool(_CALL.match(text)))
+        loose = names and (("," in text and text[:1] == "(") or (":" not in text and text[:1] == "{"))
+        value, end = _value(text, 0, 0, text[:1] == "[" or loose or bool(_CALL.match(text)))
         return value if end == len(text) and isinstance(value, list | dict) else None
     except _Unreadable:
         return None

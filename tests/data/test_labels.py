@@ -188,10 +188,10 @@ def test_classes_that_are_several_of_the_others():
 
 
 def test_lists_written_as_texts_are_sets():
-    values = ["['a', 'b']", '["b", "c"]', "['a' 'c']", "[]", "{'a'}", "('b',)", "array(['c'], dtype=object)"]
+    values = ["['a', 'b']", '["b", "c"]', "['a' 'c']", "[]", "{'a'}", "('b',)", "array(['c'], dtype=object)", "{a,b}"]
     vocabulary, found, notes = gold(LabelSpec("t", "d", "y", **SET), values)
     assert vocabulary.names == ("a", "b", "c") and notes == []
-    wanted = [[1, 1, 0], [0, 1, 1], [1, 0, 1], [0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1]]
+    wanted = [[1, 1, 0], [0, 1, 1], [1, 0, 1], [0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 0]]
     assert found["train"].value.tolist() == wanted
     assert gold(LabelSpec("t", "d", "y", **SET), ["[0, 3]", "[3]"])[0].names == ("0", "3")
     _, _, notes = gold(LabelSpec("t", "d", "y", **SET), ["['a']"] * 9 + ["a"])

@@ -60,6 +60,13 @@ def test_parse(text, value):
     assert literals.is_like(text) or value is None
 
 
+def test_names_without_quotes():
+    for text in ("{a,b c}", "(a, b c)", "[a, b c]"):
+        assert literals.parse(text, names=True) == ["a", "b c"]
+    assert literals.parse("{a}", names=True) == ["a"] and literals.parse("{a,b c}") is None
+    assert literals.parse("(a)", names=True) is literals.parse("{a: b}", names=True) is None
+
+
 def test_what_python_and_json_write_comes_back():
     rng = np.random.default_rng(0)
     letters = [*string.printable, "é", "я", "中", "\u200d", "😀", "\x00", "\x85", "\u2028", "\udc80"]
