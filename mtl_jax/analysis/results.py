@@ -40,6 +40,7 @@ class Lane(NamedTuple):
                     from 0 to K − 1; None likewise
     left_out        steps of `steps` that changed nothing, as a loss or gradient was not finite
     remarks         {task: {split: sentence}} on predictions that are all alike
+    effects         {penalty: what it did, see `training.penalty_effect.Effect`}
     curve           [{"step": n, "loss": {task: mean training loss since the entry before}, "dev": {task: {metric:
                     value}}}]; "dev" only where dev was scored
     """
@@ -58,6 +59,7 @@ class Lane(NamedTuple):
     curve: list[dict[str, Any]]
     left_out: int
     remarks: dict[str, dict[str, str]]
+    effects: dict[str, dict[str, float | None]]
 
 
 class Grid(NamedTuple):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mtl_jax.analysis.intervals import correct, holm, interval, number, paired
 from mtl_jax.analysis.verdicts import verdict, warnings
+from mtl_jax.training.penalty_effect import Effect, hardly_acted, mean_ratio, tied_everything
 from mtl_jax.training.selection import rank
 
 if TYPE_CHECKING:
@@ -52,6 +53,8 @@ def summarise(grid: Grid) -> dict[str, Any]:
                       average        {split: interval of the mean over tasks of their first metrics}
                       tasks          {task: {split: {metric: interval}}}
                       distance, effective_rank   intervals
+                      effects        {penalty: {"ratio": mean penalty_ratio of the lanes counted, "hardly", "tied": in
+                                     how many it hardly acted, or tied everything, see `training.penalty_effect`}}
                       against        {end: difference of the score on dev; corrected_p by Holm over the points}
         ends        {"single" | "tied" | "hard": as a point, at the best of its learning rates (and sweeps other than
                     λ) by mean dev score; "tried": [{"values", "score", "eligible"}]}; None where none is eligible
@@ -257,7 +260,21 @@ def _point(scope, lanes, seeds) -> dict[str, Any]:
         "tasks": tasks,
         "distance": interval([lane.distance for lane in counted])._asdict(),
         "effective_rank": interval([lane.effective_rank for lane in counted])._asdict(),
+        "effects": _effects(counted),
         "against": {},
+    }
+
+
+def _effects(lanes: Sequence[Lane]) -> dict[str, dict[str, Any]]:
+    names = lanes[0].effects if lanes else ()
+    by_penalty = {name: [Effect(**lane.effects[name]) for lane in lanes] for name in names}
+    return {
+        name: {
+            "ratio": mean_ratio(effect.ratio for effect in effects),
+            "hardly": sum(map(hardly_acted, effects)),
+            "tied": sum(map(tied_everything, effects)),
+        }
+        for name, effects in by_penalty.items()
     }
 
 

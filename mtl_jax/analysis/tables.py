@@ -195,7 +195,9 @@ def points_rows(combination: Mapping[str, Any], scores: Mapping[str, str]) -> Ro
     sweeps = list(points[0]["values"]) if points else []
     ends = [end for end, tuned in combination["ends"].items() if tuned is not None]
     single = [task for task in scores] if len(scores) > 1 else []
-    header = ["setting", "seeds", "mean score", *single, "distance", "effective rank", *(f"− {NAMES[e]}" for e in ends)]
+    acts = ["penalty / losses"] if any(point["effects"] for point in points) else []
+    header = ["setting", "seeds", "mean score", *single, "distance", "effective rank", *acts]
+    header += [f"− {NAMES[e]}" for e in ends]
     rows = []
     for i, point in enumerate(points):
         name = ", ".join(f"{sweep} {_learned(point, sweep)}" for sweep in sweeps) or "as configured"
@@ -203,12 +205,23 @@ def points_rows(combination: Mapping[str, Any], scores: Mapping[str, str]) -> Ro
         lost = ", ".join(f"{n} {s.split(':')[0]}" for s, n in statuses if s.startswith(("frozen", "drop")))
         name += " ★" if i == combination["chosen"] else ""
         row = [name, f"{len(point['seeds'])}{f' ({lost})' if lost else ''}", *_row(point, single, scores)]
+        row += [effects_of(point)] if acts else []
         rows.append([*row, *(change(point["against"][end]) for end in ends)])
     for end in ends:
         tuned = combination["ends"][end]
         name = f"{NAMES[end]}, {said(tuned['values'])}"
-        rows.append([name, str(len(tuned["seeds"])), *_row(tuned, single, scores), *[None] * len(ends)])
+        rows.append([name, str(len(tuned["seeds"])), *_row(tuned, single, scores), *[None] * len([*acts, *ends])])
     return header, rows
+
+
+def effects_of(point: Mapping[str, Any]) -> str:
+    """ "0.0031 hardly acted", how a point's penalties acted beside the losses; see `training.penalty_effect`."""
+    parts = []
+    for name, effect in point["effects"].items():
+        ratio = "–" if effect["ratio"] is None else f"{effect['ratio']:.2g}"
+        what = " tied everything" if effect["tied"] else " hardly acted" if effect["hardly"] else ""
+        parts.append(f"{f'{name} ' if len(point['effects']) > 1 else ''}{ratio}{what}")
+    return ", ".join(parts)
 
 
 def _row(point, tasks, scores):

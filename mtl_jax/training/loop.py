@@ -13,10 +13,11 @@ import numpy as np
 
 from mtl_jax.data.batch import Batch
 from mtl_jax.errors import Stopped, UserError
-from mtl_jax.training import artifacts, processes, run_warnings
+from mtl_jax.training import artifacts, penalty_effect, processes, run_warnings
 from mtl_jax.training import workdir as folders
 from mtl_jax.training.checkpoint import Checkpoints, data_metadata, load_params, require_same_data
 from mtl_jax.training.experiment import Experiment, build
+from mtl_jax.training.paths import flatten
 from mtl_jax.training.placement import Placement, require_platform
 from mtl_jax.training.progress import progress_bar
 from mtl_jax.training.scoring import (
@@ -74,6 +75,7 @@ def train(config: Any, workdir: pathlib.Path) -> dict[str, Any] | None:
         seconds     wall-clock time of the run, compilation and evaluation included, over all its starts
         distances   {"task | task": {"distance": ‖Θi − Θj‖, "relative": to the mean norm}}; empty where all is shared
         parameters  their number
+        penalties   {penalty: what it did, see `penalty_effect.Effect`}
         skipped     {task or "shared": steps left out because their loss or gradient was not finite}
         steps       {"made": steps of the run, "left_out": those that changed nothing}
         warnings    what a reader of the scores has to know, see `run_warnings`
@@ -239,6 +241,8 @@ class _Run:
             "alpha": dict(zip(tasks, metrics["alpha"].tolist(), strict=True)),
             "penalty": {name: float(value) for name, value in metrics["penalty"].items()},
             "strength": {name: float(value) for name, value in metrics["strength"].items()},
+            "penalty_ratio": {name: float(value) for name, value in metrics["penalty_ratio"].items()},
+            "column_distance": {name: float(value) for name, value in metrics["column_distance"].items()},
             "total": float(metrics["total"]),
             "gradient_norm": by_owner(metrics["gradient_norm"]),
             "learning_rate": float(metrics["learning_rate"]),
@@ -357,10 +361,12 @@ class _Run:
         if self.config.evaluation.use == "best" and best not in (None, step):
             params, step, _ = load_params(workdir, str(best), abstract_params(self.experiment, self.placement))
         scores, sizes, remarks = score_splits(self.evaluator, self.experiment, params, {"dev": self.dev.get(step)})
+        effects = self._effects(workdir, params)
         warnings = [
             *run_warnings.of_steps(left_out, made, by_owner),
             *run_warnings.of_scores(self.progress.undefined, self.progress.evaluations),
             *run_warnings.of_predictions(remarks),
+            *run_warnings.of_penalties(effects),
             *run_warnings.of_data(self.experiment.corpus),
         ]
         summary = {
@@ -371,6 +377,7 @@ class _Run:
             "seconds": time.monotonic() - self.began,
             "distances": distances(self.experiment, params),
             "parameters": sum(int(leaf.size) for leaf in jax.tree.leaves(params)),
+            "penalties": {name: effect._asdict() for name, effect in effects.items()},
             "skipped": by_owner,
             "steps": {"made": made, "left_out": left_out},
             "warnings": run_warnings.ordered(warnings),
@@ -378,6 +385,28 @@ class _Run:
         if processes.is_first():
             folders.write_json(workdir / "summary.json", summary)
         return summary
+
+
+    def _effects(self, workdir, params) -> dict[str, penalty_effect.Effect]:
+        """{penalty: what it did}, of all steps that were logged."""
+        penalties = self.experiment.spec.objective.penalties
+        if not penalties:
+            return {}
+        initial = self.placement.replicated(self.placement.put_state(self.experiment.init_params(self.config.seed)))
+
+        def distances(*trees):
+            flat = [flatten(tree) for tree in trees]
+            return {n: penalty_effect.distances(*(p.stacks(tree) for tree in flat)) for n, p in penalties.items()}
+
+        found = processes.fetch(jax.jit(distances)(params, initial))
+        lines = [line["penalty_ratio"] for line in folders.read_metrics(workdir) if line["kind"] == "train"]
+        return {
+            name: penalty_effect.Effect(
+                penalty_effect.mean_ratio(line.get(name) for line in lines),
+                float(self.experiment.hyper.strength[name]), *found[name].tolist(),
+            )
+            for name in penalties
+        }  # fmt: skip
 
 
 def _due(step, every):

@@ -59,6 +59,7 @@ class Penalty(NamedTuple):
     curvature  largest eigenvalue of the Hessian of Ω, beyond lr·λ·curvature > 2 gradient steps diverge; None where Ω
               is not quadratic
     schedule  (step / steps) -> factor on λ
+    stacks    flat params -> the leaves [K, ...] that Ω sees
     """
 
     value: Callable[[Flat, Flat, Mapping[str, jax.Array]], jax.Array]
@@ -66,6 +67,7 @@ class Penalty(NamedTuple):
     way: str
     curvature: float | None
     schedule: Callable[[jax.Array], jax.Array]
+    stacks: Callable[[Flat], Flat]
 
 
 def features(
@@ -218,11 +220,6 @@ def loss_sum(
 
 def _divided(sums, total):
     return sums / jnp.where(total > 0, total, 1.0)
-
-
-def penalty_values(objective: Objective, flat: Flat, anchor: Flat, hyper: Hyper) -> dict[str, jax.Array]:
-    """{penalty: Ω} without λ, float32 scalars."""
-    return {name: penalty.value(flat, anchor, hyper.by_layer[name]) for name, penalty in objective.penalties.items()}
 
 
 def strengths(objective: Objective, hyper: Hyper, progress: jax.Array) -> dict[str, jax.Array]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from mtl_jax.data.corpus import Corpus
 from mtl_jax.data.notices import INFORMATION, LABELS, LENGTH, OTHER, RECORDS, SPLITS, notice
+from mtl_jax.training import penalty_effect
 from mtl_jax.training.workdir import read_summary
 
 STEPS = "steps"  # left out, as a loss or gradient was not finite
@@ -54,6 +55,12 @@ def of_training(workdir: pathlib.Path) -> list[Warning_]:
     if not (workdir / "summary.json").exists():
         return []
     return [entry for entry in read_summary(workdir).get("warnings", ()) if entry["kind"] in (STEPS, SCORE, PENALTY)]
+
+
+def of_penalties(effects: Mapping[str, penalty_effect.Effect]) -> list[Warning_]:
+    """About penalties that hardly acted, or tied everything."""
+    said = {name: penalty_effect.describe(effect) for name, effect in effects.items()}
+    return [warning(PENALTY, f"penalty {name}: {text}") for name, text in said.items() if text]
 
 
 def of_predictions(remarks: Mapping[str, Mapping[str, str]]) -> list[Warning_]:

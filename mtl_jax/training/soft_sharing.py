@@ -103,7 +103,13 @@ def _penalty(where, entry, owners, tasks, all_tasks, shapes):
         raise UserError(f"{where}.proximal: {reason}")
     way = "proximal" if entry.proximal else "gradient"
     curvature = sharing.curvature(entry.kind, options, len(tasks))
-    return Penalty(value, proximal, way, curvature, SCHEDULES[entry.schedule]), anchored
+    paths = [path for group in groups.values() for path in group]
+
+    def chosen(flat):
+        found = columns(flat, owners)
+        return spread({path: found[path] for path in paths})
+
+    return Penalty(value, proximal, way, curvature, SCHEDULES[entry.schedule], chosen), anchored
 
 
 def _factor(by_layer, group):

@@ -11,7 +11,7 @@ import optax
 
 from mtl_jax.balancing.loss_weights import LossWeights
 from mtl_jax.data.batch import Batch
-from mtl_jax.training import balanced, meta, owners
+from mtl_jax.training import balanced, meta, owners, penalty_effect
 from mtl_jax.training import objective as terms
 from mtl_jax.training.axes import psum
 from mtl_jax.training.balanced import Aggregation
@@ -131,9 +131,10 @@ def train_step(spec: StepSpec, state: TrainState, batch: Batch, hyper: Hyper, ax
 
     Returns:
       the state after it, and metrics: losses [K], alpha [K], penalty {name: Ω}, strength {name: λ}, total,
-      gradient_norm [K + 1], learning_rate, skipped [K + 1], bad_steps, present [K]; with an aggregation also
-      `balanced`, see `balanced.data_gradient`; with auxiliary losses `auxiliary` {name: value}; with teachers
-      `teaching` {task: their share}; besides what `meta.data_gradient` tells.
+      gradient_norm [K + 1], learning_rate, skipped [K + 1], bad_steps, present [K], penalty_ratio and column_distance
+      {name: see `penalty_effect`}; with an aggregation also `balanced`, see `balanced.data_gradient`; with auxiliary
+      losses `auxiliary` {name: value}; with teachers `teaching` {task: their share}; besides what
+      `meta.data_gradient` tells.
     """
     objective, tasks = spec.objective, len(spec.objective.tasks)
     key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
@@ -151,19 +152,7 @@ def train_step(spec: StepSpec, state: TrainState, batch: Batch, hyper: Hyper, ax
 
     strength = terms.strengths(objective, hyper, progress)
 
-    def weighted_penalty(trained):
-        values = terms.penalty_values(objective, {**flat, **trained}, state.anchor, hyper)
-        by_gradient = (
-            jnp.where(hyper.proximal[n], 0.0, strength[n]) * v
-            if objective.penalties[n].way == "either"
-            else strength[n] * v
-            for n, v in values.items()
-            if objective.penalties[n].way != "proximal"
-        )
-        return sum(by_gradient, jnp.float32(0.0)), values
-
-    (_, penalties), penalty_gradient = jax.value_and_grad(weighted_penalty, has_aux=True)(trained)
-    gradient = jax.tree.map(jnp.add, gradient, penalty_gradient)
+    penalties, gradient, ratios = _penalised(objective, state, flat, trained, gradient, hyper, strength)
     gradient, norms = owners.clip(gradient, spec.slices, tasks, spec.clip)
 
     rate = hyper.learning_rate * spec.optimizer.rate(state.step)
@@ -177,7 +166,11 @@ def train_step(spec: StepSpec, state: TrainState, batch: Batch, hyper: Hyper, ax
             t = rate * spec.optimizer.gain * strength[name]
             arguments = (updates, trained, state.anchor, hyper.by_layer[name], t)
             acts = hyper.proximal[name] if penalty.way == "either" else True
-            updates = _if(acts, penalty.proximal, lambda updates, *_: dict(updates), *arguments)
+            entering, updates = updates, _if(acts, penalty.proximal, lambda updates, *_: dict(updates), *arguments)
+            paths = [path for path in penalty.stacks(flat) if path in trained]
+            moved = penalty_effect.norm(updates[path] - entering[path] for path in paths)
+            of_operator = penalty_effect.ratio(moved, penalty_effect.norm(entering[path] for path in paths))
+            ratios[name] = jnp.where(acts, of_operator, ratios.get(name, 0.0))
     after = optax.apply_updates(trained, updates)
     if hyper.tied is not None:
         after = _if(hyper.tied, _tie, dict, after)
@@ -203,7 +196,8 @@ def train_step(spec: StepSpec, state: TrainState, batch: Batch, hyper: Hyper, ax
     metrics = {
         "losses": losses, "alpha": alpha, "penalty": penalties, "strength": strength, "total": total,
         "gradient_norm": norms, "learning_rate": rate, "skipped": new.skipped, "bad_steps": new.bad_steps,
-        "present": present,
+        "present": present, "penalty_ratio": ratios,
+        "column_distance": {n: penalty_effect.column_distance(p.stacks(flat)) for n, p in objective.penalties.items()},
     }  # fmt: skip
     if objective.teaching:
         metrics["teaching"] = hyper.teaching
@@ -257,6 +251,29 @@ def _data_gradient(spec, state, trained, flat, batch, hyper, key, total, axis):
     zero = ((jnp.zeros_like(total), jnp.zeros_like(of_auxiliary)), jax.tree.map(jnp.zeros_like, trained))
     (found, gradient), _ = jax.lax.scan(add, zero, batch)
     return results(found, weighed, gradient)
+
+
+def _penalised(objective, state, flat, trained, gradient, hyper, strength):
+    """{penalty: Ω}, the gradient with those that act by gradient, and {penalty: penalty_ratio} of these."""
+    data, values, ratios = gradient, {}, {}
+    for name, penalty in objective.penalties.items():
+
+        def value(trained, name=name, penalty=penalty):
+            return penalty.value({**flat, **trained}, state.anchor, hyper.by_layer[name])
+
+        if penalty.way == "proximal":
+            values[name] = value(trained)
+            continue
+        factor = strength[name]
+        if penalty.way == "either":
+            factor = jnp.where(hyper.proximal[name], 0.0, factor)
+        values[name], own = jax.value_and_grad(value)(trained)
+        own = jax.tree.map(lambda leaf, factor=factor: factor.astype(leaf.dtype) * leaf, own)
+        paths = [path for path in penalty.stacks(flat) if path in trained]
+        norms = (penalty_effect.norm(tree[path] for path in paths) for tree in (own, data))
+        ratios[name] = penalty_effect.ratio(*norms)
+        gradient = jax.tree.map(jnp.add, gradient, own)
+    return values, gradient, ratios
 
 
 def _trained(spec: StepSpec, flat):

@@ -198,6 +198,8 @@ class MetricsLog:
              penalty        {penalty: Ω}, without λ
              strength       {penalty: λ}
              total          Σ_k α_k·L_k + λ·Ω
+             penalty_ratio  {penalty: its pull relative to that of the losses}, see `mtl_jax.training.penalty_effect`
+             column_distance  {penalty: distance of the columns from their mean, relative to its norm}, likewise
              gradient_norm  {task or "shared": norm before clipping, of the parameters that only this task has}
              teaching       {task: share of its teachers in the target}, where there are any
              learning_rate  of the step, without the factors of config.optimizer.groups

@@ -18,7 +18,7 @@ def lane(
         for t in tasks
     }
     fields = {"step": 10, "steps": 10, "distance": 0.5, "effective_rank": 1.0, "curve": []}
-    fields |= {"left_out": 0, "remarks": {}}
+    fields |= {"left_out": 0, "remarks": {}, "effects": {}}
     return Lane(line, choices or {}, values or {}, seed, status, scores=scores, score=score, **fields | rest)
 
 
@@ -73,7 +73,7 @@ def realistic(tasks=5, points=8, seeds=5, choices=None, second=False, trouble=Tr
             Lane(
                 line, combination, values, seed, status, steps, steps, {} if frozen else scores,
                 None if frozen else score, distance, None if distance is None else distance * (tasks - 1), entries,
-                60 if frozen else 0, {},
+                60 if frozen else 0, {}, {},
             )
         )  # fmt: skip
 

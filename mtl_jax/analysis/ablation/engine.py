@@ -56,8 +56,11 @@ class Engine:
 
     def zero_losses(self) -> Losses:
         """Sums [S, L] before any step."""
-        zero = no_losses(len(self.built.experiment.tasks))
+        zero = self._no_losses()
         return self.put(jax.tree.map(lambda x: np.zeros((self.shape.seeds, self.shape.lanes, *x.shape), x.dtype), zero))
+
+    def _no_losses(self):
+        return no_losses(len(self.built.experiment.tasks), self.built.spec.objective.penalties)
 
     def hyper(self, settings: Sequence[int]) -> Any:
         """Hyperparameters [S, L] of the program's settings."""
@@ -91,7 +94,7 @@ class Engine:
         spec, experiment = self.built.spec, self.built.experiment
         whole = lane_steps.over_lanes(functools.partial(lane_steps.advance, spec), "lllls--", self.shape)
         arguments = (
-            self.abstract_state(), self._abstract(jax.eval_shape(lambda: no_losses(len(experiment.tasks))), "l"),
+            self.abstract_state(), self._abstract(jax.eval_shape(self._no_losses), "l"),
             self._abstract(self.built.hypers[0], "l"), self._abstract(np.zeros((), bool), "l"),
             self._abstract(self._draws(experiment.config.seed, 0, 1), "s"), self._abstract(self.source, "-"),
             self._abstract(np.int32(0), "-"),

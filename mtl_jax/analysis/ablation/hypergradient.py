@@ -169,9 +169,9 @@ def move(spec, fields, optimizer, state, losses, logs, moments, hyper, active, o
     updates, moved_moments = optimizer.update(gradient, moments)
     moved_logs = jax.tree.map(lambda x, u: jnp.clip(x + u, *BOUNDS), logs, updates)
     counted = present & jnp.isfinite(found)
-    moved_losses = lane_steps.Losses(
-        losses.total + jnp.where(counted, found, 0.0).sum(axis=0),
-        losses.count + counted.astype(jnp.float32).sum(axis=0),
+    moved_losses = losses._replace(
+        total=losses.total + jnp.where(counted, found, 0.0).sum(axis=0),
+        count=losses.count + counted.astype(jnp.float32).sum(axis=0),
     )
 
     def where(condition, new, old):

@@ -7,7 +7,7 @@ Each lane computes what it computes when it is trained alone.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -32,15 +32,22 @@ def use_all_cores() -> None:
 
 
 class Losses(NamedTuple):
-    """Training losses since the last line of the curve: their sums and how many there were, float32 [K]."""
+    """Training losses since the last line of the curve, and what penalties did beside them.
+
+    total, count   sums of the losses and how many there were, float32 [K]
+    ratio, ratios  likewise {penalty: penalty_ratio}, see `training.penalty_effect`; float32 scalars
+    """
 
     total: jax.Array
     count: jax.Array
+    ratio: dict[str, jax.Array]
+    ratios: dict[str, jax.Array]
 
 
-def no_losses(tasks: int) -> Losses:
+def no_losses(tasks: int, penalties: Iterable[str] = ()) -> Losses:
     """The sums before any step."""
-    return Losses(jnp.zeros((tasks,), jnp.float32), jnp.zeros((tasks,), jnp.float32))
+    zeros, by_penalty = jnp.zeros((tasks,), jnp.float32), {name: jnp.zeros((), jnp.float32) for name in penalties}
+    return Losses(zeros, zeros, by_penalty, dict(by_penalty))
 
 
 def batch_at(spec: StepSpec, source: Any, draws: Any, number: jax.Array):
@@ -72,7 +79,13 @@ def advance(
         state, metrics = train_step(spec, state, batch_at(spec, source, draws, number), hyper)
         counted = metrics["present"] & jnp.isfinite(metrics["losses"])
         total = losses.total + jnp.where(counted, metrics["losses"], 0.0)
-        return state, Losses(total, losses.count + counted.astype(jnp.float32))
+        ratio = metrics["penalty_ratio"]
+        known = {name: jnp.isfinite(value) for name, value in ratio.items()}
+        return state, Losses(
+            total, losses.count + counted.astype(jnp.float32),
+            {name: losses.ratio[name] + jnp.where(known[name], value, 0.0) for name, value in ratio.items()},
+            {name: losses.ratios[name] + known[name].astype(jnp.float32) for name in ratio},
+        )  # fmt: skip
 
     def steps(carry):
         return jax.lax.fori_loop(0, count, step, carry)

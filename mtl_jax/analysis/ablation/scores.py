@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ from mtl_jax.training.evaluation import alike, placeholder, program, values_alon
 from mtl_jax.training.experiment import Experiment
 from mtl_jax.training.judging import gold_and_predicted, has_labels, judge, metric_values, uniform
 from mtl_jax.training.paths import flatten
+from mtl_jax.training.penalty_effect import distances
 from mtl_jax.training.soft_sharing import columns
 
 
@@ -51,6 +53,7 @@ class LaneScores:
             predict = jax.jit(over_lanes(values_alone(program(objective)), "l-", shape))
             self._groups.append((datasets, objective, predict))
         self._stacks = jax.jit(over_lanes(lambda params: _grams(params, experiment), "l", shape))
+        self._effects = jax.jit(over_lanes(functools.partial(_penalty_distances, experiment), "ls", shape))
         self._gold: dict[tuple[str, str], _Gold] = {}
 
     def score(
@@ -144,6 +147,18 @@ class LaneScores:
             return [[(None, None)] * lanes] * seeds
         centred, norms = found
         return [[_spread(centred[s, i], norms[s, i]) for i in range(lanes)] for s in range(seeds)]
+
+    def penalty_distances(self, params: Any, initial: Any) -> dict[str, np.ndarray]:
+        """{penalty: float32 [S, L, 3]}, see `penalty_effect.distances`; `params` leaves [S, L, ...], `initial` those
+        before the first step, [S, ...].
+        """
+        return jax.device_get(self._effects(params, initial))
+
+
+def _penalty_distances(experiment, params, initial):
+    trees = flatten(params), flatten(initial)
+    penalties = experiment.spec.objective.penalties
+    return {name: distances(*(penalty.stacks(tree) for tree in trees)) for name, penalty in penalties.items()}
 
 
 def _grams(params, experiment):

@@ -12,10 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mtl_jax.analysis.ablation.engine import Engine
+from mtl_jax.analysis.ablation.engine import Engine, filled
 from mtl_jax.analysis.ablation.hypergradient import Tuner
 from mtl_jax.errors import Stopped
 from mtl_jax.training.checkpoint import Checkpoints, data_metadata, require_same_data
+from mtl_jax.training.penalty_effect import Effect, mean_ratio
 from mtl_jax.training.scoring import mean_loss, mean_score, task_scores
 from mtl_jax.training.selection import is_defined, rank
 
@@ -228,6 +229,11 @@ class Turn:
                 for task, total, count in zip(tasks, losses.total[s, i], losses.count[s, i], strict=True)
             }
             line = {"step": self.position, "loss": mean} | ({"values": self._values(s, i)} if self.tuner else {})
+            if losses.ratio:
+                line["penalty_ratio"] = {
+                    name: float(total[s, i] / losses.ratios[name][s, i]) if losses.ratios[name][s, i] else None
+                    for name, total in losses.ratio.items()
+                }
             log["curve"].append(line | ({"dev": scores[s][i]} if scores and scores[s][i] else {}))
         self.losses = self.engine.zero_losses()
 
@@ -346,6 +352,7 @@ class Turn:
 
         scores = {split: scored(split) for split in self.config.evaluation.splits}
         spread = self.engine.scores.spread(params)
+        effects = self._effects(params)
         for (s, i), log in self._lanes():
             if self.settings[i] not in settings:
                 continue
@@ -366,7 +373,32 @@ class Turn:
                 "curve": log["curve"],
                 "left_out": log["left_out"],
                 "remarks": remarks.get((s, i), {}),
+                "effects": {name: of_lanes[s][i]._asdict() for name, of_lanes in effects.items()},
             }
+
+    def _effects(self, params) -> dict[str, list[list[Effect]]]:
+        """{penalty: [S][L] what it did}."""
+        if not self.engine.built.spec.objective.penalties:
+            return {}
+        by_seed = {seed: self.engine.built.experiment.init_params(seed) for seed in self.seeds}
+        initial = jax.tree.map(lambda *x: jnp.stack(x), *(by_seed[s] for s in filled(self.seeds, self._shape.seeds)))
+        distances = self.engine.scores.penalty_distances(params, jax.device_put(initial, self._shape.sharding("s")))
+        hyper = self.tuner.hyper(self.hyper, self.tuned[0]) if self.tuner else self.hyper
+        strength = jax.device_get(hyper.strength)
+
+        def effect(name, s, i, log):
+            ratio = mean_ratio(line["penalty_ratio"][name] for line in log["curve"] if "penalty_ratio" in line)
+            return Effect(ratio, float(strength[name][s, i]), *distances[name][s, i].tolist())
+
+        logs = [[self.logs[seed, setting] for setting in self.settings] for seed in self.seeds]
+        return {
+            name: [[effect(name, s, i, log) for i, log in enumerate(row)] for s, row in enumerate(logs)]
+            for name in distances
+        }
+
+    @property
+    def _shape(self):
+        return self.engine.shape
 
 
 def _learned(log):
