@@ -1,5 +1,7 @@
 """What each reader says about dirty files: the right line, the right records, or an error that names the place."""
 
+import json
+
 import pytest
 
 from mtl_jax.data import files
@@ -314,3 +316,23 @@ def test_srl_column_order(tmp_path):
 def test_json_splits_errors(tmp_path, content, message):
     with pytest.raises(UserError, match=message):
         fields(tmp_path, "json_splits", content, split="train")
+
+
+# nlvr
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"structured_rep": [[], [{"color": "Black"}], []]}, r"dev\.json:1: structured_rep is not .*'x_loc'"),
+        ({"structured_rep": [[{"color": "Black", "type": 3, "x_loc": 1, "y_loc": 1, "size": 9}]]}, "an item of type 3"),
+        ({"structured_rep": 3}, "structured_rep is not"),
+        ({"identifier": 7}, r"dev\.json:1: field 'identifier' has to be a text, found 7"),
+    ],
+)
+def test_nlvr_errors(tmp_path, change, message):
+    row = {"sentence": "a", "label": "true", "identifier": "1-0", "directory": "0", "structured_rep": [[], [], []]}
+    (tmp_path / "dev" / "images" / "0").mkdir(parents=True)
+    (tmp_path / "dev" / "dev.json").write_text(json.dumps(row | change))
+    with pytest.raises(UserError, match=message):
+        list(READERS["nlvr"](files.local(tmp_path / "dev" / "images" / "0"), "utf-8"))

@@ -28,7 +28,8 @@ PIECES = st.sampled_from(
      "T1\tX 0 1\n", '{"text": "a b", "spans": [[0, 1, "X"]]}\n', "(X*", "*)", "*", "\x1f\x8b\x08", "PAR1", "ARROW1",
      '{"turns": ["a", 1]}\n', '{"turns": ["a", "b"]}\n',
      '{"sentence": "a", "label": "true", "identifier": "1-0", "directory": "0", ',
-     '"structured_rep": [[], [{"color": "Black"}], []]}\n', "\x00\x00\x08\x01\x00\x00\x00\x01\x05",
+     '"structured_rep": [[], [{"color": "Black"}], []]}\n', '"structured_rep": [[], [{"color": "Black"',
+     ', "type": "square"', ', "x_loc": 1, "y_loc": 1, "size": 1', "}], []]}\n", "\x00\x00\x08\x01\x00\x00\x00\x01\x05",
      '<a b="1">', "</a>", "<b>", "</b>", "<!DOCTYPE a [", "]>", '<!ENTITY a "b">', "&a;", "&amp;"]
 )  # fmt: skip
 CONTENT = st.binary(max_size=60) | st.lists(PIECES, max_size=30).map(lambda pieces: "".join(pieces).encode())

@@ -102,6 +102,9 @@ def _checked(record: Record) -> Record:
     for name in ("sentence", "label", "identifier", "structured_rep"):
         if name not in record.fields:
             raise UserError(f"{where(record)}: no field {name!r}, which a record of NLVR has")
+    for name in ("sentence", "identifier"):
+        if not isinstance(record.fields[name], str):
+            raise UserError(f"{where(record)}: field {name!r} has to be a text, found {record.fields[name]!r}"[:200])
     return record
 
 
@@ -134,9 +137,14 @@ def _details(box: Sequence[Mapping[str, Any]], of_tower: bool) -> list[str]:
 def _boxes(record: Record) -> Sequence[Sequence[Mapping[str, Any]]]:
     """Items by box, their colors by name."""
     try:
-        return [
+        boxes = [
             [dict(item, color=_COLORS[item["color"].lower()]) for item in box]
             for box in record.fields["structured_rep"]
         ]
-    except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{where(record)}: structured_rep is not as NLVR has it: {error!r}") from error
+        for item in (item for box in boxes for item in box):
+            numbers = [item[name] for name in ("x_loc", "y_loc", "size")]
+            if not isinstance(item["type"], str) or not all(isinstance(number, int | float) for number in numbers):
+                raise TypeError(f"an item of type {item['type']!r} with x_loc, y_loc, size {numbers}")
+        return boxes
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{where(record)}: structured_rep is not as NLVR has it: {error!r}"[:300]) from error
