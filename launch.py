@@ -135,21 +135,28 @@ def _train():
 
 
 def _evaluate():
-    from mtl_jax.training import processes, scoring
-    from mtl_jax.training.workdir import write_json
+    from mtl_jax import config as checks
+    from mtl_jax.training import other_data, processes, scoring
+    from mtl_jax.training.workdir import read_config, write_json
 
     workdir = _workdir()
     if len(CHECKPOINT.value) != 1:
         raise UserError("--mode=evaluate scores one --checkpoint")
-    config = _config()
+    config, which = _config(), CHECKPOINT.value[0]
+    run = checks.from_plain(read_config(workdir))
+    other = other_data.changed(config, run)
     with _programs_ahead():
-        result = scoring.evaluate(config, workdir, CHECKPOINT.value[0])
-    file = workdir / f"evaluation_{CHECKPOINT.value[0]}.json"
+        if other:
+            result = other_data.evaluate(config, run, other, workdir, which)
+        else:
+            result = scoring.evaluate(config, workdir, which)
+    file = workdir / (other_data.file_name(result, which) if other else f"evaluation_{which}.json")
     if processes.is_first():
         from mtl_jax.analysis import report
 
         write_json(file, result)
-        lines = [report.results_table(result), *report.warning_lines(result, file)]
+        lines = other_data.lines(result) if other else []
+        lines += [report.results_table(result), *report.warning_lines(result, file)]
         print("\n".join([*lines, "", f"step {result['step']}; numbers in {file}"]))
 
 

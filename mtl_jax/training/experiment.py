@@ -62,16 +62,17 @@ class Experiment(NamedTuple):
     model: Model
 
 
-def build(config: Any, taught: bool = True) -> Experiment:
+def build(config: Any, taught: bool = True, read: Callable[..., Any] | None = None) -> Experiment:
     """Reads weights and data, and builds the functions. `config` has passed `mtl_jax.config.check`.
 
-    `taught` = False leaves the teachers of `config.distillation` alone: for what reads no soft labels.
+    `taught` = False leaves the teachers of `config.distillation` alone: for what reads no soft labels. `read` stands in
+    the place of `datasets.read`.
 
     Raises:
       UserError: what is wrong with the config, the data or the weights.
     """
     encoder = load_encoder(config)
-    data = frozen.with_outputs(config, load_data(config, encoder, taught), encoder)
+    data = frozen.with_outputs(config, load_data(config, encoder, taught, read), encoder)
     patches = load_vit(config, data.pictures, encoder.architecture.width if encoder else config.model.width)
     if encoder is None:
         return assemble(config, data, None, {"embed": {"patches": patches}} if patches else None)
@@ -81,11 +82,11 @@ def build(config: Any, taught: bool = True) -> Experiment:
     return assemble(config, data, encoder.architecture, encoder.params)
 
 
-def load_data(config: Any, encoder: Any, taught: bool = True) -> Corpus:
+def load_data(config: Any, encoder: Any, taught: bool = True, read: Callable[..., Any] | None = None) -> Corpus:
     """The data of a config, with the soft labels of its teachers."""
     from mtl_jax.training import teachers  # which assembles experiments of its own
 
-    data = load_corpus(config, encoder)
+    data = load_corpus(config, encoder, read)
     data = data._replace(notes=(*data.notes, *metric_notes(config, data)))
     return teachers.with_soft_labels(config, data) if taught else data
 

@@ -27,7 +27,7 @@ from mtl_jax.training.workdir import plain
 
 SPLIT = "input"  # the one split of the corpus
 # fields of a data set that say where records come from and which count, and not how one is read
-_OF_FILES = ("reader", "path", "wheel", "splits", "where", "encoding", "options", "dev_fraction", "test_fraction",
+OF_FILES = ("reader", "path", "wheel", "splits", "where", "encoding", "options", "dev_fraction", "test_fraction",
              "group", "limit", "drop_duplicates")  # fmt: skip
 
 
@@ -235,7 +235,7 @@ def _groups(config, by_dataset: Mapping[str, Sequence[LabelSpec]]) -> list[Group
         entry = config.datasets[name]
         levels = {spec.level for spec in specs}
         how = [
-            {field: value for field, value in plain(entry).items() if field not in _OF_FILES},
+            {field: value for field, value in plain(entry).items() if field not in OF_FILES},
             sorted({spec.predicates for spec in specs if spec.level == "predicate"}),
             "span" in levels, bool(entry.words) and bool(levels & {"word", "predicate"}),
             name if "token" in levels else "",

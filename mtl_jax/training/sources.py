@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 from mtl_jax import tasks as task_kinds
@@ -61,8 +62,10 @@ def _target(entry: Any) -> TargetSpec:
     return TargetSpec(**{field.name: entry.options[field.name] for field in fields if field.name in entry.options})
 
 
-def load_corpus(config: Any, encoder: pretrained.Pretrained | None) -> Corpus:
-    """The data of a config, read, encoded and packed."""
+def load_corpus(
+    config: Any, encoder: pretrained.Pretrained | None, read: Callable[..., Any] | None = None
+) -> Corpus:
+    """The data of a config, read (by `datasets.read`, or `read`), encoded and packed."""
     if config.tokenizer.kind == "pretrained":
         tokenizer = PretrainedTokenizer(config.tokenizer.path or str(encoder.folder))
     else:
@@ -75,7 +78,7 @@ def load_corpus(config: Any, encoder: pretrained.Pretrained | None) -> Corpus:
         row_length=config.data.row_length, max_length=max_length(config, encoder.architecture if encoder else None),
         pack=config.data.pack, overlong=config.data.overlong or "auto", stride=config.data.stride,
         seed=config.data.seed, tasks=tuple(config.train_on) or None, mixing=mixing(config),
-        max_unseen=config.data.max_unseen, cut=cut(config),
+        max_unseen=config.data.max_unseen, cut=cut(config), read=read,
     )  # fmt: skip
 
 
