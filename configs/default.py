@@ -275,8 +275,8 @@ def task(**fields) -> ConfigDict:
     entry.dataset = ""  # name of the data set
     entry.label = ""  # field of its records that holds the label; generation: the text, or list of words, to write;
     #                   span: the answers, in two fields "text+start" or "start+end". Several fields, "a+b" or
-    #                   ("a", "b"): of a class joined as "x:y"; multilabel: a column of 0 and 1 (or true and false) for
-    #                   each class, empty or -1 = not labelled
+    #                   ("a", "b"): of a class joined as "x:y"; multilabel: a column of 0 and 1 (true, false, yes, no)
+    #                   of each class, empty or -1 = not labelled
     entry.level = ""  # tagging: "word" | "predicate" (roles, one sequence a predicate); "": the kind's first
     entry.weight = 1.0  # α_k, factor on the task's loss
     entry.metrics = ()  # first = the task's score; (): the kind's default. Names: mtl_jax.tasks.metrics.METRICS

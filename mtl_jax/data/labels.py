@@ -20,7 +20,7 @@ KINDS = ("class", "set", "real", "tokens", "choice", "span", "hidden")
 # what of a record has one label, or an answer, each
 PER_RECORD = ("text", "pair", "choice", "span")
 JOINED = ":"  # between the parts of a label that comes of several fields
-_YES, _NO, _UNKNOWN = ("1", "true"), ("0", "false"), ("-1",)
+_YES, _NO, _UNKNOWN = ("1", "true", "yes"), ("0", "false", "no"), ("-1",)
 
 
 def default_missing(level: str) -> tuple[str, ...]:

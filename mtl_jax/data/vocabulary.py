@@ -182,7 +182,8 @@ def _unknown(raw: RawLabels, index: int, name: Any, spec: LabelSpec) -> UserErro
 def no_labels(spec: LabelSpec, records: Sequence[Record]) -> UserError:
     """The error for a train split without a single label."""
     fields = sorted({str(name) for record in records for name in record.fields})
-    wanted = [spec.field] if spec.field in fields else spec.field.split("+")
+    several = spec.kind in ("class", "set", "span") and spec.field not in fields
+    wanted = spec.field.split("+") if several else [spec.field]
     for name in map(str.strip, wanted):
         if name not in fields and all(get(record, name) is None for record in records):
             return UserError(

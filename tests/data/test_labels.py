@@ -210,10 +210,11 @@ def rows(*values):
 def test_a_column_of_0_and_1_for_each_class():
     spec = LabelSpec("t", "d", "toxic+insult+threat", kind="set", missing=("", None))
     names = ("toxic", "insult", "threat")
-    values = [("1", "0", "0"), ("0", "0", "0"), ("1.0", "True", "0"), ("-1", "-1", "-1"), (1, None, 0), ("", "", "")]
+    values = [("1", "0", "0"), ("0", "0", "0"), ("1.0", "True", "0"), ("-1", "-1", "-1"), (1, None, 0), ("", "", ""),
+              ("yes", "no", "No")]  # fmt: skip
     records_ = rows(*({"text": "x", **dict(zip(names, v, strict=True))} for v in values))
     raw = collect(records_, spec)
-    assert raw.values == [("toxic",), (), ("toxic", "insult"), None, None, None]
+    assert raw.values == [("toxic",), (), ("toxic", "insult"), None, None, None, ("toxic",)]
     vocabulary, notes = build_vocabulary(spec, {"train": raw})
     assert vocabulary.names == names  # in the order of the config, whether train has them or not
     assert [n for n in notes if "1 records have a value in some of the fields" in n]
@@ -221,6 +222,9 @@ def test_a_column_of_0_and_1_for_each_class():
         collect(rows({"toxic": "2", "insult": "0", "threat": "0"}), spec)
     with pytest.raises(UserError, match=r"no field 'insult' in its train split; known fields: insultt, threat, toxic"):
         build_vocabulary(spec, {"train": collect(rows({"toxic": "1", "insultt": "0", "threat": "0"}), spec)})
+    with pytest.raises(UserError, match=r"no field 'a\+b' in its train split; known fields: a, b"):
+        real = LabelSpec("t", "d", "a+b", kind="real")
+        build_vocabulary(real, {"train": collect(rows({"a": 1, "b": 2}), real)})
     assert collect(rows({"toxic+insult+threat": "a,b"}), spec).values == [("a", "b")]  # a field that is called so
 
 
