@@ -114,7 +114,8 @@ def test_a_run_on_text_pictures_and_both(pictured, tmp_path, capsys):
 @pytest.mark.parametrize("kind", ["transformer", "bilstm"])
 def test_tasks_on_text_see_nothing_of_pictures(pictured, kind):
     """Loss and gradients of a text task, bitwise, of the same parameters with and without data sets of pictures."""
-    options = {"model__layer": kind, "model__heads": 2, "model__intermediate": 16, "model__layers": 1}
+    options = {"model__layer": kind, "model__layers": 1}
+    options |= {"model__heads": 2, "model__intermediate": 16} if kind == "transformer" else {}
     options["sharing__trunk"] = "none"
     both, alone = build(pictured(**options)), build(pictured(train_on=("color",), **options))
     assert alone.corpus.pictures is None and both.corpus.pictures.most == 1

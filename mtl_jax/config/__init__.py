@@ -8,6 +8,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from mtl_jax.config.analyses import check_ablation, check_adapt, check_merging, check_relate
+from mtl_jax.config.effects import effects
 from mtl_jax.config.fields import CHOICES, ENTRY_RANGES, RANGES, SPLITS
 from mtl_jax.config.inputs import check_datasets, check_images, check_mixing, check_tasks
 from mtl_jax.config.learning import (
@@ -24,7 +25,7 @@ from mtl_jax.errors import UserError
 OF_MODE = {"ablate": check_ablation, "adapt": check_adapt, "relate": check_relate, "merge": check_merging}
 
 
-def check(config: Any, default: ModuleType, mode: str = "train") -> None:
+def check(config: Any, default: ModuleType, mode: str = "train") -> dict[str, str]:
     """Checks all fields that can be checked without the data.
 
     What fits together in the sections of a mode (`ablation`, `adapt`, `relate`, `merging`) is checked for that mode
@@ -34,6 +35,10 @@ def check(config: Any, default: ModuleType, mode: str = "train") -> None:
       config: an ml_collections ConfigDict.
       default: the module `configs.default`, which names every field.
       mode: what the config is for, as in `--mode`.
+
+    Returns:
+      the `effects` of the options that are set. For an ablation, which may set an option for some of its alternatives
+      alone, it is for the plan to judge them all; for other modes one without an effect is a problem.
 
     Raises:
       UserError: every problem found, a line each, with its field and what would be right.
@@ -60,8 +65,12 @@ def check(config: Any, default: ModuleType, mode: str = "train") -> None:
         section(config, say)
     check_names("config.train_on", config.train_on, config.tasks, say)
     check_names("config.evaluation.splits", config.evaluation.splits, SPLITS, say)
+    found = effects(config, default, mode)
+    if mode != "ablate":
+        problems += filter(None, found.values())
     if problems:
         raise UserError("\n".join(problems))
+    return found
 
 
 def _check_entries(config, default, say):

@@ -104,7 +104,9 @@ def check_meta(config, say):
     check_regex("config.meta.adapt", meta.adapt, say)
     if not meta.method:
         return
-    if config.aggregation.method != "sum" or config.aggregation.smoothing:
+    if config.aggregation.smoothing:
+        say(f"config.aggregation.smoothing: config.meta.method = {meta.method!r} has no weights that could be smoothed")
+    if config.aggregation.method != "sum":
         say(
             f"config.aggregation.method: {config.aggregation.method!r} combines gradients of one pass, not those of "
             f"config.meta.method = {meta.method!r}; take 'sum'"

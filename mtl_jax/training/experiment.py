@@ -121,7 +121,8 @@ def assemble(config: Any, data: Corpus, architecture: Architecture | None, pretr
     try:
         shapes = flatten(jax.eval_shape(draw, jax.random.key(0)))
     except ValueError as error:  # of options that fit no layer
-        raise UserError(f"config.sharing: {error}") from None
+        used = [f"{what} = {config.sharing[what]!r}" for what in ("mixer", "adapter", "read") if config.sharing[what]]
+        raise UserError(f"config.sharing, {', '.join(used)}: {error}") from None
     draw = jax.jit(functools.partial(draw, known=pretrained_layers(model, shapes)))
     penalties, anchored = soft_sharing.build(config.penalties, owned, names, tuple(config.tasks), shapes)
 
@@ -282,6 +283,7 @@ def _shared(config, method, aggregation, trained, owned, tasks, auxiliary):
     halves = 2 if aggregation and aggregation().weighting and aggregation().weighting.halves else 1
     who = (
         f"config.aggregation.method: {config.aggregation.method!r}"
+        f"{' with smoothing' * (config.aggregation.smoothing > 0)}"
         if aggregation
         else f"config.loss_weights.method: {config.loss_weights.method!r}"
     )
@@ -309,9 +311,11 @@ def _shared(config, method, aggregation, trained, owned, tasks, auxiliary):
         )
     found = task_gradients.shared_of(tuple(trained), owned, config.aggregation.level, config.aggregation.memory, halves)
     if found is None:
+        groups = ", config.sharing.groups" * bool(config.sharing.groups)
         raise UserError(
             f"{who} reads the gradients of the tasks over what they share, and no parameter that is trained is shared "
-            f"(config.sharing.trunk = {config.sharing.trunk!r}); take method = 'sum', or loss weights that read losses"
+            f"(config.sharing.trunk = {config.sharing.trunk!r}{groups}); take method = 'sum', or loss weights that "
+            "read losses"
         )
     if found.level == "representation" and (config.sharing.read != "top" or config.sharing.depths):
         raise UserError("config.aggregation.level: 'representation' needs heads that read the last layer alone "
@@ -329,6 +333,12 @@ def _step_spec(config, objective_for, owned, shapes, data) -> StepSpec:
         if not matching(shapes, (regex,)):
             raise UserError(
                 f"config.optimizer.freeze: {regex!r} matches no parameter; paths look like {next(iter(shapes))}"
+            )
+    for name, group in optimizer.groups.items():
+        if (found := matching(shapes, (group["leaves"],))) and found <= frozen:
+            raise UserError(
+                f"config.optimizer.groups.{name}.leaves: {group['leaves']!r} finds none but frozen parameters, which "
+                "have no learning rate; narrow config.optimizer.freeze"
             )
     trained = [path for path in shapes if path not in frozen]
     if not trained:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -22,6 +23,7 @@ SCHEDULES = {
     "rise": lambda progress: progress,
     "fall": lambda progress: 1.0 - progress,
 }
+_FACTORS = re.compile(r"^adapter_[^/]+/.*/(a|b)$")  # those of LoRA, see `models.adapters`
 EDGES = {"laplacian": "adjacency", "l2_pairwise": "weights"}  # kinds with a graph of tasks, and its argument
 
 
@@ -85,6 +87,8 @@ def _penalty(where, entry, owners, tasks, all_tasks, shapes):
             "that all layers are shared. Set it to 'none' (each task a model of its own) or to a lower layer"
         )
     groups = select.grouped(stacks, entry.leaves, entry.scope)
+    if entry.kind == "low_rank":
+        _require_factors(where, [path for group in groups.values() for path in group])
     for layer in entry.by_layer:
         if layer not in {group.split("/")[0] for group in groups}:
             raise UserError(
@@ -110,6 +114,16 @@ def _penalty(where, entry, owners, tasks, all_tasks, shapes):
         return spread({path: found[path] for path in paths})
 
     return Penalty(value, proximal, way, curvature, SCHEDULES[entry.schedule], chosen), anchored
+
+
+def _require_factors(where, paths):
+    """½(‖U‖² + ‖V‖²) is about the rank of U·V; of leaves that are no factors it is weight decay."""
+    if whole := [path for path in paths if not _FACTORS.search(path)]:
+        raise UserError(
+            f"{where}.kind: 'low_rank' is half the squares of factors, but {whole[0]} is no factor: that would be "
+            "weight decay. Factors are those of config.sharing.adapter = 'lora' (leaves = '^adapter_'); on whole "
+            "parameters take 'trace_norm'"
+        )
 
 
 def _factor(by_layer, group):

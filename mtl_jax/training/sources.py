@@ -173,5 +173,7 @@ def load_vit(config: Any, form: Form | None, width: int) -> dict[str, Any] | Non
 
 def mixing(config: Any) -> Mixing:
     """How the data sets share the batches."""
-    data = config.data
-    return Mixing(data.mixing, data.blocks, data.temperature, tuple(data.weights.items()))
+    data, trained = config.data, tuple(config.train_on) or tuple(config.tasks)
+    left_out = {entry.dataset for entry in config.tasks.values()} - {config.tasks[name].dataset for name in trained}
+    weights = tuple((name, weight) for name, weight in data.weights.items() if name not in left_out)
+    return Mixing(data.mixing, data.blocks, data.temperature, weights)

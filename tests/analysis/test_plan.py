@@ -15,7 +15,7 @@ from mtl_jax.training.selection import rank
 
 
 def check(config):
-    checks.check(config, default, "ablate")
+    return checks.check(config, default, "ablate")
 
 
 def planned(config):

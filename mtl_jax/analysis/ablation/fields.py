@@ -19,7 +19,7 @@ TRACED = (
 # mappings whose keys are the user's own: what is absent has its default
 _GROWS = (
     "by_layer", "options", "mixer_options", "read_options", "adapter_options", "depths", "feeds", "auxiliary", "groups",
-    "limit", "where", "splits", "penalties",
+    "limit", "where", "splits", "penalties", "weights",
 )  # fmt: skip
 
 

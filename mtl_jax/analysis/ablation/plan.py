@@ -86,15 +86,17 @@ class Plan(NamedTuple):
         return "\n".join(lines)
 
 
-def make(config: ConfigDict, check: Callable[[ConfigDict], None]) -> Plan:
+def make(config: ConfigDict, check: Callable[[ConfigDict], Mapping[str, str]]) -> Plan:
     """The plan of a config.
 
     Args:
       config: has passed `mtl_jax.config.check`.
-      check: raises UserError for a config that is wrong; called for every lane's.
+      check: raises UserError for a config that is wrong; called for every lane's. Returns {option that is set: "" where
+        it acts, else why not}.
 
     Raises:
-      UserError: a swept field that the step does not take as an argument; no points, or the same twice; ...
+      UserError: a swept field that the step does not take as an argument; no points, or the same twice; an option that
+        is set and acts in no lane; ...
     """
     ablation = config.ablation
     if not ablation.sweeps and not ablation.choices:
@@ -125,12 +127,16 @@ def make(config: ConfigDict, check: Callable[[ConfigDict], None]) -> Plan:
             Program(_name("sharing", chosen), own, chosen, settings, {n: s.fields for n, s in sweeps.items()})
         )
     everything = (*programs, *(p._replace(name=_name(p.settings[0].line, p.choices)) for p in ends.values()))
+    effects: list[Mapping[str, str]] = []
     for program in everything:
         for setting in program.settings:
             try:
-                check(fields.with_values(program.config, setting.fields))
+                found = check(fields.with_values(program.config, setting.fields))
             except UserError as error:
                 raise UserError(f"{SWEEP_FIELDS}, at {_show(setting.values)}: {error}") from None
+            if setting.line == "sharing":  # the ends leave out what others are about
+                effects.append(found or {})
+    _require_effects(effects)
     everything = _with_own_folders(everything)
     described = {
         name: {"field": entry.field, "scale": entry.scale, "values": sorted(dict.fromkeys(values[name]))}
@@ -138,6 +144,14 @@ def make(config: ConfigDict, check: Callable[[ConfigDict], None]) -> Plan:
     }
     baselines = _baselines(ablation.baselines, alternatives)
     return Plan(everything, described, {n: list(a) for n, a in alternatives.items()}, baselines, seeds)
+
+
+def _require_effects(by_lane: Sequence[Mapping[str, str]]) -> None:
+    """An option may be for some of the alternatives; it is a mistake where it acts in none."""
+    acting = {field for effects in by_lane for field, reason in effects.items() if not reason}
+    idle = {f: reason for effects in by_lane for f, reason in effects.items() if reason and f not in acting}
+    if idle:
+        raise UserError("\n".join(idle.values()))
 
 
 def _baselines(named, alternatives) -> dict[str, list[str]]:

@@ -28,13 +28,15 @@ from mtl_jax.training.progress import progress_bar
 from mtl_jax.training.stopping import StopSignals
 
 
-def ablate(config: ConfigDict, workdir: pathlib.Path, check: Callable[[ConfigDict], None]) -> results.Grid | None:
+def ablate(
+    config: ConfigDict, workdir: pathlib.Path, check: Callable[[ConfigDict], Mapping[str, str]]
+) -> results.Grid | None:
     """Trains every lane of an ablation; goes on where the workdir stands.
 
     Args:
       config: with `config.ablation`.
       workdir: gets config.json, programs/<name>/lanes.json, ablation.csv and ablation.json.
-      check: raises UserError for a config that is wrong.
+      check: as in `plan.make`.
 
     Returns:
       all lanes; None where SIGTERM or Ctrl-C stopped it after a checkpoint.

@@ -4,9 +4,9 @@ A reader is `reader(location, encoding, **options) -> Iterator[Record | Note]`: 
 the format is one), the keyword-only parameters after `encoding` are its options, and a `Note` stands for what it left
 out or changed. A reader with a parameter `split` finds the splits inside one location, one with `fields` gets the names
 of the fields that are read as texts. Bad input raises UserError naming file and line. A reader in `GENERATED` makes its
-records from its options alone: it is given None for a location. What one in `SLOW` makes of a file is kept, see
-`mtl_jax.data.parsed`: it looks at nothing but that file and its options, and its records hold strings, whole numbers,
-None and lists or dicts of these.
+records from its options alone: it is given None for a location. One in `BINARY` decodes no text: an encoding is nothing
+to it. What one in `SLOW` makes of a file is kept, see `mtl_jax.data.parsed`: it looks at nothing but that file and its
+options, and its records hold strings, whole numbers, None and lists or dicts of these.
 """
 
 from __future__ import annotations
@@ -67,4 +67,5 @@ FILES_OF: dict[str, Callable[[Location, str, Mapping[str, Any]], list[Location]]
     "parallel": lambda location, split, options: list(parallel_files(location, options.get("files")).values()),
 }
 GENERATED = frozenset({"synthetic"})
+BINARY = frozenset({"idx", "parquet", "synthetic"})
 SLOW = frozenset({"conll", "conllu", "conllu_endings", "srl", "srl_pairs", "srl_questions"})
