@@ -224,7 +224,11 @@ def get_config() -> ConfigDict:
 
 
 def dataset(**fields) -> ConfigDict:
-    """A data set: where the examples are. Unknown fields are refused."""
+    """A data set: where the examples are. Unknown fields are refused.
+
+    A field of the records may be a path: "a.b" is key b of the object in a, "a.0.b" of the first item of a list, "a.-1"
+    its last item. Records of files have a field `file`, the file's name relative to `path`.
+    """
     entry = ConfigDict()
     entry.reader = (
         ""  # one of mtl_jax.data.readers.READERS: "jsonl", "csv", "conll", "conllu", "parallel", "folders", ...
