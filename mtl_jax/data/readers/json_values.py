@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Iterator, Sequence
@@ -18,15 +19,17 @@ def values(location: Location, encoding: str) -> Iterator[tuple[int, Any]]:
 
     Raises UserError at the line: broken JSON, a key twice in one object, an infinite number.
     """
-    lines = list(location.lines(encoding))
-    for at, (number, line) in enumerate(lines):
+    one_a_line = False
+    for number, line in location.lines(encoding):
         if not line.strip():
             continue
         try:
             value = _decoded(line, f"{location.name}:{number}")
         except json.JSONDecodeError as error:
-            yield from _over_lines(lines[at:], location.name, at > 0, error)
+            rest = list(itertools.islice(location.lines(encoding), number - 1, None))
+            yield from _over_lines(rest, location.name, one_a_line, error)
             return
+        one_a_line = True
         yield number, value
 
 
