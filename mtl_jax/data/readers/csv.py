@@ -115,12 +115,12 @@ def _records(
             continue
         cells, more = row.cells[: len(names)], len(row.cells) > len(names)
         if len(names) > 1 and row.count == 1 and not any(map(str.strip, cells)):
-            yield Note("rows of empty cells left out", file, number)
+            yield Note("rows of empty cells left out", file, number, harmless=True)
         elif len(names) > 1 and cells == heading[: len(names)]:
-            yield Note("rows left out that repeat the header", file, number)
+            yield Note("rows left out that repeat the header", file, number, harmless=True)
         else:
             if more:
-                yield Note("rows with empty cells behind the last column", file, number)
+                yield Note("rows with empty cells behind the last column", file, number, harmless=True)
             if ends := sum("\n" in cell or "\r" in cell for cell in cells) if row.count > 1 else 0:
                 inner, good = form.inside(row, least, len(names))
                 yield Note("fields hold line ends", file, number, ends, harmless=2 * good <= inner)

@@ -33,7 +33,7 @@ def read_folders(
         raise UserError(f"{location.name}: holds no folders; this reader wants one for each label")
     beside = [child for child in location.children() if not child.is_folder()]
     if beside:
-        yield Note("files outside of the labels' folders left out", beside[0].name, 0, len(beside))
+        yield Note("files outside of the labels' folders left out", beside[0].name, 0, len(beside), harmless=True)
     files = [(folder, file) for folder in folders for file in folder.files()]
     literal = any(file.place.name == pattern for _, file in files)
     for folder, file in files:

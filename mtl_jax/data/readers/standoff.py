@@ -199,7 +199,7 @@ def _brat_marks(file: Location, encoding: str, length: int) -> tuple[dict[int, _
     found, notes = {}, []
     for number, line in file.lines(encoding):
         if line[:1] in _NO_SPANS:
-            notes.append(Note(_OTHERS, file.name, number))
+            notes.append(Note(_OTHERS, file.name, number, harmless=True))
         if not line.startswith("T"):
             continue
         match = re.fullmatch(r"T\S*\t(\S+) (\d+) (\d+;\d+ )*(\d+)(?:\t.*)?", line)
