@@ -21,6 +21,7 @@ import contextlib
 import errno
 import os
 import pathlib
+import shlex
 import signal
 import sys
 
@@ -51,7 +52,9 @@ READER = flags.DEFINE_string("reader", "", "predict, attribute: the reader of --
 SPLIT = flags.DEFINE_string("split", "", "predict, attribute: the split, where a reader finds them inside of a file.")
 TASKS = flags.DEFINE_list("tasks", [], "predict, attribute: only these tasks.")
 OUTPUT = flags.DEFINE_string("output", "", "predict: file, '' prints; otherwise: folder.")
-RUNS = flags.DEFINE_list("runs", [], "merge, adapt, compare, report: folders of runs.")
+RUNS = flags.DEFINE_list(
+    "runs", [], "merge, adapt, compare, report: folders of runs; a name with a comma is quoted: '\"a,b\",c'."
+)
 AGAINST = flags.DEFINE_list("against", [], "compare: runs that --runs are tested against, example by example.")
 COORDINATOR = flags.DEFINE_string("coordinator", "", "Several processes: host:port of the first; '' asks the cluster.")
 PROCESSES = flags.DEFINE_integer("processes", 0, "Several processes: how many; 0 asks the cluster, or is one.")
@@ -211,23 +214,22 @@ def _compare():
     if len(RUNS.value) < 2 or not OUTPUT.value:
         raise UserError("--mode=compare needs --runs=FOLDER,FOLDER,... and --output=FOLDER")
     out = pathlib.Path(OUTPUT.value)
-    print(report.compare([pathlib.Path(run) for run in RUNS.value], out))
+    print(report.compare(_folders(RUNS), out))
     print(f"\nnumbers in {out / 'compare.json'}, picture in {out / 'figures' / 'compare.png'}")
 
 
 def _test():
     """--runs against --against: a paired test on the examples of test."""
     from mtl_jax.analysis import paired
-    from mtl_jax.training.workdir import write_json
+    from mtl_jax.training.workdir import prepare, write_json
 
     if not RUNS.value or not OUTPUT.value:
         raise UserError("--against needs --runs=FOLDER,... and --output=FOLDER")
     if CONFIG.value is not None:
         raise UserError("--against takes every run's own config.json; leave out --config")
-    runs, against = ([pathlib.Path(run).expanduser() for run in flag.value] for flag in (RUNS, AGAINST))
+    runs, against = _folders(RUNS), _folders(AGAINST)
+    out = prepare(OUTPUT.value, "--output")
     tests = paired.compare(runs, against, _config, by=BY.value)
-    out = pathlib.Path(OUTPUT.value).expanduser()
-    out.mkdir(parents=True, exist_ok=True)
     sides = {"runs": [str(run) for run in runs], "against": [str(run) for run in against], "by": BY.value}
     write_json(out / "paired.json", sides | {"tasks": {task: test._asdict() for task, test in tests.items()}})
     print(paired.said(tests) + f"\n\nnumbers in {out / 'paired.json'}")
@@ -271,7 +273,7 @@ def _merge():
 
     if not RUNS.value or not OUTPUT.value:
         raise UserError("--mode=merge needs --runs=FOLDER[,FOLDER...] and --output=FOLDER")
-    runs = [pathlib.Path(run).expanduser() for run in RUNS.value]
+    runs = _folders(RUNS)
     config = _config(runs[0])
     with folders.held(OUTPUT.value) as out:
         print(report.merged(out, merge.merge(config.merging, runs, out)))
@@ -283,16 +285,16 @@ def _adapt():
     from mtl_jax.analysis.ablation import lanes
     from mtl_jax.analysis.adaptation import report
     from mtl_jax.analysis.adaptation.adapt import adapt
-    from mtl_jax.training.workdir import read_config
+    from mtl_jax.training.workdir import prepare, read_config
 
-    runs = [pathlib.Path(run).expanduser() for run in RUNS.value or [WORKDIR.value] if run]
+    runs = _folders(RUNS) or _folders(WORKDIR)
     if not runs or not OUTPUT.value or CONFIG.value is None:
         raise UserError("--mode=adapt needs --workdir=RUN or --runs=RUN,RUN,..., --config=FILE that names the new "
                         "tasks, and --output=FOLDER")  # fmt: skip
     if len(CHECKPOINT.value) != 1:
         raise UserError("--mode=adapt takes one --checkpoint")
     lanes.use_all_cores()
-    out = pathlib.Path(OUTPUT.value).expanduser()
+    out = prepare(OUTPUT.value, "--output")
     own = {run: checks.from_plain(read_config(run)) for run in runs}
     for config in own.values():
         checks.check(config, default, "evaluate")
@@ -305,12 +307,30 @@ def _report():
     from configs import default
     from mtl_jax.analysis import report
 
-    runs = [pathlib.Path(run).expanduser() for run in RUNS.value or [WORKDIR.value] if run]
+    runs = _folders(RUNS) or _folders(WORKDIR)
     if not runs:
         raise UserError("--mode=report needs --workdir=FOLDER, or --runs=FOLDER,FOLDER,... and --output=FOLDER")
     if len(runs) > 1 and not OUTPUT.value:
         raise UserError("--mode=report of several --runs needs --output=FOLDER")
     print(report.page(runs, pathlib.Path(OUTPUT.value or runs[0]).expanduser(), default))
+
+
+def _folders(flag) -> list[pathlib.Path]:
+    """The folders that a flag names.
+
+    Raises UserError where a name is the part of one that has commas.
+    """
+    names = [flag.value] if isinstance(flag.value, str) else list(flag.value)
+    parts = [(first, last) for last in range(len(names) + 1) for first in range(last - 1)]
+    for first, last in parts:
+        whole = ",".join(names[first:last])
+        if pathlib.Path(whole).expanduser().is_dir() and not pathlib.Path(names[first]).expanduser().is_dir():
+            quoted = shlex.quote(f'--{flag.name}="{whole}"')
+            raise UserError(
+                f"--{flag.name}: there is no folder {names[first]!r}, but one {whole!r}: a name with commas stands in "
+                f"double quotes within the list, {quoted}"
+            )
+    return [pathlib.Path(name).expanduser() for name in names if name]
 
 
 def _workdir() -> pathlib.Path:

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from configs import default
 from mtl_jax.analysis import report
 from mtl_jax.errors import UserError
 from mtl_jax.training import workdir
@@ -17,7 +18,7 @@ def make_run(folder, accuracy, tasks=("topic", "ner")):
     pairs = {"topic | ner": {"distance": 2.0, "relative": 0.1}} if len(tasks) > 1 else {}
     summary = {"tasks": scores, "examples": sizes, "distances": pairs, "step": 4, "seconds": 3.2, "parameters": 7}
     workdir.write_json(folder / "summary.json", summary)
-    workdir.write_json(folder / "config.json", {"model": {"layer": "lstm"}})
+    workdir.write_json(folder / "config.json", workdir.plain(default.get_config()))
     return summary
 
 

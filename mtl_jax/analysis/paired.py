@@ -14,7 +14,7 @@ from mtl_jax.analysis.verdicts import p_value
 from mtl_jax.data.corpus import Corpus
 from mtl_jax.data.records import field, find
 from mtl_jax.errors import UserError
-from mtl_jax.training.checkpoint import load_params
+from mtl_jax.training.checkpoint import load_params, require_checkpoint
 from mtl_jax.training.experiment import build
 from mtl_jax.training.scoring import abstract_params, make_evaluator, placement_of
 
@@ -133,7 +133,14 @@ def compare(
     Raises:
       UserError: no common task; runs that were scored on other examples; a field that some records lack.
     """
-    sides = [[_of_run(workdir, config_of(workdir), split, by) for workdir in side] for side in (runs, against)]
+    configs = {workdir: config_of(workdir) for workdir in (*runs, *against)}
+    _require_common_tasks(configs)
+    for workdir, config in configs.items():
+        require_checkpoint(workdir, config.evaluation.use)
+    scored: dict[pathlib.Path, dict[str, _Said]] = {}
+    for workdir, config in configs.items():
+        scored[workdir] = _of_run(workdir, config, split, by, next(iter(scored.items()), None))
+    sides = [[scored[workdir] for workdir in side] for side in (runs, against)]
     named = list(zip([*runs, *against], [*sides[0], *sides[1]], strict=True))
     tasks = [task for task in named[0][1] if all(task in said for _, said in named)]
     if not tasks:
@@ -141,9 +148,6 @@ def compare(
     result = {}
     for task in tasks:
         first = named[0][1][task]
-        for workdir, said in named[1:]:
-            if said[task].places != first.places:
-                raise UserError(f"{workdir}: other examples of {task} than {named[0][0]}: they cannot be paired")
         means = [np.mean([said[task].scores for said in side], axis=0) for side in sides]
         known = np.flatnonzero(np.isfinite(means[0]) & np.isfinite(means[1]))
         result[task] = paired_test(means[0][known], means[1][known], [first.groups[n] for n in known])
@@ -163,8 +167,19 @@ def said(tests: Mapping[str, PairedTest]) -> str:
     return table(header, rows)
 
 
-def _of_run(workdir: pathlib.Path, config: Any, split: str, by: str) -> dict[str, _Said]:
+def _require_common_tasks(configs: Mapping[pathlib.Path, Any]) -> None:
+    """Raises UserError where no task is in all runs: that needs no data."""
+    trained = {workdir: list(config.train_on or config.tasks) for workdir, config in configs.items()}
+    if not set.intersection(*map(set, trained.values())):
+        listed = "; ".join(f"{workdir}: {', '.join(tasks)}" for workdir, tasks in trained.items())
+        raise UserError(f"the runs have no task in common: {listed}")
+
+
+def _of_run(workdir: pathlib.Path, config: Any, split: str, by: str, first: Any) -> dict[str, _Said]:
+    """What a run says. `first`: (folder, what it says) of a run that it has to have its examples in common with."""
     experiment = build(config)
+    if first:
+        _require_same_examples(workdir, experiment.corpus, split, *first)
     placement = placement_of(experiment)
     params = load_params(workdir, config.evaluation.use, abstract_params(experiment, placement)).params
     evaluator = make_evaluator(experiment, placement)
@@ -179,6 +194,16 @@ def _of_run(workdir: pathlib.Path, config: Any, split: str, by: str) -> dict[str
             scores = _scores(experiment.corpus, task, splits[split], values["value"])
             found[task] = _Said([(record.file, record.line) for record in records], groups, scores)
     return found
+
+
+def _require_same_examples(workdir, corpus, split, other, said) -> None:
+    """Raises UserError where a task that two runs share is scored on other examples: before anything is predicted."""
+    for task, spec in corpus.specs.items():
+        part = corpus.splits[spec.dataset].get(split)
+        if part is None or task not in said:
+            continue
+        if [(record.file, record.line) for record in part.records] != said[task].places:
+            raise UserError(f"{workdir}: other examples of {task} than {other}: they cannot be paired")
 
 
 def _scores(corpus: Corpus, task: str, split: Any, predicted: Any) -> np.ndarray:

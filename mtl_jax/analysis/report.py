@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+import shlex
 from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import Any
@@ -26,7 +27,7 @@ from mtl_jax.analysis.tables import (
 )
 from mtl_jax.analysis.verdicts import said_choices
 from mtl_jax.errors import UserError
-from mtl_jax.training import run_warnings
+from mtl_jax.training import commands, run_warnings
 from mtl_jax.training.workdir import read_config, read_summary, write_json
 
 LINES = 60  # of the terminal text of an ablation
@@ -67,13 +68,11 @@ def finished(workdir: pathlib.Path, summary: Mapping[str, Any]) -> str:
         f"figures      {drawn or 'none'}",
         f"checkpoints  {workdir / 'checkpoints'} (newest), {workdir / 'best'} (by dev score)",
         f"numbers      {workdir / 'summary.json'}, {workdir / 'metrics.jsonl'}",
-        f"TensorBoard  tensorboard --logdir {workdir / 'events'}",
+        f"TensorBoard  tensorboard --logdir {shlex.quote(str(workdir / 'events'))}",
         "",
-        f"next         python launch.py --workdir={workdir} --mode=predict --input=texts.txt",
     ]
-    if read_config(workdir)["model"]["layer"] == "transformer":
-        parts.append(f"             python launch.py --workdir={workdir} --mode=export --output={workdir / 'export'}")
-    return "\n".join(parts)
+    first, *others = commands.after_training(workdir)
+    return "\n".join([*parts, f"next         {first}", *(f"             {line}" for line in others)])
 
 
 def compare(workdirs: Sequence[pathlib.Path], out: pathlib.Path) -> str:
@@ -108,7 +107,7 @@ def merged(out: pathlib.Path, result: Mapping[str, Any]) -> str:
         "",
         f"merged   {', '.join('/'.join(column['tasks']) for column in result['columns'])}",
         f"written  {out}: {result['chosen']}, the best on dev; numbers in {out / 'merging.json'}",
-        f"next     python launch.py --workdir={out} --mode=predict --input=texts.txt",
+        f"next     {commands.after_training(out)[0]}",
     ])  # fmt: skip
 
 

@@ -182,8 +182,7 @@ def load_params(workdir: pathlib.Path, which: str, abstract_params: Any) -> Save
       Damaged: it is not what was written.
       UserError: there is no such checkpoint, or its arrays have other shapes.
     """
-    folders = {"best": ["best"], "last": ["checkpoints"]}.get(which, ["checkpoints", "best"])
-    for name in folders:
+    for name in _folders(which):
         folder = (workdir / name).absolute()
         if not folder.is_dir():
             continue
@@ -193,9 +192,29 @@ def load_params(workdir: pathlib.Path, which: str, abstract_params: Any) -> Save
             if step in steps:
                 parts, metadata = _restore(checkpointer, step, {"params": abstract_params}, folder)
                 return Saved(parts["params"], step, metadata)
-    raise UserError(
-        f"{workdir}: no checkpoint {which!r} in {' or '.join(folders)}/; train first, or name one with --checkpoint"
-    )
+    raise _no_checkpoint(workdir, which)
+
+
+def require_checkpoint(workdir: pathlib.Path, which: str) -> None:
+    """Raises UserError where a workdir has no folder of such a checkpoint: before anything is read that takes long."""
+    steps = {
+        int(found.name)
+        for name in _folders(which)
+        for found in ((workdir / name).iterdir() if (workdir / name).is_dir() else ())
+        if found.name.isdigit()
+    }
+    if not steps or (which.isdigit() and int(which) not in steps):
+        raise _no_checkpoint(workdir, which)
+
+
+def _folders(which: str) -> list[str]:
+    """Where such a checkpoint may lie in a workdir."""
+    return {"best": ["best"], "last": ["checkpoints"]}.get(which, ["checkpoints", "best"])
+
+
+def _no_checkpoint(workdir, which) -> UserError:
+    there = " or ".join(_folders(which))
+    return UserError(f"{workdir}: no checkpoint {which!r} in {there}/; train first, or name one with --checkpoint")
 
 
 def data_metadata(corpus: Corpus) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from mtl_jax.errors import UserError
 from mtl_jax.sharing.merging import MERGING, unlike
 from mtl_jax.training import artifacts, run_warnings
 from mtl_jax.training import workdir as folders
-from mtl_jax.training.checkpoint import Checkpoints, data_metadata, load_params, require_same_data
+from mtl_jax.training.checkpoint import Checkpoints, data_metadata, load_params, require_checkpoint, require_same_data
 from mtl_jax.training.experiment import Experiment, build
 from mtl_jax.training.paths import flatten, with_leaves
 from mtl_jax.training.placement import require_platform
@@ -69,13 +69,12 @@ def merge(merging: Any, workdirs: Sequence[pathlib.Path], out: pathlib.Path) -> 
     if (out / "summary.json").exists():
         raise UserError(f"{out} holds a merged run; take another --output, or delete it to merge anew")
     beside = {str(run): folders.read_summary(pathlib.Path(run).expanduser()) for run in merging.beside}
+    if len(runs) == 1 and runs[0].config.sharing.trunk == "all" and not runs[0].config.sharing.groups:
+        raise _nothing_to_merge(runs[0])  # before its data are read
     built = [_built(run) for run in runs]
     columns = [column for one in built for column in one.columns]
     if len(columns) < 2:
-        raise UserError(
-            f"--mode=merge: {runs[0].workdir} has one column for all its tasks (config.sharing.trunk = "
-            f"{runs[0].config.sharing.trunk!r}), so there is nothing to merge; name several runs, or one with columns"
-        )
+        raise _nothing_to_merge(runs[0])
     _require_one_base(columns)
     experiment = build(config, taught=False)
     for one in built:
@@ -165,6 +164,13 @@ class _Built(NamedTuple):
     columns: list[_Column]
 
 
+def _nothing_to_merge(run: _Run) -> UserError:
+    return UserError(
+        f"--mode=merge: {run.workdir} has one column for all its tasks (config.sharing.trunk = "
+        f"{run.config.sharing.trunk!r}), so there is nothing to merge; name several runs, or one with columns"
+    )
+
+
 def _read(workdir: pathlib.Path) -> _Run:
     if folders.is_ablation(workdir):
         raise UserError(f"--runs: {workdir} is the folder of an ablation, which keeps no parameters")
@@ -175,7 +181,9 @@ def _read(workdir: pathlib.Path) -> _Run:
                 f"--runs: {workdir} has config.sharing.{field} = {config.sharing[field]!r}; what is merged are columns "
                 "that are models of their own, without mixers and adapters"
             )
-    return _Run(workdir, config, artifacts.load(workdir), folders.read_summary(workdir))
+    summary = folders.read_summary(workdir)
+    require_checkpoint(workdir, str(summary["step"]))
+    return _Run(workdir, config, artifacts.load(workdir), summary)
 
 
 def _merged_config(runs: Sequence[_Run]) -> ConfigDict:

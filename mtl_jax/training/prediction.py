@@ -164,23 +164,12 @@ def export(config: Any, workdir: pathlib.Path, which: Sequence[str], target: pat
       what was written, a line each.
 
     Raises:
-      UserError: layers other than transformers.
+      UserError: see `export_refusal`.
     """
     require_platform(config.training.platform)
+    if refusal := export_refusal(config):
+        raise UserError(refusal)
     kept = artifacts.load(workdir)
-    if kept.architecture is None:
-        raise UserError(
-            f"--mode=export writes Hugging Face folders, which are for transformers; this run has "
-            f"config.model.layer = {config.model.layer!r}"
-        )
-    for field in ("mixer", "adapter"):
-        if config.sharing[field]:
-            raise UserError(
-                f"--mode=export writes columns as published architectures, which have no {field}s; this run has "
-                f"config.sharing.{field} = {config.sharing[field]!r}"
-            )
-    if kept.pictures is not None:
-        raise UserError("--mode=export writes published text encoders, which have no place for patches of pictures")
     experiment, params = model(config, workdir, which)
     columns = {tuple(owner[k] for owner in experiment.owners.values()): [] for k in range(len(experiment.tasks))}
     for k, task in enumerate(experiment.tasks):
@@ -195,6 +184,25 @@ def export(config: Any, workdir: pathlib.Path, which: Sequence[str], target: pat
         written = save_folder(target / name, kept.architecture, own, workdir / "model")
         lines.append(f"{target / name}: {len(written)} tensors, for {', '.join(tasks)}")
     return lines
+
+
+def export_refusal(config: Any) -> str:
+    """Why the columns of a run are no published architecture, as a sentence; "" where they are."""
+    if config.model.layer != "transformer":
+        return (
+            f"--mode=export writes Hugging Face folders, which are for transformers; this run has "
+            f"config.model.layer = {config.model.layer!r}"
+        )
+    for field in ("mixer", "adapter"):
+        if config.sharing[field]:
+            return (
+                f"--mode=export writes columns as published architectures, which have no {field}s; this run has "
+                f"config.sharing.{field} = {config.sharing[field]!r}"
+            )
+    used = {config.tasks[task].dataset for task in (config.train_on or config.tasks)}
+    if any(config.datasets[name].image for name in used):
+        return "--mode=export writes published text encoders, which have no place for patches of pictures"
+    return ""
 
 
 def model(config: Any, workdir: pathlib.Path, which: Sequence[str]) -> tuple[Experiment, Any]:

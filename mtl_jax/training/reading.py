@@ -217,6 +217,14 @@ def _layout(kept, specs: Mapping[str, LabelSpec], groups: Sequence[Group]) -> La
     return batches.make_layout(names, tuple(kept.vocabularies), of_tasks, batches.Mixing(), pictured)
 
 
+def reads_lines(config: Any) -> bool:
+    """Whether some data set of the trained tasks reads a line of text: one field, and nothing beside it."""
+    specs = [spec for spec in label_specs(config) if not config.train_on or spec.task in config.train_on]
+    names = dict.fromkeys(spec.dataset for spec in specs)
+    needs = (_needs(config.datasets[name], [spec for spec in specs if spec.dataset == name]) for name in names)
+    return any(len(need.inputs) == 1 and not need.beside for need in needs)
+
+
 def _needs(entry: Any, specs: Sequence[LabelSpec]) -> Needs:
     predicates = {spec.predicates if spec.level == "predicate" else "" for spec in specs}
     beside = tuple(entry.choices) + (tuple(entry.marked) if len(entry.marked) == 2 else ())

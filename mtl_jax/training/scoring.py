@@ -11,7 +11,7 @@ import numpy as np
 
 from mtl_jax.errors import UserError
 from mtl_jax.training import processes, run_warnings
-from mtl_jax.training.checkpoint import load_params, require_same_data
+from mtl_jax.training.checkpoint import load_params, require_checkpoint, require_same_data
 from mtl_jax.training.evaluation import Evaluator
 from mtl_jax.training.experiment import Experiment, build
 from mtl_jax.training.judging import ceiling
@@ -41,6 +41,7 @@ def evaluate(config: Any, workdir: pathlib.Path, which: str) -> dict[str, Any]:
       UserError: no such checkpoint; one of another model or other data.
     """
     require_platform(config.training.platform)
+    require_checkpoint(workdir, which)
     experiment = build(config, taught=False)
     placement = placement_of(experiment)
     saved = load_params(workdir, which, abstract_params(experiment, placement))

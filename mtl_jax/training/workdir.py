@@ -23,8 +23,8 @@ FREE_FIELDS = (
 )  # fmt: skip
 
 
-def prepare(path: str | os.PathLike) -> pathlib.Path:
-    """Makes the folder and makes sure that it can be written.
+def prepare(path: str | os.PathLike, flag: str = "--workdir") -> pathlib.Path:
+    """Makes the folder and makes sure that it can be written; `flag` names it in messages.
 
     Raises:
       UserError: it cannot be made or written.
@@ -32,14 +32,14 @@ def prepare(path: str | os.PathLike) -> pathlib.Path:
     workdir = pathlib.Path(path).expanduser()
     if not is_utf8_name(workdir.absolute()):
         raise UserError(
-            f"--workdir={path}: a name here is not UTF-8, in which checkpoints are written; name another folder"
+            f"{flag}={path}: a name here is not UTF-8, in which checkpoints are written; name another folder"
         )
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=workdir):
             pass
     except OSError as error:
-        raise UserError(f"--workdir={path}: cannot be written ({error.strerror}); name a folder that can") from None
+        raise UserError(f"{flag}={path}: cannot be written ({error.strerror}); name a folder that can") from None
     return workdir
 
 

@@ -66,12 +66,14 @@ def _require_training(workdir, grid):
         )
 
 
-def train(planned: Plan, method: Mapping[str, Any], workdir: pathlib.Path, what: str) -> results.Grid | None:
+def train(
+    planned: Plan, method: Mapping[str, Any], workdir: pathlib.Path, what: str, sources: Sources | None = None
+) -> results.Grid | None:
     """All lanes of a plan, under workdir/programs; goes on where that stands. None where a signal stopped it.
 
-    `method` is the grid's, `what` stands before the progress bar.
+    `method` is the grid's, `what` stands before the progress bar, `sources` has what was read already.
     """
-    sources, found, notes, warnings, optima, costs = Sources(), [], [], [], [], []
+    sources, found, notes, warnings, optima, costs = sources or Sources(), [], [], [], [], []
     with StopSignals() as stop, progress_bar(what, "step", planned.lane_steps) as bar:
         for one in planned.programs:
             folder = workdir / "programs" / one.name

@@ -24,6 +24,7 @@ from mtl_jax.analysis.intervals import correct, interval, paired
 from mtl_jax.data import corpus as corpora
 from mtl_jax.errors import UserError
 from mtl_jax.training import artifacts, prediction
+from mtl_jax.training.checkpoint import require_checkpoint
 from mtl_jax.training.experiment import Experiment, assemble
 from mtl_jax.training.placement import require_platform
 from mtl_jax.training.progress import progress_bar
@@ -90,8 +91,6 @@ def adapt(
     chosen = config.adapt
     reported = [task for task in config.tasks if task not in chosen.tuned_on]
     tuning = list(chosen.tuned_on) or reported
-    if chosen.against not in ("", *sources):
-        raise UserError(f"config.adapt.against: {chosen.against!r} is none of {', '.join(map(repr, sources))}")
     against = chosen.against or START
     learned: dict[Any, dict[str, Adapted]] = {}
     steps = tuple(sorted(set(chosen.steps)))
@@ -155,11 +154,19 @@ def _sources(given, runs, checkpoint, default, check) -> dict[str, Source]:
         raise UserError(f"--runs: two folders are named {twice[0]!r}; tables tell runs apart by that name")
     if START in {run.name for run in runs}:
         raise UserError(f"--runs: a folder is named {START!r}, as what every run begins from; rename it")
+    if given.adapt.against not in ("", START, *(run.name for run in runs)):
+        names = ", ".join(map(repr, (*(run.name for run in runs), START)))
+        raise UserError(f"config.adapt.against: {given.adapt.against!r} is none of {names}")
     sources: dict[str, Source] = {}
+    configs = {}
+    for run, own in runs.items():  # all that can be wrong before anything is loaded
+        configs[run] = _composed(own, given, run, default)
+        check(configs[run])
+        _require_classes(configs[run])
+        _require_column(given.adapt.column, own)
+        require_checkpoint(run, checkpoint or own.evaluation.use)
     for run, own in runs.items():
-        config = _composed(own, given, run, default)
-        check(config)
-        _require_classes(config)
+        config = configs[run]
         if not sources:
             require_platform(config.training.platform)
         kept = artifacts.load(run)
@@ -197,10 +204,15 @@ def _require_classes(config: Any) -> None:
             )
 
 
+def _require_column(column: str, own: Any) -> None:
+    """Raises UserError where a run has no column of the task that is asked for."""
+    tasks = tuple(own.train_on) or tuple(own.tasks)
+    if column and column not in tasks:
+        raise UserError(f"config.adapt.column: {column!r} is none of the run's tasks {', '.join(tasks)}")
+
+
 def _layers(experiment: Experiment, params: Any, column: str) -> Any:
     """{path: leaves [1, ...]}: the mean of the owners of each layer, or what one task uses."""
-    if column and column not in experiment.tasks:
-        raise UserError(f"config.adapt.column: {column!r} is none of the run's tasks {', '.join(experiment.tasks)}")
     k = list(experiment.tasks).index(column) if column else None
 
     def taken(path, leaf):

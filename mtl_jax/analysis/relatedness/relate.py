@@ -22,6 +22,7 @@ from mtl_jax.analysis.relatedness.validation import correlation
 from mtl_jax.errors import UserError
 from mtl_jax.training import workdir as folders
 from mtl_jax.training.experiment import assemble
+from mtl_jax.training.judging import has_labels
 from mtl_jax.training.placement import require_platform
 from mtl_jax.training.progress import progress_bar
 from mtl_jax.training.stopping import StopSignals
@@ -63,7 +64,9 @@ def relate(config: ConfigDict, workdir: pathlib.Path, check: Callable[[ConfigDic
         check(fields.with_values(planned.programs[0].config, setting.fields))
     print(planned.describe())
     folders.claim(workdir, config)
-    grid = runner.train(planned, {"name": "grid"}, workdir / "transfer", "transfer")
+    sources = Sources()
+    _require_scores(config, sources)
+    grid = runner.train(planned, {"name": "grid"}, workdir / "transfer", "transfer", sources)
     if grid is None:
         return None
     measured = transfer.gains(grid, config.relate.split)
@@ -117,6 +120,14 @@ def _require(config, tasks):
             "--mode=relate trains pairs with the plain sum; set config.aggregation.method = 'sum' and "
             "config.loss_weights.method = 'equal'"
         )
+
+
+def _require_scores(config, sources: Sources) -> None:
+    """Raises UserError where no task has a label in the split on which transfer is to be measured."""
+    corpus, _ = sources.of(config)
+    split, known = config.relate.split, corpus.specs.items()
+    if not any(split in corpus.splits[spec.dataset] and has_labels(corpus, task, split) for task, spec in known):
+        raise UserError(f"config.relate.split: no task has a label in {split!r}")
 
 
 def _measured(config, folder: pathlib.Path, seeds) -> list[dict[str, Any]] | None:
