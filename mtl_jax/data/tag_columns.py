@@ -19,7 +19,6 @@ from mtl_jax.data.labels import LabelSpec, RawLabels
 from mtl_jax.data.notices import INFORMATION, LABELS, Notice
 from mtl_jax.errors import UserError
 
-_SEVERAL = "several schemes"
 _SHOWN = 5  # odd tags that a note names
 
 
@@ -66,7 +65,7 @@ def unify(spec: LabelSpec, splits: Mapping[str, RawLabels], words: Mapping[str, 
     notes = numbered + _odd(spec, splits, tags)
     tags = {value: tag or tag_spellings.outside(parse) for value, tag in tags.items()}
     flat = {split: _Flat(raw, words[split], tags) for split, raw in splits.items()}
-    source = spec.source_scheme or ("brackets" if parse is tag_spellings.bracket else _scheme(flat, tags))
+    source = spec.source_scheme or ("brackets" if parse is tag_spellings.bracket else _scheme(flat))
     if source != spec.target_scheme:
         notes.append(Notice(f"{_task(spec)} written in {source} and converted to {spec.target_scheme}", INFORMATION))
     for split, raw in splits.items():
@@ -129,7 +128,14 @@ def _no_spans(spec: LabelSpec, counts: Mapping[str, int], splits: Mapping[str, R
     some = {value: n for value, n in inner.items() if parts[value][0] and (parts[value][1] or bare)}
     if not some:
         return []
-    other = max((value for value in inner if value not in some), key=lambda value: inner[value])
+    others = [value for value in inner if value not in some]
+    if not others:
+        listed = ", ".join(f"{value!r} ({n})" for value, n in some.items())
+        return [
+            f"{_task(spec)} are read as labels without spans: {listed} are not the letters of one scheme, with an end "
+            "for each beginning"
+        ]
+    other = max(others, key=lambda value: inner[value])
     raw = next(raw for raw in splits.values() if other in raw.values)
     return [
         f"{_task(spec)} are read as labels without spans: {sum(some.values())} of {sum(inner.values())} that are not O "
@@ -189,24 +195,33 @@ class _Flat:
         return [(a, b) for a, b in itertools.pairwise(self.begins.tolist()) if a < b]
 
     def breaks(self, scheme: str) -> np.ndarray:
-        """int[...], numbers of the tags that "iob1" or "iob2" does not allow where they stand."""
+        """int[...], numbers of the tags that a scheme of letters does not know, or not allow where they stand."""
         parts = [schemes.split_tag(name) for name in self.names]
         kinds = sorted({kind for _, kind in parts})
-        ids = np.concatenate([[len(parts)], self.ids])  # an O before all
-        kind = np.array([*(-1 if letter == "O" else kinds.index(kind) for letter, kind in parts), -1])[ids]
-        wants = np.array([*(letter == ("I" if scheme == "iob2" else "B") for letter, _ in parts), False])[ids]
-        first = np.zeros(len(ids), bool)
-        first[self.begins] = True
-        return np.flatnonzero(wants[1:] & ((kind[1:] != kind[:-1]) | first[:-1]))
+
+        def each(values: list, before: int | bool) -> np.ndarray:
+            """A value for each tag, by those of the different tags, and one for the O before the first."""
+            return np.concatenate([[before], np.array(values)[self.ids]])
+
+        kind = each([-1 if letter == "O" else kinds.index(kind) for letter, kind in parts], -1)
+        foreign = each([letter not in ("O", *schemes.LETTERS[scheme]) for letter, _ in parts], False)
+        places = [schemes.place(letter) for letter, _ in parts]
+        first = np.zeros(len(kind), bool)
+        first[self.begins] = True  # of the last entry: one behind the last tag
+        goes_on = (kind[1:] == kind[:-1]) & ~first[:-1]
+        if scheme in ("iob1", "iob2"):
+            wants = each([letter == ("I" if scheme == "iob2" else "B") for letter, _ in parts], False)
+            return np.flatnonzero(foreign[1:] | (wants[1:] & ~goes_on))
+        opened, inside = each([p in "BI" for p in places], False), each([p in "IE" for p in places], False)
+        left_open = opened[:-1] & ~first[:-1]
+        never_closed = opened[1:] & first[1:]
+        return np.flatnonzero(foreign[1:] | (left_open != inside[1:]) | (inside[1:] & ~goes_on) | never_closed)
 
 
-def _scheme(flat: Mapping[str, _Flat], tags: Mapping[str, str]) -> str:
-    """The scheme of a column; of iob1 and iob2 the one that fewer tags break. Mixtures are read as conlleval does."""
-    letters = {schemes.split_tag(tag)[0] for tag in tags.values()} - {"O"}
-    if letters <= set("BI"):
-        breaks = {scheme: sum(len(f.breaks(scheme)) for f in flat.values()) for scheme in ("iob2", "iob1")}
-        return min(breaks, key=breaks.__getitem__)
-    return next((scheme for scheme in ("bioes", "bilou", "bmes") if letters <= set(schemes.LETTERS[scheme])), _SEVERAL)
+def _scheme(flat: Mapping[str, _Flat]) -> str:
+    """The scheme of a column: the one that the fewest tags break."""
+    breaks = {scheme: sum(len(f.breaks(scheme)) for f in flat.values()) for scheme in schemes.LETTERS}
+    return min(("iob2", *breaks), key=breaks.__getitem__)
 
 
 def _converted(
@@ -224,8 +239,7 @@ def _converted(
     for begin, end in where:
         sentence = flat.tags(begin, end)
         try:
-            if source != _SEVERAL:
-                schemes.spans(sentence, source)
+            schemes.spans(sentence, source)
         except schemes.TagError as error:
             place = raw.where(int(flat.at[begin + error.word]))
             if spec.source_scheme:

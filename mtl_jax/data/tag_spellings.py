@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import collections
 import functools
+import itertools
 import re
 from collections.abc import Callable, Mapping
 
@@ -51,6 +52,12 @@ def _other(value: str, form: re.Pattern[str], case: Callable[[str], str]) -> str
     return case(match["l"]) + (f"-{kind}" if kind else "")
 
 
+def _of_letters(value: str, parse: Spelling, letters: str) -> str:
+    """As `parse`; of letters without a type only these."""
+    tag = parse(value)
+    return "" if len(tag) == 1 and tag not in ("O", *letters) else tag
+
+
 def outside(parse: Spelling) -> str:
     """The tag of a word outside of all spans."""
     return "*" if parse is bracket else "O"
@@ -86,23 +93,21 @@ def find(counts: Mapping[str, int]) -> Spelling | None:
     alone = len(others) == 1 < len(inner) and not counts.keys() & OUTSIDE  # it stands for what is outside
     if share(typed) > _MOST or alone:
         return typed
-    if share(any_) > _NEARLY_ALL and marks(any_):
-        return any_
     if share(bracket) > _NEARLY_ALL and any("*" in value for value in inner):
         return bracket
-    if counts.keys() & OUTSIDE:  # these are taken for tags only where something is outside of all spans
-        for form, case in _OTHERS:
-            parse = functools.partial(_other, form=form, case=case)
-            if share(parse) > _NEARLY_ALL and marks(parse):
-                return parse
+    spellings: list[Spelling] = [any_]
+    if counts.keys() & OUTSIDE:  # the others are taken for tags only where something is outside of all spans
+        spellings += [functools.partial(_other, form=form, case=case) for form, case in _OTHERS]
+    for spelling, letters in itertools.product(spellings, ("BI", "BIES", "BILU", "BMES")):
+        parse = functools.partial(_of_letters, parse=spelling, letters=letters)
+        if share(parse) > _NEARLY_ALL and marks(parse):
+            return parse
     return None
 
 
 def _as_many_ends(tags: Mapping[str, int]) -> bool:
-    """Whether letters alone are those of one scheme, with an end for nearly every beginning where it has ends."""
-    counts = {letter: tags.get(letter, 0) for letter in schemes.PLACES}
-    there = {letter for letter, n in counts.items() if n}
-    if not any(there <= set(letters) for letters in schemes.LETTERS.values()):
-        return False
-    begins, ends = counts["B"], counts["E"] + counts["L"]
-    return there <= set("BI") or abs(begins - ends) <= (1 - _NEARLY_ALL) * max(begins, ends)
+    """Whether letters alone have an end for nearly every beginning, where there are others than B and I."""
+    if not tags.keys() & (schemes.PLACES.keys() - {"B", "I"}):
+        return True
+    begins, ends = tags.get("B", 0), tags.get("E", 0) + tags.get("L", 0)
+    return abs(begins - ends) <= (1 - _NEARLY_ALL) * max(begins, ends)

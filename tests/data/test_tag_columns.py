@@ -80,7 +80,17 @@ def test_the_decision_is_that_of_all_splits():
     assert texts == {"train": [["O", "B-X", "I-X"], ["B-X", "B-X"]], "dev": [["B-X", "I-X"], ["B-X"]]}
     found, texts = unify(train=["B-X I-X O", "O O B-X"], test=["U-X O B-X L-X"], dev=["S-X"])
     assert texts["test"] == [["B-X", "O", "B-X", "I-X"]] and texts["dev"] == [["B-X"]] and found.spans
-    assert "written in several schemes" in found.notes[0]
+    assert found.notes == [
+        "task t: tags in field 'y': 1 sentences of test with a broken iob2 sequence mended; first at test:1",
+        "task t: tags in field 'y': 1 sentences of dev with a broken iob2 sequence mended; first at dev:1",
+    ]
+    # a letter of another scheme is no reason to take the column for that scheme, with types and without
+    for kind in ("-X", ""):
+        found, texts = unify(train=[f"B{kind} I{kind} O"] * 20, dev=[f"O B{kind} I{kind} E{kind} S{kind}"])
+        assert texts["train"][0] == [f"B{kind}", f"I{kind}", "O"]
+        wanted = "O B-X I-X I-X B-X" if kind else "O B I O O"
+        assert texts["dev"] == [wanted.split()] and len(found.notes) == 1
+        assert "mended; first at dev:4" in found.notes[0] or "'E' (1), 'S' (1); first at dev:4" in found.notes[0]
     found, texts = unify(train=["O O"], dev=["B-X"])
     assert found.spans and texts["dev"] == [["B-X"]]
 
@@ -165,6 +175,12 @@ def test_letters_alone_and_other_spellings(text, wanted):
 def test_columns_that_mark_no_spans_stay_as_they_are(text):
     found, texts = unify(train=[text])
     assert texts["train"] == [text.split()] and found.spans is False
+
+
+def test_a_note_where_letters_are_those_of_no_scheme():
+    found, texts = unify(train=["B I O E", "B I I I B E S"])
+    assert found.spans is False and texts["train"][0] == ["B", "I", "O", "E"]
+    assert "'B' (3), 'I' (4), 'E' (2), 'S' (1) are not the letters of one scheme" in found.notes[0]
 
 
 def test_a_note_where_few_are_tags_of_spans_and_where_tags_are_numbers():
