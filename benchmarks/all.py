@@ -55,6 +55,7 @@ OTHERS = {
     "faults": ("Faults", "faults.py"),
     "sharing_snips": ("Ways of sharing, SNIPS", "sharing.py"),
     "sharing_ewt": ("Ways of sharing, UD EWT", "sharing.py --table=ewt"),
+    "experts_bilstm": ("Shared and private columns, K = 16", "experts.py"),
     "topologies": ("One device and several", "topologies.py"),
 }
 PLOTS = ("packing", "gradient_methods", "ablation_small", "ablation_bilstm")

@@ -54,7 +54,7 @@ def _ways():
         ways[f"hierarchy_read_{name}"] = {**ALL, **LOW, "read": name}
         ways[f"cascade_read_{name}"] = {**ALL, **LOW, **FED, "read": name}
     for name in ADAPTERS:
-        options = {"adapter": name, "adapter_options": {"leaves": "kernel$", "rank": 2} if name == "lora" else {}}
+        options = {"adapter": name}
         ways |= {f"adapters_{name}": {**ALL, **options}, f"adapters_{name}_of_columns": {**NONE, **options}}
         ways[f"adapters_{name}_on_one_layer"] = {**ALL, **options, "adapted": ("layer_00",)}
         ways[f"hierarchy_adapters_{name}"] = {**ALL, **LOW, **options}
@@ -123,7 +123,8 @@ def config_of(texts, way, data):
             kind = "classification" if task == "color" else "regression"
             default.add_task(config, task, kind=kind, dataset=dataset, label=task)
     config.tokenizer.kind = "words"
-    config.model.layer, config.model.layers, config.model.width, config.model.dropout = "cnn", 2, 8, 0.0
+    config.model.layer = "bilstm" if way.get("adapter") == "lora" else "cnn"  # the kernels of a CNN are no matrices
+    config.model.layers, config.model.width, config.model.dropout = 2, 8, 0.0
     config.data.row_length, config.data.rows, config.evaluation.rows = 16, 8, 8
     config.training.steps, config.training.eval_every, config.optimizer.learning_rate = 4, 2, 1e-2
     for field, value in way.items():

@@ -1,8 +1,9 @@
 """Experts: columns of which each task takes what its gate chooses.
 
-Every block passes through all C experts. Behind them a gate for each task weighs those that the task may use, by the
-features that went into the experts. With gates behind every layer (PLE) each task has a stream of its own between
-the layers, and the shared experts have one too, whose gate weighs all experts.
+Behind the C experts a gate for each task weighs those that the task may use, by the features that went into the
+experts. A block passes the shared experts and those of its tasks. With gates behind every layer (PLE) each task has a
+stream of its own between the layers, and the shared experts have one too, whose gate weighs all experts, so that every
+block passes through all.
 """
 
 from __future__ import annotations
@@ -117,8 +118,33 @@ def _gated(tasks, shared, private, where, gate, level, chosen, gamma) -> Mixer:
         features, _ = gates_of(params, inputs, segment)
         return {"gate_entropy": dselect_entropy(params, features, gamma).mean(axis=0)}
 
-    decided = {"losses": losses, "auxiliary": {"gate_entropy": 0.0}} if gate == "dselect_k" else {}
-    return Mixer(init, apply, columns, streams, experts=True, where=where, **decided)
+    own_columns = np.stack([np.flatnonzero(row) for row in seen[:tasks]])  # [K, S + P], shared ones first
+    all_seen = np.ones((1, shared + private), bool)
+
+    def gate_of(params, task, inputs, segment):
+        return jax.tree.map(lambda leaf: leaf[task][None], params), at_level(inputs[None], segment, level)
+
+    def of_task(params, task, shared_outputs, own_outputs, inputs, segment):
+        own, features = gate_of(params, task, inputs, segment)
+        if gate == "dselect_k":
+            weights = dselect_weights(own, features, all_seen, gamma)
+        else:
+            own = jax.tree.map(lambda leaf: jnp.take(leaf, jnp.asarray(own_columns)[task], axis=-1), own)
+            weights = softmax_weights(own, features, all_seen)
+        weights = weights[0].astype(inputs.dtype)
+        parts = (weights[..., :shared], shared_outputs), (weights[..., shared:], own_outputs)
+        taken = [jnp.einsum("rtc,crtd->rtd", w, x, precision=_HIGHEST) for w, x in parts if len(x)]
+        return sum(taken[1:], taken[0])
+
+    def losses_of_task(params, task, shared_outputs, own_outputs, inputs, segment, dataset, progress):
+        del shared_outputs, own_outputs, dataset, progress
+        own, features = gate_of(params, task, inputs, segment)
+        return {"gate_entropy": dselect_entropy(own, features, gamma)[0]}
+
+    decided = {}
+    if gate == "dselect_k":
+        decided = {"losses": losses, "losses_of_task": losses_of_task, "auxiliary": {"gate_entropy": 0.0}}
+    return Mixer(init, apply, columns, streams, experts=True, where=where, of_task=of_task, **decided)
 
 
 def softmax_weights(params, features: jax.Array, seen: np.ndarray) -> jax.Array:

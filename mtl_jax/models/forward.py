@@ -12,9 +12,10 @@ import numpy as np
 
 from mtl_jax.data.batch import Batch, Layout
 from mtl_jax.models.adapters import Adapter
+from mtl_jax.models.by_task import computed, task_columns
 from mtl_jax.models.dropout import Noise
 from mtl_jax.models.mixers import Mixer
-from mtl_jax.models.mixing import mix
+from mtl_jax.models.mixing import mix, mix_by_task
 from mtl_jax.models.owned import COLUMNS, Part, apply_owned, layer_function
 from mtl_jax.models.ownership import ExpertColumns, Owner, adapter_path, mixer_path, name_key, owner_count
 from mtl_jax.models.readers import Reader
@@ -55,9 +56,14 @@ class Sharing(NamedTuple):
     classes: Mapping[str, int]
 
     @property
+    def by_task(self) -> bool:
+        """Whether columns are mixed, but those of a task for that task alone."""
+        return len(self.mixers) == 1 and all(mixer.of_task for mixer in self.mixers.values())
+
+    @property
     def everyone(self) -> bool:
         """Whether every block passes all columns."""
-        return bool(self.mixers)
+        return bool(self.mixers) and not self.by_task
 
 
 class Static(NamedTuple):
@@ -75,7 +81,8 @@ class Static(NamedTuple):
 class Forward:
     """The state of one pass: the streams of all blocks and what they hold.
 
-    hidden    (block, slot) -> [R, T, D], one entry a stream; in a span of experts (block, column)
+    hidden    (block, slot) -> [R, T, D], one entry a stream; in a span of experts (block, column), or as `by_task`
+              names them
     passed    path of layer -> (stream of each slot, `hidden`), for heads that read it
     features  task -> what its head is given, block by block
     added     name -> float32, sums over texts of what mixers add to the objective
@@ -126,7 +133,9 @@ class Forward:
     def _layer(self, path):
         owner = self.static.owners[path]
         below = dict(self.streams.parent)  # stream of each slot one layer down
-        if isinstance(owner, ExpertColumns):
+        if isinstance(owner, ExpertColumns) and self.static.sharing.by_task:
+            (names, ids, salt_of), held = self._task_columns(owner, below)
+        elif isinstance(owner, ExpertColumns):
             names, held = self._enter_experts(path, owner, below)
             ids = [column for _, column in names]
             table = salts(owner, self.static.layout)
@@ -149,7 +158,7 @@ class Forward:
             tokens = (batch.tokens, batch.position, batch.token_type, batch.segment)
             inputs = [(*(a[block] for a in tokens), *self._pictures(block)) for block, _ in names]
         else:
-            inputs = [(held[name], batch.segment[name[0]]) for name in names]
+            inputs = [(held[name], batch.segment[name[0]]) for name in names]  # a name begins with its block
         if self.dropout is not None:
             noises = [self._noise(path, name[0], salt_of[name]) for name in names]
         outputs = self._apply(path, ids, inputs, noises)
@@ -207,7 +216,7 @@ class Forward:
 
     def _enter_experts(self, path, owner, below):
         """The names of the columns and what each of them reads: its own column, or the stream of its task."""
-        blocks = sorted({block for block, _ in self.streams.parent})
+        blocks = self._blocks()
         names = [(block, column) for block in blocks for column in range(owner_count(owner))]
         if self.experts is not None:
             return names, self.hidden
@@ -220,6 +229,27 @@ class Forward:
         source = [mixer.streams - 1 if task is None else task for task in owner.tasks]
         return names, {(block, column): self.entry[block, source[column]] for block, column in names}
 
+    def _blocks(self):
+        return sorted({block for block, _ in self.streams.parent})
+
+    def _task_columns(self, owner, below):
+        """The columns that tasks need, see `by_task`, and what each of them reads."""
+        found = computed(owner, self.streams, self.static.layout, self.batch)
+        if self.experts is not None:
+            return found, self.hidden
+        self.experts, self.entry = owner, {pair: self.hidden[name] for pair, name in below.items()}
+        return found, {name: self.entry[name[0], name[2]] for name in found.names}
+
+    def _mixed_by_task(self, mixer, params):
+        blocks = {
+            block: task_columns(
+                self.experts, self.streams, self.static.layout, self.batch, block, self.hidden, self.entry
+            ) for block in self._blocks()
+        }  # fmt: skip
+        mixed, added = mix_by_task(mixer, params, blocks, self.batch, self.progress)
+        streams = [stream for of_block in mixed.values() for stream in of_block]
+        return dict(zip(sorted(self.streams.parent), streams, strict=True)), added
+
     def _mean(self, block, below):
         """What shared experts read: the trunk; where adapters or fed labels have parted the tasks, their mean."""
         of_tasks = [below[pair] for pair in sorted(self.streams.parent) if pair[0] == block]
@@ -230,12 +260,13 @@ class Forward:
     def _mix(self, path):
         mixer = self.static.sharing.mixers[path]
         params = jax.tree.map(lambda leaf: leaf[0], self.params[mixer_path(path)])
-        if self.experts is None:
-            inputs = self.hidden
+        if self.static.sharing.by_task:
+            self.hidden, added = self._mixed_by_task(mixer, params)
         else:
-            inputs, self.experts = self.entry, None
-        self.hidden, added = mix(mixer, params, self.hidden, inputs, self.batch, self.progress)
-        self.entry = self.hidden
+            inputs = self.hidden if self.experts is None else self.entry
+            self.hidden, added = mix(mixer, params, self.hidden, inputs, self.batch, self.progress)
+            self.entry = self.hidden
+        self.experts = None
         for name, value in added.items():
             self.added[name] = self.added.get(name, jnp.float32(0.0)) + value
         self.streams.part()
@@ -289,7 +320,7 @@ class Forward:
         if not self.to_mix:
             return pairs
         mixers = self.static.sharing.mixers
-        everywhere = self.progress is not None and any(mixers[path].losses for path in self.to_mix)
+        everywhere = self.progress is not None and any(mixers[path].auxiliary for path in self.to_mix)
         blocks = {block for block, _ in pairs}
         return {pair for pair in self.streams.parent if everywhere or pair[0] in blocks}
 

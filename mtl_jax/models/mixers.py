@@ -1,8 +1,9 @@
 """What stands between the layers of K columns: each column's features become a mix of all columns' features.
 
 A mixer sees what a layer gives out in all columns, for the rows of one block, [C, R, T, D], and returns the streams of
-the tasks. With one behind a layer every block passes through all columns up to there, whichever tasks read it. The
-names of a config stand in `models.mixing`; columns that no task owns alone in `models.experts`.
+the tasks. With one behind a layer every block passes through all columns up to there, whichever tasks read it; but
+where a task takes of shared columns and its own alone, those of other tasks are left out. The names of a config stand
+in `models.mixing`; columns that no task owns alone in `models.experts`.
 """
 
 from __future__ import annotations
@@ -50,10 +51,16 @@ class Mixer(NamedTuple):
              added to the objective besides the losses of the tasks: at each token; mean over the texts, of a text
              over its tokens. `dataset` is the block's, `progress` = step / steps
     auxiliary  the names in `losses`, each with the factor it has unless a config says
+    of_task  what `apply` is to a single task, where the mixer stands at the top alone: (params, task int32,
+             shared [S, R, T, D], own [P, R, T, D], input [R, T, D'], segment) -> [R, T, widen(D)], from the shared
+             columns and the task's own. With it a task's columns are computed in the blocks of that task only, `apply`
+             is not asked, and None where the mixer stands nowhere else
+    losses_of_task  then in the place of `losses`: (params, task, shared, own, input, segment, dataset, progress), of
+             which the mean over the tasks that read labels of the block's data set is added
     """
 
     init: Callable[[jax.Array, Place], Params]
-    apply: Callable[[Params, jax.Array, jax.Array, jax.Array], jax.Array]
+    apply: Callable[[Params, jax.Array, jax.Array, jax.Array], jax.Array] | None
     columns: tuple[int | None, ...]
     streams: int
     experts: bool = False
@@ -61,6 +68,8 @@ class Mixer(NamedTuple):
     widen: Callable[[int], int] = lambda width: width
     losses: Callable[..., dict[str, jax.Array]] | None = None
     auxiliary: Mapping[str, float] = {}
+    of_task: Callable[..., jax.Array] | None = None
+    losses_of_task: Callable[..., dict[str, jax.Array]] | None = None
 
 
 def cross_stitch(tasks: int, blocks: int = 1, own: float = 0.9) -> Mixer:

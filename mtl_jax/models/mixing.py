@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -44,6 +45,41 @@ def mix(mixer: Mixer, params: Params, outputs: Streams, inputs: Streams, batch: 
             found = mixer.losses(params, out, into, segment, batch.dataset[block], progress)
             for name, values in found.items():
                 added[name] = added.get(name, jnp.float32(0.0)) + _over_texts(values, batch, block)
+    return mixed, added
+
+
+class TaskColumns(NamedTuple):
+    """What the M tasks of a block mix: S shared columns, and P of each task's own.
+
+    tasks   int32[M]
+    reads   float32[M], 1 for tasks that read labels of the block's data set
+    shared  [S, R, T, D], or [M, S, R, T, D] where what goes in differs from task to task
+    own     [M, P, R, T, D]
+    inputs  [R, T, D'], what went in; or [M, R, T, D']
+    """
+
+    tasks: jax.Array
+    reads: jax.Array
+    shared: jax.Array
+    own: jax.Array
+    inputs: jax.Array
+
+
+def mix_by_task(
+    mixer: Mixer, params: Params, blocks: Mapping[int, TaskColumns], batch: Batch, progress: jax.Array | None
+) -> tuple[dict[int, jax.Array], dict[str, jax.Array]]:
+    """As `mix`, of a mixer at the top: {block: [M, R, T, D']}, and what is added."""
+    mixed, added = {}, {}
+    for block, (tasks, reads, shared, own, inputs) in blocks.items():
+        segment = batch.segment[block]
+        axes = (None, 0, 0 if shared.ndim == 5 else None, 0, 0 if inputs.ndim == 4 else None, None)
+        mixed[block] = jax.vmap(mixer.of_task, axes)(params, tasks, shared, own, inputs, segment)
+        if mixer.losses_of_task and progress is not None:
+            of_tasks = jax.vmap(mixer.losses_of_task, (*axes, None, None))
+            found = of_tasks(params, tasks, shared, own, inputs, segment, batch.dataset[block], progress)
+            for name, values in found.items():
+                mean = jnp.einsum("m,mrt->rt", reads / reads.sum(), values, precision=jax.lax.Precision.HIGHEST)
+                added[name] = added.get(name, jnp.float32(0.0)) + _over_texts(mean, batch, block)
     return mixed, added
 
 

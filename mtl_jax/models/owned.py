@@ -78,7 +78,14 @@ def apply_owned(function, parts: Sequence[Part], inputs, noises, run_columns) ->
       noises: of each stream, or None.
       run_columns: one of `COLUMNS`.
     """
-    if len(kinds := by_kind(inputs)) > 1:
+    groups = by_owner(list(zip(*(part.owners for part in parts), strict=True)))  # one owner: a larger matrix product
+    kinds = by_kind(inputs)
+    if len(kinds) == 1:  # owners of equally many streams are computed at once
+        by_size: dict[int, list[int]] = {}
+        for group in groups.values():
+            by_size.setdefault(len(group), []).extend(group)
+        kinds = list(by_size.values())
+    if len(kinds) > 1:
         found = {}
         for kind in kinds:
             own = [Part(part.params, [part.owners[i] for i in kind]) for part in parts]
@@ -87,9 +94,6 @@ def apply_owned(function, parts: Sequence[Part], inputs, noises, run_columns) ->
         return [found[number] for number in range(len(inputs))]
     rows = inputs[0][-1].shape[0]
     noises = noises or [None] * len(inputs)
-    groups = by_owner(list(zip(*(part.owners for part in parts), strict=True)))  # one owner: a larger matrix product
-    if len({len(group) for group in groups.values()}) > 1:
-        groups = {("single", number): [number] for number in range(len(inputs))}
     members = list(groups.values())
     merged = [_concatenate([(inputs[i], noises[i]) for i in group]) for group in members]
     own, common = [], []  # (place in `parts`, parameters): by group; of all
@@ -121,9 +125,8 @@ def _slice(params, owner):
 
 def _gathered(params, owners):
     """Leaves [groups, ...]."""
-    count = jax.tree.leaves(params)[0].shape[0]
-    if all(isinstance(o, int) for o in owners) and owners == list(range(count)):
-        return params
+    if all(isinstance(o, int) for o in owners) and owners == list(range(owners[0], owners[0] + len(owners))):
+        return _slice(params, slice(owners[0], owners[0] + len(owners)))
     index = jnp.stack([jnp.asarray(o, jnp.int32) for o in owners])
     return _slice(params, index)
 

@@ -20,7 +20,9 @@ def shared_private(tasks: int, reversal: str = "dann", steepness: float = 10.0, 
                      with its gradient reversed on the way into the shared column (equations 11, 12)
       orthogonality  ‖SᵀP‖²_F over the tokens of a text, of its shared and private features (equation 14); features
                      are of unit length and the sum is divided by the tokens squared, so it lies in [0, 1]. P are the
-                     features of each of the K columns, of which the mean is taken
+                     features of each private column of a task that reads the text, of which the mean is taken
+
+    A private column is computed on the texts of its task alone.
 
     Args:
       tasks: K.
@@ -50,23 +52,22 @@ def shared_private(tasks: int, reversal: str = "dann", steepness: float = 10.0, 
         kernel = 0.02 * jax.random.normal(outer, (hidden or place.width, place.datasets), jnp.float32)
         return {**params, "kernel": kernel, "bias": jnp.zeros((place.datasets,), jnp.float32)}
 
-    def apply(params, outputs, inputs, segment):
-        del params, inputs, segment
-        return jnp.concatenate([jnp.broadcast_to(outputs[:1], outputs[1:].shape), outputs[1:]], axis=-1)
+    def of_task(params, task, shared, own, inputs, segment):
+        del params, task, inputs, segment
+        return jnp.concatenate([shared[0], own[0]], axis=-1)
 
-    def losses(params, outputs, inputs, segment, dataset, progress):
-        del inputs
+    def losses_of_task(params, task, shared, own, inputs, segment, dataset, progress):
+        del task, inputs
         factor = 2.0 / (1.0 + jnp.exp(-steepness * progress)) - 1.0 if reversal == "dann" else 1.0
-        texts = at_level(outputs[:1], segment, "sequence")[0]
+        texts = at_level(shared, segment, "sequence")[0]
         return {
             "adversarial": -discriminate(params, reverse(texts, factor))[..., dataset],
-            "orthogonality": jax.vmap(overlap, (None, 0, None))(outputs[0], outputs[1:], segment).mean(axis=0),
+            "orthogonality": overlap(shared[0], own[0], segment),
         }
 
-    columns = expert_columns(tasks, 1, 1)
     return Mixer(
-        init, apply, columns, tasks, experts=True, where="top", widen=lambda width: 2 * width,
-        losses=losses, auxiliary={"adversarial": 0.05, "orthogonality": 0.01},
+        init, None, expert_columns(tasks, 1, 1), tasks, experts=True, where="top", widen=lambda width: 2 * width,
+        auxiliary={"adversarial": 0.05, "orthogonality": 0.01}, of_task=of_task, losses_of_task=losses_of_task,
     )  # fmt: skip
 
 

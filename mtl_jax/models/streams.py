@@ -6,7 +6,7 @@ it.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -27,7 +27,8 @@ class Streams:
 
     Args:
       layout: of the batch.
-      everyone: the K slots of a block are all tasks, whether they read it or not: for columns that are mixed.
+      everyone: the K slots of a block are all tasks, whether they read it or not: for columns of all tasks that are
+        mixed.
       also: {task: tasks whose labels it is fed}; they pass the blocks of that task too, though none of their labels
         are there. Where a block's data set is drawn this needs `everyone`.
     """
@@ -56,11 +57,12 @@ class Streams:
         self._join()
 
     def split(self, owner: tuple[int, ...]) -> None:
-        """Goes up one layer: slots stay one stream only where every candidate data set uses one owner for both."""
+        """Goes up one layer: slots stay one stream only where every candidate data set uses one owner for both. Where a
+        data set has no such slot, nobody reads it: it goes with the first.
+        """
         for (block, slot), prefix in list(self._prefix.items()):
-            used = tuple(
-                owner[self.tasks[d][slot]] if slot < len(self.tasks[d]) else None for d in self.layout.candidates[block]
-            )
+            tasks = [self.tasks[d] for d in self.layout.candidates[block]]
+            used = tuple(owner[ts[slot if slot < len(ts) else 0]] if ts else None for ts in tasks)
             self._prefix[block, slot] = (*prefix, used)
         self._join()
 
@@ -83,14 +85,18 @@ class Streams:
         """The slot of task k in a block that it reads."""
         return self.tasks[self.layout.dataset_of[task]].index(task)
 
-    def _table(self, owner, slot, candidates):
-        """Per data set (all of them) the owner that a slot uses; 0 where the data set has no such slot."""
-        return [owner[ts[slot]] if d in candidates and slot < len(ts) else 0 for d, ts in self.tasks.items()]
+    def _table(self, of_task, slot, candidates):
+        """Per data set (all of them) what the task at a slot has; 0 where the data set has no such slot."""
+        return [of_task[ts[slot]] if d in candidates and slot < len(ts) else 0 for d, ts in self.tasks.items()]
 
-    def owner_ids(self, owner: tuple[int, ...], batch: Batch) -> list[int | jax.Array]:
-        """The owner of each stream: an int where it is static, else an int32 scalar that depends on the draw."""
+    def owner_ids(
+        self, owner: tuple[int, ...], batch: Batch, pairs: Iterable[tuple[int, int]] | None = None
+    ) -> list[int | jax.Array]:
+        """The owner of each stream (of each of the `pairs`): an int where it is static, else an int32 scalar that
+        depends on the draw.
+        """
         ids: list[int | jax.Array] = []
-        for block, slot in self.names:
+        for block, slot in self.names if pairs is None else pairs:
             candidates = self.layout.candidates[block]
             table = self._table(owner, slot, candidates)
             if len({table[d] for d in candidates}) == 1:
@@ -102,8 +108,20 @@ class Streams:
     def salt(self, owner: tuple[int, ...], block: int, slot: int, batch: Batch) -> jax.Array:
         """uint32 by which a stream's dropout differs from those of its block's other streams."""
         of_owner = salts(owner, self.layout)
-        table = [of_owner[o] for o in self._table(owner, slot, self.layout.candidates[block])]
+        return self.chosen([of_owner[o] for o in owner], block, slot, batch)
+
+    def chosen(self, of_task: Sequence[int], block: int, slot: int, batch: Batch) -> jax.Array:
+        """What the task at a slot has, of uint32 numbers of the tasks."""
+        table = self._table(of_task, slot, self.layout.candidates[block])
         return jnp.asarray(np.asarray(table, np.uint32))[batch.dataset[block]]
+
+    def reads(self, block: int, slots: Sequence[int], batch: Batch) -> jax.Array:
+        """float32[M], 1 for slots whose task reads labels of the data set that the block holds."""
+        table = [
+            [float(slot < len(ts) and ts[slot] in self.layout.tasks_on(d)) for slot in slots]
+            for d, ts in self.tasks.items()
+        ]
+        return jnp.asarray(np.asarray(table, np.float32))[batch.dataset[block]]
 
 
 def _tasks_on(layout, dataset, everyone, also):

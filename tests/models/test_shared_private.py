@@ -8,9 +8,9 @@ from few_steps import steps
 from ml_collections import ConfigDict
 
 from mtl_jax.errors import UserError
-from mtl_jax.models import shared_private
+from mtl_jax.models import forward, owned, shared_private
 from mtl_jax.models.mixers import Place
-from mtl_jax.models.mixing import mix
+from mtl_jax.models.mixing import TaskColumns, mix_by_task
 from mtl_jax.training.experiment import build
 from mtl_jax.training.paths import flatten
 
@@ -57,7 +57,13 @@ def test_the_discriminator_in_float64(differs, hidden):
         segment = np.stack([SEGMENT, SEGMENT])
 
     Batch.dataset, Batch.length = jnp.asarray(dataset), length
-    mixed, added = mix(mixer, params, outputs, {k: v for k, v in outputs.items() if k[1] < 2}, Batch, jnp.float32(0.5))
+    blocks = {
+        b: TaskColumns(
+            jnp.arange(2, dtype=jnp.int32), jnp.ones(2), outputs[b, 0][None],
+            jnp.stack([outputs[b, 1][None], outputs[b, 2][None]]), outputs[b, 0],
+        ) for b in range(2)
+    }  # fmt: skip
+    mixed, added = mix_by_task(mixer, params, blocks, Batch, jnp.float32(0.5))
     own = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
     total = 0.0
     for block in range(2):
@@ -69,9 +75,9 @@ def test_the_discriminator_in_float64(differs, hidden):
             total -= scores[dataset[block]] - np.log(np.exp(scores).sum())
         for k in range(2):
             joined = np.concatenate([outputs[block, 0], outputs[block, 1 + k]], axis=-1)
-            np.testing.assert_array_equal(mixed[block, k], joined)
+            np.testing.assert_array_equal(mixed[block][k], joined)
     differs("discriminator of data sets", added["adversarial"] / total, 1.0, 2e-6)
-    assert mix(mixer, params, outputs, outputs, Batch, None)[1] == {}
+    assert mix_by_task(mixer, params, blocks, Batch, None)[1] == {}
 
 
 def config_of(tiny, factors=(), **changes):
@@ -99,6 +105,26 @@ def test_the_reversed_gradient_reaches_the_shared_column_alone(tiny):
         if path.startswith("mixer_00"):
             assert not np.array_equal(leaf, start[path]) and np.array_equal(without[path], start[path])
     assert experiment.spec.objective.network.width == {"color": 32, "long": 32}
+
+
+@pytest.mark.parametrize(("mixing", "wanted"), [("all", 5), ("size", 3)])
+@pytest.mark.parametrize("mixer", ["shared_private", "cgc"])
+def test_a_private_column_reads_the_texts_of_its_task_alone(tiny, monkeypatch, mixer, mixing, wanted):
+    """Streams of a layer: the shared column in each block, and those of its tasks; one task on "texts", two on
+    "sentences". Of a drawn block as many as the larger data set has."""
+    counted = []
+
+    def count(function, parts, inputs, noises, run_columns):
+        counted.append(len(inputs))
+        return owned.apply_owned(function, parts, inputs, noises, run_columns)
+
+    monkeypatch.setattr(forward, "apply_owned", count)
+    options = ConfigDict({"shared": 1, "private": 1} if mixer == "cgc" else {})
+    config = config_of(tiny, train_on=(), sharing__mixer=mixer, sharing__mixer_options=options, data__mixing=mixing)
+    experiment = build(config)
+    counted.clear()
+    jax.eval_shape(experiment.spec.objective.network.apply, experiment.init_params(0), experiment.batches(0).batch(0))
+    assert counted == [1 if mixing == "size" else 2, wanted]  # the embeddings, the experts
 
 
 @pytest.mark.parametrize("changes", [{"data__mixing": "size"}, {"training__accumulate": 2}])

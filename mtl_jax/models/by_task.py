@@ -1,0 +1,75 @@
+"""Columns of which a task takes the shared ones and its own alone: what is computed in each block, and what is mixed.
+
+A block passes the S shared columns, once for each stream that goes in, and the P columns of each task at its slots. A
+name is (block, number, slot): number < S is a shared column, S + p the p-th column of the task at that slot.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from mtl_jax.data.batch import Batch, Layout
+from mtl_jax.models.mixing import TaskColumns
+from mtl_jax.models.ownership import ExpertColumns
+from mtl_jax.models.streams import Streams, salts
+
+Name = tuple[int, int, int]
+
+
+class Computed(NamedTuple):
+    """What is computed of one layer.
+
+    names  of the columns
+    ids    the column of each: an int, or an int32 scalar where the block's data set is drawn
+    salts  {name: uint32}, by which the dropout of columns differs
+    """
+
+    names: list[Name]
+    ids: list[int | jax.Array]
+    salts: dict[Name, jax.Array]
+
+
+def computed(owner: ExpertColumns, streams: Streams, layout: Layout, batch: Batch) -> Computed:
+    """The columns of a layer that the tasks of the batch need; `streams` are those that go in."""
+    shared = [column for column, task in enumerate(owner.tasks) if task is None]
+    of_column, pairs = salts(owner, layout), sorted(streams.parent)
+    names = [(block, column, slot) for block, slot in sorted(set(streams.parent.values())) for column in shared]
+    ids: list[int | jax.Array] = [column for _, column, _ in names]
+    found = {name: jnp.uint32(of_column[name[1]]) for name in names}
+    own = [[column for column, task in enumerate(owner.tasks) if task == k] for k in range(len(layout.tasks))]
+    for number, columns in enumerate(zip(*own, strict=True), len(shared)):  # of each task the p-th
+        of_task = [of_column[column] for column in columns]
+        names += [(block, number, slot) for block, slot in pairs]
+        ids += streams.owner_ids(columns, batch, pairs)
+        found |= {(block, number, slot): streams.chosen(of_task, block, slot, batch) for block, slot in pairs}
+    return Computed(names, ids, found)
+
+
+def task_columns(
+    owner: ExpertColumns, streams: Streams, layout: Layout, batch: Batch, block: int,
+    outputs: Mapping[Name, jax.Array], inputs: Mapping[tuple[int, int], jax.Array],
+) -> TaskColumns:  # fmt: skip
+    """What the tasks of a block mix: `outputs` of the top layer, and the `inputs` of the lowest by (block, slot)."""
+    slots = [slot for b, slot in sorted(streams.parent) if b == block]
+    parents = [streams.parent[block, slot][1] for slot in slots]
+    count = owner.tasks.count(None)
+    shared, own = range(count), range(count, count + owner.tasks.count(0))
+    like = next(value for name, value in outputs.items() if name[0] == block)
+
+    def stacked(numbers: Sequence[int], slot: int):
+        if not numbers:
+            return jnp.zeros((0, *like.shape), like.dtype)
+        return jnp.stack([outputs[block, number, slot] for number in numbers])
+
+    apart, tasks = len(set(parents)) > 1, range(len(layout.tasks))
+    return TaskColumns(
+        jnp.stack([streams.chosen(tasks, block, slot, batch).astype(jnp.int32) for slot in slots]),
+        streams.reads(block, slots, batch),
+        jnp.stack([stacked(shared, slot) for slot in parents]) if apart else stacked(shared, parents[0]),
+        jnp.stack([stacked(own, slot) for slot in slots]),
+        jnp.stack([inputs[block, slot] for slot in slots]) if apart else inputs[block, slots[0]],
+    )
