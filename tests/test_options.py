@@ -288,7 +288,7 @@ CHANGES = {
     "datasets.data_a.text": (("target",), ("text",)), "datasets.data_a.words": ("target",),
     "datasets.data_a.choices": (("text",),), "datasets.data_a.marked": (("last", "first"),),
     "datasets.data_a.marked_ends": ("excluded",),
-    "datasets.data_a.markers": (("[E2]", "[/E2]", "[E1]", "[/E1]"),), "datasets.data_a.image": ("picture", ""),
+    "datasets.data_a.markers": (("red", "red", "blue", "blue"),), "datasets.data_a.image": ("picture", ""),
     "datasets.data_a.image_size": ((16, 16),), "datasets.data_a.where": ({"source": "s1"},),
     "datasets.data_a.encoding": ("latin-1",), "datasets.data_a.dev_fraction": (0.2,),
     "datasets.data_a.test_fraction": (0.2,), "datasets.data_a.group": ("source",),
@@ -296,7 +296,7 @@ CHANGES = {
     "tasks.task_a.kind": ("multilabel", "classification"), "tasks.task_a.dataset": ("data_b",),
     "tasks.task_a.label": ("source",), "tasks.task_a.level": ("predicate",), "tasks.task_a.weight": (2.0,),
     "tasks.task_a.metrics": (("f1",),), "tasks.task_a.classes": (("yes", "no", "maybe"),),
-    "tasks.task_a.missing": (("no", "red", "O", "1.0", "x"),),
+    "tasks.task_a.missing": (("no", "red", "O", "1", "x"),),
     "tasks.task_a.labelled": (5,), "tasks.task_a.options": ({"hidden": 3},),
     "penalties.p.kind": ("trace_norm",), "penalties.p.strength": (0.5,), "penalties.p.leaves": ("kernel",),
     "penalties.p.scope": ("leaf",), "penalties.p.by_layer": ({"layer_00": 3.0},), "penalties.p.schedule": ("rise",),
@@ -380,10 +380,14 @@ def refusal(config) -> str:
         return str(error)
 
 
-# the answer's text is no value of a label: it may be empty, where there is no answer
-UNSEEN = {("span", f"tasks.{A}.missing")}
+# what is the same by another name there: the only layer is the top one; texts of answers and targets may be anything
+UNSEEN = {
+    ("span", f"tasks.{A}.missing"), ("writer", f"tasks.{A}.missing"), ("bag", "model.layer"), ("bag", "sharing.trunk"),
+    ("bag", "sharing.depths"),
+}  # fmt: skip
 # what names a field too
-ALSO = {"train_on": "tasks", "datasets.data_a.marked": "markers", f"tasks.{A}.kind": A, f"tasks.{A}.label": A}
+ALSO = {"train_on": "tasks", "datasets.data_a.marked": "markers", f"tasks.{A}.kind": A, f"tasks.{A}.label": A,
+        f"tasks.{A}.missing": A}  # fmt: skip
 
 
 def verdict(base_parts, config, field) -> str:
@@ -555,3 +559,9 @@ def test_every_option_in_every_context(context, folder, monkeypatch, tmp_path):
         if (found := verdict(parts, other, field)) not in ("effect", "refused"):
             wrong.append(found)
     assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.usefixtures("standard_promotion")
+def test_adapters_on_no_layer_are_refused(folder):
+    with pytest.raises(UserError, match=r"config\.sharing\.adapter: 'bottleneck' stands on layers"):
+        build(with_(model__layers=0, sharing__adapter="bottleneck")(folder))

@@ -83,6 +83,11 @@ def _adapters(sharing, owners: Owners, layers: tuple[str, ...]) -> dict[str, Ada
         return {}
     adapter = _made("adapter_options", lambda: ADAPTERS[sharing.adapter](**sharing.adapter_options.to_dict()))
     chosen = tuple(sharing.adapted) or tuple(path for path in layers if path != "embed")
+    if not chosen:
+        raise UserError(
+            f"config.sharing.adapter: {sharing.adapter!r} stands on layers above the embeddings, and there are none "
+            "(config.model.layers = 0)"
+        )
     for path in chosen:
         if path not in layers or path == "embed":
             raise UserError(f"config.sharing.adapted: {path!r} is none of {', '.join(layers[1:])}")
