@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from configs import default
+from mtl_jax import config as checks
 from mtl_jax.errors import UserError
 from mtl_jax.training import evaluation
 from mtl_jax.training.evaluation import Evaluator, values_alone
@@ -87,6 +88,21 @@ def test_word_vectors_are_where_training_begins(tiny, tmp_path):
     config.model.width = 4
     with pytest.raises(UserError, match=r"config.model.width: 4, but the vectors .* have 8"):
         build(config).init_params(0)
+
+
+def test_a_finished_run_does_without_the_file_of_its_word_vectors(tiny, tmp_path):
+    (tmp_path / "vectors.txt").write_text("red 1 2 3 4 5 6 7 8\n")
+    config = tiny(model__vectors=str(tmp_path / "vectors.txt"))
+    checks.check(config, default)
+    (tmp_path / "vectors.txt").unlink()
+    checks.check(config, default, "predict")
+    experiment = build(config)
+    shapes = jax.eval_shape(lambda: experiment.init_params(0))  # into which a checkpoint is read
+    assert shapes["embed"]["word"]["embedding"].shape[-1] == 8
+    with pytest.raises(UserError, match=r"config\.model\.vectors: there is no file"):
+        checks.check(config, default)
+    with pytest.raises(UserError, match=r"vectors\.txt"):
+        experiment.init_params(0)
 
 
 def test_a_task_left_out_changes_no_other_rows_or_initial_values(tiny):

