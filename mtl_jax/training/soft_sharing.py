@@ -28,18 +28,27 @@ EDGES = {"laplacian": "adjacency", "l2_pairwise": "weights"}  # kinds with a gra
 
 
 def columns(flat: Flat, owners: Owners) -> dict[str, jax.Array]:
-    """The leaves that tasks do not all share, each `[K, ...]`: a group's slice stands once for each of its tasks.
-    Experts are left out, since they are not in the order of the tasks.
+    """The leaves that tasks do not all share, each `[K, ...]`: a group's slice stands once for each of its tasks. Of
+    experts those of the tasks' own; `[K, P, ...]` where a task has P > 1 of them.
 
     With K = 1 these are all leaves of layers.
     """
     stacks = {}
     for path, leaf in flat.items():
         owner = owners.get(path.split("/")[0])
-        if owner is None or isinstance(owner, ExpertColumns) or (owner_count(owner) == 1 and len(owner) > 1):
-            continue
-        stacks[path] = leaf if owner_count(owner) == len(owner) else leaf[np.asarray(owner)]
+        if isinstance(owner, ExpertColumns):
+            if (own := _own_experts(owner)).size:
+                stacks[path] = leaf[own]
+        elif owner is not None and (owner_count(owner) > 1 or len(owner) == 1):
+            stacks[path] = leaf if owner_count(owner) == len(owner) else leaf[np.asarray(owner)]
     return stacks
+
+
+def _own_experts(owner: ExpertColumns) -> np.ndarray:
+    """int[K], or int[K, P]: the columns of each task's own; empty where all are shared."""
+    tasks = dict.fromkeys(task for task in owner.tasks if task is not None)
+    own = np.asarray([[column for column, of in enumerate(owner.tasks) if of == task] for task in tasks], np.int64)
+    return own[:, 0] if own.ndim == 2 and own.shape[1] == 1 else own
 
 
 def build(
@@ -82,6 +91,13 @@ def _penalty(where, entry, owners, tasks, all_tasks, shapes):
     evaluate = select.build(entry.kind, entry.leaves, entry.scope, options)
     stacks = jax.eval_shape(lambda flat: columns(flat, owners), dict(shapes))
     if not stacks:
+        experts = [path for path, owner in owners.items() if isinstance(owner, ExpertColumns)]
+        if experts:
+            raise UserError(
+                f"{where}: no task has parameters of its own that could be drawn together; the experts at "
+                f"{', '.join(experts)} serve all tasks (config.sharing.mixer). Take 'cgc' or 'ple' with private "
+                "experts, or columns in the place of experts (config.sharing.mixer = '')"
+            )
         raise UserError(
             f"{where}: no task has parameters of its own that could be drawn together; config.sharing.trunk is such "
             "that all layers are shared. Set it to 'none' (each task a model of its own) or to a lower layer"
@@ -136,7 +152,7 @@ def _proximal(entry, options, owners, groups):
         return None, f"there is no exact operator for {entry.kind!r}; there is for {', '.join(sharing.PROXIMAL)}"
     for path in (path for group in groups.values() for path in group):
         owner = owners[path.split("/")[0]]
-        if owner_count(owner) < len(owner):
+        if not isinstance(owner, ExpertColumns) and owner_count(owner) < len(owner):
             return None, (
                 f"{path} is owned by groups of tasks, where the operator is not exact; "
                 "narrow `leaves` to layers that each task owns, or set proximal=False"
@@ -149,9 +165,14 @@ def _proximal(entry, options, owners, groups):
     def proximal(updates, flat, anchor, by_layer, t):
         own = spread(columns(flat, owners))
         strengths = {group: t * _factor(by_layer, group) for group in groups}
-        entering = spread({path: updates[path] for path in own})
-        moved, _ = transform(strengths, anchor).update(entering, optax.EmptyState(), own)
-        return {**updates, **moved}
+        entering = spread(columns({path: updates[path] for path in own}, owners))
+        moved, _ = transform(strengths, columns(anchor, owners)).update(entering, optax.EmptyState(), own)
+        return {**updates, **{path: into(path, updates[path], leaf) for path, leaf in moved.items()}}
+
+    def into(path, leaf, moved):
+        """Back among the experts that tasks share."""
+        owner = owners[path.split("/")[0]]
+        return leaf.at[_own_experts(owner)].set(moved) if isinstance(owner, ExpertColumns) else moved
 
     return proximal, ""
 

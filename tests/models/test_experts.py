@@ -226,3 +226,33 @@ def test_bad_input(tiny, changes, message):
     with pytest.raises(UserError, match=message):
         checks.check(config, default)
         build(config)
+
+
+@pytest.mark.parametrize(("proximal", "private"), [(False, 1), (True, 1), (True, 2)])
+def test_a_penalty_draws_the_experts_of_the_tasks_together_and_no_shared_one(tiny, proximal, private):
+    found = {}
+    for strength in (0.0, 1.0):
+        config = config_of(tiny, "cgc", {"shared": 1, "private": private}, model__dropout=0.0, optimizer__clip=0.0,
+                           model__layers=1, optimizer__learning_rate=0.1)  # fmt: skip
+        default.add_penalty(config, "p", kind="l2_to_mean", strength=strength, proximal=proximal)
+        experiment = build(config)
+        found[strength] = flatten(steps(experiment, 1)[0].params)
+    own = slice(1, None)
+    for path, without in found[0.0].items():
+        with_ = found[1.0][path]
+        if not path.startswith("layer_"):
+            np.testing.assert_allclose(with_, without, atol=1e-6, err_msg=path)
+            continue
+        np.testing.assert_allclose(with_[0], without[0], atol=1e-6, err_msg=path)  # the shared one
+        if path.endswith("kernel"):
+            apart = [np.asarray(leaf[own]).reshape(2, private, -1) for leaf in (with_, without)]
+            near, far = (np.linalg.norm(x[0] - x[1]) for x in apart)
+            assert near < 0.95 * far, path
+            np.testing.assert_allclose(apart[0].mean(axis=0), apart[1].mean(axis=0), atol=1e-5, err_msg=path)
+
+
+def test_a_penalty_where_all_experts_are_shared(tiny):
+    config = config_of(tiny, "mmoe", {"experts": 2})
+    default.add_penalty(config, "p", kind="l2_to_mean", strength=1.0)
+    with pytest.raises(UserError, match=r"experts at layer_00, layer_01 serve all tasks .*'cgc' or 'ple' with private"):
+        build(config)

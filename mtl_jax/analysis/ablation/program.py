@@ -93,8 +93,9 @@ def build(program: Program, sources: Sources) -> Built:
         for field in setting.fields:
             if field.startswith("penalties.") and field.split(".")[1] not in experiment.spec.objective.penalties:
                 raise UserError(
-                    f"config.ablation.sweeps: {field} changes nothing, since all layers are shared "
-                    f"(config.sharing.trunk = {config.sharing.trunk!r}); set the trunk to 'none' or to a lower layer"
+                    f"config.ablation.sweeps: {field} changes nothing, since no task has parameters of its own "
+                    f"(config.sharing.trunk = {config.sharing.trunk!r}, mixer = {config.sharing.mixer!r}); set the "
+                    "trunk to 'none' or to a lower layer, or take experts of which some are private"
                 )
             if field.startswith("meta.") and experiment.spec.meta is None:
                 raise UserError(f"config.ablation.sweeps: {field} changes nothing, since config.meta.method is ''")
