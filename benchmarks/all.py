@@ -53,6 +53,7 @@ OTHERS = {
         "gradient_methods.py --layer=bilstm --tasks=8 --methods=upgrad --rounds=5 --steps=1",
     ),
     "faults": ("Faults", "faults.py"),
+    "scoring": ("Scoring and predicting", "scoring.py"),
     "sharing_snips": ("Ways of sharing, SNIPS", "sharing.py"),
     "sharing_ewt": ("Ways of sharing, UD EWT", "sharing.py --table=ewt"),
     "experts_bilstm": ("Shared and private columns, K = 16", "experts.py"),

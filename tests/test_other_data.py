@@ -48,6 +48,12 @@ def test_another_test_set_is_scored_and_told(tiny, tmp_path):
     assert "32 labels of test (100.00%) do not occur in train" in told
     assert other_data.file_name(found, "last") != name
 
+    # records of train are told
+    (tmp_path / "seen.jsonl").write_bytes((tmp_path / "texts.train.jsonl").read_bytes())
+    config.datasets.texts.splits.test = "seen.jsonl"
+    found = other_data.evaluate(config, run, splits, workdir, "last")
+    assert any("96 of 96 of test in train" in entry["text"] for entry in found["warnings"])
+
     # another folder with the same names, and one data set beside the other
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "texts.test.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines[:5]))

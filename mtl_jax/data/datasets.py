@@ -192,6 +192,12 @@ def _key_of(entry: dict[str, Any], texts: tuple[str, ...], words: str, pictures:
     return key
 
 
+def shared_records(splits: dict[str, list[Record]], entry: Mapping[str, Any]) -> list[str]:
+    """Sentences about records that stand in two splits, or twice in one; `entry` as of `read`."""
+    entry = _plain(entry)
+    return [*_read_twice(splits), *_repeated(splits, entry, *_text_fields(entry))]
+
+
 def _repeated(splits: dict[str, list[Record]], entry: dict[str, Any], texts: tuple[str, ...], words: str) -> list[str]:
     """Sentences about records that stand in two splits, or twice in one."""
     between, inside = duplicates.count(splits, _key_of(entry, texts, words, pictures=True))

@@ -83,17 +83,15 @@ def evaluate(
         found = datasets.read(name, run.datasets[name], run.data.seed)
         if name not in splits:
             return found
-        facts[name] = {}
+        facts[name], notes = {}, []
         for split in splits[name]:
             new = datasets.read(name, _alone(entry, split), seed)
             records = [_at(record, entry.image, new.folder) for record in new.splits[split]]
-            found = found._replace(
-                splits=found.splits | {split: records}, available=found.available | new.available,
-                notes=[*(note for note in found.notes if not str(note).startswith(f"{split}:")), *new.notes],
-            )  # fmt: skip
+            notes += new.notes
+            found = found._replace(splits=found.splits | {split: records}, available=found.available | new.available)
             names = list(dict.fromkeys(record.file for record in records))
             facts[name][split] = {"files": names, "records": len(records), "fingerprint": new.fingerprint}
-        return found
+        return found._replace(notes=[*notes, *datasets.shared_records(found.splits, run.datasets[name])])
 
     config = copy.deepcopy(config)
     with config.unlocked():

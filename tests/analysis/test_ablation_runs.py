@@ -40,8 +40,10 @@ def grid(tiny, **changes):
     return config
 
 
-def launch(env, config, file, workdir, kill_after=None):
-    """Runs launch.py; kills it once a checkpoint of that step or a later one is there. Returns status and output."""
+def launch(env, config, file, workdir, kill_after=None, send=signal.SIGKILL):
+    """Runs launch.py; sends it a signal once a checkpoint of that step or a later one is there. Returns status and
+    output.
+    """
     file.with_suffix(".json").write_text(json.dumps(folders.plain(config)))
     file.write_text(
         "import json, pathlib\nfrom mtl_jax.config import from_plain\n"
@@ -54,7 +56,7 @@ def launch(env, config, file, workdir, kill_after=None):
     while kill_after and process.poll() is None and time.monotonic() < deadline:
         saved = (workdir / "programs").glob("*/turn_*/checkpoints/*")
         if any(folder.name.isdigit() and int(folder.name) >= kill_after for folder in saved):
-            process.kill()
+            process.send_signal(send)
             break
         time.sleep(0.002)
     output, _ = process.communicate(timeout=180)
@@ -66,6 +68,8 @@ def test_killed_in_the_middle_it_ends_with_the_same_table(tiny, tmp_path, of_lau
     config.ablation.lanes = 2  # two turns
     status, output = launch(of_launch, config, tmp_path / "config.py", tmp_path / "whole")
     assert status == 0 and "1 programs, 4 lanes (2 seeds)" in output and "the rest in turns" in output, output
+    status, output = launch(of_launch, config, tmp_path / "config.py", tmp_path / "cut", 14, signal.SIGTERM)
+    assert status == 128 + signal.SIGTERM and "stopped by a signal, saved" in output, output
     status, output = launch(of_launch, config, tmp_path / "config.py", tmp_path / "cut", kill_after=28)
     assert status == -signal.SIGKILL and not (tmp_path / "cut" / "ablation.csv").exists(), output
     status, output = launch(of_launch, config, tmp_path / "config.py", tmp_path / "cut")
@@ -78,6 +82,26 @@ def test_killed_in_the_middle_it_ends_with_the_same_table(tiny, tmp_path, of_lau
     rows = list(csv.DictReader((tmp_path / "cut" / "ablation.csv").open()))
     assert {(row["strength"], row["seed"]) for row in rows} == {(s, n) for s in ("0.1", "10.0") for n in ("0", "1")}
     assert (tmp_path / "cut" / "report.html").exists() and not list((tmp_path / "cut" / "programs").glob("*/turn_*"))
+
+
+def test_a_signal_while_lanes_are_scored_is_made_up_for(tiny, tmp_path, monkeypatch):
+    config = grid(tiny, training__steps=4, training__eval_every=2, training__checkpoint_every=0)
+    ablate(config, folders.prepare(tmp_path / "whole"), check)
+    score, splits = scores.LaneScores.score, []
+
+    def interrupted(lanes_scores, params, split, listen, *more):
+        splits.append(split)
+        if len(splits) in stops:
+            signal.raise_signal(signal.SIGTERM)
+        return score(lanes_scores, params, split, listen, *more)
+
+    monkeypatch.setattr(scores.LaneScores, "score", interrupted)
+    for stops in ((1,), (2,), (5,), ()):  # at step 2, while that is made up for, and in the scores at the end
+        stopped = ablate(config, folders.prepare(tmp_path / "cut"), check) is None
+        assert stopped == bool(stops)
+    for name in ("ablation.csv", "ablation.json"):
+        whole, cut = ((tmp_path / run / name).read_text() for run in ("whole", "cut"))
+        assert re.sub(r'"step_seconds": [^,}\n]*', "", whole) == re.sub(r'"step_seconds": [^,}\n]*', "", cut), name
 
 
 def test_lanes_score_as_the_plain_run_does(tiny, tmp_path):
