@@ -167,3 +167,29 @@ def test_the_standard_input_comes_as_it_is_written(monkeypatch, run):
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO("ä\n".encode() + b"caf\xe9\n"), "ascii"))
     with pytest.raises(UserError, match="--input=-: not UTF-8"):
         read(run(), "-")
+
+
+def test_one_ending_of_two_forms(tmp_path, run):
+    """JSON of a form of the run's own, and plain objects under the same ending."""
+    squad = {"data": [{"title": "t", "paragraphs": [{"context": "a b", "qas": [
+        {"id": "1", "question": "which?", "answers": [{"text": "a", "answer_start": 0}]}
+    ]}]}]}  # fmt: skip
+    (tmp_path / "train.json").write_text(json.dumps(squad))
+    (tmp_path / "new.json").write_text(json.dumps(squad))
+    (tmp_path / "plain.json").write_text('[{"question": "which?", "context": "a b"}]')
+    datasets = run(squad={"reader": "squad", "splits": {"train": "train.json"}, "text": ("question", "context")})
+    assert read(datasets, tmp_path / "new.json")[0]["question"] == "which?"
+    assert read(datasets, tmp_path / "plain.json") == [{"question": "which?", "context": "a b"}]
+
+
+def test_data_sets_with_other_fields_and_general_options_read_alike(tmp_path, run):
+    (tmp_path / "new.jsonl").write_text('{"text": "a"}\n{"words": ["b"]}\n')
+    (tmp_path / "new.conll").write_text(CONLL)
+    tagged = NEWS | {"splits": {"train": "a.conll"}, "options": {"columns": ("words", "ner"), "schemes": {"ner": "iob2"}}}
+    datasets = run(
+        texts={"reader": "jsonl", "splits": {"train": "a.jsonl"}, "text": ("text",), "options": {"empty": "drop"}},
+        words={"reader": "jsonl", "splits": {"train": "b.jsonl"}, "words": "words", "options": {"scheme": "bioes"}},
+        news=tagged,
+    )  # fmt: skip
+    assert read(datasets, tmp_path / "new.jsonl") == [{"text": "a"}, {"words": ["b"]}]
+    assert read(datasets, tmp_path / "new.conll")[0] == {"words": ["EU", "rejects"], "ner": ["B-ORG", "O"]}

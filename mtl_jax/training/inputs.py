@@ -34,7 +34,8 @@ _BY_ENDING = {
     ".parquet": "parquet", ".conll": "conll", ".conllu": "conllu",
 }  # fmt: skip
 _PACKED = (".gz", ".bz2", ".xz")
-_PREFIX = 40  # lines from which it is told whether a reader fits a file
+_OF_LINES = ("csv", "lines", "conll", "conllu", "conllu_endings", "srl")  # formats whose first lines say what they are
+_PREFIX = 40  # so many lines
 _LIST = re.compile(r"\s*\[\s*(\{.*|)", re.DOTALL)  # how a JSON list of objects begins
 
 
@@ -143,15 +144,13 @@ def _by_ending(asked, datasets, formats, location) -> Format:
     ]
     if usual.reader == TEXTS:  # a text a line is what --input is unless its lines are those of a format
         candidates = [form for form in candidates if form.reader != "lines" or form.options]
-    if usual.reader not in ("csv", "conll", "conllu", TEXTS):
-        return _only(candidates, asked) or usual
-    distinct = list({_key(form): form for form in candidates}.values())
-    if len(distinct) == 1 and usual.reader == distinct[0].reader and not distinct[0].options:
-        return distinct[0]
-    fitting = [form for form in distinct if _fits(form, location)]
-    if form := _only(fitting, asked):
+    keys = {_key(form) for form in candidates}
+    if keys == {_key(usual)}:
+        return _only(candidates, asked)
+    fits = {key: _fits(next(form for form in candidates if _key(form) == key), location) for key in keys}
+    if form := _only([form for form in candidates if fits[_key(form)]], asked):
         return form
-    return distinct[0] if distinct and usual.reader != TEXTS and not _fits(usual, location) else usual
+    return candidates[0] if candidates and usual.reader != TEXTS and not _fits(usual, location) else usual
 
 
 def _only(forms: Sequence[Format], asked: Asked) -> Format | None:
@@ -162,6 +161,8 @@ def _only(forms: Sequence[Format], asked: Asked) -> Format | None:
             f"--input={asked.source} can be read {' or '.join(map(str, distinct))}; say which by --dataset=NAME, or "
             f"--reader={TEXTS} for a text in each line"
         )
+    if len({form.fields for form in forms}) > 1:  # records of several data sets
+        return distinct[0]._replace(fields=())
     return distinct[0] if distinct else None
 
 
@@ -242,18 +243,23 @@ def _spooled(stack: contextlib.ExitStack) -> Location:
 
 
 def _fits(form: Format, location: Location) -> bool:
-    """Whether the first lines of a file can be read so."""
+    """Whether a file can be read so: up to its first record; of a format of lines its first lines."""
     if form.reader == TEXTS:
         return True
-    lines = location.raw_lines(form.encoding)
-    with tempfile.TemporaryDirectory() as folder, contextlib.closing(lines):
-        file = pathlib.Path(folder) / "first"
-        try:
+    try:
+        if form.reader not in _OF_LINES:
+            return _has_record(_read(form, location, ""))
+        lines = location.raw_lines(form.encoding)
+        with tempfile.TemporaryDirectory() as folder, contextlib.closing(lines):
+            file = pathlib.Path(folder) / "first"
             file.write_text("".join(itertools.islice(lines, _PREFIX)), encoding="utf-8")
-            found = READERS[form.reader](Location(file, location.name), "utf-8", **form.options)
-            return any(isinstance(item, Record) for item in found)
-        except UserError:
-            return False
+            return _has_record(_read(form._replace(encoding="utf-8"), Location(file, location.name), ""))
+    except UserError:
+        return False
+
+
+def _has_record(items: Iterator[Record | Note]) -> bool:
+    return any(isinstance(item, Record) for item in items)
 
 
 def _ending(name: str) -> str:
