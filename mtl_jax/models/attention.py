@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -18,6 +19,10 @@ def attend(query: jax.Array, key: jax.Array, value: jax.Array, segment: jax.Arra
     query, key, value [R, T, H, D/H], segment int32[R, T] -> [R, T, H, D/H], in the dtype of the values. Scores and
     softmax are float32. Padding (segment 0) attends to padding, so that no row of the softmax is empty.
     """
+    chex.assert_rank(query, 4)
+    chex.assert_equal_shape([query, key, value])
+    chex.assert_shape(segment, query.shape[:2])
+    chex.assert_type(segment, int)
     arrays = (query, key, value, segment)
     if noise is not None and noise.attention_rate is not None:
 

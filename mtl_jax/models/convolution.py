@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -30,6 +31,8 @@ class CNN(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, segment: jax.Array, noise: Noise | None = None) -> jax.Array:
         """x [R, T, D], segment int32[R, T] -> dtype [R, T, width]. Dropout is on the output, before the residual."""
+        chex.assert_rank(x, 3)
+        chex.assert_shape(segment, x.shape[:2])
         tokens, features = x.shape[1:]
         if self.residual and features != self.width:
             raise UserError(f"a CNN layer of width {self.width} with residual cannot read features of width {features}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -40,10 +41,12 @@ def mix(mixer: Mixer, params: Params, outputs: Streams, inputs: Streams, batch: 
         into = jnp.stack([inputs[block, g] for g in range(mixer.streams)])
         segment = batch.segment[block]
         streams = mixer.apply(params, out, into, segment)
+        chex.assert_equal_shape_prefix([segment, *streams], 2)
         mixed |= {(block, g): streams[g] for g in range(len(streams))}
         if mixer.losses and progress is not None:
             found = mixer.losses(params, out, into, segment, batch.dataset[block], progress)
             for name, values in found.items():
+                chex.assert_equal_shape([values, segment])
                 added[name] = added.get(name, jnp.float32(0.0)) + _over_texts(values, batch, block)
     return mixed, added
 

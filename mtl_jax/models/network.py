@@ -9,6 +9,7 @@ import functools
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -145,6 +146,10 @@ def network(
         tap_spec: TapSpec | None = None,
         progress: jax.Array | None = None,
     ) -> Outputs:
+        chex.assert_rank(batch.tokens, 3)
+        chex.assert_equal_shape([batch.tokens, batch.segment, batch.position, batch.token_type])
+        chex.assert_equal_shape([batch.start, batch.length, batch.example])
+        chex.assert_equal_shape_prefix([batch.tokens, batch.start], 2)
         return Outputs(*Forward(static, params, batch, dropout, key, taps, tap_spec, progress).run())
 
     def zeros(params: Params, batch: Batch, tap_spec: TapSpec) -> Taps:

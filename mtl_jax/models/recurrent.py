@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,7 +26,7 @@ class RNN(nn.Module):
     def __call__(self, x: jax.Array, segment: jax.Array, noise: Noise | None = None) -> jax.Array:
         """x [R, T, D], segment int32[R, T] -> dtype [R, T, hidden]. Dropout is on the output."""
         forward = Direction(self.hidden, ("hidden",), self.dtype, name="forward")
-        (hidden,) = recur(TANH, [(*forward(_swapped(x)), _continues(segment))])
+        (hidden,) = recur(TANH, [(*forward(_time_first(x, segment)), _continues(segment))])
         return dropout(noise, 0, _swapped(hidden).astype(self.dtype))
 
 
@@ -39,7 +40,7 @@ class LSTM(nn.Module):
     def __call__(self, x: jax.Array, segment: jax.Array, noise: Noise | None = None) -> jax.Array:
         """x [R, T, D], segment int32[R, T] -> dtype [R, T, hidden]. Dropout is on the output."""
         forward = Direction(self.hidden, LSTM_GATES, self.dtype, name="forward")
-        (hidden,) = recur(LSTM_CELL, [(*forward(_swapped(x)), _continues(segment))])
+        (hidden,) = recur(LSTM_CELL, [(*forward(_time_first(x, segment)), _continues(segment))])
         return dropout(noise, 0, _swapped(hidden).astype(self.dtype))
 
 
@@ -54,7 +55,7 @@ class BiLSTM(nn.Module):
         """x [R, T, D], segment int32[R, T] -> dtype [R, T, 2·hidden]. Dropout is on the output."""
         forward = Direction(self.hidden, LSTM_GATES, self.dtype, name="forward")
         backward = Direction(self.hidden, LSTM_GATES, self.dtype, name="backward")
-        x = _swapped(x)
+        x = _time_first(x, segment)
         # Read from the right, the last token of a segment is its first: the same resets do for both directions.
         # Both advance in one scan: half the sequential steps.
         left, right = recur(LSTM_CELL, [
@@ -247,6 +248,13 @@ _over_time.defvjp(_over_time_forward, _over_time_backward)
 
 def _product(h: jax.Array, kernel: jax.Array) -> jax.Array:
     return jnp.matmul(h.astype(kernel.dtype), kernel, preferred_element_type=jnp.float32)
+
+
+def _time_first(x: jax.Array, segment: jax.Array) -> jax.Array:
+    """x [R, T, D] -> [T, R, D]; a segment of another shape is refused, since it would broadcast."""
+    chex.assert_rank(x, 3)
+    chex.assert_shape(segment, x.shape[:2])
+    return _swapped(x)
 
 
 def _continues(segment: jax.Array) -> jax.Array:

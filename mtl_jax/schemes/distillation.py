@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import chex
 import jax
 import numpy as np
 
@@ -45,6 +46,8 @@ def loss(
     if "teacher" not in labels:
         return gold
     soft = task.loss(*at_temperature(params, logits, of.temperature), _of_teacher(labels))
+    chex.assert_equal_shape([gold, soft])
+    chex.assert_rank(share, 0)
     return (1.0 - share) * gold + share * of.temperature**2 * soft
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -37,7 +38,9 @@ def log_partition(
     emissions [R, Q, C]; `allowed` bool[R, Q, C] leaves only the paths through allowed tags. At most about FORBIDDEN
     where no path is left.
     """
+    _check_shapes(emissions, segment, params)
     if allowed is not None:
+        chex.assert_equal_shape([emissions, allowed])
         emissions = jnp.where(allowed, emissions, FORBIDDEN)
     prefix = _prefix_sums(emissions, segment, params, legal)
     end = _masked(params["end"], legal.end)
@@ -47,6 +50,8 @@ def log_partition(
 
 def score(emissions: jax.Array, segment: jax.Array, tags: jax.Array, params: Params) -> jax.Array:
     """Score of the path `tags` int32[R, Q] of each sequence, legal or not, [R, Q] at the last words."""
+    _check_shapes(emissions, segment, params)
+    chex.assert_equal_shape([tags, segment])
     first, last = first_words(segment), last_words(segment)
     local = jnp.take_along_axis(emissions, tags[..., None], axis=-1)[..., 0]
     local += jnp.where(first, params["start"][tags], params["move"][jnp.roll(tags, 1, axis=1), tags])
@@ -63,6 +68,8 @@ def negative_log_likelihood(
     value int32[R, Q], mask bool[R, Q]: tags of words with mask False are summed out (partial supervision, Tsuboi et
     al. 2008). Labels that no legal path can pass through must have mask False, see `reachable`.
     """
+    chex.assert_equal_shape([value, mask, segment])
+    chex.assert_type([value, mask], [int, bool])  # ~ of numbers is no negation
     tag = jnp.arange(emissions.shape[-1], dtype=value.dtype)
     allowed = (value[..., None] == tag[None, None, :]) | ~mask[..., None]
     # the free and the constrained sum in one scan
@@ -87,11 +94,13 @@ def marginal_cross_entropy(
     The marginal likelihood of Kakade et al. (2002). Probabilities count as at least 1e-9, since q may lie on tags that
     no legal path takes.
     """
+    chex.assert_equal_shape([target, emissions])
     return -(target * jnp.log(jnp.maximum(marginals(emissions, segment, params, legal), 1e-9))).sum(-1)
 
 
 def viterbi(emissions: jax.Array, segment: jax.Array, params: Params, legal: Moves) -> jax.Array:
     """The legal path of the highest score of each sequence, int32[R, Q]; -1 in the padding."""
+    _check_shapes(emissions, segment, params)
     move, start, end = (_masked(params[n], getattr(legal, n)) for n in ("move", "start", "end"))
     first, last = (jnp.moveaxis(f(segment), 1, 0) for f in (first_words, last_words))
     scores = jnp.moveaxis(emissions, 1, 0)
@@ -119,6 +128,8 @@ def reachable(value: jax.Array, mask: jax.Array, segment: jax.Array, legal: Move
     From left to right a label is kept if a legal path leads to it from the last label kept and on to the end.
     Ill-formed gold tags thus count as unknown words, one by one.
     """
+    chex.assert_equal_shape([value, mask, segment])
+    chex.assert_type([value, mask, segment], [int, bool, int])
     classes = len(legal.start)
     table = jnp.asarray(_reach(tuple(map(tuple, legal.move.tolist())), tuple(legal.start), tuple(legal.end)))
     start, end, longest = classes, classes + 1, table.shape[0]
@@ -138,6 +149,15 @@ def reachable(value: jax.Array, mask: jax.Array, segment: jax.Array, legal: Move
     row = jnp.zeros(segment.shape[0], jnp.int32)
     columns = tuple(jnp.moveaxis(x, 1, 0) for x in (value.astype(jnp.int32), mask & (segment > 0), first, ends))
     return jnp.moveaxis(jax.lax.scan(step, (row, row), columns)[1], 0, 1)
+
+
+def _check_shapes(emissions: jax.Array, segment: jax.Array, params: Params) -> None:
+    """Refuses what would broadcast: emissions [R, Q, C], segment int[R, Q], params of C tags."""
+    chex.assert_rank(emissions, 3)
+    chex.assert_shape(segment, emissions.shape[:2])
+    chex.assert_type(segment, int)
+    classes = emissions.shape[-1]
+    chex.assert_shape([params["move"], params["start"], params["end"]], [(classes,) * 2, (classes,), (classes,)])
 
 
 def first_words(segment: jax.Array) -> jax.Array:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -18,18 +19,24 @@ def pooled(features: Features, how: str, among: jax.Array | None = None) -> jax.
     how = "mean" or "max" over the example's tokens, "first" the token at `start` ([CLS] in the BERT family). `among`
     bool[R, T]: mean and max over those of the tokens alone; zeros for an example that has none of them.
     """
+    chex.assert_rank(features.hidden, 3)
+    chex.assert_shape(features.segment, features.hidden.shape[:2])
+    chex.assert_shape([features.start, features.length], (features.hidden.shape[0], None))
     if among is None:
         return {"mean": _mean, "first": _first, "max": _max}[how](features)
+    chex.assert_equal_shape([among, features.segment])
     return {"mean": _mean_among, "max": _max_among}[how](features, among)
 
 
 def at_tokens(vectors: jax.Array, index: jax.Array) -> jax.Array:
     """The vectors `[R, T, D]` at token positions `index` int32[R, Q]: [R, Q, D]."""
+    chex.assert_shape([vectors, index], [(index.shape[0], None, None), (vectors.shape[0], None)])
     return jnp.take_along_axis(vectors, index[:, :, None], axis=1, mode="clip")
 
 
 def to_examples(values: jax.Array, slot: jax.Array, slots: int | None) -> jax.Array:
     """Sums `values` float32[R, Q] by example slot: [R, E] with E = `slots`; None leaves them as they are."""
+    chex.assert_equal_shape([values, slot])
     if slots is None:
         return values
     return jnp.einsum("rq,rqe->re", values, jax.nn.one_hot(slot, slots, dtype=values.dtype), precision="highest")
@@ -37,6 +44,7 @@ def to_examples(values: jax.Array, slot: jax.Array, slots: int | None) -> jax.Ar
 
 def to_tokens(values: jax.Array, segment: jax.Array) -> jax.Array:
     """What examples have, [R, E, C], at each of their tokens: [R, T, C]; zeros in the padding, `segment` = 0."""
+    chex.assert_shape([values, segment], [(segment.shape[0], None, None), (values.shape[0], None)])
     padded = jnp.pad(values, ((0, 0), (1, 0), (0, 0)))
     return jnp.take_along_axis(padded, segment[:, :, None], axis=1, mode="clip")
 

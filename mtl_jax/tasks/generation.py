@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -110,6 +111,7 @@ class Generation:
     def loss(self, params: Params, logits: Scores, labels: Labels, slots: int | None = None) -> jax.Array:
         """Summed loss of each example's tokens, float32 [R, E] with E = `slots`; with slots=None [R, Q]."""
         value, smoothing = labels["value"], self.label_smoothing
+        chex.assert_shape([value, labels["mask"], labels["slot"]], logits.vocabulary.shape[:2])
         nll = -_log_p(logits, value)
         if smoothing:
             nll = (1.0 - smoothing) * nll - smoothing * jax.nn.log_softmax(logits.vocabulary).mean(axis=-1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -14,6 +15,7 @@ def log_softmax(scores: jax.Array, group: jax.Array, usable: jax.Array) -> jax.A
       group: int32[R, Q], 1 ... Q, 0 in the padding.
       usable: bool[R, Q].
     """
+    _check_shapes(scores, group, usable)
     scores = jnp.where(usable, scores.astype(jnp.float32), 0.0)
     highest = jax.lax.stop_gradient(spread(scores, group, usable))
     # positions that are not usable never enter the exponential: its overflow would reach the gradient
@@ -24,6 +26,7 @@ def log_softmax(scores: jax.Array, group: jax.Array, usable: jax.Array) -> jax.A
 
 def spread(values: jax.Array, group: jax.Array, usable: jax.Array) -> jax.Array:
     """The largest of the usable values of each group, at all of its positions; -inf where there is none. [R, Q]."""
+    _check_shapes(values, group, usable)
     lowest = -jnp.inf if jnp.issubdtype(values.dtype, jnp.floating) else jnp.iinfo(values.dtype).min
     return _by_group(jax.ops.segment_max, jnp.where(usable, values, jnp.asarray(lowest, values.dtype)), group)
 
@@ -33,6 +36,12 @@ def first_best(scores: jax.Array, group: jax.Array, usable: jax.Array) -> jax.Ar
     best = usable & (scores == spread(scores, group, usable))
     at = jnp.broadcast_to(jnp.arange(scores.shape[-1], dtype=jnp.int32), scores.shape)
     return best & (at == -spread(-at, group, best))
+
+
+def _check_shapes(values: jax.Array, group: jax.Array, usable: jax.Array) -> None:
+    chex.assert_rank(values, 2)
+    chex.assert_equal_shape([values, group, usable])
+    chex.assert_type([group, usable], [int, bool])
 
 
 def _by_group(reduce, values: jax.Array, group: jax.Array) -> jax.Array:

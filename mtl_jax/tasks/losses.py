@@ -1,7 +1,11 @@
-"""Losses of single items, and what each item counts in the mean. No reduction: the caller sums and divides once."""
+"""Losses of single items, and what each item counts in the mean. No reduction: the caller sums and divides once.
+
+A wrong shape is refused while the program is traced, here and in the other modules of heads: it would broadcast.
+"""
 
 from __future__ import annotations
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -16,7 +20,10 @@ def balanced(counts: tuple[int, ...]) -> tuple[float, ...]:
 def targets(labels: Labels, classes: int) -> jax.Array:
     """Target distributions float32 [..., C] from class ids or distributions; zeros where the label is unknown."""
     value, mask = labels["value"], labels["mask"]
-    if not jnp.issubdtype(value.dtype, jnp.floating):
+    if jnp.issubdtype(value.dtype, jnp.floating):
+        chex.assert_shape(value, (*mask.shape, classes))
+    else:
+        chex.assert_equal_shape([value, mask])
         value = jax.nn.one_hot(value, classes, dtype=jnp.float32)
     return jnp.where(mask[..., None], value.astype(jnp.float32), 0.0)
 
@@ -26,6 +33,7 @@ def class_sums(logits: jax.Array, target: jax.Array) -> tuple[jax.Array, jax.Arr
 
     Args: logits and target [..., C]; a target of zeros (unknown label) is left out.
     """
+    chex.assert_equal_shape([logits, target])
     axes = tuple(range(target.ndim - 1))
     known = target.sum(-1, keepdims=True) > 0
     return target.sum(axes), jnp.where(known, jax.nn.softmax(logits.astype(jnp.float32)), 0.0).sum(axes)
@@ -48,6 +56,7 @@ def cross_entropy(
     q' = (1 - ε) q + ε / C with ε = `smoothing` (Szegedy et al. 2016), γ = `gamma` (focal loss, Lin et al. 2017), w the
     class weights. A target of zeros (unknown label) gives 0.
     """
+    chex.assert_equal_shape([logits, target])
     log_p = jax.nn.log_softmax(logits.astype(jnp.float32))
     known = target.sum(-1, keepdims=True)
     q = (1.0 - smoothing) * target + smoothing / logits.shape[-1] * known
@@ -70,6 +79,7 @@ def binary_cross_entropy(
 
     target y 0/1 (or probabilities) [..., C], y' = (1 - ε) y + ε / 2; the class weights weigh the positives only.
     """
+    chex.assert_equal_shape([logits, target])
     logits = logits.astype(jnp.float32)
     yes, no = jax.nn.log_sigmoid(logits), jax.nn.log_sigmoid(-logits)
     y = (1.0 - smoothing) * target + smoothing / 2

@@ -23,6 +23,7 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import chex
 import numpy as np
 
 from mtl_jax.tasks import answers, tags, texts
@@ -140,7 +141,9 @@ def _matthews(s: Statistics) -> float:
 
 def _pairs(gold: Any, predicted: Any, names: Sequence[str]) -> dict[str, np.ndarray]:
     _same_length(gold, predicted)
-    return {"gold": np.asarray(gold, np.float64), "predicted": np.asarray(predicted, np.float64)}
+    found = {"gold": np.asarray(gold, np.float64), "predicted": np.asarray(predicted, np.float64)}
+    chex.assert_rank([*found.values()], 1)  # [N] against [N, 1] is a matrix of differences
+    return found
 
 
 def _pearson(s: Statistics) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -77,6 +78,7 @@ class Regression:
 
     def loss(self, params: Params, logits: jax.Array, labels: Labels) -> jax.Array:
         """Squared error on the scaled targets, float32 [R, E]."""
+        chex.assert_equal_shape([logits, labels["value"], labels["mask"]])
         offset, unit = self.scaling
         # unknown values are blanked before the subtraction: a NaN there would reach the gradient
         value = jnp.where(labels["mask"], labels["value"].astype(jnp.float32), 0.0)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import optax
@@ -101,6 +102,7 @@ def data_gradient(spec, state, trained, flat, batch, hyper, key, total, axis):
         gradients=task_gradients.dense(shared, apart, shapes) if "gradients" in method.needs else None,
     )  # fmt: skip
     alpha, extra, of_losses = method.update(signals, state.balance.loss_weights)
+    chex.assert_equal_shape([alpha, losses])
     alpha = alpha * jnp.stack([hyper.alpha[name] for name in objective.tasks])
     applied = jnp.where(present, alpha, 0.0)
 
@@ -109,6 +111,7 @@ def data_gradient(spec, state, trained, flat, batch, hyper, key, total, axis):
     if aggregation.weighting:
         weighed = products * applied[:, None] * applied[None, :]
         weights, after = aggregation.weighting.update(weighed, before, key=drawn, present=present)
+        chex.assert_equal_shape([weights, applied])
         factors = weights * applied
         if shared.twice:
             if single:
@@ -125,6 +128,7 @@ def data_gradient(spec, state, trained, flat, batch, hyper, key, total, axis):
             for path, leaf in task_gradients.dense(shared, apart, shapes).items()
         }
         joined, after = aggregation.transform.update(updates, before, present=present, losses=losses, key=drawn)
+        chex.assert_trees_all_equal_shapes(joined, {path: shapes[path] for path in joined})
         own = task_gradients.own_slices(shared, apart, applied, shapes)
         gradient = first.gradient | {path: leaf + own[path] for path, leaf in joined.items()}
     outside = {path: leaf for path, leaf in gradient.items() if path not in shared.owners}

@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -237,6 +238,7 @@ def data_gradient(spec, state, trained, flat, batch, hyper, key, total, axis):
         before = state.balance
         signals = told(objective, method.needs, before, state.params, batch, hyper, key, axis, losses, present)
         alpha, extra, after = method.update(signals, before.loss_weights)
+        chex.assert_equal_shape([alpha, losses])
         alpha = alpha * jnp.stack([hyper.alpha[name] for name in objective.tasks])
         return alpha, extra, before._replace(loss_weights=after)
 

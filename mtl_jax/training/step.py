@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import optax
@@ -149,6 +150,8 @@ def train_step(spec: StepSpec, state: TrainState, batch: Batch, hyper: Hyper, ax
     losses, alpha, extra, balance, gradient, told_besides = find(
         spec, state, trained, flat, batch, hyper, key, total_weight, axis
     )
+    chex.assert_shape([losses, alpha, extra], [(tasks,), (tasks,), ()])
+    chex.assert_trees_all_equal_shapes(gradient, trained)
 
     strength = terms.strengths(objective, hyper, progress)
 
@@ -171,6 +174,7 @@ def train_step(spec: StepSpec, state: TrainState, batch: Batch, hyper: Hyper, ax
             moved = penalty_effect.norm(updates[path] - entering[path] for path in paths)
             of_operator = penalty_effect.ratio(moved, penalty_effect.norm(entering[path] for path in paths))
             ratios[name] = jnp.where(acts, of_operator, ratios.get(name, 0.0))
+    chex.assert_trees_all_equal_shapes(updates, trained)
     after = optax.apply_updates(trained, updates)
     if hyper.tied is not None:
         after = _if(hyper.tied, _tie, dict, after)
@@ -190,6 +194,7 @@ def train_step(spec: StepSpec, state: TrainState, batch: Batch, hyper: Hyper, ax
         left_out=state.left_out + (~ok).astype(jnp.int32),
         bad_steps=jnp.where(ok, 0, state.bad_steps + 1),
     )
+    chex.assert_trees_all_equal_shapes_and_dtypes(new.params, state.params)
     present = told_besides.get("present", total_weight > 0)
     total = jnp.dot(alpha, jnp.where(present, losses, 0.0)) + extra
     total = total + sum((strength[name] * value for name, value in penalties.items()), jnp.float32(0.0))
@@ -223,6 +228,7 @@ def _data_gradient(spec, state, trained, flat, batch, hyper, key, total, axis):
         before = state.balance
         signals = told(objective, method.needs, before, state.params, batch, hyper, key, axis, losses, present)
         alpha, extra, after = method.update(signals, before.loss_weights)
+        chex.assert_equal_shape([alpha, losses])  # one number for all tasks would broadcast
         return alpha * factors, extra, before._replace(loss_weights=after)
 
     def results(found, weighed, gradient):
