@@ -185,7 +185,8 @@ def test_one_ending_of_two_forms(tmp_path, run):
 def test_data_sets_with_other_fields_and_general_options_read_alike(tmp_path, run):
     (tmp_path / "new.jsonl").write_text('{"text": "a"}\n{"words": ["b"]}\n')
     (tmp_path / "new.conll").write_text(CONLL)
-    tagged = NEWS | {"splits": {"train": "a.conll"}, "options": {"columns": ("words", "ner"), "schemes": {"ner": "iob2"}}}
+    options = {"columns": ("words", "ner"), "schemes": {"ner": "iob2"}}
+    tagged = NEWS | {"splits": {"train": "a.conll"}, "options": options}
     datasets = run(
         texts={"reader": "jsonl", "splits": {"train": "a.jsonl"}, "text": ("text",), "options": {"empty": "drop"}},
         words={"reader": "jsonl", "splits": {"train": "b.jsonl"}, "words": "words", "options": {"scheme": "bioes"}},
