@@ -6,7 +6,8 @@ import pytest
 
 from configs import default, ewt, glue, newsgroups_conll, quickstart, sentiment_ner, sharing, snips_joint
 from mtl_jax import config as checks
-from mtl_jax.config.fields import ENTRY_RANGES, RANGES
+from mtl_jax.analysis import results
+from mtl_jax.config.fields import ENTRY_RANGES, RANGES, RESERVED
 from mtl_jax.errors import UserError
 from mtl_jax.training import workdir
 
@@ -159,6 +160,12 @@ def test_names_that_are_one_file_on_some_systems(tiny, other):
     default.add_task(config, other, kind="classification", dataset="texts", label="color")
     with pytest.raises(UserError, match=f"'color' and '{other}' differ in case alone"):
         checks.check(config, default)
+
+
+def test_all_columns_of_the_table_are_reserved():
+    empty = {field: {} for field in results.Grid._fields} | {"lanes": []}
+    header, _ = results.tidy(results.Grid(**empty))
+    assert set(header) == {*RESERVED["sweeps"], "learning_rate"}
 
 
 @pytest.mark.parametrize("name", ["seed", "line", "value", "learning_rate"])

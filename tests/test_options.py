@@ -435,6 +435,7 @@ SINGLE = [  # field, its value, mode, what makes it act (None: nothing does ther
     ("data.seed", 1, "train", {"datasets.data_a.limit": {"train": 3}}),
     ("data.seed", 1, "train", {"tasks.task_a.labelled": 3}),
     ("tasks.task_a.classes", ("a", "b"), "train", {"tasks.task_a.kind": "multilabel"}),
+    ("model.pretrained_wheel.version", "1.0", "train", {"model.pretrained_wheel.name": "x"}),
     ("tasks.task_a.options.length_penalty", 0.3, "train", {"tasks.task_a.options.beam": 3}),
     ("sharing.mixer_options.gamma", 0.3, "train", {"sharing.mixer_options.gate": "dselect_k"}),
     ("distillation.task_a.weights", (1.0,), "train", {"distillation.task_a.teachers": ("a", "b")}),
@@ -444,9 +445,9 @@ SINGLE = [  # field, its value, mode, what makes it act (None: nothing does ther
 @pytest.fixture(scope="module")
 def found(folder):
     """{field: {context: "" where it acts there, else the line that refuses it}}."""
-    table = {}
+    table, configs = {}, {context: make(folder) for context, make in CONTEXTS.items()}
     for context, field in itertools.product(CONTEXTS, GOVERNED):
-        other = changed(CONTEXTS[context](folder), field, folder)
+        other = changed(configs[context], field, folder)
         if other is not None and field in (effects := config_effects(other, default, "train")):
             table.setdefault(field, {})[context] = effects[field]
     return table
@@ -552,7 +553,7 @@ def test_every_option_in_every_context(context, folder, monkeypatch, tmp_path):
     config = CONTEXTS[context](folder)
     parts, wrong = Parts(config), []
     for field in CHANGES:
-        other = changed(CONTEXTS[context](folder), field, folder)
+        other = changed(config, field, folder)
         if other is None or (context, field) in UNSEEN:
             continue
         if (found := verdict(parts, other, field)) not in ("effect", "refused"):

@@ -128,6 +128,8 @@ RULES = (
          "config.tokenizer.kind = 'words'; a published tokenizer has its own vocabulary and case"),
     Rule(("tokenizer.path",), _of("tokenizer.kind", "pretrained"), "config.tokenizer.kind = 'pretrained'"),
     Rule(("images.patch", "images.channels"), _pictured, "pictures: name their field in config.datasets.*.image"),
+    Rule(("model.pretrained_wheel.version", "model.pretrained_wheel.sha256"),
+         lambda c, _: bool(c.model.pretrained_wheel.name), "config.model.pretrained_wheel.name"),
     Rule(("model.width",), lambda c, _: not c.model.pretrained,
          "no config.model.pretrained, which brings its own"),
     Rule(("model.heads", "model.intermediate", "model.initializer_range"),

@@ -34,8 +34,8 @@ DEVICES = {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt")
 # keys and columns of results beside those that the user names
 RESERVED = {
     "tasks": ("line", "file", "shared"),  # predictions.jsonl; norms, skipped steps and the folder of an exported column
-    "sweeps": ("lane", "line", "seed", "status", "step", "steps", "distance", "effective_rank", "task", "split",
-               "metric", "value"),
+    "sweeps": ("lane", "line", "seed", "status", "step", "steps", "left_out", "distance", "effective_rank", "task",
+               "split", "metric", "value"),
 }  # fmt: skip
 SEEDS = (0, 2**32 - 1)  # beyond these two seeds give one key
 
