@@ -385,8 +385,10 @@ UNSEEN = {
     ("bag", "sharing.depths"),
 }  # fmt: skip
 # what names a field too
-ALSO = {"train_on": "tasks", "datasets.data_a.marked": "markers", f"tasks.{A}.kind": A, f"tasks.{A}.label": A,
-        f"tasks.{A}.missing": A}  # fmt: skip
+ALSO = {
+    "train_on": "tasks", "datasets.data_a.marked": "markers", f"tasks.{A}.dataset": "data sets",
+    f"tasks.{A}.kind": A, f"tasks.{A}.label": A, f"tasks.{A}.missing": A,
+}  # fmt: skip
 
 
 def verdict(base_parts, config, field) -> str:

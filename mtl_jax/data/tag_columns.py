@@ -9,7 +9,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import NamedTuple
 
 import numpy as np
@@ -75,7 +75,7 @@ def unify(spec: LabelSpec, splits: Mapping[str, RawLabels], words: Mapping[str, 
             text = f"{_task(spec)}: {count} sentences of {split} with a broken {source} sequence mended; {first}"
             notes.append(Notice(text, LABELS, count))
     present = set().union(*(raw.values for raw in splits.values())) - {None}
-    classes = _classes(spec, parse, present - counts.keys())
+    classes = _classes(spec, parse, present - counts.keys(), counts.keys())
     return Unified(dataclasses.replace(spec, classes=classes), splits, bool(present - {"O"}), notes)
 
 
@@ -250,9 +250,12 @@ def _converted(
     return raw._replace(values=new.tolist()), (broken, first) if broken else None
 
 
-def _classes(spec: LabelSpec, parse: tag_spellings.Spelling, further: set[str]) -> tuple[str, ...]:
+def _classes(spec: LabelSpec, parse: tag_spellings.Spelling, further: set[str], found: Set[str]) -> tuple[str, ...]:
     """`spec.classes` in the scheme wanted, and those of the tags `further`, which were not in the files, that are of
     the same types.
+
+    Raises:
+      UserError: a class that is no tag, nor one of the odd ones that were `found`, which count as O.
     """
     if not spec.classes:
         return ()
@@ -270,4 +273,9 @@ def _classes(spec: LabelSpec, parse: tag_spellings.Spelling, further: set[str]) 
             tag = f"{letter}-{kind}" if kind else letter
         if letter:
             names[tag] = None
+        elif name not in found:
+            raise UserError(
+                f"{_task(spec)} mark spans, but its classes name {name!r}, which is no such tag; name tags such as "
+                "'B-PER', or leave classes out"
+            )
     return (*names, *sorted(tag for tag in further - names.keys() if schemes.split_tag(tag)[1] in kinds))

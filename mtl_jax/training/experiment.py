@@ -121,8 +121,9 @@ def assemble(config: Any, data: Corpus, architecture: Architecture | None, pretr
     try:
         shapes = flatten(jax.eval_shape(draw, jax.random.key(0)))
     except ValueError as error:  # of options that fit no layer
-        used = [f"{what} = {config.sharing[what]!r}" for what in ("mixer", "adapter", "read") if config.sharing[what]]
-        raise UserError(f"config.sharing, {', '.join(used)}: {error}") from None
+        named = {what: config.sharing[what] for what in ("mixer", "adapter", "read")}
+        used = [f"{what} = {value!r}" for what, value in named.items() if value not in ("", "top")]
+        raise UserError(f"{', '.join(['config.sharing', *used])}: {error}") from None
     draw = jax.jit(functools.partial(draw, known=pretrained_layers(model, shapes)))
     penalties, anchored = soft_sharing.build(config.penalties, owned, names, tuple(config.tasks), shapes)
 

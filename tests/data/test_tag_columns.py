@@ -222,6 +222,14 @@ def test_classes_follow_the_tags():
     assert found.spec.classes == ("O", "I-X", "B-X")  # B-Y is left to be refused, as Y is none of the types
 
 
+def test_classes_that_are_no_tags_are_refused():
+    with pytest.raises(UserError, match=r"tags in field 'y' mark spans, but its classes name 'yes', which is no"):
+        unify(spec(classes=("O", "B-X", "I-X", "yes")), train=["B-X I-X O"])
+    tags = [f"B-X I-X {'odd' if n == 0 else 'O'}" for n in range(100)]  # an odd tag of the file may be listed: it is O
+    found, _ = unify(spec(classes=("O", "B-X", "I-X", "odd")), train=tags)
+    assert found.spec.classes == ("O", "B-X", "I-X")
+
+
 def test_words_without_a_label_are_passed_over():
     _, texts = unify(train=[["I-X", None, "I-X", "", "O"], [None], ["O", None, "I-X"]])
     assert texts["train"] == [["B-X", None, "I-X", None, "O"], [None], ["O", None, "B-X"]]
