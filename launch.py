@@ -69,6 +69,8 @@ def main(argv):
     if len(argv) > 1:
         raise UserError(f"what is {argv[1]!r}? Arguments are flags, e.g. --config=configs/quickstart.py")
     logging.set_verbosity(logging.FATAL)  # Orbax prints what it raises
+    if not (COORDINATOR.value or PROCESSES.value):  # whose errors tell of processes that are lost
+        terminal.silence_compiler()
     mode = {
         "train": _train, "evaluate": _evaluate, "predict": _predict, "attribute": _attribute,
         "inspect": _inspect, "export": _export, "compare": _compare, "ablate": _ablate, "relate": _relate,

@@ -22,6 +22,15 @@ def restart_in_utf8_mode() -> None:
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
+def silence_compiler() -> None:
+    """XLA's alarms ("Very slow compile?", "Constant folding an instruction is taking > 1s") are not written into the
+    progress bar; what really fails is raised in Python too. A level that the user has set stays.
+
+    Call before JAX is imported.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+
 def show_what_can_be_shown() -> None:
     """From here on a character that the terminal has not is "?" there, and no error."""
     for stream in (sys.stdout, sys.stderr):

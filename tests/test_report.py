@@ -5,9 +5,9 @@ import json
 import pytest
 
 from configs import default
-from mtl_jax.analysis import report
+from mtl_jax.analysis import report, tables
 from mtl_jax.errors import UserError
-from mtl_jax.training import workdir
+from mtl_jax.training import scoring, workdir
 
 
 def make_run(folder, accuracy, tasks=("topic", "ner")):
@@ -29,12 +29,31 @@ def test_tables_and_curves_of_a_run(tmp_path):
             log.write(step, "train", {"loss": {"topic": 1.0 / step, "ner": float("nan") if step == 1 else None}})
         log.write(2, "dev", {"tasks": {"topic": {"accuracy": 0.5}}, "score": 0.5})
     text = report.finished(tmp_path / "a", summary)
-    assert "topic  accuracy  0.5000  10        0.5000  10 of 70" in text
-    assert "topic  loss           –" in text and "topic | ner     2.0000" in text
+    rows = [line.split() for line in text.splitlines()]
+    assert ["topic", "accuracy", "0.5000", "10", "0.5000", "10", "of", "70"] in rows
+    assert ["(all)", "mean:", "accuracy", "0.5000", "2", "tasks", "0.5000", "2", "tasks"] in rows
+    assert any(row[:3] == ["topic", "loss", "–"] for row in rows) and "topic | ner     2.0000" in text
     assert (tmp_path / "a" / "figures" / "curves.png").read_bytes().startswith(b"\x89PNG")
     with workdir.MetricsLog(tmp_path / "a", 1):
         pass
     assert [line["step"] for line in workdir.read_metrics(tmp_path / "a")] == [1]
+
+
+def test_means_over_tasks_name_their_metrics_and_take_common_tasks(tmp_path):
+    scores = {
+        "a": {"dev": {"accuracy": 0.4, "loss": 9.0}, "test": {"accuracy": 0.5}},
+        "b": {"dev": {"entity_f1": 0.8}, "test": {}},
+        "c": {"dev": {"accuracy": 0.9}, "test": {"accuracy": None}},
+    }
+    found = scoring.means(scores)
+    assert found["dev"]["mean"] == pytest.approx(0.7) and found["dev"]["metrics"] == ["accuracy", "entity_f1"]
+    assert found["test"] == {"mean": None, "tasks": ["a", "c"], "metrics": ["accuracy"]}
+    assert scoring.means({"a": scores["a"]}) == {}
+    other = {task: {"dev": {"accuracy": 0.1}} for task in "abc"}
+    compared = tables.comparison_means({"x": {"tasks": scores}, "y": {"tasks": other}})
+    assert list(compared) == ["dev"] and compared["dev"]["tasks"] == ["a", "c"]  # b is scored by another metric
+    assert compared["dev"]["values"] == {"x": pytest.approx(0.65), "y": pytest.approx(0.1)}
+    assert tables.comparison_means({"x": {"tasks": scores}, "y": {"tasks": {}}}) == {}
 
 
 def test_balance_of_a_run(tmp_path):
@@ -63,6 +82,7 @@ def test_runs_side_by_side(tmp_path):
     rows = [line.split() for line in text.splitlines()]
     assert ["topic", "test", "accuracy", "0.5000", "0.7500"] in rows
     assert ["ner", "test", "accuracy", "–", "0.7500"] in rows
+    assert not any("mean" in row for row in rows)  # there is one common task alone
     compared = json.loads((tmp_path / "out" / "compare.json").read_text())
     assert compared["tasks"]["topic"]["dev"]["accuracy"] == {"single": 0.5, "soft": 0.75}
     assert (tmp_path / "out" / "figures" / "compare.png").read_bytes().startswith(b"\x89PNG")

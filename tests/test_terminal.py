@@ -96,3 +96,15 @@ def _opens_text(call: ast.Call) -> bool:
     arguments = call.args[1:] if isinstance(call.func, ast.Name) else call.args
     mode = [a.value for a in arguments if isinstance(a, ast.Constant) and isinstance(a.value, str)]
     return any(len(m) <= 3 and set(m) <= set("rwaxt+") for m in mode) or (isinstance(call.func, ast.Name) and not mode)
+
+
+def test_alarms_of_the_compiler_stay_out_of_the_progress_bar(monkeypatch):
+    monkeypatch.delenv("TF_CPP_MIN_LOG_LEVEL", raising=False)
+    terminal.silence_compiler()
+    assert os.environ["TF_CPP_MIN_LOG_LEVEL"] == "3"
+    monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "0")  # a user who wants to see them does
+    terminal.silence_compiler()
+    assert os.environ["TF_CPP_MIN_LOG_LEVEL"] == "0"
+    # XLA reads it when JAX is imported: launch.py alone does not import it
+    code = "import launch, sys; assert 'jax' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=60)

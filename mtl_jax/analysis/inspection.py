@@ -12,6 +12,7 @@ from mtl_jax.analysis.report import table
 from mtl_jax.data import answers, targets
 from mtl_jax.data.records import field
 from mtl_jax.models.ownership import ExpertColumns, sole_tasks
+from mtl_jax.training import run_warnings
 from mtl_jax.training.experiment import Experiment, build
 from mtl_jax.training.judging import ceiling, text_scores
 from mtl_jax.training.paths import flatten
@@ -23,7 +24,7 @@ CLASSES = 12  # shown for each task
 def describe(config: Any) -> str:
     """The whole text."""
     experiment = build(config)
-    parts = []
+    parts = ["Notes", *(f"  {note}" for note in _notes(experiment)), ""]  # before tables that may be long
     for dataset in experiment.corpus.layout.datasets:
         parts += _examples(experiment, dataset)
     parts += [
@@ -45,8 +46,13 @@ def describe(config: Any) -> str:
     parts += ["", f"A batch: {blocks} blocks of {rows} rows of {tokens} tokens, {real:.1%} real"]
     epochs = {name: batches.steps_per_epoch(name) for name in experiment.corpus.layout.datasets}
     parts += [f"An epoch of {name}: {count:.0f} batches" for name, count in epochs.items()]
-    parts += ["", "Notes", *(f"  {note}" for note in experiment.corpus.notes)]
     return "\n".join(parts)
+
+
+def _notes(experiment: Experiment) -> list[str]:
+    """All notes on the data, what was lost first."""
+    grave = [entry["text"] for entry in run_warnings.ordered(run_warnings.of_data(experiment.corpus))]
+    return [*grave, *(note for note in experiment.corpus.notes if note not in grave)]
 
 
 def _examples(experiment: Experiment, dataset: str) -> list[str]:

@@ -16,6 +16,7 @@ from mtl_jax.analysis.run_figures import balance, curves, draw_comparison
 from mtl_jax.analysis.summary import main_split
 from mtl_jax.analysis.tables import (
     baseline_rows,
+    comparison_means,
     comparison_rows,
     conclusion_rows,
     distances_rows,
@@ -91,6 +92,7 @@ def compare(workdirs: Sequence[pathlib.Path], out: pathlib.Path) -> str:
     out.mkdir(parents=True, exist_ok=True)
     compared = {
         "runs": {n: str(w) for n, w in zip(names, workdirs, strict=True)}, "tasks": result,
+        "means": comparison_means(summaries),
         "warnings": run_warnings.of_several(summaries),
     }  # fmt: skip
     write_json(out / "compare.json", compared)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mtl_jax.analysis.verdicts import NAMES, conclusion, p_value, said
+from mtl_jax.training.scoring import means
 
 TASK_COLUMNS = 4  # most tasks that have columns of their own
 Rows = tuple[list[str], list[list[Any]]]  # header, rows
@@ -33,7 +34,8 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 
 
 def results_rows(summary: Mapping[str, Any]) -> Rows:
-    """Scores of a run by task and metric, a column for each split, with the number of examples scored.
+    """Scores of a run by task and metric, a column for each split, with the number of examples scored; at the end the
+    mean over tasks of each one's first metric, with the names of these.
 
     Below a metric of written texts, where it cannot be 1, what the gold tokens themselves score.
     """
@@ -51,6 +53,14 @@ def results_rows(summary: Mapping[str, Any]) -> Rows:
             if any(metric in bounds for bounds in ceilings.get(task, {}).values()):
                 bounds = ([ceilings[task].get(split, {}).get(metric), None] for split in splits)
                 rows.append([task, f"{metric} of the gold tokens", *itertools.chain.from_iterable(bounds)])
+    averages = means(summary["tasks"])
+    if averages:
+        names = dict.fromkeys(metric for average in averages.values() for metric in average["metrics"])
+        row = ["(all)", f"mean: {', '.join(names)}"]
+        for split in splits:
+            average = averages.get(split)
+            row += [average["mean"], f"{len(average['tasks'])} tasks"] if average else [None, None]
+        rows.append(row)
     header = ["task", "metric"]
     for split in splits:
         header += [split, "examples"]
@@ -71,6 +81,31 @@ def distances_rows(distances: Mapping[str, Mapping[str, float]]) -> Rows:
     return ["tasks", "‖Θi − Θj‖", "relative to ‖Θ‖"], rows
 
 
+def _mean_label(mean: Mapping[str, Any]) -> str:
+    """What a mean over tasks is the mean of: "accuracy", or the several metrics."""
+    return f"mean of {len(mean['tasks'])}: {', '.join(mean['metrics'])}"
+
+
+def comparison_means(summaries: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """{split: {"tasks", "metrics", "values": {run: mean}}} of the tasks that all runs scored by the same first metric."""
+    result: dict[str, dict[str, Any]] = {}
+    for split in ("dev", "test"):
+        scored = [
+            {(task, next(iter(by_split[split]))) for task, by_split in summary["tasks"].items() if by_split.get(split)}
+            for summary in summaries.values()
+        ]
+        common = {task for task, _ in set.intersection(*scored)} if scored else set()
+        if len(common) < 2:
+            continue
+        by_run = {}
+        for name, summary in summaries.items():
+            scores = {task: {split: found[split]} for task, found in summary["tasks"].items() if task in common}
+            by_run[name] = means(scores)[split]
+        first, values = next(iter(by_run.values())), {name: mean["mean"] for name, mean in by_run.items()}
+        result[split] = {"tasks": first["tasks"], "metrics": first["metrics"], "values": values}
+    return result
+
+
 def comparison_rows(summaries: Mapping[str, Mapping[str, Any]]) -> tuple[Rows, dict[str, Any]]:
     """Finished runs side by side: rows, and {task: {split: {metric: {run: value}}}}."""
     rows, result = [], {}
@@ -83,6 +118,8 @@ def comparison_rows(summaries: Mapping[str, Mapping[str, Any]]) -> tuple[Rows, d
                 values = {name: by_split.get(split, {}).get(metric) for name, by_split in scores.items()}
                 rows.append([task, split, metric, *values.values()])
                 result.setdefault(task, {}).setdefault(split, {})[metric] = values
+    for split, mean in comparison_means(summaries).items():
+        rows.append(["(all)", split, _mean_label(mean), *mean["values"].values()])
     rows.append(["(all)", "", "largest distance between tasks", *[_largest(s) for s in summaries.values()]])
     rows.append(["(all)", "", "seconds", *[round(s["seconds"]) for s in summaries.values()]])
     return (["task", "split", "metric", *summaries], rows), result

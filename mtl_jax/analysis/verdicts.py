@@ -102,12 +102,12 @@ def warnings(combination, groups, sweeps, method: str) -> list[str]:
             f"steps were left out, as a loss or gradient was not finite, in {len(some)} of {len(lanes)} lanes; most at "
             f"{_place(most)}: {most.left_out} of {most.steps}"
         )
-    for what, said_so in (("hardly", "hardly acted"), ("tied", "tied everything")):
+    for what, outcome in (("hardly", "hardly acted"), ("tied", "tied everything")):
         for name in dict.fromkeys(name for point in combination["points"] for name in point["effects"]):
             points = [point for point in combination["points"] if point["effects"].get(name, {}).get(what)]
             at = [said(point["values"]) or "the one setting" for point in points]
             if at:
-                found.append(f"penalty {name} {said_so} at {'; '.join(at)}")
+                found.append(f"penalty {name} {outcome} at {'; '.join(at)}")
     if combination["chosen"] is not None:
         for lane in groups[combination["chosen"]]:
             for task, by_split in lane.remarks.items():

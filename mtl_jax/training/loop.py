@@ -29,6 +29,7 @@ from mtl_jax.training.scoring import (
     make_evaluator,
     mean_loss,
     mean_score,
+    means,
     placement_of,
     score_split,
     score_splits,
@@ -70,6 +71,7 @@ def train(config: Any, workdir: pathlib.Path) -> dict[str, Any] | None:
         tasks       {task: {"dev": {metric: value}, "test": {...}}}; the metrics are those of the task and "loss", its
                     mean loss as in training (class weights, label smoothing) without dropout, penalties and α;
                     None where a value is not defined
+        means       {split: {"mean": of the tasks' first metrics, "tasks", "metrics"}}, see `scoring.means`
         examples    {task: {split: {"scored": examples, "total": examples before `limit`}}}
         step        of the parameters that were scored, see config.evaluation.use
         seconds     wall-clock time of the run, compilation and evaluation included, over all its starts
@@ -371,6 +373,7 @@ class _Run:
         ]
         summary = {
             "tasks": scores,
+            "means": means(scores),
             "examples": sizes,
             "ceilings": ceilings(self.experiment, scores),
             "step": step,

@@ -31,6 +31,7 @@ from mtl_jax.training.scoring import (
     make_evaluator,
     mean_loss,
     mean_score,
+    means,
     placement_of,
     score_split,
     score_splits,
@@ -309,7 +310,7 @@ def _write(out, config, experiment, built, refused, params, scores, sizes, remar
         checkpoints.save(state, metadata)
         checkpoints.save_best(state, metadata)
     folders.write_json(out / "summary.json", {
-        "tasks": scores, "examples": sizes, "step": 0, "seconds": seconds, "distances": {},
+        "tasks": scores, "means": means(scores), "examples": sizes, "step": 0, "seconds": seconds, "distances": {},
         "parameters": sum(int(leaf.size) for leaf in jax.tree.leaves(params)),
         "skipped": dict.fromkeys([*experiment.tasks, "shared"], 0), "steps": {"made": 0, "left_out": 0},
         "warnings": warnings,

@@ -59,8 +59,8 @@ def of_training(workdir: pathlib.Path) -> list[Warning_]:
 
 def of_penalties(effects: Mapping[str, penalty_effect.Effect]) -> list[Warning_]:
     """About penalties that hardly acted, or tied everything."""
-    said = {name: penalty_effect.describe(effect) for name, effect in effects.items()}
-    return [warning(PENALTY, f"penalty {name}: {text}") for name, text in said.items() if text]
+    texts = {name: penalty_effect.describe(effect) for name, effect in effects.items()}
+    return [warning(PENALTY, f"penalty {name}: {text}") for name, text in texts.items() if text]
 
 
 def of_predictions(remarks: Mapping[str, Mapping[str, str]]) -> list[Warning_]:

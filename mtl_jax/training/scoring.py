@@ -17,7 +17,7 @@ from mtl_jax.training.experiment import Experiment, build
 from mtl_jax.training.judging import ceiling
 from mtl_jax.training.paths import flatten
 from mtl_jax.training.placement import Placement, place, require_platform
-from mtl_jax.training.progress import progress_bar
+from mtl_jax.training.progress import Forecast, progress_bar
 from mtl_jax.training.soft_sharing import columns
 
 Scores = dict[str, dict[str, float | None]]  # {task: {metric: value}}
@@ -34,8 +34,8 @@ def evaluate(config: Any, workdir: pathlib.Path, which: str) -> dict[str, Any]:
     """Scores the splits in `config.evaluation.splits` with saved parameters.
 
     Returns:
-      {"tasks": {task: {split: {metric: value}}}, "examples": see `score_splits`, "ceilings": see `ceilings`,
-      "step": of the checkpoint, "warnings": see `run_warnings`}
+      {"tasks": {task: {split: {metric: value}}}, "means": see `means`, "examples": see `score_splits`,
+      "ceilings": see `ceilings`, "step": of the checkpoint, "warnings": see `run_warnings`}
 
     Raises:
       UserError: no such checkpoint; one of another model or other data.
@@ -49,7 +49,8 @@ def evaluate(config: Any, workdir: pathlib.Path, which: str) -> dict[str, Any]:
     scores, sizes, remarks = score_splits(make_evaluator(experiment, placement), experiment, saved.params)
     warnings = [*run_warnings.of_training(workdir), *run_warnings.of_predictions(remarks)]
     return {
-        "tasks": scores, "examples": sizes, "ceilings": ceilings(experiment, scores), "step": saved.step,
+        "tasks": scores, "means": means(scores), "examples": sizes, "ceilings": ceilings(experiment, scores),
+        "step": saved.step,
         "warnings": run_warnings.ordered([*warnings, *run_warnings.of_data(experiment.corpus)]),
     }  # fmt: skip
 
@@ -98,8 +99,11 @@ def score_split(
     remarks: dict[str, str] = {}
     with progress_bar(split, "row", evaluator.rows(split), leave=False) as bar:
 
+        forecast = Forecast(bar)
+
         def progress(rows: int) -> None:
             bar.update(rows)
+            forecast(bar.n)
             listen()
 
         return Scored(evaluator.score(params, split, progress, remarks.__setitem__), remarks)
@@ -137,6 +141,28 @@ def ceilings(experiment: Experiment, scores: Mapping[str, Mapping[str, Any]]) ->
         for split in by_split:
             if bound := ceiling(experiment.corpus, experiment.tasks[name], split):
                 result.setdefault(name, {})[split] = bound
+    return result
+
+
+def means(scores: Mapping[str, Mapping[str, Mapping[str, float | None]]]) -> dict[str, dict[str, Any]]:
+    """The mean over tasks of each one's first metric, by split.
+
+    Args:
+      scores: {task: {split: {metric: value}}}.
+
+    Returns:
+      {split: {"mean": None where a task's value is, "tasks": [those that have the split], "metrics": their different
+      first metrics: of several the mean is of unlike numbers}}; a split that fewer than two tasks have is left out.
+    """
+    result = {}
+    for split in sorted({split for by_split in scores.values() for split in by_split}):
+        firsts = {task: next(iter(found[split].items())) for task, found in scores.items() if found.get(split)}
+        values = [value for _, value in firsts.values()]
+        if len(firsts) > 1:
+            result[split] = {
+                "mean": None if None in values else float(np.mean(values)), "tasks": list(firsts),
+                "metrics": list(dict.fromkeys(metric for metric, _ in firsts.values())),
+            }  # fmt: skip
     return result
 
 
