@@ -110,7 +110,8 @@ def _config(layer: str, count: int):
     config.model.layer = layer
     config.model.layers = 2
     config.model.width = 128 if layer == "bilstm" else 256
-    config.model.heads, config.model.intermediate = 4, 1024
+    if layer == "transformer":
+        config.model.heads, config.model.intermediate = 4, 1024
     config.data.row_length = 64
     config.data.rows = 4
     return config

@@ -136,7 +136,8 @@ def config_of(layer: str, setting: str, tasks: int, rows: int, tokens: int, fold
     config.tokenizer = ConfigDict({**config.tokenizer.to_dict(), "kind": "words"})
     config.model.layer, config.model.layers, config.model.dropout = layer, 2, 0.0
     config.model.width = 128 if layer == "bilstm" else 256
-    config.model.heads, config.model.intermediate = 4, 1024
+    if layer == "transformer":
+        config.model.heads, config.model.intermediate = 4, 1024
     config.data.row_length, config.data.rows = tokens, rows
     config.optimizer.schedule, config.optimizer.warmup, config.optimizer.clip = "constant", 0.0, 0.0
     return config

@@ -55,7 +55,9 @@ def main():
 
 def _config(layer, optimizer, rate):
     config = ablate_synthetic.get_config("text")
-    config.model.layer, config.model.heads, config.model.intermediate = layer, 2, 32
+    config.model.layer = layer
+    if layer == "transformer":
+        config.model.heads, config.model.intermediate = 2, 32
     config.model.dropout = 0.2
     config.optimizer.name, config.optimizer.learning_rate = optimizer, rate
     config.training.steps = STEPS

@@ -140,7 +140,8 @@ def _config(layer: str, tasks: int, rows: int):
     config.tokenizer = ConfigDict({**config.tokenizer.to_dict(), "kind": "words"})
     config.model.layer, config.model.layers = layer, 2
     config.model.width = 128 if layer == "bilstm" else 256
-    config.model.heads, config.model.intermediate = 4, 1024
+    if layer == "transformer":
+        config.model.heads, config.model.intermediate = 4, 1024
     config.model.column_init = "independent"  # so that there is something to penalise
     config.sharing.trunk = "none"
     config.data.row_length, config.data.rows = 128, rows
