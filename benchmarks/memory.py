@@ -125,7 +125,7 @@ def _config(options, tasks: int, folder: str):
     config.tokenizer = ConfigDict({**config.tokenizer.to_dict(), "kind": "words"})
     config.model.layer, config.model.layers, config.model.width = "transformer", 6, 384
     config.model.heads, config.model.intermediate = 12, 1536
-    config.model.columns = options.columns
+    config.model.columns = options.columns if tasks > 1 else "auto"
     config.sharing.trunk = "none"
     config.data.row_length = options.row_length
     return config
