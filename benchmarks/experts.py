@@ -91,7 +91,8 @@ def _config(options, tasks: int, way: str):
     config.tokenizer.kind = "words"
     config.model.layer, config.model.layers = options.layer, 2
     config.model.width = 128 if options.layer == "bilstm" else 256
-    config.model.heads, config.model.intermediate = 4, 1024
+    if options.layer == "transformer":
+        config.model.heads, config.model.intermediate = 4, 1024
     config.data.row_length, config.data.rows = options.length, options.rows
     for field, value in WAYS[way].items():
         config.sharing[field] = ConfigDict(value) if isinstance(value, dict) else value

@@ -28,6 +28,12 @@ ALL, NONE, EMBED = {"trunk": "all"}, {"trunk": "none"}, {"trunk": "embed"}
 LOW, LOWEST = {"depths": {"tags": "layer_00"}}, {"depths": {"tags": "embed"}}
 FED = {"feeds": {"color": ("tags",)}}
 TREE = {"groups": {"layer_00": (("tags", "length"), ("color",))}}
+BESIDE = {  # further parts of training that see streams and blocks
+    "maml": {"meta.method": "maml", "meta.inner_steps": 1}, "reptile": {"meta.method": "reptile"},
+    "pcgrad": {"aggregation.method": "pcgrad"},
+    "mgda_by_layers": {"aggregation.method": "mgda", "aggregation.memory": "layers"},
+    "gradnorm": {"loss_weights.method": "gradnorm"}, "accumulated": {"training.accumulate": 2},
+}  # fmt: skip
 OPTIONS = {"mmoe": {"experts": 3}, "cgc": {"shared": 1, "private": 1}, "ple": {"shared": 1, "private": 1}}
 
 
@@ -70,6 +76,11 @@ def _ways():
             ways[f"hierarchy_mixer_{name}_on_one_layer"] = _mixed(name, mixed=("layer_00",), **LOW)
             ways[f"cascade_mixer_{name}_on_one_layer"] = _mixed(name, mixed=("layer_00",), **LOW, **FED)
             ways[f"mixer_{name}_read_mixture"] = _mixed(name, read="mixture")
+    for name, fields in BESIDE.items():
+        ways[f"hierarchy_{name}"] = {**ALL, **LOW, **fields}
+        ways[f"hierarchy_of_a_tree_{name}"] = {**TREE, **LOW, **fields}
+    ways["cascade_maml"] = {**ALL, **LOW, **FED, **BESIDE["maml"]}
+    ways["mixer_cgc_maml"] = _mixed("cgc", **BESIDE["maml"])
     ways["mixer_ple_hierarchy_at_a_gate"] = _mixed("ple", **LOW)
     ways["mixer_ple_cascade_at_a_gate"] = _mixed("ple", **LOW, **FED)
     ways["mixer_cgc_gates_at_each"] = _mixed("cgc", mixed=("layer_00", "layer_01"))
@@ -127,11 +138,14 @@ def config_of(texts, way, data):
     config.model.layers, config.model.width, config.model.dropout = 2, 8, 0.0
     config.data.row_length, config.data.rows, config.evaluation.rows = 16, 8, 8
     config.training.steps, config.training.eval_every, config.optimizer.learning_rate = 4, 2, 1e-2
-    for field, value in way.items():
-        config.sharing[field] = ConfigDict(value) if isinstance(value, dict) else value
-    for field, value in DATA[data].items():
-        with config.unlocked():
-            config.update_from_flattened_dict({field: value})
+    for field, value in {**way, **DATA[data]}.items():
+        node, name = config, field
+        if "." in field:
+            part, name = field.split(".")
+            node = config[part]
+        elif field in config.sharing:
+            node = config.sharing
+        node[name] = ConfigDict(value) if isinstance(value, dict) else value
     return config
 
 

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 from make_published_goldens import TINY, hashed_weights
+from ml_collections import ConfigDict
 from safetensors.numpy import save_file
 
 from configs import default
@@ -18,6 +19,7 @@ from mtl_jax.training.paths import flatten
 from mtl_jax.training.resident import draws, gather, resident_rows
 from mtl_jax.training.step import train_step
 
+LOW = ConfigDict({"color": "layer_00"})
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 
@@ -52,8 +54,8 @@ def trained(experiment, steps=3):
 @pytest.mark.parametrize(
     "changes",
     [{}, {"sharing__trunk": "none"}, {"aggregation__method": "pcgrad"}, {"aggregation__level": "representation",
-     "aggregation__method": "mgda", "train_on": ("tags", "long")}],
-    ids=["hard", "columns", "balanced", "representation"],
+     "aggregation__method": "mgda", "train_on": ("tags", "long")}, {"sharing__depths": LOW}],
+    ids=["hard", "columns", "balanced", "representation", "a head below the top"],
 )  # fmt: skip
 def test_kept_outputs_change_nothing(tiny, encoder, differs, changes):
     plain = build(config_of(tiny, encoder, **changes))
