@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from test_step import placed, steps
 
 from configs import default
 from mtl_jax import config as checks
@@ -14,7 +15,6 @@ from mtl_jax.training import workdir as folders
 from mtl_jax.training.experiment import build
 from mtl_jax.training.paths import flatten
 from mtl_jax.training.penalty_effect import Effect
-from tests.test_step import placed, steps
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 

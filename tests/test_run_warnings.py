@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from configs import default
-from mtl_jax.analysis import report
-from mtl_jax.analysis.ablation import turn
+from mtl_jax.analysis import report, results
+from mtl_jax.analysis.ablation import runner, turn
 from mtl_jax.data.notices import INFORMATION, LENGTH, Notice, notice
 from mtl_jax.errors import UserError
 from mtl_jax.tasks.texts import Written
@@ -17,6 +17,7 @@ from mtl_jax.training import loop, run_warnings, scoring
 from mtl_jax.training import workdir as folders
 from mtl_jax.training.judging import uniform
 from mtl_jax.training.selection import is_defined, rank
+from tests.analysis import fake_grids
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
@@ -180,3 +181,39 @@ def test_the_best_of_a_lane_is_chosen_likewise():
         one._evaluate(bar, SimpleNamespace(require=None))
     log = one.logs[0, 0]
     assert kept == [1, 2, 4, 5] and log["best_step"] == 5 and log["status"] == "stopped early"
+
+
+def test_lanes_that_froze_lost_steps_or_predict_one_class_are_counted(tmp_path):
+    alike = {"pos": {"dev": "only 'a' was predicted, 9 times"}}
+    lanes = [
+        fake_grids.lane(0.5, seed=0, values={"strength": 0.1}, remarks=alike),
+        fake_grids.lane(0.6, seed=1, values={"strength": 0.1}, left_out=3),
+        fake_grids.lane(None, seed=0, values={"strength": 9.0}, status="frozen: not finite", left_out=10),
+        fake_grids.lane(0.4, seed=1, values={"strength": 9.0}, status="dropped"),
+    ]
+    found = run_warnings.ordered(runner.of_lanes(lanes))
+    assert [(w["kind"], w["count"], w["total"]) for w in found] == [("steps", 1, 4)] * 3 + [("predictions", 1, 4)]
+    texts = "\n".join(w["text"] for w in found)
+    assert "1 of 4 lanes: frozen: not finite" in texts and "at most 3 of 10" in texts and "only 'a'" in texts
+    grid = fake_grids.grid(lanes)._replace(warnings=found)
+    runner._require_training(tmp_path, grid)
+    (combination,) = results.summarise(grid)["combinations"]
+    assert any("in 1 of 4 lanes; most at strength 0.1 (seed 1): 3 of 10" in text for text in combination["warnings"])
+    assert any("task pos, dev: only 'a' was predicted" in text for text in combination["warnings"])
+    results.write(tmp_path, grid)
+    shown = report.ablation(tmp_path)
+    assert "1 of 4 lanes: frozen: not finite; they are in no mean" in shown
+    assert "they are in no mean" in (tmp_path / "report.html").read_text()
+    nothing = [lane._replace(left_out=lane.steps, status="frozen: not finite") for lane in lanes]
+    with pytest.raises(UserError, match="nothing was trained: every step of all 4 lanes"):
+        runner._require_training(tmp_path, fake_grids.grid(nothing))
+
+
+def test_of_settings_with_equal_scores_that_of_the_lower_loss_is_chosen():
+    def lane(strength, loss):
+        scores = {"pos": {"dev": {"accuracy": 0.0, "loss": loss}}}
+        return fake_grids.lane(0.0, values={"strength": strength})._replace(scores=scores)
+
+    grid = fake_grids.grid([lane(0.1, 2.0), lane(1.0, 0.5), lane(10.0, math.nan), lane(100.0, 1.0)])
+    (combination,) = results.summarise(grid)["combinations"]
+    assert combination["points"][combination["chosen"]]["values"] == {"strength": 1.0}

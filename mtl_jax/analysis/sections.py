@@ -117,26 +117,29 @@ def report(named: Mapping[str, pathlib.Path], out: pathlib.Path, default: Module
       UserError: a folder that holds no run; a damaged file.
     """
     parts: Parts = []
-    finished = {}
-    for name, workdir in named.items():
+    finished, grids, relations = {}, {}, {}
+    for name, workdir in named.items():  # all that may be damaged, before anything is drawn
         if not any((workdir / file).exists() for file in ("config.json", "ablation.json", "summary.json")):
             raise UserError(f"{workdir}: neither config.json nor ablation.json, so this is not the folder of a run")
         if (workdir / "summary.json").exists():
             finished[name] = _summary(workdir)
+        if (workdir / "ablation.json").exists():
+            grids[name] = results.read(workdir)
+        if (workdir / "relatedness.json").exists():
+            relations[name] = read(workdir)
     if len(finished) > 1:
         parts += [page.heading("Runs side by side"), page.grid(*tables.comparison_rows(finished)[0])]
     for name, workdir in named.items():
         figures = out / "figures" / file_name(name)
         parts.append(page.heading(name))
-        if (workdir / "ablation.json").exists():
-            grid = results.read(workdir)
-            parts += ablation(workdir, grid, results.summarise(grid), figures, default)
-        if (workdir / "relatedness.json").exists():
-            related = read(workdir)
+        if name in grids:
+            parts += ablation(workdir, grids[name], results.summarise(grids[name]), figures, default)
+        if name in relations:
+            related = relations[name]
             parts += [*warnings(related["warnings"]), *section.relatedness(workdir, related, figures, default)]
         elif name in finished:
             parts += _finished(workdir, finished[name], figures, default)
-        elif not (workdir / "ablation.json").exists():
+        elif name not in grids:
             parts += _unfinished(workdir, figures, default)
     return parts
 

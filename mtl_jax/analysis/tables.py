@@ -87,7 +87,7 @@ def _mean_label(mean: Mapping[str, Any]) -> str:
 
 
 def comparison_means(summaries: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """{split: {"tasks", "metrics", "values": {run: mean}}} of the tasks that all runs scored by the same first metric."""
+    """{split: {"tasks", "metrics", "values": {run: mean}}} of the tasks that all runs score by one first metric."""
     result: dict[str, dict[str, Any]] = {}
     for split in ("dev", "test"):
         scored = [

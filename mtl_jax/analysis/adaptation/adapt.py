@@ -23,7 +23,7 @@ from mtl_jax.analysis.adaptation.lanes import Learner
 from mtl_jax.analysis.intervals import correct, interval, paired
 from mtl_jax.data import corpus as corpora
 from mtl_jax.errors import UserError
-from mtl_jax.training import artifacts, prediction
+from mtl_jax.training import artifacts, prediction, run_warnings
 from mtl_jax.training.checkpoint import require_checkpoint
 from mtl_jax.training.experiment import Experiment, assemble
 from mtl_jax.training.placement import require_platform
@@ -50,12 +50,13 @@ class Source(NamedTuple):
 
 
 class Adapted(NamedTuple):
-    """What learns one task: the learner, its data, and what scores predictions."""
+    """What learns one task: the learner, its data, what scores predictions, and what was odd about the data."""
 
     learner: Learner
     episode: Episode
     classes: tuple[str, ...]
     score: Callable[[str, np.ndarray], float]  # (split, predictions int[records]) -> the task's first metric
+    warnings: list[dict[str, Any]]
 
 
 def adapt(
@@ -82,6 +83,7 @@ def adapt(
         by_task   {name: {k: {task: interval}}}
         curves    {name: {k: [interval of the mean over tasks after each of `steps`]}} at the chosen rate
         differences  {name: {k: paired difference to `against`}}, p corrected by Holm over all of them
+        warnings  what a reader of the scores has to know of the data, see `training.run_warnings`
 
     Raises:
       UserError: no such run or checkpoint; tasks that have no classes, splits or examples enough.
@@ -128,6 +130,9 @@ def adapt(
                 found["by_task"][name][k] = {t: interval(values)._asdict() for t, values in scores.items()}
                 found["curves"][name][k] = [interval(values.tolist())._asdict() for values in curves.T]
     found["metric"] = next(iter(learned.values()))[reported[0]].learner.metric
+    found["warnings"] = run_warnings.ordered(
+        entry for tasks in learned.values() for adapted in tasks.values() for entry in adapted.warnings
+    )
     found["differences"] = _differences(found["scores"], against)
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / "adapt.json", found)
@@ -256,7 +261,7 @@ def _adapted(source: Source, task: str) -> Adapted:
     def scored(split, predicted):
         return score(data, experiment.spec.objective, task, split, predicted)
 
-    return Adapted(Learner(experiment, found), found, data.vocabularies[task].names, scored)
+    return Adapted(Learner(experiment, found), found, data.vocabularies[task].names, scored, run_warnings.of_data(data))
 
 
 def _architecture(source: Source) -> str:

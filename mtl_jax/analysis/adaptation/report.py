@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mtl_jax.analysis import plotting, tables
+from mtl_jax.analysis.report import warning_lines
 
 
 def rows(found: Mapping[str, Any]) -> tables.Rows:
@@ -37,6 +38,8 @@ def tell(found: Mapping[str, Any], out: pathlib.Path) -> str:
         f"on test, ± 95 % over {found['draws']} draws of the support, one run each; rate and steps chosen on dev of "
         f"{tuned};",
         "differences paired by draw, p corrected by Holm",
+        *warning_lines(found, out / "adapt.json"),
+        "",
         f"numbers  {out / 'adapt.json'}",
         f"figures  {', '.join(figures)}",
     ])  # fmt: skip
