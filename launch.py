@@ -3,6 +3,7 @@
     python launch.py --config=configs/x.py --workdir=runs/x                      train, or go on
     python launch.py --config=configs/x.py --mode=inspect                        look at the data, do not train
     python launch.py --workdir=runs/x --mode=evaluate                            score a checkpoint
+    python launch.py --workdir=runs/x --mode=evaluate --config.datasets.d.splits.test=FILE    on another test set
     python launch.py --workdir=runs/x --mode=predict --input=a.jsonl --output=b.jsonl
     python launch.py --workdir=runs/x --mode=attribute --input=a.txt --output=folder      which words it rests on
     python launch.py --workdir=runs/x --mode=export --output=folder              a Hugging Face folder for each column
@@ -14,7 +15,8 @@
     python launch.py --mode=compare --runs=runs/a,runs/b --output=runs/compare   runs side by side
     python launch.py --mode=compare --runs=runs/a0,runs/a1 --against=runs/b0,runs/b1 --output=runs/test    a paired test
 
-Modes that read a finished run take its own config.json unless --config names another.
+Modes that read a finished run take its own config.json unless --config names another; --config.FIELD=VALUE changes it
+for this command. A command that is stopped by a signal ends with status 128 + the signal.
 """
 
 import contextlib

@@ -9,7 +9,7 @@ import pytest
 
 from configs import default
 from mtl_jax.errors import Stopped, UserError
-from mtl_jax.training import artifacts, checkpoint, loop, prediction, reading
+from mtl_jax.training import artifacts, checkpoint, evaluation, loop, prediction, reading
 from mtl_jax.training import workdir as folders
 from mtl_jax.training.experiment import build
 
@@ -235,3 +235,34 @@ def test_data_sets_that_read_alike_are_read_once(tiny, tmp_path, monkeypatch, ch
         assert one.keys() == other.keys() == {"line", "color", "hue"}
         for task in ("color", "hue"):
             assert one[task]["probabilities"] == pytest.approx(other[task]["probabilities"], abs=1e-5)
+
+
+def test_one_program_predicts_all_records(tiny, tmp_path, monkeypatch):
+    """Chunks of other lengths have the shapes of the first one: as many label positions, masks and example slots."""
+    config = tiny()
+    default.add_dataset(
+        config, "plain", reader="jsonl", path=str(tmp_path), text=("text",),
+        splits={name: f"texts.{name}.jsonl" for name in ("train", "dev", "test")},
+    )  # fmt: skip
+    default.add_task(config, "hidden", kind="masked_lm", dataset="plain")
+    workdir, _ = untrained(tmp_path, config)
+    monkeypatch.setattr(prediction, "CHUNK", 4)
+    source = tmp_path / "input.txt"
+    long = ["w1 [MASK] w2 [MASK] red [MASK] w3"] * 4
+    source.write_text("\n".join([*long, *["red [MASK]", "w1", "w2 w3", "blue"], *["w1"] * 3]) + "\n")
+    traced = []
+    program = evaluation.program
+
+    def counting(*arguments):
+        run = program(*arguments)
+
+        def counted(params, batch):
+            traced.append(batch.tokens.shape)
+            return run(params, batch)
+
+        return counted
+
+    monkeypatch.setattr(evaluation, "program", counting)
+    lines = predicted(config, workdir, source, ["last"])
+    assert len(lines) == 11 and len(lines[0]["hidden"]) == 3 and len(lines[4]["hidden"]) == 1
+    assert len(traced) == len(prediction.Predictor(config, workdir, ["last"]).reading.groups) == 3

@@ -229,7 +229,8 @@ def for_prediction(
     classes = {spec.task: len(vocabularies[spec.task].names) for spec in specs}
     rows = packing.pack(encoded, specs, classes, capacities, pack)
     rows = patches.with_pixels({"input": rows}, album)["input"]
-    hidden = {s.task: levels.masked(rows, encoded, tokenizer) for s in specs if s.level == "token"}
+    least = {s.task: like.labels[s.task]["token"].shape[1] if like else 1 for s in specs if s.level == "token"}
+    hidden = {task: levels.masked(rows, encoded, tokenizer, count) for task, count in least.items()}
     return rows._replace(labels=rows.labels | hidden), Split(records, encoded, units)
 
 

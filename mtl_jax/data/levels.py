@@ -91,11 +91,14 @@ def maskable(rows: Rows, tokenizer: Tokenizer) -> dict[str, np.ndarray]:
     return {"maskable": (rows.segment > 0) & ~special}
 
 
-def masked(rows: Rows, split: EncodedSplit, tokenizer: Tokenizer) -> dict[str, np.ndarray]:
-    """The arrays of level "token" where texts have [MASK] themselves: one position for each, of unknown value."""
+def masked(rows: Rows, split: EncodedSplit, tokenizer: Tokenizer, least: int = 1) -> dict[str, np.ndarray]:
+    """The arrays of level "token" where texts have [MASK] themselves: one position for each, of unknown value.
+
+    Q is `least`, or what the row with the most of them takes.
+    """
     row, at = np.nonzero((rows.tokens == tokenizer.mask) & (rows.segment > 0))
     rank = np.arange(len(row)) - np.searchsorted(row, row)
-    shape = (len(rows.tokens), int(rank.max(initial=0)) + 1)
+    shape = (len(rows.tokens), max(int(rank.max(initial=0)) + 1, least))
     found: Mapping[str, np.ndarray] = {"token": at, "segment": rows.segment[row, at], "slot": rows.segment[row, at] - 1}
     result = {"value": np.zeros(shape, np.int32), "mask": np.zeros(shape, np.bool_)}
     for name, values in found.items():
