@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import numpy as np
@@ -137,6 +138,24 @@ def test_a_process_that_dies_ends_the_other_with_a_word(setting, whole, differs,
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process of its parent's death")
+@pytest.mark.parametrize(("saves", "status"), [(False, 128 + signal.SIGTERM), (True, 5)])
+def test_a_worker_that_does_not_listen_is_ended_unless_it_saves(monkeypatch, tmp_path, saves, status):
+    child = (
+        "import pathlib, signal, sys, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); "
+        "pathlib.Path(sys.argv[1]).touch(); time.sleep(2); sys.exit(5)"
+    )
+    monkeypatch.setattr(processes, "GRACE", 0.1)
+
+    def send():
+        wait_until((tmp_path / "ready").exists)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    sender = threading.Thread(target=send)
+    sender.start()
+    assert processes.supervised(["-c", child, str(tmp_path / "ready")], 10, saves) == status
+    sender.join()
+
+
 def test_a_killed_supervisor_takes_its_process_with_it(tmp_path):
     note = tmp_path / "pid"
     child = "import os, sys, time; from mtl_jax.training import processes; processes.end_with_parent(); "
