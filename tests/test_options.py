@@ -50,7 +50,7 @@ def folder(tmp_path_factory):
     rng = np.random.default_rng(0)
     for name, (split, count) in itertools.product("ab", SIZES.items()):
         records = []
-        for number in range(count):
+        for number in range(count if name == "a" else 2 * count):  # by size the second is drawn more often
             words = [str(word) for word in rng.choice(WORDS[:-2], rng.integers(3, 7))] + ["red", "blue"][number % 2 :]
             words = ["rare", "né", *words] if number < 2 else ["the", "same", "red"] if number == 2 else words
             color = "red" if "red" in words else "blue"
@@ -225,7 +225,7 @@ class Parts:
 
     def batches(self):
         batches = self.experiment.batches(self.config.seed)
-        return [batches.batch(number) for number in range(2)]
+        return [batches.batch(number) for number in range(16)]
 
     def layout(self):
         """What is predicted and scored, and where it lies."""
