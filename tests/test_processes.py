@@ -204,5 +204,5 @@ def test_what_the_cluster_says(monkeypatch):
 def test_one_process_needs_nobody():
     processes.wait_for_all("here")
     assert processes.is_first() and processes.any_of(True) and not processes.any_of(False)
-    assert not processes.preempted(3)
+    assert not processes.preempted()
     assert processes.fetch({"a": np.arange(3), "b": 2})["b"] == 2

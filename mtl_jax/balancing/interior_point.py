@@ -16,8 +16,9 @@ Derivatives = Callable[[Any, jax.Array, Any], tuple[jax.Array, jax.Array]]
 
 
 def simplex_minimum(
-    derivatives: Derivatives, data: Any, normal: jax.Array, present: jax.Array, iterations: int = 60
-) -> jax.Array:
+    derivatives: Derivatives, data: Any, normal: jax.Array, present: jax.Array, iterations: int = 60,
+    raised: Callable[[Any, jax.Array], jax.Array] | None = None,
+) -> jax.Array:  # fmt: skip
     """argmin F(w) over w ≥ 0, Σ a_k w_k = 1, w_k = 0 where not present: the probability simplex for a = 1.
 
     Args:
@@ -28,6 +29,7 @@ def simplex_minimum(
       present: bool[K].
       iterations: Newton steps, each a K×K solve; a quadratic needs some 15 to rounding, a norm some 30, up to 100 where
         the gradients are dependent.
+      raised: (data, w [K]) -> w after each step, for variables of which a lower bound is known from the others.
 
     Returns:
       float[K]; zeros where no task is present. Where the minimum is not unique, one inside the set of minima.
@@ -58,6 +60,8 @@ def simplex_minimum(
         dw, dz, change = newton(frozen, w, z, multiplier, centring)
         length = jnp.minimum(_to_boundary(w, dw), _to_boundary(z, dz))
         new_w = jnp.maximum(w + length * dw, tiny)
+        if raised is not None:
+            new_w = jnp.where(present, raised(frozen[0], new_w), new_w)
         new = new_w, jnp.maximum(z + length * dz, tiny), multiplier + length * change, _centring(length)
         return _if_finite(new, carry)
 

@@ -60,8 +60,14 @@ def cagrad(c: Number = 0.4) -> Weighting:
             beside = -product[:, None]
             return gradient, radius / s * jnp.block([[similarity, beside], [beside.T, ratio[None, None]]])
 
+        def raised(data, x: jax.Array) -> jax.Array:
+            # the best s is ‖g_v‖; a step that was cut short can leave it far below, from where Newton but doubles it
+            v = x[:-1]
+            return x.at[-1].set(jnp.maximum(x[-1], root(dot(v, dot(data[0], v)))))
+
         extended = jnp.append(normal, 0.0), jnp.append(live, True)
-        v = simplex_minimum(derivatives, (similarity, towards_mean, radius), *extended, iterations=100)[:-1]
+        data = similarity, towards_mean, radius
+        v = simplex_minimum(derivatives, data, *extended, iterations=100, raised=raised)[:-1]
         norm = root(dot(v, dot(similarity, v)))
         # a gradient of zero takes all of w unless F < 0 can be had without it
         helps = jnp.all(live | ~present) | (dot(v, towards_mean) + radius * norm < 0)
