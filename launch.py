@@ -27,7 +27,8 @@ import shlex
 import signal
 import sys
 
-from mtl_jax import huge_pages, terminal
+from mtl_jax.config.plain import from_plain
+from mtl_jax.runtime import huge_pages, terminal
 
 if __name__ == "__main__":  # before anything is imported twice
     terminal.restart_in_utf8_mode()
@@ -36,9 +37,9 @@ if __name__ == "__main__":  # before anything is imported twice
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from mtl_jax import config_file, flag_errors
 from mtl_jax.errors import Stopped, UserError
-from mtl_jax.training import interruption
+from mtl_jax.runtime import config_file, interruption
+from mtl_jax.runtime.flags import parse
 
 CONFIG = config_file.define("config")
 WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the run.")
@@ -79,9 +80,9 @@ def main(argv):
         "merge": _merge, "adapt": _adapt, "report": _report,
     }[MODE.value]  # fmt: skip
     if MODE.value not in ("inspect", "report"):  # these compile nothing
-        from mtl_jax.training import programs
+        from mtl_jax.runtime import compilation_cache
 
-        programs.keep()
+        compilation_cache.keep()
     if MODE.value in ("train", "evaluate") and (COORDINATOR.value or PROCESSES.value or _found_around()):
         return _together(mode)
     elif COORDINATOR.value or PROCESSES.value or PROCESS.value >= 0:
@@ -90,37 +91,37 @@ def main(argv):
 
 
 def _found_around() -> bool:
-    from mtl_jax.training import processes
+    from mtl_jax.runtime import distributed
 
-    return processes.found_around()
+    return distributed.found_around()
 
 
 def _together(mode):
     """A mode in one of several processes; the first alone prints."""
-    from mtl_jax.training import processes
+    from mtl_jax.runtime import distributed
 
-    if processes.WORKER not in os.environ:
-        return processes.supervised(sys.argv, HEARTBEAT_SECONDS.value, saves=MODE.value == "train")
-    processes.end_with_parent()
-    processes.join(COORDINATOR.value, PROCESSES.value, PROCESS.value, START_SECONDS.value, HEARTBEAT_SECONDS.value)
+    if distributed.WORKER not in os.environ:
+        return distributed.supervised(sys.argv, HEARTBEAT_SECONDS.value, saves=MODE.value == "train")
+    distributed.end_with_parent()
+    distributed.join(COORDINATOR.value, PROCESSES.value, PROCESS.value, START_SECONDS.value, HEARTBEAT_SECONDS.value)
     with contextlib.ExitStack() as stack:
-        if not processes.is_first():
+        if not distributed.is_first():
             nowhere = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
             stack.enter_context(contextlib.redirect_stdout(nowhere))
         status = mode()
-        processes.wait_for_all("the end")
+        distributed.wait_for_all("the end")
         return status
 
 
 def _programs_ahead():
     """A context in which the programs of the last such run are read while this one begins."""
-    from mtl_jax.training import ahead, processes
+    from mtl_jax.runtime import compilation_prefetch, distributed
 
-    if processes.WORKER in os.environ:
+    if distributed.WORKER in os.environ:
         return contextlib.nullcontext()
     config = flags.FLAGS["config"]
     name = config_flags.get_config_filename(config) if config.present else WORKDIR.value
-    return ahead.reading(f"{MODE.value} {name}")
+    return compilation_prefetch.reading(f"{MODE.value} {name}")
 
 
 def _train():
@@ -128,37 +129,38 @@ def _train():
         raise UserError("--mode=train needs --workdir=FOLDER")
     config = _config()
     with _programs_ahead():
-        from mtl_jax.training import loop, processes
-        from mtl_jax.training import workdir as folders
+        from mtl_jax.runs import train
+        from mtl_jax.runtime import distributed
+        from mtl_jax.storage import workdir as folders
 
         with folders.held(WORKDIR.value) as workdir:
-            summary = loop.train(config, workdir)
+            summary = train.train(config, workdir)
         if summary is None:
             return interruption.status()
-        if processes.is_first():
+        if distributed.is_first():
             from mtl_jax.analysis import report  # brings what draws, which takes as long as all else together
 
             print("\n" + report.finished(workdir, summary))
 
 
 def _evaluate():
-    from mtl_jax import config as checks
-    from mtl_jax.training import other_data, processes, scoring
-    from mtl_jax.training.workdir import read_config, write_json
+    from mtl_jax.runs import evaluate, other_data
+    from mtl_jax.runtime import distributed
+    from mtl_jax.storage.workdir import read_config, write_json
 
     workdir = _workdir()
     if len(CHECKPOINT.value) != 1:
         raise UserError("--mode=evaluate scores one --checkpoint")
     config, which = _config(), CHECKPOINT.value[0]
-    run = checks.from_plain(read_config(workdir))
+    run = from_plain(read_config(workdir))
     other = other_data.changed(config, run)
     with _programs_ahead():
         if other:
             result = other_data.evaluate(config, run, other, workdir, which)
         else:
-            result = scoring.evaluate(config, workdir, which)
+            result = evaluate.evaluate(config, workdir, which)
     file = workdir / (other_data.file_name(result, which) if other else f"evaluation_{which}.json")
-    if processes.is_first():
+    if distributed.is_first():
         from mtl_jax.analysis import report
 
         write_json(file, result)
@@ -168,12 +170,12 @@ def _evaluate():
 
 
 def _predict():
-    from mtl_jax.training import prediction
+    from mtl_jax.runs import predict
 
     workdir = _workdir()
     config = _config()
     with _programs_ahead():
-        prediction.predict(config, workdir, CHECKPOINT.value, INPUT.value, OUTPUT.value, TASKS.value, **_how_to_read())
+        predict.predict(config, workdir, CHECKPOINT.value, INPUT.value, OUTPUT.value, TASKS.value, **_how_to_read())
 
 
 def _how_to_read() -> dict[str, str]:
@@ -201,12 +203,12 @@ def _inspect():
 
 
 def _export():
-    from mtl_jax.training import prediction
+    from mtl_jax.runs import export
 
     workdir = _workdir()
     if not OUTPUT.value:
         raise UserError("--mode=export needs --output=FOLDER")
-    for line in prediction.export(_config(), workdir, CHECKPOINT.value, pathlib.Path(OUTPUT.value)):
+    for line in export.export(_config(), workdir, CHECKPOINT.value, pathlib.Path(OUTPUT.value)):
         print(line)
 
 
@@ -224,8 +226,8 @@ def _compare():
 
 def _test():
     """--runs against --against: a paired test on the examples of test."""
-    from mtl_jax.analysis import paired
-    from mtl_jax.training.workdir import prepare, write_json
+    from mtl_jax.analysis import paired_test
+    from mtl_jax.storage.workdir import prepare, write_json
 
     if not RUNS.value or not OUTPUT.value:
         raise UserError("--against needs --runs=FOLDER,... and --output=FOLDER")
@@ -233,10 +235,10 @@ def _test():
         raise UserError("--against takes every run's own config.json; leave out --config")
     runs, against = _folders(RUNS), _folders(AGAINST)
     out = prepare(OUTPUT.value, "--output")
-    tests = paired.compare(runs, against, _config, by=BY.value)
+    tests = paired_test.compare(runs, against, _config, by=BY.value)
     sides = {"runs": [str(run) for run in runs], "against": [str(run) for run in against], "by": BY.value}
     write_json(out / "paired.json", sides | {"tasks": {task: test._asdict() for task, test in tests.items()}})
-    print(paired.said(tests) + f"\n\nnumbers in {out / 'paired.json'}")
+    print(paired_test.said(tests) + f"\n\nnumbers in {out / 'paired.json'}")
 
 
 def _ablate():
@@ -256,9 +258,9 @@ def _relate():
 def _lanes(run, tell):
     """What trains many lanes in --workdir, and its report; returns the status."""
     from configs import default
-    from mtl_jax import config as checks
+    from mtl_jax import checks
     from mtl_jax.analysis.ablation import lanes
-    from mtl_jax.training import workdir as folders
+    from mtl_jax.storage import workdir as folders
 
     if not WORKDIR.value:
         raise UserError(f"--mode={MODE.value} needs --workdir=FOLDER")
@@ -272,8 +274,8 @@ def _lanes(run, tell):
 
 def _merge():
     from mtl_jax.analysis import report
-    from mtl_jax.training import merge
-    from mtl_jax.training import workdir as folders
+    from mtl_jax.runs import merge
+    from mtl_jax.storage import workdir as folders
 
     if not RUNS.value or not OUTPUT.value:
         raise UserError("--mode=merge needs --runs=FOLDER[,FOLDER...] and --output=FOLDER")
@@ -285,11 +287,11 @@ def _merge():
 
 def _adapt():
     from configs import default
-    from mtl_jax import config as checks
+    from mtl_jax import checks
     from mtl_jax.analysis.ablation import lanes
     from mtl_jax.analysis.adaptation import report
     from mtl_jax.analysis.adaptation.adapt import adapt
-    from mtl_jax.training.workdir import prepare, read_config
+    from mtl_jax.storage.workdir import prepare, read_config
 
     runs = _folders(RUNS) or _folders(WORKDIR)
     if not runs or not OUTPUT.value or CONFIG.value is None:
@@ -299,7 +301,7 @@ def _adapt():
         raise UserError("--mode=adapt takes one --checkpoint")
     lanes.use_all_cores()
     out = prepare(OUTPUT.value, "--output")
-    own = {run: checks.from_plain(read_config(run)) for run in runs}
+    own = {run: from_plain(read_config(run)) for run in runs}
     for config in own.values():
         checks.check(config, default, "evaluate")
     which = CHECKPOINT.value[0] if CHECKPOINT.present else None
@@ -339,7 +341,7 @@ def _folders(flag) -> list[pathlib.Path]:
 
 def _workdir() -> pathlib.Path:
     """The folder of a run that is there."""
-    from mtl_jax.training import workdir
+    from mtl_jax.storage import workdir
 
     if not WORKDIR.value:
         raise UserError(f"--mode={MODE.value} needs --workdir=FOLDER")
@@ -351,14 +353,14 @@ def _workdir() -> pathlib.Path:
 def _config(run: pathlib.Path | None = None):
     """The config of --config, else that of a run, by default the one in --workdir, checked."""
     from configs import default
-    from mtl_jax import config as checks
-    from mtl_jax.training import workdir
+    from mtl_jax import checks
+    from mtl_jax.storage import workdir
 
     config = CONFIG.value
     if config is None:
         if run is None and (MODE.value in ("train", "ablate", "relate") or not WORKDIR.value):
             raise UserError(f"--mode={MODE.value} needs --config=FILE")
-        config = checks.from_plain(workdir.read_config(run or pathlib.Path(WORKDIR.value).expanduser()))
+        config = from_plain(workdir.read_config(run or pathlib.Path(WORKDIR.value).expanduser()))
     checks.check(config, default, MODE.value)
     return config
 
@@ -368,7 +370,7 @@ def run():
     terminal.show_what_can_be_shown()
     try:
         with interruption.ending_by_signals():
-            app.run(main, flags_parser=flag_errors.parse)
+            app.run(main, flags_parser=parse)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -25,9 +25,10 @@ from record import table
 from rounds import Step, timed
 
 from configs import default
-from mtl_jax import config as checks
+from mtl_jax import checks
 from mtl_jax.balancing import AGGREGATION, LOSS_WEIGHTS, OF_GRADIENTS
-from mtl_jax.training.experiment import assemble, build
+from mtl_jax.experiment.assemble import assemble
+from mtl_jax.runs.build import build
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 TOGETHER = 6  # methods in one set of rounds: a process cannot map the programs of all at once

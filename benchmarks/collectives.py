@@ -32,11 +32,11 @@ from ml_collections import ConfigDict
 from record import Claim, save
 
 from configs import default
-from mtl_jax import config as checks
-from mtl_jax.training.experiment import build
-from mtl_jax.training.paths import flatten
-from mtl_jax.training.scoring import abstract, placement_of
-from mtl_jax.training.soft_sharing import columns
+from mtl_jax import checks
+from mtl_jax.evaluation.scores import abstract, placement_of
+from mtl_jax.experiment.penalties import columns
+from mtl_jax.runs.build import build
+from mtl_jax.training.parameter_paths import flatten
 from mtl_jax.training.step import train_step
 
 MESHES = {"data": (8, 1, 1), "task": (2, 4, 1), "model": (1, 1, 8)}

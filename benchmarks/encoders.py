@@ -15,7 +15,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from configs import default
-from mtl_jax.data import wheels
+from mtl_jax.data.files import wheels
 
 MODELS = ("bert_mini", "minilm", "bilstm", "bert_base", "bert_large")
 BERT = {  # layers, width, heads, intermediate

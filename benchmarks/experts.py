@@ -23,8 +23,9 @@ from record import Claim, save
 from rounds import Step, timed
 
 from configs import default
-from mtl_jax import config as checks
-from mtl_jax.training.experiment import assemble, build
+from mtl_jax import checks
+from mtl_jax.experiment.assemble import assemble
+from mtl_jax.runs.build import build
 
 GOAL = 2.5  # of shared_private, K = 16
 ONE_EACH = {"shared": 1, "private": 1}

@@ -18,7 +18,7 @@ import workloads
 from workers import peak_memory, serve
 
 from configs import default
-from mtl_jax import config as checks
+from mtl_jax import checks
 from mtl_jax.analysis.ablation import lanes, memory, plan, program
 from mtl_jax.analysis.ablation.engine import Engine, resident
 from mtl_jax.training.step import train_step

@@ -21,9 +21,10 @@ from ml_collections import ConfigDict
 from workers import serve
 
 from configs import default
-from mtl_jax import config as checks
-from mtl_jax.training.experiment import assemble, build
-from mtl_jax.training.paths import flatten
+from mtl_jax import checks
+from mtl_jax.experiment.assemble import assemble
+from mtl_jax.runs.build import build
+from mtl_jax.training.parameter_paths import flatten
 from mtl_jax.training.step import train_step
 
 WORDS, CLASSES, BATCHES = 2000, 4, 4

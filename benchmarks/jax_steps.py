@@ -22,11 +22,11 @@ from jax_lanes import ceiling, peak, product_flops
 from workers import serve
 
 from configs import default
-from mtl_jax import config as checks
+from mtl_jax import checks
+from mtl_jax.evaluation.scores import placement_of
 from mtl_jax.models.export import save_folder
-from mtl_jax.training.experiment import build
-from mtl_jax.training.paths import flatten
-from mtl_jax.training.scoring import placement_of
+from mtl_jax.runs.build import build
+from mtl_jax.training.parameter_paths import flatten
 from mtl_jax.training.step import train_step
 
 

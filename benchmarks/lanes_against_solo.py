@@ -21,10 +21,10 @@ import jax
 import numpy as np
 
 from configs import ablate_synthetic, default
-from mtl_jax import config as checks
+from mtl_jax import checks
 from mtl_jax.analysis.ablation import fields, lanes, plan, program
 from mtl_jax.analysis.ablation.engine import Engine, resident
-from mtl_jax.training.experiment import assemble
+from mtl_jax.experiment.assemble import assemble
 from mtl_jax.training.step import train_step
 
 STEPS = 100

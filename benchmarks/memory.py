@@ -26,8 +26,8 @@ from ml_collections import ConfigDict
 from record import Claim, save
 
 from configs import default
-from mtl_jax import config as checks
-from mtl_jax.training.experiment import build
+from mtl_jax import checks
+from mtl_jax.runs.build import build
 from mtl_jax.training.step import train_step
 
 WAYS = {

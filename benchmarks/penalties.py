@@ -28,10 +28,11 @@ from record import Claim, save
 from rounds import Step, timed
 
 from configs import default
-from mtl_jax import config as checks
-from mtl_jax.training.experiment import assemble, build
-from mtl_jax.training.paths import flatten
-from mtl_jax.training.soft_sharing import columns
+from mtl_jax import checks
+from mtl_jax.experiment.assemble import assemble
+from mtl_jax.experiment.penalties import columns
+from mtl_jax.runs.build import build
+from mtl_jax.training.parameter_paths import flatten
 
 GOALS = {("l2_to_mean", 4): 1.02, ("l2_to_mean", 16): 1.05, ("trace_norm", 4): 1.08, ("trace_norm", 16): 1.15}
 STRENGTH = 1e-3

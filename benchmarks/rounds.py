@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from mtl_jax.training.experiment import Experiment
+from mtl_jax.experiment.assemble import Experiment
 from mtl_jax.training.step import StepSpec, train_step
 
 BATCHES = 4

@@ -29,7 +29,7 @@ from torch_models import Columns, Spec, shapes
 from torch_training import Recipe, train
 from torch_values import named
 
-from mtl_jax.training.paths import flatten
+from mtl_jax.training.parameter_paths import flatten
 from mtl_jax.training.step import train_step
 
 STEPS = 10

@@ -28,14 +28,15 @@ import jax
 from record import Claim, save
 
 from configs import default
-from mtl_jax import config as checks
-from mtl_jax.data.files import local
+from mtl_jax import checks
+from mtl_jax.data.files.location import local
 from mtl_jax.data.records import Record
-from mtl_jax.training import artifacts, evaluation, prediction, reading, scoring
-from mtl_jax.training import workdir as folders
-from mtl_jax.training.checkpoint import Checkpoints
-from mtl_jax.training.experiment import build
-from mtl_jax.training.inputs import TEXT, Input
+from mtl_jax.evaluation import evaluator, inference, input_records, scores
+from mtl_jax.evaluation.input_files import TEXT, Input
+from mtl_jax.runs.build import build
+from mtl_jax.storage import artifacts
+from mtl_jax.storage import workdir as folders
+from mtl_jax.storage.checkpoint import Checkpoints
 from mtl_jax.training.step import train_step
 
 
@@ -77,7 +78,7 @@ def measured(options, folder: pathlib.Path) -> dict[str, list[float]]:
     experiment = build(config)
     folders.claim(workdir, config)
     artifacts.save(workdir, experiment.corpus, experiment.model.architecture)
-    placement = scoring.placement_of(experiment)
+    placement = scores.placement_of(experiment)
     step = placement.train(lambda state, batch, hyper, axis: train_step(experiment.spec, state, batch, hyper, axis))
     state = placement.put_state(experiment.init(0))
     with Checkpoints(workdir, 1) as checkpoints:
@@ -96,7 +97,7 @@ def measured(options, folder: pathlib.Path) -> dict[str, list[float]]:
         return state
 
     state = train(state, 0, 1)
-    evaluators = {how: scoring.make_evaluator(experiment, placement) for how in ("together", "each by itself")}
+    evaluators = {how: scores.make_evaluator(experiment, placement) for how in ("together", "each by itself")}
     rows = evaluators["together"].rows("dev")
 
     def score(how, what):
@@ -111,8 +112,8 @@ def measured(options, folder: pathlib.Path) -> dict[str, list[float]]:
     models = {}
     for what, context in (("one pass", contextlib.nullcontext()), ("K passes", _apart())):
         with context:
-            models[what] = prediction.Predictor(config, workdir, ["last"])
-            _predict(models[what], _texts(prediction.CHUNK, 7))
+            models[what] = inference.Predictor(config, workdir, ["last"])
+            _predict(models[what], _texts(inference.CHUNK, 7))
     for number in range(options.rounds):
         began = time.perf_counter()
         state = train(state, 1 + number * options.steps, options.steps)
@@ -128,32 +129,32 @@ def measured(options, folder: pathlib.Path) -> dict[str, list[float]]:
 
 def _predict(model, texts):
     given = Input(iter(()), local("."))
-    for begin in range(0, len(texts), prediction.CHUNK):
-        json.dumps(model.lines(texts[begin : begin + prediction.CHUNK], given))
+    for begin in range(0, len(texts), inference.CHUNK):
+        json.dumps(model.lines(texts[begin : begin + inference.CHUNK], given))
 
 
 @contextlib.contextmanager
 def _each_by_itself():
     """No data sets are of like size."""
-    before = evaluation.LIKE, evaluation.SMALL
-    evaluation.LIKE = evaluation.SMALL = 0
+    before = evaluator.LIKE, evaluator.SMALL
+    evaluator.LIKE = evaluator.SMALL = 0
     try:
         yield
     finally:
-        evaluation.LIKE, evaluation.SMALL = before
+        evaluator.LIKE, evaluator.SMALL = before
 
 
 @contextlib.contextmanager
 def _apart():
     """Every data set is read by itself, as if each had fields of its own."""
-    together = reading._groups
-    reading._groups = lambda config, by_dataset: [
+    together = input_records._groups
+    input_records._groups = lambda config, by_dataset: [
         group for name, specs in by_dataset.items() for group in together(config, {name: specs})
     ]
     try:
         yield
     finally:
-        reading._groups = together
+        input_records._groups = together
 
 
 def _texts(count, seed):

@@ -21,9 +21,10 @@ from record import save
 from rounds import Step, timed
 
 from configs import default, sharing
-from mtl_jax import config as checks
+from mtl_jax import checks
 from mtl_jax.analysis.ablation import fields
-from mtl_jax.training.experiment import assemble, build
+from mtl_jax.experiment.assemble import assemble
+from mtl_jax.runs.build import build
 
 TOGETHER = 6  # ways in one set of rounds: a process cannot map the programs of all at once
 

@@ -80,13 +80,13 @@ def _as_found() -> dict[str, str]:
 
 def _wheels() -> pathlib.Path:
     """Where downloaded wheels are kept now: the network is not what is measured."""
-    code = "from mtl_jax.data import cache; print(cache.folder() / 'wheels')"
+    code = "from mtl_jax.data.files import array_cache; print(array_cache.folder() / 'wheels')"
     return pathlib.Path(subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, text=True).strip())
 
 
 def _imports() -> float:
     began = time.perf_counter()
-    subprocess.run([sys.executable, "-c", "import mtl_jax.training.loop"], cwd=ROOT, env=_as_found(), check=True)
+    subprocess.run([sys.executable, "-c", "import mtl_jax.runs.train"], cwd=ROOT, env=_as_found(), check=True)
     return time.perf_counter() - began
 
 

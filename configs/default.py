@@ -192,7 +192,7 @@ def get_config() -> ConfigDict:
     ablation.lanes = 0  # lanes in a program at once, the rest follow in turns; 0 = as many as fit into memory
     ablation.memory = 0.8  # share of the device's memory that a program may take
     ablation.resident = "auto"  # packed rows live on the "device" | come from the "host"; "auto": device where they fit
-    ablation.reference = ""  # exact optimum drawn beside the curve; names: mtl_jax/analysis/references.py
+    ablation.reference = ""  # exact optimum drawn beside the curve; names: mtl_jax/analysis/ablation/exact_optima.py
 
     adapt = config.adapt = ConfigDict()  # --mode=adapt: the tasks of this config, learned from few examples by runs
     adapt.shots = (1, 5)  # k, examples of each class; all tasks are classifications

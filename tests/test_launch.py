@@ -9,8 +9,8 @@ import sys
 import pytest
 
 import launch  # defines the flags
-from mtl_jax import flag_errors
 from mtl_jax.errors import UserError
+from mtl_jax.runtime.flags import parse
 
 ROOT = pathlib.Path(__file__).parents[1]
 GOOD = """
@@ -39,7 +39,7 @@ def test_flags(tmp_path, monkeypatch, flags, said):
     # ml_collections reads the overrides there
     monkeypatch.setattr(sys, "argv", ["launch.py", f"--config={file}", *flags])
     with pytest.raises(UserError, match=said):
-        flag_errors.parse(["launch.py", f"--config={file}", *flags])
+        parse(["launch.py", f"--config={file}", *flags])
 
 
 @pytest.mark.parametrize(
@@ -69,17 +69,17 @@ def test_config_files(tmp_path, content, said):
     file = tmp_path / "config.py"
     file.write_text(content)
     with pytest.raises(UserError, match=re.escape(str(file)) + said) as error:
-        flag_errors.parse(["launch.py", f"--config={file}"])
+        parse(["launch.py", f"--config={file}"])
     assert "\n" not in str(error.value)
     with pytest.raises(UserError, match="is a folder"):
-        flag_errors.parse(["launch.py", f"--config={tmp_path}"])
+        parse(["launch.py", f"--config={tmp_path}"])
     with pytest.raises(UserError, match=r"there is no file 'nowhere\.py'"):
-        flag_errors.parse(["launch.py", "--config=nowhere.py:argument"])
+        parse(["launch.py", "--config=nowhere.py:argument"])
 
 
 def test_overrides_without_a_config_are_of_the_run(tmp_path, monkeypatch):
     from configs import default
-    from mtl_jax.training import workdir as folders
+    from mtl_jax.storage import workdir as folders
 
     config = default.get_config()
     default.add_dataset(config, "news", reader="jsonl", words="words", splits={"train": ("a", "b"), "dev": ("c", "d")})
@@ -89,16 +89,16 @@ def test_overrides_without_a_config_are_of_the_run(tmp_path, monkeypatch):
         "--config.datasets.news.splits.dev=y.jsonl", "--config.evaluation.rows=4",
     ]  # fmt: skip
     monkeypatch.setattr(sys, "argv", flags)
-    flag_errors.parse(flags)
+    parse(flags)
     found = launch.CONFIG.value
     assert found.evaluation.rows == 4 and found.datasets.news.words == "words"
     assert found.datasets.news.splits.to_dict() == {"train": ("a", "b"), "dev": "y.jsonl", "test": "x.jsonl"}
     monkeypatch.setattr(sys, "argv", flags := ["launch.py", "--mode=train", "--config.seed=4"])
     with pytest.raises(UserError, match=r"--config\.seed sets a field of a config; name it by --config=FILE"):
-        flag_errors.parse(flags)
+        parse(flags)
     (tmp_path / "config.json").write_text("{\n 'x'")
     with pytest.raises(UserError, match=r"config\.json:2: not JSON"):
-        flag_errors.parse(["launch.py", f"--config={tmp_path / 'config.json'}"])
+        parse(["launch.py", f"--config={tmp_path / 'config.json'}"])
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,7 @@ def test_modes_name_the_flags_that_they_need(flags, said):
     for name in ("config", "workdir", "mode", "input", "output", "runs"):
         launch.flags.FLAGS[name].unparse()
     with pytest.raises(UserError) as error:
-        launch.main(flag_errors.parse(["launch.py", *flags]))
+        launch.main(parse(["launch.py", *flags]))
     assert said in str(error.value)
 
 

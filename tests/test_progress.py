@@ -2,7 +2,7 @@
 
 from types import SimpleNamespace
 
-from mtl_jax.training.progress import Forecast
+from mtl_jax.runtime.progress import Forecast
 
 
 def written(seconds_a_row, rows, batch=10, compile_seconds=40.0):

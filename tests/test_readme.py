@@ -18,7 +18,7 @@ def test_the_examples_run(capsys):
     assert list(config.tasks) == ["sentiment", "ner"] and config.penalties.l2.kind == "l2_to_mean"
     from configs import default
     from mtl_jax.analysis.ablation import plan
-    from mtl_jax.config import check
+    from mtl_jax.checks import check
 
     check(config, default)
     for part in (squad, pictures):

@@ -12,20 +12,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mtl_jax.analysis import page
+from mtl_jax.analysis import html
 from mtl_jax.data.batch import Batch
-from mtl_jax.data.batches import evaluation_batches, evaluation_layout
 from mtl_jax.data.records import Record
+from mtl_jax.data.sampler import evaluation_batches, evaluation_layout
 from mtl_jax.errors import UserError
+from mtl_jax.evaluation import inference, input_files
+from mtl_jax.evaluation.input_records import Read
+from mtl_jax.experiment.assemble import Experiment
 from mtl_jax.models.ownership import adapter_path
 from mtl_jax.models.taps import TapSpec
-from mtl_jax.training import inputs, prediction
+from mtl_jax.runtime.progress import progress_bar
 from mtl_jax.training import objective as terms
-from mtl_jax.training.experiment import Experiment
 from mtl_jax.training.objective import Objective
 from mtl_jax.training.placement import require_platform
-from mtl_jax.training.progress import progress_bar
-from mtl_jax.training.reading import Read
 
 STEPS = 32  # of the path from no words to the text
 MOST = 200  # texts of a page
@@ -59,7 +59,7 @@ def integrated_gradients(objective: Objective, owner: Sequence[int], steps: int 
     own, so one pass serves all.
 
     Args:
-      objective: over batches of one block, see `batches.evaluation_layout`.
+      objective: over batches of one block, see `sampler.evaluation_layout`.
       owner: of each of the K tasks, in the embedding layer.
       steps: of the rule.
     """
@@ -137,14 +137,14 @@ def attribute(
     """Explains the predictions for texts: out/attribution.html, and out/attributions.jsonl with a line a text.
 
     Args:
-      config, workdir, which, source, tasks, dataset, reader, split: as in `prediction.predict`; of the first 200 texts.
+      config, workdir, which, source, tasks, dataset, reader, split: as in `runs.predict`; of the first 200 texts.
       out: folder; it is made.
 
     Returns:
       what the terminal shows.
 
     Raises:
-      UserError: as `prediction.predict`; a mixer, a cascade, or a task that writes texts.
+      UserError: as `runs.predict.predict`; a mixer, a cascade, or a task that writes texts.
     """
     for field in ("mixer", "feeds"):
         if config.sharing[field]:
@@ -164,8 +164,8 @@ def attribute(
             "credited with what was seen"
         )
     require_platform(config.training.platform)
-    model = prediction.Predictor(config, workdir, which, tasks)
-    with inputs.opened(inputs.Asked(source, dataset, reader, split), model.reading.datasets) as given:
+    model = inference.Predictor(config, workdir, which, tasks)
+    with input_files.opened(input_files.Asked(source, dataset, reader, split), model.reading.datasets) as given:
         records = list(itertools.islice((item for item in given.items if isinstance(item, Record)), MOST))
         if not records:
             raise UserError(f"--input={source}: no text in it")
@@ -179,27 +179,27 @@ def attribute(
             place = {key: line[key] for key in ("line", "file") if key in line}
             stream.write(json.dumps(place | {"tasks": tasks}, ensure_ascii=False) + "\n")
     layers = ["task", *model.experiment.owners]
-    parts = [page.heading("Which layers a task reads"), page.grid(layers, _reads(model.experiment))]
-    parts.append(page.paragraph(
+    parts = [html.heading("Which layers a task reads"), html.grid(layers, _reads(model.experiment))]
+    parts.append(html.paragraph(
         "Blue words speak for what was predicted, orange ones against it: integrated gradients from no words at all, "
         "in units of the score (the logit of the predicted class; of a tagger the sum over the words it tagged). They "
         "add up to the score minus that of the empty text; what the sum leaves over is said."
     ))  # fmt: skip
     kinds = model.experiment.tasks
     if others := [name for name in model.reading.tasks if kinds[name].level not in EXPLAINED]:
-        parts.append(page.paragraph(f"Left out, since they predict neither classes nor numbers: {', '.join(others)}."))
+        parts.append(html.paragraph(f"Left out, since they predict neither classes nor numbers: {', '.join(others)}."))
     for line, by_task in zip(said, found, strict=True):
         place = f"{line['file']}, line {line['line']}" if "file" in line else f"Line {line['line']}"
-        parts.append(page.heading(place, 3))
+        parts.append(html.heading(place, 3))
         for task, a in by_task.items():
-            parts += [page.paragraph(f"{task}: {_said(line[task])}"), page.coloured(a.tokens, a.attributions)]
+            parts += [html.paragraph(f"{task}: {_said(line[task])}"), html.coloured(a.tokens, a.attributions)]
             rest = a.score - a.baseline - sum(a.attributions)
-            parts.append(page.small(f"score {a.score:+.3f}, without words {a.baseline:+.3f}, left over {rest:+.3f}"))
-    file = page.save(out / "attribution.html", f"Attributions, {workdir.name}", parts)
+            parts.append(html.small(f"score {a.score:+.3f}, without words {a.baseline:+.3f}, left over {rest:+.3f}"))
+    file = html.save(out / "attribution.html", f"Attributions, {workdir.name}", parts)
     return f"{len(found)} texts\npage     {file}\nnumbers  {out / 'attributions.jsonl'}"
 
 
-def _of_records(model: prediction.Predictor, read: Read) -> list[dict[str, Attributed]]:
+def _of_records(model: inference.Predictor, read: Read) -> list[dict[str, Attributed]]:
     """{task: Attributed} of each record; of a text that was split its first piece."""
     experiment, corpus = model.experiment, read.corpus
     found: list[dict[str, Attributed]] = [{} for _ in read.records]

@@ -9,13 +9,14 @@ import jax
 import numpy as np
 
 from mtl_jax.analysis.report import table
-from mtl_jax.data import answers, targets
+from mtl_jax.data.labels import answer_spans, target_sequences
 from mtl_jax.data.records import field
+from mtl_jax.evaluation.metric_inputs import ceiling, text_scores
+from mtl_jax.experiment.assemble import Experiment
 from mtl_jax.models.ownership import ExpertColumns, sole_tasks
-from mtl_jax.training import run_warnings
-from mtl_jax.training.experiment import Experiment, build
-from mtl_jax.training.judging import ceiling, text_scores
-from mtl_jax.training.paths import flatten
+from mtl_jax.runs.build import build
+from mtl_jax.storage import run_warnings
+from mtl_jax.training.parameter_paths import flatten
 
 EXAMPLES = 2  # shown for each data set
 CLASSES = 12  # shown for each task
@@ -98,9 +99,9 @@ def _gold(corpus, task, split, record) -> str:
         return "(tokens are hidden at random, others in every step)"
     gold = split.encoded.labels[task]
     value, known = gold.of(int(record))
-    if level == "span" and known.all() and value[0, 0] != answers.UNKNOWN:
+    if level == "span" and known.all() and value[0, 0] != answer_spans.UNKNOWN:
         whole = split.units.texts[record][-1] if split.units.words is None else split.units.words[record]
-        return answers.text_of(whole, split.encoded, int(record), *value[0].tolist()) or "(no answer)"
+        return answer_spans.text_of(whole, split.encoded, int(record), *value[0].tolist()) or "(no answer)"
     if level == "span":
         return "(none)"
     sources = gold.sources[int(record)] if gold.sources else ()  # what a task copies has ids behind those of the names
@@ -182,7 +183,7 @@ def _input_scores(experiment: Experiment, task: str, split: str) -> dict[str, fl
     if not names or not len(given):
         return {}
     sides = [
-        targets.as_written(
+        target_sequences.as_written(
             [field(data.records[m], name) for m in given], spec.target, corpus.tokenizer, corpus.vocabularies[task]
         )
         for name in names

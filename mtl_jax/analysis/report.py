@@ -8,12 +8,14 @@ from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
-from mtl_jax.analysis import page as pages
-from mtl_jax.analysis import results, sections
+from mtl_jax.analysis import html as pages
+from mtl_jax.analysis import sections
+from mtl_jax.analysis.ablation import records, results
+from mtl_jax.analysis.ablation.summary import main_split
+from mtl_jax.analysis.ablation.verdicts import said_choices
 from mtl_jax.analysis.relatedness import section
 from mtl_jax.analysis.relatedness.relate import read
 from mtl_jax.analysis.run_figures import balance, curves, draw_comparison
-from mtl_jax.analysis.summary import main_split
 from mtl_jax.analysis.tables import (
     baseline_rows,
     comparison_means,
@@ -26,10 +28,10 @@ from mtl_jax.analysis.tables import (
     results_rows,
     table,
 )
-from mtl_jax.analysis.verdicts import said_choices
 from mtl_jax.errors import UserError
-from mtl_jax.training import commands, run_warnings
-from mtl_jax.training.workdir import read_config, read_summary, write_json
+from mtl_jax.runs import commands
+from mtl_jax.storage import run_warnings
+from mtl_jax.storage.workdir import read_config, read_summary, write_json
 
 LINES = 60  # of the terminal text of an ablation
 
@@ -162,7 +164,7 @@ def relatedness(folder: pathlib.Path, default: ModuleType | None = None) -> str:
     ])  # fmt: skip
 
 
-def _ablation_text(folder: pathlib.Path, grid: results.Grid, summary: Mapping[str, Any]) -> list[str]:
+def _ablation_text(folder: pathlib.Path, grid: records.Grid, summary: Mapping[str, Any]) -> list[str]:
     statuses = ", ".join(f"{count} {status}" for status, count in summary["statuses"].items())
     text = [f"{len(grid.lanes)} lanes, {len(summary['seeds'])} seeds: {statuses}"]
     text += [*warning_lines({"warnings": grid.warnings}, folder / "ablation.json"), ""]

@@ -8,57 +8,58 @@ from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
-from mtl_jax.analysis import page, results, tables
+from mtl_jax.analysis import html, tables
+from mtl_jax.analysis.ablation import records, results
+from mtl_jax.analysis.ablation.summary import main_split
+from mtl_jax.analysis.ablation.verdicts import NAMES, said, said_choices
 from mtl_jax.analysis.plotting import file_name
 from mtl_jax.analysis.relatedness import section
 from mtl_jax.analysis.relatedness.relate import read
 from mtl_jax.analysis.run_figures import balance, curves
 from mtl_jax.analysis.settings import command, configuration
-from mtl_jax.analysis.summary import main_split
-from mtl_jax.analysis.verdicts import NAMES, said, said_choices
 from mtl_jax.errors import UserError
-from mtl_jax.training import run_warnings
-from mtl_jax.training.workdir import read_config, read_metrics, read_summary
+from mtl_jax.storage import run_warnings
+from mtl_jax.storage.workdir import read_config, read_metrics, read_summary
 
-Parts = list[page.Html]
+Parts = list[html.Html]
 
 
 def ablation(
-    folder: pathlib.Path, grid: results.Grid, summary: Mapping[str, Any], figures: pathlib.Path,
+    folder: pathlib.Path, grid: records.Grid, summary: Mapping[str, Any], figures: pathlib.Path,
     default: ModuleType | None,
 ) -> Parts:  # fmt: skip
     """Everything about an ablation; draws its figures into `figures`."""
-    from mtl_jax.analysis.figures import draw
+    from mtl_jax.analysis.ablation.figures.draw import draw
 
     config = read_config(folder) if (folder / "config.json").exists() else {}
-    parts = [page.heading("What was run"), page.items(_run(grid, summary))]
+    parts = [html.heading("What was run"), html.items(_run(grid, summary))]
     parts += configuration(config, default)
-    parts.append(page.heading("What was found"))
+    parts.append(html.heading("What was found"))
     parts += warnings(grid.warnings)
     combinations = summary["combinations"]
     for c in combinations:
         name = said_choices(c["choices"])
-        parts += [page.heading(name, 3)] if name else []
-        parts += [page.paragraph(c["verdict"]), *(page.paragraph(w, warning=True) for w in c["warnings"])]
+        parts += [html.heading(name, 3)] if name else []
+        parts += [html.paragraph(c["verdict"]), *(html.paragraph(w, warning=True) for w in c["warnings"])]
     for split in summary["splits"]:
         title = "Mean score of the tasks on dev" if split == "dev" else f"The settings chosen on dev, on {split}"
-        parts += [page.heading(title, 3), page.grid(*tables.overview_rows(summary, split))]
+        parts += [html.heading(title, 3), html.grid(*tables.overview_rows(summary, split))]
     for compared in summary["baselines"]:
         rest = said_choices(compared["rest"])
-        parts.append(page.heading(f"Against {compared['baseline']}{f', {rest}' if rest else ''}", 3))
-        parts.append(page.grid(*tables.baseline_rows(compared, main_split(summary))))
-    parts.append(page.paragraph(
+        parts.append(html.heading(f"Against {compared['baseline']}{f', {rest}' if rest else ''}", 3))
+        parts.append(html.grid(*tables.baseline_rows(compared, main_split(summary))))
+    parts.append(html.paragraph(
         "± is half a 95 % interval over seeds (Student's t). Differences (−) are paired by seed, with the p of a "
         "paired t-test; on dev Holm's correction over the settings of the sweep is in it, as the best of them was "
         "chosen there. The ends (single-task, tied, hard sharing) are at their own best learning rate on dev."
     ))  # fmt: skip
-    parts.append(page.heading("Figures"))
+    parts.append(html.heading("Figures"))
     drawn = draw(grid, summary, figures)
-    parts += [page.picture(*picture) for picture in drawn] or [page.paragraph("None: no lane has a value to draw.")]
-    parts.append(page.heading("All settings"))
+    parts += [html.picture(*picture) for picture in drawn] or [html.paragraph("None: no lane has a value to draw.")]
+    parts.append(html.heading("All settings"))
     for c in combinations:
         parts.append(_details(c, summary))
-    parts += [page.heading("Notes"), page.items(grid.notes)] if grid.notes else []
+    parts += [html.heading("Notes"), html.items(grid.notes)] if grid.notes else []
     return parts + _reproduce(grid, config, combinations, summary)
 
 
@@ -77,20 +78,20 @@ def _run(grid, summary):
 
 def _details(combination, summary):
     """The tables of one combination of choices, folded."""
-    parts = [page.grid(*tables.points_rows(combination, summary["scores"]))]
-    parts.append(page.paragraph("★ chosen on dev; scores are of dev; a frozen or dropped lane is in no mean."))
+    parts = [html.grid(*tables.points_rows(combination, summary["scores"]))]
+    parts.append(html.paragraph("★ chosen on dev; scores are of dev; a frozen or dropped lane is in no mean."))
     for end, tuned in combination["ends"].items():
         tried = tuned["tried"] if tuned else []
         rows = [[said(t["values"]), tables.mean(t["score"]), "" if t["eligible"] else "not finished"] for t in tried]
         if rows:
             header = ["setting", "mean score (dev)", ""]
-            parts += [page.heading(f"{NAMES[end]}: what was tried", 3), page.grid(header, rows)]
+            parts += [html.heading(f"{NAMES[end]}: what was tried", 3), html.grid(header, rows)]
     if combination["chosen"] is not None:
         for split in (s for s in summary["splits"] if s in combination["points"][combination["chosen"]]["average"]):
             rows = tables.tasks_rows(combination, summary["scores"], split)
-            parts += [page.heading(f"By task, {split} (no correction over tasks)", 3), page.grid(*rows)]
+            parts += [html.heading(f"By task, {split} (no correction over tasks)", 3), html.grid(*rows)]
     title = said_choices(combination["choices"]) or "every setting, with the ends"
-    return page.folded(title, page.Html("".join(parts)))
+    return html.folded(title, html.Html("".join(parts)))
 
 
 def _reproduce(grid, config, combinations, summary):
@@ -101,12 +102,12 @@ def _reproduce(grid, config, combinations, summary):
     point = best["points"][best["chosen"]]
     about = ", ".join(filter(None, [said_choices(best["choices"]), said(point["values"])]))
     return [
-        page.heading("One lane again, alone"),
-        page.paragraph(
+        html.heading("One lane again, alone"),
+        html.paragraph(
             f"The setting with the highest mean score on dev ({about}) with seed {point['seeds'][0]}; CONFIG.py is the "
             "config of this ablation. It sees the same batches and begins with the same values as the lane did."
         ),
-        page.code(command(grid, config, best["choices"], point["values"], point["seeds"][0])),
+        html.code(command(grid, config, best["choices"], point["values"], point["seeds"][0])),
     ]
 
 
@@ -128,10 +129,10 @@ def report(named: Mapping[str, pathlib.Path], out: pathlib.Path, default: Module
         if (workdir / "relatedness.json").exists():
             relations[name] = read(workdir)
     if len(finished) > 1:
-        parts += [page.heading("Runs side by side"), page.grid(*tables.comparison_rows(finished)[0])]
+        parts += [html.heading("Runs side by side"), html.grid(*tables.comparison_rows(finished)[0])]
     for name, workdir in named.items():
         figures = out / "figures" / file_name(name)
-        parts.append(page.heading(name))
+        parts.append(html.heading(name))
         if name in grids:
             parts += ablation(workdir, grids[name], results.summarise(grids[name]), figures, default)
         if name in relations:
@@ -147,9 +148,9 @@ def report(named: Mapping[str, pathlib.Path], out: pathlib.Path, default: Module
 def warnings(found: Sequence[Mapping[str, Any]]) -> Parts:
     """What a reader of the scores has to know, see `run_warnings`; all of it folded where that is long."""
     shown = run_warnings.lines(found, "the list below")
-    parts = [page.paragraph(line, warning=True) for line in shown]
+    parts = [html.paragraph(line, warning=True) for line in shown]
     if len(found) > sum(entry["text"] in shown for entry in found):
-        parts.append(page.folded(f"All {len(found)} warnings", page.items(entry["text"] for entry in found)))
+        parts.append(html.folded(f"All {len(found)} warnings", html.items(entry["text"] for entry in found)))
     return parts
 
 
@@ -161,25 +162,25 @@ def _summary(workdir):
 
 
 def _finished(workdir, summary, figures, default) -> Parts:
-    parts = [page.paragraph(
+    parts = [html.paragraph(
         f"Step {summary['step']}, {summary['seconds']:.0f} s, {summary['parameters']:,} parameters."
     )]  # fmt: skip
     parts += configuration(read_config(workdir) if (workdir / "config.json").exists() else {}, default)
-    parts += [page.heading("Scores", 3), page.grid(*tables.results_rows(summary))]
+    parts += [html.heading("Scores", 3), html.grid(*tables.results_rows(summary))]
     parts += warnings(summary.get("warnings", ()))
     if summary.get("distances"):
-        parts += [page.heading("Distances between the tasks' parameters", 3),
-                  page.grid(*tables.distances_rows(summary["distances"]))]  # fmt: skip
+        parts += [html.heading("Distances between the tasks' parameters", 3),
+                  html.grid(*tables.distances_rows(summary["distances"]))]  # fmt: skip
     return parts + _curves(workdir, figures)
 
 
 def _curves(workdir, figures) -> Parts:
     drawn = curves(workdir, figures / "curves.png")
     if drawn is None:
-        return [page.paragraph("No curves: nothing was logged.")]
-    parts = [page.picture(drawn, "Training loss and dev score of each task by step.")]
+        return [html.paragraph("No curves: nothing was logged.")]
+    parts = [html.picture(drawn, "Training loss and dev score of each task by step.")]
     if balanced := balance(workdir, figures / "balance.png"):
-        parts.append(page.picture(balanced, "How the tasks were balanced, by step."))
+        parts.append(html.picture(balanced, "How the tasks were balanced, by step."))
     return parts
 
 
@@ -188,20 +189,20 @@ def _unfinished(workdir, figures, default) -> Parts:
     config, lines = read_config(workdir), read_metrics(workdir)
     dev = [line for line in lines if line["kind"] == "dev"]
     there = [f"{file.name}" for file in sorted(workdir.iterdir())]
-    parts = [page.paragraph("Not finished: there is no summary.json; the same command goes on with it.", warning=True)]
+    parts = [html.paragraph("Not finished: there is no summary.json; the same command goes on with it.", warning=True)]
     if lines:
         planned = config.get("training", {}).get("steps")
-        parts.append(page.paragraph(f"Logged up to step {lines[-1]['step']} of {planned}; no test scores yet."))
+        parts.append(html.paragraph(f"Logged up to step {lines[-1]['step']} of {planned}; no test scores yet."))
     elif config.get("ablation", {}).get("sweeps") or config.get("ablation", {}).get("choices"):
-        parts.append(page.paragraph("No step is logged. As an ablation it has no result yet: no ablation.json."))
+        parts.append(html.paragraph("No step is logged. As an ablation it has no result yet: no ablation.json."))
         programs = sorted((workdir / "programs").glob("*"))
         done = {True: "all lanes trained", False: "begun"}
-        parts.append(page.items(f"{p.name}: {done[(p / 'lanes.json').exists()]}" for p in programs))
-    parts.append(page.paragraph(f"In the folder: {', '.join(there)}."))
+        parts.append(html.items(f"{p.name}: {done[(p / 'lanes.json').exists()]}" for p in programs))
+    parts.append(html.paragraph(f"In the folder: {', '.join(there)}."))
     parts += configuration(config, default)
     if dev:
         scores = dev[-1]["tasks"].items()
         rows = [[task, metric, value] for task, found in scores for metric, value in found.items()]
-        parts.append(page.heading(f"Last dev scores, step {dev[-1]['step']}", 3))
-        parts.append(page.grid(["task", "metric", "dev"], rows))
+        parts.append(html.heading(f"Last dev scores, step {dev[-1]['step']}", 3))
+        parts.append(html.grid(["task", "metric", "dev"], rows))
     return parts + _curves(workdir, figures)

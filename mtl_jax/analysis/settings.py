@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping
 from types import ModuleType
 from typing import Any
 
-from mtl_jax.analysis import page
-from mtl_jax.analysis.results import Grid
-from mtl_jax.training.workdir import plain
+from mtl_jax.analysis import html
+from mtl_jax.analysis.ablation.records import Grid
+from mtl_jax.config.plain import to_plain
 
 LONGEST = 160  # characters of a value that are shown
 
@@ -23,13 +23,13 @@ def changed(config: Mapping[str, Any], default: ModuleType | None) -> list[str]:
     """
     if default is None:
         return [_line(field, value) for field, value in _leaves(config)]
-    base = plain(default.get_config())
+    base = to_plain(default.get_config())
     entries = {
         ("datasets",): default.dataset, ("tasks",): default.task, ("penalties",): default.penalty,
         ("ablation", "sweeps"): default.sweep, ("ablation", "choices"): default.choice,
     }  # fmt: skip
     for path, make in entries.items():
-        _get(base, path).update({name: plain(make()) for name in _get(config, path)})
+        _get(base, path).update({name: to_plain(make()) for name in _get(config, path)})
     defaults = dict(_leaves(base))
     missing = object()
     return [_line(field, value) for field, value in _leaves(config) if value != defaults.get(field, missing)]
@@ -114,10 +114,10 @@ def _fields(field: str, config: Mapping[str, Any]) -> list[str]:
     return [prefix for prefix, _ in found]
 
 
-def configuration(config: Mapping[str, Any], default: ModuleType | None) -> list[page.Html]:
+def configuration(config: Mapping[str, Any], default: ModuleType | None) -> list[html.Html]:
     """A config as a folded part of a page: where it differs from the defaults, or whole without them."""
     if not config:
-        return [page.paragraph("There is no config.json in the folder.")]
+        return [html.paragraph("There is no config.json in the folder.")]
     lines = "\n".join(changed(config, default)) or "(nothing)"
     title = "The whole config" if default is None else "Config, where it differs from the defaults"
-    return [page.folded(title, page.code(lines))]
+    return [html.folded(title, html.code(lines))]

@@ -6,8 +6,8 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mtl_jax.analysis.verdicts import NAMES, conclusion, p_value, said
-from mtl_jax.training.scoring import means
+from mtl_jax.analysis.ablation.verdicts import NAMES, conclusion, p_value, said
+from mtl_jax.evaluation.scores import means
 
 TASK_COLUMNS = 4  # most tasks that have columns of their own
 Rows = tuple[list[str], list[list[Any]]]  # header, rows

@@ -99,3 +99,14 @@ def next_key(raw: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Raw data of the key after this one, and a key to draw from."""
     after, drawn = jax.random.split(jax.random.wrap_key_data(raw))
     return jax.random.key_data(after), drawn
+
+
+class Aggregation(NamedTuple):
+    """How K gradients become one: a function of their products, or a transformation of the gradients themselves."""
+
+    weighting: Weighting | None
+    transform: optax.GradientTransformationExtraArgs | None
+
+    def init(self, tasks: int, shared: Any) -> Any:
+        """The state before the first step; `shared` {path: leaf} are the shared parameters."""
+        return self.weighting.init(tasks) if self.weighting else self.transform.init(shared)

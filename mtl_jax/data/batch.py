@@ -18,7 +18,7 @@ Labels. `labels[task]` is a dict of arrays; leading axes are `[N]` in `Rows` and
                        predicate_number int32[..., Q], 0, 1, ... which predicate of its example
     level "sequence"   the target of each example, its end included; value, mask, segment and slot as "word", and
                        position int32[..., Q], 0, 1, ... place in the target
-                       An id at or above C is a token copied from the input, see `mtl_jax.data.targets`
+                       An id at or above C is a token copied from the input, see `mtl_jax.data.labels.target_sequences`
     level "pair"       as "text"; besides:
                        mark   int32[..., E, 4], index on the T axis of the markers before and behind both spans
     level "choice"     an example is a text with one of its choices; the choices of a record stand in one row
@@ -36,7 +36,7 @@ Labels. `labels[task]` is a dict of arrays; leading axes are `[N]` in `Rows` and
                        mask, token, segment, slot  as "word"
 
 A task that learns from teachers has in train besides `teacher`, float32 of the form of a soft value (reals: [..., E]),
-and `teacher_mask`, bool, True where a teacher said something; see `mtl_jax.schemes.distillation`.
+and `teacher_mask`, bool, True where a teacher said something; see `mtl_jax.tasks.distillation`.
 
 Class ids at or above the number of training classes stand for labels that only dev or test has: no model can
 predict them. The loss must leave them out (`mask` is False there); metrics count them as wrong.

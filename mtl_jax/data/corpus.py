@@ -10,30 +10,23 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mtl_jax.data import (
-    batches,
-    cache,
-    encoding,
-    labels,
-    levels,
-    packing,
-    patches,
-    pictures,
-    targets,
-    vocabulary,
-)
-from mtl_jax.data import gold as golds
+from mtl_jax.data import datasets as datasets_module
+from mtl_jax.data import packed_labels, packing, sampler
 from mtl_jax.data.batch import Layout, Rows
-from mtl_jax.data.encoding import EncodedSplit
-from mtl_jax.data.files import Location
-from mtl_jax.data.labels import LabelSpec
+from mtl_jax.data.encoding.encode import OVERLONG, EncodedSplit, copy_for_predicates
+from mtl_jax.data.encoding.record_inputs import Units
+from mtl_jax.data.files import array_cache
+from mtl_jax.data.files.location import Location
+from mtl_jax.data.labels import encoded_labels as golds
+from mtl_jax.data.labels import raw_labels, target_sequences, vocabulary
+from mtl_jax.data.labels.raw_labels import LabelSpec
+from mtl_jax.data.labels.vocabulary import LabelVocabulary
 from mtl_jax.data.notices import notice
-from mtl_jax.data.pictures import Cut
+from mtl_jax.data.pictures import image_store, patches
+from mtl_jax.data.pictures.image_store import Cut
 from mtl_jax.data.preparation import Settings, encode, prepare, sources, what_overlong_means, what_to_read
 from mtl_jax.data.records import Record, suggestion
 from mtl_jax.data.tokenizers import Tokenizer
-from mtl_jax.data.units import Units
-from mtl_jax.data.vocabulary import LabelVocabulary
 from mtl_jax.errors import UserError
 
 TokenizerFactory = Callable[[Iterable[str | Sequence[str]]], Tokenizer]
@@ -90,7 +83,7 @@ def load(
     stride: int = 0,
     seed: int = 0,
     tasks: Sequence[str] | None = None,
-    mixing: batches.Mixing | None = None,
+    mixing: sampler.Mixing | None = None,
     max_unseen: float = 0.05,
     cut: Cut | None = None,
     read: Callable[..., Any] | None = None,
@@ -120,8 +113,7 @@ def load(
     Raises:
       UserError: see the readers, `labels`, `encoding` and `pictures`; besides tasks of one name, and unknown names.
     """
-    if read is None:
-        from mtl_jax.data.datasets import read
+    read = read or datasets_module.read
     chosen = _check(datasets, specs, row_length, max_length, overlong, tasks)
     used = [name for name in datasets if any(spec.dataset == name for spec in chosen)]
     is_factory = not hasattr(tokenizer, "single")
@@ -149,8 +141,8 @@ def load(
         notes += prepared[name].notes
     rows = {name: patches.with_pixels(data.rows, albums.get(name)) for name, data in prepared.items()}
     vocabularies = {task: v for data in prepared.values() for task, v in data.vocabularies.items()}
-    layout = batches.make_layout(
-        used, [s.task for s in chosen], [used.index(s.dataset) for s in chosen], mixing or batches.Mixing(),
+    layout = sampler.make_layout(
+        used, [s.task for s in chosen], [used.index(s.dataset) for s in chosen], mixing or sampler.Mixing(),
         [used.index(name) for name in albums],
     )  # fmt: skip
     return Corpus(
@@ -169,7 +161,7 @@ def load(
             "datasets": {name: data.dataset_statistics for name, data in prepared.items()},
             "tasks": {task: found for data in prepared.values() for task, found in data.task_statistics.items()},
         },
-        pictures=pictures.form_of(albums, {name: units[name] for name in albums}),
+        pictures=image_store.form_of(albums, {name: units[name] for name in albums}),
     )
 
 
@@ -186,7 +178,7 @@ def for_prediction(
     overlong: str = "auto",
     stride: int = 0,
     cut: Cut | None = None,
-    form: pictures.Form | None = None,
+    form: image_store.Form | None = None,
     folder: Location | None = None,
     like: Rows | None = None,
 ) -> tuple[Rows, Split]:
@@ -212,15 +204,15 @@ def for_prediction(
     gold = {
         spec.task: golds.blank(spec, units)
         if spec.kind in golds.KINDS
-        else targets.unlabelled(len(records), sources(spec, units, encoded, tokenizer))
+        else target_sequences.unlabelled(len(records), sources(spec, units, encoded, tokenizer))
         if spec.level == "sequence"
         else vocabulary.encode_labels(
-            labels.unlabelled(records, spec, units.word_counts, units.predicates), spec, vocabularies[spec.task]
+            raw_labels.unlabelled(records, spec, units.word_counts, units.predicates), spec, vocabularies[spec.task]
         )
         for spec in specs
     }
     encoded = encoded._replace(labels=gold, targets=np.zeros(len(records), np.int64))
-    encoded = encoding.copy_for_predicates(encoded, packing.predicate_limit([encoded], row_length, pack))
+    encoded = copy_for_predicates(encoded, packing.predicate_limit([encoded], row_length, pack))
     wanted = sorted({spec.level for spec in specs})
     if like is None:
         capacities = packing.choose_capacities([encoded], wanted, row_length, pack)
@@ -230,7 +222,7 @@ def for_prediction(
     rows = packing.pack(encoded, specs, classes, capacities, pack)
     rows = patches.with_pixels({"input": rows}, album)["input"]
     least = {s.task: like.labels[s.task]["token"].shape[1] if like else 1 for s in specs if s.level == "token"}
-    hidden = {task: levels.masked(rows, encoded, tokenizer, count) for task, count in least.items()}
+    hidden = {task: packed_labels.masked(rows, encoded, tokenizer, count) for task, count in least.items()}
     return rows._replace(labels=rows.labels | hidden), Split(records, encoded, units)
 
 
@@ -247,8 +239,8 @@ def _check(datasets, specs, row_length, max_length, overlong, tasks) -> list[Lab
             raise _no_such("task", name, names)
     if not specs or (tasks is not None and not tasks):
         raise UserError("no task to train")
-    if overlong not in ("auto", *encoding.OVERLONG):
-        raise UserError(f"overlong: {overlong!r} is none of auto, {', '.join(encoding.OVERLONG)}")
+    if overlong not in ("auto", *OVERLONG):
+        raise UserError(f"overlong: {overlong!r} is none of auto, {', '.join(OVERLONG)}")
     if max_length is not None and not 1 <= max_length <= row_length:
         raise UserError(f"max_length {max_length} should be from 1 to row_length {row_length}")
     return [spec for spec in specs if tasks is None or spec.task in tasks]
@@ -282,5 +274,5 @@ def _fingerprint(layout: Layout, rows, vocabularies, tokenizer: Tokenizer) -> st
             del packed["hidden"]  # follows from the rest
             packed = {name: array for name, array in packed.items() if array is not None}
             arrays = packed | {f"labels/{task}/{n}": a for task, named in tasks.items() for n, a in named.items()}
-            digest.update(f"{name} {split} {cache.seal(arrays)}\n".encode())
+            digest.update(f"{name} {split} {array_cache.seal(arrays)}\n".encode())
     return digest.hexdigest()

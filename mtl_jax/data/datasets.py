@@ -9,26 +9,18 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from mtl_jax.data import (
-    carving,
-    cells,
-    conditions,
-    duplicates,
-    files,
-    groups,
-    parsed,
-    places,
-    schemes,
-    selection,
-    slices,
-)
+from mtl_jax.data import list_cells, record_filters, split_locations
+from mtl_jax.data.files import parse_cache
+from mtl_jax.data.files.location import Location
+from mtl_jax.data.labels import tag_schemes
 from mtl_jax.data.notices import INFORMATION, Notice
 from mtl_jax.data.notices import SPLITS as OF_SPLITS
-from mtl_jax.data.pictures import picture_key
-from mtl_jax.data.places import SPLITS
+from mtl_jax.data.pictures.image_store import picture_key
 from mtl_jax.data.readers import FILES_OF, READERS, SLOW
 from mtl_jax.data.readers.options import GENERAL, check_options, for_reader, options_of
 from mtl_jax.data.records import Note, Record, field, suggestion, summary, where
+from mtl_jax.data.split_locations import SPLITS
+from mtl_jax.data.splits import carving, duplicates, groups, slices, subsets
 from mtl_jax.data.texts import check_texts, text_key
 from mtl_jax.errors import UserError
 from mtl_jax.unicode import nfc
@@ -55,7 +47,7 @@ class ReadData(NamedTuple):
     available: dict[str, int]
     notes: list[str]
     fingerprint: str
-    folder: files.Location | None = None
+    folder: Location | None = None
 
 
 def read(name: str, entry: Mapping[str, Any], seed: int) -> ReadData:
@@ -79,7 +71,7 @@ def read(name: str, entry: Mapping[str, Any], seed: int) -> ReadData:
         options        of the reader; and, for every reader, empty = "error" | "drop": what to do with an empty text
                        ("drop": with "nan" and the like too, see `texts.MISSING`); lists = {field: separator}: the
                        field is cut there into a list, " ": at any blanks (words and tags that are one text each);
-                       schemes = {field: scheme of its tags in the files}, see `mtl_jax.data.schemes`, or "none" for a
+                       schemes = {field: scheme of its tags in the files}, see `labels.tag_schemes`, or "none" for a
                        field whose values are no tags of spans; and scheme = "iob2" | "bioes", what they are converted
                        to. Both are for the tasks on these fields
         text | words   one or two names of fields with plain text | the name of a field with a list of words
@@ -99,10 +91,10 @@ def read(name: str, entry: Mapping[str, Any], seed: int) -> ReadData:
         raise UserError(f"data set {name!r}: {error}") from error
 
 
-def folder_of(entry: Mapping[str, Any]) -> files.Location | None:
+def folder_of(entry: Mapping[str, Any]) -> Location | None:
     """What relative paths in the records of an entry start from; None for a reader in `GENERATED`."""
     entry = _plain(entry)
-    location, _ = places.locate(entry["reader"], entry)
+    location, _ = split_locations.locate(entry["reader"], entry)
     return location and location.folder()
 
 
@@ -117,11 +109,11 @@ def _read(name: str, entry: dict[str, Any], seed: int) -> ReadData:
     texts, words = _text_fields(entry)
     if "fields" in options_of(READERS[reader_name]):
         options["fields"] = texts or tuple(name for name in (words, entry.get("image")) if name)
-    location, template = places.locate(reader_name, entry)
-    wanted = places.wanted_splits(reader_name, entry, location, template)
-    fractions = selection.fractions(entry.get("dev_fraction"), entry.get("test_fraction"), tuple(wanted))
+    location, template = split_locations.locate(reader_name, entry)
+    wanted = split_locations.wanted_splits(reader_name, entry, location, template)
+    fractions = subsets.fractions(entry.get("dev_fraction"), entry.get("test_fraction"), tuple(wanted))
     limits = _limits(entry.get("limit") or {})
-    wanted_values = conditions.conditions(entry.get("where") or {})
+    wanted_values = record_filters.conditions(entry.get("where") or {})
 
     notes: list[str] = []
     splits: dict[str, list[Record]] = {}
@@ -134,16 +126,16 @@ def _read(name: str, entry: dict[str, Any], seed: int) -> ReadData:
             items, content = _read_part(reader_name, location, part, encoding, options, seen)
             found += items
             contents[split].append(content)
-        splits[split], listed = cells.read_lists([item for item in found if isinstance(item, Record)], entry)
+        splits[split], listed = list_cells.read_lists([item for item in found if isinstance(item, Record)], entry)
         notes += summary(split, [item for item in found if isinstance(item, Note)])
         if listed:
             text = f"{split}: {listed} records have lists that were written as texts"
             notes.append(Notice(text, INFORMATION, listed))
     if "lists" not in options:  # which would be the reader's own
         separators = (entry.get("options") or {}).get("lists") or {}
-        cells.check_fields(separators, [record for records in splits.values() for record in records])
+        list_cells.check_fields(separators, [record for records in splits.values() for record in records])
     notes += _read_twice(splits)
-    splits, kept = conditions.select(splits, wanted_values)
+    splits, kept = record_filters.select(splits, wanted_values)
     notes += kept
     for split, records in splits.items():
         splits[split], dropped = check_texts(records, texts, words, empty)
@@ -163,7 +155,7 @@ def _read(name: str, entry: dict[str, Any], seed: int) -> ReadData:
         if split not in splits:
             raise UserError(f"limit.{split}: there is no split {split!r}; there are: {', '.join(splits)}")
         whole = len(splits[split])
-        splits[split] = selection.subset(splits[split], limit, f"{name}/{split}", seed)
+        splits[split] = subsets.subset(splits[split], limit, f"{name}/{split}", seed)
         if whole > limit:
             notes.append(Notice(f"{split}: {limit} of {whole} records (limit)", INFORMATION, limit, whole))
     for split, records in splits.items():
@@ -241,7 +233,7 @@ def _dropped_from(entry: dict[str, Any]) -> str:
 
 def _read_part(
     reader_name: str,
-    location: files.Location | None,
+    location: Location | None,
     part: str,
     encoding: str,
     options: dict[str, Any],
@@ -276,7 +268,7 @@ def _is_there(reader_name, location, part, encoding, options, seen) -> bool:
 
 
 def _read_whole(
-    reader_name: str, location: files.Location | None, part: str, encoding: str, options: dict[str, Any]
+    reader_name: str, location: Location | None, part: str, encoding: str, options: dict[str, Any]
 ) -> tuple[list[Record | Note], str]:
     """Records and notes of one file, folder, key or expression, and the hash of its content."""
     reader = READERS[reader_name]
@@ -301,7 +293,7 @@ def _read_whole(
         content = " ".join(file.sha256() for file in read_files)
         if reader_name in SLOW:
             key = {"reader": reader_name, "content": content, "encoding": encoding, "options": options}
-            found = parsed.kept(key, place.name, functools.partial(reader, place, encoding, **options))
+            found = parse_cache.kept(key, place.name, functools.partial(reader, place, encoding, **options))
         else:
             found = list(reader(place, encoding, **options))
         if not any(isinstance(item, Record) for item in found):
@@ -312,7 +304,7 @@ def _read_whole(
     return items, " ".join(contents)
 
 
-def _name_files(items: Sequence[Record | Note], places: Sequence[files.Location], top: files.Location) -> None:
+def _name_files(items: Sequence[Record | Note], places: Sequence[Location], top: Location) -> None:
     """Gives records a field `file`: the file's name relative to the folder `top` (or around the file `top`), without
     the ending of a packed file. One that is there stays."""
     folder = top.folder().name.rstrip("/") + "/"
@@ -333,7 +325,7 @@ def _options(reader_name: str, options: dict[str, Any]) -> tuple[dict[str, Any],
     check_options(reader, options, further=GENERAL)
     _check_schemes(options)
     if "lists" not in options_of(reader):
-        cells.check_separators(options.get("lists") or {})
+        list_cells.check_separators(options.get("lists") or {})
     empty = options.get("empty", "error")
     if empty not in ("error", "drop"):
         raise UserError(f'options.empty has to be "error" or "drop", not {empty!r}')
@@ -342,9 +334,9 @@ def _options(reader_name: str, options: dict[str, Any]) -> tuple[dict[str, Any],
 
 def _check_schemes(options: dict[str, Any]) -> None:
     """Raises UserError where options.scheme or options.schemes is none that there is."""
-    if options.get("scheme", "iob2") not in schemes.TARGETS:
+    if options.get("scheme", "iob2") not in tag_schemes.TARGETS:
         raise UserError(f'options.scheme has to be "iob2" or "bioes", not {options["scheme"]!r}')
-    given, known = options.get("schemes") or {}, (*schemes.SCHEMES, "none")
+    given, known = options.get("schemes") or {}, (*tag_schemes.SCHEMES, "none")
     if not isinstance(given, dict):
         raise UserError(f"options.schemes: a mapping of fields to schemes wanted, found {given!r}")
     for name, source in given.items():

@@ -15,11 +15,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mtl_jax.data import cache, levels
+from mtl_jax.data import packed_labels
 from mtl_jax.data.batch import Rows
-from mtl_jax.data.encoding import EncodedSplit, ranges
-from mtl_jax.data.labels import LabelSpec
-from mtl_jax.data.vocabulary import Gold
+from mtl_jax.data.encoding.encode import EncodedSplit, ranges
+from mtl_jax.data.encoding.gold import Gold
+from mtl_jax.data.files import array_cache
+from mtl_jax.data.labels.raw_labels import LabelSpec
 from mtl_jax.errors import UserError
 
 WINDOW = 64  # open rows
@@ -141,8 +142,8 @@ def predicate_limit(splits: Sequence[EncodedSplit], row_length: int, pack: bool)
 
 def _fitted(demand: np.ndarray, limits: np.ndarray) -> np.ndarray:
     """`first_fit`, kept from run to run where it takes long."""
-    key = {"first_fit": cache.seal({"demand": demand, "limits": limits}), "window": WINDOW}
-    return cache.cached(key, lambda: {"row": first_fit(demand, limits)}, worth=0.05)["row"]
+    key = {"first_fit": array_cache.seal({"demand": demand, "limits": limits}), "window": WINDOW}
+    return array_cache.cached(key, lambda: {"row": first_fit(demand, limits)}, worth=0.05)["row"]
 
 
 def first_fit(demand: np.ndarray, limits: np.ndarray, window: int = WINDOW) -> np.ndarray:
@@ -231,11 +232,11 @@ def _labels(split, specs, classes, capacities, place, count) -> dict[str, dict[s
         if level == "token":
             continue
         if level == "choice":
-            result[spec.task] = levels.choices(split, gold, slots, place.row, place.slot)
+            result[spec.task] = packed_labels.choices(split, gold, slots, place.row, place.slot)
             continue
         if level == "span":
             shape = (count, capacities.span)
-            result[spec.task] = levels.spans(split, gold, shape, place.row, place.slot, place.token, place.span)
+            result[spec.task] = packed_labels.spans(split, gold, shape, place.row, place.slot, place.token, place.span)
             continue
         if level == "sequence":  # each task has targets of its own length
             where, shape, record, index, named = _targets(split, gold, capacities, place, count)
@@ -249,7 +250,7 @@ def _labels(split, specs, classes, capacities, place, count) -> dict[str, dict[s
         if level in ("text", "pair"):
             known = known & split.first
         if level == "pair":
-            marks, there = levels.pair_marks(split, slots, place.row, place.slot, place.token)
+            marks, there = packed_labels.pair_marks(split, slots, place.row, place.slot, place.token)
             named, known = named | marks, known & there
         if value.dtype == np.int32 and level != "sequence":
             known = known & (value < classes[spec.task])

@@ -8,30 +8,22 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mtl_jax.data import (
-    batches,
-    cache,
-    encoding,
-    label_notes,
-    labels,
-    levels,
-    marks,
-    packing,
-    patches,
-    statistics,
-    tag_columns,
-    targets,
-    vocabulary,
-)
-from mtl_jax.data import gold as golds
+from mtl_jax.data import packed_labels, packing, sampler, statistics
 from mtl_jax.data.batch import Rows
-from mtl_jax.data.encoding import EncodedSplit
-from mtl_jax.data.labels import LabelSpec, RawLabels
+from mtl_jax.data.encoding import encode as encoding
+from mtl_jax.data.encoding import marked_spans
+from mtl_jax.data.encoding.encode import EncodedSplit
+from mtl_jax.data.encoding.gold import Gold
+from mtl_jax.data.encoding.record_inputs import Units, units_of
+from mtl_jax.data.files import array_cache
+from mtl_jax.data.labels import encoded_labels as golds
+from mtl_jax.data.labels import label_notes, raw_labels, tag_columns, target_sequences, vocabulary
+from mtl_jax.data.labels.raw_labels import LabelSpec, RawLabels
+from mtl_jax.data.labels.vocabulary import LabelVocabulary
 from mtl_jax.data.notices import INFORMATION, LENGTH, Notice
+from mtl_jax.data.pictures import patches
 from mtl_jax.data.records import Record
 from mtl_jax.data.tokenizers import Tokenizer
-from mtl_jax.data.units import Units, units_of
-from mtl_jax.data.vocabulary import Gold, LabelVocabulary
 from mtl_jax.errors import UserError
 
 
@@ -114,7 +106,9 @@ def prepare(
     classes = {task: len(v.names) for task, v in found.vocabularies.items()}
     rows = {split: packing.pack(e, kept, classes, capacities, pack) for split, e in encoded.items()}
     for spec in (s for s in kept if s.level == "token"):
-        rows = {s: r._replace(labels=r.labels | {spec.task: levels.maskable(r, tokenizer)}) for s, r in rows.items()}
+        rows = {
+            s: r._replace(labels=r.labels | {spec.task: packed_labels.maskable(r, tokenizer)}) for s, r in rows.items()
+        }
     notes.append(Notice(
         f"{name}: {packing.real_share(rows['train']):.1%} of the token positions of train hold real tokens "
         f"({len(encoded['train'].record)} pieces in {len(rows['train'].tokens)} rows of {row_length})", INFORMATION
@@ -146,7 +140,7 @@ def _labels(
         elif spec.kind in golds.KINDS:
             names, found, odd = golds.build(spec, units, encoded, tokenizer)
         else:
-            raw = {s: labels.collect(u.records, spec, u.word_counts, u.predicates) for s, u in units.items()}
+            raw = {s: raw_labels.collect(u.records, spec, u.word_counts, u.predicates) for s, u in units.items()}
             names, found, odd = _classes(spec, raw, units, settings)
         if spec not in kept:
             continue
@@ -180,21 +174,21 @@ def _counts(found: _Labels, spec: LabelSpec, split: str) -> dict[str, Any]:
 def _targets(spec: LabelSpec, units: Mapping[str, Units], encoded: Mapping[str, EncodedSplit], tokenizer: Tokenizer):
     """(vocabulary, {split: Gold}, notes) of a task that writes sequences."""
     train = units["train"].records
-    with_blanks = targets.have_blanks(train, spec, tokenizer)
-    raw = {split: targets.collect(u.records, spec, tokenizer, with_blanks) for split, u in units.items()}
-    names = targets.build_vocabulary(spec, raw, train, with_blanks)
+    with_blanks = target_sequences.have_blanks(train, spec, tokenizer)
+    raw = {split: target_sequences.collect(u.records, spec, tokenizer, with_blanks) for split, u in units.items()}
+    names = target_sequences.build_vocabulary(spec, raw, train, with_blanks)
     gold: dict[str, Gold] = {}
     notes: list[str] = []
     for split, values in raw.items():
         given = sources(spec, units[split], encoded[split], tokenizer)
-        gold[split], cut, unknown = targets.encode(values, spec, names, given)
-        notes += targets.notes(spec, split, values, gold[split], cut, unknown)
+        gold[split], cut, unknown = target_sequences.encode(values, spec, names, given)
+        notes += target_sequences.notes(spec, split, values, gold[split], cut, unknown)
     return names, gold, notes
 
 
 def sources(spec: LabelSpec, units: Units, encoded: EncodedSplit, tokenizer: Tokenizer) -> Sequence[Sequence[str]]:
     """What a task may copy of each record; () where it does not."""
-    return targets.source_tokens(units, encoded, tokenizer) if spec.target.copy else ()
+    return target_sequences.source_tokens(units, encoded, tokenizer) if spec.target.copy else ()
 
 
 def what_to_read(records: Sequence[Record], what: str, entry: Mapping[str, Any], specs: Sequence[LabelSpec]) -> Units:
@@ -208,7 +202,8 @@ def what_to_read(records: Sequence[Record], what: str, entry: Mapping[str, Any],
         raise UserError(f"{what}: a task on it reads two marked spans; name them as `marked` of the data set")
     return units_of(
         records, text=text, words=words, predicates="".join(fields), choices=tuple(entry.get("choices") or ()),
-        marked=marked, markers=tuple(entry.get("markers") or marks.MARKERS), marked_ends=entry.get("marked_ends") or "",
+        marked=marked, markers=tuple(entry.get("markers") or marked_spans.MARKERS),
+        marked_ends=entry.get("marked_ends") or "",
         aligned=bool(text) and any(spec.level == "span" for spec in specs), pictured=bool(entry.get("image")),
     )  # fmt: skip
 
@@ -217,7 +212,7 @@ def _shuffled(split: EncodedSplit, name: str) -> Any:
     """A permutation of the pieces that keeps the choices of a record together."""
     first = np.flatnonzero(split.choice == 0)
     sizes = np.diff(np.append(first, len(split.choice)))
-    order = batches.permutation(len(first), 0, name, 0)
+    order = sampler.permutation(len(first), 0, name, 0)
     return encoding.ranges(first[order], sizes[order])[1]
 
 
@@ -247,7 +242,7 @@ def _cached(units: Units, tokenizer: Tokenizer, settings: Settings) -> EncodedSp
         del arrays["labels"], arrays["targets"]
         return {name: array for name, array in arrays.items() if array is not None}
 
-    return EncodedSplit(**cache.cached(key, make))
+    return EncodedSplit(**array_cache.cached(key, make))
 
 
 def encode(units: Units, tokenizer: Tokenizer, max_length: int, overlong: str, stride: int) -> EncodedSplit:

@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 
 from mtl_jax.data.batch import Rows
-from mtl_jax.data.encoding import EncodedSplit
-from mtl_jax.data.labels import LabelSpec
+from mtl_jax.data.encoding.encode import EncodedSplit
+from mtl_jax.data.encoding.gold import Gold
+from mtl_jax.data.labels.raw_labels import LabelSpec
+from mtl_jax.data.labels.vocabulary import LabelVocabulary
 from mtl_jax.data.packing import real_share
-from mtl_jax.data.vocabulary import Gold, LabelVocabulary
 
 
 def of_lengths(split: EncodedSplit, rows: Rows) -> dict[str, Any]:

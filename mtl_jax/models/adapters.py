@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from mtl_jax.models.mixers import require_choice, require_whole
+from mtl_jax.models.mixers.columns import require_choice, require_whole
 
 Params = Mapping[str, Any]
 _HIGHEST = jax.lax.Precision.HIGHEST

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from mtl_jax.models.dropout import Noise, attention_dropout
-from mtl_jax.models.parts import alone_on_cpu, in_parts
+from mtl_jax.models.row_chunks import alone_on_cpu, in_parts
 
 CACHED = 1 << 22  # bytes of scores that are computed at once on CPU: about what its caches hold
 PARTS = 8  # at most so many: each makes the program longer

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from mtl_jax.data.batch import Batch, Layout
-from mtl_jax.models.mixing import TaskColumns
+from mtl_jax.models.mixers import TaskColumns
 from mtl_jax.models.ownership import ExpertColumns
 from mtl_jax.models.streams import Streams, salts
 

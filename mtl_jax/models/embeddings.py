@@ -13,8 +13,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from mtl_jax.models.dropout import Noise, dropout
+from mtl_jax.models.embedding_table import Table
 from mtl_jax.models.patches import PatchEmbeddings, instead_of_words
-from mtl_jax.models.tables import Table
 
 
 class BertEmbeddings(nn.Module):

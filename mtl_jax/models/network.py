@@ -17,10 +17,10 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 
 from mtl_jax.data.batch import Batch, Layout
-from mtl_jax.models.forward import Dropout, Forward, Sharing, Static
-from mtl_jax.models.mixers import Place
+from mtl_jax.models.forward_pass import Dropout, Forward, Sharing, Static
+from mtl_jax.models.mixers.columns import Place
 from mtl_jax.models.ownership import ExpertColumns, Owner, adapter_path, mixer_path, name_key, owner_count, paths
-from mtl_jax.models.readers import top as read_top
+from mtl_jax.models.readouts import top as read_top
 from mtl_jax.models.streams import entries, salts
 from mtl_jax.models.taps import Taps, TapSpec
 

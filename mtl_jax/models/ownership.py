@@ -228,3 +228,22 @@ def sole_tasks(owner: Owner) -> tuple[int | None, ...]:
 def name_key(name: str) -> int:
     """A number for a name, uint32, the same in every process: randomness is keyed by names, not by positions."""
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big")
+
+
+SliceOwners = Mapping[str, tuple[int, ...]]
+
+
+def slice_owners(paths, owners: Mapping[str, tuple[int, ...]], tasks: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
+    """For each path the owner group of each slice of its leaf: 0..K-1 a task, K shared by several.
+
+    Leaves of layers have one entry for each of their O slices; leaves of heads, which have no leading owner axis,
+    have one entry.
+    """
+    result = {}
+    for path in paths:
+        layer, *rest = path.split("/")
+        if layer == "heads":
+            result[path] = (tasks.index(rest[0]),)
+        else:
+            result[path] = tuple(len(tasks) if task is None else task for task in sole_tasks(owners[layer]))
+    return result

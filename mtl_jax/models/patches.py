@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from mtl_jax.data.batch import SIDE
-from mtl_jax.models.tables import Table
+from mtl_jax.models.embedding_table import Table
 
 
 class PatchEmbeddings(nn.Module):

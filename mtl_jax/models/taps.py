@@ -18,9 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict
 
+from mtl_jax.models.apply_owned import applied, by_kind, by_owner, layer_function, stack
 from mtl_jax.models.dropout import Noise
-from mtl_jax.models.owned import applied, by_kind, by_owner, layer_function, stack
-from mtl_jax.models.parts import alone_on_cpu
+from mtl_jax.models.row_chunks import alone_on_cpu
 
 Function = Callable[[Any, Any, Noise | None], jax.Array]
 Measure = Callable[[Any, Any], Any]
@@ -158,7 +158,7 @@ def _apart(one: Callable, arguments: tuple, batched: tuple[bool, ...]) -> list[i
 def apply_tapped(
     module, remat, path, params, taps: Taps, spec: TapSpec, owner_ids, inputs, noises, same: Sequence[Any]
 ) -> list[jax.Array]:
-    """As `owned.apply_owned`, of a layer that is tapped: streams of one owner are joint, owners come in turns.
+    """As `apply_owned.apply_owned`, of a layer that is tapped: streams of one owner are joint, owners come in turns.
 
     `same` names for each stream what it holds: those of one name have equal inputs and noise, and pass together.
     """

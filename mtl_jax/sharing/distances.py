@@ -12,14 +12,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from mtl_jax.sharing.gram import (
-    Tree,
-    accumulation_dtype,
-    contrast_gram,
-    less_anchor,
-    squared_deviations,
-    task_count,
-)
+from mtl_jax.sharing.gram import Tree, accumulation_dtype, contrast_gram, less_anchor, squared_deviations, task_count
 from mtl_jax.sharing.task_matrices import Matrix, kernel_matrix, laplacian_matrix, pairwise_matrix
 
 

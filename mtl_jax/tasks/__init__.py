@@ -12,13 +12,13 @@ from typing import Any, NamedTuple
 
 from mtl_jax.tasks import losses, options
 from mtl_jax.tasks.base import Features, Labels, Params, Task
-from mtl_jax.tasks.choice import MultipleChoice
 from mtl_jax.tasks.classification import Classification, Multilabel
+from mtl_jax.tasks.gan_classification import AdversarialClassification
 from mtl_jax.tasks.generation import Generation
-from mtl_jax.tasks.generative import AdversarialClassification
-from mtl_jax.tasks.grounded import GroundedClassification
+from mtl_jax.tasks.grounded_classification import GroundedClassification
 from mtl_jax.tasks.masked_lm import MaskedLM
 from mtl_jax.tasks.metrics import METRICS, SPAN_METRICS
+from mtl_jax.tasks.multiple_choice import MultipleChoice
 from mtl_jax.tasks.regression import Regression
 from mtl_jax.tasks.relation import Relation
 from mtl_jax.tasks.span import Span

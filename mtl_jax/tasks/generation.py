@@ -38,7 +38,7 @@ class Generation:
     beam             hypotheses of the search; 1 = greedy
     length_penalty   α of the beam search (Wu et al. 2016)
     tokens, min_count, max_size, max_length   what a token is and how many there are, see
-                     `mtl_jax.data.targets.TargetSpec`; the search ends at max_length too
+                     `mtl_jax.data.labels.target_sequences.TargetSpec`; the search ends at max_length too
     join, source     not options, the data give them: what makes a text of tokens; for a task that copies the target of
                      each token id of the input, -1 for none, -2 for what is never copied
     """

@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 import chex
 import numpy as np
 
-from mtl_jax.tasks import answers, tags, texts
+from mtl_jax.tasks import answer_metrics, tags, text_metrics
 
 Statistics = Mapping[str, np.ndarray]
 
@@ -191,7 +191,9 @@ _roles = functools.partial(_span_counts, without=frozenset({"V"}))
 def _agreement(gold: Any, predicted: Any, names: Sequence[str], agree: Callable[[Any, Any], float]) -> dict[str, Any]:
     """Each prediction counts as far as it agrees with the best of the right answers."""
     _same_length(gold, predicted)
-    best = [max(agree(g, p) for g in answers.to_compare(right)) for right, p in zip(gold, predicted, strict=True)]
+    best = [
+        max(agree(g, p) for g in answer_metrics.to_compare(right)) for right, p in zip(gold, predicted, strict=True)
+    ]
     return {"right": np.float64(sum(best)), "total": np.int64(len(best))}
 
 
@@ -231,18 +233,18 @@ METRICS: dict[str, Metric] = {
     "entity_precision": Metric(_entities, lambda s: _ratio(s["both"], s["predicted"]), _TAGS),
     "entity_recall": Metric(_entities, lambda s: _ratio(s["both"], s["gold"]), _TAGS),
     "span_f1": Metric(_roles, _micro_f1, _TAGS),
-    "bleu": Metric(texts.bleu_statistics, texts.bleu, _TEXTS),
-    "bleu_lower": Metric(functools.partial(texts.bleu_statistics, lower=True), texts.bleu, _TEXTS),
-    "bleu_zh": Metric(functools.partial(texts.bleu_statistics, tokenize="zh"), texts.bleu, _TEXTS),
-    "bleu_char": Metric(functools.partial(texts.bleu_statistics, tokenize="char"), texts.bleu, _TEXTS),
-    "rouge1": Metric(functools.partial(texts.rouge, which="rouge1"), _share, _TEXTS),
-    "rouge2": Metric(functools.partial(texts.rouge, which="rouge2"), _share, _TEXTS),
-    "rougeL": Metric(functools.partial(texts.rouge, which="rougeL"), _share, _TEXTS),
-    "exact_match": Metric(texts.exact, _share, _TEXTS),
-    "token_accuracy": Metric(texts.tokens, _share, _TEXTS),
-    "perplexity": Metric(texts.tokens, texts.perplexity, _TEXTS, increasing=False),
-    "answer_exact": Metric(functools.partial(_agreement, agree=answers.exact_match), _share, _ANSWERS),
-    "answer_f1": Metric(functools.partial(_agreement, agree=answers.overlap), _share, _ANSWERS),
+    "bleu": Metric(text_metrics.bleu_statistics, text_metrics.bleu, _TEXTS),
+    "bleu_lower": Metric(functools.partial(text_metrics.bleu_statistics, lower=True), text_metrics.bleu, _TEXTS),
+    "bleu_zh": Metric(functools.partial(text_metrics.bleu_statistics, tokenize="zh"), text_metrics.bleu, _TEXTS),
+    "bleu_char": Metric(functools.partial(text_metrics.bleu_statistics, tokenize="char"), text_metrics.bleu, _TEXTS),
+    "rouge1": Metric(functools.partial(text_metrics.rouge, which="rouge1"), _share, _TEXTS),
+    "rouge2": Metric(functools.partial(text_metrics.rouge, which="rouge2"), _share, _TEXTS),
+    "rougeL": Metric(functools.partial(text_metrics.rouge, which="rougeL"), _share, _TEXTS),
+    "exact_match": Metric(text_metrics.exact, _share, _TEXTS),
+    "token_accuracy": Metric(text_metrics.tokens, _share, _TEXTS),
+    "perplexity": Metric(text_metrics.tokens, text_metrics.perplexity, _TEXTS, increasing=False),
+    "answer_exact": Metric(functools.partial(_agreement, agree=answer_metrics.exact_match), _share, _ANSWERS),
+    "answer_f1": Metric(functools.partial(_agreement, agree=answer_metrics.overlap), _share, _ANSWERS),
     "masked_accuracy": Metric(_hidden, _share, _HIDDEN),
     "masked_perplexity": Metric(_hidden, _perplexity, _HIDDEN, increasing=False),
 }

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mtl_jax.tasks import features, groups, heads, options
+from mtl_jax.tasks import features, heads, options, segment_softmax
 from mtl_jax.tasks.base import Features, Labels, Params
 
 
@@ -88,12 +88,12 @@ class Span:
         word, segment = labels["word"], labels["segment"]
         token = (segment > 0) & (word >= 0)
         score, length = self._best_from(logits, segment, token)
-        first = groups.first_best(score, segment, token)
+        first = segment_softmax.first_best(score, segment, token)
         log_p = self._log_probabilities(logits, labels)
         last_log_p = jnp.take_along_axis(log_p[..., 1], jnp.arange(word.shape[1], dtype=jnp.int32)[None] + length, 1)
 
         def everywhere(values, where):
-            return groups.spread(values, segment, where)
+            return segment_softmax.spread(values, segment, where)
 
         none = jnp.full(segment.shape, -jnp.inf)
         if self.has_none:
@@ -165,5 +165,5 @@ class Span:
 
     def _log_probabilities(self, logits: jax.Array, labels: Labels) -> jax.Array:
         usable = self._usable(labels)
-        ends = [groups.log_softmax(logits[..., n], labels["segment"], usable) for n in (0, 1)]
+        ends = [segment_softmax.log_softmax(logits[..., n], labels["segment"], usable) for n in (0, 1)]
         return jnp.stack(ends, -1)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mtl_jax.data import schemes
+from mtl_jax.data.labels import tag_schemes
 
 SCHEMES = {"": "", "iob2": "BI", "bioes": "BIES"}
 
@@ -30,25 +30,25 @@ def split(name: str) -> tuple[str, str]:
 
     The letters of other schemes count as those of BIOES with their meaning: M as I, L as E, U as S.
     """
-    letter, kind = schemes.split_tag(name)
-    place = schemes.place(letter)
+    letter, kind = tag_schemes.split_tag(name)
+    place = tag_schemes.place(letter)
     return place, "_" if place == "O" else kind or "_"
 
 
 def misfits(names: Sequence[str], scheme: str) -> list[str]:
     """The names that are neither O nor a letter of the scheme, alone or with a type, as B-PER."""
-    return [n for n in names if scheme and n != "O" and schemes.split_tag(n)[0] not in (*SCHEMES[scheme],)]
+    return [n for n in names if scheme and n != "O" and tag_schemes.split_tag(n)[0] not in (*SCHEMES[scheme],)]
 
 
 def marks_spans(names: Sequence[str], known: bool | None = None) -> bool:
     """Whether spans can be read of tags: what is `known` of the data, else as far as the names tell."""
-    return schemes.mark_spans(names) if known is None else known
+    return tag_schemes.mark_spans(names) if known is None else known
 
 
 def no_spans(names: Sequence[str]) -> str:
     """The end of a message: that tags do not mark spans."""
     listed = ", ".join(map(repr, names[:5])) + (", ..." if len(names) > 5 else "")
-    if schemes.mark_spans(names):
+    if tag_schemes.mark_spans(names):
         return f"the labels of all splits, or options.schemes of the data set, say that these mark none: {listed}"
     return f"the tags of train mark none, which look like B-PER, or B where there is one type: {listed}"
 

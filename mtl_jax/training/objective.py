@@ -12,14 +12,14 @@ import numpy as np
 
 from mtl_jax.data.batch import Batch, Layout
 from mtl_jax.models.dropout import Noise
-from mtl_jax.models.forward import Dropout, keys_of_rows
-from mtl_jax.models.mixing import texts
+from mtl_jax.models.forward_pass import Dropout, keys_of_rows
+from mtl_jax.models.mixers import texts
 from mtl_jax.models.network import Network
 from mtl_jax.models.ownership import name_key
-from mtl_jax.schemes import distillation
-from mtl_jax.schemes.distillation import Distillation
+from mtl_jax.tasks import distillation
 from mtl_jax.tasks.base import Features, Task
-from mtl_jax.training.optimizer import Hyper
+from mtl_jax.tasks.distillation import Distillation
+from mtl_jax.training.hyperparameters import Hyper
 
 Params = Mapping[str, Any]
 Flat = Mapping[str, jax.Array]

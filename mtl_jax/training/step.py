@@ -10,19 +10,21 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from mtl_jax.balancing.combination import Aggregation
 from mtl_jax.balancing.loss_weights import LossWeights
 from mtl_jax.data.batch import Batch
-from mtl_jax.training import balanced, meta, owners, penalty_effect
+from mtl_jax.training import clipping, penalty_effect
 from mtl_jax.training import objective as terms
-from mtl_jax.training.axes import psum
-from mtl_jax.training.balanced import Aggregation
+from mtl_jax.training.collectives import psum
 from mtl_jax.training.corruption import corrupted
-from mtl_jax.training.meta import MetaSpec
+from mtl_jax.training.gradients import aggregated, meta_learning
+from mtl_jax.training.gradients.meta_learning import MetaSpec
+from mtl_jax.training.gradients.per_task import Shared
+from mtl_jax.training.hyperparameters import Hyper
+from mtl_jax.training.loss_weighting import mean_losses, told
 from mtl_jax.training.objective import Objective
-from mtl_jax.training.optimizer import Hyper, OptimizerSpec
-from mtl_jax.training.paths import flatten, with_leaves
-from mtl_jax.training.signals import mean_losses, told
-from mtl_jax.training.task_gradients import Shared
+from mtl_jax.training.optimizer import OptimizerSpec
+from mtl_jax.training.parameter_paths import flatten, with_leaves
 
 
 class Balance(NamedTuple):
@@ -146,7 +148,7 @@ def train_step(spec: StepSpec, state: TrainState, batch: Batch, hyper: Hyper, ax
     batch = jax.vmap(lambda micro: corrupted(objective, micro, key))(batch)
 
     total_weight = psum(jax.vmap(lambda micro: terms.counts(objective, micro, hyper))(batch).sum(axis=0), axis)
-    find = balanced.data_gradient if spec.shared else meta.data_gradient if spec.meta else _data_gradient
+    find = aggregated.data_gradient if spec.shared else meta_learning.data_gradient if spec.meta else _data_gradient
     losses, alpha, extra, balance, gradient, told_besides = find(
         spec, state, trained, flat, batch, hyper, key, total_weight, axis
     )
@@ -156,7 +158,7 @@ def train_step(spec: StepSpec, state: TrainState, batch: Batch, hyper: Hyper, ax
     strength = terms.strengths(objective, hyper, progress)
 
     penalties, gradient, ratios = _penalised(objective, state, flat, trained, gradient, hyper, strength)
-    gradient, norms = owners.clip(gradient, spec.slices, tasks, spec.clip)
+    gradient, norms = clipping.clip(gradient, spec.slices, tasks, spec.clip)
 
     rate = hyper.learning_rate * spec.optimizer.rate(state.step)
     reach = norms * jnp.maximum(rate * spec.optimizer.gain, 1.0)  # a step of this length must not overflow

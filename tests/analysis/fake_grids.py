@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from mtl_jax.analysis.results import Grid, Lane
+from mtl_jax.analysis.ablation.records import Grid, Lane
 
 RATES = (0.25, 0.5, 1.0, 2.0, 4.0)
 

@@ -15,13 +15,14 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs import default
-from mtl_jax import config as checks
-from mtl_jax.analysis import results
-from mtl_jax.analysis.ablation import lanes, plan, program, scores
+from mtl_jax import checks
+from mtl_jax.analysis.ablation import lanes, plan, program, results, scores
 from mtl_jax.analysis.ablation.runner import ablate
+from mtl_jax.config.plain import to_plain
 from mtl_jax.errors import UserError
-from mtl_jax.training import loop, scoring
-from mtl_jax.training import workdir as folders
+from mtl_jax.evaluation.scores import make_evaluator, placement_of
+from mtl_jax.runs import train
+from mtl_jax.storage import workdir as folders
 
 ROOT = pathlib.Path(__file__).parents[2]
 pytestmark = pytest.mark.usefixtures("standard_promotion")
@@ -44,9 +45,9 @@ def launch(env, config, file, workdir, kill_after=None, send=signal.SIGKILL):
     """Runs launch.py; sends it a signal once a checkpoint of that step or a later one is there. Returns status and
     output.
     """
-    file.with_suffix(".json").write_text(json.dumps(folders.plain(config)))
+    file.with_suffix(".json").write_text(json.dumps(to_plain(config)))
     file.write_text(
-        "import json, pathlib\nfrom mtl_jax.config import from_plain\n"
+        "import json, pathlib\nfrom mtl_jax.config.plain import from_plain\n"
         f"FILE = pathlib.Path({str(file.with_suffix('.json'))!r})\n"
         "def get_config():\n    return from_plain(json.loads(FILE.read_text()))\n"
     )
@@ -110,7 +111,7 @@ def test_lanes_score_as_the_plain_run_does(tiny, tmp_path):
     found = ablate(config, folders.prepare(tmp_path / "grid"), check)
     lane = next(lane for lane in found.lanes if lane.values == {"strength": 10.0} and lane.seed == 1)
     config.seed, config.penalties.l2.strength = 1, 10.0
-    summary = loop.train(config, folders.prepare(tmp_path / "solo"))
+    summary = train.train(config, folders.prepare(tmp_path / "solo"))
     assert summary["step"] == lane.step and lane.status == "finished" and lane.steps == 24
     for task, splits in summary["tasks"].items():
         for split, metrics in splits.items():
@@ -133,7 +134,7 @@ def test_scores_of_data_sets_of_unlike_size_and_absent_splits(tiny, tmp_path):
     params = built.experiment.init_params(0)
     shape = lanes.shape_of(1, 1, "map")
     stacked = jax.tree.map(lambda x: np.broadcast_to(x, (shape.seeds, shape.lanes, *x.shape)), params)
-    evaluator = scoring.make_evaluator(built.experiment, scoring.placement_of(built.experiment))
+    evaluator = make_evaluator(built.experiment, placement_of(built.experiment))
     for split in ("dev", "test"):
         found = scores.LaneScores(built.experiment, shape).score(stacked, split, lambda: None)[0][0]
         wanted = evaluator.score(params, split)
@@ -176,4 +177,4 @@ def test_a_folder_is_of_a_run_or_of_an_ablation(tiny, tmp_path):
     config = grid(tiny)
     (tmp_path / "grid" / "programs").mkdir(parents=True)
     with pytest.raises(UserError, match="folder of an ablation"):
-        loop.train(config, tmp_path / "grid")
+        train.train(config, tmp_path / "grid")

@@ -9,14 +9,15 @@ import numpy as np
 import pytest
 
 from configs import default
-from mtl_jax import config as checks
+from mtl_jax import checks
 from mtl_jax.analysis.adaptation import adapt as modes
 from mtl_jax.analysis.adaptation import report
 from mtl_jax.analysis.adaptation.episodes import supports
+from mtl_jax.config.plain import from_plain
 from mtl_jax.errors import UserError
-from mtl_jax.training import loop
-from mtl_jax.training import workdir as folders
-from mtl_jax.training.paths import flatten, with_leaves
+from mtl_jax.runs import train
+from mtl_jax.storage import workdir as folders
+from mtl_jax.training.parameter_paths import flatten, with_leaves
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
@@ -25,7 +26,7 @@ def trained(tiny, folder, **changes):
     """A finished run on the two tasks of sentences; its folder."""
     config = tiny(model__layers=0, train_on=("tags", "long"), training__steps=2, training__eval_every=0,
                   training__checkpoint_every=0, tokenizer__lower=True, tasks__tags__options={}, **changes)  # fmt: skip
-    loop.train(config, folders.prepare(folder))
+    train.train(config, folders.prepare(folder))
     return folder
 
 
@@ -38,7 +39,7 @@ def sources(config, run):
 
 
 def configs_of(runs):
-    return {run: checks.from_plain(folders.read_config(run)) for run in runs}
+    return {run: from_plain(folders.read_config(run)) for run in runs}
 
 
 def check(config):

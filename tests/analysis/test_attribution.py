@@ -9,10 +9,10 @@ from ml_collections import ConfigDict
 
 from configs import default
 from mtl_jax.analysis import attribution
-from mtl_jax.data.batches import evaluation_batches, evaluation_layout
+from mtl_jax.data.sampler import evaluation_batches, evaluation_layout
 from mtl_jax.errors import UserError
-from mtl_jax.training.experiment import build
-from mtl_jax.training.loop import train
+from mtl_jax.runs.build import build
+from mtl_jax.runs.train import train
 from mtl_jax.training.objective import logits
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")

@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 from fake_grids import lane
 
-from mtl_jax.analysis import figures, plotting, results
+from mtl_jax.analysis import plotting
+from mtl_jax.analysis.ablation import results
+from mtl_jax.analysis.ablation.figures import draw as figures
 
 LOG = plotting.Scale("strength  (penalties.l2.strength)", True, (0.01, 0.1, 1.0))
 

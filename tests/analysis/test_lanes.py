@@ -8,7 +8,7 @@ import pytest
 from configs import default
 from mtl_jax.analysis.ablation import engine as engines
 from mtl_jax.analysis.ablation import fields, lanes, plan, program
-from mtl_jax.training.experiment import build
+from mtl_jax.runs.build import build
 from mtl_jax.training.step import train_step
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")

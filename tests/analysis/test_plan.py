@@ -7,11 +7,11 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs import default
-from mtl_jax import config as checks
+from mtl_jax import checks
 from mtl_jax.analysis.ablation import fields, halving, plan
 from mtl_jax.analysis.ablation.memory import fit
 from mtl_jax.errors import UserError
-from mtl_jax.training.selection import rank
+from mtl_jax.evaluation.ranking import rank
 
 
 def check(config):

@@ -10,7 +10,8 @@ import pytest
 from fake_grids import lane
 from scipy import stats
 
-from mtl_jax.analysis import results, tables
+from mtl_jax.analysis import tables
+from mtl_jax.analysis.ablation import results
 from mtl_jax.errors import UserError
 
 

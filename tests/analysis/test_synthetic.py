@@ -8,11 +8,13 @@ import pytest
 from linear_tasks import linear_config
 
 from configs import default
-from mtl_jax import config as checks
-from mtl_jax.analysis.references import REFERENCES
-from mtl_jax.training import checkpoint, scoring
-from mtl_jax.training.experiment import build
-from mtl_jax.training.loop import train
+from mtl_jax import checks
+from mtl_jax.analysis.ablation.exact_optima import REFERENCES
+from mtl_jax.evaluation.scores import abstract_params, make_evaluator, placement_of
+from mtl_jax.runs.build import build
+from mtl_jax.runs.evaluate import evaluate
+from mtl_jax.runs.train import train
+from mtl_jax.storage import checkpoint
 from mtl_jax.training.step import train_step
 
 
@@ -44,7 +46,7 @@ def test_training_ends_at_the_exact_optimum(kind, strength, differs):
     words = slice(4, None)  # special tokens are in no text: they stay where they began, or go to the mean
     found = np.asarray(params["embed"]["word"]["embedding"])[:, words, 0]
     differs("weights of linear tasks, trained against exact", found, exact["weights"][:, words], 1e-4)
-    evaluator = scoring.make_evaluator(experiment, scoring.placement_of(experiment))
+    evaluator = make_evaluator(experiment, placement_of(experiment))
     scores = evaluator.score(params, "dev")
     for task, metrics in exact["scores"].items():
         for metric, value in metrics["dev"].items():
@@ -58,9 +60,9 @@ def test_a_task_without_head_parameters_goes_through_a_whole_run(tmp_path):
     train(config, tmp_path / "run")
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert set(summary["tasks"]) == {"t0", "t1", "t2"}
-    again = scoring.evaluate(config, tmp_path / "run", "best")
+    again = evaluate(config, tmp_path / "run", "best")
     assert again["tasks"] == summary["tasks"]
     experiment = build(config)
-    abstract = scoring.abstract_params(experiment, scoring.placement_of(experiment))
+    abstract = abstract_params(experiment, placement_of(experiment))
     saved = checkpoint.load_params(tmp_path / "run", "last", abstract).params
     assert saved["heads"] == {"t0": {}, "t1": {}, "t2": {}}

@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 
 from configs import default
-from mtl_jax import config as checks
+from mtl_jax import checks
 from mtl_jax.analysis.ablation import fields, plan, program
 from mtl_jax.data.corpus import Corpus
-from mtl_jax.training.experiment import assemble
+from mtl_jax.experiment.assemble import assemble
 from mtl_jax.training.step import train_step
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")

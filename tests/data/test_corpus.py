@@ -3,14 +3,15 @@ import json
 import numpy as np
 import pytest
 
-from mtl_jax.data import cache, datasets
-from mtl_jax.data.batches import Batches, Mixing
+from mtl_jax.data import datasets
 from mtl_jax.data.corpus import for_prediction, load
-from mtl_jax.data.decoding import gather_words
-from mtl_jax.data.labels import LabelSpec
+from mtl_jax.data.files import array_cache
+from mtl_jax.data.labels.raw_labels import LabelSpec
 from mtl_jax.data.packing import real_share
 from mtl_jax.data.records import Record
+from mtl_jax.data.sampler import Batches, Mixing
 from mtl_jax.data.tokenizers import WordVocabulary
+from mtl_jax.data.unpacking import gather_words
 from mtl_jax.errors import UserError
 
 
@@ -132,11 +133,11 @@ def test_wrong_contents_of_a_sound_archive_are_noticed(cache_folder):
         made.append(1)
         return {"a": np.arange(3)}
 
-    cache.cached({"x": 1}, numbers)
+    array_cache.cached({"x": 1}, numbers)
     (file,) = cache_folder.rglob("*.npz")
-    np.savez(file, a=np.arange(4), __sha256__=np.asarray(cache.seal({"a": np.arange(3)})))
-    np.testing.assert_array_equal(cache.cached({"x": 1}, numbers)["a"], np.arange(3))
-    cache.cached({"x": 2}, numbers)
+    np.savez(file, a=np.arange(4), __sha256__=np.asarray(array_cache.seal({"a": np.arange(3)})))
+    np.testing.assert_array_equal(array_cache.cached({"x": 1}, numbers)["a"], np.arange(3))
+    array_cache.cached({"x": 2}, numbers)
     assert len(made) == 3
 
 
@@ -148,12 +149,12 @@ def test_a_cache_that_cannot_be_written_costs_time_only(tmp_path, monkeypatch, c
 
 
 def test_cache_folder(monkeypatch, tmp_path):
-    assert cache.folder() == tmp_path / "cache"
+    assert array_cache.folder() == tmp_path / "cache"
     monkeypatch.delenv("MTL_JAX_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert cache.folder() == tmp_path / "mtl_jax"
+    assert array_cache.folder() == tmp_path / "mtl_jax"
     monkeypatch.delenv("XDG_CACHE_HOME")
-    assert cache.folder().parts[-2:] == (".cache", "mtl_jax")
+    assert array_cache.folder().parts[-2:] == (".cache", "mtl_jax")
 
 
 @pytest.mark.parametrize(

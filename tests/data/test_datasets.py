@@ -7,8 +7,9 @@ import ml_collections
 import numpy as np
 import pytest
 
-from mtl_jax.data import datasets, selection
+from mtl_jax.data import datasets
 from mtl_jax.data.records import Record, field
+from mtl_jax.data.splits import subsets
 from mtl_jax.errors import UserError
 
 
@@ -56,7 +57,7 @@ def test_carving_is_a_partition_keyed_by_name_and_seed(entry):
 def test_limits_are_nested_and_do_not_depend_on_the_machine(entry):
     small, large = (texts(datasets.read("d", {**entry, "limit": {"train": n}}, 0), "train") for n in (5, 20))
     assert set(small) < set(large) and large == sorted(large, key=lambda text: int(text.split()[1]))
-    assert selection.subset(range(1000), 3, "d/train", 0) == [256, 725, 935]  # of this version, for ever
+    assert subsets.subset(range(1000), 3, "d/train", 0) == [256, 725, 935]  # of this version, for ever
     assert len(datasets.read("d", {**entry, "limit": {"train": 500}}, 0).splits["train"]) == 100
 
 

@@ -3,10 +3,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mtl_jax.data.encoding import copy_for_predicates, encode, overlong_note, take
+from mtl_jax.data.encoding.encode import copy_for_predicates, encode, overlong_note, take
+from mtl_jax.data.encoding.record_inputs import units_of
 from mtl_jax.data.records import Record
 from mtl_jax.data.tokenizers import Template
-from mtl_jax.data.units import units_of
 from mtl_jax.errors import UserError
 
 

@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from mtl_jax.data import datasets, files
+from mtl_jax.data import datasets
+from mtl_jax.data.files import location
 from mtl_jax.data.readers import READERS
 from mtl_jax.errors import UserError
 
@@ -13,7 +14,7 @@ ROWS = [{"text": f"t {n}", "label": "ab"[n % 2], "n": n} for n in range(4)]
 
 def read(tmp_path, content, reader="jsonl", name="f.json", **options):
     (tmp_path / name).write_text(content if isinstance(content, str) else json.dumps(content))
-    return list(READERS[reader](files.local(tmp_path / name), "utf-8", **options))
+    return list(READERS[reader](location.local(tmp_path / name), "utf-8", **options))
 
 
 FORMS = {
@@ -157,7 +158,7 @@ def test_the_fields_of_the_texts_tell(tmp_path):
         rows({"train": ROWS, "test": ROWS}, text=("text",))
     options = {"reader": "jsonl", "way": "infill", "words": "text"}
     (tmp_path / "f.json").write_text(json.dumps(version))
-    assert len(list(READERS["derived"](files.local(tmp_path / "f.json"), "utf-8", **options))) == len(ROWS)
+    assert len(list(READERS["derived"](location.local(tmp_path / "f.json"), "utf-8", **options))) == len(ROWS)
 
 
 def test_splits_by_path_and_in_several_files(tmp_path):

@@ -8,16 +8,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mtl_jax.data import answers, choices, files, marks
-from mtl_jax.data.batches import Mixing
 from mtl_jax.data.corpus import load
 from mtl_jax.data.datasets import ReadData
-from mtl_jax.data.encoding import encode
-from mtl_jax.data.labels import LabelSpec
+from mtl_jax.data.encoding import marked_spans
+from mtl_jax.data.encoding.encode import encode
+from mtl_jax.data.encoding.record_inputs import units_of
+from mtl_jax.data.files import location
+from mtl_jax.data.labels import answer_spans, choices
+from mtl_jax.data.labels.raw_labels import LabelSpec
 from mtl_jax.data.readers import READERS
 from mtl_jax.data.records import Note, Record
+from mtl_jax.data.sampler import Mixing
 from mtl_jax.data.tokenizers import PretrainedTokenizer, WordTokenizer, WordVocabulary
-from mtl_jax.data.units import units_of
 from mtl_jax.errors import UserError
 
 SPAN = LabelSpec("answer", "d", "answers", "span", "span")
@@ -37,9 +39,9 @@ def asked(label, context=CONTEXT, spec=SPAN, **fields):
     """(raw value, gold value, notes) of one question."""
     record = Record({"question": "Where?", "context": context, spec.field: label, **fields}, "f", 1)
     units = units_of([record], text=("question", "context"), aligned=True)
-    raw, read = answers.collect(units, spec)
+    raw, read = answer_spans.collect(units, spec)
     split = encode(units, words_of(context, "where ?"), 64)
-    gold, fitted = answers.encode(raw, split)
+    gold, fitted = answer_spans.encode(raw, split)
     found = raw.values[0] and tuple(a.begin for a in raw.values[0])
     return found, tuple(gold.value[0].tolist()), [note.what.split(",")[0] for note in (*read, *fitted)]
 
@@ -71,7 +73,7 @@ def test_answers_in_two_fields():
         spec = LabelSpec("answer", "d", field, "span", "span")
         record = Record({"context": CONTEXT, **fields}, "f", 1)
         units = units_of([record], text="context", aligned=True)
-        gold, _ = answers.encode(answers.collect(units, spec)[0], encode(units, words_of(CONTEXT), 64))
+        gold, _ = answer_spans.encode(answer_spans.collect(units, spec)[0], encode(units, words_of(CONTEXT), 64))
         assert tuple(gold.value[0].tolist()) == wanted and gold.known[0]
 
 
@@ -102,22 +104,25 @@ def test_an_answer_may_be_spelled_in_other_characters_than_its_text():
         [{"text": "café", "answer_start": 3}], [{"text": "café où", "answer_start": 5}],
         [{"text": "प्रधानमंत्री", "answer_start": context.index("प्र")}],
     )], text=("q", "c"), aligned=True)  # fmt: skip
-    raw, notes = answers.collect(units, SPAN)
+    raw, notes = answer_spans.collect(units, SPAN)
     assert [(a.begin, a.end) for (a,) in raw.values] == [(3, 8), (3, 11), (12, 24)] and len(notes) == 1
     split = encode(units, words_of(context), 64)
-    gold, fitted = answers.encode(raw, split)
+    gold, fitted = answer_spans.encode(raw, split)
     assert gold.value.tolist() == [[1, 1], [1, 2], [3, 3]] and not fitted
-    assert [answers.text_of(context, split, m, *gold.value[m].tolist()) for m in (0, 2)] == ["cafe\u0301", "प्रधानमंत्री"]
+    assert [answer_spans.text_of(context, split, m, *gold.value[m].tolist()) for m in (0, 2)] == [
+        "cafe\u0301",
+        "प्रधानमंत्री",
+    ]
 
 
 def test_answers_among_words():
     record = Record({"words": CONTEXT.split(), "answers": [7, 8]}, "f", 1)
     units = units_of([record], words="words")
-    gold, _ = answers.encode(answers.collect(units, SPAN)[0], encode(units, words_of(CONTEXT), 64))
+    gold, _ = answer_spans.encode(answer_spans.collect(units, SPAN)[0], encode(units, words_of(CONTEXT), 64))
     assert gold.value.tolist() == [[7, 8]]
     record.fields["answers"] = [8, 10]
     with pytest.raises(UserError, match="no words 8 to 10 among 10"):
-        answers.collect(units, SPAN)
+        answer_spans.collect(units, SPAN)
 
 
 TEXTS = ["Ein Café, das İstanbul's old name’s got?", "a  b\tc", "…", " ", "the [MASK] sat", "İİ i"]
@@ -178,7 +183,7 @@ def test_marks_in_fields_and_in_the_text_are_the_same():
     inline = {"words": "the <a> old cat </a> sat on the <b> mat </b>".split(), "text": text}
     inline["marked"] = "the <a>old cat</a> sat on the <b>mat</b>"
     tags = ("<a>", "</a>", "<b>", "</b>")
-    tokenizer = words_of(text, extra=marks.MARKERS)
+    tokenizer = words_of(text, extra=marked_spans.MARKERS)
     shown = "the [E1] old cat [/E1] sat on the [E2] mat [/E2]"
     for fields, options in (
         (by_words, {"words": "words", "marked": ("a", "b")}), (by_text, {"text": "text", "marked": ("a", "b")}),
@@ -324,7 +329,7 @@ def test_spans_of_every_example_are_in_the_rows_once(lengths, packed):
 def place(tmp_path, content):
     file = tmp_path / "data"
     file.write_text(content)
-    return files.local(str(file))
+    return location.local(str(file))
 
 
 def test_squad_files(tmp_path):
@@ -350,7 +355,7 @@ def test_squad_files(tmp_path):
     text = json.dumps({"data": [{"title": None, "paragraphs": [{"context": "a b", "qas": odd}]}]})
     for encoding in ("utf-8-sig", "utf-16"):
         (tmp_path / "marked").write_text(text, encoding)
-        found = list(READERS["squad"](files.local(str(tmp_path / "marked")), encoding.removesuffix("-sig")))
+        found = list(READERS["squad"](location.local(str(tmp_path / "marked")), encoding.removesuffix("-sig")))
         said = {r.fields["question"]: r.fields.get("answers") for r in found if isinstance(r, Record)}
         assert said == {"q1": odd[0]["answers"][1:], "q3": None, "q4": [], "q5": None, "q6": None, "q7": []}
         assert [note.line for note in found if not isinstance(note, Record)] == [1, 2, 3, 5]
@@ -402,10 +407,10 @@ def test_questions_and_pairs_from_roles(tmp_path):
 
 
 def test_derived_sets_of_real_data(data_dir):
-    record = next(iter(READERS["srl_questions"](files.local(str(data_dir / "ewt_srl/dev.conll")), "utf-8")))
+    record = next(iter(READERS["srl_questions"](location.local(str(data_dir / "ewt_srl/dev.conll")), "utf-8")))
     for text, start in zip(*record.fields["answers"].values(), strict=True):
         assert record.fields["context"][start:].startswith(text)
-    whole = files.local(str(data_dir / "ewt/en_ewt-ud-dev.conllu"))
+    whole = location.local(str(data_dir / "ewt/en_ewt-ud-dev.conllu"))
     items = list(READERS["conllu_endings"](whole, "utf-8"))
     found = [r for r in items if isinstance(r, Record)]
     assert len(found) + sum(n.lost for n in items if isinstance(n, Note)) == 2001

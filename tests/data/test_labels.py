@@ -3,9 +3,9 @@ import os
 import numpy as np
 import pytest
 
-from mtl_jax.data.labels import LabelSpec, collect, default_missing, unlabelled
+from mtl_jax.data.labels.raw_labels import LabelSpec, collect, default_missing, unlabelled
+from mtl_jax.data.labels.vocabulary import LabelVocabulary, build_vocabulary, encode_labels
 from mtl_jax.data.records import Record
-from mtl_jax.data.vocabulary import LabelVocabulary, build_vocabulary, encode_labels
 from mtl_jax.errors import UserError
 
 
@@ -318,8 +318,8 @@ def test_labels_are_total_over_texts():
 
 def test_fields_of_a_config_reach_the_labels():
     from configs import default
-    from mtl_jax.config import check
-    from mtl_jax.training.sources import label_specs
+    from mtl_jax.checks import check
+    from mtl_jax.experiment.inputs import label_specs
 
     config = default.get_config()
     default.add_dataset(config, "d", reader="csv", path="x.csv", text=("text",))

@@ -9,14 +9,14 @@ import pytest
 
 from configs import default
 from mtl_jax.data import corpus, datasets, literals
-from mtl_jax.data.labels import LabelSpec
+from mtl_jax.data.labels.raw_labels import LabelSpec
 from mtl_jax.data.readers import READERS
 from mtl_jax.data.readers.options import for_reader
 from mtl_jax.data.records import Record, field
 from mtl_jax.data.tokenizers import WordVocabulary
 from mtl_jax.errors import UserError
-from mtl_jax.training.artifacts import Artifacts
-from mtl_jax.training.reading import Reading
+from mtl_jax.evaluation.input_records import Reading
+from mtl_jax.storage.artifacts import Artifacts
 
 FUZZ = int(os.environ.get("FUZZ", 100))
 

@@ -5,14 +5,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mtl_jax.data.decoding import gather_text, gather_words
-from mtl_jax.data.encoding import copy_for_predicates, encode, take
-from mtl_jax.data.labels import LabelSpec, collect
+from mtl_jax.data.encoding.encode import copy_for_predicates, encode, take
+from mtl_jax.data.encoding.record_inputs import units_of
+from mtl_jax.data.labels.raw_labels import LabelSpec, collect
+from mtl_jax.data.labels.vocabulary import build_vocabulary, encode_labels
 from mtl_jax.data.packing import Capacities, choose_capacities, first_fit, pack, predicate_limit, real_share
 from mtl_jax.data.records import Record
 from mtl_jax.data.tokenizers import WordTokenizer
-from mtl_jax.data.units import units_of
-from mtl_jax.data.vocabulary import build_vocabulary, encode_labels
+from mtl_jax.data.unpacking import gather_text, gather_words
 from mtl_jax.errors import UserError
 
 WORDS = [f"w{n}" for n in range(50)]

@@ -7,7 +7,8 @@ import zipfile
 
 import pytest
 
-from mtl_jax.data import datasets, files
+from mtl_jax.data import datasets
+from mtl_jax.data.files import location
 from mtl_jax.data.readers import READERS
 from mtl_jax.errors import UserError
 
@@ -72,7 +73,7 @@ def test_in_folders_archives_and_slices(tweets, tmp_path):
     with zipfile.ZipFile(tmp_path / "w.zip", "w") as archive:
         archive.write(tmp_path / "train_text.txt", "d/train_text.txt")
         archive.write(tmp_path / "train_labels.txt", "d/train_labels.txt")
-    place = files.archive(tmp_path / "w.zip").child("d/train")
+    place = location.archive(tmp_path / "w.zip").child("d/train")
     assert len(list(READERS["parallel"](place, "utf-8", **TWEETS))) == 3
 
 
@@ -110,7 +111,7 @@ def test_pairs_of_translations(tmp_path):
 def test_numbers_of_lines(tmp_path, texts, labels, found, end):
     for name, content in (("a", texts), ("b", labels)):
         (tmp_path / name).write_bytes(content.replace("\n", end).encode())
-    place, options = files.local(tmp_path), {"files": {"text": "a", "label": "b"}}
+    place, options = location.local(tmp_path), {"files": {"text": "a", "label": "b"}}
     if isinstance(found, int):
         records = list(READERS["parallel"](place, "utf-8", **options))
         assert len(records) == found and all(r.fields["label"] for r in records)

@@ -11,20 +11,22 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mtl_jax.data import datasets, levels, marks, patches, pictures
-from mtl_jax.data.batches import Batches, Mixing, evaluation_batches, evaluation_layout
+from mtl_jax.analysis.ablation.device_rows import gather, resident_rows
+from mtl_jax.data import datasets, packed_labels
 from mtl_jax.data.corpus import load
-from mtl_jax.data.encoding import before, encode
-from mtl_jax.data.files import local
-from mtl_jax.data.labels import LabelSpec
+from mtl_jax.data.encoding import marked_spans
+from mtl_jax.data.encoding.encode import before, encode
+from mtl_jax.data.encoding.record_inputs import units_of
+from mtl_jax.data.files.location import local
+from mtl_jax.data.labels.raw_labels import LabelSpec
 from mtl_jax.data.packing import choose_capacities, pack
-from mtl_jax.data.pictures import Cut, read_album
+from mtl_jax.data.pictures import image_store, patches
+from mtl_jax.data.pictures.image_store import Cut, read_album
 from mtl_jax.data.readers.statements import COLORS, NUMBERS, SHAPES, statements_about
 from mtl_jax.data.records import Record
+from mtl_jax.data.sampler import Batches, Mixing, evaluation_batches, evaluation_layout
 from mtl_jax.data.tokenizers import WordTokenizer
-from mtl_jax.data.units import units_of
 from mtl_jax.errors import UserError
-from mtl_jax.training.resident import gather, resident_rows
 
 WORDS = [f"w{n}" for n in range(20)]
 
@@ -88,7 +90,7 @@ def test_parts_sizes_channels_and_blanks(tmp_path):
     assert np.abs(shown(album, 0).astype(int) - by_hand(noise(3, 4, 4), 4)).mean() < 40
     assert (shown(album, 1) == 7).all() and (shown(album, 2) == 9).all()
     seen, blank = (album_of(tmp_path, [name], blank=b)[0] for b in (False, True))
-    assert blank.pixels.shape == seen.pixels.shape and set(blank.pixels[1:].ravel()) == {pictures.BLANK}
+    assert blank.pixels.shape == seen.pixels.shape and set(blank.pixels[1:].ravel()) == {image_store.BLANK}
 
 
 def test_wrong_pictures_are_named(tmp_path):
@@ -141,7 +143,7 @@ def illustrated(tmp_path, **settings):
 def test_rows_hold_every_example_with_its_patches(tmp_path):
     corpus, lines = illustrated(tmp_path)
     assert corpus.layout.pictured == (0, 1) and corpus.rows["text"]["train"].patch is None
-    assert corpus.pictures == pictures.Form(48, 2, 3, 2, {"both": (8, 12), "alone": (8, 12)})
+    assert corpus.pictures == image_store.Form(48, 2, 3, 2, {"both": (8, 12), "alone": (8, 12)})
     tokenizer = corpus.tokenizer
     for name in ("both", "alone"):
         rows, encoded = corpus.rows[name]["train"], corpus.splits[name]["train"].encoded
@@ -190,7 +192,7 @@ def test_what_does_not_fit_loses_words_not_patches(tmp_path):
 
 
 def test_marks_choices_and_hidden_tokens_beside_patches():
-    tokenizer = WordTokenizer(WORDS, cls=True, extra=("[MASK]", *marks.MARKERS))
+    tokenizer = WordTokenizer(WORDS, cls=True, extra=("[MASK]", *marked_spans.MARKERS))
     fields = {"text": "w1 w2 w3 w4", "a": [0, 2], "b": [6, 8], "answers": ["w5 w6", "w7"]}
     records = [Record(fields, "f", 1), Record(fields | {"text": "w9 w2 w3 w4"}, "f", 2)]
     shown = {"pictures": [(0,), (1, 0)], "grid": (1, 2)}
@@ -215,7 +217,7 @@ def test_marks_choices_and_hidden_tokens_beside_patches():
         encode(units._replace(**shown), tokenizer, 12)
     levels_of = choose_capacities([found], ["text"], 40, True)
     rows = pack(found, [], {}, levels_of)
-    hidden = levels.maskable(rows, tokenizer)["maskable"]
+    hidden = packed_labels.maskable(rows, tokenizer)["maskable"]
     assert hidden.any() and not (hidden & (rows.patch > 0)).any()
     words = np.isin(rows.tokens, [tokenizer.index[word] for word in WORDS]) & (rows.segment > 0)
     np.testing.assert_array_equal(hidden, words)

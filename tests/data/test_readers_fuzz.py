@@ -2,7 +2,7 @@
 
 No record is lost without a word: records in = records out + records counted as lost.
 
-    FUZZ=1000 python -m pytest tests/data/test_readers_fuzz.py tests/test_config_fuzz.py     # 14,000 inputs
+    FUZZ=1000 python -m pytest tests/data/test_readers_fuzz.py tests/checks/test_checks_fuzz.py     # 14,000 inputs
 """
 
 import itertools
@@ -15,7 +15,7 @@ import hypothesis
 import pytest
 from hypothesis import strategies as st
 
-from mtl_jax.data import files
+from mtl_jax.data.files import location
 from mtl_jax.data.readers import READERS
 from mtl_jax.data.records import Note, Record
 from mtl_jax.errors import UserError
@@ -68,7 +68,7 @@ def test_records_or_user_error(tmp_path, reader, content, encoding):
     places = {"parallel": "", "folders": "", "brat": "", "nlvr": "dev/images/0"}
     place = tmp_path / places.get(reader, "f")
     try:
-        items = list(READERS[reader](files.local(place), encoding, **OPTIONS.get(reader, {})))
+        items = list(READERS[reader](location.local(place), encoding, **OPTIONS.get(reader, {})))
     except UserError as error:
         assert str(tmp_path) in str(error)
         return
@@ -84,7 +84,7 @@ def test_records_or_user_error(tmp_path, reader, content, encoding):
 
 def items_of(place, reader, /, **options):
     """(records, notes)."""
-    items = list(READERS[reader](files.local(place), "utf-8", **options))
+    items = list(READERS[reader](location.local(place), "utf-8", **options))
     return [i for i in items if isinstance(i, Record)], [i for i in items if isinstance(i, Note)]
 
 
@@ -105,7 +105,7 @@ def test_every_line_of_a_table_is_in_a_record_or_counted(tmp_path, options, cont
     text = content if "columns" in options else f"a,b\n{content}"
     (tmp_path / "f").write_bytes(text.encode())
     records, notes = items_of(tmp_path / "f", "csv", on_bad_line="skip", **options)
-    lines = list(files.local(tmp_path / "f").raw_lines("utf-8"))
+    lines = list(location.local(tmp_path / "f").raw_lines("utf-8"))
     end = "\n" if "\n" in text else "\r"
     covered = [] if "columns" in options else [1]
     for record in records:

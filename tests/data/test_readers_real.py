@@ -5,7 +5,8 @@ import zipfile
 
 import pytest
 
-from mtl_jax.data import datasets, wheels
+from mtl_jax.data import datasets
+from mtl_jax.data.files import wheels
 from mtl_jax.data.records import field
 
 

@@ -4,7 +4,8 @@ import gzip
 
 import pytest
 
-from mtl_jax.data import datasets, files
+from mtl_jax.data import datasets
+from mtl_jax.data.files import location
 from mtl_jax.data.readers import READERS
 from mtl_jax.data.records import Note, Record, field
 from mtl_jax.errors import UserError
@@ -12,7 +13,7 @@ from mtl_jax.errors import UserError
 
 def read(reader, file, content, encoding="utf-8", **options):
     file.write_bytes(content if isinstance(content, bytes) else content.encode())
-    return list(READERS[reader](files.local(file), encoding, **options))
+    return list(READERS[reader](location.local(file), encoding, **options))
 
 
 def test_fasttext(tmp_path):

@@ -5,9 +5,9 @@ import json
 import pytest
 
 from mtl_jax.data import datasets
-from mtl_jax.data.labels import LabelSpec, collect
+from mtl_jax.data.encoding.record_inputs import units_of
+from mtl_jax.data.labels.raw_labels import LabelSpec, collect
 from mtl_jax.data.records import Note, Record, field, find, summary
-from mtl_jax.data.units import units_of
 from mtl_jax.errors import UserError
 
 

@@ -1,6 +1,6 @@
 """Blanks between words: a text comes back as it was.
 
-    FUZZ=10000 python -m pytest tests/data/test_spacing.py
+FUZZ=10000 python -m pytest tests/data/test_spacing.py
 """
 
 import os
@@ -11,7 +11,7 @@ import pytest
 from hypothesis import strategies as st
 
 from mtl_jax import unicode
-from mtl_jax.data import spacing
+from mtl_jax.data.encoding import spacing
 from mtl_jax.data.tokenizers import WordTokenizer
 
 EXAMPLES = int(os.environ.get("FUZZ", "100"))

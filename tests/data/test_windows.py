@@ -5,15 +5,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mtl_jax.data import answers
-from mtl_jax.data.batches import Mixing
 from mtl_jax.data.corpus import load
 from mtl_jax.data.datasets import ReadData
-from mtl_jax.data.encoding import encode
-from mtl_jax.data.labels import LabelSpec
+from mtl_jax.data.encoding.encode import encode
+from mtl_jax.data.encoding.record_inputs import units_of
+from mtl_jax.data.labels import answer_spans
+from mtl_jax.data.labels.raw_labels import LabelSpec
 from mtl_jax.data.records import Record
+from mtl_jax.data.sampler import Mixing
 from mtl_jax.data.tokenizers import WordTokenizer, WordVocabulary
-from mtl_jax.data.units import units_of
 from mtl_jax.errors import UserError
 
 SPAN = LabelSpec("answer", "d", "answers", "span", "span")
@@ -128,7 +128,7 @@ def test_each_window_has_the_answer_or_none(packed):
 def test_windows_without_the_answer_do_not_make_questions_unanswerable():
     asked = [context(n, 30, (n, n)) for n in range(4)]
     corpus = corpus_of([record for _, record in asked], dev=[context(9, 30, (2, 2))[1], context(8, 30, ())[1]])
-    assert corpus.vocabularies["answer"].names == ("answer", answers.ELSEWHERE)
+    assert corpus.vocabularies["answer"].names == ("answer", answer_spans.ELSEWHERE)
     assert any("no unanswerable question" in note for note in corpus.notes)  # dev has one
     assert corpus.rows["d"]["train"].labels["answer"]["mask"].any()
     short = corpus_of([context(n, 15, (n, n))[1] for n in range(4)])

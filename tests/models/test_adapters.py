@@ -8,11 +8,11 @@ from few_steps import steps
 from ml_collections import ConfigDict
 
 from configs import default
-from mtl_jax import config as checks
+from mtl_jax import checks
 from mtl_jax.errors import UserError
 from mtl_jax.models import adapters
-from mtl_jax.training.experiment import build
-from mtl_jax.training.paths import flatten
+from mtl_jax.runs.build import build
+from mtl_jax.training.parameter_paths import flatten
 from mtl_jax.training.placement import place
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")

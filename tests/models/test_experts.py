@@ -10,14 +10,14 @@ from few_steps import steps
 from ml_collections import ConfigDict
 
 from configs import default
-from mtl_jax import config as checks
+from mtl_jax import checks
 from mtl_jax.errors import UserError
-from mtl_jax.models import experts
 from mtl_jax.models.layers import LAYERS
-from mtl_jax.models.mixers import Place
+from mtl_jax.models.mixers import experts
+from mtl_jax.models.mixers.columns import Place
+from mtl_jax.runs.build import build
 from mtl_jax.training import objective as terms
-from mtl_jax.training.experiment import build
-from mtl_jax.training.paths import flatten
+from mtl_jax.training.parameter_paths import flatten
 from mtl_jax.training.placement import place
 from mtl_jax.training.step import train_step
 

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from mtl_jax.models import attention, owned
+from mtl_jax.models import apply_owned, attention
 from mtl_jax.models.attention import attend, by_sums
 from mtl_jax.models.dense import Dense
 from mtl_jax.models.dropout import Noise, dropout
-from mtl_jax.models.parts import in_parts
+from mtl_jax.models.row_chunks import in_parts
 from mtl_jax.models.transformer import TransformerLayer, gelu
 
 
@@ -115,15 +115,15 @@ def test_a_layer_in_parts_is_the_layer(monkeypatch):
     noise = Noise(jax.random.split(jax.random.key(2), rows), jnp.float32(0.3), None)
 
     def run():
-        function = owned.layer_function(layer, remat=False)
+        function = apply_owned.layer_function(layer, remat=False)
         return jax.jit(jax.value_and_grad(lambda params: jnp.sum(jnp.sin(function(params, (x, segment), noise)))))
 
     whole = run()(params)
     called = []
-    for module in (owned, attention):
+    for module in (apply_owned, attention):
         monkeypatch.setattr(module, "alone_on_cpu", lambda: True)
         monkeypatch.setattr(module, "in_parts", lambda f, n, *a: called.append(n) or in_parts(f, n, *a))
-    monkeypatch.setattr(owned, "PART", 10)
+    monkeypatch.setattr(apply_owned, "PART", 10)
     monkeypatch.setattr(attention, "CACHED", 500)
     in_two = run()(params)
     assert called == [2, 2, 2]  # the layer's, and the attention's in each of them

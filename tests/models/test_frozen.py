@@ -10,13 +10,13 @@ from ml_collections import ConfigDict
 from safetensors.numpy import save_file
 
 from configs import default
-from mtl_jax import config as checks
+from mtl_jax import checks
+from mtl_jax.analysis.ablation.device_rows import draws, gather, resident_rows
 from mtl_jax.errors import UserError
+from mtl_jax.evaluation.evaluator import Evaluator
 from mtl_jax.models import architecture as architectures
-from mtl_jax.training.evaluation import Evaluator
-from mtl_jax.training.experiment import build
-from mtl_jax.training.paths import flatten
-from mtl_jax.training.resident import draws, gather, resident_rows
+from mtl_jax.runs.build import build
+from mtl_jax.training.parameter_paths import flatten
 from mtl_jax.training.step import train_step
 
 LOW = ConfigDict({"color": "layer_00"})

@@ -7,13 +7,13 @@ from make_published_goldens import TINY, hashed_weights
 from safetensors.numpy import save_file
 
 from configs import default, quickstart
-from mtl_jax import config as checks
+from mtl_jax import checks
 from mtl_jax.analysis import inspection
 from mtl_jax.analysis.ablation import plan, program
 from mtl_jax.errors import UserError
+from mtl_jax.experiment import model
 from mtl_jax.models import architecture as architectures
-from mtl_jax.training import initial
-from mtl_jax.training.experiment import build
+from mtl_jax.runs.build import build
 
 LAYERS = 4
 
@@ -83,8 +83,8 @@ def test_more_than_there_are_is_an_error(tiny, encoder):
 def test_numbers(asked, published, count):
     config = default.get_config()
     config.model.layers = asked
-    assert initial.layer_count(config, published) == count
+    assert model.layer_count(config, published) == count
 
 
 def test_the_quickstart_has_all_six():
-    assert initial.layer_count(quickstart.get_config(), 6) == 6
+    assert model.layer_count(quickstart.get_config(), 6) == 6

@@ -12,7 +12,7 @@ import pytest
 from make_published_goldens import GOLDENS, TEXTS, TINY, hashed_weights
 from safetensors.numpy import save_file
 
-from mtl_jax.data import wheels
+from mtl_jax.data.files import wheels
 from mtl_jax.errors import UserError
 from mtl_jax.models import architecture as architectures
 from mtl_jax.models import pretrained

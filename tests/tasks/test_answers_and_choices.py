@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from mtl_jax.errors import UserError
-from mtl_jax.tasks import groups, make
+from mtl_jax.tasks import make, segment_softmax
 from mtl_jax.tasks.base import Features
 from mtl_jax.tasks.metrics import METRICS, evaluate
 
@@ -168,13 +168,13 @@ def test_softmax_in_groups_does_not_see_what_is_not_usable():
     group = jnp.asarray([[1, 1, 2, 2, 2, 0, 3]], jnp.int32)
     scores = jnp.asarray([[1e4, -1e4, 3.0, jnp.inf, 5.0, jnp.nan, 2.0]])
     usable = jnp.asarray([[True, True, True, False, True, False, False]])
-    found = groups.log_softmax(scores, group, usable)
+    found = segment_softmax.log_softmax(scores, group, usable)
     np.testing.assert_allclose(
         found[0], [0, -2e4, *np.log(softmax([3, 5]))[:1], 0, np.log(softmax([3, 5]))[1], 0, 0], rtol=1e-5
     )
-    slope = jax.jit(jax.grad(lambda x: groups.log_softmax(x, group, usable).sum()))(scores)
+    slope = jax.jit(jax.grad(lambda x: segment_softmax.log_softmax(x, group, usable).sum()))(scores)
     assert np.isfinite(slope).all() and not np.asarray(slope)[0, [3, 5, 6]].any()
-    assert groups.first_best(jnp.ones((1, 7)), group, group > 0)[0].tolist() == [
+    assert segment_softmax.first_best(jnp.ones((1, 7)), group, group > 0)[0].tolist() == [
         True,
         False,
         True,

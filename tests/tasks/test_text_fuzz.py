@@ -1,6 +1,6 @@
 """Whatever two texts are, a metric of texts is a number from 0 to 1, and 1 for the text itself.
 
-    FUZZ=10000 python -m pytest tests/tasks/test_text_fuzz.py
+FUZZ=10000 python -m pytest tests/tasks/test_text_fuzz.py
 """
 
 import os
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from mtl_jax import unicode
 from mtl_jax.tasks.metrics import METRICS, evaluate
-from mtl_jax.tasks.texts import Written
+from mtl_jax.tasks.text_metrics import Written
 
 EXAMPLES = int(os.environ.get("FUZZ", "100"))
 SETTINGS = hypothesis.settings(max_examples=EXAMPLES, deadline=None, derandomize="FUZZ" not in os.environ)

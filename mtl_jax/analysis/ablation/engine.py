@@ -12,10 +12,10 @@ import numpy as np
 
 from mtl_jax.analysis.ablation import lanes as lane_steps
 from mtl_jax.analysis.ablation import memory
+from mtl_jax.analysis.ablation.device_rows import draws, resident_rows
 from mtl_jax.analysis.ablation.lanes import Losses, Shape, no_losses
 from mtl_jax.analysis.ablation.program import Built
 from mtl_jax.analysis.ablation.scores import LaneScores
-from mtl_jax.training.resident import draws, resident_rows
 from mtl_jax.training.step import TrainState
 
 CALL_STEPS = 64  # most steps of one call where the host names rows

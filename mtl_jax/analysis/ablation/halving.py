@@ -53,7 +53,7 @@ def survivors(
     """The settings that go on: the ends, and the best 1/eta of the others by mean score over seeds.
 
     Args:
-      ranks: of `settings`, `selection.rank` of the mean over seeds.
+      ranks: of `settings`, `ranking.rank` of the mean over seeds.
       settings: numbers in `all_settings` of those still running.
       all_settings: of the program.
       eta: see above.

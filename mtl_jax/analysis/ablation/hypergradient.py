@@ -23,15 +23,15 @@ import numpy as np
 import optax
 
 from mtl_jax.analysis.ablation import lanes as lane_steps
+from mtl_jax.analysis.ablation.device_rows import draws, gather, resident_rows
 from mtl_jax.analysis.ablation.engine import Engine, filled
 from mtl_jax.analysis.ablation.program import Built
-from mtl_jax.data.batches import Batches
+from mtl_jax.data.sampler import Batches
 from mtl_jax.errors import UserError
+from mtl_jax.experiment.inputs import mixing
 from mtl_jax.training import objective as terms
 from mtl_jax.training.corruption import for_evaluation
-from mtl_jax.training.optimizer import Hyper
-from mtl_jax.training.resident import draws, gather, resident_rows
-from mtl_jax.training.sources import mixing
+from mtl_jax.training.hyperparameters import Hyper
 from mtl_jax.training.step import TrainState, train_step
 
 DEFAULTS = {"every": 10, "unroll": 5, "rate": 0.2}

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from mtl_jax.training.resident import ResidentRows, gather
+from mtl_jax.analysis.ablation.device_rows import ResidentRows, gather
 from mtl_jax.training.step import StepSpec, TrainState, train_step
 
 LAYOUTS = ("vmap", "map")

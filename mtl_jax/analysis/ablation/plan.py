@@ -17,9 +17,9 @@ from ml_collections import ConfigDict
 from mtl_jax import unicode
 from mtl_jax.analysis.ablation import fields
 from mtl_jax.balancing import LOSS_WEIGHTS, OF_GRADIENTS, WEIGHTINGS
-from mtl_jax.data.selection import generator
+from mtl_jax.config.plain import to_plain
+from mtl_jax.data.splits.subsets import generator
 from mtl_jax.errors import UserError
-from mtl_jax.training.workdir import plain
 
 SWEEP_FIELDS = "config.ablation.sweeps"
 LONGEST_FOLDER = 180  # bytes of a program's name
@@ -90,7 +90,7 @@ def make(config: ConfigDict, check: Callable[[ConfigDict], Mapping[str, str]]) -
     """The plan of a config.
 
     Args:
-      config: has passed `mtl_jax.config.check`.
+      config: has passed `mtl_jax.checks.check`.
       check: raises UserError for a config that is wrong; called for every lane's. Returns {option that is set: "" where
         it acts, else why not}.
 
@@ -286,7 +286,7 @@ def _ends(config, chosen, sweeps) -> list[Program]:
 
 def _identity(program: Program) -> str:
     """The same for programs that train the same."""
-    whole = {key: value for key, value in plain(program.config).items() if key != "ablation"}
+    whole = {key: value for key, value in to_plain(program.config).items() if key != "ablation"}
     return json.dumps([whole, [[s.line, dict(s.fields)] for s in program.settings]], sort_keys=True, default=str)
 
 

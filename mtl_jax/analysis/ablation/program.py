@@ -12,13 +12,14 @@ from ml_collections import ConfigDict
 
 from mtl_jax.analysis.ablation import fields
 from mtl_jax.analysis.ablation.plan import Program, Setting
+from mtl_jax.config.plain import to_plain
 from mtl_jax.errors import UserError
-from mtl_jax.training.experiment import Experiment, assemble, load_data
-from mtl_jax.training.frozen import frozen_layers, with_outputs
-from mtl_jax.training.optimizer import Hyper, hyper_from
-from mtl_jax.training.sources import encoder_notes, load_encoder
+from mtl_jax.experiment.assemble import Experiment, assemble
+from mtl_jax.experiment.frozen_layers import frozen_layers, with_outputs
+from mtl_jax.experiment.inputs import encoder_notes, load_encoder
+from mtl_jax.runs.build import load_data
+from mtl_jax.training.hyperparameters import Hyper, hyper_from
 from mtl_jax.training.step import StepSpec
-from mtl_jax.training.workdir import plain
 
 
 class Built(NamedTuple):
@@ -47,11 +48,11 @@ class Sources:
 
     def of(self, config: ConfigDict) -> tuple[Any, Any]:
         """(corpus, encoder or None) of a config."""
-        model = plain(config.model)
+        model = to_plain(config.model)
         encoder = self._keep(
             "encoder", [model["pretrained"], model["pretrained_wheel"]], functools.partial(load_encoder, config)
         )
-        whole = plain(config)
+        whole = to_plain(config)
         data = [whole[name] for name in ("datasets", "tasks", "data", "tokenizer", "train_on")]
         # how much the teachers weigh changes nothing in what they say
         taught = {

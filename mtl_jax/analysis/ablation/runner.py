@@ -14,23 +14,33 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from mtl_jax.analysis import references, results
-from mtl_jax.analysis.ablation import fields, halving, hypergradient, lanes, memory, plan, program
+from mtl_jax.analysis.ablation import (
+    exact_optima,
+    fields,
+    halving,
+    hypergradient,
+    lanes,
+    memory,
+    plan,
+    program,
+    records,
+    results,
+)
 from mtl_jax.analysis.ablation.engine import Engine, resident
+from mtl_jax.analysis.ablation.lane_batch import Turn
 from mtl_jax.analysis.ablation.plan import Plan, Program
 from mtl_jax.analysis.ablation.program import Built, Sources
-from mtl_jax.analysis.ablation.turn import Turn
 from mtl_jax.errors import Stopped, UserError
-from mtl_jax.training import run_warnings
-from mtl_jax.training import workdir as folders
+from mtl_jax.runtime.progress import progress_bar
+from mtl_jax.runtime.stop_signals import StopSignals
+from mtl_jax.storage import run_warnings
+from mtl_jax.storage import workdir as folders
 from mtl_jax.training.placement import require_platform
-from mtl_jax.training.progress import progress_bar
-from mtl_jax.training.stopping import StopSignals
 
 
 def ablate(
     config: ConfigDict, workdir: pathlib.Path, check: Callable[[ConfigDict], Mapping[str, str]]
-) -> results.Grid | None:
+) -> records.Grid | None:
     """Trains every lane of an ablation; goes on where the workdir stands.
 
     Args:
@@ -68,7 +78,7 @@ def _require_training(workdir, grid):
 
 def train(
     planned: Plan, method: Mapping[str, Any], workdir: pathlib.Path, what: str, sources: Sources | None = None
-) -> results.Grid | None:
+) -> records.Grid | None:
     """All lanes of a plan, under workdir/programs; goes on where that stands. None where a signal stopped it.
 
     `method` is the grid's, `what` stands before the progress bar, `sources` has what was read already.
@@ -86,12 +96,12 @@ def train(
                     return None
             else:
                 bar.update(len(one.settings) * len(planned.seeds) * one.config.training.steps)
-            found += [results.Lane(**lane) for lane in done["lanes"]]
+            found += [records.Lane(**lane) for lane in done["lanes"]]
             costs += [{"choices": dict(one.choices), **done["cost"]}] if one.settings[0].line == "sharing" else []
             optima += done["references"]
             notes += [f"{one.name}: {note}" for note in done["notes"]]
             warnings += done["warnings"]
-    return results.Grid(
+    return records.Grid(
         sweeps={name: dict(entry) for name, entry in planned.sweeps.items()},
         choices={name: list(names) for name, names in planned.choices.items()},
         baselines={name: list(names) for name, names in planned.baselines.items()},
@@ -116,7 +126,7 @@ def _halve(turn: Turn, one: Program, settings, stop) -> bool:
     return True
 
 
-def of_lanes(found: Sequence[results.Lane]) -> list[dict[str, Any]]:
+def of_lanes(found: Sequence[records.Lane]) -> list[dict[str, Any]]:
     """What the reader of the lanes' scores has to know of their training and predictions."""
     trained = [lane for lane in found if lane.steps]
     warnings = []
@@ -183,7 +193,7 @@ def _train(planned: Plan, one: Program, folder, sources: Sources, stop, bar) -> 
     shapes = jax.eval_shape(lambda: built.experiment.init_params(0))
     done = {
         "lanes": [
-            results.Lane(
+            records.Lane(
                 line=built.settings[i].line, choices=dict(one.choices), seed=seed,
                 **(found[seed, i] | {"values": {**built.settings[i].values, **found[seed, i]["values"]}}),
             )._asdict()
@@ -209,7 +219,7 @@ def _train(planned: Plan, one: Program, folder, sources: Sources, stop, bar) -> 
 
 def _references(one: Program, built: Built) -> list[dict[str, Any]]:
     """The exact optimum at every point of the sweep, to be drawn beside what was trained."""
-    exact, found = references.REFERENCES[one.config.ablation.reference], []
+    exact, found = exact_optima.REFERENCES[one.config.ablation.reference], []
     for setting in built.settings if built.settings[0].line == "sharing" else ():
         config = fields.with_values(one.config, setting.fields)
         if len(config.penalties) != 1:

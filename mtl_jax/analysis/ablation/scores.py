@@ -12,15 +12,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from mtl_jax.analysis.ablation.lanes import Shape, over_lanes
-from mtl_jax.data.batches import joint_evaluation_batches
-from mtl_jax.data.decoding import gather_spans, gather_text, gather_words
+from mtl_jax.data.sampler import joint_evaluation_batches
+from mtl_jax.data.unpacking import gather_spans, gather_text, gather_words
+from mtl_jax.evaluation.evaluator import alike, placeholder, program, values_alone
+from mtl_jax.evaluation.metric_inputs import gold_and_predicted, has_labels, judge, metric_values, uniform
+from mtl_jax.experiment.assemble import Experiment
+from mtl_jax.experiment.penalties import columns
 from mtl_jax.sharing import gram
-from mtl_jax.training.evaluation import alike, placeholder, program, values_alone
-from mtl_jax.training.experiment import Experiment
-from mtl_jax.training.judging import gold_and_predicted, has_labels, judge, metric_values, uniform
-from mtl_jax.training.paths import flatten
+from mtl_jax.training.parameter_paths import flatten
 from mtl_jax.training.penalty_effect import distances
-from mtl_jax.training.soft_sharing import columns
 
 
 class _Gold(NamedTuple):
@@ -57,7 +57,10 @@ class LaneScores:
         self._gold: dict[tuple[str, str], _Gold] = {}
 
     def score(
-        self, params: Any, split: str, listen: Callable[[], None] = lambda: None,
+        self,
+        params: Any,
+        split: str,
+        listen: Callable[[], None] = lambda: None,
         remark: Callable[[int, int, str, str], None] = lambda *_: None,
     ) -> list[list[dict[str, dict[str, float | None]]]]:
         """{task: {metric: value, ..., "loss": mean loss}} of each lane, for the tasks with a label in the split.
@@ -75,10 +78,7 @@ class LaneScores:
             if not held:
                 continue
             # a data set without this split takes part all the same, so that one program serves all splits
-            rows = {
-                name: self.corpus.rows[name].get(split) or placeholder(self.corpus.rows[name])
-                for name in datasets
-            }
+            rows = {name: self.corpus.rows[name].get(split) or placeholder(self.corpus.rows[name]) for name in datasets}
             outputs: list[Any] = []
             for batch in joint_evaluation_batches(rows, objective.layout, self._rows):
                 outputs.append(predict(params, batch))
@@ -140,7 +140,7 @@ class LaneScores:
         return self._gold[task, split]
 
     def spread(self, params: Any) -> list[list[tuple[float | None, float | None]]]:
-        """(distance, effective rank) of each lane, see `mtl_jax.analysis.results.Lane`; `params` leaves [S, L, ...]."""
+        """(distance, effective rank) of each lane, see `records.Lane`; `params` leaves [S, L, ...]."""
         found = jax.device_get(self._stacks(params))
         seeds, lanes = jax.tree.leaves(params)[0].shape[:2]
         if found is None:

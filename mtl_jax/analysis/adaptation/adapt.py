@@ -21,16 +21,18 @@ import numpy as np
 from mtl_jax.analysis.adaptation.episodes import Episode, episode, score, supports
 from mtl_jax.analysis.adaptation.lanes import Learner
 from mtl_jax.analysis.intervals import correct, interval, paired
+from mtl_jax.config.plain import to_plain
 from mtl_jax.data import corpus as corpora
 from mtl_jax.errors import UserError
-from mtl_jax.training import artifacts, prediction, run_warnings
-from mtl_jax.training.checkpoint import require_checkpoint
-from mtl_jax.training.experiment import Experiment, assemble
+from mtl_jax.evaluation import inference
+from mtl_jax.evaluation.ranking import rank
+from mtl_jax.experiment.assemble import Experiment, assemble
+from mtl_jax.experiment.inputs import label_specs, load_encoder, max_length
+from mtl_jax.runtime.progress import progress_bar
+from mtl_jax.storage import artifacts, run_warnings
+from mtl_jax.storage.checkpoint import require_checkpoint
+from mtl_jax.storage.workdir import write_json
 from mtl_jax.training.placement import require_platform
-from mtl_jax.training.progress import progress_bar
-from mtl_jax.training.selection import rank
-from mtl_jax.training.sources import label_specs, load_encoder, max_length
-from mtl_jax.training.workdir import plain, write_json
 
 START = "initial values"  # the name of what the first run began from
 
@@ -71,7 +73,7 @@ def adapt(
       checkpoint: "best", "last" or a step; None: what config.evaluation.use of the run says.
       out: folder, is made.
       default: the module `configs.default`.
-      check: `mtl_jax.config.check` against it.
+      check: `mtl_jax.checks.check` against it.
 
     Returns:
       what adapt.json holds:
@@ -175,7 +177,7 @@ def _sources(given, runs, checkpoint, default, check) -> dict[str, Source]:
         if not sources:
             require_platform(config.training.platform)
         kept = artifacts.load(run)
-        experiment, params = prediction.model(own, run, (checkpoint or own.evaluation.use,))
+        experiment, params = inference.model(own, run, (checkpoint or own.evaluation.use,))
         layers = _layers(experiment, params, config.adapt.column)
         sources[run.name] = Source(config, kept, layers, False)
     return sources | {START: _initial(next(iter(sources.values())))}
@@ -266,7 +268,7 @@ def _adapted(source: Source, task: str) -> Adapted:
 
 def _architecture(source: Source) -> str:
     """What runs have to have in common to share data and programs."""
-    config = plain(source.config)
+    config = to_plain(source.config)
     return repr([config["model"], config["sharing"], config["data"], source.kept.tokenizer.fingerprint])
 
 

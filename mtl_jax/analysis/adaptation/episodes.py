@@ -7,10 +7,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mtl_jax.data.batch import Batch, Rows
-from mtl_jax.data.batches import permutation
 from mtl_jax.data.corpus import Corpus
+from mtl_jax.data.sampler import permutation
 from mtl_jax.errors import UserError
-from mtl_jax.training.judging import gold_and_predicted
+from mtl_jax.evaluation.metric_inputs import gold_and_predicted
+from mtl_jax.tasks.metrics import METRICS
 from mtl_jax.training.objective import Objective
 
 ROWS = 128  # of a batch in scoring
@@ -95,8 +96,6 @@ def chunks(rows: Rows) -> Rows:
 
 def score(corpus: Corpus, objective: Objective, task: str, split: str, predicted: np.ndarray) -> float:
     """The task's first metric of predictions int[records]."""
-    from mtl_jax.tasks.metrics import METRICS
-
     gold, said = gold_and_predicted(corpus, objective, task, corpus.specs[task].dataset, split, predicted)
     metric = METRICS[objective.tasks[task].metrics[0]]
     return float(metric.value(metric.statistics(gold, said, corpus.vocabularies[task].all_names)))

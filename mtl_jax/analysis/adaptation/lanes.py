@@ -15,10 +15,10 @@ from mtl_jax.analysis.ablation.engine import filled
 from mtl_jax.analysis.ablation.lanes import Shape, over_lanes, shape_of
 from mtl_jax.analysis.adaptation.episodes import Episode, batch, chunks
 from mtl_jax.errors import UserError
+from mtl_jax.experiment.assemble import Experiment
 from mtl_jax.training import objective as terms
-from mtl_jax.training.experiment import Experiment
 from mtl_jax.training.optimizer import OptimizerSpec
-from mtl_jax.training.paths import flatten, matching, with_leaves
+from mtl_jax.training.parameter_paths import flatten, matching, with_leaves
 
 
 class Learner:

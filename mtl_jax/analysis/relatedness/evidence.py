@@ -11,15 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from mtl_jax.analysis.relatedness import measures
-from mtl_jax.data.batches import Batches, Mixing, evaluation_batches, evaluation_layout, make_layout
 from mtl_jax.data.corpus import Corpus
+from mtl_jax.data.sampler import Batches, Mixing, evaluation_batches, evaluation_layout, make_layout
+from mtl_jax.experiment.assemble import Experiment
+from mtl_jax.experiment.penalties import columns
 from mtl_jax.training import objective as terms
 from mtl_jax.training.corruption import corrupted
-from mtl_jax.training.experiment import Experiment
-from mtl_jax.training.paths import flatten, with_leaves
-from mtl_jax.training.soft_sharing import columns
+from mtl_jax.training.gradients.per_task import Shared, shared_of, shared_slices
+from mtl_jax.training.parameter_paths import flatten, with_leaves
 from mtl_jax.training.step import TrainState, train_step
-from mtl_jax.training.task_gradients import Shared, shared_of, shared_slices
 
 
 class Joint(NamedTuple):

@@ -20,12 +20,12 @@ from mtl_jax.analysis.relatedness.evidence import Evidence, JointRun, LoneColumn
 from mtl_jax.analysis.relatedness.registry import MEASURES
 from mtl_jax.analysis.relatedness.validation import correlation
 from mtl_jax.errors import UserError
-from mtl_jax.training import workdir as folders
-from mtl_jax.training.experiment import assemble
-from mtl_jax.training.judging import has_labels
+from mtl_jax.evaluation.metric_inputs import has_labels
+from mtl_jax.experiment.assemble import assemble
+from mtl_jax.runtime.progress import progress_bar
+from mtl_jax.runtime.stop_signals import StopSignals
+from mtl_jax.storage import workdir as folders
 from mtl_jax.training.placement import require_platform
-from mtl_jax.training.progress import progress_bar
-from mtl_jax.training.stopping import StopSignals
 
 VERSION = 2  # of relatedness.json
 

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
-from mtl_jax.analysis import page, tables
+from mtl_jax.analysis import html, tables
+from mtl_jax.analysis.ablation.verdicts import p_value
 from mtl_jax.analysis.relatedness.figures import draw
 from mtl_jax.analysis.settings import configuration
-from mtl_jax.analysis.verdicts import p_value
-from mtl_jax.training.workdir import read_config
+from mtl_jax.storage.workdir import read_config
 
 
 def gain_rows(found: Mapping[str, Any]) -> tables.Rows:
@@ -69,27 +69,27 @@ def _served(groups, number):
 
 def relatedness(
     folder: pathlib.Path, found: Mapping[str, Any], figures: pathlib.Path, default: ModuleType | None
-) -> list[page.Html]:
+) -> list[html.Html]:
     """Everything about it; draws its figures into `figures`."""
     config = read_config(folder) if (folder / "config.json").exists() else {}
     parts = configuration(config, default)
-    parts += [page.heading("What tasks gain from each other"), page.grid(*gain_rows(found))]
-    parts.append(page.paragraph(
+    parts += [html.heading("What tasks gain from each other"), html.grid(*gain_rows(found))]
+    parts.append(html.paragraph(
         "Every pair and every task alone were trained as lanes of one program, and scored after the last step; gains "
         "are paired by seed. * p < 0.05 after Holm's correction over all ordered pairs."
     ))  # fmt: skip
     pictures = draw(found, figures)
-    parts += [page.picture(*picture) for picture in pictures[:2]]
-    parts += [page.heading("Which tasks to train together", 3), page.items(groups_said(found))]
-    parts.append(page.paragraph(
+    parts += [html.picture(*picture) for picture in pictures[:2]]
+    parts += [html.heading("Which tasks to train together", 3), html.items(groups_said(found))]
+    parts.append(html.paragraph(
         "A group is taken to bring a task the mean of what its other members bring it in pairs; what larger groups "
         "really bring was not trained."
     ))  # fmt: skip
     if found["measures"]:
-        parts += [page.heading("What foretells transfer"), page.grid(*measure_rows(found))]
-        parts.append(page.paragraph(
+        parts += [html.heading("What foretells transfer"), html.grid(*measure_rows(found))]
+        parts.append(html.paragraph(
             "ρ over ordered pairs of tasks. Pairs of one task depend on each other: intervals are by the jackknife "
             "over tasks, and p is the share of orders of the tasks that give as large a ρ."
         ))  # fmt: skip
-    parts += [page.picture(*picture) for picture in pictures[2:]]
-    return parts + ([page.heading("Notes"), page.items(found["notes"])] if found["notes"] else [])
+    parts += [html.picture(*picture) for picture in pictures[2:]]
+    return parts + ([html.heading("Notes"), html.items(found["notes"])] if found["notes"] else [])

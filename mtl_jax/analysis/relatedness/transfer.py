@@ -10,8 +10,8 @@ from ml_collections import ConfigDict
 
 from mtl_jax.analysis.ablation import fields
 from mtl_jax.analysis.ablation.plan import Plan, Program, Setting
+from mtl_jax.analysis.ablation.records import Grid, Lane
 from mtl_jax.analysis.intervals import correct, interval, paired
-from mtl_jax.analysis.results import Grid, Lane
 
 
 def plan(config: ConfigDict, tasks: Sequence[str]) -> Plan:

@@ -5,16 +5,17 @@ the format is one), the keyword-only parameters after `encoding` are its options
 out or changed. A reader with a parameter `split` finds the splits inside one location, one with `fields` gets the names
 of the fields that are read as texts. Bad input raises UserError naming file and line. A reader in `GENERATED` makes its
 records from its options alone: it is given None for a location. One in `BINARY` decodes no text: an encoding is nothing
-to it. What one in `SLOW` makes of a file is kept, see `mtl_jax.data.parsed`: it looks at nothing but that file and its
-options, and its records hold strings, whole numbers, None and lists or dicts of these.
+to it. What one in `SLOW` makes of a file is kept, see `mtl_jax.data.files.parse_cache`: it looks at nothing but that
+file and its options, and its records hold strings, whole numbers, None and lists or dicts of these.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from mtl_jax.data.files import Location
+from mtl_jax.data.files.location import Location
 from mtl_jax.data.readers.annotated import read_conllu_endings, read_srl_pairs, read_srl_questions
 from mtl_jax.data.readers.conll import read_conll
 from mtl_jax.data.readers.conllu import read_conllu
@@ -51,7 +52,6 @@ READERS: dict[str, Callable[..., Iterator[Record | Note]]] = {
     "srl": read_srl,
     "json_splits": read_json_splits,
     "tfds": read_tfds,
-    "derived": read_derived,
     "dialogue": read_dialogue,
     "squad": read_squad,
     "srl_questions": read_srl_questions,
@@ -61,6 +61,7 @@ READERS: dict[str, Callable[..., Iterator[Record | Note]]] = {
     "idx": read_idx,
     "synthetic": read_synthetic,
 }
+READERS["derived"] = functools.partial(read_derived, READERS)  # it reads through another of them
 # (location, split, options) -> the files that are read, for readers that find these by themselves
 FILES_OF: dict[str, Callable[[Location, str, Mapping[str, Any]], list[Location]]] = {
     "json_splits": lambda location, split, options: files_of_splits(location, split),

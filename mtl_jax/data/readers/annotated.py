@@ -5,12 +5,12 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 
-from mtl_jax.data import schemes
-from mtl_jax.data.files import Location
+from mtl_jax.data.files.location import Location
+from mtl_jax.data.labels import tag_schemes
 from mtl_jax.data.readers.conllu import read_conllu
 from mtl_jax.data.readers.srl import read_srl
 from mtl_jax.data.records import Note, Record, suggestion
-from mtl_jax.data.selection import generator
+from mtl_jax.data.splits.subsets import generator
 from mtl_jax.errors import UserError
 
 _NEAR = 5  # wrong endings are drawn from so many times their number of sentences on both sides, or of orders
@@ -171,6 +171,6 @@ def _joined(records: Iterator[Record | Note], count: int) -> Iterator[Record]:
 
 def _spans(tags: Sequence[str]) -> Iterator[tuple[int, int, str]]:
     """(first, last word, role) of each span but the verb's own."""
-    for span in schemes.spans(tags, "iob2", strict=False):
+    for span in tag_schemes.spans(tags, "iob2", strict=False):
         if span.type not in ("V", "C-V"):
             yield span.start, span.end - 1, span.type

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from mtl_jax.data.files import Location
+from mtl_jax.data.files.location import Location
 from mtl_jax.errors import UserError
 
 IGNORED = ("_", "", None)  # names for columns that nobody reads

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 
-from mtl_jax.data.files import Location
+from mtl_jax.data.files.location import Location
 from mtl_jax.data.readers.columns import IGNORED, cells, check_columns, sentences
 from mtl_jax.data.records import Note, Record, line_numbers
 from mtl_jax.errors import UserError
@@ -29,7 +29,7 @@ def read_conll(
       comment: lines that begin with it are dropped; "" = there are none.
 
     Document markers (-DOCSTART-) are dropped; from the first one on, records have a field document, its number in the
-    file. Tags stay as they are written: a task on them reads all splits in one scheme, see `mtl_jax.data.tag_columns`.
+    file. Tags stay as they are written: a task on them reads all splits in one scheme, see `labels.tag_columns`.
     Raises UserError at the line.
     """
     check_columns(columns, ())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from mtl_jax.data.files import Location
+from mtl_jax.data.files.location import Location
 from mtl_jax.data.readers.columns import sentences
 from mtl_jax.data.records import Note, Record
 from mtl_jax.errors import UserError

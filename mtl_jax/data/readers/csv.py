@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from mtl_jax.data.files import MARK, Location
+from mtl_jax.data.files.location import MARK, Location
 from mtl_jax.data.records import Note, Record
 from mtl_jax.errors import UserError
 

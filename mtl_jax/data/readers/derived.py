@@ -10,11 +10,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mtl_jax.data import schemes
-from mtl_jax.data.files import Location
+from mtl_jax.data.files.location import Location
+from mtl_jax.data.labels import tag_schemes
 from mtl_jax.data.readers.options import check_options, options_of
 from mtl_jax.data.records import Note, Record, field, suggestion, where
-from mtl_jax.data.selection import generator
+from mtl_jax.data.splits.subsets import generator
 from mtl_jax.errors import UserError
 
 # of Universal Dependencies: what modifies, and can be left out of a sentence that stays one
@@ -45,6 +45,7 @@ class Derivation(NamedTuple):
 
 
 def read_derived(
+    readers: Mapping[str, Callable[..., Iterator[Record | Note]]],
     location: Location,
     encoding: str,
     *,
@@ -64,6 +65,7 @@ def read_derived(
     """The records of another reader with the fields source and target, lists of words.
 
     Args:
+      readers: all of them by name, bound by the registry.
       way: "reorder": the words shuffled -> the sentence
            "abridge": the sentence -> without its modifiers, see `abridge`
            "roles": the sentence -> without the adjuncts of its predicates, see `roles`
@@ -82,20 +84,18 @@ def read_derived(
 
     Raises UserError for an unknown way or reader, and by file and line for a sentence without the fields needed.
     """
-    from mtl_jax.data.readers import GENERATED, READERS
-
     if way not in WAYS:
         raise UserError(f"options.way: {way!r} is none of {', '.join(WAYS)}.{suggestion(way, WAYS)}")
-    readable = [name for name, r in READERS.items() if name not in GENERATED and "split" not in options_of(r)]
+    readable = [name for name, r in readers.items() if "split" not in options_of(r)]
     if reader not in readable or reader == "derived":
         known = [name for name in readable if name != "derived"]
         raise UserError(f"options.reader: {reader!r} is none of {', '.join(known)}.{suggestion(reader, known)}")
     if span < 1:
         raise UserError("options.span: a gap has at least 1 word")
-    check_options(READERS[reader], dict(options or {}))
+    check_options(readers[reader], dict(options or {}))
     settings = Derivation(drop, keep, span, blank, seed)
-    given = {"fields": (words,)} if "fields" in options_of(READERS[reader]) else {}
-    for item in READERS[reader](location, encoding, **dict(options or {}), **given):
+    given = {"fields": (words,)} if "fields" in options_of(readers[reader]) else {}
+    for item in readers[reader](location, encoding, **dict(options or {}), **given):
         if isinstance(item, Note):
             yield item
             continue
@@ -152,7 +152,7 @@ def roles(sentence: list[str], record: Record, settings: Derivation) -> tuple[li
     drop = settings.drop or ADJUNCTS
     gone = np.zeros(len(sentence), bool)
     for predicate, tags in zip(field(record, "predicates"), field(record, "roles"), strict=True):
-        found = [(span.start, span.end, span.type) for span in schemes.spans(tags, "iob2", strict=False)]
+        found = [(span.start, span.end, span.type) for span in tag_schemes.spans(tags, "iob2", strict=False)]
         referred = {role.removeprefix("R-") for _, _, role in found if role.startswith("R-")}
         for start, end, role in found:
             whole = role.removeprefix("C-")  # its continued part

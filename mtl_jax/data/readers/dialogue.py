@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from mtl_jax.data.files import Location
+from mtl_jax.data.files.location import Location
 from mtl_jax.data.readers.jsonl import read_records
 from mtl_jax.data.records import Note, Record, field, find, where
 from mtl_jax.errors import UserError

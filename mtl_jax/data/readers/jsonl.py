@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from mtl_jax.data.files import Location
+from mtl_jax.data.files.location import Location
 from mtl_jax.data.readers.json_forms import place_of_records, table
 from mtl_jax.data.readers.json_values import kind, parse_json, values
 from mtl_jax.data.records import Note, Record, field, find, suggestion

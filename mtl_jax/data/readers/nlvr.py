@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from mtl_jax.data.files import Location
+from mtl_jax.data.files.location import Location
 from mtl_jax.data.readers.jsonl import read_records
 from mtl_jax.data.readers.statements import is_tower, plain, statements_about
 from mtl_jax.data.records import Note, Record, where

@@ -21,7 +21,7 @@ GENERAL = ("empty", "schemes", "scheme", "lists")
 
 def options_of(reader: Callable[..., Any]) -> dict[str, Any]:
     """Name -> type of each option of a reader: its keyword-only parameters, those of `GIVEN` included."""
-    hints = typing.get_type_hints(reader)
+    hints = typing.get_type_hints(getattr(reader, "func", reader))  # of one that is bound to others, its function
     parameters = inspect.signature(reader).parameters.values()
     return {p.name: hints[p.name] for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
 

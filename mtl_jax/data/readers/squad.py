@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from mtl_jax.data.files import Location
+from mtl_jax.data.files.location import Location
 from mtl_jax.data.readers.json_values import kind, parse_json
 from mtl_jax.data.records import Note, Record
 from mtl_jax.errors import UserError

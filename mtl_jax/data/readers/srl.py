@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from mtl_jax.data import schemes
-from mtl_jax.data.files import Location
+from mtl_jax.data.files.location import Location
+from mtl_jax.data.labels import tag_schemes
 from mtl_jax.data.readers.columns import IGNORED, cells, check_columns, sentences
 from mtl_jax.data.records import Note, Record, line_numbers
 from mtl_jax.errors import UserError
@@ -63,20 +63,20 @@ def read_srl(
 
 
 def _unbracketed(tags: list[str], file: str, numbers: list[int]) -> list[str]:
-    if not schemes.is_bracketed(tags):
+    if not tag_schemes.is_bracketed(tags):
         return tags
     try:
-        return schemes.convert(tags, "brackets", "iob2")
-    except schemes.TagError as error:
+        return tag_schemes.convert(tags, "brackets", "iob2")
+    except tag_schemes.TagError as error:
         raise UserError(f"{file}:{numbers[error.word]}: {error}") from error
 
 
 def _check_roles(predicate: int, tags: list[str], file: str, numbers: list[int]) -> None:
     for number, tag in zip(numbers, tags, strict=True):
-        letter, role = schemes.split_tag(tag)
+        letter, role = tag_schemes.split_tag(tag)
         if not letter or (letter != "O" and not role):
             raise UserError(f"{file}:{number}: {tag!r} is no tag of a role, such as B-ARG0")
-    if schemes.split_tag(tags[predicate])[1] not in _OF_THE_VERB:
+    if tag_schemes.split_tag(tags[predicate])[1] not in _OF_THE_VERB:
         raise UserError(
             f"{file}:{numbers[predicate]}: the predicate's own column of roles has {tags[predicate]!r} here, "
             "not B-V; are the columns in the order of the predicates?"

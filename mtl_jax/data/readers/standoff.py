@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from mtl_jax import unicode
-from mtl_jax.data import schemes
-from mtl_jax.data.files import Location
+from mtl_jax.data.files.location import Location
+from mtl_jax.data.labels import tag_schemes
 from mtl_jax.data.readers.jsonl import read_records
 from mtl_jax.data.records import Note, Record, field, find, suggestion, where
 from mtl_jax.errors import UserError
@@ -138,7 +138,7 @@ def _tagged(text: str, marks: Sequence[_Mark] | None, scheme: str) -> tuple[list
     """(words, tags, what had to be changed)."""
     places = [match.span() for match in unicode.pattern(False, text.isascii()).finditer(text)]
     starts, ends = [start for start, _ in places], [end for _, end in places]
-    found: list[schemes.Span] = []
+    found: list[tag_schemes.Span] = []
     notes = []
     for mark in sorted(marks or (), key=lambda mark: (mark.start - mark.end, mark.start)):
         first, last = bisect.bisect_right(ends, mark.start), bisect.bisect_left(starts, mark.end)
@@ -150,8 +150,8 @@ def _tagged(text: str, marks: Sequence[_Mark] | None, scheme: str) -> tuple[list
             continue
         if mark.start > starts[first] or mark.end < ends[last - 1]:
             notes.append("spans that begin or end inside a word, taken to its ends")
-        found.append(schemes.Span(mark.type, first, last))
-    tags = schemes.tags(sorted(found, key=lambda span: span.start), len(places), scheme)
+        found.append(tag_schemes.Span(mark.type, first, last))
+    tags = tag_schemes.tags(sorted(found, key=lambda span: span.start), len(places), scheme)
     return [text[start:end] for start, end in places], tags, notes
 
 

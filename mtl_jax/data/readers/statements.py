@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from mtl_jax.data.selection import generator
+from mtl_jax.data.splits.subsets import generator
 
 Item = Mapping[str, Any]
 Box = Sequence[Item]

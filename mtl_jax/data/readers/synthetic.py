@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from mtl_jax.data.records import Note, Record, suggestion
-from mtl_jax.data.selection import generator
+from mtl_jax.data.splits.subsets import generator
 from mtl_jax.errors import UserError
 
 EXAMPLES = {"train": 100, "dev": 100, "test": 500}

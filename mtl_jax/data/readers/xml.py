@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 from xml.parsers import expat
 
-from mtl_jax.data.files import Location
+from mtl_jax.data.files.location import Location
 from mtl_jax.data.records import Note, Record
 from mtl_jax.errors import UserError
 

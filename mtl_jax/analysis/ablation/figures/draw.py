@@ -1,0 +1,227 @@
+"""The figures of an ablation: scores against each sweep, gains against each choice, surfaces, distances, curves."""
+
+from __future__ import annotations
+
+import collections
+import math
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from mtl_jax.analysis import plotting
+from mtl_jax.analysis.ablation.figures.baselines import draw_baseline
+from mtl_jax.analysis.ablation.figures.curves import draw_curves
+from mtl_jax.analysis.ablation.figures.gains import draw_gains
+from mtl_jax.analysis.ablation.figures.surfaces import draw_surface
+from mtl_jax.analysis.ablation.records import Grid
+from mtl_jax.analysis.ablation.summary import main_split, profile
+from mtl_jax.analysis.ablation.verdicts import said_choices
+
+LINES = 8  # in one panel, at most
+
+
+def draw(grid: Grid, summary: Mapping[str, Any], folder: pathlib.Path) -> list[plotting.Picture]:
+    """Draws every figure that the grid allows into a folder.
+
+    Args:
+      grid, summary: an ablation and `results.summarise` of it.
+      folder: where the PNG files go; it is made.
+    """
+    pictures = [
+        draw_baseline(compared, main_split(summary), folder, number)
+        for number, compared in enumerate(summary["baselines"])
+    ]
+    for sweep in grid.sweeps:
+        combinations = _with(summary, [sweep])
+        if len(combinations) > 1:
+            pictures += _averages(grid, summary, combinations, sweep, folder)
+        if combinations:
+            pictures += _by_task(grid, summary, combinations, sweep, folder)
+    for choice, alternatives in grid.choices.items():
+        if len(alternatives) > 1 and choice not in grid.baselines:
+            pictures += draw_gains(grid, summary, _with(summary, []), choice, folder)
+    first = list(grid.sweeps)[:2]
+    if len(first) > 1 and (combinations := _with(summary, first)):
+        pictures.append(draw_surface(grid, combinations, folder))
+    for sweep in summary["strengths"] or first[:1]:
+        if combinations := _with(summary, [sweep]):
+            pictures += _distances(grid, combinations, sweep, folder)
+            pictures += draw_curves(grid, combinations, sweep, folder)
+    if not grid.sweeps:
+        pictures += draw_curves(grid, _with(summary, []), None, folder)
+    return pictures
+
+
+def _with(summary, sweeps):
+    """The combinations that have these sweeps; a choice may do without one."""
+    return [c for c in summary["combinations"] if c["points"] and set(sweeps) <= c["points"][0]["values"].keys()]
+
+
+def _others(grid, sweep):
+    return f" Each point is at the best value of the other sweeps on dev ({', '.join(grid.sweeps)})." * (
+        len(grid.sweeps) > 1
+    )
+
+
+def _grouped(grid, combinations, line: str | None):
+    """Combinations by all their choices but `line`: {text: [those of a group]}."""
+    groups: dict[str, list] = collections.defaultdict(list)
+    for combination in combinations:
+        rest = {name: value for name, value in combination["choices"].items() if name != line}
+        groups[said_choices(rest)].append(combination)
+    return groups
+
+
+def _averages(grid, summary, combinations, sweep, folder):
+    """A panel for each combination: rows are the last choice but one, columns the last."""
+    by_row = _grouped(grid, combinations, list(grid.choices)[-1])
+    wide = max(len(group) for group in by_row.values())
+    if len(by_row) == 1 or wide > 5:
+        shape, order = plotting.wrapped(len(combinations)), combinations
+        places = [divmod(i, shape[1]) for i in range(len(order))]
+    else:
+        shape, order, places = (len(by_row), wide), [], []
+        for row, group in enumerate(by_row.values()):
+            order += group
+            places += [(row, column) for column in range(len(group))]
+    figure, axes = plotting.panels(*shape)
+    for combination, place in zip(order, places, strict=True):
+        _score_panel(axes[place], grid, summary, [combination], sweep, None)
+        axes[place].set_title(said_choices(combination["choices"]), fontsize=10)
+    plotting.blank([axes[r, c] for r in range(shape[0]) for c in range(shape[1]) if (r, c) not in places])
+    caption = (
+        f"Mean score of all tasks on dev against {sweep}, with 95 % intervals over seeds; the star is the setting "
+        f"chosen on dev. Each panel has a scale of its own.{_others(grid, sweep)}"
+    )
+    return [plotting.Picture(plotting.save(figure, folder / f"average_{plotting.file_name(sweep)}.png"), caption)]
+
+
+def _by_task(grid, summary, combinations, sweep, folder):
+    """A panel for each task and one for their mean; a line for each alternative of the last choice."""
+    tasks = [None, *grid.tasks] if len(grid.tasks) > 1 else [None]
+    last = list(grid.choices)[-1] if grid.choices else None
+    pictures = []
+    for number, (rest, group) in enumerate(_grouped(grid, combinations, last).items()):
+        group, several = _best(group), len(group) > LINES
+        shape = plotting.wrapped(len(tasks))
+        figure, axes = plotting.panels(*shape)
+        for task, one in zip(tasks, axes.flat, strict=False):
+            _score_panel(one, grid, summary, group, sweep, task)
+            one.set_title(("mean of all tasks" if len(tasks) > 1 else next(iter(grid.tasks))) if task is None else task)
+        plotting.blank(axes.flat[len(tasks) :])
+        figure.suptitle(rest, fontsize=11, parse_math=False) if rest else None
+        beyond = " Beyond the swept values: single-task training (0), tied columns (∞) and hard sharing."
+        limits = beyond if len(group) > 1 and summary["strengths"] == [sweep] else ""
+        best = f" The {LINES} best of {last} on dev." if several else ""
+        caption = (
+            f"Score on dev against {sweep}{f', {rest}' if rest else ''}, with 95 % intervals over seeds; stars: chosen "
+            f"on the mean of all tasks.{best}{limits}{_others(grid, sweep)}"
+        )
+        file = folder / f"tasks_{plotting.file_name(sweep)}_{number}.png"
+        pictures.append(plotting.Picture(plotting.save(figure, file), caption))
+    return pictures
+
+
+def _best(combinations):
+    """As many as a panel can show, best on dev first chosen, in their order."""
+
+    def score(combination):
+        chosen = combination["chosen"]
+        return -math.inf if chosen is None else combination["points"][chosen]["score"]["mean"]
+
+    kept = sorted(combinations, key=score, reverse=True)[:LINES]
+    return [c for c in combinations if c in kept]
+
+
+def _score_panel(axes, grid, summary, combinations, sweep, task):
+    """Dev scores of one task (None: the mean of all) against a sweep; one line for each combination."""
+    metric = None if task is None else summary["scores"][task]
+
+    def pick(point):
+        return point["score"] if task is None else point["tasks"].get(task, {}).get("dev", {}).get(metric)
+
+    points = [point for combination in combinations for point in combination["points"]]
+    x = plotting.scale(sweep, grid.sweeps[sweep], points)
+    alone, strength = len(combinations) == 1, summary["strengths"] == [sweep]
+    names = [next(reversed(c["choices"].values()), "") for c in combinations]
+    beyond: dict[int, str] = {}
+    for combination, name, colour, i in zip(combinations, names, plotting.colours(names), range(99), strict=False):
+        marker = "o" if alone else plotting.MARKERS[i % len(plotting.MARKERS)]
+        shown, joined = profile(combination["points"], sweep)
+        label = "soft sharing" if summary["strengths"] else "trained"
+        if not alone:
+            label = f"{next(reversed(combination['choices']))} {name}"
+        plotting.line(axes, x, shown, pick, colour, label, marker, joined)
+        if alone:
+            beyond |= plotting.end_lines(axes, x, combination["ends"], pick, strength)
+            _references(axes, grid, combination, sweep, x, task)
+        elif strength:
+            beyond |= plotting.end_points(axes, x, combination["ends"], pick, colour, marker)
+        if combination["chosen"] is not None:
+            chosen = combination["points"][combination["chosen"]]
+            if value := pick(chosen):
+                place = x.place(chosen["values"][sweep])
+                axes.plot(
+                    place, value["mean"], "*", color=colour, markeredgecolor="black", markersize=14, zorder=6,
+                    label="chosen on dev",
+                )  # fmt: skip
+    x.apply(axes, beyond)
+    axes.set_ylabel("mean score (dev)" if task is None else f"{metric} (dev)")
+    axes.margins(y=0.16)
+
+
+def _references(axes, grid, combination, sweep, x, task):
+    """Exact optima: a dashed line over the sweep, or across where they do not depend on it."""
+    curves: dict[str, list[tuple[float, float]]] = collections.defaultdict(list)
+    for reference in grid.references:
+        if not reference["choices"].items() <= combination["choices"].items():
+            continue
+        tasks = grid.tasks if task is None else [task]
+        scores = [reference["scores"].get(t, {}).get("dev", {}).get(grid.tasks[t][0]) for t in tasks]
+        if any(score is None for score in scores):
+            continue
+        score = math.fsum(scores) / len(scores)
+        if sweep in reference["values"]:
+            curves[reference["label"]].append((x.place(reference["values"][sweep]), score))
+        elif not reference["values"]:
+            axes.axhline(score, color=plotting.REFERENCE, linestyle="--", linewidth=1.4, label=reference["label"])
+    for label, line in curves.items():
+        axes.plot(
+            *zip(*sorted(line), strict=True), "--", color=plotting.REFERENCE, linewidth=1.6, label=label, zorder=3.5
+        )
+
+
+def _distances(grid, combinations, sweep, folder):
+    """Distance between the tasks' parameters, and the rank of what they differ in."""
+    measures = [
+        (field, label)
+        for field, label in (("distance", "distance / norm"), ("effective_rank", "effective rank"))
+        if any(point[field]["n"] for c in combinations for point in c["points"])
+    ]
+    if not measures:
+        return []
+    last = list(grid.choices)[-1] if grid.choices else None
+    groups = _grouped(grid, combinations, last)
+    figure, axes = plotting.panels(len(measures), len(groups))
+    for column, (rest, group) in enumerate(groups.items()):
+        names = [next(reversed(c["choices"].values()), "") for c in group]
+        x = plotting.scale(sweep, grid.sweeps[sweep], [point for c in group for point in c["points"]])
+        for row, (field, label) in enumerate(measures):
+            one, beyond = axes[row, column], {}
+            for i, (combination, name, colour) in enumerate(zip(group, names, plotting.colours(names), strict=True)):
+                shown, joined = profile(combination["points"], sweep)
+                said, marker = f"{last} {name}" if last else "soft sharing", plotting.MARKERS[i % 8]
+                plotting.line(one, x, shown, lambda point: point[field], colour, said, marker, joined)  # noqa: B023
+                beyond |= plotting.end_points(
+                    one, x, combination["ends"], lambda point: point[field], colour, marker  # noqa: B023
+                )  # fmt: skip
+            x.apply(one, beyond)
+            one.set_ylabel(label)
+            one.margins(y=0.16)
+            one.set_title(rest, fontsize=10) if rest and row == 0 else None
+    caption = (
+        f"Against {sweep}: the mean distance between two tasks' parameters, relative to their mean norm, and the "
+        f"effective rank of the tasks' deviations from their mean (0 to {max(len(grid.tasks) - 1, 0)}), over what the "
+        f"tasks do not share.{_others(grid, sweep)}"
+    )
+    return [plotting.Picture(plotting.save(figure, folder / f"distance_{plotting.file_name(sweep)}.png"), caption)]

@@ -1,0 +1,84 @@
+"""What an ablation leaves behind: its lanes, and the grid that they make."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+ENDS = ("single", "tied", "hard")
+COUNTED = ("finished", "stopped early")  # lanes that means are taken over; others trained less, or not at all
+
+
+LINES = ("sharing", *ENDS)
+STATUSES = ("finished", "stopped early", "frozen: not finite", "dropped")
+
+
+class Lane(NamedTuple):
+    """One setting trained with one seed.
+
+    line            "sharing": a point of the sweeps; or an end: "single" (λ = 0), "tied" (λ → ∞), "hard" (one trunk)
+    choices         name -> name of the alternative; {} where nothing is chosen between
+    values          sweep -> its value; an end has "learning_rate" and the sweeps other than λ. Under the method
+                    "hypergradient" the values that were learned
+    seed            of initial values, dropout and the order of the batches
+    status          "finished" | "stopped early" | "frozen: not finite" | "dropped" (by successive halving)
+    step            steps taken by the parameters that were scored (the best on dev, or the last)
+    steps           steps trained
+    scores          {task: {split: {metric: value}}}; a task's first metric is its score, higher = better; None where
+                    a value is not defined
+    score           mean over tasks of the first metric on dev at `step`, by which settings are chosen; None without one
+    distance        mean over pairs of tasks of ‖Θi − Θj‖, relative to the mean ‖Θk‖, over the parameters that the tasks
+                    do not share; None where nothing is a task's own
+    effective_rank  of the K deviations from the tasks' mean (Roy & Vetterli 2007: exp of the entropy of σ/Σσ),
+                    from 0 to K − 1; None likewise
+    left_out        steps of `steps` that changed nothing, as a loss or gradient was not finite
+    remarks         {task: {split: sentence}} on predictions that are all alike
+    effects         {penalty: what it did, see `training.penalty_effect.Effect`}
+    curve           [{"step": n, "loss": {task: mean training loss since the entry before}, "dev": {task: {metric:
+                    value}}}]; "dev" only where dev was scored
+    """
+
+    line: str
+    choices: dict[str, str]
+    values: dict[str, float]
+    seed: int
+    status: str
+    step: int
+    steps: int
+    scores: dict[str, dict[str, dict[str, float | None]]]
+    score: float | None
+    distance: float | None
+    effective_rank: float | None
+    curve: list[dict[str, Any]]
+    left_out: int
+    remarks: dict[str, dict[str, str]]
+    effects: dict[str, dict[str, float | None]]
+
+
+class Grid(NamedTuple):
+    """Everything of one ablation.
+
+    sweeps      name -> {"field": config field, "scale": "log" | "linear", "values": [...]}
+    choices     name -> alternatives in order; those of one field over numbers have names that float() takes
+    tasks       task -> its metrics; the first is the score
+    lanes       all of them, the ends at every learning rate tried included
+    references  exact optima to draw beside: {"label": text, "choices": {}, "values": {}, "scores": as of a lane}
+    notes       sentences for people
+    method      {"name": "grid" | "halving" | "hypergradient", and its numbers}
+    baselines   choice -> alternatives that the others are compared with
+    costs       of each program without its ends {"choices": {choice: alternative}, "parameters": of one model,
+                "step_seconds": median over calls of what a step of one lane takes, the first call left out; None where
+                there was one call only}
+    warnings    what a reader of the scores has to know, see `training.run_warnings`; of combinations of choices there
+                are more, in `summarise`
+    """
+
+    sweeps: dict[str, dict[str, Any]]
+    choices: dict[str, list[str]]
+    tasks: dict[str, list[str]]
+    lanes: list[Lane]
+    references: list[dict[str, Any]]
+    notes: list[str]
+    method: dict[str, Any]
+    baselines: dict[str, list[str]]
+    costs: list[dict[str, Any]]
+    warnings: list[dict[str, Any]]

@@ -1,0 +1,212 @@
+"""Are some runs better than others on the same examples? Paired tests on what each says of each example."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy import stats
+
+from mtl_jax.analysis.ablation.verdicts import p_value
+from mtl_jax.analysis.tables import table
+from mtl_jax.data.corpus import Corpus
+from mtl_jax.data.records import field, find
+from mtl_jax.errors import UserError
+from mtl_jax.evaluation.scores import abstract_params, make_evaluator, placement_of
+from mtl_jax.runs.build import build
+from mtl_jax.storage.checkpoint import load_params, require_checkpoint
+
+DRAWS = 10_000  # of signs, and of groups
+
+
+class PairedTest(NamedTuple):
+    """Mean scores of two sides on the same examples.
+
+    first, second  mean scores
+    low, high      95 % interval of first − second: bootstrap of groups of examples (Efron 1979), by percentiles
+    p              two-sided, by signs of the groups' summed differences drawn at random (Fisher 1935)
+    examples, groups  how many; examples of one group are dependent, and keep one sign
+    only_first, only_second  examples that one side alone has right, and
+    mcnemar        exact two-sided p of those two numbers (McNemar 1947); None where scores are not all 0 or 1, or
+                   examples are in groups
+    """
+
+    first: float
+    second: float
+    low: float
+    high: float
+    p: float
+    examples: int
+    groups: int
+    only_first: int | None
+    only_second: int | None
+    mcnemar: float | None
+
+
+def paired_test(first: np.ndarray, second: np.ndarray, groups: Sequence[Hashable], draws: int = DRAWS) -> PairedTest:
+    """Tests whether the mean of `first` − `second`, float[N] each, is 0.
+
+    Args:
+      first, second: scores of the same N examples; each may be a mean over runs.
+      groups: [N] names; equal ones are drawn together.
+      draws: of signs, and of groups for the interval.
+
+    Raises:
+      UserError: there is no example.
+    """
+    if not len(first):
+        raise UserError("no example has a label: nothing to compare")
+    difference = np.asarray(first, float) - np.asarray(second, float)
+    index = {name: n for n, name in enumerate(dict.fromkeys(groups))}
+    of = np.asarray([index[name] for name in groups])
+    total, size = np.bincount(of, difference), np.bincount(of).astype(float)
+    rng = np.random.Generator(np.random.PCG64(0))
+    count, sums, means = len(total), np.empty(draws), np.empty(draws)
+    for draw in range(draws):
+        sums[draw] = np.where(rng.integers(0, 2, count, np.int8), total, -total).sum()
+        drawn = rng.integers(0, count, count)
+        means[draw] = total[drawn].sum() / size[drawn].sum()
+    extreme = np.abs(sums) >= abs(total.sum()) * (1 - 1e-12) - 1e-12
+    low, high = np.percentile(means, (2.5, 97.5))
+    only_first = only_second = mcnemar = None
+    if count == len(difference) and set(np.unique([first, second])) <= {0.0, 1.0}:
+        only_first, only_second = int((difference > 0).sum()), int((difference < 0).sum())
+        apart = only_first + only_second
+        mcnemar = float(stats.binomtest(only_first, apart).pvalue) if apart else 1.0
+    return PairedTest(
+        float(np.mean(first)), float(np.mean(second)), float(low), float(high),
+        float((1 + extreme.sum()) / (1 + draws)), len(difference), count, only_first, only_second, mcnemar,
+    )  # fmt: skip
+
+
+def example_scores(kind: str, gold: Any, predicted: Sequence[Any], is_soft: bool) -> np.ndarray:
+    """float64[M], the score of each record: 1 where the label is right (all of a set), else 0; the share of its words
+    that are right; of a number −|error|. NaN where there is no label.
+
+    Args:
+      kind: of the labels: "real" for numbers.
+      gold: `Gold` of the M records.
+      predicted: what was said of each.
+      is_soft: whether the gold labels are distributions, of which the likeliest class counts.
+    """
+    scores = np.full(len(gold.offsets) - 1, np.nan)
+    for record in range(len(scores)):
+        value, known = gold.of(record)
+        if not known.any():
+            continue
+        value = value.argmax(-1) if is_soft else value
+        said = np.asarray(predicted[record]).reshape(value.shape)[known]
+        if kind == "real":
+            scores[record] = -np.abs(said - value[known]).mean()
+        else:
+            right = (said == value[known]).reshape(len(said), -1)
+            scores[record] = right.all(axis=1).mean()
+    return scores
+
+
+class _Said(NamedTuple):
+    """What a run says of one split of a task: places and group names [M] of the records, their scores float64[M]."""
+
+    places: list[tuple[str, int]]
+    groups: list[Hashable]
+    scores: np.ndarray
+
+
+def compare(
+    runs: Sequence[pathlib.Path],
+    against: Sequence[pathlib.Path],
+    config_of: Callable[[pathlib.Path], Any],
+    split: str = "test",
+    by: str = "",
+) -> dict[str, PairedTest]:
+    """{task: test} of `runs` against others, on the examples of one split; scores are means over each side's runs.
+
+    Args:
+      runs, against: folders of finished runs; runs of several seeds make one side.
+      config_of: (folder) -> its config.
+      split: "test" or "dev".
+      by: field of the records; examples with the same value are one group. "", and in data sets without that field:
+        each example by itself.
+
+    Raises:
+      UserError: no common task; runs that were scored on other examples; a field that some records lack.
+    """
+    configs = {workdir: config_of(workdir) for workdir in (*runs, *against)}
+    _require_common_tasks(configs)
+    for workdir, config in configs.items():
+        require_checkpoint(workdir, config.evaluation.use)
+    scored: dict[pathlib.Path, dict[str, _Said]] = {}
+    for workdir, config in configs.items():
+        scored[workdir] = _of_run(workdir, config, split, by, next(iter(scored.items()), None))
+    sides = [[scored[workdir] for workdir in side] for side in (runs, against)]
+    named = list(zip([*runs, *against], [*sides[0], *sides[1]], strict=True))
+    tasks = [task for task in named[0][1] if all(task in said for _, said in named)]
+    if not tasks:
+        raise UserError(f"the runs have no task in common that is scored on {split}")
+    result = {}
+    for task in tasks:
+        first = named[0][1][task]
+        means = [np.mean([said[task].scores for said in side], axis=0) for side in sides]
+        known = np.flatnonzero(np.isfinite(means[0]) & np.isfinite(means[1]))
+        result[task] = paired_test(means[0][known], means[1][known], [first.groups[n] for n in known])
+    return result
+
+
+def said(tests: Mapping[str, PairedTest]) -> str:
+    """The tests as a table."""
+    rows = []
+    for task, t in tests.items():
+        interval = f"{t.first - t.second:+.4f} ({t.low:+.4f} to {t.high:+.4f})"
+        mcnemar = "" if t.mcnemar is None else f"{t.only_first} : {t.only_second}, {p_value(t.mcnemar)}"
+        rows.append([task, t.examples, t.groups, f"{t.first:.4f}", f"{t.second:.4f}", interval, p_value(t.p), mcnemar])
+    header = [
+        "task", "examples", "groups", "runs", "against", "difference (95 %)", "by signs", "McNemar",
+    ]  # fmt: skip
+    return table(header, rows)
+
+
+def _require_common_tasks(configs: Mapping[pathlib.Path, Any]) -> None:
+    """Raises UserError where no task is in all runs: that needs no data."""
+    trained = {workdir: list(config.train_on or config.tasks) for workdir, config in configs.items()}
+    if not set.intersection(*map(set, trained.values())):
+        listed = "; ".join(f"{workdir}: {', '.join(tasks)}" for workdir, tasks in trained.items())
+        raise UserError(f"the runs have no task in common: {listed}")
+
+
+def _of_run(workdir: pathlib.Path, config: Any, split: str, by: str, first: Any) -> dict[str, _Said]:
+    """What a run says. `first`: (folder, what it says) of a run that it has to have its examples in common with."""
+    experiment = build(config)
+    if first:
+        _require_same_examples(workdir, experiment.corpus, split, *first)
+    placement = placement_of(experiment)
+    params = load_params(workdir, config.evaluation.use, abstract_params(experiment, placement)).params
+    evaluator = make_evaluator(experiment, placement)
+    found = {}
+    for dataset, splits in experiment.corpus.splits.items():
+        if split not in splits:
+            continue
+        records = splits[split].records
+        grouped = by and find(records[0], by) is not None
+        groups = [str(field(record, by)) if grouped else n for n, record in enumerate(records)]
+        for task, values in evaluator.predict(params, dataset, split).values.items():
+            scores = _scores(experiment.corpus, task, splits[split], values["value"])
+            found[task] = _Said([(record.file, record.line) for record in records], groups, scores)
+    return found
+
+
+def _require_same_examples(workdir, corpus, split, other, said) -> None:
+    """Raises UserError where a task that two runs share is scored on other examples: before anything is predicted."""
+    for task, spec in corpus.specs.items():
+        part = corpus.splits[spec.dataset].get(split)
+        if part is None or task not in said:
+            continue
+        if [(record.file, record.line) for record in part.records] != said[task].places:
+            raise UserError(f"{workdir}: other examples of {task} than {other}: they cannot be paired")
+
+
+def _scores(corpus: Corpus, task: str, split: Any, predicted: Any) -> np.ndarray:
+    return example_scores(
+        corpus.specs[task].kind, split.encoded.labels[task], predicted, corpus.vocabularies[task].soft
+    )

@@ -1,0 +1,85 @@
+"""Checks a config before anything is loaded, and says by field what is wrong with it."""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any
+
+from mtl_jax.checks.analyses import check_ablation, check_adapt, check_merging, check_relate
+from mtl_jax.checks.effects import MODES, effects
+from mtl_jax.checks.inputs import check_datasets, check_images, check_mixing, check_tasks
+from mtl_jax.checks.learning import (
+    check_distillation,
+    check_files,
+    check_meta,
+    check_model,
+    check_optimizer,
+    check_penalties,
+    check_sharing,
+)
+from mtl_jax.checks.ranges import CHOICES, ENTRY_RANGES, RANGES, SPLITS
+from mtl_jax.checks.rules import check_choice, check_entry, check_fields, check_names, check_range, get
+from mtl_jax.errors import UserError
+
+OF_MODE = {"ablate": check_ablation, "adapt": check_adapt, "relate": check_relate, "merge": check_merging}
+
+
+def check(config: Any, default: ModuleType, mode: str = "train") -> dict[str, str]:
+    """Checks all fields that can be checked without the data.
+
+    What fits together in the sections of a mode (`ablation`, `adapt`, `relate`, `merging`) is checked for that mode
+    alone: a config may hold them for another day.
+
+    Args:
+      config: an ml_collections ConfigDict.
+      default: the module `configs.default`, which names every field.
+      mode: what the config is for, as in `--mode`.
+
+    Returns:
+      the `effects` of the options that are set. For an ablation, which may set an option for some of its alternatives
+      alone, it is for the plan to judge them all; for other modes one without an effect is a problem.
+
+    Raises:
+      UserError: every problem found, a line each, with its field and what would be right.
+    """
+    problems: list[str] = []
+    say = problems.append
+    check_fields(config, default.get_config(), "config", say)
+    if not problems:
+        _check_entries(config, default, say)
+    if problems:  # the rest relies on the fields
+        raise UserError("\n".join(problems))
+    for field, choices in CHOICES.items():
+        check_choice(f"config.{field}", get(config, field), choices, say)
+    for field, (low, high) in RANGES.items():
+        check_range(f"config.{field}", get(config, field), low, high, say)
+    for place, ranges in ENTRY_RANGES.items():
+        for name, entry in get(config, place).items():
+            for field, (low, high) in ranges.items():
+                check_range(f"config.{place}.{name}.{field}", entry[field], low, high, say)
+    for section in (
+        check_datasets, check_tasks, check_images, check_mixing, check_model, check_optimizer, check_sharing,
+        check_penalties, check_distillation, check_meta, *([check_files] if mode in MODES else []),
+        *([OF_MODE[mode]] if mode in OF_MODE else []),
+    ):  # fmt: skip
+        section(config, say)
+    check_names("config.train_on", config.train_on, config.tasks, say)
+    check_names("config.evaluation.splits", config.evaluation.splits, SPLITS, say)
+    found = effects(config, default, mode)
+    if mode != "ablate":
+        problems += filter(None, found.values())
+    if problems:
+        raise UserError("\n".join(problems))
+    return found
+
+
+def _check_entries(config, default, say):
+    """The fields of all that has a name of the user's own."""
+    ablation = config.ablation
+    for where, entries, make in (
+        ("datasets", config.datasets, default.dataset), ("tasks", config.tasks, default.task),
+        ("penalties", config.penalties, default.penalty), ("distillation", config.distillation, default.distillation),
+        ("ablation.sweeps", ablation.sweeps, default.sweep), ("ablation.choices", ablation.choices, default.choice),
+    ):  # fmt: skip
+        for name, entry in entries.items():
+            check_entry(f"config.{where}.{name}", entry, make(), say)

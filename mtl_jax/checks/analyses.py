@@ -1,0 +1,71 @@
+"""Checks of what is done with models: ablations, adaptation, relatedness, merging."""
+
+from __future__ import annotations
+
+from mtl_jax.analysis.ablation.exact_optima import REFERENCES
+from mtl_jax.analysis.relatedness.registry import MEASURES
+from mtl_jax.checks.ranges import RESERVED, SEEDS
+from mtl_jax.checks.rules import check_alike, check_choice, check_name, check_names, check_range, check_regex
+from mtl_jax.sharing.merging import MERGING
+
+
+def check_ablation(config, say):
+    ablation = config.ablation
+    for name, entry in ablation.sweeps.items():
+        where = f"config.ablation.sweeps.{name}"
+        check_name(where, name, say, RESERVED["sweeps"])
+        check_choice(f"{where}.scale", entry.scale, ("log", "linear"), say)
+        if not entry.field:
+            say(f"{where}.field: name a field, e.g. 'penalties.l2.strength'")
+        elif name == "learning_rate" and entry.field != "optimizer.learning_rate":
+            say(f"{where}: 'learning_rate' is that of the ends in what is written; name the sweep of {entry.field!r} "
+                "otherwise")  # fmt: skip
+    for name in ablation.choices:
+        check_name(f"config.ablation.choices.{name}", name, say, (*RESERVED["sweeps"], "learning_rate"))
+    for name in set(ablation.sweeps) & set(ablation.choices):
+        say(f"config.ablation: {name!r} is the name of a sweep and of a choice")
+    check_alike("config.ablation", [n for n in ablation.sweeps if n not in ablation.choices] + [*ablation.choices], say)
+    _check_seeds(config, "ablation.seeds", ablation.seeds, say)
+    for factor in ablation.rates:
+        check_range("config.ablation.rates", factor, 1e-9, None, say)
+    if ablation.reference:
+        check_choice("config.ablation.reference", ablation.reference, REFERENCES, say)
+    if ablation.sweeps and ablation.intervals and ablation.seeds < 2:
+        say("config.ablation.seeds: intervals need two seeds at least; or set config.ablation.intervals=False")
+
+
+def check_adapt(config, say):
+    adapt = config.adapt
+    for field, low in (("shots", 1), ("steps", 0), ("rates", 1e-9)):
+        if not adapt[field]:
+            say(f"config.adapt.{field}: name one at least")
+        for value in adapt[field]:
+            check_range(f"config.adapt.{field}", value, low, None, say)
+            if field != "rates" and not isinstance(value, int):
+                say(f"config.adapt.{field}: {value!r} should be a whole number")
+    check_regex("config.adapt.leaves", adapt.leaves, say)
+    check_names("config.adapt.tuned_on", adapt.tuned_on, config.tasks, say)
+    for field in ("draws", "tuning_draws"):
+        _check_seeds(config, f"adapt.{field}", adapt[field], say)
+    if config.tasks and set(adapt.tuned_on) == set(config.tasks):
+        say("config.adapt.tuned_on: names all tasks, none is left to be reported")
+
+
+def check_relate(config, say):
+    for name in config.relate.measures:
+        check_choice("config.relate.measures", name, MEASURES, say)
+    check_choice("config.relate.split", config.relate.split, config.evaluation.splits, say)
+    _check_seeds(config, "relate.seeds", config.relate.seeds, say)
+
+
+def check_merging(config, say):
+    check_names("config.merging.methods", config.merging.methods, MERGING, say)
+
+
+def _check_seeds(config, field, count, say):
+    """Whether config.seed, config.seed + 1, ... are all seeds."""
+    if config.seed + count - 1 > SEEDS[1]:
+        say(
+            f"config.{field}: the last of {count} seeds from config.seed = {config.seed} on is above {SEEDS[1]}; begin "
+            "with a smaller one"
+        )

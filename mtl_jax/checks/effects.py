@@ -1,0 +1,238 @@
+"""Options that act in some contexts only: which setting makes each of them act.
+
+An option that is set, that is to say differs from its default, and has no effect is a mistake of whoever wrote it. What
+needs the data or the parameters to be known is said where they are (`training.experiment`, `training.soft_sharing`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any, NamedTuple
+
+from mtl_jax.checks.rules import get
+from mtl_jax.data.readers import BINARY, GENERATED
+from mtl_jax.tasks import KINDS
+
+EXPERTS = ("mmoe", "cgc", "ple", "shared_private")  # mixers whose columns belong to no task
+LANES = ("ablate", "relate")  # modes that lay many runs over the devices
+MODES = ("train", "inspect", *LANES)  # that begin something of which all sections of training are read
+
+
+class Rule(NamedTuple):
+    """Some fields that act under one condition.
+
+    fields  dotted; "*" stands for the names of entries, of which there is one at most. The last part may be a key of
+            a mapping of options, which is set where it is there
+    acts    (config, entry) -> whether they act; `entry` is what "*" stands for, None without
+    needs   what makes them act, the end of a sentence
+    modes   in which they have to
+    """
+
+    fields: tuple[str, ...]
+    acts: Callable[[Any, Any], bool]
+    needs: str
+    modes: tuple[str, ...] = MODES
+
+
+def _has_columns(config) -> bool:
+    """Whether some task owns a layer that another does not use."""
+    sharing = config.sharing
+    apart = sharing.trunk != "all" or bool(sharing.groups)
+    return len(config.tasks) > 1 and apart and sharing.mixer not in EXPERTS
+
+
+def _in_parts(config) -> bool:
+    """Whether parts of the network stand there several times: columns, experts, or adapters."""
+    sharing = config.sharing
+    return len(config.tasks) > 1 and bool(_has_columns(config) or sharing.mixer or sharing.adapter)
+
+
+def _trunk_acts(config) -> bool:
+    """Whether the trunk ends below where groups begin; those decide from their lowest layer on."""
+    if not config.sharing.groups:
+        return True
+    first, trunk = min(map(_height, config.sharing.groups)), config.sharing.trunk
+    return {"all": first, "none": -1}.get(trunk, _height(trunk)) + 1 < first
+
+
+def _height(layer: str) -> int:
+    """0 for the embeddings, then 1, 2, ...; what is no layer is said elsewhere."""
+    number = layer.removeprefix("layer_")
+    return int(number) + 1 if number.isdecimal() else 0
+
+
+def _carves(config, entry) -> bool:
+    del config
+    return any(share and not _given(entry, split) for split, share in
+               (("dev", entry.dev_fraction), ("test", entry.test_fraction)))  # fmt: skip
+
+
+def _given(entry, split) -> bool:
+    """Whether a split of a data set is named; a reader that reads no files makes all, where none is."""
+    return bool(entry.splits.get(split)) or (entry.reader in GENERATED and not entry.splits)
+
+
+def _draws_by_data_seed(config) -> bool:
+    return any(_carves(config, entry) or entry.limit for entry in config.datasets.values()) or any(
+        entry.labelled for entry in config.tasks.values()
+    )
+
+
+def _reads_text(config, entry) -> bool:
+    return entry.reader not in BINARY
+
+
+def _labels(config, entry) -> str:
+    return KINDS[entry.kind].labels if entry.kind in KINDS else "class"
+
+
+def _pictured(config, _) -> bool:
+    return any(entry.image for entry in config.datasets.values())
+
+
+def _sweeps_strength(config) -> bool:
+    return any(
+        entry.field.startswith("penalties.") and entry.field.endswith(".strength")
+        for entry in config.ablation.sweeps.values()
+    )
+
+
+def _is_chosen(*measures: str) -> Callable[[Any, Any], bool]:
+    return lambda config, _: not config.relate.measures or bool({*measures} & {*config.relate.measures})
+
+
+def _of(field: str, *values: Any) -> Callable[[Any, Any], bool]:
+    """Whether a field of a section has one of the values."""
+    section, _, name = field.partition(".")
+    return lambda config, _: config[section][name] in values
+
+
+_OWN_TRANSFORMER = "config.model.layer = 'transformer' and no config.model.pretrained, which brings its own"
+_COLUMNS = "layers of which several tasks have their own (config.sharing.trunk, config.sharing.groups)"
+
+RULES = (
+    Rule(("data.blocks",), lambda c, _: c.data.mixing != "all",
+         "a config.data.mixing by which blocks are drawn; with 'all' each data set has its own"),
+    Rule(("data.temperature",), _of("data.mixing", "temperature"), "config.data.mixing = 'temperature'"),
+    Rule(("data.weights",), _of("data.mixing", "weights"), "config.data.mixing = 'weights'"),
+    Rule(("data.stride",), lambda c, _: not c.data.overlong and any(_labels(c, t) == "span" for t in c.tasks.values()),
+         "windows: a task of kind 'span', and config.data.overlong = ''"),
+    Rule(("data.seed",), lambda c, _: _draws_by_data_seed(c),
+         "something to draw: dev_fraction, test_fraction or limit of a data set, or labelled of a task"),
+    Rule(("tokenizer.lower", "tokenizer.min_count", "tokenizer.max_size"), _of("tokenizer.kind", "words"),
+         "config.tokenizer.kind = 'words'; a published tokenizer has its own vocabulary and case"),
+    Rule(("tokenizer.path",), _of("tokenizer.kind", "pretrained"), "config.tokenizer.kind = 'pretrained'"),
+    Rule(("images.patch", "images.channels"), _pictured, "pictures: name their field in config.datasets.*.image"),
+    Rule(("model.pretrained_wheel.version", "model.pretrained_wheel.sha256"),
+         lambda c, _: bool(c.model.pretrained_wheel.name), "config.model.pretrained_wheel.name"),
+    Rule(("model.width",), lambda c, _: not c.model.pretrained,
+         "no config.model.pretrained, which brings its own"),
+    Rule(("model.heads", "model.intermediate", "model.initializer_range"),
+         lambda c, _: c.model.layer == "transformer" and not c.model.pretrained, _OWN_TRANSFORMER),
+    Rule(("model.activation",),
+         lambda c, _: c.model.layer in ("transformer", "cnn") and not c.model.pretrained and c.model.layers != 0,
+         "layers that have one: config.model.layer = 'transformer' or 'cnn', and no config.model.pretrained"),
+    Rule(("model.kernel_size",), lambda c, _: c.model.layer == "cnn" and c.model.layers != 0,
+         "config.model.layer = 'cnn', and layers of it"),
+    Rule(("model.attention_dropout",), _of("model.layer", "transformer"), "config.model.layer = 'transformer'"),
+    Rule(("model.column_init",), lambda c, _: _has_columns(c), _COLUMNS),
+    Rule(("model.columns",), lambda c, _: _in_parts(c), _COLUMNS + ", experts or adapters"),
+    Rule(("sharing.trunk",), lambda c, _: _trunk_acts(c),
+         "config.sharing.groups that begin above it; they decide for all layers from their lowest on"),
+    Rule(("sharing.mixer_options.chosen", "sharing.mixer_options.gamma"),
+         lambda c, _: c.sharing.mixer not in EXPERTS or c.sharing.mixer_options.get("gate") == "dselect_k",
+         "the option gate = 'dselect_k'"),
+    Rule(("sharing.tied",), lambda c, _: _has_columns(c) or bool(c.sharing.adapter or c.sharing.mixer),
+         _COLUMNS + ", or adapters"),
+    Rule(("aggregation.level", "aggregation.memory"),
+         lambda c, _: c.aggregation.method != "sum" or c.aggregation.smoothing > 0,
+         "a config.aggregation.method that compares gradients; 'sum' does not"),
+    Rule(("meta.inner_steps", "meta.head", "meta.tasks"), lambda c, _: bool(c.meta.method), "a config.meta.method"),
+    Rule(("meta.inner_rate", "meta.adapt"), lambda c, _: bool(c.meta.method) and c.meta.inner_steps > 0,
+         "a config.meta.method, and config.meta.inner_steps"),
+    Rule(("meta.support",), _of("meta.method", "maml", "fomaml"), "config.meta.method = 'maml' or 'fomaml'"),
+    Rule(("optimizer.b1", "optimizer.b2", "optimizer.eps"), _of("optimizer.name", "adamw"),
+         "config.optimizer.name = 'adamw'"),
+    Rule(("optimizer.momentum",), _of("optimizer.name", "sgd"), "config.optimizer.name = 'sgd'"),
+    Rule(("training.early_stop",), lambda c, _: 0 < c.training.eval_every < c.training.steps,
+         "evaluations to count: config.training.eval_every below config.training.steps"),
+    Rule(("training.mesh.data",), _of("training.placement", "jit"),
+         "config.training.placement = 'jit'; 'pmap' takes all devices"),
+    Rule(("training.placement", "training.mesh.data", "training.mesh.task", "training.mesh.model"), lambda c, _: False,
+         "--mode=train; here lanes are laid over the devices (config.ablation.layout)", LANES),
+    Rule(("datasets.*.encoding",), _reads_text,
+         "a reader of text files; this one reads no text, or knows how it is encoded"),
+    Rule(("datasets.*.markers",), lambda c, e: bool(e.marked), "marked spans: name them in marked"),
+    Rule(("datasets.*.dev_fraction",), lambda c, e: not _given(e, "dev"), "a data set without a split 'dev'"),
+    Rule(("datasets.*.test_fraction",), lambda c, e: not _given(e, "test"), "a data set without a split 'test'"),
+    Rule(("datasets.*.group",), _carves, "dev_fraction or test_fraction, which keep groups together"),
+    Rule(("tasks.*.classes",), lambda c, e: _labels(c, e) in ("class", "set", "tokens"),  # of tokens: see `inputs`
+         "a kind of task whose classes can be named: classification, multilabel, tagging, relation"),
+    Rule(("tasks.*.label", "tasks.*.missing"), lambda c, e: _labels(c, e) != "hidden",
+         "a kind of task with labels; 'masked_lm' has none, it hides tokens"),
+    Rule(("tasks.*.options.length_penalty",), lambda c, e: e.kind != "generation" or e.options.get("beam", 1) != 1,
+         "the option beam above 1; a greedy search compares no lengths"),
+    Rule(("distillation.*.weights",), lambda c, e: len(e.teachers) != 1, "several teachers"),
+    Rule(("ablation.sweeps.*.low", "ablation.sweeps.*.high"), lambda c, e: not e.points,
+         "a count of values from low to high, but points names them one by one", ("ablate",)),
+    Rule(("ablation.choices.*.alternatives",), lambda c, e: not e.settings,
+         "a field that takes them, but settings names the alternatives", ("ablate",)),
+    Rule(("ablation.options",), lambda c, _: c.ablation.method != "grid",
+         "config.ablation.method = 'halving' or 'hypergradient'; 'grid' has none", ("ablate",)),
+    Rule(("ablation.rates",), lambda c, _: c.ablation.ends and _sweeps_strength(c) and not any(
+             entry.field == "optimizer.learning_rate" for entry in c.ablation.sweeps.values()),
+         "ends, that is a sweep of a penalty's strength, and no sweep of the learning rate", ("ablate",)),
+    Rule(("ablation.intervals",), lambda c, _: c.ablation.seeds == 1,
+         "config.ablation.seeds = 1; of several seeds there are intervals", ("ablate",)),
+    Rule(("relate.every",), _is_chosen("gradient_cosine", "tag", "fisher"),
+         "'gradient_cosine', 'tag' or 'fisher' in config.relate.measures", ("relate",)),
+    Rule(("relate.lookahead",), _is_chosen("tag"), "'tag' in config.relate.measures", ("relate",)),
+    Rule(("relate.inputs",), _is_chosen("cka", "rsa"), "'cka' or 'rsa' in config.relate.measures", ("relate",)),
+)  # fmt: skip
+
+
+def effects(config: Any, default: ModuleType, mode: str) -> dict[str, str]:
+    """What is set and acts in some contexts only.
+
+    Args:
+      config: has all fields of `default`.
+      default: the module `configs.default`.
+      mode: as in `--mode`.
+
+    Returns:
+      {field: "" where it acts, else a line for people that says what would make it act}
+    """
+    plain, found = default.get_config(), {}
+    makers = {
+        "datasets": default.dataset, "tasks": default.task, "distillation": default.distillation,
+        "ablation.sweeps": default.sweep, "ablation.choices": default.choice,
+    }  # fmt: skip
+    for rule in RULES:
+        for pattern in rule.fields if mode in rule.modes else ():
+            place, is_entry, rest = pattern.partition(".*.")
+            if is_entry:
+                usual = _value(makers[place](), rest)
+                nodes = {f"{place}.{n}.{rest}": (e, _value(e, rest), usual) for n, e in get(config, place).items()}
+            else:
+                nodes = {pattern: (None, _value(config, pattern), _value(plain, pattern))}
+            for field, (entry, value, usual) in nodes.items():
+                if value != usual and not found.get(field):
+                    idle = f"config.{field}: {value!r} has no effect here. It acts with {rule.needs}"
+                    found[field] = "" if rule.acts(config, entry) else idle
+    return found
+
+
+def _value(node, field):
+    """What stands in a field, as plain dicts and tuples; None where a mapping has no such key."""
+    for key in field.split("."):
+        if key not in node:
+            return None
+        node = node[key]
+    return _plain(node)
+
+
+def _plain(value):
+    if hasattr(value, "items"):
+        return {key: _plain(item) for key, item in value.items()}
+    return tuple(_plain(item) for item in value) if isinstance(value, list | tuple) else value

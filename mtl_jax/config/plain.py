@@ -1,0 +1,50 @@
+"""A config as plain data: to and from config.json, and where two of them differ."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ml_collections import ConfigDict
+
+
+def from_plain(plain: Any) -> Any:
+    """The config that config.json holds: its fields in order, tuples for lists."""
+    if isinstance(plain, dict):
+        config = ConfigDict(sort_keys=False)
+        for key, value in plain.items():
+            config[key] = from_plain(value)
+        return config
+    return tuple(from_plain(item) for item in plain) if isinstance(plain, list) else plain
+
+
+# Fields that may differ when a run is resumed: they change what is seen of the run, not the run.
+FREE_FIELDS = (
+    "training.log_every", "training.checkpoint_every", "training.keep", "training.max_bad_steps",
+    "training.platform", "training.placement", "training.mesh", "evaluation", "data.cache",
+)  # fmt: skip
+
+
+def to_plain(value: Any) -> Any:
+    """A config as JSON has it: dicts, lists, numbers, texts."""
+    if hasattr(value, "to_dict"):
+        value = value.to_dict()
+    if isinstance(value, dict):
+        return {str(key): to_plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_plain(item) for item in value]
+    return value
+
+
+def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
+    """Where two plain configs differ: "field: value in the first, value in the second"."""
+    found = []
+    for key in sorted(old.keys() | new.keys()):
+        field = f"{prefix}.{key}" if prefix else key
+        if field in FREE_FIELDS:
+            continue
+        a, b = old.get(key, "(absent)"), new.get(key, "(absent)")
+        if isinstance(a, dict) and isinstance(b, dict):
+            found += differences(a, b, field)
+        elif a != b:
+            found.append(f"config.{field}: {a!r} there, {b!r} here")
+    return found

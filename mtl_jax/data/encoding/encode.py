@@ -1,0 +1,282 @@
+"""From records to pieces of token ids: each record is one piece, or several where a long sentence is split."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from mtl_jax.data.encoding import marked_spans
+from mtl_jax.data.encoding.gold import Gold
+from mtl_jax.data.encoding.record_inputs import Units
+from mtl_jax.data.encoding.text_pieces import append, encode_choices, encode_nothing, encode_texts, marker_ids, too_long
+from mtl_jax.data.notices import INFORMATION, LENGTH, Notice
+from mtl_jax.data.tokenizers import Template, Tokenizer
+from mtl_jax.errors import UserError
+
+OVERLONG = ("truncate", "split", "error", "windows")
+
+
+class EncodedSplit(NamedTuple):
+    """M records of a split, encoded as N pieces; ragged arrays are flat, with offsets.
+
+    words              int32[M]    words of the record; of plain text the tokens of its last text where `char_offsets`
+                                   are known, else 0
+    predicate_offsets  int64[M+1]  record m has predicate[predicate_offsets[m]:predicate_offsets[m+1]]
+    predicate          int32[...]  index of the predicate's word in the record
+    record             int32[N]    the record of the piece
+    first_word         int32[N]    index in the record of the piece's first word, or first token of the last text
+    piece_words        int32[N]    words of the piece, 0 for plain text
+    token_offsets      int64[N+1]  piece n has tokens[token_offsets[n]:token_offsets[n+1]]
+    tokens             int32[...]  token ids, special tokens included
+    token_type         int32[...]  0 first text, 1 second text of a pair
+    word_offsets       int64[N+1]  piece n has word_token[word_offsets[n]:word_offsets[n+1]]
+    word_token         int32[...]  position in the piece of the word's first sub-word
+    sequence_offsets   int64[N+1]  piece n has sequence[sequence_offsets[n]:sequence_offsets[n+1]]
+    sequence           int32[...]  number in the record of each predicate whose roles are read off this piece
+    copy               bool[N]     the piece before once more, for further predicates; its other labels stand there
+    overlong           int64[3]    records that were cut or split; tokens, and words, that no piece holds
+    choice             int32[N]    number of the choice that the piece ends in; the pieces of a record stand together
+    mark_token         int32[N, 4] position in the piece of the markers of both spans, -1 = not there
+    char_offsets       int32[.., 2] (first character, one behind the last) of each of the `words` of plain text, all
+                                   records one after the other; empty where nothing asks for them
+    labels             {task: Gold} complete gold labels by record
+    targets            int64[M]    tokens of the record's longest target sequence; None without such a task
+    place              int32[...]  of each token, see `patches.with_patches`; None = its place in the piece
+    patch              int32[...]  row of the patch at each token in the album's pixels, 0 = none; None without pictures
+    """
+
+    words: np.ndarray
+    predicate_offsets: np.ndarray
+    predicate: np.ndarray
+    record: np.ndarray
+    first_word: np.ndarray
+    piece_words: np.ndarray
+    token_offsets: np.ndarray
+    tokens: np.ndarray
+    token_type: np.ndarray
+    word_offsets: np.ndarray
+    word_token: np.ndarray
+    sequence_offsets: np.ndarray
+    sequence: np.ndarray
+    copy: np.ndarray
+    overlong: np.ndarray
+    choice: np.ndarray
+    mark_token: np.ndarray
+    char_offsets: np.ndarray
+    labels: Mapping[str, Gold] = {}
+    targets: np.ndarray | None = None
+    place: np.ndarray | None = None
+    patch: np.ndarray | None = None
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """int64[N] tokens of each piece."""
+        return np.diff(self.token_offsets)
+
+    @property
+    def first(self) -> np.ndarray:
+        """bool[N], the piece that answers for its record in text-level tasks."""
+        return (self.first_word == 0) & ~self.copy & (self.choice == 0)
+
+    @property
+    def group(self) -> np.ndarray:
+        """int64[N], a number for all pieces that have to stand in one row: the choices of a record."""
+        return np.cumsum(self.choice == 0) - 1
+
+
+def encode(
+    units: Units, tokenizer: Tokenizer, max_length: int, overlong: str = "truncate", stride: int = 0
+) -> EncodedSplit:
+    """Token ids of every record, without labels.
+
+    Args:
+      units: what to tokenize, see `mtl_jax.data.encoding.record_inputs`.
+      tokenizer: gives ids and the template of special tokens.
+      max_length: tokens of a piece at most, special tokens and the patches of its pictures included.
+      overlong: what becomes of a record of more tokens. "truncate": its end is cut off; of a pair the longer text loses
+        tokens first; special tokens stay. "split": further pieces take the words that do not fit, each with special
+        tokens of its own (data sets of words only). "error": UserError by file and line. "windows": pieces that
+        overlap, each with the whole first text and a part of the last one. A single word of more sub-words than a
+        piece holds keeps its first ones in all of them. The n choices of a record have a piece each, of at most
+        max_length // n tokens, so that they fit one row.
+      stride: of "windows", tokens from the beginning of one to that of the next; 0 = half a window. More than a window
+        holds is a window.
+
+    Raises:
+      UserError: as above; `max_length` leaves no room beside the special tokens; an unknown `overlong`.
+    """
+    if overlong not in OVERLONG:
+        raise UserError(f"overlong: {overlong!r} is none of {', '.join(OVERLONG)}")
+    paired = _paired(units)
+    template = tokenizer.pair if paired else tokenizer.single
+    has_text = units.texts is None or any(units.texts)
+    room = max_length - template.specials
+    if room - max(units.patches, default=0) < has_text + paired:
+        beside = f"{template.specials} special tokens"
+        if any(units.patches):
+            beside += f" and {max(units.patches)} patches of its pictures"
+        raise UserError(f"max_length {max_length} leaves no room for text beside {beside}")
+    if units.texts is None:
+        return _encode_words(units, tokenizer, template, room, overlong, stride)
+    if overlong == "split" and has_text:
+        raise UserError('overlong "split" cuts between words: give the data set `words`, or choose "truncate"')
+    if units.choices is not None:
+        return EncodedSplit(**encode_choices(units, tokenizer, template, max_length, overlong))
+    if not has_text:
+        return EncodedSplit(**encode_nothing(units, template))
+    return EncodedSplit(**encode_texts(units, tokenizer, template, room, overlong, stride))
+
+
+def before(units: Units, tokenizer: Tokenizer) -> int:
+    """How many special tokens stand before the text of every piece."""
+    return len((tokenizer.pair if _paired(units) else tokenizer.single).before)
+
+
+def _paired(units: Units) -> bool:
+    return units.choices is not None or (units.texts is not None and any(len(text) == 2 for text in units.texts))
+
+
+def overlong_note(name: str, split: EncodedSplit) -> Notice | None:
+    """A sentence about truncated and split records, None where there are none."""
+    records, tokens, words = (int(n) for n in split.overlong)
+    if not records:
+        return None
+    pieces = int((~split.copy & (split.choice == 0)).sum()) - len(split.words)
+    share = records / len(split.words)
+    lost = f"{tokens} tokens" + (f" and {words} words" if words else "") + " left out"
+    way = "read through windows" if len(split.char_offsets) else "split"
+    done = f"{way}, {pieces} more pieces" if pieces else "truncated"
+    text = f"{name}: {records} of {len(split.words)} ({share:.1%}) too long, {done}" + (f", {lost}" if tokens else "")
+    return Notice(text, LENGTH if tokens else INFORMATION, records, len(split.words))
+
+
+def copy_for_predicates(split: EncodedSplit, limit: int) -> EncodedSplit:
+    """The split with every piece of more than `limit` (predicate, word) pairs repeated, its predicates shared out.
+
+    One sentence of 40 words and 30 predicates would else decide how many label positions every row of the data set has.
+    Each copy has at least one predicate, and so may pass the limit.
+    """
+    sequences = np.diff(split.sequence_offsets)
+    most = np.maximum(limit // np.maximum(split.piece_words, 1), 1)
+    copies = np.maximum(-(-sequences // most), 1)
+    if (copies == 1).all():
+        return split
+    piece, number = ranges(np.zeros_like(copies), copies)
+    held = np.minimum(sequences[piece] - number * most[piece], most[piece])
+    taken = take(split, piece)
+    return taken._replace(sequence_offsets=bounds(held), sequence=split.sequence, copy=number > 0)
+
+
+def take(split: EncodedSplit, piece: np.ndarray) -> EncodedSplit:
+    """The same records with the pieces of these indices, in this order."""
+
+    def ragged(offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(offsets of the taken pieces, indices of their elements)."""
+        lengths = np.diff(offsets)[piece]
+        return bounds(lengths), ranges(offsets[piece], lengths)[1]
+
+    token_offsets, token = ragged(split.token_offsets)
+    by_token = {name: getattr(split, name)[token] for name in ("place", "patch") if getattr(split, name) is not None}
+    word_offsets, word = ragged(split.word_offsets)
+    sequence_offsets, sequence = ragged(split.sequence_offsets)
+    return split._replace(
+        record=split.record[piece],
+        first_word=split.first_word[piece],
+        piece_words=split.piece_words[piece],
+        token_offsets=token_offsets,
+        tokens=split.tokens[token],
+        token_type=split.token_type[token],
+        word_offsets=word_offsets,
+        word_token=split.word_token[word],
+        sequence_offsets=sequence_offsets,
+        sequence=split.sequence[sequence],
+        copy=split.copy[piece],
+        choice=split.choice[piece],
+        mark_token=split.mark_token[piece],
+        **by_token,
+    )
+
+
+def ranges(begin: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Ranges of `lengths`, laid end to end: (number of the range, begin + index within the range) of each element."""
+    number = np.repeat(np.arange(len(lengths)), lengths)
+    within = np.arange(len(number)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    return number, np.repeat(begin, lengths) + within
+
+
+def bounds(lengths: np.ndarray) -> np.ndarray:
+    """int64[n + 1]: where ranges of these lengths begin when laid end to end, and the end of the last."""
+    return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+
+
+def _encode_words(
+    units: Units, tokenizer: Tokenizer, template: Template, room: int, overlong: str, stride: int
+) -> EncodedSplit:
+    tokens: list[int] = []
+    types: list[int] = []
+    word_token: list[int] = []
+    sequence: list[int] = []
+    places: list[list[int]] = []
+    markers = marker_ids(units, tokenizer)
+    pieces: list[tuple[int, ...]] = []  # record, first word, words, ends of tokens, of word_token and of sequence
+    cut = np.zeros(3, np.int64)
+    most, patches = room, units.patches
+    for m, subwords in enumerate(tokenizer.words(units.words)):
+        room = most - patches[m]
+        before = [0] * len(subwords)
+        if markers:
+            subwords, before = marked_spans.insert(subwords, units.marks[m])
+        total = sum(map(len, subwords))
+        if total > room:
+            if overlong == "error":
+                found = total + patches[m] + template.specials
+                raise too_long(units.records[m], found, most + template.specials)
+            kept = [ids[:room] for ids in subwords]
+            cut += (1, total - sum(map(len, kept)), 0)
+            subwords = kept
+        first = 0
+        while first < len(subwords):
+            ids: list[int] = []
+            last = first
+            while last < len(subwords) and len(ids) + len(subwords[last]) <= room:
+                word_token.append(len(template.before) + len(ids) + before[last])
+                ids.extend(subwords[last])
+                last += 1
+            begin = len(tokens)
+            append(tokens, types, [ids], template)
+            places.append(marked_spans.place(tokens, begin, markers) if markers else [-1] * 4)
+            sequence.extend(k for k, word in enumerate(units.predicates[m]) if first <= word < last)
+            pieces.append((m, first, last - first, len(tokens), len(word_token), len(sequence)))
+            if overlong == "windows" and last < len(subwords):
+                reached = np.cumsum(list(map(len, subwords[first:last])))
+                first += 1 + int(np.searchsorted(reached[:-1], stride or room // 2))
+            else:
+                first = last
+            if overlong == "truncate" and last < len(subwords):
+                cut += (0, sum(map(len, subwords[last:])), len(subwords) - last)
+                break
+    table = np.asarray(pieces, np.int64).reshape(-1, 6)
+    ends = np.concatenate([np.zeros((1, 6), np.int64), table])
+    predicates = [len(found) for found in units.predicates]
+    return EncodedSplit(
+        words=np.asarray(units.word_counts, np.int32),
+        predicate_offsets=bounds(predicates),
+        predicate=np.asarray([p for found in units.predicates for p in found], np.int32),
+        record=table[:, 0].astype(np.int32),
+        first_word=table[:, 1].astype(np.int32),
+        piece_words=table[:, 2].astype(np.int32),
+        token_offsets=ends[:, 3],
+        tokens=np.asarray(tokens, np.int32),
+        token_type=np.asarray(types, np.int32),
+        word_offsets=ends[:, 4],
+        word_token=np.asarray(word_token, np.int32),
+        sequence_offsets=ends[:, 5],
+        sequence=np.asarray(sequence, np.int32),
+        copy=np.zeros(len(table), np.bool_),
+        overlong=cut,
+        choice=np.zeros(len(table), np.int32),
+        mark_token=np.asarray(places, np.int32).reshape(-1, 4),
+        char_offsets=np.zeros((0, 2), np.int32),
+    )

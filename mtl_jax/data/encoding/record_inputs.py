@@ -1,0 +1,161 @@
+"""What of the records is read: one or two texts, or words; choices, marked spans, pictures beside them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from mtl_jax.data.encoding import marked_spans
+from mtl_jax.data.records import Record, field, find, where
+from mtl_jax.errors import UserError
+
+
+class Units(NamedTuple):
+    """What is read of M records, checked: either `texts` or `words` is given.
+
+    texts       [M] tuples of one text or two, or of none where there are pictures alone
+    words       [M] lists of words
+    predicates  [M] lists of word indices, empty where no task reads them
+    choices     [M] lists of answers to choose from, each encoded with the texts; None where there are none
+    marks       [M] pairs of spans, each (first, one behind the last) character or word; None where none are marked
+    markers     names of the tokens around them: before and behind the first span, before and behind the second
+    aligned     whether it has to be known where in the last text its tokens stand
+    pictures    [M] tuples of numbers in the data set's album; None where it has no pictures
+    grid        (rows, columns) of the patches of every picture
+    """
+
+    texts: list[tuple[str, ...]] | None
+    words: list[list[str]] | None
+    predicates: list[list[int]]
+    records: Sequence[Record]
+    choices: list[list[str]] | None = None
+    marks: list[marks.Spans] | None = None
+    markers: tuple[str, ...] = ()
+    aligned: bool = False
+    pictures: Sequence[tuple[int, ...]] | None = None
+    grid: tuple[int, int] = (0, 0)
+
+    @property
+    def patches(self) -> list[int]:
+        """[M] patches of all pictures of each record."""
+        if self.pictures is None:
+            return [0] * len(self.records)
+        return [len(own) * self.grid[0] * self.grid[1] for own in self.pictures]
+
+    @property
+    def word_counts(self) -> list[int] | None:
+        """[M] numbers of words, None for plain texts."""
+        return None if self.words is None else [len(words) for words in self.words]
+
+    def fingerprint(self) -> str:
+        """Content hash of all that encoding reads."""
+        digest = hashlib.sha256()
+        parts = (self.texts, self.words, self.predicates, self.choices, self.marks, self.markers, self.aligned)
+        shown = () if self.pictures is None else (self.pictures, self.grid)
+        for part in (*parts, *shown):
+            digest.update(json.dumps(part).encode())
+        return digest.hexdigest()
+
+
+def units_of(
+    records: Sequence[Record],
+    *,
+    text: Sequence[str] | str = (),
+    words: str = "",
+    predicates: str = "",
+    choices: Sequence[str] = (),
+    marked: Sequence[str] = (),
+    markers: Sequence[str] = marked_spans.MARKERS,
+    marked_ends: str = "",
+    aligned: bool = False,
+    pictured: bool = False,
+) -> Units:
+    """Takes from the records what is tokenized.
+
+    Args:
+      records: M records.
+      text: names of the one or two fields that hold plain text; or
+      words: name of the field that holds a list of words.
+      predicates: name of the field with the word indices of the predicates; records without it have none.
+      choices: name of the field with the list of choices, or of several fields with one each (None: no such choice).
+      marked: two fields with a span each, or four strings that stand around the spans in the text; see `marks`.
+      marked_ends: "included" | "excluded": the last word, or character, in fields with spans; see there.
+      markers: tokens to put around the spans.
+      aligned: see `Units`.
+      pictured: whether the data set has pictures, which may stand without text.
+
+    Raises:
+      UserError: by file and line: no such field, an empty text, a wrong type, a predicate outside the sentence, a
+        span outside the text, fewer than two choices.
+    """
+    text = (text,) if isinstance(text, str) and text else tuple(text)
+    if (text and words) or not (text or words or pictured) or len(text) > 2:
+        raise UserError("a data set wants either `text` (one or two field names) or `words` (one field name)")
+    if not words:
+        texts = [tuple(_text(record, name) for name in text) for record in records]
+        offered = [_choices(record, choices) for record in records] if choices else None
+        if not marked:
+            return Units(texts, None, [[] for _ in records], records, offered, aligned=aligned)
+        if len(text) > 1:
+            raise UserError("marked spans stand in one text: a data set with `marked` has one field in `text`")
+        pairs = zip(records, texts, strict=True)
+        bare = [marked_spans.of_text(record, whole, marked, marked_ends) for record, (whole,) in pairs]
+        return Units(
+            [(text,) for text, _ in bare], None, [[] for _ in records], records, offered,
+            [spans for _, spans in bare], tuple(markers), aligned,
+        )  # fmt: skip
+    sentences = [_words(record, words) for record in records]
+    spans = None
+    if marked:
+        pairs = zip(records, sentences, strict=True)
+        bare = [marked_spans.of_words(record, sentence, marked, marked_ends) for record, sentence in pairs]
+        sentences, spans = [list(sentence) for sentence, _ in bare], [spans for _, spans in bare]
+    found = [_predicates(r, predicates, len(s)) for r, s in zip(records, sentences, strict=True)]
+    return Units(None, sentences, found, records, None, spans, tuple(markers) if marked else ())
+
+
+def _text(record: Record, name: str) -> str:
+    value = field(record, name)
+    if not isinstance(value, str):
+        raise _at(record, f"field {name!r} should be text, found {value!r}")
+    if not value.strip():
+        raise _at(record, f"field {name!r}: empty text")
+    return value
+
+
+def _words(record: Record, name: str) -> list[str]:
+    value = field(record, name)
+    if not isinstance(value, list | tuple) or not all(isinstance(word, str) for word in value):
+        raise _at(record, f"field {name!r} should be a list of words, found {value!r}"[:200])
+    if not value:
+        raise _at(record, f"field {name!r}: empty text")
+    return list(value)
+
+
+def _predicates(record: Record, name: str, words: int) -> list[int]:
+    value = find(record, name) if name else None
+    if value is None:
+        return []
+    if not isinstance(value, list | tuple) or not all(isinstance(p, int) and 0 <= p < words for p in value):
+        raise _at(record, f"field {name!r} should list word indices from 0 to {words - 1}, found {value!r}"[:200])
+    return list(value)
+
+
+def _choices(record: Record, names: Sequence[str]) -> list[str]:
+    values = [field(record, name) for name in names]
+    if len(names) == 1:
+        if not isinstance(values[0], list | tuple):
+            raise _at(record, f"field {names[0]!r} should be a list of choices, found {values[0]!r}"[:200])
+        values = list(values[0])
+    found = [value for value in values if value is not None]
+    while found and isinstance(found[-1], str) and not found[-1].strip():  # a table with fewer choices than columns
+        found.pop()
+    if len(found) < 2 or not all(isinstance(value, str) and value.strip() for value in found):
+        raise _at(record, f"{', '.join(names)}: two choices at least, each a text, found {values!r}"[:200])
+    return found
+
+
+def _at(record: Record, message: str) -> UserError:
+    return UserError(f"{where(record)}: {message}")

@@ -1,0 +1,233 @@
+"""Labels of span extraction: the answers to a question, as spans of a text, and where they stand among its tokens.
+
+A label is, in the field of the task:
+
+    {"text": [...], "answer_start": [...]}      SQuAD, columns; single values instead of lists too
+    [{"text": ..., "answer_start": ...}, ...]   SQuAD, as in its files
+    {"start": ..., "end": ...}, [start, end]    a span without its text; or a list of such
+
+or it stands in two fields, named "text+start" or "start+end" together. Plain text is counted in characters, the end
+exclusive; words by their indices from 0, both inclusive. No answer at all, [] or a start of -1, means that the question
+cannot be answered from the text; a field that is absent means that nobody has labelled it.
+
+Offsets in the wild are sometimes wrong: an answer that does not stand where it should is looked for, as it is, else
+whatever its blanks and its case; the nearest occurrence is taken, and both this and answers that are nowhere are
+counted. The latter cannot be learned from; in evaluation their text counts. Offsets are those of the text as it stands
+in the file; that the answer is spelled in other characters (é as e with an accent) does not matter.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from mtl_jax import unicode
+from mtl_jax.data import literals
+from mtl_jax.data.encoding.encode import EncodedSplit
+from mtl_jax.data.encoding.gold import Gold
+from mtl_jax.data.encoding.record_inputs import Units
+from mtl_jax.data.labels.raw_labels import LabelSpec, RawLabels, get, is_missing
+from mtl_jax.data.records import Note, Record, where
+from mtl_jax.errors import UserError
+
+NAMES = ("answer", "no answer")
+ELSEWHERE = "elsewhere"  # in place of "no answer": every question has one, but not every window of its text holds it
+NONE, UNKNOWN = -1, -2  # in `Gold.value`: there is no answer; there is one that stands nowhere in the text
+_MOVED = "answers do not stand where they should, the nearest occurrence was taken"
+_NOWHERE = "answers stand nowhere in the text, they are not learned from"
+_WIDENED = "answers begin or end inside a token, which is taken whole"
+
+
+class Answer(NamedTuple):
+    """One answer: [begin, end) in characters or words, begin = -1 where it stands nowhere; text "" for words."""
+
+    begin: int
+    end: int
+    text: str
+
+
+def collect(units: Units, spec: LabelSpec) -> tuple[RawLabels, list[Note]]:
+    """For each record a tuple of answers, () where there is none to be found, None where it is not labelled.
+
+    Raises:
+      UserError: by file and line: a label of another form, a span outside of the words.
+    """
+    notes: list[Note] = []
+    values = []
+    for m, record in enumerate(units.records):
+        raw = _raw(record, spec)
+        if raw is None:
+            values.append(None)
+            continue
+        text = units.words[m] if units.texts is None else units.texts[m][-1]
+        found = []
+        for answer in raw:
+            place, odd = (_of_text if isinstance(text, str) else _of_words)(*answer, text, record, spec)
+            found.append(place)
+            if odd:
+                notes.append(Note(odd, record.file, record.line))
+        values.append(tuple(found))
+    return RawLabels(values, np.arange(len(values) + 1, dtype=np.int64), units.records), notes
+
+
+def encode(raw: RawLabels, split: EncodedSplit) -> tuple[Gold, list[Note]]:
+    """Gold of the answer that is learned, the first one that stands in the text: value int32[M, 2], first and last
+    token of the last text (or word), see `NONE` and `UNKNOWN`.
+    """
+    value = np.full((len(raw.values), 2), UNKNOWN, np.int32)
+    known = np.fromiter((v is not None for v in raw.values), bool, len(raw.values))
+    begins = np.concatenate([[0], np.cumsum(split.words, dtype=np.int64)])
+    notes = []
+    for m, answers in enumerate(raw.values):
+        if not known[m]:
+            continue
+        if not answers:
+            value[m] = NONE
+        for answer in answers:
+            if answer.begin < 0:
+                continue
+            if not len(split.char_offsets):
+                value[m] = answer.begin, answer.end - 1
+                break
+            offsets = split.char_offsets[begins[m] : begins[m + 1]]
+            inside = np.flatnonzero((offsets[:, 0] < answer.end) & (offsets[:, 1] > answer.begin))
+            if len(inside):
+                value[m] = inside[0], inside[-1]
+                if offsets[inside[0], 0] < answer.begin or offsets[inside[-1], 1] > answer.end:
+                    record = raw.records[m]
+                    notes.append(Note(_WIDENED, record.file, record.line))
+                break
+    return Gold(value, known, raw.offsets), notes
+
+
+def held(split: EncodedSplit, gold: Gold) -> tuple[np.ndarray, np.ndarray]:
+    """(bool[N], whether the piece holds the whole answer of its record; bool[M], whether one of its pieces does)."""
+    first, last = gold.value[split.record].T
+    inside = (first >= split.first_word) & (last < split.first_word + split.piece_words) & ~split.copy
+    kept = np.zeros(len(split.words), bool)
+    kept[split.record[inside]] = True
+    return inside, kept
+
+
+def cut_off(split: EncodedSplit, gold: Gold) -> int:
+    """Number of records whose answer no piece holds."""
+    return int((gold.known & (gold.value[:, 0] >= 0) & ~held(split, gold)[1]).sum())
+
+
+def elsewhere(split: EncodedSplit, gold: Gold) -> bool:
+    """Whether there is a piece without the answer, which another one of its record holds."""
+    inside, kept = held(split, gold)
+    return bool((~split.copy & ~inside & (gold.known & kept)[split.record]).any())
+
+
+def text_of(units_or_text: str | Sequence[str], split: EncodedSplit, record: int, first: int, last: int) -> str:
+    """What stands from token (word) `first` to `last` of a record's last text (words); "" for no answer."""
+    if first < 0:
+        return ""
+    if not isinstance(units_or_text, str):
+        return " ".join(units_or_text[first : last + 1])
+    begin, end = characters(split, record, first, last)
+    return units_or_text[begin:end]
+
+
+def characters(split: EncodedSplit, record: int, first: int, last: int) -> tuple[int, int]:
+    """(first character, one behind the last) of tokens `first` to `last` of a record's last text."""
+    begin = int(split.words[:record].sum(dtype=np.int64))
+    return int(split.char_offsets[begin + first, 0]), int(split.char_offsets[begin + last, 1])
+
+
+def _raw(record: Record, spec: LabelSpec) -> list[tuple[str | None, int, int | None]] | None:
+    """(text or None, start, end or None) of each answer."""
+    if "+" in spec.field and spec.field not in record.fields:
+        first, second = (get(record, name.strip()) for name in spec.field.split("+", 1))
+        if is_missing(second, spec) or first is None or (isinstance(first, float) and is_missing(first, spec)):
+            return None
+        second = _whole(second, spec, record)
+        if second == -1 or (not isinstance(first, int) and str(first).strip() == "-1"):
+            return []
+        if isinstance(first, int) or str(first).strip().isdecimal():
+            return [(None, _whole(first, spec, record), second)]
+        return [(str(first), second, None)]
+    value = get(record, spec.field)
+    if is_missing(value, spec):
+        return None
+    if isinstance(value, str) and (found := literals.parse(value)) is not None:
+        value = found
+    if isinstance(value, Mapping):
+        value = _columns(value, spec, record)
+    if isinstance(value, list | tuple) and len(value) == 2 and all(type(v) is int for v in value):
+        value = [value]
+    if not isinstance(value, list | tuple):
+        raise _wrong(record, spec, f"answers are objects with text and answer_start, or start and end, found {value!r}")
+    found = [_one(item, spec, record) for item in value]
+    return [answer for answer in found if answer[1] != -1]
+
+
+def _columns(value: Mapping[str, Any], spec: LabelSpec, record: Record) -> list[Any]:
+    """A list of answers from an object of lists, or of single values."""
+    columns = {name: list(v) if isinstance(v, list | tuple) else [v] for name, v in value.items()}
+    used = [name for name in ("text", "answer_start", "start", "end") if name in columns]
+    if len({len(columns[name]) for name in used}) > 1:
+        raise _wrong(record, spec, "lists of different lengths: " + ", ".join(f"{len(columns[n])} {n}" for n in used))
+    return [dict(zip(used, row, strict=True)) for row in zip(*(columns[name] for name in used), strict=True)] or (
+        [] if used else [value]
+    )
+
+
+def _one(item: Any, spec: LabelSpec, record: Record) -> tuple[str | None, int, int | None]:
+    if isinstance(item, list | tuple) and len(item) == 2:
+        item = {"start": item[0], "end": item[1]}
+    if not isinstance(item, Mapping) or not {"answer_start", "start"} & set(item) or not {"text", "end"} & set(item):
+        raise _wrong(record, spec, f"an answer has text and answer_start, or start and end, found {item!r}")
+    start = _whole(item["answer_start"] if "answer_start" in item else item["start"], spec, record)
+    if "text" in item:
+        if not isinstance(item["text"], str):
+            raise _wrong(record, spec, f"the text of an answer should be a text, found {item['text']!r}")
+        return item["text"], start, None
+    return None, start, _whole(item["end"], spec, record)
+
+
+def _of_text(text, start, end, context: str, record: Record, spec: LabelSpec) -> tuple[Answer, str]:
+    if text is None:
+        if not 0 <= start < end <= len(context):
+            raise _wrong(record, spec, f"no characters {start} to {end} in a text of {len(context)}")
+        return Answer(start, end, context[start:end]), ""
+    bare = text.strip()
+    shifted = start + len(text) - len(text.lstrip())
+    if bare and context.startswith(bare, max(shifted, 0)):
+        return Answer(shifted, shifted + len(bare), text), ""
+    composed, places = (context, None) if context.isascii() else unicode.nfc_with_places(context)
+    same, loose = unicode.nfc(bare), r"\s+".join(map(re.escape, unicode.nfc(bare).split()))
+    for pattern, flags in ((re.escape(same), 0), (loose, re.IGNORECASE)) if bare else ():
+        found = [match.span(1) for match in re.finditer(f"(?=({pattern}))", composed, flags)]  # they may overlap
+        if found:
+            spans = found if places is None else [(places[begin], places[end]) for begin, end in found]
+            begin, end = min(spans, key=lambda place: abs(place[0] - start))
+            in_place = begin == shifted and not flags  # spelled otherwise, no more
+            return Answer(begin, end, text), "" if in_place else _MOVED
+    return Answer(-1, -1, text), _NOWHERE
+
+
+def _of_words(text, start, end, words: Sequence[str], record: Record, spec: LabelSpec) -> tuple[Answer, str]:
+    if end is None:
+        raise _wrong(record, spec, "answers in a list of words are given by start and end, the indices of words")
+    if not 0 <= start <= end < len(words):
+        raise _wrong(record, spec, f"no words {start} to {end} among {len(words)}")
+    return Answer(start, end + 1, ""), ""
+
+
+def _whole(value: Any, spec: LabelSpec, record: Record) -> int:
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, str) and value.strip().lstrip("-").isdecimal():
+        value = int(value)
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise _wrong(record, spec, f"an offset should be a whole number, found {value!r}")
+    return value
+
+
+def _wrong(record: Record, spec: LabelSpec, message: str) -> UserError:
+    return UserError(f"{where(record)}: task {spec.task}: {message[:300]}")

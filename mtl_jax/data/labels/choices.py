@@ -1,0 +1,62 @@
+"""Labels of multiple choice: which of a record's choices is the right one."""
+
+from __future__ import annotations
+
+import string
+
+import numpy as np
+
+from mtl_jax import unicode
+from mtl_jax.data.encoding.record_inputs import Units
+from mtl_jax.data.labels.raw_labels import LabelSpec, RawLabels, get, is_missing, way_out
+from mtl_jax.data.records import Record, where
+from mtl_jax.errors import UserError
+
+
+def collect(units: Units, spec: LabelSpec) -> RawLabels:
+    """The number of the right choice of each record, from 0; None where it is missing.
+
+    A label is a number from 0, the text of a choice, a letter ("A" is the first), or a number as text; with
+    `spec.classes` the place of its name among them ("1", "2" where numbers begin at 1).
+
+    Raises:
+      UserError: by file and line: no such choice; a label that can be read in two ways.
+    """
+    if units.choices is None:
+        raise UserError(
+            f"task {spec.task}: data set {spec.dataset} has no choices; name their field, or a field for each, as "
+            "`choices` of the data set"
+        )
+    pairs = zip(units.records, units.choices, strict=True)
+    values = [_number(get(record, spec.field), choices, spec, record) for record, choices in pairs]
+    return RawLabels(values, np.arange(len(values) + 1, dtype=np.int64), units.records)
+
+
+def _number(raw, choices: list[str], spec: LabelSpec, record: Record) -> int | None:
+    if isinstance(raw, str):
+        raw = raw.strip()
+    if is_missing(raw, spec):
+        return None
+    found = set()
+    if spec.classes:
+        if str(raw) in spec.classes:
+            found.add(spec.classes.index(str(raw)))
+    elif isinstance(raw, int) and not isinstance(raw, bool):
+        found.add(raw)
+    elif isinstance(raw, str):
+        found |= {n for n, choice in enumerate(choices) if unicode.nfc(choice.strip()) == unicode.nfc(raw)}
+        if len(raw) == 1 and raw in string.ascii_uppercase:
+            found.add(string.ascii_uppercase.index(raw))
+        if raw.isdecimal():
+            found.add(int(raw))
+    if len(found) > 1:
+        both = f"label {raw!r} can mean the choices {sorted(found)}, counted from 0"
+        raise _at(record, spec, f"{both}; write a number, or name the labels in order as `classes` of the task")
+    if not found or not 0 <= min(found) < len(choices):
+        none = f"label {raw!r} is none of the {len(choices)} choices: {', '.join(choices)}"[:300]
+        raise _at(record, spec, none + way_out(raw, spec))
+    return found.pop()
+
+
+def _at(record: Record, spec: LabelSpec, message: str) -> UserError:
+    return UserError(f"{where(record)}: task {spec.task}: {message}")

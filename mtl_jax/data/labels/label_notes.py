@@ -1,0 +1,203 @@
+"""What is odd about the labels of a task, in sentences: words for missing values, sets left whole, names alike."""
+
+from __future__ import annotations
+
+import collections
+import unicodedata
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from typing import Any
+
+from mtl_jax.data import literals
+from mtl_jax.data.encoding.record_inputs import Units
+from mtl_jax.data.labels.raw_labels import (
+    PER_RECORD,
+    LabelSpec,
+    RawLabels,
+    fields_of,
+    get,
+    is_list,
+    is_missing,
+    naming_missing,
+)
+from mtl_jax.data.notices import LABELS, Notice
+from mtl_jax.data.records import where
+
+# what files write where there is no value, without case; some of them are names of classes elsewhere
+SUSPICIOUS = frozenset(
+    ("na", "n/a", "#n/a", "#na", "<na>", "nan", "nat", "none", "null", "nil", "missing", "-", "--", "?")
+)
+_DELIMITERS = (";", "|", "#", ",", "/", "\t", " ")
+_SHOWN = 5
+
+
+def notes(spec: LabelSpec, splits: Mapping[str, RawLabels], names: Sequence[str]) -> list[str]:
+    """Sentences about the labels of a task; `names` are all its classes, () of numbers."""
+    found = []
+    if spec.level in PER_RECORD:
+        found += [*_missing(spec, splits), *_suspicious(spec, splits, names), *_lists(spec, splits, names)]
+        found += _uncut(spec, names)
+    found += _alike(names)
+    return [Notice(f"task {spec.task}: {sentence}", LABELS) for sentence in found]
+
+
+def contradictions(spec: LabelSpec, splits: Mapping[str, RawLabels], units: Mapping[str, Units]) -> list[str]:
+    """Sentences about equal texts (and pictures) with different labels: within train, and of the others in train."""
+    if spec.level != "text" or not splits["train"].values:
+        return []
+    labels: dict[Hashable, set[Hashable]] = {}
+    for text, value in zip(_inputs(units["train"]), splits["train"].values, strict=True):
+        if value is not None:
+            labels.setdefault(text, set()).add(_comparable(value))
+    found = []
+    for split, raw in splits.items():
+        pairs = zip(_inputs(units[split]), raw.values, strict=True)
+        count = sum(v is not None and bool(labels.get(text, set()) - {_comparable(v)}) for text, v in pairs)
+        if count:
+            found.append(f"task {spec.task}: {split}: {count} records have a text that train has with another label")
+    return found
+
+
+def _comparable(value: Any) -> Hashable:
+    if isinstance(value, dict):
+        return frozenset(value.items())
+    return frozenset(value) if isinstance(value, tuple) else value
+
+
+def _inputs(units: Units) -> Iterable[Hashable]:
+    texts = units.texts if units.words is None else map(tuple, units.words)
+    return texts if units.pictures is None else zip(texts, units.pictures, strict=True)
+
+
+def advice(unseen: Iterable[str], names: Iterable[str], spec: LabelSpec) -> str:
+    """What may be the matter with labels that are not among the classes `names`, or nothing."""
+    unseen = sorted(unseen)
+    known = {_seen(name): name for name in names}
+    alike = [f"{name!r} and {known[_seen(name)]!r}" for name in unseen if _seen(name) in known]
+    if alike:
+        return f"; they differ from classes of train in case, blanks or form alone: {', '.join(alike[:_SHOWN])}"
+    odd = [name for name in unseen if name.casefold() in SUSPICIOUS or name == "-1"]
+    if not odd or spec.level not in PER_RECORD:
+        return ""
+    return f"; if {_listed(odd)} means that there is no label, name it: {naming_missing(odd, spec)}"
+
+
+def _missing(spec: LabelSpec, splits: Mapping[str, RawLabels]) -> Iterable[str]:
+    """How many labels are missing because of what stands in their place, or because one of several fields is."""
+    for split, raw in splits.items():
+        words: collections.Counter[str] = collections.Counter()
+        partly = 0
+        for value, record in zip(raw.values, raw.records, strict=True):
+            if value is None:
+                fields = [get(record, name) for name in fields_of(record, spec)]
+                words.update({str(field).strip() for field in fields if field is not None and str(field).strip()})
+                partly += len({is_missing(field, spec) or str(field).strip() == "-1" for field in fields}) > 1
+        if words and not partly:
+            counted = ", ".join(f"{word[:40]!r} ({count})" for word, count in words.most_common(_SHOWN))
+            yield f"{split}: {counted} in the place of a label count as missing (tasks.*.missing)"
+        pairs = zip(raw.values, raw.records, strict=True)
+        empty = sum(value is None and get(record, spec.field) == "" for value, record in pairs)
+        if spec.kind == "set" and empty:
+            names = tuple(name for name in spec.missing if name)
+            yield (
+                f"{split}: {empty} empty texts count as not labelled; if they are empty sets, leave them out: "
+                f"config.tasks.{spec.task}.missing={names!r}"
+            )
+        if partly:
+            yield f"{split}: {partly} records have a value in some of the fields {spec.field} only: not labelled"
+
+
+def _suspicious(spec: LabelSpec, splits: Mapping[str, RawLabels], names: Sequence[str]) -> Iterable[str]:
+    odd = {name for name in names if name.casefold() in SUSPICIOUS} - set(spec.classes)
+    if not odd:
+        return
+    counts = {name: collections.Counter() for name in odd}
+    for split, raw in splits.items():
+        for value in raw.values:
+            for name in (value,) if isinstance(value, str) else value if isinstance(value, tuple) else ():
+                if name in odd:
+                    counts[name][split] += 1
+    counted = ", ".join(f"{name!r} ({_by_split(counts[name])})" for name in sorted(odd))
+    which = f"the class {counted}" if len(odd) == 1 else f"the classes {counted}"
+    yield f"{which} may mean that there is no label; if so, name it: {naming_missing(sorted(odd), spec)}"
+
+
+def _by_split(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} of {split}" for split, count in counts.items())
+
+
+def _lists(spec: LabelSpec, splits: Mapping[str, RawLabels], names: Sequence[str]) -> Iterable[str]:
+    """Lists that are written as texts, beside values that are none; lists where one class is wanted; vectors."""
+    if spec.kind == "class":
+        odd = [name for name in names if "[" in name and literals.is_like(name) and literals.parse(name) is not None]
+        if odd:
+            yield f"classes such as {odd[0]!r} are lists written as a text; kind 'multilabel' reads them as sets"
+    if spec.kind != "set":
+        return
+    lists, others, repeats = [], [], 0
+    for raw in splits.values():
+        for record in raw.records:
+            value = get(record, spec.field)
+            if isinstance(value, str) and value.strip() and value.strip() not in spec.missing:
+                (lists if literals.is_like(value) else others).append(record)
+            elif is_list(value):
+                repeats += len({str(item) for item in value}) < len(value)
+    if lists and others:
+        few = min(lists, others, key=len)
+        what = "are written as a list" if few is lists else "are not written as a list, as the others are"
+        of = f"{len(few)} of {len(lists) + len(others)} values of the field {spec.field!r}"
+        yield f"{of} {what}; first at {where(few[0])}"
+    if set(names) == {"0", "1"} and repeats:
+        yield "the lists look like vectors of 0 and 1; name what they stand for, in order, as `classes` of the task"
+
+
+def _uncut(spec: LabelSpec, names: Sequence[str]) -> Iterable[str]:
+    """A delimiter that seems to stand between several classes in one name."""
+    known = set(names)
+    for delimiter in _DELIMITERS:
+        if spec.kind not in ("class", "set") or (spec.kind == "set" and delimiter == spec.delimiter):
+            continue
+        cuts = {name: [part.strip() for part in name.split(delimiter)] for name in names if delimiter in name.strip()}
+        cuts = {name: parts for name, parts in cuts.items() if all(parts) and len(set(parts)) == len(parts)}
+        uses = collections.Counter(part for parts in cuts.values() for part in parts)
+        recurring = known if spec.kind == "class" else known | {part for part, count in uses.items() if count > 1}
+        # Blanks, slashes and commas are in many a name: of sets all names that have them have to fall into such parts.
+        strict = spec.kind == "class" or delimiter in (" ", "/", ",")
+        odd = [n for n, parts in cuts.items() if (all if strict else any)(part in recurring for part in parts)]
+        if odd and (spec.kind == "class" or not strict or len(odd) == len(cuts)):
+            of = "" if spec.kind == "set" else " with kind='multilabel'"
+            yield (
+                f"{len(odd)} classes such as {odd[0]!r} look like several with {delimiter!r} between them; "
+                f"options={{'delimiter': {delimiter!r}}}{of} reads them so"
+            )
+            return
+
+
+def _alike(names: Sequence[str]) -> Iterable[str]:
+    """Names that differ only in case, blanks, signs that nobody sees, or the form of a number."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(_seen(name), []).append(name)
+    alike = [group for group in groups.values() if len(group) > 1]
+    if alike:
+        listed = "; ".join(" and ".join(map(repr, group[:4])) for group in alike[:_SHOWN])
+        more = f"; … {len(alike) - _SHOWN} more" if len(alike) > _SHOWN else ""
+        yield f"classes differ only in case, blanks, invisible signs or the form of a number: {listed}{more}"
+
+
+def _seen(name: str) -> str:
+    """What is left of a name for the eye."""
+    if name.isascii() and name.isalpha():
+        return name.lower()
+    try:
+        return f"{float(name):g}" if any(sign.isdigit() for sign in name) else _letters(name)
+    except ValueError:
+        return _letters(name)
+
+
+def _letters(name: str) -> str:
+    signs = unicodedata.normalize("NFKC", name).casefold()
+    return "".join(sign for sign in signs if not sign.isspace() and unicodedata.category(sign) not in ("Cf", "Cc"))
+
+
+def _listed(names: Sequence[str]) -> str:
+    return " or ".join(map(repr, names[:_SHOWN]))

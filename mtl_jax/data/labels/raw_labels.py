@@ -1,0 +1,328 @@
+"""Labels as they stand in the records of a data set: what a task reads, checked and in one form."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from mtl_jax.data import literals
+from mtl_jax.data.records import Record, find, where
+from mtl_jax.data.texts import MISSING
+from mtl_jax.errors import UserError
+from mtl_jax.unicode import nfc
+
+LEVELS = ("text", "word", "predicate", "sequence", "pair", "choice", "span", "token")
+KINDS = ("class", "set", "real", "tokens", "choice", "span", "hidden")
+# what of a record has one label, or an answer, each
+PER_RECORD = ("text", "pair", "choice", "span")
+JOINED = ":"  # between the parts of a label that comes of several fields
+_YES, _NO, _UNKNOWN = ("1", "true", "yes"), ("0", "false", "no"), ("-1",)
+
+
+def default_missing(level: str) -> tuple[str, ...]:
+    """The values that mean "not labelled" where a task names none: "", and but for words and targets `MISSING`."""
+    return ("", *MISSING) if level in PER_RECORD else ("",)
+
+
+@dataclasses.dataclass(frozen=True)
+class LabelSpec:
+    """What a task reads.
+
+    task, dataset  names; the task's is used in every message
+    field          field of the records that holds the label: one label a text, a list of labels a sentence (one for
+                   each word), or for "predicate" a list of such lists, one for each of the record's predicates; for
+                   "sequence" a text or a list of words. Several fields are joined, see `fields_of`: kind "class" as
+                   one label, "coarse+fine"; kind "set" as one field of 0 and 1 for each class, "toxic+insult"
+    level          "text" | "word" | "predicate" | "sequence" | "pair" (a text with two marked spans) | "choice" (one of
+                   several texts) | "span" (of a text) | "token" (the text itself, tokens of which are hidden)
+    kind           "class": one class, or a distribution as {class: probability} or C numbers in the order of `classes`
+                   "set": several classes (level "text"): a list of names, also one that is written as a text (see
+                   `literals`); a text with `delimiter` between them, " " for any blanks; {name: 0 or 1}; a list with
+                   0 or 1 for each of `classes`
+                   "real": a number (level "text")
+                   "tokens": a target sequence (level "sequence"), cut and encoded as `target` says
+                   "choice", "span": of the levels of these names, see `choices` and `answers`
+                   "hidden": the hidden tokens (level "token"); `field` is not read
+    classes        names in the order of the ids; () = those of the training data, sorted, "O" first for tagging
+    missing        values that mean "not labelled", besides None and the number NaN; by default `default_missing`
+    predicates     field with the word indices of the predicates (level "predicate")
+    labelled       records of train that keep their labels, drawn by seed among those that have some; 0 = all
+    source_scheme  levels "word" and "predicate": how tags of spans are written, see `schemes`; "none": the labels are
+                   no such tags; "": found out from all splits
+    target_scheme  "iob2" | "bioes", what they are converted to
+    """
+
+    task: str
+    dataset: str
+    field: str
+    level: str = "text"
+    kind: str = "class"
+    classes: tuple[str, ...] = ()
+    missing: tuple[str | None, ...] = ("", None)
+    delimiter: str = ","
+    predicates: str = "predicates"
+    labelled: int = 0
+    source_scheme: str = ""
+    target_scheme: str = "iob2"
+    target: Any = None  # `mtl_jax.data.labels.target_sequences.TargetSpec`, of level "sequence" alone
+
+    def __post_init__(self):
+        for name, value, known in (("level", self.level, LEVELS), ("kind", self.kind, KINDS)):
+            if value not in known:
+                raise UserError(f"task {self.task}: {name} {value!r} is none of {', '.join(known)}")
+        if (self.kind == "tokens") != (self.level == "sequence") or (self.target is None) == (self.kind == "tokens"):
+            raise UserError(f"task {self.task}: kind 'tokens' and a target belong to level 'sequence', and only there")
+        if self.kind in ("set", "real") and self.level != "text":
+            raise UserError(f"task {self.task}: labels of kind {self.kind} belong to texts, not to level {self.level}")
+        if self.labelled and self.kind in ("tokens", "hidden"):
+            raise UserError(f"task {self.task}: labels of kind {self.kind} are all there, `labelled` has to be 0")
+        object.__setattr__(self, "classes", tuple(map(nfc, self.classes)))
+        if len(set(self.classes)) != len(self.classes):
+            raise UserError(f"task {self.task}: classes names a class twice")
+        if not isinstance(self.delimiter, str) or not self.delimiter:
+            raise UserError(
+                f"config.tasks.{self.task}.options.delimiter: {self.delimiter!r} should be the text between the "
+                'classes of a set, such as ";"'
+            )
+
+
+class RawLabels(NamedTuple):
+    """Labels of a split as they were read, flat over records (and words, and predicates).
+
+    values   list of None (missing), str (class), dict or tuple of floats (distribution), tuple of str (set), float
+    offsets  int64[M+1], record m has values[offsets[m]:offsets[m+1]]
+    records  the M records, to say where
+    """
+
+    values: list[Any]
+    offsets: np.ndarray
+    records: Sequence[Record]
+
+    def where(self, index: int) -> str:
+        """file:line of value number `index`: of the word where its line is known, else of the record."""
+        number = int(np.searchsorted(self.offsets, index, "right")) - 1
+        record, begin, end = self.records[number], int(self.offsets[number]), int(self.offsets[number + 1])
+        if record.lines and (end - begin) % len(record.lines) == 0:
+            record = record._replace(line=record.lines[(index - begin) % len(record.lines)])
+        return where(record)
+
+
+def collect(
+    records: Sequence[Record],
+    spec: LabelSpec,
+    words: Sequence[int] | None = None,
+    predicates: Sequence[Sequence[int]] | None = None,
+) -> RawLabels:
+    """The raw labels of a split.
+
+    Args:
+      records: M records.
+      spec: what to read.
+      words: [M] numbers of words (levels "word" and "predicate").
+      predicates: [M] word indices of the predicates (level "predicate").
+
+    Raises:
+      UserError: by file and line: words and labels of different length, a label of a wrong type.
+    """
+    if spec.level in ("word", "predicate") and words is None:
+        raise UserError(
+            f"task {spec.task}: it labels words, but data set {spec.dataset} is read as plain text; "
+            f"name the field that holds the list of words as `words` of the data set instead of `text`"
+        )
+    values: list[Any] = []
+    ends = [0]
+    for m, record in enumerate(records):
+        names = fields_of(record, spec)
+        if len(names) == 1 and spec.level in PER_RECORD:
+            values.append(_canonical(get(record, spec.field), spec, record))
+        elif spec.kind == "set":
+            values.append(_flags({name: get(record, name) for name in names}, spec, record))
+        else:
+            count = None if words is None else words[m]
+            given = None if predicates is None else predicates[m]
+            parts = [_of_record(get(record, name), spec, record, count, given) for name in names]
+            values += parts[0] if len(parts) == 1 else [_joined(p, spec, record) for p in zip(*parts, strict=True)]
+        ends.append(len(values))
+    return RawLabels(values, np.asarray(ends, np.int64), records)
+
+
+def fields_of(record: Record, spec: LabelSpec) -> list[str]:
+    """The fields of a record that its labels come from: one, or several where no field has the "+" in its name."""
+    if "+" not in spec.field or spec.kind not in ("class", "set") or spec.field in record.fields:
+        return [spec.field]
+    return [name.strip() for name in spec.field.split("+")]
+
+
+def _of_record(
+    raw: Any, spec: LabelSpec, record: Record, words: int | None, predicates: Sequence[int] | None
+) -> list[Any]:
+    """The canonical labels of one field of a record: one, or one for each word (of each predicate)."""
+    if spec.level in PER_RECORD:
+        return [_canonical(raw, spec, record)]
+    if isinstance(raw, str) and literals.is_like(raw):
+        raw = literals.parse(raw) or raw
+    if spec.level == "word":
+        return _sequence(raw, words, spec, record)
+    if raw is not None and (not is_list(raw) or len(raw) != len(predicates)):
+        found = f"{len(raw)} lists" if is_list(raw) else repr(raw)
+        raise _wrong(spec, record, f"{len(predicates)} predicates want as many lists of labels, found {found}")
+    lists = [None] * len(predicates) if raw is None else raw
+    return [label for labels in lists for label in _sequence(labels, words, spec, record)]
+
+
+def _joined(parts: Sequence[Any], spec: LabelSpec, record: Record) -> str | None:
+    """One label of several; missing where one of them is."""
+    if any(part is None for part in parts):
+        return None
+    if not all(isinstance(part, str) for part in parts):
+        raise _wrong(spec, record, f"labels of the fields {spec.field!r} should be names, found {parts!r}")
+    return JOINED.join(parts)
+
+
+def _flags(values: Mapping[str, Any], spec: LabelSpec, record: Record) -> tuple[str, ...] | None:
+    """The names whose value is 1; None, not labelled, where one of the values is missing or -1."""
+    names = {}
+    for name, raw in values.items():
+        text = "" if is_missing(raw, spec) else _name(raw).removesuffix(".0").lower()
+        if text and text not in (*_YES, *_NO, *_UNKNOWN):
+            raise _wrong(spec, record, f"field {name!r} should be 0 or 1 (-1: not labelled), found {raw!r}")
+        names[name] = text
+    return tuple(n for n, t in names.items() if t in _YES) if all(t in (*_YES, *_NO) for t in names.values()) else None
+
+
+def unlabelled(
+    records: Sequence[Record],
+    spec: LabelSpec,
+    words: Sequence[int] | None = None,
+    predicates: Sequence[Sequence[int]] | None = None,
+) -> RawLabels:
+    """As `collect`, every label missing: for records whose labels are to be predicted."""
+    blank = [Record({}, record.file, record.line) for record in records]
+    return collect(blank, spec, words, predicates)._replace(records=records)
+
+
+def get(record: Record, name: str) -> Any:
+    """The value of a field, None where the record lacks it; see `records.find`."""
+    return find(record, name)
+
+
+def _sequence(raw: Any, words: int, spec: LabelSpec, record: Record) -> list[Any]:
+    """The canonical labels of one sentence (of one predicate); all missing where there is no list."""
+    if raw is None:
+        return [None] * words
+    if not is_list(raw):
+        raise _wrong(spec, record, f"field {spec.field!r} should be a list with a label for each word, found {raw!r}")
+    if len(raw) != words:
+        raise _wrong(spec, record, f"{words} words but {len(raw)} labels in field {spec.field!r}")
+    return [_canonical(label, spec, record) for label in raw]
+
+
+def _canonical(raw: Any, spec: LabelSpec, record: Record) -> Any:
+    """One label as None, str, float, dict, tuple of floats (distribution) or tuple of str (set)."""
+    if type(raw) is str and spec.kind == "class":  # nearly every label of a tagged corpus
+        name = nfc(raw.strip())
+        return None if name in spec.missing else name
+    if isinstance(raw, np.ndarray | np.generic):
+        raw = raw.tolist()
+    if is_missing(raw, spec):
+        return None
+    if spec.kind == "real":
+        try:
+            number = float(raw)
+        except (TypeError, ValueError, OverflowError):
+            number = math.nan
+        if not math.isfinite(number):
+            shown = f"{raw!r:.80}{way_out(raw, spec)}"
+            raise _wrong(spec, record, f"field {spec.field!r} should be a number, found {shown}")
+        return number
+    if spec.kind == "set":
+        return _set(raw, spec, record)
+    if isinstance(raw, Mapping):
+        return dict(zip(map(_name, raw), _distribution(list(raw.values()), spec, record), strict=True))
+    if is_list(raw):
+        if raw and all(isinstance(item, str) for item in raw):
+            shown = f"{str(raw)[:80]}; kind 'multilabel' reads sets"
+            raise _wrong(spec, record, f"field {spec.field!r} should be one name, found the list {shown}")
+        return _distribution(raw, spec, record)
+    return _name(raw)
+
+
+def _set(raw: Any, spec: LabelSpec, record: Record) -> tuple[str, ...] | None:
+    """The names of a set, each once."""
+    if isinstance(raw, str) and literals.is_like(raw):
+        found = literals.parse(raw, names=True)
+        if found is None and (raw.strip().startswith("[") or raw.strip().endswith("]")):
+            raise _wrong(spec, record, f"field {spec.field!r} looks like a list, but cannot be read: {raw[:80]!r}")
+        raw = raw if found is None else found or []
+    if isinstance(raw, Mapping):
+        return _flags({_name(name): value for name, value in raw.items()}, spec, record)
+    if isinstance(raw, str):
+        raw = raw.split() if spec.delimiter == " " else raw.split(spec.delimiter)
+    items = raw if is_list(raw) else [raw]
+    if is_list(raw) and _is_vector(raw, spec):
+        return tuple(name for name, flag in zip(spec.classes, raw, strict=True) if flag)
+    if any(is_list(item) or isinstance(item, Mapping) for item in items):
+        raise _wrong(spec, record, f"field {spec.field!r} should be a list of names, found {raw!r:.80}")
+    return tuple(dict.fromkeys(_name(item) for item in items if item is not None and _name(item)))
+
+
+def _is_vector(raw: Sequence[Any], spec: LabelSpec) -> bool:
+    """Whether a list has a number 0 or 1 for each of the task's `classes`, none of which is called so."""
+    return (
+        bool(spec.classes)
+        and len(raw) == len(spec.classes)
+        and not {"0", "1"} & set(spec.classes)
+        and all(isinstance(item, int | float) and item in (0, 1) for item in raw)
+    )
+
+
+def is_missing(raw: Any, spec: LabelSpec) -> bool:
+    """Whether a value means that there is no label: None, the number NaN, or one of `spec.missing`."""
+    if raw is None or (isinstance(raw, float) and math.isnan(raw)):
+        return True
+    return not is_list(raw) and not isinstance(raw, Mapping) and _name(raw) in spec.missing
+
+
+def way_out(raw: Any, spec: LabelSpec) -> str:
+    """What to do where a value may mean "not labelled", a text where numbers are wanted, or -1; nothing for others."""
+    name = "" if is_list(raw) or isinstance(raw, Mapping) else _name(raw)[:40]
+    if not name or (name != "-1" and any(sign.isdigit() for sign in name)):
+        return ""
+    return f'; if that means "no label", name it: {naming_missing([name], spec)}'
+
+
+def naming_missing(names: Sequence[str], spec: LabelSpec) -> str:
+    """What to write in a config so that `names` mean "not labelled" too."""
+    known = [name for name in (*spec.missing, *names) if name is not None]
+    return f"config.tasks.{spec.task}.missing={tuple(dict.fromkeys(known))!r}"
+
+
+def _distribution(raw: Sequence[Any], spec: LabelSpec, record: Record) -> tuple[float, ...]:
+    """Checked probabilities; what rounding left of their sum (up to 1e-3) is divided out."""
+    if any(isinstance(p, bool) or not isinstance(p, int | float) or not math.isfinite(p) or p < 0 for p in raw):
+        raise _wrong(spec, record, f"field {spec.field!r}: probabilities should be numbers >= 0, found {raw!r}")
+    if not math.isclose(sum(raw), 1.0, abs_tol=1e-3):
+        raise _wrong(spec, record, f"field {spec.field!r}: probabilities should sum to 1, found {sum(raw):g}")
+    return tuple(p / sum(raw) for p in raw)
+
+
+def _name(raw: Any) -> str:
+    """A class name: 1, 1.0 and "1" are the same class; true and false as JSON writes them."""
+    if isinstance(raw, bool):
+        return "true" if raw else "false"
+    if isinstance(raw, float) and raw.is_integer():
+        raw = int(raw)
+    return nfc((raw.decode("utf-8", "replace") if isinstance(raw, bytes) else str(raw)).strip())
+
+
+def is_list(raw: Any) -> bool:
+    """Whether a raw value is a list."""
+    return isinstance(raw, list | tuple | np.ndarray)
+
+
+def _wrong(spec: LabelSpec, record: Record, message: str) -> UserError:
+    return UserError(f"{where(record)}: task {spec.task}: {message}")

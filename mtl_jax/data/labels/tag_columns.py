@@ -1,0 +1,279 @@
+"""The tags of a task in all splits of its data set: whether they mark spans, how they are written, and one scheme.
+
+Decided once, from what all splits hold together, whatever the reader. Values that are no tags of such a column count
+as O, and are named with their places.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import itertools
+from collections.abc import Mapping, Sequence, Set
+from typing import NamedTuple
+
+import numpy as np
+
+from mtl_jax.data.labels import tag_schemes, tag_spellings
+from mtl_jax.data.labels.raw_labels import LabelSpec, RawLabels
+from mtl_jax.data.notices import INFORMATION, LABELS, Notice
+from mtl_jax.errors import UserError
+
+_SHOWN = 5  # odd tags that a note names
+
+
+class Unified(NamedTuple):
+    """Tags of all splits in one scheme.
+
+    spec    what the task reads, with `classes` in that scheme
+    splits  the labels by split
+    spans   whether the tags mark spans; None where they are distributions
+    notes   what was changed, counted, in words
+    """
+
+    spec: LabelSpec
+    splits: dict[str, RawLabels]
+    spans: bool | None
+    notes: list[str]
+
+
+def unify(spec: LabelSpec, splits: Mapping[str, RawLabels], words: Mapping[str, Sequence[int]]) -> Unified:
+    """The tags of a task on words (levels "word" and "predicate") in the scheme `spec.target_scheme`.
+
+    Args:
+      spec: of the task. With a `source_scheme` every tag that breaks it raises, "none" leaves the tags as they are.
+      splits: the labels as they were read.
+      words: [M] numbers of words of the records of each split.
+
+    Raises:
+      UserError: a tag that breaks the scheme that the user named, by file and line.
+    """
+    splits = dict(splits)
+    if any(set(map(type, raw.values)) - {str, type(None)} for raw in splits.values()):
+        return Unified(spec, splits, None, [])
+    splits, numbered = _named(spec, splits)
+    counts = collections.Counter(itertools.chain.from_iterable(raw.values for raw in splits.values()))
+    del counts[None]
+    if spec.source_scheme == "none":
+        return Unified(spec, splits, False, numbered)
+    parse = tag_spellings.of_scheme(spec.source_scheme, counts) if spec.source_scheme else tag_spellings.find(counts)
+    if parse is None:
+        return Unified(spec, splits, False, numbered + _no_spans(spec, counts, splits))
+    tags = {value: parse(value) for value in counts}
+    if spec.source_scheme:
+        _refuse(spec, splits, tags, counts)
+    notes = numbered + _odd(spec, splits, tags)
+    tags = {value: tag or tag_spellings.outside(parse) for value, tag in tags.items()}
+    flat = {split: _Flat(raw, words[split], tags) for split, raw in splits.items()}
+    source = spec.source_scheme or ("brackets" if parse is tag_spellings.bracket else _scheme(flat))
+    if source != spec.target_scheme:
+        notes.append(Notice(f"{_task(spec)} written in {source} and converted to {spec.target_scheme}", INFORMATION))
+    for split, raw in splits.items():
+        splits[split], broken = _converted(spec, raw, flat[split], source)
+        if broken:
+            count, first = broken
+            text = f"{_task(spec)}: {count} sentences of {split} with a broken {source} sequence mended; {first}"
+            notes.append(Notice(text, LABELS, count))
+    present = set().union(*(raw.values for raw in splits.values())) - {None}
+    classes = _classes(spec, parse, present - counts.keys(), counts.keys())
+    return Unified(dataclasses.replace(spec, classes=classes), splits, bool(present - {"O"}), notes)
+
+
+def _task(spec: LabelSpec) -> str:
+    return f"task {spec.task}: tags in field {spec.field!r}"
+
+
+def _named(spec: LabelSpec, splits: dict[str, RawLabels]) -> tuple[dict[str, RawLabels], list[str]]:
+    """Numbers of classes as their names, where `spec.classes` has these in order; a note where it has not."""
+    values = set().union(*(raw.values for raw in splits.values())) - {None}
+    if not values or not all(value.isascii() and value.isdigit() and len(value) < 10 for value in values):
+        return splits, []
+    if not spec.classes:
+        numbers = f"{_task(spec)} are numbers, of which no spans are read; where they stand for tags such as B-PER, "
+        return splits, [f"{numbers}name these in order in `classes` of the task"]
+    if values <= set(spec.classes) or max(map(int, values)) >= len(spec.classes):
+        return splits, []
+    names = {value: spec.classes[int(value)] for value in values} | {None: None}
+    return {s: raw._replace(values=[names[value] for value in raw.values]) for s, raw in splits.items()}, []
+
+
+# Odd values.
+
+
+def _odd(spec: LabelSpec, splits: Mapping[str, RawLabels], tags: Mapping[str, str]) -> list[str]:
+    """A note for each split with values that are no tags."""
+    notes = []
+    odd = {value for value, tag in tags.items() if not tag}
+    for split, raw in splits.items():
+        if places := [i for i, value in enumerate(raw.values) if value in odd] if odd else []:
+            counts = collections.Counter(raw.values[i] for i in places)
+            listed = ", ".join(f"{value!r} ({n})" for value, n in counts.most_common(_SHOWN))
+            more = ", …" if len(counts) > _SHOWN else ""
+            known = sum(value is not None for value in raw.values)
+            text = f"{_task(spec)}: {len(places)} of {known} of {split} are no tags of spans and count as O: "
+            text += f"{listed}{more}; first at {raw.where(places[0])}"
+            notes.append(Notice(text, LABELS, len(places), known))
+    respelled = next((value for value, tag in tags.items() if tag not in ("", "O", value)), None)
+    if respelled:
+        text = f"{_task(spec)} are spelled in another way and rewritten: {respelled!r} as {tags[respelled]!r}"
+        notes.append(Notice(text, INFORMATION))
+    return notes
+
+
+def _no_spans(spec: LabelSpec, counts: Mapping[str, int], splits: Mapping[str, RawLabels]) -> list[str]:
+    """A note on a column with some tags of spans, but too few."""
+    inner = {value: n for value, n in counts.items() if value not in tag_spellings.OUTSIDE}
+    parts = {value: tag_schemes.split_tag(value) for value in inner}
+    bare = {"O", "B", "I"} <= counts.keys()  # single letters alone are names of something else
+    some = {value: n for value, n in inner.items() if parts[value][0] and (parts[value][1] or bare)}
+    if not some:
+        return []
+    others = [value for value in inner if value not in some]
+    if not others:
+        listed = ", ".join(f"{value!r} ({n})" for value, n in some.items())
+        return [
+            f"{_task(spec)} are read as labels without spans: {listed} are not the letters of one scheme, with an end "
+            "for each beginning"
+        ]
+    other = max(others, key=lambda value: inner[value])
+    raw = next(raw for raw in splits.values() if other in raw.values)
+    return [
+        f"{_task(spec)} are read as labels without spans: {sum(some.values())} of {sum(inner.values())} that are not O "
+        f"are tags such as {next(iter(some))!r}, most are others such as {other!r} at "
+        f"{raw.where(raw.values.index(other))}"
+    ]
+
+
+def _refuse(spec: LabelSpec, splits: Mapping[str, RawLabels], tags: Mapping[str, str], counts: Mapping[str, int]):
+    """Raises where a value is no tag of the scheme that the user named."""
+    letters = {"O", *tag_schemes.LETTERS.get(spec.source_scheme, "")}
+    odd = {v for v, tag in tags.items() if not tag or (tag != v) or tag_schemes.split_tag(tag)[0] not in letters}
+    if spec.source_scheme == "brackets":
+        odd = {value for value, tag in tags.items() if not tag}
+    for raw in splits.values():
+        for i, value in enumerate(raw.values):
+            if value in odd:
+                raise _broken(spec, raw.where(i), f"{value!r} is no tag of the scheme {spec.source_scheme}", counts)
+
+
+def _broken(spec: LabelSpec, place: str, problem: str, counts: Mapping[str, int]) -> UserError:
+    are_spans = tag_spellings.find(counts) is not None
+    without = "broken sequences are mended and odd tags count as O" if are_spans else "these are no spans"
+    return UserError(
+        f"{place}: task {spec.task}: {problem}, which options.schemes[{spec.field!r}] of data set {spec.dataset} says; "
+        f"without it {without}"
+    )
+
+
+# Sequences.
+
+
+class _Flat:
+    """The tags of a split one after the other, without the words that have no label.
+
+    names   the different tags
+    ids     int[n], each tag's number in `names`
+    at      int[n], their places among all labels of the split
+    begins  [S + 1], where each sentence (of a predicate) begins
+    """
+
+    def __init__(self, raw: RawLabels, words: Sequence[int], tags: Mapping[str, str]):
+        words = np.asarray(words, np.int64)
+        lengths = np.repeat(words, np.diff(raw.offsets) // np.maximum(words, 1))
+        self.names = sorted(set(tags.values()))
+        numbers = {value: self.names.index(tag) for value, tag in tags.items()} | {None: -1}
+        ids = np.fromiter(map(numbers.__getitem__, raw.values), np.int64, len(raw.values))
+        self.at = np.flatnonzero(ids >= 0)
+        self.ids = ids[self.at]
+        self.begins = np.concatenate([[0], np.cumsum(ids >= 0)])[np.concatenate([[0], np.cumsum(lengths)])]
+
+    def tags(self, begin: int, end: int) -> list[str]:
+        return [self.names[n] for n in self.ids[begin:end].tolist()]
+
+    def sentences(self) -> list[tuple[int, int]]:
+        """(begin, end) of each sentence with a known tag."""
+        return [(a, b) for a, b in itertools.pairwise(self.begins.tolist()) if a < b]
+
+    def breaks(self, scheme: str) -> np.ndarray:
+        """int[...], numbers of the tags that a scheme of letters does not know, or not allow where they stand."""
+        parts = [tag_schemes.split_tag(name) for name in self.names]
+        kinds = sorted({kind for _, kind in parts})
+
+        def each(values: list, before: int | bool) -> np.ndarray:
+            """A value for each tag, by those of the different tags, and one for the O before the first."""
+            return np.concatenate([[before], np.array(values)[self.ids]])
+
+        kind = each([-1 if letter == "O" else kinds.index(kind) for letter, kind in parts], -1)
+        foreign = each([letter not in ("O", *tag_schemes.LETTERS[scheme]) for letter, _ in parts], False)
+        places = [tag_schemes.place(letter) for letter, _ in parts]
+        first = np.zeros(len(kind), bool)
+        first[self.begins] = True  # of the last entry: one behind the last tag
+        goes_on = (kind[1:] == kind[:-1]) & ~first[:-1]
+        if scheme in ("iob1", "iob2"):
+            wants = each([letter == ("I" if scheme == "iob2" else "B") for letter, _ in parts], False)
+            return np.flatnonzero(foreign[1:] | (wants[1:] & ~goes_on))
+        opened, inside = each([p in "BI" for p in places], False), each([p in "IE" for p in places], False)
+        left_open = opened[:-1] & ~first[:-1]
+        never_closed = opened[1:] & first[1:]
+        return np.flatnonzero(foreign[1:] | (left_open != inside[1:]) | (inside[1:] & ~goes_on) | never_closed)
+
+
+def _scheme(flat: Mapping[str, _Flat]) -> str:
+    """The scheme of a column: the one that the fewest tags break."""
+    breaks = {scheme: sum(len(f.breaks(scheme)) for f in flat.values()) for scheme in tag_schemes.LETTERS}
+    return min(("iob2", *breaks), key=breaks.__getitem__)
+
+
+def _converted(spec: LabelSpec, raw: RawLabels, flat: _Flat, source: str) -> tuple[RawLabels, tuple[int, str] | None]:
+    """The labels in the scheme wanted, and (number of broken sentences, "first at file:line")."""
+    new = np.full(len(raw.values), None, object)
+    new[flat.at] = np.array(flat.names, object)[flat.ids]
+    if source == spec.target_scheme == "iob2":  # mostly there is nothing to do
+        numbers = np.unique(np.searchsorted(flat.begins, flat.breaks("iob2"), side="right") - 1)
+        where = [(int(flat.begins[n]), int(flat.begins[n + 1])) for n in numbers]
+    else:
+        where = flat.sentences()
+    broken, first = 0, ""
+    for begin, end in where:
+        sentence = flat.tags(begin, end)
+        try:
+            tag_schemes.spans(sentence, source)
+        except tag_schemes.TagError as error:
+            place = raw.where(int(flat.at[begin + error.word]))
+            if spec.source_scheme:
+                raise _broken(spec, place, str(error), collections.Counter(raw.values)) from error
+            broken, first = broken + 1, first or f"first at {place}"
+        found = tag_schemes.convert(sentence, source, spec.target_scheme, strict=False)
+        new[flat.at[begin:end]] = found
+    return raw._replace(values=new.tolist()), (broken, first) if broken else None
+
+
+def _classes(spec: LabelSpec, parse: tag_spellings.Spelling, further: set[str], found: Set[str]) -> tuple[str, ...]:
+    """`spec.classes` in the scheme wanted, and those of the tags `further`, which were not in the files, that are of
+    the same types.
+
+    Raises:
+      UserError: a class that is no tag, nor one of the odd ones that were `found`, which count as O.
+    """
+    if not spec.classes:
+        return ()
+    names: dict[str, None] = {}
+    kinds = {""}
+    for name in spec.classes:
+        tag = parse(name) or tag_spellings.plain(name, typed=False)  # they may be named as they become
+        if parse is tag_spellings.bracket and tag_schemes.is_bracket(tag):
+            (tag,) = tag_schemes.convert([tag], "brackets", "iob2", strict=False)
+        letter, kind = tag_schemes.split_tag(tag)
+        if letter not in ("", "O"):
+            kinds.add(kind)
+            begins = tag_schemes.place(letter) in "BS"
+            letter = tag_schemes.place(letter) if spec.target_scheme == "bioes" else "B" if begins else "I"
+            tag = f"{letter}-{kind}" if kind else letter
+        if letter:
+            names[tag] = None
+        elif name not in found:
+            raise UserError(
+                f"{_task(spec)} mark spans, but its classes name {name!r}, which is no such tag; name tags such as "
+                "'B-PER', or leave classes out"
+            )
+    return (*names, *sorted(tag for tag in further - names.keys() if tag_schemes.split_tag(tag)[1] in kinds))

@@ -1,0 +1,281 @@
+"""Target sequences of generation tasks: read, cut into tokens, encoded, and the words of the input to copy from.
+
+Ids 0 … C-1 are the vocabulary: three special tokens, then the tokens of the training targets. Where a task copies, an
+id C + t stands for the input's token at position t of its piece, a token that the vocabulary lacks (extended
+vocabulary: See et al. 2017; here each place is a word of its own).
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from mtl_jax import unicode
+from mtl_jax.data.encoding import spacing
+from mtl_jax.data.encoding.encode import EncodedSplit
+from mtl_jax.data.encoding.gold import Gold
+from mtl_jax.data.encoding.record_inputs import Units
+from mtl_jax.data.labels.raw_labels import LabelSpec, get, is_list
+from mtl_jax.data.labels.vocabulary import LabelVocabulary, no_labels
+from mtl_jax.data.notices import INFORMATION, LABELS, LENGTH, Notice
+from mtl_jax.data.records import Note, Record, where
+from mtl_jax.data.tokenizers import Tokenizer, WordTokenizer
+from mtl_jax.errors import UserError
+
+SPECIALS = ("[UNK]", "[BOS]", "[EOS]")
+UNKNOWN, BEGIN, END = range(3)
+TOKENS = ("words", "tokenizer")
+
+
+@dataclasses.dataclass(frozen=True)
+class TargetSpec:
+    """How targets become tokens.
+
+    tokens      "words": the words of a list, or a text cut into words and punctuation marks, and where blanks stand
+                otherwise than usual, see `spacing` | "tokenizer": as the tokenizer of the inputs cuts them
+    min_count   tokens that are rarer in the targets of train are unknown
+    max_size    the most frequent so many; 0 = all
+    max_length  tokens of a target at most, its end counted; what is longer is cut and has no end
+    copy        tokens that the vocabulary lacks are named by their place in the input
+    """
+
+    tokens: str = "words"
+    min_count: int = 1
+    max_size: int = 0
+    max_length: int = 64
+    copy: bool = False
+
+
+class RawTargets(NamedTuple):
+    """Targets of M records.
+
+    tokens   of each, None where there is none
+    texts    what these tokens make, all of them: what a perfect model writes, and is compared with; "" for no target
+    changed  where and how a text is not the one in the file, blanks aside: lower case, or as a tokenizer joins tokens
+    """
+
+    tokens: list[list[str] | None]
+    texts: list[str]
+    changed: list[Note]
+
+
+def have_blanks(train: Sequence[Record], spec: LabelSpec, tokenizer: Tokenizer) -> bool:
+    """Whether targets are words and where blanks stand: cut into words, and one of train is a text, not a list."""
+    return _by_words(spec.target, tokenizer) and any(isinstance(_target(record, spec), str) for record in train)
+
+
+def joiner(spec: TargetSpec, tokenizer: Tokenizer, vocabulary: LabelVocabulary) -> Callable[[Sequence[str]], str]:
+    """What makes a text of tokens."""
+    return _joiner(spec, tokenizer, _first_word(vocabulary) > len(SPECIALS))
+
+
+def collect(records: Sequence[Record], spec: LabelSpec, tokenizer: Tokenizer, with_blanks: bool) -> RawTargets:
+    """The targets in field `spec.field`: texts, or lists of words; `with_blanks` by `have_blanks`.
+
+    Raises:
+      UserError: by file and line: neither text nor list of words, or empty and not among `spec.missing`.
+    """
+    units = [_target(record, spec) for record in records]
+    cut = iter(_cut([unit for unit in units if unit is not None], spec.target, tokenizer, with_blanks))
+    tokens = [None if unit is None else next(cut) for unit in units]
+    join = _joiner(spec.target, tokenizer, with_blanks)
+    texts = ["" if found is None else join(found) for found in tokens]
+    changed = []
+    for record, unit, text in zip(records, units, texts, strict=True):
+        whole = "" if unit is None else " ".join((unit if isinstance(unit, str) else " ".join(unit)).split())
+        if unicode.nfc(whole) != text:
+            changed.append(Note(f"{whole:.60} -> {text:.60}", record.file, record.line))
+    return RawTargets(tokens, texts, changed)
+
+
+def as_written(
+    units: Sequence[str | Sequence[str]], spec: TargetSpec, tokenizer: Tokenizer, vocabulary: LabelVocabulary
+) -> list[str]:
+    """Texts, or lists of words, as the task would write them: what can be compared with targets."""
+    with_blanks = _first_word(vocabulary) > len(SPECIALS)
+    return list(map(_joiner(spec, tokenizer, with_blanks), _cut(units, spec, tokenizer, with_blanks)))
+
+
+def build_vocabulary(
+    spec: LabelSpec, splits: Mapping[str, RawTargets], train: Sequence[Record], with_blanks: bool
+) -> LabelVocabulary:
+    """The special tokens, then the tokens of the targets of train, the most frequent first.
+
+    Special are `SPECIALS`, and where targets are texts `spacing.MARKERS`. A word that is spelled as one of `SPECIALS`
+    is a name of its own, later.
+
+    Raises:
+      UserError: train has no targets (`train` are its records); no token is frequent enough.
+    """
+    if all(tokens is None for tokens in splits["train"].tokens):
+        raise no_labels(spec, train)
+    markers = spacing.MARKERS if with_blanks else ()
+    counts = collections.Counter(token for tokens in splits["train"].tokens for token in tokens or ())
+    ranked = sorted((-n, token) for token, n in counts.items() if n >= spec.target.min_count and token not in markers)
+    names = [token for _, token in ranked[: spec.target.max_size or None]]
+    if not names:
+        raise UserError(
+            f"task {spec.task}: no token of the targets of train occurs {spec.target.min_count} times or more "
+            f"(config.tasks.{spec.task}.options.min_count)"
+        )
+    return LabelVocabulary((*SPECIALS, *markers, *names))
+
+
+def encode(
+    raw: RawTargets, spec: LabelSpec, vocabulary: LabelVocabulary, sources: Sequence[Sequence[str]]
+) -> tuple[Gold, int, int]:
+    """The ids of all targets, their ends included; and how many were cut, and how many of their tokens are unknown.
+
+    `sources` [M] are the tokens to copy from, see `source_tokens`; () for a task that does not copy.
+    """
+    ids = {name: i for i, name in enumerate(vocabulary.names) if i >= len(SPECIALS)}
+    value: list[int] = []
+    offsets, cut, unknown = [0], 0, 0
+    for m, tokens in enumerate(raw.tokens):
+        if tokens is not None:
+            places: dict[str, int] = {}
+            for place, token in enumerate(sources[m] if sources else ()):
+                places.setdefault(token, len(vocabulary.names) + place)
+            found = [ids[t] if t in ids else places.get(t, UNKNOWN) for t in tokens[: spec.target.max_length]]
+            unknown += found.count(UNKNOWN)
+            cut += len(tokens) >= spec.target.max_length
+            value += found if len(tokens) >= spec.target.max_length else [*found, END]
+        offsets.append(len(value))
+    known = np.ones(len(value), bool)
+    gold = Gold(np.asarray(value, np.int32), known, np.asarray(offsets, np.int64), raw.texts, sources)
+    return gold, cut, unknown
+
+
+def unlabelled(count: int, sources: Sequence[Sequence[str]]) -> Gold:
+    """As `encode`, of `count` records without targets."""
+    return Gold(np.zeros(0, np.int32), np.zeros(0, bool), np.zeros(count + 1, np.int64), [""] * count, sources)
+
+
+def source_tokens(units: Units, split: EncodedSplit, tokenizer: Tokenizer) -> list[list[str]]:
+    """[M] the tokens of each record's first piece as they were read, "" at the tokenizer's own special tokens."""
+    specials = _special_ids(tokenizer)
+    first = np.flatnonzero(split.first)
+    result: list[list[str]] = [[] for _ in range(len(split.words))]
+    for piece in first[np.argsort(split.record[first], kind="stable")]:
+        span = slice(split.token_offsets[piece], split.token_offsets[piece + 1])
+        tokens = split.tokens[span].tolist()
+        m = int(split.record[piece])
+        found = ["" if t in specials else tokenizer.token(t) for t in tokens]
+        if isinstance(tokenizer, WordTokenizer):  # a word outside of its vocabulary is known by its letters
+            places = [i for i, t in enumerate(tokens) if t not in specials]
+            for place, word in zip(places, _surfaces(units, m, split, piece, tokenizer), strict=True):
+                found[place] = word
+        result[m] = found
+    return result
+
+
+def copied_ids(vocabulary: LabelVocabulary, tokenizer: Tokenizer) -> tuple[int, ...]:
+    """For each token id of the inputs its id as a target; -1: the vocabulary lacks it, -2: a special token."""
+    ids = {name: i for i, name in enumerate(vocabulary.names) if i >= _first_word(vocabulary)}
+    specials = _special_ids(tokenizer)
+    return tuple(-2 if t in specials else ids.get(tokenizer.token(t), -1) for t in range(tokenizer.size))
+
+
+def notes(spec: LabelSpec, split: str, raw: RawTargets, gold: Gold, cut: int, unknown: int) -> list[str]:
+    """Sentences about what was changed, cut, unknown or missing."""
+    lengths = np.diff(gold.offsets)
+    count, missing = int((lengths > 0).sum()), int((lengths == 0).sum())
+    found = []
+    if missing:
+        text = f"task {spec.task}: {missing} of {len(lengths)} records of {split} have no target"
+        found.append(Notice(text, LABELS, missing, len(lengths)))
+    if raw.changed:
+        first = raw.changed[0]
+        text = f"task {spec.task}: {len(raw.changed)} of {count} targets of {split} are written and compared as their "
+        text += f"tokens make them, first at {first.file}:{first.line}: {first.what}"
+        found.append(Notice(text, INFORMATION, len(raw.changed), count))
+    if cut:
+        share = cut / max(count, 1)
+        text = f"task {spec.task}: {cut} of {count} targets of {split} ({share:.1%}) too long, cut to "
+        found.append(Notice(f"{text}{spec.target.max_length} tokens (max_length)", LENGTH, cut, count))
+    if unknown:
+        text = f"task {spec.task}: {unknown} tokens of the targets of {split} ({unknown / len(gold.value):.2%}) are "
+        text += "not in the vocabulary of train; no model can write them"
+        found.append(Notice(text, LABELS, unknown, len(gold.value)))
+    return found
+
+
+def _target(record: Record, spec: LabelSpec) -> str | list[str] | None:
+    value = get(record, spec.field)
+    if is_list(value) and all(isinstance(word, str) for word in value):
+        words = [word for word in value if word.strip()]
+        value, empty = words, not words
+    elif isinstance(value, str) or value is None:
+        value = value and value.strip()
+        empty = not value
+    else:
+        problem = f"field {spec.field!r} should be a text or a list of words, found {value!r}"[:200]
+        raise UserError(f"{where(record)}: task {spec.task}: {problem}")
+    if value is None or (empty and "" in spec.missing) or (isinstance(value, str) and value in spec.missing):
+        return None
+    if empty:
+        raise UserError(
+            f"{where(record)}: task {spec.task}: field {spec.field!r}: empty target; with '' in "
+            f"config.tasks.{spec.task}.missing it counts as not given"
+        )
+    return value
+
+
+def _by_words(spec: TargetSpec, tokenizer: Tokenizer) -> bool:
+    return spec.tokens == "words" or isinstance(tokenizer, WordTokenizer)
+
+
+def _cut(
+    units: Sequence[str | Sequence[str]], spec: TargetSpec, tokenizer: Tokenizer, with_blanks: bool
+) -> list[list[str]]:
+    if not _by_words(spec, tokenizer):
+        return tokenizer.tokens(units)
+    lower = isinstance(tokenizer, WordTokenizer) and tokenizer.lower
+    if not with_blanks:
+        return WordTokenizer.cut(units, lower)
+    found = []
+    for unit in units:
+        if isinstance(unit, str):
+            found.append(spacing.mark(*WordTokenizer.cut_with_blanks(unit, lower)))
+        else:
+            (words,) = WordTokenizer.cut([unit], lower)
+            found.append(spacing.mark(words, [number > 0 for number in range(len(words))]))
+    return found
+
+
+def _joiner(spec: TargetSpec, tokenizer: Tokenizer, with_blanks: bool) -> Callable[[Sequence[str]], str]:
+    if not _by_words(spec, tokenizer):
+        return tokenizer.join
+    return spacing.join if with_blanks else " ".join
+
+
+def _first_word(vocabulary: LabelVocabulary) -> int:
+    """The id of the first name that is no special token."""
+    first = len(SPECIALS)
+    return first + 2 * (vocabulary.names[first : first + 2] == spacing.MARKERS)
+
+
+def _special_ids(tokenizer: Tokenizer) -> set[int]:
+    """Ids of the tokens that templates add."""
+    return {
+        index
+        for template in (tokenizer.single, tokenizer.pair)
+        for part in (template.before, template.between, template.after)
+        for index, _ in part
+    }
+
+
+def _surfaces(units: Units, m: int, split: EncodedSplit, piece: int, tokenizer: WordTokenizer) -> list[str]:
+    """The words of a first piece, special tokens left out."""
+    if units.texts is None:
+        return tokenizer.tokens([units.words[m]])[0][: split.piece_words[piece]]
+    sides = tokenizer.tokens(units.texts[m])
+    span = slice(split.token_offsets[piece], split.token_offsets[piece + 1])
+    second = int((split.token_type[span] == tokenizer.pair.types[1]).sum()) if len(sides) == 2 else 0
+    template = tokenizer.pair if len(sides) == 2 else tokenizer.single
+    counts = (split.lengths[piece] - second - template.specials, second)
+    return [word for side, n in zip(sides, counts, strict=False) for word in side[:n]]

@@ -1,0 +1,170 @@
+"""The classes of a task, from its training labels, and the gold labels as arrays."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from mtl_jax.data.encoding.gold import Gold
+from mtl_jax.data.labels import label_notes
+from mtl_jax.data.labels.raw_labels import LabelSpec, RawLabels, fields_of, get
+from mtl_jax.data.notices import LABELS, Notice
+from mtl_jax.data.records import Record, suggestion
+from mtl_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class LabelVocabulary:
+    """Classes of one task: `names` are learned (ids 0 … C-1), `extra` occur in dev or test only (ids C, C+1, …).
+
+    soft   labels are float32[..., C] distributions, because at least one label of the task is
+    spans  of a task on words: whether its tags mark spans, see `tag_columns`; None where that is not known
+    """
+
+    names: tuple[str, ...]
+    extra: tuple[str, ...] = ()
+    soft: bool = False
+    spans: bool | None = None
+
+    @property
+    def all_names(self) -> tuple[str, ...]:
+        """Names by id, the extra ones too."""
+        return self.names + self.extra
+
+
+def build_vocabulary(
+    spec: LabelSpec, splits: Mapping[str, RawLabels], max_unseen: float = 0.05
+) -> tuple[LabelVocabulary, list[str]]:
+    """The classes of a task from its splits ("train", "dev", ...), and sentences about what is odd.
+
+    Raises:
+      UserError: no label in "train"; a training label outside `spec.classes`; labels that train lacks make up more
+        than `max_unseen` of a split's labels, or occur where labels are distributions; a bad distribution.
+    """
+    train = splits["train"]
+    if all(value is None for value in train.values):
+        raise no_labels(spec, train.records)
+    if spec.kind == "real":
+        return LabelVocabulary(()), label_notes.notes(spec, splits, ())
+    types = {kind for raw in splits.values() for kind in set(map(type, raw.values))}
+    lists = spec.kind == "class" and tuple in types
+    soft = lists or dict in types
+    if lists and not spec.classes:
+        raise UserError(f"task {spec.task}: labels that are lists of probabilities need `classes`, the names in order")
+    counts = {split: _counts(raw.values) for split, raw in splits.items()}
+    columns = fields_of(train.records[0], spec) if spec.kind == "set" else []
+    names = spec.classes or (tuple(columns) if len(columns) > 1 else _ordered(set(counts["train"]), spec))
+    known = set(names)
+    if outside := sorted(set(counts["train"]) - known):
+        index = next(i for i, value in enumerate(train.values) if outside[0] in _names(value))
+        raise UserError(
+            f"{train.where(index)}: task {spec.task}: training label {outside[0]!r} is not among its `classes`: "
+            f"{', '.join(names[:20])}.{suggestion(outside[0], names)}"
+        )
+    notes = []
+    extra: set[str] = set()
+    for split, raw in splits.items():
+        unseen = {name: n for name, n in counts[split].items() if name not in known}
+        if not unseen:
+            continue
+        index = next(i for i, value in enumerate(raw.values) if not known.issuperset(_names(value)))
+        total, share = sum(unseen.values()), sum(unseen.values()) / sum(counts[split].values())
+        listed = ", ".join(sorted(unseen)[:5]) + (", …" if len(unseen) > 5 else "")
+        text = f"task {spec.task}: {total} labels of {split} ({share:.2%}) do not occur in train: {listed}"
+        if soft:
+            raise UserError(f"{text}; first at {raw.where(index)}. Labels as distributions need all names in `classes`")
+        if share > max_unseen:
+            way_out = label_notes.advice(unseen, names, spec)
+            raise UserError(f"{text}; first at {raw.where(index)}. At most {max_unseen:.0%} may (max_unseen){way_out}")
+        scored = "left out of the sets" if spec.kind == "set" else "counted as wrong"
+        notes.append(Notice(f"{text}; they are {scored}", LABELS, total, sum(counts[split].values())))
+        extra.update(unseen)
+    notes += label_notes.notes(spec, splits, (*names, *sorted(extra)))
+    if len(names) < 2 and spec.kind == "class":
+        text = f"task {spec.task}: train has one class only, {names[0]!r}: there is nothing to learn"
+        notes.append(Notice(text, LABELS))
+    return LabelVocabulary(tuple(names), () if spec.kind == "set" else tuple(sorted(extra)), soft), notes
+
+
+def encode_labels(raw: RawLabels, spec: LabelSpec, vocabulary: LabelVocabulary) -> Gold:
+    """The gold labels of a split; see `Gold`. Names outside the vocabulary are refused by file and line."""
+    count, size = len(raw.values), len(vocabulary.names)
+    known = np.fromiter((value is not None for value in raw.values), bool, count)
+    if spec.kind == "real":
+        value = np.fromiter((0.0 if v is None else v for v in raw.values), np.float32, count)
+        return Gold(value, known, raw.offsets)
+    ids = {name: i for i, name in enumerate(vocabulary.all_names)}
+    if spec.kind == "class" and not vocabulary.soft:
+        try:
+            value = np.fromiter((0 if v is None else ids[v] for v in raw.values), np.int32, count)
+        except (KeyError, TypeError):
+            known_names = {None, *ids}
+            index = next(i for i, v in enumerate(raw.values) if not isinstance(v, str | None) or v not in known_names)
+            raise _unknown(raw, index, raw.values[index], spec) from None
+        return Gold(value, known, raw.offsets)
+    value = np.zeros((count, size), np.float32)
+    for i, v in enumerate(raw.values):
+        if v is None:
+            continue
+        if spec.kind == "set":
+            value[i, [ids[name] for name in v if name in ids]] = 1.0
+            continue
+        if isinstance(v, tuple) and len(v) != size:
+            raise UserError(f"{raw.where(i)}: task {spec.task}: {len(v)} probabilities for {size} classes")
+        if isinstance(v, tuple):
+            v = dict(zip(vocabulary.names, v, strict=True))
+        for name, weight in v.items() if isinstance(v, dict) else ((v, 1.0),):
+            if name not in ids or ids[name] >= size:
+                raise _unknown(raw, i, name, spec)
+            value[i, ids[name]] = weight
+    return Gold(value, known, raw.offsets)
+
+
+def _ordered(names: set[str], spec: LabelSpec) -> tuple[str, ...]:
+    """Sorted, numbers by value; "O", the tag outside of all spans, first."""
+    numeric = all(name.lstrip("-").isdecimal() for name in names)
+    ordered = sorted(names, key=(lambda name: (int(name), name)) if numeric else None)
+    if spec.level != "text" and "O" in names:
+        ordered.remove("O")
+        ordered.insert(0, "O")
+    return tuple(ordered)
+
+
+def _counts(values: list[Any]) -> collections.Counter[str]:
+    """How often each class is named."""
+    if set(map(type, values)) <= {str, type(None)}:  # a million tags are counted in one call
+        counts = collections.Counter(values)
+        del counts[None]
+        return counts
+    return collections.Counter(name for value in values for name in _names(value))
+
+
+def _names(value: Any) -> tuple[str, ...]:
+    """The class names of one canonical label."""
+    if isinstance(value, str):
+        return (value,)
+    if isinstance(value, dict):
+        return tuple(value)
+    return tuple(v for v in value if isinstance(v, str)) if isinstance(value, tuple) else ()
+
+
+def _unknown(raw: RawLabels, index: int, name: Any, spec: LabelSpec) -> UserError:
+    return UserError(f"{raw.where(index)}: task {spec.task}: no such class: {name!r}")
+
+
+def no_labels(spec: LabelSpec, records: Sequence[Record]) -> UserError:
+    """The error for a train split without a single label."""
+    fields = sorted({str(name) for record in records for name in record.fields})
+    several = spec.kind in ("class", "set", "span") and spec.field not in fields
+    wanted = spec.field.split("+") if several else [spec.field]
+    for name in map(str.strip, wanted):
+        if name not in fields and all(get(record, name) is None for record in records):
+            return UserError(
+                f"task {spec.task}: data set {spec.dataset} has no field {name!r} in its train split; "
+                f"known fields: {', '.join(fields)}.{suggestion(name, fields)}"
+            )
+    return UserError(f"task {spec.task}: every label in field {spec.field!r} of the train split is missing")

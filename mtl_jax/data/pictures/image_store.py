@@ -1,0 +1,238 @@
+"""Pictures of a data set: each decoded once, brought to one size, cut into patches.
+
+A picture is named by the path of a PNG or JPEG file, or is an array. A path may end in a part of the picture, as in
+W3C Media Fragments: "boxes.png#xywh=150,0,100,100" (x, y, width, height in pixels). Several pictures make one example.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from mtl_jax.data.batch import SIDE
+from mtl_jax.data.files.location import Location
+from mtl_jax.data.records import Record, field, where
+from mtl_jax.errors import UserError
+
+BLANK = 128  # the value of every pixel of a blanked picture: grey, 0.004 on the scale −1 … 1 of `models.patches`
+_PART = re.compile(r"#xywh=(\d+),(\d+),(\d+),(\d+)$")
+_MODES = {1: "L", 3: "RGB"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Cut:
+    """How pictures become patches.
+
+    patch     side of a patch in pixels
+    channels  3 = RGB (Pillow's conversion; transparency is dropped) | 1 = grey
+    size      (height, width) that every picture is resized to, bilinear and antialiased; () leaves them as they are
+    blank     every pixel becomes `BLANK`: the same model without what it could see
+    """
+
+    patch: int = 16
+    channels: int = 3
+    size: tuple[int, ...] = ()
+    blank: bool = False
+
+
+class Album(NamedTuple):
+    """The pictures of a data set, n different ones of P = rows · columns patches each.
+
+    pixels         uint8[1 + n·P, F], F = patch · patch · channels in the order (y, x, channel); row 0 stands for no
+                   patch; patch p of picture i is row 1 + i·P + p, patches go along the rows of the grid
+    grid           (rows, columns) of patches
+    size           (height, width) in pixels
+    """
+
+    pixels: np.ndarray
+    grid: tuple[int, int]
+    size: tuple[int, int]
+
+
+class Form(NamedTuple):
+    """What a model has to know of the pictures of all its data sets.
+
+    features       F, values of a patch
+    rows, columns  of the largest grid
+    most           pictures of an example at most
+    sizes          {data set: (height, width)}
+    """
+
+    features: int
+    rows: int
+    columns: int
+    most: int
+    sizes: Mapping[str, tuple[int, int]]
+
+
+def read_album(
+    splits: Mapping[str, Sequence[Record]], name: str, folder: Location, cut: Cut, size: tuple[int, int] | None = None
+) -> tuple[Album, dict[str, list[tuple[int, ...]]]]:
+    """Decodes the pictures of all records.
+
+    Args:
+      splits: records by split.
+      name: of the field with a path, a uint8 array [height, width] or [height, width, 1 or 3], or a list of such.
+      folder: what relative paths start from.
+      cut: how they are cut.
+      size: (height, width) that they should have after `cut.size`; None: that of the first.
+
+    Returns:
+      the album, and for each split [M] tuples of the numbers of each record's pictures in it.
+
+    Raises:
+      UserError: by file and line of the record, and the picture's file: no picture, one that cannot be decoded, sizes
+        that differ or cannot be cut.
+    """
+    reader = _Reader(folder, cut, size)
+    numbers = {
+        split: [tuple(reader.number(record, one) for one in _pictures_of(record, name)) for record in records]
+        for split, records in splits.items()
+    }
+    return reader.album(), numbers
+
+
+def form_of(albums: Mapping[str, Album], units: Mapping[str, Mapping[str, Any]]) -> Form | None:
+    """The form over all data sets, whose `units` by split name their pictures; None where none has pictures."""
+    if not albums:
+        return None
+    return Form(
+        features=next(iter(albums.values())).pixels.shape[1],
+        rows=max(album.grid[0] for album in albums.values()),
+        columns=max(album.grid[1] for album in albums.values()),
+        most=max(len(shown) for splits in units.values() for own in splits.values() for shown in own.pictures),
+        sizes={name: album.size for name, album in albums.items()},
+    )
+
+
+def patches(pixels: np.ndarray, side: int) -> np.ndarray:
+    """A picture [height, width, channels] as its patches [P, side · side · channels], row by row."""
+    height, width, channels = pixels.shape
+    cut = pixels.reshape(height // side, side, width // side, side, channels)
+    return cut.swapaxes(1, 2).reshape(-1, side * side * channels)
+
+
+def picture_key(value: Any) -> str:
+    """What two fields share where they name the same pictures."""
+    parts = value if isinstance(value, list | tuple) else [value]
+    return "\n".join(
+        hashlib.sha256(part.tobytes()).hexdigest() if isinstance(part, np.ndarray) else str(part) for part in parts
+    )
+
+
+def _pictures_of(record: Record, name: str) -> Sequence[Any]:
+    value = field(record, name)
+    found = value if isinstance(value, list | tuple) else [value]
+    for one in found:
+        if not (isinstance(one, np.ndarray) or (isinstance(one, str) and one.strip())):
+            raise UserError(
+                f"{where(record)}: field {name!r} should name a picture (path of a PNG or JPEG file), found {one!r:.60}"
+            )
+    if not found:
+        raise UserError(f"{where(record)}: field {name!r} names no picture")
+    return found
+
+
+class _Reader:
+    """Numbers pictures in the order in which they come; the same one has one number."""
+
+    def __init__(self, folder: Location, cut: Cut, size: tuple[int, int] | None):
+        self.folder, self.cut, self.size = folder, cut, size
+        self.first = "" if size is None else "those of training"
+        self.numbers: dict[str, int] = {}
+        self.found: list[np.ndarray] = []
+        self.opened: tuple[str, Any] = ("", None)  # parts of one file come one after the other
+
+    def number(self, record: Record, source: Any) -> int:
+        key = picture_key(source)
+        if key not in self.numbers:
+            self.found.append(self._patches(record, source))
+            self.numbers[key] = len(self.numbers)
+        return self.numbers[key]
+
+    def album(self) -> Album:
+        grid = (self.size[0] // self.cut.patch, self.size[1] // self.cut.patch)
+        none = np.zeros((1, self.found[0].shape[1]), np.uint8)
+        return Album(np.concatenate([none, *self.found]), grid, self.size)
+
+    def _patches(self, record: Record, source: Any) -> np.ndarray:
+        said = "the picture" if isinstance(source, np.ndarray) else f"picture {source}"
+        image = self._image(record, source, said)
+        if self.cut.size:
+            from PIL import Image
+
+            image = image.resize((self.cut.size[1], self.cut.size[0]), Image.Resampling.BILINEAR)
+        size = (image.height, image.width)
+        if self.size is None:
+            self.size, self.first = size, f"that of {where(record)}"
+            self._check_grid(record, said, size)
+        if size != self.size:
+            raise UserError(
+                f"{where(record)}: {said} is {_said(size)}, {self.first} {_said(self.size)}; all pictures of a data "
+                "set have one size: set its image_size = (height, width), and they are resized"
+            )
+        pixels = np.asarray(image.convert(_MODES[self.cut.channels])).reshape(*size, self.cut.channels)
+        return patches(np.full_like(pixels, BLANK) if self.cut.blank else pixels, self.cut.patch)
+
+    def _check_grid(self, record: Record, said: str, size: tuple[int, int]) -> None:
+        side = self.cut.patch
+        if size[0] % side or size[1] % side or not all(size):
+            near = tuple(max(side, round(length / side) * side) for length in size)
+            raise UserError(
+                f"{where(record)}: {said} is {_said(size)}, which patches of {side} pixels do not fill; set the data "
+                f"set's image_size, e.g. {near}, or another config.images.patch"
+            )
+        if max(size) // side > SIDE:
+            raise UserError(f"{where(record)}: {said} is {_said(size)}, more than {SIDE} patches of {side} pixels wide")
+
+    def _image(self, record: Record, source: Any, said: str):
+        from PIL import Image  # late: text needs none of it
+
+        if isinstance(source, np.ndarray):
+            if source.dtype != np.uint8 or not (source.ndim == 2 or (source.ndim == 3 and source.shape[2] in (1, 3))):
+                raise UserError(
+                    f"{where(record)}: a picture should be uint8 [height, width] or [height, width, 1 or 3], found "
+                    f"{source.dtype} {list(source.shape)}"
+                )
+            return Image.fromarray(source[:, :, 0] if source.ndim == 3 and source.shape[2] == 1 else source)
+        part = _PART.search(source)
+        path = source[: part.start()] if part else source
+        if self.opened[0] != path:
+            self.opened = (path, self._open(record, path))
+        image = self.opened[1]
+        if not part:
+            return image
+        x, y, width, height = map(int, part.groups())
+        if not (width and height) or x + width > image.width or y + height > image.height:
+            raise UserError(
+                f"{where(record)}: {said}: this part does not lie in the picture, which is "
+                f"{_said((image.height, image.width))}"
+            )
+        return image.crop((x, y, x + width, y + height))
+
+    def _open(self, record: Record, path: str):
+        from PIL import Image, ImageOps
+
+        try:
+            file = self.folder.child(path)
+            with file.open() as stream:
+                image = ImageOps.exif_transpose(Image.open(stream))
+                image.load()
+                return image.convert(_MODES[self.cut.channels])
+        except UserError as error:
+            raise UserError(f"{where(record)}: picture {path}: {error}") from error
+        # Pillow's decoders raise many things on damaged files, all meaning that it is no picture.
+        except Exception as error:
+            raise UserError(
+                f"{where(record)}: picture {file.name} cannot be decoded ({type(error).__name__}: {error}); a whole "
+                "PNG or JPEG file is needed"
+            ) from error
+
+
+def _said(size: Sequence[int]) -> str:
+    return f"{size[0]} × {size[1]} pixels (height × width)"

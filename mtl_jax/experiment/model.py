@@ -1,0 +1,91 @@
+"""The modules of one column of the network, and the values that all parameters start from."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+
+from mtl_jax.data.corpus import Corpus
+from mtl_jax.errors import UserError
+from mtl_jax.models.architecture import Architecture
+from mtl_jax.models.embeddings import WordEmbeddings
+from mtl_jax.models.layers import LAYERS
+from mtl_jax.models.patches import PatchEmbeddings
+
+RANDOM_LAYERS = 2  # of a network that starts from random values, where the config names no number
+
+
+class Model(NamedTuple):
+    """The modules of one column, and the values that they start from (None: random)."""
+
+    embed: Any
+    layers: list[Any]
+    architecture: Architecture | None
+    pretrained: dict[str, Any] | None
+
+
+def layer_count(config: Any, published: int | None) -> int:
+    """Layers above the embeddings that a config asks for; `published`: of the pretrained encoder, None without one.
+
+    Raises:
+      UserError: more layers than the pretrained encoder has.
+    """
+    asked = config.model.layers
+    if published is None:
+        return RANDOM_LAYERS if asked < 0 else asked
+    if asked > published:
+        raise UserError(f"config.model.layers: {asked}, but {config.model.pretrained} has {published}")
+    return asked if asked > 0 else published
+
+
+def architecture_of(config: Any, vocab_size: int) -> Architecture | None:
+    """The architecture of a transformer that starts from random values; None for other kinds of layers."""
+    model = config.model
+    if model.layer != "transformer":
+        return None
+    return Architecture(
+        model_type="bert", layers=layer_count(config, None), width=model.width, heads=model.heads,
+        intermediate=model.intermediate, activation=model.activation, layer_norm_eps=1e-12, vocab_size=vocab_size,
+        max_positions=config.data.row_length, type_vocab=2, pad_token=0,
+        initializer_range=float(model.initializer_range),
+    )  # fmt: skip
+
+
+def make_model(config: Any, architecture: Architecture | None, pretrained_params: Any, data: Corpus) -> Model:
+    """The modules that a config asks for, over the tokens of `data`.
+
+    Raises:
+      UserError: a pretrained encoder that is too small for the config or the tokenizer.
+    """
+    model, dtype = config.model, jnp.dtype(config.model.dtype)
+    architecture = architecture or architecture_of(config, data.tokenizer.size)
+    if architecture is not None:
+        if data.tokenizer.size > architecture.vocab_size:
+            raise UserError(
+                f"config.tokenizer: {data.tokenizer.size} tokens, but {model.pretrained} has embeddings for "
+                f"{architecture.vocab_size}; use the tokenizer of the model"
+            )
+        architecture = dataclasses.replace(architecture, layers=layer_count(config, architecture.layers))
+        patches = _patches(data, architecture.width, architecture.initializer_range, dtype)
+        return Model(
+            architecture.embeddings(dtype).clone(patches=patches),
+            [architecture.layer(dtype)] * architecture.layers,
+            architecture,
+            pretrained_params,
+        )
+    patches = _patches(data, model.width, WordEmbeddings.initializer_range, dtype)
+    embed = WordEmbeddings(vocab_size=data.tokenizer.size, width=model.width, dtype=dtype, patches=patches)
+    options = {"hidden": model.width}
+    if model.layer == "cnn":
+        options = {"width": model.width, "window": model.kernel_size, "activation": model.activation, "residual": True}
+    return Model(embed, [LAYERS[model.layer](**options, dtype=dtype)] * layer_count(config, None), None, None)
+
+
+def _patches(data: Corpus, width: int, scale: float, dtype: Any) -> PatchEmbeddings | None:
+    """The embedding of the patches of pictures, whose vectors start as large as those of words; None without any."""
+    form = data.pictures
+    if form is None:
+        return None
+    return PatchEmbeddings(form.features, form.rows, form.columns, form.most, width, scale, dtype)

@@ -1,0 +1,173 @@
+"""From `config.sharing` to what stands between the layers and the tasks: mixers, experts, adapters, readers, feeds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from mtl_jax.data.batch import Layout
+from mtl_jax.errors import UserError
+from mtl_jax.models import ownership
+from mtl_jax.models.adapters import ADAPTERS, Adapter
+from mtl_jax.models.forward_pass import Sharing
+from mtl_jax.models.mixers import MIXERS
+from mtl_jax.models.mixers.columns import Mixer
+from mtl_jax.models.ownership import ExpertColumns, Owners
+from mtl_jax.models.readouts import READERS
+from mtl_jax.tasks.base import Features, Task
+
+
+def build_sharing(
+    config: Any, owners: Owners, tasks: Mapping[str, Task], layout: Layout, kept: tuple[str, ...]
+) -> tuple[Owners, Sharing]:
+    """The owners of all layers, of mixers and adapters too, and what stands between layers and tasks.
+
+    Args:
+      config: with `sharing`.
+      owners: of the layers, from `ownership.assign`.
+      tasks: by name.
+      layout: of the training batches.
+      kept: layers whose outputs are kept, see `training.frozen`.
+
+    Raises:
+      UserError: naming the field, for what does not fit.
+    """
+    sharing, names = config.sharing, layout.tasks
+    owners, mixers = _with_mixers(sharing, dict(owners), layout)
+    layers = tuple(path for path in owners if not path.startswith("mixer_"))
+    adapters = _adapters(sharing, owners, layers)
+    owners |= {ownership.adapter_path(path): tuple(range(len(names))) for path in adapters}
+    reader = _made("read_options", lambda: READERS[sharing.read](**sharing.read_options.to_dict()))
+    depths = _depths(sharing, names, tuple(config.tasks), layers)
+    feeds = {task: tuple(sources) for task, sources in sharing.feeds.items() if sources}
+    order = ownership.feeding_order(tuple(config.tasks), feeds)
+    feeds = {task: found for task in names if (found := tuple(s for s in feeds.get(task, ()) if s in names))}
+    _require_fed_upwards(feeds, depths, layers)
+    _require_passable(sharing, owners, mixers, reader.all, depths)
+    _require_above(kept, mixers, adapters, reader.all, depths, owners)
+    return owners, Sharing(
+        mixers, adapters, reader, depths, feeds, tuple(name for name in order if name in names),
+        _distribute(tasks), _classes(tasks, feeds),
+    )  # fmt: skip
+
+
+def _made(field: str, make: Callable[[], Any]) -> Any:
+    try:
+        return make()
+    except (TypeError, ValueError) as error:
+        raise UserError(f"config.sharing.{field}: {error}") from None
+
+
+def _with_mixers(sharing, owners: dict, layout: Layout) -> tuple[dict, dict[str, Mixer]]:
+    """Owners with those of experts and mixers, and {layer: what mixes the columns behind it}."""
+    if not sharing.mixer:
+        return owners, {}
+    tasks, chosen = len(layout.tasks), tuple(sharing.mixed)
+    mixer = _made("mixer_options", lambda: MIXERS[sharing.mixer](tasks, **sharing.mixer_options.to_dict()))
+    if mixer.experts:
+        above, gates = ownership.expert_layers(owners, sharing.mixer, chosen, mixer.where)
+        if sharing.mixer == "shared_private" and gates != above[-1:]:
+            raise UserError("config.sharing.mixed: 'shared_private' joins columns at the top only; leave it empty")
+        if sharing.tied:
+            raise UserError(f"config.sharing.tied: the experts of {sharing.mixer!r} are no columns of the tasks")
+        names = ownership.expert_names(layout.tasks, mixer.columns)
+        owners |= dict.fromkeys(above, ExpertColumns(mixer.columns, names))
+    else:
+        gates = ownership.mixed_layers(owners, chosen, mixer.where)
+    owners |= {ownership.mixer_path(path): (0,) * tasks for path in gates}
+    return owners, dict.fromkeys(gates, mixer)
+
+
+def _adapters(sharing, owners: Owners, layers: tuple[str, ...]) -> dict[str, Adapter]:
+    if not sharing.adapter:
+        return {}
+    adapter = _made("adapter_options", lambda: ADAPTERS[sharing.adapter](**sharing.adapter_options.to_dict()))
+    chosen = tuple(sharing.adapted) or tuple(path for path in layers if path != "embed")
+    if not chosen:
+        raise UserError(
+            f"config.sharing.adapter: {sharing.adapter!r} stands on layers above the embeddings, and there are none "
+            "(config.model.layers = 0)"
+        )
+    for path in chosen:
+        if path not in layers or path == "embed":
+            raise UserError(f"config.sharing.adapted: {path!r} is none of {', '.join(layers[1:])}")
+        if isinstance(owners[path], ExpertColumns):
+            raise UserError(
+                f"config.sharing.adapter: {path!r} are experts ({sharing.mixer!r}), which belong to no task; adapt "
+                "layers of the trunk alone (config.sharing.adapted)"
+            )
+    return dict.fromkeys((path for path in layers if path in chosen), adapter)
+
+
+def _depths(sharing, names, all_tasks, layers) -> dict[str, str]:
+    for task, path in sharing.depths.items():
+        if task not in all_tasks:
+            raise UserError(f"config.sharing.depths: there is no task {task!r}; the tasks are {', '.join(all_tasks)}")
+        if path not in layers:
+            raise UserError(f"config.sharing.depths.{task}: {path!r} is none of the layers {', '.join(layers)}")
+    return {task: path for task, path in sharing.depths.items() if task in names}
+
+
+def _classes(tasks: Mapping[str, Task], feeds) -> dict[str, int]:
+    """{task whose labels are fed: C}."""
+    classes = {}
+    for fed, sources in feeds.items():
+        for source in sources:
+            if getattr(tasks[source], "distribution", None) is None:
+                raise UserError(
+                    f"config.sharing.feeds.{fed}: {source!r} has no label set of which a distribution at each token "
+                    "could be fed; tasks with classes of texts or words have"
+                )
+            classes[source] = len(tasks[source].names)
+    return classes
+
+
+def _distribute(tasks: Mapping[str, Task]):
+    def distribute(task, params, hidden, segment, start, length):
+        return tasks[task].distribution(params, Features(hidden, segment, start, length))
+
+    return distribute
+
+
+def _require_fed_upwards(feeds, depths, layers):
+    for fed, sources in feeds.items():
+        for source in sources:
+            low, high = (layers.index(depths.get(task, layers[-1])) for task in (source, fed))
+            if low > high:
+                raise UserError(
+                    f"config.sharing.feeds.{fed}: the head of {source!r} is at {layers[low]!r}, above that of {fed!r} "
+                    f"at {layers[high]!r}; labels are fed upwards (config.sharing.depths)"
+                )
+
+
+def _require_passable(sharing, owners, mixers, reads_all, depths):
+    """Experts are columns of no task, so heads cannot read between them."""
+    if not any(isinstance(owner, ExpertColumns) for owner in owners.values()):
+        return
+    if reads_all:
+        raise UserError(
+            f"config.sharing.read: {sharing.read!r} reads every layer, but those of {sharing.mixer!r} are experts; "
+            "take 'top'"
+        )
+    for task, path in depths.items():
+        if isinstance(owners[path], ExpertColumns) and path not in mixers:
+            raise UserError(
+                f"config.sharing.depths.{task}: behind {path!r} stand experts without a gate; choose a layer of the "
+                f"trunk or one of {', '.join(mixers)}"
+            )
+
+
+def _require_above(kept, mixers, adapters, reads_all, depths, owners):
+    """Of frozen layers whose outputs are kept, only the topmost is there."""
+    for path in kept:
+        what = {
+            "a mixer": path in mixers, "an adapter": path in adapters,
+            "experts": isinstance(owners[path], ExpertColumns),
+            "a head": path != kept[-1] and (reads_all or path in depths.values()),
+        }  # fmt: skip
+        for name, there in what.items():
+            if there:
+                raise UserError(
+                    f"config.optimizer.cache_frozen: {name} stands at {path!r}, but of the frozen layers only the "
+                    f"outputs of {kept[-1]!r} are kept; set cache_frozen = False"
+                )

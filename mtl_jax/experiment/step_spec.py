@@ -1,0 +1,180 @@
+"""From a config to what is static about the step: the data gradient, the optimizer, what is trained."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+
+import jax
+import jax.numpy as jnp
+
+from mtl_jax.balancing import OF_GRADIENTS, WEIGHTINGS, loss_weights, weightings
+from mtl_jax.balancing.combination import Aggregation
+from mtl_jax.errors import UserError
+from mtl_jax.experiment import meta_spec
+from mtl_jax.models import ownership
+from mtl_jax.training.gradients import aggregated, per_task
+from mtl_jax.training.loss_weighting import has_classes
+from mtl_jax.training.optimizer import OptimizerSpec, multipliers
+from mtl_jax.training.parameter_paths import matching
+from mtl_jax.training.step import StepSpec
+
+
+def _loss_weights(config, sizes):
+    """(options of the method that are traced) -> the method."""
+    method, options = config.loss_weights.method, config.loss_weights.options.to_dict()
+    if method == "by_size":
+        options["sizes"] = sizes
+    make = functools.partial(loss_weights.LOSS_WEIGHTS[method], **options)
+    try:
+        make()
+    except (TypeError, ValueError) as error:
+        raise UserError(f"config.loss_weights.options: {error}") from None
+    return make
+
+
+def _with_classes(config, method, objective):
+    """The method, unless it asks for distributions of classes and no task has classes."""
+    if "divergences" in method().needs and not any(has_classes(task) for task in objective.tasks.values()):
+        raise UserError(f"config.loss_weights.method: {config.loss_weights.method!r} needs a task with classes")
+    return method
+
+
+def _aggregation(config, tasks: int):
+    """(options of the method that are traced) -> the method. None for the plain sum."""
+    entry = config.aggregation
+    options = entry.options.to_dict()
+    if entry.method == "sum" and not entry.smoothing:
+        if options:
+            raise UserError(f"config.aggregation.options: 'sum' has no option {next(iter(options))!r}")
+        return None
+    if tasks < 2:
+        raise UserError(f"config.aggregation.method: {entry.method!r} needs two tasks at least, there is one")
+    if entry.method in OF_GRADIENTS:
+        for field, value, only in (("level", entry.level, "parameters"), ("memory", entry.memory, "copies")):
+            if value != only:
+                raise UserError(f"config.aggregation.{field}: {entry.method!r} reads the gradients, it needs {only!r}")
+        if entry.smoothing:
+            raise UserError(f"config.aggregation.smoothing: {entry.method!r} has no weights that could be smoothed")
+        if "halves" in options:
+            raise UserError("config.aggregation.options: training gives no halves to a method that reads gradients")
+    by_method = OF_GRADIENTS.get(entry.method)
+    if by_method and "tasks" in inspect.signature(by_method).parameters:
+        options["tasks"] = tasks
+
+    def make(**traced) -> Aggregation:
+        if by_method:
+            return Aggregation(None, by_method(**{**options, **traced}))
+        weighting = WEIGHTINGS[entry.method](**{**options, **traced})
+        if entry.smoothing:
+            weighting = weightings.cr_mogm(weighting, entry.smoothing)
+        return Aggregation(weighting, None)
+
+    def tried():
+        """Once, on shapes, for what depends on K."""
+        method, some = make(), jnp.zeros((tasks, tasks))
+        present = jnp.ones(tasks, bool)
+        if method.weighting:
+            return method.weighting.update(some, method.init(tasks, {}), key=jax.random.key(0), present=present)[0]
+        return method.transform.update({"x": some}, method.init(tasks, {"x": some[0]}), present=present)[0]
+
+    try:
+        jax.eval_shape(tried)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"config.aggregation.options: {error}") from None
+    return make
+
+
+def _plain_sum() -> Aggregation:
+    """What is taken where the loss weights alone read the gradients."""
+    return Aggregation(weightings.WEIGHTINGS["sum"](), None)
+
+
+def _shared(config, method, aggregation, trained, owned, tasks, auxiliary):
+    """What the K gradients are told apart for; None where no method asks for them."""
+    needs = method().needs & {"gradient_norms", "gram", "gradients"}
+    if aggregation is None and not needs:
+        return None
+    halves = 2 if aggregation and aggregation().weighting and aggregation().weighting.halves else 1
+    who = (
+        f"config.aggregation.method: {config.aggregation.method!r}"
+        f"{' with smoothing' * (config.aggregation.smoothing > 0)}"
+        if aggregation
+        else f"config.loss_weights.method: {config.loss_weights.method!r}"
+    )
+    if needs and (config.aggregation.level, config.aggregation.memory, halves) != ("parameters", "copies", 1):
+        raise UserError(
+            f"config.loss_weights.method: {config.loss_weights.method!r} reads gradients of whole batches over "
+            "parameters: take config.aggregation.level = 'parameters', memory = 'copies', and no method of halves"
+        )
+    for field, joins in (("mixer", config.sharing.mixer), ("feeds", config.sharing.feeds),
+                         ("adapter", config.sharing.adapter == "lora")):  # fmt: skip
+        if joins:
+            raise UserError(
+                f"{who} needs the gradients of the tasks apart, which config.sharing.{field} brings together; leave it "
+                "out, or take methods that read losses"
+            )
+    if auxiliary:
+        raise UserError(
+            f"{who} combines the losses of the tasks, and knows nothing of {', '.join(auxiliary)}; take methods that "
+            "read losses"
+        )
+    if tied := [name for name, task in tasks.items() if getattr(task, "tied", False)]:
+        raise UserError(
+            f"{who} needs the gradients of the tasks apart; that of task {tied[0]!r} reaches the word vectors through "
+            f"its head too: set config.tasks.{tied[0]}.options.tied = False"
+        )
+    found = per_task.shared_of(tuple(trained), owned, config.aggregation.level, config.aggregation.memory, halves)
+    if found is None:
+        groups = ", config.sharing.groups" * bool(config.sharing.groups)
+        raise UserError(
+            f"{who} reads the gradients of the tasks over what they share, and no parameter that is trained is shared "
+            f"(config.sharing.trunk = {config.sharing.trunk!r}{groups}); take method = 'sum', or loss weights that "
+            "read losses"
+        )
+    if found.level == "representation" and (config.sharing.read != "top" or config.sharing.depths):
+        raise UserError("config.aggregation.level: 'representation' needs heads that read the last layer alone "
+                        "(config.sharing.read = 'top', no depths)")  # fmt: skip
+    training = config.training
+    if problem := aggregated.require(found, config.data.rows, training.accumulate, training.placement):
+        raise UserError(problem)
+    return found
+
+
+def _step_spec(config, objective_for, owned, shapes, data) -> StepSpec:
+    optimizer, steps, objective = config.optimizer, config.training.steps, objective_for(data.layout)
+    frozen = matching(shapes, optimizer.freeze)
+    for regex in optimizer.freeze:
+        if not matching(shapes, (regex,)):
+            raise UserError(
+                f"config.optimizer.freeze: {regex!r} matches no parameter; paths look like {next(iter(shapes))}"
+            )
+    for name, group in optimizer.groups.items():
+        if (found := matching(shapes, (group["leaves"],))) and found <= frozen:
+            raise UserError(
+                f"config.optimizer.groups.{name}.leaves: {group['leaves']!r} finds none but frozen parameters, which "
+                "have no learning rate; narrow config.optimizer.freeze"
+            )
+    trained = [path for path in shapes if path not in frozen]
+    if not trained:
+        raise UserError("config.optimizer.freeze: nothing is left to train")
+    sizes = [data.statistics["tasks"][name]["train"]["known"] for name in objective.tasks]
+    method, aggregation = _loss_weights(config, sizes), _aggregation(config, len(objective.tasks))
+    shared = _shared(config, method, aggregation, trained, owned, objective.tasks, objective.auxiliary)
+    if shared and aggregation is None:
+        aggregation = _plain_sum
+    return StepSpec(
+        objective=objective,
+        loss_weights=_with_classes(config, method, objective),
+        aggregation=aggregation,
+        shared=shared,
+        meta=meta_spec.spec_of(config, objective_for, trained, data, method),
+        optimizer=OptimizerSpec(
+            name=optimizer.name, b1=optimizer.b1, b2=optimizer.b2, eps=optimizer.eps, momentum=optimizer.momentum,
+            warmup_steps=round(optimizer.warmup * steps), schedule=optimizer.schedule, steps=steps,
+        ),
+        slices=ownership.slice_owners(shapes, owned, tuple(objective.tasks)),
+        multipliers={path: factor for path, factor in multipliers(shapes, optimizer.groups).items() if path in trained},
+        clip=optimizer.clip,
+        max_bad_steps=config.training.max_bad_steps,
+    )  # fmt: skip

@@ -1,0 +1,181 @@
+"""A layer applied to streams, each with the parameters of its owner."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from mtl_jax.models.dropout import Noise
+from mtl_jax.models.row_chunks import alone_on_cpu, in_parts
+
+PART = 512  # tokens of a layer that are computed at once on CPU, see `parts`
+PARTS = 2
+
+
+def layer_function(module: nn.Module, remat: bool):
+    """(params of one owner, inputs, noise) -> [R, T, D]."""
+
+    def function(params, inputs, noise):
+        return applied(module, {"params": params}, inputs, noise)
+
+    whole = jax.checkpoint(function) if remat else function
+    if not getattr(module, "rows_in_parts", False):
+        return whole
+
+    def by_parts(params, inputs, noise):
+        tokens = inputs[-1].size
+        count = min(PARTS, tokens // PART) if alone_on_cpu() else 1
+        if noise is None:
+            return in_parts(lambda *inputs: whole(params, inputs, None), count, *inputs)
+        return in_parts(
+            lambda keys, *inputs: whole(params, inputs, noise._replace(keys=keys)), count, noise.keys, *inputs
+        )
+
+    return by_parts
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def applied(module: nn.Module, variables, inputs, noise) -> jax.Array:
+    """A module on its inputs; what an embedding takes besides its four arrays are the pictures (patch, pixels).
+
+    Within `jit`, so that layers of one form are traced and lowered once; XLA writes out the calls. So the fields of a
+    module have to be hashable, as those of flax are: no NumPy arrays among them.
+    """
+    return module.apply(variables, *inputs[:4], noise, *inputs[4:])
+
+
+def by_kind(inputs) -> list[list[int]]:
+    """Numbers of the streams, those with pictures apart from those of text alone, which are then computed as ever."""
+    kinds: dict[int, list[int]] = {}
+    for number, own in enumerate(inputs):
+        kinds.setdefault(len(own), []).append(number)
+    return list(kinds.values())
+
+
+class Part(NamedTuple):
+    """Some of a layer's parameters, and whose they are.
+
+    params  leaves [O, ...]
+    owners  of each stream: an int where it is static, else an int32 scalar
+    """
+
+    params: Any
+    owners: Sequence[int | jax.Array]
+
+
+def apply_owned(function, parts: Sequence[Part], inputs, noises, run_columns) -> list[jax.Array]:
+    """Applies a layer to S streams, each with the parameters of its owners. Returns S arrays [R, T, D].
+
+    Args:
+      function: (params of each part, inputs, noise) -> [R, T, D].
+      parts: the parameters; those that all streams share stand once.
+      inputs: of each stream.
+      noises: of each stream, or None.
+      run_columns: one of `COLUMNS`.
+    """
+    groups = by_owner(list(zip(*(part.owners for part in parts), strict=True)))  # one owner: a larger matrix product
+    kinds = by_kind(inputs)
+    if len(kinds) == 1:  # owners of equally many streams are computed at once
+        by_size: dict[int, list[int]] = {}
+        for group in groups.values():
+            by_size.setdefault(len(group), []).extend(group)
+        kinds = list(by_size.values())
+    if len(kinds) > 1:
+        found = {}
+        for kind in kinds:
+            own = [Part(part.params, [part.owners[i] for i in kind]) for part in parts]
+            of_kind = [[values[i] for i in kind] if values else None for values in (inputs, noises)]
+            found |= dict(zip(kind, apply_owned(function, own, *of_kind, run_columns), strict=True))
+        return [found[number] for number in range(len(inputs))]
+    rows = inputs[0][-1].shape[0]
+    noises = noises or [None] * len(inputs)
+    members = list(groups.values())
+    merged = [_concatenate([(inputs[i], noises[i]) for i in group]) for group in members]
+    own, common = [], []  # (place in `parts`, parameters): by group; of all
+    for place, part in enumerate(parts):
+        chosen = [part.owners[group[0]] for group in members]
+        if len(members) == 1 or all(isinstance(o, int) and o == chosen[0] for o in chosen):
+            common.append((place, _slice(part.params, chosen[0])))
+        else:
+            own.append((place, _gathered(part.params, chosen)))
+
+    def call(own_params, inputs, noise):
+        params = dict([*common, *zip((place for place, _ in own), own_params, strict=True)])
+        return function([params[place] for place in range(len(parts))], inputs, noise)
+
+    if len(members) == 1:
+        outputs = [call([], *merged[0])]
+    else:
+        outputs = run_columns(call, [params for _, params in own], merged)
+    result: dict[int, jax.Array] = {}
+    for group, output in zip(members, outputs, strict=True):
+        for place, number in enumerate(group):
+            result[number] = output[place * rows : (place + 1) * rows]
+    return [result[number] for number in range(len(inputs))]
+
+
+def _slice(params, owner):
+    return jax.tree.map(lambda leaf: leaf[owner], params)
+
+
+def _gathered(params, owners):
+    """Leaves [groups, ...]."""
+    if all(isinstance(o, int) for o in owners) and owners == list(range(owners[0], owners[0] + len(owners))):
+        return _slice(params, slice(owners[0], owners[0] + len(owners)))
+    index = jnp.stack([jnp.asarray(o, jnp.int32) for o in owners])
+    return _slice(params, index)
+
+
+def by_owner(owners: Sequence[tuple[int | jax.Array, ...]]) -> dict[Any, list[int]]:
+    """{owners: numbers of the streams that have them}; a stream of which one is drawn stands alone."""
+    groups: dict[Any, list[int]] = {}
+    for number, owner in enumerate(owners):
+        static = all(isinstance(o, int) for o in owner)
+        groups.setdefault(owner if static else ("drawn", number), []).append(number)
+    return groups
+
+
+def _concatenate(parts):
+    """Joins (inputs, noise) of several streams on the row axis; the rates are scalars and the same in all."""
+    if len(parts) == 1:
+        return parts[0]
+    inputs = tuple(jnp.concatenate(arrays) for arrays in zip(*(p[0] for p in parts), strict=True))
+    noise = parts[0][1]
+    if noise is not None:
+        noise = noise._replace(keys=jnp.concatenate([p[1].keys for p in parts]))
+    return inputs, noise
+
+
+def stack(merged):
+    """[S] trees to one tree with leading axis S; the rates of the noise stay scalars, with axis None."""
+    inputs = tuple(jnp.stack(arrays) for arrays in zip(*(m[0] for m in merged), strict=True))
+    noise = merged[0][1]
+    if noise is None:
+        return inputs, None, None
+    axes = Noise(0, None, None)
+    return inputs, noise._replace(keys=jnp.stack([m[1].keys for m in merged])), axes
+
+
+def _vmap(function, params, merged):
+    inputs, noise, axes = stack(merged)
+    return list(jax.vmap(function, in_axes=(0, 0, axes))(params, inputs, noise))
+
+
+def _map(function, params, merged):
+    inputs, noise, _ = stack(merged)
+    if noise is None:
+        return list(jax.lax.map(lambda args: function(args[0], args[1], None), (params, inputs)))
+    rebuild = functools.partial(Noise, rate=noise.rate, attention_rate=noise.attention_rate)
+    return list(jax.lax.map(lambda args: function(args[0], args[1], rebuild(args[2])), (params, inputs, noise.keys)))
+
+
+def _unroll(function, params, merged):
+    return [function(jax.tree.map(lambda leaf, i=i: leaf[i], params), *m) for i, m in enumerate(merged)]
+
+
+COLUMNS = {"vmap": _vmap, "map": _map, "unroll": _unroll}

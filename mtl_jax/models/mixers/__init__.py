@@ -1,0 +1,99 @@
+"""The mixers by name, and what one does to the streams of a batch. A further one is a function and a line here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from mtl_jax.data.batch import Batch
+from mtl_jax.models.mixers.columns import Mixer, Params, attention, cross_stitch, sluice
+from mtl_jax.models.mixers.experts import cgc, mmoe, ple
+from mtl_jax.models.mixers.shared_private import shared_private
+
+MIXERS: dict[str, Callable[..., Mixer]] = {  # (K, **options) -> Mixer
+    "cross_stitch": cross_stitch, "sluice": sluice, "attention": attention,
+    "mmoe": mmoe, "cgc": cgc, "ple": ple, "shared_private": shared_private,
+}  # fmt: skip
+
+Streams = Mapping[tuple[int, int], jax.Array]  # (block, number) -> [R, T, D]
+
+
+def mix(mixer: Mixer, params: Params, outputs: Streams, inputs: Streams, batch: Batch, progress: jax.Array | None):
+    """What a mixer makes of the columns of all blocks.
+
+    Args:
+      params: of the mixer.
+      outputs: (block, column) -> what the column gives out.
+      inputs: (block, stream) -> what went in since the last mixer.
+      batch: leaves [B, R, ...].
+      progress: step / steps; None leaves out what the mixer adds to the objective.
+
+    Returns:
+      {(block, stream): [R, T, D']}, and {name: float32 sum over the texts of all blocks}.
+    """
+    mixed, added = {}, {}
+    for block in sorted({block for block, _ in outputs}):
+        out = jnp.stack([outputs[block, c] for c in range(len(mixer.columns))])
+        into = jnp.stack([inputs[block, g] for g in range(mixer.streams)])
+        segment = batch.segment[block]
+        streams = mixer.apply(params, out, into, segment)
+        chex.assert_equal_shape_prefix([segment, *streams], 2)
+        mixed |= {(block, g): streams[g] for g in range(len(streams))}
+        if mixer.losses and progress is not None:
+            found = mixer.losses(params, out, into, segment, batch.dataset[block], progress)
+            for name, values in found.items():
+                chex.assert_equal_shape([values, segment])
+                added[name] = added.get(name, jnp.float32(0.0)) + _over_texts(values, batch, block)
+    return mixed, added
+
+
+class TaskColumns(NamedTuple):
+    """What the M tasks of a block mix: S shared columns, and P of each task's own.
+
+    tasks   int32[M]
+    reads   float32[M], 1 for tasks that read labels of the block's data set
+    shared  [S, R, T, D], or [M, S, R, T, D] where what goes in differs from task to task
+    own     [M, P, R, T, D]
+    inputs  [R, T, D'], what went in; or [M, R, T, D']
+    """
+
+    tasks: jax.Array
+    reads: jax.Array
+    shared: jax.Array
+    own: jax.Array
+    inputs: jax.Array
+
+
+def mix_by_task(
+    mixer: Mixer, params: Params, blocks: Mapping[int, TaskColumns], batch: Batch, progress: jax.Array | None
+) -> tuple[dict[int, jax.Array], dict[str, jax.Array]]:
+    """As `mix`, of a mixer at the top: {block: [M, R, T, D']}, and what is added."""
+    mixed, added = {}, {}
+    for block, (tasks, reads, shared, own, inputs) in blocks.items():
+        segment = batch.segment[block]
+        axes = (None, 0, 0 if shared.ndim == 5 else None, 0, 0 if inputs.ndim == 4 else None, None)
+        mixed[block] = jax.vmap(mixer.of_task, axes)(params, tasks, shared, own, inputs, segment)
+        if mixer.losses_of_task and progress is not None:
+            of_tasks = jax.vmap(mixer.losses_of_task, (*axes, None, None))
+            found = of_tasks(params, tasks, shared, own, inputs, segment, batch.dataset[block], progress)
+            for name, values in found.items():
+                mean = jnp.einsum("m,mrt->rt", reads / reads.sum(), values, precision=jax.lax.Precision.HIGHEST)
+                added[name] = added.get(name, jnp.float32(0.0)) + _over_texts(mean, batch, block)
+    return mixed, added
+
+
+def texts(batch: Batch) -> jax.Array:
+    """Number of texts in all blocks, float32: what the sums of `mix` are divided by."""
+    return (batch.length > 0).sum().astype(jnp.float32)
+
+
+def _over_texts(values: jax.Array, batch: Batch, block: int) -> jax.Array:
+    """Σ over the texts of a block of the mean over their tokens; `values` float32[R, T]."""
+    length = batch.length[block]  # [R, E]
+    share = jnp.where(length > 0, 1.0 / jnp.maximum(length, 1), 0.0)
+    padded = jnp.pad(share, ((0, 0), (1, 0)))  # segment e + 1 is example e, segment 0 padding
+    return (values * jnp.take_along_axis(padded, batch.segment[block], axis=1)).sum()

@@ -1,0 +1,25 @@
+"""Commands that work on a finished run, as they are typed into a shell."""
+
+from __future__ import annotations
+
+import pathlib
+import shlex
+
+from mtl_jax.config.plain import from_plain
+from mtl_jax.evaluation.inference import export_refusal
+from mtl_jax.evaluation.input_records import reads_lines
+from mtl_jax.storage.workdir import read_config
+
+
+def launch(**flags: object) -> str:
+    """ "python launch.py --workdir='my run' --mode=predict": each value quoted as it needs to be."""
+    return " ".join(["python launch.py", *(f"--{name}={shlex.quote(str(value))}" for name, value in flags.items())])
+
+
+def after_training(workdir: pathlib.Path) -> list[str]:
+    """What a finished run can be used for."""
+    config = from_plain(read_config(workdir))
+    lines = [launch(workdir=workdir, mode="predict", input="texts.txt" if reads_lines(config) else "records.jsonl")]
+    if not export_refusal(config):
+        lines.append(launch(workdir=workdir, mode="export", output=workdir / "export"))
+    return lines

@@ -1,0 +1,177 @@
+"""The flag --config: a Python file with `get_config`, or the config.json of a run; what goes wrong is said by line."""
+
+from __future__ import annotations
+
+import importlib.machinery
+import json
+import pathlib
+import re
+import signal
+import sys
+import sysconfig
+import threading
+import traceback
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any
+
+from absl import flags
+from ml_collections import ConfigDict, FrozenConfigDict, config_flags
+
+from mtl_jax.errors import UserError
+
+_PROJECT = pathlib.Path(__file__).resolve().parents[2]
+_OWN = [str(_PROJECT / name) for name in ("mtl_jax", "configs/default.py", "launch.py")]
+_LIBRARIES = [sysconfig.get_paths()[name] for name in ("stdlib", "purelib", "platlib")] + _OWN
+
+
+def define(name: str) -> flags.FlagHolder:
+    """The flag `name`, whose fields are set by `--name.field=value` as well."""
+    flag = config_flags.DEFINE_config_file(
+        name, None, "Config file, file.py:argument, or the config.json of a run.", lock_config=True
+    )
+    flags.FLAGS[name].parser = _Parser(name)
+    return flag
+
+
+class _Parser(flags.ArgumentParser):
+    """Loads what --config names. It lets no error of the file pass, of whatever class.
+
+    The parser of ml_collections keeps an OSError for the first use of the config, and makes others a text.
+    """
+
+    def __init__(self, name: str):
+        self.name = name
+
+    def parse(self, path: str) -> ConfigDict:
+        """Raises UserError: there is no such file, or it raises; of the latter the line is named."""
+        name, *argument = path.split(":", 1)
+        file = pathlib.Path(name).expanduser()
+        if file.is_dir():
+            raise UserError(f"--config: {name!r} is a folder; name a .py file, or the config.json of a run")
+        if not name or not file.is_file():
+            raise UserError(f"--config: there is no file {name!r}")
+        config = _of_run(file) if file.suffix == ".json" else _of_python(str(file), argument)
+        _add_splits(config, override_paths(sys.argv, self.name))
+        return config.lock()
+
+
+def override_paths(argv: Sequence[str], name: str) -> list[str]:
+    """The fields that the command line sets: "optimizer.clip" of --config.optimizer.clip=1."""
+    found = (re.match(rf"--?(?:no)?{re.escape(name)}\.([^=]+)", flag) for flag in argv)
+    return [match[1] for match in found if match]
+
+
+def _add_splits(config: ConfigDict, overrides: Sequence[str]) -> None:
+    """Makes room for splits that a data set has not, so that --config.datasets.x.splits.test=FILE can name them."""
+    from mtl_jax.data.datasets import SPLITS  # not before it is needed: mistakes in flags are to be told at once
+
+    datasets = config.get("datasets")
+    for path in overrides:
+        section, _, rest = path.partition(".")
+        name, _, split = rest.rpartition(".splits.")
+        if section == "datasets" and split in SPLITS and datasets is not None and name in datasets:
+            splits = datasets[name].splits
+            if not isinstance(splits.get(split), str):  # none, or several files, of which one is to be named
+                with splits.ignore_type(), splits.unlocked():
+                    splits[split] = ""
+
+
+def _of_run(file: pathlib.Path) -> ConfigDict:
+    from mtl_jax.config.plain import from_plain
+
+    try:
+        config = from_plain(json.loads(file.read_text(encoding="utf-8")))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{file}:{error.lineno}: not JSON: {error.msg}") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{file}: cannot be read: {error}") from None
+    return _checked(config, f"{file}", "the file holds")
+
+
+def _of_python(file: str, argument: Sequence[str]) -> ConfigDict:
+    interrupted = []
+    try:
+        with _noting_interrupts(interrupted):
+            module = _load(file)
+            config = module.get_config(*argument)
+    except BaseException as error:  # also SystemExit, as of a script that is no config
+        if interrupted:
+            raise
+        raise UserError(_place(error, file, argument)) from error
+    line = module.get_config.__code__.co_firstlineno if hasattr(module.get_config, "__code__") else 1
+    return _checked(config, f"{file}:{line}", "get_config() returned")
+
+
+def _load(file: str) -> ModuleType:
+    loader = importlib.machinery.SourceFileLoader("config_of_flag", file)
+    module = ModuleType(loader.name)
+    module.__file__ = file
+    sys.modules[loader.name] = module
+    loader.exec_module(module)
+    return module
+
+
+class _noting_interrupts:
+    """Ctrl-C within this context is noted in a list, so that it is not taken for an error of the file."""
+
+    def __init__(self, noted: list[int]):
+        self._noted = noted
+
+    def __enter__(self):
+        def note(number, frame):
+            self._noted.append(number)
+            raise KeyboardInterrupt
+
+        self._before = signal.signal(signal.SIGINT, note) if _in_main_thread() else None
+
+    def __exit__(self, *_):
+        if self._before is not None:
+            signal.signal(signal.SIGINT, self._before)
+
+
+def _in_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()
+
+
+def _checked(config: Any, place: str, what: str) -> ConfigDict:
+    if config is None:
+        raise UserError(f"{place}: {what} nothing; it should end with 'return config'")
+    if isinstance(config, FrozenConfigDict):
+        config = ConfigDict(config)
+    if not isinstance(config, ConfigDict):
+        raise UserError(
+            f"{place}: {what} {_article(type(config).__name__)}; a config begins with default.get_config() of "
+            "configs/default.py"
+        )
+    return config
+
+
+def _article(noun: str) -> str:
+    return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
+
+
+def _place(error: BaseException, file: str, argument: Sequence[str]) -> str:
+    """ "file:line: what is wrong": the innermost line of the config, or of a file of the user's that it uses."""
+    if isinstance(error, SyntaxError) and error.filename and not _is_library(error.filename):
+        return f"{error.filename}:{error.lineno or 1}: {error.msg}"
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not _is_library(frame.filename)]
+    line = f"{frames[-1].filename}:{frames[-1].lineno}" if frames else file
+    if not frames and b"\0" in (content := pathlib.Path(file).read_bytes()):
+        return f"{file}:{content[: content.index(0)].count(10) + 1}: a null byte; this is no text of Python"
+    if not frames and isinstance(error, AttributeError) and "get_config" in str(error):
+        return f"{file}: it has no function get_config(); a config ends in one that returns it"
+    if not frames and isinstance(error, TypeError) and argument:
+        return f"{file}: get_config() takes no argument, so {':'.join([file, *argument])} has to be {file}"
+    if not frames and isinstance(error, TypeError):
+        return f"{file}: {error}; give it as --config={file}:ARGUMENT, or give it a default"
+    message = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    plain = isinstance(error, KeyError | ValueError) and " " in message
+    return f"{line}: {message}" if plain else f"{line}: {type(error).__name__}: {message}".removesuffix(": ")
+
+
+def _is_library(filename: str) -> bool:
+    if filename.startswith("<"):
+        return True
+    path = str(pathlib.Path(filename).resolve())
+    return any(path == library or path.startswith(library + "/") for library in _LIBRARIES)

@@ -1,0 +1,82 @@
+"""Parses the command line; mistakes in flags and in config files become messages for people."""
+
+from __future__ import annotations
+
+import pathlib
+import re
+from collections.abc import Sequence
+
+from absl import flags
+
+from mtl_jax.errors import UserError
+from mtl_jax.runtime.config_file import override_paths
+
+_OF_A_RUN = ("evaluate", "predict", "attribute", "export")  # modes that take the config.json of --workdir
+
+
+def parse(argv: Sequence[str]) -> list[str]:
+    """`flags.FLAGS(argv)`, for `absl.app.run(..., flags_parser=parse)`.
+
+    Overrides without --config, in a mode that reads a finished run, are of the config.json of the run.
+
+    Raises:
+      UserError: an unknown flag or config field, a value of a wrong type, a config file that is not there or that
+        raises; of the last, file and line are named.
+    """
+    argv = list(argv)
+    overrides = override_paths(argv, "config")
+    if overrides and not _value(argv, "config"):
+        argv[1:1] = [f"--config={_config_of_run(argv, overrides[0])}"]
+    try:
+        return flags.FLAGS(argv)
+    except Exception as error:
+        known = next((one for one in _chain(error) if isinstance(one, UserError)), None)
+        if known is not None:
+            raise UserError(str(known)) from error
+        if isinstance(error, flags.Error) and not overrides:
+            raise UserError(f"{error}\nThe flags are listed by: python launch.py --help") from error
+        raise UserError(_in_override(error, argv)) from error
+
+
+def _config_of_run(argv: Sequence[str], field: str) -> str:
+    mode, run = _value(argv, "mode") or "train", _value(argv, "workdir")
+    if mode == "merge":
+        run = _value(argv, "runs").split(",")[0]
+    elif mode not in _OF_A_RUN:
+        run = ""
+    if not run:
+        raise UserError(f"--config.{field} sets a field of a config; name it by --config=FILE")
+    return str(pathlib.Path(run).expanduser() / "config.json")
+
+
+def _value(argv: Sequence[str], name: str) -> str:
+    """What the command line gives a flag, before it is parsed; "" for nothing."""
+    found = ""
+    for flag, following in zip(argv, [*argv[1:], ""], strict=True):
+        given, equals, value = flag.partition("=")
+        if given in (f"--{name}", f"-{name}"):
+            found = value if equals else following
+    return found
+
+
+def _chain(error):
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _in_override(error, argv) -> str:
+    """An override of a field that is not there, or of a type that does not fit."""
+    message = str(error.args[0] if error.args else error)
+    if found := re.search(r"""['"]+([^'"\\]+)\\?['"]""", message):
+        field = found[1]
+        near = re.search(r'Did you mean "([^"]+)"', message)
+        for flag in argv:
+            path = flag.lstrip("-").partition("=")[0].split(".")
+            if path[0] == "config" and field in path[1:]:
+                where = ".".join(path[: path.index(field)])
+                hint = f"; did you mean {near[1]!r}?" if near else ""
+                return f"--{'.'.join(path)}: {where} has no field {field!r}{hint}"
+    if isinstance(error, flags.Error):
+        return f"{message}\nThe flags are listed by: python launch.py --help"
+    return f"--config: {type(error).__name__}: {message}"

@@ -1,1 +1,0 @@
-"""Schemes that change what a step learns from: pure pieces below `training`, which composes them."""

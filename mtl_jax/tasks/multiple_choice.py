@@ -1,0 +1,67 @@
+"""Multiple choice: which of a record's choices, each read together with the text, is the right one."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from mtl_jax.tasks import features, heads, segment_softmax
+from mtl_jax.tasks.base import Features, Labels, Params
+from mtl_jax.tasks.classification import check_text_head
+
+
+@dataclasses.dataclass(frozen=True)
+class MultipleChoice:
+    """A score for each choice, softmax and cross-entropy over the choices of a record, as many as it has.
+
+    Each choice is an example of its own, the text in a pair with it (BERT on SWAG: Devlin et al. 2019, section 4.4).
+
+    metrics, pool, pooler, hidden   as in `Classification`
+    """
+
+    name: str
+    names: tuple[str, ...] = ()
+    level: str = "choice"
+    metrics: tuple[str, ...] = ("accuracy",)
+    pool: str = "mean"
+    pooler: bool = False
+    hidden: int = 0
+
+    def __post_init__(self):
+        check_text_head(self, "choice")
+
+    def init(self, key: jax.Array, width: int) -> Params:
+        """Parameters of the head over features of width D = `width`, float32."""
+        return heads.init(key, width, 1, self.hidden, self.pooler)
+
+    def logits(self, params: Params, features_: Features, labels: Labels) -> jax.Array:
+        """float32 [R, E]; `labels` is not read."""
+        return heads.apply(params, features.pooled(features_, self.pool))[..., 0]
+
+    def loss(self, params: Params, logits: jax.Array, labels: Labels) -> jax.Array:
+        """Cross-entropy of each record, at its right choice, float32 [R, E]."""
+        log_p = segment_softmax.log_softmax(logits, labels["group"], labels["group"] > 0)
+        return jnp.where(_right(labels), -log_p, 0.0)
+
+    def weight(self, labels: Labels) -> jax.Array:
+        """1 at the right choice of each labelled record, float32 [R, E]."""
+        return _right(labels).astype(jnp.float32)
+
+    def predict(self, params: Params, logits: jax.Array, labels: Labels) -> dict[str, jax.Array]:
+        """value int32[R, E], the number of the record's best choice, and probability float32[R, E] of each choice."""
+        group = labels["group"]
+        best = segment_softmax.first_best(logits, group, group > 0)
+        value = segment_softmax.spread(labels["choice"], group, best)
+        log_p = segment_softmax.log_softmax(logits, group, group > 0)
+        return {"value": jnp.where(group > 0, value, -1), "probability": jnp.where(group > 0, jnp.exp(log_p), 0.0)}
+
+    def decode(self, value: Any, probability: Any) -> dict[str, Any]:
+        """One record's prediction for JSON: {"choice": number from 0, "probabilities": [of each choice]}."""
+        return {"choice": int(value), "probabilities": [float(p) for p in probability]}
+
+
+def _right(labels: Labels) -> jax.Array:
+    return labels["mask"] & (labels["value"] == 1)

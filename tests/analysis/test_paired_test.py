@@ -1,0 +1,54 @@
+"""Paired tests on examples, against enumeration and the binomial distribution."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+
+from mtl_jax.analysis.paired_test import example_scores, paired_test
+from mtl_jax.data.encoding.gold import Gold
+from mtl_jax.errors import UserError
+
+
+def test_p_is_the_share_of_all_signs():
+    rng = np.random.default_rng(0)
+    first, second = rng.random(24), rng.random(24) + 0.15
+    groups = [f"g{n % 8}" for n in range(24)]
+    sums = [sum(first[n] - second[n] for n in range(24) if n % 8 == g) for g in range(8)]
+    total = abs(sum(sums))
+    signs = itertools.product((1, -1), repeat=8)
+    exact = np.mean([abs(sum(s * d for s, d in zip(sign, sums, strict=True))) >= total - 1e-9 for sign in signs])
+    found = paired_test(first, second, groups)
+    assert found.p == pytest.approx(exact, abs=0.02) and (found.examples, found.groups) == (24, 8)
+    assert found.first - found.second == pytest.approx((first - second).mean())
+    assert found.low < found.first - found.second < found.high and found.mcnemar is None
+
+
+def test_interval_and_mcnemar():
+    rng = np.random.default_rng(1)
+    first, second = (rng.random(400) < 0.7).astype(float), (rng.random(400) < 0.5).astype(float)
+    found = paired_test(first, second, range(400))
+    b, c = int(((first == 1) & (second == 0)).sum()), int(((first == 0) & (second == 1)).sum())
+    assert (found.only_first, found.only_second) == (b, c)
+    tail = sum(math.comb(b + c, k) for k in range(max(b, c), b + c + 1)) / 2 ** (b + c)
+    assert found.mcnemar == pytest.approx(min(1.0, 2 * tail))
+    half = 1.96 * (first - second).std() / 20
+    assert found.high - found.low == pytest.approx(2 * half, rel=0.05)
+    same = paired_test(first, first, range(400))
+    assert (same.p, same.mcnemar, same.low, same.high) == (1.0, 1.0, 0.0, 0.0)
+    with pytest.raises(UserError, match="nothing to compare"):
+        paired_test(np.zeros(0), np.zeros(0), [])
+
+
+def test_scores_of_records():
+    known = np.array([True, False, True, True])
+    words = Gold(np.array([1, 2, 0, 2]), known, np.array([0, 3, 4]))
+    said = [np.array([1, 0, 1]), np.array([2])]
+    np.testing.assert_array_equal(example_scores("class", words, said, False), [0.5, 1.0])
+    texts = Gold(np.array([1, 2, 0, 2]), known, np.arange(5))
+    np.testing.assert_array_equal(example_scores("class", texts, [1, 2, 1, 2], False), [1, np.nan, 0, 1])
+    sets = Gold(np.array([[1.0, 0.0], [1.0, 1.0]], np.float32), np.array([True, True]), np.arange(3))
+    np.testing.assert_array_equal(example_scores("set", sets, [[1, 0], [1, 0]], False), [1, 0])
+    numbers = Gold(np.array([1.5, 2.0], np.float32), np.array([True, True]), np.arange(3))
+    np.testing.assert_array_equal(example_scores("real", numbers, [1.0, 2.0], False), [-0.5, 0])

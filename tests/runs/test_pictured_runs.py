@@ -1,0 +1,240 @@
+"""Runs with pictures, text, and both: what is learned, gone on with, predicted, refused, and left as it was."""
+
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+from PIL import Image
+
+from configs import default
+from mtl_jax import checks
+from mtl_jax.analysis import attribution, inspection, paired_test
+from mtl_jax.errors import UserError
+from mtl_jax.runs import export, predict, train
+from mtl_jax.runs.build import build
+from mtl_jax.storage import workdir as folders
+from mtl_jax.training.objective import features
+from mtl_jax.training.parameter_paths import flatten
+
+pytestmark = pytest.mark.usefixtures("standard_promotion")
+
+COLORS = {"red": (220, 40, 40), "blue": (40, 40, 220)}
+
+
+@pytest.fixture
+def pictured(tiny, tmp_path):
+    """Makes configs with the tasks of `tiny` and two more: whether a text names the color of its picture, and the
+    colors of pictures alone."""
+    rng = np.random.default_rng(0)
+    lines = {"shown": [], "alone": []}
+    for n in range(96):
+        color = str(rng.choice(list(COLORS)))
+        pixels = np.clip(np.asarray(COLORS[color]) + rng.integers(-20, 20, (8, 8, 3)), 0, 255).astype(np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{n}.png")
+        said = str(rng.choice(list(COLORS)))
+        truth = "true" if said == color else "false"
+        lines["shown"].append({"text": f"w1 {said} w2", "image": f"{n}.png", "truth": truth})
+        lines["alone"].append({"image": [f"{n}.png"], "color": color})
+    for name, records in lines.items():
+        for split, part in (("train", records[:64]), ("dev", records[64:80]), ("test", records[80:])):
+            (tmp_path / f"{name}.{split}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in part))
+
+    def make(**changes):
+        config = tiny(**changes)
+        for name, field in (("shown", {"text": ("text",)}), ("alone", {})):
+            splits = {split: f"{name}.{split}.jsonl" for split in ("train", "dev", "test")}
+            default.add_dataset(config, name, reader="jsonl", path=str(tmp_path), splits=splits, image="image", **field)
+        default.add_task(config, "truth", kind="grounded_classification", dataset="shown", label="truth")
+        default.add_task(config, "seen", kind="classification", dataset="alone", label="color")
+        config.images.patch = 4
+        checks.check(config, default)
+        return config
+
+    return make
+
+
+def test_a_run_on_text_pictures_and_both(pictured, tmp_path, capsys):
+    options = {"training__steps": 24, "training__eval_every": 12, "training__checkpoint_every": 12}
+    options |= {"model__layer": "cnn", "train_on": ("color", "truth", "seen"), "optimizer__learning_rate": 2e-2}
+    config = pictured(**options)
+    whole = train.train(config, folders.prepare(tmp_path / "whole"))
+    assert set(whole["tasks"]) == {"color", "truth", "seen"}
+    assert whole["tasks"]["seen"]["test"]["accuracy"] > 0.9
+    text = inspection.describe(config)
+    assert "[4 patches] w1" in text and "8 × 8" in text and "2 × 2" in text
+
+    # cut off behind step 12, gone on with: the same to the last bit
+    shutil.copytree(tmp_path / "whole", tmp_path / "cut")
+    (tmp_path / "cut" / "summary.json").unlink()
+    newest = max((tmp_path / "cut" / "checkpoints").iterdir(), key=lambda folder: int(folder.name))
+    shutil.rmtree(newest)
+    again = train.train(config, tmp_path / "cut")
+    assert "going on from step 12" in capsys.readouterr().out
+    assert {**again, "seconds": 0} == {**whole, "seconds": 0}
+    lines = [(tmp_path / name / "metrics.jsonl").read_text() for name in ("whole", "cut")]
+    assert lines[0] == lines[1]
+
+    # prediction on new lines, paths from the folder of the file
+    source, target = tmp_path / "input.jsonl", tmp_path / "said.jsonl"
+    source.write_text((tmp_path / "alone.test.jsonl").read_text() + (tmp_path / "shown.test.jsonl").read_text())
+    predict.predict(config, tmp_path / "whole", ["best"], str(source), str(target))
+    said = [json.loads(line) for line in target.read_text().splitlines()]
+    gold = [json.loads(line) for line in source.read_text().splitlines()]
+    assert {"seen"} == said[0].keys() - {"line"} and {"truth", "seen", "color"} == said[-1].keys() - {"line"}
+    right = np.mean([s["seen"]["label"] == g["color"] for s, g in zip(said[:16], gold[:16], strict=True)])
+    assert right == pytest.approx(whole["tasks"]["seen"]["test"]["accuracy"])
+    Image.new("RGB", (8, 12)).save(tmp_path / "tall.png")
+    for line, wrong in (
+        ({"image": "tall.png"}, r"input\.jsonl:1: picture tall\.png is 12 × 8 .*those of training 8 × 8"),
+        ({"image": ["0.png", "1.png"]}, "2 pictures; in training an example had at most 1"),
+        ({"image": "none.png"}, r"picture none\.png.*no such file"),
+    ):
+        source.write_text(json.dumps(line))
+        with pytest.raises(UserError, match=wrong):
+            predict.predict(config, tmp_path / "whole", ["best"], str(source), str(target))
+    with pytest.raises(UserError, match="--mode=attribute explains by words alone; the data set 'shown'"):
+        attribution.attribute(config, tmp_path / "whole", ["best"], str(source), tmp_path / "why")
+
+    # against itself: no difference; against the same model with blank pictures: a paired test
+    blank = pictured(images__blank=True, **options)
+    train.train(blank, folders.prepare(tmp_path / "blank"))
+    configs = {tmp_path / "whole": config, tmp_path / "blank": blank}
+    tests = paired_test.compare([tmp_path / "whole"], [tmp_path / "blank"], configs.__getitem__)
+    assert tests["seen"].examples == 16 and tests["seen"].first == pytest.approx(right)
+    assert tests["seen"].p < 0.05 and tests["seen"].only_first > tests["seen"].only_second
+    assert "seen" in paired_test.said(tests)
+
+
+@pytest.mark.parametrize("kind", ["transformer", "bilstm"])
+def test_tasks_on_text_see_nothing_of_pictures(pictured, kind):
+    """Loss and gradients of a text task, bitwise, of the same parameters with and without data sets of pictures."""
+    options = {"model__layer": kind, "model__layers": 1}
+    options |= {"model__heads": 2, "model__intermediate": 16} if kind == "transformer" else {}
+    options["sharing__trunk"] = "none"
+    both, alone = build(pictured(**options)), build(pictured(train_on=("color",), **options))
+    assert alone.corpus.pictures is None and both.corpus.pictures.most == 1
+    params, own = both.init_params(0), alone.init_params(0)
+    assert any("patches" in path for path in flatten(params)) and not any("patches" in path for path in flatten(own))
+    column = {path: jax.tree.map(lambda leaf: leaf[:1], tree) for path, tree in params.items() if path != "heads"}
+    without = {name: tree for name, tree in column["embed"].items() if name != "patches"}
+    for path, tree in own.items():
+        if path != "heads":
+            jax.tree.map(np.testing.assert_array_equal, tree, without if path == "embed" else column[path])
+    from mtl_jax.data.sampler import evaluation_batches, evaluation_layout
+    from mtl_jax.training import objective as terms
+
+    def losses(experiment, params):
+        layout = evaluation_layout(experiment.corpus.layout, "texts")
+        objective = experiment.objective_for(layout)
+        batch = next(evaluation_batches(experiment.corpus.rows["texts"]["train"], layout, 8))
+        assert batch.pixels is None
+
+        def loss(params):
+            logits = terms.logits(objective, params, batch, None, None)["color"]
+            return (
+                objective.tasks["color"]
+                .loss(params["heads"]["color"], logits, terms.rows_of(batch.labels["color"]))
+                .sum()
+            )
+
+        return jax.jit(jax.value_and_grad(loss))(params)
+
+    (loss, gradient), (own_loss, own_gradient) = losses(both, params), losses(alone, own)
+    np.testing.assert_array_equal(loss, own_loss)
+    gradient, own_gradient = flatten(gradient), flatten(own_gradient)
+    for path, leaf in own_gradient.items():
+        found = gradient[path] if path.startswith("heads/") else gradient[path][:1]
+        np.testing.assert_array_equal(found, leaf, err_msg=path)
+
+
+@pytest.mark.parametrize("trunk", ["all", "none"])
+def test_a_batch_of_all_kinds_is_its_blocks_alone(pictured, trunk, differs):
+    """Hidden states of one batch with text, both and pictures, against those of each block by itself."""
+    experiment = build(pictured(sharing__trunk=trunk, data__rows=4))
+    params, batch = experiment.init_params(1), experiment.batches(0).batch(3)
+    apply = experiment.spec.objective.network.apply
+    assert batch.pixels.shape[0] == 2 and batch.tokens.shape[0] == 4
+    together = jax.jit(apply)(params, batch)[0]
+    from mtl_jax.data.sampler import evaluation_layout
+
+    for name, task in (("texts", "color"), ("shown", "truth"), ("alone", "seen")):
+        block = experiment.corpus.layout.datasets.index(name)
+        layout = evaluation_layout(experiment.corpus.layout, name)
+        apart = {field: getattr(batch, field)[block][None] for field in ("dataset", "row", "tokens", "segment",
+                 "position", "token_type", "start", "length", "example")}  # fmt: skip
+        for field in ("patch", "pixels"):
+            place = layout.pictured.index(block) if block in layout.pictured else None
+            apart[field] = None if place is None else getattr(batch, field)[place][None]
+        one = batch._replace(**apart)
+        alone = jax.jit(experiment.objective_for(layout).network.apply)(params, one)[0]
+        differs("blocks together and alone", alone[task], together[task], 1e-5)
+        seen = features(batch, experiment.corpus.layout, task, together[task]).patch
+        shown = np.zeros_like(seen) if place is None else np.asarray(batch.pixels[place]).any(-1)  # none is all black
+        np.testing.assert_array_equal(seen, shown)
+
+
+def test_gradients_told_apart_add_up_with_pictures(pictured, differs):
+    """The mean of the K gradients, taken apart, is a K-th of the plain sum."""
+    options = {"optimizer__name": "sgd", "optimizer__clip": 0.0, "optimizer__weight_decay": 0.0, "model__dropout": 0.0}
+    after = []
+    for method, rate in (("sum", 0.1), ("mean", 0.5)):
+        experiment = build(pictured(aggregation__method=method, optimizer__learning_rate=rate, **options))
+        from mtl_jax.training.step import train_step
+
+        batch = jax.tree.map(lambda a: jnp.asarray(a)[None], experiment.batches(0).batch(0))
+        state, _ = jax.jit(lambda s, b, e=experiment: train_step(e.spec, s, b, e.hyper))(experiment.init(0), batch)
+        after.append({path: leaf for path, leaf in flatten(state.params).items() if not path.startswith("heads/")})
+    for path, leaf in after[0].items():
+        differs("gradients told apart, with pictures", after[1][path], leaf, 1e-5)
+
+
+def test_a_transformer_with_patches_of_a_vit_is_not_exported(pictured, tmp_path):
+    from tests.models.test_patches import vit_folder
+
+    folder = tmp_path / "vit"
+    folder.mkdir()
+    options = {"model__layer": "transformer", "model__heads": 2, "model__intermediate": 16, "model__width": 6}
+    config = pictured(training__steps=1, images__pretrained=str(vit_folder(folder)), **options)
+    workdir = folders.prepare(tmp_path / "run")
+    train.train(config, workdir)
+    kernel = flatten(build(config).init_params(0))["embed/patches/projection/kernel"]
+    assert kernel.shape == (1, 48, 6) and float(jnp.abs(kernel).max()) > 1.0  # not drawn with deviation 0.02
+    shutil.rmtree(folder)  # prediction needs the checkpoint alone
+    source, target = tmp_path / "alone.test.jsonl", tmp_path / "said.jsonl"
+    predict.predict(config, workdir, ["best"], str(source), str(target))
+    assert len(target.read_text().splitlines()) == 16
+    with pytest.raises(UserError, match="no place for patches of pictures"):
+        export.export(config, workdir, ["best"], tmp_path / "export")
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"tasks__color__kind": "grounded_classification"}, r"tasks\.color\.kind: .* name both in .*texts: image, and"),
+        ({"datasets__shown__image_size": (8,)}, r"datasets\.shown\.image_size: .*\(height, width\)"),
+        ({"datasets__shown__image_size": (8, 6)}, r"image_size: \(8, 6\) should be multiples of .* = 4"),
+        ({"datasets__texts__image_size": (8, 8)}, r"datasets\.texts\.image_size: there is nothing to resize"),
+        ({"images__channels": 2}, r"config\.images\.channels: 2 should be 3 \(RGB\) or 1"),
+        ({"tasks__truth__options": ConfigDict({"copy": True})}, r"truth\.options\.copy: patches of"),
+        ({"optimizer__cache_frozen": True}, "config.optimizer.cache_frozen: .*False with pictures"),
+    ],
+)
+def test_configs_that_cannot_work(pictured, changes, said):
+    config = pictured()
+    for field, value in changes.items():
+        *path, last = field.split("__")
+        node = config
+        for key in path:
+            node = node[key]
+        node[last] = value
+    with pytest.raises(UserError, match=said):
+        checks.check(config, default)
+
+
+def test_no_picture_to_blank(tiny):
+    with pytest.raises(UserError, match=r"config\.images\.blank: no data set has pictures"):
+        checks.check(tiny(images__blank=True), default)

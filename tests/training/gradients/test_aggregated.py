@@ -1,0 +1,309 @@
+"""Balanced gradients against K passes of plain autodiff, whatever is shared and however the batch is cut."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mtl_jax.balancing import OF_GRADIENTS, WEIGHTINGS
+from mtl_jax.errors import UserError
+from mtl_jax.models import taps
+from mtl_jax.runs.build import build
+from mtl_jax.training import objective as terms
+from mtl_jax.training.parameter_paths import flatten, with_leaves
+from mtl_jax.training.placement import place
+from mtl_jax.training.step import train_step
+
+pytestmark = pytest.mark.usefixtures("standard_promotion")
+RATE = 1e4  # so large that the parameters before do not drown it
+TREE = {"embed": (("color", "tags"), ("long",)), "layer_00": (("color",), ("tags", "long"))}
+
+
+def config_of(tiny, method="cagrad", **changes):
+    """Plain gradient descent: what a step takes off is RATE times the gradient."""
+    changes = {
+        "optimizer__name": "sgd", "optimizer__learning_rate": RATE, "optimizer__warmup": 0.0,
+        "optimizer__schedule": "constant", "optimizer__weight_decay": 0.0, "optimizer__clip": 0.0,
+        "model__dropout": 0.2, "data__rows": 4, "aggregation__method": method, **changes,
+    }  # fmt: skip
+    return tiny(**changes)
+
+
+def batch_of(experiment, step=0):
+    count = experiment.config.training.accumulate
+    parts = [experiment.batches(0).batch(step * count + i) for i in range(count)]
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *parts)
+
+
+def stepped(experiment, kind=None):
+    """The gradient that a step descends, {path: leaf}, and its metrics."""
+    state, batch = experiment.init(0), batch_of(experiment)
+    before = jax.device_get(flatten(state.params))
+    if kind is None:
+        function = jax.jit(lambda s, b, h: train_step(experiment.spec, s, b, h))
+    else:
+        mesh = {"data": jax.device_count(), "task": 1, "model": 1}
+        placement = place(kind, mesh, experiment.spec.slices, len(experiment.tasks))
+        function = placement.train(lambda s, b, h, axis: train_step(experiment.spec, s, b, h, axis))
+        state, batch = placement.put_state(state), placement.put_batch(batch)
+    after, metrics = function(state, batch, experiment.hyper)
+    if kind:
+        after = placement.replicated(after)
+    after = jax.device_get(flatten(after.params))
+    return {path: (before[path] - after[path]) / RATE for path in before}, jax.device_get(metrics)
+
+
+def by_task(experiment):
+    """The K gradients by K passes, [{path: leaf}], float64, summed over micro-batches."""
+    state, batch = experiment.init(0), batch_of(experiment)
+    objective = experiment.spec.objective
+    key = jax.random.fold_in(jax.random.wrap_key_data(state.key), 0)
+    total = sum(terms.counts(objective, micro, experiment.hyper) for micro in _micro(batch))
+
+    @jax.jit
+    def gradients(micro):
+        def losses(flat):
+            params = with_leaves(state.params, flat)
+            return terms.loss_shares(objective, params, micro, experiment.hyper, key, total)
+
+        return jax.jacrev(losses)(flatten(state.params))
+
+    found = [jax.device_get(gradients(micro)) for micro in _micro(batch)]
+    summed = jax.tree.map(lambda *leaves: sum(np.asarray(leaf, np.float64) for leaf in leaves), *found)
+    return [jax.tree.map(lambda leaf, k=k: leaf[k], summed) for k in range(len(experiment.tasks))]
+
+
+def _micro(batch):
+    return [jax.tree.map(lambda leaf, i=i: leaf[i], batch) for i in range(batch.tokens.shape[0])]
+
+
+def shared_mask(experiment, path, shape):
+    """1 in the slices of a leaf that several tasks use."""
+    groups = np.asarray(experiment.spec.slices[path]) == len(experiment.tasks)
+    return np.broadcast_to(groups.reshape(-1, *(1,) * (len(shape) - 1)), shape) if not path.startswith("heads") else 0.0
+
+
+def expected(experiment, gradients, weights):
+    """Σ_k weights_k g_k where shared, the plain sum elsewhere."""
+    result = {}
+    for path, leaf in gradients[0].items():
+        mask = shared_mask(experiment, path, leaf.shape)
+        result[path] = sum(g[path] * (mask * w + (1 - mask)) for g, w in zip(gradients, weights, strict=True))
+    return result
+
+
+def gram_of(experiment, gradients):
+    flat = np.stack([
+        np.concatenate([(g[path] * shared_mask(experiment, path, g[path].shape)).ravel() for path in sorted(g)])
+        for g in gradients
+    ])  # fmt: skip
+    return flat @ flat.T
+
+
+QUICK = {"model__layers": 0, "train_on": ("color", "long")}  # bags of words without a CRF compile quickly
+CASES = {
+    "hard": {},
+    "transformer": {"model__layer": "transformer", "model__heads": 2, "model__intermediate": 16},
+    "columns": {"sharing__trunk": "embed"},
+    "tree": {"sharing__groups": TREE},
+    "drawn": {"data__mixing": "size"},
+    "micro-batches": {"training__accumulate": 2},
+    "drawn, micro-batches, tree": {
+        "data__mixing": "size", "training__accumulate": 3, "sharing__groups": TREE,
+    },
+    "frozen": {"optimizer__freeze": ("^embed/",)},
+    "remat": {"model__remat": True},
+    "in turns": {"model__layer": "transformer", "model__heads": 2, "model__intermediate": 16},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("case", "memory"), [*((case, "copies") for case in CASES), ("hard", "layers"), ("tree", "layers")]
+)
+def test_gradients_told_apart_are_those_of_k_passes(tiny, case, memory, differs, monkeypatch):
+    asked = []
+    if case == "in turns":  # as on one CPU device
+        monkeypatch.setattr(taps, "alone_on_cpu", lambda: asked.append(True) or True)
+    experiment = build(config_of(tiny, aggregation__memory=memory, **CASES[case]))
+    gradients = by_task(experiment)
+    found, metrics = stepped(experiment)
+    gram = gram_of(experiment, [{p: g[p] for p in experiment.spec.multipliers} for g in gradients])
+    assert bool(asked) == (case == "in turns")
+    told = metrics["balanced"]
+    scale = np.sqrt(np.outer(np.diag(gram), np.diag(gram)))
+    products = told["cosine"] * np.outer(told["task_norms"], told["task_norms"])
+    differs(f"products of gradients against {len(gradients)} passes, relative", products / (scale + 1e-9),
+            gram / (scale + 1e-9), 1e-5)  # fmt: skip
+    wanted = expected(experiment, gradients, told["weights"])
+    for path in experiment.spec.multipliers:
+        size = np.abs(wanted[path]).max() + 1e-6
+        differs("balanced gradients against K passes, relative", found[path] / size, wanted[path] / size, 1e-5)
+    present = jnp.asarray(metrics["present"])
+    weights, _ = WEIGHTINGS["cagrad"]().update(jnp.asarray(gram, jnp.float32), (), key=None, present=present)
+    differs("weights in the step against those of the products", told["weights"], weights, 1e-5)
+
+
+@pytest.mark.parametrize("kind", ["jit", "pmap"])
+def test_eight_devices_as_one(tiny, kind, differs):
+    config = config_of(tiny, data__rows=8, training__accumulate=2)
+    one, told = stepped(build(config))
+    many, told_by_many = stepped(build(config), kind)
+    for path in one:
+        size = np.abs(one[path]).max() + 1e-6
+        differs("balanced gradients on 8 devices against one", many[path] / size, one[path] / size, 1e-5)
+    differs("their weights", told_by_many["balanced"]["weights"], told["balanced"]["weights"], 1e-5)
+
+
+@pytest.mark.parametrize("method", sorted({*WEIGHTINGS, *OF_GRADIENTS} - {"sum"}))
+def test_every_method_trains(tiny, method):
+    changes = {"optimizer__learning_rate": 0.3, **QUICK}
+    if method in ("krum", "trimmed_mean"):
+        del changes["train_on"]  # these need three tasks
+    if method == "krum":
+        changes["aggregation__options"] = {"byzantine": 0}
+    experiment = build(config_of(tiny, method, **changes))
+    state, step = experiment.init(0), jax.jit(lambda s, b, h: train_step(experiment.spec, s, b, h))
+    losses = []
+    for number in range(12):
+        state, metrics = step(state, batch_of(experiment, number), experiment.hyper)
+        losses.append(float(metrics["losses"].sum()))
+    assert int(state.bad_steps) == 0 and np.isfinite(losses).all()
+    assert np.mean(losses[-3:]) < np.mean(losses[:3])
+
+
+def test_representations_of_one_text(tiny, differs):
+    """Gradients of what the trunk gives out, by the chain rule through a table of representations."""
+    config = config_of(tiny, "mgda", aggregation__level="representation", model__dropout=0.0)
+    experiment = build(config)
+    state, batch, objective = experiment.init(0), batch_of(experiment), experiment.spec.objective
+    micro, layout = _micro(batch)[0], objective.layout
+    hidden = objective.network.apply(state.params, micro).hidden
+    total = terms.counts(objective, micro, experiment.hyper)
+
+    def loss(name, hidden):
+        labels = terms.rows_of(micro.labels[name])
+        task, params = objective.tasks[name], state.params["heads"][name]
+        scores = task.logits(params, terms.features(micro, layout, name, hidden), labels)
+        return task.loss(params, scores, labels).sum() / total[layout.tasks.index(name)]
+
+    gradients = {name: jax.grad(lambda h, n=name: loss(n, h))(hidden[name]) for name in layout.tasks}
+    wanted = np.zeros((3, 3))
+    for i, a in enumerate(layout.tasks):
+        for j, b in enumerate(layout.tasks):
+            if layout.dataset_of[i] == layout.dataset_of[j]:
+                wanted[i, j] = float((gradients[a] * gradients[b]).sum())
+    found, metrics = stepped(experiment)
+    told = metrics["balanced"]
+    products = told["cosine"] * np.outer(told["task_norms"], told["task_norms"])
+    differs("products of gradients of representations", products / wanted.max(), wanted / wanted.max(), 1e-5)
+    for path, leaf in expected(experiment, by_task(experiment), told["weights"]).items():
+        size = np.abs(leaf).max() + 1e-6
+        differs("gradients balanced by representations, relative", found[path] / size, leaf / size, 1e-5)
+
+
+def test_halves_of_a_batch(tiny, differs):
+    """The products that MoDo sees: gradients of the mean losses of the two halves of the rows."""
+    experiment = build(config_of(tiny, "modo", model__dropout=0.0))
+    state, batch, objective = experiment.init(0), batch_of(experiment), experiment.spec.objective
+    of_half = []
+    for rows in (slice(0, 2), slice(2, 4)):
+        micro = _micro(batch)[0]
+        labels = {name: {k: v[:, rows] for k, v in of_task.items()} for name, of_task in micro.labels.items()}
+        by_row = {f: v for f, v in micro._asdict().items() if f not in ("labels", "dataset") and v is not None}
+        micro = micro._replace(labels=labels, **{f: v[:, rows] for f, v in by_row.items()})
+        total = terms.counts(objective, micro, experiment.hyper)
+
+        def losses(flat, micro=micro, total=total):
+            params = with_leaves(state.params, flat)
+            return terms.loss_shares(objective, params, micro, experiment.hyper, None, total)
+
+        found = jax.device_get(jax.jacrev(losses)(flatten(state.params)))
+        shared = [path for path in sorted(found) if not path.startswith("heads")]
+        of_half.append(np.concatenate([found[path].reshape(3, -1) for path in shared], axis=1))
+    wanted = of_half[0] @ of_half[1].T
+    found, metrics = stepped(experiment)
+    told = metrics["balanced"]
+    products = told["cosine"] * np.outer(told["task_norms"], told["task_norms"])
+    norms = np.sqrt(np.maximum(np.diag(wanted), 0))
+    differs("norms from halves", told["task_norms"] / norms.max(), norms / norms.max(), 1e-5)
+    live = np.outer(norms, norms) > 0
+    differs("products of halves", np.where(live, products - wanted, 0) / wanted.max(), 0 * wanted, 1e-5)
+    weighed = expected(experiment, by_task(experiment), told["weights"])
+    for path, leaf in weighed.items():
+        size = np.abs(leaf).max() + 1e-6
+        differs("gradient from halves, relative", found[path] / size, leaf / size, 1e-5)
+
+
+def test_loss_weights_see_the_gradients(tiny, differs):
+    """GradNorm's slope and DB-MTL's α from the norms of K passes."""
+    experiment = build(config_of(tiny, "sum", loss_weights__method="db_mtl", loss_weights__options={"beta": 0.0}))
+    gradients = by_task(experiment)
+    norms = np.sqrt(np.diag(gram_of(experiment, gradients)))
+    _, metrics = stepped(experiment)
+    logs = norms / metrics["losses"]
+    differs("α of DB-MTL, relative", metrics["alpha"] / (logs.max() / norms), np.ones(3), 1e-5)
+    for method in ("gradnorm", "excess_mtl", "famo", "kl", "dtp"):
+        experiment = build(config_of(tiny, "sum", loss_weights__method=method, optimizer__learning_rate=0.05, **QUICK))
+        state, step = experiment.init(0), jax.jit(lambda s, b, h, e=experiment: train_step(e.spec, s, b, h))
+        for number in range(4):
+            state, metrics = step(state, batch_of(experiment, number), experiment.hyper)
+        assert np.isfinite(metrics["alpha"]).all() and int(state.bad_steps) == 0
+        if method == "famo":
+            assert np.ptp(np.asarray(metrics["alpha"])) > 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sharing__trunk": "none"}, r"config.aggregation.method: 'cagrad'.*sharing.trunk = 'none'"),
+        ({"aggregation__options": {"c": 1.5}}, r"config.aggregation.options: c must lie in"),
+        ({"aggregation__options": {"cc": 1.5}}, r"config.aggregation.options: .*cc"),
+        ({"train_on": ("color",)}, "needs two tasks"),
+        ({"aggregation__method": "krum"}, r"config.aggregation.options: krum\(1, 1\) needs at least 4 tasks"),
+        ({"aggregation__method": "graddrop", "aggregation__memory": "layers"}, "config.aggregation.memory"),
+        ({"aggregation__method": "graddrop", "aggregation__smoothing": 0.5}, "config.aggregation.smoothing"),
+        ({"aggregation__memory": "layers", "training__accumulate": 2}, "config.aggregation.memory"),
+        ({"aggregation__method": "modo", "data__rows": 5}, "two halves"),
+        (
+            {"aggregation__method": "aligned_mtl", "aggregation__options": {"preference": (1.0, 2.0)}},
+            "preference has 2 numbers for 3 tasks",
+        ),
+        (
+            {"aggregation__method": "sum", "loss_weights__method": "gradnorm", "sharing__trunk": "none"},
+            "config.loss_weights.method: 'gradnorm'",
+        ),
+    ],
+)
+def test_what_cannot_be_balanced_is_said(tiny, changes, message):
+    with pytest.raises(UserError, match=message):
+        build(config_of(tiny, **changes))
+
+
+def test_tasks_on_one_text_share_its_forward_pass(tiny):
+    """Products in the program: one forward and K backward passes, where the plain step has one of each."""
+    base = {"train_on": ("tags", "long"), "model__layer": "transformer", "model__heads": 2, "model__width": 32}
+
+    def products(**changes):
+        experiment = build(config_of(tiny, **base, **changes))
+        state, step = jax.eval_shape(lambda: experiment.init(0)), lambda *a: train_step(experiment.spec, *a)
+        return product_flops(jax.make_jaxpr(step)(state, batch_of(experiment), experiment.hyper).jaxpr)
+
+    tasks = 2  # of which the products of gradients are K² more of the size of the parameters
+    told_apart, plain = products(), products(method="sum")
+    assert 1.3 * plain < told_apart < 1.03 * (1 + 2 * tasks) / 3 * plain
+
+
+def product_flops(jaxpr):
+    """Of the matrix products in a jaxpr; a loop's body counts as often as it runs."""
+    total = 0
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            inner = np.prod([equation.invars[0].aval.shape[axis] for axis in contracted])
+            total += 2 * inner * np.prod(equation.outvars[0].aval.shape)
+        for value in equation.params.values():
+            for part in value if isinstance(value, tuple | list) else (value,):
+                part = getattr(part, "jaxpr", part)
+                if hasattr(part, "eqns"):
+                    total += equation.params.get("length", 1) * product_flops(part)
+    return total

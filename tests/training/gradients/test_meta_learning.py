@@ -1,0 +1,309 @@
+"""Meta-learning in the step against autodiff of each task by itself, however the batch is packed, cut and placed."""
+
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import default
+from mtl_jax import checks
+from mtl_jax.errors import UserError
+from mtl_jax.runs import train
+from mtl_jax.runs.build import build
+from mtl_jax.storage import workdir as folders
+from mtl_jax.storage.checkpoint import load_params
+from mtl_jax.training import objective as terms
+from mtl_jax.training.gradients import meta_learning
+from mtl_jax.training.parameter_paths import flatten, with_leaves
+from mtl_jax.training.placement import place
+from mtl_jax.training.step import train_step
+
+pytestmark = pytest.mark.usefixtures("standard_promotion")
+RATE = 1e4  # so large that the parameters before do not drown it
+INNER = 0.5
+QUICK = {"model__layers": 0, "train_on": ("color", "long")}
+
+
+def config_of(tiny, method="maml", **changes):
+    """Plain gradient descent: what a step takes off is RATE times the gradient."""
+    return tiny(**{
+        "optimizer__name": "sgd", "optimizer__learning_rate": RATE, "optimizer__warmup": 0.0,
+        "optimizer__schedule": "constant", "optimizer__weight_decay": 0.0, "optimizer__clip": 0.0,
+        "data__rows": 4, "meta__method": method, "meta__inner_rate": INNER, "meta__inner_steps": 2,
+        "model__dropout": 0.0, **changes,
+    })  # fmt: skip
+
+
+def batch_of(experiment, step=0):
+    count = experiment.config.training.accumulate
+    parts = [experiment.batches(0).batch(step * count + i) for i in range(count)]
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *parts)
+
+
+def stepped(experiment, kind=None, batch=None):
+    """The gradient that a step descends, {path: leaf}, and its metrics."""
+    state, batch = experiment.init(0), batch_of(experiment) if batch is None else batch
+    before = jax.device_get(flatten(state.params))
+    if kind is None:
+        function = jax.jit(lambda s, b, h: train_step(experiment.spec, s, b, h))
+    else:
+        mesh = {"data": jax.device_count(), "task": 1, "model": 1}
+        placement = place(kind, mesh, experiment.spec.slices, len(experiment.tasks))
+        function = placement.train(lambda s, b, h, axis: train_step(experiment.spec, s, b, h, axis))
+        state, batch = placement.put_state(state), placement.put_batch(batch)
+    after, metrics = function(state, batch, experiment.hyper)
+    after = jax.device_get(flatten((placement.replicated(after) if kind else after).params))
+    return {path: (before[path] - after[path]) / RATE for path in before}, jax.device_get(metrics)
+
+
+def step_key(experiment):
+    return jax.random.fold_in(jax.random.wrap_key_data(experiment.init(0).key), 0)
+
+
+def sides(experiment, bounds):
+    """One flat batch [B, A·R, ...] for each (low, high)."""
+    batch, layout = batch_of(experiment), experiment.spec.objective.layout
+    number = jax.jit(lambda key: meta_learning.dealt(layout, experiment.spec.meta.records, batch, key))(
+        step_key(experiment)
+    )
+    found = []
+    for low, high in bounds:
+        part = meta_learning.only(layout, batch, number, low, high)
+        joined = jax.tree.map(lambda leaf: np.concatenate(list(leaf), axis=1), part._replace(dataset=None))
+        found.append(joined._replace(dataset=batch.dataset[0]))
+    return found
+
+
+def by_hand(experiment, support, query, first_order=False):
+    """Σ_k ∇L_k(Θ'_k) by plain autodiff over whole passes of the network, a task at a time."""
+    objective, state = experiment.spec.objective, experiment.init(0)
+    trained = {path: leaf for path, leaf in flatten(state.params).items() if path in experiment.spec.multipliers}
+    adapts = experiment.spec.meta.adapts
+
+    def loss(trained, batch, k):
+        params = with_leaves(state.params, {**flatten(state.params), **trained})
+        total = terms.counts(objective, batch, experiment.hyper)
+        return terms.loss_shares(objective, params, batch, experiment.hyper, None, total)[k]
+
+    def after(trained, k):
+        for _ in range(experiment.spec.meta.steps):
+            gradient = jax.grad(loss)(trained, support, k)
+            if first_order:
+                gradient = jax.lax.stop_gradient(gradient)
+            trained = {p: x - INNER * gradient[p] if p in adapts else x for p, x in trained.items()}
+        return loss(trained, query, k)
+
+    @jax.jit
+    def total(trained):
+        found = [jax.value_and_grad(after)(trained, k) for k in range(len(objective.tasks))]
+        return jnp.stack([value for value, _ in found]), jax.tree.map(lambda *g: sum(g), *[g for _, g in found])
+
+    return jax.device_get(total(trained))
+
+
+def compare(differs, what, found, wanted, most=2e-5):
+    for path, leaf in wanted.items():
+        size = np.abs(leaf).max() + 1e-6
+        differs(what, found[path] / size, leaf / size, most)
+
+
+CASES = {
+    "first order, with a CRF": {"meta__method": "fomaml", "model__layers": 0},
+    "columns, micro-batches": {"sharing__trunk": "none", "training__accumulate": 2, **QUICK},
+    "mixed columns": {"sharing__trunk": "none", "sharing__mixer": "cross_stitch", "sharing__mixed": ("embed",),
+                      **QUICK},
+    "head only": {"meta__adapt": "^heads/", **QUICK},
+    "frozen embeddings, drawn data sets": {"optimizer__freeze": ("^embed/",), "data__mixing": "size",
+                                           "data__blocks": 3, **QUICK},
+    "loss weights that read losses": {"loss_weights__method": "gls", **QUICK},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_each_task_by_itself(tiny, case, differs):
+    experiment = build(config_of(tiny, **CASES[case]))
+    support, query = sides(experiment, [(0.0, 0.5), (0.5, 1.0)])
+    losses, wanted = by_hand(experiment, support, query, experiment.spec.meta.method == "fomaml")
+    found, metrics = stepped(experiment)
+    differs("losses after adaptation", metrics["losses"], losses, 1e-5)
+    if case.startswith("loss weights"):  # of alike heads and owners the sum is told by any one part
+        assert np.ptp(metrics["alpha"]) > 0
+        path = "heads/color/output/kernel"
+        wanted, found = {path: wanted[path] * metrics["alpha"][0]}, {path: found[path]}
+    compare(differs, f"meta-gradients, {case}, relative", found, wanted)
+
+
+def test_reptile_against_descent_by_hand(tiny, differs):
+    """(Θ − Θ') / rate, each inner step on its part of the examples; with one step it is joint training."""
+    experiment = build(config_of(tiny, "reptile", **QUICK))
+    parts = sides(experiment, [(0.0, 0.5), (0.5, 1.0)])
+    objective, state, wanted = experiment.spec.objective, experiment.init(0), 0
+    for k in range(2):
+        flat = begin = flatten(state.params)
+        for part in parts:
+
+            def loss(flat, part=part, k=k):
+                params, total = with_leaves(state.params, flat), terms.counts(objective, part, experiment.hyper)
+                return terms.loss_shares(objective, params, part, experiment.hyper, None, total)[k]
+
+            gradient = jax.jit(jax.grad(loss))(flat)
+            flat = {path: leaf - INNER * gradient[path] for path, leaf in flat.items()}
+        own = {path: (leaf - flat[path]) / INNER for path, leaf in begin.items()}
+        wanted = own if not wanted else {path: leaf + own[path] for path, leaf in wanted.items()}
+    compare(differs, "Reptile against descent by hand, relative", stepped(experiment)[0], wanted, 1e-4)
+    once = build(config_of(tiny, "reptile", meta__inner_steps=1, **QUICK))
+    joint = build(config_of(tiny, "", **QUICK))
+    compare(differs, "Reptile of one step is joint training", stepped(once)[0], stepped(joint)[0])
+
+
+@pytest.mark.parametrize(
+    ("method", "change"), [("maml", {"meta__inner_rate": 0.0}), ("fomaml", {"meta__inner_steps": 0})]
+)
+def test_without_inner_steps_it_is_training_on_the_query(tiny, method, change, differs):
+    """Dropout and all."""
+    changes = {"model__dropout": 0.3, **QUICK}
+    experiment = build(config_of(tiny, method, **changes, **change))
+    (query,) = sides(experiment, [(0.5, 1.0)])
+    plain = stepped(build(config_of(tiny, "", **changes)), batch=jax.tree.map(lambda leaf: leaf[None], query))
+    found = stepped(experiment)
+    compare(differs, "no inner step, rate 0", found[0], plain[0])
+    differs("their losses", found[1]["losses"], plain[1]["losses"], 1e-6)
+
+
+def test_sides_are_of_records(tiny):
+    """Disjoint, together all; pieces of one record on one side; other examples at the next step."""
+    experiment = build(config_of(tiny, data__row_length=5, data__rows=24, model__layers=0))
+    layout, records = experiment.spec.objective.layout, experiment.spec.meta.records
+    assert records is not None  # sentences of more than five words are several pieces
+    batch = jax.tree.map(lambda leaf: leaf[None], experiment.batches(0).batch(0))
+    number = np.asarray(meta_learning.dealt(layout, records, batch, jax.random.key(3)))
+    support, query = (meta_learning.only(layout, batch, number, *bounds) for bounds in ((0.0, 0.5), (0.5, 1.0)))
+    for name in layout.tasks:
+        one, other, whole = (np.asarray(b.labels[name]["mask"]) for b in (support, query, batch))
+        assert not (one & other).any() and ((one | other) == whole).all() and one.any() and other.any()
+    by_record: dict = {}
+    for block in range(len(layout.datasets)):
+        for piece, value in zip(batch.example[0, block].ravel(), number[0, block].ravel(), strict=True):
+            if piece >= 0:
+                by_record.setdefault((block, records[block, piece]), []).append(value)
+    assert max(map(len, by_record.values())) > 1 and all(len(set(values)) == 1 for values in by_record.values())
+    again = np.asarray(meta_learning.dealt(layout, records, batch, jax.random.key(4)))
+    assert (again[batch.example >= 0] != number[batch.example >= 0]).all()
+    keys = jax.random.split(jax.random.key(0), 40)
+    many = np.asarray(jax.vmap(lambda key: meta_learning.dealt(layout, records, batch, key))(keys))[
+        :, batch.example >= 0
+    ]
+    assert 0.47 < (many < 0.5).mean() < 0.53 and 0.2 < (many < 0.25).mean() < 0.3
+
+
+def test_tasks_of_a_step_and_tasks_without_examples(tiny, differs):
+    experiment = build(config_of(tiny, meta__tasks=1, **QUICK))
+    seen = set()
+    state, step = experiment.init(0), jax.jit(lambda s, b, h: train_step(experiment.spec, s, b, h))
+    for _ in range(8):
+        state, metrics = step(state._replace(params=experiment.init(0).params), batch_of(experiment), experiment.hyper)
+        assert metrics["present"].sum() == 1
+        seen.add(int(metrics["present"].argmax()))
+    assert seen == {0, 1}
+    batch = batch_of(experiment)
+    batch.labels["color"]["mask"][:] = False
+    found, metrics = stepped(build(config_of(tiny, **QUICK)), batch=batch)
+    assert metrics["present"].tolist() == [False, True] and np.isfinite(metrics["losses"]).all()
+    assert all(np.isfinite(leaf).all() for leaf in found.values())
+    assert not found["heads/color/output/kernel"].any() and found["heads/long/output/kernel"].any()
+
+
+@pytest.mark.parametrize("kind", ["jit", "pmap"])
+def test_eight_devices_as_one(tiny, kind, differs):
+    config = config_of(tiny, data__rows=8, training__accumulate=2, model__dropout=0.2, meta__inner_steps=1, **QUICK)
+    one, _ = stepped(build(config))
+    many, _ = stepped(build(config), kind)
+    compare(differs, "meta-gradients on 8 devices against one", many, one)
+
+
+def test_heads_that_start_from_zero(tiny, differs):
+    """The first inner step moves nothing but the head; the task's own head is neither read nor changed."""
+    experiment = build(config_of(tiny, "fomaml", meta__head="zero", **QUICK))
+    found, metrics = stepped(experiment)
+    differs("the loss of a zero head", metrics["support"], np.log([3.0, 2.0]), 1e-6)
+    assert not any(leaf.any() for path, leaf in found.items() if path.startswith("heads/"))
+    assert found["embed/word/embedding"].any()
+
+
+def test_penalties_and_lanes(tiny, differs):
+    """λ·∇Ω comes on top; the inner rate is an argument that lanes differ in."""
+    config = config_of(tiny, sharing__trunk="none", model__column_init="independent", **QUICK)
+    bare, _ = stepped(build(config))
+    default.add_penalty(config, "l2", kind="l2_to_mean", strength=0.5)
+    experiment = build(config)
+    found, _ = stepped(experiment)
+    path = "embed/word/embedding"
+    leaf = np.asarray(flatten(experiment.init(0).params)[path])
+    differs("with a penalty", found[path] - bare[path], leaf - leaf.mean(axis=0), 1e-5)
+
+    state, batch, rates = experiment.init(0), batch_of(experiment), jnp.asarray([0.0, INNER, 2.0])
+    hypers = jax.vmap(lambda rate: experiment.hyper._replace(inner_rate=rate))(rates)
+    lanes, _ = jax.jit(jax.vmap(lambda h: train_step(experiment.spec, state, batch, h)))(hypers)
+    moved = (leaf - np.asarray(flatten(lanes.params)[path])) / RATE
+    differs("a lane against the step alone", moved[1], found[path], 1e-5)
+    assert np.abs(moved[2] - moved[0]).max() > 1e-4
+
+
+def test_a_run_that_goes_on_ends_bitwise_as_the_one_that_was_not_cut(tiny, tmp_path):
+    config = tiny(meta__method="maml", meta__tasks=1, model__dropout=0.2, training__steps=6, training__keep=3,
+                  training__checkpoint_every=3, training__eval_every=0, evaluation__use="last", **QUICK)  # fmt: skip
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    train.train(config, folders.prepare(whole))
+    shutil.copytree(whole, cut)
+    (cut / "summary.json").unlink()
+    shutil.rmtree(cut / "checkpoints" / "6")
+    train.train(config, cut)
+    shapes = jax.eval_shape(lambda: build(config).init_params(0))
+    for one, other in zip(*(jax.tree.leaves(load_params(d, "6", shapes).params) for d in (whole, cut)), strict=True):
+        np.testing.assert_array_equal(one, other)
+    lines = folders.read_metrics(cut)
+    assert lines == folders.read_metrics(whole) and [line["step"] for line in lines if line["kind"] == "train"] == [
+        *range(1, 7)
+    ]
+    for line in lines[:6]:
+        assert [task for task, loss in line["support"].items() if loss is not None] == [
+            task for task, loss in line["loss"].items() if loss is not None
+        ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"meta__method": "mamla"}, "config.meta.method: 'mamla' is none of '', 'maml'"),
+        ({"meta__support": 1.0}, "config.meta.support: 1.0 should be at least 0.0 and at most 0.99"),
+        ({"meta__adapt": "("}, "config.meta.adapt: '(' is not a regular expression"),
+        ({"meta__method": "reptile", "meta__adapt": "^heads/"}, "config.meta.adapt: reptile moves nothing but"),
+        ({"meta__method": "reptile", "meta__inner_steps": 0}, "config.meta.inner_steps: reptile learns"),
+        ({"aggregation__method": "pcgrad"}, "config.aggregation.method: 'pcgrad' combines gradients of one pass"),
+    ],
+)
+def test_configs_are_checked(tiny, changes, said):
+    with pytest.raises(UserError) as error:
+        checks.check(config_of(tiny, **changes), default)
+    assert said in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"meta__adapt": "^layer_07/"}, "config.meta.adapt: '^layer_07/' matches no parameter"),
+        ({"meta__tasks": 3}, "config.meta.tasks: 3 tasks a step, but 2 are trained"),
+        ({"meta__head": "zero", "meta__adapt": "^embed/"}, "config.meta.head: task 'color' has no output layer"),
+        (
+            {"sharing__trunk": "embed", "model__layers": 1, "sharing__mixer": "shared_private"},
+            "config.meta.method: 'maml' adapts to the losses of tasks, and knows nothing of adversarial",
+        ),
+        ({"loss_weights__method": "famo"}, "config.loss_weights.method: 'famo' reads more than losses"),
+    ],
+)
+def test_what_does_not_fit_the_model_is_said(tiny, changes, said):
+    with pytest.raises(UserError) as error:
+        build(config_of(tiny, **{**QUICK, **changes}))
+    assert said in str(error.value)
