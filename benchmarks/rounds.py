@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 import jax
 
 from mtl_jax.experiment.assemble import Experiment
-from mtl_jax.training.step import StepSpec, train_step
+from mtl_jax.training.state import StepSpec
+from mtl_jax.training.step import train_step
 
 BATCHES = 4
 

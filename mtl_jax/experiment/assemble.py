@@ -20,7 +20,7 @@ from mtl_jax.experiment.inputs import mixing
 from mtl_jax.experiment.model import Model, make_model
 from mtl_jax.experiment.penalties import build_penalties
 from mtl_jax.experiment.sharing import build_sharing
-from mtl_jax.experiment.step_spec import _step_spec
+from mtl_jax.experiment.step_spec import step_spec
 from mtl_jax.models import ownership
 from mtl_jax.models.architecture import Architecture
 from mtl_jax.models.network import network
@@ -30,7 +30,7 @@ from mtl_jax.tasks.distillation import Distillation
 from mtl_jax.training.hyperparameters import Hyper, hyper_from
 from mtl_jax.training.objective import Objective, auxiliary_name
 from mtl_jax.training.parameter_paths import flatten
-from mtl_jax.training.step import StepSpec, TrainState, init_state
+from mtl_jax.training.state import StepSpec, TrainState, init_state
 
 
 class Experiment(NamedTuple):
@@ -109,7 +109,7 @@ def assemble(config: Any, data: Corpus, architecture: Architecture | None, pretr
             },
         )  # fmt: skip
 
-    spec = _step_spec(config, objective_for, owned, shapes, data)
+    spec = step_spec(config, objective_for, owned, shapes, data)
     hyper = hyper_from(config, names, auxiliary)
 
     def init_params(seed):

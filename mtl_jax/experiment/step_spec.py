@@ -14,10 +14,14 @@ from mtl_jax.errors import UserError
 from mtl_jax.experiment import meta_spec
 from mtl_jax.models import ownership
 from mtl_jax.training.gradients import aggregated, per_task
+from mtl_jax.training.gradients.aggregated import Aggregated
+from mtl_jax.training.gradients.base import DataGradient
+from mtl_jax.training.gradients.joint import Joint
+from mtl_jax.training.gradients.meta_learning import MetaLearning
 from mtl_jax.training.loss_weighting import has_classes
 from mtl_jax.training.optimizer import OptimizerSpec, multipliers
 from mtl_jax.training.parameter_paths import matching
-from mtl_jax.training.step import StepSpec
+from mtl_jax.training.state import StepSpec
 
 
 def _loss_weights(config, sizes):
@@ -141,16 +145,46 @@ def _shared(config, method, aggregation, trained, owned, tasks, auxiliary):
     return found
 
 
-def _step_spec(config, objective_for, owned, shapes, data) -> StepSpec:
+def step_spec(config, objective_for, owned, shapes, data) -> StepSpec:
+    """What is static about the step.
+
+    Args:
+      config: checked.
+      objective_for: layout -> objective.
+      owned: path of layer -> owner of each task.
+      shapes: flat dict of the parameters' shapes.
+      data: of the run.
+
+    Raises:
+      UserError: regexes that match nothing, methods that do not fit.
+    """
     optimizer, steps, objective = config.optimizer, config.training.steps, objective_for(data.layout)
-    frozen = matching(shapes, optimizer.freeze)
+    trained = _trained_paths(optimizer, shapes)
+    factors = multipliers(shapes, optimizer.groups)
+    slices = ownership.slice_owners(shapes, owned, tuple(objective.tasks))
+    return StepSpec(
+        objective=objective,
+        data_gradient=_data_gradient(config, objective_for, owned, trained, slices, data),
+        optimizer=OptimizerSpec(
+            name=optimizer.name, b1=optimizer.b1, b2=optimizer.b2, eps=optimizer.eps, momentum=optimizer.momentum,
+            warmup_steps=round(optimizer.warmup * steps), schedule=optimizer.schedule, steps=steps,
+        ),
+        slices=slices,
+        multipliers={path: factors[path] for path in trained},
+        clip=optimizer.clip,
+        max_bad_steps=config.training.max_bad_steps,
+    )  # fmt: skip
+
+
+def _trained_paths(optimizer, shapes) -> list[str]:
     for regex in optimizer.freeze:
         if not matching(shapes, (regex,)):
             raise UserError(
                 f"config.optimizer.freeze: {regex!r} matches no parameter; paths look like {next(iter(shapes))}"
             )
+    frozen = matching(shapes, optimizer.freeze)
     for name, group in optimizer.groups.items():
-        if (found := matching(shapes, (group["leaves"],))) and found <= frozen:
+        if (matched := matching(shapes, (group["leaves"],))) and matched <= frozen:
             raise UserError(
                 f"config.optimizer.groups.{name}.leaves: {group['leaves']!r} finds none but frozen parameters, which "
                 "have no learning rate; narrow config.optimizer.freeze"
@@ -158,23 +192,17 @@ def _step_spec(config, objective_for, owned, shapes, data) -> StepSpec:
     trained = [path for path in shapes if path not in frozen]
     if not trained:
         raise UserError("config.optimizer.freeze: nothing is left to train")
+    return trained
+
+
+def _data_gradient(config, objective_for, owned, trained, slices, data) -> DataGradient:
+    """Aggregated where a method reads the gradients of the tasks, else of meta-learning, else joint."""
+    objective = objective_for(data.layout)
     sizes = [data.statistics["tasks"][name]["train"]["known"] for name in objective.tasks]
     method, aggregation = _loss_weights(config, sizes), _aggregation(config, len(objective.tasks))
     shared = _shared(config, method, aggregation, trained, owned, objective.tasks, objective.auxiliary)
-    if shared and aggregation is None:
-        aggregation = _plain_sum
-    return StepSpec(
-        objective=objective,
-        loss_weights=_with_classes(config, method, objective),
-        aggregation=aggregation,
-        shared=shared,
-        meta=meta_spec.spec_of(config, objective_for, trained, data, method),
-        optimizer=OptimizerSpec(
-            name=optimizer.name, b1=optimizer.b1, b2=optimizer.b2, eps=optimizer.eps, momentum=optimizer.momentum,
-            warmup_steps=round(optimizer.warmup * steps), schedule=optimizer.schedule, steps=steps,
-        ),
-        slices=ownership.slice_owners(shapes, owned, tuple(objective.tasks)),
-        multipliers={path: factor for path, factor in multipliers(shapes, optimizer.groups).items() if path in trained},
-        clip=optimizer.clip,
-        max_bad_steps=config.training.max_bad_steps,
-    )  # fmt: skip
+    meta = meta_spec.spec_of(config, objective_for, trained, data, method)
+    method = _with_classes(config, method, objective)
+    if shared:
+        return Aggregated(method, aggregation or _plain_sum, shared, slices)
+    return MetaLearning(method, meta) if meta else Joint(method)

@@ -40,13 +40,14 @@ from mtl_jax.storage.checkpoint import Checkpoints, data_metadata, load_params, 
 from mtl_jax.training import penalty_effect
 from mtl_jax.training.parameter_paths import flatten
 from mtl_jax.training.placement import Placement, require_platform
-from mtl_jax.training.step import TrainState, train_step
+from mtl_jax.training.state import TrainState
+from mtl_jax.training.step import train_step
 
 
 class Progress(NamedTuple):
     """What the host remembers between evaluations; part of every checkpoint.
 
-    best_score, best_step  highest mean dev score so far and its step, see `selection.rank`; None before the first
+    best_score, best_step  highest mean dev score so far and its step, see `ranking.rank`; None before the first
     best_loss              mean dev loss at that step
     best_scores            `Scored` of dev at that step
     stale                  evaluations without a higher score, or a lower loss at the same score
@@ -74,7 +75,7 @@ def train(config: Any, workdir: pathlib.Path) -> dict[str, Any] | None:
         tasks       {task: {"dev": {metric: value}, "test": {...}}}; the metrics are those of the task and "loss", its
                     mean loss as in training (class weights, label smoothing) without dropout, penalties and α;
                     None where a value is not defined
-        means       {split: {"mean": of the tasks' first metrics, "tasks", "metrics"}}, see `scoring.means`
+        means       {split: {"mean": of the tasks' first metrics, "tasks", "metrics"}}, see `scores.means`
         examples    {task: {split: {"scored": examples, "total": examples before `limit`}}}
         step        of the parameters that were scored, see config.evaluation.use
         seconds     wall-clock time of the run, compilation and evaluation included, over all its starts
@@ -290,7 +291,7 @@ class _Run:
         return self._with_scores(state, step)
 
     def _evaluate(self, state, step, stop, bar) -> bool:
-        """Scores dev. Returns whether these are the best parameters so far, see `selection.rank`.
+        """Scores dev. Returns whether these are the best parameters so far, see `ranking.rank`.
 
         Where a signal comes meanwhile nothing is scored, and `progress.unscored` says so.
         """

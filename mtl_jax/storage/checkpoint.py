@@ -27,7 +27,7 @@ from mtl_jax.errors import UserError
 from mtl_jax.runtime import distributed
 from mtl_jax.storage import checksums
 from mtl_jax.storage.checksums import Damaged
-from mtl_jax.training.step import TrainState
+from mtl_jax.training.state import TrainState
 
 T = TypeVar("T")
 

@@ -1,54 +1,79 @@
-"""What the training tells the loss weights, as far as they ask for it."""
+"""The weights α of the K losses: the signals that a method asks for, its update, and the factors of the config."""
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
+import chex
 import jax
 import jax.numpy as jnp
 
-from mtl_jax.balancing.loss_weights import Signals, class_divergence
+from mtl_jax.balancing.loss_weights import LossWeights, Signals, class_divergence
 from mtl_jax.training import objective as terms
 from mtl_jax.training.collectives import psum
+from mtl_jax.training.gradients.base import Balance, StepInputs
 
 
-def told(objective, needs: frozenset[str], balance, params, batch, hyper, key, axis, losses, present, **of_gradients):
-    """The `Signals` of one step.
+class WeightedLosses(NamedTuple):
+    """alpha float32 [K]; applied: alpha where a task is present, else 0; extra: scalar that the method adds."""
 
-    Args:
-      objective, params, batch, hyper, key, axis: as in the step; batch leaves [A, B, R, ...].
-      needs: of the method.
-      balance: the step's `Balance`, which holds what is known from before.
-      losses, present: [K].
-      of_gradients: further fields.
+    alpha: jax.Array
+    applied: jax.Array
+    extra: jax.Array
+    balance: Balance
+
+
+def weigh(
+    method: LossWeights, inputs: StepInputs, losses: jax.Array, present: jax.Array, **of_gradients: Any
+) -> WeightedLosses:
+    """α_k = weight of the method · `tasks.*.weight`, from the losses [K] of the step.
+
+    `of_gradients`: fields of `Signals` about gradients, where they are known.
     """
-    divergences = None
-    if "divergences" in needs:
-        divergences = _divergences(objective, params, batch, hyper, key, axis)
+    before = inputs.balance
+    signals = make_signals(method.needs, inputs, losses, present, **of_gradients)
+    alpha, extra, after = method.update(signals, before.loss_weights)
+    chex.assert_equal_shape([alpha, losses])  # one number for all tasks would broadcast
+    alpha = alpha * jnp.stack([inputs.hyper.alpha[name] for name in inputs.objective.tasks])
+    applied = jnp.where(present, alpha, 0.0)
+    return WeightedLosses(alpha, applied, extra, before._replace(loss_weights=after))
+
+
+def make_signals(
+    needs: frozenset[str], inputs: StepInputs, losses: jax.Array, present: jax.Array, **of_gradients: Any
+) -> Signals:
+    """The `Signals` of one step, as far as `needs` asks for them; `losses` and `present` are [K]."""
+    divergences = _divergences(inputs) if "divergences" in needs else None
+    before = inputs.balance
     return Signals(
-        losses, present, losses_after=balance.losses_after, scores=balance.scores, divergences=divergences,
-        **of_gradients,
-    )  # fmt: skip
+        losses, present, losses_after=before.losses_after, scores=before.scores, divergences=divergences, **of_gradients
+    )
 
 
-def mean_losses(objective, params, batch, hyper, key, total, axis) -> jax.Array:
-    """The K mean losses over all micro-batches and devices, by a forward pass; `total` [K] are their denominators."""
-    found = jax.lax.map(lambda micro: terms.loss_shares(objective, params, micro, hyper, key, total), batch)
-    return psum(found.sum(axis=0), axis)
+def mean_losses(inputs: StepInputs, params: Any) -> jax.Array:
+    """The K mean losses over all micro-batches and devices, by a forward pass with `params`."""
+    objective, hyper, key, total = inputs.objective, inputs.hyper, inputs.key, inputs.total
+    shares = jax.lax.map(
+        lambda micro: terms.loss_contributions(objective, params, micro, hyper, key, total), inputs.batch
+    )
+    return psum(shares.sum(axis=0), inputs.axis)
 
 
-def _divergences(objective, params, batch, hyper, key, axis) -> jax.Array:
+def _divergences(inputs: StepInputs) -> jax.Array:
     """KL(labels ‖ predictions) of each task's classes over the batch, float32 [K], by a forward pass; else NaN."""
+    objective = inputs.objective
 
     def sums(micro):
-        scores = terms.scores(objective, params, micro, hyper, key)
+        scores = terms.scores(objective, inputs.params, micro, inputs.hyper, inputs.key)
         return {
             name: task.class_sums(scores[name], terms.rows_of(micro.labels[name]))
             for name, task in objective.tasks.items()
             if has_classes(task)
         }
 
-    found = psum(jax.tree.map(lambda leaf: leaf.sum(axis=0), jax.lax.map(sums, batch)), axis)
+    by_task = psum(jax.tree.map(lambda leaf: leaf.sum(axis=0), jax.lax.map(sums, inputs.batch)), inputs.axis)
     return jnp.stack([
-        class_divergence(*found[name]) if name in found else jnp.full((), jnp.nan) for name in objective.tasks
+        class_divergence(*by_task[name]) if name in by_task else jnp.full((), jnp.nan) for name in objective.tasks
     ])  # fmt: skip
 
 

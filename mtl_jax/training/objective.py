@@ -165,7 +165,7 @@ class Totals(NamedTuple):
     auxiliary: jax.Array
 
 
-def shares(
+def contributions(
     objective: Objective, params: Params, batch: Batch, hyper: Hyper, key, totals: Totals, progress: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """What this batch adds to the K mean losses, and to the A auxiliary ones: float32 [K], [A]. One forward pass.
@@ -193,7 +193,7 @@ def row_keys(key: jax.Array, task: str, batch: Batch, layout: Layout) -> jax.Arr
     return keys[np.asarray(layout.reads(task))].reshape(-1)
 
 
-def loss_shares(
+def loss_contributions(
     objective: Objective, params: Params, batch: Batch, hyper: Hyper, key, total: jax.Array, taps=None, tap_spec=None
 ) -> jax.Array:
     """What this batch adds to the K mean losses, float32 [K]: Σ loss / `total`, zero for a task without labels.

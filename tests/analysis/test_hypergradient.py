@@ -58,7 +58,7 @@ def test_gradient_against_finite_differences(tiny, differs, optimizer, rate, pro
         quiet = spec.objective._replace(dropout=False, attention_dropout=False)
         held_out = jax.tree.map(jnp.asarray, dev.batch(0))
         total = terms.counts(quiet, held_out, hyper)
-        return float(terms.loss_shares(quiet, after.params, held_out, hyper, None, total).mean())
+        return float(terms.loss_contributions(quiet, after.params, held_out, hyper, None, total).mean())
 
     h, log = 0.1, jnp.log(jnp.float32(0.3))
     numeric = (dev_loss(log + h) - dev_loss(log - h)) / (2 * h)

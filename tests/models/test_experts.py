@@ -178,7 +178,7 @@ def test_private_experts_are_of_one_task(tiny):
     total = terms.counts(objective, batch, experiment.hyper)
 
     def color(params):
-        return terms.loss_shares(objective, params, batch, experiment.hyper, jax.random.key(0), total)[0]
+        return terms.loss_contributions(objective, params, batch, experiment.hyper, jax.random.key(0), total)[0]
 
     for path, leaf in flatten(jax.jit(jax.grad(color))(params)).items():
         if path.startswith("layer_"):

@@ -123,7 +123,7 @@ def test_a_loss_reaches_the_columns_of_other_tasks_through_the_mixer_only(tiny):
 
     def color(params):
         total = terms.counts(objective, batch, experiment.hyper)
-        return terms.loss_shares(objective, params, batch, experiment.hyper, jax.random.key(0), total)[0]
+        return terms.loss_contributions(objective, params, batch, experiment.hyper, jax.random.key(0), total)[0]
 
     gradient = flatten(jax.jit(jax.grad(color))(params))
     for path, leaf in gradient.items():

@@ -181,7 +181,7 @@ def test_a_cascade_trains_and_tells_the_head_below(tiny):
 
     def long(params):
         total = terms.counts(objective, batch, experiment.hyper)
-        return terms.loss_shares(objective, params, batch, experiment.hyper, jax.random.key(0), total)[2]
+        return terms.loss_contributions(objective, params, batch, experiment.hyper, jax.random.key(0), total)[2]
 
     gradient = jax.jit(jax.grad(long))(params)["heads"]
     assert np.abs(gradient["color"]["output"]["kernel"]).max() > 0  # through what it is fed

@@ -140,7 +140,7 @@ def test_a_method_of_ones_own_gives_a_weight_for_each_task(traced):
     def with_alpha(shape):
         def changed(spec):
             def method(**options):
-                whole = spec.loss_weights(**options)
+                whole = spec.data_gradient.loss_weights(**options)
 
                 def update(signals, state):
                     _, extra, state = whole.update(signals, state)
@@ -148,7 +148,7 @@ def test_a_method_of_ones_own_gives_a_weight_for_each_task(traced):
 
                 return whole._replace(update=update)
 
-            return spec._replace(loss_weights=method)
+            return spec._replace(data_gradient=spec.data_gradient._replace(loss_weights=method))
 
         return changed
 

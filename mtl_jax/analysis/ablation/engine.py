@@ -16,7 +16,7 @@ from mtl_jax.analysis.ablation.device_rows import draws, resident_rows
 from mtl_jax.analysis.ablation.lanes import Losses, Shape, no_losses
 from mtl_jax.analysis.ablation.program import Built
 from mtl_jax.analysis.ablation.scores import LaneScores
-from mtl_jax.training.step import TrainState
+from mtl_jax.training.state import TrainState
 
 CALL_STEPS = 64  # most steps of one call where the host names rows
 HOST_BYTES = 256 << 20  # most bytes of batches that the host sends with one call

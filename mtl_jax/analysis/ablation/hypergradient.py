@@ -32,7 +32,8 @@ from mtl_jax.experiment.inputs import mixing
 from mtl_jax.training import objective as terms
 from mtl_jax.training.corruption import for_evaluation
 from mtl_jax.training.hyperparameters import Hyper
-from mtl_jax.training.step import TrainState, train_step
+from mtl_jax.training.state import TrainState
+from mtl_jax.training.step import train_step
 
 DEFAULTS = {"every": 10, "unroll": 5, "rate": 0.2}
 BOUNDS = (-18.0, 18.0)  # of log λ
@@ -189,7 +190,7 @@ def _mean_loss(spec, state: TrainState, batch, hyper):
     objective = spec.objective._replace(dropout=False, attention_dropout=False)
     batch = for_evaluation(objective, batch)
     total = terms.counts(objective, batch, hyper)
-    losses = terms.loss_shares(objective, state.params, batch, hyper, None, total)
+    losses = terms.loss_contributions(objective, state.params, batch, hyper, None, total)
     present = total > 0
     return jnp.where(present, losses, 0.0).sum() / jnp.maximum(present.sum().astype(jnp.float32), 1.0)
 

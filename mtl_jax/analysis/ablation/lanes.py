@@ -16,7 +16,8 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from mtl_jax.analysis.ablation.device_rows import ResidentRows, gather
-from mtl_jax.training.step import StepSpec, TrainState, train_step
+from mtl_jax.training.state import StepSpec, TrainState
+from mtl_jax.training.step import train_step
 
 LAYOUTS = ("vmap", "map")
 

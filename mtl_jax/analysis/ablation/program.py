@@ -18,8 +18,9 @@ from mtl_jax.experiment.assemble import Experiment, assemble
 from mtl_jax.experiment.frozen_layers import frozen_layers, with_outputs
 from mtl_jax.experiment.inputs import encoder_notes, load_encoder
 from mtl_jax.runs.build import load_data
+from mtl_jax.training.gradients.meta_learning import MetaLearning
 from mtl_jax.training.hyperparameters import Hyper, hyper_from
-from mtl_jax.training.step import StepSpec
+from mtl_jax.training.state import StepSpec
 
 
 class Built(NamedTuple):
@@ -98,7 +99,7 @@ def build(program: Program, sources: Sources) -> Built:
                     f"(config.sharing.trunk = {config.sharing.trunk!r}, mixer = {config.sharing.mixer!r}); set the "
                     "trunk to 'none' or to a lower layer, or take experts of which some are private"
                 )
-            if field.startswith("meta.") and experiment.spec.meta is None:
+            if field.startswith("meta.") and not isinstance(experiment.spec.data_gradient, MetaLearning):
                 raise UserError(f"config.ablation.sweeps: {field} changes nothing, since config.meta.method is ''")
     built = _with_ways(program, experiment)
     return built._replace(notes=(*encoder_notes(config, encoder), *built.notes))

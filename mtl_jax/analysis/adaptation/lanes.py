@@ -99,7 +99,7 @@ class Learner:
 
         def loss(trained):
             adapted = with_leaves(params, {**flat, **trained})
-            return terms.loss_shares(objective, adapted, few, hyper, None, total).sum()
+            return terms.loss_contributions(objective, adapted, few, hyper, None, total).sum()
 
         def step(number, carry):
             trained, state = carry

@@ -19,7 +19,8 @@ from mtl_jax.training import objective as terms
 from mtl_jax.training.corruption import corrupted
 from mtl_jax.training.gradients.per_task import Shared, shared_of, shared_slices
 from mtl_jax.training.parameter_paths import flatten, with_leaves
-from mtl_jax.training.step import TrainState, train_step
+from mtl_jax.training.state import TrainState
+from mtl_jax.training.step import train_step
 
 
 class Joint(NamedTuple):
@@ -120,7 +121,7 @@ def _probe_of(experiment: Experiment, layout, lookahead):
 
         def losses(shared):
             params = with_leaves(state.params, {**flat, **shared})
-            return terms.loss_shares(objective, params, batch, hyper, key, total)
+            return terms.loss_contributions(objective, params, batch, hyper, key, total)
 
         shared = {path: flat[path] for path in owners}
         before, pullback = jax.vjp(losses, shared)

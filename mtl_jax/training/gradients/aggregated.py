@@ -3,133 +3,158 @@
 1. One pass gives the K losses, the gradients of what each task owns, and the K gradients over what several share.
 2. The loss weights make α of losses and gradients; the aggregation sees the gradients of α_k·L_k.
 3. Shared slices get the combination; slices of one task get α_k times their gradient.
-λ·∇Ω is added behind, by the step.
+λ·∇Ω is added after it, by the step.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
 
-from mtl_jax.models.ownership import name_key
+from mtl_jax.balancing.combination import Aggregation
+from mtl_jax.balancing.loss_weights import LossWeights
+from mtl_jax.models.ownership import SliceOwners, name_key
 from mtl_jax.training import clipping
 from mtl_jax.training import objective as terms
 from mtl_jax.training.collectives import gather, psum
 from mtl_jax.training.gradients import per_task
+from mtl_jax.training.gradients.base import Balance, DataStep, StepInputs, first_balance
 from mtl_jax.training.gradients.per_task import TABLE, Shared, TaskGradients
-from mtl_jax.training.loss_weighting import told
+from mtl_jax.training.loss_weighting import weigh
+from mtl_jax.training.objective import Flat
 from mtl_jax.training.parameter_paths import with_leaves
 
 
 class _Pass(NamedTuple):
-    """What one pass tells: losses [K] of all rows, unweighted gradients of leaves, the gradients told apart."""
+    """What one pass gives: losses [K] of all rows, unweighted gradients of leaves, the gradients split by task."""
 
     losses: jax.Array
     gradient: dict[str, jax.Array]
     gradients: TaskGradients
 
 
-def data_gradient(spec, state, trained, flat, batch, hyper, key, total, axis):
-    """As the plain gradient in `step`, with the shared part combined by the aggregation.
-
-    Args:
-      spec: `StepSpec` with `shared`.
-      state, trained, flat, batch, hyper, key: as in the step; batch leaves [A, B, R, ...].
-      total: float32[K], denominators of the losses over the whole step.
-      axis: name of the device axis under pmap.
-
-    Returns:
-      losses [K], α [K], extra loss, Balance, gradient {path: leaf}, {"balanced": {"weights": [K], of the aggregation;
-      "task_norms": [K], of ∇L_k over what is shared; "cosine": [K, K] between them}}.
+class Aggregated(NamedTuple):
+    """loss_weights, aggregation: (**traced options) -> the method; shared: what the K gradients are split for; slices
+    {path: owner group of each slice}.
     """
-    shared, present = spec.shared, total > 0
-    objective, method = spec.objective, spec.loss_weights(**hyper.loss_weights)
-    aggregation = spec.aggregation(**hyper.aggregation)
 
-    def pullback_of(micro):
-        params = with_leaves(state.params, flat)
-        taps = objective.network.taps(params, micro, shared.taps)
+    loss_weights: Callable[..., LossWeights]
+    aggregation: Callable[..., Aggregation]
+    shared: Shared
+    slices: SliceOwners
 
-        def shares(trained, taps):
-            params = with_leaves(state.params, {**flat, **trained})
-            return terms.loss_shares(objective, params, micro, hyper, key, total, taps, shared.taps)
+    def init(self, trained: Flat, tasks: int) -> Balance:
+        """See `base.DataGradient`."""
+        shared = {path: trained[path] for path in self.shared.owners}
+        return first_balance(self.loss_weights(), tasks, shared, self.aggregation().init(tasks, shared))
 
-        return jax.vjp(shares, trained, taps)
+    def update(self, inputs: StepInputs) -> DataStep:
+        """See `base.DataGradient`. metrics: {"balanced": {"weights": [K], of the aggregation; "task_norms": [K], of
+        ∇L_k over what is shared; "cosine": [K, K] between them}}.
+        """
+        shared, present = self.shared, inputs.total > 0
+        method = self.loss_weights(**inputs.hyper.loss_weights)
+        run = _passes(shared, inputs)
+        first = run(present.astype(jnp.float32))
+        losses, by_task = first.losses, first.gradients
+        products, norms = _products(shared, inputs, by_task)
+        shapes = {path: inputs.trained[path] for path in shared.owners}
+        weighted = weigh(
+            method, inputs, losses, present, gradient_norms=norms, gram=products,
+            gradients=per_task.dense(shared, by_task, shapes) if "gradients" in method.needs else None,
+        )  # fmt: skip
+        applied = weighted.applied
+        combined = self._combine(inputs, first, run, products, applied, shapes)
+        outside = {path: leaf for path, leaf in combined.gradient.items() if path not in shared.owners}
+        gradient = combined.gradient | clipping.scale(outside, self.slices, jnp.append(applied, 1.0))
+        inverse = jnp.where(norms > 0, 1.0 / jnp.where(norms > 0, norms, 1.0), 0.0)
+        cosine = products * inverse[:, None] * inverse[None, :]
+        metrics = {"balanced": {"weights": combined.weights, "task_norms": norms, "cosine": cosine}}
+        balance = weighted.balance._replace(aggregation=combined.state)
+        return DataStep(losses, weighted.alpha, weighted.extra, gradient, balance, present, metrics)
 
-    def read(micro, share, pulled) -> _Pass:
-        gradient, taps = pulled
-        apart = per_task.told_apart(shared, objective.layout, micro, taps)
-        held = () if shared.twice else shared.owners
-        return _Pass(share, {path: leaf for path, leaf in gradient.items() if path not in held}, apart)
-
-    on = present.astype(jnp.float32)
-    single = batch.tokens.shape[0] == 1
-    if single:
-        micro = jax.tree.map(lambda leaf: leaf[0], batch)
-        share, pullback = pullback_of(micro)
-        first = read(micro, share, pullback(on))
-    else:
-        first = _accumulated(lambda micro: _applied(pullback_of(micro), micro, on, read), batch)
-    first = _over_devices(first, axis)
-    losses, apart = first.losses, first.gradients
-
-    products = per_task.products(shared, apart)
-    if shared.taps.halves == 2:
-        of_half = _half_shares(objective, batch, hyper, total, axis)
-        products = products * of_half[0][:, None] * of_half[1][None, :]
-    squares = jnp.maximum(jnp.diagonal(products), 0.0)
-    norms = jnp.where(squares > 0, jnp.sqrt(jnp.where(squares > 0, squares, 1.0)), 0.0)
-
-    shapes = {path: trained[path] for path in shared.owners}
-    signals = told(
-        objective, method.needs, state.balance, state.params, batch, hyper, key, axis, losses, present,
-        gradient_norms=norms, gram=products,
-        gradients=per_task.dense(shared, apart, shapes) if "gradients" in method.needs else None,
-    )  # fmt: skip
-    alpha, extra, of_losses = method.update(signals, state.balance.loss_weights)
-    chex.assert_equal_shape([alpha, losses])
-    alpha = alpha * jnp.stack([hyper.alpha[name] for name in objective.tasks])
-    applied = jnp.where(present, alpha, 0.0)
-
-    drawn = jax.random.fold_in(key, name_key("aggregation"))
-    before = state.balance.aggregation
-    if aggregation.weighting:
-        weighed = products * applied[:, None] * applied[None, :]
-        weights, after = aggregation.weighting.update(weighed, before, key=drawn, present=present)
-        chex.assert_equal_shape([weights, applied])
-        factors = weights * applied
-        if shared.twice:
-            if single:
-                second = read(micro, share, pullback(factors))
+    def _combine(self, inputs: StepInputs, first: _Pass, run, products, applied, shapes) -> _Combined:
+        """The shared part by the aggregation of the gradients of α_k·L_k; what one task owns is left as it is."""
+        shared, by_task, present = self.shared, first.gradients, inputs.total > 0
+        aggregation, before = self.aggregation(**inputs.hyper.aggregation), inputs.balance.aggregation
+        key = jax.random.fold_in(inputs.key, name_key("aggregation"))
+        if aggregation.weighting:
+            weighed = products * applied[:, None] * applied[None, :]
+            weights, state = aggregation.weighting.update(weighed, before, key=key, present=present)
+            chex.assert_equal_shape([weights, applied])
+            factors = weights * applied
+            if shared.twice:
+                gradient = _of_two(shared, self.slices, first, run(factors), applied, shapes)
             else:
-                second = _accumulated(lambda micro: _applied(pullback_of(micro), micro, factors, read), batch)
-            gradient = _of_two(shared, spec.slices, first, _over_devices(second, axis), applied, shapes)
-        else:
-            gradient = first.gradient | per_task.combined(shared, apart, factors, applied, shapes)
-    else:
+                gradient = first.gradient | per_task.combined(shared, by_task, factors, applied, shapes)
+            return _Combined(weights, gradient, state)
         weights = jnp.full_like(applied, jnp.nan)  # such methods have none
         updates = {
             path: leaf * applied.reshape(-1, *(1,) * (leaf.ndim - 1))
-            for path, leaf in per_task.dense(shared, apart, shapes).items()
+            for path, leaf in per_task.dense(shared, by_task, shapes).items()
         }
-        joined, after = aggregation.transform.update(updates, before, present=present, losses=losses, key=drawn)
+        joined, state = aggregation.transform.update(updates, before, present=present, losses=first.losses, key=key)
         chex.assert_trees_all_equal_shapes(joined, {path: shapes[path] for path in joined})
-        own = per_task.own_slices(shared, apart, applied, shapes)
-        gradient = first.gradient | {path: leaf + own[path] for path, leaf in joined.items()}
-    outside = {path: leaf for path, leaf in gradient.items() if path not in shared.owners}
-    gradient |= clipping.scale(outside, spec.slices, jnp.append(applied, 1.0))
-    inverse = jnp.where(norms > 0, 1.0 / jnp.where(norms > 0, norms, 1.0), 0.0)
-    metrics = {"weights": weights, "task_norms": norms, "cosine": products * inverse[:, None] * inverse[None, :]}
-    balance = state.balance._replace(loss_weights=of_losses, aggregation=after)
-    return losses, alpha, extra, balance, gradient, {"balanced": metrics}
+        own = per_task.own_slices(shared, by_task, applied, shapes)
+        return _Combined(weights, first.gradient | {path: leaf + own[path] for path, leaf in joined.items()}, state)
 
 
-def _applied(found, micro, cotangent, read):
-    share, pullback = found
-    return read(micro, share, pullback(cotangent))
+class _Combined(NamedTuple):
+    """weights [K] of the aggregation, gradient {path: leaf}, state of the aggregation."""
+
+    weights: jax.Array
+    gradient: dict[str, jax.Array]
+    state: Any
+
+
+def _passes(shared: Shared, inputs: StepInputs) -> Callable[[jax.Array], _Pass]:
+    """(cotangents [K] of the losses) -> one pass over all rows. Of a single micro-batch the forward pass is shared."""
+    objective = inputs.objective
+
+    def pullback_of(micro):
+        taps = objective.network.taps(inputs.params, micro, shared.taps)
+
+        def contributions(trained, taps):
+            params = with_leaves(inputs.params, {**inputs.flat, **trained})
+            return terms.loss_contributions(
+                objective, params, micro, inputs.hyper, inputs.key, inputs.total, taps, shared.taps
+            )
+
+        return jax.vjp(contributions, inputs.trained, taps)
+
+    def read(micro, losses, cotangents) -> _Pass:
+        gradient, taps = cotangents
+        by_task = per_task.split_by_task(shared, objective.layout, micro, taps)
+        stacked = () if shared.twice else shared.owners
+        return _Pass(losses, {path: leaf for path, leaf in gradient.items() if path not in stacked}, by_task)
+
+    if inputs.batch.tokens.shape[0] == 1:
+        micro = jax.tree.map(lambda leaf: leaf[0], inputs.batch)
+        losses, pullback = pullback_of(micro)
+        return lambda cotangents: _over_devices(read(micro, losses, pullback(cotangents)), inputs.axis)
+
+    def run(cotangents):
+        def one(micro):
+            losses, pullback = pullback_of(micro)
+            return read(micro, losses, pullback(cotangents))
+
+        return _over_devices(_accumulated(one, inputs.batch), inputs.axis)
+
+    return run
+
+
+def _products(shared: Shared, inputs: StepInputs, by_task: TaskGradients) -> tuple[jax.Array, jax.Array]:
+    """Products [K, K] of the K gradients over what is shared, and their norms [K]."""
+    products = per_task.products(shared, by_task)
+    if shared.taps.halves == 2:
+        of_half = _half_shares(inputs.objective, inputs.batch, inputs.hyper, inputs.total, inputs.axis)
+        products = products * of_half[0][:, None] * of_half[1][None, :]
+    squares = jnp.maximum(jnp.diagonal(products), 0.0)
+    return products, jnp.where(squares > 0, jnp.sqrt(jnp.where(squares > 0, squares, 1.0)), 0.0)
 
 
 def _accumulated(one, batch) -> _Pass:

@@ -1,6 +1,6 @@
 """The gradient of the data where it is found by meta-learning: each task adapts by itself, on part of its examples.
 
-1. The examples of a batch are dealt by a key of (run, step, data set, record), so that pieces of one record, wherever
+1. The examples of a batch are split by a key of (run, step, data set, record), so that pieces of one record, wherever
    they were packed, stand on one side. A side is a mask on labels: examples of a row do not see each other.
 2. In turns, each task of the step takes some steps of gradient descent from Θ, and gives a loss and a gradient.
 3. The gradients are weighed by α and added up; clipping, λ·Ω and the optimizer follow in the step.
@@ -8,20 +8,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mtl_jax.balancing.loss_weights import LossWeights
 from mtl_jax.data.batch import Batch, Layout
 from mtl_jax.models.ownership import name_key
 from mtl_jax.training import objective as terms
 from mtl_jax.training.collectives import psum
 from mtl_jax.training.gradients import inner_loop
-from mtl_jax.training.loss_weighting import told
-from mtl_jax.training.objective import Objective
+from mtl_jax.training.gradients.base import Balance, DataStep, StepInputs, first_balance
+from mtl_jax.training.loss_weighting import weigh
+from mtl_jax.training.objective import Flat, Objective
 from mtl_jax.training.parameter_paths import with_leaves
 
 
@@ -65,7 +67,7 @@ def view(layout: Layout, batch: Batch, task: jax.Array) -> Batch:
     return batch._replace(dataset=jnp.full(batch.dataset.shape, task, jnp.int32))
 
 
-def dealt(layout: Layout, records: np.ndarray | None, batch: Batch, key: jax.Array) -> jax.Array:
+def assign_split(layout: Layout, records: np.ndarray | None, batch: Batch, key: jax.Array) -> jax.Array:
     """A number in [0, 1) for each example, float32 [..., B, R, E], the same for all pieces of a record.
 
     Args:
@@ -104,98 +106,101 @@ def only(layout: Layout, batch: Batch, number: jax.Array, low, high) -> Batch:
     return batch._replace(labels={name: masked(name, labels) for name, labels in batch.labels.items()})
 
 
-def data_gradient(spec, state, trained, flat, batch, hyper, key, total, axis):
-    """As the plain gradient in `step`, found by meta-learning.
+class MetaLearning(NamedTuple):
+    """loss_weights: (**traced options) -> the method; meta: what is static."""
 
-    Args:
-      spec: `StepSpec` with `meta`.
-      state, trained, flat, batch, hyper, key, axis: as in the step; batch leaves [A, B, R, ...].
-      total: not read: examples are counted by the side they stand on.
+    loss_weights: Callable[..., LossWeights]
+    meta: MetaSpec
 
-    Returns:
-      losses [K] (of the query after adaptation; of Reptile the mean of the inner steps), α [K], extra loss, Balance,
-      gradient {path: leaf}, and metrics {"support": [K], loss of the first inner step, "present": bool[K], tasks of
-      this step that have query examples}.
-    """
-    own, objective, count = spec.meta, spec.objective, len(spec.objective.tasks)
-    number = dealt(objective.layout, own.records, batch, key)
+    def init(self, trained: Flat, tasks: int) -> Balance:
+        """See `base.DataGradient`."""
+        del trained
+        return first_balance(self.loss_weights(), tasks)
+
+    def update(self, inputs: StepInputs) -> DataStep:
+        """See `base.DataGradient`. Losses are those of the query after adaptation; of Reptile the mean of the inner
+        steps. present: tasks of this step that have query examples. metrics: {"support": [K], loss of the first inner
+        step}.
+        """
+        meta, count = self.meta, len(inputs.objective.tasks)
+        adapted, examples = _adaptation(meta, inputs)
+        chosen = jnp.arange(count, dtype=jnp.int32)
+        if meta.tasks < count:
+            drawn = jax.random.permutation(jax.random.fold_in(inputs.key, name_key("tasks")), count)
+            chosen = jnp.sort(drawn[: meta.tasks]).astype(jnp.int32)
+        present = (examples > 0) & jnp.zeros((count,), bool).at[chosen].set(True)
+
+        def by_task(values):
+            return jnp.zeros((count,), jnp.float32).at[chosen].set(values)
+
+        method = self.loss_weights(**inputs.hyper.loss_weights)
+        if method.needs_losses:  # α depends on the losses of all tasks: their gradients are held
+            results = jax.lax.map(adapted, chosen)
+            losses, before = by_task(results.loss), results.before
+            weighted = weigh(method, inputs, losses, present)
+            scaled = jax.vmap(_scaled)(results, weighted.applied[chosen])
+            summed = jax.tree.map(lambda leaf: leaf.sum(axis=0), scaled)
+        else:
+            weighted = weigh(method, inputs, jnp.zeros((count,), jnp.float32), present)
+
+            def add(carry, task):
+                result = adapted(task)
+                scaled = _scaled(result, weighted.applied[task])
+                return jax.tree.map(jnp.add, carry, scaled), (result.loss, result.before)
+
+            zero = jax.tree.map(jnp.zeros_like, inputs.trained)
+            summed, (values, before) = jax.lax.scan(add, zero, chosen)
+            losses = by_task(values)
+        gradient = {path: jnp.zeros_like(g) if path in meta.zeroed else summed[path] for path, g in summed.items()}
+        metrics = {"support": by_task(before)}
+        return DataStep(losses, weighted.alpha, weighted.extra, gradient, weighted.balance, present, metrics)
+
+
+def _scaled(result: inner_loop.Meta, alpha: jax.Array) -> dict[str, jax.Array]:
+    return jax.tree.map(lambda leaf: alpha * leaf, {**result.fast, **result.slow})
+
+
+def _adaptation(own: MetaSpec, inputs: StepInputs) -> tuple[Callable[[jax.Array], inner_loop.Meta], jax.Array]:
+    """(number of a task) -> its loss and gradient after adaptation; and the query examples of each task, [K]."""
+    objective, hyper, key, axis = inputs.objective, inputs.hyper, inputs.key, inputs.axis
+    number = assign_split(objective.layout, own.records, inputs.batch, key)
 
     def side(low, high):
-        part = only(objective.layout, batch, number, low, high)
+        part = only(objective.layout, inputs.batch, number, low, high)
         return part, psum(jax.vmap(lambda micro: terms.counts(objective, micro, hyper))(part).sum(axis=0), axis)
 
-    start = {path: jnp.zeros_like(leaf) if path in own.zeroed else leaf for path, leaf in trained.items()}
+    start = {path: jnp.zeros_like(leaf) if path in own.zeroed else leaf for path, leaf in inputs.trained.items()}
     fast = {path: leaf for path, leaf in start.items() if path in own.adapts}
     slow = {path: leaf for path, leaf in start.items() if path not in own.adapts}
     inner = jax.random.fold_in(key, name_key("inner"))
 
     def loss(task, sided, key, fast, slow):
         part, counted = sided
-        params = with_leaves(state.params, {**flat, **fast, **slow})
-        share = _over_micro_batches(lambda micro: _task_loss(spec, params, micro, hyper, key, task), part)
-        return share / jnp.where(counted[task] > 0, counted[task], 1.0)
+        params = with_leaves(inputs.params, {**inputs.flat, **fast, **slow})
+        total = _over_micro_batches(lambda micro: _task_loss(own, objective, params, micro, hyper, key, task), part)
+        return total / jnp.where(counted[task] > 0, counted[task], 1.0)
 
-    def of_task(task) -> inner_loop.Meta:
-        def reduce(tree):
-            return psum(tree, axis)
+    def reduce(tree):
+        return psum(tree, axis)
 
-        if own.method == "reptile":
+    def reptile(task):
+        def minibatch(fast, slow, i):
+            low = i.astype(jnp.float32) / own.steps
+            return loss(task, side(low, low + 1.0 / own.steps), jax.random.fold_in(inner, i), fast, slow)
 
-            def minibatch(fast, slow, i):
-                low = i.astype(jnp.float32) / own.steps
-                sided = side(low, low + 1.0 / own.steps)
-                return loss(task, sided, jax.random.fold_in(inner, i), fast, slow)
+        return inner_loop.reptile(minibatch, fast, slow, hyper.inner_rate, own.steps, reduce)
 
-            return inner_loop.reptile(minibatch, fast, slow, hyper.inner_rate, own.steps, reduce)
+    def maml(task):
         return inner_loop.maml(
             lambda fast, slow, i: loss(task, support, jax.random.fold_in(inner, i), fast, slow),
             lambda fast, slow: loss(task, query, key, fast, slow),
             fast, slow, hyper.inner_rate, own.steps, first_order=own.method == "fomaml", reduce=reduce,
         )  # fmt: skip
 
-    support, query = side(0.0, own.support), side(own.support, 1.0)
     if own.method == "reptile":
-        query = side(0.0, 1.0)
-    chosen = jnp.arange(count, dtype=jnp.int32)
-    if own.tasks < count:
-        drawn = jax.random.permutation(jax.random.fold_in(key, name_key("tasks")), count)
-        chosen = jnp.sort(drawn[: own.tasks]).astype(jnp.int32)
-    present = (query[1] > 0) & jnp.zeros((count,), bool).at[chosen].set(True)
-
-    def by_task(values):
-        return jnp.zeros((count,), jnp.float32).at[chosen].set(values)
-
-    method = spec.loss_weights(**hyper.loss_weights)
-
-    def weigh(losses):
-        before = state.balance
-        signals = told(objective, method.needs, before, state.params, batch, hyper, key, axis, losses, present)
-        alpha, extra, after = method.update(signals, before.loss_weights)
-        chex.assert_equal_shape([alpha, losses])
-        alpha = alpha * jnp.stack([hyper.alpha[name] for name in objective.tasks])
-        return alpha, extra, before._replace(loss_weights=after)
-
-    def weighted(found: inner_loop.Meta, alpha):
-        return jax.tree.map(lambda leaf: alpha * leaf, {**found.fast, **found.slow})
-
-    if method.needs_losses:  # α depends on the losses of all tasks: their gradients are held
-        found = jax.lax.map(of_task, chosen)
-        losses, before = by_task(found.loss), found.before
-        alpha, extra, balance = weigh(losses)
-        applied = jnp.where(present, alpha, 0.0)[chosen]
-        summed = jax.tree.map(lambda leaf: leaf.sum(axis=0), jax.vmap(weighted)(found, applied))
-    else:
-        alpha, extra, balance = weigh(jnp.zeros((count,), jnp.float32))
-        applied = jnp.where(present, alpha, 0.0)
-
-        def add(carry, task):
-            found = of_task(task)
-            return jax.tree.map(jnp.add, carry, weighted(found, applied[task])), (found.loss, found.before)
-
-        summed, (values, before) = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, trained), chosen)
-        losses = by_task(values)
-    gradient = {path: jnp.zeros_like(leaf) if path in own.zeroed else summed[path] for path, leaf in trained.items()}
-    return losses, alpha, extra, balance, gradient, {"support": by_task(before), "present": present}
+        return reptile, side(0.0, 1.0)[1]
+    support, query = side(0.0, own.support), side(own.support, 1.0)
+    return maml, query[1]
 
 
 def _over_micro_batches(loss, batch):
@@ -205,10 +210,10 @@ def _over_micro_batches(loss, batch):
     return jax.lax.map(jax.checkpoint(loss), batch).sum()
 
 
-def _task_loss(spec, params, micro, hyper, key, task) -> jax.Array:
+def _task_loss(meta: MetaSpec, whole: Objective, params, micro, hyper, key, task) -> jax.Array:
     """Σ loss of task number `task` (traced) over the rows that it reads; `micro` has leaves [B, R, ...]."""
-    objective = spec.meta.view
-    seen = view(spec.objective.layout, micro, task)
+    objective = meta.view
+    seen = view(whole.layout, micro, task)
     dropout = terms.rates(objective, hyper)
     hidden = objective.network.apply(params, seen, dropout, key).hidden
 

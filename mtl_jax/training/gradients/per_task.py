@@ -91,7 +91,7 @@ def shared_of(
     return Shared(spec, found, level, memory)
 
 
-def told_apart(shared: Shared, layout: Layout, batch: Batch, cotangents: Taps) -> TaskGradients:
+def split_by_task(shared: Shared, layout: Layout, batch: Batch, cotangents: Taps) -> TaskGradients:
     """The gradients of the K tasks from the cotangents of the taps. `batch` has leaves [B, R, ...]."""
     spec, halves = shared.taps, shared.taps.halves
     task_of = _task_of(layout, batch)

@@ -64,7 +64,7 @@ def by_task(experiment):
     def gradients(micro):
         def losses(flat):
             params = with_leaves(state.params, flat)
-            return terms.loss_shares(objective, params, micro, experiment.hyper, key, total)
+            return terms.loss_contributions(objective, params, micro, experiment.hyper, key, total)
 
         return jax.jacrev(losses)(flatten(state.params))
 
@@ -215,7 +215,7 @@ def test_halves_of_a_batch(tiny, differs):
 
         def losses(flat, micro=micro, total=total):
             params = with_leaves(state.params, flat)
-            return terms.loss_shares(objective, params, micro, experiment.hyper, None, total)
+            return terms.loss_contributions(objective, params, micro, experiment.hyper, None, total)
 
         found = jax.device_get(jax.jacrev(losses)(flatten(state.params)))
         shared = [path for path in sorted(found) if not path.startswith("heads")]

@@ -65,9 +65,9 @@ def step_key(experiment):
 def sides(experiment, bounds):
     """One flat batch [B, A·R, ...] for each (low, high)."""
     batch, layout = batch_of(experiment), experiment.spec.objective.layout
-    number = jax.jit(lambda key: meta_learning.dealt(layout, experiment.spec.meta.records, batch, key))(
-        step_key(experiment)
-    )
+    number = jax.jit(
+        lambda key: meta_learning.assign_split(layout, experiment.spec.data_gradient.meta.records, batch, key)
+    )(step_key(experiment))
     found = []
     for low, high in bounds:
         part = meta_learning.only(layout, batch, number, low, high)
@@ -80,15 +80,15 @@ def by_hand(experiment, support, query, first_order=False):
     """Σ_k ∇L_k(Θ'_k) by plain autodiff over whole passes of the network, a task at a time."""
     objective, state = experiment.spec.objective, experiment.init(0)
     trained = {path: leaf for path, leaf in flatten(state.params).items() if path in experiment.spec.multipliers}
-    adapts = experiment.spec.meta.adapts
+    adapts = experiment.spec.data_gradient.meta.adapts
 
     def loss(trained, batch, k):
         params = with_leaves(state.params, {**flatten(state.params), **trained})
         total = terms.counts(objective, batch, experiment.hyper)
-        return terms.loss_shares(objective, params, batch, experiment.hyper, None, total)[k]
+        return terms.loss_contributions(objective, params, batch, experiment.hyper, None, total)[k]
 
     def after(trained, k):
-        for _ in range(experiment.spec.meta.steps):
+        for _ in range(experiment.spec.data_gradient.meta.steps):
             gradient = jax.grad(loss)(trained, support, k)
             if first_order:
                 gradient = jax.lax.stop_gradient(gradient)
@@ -125,7 +125,7 @@ CASES = {
 def test_each_task_by_itself(tiny, case, differs):
     experiment = build(config_of(tiny, **CASES[case]))
     support, query = sides(experiment, [(0.0, 0.5), (0.5, 1.0)])
-    losses, wanted = by_hand(experiment, support, query, experiment.spec.meta.method == "fomaml")
+    losses, wanted = by_hand(experiment, support, query, experiment.spec.data_gradient.meta.method == "fomaml")
     found, metrics = stepped(experiment)
     differs("losses after adaptation", metrics["losses"], losses, 1e-5)
     if case.startswith("loss weights"):  # of alike heads and owners the sum is told by any one part
@@ -146,7 +146,7 @@ def test_reptile_against_descent_by_hand(tiny, differs):
 
             def loss(flat, part=part, k=k):
                 params, total = with_leaves(state.params, flat), terms.counts(objective, part, experiment.hyper)
-                return terms.loss_shares(objective, params, part, experiment.hyper, None, total)[k]
+                return terms.loss_contributions(objective, params, part, experiment.hyper, None, total)[k]
 
             gradient = jax.jit(jax.grad(loss))(flat)
             flat = {path: leaf - INNER * gradient[path] for path, leaf in flat.items()}
@@ -175,10 +175,10 @@ def test_without_inner_steps_it_is_training_on_the_query(tiny, method, change, d
 def test_sides_are_of_records(tiny):
     """Disjoint, together all; pieces of one record on one side; other examples at the next step."""
     experiment = build(config_of(tiny, data__row_length=5, data__rows=24, model__layers=0))
-    layout, records = experiment.spec.objective.layout, experiment.spec.meta.records
+    layout, records = experiment.spec.objective.layout, experiment.spec.data_gradient.meta.records
     assert records is not None  # sentences of more than five words are several pieces
     batch = jax.tree.map(lambda leaf: leaf[None], experiment.batches(0).batch(0))
-    number = np.asarray(meta_learning.dealt(layout, records, batch, jax.random.key(3)))
+    number = np.asarray(meta_learning.assign_split(layout, records, batch, jax.random.key(3)))
     support, query = (meta_learning.only(layout, batch, number, *bounds) for bounds in ((0.0, 0.5), (0.5, 1.0)))
     for name in layout.tasks:
         one, other, whole = (np.asarray(b.labels[name]["mask"]) for b in (support, query, batch))
@@ -189,10 +189,10 @@ def test_sides_are_of_records(tiny):
             if piece >= 0:
                 by_record.setdefault((block, records[block, piece]), []).append(value)
     assert max(map(len, by_record.values())) > 1 and all(len(set(values)) == 1 for values in by_record.values())
-    again = np.asarray(meta_learning.dealt(layout, records, batch, jax.random.key(4)))
+    again = np.asarray(meta_learning.assign_split(layout, records, batch, jax.random.key(4)))
     assert (again[batch.example >= 0] != number[batch.example >= 0]).all()
     keys = jax.random.split(jax.random.key(0), 40)
-    many = np.asarray(jax.vmap(lambda key: meta_learning.dealt(layout, records, batch, key))(keys))[
+    many = np.asarray(jax.vmap(lambda key: meta_learning.assign_split(layout, records, batch, key))(keys))[
         :, batch.example >= 0
     ]
     assert 0.47 < (many < 0.5).mean() < 0.53 and 0.2 < (many < 0.25).mean() < 0.3

@@ -1,0 +1,104 @@
+"""The interface of the data gradient: from one batch to the K losses, their weights α, and the gradient of Σ α_k·L_k.
+
+Three implementations: `joint` (one pass over the weighted sum), `aggregated` (K gradients, weighed and combined) and
+`meta_learning` (gradients after adaptation of each task by itself). Each is an (init, update) pair, as in optax.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+
+from mtl_jax.balancing.loss_weights import LossWeights
+from mtl_jax.data.batch import Batch
+from mtl_jax.training.hyperparameters import Hyper
+from mtl_jax.training.objective import Flat, Objective
+
+
+class Balance(NamedTuple):
+    """What balancing carries from step to step.
+
+    loss_weights, aggregation   states of the methods; () without an aggregation
+    losses_after  float32[K], losses of the last batch after its update, where the loss weights need them, else None
+    scores        float32[K], last scores on dev, NaN before the first, where the loss weights need them, else None
+    """
+
+    loss_weights: Any
+    aggregation: Any
+    losses_after: jax.Array | None
+    scores: jax.Array | None
+
+
+class StepInputs(NamedTuple):
+    """What every part of one step reads.
+
+    objective  static
+    params     {path of layer: leaves [O, ...], "heads": {task: leaves}} before the step
+    flat       the same leaves by path
+    trained    those of `flat` that are trained
+    anchor     flat dict of initial values; empty where no penalty draws towards them
+    balance    of the step before
+    batch      leaves [A, B, R, ...]: A micro-batches
+    hyper      traced, schedules that follow the progress applied
+    key        of this step
+    step       int32 scalar
+    progress   float32 scalar, step / steps
+    total      float32 [K], denominators of the K mean losses over all micro-batches and devices
+    axis       name of the device axis under pmap, else None
+    """
+
+    objective: Objective
+    params: Mapping[str, Any]
+    flat: Flat
+    trained: Flat
+    anchor: Flat
+    balance: Balance
+    batch: Batch
+    hyper: Hyper
+    key: jax.Array
+    step: jax.Array
+    progress: jax.Array
+    total: jax.Array
+    axis: str | None
+
+
+class DataStep(NamedTuple):
+    """What the data say in one step.
+
+    losses    float32 [K], means over the labelled examples of each task
+    alpha     float32 [K], weights α_k, with `tasks.*.weight`
+    extra     float32 scalar, what is added to Σ α_k·L_k: of the loss weights, and auxiliary losses
+    gradient  {path: leaf} of the trained leaves, λ·∇Ω not among it
+    balance   for the next step
+    present   bool [K], tasks that took part
+    metrics   further ones by name
+    """
+
+    losses: jax.Array
+    alpha: jax.Array
+    extra: jax.Array
+    gradient: dict[str, jax.Array]
+    balance: Balance
+    present: jax.Array
+    metrics: dict[str, Any]
+
+
+class DataGradient(Protocol):
+    """init(trained leaves by path, K) -> Balance;  update(inputs) -> DataStep. Pure."""
+
+    def init(self, trained: Flat, tasks: int) -> Balance: ...
+
+    def update(self, inputs: StepInputs) -> DataStep: ...
+
+
+def first_balance(method: LossWeights, tasks: int, shared: Flat | None = None, aggregation: Any = ()) -> Balance:
+    """The balance before the first step. `shared`: leaves that the K gradients belong to, by path."""
+    return Balance(
+        loss_weights=method.init(tasks, shared or {}) if "gradients" in method.needs else method.init(tasks),
+        aggregation=aggregation,
+        losses_after=jnp.ones((tasks,), jnp.float32) if "losses_after" in method.needs else None,
+        scores=jnp.full((tasks,), jnp.nan, jnp.float32) if "scores" in method.needs else None,
+    )

@@ -1,0 +1,75 @@
+"""The data gradient in one pass: ∇(Σ α_k·L_k + auxiliary losses), for loss weights that read no gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from mtl_jax.balancing.loss_weights import LossWeights
+from mtl_jax.training import objective as terms
+from mtl_jax.training.collectives import psum
+from mtl_jax.training.gradients.base import Balance, DataStep, StepInputs, first_balance
+from mtl_jax.training.loss_weighting import mean_losses, weigh
+from mtl_jax.training.objective import Flat
+from mtl_jax.training.parameter_paths import with_leaves
+
+
+class Joint(NamedTuple):
+    """loss_weights: (**traced options) -> the method."""
+
+    loss_weights: Callable[..., LossWeights]
+
+    def init(self, trained: Flat, tasks: int) -> Balance:
+        """See `base.DataGradient`."""
+        del trained
+        return first_balance(self.loss_weights(), tasks)
+
+    def update(self, inputs: StepInputs) -> DataStep:
+        """See `base.DataGradient`; of several micro-batches the gradients are summed in a scan."""
+        method, batch = self.loss_weights(**inputs.hyper.loss_weights), inputs.batch
+        present = inputs.total > 0
+        names, factors, contributions = _contributions(inputs)
+
+        def apply(weighted, sums, gradient):
+            losses, auxiliary = psum(sums, inputs.axis)
+            metrics = {"auxiliary": dict(zip(names, auxiliary, strict=True))} if names else {}
+            extra = weighted.extra + jnp.dot(factors, auxiliary)
+            gradient = psum(gradient, inputs.axis)
+            return DataStep(losses, weighted.alpha, extra, gradient, weighted.balance, present, metrics)
+
+        if batch.tokens.shape[0] == 1:
+            micro = jax.tree.map(lambda leaf: leaf[0], batch)
+            sums, pullback = jax.vjp(lambda trained: contributions(trained, micro), inputs.trained)
+            weighted = weigh(method, inputs, psum(sums[0], inputs.axis), present)
+            (gradient,) = pullback((weighted.applied, factors))
+            return apply(weighted, sums, gradient)
+
+        # α may depend on the losses of the whole step, so these come first where the method asks for them
+        losses = mean_losses(inputs, inputs.params) if method.needs_losses else jnp.zeros_like(inputs.total)
+        weighted = weigh(method, inputs, losses, present)
+
+        def add(carry, micro):
+            sums, pullback = jax.vjp(lambda trained: contributions(trained, micro), inputs.trained)
+            (gradient,) = pullback((weighted.applied, factors))
+            return jax.tree.map(jnp.add, carry, (sums, gradient)), None
+
+        zero = ((jnp.zeros_like(inputs.total), jnp.zeros_like(factors)), jax.tree.map(jnp.zeros_like, inputs.trained))
+        (sums, gradient), _ = jax.lax.scan(add, zero, batch)
+        return apply(weighted, sums, gradient)
+
+
+def _contributions(inputs: StepInputs):
+    """Names of the A auxiliary losses, their factors [A], and (trained, micro-batch) -> its part of losses [K], [A]."""
+    objective, hyper, names = inputs.objective, inputs.hyper, inputs.objective.auxiliary
+    factors = jnp.stack([hyper.auxiliary[name] for name in names]) if names else jnp.zeros((0,))
+    counts = jax.vmap(lambda micro: terms.auxiliary_counts(objective, micro))(inputs.batch).sum(axis=0)
+    totals = terms.Totals(inputs.total, psum(counts, inputs.axis))
+
+    def contributions(trained, micro):
+        params = with_leaves(inputs.params, {**inputs.flat, **trained})
+        return terms.contributions(objective, params, micro, hyper, inputs.key, totals, inputs.progress)
+
+    return names, factors, contributions

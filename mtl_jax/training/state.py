@@ -1,0 +1,85 @@
+"""What a run carries from step to step, and what is static about the step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from mtl_jax.training.gradients.base import Balance, DataGradient
+from mtl_jax.training.hyperparameters import Hyper
+from mtl_jax.training.objective import Flat, Objective
+from mtl_jax.training.optimizer import OptimizerSpec
+from mtl_jax.training.parameter_paths import flatten
+
+
+class TrainState(NamedTuple):
+    """All that a run carries from step to step; all of it is in the checkpoint.
+
+    step       int32 scalar, the number of the next step
+    params     {path of layer: leaves [O, ...], "heads": {task: leaves}}, float32
+    opt_state  of optax, over the flat dict of trained leaves
+    balance    states of the loss weights and of the aggregation
+    anchor     flat dict of the initial values, for penalties that draw towards them; empty where there are none
+    key        raw key data uint32 [2] of the run
+    skipped    int32 [K + 1], steps left out because of a task's loss or gradient; the last: of shared parameters
+    left_out   int32 scalar, steps left out for whatever reason
+    bad_steps  int32 scalar, steps left out in a row
+    """
+
+    step: jax.Array
+    params: Any
+    opt_state: Any
+    balance: Balance
+    anchor: Mapping[str, jax.Array]
+    key: jax.Array
+    skipped: jax.Array
+    left_out: jax.Array
+    bad_steps: jax.Array
+
+
+class StepSpec(NamedTuple):
+    """What is static about the step.
+
+    data_gradient  how losses become a gradient: `joint`, `aggregated` or `meta_learning` of `training/gradients/`
+    slices       {path: owner group of each slice}, see `ownership.slice_owners`
+    multipliers  {path: factor on the learning rate} of the trained paths; others are frozen
+    clip         largest gradient norm by owner, 0 = off
+    max_bad_steps  after so many non-finite steps in a row the state stays as it is
+    """
+
+    objective: Objective
+    data_gradient: DataGradient
+    optimizer: OptimizerSpec
+    slices: Mapping[str, tuple[int, ...]]
+    multipliers: Mapping[str, float]
+    clip: float
+    max_bad_steps: int
+
+
+def init_state(spec: StepSpec, params: Any, hyper: Hyper, key: jax.Array, needs_anchor: bool) -> TrainState:
+    """The state before the first step."""
+    flat = flatten(params)
+    trained = trained_leaves(spec, flat)
+    step = jnp.zeros((), jnp.int32)
+    tasks = len(spec.objective.tasks)
+    return TrainState(
+        step=step,
+        params=params,
+        opt_state=spec.optimizer.transformation(hyper, step, spec.multipliers).init(trained),
+        balance=spec.data_gradient.init(trained, tasks),
+        anchor={path: jnp.copy(leaf) for path, leaf in flat.items() if not path.startswith("heads/")}
+        if needs_anchor
+        else {},
+        key=jax.random.key_data(key),
+        skipped=jnp.zeros((tasks + 1,), jnp.int32),
+        left_out=jnp.zeros((), jnp.int32),
+        bad_steps=jnp.zeros((), jnp.int32),
+    )
+
+
+def trained_leaves(spec: StepSpec, flat: Flat) -> dict[str, jax.Array]:
+    """The leaves that the optimizer moves, by path."""
+    return {path: flat[path] for path in spec.multipliers}

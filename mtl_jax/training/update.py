@@ -1,0 +1,97 @@
+"""From the gradient of the step to the trained leaves after it: optimizer, proximal operators, tied columns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+
+from mtl_jax.training import penalty_effect
+from mtl_jax.training.gradients.base import StepInputs
+from mtl_jax.training.objective import Flat
+from mtl_jax.training.penalty import leaves_of
+from mtl_jax.training.state import StepSpec
+
+
+class Update(NamedTuple):
+    """What the optimizer made of a gradient.
+
+    trained    {path: leaf} after the step, of no use where `ok` is False
+    opt_state  after the step; where `ok` is False as before
+    ok         bool scalar, whether the step counts
+    bad        bool [K + 1], whether the loss or gradient of a task (last: of what is shared) is not finite
+    rate       float32 scalar, the learning rate
+    ratios     {penalty: how far its proximal operator moves the updates, relative to them}, of those that have one
+    """
+
+    trained: Flat
+    opt_state: Any
+    ok: jax.Array
+    bad: jax.Array
+    rate: jax.Array
+    ratios: dict[str, jax.Array]
+
+
+def update(
+    spec: StepSpec, inputs: StepInputs, opt_state: Any, gradient: Flat, strengths: Mapping[str, jax.Array],
+    *, norms: jax.Array, losses: jax.Array, bad_steps: jax.Array,
+) -> Update:  # fmt: skip
+    """One update.
+
+    Args:
+      spec: static.
+      inputs: of the step.
+      opt_state: before it.
+      gradient: clipped, by path.
+      strengths: {penalty: λ}.
+      norms: float32 [K + 1], of the gradient before it was clipped, by owner.
+      losses: float32 [K].
+      bad_steps: int32 scalar, steps left out in a row before this one.
+    """
+    rate = inputs.hyper.learning_rate * spec.optimizer.rate(inputs.step)
+    reach = norms * jnp.maximum(rate * spec.optimizer.gain, 1.0)  # a step of this length must not overflow
+    bad = ~jnp.isfinite(reach) | jnp.append(~jnp.isfinite(losses), False)
+    ok = ~bad.any() & (bad_steps < spec.max_bad_steps)
+    optimizer = spec.optimizer.transformation(inputs.hyper, inputs.step, spec.multipliers, ok)
+    updates, opt_state = optimizer.update(gradient, opt_state, inputs.trained)
+    updates, ratios = _proximal(inputs, updates, rate * spec.optimizer.gain, strengths)
+    chex.assert_trees_all_equal_shapes(updates, inputs.trained)
+    trained = optax.apply_updates(inputs.trained, updates)
+    if inputs.hyper.tied is not None:
+        trained = _if(inputs.hyper.tied, _tie, dict, trained)
+    return Update(trained, opt_state, ok, bad, rate, ratios)
+
+
+def _proximal(
+    inputs: StepInputs, updates: Flat, rate: jax.Array, strengths: Mapping[str, jax.Array]
+) -> tuple[Flat, dict[str, jax.Array]]:
+    """The updates after the proximal operators, with t = rate · λ, and the ratio of each, see `penalty_effect`."""
+    hyper, ratios = inputs.hyper, {}
+    for name, penalty in inputs.objective.penalties.items():
+        if penalty.way == "gradient":
+            continue
+        acts = hyper.proximal[name] if penalty.way == "either" else True
+        t = rate * strengths[name]
+        arguments = (updates, inputs.trained, inputs.anchor, hyper.by_layer[name], t)
+        entering, updates = updates, _if(acts, penalty.proximal, lambda updates, *_: dict(updates), *arguments)
+        before, after = (leaves_of(penalty, inputs, tree) for tree in (entering, updates))
+        moved = penalty_effect.norm(b - a for a, b in zip(before, after, strict=True))
+        ratios[name] = penalty_effect.ratio(moved, penalty_effect.norm(before))
+    return updates, ratios
+
+
+def _tie(flat: Flat) -> Flat:
+    """Every stack replaced by its mean over the owners."""
+    return {
+        path: leaf if path.startswith("heads/") else jnp.broadcast_to(leaf.mean(axis=0, keepdims=True), leaf.shape)
+        for path, leaf in flat.items()
+    }
+
+
+def _if(condition: jax.Array | bool, then: Callable, otherwise: Callable, *arguments: Any) -> Any:
+    """`jax.lax.cond`, without the branch where the condition is known."""
+    return then(*arguments) if condition is True else jax.lax.cond(condition, then, otherwise, *arguments)
