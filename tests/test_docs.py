@@ -1,0 +1,97 @@
+"""The Python of README and docs runs as it stands there, and their tables name what there is."""
+
+import pathlib
+import re
+import textwrap
+
+import jax
+import numpy as np
+import pytest
+
+from configs import default
+from mtl_jax.analysis.ablation import plan
+from mtl_jax.checks import check
+from mtl_jax.sharing import PENALTIES
+
+ROOT = pathlib.Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def blocks(page: str) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), flags=re.S)
+
+
+def mine() -> dict:
+    """The names that the README's config defines."""
+    scope: dict = {}
+    exec(compile(blocks("README.md")[0], "README.md", "exec"), scope)
+    return scope
+
+
+def test_the_config_of_one_s_own_data():
+    assert blocks("docs/getting_started.md") == blocks("README.md")[:1]
+    config = mine()["get_config"]()
+    assert list(config.tasks) == ["sentiment", "ner"] and config.penalties.l2.kind == "l2_to_mean"
+    check(config, default)
+
+
+@pytest.mark.parametrize("page", ["docs/tasks.md", "docs/data.md"])
+def test_parts_of_configs(page):
+    for block in blocks(page):
+        scope = mine()
+        config = scope["get_config"]()
+        exec(compile(textwrap.dedent(block), page, "exec"), scope | {"config": config})
+        check(config, default)
+
+
+def test_a_sweep_and_a_choice():
+    (block,) = blocks("docs/ablation.md")
+    scope = mine()
+    config = scope["get_config"]()
+    exec(compile(textwrap.dedent(block), "docs/ablation.md", "exec"), scope | {"config": config})
+    planned = plan.make(config, lambda c: check(c, default, "ablate"))
+    assert len(planned.seeds) == 5
+    assert {name for program in planned.programs for name in program.choices} == {"sentences"}
+
+
+@pytest.mark.parametrize("page, number", [("README.md", 1), ("docs/own_loop.md", 0)])
+def test_a_loop_of_one_s_own(page, number, capsys):
+    scope: dict = {}
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        exec(compile(blocks(page)[number], page, "exec"), scope)
+    assert np.isfinite(scope["losses"]).all() and scope["losses"].mean() < 1.0
+
+
+def test_no_python_is_left_untried():
+    tried = {"README.md": 2, "docs/getting_started.md": 1, "docs/own_loop.md": 1, "docs/ablation.md": 1}
+    for page in PAGES:
+        name = str(page.relative_to(ROOT))
+        assert name in ("docs/tasks.md", "docs/data.md") or len(blocks(name)) == tried.get(name, 0), name
+
+
+def test_every_penalty_is_in_the_table():
+    table = (ROOT / "docs" / "penalties.md").read_text(encoding="utf-8")
+    names = {match for row in re.findall(r"^\| (.*?) \|", table, flags=re.M) for match in re.findall(r"`(\w+)\(", row)}
+    assert set(PENALTIES) <= names
+
+
+def test_links_lead_somewhere():
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
+            assert (page.parent / target).exists(), f"{page}: {target}"
+
+
+def test_configs_that_are_named_exist():
+    for page in PAGES:
+        for name in re.findall(r"configs/(\w+\.py)", page.read_text(encoding="utf-8")):
+            assert name == "mine.py" or (ROOT / "configs" / name).is_file() or name == "new.py", f"{page}: {name}"
+
+
+def test_files_that_are_named_exist():
+    for page in PAGES:
+        for name in re.findall(r"`((?:mtl_jax|benchmarks|scripts|tests)/[\w./]+)`", page.read_text(encoding="utf-8")):
+            assert (ROOT / name).exists(), f"{page}: {name}"
+
+
+def test_the_readme_is_short():
+    assert (ROOT / "README.md").stat().st_size <= 6144
