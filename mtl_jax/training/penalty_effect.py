@@ -20,9 +20,9 @@ import numpy as np
 
 from mtl_jax.sharing.gram import accumulation_dtype, squared_deviations
 
-HARDLY = 0.01  # mean penalty_ratio below which a penalty hardly acted
-WEAK = 0.1  # below this too, where besides the columns keep more than
-KEPT = 0.8  # of the distance that they began with
+HARDLY = 0.001  # mean penalty_ratio below which a penalty hardly acted
+WEAK = 0.1  # below this too, where besides the columns are farther apart than
+KEPT = 0.8  # of what two of them would be that moved as far, each for itself
 TIED = 0.01  # distance that is left, as a share of how far they were apart at the start, or went from there, if more
 
 
@@ -84,12 +84,14 @@ def mean_ratio(values: Iterable[float | None]) -> float | None:
 
 def hardly_acted(effect: Effect) -> bool:
     """Whether the penalty changed little: its ratio is below `HARDLY`; or below `WEAK`, and the distance above `KEPT`
-    of the initial one. A λ of 0 is meant so.
+    of √(initial² + ½ moved²), that of two columns which move at right angles. A λ of 0 is meant so.
+
+    The ratio alone does not tell: gradients of the losses change their direction from step to step, that of Ω does not.
     """
     if effect.strength == 0 or effect.ratio is None:
         return False
-    kept = effect.initial > 0 and effect.distance > KEPT * effect.initial
-    return effect.ratio < HARDLY or (effect.ratio < WEAK and kept)
+    free = (effect.initial**2 + effect.moved**2 / 2) ** 0.5
+    return effect.ratio < HARDLY or (effect.ratio < WEAK and effect.distance > KEPT * free > 0)
 
 
 def tied_everything(effect: Effect) -> bool:

@@ -96,7 +96,9 @@ def test_columns_that_are_equal_have_ratio_and_distance_0_and_nothing_is_nan():
     ("effect", "text"),
     [
         (Effect(0.02, 0.1, 39.5, 43.8, 30.0), "λ = 0.1 hardly acted"),  # proximal, 16 tasks
-        (Effect(0.005, 0.1, 0.5, 0.0, 1.0), "λ = 0.1 hardly acted"),  # one start, small beside the losses
+        (Effect(0.005, 0.1, 0.6, 0.0, 1.0), "λ = 0.1 hardly acted"),  # one start, apart as if each moved for itself
+        (Effect(0.0005, 0.1, 0.5, 0.0, 1.0), "λ = 0.1 hardly acted"),
+        (Effect(0.0082, 0.01, 2.09, 0.0, 6.62), ""),  # the quickstart, whose distance is 0.4 of that without a penalty
         (Effect(0.05, 0.1, 0.5, 0.0, 1.0), ""),
         (Effect(0.5, 1.0, 39.5, 43.8, 30.0), ""),
         (Effect(0.05, 1.0, 20.0, 43.8, 30.0), ""),
