@@ -13,7 +13,8 @@ SCRIPT = """
 import sys, threading
 import jax, jax.numpy as jnp
 from jax._src import compilation_cache
-from mtl_jax.training import ahead, programs
+from mtl_jax.runtime import compilation_cache as programs
+from mtl_jax.runtime import compilation_prefetch as ahead
 
 read = compilation_cache.get_executable_and_time
 
