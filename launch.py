@@ -44,9 +44,19 @@ from mtl_jax.runtime.flags import parse
 CONFIG = config_file.define("config")
 WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the run.")
 MODES = [
-    "train", "evaluate", "predict", "attribute", "inspect", "export", "compare", "ablate", "relate", "merge", "adapt",
+    "train",
+    "evaluate",
+    "predict",
+    "attribute",
+    "inspect",
+    "export",
+    "compare",
+    "ablate",
+    "relate",
+    "merge",
+    "adapt",
     "report",
-]  # fmt: skip
+]
 MODE = flags.DEFINE_enum("mode", "train", MODES, "What to do.")
 CHECKPOINT = flags.DEFINE_list("checkpoint", ["best"], "best, last or steps; predict and export average several.")
 INPUT = flags.DEFINE_string("input", "", "predict, attribute: any file of data, or lines; '-' is the standard input.")
@@ -75,10 +85,19 @@ def main(argv):
     if not (COORDINATOR.value or PROCESSES.value):  # whose errors tell of processes that are lost
         terminal.silence_compiler()
     mode = {
-        "train": _train, "evaluate": _evaluate, "predict": _predict, "attribute": _attribute,
-        "inspect": _inspect, "export": _export, "compare": _compare, "ablate": _ablate, "relate": _relate,
-        "merge": _merge, "adapt": _adapt, "report": _report,
-    }[MODE.value]  # fmt: skip
+        "train": _train,
+        "evaluate": _evaluate,
+        "predict": _predict,
+        "attribute": _attribute,
+        "inspect": _inspect,
+        "export": _export,
+        "compare": _compare,
+        "ablate": _ablate,
+        "relate": _relate,
+        "merge": _merge,
+        "adapt": _adapt,
+        "report": _report,
+    }[MODE.value]
     if MODE.value not in ("inspect", "report"):  # these compile nothing
         from mtl_jax.runtime import compilation_cache
 
@@ -191,9 +210,7 @@ def _attribute():
     out = pathlib.Path(OUTPUT.value).expanduser()
     config = _config()
     with _programs_ahead():
-        print(attribution.attribute(
-            config, workdir, CHECKPOINT.value, INPUT.value, out, TASKS.value, **_how_to_read()
-        ))  # fmt: skip
+        print(attribution.attribute(config, workdir, CHECKPOINT.value, INPUT.value, out, TASKS.value, **_how_to_read()))
 
 
 def _inspect():
@@ -295,8 +312,10 @@ def _adapt():
 
     runs = _folders(RUNS) or _folders(WORKDIR)
     if not runs or not OUTPUT.value or CONFIG.value is None:
-        raise UserError("--mode=adapt needs --workdir=RUN or --runs=RUN,RUN,..., --config=FILE that names the new "
-                        "tasks, and --output=FOLDER")  # fmt: skip
+        raise UserError(
+            "--mode=adapt needs --workdir=RUN or --runs=RUN,RUN,..., --config=FILE that names the new "
+            "tasks, and --output=FOLDER"
+        )
     if len(CHECKPOINT.value) != 1:
         raise UserError("--mode=adapt takes one --checkpoint")
     lanes.use_all_cores()

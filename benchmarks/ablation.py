@@ -62,10 +62,14 @@ def counted(options) -> tuple[list, Claim, dict]:
         with tempfile.TemporaryDirectory() as folder:
             times["lanes"].append(_launch(config, f"--workdir={folder}/lanes", "--mode=ablate"))
             whole = sum(
-                _launch(config, f"--workdir={folder}/{i}", f"--config.seed={seed}",
-                        f"--config.penalties.p.strength={strength}")
+                _launch(
+                    config,
+                    f"--workdir={folder}/{i}",
+                    f"--config.seed={seed}",
+                    f"--config.penalties.p.strength={strength}",
+                )
                 for i, (seed, strength) in enumerate(chosen)
-            )  # fmt: skip
+            )
         times["runs"].append(whole * len(lanes) / len(chosen))
         _progress("counted", repeat, options.repeats)
     ours, runs = (statistics.median(times[side]) for side in ("lanes", "runs"))
@@ -186,11 +190,16 @@ def _report(model, known, peer, flops, best, times, memory, trials, peer_lanes):
     top = max(found["flops"] for found in best.values())
     rows = [("side", "ms a lane-step", "ratio", "tokens/s", "peak memory", "bound")]
     rows += [
-        (side, f"{1e3 * seconds:.3f}", f"{seconds / ours:.2f}" if seconds is not ours else "",
-         f"{known['tokens'] / seconds:,.0f}", f"{bytes_ / 2**20:,.0f} MiB",
-         _bound(flops, known["parameters"], seconds, top, best["PyTorch"]["bytes"]))
+        (
+            side,
+            f"{1e3 * seconds:.3f}",
+            f"{seconds / ours:.2f}" if seconds is not ours else "",
+            f"{known['tokens'] / seconds:,.0f}",
+            f"{bytes_ / 2**20:,.0f} MiB",
+            _bound(flops, known["parameters"], seconds, top, best["PyTorch"]["bytes"]),
+        )
         for (side, seconds), bytes_ in zip(median.items(), memory, strict=True)
-    ]  # fmt: skip
+    ]
     notes = (
         f"{model}: {known['parameters']:,} parameters, {known['tokens']:.0f} real tokens and {flops / 1e6:.1f} MFLOP "
         f"of products a step. "
@@ -203,9 +212,15 @@ def _report(model, known, peer, flops, best, times, memory, trials, peer_lanes):
     mine, loop = list(times.values())[:2]
     claim = _claim(model, "steps", loop, mine, rows[1][-1])
     numbers = {
-        "seconds_a_lane_step": times, "ratios": {s: t / ours for s, t in median.items()}, "peak_bytes": memory,
-        "known": known, "peer": peer, "flops": flops, "ceilings": best, "trials": trials,
-    }  # fmt: skip
+        "seconds_a_lane_step": times,
+        "ratios": {s: t / ours for s, t in median.items()},
+        "peak_bytes": memory,
+        "known": known,
+        "peer": peer,
+        "flops": flops,
+        "ceilings": best,
+        "trials": trials,
+    }
     return rows, claim, numbers, notes
 
 

@@ -32,15 +32,13 @@ BENCHMARKS = {
     "steps_bilstm": ("Equal shapes: BiLSTM", f"steps.py --model=bilstm {THREADS} --rounds=15"),
     "packing": ("Real text", f"packing.py --no-compile --texts=90 {THREADS}"),
     "penalties": ("Penalties", "penalties.py --tasks=4 --rounds=13 --steps=1"),
-    "gradient_methods": (
-        "Gradient methods", "gradient_methods.py --tasks=8 --methods=upgrad --rounds=5 --steps=1",
-    ),
+    "gradient_methods": ("Gradient methods", "gradient_methods.py --tasks=8 --methods=upgrad --rounds=5 --steps=1"),
     "ablation_small": ("A grid, small models", "ablation.py --model=small --only=steps --repeats=1"),
     "ablation_bilstm": ("A grid, BiLSTM", "ablation.py --model=bilstm --only=steps --repeats=1 --peer-lanes=2"),
     "memory": ("Memory", "memory.py --tasks=1,4"),
     "collectives": ("Devices", "collectives.py --tasks=4 --meshes=task,model"),
     "start": ("Start", "start.py --repeats=2 --config=configs/quickstart.py:soft"),
-}  # fmt: skip
+}
 # too long for half an hour, or not about speed: run by themselves, or by --only
 OTHERS = {
     "penalties_16": ("Penalties, K = 16", "penalties.py --tasks=16 --rounds=9 --steps=1"),
@@ -131,9 +129,13 @@ def _plot(found: dict, title: str, file: pathlib.Path) -> None:
     figure, axes = pyplot.subplots(figsize=(9, 1.2 + 0.5 * len(claims)), layout="constrained")
     for place, claim in enumerate(reversed(claims)):
         axes.errorbar(
-            claim.measured, place, xerr=[[claim.measured - claim.low], [claim.high - claim.measured]], fmt="o",
-            color="tab:blue" if claim.reached else "tab:red", capsize=3,
-        )  # fmt: skip
+            claim.measured,
+            place,
+            xerr=[[claim.measured - claim.low], [claim.high - claim.measured]],
+            fmt="o",
+            color="tab:blue" if claim.reached else "tab:red",
+            capsize=3,
+        )
         if goal := re.search(r"\d+(\.\d+)?", claim.goal):
             axes.plot(float(goal[0]), place, marker="|", markersize=16, color="black")
     words = [textwrap.fill(claim.what, 60) for claim in reversed(claims)]

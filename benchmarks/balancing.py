@@ -69,10 +69,16 @@ def _measured(options, count: int) -> list[dict]:
             print(f"K = {count}: {name} compiled", file=sys.stderr)
         of_all = list(timed(steps, options.rounds, options.steps).items())[start > 0 :]
         found += [
-            {"layer": options.layer, "tasks": count, "method": name, **one.numbers(),
-             "spread": one.spread, "bytes": steps[name].temporaries}
+            {
+                "layer": options.layer,
+                "tasks": count,
+                "method": name,
+                **one.numbers(),
+                "spread": one.spread,
+                "bytes": steps[name].temporaries,
+            }
             for name, one in of_all
-        ]  # fmt: skip
+        ]
         del steps
         jax.clear_caches()
     rows = [(f"{options.layer}, K = {count}", "ms a step", "ratio", "lowest to highest", "MiB of temporaries")]

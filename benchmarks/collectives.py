@@ -20,10 +20,14 @@ import pathlib
 import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
-os.environ["XLA_FLAGS"] = " ".join((
-    os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=8", "--xla_backend_optimization_level=0",
-    "--xla_llvm_disable_expensive_passes=true",
-))  # fmt: skip
+os.environ["XLA_FLAGS"] = " ".join(
+    (
+        os.environ.get("XLA_FLAGS", ""),
+        "--xla_force_host_platform_device_count=8",
+        "--xla_backend_optimization_level=0",
+        "--xla_llvm_disable_expensive_passes=true",
+    )
+)
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax
@@ -42,9 +46,14 @@ from mtl_jax.training.step import train_step
 MESHES = {"data": (8, 1, 1), "task": (2, 4, 1), "model": (1, 1, 8)}
 GRAM = ("l2_to_mean", "l2_pairwise", "trace_norm", "subspace")
 PENALTIES = {
-    "l2_to_mean": {}, "l2_pairwise": {}, "trace_norm": {}, "subspace": {"options": {"dim": 2}}, "group_lasso": {},
-    "orthogonality": {}, "tucker": {"kind": "trace_norm", "options": {"unfolding": "tucker"}},
-}  # fmt: skip
+    "l2_to_mean": {},
+    "l2_pairwise": {},
+    "trace_norm": {},
+    "subspace": {"options": {"dim": 2}},
+    "group_lasso": {},
+    "orthogonality": {},
+    "tucker": {"kind": "trace_norm", "options": {"unfolding": "tucker"}},
+}
 SOME = ("penalty trace_norm", "aggregation cagrad")  # at every K and mesh; the others at the first K, not over rows
 DEVICES = (8, 32, 256)
 
@@ -72,24 +81,41 @@ def main():
                 parts[name] = {kind: with_it[kind] - parts["gradients and all else"][kind] for kind in KINDS}
                 largest[name] = max((one.bytes for one in _added(moved, plain)), default=0)
             for name, moved in parts.items():
-                seconds = [sum(_sent(kind, size, n) for kind, size in moved.items()) / (1e9 * options.gbytes)
-                           for n in devices]  # fmt: skip
-                found.append({
-                    "mesh": mesh, "tasks": tasks, "part": name, **sizes, "bytes": moved, "largest": largest[name],
-                    "seconds": dict(zip(devices, seconds, strict=True)),
-                })  # fmt: skip
+                seconds = [
+                    sum(_sent(kind, size, n) for kind, size in moved.items()) / (1e9 * options.gbytes) for n in devices
+                ]
+                found.append(
+                    {
+                        "mesh": mesh,
+                        "tasks": tasks,
+                        "part": name,
+                        **sizes,
+                        "bytes": moved,
+                        "largest": largest[name],
+                        "seconds": dict(zip(devices, seconds, strict=True)),
+                    }
+                )
             print(f"{mesh}, K = {tasks}: compiled", file=sys.stderr)
     rows = [("mesh", "K", "part", *KINDS, "largest array", *(f"ms, {n} devices" for n in devices))]
     for one in found:
         moved = [f"{one['bytes'][kind]:,}" if one["bytes"][kind] else "" for kind in KINDS]
-        rows.append((one["mesh"], str(one["tasks"]), one["part"], *moved, f"{one['largest']:,}",
-                     *(f"{1e3 * seconds:.3f}" for seconds in one["seconds"].values())))  # fmt: skip
+        rows.append(
+            (
+                one["mesh"],
+                str(one["tasks"]),
+                one["part"],
+                *moved,
+                f"{one['largest']:,}",
+                *(f"{1e3 * seconds:.3f}" for seconds in one["seconds"].values()),
+            )
+        )
     claims = [claim for mesh in options.meshes.split(",") for claim in _claims(mesh, found)]
     sizes = ", ".join(
         f"K = {tasks}: K² float32 are {4 * tasks**2:,}, the stacks {4 * one['stacks']:,}, all parameters "
         f"{4 * one['parameters']:,}"
-        for tasks in counts for one in [next(one for one in found if one["tasks"] == tasks)]
-    )  # fmt: skip
+        for tasks in counts
+        for one in [next(one for one in found if one["tasks"] == tasks)]
+    )
     save("collectives", claims, {"bytes a step": rows}, found, f"Bytes: {sizes}. Times are extrapolated, not measured.")
 
 

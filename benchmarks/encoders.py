@@ -19,8 +19,10 @@ from mtl_jax.data.files import wheels
 
 MODELS = ("bert_mini", "minilm", "bilstm", "bert_base", "bert_large")
 BERT = {  # layers, width, heads, intermediate
-    "bert_mini": (4, 256, 4, 1024), "bert_base": (12, 768, 12, 3072), "bert_large": (24, 1024, 16, 4096)
-}  # fmt: skip
+    "bert_mini": (4, 256, 4, 1024),
+    "bert_base": (12, 768, 12, 3072),
+    "bert_large": (24, 1024, 16, 4096),
+}
 CLASSES = 20
 WORDS = 10_000  # of the BiLSTM's texts
 
@@ -44,9 +46,14 @@ def get_config(
         config, "texts", reader="jsonl", path=str(path.parent), words="words", splits={"train": path.name}
     )
     default.add_task(
-        config, "task", dataset="texts", kind="tagging" if tagging else "classification",
-        label="labels" if tagging else "label", metrics=("accuracy",), options={} if tagging else {"pool": "first"},
-    )  # fmt: skip
+        config,
+        "task",
+        dataset="texts",
+        kind="tagging" if tagging else "classification",
+        label="labels" if tagging else "label",
+        metrics=("accuracy",),
+        options={} if tagging else {"pool": "first"},
+    )
     config.data.rows, config.data.row_length = rows, length
     config.data.overlong = "truncate"
     config.model.dropout, config.model.attention_dropout = dropout, attention_dropout

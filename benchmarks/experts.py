@@ -57,17 +57,23 @@ def main():
             steps[way] = Step(assemble(_config(options, tasks, way), first.corpus, None, None))
             print(f"{way}, K = {tasks}: compiled", file=sys.stderr)
         for way, one in timed(steps, options.rounds, options.steps).items():
-            found.append({
-                "way": way, "tasks": tasks, **one.numbers(), "spread": one.spread, "bytes": steps[way].temporaries,
-            })  # fmt: skip
+            found.append(
+                {"way": way, "tasks": tasks, **one.numbers(), "spread": one.spread, "bytes": steps[way].temporaries}
+            )
         del steps
         jax.clear_caches()
     rows = [("way", "K", "ms a step", "ratio", "lowest to highest", "MiB of temporaries")]
     for one in found:
-        rows.append((
-            one["way"], str(one["tasks"]), f"{one['ms']:.1f}", f"{one['ratio']:.2f}", one["spread"],
-            f"{one['bytes'] / 2**20:.0f}",
-        ))  # fmt: skip
+        rows.append(
+            (
+                one["way"],
+                str(one["tasks"]),
+                f"{one['ms']:.1f}",
+                f"{one['ratio']:.2f}",
+                one["spread"],
+                f"{one['bytes'] / 2**20:.0f}",
+            )
+        )
     tokens = options.rows * options.length
     title = f"a step of each way over that of hard sharing, {options.layer}, {tokens} tokens a task"
     save(f"experts_{options.layer}", [c for one in found if (c := _claim(options, one))], {title: rows}, found)

@@ -139,11 +139,17 @@ def _timed(options, ours, peer, sides) -> list[dict]:
     for (method, side), spent in seconds.items():
         first = seconds["sum", OURS if side in LEVELS else "plain"]
         ratios = [a / b for a, b in zip(spent, first, strict=True)]
-        found.append({
-            "method": method, "side": side, "ratio": statistics.median(ratios), "ratios": ratios,
-            "ms": 1e3 * statistics.median(spent) / options.steps, "bytes": size.get((method, side)),
-            "apart": sides[method, side]["apart"],
-        })  # fmt: skip
+        found.append(
+            {
+                "method": method,
+                "side": side,
+                "ratio": statistics.median(ratios),
+                "ratios": ratios,
+                "ms": 1e3 * statistics.median(spent) / options.steps,
+                "bytes": size.get((method, side)),
+                "apart": sides[method, side]["apart"],
+            }
+        )
     return found
 
 
@@ -178,8 +184,18 @@ def _tables(layer: str, found) -> dict[str, list[tuple[str, ...]]]:
         for one in (one for one in found if one["setting"] == setting):
             held = f"{one['bytes'] / 2**20:.0f}" if one["bytes"] is not None else ""
             spread = f"{min(one['ratios']):.2f} to {max(one['ratios']):.2f}"
-            rows.append((str(one["tasks"]), one["method"], one["side"], f"{one['ms']:.1f}", f"{one['ratio']:.2f}",
-                         spread, held, "" if one["apart"] is None else f"{one['apart']:.0e}"))  # fmt: skip
+            rows.append(
+                (
+                    str(one["tasks"]),
+                    one["method"],
+                    one["side"],
+                    f"{one['ms']:.1f}",
+                    f"{one['ratio']:.2f}",
+                    spread,
+                    held,
+                    "" if one["apart"] is None else f"{one['apart']:.0e}",
+                )
+            )
         tables[f"{layer}, {setting}"] = rows
     return tables
 

@@ -42,10 +42,16 @@ class Side:
         tasks = list(experiment.tasks.values())
         batches = {seed: [experiment.batches(seed).batch(step) for step in range(steps)] for seed in self.seeds}
         with open(data, "wb") as file:
-            pickle.dump({
-                "vocabulary": experiment.corpus.tokenizer.size, "tasks": list(experiment.tasks),
-                "classes": [len(task.names) for task in tasks], "level": tasks[0].level, "batches": batches,
-            }, file)  # fmt: skip
+            pickle.dump(
+                {
+                    "vocabulary": experiment.corpus.tokenizer.size,
+                    "tasks": list(experiment.tasks),
+                    "classes": [len(task.names) for task in tasks],
+                    "level": tasks[0].level,
+                    "batches": batches,
+                },
+                file,
+            )
         return {
             "lanes": [[seed, setting.values["strength"]] for seed in self.seeds for setting in one.settings],
             "steps": steps,

@@ -52,16 +52,23 @@ class Side:
                 arrays[f"labels:{number}:{k}"] = batch.labels[name]["value"][0, :, 0]  # [R]
         np.savez(file, **arrays)
         return {
-            "names": list(self.experiment.tasks), "vocab": self.experiment.corpus.tokenizer.size,
+            "names": list(self.experiment.tasks),
+            "vocab": self.experiment.corpus.tokenizer.size,
             "classes": [len(task.names) for task in self.experiment.tasks.values()],
             "config": {
-                "layer": layer, "layers": self.config.model.layers, "width": self.config.model.width,
-                "heads": self.config.model.heads, "intermediate": self.config.model.intermediate,
-                "rate": self.config.optimizer.learning_rate, "weight_decay": self.config.optimizer.weight_decay,
-                "b1": self.config.optimizer.b1, "b2": self.config.optimizer.b2, "eps": self.config.optimizer.eps,
+                "layer": layer,
+                "layers": self.config.model.layers,
+                "width": self.config.model.width,
+                "heads": self.config.model.heads,
+                "intermediate": self.config.model.intermediate,
+                "rate": self.config.optimizer.learning_rate,
+                "weight_decay": self.config.optimizer.weight_decay,
+                "b1": self.config.optimizer.b1,
+                "b2": self.config.optimizer.b2,
+                "eps": self.config.optimizer.eps,
             },
             "parameters": sum(leaf.size for leaf in params.values()),
-        }  # fmt: skip
+        }
 
     def compile(self, method: str, level: str = "parameters") -> dict:
         """Compiles the step of a method; "sum" is the plain sum. `level` as in `config.aggregation`."""

@@ -48,24 +48,40 @@ class Side:
         texts, labels, plan = _texts([self.batches.batch(step) for step in range(self.steps)])
         rate, classes = self.experiment.spec.optimizer.rate, len(self.experiment.tasks["task"].names)
         with open(f"{folder}/peer.pkl", "wb") as file:
-            pickle.dump({
-                "model": config.model.layer, "dropout": config.model.dropout,
-                "attention_dropout": config.model.attention_dropout, "clip": config.optimizer.clip,
-                "dtype": config.model.dtype,
-                "weight_decay": config.optimizer.weight_decay, "eps": config.optimizer.eps,
-                "betas": (config.optimizer.b1, config.optimizer.b2), "classes": classes,
-                "rates": [config.optimizer.learning_rate * float(rate(jax.numpy.int32(step))) for step in range(1000)],
-                "texts": texts, "labels": labels, "plan": plan, "values": flatten(params),
-            }, file)  # fmt: skip
+            pickle.dump(
+                {
+                    "model": config.model.layer,
+                    "dropout": config.model.dropout,
+                    "attention_dropout": config.model.attention_dropout,
+                    "clip": config.optimizer.clip,
+                    "dtype": config.model.dtype,
+                    "weight_decay": config.optimizer.weight_decay,
+                    "eps": config.optimizer.eps,
+                    "betas": (config.optimizer.b1, config.optimizer.b2),
+                    "classes": classes,
+                    "rates": [
+                        config.optimizer.learning_rate * float(rate(jax.numpy.int32(step))) for step in range(1000)
+                    ],
+                    "texts": texts,
+                    "labels": labels,
+                    "plan": plan,
+                    "values": flatten(params),
+                },
+                file,
+            )
         if self.experiment.model.architecture is not None:
             column = {path: jax.tree.map(lambda leaf: leaf[0], own) for path, own in params.items() if path != "heads"}
             save_folder(f"{folder}/encoder", self.experiment.model.architecture, column)
         first = self.batches.batch(0)
         return {
-            "steps": self.steps, "tokens": sum(map(len, texts)) / self.steps, "positions": first.tokens.size,
-            "texts": len(texts), "parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
-            "flops": self._flops(first), "device": f"{jax.device_count()} × {jax.devices()[0].device_kind}",
-        }  # fmt: skip
+            "steps": self.steps,
+            "tokens": sum(map(len, texts)) / self.steps,
+            "positions": first.tokens.size,
+            "texts": len(texts),
+            "parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
+            "flops": self._flops(first),
+            "device": f"{jax.device_count()} × {jax.devices()[0].device_kind}",
+        }
 
     def _flops(self, batch):
         state = jax.eval_shape(lambda: self.experiment.init(0))
@@ -161,7 +177,14 @@ def _texts(batches):
 
 if __name__ == "__main__":
     side = Side()
-    serve({
-        "load": side.load, "losses": side.losses, "run": side.run, "busy": side.busy, "compared": side.compared,
-        "ceiling": ceiling, "memory": peak,
-    })  # fmt: skip
+    serve(
+        {
+            "load": side.load,
+            "losses": side.losses,
+            "run": side.run,
+            "busy": side.busy,
+            "compared": side.compared,
+            "ceiling": ceiling,
+            "memory": peak,
+        }
+    )

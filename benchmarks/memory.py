@@ -56,8 +56,17 @@ def main():
             jax.clear_caches()
     rows = [("way", "K", "M parameters", "state MiB", "temporaries MiB", "in all MiB", "of the state donated")]
     for one in found:
-        rows.append((one["way"], str(one["tasks"]), f"{one['parameters'] / 1e6:.1f}", _mib(one["state"]),
-                     _mib(one["temporaries"]), _mib(one["total"]), f"{one['donated']:.1%}"))  # fmt: skip
+        rows.append(
+            (
+                one["way"],
+                str(one["tasks"]),
+                f"{one['parameters'] / 1e6:.1f}",
+                _mib(one["state"]),
+                _mib(one["temporaries"]),
+                _mib(one["total"]),
+                f"{one['donated']:.1%}",
+            )
+        )
     largest = [("way", "MiB a further column", *LIMITS)]
     for way in dict.fromkeys(one["way"] for one in found):
         of_way = [one for one in found if one["way"] == way]
@@ -67,8 +76,16 @@ def main():
             found.append({"way": way, "slope": slope, "largest": most})
     measured = [one for one in found if "donated" in one]
     least = min(one["donated"] for one in measured)
-    claims = [Claim("share of the state whose memory the new state takes", "≥ 0.999", least, least,
-                    max(one["donated"] for one in measured), least >= 0.999)]  # fmt: skip
+    claims = [
+        Claim(
+            "share of the state whose memory the new state takes",
+            "≥ 0.999",
+            least,
+            least,
+            max(one["donated"] for one in measured),
+            least >= 0.999,
+        )
+    ]
     notes = (
         "Planned by XLA for CPU, not measured; for an H200 the same plan is taken, though a GPU's compiler may choose "
         "other temporaries. Beside it stand the program itself, the batches and, on a host, Python (about 0.5 GiB)."
@@ -100,10 +117,13 @@ def _planned(options, tasks: int, remat: bool = False, accumulate: int = 1) -> d
     held = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
     total = plan.argument_size_in_bytes + plan.output_size_in_bytes - plan.alias_size_in_bytes + plan.temp_size_in_bytes
     return {
-        "parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params)), "state": held,
-        "temporaries": plan.temp_size_in_bytes, "total": total, "donated": plan.alias_size_in_bytes / held,
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
+        "state": held,
+        "temporaries": plan.temp_size_in_bytes,
+        "total": total,
+        "donated": plan.alias_size_in_bytes / held,
         "seconds": time.perf_counter() - began,
-    }  # fmt: skip
+    }
 
 
 def _config(options, tasks: int, folder: str):

@@ -47,9 +47,13 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         write_mixed_texts(f"{folder}/texts.jsonl", options.texts)
         loads = {
-            "model": options.model, "rows": options.rows, "length": options.length, "dropout": 0.1,
-            "attention_dropout": 0.0, "steps": 0,
-        }  # fmt: skip
+            "model": options.model,
+            "rows": options.rows,
+            "length": options.length,
+            "dropout": 0.1,
+            "attention_dropout": 0.0,
+            "steps": 0,
+        }
         difference = peers.require_same_losses(folder, loads)
         ours, peer = peers.workers()
         known, found = ours("load", folder=folder, **loads), peer("load", folder=folder)
@@ -102,19 +106,31 @@ def _report(options, known, how, tried, difference, top, seconds, memory):
         ratio = (
             "" if side == "mtl_jax" else "{:.2f} ({:.2f} to {:.2f})".format(*peers.ratios(times, seconds["mtl_jax"]))
         )
-        rows.append((
-            "mtl_jax, packed rows" if side == "mtl_jax" else f"{how}, {ORDERS[side]}", f"{time:.1f}", ratio,
-            f"{known['tokens'] * steps / time:,.0f}", f"{share:.0%}", f"{memory[side] / 2**20:,.0f} MiB",
-        ))  # fmt: skip
+        rows.append(
+            (
+                "mtl_jax, packed rows" if side == "mtl_jax" else f"{how}, {ORDERS[side]}",
+                f"{time:.1f}",
+                ratio,
+                f"{known['tokens'] * steps / time:,.0f}",
+                f"{share:.0%}",
+                f"{memory[side] / 2**20:,.0f} MiB",
+            )
+        )
     bound = known["flops"] * steps / top / statistics.median(seconds["mtl_jax"])
     for order, words in ORDERS.items():
         median, low, high = peers.ratios(seconds[order], seconds["mtl_jax"])
-        claims.append(Claim(
-            f"{options.model}, real texts, real tokens/s: mtl_jax / PyTorch with {words}", f"≥ {GOALS[order]:g}×",
-            median, low, high, median >= GOALS[order],
-            f"products need {bound:.0%} of mtl_jax's time at the machine's best rate; PyTorch computes "
-            f"{known['padded'][order] / known['positions']:.2f} positions for each of mtl_jax's",
-        ))  # fmt: skip
+        claims.append(
+            Claim(
+                f"{options.model}, real texts, real tokens/s: mtl_jax / PyTorch with {words}",
+                f"≥ {GOALS[order]:g}×",
+                median,
+                low,
+                high,
+                median >= GOALS[order],
+                f"products need {bound:.0%} of mtl_jax's time at the machine's best rate; PyTorch computes "
+                f"{known['padded'][order] / known['positions']:.2f} positions for each of mtl_jax's",
+            )
+        )
     claims.append(Claim("real tokens in packed rows", "≥ 0.9", real, real, real, real >= 0.9))
     (_, within), (blocks, left) = known["compared"].items()
     notes = (
@@ -126,10 +142,20 @@ def _report(options, known, how, tried, difference, top, seconds, memory):
     )
     print(notes)
     name = "packing" if options.model == "minilm" else f"packing_{options.model}"
-    save(name, claims, {"Texts of different lengths": rows}, {
-        "seconds_an_epoch": seconds, "known": known, "ceiling": top, "peak_bytes": memory,
-        "difference_of_losses": difference, "options": vars(options),
-    }, notes)  # fmt: skip
+    save(
+        name,
+        claims,
+        {"Texts of different lengths": rows},
+        {
+            "seconds_an_epoch": seconds,
+            "known": known,
+            "ceiling": top,
+            "peak_bytes": memory,
+            "difference_of_losses": difference,
+            "options": vars(options),
+        },
+        notes,
+    )
 
 
 if __name__ == "__main__":

@@ -55,8 +55,17 @@ def main():
     rows = [("columns", "K", "penalty", "ms a step", "ratio", "lowest to highest", "MiB of temporaries")]
     for one in found:
         spread = f"{min(one['ratios']):.3f} to {max(one['ratios']):.3f}"
-        rows.append((one["layer"], str(one["tasks"]), one["penalty"], f"{one['ms']:.1f}", f"{one['ratio']:.3f}", spread,
-                     f"{one['bytes'] / 2**20:.0f}"))  # fmt: skip
+        rows.append(
+            (
+                one["layer"],
+                str(one["tasks"]),
+                one["penalty"],
+                f"{one['ms']:.1f}",
+                f"{one['ratio']:.3f}",
+                spread,
+                f"{one['bytes'] / 2**20:.0f}",
+            )
+        )
     claims = [claim for one in found if (claim := _claim(one))]
     name = "_".join(["penalties", *(count for count in options.tasks.split(",") if count != "4")])
     save(name, claims, {f"a step over that without penalty; {128 * options.rows} tokens a task": rows}, found)
@@ -99,10 +108,16 @@ def _measured(options, layer: str, tasks: int) -> list[dict]:
     found = timed(steps, options.rounds, options.steps, slow)
     parameters = sum(leaf.size for leaf in columns(flatten(first.init_params(0)), first.owners).values())
     return [
-        {"layer": layer, "tasks": tasks, "penalty": name, **one.numbers(), "bytes": steps[name].temporaries,
-         "parameters": parameters}
+        {
+            "layer": layer,
+            "tasks": tasks,
+            "penalty": name,
+            **one.numbers(),
+            "bytes": steps[name].temporaries,
+            "parameters": parameters,
+        }
         for name, one in found.items()
-    ]  # fmt: skip
+    ]
 
 
 def _pairwise(stacks) -> jax.Array:

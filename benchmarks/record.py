@@ -55,9 +55,13 @@ def save(
     file = FOLDER / f"{name}.json"
     command = f"python benchmarks/{pathlib.Path(sys.argv[0]).name} {shlex.join(sys.argv[1:])}".strip()
     found = {
-        "command": command, "machine": machine(), "claims": [claim._asdict() for claim in claims],
-        "tables": dict(tables), "notes": notes, "numbers": numbers,
-    }  # fmt: skip
+        "command": command,
+        "machine": machine(),
+        "claims": [claim._asdict() for claim in claims],
+        "tables": dict(tables),
+        "notes": notes,
+        "numbers": numbers,
+    }
     file.write_text(json.dumps(found, indent=1, ensure_ascii=False))
     print(f"\nnumbers in {file}")
 
@@ -81,9 +85,11 @@ def table(rows: Sequence[Sequence[str]]) -> None:
 def machine() -> dict[str, Any]:
     """Processor, cores and versions of what is installed."""
     return {
-        "processor": _processor(), "cores": CORES, "python": platform.python_version(),
+        "processor": _processor(),
+        "cores": CORES,
+        "python": platform.python_version(),
         "versions": {name: version for name in PACKAGES if (version := _version(name))},
-    }  # fmt: skip
+    }
 
 
 def _processor() -> str:

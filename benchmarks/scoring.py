@@ -61,13 +61,31 @@ def main():
     passes = [o / a for o, a in zip(found["texts a second, one pass"], found["texts a second, K passes"], strict=True)]
     what = f"{options.layer}, K = {options.tasks}"
     claims = [
-        Claim(f"{what}: rows scored / rows trained a second", "≥ 1.5×", statistics.median(scored), min(scored),
-              max(scored), statistics.median(scored) >= 1.5),
-        Claim(f"{what}: first evaluation, a program for each data set / one for all", "≥ 2×", each / first,
-              each / first, each / first, each / first >= 2),
-        Claim(f"{what}: texts a second, one pass / K passes", "≥ 2×", statistics.median(passes), min(passes),
-              max(passes), statistics.median(passes) >= 2),
-    ]  # fmt: skip
+        Claim(
+            f"{what}: rows scored / rows trained a second",
+            "≥ 1.5×",
+            statistics.median(scored),
+            min(scored),
+            max(scored),
+            statistics.median(scored) >= 1.5,
+        ),
+        Claim(
+            f"{what}: first evaluation, a program for each data set / one for all",
+            "≥ 2×",
+            each / first,
+            each / first,
+            each / first,
+            each / first >= 2,
+        ),
+        Claim(
+            f"{what}: texts a second, one pass / K passes",
+            "≥ 2×",
+            statistics.median(passes),
+            min(passes),
+            max(passes),
+            statistics.median(passes) >= 2,
+        ),
+    ]
     save("scoring", claims, {f"{what}, {options.texts} texts": rows}, found)
 
 

@@ -50,18 +50,29 @@ def main():
         for way, one in timed(steps, options.rounds, options.steps).items():
             if way != "single" or not start:
                 shapes = jax.eval_shape(lambda experiment=steps[way].experiment: experiment.init_params(0))
-                found.append({
-                    "way": way, **one.numbers(), "spread": one.spread, "bytes": steps[way].temporaries,
-                    "parameters": sum(leaf.size for leaf in jax.tree.leaves(shapes)),
-                })  # fmt: skip
+                found.append(
+                    {
+                        "way": way,
+                        **one.numbers(),
+                        "spread": one.spread,
+                        "bytes": steps[way].temporaries,
+                        "parameters": sum(leaf.size for leaf in jax.tree.leaves(shapes)),
+                    }
+                )
         del steps
         jax.clear_caches()
     rows = [("way", "parameters", "ms a step", "ratio", "lowest to highest", "MiB of temporaries")]
     for one in found:
-        rows.append((
-            one["way"], f"{one['parameters']:,}", f"{one['ms']:.1f}", f"{one['ratio']:.2f}", one["spread"],
-            f"{one['bytes'] / 2**20:.0f}",
-        ))  # fmt: skip
+        rows.append(
+            (
+                one["way"],
+                f"{one['parameters']:,}",
+                f"{one['ms']:.1f}",
+                f"{one['ratio']:.2f}",
+                one["spread"],
+                f"{one['bytes'] / 2**20:.0f}",
+            )
+        )
     save(f"sharing_{options.table}", [], {f"a step of each way over that of `single`, {options.table}": rows}, found)
 
 

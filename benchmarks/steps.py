@@ -50,9 +50,14 @@ def main():
         texts = BATCHES * options.rows
         encoders.write_full_texts(options.model, f"{folder}/texts.jsonl", texts, options.length)
         loads = {
-            "model": options.model, "rows": options.rows, "length": options.length, "dropout": options.dropout,
-            "attention_dropout": options.attention_dropout, "dtype": options.dtype, "steps": BATCHES,
-        }  # fmt: skip
+            "model": options.model,
+            "rows": options.rows,
+            "length": options.length,
+            "dropout": options.dropout,
+            "attention_dropout": options.attention_dropout,
+            "dtype": options.dtype,
+            "steps": BATCHES,
+        }
         difference = peers.require_same_losses(folder, loads)
         ours, peer = peers.workers()
         known, found = ours("load", folder=folder, **loads), peer("load", folder=folder)
@@ -61,10 +66,13 @@ def main():
         variant, threads, trials, failed = peers.fastest(peer, found["variants"], 2, options)
         ours("run", steps=1)  # compiles
         steps = options.steps
-        seconds = peers.in_turns({
-            "mtl_jax": lambda: ours("run", steps=steps) / steps,
-            "PyTorch": lambda: peer("run", variant=variant, threads=threads, steps=steps) / steps,
-        }, options.rounds)  # fmt: skip
+        seconds = peers.in_turns(
+            {
+                "mtl_jax": lambda: ours("run", steps=steps) / steps,
+                "PyTorch": lambda: peer("run", variant=variant, threads=threads, steps=steps) / steps,
+            },
+            options.rounds,
+        )
         known["busy"] = ours("busy", steps=steps)
     memory = {"mtl_jax": ours("memory"), "PyTorch": peer("memory")}
     ours.close()
@@ -83,17 +91,28 @@ def _report(options, known, variant, threads, tried, difference, ceilings, secon
     for side, name in names.items():
         time = statistics.median(seconds[side])
         share[side] = known["flops"] / top / time
-        rows.append((
-            name, f"{1e3 * time:.0f}", f"{median:.2f} ({low:.2f} to {high:.2f})" if side == "PyTorch" else "",
-            f"{known['tokens'] / time:,.0f}", f"{memory[side] / 2**20:,.0f} MiB", f"{share[side]:.0%}",
-        ))  # fmt: skip
+        rows.append(
+            (
+                name,
+                f"{1e3 * time:.0f}",
+                f"{median:.2f} ({low:.2f} to {high:.2f})" if side == "PyTorch" else "",
+                f"{known['tokens'] / time:,.0f}",
+                f"{memory[side] / 2**20:,.0f} MiB",
+                f"{share[side]:.0%}",
+            )
+        )
     what = f"{options.model}, steps of {options.rows} rows of {options.length} tokens: PyTorch / mtl_jax"
     attention = f"{options.attention_dropout:g} on attention" if options.attention_dropout else "none on attention"
     claim = Claim(
-        what, f"≥ {goal}×", median, low, high, median >= goal,
+        what,
+        f"≥ {goal}×",
+        median,
+        low,
+        high,
+        median >= goal,
         f"products need {share['mtl_jax']:.0%} of mtl_jax's step at the machine's best rate, of PyTorch's "
         f"{share['PyTorch']:.0%}",
-    )  # fmt: skip
+    )
     notes = (
         f"{known['parameters']:,} parameters, {known['flops'] / 1e9:.1f} GFLOP of products a step; the best "
         f"{options.dtype} product of this machine: {top / 1e9:.0f} GFLOP/s. Dropout {options.dropout:g}, {attention}, "
@@ -104,10 +123,22 @@ def _report(options, known, variant, threads, tried, difference, ceilings, secon
     print(notes)
     claims = [claim, *_of_accelerator(options, known, statistics.median(seconds["mtl_jax"]))]
     name = f"steps_{options.model}" + ("_attention_dropout" if options.attention_dropout else "")
-    save(name + ("_bfloat16" if options.dtype == "bfloat16" else ""), claims, {what: rows}, {
-        "seconds_a_step": seconds, "known": known, "ceilings": ceilings, "peak_bytes": memory, "trials": tried[0],
-        "left_out": tried[1], "difference_of_losses": difference, "options": vars(options),
-    }, notes)  # fmt: skip
+    save(
+        name + ("_bfloat16" if options.dtype == "bfloat16" else ""),
+        claims,
+        {what: rows},
+        {
+            "seconds_a_step": seconds,
+            "known": known,
+            "ceilings": ceilings,
+            "peak_bytes": memory,
+            "trials": tried[0],
+            "left_out": tried[1],
+            "difference_of_losses": difference,
+            "options": vars(options),
+        },
+        notes,
+    )
 
 
 def _of_accelerator(options, known, seconds) -> list[Claim]:

@@ -45,8 +45,12 @@ def main():
     for topology in numbers["SGD"]:
         rows.append((topology, *(f"{value:.1e}" for name in OPTIMIZERS for value in numbers[name][topology])))
     worst = max(value for found in numbers.values() for pair in found.values() for value in pair)
-    save("topologies", [Claim("largest difference from one device", "≤ 1e-5", worst, worst, worst, worst <= 1e-5)],
-         {"Largest absolute differences from one device": rows}, numbers)  # fmt: skip
+    save(
+        "topologies",
+        [Claim("largest difference from one device", "≤ 1e-5", worst, worst, worst, worst <= 1e-5)],
+        {"Largest absolute differences from one device": rows},
+        numbers,
+    )
 
 
 def _differences(launcher: Launcher, name: str, flags: tuple[str, ...]) -> dict[str, tuple[float, float]]:

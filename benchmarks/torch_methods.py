@@ -106,17 +106,27 @@ class Side:
         tokens = arrays["tokens:0"].shape[-1]
         self.known, self.setting = known, setting
         self.spec = torch_models.Spec(
-            config["layer"], config["layers"], known["vocab"], config["width"], config["heads"],
-            config["intermediate"], 3, tokens, tuple(known["classes"]), "text",
-        )  # fmt: skip
+            config["layer"],
+            config["layers"],
+            known["vocab"],
+            config["width"],
+            config["heads"],
+            config["intermediate"],
+            3,
+            tokens,
+            tuple(known["classes"]),
+            "text",
+        )
         self.values = {n.removeprefix("params:"): arrays[n] for n in arrays.files if n.startswith("params:")}
         count = len(known["names"])
         numbers = sorted({int(n.split(":")[1]) for n in arrays.files if n.startswith("tokens:")})
         self.batches = [
-            (torch.from_numpy(arrays[f"tokens:{i}"].astype(np.int64)),
-             [torch.from_numpy(arrays[f"labels:{i}:{k}"].astype(np.int64)) for k in range(count)])
+            (
+                torch.from_numpy(arrays[f"tokens:{i}"].astype(np.int64)),
+                [torch.from_numpy(arrays[f"labels:{i}:{k}"].astype(np.int64)) for k in range(count)],
+            )
             for i in numbers
-        ]  # fmt: skip
+        ]
         self.variants = self._variants()
         self.current, self.step = None, None
         return {"variants": {name: list(found) for name, found in self.variants.items()}, "version": torch.__version__}

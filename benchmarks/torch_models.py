@@ -44,9 +44,17 @@ class Spec(NamedTuple):
         if config.sharing.trunk != "none" or (model.layer == "cnn" and model.activation != "gelu"):
             raise ValueError("the peer has a column for each task (sharing.trunk = 'none') and GELU only")
         return Spec(
-            model.layer, model.layers, vocab, model.width, model.heads, model.intermediate, model.kernel_size,
-            config.data.row_length, classes, level,
-        )  # fmt: skip
+            model.layer,
+            model.layers,
+            vocab,
+            model.width,
+            model.heads,
+            model.intermediate,
+            model.kernel_size,
+            config.data.row_length,
+            classes,
+            level,
+        )
 
 
 class Examples(NamedTuple):

@@ -110,8 +110,11 @@ class Training:
         self.parameters = [*decayed, *plain]
         self.optimizer = torch.optim.AdamW(
             [{"params": decayed, "weight_decay": known["weight_decay"]}, {"params": plain, "weight_decay": 0.0}],
-            lr=known["rates"][0], betas=known["betas"], eps=known["eps"], fused=True,
-        )  # fmt: skip
+            lr=known["rates"][0],
+            betas=known["betas"],
+            eps=known["eps"],
+            fused=True,
+        )
 
     def step(self, tokens, mask, target) -> torch.Tensor:
         """One step on a batch. Returns its loss."""
@@ -207,5 +210,13 @@ def _padded(texts, labels):
 if __name__ == "__main__":
     warnings.filterwarnings("ignore")
     side = Side()
-    serve({"load": side.load, "losses": side.losses, "run": side.run, "positions": side.positions,
-           "ceiling": ceiling, "memory": memory})  # fmt: skip
+    serve(
+        {
+            "load": side.load,
+            "losses": side.losses,
+            "run": side.run,
+            "positions": side.positions,
+            "ceiling": ceiling,
+            "memory": memory,
+        }
+    )

@@ -29,18 +29,34 @@ class Recipe(NamedTuple):
         """From a config of mtl_jax. ValueError for one that this file does not cover."""
         optimizer, (penalty,) = config.optimizer, config.penalties.values()
         covered = (
-            optimizer.name == "adamw" and penalty.kind == "l2_to_mean" and penalty.leaves == ".*"
-            and not penalty.by_layer and penalty.schedule == "constant" and optimizer.schedule in ("linear", "constant")
-            and not optimizer.groups and not optimizer.freeze and config.loss_weights.method == "equal"
-            and config.training.accumulate == 1 and not config.model.attention_dropout
-        )  # fmt: skip
+            optimizer.name == "adamw"
+            and penalty.kind == "l2_to_mean"
+            and penalty.leaves == ".*"
+            and not penalty.by_layer
+            and penalty.schedule == "constant"
+            and optimizer.schedule in ("linear", "constant")
+            and not optimizer.groups
+            and not optimizer.freeze
+            and config.loss_weights.method == "equal"
+            and config.training.accumulate == 1
+            and not config.model.attention_dropout
+        )
         if not covered:
             raise ValueError("the peer has AdamW, a linear or no decay, equal weights and l2_to_mean over all columns")
         steps = config.training.steps
         return Recipe(
-            optimizer.learning_rate, optimizer.weight_decay, optimizer.b1, optimizer.b2, optimizer.eps, optimizer.clip,
-            round(optimizer.warmup * steps), steps, optimizer.schedule, config.model.dropout, penalty.proximal,
-        )  # fmt: skip
+            optimizer.learning_rate,
+            optimizer.weight_decay,
+            optimizer.b1,
+            optimizer.b2,
+            optimizer.eps,
+            optimizer.clip,
+            round(optimizer.warmup * steps),
+            steps,
+            optimizer.schedule,
+            config.model.dropout,
+            penalty.proximal,
+        )
 
     def rate(self, step: int) -> float:
         """The learning rate of a step."""

@@ -23,7 +23,11 @@ def named(name: str, values: Mapping[str, np.ndarray]) -> np.ndarray:
         kernel = values[f"{layer}/{'bias' if bias else 'kernel'}"]
         return kernel if bias else np.swapaxes(kernel.reshape(len(kernel), -1, kernel.shape[-1]), 1, 2)
     kind = "bias" if rest[1] == "bias" else "kernel"
-    parts = {"qkv": ("attention/query", "attention/key", "attention/value"), "attention": ("attention/output",),
-             "in": ("intermediate",), "out": ("output",)}[rest[0]]  # fmt: skip
+    parts = {
+        "qkv": ("attention/query", "attention/key", "attention/value"),
+        "attention": ("attention/output",),
+        "in": ("intermediate",),
+        "out": ("output",),
+    }[rest[0]]
     whole = np.concatenate([values[f"{layer}/{part}/{kind}"] for part in parts], axis=-1)
     return np.swapaxes(whole, 1, 2) if kind == "kernel" else whole

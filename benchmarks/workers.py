@@ -24,9 +24,13 @@ class Worker:
     def __init__(self, file: str, environment: Mapping[str, str] | None = None):
         path = pathlib.Path(__file__).with_name(file)
         self.process = subprocess.Popen(
-            [sys.executable, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-            env={**os.environ, **(environment or {})}, cwd=path.parent.parent,
-        )  # fmt: skip
+            [sys.executable, str(path)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **(environment or {})},
+            cwd=path.parent.parent,
+        )
 
     def start(self, name: str, **arguments: Any) -> None:
         """Asks; `answer` waits for it."""

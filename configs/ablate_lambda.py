@@ -17,9 +17,24 @@ from configs import default
 
 GENRES = ("answers", "email", "newsgroup", "reviews", "weblog")
 UPOS = (
-    "ADJ", "ADP", "ADV", "AUX", "CCONJ", "DET", "INTJ", "NOUN", "NUM", "PART", "PRON", "PROPN", "PUNCT", "SCONJ", "SYM",
-    "VERB", "X",
-)  # fmt: skip
+    "ADJ",
+    "ADP",
+    "ADV",
+    "AUX",
+    "CCONJ",
+    "DET",
+    "INTJ",
+    "NOUN",
+    "NUM",
+    "PART",
+    "PRON",
+    "PROPN",
+    "PUNCT",
+    "SCONJ",
+    "SYM",
+    "VERB",
+    "X",
+)
 # Written for whoever reads, with longer sentences: newsgroup, weblog. Unedited and short: answers, email, reviews.
 # The weak edges between the two kinds keep the graph connected, so that λ → ∞ is one model for all.
 EDGES = (
@@ -46,10 +61,16 @@ def genres() -> ConfigDict:
     config = default.get_config()
     for genre in GENRES:
         default.add_dataset(
-            config, genre, reader="conllu", path=f"{default.DATA}/ewt", words="words",
+            config,
+            genre,
+            reader="conllu",
+            path=f"{default.DATA}/ewt",
+            words="words",
             splits={"train": "*train*.conllu", "dev": "*dev*.conllu", "test": "*test*.conllu"},
-            options={"genre": "([a-z]+)-"}, where={"genre": genre}, limit={"train": 100, "dev": 200, "test": 300},
-        )  # fmt: skip
+            options={"genre": "([a-z]+)-"},
+            where={"genre": genre},
+            limit={"train": 100, "dev": 200, "test": 300},
+        )
         default.add_task(
             config, genre, kind="tagging", dataset=genre, label="upos", metrics=("accuracy",), classes=UPOS
         )

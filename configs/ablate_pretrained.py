@@ -22,13 +22,24 @@ def add_domains(config, limit, chosen=()) -> None:
     for domain, intents in _domains().items():
         if not chosen or domain in chosen:
             default.add_dataset(
-                config, domain, reader="json_splits", path=f"{CLINC}/data_full.json", text=("text",),
-                splits={"train": "train", "dev": "val", "test": "test"}, where={"label": tuple(intents)}, limit=limit,
-            )  # fmt: skip
+                config,
+                domain,
+                reader="json_splits",
+                path=f"{CLINC}/data_full.json",
+                text=("text",),
+                splits={"train": "train", "dev": "val", "test": "test"},
+                where={"label": tuple(intents)},
+                limit=limit,
+            )
             default.add_task(
-                config, domain, kind="classification", dataset=domain, label="label", classes=tuple(intents),
+                config,
+                domain,
+                kind="classification",
+                dataset=domain,
+                label="label",
+                classes=tuple(intents),
                 metrics=("accuracy",),
-            )  # fmt: skip
+            )
     config.data.row_length = 64
     config.data.rows = 8
     config.model.dropout = 0.1

@@ -44,9 +44,14 @@ def _add_linear(config, kind):
     for k in range(TASKS):
         default.add_dataset(config, f"data_{k}", reader="synthetic", words="words", options={**options, "task": k})
         default.add_task(
-            config, f"task_{k}", kind="regression", dataset=f"data_{k}", label="label", metrics=("r2", "mse"),
+            config,
+            f"task_{k}",
+            kind="regression",
+            dataset=f"data_{k}",
+            label="label",
+            metrics=("r2", "mse"),
             options={"head": "none", "mean": 0.0, "scale": 1.0},
-        )  # fmt: skip
+        )
     config.model.layer = "cnn"  # of no layers: the embedding of width 1 is the whole model
     config.model.layers = 0
     config.model.width = 1

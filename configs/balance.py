@@ -20,12 +20,40 @@ from configs import ablate_lambda, default, glue
 SIZES = {"answers": 400, "email": 200, "newsgroup": 100, "reviews": 400, "weblog": 100}  # labelled sentences
 BASELINES = ("sum", "single")
 LOSS_WEIGHTS = (
-    "by_size", "uncertainty", "dwa", "gls", "rlw", "gradnorm", "imtl_l", "stch", "excess_mtl", "famo", "kl", "dtp",
-)  # fmt: skip
+    "by_size",
+    "uncertainty",
+    "dwa",
+    "gls",
+    "rlw",
+    "gradnorm",
+    "imtl_l",
+    "stch",
+    "excess_mtl",
+    "famo",
+    "kl",
+    "dtp",
+)
 AGGREGATION = (
-    "mgda", "pcgrad", "gradvac", "cagrad", "imtl_g", "nash_mtl", "aligned_mtl", "fairgrad", "dualproj", "upgrad",
-    "config", "graddrop", "moco", "modo", "sdmgrad", "pcd", "trimmed_mean", "krum", "db_mtl",
-)  # fmt: skip
+    "mgda",
+    "pcgrad",
+    "gradvac",
+    "cagrad",
+    "imtl_g",
+    "nash_mtl",
+    "aligned_mtl",
+    "fairgrad",
+    "dualproj",
+    "upgrad",
+    "config",
+    "graddrop",
+    "moco",
+    "modo",
+    "sdmgrad",
+    "pcd",
+    "trimmed_mean",
+    "krum",
+    "db_mtl",
+)
 
 
 def get_config(which: str = "ewt"):

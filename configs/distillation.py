@@ -41,13 +41,13 @@ def get_config(which: str = "student"):
         default.add_distillation(config, task, teachers=RUNS)
     if which == "compare":
         config.training.checkpoint_every = 0
-        ways = {
-            "none": {"weight": 0.0},
-            "annealed": {},
-            "constant": {"annealing": False},
-        }
-        default.add_choice(config, "teachers", settings={
-            name: {"distillation": {task: dict(options) for task in config.tasks}} for name, options in ways.items()
-        })  # fmt: skip
+        ways = {"none": {"weight": 0.0}, "annealed": {}, "constant": {"annealing": False}}
+        default.add_choice(
+            config,
+            "teachers",
+            settings={
+                name: {"distillation": {task: dict(options) for task in config.tasks}} for name, options in ways.items()
+            },
+        )
         config.ablation.baselines.teachers = ("none",)
     return config

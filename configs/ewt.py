@@ -13,18 +13,32 @@ def get_config():
     config = default.get_config()
     default.use_minilm(config)
     default.add_dataset(
-        config, "ewt", reader="conllu", path=f"{default.DATA}/ewt", words="words",
+        config,
+        "ewt",
+        reader="conllu",
+        path=f"{default.DATA}/ewt",
+        words="words",
         splits={"train": "*train*.conllu", "dev": "*dev*.conllu", "test": "*test*.conllu"},
-    )  # fmt: skip
+    )
     default.add_dataset(
-        config, "propbank", reader="srl", path=f"{default.DATA}/ewt_srl", words="words",
+        config,
+        "propbank",
+        reader="srl",
+        path=f"{default.DATA}/ewt_srl",
+        words="words",
         splits={"train": "train.conll", "dev": "dev.conll", "test": "test.conll"},
-    )  # fmt: skip
+    )
     default.add_task(config, "pos", kind="tagging", dataset="ewt", label="upos", metrics=("accuracy",))
     default.add_task(
-        config, "srl", kind="tagging", dataset="propbank", label="roles", level="predicate", metrics=("span_f1",),
+        config,
+        "srl",
+        kind="tagging",
+        dataset="propbank",
+        label="roles",
+        level="predicate",
+        metrics=("span_f1",),
         options={"crf": True, "scheme": "iob2", "hidden": 200},
-    )  # fmt: skip
+    )
     config.data.rows = 8
     config.optimizer.learning_rate = 3e-4
     config.optimizer.groups = {"heads": {"leaves": "^heads/", "rate": 5.0}}

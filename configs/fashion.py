@@ -12,10 +12,15 @@ NAMES = ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "
 def get_config():
     config = default.get_config()
     default.add_dataset(
-        config, "fashion", reader="idx", path="/usr/share/datasets/fashion-mnist", image="image", dev_fraction=0.05,
+        config,
+        "fashion",
+        reader="idx",
+        path="/usr/share/datasets/fashion-mnist",
+        image="image",
+        dev_fraction=0.05,
         splits={"train": "train-images-idx3-ubyte.gz", "test": "t10k-images-idx3-ubyte.gz"},
         options={"labels": "{}-labels-idx1-ubyte.gz", "names": NAMES},
-    )  # fmt: skip
+    )
     default.add_task(config, "garment", kind="classification", dataset="fashion", label="label")
     config.images.patch = 7
     config.images.channels = 1

@@ -22,13 +22,21 @@ def get_config(which: str = "mt_gan"):
     config = default.get_config()
     default.use_minilm(config)
     default.add_dataset(
-        config, "snips", reader="parallel", path=f"{default.DATA}/snips", words="words",
+        config,
+        "snips",
+        reader="parallel",
+        path=f"{default.DATA}/snips",
+        words="words",
         splits={"train": "train", "dev": "valid", "test": "test"},
-    )  # fmt: skip
+    )
     default.add_dataset(
-        config, "clinc", reader="json_splits", path=f"{default.DATA}/clinc150/data_full.json", text=("text",),
+        config,
+        "clinc",
+        reader="json_splits",
+        path=f"{default.DATA}/clinc150/data_full.json",
+        text=("text",),
         splits={"train": "train", "dev": "val", "test": "test"},
-    )  # fmt: skip
+    )
     for name, label in (("snips", "intent"), ("clinc", "label")):
         utterances, labelled = SIZES[name]
         config.datasets[name].limit = {"train": utterances, "dev": 700, "test": 1500}

@@ -40,23 +40,39 @@ def get_config(which: str = "abridge"):
     lstm = which in ("lstm", "roles")
     folder, reader, form = ("ewt_srl", "srl", "{}.conll") if way == "roles" else ("ewt", "conllu", "*{}*.conllu")
     default.add_dataset(
-        config, "ewt", reader="derived", path=f"{default.DATA}/{folder}", words="source",
+        config,
+        "ewt",
+        reader="derived",
+        path=f"{default.DATA}/{folder}",
+        words="source",
         splits={split: form.format(split) for split in ("train", "dev", "test")},
         options={"reader": reader, "way": way, "shortest": 5, "longest": 25, "unchanged": way != "roles"},
-        limit={"dev": 500}, drop_duplicates="train",
-    )  # fmt: skip
+        limit={"dev": 500},
+        drop_duplicates="train",
+    )
     default.add_task(
-        config, way, kind="generation", dataset="ewt", label="target",
+        config,
+        way,
+        kind="generation",
+        dataset="ewt",
+        label="target",
         options={
-            "decoder": "lstm" if lstm else "transformer", "layers": 1 if lstm else 2,
-            "copy": True, "min_count": 2, "max_length": 8 if way == "infill" else 32,
+            "decoder": "lstm" if lstm else "transformer",
+            "layers": 1 if lstm else 2,
+            "copy": True,
+            "min_count": 2,
+            "max_length": 8 if way == "infill" else 32,
         },
-    )  # fmt: skip
+    )
     if which == "infill":  # hidden words of the same sentences, the gap is a hidden word too
         default.add_dataset(
-            config, "sentences", reader="conllu", path=f"{default.DATA}/ewt", words="words",
+            config,
+            "sentences",
+            reader="conllu",
+            path=f"{default.DATA}/ewt",
+            words="words",
             splits={split: f"*{split}*.conllu" for split in ("train", "dev")},
-        )  # fmt: skip
+        )
         default.add_task(config, "hidden", kind="masked_lm", dataset="sentences", options={"tied": True})
         config.datasets.ewt.options.blank = "[MASK]"
         config.tasks.infill.metrics = ("exact_match", "rougeL", "bleu", "token_accuracy", "perplexity")

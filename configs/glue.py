@@ -15,12 +15,14 @@ def get_config():
     default.use_minilm(config)
     glue = {"reader": "csv", "splits": {"train": "train.tsv", "test": "dev.tsv"}, "dev_fraction": 0.05}
     default.add_dataset(
-        config, "cola", path=f"{default.DATA}/glue/CoLA", text=("sentence",),
-        options={"columns": ("source", "label", "note", "sentence"), "header": False}, **glue,
-    )  # fmt: skip
-    default.add_dataset(
-        config, "mrpc", path=f"{default.DATA}/glue/MRPC", text=("#1 String", "#2 String"), **glue
-    )  # fmt: skip
+        config,
+        "cola",
+        path=f"{default.DATA}/glue/CoLA",
+        text=("sentence",),
+        options={"columns": ("source", "label", "note", "sentence"), "header": False},
+        **glue,
+    )
+    default.add_dataset(config, "mrpc", path=f"{default.DATA}/glue/MRPC", text=("#1 String", "#2 String"), **glue)
     default.add_dataset(config, "rte", path=f"{default.DATA}/glue/RTE", text=("sentence1", "sentence2"), **glue)
     default.add_dataset(config, "stsb", path=f"{default.DATA}/glue/STS-B", text=("sentence1", "sentence2"), **glue)
     default.add_task(

@@ -34,9 +34,13 @@ def get_config(kind: str = "span"):
         raise ValueError(f"the argument of this config is one of {', '.join(KINDS)}, not {kind!r}")
     config = default.get_config()
     default.add_dataset(
-        config, "ewt", reader="conllu", path=f"{default.DATA}/ewt", words="words",
+        config,
+        "ewt",
+        reader="conllu",
+        path=f"{default.DATA}/ewt",
+        words="words",
         splits={"train": "*train*.conllu", "dev": "*dev*.conllu", "test": "*test*.conllu"},
-    )  # fmt: skip
+    )
     default.add_task(config, "pos", kind="tagging", dataset="ewt", label="upos", metrics=("accuracy",))
     config.tokenizer = ConfigDict({**config.tokenizer.to_dict(), "kind": "words", "lower": True, "min_count": 2})
     config.model.layer = "bilstm"
@@ -54,10 +58,15 @@ def get_config(kind: str = "span"):
 
 def _span(config):
     default.add_dataset(
-        config, "questions", reader="srl_questions", path=f"{default.DATA}/ewt_srl", text=("question", "context"),
-        splits={"train": "train.conll", "dev": "dev.conll", "test": "test.conll"}, options={"unanswerable": 12},
+        config,
+        "questions",
+        reader="srl_questions",
+        path=f"{default.DATA}/ewt_srl",
+        text=("question", "context"),
+        splits={"train": "train.conll", "dev": "dev.conll", "test": "test.conll"},
+        options={"unanswerable": 12},
         limit={"dev": 1500},
-    )  # fmt: skip
+    )
     default.add_task(config, "answer", kind="span", dataset="questions", label="answers", options={"max_span": 40})
 
 
@@ -72,19 +81,29 @@ def _windows(config):
 
 def _relation(config):
     default.add_dataset(
-        config, "roles", reader="srl_pairs", path=f"{default.DATA}/ewt_srl", words="words",
-        splits={"train": "train.conll", "dev": "dev.conll", "test": "test.conll"}, marked=("predicate", "argument"),
+        config,
+        "roles",
+        reader="srl_pairs",
+        path=f"{default.DATA}/ewt_srl",
+        words="words",
+        splits={"train": "train.conll", "dev": "dev.conll", "test": "test.conll"},
+        marked=("predicate", "argument"),
         limit={"dev": 1500},
-    )  # fmt: skip
+    )
     default.add_task(config, "role", kind="relation", dataset="roles", label="role")
 
 
 def _choice(config):
     default.add_dataset(
-        config, "endings", reader="conllu_endings", path=f"{default.DATA}/ewt", text=("beginning",),
-        choices=("endings",), splits={"train": "*train*.conllu", "dev": "*dev*.conllu", "test": "*test*.conllu"},
+        config,
+        "endings",
+        reader="conllu_endings",
+        path=f"{default.DATA}/ewt",
+        text=("beginning",),
+        choices=("endings",),
+        splits={"train": "*train*.conllu", "dev": "*dev*.conllu", "test": "*test*.conllu"},
         options={"wrong": "reordered"},
-    )  # fmt: skip
+    )
     default.add_task(config, "ending", kind="multiple_choice", dataset="endings", label="label")
     config.data.row_length = 256  # the four choices of a record share it
     config.data.rows = 4
@@ -92,9 +111,13 @@ def _choice(config):
 
 def _mlm(config):
     default.add_dataset(
-        config, "snips", reader="parallel", path=f"{default.DATA}/snips", words="words",
+        config,
+        "snips",
+        reader="parallel",
+        path=f"{default.DATA}/snips",
+        words="words",
         splits={"train": "train", "dev": "valid", "test": "test"},
-    )  # fmt: skip
+    )
     default.add_task(config, "masked", kind="masked_lm", dataset="snips", options={"tied": True})
 
 

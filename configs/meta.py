@@ -41,13 +41,23 @@ def get_config(what: str = "maml"):
     for domain, intents in domains.items():
         if what != "adapt" or domain in (*TUNED_ON, *HELD_OUT):
             default.add_dataset(
-                config, domain, reader="json_splits", path=f"{CLINC}/data_full.json", text=("text",),
-                splits={"train": "train", "dev": "val", "test": "test"}, where={"label": tuple(intents)},
-            )  # fmt: skip
+                config,
+                domain,
+                reader="json_splits",
+                path=f"{CLINC}/data_full.json",
+                text=("text",),
+                splits={"train": "train", "dev": "val", "test": "test"},
+                where={"label": tuple(intents)},
+            )
             default.add_task(
-                config, domain, kind="classification", dataset=domain, label="label", classes=tuple(intents),
+                config,
+                domain,
+                kind="classification",
+                dataset=domain,
+                label="label",
+                classes=tuple(intents),
                 metrics=("accuracy",),
-            )  # fmt: skip
+            )
     if what == "adapt":
         config.adapt.tuned_on = TUNED_ON
         config.adapt.against = "multitask"

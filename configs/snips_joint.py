@@ -15,14 +15,23 @@ from configs import default
 def get_config(encoder: str = "lstm"):
     config = default.get_config()
     default.add_dataset(
-        config, "snips", reader="parallel", path=f"{default.DATA}/snips", words="words",
+        config,
+        "snips",
+        reader="parallel",
+        path=f"{default.DATA}/snips",
+        words="words",
         splits={"train": "train", "dev": "valid", "test": "test"},
-    )  # fmt: skip
+    )
     default.add_task(config, "intent", kind="classification", dataset="snips", label="intent")
     default.add_task(
-        config, "slots", kind="tagging", dataset="snips", label="slots", metrics=("entity_f1",),
+        config,
+        "slots",
+        kind="tagging",
+        dataset="snips",
+        label="slots",
+        metrics=("entity_f1",),
         options={"crf": True, "scheme": "iob2"},
-    )  # fmt: skip
+    )
     config.data.row_length = 128
     config.optimizer.groups = {"heads": {"leaves": "^heads/", "rate": 10.0}}
     if encoder == "bert":

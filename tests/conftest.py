@@ -8,10 +8,14 @@ from importlib import metadata
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # most of the suite's time is the compiler's: the programs are tiny, so what its highest level saves them is nothing
-os.environ["XLA_FLAGS"] = " ".join((
-    os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=8", "--xla_backend_optimization_level=0",
-    "--xla_cpu_parallel_codegen_split_count=1",
-))  # fmt: skip
+os.environ["XLA_FLAGS"] = " ".join(
+    (
+        os.environ.get("XLA_FLAGS", ""),
+        "--xla_force_host_platform_device_count=8",
+        "--xla_backend_optimization_level=0",
+        "--xla_cpu_parallel_codegen_split_count=1",
+    )
+)
 if metadata.version("jaxlib").startswith("0.10."):  # a flag that XLA does not know ends the process
     os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
 

@@ -7,9 +7,21 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 # folders from the ground up; each may import those before it, and errors and unicode
 ORDER = (
-    "config", "sharing", "data", "balancing", "tasks", "models", "runtime", "training", "storage", "experiment",
-    "evaluation", "runs", "analysis", "checks",
-)  # fmt: skip
+    "config",
+    "sharing",
+    "data",
+    "balancing",
+    "tasks",
+    "models",
+    "runtime",
+    "training",
+    "storage",
+    "experiment",
+    "evaluation",
+    "runs",
+    "analysis",
+    "checks",
+)
 GROUND = {"errors", "unicode"}
 # what is lifted into other code: all that these may import
 ALONE = {"sharing": set(), "balancing": {"sharing"}, "data": {"data"}}

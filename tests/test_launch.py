@@ -85,9 +85,13 @@ def test_overrides_without_a_config_are_of_the_run(tmp_path, monkeypatch):
     default.add_dataset(config, "news", reader="jsonl", words="words", splits={"train": ("a", "b"), "dev": ("c", "d")})
     folders.claim(tmp_path, config)
     flags = [
-        "launch.py", "--mode=evaluate", f"--workdir={tmp_path}", "--config.datasets.news.splits.test=x.jsonl",
-        "--config.datasets.news.splits.dev=y.jsonl", "--config.evaluation.rows=4",
-    ]  # fmt: skip
+        "launch.py",
+        "--mode=evaluate",
+        f"--workdir={tmp_path}",
+        "--config.datasets.news.splits.test=x.jsonl",
+        "--config.datasets.news.splits.dev=y.jsonl",
+        "--config.evaluation.rows=4",
+    ]
     monkeypatch.setattr(sys, "argv", flags)
     parse(flags)
     found = launch.CONFIG.value
@@ -127,9 +131,10 @@ def test_a_device_that_is_not_there_ends_in_one_line_and_status_2(tmp_path):
     """JAX itself ends in a bare AssertionError here."""
     file = tmp_path / "config.py"
     file.write_text(
-        GOOD.replace("    return", '    default.add_dataset(config, "news", reader="jsonl", words="words")\n    return')
-        .replace("    return", "    config.tokenizer.kind = 'words'\n    return")
-    )  # fmt: skip
+        GOOD.replace(
+            "    return", '    default.add_dataset(config, "news", reader="jsonl", words="words")\n    return'
+        ).replace("    return", "    config.tokenizer.kind = 'words'\n    return")
+    )
     command = [sys.executable, "launch.py", f"--config={file}", f"--workdir={tmp_path / 'run'}"]
     done = subprocess.run(
         command, cwd=ROOT, env={**os.environ, "JAX_PLATFORMS": "cuda"}, capture_output=True, text=True, timeout=120

@@ -131,9 +131,16 @@ def _by_example(batch, task, scores):
 
 
 def attribute(
-    config: Any, workdir: pathlib.Path, which: Sequence[str], source: str, out: pathlib.Path, tasks: Sequence[str] = (),
-    dataset: str = "", reader: str = "", split: str = "",
-) -> str:  # fmt: skip
+    config: Any,
+    workdir: pathlib.Path,
+    which: Sequence[str],
+    source: str,
+    out: pathlib.Path,
+    tasks: Sequence[str] = (),
+    dataset: str = "",
+    reader: str = "",
+    split: str = "",
+) -> str:
     """Explains the predictions for texts: out/attribution.html, and out/attributions.jsonl with a line a text.
 
     Args:
@@ -180,11 +187,13 @@ def attribute(
             stream.write(json.dumps(place | {"tasks": tasks}, ensure_ascii=False) + "\n")
     layers = ["task", *model.experiment.owners]
     parts = [html.heading("Which layers a task reads"), html.grid(layers, _reads(model.experiment))]
-    parts.append(html.paragraph(
-        "Blue words speak for what was predicted, orange ones against it: integrated gradients from no words at all, "
-        "in units of the score (the logit of the predicted class; of a tagger the sum over the words it tagged). They "
-        "add up to the score minus that of the empty text; what the sum leaves over is said."
-    ))  # fmt: skip
+    parts.append(
+        html.paragraph(
+            "Blue words speak for what was predicted, orange ones against it: integrated gradients from no words at "
+            "all, in units of the score (the logit of the predicted class; of a tagger the sum over the words it "
+            "tagged). They add up to the score minus that of the empty text; what the sum leaves over is said."
+        )
+    )
     kinds = model.experiment.tasks
     if others := [name for name in model.reading.tasks if kinds[name].level not in EXPLAINED]:
         parts.append(html.paragraph(f"Left out, since they predict neither classes nor numbers: {', '.join(others)}."))

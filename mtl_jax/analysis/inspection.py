@@ -124,10 +124,20 @@ def _datasets(experiment: Experiment) -> str:
         for split, numbers in splits.items():
             if split != "capacities":
                 length = numbers["length"]
-                rows.append([
-                    name, split, numbers["records"], numbers["overlong"], numbers["rows"], f"{numbers['real']:.1%}",
-                    int(length["p50"]), int(length["p90"]), int(length["p99"]), length["max"],
-                ])  # fmt: skip
+                rows.append(
+                    [
+                        name,
+                        split,
+                        numbers["records"],
+                        numbers["overlong"],
+                        numbers["rows"],
+                        f"{numbers['real']:.1%}",
+                        int(length["p50"]),
+                        int(length["p90"]),
+                        int(length["p99"]),
+                        length["max"],
+                    ]
+                )
     header = [
         "data set",
         "split",

@@ -76,9 +76,17 @@ def paired_test(first: np.ndarray, second: np.ndarray, groups: Sequence[Hashable
         apart = only_first + only_second
         mcnemar = float(stats.binomtest(only_first, apart).pvalue) if apart else 1.0
     return PairedTest(
-        float(np.mean(first)), float(np.mean(second)), float(low), float(high),
-        float((1 + extreme.sum()) / (1 + draws)), len(difference), count, only_first, only_second, mcnemar,
-    )  # fmt: skip
+        float(np.mean(first)),
+        float(np.mean(second)),
+        float(low),
+        float(high),
+        float((1 + extreme.sum()) / (1 + draws)),
+        len(difference),
+        count,
+        only_first,
+        only_second,
+        mcnemar,
+    )
 
 
 def example_scores(kind: str, gold: Any, predicted: Sequence[Any], is_soft: bool) -> np.ndarray:
@@ -161,9 +169,7 @@ def said(tests: Mapping[str, PairedTest]) -> str:
         interval = f"{t.first - t.second:+.4f} ({t.low:+.4f} to {t.high:+.4f})"
         mcnemar = "" if t.mcnemar is None else f"{t.only_first} : {t.only_second}, {p_value(t.mcnemar)}"
         rows.append([task, t.examples, t.groups, f"{t.first:.4f}", f"{t.second:.4f}", interval, p_value(t.p), mcnemar])
-    header = [
-        "task", "examples", "groups", "runs", "against", "difference (95 %)", "by signs", "McNemar",
-    ]  # fmt: skip
+    header = ["task", "examples", "groups", "runs", "against", "difference (95 %)", "by signs", "McNemar"]
     return table(header, rows)
 
 

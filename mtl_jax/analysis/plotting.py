@@ -141,9 +141,15 @@ def save(figure: Figure, file: pathlib.Path) -> pathlib.Path:
 
 
 def line(
-    axes: Axes, x: Scale, points: Sequence[Mapping[str, Any]], pick: Callable, colour: Any, label: str,
-    marker: str = "o", joined: bool = True,
-) -> None:  # fmt: skip
+    axes: Axes,
+    x: Scale,
+    points: Sequence[Mapping[str, Any]],
+    pick: Callable,
+    colour: Any,
+    label: str,
+    marker: str = "o",
+    joined: bool = True,
+) -> None:
     """A line through points with its 95 % band; hollow where a seed is missing, marks at the bottom where it is lost.
 
     Args:
@@ -156,9 +162,15 @@ def line(
     shown = [(x.place(point["values"][name]), pick(point), point) for point in points]
     known = [(place, value, point) for place, value, point in shown if value and value["mean"] is not None]
     axes.plot(
-        [k[0] for k in known], [k[1]["mean"] for k in known], color=colour, linewidth=1.4 if joined else 0.0,
-        label=label, marker=marker, markersize=5, zorder=3,
-    )  # fmt: skip
+        [k[0] for k in known],
+        [k[1]["mean"] for k in known],
+        color=colour,
+        linewidth=1.4 if joined else 0.0,
+        label=label,
+        marker=marker,
+        markersize=5,
+        zorder=3,
+    )
     banded = [(place, value["low"], value["high"]) for place, value, _ in known if value["low"] is not None]
     if joined and len(banded) > 1:
         axes.fill_between(*zip(*banded, strict=True), color=colour, alpha=BAND, linewidth=0)
@@ -168,9 +180,15 @@ def line(
     for place, value, point in known:
         if not point["eligible"]:
             axes.plot(
-                place, value["mean"], marker, color=colour, markerfacecolor="white", markersize=5, zorder=4,
+                place,
+                value["mean"],
+                marker,
+                color=colour,
+                markerfacecolor="white",
+                markersize=5,
+                zorder=4,
                 label="some seeds missing",
-            )  # fmt: skip
+            )
         if name in point["ranges"]:
             axes.hlines(value["mean"], *map(x.place, point["ranges"][name]), color=colour, linewidth=1)
     for place, value, point in shown:
@@ -188,9 +206,17 @@ def lost(axes: Axes, place: float, value: Mapping[str, Any] | None, statuses: Ma
         marks.append(("_", "#000000", "no value"))
     for i, (marker, colour, label) in enumerate(marks):
         axes.plot(
-            place, 0.03 + 0.06 * i, marker, color=colour, markersize=6, markeredgewidth=1.6, label=label, clip_on=False,
-            transform=axes.get_xaxis_transform(), zorder=5,
-        )  # fmt: skip
+            place,
+            0.03 + 0.06 * i,
+            marker,
+            color=colour,
+            markersize=6,
+            markeredgewidth=1.6,
+            label=label,
+            clip_on=False,
+            transform=axes.get_xaxis_transform(),
+            zorder=5,
+        )
 
 
 def end_lines(axes: Axes, x: Scale, ends: Mapping[str, Any], pick: Callable, limits: bool) -> dict[int, str]:

@@ -61,8 +61,11 @@ def finished(workdir: pathlib.Path, summary: Mapping[str, Any]) -> str:
     """What `--mode=train` says at its end; draws the learning curves, and how the tasks were balanced."""
     parts = [results_table(summary)]
     if summary.get("distances"):
-        parts += ["", "Distance between the tasks' parameters, over all layers that they do not share:",
-                  distances_table(summary["distances"])]  # fmt: skip
+        parts += [
+            "",
+            "Distance between the tasks' parameters, over all layers that they do not share:",
+            distances_table(summary["distances"]),
+        ]
     parts += warning_lines(summary, workdir / "summary.json")
     drawn = ", ".join(str(figure) for figure in (curves(workdir), balance(workdir)) if figure)
     parts += [
@@ -93,10 +96,11 @@ def compare(workdirs: Sequence[pathlib.Path], out: pathlib.Path) -> str:
     (header, rows), result = comparison_rows(summaries)
     out.mkdir(parents=True, exist_ok=True)
     compared = {
-        "runs": {n: str(w) for n, w in zip(names, workdirs, strict=True)}, "tasks": result,
+        "runs": {n: str(w) for n, w in zip(names, workdirs, strict=True)},
+        "tasks": result,
         "means": comparison_means(summaries),
         "warnings": run_warnings.of_several(summaries),
-    }  # fmt: skip
+    }
     write_json(out / "compare.json", compared)
     draw_comparison(result, names, out / "figures" / "compare.png")
     return "\n".join([table(header, rows), *warning_lines(compared, out / "compare.json")])
@@ -105,14 +109,16 @@ def compare(workdirs: Sequence[pathlib.Path], out: pathlib.Path) -> str:
 def merged(out: pathlib.Path, result: Mapping[str, Any]) -> str:
     """What `--mode=merge` says: each task's first metric on the split that is reported, a row for each method."""
     header, rows = merging_rows(result)
-    return "\n".join([
-        table(header, rows),
-        *warning_lines(result, out / "merging.json"),
-        "",
-        f"merged   {', '.join('/'.join(column['tasks']) for column in result['columns'])}",
-        f"written  {out}: {result['chosen']}, the best on dev; numbers in {out / 'merging.json'}",
-        f"next     {commands.after_training(out)[0]}",
-    ])  # fmt: skip
+    return "\n".join(
+        [
+            table(header, rows),
+            *warning_lines(result, out / "merging.json"),
+            "",
+            f"merged   {', '.join('/'.join(column['tasks']) for column in result['columns'])}",
+            f"written  {out}: {result['chosen']}, the best on dev; numbers in {out / 'merging.json'}",
+            f"next     {commands.after_training(out)[0]}",
+        ]
+    )
 
 
 def ablation(folder: pathlib.Path, default: ModuleType | None = None) -> str:
@@ -156,12 +162,18 @@ def relatedness(folder: pathlib.Path, default: ModuleType | None = None) -> str:
     parts = section.relatedness(folder, found, folder / "figures", default)
     file = pages.save(folder / "report.html", f"How tasks relate: {folder.name}", parts)
     text = [*table(*section.gain_rows(found)).splitlines(), "", *table(*section.measure_rows(found)).splitlines(), ""]
-    return "\n".join([
-        *text, *section.groups_said(found), *found["notes"],
-        *warning_lines(found, folder / "relatedness.json"), "", f"report   {file}",
-        f"numbers  {folder / 'relatedness.csv'} (one row a pair), {folder / 'relatedness.json'}",
-        f"figures  {folder / 'figures'}",
-    ])  # fmt: skip
+    return "\n".join(
+        [
+            *text,
+            *section.groups_said(found),
+            *found["notes"],
+            *warning_lines(found, folder / "relatedness.json"),
+            "",
+            f"report   {file}",
+            f"numbers  {folder / 'relatedness.csv'} (one row a pair), {folder / 'relatedness.json'}",
+            f"figures  {folder / 'figures'}",
+        ]
+    )
 
 
 def _ablation_text(folder: pathlib.Path, grid: records.Grid, summary: Mapping[str, Any]) -> list[str]:

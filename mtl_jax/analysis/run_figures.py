@@ -64,11 +64,13 @@ def balance(workdir: pathlib.Path, file: pathlib.Path | None = None) -> pathlib.
     """
     train = [line for line in read_metrics(workdir) if line["kind"] == "train"]
     panels = {
-        field: {task: [(line["step"], line[field][task]) for line in train if line[field][task] is not None]
-                for task in train[0][field]}
+        field: {
+            task: [(line["step"], line[field][task]) for line in train if line[field][task] is not None]
+            for task in train[0][field]
+        }
         for field in BALANCE
         if train and field in train[0]
-    }  # fmt: skip
+    }
     panels = {field: by_task for field, by_task in panels.items() if any(by_task.values())}
     constant = all(len({value for _, value in points}) <= 1 for points in panels.get("alpha", {}).values())
     if constant:

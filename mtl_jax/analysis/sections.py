@@ -25,9 +25,12 @@ Parts = list[html.Html]
 
 
 def ablation(
-    folder: pathlib.Path, grid: records.Grid, summary: Mapping[str, Any], figures: pathlib.Path,
+    folder: pathlib.Path,
+    grid: records.Grid,
+    summary: Mapping[str, Any],
+    figures: pathlib.Path,
     default: ModuleType | None,
-) -> Parts:  # fmt: skip
+) -> Parts:
     """Everything about an ablation; draws its figures into `figures`."""
     from mtl_jax.analysis.ablation.figures.draw import draw
 
@@ -48,11 +51,13 @@ def ablation(
         rest = said_choices(compared["rest"])
         parts.append(html.heading(f"Against {compared['baseline']}{f', {rest}' if rest else ''}", 3))
         parts.append(html.grid(*tables.baseline_rows(compared, main_split(summary))))
-    parts.append(html.paragraph(
-        "± is half a 95 % interval over seeds (Student's t). Differences (−) are paired by seed, with the p of a "
-        "paired t-test; on dev Holm's correction over the settings of the sweep is in it, as the best of them was "
-        "chosen there. The ends (single-task, tied, hard sharing) are at their own best learning rate on dev."
-    ))  # fmt: skip
+    parts.append(
+        html.paragraph(
+            "± is half a 95 % interval over seeds (Student's t). Differences (−) are paired by seed, with the p of a "
+            "paired t-test; on dev Holm's correction over the settings of the sweep is in it, as the best of them was "
+            "chosen there. The ends (single-task, tied, hard sharing) are at their own best learning rate on dev."
+        )
+    )
     parts.append(html.heading("Figures"))
     drawn = draw(grid, summary, figures)
     parts += [html.picture(*picture) for picture in drawn] or [html.paragraph("None: no lane has a value to draw.")]
@@ -162,15 +167,17 @@ def _summary(workdir):
 
 
 def _finished(workdir, summary, figures, default) -> Parts:
-    parts = [html.paragraph(
-        f"Step {summary['step']}, {summary['seconds']:.0f} s, {summary['parameters']:,} parameters."
-    )]  # fmt: skip
+    parts = [
+        html.paragraph(f"Step {summary['step']}, {summary['seconds']:.0f} s, {summary['parameters']:,} parameters.")
+    ]
     parts += configuration(read_config(workdir) if (workdir / "config.json").exists() else {}, default)
     parts += [html.heading("Scores", 3), html.grid(*tables.results_rows(summary))]
     parts += warnings(summary.get("warnings", ()))
     if summary.get("distances"):
-        parts += [html.heading("Distances between the tasks' parameters", 3),
-                  html.grid(*tables.distances_rows(summary["distances"]))]  # fmt: skip
+        parts += [
+            html.heading("Distances between the tasks' parameters", 3),
+            html.grid(*tables.distances_rows(summary["distances"])),
+        ]
     return parts + _curves(workdir, figures)
 
 

@@ -25,9 +25,12 @@ def changed(config: Mapping[str, Any], default: ModuleType | None) -> list[str]:
         return [_line(field, value) for field, value in _leaves(config)]
     base = to_plain(default.get_config())
     entries = {
-        ("datasets",): default.dataset, ("tasks",): default.task, ("penalties",): default.penalty,
-        ("ablation", "sweeps"): default.sweep, ("ablation", "choices"): default.choice,
-    }  # fmt: skip
+        ("datasets",): default.dataset,
+        ("tasks",): default.task,
+        ("penalties",): default.penalty,
+        ("ablation", "sweeps"): default.sweep,
+        ("ablation", "choices"): default.choice,
+    }
     for path, make in entries.items():
         _get(base, path).update({name: to_plain(make()) for name in _get(config, path)})
     defaults = dict(_leaves(base))

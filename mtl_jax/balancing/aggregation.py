@@ -33,11 +33,7 @@ Transform = optax.GradientTransformationExtraArgs
 def _transform_of(method: Callable[..., Weighting]) -> Callable[..., Transform]:
     @functools.wraps(method)
     def make(
-        *arguments,
-        seed: int | jax.Array = 0,
-        tasks: int | None = None,
-        smoothing: Number | None = None,
-        **options,
+        *arguments, seed: int | jax.Array = 0, tasks: int | None = None, smoothing: Number | None = None, **options
     ) -> Transform:
         weighting = method(*arguments, **options)
         if smoothing is not None:

@@ -16,9 +16,13 @@ Derivatives = Callable[[Any, jax.Array, Any], tuple[jax.Array, jax.Array]]
 
 
 def simplex_minimum(
-    derivatives: Derivatives, data: Any, normal: jax.Array, present: jax.Array, iterations: int = 60,
+    derivatives: Derivatives,
+    data: Any,
+    normal: jax.Array,
+    present: jax.Array,
+    iterations: int = 60,
     raised: Callable[[Any, jax.Array], jax.Array] | None = None,
-) -> jax.Array:  # fmt: skip
+) -> jax.Array:
     """argmin F(w) over w ≥ 0, Σ a_k w_k = 1, w_k = 0 where not present: the probability simplex for a = 1.
 
     Args:

@@ -58,10 +58,19 @@ def check(config: Any, default: ModuleType, mode: str = "train") -> dict[str, st
             for field, (low, high) in ranges.items():
                 check_range(f"config.{place}.{name}.{field}", entry[field], low, high, say)
     for section in (
-        check_datasets, check_tasks, check_images, check_mixing, check_model, check_optimizer, check_sharing,
-        check_penalties, check_distillation, check_meta, *([check_files] if mode in MODES else []),
+        check_datasets,
+        check_tasks,
+        check_images,
+        check_mixing,
+        check_model,
+        check_optimizer,
+        check_sharing,
+        check_penalties,
+        check_distillation,
+        check_meta,
+        *([check_files] if mode in MODES else []),
         *([OF_MODE[mode]] if mode in OF_MODE else []),
-    ):  # fmt: skip
+    ):
         section(config, say)
     check_names("config.train_on", config.train_on, config.tasks, say)
     check_names("config.evaluation.splits", config.evaluation.splits, SPLITS, say)
@@ -77,9 +86,12 @@ def _check_entries(config, default, say):
     """The fields of all that has a name of the user's own."""
     ablation = config.ablation
     for where, entries, make in (
-        ("datasets", config.datasets, default.dataset), ("tasks", config.tasks, default.task),
-        ("penalties", config.penalties, default.penalty), ("distillation", config.distillation, default.distillation),
-        ("ablation.sweeps", ablation.sweeps, default.sweep), ("ablation.choices", ablation.choices, default.choice),
-    ):  # fmt: skip
+        ("datasets", config.datasets, default.dataset),
+        ("tasks", config.tasks, default.task),
+        ("penalties", config.penalties, default.penalty),
+        ("distillation", config.distillation, default.distillation),
+        ("ablation.sweeps", ablation.sweeps, default.sweep),
+        ("ablation.choices", ablation.choices, default.choice),
+    ):
         for name, entry in entries.items():
             check_entry(f"config.{where}.{name}", entry, make(), say)

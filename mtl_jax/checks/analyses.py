@@ -18,8 +18,10 @@ def check_ablation(config, say):
         if not entry.field:
             say(f"{where}.field: name a field, e.g. 'penalties.l2.strength'")
         elif name == "learning_rate" and entry.field != "optimizer.learning_rate":
-            say(f"{where}: 'learning_rate' is that of the ends in what is written; name the sweep of {entry.field!r} "
-                "otherwise")  # fmt: skip
+            say(
+                f"{where}: 'learning_rate' is that of the ends in what is written; name the sweep of {entry.field!r} "
+                "otherwise"
+            )
     for name in ablation.choices:
         check_name(f"config.ablation.choices.{name}", name, say, (*RESERVED["sweeps"], "learning_rate"))
     for name in set(ablation.sweeps) & set(ablation.choices):

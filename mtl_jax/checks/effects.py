@@ -64,8 +64,10 @@ def _height(layer: str) -> int:
 
 def _carves(config, entry) -> bool:
     del config
-    return any(share and not _given(entry, split) for split, share in
-               (("dev", entry.dev_fraction), ("test", entry.test_fraction)))  # fmt: skip
+    return any(
+        share and not _given(entry, split)
+        for split, share in (("dev", entry.dev_fraction), ("test", entry.test_fraction))
+    )
 
 
 def _given(entry, split) -> bool:
@@ -112,84 +114,171 @@ _OWN_TRANSFORMER = "config.model.layer = 'transformer' and no config.model.pretr
 _COLUMNS = "layers of which several tasks have their own (config.sharing.trunk, config.sharing.groups)"
 
 RULES = (
-    Rule(("data.blocks",), lambda c, _: c.data.mixing != "all",
-         "a config.data.mixing by which blocks are drawn; with 'all' each data set has its own"),
+    Rule(
+        ("data.blocks",),
+        lambda c, _: c.data.mixing != "all",
+        "a config.data.mixing by which blocks are drawn; with 'all' each data set has its own",
+    ),
     Rule(("data.temperature",), _of("data.mixing", "temperature"), "config.data.mixing = 'temperature'"),
     Rule(("data.weights",), _of("data.mixing", "weights"), "config.data.mixing = 'weights'"),
-    Rule(("data.stride",), lambda c, _: not c.data.overlong and any(_labels(c, t) == "span" for t in c.tasks.values()),
-         "windows: a task of kind 'span', and config.data.overlong = ''"),
-    Rule(("data.seed",), lambda c, _: _draws_by_data_seed(c),
-         "something to draw: dev_fraction, test_fraction or limit of a data set, or labelled of a task"),
-    Rule(("tokenizer.lower", "tokenizer.min_count", "tokenizer.max_size"), _of("tokenizer.kind", "words"),
-         "config.tokenizer.kind = 'words'; a published tokenizer has its own vocabulary and case"),
+    Rule(
+        ("data.stride",),
+        lambda c, _: not c.data.overlong and any(_labels(c, t) == "span" for t in c.tasks.values()),
+        "windows: a task of kind 'span', and config.data.overlong = ''",
+    ),
+    Rule(
+        ("data.seed",),
+        lambda c, _: _draws_by_data_seed(c),
+        "something to draw: dev_fraction, test_fraction or limit of a data set, or labelled of a task",
+    ),
+    Rule(
+        ("tokenizer.lower", "tokenizer.min_count", "tokenizer.max_size"),
+        _of("tokenizer.kind", "words"),
+        "config.tokenizer.kind = 'words'; a published tokenizer has its own vocabulary and case",
+    ),
     Rule(("tokenizer.path",), _of("tokenizer.kind", "pretrained"), "config.tokenizer.kind = 'pretrained'"),
     Rule(("images.patch", "images.channels"), _pictured, "pictures: name their field in config.datasets.*.image"),
-    Rule(("model.pretrained_wheel.version", "model.pretrained_wheel.sha256"),
-         lambda c, _: bool(c.model.pretrained_wheel.name), "config.model.pretrained_wheel.name"),
-    Rule(("model.width",), lambda c, _: not c.model.pretrained,
-         "no config.model.pretrained, which brings its own"),
-    Rule(("model.heads", "model.intermediate", "model.initializer_range"),
-         lambda c, _: c.model.layer == "transformer" and not c.model.pretrained, _OWN_TRANSFORMER),
-    Rule(("model.activation",),
-         lambda c, _: c.model.layer in ("transformer", "cnn") and not c.model.pretrained and c.model.layers != 0,
-         "layers that have one: config.model.layer = 'transformer' or 'cnn', and no config.model.pretrained"),
-    Rule(("model.kernel_size",), lambda c, _: c.model.layer == "cnn" and c.model.layers != 0,
-         "config.model.layer = 'cnn', and layers of it"),
+    Rule(
+        ("model.pretrained_wheel.version", "model.pretrained_wheel.sha256"),
+        lambda c, _: bool(c.model.pretrained_wheel.name),
+        "config.model.pretrained_wheel.name",
+    ),
+    Rule(("model.width",), lambda c, _: not c.model.pretrained, "no config.model.pretrained, which brings its own"),
+    Rule(
+        ("model.heads", "model.intermediate", "model.initializer_range"),
+        lambda c, _: c.model.layer == "transformer" and not c.model.pretrained,
+        _OWN_TRANSFORMER,
+    ),
+    Rule(
+        ("model.activation",),
+        lambda c, _: c.model.layer in ("transformer", "cnn") and not c.model.pretrained and c.model.layers != 0,
+        "layers that have one: config.model.layer = 'transformer' or 'cnn', and no config.model.pretrained",
+    ),
+    Rule(
+        ("model.kernel_size",),
+        lambda c, _: c.model.layer == "cnn" and c.model.layers != 0,
+        "config.model.layer = 'cnn', and layers of it",
+    ),
     Rule(("model.attention_dropout",), _of("model.layer", "transformer"), "config.model.layer = 'transformer'"),
     Rule(("model.column_init",), lambda c, _: _has_columns(c), _COLUMNS),
     Rule(("model.columns",), lambda c, _: _in_parts(c), _COLUMNS + ", experts or adapters"),
-    Rule(("sharing.trunk",), lambda c, _: _trunk_acts(c),
-         "config.sharing.groups that begin above it; they decide for all layers from their lowest on"),
-    Rule(("sharing.mixer_options.chosen", "sharing.mixer_options.gamma"),
-         lambda c, _: c.sharing.mixer not in EXPERTS or c.sharing.mixer_options.get("gate") == "dselect_k",
-         "the option gate = 'dselect_k'"),
-    Rule(("sharing.tied",), lambda c, _: _has_columns(c) or bool(c.sharing.adapter or c.sharing.mixer),
-         _COLUMNS + ", or adapters"),
-    Rule(("aggregation.level", "aggregation.memory"),
-         lambda c, _: c.aggregation.method != "sum" or c.aggregation.smoothing > 0,
-         "a config.aggregation.method that compares gradients; 'sum' does not"),
+    Rule(
+        ("sharing.trunk",),
+        lambda c, _: _trunk_acts(c),
+        "config.sharing.groups that begin above it; they decide for all layers from their lowest on",
+    ),
+    Rule(
+        ("sharing.mixer_options.chosen", "sharing.mixer_options.gamma"),
+        lambda c, _: c.sharing.mixer not in EXPERTS or c.sharing.mixer_options.get("gate") == "dselect_k",
+        "the option gate = 'dselect_k'",
+    ),
+    Rule(
+        ("sharing.tied",),
+        lambda c, _: _has_columns(c) or bool(c.sharing.adapter or c.sharing.mixer),
+        _COLUMNS + ", or adapters",
+    ),
+    Rule(
+        ("aggregation.level", "aggregation.memory"),
+        lambda c, _: c.aggregation.method != "sum" or c.aggregation.smoothing > 0,
+        "a config.aggregation.method that compares gradients; 'sum' does not",
+    ),
     Rule(("meta.inner_steps", "meta.head", "meta.tasks"), lambda c, _: bool(c.meta.method), "a config.meta.method"),
-    Rule(("meta.inner_rate", "meta.adapt"), lambda c, _: bool(c.meta.method) and c.meta.inner_steps > 0,
-         "a config.meta.method, and config.meta.inner_steps"),
+    Rule(
+        ("meta.inner_rate", "meta.adapt"),
+        lambda c, _: bool(c.meta.method) and c.meta.inner_steps > 0,
+        "a config.meta.method, and config.meta.inner_steps",
+    ),
     Rule(("meta.support",), _of("meta.method", "maml", "fomaml"), "config.meta.method = 'maml' or 'fomaml'"),
-    Rule(("optimizer.b1", "optimizer.b2", "optimizer.eps"), _of("optimizer.name", "adamw"),
-         "config.optimizer.name = 'adamw'"),
+    Rule(
+        ("optimizer.b1", "optimizer.b2", "optimizer.eps"),
+        _of("optimizer.name", "adamw"),
+        "config.optimizer.name = 'adamw'",
+    ),
     Rule(("optimizer.momentum",), _of("optimizer.name", "sgd"), "config.optimizer.name = 'sgd'"),
-    Rule(("training.early_stop",), lambda c, _: 0 < c.training.eval_every < c.training.steps,
-         "evaluations to count: config.training.eval_every below config.training.steps"),
-    Rule(("training.mesh.data",), _of("training.placement", "jit"),
-         "config.training.placement = 'jit'; 'pmap' takes all devices"),
-    Rule(("training.placement", "training.mesh.data", "training.mesh.task", "training.mesh.model"), lambda c, _: False,
-         "--mode=train; here lanes are laid over the devices (config.ablation.layout)", LANES),
-    Rule(("datasets.*.encoding",), _reads_text,
-         "a reader of text files; this one reads no text, or knows how it is encoded"),
+    Rule(
+        ("training.early_stop",),
+        lambda c, _: 0 < c.training.eval_every < c.training.steps,
+        "evaluations to count: config.training.eval_every below config.training.steps",
+    ),
+    Rule(
+        ("training.mesh.data",),
+        _of("training.placement", "jit"),
+        "config.training.placement = 'jit'; 'pmap' takes all devices",
+    ),
+    Rule(
+        ("training.placement", "training.mesh.data", "training.mesh.task", "training.mesh.model"),
+        lambda c, _: False,
+        "--mode=train; here lanes are laid over the devices (config.ablation.layout)",
+        LANES,
+    ),
+    Rule(
+        ("datasets.*.encoding",),
+        _reads_text,
+        "a reader of text files; this one reads no text, or knows how it is encoded",
+    ),
     Rule(("datasets.*.markers",), lambda c, e: bool(e.marked), "marked spans: name them in marked"),
     Rule(("datasets.*.dev_fraction",), lambda c, e: not _given(e, "dev"), "a data set without a split 'dev'"),
     Rule(("datasets.*.test_fraction",), lambda c, e: not _given(e, "test"), "a data set without a split 'test'"),
     Rule(("datasets.*.group",), _carves, "dev_fraction or test_fraction, which keep groups together"),
-    Rule(("tasks.*.classes",), lambda c, e: _labels(c, e) in ("class", "set", "tokens"),  # of tokens: see `inputs`
-         "a kind of task whose classes can be named: classification, multilabel, tagging, relation"),
-    Rule(("tasks.*.label", "tasks.*.missing"), lambda c, e: _labels(c, e) != "hidden",
-         "a kind of task with labels; 'masked_lm' has none, it hides tokens"),
-    Rule(("tasks.*.options.length_penalty",), lambda c, e: e.kind != "generation" or e.options.get("beam", 1) != 1,
-         "the option beam above 1; a greedy search compares no lengths"),
+    Rule(
+        ("tasks.*.classes",),
+        lambda c, e: _labels(c, e) in ("class", "set", "tokens"),  # of tokens: see `inputs`
+        "a kind of task whose classes can be named: classification, multilabel, tagging, relation",
+    ),
+    Rule(
+        ("tasks.*.label", "tasks.*.missing"),
+        lambda c, e: _labels(c, e) != "hidden",
+        "a kind of task with labels; 'masked_lm' has none, it hides tokens",
+    ),
+    Rule(
+        ("tasks.*.options.length_penalty",),
+        lambda c, e: e.kind != "generation" or e.options.get("beam", 1) != 1,
+        "the option beam above 1; a greedy search compares no lengths",
+    ),
     Rule(("distillation.*.weights",), lambda c, e: len(e.teachers) != 1, "several teachers"),
-    Rule(("ablation.sweeps.*.low", "ablation.sweeps.*.high"), lambda c, e: not e.points,
-         "a count of values from low to high, but points names them one by one", ("ablate",)),
-    Rule(("ablation.choices.*.alternatives",), lambda c, e: not e.settings,
-         "a field that takes them, but settings names the alternatives", ("ablate",)),
-    Rule(("ablation.options",), lambda c, _: c.ablation.method != "grid",
-         "config.ablation.method = 'halving' or 'hypergradient'; 'grid' has none", ("ablate",)),
-    Rule(("ablation.rates",), lambda c, _: c.ablation.ends and _sweeps_strength(c) and not any(
-             entry.field == "optimizer.learning_rate" for entry in c.ablation.sweeps.values()),
-         "ends, that is a sweep of a penalty's strength, and no sweep of the learning rate", ("ablate",)),
-    Rule(("ablation.intervals",), lambda c, _: c.ablation.seeds == 1,
-         "config.ablation.seeds = 1; of several seeds there are intervals", ("ablate",)),
-    Rule(("relate.every",), _is_chosen("gradient_cosine", "tag", "fisher"),
-         "'gradient_cosine', 'tag' or 'fisher' in config.relate.measures", ("relate",)),
+    Rule(
+        ("ablation.sweeps.*.low", "ablation.sweeps.*.high"),
+        lambda c, e: not e.points,
+        "a count of values from low to high, but points names them one by one",
+        ("ablate",),
+    ),
+    Rule(
+        ("ablation.choices.*.alternatives",),
+        lambda c, e: not e.settings,
+        "a field that takes them, but settings names the alternatives",
+        ("ablate",),
+    ),
+    Rule(
+        ("ablation.options",),
+        lambda c, _: c.ablation.method != "grid",
+        "config.ablation.method = 'halving' or 'hypergradient'; 'grid' has none",
+        ("ablate",),
+    ),
+    Rule(
+        ("ablation.rates",),
+        lambda c, _: (
+            c.ablation.ends
+            and _sweeps_strength(c)
+            and not any(entry.field == "optimizer.learning_rate" for entry in c.ablation.sweeps.values())
+        ),
+        "ends, that is a sweep of a penalty's strength, and no sweep of the learning rate",
+        ("ablate",),
+    ),
+    Rule(
+        ("ablation.intervals",),
+        lambda c, _: c.ablation.seeds == 1,
+        "config.ablation.seeds = 1; of several seeds there are intervals",
+        ("ablate",),
+    ),
+    Rule(
+        ("relate.every",),
+        _is_chosen("gradient_cosine", "tag", "fisher"),
+        "'gradient_cosine', 'tag' or 'fisher' in config.relate.measures",
+        ("relate",),
+    ),
     Rule(("relate.lookahead",), _is_chosen("tag"), "'tag' in config.relate.measures", ("relate",)),
     Rule(("relate.inputs",), _is_chosen("cka", "rsa"), "'cka' or 'rsa' in config.relate.measures", ("relate",)),
-)  # fmt: skip
+)
 
 
 def effects(config: Any, default: ModuleType, mode: str) -> dict[str, str]:
@@ -205,9 +294,12 @@ def effects(config: Any, default: ModuleType, mode: str) -> dict[str, str]:
     """
     plain, found = default.get_config(), {}
     makers = {
-        "datasets": default.dataset, "tasks": default.task, "distillation": default.distillation,
-        "ablation.sweeps": default.sweep, "ablation.choices": default.choice,
-    }  # fmt: skip
+        "datasets": default.dataset,
+        "tasks": default.task,
+        "distillation": default.distillation,
+        "ablation.sweeps": default.sweep,
+        "ablation.choices": default.choice,
+    }
     for rule in RULES:
         for pattern in rule.fields if mode in rule.modes else ():
             place, is_entry, rest = pattern.partition(".*.")

@@ -34,16 +34,40 @@ DEVICES = {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt")
 # keys and columns of results beside those that the user names
 RESERVED = {
     "tasks": ("line", "file", "shared"),  # predictions.jsonl; norms, skipped steps and the folder of an exported column
-    "sweeps": ("lane", "line", "seed", "status", "step", "steps", "left_out", "distance", "effective_rank", "task",
-               "split", "metric", "value"),
-}  # fmt: skip
+    "sweeps": (
+        "lane",
+        "line",
+        "seed",
+        "status",
+        "step",
+        "steps",
+        "left_out",
+        "distance",
+        "effective_rank",
+        "task",
+        "split",
+        "metric",
+        "value",
+    ),
+}
 SEEDS = (0, 2**32 - 1)  # beyond these two seeds give one key
 
 # fields, wherever they stand, that are tuples of texts
 TEXTS = (
-    "text", "choices", "marked", "markers", "metrics", "classes", "teachers", "freeze", "train_on", "splits",
-    "measures", "methods", "tuned_on",
-)  # fmt: skip
+    "text",
+    "choices",
+    "marked",
+    "markers",
+    "metrics",
+    "classes",
+    "teachers",
+    "freeze",
+    "train_on",
+    "splits",
+    "measures",
+    "methods",
+    "tuned_on",
+)
 
 # field: (lowest, highest), both allowed
 RANGES = {

@@ -19,9 +19,16 @@ def from_plain(plain: Any) -> Any:
 
 # Fields that may differ when a run is resumed: they change what is seen of the run, not the run.
 FREE_FIELDS = (
-    "training.log_every", "training.checkpoint_every", "training.keep", "training.max_bad_steps",
-    "training.platform", "training.placement", "training.mesh", "evaluation", "data.cache",
-)  # fmt: skip
+    "training.log_every",
+    "training.checkpoint_every",
+    "training.keep",
+    "training.max_bad_steps",
+    "training.platform",
+    "training.placement",
+    "training.mesh",
+    "evaluation",
+    "data.cache",
+)
 
 
 def to_plain(value: Any) -> Any:

@@ -142,9 +142,12 @@ def load(
     rows = {name: patches.with_pixels(data.rows, albums.get(name)) for name, data in prepared.items()}
     vocabularies = {task: v for data in prepared.values() for task, v in data.vocabularies.items()}
     layout = sampler.make_layout(
-        used, [s.task for s in chosen], [used.index(s.dataset) for s in chosen], mixing or sampler.Mixing(),
+        used,
+        [s.task for s in chosen],
+        [used.index(s.dataset) for s in chosen],
+        mixing or sampler.Mixing(),
         [used.index(name) for name in albums],
-    )  # fmt: skip
+    )
     return Corpus(
         layout=layout,
         rows=rows,

@@ -26,8 +26,21 @@ from mtl_jax.errors import UserError
 from mtl_jax.unicode import nfc
 
 # Fields of an entry that decide what is read, besides the content of the files.
-_CHOOSING = ("reader", "splits", "encoding", "options", "text", "words", "image", "where", "dev_fraction",
-             "test_fraction", "group", "limit", "drop_duplicates")  # fmt: skip
+_CHOOSING = (
+    "reader",
+    "splits",
+    "encoding",
+    "options",
+    "text",
+    "words",
+    "image",
+    "where",
+    "dev_fraction",
+    "test_fraction",
+    "group",
+    "limit",
+    "drop_duplicates",
+)
 
 _PACKED = re.compile(r"\.(gz|bz2|xz)$")
 
@@ -148,8 +161,9 @@ def _read(name: str, entry: dict[str, Any], seed: int) -> ReadData:
         what = "text" if texts or words else "picture"
         notes += [
             Notice(f"{split}: {n} records removed, their {what} stands in {other}", INFORMATION, n)
-            for split, other, n in removed if n
-        ]  # fmt: skip
+            for split, other, n in removed
+            if n
+        ]
     available = {split: len(records) for split, records in splits.items()}
     for split, limit in limits.items():
         if split not in splits:

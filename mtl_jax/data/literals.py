@@ -17,8 +17,17 @@ _COLON = re.compile(r"\s*:\s*")
 _ESCAPE = re.compile(r"\\(x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|U[0-9a-fA-F]{8}|.)", re.DOTALL)
 _CONTROL = {"n": "\n", "t": "\t", "r": "\r", "b": "\b", "f": "\f", "\n": ""}
 _CLOSES = {"[": "]", "(": ")", "{": "}"}
-_WORDS = {"True": True, "true": True, "False": False, "false": False, "None": None, "null": None, "nan": None,
-          "NaN": None, "<NA>": None}  # fmt: skip
+_WORDS = {
+    "True": True,
+    "true": True,
+    "False": False,
+    "false": False,
+    "None": None,
+    "null": None,
+    "nan": None,
+    "NaN": None,
+    "<NA>": None,
+}
 _BROKEN = re.compile(r"\[\s*[bBuU]?['\"].*|.*['\"]\s*,?\s*\]", re.DOTALL)
 
 

@@ -86,9 +86,7 @@ def prepare(
     if any(spec.level == "pair" for spec in own):
         lost = {split: int((e.first & (e.mark_token < 0).any(1)).sum()) for split, e in encoded.items()}
         cut = "marked spans are cut off, they are not learned from"
-        notes += [
-            Notice(f"{name}/{s}: {n} {cut}", LENGTH, n, len(encoded[s].words)) for s, n in lost.items() if n
-        ]  # fmt: skip
+        notes += [Notice(f"{name}/{s}: {n} {cut}", LENGTH, n, len(encoded[s].words)) for s, n in lost.items() if n]
     found = _labels(units, encoded, own, kept, tokenizer, settings)
     notes += found.notes
     encoded = {s: e._replace(labels=found.gold[s], targets=found.longest[s]) for s, e in encoded.items()}
@@ -109,10 +107,13 @@ def prepare(
         rows = {
             s: r._replace(labels=r.labels | {spec.task: packed_labels.maskable(r, tokenizer)}) for s, r in rows.items()
         }
-    notes.append(Notice(
-        f"{name}: {packing.real_share(rows['train']):.1%} of the token positions of train hold real tokens "
-        f"({len(encoded['train'].record)} pieces in {len(rows['train'].tokens)} rows of {row_length})", INFORMATION
-    ))  # fmt: skip
+    notes.append(
+        Notice(
+            f"{name}: {packing.real_share(rows['train']):.1%} of the token positions of train hold real tokens "
+            f"({len(encoded['train'].record)} pieces in {len(rows['train'].tokens)} rows of {row_length})",
+            INFORMATION,
+        )
+    )
     lengths = {split: statistics.of_lengths(e, rows[split]) for split, e in encoded.items()}
     counts = {spec.task: {s: _counts(found, spec, s) for s in units} for spec in kept}
     numbers = {"capacities": capacities._asdict()} | lengths
@@ -201,11 +202,17 @@ def what_to_read(records: Sequence[Record], what: str, entry: Mapping[str, Any],
     if any(spec.level == "pair" for spec in specs) and not marked:
         raise UserError(f"{what}: a task on it reads two marked spans; name them as `marked` of the data set")
     return units_of(
-        records, text=text, words=words, predicates="".join(fields), choices=tuple(entry.get("choices") or ()),
-        marked=marked, markers=tuple(entry.get("markers") or marked_spans.MARKERS),
+        records,
+        text=text,
+        words=words,
+        predicates="".join(fields),
+        choices=tuple(entry.get("choices") or ()),
+        marked=marked,
+        markers=tuple(entry.get("markers") or marked_spans.MARKERS),
         marked_ends=entry.get("marked_ends") or "",
-        aligned=bool(text) and any(spec.level == "span" for spec in specs), pictured=bool(entry.get("image")),
-    )  # fmt: skip
+        aligned=bool(text) and any(spec.level == "span" for spec in specs),
+        pictured=bool(entry.get("image")),
+    )
 
 
 def _shuffled(split: EncodedSplit, name: str) -> Any:

@@ -30,9 +30,16 @@ from mtl_jax.errors import UserError
 TEXTS = "texts"  # lines of text, a JSON object in a line where it begins with "{"; a JSON list of objects
 TEXT = ""  # the field of a record of `TEXTS` that is a plain line
 _BY_ENDING = {
-    ".json": "jsonl", ".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "csv", ".tab": "csv",
-    ".parquet": "parquet", ".conll": "conll", ".conllu": "conllu",
-}  # fmt: skip
+    ".json": "jsonl",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".tab": "csv",
+    ".parquet": "parquet",
+    ".conll": "conll",
+    ".conllu": "conllu",
+}
 _PACKED = (".gz", ".bz2", ".xz")
 _OF_LINES = ("csv", "lines", "conll", "conllu", "conllu_endings", "srl")  # formats whose first lines say what they are
 _PREFIX = 40  # so many lines

@@ -28,8 +28,20 @@ from mtl_jax.storage import artifacts
 
 SPLIT = "input"  # the one split of the corpus
 # fields of a data set that say where records come from and which count, and not how one is read
-OF_FILES = ("reader", "path", "wheel", "splits", "where", "encoding", "options", "dev_fraction", "test_fraction",
-             "group", "limit", "drop_duplicates")  # fmt: skip
+OF_FILES = (
+    "reader",
+    "path",
+    "wheel",
+    "splits",
+    "where",
+    "encoding",
+    "options",
+    "dev_fraction",
+    "test_fraction",
+    "group",
+    "limit",
+    "drop_duplicates",
+)
 
 
 class Needs(NamedTuple):
@@ -194,17 +206,34 @@ def corpus_of(
     for name, (records, entry) in held.items():
         own = [specs[layout.tasks[k]] for k in layout.tasks_on(layout.datasets.index(name))]
         packed, split = corpora.for_prediction(
-            records, entry, own, kept.vocabularies, kept.tokenizer,
-            row_length=config.data.row_length, max_length=max_length(config, kept.architecture),
-            pack=config.data.pack, overlong=config.data.overlong or "auto", stride=config.data.stride,
-            cut=cut(config), form=kept.pictures, folder=folder, like=(shapes or {}).get(name),
-        )  # fmt: skip
+            records,
+            entry,
+            own,
+            kept.vocabularies,
+            kept.tokenizer,
+            row_length=config.data.row_length,
+            max_length=max_length(config, kept.architecture),
+            pack=config.data.pack,
+            overlong=config.data.overlong or "auto",
+            stride=config.data.stride,
+            cut=cut(config),
+            form=kept.pictures,
+            folder=folder,
+            like=(shapes or {}).get(name),
+        )
         rows[name], splits[name] = {SPLIT: packed}, {SPLIT: split}
     return Corpus(
-        layout, rows, splits, kept.vocabularies,
-        {task: specs[task] for task in kept.vocabularies}, kept.tokenizer,
-        notes=(), fingerprint="", statistics={"datasets": {}, "tasks": kept.statistics}, pictures=kept.pictures,
-    )  # fmt: skip
+        layout,
+        rows,
+        splits,
+        kept.vocabularies,
+        {task: specs[task] for task in kept.vocabularies},
+        kept.tokenizer,
+        notes=(),
+        fingerprint="",
+        statistics={"datasets": {}, "tasks": kept.statistics},
+        pictures=kept.pictures,
+    )
 
 
 def _layout(kept, specs: Mapping[str, LabelSpec], groups: Sequence[Group]) -> Layout:
@@ -231,9 +260,13 @@ def _needs(entry: Any, specs: Sequence[LabelSpec]) -> Needs:
         beside += (predicates.pop(),)
     chosen = entry.where.to_dict() if hasattr(entry.where, "to_dict") else dict(entry.where)
     return Needs(
-        tuple(entry.text), entry.words, entry.image, beside, record_filters.conditions(chosen),
+        tuple(entry.text),
+        entry.words,
+        entry.image,
+        beside,
+        record_filters.conditions(chosen),
         entry.options.get("empty", "error"),
-    )  # fmt: skip
+    )
 
 
 def _groups(config, by_dataset: Mapping[str, Sequence[LabelSpec]]) -> list[Group]:
@@ -244,9 +277,10 @@ def _groups(config, by_dataset: Mapping[str, Sequence[LabelSpec]]) -> list[Group
         how = [
             {field: value for field, value in to_plain(entry).items() if field not in OF_FILES},
             sorted({spec.predicates for spec in specs if spec.level == "predicate"}),
-            "span" in levels, bool(entry.words) and bool(levels & {"word", "predicate"}),
+            "span" in levels,
+            bool(entry.words) and bool(levels & {"word", "predicate"}),
             name if "token" in levels else "",
-        ]  # fmt: skip
+        ]
         key = json.dumps(how, sort_keys=True)
         before = groups.get(key, Group((), entry))
         groups[key] = Group((*before.datasets, name), before.entry)

@@ -130,9 +130,10 @@ def means(scores: Mapping[str, Mapping[str, Mapping[str, float | None]]]) -> dic
         values = [value for _, value in firsts.values()]
         if len(firsts) > 1:
             result[split] = {
-                "mean": None if None in values else float(np.mean(values)), "tasks": list(firsts),
+                "mean": None if None in values else float(np.mean(values)),
+                "tasks": list(firsts),
                 "metrics": list(dict.fromkeys(metric for metric, _ in firsts.values())),
-            }  # fmt: skip
+            }
     return result
 
 

@@ -81,9 +81,16 @@ def assemble(config: Any, data: Corpus, architecture: Architecture | None, pretr
 
     def make_network(layout):
         return network(
-            model.embed, model.layers, owned, layout,
-            column_init=config.model.column_init, columns=columns, remat=config.model.remat, kept=kept, sharing=sharing,
-        )  # fmt: skip
+            model.embed,
+            model.layers,
+            owned,
+            layout,
+            column_init=config.model.column_init,
+            columns=columns,
+            remat=config.model.remat,
+            kept=kept,
+            sharing=sharing,
+        )
 
     whole = make_network(data.layout)
     auxiliary = _auxiliary(config, whole, tasks)
@@ -99,15 +106,20 @@ def assemble(config: Any, data: Corpus, architecture: Architecture | None, pretr
 
     def objective_for(layout):
         return Objective(
-            layout, tasks, make_network(layout), penalties,
-            dropout=config.model.dropout > 0, attention_dropout=config.model.attention_dropout > 0,
-            auxiliary=tuple(auxiliary), tables=tables,
+            layout,
+            tasks,
+            make_network(layout),
+            penalties,
+            dropout=config.model.dropout > 0,
+            attention_dropout=config.model.attention_dropout > 0,
+            auxiliary=tuple(auxiliary),
+            tables=tables,
             teaching={
                 name: Distillation(float(entry.temperature), entry.annealing)
                 for name, entry in config.distillation.items()
                 if name in tasks and entry.weight > 0  # else it is ordinary training, to the last bit
             },
-        )  # fmt: skip
+        )
 
     spec = step_spec(config, objective_for, owned, shapes, data)
     hyper = hyper_from(config, names, auxiliary)

@@ -70,16 +70,27 @@ def load_corpus(config: Any, encoder: pretrained.Pretrained | None, read: Callab
         tokenizer = PretrainedTokenizer(config.tokenizer.path or str(encoder.folder))
     else:
         tokenizer = WordVocabulary(
-            config.tokenizer.min_count, config.tokenizer.max_size or None, config.tokenizer.lower,
+            config.tokenizer.min_count,
+            config.tokenizer.max_size or None,
+            config.tokenizer.lower,
             extra=_extra_tokens(config),
-        )  # fmt: skip
+        )
     return corpora.load(
-        config.datasets, label_specs(config), tokenizer,
-        row_length=config.data.row_length, max_length=max_length(config, encoder.architecture if encoder else None),
-        pack=config.data.pack, overlong=config.data.overlong or "auto", stride=config.data.stride,
-        seed=config.data.seed, tasks=tuple(config.train_on) or None, mixing=mixing(config),
-        max_unseen=config.data.max_unseen, cut=cut(config), read=read,
-    )  # fmt: skip
+        config.datasets,
+        label_specs(config),
+        tokenizer,
+        row_length=config.data.row_length,
+        max_length=max_length(config, encoder.architecture if encoder else None),
+        pack=config.data.pack,
+        overlong=config.data.overlong or "auto",
+        stride=config.data.stride,
+        seed=config.data.seed,
+        tasks=tuple(config.train_on) or None,
+        mixing=mixing(config),
+        max_unseen=config.data.max_unseen,
+        cut=cut(config),
+        read=read,
+    )
 
 
 def _extra_tokens(config: Any) -> tuple[str, ...]:

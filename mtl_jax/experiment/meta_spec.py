@@ -59,10 +59,15 @@ def spec_of(
     ):
         raise UserError(f"config.meta.head: task {lacking[0]!r} has no output layer that adapts from zero; take 'own'")
     return MetaSpec(
-        method=chosen.method, steps=chosen.inner_steps, support=chosen.support, tasks=chosen.tasks or len(tasks),
-        adapts=frozenset(adapts), zeroed=frozenset(zeroed), view=seen,
+        method=chosen.method,
+        steps=chosen.inner_steps,
+        support=chosen.support,
+        tasks=chosen.tasks or len(tasks),
+        adapts=frozenset(adapts),
+        zeroed=frozenset(zeroed),
+        view=seen,
         records=_records(data),
-    )  # fmt: skip
+    )
 
 
 def _records(data):

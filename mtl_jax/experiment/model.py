@@ -46,11 +46,19 @@ def architecture_of(config: Any, vocab_size: int) -> Architecture | None:
     if model.layer != "transformer":
         return None
     return Architecture(
-        model_type="bert", layers=layer_count(config, None), width=model.width, heads=model.heads,
-        intermediate=model.intermediate, activation=model.activation, layer_norm_eps=1e-12, vocab_size=vocab_size,
-        max_positions=config.data.row_length, type_vocab=2, pad_token=0,
+        model_type="bert",
+        layers=layer_count(config, None),
+        width=model.width,
+        heads=model.heads,
+        intermediate=model.intermediate,
+        activation=model.activation,
+        layer_norm_eps=1e-12,
+        vocab_size=vocab_size,
+        max_positions=config.data.row_length,
+        type_vocab=2,
+        pad_token=0,
         initializer_range=float(model.initializer_range),
-    )  # fmt: skip
+    )
 
 
 def make_model(config: Any, architecture: Architecture | None, pretrained_params: Any, data: Corpus) -> Model:

@@ -18,11 +18,7 @@ from mtl_jax.sharing import select
 from mtl_jax.training.objective import Flat, Penalty
 from mtl_jax.training.placement import spread
 
-SCHEDULES = {
-    "constant": jnp.ones_like,
-    "rise": lambda progress: progress,
-    "fall": lambda progress: 1.0 - progress,
-}
+SCHEDULES = {"constant": jnp.ones_like, "rise": lambda progress: progress, "fall": lambda progress: 1.0 - progress}
 _FACTORS = re.compile(r"^adapter_[^/]+/.*/(a|b)$")  # those of LoRA, see `models.adapters`
 EDGES = {"laplacian": "adjacency", "l2_pairwise": "weights"}  # kinds with a graph of tasks, and its argument
 

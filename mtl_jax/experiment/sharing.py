@@ -46,9 +46,15 @@ def build_sharing(
     _require_passable(sharing, owners, mixers, reader.all, depths)
     _require_above(kept, mixers, adapters, reader.all, depths, owners)
     return owners, Sharing(
-        mixers, adapters, reader, depths, feeds, tuple(name for name in order if name in names),
-        _distribute(tasks), _classes(tasks, feeds),
-    )  # fmt: skip
+        mixers,
+        adapters,
+        reader,
+        depths,
+        feeds,
+        tuple(name for name in order if name in names),
+        _distribute(tasks),
+        _classes(tasks, feeds),
+    )
 
 
 def _made(field: str, make: Callable[[], Any]) -> Any:
@@ -161,10 +167,11 @@ def _require_above(kept, mixers, adapters, reads_all, depths, owners):
     """Of frozen layers whose outputs are kept, only the topmost is there."""
     for path in kept:
         what = {
-            "a mixer": path in mixers, "an adapter": path in adapters,
+            "a mixer": path in mixers,
+            "an adapter": path in adapters,
             "experts": isinstance(owners[path], ExpertColumns),
             "a head": path != kept[-1] and (reads_all or path in depths.values()),
-        }  # fmt: skip
+        }
         for name, there in what.items():
             if there:
                 raise UserError(

@@ -111,8 +111,11 @@ def _shared(config, method, aggregation, trained, owned, tasks, auxiliary):
             f"config.loss_weights.method: {config.loss_weights.method!r} reads gradients of whole batches over "
             "parameters: take config.aggregation.level = 'parameters', memory = 'copies', and no method of halves"
         )
-    for field, joins in (("mixer", config.sharing.mixer), ("feeds", config.sharing.feeds),
-                         ("adapter", config.sharing.adapter == "lora")):  # fmt: skip
+    for field, joins in (
+        ("mixer", config.sharing.mixer),
+        ("feeds", config.sharing.feeds),
+        ("adapter", config.sharing.adapter == "lora"),
+    ):
         if joins:
             raise UserError(
                 f"{who} needs the gradients of the tasks apart, which config.sharing.{field} brings together; leave it "
@@ -137,8 +140,10 @@ def _shared(config, method, aggregation, trained, owned, tasks, auxiliary):
             "read losses"
         )
     if found.level == "representation" and (config.sharing.read != "top" or config.sharing.depths):
-        raise UserError("config.aggregation.level: 'representation' needs heads that read the last layer alone "
-                        "(config.sharing.read = 'top', no depths)")  # fmt: skip
+        raise UserError(
+            "config.aggregation.level: 'representation' needs heads that read the last layer alone "
+            "(config.sharing.read = 'top', no depths)"
+        )
     training = config.training
     if problem := aggregated.require(found, config.data.rows, training.accumulate, training.placement):
         raise UserError(problem)
@@ -166,14 +171,20 @@ def step_spec(config, objective_for, owned, shapes, data) -> StepSpec:
         objective=objective,
         data_gradient=_data_gradient(config, objective_for, owned, trained, slices, data),
         optimizer=OptimizerSpec(
-            name=optimizer.name, b1=optimizer.b1, b2=optimizer.b2, eps=optimizer.eps, momentum=optimizer.momentum,
-            warmup_steps=round(optimizer.warmup * steps), schedule=optimizer.schedule, steps=steps,
+            name=optimizer.name,
+            b1=optimizer.b1,
+            b2=optimizer.b2,
+            eps=optimizer.eps,
+            momentum=optimizer.momentum,
+            warmup_steps=round(optimizer.warmup * steps),
+            schedule=optimizer.schedule,
+            steps=steps,
         ),
         slices=slices,
         multipliers={path: factors[path] for path in trained},
         clip=optimizer.clip,
         max_bad_steps=config.training.max_bad_steps,
-    )  # fmt: skip
+    )
 
 
 def _trained_paths(optimizer, shapes) -> list[str]:

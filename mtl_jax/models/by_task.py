@@ -50,9 +50,14 @@ def computed(owner: ExpertColumns, streams: Streams, layout: Layout, batch: Batc
 
 
 def task_columns(
-    owner: ExpertColumns, streams: Streams, layout: Layout, batch: Batch, block: int,
-    outputs: Mapping[Name, jax.Array], inputs: Mapping[tuple[int, int], jax.Array],
-) -> TaskColumns:  # fmt: skip
+    owner: ExpertColumns,
+    streams: Streams,
+    layout: Layout,
+    batch: Batch,
+    block: int,
+    outputs: Mapping[Name, jax.Array],
+    inputs: Mapping[tuple[int, int], jax.Array],
+) -> TaskColumns:
     """What the tasks of a block mix: `outputs` of the top layer, and the `inputs` of the lowest by (block, slot)."""
     slots = [slot for b, slot in sorted(streams.parent) if b == block]
     parents = [streams.parent[block, slot][1] for slot in slots]

@@ -203,8 +203,11 @@ class Forward:
         params, held = self.params[adapter_path(path)], [(self.hidden[name],) for name in self.streams.names]
         outputs = apply_owned(
             lambda parts, inputs, noise: adapter.after(parts[0], inputs[0]),
-            [Part(params, self._adapter_ids(path))], held, None, COLUMNS[self.static.columns],
-        )  # fmt: skip
+            [Part(params, self._adapter_ids(path))],
+            held,
+            None,
+            COLUMNS[self.static.columns],
+        )
         self.hidden = dict(zip(self.streams.names, outputs, strict=True))
 
     def _noise(self, path, block, salt) -> Noise:
@@ -244,8 +247,9 @@ class Forward:
         blocks = {
             block: task_columns(
                 self.experts, self.streams, self.static.layout, self.batch, block, self.hidden, self.entry
-            ) for block in self._blocks()
-        }  # fmt: skip
+            )
+            for block in self._blocks()
+        }
         mixed, added = mix_by_task(mixer, params, blocks, self.batch, self.progress)
         streams = [stream for of_block in mixed.values() for stream in of_block]
         return dict(zip(sorted(self.streams.parent), streams, strict=True)), added
@@ -338,9 +342,13 @@ class Forward:
         self._regroup(lambda: self.streams.apart(pairs))
         for block, slot in pairs:
             distribution = static.sharing.distribute(
-                source, self.params["heads"][source], self.features[source][block],
-                batch.segment[block], batch.start[block], batch.length[block],
-            )  # fmt: skip
+                source,
+                self.params["heads"][source],
+                self.features[source][block],
+                batch.segment[block],
+                batch.start[block],
+                batch.length[block],
+            )
             x = self.hidden[block, slot]
             label = jnp.matmul(distribution, table, precision=jax.lax.Precision.HIGHEST)
             self.hidden[block, slot] = x + label.astype(x.dtype)

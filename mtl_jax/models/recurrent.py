@@ -58,10 +58,10 @@ class BiLSTM(nn.Module):
         x = _time_first(x, segment)
         # Read from the right, the last token of a segment is its first: the same resets do for both directions.
         # Both advance in one scan: half the sequential steps.
-        left, right = recur(LSTM_CELL, [
-            (*forward(x), _continues(segment)),
-            (*backward(jnp.flip(x, 0)), _continues(jnp.flip(segment, 1))),
-        ])  # fmt: skip
+        left, right = recur(
+            LSTM_CELL,
+            [(*forward(x), _continues(segment)), (*backward(jnp.flip(x, 0)), _continues(jnp.flip(segment, 1)))],
+        )
         hidden = _swapped(jnp.concatenate([left, jnp.flip(right, 0)], axis=-1))
         return dropout(noise, 0, hidden.astype(self.dtype))
 

@@ -31,7 +31,10 @@ def evaluate(config: Any, workdir: pathlib.Path, which: str) -> dict[str, Any]:
     scores, sizes, remarks = score_splits(make_evaluator(experiment, placement), experiment, saved.params)
     warnings = [*run_warnings.of_training(workdir), *run_warnings.of_predictions(remarks)]
     return {
-        "tasks": scores, "means": means(scores), "examples": sizes, "ceilings": ceilings(experiment, scores),
+        "tasks": scores,
+        "means": means(scores),
+        "examples": sizes,
+        "ceilings": ceilings(experiment, scores),
         "step": saved.step,
         "warnings": run_warnings.ordered([*warnings, *run_warnings.of_data(experiment.corpus)]),
-    }  # fmt: skip
+    }

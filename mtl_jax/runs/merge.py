@@ -39,8 +39,20 @@ from mtl_jax.storage.checkpoint import Checkpoints, data_metadata, load_params, 
 from mtl_jax.training.parameter_paths import flatten, with_leaves
 from mtl_jax.training.placement import require_platform
 
-COMMON = ("datasets", "tasks", "tokenizer", "model", "data.row_length", "data.max_unseen", "data.seed", "seed",
-          "sharing.read", "sharing.read_options", "sharing.depths", "sharing.feeds")  # fmt: skip
+COMMON = (
+    "datasets",
+    "tasks",
+    "tokenizer",
+    "model",
+    "data.row_length",
+    "data.max_unseen",
+    "data.seed",
+    "seed",
+    "sharing.read",
+    "sharing.read_options",
+    "sharing.depths",
+    "sharing.feeds",
+)
 
 
 def merge(merging: Any, workdirs: Sequence[pathlib.Path], out: pathlib.Path) -> dict[str, Any]:
@@ -308,10 +320,19 @@ def _write(out, config, experiment, built, refused, params, scores, sizes, remar
     with Checkpoints(out, 1) as checkpoints:
         checkpoints.save(state, metadata)
         checkpoints.save_best(state, metadata)
-    folders.write_json(out / "summary.json", {
-        "tasks": scores, "means": means(scores), "examples": sizes, "step": 0, "seconds": seconds, "distances": {},
-        "parameters": sum(int(leaf.size) for leaf in jax.tree.leaves(params)),
-        "skipped": dict.fromkeys([*experiment.tasks, "shared"], 0), "steps": {"made": 0, "left_out": 0},
-        "warnings": warnings,
-    })  # fmt: skip
+    folders.write_json(
+        out / "summary.json",
+        {
+            "tasks": scores,
+            "means": means(scores),
+            "examples": sizes,
+            "step": 0,
+            "seconds": seconds,
+            "distances": {},
+            "parameters": sum(int(leaf.size) for leaf in jax.tree.leaves(params)),
+            "skipped": dict.fromkeys([*experiment.tasks, "shared"], 0),
+            "steps": {"made": 0, "left_out": 0},
+            "warnings": warnings,
+        },
+    )
     return warnings

@@ -107,10 +107,13 @@ def evaluate(
     scores, sizes, remarks = (_of(found, config, splits) for found in (scores, sizes, remarks))
     warnings = [*run_warnings.of_training(workdir), *run_warnings.of_predictions(remarks)]
     return {
-        "tasks": scores, "examples": sizes, "ceilings": ceilings(experiment, scores), "step": saved.step,
+        "tasks": scores,
+        "examples": sizes,
+        "ceilings": ceilings(experiment, scores),
+        "step": saved.step,
         "other_data": facts,
         "warnings": run_warnings.ordered([*warnings, *run_warnings.of_data(experiment.corpus)]),
-    }  # fmt: skip
+    }
 
 
 def lines(result: Mapping[str, Any]) -> list[str]:
@@ -134,9 +137,12 @@ def _alone(entry: Any, split: str) -> dict[str, Any]:
     found = to_plain(entry)
     limit = {name: count for name, count in found["limit"].items() if name == split}
     return found | {
-        "splits": {split: found["splits"][split]}, "limit": limit, "dev_fraction": 0.0, "test_fraction": 0.0,
+        "splits": {split: found["splits"][split]},
+        "limit": limit,
+        "dev_fraction": 0.0,
+        "test_fraction": 0.0,
         "drop_duplicates": "",
-    }  # fmt: skip
+    }
 
 
 def _at(record: Record, image: str, folder: location.Location | None) -> Record:

@@ -63,11 +63,13 @@ def with_soft_labels(config: Any, data: Corpus) -> Corpus:
         )
         dataset = data.specs[task].dataset
         gold = data.splits[dataset]["train"].encoded.labels[task]
-        notes.append(Notice(
-            f"task {task}: {int(known.sum())} of {len(known)} training labels have a soft label by "
-            f"{', '.join(map(str, entry.teachers))}; {int((known & ~gold.known).sum())} of them have no gold label",
-            INFORMATION,
-        ))  # fmt: skip
+        notes.append(
+            Notice(
+                f"task {task}: {int(known.sum())} of {len(known)} training labels have a soft label by "
+                f"{', '.join(map(str, entry.teachers))}; {int((known & ~gold.known).sum())} of them have no gold label",
+                INFORMATION,
+            )
+        )
         arrays = _packed(config, data, task, _filled(gold, value, known))
         own = rows[dataset]["train"]
         rows[dataset]["train"] = own._replace(labels={**own.labels, task: {**own.labels[task], **arrays}})

@@ -242,22 +242,30 @@ class _Run:
             )
         if not _due(step, self.config.training.log_every) and step != self.config.training.steps:
             return
-        self.log.write(step, "train", {
-            "loss": losses,
-            "alpha": dict(zip(tasks, metrics["alpha"].tolist(), strict=True)),
-            "penalty": {name: float(value) for name, value in metrics["penalty"].items()},
-            "strength": {name: float(value) for name, value in metrics["strength"].items()},
-            "penalty_ratio": {name: float(value) for name, value in metrics["penalty_ratio"].items()},
-            "column_distance": {name: float(value) for name, value in metrics["column_distance"].items()},
-            "total": float(metrics["total"]),
-            "gradient_norm": by_owner(metrics["gradient_norm"]),
-            "learning_rate": float(metrics["learning_rate"]),
-            "skipped": by_owner(metrics["skipped"]),
-            **({"auxiliary": {n: float(v) for n, v in metrics["auxiliary"].items()}} if "auxiliary" in metrics else {}),
-            **({"teaching": jax.tree.map(float, metrics["teaching"])} if "teaching" in metrics else {}),
-            **self._balanced(tasks, metrics.get("balanced")),
-            **self._adapted(tasks, metrics),
-        })  # fmt: skip
+        self.log.write(
+            step,
+            "train",
+            {
+                "loss": losses,
+                "alpha": dict(zip(tasks, metrics["alpha"].tolist(), strict=True)),
+                "penalty": {name: float(value) for name, value in metrics["penalty"].items()},
+                "strength": {name: float(value) for name, value in metrics["strength"].items()},
+                "penalty_ratio": {name: float(value) for name, value in metrics["penalty_ratio"].items()},
+                "column_distance": {name: float(value) for name, value in metrics["column_distance"].items()},
+                "total": float(metrics["total"]),
+                "gradient_norm": by_owner(metrics["gradient_norm"]),
+                "learning_rate": float(metrics["learning_rate"]),
+                "skipped": by_owner(metrics["skipped"]),
+                **(
+                    {"auxiliary": {n: float(v) for n, v in metrics["auxiliary"].items()}}
+                    if "auxiliary" in metrics
+                    else {}
+                ),
+                **({"teaching": jax.tree.map(float, metrics["teaching"])} if "teaching" in metrics else {}),
+                **self._balanced(tasks, metrics.get("balanced")),
+                **self._adapted(tasks, metrics),
+            },
+        )
 
     @staticmethod
     def _balanced(tasks, told) -> dict[str, Any]:
@@ -308,16 +316,20 @@ class _Run:
         self.dev[step] = found
         self.log.write(step, "dev", {"tasks": scores, "score": score})
         firsts = {task: self.experiment.tasks[task].metrics[0] for task in scores}
-        bar.write(f"step {step}: dev " + "  ".join(
-            f"{task} {name} {scores[task][name]:.4f}" + (f" ({remarks[task]})" if task in remarks else "")
-            for task, name in firsts.items()
-        ))  # fmt: skip
+        bar.write(
+            f"step {step}: dev "
+            + "  ".join(
+                f"{task} {name} {scores[task][name]:.4f}" + (f" ({remarks[task]})" if task in remarks else "")
+                for task, name in firsts.items()
+            )
+        )
         before = self.progress
         here, best = rank(score, loss), rank(before.best_score, before.best_loss)
         counted = before._replace(
-            evaluations=before.evaluations + 1, undefined=before.undefined + (not is_defined(score)),
+            evaluations=before.evaluations + 1,
+            undefined=before.undefined + (not is_defined(score)),
             stale=0 if here > best else before.stale + 1,
-        )  # fmt: skip
+        )
         if here < best or not is_defined(score):
             self.progress = counted
             return False
@@ -409,10 +421,11 @@ class _Run:
         return {
             name: penalty_effect.Effect(
                 penalty_effect.mean_ratio(line.get(name) for line in lines),
-                float(self.experiment.hyper.strength[name]), *found[name].tolist(),
+                float(self.experiment.hyper.strength[name]),
+                *found[name].tolist(),
             )
             for name in penalties
-        }  # fmt: skip
+        }
 
 
 def _due(step, every):

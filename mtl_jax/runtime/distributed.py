@@ -61,9 +61,12 @@ def join(coordinator: str, count: int, number: int, start_seconds: int, heartbea
         raise UserError(f"--process={number}: the numbers of {count} processes are 0 to {count - 1}")
     try:
         jax.distributed.initialize(
-            coordinator or None, count or None, number if number >= 0 else None,
-            initialization_timeout=start_seconds, heartbeat_timeout_seconds=heartbeat_seconds,
-        )  # fmt: skip
+            coordinator or None,
+            count or None,
+            number if number >= 0 else None,
+            initialization_timeout=start_seconds,
+            heartbeat_timeout_seconds=heartbeat_seconds,
+        )
     except (RuntimeError, ValueError) as error:
         reason = (str(error).strip() or repr(error)).splitlines()[0][:300]
         raise UserError(

@@ -18,8 +18,15 @@ SECONDS_TO_TELL = 60.0  # that are left at least where a forecast is told
 def progress_bar(desc: str, unit: str, total: int | None = None, **options: Any) -> tqdm:
     """A tqdm bar on stderr; of several processes the first has one."""
     interval = 0.1 if sys.stderr.isatty() else SECONDS_TO_FILE
-    return tqdm(desc=desc, unit=unit, total=total, mininterval=interval, dynamic_ncols=True,
-                disable=jax.process_index() > 0, **options)  # fmt: skip
+    return tqdm(
+        desc=desc,
+        unit=unit,
+        total=total,
+        mininterval=interval,
+        dynamic_ncols=True,
+        disable=jax.process_index() > 0,
+        **options,
+    )
 
 
 class Forecast:

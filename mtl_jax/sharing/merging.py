@@ -57,9 +57,13 @@ def task_arithmetic(stack: Tree, base: Tree, *, key: jax.Array | None = None, sc
 
 
 def slerp(
-    stack: Tree, base: Tree = None, *, key: jax.Array | None = None, weights: Sequence[float] = (),
+    stack: Tree,
+    base: Tree = None,
+    *,
+    key: jax.Array | None = None,
+    weights: Sequence[float] = (),
     vectors: bool = False,
-) -> Tree:  # fmt: skip
+) -> Tree:
     """Spherical linear interpolation (Shoemake 1985): the direction that divides the angle, of the mean norm.
 
     Of two trees: with weights (1 − t, t) the direction sin((1 − t)ω)/sin(ω)·Θ_1/‖Θ_1‖ + sin(tω)/sin(ω)·Θ_2/‖Θ_2‖, ω the

@@ -41,9 +41,11 @@ class Checkpoints:
 
         def checkpointer(folder, count):
             return ocp.training.Checkpointer(
-                folder.absolute(), preservation_policy=latest(count), save_decision_policy=always,
+                folder.absolute(),
+                preservation_policy=latest(count),
+                save_decision_policy=always,
                 cleanup_tmp_directories=True,
-            )  # fmt: skip
+            )
 
         self._newest = checkpointer(workdir / "checkpoints", keep)
         self._open_best = functools.cache(lambda: checkpointer(workdir / "best", 1))  # not every run keeps a best

@@ -89,8 +89,11 @@ class Output:
         if self._count:
             print(f"--output={self._target}: going on behind {self._count} lines", file=sys.stderr)
         elif self._file.tell():
-            print(f"--output={self._target}: what it holds is of another input or model, or not whole; it is written "
-                  "anew", file=sys.stderr)  # fmt: skip
+            print(
+                f"--output={self._target}: what it holds is of another input or model, or not whole; it is written "
+                "anew",
+                file=sys.stderr,
+            )
         self._file.seek(self._bytes)
         self._file.truncate()
         self._lines = None

@@ -91,7 +91,7 @@ class Generation:
         own = self.width or width
         return self._decoder.init(
             key, len(self.names), width, own, self.layers, self.intermediate or 4 * own, self.copy
-        )  # fmt: skip
+        )
 
     def logits(self, params: Params, features_: Features, labels: Labels) -> Scores:
         """Scores [R, Q, ...] of each token of the targets given those before it.
@@ -105,7 +105,7 @@ class Generation:
         member, copied = self._members(features_, labels["slot"])
         scores = decoder.whole(
             params, memory, before, labels["position"], labels["segment"], member, copied, features_.noise
-        )  # fmt: skip
+        )
         return scores._replace(ids=self._ids(features_)) if self.copy else scores
 
     def loss(self, params: Params, logits: Scores, labels: Labels, slots: int | None = None) -> jax.Array:

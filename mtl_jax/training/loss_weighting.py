@@ -72,9 +72,9 @@ def _divergences(inputs: StepInputs) -> jax.Array:
         }
 
     by_task = psum(jax.tree.map(lambda leaf: leaf.sum(axis=0), jax.lax.map(sums, inputs.batch)), inputs.axis)
-    return jnp.stack([
-        class_divergence(*by_task[name]) if name in by_task else jnp.full((), jnp.nan) for name in objective.tasks
-    ])  # fmt: skip
+    return jnp.stack(
+        [class_divergence(*by_task[name]) if name in by_task else jnp.full((), jnp.nan) for name in objective.tasks]
+    )
 
 
 def has_classes(task) -> bool:

@@ -210,8 +210,13 @@ def _pmap(count: int) -> Placement:
         return jax.tree.map(move, batch)
 
     def train(function):
-        mapped = jax.pmap(lambda s, b, h: function(s, b, h, "rows"), axis_name="rows", in_axes=(0, 0, None),
-                          donate_argnums=0, devices=devices)  # fmt: skip
+        mapped = jax.pmap(
+            lambda s, b, h: function(s, b, h, "rows"),
+            axis_name="rows",
+            in_axes=(0, 0, None),
+            donate_argnums=0,
+            devices=devices,
+        )
 
         def run(state, batch, hyper):
             state, metrics = mapped(state, batch, hyper)

@@ -49,9 +49,15 @@ def train_step(
     gradient = jax.tree.map(jnp.add, data.gradient, penalty.gradient)
     gradient, norms = clip(gradient, spec.slices, len(spec.objective.tasks), spec.clip)
     after = update(
-        spec, inputs, state.opt_state, gradient, penalty.strengths,
-        norms=norms, losses=data.losses, bad_steps=state.bad_steps,
-    )  # fmt: skip
+        spec,
+        inputs,
+        state.opt_state,
+        gradient,
+        penalty.strengths,
+        norms=norms,
+        losses=data.losses,
+        bad_steps=state.bad_steps,
+    )
     new = _next_state(state, inputs, data, after)
     chex.assert_trees_all_equal_shapes_and_dtypes(new.params, state.params)
     return new, _metrics(inputs, data, penalty, after, new) | {"gradient_norm": norms}
@@ -65,10 +71,20 @@ def _inputs(spec: StepSpec, state: TrainState, batch: Batch, hyper: Hyper, axis:
     batch = jax.vmap(lambda micro: corrupted(objective, micro, key))(batch)
     counts = jax.vmap(lambda micro: terms.counts(objective, micro, hyper))(batch).sum(axis=0)
     return StepInputs(
-        objective=objective, params=state.params, flat=flat, trained=trained_leaves(spec, flat), anchor=state.anchor,
-        balance=state.balance, batch=batch, hyper=hyper, key=key, step=state.step, progress=progress,
-        total=psum(counts, axis), axis=axis,
-    )  # fmt: skip
+        objective=objective,
+        params=state.params,
+        flat=flat,
+        trained=trained_leaves(spec, flat),
+        anchor=state.anchor,
+        balance=state.balance,
+        batch=batch,
+        hyper=hyper,
+        key=key,
+        step=state.step,
+        progress=progress,
+        total=psum(counts, axis),
+        axis=axis,
+    )
 
 
 def _next_state(state: TrainState, inputs: StepInputs, data: DataStep, after: Update) -> TrainState:
@@ -100,11 +116,18 @@ def _metrics(
     total = total + sum((penalty.strengths[name] * omega for name, omega in penalty.values.items()), jnp.float32(0.0))
     penalties = inputs.objective.penalties
     metrics = {
-        "losses": data.losses, "alpha": data.alpha, "penalty": penalty.values, "strength": penalty.strengths,
-        "total": total, "learning_rate": after.rate, "skipped": new.skipped, "bad_steps": new.bad_steps,
-        "present": data.present, "penalty_ratio": _ratios(inputs, penalty, after),
+        "losses": data.losses,
+        "alpha": data.alpha,
+        "penalty": penalty.values,
+        "strength": penalty.strengths,
+        "total": total,
+        "learning_rate": after.rate,
+        "skipped": new.skipped,
+        "bad_steps": new.bad_steps,
+        "present": data.present,
+        "penalty_ratio": _ratios(inputs, penalty, after),
         "column_distance": {n: penalty_effect.column_distance(p.stacks(inputs.flat)) for n, p in penalties.items()},
-    }  # fmt: skip
+    }
     if inputs.objective.teaching:
         metrics["teaching"] = inputs.hyper.teaching
     return metrics | data.metrics

@@ -37,9 +37,16 @@ class Update(NamedTuple):
 
 
 def update(
-    spec: StepSpec, inputs: StepInputs, opt_state: Any, gradient: Flat, strengths: Mapping[str, jax.Array],
-    *, norms: jax.Array, losses: jax.Array, bad_steps: jax.Array,
-) -> Update:  # fmt: skip
+    spec: StepSpec,
+    inputs: StepInputs,
+    opt_state: Any,
+    gradient: Flat,
+    strengths: Mapping[str, jax.Array],
+    *,
+    norms: jax.Array,
+    losses: jax.Array,
+    bad_steps: jax.Array,
+) -> Update:
     """One update.
 
     Args:

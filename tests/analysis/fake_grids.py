@@ -11,7 +11,7 @@ RATES = (0.25, 0.5, 1.0, 2.0, 4.0)
 
 def lane(
     score, line="sharing", seed=0, values=None, choices=None, status="finished", tasks=("pos",), test=None, **rest
-):  # fmt: skip
+):
     """A lane of which only what is named matters; every task has the same score."""
     scores = {
         t: {"dev": {"accuracy": score, "loss": 1.0}, "test": {"accuracy": score if test is None else test}}
@@ -30,7 +30,7 @@ def grid(lanes, sweeps=None, choices=None, tasks=("pos",), method="grid", refere
     tasks = {task: ["accuracy", "loss"] for task in tasks}
     return Grid(
         sweeps, choices or {}, tasks, lanes, list(references), ["a note"], {"name": method}, baselines or {}, [], []
-    )  # fmt: skip
+    )
 
 
 def realistic(tasks=5, points=8, seeds=5, choices=None, second=False, trouble=True, ends=True, curve=8):
@@ -71,11 +71,23 @@ def realistic(tasks=5, points=8, seeds=5, choices=None, second=False, trouble=Tr
         score = float(np.mean([scores[t]["dev"]["accuracy"] for t in names]))
         lanes.append(
             Lane(
-                line, combination, values, seed, status, steps, steps, {} if frozen else scores,
-                None if frozen else score, distance, None if distance is None else distance * (tasks - 1), entries,
-                60 if frozen else 0, {}, {},
+                line,
+                combination,
+                values,
+                seed,
+                status,
+                steps,
+                steps,
+                {} if frozen else scores,
+                None if frozen else score,
+                distance,
+                None if distance is None else distance * (tasks - 1),
+                entries,
+                60 if frozen else 0,
+                {},
+                {},
             )
-        )  # fmt: skip
+        )
 
     for c, combination in enumerate(combinations):
         gain, best = 0.06 / (1 + c), 10 ** (-2 + 0.3 * c % 2)
@@ -107,6 +119,14 @@ def realistic(tasks=5, points=8, seeds=5, choices=None, second=False, trouble=Tr
     if second:
         sweeps["dropout"] = {"field": "model.dropout", "scale": "linear", "values": dropouts}
     return Grid(
-        sweeps, choices, {t: ["accuracy", "loss"] for t in names}, lanes, references, ["ten lanes at once"],
-        {"name": "grid"}, {}, [], [],
-    )  # fmt: skip
+        sweeps,
+        choices,
+        {t: ["accuracy", "loss"] for t in names},
+        lanes,
+        references,
+        ["ten lanes at once"],
+        {"name": "grid"},
+        {},
+        [],
+        [],
+    )

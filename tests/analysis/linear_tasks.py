@@ -8,13 +8,22 @@ def linear_config(penalty="l2_to_mean", strength=0.02, tasks=3, **options):
     options = {"features": 8, "tokens": 3, "noise": 1.0, "rho": 0.7, "examples": {"train": 32, "dev": 40}} | options
     for k in range(tasks):
         default.add_dataset(
-            config, f"d{k}", reader="synthetic", words="words", splits={"train": "train", "dev": "dev"},
+            config,
+            f"d{k}",
+            reader="synthetic",
+            words="words",
+            splits={"train": "train", "dev": "dev"},
             options={**options, "task": k},
-        )  # fmt: skip
+        )
         default.add_task(
-            config, f"t{k}", kind="regression", dataset=f"d{k}", label="label", metrics=("r2", "mse"),
+            config,
+            f"t{k}",
+            kind="regression",
+            dataset=f"d{k}",
+            label="label",
+            metrics=("r2", "mse"),
             options={"head": "none"},
-        )  # fmt: skip
+        )
     config.tasks.t1.options = {"head": "none", "mean": 1.0, "scale": 2.0}  # the others are standardised
     config.tasks.t2.weight = 0.5
     default.add_penalty(config, "p", kind=penalty, strength=strength, proximal=True)

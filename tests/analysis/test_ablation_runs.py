@@ -156,8 +156,11 @@ def test_beyond_the_grid(tiny, tmp_path, method):
         by_setting.setdefault(lane.values["strength"], []).append((lane.status, lane.steps))
     if method == "halving":
         assert sorted(v[0] for v in by_setting.values()) == [
-            ("dropped", 5), ("dropped", 5), ("dropped", 10), ("finished", 20),
-        ]  # fmt: skip
+            ("dropped", 5),
+            ("dropped", 5),
+            ("dropped", 10),
+            ("finished", 20),
+        ]
         assert all(len(set(lanes)) == 1 for lanes in by_setting.values())  # all seeds of a setting go together
     else:
         assert len(by_setting) == 4 and all(

@@ -24,8 +24,16 @@ pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 def trained(tiny, folder, **changes):
     """A finished run on the two tasks of sentences; its folder."""
-    config = tiny(model__layers=0, train_on=("tags", "long"), training__steps=2, training__eval_every=0,
-                  training__checkpoint_every=0, tokenizer__lower=True, tasks__tags__options={}, **changes)  # fmt: skip
+    config = tiny(
+        model__layers=0,
+        train_on=("tags", "long"),
+        training__steps=2,
+        training__eval_every=0,
+        training__checkpoint_every=0,
+        tokenizer__lower=True,
+        tasks__tags__options={},
+        **changes,
+    )
     train.train(config, folders.prepare(folder))
     return folder
 

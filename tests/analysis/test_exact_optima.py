@@ -81,8 +81,10 @@ def test_its_ends_are_single_tasks_and_tied_ones():
     np.testing.assert_allclose(nearly_alone["weights"], alone["weights"], atol=1e-5)
     np.testing.assert_allclose(nearly_tied["weights"], tied["weights"], atol=1e-5)
     assert np.ptp(tied["weights"], axis=0).max() == 0
-    gradient = sum(a * d["train"][0].T @ (d["train"][0] @ w - d["train"][1]) / 32
-                   for a, w, d in zip(alpha, tied["weights"], data.values(), strict=True))  # fmt: skip
+    gradient = sum(
+        a * d["train"][0].T @ (d["train"][0] @ w - d["train"][1]) / 32
+        for a, w, d in zip(alpha, tied["weights"], data.values(), strict=True)
+    )
     np.testing.assert_allclose(gradient, 0, atol=1e-6)
 
 
@@ -91,12 +93,12 @@ def test_trace_norm_has_no_duality_gap(strength):
     """min Σ a_k‖X_k w_k − y_k‖² + λ‖W‖* = max −Σ (θ_kᵀy_k + ‖θ_k‖²/4a_k) over ‖[X_kᵀθ_k]‖₂ ≤ λ."""
     _, data, alpha, found = solved("trace_norm", strength)
     weights = found["weights"]
-    thetas = [2 * a / 32 * (d["train"][0] @ w - d["train"][1])
-              for a, w, d in zip(alpha, weights, data.values(), strict=True)]  # fmt: skip
+    thetas = [
+        2 * a / 32 * (d["train"][0] @ w - d["train"][1]) for a, w, d in zip(alpha, weights, data.values(), strict=True)
+    ]
     norm = np.linalg.norm(np.stack([d["train"][0].T @ t for d, t in zip(data.values(), thetas, strict=True)]), 2)
     thetas = [t * min(1.0, strength / norm) for t in thetas]
-    dual = -sum(t @ d["train"][1] + t @ t / (4 * a / 32)
-                for a, t, d in zip(alpha, thetas, data.values(), strict=True))  # fmt: skip
+    dual = -sum(t @ d["train"][1] + t @ t / (4 * a / 32) for a, t, d in zip(alpha, thetas, data.values(), strict=True))
     primal = loss(weights, data, alpha) + strength * np.linalg.svd(weights, compute_uv=False).sum()
     assert found["objective"] == pytest.approx(primal, rel=1e-7)
     assert -1e-9 < primal - dual < 1e-6 * primal  # the mean and scale of the labels are float32

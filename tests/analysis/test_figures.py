@@ -72,8 +72,9 @@ def test_a_panel_shows_means_bands_ends_references_and_what_was_lost():
         assert list(drawn[label].get_xdata()) == [1.0]
     point = combination["points"][combination["chosen"]]
     assert [drawn["chosen on dev"].get_xdata()[0], drawn["chosen on dev"].get_ydata()[0]] == [
-        point["values"]["strength"], point["score"]["mean"],
-    ]  # fmt: skip
+        point["values"]["strength"],
+        point["score"]["mean"],
+    ]
     band = axes.collections[0].get_paths()[0].vertices
     low, high = combination["points"][1]["score"]["low"], combination["points"][1]["score"]["high"]
     at = np.isclose(band[:, 0], 0.1)
@@ -88,9 +89,14 @@ def test_which_figures_are_drawn(tmp_path):
     choices = {"sentences": ["50", "100"], "penalty": ["l2", "trace"]}
     several = fake_grids.realistic(tasks=1, points=3, seeds=2, choices=choices)
     assert draw(several, tmp_path / "b") == [
-        "average_strength.png", "tasks_strength_0.png", "tasks_strength_1.png", "choice_sentences_0.png",
-        "choice_penalty_0.png", "distance_strength.png", "curves_strength_0.png",
-    ]  # fmt: skip
+        "average_strength.png",
+        "tasks_strength_0.png",
+        "tasks_strength_1.png",
+        "choice_sentences_0.png",
+        "choice_penalty_0.png",
+        "distance_strength.png",
+        "curves_strength_0.png",
+    ]
     assert "surface.png" in draw(fake_grids.realistic(tasks=1, points=3, seeds=1, second=True), tmp_path / "c")
 
 
@@ -145,8 +151,10 @@ def test_baselines_are_drawn_and_many_alternatives_kept_readable(tmp_path):
     names = [f"m{i}" for i in range(12)]
     lanes = [
         lane(0.5 + 0.01 * i + 0.01 * rng.normal(), seed=s, choices={"method": m}, values={"rate": r}, tasks=("a", "b"))
-        for i, m in enumerate(names) for s in range(3) for r in (0.1, 0.2, 0.4)
-    ]  # fmt: skip
+        for i, m in enumerate(names)
+        for s in range(3)
+        for r in (0.1, 0.2, 0.4)
+    ]
     sweeps = {"rate": {"field": "optimizer.learning_rate", "scale": "log", "values": [0.1, 0.2, 0.4]}}
     grid = fake_grids.grid(lanes, sweeps, {"method": names}, ("a", "b"), baselines={"method": ["m0", "m1"]})
     drawn = draw(grid, tmp_path)

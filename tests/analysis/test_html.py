@@ -73,18 +73,28 @@ def make_run(folder, accuracy, tasks=("pos", "ner"), done=True):
     (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)) + '\n{"step"')
     if done:
         summary = {
-            "tasks": scores, "examples": {}, "step": 2, "seconds": 3.0, "parameters": 7, "skipped": {"shared": 3},
+            "tasks": scores,
+            "examples": {},
+            "step": 2,
+            "seconds": 3.0,
+            "parameters": 7,
+            "skipped": {"shared": 3},
             "warnings": [{"kind": "length", "text": f"<b> {n} cut", "count": n, "total": 9} for n in range(5)],
             "distances": {"pos | ner": {"distance": 2.5, "relative": 0.5}},
-        }  # fmt: skip
+        }
         workdir.write_json(folder / "summary.json", summary)
 
 
 def test_everything_is_escaped():
     parts = [
-        page.heading(EVIL), page.paragraph(EVIL), page.items([EVIL]), page.code(EVIL), page.folded(EVIL, EVIL),
-        page.grid([EVIL], [[EVIL]]), EVIL,
-    ]  # fmt: skip
+        page.heading(EVIL),
+        page.paragraph(EVIL),
+        page.items([EVIL]),
+        page.code(EVIL),
+        page.folded(EVIL, EVIL),
+        page.grid([EVIL], [[EVIL]]),
+        EVIL,
+    ]
     text = page.page(EVIL, parts)
     found = Reader(text)
     assert "<script" not in text and found.text.count(EVIL) == 2 + 9

@@ -30,9 +30,8 @@ def built(tiny, **changes):
 def test_gradient_against_finite_differences(tiny, differs, optimizer, rate, proximal):
     tasks = ("color", "long") if proximal else ()  # by gradient descent two tasks move λ too little for float32
     made, one = built(
-        tiny, optimizer__name=optimizer, optimizer__learning_rate=rate, model__column_init="independent",
-        train_on=tasks,
-    )  # fmt: skip
+        tiny, optimizer__name=optimizer, optimizer__learning_rate=rate, model__column_init="independent", train_on=tasks
+    )
     if proximal:
         penalty = made.spec.objective.penalties["l2"]._replace(way="proximal")
         made = made._replace(spec=made.spec._replace(objective=made.spec.objective._replace(penalties={"l2": penalty})))
@@ -67,10 +66,19 @@ def test_gradient_against_finite_differences(tiny, differs, optimizer, rate, pro
     descent = optax.sgd(100.0)
     rows = jax.tree.map(jnp.asarray, resident_rows(batches))
     moved = hypergradient.move(
-        spec, one.moves, descent, state, lanes.no_losses(len(experiment.tasks)), {"strength": log}, descent.init(log),
-        made.hypers[0], jnp.asarray(True), *jax.tree.map(jnp.asarray, (draws(batches, 4, 3, 1), draws(dev, 0, 1, 1))),
-        (rows, jax.tree.map(jnp.asarray, resident_rows(dev))), jnp.arange(3),
-    )  # fmt: skip
+        spec,
+        one.moves,
+        descent,
+        state,
+        lanes.no_losses(len(experiment.tasks)),
+        {"strength": log},
+        descent.init(log),
+        made.hypers[0],
+        jnp.asarray(True),
+        *jax.tree.map(jnp.asarray, (draws(batches, 4, 3, 1), draws(dev, 0, 1, 1))),
+        (rows, jax.tree.map(jnp.asarray, resident_rows(dev))),
+        jnp.arange(3),
+    )
     gradient = float(log - moved[2]["strength"]) / 100.0
     assert abs(gradient) > 1e-6
     differs(f"hypergradient against differences, {optimizer}, relative", gradient / numeric, 1.0, 0.02)

@@ -55,8 +55,10 @@ def solo(config, setting, seed, steps):
 
 def distance(a, b):
     """‖a − b‖/‖b‖ over two trees."""
-    pairs = [(np.asarray(x, np.float64), np.asarray(y, np.float64)) for x, y in zip(
-        jax.tree.leaves(a), jax.tree.leaves(b), strict=True)]  # fmt: skip
+    pairs = [
+        (np.asarray(x, np.float64), np.asarray(y, np.float64))
+        for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    ]
     return np.sqrt(sum(((x - y) ** 2).sum() for x, y in pairs) / sum((y**2).sum() for _, y in pairs))
 
 

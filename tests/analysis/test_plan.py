@@ -52,7 +52,8 @@ def test_ends_stand_beside_the_sweep(swept):
 def test_programs_are_the_product_of_the_choices_and_share_their_ends(swept):
     default.add_choice(swept, "sentences", field="datasets.*.limit.train", alternatives=(20, 40))
     default.add_choice(
-        swept, "penalty",
+        swept,
+        "penalty",
         settings={
             "l2": {"penalties": {"l2": {"kind": "l2_to_mean"}}},
             "pairs": {
@@ -60,7 +61,7 @@ def test_programs_are_the_product_of_the_choices_and_share_their_ends(swept):
                 "ablation": {"sweeps": {"strength": {"high": 1.0, "count": 3}}},
             },
         },
-    )  # fmt: skip
+    )
     made = planned(swept)
     names = [p.name for p in made.programs]
     assert len(names) == 4 + 2 + 2 and len(set(names)) == 8
@@ -151,7 +152,7 @@ def sweep(**changes):
         (baseline("wide"), "'wide' is none of the alternatives 8, 16"),
         (baseline("8", "16"), "none is left"),
     ],
-)  # fmt: skip
+)
 def test_bad_ablations_are_refused_by_field(swept, change, message):
     change(swept)
     with pytest.raises(UserError, match=message):
@@ -161,10 +162,12 @@ def test_bad_ablations_are_refused_by_field(swept, change, message):
 @pytest.mark.parametrize(
     ("method", "option", "message"),
     [
-        ("krum", "byzantine", "whole number"), ("aligned_mtl", "scale", "cannot differ between the lanes"),
-        ("cagrad", "cc", "unexpected keyword argument 'cc'"), ("pcgrad", "c", "unexpected keyword"),
+        ("krum", "byzantine", "whole number"),
+        ("aligned_mtl", "scale", "cannot differ between the lanes"),
+        ("cagrad", "cc", "unexpected keyword argument 'cc'"),
+        ("pcgrad", "c", "unexpected keyword"),
     ],
-)  # fmt: skip
+)
 def test_options_that_are_no_numbers_are_choices(tiny, method, option, message):
     config = tiny(aggregation__method=method)
     default.add_sweep(config, "x", field=f"aggregation.options.{option}", points=(1.0, 2.0))

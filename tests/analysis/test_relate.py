@@ -30,8 +30,18 @@ def check(config):
 
 
 def quick(tiny, **changes):
-    return tiny(**{"model__layers": 0, "model__dropout": 0.1, "training__steps": 3, "relate__seeds": 2,
-                   "relate__every": 2, "relate__inputs": 20, "data__rows": 4, **changes})  # fmt: skip
+    return tiny(
+        **{
+            "model__layers": 0,
+            "model__dropout": 0.1,
+            "training__steps": 3,
+            "relate__seeds": 2,
+            "relate__every": 2,
+            "relate__inputs": 20,
+            "data__rows": 4,
+            **changes,
+        }
+    )
 
 
 def test_lanes_are_all_tasks_and_all_pairs(tiny):
@@ -72,8 +82,10 @@ def test_correlations_over_pairs(differs):
     assert same.rho == pytest.approx(1.0) and same.p == pytest.approx(1 / 120) and same.low == pytest.approx(1.0)
     assert found.low < found.rho < found.high and found.pairs == 20
     without = [np.delete(np.arange(5), k) for k in range(5)]
-    z = [np.arctanh(stats.spearmanr(*(m[np.ix_(w, w)][~np.eye(4, dtype=bool)] for m in (measure, gains))).statistic)
-         for w in without]  # fmt: skip
+    z = [
+        np.arctanh(stats.spearmanr(*(m[np.ix_(w, w)][~np.eye(4, dtype=bool)] for m in (measure, gains))).statistic)
+        for w in without
+    ]
     half = stats.t.ppf(0.975, 4) * np.sqrt(4 / 5) * np.linalg.norm(np.asarray(z) - np.mean(z))
     differs("jackknife", [found.low, found.high], np.tanh(np.arctanh(found.rho) + np.asarray([-half, half])), 1e-12)
     many = rng.normal(size=(9, 9))
@@ -82,8 +94,9 @@ def test_correlations_over_pairs(differs):
     assert constant.rho is None and constant.p is None
     holes = np.where(rng.random((5, 5)) < 0.3, np.nan, measure)
     known = off & np.isfinite(holes)
-    differs("of what is known", correlation(holes, gains).rho,
-            stats.spearmanr(holes[known], gains[known]).statistic, 1e-12)  # fmt: skip
+    differs(
+        "of what is known", correlation(holes, gains).rho, stats.spearmanr(holes[known], gains[known]).statistic, 1e-12
+    )
 
 
 def test_cosines_are_those_of_the_balanced_step(tiny, differs):

@@ -78,10 +78,12 @@ def test_representations(differs):
     rotation = np.linalg.qr(rng.normal(size=(5, 5)))[0]
     x[1] = 3.0 * x[0] @ rotation + 7.0
     centred = x.astype(np.float64) - x.mean(axis=1, keepdims=True)
-    wanted = np.array([
-        [np.linalg.norm(b.T @ a) ** 2 / np.linalg.norm(a.T @ a) / np.linalg.norm(b.T @ b) for b in centred]
-        for a in centred
-    ])  # fmt: skip
+    wanted = np.array(
+        [
+            [np.linalg.norm(b.T @ a) ** 2 / np.linalg.norm(a.T @ a) / np.linalg.norm(b.T @ b) for b in centred]
+            for a in centred
+        ]
+    )
     found = measures.cka(x)
     differs("CKA", found, wanted, 1e-5)
     assert found[0, 1] == pytest.approx(1.0, abs=1e-5)
@@ -152,9 +154,11 @@ def test_a_tree_of_tasks_by_hand(tmp_path):
     similarity = np.asarray([[0, 9, 5, 1], [9, 0, 5, 1], [5, 5, 0, 2], [1, 1, 2, 0]], float)
     tasks, counts = ("a", "b", "c", "d"), {"layer_00": 1, "layer_01": 2, "layer_02": 3, "layer_03": 4}
     wanted = {
-        "layer_00": (("a", "b", "c", "d"),), "layer_01": (("a", "b", "c"), ("d",)),
-        "layer_02": (("a", "b"), ("c",), ("d",)), "layer_03": (("a",), ("b",), ("c",), ("d",)),
-    }  # fmt: skip
+        "layer_00": (("a", "b", "c", "d"),),
+        "layer_01": (("a", "b", "c"), ("d",)),
+        "layer_02": (("a", "b"), ("c",), ("d",)),
+        "layer_03": (("a",), ("b",), ("c",), ("d",)),
+    }
     assert grouping.tree(similarity, tasks, counts) == wanted
     gain = [[None if i == j else {"mean": s} for j, s in enumerate(row)] for i, row in enumerate(similarity.tolist())]
     measures_ = {"kl": {"distance": True, "matrix": (-similarity).tolist()}}

@@ -44,9 +44,24 @@ def test_tidy_table_has_a_row_for_each_score(tmp_path):
     with (tmp_path / "ablation.csv").open(newline="") as stream:
         rows = list(csv.DictReader(stream))
     assert list(rows[0]) == [
-        "lane", "line", "choice_task", "penalty", "strength", "learning_rate", "seed", "status", "step", "steps",
-        "left_out", "distance", "effective_rank", "task", "split", "metric", "value",
-    ]  # fmt: skip
+        "lane",
+        "line",
+        "choice_task",
+        "penalty",
+        "strength",
+        "learning_rate",
+        "seed",
+        "status",
+        "step",
+        "steps",
+        "left_out",
+        "distance",
+        "effective_rank",
+        "task",
+        "split",
+        "metric",
+        "value",
+    ]
     found = {(int(r["lane"]), r["task"], r["split"], r["metric"]): r["value"] for r in rows}
     wanted = {
         (i, task, split, metric): value
@@ -121,11 +136,30 @@ def test_means_choice_and_differences(differs):
     for point, test, scores, adjusted in zip(found["points"], tests, table.values(), corrected, strict=True):
         low, high = stats.t.interval(0.95, 2, loc=np.mean(scores), scale=stats.sem(scores))
         against, bounds = point["against"]["single"], test.confidence_interval(0.95)
-        differs("summary of an ablation against scipy", [
-            point["score"]["mean"], point["score"]["low"], point["score"]["high"], against["mean"], against["low"],
-            against["high"], against["p"], against["corrected_p"],
-        ], [np.mean(scores), low, high, np.mean(scores) - np.mean(single[2e-3]), bounds.low, bounds.high, test.pvalue,
-            adjusted], 1e-12)  # fmt: skip
+        differs(
+            "summary of an ablation against scipy",
+            [
+                point["score"]["mean"],
+                point["score"]["low"],
+                point["score"]["high"],
+                against["mean"],
+                against["low"],
+                against["high"],
+                against["p"],
+                against["corrected_p"],
+            ],
+            [
+                np.mean(scores),
+                low,
+                high,
+                np.mean(scores) - np.mean(single[2e-3]),
+                bounds.low,
+                bounds.high,
+                test.pvalue,
+                adjusted,
+            ],
+            1e-12,
+        )
     assert found["comparison"]["single"]["average"]["dev"] == found["points"][1]["against"]["single"]
     assert "at strength 1 (chosen on dev)" in found["verdict"] and "against single-task training" in found["verdict"]
     assert "one of" not in found["verdict"] and "nan" not in json.dumps(found).lower()
@@ -135,11 +169,13 @@ def test_test_scores_decide_what_dev_chose():
     def lanes(line, values, dev, test):
         return [lane(d, line, i, values, test=t) for i, (d, t) in enumerate(zip(dev, test, strict=True))]
 
-    grid = fake_grids.grid([
-        *lanes("sharing", {"strength": 0.1}, [0.70, 0.71, 0.72], [0.90, 0.91, 0.92]),
-        *lanes("sharing", {"strength": 1.0}, [0.80, 0.81, 0.83], [0.60, 0.61, 0.64]),
-        *lanes("single", {"learning_rate": 1.0}, [0.70, 0.72, 0.71], [0.70, 0.71, 0.72]),
-    ])  # fmt: skip
+    grid = fake_grids.grid(
+        [
+            *lanes("sharing", {"strength": 0.1}, [0.70, 0.71, 0.72], [0.90, 0.91, 0.92]),
+            *lanes("sharing", {"strength": 1.0}, [0.80, 0.81, 0.83], [0.60, 0.61, 0.64]),
+            *lanes("single", {"learning_rate": 1.0}, [0.70, 0.72, 0.71], [0.70, 0.71, 0.72]),
+        ]
+    )
     found = only(grid)
     assert found["chosen"] == 1  # though the other is better on test
     test = found["comparison"]["single"]["average"]["test"]
@@ -207,8 +243,11 @@ def test_ends_that_leave_out_a_choice_are_everyones_unless_one_is_closer():
 
 def test_without_a_sweep_over_lambda_there_are_no_ends():
     sweeps = {"rate": {"field": "optimizer.learning_rate", "scale": "log", "values": [0.1, 1.0]}}
-    lanes = [lane(s, seed=i, values={"rate": r}) for r, both in ((0.1, (0.5, 0.6)), (1.0, (0.7, 0.8)))
-             for i, s in enumerate(both)]  # fmt: skip
+    lanes = [
+        lane(s, seed=i, values={"rate": r})
+        for r, both in ((0.1, (0.5, 0.6)), (1.0, (0.7, 0.8)))
+        for i, s in enumerate(both)
+    ]
     summary = results.summarise(fake_grids.grid(lanes, sweeps))
     (found,) = summary["combinations"]
     assert summary["strengths"] == [] and found["ends"] == {} and found["chosen"] == 1
@@ -236,16 +275,19 @@ def test_a_task_without_a_split_is_left_out_of_its_mean_and_one_without_a_value_
 def methods(scores, **rest):
     """A grid of a choice "method" without a sweep; {alternative: scores of seeds 0, 1, …}."""
     lanes = [
-        lane(s, seed=i, choices={"method": name}, test=s - 0.1) for name, found in scores.items()
+        lane(s, seed=i, choices={"method": name}, test=s - 0.1)
+        for name, found in scores.items()
         for i, s in enumerate(found)
-    ]  # fmt: skip
+    ]
     return fake_grids.grid(lanes, {}, {"method": list(scores)}, baselines={"method": ["sum", "single"]}, **rest)
 
 
 def test_alternatives_against_baselines_are_paired_and_corrected_over_the_alternatives(differs):
     rng = np.random.default_rng(0)
-    scores = {name: (0.7 + shift + rng.normal(0, 0.01, 5)).tolist() for name, shift in
-              (("single", -0.05), ("sum", 0.0), ("pcgrad", 0.004), ("cagrad", -0.02))}  # fmt: skip
+    scores = {
+        name: (0.7 + shift + rng.normal(0, 0.01, 5)).tolist()
+        for name, shift in (("single", -0.05), ("sum", 0.0), ("pcgrad", 0.004), ("cagrad", -0.02))
+    }
     against_sum, against_single = results.summarise(methods(scores))["baselines"]
     assert (against_sum["baseline"], against_single["baseline"]) == ("sum", "single")
     assert [o["alternative"] for o in against_sum["others"]] == ["single", "pcgrad", "cagrad"]

@@ -29,9 +29,12 @@ SWEEPS = {
 
 def base(tiny):
     config = tiny(
-        sharing__trunk="embed", aggregation__method="cagrad", model__layer="transformer", model__heads=2,
+        sharing__trunk="embed",
+        aggregation__method="cagrad",
+        model__layer="transformer",
+        model__heads=2,
         model__intermediate=16,
-    )  # fmt: skip
+    )
     default.add_penalty(config, "l2", kind="l2_to_mean", strength=0.5, scope="layer", by_layer={"layer_00": 2.0})
     config.loss_weights.method = "dwa"
     config.loss_weights.options.temperature = 2.0

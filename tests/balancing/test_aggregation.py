@@ -361,10 +361,14 @@ def test_smoothing_as_an_option():
         (lambda: aggregation.graddrop([0.5, 2.0]), r"leak must be one number in \[0, 1\]"),
         (lambda: aggregation.moco().init({"a": jnp.ones(2)}), "tasks=K"),
         (lambda: aggregation.gradvac().init({}), "gradvac keeps a state for each task"),
-        (lambda: aggregation.mean().update({"a": jnp.ones((2, 3)), "b": jnp.ones((4, 3))}, aggregation.mean().init({})),
-         "first axis"),
+        (
+            lambda: aggregation.mean().update(
+                {"a": jnp.ones((2, 3)), "b": jnp.ones((4, 3))}, aggregation.mean().init({})
+            ),
+            "first axis",
+        ),
     ],
-)  # fmt: skip
+)
 def test_mistakes_are_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()

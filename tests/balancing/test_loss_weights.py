@@ -13,15 +13,23 @@ from mtl_jax.balancing.loss_weights import class_divergence
 OPTIONS = {"fixed": {"weights": [1.0, 2.0, 3.0]}, "by_size": {"sizes": [10, 20, 30]}}
 SHARED = {"w": jnp.zeros((2, 2))}
 TRACED = [  # (method, option, value in one lane, in another) for every option that is a number
-    ("by_size", "temperature", 2, 0.5), ("dwa", "temperature", 1, 0.25),
-    ("stch", "mu", 0.5, 0.125), ("uncertainty", "learning_rate", 0.1, 0.025),
-    ("imtl_l", "learning_rate", 0.1, 0.025), ("gradnorm", "alpha", 4, 0),
-    ("gradnorm", "learning_rate", 0.1, 0.025), ("famo", "learning_rate", 0.1, 0.025),
-    ("famo", "decay", 0.1, 0.025), ("famo", "lowest", 0.01, 0.0025),
-    ("excess_mtl", "step_size", 0.5, 0.125), ("db_mtl", "beta", 0.5, 0.125),
-    ("db_mtl", "beta_sigma", 1, 0.25), ("kl", "decay", 0.5, 0.125),
-    ("dtp", "gamma", 2, 0.5), ("dtp", "decay", 0.5, 0.125),
-]  # fmt: skip
+    ("by_size", "temperature", 2, 0.5),
+    ("dwa", "temperature", 1, 0.25),
+    ("stch", "mu", 0.5, 0.125),
+    ("uncertainty", "learning_rate", 0.1, 0.025),
+    ("imtl_l", "learning_rate", 0.1, 0.025),
+    ("gradnorm", "alpha", 4, 0),
+    ("gradnorm", "learning_rate", 0.1, 0.025),
+    ("famo", "learning_rate", 0.1, 0.025),
+    ("famo", "decay", 0.1, 0.025),
+    ("famo", "lowest", 0.01, 0.0025),
+    ("excess_mtl", "step_size", 0.5, 0.125),
+    ("db_mtl", "beta", 0.5, 0.125),
+    ("db_mtl", "beta_sigma", 1, 0.25),
+    ("kl", "decay", 0.5, 0.125),
+    ("dtp", "gamma", 2, 0.5),
+    ("dtp", "decay", 0.5, 0.125),
+]
 
 
 def start(method, count=3):
@@ -44,10 +52,15 @@ def full(losses, present=None, seed=0):
     gradients = rng.normal(size=(3, 2, 2)).astype(np.float32)
     flat = gradients.reshape(3, 4)
     return signals(
-        losses, present, gradient_norms=np.linalg.norm(flat, axis=1), gram=flat @ flat.T, gradients={"w": gradients},
-        losses_after=0.9 * np.asarray(losses), divergences=[0.1 + 0.05 * seed, 0.3, np.nan],
+        losses,
+        present,
+        gradient_norms=np.linalg.norm(flat, axis=1),
+        gram=flat @ flat.T,
+        gradients={"w": gradients},
+        losses_after=0.9 * np.asarray(losses),
+        divergences=[0.1 + 0.05 * seed, 0.3, np.nan],
         scores=[0.5 + 0.05 * seed, 0.9, np.nan],
-    )  # fmt: skip
+    )
 
 
 def weigh(method, losses, present=None, state=None, **others):
@@ -139,11 +152,15 @@ def run(method, steps, make, state=None):
 @pytest.mark.parametrize(
     ("name", "options", "wanted", "objective"),
     [
-        ("uncertainty", {"regression": [False, True, False]}, [0.5, 0.5, 0.5],
-         lambda s, x: jnp.sum(jnp.array([1, 0.5, 1]) * jnp.exp(-s) * x + s / 2)),
+        (
+            "uncertainty",
+            {"regression": [False, True, False]},
+            [0.5, 0.5, 0.5],
+            lambda s, x: jnp.sum(jnp.array([1, 0.5, 1]) * jnp.exp(-s) * x + s / 2),
+        ),
         ("imtl_l", {}, [1.0, 1.0, 1.0], lambda s, x: jnp.sum(jnp.exp(s) * x - s)),
     ],
-)  # fmt: skip
+)
 def test_learned_scales(name, options, wanted, objective):
     """Value and gradients are those of the paper's objective; at its optimum all weighted losses are equal."""
     method, losses = LOSS_WEIGHTS[name](learning_rate=0.05, **options), jnp.array([0.5, 2.0, 10.0])

@@ -208,9 +208,19 @@ def test_the_order_of_the_tasks_does_not_matter(name):
 
 @pytest.mark.parametrize(
     ("name", "degree"),
-    [("mgda", 0), ("cagrad", 0), ("imtl_g", 0), ("aligned_mtl", 0), ("upgrad", 0), ("dualproj", 0), ("config", 0),
-     ("krum", 0), ("nash_mtl", -1), ("fairgrad_2", -4 / 3)],
-)  # fmt: skip
+    [
+        ("mgda", 0),
+        ("cagrad", 0),
+        ("imtl_g", 0),
+        ("aligned_mtl", 0),
+        ("upgrad", 0),
+        ("dualproj", 0),
+        ("config", 0),
+        ("krum", 0),
+        ("nash_mtl", -1),
+        ("fairgrad_2", -4 / 3),
+    ],
+)
 def test_scaling_all_gradients(name, degree):
     gradients, present = problems()
     scale = 1e3
@@ -283,9 +293,21 @@ def check_against_float64(name, grams, weights, gradient, slopes):
 
 @pytest.mark.parametrize(
     ("name", "wanted"),
-    [("sum", 1.0), ("mgda", 1.0), ("cagrad", 1.5), ("nash_mtl", 0.5), ("fairgrad_2", 4 ** (-2 / 3)), ("upgrad", 1.0),
-     ("aligned_mtl", 1.0), ("imtl_g", 1.0), ("config", 1.0), ("pcd", 1.0), ("gradvac", 1.0), ("smoothed", 1.0)],
-)  # fmt: skip
+    [
+        ("sum", 1.0),
+        ("mgda", 1.0),
+        ("cagrad", 1.5),
+        ("nash_mtl", 0.5),
+        ("fairgrad_2", 4 ** (-2 / 3)),
+        ("upgrad", 1.0),
+        ("aligned_mtl", 1.0),
+        ("imtl_g", 1.0),
+        ("config", 1.0),
+        ("pcd", 1.0),
+        ("gradvac", 1.0),
+        ("smoothed", 1.0),
+    ],
+)
 def test_one_task(name, wanted):
     method = METHODS[name]
     weights, _ = jax.jit(method.update)(

@@ -105,10 +105,13 @@ def numbers(entry, prefix=""):
 def test_every_number_has_a_range():
     assert set(numbers(default.get_config())) == set(RANGES)
     entries = {
-        "datasets": default.dataset(), "tasks": default.task(), "penalties": default.penalty(),
-        "distillation": default.distillation(), "ablation.sweeps": default.sweep(),
+        "datasets": default.dataset(),
+        "tasks": default.task(),
+        "penalties": default.penalty(),
+        "distillation": default.distillation(),
+        "ablation.sweeps": default.sweep(),
         "ablation.choices": default.choice(),
-    }  # fmt: skip
+    }
     for place, entry in entries.items():
         assert set(numbers(entry)) == set(ENTRY_RANGES.get(place, ())), place
 
@@ -124,8 +127,7 @@ def test_seeds_that_jax_would_fold_into_others_are_refused(tiny, field):
 
 
 @pytest.mark.parametrize(
-    ("mode", "field"),
-    [("ablate", "ablation__seeds"), ("relate", "relate__seeds"), ("adapt", "adapt__draws")],
+    ("mode", "field"), [("ablate", "ablation__seeds"), ("relate", "relate__seeds"), ("adapt", "adapt__draws")]
 )
 def test_the_last_of_several_seeds_is_one_too(tiny, mode, field):
     config = tiny(**{field: 10, "seed": 2**32 - 10})
@@ -137,8 +139,26 @@ def test_the_last_of_several_seeds_is_one_too(tiny, mode, field):
     checks.check(config, default)  # of a mode that draws them
 
 
-NAMES = ["line", "shared", "", "a b", "a/b", "a\\b", "a\x07", "a\u2028b", "-x", "~", "'x'", "a:b", "a,b", "a=b",
-         "a+b", "nul", "COM1", "x" * 101]  # fmt: skip
+NAMES = [
+    "line",
+    "shared",
+    "",
+    "a b",
+    "a/b",
+    "a\\b",
+    "a\x07",
+    "a\u2028b",
+    "-x",
+    "~",
+    "'x'",
+    "a:b",
+    "a,b",
+    "a=b",
+    "a+b",
+    "nul",
+    "COM1",
+    "x" * 101,
+]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -200,10 +220,12 @@ def test_what_another_mode_refuses_is_not_refused(tiny, mode):
 @pytest.mark.parametrize(
     ("mode", "message"),
     [
-        ("relate", "config.relate.split: 'dev' is none of 'test'"), ("adapt", "config.adapt.tuned_on: names all"),
-        ("merge", "config.merging.methods: 'mean_of_means' is none"), ("ablate", "config.ablation.seeds: intervals"),
+        ("relate", "config.relate.split: 'dev' is none of 'test'"),
+        ("adapt", "config.adapt.tuned_on: names all"),
+        ("merge", "config.merging.methods: 'mean_of_means' is none"),
+        ("ablate", "config.ablation.seeds: intervals"),
     ],
-)  # fmt: skip
+)
 def test_a_check_belongs_to_its_mode(tiny, mode, message):
     with pytest.raises(UserError) as error:
         checks.check(of_another_mode(tiny()), default, mode)

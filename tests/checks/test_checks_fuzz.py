@@ -16,11 +16,47 @@ from mtl_jax.errors import UserError
 from mtl_jax.runs.build import build
 
 EXAMPLES = int(os.environ.get("FUZZ", "40"))
-VALUES = st.sampled_from([
-    None, True, False, 0, 1, -1, 2, 3, 7, 10**9, 0.0, 0.5, -0.5, 1.0, 1e30, float("nan"), float("inf"), "", " ", "x",
-    "none", "all", "task_0", "layer_00", "data_0", "vmap", "(", (), (0,), (1, 2), ("",), ("task_0",), ("x", "y"), {},
-    {"x": 1}, {"task_0": ("task_1",)}, {"task_0": 1.0},
-])  # fmt: skip
+VALUES = st.sampled_from(
+    [
+        None,
+        True,
+        False,
+        0,
+        1,
+        -1,
+        2,
+        3,
+        7,
+        10**9,
+        0.0,
+        0.5,
+        -0.5,
+        1.0,
+        1e30,
+        float("nan"),
+        float("inf"),
+        "",
+        " ",
+        "x",
+        "none",
+        "all",
+        "task_0",
+        "layer_00",
+        "data_0",
+        "vmap",
+        "(",
+        (),
+        (0,),
+        (1, 2),
+        ("",),
+        ("task_0",),
+        ("x", "y"),
+        {},
+        {"x": 1},
+        {"task_0": ("task_1",)},
+        {"task_0": 1.0},
+    ]
+)
 
 
 def base() -> ConfigDict:

@@ -35,10 +35,18 @@ ROOT = pathlib.Path(__file__).parents[2]
 SIZES = {"train": 20, "dev": 6, "test": 6}
 WORDS = (*(f"w{i}" for i in range(12)), "Red", "red", "blue", "rare", "né")
 BERT = {
-    "model_type": "bert", "vocab_size": 30, "hidden_size": 12, "num_hidden_layers": 2, "num_attention_heads": 3,
-    "intermediate_size": 20, "max_position_embeddings": 16, "type_vocab_size": 2, "hidden_act": "gelu",
-    "layer_norm_eps": 1e-12, "pad_token_id": 0,
-}  # fmt: skip
+    "model_type": "bert",
+    "vocab_size": 30,
+    "hidden_size": 12,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 3,
+    "intermediate_size": 20,
+    "max_position_embeddings": 16,
+    "type_vocab_size": 2,
+    "hidden_act": "gelu",
+    "layer_norm_eps": 1e-12,
+    "pad_token_id": 0,
+}
 
 
 @pytest.fixture(scope="module")
@@ -54,15 +62,24 @@ def folder(tmp_path_factory):
             words = [str(word) for word in rng.choice(WORDS[:-2], rng.integers(3, 7))] + ["red", "blue"][number % 2 :]
             words = ["rare", "né", *words] if number < 2 else ["the", "same", "red"] if number == 2 else words
             color = "red" if "red" in words else "blue"
-            records.append({
-                "text": " ".join(words), "words": words, "class": ("yes", "no", "maybe")[number % 3],
-                "value": float(number % 3), "set": ["x", ["y"], ["x", "y"]][number % 3],
-                "tags": ["B-C" if word == "red" else "O" for word in words], "source": f"s{number % 2}",
-                "answer": color, "at": " ".join(words).find(color),
-                "long": " ".join(words * 2), "target": words[:2], "first": [0, 1],
-                "last": [len(words) - 2, len(words) - 1],
-                "picture": f"{number % 2}.png",
-            })  # fmt: skip
+            records.append(
+                {
+                    "text": " ".join(words),
+                    "words": words,
+                    "class": ("yes", "no", "maybe")[number % 3],
+                    "value": float(number % 3),
+                    "set": ["x", ["y"], ["x", "y"]][number % 3],
+                    "tags": ["B-C" if word == "red" else "O" for word in words],
+                    "source": f"s{number % 2}",
+                    "answer": color,
+                    "at": " ".join(words).find(color),
+                    "long": " ".join(words * 2),
+                    "target": words[:2],
+                    "first": [0, 1],
+                    "last": [len(words) - 2, len(words) - 1],
+                    "picture": f"{number % 2}.png",
+                }
+            )
         lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
         (root / f"{name}.{split}.jsonl").write_text(lines, encoding="utf-8")
     for number in range(2):
@@ -168,23 +185,35 @@ def writer(folder):
 
 
 CONTEXTS = {
-    "hard": base, "columns": columns, "lstm": with_(model__layer="lstm"), "pretrained": pretrained, "span": span,
+    "hard": base,
+    "columns": columns,
+    "lstm": with_(model__layer="lstm"),
+    "pretrained": pretrained,
+    "span": span,
     "transformer": with_(model__layer="transformer"),
     "groups": with_(sharing__groups={"layer_00": (("task_a",), ("task_b",))}),
-    "temperature": with_(data__mixing="temperature", data__temperature=2.0), "weights": with_(
-        data__mixing="weights", data__blocks=2, data__weights={"data_a": 1.0, "data_b": 1.0}),
-    "sgd": with_(optimizer__name="sgd"), "maml": with_(meta__method="maml"), "reptile": with_(meta__method="reptile"),
-    "mgda": with_(aggregation__method="mgda"), "experts": with_(
-        sharing__trunk="embed", sharing__mixer="mmoe", model__layers=2),
+    "temperature": with_(data__mixing="temperature", data__temperature=2.0),
+    "weights": with_(data__mixing="weights", data__blocks=2, data__weights={"data_a": 1.0, "data_b": 1.0}),
+    "sgd": with_(optimizer__name="sgd"),
+    "maml": with_(meta__method="maml"),
+    "reptile": with_(meta__method="reptile"),
+    "mgda": with_(aggregation__method="mgda"),
+    "experts": with_(sharing__trunk="embed", sharing__mixer="mmoe", model__layers=2),
     "adapters": with_(sharing__adapter="bottleneck", model__layers=2),
     "low_head": with_(sharing__depths={"task_a": "embed"}),
-    "tags": task("tagging", "tags"), "numbers": task("regression", "value"), "sets": task("multilabel", "set"),
-    "masked": task("masked_lm", ""), "writer": writer, "bag": with_(model__layers=0),
-    "pmap": with_(training__placement="pmap"), "marked": marked, "pictures": pictures,
+    "tags": task("tagging", "tags"),
+    "numbers": task("regression", "value"),
+    "sets": task("multilabel", "set"),
+    "masked": task("masked_lm", ""),
+    "writer": writer,
+    "bag": with_(model__layers=0),
+    "pmap": with_(training__placement="pmap"),
+    "marked": marked,
+    "pictures": pictures,
     "carved": with_(datasets__data_a__limit={"train": 8}, tasks__task_b__labelled=6),
     "dwa": with_(loss_weights__method="dwa"),
     "private": with_(sharing__trunk="embed", sharing__mixer="shared_private"),
-}  # fmt: skip
+}
 
 
 def digest(tree) -> str:
@@ -255,76 +284,159 @@ def differs(one: Parts, other: Parts) -> bool:
 A, B = "task_a", "task_b"
 # what a field is changed to: the first that it is not yet. "@" stands for the folder of the data
 CHANGES = {
-    "seed": (1,), "train_on": ((A,),), "auxiliary": ({"adversarial": 0.3},),
-    "data.seed": (1,), "data.row_length": (24,), "data.rows": (16,), "data.pack": (False,), "data.mixing": ("size",),
-    "data.blocks": (3,), "data.temperature": (3.0,), "data.weights": ({"data_a": 1.0, "data_b": 3.0},),
-    "data.stride": (3,), "tokenizer.kind": ("words", "pretrained"), "tokenizer.path": ("@",),
-    "tokenizer.lower": (True,), "tokenizer.min_count": (9,), "tokenizer.max_size": (3,), "images.patch": (2,),
-    "images.channels": (1,), "images.blank": (True,), "model.pretrained": ("@/encoder", ""), "model.layer": ("bilstm",),
-    "model.layers": (3, 1), "model.width": (8,), "model.heads": (2,), "model.intermediate": (16,),
-    "model.activation": ("relu",), "model.initializer_range": (0.5,), "model.kernel_size": (5,),
-    "model.column_init": ("independent",), "model.columns": ("unroll",), "model.dtype": ("bfloat16",),
-    "model.dropout": (0.3,), "model.attention_dropout": (0.3,), "model.remat": (True,),
-    "sharing.trunk": ("embed", "none"), "sharing.groups": ({"embed": ((A,), (B,))}, {}),
-    "sharing.mixer": ("cross_stitch",), "sharing.mixer_options": ({"experts": 3},),
-    "sharing.mixed": (("layer_00", "layer_01"),), "sharing.adapter": ("lora", "bottleneck"),
-    "sharing.adapter_options": ({"size": 3},), "sharing.adapted": (("layer_00",),), "sharing.read": ("mixture",),
-    "sharing.read_options": ({"hidden": 3},), "sharing.depths": ({B: "embed"},), "sharing.feeds": ({B: (A,)},),
-    "sharing.tied": (True,), "loss_weights.method": ("uncertainty",), "loss_weights.options": ({"temperature": 3.0},),
-    "aggregation.method": ("pcgrad",), "aggregation.options": ({"c": 0.3},), "aggregation.smoothing": (0.5,),
-    "aggregation.level": ("representation",), "aggregation.memory": ("layers",), "meta.method": ("fomaml",),
-    "meta.inner_steps": (1,), "meta.inner_rate": (0.5,), "meta.support": (0.3,), "meta.adapt": ("^heads/",),
-    "meta.head": ("zero",), "meta.tasks": (1,), "optimizer.name": ("sgd", "adamw"), "optimizer.learning_rate": (1e-3,),
-    "optimizer.weight_decay": (0.1,), "optimizer.b1": (0.8,), "optimizer.b2": (0.9,), "optimizer.eps": (1e-6,),
-    "optimizer.momentum": (0.5,), "optimizer.warmup": (0.5,), "optimizer.schedule": ("cosine",),
-    "optimizer.clip": (2.0,), "optimizer.groups": ({"x": {"leaves": "^embed/", "rate": 2.0}},),
+    "seed": (1,),
+    "train_on": ((A,),),
+    "auxiliary": ({"adversarial": 0.3},),
+    "data.seed": (1,),
+    "data.row_length": (24,),
+    "data.rows": (16,),
+    "data.pack": (False,),
+    "data.mixing": ("size",),
+    "data.blocks": (3,),
+    "data.temperature": (3.0,),
+    "data.weights": ({"data_a": 1.0, "data_b": 3.0},),
+    "data.stride": (3,),
+    "tokenizer.kind": ("words", "pretrained"),
+    "tokenizer.path": ("@",),
+    "tokenizer.lower": (True,),
+    "tokenizer.min_count": (9,),
+    "tokenizer.max_size": (3,),
+    "images.patch": (2,),
+    "images.channels": (1,),
+    "images.blank": (True,),
+    "model.pretrained": ("@/encoder", ""),
+    "model.layer": ("bilstm",),
+    "model.layers": (3, 1),
+    "model.width": (8,),
+    "model.heads": (2,),
+    "model.intermediate": (16,),
+    "model.activation": ("relu",),
+    "model.initializer_range": (0.5,),
+    "model.kernel_size": (5,),
+    "model.column_init": ("independent",),
+    "model.columns": ("unroll",),
+    "model.dtype": ("bfloat16",),
+    "model.dropout": (0.3,),
+    "model.attention_dropout": (0.3,),
+    "model.remat": (True,),
+    "sharing.trunk": ("embed", "none"),
+    "sharing.groups": ({"embed": ((A,), (B,))}, {}),
+    "sharing.mixer": ("cross_stitch",),
+    "sharing.mixer_options": ({"experts": 3},),
+    "sharing.mixed": (("layer_00", "layer_01"),),
+    "sharing.adapter": ("lora", "bottleneck"),
+    "sharing.adapter_options": ({"size": 3},),
+    "sharing.adapted": (("layer_00",),),
+    "sharing.read": ("mixture",),
+    "sharing.read_options": ({"hidden": 3},),
+    "sharing.depths": ({B: "embed"},),
+    "sharing.feeds": ({B: (A,)},),
+    "sharing.tied": (True,),
+    "loss_weights.method": ("uncertainty",),
+    "loss_weights.options": ({"temperature": 3.0},),
+    "aggregation.method": ("pcgrad",),
+    "aggregation.options": ({"c": 0.3},),
+    "aggregation.smoothing": (0.5,),
+    "aggregation.level": ("representation",),
+    "aggregation.memory": ("layers",),
+    "meta.method": ("fomaml",),
+    "meta.inner_steps": (1,),
+    "meta.inner_rate": (0.5,),
+    "meta.support": (0.3,),
+    "meta.adapt": ("^heads/",),
+    "meta.head": ("zero",),
+    "meta.tasks": (1,),
+    "optimizer.name": ("sgd", "adamw"),
+    "optimizer.learning_rate": (1e-3,),
+    "optimizer.weight_decay": (0.1,),
+    "optimizer.b1": (0.8,),
+    "optimizer.b2": (0.9,),
+    "optimizer.eps": (1e-6,),
+    "optimizer.momentum": (0.5,),
+    "optimizer.warmup": (0.5,),
+    "optimizer.schedule": ("cosine",),
+    "optimizer.clip": (2.0,),
+    "optimizer.groups": ({"x": {"leaves": "^embed/", "rate": 2.0}},),
     "optimizer.freeze": (("^layer_",),),
-    "optimizer.cache_frozen": (True,), "training.steps": (40,), "training.accumulate": (2,),
-    "training.max_bad_steps": (3,), "training.placement": ("pmap", "jit"), "training.mesh.data": (4,),
-    "training.mesh.task": (2,), "training.mesh.model": (2,),
+    "optimizer.cache_frozen": (True,),
+    "training.steps": (40,),
+    "training.accumulate": (2,),
+    "training.max_bad_steps": (3,),
+    "training.placement": ("pmap", "jit"),
+    "training.mesh.data": (4,),
+    "training.mesh.task": (2,),
+    "training.mesh.model": (2,),
     "datasets.data_a.splits": ({"train": "b.train.jsonl", "dev": "a.dev.jsonl", "test": "a.test.jsonl"},),
-    "datasets.data_a.text": (("target",), ("text",)), "datasets.data_a.words": ("target",),
-    "datasets.data_a.choices": (("text",),), "datasets.data_a.marked": (("last", "first"),),
+    "datasets.data_a.text": (("target",), ("text",)),
+    "datasets.data_a.words": ("target",),
+    "datasets.data_a.choices": (("text",),),
+    "datasets.data_a.marked": (("last", "first"),),
     "datasets.data_a.marked_ends": ("excluded",),
-    "datasets.data_a.markers": (("red", "red", "blue", "blue"),), "datasets.data_a.image": ("picture", ""),
-    "datasets.data_a.image_size": ((16, 16),), "datasets.data_a.where": ({"source": "s1"},),
-    "datasets.data_a.encoding": ("latin-1",), "datasets.data_a.dev_fraction": (0.2,),
-    "datasets.data_a.test_fraction": (0.2,), "datasets.data_a.group": ("source",),
-    "datasets.data_a.limit": ({"train": 6},), "datasets.data_a.drop_duplicates": ("train",),
-    "tasks.task_a.kind": ("multilabel", "classification"), "tasks.task_a.dataset": ("data_b",),
-    "tasks.task_a.label": ("source",), "tasks.task_a.level": ("predicate",), "tasks.task_a.weight": (2.0,),
-    "tasks.task_a.metrics": (("f1",),), "tasks.task_a.classes": (("yes", "no", "maybe"),),
+    "datasets.data_a.markers": (("red", "red", "blue", "blue"),),
+    "datasets.data_a.image": ("picture", ""),
+    "datasets.data_a.image_size": ((16, 16),),
+    "datasets.data_a.where": ({"source": "s1"},),
+    "datasets.data_a.encoding": ("latin-1",),
+    "datasets.data_a.dev_fraction": (0.2,),
+    "datasets.data_a.test_fraction": (0.2,),
+    "datasets.data_a.group": ("source",),
+    "datasets.data_a.limit": ({"train": 6},),
+    "datasets.data_a.drop_duplicates": ("train",),
+    "tasks.task_a.kind": ("multilabel", "classification"),
+    "tasks.task_a.dataset": ("data_b",),
+    "tasks.task_a.label": ("source",),
+    "tasks.task_a.level": ("predicate",),
+    "tasks.task_a.weight": (2.0,),
+    "tasks.task_a.metrics": (("f1",),),
+    "tasks.task_a.classes": (("yes", "no", "maybe"),),
     "tasks.task_a.missing": (("no", "red", "O", "1", "x"),),
-    "tasks.task_a.labelled": (5,), "tasks.task_a.options": ({"hidden": 3},),
-    "penalties.p.kind": ("trace_norm",), "penalties.p.strength": (0.5,), "penalties.p.leaves": ("kernel",),
-    "penalties.p.scope": ("leaf",), "penalties.p.by_layer": ({"layer_00": 3.0},), "penalties.p.schedule": ("rise",),
-    "penalties.p.proximal": (True,), "penalties.p.options": ({"center": "mean"},),
-}  # fmt: skip
+    "tasks.task_a.labelled": (5,),
+    "tasks.task_a.options": ({"hidden": 3},),
+    "penalties.p.kind": ("trace_norm",),
+    "penalties.p.strength": (0.5,),
+    "penalties.p.leaves": ("kernel",),
+    "penalties.p.scope": ("leaf",),
+    "penalties.p.by_layer": ({"layer_00": 3.0},),
+    "penalties.p.schedule": ("rise",),
+    "penalties.p.proximal": (True,),
+    "penalties.p.options": ({"center": "mean"},),
+}
 # fields that act beside the train step: the file in which they do
 ELSEWHERE = {
-    "data.max_unseen": "data/preparation.py", "data.overlong": "experiment/inputs.py",
-    "images.pretrained": "experiment/inputs.py", "model.vectors": "experiment/model.py",
+    "data.max_unseen": "data/preparation.py",
+    "data.overlong": "experiment/inputs.py",
+    "images.pretrained": "experiment/inputs.py",
+    "model.vectors": "experiment/model.py",
     "model.pretrained_wheel": "experiment/inputs.py",
-    "training.keep": "runs/train.py", "training.log_every": "runs/train.py",
-    "training.eval_every": "runs/train.py", "training.checkpoint_every": "runs/train.py",
-    "training.early_stop": "runs/train.py", "training.platform": "runs/train.py",
-    "evaluation.rows": "evaluation/scores.py", "evaluation.splits": "evaluation/scores.py",
-    "evaluation.use": "runs/train.py", "datasets.data_a.reader": "data/datasets.py",
-    "datasets.data_a.path": "data/datasets.py", "datasets.data_a.wheel": "data/datasets.py",
+    "training.keep": "runs/train.py",
+    "training.log_every": "runs/train.py",
+    "training.eval_every": "runs/train.py",
+    "training.checkpoint_every": "runs/train.py",
+    "training.early_stop": "runs/train.py",
+    "training.platform": "runs/train.py",
+    "evaluation.rows": "evaluation/scores.py",
+    "evaluation.splits": "evaluation/scores.py",
+    "evaluation.use": "runs/train.py",
+    "datasets.data_a.reader": "data/datasets.py",
+    "datasets.data_a.path": "data/datasets.py",
+    "datasets.data_a.wheel": "data/datasets.py",
     "datasets.data_a.options": "data/datasets.py",
     **{f"distillation.{A}.{field}": "runs/teachers.py" for field in ("teachers", "weights", "task", "weight")},
     **{f"distillation.{A}.{field}": "experiment/assemble.py" for field in ("temperature", "annealing")},
     **{f"ablation.sweeps.x.{field}": "analysis/ablation/plan.py" for field in default.sweep()},
     **{f"ablation.choices.x.{field}": "analysis/ablation/plan.py" for field in default.choice()},
     **{f"ablation.{field}": "analysis/ablation/plan.py" for field in ("baselines", "seeds", "ends", "rates")},
-    **{f"ablation.{field}": "analysis/ablation/runner.py" for field in
-       ("method", "options", "layout", "lanes", "memory", "reference")},
-    "ablation.intervals": "checks/analyses.py", "ablation.resident": "analysis/ablation/engine.py",
+    **{
+        f"ablation.{field}": "analysis/ablation/runner.py"
+        for field in ("method", "options", "layout", "lanes", "memory", "reference")
+    },
+    "ablation.intervals": "checks/analyses.py",
+    "ablation.resident": "analysis/ablation/engine.py",
     **{f"adapt.{field}": "analysis/adaptation/adapt.py" for field in default.get_config().adapt},
     "adapt.optimizer": "analysis/adaptation/lanes.py",
     **{f"relate.{field}": "analysis/relatedness/relate.py" for field in default.get_config().relate},
     **{f"merging.{field}": "runs/merge.py" for field in default.get_config().merging},
-}  # fmt: skip
+}
 
 
 def every_field():
@@ -381,14 +493,21 @@ def refusal(config) -> str:
 
 # what is the same by another name there: the only layer is the top one; texts of answers and targets may be anything
 UNSEEN = {
-    ("span", f"tasks.{A}.missing"), ("writer", f"tasks.{A}.missing"), ("bag", "model.layer"), ("bag", "sharing.trunk"),
+    ("span", f"tasks.{A}.missing"),
+    ("writer", f"tasks.{A}.missing"),
+    ("bag", "model.layer"),
+    ("bag", "sharing.trunk"),
     ("bag", "sharing.depths"),
-}  # fmt: skip
+}
 # what names a field too
 ALSO = {
-    "train_on": "tasks", "datasets.data_a.marked": "markers", f"tasks.{A}.dataset": "data sets",
-    f"tasks.{A}.kind": A, f"tasks.{A}.label": A, f"tasks.{A}.missing": A,
-}  # fmt: skip
+    "train_on": "tasks",
+    "datasets.data_a.marked": "markers",
+    f"tasks.{A}.dataset": "data sets",
+    f"tasks.{A}.kind": A,
+    f"tasks.{A}.label": A,
+    f"tasks.{A}.missing": A,
+}
 
 
 def verdict(base_parts, config, field) -> str:
@@ -412,15 +531,22 @@ def test_contexts_are_accepted(context, folder):
     assert refusal(CONTEXTS[context](folder)) == ""
 
 
-GOVERNED = sorted({
-    field for rule in RULES if "train" in rule.modes for pattern in rule.fields
-    for field in CHANGES if re.fullmatch(pattern.replace(".", r"\.").replace("*", r"\w+"), field)
-})  # fmt: skip
+GOVERNED = sorted(
+    {
+        field
+        for rule in RULES
+        if "train" in rule.modes
+        for pattern in rule.fields
+        for field in CHANGES
+        if re.fullmatch(pattern.replace(".", r"\.").replace("*", r"\w+"), field)
+    }
+)
 
 
 SINGLE = [  # field, its value, mode, what makes it act (None: nothing does there)
     ("training.early_stop", 2, "train", {"training.eval_every": 5}),
-    ("training.placement", "pmap", "ablate", None), ("training.placement", "pmap", "relate", None),
+    ("training.placement", "pmap", "ablate", None),
+    ("training.placement", "pmap", "relate", None),
     ("training.mesh.task", 2, "ablate", None),
     ("ablation.options", {"eta": 2}, "ablate", {"ablation.method": "halving"}),
     ("ablation.rates", (1.0,), "ablate", {"ablation.sweeps.rate.field": "penalties.p.strength"}),
@@ -430,8 +556,12 @@ SINGLE = [  # field, its value, mode, what makes it act (None: nothing does ther
     ("relate.lookahead", 0.1, "relate", {"relate.measures": ("cka", "tag")}),
     ("relate.inputs", 30, "relate", {"relate.measures": ("rsa", "mtrl")}),
     ("datasets.data_a.encoding", "latin-1", "train", {"datasets.data_a.reader": "jsonl"}),
-    ("datasets.data_a.group", "source", "train",
-     {"datasets.data_a.splits": {"train": "a"}, "datasets.data_a.dev_fraction": 0.2}),
+    (
+        "datasets.data_a.group",
+        "source",
+        "train",
+        {"datasets.data_a.splits": {"train": "a"}, "datasets.data_a.dev_fraction": 0.2},
+    ),
     ("datasets.data_a.dev_fraction", 0.2, "train", {"datasets.data_a.splits": {"train": "a"}}),
     ("datasets.data_a.test_fraction", 0.2, "train", {"datasets.data_a.splits": {"train": "a"}}),
     ("data.seed", 1, "train", {"datasets.data_a.limit": {"train": 3}}),
@@ -441,7 +571,7 @@ SINGLE = [  # field, its value, mode, what makes it act (None: nothing does ther
     ("tasks.task_a.options.length_penalty", 0.3, "train", {"tasks.task_a.options.beam": 3}),
     ("sharing.mixer_options.gamma", 0.3, "train", {"sharing.mixer_options.gate": "dselect_k"}),
     ("distillation.task_a.weights", (1.0,), "train", {"distillation.task_a.teachers": ("a", "b")}),
-]  # fmt: skip
+]
 
 
 @pytest.fixture(scope="module")
@@ -529,8 +659,16 @@ def test_a_rate_of_frozen_parameters_is_refused(folder):
         build(config)
 
 
-SOME = ("data.mixing", "model.width", "optimizer.momentum", "optimizer.clip", "training.accumulate",
-        "datasets.data_a.where", "tasks.task_a.weight", "sharing.tied")  # fmt: skip
+SOME = (
+    "data.mixing",
+    "model.width",
+    "optimizer.momentum",
+    "optimizer.clip",
+    "training.accumulate",
+    "datasets.data_a.where",
+    "tasks.task_a.weight",
+    "sharing.tied",
+)
 
 
 @pytest.mark.parametrize("context", ["sgd"])

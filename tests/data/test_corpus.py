@@ -66,8 +66,10 @@ def test_small_corpus():
     assert corpus.splits["pairs"]["train"].encoded.lengths[[0, 1]].tolist() in ([5, 8], [8, 5])  # one [SEP], truncated
     statistics = corpus.statistics
     assert statistics["tasks"]["intent"]["dev"] == {
-        "known": 31, "missing": 0, "counts": {"book": 0, "greet": 30, "new": 1}
-    }  # fmt: skip
+        "known": 31,
+        "missing": 0,
+        "counts": {"book": 0, "greet": 30, "new": 1},
+    }
     assert statistics["tasks"]["score"]["train"]["mean"] == 1.75
     assert statistics["datasets"]["talk"]["train"]["pieces"] == 4
     json.dumps(statistics)
@@ -222,9 +224,11 @@ def test_new_records_are_packed_without_their_labels():
 
 def test_snips(data_dir):
     entry = {
-        "reader": "parallel", "path": str(data_dir / "snips"), "words": "words",
+        "reader": "parallel",
+        "path": str(data_dir / "snips"),
+        "words": "words",
         "splits": {"train": "train", "dev": "valid", "test": "test"},
-    }  # fmt: skip
+    }
     specs = [LabelSpec("intent", "snips", "intent"), LabelSpec("slots", "snips", "slots", "word")]
     corpus = load({"snips": entry}, specs, WordVocabulary(), row_length=128, mixing=Mixing("size"))
     assert len(corpus.vocabularies["intent"].names) == 7 and len(corpus.vocabularies["slots"].names) == 72
@@ -244,9 +248,11 @@ def test_snips(data_dir):
 
 def test_semantic_roles(data_dir):
     entry = {
-        "reader": "srl", "path": str(data_dir / "ewt_srl"), "words": "words",
+        "reader": "srl",
+        "path": str(data_dir / "ewt_srl"),
+        "words": "words",
         "splits": {"train": "train.conll", "dev": "dev.conll", "test": "test.conll"},
-    }  # fmt: skip
+    }
     specs = [LabelSpec("pos", "ewt", "upos", "word"), LabelSpec("srl", "ewt", "roles", "predicate")]
     corpus = load({"ewt": entry}, specs, WordVocabulary(), row_length=128)
     vocabulary = corpus.vocabularies["srl"]

@@ -198,9 +198,14 @@ def prepared(tmp_path_factory):
         answers = [{"text": "q", "start": 1}, {"text": "r", "start": 2}]
         words = ["a", "ü"] if i != 3 else []
         return {
-            "text": f"é {i}", "label": i % 2 if i else -1, "score": 0.5, "words": words,
-            "tags": ["O", "B-X"][: len(words)], "answers": answers, "inner": {"id": str(i)},
-        }  # fmt: skip
+            "text": f"é {i}",
+            "label": i % 2 if i else -1,
+            "score": 0.5,
+            "words": words,
+            "tags": ["O", "B-X"][: len(words)],
+            "answers": answers,
+            "inner": {"id": str(i)},
+        }
 
     class TinyText(tfds.core.GeneratorBasedBuilder):
         VERSION = tfds.core.Version("1.0.0")
@@ -229,9 +234,14 @@ def test_tfds_from_a_prepared_folder(prepared, file_format):
     data = datasets.read("d", {**entry, "splits": {"train": "train", "test": "test"}}, 0)
     assert len(data.splits["train"]) == 4 and len(data.splits["test"]) == 2
     assert data.splits["train"][1].fields == {
-        "text": "é 1", "label": "pos", "score": 0.5, "words": ["a", "ü"], "tags": ["O", "B-X"],
-        "answers": {"text": ["q", "r"], "start": [1, 2]}, "inner": {"id": "1"},
-    }  # fmt: skip
+        "text": "é 1",
+        "label": "pos",
+        "score": 0.5,
+        "words": ["a", "ü"],
+        "tags": ["O", "B-X"],
+        "answers": {"text": ["q", "r"], "start": [1, 2]},
+        "inner": {"id": "1"},
+    }
     assert data.splits["train"][0].fields["label"] is None  # -1 is TFDS's missing label
     assert data.splits["train"][1].line == 2
     with pytest.raises(UserError, match=r"split 'trian': Unknown split 'trian'"):

@@ -152,8 +152,7 @@ def test_bad_settings():
 
 @settings(max_examples=40, deadline=None)
 @given(
-    st.lists(st.lists(st.text("abc", min_size=1, max_size=9), min_size=1, max_size=12), max_size=6),
-    st.integers(3, 12),
+    st.lists(st.lists(st.text("abc", min_size=1, max_size=9), min_size=1, max_size=12), max_size=6), st.integers(3, 12)
 )
 def test_every_word_is_in_one_piece(values, max_length):
     split = encode(sentences(*values), Letters(), max_length, "split")

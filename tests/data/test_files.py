@@ -14,8 +14,18 @@ from mtl_jax.data.readers import READERS
 from mtl_jax.data.records import Record
 from mtl_jax.errors import UserError
 
-ODD = ("data[1].csv", "train[v2].csv", "a*.csv", "a?.csv", "pri$es.csv", "${x}.csv", "~x", "~x.csv", "d[1]/e*.csv",
-       "[a-c]/$d/**/x.csv")  # fmt: skip
+ODD = (
+    "data[1].csv",
+    "train[v2].csv",
+    "a*.csv",
+    "a?.csv",
+    "pri$es.csv",
+    "${x}.csv",
+    "~x",
+    "~x.csv",
+    "d[1]/e*.csv",
+    "[a-c]/$d/**/x.csv",
+)
 DECOYS = ("data1.csv", "ab.csv", "ac.csv", "d1/ef.csv", "a/d/x.csv", "a/d/e/x.csv")
 
 

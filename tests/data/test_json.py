@@ -79,8 +79,11 @@ def test_records_by_key(tmp_path, around):
         ({"train": [["a", "b"], ["c", "d"]]}, {"columns": ("x", "y")}, [{"x": "a", "y": "b"}, {"x": "c", "y": "d"}]),
         ('["a", "b"]\n["c", "d"]\n', {"columns": ("x", "y")}, [{"x": "a", "y": "b"}, {"x": "c", "y": "d"}]),
         ([["a", "b"]], {"columns": ("x", "y")}, [{"x": "a", "y": "b"}]),
-        ({"i": ["a", "b"], "j": ["c", "d"]}, {"columns": ("x", "y"), "key": "k"},
-         [{"k": "i", "x": "a", "y": "b"}, {"k": "j", "x": "c", "y": "d"}]),
+        (
+            {"i": ["a", "b"], "j": ["c", "d"]},
+            {"columns": ("x", "y"), "key": "k"},
+            [{"k": "i", "x": "a", "y": "b"}, {"k": "j", "x": "c", "y": "d"}],
+        ),
         ('{"q": [{"a": 1}, {"a": 2}]}\n{"q": [{"a": 3}]}\n', {"records": "q"}, [{"a": 1}, {"a": 2}, {"a": 3}]),
         ({"columns": ["x"], "data": [["a", "b"]]}, {"records": "data", "columns": ("x", "y")}, [{"x": "a", "y": "b"}]),
         ({"x": {"0": "a", "3": "b"}, "y": {"0": [1], "3": 2}}, {}, [{"x": "a", "y": [1]}, {"x": "b", "y": 2}]),
@@ -94,7 +97,7 @@ def test_records_by_key(tmp_path, around):
         ("", {}, []),
         ("{}", {}, [{}]),
     ],
-)  # fmt: skip
+)
 def test_options_say_where_the_records_are(tmp_path, content, options, right):
     assert [record.fields for record in read(tmp_path, content, **options)] == right
 
@@ -102,25 +105,43 @@ def test_options_say_where_the_records_are(tmp_path, content, options, right):
 @pytest.mark.parametrize(
     ("content", "options", "message"),
     [
-        ({"version": "1", "data": ROWS}, {},
-         r"""with objects under 'data', and 'version' beside .* options\.records='data' .*"\." the"""),
-        ({"train": ROWS, "test": ROWS}, {},
-         r"""records under 'train', 'test'; name one as options\.records, or .*splits={"train": 'train'"""),
+        (
+            {"version": "1", "data": ROWS},
+            {},
+            r"""with objects under 'data', and 'version' beside .* options\.records='data' .*"\." the""",
+        ),
+        (
+            {"train": ROWS, "test": ROWS},
+            {},
+            r"""records under 'train', 'test'; name one as options\.records, or .*splits={"train": 'train'""",
+        ),
         ({"a": {"train": {"1": ROWS[0], "2": ROWS[1]}, "dev": ROWS}}, {}, r"records under 'a\.train', 'a\.dev'"),
-        ({"train": [["a", "b"]], "dev": []}, {},
-         r"lists of lists under 'train'; .*options\.records='train' and options\.columns"),
+        (
+            {"train": [["a", "b"]], "dev": []},
+            {},
+            r"lists of lists under 'train'; .*options\.records='train' and options\.columns",
+        ),
         ({"only": {"a": 1}}, {}, r"""one object under one key, 'only'; options\.records="\." .*options\.key"""),
-        ({"data": {"rows": [["a", "x"], ["b", "y"]], "columns": ["text", "label"]}}, {},
-         r"lists of lists under 'data\.rows'; .*options\.records='data\.rows'"),
-        ({"columns": ["text", "label"], "data": [["a", "x"], ["b", "y"]]}, {"fields": ("text",)},
-         r"lists of lists under 'data'; .*options\.columns"),
+        (
+            {"data": {"rows": [["a", "x"], ["b", "y"]], "columns": ["text", "label"]}},
+            {},
+            r"lists of lists under 'data\.rows'; .*options\.records='data\.rows'",
+        ),
+        (
+            {"columns": ["text", "label"], "data": [["a", "x"], ["b", "y"]]},
+            {"fields": ("text",)},
+            r"lists of lists under 'data'; .*options\.columns",
+        ),
         ({"data": ROWS}, {"records": "dta"}, r"there is no field 'dta'; known fields: data\. Did you mean 'data'"),
         ({"data": ROWS}, {"records": "data.train"}, r"'data' is a list of 4 items"),
         ({"data": 3}, {"records": "data"}, r"f\.json:data: has to be a list of items, or an object .*found a number"),
         ({"data": [1]}, {"records": "data"}, r"f\.json:data:1: an item has to hold a JSON object .*found a number"),
         (ROWS, {"records": "data"}, r"f\.json:1: options\.records='data' is a path in an object, found a list"),
-        ({"a": {"x": 1}, "b": 3}, {"key": "k"},
-         r"f\.json:2: the value of each key \(here 'b'\) has to hold .*found a number"),
+        (
+            {"a": {"x": 1}, "b": 3},
+            {"key": "k"},
+            r"f\.json:2: the value of each key \(here 'b'\) has to hold .*found a number",
+        ),
         ('{"a": 1}\n{"a": 2\n{"a": 3}\n', {}, r"f\.json:2: broken JSON: .*column 8"),
         ('{"a": 1\n{"a": 2}\n', {}, r"f\.json:1: broken JSON: .*column 8"),
         ('{\n"a": 1\n}\n{\n"a" 2\n}\n', {}, r"f\.json:5: broken JSON: .*column 5 \(the value begins at line 4\)"),
@@ -128,7 +149,7 @@ def test_options_say_where_the_records_are(tmp_path, content, options, right):
         ('{"a": 1}\n3\n', {}, r"f\.json:2: each line has to hold a JSON object"),
         ('["a"]\n["c", "d"]\n', {"columns": ("x", "y")}, r"f\.json:1: "),
     ],
-)  # fmt: skip
+)
 def test_forms_that_could_be_several(tmp_path, content, options, message):
     with pytest.raises(UserError, match=message):
         read(tmp_path, content, **options)

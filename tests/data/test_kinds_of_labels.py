@@ -90,20 +90,31 @@ def test_dirt_is_mended_or_left_out_and_counted():
     assert asked([]) == ((), (-1, -1), []) and asked(None)[0] is None
     assert asked({"text": [], "answer_start": []})[1] == (-1, -1)
     for wrong, said in (
-        ("mat", "objects with text"), ([{"text": "mat"}], "has text"), ([[3, 99]], "no characters 3 to 99"),
-        ({"text": ["a", "b"], "answer_start": [1]}, "different lengths"), ([{"text": 3, "answer_start": 1}], "a text"),
+        ("mat", "objects with text"),
+        ([{"text": "mat"}], "has text"),
+        ([[3, 99]], "no characters 3 to 99"),
+        ({"text": ["a", "b"], "answer_start": [1]}, "different lengths"),
+        ([{"text": 3, "answer_start": 1}], "a text"),
         ([{"text": "a", "answer_start": "x"}], "whole number"),
-    ):  # fmt: skip
+    ):
         with pytest.raises(UserError, match=f"f:1: task answer: .*({said})"):
             asked(wrong)
 
 
 def test_an_answer_may_be_spelled_in_other_characters_than_its_text():
     context = "Le cafe\u0301 où प्रधानमंत्री दिल्ली। में"  # é in two characters: offsets count both
-    units = units_of([Record({"q": "?", "c": context, "answers": label}, "f", 1) for label in (
-        [{"text": "café", "answer_start": 3}], [{"text": "café où", "answer_start": 5}],
-        [{"text": "प्रधानमंत्री", "answer_start": context.index("प्र")}],
-    )], text=("q", "c"), aligned=True)  # fmt: skip
+    units = units_of(
+        [
+            Record({"q": "?", "c": context, "answers": label}, "f", 1)
+            for label in (
+                [{"text": "café", "answer_start": 3}],
+                [{"text": "café où", "answer_start": 5}],
+                [{"text": "प्रधानमंत्री", "answer_start": context.index("प्र")}],
+            )
+        ],
+        text=("q", "c"),
+        aligned=True,
+    )
     raw, notes = answer_spans.collect(units, SPAN)
     assert [(a.begin, a.end) for (a,) in raw.values] == [(3, 8), (3, 11), (12, 24)] and len(notes) == 1
     split = encode(units, words_of(context), 64)
@@ -186,9 +197,11 @@ def test_marks_in_fields_and_in_the_text_are_the_same():
     tokenizer = words_of(text, extra=marked_spans.MARKERS)
     shown = "the [E1] old cat [/E1] sat on the [E2] mat [/E2]"
     for fields, options in (
-        (by_words, {"words": "words", "marked": ("a", "b")}), (by_text, {"text": "text", "marked": ("a", "b")}),
-        (inline, {"words": "words", "marked": tags}), (inline, {"text": "marked", "marked": tags}),
-    ):  # fmt: skip
+        (by_words, {"words": "words", "marked": ("a", "b")}),
+        (by_text, {"text": "text", "marked": ("a", "b")}),
+        (inline, {"words": "words", "marked": tags}),
+        (inline, {"text": "marked", "marked": tags}),
+    ):
         split = encode(units_of([Record(fields, "f", 1)], **options), tokenizer, 32)
         assert " ".join(map(tokenizer.token, split.tokens)) == shown
         assert split.mark_token.tolist() == [[1, 4, 8, 10]]
@@ -246,11 +259,16 @@ def test_all_choices_of_a_record_stand_in_one_row(shapes, packed):
     rng = np.random.default_rng(len(shapes))
     records = [
         Record(
-            {"text": " ".join(f"r{n}" for _ in range(length)), "choices": [f"c{n} c{i}" for i in range(count)],
-             "label": int(rng.integers(count)) if n % 3 < 2 else None}, "f", n,
+            {
+                "text": " ".join(f"r{n}" for _ in range(length)),
+                "choices": [f"c{n} c{i}" for i in range(count)],
+                "label": int(rng.integers(count)) if n % 3 < 2 else None,
+            },
+            "f",
+            n,
         )
         for n, (length, count) in enumerate(shapes)
-    ]  # fmt: skip
+    ]
     spec = LabelSpec("right", "d", "label", "choice", "choice")
     corpus = corpus_of(records, {"text": ("text",), "choices": ("choices",)}, spec, pack=packed)
     rows, encoded = corpus.rows["d"]["train"], corpus.splits["d"]["train"].encoded
@@ -360,12 +378,15 @@ def test_squad_files(tmp_path):
         assert said == {"q1": odd[0]["answers"][1:], "q3": None, "q4": [], "q5": None, "q6": None, "q7": []}
         assert [note.line for note in found if not isinstance(note, Record)] == [1, 2, 3, 5]
     for broken, said in (
-        ({"data": [{"paragraphs": [{"context": "a", "qas": [{"question": "q", "is_impossible": "no"}]}]}]},
-         "'is_impossible' has to be true or false, found a string"),
-        ([], "object with 'data', found a list"), ({"data": {}}, "'data' has to be a list, found an object"),
+        (
+            {"data": [{"paragraphs": [{"context": "a", "qas": [{"question": "q", "is_impossible": "no"}]}]}]},
+            "'is_impossible' has to be true or false, found a string",
+        ),
+        ([], "object with 'data', found a list"),
+        ({"data": {}}, "'data' has to be a list, found an object"),
         ({"data": [{"paragraphs": [{"qas": []}]}]}, r"data\[0\]\.paragraphs\[0\]: 'context' has to be a string"),
         ({"data": [{"paragraphs": [{"context": "a", "qas": [3]}]}]}, r"qas\[0\]: has to be an object"),
-    ):  # fmt: skip
+    ):
         with pytest.raises(UserError, match=said):
             list(READERS["squad"](place(tmp_path, json.dumps(broken)), "utf-8"))
 
@@ -394,14 +415,18 @@ def test_questions_and_pairs_from_roles(tmp_path):
         for r in READERS["srl_pairs"](place(tmp_path, SRL), "utf-8")
     ]
     assert pairs == [
-        ([1, 1], [0, 0], "ARG0"), ([1, 1], [2, 4], "ARG1"),
-        ([3, 3], [0, 0], "ARG0"), ([3, 3], [2, 2], "ARG2"), ([3, 3], [4, 4], "ARGM-TMP"),
-    ]  # fmt: skip
+        ([1, 1], [0, 0], "ARG0"),
+        ([1, 1], [2, 4], "ARG1"),
+        ([3, 3], [0, 0], "ARG0"),
+        ([3, 3], [2, 2], "ARG2"),
+        ([3, 3], [4, 4], "ARGM-TMP"),
+    ]
     few = list(READERS["srl_pairs"](place(tmp_path, SRL), "utf-8", roles=("ARG1", "ARG2"), longest=2))
     assert [r.fields["role"] for r in few if isinstance(r, Record)] == ["ARG2"]
     assert Counter(r.what for r in few if isinstance(r, Note)) == {
-        "arguments of other roles left out (options.roles)": 3, "longer arguments left out (options.longest)": 1,
-    }  # fmt: skip
+        "arguments of other roles left out (options.roles)": 3,
+        "longer arguments left out (options.longest)": 1,
+    }
     with pytest.raises(UserError, match="has to hold"):
         list(READERS["srl_questions"](place(tmp_path, SRL), "utf-8", questions={"ARG0": "Who?"}))
 

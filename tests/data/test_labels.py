@@ -210,8 +210,15 @@ def rows(*values):
 def test_a_column_of_0_and_1_for_each_class():
     spec = LabelSpec("t", "d", "toxic+insult+threat", kind="set", missing=("", None))
     names = ("toxic", "insult", "threat")
-    values = [("1", "0", "0"), ("0", "0", "0"), ("1.0", "True", "0"), ("-1", "-1", "-1"), (1, None, 0), ("", "", ""),
-              ("yes", "no", "No")]  # fmt: skip
+    values = [
+        ("1", "0", "0"),
+        ("0", "0", "0"),
+        ("1.0", "True", "0"),
+        ("-1", "-1", "-1"),
+        (1, None, 0),
+        ("", "", ""),
+        ("yes", "no", "No"),
+    ]
     records_ = rows(*({"text": "x", **dict(zip(names, v, strict=True))} for v in values))
     raw = collect(records_, spec)
     assert raw.values == [("toxic",), (), ("toxic", "insult"), None, None, None, ("toxic",)]
@@ -231,8 +238,11 @@ def test_a_column_of_0_and_1_for_each_class():
 def test_objects_and_vectors_of_0_and_1():
     spec = LabelSpec("t", "d", "y", kind="set", classes=("a", "b", "c"), missing=(None,))
     assert collect(records({"a": 1, "b": 0, "c": True}, [0, 1, 0], [1.0, 1.0, 0.0], ["b"]), spec).values == [
-        ("a", "c"), ("b",), ("a", "b"), ("b",),
-    ]  # fmt: skip
+        ("a", "c"),
+        ("b",),
+        ("a", "b"),
+        ("b",),
+    ]
     _, _, notes = gold(LabelSpec("t", "d", "y", **SET), [[0, 1, 0], [1, 1, 0]])
     assert [note for note in notes if "vectors of 0 and 1; name what they stand for" in note]
 

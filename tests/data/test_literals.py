@@ -54,7 +54,7 @@ FUZZ = int(os.environ.get("FUZZ", 100))
         ("[" * 1000, None),
         ("[" * 1000 + "]" * 1000, None),
     ],
-)  # fmt: skip
+)
 def test_parse(text, value):
     assert literals.parse(text) == value
     assert literals.is_like(text) or value is None
@@ -87,15 +87,22 @@ def table(path, header, *rows):
 
 def test_words_and_tags_in_cells(tmp_path):
     entry = table(
-        tmp_path / "a.csv", ("tokens", "tags", "numbers", "note"),
-        ("['EU', 'rejects']", "['B-ORG', 'O']", "[3 0]", "(see below)"), ('["He"]', "['O']", "[0]", "x"),
-    )  # fmt: skip
+        tmp_path / "a.csv",
+        ("tokens", "tags", "numbers", "note"),
+        ("['EU', 'rejects']", "['B-ORG', 'O']", "[3 0]", "(see below)"),
+        ('["He"]', "['O']", "[0]", "x"),
+    )
     data = datasets.read("d", {**entry, "words": "tokens"}, 0)
     assert [record.fields for record in data.splits["train"]] == [
-        {"tokens": ["EU", "rejects"], "tags": ["B-ORG", "O"], "numbers": [3, 0], "note": "(see below)",
-         "file": "a.csv"},
+        {
+            "tokens": ["EU", "rejects"],
+            "tags": ["B-ORG", "O"],
+            "numbers": [3, 0],
+            "note": "(see below)",
+            "file": "a.csv",
+        },
         {"tokens": ["He"], "tags": ["O"], "numbers": [0], "note": "x", "file": "a.csv"},
-    ]  # fmt: skip
+    ]
     assert data.notes[0] == "train: 2 records have lists that were written as texts"
     entry = table(tmp_path / "b.csv", ("tokens",), ("['a']",), ("['a', 'b",))
     with pytest.raises(UserError, match=r"b\.csv:3: field 'tokens' looks like a list, but cannot be read"):

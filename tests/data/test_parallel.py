@@ -64,8 +64,9 @@ def test_in_folders_archives_and_slices(tweets, tmp_path):
     assert first.fields["file"] == "sub/train_text.txt"
     both = read(tweets, splits={"train": ("train[:2]", "sub/train[2:]")}, options=options).splits["train"]
     assert [(r.fields["text"], r.fields["file"]) for r in both] == [
-        ("train one", "train_text.txt"), ("train three", "sub/train_text.txt"),
-    ]  # fmt: skip
+        ("train one", "train_text.txt"),
+        ("train three", "sub/train_text.txt"),
+    ]
     named = {"files": {"text": "{split}/{split}.txt", "label": "{split}/{split}.labels"}}
     (tmp_path / "dev").mkdir()
     write(tmp_path / "dev", dev__txt="a\n", dev__labels="x\n")

@@ -164,8 +164,10 @@ def test_rows_hold_every_example_with_its_patches(tmp_path):
             grid = [256 * row + column for row in range(2) for column in range(3)]
             assert rows.position[r, span].tolist() == [0, *grid * len(files), *range(1, 1 + len(words))]
             assert rows.token_type[r, span].tolist() == [
-                0, *np.repeat(range(len(files)), 6).tolist(), *[0] * len(words),
-            ]  # fmt: skip
+                0,
+                *np.repeat(range(len(files)), 6).tolist(),
+                *[0] * len(words),
+            ]
         assert sorted(seen) == list(range(30)) and (rows.patch[rows.segment == 0] == 0).all()
         assert rows.start.shape[1] > 1  # several to a row
     assert corpus.tokenizer is tokenizer
@@ -267,8 +269,13 @@ def test_duplicates_of_pictures_alone(tmp_path):
     for split, images in (("train", [0, 1, 2, 1]), ("test", [1])):
         lines = [json.dumps({"image": f"{n}.png", "y": "a"}) + "\n" for n in images]
         (tmp_path / f"{split}.jsonl").write_text("".join(lines))
-    entry = {"reader": "jsonl", "path": str(tmp_path), "image": "image", "drop_duplicates": "train",
-             "splits": {"train": "train.jsonl", "test": "test.jsonl"}}  # fmt: skip
+    entry = {
+        "reader": "jsonl",
+        "path": str(tmp_path),
+        "image": "image",
+        "drop_duplicates": "train",
+        "splits": {"train": "train.jsonl", "test": "test.jsonl"},
+    }
     found = datasets.read("d", entry, 0)
     assert [r.fields["image"] for r in found.splits["train"]] == ["0.png", "2.png"]
     assert found.notes == ["train: 2 records removed, their picture stands in test"]
@@ -308,14 +315,16 @@ def boxes(rng, tower):
     return [
         [
             {
-                "color": str(rng.choice(["Yellow", "Black", "#0099ff"])), "size": size(),
+                "color": str(rng.choice(["Yellow", "Black", "#0099ff"])),
+                "size": size(),
                 "type": "square" if tower else str(rng.choice(SHAPES)),
-                "x_loc": 40 if tower else int(rng.integers(0, 70)), "y_loc": 80 - 21 * n,
+                "x_loc": 40 if tower else int(rng.integers(0, 70)),
+                "y_loc": 80 - 21 * n,
             }
             for n in range(int(rng.integers(1, 5)))
         ]
         for _ in range(3)
-    ]  # fmt: skip
+    ]
 
 
 def test_nlvr_folders_orders_and_statements(tmp_path):
@@ -398,8 +407,13 @@ def test_statements_about_items_are_true_where_counting_says_so():
 
 
 def test_nlvr_itself(data_dir):
-    entry = {"reader": "nlvr", "path": f"{data_dir}/nlvr", "text": ("sentence",), "image": "image",
-             "splits": {"train": "dev/images/[0-5]", "test": "test/images/*"}}  # fmt: skip
+    entry = {
+        "reader": "nlvr",
+        "path": f"{data_dir}/nlvr",
+        "text": ("sentence",),
+        "image": "image",
+        "splits": {"train": "dev/images/[0-5]", "test": "test/images/*"},
+    }
     found = datasets.read("nlvr", entry, 0).splits
     assert (len(found["train"]), len(found["test"])) == (989, 990)
     _, numbers = read_album({"test": found["test"][:5]}, "image", local("."), Cut(20, size=(40, 40)))
@@ -410,7 +424,12 @@ def test_fashion_mnist_itself():
     folder = local("/usr/share/datasets/fashion-mnist")
     if not folder.is_folder():
         pytest.skip(f"no {folder.name}; it is in Debian's package dataset-fashion-mnist")
-    entry = {"reader": "idx", "path": folder.name, "splits": {"train": "t10k-images-idx3-ubyte.gz"}, "image": "image",
-             "options": {"labels": "{}-labels-idx1-ubyte.gz"}}  # fmt: skip
+    entry = {
+        "reader": "idx",
+        "path": folder.name,
+        "splits": {"train": "t10k-images-idx3-ubyte.gz"},
+        "image": "image",
+        "options": {"labels": "{}-labels-idx1-ubyte.gz"},
+    }
     records = datasets.read("fashion", entry, 0).splits["train"]
     assert len(records) == 10_000 and records[0].fields["image"].shape == (28, 28) and records[0].fields["label"] == "9"

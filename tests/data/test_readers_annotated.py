@@ -83,8 +83,9 @@ def test_spans_of_words_with_marks_and_of_characters(tmp_path):
 
     text = "प्रधानमंत्री सुरभिका राठौर में"
     assert tagged(text, (text.index("सु"), text.index(" में"))) == (
-        [("प्रधानमंत्री", "O"), ("सुरभिका", "B-PER"), ("राठौर", "I-PER"), ("में", "O")], []
-    )  # fmt: skip
+        [("प्रधानमंत्री", "O"), ("सुरभिका", "B-PER"), ("राठौर", "I-PER"), ("में", "O")],
+        [],
+    )
     tags = ["O", "O", "B-PER", "I-PER", "O"]
     assert tagged("总理李强。", (2, 4)) == (list(zip("总理李强。", tags, strict=True)), [])
 
@@ -157,9 +158,13 @@ def features(**columns):
 def test_parquet_and_arrow(tmp_path, form):
     names = {"names": ["no", "yes"], "_type": "ClassLabel"}
     rows = {
-        "text": ["a", None, "c"], "label": [1, 0, -1], "tags": [[0, 1], [], None], "score": [0.5, float("nan"), 2.0],
-        "day": [datetime.date(2020, 1, 2)] * 3, "more": [{"inner": 1, "x": "y"}] * 3,
-    }  # fmt: skip
+        "text": ["a", None, "c"],
+        "label": [1, 0, -1],
+        "tags": [[0, 1], [], None],
+        "score": [0.5, float("nan"), 2.0],
+        "day": [datetime.date(2020, 1, 2)] * 3,
+        "more": [{"inner": 1, "x": "y"}] * 3,
+    }
     table = pyarrow.table(rows).replace_schema_metadata(
         features(label=names, tags={"feature": names, "_type": "Sequence"}, more={"inner": names})
     )
@@ -202,8 +207,13 @@ def test_brackets():
             tag_schemes.spans(wrong, "brackets")
         assert error.value.word == word
     assert tag_schemes.convert(["(A*", "(B*", "*", "*)", "*)", "(C*"], "brackets", "iob2", strict=False) == [
-        "B-A", "B-B", "I-B", "I-B", "O", "B-C",
-    ]  # fmt: skip
+        "B-A",
+        "B-B",
+        "I-B",
+        "I-B",
+        "O",
+        "B-C",
+    ]
 
 
 def test_roles_and_names_in_brackets(tmp_path):

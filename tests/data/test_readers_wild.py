@@ -42,8 +42,10 @@ def test_a_file_for_each_label(tmp_path):
     splits = {"train": ("rt-polarity.pos", "rt-polarity.neg.gz")}
     found = datasets.read("d", {"reader": "lines", "path": str(tmp_path), "text": ("text",), "splits": splits}, 0)
     assert [(r.fields["text"], r.fields["file"]) for r in found.splits["train"]] == [
-        ("good", "rt-polarity.pos"), ("fine", "rt-polarity.pos"), ("bad", "rt-polarity.neg"),
-    ]  # fmt: skip
+        ("good", "rt-polarity.pos"),
+        ("fine", "rt-polarity.pos"),
+        ("bad", "rt-polarity.neg"),
+    ]
 
 
 def test_groups_that_take_no_part_and_lines_that_do_not_match(tmp_path):
@@ -86,8 +88,10 @@ def test_records_of_so_many_lines(tmp_path):
     options = {"pattern": r"(?P<text>.*\$T\$.*)\n(?P<target>.+)\n(?P<label>-?[01])", "lines_per_record": 3}
     found = read("lines", tmp_path / "f", content, **options)
     assert [(r.fields["target"], r.fields["label"], r.line) for r in found] == [
-        ("foo", "1", 1), ("bar", "-1", 4), ("baz", "0", 8),
-    ]  # fmt: skip
+        ("foo", "1", 1),
+        ("bar", "-1", 4),
+        ("baz", "0", 8),
+    ]
     broken = content.replace("bar\n", "")
     with pytest.raises(UserError, match="f:4: the record does not match"):
         read("lines", tmp_path / "f", broken, **options)
@@ -149,8 +153,10 @@ def test_text_with_marks_inside(tmp_path):
     found = read("xml", tmp_path / "f", content, record="s")
     assert [r.fields for r in found] == [
         {"n": "1", "e": {"t": "PER", "text": "old\nman"}, "text": "The old\nman sat."},
-        {"text": "bare"}, {"text": "b"}, {"s": "b", "text": "ab"},
-    ]  # fmt: skip
+        {"text": "bare"},
+        {"text": "b"},
+        {"s": "b", "text": "ab"},
+    ]
 
 
 def test_other_encodings_are_those_of_the_config(tmp_path):

@@ -76,9 +76,12 @@ def test_genres_of_ewt(data_dir):
     lines = (data_dir / "ewt" / "en_ewt-ud-dev.conllu").read_text(encoding="utf-8").splitlines()
     ids = [line.split(" = ")[1] for line in lines if line.startswith("# sent_id")]
     entry = {
-        "reader": "conllu", "path": str(data_dir / "ewt"), "words": "words", "splits": {"train": "*dev*.conllu"},
+        "reader": "conllu",
+        "path": str(data_dir / "ewt"),
+        "words": "words",
+        "splits": {"train": "*dev*.conllu"},
         "options": {"genre": "([a-z]+)-"},
-    }  # fmt: skip
+    }
     found = {genre: datasets.read("d", {**entry, "where": {"genre": genre}}, 0).splits["train"] for genre in GENRES}
     assert {g: [r.fields["sent_id"] for r in records] for g, records in found.items()} == {
         g: [i for i in ids if i.startswith(g)] for g in GENRES
@@ -91,9 +94,12 @@ def test_genres_of_ewt(data_dir):
 def test_domains_of_clinc150(data_dir):
     domains = json.loads((data_dir / "clinc150" / "domains.json").read_text())
     entry = {
-        "reader": "json_splits", "path": str(data_dir / "clinc150" / "data_full.json"), "text": ("text",),
-        "splits": {"train": "train", "dev": "val", "test": "test"}, "limit": {"train": 150},
-    }  # fmt: skip
+        "reader": "json_splits",
+        "path": str(data_dir / "clinc150" / "data_full.json"),
+        "text": ("text",),
+        "splits": {"train": "train", "dev": "val", "test": "test"},
+        "limit": {"train": 150},
+    }
     entry["where"] = {"label": tuple(domains["banking"])}
     data = datasets.read("banking", entry, 0)
     assert data.available == {"train": 15 * 100, "dev": 15 * 20, "test": 15 * 30}

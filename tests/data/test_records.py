@@ -16,9 +16,17 @@ def test_paths_to_items_of_lists():
     value = {"q": queries, "q.0": {"x": 1}, "0": {"0": "z"}, "e": [], "n": None}
     record = Record({"a": value, "a.l.0": "literal", "l": ["l"], "c": ("first", "last"), "t": "text"}, "f", 3)
     right = {
-        "a.q.0.query": "a", "a.q.1.at.0.1": 2, "a.q.-1.at.-1.0": 3, "a.q.0.x": 1, "a.q.0": {"x": 1}, "a.0.0": "z",
-        "a.l.0": "literal", "l.0": "l", "c.1": "last", "c.-2": "first",
-    }  # fmt: skip
+        "a.q.0.query": "a",
+        "a.q.1.at.0.1": 2,
+        "a.q.-1.at.-1.0": 3,
+        "a.q.0.x": 1,
+        "a.q.0": {"x": 1},
+        "a.0.0": "z",
+        "a.l.0": "literal",
+        "l.0": "l",
+        "c.1": "last",
+        "c.-2": "first",
+    }
     for find_it in (field, find):
         assert {name: find_it(record, name) for name in right} == right
     for name, why in {

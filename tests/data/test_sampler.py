@@ -110,13 +110,16 @@ def test_the_order_is_the_same_in_every_process():
     assert found == {"[3, 0, 4, 5, 2, 1]\n"}  # frozen: a run resumed by a later version has to go on with it
 
 
-@pytest.mark.parametrize("mixing, expected", [
-    (Mixing("size"), [11 / 46, 30 / 46, 5 / 46]),
-    (Mixing("temperature", temperature=2.0), np.sqrt([11, 30, 5]) / np.sqrt([11, 30, 5]).sum()),
-    (Mixing("temperature", temperature=1e6), [1 / 3] * 3),
-    (Mixing("weights", weights=(("snips", 3), ("news", 1), ("conll", 2))), [1 / 6, 2 / 6, 3 / 6]),
-    (Mixing("round_robin"), [1 / 3] * 3),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "mixing, expected",
+    [
+        (Mixing("size"), [11 / 46, 30 / 46, 5 / 46]),
+        (Mixing("temperature", temperature=2.0), np.sqrt([11, 30, 5]) / np.sqrt([11, 30, 5]).sum()),
+        (Mixing("temperature", temperature=1e6), [1 / 3] * 3),
+        (Mixing("weights", weights=(("snips", 3), ("news", 1), ("conll", 2))), [1 / 6, 2 / 6, 3 / 6]),
+        (Mixing("round_robin"), [1 / 3] * 3),
+    ],
+)
 def test_shares(mixing, expected):
     source = batches(mixing, per_block=1)
     drawn = np.concatenate([source.indices(step)[0] for step in range(3000)])

@@ -31,12 +31,31 @@ def test_a_text_comes_back(text):
 def test_usual_blanks_need_no_token():
     for text in (
         'Hello, world! She said: "Well, (almost) all of it." It costs $5, e-mail and/or phone; “fine”…',
-        "प्रधानमंत्री सुरभिका राठौर दिल्ली में हैं।", "我今天去北京大学。（你呢？）", "¿Qué? «sí»", "Don't",
-    ):  # fmt: skip
+        "प्रधानमंत्री सुरभिका राठौर दिल्ली में हैं।",
+        "我今天去北京大学。（你呢？）",
+        "¿Qué? «sí»",
+        "Don't",
+    ):
         assert not set(spacing.MARKERS) & set(spacing.mark(*WordTokenizer.cut_with_blanks(text, False))), text
     marked = spacing.mark(*WordTokenizer.cut_with_blanks("3.14 is 3 % - U.S.", False))
-    assert marked == ["3", ".", "[NO BLANK]", "14", "is", "3", "[BLANK]", "%", "[BLANK]", "-", "[BLANK]", "U", ".",
-                      "[NO BLANK]", "S", "."]  # fmt: skip
+    assert marked == [
+        "3",
+        ".",
+        "[NO BLANK]",
+        "14",
+        "is",
+        "3",
+        "[BLANK]",
+        "%",
+        "[BLANK]",
+        "-",
+        "[BLANK]",
+        "U",
+        ".",
+        "[NO BLANK]",
+        "S",
+        ".",
+    ]
 
 
 @pytest.mark.parametrize("tokens", [[], ["[BLANK]"], ["[NO BLANK]", "a", "[BLANK]", "[NO BLANK]", "b", "[BLANK]"]])

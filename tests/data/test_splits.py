@@ -155,9 +155,28 @@ def test_a_template_of_folders(tmp_path):
 
 
 def squad(articles=6, paragraphs=4, questions=5):
-    return {"data": [{"title": f"t{a}", "paragraphs": [{"context": f"context {a} {p}", "qas": [
-        {"id": f"{a}{p}{q}", "question": f"what {a} {p} {q}?", "answers": [{"text": "c", "answer_start": 0}]}
-        for q in range(questions)]} for p in range(paragraphs)]} for a in range(articles)]}  # fmt: skip
+    return {
+        "data": [
+            {
+                "title": f"t{a}",
+                "paragraphs": [
+                    {
+                        "context": f"context {a} {p}",
+                        "qas": [
+                            {
+                                "id": f"{a}{p}{q}",
+                                "question": f"what {a} {p} {q}?",
+                                "answers": [{"text": "c", "answer_start": 0}],
+                            }
+                            for q in range(questions)
+                        ],
+                    }
+                    for p in range(paragraphs)
+                ],
+            }
+            for a in range(articles)
+        ]
+    }
 
 
 def test_no_context_of_squad_stands_in_two_splits(tmp_path):
@@ -271,8 +290,10 @@ def test_the_same_file_or_records_in_two_splits(tmp_path):
     assert "dev: 2 of 4 records are records of train as well" in data.notes[0] and "a.csv:8" in data.notes[0]
     (tmp_path / "b.csv").write_bytes((tmp_path / "a.csv").read_bytes())
     data = read(tmp_path, splits={"train": "a.csv", "test": "b.csv"})
-    assert data.notes == ['texts that stand in two splits: 10 of 10 of test in train (drop_duplicates="train" takes '
-                          'them out of train, "test" out of test)']  # fmt: skip
+    assert data.notes == [
+        'texts that stand in two splits: 10 of 10 of test in train (drop_duplicates="train" takes '
+        'them out of train, "test" out of test)'
+    ]
 
 
 def test_duplicates_are_counted_and_dropped_from_the_split_that_is_named(tmp_path):

@@ -23,9 +23,11 @@ from mtl_jax.tasks import tags as task_tags
 from mtl_jax.unicode import nfc
 
 fuzz = settings(
-    max_examples=int(os.environ.get("FUZZ", "100")), deadline=None, derandomize="FUZZ" not in os.environ,
+    max_examples=int(os.environ.get("FUZZ", "100")),
+    deadline=None,
+    derandomize="FUZZ" not in os.environ,
     suppress_health_check=list(HealthCheck),
-)  # fmt: skip
+)
 
 
 def unify(spec=None, **splits):

@@ -25,8 +25,12 @@ def load(tmp_path, train, dev=None, target=None, missing=("", None), **entry):
     splits = {"train": train} | ({"dev": dev} if dev else {})
     for split, records in splits.items():
         (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-    entry = {"reader": "jsonl", "path": str(tmp_path), "splits": {s: f"{s}.jsonl" for s in splits},
-             "text": ("x",)} | entry  # fmt: skip
+    entry = {
+        "reader": "jsonl",
+        "path": str(tmp_path),
+        "splits": {s: f"{s}.jsonl" for s in splits},
+        "text": ("x",),
+    } | entry
     spec = LabelSpec("t", "d", "y", "sequence", "tokens", missing=missing, target=target or TargetSpec())
     tokenizer = WordVocabulary(min_count=2, lower=False)
     return corpus.load({"d": entry}, [spec], tokenizer, row_length=12)
@@ -65,8 +69,13 @@ def test_targets_are_packed_with_their_examples_and_copied_words_have_places(tmp
     for part in ("1 of 4 records of train have no target", "too long, cut to 4 tokens", "not in the vocabulary"):
         assert part in said
     assert data.statistics["tasks"]["t"]["train"] == {
-        "known": 3, "missing": 1, "mean": 11 / 3, "std": pytest.approx(np.std([4, 3, 4])), "min": 3.0, "max": 4.0
-    }  # fmt: skip
+        "known": 3,
+        "missing": 1,
+        "mean": 11 / 3,
+        "std": pytest.approx(np.std([4, 3, 4])),
+        "min": 3.0,
+        "max": 4.0,
+    }
 
 
 @pytest.mark.parametrize(

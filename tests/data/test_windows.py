@@ -56,11 +56,7 @@ def test_windows_are_those_of_bert(lengths, room, stride):
     tokenizer = WordTokenizer.build([r.fields["c"] for _, r in texts] + ["which one ?"])
     split = encode(units, tokenizer, room, "windows", stride)
     size = room - 4  # the question and [SEP]
-    wanted = [
-        (n, *w)
-        for n, length in enumerate(lengths)
-        for w in devlin(length, size, stride or size // 2)
-    ]  # fmt: skip
+    wanted = [(n, *w) for n, length in enumerate(lengths) for w in devlin(length, size, stride or size // 2)]
     assert list(zip(split.record, split.first_word, split.piece_words, strict=True)) == wanted
     for piece, (n, begin, count) in enumerate(wanted):
         span = slice(split.token_offsets[piece], split.token_offsets[piece + 1])

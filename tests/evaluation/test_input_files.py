@@ -46,10 +46,16 @@ NEWS = {"reader": "conll", "splits": {"train": "train.txt"}, "words": "words"}
         ("a", '[\n{"text": "a"}\n]\n', [{"text": "a"}]),
         ("a.csv", 'text,n\n"a, b",1\n', [{"text": "a, b", "n": "1"}]),
         ("a.tsv", 'text\tn\n"a\t1\n', [{"text": '"a', "n": "1"}]),
-        ("a.conll", CONLL, [{"words": ["EU", "rejects"], "tags": ["B-ORG", "O"]},
-                            {"words": ["German", "call"], "tags": ["B-MISC", "O"]}]),
+        (
+            "a.conll",
+            CONLL,
+            [
+                {"words": ["EU", "rejects"], "tags": ["B-ORG", "O"]},
+                {"words": ["German", "call"], "tags": ["B-MISC", "O"]},
+            ],
+        ),
     ],
-)  # fmt: skip
+)
 def test_an_ending_tells_the_reader(tmp_path, run, name, content, fields):
     file = tmp_path / name
     file.write_text(content, encoding="utf-8")
@@ -171,9 +177,19 @@ def test_the_standard_input_comes_as_it_is_written(monkeypatch, run):
 
 def test_one_ending_of_two_forms(tmp_path, run):
     """JSON of a form of the run's own, and plain objects under the same ending."""
-    squad = {"data": [{"title": "t", "paragraphs": [{"context": "a b", "qas": [
-        {"id": "1", "question": "which?", "answers": [{"text": "a", "answer_start": 0}]}
-    ]}]}]}  # fmt: skip
+    squad = {
+        "data": [
+            {
+                "title": "t",
+                "paragraphs": [
+                    {
+                        "context": "a b",
+                        "qas": [{"id": "1", "question": "which?", "answers": [{"text": "a", "answer_start": 0}]}],
+                    }
+                ],
+            }
+        ]
+    }
     (tmp_path / "train.json").write_text(json.dumps(squad))
     (tmp_path / "new.json").write_text(json.dumps(squad))
     (tmp_path / "plain.json").write_text('[{"question": "which?", "context": "a b"}]')
@@ -191,6 +207,6 @@ def test_data_sets_with_other_fields_and_general_options_read_alike(tmp_path, ru
         texts={"reader": "jsonl", "splits": {"train": "a.jsonl"}, "text": ("text",), "options": {"empty": "drop"}},
         words={"reader": "jsonl", "splits": {"train": "b.jsonl"}, "words": "words", "options": {"scheme": "bioes"}},
         news=tagged,
-    )  # fmt: skip
+    )
     assert read(datasets, tmp_path / "new.jsonl") == [{"text": "a"}, {"words": ["b"]}]
     assert read(datasets, tmp_path / "new.conll")[0] == {"words": ["EU", "rejects"], "ner": ["B-ORG", "O"]}

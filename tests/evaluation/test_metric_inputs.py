@@ -103,5 +103,6 @@ def test_the_table_has_the_ceiling():
     sizes = {"t": {split: {"scored": 3, "total": 3} for split in ("dev", "test")}}
     summary = {"tasks": scores, "examples": sizes, "ceilings": {"t": {"test": {"bleu": 0.9}}}}
     assert results_rows(summary)[1][:2] == [
-        ["t", "bleu", 0.5, "3", 0.4, "3"], ["t", "bleu of the gold tokens", None, None, 0.9, None]
-    ]  # fmt: skip
+        ["t", "bleu", 0.5, "3", 0.4, "3"],
+        ["t", "bleu of the gold tokens", None, None, 0.9, None],
+    ]

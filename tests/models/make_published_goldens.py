@@ -18,22 +18,34 @@ GOLDENS = pathlib.Path(__file__).with_name("published_goldens.json")
 
 TINY = {
     "bert": dict(
-        model_type="bert", vocab_size=40, hidden_size=12, num_hidden_layers=2, num_attention_heads=3,
-        intermediate_size=20, max_position_embeddings=16, type_vocab_size=2, hidden_act="gelu", layer_norm_eps=1e-12,
+        model_type="bert",
+        vocab_size=40,
+        hidden_size=12,
+        num_hidden_layers=2,
+        num_attention_heads=3,
+        intermediate_size=20,
+        max_position_embeddings=16,
+        type_vocab_size=2,
+        hidden_act="gelu",
+        layer_norm_eps=1e-12,
         pad_token_id=0,
     ),
     "roberta": dict(
-        model_type="roberta", vocab_size=40, hidden_size=12, num_hidden_layers=2, num_attention_heads=2,
-        intermediate_size=20, max_position_embeddings=16, type_vocab_size=1, hidden_act="gelu_new",
-        layer_norm_eps=1e-5, pad_token_id=1,
+        model_type="roberta",
+        vocab_size=40,
+        hidden_size=12,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=20,
+        max_position_embeddings=16,
+        type_vocab_size=1,
+        hidden_act="gelu_new",
+        layer_norm_eps=1e-5,
+        pad_token_id=1,
     ),
-}  # fmt: skip
+}
 # (tokens, token types): no id is RoBERTa's padding id 1, from which it would compute other positions.
-TEXTS = [
-    ([2, 17, 39, 5, 8, 3], [0, 0, 0, 1, 1, 1]),
-    ([2, 11, 3], [0, 0, 0]),
-    ([2, 30, 31, 32, 9, 9, 24, 3], [0] * 8),
-]
+TEXTS = [([2, 17, 39, 5, 8, 3], [0, 0, 0, 1, 1, 1]), ([2, 11, 3], [0, 0, 0]), ([2, 30, 31, 32, 9, 9, 24, 3], [0] * 8)]
 
 
 def hashed_weights(names_and_shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:

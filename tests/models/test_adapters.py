@@ -20,11 +20,15 @@ KINDS = {"bottleneck": {"size": 3}, "lora": {"rank": 2, "leaves": "kernel$"}}
 
 
 def config_of(tiny, kind, **changes):
-    return tiny(**{
-        "train_on": ("color", "long"), "model__layers": 2, "sharing__adapter": kind,
-        "sharing__adapter_options": ConfigDict(KINDS.get(kind, {})),
-        **{k: ConfigDict(v) if isinstance(v, dict) else v for k, v in changes.items()},
-    })  # fmt: skip
+    return tiny(
+        **{
+            "train_on": ("color", "long"),
+            "model__layers": 2,
+            "sharing__adapter": kind,
+            "sharing__adapter_options": ConfigDict(KINDS.get(kind, {})),
+            **{k: ConfigDict(v) if isinstance(v, dict) else v for k, v in changes.items()},
+        }
+    )
 
 
 def random_like(params, seed=0):
@@ -45,8 +49,10 @@ def test_bottleneck_in_float64(differs):
 
 def test_lora_in_float64(differs):
     adapter, rng = adapters.lora(rank=2, alpha=6.0, leaves="query"), np.random.default_rng(0)
-    layer = {"attention": {"query": {"kernel": rng.normal(size=(4, 5)).astype(np.float32), "bias": np.zeros(5)}},
-             "output": {"kernel": np.ones((5, 4), np.float32)}}  # fmt: skip
+    layer = {
+        "attention": {"query": {"kernel": rng.normal(size=(4, 5)).astype(np.float32), "bias": np.zeros(5)}},
+        "output": {"kernel": np.ones((5, 4), np.float32)},
+    }
     params = random_like(adapter.init(jax.random.key(0), layer, 5))
     own = params["attention"]["query"]["kernel"]
     assert own["a"].shape == (4, 2) and own["b"].shape == (2, 5) and "output" not in params

@@ -91,17 +91,25 @@ def test_decided_codes_use_so_many_experts_at_most_and_have_finite_gradients():
     x = jnp.asarray(np.random.default_rng(3).normal(size=(1, R, T, WIDTH)), jnp.float32)
     weights = np.asarray(experts.dselect_weights(params, x, seen, 0.01))
     assert ((weights > 0).sum(axis=-1) <= 2).all()
-    gradient = jax.grad(lambda p: (experts.dselect_weights(p, x, seen, 0.01)[..., 0]
-                                   + experts.dselect_entropy(p, x, 0.01)).sum())(params)  # fmt: skip
+    gradient = jax.grad(
+        lambda p: (experts.dselect_weights(p, x, seen, 0.01)[..., 0] + experts.dselect_entropy(p, x, 0.01)).sum()
+    )(params)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
 
 
 def config_of(tiny, kind, options=(), **changes):
-    return tiny(**{
-        "train_on": ("color", "long"), "sharing__trunk": "embed", "sharing__mixer": kind, "model__layers": 2,
-        "sharing__mixer_options": ConfigDict(dict(options)), "optimizer__name": "sgd",
-        "optimizer__learning_rate": 0.3, **changes,
-    })  # fmt: skip
+    return tiny(
+        **{
+            "train_on": ("color", "long"),
+            "sharing__trunk": "embed",
+            "sharing__mixer": kind,
+            "model__layers": 2,
+            "sharing__mixer_options": ConfigDict(dict(options)),
+            "optimizer__name": "sgd",
+            "optimizer__learning_rate": 0.3,
+            **changes,
+        }
+    )
 
 
 @pytest.mark.parametrize("layer", ["bilstm", "transformer"])
@@ -138,8 +146,10 @@ def test_progressive_layered_extraction_layer_by_layer(tiny, differs):
         for number in range(2):
             read = [streams[2], streams[0], streams[1]]
             layer = params[f"layer_{number:02d}"]
-            out = [module.apply({"params": jax.tree.map(lambda leaf, c=c: leaf[c], layer)}, read[c], segment)
-                   for c in range(3)]  # fmt: skip
+            out = [
+                module.apply({"params": jax.tree.map(lambda leaf, c=c: leaf[c], layer)}, read[c], segment)
+                for c in range(3)
+            ]
             gates = jax.tree.map(lambda leaf: np.asarray(leaf[0], np.float64), params[f"mixer_{number:02d}"])
             may = [[0, 1], [0, 2], [0, 1, 2]]
             new = []
@@ -154,10 +164,12 @@ def test_progressive_layered_extraction_layer_by_layer(tiny, differs):
 @pytest.mark.parametrize(
     ("kind", "options"),
     [
-        ("mmoe", {"experts": 3, "gate": "dselect_k"}), ("cgc", {"level": "sequence"}),
-        ("ple", {"shared": 1, "private": 1, "gate": "dselect_k"}), ("ple", {"shared": 0}),
+        ("mmoe", {"experts": 3, "gate": "dselect_k"}),
+        ("cgc", {"level": "sequence"}),
+        ("ple", {"shared": 1, "private": 1, "gate": "dselect_k"}),
+        ("ple", {"shared": 0}),
     ],
-)  # fmt: skip
+)
 def test_experts_train(tiny, kind, options):
     changes = {"optimizer__name": "adamw", "optimizer__learning_rate": 1e-2, "data__mixing": "size"}
     factors = ConfigDict({"gate_entropy": 0.1} if "gate" in options else {})
@@ -220,7 +232,7 @@ def test_eight_devices_and_lanes_as_one(tiny, differs):
         ({"auxiliary": {"adversarial": 1.0}}, "nothing in this config adds a loss 'adversarial'"),
         ({"aggregation__method": "cagrad"}, "config.sharing.mixer"),
     ],
-)  # fmt: skip
+)
 def test_bad_input(tiny, changes, message):
     config = config_of(tiny, "mmoe", **{k: ConfigDict(v) if isinstance(v, dict) else v for k, v in changes.items()})
     with pytest.raises(UserError, match=message):
@@ -232,8 +244,15 @@ def test_bad_input(tiny, changes, message):
 def test_a_penalty_draws_the_experts_of_the_tasks_together_and_no_shared_one(tiny, proximal, private):
     found = {}
     for strength in (0.0, 1.0):
-        config = config_of(tiny, "cgc", {"shared": 1, "private": private}, model__dropout=0.0, optimizer__clip=0.0,
-                           model__layers=1, optimizer__learning_rate=0.1)  # fmt: skip
+        config = config_of(
+            tiny,
+            "cgc",
+            {"shared": 1, "private": private},
+            model__dropout=0.0,
+            optimizer__clip=0.0,
+            model__layers=1,
+            optimizer__learning_rate=0.1,
+        )
         default.add_penalty(config, "p", kind="l2_to_mean", strength=strength, proximal=proximal)
         experiment = build(config)
         found[strength] = flatten(steps(experiment, 1)[0].params)

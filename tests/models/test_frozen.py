@@ -36,10 +36,14 @@ def encoder(tmp_path):
 
 def config_of(tiny, encoder, **changes):
     return tiny(
-        model__layer="transformer", model__layers=0, model__pretrained=encoder, model__dropout=0.0, data__rows=2,
+        model__layer="transformer",
+        model__layers=0,
+        model__pretrained=encoder,
+        model__dropout=0.0,
+        data__rows=2,
         optimizer__name="sgd",
         **{"optimizer__freeze": ("^embed/", "^layer_00/"), "train_on": ("color", "long"), **changes},
-    )  # fmt: skip
+    )
 
 
 def trained(experiment, steps=3):
@@ -53,10 +57,15 @@ def trained(experiment, steps=3):
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"sharing__trunk": "none"}, {"aggregation__method": "pcgrad"}, {"aggregation__level": "representation",
-     "aggregation__method": "mgda", "train_on": ("tags", "long")}, {"sharing__depths": LOW}],
+    [
+        {},
+        {"sharing__trunk": "none"},
+        {"aggregation__method": "pcgrad"},
+        {"aggregation__level": "representation", "aggregation__method": "mgda", "train_on": ("tags", "long")},
+        {"sharing__depths": LOW},
+    ],
     ids=["hard", "columns", "balanced", "representation", "a head below the top"],
-)  # fmt: skip
+)
 def test_kept_outputs_change_nothing(tiny, encoder, differs, changes):
     plain = build(config_of(tiny, encoder, **changes))
     kept = build(config_of(tiny, encoder, optimizer__cache_frozen=True, **changes))
@@ -65,9 +74,7 @@ def test_kept_outputs_change_nothing(tiny, encoder, differs, changes):
     for path, leaf in flatten(wanted).items():
         differs("trained on kept outputs", flatten(found)[path], leaf, 1e-5)
     differs("losses on kept outputs", metrics["losses"], expected["losses"], 1e-5)
-    scores = [
-        Evaluator(e.objective_for, e.corpus, 4, lambda batch: batch).score(found, "dev") for e in (plain, kept)
-    ]  # fmt: skip
+    scores = [Evaluator(e.objective_for, e.corpus, 4, lambda batch: batch).score(found, "dev") for e in (plain, kept)]
     for task, by_metric in scores[0].items():
         differs("scores on kept outputs", list(by_metric.values()), list(scores[1][task].values()), 1e-5)
 

@@ -84,10 +84,15 @@ def test_attention(hidden, differs, level):
 
 
 def config_of(tiny, kind="cross_stitch", options=(), **changes):
-    return tiny(**{
-        "train_on": ("color", "long"), "sharing__trunk": "none", "sharing__mixer": kind,
-        "sharing__mixer_options": ConfigDict(dict(options)), **changes,
-    })  # fmt: skip
+    return tiny(
+        **{
+            "train_on": ("color", "long"),
+            "sharing__trunk": "none",
+            "sharing__mixer": kind,
+            "sharing__mixer_options": ConfigDict(dict(options)),
+            **changes,
+        }
+    )
 
 
 @pytest.mark.parametrize("layer", ["bilstm", "transformer"])

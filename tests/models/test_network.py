@@ -167,9 +167,13 @@ def test_layers_of_one_form_are_traced_once():
 
     def count(depth, remat):
         net = network(
-            WordEmbeddings(VOCABULARY, WIDTH), [Layer() for _ in range(depth)],
-            ownership.assign(PAIR.tasks, depth, "none"), PAIR, columns="unroll", remat=remat,
-        )  # fmt: skip
+            WordEmbeddings(VOCABULARY, WIDTH),
+            [Layer() for _ in range(depth)],
+            ownership.assign(PAIR.tasks, depth, "none"),
+            PAIR,
+            columns="unroll",
+            remat=remat,
+        )
         params, batch = net.init(jax.random.key(0)), make_batch(PAIR)
         traced.clear()
         jax.clear_caches()

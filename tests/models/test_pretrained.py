@@ -68,8 +68,11 @@ def test_round_trip_is_bitwise(tmp_path, family):
     with safe_open(tmp_path / "out" / "model.safetensors", "np") as opened:
         assert opened.metadata() == {"format": "pt"}  # transformers refuses a file without
     assert {f.name for f in (tmp_path / "out").iterdir()} == {
-        "config.json", "model.safetensors", "tokenizer.json", "vocab.txt",
-    }  # fmt: skip
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "vocab.txt",
+    }
 
 
 def test_exported_config_is_read_by_transformers(tmp_path):

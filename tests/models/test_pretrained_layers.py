@@ -78,8 +78,10 @@ def test_more_than_there_are_is_an_error(tiny, encoder):
         build(config)
 
 
-@pytest.mark.parametrize(("asked", "published", "count"), [(-1, None, 2), (0, None, 0), (3, None, 3), (-1, 6, 6),
-                                                           (0, 6, 6), (2, 6, 2), (6, 6, 6)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("asked", "published", "count"),
+    [(-1, None, 2), (0, None, 0), (3, None, 3), (-1, 6, 6), (0, 6, 6), (2, 6, 2), (6, 6, 6)],
+)
 def test_numbers(asked, published, count):
     config = default.get_config()
     config.model.layers = asked

@@ -24,10 +24,13 @@ LAYERS = {"model__layers": 2, "model__dropout": 0.0}
 
 
 def config_of(tiny, **changes):
-    return tiny(**{
-        "train_on": ("color", "long"), **LAYERS,
-        **{k: ConfigDict(v) if isinstance(v, dict) else v for k, v in changes.items()},
-    })  # fmt: skip
+    return tiny(
+        **{
+            "train_on": ("color", "long"),
+            **LAYERS,
+            **{k: ConfigDict(v) if isinstance(v, dict) else v for k, v in changes.items()},
+        }
+    )
 
 
 def hidden(experiment, params, batch):
@@ -112,10 +115,17 @@ def test_a_column_whose_head_is_low_is_mixed_into_those_above(tiny, differs):
 
 
 def feeding(tiny, **changes):
-    return build(config_of(tiny, **{
-        "train_on": ("color", "tags", "long"), "sharing__depths": {"tags": "layer_00"},
-        "sharing__feeds": {"long": ("tags", "color"), "color": ("tags",)}, **changes,
-    }))  # fmt: skip
+    return build(
+        config_of(
+            tiny,
+            **{
+                "train_on": ("color", "tags", "long"),
+                "sharing__depths": {"tags": "layer_00"},
+                "sharing__feeds": {"long": ("tags", "color"), "color": ("tags",)},
+                **changes,
+            },
+        )
+    )
 
 
 def with_feeds(params, scale, seed=1):
@@ -210,7 +220,7 @@ def test_orders_and_circles():
         ({"sharing__feeds": {"color": ("long",)}, "sharing__depths": {"color": "embed"}}, "labels are fed upwards"),
         ({"sharing__feeds": {"color": ("long",)}, "aggregation__method": "pcgrad"}, "config.sharing.feeds brings"),
     ],
-)  # fmt: skip
+)
 def test_bad_input(tiny, changes, message):
     config = config_of(tiny, **changes)
     with pytest.raises(UserError, match=message):

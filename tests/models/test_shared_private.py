@@ -60,10 +60,14 @@ def test_the_discriminator_in_float64(differs, hidden):
     Batch.dataset, Batch.length = jnp.asarray(dataset), length
     blocks = {
         b: TaskColumns(
-            jnp.arange(2, dtype=jnp.int32), jnp.ones(2), outputs[b, 0][None],
-            jnp.stack([outputs[b, 1][None], outputs[b, 2][None]]), outputs[b, 0],
-        ) for b in range(2)
-    }  # fmt: skip
+            jnp.arange(2, dtype=jnp.int32),
+            jnp.ones(2),
+            outputs[b, 0][None],
+            jnp.stack([outputs[b, 1][None], outputs[b, 2][None]]),
+            outputs[b, 0],
+        )
+        for b in range(2)
+    }
     mixed, added = mix_by_task(mixer, params, blocks, Batch, jnp.float32(0.5))
     own = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
     total = 0.0
@@ -82,10 +86,15 @@ def test_the_discriminator_in_float64(differs, hidden):
 
 
 def config_of(tiny, factors=(), **changes):
-    return tiny(**{
-        "train_on": ("color", "long"), "sharing__trunk": "embed", "sharing__mixer": "shared_private",
-        "auxiliary": ConfigDict(dict(factors)), **changes,
-    })  # fmt: skip
+    return tiny(
+        **{
+            "train_on": ("color", "long"),
+            "sharing__trunk": "embed",
+            "sharing__mixer": "shared_private",
+            "auxiliary": ConfigDict(dict(factors)),
+            **changes,
+        }
+    )
 
 
 def test_the_reversed_gradient_reaches_the_shared_column_alone(tiny):

@@ -39,9 +39,13 @@ def writer(tiny, tmp_path):
     def make(options=None, **changes):
         config = tiny(**changes)
         default.add_task(
-            config, "said", kind="generation", dataset="texts", label="said",
+            config,
+            "said",
+            kind="generation",
+            dataset="texts",
+            label="said",
             options={"layers": 1, "heads": 2, "max_length": 6, "copy": True, "min_count": 4, **(options or {})},
-        )  # fmt: skip
+        )
         del config.tasks["tags"]
         if config.data.mixing == "all":  # one data set does
             del config.tasks["long"], config.datasets["sentences"]
@@ -113,9 +117,10 @@ def test_micro_batches_and_tasks_left_out_change_neither_targets_nor_dropout(wri
     _, (parts, _) = one_step(config)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), whole.params, parts.params)
     changed = jax.jit(lambda s, b, h: train_step(experiment.spec, s, b, h))(
-        experiment.init(0), jax.tree.map(lambda leaf: leaf[None], experiment.batches(0).batch(0)),
+        experiment.init(0),
+        jax.tree.map(lambda leaf: leaf[None], experiment.batches(0).batch(0)),
         experiment.hyper._replace(dropout=jnp.float32(0.0)),
-    )[0]  # fmt: skip
+    )[0]
     moved = (state.params["heads"]["said"]["embedding"] for state in (whole, changed))
     assert np.abs(np.subtract(*moved)).max() > 1e-5
     config.train_on = ("color",)  # the targets still shape the rows
@@ -131,8 +136,10 @@ def test_a_batch_without_the_task_leaves_its_decoder_as_it_is(writer):
     present = dict(zip(experiment.tasks, np.asarray(metrics["present"]).tolist(), strict=True))
     assert present["said"] == (drawn == "texts") and np.isfinite(float(metrics["total"]))
     before = experiment.init_params(0)["heads"]["said"]
-    moved = [np.abs(a - b).max() > 0 for a, b in zip(*map(jax.tree.leaves, (before, after.params["heads"]["said"])),
-                                                     strict=True)]  # fmt: skip
+    moved = [
+        np.abs(a - b).max() > 0
+        for a, b in zip(*map(jax.tree.leaves, (before, after.params["heads"]["said"])), strict=True)
+    ]
     assert any(moved) == present["said"]
 
 

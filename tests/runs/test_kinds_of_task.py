@@ -127,14 +127,23 @@ def test_relations_as_published_sets_have_them(make, tmp_path):
     for name in list(config.tasks):
         del config.tasks[name]
     default.add_dataset(
-        config, "tacred", reader="jsonl", path=str(tmp_path / "tacred.json"), words="token",
-        marked=("subj_start+subj_end", "obj_start+obj_end"), marked_ends="included",
-    )  # fmt: skip
+        config,
+        "tacred",
+        reader="jsonl",
+        path=str(tmp_path / "tacred.json"),
+        words="token",
+        marked=("subj_start+subj_end", "obj_start+obj_end"),
+        marked_ends="included",
+    )
     default.add_dataset(
-        config, "semeval", reader="lines", path=str(tmp_path / "semeval.txt"), text=("text",),
+        config,
+        "semeval",
+        reader="lines",
+        path=str(tmp_path / "semeval.txt"),
+        text=("text",),
         marked=("<e1>", "</e1>", "<e2>", "</e2>"),
         options={"lines_per_record": 0, "pattern": r'(?P<id>\d+)\t"(?P<text>.+)"\n(?P<relation>.+)\nComment:(?s:.*)'},
-    )  # fmt: skip
+    )
     for name in ("tacred", "semeval"):
         default.add_task(config, name, kind="relation", dataset=name, label="relation")
     checks.check(config, default)
@@ -151,9 +160,10 @@ def test_relations_as_published_sets_have_them(make, tmp_path):
     assert shown == {
         "tacred": {"[E1] He [/E1] is the [E2] chief [/E2] of it", "[E1] He [/E1] is [E2] the chief [/E2] of it"},
         "semeval": {
-            "The [E1] cat [/E1] sat on the [E2] mat [/E2] .", "The [E1] old cat [/E1] sat on the [E2] mat [/E2] .",
+            "The [E1] cat [/E1] sat on the [E2] mat [/E2] .",
+            "The [E1] old cat [/E1] sat on the [E2] mat [/E2] .",
         },
-    }  # fmt: skip
+    }
 
 
 def test_steps_scores_lanes_and_predictions(make, tmp_path, differs):
@@ -169,14 +179,16 @@ def test_steps_scores_lanes_and_predictions(make, tmp_path, differs):
     evaluator = make_evaluator(experiment, placement_of(experiment))
     found = evaluator.score(whole.params, "dev")
     assert {task: list(by_metric) for task, by_metric in found.items()} == {
-        "answer": ["answer_f1", "answer_exact", "loss"], "color": ["accuracy", "macro_f1", "loss"],
-        "right": ["accuracy", "loss"], "hidden": ["masked_accuracy", "masked_perplexity", "loss"],
-    }  # fmt: skip
+        "answer": ["answer_f1", "answer_exact", "loss"],
+        "color": ["accuracy", "macro_f1", "loss"],
+        "right": ["accuracy", "loss"],
+        "hidden": ["masked_accuracy", "masked_perplexity", "loss"],
+    }
     assert found["hidden"]["masked_perplexity"] == pytest.approx(np.exp(found["hidden"]["loss"]), rel=1e-4)
     stacked = jax.tree.map(lambda leaf: leaf[None, None], whole.params)
     lane = scores.LaneScores(experiment, lanes.shape_of(1, 1, "map")).score(
         jax.tree.map(lambda leaf: np.repeat(leaf, 8, 1), stacked), "dev", lambda: None
-    )[0][0]  # fmt: skip
+    )[0][0]
     alone = build(make(data__pack=False))
     one_by_one = make_evaluator(alone, placement_of(alone)).score(whole.params, "dev")
     for task, values in found.items():

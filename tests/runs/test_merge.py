@@ -87,11 +87,12 @@ def test_runs_of_one_seed_merge_as_the_columns_of_one_run_do(tiny, tmp_path):
     joint = held(small(tiny, sharing__trunk="none"), tmp_path / "joint", columns)
     alone = [
         held(
-            small(tiny, sharing__trunk="none", train_on=(task,)), tmp_path / task,
+            small(tiny, sharing__trunk="none", train_on=(task,)),
+            tmp_path / task,
             lambda params, k=k: params | jax.tree.map(lambda leaf: leaf[k : k + 1], moved),
         )
         for k, task in enumerate(("color", "long"))
-    ]  # fmt: skip
+    ]
     merging = default.get_config().merging
     merging.methods = ("ties",)
     outs = [folders.prepare(tmp_path / name) for name in ("of_joint", "of_alone")]

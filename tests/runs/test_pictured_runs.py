@@ -164,8 +164,10 @@ def test_a_batch_of_all_kinds_is_its_blocks_alone(pictured, trunk, differs):
     for name, task in (("texts", "color"), ("shown", "truth"), ("alone", "seen")):
         block = experiment.corpus.layout.datasets.index(name)
         layout = evaluation_layout(experiment.corpus.layout, name)
-        apart = {field: getattr(batch, field)[block][None] for field in ("dataset", "row", "tokens", "segment",
-                 "position", "token_type", "start", "length", "example")}  # fmt: skip
+        apart = {
+            field: getattr(batch, field)[block][None]
+            for field in ("dataset", "row", "tokens", "segment", "position", "token_type", "start", "length", "example")
+        }
         for field in ("patch", "pixels"):
             place = layout.pictured.index(block) if block in layout.pictured else None
             apart[field] = None if place is None else getattr(batch, field)[place][None]

@@ -88,9 +88,13 @@ def test_export_writes_each_column_so_that_it_loads_again(tiny, tmp_path):
     from mtl_jax.training.parameter_paths import flatten
 
     config = tiny(
-        model__layer="transformer", model__heads=2, model__intermediate=16, sharing__trunk="none",
-        model__column_init="independent", training__steps=1,
-    )  # fmt: skip
+        model__layer="transformer",
+        model__heads=2,
+        model__intermediate=16,
+        sharing__trunk="none",
+        model__column_init="independent",
+        training__steps=1,
+    )
     workdir = folders.prepare(tmp_path / "run")
     experiment = build(config)
     folders.claim(workdir, config)
@@ -173,9 +177,9 @@ def test_tasks_are_chosen_and_options_of_the_data_set_count(tiny, tmp_path, caps
     config.datasets.texts.options = {"empty": "drop"}
     for name in ("train", "dev", "test"):
         file = tmp_path / f"texts.{name}.jsonl"
-        file.write_text("".join(
-            json.dumps(json.loads(line) | {"genre": "news"}) + "\n" for line in file.read_text().splitlines()
-        ))  # fmt: skip
+        file.write_text(
+            "".join(json.dumps(json.loads(line) | {"genre": "news"}) + "\n" for line in file.read_text().splitlines())
+        )
     workdir, _ = untrained(tmp_path, config)
     source = tmp_path / "input.txt"
     source.write_text(
@@ -217,14 +221,19 @@ def test_data_sets_that_read_alike_are_read_once(tiny, tmp_path, monkeypatch, ch
     """One pass for all of them says what a pass for each says, and the trunk that is shared runs once."""
     config = tiny(**changes)
     default.add_dataset(
-        config, "again", reader="jsonl", path=str(tmp_path), text=("text",),
+        config,
+        "again",
+        reader="jsonl",
+        path=str(tmp_path),
+        text=("text",),
         splits={name: f"texts.{name}.jsonl" for name in ("train", "dev", "test")},
-    )  # fmt: skip
+    )
     default.add_task(config, "hue", kind="classification", dataset="again", label="color")
     workdir, _ = untrained(tmp_path, config)
     assert [group.datasets for group in inference.Predictor(config, workdir, ["last"]).reading.groups] == [
-        ("texts", "again"), ("sentences",)
-    ]  # fmt: skip
+        ("texts", "again"),
+        ("sentences",),
+    ]
     source = tmp_path / "texts.test.jsonl"
     together = predicted(config, workdir, source, ["last"])
     groups = input_records._groups
@@ -244,9 +253,13 @@ def test_one_program_predicts_all_records(tiny, tmp_path, monkeypatch):
     """Chunks of other lengths have the shapes of the first one: as many label positions, masks and example slots."""
     config = tiny()
     default.add_dataset(
-        config, "plain", reader="jsonl", path=str(tmp_path), text=("text",),
+        config,
+        "plain",
+        reader="jsonl",
+        path=str(tmp_path),
+        text=("text",),
         splits={name: f"texts.{name}.jsonl" for name in ("train", "dev", "test")},
-    )  # fmt: skip
+    )
     default.add_task(config, "hidden", kind="masked_lm", dataset="plain")
     workdir, _ = untrained(tmp_path, config)
     monkeypatch.setattr("mtl_jax.runs.predict.CHUNK", 4)

@@ -35,8 +35,15 @@ def teacher(tiny, tmp_path):
 
 def student_of(tiny, **changes):
     """Another architecture, other rows, another order of classes."""
-    config = tiny(model__layer="cnn", model__layers=0, model__width=4, data__row_length=32, tokenizer__lower=True,
-                  model__dropout=0.2, **changes)  # fmt: skip
+    config = tiny(
+        model__layer="cnn",
+        model__layers=0,
+        model__width=4,
+        data__row_length=32,
+        tokenizer__lower=True,
+        model__dropout=0.2,
+        **changes,
+    )
     config.tasks.color.classes = ("red", "green", "blue")
     return config
 

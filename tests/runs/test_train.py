@@ -104,9 +104,13 @@ def test_a_signal_in_an_evaluation_stops_it_and_the_next_start_makes_it(tiny, tm
 
 def test_killed_and_stopped_runs_end_bitwise_as_the_one_that_was_not(tiny, tmp_path, of_launch):
     config = tiny(
-        model__layer="cnn", sharing__trunk="none", model__dropout=0.2, training__steps=120, training__eval_every=40,
+        model__layer="cnn",
+        sharing__trunk="none",
+        model__dropout=0.2,
+        training__steps=120,
+        training__eval_every=40,
         training__checkpoint_every=9,
-    )  # fmt: skip
+    )
     file = write_config(tmp_path / "config.py", config)
     status, output = launch(of_launch, file, tmp_path / "whole")
     assert status == 0, output

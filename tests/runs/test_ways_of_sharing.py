@@ -29,11 +29,13 @@ LOW, LOWEST = {"depths": {"tags": "layer_00"}}, {"depths": {"tags": "embed"}}
 FED = {"feeds": {"color": ("tags",)}}
 TREE = {"groups": {"layer_00": (("tags", "length"), ("color",))}}
 BESIDE = {  # further parts of training that see streams and blocks
-    "maml": {"meta.method": "maml", "meta.inner_steps": 1}, "reptile": {"meta.method": "reptile"},
+    "maml": {"meta.method": "maml", "meta.inner_steps": 1},
+    "reptile": {"meta.method": "reptile"},
     "pcgrad": {"aggregation.method": "pcgrad"},
     "mgda_by_layers": {"aggregation.method": "mgda", "aggregation.memory": "layers"},
-    "gradnorm": {"loss_weights.method": "gradnorm"}, "accumulated": {"training.accumulate": 2},
-}  # fmt: skip
+    "gradnorm": {"loss_weights.method": "gradnorm"},
+    "accumulated": {"training.accumulate": 2},
+}
 OPTIONS = {"mmoe": {"experts": 3}, "cgc": {"shared": 1, "private": 1}, "ple": {"shared": 1, "private": 1}}
 
 
@@ -44,17 +46,24 @@ def _mixed(name, **more):
 
 def _ways():
     ways = {
-        "hard": ALL, "columns": NONE, "trunk_and_columns": {"trunk": "layer_00"}, "tree": TREE,
+        "hard": ALL,
+        "columns": NONE,
+        "trunk_and_columns": {"trunk": "layer_00"},
+        "tree": TREE,
         "tied": {**NONE, "tied": True},
-        "hierarchy": {**ALL, **LOW}, "hierarchy_at_embed": {**ALL, **LOWEST},
-        "hierarchy_of_columns": {**NONE, **LOW}, "hierarchy_of_a_tree": {**TREE, **LOW},
+        "hierarchy": {**ALL, **LOW},
+        "hierarchy_at_embed": {**ALL, **LOWEST},
+        "hierarchy_of_columns": {**NONE, **LOW},
+        "hierarchy_of_a_tree": {**TREE, **LOW},
         "two_low": {**ALL, "depths": {"tags": "embed", "length": "layer_00"}},
         "all_low": {**ALL, "depths": dict.fromkeys(TASKS, "layer_00")},
-        "cascade": {**ALL, **LOW, **FED}, "cascade_at_embed": {**ALL, **LOWEST, **FED},
-        "cascade_of_columns": {**NONE, **LOW, **FED}, "cascade_at_the_top": {**ALL, **FED},
+        "cascade": {**ALL, **LOW, **FED},
+        "cascade_at_embed": {**ALL, **LOWEST, **FED},
+        "cascade_of_columns": {**NONE, **LOW, **FED},
+        "cascade_at_the_top": {**ALL, **FED},
         "cascade_below_the_top": {**ALL, **FED, "depths": {"tags": "embed", "color": "layer_00"}},
         "cascade_of_three": {**ALL, **LOWEST, "feeds": {"color": ("tags",), "length": ("color", "tags")}},
-    }  # fmt: skip
+    }
     for name in READERS:
         ways |= {f"read_{name}": {**ALL, "read": name}, f"read_{name}_of_columns": {**NONE, "read": name}}
         ways[f"hierarchy_read_{name}"] = {**ALL, **LOW, "read": name}
@@ -95,11 +104,15 @@ DATA = {
     "own": {},
     "drawn": {"data.mixing": "size", "data.blocks": 2},
     "part": {"train_on": ("tags", "color")},
-}  # fmt: skip
+}
 FAST = (
-    ("hierarchy", "own"), ("cascade_of_columns", "drawn"), ("cascade_below_the_top", "own"),
-    ("mixer_shared_private", "own"), ("cascade_mixer_cgc", "part"), ("mixer_ple_cascade_at_a_gate", "drawn"),
-)  # fmt: skip
+    ("hierarchy", "own"),
+    ("cascade_of_columns", "drawn"),
+    ("cascade_below_the_top", "own"),
+    ("mixer_shared_private", "own"),
+    ("cascade_mixer_cgc", "part"),
+    ("mixer_ple_cascade_at_a_gate", "drawn"),
+)
 
 
 @pytest.fixture(scope="module")

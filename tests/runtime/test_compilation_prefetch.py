@@ -48,8 +48,10 @@ def start(tmp_path):
     def start(command="train a", factor=2, **env):
         done = subprocess.run(
             [sys.executable, tmp_path / "script.py", command, str(factor)],
-            env={**os.environ, **settings, **env}, capture_output=True, text=True,
-        )  # fmt: skip
+            env={**os.environ, **settings, **env},
+            capture_output=True,
+            text=True,
+        )
         assert done.returncode == 0 and not done.stderr, done.stderr
         *reads, result = done.stdout.splitlines()
         assert result == str([1.0, 1.0 + factor, 1.0 + 2 * factor])

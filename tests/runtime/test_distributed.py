@@ -57,12 +57,19 @@ def start(env, config, workdir, *flags, heartbeat=100):
     found = []
     for number in range(2):
         command = [
-            sys.executable, "launch.py", f"--config={config}", f"--workdir={workdir}", "--processes=2",
-            f"--process={number}", f"--coordinator=127.0.0.1:{port}", f"--heartbeat_seconds={heartbeat}", *flags,
-        ]  # fmt: skip
-        found.append(subprocess.Popen(
-            command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        ))  # fmt: skip
+            sys.executable,
+            "launch.py",
+            f"--config={config}",
+            f"--workdir={workdir}",
+            "--processes=2",
+            f"--process={number}",
+            f"--coordinator=127.0.0.1:{port}",
+            f"--heartbeat_seconds={heartbeat}",
+            *flags,
+        ]
+        found.append(
+            subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        )
     return found
 
 
@@ -177,10 +184,7 @@ def wait_until(happened):
 
 @pytest.mark.parametrize(
     ("flags", "message"),
-    [
-        (("127.0.0.1:1", 0, -1), "go together"),
-        (("127.0.0.1:1", 2, 2), "the numbers of 2 processes are 0 to 1"),
-    ],
+    [(("127.0.0.1:1", 0, -1), "go together"), (("127.0.0.1:1", 2, 2), "the numbers of 2 processes are 0 to 1")],
 )
 def test_flags_that_do_not_fit(flags, message):
     with pytest.raises(UserError, match=message):

@@ -30,9 +30,12 @@ launch.run()
 def ended(body, number, unsaved=False):
     """(status, what stderr says, seconds from the signal to the end) of a command that runs `body`."""
     process = subprocess.Popen(
-        [sys.executable, "-c", COMMAND.format(body=body, unsaved=unsaved)], cwd=ROOT, stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        [sys.executable, "-c", COMMAND.format(body=body, unsaved=unsaved)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     assert process.stdout.readline() == "ready\n"
     time.sleep(0.1)
     began = time.monotonic()

@@ -93,10 +93,13 @@ def saved(tmp_path):
 def restored(folder):
     """(step, metadata, first number) of the newest whole checkpoint, or None."""
     with checkpoint.Checkpoints(folder, 3) as checkpoints:
-        return checkpoints.newest(lambda step: (
-            step, checkpoints.metadata(step)["number"],
-            float(checkpoints.restore_parts(step, jax.eval_shape(parts_of, 0.0))["params"]["w"][0, 0]),
-        ))  # fmt: skip
+        return checkpoints.newest(
+            lambda step: (
+                step,
+                checkpoints.metadata(step)["number"],
+                float(checkpoints.restore_parts(step, jax.eval_shape(parts_of, 0.0))["params"]["w"][0, 0]),
+            )
+        )
 
 
 def flip(file, place):
@@ -137,8 +140,10 @@ def test_late_replies_to_a_read_that_failed_are_not_printed_and_other_errors_are
         sys.unraisablehook(types.SimpleNamespace(object=None, exc_value=error))
     sys.unraisablehook(types.SimpleNamespace(object=print, exc_value=RuntimeError("Event loop is closed")))
     assert [(str(one.exc_value), one.object) for one in said] == [
-        ("else", None), ("Event loop is closed", None), ("Event loop is closed", print),
-    ]  # fmt: skip
+        ("else", None),
+        ("Event loop is closed", None),
+        ("Event loop is closed", print),
+    ]
     said.clear()
     for file in ("/site-packages/orbax/checkpoint/a.py", "/elsewhere/orbax.py"):
         scope = {}

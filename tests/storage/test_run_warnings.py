@@ -106,8 +106,13 @@ def test_the_order_of_warnings_and_how_they_are_folded():
     found = run_warnings.ordered([*cut, run_warnings.warning("other", "plain"), steps, cut[0]])
     assert [w["text"] for w in found] == ["1 of 9 steps", *(f"{n} cut" for n in range(7, 0, -1)), "plain"]
     assert run_warnings.lines(found, "x.json") == [
-        "1 of 9 steps", "7 cut", "6 cut", "5 cut", "… and 4 more of this kind in x.json", "plain"
-    ]  # fmt: skip
+        "1 of 9 steps",
+        "7 cut",
+        "6 cut",
+        "5 cut",
+        "… and 4 more of this kind in x.json",
+        "plain",
+    ]
     several = run_warnings.of_several({"a": {"warnings": [steps, cut[0]]}, "b": {"warnings": [cut[0]]}, "c": {}})
     assert [w["text"] for w in several] == ["a: 1 of 9 steps", "a, b: 1 cut"]
     corpus = SimpleNamespace(notes=[Notice("fine", INFORMATION), "plain", notice("odd").prefixed("d")])
@@ -174,9 +179,12 @@ def test_the_best_of_a_lane_is_chosen_likewise():
     one.seeds, one.settings, one.logs = [0], [0], {(0, 0): lane_batch.new_log()}
     scores = SimpleNamespace(score=lambda params, split, listen: [[{"c": {"accuracy": now[0], "loss": now[1]}}]])
     one.engine = SimpleNamespace(
-        built=SimpleNamespace(experiment=experiment), scores=scores, shape=SimpleNamespace(seeds=1, lanes=1),
-        put=lambda better: better, keep_better=lambda better, new, old: kept.append(one.position),
-    )  # fmt: skip
+        built=SimpleNamespace(experiment=experiment),
+        scores=scores,
+        shape=SimpleNamespace(seeds=1, lanes=1),
+        put=lambda better: better,
+        keep_better=lambda better, new, old: kept.append(one.position),
+    )
     one.states, one.best = SimpleNamespace(params=None, balance=SimpleNamespace(scores=None)), None
     one._add_to_curve = lambda scores: None
     bar = SimpleNamespace(set_postfix_str=lambda *_, **__: None)

@@ -26,9 +26,7 @@ TARGETS = ((3, C + 2, 4, END), (C + 1, END), (4, 0, 3))  # the last is cut: no e
 @functools.cache
 def build(copy=True, decoder="transformer", **settings):
     own = {"heads": 2} if decoder == "transformer" else {}
-    settings = {
-        "decoder": decoder, "layers": 2, "width": 8, "max_length": 5, "label_smoothing": 0.0, **own, **settings
-    }  # fmt: skip
+    settings = {"decoder": decoder, "layers": 2, "width": 8, "max_length": 5, "label_smoothing": 0.0, **own, **settings}
     given = {"source": SOURCE if copy else ()}
     return make("t", {"kind": "generation", "copy": copy, **settings}, "sequence", NAMES, None, given)
 
@@ -112,8 +110,13 @@ def teacher_forced(task, p, features, sequences):
     value, segment = np.zeros((3, Q), np.int32), np.zeros((3, Q), np.int32)
     for i, s in enumerate(sequences):
         value[i, : len(s)], segment[i, : len(s)] = s, 1
-    y = {"value": value, "segment": segment, "slot": np.zeros_like(value), "mask": segment > 0,
-         "position": np.broadcast_to(np.arange(Q, dtype=np.int32), (3, Q))}  # fmt: skip
+    y = {
+        "value": value,
+        "segment": segment,
+        "slot": np.zeros_like(value),
+        "mask": segment > 0,
+        "position": np.broadcast_to(np.arange(Q, dtype=np.int32), (3, Q)),
+    }
     return run(task, p, features, jax.tree.map(jnp.asarray, y))
 
 

@@ -32,9 +32,11 @@ def made(name):
         "regression": np.asarray([[0.5, 2.0, -1.0, 0.0]], np.float32),
     }[kind]
     labels = {
-        "value": jnp.asarray(value), "mask": jnp.asarray([[True, True, True, False]]),
-        "teacher": jnp.asarray(soft, jnp.float32), "teacher_mask": jnp.ones((1, 4), bool),
-    }  # fmt: skip
+        "value": jnp.asarray(value),
+        "mask": jnp.asarray([[True, True, True, False]]),
+        "teacher": jnp.asarray(soft, jnp.float32),
+        "teacher_mask": jnp.ones((1, 4), bool),
+    }
     if kind == "tagging":
         labels |= {"segment": jnp.ones((1, 4), jnp.int32), "slot": jnp.zeros((1, 4), jnp.int32)}
     return task, params, logits, labels

@@ -127,10 +127,13 @@ def test_constants_and_no_data_give_zero_not_nan():
 def test_chunks_merge_to_the_value_of_the_whole(name):
     metric = METRICS[name]
     data = {
-        "ids": (GOLD % 2, PREDICTED % 2), "sets": SETS, "values": REAL, "tags": (sequences(3), sequences(3)),
+        "ids": (GOLD % 2, PREDICTED % 2),
+        "sets": SETS,
+        "values": REAL,
+        "tags": (sequences(3), sequences(3)),
         "answers": ([[NAMES[g]] for g in GOLD], [NAMES[p] for p in PREDICTED]),
         "hidden": (GOLD, np.stack([PREDICTED, -PREDICTED / 4.0], 1)),
-    }  # fmt: skip
+    }
     for of in metric.of:
         gold, predicted = data[of]
         names = TAGS if of == "tags" else NAMES

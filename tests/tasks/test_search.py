@@ -70,8 +70,9 @@ def test_a_wide_beam_finds_the_best_of_all_sequences_in_their_order(alpha, diffe
         scores = {s: of(example, s) / ((5 + len(s)) / 6) ** alpha for s in every_sequence()}
         ranked = sorted(scores, key=lambda s: -scores[s])
         assert [list(t) for t in result.tokens[example][: len(ranked)]] == [padded(s) for s in ranked]
-        differs("beam search against all sequences", result.score[example][: len(ranked)],
-                [scores[s] for s in ranked], 2e-5)  # fmt: skip
+        differs(
+            "beam search against all sequences", result.score[example][: len(ranked)], [scores[s] for s in ranked], 2e-5
+        )
         assert (result.score[example][len(ranked) :] <= search.NEVER).all()
     assert (result.tokens[2] == -1).all()  # no example, no text
 

@@ -19,10 +19,40 @@ EXAMPLES = int(os.environ.get("FUZZ", "100"))
 SETTINGS = hypothesis.settings(max_examples=EXAMPLES, deadline=None, derandomize="FUZZ" not in os.environ)
 TEXTS_METRICS = sorted(n for n, m in METRICS.items() if "texts" in m.of and n not in ("token_accuracy", "perplexity"))
 WORDS = st.sampled_from(
-    ["the", "A", "cats", "running", "don't", "3.14", "U.S.", "-", "...", "привет", "мир", "प्रधानमंत्री", "।", "北京",
-     "です", "ケース", "cafe\u0301", "café", "ภาษา", "👍🏽", "&amp;", "<skipped>", "\u200b", "\x00", "_", "ʼ", "“x”",
-     "\n", "\ufeff", "５", "ﬁ"]
-)  # fmt: skip
+    [
+        "the",
+        "A",
+        "cats",
+        "running",
+        "don't",
+        "3.14",
+        "U.S.",
+        "-",
+        "...",
+        "привет",
+        "мир",
+        "प्रधानमंत्री",
+        "।",
+        "北京",
+        "です",
+        "ケース",
+        "cafe\u0301",
+        "café",
+        "ภาษา",
+        "👍🏽",
+        "&amp;",
+        "<skipped>",
+        "\u200b",
+        "\x00",
+        "_",
+        "ʼ",
+        "“x”",
+        "\n",
+        "\ufeff",
+        "５",
+        "ﬁ",
+    ]
+)
 TEXT = st.text(max_size=40) | st.lists(WORDS, max_size=12).map(" ".join) | st.lists(WORDS, max_size=8).map("".join)
 WORD = unicode.pattern(False, False)
 

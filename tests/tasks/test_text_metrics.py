@@ -45,7 +45,7 @@ def test_perplexity_and_accuracy_of_tokens():
         (["ein Café"], ["ein Cafe\u0301"], 1.0),
         (["naïve running"], ["naïve runs"], 1.0),  # English words have their stem here too
     ],
-)  # fmt: skip
+)
 def test_rouge_reads_words_of_any_script(gold, said, wanted):
     assert evaluate("rougeL", gold, said, ()) == evaluate("rouge1", gold, said, ()) == pytest.approx(wanted)
 

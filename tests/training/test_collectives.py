@@ -17,19 +17,28 @@ from mtl_jax.training.step import train_step
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 OF_THE_GRAM = {
-    "mean": {"kind": "l2_to_mean"}, "pairs": {"kind": "l2_pairwise"}, "trace": {"kind": "trace_norm"},
-    "outside": {"kind": "subspace", "options": {"dim": 1}}, "covariance": {"kind": "mtrl"},
-    "kernel": {"kind": "kernel"}, "determinant": {"kind": "log_det"}, "anchor": {"kind": "l2_to_anchor"},
-}  # fmt: skip
+    "mean": {"kind": "l2_to_mean"},
+    "pairs": {"kind": "l2_pairwise"},
+    "trace": {"kind": "trace_norm"},
+    "outside": {"kind": "subspace", "options": {"dim": 1}},
+    "covariance": {"kind": "mtrl"},
+    "kernel": {"kind": "kernel"},
+    "determinant": {"kind": "log_det"},
+    "anchor": {"kind": "l2_to_anchor"},
+}
 TASKS = ("color", "long")
 
 
 def moved(tiny, mesh, penalties):
     """The collectives of a step, (kind, shape) -> how many, and the shapes of the stacks."""
     config = tiny(
-        train_on=TASKS, sharing__trunk="none", model__layer="cnn", model__width=16, data__rows=8,
+        train_on=TASKS,
+        sharing__trunk="none",
+        model__layer="cnn",
+        model__width=16,
+        data__rows=8,
         training__mesh={"data": mesh[0], "task": mesh[1], "model": mesh[2]},
-    )  # fmt: skip
+    )
     for name, fields in penalties.items():
         default.add_penalty(config, name, strength=0.1, **fields)
     experiment = build(config)

@@ -21,10 +21,16 @@ from mtl_jax.training.penalty_effect import Effect
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 PLAIN = {
-    "sharing__trunk": "none", "model__column_init": "independent", "model__layer": "cnn", "optimizer__name": "sgd",
-    "optimizer__weight_decay": 0.0, "optimizer__warmup": 0.0, "optimizer__clip": 0.0, "optimizer__learning_rate": 1.0,
+    "sharing__trunk": "none",
+    "model__column_init": "independent",
+    "model__layer": "cnn",
+    "optimizer__name": "sgd",
+    "optimizer__weight_decay": 0.0,
+    "optimizer__warmup": 0.0,
+    "optimizer__clip": 0.0,
+    "optimizer__learning_rate": 1.0,
     "model__dropout": 0.0,
-}  # fmt: skip
+}
 
 
 def columns(flat, start):
@@ -75,8 +81,11 @@ def test_columns_that_are_equal_have_ratio_and_distance_0_and_nothing_is_nan():
     assert float(penalty_effect.column_distance({"x": jnp.asarray([[1.0], [-1.0]])})) == np.inf  # Θ̄ = 0
     zero, one = jnp.float32(0.0), jnp.float32(1.0)
     assert [float(penalty_effect.ratio(*pair)) for pair in ((zero, zero), (one, zero), (zero, one), (one, one))] == [
-        0.0, np.inf, 0.0, 1.0
-    ]  # fmt: skip
+        0.0,
+        np.inf,
+        0.0,
+        1.0,
+    ]
     gradient = jax.grad(lambda x: penalty_effect.norm([x]))(jnp.zeros(3))
     np.testing.assert_array_equal(gradient, 0.0)
     assert penalty_effect.mean_ratio([0.5, None, float("nan"), float("inf"), 1.5]) == 1.0

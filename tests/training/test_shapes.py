@@ -46,9 +46,7 @@ def layer(module):
 
 
 def pooled(how):
-    return lambda hidden, segment, start, among: features.pooled(
-        Features(hidden, segment, start, start), how, among
-    )  # fmt: skip
+    return lambda hidden, segment, start, among: features.pooled(Features(hidden, segment, start, start), how, among)
 
 
 def taught(share, teacher):
@@ -76,13 +74,25 @@ CASES = {  # (function, right arguments), the number of an argument and a wrong 
     "ids and mask": ((lambda v, m: losses.targets({"value": v, "mask": m}, C), (i(R, E), b(R, E))), 1, b(R, 1)),
     "distributions": ((lambda v, m: losses.targets({"value": v, "mask": m}, C), (f(R, E, C), b(R, E))), 0, f(R, E, 1)),
     "partition, segments": (with_params(crf.log_partition, f(R, Q, C), i(R, Q)), 1, i(1, Q)),
-    "partition, moves": (with_params(crf.log_partition, f(R, Q, C), i(R, Q)), 2,
-                         {"move": f(1, C), "start": f(C), "end": f(C)}),
-    "score of tags": ((lambda e, s, t, p: crf.score(e, s, t, p),
-                       (f(R, Q, C), i(R, Q), i(R, Q), {"move": f(C, C), "start": f(C), "end": f(C)})), 2, i(1, Q)),
+    "partition, moves": (
+        with_params(crf.log_partition, f(R, Q, C), i(R, Q)),
+        2,
+        {"move": f(1, C), "start": f(C), "end": f(C)},
+    ),
+    "score of tags": (
+        (
+            lambda e, s, t, p: crf.score(e, s, t, p),
+            (f(R, Q, C), i(R, Q), i(R, Q), {"move": f(C, C), "start": f(C), "end": f(C)}),
+        ),
+        2,
+        i(1, Q),
+    ),
     "likelihood, labels": (with_params(crf.negative_log_likelihood, f(R, Q, C), i(R, Q), i(R, Q), b(R, Q)), 2, i(R, 1)),
     "likelihood, a mask of numbers": (
-        with_params(crf.negative_log_likelihood, f(R, Q, C), i(R, Q), i(R, Q), b(R, Q)), 3, i(R, Q)),
+        with_params(crf.negative_log_likelihood, f(R, Q, C), i(R, Q), i(R, Q), b(R, Q)),
+        3,
+        i(R, Q),
+    ),
     "marginals": (with_params(crf.marginal_cross_entropy, f(R, Q, C), i(R, Q), f(R, Q, C)), 2, f(1, Q, C)),
     "viterbi": (with_params(crf.viterbi, f(R, Q, C), i(R, Q)), 2, {"move": f(C, C), "start": f(1), "end": f(C)}),
     "softmax in groups": ((segment_softmax.log_softmax, (f(R, Q), i(R, Q), b(R, Q))), 2, b(R, 1)),
@@ -93,13 +103,16 @@ CASES = {  # (function, right arguments), the number of an argument and a wrong 
     "squared error": ((regression, (f(R, E), f(R, E), b(R, E))), 1, f(R, 1)),
     "written tokens": ((generation, (f(R, Q, C), i(R, Q), b(R, Q), i(R, Q))), 2, b(1, Q)),
     "a share for each": ((taught, (f(), f(R, E))), 0, f(E)),
-    "attention": ((functools.partial(attend, noise=None), (f(R, T, 2, D), f(R, T, 2, D), f(R, T, 2, D), i(R, T))), 3,
-                  i(1, T)),
+    "attention": (
+        (functools.partial(attend, noise=None), (f(R, T, 2, D), f(R, T, 2, D), f(R, T, 2, D), i(R, T))),
+        3,
+        i(1, T),
+    ),
     "RNN": ((layer(RNN(D)), (f(R, T, D), i(R, T))), 1, i(1, T)),
     "LSTM": ((layer(LSTM(D)), (f(R, T, D), i(R, T))), 1, i(1, T)),
     "BiLSTM": ((layer(BiLSTM(D)), (f(R, T, D), i(R, T))), 1, i(1, T)),
     "CNN": ((layer(CNN(D)), (f(R, T, D), i(R, T))), 1, i(1, T)),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -47,10 +47,12 @@ def resident_rows(batches: Batches) -> ResidentRows:
     return ResidentRows(
         offset=np.cumsum([0, *counts[:-1]]).astype(np.int32),
         fields=fields,
-        labels={task: dict(rows[d].labels[task]) for task, d in zip(batches.layout.tasks, batches.layout.dataset_of,
-                                                                    strict=True)},
+        labels={
+            task: dict(rows[d].labels[task])
+            for task, d in zip(batches.layout.tasks, batches.layout.dataset_of, strict=True)
+        },
         pixels=pixels,
-    )  # fmt: skip
+    )
 
 
 def _joined_patches(rows) -> tuple[np.ndarray, np.ndarray]:

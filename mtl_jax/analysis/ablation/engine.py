@@ -94,11 +94,14 @@ class Engine:
         spec, experiment = self.built.spec, self.built.experiment
         whole = lane_steps.over_lanes(functools.partial(lane_steps.advance, spec), "lllls--", self.shape)
         arguments = (
-            self.abstract_state(), self._abstract(jax.eval_shape(self._no_losses), "l"),
-            self._abstract(self.built.hypers[0], "l"), self._abstract(np.zeros((), bool), "l"),
-            self._abstract(self._draws(experiment.config.seed, 0, 1), "s"), self._abstract(self.source, "-"),
+            self.abstract_state(),
+            self._abstract(jax.eval_shape(self._no_losses), "l"),
+            self._abstract(self.built.hypers[0], "l"),
+            self._abstract(np.zeros((), bool), "l"),
+            self._abstract(self._draws(experiment.config.seed, 0, 1), "s"),
+            self._abstract(self.source, "-"),
             self._abstract(np.int32(0), "-"),
-        )  # fmt: skip
+        )
         return jax.jit(whole, donate_argnums=(0, 1)).lower(*arguments).compile()
 
     def _abstract(self, tree, leading):

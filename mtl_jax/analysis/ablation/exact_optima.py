@@ -67,8 +67,10 @@ def linear(config: Any, corpus: Corpus, kind: str, strength: float) -> dict[str,
     _require_linear(config)
     names = corpus.layout.tasks
     tasks = {name: _task(config, corpus, name) for name in names}
-    data = {name: {split: _arrays(corpus, name, split, tasks[name].scaling) for split in rows}
-            for name, rows in ((n, corpus.rows[corpus.specs[n].dataset]) for n in names)}  # fmt: skip
+    data = {
+        name: {split: _arrays(corpus, name, split, tasks[name].scaling) for split in rows}
+        for name, rows in ((n, corpus.rows[corpus.specs[n].dataset]) for n in names)
+    }
     problem = Problem(*zip(*((*data[n]["train"][:2], float(config.tasks[n].weight)) for n in names), strict=True))
     notes: list[str] = []
     center = _center(config, kind)
@@ -89,10 +91,13 @@ def linear(config: Any, corpus: Corpus, kind: str, strength: float) -> dict[str,
         known = ", ".join([*QUADRATIC, "trace_norm", "tied"])
         raise UserError(f"config.ablation.reference: 'linear' knows no optimum for {kind!r}; it does for {known}")
     scores = {
-        name: {split: _scores(tasks[name], w, *data[name][split]) for split in config.evaluation.splits
-               if split in data[name]}
+        name: {
+            split: _scores(tasks[name], w, *data[name][split])
+            for split in config.evaluation.splits
+            if split in data[name]
+        }
         for name, w in zip(names, weights.T, strict=True)
-    }  # fmt: skip
+    }
     objective = problem.loss(weights) + strength * omega
     return {"scores": scores, "weights": weights.T, "objective": objective, "notes": notes}
 

@@ -12,15 +12,36 @@ from mtl_jax.errors import UserError
 
 # "*" = one name of the user's own. What is not here changes the program.
 TRACED = (
-    "penalties.*.strength", "penalties.*.by_layer.*", "tasks.*.weight", "optimizer.learning_rate",
-    "optimizer.weight_decay", "model.dropout", "model.attention_dropout", "loss_weights.options.*",
-    "aggregation.options.*", "auxiliary.*", "distillation.*.weight", "meta.inner_rate",
-)  # fmt: skip
+    "penalties.*.strength",
+    "penalties.*.by_layer.*",
+    "tasks.*.weight",
+    "optimizer.learning_rate",
+    "optimizer.weight_decay",
+    "model.dropout",
+    "model.attention_dropout",
+    "loss_weights.options.*",
+    "aggregation.options.*",
+    "auxiliary.*",
+    "distillation.*.weight",
+    "meta.inner_rate",
+)
 # mappings whose keys are the user's own: what is absent has its default
 _GROWS = (
-    "by_layer", "options", "mixer_options", "read_options", "adapter_options", "depths", "feeds", "auxiliary", "groups",
-    "limit", "where", "splits", "penalties", "weights",
-)  # fmt: skip
+    "by_layer",
+    "options",
+    "mixer_options",
+    "read_options",
+    "adapter_options",
+    "depths",
+    "feeds",
+    "auxiliary",
+    "groups",
+    "limit",
+    "where",
+    "splits",
+    "penalties",
+    "weights",
+)
 
 
 def is_traced(field: str) -> bool:

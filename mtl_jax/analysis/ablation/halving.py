@@ -49,7 +49,7 @@ def rungs(config: Any, settings: int) -> tuple[int, ...]:
 
 def survivors(
     ranks: Sequence[tuple[float, float]], settings: Sequence[int], all_settings: Sequence[Setting], eta: float
-):  # fmt: skip
+):
     """The settings that go on: the ends, and the best 1/eta of the others by mean score over seeds.
 
     Args:

@@ -180,9 +180,11 @@ def move(spec, fields, optimizer, state, losses, logs, moments, hyper, active, o
 
     moves = active & finite
     return (
-        where(active, after, state), where(active, moved_losses, losses),
-        where(moves, moved_logs, logs), where(moves, moved_moments, moments),
-    )  # fmt: skip
+        where(active, after, state),
+        where(active, moved_losses, losses),
+        where(moves, moved_logs, logs),
+        where(moves, moved_moments, moments),
+    )
 
 
 def _mean_loss(spec, state: TrainState, batch, hyper):

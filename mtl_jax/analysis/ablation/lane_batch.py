@@ -38,18 +38,28 @@ def new_log() -> dict[str, Any]:
     curve       see `results.Lane`
     """
     return {
-        "status": RUNNING, "steps": 0, "left_out": 0, "best_score": None, "best_loss": None, "best_step": None,
-        "stale": 0, "curve": [],
-    }  # fmt: skip
+        "status": RUNNING,
+        "steps": 0,
+        "left_out": 0,
+        "best_score": None,
+        "best_loss": None,
+        "best_step": None,
+        "stale": 0,
+        "curve": [],
+    }
 
 
 class Turn:
     """S seeds × L settings on their way. Use as a context manager: entering restores or begins."""
 
     def __init__(
-        self, engine_for: Callable[[int, int], Engine], seeds: Sequence[int], settings: Sequence[int],
-        folder: pathlib.Path, tuner_for: Callable[[Engine], Tuner] | None = None,
-    ):  # fmt: skip
+        self,
+        engine_for: Callable[[int, int], Engine],
+        seeds: Sequence[int],
+        settings: Sequence[int],
+        folder: pathlib.Path,
+        tuner_for: Callable[[Engine], Tuner] | None = None,
+    ):
         """
         Args:
           engine_for: (S, L) -> the engine of that shape.

@@ -66,9 +66,15 @@ def batch_at(spec: StepSpec, source: Any, draws: Any, number: jax.Array):
 
 
 def advance(
-    spec: StepSpec, state: TrainState, losses: Losses, hyper: Any, active: jax.Array,
-    draws: Any, source: ResidentRows | None, count: jax.Array,
-):  # fmt: skip
+    spec: StepSpec,
+    state: TrainState,
+    losses: Losses,
+    hyper: Any,
+    active: jax.Array,
+    draws: Any,
+    source: ResidentRows | None,
+    count: jax.Array,
+):
     """`count` steps of one lane; nothing where it is not `active`.
 
     Returns:
@@ -83,10 +89,11 @@ def advance(
         ratio = metrics["penalty_ratio"]
         known = {name: jnp.isfinite(value) for name, value in ratio.items()}
         return state, Losses(
-            total, losses.count + counted.astype(jnp.float32),
+            total,
+            losses.count + counted.astype(jnp.float32),
             {name: losses.ratio[name] + jnp.where(known[name], value, 0.0) for name, value in ratio.items()},
             {name: losses.ratios[name] + known[name].astype(jnp.float32) for name in ratio},
-        )  # fmt: skip
+        )
 
     def steps(carry):
         return jax.lax.fori_loop(0, count, step, carry)

@@ -260,8 +260,10 @@ def _ends(config, chosen, sweeps) -> list[Program]:
     swept_rate = any("optimizer.learning_rate" in s.fields for s in others.values())
     rates = [None] if swept_rate else [config.optimizer.learning_rate * factor for factor in config.ablation.rates]
     if not rates:
-        raise UserError("config.ablation.rates: the ends are trained at these learning rates; name one at least, or "
-                        "set config.ablation.ends=False")  # fmt: skip
+        raise UserError(
+            "config.ablation.rates: the ends are trained at these learning rates; name one at least, or "
+            "set config.ablation.ends=False"
+        )
 
     def settings(line, extra):
         found = []

@@ -132,9 +132,14 @@ def of_lanes(found: Sequence[records.Lane]) -> list[dict[str, Any]]:
     warnings = []
     for status in ("frozen: not finite", "dropped"):
         if count := sum(lane.status == status for lane in found):
-            warnings.append(run_warnings.warning(
-                run_warnings.STEPS, f"{count} of {len(found)} lanes: {status}; they are in no mean", count, len(found)
-            ))  # fmt: skip
+            warnings.append(
+                run_warnings.warning(
+                    run_warnings.STEPS,
+                    f"{count} of {len(found)} lanes: {status}; they are in no mean",
+                    count,
+                    len(found),
+                )
+            )
     if some := [lane for lane in trained if lane.left_out and not lane.status.startswith("frozen")]:
         most = max(some, key=lambda lane: lane.left_out / lane.steps)
         text = (
@@ -194,7 +199,9 @@ def _train(planned: Plan, one: Program, folder, sources: Sources, stop, bar) -> 
     done = {
         "lanes": [
             records.Lane(
-                line=built.settings[i].line, choices=dict(one.choices), seed=seed,
+                line=built.settings[i].line,
+                choices=dict(one.choices),
+                seed=seed,
                 **(found[seed, i] | {"values": {**built.settings[i].values, **found[seed, i]["values"]}}),
             )._asdict()
             for i in range(count)
@@ -209,7 +216,7 @@ def _train(planned: Plan, one: Program, folder, sources: Sources, stop, bar) -> 
         "notes": list(built.notes),
         "warnings": run_warnings.of_data(built.experiment.corpus),
         "tasks": {name: list(task.metrics) for name, task in built.experiment.tasks.items()},
-    }  # fmt: skip
+    }
     folders.write_json(folder / "lanes.json", done)
     for number in range(len(turns)):
         shutil.rmtree(folder / f"turn_{number:02}")
@@ -226,10 +233,14 @@ def _references(one: Program, built: Built) -> list[dict[str, Any]]:
             raise UserError("config.ablation.reference: the exact optimum is known for one penalty, not several")
         (penalty,) = config.penalties.values()
         optimum = exact(config, built.experiment.corpus, penalty.kind, penalty.strength)
-        found.append({
-            "label": "exact optimum", "choices": dict(one.choices), "values": dict(setting.values),
-            "scores": optimum["scores"],
-        })  # fmt: skip
+        found.append(
+            {
+                "label": "exact optimum",
+                "choices": dict(one.choices),
+                "values": dict(setting.values),
+                "scores": optimum["scores"],
+            }
+        )
     return found
 
 

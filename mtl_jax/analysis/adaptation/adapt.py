@@ -62,9 +62,13 @@ class Adapted(NamedTuple):
 
 
 def adapt(
-    given: Any, runs: Mapping[pathlib.Path, Any], checkpoint: str | None, out: pathlib.Path, default: ModuleType,
+    given: Any,
+    runs: Mapping[pathlib.Path, Any],
+    checkpoint: str | None,
+    out: pathlib.Path,
+    default: ModuleType,
     check: Callable[[Any], None],
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """Adapts runs to the tasks of a config, and writes out/adapt.json.
 
     Args:
@@ -100,10 +104,16 @@ def adapt(
     steps = tuple(sorted(set(chosen.steps)))
     found: dict[str, Any] = {
         "runs": {name: None if name == START else str(run) for name, run in zip(sources, (*runs, None), strict=True)},
-        "tasks": reported, "tuned_on": list(chosen.tuned_on), "shots": list(chosen.shots), "steps": list(steps),
-        "rates": list(chosen.rates), "draws": chosen.draws, "against": against, "seed": config.seed,
+        "tasks": reported,
+        "tuned_on": list(chosen.tuned_on),
+        "shots": list(chosen.shots),
+        "steps": list(steps),
+        "rates": list(chosen.rates),
+        "draws": chosen.draws,
+        "against": against,
+        "seed": config.seed,
         **{field: {name: {} for name in sources} for field in ("chosen", "scores", "mean", "by_task", "curves")},
-    }  # fmt: skip
+    }
     adaptations = len(tuning) * chosen.tuning_draws * len(chosen.rates) + len(reported) * chosen.draws
     with progress_bar("adapting", "run", len(sources) * len(chosen.shots) * adaptations) as bar:
         for name, source in sources.items():
@@ -125,8 +135,11 @@ def adapt(
                 k = str(shots)
                 curves = np.mean(list(tested.values()), axis=0)
                 scores = {t: values[:, number].tolist() for t, values in tested.items()}
-                found["chosen"][name][k] = {"rate": chosen.rates[rate], "steps": steps[number],
-                                            "dev": float(mean[rate, number])}  # fmt: skip
+                found["chosen"][name][k] = {
+                    "rate": chosen.rates[rate],
+                    "steps": steps[number],
+                    "dev": float(mean[rate, number]),
+                }
                 found["scores"][name][k] = scores
                 found["mean"][name][k] = interval(curves[:, number].tolist())._asdict()
                 found["by_task"][name][k] = {t: interval(values)._asdict() for t, values in scores.items()}
@@ -248,10 +261,17 @@ def _alone(source: Source, task: str, pretrained_params: Any = None) -> Experime
     """The experiment of one new task."""
     config, kept = source.config, source.kept
     data = corpora.load(
-        config.datasets, label_specs(config), kept.tokenizer, row_length=config.data.row_length,
-        max_length=max_length(config, kept.architecture), pack=False, overlong="truncate", seed=config.data.seed,
-        tasks=(task,), max_unseen=config.data.max_unseen,
-    )  # fmt: skip
+        config.datasets,
+        label_specs(config),
+        kept.tokenizer,
+        row_length=config.data.row_length,
+        max_length=max_length(config, kept.architecture),
+        pack=False,
+        overlong="truncate",
+        seed=config.data.seed,
+        tasks=(task,),
+        max_unseen=config.data.max_unseen,
+    )
     return assemble(config, data, kept.architecture, pretrained_params)
 
 

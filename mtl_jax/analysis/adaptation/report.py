@@ -13,8 +13,15 @@ from mtl_jax.analysis.report import warning_lines
 def rows(found: Mapping[str, Any]) -> tables.Rows:
     """A row for each k and each run."""
     tasks = found["tasks"]
-    header = ["examples a class", "from", found["metric"], *(tasks if len(tasks) > 1 else ()), f"− {found['against']}",
-              "rate", "steps"]  # fmt: skip
+    header = [
+        "examples a class",
+        "from",
+        found["metric"],
+        *(tasks if len(tasks) > 1 else ()),
+        f"− {found['against']}",
+        "rate",
+        "steps",
+    ]
     result = []
     for k in map(str, found["shots"]):
         for name in found["runs"]:
@@ -32,17 +39,19 @@ def tell(found: Mapping[str, Any], out: pathlib.Path) -> str:
     """Draws the figures into out/figures and gives the text of the terminal."""
     tuned = ", ".join(found["tuned_on"]) or "the same tasks, other draws"
     figures = [str(picture.file) for picture in draw(found, out / "figures")]
-    return "\n".join([
-        tables.table(*rows(found)),
-        "",
-        f"on test, ± 95 % over {found['draws']} draws of the support, one run each; rate and steps chosen on dev of "
-        f"{tuned};",
-        "differences paired by draw, p corrected by Holm",
-        *warning_lines(found, out / "adapt.json"),
-        "",
-        f"numbers  {out / 'adapt.json'}",
-        f"figures  {', '.join(figures)}",
-    ])  # fmt: skip
+    return "\n".join(
+        [
+            tables.table(*rows(found)),
+            "",
+            f"on test, ± 95 % over {found['draws']} draws of the support, one run each; rate and steps chosen on dev "
+            f"of {tuned};",
+            "differences paired by draw, p corrected by Holm",
+            *warning_lines(found, out / "adapt.json"),
+            "",
+            f"numbers  {out / 'adapt.json'}",
+            f"figures  {', '.join(figures)}",
+        ]
+    )
 
 
 def draw(found: Mapping[str, Any], folder: pathlib.Path) -> list[plotting.Picture]:

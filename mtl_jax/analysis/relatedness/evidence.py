@@ -141,9 +141,10 @@ def _probe_of(experiment: Experiment, layout, lookahead):
         affinity = measures.tag_affinity(before, jax.lax.map(after, jnp.arange(count)))
         cosine = measures.gradient_cosine(gradients)
         return (
-            jnp.where(present, cosine, jnp.nan), jnp.where(present, affinity, jnp.nan),
+            jnp.where(present, cosine, jnp.nan),
+            jnp.where(present, affinity, jnp.nan),
             jax.tree.map(jnp.square, gradients),
-        )  # fmt: skip
+        )
 
     return probe
 

@@ -143,18 +143,28 @@ def _graph(found, order, folder):
         value = gains[i, j]
         seen.add(value > 0)
         arrow = {
-            "arrowstyle": "-|>", "color": colours[bool(value > 0)], "linewidth": 0.4 + 3.6 * abs(value) / most,
-            "shrinkA": 24, "shrinkB": 24, "connectionstyle": "arc3,rad=0.12", "alpha": 0.8,
-        }  # fmt: skip
+            "arrowstyle": "-|>",
+            "color": colours[bool(value > 0)],
+            "linewidth": 0.4 + 3.6 * abs(value) / most,
+            "shrinkA": 24,
+            "shrinkB": 24,
+            "connectionstyle": "arc3,rad=0.12",
+            "alpha": 0.8,
+        }
         axes.annotate("", at[j], at[i], arrowprops=arrow)
     names = list(found["groups"]["groups"])
     for k, task in enumerate(tasks):
         number = found["groups"]["served"][task]
         colour = plotting.PALETTE[(number + 4) % len(plotting.PALETTE)] if len(names) > 1 else "#DDDDDD"
         axes.text(
-            *at[k], task, ha="center", va="center", fontsize=9, parse_math=False,
+            *at[k],
+            task,
+            ha="center",
+            va="center",
+            fontsize=9,
+            parse_math=False,
             bbox={"boxstyle": "round,pad=0.4", "facecolor": colour, "alpha": 0.45, "edgecolor": "black"},
-        )  # fmt: skip
+        )
     for positive, label in ((True, "helps"), (False, "harms")):
         if positive in seen:
             axes.plot([], [], color=colours[positive], linewidth=2, label=label)

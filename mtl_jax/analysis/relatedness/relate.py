@@ -188,9 +188,11 @@ def _result(config, tasks, metrics, measured, seeds) -> dict[str, Any]:
             continue
         towards = -matrix if measure.distance else matrix
         found[name] = {
-            "title": measure.title, "distance": measure.distance, "matrix": matrix.tolist(),
+            "title": measure.title,
+            "distance": measure.distance,
+            "matrix": matrix.tolist(),
             "correlation": correlation(towards, gain)._asdict(),
-        }  # fmt: skip
+        }
     looks = None
     if seeds[0]["looks"]:
         cosines = np.mean([[[_numbers(r) for r in m] for m in s["looks"]["cosines"]] for s in seeds], axis=0)
@@ -198,18 +200,25 @@ def _result(config, tasks, metrics, measured, seeds) -> dict[str, Any]:
     known = np.nan_to_num(gain, nan=0.0)
     groups = grouping.best_groups(len(tasks), config.relate.groups, grouping.pairwise(known))
     return {
-        "version": VERSION, "tasks": tasks, "metrics": metrics, "split": config.relate.split, **measured,
-        "measures": found, "looks": looks,
+        "version": VERSION,
+        "tasks": tasks,
+        "metrics": metrics,
+        "split": config.relate.split,
+        **measured,
+        "measures": found,
+        "looks": looks,
         "groups": {
             "groups": [[tasks[k] for k in group] for group in groups.groups],
-            "served": dict(zip(tasks, groups.served, strict=True)), "gain": groups.gain, "exact": groups.exact,
+            "served": dict(zip(tasks, groups.served, strict=True)),
+            "gain": groups.gain,
+            "exact": groups.exact,
         },
         "auxiliary": {
             task: [tasks[k] for k in grouping.auxiliary_tasks(known, target, config.relate.auxiliary)]
             for target, task in enumerate(tasks)
         },
         "notes": notes,
-    }  # fmt: skip
+    }
 
 
 def _numbers(row):

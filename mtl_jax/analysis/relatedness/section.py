@@ -53,10 +53,9 @@ def groups_said(found: Mapping[str, Any]) -> list[str]:
     groups = found["groups"]
     how = "the best there is" if groups["exact"] else "found greedily"
     each = "; ".join(
-        f"{', '.join(group)}"
-        + (f" (for {', '.join(served)})" if (served := _served(groups, n)) != group else "")
+        f"{', '.join(group)}" + (f" (for {', '.join(served)})" if (served := _served(groups, n)) != group else "")
         for n, group in enumerate(groups["groups"])
-    )  # fmt: skip
+    )
     lines = [f"groups to train together: {each}: gain {groups['gain']:+.3f} in all by the gains of pairs, {how}"]
     for task, chosen in found["auxiliary"].items():
         lines.append(f"beside {task}: {', '.join(chosen) or 'nothing helps it'}")
@@ -74,22 +73,28 @@ def relatedness(
     config = read_config(folder) if (folder / "config.json").exists() else {}
     parts = configuration(config, default)
     parts += [html.heading("What tasks gain from each other"), html.grid(*gain_rows(found))]
-    parts.append(html.paragraph(
-        "Every pair and every task alone were trained as lanes of one program, and scored after the last step; gains "
-        "are paired by seed. * p < 0.05 after Holm's correction over all ordered pairs."
-    ))  # fmt: skip
+    parts.append(
+        html.paragraph(
+            "Every pair and every task alone were trained as lanes of one program, and scored after the last step; "
+            "gains are paired by seed. * p < 0.05 after Holm's correction over all ordered pairs."
+        )
+    )
     pictures = draw(found, figures)
     parts += [html.picture(*picture) for picture in pictures[:2]]
     parts += [html.heading("Which tasks to train together", 3), html.items(groups_said(found))]
-    parts.append(html.paragraph(
-        "A group is taken to bring a task the mean of what its other members bring it in pairs; what larger groups "
-        "really bring was not trained."
-    ))  # fmt: skip
+    parts.append(
+        html.paragraph(
+            "A group is taken to bring a task the mean of what its other members bring it in pairs; what larger groups "
+            "really bring was not trained."
+        )
+    )
     if found["measures"]:
         parts += [html.heading("What foretells transfer"), html.grid(*measure_rows(found))]
-        parts.append(html.paragraph(
-            "ρ over ordered pairs of tasks. Pairs of one task depend on each other: intervals are by the jackknife "
-            "over tasks, and p is the share of orders of the tasks that give as large a ρ."
-        ))  # fmt: skip
+        parts.append(
+            html.paragraph(
+                "ρ over ordered pairs of tasks. Pairs of one task depend on each other: intervals are by the jackknife "
+                "over tasks, and p is the share of orders of the tasks that give as large a ρ."
+            )
+        )
     parts += [html.picture(*picture) for picture in pictures[2:]]
     return parts + ([html.heading("Notes"), html.items(found["notes"])] if found["notes"] else [])

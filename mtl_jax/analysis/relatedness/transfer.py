@@ -25,11 +25,12 @@ def plan(config: ConfigDict, tasks: Sequence[str]) -> Plan:
     together = [(k,) for k in range(len(tasks))] + list(itertools.combinations(range(len(tasks)), 2))
     settings = tuple(
         Setting(
-            "sharing", {"first": group[0], "last": group[-1]},
+            "sharing",
+            {"first": group[0], "last": group[-1]},
             {f"tasks.{task}.weight": config.tasks[task].weight * (k in group) for k, task in enumerate(tasks)},
         )
         for group in together
-    )  # fmt: skip
+    )
     seeds = tuple(range(config.seed, config.seed + config.relate.seeds))
     return Plan((Program("transfer", own, {}, settings, {}),), {}, {}, {}, seeds)
 
@@ -59,5 +60,7 @@ def gains(grid: Grid, split: str) -> dict[str, Any]:
     matrix: list[list[Any]] = [[None] * len(tasks) for _ in tasks]
     for (i, j), difference in zip(pairs, found, strict=True):
         matrix[i][j] = difference._asdict()
-    return {"alone": {t: interval(list(a.values()))._asdict() for t, a in zip(tasks, alone, strict=True)},
-            "gain": matrix}  # fmt: skip
+    return {
+        "alone": {t: interval(list(a.values()))._asdict() for t, a in zip(tasks, alone, strict=True)},
+        "gain": matrix,
+    }

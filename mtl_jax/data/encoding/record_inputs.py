@@ -103,9 +103,15 @@ def units_of(
         pairs = zip(records, texts, strict=True)
         bare = [marked_spans.of_text(record, whole, marked, marked_ends) for record, (whole,) in pairs]
         return Units(
-            [(text,) for text, _ in bare], None, [[] for _ in records], records, offered,
-            [spans for _, spans in bare], tuple(markers), aligned,
-        )  # fmt: skip
+            [(text,) for text, _ in bare],
+            None,
+            [[] for _ in records],
+            records,
+            offered,
+            [spans for _, spans in bare],
+            tuple(markers),
+            aligned,
+        )
     sentences = [_words(record, words) for record in records]
     spans = None
     if marked:

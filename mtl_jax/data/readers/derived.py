@@ -19,14 +19,39 @@ from mtl_jax.errors import UserError
 
 # of Universal Dependencies: what modifies, and can be left out of a sentence that stays one
 MODIFIERS = (
-    "acl", "acl:relcl", "advcl", "advcl:relcl", "advmod", "amod", "appos", "discourse", "nmod", "nmod:npmod",
-    "nmod:tmod", "nmod:unmarked", "nmod:desc", "obl:npmod", "obl:tmod", "obl:unmarked", "parataxis", "vocative",
-)  # fmt: skip
+    "acl",
+    "acl:relcl",
+    "advcl",
+    "advcl:relcl",
+    "advmod",
+    "amod",
+    "appos",
+    "discourse",
+    "nmod",
+    "nmod:npmod",
+    "nmod:tmod",
+    "nmod:unmarked",
+    "nmod:desc",
+    "obl:npmod",
+    "obl:tmod",
+    "obl:unmarked",
+    "parataxis",
+    "vocative",
+)
 # of PropBank: adjuncts that can be left out; negation, modal and light verbs and the like cannot
 ADJUNCTS = (
-    "ARGM-ADV", "ARGM-CAU", "ARGM-COM", "ARGM-DIR", "ARGM-DIS", "ARGM-EXT", "ARGM-GOL", "ARGM-LOC", "ARGM-MNR",
-    "ARGM-PRP", "ARGM-TMP",
-)  # fmt: skip
+    "ARGM-ADV",
+    "ARGM-CAU",
+    "ARGM-COM",
+    "ARGM-DIR",
+    "ARGM-DIS",
+    "ARGM-EXT",
+    "ARGM-GOL",
+    "ARGM-LOC",
+    "ARGM-MNR",
+    "ARGM-PRP",
+    "ARGM-TMP",
+)
 
 
 class Derivation(NamedTuple):

@@ -27,8 +27,9 @@ def read_folders(
     for label in labels:
         if label not in names:
             known = ", ".join(names) or "none"
-            raise UserError(f"{location.name}: no folder for the label {label!r}; there are: {known}."
-                            f"{suggestion(label, names)}")  # fmt: skip
+            raise UserError(
+                f"{location.name}: no folder for the label {label!r}; there are: {known}.{suggestion(label, names)}"
+            )
     if not folders:
         raise UserError(f"{location.name}: holds no folders; this reader wants one for each label")
     beside = [child for child in location.children() if not child.is_folder()]

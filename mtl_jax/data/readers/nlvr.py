@@ -77,9 +77,7 @@ def read_nlvr(
         said = [(*one, order) for one in own for order in permutations]
     if statements and (not added_to or name in added_to):
         written = _sentences(split.around(), encoding)
-        made = statements_about(
-            [_boxes(record) for record in records], statements, f"{name}/{seed}", written, balanced
-        )  # fmt: skip
+        made = statements_about([_boxes(record) for record in records], statements, f"{name}/{seed}", written, balanced)
         said += [(*one, permutations[number % orders]) for number, one in enumerate(made)]
     for n, sentence, label, order in said:
         image = [pictures[n]["image"][box] for box in order]

@@ -56,12 +56,14 @@ def _shared_groups(keys: Mapping[str, Sequence], name: str) -> list[str]:
     }
     return [
         Notice(
-            f"{split}: {count} of {len(keys[split])} records are of one {name} with records of {other}", SPLITS,
-            count, len(keys[split]),
+            f"{split}: {count} of {len(keys[split])} records are of one {name} with records of {other}",
+            SPLITS,
+            count,
+            len(keys[split]),
         )
         for (split, other), count in counts.items()
         if count
-    ]  # fmt: skip
+    ]
 
 
 def _shared_texts(parts: Mapping[str, Sequence[Record]], carved: Sequence[str], texts: Sequence[str]) -> list[str]:

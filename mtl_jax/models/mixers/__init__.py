@@ -15,9 +15,14 @@ from mtl_jax.models.mixers.experts import cgc, mmoe, ple
 from mtl_jax.models.mixers.shared_private import shared_private
 
 MIXERS: dict[str, Callable[..., Mixer]] = {  # (K, **options) -> Mixer
-    "cross_stitch": cross_stitch, "sluice": sluice, "attention": attention,
-    "mmoe": mmoe, "cgc": cgc, "ple": ple, "shared_private": shared_private,
-}  # fmt: skip
+    "cross_stitch": cross_stitch,
+    "sluice": sluice,
+    "attention": attention,
+    "mmoe": mmoe,
+    "cgc": cgc,
+    "ple": ple,
+    "shared_private": shared_private,
+}
 
 Streams = Mapping[tuple[int, int], jax.Array]  # (block, number) -> [R, T, D]
 

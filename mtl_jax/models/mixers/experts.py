@@ -43,9 +43,14 @@ def mmoe(
 
 
 def cgc(
-    tasks: int, shared: int = 2, private: int = 2,
-    gate: str = "softmax", level: str = "token", chosen: int = 2, gamma: float = 1.0,
-) -> Mixer:  # fmt: skip
+    tasks: int,
+    shared: int = 2,
+    private: int = 2,
+    gate: str = "softmax",
+    level: str = "token",
+    chosen: int = 2,
+    gamma: float = 1.0,
+) -> Mixer:
     """Customized gate control: shared experts, and experts of each task's own (Tang et al. 2020, equations 1, 2).
 
     A task's gate weighs the shared experts and its own. Without private experts it is `mmoe`.
@@ -61,9 +66,14 @@ def cgc(
 
 
 def ple(
-    tasks: int, shared: int = 2, private: int = 2,
-    gate: str = "softmax", level: str = "token", chosen: int = 2, gamma: float = 1.0,
-) -> Mixer:  # fmt: skip
+    tasks: int,
+    shared: int = 2,
+    private: int = 2,
+    gate: str = "softmax",
+    level: str = "token",
+    chosen: int = 2,
+    gamma: float = 1.0,
+) -> Mixer:
     """Progressive layered extraction: `cgc` with gates behind every layer (Tang et al. 2020, section 4.2).
 
     Between layers the shared experts read a stream of their own, whose gate weighs the experts of all tasks.

@@ -66,9 +66,17 @@ def shared_private(tasks: int, reversal: str = "dann", steepness: float = 10.0, 
         }
 
     return Mixer(
-        init, None, expert_columns(tasks, 1, 1), tasks, experts=True, where="top", widen=lambda width: 2 * width,
-        auxiliary={"adversarial": 0.05, "orthogonality": 0.01}, of_task=of_task, losses_of_task=losses_of_task,
-    )  # fmt: skip
+        init,
+        None,
+        expert_columns(tasks, 1, 1),
+        tasks,
+        experts=True,
+        where="top",
+        widen=lambda width: 2 * width,
+        auxiliary={"adversarial": 0.05, "orthogonality": 0.01},
+        of_task=of_task,
+        losses_of_task=losses_of_task,
+    )
 
 
 def reverse(x: jax.Array, factor: jax.Array | float) -> jax.Array:

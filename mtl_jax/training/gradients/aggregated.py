@@ -64,9 +64,14 @@ class Aggregated(NamedTuple):
         products, norms = _products(shared, inputs, by_task)
         shapes = {path: inputs.trained[path] for path in shared.owners}
         weighted = weigh(
-            method, inputs, losses, present, gradient_norms=norms, gram=products,
+            method,
+            inputs,
+            losses,
+            present,
+            gradient_norms=norms,
+            gram=products,
             gradients=per_task.dense(shared, by_task, shapes) if "gradients" in method.needs else None,
-        )  # fmt: skip
+        )
         applied = weighted.applied
         combined = self._combine(inputs, first, run, products, applied, shapes)
         outside = {path: leaf for path, leaf in combined.gradient.items() if path not in shared.owners}
@@ -191,9 +196,7 @@ def _of_two(shared: Shared, slices, first: _Pass, second: _Pass, alpha, shapes) 
             shape = shapes[path].shape
             gradient[path] = per_task.token_sum(
                 second.gradients.tokens, per_task.factors(owner, ones, zero), owner, shape
-            ) + per_task.token_sum(
-                first.gradients.tokens, per_task.factors(owner, zero, alpha), owner, shape
-            )  # fmt: skip
+            ) + per_task.token_sum(first.gradients.tokens, per_task.factors(owner, zero, alpha), owner, shape)
             continue
         own = clipping.scale({path: first.gradient[path]}, slices, jnp.append(alpha, 0.0))[path]
         used = per_task.shared_slices(owner).reshape(-1, *(1,) * (own.ndim - 1))

@@ -57,9 +57,16 @@ def adapt(
 
 
 def maml(
-    support: Loss, query: Callable[[Any, Any], jax.Array], fast: Any, slow: Any, rate: jax.Array, steps: int,
-    *, first_order: bool = False, reduce: Callable[[Any], Any] = lambda tree: tree,
-) -> Meta:  # fmt: skip
+    support: Loss,
+    query: Callable[[Any, Any], jax.Array],
+    fast: Any,
+    slow: Any,
+    rate: jax.Array,
+    steps: int,
+    *,
+    first_order: bool = False,
+    reduce: Callable[[Any], Any] = lambda tree: tree,
+) -> Meta:
     """∇ query(Θ'(Θ)), where Θ' is Θ after inner steps on `support` (Finn et al. 2017, eq. 1).
 
     `first_order`: ∇ query at Θ', as if Θ' did not depend on Θ (FOMAML, section 5.2 there): no Hessian of `support`.

@@ -194,8 +194,13 @@ def _adaptation(own: MetaSpec, inputs: StepInputs) -> tuple[Callable[[jax.Array]
         return inner_loop.maml(
             lambda fast, slow, i: loss(task, support, jax.random.fold_in(inner, i), fast, slow),
             lambda fast, slow: loss(task, query, key, fast, slow),
-            fast, slow, hyper.inner_rate, own.steps, first_order=own.method == "fomaml", reduce=reduce,
-        )  # fmt: skip
+            fast,
+            slow,
+            hyper.inner_rate,
+            own.steps,
+            first_order=own.method == "fomaml",
+            reduce=reduce,
+        )
 
     if own.method == "reptile":
         return reptile, side(0.0, 1.0)[1]

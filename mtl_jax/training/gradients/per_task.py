@@ -168,10 +168,12 @@ def dense(shared: Shared, gradients: TaskGradients, shapes: Mapping[str, Any]) -
     if gradients.tokens is not None:
         owner = shared.owners[TABLE]
         kept = jnp.asarray(shared_slices(owner)[np.asarray(owner)], jnp.float32)
-        flat[TABLE] = jnp.stack([
-            token_sum(gradients.tokens, kept * np.eye(count, dtype=np.float32)[k], owner, shapes[TABLE].shape)
-            for k in range(count)
-        ])  # fmt: skip
+        flat[TABLE] = jnp.stack(
+            [
+                token_sum(gradients.tokens, kept * np.eye(count, dtype=np.float32)[k], owner, shapes[TABLE].shape)
+                for k in range(count)
+            ]
+        )
     return flat
 
 

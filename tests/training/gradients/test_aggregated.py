@@ -22,10 +22,17 @@ TREE = {"embed": (("color", "tags"), ("long",)), "layer_00": (("color",), ("tags
 def config_of(tiny, method="cagrad", **changes):
     """Plain gradient descent: what a step takes off is RATE times the gradient."""
     changes = {
-        "optimizer__name": "sgd", "optimizer__learning_rate": RATE, "optimizer__warmup": 0.0,
-        "optimizer__schedule": "constant", "optimizer__weight_decay": 0.0, "optimizer__clip": 0.0,
-        "model__dropout": 0.2, "data__rows": 4, "aggregation__method": method, **changes,
-    }  # fmt: skip
+        "optimizer__name": "sgd",
+        "optimizer__learning_rate": RATE,
+        "optimizer__warmup": 0.0,
+        "optimizer__schedule": "constant",
+        "optimizer__weight_decay": 0.0,
+        "optimizer__clip": 0.0,
+        "model__dropout": 0.2,
+        "data__rows": 4,
+        "aggregation__method": method,
+        **changes,
+    }
     return tiny(**changes)
 
 
@@ -93,10 +100,12 @@ def expected(experiment, gradients, weights):
 
 
 def gram_of(experiment, gradients):
-    flat = np.stack([
-        np.concatenate([(g[path] * shared_mask(experiment, path, g[path].shape)).ravel() for path in sorted(g)])
-        for g in gradients
-    ])  # fmt: skip
+    flat = np.stack(
+        [
+            np.concatenate([(g[path] * shared_mask(experiment, path, g[path].shape)).ravel() for path in sorted(g)])
+            for g in gradients
+        ]
+    )
     return flat @ flat.T
 
 
@@ -108,13 +117,11 @@ CASES = {
     "tree": {"sharing__groups": TREE},
     "drawn": {"data__mixing": "size"},
     "micro-batches": {"training__accumulate": 2},
-    "drawn, micro-batches, tree": {
-        "data__mixing": "size", "training__accumulate": 3, "sharing__groups": TREE,
-    },
+    "drawn, micro-batches, tree": {"data__mixing": "size", "training__accumulate": 3, "sharing__groups": TREE},
     "frozen": {"optimizer__freeze": ("^embed/",)},
     "remat": {"model__remat": True},
     "in turns": {"model__layer": "transformer", "model__heads": 2, "model__intermediate": 16},
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(
@@ -132,8 +139,12 @@ def test_gradients_told_apart_are_those_of_k_passes(tiny, case, memory, differs,
     told = metrics["balanced"]
     scale = np.sqrt(np.outer(np.diag(gram), np.diag(gram)))
     products = told["cosine"] * np.outer(told["task_norms"], told["task_norms"])
-    differs(f"products of gradients against {len(gradients)} passes, relative", products / (scale + 1e-9),
-            gram / (scale + 1e-9), 1e-5)  # fmt: skip
+    differs(
+        f"products of gradients against {len(gradients)} passes, relative",
+        products / (scale + 1e-9),
+        gram / (scale + 1e-9),
+        1e-5,
+    )
     wanted = expected(experiment, gradients, told["weights"])
     for path in experiment.spec.multipliers:
         size = np.abs(wanted[path]).max() + 1e-6

@@ -40,9 +40,14 @@ def test_second_and_first_order_on_quadratics(x64, differs):
     after, jacobian = closed(a, b, x)
     for first_order, wanted in ((False, jacobian.T @ (c @ after - d)), (True, c @ after - d)):
         found = inner_loop.maml(
-            lambda fast, slow, i: support(fast), lambda fast, slow: query(fast), jnp.asarray(x), (),
-            jnp.asarray(RATE), STEPS, first_order=first_order,
-        )  # fmt: skip
+            lambda fast, slow, i: support(fast),
+            lambda fast, slow: query(fast),
+            jnp.asarray(x),
+            (),
+            jnp.asarray(RATE),
+            STEPS,
+            first_order=first_order,
+        )
         differs("meta-gradients on quadratics", found.fast, wanted, 1e-12)
         differs("their losses", found.loss, 0.5 * after @ c @ after - d @ after, 1e-12)
         differs("losses before", found.before, 0.5 * x @ a @ x - b @ x, 1e-12)
@@ -63,8 +68,12 @@ def test_what_does_not_adapt_still_learns_through_what_does(x64, differs):
     theta, phi = jnp.asarray([1.0, -2.0]), jnp.asarray([0.5, 3.0])
     found = inner_loop.maml(
         lambda fast, slow, i: 0.5 * jnp.sum((fast - slow) ** 2),
-        lambda fast, slow: 0.5 * jnp.sum(fast**2) + 2.0 * jnp.sum(slow), theta, phi, jnp.asarray(RATE), 1,
-    )  # fmt: skip
+        lambda fast, slow: 0.5 * jnp.sum(fast**2) + 2.0 * jnp.sum(slow),
+        theta,
+        phi,
+        jnp.asarray(RATE),
+        1,
+    )
     moved = (1 - RATE) * theta + RATE * phi
     differs("gradient of what adapts", found.fast, (1 - RATE) * moved, 1e-12)
     differs("gradient of what does not", found.slow, RATE * moved + 2.0, 1e-12)
@@ -88,9 +97,14 @@ def test_a_classifier_against_finite_differences(x64, first_order):
     @jax.jit
     def found(params):
         return inner_loop.maml(
-            lambda fast, slow, i: loss(fast, sides[0]), lambda fast, slow: loss(fast, sides[1]), params, (),
-            jnp.asarray(0.8), 3, first_order=first_order,
-        )  # fmt: skip
+            lambda fast, slow, i: loss(fast, sides[0]),
+            lambda fast, slow: loss(fast, sides[1]),
+            params,
+            (),
+            jnp.asarray(0.8),
+            3,
+            first_order=first_order,
+        )
 
     gradient, errors = found(params).fast, []
     for _ in range(4):
@@ -116,9 +130,13 @@ def test_the_rule_of_the_recurrence_at_second_order(monkeypatch, differs):
             return jnp.mean((module.apply({"params": params}, x, segment) - y) ** 2)
 
         return inner_loop.maml(
-            lambda fast, slow, i: loss(fast, *draw[:2]), lambda fast, slow: loss(fast, *draw[2:]), params, (),
-            jnp.float32(2.0), 1,
-        ).fast  # fmt: skip
+            lambda fast, slow, i: loss(fast, *draw[:2]),
+            lambda fast, slow: loss(fast, *draw[2:]),
+            params,
+            (),
+            jnp.float32(2.0),
+            1,
+        ).fast
 
     by_rule = jax.jit(found)()
     monkeypatch.setattr(recurrent, "_over_time", recurrent._over_time.fun)

@@ -28,12 +28,22 @@ QUICK = {"model__layers": 0, "train_on": ("color", "long")}
 
 def config_of(tiny, method="maml", **changes):
     """Plain gradient descent: what a step takes off is RATE times the gradient."""
-    return tiny(**{
-        "optimizer__name": "sgd", "optimizer__learning_rate": RATE, "optimizer__warmup": 0.0,
-        "optimizer__schedule": "constant", "optimizer__weight_decay": 0.0, "optimizer__clip": 0.0,
-        "data__rows": 4, "meta__method": method, "meta__inner_rate": INNER, "meta__inner_steps": 2,
-        "model__dropout": 0.0, **changes,
-    })  # fmt: skip
+    return tiny(
+        **{
+            "optimizer__name": "sgd",
+            "optimizer__learning_rate": RATE,
+            "optimizer__warmup": 0.0,
+            "optimizer__schedule": "constant",
+            "optimizer__weight_decay": 0.0,
+            "optimizer__clip": 0.0,
+            "data__rows": 4,
+            "meta__method": method,
+            "meta__inner_rate": INNER,
+            "meta__inner_steps": 2,
+            "model__dropout": 0.0,
+            **changes,
+        }
+    )
 
 
 def batch_of(experiment, step=0):
@@ -112,13 +122,21 @@ def compare(differs, what, found, wanted, most=2e-5):
 CASES = {
     "first order, with a CRF": {"meta__method": "fomaml", "model__layers": 0},
     "columns, micro-batches": {"sharing__trunk": "none", "training__accumulate": 2, **QUICK},
-    "mixed columns": {"sharing__trunk": "none", "sharing__mixer": "cross_stitch", "sharing__mixed": ("embed",),
-                      **QUICK},
+    "mixed columns": {
+        "sharing__trunk": "none",
+        "sharing__mixer": "cross_stitch",
+        "sharing__mixed": ("embed",),
+        **QUICK,
+    },
     "head only": {"meta__adapt": "^heads/", **QUICK},
-    "frozen embeddings, drawn data sets": {"optimizer__freeze": ("^embed/",), "data__mixing": "size",
-                                           "data__blocks": 3, **QUICK},
+    "frozen embeddings, drawn data sets": {
+        "optimizer__freeze": ("^embed/",),
+        "data__mixing": "size",
+        "data__blocks": 3,
+        **QUICK,
+    },
     "loss weights that read losses": {"loss_weights__method": "gls", **QUICK},
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -252,8 +270,17 @@ def test_penalties_and_lanes(tiny, differs):
 
 
 def test_a_run_that_goes_on_ends_bitwise_as_the_one_that_was_not_cut(tiny, tmp_path):
-    config = tiny(meta__method="maml", meta__tasks=1, model__dropout=0.2, training__steps=6, training__keep=3,
-                  training__checkpoint_every=3, training__eval_every=0, evaluation__use="last", **QUICK)  # fmt: skip
+    config = tiny(
+        meta__method="maml",
+        meta__tasks=1,
+        model__dropout=0.2,
+        training__steps=6,
+        training__keep=3,
+        training__checkpoint_every=3,
+        training__eval_every=0,
+        evaluation__use="last",
+        **QUICK,
+    )
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     train.train(config, folders.prepare(whole))
     shutil.copytree(whole, cut)

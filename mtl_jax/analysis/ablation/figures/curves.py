@@ -62,9 +62,12 @@ def _column(axes, grid, combination, sweep, colours) -> bool:
                     drawn |= _plot(one, curve, color=colour, linewidth=0.7)
                     frozen = lane.status.startswith("frozen")
                     one.plot(
-                        *list(curve.items())[-1], "x" if frozen else "v", color="#D55E00" if frozen else "#7F7F7F",
-                        label="lane frozen (not finite)" if frozen else "lane dropped (halving)", markersize=5,
-                    )  # fmt: skip
+                        *list(curve.items())[-1],
+                        "x" if frozen else "v",
+                        color="#D55E00" if frozen else "#7F7F7F",
+                        label="lane frozen (not finite)" if frozen else "lane dropped (halving)",
+                        markersize=5,
+                    )
         for end, tuned in combination["ends"].items():
             if tuned is not None:
                 mine = [grid.lanes[i] for i in tuned["lanes"]]

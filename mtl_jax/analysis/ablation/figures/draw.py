@@ -6,6 +6,7 @@ import collections
 import math
 import pathlib
 from collections.abc import Mapping
+from operator import itemgetter
 from typing import Any
 
 from mtl_jax.analysis import plotting
@@ -162,9 +163,15 @@ def _score_panel(axes, grid, summary, combinations, sweep, task):
             if value := pick(chosen):
                 place = x.place(chosen["values"][sweep])
                 axes.plot(
-                    place, value["mean"], "*", color=colour, markeredgecolor="black", markersize=14, zorder=6,
+                    place,
+                    value["mean"],
+                    "*",
+                    color=colour,
+                    markeredgecolor="black",
+                    markersize=14,
+                    zorder=6,
                     label="chosen on dev",
-                )  # fmt: skip
+                )
     x.apply(axes, beyond)
     axes.set_ylabel("mean score (dev)" if task is None else f"{metric} (dev)")
     axes.margins(y=0.16)
@@ -211,10 +218,15 @@ def _distances(grid, combinations, sweep, folder):
             for i, (combination, name, colour) in enumerate(zip(group, names, plotting.colours(names), strict=True)):
                 shown, joined = profile(combination["points"], sweep)
                 said, marker = f"{last} {name}" if last else "soft sharing", plotting.MARKERS[i % 8]
-                plotting.line(one, x, shown, lambda point: point[field], colour, said, marker, joined)  # noqa: B023
+                plotting.line(one, x, shown, itemgetter(field), colour, said, marker, joined)
                 beyond |= plotting.end_points(
-                    one, x, combination["ends"], lambda point: point[field], colour, marker  # noqa: B023
-                )  # fmt: skip
+                    one,
+                    x,
+                    combination["ends"],
+                    itemgetter(field),
+                    colour,
+                    marker,
+                )
             x.apply(one, beyond)
             one.set_ylabel(label)
             one.margins(y=0.16)
