@@ -15,7 +15,9 @@ training have (in :glue one rate, the middle one); the rate is chosen on dev, te
 over the methods. :glue_full is not measured yet.
 """
 
-from configs import ablate_lambda, default, glue
+from configs import default
+
+from . import ablate_lambda, glue
 
 SIZES = {"answers": 400, "email": 200, "newsgroup": 100, "reviews": 400, "weblog": 100}  # labelled sentences
 BASELINES = ("sum", "single")

@@ -8,7 +8,8 @@ Arguments as in `configs/newsgroups_conll.py`: `soft` (default), `single`, `hard
 """
 
 from configs import default
-from configs.newsgroups_conll import add_conll, add_newsgroups, set_sharing
+
+from .newsgroups_conll import add_conll, add_newsgroups, set_sharing
 
 
 def get_config(sharing: str = "soft"):

@@ -7,7 +7,9 @@ python launch.py --config=configs/relate.py:ewt --workdir=runs/relate_ewt --mode
 :smoke   :ewt with two seeds and few steps: to see that all works
 """
 
-from configs import ablate_lambda, ablate_pretrained, default
+from configs import default
+
+from . import ablate_lambda, ablate_pretrained
 
 
 def get_config(which: str = "ewt"):

@@ -9,7 +9,8 @@ Shared embeddings and first layer, a layer of its own for each task, no pretrain
 from ml_collections import ConfigDict
 
 from configs import default
-from configs.newsgroups_conll import add_conll
+
+from .newsgroups_conll import add_conll
 
 REVIEWS = {
     "name": "movie-reviews",

@@ -38,8 +38,10 @@ yet.
 
 from ml_collections import ConfigDict
 
-from configs import default, ewt, snips_joint
+from configs import default
 from mtl_jax.analysis.ablation import fields
+
+from . import ewt, snips_joint
 
 COLUMNS, TRUNK, EXPERTS = {"trunk": "none"}, {"trunk": "all"}, {"trunk": "embed"}
 FASTER = {"mixers": {"leaves": "^mixer_", "rate": 10.0}}  # a mixer's few weights move the columns' many

@@ -14,8 +14,10 @@ each 0.700 ± 0.022. All trees beat a model for each (p ≤ 0.002); against one 
 (+0.004 to +0.009, corrected p = 0.31 and above).
 """
 
-from configs import ablate_lambda, default
+from configs import default
 from mtl_jax.analysis.relatedness import grouping
+
+from . import ablate_lambda
 
 RUN = "runs/relate_ewt"  # tasks of the same names
 GROUPS = {"layer_00": 1, "layer_01": 3}  # from each layer up

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-import launch  # defines the flags
+from mtl_jax import command_line  # defines the flags
 from mtl_jax.errors import UserError
 from mtl_jax.runtime.flags import parse
 
@@ -94,7 +94,7 @@ def test_overrides_without_a_config_are_of_the_run(tmp_path, monkeypatch):
     ]
     monkeypatch.setattr(sys, "argv", flags)
     parse(flags)
-    found = launch.CONFIG.value
+    found = command_line.CONFIG.value
     assert found.evaluation.rows == 4 and found.datasets.news.words == "words"
     assert found.datasets.news.splits.to_dict() == {"train": ("a", "b"), "dev": "y.jsonl", "test": "x.jsonl"}
     monkeypatch.setattr(sys, "argv", flags := ["launch.py", "--mode=train", "--config.seed=4"])
@@ -119,11 +119,11 @@ def test_overrides_without_a_config_are_of_the_run(tmp_path, monkeypatch):
     ],
 )
 def test_modes_name_the_flags_that_they_need(flags, said):
-    launch.flags.FLAGS.unparse_flags()
+    command_line.flags.FLAGS.unparse_flags()
     for name in ("config", "workdir", "mode", "input", "output", "runs"):
-        launch.flags.FLAGS[name].unparse()
+        command_line.flags.FLAGS[name].unparse()
     with pytest.raises(UserError) as error:
-        launch.main(parse(["launch.py", *flags]))
+        command_line.main(parse(["launch.py", *flags]))
     assert said in str(error.value)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from mtl_jax.analysis import html
 from mtl_jax.analysis.ablation.records import Grid
 from mtl_jax.config.plain import to_plain
+from mtl_jax.runtime.flags import entry_point
 
 LONGEST = 160  # characters of a value that are shown
 
@@ -90,7 +91,7 @@ def command(
         else:  # of the settings of a choice
             comments.append(f"# with {name} = {value:g}")
     flags.append(_flag("seed", seed))
-    return " \\\n    ".join(["python launch.py --config=CONFIG.py --workdir=runs/lane", *flags]) + "".join(
+    return " \\\n    ".join([f"{entry_point()} --config=CONFIG.py --workdir=runs/lane", *flags]) + "".join(
         f"\n{comment}" for comment in comments
     )
 

@@ -8,12 +8,13 @@ import shlex
 from mtl_jax.config.plain import from_plain
 from mtl_jax.evaluation.inference import export_refusal
 from mtl_jax.evaluation.input_records import reads_lines
+from mtl_jax.runtime.flags import entry_point
 from mtl_jax.storage.workdir import read_config
 
 
 def launch(**flags: object) -> str:
     """ "python launch.py --workdir='my run' --mode=predict": each value quoted as it needs to be."""
-    return " ".join(["python launch.py", *(f"--{name}={shlex.quote(str(value))}" for name, value in flags.items())])
+    return " ".join([entry_point(), *(f"--{name}={shlex.quote(str(value))}" for name, value in flags.items())])
 
 
 def after_training(workdir: pathlib.Path) -> list[str]:

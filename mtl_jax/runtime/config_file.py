@@ -1,8 +1,9 @@
-"""The flag --config: a Python file with `get_config`, or the config.json of a run; what goes wrong is said by line."""
+"""The flag --config: a Python file with `get_config`, the name of a shipped one, or the config.json of a run."""
 
 from __future__ import annotations
 
 import importlib.machinery
+import importlib.util
 import json
 import pathlib
 import re
@@ -20,15 +21,29 @@ from ml_collections import ConfigDict, FrozenConfigDict, config_flags
 
 from mtl_jax.errors import UserError
 
-_PROJECT = pathlib.Path(__file__).resolve().parents[2]
-_OWN = [str(_PROJECT / name) for name in ("mtl_jax", "configs/default.py", "launch.py")]
+_PACKAGE = pathlib.Path(__file__).resolve().parents[1]
+_OWN = [str(_PACKAGE), *(str(_PACKAGE.parent / name) for name in ("configs/default.py", "launch.py"))]
 _LIBRARIES = [sysconfig.get_paths()[name] for name in ("stdlib", "purelib", "platlib")] + _OWN
+_MODULE = "config_of_flag"
+
+
+def shipped_folder() -> pathlib.Path:
+    """The folder of the shipped configs: `mtl_jax/configs` of an installed wheel, `configs` of a checkout."""
+    installed = _PACKAGE / "configs"
+    return installed if installed.is_dir() else _PACKAGE.parent / "configs"
+
+
+def shipped() -> list[str]:
+    """Names of the shipped configs, each of which --config takes."""
+    return sorted(
+        file.stem for file in shipped_folder().glob("*.py") if "def get_config(" in file.read_text(encoding="utf-8")
+    )
 
 
 def define(name: str) -> flags.FlagHolder:
     """The flag `name`, whose fields are set by `--name.field=value` as well."""
     flag = config_flags.DEFINE_config_file(
-        name, None, "Config file, file.py:argument, or the config.json of a run.", lock_config=True
+        name, None, "File, file.py:argument, a shipped config by name, or the config.json of a run.", lock_config=True
     )
     flags.FLAGS[name].parser = _Parser(name)
     return flag
@@ -46,14 +61,23 @@ class _Parser(flags.ArgumentParser):
     def parse(self, path: str) -> ConfigDict:
         """Raises UserError: there is no such file, or it raises; of the latter the line is named."""
         name, *argument = path.split(":", 1)
-        file = pathlib.Path(name).expanduser()
-        if file.is_dir():
-            raise UserError(f"--config: {name!r} is a folder; name a .py file, or the config.json of a run")
-        if not name or not file.is_file():
-            raise UserError(f"--config: there is no file {name!r}")
+        file = _file(name)
         config = _of_run(file) if file.suffix == ".json" else _of_python(str(file), argument)
         _add_splits(config, override_paths(sys.argv, self.name))
         return config.lock()
+
+
+def _file(name: str) -> pathlib.Path:
+    """The file that --config names; "quickstart" and "configs/quickstart.py" are shipped wherever the command runs."""
+    file = pathlib.Path(name).expanduser()
+    if file.is_file():
+        return file
+    stem = name.removeprefix("configs/").removesuffix(".py")
+    if stem in shipped():
+        return shipped_folder() / f"{stem}.py"
+    if file.is_dir():
+        raise UserError(f"--config: {name!r} is a folder; name a .py file, or the config.json of a run")
+    raise UserError(f"--config: there is no file {name!r}, and the shipped configs are {', '.join(shipped())}")
 
 
 def override_paths(argv: Sequence[str], name: str) -> list[str]:
@@ -104,10 +128,14 @@ def _of_python(file: str, argument: Sequence[str]) -> ConfigDict:
 
 
 def _load(file: str) -> ModuleType:
-    loader = importlib.machinery.SourceFileLoader("config_of_flag", file)
-    module = ModuleType(loader.name)
-    module.__file__ = file
-    sys.modules[loader.name] = module
+    """The module of a file, in a package of its folder: `from . import other` finds its neighbours."""
+    for name in [name for name in sys.modules if name.partition(".")[0] == _MODULE]:
+        del sys.modules[name]  # of another folder
+    package = sys.modules[_MODULE] = ModuleType(_MODULE)
+    package.__path__ = [str(pathlib.Path(file).resolve().parent)]
+    loader = importlib.machinery.SourceFileLoader(f"{_MODULE}.{pathlib.Path(file).stem}", file)
+    spec = importlib.util.spec_from_loader(loader.name, loader)
+    module = sys.modules[loader.name] = importlib.util.module_from_spec(spec)
     loader.exec_module(module)
     return module
 
@@ -174,4 +202,6 @@ def _is_library(filename: str) -> bool:
     if filename.startswith("<"):
         return True
     path = str(pathlib.Path(filename).resolve())
+    if path.startswith(f"{shipped_folder()}/") and not path.endswith("/default.py"):
+        return False
     return any(path == library or path.startswith(library + "/") for library in _LIBRARIES)

@@ -76,7 +76,7 @@ def join(coordinator: str, count: int, number: int, start_seconds: int, heartbea
 
 
 def supervised(arguments: Sequence[str], heartbeat_seconds: int, saves: bool = True) -> int:
-    """Runs launch.py with these arguments in a process of its own; returns its status.
+    """Runs Python with these arguments, those of this process, in a process of its own; returns its status.
 
     JAX ends a process whose peer died from inside of C++, without a word to Python: this one stays to say it. It hands
     on signals, and of a worker that `saves` nothing it waits `GRACE` seconds for the end.

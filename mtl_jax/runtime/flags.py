@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pathlib
 import re
+import sys
 from collections.abc import Sequence
 
 from absl import flags
@@ -12,6 +13,15 @@ from mtl_jax.errors import UserError
 from mtl_jax.runtime.config_file import override_paths
 
 _OF_A_RUN = ("evaluate", "predict", "attribute", "export")  # modes that take the config.json of --workdir
+
+
+def entry_point() -> str:
+    """How this process was started: "mtl-jax", "python -m mtl_jax" or "python launch.py"."""
+    program = pathlib.Path(sys.argv[0])
+    if program.name == "mtl-jax":
+        return "mtl-jax"
+    is_module = program.parts[-2:] == ("mtl_jax", "__main__.py")
+    return "python -m mtl_jax" if is_module else "python launch.py"
 
 
 def parse(argv: Sequence[str]) -> list[str]:
@@ -34,7 +44,7 @@ def parse(argv: Sequence[str]) -> list[str]:
         if known is not None:
             raise UserError(str(known)) from error
         if isinstance(error, flags.Error) and not overrides:
-            raise UserError(f"{error}\nThe flags are listed by: python launch.py --help") from error
+            raise UserError(f"{error}\nThe flags are listed by: {entry_point()} --help") from error
         raise UserError(_in_override(error, argv)) from error
 
 
@@ -78,5 +88,5 @@ def _in_override(error, argv) -> str:
                 hint = f"; did you mean {near[1]!r}?" if near else ""
                 return f"--{'.'.join(path)}: {where} has no field {field!r}{hint}"
     if isinstance(error, flags.Error):
-        return f"{message}\nThe flags are listed by: python launch.py --help"
+        return f"{message}\nThe flags are listed by: {entry_point()} --help"
     return f"--config: {type(error).__name__}: {message}"

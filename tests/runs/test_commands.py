@@ -5,8 +5,8 @@ from types import SimpleNamespace
 
 import pytest
 
-import launch
 from configs import default
+from mtl_jax import command_line
 from mtl_jax.analysis import paired_test
 from mtl_jax.config.plain import to_plain
 from mtl_jax.errors import UserError
@@ -56,14 +56,14 @@ def test_a_comma_in_a_name_is_quoted_in_the_list(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("a,b", "c"):
         (tmp_path / name).mkdir()
-    parser = launch.flags.FLAGS["runs"].parser
+    parser = command_line.flags.FLAGS["runs"].parser
     runs = SimpleNamespace(name="runs", value=parser.parse('"a,b",c'))
-    assert [str(folder) for folder in launch._folders(runs)] == ["a,b", "c"]
+    assert [str(folder) for folder in command_line._folders(runs)] == ["a,b", "c"]
     broken = SimpleNamespace(name="runs", value=parser.parse("a,b,c"))
     with pytest.raises(UserError, match=r"no folder 'a', but one 'a,b'.*'--runs=\"a,b\"'"):
-        launch._folders(broken)
+        command_line._folders(broken)
     (tmp_path / "a").mkdir()  # then it may be meant
-    assert len(launch._folders(broken)) == 3
+    assert len(command_line._folders(broken)) == 3
 
 
 def test_what_is_wrong_is_said_before_data_are_read(tmp_path, monkeypatch):

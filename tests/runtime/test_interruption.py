@@ -11,7 +11,7 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[2]
 COMMAND = """
 import hashlib, sys, time
-import launch
+from mtl_jax import command_line
 from mtl_jax.runtime import interruption
 
 def busy(argv):
@@ -20,10 +20,10 @@ def busy(argv):
         interruption.unsaved.set()
     {body}
 
-launch.main = busy
+command_line.main = busy
 interruption.GRACE = 0.3
 sys.argv = ["launch.py"]
-launch.run()
+command_line.run()
 """
 
 
