@@ -1,16 +1,16 @@
-"""The one exception for mistakes that a person can mend."""
+"""The exceptions that `launch.py` handles: mistakes that a user can correct, and signals."""
 
 
 class UserError(ValueError):
-    """Bad input: a config field, a file, a checkpoint, a device that is not there.
+    """Bad input: a config field, a file, a checkpoint, a missing device.
 
-    The message says what was wrong, where (config field, file and line, task) and what would be right.
+    The message says what is wrong, where (config field, file and line, task) and what would be right.
     `launch.py` prints it without a traceback and exits with status 2.
     """
 
 
 class Stopped(BaseException):
-    """A signal asked the command to end, and nothing is left to be saved. `launch.py` exits with 128 + the signal."""
+    """A signal asked the command to end, and all state is saved. `launch.py` exits with status 128 + the signal."""
 
     def __init__(self, number: int):
         super().__init__(number)

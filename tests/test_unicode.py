@@ -127,7 +127,7 @@ def test_no_character_but_blanks_is_lost(text, lower, apostrophes):
 @SETTINGS
 @hypothesis.given(text=TEXTS)
 def test_composing_keeps_places(text):
-    composed, places = unicode.nfc_with_places(text)
+    composed, places = unicode.nfc_with_offsets(text)
     assert composed == unicodedata.normalize("NFC", text) == unicode.nfc(text)
     assert len(places) == len(composed) + 1 and places == sorted(places) and places[-1] == len(text)
     for n, sign in enumerate(composed):  # what stands there makes this character
@@ -137,7 +137,7 @@ def test_composing_keeps_places(text):
 def test_names_of_files_keep_marks():
     names = ["कि", "की", "a b", "a/b", "cafe\u0301", "x.y"]
     assert list(map(unicode.file_name, names)) == ["कि", "की", "a_b", "a_b", "cafe\u0301", "x_y"]
-    assert unicode.file_name("x.y-z w", kept=".-") == "x.y-z_w"
+    assert unicode.file_name("x.y-z w", allowed=".-") == "x.y-z_w"
 
 
 def test_texts_of_scripts_without_blanks():

@@ -12,7 +12,7 @@ from scipy import stats
 from mtl_jax.analysis.ablation.verdicts import p_value
 from mtl_jax.analysis.tables import table
 from mtl_jax.data.corpus import Corpus
-from mtl_jax.data.records import field, find
+from mtl_jax.data.records import field, find_field
 from mtl_jax.errors import UserError
 from mtl_jax.evaluation.scores import abstract_params, make_evaluator, placement_of
 from mtl_jax.runs.build import build
@@ -194,7 +194,7 @@ def _of_run(workdir: pathlib.Path, config: Any, split: str, by: str, first: Any)
         if split not in splits:
             continue
         records = splits[split].records
-        grouped = by and find(records[0], by) is not None
+        grouped = by and find_field(records[0], by) is not None
         groups = [str(field(record, by)) if grouped else n for n, record in enumerate(records)]
         for task, values in evaluator.predict(params, dataset, split).values.items():
             scores = _scores(experiment.corpus, task, splits[split], values["value"])

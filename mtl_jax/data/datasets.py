@@ -18,7 +18,7 @@ from mtl_jax.data.notices import SPLITS as OF_SPLITS
 from mtl_jax.data.pictures.image_store import picture_key
 from mtl_jax.data.readers import FILES_OF, READERS, SLOW
 from mtl_jax.data.readers.options import GENERAL, check_options, for_reader, options_of
-from mtl_jax.data.records import Note, Record, field, suggestion, summary, where
+from mtl_jax.data.records import Note, Record, field, suggestion, summarize_notes, where
 from mtl_jax.data.split_locations import SPLITS
 from mtl_jax.data.splits import carving, duplicates, groups, slices, subsets
 from mtl_jax.data.texts import check_texts, text_key
@@ -140,7 +140,7 @@ def _read(name: str, entry: dict[str, Any], seed: int) -> ReadData:
             found += items
             contents[split].append(content)
         splits[split], listed = list_cells.read_lists([item for item in found if isinstance(item, Record)], entry)
-        notes += summary(split, [item for item in found if isinstance(item, Note)])
+        notes += summarize_notes(split, [item for item in found if isinstance(item, Note)])
         if listed:
             text = f"{split}: {listed} records have lists that were written as texts"
             notes.append(Notice(text, INFORMATION, listed))
@@ -152,7 +152,7 @@ def _read(name: str, entry: dict[str, Any], seed: int) -> ReadData:
     notes += kept
     for split, records in splits.items():
         splits[split], dropped = check_texts(records, texts, words, empty)
-        notes += summary(split, dropped)
+        notes += summarize_notes(split, dropped)
     together = groups.find(splits, entry.get("group", groups.AUTO), reader_name, options)
     splits, carved = carving.carve(splits, fractions, name, seed, together, texts)
     notes += carved

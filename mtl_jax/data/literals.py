@@ -1,4 +1,4 @@
-"""Lists written into one cell of a table: "['a', 'b']" as pandas and the Hub export them, JSON, NumPy, sets, tuples."""
+"""Lists written as a string into one cell of a table: "['a', 'b']" (pandas, the Hub), JSON, NumPy, sets, tuples."""
 
 from __future__ import annotations
 
@@ -32,29 +32,29 @@ _BROKEN = re.compile(r"\[\s*[bBuU]?['\"].*|.*['\"]\s*,?\s*\]", re.DOTALL)
 
 
 class _Unreadable(ValueError):
-    """What is no list after all."""
+    """The string is no list."""
 
 
 def is_like(text: str) -> bool:
-    """Whether a text looks like a list: brackets around it, or the beginning or end of a list of texts in quotes."""
+    """Whether a string looks like a list: in brackets, or with the beginning or end of a list of quoted strings."""
     text = text.strip()
-    around = len(text) > 1 and _CLOSES.get(text[0]) == text[-1]
-    return around or bool(_CALL.match(text) and text.endswith(")")) or bool(_BROKEN.fullmatch(text))
+    in_brackets = len(text) > 1 and _CLOSES.get(text[0]) == text[-1]
+    return in_brackets or bool(_CALL.match(text) and text.endswith(")")) or bool(_BROKEN.fullmatch(text))
 
 
 def parse(text: str, names: bool = False) -> list[Any] | dict[str, Any] | None:
-    """The list (of a set or tuple too) or object that `text` writes; None where it writes none.
+    """The list (also of a set or tuple) or object that the string `text` represents; None where it represents none.
 
-    Items are texts, numbers, True, False, None, lists and objects. In [brackets] texts need no quotes: [a, b]; items
-    may have blanks between them as NumPy writes them. A list that was abridged by "..." is none.
+    Items are strings, numbers, True, False, None, lists and objects. In [brackets] strings need no quotes: [a, b];
+    items may be separated by blanks, as NumPy writes them. A list that is abridged with "..." is no list.
 
-    `names`: texts need no quotes in {a, b} (PostgreSQL) and (a, b) either; (a) is no list, and {a: b} none of names.
+    `names`: strings need no quotes in {a, b} (PostgreSQL) and (a, b) either; (a) is no list, {a: b} no list of names.
     """
     text = text.strip()
     if text[:1] in ("[", "{"):
         try:
-            found = json.loads(text)
-            return found if isinstance(found, list | dict) else None
+            value = json.loads(text)
+            return value if isinstance(value, list | dict) else None
         except (ValueError, RecursionError):
             pass
     try:
@@ -66,7 +66,7 @@ def parse(text: str, names: bool = False) -> list[Any] | dict[str, Any] | None:
 
 
 def _value(text: str, at: int, depth: int, bare: bool) -> tuple[Any, int]:
-    """(the value that begins at `at`, where it ends). `bare`: texts may stand without quotes."""
+    """(the value that begins at `at`, where it ends). `bare`: strings need no quotes."""
     if depth > _DEEPEST:
         raise _Unreadable
     if match := _CALL.match(text, at):
@@ -88,13 +88,13 @@ def _value(text: str, at: int, depth: int, bare: bool) -> tuple[Any, int]:
 
 
 def _items(text: str, at: int, depth: int, bare: bool) -> tuple[Any, int]:
-    """(list or object between the bracket at `at` and the one that closes it, where it ends)."""
-    opened, closes = text[at], _CLOSES[text[at]]
+    """(list or object between the bracket at `at` and its closing bracket, where it ends)."""
+    opening, closing = text[at], _CLOSES[text[at]]
     items, keys, commas, words = [], [], 0, []
     at = _BLANKS.match(text, at + 1).end()
-    while text[at : at + 1] != closes:
+    while text[at : at + 1] != closing:
         begin = at
-        key = _QUOTED.match(text, at) if opened == "{" else None
+        key = _QUOTED.match(text, at) if opening == "{" else None
         colon = key and _COLON.match(text, key.end())
         if colon:
             keys.append(_unescaped(key[1] if key[1] is not None else key[2]))
@@ -106,7 +106,7 @@ def _items(text: str, at: int, depth: int, bare: bool) -> tuple[Any, int]:
         if text[at : at + 1] == ",":
             commas += 1
             at = _BLANKS.match(text, at + 1).end()
-        elif text[at : at + 1] != closes and text[at : at + 1] not in ("'", '"', *_CLOSES):
+        elif text[at : at + 1] != closing and text[at : at + 1] not in ("'", '"', *_CLOSES):
             raise _Unreadable
     if keys:
         if len(keys) != len(items):
@@ -119,7 +119,7 @@ def _items(text: str, at: int, depth: int, bare: bool) -> tuple[Any, int]:
 
 
 def _plain(word: str, bare: bool) -> Any:
-    """A number, True, False or None, else a text that has no quotes around it."""
+    """A number, True, False or None, else a string without quotes."""
     if word in _WORDS:
         return _WORDS[word]
     if match := _NUMBER.fullmatch(word):
@@ -133,12 +133,12 @@ def _unescaped(text: str) -> str:
     if "\\" not in text:
         return text
 
-    def replaced(match: re.Match[str]) -> str:
+    def character(match: re.Match[str]) -> str:
         escape = match[1]
         if len(escape) > 1:
             code = int(escape[1:], 16)
             return chr(code) if code <= 0x10FFFF else "\ufffd"
         return _CONTROL.get(escape, escape)
 
-    found = _ESCAPE.sub(replaced, text)
-    return found.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")  # joins surrogate pairs
+    unescaped = _ESCAPE.sub(character, text)
+    return unescaped.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")  # joins surrogate pairs

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from mtl_jax.data.notices import INFORMATION, Notice
-from mtl_jax.data.records import Record, find, suggestion
+from mtl_jax.data.records import Record, find_field, suggestion
 from mtl_jax.errors import UserError
 
 _SHOWN = 12  # values named in a message
@@ -57,7 +57,7 @@ def select(
 def _values(records: Sequence[Record], name: str) -> Iterator[tuple[Record, str]]:
     """Each record that has the field, and the field's value as text."""
     for record in records:
-        value = find(record, name)
+        value = find_field(record, name)
         if value is not None:
             yield record, str(value)
 

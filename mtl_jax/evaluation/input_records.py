@@ -19,7 +19,7 @@ from mtl_jax.data.corpus import Corpus
 from mtl_jax.data.encoding import marked_spans
 from mtl_jax.data.files.location import Location
 from mtl_jax.data.labels.raw_labels import LabelSpec
-from mtl_jax.data.records import Note, Record, field, find, suggestion, where
+from mtl_jax.data.records import Note, Record, field, find_field, suggestion, where
 from mtl_jax.data.texts import check_texts
 from mtl_jax.errors import UserError
 from mtl_jax.evaluation.input_files import TEXT
@@ -80,7 +80,7 @@ class Needs(NamedTuple):
 
     def excludes(self, record: Record) -> bool:
         """Whether `where` leaves the record out."""
-        values = {name: find(record, name) for name in self.where}
+        values = {name: find_field(record, name) for name in self.where}
         return any(value is not None and str(value) not in self.where[name] for name, value in values.items())
 
 

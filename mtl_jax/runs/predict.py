@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from mtl_jax.data.records import Note, Record, summary
+from mtl_jax.data.records import Note, Record, summarize_notes
 from mtl_jax.errors import UserError
 from mtl_jax.evaluation.inference import Predictor, place_of
 from mtl_jax.evaluation.input_files import Asked, opened
@@ -74,7 +74,7 @@ def predict(
         output.end()
     if not count:
         raise UserError(f"--input={source}: no text in it")
-    for note in summary("input", [*notes, *model.reading.notes]):
+    for note in summarize_notes("input", [*notes, *model.reading.notes]):
         print(note, file=sys.stderr)
     if target:
         print(f"{count} predictions in {target}")

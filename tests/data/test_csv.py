@@ -7,7 +7,7 @@ import pytest
 from mtl_jax.data.files import location
 from mtl_jax.data.notices import INFORMATION, RECORDS
 from mtl_jax.data.readers import READERS
-from mtl_jax.data.records import Note, Record, summary
+from mtl_jax.data.records import Note, Record, summarize_notes
 from mtl_jax.errors import UserError
 
 
@@ -61,16 +61,16 @@ def test_fields_with_line_ends_are_noted(tmp_path):
     content = 'text,label\nfine one,a\n"a lone quote,b\nswallowed 1,a\nswallowed 2,b\n5 inch",a\nlast,b\n'
     records, notes = run(tmp_path, content)
     assert len(records) == 3
-    assert summary("train", notes) == [f"train: 1 fields hold line ends; first at {records[1].file}:3"]
+    assert summarize_notes("train", notes) == [f"train: 1 fields hold line ends; first at {records[1].file}:3"]
     _, notes = run(tmp_path, 'a,b\n"1\n2","3\r\n4"\n"x","5\n"\n')
     assert [(n.line, n.count) for n in notes] == [(2, 2), (5, 1)]
 
 
 def test_a_text_over_several_lines_is_no_warning(tmp_path):
     _, notes = run(tmp_path, 'a,b\n"one,\ntwo\nand three",x\n')
-    assert [note.kind for note in summary("train", notes)] == [INFORMATION]
+    assert [note.kind for note in summarize_notes("train", notes)] == [INFORMATION]
     _, notes = run(tmp_path, 'a,b\n"one,1\ntwo,2\nthree",3\n')  # its lines are rows by themselves
-    assert [note.kind for note in summary("train", notes)] == [RECORDS]
+    assert [note.kind for note in summarize_notes("train", notes)] == [RECORDS]
 
 
 def test_packed_files_have_the_delimiter_of_their_name(tmp_path):

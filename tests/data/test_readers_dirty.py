@@ -6,7 +6,7 @@ import pytest
 
 from mtl_jax.data.files import location
 from mtl_jax.data.readers import READERS
-from mtl_jax.data.records import Note, Record, summary
+from mtl_jax.data.records import Note, Record, summarize_notes
 from mtl_jax.errors import UserError
 
 
@@ -157,7 +157,9 @@ def test_csv_skips_bad_lines_and_counts_them(tmp_path):
     content = 'a,b\n1,2\n1,2,3\n"x"y,2\n3,4\n'
     records, notes = run(tmp_path, "csv", content, on_bad_line="skip")
     assert [r.line for r in records] == [2, 5] and [n.line for n in notes] == [3, 4]
-    assert summary("train", notes) == [f"train: 2 bad lines skipped (options.on_bad_line); first at {notes[0].file}:3"]
+    assert summarize_notes("train", notes) == [
+        f"train: 2 bad lines skipped (options.on_bad_line); first at {notes[0].file}:3"
+    ]
 
 
 # conll

@@ -7,7 +7,7 @@ import pytest
 from mtl_jax.data import datasets
 from mtl_jax.data.encoding.record_inputs import units_of
 from mtl_jax.data.labels.raw_labels import LabelSpec, collect
-from mtl_jax.data.records import Note, Record, field, find, summary
+from mtl_jax.data.records import Note, Record, field, find_field, summarize_notes
 from mtl_jax.errors import UserError
 
 
@@ -27,7 +27,7 @@ def test_paths_to_items_of_lists():
         "c.1": "last",
         "c.-2": "first",
     }
-    for find_it in (field, find):
+    for find_it in (field, find_field):
         assert {name: find_it(record, name) for name in right} == right
     for name, why in {
         "a.q.2.query": r"'a\.q' is a list of 2 items, counted from 0, which has no 2;",
@@ -35,16 +35,16 @@ def test_paths_to_items_of_lists():
         "a.e.0": r"'a\.e' is a list of 0 items",
         "l.1": r"'l' is a list of 1 item,",
         "a.q.1.no": r"'a\.q\.1' has the keys query, at;",
-        "t.0": "'t' is a text, which has no '0' in it;",
+        "t.0": "'t' is a string, which has no '0' in it;",
         "a.n.b": r"'a\.n' is empty",
     }.items():
         with pytest.raises(UserError, match=f"f:3: there is no field '{name}': {why}"):
             field(record, name)
-        assert find(record, name) is None
-    for find_it in (field, find):
+        assert find_field(record, name) is None
+    for find_it in (field, find_field):
         for name in ("a.q.query", "a.q.01x", "a.q."):
             with pytest.raises(
-                UserError, match=r"'a\.q' is a list of 2 items; 'a\.q\.0\..*' is of its first, 'a\.q\.-1\."
+                UserError, match=r"'a\.q' is a list of 2 items; 'a\.q\.0\..*' reads its first item, 'a\.q\.-1\."
             ):
                 find_it(record, name)
 
@@ -64,7 +64,7 @@ def test_paths_in_an_entry(tmp_path):
     assert second == ["x", "y"]
     data = datasets.read("d", {**entry, "words": "q.1.words", "text": ()}, 0)
     assert units_of(data.splits["train"], words="q.1.words").words == [["b", "1"], ["b", "3"]]
-    with pytest.raises(UserError, match=r"'q' is a list of 2 items; 'q\.0\.text' is of its first"):
+    with pytest.raises(UserError, match=r"'q' is a list of 2 items; 'q\.0\.text' reads its first item"):
         datasets.read("d", {**entry, "text": ("q.text",)}, 0)
     with pytest.raises(UserError, match=r"'q' is a list of 2 items; 'q\.0\.y'"):
         datasets.read("d", {**entry, "text": ("q.0.text",), "where": {"q.y": "y"}}, 0)
@@ -77,5 +77,5 @@ def test_notes_are_summed():
         Note("x", "f", 0),
     ]
     lines = ["train: 991 lines skipped, 989 records lost; first at f:3", "train: 1 x; first at f"]
-    assert summary("train", notes) == lines
-    assert summary("dev", [Note("records dropped", "g", 1, lost=1)]) == ["dev: 1 records dropped; first at g:1"]
+    assert summarize_notes("train", notes) == lines
+    assert summarize_notes("dev", [Note("records dropped", "g", 1, lost=1)]) == ["dev: 1 records dropped; first at g:1"]

@@ -324,7 +324,7 @@ def plain_tree(node: Any) -> Any:
 
 def _name(line, choices) -> str:
     line = "ends" if line in ("single", "tied") else line
-    return ",".join([line, *(f"{name}={unicode.file_name(value, kept='._-+')}" for name, value in choices.items())])
+    return ",".join([line, *(f"{name}={unicode.file_name(value, allowed='._-+')}" for name, value in choices.items())])
 
 
 def _with_own_folders(programs: Sequence[Program]) -> tuple[Program, ...]:

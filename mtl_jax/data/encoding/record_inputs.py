@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from mtl_jax.data.encoding import marked_spans
-from mtl_jax.data.records import Record, field, find, where
+from mtl_jax.data.records import Record, field, find_field, where
 from mtl_jax.errors import UserError
 
 
@@ -141,7 +141,7 @@ def _words(record: Record, name: str) -> list[str]:
 
 
 def _predicates(record: Record, name: str, words: int) -> list[int]:
-    value = find(record, name) if name else None
+    value = find_field(record, name) if name else None
     if value is None:
         return []
     if not isinstance(value, list | tuple) or not all(isinstance(p, int) and 0 <= p < words for p in value):

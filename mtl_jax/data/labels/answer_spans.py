@@ -29,8 +29,8 @@ from mtl_jax.data import literals
 from mtl_jax.data.encoding.encode import EncodedSplit
 from mtl_jax.data.encoding.gold import Gold
 from mtl_jax.data.encoding.record_inputs import Units
-from mtl_jax.data.labels.raw_labels import LabelSpec, RawLabels, get, is_missing
-from mtl_jax.data.records import Note, Record, where
+from mtl_jax.data.labels.raw_labels import LabelSpec, RawLabels, is_missing
+from mtl_jax.data.records import Note, Record, find_field, where
 from mtl_jax.errors import UserError
 
 NAMES = ("answer", "no answer")
@@ -142,7 +142,7 @@ def characters(split: EncodedSplit, record: int, first: int, last: int) -> tuple
 def _raw(record: Record, spec: LabelSpec) -> list[tuple[str | None, int, int | None]] | None:
     """(text or None, start, end or None) of each answer."""
     if "+" in spec.field and spec.field not in record.fields:
-        first, second = (get(record, name.strip()) for name in spec.field.split("+", 1))
+        first, second = (find_field(record, name.strip()) for name in spec.field.split("+", 1))
         if is_missing(second, spec) or first is None or (isinstance(first, float) and is_missing(first, spec)):
             return None
         second = _whole(second, spec, record)
@@ -151,7 +151,7 @@ def _raw(record: Record, spec: LabelSpec) -> list[tuple[str | None, int, int | N
         if isinstance(first, int) or str(first).strip().isdecimal():
             return [(None, _whole(first, spec, record), second)]
         return [(str(first), second, None)]
-    value = get(record, spec.field)
+    value = find_field(record, spec.field)
     if is_missing(value, spec):
         return None
     if isinstance(value, str) and (found := literals.parse(value)) is not None:
@@ -199,7 +199,7 @@ def _of_text(text, start, end, context: str, record: Record, spec: LabelSpec) ->
     shifted = start + len(text) - len(text.lstrip())
     if bare and context.startswith(bare, max(shifted, 0)):
         return Answer(shifted, shifted + len(bare), text), ""
-    composed, places = (context, None) if context.isascii() else unicode.nfc_with_places(context)
+    composed, places = (context, None) if context.isascii() else unicode.nfc_with_offsets(context)
     same, loose = unicode.nfc(bare), r"\s+".join(map(re.escape, unicode.nfc(bare).split()))
     for pattern, flags in ((re.escape(same), 0), (loose, re.IGNORECASE)) if bare else ():
         found = [match.span(1) for match in re.finditer(f"(?=({pattern}))", composed, flags)]  # they may overlap

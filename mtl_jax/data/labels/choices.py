@@ -8,8 +8,8 @@ import numpy as np
 
 from mtl_jax import unicode
 from mtl_jax.data.encoding.record_inputs import Units
-from mtl_jax.data.labels.raw_labels import LabelSpec, RawLabels, get, is_missing, way_out
-from mtl_jax.data.records import Record, where
+from mtl_jax.data.labels.raw_labels import LabelSpec, RawLabels, is_missing, way_out
+from mtl_jax.data.records import Record, find_field, where
 from mtl_jax.errors import UserError
 
 
@@ -28,7 +28,7 @@ def collect(units: Units, spec: LabelSpec) -> RawLabels:
             "`choices` of the data set"
         )
     pairs = zip(units.records, units.choices, strict=True)
-    values = [_number(get(record, spec.field), choices, spec, record) for record, choices in pairs]
+    values = [_number(find_field(record, spec.field), choices, spec, record) for record, choices in pairs]
     return RawLabels(values, np.arange(len(values) + 1, dtype=np.int64), units.records)
 
 

@@ -16,7 +16,7 @@ from mtl_jax.data.labels import answer_spans, choices
 from mtl_jax.data.labels.raw_labels import LabelSpec
 from mtl_jax.data.labels.vocabulary import LabelVocabulary, no_labels
 from mtl_jax.data.notices import LABELS, LENGTH, Notice
-from mtl_jax.data.records import summary
+from mtl_jax.data.records import summarize_notes
 from mtl_jax.data.splits import subsets
 from mtl_jax.data.tokenizers import Tokenizer
 from mtl_jax.errors import UserError
@@ -51,7 +51,7 @@ def build(
         for split, u in units.items():
             raw[split], read = answer_spans.collect(u, spec)
             gold[split], fitted = answer_spans.encode(raw[split], encoded[split])
-            notes += [line.prefixed(f"task {spec.task}") for line in summary(split, [*read, *fitted])]
+            notes += [line.prefixed(f"task {spec.task}") for line in summarize_notes(split, [*read, *fitted])]
             if lost := answer_spans.cut_off(encoded[split], gold[split]):
                 count = int(gold[split].known.sum())
                 text = f"task {spec.task}: {split}: {lost} of {count} answers are cut off with a part of their text; "

@@ -14,13 +14,12 @@ from mtl_jax.data.labels.raw_labels import (
     LabelSpec,
     RawLabels,
     fields_of,
-    get,
     is_list,
     is_missing,
     naming_missing,
 )
 from mtl_jax.data.notices import LABELS, Notice
-from mtl_jax.data.records import where
+from mtl_jax.data.records import find_field, where
 
 # what files write where there is no value, without case; some of them are names of classes elsewhere
 SUSPICIOUS = frozenset(
@@ -88,14 +87,14 @@ def _missing(spec: LabelSpec, splits: Mapping[str, RawLabels]) -> Iterable[str]:
         partly = 0
         for value, record in zip(raw.values, raw.records, strict=True):
             if value is None:
-                fields = [get(record, name) for name in fields_of(record, spec)]
+                fields = [find_field(record, name) for name in fields_of(record, spec)]
                 words.update({str(field).strip() for field in fields if field is not None and str(field).strip()})
                 partly += len({is_missing(field, spec) or str(field).strip() == "-1" for field in fields}) > 1
         if words and not partly:
             counted = ", ".join(f"{word[:40]!r} ({count})" for word, count in words.most_common(_SHOWN))
             yield f"{split}: {counted} in the place of a label count as missing (tasks.*.missing)"
         pairs = zip(raw.values, raw.records, strict=True)
-        empty = sum(value is None and get(record, spec.field) == "" for value, record in pairs)
+        empty = sum(value is None and find_field(record, spec.field) == "" for value, record in pairs)
         if spec.kind == "set" and empty:
             names = tuple(name for name in spec.missing if name)
             yield (
@@ -136,7 +135,7 @@ def _lists(spec: LabelSpec, splits: Mapping[str, RawLabels], names: Sequence[str
     lists, others, repeats = [], [], 0
     for raw in splits.values():
         for record in raw.records:
-            value = get(record, spec.field)
+            value = find_field(record, spec.field)
             if isinstance(value, str) and value.strip() and value.strip() not in spec.missing:
                 (lists if literals.is_like(value) else others).append(record)
             elif is_list(value):

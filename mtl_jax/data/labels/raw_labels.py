@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mtl_jax.data import literals
-from mtl_jax.data.records import Record, find, where
+from mtl_jax.data.records import Record, find_field, where
 from mtl_jax.data.texts import MISSING
 from mtl_jax.errors import UserError
 from mtl_jax.unicode import nfc
@@ -138,13 +138,13 @@ def collect(
     for m, record in enumerate(records):
         names = fields_of(record, spec)
         if len(names) == 1 and spec.level in PER_RECORD:
-            values.append(_canonical(get(record, spec.field), spec, record))
+            values.append(_canonical(find_field(record, spec.field), spec, record))
         elif spec.kind == "set":
-            values.append(_flags({name: get(record, name) for name in names}, spec, record))
+            values.append(_flags({name: find_field(record, name) for name in names}, spec, record))
         else:
             count = None if words is None else words[m]
             given = None if predicates is None else predicates[m]
-            parts = [_of_record(get(record, name), spec, record, count, given) for name in names]
+            parts = [_of_record(find_field(record, name), spec, record, count, given) for name in names]
             values += parts[0] if len(parts) == 1 else [_joined(p, spec, record) for p in zip(*parts, strict=True)]
         ends.append(len(values))
     return RawLabels(values, np.asarray(ends, np.int64), records)
@@ -203,11 +203,6 @@ def unlabelled(
     """As `collect`, every label missing: for records whose labels are to be predicted."""
     blank = [Record({}, record.file, record.line) for record in records]
     return collect(blank, spec, words, predicates)._replace(records=records)
-
-
-def get(record: Record, name: str) -> Any:
-    """The value of a field, None where the record lacks it; see `records.find`."""
-    return find(record, name)
 
 
 def _sequence(raw: Any, words: int, spec: LabelSpec, record: Record) -> list[Any]:

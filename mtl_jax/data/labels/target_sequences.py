@@ -19,10 +19,10 @@ from mtl_jax.data.encoding import spacing
 from mtl_jax.data.encoding.encode import EncodedSplit
 from mtl_jax.data.encoding.gold import Gold
 from mtl_jax.data.encoding.record_inputs import Units
-from mtl_jax.data.labels.raw_labels import LabelSpec, get, is_list
+from mtl_jax.data.labels.raw_labels import LabelSpec, is_list
 from mtl_jax.data.labels.vocabulary import LabelVocabulary, no_labels
 from mtl_jax.data.notices import INFORMATION, LABELS, LENGTH, Notice
-from mtl_jax.data.records import Note, Record, where
+from mtl_jax.data.records import Note, Record, find_field, where
 from mtl_jax.data.tokenizers import Tokenizer, WordTokenizer
 from mtl_jax.errors import UserError
 
@@ -205,7 +205,7 @@ def notes(spec: LabelSpec, split: str, raw: RawTargets, gold: Gold, cut: int, un
 
 
 def _target(record: Record, spec: LabelSpec) -> str | list[str] | None:
-    value = get(record, spec.field)
+    value = find_field(record, spec.field)
     if is_list(value) and all(isinstance(word, str) for word in value):
         words = [word for word in value if word.strip()]
         value, empty = words, not words

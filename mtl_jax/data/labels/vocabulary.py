@@ -11,9 +11,9 @@ import numpy as np
 
 from mtl_jax.data.encoding.gold import Gold
 from mtl_jax.data.labels import label_notes
-from mtl_jax.data.labels.raw_labels import LabelSpec, RawLabels, fields_of, get
+from mtl_jax.data.labels.raw_labels import LabelSpec, RawLabels, fields_of
 from mtl_jax.data.notices import LABELS, Notice
-from mtl_jax.data.records import Record, suggestion
+from mtl_jax.data.records import Record, find_field, suggestion
 from mtl_jax.errors import UserError
 
 
@@ -162,7 +162,7 @@ def no_labels(spec: LabelSpec, records: Sequence[Record]) -> UserError:
     several = spec.kind in ("class", "set", "span") and spec.field not in fields
     wanted = spec.field.split("+") if several else [spec.field]
     for name in map(str.strip, wanted):
-        if name not in fields and all(get(record, name) is None for record in records):
+        if name not in fields and all(find_field(record, name) is None for record in records):
             return UserError(
                 f"task {spec.task}: data set {spec.dataset} has no field {name!r} in its train split; "
                 f"known fields: {', '.join(fields)}.{suggestion(name, fields)}"

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from mtl_jax.data.files.location import Location
 from mtl_jax.data.readers.jsonl import read_records
-from mtl_jax.data.records import Note, Record, field, find, where
+from mtl_jax.data.records import Note, Record, field, find_field, where
 from mtl_jax.errors import UserError
 
 
@@ -41,7 +41,7 @@ def read_dialogue(
         said = field(item, turns)
         if not isinstance(said, list):
             raise UserError(f"{where(item)}: field {turns!r} should be a list of turns, found {said!r}"[:200])
-        texts = [find(item._replace(fields=turn), text) if isinstance(turn, dict) else turn for turn in said]
+        texts = [find_field(item._replace(fields=turn), text) if isinstance(turn, dict) else turn for turn in said]
         for number, turn in enumerate(texts, start=1):
             if not isinstance(turn, str):
                 raise UserError(f"{where(item)}: turn {number} of {turns!r} should be a text, found {turn!r}"[:200])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from mtl_jax.data.records import Record, field, find
+from mtl_jax.data.records import Record, field, find_field
 from mtl_jax.errors import UserError
 
 _DEEPEST = 4  # objects around the records
@@ -20,7 +20,7 @@ def place_of_records(whole: Record, columns: Sequence[str], fields: Sequence[str
     values is a record too. Raises UserError where it could be several things, with the options that say which.
     """
     document, file = whole.fields, whole.file
-    if fields and all(find(whole, name) is not None for name in fields):
+    if fields and all(find_field(whole, name) is not None for name in fields):
         return None
     if _by_key(document, columns):
         return ""
@@ -60,7 +60,9 @@ def _has(whole: Record, path: str, fields: Sequence[str]) -> bool:
     inner = field(whole, path)
     first = next(iter(inner.values() if isinstance(inner, Mapping) else inner))
     try:
-        return isinstance(first, dict) and all(find(whole._replace(fields=first), name) is not None for name in fields)
+        return isinstance(first, dict) and all(
+            find_field(whole._replace(fields=first), name) is not None for name in fields
+        )
     except UserError:  # a path through a list without a number
         return False
 

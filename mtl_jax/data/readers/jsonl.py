@@ -9,7 +9,7 @@ from typing import Any
 from mtl_jax.data.files.location import Location
 from mtl_jax.data.readers.json_forms import place_of_records, table
 from mtl_jax.data.readers.json_values import kind, parse_json, values
-from mtl_jax.data.records import Note, Record, field, find, suggestion
+from mtl_jax.data.records import Note, Record, field, find_field, suggestion
 from mtl_jax.errors import UserError
 
 _KEY = "key"
@@ -68,7 +68,7 @@ def read_json_splits(
         if not isinstance(whole, dict):
             raise UserError(f"{file.name}: has to hold one JSON object of splits, found {kind(whole)}")
         document = Record(whole, file.name, 0)
-        if find(document, path) is None and "." not in path:
+        if find_field(document, path) is None and "." not in path:
             known = ", ".join(whole)
             raise UserError(f"{file.name}: no split {path!r}; there are: {known}.{suggestion(path, whole)}")
         yield from _items(field(document, path), f"{file.name}:{path}", None, key or _KEY, columns)

@@ -11,7 +11,7 @@ from mtl_jax import unicode
 from mtl_jax.data.files.location import Location
 from mtl_jax.data.labels import tag_schemes
 from mtl_jax.data.readers.jsonl import read_records
-from mtl_jax.data.records import Note, Record, field, find, suggestion, where
+from mtl_jax.data.records import Note, Record, field, find_field, suggestion, where
 from mtl_jax.errors import UserError
 
 _FIELDS = ("spans", "entities", "labels", "label")
@@ -60,7 +60,7 @@ def read_spans(
     """
     _check_scheme(scheme)
     for record in read_records(location, encoding, records, key, fields=(text,)):
-        whole = find(record, text)
+        whole = find_field(record, text)
         if not isinstance(whole, str):
             known = ", ".join(map(str, record.fields)) or "none"
             raise UserError(

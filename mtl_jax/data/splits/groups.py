@@ -7,8 +7,7 @@ import re
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from mtl_jax.data.labels.raw_labels import get
-from mtl_jax.data.records import Record, suggestion
+from mtl_jax.data.records import Record, find_field, suggestion
 from mtl_jax.errors import UserError
 
 AUTO = "auto"
@@ -42,7 +41,7 @@ def find(splits: Mapping[str, Sequence[Record]], group: str, reader: str, option
     if not group:
         return None
     if group != AUTO:
-        keys = {split: [_key(get(record, group)) for record in records] for split, records in splits.items()}
+        keys = {split: [_key(find_field(record, group)) for record in records] for split, records in splits.items()}
         if all(key is None for found in keys.values() for key in found):
             known = sorted({str(name) for records in splits.values() for record in records for name in record.fields})
             raise UserError(

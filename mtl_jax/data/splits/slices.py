@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from mtl_jax.data.records import Note, Record, find, suggestion
+from mtl_jax.data.records import Note, Record, find_field, suggestion
 from mtl_jax.errors import UserError
 
 _PART = re.compile(r"(.*)\[([^\[\]]*)\]", re.DOTALL)
@@ -79,7 +79,7 @@ def take(items: Sequence[Record | Note], wanted: Slice | Condition, part: str) -
 
 
 def _with_value(records: Sequence[Record], wanted: Condition, part: str) -> list[bool]:
-    values = [None if (value := find(record, wanted.field)) is None else str(value).strip() for record in records]
+    values = [None if (value := find_field(record, wanted.field)) is None else str(value).strip() for record in records]
     kept = [value == wanted.value for value in values]
     if not any(kept):
         there = collections.Counter(value for value in values if value is not None)
