@@ -22,9 +22,9 @@ from mtl_jax.experiment.penalties import build_penalties
 from mtl_jax.experiment.sharing import build_sharing
 from mtl_jax.experiment.step_spec import step_spec
 from mtl_jax.models import ownership
-from mtl_jax.models.architecture import Architecture
+from mtl_jax.models.families.bert import Architecture
+from mtl_jax.models.layers.transformer import TransformerLayer
 from mtl_jax.models.network import network
-from mtl_jax.models.transformer import TransformerLayer
 from mtl_jax.tasks.base import Task
 from mtl_jax.tasks.distillation import Distillation
 from mtl_jax.training.hyperparameters import Hyper, hyper_from

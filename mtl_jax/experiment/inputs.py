@@ -21,7 +21,7 @@ from mtl_jax.data.sampler import Mixing
 from mtl_jax.data.tokenizers import PretrainedTokenizer, WordTokenizer, WordVocabulary
 from mtl_jax.errors import UserError
 from mtl_jax.models import pretrained, vit
-from mtl_jax.models.architecture import Architecture
+from mtl_jax.models.families.bert import Architecture
 from mtl_jax.tasks.generation import Generation
 
 

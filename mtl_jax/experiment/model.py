@@ -9,8 +9,8 @@ import jax.numpy as jnp
 
 from mtl_jax.data.corpus import Corpus
 from mtl_jax.errors import UserError
-from mtl_jax.models.architecture import Architecture
 from mtl_jax.models.embeddings import WordEmbeddings
+from mtl_jax.models.families.bert import Architecture
 from mtl_jax.models.layers import LAYERS
 from mtl_jax.models.patches import PatchEmbeddings
 

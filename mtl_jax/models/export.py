@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from mtl_jax.errors import UserError
-from mtl_jax.models.architecture import Architecture, tensors, to_config
+from mtl_jax.models.families.bert import Architecture, tensors, to_config
 from mtl_jax.models.pretrained import TOKENIZER_FILES
 
 

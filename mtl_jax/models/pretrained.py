@@ -15,7 +15,7 @@ import numpy as np
 import safetensors
 
 from mtl_jax.errors import UserError
-from mtl_jax.models.architecture import Architecture, from_config, tensors
+from mtl_jax.models.families.bert import Architecture, from_config, tensors
 
 TOKENIZER_FILES = (
     "tokenizer*",

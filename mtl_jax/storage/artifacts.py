@@ -18,7 +18,7 @@ from mtl_jax.data.corpus import Corpus
 from mtl_jax.data.labels.vocabulary import LabelVocabulary
 from mtl_jax.data.pictures.image_store import Form
 from mtl_jax.errors import UserError
-from mtl_jax.models.architecture import Architecture
+from mtl_jax.models.families.bert import Architecture
 from mtl_jax.storage.workdir import write_json
 
 

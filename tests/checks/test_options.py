@@ -27,7 +27,7 @@ from mtl_jax.checks.effects import RULES
 from mtl_jax.checks.effects import effects as config_effects
 from mtl_jax.errors import UserError
 from mtl_jax.evaluation.scores import placement_of
-from mtl_jax.models import architecture as architectures
+from mtl_jax.models.families import bert as architectures
 from mtl_jax.runs.build import build
 from mtl_jax.training.step import train_step
 

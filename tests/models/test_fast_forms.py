@@ -12,8 +12,8 @@ from mtl_jax.models import apply_owned, attention
 from mtl_jax.models.attention import attend, by_sums
 from mtl_jax.models.dense import Dense
 from mtl_jax.models.dropout import Noise, dropout
+from mtl_jax.models.layers.transformer import TransformerLayer, gelu
 from mtl_jax.models.row_chunks import in_parts
-from mtl_jax.models.transformer import TransformerLayer, gelu
 
 
 def test_dense_is_an_affine_map_with_the_parameters_of_flax():

@@ -14,7 +14,7 @@ from mtl_jax import checks
 from mtl_jax.analysis.ablation.device_rows import draws, gather, resident_rows
 from mtl_jax.errors import UserError
 from mtl_jax.evaluation.evaluator import Evaluator
-from mtl_jax.models import architecture as architectures
+from mtl_jax.models.families import bert as architectures
 from mtl_jax.runs.build import build
 from mtl_jax.training.parameter_paths import flatten
 from mtl_jax.training.step import train_step

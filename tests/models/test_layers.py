@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 
 from mtl_jax.errors import UserError
-from mtl_jax.models import recurrent
 from mtl_jax.models.dropout import Noise
-from mtl_jax.models.layers import LAYERS
+from mtl_jax.models.layers import LAYERS, recurrent
 
 D = 24
 FIELDS = {

@@ -13,9 +13,9 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from mtl_jax.errors import UserError
-from mtl_jax.models import architecture as architectures
 from mtl_jax.models import pretrained
 from mtl_jax.models.export import save_folder
+from mtl_jax.models.families import bert as architectures
 
 
 def published(family="bert"):

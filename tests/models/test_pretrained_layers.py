@@ -12,7 +12,7 @@ from mtl_jax.analysis import inspection
 from mtl_jax.analysis.ablation import plan, program
 from mtl_jax.errors import UserError
 from mtl_jax.experiment import model
-from mtl_jax.models import architecture as architectures
+from mtl_jax.models.families import bert as architectures
 from mtl_jax.runs.build import build
 
 LAYERS = 4

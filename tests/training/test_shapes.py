@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from mtl_jax.models.attention import attend
-from mtl_jax.models.convolution import CNN
-from mtl_jax.models.recurrent import LSTM, RNN, BiLSTM
+from mtl_jax.models.layers.convolution import CNN
+from mtl_jax.models.layers.recurrent import LSTM, RNN, BiLSTM
 from mtl_jax.runs.build import build
 from mtl_jax.tasks import crf, distillation, features, losses, make, segment_softmax
 from mtl_jax.tasks.base import Features

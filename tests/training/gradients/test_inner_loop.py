@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mtl_jax.models import recurrent
+from mtl_jax.models.layers import recurrent
 from mtl_jax.training.gradients import inner_loop
 from mtl_jax.training.parameter_paths import flatten
 

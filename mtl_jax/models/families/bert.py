@@ -10,8 +10,8 @@ import jax.numpy as jnp
 
 from mtl_jax.errors import UserError
 from mtl_jax.models.embeddings import BertEmbeddings
+from mtl_jax.models.layers.transformer import ACTIVATIONS, TransformerLayer
 from mtl_jax.models.ownership import layer_path
-from mtl_jax.models.transformer import ACTIVATIONS, TransformerLayer
 
 FAMILIES = {"bert": "bert", "roberta": "roberta", "xlm-roberta": "roberta", "camembert": "roberta"}
 

@@ -6,8 +6,8 @@ float32, `dtype` (float32 or bfloat16) is that of the computation. Salts of drop
 from layer to layer: the caller gives each layer keys of its own.
 """
 
-from mtl_jax.models.convolution import CNN
-from mtl_jax.models.recurrent import LSTM, RNN, BiLSTM
-from mtl_jax.models.transformer import TransformerLayer
+from mtl_jax.models.layers.convolution import CNN
+from mtl_jax.models.layers.recurrent import LSTM, RNN, BiLSTM
+from mtl_jax.models.layers.transformer import TransformerLayer
 
 LAYERS = {"transformer": TransformerLayer, "lstm": LSTM, "bilstm": BiLSTM, "rnn": RNN, "cnn": CNN}

@@ -11,7 +11,7 @@ from flax import linen as nn
 
 from mtl_jax.errors import UserError
 from mtl_jax.models.dropout import Noise, dropout
-from mtl_jax.models.transformer import activation_named
+from mtl_jax.models.layers.transformer import activation_named
 
 
 class CNN(nn.Module):
