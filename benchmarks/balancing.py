@@ -24,9 +24,9 @@ from ml_collections import ConfigDict
 from record import table
 from rounds import Step, timed
 
-from configs import default
 from mtl_jax import checks
 from mtl_jax.balancing import AGGREGATION, LOSS_WEIGHTS, OF_GRADIENTS
+from mtl_jax.config import default
 from mtl_jax.experiment.assemble import assemble
 from mtl_jax.runs.build import build
 

@@ -35,8 +35,8 @@ from hlo import KINDS, collectives
 from ml_collections import ConfigDict
 from record import Claim, save
 
-from configs import default
 from mtl_jax import checks
+from mtl_jax.config import default
 from mtl_jax.evaluation.scores import abstract, placement_of
 from mtl_jax.experiment.penalties import columns
 from mtl_jax.runs.build import build

@@ -14,7 +14,7 @@ import pathlib
 import numpy as np
 from ml_collections import ConfigDict
 
-from configs import default
+from mtl_jax.config import default
 from mtl_jax.data.files import wheels
 
 MODELS = ("bert_mini", "minilm", "bilstm", "bert_base", "bert_large")

@@ -17,10 +17,10 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 import workloads
 from workers import peak_memory, serve
 
-from configs import default
 from mtl_jax import checks
 from mtl_jax.analysis.ablation import lanes, memory, plan, program
 from mtl_jax.analysis.ablation.engine import Engine, resident
+from mtl_jax.config import default
 from mtl_jax.training.step import train_step
 
 

@@ -20,8 +20,8 @@ import optax
 from ml_collections import ConfigDict
 from workers import serve
 
-from configs import default
 from mtl_jax import checks
+from mtl_jax.config import default
 from mtl_jax.experiment.assemble import assemble
 from mtl_jax.runs.build import build
 from mtl_jax.training.parameter_paths import flatten

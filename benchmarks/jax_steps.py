@@ -21,8 +21,8 @@ import encoders
 from jax_lanes import ceiling, peak, product_flops
 from workers import serve
 
-from configs import default
 from mtl_jax import checks
+from mtl_jax.config import default
 from mtl_jax.evaluation.scores import placement_of
 from mtl_jax.models.export import save_folder
 from mtl_jax.runs.build import build

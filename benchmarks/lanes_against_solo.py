@@ -20,10 +20,11 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 import jax
 import numpy as np
 
-from configs import ablate_synthetic, default
+from configs import ablate_synthetic
 from mtl_jax import checks
 from mtl_jax.analysis.ablation import fields, lanes, plan, program
 from mtl_jax.analysis.ablation.engine import Engine, resident
+from mtl_jax.config import default
 from mtl_jax.experiment.assemble import assemble
 from mtl_jax.training.step import train_step
 

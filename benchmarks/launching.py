@@ -21,7 +21,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 STEPS, EVERY = 60, 5
 PATIENCE = 300  # seconds until a run counts as hanging
 CONFIG = f"""
-from configs import default
+from mtl_jax.config import default
 
 def get_config():
     config = default.get_config()

@@ -25,8 +25,8 @@ import jax
 from ml_collections import ConfigDict
 from record import Claim, save
 
-from configs import default
 from mtl_jax import checks
+from mtl_jax.config import default
 from mtl_jax.runs.build import build
 from mtl_jax.training.step import train_step
 

@@ -27,7 +27,8 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 import peers
 from record import CORES, Claim, save
 
-from configs import default, newsgroups_conll, snips_joint
+from configs import newsgroups_conll, snips_joint
+from mtl_jax.config import default
 from mtl_jax.data import datasets
 
 ORDERS = {"random": "dynamic padding of random batches", "sorted": "batches of texts sorted by length"}

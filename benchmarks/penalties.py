@@ -27,8 +27,8 @@ from ml_collections import ConfigDict
 from record import Claim, save
 from rounds import Step, timed
 
-from configs import default
 from mtl_jax import checks
+from mtl_jax.config import default
 from mtl_jax.experiment.assemble import assemble
 from mtl_jax.experiment.penalties import columns
 from mtl_jax.runs.build import build

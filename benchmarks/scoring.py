@@ -27,8 +27,8 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 import jax
 from record import Claim, save
 
-from configs import default
 from mtl_jax import checks
+from mtl_jax.config import default
 from mtl_jax.data.files.location import local
 from mtl_jax.data.records import Record
 from mtl_jax.evaluation import evaluator, inference, input_records, scores

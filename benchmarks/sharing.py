@@ -20,9 +20,10 @@ import jax
 from record import save
 from rounds import Step, timed
 
-from configs import default, sharing
+from configs import sharing
 from mtl_jax import checks
 from mtl_jax.analysis.ablation import fields
+from mtl_jax.config import default
 from mtl_jax.experiment.assemble import assemble
 from mtl_jax.runs.build import build
 

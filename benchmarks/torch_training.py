@@ -10,7 +10,7 @@ from torch_models import Columns, losses
 
 
 class Recipe(NamedTuple):
-    """What a config says about the training of a lane; see configs/default.py."""
+    """What a config says about the training of a lane; see `config.sections.Training`."""
 
     learning_rate: float
     weight_decay: float

@@ -10,7 +10,8 @@ same with 2 layers of width 128 on rows of 128 tokens. `transformer4`: 4 layers 
 
 from ml_collections import ConfigDict
 
-from configs import ablate_lambda, ablate_synthetic, default
+from configs import ablate_lambda, ablate_synthetic
+from mtl_jax.config import default
 
 MODELS = ("small", "bilstm", "transformer", "transformer4")
 

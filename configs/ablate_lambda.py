@@ -13,7 +13,9 @@ one CPU core. Test accuracy with 200 sentences: L2 0.825, tied 0.847, hard 0.841
 
 from ml_collections import ConfigDict
 
-from configs import default
+from mtl_jax.config import default
+
+from . import DATA
 
 GENRES = ("answers", "email", "newsgroup", "reviews", "weblog")
 UPOS = (
@@ -64,7 +66,7 @@ def genres() -> ConfigDict:
             config,
             genre,
             reader="conllu",
-            path=f"{default.DATA}/ewt",
+            path=f"{DATA}/ewt",
             words="words",
             splits={"train": "*train*.conllu", "dev": "*dev*.conllu", "test": "*test*.conllu"},
             options={"genre": "([a-z]+)-"},

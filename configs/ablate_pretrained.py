@@ -10,9 +10,11 @@ random). `small`: three domains, the last layer only, four λ and two seeds, for
 import json
 import pathlib
 
-from configs import default
+from mtl_jax.config import default
 
-CLINC = f"{default.DATA}/clinc150"
+from . import DATA
+
+CLINC = f"{DATA}/clinc150"
 SMALL = ("banking", "travel", "kitchen_and_dining")
 
 

@@ -16,7 +16,7 @@ single-task, tied, hard: 0.697, 0.697, 0.652, 0.648 for ρ = 0; 0.858, 0.748, 0.
 
 from ml_collections import ConfigDict
 
-from configs import default
+from mtl_jax.config import default
 
 TASKS = 8
 RELATEDNESS = (0.0, 0.3, 0.6, 0.9, 1.0)

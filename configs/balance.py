@@ -15,7 +15,7 @@ training have (in :glue one rate, the middle one); the rate is chosen on dev, te
 over the methods. :glue_full is not measured yet.
 """
 
-from configs import default
+from mtl_jax.config import default
 
 from . import ablate_lambda, glue
 

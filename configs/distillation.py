@@ -15,7 +15,7 @@ Test intent accuracy and slot F1, means of three seeds: teachers 0.946 and 0.697
 (-0.009 to +0.018, p = 0.57): no difference shown.
 """
 
-from configs import default
+from mtl_jax.config import default
 
 from . import snips_joint
 

@@ -4,7 +4,7 @@ apt-get install dataset-fashion-mnist
 python launch.py --config=configs/fashion.py --workdir=runs/fashion
 """
 
-from configs import default
+from mtl_jax.config import default
 
 NAMES = ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
 

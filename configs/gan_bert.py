@@ -11,7 +11,9 @@
 others are frozen, and their outputs kept.
 """
 
-from configs import default
+from mtl_jax.config import default
+
+from . import DATA
 
 SIZES = {"snips": (700, 70), "clinc": (1500, 300)}  # utterances, and how many of them are labelled
 
@@ -25,7 +27,7 @@ def get_config(which: str = "mt_gan"):
         config,
         "snips",
         reader="parallel",
-        path=f"{default.DATA}/snips",
+        path=f"{DATA}/snips",
         words="words",
         splits={"train": "train", "dev": "valid", "test": "test"},
     )
@@ -33,7 +35,7 @@ def get_config(which: str = "mt_gan"):
         config,
         "clinc",
         reader="json_splits",
-        path=f"{default.DATA}/clinc150/data_full.json",
+        path=f"{DATA}/clinc150/data_full.json",
         text=("text",),
         splits={"train": "train", "dev": "val", "test": "test"},
     )

@@ -27,7 +27,9 @@ short a training: the most frequent word of train between the two neighbours has
 0.712 against 0.723, exact 0.369 against 0.452; on sentences that all change, exact is 0 for the input by construction.
 """
 
-from configs import default
+from mtl_jax.config import default
+
+from . import DATA
 
 WHICH = ("abridge", "lstm", "shared", "roles", "reorder", "infill")
 
@@ -43,7 +45,7 @@ def get_config(which: str = "abridge"):
         config,
         "ewt",
         reader="derived",
-        path=f"{default.DATA}/{folder}",
+        path=f"{DATA}/{folder}",
         words="source",
         splits={split: form.format(split) for split in ("train", "dev", "test")},
         options={"reader": reader, "way": way, "shortest": 5, "longest": 25, "unchanged": way != "roles"},
@@ -69,7 +71,7 @@ def get_config(which: str = "abridge"):
             config,
             "sentences",
             reader="conllu",
-            path=f"{default.DATA}/ewt",
+            path=f"{DATA}/ewt",
             words="words",
             splits={split: f"*{split}*.conllu" for split in ("train", "dev")},
         )

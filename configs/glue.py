@@ -7,7 +7,9 @@ CoLA Matthews 0.06, MRPC accuracy 0.777 (F1 0.854), RTE accuracy 0.534, STS-B Pe
 learned: little data each, a small encoder made for sentence similarity, and one step in four.
 """
 
-from configs import default
+from mtl_jax.config import default
+
+from . import DATA
 
 
 def get_config():
@@ -17,14 +19,14 @@ def get_config():
     default.add_dataset(
         config,
         "cola",
-        path=f"{default.DATA}/glue/CoLA",
+        path=f"{DATA}/glue/CoLA",
         text=("sentence",),
         options={"columns": ("source", "label", "note", "sentence"), "header": False},
         **glue,
     )
-    default.add_dataset(config, "mrpc", path=f"{default.DATA}/glue/MRPC", text=("#1 String", "#2 String"), **glue)
-    default.add_dataset(config, "rte", path=f"{default.DATA}/glue/RTE", text=("sentence1", "sentence2"), **glue)
-    default.add_dataset(config, "stsb", path=f"{default.DATA}/glue/STS-B", text=("sentence1", "sentence2"), **glue)
+    default.add_dataset(config, "mrpc", path=f"{DATA}/glue/MRPC", text=("#1 String", "#2 String"), **glue)
+    default.add_dataset(config, "rte", path=f"{DATA}/glue/RTE", text=("sentence1", "sentence2"), **glue)
+    default.add_dataset(config, "stsb", path=f"{DATA}/glue/STS-B", text=("sentence1", "sentence2"), **glue)
     default.add_task(
         config, "cola", kind="classification", dataset="cola", label="label", metrics=("matthews", "accuracy")
     )

@@ -26,7 +26,9 @@ half minutes of processor time.
 
 from ml_collections import ConfigDict
 
-from configs import default
+from mtl_jax.config import default
+
+from . import DATA
 
 
 def get_config(kind: str = "span"):
@@ -37,7 +39,7 @@ def get_config(kind: str = "span"):
         config,
         "ewt",
         reader="conllu",
-        path=f"{default.DATA}/ewt",
+        path=f"{DATA}/ewt",
         words="words",
         splits={"train": "*train*.conllu", "dev": "*dev*.conllu", "test": "*test*.conllu"},
     )
@@ -61,7 +63,7 @@ def _span(config):
         config,
         "questions",
         reader="srl_questions",
-        path=f"{default.DATA}/ewt_srl",
+        path=f"{DATA}/ewt_srl",
         text=("question", "context"),
         splits={"train": "train.conll", "dev": "dev.conll", "test": "test.conll"},
         options={"unanswerable": 12},
@@ -84,7 +86,7 @@ def _relation(config):
         config,
         "roles",
         reader="srl_pairs",
-        path=f"{default.DATA}/ewt_srl",
+        path=f"{DATA}/ewt_srl",
         words="words",
         splits={"train": "train.conll", "dev": "dev.conll", "test": "test.conll"},
         marked=("predicate", "argument"),
@@ -98,7 +100,7 @@ def _choice(config):
         config,
         "endings",
         reader="conllu_endings",
-        path=f"{default.DATA}/ewt",
+        path=f"{DATA}/ewt",
         text=("beginning",),
         choices=("endings",),
         splits={"train": "*train*.conllu", "dev": "*dev*.conllu", "test": "*test*.conllu"},
@@ -114,7 +116,7 @@ def _mlm(config):
         config,
         "snips",
         reader="parallel",
-        path=f"{default.DATA}/snips",
+        path=f"{DATA}/snips",
         words="words",
         splits={"train": "train", "dev": "valid", "test": "test"},
     )

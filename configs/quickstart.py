@@ -7,7 +7,7 @@ On 1,000 documents and 1,000 sentences of test: accuracy 0.746, entity F1 0.826.
 Arguments as in `configs/newsgroups_conll.py`: `soft` (default), `single`, `hard`; `make quickstart-compare` runs all.
 """
 
-from configs import default
+from mtl_jax.config import default
 
 from .newsgroups_conll import add_conll, add_newsgroups, set_sharing
 

@@ -7,7 +7,7 @@ python launch.py --config=configs/relate.py:ewt --workdir=runs/relate_ewt --mode
 :smoke   :ewt with two seeds and few steps: to see that all works
 """
 
-from configs import default
+from mtl_jax.config import default
 
 from . import ablate_lambda, ablate_pretrained
 

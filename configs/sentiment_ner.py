@@ -8,7 +8,7 @@ Shared embeddings and first layer, a layer of its own for each task, no pretrain
 
 from ml_collections import ConfigDict
 
-from configs import default
+from mtl_jax.config import default
 
 from .newsgroups_conll import add_conll
 

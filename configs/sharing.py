@@ -38,8 +38,8 @@ yet.
 
 from ml_collections import ConfigDict
 
-from configs import default
 from mtl_jax.analysis.ablation import fields
+from mtl_jax.config import default
 
 from . import ewt, snips_joint
 

@@ -9,7 +9,9 @@
 
 from ml_collections import ConfigDict
 
-from configs import default
+from mtl_jax.config import default
+
+from . import DATA
 
 
 def get_config(encoder: str = "lstm"):
@@ -18,7 +20,7 @@ def get_config(encoder: str = "lstm"):
         config,
         "snips",
         reader="parallel",
-        path=f"{default.DATA}/snips",
+        path=f"{DATA}/snips",
         words="words",
         splits={"train": "train", "dev": "valid", "test": "test"},
     )

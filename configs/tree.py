@@ -14,8 +14,8 @@ each 0.700 ± 0.022. All trees beat a model for each (p ≤ 0.002); against one 
 (+0.004 to +0.009, corrected p = 0.31 and above).
 """
 
-from configs import default
 from mtl_jax.analysis.relatedness import grouping
+from mtl_jax.config import default
 
 from . import ablate_lambda
 

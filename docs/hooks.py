@@ -9,11 +9,12 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
-import io
-import pathlib
 import re
-import textwrap
-import tokenize
+import typing
+from collections.abc import Iterator
+
+from mtl_jax.config import default
+from mtl_jax.config.sections import Config
 
 REGISTRIES = {
     "penalties": ("mtl_jax.sharing", "PENALTIES"),
@@ -59,61 +60,50 @@ def _escaped(text: str) -> str:
 
 
 def config_reference() -> str:
-    """Every field of `configs/default.py` with its default and comment, a table for each section."""
-    source = (pathlib.Path(__file__).parents[1] / "configs" / "default.py").read_text(encoding="utf-8")
-    sections: dict[str, list[tuple[str, str, str]]] = {}
-    for section, field, value, comment in fields(source):
-        if value == "ConfigDict()" and not comment:
-            continue  # a section of its own
-        sections.setdefault(section, []).append((field, value, comment))
-    parts = []
-    for section, rows in sections.items():
-        lines = [f"| `{field}` | `{value}` | {comment} |" for field, value, comment in rows]
-        parts.append("\n".join([f"## {section}", "", "| field | default | meaning |", "|---|---|---|", *lines]))
-    return "\n\n".join(parts)
+    """Every field of a config with its type, default and comment, a table for each section and kind of entry."""
+    return "\n\n".join(f"## {place}\n\n{_table(section)}" for place, section in _sections("config", Config))
 
 
-def fields(source: str) -> list[tuple[str, str, str, str]]:
-    """(section, field, default, comment) of each assignment in the source of the schema.
+def _sections(place: str, section: type) -> Iterator[tuple[str, type]]:
+    """The section, then those within it; `place` is what a config calls it."""
+    yield place, section
+    for field, kind in typing.get_type_hints(section).items():
+        if hasattr(section, field):
+            continue
+        if isinstance(kind, type):
+            yield from _sections(f"{place}.{field}", kind)
+        elif (entry := typing.get_args(kind)[1]) in default.ENTRIES.values():
+            yield from _sections(f"{place}.{field}.NAME", entry)
 
-    A comment stands behind its field, goes on in the lines after it, or stands in the lines before it.
-    """
-    comments = {
-        token.start[0]: token.string.lstrip("# ").rstrip()
-        for token in tokenize.generate_tokens(io.StringIO(source).readline)
-        if token.type == tokenize.COMMENT
-    }
-    rows, section = [], ""
-    for node in _assignments(source):
-        target, value, first, last = node
-        owner, _, field = target.rpartition(".")
-        function, owner = owner.split(":", 1)
-        section = f"config.{owner}" if function == "get_config" and owner != "config" else function
-        section = "config" if (function, owner) == ("get_config", "config") else section
-        own = [comments[line] for line in range(first, last + 1) if line in comments]
-        line = last + 1
-        while line in comments and not _is_code(source, line):
-            own.append(comments[line])
-            line += 1
-        text = _escaped(" ".join(own))
-        rows.append((section, field, textwrap.shorten(value, 60).replace("|", "\\|"), text))
+
+def _table(section: type) -> str:
+    """What a section is for, and a table of its fields except those that are sections."""
+    kinds = typing.get_type_hints(section)
+    rows = [
+        f"| `{field}` | `{_code(kind)}` | `{_code(value)}` | {_escaped(comment)} |"
+        for field, kind, value, comment in fields(section)
+        if not isinstance(kinds[field], type) or hasattr(section, field)
+    ]
+    return "\n".join(
+        [inspect.getdoc(section) or "", "", "| field | type | default | meaning |", "|---|---|---|---|", *rows]
+    )
+
+
+def fields(section: type) -> list[tuple[str, str, str, str]]:
+    """(field, type, default, comment above it) of each field, as the source has them."""
+    source = inspect.getsource(section)
+    lines = source.splitlines()
+    rows = []
+    for node in ast.parse(source).body[0].body:
+        if isinstance(node, ast.AnnAssign):
+            first = node.lineno - 1
+            while lines[first - 1].lstrip().startswith("#"):
+                first -= 1
+            comment = " ".join(line.lstrip(" #") for line in lines[first : node.lineno - 1])
+            value = ast.unparse(node.value) if node.value else "{}"
+            rows.append((node.target.id, ast.unparse(node.annotation), value, comment))
     return rows
 
 
-def _is_code(source: str, line: int) -> bool:
-    return not source.splitlines()[line - 1].lstrip().startswith("#")
-
-
-def _assignments(source: str):
-    """("function:owner.field", default, first line, last line) of each field that the schema sets."""
-    for function in ast.parse(source).body:
-        if not isinstance(function, ast.FunctionDef):
-            continue
-        for node in function.body:
-            if not isinstance(node, ast.Assign):
-                continue
-            target = next((t for t in node.targets if isinstance(t, ast.Attribute)), None)
-            if target is None:
-                continue
-            owner = ast.unparse(target.value)
-            yield f"{function.name}:{owner}.{target.attr}", ast.unparse(node.value), node.lineno, node.end_lineno
+def _code(text: str) -> str:
+    return text.replace("|", "\\|")

@@ -268,9 +268,9 @@ def _relate():
 
 def _lanes(run, tell):
     """What trains many lanes in --workdir, and its report; returns the status."""
-    from configs import default
     from mtl_jax import checks
     from mtl_jax.analysis.ablation import lanes
+    from mtl_jax.config import default
     from mtl_jax.storage import workdir as folders
 
     if not WORKDIR.value:
@@ -297,11 +297,11 @@ def _merge():
 
 
 def _adapt():
-    from configs import default
     from mtl_jax import checks
     from mtl_jax.analysis.ablation import lanes
     from mtl_jax.analysis.adaptation import report
     from mtl_jax.analysis.adaptation.adapt import adapt
+    from mtl_jax.config import default
     from mtl_jax.storage.workdir import prepare, read_config
 
     runs = _folders(RUNS) or _folders(WORKDIR)
@@ -323,8 +323,8 @@ def _adapt():
 
 
 def _report():
-    from configs import default
     from mtl_jax.analysis import report
+    from mtl_jax.config import default
 
     runs = _folders(RUNS) or _folders(WORKDIR)
     if not runs:
@@ -365,8 +365,8 @@ def _workdir() -> pathlib.Path:
 
 def _config(run: pathlib.Path | None = None):
     """The config of --config, else that of a run, by default the one in --workdir, checked."""
-    from configs import default
     from mtl_jax import checks
+    from mtl_jax.config import default
     from mtl_jax.storage import workdir
 
     config = CONFIG.value

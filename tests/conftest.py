@@ -79,7 +79,7 @@ def tiny(tmp_path, monkeypatch):
             (tmp_path / f"{name}.{split}.jsonl").write_text("\n".join(part) + "\n")
 
     def make(**changes):
-        from configs import default
+        from mtl_jax.config import default
 
         config = default.get_config()
         for name, field in (("texts", {"text": ("text",)}), ("sentences", {"words": "words"})):

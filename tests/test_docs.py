@@ -8,9 +8,9 @@ import jax
 import numpy as np
 import pytest
 
-from configs import default
 from mtl_jax.analysis.ablation import plan
 from mtl_jax.checks import check
+from mtl_jax.config import default
 from mtl_jax.sharing import PENALTIES
 
 ROOT = pathlib.Path(__file__).parents[1]

@@ -14,7 +14,7 @@ from mtl_jax.runtime.flags import parse
 
 ROOT = pathlib.Path(__file__).parents[1]
 GOOD = """
-from configs import default
+from mtl_jax.config import default
 def get_config():
     config = default.get_config()
     default.add_task(config, "ner", kind="tagging", dataset="news", label="tags")
@@ -78,7 +78,7 @@ def test_config_files(tmp_path, content, said):
 
 
 def test_overrides_without_a_config_are_of_the_run(tmp_path, monkeypatch):
-    from configs import default
+    from mtl_jax.config import default
     from mtl_jax.storage import workdir as folders
 
     config = default.get_config()

@@ -126,7 +126,7 @@ def ablation(folder: pathlib.Path, default: ModuleType | None = None) -> str:
 
     Args:
       folder: with ablation.json, see `results.write`; its config.json is shown where there is one.
-      default: the module `configs.default`, to show only the fields that differ from the defaults.
+      default: the module `config.default`, to show only the fields that differ from the defaults.
 
     Returns:
       what the terminal shows: tables, verdicts, files.

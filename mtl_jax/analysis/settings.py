@@ -20,7 +20,7 @@ def changed(config: Mapping[str, Any], default: ModuleType | None) -> list[str]:
 
     Args:
       config: a plain config, as config.json has it.
-      default: the module `configs.default`; None: every field is listed.
+      default: the module `config.default`; None: every field is listed.
     """
     if default is None:
         return [_line(field, value) for field, value in _leaves(config)]

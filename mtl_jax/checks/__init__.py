@@ -32,7 +32,7 @@ def check(config: Any, default: ModuleType, mode: str = "train") -> dict[str, st
 
     Args:
       config: an ml_collections ConfigDict.
-      default: the module `configs.default`, which names every field.
+      default: the module `config.default`, which names every field.
       mode: what the config is for, as in `--mode`.
 
     Returns:

@@ -286,7 +286,7 @@ def effects(config: Any, default: ModuleType, mode: str) -> dict[str, str]:
 
     Args:
       config: has all fields of `default`.
-      default: the module `configs.default`.
+      default: the module `config.default`.
       mode: as in `--mode`.
 
     Returns:

@@ -49,7 +49,7 @@ def check_entry(where, entry, default, say):
     if hasattr(entry, "items"):
         check_fields(entry, default, where, say)
     else:
-        say(f"{where}: should hold fields, found {entry!r}; begin with its function in configs/default.py")
+        say(f"{where}: should hold fields, found {entry!r}; begin with its function in mtl_jax.config.default")
 
 
 def check_name(where, name, say, reserved=()):

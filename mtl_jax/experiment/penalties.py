@@ -57,7 +57,7 @@ def build_penalties(
     """The penalties of a config, and whether one of them needs the initial values as anchor.
 
     Args:
-      penalties: name -> `configs.default.penalty`.
+      penalties: name -> `config.default.penalty`.
       owners: path of layer -> owner of each task.
       tasks: the K tasks that are trained.
       all_tasks: the tasks of the config: the order of matrices in options.

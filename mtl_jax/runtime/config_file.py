@@ -22,7 +22,7 @@ from ml_collections import ConfigDict, FrozenConfigDict, config_flags
 from mtl_jax.errors import UserError
 
 _PACKAGE = pathlib.Path(__file__).resolve().parents[1]
-_OWN = [str(_PACKAGE), *(str(_PACKAGE.parent / name) for name in ("configs/default.py", "launch.py"))]
+_OWN = [str(_PACKAGE), str(_PACKAGE.parent / "launch.py")]
 _LIBRARIES = [sysconfig.get_paths()[name] for name in ("stdlib", "purelib", "platlib")] + _OWN
 _MODULE = "config_of_flag"
 
@@ -170,7 +170,7 @@ def _checked(config: Any, place: str, what: str) -> ConfigDict:
     if not isinstance(config, ConfigDict):
         raise UserError(
             f"{place}: {what} {_article(type(config).__name__)}; a config begins with default.get_config() of "
-            "configs/default.py"
+            "mtl_jax.config"
         )
     return config
 

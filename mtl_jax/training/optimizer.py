@@ -16,7 +16,7 @@ from mtl_jax.training.parameter_paths import matching
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerSpec:
-    """What is static about the optimizer; see `configs/default.py` for the fields."""
+    """What is static about the optimizer; see `config.sections.Optimizer` for the fields."""
 
     name: str
     b1: float

@@ -1,6 +1,6 @@
 """Configs of small linear tasks whose optimum is known."""
 
-from configs import default
+from mtl_jax.config import default
 
 
 def linear_config(penalty="l2_to_mean", strength=0.02, tasks=3, **options):

@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from configs import default
 from mtl_jax import checks
 from mtl_jax.analysis.ablation import lanes, plan, program, results, scores
 from mtl_jax.analysis.ablation.runner import ablate
+from mtl_jax.config import default
 from mtl_jax.config.plain import to_plain
 from mtl_jax.errors import UserError
 from mtl_jax.evaluation.scores import make_evaluator, placement_of

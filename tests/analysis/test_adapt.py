@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import default
 from mtl_jax import checks
 from mtl_jax.analysis.adaptation import adapt as modes
 from mtl_jax.analysis.adaptation import report
 from mtl_jax.analysis.adaptation.episodes import supports
+from mtl_jax.config import default
 from mtl_jax.config.plain import from_plain
 from mtl_jax.errors import UserError
 from mtl_jax.runs import train

@@ -6,9 +6,9 @@ import scipy.optimize
 import sklearn.metrics
 from linear_tasks import linear_config
 
-from configs import default
 from mtl_jax import checks
 from mtl_jax.analysis.ablation.exact_optima import REFERENCES
+from mtl_jax.config import default
 from mtl_jax.errors import UserError
 from mtl_jax.experiment.inputs import load_corpus
 

@@ -9,10 +9,10 @@ import fake_grids
 import pytest
 from fake_grids import lane
 
-from configs import default
 from mtl_jax.analysis import html as page
 from mtl_jax.analysis import report, settings
 from mtl_jax.analysis.ablation import results
+from mtl_jax.config import default
 from mtl_jax.config.plain import to_plain
 from mtl_jax.errors import UserError
 from mtl_jax.storage import workdir

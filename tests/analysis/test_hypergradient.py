@@ -6,9 +6,9 @@ import optax
 import pytest
 from ml_collections import ConfigDict
 
-from configs import default
 from mtl_jax.analysis.ablation import hypergradient, lanes, plan, program
 from mtl_jax.analysis.ablation.device_rows import draws, resident_rows
+from mtl_jax.config import default
 from mtl_jax.errors import UserError
 from mtl_jax.training import objective as terms
 from mtl_jax.training.step import train_step

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import default
 from mtl_jax.analysis.ablation import engine as engines
 from mtl_jax.analysis.ablation import fields, lanes, plan, program
+from mtl_jax.config import default
 from mtl_jax.runs.build import build
 from mtl_jax.training.step import train_step
 

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from configs import default
 from mtl_jax import checks
 from mtl_jax.analysis.ablation import fields, halving, plan
 from mtl_jax.analysis.ablation.memory import fit
+from mtl_jax.config import default
 from mtl_jax.errors import UserError
 from mtl_jax.evaluation.ranking import rank
 

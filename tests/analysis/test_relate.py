@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from configs import default
 from mtl_jax import checks
 from mtl_jax.analysis import report
 from mtl_jax.analysis.relatedness import evidence, transfer
@@ -18,6 +17,7 @@ from mtl_jax.analysis.relatedness import relate as modes
 from mtl_jax.analysis.relatedness.figures import clustered
 from mtl_jax.analysis.relatedness.registry import MEASURES
 from mtl_jax.analysis.relatedness.validation import correlation
+from mtl_jax.config import default
 from mtl_jax.errors import UserError
 from mtl_jax.runs.build import build
 from mtl_jax.training.step import train_step

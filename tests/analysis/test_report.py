@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from configs import default
 from mtl_jax.analysis import report, tables
+from mtl_jax.config import default
 from mtl_jax.config.plain import to_plain
 from mtl_jax.errors import UserError
 from mtl_jax.evaluation.scores import means

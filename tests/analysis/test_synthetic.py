@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from linear_tasks import linear_config
 
-from configs import default
 from mtl_jax import checks
 from mtl_jax.analysis.ablation.exact_optima import REFERENCES
+from mtl_jax.config import default
 from mtl_jax.evaluation.scores import abstract_params, make_evaluator, placement_of
 from mtl_jax.runs.build import build
 from mtl_jax.runs.evaluate import evaluate

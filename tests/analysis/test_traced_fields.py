@@ -4,9 +4,9 @@ import jax
 import numpy as np
 import pytest
 
-from configs import default
 from mtl_jax import checks
 from mtl_jax.analysis.ablation import fields, plan, program
+from mtl_jax.config import default
 from mtl_jax.data.corpus import Corpus
 from mtl_jax.experiment.assemble import assemble
 from mtl_jax.training.step import train_step

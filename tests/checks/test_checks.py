@@ -4,10 +4,11 @@ import re
 
 import pytest
 
-from configs import default, ewt, glue, newsgroups_conll, quickstart, sentiment_ner, sharing, snips_joint
+from configs import ewt, glue, newsgroups_conll, quickstart, sentiment_ner, sharing, snips_joint
 from mtl_jax import checks
 from mtl_jax.analysis.ablation import records, results
 from mtl_jax.checks.ranges import ENTRY_RANGES, RANGES, RESERVED
+from mtl_jax.config import default
 from mtl_jax.config.plain import differences, from_plain, to_plain
 from mtl_jax.errors import UserError
 

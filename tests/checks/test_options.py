@@ -20,11 +20,11 @@ from ml_collections import ConfigDict
 from PIL import Image
 from safetensors.numpy import save_file
 
-from configs import default
 from mtl_jax import checks
 from mtl_jax.analysis.ablation import fields, plan
 from mtl_jax.checks.effects import RULES
 from mtl_jax.checks.effects import effects as config_effects
+from mtl_jax.config import default
 from mtl_jax.errors import UserError
 from mtl_jax.evaluation.scores import placement_of
 from mtl_jax.models.families import bert as architectures

@@ -7,12 +7,13 @@ import re
 
 import pytest
 
-from configs import default
+import configs
 from mtl_jax import checks
 from mtl_jax.analysis.ablation import plan
 from mtl_jax.analysis.relatedness import grouping
+from mtl_jax.config import default
 
-FOLDER = pathlib.Path(default.__file__).parent
+FOLDER = pathlib.Path(configs.__file__).parent
 NEED_DATA = ("ablate_pretrained", "meta")  # their tasks are named in a file of the data
 TREE = {"layer_01": (("answers", "email"), ("newsgroup", "reviews", "weblog"))}
 
@@ -27,7 +28,7 @@ def arguments(module) -> list[str]:
     return re.findall(r"\w+", listed.replace(" or ", " "))
 
 
-NAMES = sorted({file.stem for file in FOLDER.glob("*.py")} - {"default", "__init__"})
+NAMES = sorted({file.stem for file in FOLDER.glob("*.py")} - {"__init__"})
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -327,8 +327,8 @@ def test_labels_are_total_over_texts():
 
 
 def test_fields_of_a_config_reach_the_labels():
-    from configs import default
     from mtl_jax.checks import check
+    from mtl_jax.config import default
     from mtl_jax.experiment.inputs import label_specs
 
     config = default.get_config()

@@ -7,7 +7,7 @@ import string
 import numpy as np
 import pytest
 
-from configs import default
+from mtl_jax.config import default
 from mtl_jax.data import corpus, datasets, literals
 from mtl_jax.data.labels.raw_labels import LabelSpec
 from mtl_jax.data.readers import READERS

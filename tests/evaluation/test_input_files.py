@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from configs import default
+from mtl_jax.config import default
 from mtl_jax.data.records import Note
 from mtl_jax.errors import UserError
 from mtl_jax.evaluation import input_files

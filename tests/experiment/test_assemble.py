@@ -6,8 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from configs import default
 from mtl_jax import checks
+from mtl_jax.config import default
 from mtl_jax.errors import UserError
 from mtl_jax.evaluation import evaluator as evaluator_module
 from mtl_jax.evaluation.evaluator import Evaluator, values_alone

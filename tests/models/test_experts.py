@@ -9,8 +9,8 @@ import pytest
 from few_steps import steps
 from ml_collections import ConfigDict
 
-from configs import default
 from mtl_jax import checks
+from mtl_jax.config import default
 from mtl_jax.errors import UserError
 from mtl_jax.models.layers import LAYERS
 from mtl_jax.models.mixers import experts

@@ -9,9 +9,9 @@ from make_published_goldens import TINY, hashed_weights
 from ml_collections import ConfigDict
 from safetensors.numpy import save_file
 
-from configs import default
 from mtl_jax import checks
 from mtl_jax.analysis.ablation.device_rows import draws, gather, resident_rows
+from mtl_jax.config import default
 from mtl_jax.errors import UserError
 from mtl_jax.evaluation.evaluator import Evaluator
 from mtl_jax.models.families import bert as architectures

@@ -6,10 +6,11 @@ import pytest
 from make_published_goldens import TINY, hashed_weights
 from safetensors.numpy import save_file
 
-from configs import default, quickstart
+from configs import quickstart
 from mtl_jax import checks
 from mtl_jax.analysis import inspection
 from mtl_jax.analysis.ablation import plan, program
+from mtl_jax.config import default
 from mtl_jax.errors import UserError
 from mtl_jax.experiment import model
 from mtl_jax.models.families import bert as architectures

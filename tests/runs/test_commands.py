@@ -5,9 +5,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from configs import default
 from mtl_jax import command_line
 from mtl_jax.analysis import paired_test
+from mtl_jax.config import default
 from mtl_jax.config.plain import to_plain
 from mtl_jax.errors import UserError
 from mtl_jax.runs import commands, evaluate, merge

@@ -7,12 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import default, generation
+from configs import generation
 from mtl_jax import checks
 from mtl_jax.analysis import inspection
 from mtl_jax.analysis.ablation.lanes import shape_of
 from mtl_jax.analysis.ablation.scores import LaneScores
 from mtl_jax.analysis.attribution import attribute
+from mtl_jax.config import default
 from mtl_jax.data.readers import READERS
 from mtl_jax.errors import UserError
 from mtl_jax.evaluation import scores

@@ -7,10 +7,11 @@ import jax
 import numpy as np
 import pytest
 
-from configs import default, kinds
+from configs import kinds
 from mtl_jax import checks
 from mtl_jax.analysis import inspection
 from mtl_jax.analysis.ablation import lanes, scores
+from mtl_jax.config import default
 from mtl_jax.data.sampler import evaluation_batches, evaluation_layout
 from mtl_jax.errors import UserError
 from mtl_jax.evaluation.scores import make_evaluator, placement_of

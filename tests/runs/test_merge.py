@@ -4,8 +4,8 @@ import jax
 import numpy as np
 import pytest
 
-from configs import default
 from mtl_jax.analysis import report
+from mtl_jax.config import default
 from mtl_jax.errors import UserError
 from mtl_jax.evaluation.scores import abstract_params, placement_of
 from mtl_jax.runs import merge, train

@@ -10,9 +10,9 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
-from configs import default
 from mtl_jax import checks
 from mtl_jax.analysis import attribution, inspection, paired_test
+from mtl_jax.config import default
 from mtl_jax.errors import UserError
 from mtl_jax.runs import export, predict, train
 from mtl_jax.runs.build import build

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from configs import default
+from mtl_jax.config import default
 from mtl_jax.errors import Stopped, UserError
 from mtl_jax.evaluation import evaluator, inference, input_records
 from mtl_jax.runs import export, train

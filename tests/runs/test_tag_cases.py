@@ -5,8 +5,8 @@ import pathlib
 
 import pytest
 
-from configs import default
 from mtl_jax import checks
+from mtl_jax.config import default
 from mtl_jax.evaluation import metric_inputs
 from mtl_jax.runs.build import build
 from mtl_jax.tasks.metrics import evaluate

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import default
 from mtl_jax import checks
 from mtl_jax.analysis.ablation import plan, program
+from mtl_jax.config import default
 from mtl_jax.config.plain import from_plain
 from mtl_jax.errors import UserError
 from mtl_jax.runs import evaluate, predict, train

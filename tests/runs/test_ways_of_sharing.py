@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from configs import default
 from mtl_jax.analysis import attribution
+from mtl_jax.config import default
 from mtl_jax.data.sampler import evaluation_layout
 from mtl_jax.errors import UserError
 from mtl_jax.models.adapters import ADAPTERS

@@ -54,7 +54,7 @@ def test_the_command_in_the_locale_c(tmp_path):
     folder.mkdir()
     (folder / "a.jsonl").write_text('{"text": "ä b", "label": "‖x‖"}\n{"text": "c", "label": "y"}\n' * 4, "utf-8")
     (folder / "config.py").write_text(
-        "from configs import default\n"
+        "from mtl_jax.config import default\n"
         "def get_config():\n"
         "    config = default.get_config()\n"
         f"    default.add_dataset(config, 'd', reader='jsonl', path={str(folder)!r}, text=('text',),\n"

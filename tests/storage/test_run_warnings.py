@@ -7,9 +7,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from configs import default
 from mtl_jax.analysis import report
 from mtl_jax.analysis.ablation import lane_batch, results, runner
+from mtl_jax.config import default
 from mtl_jax.data.notices import INFORMATION, LENGTH, Notice, notice
 from mtl_jax.errors import UserError
 from mtl_jax.evaluation.metric_inputs import uniform

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from benchmarks.hlo import collectives
-from configs import default
+from mtl_jax.config import default
 from mtl_jax.evaluation.scores import abstract, placement_of
 from mtl_jax.experiment.penalties import columns
 from mtl_jax.runs.build import build

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from test_step import placed, steps
 
-from configs import default
 from mtl_jax import checks
 from mtl_jax.analysis import report, tables
 from mtl_jax.analysis.ablation import results
 from mtl_jax.analysis.ablation.runner import ablate
+from mtl_jax.config import default
 from mtl_jax.runs import train
 from mtl_jax.runs.build import build
 from mtl_jax.storage import workdir as folders

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import default
+from mtl_jax.config import default
 from mtl_jax.errors import UserError
 from mtl_jax.runs.build import build
 from mtl_jax.training.parameter_paths import flatten

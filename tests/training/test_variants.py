@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import default
 from mtl_jax import sharing
+from mtl_jax.config import default
 from mtl_jax.evaluation import evaluator as evaluator_module
 from mtl_jax.evaluation.evaluator import program
 from mtl_jax.evaluation.scores import make_evaluator, placement_of

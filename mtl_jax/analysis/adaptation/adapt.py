@@ -76,7 +76,7 @@ def adapt(
       runs: {folder: its config, which was checked}.
       checkpoint: "best", "last" or a step; None: what config.evaluation.use of the run says.
       out: folder, is made.
-      default: the module `configs.default`.
+      default: the module `config.default`.
       check: `mtl_jax.checks.check` against it.
 
     Returns:

@@ -28,7 +28,7 @@ class Shared(NamedTuple):
 
     taps    what is tapped in the network
     owners  {path of leaf: owner of each task}, of all shared leaves that are trained
-    level   "parameters" | "representation", see `configs/default.py`
+    level   "parameters" | "representation", see `config.sections.Aggregation`
     memory  "copies" | "layers"
     """
 

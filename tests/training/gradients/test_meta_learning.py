@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import default
 from mtl_jax import checks
+from mtl_jax.config import default
 from mtl_jax.errors import UserError
 from mtl_jax.runs import train
 from mtl_jax.runs.build import build

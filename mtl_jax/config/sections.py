@@ -1,0 +1,409 @@
+"""Every field of a config, section by section.
+
+Each class is a section: a field, its type, its default, and above it what it means, in which unit and with which
+choices. A mapping without a default is empty. `default.get_config()` makes a ConfigDict of them; functions that take a
+config or a section name its class as the type.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal, Protocol
+
+from mtl_jax.config.entries import Choice, Dataset, Distillation, Penalty, Sweep, Task
+
+
+class Data(Protocol):
+    """How examples become batches."""
+
+    # Draws carved-out splits and limited subsets: the same data whatever config.seed.
+    seed: int = 0
+    # T, tokens in a row; a longer text is cut, see overlong.
+    row_length: int = 128
+    # R, rows in a block, over all devices; tokens in a step = blocks × rows × row_length.
+    rows: int = 16
+    # Several examples in a row; False: one example in a row.
+    pack: bool = True
+    # "all": a block of every data set in every batch. Otherwise the data set of each block is drawn: "size" |
+    # "temperature" (∝ size^(1/temperature)) | "weights" | "round_robin".
+    mixing: Literal["all", "size", "temperature", "weights", "round_robin"] = "all"
+    # B, blocks in a batch where they are drawn (mixing other than "all").
+    blocks: int = 1
+    # For mixing = "temperature".
+    temperature: float = 1.0
+    # For mixing = "weights": data set -> relative weight.
+    weights: Mapping[str, float]
+    # "truncate" | "split" (between words) | "error". "": split where a task labels words, overlapping windows where a
+    # task looks for answers (kind "span"), else truncate.
+    overlong: Literal["", "truncate", "split", "error"] = ""
+    # Tokens from the beginning of one window to that of the next; 0 = half of the tokens that a window holds.
+    stride: int = 0
+    # Largest fraction of dev or test labels that train lacks; more is an error.
+    max_unseen: float = 0.05
+
+
+class Tokenizer(Protocol):
+    """How text becomes tokens."""
+
+    # "pretrained" (of model.pretrained, or tokenizer.path) | "words" (from training data; in any script, see
+    # mtl_jax/unicode.py).
+    kind: Literal["pretrained", "words"] = "pretrained"
+    # Hub name or folder; "": that of model.pretrained.
+    path: str = ""
+    # "words": lower-case.
+    lower: bool = False
+    # "words": rarer words become [UNK].
+    min_count: int = 1
+    # "words": keep the most frequent ones up to this number; 0 = all.
+    max_size: int = 0
+
+
+class Images(Protocol):
+    """Data sets with `image`: pictures as patches among the tokens of a row."""
+
+    # Side of a patch in pixels; a picture takes (height / patch) · (width / patch) tokens.
+    patch: int = 16
+    # 3 = RGB | 1 = grey; values 0 … 255 are scaled to −1 … 1.
+    channels: int = 3
+    # Hub name or local folder of a ViT, whose patch projection and positions are copied.
+    pretrained: str = ""
+    # Control: every pixel is grey, the same model without what it could see.
+    blank: bool = False
+
+
+class Wheel(Protocol):
+    """A published wheel, installed nowhere: its files are read."""
+
+    # Name of the project.
+    name: str = ""
+    # Its version.
+    version: str = ""
+    # SHA-256 of the file.
+    sha256: str = ""
+
+
+class Model(Protocol):
+    """The encoder."""
+
+    # Hub name or local folder with safetensors, or the folder inside pretrained_wheel; "": random initial values.
+    pretrained: str = ""
+    # Wheel that holds the folder.
+    pretrained_wheel: Wheel
+    # "transformer" | "lstm" | "bilstm" | "rnn" | "cnn"; with `pretrained`: "transformer".
+    layer: str = "transformer"
+    # Number above the embeddings; -1: all of `pretrained`, 2 without. With `pretrained` a number keeps the first
+    # layers (0 = all); without, 0 is a bag of words.
+    layers: int = -1
+    # D, features of the embedding and of each direction of a layer.
+    width: int = 128
+    # Transformer: attention heads.
+    heads: int = 4
+    # Transformer: width of the feed-forward layer.
+    intermediate: int = 512
+    # Transformer, cnn.
+    activation: str = "gelu"
+    # Transformer: standard deviation of the initial values; about width^-0.5 where it is narrow.
+    initializer_range: float = 0.02
+    # Cnn: words under the kernel, odd.
+    kernel_size: int = 3
+    # Word vectors (GloVe / word2vec / fastText text format) for tokenizer.kind = "words".
+    vectors: str = ""
+    # Start of the tasks' columns: "same" values | "independent".
+    column_init: Literal["same", "independent"] = "same"
+    # Columns are computed by "vmap" | "map" (sequentially) | "unroll" (written out) | "auto".
+    columns: Literal["auto", "vmap", "map", "unroll"] = "auto"
+    # Of the computation; parameters stay float32.
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    # On embeddings, and in and between layers.
+    dropout: float = 0.1
+    # On attention probabilities.
+    attention_dropout: float = 0.0
+    # Recompute activations in the backward pass: less memory, about a third more time.
+    remat: bool = False
+
+
+class Sharing(Protocol):
+    """Which parameters the tasks share."""
+
+    # The last layer that all tasks share: "all" (hard sharing) | "none" (a model for each task; with a penalty: soft
+    # sharing) | "embed" | "layer_03" (shared trunk, then columns).
+    trunk: str = "all"
+    # Trees: layer -> tuple of tuples of task names that share it, from that layer up to the next one named, e.g.
+    # {"layer_02": (("pos", "srl"), ("topic",))}.
+    groups: Mapping[str, Any]
+    # Between columns: "" | "cross_stitch" | "sluice" | "attention" (over the columns of the tasks), "mmoe" | "cgc" |
+    # "ple" | "shared_private" (over experts above the trunk); see models/mixers/.
+    mixer: str = ""
+    # Options of the mixer, e.g. {"blocks": 4}; for its learning rate see optimizer.groups, "^mixer_".
+    mixer_options: Mapping[str, Any]
+    # Layers that a mixer follows; (): the mixer's default, each layer with columns or the top one.
+    mixed: tuple[str, ...] = ()
+    # One for each task in layers, shared or not: "" | "bottleneck" | "lora", see models/adapters.py.
+    adapter: str = ""
+    # Options of the adapter, e.g. {"rank": 4}.
+    adapter_options: Mapping[str, Any]
+    # Layers that have it; (): all above the embeddings.
+    adapted: tuple[str, ...] = ()
+    # Heads read the "top" layer | a "mixture" of all layers with weights β for each task | all layers by "attention"
+    # with parameters for each task (MTAN).
+    read: str = "top"
+    # Options of the readout, e.g. {"hidden": 64}.
+    read_options: Mapping[str, Any]
+    # Task -> the layer that its head reads, or the last of those; others read the top.
+    depths: Mapping[str, str]
+    # Cascades: task -> tuple of tasks whose label distributions are added to its features after the layer that their
+    # heads read.
+    feeds: Mapping[str, tuple[str, ...]]
+    # λ → ∞: the columns are replaced by their mean after each update.
+    tied: bool = False
+
+
+class LossWeights(Protocol):
+    """How the losses of the tasks are weighted: α_k, times tasks.*.weight."""
+
+    # A name in mtl_jax.balancing.LOSS_WEIGHTS.
+    method: str = "equal"
+    # Options of the method, e.g. {"temperature": 2.0}.
+    options: Mapping[str, Any]
+
+
+class Aggregation(Protocol):
+    """How gradients over shared parameters are combined; λ·∇Ω is added afterwards."""
+
+    # "sum" (one joint pass) or another name in mtl_jax.balancing.AGGREGATION, e.g. "pcgrad".
+    method: str = "sum"
+    # Options of the method, e.g. {"c": 0.4}.
+    options: Mapping[str, Any]
+    # α of CR-MOGM: weights are averaged over the steps, 0 = off.
+    smoothing: float = 0.0
+    # Gradients that are compared: of "parameters" | "representation" (the output of the last layer that all tasks
+    # share; only tasks on one text can conflict there).
+    level: Literal["parameters", "representation"] = "parameters"
+    # "copies": K gradients are stored | "layers": only their products, layer by layer, at the price of a second
+    # backward pass.
+    memory: Literal["copies", "layers"] = "copies"
+
+
+class Meta(Protocol):
+    """Meta-learning: towards parameters from which each task adapts in a few steps."""
+
+    # "" | "maml" (second order) | "fomaml" (first order) | "reptile"; see training/gradients/meta_learning.py. Scores
+    # on dev and test are of parameters without adaptation; --mode=adapt scores adaptation to new tasks.
+    method: Literal["", "maml", "fomaml", "reptile"] = ""
+    # Steps of plain gradient descent of each task; reptile: each on its part of the examples.
+    inner_steps: int = 3
+    # Their learning rate.
+    inner_rate: float = 0.1
+    # Maml, fomaml: fraction of the examples in the inner steps, the rest are query; drawn by a key of step and example.
+    support: float = 0.5
+    # Regex on paths of the parameters that the inner steps change; "^heads/": ANIL.
+    adapt: str = ".*"
+    # Inner steps start from each task's "own" head | from an output layer of "zero", as a new task does.
+    head: Literal["own", "zero"] = "own"
+    # Tasks in a step, drawn anew each time; 0 = all. Gradients are α_k-weighted sums over them.
+    tasks: int = 0
+
+
+class Optimizer(Protocol):
+    """The update of the parameters."""
+
+    # "adamw" | "sgd".
+    name: Literal["adamw", "sgd"] = "adamw"
+    # The highest, after the warm-up.
+    learning_rate: float = 3e-4
+    # Decoupled; not on biases and layer norms.
+    weight_decay: float = 0.01
+    # Adamw.
+    b1: float = 0.9
+    # Adamw.
+    b2: float = 0.999
+    # Adamw.
+    eps: float = 1e-8
+    # Sgd.
+    momentum: float = 0.0
+    # Fraction of the steps.
+    warmup: float = 0.1
+    # After the warm-up: "linear" | "cosine" (to zero) | "constant".
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    # Largest gradient norm: of each task's own parameters, and of the shared ones; 0 = off.
+    clip: float = 1.0
+    # Name -> {"leaves": regex on paths, "rate": factor on the learning rate}.
+    groups: Mapping[str, Any]
+    # Regexes on paths of parameters that stay as they are, e.g. ("^embed/",).
+    freeze: tuple[str, ...] = ()
+    # With `pretrained`: the output of the layers below the first trained one is computed once for each row, without
+    # dropout, and stored in memory.
+    cache_frozen: bool = False
+
+
+class Mesh(Protocol):
+    """Devices on each axis; -1 = all that are left."""
+
+    # Rows of a batch.
+    data: int = -1
+    # Columns of the tasks.
+    task: int = 1
+    # Features of a layer.
+    model: int = 1
+
+
+class Training(Protocol):
+    """The loop, and where it runs."""
+
+    # Optimizer steps.
+    steps: int = 1000
+    # Micro-batches in a step.
+    accumulate: int = 1
+    # Steps; 0 = only at the end.
+    eval_every: int = 200
+    # Steps; 0 = only at the end.
+    checkpoint_every: int = 200
+    # Newest checkpoints to keep; the best by dev score is kept as well.
+    keep: int = 2
+    # Steps between lines of metrics.jsonl.
+    log_every: int = 10
+    # Stop after this number of evaluations without a better dev score; 0 = off.
+    early_stop: int = 0
+    # Stop after this number of non-finite steps in a row.
+    max_bad_steps: int = 20
+    # "jit" on a mesh | "pmap" over rows.
+    placement: Literal["jit", "pmap"] = "jit"
+    # Devices on each axis, for "jit".
+    mesh: Mesh
+    # An error where it is absent; "": what there is.
+    platform: Literal["", "cpu", "gpu", "tpu"] = ""
+
+
+class Evaluation(Protocol):
+    """What is scored."""
+
+    # Rows in a batch of evaluation.
+    rows: int = 32
+    # Scored at the end; "dev" also at every evaluation.
+    splits: tuple[str, ...] = ("dev", "test")
+    # Parameters scored at the end and saved for prediction: "best" by dev score | "last".
+    use: Literal["best", "last"] = "best"
+
+
+class Ablation(Protocol):
+    """--mode=ablate: many settings trained as lanes of one compiled program."""
+
+    # Name -> sweep, see `add_sweep`. Lanes: their product, × seeds.
+    sweeps: Mapping[str, Sweep]
+    # Name -> choice, see `add_choice`. One program for each combination.
+    choices: Mapping[str, Choice]
+    # Choice -> its alternatives that the others are compared with, each at its best setting on dev, e.g.
+    # {"method": ("single", "sum")}.
+    baselines: Mapping[str, tuple[str, ...]]
+    # S: config.seed, config.seed + 1, ... determine initial values, dropout and the order of the batches.
+    seeds: int = 3
+    # 95 % intervals and tests over seeds; False: one seed may do.
+    intervals: bool = True
+    # With a swept λ: add single-task training (λ = 0), tied columns (λ → ∞) and hard sharing.
+    ends: bool = True
+    # Factors on the learning rate, over which the ends are tuned on dev.
+    rates: tuple[float, ...] = (0.25, 0.5, 1.0, 2.0, 4.0)
+    # "grid" | "halving" (successive halving of the lanes) | "hypergradient" (λ by ∇ dev loss).
+    method: Literal["grid", "halving", "hypergradient"] = "grid"
+    # Options of the method, see mtl_jax/analysis/ablation/.
+    options: Mapping[str, Any]
+    # Lanes by "vmap" | "map" (sequentially); "auto": map on CPU. The results are the same.
+    layout: Literal["auto", "vmap", "map"] = "auto"
+    # Lanes in a program at once, the rest follow sequentially; 0 = as many as fit into memory.
+    lanes: int = 0
+    # Fraction of the device's memory that a program may take.
+    memory: float = 0.8
+    # Packed rows are stored on the "device" | come from the "host"; "auto": device where they fit.
+    resident: Literal["auto", "device", "host"] = "auto"
+    # Exact optimum drawn next to the curve; names: mtl_jax/analysis/ablation/exact_optima.py.
+    reference: str = ""
+
+
+class Adapt(Protocol):
+    """--mode=adapt: the tasks of this config, learned from few examples by finished runs."""
+
+    # k, examples of each class; all tasks are classifications.
+    shots: tuple[int, ...] = (1, 5)
+    # Random supports of k examples a class from train, drawn by config.seed; scored on test.
+    draws: int = 20
+    # Tasks on whose dev splits learning rate and steps are chosen, for each run and k; they are not reported. (): on
+    # the dev splits of the reported tasks.
+    tuned_on: tuple[str, ...] = ()
+    # Supports for that, other than the reported ones.
+    tuning_draws: int = 5
+    # Learning rates to choose from.
+    rates: tuple[float, ...] = (0.03, 0.1, 0.3, 1.0, 3.0)
+    # Numbers of steps to choose from, each on the whole support.
+    steps: tuple[int, ...] = (1, 2, 5, 10, 20, 50)
+    # "sgd" (plain gradient descent) | "adamw" (without decay), constant learning rate, no dropout.
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    # Regex on paths of the parameters that are adapted; "^heads/": the head, which starts from zero, alone.
+    leaves: str = ".*"
+    # Task of the runs whose column is used; "": the mean of their columns. Shared layers are shared.
+    column: str = ""
+    # Name of the run that the others are compared with; "": "initial values".
+    against: str = ""
+
+
+class Relate(Protocol):
+    """--mode=relate: which tasks help which, and what predicts it."""
+
+    # Names in mtl_jax/analysis/relatedness/registry.py; (): all that the config allows.
+    measures: tuple[str, ...] = ()
+    # Number of seeds: config.seed, config.seed + 1, ...
+    seeds: int = 3
+    # Steps between two measurements of the gradients of the joint run.
+    every: int = 20
+    # Length of TAG's steps, relative to that of the shared parameters.
+    lookahead: float = 1e-2
+    # Split on which transfer is measured.
+    split: str = "dev"
+    # Number of texts on which the tasks' columns are compared.
+    inputs: int = 500
+    # Budget: maximal number of groups of tasks to be trained together.
+    groups: int = 2
+    # Maximal number of tasks to be trained with one target.
+    auxiliary: int = 2
+
+
+class Merging(Protocol):
+    """--mode=merge: the columns of a run, or several runs, as one encoder."""
+
+    # Names in MERGING of mtl_jax/sharing/merging.py; (): all. Their options are chosen on dev.
+    methods: tuple[str, ...] = ()
+    # Folders of finished runs whose scores are listed in the table too, e.g. ("runs/tied",).
+    beside: tuple[str, ...] = ()
+
+
+class Config(Protocol):
+    """A config."""
+
+    # Initial values, order of the batches, dropout.
+    seed: int = 0
+    # Name -> data set, see `add_dataset`.
+    datasets: Mapping[str, Dataset]
+    # Name -> task, see `add_task`. Their order is that of [K] axes.
+    tasks: Mapping[str, Task]
+    # Names of the tasks to train; () = all. The vocabulary is that of all data sets.
+    train_on: tuple[str, ...] = ()
+    # Name -> penalty, see `add_penalty`. The soft-sharing terms λ·Ω.
+    penalties: Mapping[str, Penalty]
+    data: Data
+    tokenizer: Tokenizer
+    images: Images
+    model: Model
+    sharing: Sharing
+    # Factors on losses that mixers and kinds of tasks add, e.g. {"adversarial": 0.1}; the others have their default.
+    auxiliary: Mapping[str, float]
+    loss_weights: LossWeights
+    aggregation: Aggregation
+    # Task -> finished runs that teach it, see `add_distillation`.
+    distillation: Mapping[str, Distillation]
+    meta: Meta
+    optimizer: Optimizer
+    training: Training
+    evaluation: Evaluation
+    ablation: Ablation
+    adapt: Adapt
+    relate: Relate
+    merging: Merging

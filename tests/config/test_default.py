@@ -1,0 +1,65 @@
+"""Each field has a type, a default of that type and a comment, and the reference of the config lists it."""
+
+import importlib.util
+import pathlib
+import types
+import typing
+from collections.abc import Mapping
+
+import pytest
+from ml_collections import ConfigDict
+
+from mtl_jax.config import default
+from mtl_jax.config.sections import Config
+
+HOOKS = pathlib.Path(__file__).parents[2] / "docs" / "hooks.py"
+
+
+@pytest.fixture(scope="module")
+def hooks() -> types.ModuleType:
+    spec = importlib.util.spec_from_file_location("hooks", HOOKS)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def is_of(value, kind) -> bool:
+    """Whether a value has a type of the schema."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is typing.Literal:
+        return value in arguments
+    if origin is tuple:
+        return type(value) is tuple and all(is_of(item, arguments[0]) for item in value)
+    if origin is Mapping:
+        return isinstance(value, ConfigDict) and not value
+    return kind is typing.Any or type(value) is kind
+
+
+def sections(config, section):
+    """(ConfigDict of defaults, class) of every section and kind of entry."""
+    yield config, section
+    for field, kind in typing.get_type_hints(section).items():
+        if isinstance(kind, type) and not hasattr(section, field):
+            yield from sections(config[field], kind)
+
+
+def test_every_default_has_the_type_of_its_field():
+    entries = [(default.defaults(kind), kind) for kind in default.ENTRIES.values()]
+    for config, section in [*sections(default.get_config(), Config), *entries]:
+        hints = typing.get_type_hints(section)
+        assert list(config) == sorted(hints)
+        for field, kind in hints.items():
+            if hasattr(section, field) or not isinstance(kind, type):
+                assert is_of(config[field], kind), f"{section.__name__}.{field}: {config[field]!r} is no {kind}"
+
+
+def test_every_field_is_in_the_reference_with_a_comment(hooks):
+    entries = [(default.defaults(kind), kind) for kind in default.ENTRIES.values()]
+    reference = hooks.config_reference()
+    for config, section in [*sections(default.get_config(), Config), *entries]:
+        rows = {field: comment for field, _, _, comment in hooks.fields(section)}
+        assert set(rows) == set(config)
+        for field, comment in rows.items():
+            is_section = isinstance(config[field], ConfigDict) and len(config[field])
+            assert is_section or comment, f"{section.__name__}.{field} has no comment"
+            assert is_section or f"| `{field}` |" in reference, f"{section.__name__}.{field}"
