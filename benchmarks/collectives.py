@@ -31,7 +31,7 @@ os.environ["XLA_FLAGS"] = " ".join(
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax
-from hlo import KINDS, collectives
+from hlo import COLLECTIVE_KINDS, collectives
 from ml_collections import ConfigDict
 from record import Claim, save
 
@@ -78,7 +78,7 @@ def main():
                     continue
                 moved, _ = _moved(options, tasks, MESHES[mesh], change)
                 with_it = sum_by_kind(moved)
-                parts[name] = {kind: with_it[kind] - parts["gradients and all else"][kind] for kind in KINDS}
+                parts[name] = {kind: with_it[kind] - parts["gradients and all else"][kind] for kind in COLLECTIVE_KINDS}
                 largest[name] = max((one.bytes for one in _added(moved, plain)), default=0)
             for name, moved in parts.items():
                 seconds = [
@@ -96,9 +96,9 @@ def main():
                     }
                 )
             print(f"{mesh}, K = {tasks}: compiled", file=sys.stderr)
-    rows = [("mesh", "K", "part", *KINDS, "largest array", *(f"ms, {n} devices" for n in devices))]
+    rows = [("mesh", "K", "part", *COLLECTIVE_KINDS, "largest array", *(f"ms, {n} devices" for n in devices))]
     for one in found:
-        moved = [f"{one['bytes'][kind]:,}" if one["bytes"][kind] else "" for kind in KINDS]
+        moved = [f"{one['bytes'][kind]:,}" if one["bytes"][kind] else "" for kind in COLLECTIVE_KINDS]
         rows.append(
             (
                 one["mesh"],
@@ -136,7 +136,7 @@ def _claims(mesh: str, found) -> list[Claim]:
 
 def sum_by_kind(moved) -> dict[str, int]:
     """{kind: bytes} of a step."""
-    return {kind: sum(one.bytes * one.times for one in moved if one.kind == kind) for kind in KINDS}
+    return {kind: sum(one.bytes * one.times for one in moved if one.kind == kind) for kind in COLLECTIVE_KINDS}
 
 
 def _added(moved, plain):

@@ -6,7 +6,7 @@ import math
 import re
 from typing import NamedTuple
 
-KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
+COLLECTIVE_KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 BYTES = {
     "pred": 1,
     "s8": 1,
@@ -27,7 +27,7 @@ BYTES = {
 class Moved(NamedTuple):
     """One array that a collective gives out on each device.
 
-    kind    of `KINDS`
+    kind    of `TASK_KINDS`
     shape   of the array; a collective of several arrays stands once for each
     bytes   of the array
     times   how often it runs in a step: in loops as often as these are known to
@@ -45,7 +45,7 @@ def collectives(program: str) -> list[Moved]:
     times = _times(bodies)
     found = []
     for body in bodies:
-        for shapes, kind in re.findall(rf"= (.+?) ({'|'.join(KINDS)})(?:-start)?\(", body):
+        for shapes, kind in re.findall(rf"= (.+?) ({'|'.join(COLLECTIVE_KINDS)})(?:-start)?\(", body):
             for dtype, dims in re.findall(r"(\w+)\[([\d,]*)\]", shapes):
                 shape = tuple(int(dim) for dim in dims.split(",") if dim)
                 found.append(Moved(kind, shape, math.prod(shape) * BYTES[dtype], times.get(_name(body), 1)))

@@ -106,7 +106,7 @@ def main(argv):
 def _found_around() -> bool:
     from mtl_jax.runtime import distributed
 
-    return distributed.found_around()
+    return distributed.is_distributed_environment()
 
 
 def _together(mode):
@@ -146,7 +146,7 @@ def _train():
         from mtl_jax.runtime import distributed
         from mtl_jax.storage import workdir as folders
 
-        with folders.held(WORKDIR.value) as workdir:
+        with folders.locked(WORKDIR.value) as workdir:
             summary = train.train(config, workdir)
         if summary is None:
             return interruption.status()
@@ -249,7 +249,7 @@ def _test():
     tests = paired_test.compare(runs, against, _config, by=BY.value)
     sides = {"runs": [str(run) for run in runs], "against": [str(run) for run in against], "by": BY.value}
     write_json(out / "paired.json", sides | {"tasks": {task: test._asdict() for task, test in tests.items()}})
-    print(paired_test.said(tests) + f"\n\nnumbers in {out / 'paired.json'}")
+    print(paired_test.describe(tests) + f"\n\nnumbers in {out / 'paired.json'}")
 
 
 def _ablate():
@@ -277,7 +277,7 @@ def _lanes(run, tell):
         raise UserError(f"--mode={MODE.value} needs --workdir=FOLDER")
     lanes.use_all_cores()
     config = _config()
-    with folders.held(WORKDIR.value) as workdir:
+    with folders.locked(WORKDIR.value) as workdir:
         if run(config, workdir, lambda c: checks.check(c, default, MODE.value)) is None:
             return interruption.status()
         print("\n" + tell(workdir, default))
@@ -292,7 +292,7 @@ def _merge():
         raise UserError("--mode=merge needs --runs=FOLDER[,FOLDER...] and --output=FOLDER")
     runs = _folders(RUNS)
     config = _config(runs[0])
-    with folders.held(OUTPUT.value) as out:
+    with folders.locked(OUTPUT.value) as out:
         print(report.merged(out, merge.merge(config.merging, runs, out)))
 
 
@@ -319,7 +319,7 @@ def _adapt():
         checks.check(config, default, "evaluate")
     which = CHECKPOINT.value[0] if CHECKPOINT.present else None
     found = adapt(CONFIG.value, own, which, out, default, lambda config: checks.check(config, default, MODE.value))
-    print(report.tell(found, out))
+    print(report.render(found, out))
 
 
 def _report():

@@ -95,7 +95,7 @@ def example_scores(kind: str, gold: Any, predicted: Sequence[Any], is_soft: bool
 
     Args:
       kind: of the labels: "real" for numbers.
-      gold: `Gold` of the M records.
+      gold: `GoldLabels` of the M records.
       predicted: what was said of each.
       is_soft: whether the gold labels are distributions, of which the likeliest class counts.
     """
@@ -162,7 +162,7 @@ def compare(
     return result
 
 
-def said(tests: Mapping[str, PairedTest]) -> str:
+def describe(tests: Mapping[str, PairedTest]) -> str:
     """The tests as a table."""
     rows = []
     for task, t in tests.items():

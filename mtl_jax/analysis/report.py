@@ -12,7 +12,7 @@ from mtl_jax.analysis import html as pages
 from mtl_jax.analysis import sections
 from mtl_jax.analysis.ablation import records, results
 from mtl_jax.analysis.ablation.summary import main_split
-from mtl_jax.analysis.ablation.verdicts import said_choices
+from mtl_jax.analysis.ablation.verdicts import describe_choices
 from mtl_jax.analysis.relatedness import section
 from mtl_jax.analysis.relatedness.relate import read
 from mtl_jax.analysis.run_figures import balance, curves, draw_comparison
@@ -197,7 +197,7 @@ def _ablation_text(folder: pathlib.Path, grid: records.Grid, summary: Mapping[st
         text += [*table(*overview_rows(summary, split)).splitlines(), ""]
     if len(combinations) <= 3 or not any(c["comparison"] for c in combinations):
         for c in combinations:
-            name = said_choices(c["choices"])
+            name = describe_choices(c["choices"])
             text += [f"{name}: {c['verdict']}" if name else c["verdict"], *(f"  {w}" for w in c["warnings"])]
     return [*text, *(f"  {note}" for note in grid.notes)]
 

@@ -11,7 +11,7 @@ from typing import Any
 from mtl_jax.analysis import html, tables
 from mtl_jax.analysis.ablation import records, results
 from mtl_jax.analysis.ablation.summary import main_split
-from mtl_jax.analysis.ablation.verdicts import NAMES, said, said_choices
+from mtl_jax.analysis.ablation.verdicts import NAMES, describe, describe_choices
 from mtl_jax.analysis.plotting import file_name
 from mtl_jax.analysis.relatedness import section
 from mtl_jax.analysis.relatedness.relate import read
@@ -41,14 +41,14 @@ def ablation(
     parts += warnings(grid.warnings)
     combinations = summary["combinations"]
     for c in combinations:
-        name = said_choices(c["choices"])
+        name = describe_choices(c["choices"])
         parts += [html.heading(name, 3)] if name else []
         parts += [html.paragraph(c["verdict"]), *(html.paragraph(w, warning=True) for w in c["warnings"])]
     for split in summary["splits"]:
         title = "Mean score of the tasks on dev" if split == "dev" else f"The settings chosen on dev, on {split}"
         parts += [html.heading(title, 3), html.grid(*tables.overview_rows(summary, split))]
     for compared in summary["baselines"]:
-        rest = said_choices(compared["rest"])
+        rest = describe_choices(compared["rest"])
         parts.append(html.heading(f"Against {compared['baseline']}{f', {rest}' if rest else ''}", 3))
         parts.append(html.grid(*tables.baseline_rows(compared, main_split(summary))))
     parts.append(
@@ -87,7 +87,9 @@ def _details(combination, summary):
     parts.append(html.paragraph("★ chosen on dev; scores are of dev; a frozen or dropped lane is in no mean."))
     for end, tuned in combination["ends"].items():
         tried = tuned["tried"] if tuned else []
-        rows = [[said(t["values"]), tables.mean(t["score"]), "" if t["eligible"] else "not finished"] for t in tried]
+        rows = [
+            [describe(t["values"]), tables.mean(t["score"]), "" if t["eligible"] else "not finished"] for t in tried
+        ]
         if rows:
             header = ["setting", "mean score (dev)", ""]
             parts += [html.heading(f"{NAMES[end]}: what was tried", 3), html.grid(header, rows)]
@@ -95,7 +97,7 @@ def _details(combination, summary):
         for split in (s for s in summary["splits"] if s in combination["points"][combination["chosen"]]["average"]):
             rows = tables.tasks_rows(combination, summary["scores"], split)
             parts += [html.heading(f"By task, {split} (no correction over tasks)", 3), html.grid(*rows)]
-    title = said_choices(combination["choices"]) or "every setting, with the ends"
+    title = describe_choices(combination["choices"]) or "every setting, with the ends"
     return html.folded(title, html.Html("".join(parts)))
 
 
@@ -105,7 +107,7 @@ def _reproduce(grid, config, combinations, summary):
         return []
     best = max(chosen, key=lambda c: c["points"][c["chosen"]]["score"]["mean"])
     point = best["points"][best["chosen"]]
-    about = ", ".join(filter(None, [said_choices(best["choices"]), said(point["values"])]))
+    about = ", ".join(filter(None, [describe_choices(best["choices"]), describe(point["values"])]))
     return [
         html.heading("One lane again, alone"),
         html.paragraph(

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mtl_jax.analysis.ablation.verdicts import NAMES, conclusion, p_value, said
+from mtl_jax.analysis.ablation.verdicts import NAMES, conclusion, describe, p_value
 from mtl_jax.evaluation.scores import means
 
 TASK_COLUMNS = 4  # most tasks that have columns of their own
@@ -177,7 +177,7 @@ def overview_rows(summary: Mapping[str, Any], split: str) -> Rows:
     rows = []
     for c in combinations:
         point = None if c["chosen"] is None else c["points"][c["chosen"]]
-        row = [*c["choices"].values(), said(point["values"]) if point else "none", _average(point, split)]
+        row = [*c["choices"].values(), describe(point["values"]) if point else "none", _average(point, split)]
         for task in tasks:
             found = point["tasks"].get(task, {}).get(split, {}) if point else {}
             row.append(mean(found.get(summary["scores"][task])))
@@ -246,7 +246,7 @@ def points_rows(combination: Mapping[str, Any], scores: Mapping[str, str]) -> Ro
         rows.append([*row, *(change(point["against"][end]) for end in ends)])
     for end in ends:
         tuned = combination["ends"][end]
-        name = f"{NAMES[end]}, {said(tuned['values'])}"
+        name = f"{NAMES[end]}, {describe(tuned['values'])}"
         rows.append([name, str(len(tuned["seeds"])), *_row(tuned, single, scores), *[None] * len([*acts, *ends])])
     return header, rows
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from mtl_jax.checks.rules import get
 from mtl_jax.data.readers import BINARY, GENERATED
-from mtl_jax.tasks import KINDS
+from mtl_jax.tasks import TASK_KINDS
 
 EXPERTS = ("mmoe", "cgc", "ple", "shared_private")  # mixers whose columns belong to no task
 LANES = ("ablate", "relate")  # modes that lay many runs over the devices
@@ -86,7 +86,7 @@ def _reads_text(config, entry) -> bool:
 
 
 def _labels(config, entry) -> str:
-    return KINDS[entry.kind].labels if entry.kind in KINDS else "class"
+    return TASK_KINDS[entry.kind].labels if entry.kind in TASK_KINDS else "class"
 
 
 def _pictured(config, _) -> bool:

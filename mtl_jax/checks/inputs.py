@@ -9,7 +9,7 @@ from mtl_jax.data.readers import READERS
 from mtl_jax.data.readers.options import options_of
 from mtl_jax.data.records import suggestion
 from mtl_jax.errors import UserError
-from mtl_jax.tasks import KINDS, make
+from mtl_jax.tasks import TASK_KINDS, make
 
 
 def check_datasets(config, say):
@@ -59,7 +59,11 @@ def check_images(config, say):
         if entry.options.get("copy") and config.datasets.get(entry.dataset, {}).get("image"):
             say(f"config.tasks.{name}.options.copy: patches of pictures are no tokens to copy; leave it out")
         source = config.datasets.get(entry.dataset)
-        if entry.kind in KINDS and getattr(KINDS[entry.kind].task, "reads_pictures", False) and source is not None:
+        if (
+            entry.kind in TASK_KINDS
+            and getattr(TASK_KINDS[entry.kind].task, "reads_pictures", False)
+            and source is not None
+        ):
             if not (source.image and (source.text or source.words)):
                 say(
                     f"config.tasks.{name}.kind: {entry.kind!r} reads words and pictures; name both in "
@@ -81,11 +85,11 @@ def check_tasks(config, say):
     for name, entry in config.tasks.items():
         where = f"config.tasks.{name}"
         check_name(where, name, say, RESERVED["tasks"])
-        if check_choice(f"{where}.kind", entry.kind, KINDS, say) and entry.level:
-            check_choice(f"{where}.level", entry.level, KINDS[entry.kind].levels, say)
-        if check_choice(f"{where}.dataset", entry.dataset, config.datasets, say) and entry.kind in KINDS:
+        if check_choice(f"{where}.kind", entry.kind, TASK_KINDS, say) and entry.level:
+            check_choice(f"{where}.level", entry.level, TASK_KINDS[entry.kind].levels, say)
+        if check_choice(f"{where}.dataset", entry.dataset, config.datasets, say) and entry.kind in TASK_KINDS:
             _check_texts(entry, config.datasets[entry.dataset], where, say)
-        if entry.labelled and entry.kind in KINDS and KINDS[entry.kind].labels in ("tokens", "hidden"):
+        if entry.labelled and entry.kind in TASK_KINDS and TASK_KINDS[entry.kind].labels in ("tokens", "hidden"):
             say(f"{where}.labelled: tasks of kind {entry.kind!r} need every label; limit the data set instead")
         if entry.kind == "masked_lm":
             _check_masked(config, name, where, say)
@@ -93,7 +97,7 @@ def check_tasks(config, say):
             say(f"{where}.label: name the field that holds the label")
         if entry.kind == "tagging" and entry.dataset in config.datasets:
             _check_scheme(entry, config.datasets[entry.dataset], where, say)
-        if entry.kind in KINDS and KINDS[entry.kind].labels == "tokens":
+        if entry.kind in TASK_KINDS and TASK_KINDS[entry.kind].labels == "tokens":
             _check_writer(name, entry, make, SPECIALS, say)
 
 

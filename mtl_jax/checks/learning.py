@@ -11,7 +11,7 @@ from mtl_jax.models.adapters import ADAPTERS
 from mtl_jax.models.mixers import MIXERS
 from mtl_jax.models.readouts import READERS
 from mtl_jax.sharing import PENALTIES
-from mtl_jax.tasks import KINDS
+from mtl_jax.tasks import TASK_KINDS
 
 
 def check_penalties(config, say):
@@ -31,7 +31,7 @@ def check_distillation(config, say):
         where = f"config.distillation.{task}"
         if not check_choice(where, task, config.tasks, say):
             continue
-        kind = KINDS.get(config.tasks[task].kind)
+        kind = TASK_KINDS.get(config.tasks[task].kind)
         if kind and not hasattr(kind.task, "soft"):
             say(f"{where}: tasks of kind {config.tasks[task].kind!r} have no soft labels that could be learned from")
         if not entry.teachers or not all(isinstance(run, str) and run for run in entry.teachers):

@@ -2,7 +2,7 @@
 
 NamedTuples of numpy arrays and dicts, so that they are pytrees to JAX without importing it here.
 
-Labels. `labels[task]` is a dict of arrays; leading axes are `[N]` in `Rows` and `[P, R]` in `Batch`:
+Labels. `labels[task]` is a dict of arrays; leading axes are `[N]` in `PackedRows` and `[P, R]` in `Batch`:
 
     level "text"       value  int32[..., E] class id | float32[..., E] real | float32[..., E, C] distribution, 0/1 set
                        mask   bool[..., E], True where the label is known
@@ -52,7 +52,7 @@ Array = Any  # numpy on the host, jax inside the step
 SIDE = 1 << 8  # a place in the grid of a picture's patches is row · SIDE + column
 
 
-class Rows(NamedTuple):
+class PackedRows(NamedTuple):
     """All packed rows of one split of one data set. Leading axis N = rows.
 
     tokens      int32[N, T]  token ids, 0 in the padding
@@ -85,13 +85,13 @@ class Rows(NamedTuple):
 class Batch(NamedTuple):
     """One step's rows, in B blocks of R rows; every block holds rows of one data set.
 
-    dataset     int32[B]        index of the block's data set in `Layout.datasets`
+    dataset     int32[B]        index of the block's data set in `BatchLayout.datasets`
     row         int32[B, R]     index of the row in its split, -1 for an empty row
-    tokens ...  int32[B, R, T] or int32[B, R, E], as in `Rows`
-    labels      {task: {name: array [P, R, ...]}}: the P blocks in `Layout.reads(task)`, in that order. Where a block
-                holds another data set in this step, mask is False, segment 0.
-    hidden      float[B, R, T, D], as in `Rows`; None where nothing is kept
-    patch       bool[P, R, T], True where a patch stands: the P blocks in `Layout.picture_blocks`; None without
+    tokens ...  int32[B, R, T] or int32[B, R, E], as in `PackedRows`
+    labels      {task: {name: array [P, R, ...]}}: the P blocks in `BatchLayout.reads(task)`, in that order. Where a
+                block holds another data set in this step, mask is False, segment 0.
+    hidden      float[B, R, T, D], as in `PackedRows`; None where nothing is kept
+    patch       bool[P, R, T], True where a patch stands: the P blocks in `BatchLayout.picture_blocks`; None without
     pixels      uint8[P, R, T, F] of the patches, 0 elsewhere; None without
     """
 
@@ -111,7 +111,7 @@ class Batch(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Layout:
+class BatchLayout:
     """What is static about every batch of a run. Hashable.
 
     datasets    names of the data sets, in order

@@ -12,7 +12,7 @@ import numpy as np
 
 from mtl_jax.data import datasets as datasets_module
 from mtl_jax.data import packed_labels, packing, sampler
-from mtl_jax.data.batch import Layout, Rows
+from mtl_jax.data.batch import BatchLayout, PackedRows
 from mtl_jax.data.encoding.encode import OVERLONG, EncodedSplit, copy_for_predicates
 from mtl_jax.data.encoding.record_inputs import Units
 from mtl_jax.data.files import array_cache
@@ -23,7 +23,7 @@ from mtl_jax.data.labels.raw_labels import LabelSpec
 from mtl_jax.data.labels.vocabulary import LabelVocabulary
 from mtl_jax.data.notices import notice
 from mtl_jax.data.pictures import image_store, patches
-from mtl_jax.data.pictures.image_store import Cut
+from mtl_jax.data.pictures.image_store import PatchSpec
 from mtl_jax.data.preparation import Settings, encode, prepare, sources, what_overlong_means, what_to_read
 from mtl_jax.data.records import Record, suggestion
 from mtl_jax.data.tokenizers import Tokenizer
@@ -58,8 +58,8 @@ class Corpus(NamedTuple):
     pictures      form of the pictures of all data sets that have some; None where none has
     """
 
-    layout: Layout
-    rows: Mapping[str, Mapping[str, Rows]]
+    layout: BatchLayout
+    rows: Mapping[str, Mapping[str, PackedRows]]
     splits: Mapping[str, Mapping[str, Split]]
     vocabularies: Mapping[str, LabelVocabulary]
     specs: Mapping[str, LabelSpec]
@@ -85,7 +85,7 @@ def load(
     tasks: Sequence[str] | None = None,
     mixing: sampler.Mixing | None = None,
     max_unseen: float = 0.05,
-    cut: Cut | None = None,
+    cut: PatchSpec | None = None,
     read: Callable[..., Any] | None = None,
 ) -> Corpus:
     """Reads, encodes and packs.
@@ -164,7 +164,7 @@ def load(
             "datasets": {name: data.dataset_statistics for name, data in prepared.items()},
             "tasks": {task: found for data in prepared.values() for task, found in data.task_statistics.items()},
         },
-        pictures=image_store.form_of(albums, {name: units[name] for name in albums}),
+        pictures=image_store.image_spec(albums, {name: units[name] for name in albums}),
     )
 
 
@@ -180,11 +180,11 @@ def for_prediction(
     pack: bool = True,
     overlong: str = "auto",
     stride: int = 0,
-    cut: Cut | None = None,
-    form: image_store.Form | None = None,
+    cut: PatchSpec | None = None,
+    form: image_store.ImageSpec | None = None,
     folder: Location | None = None,
-    like: Rows | None = None,
-) -> tuple[Rows, Split]:
+    like: PackedRows | None = None,
+) -> tuple[PackedRows, Split]:
     """New records of one data set, packed without looking at their labels (mask False throughout).
 
     Args:
@@ -206,7 +206,7 @@ def for_prediction(
     encoded = encode(units, tokenizer, max_length or row_length, how, stride)
     gold = {
         spec.task: golds.blank(spec, units)
-        if spec.kind in golds.KINDS
+        if spec.kind in golds.ENCODED_LABEL_TYPES
         else target_sequences.unlabelled(len(records), sources(spec, units, encoded, tokenizer))
         if spec.level == "sequence"
         else vocabulary.encode_labels(
@@ -266,7 +266,7 @@ def _flat(units: Units) -> Iterable[str | Sequence[str]]:
     return itertools.chain.from_iterable([*units.texts, *(units.choices or ())])
 
 
-def _fingerprint(layout: Layout, rows, vocabularies, tokenizer: Tokenizer) -> str:
+def _fingerprint(layout: BatchLayout, rows, vocabularies, tokenizer: Tokenizer) -> str:
     digest = hashlib.sha256()
     names = {task: [v.names, v.extra, v.soft] for task, v in vocabularies.items()}
     digest.update(json.dumps([layout.datasets, layout.tasks, names, tokenizer.fingerprint], sort_keys=True).encode())
@@ -277,5 +277,5 @@ def _fingerprint(layout: Layout, rows, vocabularies, tokenizer: Tokenizer) -> st
             del packed["hidden"]  # follows from the rest
             packed = {name: array for name, array in packed.items() if array is not None}
             arrays = packed | {f"labels/{task}/{n}": a for task, named in tasks.items() for n, a in named.items()}
-            digest.update(f"{name} {split} {array_cache.seal(arrays)}\n".encode())
+            digest.update(f"{name} {split} {array_cache.checksum(arrays)}\n".encode())
     return digest.hexdigest()

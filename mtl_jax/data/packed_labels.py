@@ -6,9 +6,9 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from mtl_jax.data.batch import Rows
+from mtl_jax.data.batch import PackedRows
 from mtl_jax.data.encoding.encode import EncodedSplit, ranges
-from mtl_jax.data.encoding.gold import Gold
+from mtl_jax.data.encoding.gold_labels import GoldLabels
 from mtl_jax.data.labels import answer_spans
 from mtl_jax.data.tokenizers import Tokenizer
 
@@ -23,7 +23,7 @@ def pair_marks(split: EncodedSplit, shape, row: np.ndarray, slot: np.ndarray, to
     return {"mark": mark}, there
 
 
-def choices(split: EncodedSplit, gold: Gold, shape, row: np.ndarray, slot: np.ndarray) -> dict[str, np.ndarray]:
+def choices(split: EncodedSplit, gold: GoldLabels, shape, row: np.ndarray, slot: np.ndarray) -> dict[str, np.ndarray]:
     """The arrays of level "choice". `row`, `slot` int64[pieces]."""
     group = slot - split.choice + 1  # the slot of the record's first choice, from 1: its pieces follow each other
     source = gold.offsets[split.record]
@@ -41,7 +41,13 @@ def choices(split: EncodedSplit, gold: Gold, shape, row: np.ndarray, slot: np.nd
 
 
 def spans(
-    split: EncodedSplit, gold: Gold, shape, row: np.ndarray, slot: np.ndarray, token: np.ndarray, begin: np.ndarray
+    split: EncodedSplit,
+    gold: GoldLabels,
+    shape,
+    row: np.ndarray,
+    slot: np.ndarray,
+    token: np.ndarray,
+    begin: np.ndarray,
 ) -> dict[str, np.ndarray]:
     """The arrays of level "span"; positions of a piece are its first token, then its words.
 
@@ -83,7 +89,7 @@ def spans(
     return result
 
 
-def maskable(rows: Rows, tokenizer: Tokenizer) -> dict[str, np.ndarray]:
+def maskable(rows: PackedRows, tokenizer: Tokenizer) -> dict[str, np.ndarray]:
     """{"maskable": bool[N, T]}: the tokens that may be hidden, all but special and unknown ones and patches."""
     special = np.isin(rows.tokens, np.asarray(sorted(tokenizer.specials), np.int32))
     if rows.patch is not None:
@@ -91,7 +97,7 @@ def maskable(rows: Rows, tokenizer: Tokenizer) -> dict[str, np.ndarray]:
     return {"maskable": (rows.segment > 0) & ~special}
 
 
-def masked(rows: Rows, split: EncodedSplit, tokenizer: Tokenizer, least: int = 1) -> dict[str, np.ndarray]:
+def masked(rows: PackedRows, split: EncodedSplit, tokenizer: Tokenizer, least: int = 1) -> dict[str, np.ndarray]:
     """The arrays of level "token" where texts have [MASK] themselves: one position for each, of unknown value.
 
     Q is `least`, or what the row with the most of them takes.

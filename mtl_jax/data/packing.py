@@ -16,9 +16,9 @@ from typing import NamedTuple
 import numpy as np
 
 from mtl_jax.data import packed_labels
-from mtl_jax.data.batch import Rows
+from mtl_jax.data.batch import PackedRows
 from mtl_jax.data.encoding.encode import EncodedSplit, ranges
-from mtl_jax.data.encoding.gold import Gold
+from mtl_jax.data.encoding.gold_labels import GoldLabels
 from mtl_jax.data.files import array_cache
 from mtl_jax.data.labels.raw_labels import LabelSpec
 from mtl_jax.errors import UserError
@@ -107,7 +107,7 @@ def choose_capacities(splits: Sequence[EncodedSplit], levels: Sequence[str], row
     return Capacities(row_length, *map(int, limits[1:]))
 
 
-def capacities_of(rows: Rows, specs: Sequence[LabelSpec]) -> Capacities:
+def capacities_of(rows: PackedRows, specs: Sequence[LabelSpec]) -> Capacities:
     """The capacities with which rows were packed for the tasks `specs`."""
     found = dict.fromkeys(Capacities._fields[2:], 0)
     for spec in specs:
@@ -142,7 +142,7 @@ def predicate_limit(splits: Sequence[EncodedSplit], row_length: int, pack: bool)
 
 def _fitted(demand: np.ndarray, limits: np.ndarray) -> np.ndarray:
     """`first_fit`, kept from run to run where it takes long."""
-    key = {"first_fit": array_cache.seal({"demand": demand, "limits": limits}), "window": WINDOW}
+    key = {"first_fit": array_cache.checksum({"demand": demand, "limits": limits}), "window": WINDOW}
     return array_cache.cached(key, lambda: {"row": first_fit(demand, limits)}, worth=0.05)["row"]
 
 
@@ -183,7 +183,7 @@ def pack(
     classes: Mapping[str, int],
     capacities: Capacities,
     packed: bool = True,
-) -> Rows:
+) -> PackedRows:
     """Rows of a split, with the labels of `split.labels`, those of level "token" aside.
 
     Args:
@@ -204,7 +204,7 @@ def pack(
     shape, slots = (count, capacities.tokens), (count, capacities.examples)
     piece, within = ranges(np.zeros_like(split.lengths), split.lengths)
     where = (row[piece], place.token[piece] + within)
-    return Rows(
+    return PackedRows(
         tokens=_scatter(shape, where, split.tokens),
         segment=_scatter(shape, where, place.slot[piece] + 1),
         position=_scatter(shape, where, within if split.place is None else split.place),
@@ -217,7 +217,7 @@ def pack(
     )
 
 
-def real_share(rows: Rows) -> float:
+def real_share(rows: PackedRows) -> float:
     """Share of token positions that hold a real token."""
     return float((rows.segment > 0).mean()) if rows.segment.size else 0.0
 
@@ -302,7 +302,7 @@ def _structure(split: EncodedSplit, level: str, capacities: Capacities, place: P
     return where, shape, record[sequence], index, named
 
 
-def _targets(split: EncodedSplit, gold: Gold, capacities: Capacities, place: Placement, count: int):
+def _targets(split: EncodedSplit, gold: GoldLabels, capacities: Capacities, place: Placement, count: int):
     """As `_structure`, for the targets of one task: those of a record stand at its first piece."""
     piece = np.flatnonzero(split.first)
     record = split.record[piece].astype(np.int64)

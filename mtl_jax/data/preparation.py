@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mtl_jax.data import packed_labels, packing, sampler, statistics
-from mtl_jax.data.batch import Rows
+from mtl_jax.data.batch import PackedRows
 from mtl_jax.data.encoding import encode as encoding
 from mtl_jax.data.encoding import marked_spans
 from mtl_jax.data.encoding.encode import EncodedSplit
-from mtl_jax.data.encoding.gold import Gold
+from mtl_jax.data.encoding.gold_labels import GoldLabels
 from mtl_jax.data.encoding.record_inputs import Units, units_of
 from mtl_jax.data.files import array_cache
 from mtl_jax.data.labels import encoded_labels as golds
@@ -50,7 +50,7 @@ class Prepared(NamedTuple):
     notes               sentences about what was odd
     """
 
-    rows: dict[str, Rows]
+    rows: dict[str, PackedRows]
     encoded: dict[str, EncodedSplit]
     vocabularies: dict[str, LabelVocabulary]
     dataset_statistics: dict[str, Any]
@@ -62,7 +62,7 @@ class _Labels(NamedTuple):
     """vocabularies by task, gold labels by split and task, int64[M] tokens of the longest target by split, notes."""
 
     vocabularies: dict[str, LabelVocabulary]
-    gold: dict[str, dict[str, Gold]]
+    gold: dict[str, dict[str, GoldLabels]]
     longest: dict[str, np.ndarray]
     notes: list[str]
 
@@ -130,7 +130,7 @@ def _labels(
 ) -> _Labels:
     vocabularies: dict[str, LabelVocabulary] = {}
     notes: list[str] = []
-    gold: dict[str, dict[str, Gold]] = {split: {} for split in units}
+    gold: dict[str, dict[str, GoldLabels]] = {split: {} for split in units}
     longest = {split: np.zeros(len(u.records), np.int64) for split, u in units.items()}
     for spec in own:
         if spec.level == "sequence":  # of every task, since the longest target decides how rows are packed
@@ -138,7 +138,7 @@ def _labels(
             longest = {split: np.maximum(longest[split], np.diff(g.offsets)) for split, g in found.items()}
         elif spec not in kept:
             continue
-        elif spec.kind in golds.KINDS:
+        elif spec.kind in golds.ENCODED_LABEL_TYPES:
             names, found, odd = golds.build(spec, units, encoded, tokenizer)
         else:
             raw = {s: raw_labels.collect(u.records, spec, u.word_counts, u.predicates) for s, u in units.items()}
@@ -167,7 +167,7 @@ def _classes(spec: LabelSpec, raw: Mapping[str, RawLabels], units: Mapping[str, 
 
 def _counts(found: _Labels, spec: LabelSpec, split: str) -> dict[str, Any]:
     gold = found.gold[split][spec.task]
-    if spec.kind in golds.KINDS:
+    if spec.kind in golds.ENCODED_LABEL_TYPES:
         return golds.statistics(gold, spec)
     return statistics.of_labels(gold, spec, found.vocabularies[spec.task])
 
@@ -178,7 +178,7 @@ def _targets(spec: LabelSpec, units: Mapping[str, Units], encoded: Mapping[str, 
     with_blanks = target_sequences.have_blanks(train, spec, tokenizer)
     raw = {split: target_sequences.collect(u.records, spec, tokenizer, with_blanks) for split, u in units.items()}
     names = target_sequences.build_vocabulary(spec, raw, train, with_blanks)
-    gold: dict[str, Gold] = {}
+    gold: dict[str, GoldLabels] = {}
     notes: list[str] = []
     for split, values in raw.items():
         given = sources(spec, units[split], encoded[split], tokenizer)

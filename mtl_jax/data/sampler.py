@@ -20,7 +20,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from mtl_jax.data.batch import Batch, Layout, Rows
+from mtl_jax.data.batch import Batch, BatchLayout, PackedRows
 from mtl_jax.errors import UserError
 
 MIXINGS = ("all", "size", "temperature", "weights", "round_robin")
@@ -75,26 +75,31 @@ def make_layout(
     dataset_of: Sequence[int],
     mixing: Mixing,
     pictured: Sequence[int] = (),
-) -> Layout:
+) -> BatchLayout:
     """The static layout of training batches under `mixing`."""
     everything = tuple(range(len(datasets)))
     candidates = tuple((d,) for d in everything) if mixing.kind == "all" else (everything,) * mixing.blocks
-    return Layout(tuple(datasets), tuple(tasks), tuple(dataset_of), candidates, tuple(pictured))
+    return BatchLayout(tuple(datasets), tuple(tasks), tuple(dataset_of), candidates, tuple(pictured))
 
 
-def evaluation_layout(layout: Layout, dataset: str) -> Layout:
+def evaluation_layout(layout: BatchLayout, dataset: str) -> BatchLayout:
     """The layout of batches of one block that holds `dataset`: tasks of other data sets read no block."""
     return dataclasses.replace(layout, candidates=((layout.datasets.index(dataset),),))
 
 
-class Batches:
+class BatchSampler:
     """Training batches as a pure function of (seed, step). What it keeps is a cache of permutations, no state.
 
     rows  the rows of each data set of the layout, with equally many example slots
     """
 
     def __init__(
-        self, rows: Mapping[str, Rows], layout: Layout, seed: int, rows_per_block: int, mixing: Mixing | None = None
+        self,
+        rows: Mapping[str, PackedRows],
+        layout: BatchLayout,
+        seed: int,
+        rows_per_block: int,
+        mixing: Mixing | None = None,
     ):
         """`rows` by data set (all of `layout.datasets`), `rows_per_block` = R over all processes together."""
         mixing = mixing or Mixing()
@@ -115,7 +120,7 @@ class Batches:
         self._in_order = mixing.kind == "round_robin"
         self._kept: collections.OrderedDict[tuple, np.ndarray] = collections.OrderedDict()
 
-    def with_seed(self, seed: int) -> Batches:
+    def with_seed(self, seed: int) -> BatchSampler:
         """The batches of another seed, over the same rows."""
         other = copy.copy(self)
         other.seed, other._kept = seed, collections.OrderedDict()
@@ -191,7 +196,7 @@ class Batches:
         return self._kept[key]
 
 
-def evaluation_batches(rows: Rows, layout: Layout, rows_per_block: int) -> Iterator[Batch]:
+def evaluation_batches(rows: PackedRows, layout: BatchLayout, rows_per_block: int) -> Iterator[Batch]:
     """All rows of one split in order, R a batch, one block; the last batch is filled with empty rows (row = -1).
 
     `layout` is that of `evaluation_layout`.
@@ -205,14 +210,16 @@ def evaluation_batches(rows: Rows, layout: Layout, rows_per_block: int) -> Itera
         yield _gather(by_dataset, blank, layout, np.asarray([dataset], np.int32), row[None])
 
 
-def joint_evaluation_batches(rows: Mapping[str, Rows], layout: Layout, rows_per_block: int) -> Iterator[Batch]:
+def joint_evaluation_batches(
+    rows: Mapping[str, PackedRows], layout: BatchLayout, rows_per_block: int
+) -> Iterator[Batch]:
     """All rows of one split of several data sets in order, R a batch in a block of each; ends in empty rows (row = -1).
 
     `rows` by data set; `layout` has one block for each of them, that holds it alone.
     """
     datasets = [dataset for (dataset,) in layout.candidates]
     held = _common_examples([rows[layout.datasets[d]] for d in datasets])
-    by_dataset: list[Rows | None] = [None] * len(layout.datasets)
+    by_dataset: list[PackedRows | None] = [None] * len(layout.datasets)
     for dataset, own in zip(datasets, held, strict=True):
         by_dataset[dataset] = own
     blank = _blank_labels(by_dataset, layout)
@@ -222,7 +229,9 @@ def joint_evaluation_batches(rows: Mapping[str, Rows], layout: Layout, rows_per_
         yield _gather(by_dataset, blank, layout, np.asarray(datasets, np.int32), np.where(row < counts, row, -1))
 
 
-def _gather(rows: Sequence[Rows | None], blank, layout: Layout, dataset: np.ndarray, row: np.ndarray) -> Batch:
+def _gather(
+    rows: Sequence[PackedRows | None], blank, layout: BatchLayout, dataset: np.ndarray, row: np.ndarray
+) -> Batch:
     """The rows `row` [B, R] of the data sets `dataset` [B] as a batch."""
     held = [(rows[d], r) for d, r in zip(dataset, row, strict=True)]
     fields = {
@@ -249,7 +258,7 @@ def _gather(rows: Sequence[Rows | None], blank, layout: Layout, dataset: np.ndar
     return Batch(dataset, row, **fields, labels=labels)
 
 
-def _pictures(rows, layout: Layout, dataset: np.ndarray, row: np.ndarray, blocks: Sequence[int]):
+def _pictures(rows, layout: BatchLayout, dataset: np.ndarray, row: np.ndarray, blocks: Sequence[int]):
     """`patch` and `pixels` of the blocks that may hold pictures; zeros in those that hold none in this step."""
     width = next(rows[d].pixels.shape[1] for d in layout.pictured if rows[d] is not None)
     patches, pixels = [], []
@@ -270,7 +279,7 @@ def _take_rows(array: np.ndarray, row: np.ndarray, fill: int) -> np.ndarray:
     return taken
 
 
-def _blank_labels(rows: Sequence[Rows | None], layout: Layout) -> dict[str, dict[str, np.ndarray]]:
+def _blank_labels(rows: Sequence[PackedRows | None], layout: BatchLayout) -> dict[str, dict[str, np.ndarray]]:
     """For each task that reads a block: its label arrays of one empty row."""
     return {
         task: {name: np.zeros(a.shape[1:], a.dtype) for name, a in rows[layout.dataset_of[k]].labels[task].items()}
@@ -279,7 +288,7 @@ def _blank_labels(rows: Sequence[Rows | None], layout: Layout) -> dict[str, dict
     }
 
 
-def _common_examples(rows: Sequence[Rows]) -> list[Rows]:
+def _common_examples(rows: Sequence[PackedRows]) -> list[PackedRows]:
     """The same rows with equally many example slots."""
     slots = max(r.start.shape[1] for r in rows)
 

@@ -6,15 +6,15 @@ from typing import Any
 
 import numpy as np
 
-from mtl_jax.data.batch import Rows
+from mtl_jax.data.batch import PackedRows
 from mtl_jax.data.encoding.encode import EncodedSplit
-from mtl_jax.data.encoding.gold import Gold
+from mtl_jax.data.encoding.gold_labels import GoldLabels
 from mtl_jax.data.labels.raw_labels import LabelSpec
 from mtl_jax.data.labels.vocabulary import LabelVocabulary
 from mtl_jax.data.packing import real_share
 
 
-def of_lengths(split: EncodedSplit, rows: Rows) -> dict[str, Any]:
+def of_lengths(split: EncodedSplit, rows: PackedRows) -> dict[str, Any]:
     lengths = split.lengths
     p50, p90, p99 = np.percentile(lengths, (50, 90, 99)) if len(lengths) else (0, 0, 0)
     return {
@@ -28,7 +28,7 @@ def of_lengths(split: EncodedSplit, rows: Rows) -> dict[str, Any]:
     }
 
 
-def of_labels(gold: Gold, spec: LabelSpec, classes: LabelVocabulary) -> dict[str, Any]:
+def of_labels(gold: GoldLabels, spec: LabelSpec, classes: LabelVocabulary) -> dict[str, Any]:
     """Counts by class (sums of probabilities where labels are distributions); of real labels, and of the lengths of
     target sequences in tokens, mean, deviation, range.
     """

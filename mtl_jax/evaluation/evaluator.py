@@ -11,10 +11,17 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from mtl_jax.data.batch import Batch, Rows
+from mtl_jax.data.batch import Batch, PackedRows
 from mtl_jax.data.corpus import Corpus
 from mtl_jax.data.sampler import evaluation_batches, joint_evaluation_batches
-from mtl_jax.evaluation.metric_inputs import gather, gold_and_predicted, has_labels, judge, metric_values, uniform
+from mtl_jax.evaluation.metric_inputs import (
+    gather,
+    gold_and_predicted,
+    has_labels,
+    metric_arguments,
+    metric_values,
+    uniform,
+)
 from mtl_jax.runtime import distributed
 from mtl_jax.training import corruption
 from mtl_jax.training import objective as terms
@@ -174,7 +181,7 @@ class Evaluator:
     def _judged(self, objective, task: str, dataset: str, split: str, values: Mapping[str, Any], sums):
         """(gold labels, predictions) as the metrics take them."""
         gold, predicted = gold_and_predicted(self._corpus, objective, task, dataset, split, values["value"])
-        return judge(self._corpus, objective, task, dataset, split)(gold, predicted, sums)
+        return metric_arguments(self._corpus, objective, task, dataset, split)(gold, predicted, sums)
 
 
 def alike(corpus: Corpus, factor: float, small: int = 0) -> list[list[str]]:
@@ -192,7 +199,7 @@ def alike(corpus: Corpus, factor: float, small: int = 0) -> list[list[str]]:
     return groups
 
 
-def placeholder(by_split: Mapping[str, Rows]) -> Rows:
+def placeholder(by_split: Mapping[str, PackedRows]) -> PackedRows:
     """One row of a data set, in the place of a split that it has not; nothing of it is scored."""
     rows = next(iter(by_split.values()))
     return jax.tree.map(lambda array: array[:1], rows)._replace(pixels=rows.pixels)

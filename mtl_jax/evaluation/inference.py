@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 from mtl_jax.data import unpacking
-from mtl_jax.data.batch import Rows
+from mtl_jax.data.batch import PackedRows
 from mtl_jax.data.corpus import Split
 from mtl_jax.data.labels import answer_spans
 from mtl_jax.data.records import Record
@@ -58,7 +58,7 @@ class Predictor:
                 self._fill(lines, name, values, split, numbers, read.readers[self.reading.dataset_of[name]])
         return lines
 
-    def _rows_of(self, rows: Rows) -> int:
+    def _rows_of(self, rows: PackedRows) -> int:
         """R: no more rows than there are, so that a few texts are not a batch of empty rows."""
         shards = self._placement.row_shards
         most = self.experiment.config.evaluation.rows

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from mtl_jax.config.plain import to_plain
 from mtl_jax.data import corpus as corpora
 from mtl_jax.data import list_cells, record_filters, sampler
-from mtl_jax.data.batch import Layout
+from mtl_jax.data.batch import BatchLayout
 from mtl_jax.data.corpus import Corpus
 from mtl_jax.data.encoding import marked_spans
 from mtl_jax.data.files.location import Location
@@ -188,7 +188,7 @@ def corpus_of(
     kept: artifacts.Artifacts,
     held: Mapping[str, tuple[Sequence[Record], Any]],
     folder: Location | None = None,
-    layout: Layout | None = None,
+    layout: BatchLayout | None = None,
     shapes: Mapping[str, Any] | None = None,
 ) -> Corpus:
     """Records as a corpus with the one split "input": no labels, everything else as in training.
@@ -236,7 +236,7 @@ def corpus_of(
     )
 
 
-def _layout(kept, specs: Mapping[str, LabelSpec], groups: Sequence[Group]) -> Layout:
+def _layout(kept, specs: Mapping[str, LabelSpec], groups: Sequence[Group]) -> BatchLayout:
     """The layout in which the first data set of each group has the tasks of all."""
     names = tuple(dict.fromkeys(spec.dataset for spec in specs.values()))
     first = {name: group.name for group in groups for name in group.datasets}

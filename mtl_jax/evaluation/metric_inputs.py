@@ -87,7 +87,7 @@ def gold_and_predicted(corpus: Corpus, objective: Objective, task: str, dataset:
 
 
 def metric_values(task: Task, gold: Any, predicted: Any, names: Sequence[str]) -> dict[str, float]:
-    """{metric: value} of a task; `gold` and `predicted` from `judge`."""
+    """{metric: value} of a task; `gold` and `predicted` from `metric_arguments`."""
     return {name: float(METRICS[name].value(METRICS[name].statistics(gold, predicted, names))) for name in task.metrics}
 
 
@@ -121,7 +121,7 @@ def text_scores(task: Task, gold: Sequence[str], written: Sequence[str]) -> dict
 def uniform(gold: Any, predicted: Any, names: Sequence[str]) -> str:
     """A remark where all predictions are alike and the gold labels are not, or numbers are not finite; else "".
 
-    `gold` and `predicted` from `judge`, `names` of the classes.
+    `gold` and `predicted` from `metric_arguments`, `names` of the classes.
     """
     said, wanted = _flat(predicted), _flat(gold)
     if isinstance(said, np.ndarray) and said.ndim == 2 and wanted.ndim == 1:
@@ -156,7 +156,7 @@ def _alike(values: Any) -> bool:
     return bool((values == values[0]).all()) if isinstance(values, np.ndarray) else all(v == values[0] for v in values)
 
 
-def judge(
+def metric_arguments(
     corpus: Corpus, objective: Objective, task: str, dataset: str, split: str
 ) -> Callable[[Any, Any, np.ndarray], tuple[Any, Any]]:
     """What makes of `gold_and_predicted`, and the sums of `Predictions`, the two arguments of the metrics."""

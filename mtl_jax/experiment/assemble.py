@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 import jax
 
 from mtl_jax import tasks as task_kinds
-from mtl_jax.data.batch import Layout
+from mtl_jax.data.batch import BatchLayout
 from mtl_jax.data.corpus import Corpus
 from mtl_jax.data.labels import target_sequences
-from mtl_jax.data.sampler import Batches
+from mtl_jax.data.sampler import BatchSampler
 from mtl_jax.errors import UserError
 from mtl_jax.experiment import frozen_layers
 from mtl_jax.experiment.initial_values import pretrained_layers, random_params, with_pretrained
@@ -27,7 +27,7 @@ from mtl_jax.models.layers.transformer import TransformerLayer
 from mtl_jax.models.network import network
 from mtl_jax.tasks.base import Task
 from mtl_jax.tasks.distillation import Distillation
-from mtl_jax.training.hyperparameters import Hyper, hyper_from
+from mtl_jax.training.hyperparameters import Hyperparameters, hyperparameters_from_config
 from mtl_jax.training.objective import Objective, auxiliary_name
 from mtl_jax.training.parameter_paths import flatten
 from mtl_jax.training.state import StepSpec, TrainState, init_state
@@ -50,12 +50,12 @@ class Experiment(NamedTuple):
 
     config: Any
     corpus: Corpus
-    batches: Callable[[int], Batches] | None
+    batches: Callable[[int], BatchSampler] | None
     tasks: dict[str, Task]
     owners: dict[str, tuple[int, ...]]
-    objective_for: Callable[[Layout], Objective]
+    objective_for: Callable[[BatchLayout], Objective]
     spec: StepSpec
-    hyper: Hyper
+    hyper: Hyperparameters
     init_params: Callable[[int], Any]
     init: Callable[[int], TrainState]
     model: Model
@@ -122,7 +122,7 @@ def assemble(config: Any, data: Corpus, architecture: Architecture | None, pretr
         )
 
     spec = step_spec(config, objective_for, owned, shapes, data)
-    hyper = hyper_from(config, names, auxiliary)
+    hyper = hyperparameters_from_config(config, names, auxiliary)
 
     def init_params(seed):
         return with_pretrained(config, model, data, draw(jax.random.key(seed)))
@@ -134,7 +134,7 @@ def assemble(config: Any, data: Corpus, architecture: Architecture | None, pretr
 
     train = {name: rows["train"] for name, rows in data.rows.items() if "train" in rows}
 
-    first = Batches(train, data.layout, config.seed, config.data.rows, mixing(config)) if train else None
+    first = BatchSampler(train, data.layout, config.seed, config.data.rows, mixing(config)) if train else None
     batches = first.with_seed if first else None
     return Experiment(config, data, batches, tasks, owned, objective_for, spec, hyper, init_params, init, model)
 

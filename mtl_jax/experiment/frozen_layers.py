@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from mtl_jax.data.batch import Rows
+from mtl_jax.data.batch import PackedRows
 from mtl_jax.data.corpus import Corpus
 from mtl_jax.data.notices import INFORMATION, Notice
 from mtl_jax.errors import UserError
@@ -62,7 +62,7 @@ def with_outputs(config: Any, data: Corpus, encoder: Pretrained | None) -> Corpu
     total = sum(len(rows.tokens) for by_split in data.rows.values() for rows in by_split.values())
     with progress_bar("frozen layers", "row", total) as bar:
 
-        def of(rows: Rows) -> Rows:
+        def of(rows: PackedRows) -> PackedRows:
             found = []
             for begin in range(0, len(rows.tokens), ROWS):
                 part = [a[begin : begin + ROWS] for a in (rows.tokens, rows.position, rows.token_type, rows.segment)]

@@ -16,7 +16,7 @@ from mtl_jax.data.labels import tag_schemes
 from mtl_jax.data.labels.raw_labels import LabelSpec, default_missing
 from mtl_jax.data.labels.target_sequences import TargetSpec
 from mtl_jax.data.notices import INFORMATION, Notice
-from mtl_jax.data.pictures.image_store import Cut, Form
+from mtl_jax.data.pictures.image_store import ImageSpec, PatchSpec
 from mtl_jax.data.sampler import Mixing
 from mtl_jax.data.tokenizers import PretrainedTokenizer, WordTokenizer, WordVocabulary
 from mtl_jax.errors import UserError
@@ -29,7 +29,7 @@ def label_specs(config: Any) -> list[LabelSpec]:
     """What every task of a config reads, in order."""
     specs = []
     for name, entry in config.tasks.items():
-        kind = task_kinds.KINDS[entry.kind]
+        kind = task_kinds.TASK_KINDS[entry.kind]
         level = entry.level or kind.levels[0]
         specs.append(
             LabelSpec(
@@ -103,10 +103,10 @@ def _extra_tokens(config: Any) -> tuple[str, ...]:
     return tuple(dict.fromkeys(found))
 
 
-def cut(config: Any) -> Cut:
+def cut(config: Any) -> PatchSpec:
     """How pictures become patches."""
     images = config.images
-    return Cut(images.patch, images.channels, blank=images.blank)
+    return PatchSpec(images.patch, images.channels, blank=images.blank)
 
 
 def max_length(config: Any, architecture: Architecture | None) -> int:
@@ -159,7 +159,7 @@ def encoder_notes(config: Any, encoder: pretrained.Pretrained | None) -> list[st
     return notes
 
 
-def load_vit(config: Any, form: Form | None, width: int) -> dict[str, Any] | None:
+def load_vit(config: Any, form: ImageSpec | None, width: int) -> dict[str, Any] | None:
     """Patch projection and positions of the ViT that a config names; None where it names none.
 
     Args:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from mtl_jax.data.batch import Layout
+from mtl_jax.data.batch import BatchLayout
 from mtl_jax.data.corpus import Corpus
 from mtl_jax.errors import UserError
 from mtl_jax.training.gradients.meta_learning import MetaSpec, view_layout
@@ -17,7 +17,7 @@ from mtl_jax.training.parameter_paths import matching
 
 
 def spec_of(
-    config: Any, objective_for: Callable[[Layout], Objective], trained: Sequence[str], data: Corpus, method: Any
+    config: Any, objective_for: Callable[[BatchLayout], Objective], trained: Sequence[str], data: Corpus, method: Any
 ) -> MetaSpec | None:
     """What is static about meta-learning; None where there is none.
 

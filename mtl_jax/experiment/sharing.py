@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from mtl_jax.data.batch import Layout
+from mtl_jax.data.batch import BatchLayout
 from mtl_jax.errors import UserError
 from mtl_jax.models import ownership
 from mtl_jax.models.adapters import ADAPTERS, Adapter
@@ -18,7 +18,7 @@ from mtl_jax.tasks.base import Features, Task
 
 
 def build_sharing(
-    config: Any, owners: Owners, tasks: Mapping[str, Task], layout: Layout, kept: tuple[str, ...]
+    config: Any, owners: Owners, tasks: Mapping[str, Task], layout: BatchLayout, kept: tuple[str, ...]
 ) -> tuple[Owners, Sharing]:
     """The owners of all layers, of mixers and adapters too, and what stands between layers and tasks.
 
@@ -64,7 +64,7 @@ def _made(field: str, make: Callable[[], Any]) -> Any:
         raise UserError(f"config.sharing.{field}: {error}") from None
 
 
-def _with_mixers(sharing, owners: dict, layout: Layout) -> tuple[dict, dict[str, Mixer]]:
+def _with_mixers(sharing, owners: dict, layout: BatchLayout) -> tuple[dict, dict[str, Mixer]]:
     """Owners with those of experts and mixers, and {layer: what mixes the columns behind it}."""
     if not sharing.mixer:
         return owners, {}

@@ -131,7 +131,9 @@ def _shared(config, method, aggregation, trained, owned, tasks, auxiliary):
             f"{who} needs the gradients of the tasks apart; that of task {tied[0]!r} reaches the word vectors through "
             f"its head too: set config.tasks.{tied[0]}.options.tied = False"
         )
-    found = per_task.shared_of(tuple(trained), owned, config.aggregation.level, config.aggregation.memory, halves)
+    found = per_task.shared_parameters(
+        tuple(trained), owned, config.aggregation.level, config.aggregation.memory, halves
+    )
     if found is None:
         groups = ", config.sharing.groups" * bool(config.sharing.groups)
         raise UserError(

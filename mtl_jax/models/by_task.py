@@ -12,7 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mtl_jax.data.batch import Batch, Layout
+from mtl_jax.data.batch import Batch, BatchLayout
 from mtl_jax.models.mixers import TaskColumns
 from mtl_jax.models.ownership import ExpertColumns
 from mtl_jax.models.streams import Streams, salts
@@ -33,7 +33,7 @@ class Computed(NamedTuple):
     salts: dict[Name, jax.Array]
 
 
-def computed(owner: ExpertColumns, streams: Streams, layout: Layout, batch: Batch) -> Computed:
+def computed(owner: ExpertColumns, streams: Streams, layout: BatchLayout, batch: Batch) -> Computed:
     """The columns of a layer that the tasks of the batch need; `streams` are those that go in."""
     shared = [column for column, task in enumerate(owner.tasks) if task is None]
     of_column, pairs = salts(owner, layout), sorted(streams.parent)
@@ -52,7 +52,7 @@ def computed(owner: ExpertColumns, streams: Streams, layout: Layout, batch: Batc
 def task_columns(
     owner: ExpertColumns,
     streams: Streams,
-    layout: Layout,
+    layout: BatchLayout,
     batch: Batch,
     block: int,
     outputs: Mapping[Name, jax.Array],

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mtl_jax.data.batch import Batch, Layout
+from mtl_jax.data.batch import Batch, BatchLayout
 from mtl_jax.models.adapters import Adapter
 from mtl_jax.models.apply_owned import COLUMNS, Part, apply_owned, layer_function
 from mtl_jax.models.by_task import computed, task_columns
@@ -71,7 +71,7 @@ class Static(NamedTuple):
 
     modules: Mapping[str, nn.Module]
     owners: Mapping[str, Owner]
-    layout: Layout
+    layout: BatchLayout
     sharing: Sharing
     columns: str
     remat: bool
@@ -357,7 +357,7 @@ class Forward:
         self.passed[path] = (dict(self.streams.parent), self.hidden)
 
 
-def keys_of_rows(key: jax.Array, batch: Batch, layout: Layout) -> jax.Array:
+def keys_of_rows(key: jax.Array, batch: Batch, layout: BatchLayout) -> jax.Array:
     """Keys [B, R] from the data set's name and the row's index: the bits do not depend on where a row is placed."""
     names = jnp.asarray(np.asarray([name_key(name) for name in layout.datasets], np.uint32))
     blocks = jax.vmap(jax.random.fold_in, (None, 0))(key, names[batch.dataset])

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from mtl_jax.data.batch import Batch, Layout
+from mtl_jax.data.batch import Batch, BatchLayout
 from mtl_jax.models.forward_pass import Dropout, Forward, Sharing, Static
 from mtl_jax.models.mixers.columns import Place
 from mtl_jax.models.ownership import ExpertColumns, Owner, adapter_path, mixer_path, name_key, owner_count, paths
@@ -64,7 +64,7 @@ def network(
     embed: nn.Module,
     layers: list[nn.Module],
     owners: Mapping[str, Owner],
-    layout: Layout,
+    layout: BatchLayout,
     *,
     column_init: str = "same",
     columns: str = "vmap",
@@ -179,7 +179,7 @@ def network(
     return Network(init, init_head, apply, zeros, {task: width(task) for task in layout.tasks}, added)
 
 
-def _column_keys(key, owner: Owner, layout: Layout, column_init: str) -> list[jax.Array]:
+def _column_keys(key, owner: Owner, layout: BatchLayout, column_init: str) -> list[jax.Array]:
     """The keys that a layer's columns start from. The first expert starts as a trunk does: one expert is a trunk."""
     by_name = salts(owner, layout)
     if isinstance(owner, ExpertColumns):

@@ -13,11 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mtl_jax.data.batch import Batch, Layout
+from mtl_jax.data.batch import Batch, BatchLayout
 from mtl_jax.models.ownership import ExpertColumns, Owner, name_key, sole_tasks
 
 
-def entries(layout: Layout) -> list[tuple[int, int]]:
+def entries(layout: BatchLayout) -> list[tuple[int, int]]:
     """All (block, slot) of a layout: the order of the axis M of taps."""
     return sorted(Streams(layout).parent)
 
@@ -33,7 +33,7 @@ class Streams:
         are there. Where a block's data set is drawn this needs `everyone`.
     """
 
-    def __init__(self, layout: Layout, everyone: bool = False, also: Mapping[int, tuple[int, ...]] | None = None):
+    def __init__(self, layout: BatchLayout, everyone: bool = False, also: Mapping[int, tuple[int, ...]] | None = None):
         self.layout = layout
         self.tasks = {d: _tasks_on(layout, d, everyone, also or {}) for d in range(len(layout.datasets))}
         self.parent: dict[tuple[int, int], tuple[int, int]] = {}  # slot -> the stream it belongs to
@@ -135,7 +135,7 @@ def _tasks_on(layout, dataset, everyone, also):
     return tuple(sorted(passing))
 
 
-def salts(owner: Owner, layout: Layout) -> list[int]:
+def salts(owner: Owner, layout: BatchLayout) -> list[int]:
     """For each owner the key of its task's name, 0 where tasks share it: joint or alone, a column draws the same.
 
     Experts have names of their own, but the first, which draws as a trunk does.

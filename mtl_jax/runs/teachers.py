@@ -18,7 +18,7 @@ import numpy as np
 from mtl_jax.config.plain import from_plain, to_plain
 from mtl_jax.data import datasets, packing
 from mtl_jax.data.corpus import Corpus
-from mtl_jax.data.encoding.gold import Gold
+from mtl_jax.data.encoding.gold_labels import GoldLabels
 from mtl_jax.data.files import array_cache
 from mtl_jax.data.notices import INFORMATION, Notice
 from mtl_jax.data.packing import Capacities
@@ -121,9 +121,9 @@ def _say(run: _Run, config: Any, data: Corpus, task: str, entry: Any) -> dict[st
     rows = corpus.rows[dataset]["input"]
     texts = {name: array for name, array in rows._asdict().items() if isinstance(array, np.ndarray)}
     key = {
-        "parameters": array_cache.seal(jax.device_get(flatten(params))),
+        "parameters": array_cache.checksum(jax.device_get(flatten(params))),
         "model": to_plain({name: run.config[name] for name in ("model", "tasks", "sharing", "images")}),
-        "texts": array_cache.seal(texts | {f"labels/{name}": array for name, array in rows.labels[there].items()}),
+        "texts": array_cache.checksum(texts | {f"labels/{name}": array for name, array in rows.labels[there].items()}),
         "task": there,
         "temperature": float(entry.temperature),
     }
@@ -195,7 +195,7 @@ def _classes(run: _Run, config: Any, data: Corpus, task: str, there: str) -> np.
     return np.asarray([known.index(name) for name in names])
 
 
-def _filled(gold: Gold, value: np.ndarray, known: np.ndarray) -> Gold:
+def _filled(gold: GoldLabels, value: np.ndarray, known: np.ndarray) -> GoldLabels:
     """Soft labels of a split, with the gold label where there is no other."""
     gaps = ~known & gold.known
     value = value.copy()
@@ -203,10 +203,10 @@ def _filled(gold: Gold, value: np.ndarray, known: np.ndarray) -> Gold:
         value[gaps] = np.eye(value.shape[-1], dtype=np.float32)[gold.value[gaps]]
     else:
         value[gaps] = gold.value[gaps]
-    return Gold(value, known | gaps, gold.offsets)
+    return GoldLabels(value, known | gaps, gold.offsets)
 
 
-def _packed(config: Any, data: Corpus, task: str, soft: Gold) -> dict[str, np.ndarray]:
+def _packed(config: Any, data: Corpus, task: str, soft: GoldLabels) -> dict[str, np.ndarray]:
     """Labels by record in the places of the packed training rows."""
     dataset = data.specs[task].dataset
     encoded = data.splits[dataset]["train"].encoded

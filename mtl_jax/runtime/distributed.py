@@ -27,7 +27,7 @@ GRACE = 20.0  # seconds from a signal to the end of a worker that has nothing to
 _asked = itertools.count()  # how often `preempted` was called
 
 
-def found_around() -> bool:
+def is_distributed_environment() -> bool:
     """Whether the environment says that this is one of several processes: a TPU pod, Slurm, Open MPI."""
     hosts = os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",")
     counts = (os.environ.get("SLURM_NTASKS", "1"), os.environ.get("OMPI_COMM_WORLD_SIZE", "1"))

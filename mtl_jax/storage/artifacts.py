@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from mtl_jax.data import tokenizers
 from mtl_jax.data.corpus import Corpus
 from mtl_jax.data.labels.vocabulary import LabelVocabulary
-from mtl_jax.data.pictures.image_store import Form
+from mtl_jax.data.pictures.image_store import ImageSpec
 from mtl_jax.errors import UserError
 from mtl_jax.models.families.bert import Architecture
 from mtl_jax.storage.workdir import write_json
@@ -35,7 +35,7 @@ class Artifacts(NamedTuple):
     architecture: Architecture | None
     vocabularies: dict[str, LabelVocabulary]
     statistics: dict[str, Any]
-    pictures: Form | None
+    pictures: ImageSpec | None
 
 
 def save(workdir: pathlib.Path, data: Corpus, architecture: Architecture | None) -> None:
@@ -71,7 +71,7 @@ def load(workdir: pathlib.Path) -> Artifacts:
     architecture = json.loads((folder / "architecture.json").read_text(encoding="utf-8"))
     pictures = json.loads(file.read_text(encoding="utf-8")) if (file := folder / "pictures.json").is_file() else None
     if pictures:
-        pictures = Form(**pictures | {"sizes": {name: tuple(size) for name, size in pictures["sizes"].items()}})
+        pictures = ImageSpec(**pictures | {"sizes": {name: tuple(size) for name, size in pictures["sizes"].items()}})
     return Artifacts(
         tokenizers.load(folder),
         Architecture(**architecture) if architecture else None,

@@ -122,7 +122,7 @@ class Checkpoints:
     def _start(self, checkpointer, step, parts, metadata):
         with _clear_errors("write", step, self._folder):
             self._pending = checkpointer.save_checkpointables_async(
-                step, parts, custom_metadata=checksums.seal(metadata, parts), overwrite=True
+                step, parts, custom_metadata=checksums.with_checksums(metadata, parts), overwrite=True
             )
         self._pending_step = step
 

@@ -35,7 +35,7 @@ def sums(parts: Mapping[str, Any]) -> dict[str, int]:
     return dict(zip(names, map(int, found), strict=True))
 
 
-def seal(metadata: Mapping[str, Any], parts: Mapping[str, Any]) -> dict[str, Any]:
+def with_checksums(metadata: Mapping[str, Any], parts: Mapping[str, Any]) -> dict[str, Any]:
     """Metadata with the sums of the arrays beside it and a hash of it all."""
     told = {**metadata, SUMS: sums(parts)}
     return {**told, SEAL: _hash(told)}

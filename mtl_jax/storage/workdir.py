@@ -48,7 +48,7 @@ def is_utf8_name(path: str | os.PathLike) -> bool:
 
 
 @contextlib.contextmanager
-def held(path: str | os.PathLike) -> Iterator[pathlib.Path]:
+def locked(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     """A folder that is prepared, and that no other run may hold within this context; the first process holds it.
 
     Raises:

@@ -25,10 +25,10 @@ from mtl_jax.tasks.span import Span
 from mtl_jax.tasks.tagging import Tagging
 from mtl_jax.tasks.tags import marks_spans, no_spans
 
-__all__ = ["KINDS", "METRICS", "Features", "Kind", "Labels", "Params", "Task", "make"]
+__all__ = ["METRICS", "TASK_KINDS", "Features", "Labels", "Params", "Task", "TaskKind", "make"]
 
 
-class Kind(NamedTuple):
+class TaskKind(NamedTuple):
     """A kind of task.
 
     task      its class
@@ -46,18 +46,18 @@ class Kind(NamedTuple):
     given: tuple[str, ...] = ()
 
 
-KINDS: dict[str, Kind] = {
-    "classification": Kind(Classification, "ids"),
-    "gan_classification": Kind(AdversarialClassification, "ids"),
-    "grounded_classification": Kind(GroundedClassification, "ids"),
-    "multilabel": Kind(Multilabel, "sets", labels="set"),
-    "regression": Kind(Regression, "values", labels="real"),
-    "tagging": Kind(Tagging, "tags", levels=("word", "predicate"), given=("spans",)),
-    "generation": Kind(Generation, "texts", labels="tokens", levels=("sequence",), given=("join", "source")),
-    "span": Kind(Span, "answers", labels="span", levels=("span",)),
-    "relation": Kind(Relation, "ids", levels=("pair",)),
-    "multiple_choice": Kind(MultipleChoice, "ids", labels="choice", levels=("choice",)),
-    "masked_lm": Kind(MaskedLM, "hidden", labels="hidden", levels=("token",), given=("mask_token", "table_width")),
+TASK_KINDS: dict[str, TaskKind] = {
+    "classification": TaskKind(Classification, "ids"),
+    "gan_classification": TaskKind(AdversarialClassification, "ids"),
+    "grounded_classification": TaskKind(GroundedClassification, "ids"),
+    "multilabel": TaskKind(Multilabel, "sets", labels="set"),
+    "regression": TaskKind(Regression, "values", labels="real"),
+    "tagging": TaskKind(Tagging, "tags", levels=("word", "predicate"), given=("spans",)),
+    "generation": TaskKind(Generation, "texts", labels="tokens", levels=("sequence",), given=("join", "source")),
+    "span": TaskKind(Span, "answers", labels="span", levels=("span",)),
+    "relation": TaskKind(Relation, "ids", levels=("pair",)),
+    "multiple_choice": TaskKind(MultipleChoice, "ids", labels="choice", levels=("choice",)),
+    "masked_lm": TaskKind(MaskedLM, "hidden", labels="hidden", levels=("token",), given=("mask_token", "table_width")),
 }
 
 
@@ -75,16 +75,16 @@ def make(
     level     "text" | "word" | "predicate" | ..., the level of its labels in the data
     names     the classes of train, in the order of their ids
     counts    how often train has each class; only class_weights="balanced" reads it
-    given     values of `Kind.given`
+    given     values of `TaskKind.given`
 
     Raises `UserError` naming `config.tasks.<name>.options.<field>`, or `.kind`, `.label`, `.metrics`.
     """
     settings = dict(settings.items())
     names = tuple(names)
     if "kind" not in settings:
-        raise options.fail(name, "kind", f"is missing; one of {', '.join(map(repr, KINDS))}")
-    options.choice(name, "kind", settings["kind"], KINDS)
-    kind = KINDS[settings.pop("kind")]
+        raise options.fail(name, "kind", f"is missing; one of {', '.join(map(repr, TASK_KINDS))}")
+    options.choice(name, "kind", settings["kind"], TASK_KINDS)
+    kind = TASK_KINDS[settings.pop("kind")]
     fields = [f.name for f in dataclasses.fields(kind.task) if f.name not in ("name", "names", "level", *kind.given)]
     for field in settings:
         if field not in fields:
@@ -120,7 +120,7 @@ def _class_weights(task: str, value: Any, names: tuple[str, ...], counts: Sequen
     return tuple(value)
 
 
-def _metrics(task: str, value: Any, kind: Kind, names: tuple[str, ...], spans: bool | None) -> tuple[str, ...]:
+def _metrics(task: str, value: Any, kind: TaskKind, names: tuple[str, ...], spans: bool | None) -> tuple[str, ...]:
     metrics = (value,) if isinstance(value, str) else tuple(value)
     for metric in metrics:
         options.choice(task, "metrics", metric, [m for m in METRICS if kind.predicts in METRICS[m].of])

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 
-class Hyper(NamedTuple):
+class Hyperparameters(NamedTuple):
     """Hyperparameters as arguments of the step: float32 scalars that may be traced, so that one program serves all.
 
     learning_rate, weight_decay, dropout, attention_dropout   scalars
@@ -41,13 +41,13 @@ class Hyper(NamedTuple):
     tied: jax.Array | None
 
 
-def hyper_from(config, tasks: tuple[str, ...], auxiliary: Mapping[str, float]) -> Hyper:
+def hyperparameters_from_config(config, tasks: tuple[str, ...], auxiliary: Mapping[str, float]) -> Hyperparameters:
     """The values in a config, as float32 scalars. `auxiliary`: factors that hold where the config has none."""
 
     def scalar(value):
         return jnp.asarray(value, jnp.float32)
 
-    return Hyper(
+    return Hyperparameters(
         learning_rate=scalar(config.optimizer.learning_rate),
         weight_decay=scalar(config.optimizer.weight_decay),
         dropout=scalar(config.model.dropout),

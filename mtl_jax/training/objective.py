@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mtl_jax.data.batch import Batch, Layout
+from mtl_jax.data.batch import Batch, BatchLayout
 from mtl_jax.models.dropout import Noise
 from mtl_jax.models.forward_pass import Dropout, keys_of_rows
 from mtl_jax.models.mixers import texts
@@ -19,7 +19,7 @@ from mtl_jax.models.ownership import name_key
 from mtl_jax.tasks import distillation
 from mtl_jax.tasks.base import Features, Task
 from mtl_jax.tasks.distillation import Distillation
-from mtl_jax.training.hyperparameters import Hyper
+from mtl_jax.training.hyperparameters import Hyperparameters
 
 Params = Mapping[str, Any]
 Flat = Mapping[str, jax.Array]
@@ -32,13 +32,14 @@ class Objective(NamedTuple):
     tasks    {task: Task}, in the order of the K axis
     network  the shared and private layers
     penalties  {name: Penalty}
-    dropout, attention_dropout   whether there is any; the rates are in `Hyper`
-    auxiliary  names of what is added to the losses by mixers and heads, the A axis; the factors are in `Hyper`
-    teaching  {task: how it learns from its teachers}; their share is in `Hyper`
+    dropout, attention_dropout   whether there is any; the rates are in `Hyperparameters`
+    auxiliary  names of what is added to the losses by mixers and heads, the A axis; the factors are in
+               `Hyperparameters`
+    teaching  {task: how it learns from its teachers}; their share is in `Hyperparameters`
     tables   {task: slice of the word vectors} of heads that are tied to them
     """
 
-    layout: Layout
+    layout: BatchLayout
     tasks: Mapping[str, Task]
     network: Network
     penalties: Mapping[str, Penalty]
@@ -55,7 +56,7 @@ class Penalty(NamedTuple):
     value     (flat params, anchor, {layer: factor on λ}) -> Ω without λ
     proximal  (updates, flat params, anchor, {layer: factor on λ}, t) -> updates to params + updates = prox_{t·Ω} of
               what they were before; None where there is no exact operator
-    way       "gradient" | "proximal" | "either": `Hyper.proximal` says which
+    way       "gradient" | "proximal" | "either": `Hyperparameters.proximal` says which
     curvature  largest eigenvalue of the Hessian of Ω, beyond lr·λ·curvature > 2 gradient steps diverge; None where Ω
               is not quadratic
     schedule  (step / steps) -> factor on λ
@@ -71,7 +72,7 @@ class Penalty(NamedTuple):
 
 
 def features(
-    batch: Batch, layout: Layout, task: str, hidden: jax.Array, dropout: Dropout | None = None, key=None
+    batch: Batch, layout: BatchLayout, task: str, hidden: jax.Array, dropout: Dropout | None = None, key=None
 ) -> Features:
     """What the head of `task` reads, R = all rows of its blocks. `dropout`, `key`: of training, for heads that drop."""
     blocks = np.asarray(layout.reads(task))
@@ -114,12 +115,12 @@ def _logits(objective, params, batch, hidden, dropout, key):
     return {name: of(name, task) for name, task in objective.tasks.items() if name in hidden}
 
 
-def scores(objective: Objective, params: Params, batch: Batch, hyper: Hyper, key):
+def scores(objective: Objective, params: Params, batch: Batch, hyper: Hyperparameters, key):
     """`logits` with the dropout of training."""
-    return logits(objective, params, batch, rates(objective, hyper), key)
+    return logits(objective, params, batch, dropout_rates(objective, hyper), key)
 
 
-def counts(objective: Objective, batch: Batch, hyper: Hyper) -> jax.Array:
+def counts(objective: Objective, batch: Batch, hyper: Hyperparameters) -> jax.Array:
     """The denominators of the K mean losses, float32 [K]: from the labels alone, before any forward pass."""
 
     def of(name, task):
@@ -166,13 +167,13 @@ class Totals(NamedTuple):
 
 
 def contributions(
-    objective: Objective, params: Params, batch: Batch, hyper: Hyper, key, totals: Totals, progress: jax.Array
+    objective: Objective, params: Params, batch: Batch, hyper: Hyperparameters, key, totals: Totals, progress: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """What this batch adds to the K mean losses, and to the A auxiliary ones: float32 [K], [A]. One forward pass.
 
     `progress` = step / steps.
     """
-    dropout = rates(objective, hyper)
+    dropout = dropout_rates(objective, hyper)
     found = objective.network.apply(params, batch, dropout, key, progress=progress)
     scores = _logits(objective, params, batch, found.hidden, dropout, key)
     losses = _loss_sums(objective, params, batch, hyper, scores)
@@ -187,20 +188,27 @@ def contributions(
     return _divided(losses, totals.losses), _divided(auxiliary, totals.auxiliary)
 
 
-def row_keys(key: jax.Array, task: str, batch: Batch, layout: Layout) -> jax.Array:
+def row_keys(key: jax.Array, task: str, batch: Batch, layout: BatchLayout) -> jax.Array:
     """Keys [P·R] for what the head of a task draws in the rows that it reads; they do not depend on a row's place."""
     keys = keys_of_rows(jax.random.fold_in(key, name_key(task)), batch, layout)
     return keys[np.asarray(layout.reads(task))].reshape(-1)
 
 
 def loss_contributions(
-    objective: Objective, params: Params, batch: Batch, hyper: Hyper, key, total: jax.Array, taps=None, tap_spec=None
+    objective: Objective,
+    params: Params,
+    batch: Batch,
+    hyper: Hyperparameters,
+    key,
+    total: jax.Array,
+    taps=None,
+    tap_spec=None,
 ) -> jax.Array:
     """What this batch adds to the K mean losses, float32 [K]: Σ loss / `total`, zero for a task without labels.
 
     `total` [K] is the sum of `counts` over all devices and micro-batches of the step, so shares add up to the mean.
     """
-    found = logits(objective, params, batch, rates(objective, hyper), key, taps, tap_spec)
+    found = logits(objective, params, batch, dropout_rates(objective, hyper), key, taps, tap_spec)
     return _divided(_loss_sums(objective, params, batch, hyper, found), total)
 
 
@@ -209,7 +217,7 @@ def _loss_sums(objective, params, batch, hyper, found):
 
 
 def loss_sum(
-    objective: Objective, name: str, params: Params, batch: Batch, hyper: Hyper, scores: jax.Array
+    objective: Objective, name: str, params: Params, batch: Batch, hyper: Hyperparameters, scores: jax.Array
 ) -> jax.Array:
     """Σ loss of one task over the rows that it reads, from its `scores`; float32 scalar."""
     task, arguments = objective.tasks[name], (params["heads"][name], scores, rows_of(batch.labels[name]))
@@ -222,12 +230,12 @@ def _divided(sums, total):
     return sums / jnp.where(total > 0, total, 1.0)
 
 
-def strengths(objective: Objective, hyper: Hyper, progress: jax.Array) -> dict[str, jax.Array]:
+def strengths(objective: Objective, hyper: Hyperparameters, progress: jax.Array) -> dict[str, jax.Array]:
     """{penalty: λ} at `progress` = step / steps."""
     return {name: hyper.strength[name] * penalty.schedule(progress) for name, penalty in objective.penalties.items()}
 
 
-def at_progress(objective: Objective, hyper: Hyper, progress: jax.Array) -> Hyper:
+def at_progress(objective: Objective, hyper: Hyperparameters, progress: jax.Array) -> Hyperparameters:
     """The hyperparameters with the teachers' share at `progress` = step / steps in the place of their weight."""
     shares = {name: distillation.share(of, hyper.teaching[name], progress) for name, of in objective.teaching.items()}
     return hyper._replace(teaching=shares)
@@ -241,7 +249,7 @@ def head(objective: Objective, params: Params, task: str) -> Params:
     return {**own, "table": params["embed"]["word"]["embedding"][objective.tables[task]]}
 
 
-def rates(objective: Objective, hyper: Hyper) -> Dropout | None:
+def dropout_rates(objective: Objective, hyper: Hyperparameters) -> Dropout | None:
     """The rates of dropout in training; None where there is none at all."""
     if not (objective.dropout or objective.attention_dropout):
         return None

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from mtl_jax.errors import UserError
-from mtl_jax.training.hyperparameters import Hyper
+from mtl_jax.training.hyperparameters import Hyperparameters
 from mtl_jax.training.parameter_paths import matching
 
 
@@ -41,7 +41,7 @@ class OptimizerSpec:
         return jnp.where(step < self.warmup_steps, jnp.minimum(rise, 1.0), fall[self.schedule])
 
     def transformation(
-        self, hyper: Hyper, step: jax.Array, multipliers: Mapping[str, float], ok: jax.Array | bool = True
+        self, hyper: Hyperparameters, step: jax.Array, multipliers: Mapping[str, float], ok: jax.Array | bool = True
     ):
         """The optax transformation of this step. Its state has the same structure at every step.
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from mtl_jax.training.gradients.base import Balance, DataGradient
-from mtl_jax.training.hyperparameters import Hyper
+from mtl_jax.training.hyperparameters import Hyperparameters
 from mtl_jax.training.objective import Flat, Objective
 from mtl_jax.training.optimizer import OptimizerSpec
 from mtl_jax.training.parameter_paths import flatten
@@ -59,7 +59,7 @@ class StepSpec(NamedTuple):
     max_bad_steps: int
 
 
-def init_state(spec: StepSpec, params: Any, hyper: Hyper, key: jax.Array, needs_anchor: bool) -> TrainState:
+def init_state(spec: StepSpec, params: Any, hyper: Hyperparameters, key: jax.Array, needs_anchor: bool) -> TrainState:
     """The state before the first step."""
     flat = flatten(params)
     trained = trained_leaves(spec, flat)

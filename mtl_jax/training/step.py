@@ -15,7 +15,7 @@ from mtl_jax.training.clipping import clip
 from mtl_jax.training.collectives import psum
 from mtl_jax.training.corruption import corrupted
 from mtl_jax.training.gradients.base import DataStep, StepInputs
-from mtl_jax.training.hyperparameters import Hyper
+from mtl_jax.training.hyperparameters import Hyperparameters
 from mtl_jax.training.loss_weighting import mean_losses
 from mtl_jax.training.parameter_paths import flatten, with_leaves
 from mtl_jax.training.penalty import PenaltyStep, penalty_gradient
@@ -24,7 +24,7 @@ from mtl_jax.training.update import Update, update
 
 
 def train_step(
-    spec: StepSpec, state: TrainState, batch: Batch, hyper: Hyper, axis: str | None = None
+    spec: StepSpec, state: TrainState, batch: Batch, hyper: Hyperparameters, axis: str | None = None
 ) -> tuple[TrainState, dict[str, Any]]:
     """One optimizer step on Σ_k α_k·L_k + λ·Ω.
 
@@ -63,7 +63,7 @@ def train_step(
     return new, _metrics(inputs, data, penalty, after, new) | {"gradient_norm": norms}
 
 
-def _inputs(spec: StepSpec, state: TrainState, batch: Batch, hyper: Hyper, axis: str | None) -> StepInputs:
+def _inputs(spec: StepSpec, state: TrainState, batch: Batch, hyper: Hyperparameters, axis: str | None) -> StepInputs:
     objective, flat = spec.objective, flatten(state.params)
     key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
     progress = state.step.astype(jnp.float32) / spec.optimizer.steps

@@ -85,7 +85,7 @@ def test_the_whole_mode(tiny, tmp_path, run, differs):
             if name != modes.START:
                 other = np.asarray(found["scores"][modes.START][k]["color"])
                 differs("paired", found["differences"][name][k]["mean"], (scores - other).mean(), 1e-12)
-    text = report.tell(found, tmp_path / "out")
+    text = report.render(found, tmp_path / "out")
     assert "initial values" in text and "columns" in text
     assert {file.name for file in (tmp_path / "out" / "figures").iterdir()} == {"adapt_steps.png", "adapt_shots.png"}
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mtl_jax.analysis.paired_test import example_scores, paired_test
-from mtl_jax.data.encoding.gold import Gold
+from mtl_jax.data.encoding.gold_labels import GoldLabels
 from mtl_jax.errors import UserError
 
 
@@ -43,12 +43,12 @@ def test_interval_and_mcnemar():
 
 def test_scores_of_records():
     known = np.array([True, False, True, True])
-    words = Gold(np.array([1, 2, 0, 2]), known, np.array([0, 3, 4]))
+    words = GoldLabels(np.array([1, 2, 0, 2]), known, np.array([0, 3, 4]))
     said = [np.array([1, 0, 1]), np.array([2])]
     np.testing.assert_array_equal(example_scores("class", words, said, False), [0.5, 1.0])
-    texts = Gold(np.array([1, 2, 0, 2]), known, np.arange(5))
+    texts = GoldLabels(np.array([1, 2, 0, 2]), known, np.arange(5))
     np.testing.assert_array_equal(example_scores("class", texts, [1, 2, 1, 2], False), [1, np.nan, 0, 1])
-    sets = Gold(np.array([[1.0, 0.0], [1.0, 1.0]], np.float32), np.array([True, True]), np.arange(3))
+    sets = GoldLabels(np.array([[1.0, 0.0], [1.0, 1.0]], np.float32), np.array([True, True]), np.arange(3))
     np.testing.assert_array_equal(example_scores("set", sets, [[1, 0], [1, 0]], False), [1, 0])
-    numbers = Gold(np.array([1.5, 2.0], np.float32), np.array([True, True]), np.arange(3))
+    numbers = GoldLabels(np.array([1.5, 2.0], np.float32), np.array([True, True]), np.arange(3))
     np.testing.assert_array_equal(example_scores("real", numbers, [1.0, 2.0], False), [-0.5, 0])

@@ -9,7 +9,7 @@ from mtl_jax.data.files import array_cache
 from mtl_jax.data.labels.raw_labels import LabelSpec
 from mtl_jax.data.packing import real_share
 from mtl_jax.data.records import Record
-from mtl_jax.data.sampler import Batches, Mixing
+from mtl_jax.data.sampler import BatchSampler, Mixing
 from mtl_jax.data.tokenizers import WordVocabulary
 from mtl_jax.data.unpacking import gather_words
 from mtl_jax.errors import UserError
@@ -83,7 +83,7 @@ def test_small_corpus():
         "real tokens",
     ):
         assert part in notes
-    batch = Batches({n: r["train"] for n, r in corpus.rows.items()}, corpus.layout, 0, 2).batch(0)
+    batch = BatchSampler({n: r["train"] for n, r in corpus.rows.items()}, corpus.layout, 0, 2).batch(0)
     assert batch.tokens.shape == (2, 2, 8) and batch.labels["score"]["value"].dtype == np.float32
 
 
@@ -137,7 +137,7 @@ def test_wrong_contents_of_a_sound_archive_are_noticed(cache_folder):
 
     array_cache.cached({"x": 1}, numbers)
     (file,) = cache_folder.rglob("*.npz")
-    np.savez(file, a=np.arange(4), __sha256__=np.asarray(array_cache.seal({"a": np.arange(3)})))
+    np.savez(file, a=np.arange(4), __sha256__=np.asarray(array_cache.checksum({"a": np.arange(3)})))
     np.testing.assert_array_equal(array_cache.cached({"x": 1}, numbers)["a"], np.arange(3))
     array_cache.cached({"x": 2}, numbers)
     assert len(made) == 3

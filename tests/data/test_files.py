@@ -119,7 +119,9 @@ def test_pictures_named_in_records(tmp_path):
     for value, name in enumerate(("pri$es[1].png", "~a.png"), start=1):
         Image.fromarray(np.full((4, 4), value, np.uint8)).save(tmp_path / name)
         record = Record({"image": name}, "f", 1)
-        album, _ = image_store.read_album({"train": [record]}, "image", location.local(tmp_path), image_store.Cut(4, 1))
+        album, _ = image_store.read_images(
+            {"train": [record]}, "image", location.local(tmp_path), image_store.PatchSpec(4, 1)
+        )
         assert album.pixels[1:].tolist() == [[value] * 16]
 
 

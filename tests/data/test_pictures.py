@@ -21,10 +21,10 @@ from mtl_jax.data.files.location import local
 from mtl_jax.data.labels.raw_labels import LabelSpec
 from mtl_jax.data.packing import choose_capacities, pack
 from mtl_jax.data.pictures import image_store, patches
-from mtl_jax.data.pictures.image_store import Cut, read_album
+from mtl_jax.data.pictures.image_store import PatchSpec, read_images
 from mtl_jax.data.readers.statements import COLORS, NUMBERS, SHAPES, statements_about
 from mtl_jax.data.records import Record
-from mtl_jax.data.sampler import Batches, Mixing, evaluation_batches, evaluation_layout
+from mtl_jax.data.sampler import BatchSampler, Mixing, evaluation_batches, evaluation_layout
 from mtl_jax.data.tokenizers import WordTokenizer
 from mtl_jax.errors import UserError
 
@@ -57,7 +57,7 @@ def write(folder, name, pixels):
 
 def album_of(folder, values, **cut):
     records = [Record({"image": value}, "f.jsonl", n) for n, value in enumerate(values, 1)]
-    album, numbers = read_album({"train": records}, "image", local(folder), Cut(**{"patch": 4, **cut}))
+    album, numbers = read_images({"train": records}, "image", local(folder), PatchSpec(**{"patch": 4, **cut}))
     return album, numbers["train"]
 
 
@@ -137,13 +137,13 @@ def illustrated(tmp_path, **settings):
     }
     specs = [LabelSpec(name, name, "y") for name in entries] + [LabelSpec("tags", "text", "tags", "word")]
     tokenizer = WordTokenizer(WORDS, cls=True)
-    return load(entries, specs, tokenizer, row_length=32, cut=Cut(patch=4), **settings), lines
+    return load(entries, specs, tokenizer, row_length=32, cut=PatchSpec(patch=4), **settings), lines
 
 
 def test_rows_hold_every_example_with_its_patches(tmp_path):
     corpus, lines = illustrated(tmp_path)
     assert corpus.layout.pictured == (0, 1) and corpus.rows["text"]["train"].patch is None
-    assert corpus.pictures == image_store.Form(48, 2, 3, 2, {"both": (8, 12), "alone": (8, 12)})
+    assert corpus.pictures == image_store.ImageSpec(48, 2, 3, 2, {"both": (8, 12), "alone": (8, 12)})
     tokenizer = corpus.tokenizer
     for name in ("both", "alone"):
         rows, encoded = corpus.rows[name]["train"], corpus.splits[name]["train"].encoded
@@ -228,7 +228,7 @@ def test_marks_choices_and_hidden_tokens_beside_patches():
 @pytest.mark.parametrize("mixing", [Mixing(), Mixing("round_robin", blocks=2)])
 def test_batches_from_the_host_and_the_device_are_the_same(tmp_path, mixing):
     corpus, _ = illustrated(tmp_path, mixing=mixing)
-    batches = Batches({name: rows["train"] for name, rows in corpus.rows.items()}, corpus.layout, 0, 3, mixing)
+    batches = BatchSampler({name: rows["train"] for name, rows in corpus.rows.items()}, corpus.layout, 0, 3, mixing)
     source, blocks = resident_rows(batches), corpus.layout.picture_blocks()
     assert blocks == (0, 1)
     for step in range(4):
@@ -257,9 +257,9 @@ def test_pictures_decide_the_fingerprint(tmp_path):
     write(tmp_path, "1.png", changed)
     entry = {"reader": "jsonl", "path": str(tmp_path), "splits": {"train": "alone.jsonl"}, "image": "image"}
     spec = [LabelSpec("alone", "alone", "y")]
-    after = load({"alone": entry}, spec, corpus.tokenizer, row_length=32, cut=Cut(patch=4)).fingerprint
+    after = load({"alone": entry}, spec, corpus.tokenizer, row_length=32, cut=PatchSpec(patch=4)).fingerprint
     write(tmp_path, "1.png", noise(1))
-    before = load({"alone": entry}, spec, corpus.tokenizer, row_length=32, cut=Cut(patch=4)).fingerprint
+    before = load({"alone": entry}, spec, corpus.tokenizer, row_length=32, cut=PatchSpec(patch=4)).fingerprint
     assert found[0] == found[1] and before != after
 
 
@@ -342,7 +342,7 @@ def test_nlvr_folders_orders_and_statements(tmp_path):
     ordered = datasets.read("d", entry | {"options": {"orders": 6}}, 0).splits["train"]
     assert len(ordered) == 72 and len({tuple(r.fields["image"]) for r in ordered}) == 72
     assert ordered[0].fields == plain[0].fields and set(ordered[5].fields["image"]) == set(plain[0].fields["image"])
-    album, numbers = read_album({"d": plain[:1]}, "image", local("."), Cut(20, size=(20, 20)))
+    album, numbers = read_images({"d": plain[:1]}, "image", local("."), PatchSpec(20, size=(20, 20)))
     assert numbers["d"] == [(0, 1, 2)]
     box = Image.fromarray(noise(0, 100, 400)[:, 150:250]).resize((20, 20), Image.Resampling.BILINEAR)
     np.testing.assert_array_equal(shown(album, 1)[0], np.asarray(box).ravel())
@@ -416,7 +416,7 @@ def test_nlvr_itself(data_dir):
     }
     found = datasets.read("nlvr", entry, 0).splits
     assert (len(found["train"]), len(found["test"])) == (989, 990)
-    _, numbers = read_album({"test": found["test"][:5]}, "image", local("."), Cut(20, size=(40, 40)))
+    _, numbers = read_images({"test": found["test"][:5]}, "image", local("."), PatchSpec(20, size=(40, 40)))
     assert len(numbers["test"]) == 5
 
 

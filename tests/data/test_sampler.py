@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mtl_jax.data.batch import Layout, Rows
-from mtl_jax.data.sampler import Batches, Mixing, evaluation_batches, evaluation_layout, make_layout
+from mtl_jax.data.batch import BatchLayout, PackedRows
+from mtl_jax.data.sampler import BatchSampler, Mixing, evaluation_batches, evaluation_layout, make_layout
 from mtl_jax.errors import UserError
 
 T = 6
@@ -24,7 +24,7 @@ def rows(count, examples, task, seed=0):
     word = {name: tokens[:, :4].copy() for name in ("value", "token", "segment", "slot", "word")}
     word["mask"] = np.ones((count, 4), bool)
     labels = {task: text, task + "_tags": word}
-    return Rows(tokens, ones, ones, ones * 0, slots * 0, slots * 0 + 3, slots, labels)
+    return PackedRows(tokens, ones, ones, ones * 0, slots * 0, slots * 0 + 3, slots, labels)
 
 
 NAMES = ("news", "conll", "snips")
@@ -35,7 +35,7 @@ def batches(mixing=None, seed=7, per_block=4, names=NAMES):
     mixing = mixing or Mixing()
     tasks = [task for name in names for task in (name, name + "_tags")]
     layout = make_layout(names, tasks, [names.index(task.removesuffix("_tags")) for task in tasks], mixing)
-    return Batches(ROWS, layout, seed, per_block, mixing)
+    return BatchSampler(ROWS, layout, seed, per_block, mixing)
 
 
 def equal(a, b):
@@ -188,7 +188,7 @@ def test_evaluation_sees_every_row_once_in_order():
 def test_a_batch_is_fast():
     mixing = Mixing("size")
     big = {"big": rows(20_000, 8, "big")}
-    source = Batches(big, make_layout(("big",), ("big", "big_tags"), (0, 0), mixing), 0, 16, mixing)
+    source = BatchSampler(big, make_layout(("big",), ("big", "big_tags"), (0, 0), mixing), 0, 16, mixing)
     source.batch(0)
     begin = time.perf_counter()
     for step in range(100):
@@ -205,4 +205,4 @@ def test_bad_input():
     with pytest.raises(UserError, match="rows_per_block"):
         batches(per_block=0)
     with pytest.raises(UserError, match="no rows"):
-        Batches({"a": rows(0, 1, "a")}, Layout(("a",), ("a",), (0,), ((0,),)), 0, 1)
+        BatchSampler({"a": rows(0, 1, "a")}, BatchLayout(("a",), ("a",), (0,), ((0,),)), 0, 1)

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mtl_jax.data.batch import Batch, Layout
+from mtl_jax.data.batch import Batch, BatchLayout
 from mtl_jax.errors import UserError
 from mtl_jax.models import ownership
 from mtl_jax.models.embeddings import WordEmbeddings
@@ -17,7 +17,7 @@ from mtl_jax.models.network import network
 ROWS, LENGTH, WIDTH, VOCABULARY = 3, 8, 6, 20
 
 
-def make_batch(layout: Layout, seed: int = 0, drawn: list[int] | None = None) -> Batch:
+def make_batch(layout: BatchLayout, seed: int = 0, drawn: list[int] | None = None) -> Batch:
     rng = np.random.default_rng(seed)
     blocks = len(layout.candidates)
     tokens = rng.integers(1, VOCABULARY, (blocks, ROWS, LENGTH)).astype(np.int32)
@@ -34,7 +34,7 @@ def make_network(layout, owners, **options):
     return network(WordEmbeddings(VOCABULARY, WIDTH), layers, owners, layout, **options)
 
 
-PAIR = Layout(("a", "b"), ("x", "y", "z"), (0, 0, 1), ((0,), (1,)))
+PAIR = BatchLayout(("a", "b"), ("x", "y", "z"), (0, 0, 1), ((0,), (1,)))
 
 
 def run(layout, owners, params, batch, dropout=None, key=None, **options):
@@ -78,7 +78,7 @@ def test_a_tree_of_tasks():
 @pytest.mark.parametrize("trunk", ["all", "none", "embed"])
 def test_drawn_blocks_equal_blocks_of_their_own(trunk):
     owners = ownership.assign(PAIR.tasks, 2, trunk)
-    drawn = Layout(PAIR.datasets, PAIR.tasks, PAIR.dataset_of, ((0, 1), (0, 1)))
+    drawn = BatchLayout(PAIR.datasets, PAIR.tasks, PAIR.dataset_of, ((0, 1), (0, 1)))
     params, batch = random_params(PAIR, owners), make_batch(PAIR)
     dropout, key = Dropout(jnp.float32(0.3), None), jax.random.key(3)
     expected = run(PAIR, owners, params, batch, dropout, key)
@@ -93,7 +93,7 @@ def test_a_column_draws_the_same_dropout_alone_and_together():
     params, batch = random_params(PAIR, owners), make_batch(PAIR)
     dropout, key = Dropout(jnp.float32(0.4), None), jax.random.key(5)
     together = run(PAIR, owners, params, batch, dropout, key)
-    alone_layout = Layout(("b",), ("z",), (0,), ((0,),))
+    alone_layout = BatchLayout(("b",), ("z",), (0,), ((0,),))
     alone_batch = jax.tree.map(lambda a: a[1:], batch)._replace(dataset=np.array([0], np.int32))
     alone_owners = ownership.assign(("z",), 2, "none")
     column = jax.tree.map(lambda leaf: leaf[2:], params)
@@ -104,7 +104,7 @@ def test_a_column_draws_the_same_dropout_alone_and_together():
 
 def test_independent_columns_start_the_same_alone_and_together():
     together = random_params(PAIR, ownership.assign(PAIR.tasks, 2, "none"))
-    alone_layout = Layout(("b",), ("z",), (0,), ((0,),))
+    alone_layout = BatchLayout(("b",), ("z",), (0,), ((0,),))
     alone = random_params(alone_layout, ownership.assign(("z",), 2, "none"))
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[0], b[2]), alone, together)
     assert not np.allclose(together["embed"]["word"]["embedding"][0], together["embed"]["word"]["embedding"][1])

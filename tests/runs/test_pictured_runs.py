@@ -106,7 +106,7 @@ def test_a_run_on_text_pictures_and_both(pictured, tmp_path, capsys):
     tests = paired_test.compare([tmp_path / "whole"], [tmp_path / "blank"], configs.__getitem__)
     assert tests["seen"].examples == 16 and tests["seen"].first == pytest.approx(right)
     assert tests["seen"].p < 0.05 and tests["seen"].only_first > tests["seen"].only_second
-    assert "seen" in paired_test.said(tests)
+    assert "seen" in paired_test.describe(tests)
 
 
 @pytest.mark.parametrize("kind", ["transformer", "bilstm"])

@@ -194,16 +194,16 @@ def test_flags_that_do_not_fit(flags, message):
 def test_what_the_cluster_says(monkeypatch):
     for name in ("TPU_WORKER_HOSTNAMES", "SLURM_NTASKS", "SLURM_PROCID", "OMPI_COMM_WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
-    assert not distributed.found_around()
+    assert not distributed.is_distributed_environment()
     monkeypatch.setenv("SLURM_NTASKS", "4")
-    assert not distributed.found_around()  # a shell inside of an allocation
+    assert not distributed.is_distributed_environment()  # a shell inside of an allocation
     monkeypatch.setenv("SLURM_PROCID", "2")
-    assert distributed.found_around()
+    assert distributed.is_distributed_environment()
     monkeypatch.delenv("SLURM_NTASKS")
     monkeypatch.setenv("TPU_WORKER_HOSTNAMES", "10.0.0.1")
-    assert not distributed.found_around()
+    assert not distributed.is_distributed_environment()
     monkeypatch.setenv("TPU_WORKER_HOSTNAMES", "10.0.0.1,10.0.0.2")
-    assert distributed.found_around()
+    assert distributed.is_distributed_environment()
 
 
 def test_one_process_needs_nobody():

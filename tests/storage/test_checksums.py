@@ -61,7 +61,7 @@ def test_sharded_leaves_have_the_same_sums_and_are_not_gathered():
 
 def test_sealed_metadata():
     parts = {"x": {"w": jnp.arange(4.0)}}
-    sealed = json.loads(json.dumps(checksums.seal({"step": 3, "score": 0.25}, parts)))
+    sealed = json.loads(json.dumps(checksums.with_checksums({"step": 3, "score": 0.25}, parts)))
     told = checksums.opened(sealed)
     assert told["score"] == 0.25
     checksums.require_sums(told, parts)
@@ -190,18 +190,18 @@ def test_a_write_that_failed_shows_soon(tmp_path, monkeypatch):
 def test_a_second_run_in_one_folder_is_refused(tmp_path):
     code = (
         "import sys\nfrom mtl_jax.storage import workdir\n"
-        "with workdir.held(sys.argv[1]):\n    print('in', flush=True); sys.stdin.read()\n"
+        "with workdir.locked(sys.argv[1]):\n    print('in', flush=True); sys.stdin.read()\n"
     )
     first = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     try:
         assert first.stdout.readline() == b"in\n"
         with pytest.raises(UserError, match=f"another run writes here .process {first.pid} on"):
-            with folders.held(tmp_path):
+            with folders.locked(tmp_path):
                 pass
     finally:
         first.kill()
         first.wait()
-    with folders.held(tmp_path) as workdir:  # the lock went with the process
+    with folders.locked(tmp_path) as workdir:  # the lock went with the process
         assert workdir == tmp_path
         with (tmp_path / "lock").open() as other, pytest.raises(BlockingIOError):
             fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)

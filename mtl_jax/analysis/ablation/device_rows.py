@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mtl_jax.data.batch import Batch, Layout, Rows
-from mtl_jax.data.sampler import Batches
+from mtl_jax.data.batch import Batch, BatchLayout, PackedRows
+from mtl_jax.data.sampler import BatchSampler
 
 
 class ResidentRows(NamedTuple):
@@ -34,12 +34,12 @@ class Draws(NamedTuple):
     row: Any
 
 
-def resident_rows(batches: Batches) -> ResidentRows:
+def resident_rows(batches: BatchSampler) -> ResidentRows:
     """The rows of `batches` as numpy arrays, to be put on the devices once."""
     rows = batches.rows
     counts = [len(r.tokens) for r in rows]
     apart = ("labels", "patch", "pixels")
-    names = [name for name in Rows._fields if name not in apart and getattr(rows[0], name) is not None]
+    names = [name for name in PackedRows._fields if name not in apart and getattr(rows[0], name) is not None]
     fields = {name: np.concatenate([getattr(r, name) for r in rows]) for name in names}
     pixels = None
     if batches.layout.pictured:
@@ -68,7 +68,7 @@ def _joined_patches(rows) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate(patches), np.concatenate(tables)
 
 
-def draws(batches: Batches, start: int, steps: int, accumulate: int) -> Draws:
+def draws(batches: BatchSampler, start: int, steps: int, accumulate: int) -> Draws:
     """The rows of steps start, start + 1, ...; numpy."""
     found = [batches.indices(step) for step in range(start * accumulate, (start + steps) * accumulate)]
     dataset = np.stack([d for d, _ in found]).reshape(steps, accumulate, -1)
@@ -76,8 +76,8 @@ def draws(batches: Batches, start: int, steps: int, accumulate: int) -> Draws:
     return Draws(dataset, row.reshape(steps, accumulate, *row.shape[1:]))
 
 
-def gather(rows: ResidentRows, layout: Layout, dataset: jax.Array, row: jax.Array) -> Batch:
-    """The batch of rows `row` int32 [B, R] of the data sets `dataset` int32 [B], as `Batches.batch` makes it."""
+def gather(rows: ResidentRows, layout: BatchLayout, dataset: jax.Array, row: jax.Array) -> Batch:
+    """The batch of rows `row` int32 [B, R] of the data sets `dataset` int32 [B], as `BatchSampler.batch` makes it."""
     whole = rows.offset[dataset][:, None] + row
     labels = {}
     for task, arrays in rows.labels.items():

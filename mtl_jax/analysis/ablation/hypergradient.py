@@ -26,12 +26,12 @@ from mtl_jax.analysis.ablation import lanes as lane_steps
 from mtl_jax.analysis.ablation.device_rows import draws, gather, resident_rows
 from mtl_jax.analysis.ablation.engine import Engine, filled
 from mtl_jax.analysis.ablation.program import Built
-from mtl_jax.data.sampler import Batches
+from mtl_jax.data.sampler import BatchSampler
 from mtl_jax.errors import UserError
 from mtl_jax.experiment.inputs import mixing
 from mtl_jax.training import objective as terms
 from mtl_jax.training.corruption import for_evaluation
-from mtl_jax.training.hyperparameters import Hyper
+from mtl_jax.training.hyperparameters import Hyperparameters
 from mtl_jax.training.state import TrainState
 from mtl_jax.training.step import train_step
 
@@ -103,7 +103,7 @@ class Tuner:
         adam = jax.vmap(jax.vmap(self._adam.init))(jax.tree.map(jnp.asarray, logs))
         return engine.put(logs), engine.put(adam)
 
-    def hyper(self, hyper: Hyper, logs: Any) -> Hyper:
+    def hyper(self, hyper: Hyperparameters, logs: Any) -> Hyperparameters:
         """The hyperparameters [S, L] with the learned values in their places."""
         return _with(hyper, self._fields, jax.tree.map(jnp.exp, logs))
 
@@ -123,7 +123,7 @@ class Tuner:
         return self._compiled(states, losses, logs, adam, hyper, engine.put(active), own, dev, sources, numbers)
 
 
-def dev_batches(built: Built, seed: int) -> Batches:
+def dev_batches(built: Built, seed: int) -> BatchSampler:
     """Batches over the dev rows, drawn as those of training are.
 
     Raises:
@@ -135,7 +135,7 @@ def dev_batches(built: Built, seed: int) -> Batches:
         raise UserError(f"config.ablation.method: the hypergradient reads dev, but data set {lacking[0]!r} has none")
     dev = {name: splits["dev"] for name, splits in rows.items()}
     config = experiment.config
-    return Batches(dev, experiment.corpus.layout, seed, config.data.rows, mixing(config))
+    return BatchSampler(dev, experiment.corpus.layout, seed, config.data.rows, mixing(config))
 
 
 def move(spec, fields, optimizer, state, losses, logs, moments, hyper, active, own, dev, sources, numbers):
@@ -197,7 +197,9 @@ def _mean_loss(spec, state: TrainState, batch, hyper):
     return jnp.where(present, losses, 0.0).sum() / jnp.maximum(present.sum().astype(jnp.float32), 1.0)
 
 
-def _with(hyper: Hyper, fields: Mapping[str, Sequence[str]], values: Mapping[str, jax.Array]) -> Hyper:
+def _with(
+    hyper: Hyperparameters, fields: Mapping[str, Sequence[str]], values: Mapping[str, jax.Array]
+) -> Hyperparameters:
     """Hyperparameters with the fields of each sweep set to its value."""
     for name, value in values.items():
         for field in fields[name]:

@@ -19,7 +19,7 @@ from mtl_jax.experiment.frozen_layers import frozen_layers, with_outputs
 from mtl_jax.experiment.inputs import encoder_notes, load_encoder
 from mtl_jax.runs.build import load_data
 from mtl_jax.training.gradients.meta_learning import MetaLearning
-from mtl_jax.training.hyperparameters import Hyper, hyper_from
+from mtl_jax.training.hyperparameters import Hyperparameters, hyperparameters_from_config
 from mtl_jax.training.state import StepSpec
 
 
@@ -36,7 +36,7 @@ class Built(NamedTuple):
     experiment: Experiment
     spec: StepSpec
     settings: tuple[Setting, ...]
-    hypers: tuple[Hyper, ...]
+    hypers: tuple[Hyperparameters, ...]
     notes: tuple[str, ...]
 
 
@@ -139,17 +139,17 @@ def _with_ways(program, experiment) -> Built:
     return Built(experiment, spec, tuple(settings), tuple(hypers), tuple(notes))
 
 
-def _hyper(program, setting, tasks, auxiliary) -> Hyper:
+def _hyper(program, setting, tasks, auxiliary) -> Hyperparameters:
     def swept(method):
         prefix = f"{method}.options."
         found = {f.removeprefix(prefix): v for f, v in setting.fields.items() if f.startswith(prefix)}
         return {name: jnp.asarray(value, jnp.float32) for name, value in found.items()}
 
-    hyper = hyper_from(_config_of(program, setting), tasks, auxiliary)
+    hyper = hyperparameters_from_config(_config_of(program, setting), tasks, auxiliary)
     return hyper._replace(loss_weights=swept("loss_weights"), aggregation=swept("aggregation"))
 
 
-def _pull(hyper: Hyper, name: str) -> float:
+def _pull(hyper: Hyperparameters, name: str) -> float:
     """lr · λ, at the layer where it is largest."""
     factors = [1.0, *(float(factor) for factor in hyper.by_layer[name].values())]
     return float(jax.device_get(hyper.learning_rate * hyper.strength[name])) * max(factors)

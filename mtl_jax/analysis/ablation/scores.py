@@ -15,7 +15,7 @@ from mtl_jax.analysis.ablation.lanes import Shape, over_lanes
 from mtl_jax.data.sampler import joint_evaluation_batches
 from mtl_jax.data.unpacking import gather_spans, gather_text, gather_words
 from mtl_jax.evaluation.evaluator import alike, placeholder, program, values_alone
-from mtl_jax.evaluation.metric_inputs import gold_and_predicted, has_labels, judge, metric_values, uniform
+from mtl_jax.evaluation.metric_inputs import gold_and_predicted, has_labels, metric_arguments, metric_values, uniform
 from mtl_jax.experiment.assemble import Experiment
 from mtl_jax.experiment.penalties import columns
 from mtl_jax.sharing import gram
@@ -118,7 +118,7 @@ class LaneScores:
         if (task, split) not in self._gold:
             rows, encoded = self.corpus.rows[dataset][split], self.corpus.splits[dataset][split].encoded
             arrays, level = rows.labels[task], objective.tasks[task].level
-            judged = judge(self.corpus, objective, task, dataset, split)
+            judged = metric_arguments(self.corpus, objective, task, dataset, split)
             if level == "token":
                 self._gold[task, split] = _Gold(None, None, None, None, judged)
             elif level not in ("word", "predicate"):

@@ -9,12 +9,12 @@ SIGNIFICANCE = 0.05  # a difference is called one below this p
 NAMES = {"single": "single-task training", "tied": "tied columns", "hard": "hard sharing"}
 
 
-def said(values: Mapping[str, float]) -> str:
+def describe(values: Mapping[str, float]) -> str:
     """ "strength 0.01, dropout 0.1"; "" for none."""
     return ", ".join(f"{name} {value:.4g}" for name, value in values.items())
 
 
-def said_choices(choices: Mapping[str, str]) -> str:
+def describe_choices(choices: Mapping[str, str]) -> str:
     """ "penalty trace, sentences 50"; "" for none."""
     return ", ".join(f"{name} {alternative}" for name, alternative in choices.items())
 
@@ -56,7 +56,7 @@ def verdict(combination: Mapping[str, Any], strengths: Sequence[str]) -> str:
         return "Nothing can be chosen: no setting finished with every seed."
     point = combination["points"][combination["chosen"]]
     what = ("soft sharing" if strengths else "the best setting") + (
-        f" at {said(point['values'])}" if point["values"] else ""
+        f" at {describe(point['values'])}" if point["values"] else ""
     )
     if not combination["comparison"]:
         scores = "; ".join(f"{split} {_mean(value)}" for split, value in point["average"].items())
@@ -90,7 +90,7 @@ def warnings(combination, groups, sweeps, method: str) -> list[str]:
     frozen = []
     for point, group in zip(combination["points"], groups, strict=True):
         if seeds := [str(lane.seed) for lane in group if lane.status.startswith("frozen")]:
-            frozen.append(f"{said(point['values'])} (seed {', '.join(seeds)})")
+            frozen.append(f"{describe(point['values'])} (seed {', '.join(seeds)})")
     if frozen:
         found.append(f"stopped as their loss was not finite, and not in the means: {'; '.join(frozen)}")
     if dropped := sum(point["statuses"].get("dropped", 0) for point in combination["points"]):
@@ -105,7 +105,7 @@ def warnings(combination, groups, sweeps, method: str) -> list[str]:
     for what, outcome in (("hardly", "hardly acted"), ("tied", "tied everything")):
         for name in dict.fromkeys(name for point in combination["points"] for name in point["effects"]):
             points = [point for point in combination["points"] if point["effects"].get(name, {}).get(what)]
-            at = [said(point["values"]) or "the one setting" for point in points]
+            at = [describe(point["values"]) or "the one setting" for point in points]
             if at:
                 found.append(f"penalty {name} {outcome} at {'; '.join(at)}")
     if combination["chosen"] is not None:
@@ -130,7 +130,7 @@ def warnings(combination, groups, sweeps, method: str) -> list[str]:
 
 
 def _place(lane):
-    return f"{said(lane.values)} (seed {lane.seed})" if lane.values else f"seed {lane.seed}"
+    return f"{describe(lane.values)} (seed {lane.seed})" if lane.values else f"seed {lane.seed}"
 
 
 def _rates(tried):

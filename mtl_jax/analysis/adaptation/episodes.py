@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mtl_jax.data.batch import Batch, Rows
+from mtl_jax.data.batch import Batch, PackedRows
 from mtl_jax.data.corpus import Corpus
 from mtl_jax.data.sampler import permutation
 from mtl_jax.errors import UserError
@@ -27,7 +27,7 @@ class Episode(NamedTuple):
     """
 
     name: str
-    rows: dict[str, Rows]
+    rows: dict[str, PackedRows]
     gold: dict[str, np.ndarray]
 
 
@@ -87,7 +87,7 @@ def batch(rows: Any) -> Batch:
     return Batch(np.zeros((1,), np.int32), np.arange(count, dtype=np.int32)[None], **fields, labels=labels)
 
 
-def chunks(rows: Rows) -> Rows:
+def chunks(rows: PackedRows) -> PackedRows:
     """All rows as leaves [chunks, ROWS, ...]; the last ones are repeated to fill."""
     count = len(rows.tokens)
     index = np.minimum(np.arange(count + -count % ROWS), count - 1).reshape(-1, ROWS)
@@ -101,12 +101,12 @@ def score(corpus: Corpus, objective: Objective, task: str, split: str, predicted
     return float(metric.value(metric.statistics(gold, said, corpus.vocabularies[task].all_names)))
 
 
-def _taken(rows: Rows, index: np.ndarray) -> Rows:
+def _taken(rows: PackedRows, index: np.ndarray) -> PackedRows:
     fields = {name: value[index] for name, value in rows._asdict().items() if name not in APART}
     labels = {task: {name: value[index] for name, value in own.items()} for task, own in rows.labels.items()}
-    return Rows(**fields, labels=labels)
+    return PackedRows(**fields, labels=labels)
 
 
-def _cut(rows: Rows, length: int) -> Rows:
+def _cut(rows: PackedRows, length: int) -> PackedRows:
     names = ("tokens", "segment", "position", "token_type")
     return rows._replace(**{name: getattr(rows, name)[:, :length] for name in names})

@@ -35,7 +35,7 @@ def rows(found: Mapping[str, Any]) -> tables.Rows:
     return header, result
 
 
-def tell(found: Mapping[str, Any], out: pathlib.Path) -> str:
+def render(found: Mapping[str, Any], out: pathlib.Path) -> str:
     """Draws the figures into out/figures and gives the text of the terminal."""
     tuned = ", ".join(found["tuned_on"]) or "the same tasks, other draws"
     figures = [str(picture.file) for picture in draw(found, out / "figures")]

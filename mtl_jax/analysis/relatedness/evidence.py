@@ -12,12 +12,12 @@ import numpy as np
 
 from mtl_jax.analysis.relatedness import measures
 from mtl_jax.data.corpus import Corpus
-from mtl_jax.data.sampler import Batches, Mixing, evaluation_batches, evaluation_layout, make_layout
+from mtl_jax.data.sampler import BatchSampler, Mixing, evaluation_batches, evaluation_layout, make_layout
 from mtl_jax.experiment.assemble import Experiment
 from mtl_jax.experiment.penalties import columns
 from mtl_jax.training import objective as terms
 from mtl_jax.training.corruption import corrupted
-from mtl_jax.training.gradients.per_task import Shared, shared_of, shared_slices
+from mtl_jax.training.gradients.per_task import SharedParameters, shared_parameters, shared_slices
 from mtl_jax.training.parameter_paths import flatten, with_leaves
 from mtl_jax.training.state import TrainState
 from mtl_jax.training.step import train_step
@@ -66,9 +66,9 @@ class Evidence(NamedTuple):
 Tick = Callable[[], bool]  # called after each step; True: stop
 
 
-def shared_leaves(experiment: Experiment) -> Shared | None:
+def shared_leaves(experiment: Experiment) -> SharedParameters | None:
     """What several tasks share and is trained; None where there is nothing."""
-    return shared_of(tuple(experiment.spec.multipliers), experiment.owners, "parameters", "copies", 1)
+    return shared_parameters(tuple(experiment.spec.multipliers), experiment.owners, "parameters", "copies", 1)
 
 
 class JointRun:
@@ -87,7 +87,7 @@ class JointRun:
             corpus.layout.datasets, corpus.layout.tasks, corpus.layout.dataset_of, Mixing(), corpus.layout.pictured
         )
         train = {name: rows["train"] for name, rows in corpus.rows.items()}
-        self._seen = Batches(train, layout, config.seed, config.data.rows)
+        self._seen = BatchSampler(train, layout, config.seed, config.data.rows)
         self._probe = jax.jit(_probe_of(experiment, layout, lookahead))
         self._training, self._every = _Training(experiment), every
 

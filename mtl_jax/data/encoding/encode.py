@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from mtl_jax.data.encoding import marked_spans
-from mtl_jax.data.encoding.gold import Gold
+from mtl_jax.data.encoding.gold_labels import GoldLabels
 from mtl_jax.data.encoding.record_inputs import Units
 from mtl_jax.data.encoding.text_pieces import append, encode_choices, encode_nothing, encode_texts, marker_ids, too_long
 from mtl_jax.data.notices import INFORMATION, LENGTH, Notice
@@ -65,7 +65,7 @@ class EncodedSplit(NamedTuple):
     choice: np.ndarray
     mark_token: np.ndarray
     char_offsets: np.ndarray
-    labels: Mapping[str, Gold] = {}
+    labels: Mapping[str, GoldLabels] = {}
     targets: np.ndarray | None = None
     place: np.ndarray | None = None
     patch: np.ndarray | None = None

@@ -54,7 +54,7 @@ def cached(
     return arrays
 
 
-def seal(arrays: Mapping[str, np.ndarray]) -> str:
+def checksum(arrays: Mapping[str, np.ndarray]) -> str:
     """sha256 over names, dtypes, shapes and contents, whatever the order."""
     digest = hashlib.sha256()
     for name in sorted(arrays):
@@ -76,7 +76,7 @@ def _read(path: pathlib.Path) -> dict[str, np.ndarray] | None:
     except Exception as error:
         logging.getLogger(__name__).warning("damaged cache file %s (%s): made again", path, error)
         return None
-    if str(arrays.pop(_SEAL, "")) != seal(arrays):
+    if str(arrays.pop(_SEAL, "")) != checksum(arrays):
         logging.getLogger(__name__).warning("damaged cache file %s (wrong hash): made again", path)
         return None
     return arrays
@@ -87,7 +87,7 @@ def _write(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
     handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
     try:
         with os.fdopen(handle, "wb") as file:
-            np.savez(file, **arrays, **{_SEAL: np.asarray(seal(arrays))})
+            np.savez(file, **arrays, **{_SEAL: np.asarray(checksum(arrays))})
         os.replace(temporary, path)
     except BaseException:
         pathlib.Path(temporary).unlink(missing_ok=True)

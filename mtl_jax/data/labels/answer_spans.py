@@ -27,7 +27,7 @@ import numpy as np
 from mtl_jax import unicode
 from mtl_jax.data import literals
 from mtl_jax.data.encoding.encode import EncodedSplit
-from mtl_jax.data.encoding.gold import Gold
+from mtl_jax.data.encoding.gold_labels import GoldLabels
 from mtl_jax.data.encoding.record_inputs import Units
 from mtl_jax.data.labels.raw_labels import LabelSpec, RawLabels, is_missing
 from mtl_jax.data.records import Note, Record, find_field, where
@@ -35,7 +35,7 @@ from mtl_jax.errors import UserError
 
 NAMES = ("answer", "no answer")
 ELSEWHERE = "elsewhere"  # in place of "no answer": every question has one, but not every window of its text holds it
-NONE, UNKNOWN = -1, -2  # in `Gold.value`: there is no answer; there is one that stands nowhere in the text
+NONE, UNKNOWN = -1, -2  # in `GoldLabels.value`: there is no answer; there is one that stands nowhere in the text
 _MOVED = "answers do not stand where they should, the nearest occurrence was taken"
 _NOWHERE = "answers stand nowhere in the text, they are not learned from"
 _WIDENED = "answers begin or end inside a token, which is taken whole"
@@ -73,7 +73,7 @@ def collect(units: Units, spec: LabelSpec) -> tuple[RawLabels, list[Note]]:
     return RawLabels(values, np.arange(len(values) + 1, dtype=np.int64), units.records), notes
 
 
-def encode(raw: RawLabels, split: EncodedSplit) -> tuple[Gold, list[Note]]:
+def encode(raw: RawLabels, split: EncodedSplit) -> tuple[GoldLabels, list[Note]]:
     """Gold of the answer that is learned, the first one that stands in the text: value int32[M, 2], first and last
     token of the last text (or word), see `NONE` and `UNKNOWN`.
     """
@@ -100,10 +100,10 @@ def encode(raw: RawLabels, split: EncodedSplit) -> tuple[Gold, list[Note]]:
                     record = raw.records[m]
                     notes.append(Note(_WIDENED, record.file, record.line))
                 break
-    return Gold(value, known, raw.offsets), notes
+    return GoldLabels(value, known, raw.offsets), notes
 
 
-def held(split: EncodedSplit, gold: Gold) -> tuple[np.ndarray, np.ndarray]:
+def held(split: EncodedSplit, gold: GoldLabels) -> tuple[np.ndarray, np.ndarray]:
     """(bool[N], whether the piece holds the whole answer of its record; bool[M], whether one of its pieces does)."""
     first, last = gold.value[split.record].T
     inside = (first >= split.first_word) & (last < split.first_word + split.piece_words) & ~split.copy
@@ -112,12 +112,12 @@ def held(split: EncodedSplit, gold: Gold) -> tuple[np.ndarray, np.ndarray]:
     return inside, kept
 
 
-def cut_off(split: EncodedSplit, gold: Gold) -> int:
+def cut_off(split: EncodedSplit, gold: GoldLabels) -> int:
     """Number of records whose answer no piece holds."""
     return int((gold.known & (gold.value[:, 0] >= 0) & ~held(split, gold)[1]).sum())
 
 
-def elsewhere(split: EncodedSplit, gold: Gold) -> bool:
+def elsewhere(split: EncodedSplit, gold: GoldLabels) -> bool:
     """Whether there is a piece without the answer, which another one of its record holds."""
     inside, kept = held(split, gold)
     return bool((~split.copy & ~inside & (gold.known & kept)[split.record]).any())

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from mtl_jax.data.encoding.encode import EncodedSplit
-from mtl_jax.data.encoding.gold import Gold
+from mtl_jax.data.encoding.gold_labels import GoldLabels
 from mtl_jax.data.encoding.record_inputs import Units
 from mtl_jax.data.labels import answer_spans, choices
 from mtl_jax.data.labels.raw_labels import LabelSpec
@@ -21,12 +21,12 @@ from mtl_jax.data.splits import subsets
 from mtl_jax.data.tokenizers import Tokenizer
 from mtl_jax.errors import UserError
 
-KINDS = ("choice", "span", "hidden")
+ENCODED_LABEL_TYPES = ("choice", "span", "hidden")
 
 
 def build(
     spec: LabelSpec, units: Mapping[str, Units], encoded: Mapping[str, EncodedSplit], tokenizer: Tokenizer
-) -> tuple[LabelVocabulary, dict[str, Gold], list[str]]:
+) -> tuple[LabelVocabulary, dict[str, GoldLabels], list[str]]:
     """The classes of a task of these kinds, its gold labels by split, and sentences about what is odd.
 
     Kind "choice" has no classes; "span" has `answers.NAMES`, the second where train has unanswerable questions, in its
@@ -69,15 +69,15 @@ def build(
     return vocabulary, gold, notes
 
 
-def blank(spec: LabelSpec, units: Units) -> Gold:
+def blank(spec: LabelSpec, units: Units) -> GoldLabels:
     """Gold of records whose labels nobody knows; tokens need none."""
     count = len(units.records)
     shape = (count, 2) if spec.kind == "span" else (count,)
     value = np.full(shape, answer_spans.UNKNOWN if spec.kind == "span" else 0, np.int32)
-    return Gold(value, np.full(count, spec.kind == "hidden"), np.arange(count + 1, dtype=np.int64))
+    return GoldLabels(value, np.full(count, spec.kind == "hidden"), np.arange(count + 1, dtype=np.int64))
 
 
-def some(gold: Gold, spec: LabelSpec, seed: int) -> Gold:
+def some(gold: GoldLabels, spec: LabelSpec, seed: int) -> GoldLabels:
     """The labels of `spec.labelled` records, drawn from those that have one; the others become unlabelled."""
     record = np.repeat(np.arange(len(gold.offsets) - 1), np.diff(gold.offsets))
     chosen = subsets.subset(np.unique(record[gold.known]).tolist(), spec.labelled, f"{spec.task}/labelled", seed)
@@ -87,7 +87,7 @@ def some(gold: Gold, spec: LabelSpec, seed: int) -> Gold:
     return gold._replace(value=value, known=known)
 
 
-def statistics(gold: Gold, spec: LabelSpec) -> dict[str, Any]:
+def statistics(gold: GoldLabels, spec: LabelSpec) -> dict[str, Any]:
     """Plain numbers, as `statistics.of_labels`."""
     result: dict[str, Any] = {"known": int(gold.known.sum()), "missing": int((~gold.known).sum())}
     if spec.kind == "span":
@@ -96,7 +96,7 @@ def statistics(gold: Gold, spec: LabelSpec) -> dict[str, Any]:
     return result
 
 
-def _numbers(raw) -> Gold:
+def _numbers(raw) -> GoldLabels:
     known = np.fromiter((value is not None for value in raw.values), bool, len(raw.values))
     value = np.fromiter((0 if v is None else v for v in raw.values), np.int32, len(raw.values))
-    return Gold(value, known, raw.offsets)
+    return GoldLabels(value, known, raw.offsets)

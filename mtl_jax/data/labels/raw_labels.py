@@ -16,7 +16,7 @@ from mtl_jax.errors import UserError
 from mtl_jax.unicode import nfc
 
 LEVELS = ("text", "word", "predicate", "sequence", "pair", "choice", "span", "token")
-KINDS = ("class", "set", "real", "tokens", "choice", "span", "hidden")
+LABEL_TYPES = ("class", "set", "real", "tokens", "choice", "span", "hidden")
 # what of a record has one label, or an answer, each
 PER_RECORD = ("text", "pair", "choice", "span")
 JOINED = ":"  # between the parts of a label that comes of several fields
@@ -71,7 +71,7 @@ class LabelSpec:
     target: Any = None  # `mtl_jax.data.labels.target_sequences.TargetSpec`, of level "sequence" alone
 
     def __post_init__(self):
-        for name, value, known in (("level", self.level, LEVELS), ("kind", self.kind, KINDS)):
+        for name, value, known in (("level", self.level, LEVELS), ("kind", self.kind, LABEL_TYPES)):
             if value not in known:
                 raise UserError(f"task {self.task}: {name} {value!r} is none of {', '.join(known)}")
         if (self.kind == "tokens") != (self.level == "sequence") or (self.target is None) == (self.kind == "tokens"):

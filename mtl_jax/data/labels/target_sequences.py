@@ -17,7 +17,7 @@ import numpy as np
 from mtl_jax import unicode
 from mtl_jax.data.encoding import spacing
 from mtl_jax.data.encoding.encode import EncodedSplit
-from mtl_jax.data.encoding.gold import Gold
+from mtl_jax.data.encoding.gold_labels import GoldLabels
 from mtl_jax.data.encoding.record_inputs import Units
 from mtl_jax.data.labels.raw_labels import LabelSpec, is_list
 from mtl_jax.data.labels.vocabulary import LabelVocabulary, no_labels
@@ -127,7 +127,7 @@ def build_vocabulary(
 
 def encode(
     raw: RawTargets, spec: LabelSpec, vocabulary: LabelVocabulary, sources: Sequence[Sequence[str]]
-) -> tuple[Gold, int, int]:
+) -> tuple[GoldLabels, int, int]:
     """The ids of all targets, their ends included; and how many were cut, and how many of their tokens are unknown.
 
     `sources` [M] are the tokens to copy from, see `source_tokens`; () for a task that does not copy.
@@ -146,13 +146,13 @@ def encode(
             value += found if len(tokens) >= spec.target.max_length else [*found, END]
         offsets.append(len(value))
     known = np.ones(len(value), bool)
-    gold = Gold(np.asarray(value, np.int32), known, np.asarray(offsets, np.int64), raw.texts, sources)
+    gold = GoldLabels(np.asarray(value, np.int32), known, np.asarray(offsets, np.int64), raw.texts, sources)
     return gold, cut, unknown
 
 
-def unlabelled(count: int, sources: Sequence[Sequence[str]]) -> Gold:
+def unlabelled(count: int, sources: Sequence[Sequence[str]]) -> GoldLabels:
     """As `encode`, of `count` records without targets."""
-    return Gold(np.zeros(0, np.int32), np.zeros(0, bool), np.zeros(count + 1, np.int64), [""] * count, sources)
+    return GoldLabels(np.zeros(0, np.int32), np.zeros(0, bool), np.zeros(count + 1, np.int64), [""] * count, sources)
 
 
 def source_tokens(units: Units, split: EncodedSplit, tokenizer: Tokenizer) -> list[list[str]]:
@@ -180,7 +180,7 @@ def copied_ids(vocabulary: LabelVocabulary, tokenizer: Tokenizer) -> tuple[int, 
     return tuple(-2 if t in specials else ids.get(tokenizer.token(t), -1) for t in range(tokenizer.size))
 
 
-def notes(spec: LabelSpec, split: str, raw: RawTargets, gold: Gold, cut: int, unknown: int) -> list[str]:
+def notes(spec: LabelSpec, split: str, raw: RawTargets, gold: GoldLabels, cut: int, unknown: int) -> list[str]:
     """Sentences about what was changed, cut, unknown or missing."""
     lengths = np.diff(gold.offsets)
     count, missing = int((lengths > 0).sum()), int((lengths == 0).sum())

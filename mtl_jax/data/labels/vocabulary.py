@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from mtl_jax.data.encoding.gold import Gold
+from mtl_jax.data.encoding.gold_labels import GoldLabels
 from mtl_jax.data.labels import label_notes
 from mtl_jax.data.labels.raw_labels import LabelSpec, RawLabels, fields_of
 from mtl_jax.data.notices import LABELS, Notice
@@ -90,13 +90,13 @@ def build_vocabulary(
     return LabelVocabulary(tuple(names), () if spec.kind == "set" else tuple(sorted(extra)), soft), notes
 
 
-def encode_labels(raw: RawLabels, spec: LabelSpec, vocabulary: LabelVocabulary) -> Gold:
-    """The gold labels of a split; see `Gold`. Names outside the vocabulary are refused by file and line."""
+def encode_labels(raw: RawLabels, spec: LabelSpec, vocabulary: LabelVocabulary) -> GoldLabels:
+    """The gold labels of a split; see `GoldLabels`. Names outside the vocabulary are refused by file and line."""
     count, size = len(raw.values), len(vocabulary.names)
     known = np.fromiter((value is not None for value in raw.values), bool, count)
     if spec.kind == "real":
         value = np.fromiter((0.0 if v is None else v for v in raw.values), np.float32, count)
-        return Gold(value, known, raw.offsets)
+        return GoldLabels(value, known, raw.offsets)
     ids = {name: i for i, name in enumerate(vocabulary.all_names)}
     if spec.kind == "class" and not vocabulary.soft:
         try:
@@ -105,7 +105,7 @@ def encode_labels(raw: RawLabels, spec: LabelSpec, vocabulary: LabelVocabulary) 
             known_names = {None, *ids}
             index = next(i for i, v in enumerate(raw.values) if not isinstance(v, str | None) or v not in known_names)
             raise _unknown(raw, index, raw.values[index], spec) from None
-        return Gold(value, known, raw.offsets)
+        return GoldLabels(value, known, raw.offsets)
     value = np.zeros((count, size), np.float32)
     for i, v in enumerate(raw.values):
         if v is None:
@@ -121,7 +121,7 @@ def encode_labels(raw: RawLabels, spec: LabelSpec, vocabulary: LabelVocabulary) 
             if name not in ids or ids[name] >= size:
                 raise _unknown(raw, i, name, spec)
             value[i, ids[name]] = weight
-    return Gold(value, known, raw.offsets)
+    return GoldLabels(value, known, raw.offsets)
 
 
 def _ordered(names: set[str], spec: LabelSpec) -> tuple[str, ...]:

@@ -25,7 +25,7 @@ _MODES = {1: "L", 3: "RGB"}
 
 
 @dataclasses.dataclass(frozen=True)
-class Cut:
+class PatchSpec:
     """How pictures become patches.
 
     patch     side of a patch in pixels
@@ -40,7 +40,7 @@ class Cut:
     blank: bool = False
 
 
-class Album(NamedTuple):
+class ImageStore(NamedTuple):
     """The pictures of a data set, n different ones of P = rows · columns patches each.
 
     pixels         uint8[1 + n·P, F], F = patch · patch · channels in the order (y, x, channel); row 0 stands for no
@@ -54,7 +54,7 @@ class Album(NamedTuple):
     size: tuple[int, int]
 
 
-class Form(NamedTuple):
+class ImageSpec(NamedTuple):
     """What a model has to know of the pictures of all its data sets.
 
     features       F, values of a patch
@@ -70,9 +70,13 @@ class Form(NamedTuple):
     sizes: Mapping[str, tuple[int, int]]
 
 
-def read_album(
-    splits: Mapping[str, Sequence[Record]], name: str, folder: Location, cut: Cut, size: tuple[int, int] | None = None
-) -> tuple[Album, dict[str, list[tuple[int, ...]]]]:
+def read_images(
+    splits: Mapping[str, Sequence[Record]],
+    name: str,
+    folder: Location,
+    cut: PatchSpec,
+    size: tuple[int, int] | None = None,
+) -> tuple[ImageStore, dict[str, list[tuple[int, ...]]]]:
     """Decodes the pictures of all records.
 
     Args:
@@ -94,14 +98,14 @@ def read_album(
         split: [tuple(reader.number(record, one) for one in _pictures_of(record, name)) for record in records]
         for split, records in splits.items()
     }
-    return reader.album(), numbers
+    return reader.store(), numbers
 
 
-def form_of(albums: Mapping[str, Album], units: Mapping[str, Mapping[str, Any]]) -> Form | None:
+def image_spec(albums: Mapping[str, ImageStore], units: Mapping[str, Mapping[str, Any]]) -> ImageSpec | None:
     """The form over all data sets, whose `units` by split name their pictures; None where none has pictures."""
     if not albums:
         return None
-    return Form(
+    return ImageSpec(
         features=next(iter(albums.values())).pixels.shape[1],
         rows=max(album.grid[0] for album in albums.values()),
         columns=max(album.grid[1] for album in albums.values()),
@@ -141,7 +145,7 @@ def _pictures_of(record: Record, name: str) -> Sequence[Any]:
 class _Reader:
     """Numbers pictures in the order in which they come; the same one has one number."""
 
-    def __init__(self, folder: Location, cut: Cut, size: tuple[int, int] | None):
+    def __init__(self, folder: Location, cut: PatchSpec, size: tuple[int, int] | None):
         self.folder, self.cut, self.size = folder, cut, size
         self.first = "" if size is None else "those of training"
         self.numbers: dict[str, int] = {}
@@ -155,10 +159,10 @@ class _Reader:
             self.numbers[key] = len(self.numbers)
         return self.numbers[key]
 
-    def album(self) -> Album:
+    def store(self) -> ImageStore:
         grid = (self.size[0] // self.cut.patch, self.size[1] // self.cut.patch)
         none = np.zeros((1, self.found[0].shape[1]), np.uint8)
-        return Album(np.concatenate([none, *self.found]), grid, self.size)
+        return ImageStore(np.concatenate([none, *self.found]), grid, self.size)
 
     def _patches(self, record: Record, source: Any) -> np.ndarray:
         said = "the picture" if isinstance(source, np.ndarray) else f"picture {source}"

@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from mtl_jax.data.batch import SIDE, Rows
+from mtl_jax.data.batch import SIDE, PackedRows
 from mtl_jax.data.encoding.encode import EncodedSplit, bounds, ranges
 from mtl_jax.data.encoding.record_inputs import Units
 from mtl_jax.data.files.location import Location, local
-from mtl_jax.data.pictures.image_store import Album, Cut, read_album
+from mtl_jax.data.pictures.image_store import ImageStore, PatchSpec, read_images
 from mtl_jax.data.records import where
 from mtl_jax.errors import UserError
 
@@ -24,10 +24,10 @@ def illustrate(
     units: Mapping[str, Units],
     entry: Mapping[str, Any],
     folder: Location | None,
-    cut: Cut | None,
+    cut: PatchSpec | None,
     size: tuple[int, int] | None = None,
     most: int | None = None,
-) -> tuple[Album, dict[str, Units]]:
+) -> tuple[ImageStore, dict[str, Units]]:
     """The album of a data set, and its units by split with their pictures.
 
     Args:
@@ -39,11 +39,11 @@ def illustrate(
       most: pictures of an example at most; None: any number.
 
     Raises:
-      UserError: see `pictures.read_album`; too many pictures.
+      UserError: see `pictures.read_images`; too many pictures.
     """
-    cut = dataclasses.replace(cut or Cut(), size=tuple(entry.get("image_size") or ()))
+    cut = dataclasses.replace(cut or PatchSpec(), size=tuple(entry.get("image_size") or ()))
     records = {split: own.records for split, own in units.items()}
-    album, numbers = read_album(records, entry["image"], folder or local("."), cut, size)
+    album, numbers = read_images(records, entry["image"], folder or local("."), cut, size)
     for split, shown in numbers.items():
         for record, own in zip(records[split], shown, strict=True):
             if most is not None and len(own) > most:
@@ -51,7 +51,7 @@ def illustrate(
     return album, {split: own._replace(pictures=numbers[split], grid=album.grid) for split, own in units.items()}
 
 
-def with_pixels(rows: Mapping[str, Rows], album: Album | None) -> dict[str, Rows]:
+def with_pixels(rows: Mapping[str, PackedRows], album: ImageStore | None) -> dict[str, PackedRows]:
     """Rows by split with the album's patches; as they are without an album."""
     return {split: own if album is None else own._replace(pixels=album.pixels) for split, own in rows.items()}
 

@@ -23,7 +23,7 @@ from mtl_jax.training import objective as terms
 from mtl_jax.training.collectives import gather, psum
 from mtl_jax.training.gradients import per_task
 from mtl_jax.training.gradients.base import Balance, DataStep, StepInputs, first_balance
-from mtl_jax.training.gradients.per_task import TABLE, Shared, TaskGradients
+from mtl_jax.training.gradients.per_task import TABLE, SharedParameters, TaskGradients
 from mtl_jax.training.loss_weighting import weigh
 from mtl_jax.training.objective import Flat
 from mtl_jax.training.parameter_paths import with_leaves
@@ -44,7 +44,7 @@ class Aggregated(NamedTuple):
 
     loss_weights: Callable[..., LossWeights]
     aggregation: Callable[..., Aggregation]
-    shared: Shared
+    shared: SharedParameters
     slices: SliceOwners
 
     def init(self, trained: Flat, tasks: int) -> Balance:
@@ -116,7 +116,7 @@ class _Combined(NamedTuple):
     state: Any
 
 
-def _passes(shared: Shared, inputs: StepInputs) -> Callable[[jax.Array], _Pass]:
+def _passes(shared: SharedParameters, inputs: StepInputs) -> Callable[[jax.Array], _Pass]:
     """(cotangents [K] of the losses) -> one pass over all rows. Of a single micro-batch the forward pass is shared."""
     objective = inputs.objective
 
@@ -152,7 +152,7 @@ def _passes(shared: Shared, inputs: StepInputs) -> Callable[[jax.Array], _Pass]:
     return run
 
 
-def _products(shared: Shared, inputs: StepInputs, by_task: TaskGradients) -> tuple[jax.Array, jax.Array]:
+def _products(shared: SharedParameters, inputs: StepInputs, by_task: TaskGradients) -> tuple[jax.Array, jax.Array]:
     """Products [K, K] of the K gradients over what is shared, and their norms [K]."""
     products = per_task.products(shared, by_task)
     if shared.taps.halves == 2:
@@ -187,7 +187,7 @@ def _over_devices(found: _Pass, axis) -> _Pass:
     return found._replace(gradients=found.gradients._replace(tokens=tokens))
 
 
-def _of_two(shared: Shared, slices, first: _Pass, second: _Pass, alpha, shapes) -> dict[str, jax.Array]:
+def _of_two(shared: SharedParameters, slices, first: _Pass, second: _Pass, alpha, shapes) -> dict[str, jax.Array]:
     """Shared slices from the second pass, in which the losses were weighed; the others as they were in the first."""
     ones, zero = jnp.ones_like(alpha), jnp.zeros_like(alpha)
     gradient = dict(first.gradient)
@@ -221,7 +221,7 @@ def _half_shares(objective, batch, hyper, total, axis) -> jax.Array:
     return jnp.where(counts > 0, total[None] / jnp.where(counts > 0, counts, 1.0), 0.0)
 
 
-def require(shared: Shared, rows: int, accumulate: int, placement: str) -> str | None:
+def require(shared: SharedParameters, rows: int, accumulate: int, placement: str) -> str | None:
     """What the batches of a config do not allow, as a sentence; None where all is well."""
     if shared.taps.halves == 2 and rows % 2:
         return f"config.data.rows: {rows} rows cannot be split in two halves, which this aggregation needs"

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from mtl_jax.balancing.loss_weights import LossWeights
 from mtl_jax.data.batch import Batch
-from mtl_jax.training.hyperparameters import Hyper
+from mtl_jax.training.hyperparameters import Hyperparameters
 from mtl_jax.training.objective import Flat, Objective
 
 
@@ -57,7 +57,7 @@ class StepInputs(NamedTuple):
     anchor: Flat
     balance: Balance
     batch: Batch
-    hyper: Hyper
+    hyper: Hyperparameters
     key: jax.Array
     step: jax.Array
     progress: jax.Array

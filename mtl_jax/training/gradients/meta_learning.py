@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mtl_jax.balancing.loss_weights import LossWeights
-from mtl_jax.data.batch import Batch, Layout
+from mtl_jax.data.batch import Batch, BatchLayout
 from mtl_jax.models.ownership import name_key
 from mtl_jax.training import objective as terms
 from mtl_jax.training.collectives import psum
@@ -50,14 +50,14 @@ class MetaSpec(NamedTuple):
     records: np.ndarray | None
 
 
-def view_layout(layout: Layout) -> Layout:
+def view_layout(layout: BatchLayout) -> BatchLayout:
     """The layout of `view`: each task has a data set of its own, of which its blocks may hold any."""
     tasks = tuple(range(len(layout.tasks)))
     blocks = len(layout.reads(layout.tasks[0]))
-    return Layout(tuple(layout.datasets[d] for d in layout.dataset_of), layout.tasks, tasks, (tasks,) * blocks)
+    return BatchLayout(tuple(layout.datasets[d] for d in layout.dataset_of), layout.tasks, tasks, (tasks,) * blocks)
 
 
-def view(layout: Layout, batch: Batch, task: jax.Array) -> Batch:
+def view(layout: BatchLayout, batch: Batch, task: jax.Array) -> Batch:
     """The blocks that task number `task` (traced) reads, leaves [P, R, ...]; labels are those of all tasks."""
     if all(len(names) == 1 for names in layout.candidates):
         block = jnp.asarray(np.asarray([layout.reads(name) for name in layout.tasks]))[task]  # [P]
@@ -67,7 +67,7 @@ def view(layout: Layout, batch: Batch, task: jax.Array) -> Batch:
     return batch._replace(dataset=jnp.full(batch.dataset.shape, task, jnp.int32))
 
 
-def assign_split(layout: Layout, records: np.ndarray | None, batch: Batch, key: jax.Array) -> jax.Array:
+def assign_split(layout: BatchLayout, records: np.ndarray | None, batch: Batch, key: jax.Array) -> jax.Array:
     """A number in [0, 1) for each example, float32 [..., B, R, E], the same for all pieces of a record.
 
     Args:
@@ -89,7 +89,7 @@ def assign_split(layout: Layout, records: np.ndarray | None, batch: Batch, key: 
     return found.reshape(batch.example.shape)
 
 
-def only(layout: Layout, batch: Batch, number: jax.Array, low, high) -> Batch:
+def only(layout: BatchLayout, batch: Batch, number: jax.Array, low, high) -> Batch:
     """The batch with the labels of those examples whose `number` [A, B, R, E] is in [low, high); bounds may be traced.
 
     `batch` has leaves [A, B, R, ...].
@@ -219,7 +219,7 @@ def _task_loss(meta: MetaSpec, whole: Objective, params, micro, hyper, key, task
     """Σ loss of task number `task` (traced) over the rows that it reads; `micro` has leaves [B, R, ...]."""
     objective = meta.view
     seen = view(whole.layout, micro, task)
-    dropout = terms.rates(objective, hyper)
+    dropout = terms.dropout_rates(objective, hyper)
     hidden = objective.network.apply(params, seen, dropout, key).hidden
 
     def of(name):

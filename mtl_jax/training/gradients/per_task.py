@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mtl_jax.data.batch import Batch, Layout
+from mtl_jax.data.batch import Batch, BatchLayout
 from mtl_jax.models.ownership import owner_count, sole_tasks
 from mtl_jax.models.streams import entries
 from mtl_jax.models.taps import Taps, TapSpec
@@ -23,7 +23,7 @@ TABLE = "embed/word/embedding"
 _HIGHEST = jax.lax.Precision.HIGHEST
 
 
-class Shared(NamedTuple):
+class SharedParameters(NamedTuple):
     """What several tasks share and how their gradients over it are told apart; static.
 
     taps    what is tapped in the network
@@ -66,9 +66,9 @@ class TaskGradients(NamedTuple):
     gram: jax.Array | None
 
 
-def shared_of(
+def shared_parameters(
     trained: tuple[str, ...], owners: Mapping[str, tuple[int, ...]], level: str, memory: str, halves: int
-) -> Shared | None:
+) -> SharedParameters | None:
     """The trained leaves of which some slice has several tasks. None where there is none."""
     found = {
         path: owners[layer]
@@ -81,17 +81,19 @@ def shared_of(
     if level == "representation":
         # streams part above the last layer that all share; what lies below is pulled back once
         common = [layer for layer, owner in owners.items() if owner_count(owner) == 1]
-        return Shared(TapSpec({}, hidden_at=common[-1], halves=halves), found, level, memory) if common else None
+        return (
+            SharedParameters(TapSpec({}, hidden_at=common[-1], halves=halves), found, level, memory) if common else None
+        )
     for path in found:
         layer, leaf = path.split("/", 1)
         layers[layer] = (*layers.get(layer, ()), *([leaf] if path != TABLE else []))
     if TABLE in found:
         layers.setdefault("embed", ())
     spec = TapSpec(layers, products=memory == "layers", tokens=TABLE in found, halves=halves)
-    return Shared(spec, found, level, memory)
+    return SharedParameters(spec, found, level, memory)
 
 
-def split_by_task(shared: Shared, layout: Layout, batch: Batch, cotangents: Taps) -> TaskGradients:
+def split_by_task(shared: SharedParameters, layout: BatchLayout, batch: Batch, cotangents: Taps) -> TaskGradients:
     """The gradients of the K tasks from the cotangents of the taps. `batch` has leaves [B, R, ...]."""
     spec, halves = shared.taps, shared.taps.halves
     task_of = _task_of(layout, batch)
@@ -114,7 +116,7 @@ def split_by_task(shared: Shared, layout: Layout, batch: Batch, cotangents: Taps
     return TaskGradients(leaves, tokens, gram)
 
 
-def products(shared: Shared, gradients: TaskGradients) -> jax.Array:
+def products(shared: SharedParameters, gradients: TaskGradients) -> jax.Array:
     """float32[K, K]: the Gram matrix of the K gradients, or the products between their halves."""
     halves = shared.taps.halves
     total = jnp.zeros(()) if gradients.gram is None else gradients.gram
@@ -132,7 +134,7 @@ def products(shared: Shared, gradients: TaskGradients) -> jax.Array:
 
 
 def combined(
-    shared: Shared, gradients: TaskGradients, weights: jax.Array, alpha: jax.Array, shapes: Mapping[str, Any]
+    shared: SharedParameters, gradients: TaskGradients, weights: jax.Array, alpha: jax.Array, shapes: Mapping[str, Any]
 ) -> dict[str, jax.Array]:
     """{path: [O, ...]}: Σ_k weights_k g_k in slices that several tasks share, α_k g_k in those of one task."""
     flat = {}
@@ -158,7 +160,7 @@ def token_sum(tokens: Tokens, by_task: jax.Array, owner: tuple[int, ...], shape)
     return jnp.zeros(shape).at[slices[..., None], tokens.ids[:, None]].add(values)
 
 
-def dense(shared: Shared, gradients: TaskGradients, shapes: Mapping[str, Any]) -> dict[str, jax.Array]:
+def dense(shared: SharedParameters, gradients: TaskGradients, shapes: Mapping[str, Any]) -> dict[str, jax.Array]:
     """{path: [K, O, ...]}, zero in slices that are not shared: for methods that read each parameter. K copies."""
     count = gradients_of_tasks(shared)
     flat = {}
@@ -177,7 +179,7 @@ def dense(shared: Shared, gradients: TaskGradients, shapes: Mapping[str, Any]) -
     return flat
 
 
-def own_slices(shared: Shared, gradients: TaskGradients, alpha: jax.Array, shapes) -> dict[str, jax.Array]:
+def own_slices(shared: SharedParameters, gradients: TaskGradients, alpha: jax.Array, shapes) -> dict[str, jax.Array]:
     """What `combined` gives for slices of one task; zero in shared ones."""
     return combined(shared, gradients, jnp.zeros_like(alpha), alpha, shapes)
 
@@ -192,12 +194,12 @@ def factors(owner: tuple[int, ...], weights: jax.Array, alpha: jax.Array) -> jax
     return jnp.where(shared_slices(owner)[np.asarray(owner)], weights, alpha)
 
 
-def gradients_of_tasks(shared: Shared) -> int:
+def gradients_of_tasks(shared: SharedParameters) -> int:
     """K."""
     return len(next(iter(shared.owners.values())))
 
 
-def _task_of(layout: Layout, batch: Batch):
+def _task_of(layout: BatchLayout, batch: Batch):
     """[M, K] one-hot: whose stream each (block, slot) is. numpy where it is known beforehand."""
     count, static = len(layout.tasks), all(len(candidates) == 1 for candidates in layout.candidates)
     rows = []
@@ -230,7 +232,7 @@ def _by_task_products(entry_products: jax.Array, task_of, halves: int) -> jax.Ar
     return jnp.matmul(task_of.T, product, precision=_HIGHEST)
 
 
-def _within_blocks(layout: Layout, hidden: jax.Array, halves: int) -> jax.Array:
+def _within_blocks(layout: BatchLayout, hidden: jax.Array, halves: int) -> jax.Array:
     """Products between gradients of representations: only those of one text can meet."""
     axes = tuple(range(1, hidden.ndim))
     blocks = np.repeat([block for block, _ in entries(layout)], halves)
@@ -238,7 +240,7 @@ def _within_blocks(layout: Layout, hidden: jax.Array, halves: int) -> jax.Array:
     return jnp.tensordot(hidden, hidden, (axes, axes), precision=_HIGHEST) * together
 
 
-def _tokens(layout: Layout, batch: Batch, values: jax.Array, task_of, halves: int) -> Tokens:
+def _tokens(layout: BatchLayout, batch: Batch, values: jax.Array, task_of, halves: int) -> Tokens:
     """The gradients [M · halves, ...] of looked-up vectors, by text where every block has equally many streams."""
     of_block = [block for block, _ in entries(layout)]
     count = len(of_block) // len(set(of_block))

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from mtl_jax.analysis import plotting
-from mtl_jax.analysis.ablation.verdicts import SIGNIFICANCE, said_choices
+from mtl_jax.analysis.ablation.verdicts import SIGNIFICANCE, describe_choices
 
 
 def draw_baseline(compared: Mapping[str, Any], split: str, folder: pathlib.Path, number: int) -> plotting.Picture:
@@ -33,7 +33,7 @@ def draw_baseline(compared: Mapping[str, Any], split: str, folder: pathlib.Path,
     left.set_xlabel(f"mean score − {compared['baseline']} ({split})")
     _by_task(figure, right, others, tasks, split)
     right.set_yticks(range(len(names)), names)
-    rest = said_choices(compared["rest"])
+    rest = describe_choices(compared["rest"])
     figure.suptitle(f"against {compared['baseline']}{f', {rest}' if rest else ''}", fontsize=11, parse_math=False)
     caption = (
         f"Each alternative of {compared['choice']} minus {compared['baseline']}, each at its setting chosen on dev, on "

@@ -15,7 +15,7 @@ from matplotlib.colors import LogNorm, Normalize
 from mtl_jax.analysis import plotting
 from mtl_jax.analysis.ablation.records import COUNTED, Grid, Lane
 from mtl_jax.analysis.ablation.summary import profile
-from mtl_jax.analysis.ablation.verdicts import said_choices
+from mtl_jax.analysis.ablation.verdicts import describe_choices
 
 COLUMNS = 4  # combinations in one figure
 
@@ -79,7 +79,7 @@ def _column(axes, grid, combination, sweep, colours) -> bool:
         one.set(xlabel="step", ylabel=label)
     if any((line.get_ydata() > 0).all() for line in axes[0].lines if len(line.get_ydata())):
         axes[0].set_yscale("log")
-    axes[0].set_title(said_choices(combination["choices"]), fontsize=10)
+    axes[0].set_title(describe_choices(combination["choices"]), fontsize=10)
     return drawn
 
 

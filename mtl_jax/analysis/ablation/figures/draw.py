@@ -16,7 +16,7 @@ from mtl_jax.analysis.ablation.figures.gains import draw_gains
 from mtl_jax.analysis.ablation.figures.surfaces import draw_surface
 from mtl_jax.analysis.ablation.records import Grid
 from mtl_jax.analysis.ablation.summary import main_split, profile
-from mtl_jax.analysis.ablation.verdicts import said_choices
+from mtl_jax.analysis.ablation.verdicts import describe_choices
 
 LINES = 8  # in one panel, at most
 
@@ -69,7 +69,7 @@ def _grouped(grid, combinations, line: str | None):
     groups: dict[str, list] = collections.defaultdict(list)
     for combination in combinations:
         rest = {name: value for name, value in combination["choices"].items() if name != line}
-        groups[said_choices(rest)].append(combination)
+        groups[describe_choices(rest)].append(combination)
     return groups
 
 
@@ -88,7 +88,7 @@ def _averages(grid, summary, combinations, sweep, folder):
     figure, axes = plotting.panels(*shape)
     for combination, place in zip(order, places, strict=True):
         _score_panel(axes[place], grid, summary, [combination], sweep, None)
-        axes[place].set_title(said_choices(combination["choices"]), fontsize=10)
+        axes[place].set_title(describe_choices(combination["choices"]), fontsize=10)
     plotting.blank([axes[r, c] for r in range(shape[0]) for c in range(shape[1]) if (r, c) not in places])
     caption = (
         f"Mean score of all tasks on dev against {sweep}, with 95 % intervals over seeds; the star is the setting "

@@ -13,7 +13,7 @@ from matplotlib.ticker import NullLocator
 from mtl_jax.analysis import plotting
 from mtl_jax.analysis.ablation.records import Grid
 from mtl_jax.analysis.ablation.summary import main_split
-from mtl_jax.analysis.ablation.verdicts import NAMES, said_choices
+from mtl_jax.analysis.ablation.verdicts import NAMES, describe_choices
 
 
 def draw_gains(
@@ -36,7 +36,7 @@ def draw_gains(
     groups: dict[str, list] = collections.defaultdict(list)
     for combination in combinations:
         rest = {n: v for n, v in combination["choices"].items() if n not in (choice, line)}
-        groups[said_choices(rest)].append(combination)
+        groups[describe_choices(rest)].append(combination)
     for number, (rest, group) in enumerate(groups.items()):
         figure, axes = plotting.panels(*plotting.wrapped(len(kinds)), height=3.2)
         names = list(dict.fromkeys(c["choices"].get(line, "") for c in group))

@@ -12,7 +12,7 @@ import numpy as np
 from mtl_jax.analysis import plotting
 from mtl_jax.analysis.ablation.records import Grid
 from mtl_jax.analysis.ablation.summary import profile
-from mtl_jax.analysis.ablation.verdicts import said_choices
+from mtl_jax.analysis.ablation.verdicts import describe_choices
 
 MANY = 64  # cells up to which each one's value is written into it
 
@@ -26,7 +26,7 @@ def draw_surface(grid: Grid, combinations: Sequence[Mapping[str, Any]], folder: 
         drawn = _cells(one, grid, points, first, second) or _dots(one, grid, points, first, second)
         if drawn is not None:
             figure.colorbar(drawn, ax=one, label="mean score (dev)")
-        one.set(xlabel=first, ylabel=second, title=said_choices(combination["choices"]))
+        one.set(xlabel=first, ylabel=second, title=describe_choices(combination["choices"]))
         if combination["chosen"] is not None:
             chosen = combination["points"][combination["chosen"]]["values"]
             rows, columns = ([p["values"][name] for p in points] for name in (second, first))

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 
-class Gold(NamedTuple):
+class GoldLabels(NamedTuple):
     """The gold labels of every record of a split, complete: also of words that truncation cut off.
 
     value    int32[n] class id (0 where missing) | float32[n] real | float32[n, C] distribution or 0/1 set
