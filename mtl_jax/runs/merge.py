@@ -32,7 +32,7 @@ from mtl_jax.evaluation.scores import (
 from mtl_jax.experiment.assemble import Experiment
 from mtl_jax.runs.build import build
 from mtl_jax.runtime.progress import progress_bar
-from mtl_jax.sharing.merging import MERGING, unlike
+from mtl_jax.sharing.merging import MERGING, first_difference
 from mtl_jax.storage import artifacts, run_warnings
 from mtl_jax.storage import workdir as folders
 from mtl_jax.storage.checkpoint import Checkpoints, data_metadata, load_params, require_checkpoint, require_same_data
@@ -262,7 +262,7 @@ def _built(run: _Run) -> _Built:
 def _require_one_base(columns: Sequence[_Column]) -> None:
     names = [f"{column.run} ({', '.join(column.tasks)})" for column in columns]
     for values, trees in ((False, [column.leaves for column in columns]), (True, [column.base for column in columns])):
-        if differs := unlike(dict(zip(names, trees, strict=True)), same_values=values):
+        if differs := first_difference(dict(zip(names, trees, strict=True)), same_values=values):
             raise UserError(
                 f"--mode=merge: {differs}. Merging needs columns of one form that began from one base: a pretrained "
                 "encoder, or one seed with config.model.column_init = 'same'"

@@ -12,7 +12,15 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from mtl_jax.sharing.gram import Tree, accumulation_dtype, contrast_gram, less_anchor, squared_deviations, task_count
+from mtl_jax.sharing.gram import (
+    Tree,
+    accumulation_dtype,
+    contrast_gram,
+    less_anchor,
+    squared_deviations,
+    task_count,
+    total,
+)
 from mtl_jax.sharing.task_matrices import Matrix, kernel_matrix, laplacian_matrix, pairwise_matrix
 
 
@@ -20,7 +28,7 @@ def l2_to_mean(tree: Tree) -> jax.Array:
     """Σ_k ‖Θ_k − Θ̄‖², Θ̄ the mean over the tasks (Evgeniou & Pontil 2004, with the shared part free)."""
     task_count(tree)
     dtype = accumulation_dtype(tree)
-    return sum(squared_deviations(jnp.asarray(leaf, dtype)) for leaf in jax.tree.leaves(tree))
+    return total((squared_deviations(jnp.asarray(leaf, dtype)) for leaf in jax.tree.leaves(tree)), dtype)
 
 
 def l2_pairwise(tree: Tree, weights: jax.typing.ArrayLike | None = None) -> jax.Array:
@@ -28,7 +36,7 @@ def l2_pairwise(tree: Tree, weights: jax.typing.ArrayLike | None = None) -> jax.
 
     Args:
       weights: float[K, K], read above the diagonal; None for 1. Raises ValueError for another shape or a negative
-      weight.
+        weight.
     """
     count = task_count(tree)
     if weights is None:
@@ -52,12 +60,12 @@ def l2_to_anchor(tree: Tree, anchor: Tree) -> jax.Array:
 
     Args:
       anchor: pytree of the same structure, leaves [...] (one for all tasks) or [K, ...]; ValueError where it does not
-      fit.
+        fit.
     """
     task_count(tree)
     dtype = accumulation_dtype(tree)
     differences = less_anchor(jax.tree.map(lambda x: jnp.asarray(x, dtype), tree), anchor)
-    return sum(jnp.sum(jnp.square(difference)) for difference in jax.tree.leaves(differences))
+    return total((jnp.sum(jnp.square(difference)) for difference in jax.tree.leaves(differences)), dtype)
 
 
 def kernel(tree: Tree, kernel: jax.typing.ArrayLike | None = None) -> jax.Array:

@@ -8,14 +8,15 @@ sharded features the first needs one all-reduce of K×K, the second gathers the 
 from __future__ import annotations
 
 import functools
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-Tree = Any
-Center = Any  # None, "mean", or an anchor pytree with leaves [...] or [K, ...]
+Tree: TypeAlias = Any  # a pytree of arrays, mostly with leaves [K, ...]
+Center: TypeAlias = Any  # None, "mean", or an anchor pytree with leaves [...] or [K, ...]
 
 
 def task_count(tree: Tree) -> int:
@@ -38,6 +39,11 @@ def accumulation_dtype(tree: Tree) -> jnp.dtype:
     return jnp.dtype(jnp.float64 if wide else jnp.float32)
 
 
+def total(terms: Iterable[jax.Array], dtype: jax.typing.DTypeLike) -> jax.Array:
+    """The sum of the terms; 0 of this dtype where there are none."""
+    return sum(terms, start=jnp.zeros((), dtype))
+
+
 def inner_products(leaf: jax.Array) -> jax.Array:
     """float[K, K] of one leaf [K, ...], already in the dtype to accumulate in."""
     axes = tuple(range(1, leaf.ndim))
@@ -57,7 +63,7 @@ def gram(tree: Tree, center: Center = None) -> jax.Array:
     """
     task_count(tree)
     dtype = accumulation_dtype(tree)
-    return sum(inner_products(leaf) for leaf in jax.tree.leaves(centered(tree, center, dtype)))
+    return total((inner_products(leaf) for leaf in jax.tree.leaves(centered(tree, center, dtype))), dtype)
 
 
 def normalised_gram(tree: Tree, center: Center = None) -> jax.Array:
@@ -70,7 +76,7 @@ def normalised_gram(tree: Tree, center: Center = None) -> jax.Array:
 
 
 def centered(tree: Tree, center: Center, dtype: jnp.dtype) -> Tree:
-    """The tree less its center, leaves [K, ...] in `dtype`."""
+    """The tree minus its center, leaves [K, ...] in `dtype`."""
     tree = jax.tree.map(lambda x: jnp.asarray(x, dtype), tree)
     if center is None:
         return tree
@@ -83,9 +89,9 @@ def centered(tree: Tree, center: Center, dtype: jnp.dtype) -> Tree:
 
 def less_anchor(tree: Tree, anchor: Tree) -> Tree:
     """Differences Θ_k − anchor; anchor leaves [...] (one for all tasks) or [K, ...]."""
-    found, expected = jax.tree.structure(anchor), jax.tree.structure(tree)
-    if found != expected:
-        raise ValueError(f"the anchor's structure {found} is not that of the parameters, {expected}")
+    structure, expected = jax.tree.structure(anchor), jax.tree.structure(tree)
+    if structure != expected:
+        raise ValueError(f"the anchor's structure {structure} is not that of the parameters, {expected}")
     return jax.tree_util.tree_map_with_path(_less_anchor_leaf, tree, anchor)
 
 
@@ -142,8 +148,8 @@ def contrast_gram(tree: Tree, center: Center = None) -> jax.Array:
     """QᵀGQ with Q = `contrast_basis(K)` and G the Gram matrix, entries right relative to their own row and column.
 
     Row 0 stands for the tasks' mean, the others for their differences, which are formed before any product. In G itself
-    the differences of columns that start from one pretrained tree are lost in float32; here they stand apart, in small
-    entries of full relative precision. With center="mean" row and column 0 are exactly zero.
+    the differences of columns that start from one pretrained tree are lost in float32; here they have entries of their
+    own, of full relative precision. With center="mean" row and column 0 are exactly zero.
 
     Args and returns: as `gram`, float32[K, K].
     """
@@ -151,7 +157,7 @@ def contrast_gram(tree: Tree, center: Center = None) -> jax.Array:
     dtype = accumulation_dtype(tree)
     only_differences = isinstance(center, str) and center == "mean"
     tree = centered(tree, None if only_differences else center, dtype)
-    products = sum(_split_products(leaf, only_differences) for leaf in jax.tree.leaves(tree))
+    products = total((_split_products(leaf, only_differences) for leaf in jax.tree.leaves(tree)), dtype)
     if only_differences:
         to_contrasts = contrast_basis(count)
         to_contrasts[:, 0] = 0.0
@@ -168,8 +174,8 @@ def _split_products(leaf: jax.Array, only_differences: bool) -> jax.Array:
 
 @_split_products.defjvp
 def _split_products_jvp(only_differences, primals, tangents):
-    # Half of the symmetric derivative, and the step from x to Z behind the contraction: on the way back one product
-    # with the long side is left, where autodiff would write three.
+    # Half of the symmetric derivative, and the step from x to Z after the contraction: the backward pass then has one
+    # product with the long side, where autodiff would write three.
     (leaf,), (tangent,) = primals, tangents
     split = _differences(leaf) if only_differences else _first_and_differences(leaf)
     axes = tuple(range(1, leaf.ndim))
@@ -222,4 +228,4 @@ def _to_differences(count: int) -> np.ndarray:
 
 
 def _differences(x: jax.Array) -> jax.Array:
-    return x - jax.lax.stop_gradient(x[:1])  # only contrasts follow, to which a common part is nothing
+    return x - jax.lax.stop_gradient(x[:1])  # contrasts follow, and of a common part they are zero

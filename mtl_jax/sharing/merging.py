@@ -1,7 +1,7 @@
 """Merging after training: K trees with leaves `[K, ...]` become one with leaves `[...]`, without a further step.
 
-Most methods speak of task vectors τ_k = Θ_k − Θ_0, where Θ_0 is the tree that all began from: a pretrained encoder, or
-the initial values of one seed. The whole tree is one long vector to them: norms, angles, and what is kept of it.
+Most methods are defined on task vectors τ_k = Θ_k − Θ_0, where Θ_0 is the common starting point: a pretrained encoder,
+or the initial values of one seed. Norms, angles and the largest entries are taken over the tree as one long vector.
 A new method is a function (stack, base, *, key, **options) and a line in `MERGING`.
 """
 
@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 from mtl_jax.sharing.gram import Tree, accumulation_dtype, gram, less_anchor, task_count
 
 _HIGHEST = jax.lax.Precision.HIGHEST
-_OPPOSITE = 1e-6  # cosines so near to −1, and shares so near to 0, are rounding: within 0.1° of opposite
+_OPPOSITE = 1e-6  # cosines this close to −1, and weights this close to 0, are rounding: within 0.1° of opposite
 _SLERP_STEPS = 32  # of the mean on the sphere; with two vectors the first is exact
 
 
@@ -25,24 +26,26 @@ class Method(NamedTuple):
     """A way to merge.
 
     merge    (stack, base, *, key, **options) -> tree
-    options  {option: values worth a try}, the published default among them; () for what takes none
+    options  {option: values to try}, the published default among them
     """
 
     merge: Callable[..., Tree]
     options: Mapping[str, tuple[float, ...]]
 
 
-def linear(stack: Tree, base: Tree = None, *, key: jax.Array | None = None, weights: Sequence[float] = ()) -> Tree:
-    """Σ_k w_k Θ_k with Σ w = 1; () = equal weights, the uniform soup (Wortsman et al. 2022). `base` is not read.
+def linear(
+    stack: Tree, base: Tree | None = None, *, key: jax.Array | None = None, weights: Sequence[float] | jax.Array = ()
+) -> Tree:
+    """Σ_k w_k Θ_k with Σ w = 1; () = equal weights, the uniform soup (Wortsman et al. 2022). `base` is not used.
 
     Args:
       stack: leaves [K, ...].
       weights: K numbers, divided by their sum.
 
     Raises:
-      ValueError: not K numbers, or their sum is not above 0; of traced weights with such a sum zeros come out.
+      ValueError: not K numbers, or their sum is not above 0; traced weights with such a sum give zeros.
     """
-    return _weighted(stack, _weights(stack, weights))
+    return _weighted(stack, _normalised(stack, weights))
 
 
 def task_arithmetic(stack: Tree, base: Tree, *, key: jax.Array | None = None, scale: float = 0.4) -> Tree:
@@ -58,10 +61,10 @@ def task_arithmetic(stack: Tree, base: Tree, *, key: jax.Array | None = None, sc
 
 def slerp(
     stack: Tree,
-    base: Tree = None,
+    base: Tree | None = None,
     *,
     key: jax.Array | None = None,
-    weights: Sequence[float] = (),
+    weights: Sequence[float] | jax.Array = (),
     vectors: bool = False,
 ) -> Tree:
     """Spherical linear interpolation (Shoemake 1985): the direction that divides the angle, of the mean norm.
@@ -72,40 +75,40 @@ def slerp(
 
     Args:
       stack: leaves [K, ...].
-      base: Θ_0, leaves [...]; read with `vectors` only.
+      base: Θ_0, leaves [...]; used with `vectors` only.
       weights: as in `linear`.
       vectors: interpolate the task vectors instead of the trees.
 
-    A tree of zeros has no direction: it counts in the mean norm alone, and of nothing but such trees zeros are the
-    result, the base with `vectors`.
+    A tree of zeros has no direction and only enters the mean norm; if all are zero, the result is zero, or the base
+    with `vectors`.
 
     Raises:
       ValueError: weights as in `linear`; trees that point in opposite directions, between which there is no mean
-        direction, or a sum of directions that is zero. Under `jit`, where values cannot be seen, zeros come out.
+        direction, or a sum of directions that is zero. Under `jit`, where values are not known, the result is zero.
     """
-    weights = _weights(stack, weights)
-    moved = less_anchor(stack, base) if vectors else stack
-    products = gram(_scaled(moved))  # a common factor changes no coefficient, and squares may under- and overflow
+    normalised = _normalised(stack, weights)
+    trees = less_anchor(stack, base) if vectors else stack
+    products = gram(_scaled(trees))  # a common factor changes no coefficient, and squares may under- and overflow
     norms = jnp.sqrt(jnp.maximum(jnp.diagonal(products), 0.0))
     inverse = jnp.where(norms > 0, 1.0 / jnp.where(norms > 0, norms, 1.0), 0.0)
     cosines = products * inverse[:, None] * inverse[None, :]
-    weights_ = weights.astype(cosines.dtype)
-    live = jnp.where(norms > 0, weights_, 0.0)
+    normalised = normalised.astype(cosines.dtype)
+    live = jnp.where(norms > 0, normalised, 0.0)
     direction, is_defined = _direction(cosines, live)
-    if not isinstance(is_defined, jax.core.Tracer) and not is_defined:
+    if not isinstance(is_defined, Tracer) and not is_defined:
         raise ValueError(
             f"slerp of {'task vectors' if vectors else 'trees'} that point in opposite directions: there is no mean "
             "direction between them; take 'linear' or 'task_arithmetic', or other weights"
         )
-    merged = _weighted(moved, direction * inverse * jnp.dot(weights_, norms))
+    merged = _weighted(trees, direction * inverse * jnp.dot(normalised, norms))
     return _moved(base, merged, 1.0) if vectors else merged
 
 
 def ties(stack: Tree, base: Tree, *, key: jax.Array | None = None, scale: float = 1.0, density: float = 0.2) -> Tree:
     """Θ_0 + λ·τ (TIES; Yadav et al. 2023): trim, elect signs, mean of those that agree.
 
-    Of each τ_k the share `density` of entries with the largest magnitudes is kept, over the whole tree. The sign of an
-    entry is that of the sum over k; τ is the mean of the kept entries of this sign.
+    Each τ_k keeps the fraction `density` of its entries that is largest in magnitude, over the whole tree. The sign of
+    an entry is that of the sum over k; τ is the mean of the entries of this sign that were kept.
 
     Args:
       stack: leaves [K, ...].
@@ -114,14 +117,14 @@ def ties(stack: Tree, base: Tree, *, key: jax.Array | None = None, scale: float 
       density: above 0, at most 1.
 
     Raises:
-      ValueError: a density outside of that.
+      ValueError: another density.
     """
     if not 0.0 < density <= 1.0:
         raise ValueError(f"density {density} should be above 0 and at most 1")
     vectors = less_anchor(stack, base)
     trimmed = vectors if density == 1.0 else _trimmed(vectors, density)
 
-    def elected(leaf):
+    def elected(leaf: jax.Array) -> jax.Array:
         agree = (jnp.sign(leaf) == jnp.sign(leaf.sum(axis=0, keepdims=True))) & (leaf != 0)
         count = agree.sum(axis=0).astype(leaf.dtype)
         return jnp.where(agree, leaf, jnp.zeros((), leaf.dtype)).sum(axis=0) / jnp.maximum(count, 1)
@@ -130,26 +133,26 @@ def ties(stack: Tree, base: Tree, *, key: jax.Array | None = None, scale: float 
 
 
 def dare(stack: Tree, base: Tree, *, key: jax.Array, scale: float = 0.4, drop: float = 0.9) -> Tree:
-    """Task arithmetic of thinned task vectors (DARE; Yu et al. 2024): each entry is dropped with probability p, the
-    others are divided by 1 − p.
+    """Task arithmetic on sparsified task vectors (DARE; Yu et al. 2024): each entry is set to zero with probability p,
+    the others are divided by 1 − p.
 
     Args:
       stack: leaves [K, ...].
       base: Θ_0, leaves [...].
-      key: of what is dropped; each leaf's bits are keyed by its path.
+      key: for the draws; each leaf has its own key, derived from its path.
       scale: λ.
       drop: p, from 0 to below 1.
 
     Raises:
-      ValueError: a p outside of that.
+      ValueError: another p.
     """
     if not 0.0 <= drop < 1.0:
         raise ValueError(f"drop {drop} should be from 0 to below 1")
 
-    def thinned(path, leaf):
+    def thinned(path: tuple, leaf: jax.Array) -> jax.Array:
         name = hashlib.sha256(jax.tree_util.keystr(path).encode()).digest()
-        kept = jax.random.bernoulli(jax.random.fold_in(key, int.from_bytes(name[:4], "big")), 1.0 - drop, leaf.shape)
-        return jnp.where(kept, leaf / (1.0 - drop), jnp.zeros((), leaf.dtype)).sum(axis=0)
+        keep = jax.random.bernoulli(jax.random.fold_in(key, int.from_bytes(name[:4], "big")), 1.0 - drop, leaf.shape)
+        return jnp.where(keep, leaf / (1.0 - drop), jnp.zeros((), leaf.dtype)).sum(axis=0)
 
     return _moved(base, jax.tree_util.tree_map_with_path(thinned, less_anchor(stack, base)), scale)
 
@@ -164,22 +167,23 @@ MERGING: dict[str, Method] = {
 }
 
 
-def _weights(stack: Tree, weights: Sequence[float]) -> jax.Array:
+def _normalised(stack: Tree, weights: Sequence[float] | jax.Array) -> jax.Array:
+    """Weights [K] with sum 1, equal ones for (). ValueError as `linear` says."""
     count, dtype = task_count(stack), accumulation_dtype(stack)
     if not len(weights):
         return jnp.full((count,), 1.0 / count, dtype)
     if len(weights) != count:
         raise ValueError(f"{len(weights)} weights for {count} trees")
-    weights = jnp.asarray(weights, dtype)
-    total = weights.sum()
+    given = jnp.asarray(weights, dtype)
+    total = given.sum()
     positive = (total > 0) & jnp.isfinite(total)
-    if not isinstance(positive, jax.core.Tracer) and not positive:
-        raise ValueError(f"weights {tuple(weights.tolist())} should have a sum above 0")
-    return jnp.where(positive, weights / jnp.where(positive, total, 1.0), 0.0)
+    if not isinstance(positive, Tracer) and not positive:
+        raise ValueError(f"weights {tuple(given.tolist())} should have a sum above 0")
+    return jnp.where(positive, given / jnp.where(positive, total, 1.0), 0.0)
 
 
 def _scaled(stack: Tree) -> Tree:
-    """The tree divided by its largest magnitude, where that is not 0; in the dtype to accumulate in."""
+    """The tree divided by its largest magnitude, unless that is 0; in the dtype of `accumulation_dtype`."""
     dtype = accumulation_dtype(stack)
     largest = jnp.stack([jnp.max(jnp.abs(leaf), initial=0.0).astype(dtype) for leaf in jax.tree.leaves(stack)]).max()
     factor = jnp.where(largest > 0, largest, 1.0)
@@ -187,15 +191,15 @@ def _scaled(stack: Tree) -> Tree:
 
 
 def _weighted(stack: Tree, coefficients: jax.Array) -> Tree:
-    """Σ_k c_k Θ_k. Where Σ c = 1 equal trees give themselves: the first goes ahead, differences are weighed."""
-    rest = (coefficients.sum() - 1.0).astype(coefficients.dtype)
+    """Σ_k c_k Θ_k as Θ_0 + Σ_k c_k (Θ_k − Θ_0) + (Σ c − 1) Θ_0: with Σ c = 1, equal trees are returned exactly."""
+    excess = (coefficients.sum() - 1.0).astype(coefficients.dtype)
 
-    def of(leaf):
+    def combined(leaf: jax.Array) -> jax.Array:
         first = leaf[0]
         change = jnp.tensordot(coefficients.astype(leaf.dtype), leaf - leaf[:1], 1, precision=_HIGHEST)
-        return first + change + rest.astype(leaf.dtype) * first
+        return first + change + excess.astype(leaf.dtype) * first
 
-    return jax.tree.map(of, stack)
+    return jax.tree.map(combined, stack)
 
 
 def _moved(base: Tree, vector: Tree, scale: float) -> Tree:
@@ -203,8 +207,8 @@ def _moved(base: Tree, vector: Tree, scale: float) -> Tree:
 
 
 def _direction(cosines: jax.Array, weights: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Coefficients [K] over the unit vectors of their weighted mean on the sphere, by its fixed point: all of it is a
-    function of their Gram matrix. And whether there is one mean direction; zeros where there is not.
+    """The weighted mean of unit vectors on the sphere, by fixed-point iteration on their Gram matrix: its coefficients
+    [K] over the vectors, and whether there is such a direction; zeros where there is not.
     """
 
     def squared(c):
@@ -223,36 +227,36 @@ def _direction(cosines: jax.Array, weights: jax.Array) -> tuple[jax.Array, jax.A
         moved = jnp.cos(norm) * c + jnp.sinc(norm / jnp.pi) * tangent
         return moved / length(moved)
 
-    found = squared(weights) > _OPPOSITE * jnp.sum(jnp.square(weights))
-    start = jnp.where(found, weights / jnp.where(found, length(weights), 1.0), 0.0)
+    is_defined = squared(weights) > _OPPOSITE * jnp.sum(jnp.square(weights))
+    start = jnp.where(is_defined, weights / jnp.where(is_defined, length(weights), 1.0), 0.0)
     direction = jax.lax.fori_loop(0, _SLERP_STEPS, step, start)
     for mean in (start, direction):
-        against = jnp.matmul(cosines, mean, precision=_HIGHEST) < _OPPOSITE - 1.0
-        found &= ~jnp.any(against & (weights != 0))
-    found &= jnp.isfinite(direction).all()
-    return jnp.where(found, direction, 0.0), found | ~jnp.any(weights != 0)
+        opposite = jnp.matmul(cosines, mean, precision=_HIGHEST) < _OPPOSITE - 1.0
+        is_defined &= ~jnp.any(opposite & (weights != 0))
+    is_defined &= jnp.isfinite(direction).all()
+    return jnp.where(is_defined, direction, 0.0), is_defined | ~jnp.any(weights != 0)
 
 
 def _trimmed(vectors: Tree, density: float) -> Tree:
-    """The entries of each of the K trees whose magnitudes are among the largest; zeros elsewhere."""
+    """Each of the K trees with the fraction `density` of its entries that is largest in magnitude; zeros elsewhere."""
     count = task_count(vectors)
     magnitudes = jnp.concatenate([jnp.abs(leaf).reshape(count, -1) for leaf in jax.tree.leaves(vectors)], axis=1)
-    kept = max(1, round(density * magnitudes.shape[1]))
-    least = jnp.sort(magnitudes, axis=1)[:, magnitudes.shape[1] - kept]
+    number = max(1, round(density * magnitudes.shape[1]))
+    least = jnp.sort(magnitudes, axis=1)[:, magnitudes.shape[1] - number]
 
-    def of(leaf):
+    def trimmed(leaf: jax.Array) -> jax.Array:
         return jnp.where(jnp.abs(leaf) >= least.reshape(-1, *(1,) * (leaf.ndim - 1)), leaf, jnp.zeros((), leaf.dtype))
 
-    return jax.tree.map(of, vectors)
+    return jax.tree.map(trimmed, vectors)
 
 
-def unlike(trees: Mapping[str, Mapping[str, Any]], same_values: bool = False) -> str | None:
-    """How flat trees {path: leaf} of several runs differ, as a sentence that names the leaf and the runs; None where
-    they do not.
+def first_difference(trees: Mapping[str, Mapping[str, jax.Array]], same_values: bool = False) -> str | None:
+    """Where flat trees {path: leaf} of several runs first differ, as a sentence that names the leaf and the runs; None
+    if they do not.
 
     Args:
       trees: {run: tree}.
-      same_values: compare values too, not structure and shapes alone.
+      same_values: compare values as well as structure and shapes.
     """
     (first, wanted), *others = trees.items()
     for name, tree in others:
@@ -263,5 +267,5 @@ def unlike(trees: Mapping[str, Mapping[str, Any]], same_values: bool = False) ->
             if here.shape != there.shape:
                 return f"{path} has shape {tuple(here.shape)} in {first} and {tuple(there.shape)} in {name}"
             if same_values and not bool(jnp.all(here == there)):
-                return f"{path} began from other values in {first} than in {name}"
+                return f"{path} started from other values in {first} than in {name}"
     return None

@@ -1,16 +1,17 @@
 """Exact proximal operators prox_{tΩ}(X) = argmin_Z  t·Ω(Z) + ½‖Z − X‖², and as optax transformations.
 
-Where plain gradient steps on a large λ diverge (lr · λ · `curvature` > 2) or never reach exact zeros (trace norm, group
+Where gradient steps with a large λ diverge (lr · λ · `curvature` > 2) or never reach exact zeros (trace norm, group
 lasso), take the optimizer's step on the losses and then the proximal operator with t = lr·λ. t may be a traced scalar
-≥ 0, however large.
+≥ 0, of any size.
 
-Each operator is x + step(x): the step alone is computed, to full relative precision, so that small differences between
-tasks are not lost. Results are pytrees with leaves [K, ...] of the dtypes that came, once differentiable in X and t.
+Each operator is x + step(x): only the step is computed, to full relative precision, so that small differences between
+tasks are not lost. Results are pytrees with leaves [K, ...] of the input dtypes, once differentiable in X and t.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -44,7 +45,7 @@ def prox_l2_to_anchor(tree: Tree, t: jax.typing.ArrayLike, anchor: Tree) -> Tree
     """Proximal operator of t · `l2_to_anchor`: Θ_k ← anchor + (Θ_k − anchor)/(1 + 2t)."""
     task_count(tree)
     dtype = accumulation_dtype(tree)
-    return _shrunk(tree, less_anchor(_as(dtype, tree), anchor), jnp.asarray(t, dtype))
+    return _shrunk(tree, less_anchor(_cast(tree, dtype), anchor), jnp.asarray(t, dtype))
 
 
 def prox_l2_pairwise(tree: Tree, t: jax.typing.ArrayLike, weights: jax.typing.ArrayLike | None = None) -> Tree:
@@ -72,17 +73,17 @@ def prox_trace_norm(tree: Tree, t: jax.typing.ArrayLike, center: Center = None) 
       center: None, "mean" or an anchor pytree, as in `trace_norm`: what is centred is shrunk, the center stays.
     """
     products = contrast_gram(tree, center)
-    lost = matrix_function(shrinkage.SOFT_THRESHOLD, products, jnp.asarray(t, products.dtype))
-    return _less(tree, centered(tree, center, products.dtype), lost)
+    removed = matrix_function(shrinkage.SOFT_THRESHOLD, products, jnp.asarray(t, products.dtype))
+    return _subtract_part(tree, centered(tree, center, products.dtype), removed)
 
 
 def prox_mtrl(tree: Tree, t: jax.typing.ArrayLike, center: Center = None) -> Tree:
-    """Proximal operator of t · `mtrl`, t·(Σσ)²: σ ← max(σ − 2tS, 0), S the sum of what is left; `center` as above."""
+    """Proximal operator of t · `mtrl`, t·(Σσ)²: σ ← max(σ − 2tS, 0), S the sum of the result; `center` as above."""
     products = contrast_gram(tree, center)
     decomposed = spectrum(jax.lax.stop_gradient(products))
     threshold = shrinkage.squared_sum_threshold(eigenvalues(products, decomposed), jnp.asarray(t, products.dtype))
-    lost = matrix_function(shrinkage.SOFT_THRESHOLD, products, threshold, decomposed)
-    return _less(tree, centered(tree, center, products.dtype), lost)
+    removed = matrix_function(shrinkage.SOFT_THRESHOLD, products, threshold, decomposed)
+    return _subtract_part(tree, centered(tree, center, products.dtype), removed)
 
 
 def prox_subspace(tree: Tree, t: jax.typing.ArrayLike, dim: int = 1, center: Center = None) -> Tree:
@@ -93,39 +94,38 @@ def prox_subspace(tree: Tree, t: jax.typing.ArrayLike, dim: int = 1, center: Cen
     if dim < 0:
         raise ValueError(f"dim must be ≥ 0, not {dim}")
     products = contrast_gram(tree, center)
-    lost = matrix_function(shrinkage.beyond(int(dim)), products, jnp.asarray(t, products.dtype))
-    return _less(tree, centered(tree, center, products.dtype), lost)
+    removed = matrix_function(shrinkage.beyond(int(dim)), products, jnp.asarray(t, products.dtype))
+    return _subtract_part(tree, centered(tree, center, products.dtype), removed)
 
 
 def prox_group_lasso(tree: Tree, t: jax.typing.ArrayLike, groups: str = "entry") -> Tree:
     """Proximal operator of t · `group_lasso`: groups ← max(1 − t/‖Θ_g‖, 0) Θ_g (Yuan & Lin 2006)."""
     task_count(tree)
     dtype = accumulation_dtype(tree)
-
     threshold = jnp.asarray(t, dtype)
 
     def step(x: jax.Array) -> jax.Array:
         return -shrinkage.soft_threshold(group_norms(x, groups), threshold) * x
 
-    return add(tree, jax.tree.map(step, _as(dtype, tree)))
+    return add(tree, jax.tree.map(step, _cast(tree, dtype)))
 
 
 def _shrunk(tree: Tree, differences: Tree, t: jax.Array) -> Tree:
-    """The tree less the part 2t/(1 + 2t) of its differences from where the penalty is zero."""
-    lost = shrinkage.share(2.0 * t)
-    return add(tree, jax.tree.map(lambda difference: -lost * difference, differences))
+    """The tree minus 2t/(1 + 2t) times its differences from where the penalty is zero."""
+    fraction = shrinkage.saturating_fraction(2.0 * t)
+    return add(tree, jax.tree.map(lambda difference: -fraction * difference, differences))
 
 
 def _quadratic(tree: Tree, t: jax.typing.ArrayLike, matrix: Matrix) -> Tree:
-    """(I + 2tM)⁻¹ X of t · tr(M G), M [K, K] in the basis of mean and contrasts: of `task_matrices`."""
+    """(I + 2tM)⁻¹ X, the operator of t · tr(M G); M [K, K] from `task_matrices`, in the basis of mean and contrasts."""
     dtype = accumulation_dtype(tree)
-    return _less(tree, _as(dtype, tree), matrix_function(shrinkage.RESOLVENT, matrix, jnp.asarray(t, dtype)))
+    return _subtract_part(tree, _cast(tree, dtype), matrix_function(shrinkage.RESOLVENT, matrix, jnp.asarray(t, dtype)))
 
 
-def _less(tree: Tree, centred: Tree, lost: jax.Array) -> Tree:
-    """The tree less the part `lost` [K, K] of a centred tree, given in the basis of mean and contrasts."""
-    basis = jnp.asarray(contrast_basis(lost.shape[0]), lost.dtype)
-    back = -jnp.matmul(basis, lost, precision=jax.lax.Precision.HIGHEST)
+def _subtract_part(tree: Tree, centred: Tree, removed: jax.Array) -> Tree:
+    """The tree minus `removed` [K, K] times a centred tree; `removed` is in the basis of mean and contrasts."""
+    basis = jnp.asarray(contrast_basis(removed.shape[0]), removed.dtype)
+    back = -jnp.matmul(basis, removed, precision=jax.lax.Precision.HIGHEST)
 
     def step(x: jax.Array) -> jax.Array:
         return jnp.tensordot(back, in_contrasts(x), 1, precision=jax.lax.Precision.HIGHEST)
@@ -133,22 +133,25 @@ def _less(tree: Tree, centred: Tree, lost: jax.Array) -> Tree:
     return add(tree, jax.tree.map(step, centred))
 
 
-def _as(dtype: jnp.dtype, tree: Tree) -> Tree:
+def _cast(tree: Tree, dtype: jnp.dtype) -> Tree:
     return jax.tree.map(lambda x: jnp.asarray(x, dtype), tree)
 
 
-def as_transform(prox: Callable[..., Tree], t: jax.typing.ArrayLike, **options) -> optax.GradientTransformation:
-    """The operator behind an optimizer: `optax.chain(optimizer, as_transform(prox_trace_norm, lr * strength))`.
+def as_transform(prox: Callable[..., Tree], t: jax.typing.ArrayLike, **options: Any) -> optax.GradientTransformation:
+    """The operator after an optimizer: `optax.chain(optimizer, as_transform(prox_trace_norm, lr * strength))`.
 
-    The updates that leave take the parameters to prox(parameters + updates that entered), exact zeros included.
+    Its updates take the parameters to prox(parameters + incoming updates), exact zeros included.
 
     Args:
-      prox: an operator of `PROXIMAL`, or any tree, t -> tree.
+      prox: an operator of `PROXIMAL`, or any (tree, t) -> tree.
       t: scalar ≥ 0, lr · λ; may be traced.
-      **options: of the operator, such as `center`, `groups` or `anchor`.
+      **options: options of the operator, such as `center`, `groups` or `anchor`.
+
+    Raises:
+      ValueError: at update, where no parameters are passed.
     """
 
-    def update(updates, state, params=None):
+    def update(updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None):
         if params is None:
             raise ValueError("a proximal operator acts on parameters: call update(updates, state, params)")
         return subtract(prox(add(params, updates), t, **options), params, updates), state
@@ -164,8 +167,8 @@ def subtract(target: Tree, params: Tree, updates: Tree) -> Tree:
 def add(tree: Tree, steps: Tree) -> Tree:
     """tree + steps, summed in the wider dtype, in the dtypes of the tree."""
 
-    def add(x: jax.Array, s: jax.Array) -> jax.Array:
+    def sum_of(x: jax.Array, s: jax.Array) -> jax.Array:
         wide = accumulation_dtype((x, s))
         return (x.astype(wide) + s.astype(wide)).astype(x.dtype)
 
-    return jax.tree.map(add, jax.tree.map(jnp.asarray, tree), steps)
+    return jax.tree.map(sum_of, jax.tree.map(jnp.asarray, tree), steps)

@@ -37,7 +37,7 @@ def build(
       kind: a name of `PENALTIES`.
       select: regular expression, searched anywhere in the path ("^" and "$" anchor it).
       scope: "tree", "layer" or "leaf": what is one group.
-      options: arguments of the penalty beyond the tree, such as {"center": "mean"}; center "anchor" means the anchor.
+      options: arguments of the penalty other than the tree, such as {"center": "mean"}; center "anchor" is the anchor.
 
     Returns:
       penalty(leaves, anchor=None): flat dict of paths to leaves [K, ...] (nested dicts are flattened) -> dict of group
@@ -45,8 +45,8 @@ def build(
       more) and leaves [...] or [K, ...]: an argument, so that pretrained parameters are not compiled in as constants.
 
     Raises:
-      ValueError: here for an unknown kind, scope or option or a broken expression; at the call where no leaf is chosen,
-        or the leaves of one group differ in K, or an anchor is needed and absent.
+      ValueError: here for an unknown kind, scope or option or an invalid expression; at the call if no leaf is chosen,
+        the leaves of one group differ in K, or an anchor is needed and absent.
     """
     function = _look_up("penalty", kind, PENALTIES)
     options = _check(kind, function, select, scope, options)
@@ -66,24 +66,24 @@ def build_proximal(
     """A proximal operator by name, on the leaves chosen by path; arguments as for `build`, kind a name of `PROXIMAL`.
 
     Returns:
-      transform(t, anchor=None) -> optax.GradientTransformation to stand behind the optimizer; t = lr · λ, a scalar or a
-      dict of group name to scalar, may be traced; `anchor` as for `build`. Leaves that are not chosen pass through.
+      transform(t, anchor=None) -> optax.GradientTransformation to chain after the optimizer; t = lr · λ, a scalar or a
+      dict of group name to scalar, may be traced; `anchor` as for `build`. Updates of other leaves are unchanged.
     """
     function = _look_up("proximal operator", kind, PROXIMAL)
     options = _check(kind, function, select, scope, options)
 
     def transform(t: jax.typing.ArrayLike | Mapping[str, jax.typing.ArrayLike], anchor: Tree | None = None):
-        def update(updates, state, params=None):
+        def update(updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None):
             if params is None:
                 raise ValueError("a proximal operator acts on parameters: call update(updates, state, params)")
-            moved = flatten_paths(updates)
+            flat = flatten_paths(updates)
             for name, group in grouped(flatten_paths(params), select, scope).items():
                 arguments = _arguments(kind, function, options, group, anchor)
                 strength = t[name] if isinstance(t, Mapping) else t
-                of_group = as_transform(function, strength, **arguments)
-                entering = {path: moved[path] for path in group}
-                moved.update(of_group.update(entering, state, group)[0])
-            return jax.tree_util.tree_map_with_path(lambda path, _: moved[_path_name(path)], updates), state
+                proximal = as_transform(function, strength, **arguments)
+                changed, _ = proximal.update({path: flat[path] for path in group}, state, group)
+                flat |= flatten_paths(changed)
+            return jax.tree_util.tree_map_with_path(lambda path, _: flat[_path_name(path)], updates), state
 
         return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 

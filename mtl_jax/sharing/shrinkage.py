@@ -1,7 +1,7 @@
-"""By what part an eigendirection is shrunk by a proximal operator: f(λ, s) in [0, 1], as `MatrixFunction`s.
+"""By which fraction a proximal operator shrinks an eigendirection: f(λ, s) in [0, 1], as `MatrixFunction`s.
 
-The operators are X ← X − X · U f(Λ, s) Uᵀ; all formulas keep their relative precision for small and for large s, and
-are finite for zero and for repeated λ.
+The operators are X ← X − X · U f(Λ, s) Uᵀ; all formulas keep their relative precision for small and large s, and are
+finite for zero and for repeated λ.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ import jax.numpy as jnp
 from mtl_jax.sharing.spectrum import MatrixFunction
 
 
-def share(x: jax.Array) -> jax.Array:
+def saturating_fraction(x: jax.Array) -> jax.Array:
     """x/(1 + x) for x ≥ 0, 1 at infinity; in float32 right for x = 1e-12, the derivative for x = 1e12."""
     return -jnp.expm1(-jnp.log1p(x))
 
 
 def _resolvent(values: jax.Array, t: jax.Array) -> jax.Array:
-    """2tμ/(1 + 2tμ): what I − (I + 2tM)⁻¹ takes away along an eigenvector of M."""
-    return share(_rates(values, t))
+    """2tμ/(1 + 2tμ): the eigenvalues of I − (I + 2tM)⁻¹."""
+    return saturating_fraction(_rates(values, t))
 
 
 def _resolvent_quotient(values: jax.Array, t: jax.Array) -> jax.Array:
-    kept = 1.0 / (1.0 + _rates(values, t))
-    return 2.0 * jnp.minimum(t, _bound(values)) * kept[:, None] * kept[None, :]
+    remaining = 1.0 / (1.0 + _rates(values, t))
+    return 2.0 * jnp.minimum(t, _bound(values)) * remaining[:, None] * remaining[None, :]
 
 
 def _rates(values: jax.Array, t: jax.Array) -> jax.Array:
@@ -37,7 +37,7 @@ RESOLVENT = MatrixFunction(_resolvent, _resolvent_quotient)
 
 
 def soft_threshold(sizes: jax.Array, threshold: jax.Array) -> jax.Array:
-    """min(τ/σ, 1): σ ← max(σ − τ, 0). Where σ = 0 there is rounding only: it goes with the rest, unless τ = 0."""
+    """min(τ/σ, 1): σ ← max(σ − τ, 0). Where σ = 0 there is only rounding: it is removed too, unless τ = 0."""
     above = sizes > threshold
     return jnp.where(above, threshold / jnp.where(above, sizes, 1.0), jnp.where(threshold > 0, 1.0, 0.0))
 
@@ -46,12 +46,12 @@ def _soft_threshold_quotient(values: jax.Array, threshold: jax.Array) -> jax.Arr
     sigma = _roots(values)
     larger = jnp.maximum(sigma[:, None], sigma[None, :])
     smaller = jnp.minimum(sigma[:, None], sigma[None, :])
-    both, one = smaller > threshold, (larger > threshold) & (smaller <= threshold)
+    both_above, one_above = smaller > threshold, (larger > threshold) & (smaller <= threshold)
     positive = jnp.where(larger > 0, larger, 1.0)
-    # (τ/σ_i − τ/σ_j) / (σ_i² − σ_j²), and (τ/σ_i − 1) / (σ_i² − σ_j²): written without a small difference
-    of_both = threshold / positive / jnp.where(both, smaller, 1.0)
-    of_one = (larger - threshold) / jnp.where(one, larger - smaller, 1.0) / positive
-    quotient = -jnp.where(both, of_both, jnp.where(one, of_one, 0.0)) / (positive + smaller)
+    # (τ/σ_i − τ/σ_j) / (σ_i² − σ_j²), and (τ/σ_i − 1) / (σ_i² − σ_j²), without a small difference
+    for_both = threshold / positive / jnp.where(both_above, smaller, 1.0)
+    for_one = (larger - threshold) / jnp.where(one_above, larger - smaller, 1.0) / positive
+    quotient = -jnp.where(both_above, for_both, jnp.where(one_above, for_one, 0.0)) / (positive + smaller)
     return jnp.where(threshold > 0, jnp.maximum(quotient, -_bound(values)), 0.0)
 
 
@@ -63,11 +63,11 @@ SOFT_THRESHOLD = MatrixFunction(
 def squared_sum_threshold(values: jax.Array, t: jax.Array) -> jax.Array:
     """τ = 2tS where S = Σ_i max(σ_i − τ, 0), σ = √λ in descending order: a scalar, differentiable in λ and t.
 
-    With k of them left, τ = 2t(σ_1 + … + σ_k)/(1 + 2tk); the right k gives the largest of these.
+    If k of them stay positive, τ = 2t(σ_1 + … + σ_k)/(1 + 2tk); the right k gives the largest of these.
     """
     count = jnp.arange(1, values.shape[0] + 1, dtype=values.dtype)
-    candidates = jnp.cumsum(_roots(values)) * share(2.0 * t * count) / count
-    last = values.shape[0] - 1 - jnp.argmax(candidates[::-1])  # at t = 0 all are equal, and all σ are left
+    candidates = jnp.cumsum(_roots(values)) * saturating_fraction(2.0 * t * count) / count
+    last = values.shape[0] - 1 - jnp.argmax(candidates[::-1])  # at t = 0 all are equal, and all σ stay
     return candidates[last]
 
 
@@ -76,15 +76,16 @@ def beyond(dim: int) -> MatrixFunction:
     """2t/(1 + 2t) for all but the first `dim`."""
 
     def value(values: jax.Array, t: jax.Array) -> jax.Array:
-        return jnp.where(jnp.arange(values.shape[0]) >= dim, share(2.0 * t), 0.0)
+        return jnp.where(jnp.arange(values.shape[0]) >= dim, saturating_fraction(2.0 * t), 0.0)
 
     def quotient(values: jax.Array, t: jax.Array) -> jax.Array:
         inside = jnp.arange(values.shape[0]) < dim
         gap = jnp.abs(values[:, None] - values[None, :])
         rounding = 8 * values.shape[0] * jnp.finfo(values.dtype).eps * jnp.maximum(values[:, None], values[None, :])
         # Where the two are equal the operator jumps; there is no derivative, and 0 is taken.
-        apart = (inside[:, None] != inside[None, :]) & (gap > rounding)
-        return jnp.maximum(jnp.where(apart, -share(2.0 * t) / jnp.where(apart, gap, 1.0), 0.0), -_bound(values))
+        distinct = (inside[:, None] != inside[None, :]) & (gap > rounding)
+        slopes = jnp.where(distinct, -saturating_fraction(2.0 * t) / jnp.where(distinct, gap, 1.0), 0.0)
+        return jnp.maximum(slopes, -_bound(values))
 
     return MatrixFunction(value, quotient)
 

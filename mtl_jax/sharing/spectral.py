@@ -4,8 +4,8 @@ The tree is one matrix of K columns, Θ_k = all leaves of task k. `center` is su
 tasks), or an anchor pytree with leaves [...] or [K, ...]; "mean" penalises how the tasks differ and leaves what they
 share free. Values are float32 scalars (float64 if a leaf is). Where σ = 0 the subgradient 0 is taken: gradients and
 second derivatives are finite for equal tasks, repeated singular values, zeros and K = 1. A σ counts as 0 where it is
-below the rounding of its Gram matrix: in float32 about 1e-3 of the columns, or of their deviations from the mean, that
-it is made of.
+below the rounding of its Gram matrix: in float32 about 1e-3 of the norm of the columns, or of their deviations from the
+mean, that it combines.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from mtl_jax.sharing.gram import (
     contrast_gram,
     inner_products,
     task_count,
+    total,
 )
 from mtl_jax.sharing.spectrum import SpectralFunction, spectral_sum, spectrum
 
@@ -52,11 +53,11 @@ def trace_norm(tree: Tree, unfolding: str = "last", center: Center = None) -> ja
     leaves, structure = jax.tree.flatten(tree)
     centers = [center] * len(leaves) if center is None or isinstance(center, str) else structure.flatten_up_to(center)
     terms = (unfolded_trace_norms(*pair, unfolding) for pair in zip(leaves, centers, strict=True))
-    return sum(term for of_leaf in terms for term in of_leaf)
+    return total((term for terms_of_leaf in terms for term in terms_of_leaf), accumulation_dtype(tree))
 
 
 def subspace(tree: Tree, dim: int = 1, center: Center = None) -> jax.Array:
-    """Σ_{i>dim} σ_i²: what is left outside the best common subspace of `dim` directions (ASO; Ando & Zhang 2005).
+    """Σ_{i>dim} σ_i²: the part outside the best common subspace of `dim` directions (ASO; Ando & Zhang 2005).
 
     Equal to min over Θ = UV + E with rank(U) = dim of ‖E‖². Raises ValueError for dim < 0.
     """
@@ -93,15 +94,15 @@ def mtrl(tree: Tree, center: Center = None) -> jax.Array:
 def mtrl_covariance(tree: Tree, center: Center = None) -> jax.Array:
     """The task covariance that MTRL learns, (ΘᵀΘ)^½ / tr((ΘᵀΘ)^½): float32[K, K]; I/K where all parameters are zero.
 
-    To look at, not to differentiate (`mtrl` has it eliminated). Source: Zhang & Yeung 2010, equation 13.
+    Not meant to be differentiated: `mtrl` has it eliminated. Source: Zhang & Yeung 2010, equation 13.
     """
     products = contrast_gram(tree, center)
     count = products.shape[0]
     values, vectors = spectrum(products)
     basis = jnp.asarray(contrast_basis(count), products.dtype)
     root = congruence(congruence(jnp.diag(jnp.sqrt(values)), vectors.T), basis.T)
-    total = jnp.trace(root)
-    return jnp.where(total > 0, root / jnp.where(total > 0, total, 1.0), jnp.eye(count, dtype=root.dtype) / count)
+    trace = jnp.trace(root)
+    return jnp.where(trace > 0, root / jnp.where(trace > 0, trace, 1.0), jnp.eye(count, dtype=root.dtype) / count)
 
 
 def unfolded_trace_norms(leaf: jax.Array, center: Center, unfolding: str) -> list[jax.Array]:

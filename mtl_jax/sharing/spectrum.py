@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-JACOBI_LIMIT = 32  # beyond it Jacobi's K rounds a sweep cost more than the precision is worth
+JACOBI_LIMIT = 32  # for larger K the K rounds of a sweep cost more than the precision is worth
 _MAX_SWEEPS = 15
 
 
@@ -31,14 +31,14 @@ def spectrum(matrix: jax.Array) -> Spectrum:
     """Eigen-decomposition of a positive semi-definite float[K, K].
 
     Up to K = 32 by Jacobi rotations, which find small eigenvalues of a graded matrix (see `contrast_gram`) to full
-    relative precision (Demmel & Veselić 1992), where `eigh` knows them only relative to the largest; beyond, by `eigh`.
+    relative precision (Demmel & Veselić 1992), where `eigh` knows them only relative to the largest; above, by `eigh`.
     """
     count = matrix.shape[0]
     matrix = 0.5 * (matrix + matrix.T)
     eps = jnp.finfo(matrix.dtype).eps
     if count <= JACOBI_LIMIT:
         values, vectors = _jacobi(matrix)
-        # λ_i is a sum of terms u_j u_k g_jk; what is left below their rounding is a zero.
+        # λ_i is a sum of terms u_j u_k g_jk; what is below their rounding counts as zero.
         sizes = jnp.sqrt(jnp.maximum(jnp.diagonal(matrix), 0.0))
         floor = 8 * count * eps * jnp.matmul(sizes, jnp.abs(vectors), precision=jax.lax.Precision.HIGHEST) ** 2
     else:
@@ -56,7 +56,7 @@ def _jacobi(matrix: jax.Array) -> tuple[jax.Array, jax.Array]:
         return jnp.diagonal(matrix), jnp.ones_like(matrix)
     half = (count + 1) // 2
     size = 2 * half
-    a = jnp.pad(matrix, (0, size - count))  # the row of an odd one out is zero and never rotates
+    a = jnp.pad(matrix, (0, size - count))  # for odd K one row of zeros, which never rotates
     shuffle = jnp.asarray(_round_robin(half), matrix.dtype)
     eps = jnp.finfo(matrix.dtype).eps
     dot = partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
@@ -93,7 +93,7 @@ def _jacobi(matrix: jax.Array) -> tuple[jax.Array, jax.Array]:
 def _round_robin(half: int) -> np.ndarray:
     """Permutation matrix [2·half, 2·half] between rounds; i meets half + i, and size − 1 rounds restore the order.
 
-    The last slot stays, all others move on by one, so that each two meet once (the circle method of tournaments).
+    The last slot stays, all others move by one, so that each pair meets once (the circle method of tournaments).
     """
     circle = [*range(half), *range(2 * half - 2, half - 1, -1)]
     matrix = np.zeros((2 * half, 2 * half))
@@ -169,7 +169,7 @@ def matrix_function(
     """U f(Λ, s) Uᵀ of a positive semi-definite float[K, K] = U Λ Uᵀ, in the dtype of s.
 
     Once differentiable in a jax array and s, in either mode; a second derivative raises NotImplementedError. A NumPy
-    matrix is decomposed now, in float64, and is no part of the compiled program; s is then as differentiable as f.
+    matrix is decomposed at trace time, in float64, and is a constant of the program; s is then as differentiable as f.
     `decomposed` is the `spectrum` of the matrix, where it is known.
     """
     if isinstance(matrix, np.ndarray):

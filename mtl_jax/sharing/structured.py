@@ -8,7 +8,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from mtl_jax.sharing.gram import Tree, accumulation_dtype, inner_products, task_count
+from mtl_jax.sharing.gram import Tree, accumulation_dtype, inner_products, task_count, total
 
 GROUPS = ("entry", "row")
 
@@ -18,10 +18,10 @@ def low_rank(factors: Tree, others: Tree | None = None) -> jax.Array:
 
     Args:
       factors: U, or one pytree of all the factors; leaves of any shape.
-      others: V; None where the first pytree has both.
+      others: V; None if the first pytree has both.
     """
     dtype = accumulation_dtype((factors, others))
-    return 0.5 * sum(jnp.sum(jnp.square(jnp.asarray(x, dtype))) for x in jax.tree.leaves((factors, others)))
+    return 0.5 * total((jnp.sum(jnp.square(jnp.asarray(x, dtype))) for x in jax.tree.leaves((factors, others))), dtype)
 
 
 def group_lasso(tree: Tree, groups: str = "entry") -> jax.Array:
@@ -37,7 +37,7 @@ def group_lasso(tree: Tree, groups: str = "entry") -> jax.Array:
     """
     task_count(tree)
     dtype = accumulation_dtype(tree)
-    return sum(jnp.sum(group_norms(jnp.asarray(x, dtype), groups)) for x in jax.tree.leaves(tree))
+    return total((jnp.sum(group_norms(jnp.asarray(x, dtype), groups)) for x in jax.tree.leaves(tree)), dtype)
 
 
 def group_norms(leaf: jax.Array, groups: str = "entry") -> jax.Array:
@@ -53,16 +53,16 @@ def group_norms(leaf: jax.Array, groups: str = "entry") -> jax.Array:
 def orthogonality(tree: Tree) -> jax.Array:
     """Σ_{i<j} ‖Θ_iᵀ Θ_j‖²_F per leaf: columns of different tasks orthogonal (Bousmalis et al. 2016; Liu et al. 2017).
 
-    The papers take hidden states in the place of Θ; leaves [K, N, D] of hidden states are as welcome here.
+    The papers take hidden states in the place of Θ; leaves [K, N, D] of hidden states work here too.
 
     Args:
       tree: leaves [K, ..., D], for each task a matrix with D columns; a leaf [K, n] is one column of n.
 
-    Cost: products with the smaller of the two: [K, n, n], or [K·D, K·D], n the number of rows.
+    Cost: products of size [K, n, n] or [K·D, K·D], whichever is smaller, n the number of rows.
     """
     task_count(tree)
     dtype = accumulation_dtype(tree)
-    return sum(_orthogonality(jnp.asarray(x, dtype)) for x in jax.tree.leaves(tree))
+    return total((_orthogonality(jnp.asarray(x, dtype)) for x in jax.tree.leaves(tree)), dtype)
 
 
 def subspace_orthogonality(tree: Tree, subspaces: int = 2, gates: int = 1) -> jax.Array:
@@ -71,13 +71,13 @@ def subspace_orthogonality(tree: Tree, subspaces: int = 2, gates: int = 1) -> ja
 
     Args:
       tree: leaves [K, N, G·D_i], or [K, G·D_i] for N = 1. Outputs of leaves of one layer (first key, or first part of a
-        path) and N are joined and cut into subspaces: of the input kernels of a BiLSTM's directions, two subspaces are
-        one each.
-      subspaces: number of them.
-      gates: G matrices that lie side by side in a leaf, 4 of an LSTM; each is taken for itself.
+        path) with the same N are joined and cut into subspaces: with the input kernels of a BiLSTM's two directions,
+        two subspaces are one direction each.
+      subspaces: their number.
+      gates: G matrices that are joined in a leaf, 4 in an LSTM; each is penalised separately.
 
     Raises:
-      ValueError: outputs that cannot be cut so.
+      ValueError: the outputs are not divisible by gates and subspaces.
     """
     task_count(tree)
     dtype = accumulation_dtype(tree)
@@ -86,7 +86,7 @@ def subspace_orthogonality(tree: Tree, subspaces: int = 2, gates: int = 1) -> ja
         layer = jax.tree_util.keystr(path[:1], simple=True).split("/")[0]
         matrix = jnp.asarray(leaf, dtype).reshape(leaf.shape[0], -1, leaf.shape[-1])
         groups.setdefault((layer, matrix.shape[1]), []).append(matrix)
-    return sum(_between_subspaces(leaves, subspaces, gates) for leaves in groups.values())
+    return total((_between_subspaces(leaves, subspaces, gates) for leaves in groups.values()), dtype)
 
 
 def _between_subspaces(leaves: list[jax.Array], subspaces: int, gates: int) -> jax.Array:
@@ -105,7 +105,7 @@ def _orthogonality(leaf: jax.Array) -> jax.Array:
     matrix = leaf.reshape(count, -1, leaf.shape[-1] if leaf.ndim >= 3 else 1)
     highest = jax.lax.Precision.HIGHEST
     if matrix.shape[1] <= count * matrix.shape[2]:
-        # ‖Θ_iᵀΘ_j‖² = ⟨Θ_iΘ_iᵀ, Θ_jΘ_jᵀ⟩: K products of n×n in the place of K² of D×D.
+        # ‖Θ_iᵀΘ_j‖² = ⟨Θ_iΘ_iᵀ, Θ_jΘ_jᵀ⟩: K products of n×n instead of K² of D×D.
         pairs = inner_products(jnp.einsum("kad,kbd->kab", matrix, matrix, precision=highest))
     else:
         products = jnp.einsum("iad,jae->ijde", matrix, matrix, precision=highest)

@@ -116,7 +116,7 @@ def test_runs_that_do_not_merge_are_named(tiny, tmp_path):
     refused("both have a head for task 'color'", one, one)
     refused(r"no config\.json", tmp_path / "nowhere")
     own = held(small(tiny, model__column_init="independent"), tmp_path / "own")
-    refused(r"layer_00/\S+ began from other values in .*own \(color\) than in .*own \(long\)", own)
+    refused(r"layer_00/\S+ started from other values in .*own \(color\) than in .*own \(long\)", own)
     refused("equal already", held(small(tiny, sharing__tied=True), tmp_path / "tied"))
     mixed = held(small(tiny, sharing__trunk="none", sharing__mixer="cross_stitch"), tmp_path / "mixed")
     refused("mixed has config.sharing.mixer = 'cross_stitch'", mixed)

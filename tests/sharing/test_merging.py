@@ -172,7 +172,8 @@ def test_wrong_options_and_differing_trees():
     with pytest.raises(ValueError, match="3 weights for 2 trees"):
         merging.linear(stack, weights=(1, 2, 3))
     one, ones = {"x/w": jnp.zeros((2, 3))}, {"x/w": jnp.ones((2, 3))}
-    assert merging.unlike({"a": one, "b": ones}) is None
-    assert merging.unlike({"a": one, "b": ones}, same_values=True) == "x/w began from other values in a than in b"
-    assert merging.unlike({"a": one, "b": {"x/w": jnp.zeros((2, 4))}}) == "x/w has shape (2, 3) in a and (2, 4) in b"
-    assert merging.unlike({"a": one, "b": {**one, "y": ones["x/w"]}}) == "y is in b and not in a"
+    assert merging.first_difference({"a": one, "b": ones}) is None
+    differs = merging.first_difference
+    assert differs({"a": one, "b": ones}, same_values=True) == "x/w started from other values in a than in b"
+    assert differs({"a": one, "b": {"x/w": jnp.zeros((2, 4))}}) == "x/w has shape (2, 3) in a and (2, 4) in b"
+    assert differs({"a": one, "b": {**one, "y": ones["x/w"]}}) == "y is in b and not in a"
