@@ -53,7 +53,7 @@ def main():
 
 def _measured(options, count: int) -> list[dict]:
     plain = _config(options.layer, count)
-    checks.check(plain, default)
+    checks.check(plain)
     experiment = build(plain)
     first = Step(experiment)
     chosen = options.methods.split(",") if options.methods else None

@@ -181,7 +181,7 @@ def _moved(options, tasks: int, sizes, change):
     config.data.row_length, config.data.rows = 64, 8
     config.training.mesh = ConfigDict(dict(zip(("data", "task", "model"), sizes, strict=True)))
     change(config)
-    checks.check(config, default)
+    checks.check(config)
     experiment = build(config)
     placement = placement_of(experiment)
     state = abstract(jax.eval_shape(lambda: experiment.init(0)), placement)

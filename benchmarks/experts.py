@@ -103,7 +103,7 @@ def _config(options, tasks: int, way: str):
     config.data.row_length, config.data.rows = options.length, options.rows
     for field, value in WAYS[way].items():
         config.sharing[field] = ConfigDict(value) if isinstance(value, dict) else value
-    checks.check(config, default)
+    checks.check(config)
     return config
 
 

@@ -20,7 +20,6 @@ from workers import peak_memory, serve
 from mtl_jax import checks
 from mtl_jax.analysis.ablation import lanes, memory, plan, program
 from mtl_jax.analysis.ablation.engine import Engine, resident
-from mtl_jax.config import default
 from mtl_jax.training.step import train_step
 
 
@@ -30,7 +29,7 @@ class Side:
     def load(self, model: str, data: str, steps: int) -> dict:
         """Builds and compiles it; writes the batches that the peer reads to the file `data`."""
         self.config = workloads.get_config(model)
-        planned = plan.make(self.config, lambda config: checks.check(config, default, "ablate"))
+        planned = plan.make(self.config, lambda config: checks.check(config, "ablate"))
         (one,) = planned.programs
         began = time.perf_counter()
         self.built, self.seeds = program.build(one, program.Sources()), planned.seeds

@@ -38,7 +38,7 @@ class Side:
         """Builds it and writes parameters and batches to an npz `file`. setting "own" | "shared"."""
         with tempfile.TemporaryDirectory() as folder:
             self.config = config_of(layer, setting, tasks, rows, tokens, folder)
-            checks.check(self.config, default)
+            checks.check(self.config)
             self.experiment = build(self.config)
         self.steps: dict[tuple[str, str], _Step] = {}  # by method and level
         made = self.experiment.batches(0)

@@ -22,7 +22,6 @@ from jax_lanes import ceiling, peak, product_flops
 from workers import serve
 
 from mtl_jax import checks
-from mtl_jax.config import default
 from mtl_jax.evaluation.scores import placement_of
 from mtl_jax.models.export import save_folder
 from mtl_jax.runs.build import build
@@ -39,7 +38,7 @@ class Side:
         Writes what the peer needs into `folder`: peer.pkl, and the encoder in the Hugging Face layout.
         """
         config = encoders.get_config(file=f"{folder}/texts.jsonl", **config)
-        checks.check(config, default)
+        checks.check(config)
         self.experiment = build(config)
         self.steps = steps or int(self.experiment.batches(0).steps_per_epoch("texts"))
         self.batches = self.experiment.batches(0)

@@ -24,7 +24,6 @@ from configs import ablate_synthetic
 from mtl_jax import checks
 from mtl_jax.analysis.ablation import fields, lanes, plan, program
 from mtl_jax.analysis.ablation.engine import Engine, resident
-from mtl_jax.config import default
 from mtl_jax.experiment.assemble import assemble
 from mtl_jax.training.step import train_step
 
@@ -65,7 +64,7 @@ def _config(layer, optimizer, rate):
     config.ablation.choices = type(config.ablation.choices)(sort_keys=False)
     config.ablation.sweeps.strength.count = 8
     config.ablation.ends = False
-    checks.check(config, default)
+    checks.check(config)
     return config
 
 

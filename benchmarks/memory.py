@@ -106,7 +106,7 @@ def _planned(options, tasks: int, remat: bool = False, accumulate: int = 1) -> d
         config = _config(options, tasks, folder)
         config.model.remat, config.training.accumulate = remat, accumulate
         config.data.rows = options.rows // accumulate
-        checks.check(config, default)
+        checks.check(config)
         experiment = build(config)
     state = jax.eval_shape(lambda: experiment.init(0))
     batch = experiment.batches(0).batch(0)

@@ -84,7 +84,7 @@ def _claim(one) -> Claim | None:
 
 def _measured(options, layer: str, tasks: int) -> list[dict]:
     plain = _config(layer, tasks, options.rows)
-    checks.check(plain, default)
+    checks.check(plain)
     first = build(plain)
     makers = {"none": (first, None)}
     for kind, naive in NAIVE.items():

@@ -200,7 +200,7 @@ def _config(options, folder):
     config.tokenizer.kind = "words"
     config.model.layer, config.model.layers = options.layer, 2
     config.sharing.trunk = "all"
-    checks.check(config, default)
+    checks.check(config)
     return config
 
 

@@ -80,7 +80,7 @@ def main():
 def _config(table, settings, way):
     config = fields.merged(table, settings[way], f"configs/sharing.py:{way}")
     config.ablation = default.get_config().ablation
-    checks.check(config, default)
+    checks.check(config)
     return config
 
 

@@ -270,7 +270,6 @@ def _lanes(run, tell):
     """What trains many lanes in --workdir, and its report; returns the status."""
     from mtl_jax import checks
     from mtl_jax.analysis.ablation import lanes
-    from mtl_jax.config import default
     from mtl_jax.storage import workdir as folders
 
     if not WORKDIR.value:
@@ -278,9 +277,9 @@ def _lanes(run, tell):
     lanes.use_all_cores()
     config = _config()
     with folders.locked(WORKDIR.value) as workdir:
-        if run(config, workdir, lambda c: checks.check(c, default, MODE.value)) is None:
+        if run(config, workdir, lambda c: checks.check(c, MODE.value)) is None:
             return interruption.status()
-        print("\n" + tell(workdir, default))
+        print("\n" + tell(workdir))
 
 
 def _merge():
@@ -301,7 +300,6 @@ def _adapt():
     from mtl_jax.analysis.ablation import lanes
     from mtl_jax.analysis.adaptation import report
     from mtl_jax.analysis.adaptation.adapt import adapt
-    from mtl_jax.config import default
     from mtl_jax.storage.workdir import prepare, read_config
 
     runs = _folders(RUNS) or _folders(WORKDIR)
@@ -316,22 +314,21 @@ def _adapt():
     out = prepare(OUTPUT.value, "--output")
     own = {run: from_plain(read_config(run)) for run in runs}
     for config in own.values():
-        checks.check(config, default, "evaluate")
+        checks.check(config, "evaluate")
     which = CHECKPOINT.value[0] if CHECKPOINT.present else None
-    found = adapt(CONFIG.value, own, which, out, default, lambda config: checks.check(config, default, MODE.value))
+    found = adapt(CONFIG.value, own, which, out, lambda config: checks.check(config, MODE.value))
     print(report.render(found, out))
 
 
 def _report():
     from mtl_jax.analysis import report
-    from mtl_jax.config import default
 
     runs = _folders(RUNS) or _folders(WORKDIR)
     if not runs:
         raise UserError("--mode=report needs --workdir=FOLDER, or --runs=FOLDER,FOLDER,... and --output=FOLDER")
     if len(runs) > 1 and not OUTPUT.value:
         raise UserError("--mode=report of several --runs needs --output=FOLDER")
-    print(report.page(runs, pathlib.Path(OUTPUT.value or runs[0]).expanduser(), default))
+    print(report.page(runs, pathlib.Path(OUTPUT.value or runs[0]).expanduser()))
 
 
 def _folders(flag) -> list[pathlib.Path]:
@@ -366,7 +363,6 @@ def _workdir() -> pathlib.Path:
 def _config(run: pathlib.Path | None = None):
     """The config of --config, else that of a run, by default the one in --workdir, checked."""
     from mtl_jax import checks
-    from mtl_jax.config import default
     from mtl_jax.storage import workdir
 
     config = CONFIG.value
@@ -374,7 +370,7 @@ def _config(run: pathlib.Path | None = None):
         if run is None and (MODE.value in ("train", "ablate", "relate") or not WORKDIR.value):
             raise UserError(f"--mode={MODE.value} needs --config=FILE")
         config = from_plain(workdir.read_config(run or pathlib.Path(WORKDIR.value).expanduser()))
-    checks.check(config, default, MODE.value)
+    checks.check(config, MODE.value)
     return config
 
 

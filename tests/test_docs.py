@@ -10,7 +10,6 @@ import pytest
 
 from mtl_jax.analysis.ablation import plan
 from mtl_jax.checks import check
-from mtl_jax.config import default
 from mtl_jax.sharing import PENALTIES
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -32,7 +31,7 @@ def test_the_config_of_one_s_own_data():
     assert blocks("docs/getting_started.md") == blocks("README.md")[:1]
     config = mine()["get_config"]()
     assert list(config.tasks) == ["sentiment", "ner"] and config.penalties.l2.kind == "l2_to_mean"
-    check(config, default)
+    check(config)
 
 
 @pytest.mark.parametrize("page", ["docs/tasks.md", "docs/data.md"])
@@ -41,7 +40,7 @@ def test_parts_of_configs(page):
         scope = mine()
         config = scope["get_config"]()
         exec(compile(textwrap.dedent(block), page, "exec"), scope | {"config": config})
-        check(config, default)
+        check(config)
 
 
 def test_a_sweep_and_a_choice():
@@ -49,7 +48,7 @@ def test_a_sweep_and_a_choice():
     scope = mine()
     config = scope["get_config"]()
     exec(compile(textwrap.dedent(block), "docs/ablation.md", "exec"), scope | {"config": config})
-    planned = plan.make(config, lambda c: check(c, default, "ablate"))
+    planned = plan.make(config, lambda c: check(c, "ablate"))
     assert len(planned.seeds) == 5
     assert {name for program in planned.programs for name in program.choices} == {"sentences"}
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pathlib
 import shlex
 from collections.abc import Mapping, Sequence
-from types import ModuleType
 from typing import Any
 
 from mtl_jax.analysis import html as pages
@@ -121,12 +120,11 @@ def merged(out: pathlib.Path, result: Mapping[str, Any]) -> str:
     )
 
 
-def ablation(folder: pathlib.Path, default: ModuleType | None = None) -> str:
+def ablation(folder: pathlib.Path) -> str:
     """Draws the figures of a finished ablation and writes folder/report.html.
 
     Args:
       folder: with ablation.json, see `results.write`; its config.json is shown where there is one.
-      default: the module `config.default`, to show only the fields that differ from the defaults.
 
     Returns:
       what the terminal shows: tables, verdicts, files.
@@ -136,7 +134,7 @@ def ablation(folder: pathlib.Path, default: ModuleType | None = None) -> str:
     """
     grid = results.read(folder)
     summary = results.summarise(grid)
-    parts = sections.ablation(folder, grid, summary, folder / "figures", default)
+    parts = sections.ablation(folder, grid, summary, folder / "figures")
     file = pages.save(folder / "report.html", f"Ablation {folder.name}", parts)
     files = [
         "",
@@ -151,15 +149,14 @@ def ablation(folder: pathlib.Path, default: ModuleType | None = None) -> str:
     return "\n".join(lines + files)
 
 
-def relatedness(folder: pathlib.Path, default: ModuleType | None = None) -> str:
+def relatedness(folder: pathlib.Path) -> str:
     """Draws the figures of a finished --mode=relate, writes folder/report.html and says what was found.
 
     Args:
       folder: with relatedness.json.
-      default: as in `ablation`.
     """
     found = read(folder)
-    parts = section.relatedness(folder, found, folder / "figures", default)
+    parts = section.relatedness(folder, found, folder / "figures")
     file = pages.save(folder / "report.html", f"How tasks relate: {folder.name}", parts)
     text = [*table(*section.gain_rows(found)).splitlines(), "", *table(*section.measure_rows(found)).splitlines(), ""]
     return "\n".join(
@@ -202,13 +199,12 @@ def _ablation_text(folder: pathlib.Path, grid: records.Grid, summary: Mapping[st
     return [*text, *(f"  {note}" for note in grid.notes)]
 
 
-def page(workdirs: Sequence[pathlib.Path], out: pathlib.Path, default: ModuleType | None = None) -> pathlib.Path:
+def page(workdirs: Sequence[pathlib.Path], out: pathlib.Path) -> pathlib.Path:
     """One report.html on any runs and ablations, finished or not.
 
     Args:
       workdirs: their folders.
       out: folder of report.html and its figures; it is made.
-      default: as in `ablation`.
 
     Returns:
       the file.
@@ -224,4 +220,4 @@ def page(workdirs: Sequence[pathlib.Path], out: pathlib.Path, default: ModuleTyp
         names = [str(workdir) for workdir in workdirs]
     named = dict(zip(names, workdirs, strict=True))
     out.mkdir(parents=True, exist_ok=True)
-    return pages.save(out / "report.html", f"Report: {', '.join(names)}", sections.report(named, out, default))
+    return pages.save(out / "report.html", f"Report: {', '.join(names)}", sections.report(named, out))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
-from types import ModuleType
 from typing import Any
 
 from mtl_jax.analysis import html, tables
@@ -29,14 +28,13 @@ def ablation(
     grid: records.Grid,
     summary: Mapping[str, Any],
     figures: pathlib.Path,
-    default: ModuleType | None,
 ) -> Parts:
     """Everything about an ablation; draws its figures into `figures`."""
     from mtl_jax.analysis.ablation.figures.draw import draw
 
     config = read_config(folder) if (folder / "config.json").exists() else {}
     parts = [html.heading("What was run"), html.items(_run(grid, summary))]
-    parts += configuration(config, default)
+    parts += configuration(config)
     parts.append(html.heading("What was found"))
     parts += warnings(grid.warnings)
     combinations = summary["combinations"]
@@ -118,7 +116,7 @@ def _reproduce(grid, config, combinations, summary):
     ]
 
 
-def report(named: Mapping[str, pathlib.Path], out: pathlib.Path, default: ModuleType | None) -> Parts:
+def report(named: Mapping[str, pathlib.Path], out: pathlib.Path) -> Parts:
     """Sections for any runs and ablations; figures go to out/figures.
 
     Raises:
@@ -141,14 +139,14 @@ def report(named: Mapping[str, pathlib.Path], out: pathlib.Path, default: Module
         figures = out / "figures" / file_name(name)
         parts.append(html.heading(name))
         if name in grids:
-            parts += ablation(workdir, grids[name], results.summarise(grids[name]), figures, default)
+            parts += ablation(workdir, grids[name], results.summarise(grids[name]), figures)
         if name in relations:
             related = relations[name]
-            parts += [*warnings(related["warnings"]), *section.relatedness(workdir, related, figures, default)]
+            parts += [*warnings(related["warnings"]), *section.relatedness(workdir, related, figures)]
         elif name in finished:
-            parts += _finished(workdir, finished[name], figures, default)
+            parts += _finished(workdir, finished[name], figures)
         elif name not in grids:
-            parts += _unfinished(workdir, figures, default)
+            parts += _unfinished(workdir, figures)
     return parts
 
 
@@ -168,11 +166,11 @@ def _summary(workdir):
         raise UserError(f"{workdir / 'summary.json'}: not JSON ({error}); delete it and start the run again") from None
 
 
-def _finished(workdir, summary, figures, default) -> Parts:
+def _finished(workdir, summary, figures) -> Parts:
     parts = [
         html.paragraph(f"Step {summary['step']}, {summary['seconds']:.0f} s, {summary['parameters']:,} parameters.")
     ]
-    parts += configuration(read_config(workdir) if (workdir / "config.json").exists() else {}, default)
+    parts += configuration(read_config(workdir) if (workdir / "config.json").exists() else {})
     parts += [html.heading("Scores", 3), html.grid(*tables.results_rows(summary))]
     parts += warnings(summary.get("warnings", ()))
     if summary.get("distances"):
@@ -193,7 +191,7 @@ def _curves(workdir, figures) -> Parts:
     return parts
 
 
-def _unfinished(workdir, figures, default) -> Parts:
+def _unfinished(workdir, figures) -> Parts:
     """What a run has, and what it has not."""
     config, lines = read_config(workdir), read_metrics(workdir)
     dev = [line for line in lines if line["kind"] == "dev"]
@@ -208,7 +206,7 @@ def _unfinished(workdir, figures, default) -> Parts:
         done = {True: "all lanes trained", False: "begun"}
         parts.append(html.items(f"{p.name}: {done[(p / 'lanes.json').exists()]}" for p in programs))
     parts.append(html.paragraph(f"In the folder: {', '.join(there)}."))
-    parts += configuration(config, default)
+    parts += configuration(config)
     if dev:
         scores = dev[-1]["tasks"].items()
         rows = [[task, metric, value] for task, found in scores for metric, value in found.items()]

@@ -4,36 +4,27 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator, Mapping
-from types import ModuleType
 from typing import Any
 
 from mtl_jax.analysis import html
 from mtl_jax.analysis.ablation.records import Grid
+from mtl_jax.config import default
 from mtl_jax.config.plain import to_plain
 from mtl_jax.runtime.flags import entry_point
 
 LONGEST = 160  # characters of a value that are shown
 
 
-def changed(config: Mapping[str, Any], default: ModuleType | None) -> list[str]:
+def changed(config: Mapping[str, Any]) -> list[str]:
     """Lines "field = value" for what differs from the defaults.
 
     Args:
       config: a plain config, as config.json has it.
-      default: the module `config.default`; None: every field is listed.
     """
-    if default is None:
-        return [_line(field, value) for field, value in _leaves(config)]
     base = to_plain(default.get_config())
-    entries = {
-        ("datasets",): default.dataset,
-        ("tasks",): default.task,
-        ("penalties",): default.penalty,
-        ("ablation", "sweeps"): default.sweep,
-        ("ablation", "choices"): default.choice,
-    }
-    for path, make in entries.items():
-        _get(base, path).update({name: to_plain(make()) for name in _get(config, path)})
+    for place, kind in default.ENTRIES.items():
+        path = place.split(".")
+        _get(base, path).update({name: to_plain(default.defaults(kind)) for name in _get(config, path)})
     defaults = dict(_leaves(base))
     missing = object()
     return [_line(field, value) for field, value in _leaves(config) if value != defaults.get(field, missing)]
@@ -118,10 +109,9 @@ def _fields(field: str, config: Mapping[str, Any]) -> list[str]:
     return [prefix for prefix, _ in found]
 
 
-def configuration(config: Mapping[str, Any], default: ModuleType | None) -> list[html.Html]:
+def configuration(config: Mapping[str, Any]) -> list[html.Html]:
     """A config as a folded part of a page: where it differs from the defaults, or whole without them."""
     if not config:
         return [html.paragraph("There is no config.json in the folder.")]
-    lines = "\n".join(changed(config, default)) or "(nothing)"
-    title = "The whole config" if default is None else "Config, where it differs from the defaults"
-    return [html.folded(title, html.code(lines))]
+    lines = "\n".join(changed(config)) or "(nothing)"
+    return [html.folded("Config, where it differs from the defaults", html.code(lines))]

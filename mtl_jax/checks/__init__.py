@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from types import ModuleType
 from typing import Any
 
 from mtl_jax.checks.analyses import check_ablation, check_adapt, check_merging, check_relate
@@ -19,12 +18,13 @@ from mtl_jax.checks.learning import (
 )
 from mtl_jax.checks.ranges import CHOICES, ENTRY_RANGES, RANGES, SPLITS
 from mtl_jax.checks.rules import check_choice, check_entry, check_fields, check_names, check_range, get
+from mtl_jax.config import default
 from mtl_jax.errors import UserError
 
 OF_MODE = {"ablate": check_ablation, "adapt": check_adapt, "relate": check_relate, "merge": check_merging}
 
 
-def check(config: Any, default: ModuleType, mode: str = "train") -> dict[str, str]:
+def check(config: Any, mode: str = "train") -> dict[str, str]:
     """Checks all fields that can be checked without the data.
 
     What fits together in the sections of a mode (`ablation`, `adapt`, `relate`, `merging`) is checked for that mode
@@ -32,7 +32,6 @@ def check(config: Any, default: ModuleType, mode: str = "train") -> dict[str, st
 
     Args:
       config: an ml_collections ConfigDict.
-      default: the module `config.default`, which names every field.
       mode: what the config is for, as in `--mode`.
 
     Returns:
@@ -46,7 +45,7 @@ def check(config: Any, default: ModuleType, mode: str = "train") -> dict[str, st
     say = problems.append
     check_fields(config, default.get_config(), "config", say)
     if not problems:
-        _check_entries(config, default, say)
+        _check_entries(config, say)
     if problems:  # the rest relies on the fields
         raise UserError("\n".join(problems))
     for field, choices in CHOICES.items():
@@ -74,7 +73,7 @@ def check(config: Any, default: ModuleType, mode: str = "train") -> dict[str, st
         section(config, say)
     check_names("config.train_on", config.train_on, config.tasks, say)
     check_names("config.evaluation.splits", config.evaluation.splits, SPLITS, say)
-    found = effects(config, default, mode)
+    found = effects(config, mode)
     if mode != "ablate":
         problems += filter(None, found.values())
     if problems:
@@ -82,16 +81,8 @@ def check(config: Any, default: ModuleType, mode: str = "train") -> dict[str, st
     return found
 
 
-def _check_entries(config, default, say):
+def _check_entries(config, say):
     """The fields of all that has a name of the user's own."""
-    ablation = config.ablation
-    for where, entries, make in (
-        ("datasets", config.datasets, default.dataset),
-        ("tasks", config.tasks, default.task),
-        ("penalties", config.penalties, default.penalty),
-        ("distillation", config.distillation, default.distillation),
-        ("ablation.sweeps", ablation.sweeps, default.sweep),
-        ("ablation.choices", ablation.choices, default.choice),
-    ):
-        for name, entry in entries.items():
-            check_entry(f"config.{where}.{name}", entry, make(), say)
+    for place, kind in default.ENTRIES.items():
+        for name, entry in get(config, place).items():
+            check_entry(f"config.{place}.{name}", entry, default.defaults(kind), say)

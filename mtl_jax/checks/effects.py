@@ -7,10 +7,10 @@ needs the data or the parameters to be known is said where they are (`training.e
 from __future__ import annotations
 
 from collections.abc import Callable
-from types import ModuleType
 from typing import Any, NamedTuple
 
 from mtl_jax.checks.rules import get
+from mtl_jax.config import default
 from mtl_jax.data.readers import BINARY, GENERATED
 from mtl_jax.tasks import TASK_KINDS
 
@@ -281,30 +281,22 @@ RULES = (
 )
 
 
-def effects(config: Any, default: ModuleType, mode: str) -> dict[str, str]:
+def effects(config: Any, mode: str) -> dict[str, str]:
     """What is set and acts in some contexts only.
 
     Args:
-      config: has all fields of `default`.
-      default: the module `config.default`.
+      config: has all fields.
       mode: as in `--mode`.
 
     Returns:
       {field: "" where it acts, else a line for people that says what would make it act}
     """
     plain, found = default.get_config(), {}
-    makers = {
-        "datasets": default.dataset,
-        "tasks": default.task,
-        "distillation": default.distillation,
-        "ablation.sweeps": default.sweep,
-        "ablation.choices": default.choice,
-    }
     for rule in RULES:
         for pattern in rule.fields if mode in rule.modes else ():
             place, is_entry, rest = pattern.partition(".*.")
             if is_entry:
-                usual = _value(makers[place](), rest)
+                usual = _value(default.defaults(default.ENTRIES[place]), rest)
                 nodes = {f"{place}.{n}.{rest}": (e, _value(e, rest), usual) for n, e in get(config, place).items()}
             else:
                 nodes = {pattern: (None, _value(config, pattern), _value(plain, pattern))}

@@ -202,6 +202,6 @@ def _is_library(filename: str) -> bool:
     if filename.startswith("<"):
         return True
     path = str(pathlib.Path(filename).resolve())
-    if path.startswith(f"{shipped_folder()}/") and not path.endswith("/default.py"):
+    if path.startswith(f"{shipped_folder()}/"):
         return False
     return any(path == library or path.startswith(library + "/") for library in _LIBRARIES)

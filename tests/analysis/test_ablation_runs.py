@@ -29,7 +29,7 @@ pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 
 def check(config):
-    checks.check(config, default, "ablate")
+    checks.check(config, "ablate")
 
 
 def grid(tiny, **changes):

@@ -12,7 +12,6 @@ from mtl_jax import checks
 from mtl_jax.analysis.adaptation import adapt as modes
 from mtl_jax.analysis.adaptation import report
 from mtl_jax.analysis.adaptation.episodes import supports
-from mtl_jax.config import default
 from mtl_jax.config.plain import from_plain
 from mtl_jax.errors import UserError
 from mtl_jax.runs import train
@@ -39,11 +38,11 @@ def trained(tiny, folder, **changes):
 
 
 def adapted(config, runs, out):
-    return modes.adapt(config, configs_of(runs), None, out, default, check)
+    return modes.adapt(config, configs_of(runs), None, out, check)
 
 
 def sources(config, run):
-    return modes._sources(config, configs_of([run]), "last", default, check)
+    return modes._sources(config, configs_of([run]), "last", check)
 
 
 def configs_of(runs):
@@ -51,7 +50,7 @@ def configs_of(runs):
 
 
 def check(config):
-    checks.check(config, default, "adapt")
+    checks.check(config, "adapt")
 
 
 def new_task(tiny, **changes):

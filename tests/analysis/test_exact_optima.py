@@ -8,7 +8,6 @@ from linear_tasks import linear_config
 
 from mtl_jax import checks
 from mtl_jax.analysis.ablation.exact_optima import REFERENCES
-from mtl_jax.config import default
 from mtl_jax.errors import UserError
 from mtl_jax.experiment.inputs import load_corpus
 
@@ -21,7 +20,7 @@ def cache(tmp_path, monkeypatch):
 def solved(kind="l2_to_mean", strength=0.02, **changes):
     """(config, {task: {split: (X, y scaled, y)}} counted from the words, α, the reference)."""
     config = linear_config(kind if kind != "tied" else "l2_to_mean", **changes)
-    checks.check(config, default)
+    checks.check(config)
     corpus = load_corpus(config, None)
     found = REFERENCES["linear"](config, corpus, kind, strength)
     data = {}

@@ -15,7 +15,7 @@ from mtl_jax.evaluation.ranking import rank
 
 
 def check(config):
-    return checks.check(config, default, "ablate")
+    return checks.check(config, "ablate")
 
 
 def planned(config):

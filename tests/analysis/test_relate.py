@@ -26,7 +26,7 @@ pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 
 def check(config):
-    checks.check(config, default, "relate")
+    checks.check(config, "relate")
 
 
 def quick(tiny, **changes):

@@ -9,7 +9,6 @@ from linear_tasks import linear_config
 
 from mtl_jax import checks
 from mtl_jax.analysis.ablation.exact_optima import REFERENCES
-from mtl_jax.config import default
 from mtl_jax.evaluation.scores import abstract_params, make_evaluator, placement_of
 from mtl_jax.runs.build import build
 from mtl_jax.runs.evaluate import evaluate
@@ -30,7 +29,7 @@ def cache(tmp_path, monkeypatch, standard_promotion):
 def test_training_ends_at_the_exact_optimum(kind, strength, differs):
     config = linear_config("l2_to_mean" if kind == "tied" else kind, strength)
     config.sharing.tied = kind == "tied"
-    checks.check(config, default)
+    checks.check(config)
     experiment = build(config)
     batch = jax.tree.map(lambda leaf: leaf[None], experiment.batches(0).batch(0))  # every batch holds all examples
 

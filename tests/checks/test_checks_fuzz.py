@@ -105,7 +105,7 @@ def test_an_experiment_or_a_user_error(tmp_path, monkeypatch, changes):
             node[path[-1]] = value
     config = ConfigDict(plain)
     try:
-        checks.check(config, default)
+        checks.check(config)
         experiment = build(config)
     except UserError as error:
         assert str(error).strip() and "Traceback" not in str(error)

@@ -485,7 +485,7 @@ def changed(config, field, folder):
 def refusal(config) -> str:
     """What a config is refused with, "" where it is not."""
     try:
-        checks.check(config, default)
+        checks.check(config)
         return ""
     except UserError as error:
         return str(error)
@@ -513,7 +513,7 @@ ALSO = {
 def verdict(base_parts, config, field) -> str:
     """ "effect", "refused", or what is wrong."""
     try:
-        checks.check(config, default)
+        checks.check(config)
         other = Parts(config)
         return "effect" if differs(base_parts, other) else f"{field} is taken and has no effect"
     except UserError as error:
@@ -580,7 +580,7 @@ def found(folder):
     table, configs = {}, {context: make(folder) for context, make in CONTEXTS.items()}
     for context, field in itertools.product(CONTEXTS, GOVERNED):
         other = changed(configs[context], field, folder)
-        if other is not None and field in (effects := config_effects(other, default, "train")):
+        if other is not None and field in (effects := config_effects(other, "train")):
             table.setdefault(field, {})[context] = effects[field]
     return table
 
@@ -610,7 +610,7 @@ def test_rules_of_other_modes_and_entries(folder, field, value, mode, makes_it_a
 
     def set_to(config, changes):
         plain = {f: ConfigDict(v) if isinstance(v, dict) else v for f, v in changes.items()}
-        return config_effects(fields.with_values(config, plain), default, mode).get(field)
+        return config_effects(fields.with_values(config, plain), mode).get(field)
 
     assert set_to(config, {}) is None
     assert set_to(config, {field: value}).startswith(f"config.{field}: ")
@@ -621,12 +621,12 @@ def test_rules_of_other_modes_and_entries(folder, field, value, mode, makes_it_a
 @pytest.mark.parametrize("mode", ["evaluate", "predict", "attribute", "export", "merge"])
 def test_what_was_trained_before_is_still_read(folder, mode):
     """Modes that read a finished run leave it to the run what was ignored in it."""
-    checks.check(with_(optimizer__momentum=0.5)(folder), default, mode)
+    checks.check(with_(optimizer__momentum=0.5)(folder), mode)
 
 
 def test_an_option_of_some_alternatives_is_fine_and_of_none_is_not(folder):
     def planned(config):
-        return plan.make(config, lambda c: checks.check(c, default, "ablate"))
+        return plan.make(config, lambda c: checks.check(c, "ablate"))
 
     config = with_(optimizer__momentum=0.5)(folder)
     default.add_choice(config, "optimizer", field="optimizer.name", alternatives=("adamw", "sgd"))

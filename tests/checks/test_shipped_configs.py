@@ -11,7 +11,6 @@ import configs
 from mtl_jax import checks
 from mtl_jax.analysis.ablation import plan
 from mtl_jax.analysis.relatedness import grouping
-from mtl_jax.config import default
 
 FOLDER = pathlib.Path(configs.__file__).parent
 NEED_DATA = ("ablate_pretrained", "meta")  # their tasks are named in a file of the data
@@ -41,11 +40,11 @@ def test_every_argument_is_accepted(name, request, monkeypatch):
         config = module.get_config(argument) if argument else module.get_config()
         if (name, argument) == ("meta", "adapt"):  # the model is that of the runs that adapt
             config.tokenizer.kind = "words"
-            checks.check(config, default, "adapt")
+            checks.check(config, "adapt")
             continue
-        checks.check(config, default)
+        checks.check(config)
         if name == "relate":
-            checks.check(config, default, "relate")
+            checks.check(config, "relate")
         if config.ablation.sweeps or config.ablation.choices:
-            checks.check(config, default, "ablate")
-            plan.make(config, lambda c: checks.check(c, default, "ablate"))
+            checks.check(config, "ablate")
+            plan.make(config, lambda c: checks.check(c, "ablate"))

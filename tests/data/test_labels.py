@@ -340,4 +340,4 @@ def test_fields_of_a_config_reach_the_labels():
     assert (a.delimiter, b.field, b.delimiter, c.field) == (";", "toxic+insult", ",", "coarse+fine")
     assert c.missing == ("", "-", None) and a.missing == (*default_missing("text"), None)
     config.model.pretrained = "x"
-    check(config, default)
+    check(config)

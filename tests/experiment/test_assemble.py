@@ -93,14 +93,14 @@ def test_word_vectors_are_where_training_begins(tiny, tmp_path):
 def test_a_finished_run_does_without_the_file_of_its_word_vectors(tiny, tmp_path):
     (tmp_path / "vectors.txt").write_text("red 1 2 3 4 5 6 7 8\n")
     config = tiny(model__vectors=str(tmp_path / "vectors.txt"))
-    checks.check(config, default)
+    checks.check(config)
     (tmp_path / "vectors.txt").unlink()
-    checks.check(config, default, "predict")
+    checks.check(config, "predict")
     experiment = build(config)
     shapes = jax.eval_shape(lambda: experiment.init_params(0))  # into which a checkpoint is read
     assert shapes["embed"]["word"]["embedding"].shape[-1] == 8
     with pytest.raises(UserError, match=r"config\.model\.vectors: there is no file"):
-        checks.check(config, default)
+        checks.check(config)
     with pytest.raises(UserError, match=r"vectors\.txt"):
         experiment.init_params(0)
 

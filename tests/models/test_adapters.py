@@ -133,5 +133,5 @@ def test_eight_devices_as_one(tiny, differs):
 def test_bad_input(tiny, kind, changes, message):
     config = config_of(tiny, kind, **changes)
     with pytest.raises(UserError, match=message):
-        checks.check(config, default)
+        checks.check(config)
         build(config)

@@ -236,7 +236,7 @@ def test_eight_devices_and_lanes_as_one(tiny, differs):
 def test_bad_input(tiny, changes, message):
     config = config_of(tiny, "mmoe", **{k: ConfigDict(v) if isinstance(v, dict) else v for k, v in changes.items()})
     with pytest.raises(UserError, match=message):
-        checks.check(config, default)
+        checks.check(config)
         build(config)
 
 

@@ -11,7 +11,6 @@ from safetensors.numpy import save_file
 
 from mtl_jax import checks
 from mtl_jax.analysis.ablation.device_rows import draws, gather, resident_rows
-from mtl_jax.config import default
 from mtl_jax.errors import UserError
 from mtl_jax.evaluation.evaluator import Evaluator
 from mtl_jax.models.families import bert as architectures
@@ -96,4 +95,4 @@ def test_nothing_to_keep_is_an_error(tiny, encoder):
     with pytest.raises(UserError, match="cache_frozen: 'embed' is trained"):
         build(config_of(tiny, encoder, optimizer__cache_frozen=True, optimizer__freeze=("^layer_00/",)))
     with pytest.raises(UserError, match=r"cache_frozen.*needs config\.model\.pretrained"):
-        checks.check(tiny(optimizer__cache_frozen=True, optimizer__freeze=("^embed/",)), default)
+        checks.check(tiny(optimizer__cache_frozen=True, optimizer__freeze=("^embed/",)))

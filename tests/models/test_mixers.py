@@ -8,7 +8,6 @@ from few_steps import steps
 from ml_collections import ConfigDict
 
 from mtl_jax import checks
-from mtl_jax.config import default
 from mtl_jax.errors import UserError
 from mtl_jax.models.mixers import columns
 from mtl_jax.runs.build import build
@@ -165,5 +164,5 @@ def test_eight_devices_as_one(tiny, differs):
 def test_bad_input(tiny, changes, message):
     config = config_of(tiny, **{k: ConfigDict(v) if isinstance(v, dict) else v for k, v in changes.items()})
     with pytest.raises(UserError, match=message):
-        checks.check(config, default)
+        checks.check(config)
         build(config)

@@ -45,7 +45,7 @@ def layers(experiment):
 
 def test_all_layers_are_the_default(tiny, encoder):
     config = config_of(tiny, encoder)
-    checks.check(config, default)
+    checks.check(config)
     experiment = build(config)
     assert layers(experiment) == experiment.model.architecture.layers == LAYERS
     assert not any("layers are taken" in note for note in experiment.corpus.notes)
@@ -64,7 +64,7 @@ def test_fewer_are_a_choice_that_is_told(tiny, encoder):
 def test_an_ablation_tells_it_too(tiny, encoder):
     config = config_of(tiny, encoder)
     default.add_choice(config, "depth", field="model.layers", alternatives=(-1, 1))
-    planned = plan.make(config, lambda c: checks.check(c, default, "ablate"))
+    planned = plan.make(config, lambda c: checks.check(c, "ablate"))
     sources = program.Sources()
     whole, cut = (program.build(one, sources) for one in planned.programs)
     assert (layers(whole.experiment), layers(cut.experiment)) == (LAYERS, 1)

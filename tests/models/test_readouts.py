@@ -11,7 +11,6 @@ from few_steps import steps
 from ml_collections import ConfigDict
 
 from mtl_jax import checks
-from mtl_jax.config import default
 from mtl_jax.errors import UserError
 from mtl_jax.models import ownership, readouts
 from mtl_jax.runs.build import build
@@ -224,7 +223,7 @@ def test_orders_and_circles():
 def test_bad_input(tiny, changes, message):
     config = config_of(tiny, **changes)
     with pytest.raises(UserError, match=message):
-        checks.check(config, default)
+        checks.check(config)
         build(config)
 
 

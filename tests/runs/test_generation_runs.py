@@ -68,7 +68,7 @@ def one_step(config, seed=0):
 def test_a_run_beside_other_tasks_predicts_what_it_scores(writer, tmp_path):
     config = writer(training__steps=8, training__eval_every=4, training__checkpoint_every=4, sharing__trunk="none")
     default.add_penalty(config, "l2", kind="l2_to_mean", strength=0.01)
-    checks.check(config, default)
+    checks.check(config)
     workdir = folders.prepare(tmp_path / "run")
     summary = train.train(config, workdir)
     found = summary["tasks"]["said"]["test"]
@@ -155,11 +155,11 @@ def test_a_batch_without_the_task_leaves_its_decoder_as_it_is(writer):
 def test_options_are_checked_before_anything_is_read(writer, options, said):
     config = writer(options)
     with pytest.raises(UserError, match=said):
-        checks.check(config, default)
+        checks.check(config)
     config = writer()
     config.tasks.said.classes = ("a",)
     with pytest.raises(UserError, match=r"config\.tasks\.said\.classes"):
-        checks.check(config, default)
+        checks.check(config)
 
 
 def test_bleu_of_targets_without_blanks_is_warned_of(writer, tmp_path):
@@ -176,5 +176,5 @@ def test_bleu_of_targets_without_blanks_is_warned_of(writer, tmp_path):
 @pytest.mark.parametrize("which", generation.WHICH)
 def test_the_configs_pass_their_checks(which):
     config = generation.get_config(which)
-    checks.check(config, default)
+    checks.check(config)
     assert config.datasets.ewt.reader in READERS

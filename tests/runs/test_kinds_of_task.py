@@ -91,7 +91,7 @@ def make(tmp_path, monkeypatch):
             for key in path:
                 node = node[key]
             node[last] = value
-        checks.check(config, default)
+        checks.check(config)
         return config
 
     return make
@@ -147,7 +147,7 @@ def test_relations_as_published_sets_have_them(make, tmp_path):
     )
     for name in ("tacred", "semeval"):
         default.add_task(config, name, kind="relation", dataset=name, label="relation")
-    checks.check(config, default)
+    checks.check(config)
     advance, experiment = stepper(config)
     _, metrics = advance(experiment.init(config.seed), 0, 1)
     assert metrics["present"].all() and np.isfinite(metrics["losses"]).all()
@@ -356,7 +356,7 @@ def test_wrong_configs(make, tmp_path):
         config = make()
         change(config)
         with pytest.raises(UserError, match=re.escape(said)):
-            checks.check(config, default)
+            checks.check(config)
     with pytest.raises(UserError, match=r"reaches the word vectors through its head too"):
         build(make(aggregation__method="pcgrad"))
     (tmp_path / "choices.train.jsonl").write_text('{"text": "a", "choices": ["x", "y"], "right": 2}\n')
@@ -366,4 +366,4 @@ def test_wrong_configs(make, tmp_path):
 
 @pytest.mark.parametrize("kind", kinds.KINDS)
 def test_the_configs_of_the_project_are_right(kind):
-    checks.check(kinds.get_config(kind), default)
+    checks.check(kinds.get_config(kind))

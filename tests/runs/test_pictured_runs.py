@@ -51,7 +51,7 @@ def pictured(tiny, tmp_path):
         default.add_task(config, "truth", kind="grounded_classification", dataset="shown", label="truth")
         default.add_task(config, "seen", kind="classification", dataset="alone", label="color")
         config.images.patch = 4
-        checks.check(config, default)
+        checks.check(config)
         return config
 
     return make
@@ -234,9 +234,9 @@ def test_configs_that_cannot_work(pictured, changes, said):
             node = node[key]
         node[last] = value
     with pytest.raises(UserError, match=said):
-        checks.check(config, default)
+        checks.check(config)
 
 
 def test_no_picture_to_blank(tiny):
     with pytest.raises(UserError, match=r"config\.images\.blank: no data set has pictures"):
-        checks.check(tiny(images__blank=True), default)
+        checks.check(tiny(images__blank=True))

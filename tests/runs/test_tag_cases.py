@@ -6,7 +6,6 @@ import pathlib
 import pytest
 
 from mtl_jax import checks
-from mtl_jax.config import default
 from mtl_jax.evaluation import metric_inputs
 from mtl_jax.runs.build import build
 from mtl_jax.tasks.metrics import evaluate
@@ -30,7 +29,7 @@ def test_tags_are_read_as_spans_in_one_scheme(tmp_path, monkeypatch, name, names
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     config = module.get_config()
-    checks.check(config, default)
+    checks.check(config)
     experiment = build(config)
     (task,) = experiment.tasks
     assert experiment.tasks[task].metrics[0] == "entity_f1"

@@ -73,7 +73,7 @@ def test_soft_labels_are_what_prediction_says_of_each_record_and_word(tiny, tmp_
     config = student_of(tiny, data__pack=True)
     for task in ("color", "tags", "long"):
         default.add_distillation(config, task, teachers=(str(teacher), str(teacher)), weights=(1.0, 3.0))
-    checks.check(config, default)
+    checks.check(config)
     data = build(config).corpus
     assert any("32 of them have no gold label" in note for note in data.notes)
 
@@ -137,7 +137,7 @@ def test_the_weight_is_an_argument_of_one_program(tiny, teacher):
     config = student_of(tiny, train_on=("color",))
     default.add_distillation(config, "color", teachers=(str(teacher),))
     default.add_sweep(config, "weight", field="distillation.*.weight", points=(0.0, 0.5, 1.0), scale="linear")
-    (one,) = plan.make(config, lambda c: checks.check(c, default, "ablate")).programs
+    (one,) = plan.make(config, lambda c: checks.check(c, "ablate")).programs
     built = program.build(one, program.Sources())
     assert [float(hyper.teaching["color"]) for hyper in built.hypers] == [0.0, 0.5, 1.0]
     assert list(built.spec.objective.teaching) == ["color"]  # though the first lane has none
@@ -172,7 +172,7 @@ def test_runs_that_cannot_teach_are_named(tiny, tmp_path, teacher):
         default.add_distillation(config, task, **({"teachers": (str(teacher),)} | fields))
         change(config)
         with pytest.raises(UserError, match=said):
-            checks.check(config, default)
+            checks.check(config)
             build(config)
 
     where = r"config\.distillation\.color\."

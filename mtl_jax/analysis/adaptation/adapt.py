@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import pathlib
 from collections.abc import Callable, Mapping
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import jax
@@ -21,6 +20,7 @@ import numpy as np
 from mtl_jax.analysis.adaptation.episodes import Episode, episode, score, supports
 from mtl_jax.analysis.adaptation.lanes import Learner
 from mtl_jax.analysis.intervals import correct, interval, paired
+from mtl_jax.config import default
 from mtl_jax.config.plain import to_plain
 from mtl_jax.data import corpus as corpora
 from mtl_jax.errors import UserError
@@ -66,7 +66,6 @@ def adapt(
     runs: Mapping[pathlib.Path, Any],
     checkpoint: str | None,
     out: pathlib.Path,
-    default: ModuleType,
     check: Callable[[Any], None],
 ) -> dict[str, Any]:
     """Adapts runs to the tasks of a config, and writes out/adapt.json.
@@ -76,7 +75,6 @@ def adapt(
       runs: {folder: its config, which was checked}.
       checkpoint: "best", "last" or a step; None: what config.evaluation.use of the run says.
       out: folder, is made.
-      default: the module `config.default`.
       check: `mtl_jax.checks.check` against it.
 
     Returns:
@@ -94,7 +92,7 @@ def adapt(
     Raises:
       UserError: no such run or checkpoint; tasks that have no classes, splits or examples enough.
     """
-    sources = _sources(given, runs, checkpoint, default, check)
+    sources = _sources(given, runs, checkpoint, check)
     config = next(iter(sources.values())).config
     chosen = config.adapt
     reported = [task for task in config.tasks if task not in chosen.tuned_on]
@@ -168,7 +166,7 @@ def _differences(scores: Mapping[str, Any], against: str) -> dict[str, Any]:
     return result
 
 
-def _sources(given, runs, checkpoint, default, check) -> dict[str, Source]:
+def _sources(given, runs, checkpoint, check) -> dict[str, Source]:
     """What there is to adapt, by name."""
     if twice := sorted({run.name for run in runs if [other.name for other in runs].count(run.name) > 1}):
         raise UserError(f"--runs: two folders are named {twice[0]!r}; tables tell runs apart by that name")
@@ -180,7 +178,7 @@ def _sources(given, runs, checkpoint, default, check) -> dict[str, Source]:
     sources: dict[str, Source] = {}
     configs = {}
     for run, own in runs.items():  # all that can be wrong before anything is loaded
-        configs[run] = _composed(own, given, run, default)
+        configs[run] = _composed(own, given, run)
         check(configs[run])
         _require_classes(configs[run])
         _require_column(given.adapt.column, own)
@@ -196,7 +194,7 @@ def _sources(given, runs, checkpoint, default, check) -> dict[str, Source]:
     return sources | {START: _initial(next(iter(sources.values())))}
 
 
-def _composed(own: Any, given: Any, run: pathlib.Path, default: ModuleType) -> Any:
+def _composed(own: Any, given: Any, run: pathlib.Path) -> Any:
     """The config of a run with the new tasks in place of its own, and every layer shared."""
     for field in ("mixer", "adapter"):
         if own.sharing[field]:

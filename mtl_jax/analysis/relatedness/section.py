@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pathlib
 from collections.abc import Mapping
-from types import ModuleType
 from typing import Any
 
 from mtl_jax.analysis import html, tables
@@ -66,12 +65,10 @@ def _served(groups, number):
     return [task for task, group in groups["served"].items() if group == number]
 
 
-def relatedness(
-    folder: pathlib.Path, found: Mapping[str, Any], figures: pathlib.Path, default: ModuleType | None
-) -> list[html.Html]:
+def relatedness(folder: pathlib.Path, found: Mapping[str, Any], figures: pathlib.Path) -> list[html.Html]:
     """Everything about it; draws its figures into `figures`."""
     config = read_config(folder) if (folder / "config.json").exists() else {}
-    parts = configuration(config, default)
+    parts = configuration(config)
     parts += [html.heading("What tasks gain from each other"), html.grid(*gain_rows(found))]
     parts.append(
         html.paragraph(

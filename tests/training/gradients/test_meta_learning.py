@@ -313,7 +313,7 @@ def test_a_run_that_goes_on_ends_bitwise_as_the_one_that_was_not_cut(tiny, tmp_p
 )
 def test_configs_are_checked(tiny, changes, said):
     with pytest.raises(UserError) as error:
-        checks.check(config_of(tiny, **changes), default)
+        checks.check(config_of(tiny, **changes))
     assert said in str(error.value)
 
 
