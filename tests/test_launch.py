@@ -143,3 +143,29 @@ def test_a_device_that_is_not_there_ends_in_one_line_and_status_2(tmp_path):
         pytest.skip("there is a GPU here")
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert done.stderr.startswith("error: JAX found no device of the platform it was told to use (cuda)")
+
+
+def test_shipped_configs_by_name_and_neighbours_of_a_config(tmp_path, monkeypatch):
+    def config_of(path):
+        monkeypatch.setattr(sys, "argv", flags := ["launch.py", f"--config={path}"])
+        parse(flags)
+        return command_line.CONFIG.value
+
+    monkeypatch.chdir(tmp_path)
+    by_name = config_of("snips_joint:lstm")
+    assert list(by_name.tasks) == ["intent", "slots"]
+    assert config_of("configs/snips_joint.py:lstm").to_dict() == by_name.to_dict()
+    with pytest.raises(UserError, match=r"there is no file 'snip', and the shipped configs are .*, snips_joint, tree"):
+        config_of("snip:lstm")
+    with pytest.raises(UserError, match=r"snips_joint.py:\d+: the argument of this config is 'lstm' or 'bert'"):
+        config_of("snips_joint:gru")
+
+    (tmp_path / "base.py").write_text(GOOD)
+    (tmp_path / "__init__.py").write_text("SEED = 3")
+    (tmp_path / "mine.py").write_text(
+        "from . import SEED, base\ndef get_config():\n    config = base.get_config()\n"
+        "    config.seed = SEED\n    return config"
+    )
+    assert config_of("mine.py").seed == 3 and list(config_of("mine.py").tasks) == ["ner"]
+    (tmp_path / "snips_joint").write_text(GOOD)  # a file of the user's goes before a shipped config
+    assert list(config_of("snips_joint").tasks) == ["ner"]

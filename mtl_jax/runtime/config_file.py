@@ -131,8 +131,11 @@ def _load(file: str) -> ModuleType:
     """The module of a file, in a package of its folder: `from . import other` finds its neighbours."""
     for name in [name for name in sys.modules if name.partition(".")[0] == _MODULE]:
         del sys.modules[name]  # of another folder
+    folder = pathlib.Path(file).resolve().parent
     package = sys.modules[_MODULE] = ModuleType(_MODULE)
-    package.__path__ = [str(pathlib.Path(file).resolve().parent)]
+    package.__path__ = [str(folder)]
+    if (folder / "__init__.py").is_file():
+        importlib.machinery.SourceFileLoader(_MODULE, str(folder / "__init__.py")).exec_module(package)
     loader = importlib.machinery.SourceFileLoader(f"{_MODULE}.{pathlib.Path(file).stem}", file)
     spec = importlib.util.spec_from_loader(loader.name, loader)
     module = sys.modules[loader.name] = importlib.util.module_from_spec(spec)
