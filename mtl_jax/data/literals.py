@@ -1,4 +1,4 @@
-"""Lists written as a string into one cell of a table: "['a', 'b']" (pandas, the Hub), JSON, NumPy, sets, tuples."""
+"""Values that files hold as strings: missing values, and lists: "['a', 'b']" (pandas, the Hub), JSON, NumPy, sets."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import re
 from typing import Any
 
+MISSING = ("NaN", "nan", "NAN", "<NA>", "#N/A", "null", "NULL", "Null")  # as pandas, spreadsheets and SQL write it
 _DEEPEST = 6
 _CALL = re.compile(r"(?:np\.|numpy\.)?(?:array|list|tuple|set|frozenset)\(")
 _DTYPE = re.compile(r",\s*dtype=[^()]*$")

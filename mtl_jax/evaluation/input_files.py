@@ -19,7 +19,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from mtl_jax.data import split_locations
+from mtl_jax.data.datasets import split_locations
 from mtl_jax.data.files.location import Location, local
 from mtl_jax.data.readers import GENERATED, READERS
 from mtl_jax.data.readers.jsonl import parse_json, read_jsonl

@@ -13,14 +13,15 @@ from typing import Any, NamedTuple
 
 from mtl_jax.config.plain import to_plain
 from mtl_jax.data import corpus as corpora
-from mtl_jax.data import list_cells, record_filters, sampler
+from mtl_jax.data import sampler
 from mtl_jax.data.batch import BatchLayout
 from mtl_jax.data.corpus import Corpus
+from mtl_jax.data.datasets import list_cells, record_filters
+from mtl_jax.data.datasets.text_checks import check_texts
 from mtl_jax.data.encoding import marked_spans
 from mtl_jax.data.files.location import Location
 from mtl_jax.data.labels.raw_labels import LabelSpec
 from mtl_jax.data.records import Note, Record, field, find_field, suggestion, where
-from mtl_jax.data.texts import check_texts
 from mtl_jax.errors import UserError
 from mtl_jax.evaluation.input_files import TEXT
 from mtl_jax.experiment.inputs import cut, label_specs, max_length

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mtl_jax.data.corpus import Corpus
-from mtl_jax.data.vectors import read_vectors
+from mtl_jax.data.tokenizers.word_vectors import read_vectors
 from mtl_jax.errors import UserError
 from mtl_jax.experiment.model import Model
 from mtl_jax.models import ownership

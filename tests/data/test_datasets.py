@@ -69,12 +69,12 @@ def test_drop_duplicates(entry, tmp_path):
     data = datasets.read("d", {**entry, "splits": splits, "drop_duplicates": "train"}, 0)
     assert [texts(data, split) for split in splits] == [["a", "y"], ["c", "b"], ["x", "z"]]
     assert data.notes == [
-        "dev: 1 records removed, their text stands in test",
-        "train: 2 records removed, their text stands in test",
-        "train: 2 records removed, their text stands in dev",
+        "dev: 1 records removed, their text is in test",
+        "train: 2 records removed, their text is in test",
+        "train: 2 records removed, their text is in dev",
     ]
     pair = {"splits": splits, "text": ("text", "n"), "drop_duplicates": "train"}
-    with pytest.raises(UserError, match="has to be a text, found '0'"):
+    with pytest.raises(UserError, match="has to be a string, found '0'"):
         datasets.read("d", {**entry, **pair}, 0)
 
 
@@ -119,7 +119,7 @@ def test_empty_texts(entry, tmp_path):
         (["a", " "], "word 2 of 'words' is empty"),
         ([], "list of words 'words' is empty"),
         (["a", 1], "has to be a list of words"),
-        ("a b", r"is a text, not a list of words; name it in text=\('words',\)"),
+        ("a b", r"is a string, not a list of words; name it in text=\('words',\)"),
         (["\ud800"], "half a surrogate pair"),
     ],
 )

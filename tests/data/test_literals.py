@@ -103,7 +103,7 @@ def test_words_and_tags_in_cells(tmp_path):
         },
         {"tokens": ["He"], "tags": ["O"], "numbers": [0], "note": "x", "file": "a.csv"},
     ]
-    assert data.notes[0] == "train: 2 records have lists that were written as texts"
+    assert data.notes[0] == "train: 2 records have lists that are written as strings"
     entry = table(tmp_path / "b.csv", ("tokens",), ("['a']",), ("['a', 'b",))
     with pytest.raises(UserError, match=r"b\.csv:3: field 'tokens' looks like a list, but cannot be read"):
         datasets.read("d", {**entry, "words": "tokens"}, 0)
@@ -118,7 +118,7 @@ def test_words_and_tags_between_blanks(tmp_path):
     for lists, message in (
         ({"tokens": " ", "tag": " "}, r"options\.lists: no record has a field 'tag'; .*Did you mean 'tags'"),
         ({"tokens": ""}, r"options\.lists has to be such as"),
-        ({}, r"field 'tokens' is a text, not a list .*options=\{\"lists\": \{'tokens': \" \"\}\}"),
+        ({}, r"field 'tokens' is a string, not a list .*options=\{\"lists\": \{'tokens': \" \"\}\}"),
     ):
         with pytest.raises(UserError, match=message):
             datasets.read("d", {**entry, "options": {"lists": lists}}, 0)

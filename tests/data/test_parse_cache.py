@@ -82,13 +82,13 @@ def test_what_is_damaged_or_fails_is_read_again(tmp_path, calls):
 
 def test_bytes_that_are_no_text_and_notes_come_back():
     items = [Record({"words": ["\udcff", "\x00", "日"], "n": 3, "none": None}, "f", 7), Note("odd", "f", 2)]
-    found = [parse_cache.kept({"a": 1}, "f", lambda given=given: given) for given in (items, ["not asked"])]
+    found = [parse_cache.cached_items({"a": 1}, "f", lambda given=given: given) for given in (items, ["not asked"])]
     assert found == [items, items]
 
 
 def test_what_is_soon_read_is_not_kept(monkeypatch):
     monkeypatch.setattr(parse_cache, "WORTH", 60.0)
-    assert parse_cache.kept({}, "f", lambda: [Note("odd", "f", 1)]) == [Note("odd", "f", 1)]
+    assert parse_cache.cached_items({}, "f", lambda: [Note("odd", "f", 1)]) == [Note("odd", "f", 1)]
     assert not (array_cache.folder() / "encoded").exists()
 
 
@@ -102,7 +102,7 @@ def test_slow_readers_yield_what_can_be_kept(data_dir, name):
     """Of real files: nothing that JSON would change."""
     (place,) = local(data_dir).glob(FILES[name])
     items = list(READERS[name](place, "utf-8"))
-    assert items and parse_cache.kept({"reader": name}, place.name, lambda: items) == items
+    assert items and parse_cache.cached_items({"reader": name}, place.name, lambda: items) == items
 
 
 def test_every_slow_reader_is_looked_at():

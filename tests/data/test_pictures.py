@@ -278,7 +278,7 @@ def test_duplicates_of_pictures_alone(tmp_path):
     }
     found = datasets.read("d", entry, 0)
     assert [r.fields["image"] for r in found.splits["train"]] == ["0.png", "2.png"]
-    assert found.notes == ["train: 2 records removed, their picture stands in test"]
+    assert found.notes == ["train: 2 records removed, their picture is in test"]
 
 
 # readers

@@ -329,7 +329,7 @@ def test_json_splits_errors(tmp_path, content, message):
         ({"structured_rep": [[], [{"color": "Black"}], []]}, r"dev\.json:1: structured_rep is not .*'x_loc'"),
         ({"structured_rep": [[{"color": "Black", "type": 3, "x_loc": 1, "y_loc": 1, "size": 9}]]}, "an item of type 3"),
         ({"structured_rep": 3}, "structured_rep is not"),
-        ({"identifier": 7}, r"dev\.json:1: field 'identifier' has to be a text, found 7"),
+        ({"identifier": 7}, r"dev\.json:1: field 'identifier' has to be a string, found 7"),
     ],
 )
 def test_nlvr_errors(tmp_path, change, message):

@@ -23,7 +23,7 @@ def test_snips(data_dir):
     data = read(data_dir / "snips", reader="parallel", splits=splits, words="words")
     assert sizes(data) == {"train": 13084, "dev": 700, "test": 700}
     assert data.notes == [  # as grep -Fxc and sort -u count them
-        "texts that stand in two splits: 15 of 700 of dev in train, 26 of 700 of test in train, 1 of 700 of test in dev"
+        "texts that are in two splits: 15 of 700 of dev in train, 26 of 700 of test in train, 1 of 700 of test in dev"
         ' (drop_duplicates="train" takes them out of train, "test" out of test)',
         "records that repeat the text of an earlier one of their split: 225 of 13084 of train, 5 of 700 of dev, "
         "1 of 700 of test",
@@ -170,7 +170,7 @@ def test_conll2003_in_a_wheel():
     data = read(path, wheel=cached(CONLL), reader="conll", splits=splits, words="words", options=options)
     assert sizes(data) == {"train": 14041, "dev": 3250, "test": 3453}
     assert len(data.notes) == 2 and data.notes[0].startswith(  # as a set of joined words has them
-        "texts that stand in two splits: 193 of 3250 of dev in train, 126 of 3453 of test in train, 50 of 3453"
+        "texts that are in two splits: 193 of 3250 of dev in train, 126 of 3453 of test in train, 50 of 3453"
     )
     entities = sum(tag.startswith("B-") for r in data.splits["test"] for tag in r.fields["ner"])
     assert entities == 5648  # Tjong Kim Sang & De Meulder 2003, table 2

@@ -187,16 +187,16 @@ def test_no_context_of_squad_stands_in_two_splits(tmp_path):
     assert [len(found) for found in contexts] == [17, 5, 2]  # 24 contexts of 5 questions; of 120: 24 and 12 wanted
     assert len(set.union(*contexts)) == sum(map(len, contexts)) == 24
     assert sum(map(len, data.splits.values())) == 120
-    assert [note for note in data.notes if "one context stay in one split (dev: 25 records, test: 10" in note]
+    assert [note for note in data.notes if "all records of a context in one split (dev: 25 records, test: 10" in note]
     assert texts(datasets.read("d", {**entry, "test_fraction": 0.1}, 0), "test", "id") == texts(data, "test", "id")
     by_title = datasets.read("d", {**entry, "dev_fraction": 0.2, "group": "title"}, 0)
     assert not set(texts(by_title, "train", "title")) & set(texts(by_title, "dev", "title"))
     single = datasets.read("d", {**entry, "dev_fraction": 0.2, "group": ""}, 0)
     assert len(single.splits["dev"]) == 24
-    told = "24 of 24 records have a 'context' that stands in train too (group='context'"
+    told = "24 of 24 records have a 'context' that is also in train (group='context'"
     assert [note for note in single.notes if told in note]
     sliced = datasets.read("d", {**entry, "splits": {"train": "[:-7]", "dev": "[-7:]"}}, 0)
-    assert [note for note in sliced.notes if note == "dev: 2 of 7 records are of one context with records of train"]
+    assert [note for note in sliced.notes if note == "dev: 2 of 7 records share a context with records of train"]
     (tmp_path / "train.json").write_text(json.dumps(squad(1, 1)))
     with pytest.raises(UserError, match=r"5 records of train in 1 groups are too few.*one context; group=\"\" draws"):
         datasets.read("d", {**entry, "dev_fraction": 0.2}, 0)
@@ -279,19 +279,19 @@ def test_groups_are_never_cut():
 
 def test_groups_of_columns_and_of_one_value():
     records = [Record({"doc": ["a", "a", "a"]}, "f", 1), Record({"doc": ["a"]}, "f", 2), Record({"doc": []}, "f", 3)]
-    assert groups.find({"train": records}, "doc", "conll", {}).keys["train"] == ["a", "a", None]
+    assert groups.find_groups({"train": records}, "doc", "conll", {}).keys["train"] == ["a", "a", None]
 
 
 def test_the_same_file_or_records_in_two_splits(tmp_path):
     write(tmp_path, "a.csv", 10)
     data = read(tmp_path, splits={"train": "a.csv", "test": "a.csv"})
-    assert "test: 10 of 10 records are records of train as well, from the same place" in data.notes[0]
+    assert "test: 10 of 10 records are also records of train, from the same place" in data.notes[0]
     data = read(tmp_path, splits={"train": "a.csv[:8]", "dev": "a.csv[6:]"})
-    assert "dev: 2 of 4 records are records of train as well" in data.notes[0] and "a.csv:8" in data.notes[0]
+    assert "dev: 2 of 4 records are also records of train" in data.notes[0] and "a.csv:8" in data.notes[0]
     (tmp_path / "b.csv").write_bytes((tmp_path / "a.csv").read_bytes())
     data = read(tmp_path, splits={"train": "a.csv", "test": "b.csv"})
     assert data.notes == [
-        'texts that stand in two splits: 10 of 10 of test in train (drop_duplicates="train" takes '
+        'texts that are in two splits: 10 of 10 of test in train (drop_duplicates="train" takes '
         'them out of train, "test" out of test)'
     ]
 
@@ -303,7 +303,7 @@ def test_duplicates_are_counted_and_dropped_from_the_split_that_is_named(tmp_pat
     entry = {"splits": {split: f"{split}.csv" for split in parts}}
     data = read(tmp_path, **entry)
     assert data.notes == [
-        "texts that stand in two splits: 1 of 3 of dev in train, 1 of 3 of test in train, 1 of 3 of test in dev "
+        "texts that are in two splits: 1 of 3 of dev in train, 1 of 3 of test in train, 1 of 3 of test in dev "
         '(drop_duplicates="train" takes them out of train, "test" out of test)',
         "records that repeat the text of an earlier one of their split: 2 of 6 of train",
     ]
@@ -311,7 +311,7 @@ def test_duplicates_are_counted_and_dropped_from_the_split_that_is_named(tmp_pat
     for where, left in wanted.items():
         data = read(tmp_path, **entry, drop_duplicates=where)
         assert [texts(data, split) for split in parts] == left
-        assert not [note for note in data.notes if "stand in two splits" in note]
+        assert not [note for note in data.notes if "are in two splits" in note]
         lost = sum(int(note.split()[1]) for note in data.notes if "removed" in note)
         assert lost + sum(map(len, data.splits.values())) == 12
     with pytest.raises(UserError, match=r'drop_duplicates has to be .*"train" or "test".*True'):

@@ -288,7 +288,7 @@ def test_options_about_tags_are_checked(tmp_path):
     entry = {"reader": "conll", "path": str(tmp_path / "f"), "words": "words"}
     for options, message in (
         ({"schemes": {"tags": "iob3"}}, r"options\.schemes\['tags'\]: 'iob3' is not one of .*Did you mean 'iob[12]'"),
-        ({"schemes": "iob2"}, r"options\.schemes: a mapping of fields to schemes wanted"),
+        ({"schemes": "iob2"}, r"options\.schemes has to be a mapping of fields to schemes"),
         ({"scheme": "iob1"}, r'options\.scheme has to be "iob2" or "bioes"'),
     ):
         with pytest.raises(UserError, match=message):

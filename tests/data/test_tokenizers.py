@@ -3,7 +3,7 @@ import pytest
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
 from mtl_jax.data.tokenizers import PretrainedTokenizer, WordTokenizer, WordVocabulary, load
-from mtl_jax.data.vectors import read_vectors
+from mtl_jax.data.tokenizers.word_vectors import read_vectors
 from mtl_jax.errors import UserError
 
 WORDS = ["play", "##ing", "the", "song", ",", "a", "un", "##known", "."]

@@ -1,4 +1,4 @@
-"""What a reader made of a file, kept as JSON: the next start reads that, which takes a fraction of the time."""
+"""Cached output of slow readers, as JSON: the next start reads it in a fraction of the time."""
 
 from __future__ import annotations
 
@@ -14,29 +14,29 @@ import numpy as np
 from mtl_jax.data.files import array_cache
 from mtl_jax.data.records import Note, Record, line_numbers
 
-WORTH = 0.2  # seconds; what is read sooner is not kept
+WORTH = 0.2  # seconds; files that are read faster are not cached
 
 
-def kept(key: Mapping[str, Any], name: str, read: Callable[[], Iterable[Record | Note]]) -> list[Record | Note]:
+def cached_items(key: Mapping[str, Any], name: str, read: Callable[[], Iterable[Record | Note]]) -> list[Record | Note]:
     """The items of `read()`, from the cache where it has them.
 
     Args:
-      key: what decides them besides the code of the readers and `name`, JSON values.
-      name: of the one file that all of them come from.
-      read: called where they are not kept, or damaged. Its errors are raised, and leave nothing behind.
+      key: JSON values that determine the items, together with the code of the readers and `name`.
+      name: of the one file that all items come from.
+      read: called where the cache has no items or is damaged. Its errors are raised, and nothing is cached.
     """
 
-    def make():
+    def make() -> dict[str, np.ndarray]:
         rows = [
             [item.fields, item.line, list(item.lines)]
             if isinstance(item, Record)
             else [item.what, item.line, item.count, item.lost, item.harmless]
             for item in read()
         ]
-        # Surrogates stand for bytes that are no text; escaped they are plain ASCII.
+        # Surrogates represent bytes that could not be decoded; escaped they are plain ASCII.
         return {"items": np.frombuffer(json.dumps(rows).encode("ascii"), np.uint8)}
 
-    # The first time too they are those of the JSON: no run shall depend on what was kept.
+    # The first run reads the JSON as well: no result may depend on the state of the cache.
     arrays = array_cache.cached({**key, "file": name, "code": _code()}, make, WORTH)
     rows = json.loads(arrays["items"].tobytes())
     return [
@@ -47,7 +47,7 @@ def kept(key: Mapping[str, Any], name: str, read: Callable[[], Iterable[Record |
 
 @functools.cache
 def _code() -> str:
-    """Hash of the modules that read data: another version of a reader may read otherwise."""
+    """Hash of the modules that read data: another version of a reader may give other items."""
     digest = hashlib.sha256()
     for file in sorted(pathlib.Path(__file__).parents[1].rglob("*.py")):
         digest.update(file.name.encode() + b"\0" + file.read_bytes())

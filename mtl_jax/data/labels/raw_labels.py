@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mtl_jax.data import literals
+from mtl_jax.data.literals import MISSING
 from mtl_jax.data.records import Record, find_field, where
-from mtl_jax.data.texts import MISSING
 from mtl_jax.errors import UserError
 from mtl_jax.unicode import nfc
 

@@ -102,7 +102,7 @@ def _checked(record: Record) -> Record:
             raise UserError(f"{where(record)}: no field {name!r}, which a record of NLVR has")
     for name in ("sentence", "identifier"):
         if not isinstance(record.fields[name], str):
-            raise UserError(f"{where(record)}: field {name!r} has to be a text, found {record.fields[name]!r}"[:200])
+            raise UserError(f"{where(record)}: field {name!r} has to be a string, found {record.fields[name]!r}"[:200])
     return record
 
 

@@ -1,4 +1,4 @@
-"""Records of equal text in two splits: counted, and left out of one of them. Pure functions."""
+"""Records with equal keys in two splits: counted, and dropped from one of them. Pure functions."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import TypeVar
 
 T = TypeVar("T")
 PAIRS = (("dev", "test"), ("train", "test"), ("train", "dev"))
-# what `drop` leaves records out of: (split, other)
+# (split, other): `drop` removes from `split` what is in `other`
 _DROPPED = {"train": PAIRS, "test": (("dev", "train"), ("test", "train"), ("test", "dev"))}
 
 
 def digest(parts: Sequence[str]) -> bytes:
-    """16 bytes that stand for texts, so that a million keys need little memory."""
+    """A key of 16 bytes for strings, so that a million keys need little memory."""
     hashed = hashlib.blake2b(digest_size=16)
     for part in parts:
         encoded = part.encode("utf-8", "surrogatepass")
@@ -23,35 +23,37 @@ def digest(parts: Sequence[str]) -> bytes:
 
 
 def drop(
-    splits: Mapping[str, list[T]], key: Callable[[T], Hashable], where: str
+    splits: Mapping[str, list[T]], key: Callable[[T], Hashable], drop_from: str
 ) -> tuple[dict[str, list[T]], list[tuple[str, str, int]]]:
-    """The splits without what stands in two of them, and (split, other, how many records of split stand in other).
+    """The splits without duplicates, and (split, other, number of records dropped from split as they are in other).
 
-    `where` = "train": test stays whole; left out of dev is what stands in test, of train what stands in dev or test.
-    "test": train stays whole; left out of dev is what stands in train, of test what stands in train or dev.
+    `drop_from` = "train": test keeps all its records; dev loses those in test, train those in dev or test.
+    "test": train keeps all its records; dev loses those in train, test those in train or dev.
     """
     keys = {split: [key(item) for item in items] for split, items in splits.items()}
-    kept, removed = dict(splits), []
-    for split, other in _DROPPED[where]:
-        if split in kept and other in kept:
-            there = set(keys[other])
-            stays = [own not in there for own in keys[split]]
-            removed.append((split, other, len(stays) - sum(stays)))
-            kept[split] = [item for item, good in zip(kept[split], stays, strict=True) if good]
-            keys[split] = [own for own, good in zip(keys[split], stays, strict=True) if good]
-    return kept, removed
+    result, dropped = dict(splits), []
+    for split, other in _DROPPED[drop_from]:
+        if split in result and other in result:
+            other_keys = set(keys[other])
+            stays = [item_key not in other_keys for item_key in keys[split]]
+            dropped.append((split, other, len(stays) - sum(stays)))
+            result[split] = [item for item, is_kept in zip(result[split], stays, strict=True) if is_kept]
+            keys[split] = [item_key for item_key, is_kept in zip(keys[split], stays, strict=True) if is_kept]
+    return result, dropped
 
 
-def count(splits: Mapping[str, Sequence[T]], key: Callable[[T], Hashable]) -> tuple[dict[tuple[str, str], int], dict]:
-    """({(split, other): records of split that stand in other too}, {split: records that repeat an earlier one}).
+def count(
+    splits: Mapping[str, Sequence[T]], key: Callable[[T], Hashable]
+) -> tuple[dict[tuple[str, str], int], dict[str, int]]:
+    """({(split, other): records of split that are also in other}, {split: records that repeat an earlier one}).
 
-    The pairs are dev and test in train, and test in dev. A number of 0 is left out.
+    The pairs are dev and test in train, and test in dev. Counts of 0 are left out.
     """
     counts = {split: collections.Counter(map(key, items)) for split, items in splits.items()}
     between = {
-        (later, earlier): sum(n for own, n in counts[later].items() if own in counts[earlier])
+        (later, earlier): sum(n for item_key, n in counts[later].items() if item_key in counts[earlier])
         for earlier, later in (("train", "dev"), ("train", "test"), ("dev", "test"))
         if earlier in counts and later in counts
     }
-    inside = {split: found.total() - len(found) for split, found in counts.items()}
+    inside = {split: keys.total() - len(keys) for split, keys in counts.items()}
     return {pair: n for pair, n in between.items() if n}, {split: n for split, n in inside.items() if n}

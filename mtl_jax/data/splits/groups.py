@@ -1,4 +1,4 @@
-"""Records that belong together, such as questions on one text: splits that are carved out keep them in one split."""
+"""Groups of records that belong together, such as questions on one text; carving keeps each group in one split."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ _SENTENCE_NUMBER = re.compile(r"(.*[^\W_].*?)[-_.:/#]+[a-zA-Z]{0,4}[0-9]+", re.D
 
 
 class Groups(NamedTuple):
-    """keys   {split: [M] what the records of a group share; None for a record that belongs to no other}
-    name   how messages call a group
+    """Groups of records.
+
+    keys   {split: [M] a key that the records of a group share; None for a record in a group of its own}
+    name   of a group in messages
     sure   False where the groups are guessed from the form of identifiers
     """
 
@@ -25,15 +27,17 @@ class Groups(NamedTuple):
     sure: bool = True
 
 
-def find(splits: Mapping[str, Sequence[Record]], group: str, reader: str, options: Mapping[str, Any]) -> Groups | None:
-    """The groups of all records; None where every record stands for itself.
+def find_groups(
+    splits: Mapping[str, Sequence[Record]], group: str, reader: str, options: Mapping[str, Any]
+) -> Groups | None:
+    """The groups of all records; None where every record is a group of its own.
 
     Args:
       splits: the records by split.
-      group: name of a field whose values are shared | "" (none) | "auto": records of one line, and what the reader
-        knows: squad and srl_questions the context; conllu, conllu_endings documents ("newdoc"; else sent_id without
-        its last number); conll documents ("-DOCSTART-"); brat the file; nlvr the presentation; derived what the
-        reader inside knows.
+      group: name of a field whose values define the groups | "" (none) | "auto": by reader. squad, srl_questions: the
+        context; conllu, conllu_endings: the document ("newdoc"; else sent_id without its last number); conll: the
+        document ("-DOCSTART-"); brat: the file; nlvr: the presentation; derived: as for the reader that it reads
+        through; all others: records of one line.
       reader, options: of the data set.
 
     Raises UserError where no record has the field.
@@ -42,7 +46,7 @@ def find(splits: Mapping[str, Sequence[Record]], group: str, reader: str, option
         return None
     if group != AUTO:
         keys = {split: [_key(find_field(record, group)) for record in records] for split, records in splits.items()}
-        if all(key is None for found in keys.values() for key in found):
+        if all(key is None for split_keys in keys.values() for key in split_keys):
             known = sorted({str(name) for records in splits.values() for record in records for name in record.fields})
             raise UserError(
                 f"group: no record has a field {group!r}; fields: {', '.join(known)}.{suggestion(group, known)}"
@@ -50,36 +54,36 @@ def find(splits: Mapping[str, Sequence[Record]], group: str, reader: str, option
         return Groups(keys, group)
     if reader == "derived":
         reader = options.get("reader", "conllu")
-    known = _KNOWN.get(reader, _lines)
-    found = {split: known(records) for split, records in splits.items()}
-    keys = {split: keys for split, (keys, _, _) in found.items()}
-    if not _repeats([key for keys_of_split in keys.values() for key in keys_of_split]):
+    grouping = _GROUPINGS.get(reader, _by_line)
+    keyed = {split: grouping(records) for split, records in splits.items()}
+    keys = {split: keys for split, (keys, _, _) in keyed.items()}
+    if not _repeats([key for split_keys in keys.values() for key in split_keys]):
         return None
-    _, name, sure = found["train"] if "train" in found else next(iter(found.values()))
+    _, name, sure = keyed["train"] if "train" in keyed else next(iter(keyed.values()))
     return Groups(keys, name, sure)
 
 
-def shared(keys: Sequence[Hashable], others: Sequence[Hashable]) -> int:
-    """How many records of `keys` belong to a group that `others` has too."""
-    there = set(others) - {None}
-    return sum(key in there for key in keys)
+def count_shared(keys: Sequence[Hashable], others: Sequence[Hashable]) -> int:
+    """How many records with `keys` belong to a group that `others` has as well."""
+    other_groups = set(others) - {None}
+    return sum(key in other_groups for key in keys)
 
 
-_Found = tuple[list[Hashable], str, bool]  # keys, name, sure
+_Keyed = tuple[list[Hashable], str, bool]  # keys, name, sure
 
 
-def _lines(records: Sequence[Record]) -> _Found:
-    """Several records of one line follow each other."""
+def _by_line(records: Sequence[Record]) -> _Keyed:
+    """Several records of one line are consecutive."""
     if not any(a.line == b.line and a.file == b.file for a, b in itertools.pairwise(records)):
         return [None] * len(records), "line of the file", True
     return [(record.file, record.line) if record.line else None for record in records], "line of the file", True
 
 
-def _context(records: Sequence[Record]) -> _Found:
+def _by_context(records: Sequence[Record]) -> _Keyed:
     return [_key(record.fields.get("context")) for record in records], "context", True
 
 
-def _presentation(records: Sequence[Record]) -> _Found:
+def _by_presentation(records: Sequence[Record]) -> _Keyed:
     keys = [
         record.fields.get("presentation") or str(record.fields.get("identifier") or "").partition("-")[0] or None
         for record in records
@@ -87,12 +91,12 @@ def _presentation(records: Sequence[Record]) -> _Found:
     return keys, "presentation", True
 
 
-def _files(records: Sequence[Record]) -> _Found:
+def _by_file(records: Sequence[Record]) -> _Keyed:
     return [record.file for record in records], "document", True
 
 
-def _documents(records: Sequence[Record]) -> _Found:
-    """What the reader calls `document`, a number within its file or an id; where none has one, guessed of sent_id."""
+def _by_document(records: Sequence[Record]) -> _Keyed:
+    """By the field `document`, a number within its file or an id; where no record has one, guessed from sent_id."""
     values = [record.fields.get("document") for record in records]
     if any(isinstance(value, str | int) for value in values):
         keys = [
@@ -105,7 +109,7 @@ def _documents(records: Sequence[Record]) -> _Found:
 
 
 def _key(value: Any) -> Hashable:
-    """A field's value as a key; a list of one value again and again, as columns of documents have it, as that value."""
+    """A field's value as a key; a list that repeats one value, such as a column of document names, as that value."""
     if isinstance(value, list | tuple):
         items = [str(item) for item in value]
         return items[0] if items and len(set(items)) == 1 else tuple(items) or None
@@ -117,12 +121,12 @@ def _repeats(keys: Sequence[Hashable]) -> bool:
     return len(set(given)) < len(given)
 
 
-_KNOWN: dict[str, Callable[[Sequence[Record]], _Found]] = {
-    "squad": _context,
-    "srl_questions": _context,
-    "nlvr": _presentation,
-    "brat": _files,
-    "conll": _documents,
-    "conllu": _documents,
-    "conllu_endings": _documents,
+_GROUPINGS: dict[str, Callable[[Sequence[Record]], _Keyed]] = {
+    "squad": _by_context,
+    "srl_questions": _by_context,
+    "nlvr": _by_presentation,
+    "brat": _by_file,
+    "conll": _by_document,
+    "conllu": _by_document,
+    "conllu_endings": _by_document,
 }

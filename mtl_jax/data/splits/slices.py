@@ -1,5 +1,5 @@
-"""Parts of what `splits` names: "train.csv[:-200]", "train[80%:]", as TFDS and Hugging Face Datasets write them, and
-"all.csv[fold=test]", the records with a value in a field.
+"""Slices of what `splits` names: "train.csv[:-200]", "train[80%:]", in the notation of TFDS and Hugging Face Datasets,
+and "all.csv[fold=test]", the records with a value in a field.
 """
 
 from __future__ import annotations
@@ -18,24 +18,24 @@ _SHOWN = 12  # values named in a message
 
 
 class Slice(NamedTuple):
-    """[first, last) of the records; "" = from the beginning, to the end; "-5" from the end; "10%" of their number."""
+    """[first, last) of the records; "" = the beginning or the end; "-5" counts from the end; "10%" of their number."""
 
     first: str
     last: str
 
 
 class Condition(NamedTuple):
-    """The records whose field has this value, as text."""
+    """The records whose field has this value, compared as strings."""
 
     field: str
     value: str
 
 
 def parse(part: str) -> tuple[str, Slice | Condition | None]:
-    """(what it is a part of, the last slice or condition of it or None); "[:-200]" is a part of ".", the path itself.
+    """(name of what is sliced, its last slice or condition or None); "[:-200]" slices ".", the path itself.
 
-    A colon in the brackets that `part` ends with makes a slice, an equals sign a condition. Raises UserError for bounds
-    that are none.
+    A colon in the brackets at the end of `part` makes a slice, an equals sign a condition. Raises UserError for
+    invalid bounds.
     """
     match = _PART.fullmatch(part)
     if match is None or not {":", "="} & set(match[2]):
@@ -55,45 +55,48 @@ def parse(part: str) -> tuple[str, Slice | Condition | None]:
     return stem, Slice(*bounds)
 
 
-def take(items: Sequence[Record | Note], wanted: Slice | Condition, part: str) -> list[Record | Note]:
-    """The wanted records, with the notes that stand before each of them (after the last one: with that one).
+def take(items: Sequence[Record | Note], selection: Slice | Condition, part: str) -> list[Record | Note]:
+    """The selected records, each with the notes directly before it (the last one also with those after it).
 
     Complementary slices ([:x] and [x:], [:-x] and [-x:]) share no record and leave none out. Raises UserError where a
-    bound lies beyond the records, no record has the field, or none is left.
+    bound is beyond the records, no record has the field, or none is selected.
     """
     records = [item for item in items if isinstance(item, Record)]
-    if isinstance(wanted, Condition):
-        kept = _with_value(records, wanted, part)
+    if isinstance(selection, Condition):
+        is_selected = _with_value(records, selection, part)
     else:
-        first = _position(wanted.first, len(records), part) if wanted.first else 0
-        last = _position(wanted.last, len(records), part) if wanted.last else len(records)
+        first = _position(selection.first, len(records), part) if selection.first else 0
+        last = _position(selection.last, len(records), part) if selection.last else len(records)
         if first >= last:
             raise UserError(f"{part!r}: the slice is empty, there are {len(records)} records")
-        kept = [first <= number < last for number in range(len(records))]
-    chosen, number = [], 0
+        is_selected = [first <= number < last for number in range(len(records))]
+    selected, number = [], 0
     for item in items:
-        if kept[min(number, len(records) - 1)]:
-            chosen.append(item)
+        if is_selected[min(number, len(records) - 1)]:
+            selected.append(item)
         number += isinstance(item, Record)
-    return chosen
+    return selected
 
 
-def _with_value(records: Sequence[Record], wanted: Condition, part: str) -> list[bool]:
-    values = [None if (value := find_field(record, wanted.field)) is None else str(value).strip() for record in records]
-    kept = [value == wanted.value for value in values]
-    if not any(kept):
-        there = collections.Counter(value for value in values if value is not None)
-        if not there:
+def _with_value(records: Sequence[Record], condition: Condition, part: str) -> list[bool]:
+    """Whether each record meets the condition. Raises UserError where none does."""
+    raw = [find_field(record, condition.field) for record in records]
+    values = [None if value is None else str(value).strip() for value in raw]
+    is_met = [value == condition.value for value in values]
+    if not any(is_met):
+        counts = collections.Counter(value for value in values if value is not None)
+        if not counts:
             known = sorted({str(name) for record in records for name in record.fields})
-            near = suggestion(wanted.field, known)
-            raise UserError(f"{part!r}: no record has a field {wanted.field!r}; fields: {', '.join(known)}.{near}")
-        shown = ", ".join(f"{value[:40]!r} ({count})" for value, count in there.most_common(_SHOWN))
-        near = suggestion(wanted.value, there)
-        raise UserError(f"{part!r}: no record has {wanted.value!r}; there are: {shown}.{near}")
-    return kept
+            near = suggestion(condition.field, known)
+            raise UserError(f"{part!r}: no record has a field {condition.field!r}; fields: {', '.join(known)}.{near}")
+        shown = ", ".join(f"{value[:40]!r} ({count})" for value, count in counts.most_common(_SHOWN))
+        near = suggestion(condition.value, counts)
+        raise UserError(f"{part!r}: no record has {condition.value!r}; there are: {shown}.{near}")
+    return is_met
 
 
 def _position(bound: str, count: int, part: str) -> int:
+    """The index that a bound of a slice stands for among `count` records."""
     sign, digits, percent = _BOUND.fullmatch(bound).groups()
     number = int(digits)
     if percent:

@@ -1,4 +1,4 @@
-"""Which records of a data set are used: splits carved by seed, subsets. Pure functions."""
+"""Random subsets of records and splits carved out of train, by seed. Pure functions."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ T = TypeVar("T")
 
 
 def generator(name: str, seed: int) -> np.random.Generator:
-    """Random numbers that depend on a name and a seed alone, the same on every machine."""
+    """A generator that depends on a name and a seed only, the same on every machine."""
     digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
     return np.random.Generator(np.random.PCG64(int.from_bytes(digest[:16], "little")))
 
 
 def subset(items: Sequence[T], size: int, name: str, seed: int) -> list[T]:
-    """At most `size` items in their order; a smaller subset of the same name and seed lies inside a larger one."""
+    """At most `size` items in their order; a smaller subset with the same name and seed is part of a larger one."""
     if len(items) <= size:
         return list(items)
     chosen = generator(f"{name}/limit", seed).permutation(len(items))[:size]
@@ -28,7 +28,7 @@ def subset(items: Sequence[T], size: int, name: str, seed: int) -> list[T]:
 
 
 def fractions(dev: float | None, test: float | None, given: Sequence[str]) -> dict[str, float]:
-    """The share of train that becomes dev and test: 0 where such a split is given. Raises UserError outside [0, 1)."""
+    """The fractions of train that become dev and test: 0 for a split that is given. Raises UserError outside [0, 1)."""
     shares = {"dev": dev or 0.0, "test": test or 0.0}
     for split, share in shares.items():
         if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share < 1:
@@ -48,18 +48,18 @@ def carve(
     seed: int,
     groups: Sequence[Hashable] | None = None,
 ) -> dict[str, list[T]]:
-    """Moves a random share of train into dev and test, at least one record each; every split keeps its order.
+    """Moves a random fraction of train into dev and test, at least one record each; every split keeps its order.
 
-    Test is chosen first and by itself, so that it stays the same whatever the share of dev.
+    Test is drawn first, so that it does not depend on the fraction of dev.
 
     Args:
       splits: the records by split.
-      shares: of train, by split, see `fractions`.
-      name, seed: decide what is drawn.
-      groups: [M] of train: records of one value stay together, None for a record by itself; None: all by themselves.
-        A split is then as large as whole groups allow.
+      shares: fractions of train, by split, see `fractions`.
+      name, seed: key the random draw.
+      groups: [M] keys of the records of train: records with equal keys stay together, None is a group of its own;
+        None: every record is. The size of a split is then approximate.
 
-    Raises UserError where too few records, or groups, are there.
+    Raises UserError where there are too few records or groups.
     """
     if not any(shares.values()):
         return dict(splits)
@@ -69,35 +69,39 @@ def carve(
     for i in range(len(train)):
         key = None if groups is None else groups[i]
         members.setdefault((i,) if key is None else (key, "group"), []).append(i)
-    units = list(members.values())
-    if sum(sizes.values()) >= len(train) or len(sizes) >= len(units):
-        of = "" if len(units) == len(train) else f" in {len(units)} groups"
-        raise UserError(f"{len(train)} records of train{of} are too few to carve out {sizes}")
-    rest = generator(f"{name}/carve", seed).permutation(len(units)).tolist()
+    indices_of_groups = list(members.values())
+    count = len(indices_of_groups)
+    if sum(sizes.values()) >= len(train) or len(sizes) >= count:
+        in_groups = "" if count == len(train) else f" in {count} groups"
+        raise UserError(f"{len(train)} records of train{in_groups} are too few to carve out {sizes}")
+    remaining = generator(f"{name}/carve", seed).permutation(count).tolist()
     parts = {}
     for split in ("test", "dev"):
         if split in sizes:
-            parts[split], rest = _walk(rest, [len(unit) for unit in units], sizes[split])
-    if not rest:
-        raise UserError(f"{len(units)} groups of train are too large to carve out {sizes} and to leave any")
-    parts["train"] = rest
-    indices = {split: sorted(i for unit in chosen for i in units[unit]) for split, chosen in parts.items()}
+            parts[split], remaining = _take_groups(remaining, list(map(len, indices_of_groups)), sizes[split])
+    if not remaining:
+        raise UserError(f"{count} groups of train are too large to carve out {sizes} and to leave any")
+    parts["train"] = remaining
+    indices = {
+        split: sorted(i for group in chosen for i in indices_of_groups[group]) for split, chosen in parts.items()
+    }
     return {**splits, **{split: [train[i] for i in chosen] for split, chosen in indices.items()}}
 
 
-def _walk(order: Sequence[int], lengths: Sequence[int], size: int) -> tuple[list[int], list[int]]:
-    """(units of about `size` records, at least one; the others), in the order given; a unit that would make the part
-    larger by more than it is short of is left to the others.
+def _take_groups(order: Sequence[int], lengths: Sequence[int], size: int) -> tuple[list[int], list[int]]:
+    """(groups with about `size` records, at least one group; the remaining groups), in the given order.
+
+    A group is skipped where taking it would exceed `size` by more than `size` is missed without it.
     """
-    chosen, others, count = [], [], 0
-    for unit in order:
-        if count < size and count + lengths[unit] - size <= size - count:
-            chosen.append(unit)
-            count += lengths[unit]
+    chosen, remaining, count = [], [], 0
+    for group in order:
+        if count < size and count + lengths[group] - size <= size - count:
+            chosen.append(group)
+            count += lengths[group]
         else:
-            others.append(unit)
+            remaining.append(group)
     if not chosen:
-        smallest = min(others, key=lambda unit: lengths[unit])
+        smallest = min(remaining, key=lambda group: lengths[group])
         chosen = [smallest]
-        others.remove(smallest)
-    return chosen, others
+        remaining.remove(smallest)
+    return chosen, remaining

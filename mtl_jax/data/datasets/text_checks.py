@@ -1,65 +1,65 @@
-"""The texts of records, before they are encoded: that they are there and are texts, and when two are the same."""
+"""Checks of the texts of records before they are encoded, and the key of records with the same text."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 
+from mtl_jax.data.literals import MISSING
 from mtl_jax.data.records import Note, Record, field, where
 from mtl_jax.errors import UserError
 
-MISSING = ("NaN", "nan", "NAN", "<NA>", "#N/A", "null", "NULL", "Null")  # as pandas, spreadsheets and SQL write it
 _LOOKS_MISSING = 'records whose text is a word for a missing value such as "nan" (options.empty="drop" leaves them out)'
 
 
 def check_texts(
     records: Sequence[Record], texts: Sequence[str], words: str, empty: str
 ) -> tuple[list[Record], list[Note]]:
-    """The records with a text, and a note for each that was dropped, or whose text is one of `MISSING`.
+    """The records with a text, and a note for each that was dropped, or whose text is in `literals.MISSING`.
 
-    `empty` = "drop": both are dropped; "error": raises UserError for the first one without a text.
+    `empty` = "drop": both are dropped; "error": raises UserError for the first record without a text.
     """
-    kept, notes = [], []
+    with_text, notes = [], []
     for record in records:
-        wrong = _wrong_words(record, words) if words else _wrong_texts(record, texts)
-        suspicious = not wrong and any(field(record, name) in MISSING for name in texts)
-        if wrong and empty != "drop":
-            raise UserError(f'{where(record)}: {wrong}; options.empty="drop" leaves such records out')
-        if suspicious and empty != "drop":
+        problem = _empty_words(record, words) if words else _empty_text(record, texts)
+        looks_missing = not problem and any(field(record, name) in MISSING for name in texts)
+        if problem and empty != "drop":
+            raise UserError(f'{where(record)}: {problem}; options.empty="drop" leaves such records out')
+        if looks_missing and empty != "drop":
             notes.append(Note(_LOOKS_MISSING, record.file, record.line))
-        if wrong or (suspicious and empty == "drop"):
+        if problem or (looks_missing and empty == "drop"):
             notes.append(Note("records without text dropped (options.empty)", record.file, record.line, lost=1))
         else:
-            kept.append(record)
-    return kept, notes
+            with_text.append(record)
+    return with_text, notes
 
 
-def _wrong_texts(record: Record, names: Sequence[str]) -> str:
-    """Which text is empty, or nothing. Raises UserError for what is no text."""
+def _empty_text(record: Record, names: Sequence[str]) -> str:
+    """Which text is empty, "" for none. Raises UserError for a value that is no string."""
     for name in names:
         value = field(record, name)
         if isinstance(value, float) and math.isnan(value):  # as pandas reads an empty cell
             value = None
         if value is not None and not isinstance(value, str):
             hint = f"; a list of words is named by words={name!r}" if isinstance(value, list) else ""
-            raise UserError(f"{where(record)}: field {name!r} has to be a text, found {str(value)[:60]!r}{hint}")
+            raise UserError(f"{where(record)}: field {name!r} has to be a string, found {str(value)[:60]!r}{hint}")
         _check_characters(record, name, value or "")
         if not (value or "").strip():
             return f"the text {name!r} is empty"
     return ""
 
 
-def _wrong_words(record: Record, name: str) -> str:
-    """Which word is empty, or nothing. Raises UserError for what is no list of words."""
+def _empty_words(record: Record, name: str) -> str:
+    """Which word is empty, "" for none. Raises UserError for a value that is no list of words."""
     value = field(record, name)
     if isinstance(value, str):
         raise UserError(
-            f"{where(record)}: field {name!r} is a text, not a list of words; name it in text=({name!r},), "
-            f'or say where it is cut: options={{"lists": {{{name!r}: " "}}}}'
+            f"{where(record)}: field {name!r} is a string, not a list of words; name it in text=({name!r},), "
+            f'or say where it is split: options={{"lists": {{{name!r}: " "}}}}'
         )
     if value is not None and not (isinstance(value, list) and all(isinstance(word, str) for word in value)):
         raise UserError(f"{where(record)}: field {name!r} has to be a list of words, found {str(value)[:60]!r}")
-    if value and all(map(str.strip, value)) and "".join(value).isascii():  # nearly always, and looked at as a whole
+    if value and all(map(str.strip, value)) and "".join(value).isascii():  # the usual case, checked in one go
         return ""
     for number, word in enumerate(value or (), start=1):
         _check_characters(record, name, word)
@@ -77,5 +77,5 @@ def _check_characters(record: Record, name: str, text: str) -> None:
 
 
 def text_key(record: Record, texts: Sequence[str], words: str) -> tuple[str, ...]:
-    """What two records share where their text is the same, blanks aside."""
+    """A key that records share whose texts are equal up to blanks."""
     return tuple(field(record, words)) if words else tuple(" ".join(field(record, name).split()) for name in texts)
