@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from mtl_jax.config import default
 
-from . import DATA
+from . import data_path
 
 GENRES = ("answers", "email", "newsgroup", "reviews", "weblog")
 UPOS = (
@@ -66,7 +66,7 @@ def genres() -> ConfigDict:
             config,
             genre,
             reader="conllu",
-            path=f"{DATA}/ewt",
+            path=data_path("ewt"),
             words="words",
             splits={"train": "*train*.conllu", "dev": "*dev*.conllu", "test": "*test*.conllu"},
             options={"genre": "([a-z]+)-"},

@@ -12,9 +12,9 @@ import pathlib
 
 from mtl_jax.config import default
 
-from . import DATA
+from . import data_path
 
-CLINC = f"{DATA}/clinc150"
+CLINC = data_path("clinc150")
 SMALL = ("banking", "travel", "kitchen_and_dining")
 
 

@@ -13,7 +13,7 @@ others are frozen, and their outputs kept.
 
 from mtl_jax.config import default
 
-from . import DATA
+from . import data_path
 
 SIZES = {"snips": (700, 70), "clinc": (1500, 300)}  # utterances, and how many of them are labelled
 
@@ -27,7 +27,7 @@ def get_config(which: str = "mt_gan"):
         config,
         "snips",
         reader="parallel",
-        path=f"{DATA}/snips",
+        path=data_path("snips"),
         words="words",
         splits={"train": "train", "dev": "valid", "test": "test"},
     )
@@ -35,7 +35,7 @@ def get_config(which: str = "mt_gan"):
         config,
         "clinc",
         reader="json_splits",
-        path=f"{DATA}/clinc150/data_full.json",
+        path=data_path("clinc150/data_full.json"),
         text=("text",),
         splits={"train": "train", "dev": "val", "test": "test"},
     )

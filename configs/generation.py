@@ -29,7 +29,7 @@ short a training: the most frequent word of train between the two neighbours has
 
 from mtl_jax.config import default
 
-from . import DATA
+from . import data_path
 
 WHICH = ("abridge", "lstm", "shared", "roles", "reorder", "infill")
 
@@ -45,7 +45,7 @@ def get_config(which: str = "abridge"):
         config,
         "ewt",
         reader="derived",
-        path=f"{DATA}/{folder}",
+        path=data_path(folder),
         words="source",
         splits={split: form.format(split) for split in ("train", "dev", "test")},
         options={"reader": reader, "way": way, "shortest": 5, "longest": 25, "unchanged": way != "roles"},
@@ -71,7 +71,7 @@ def get_config(which: str = "abridge"):
             config,
             "sentences",
             reader="conllu",
-            path=f"{DATA}/ewt",
+            path=data_path("ewt"),
             words="words",
             splits={split: f"*{split}*.conllu" for split in ("train", "dev")},
         )

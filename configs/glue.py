@@ -9,7 +9,7 @@ learned: little data each, a small encoder made for sentence similarity, and one
 
 from mtl_jax.config import default
 
-from . import DATA
+from . import data_path
 
 
 def get_config():
@@ -19,14 +19,14 @@ def get_config():
     default.add_dataset(
         config,
         "cola",
-        path=f"{DATA}/glue/CoLA",
+        path=data_path("glue/CoLA"),
         text=("sentence",),
         options={"columns": ("source", "label", "note", "sentence"), "header": False},
         **glue,
     )
-    default.add_dataset(config, "mrpc", path=f"{DATA}/glue/MRPC", text=("#1 String", "#2 String"), **glue)
-    default.add_dataset(config, "rte", path=f"{DATA}/glue/RTE", text=("sentence1", "sentence2"), **glue)
-    default.add_dataset(config, "stsb", path=f"{DATA}/glue/STS-B", text=("sentence1", "sentence2"), **glue)
+    default.add_dataset(config, "mrpc", path=data_path("glue/MRPC"), text=("#1 String", "#2 String"), **glue)
+    default.add_dataset(config, "rte", path=data_path("glue/RTE"), text=("sentence1", "sentence2"), **glue)
+    default.add_dataset(config, "stsb", path=data_path("glue/STS-B"), text=("sentence1", "sentence2"), **glue)
     default.add_task(
         config, "cola", kind="classification", dataset="cola", label="label", metrics=("matthews", "accuracy")
     )

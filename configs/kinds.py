@@ -28,7 +28,7 @@ from ml_collections import ConfigDict
 
 from mtl_jax.config import default
 
-from . import DATA
+from . import data_path
 
 
 def get_config(kind: str = "span"):
@@ -39,7 +39,7 @@ def get_config(kind: str = "span"):
         config,
         "ewt",
         reader="conllu",
-        path=f"{DATA}/ewt",
+        path=data_path("ewt"),
         words="words",
         splits={"train": "*train*.conllu", "dev": "*dev*.conllu", "test": "*test*.conllu"},
     )
@@ -63,7 +63,7 @@ def _span(config):
         config,
         "questions",
         reader="srl_questions",
-        path=f"{DATA}/ewt_srl",
+        path=data_path("ewt_srl"),
         text=("question", "context"),
         splits={"train": "train.conll", "dev": "dev.conll", "test": "test.conll"},
         options={"unanswerable": 12},
@@ -86,7 +86,7 @@ def _relation(config):
         config,
         "roles",
         reader="srl_pairs",
-        path=f"{DATA}/ewt_srl",
+        path=data_path("ewt_srl"),
         words="words",
         splits={"train": "train.conll", "dev": "dev.conll", "test": "test.conll"},
         marked=("predicate", "argument"),
@@ -100,7 +100,7 @@ def _choice(config):
         config,
         "endings",
         reader="conllu_endings",
-        path=f"{DATA}/ewt",
+        path=data_path("ewt"),
         text=("beginning",),
         choices=("endings",),
         splits={"train": "*train*.conllu", "dev": "*dev*.conllu", "test": "*test*.conllu"},
@@ -116,7 +116,7 @@ def _mlm(config):
         config,
         "snips",
         reader="parallel",
-        path=f"{DATA}/snips",
+        path=data_path("snips"),
         words="words",
         splits={"train": "train", "dev": "valid", "test": "test"},
     )

@@ -27,9 +27,9 @@ import pathlib
 
 from mtl_jax.config import default
 
-from . import DATA
+from . import data_path
 
-CLINC = f"{DATA}/clinc150"
+CLINC = data_path("clinc150")
 TUNED_ON = ("meta",)  # steps and rate of adaptation are chosen on this domain
 HELD_OUT = ("banking", "kitchen_and_dining", "travel")
 METHODS = ("multitask", "maml", "fomaml", "reptile")

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from mtl_jax.config import default
 
-from . import DATA
+from . import data_path
 
 WAYS = ("pictures", "blank")
 
@@ -27,7 +27,7 @@ def get_config(way: str = "pictures"):
     config = default.get_config()
     folders = {"train": ("dev/images/[0-4]", "test/images/[01]"), "dev": "dev/images/5", "test": "test/images/[2-6]"}
     told = (*(f"dev/{n}" for n in range(5)), "test/0", "test/1")  # the folders of train
-    seen = {"reader": "nlvr", "path": f"{DATA}/nlvr", "image": "image", "image_size": (20, 20)}
+    seen = {"reader": "nlvr", "path": data_path("nlvr"), "image": "image", "image_size": (20, 20)}
     default.add_dataset(
         config,
         "nlvr",
@@ -42,7 +42,7 @@ def get_config(way: str = "pictures"):
         config,
         "snips",
         reader="parallel",
-        path=f"{DATA}/snips",
+        path=data_path("snips"),
         words="words",
         splits={"train": "train", "dev": "valid", "test": "test"},
     )

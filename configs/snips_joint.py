@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from mtl_jax.config import default
 
-from . import DATA
+from . import data_path
 
 
 def get_config(encoder: str = "lstm"):
@@ -20,7 +20,7 @@ def get_config(encoder: str = "lstm"):
         config,
         "snips",
         reader="parallel",
-        path=f"{DATA}/snips",
+        path=data_path("snips"),
         words="words",
         splits={"train": "train", "dev": "valid", "test": "test"},
     )
