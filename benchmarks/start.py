@@ -80,7 +80,7 @@ def _as_found() -> dict[str, str]:
 
 def _wheels() -> pathlib.Path:
     """Where downloaded wheels are kept now: the network is not what is measured."""
-    code = "from mtl_jax.data.files import array_cache; print(array_cache.folder() / 'wheels')"
+    code = "from mtl_jax.data.files import array_cache; print(array_cache.cache_folder() / 'wheels')"
     return pathlib.Path(subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, text=True).strip())
 
 

@@ -81,13 +81,13 @@ TEXTS = st.text(max_size=30) | st.lists(PIECES, max_size=20).map("".join)
     ],
 )
 def test_a_word_keeps_its_marks_and_joiners(text):
-    (words,) = WordTokenizer.cut([text], lower=False)
+    (words,) = WordTokenizer.split_words([text], lower=False)
     assert words == [unicodedata.normalize("NFC", word) for word in text.split()]
 
 
 def test_scripts_without_blanks_and_pictures():
     def cut(text):
-        return WordTokenizer.cut([text], lower=False)[0]
+        return WordTokenizer.split_words([text], lower=False)[0]
 
     assert cut("iPhone用のケースは東京、か\u3099") == ["iPhone", "用", "の", "ケース", "は", "東", "京", "、", "が"]
     assert cut("ខ្មែរ\u200bភាសា") == ["ខ្មែរ", "ភាសា"]  # a zero-width space parts words
@@ -101,11 +101,11 @@ def test_two_spellings_are_one_word_with_the_offsets_of_the_text_as_it_stands():
     composed, apart = "Der Café İst", "Der Cafe\u0301 I\u0307st"
     tokenizer = WordTokenizer.build([composed])
     assert (
-        tokenizer.texts([apart])
-        == tokenizer.texts([composed])
+        tokenizer.encode_texts([apart])
+        == tokenizer.encode_texts([composed])
         == [[tokenizer.index[w] for w in ("der", "café", "i\u0307st")]]
     )
-    assert tokenizer.words([apart.split()]) == tokenizer.words([composed.split()])
+    assert tokenizer.encode_words([apart.split()]) == tokenizer.encode_words([composed.split()])
     (offsets,) = tokenizer.offsets([apart])
     assert [apart[a:b] for a, b in offsets] == apart.split()
 
@@ -117,11 +117,11 @@ def test_no_character_but_blanks_is_lost(text, lower, apostrophes):
     kept = "".join(text[a:b] for a, b in found)
     assert kept == "".join(c for c in text if not c.isspace() and c != "\u200b")
     assert found == [match.span() for match in unicode.pattern(apostrophes, False).finditer(text)]
-    words = WordTokenizer.cut([text], lower)[0]
+    words = WordTokenizer.split_words([text], lower)[0]
     tokenizer = WordTokenizer.build(["a", text], lower=lower)
-    assert len(tokenizer.offsets([text])[0]) == len(tokenizer.texts([text])[0]) == max(len(words), 1)
+    assert len(tokenizer.offsets([text])[0]) == len(tokenizer.encode_texts([text])[0]) == max(len(words), 1)
     assert all(word == unicodedata.normalize("NFC", word) for word in words)
-    assert not lower or not text.isascii() or words == WordTokenizer.cut([text.lower()], False)[0]
+    assert not lower or not text.isascii() or words == WordTokenizer.split_words([text.lower()], False)[0]
 
 
 @SETTINGS

@@ -228,7 +228,7 @@ def _of_records(model: inference.Predictor, read: Read) -> list[dict[str, Attrib
                 of_tasks = jax.device_get(run(model.params, batch))
                 for row, slot in zip(*np.nonzero(batch.example[0] >= 0), strict=True):
                     piece = batch.example[0, row, slot]
-                    if not split.encoded.first[piece]:
+                    if not split.encoded.is_first_piece[piece]:
                         continue
                     begin = int(batch.start[0, row, slot])
                     record = read.numbers[dataset][split.encoded.record[piece]]
@@ -248,7 +248,7 @@ def _of_records(model: inference.Predictor, read: Read) -> list[dict[str, Attrib
 def _shown(corpus, encoded, piece, attributions) -> tuple[list[str], list[float]]:
     """Tokens, sub-words joined, and the sum of the attributions of each."""
     ids = encoded.tokens[encoded.token_offsets[piece] : encoded.token_offsets[piece + 1]]
-    names = [corpus.tokenizer.token(int(index)) for index in ids]
+    names = [corpus.tokenizer.id_to_token(int(index)) for index in ids]
     starts = set(encoded.word_token[encoded.word_offsets[piece] : encoded.word_offsets[piece + 1]].tolist())
     byte_level = any(name.startswith("Ġ") for name in names)
     tokens: list[str] = []

@@ -64,7 +64,7 @@ def _examples(experiment: Experiment, dataset: str) -> list[str]:
         row, slot = (int(i[0]) for i in np.nonzero(rows.example == piece))
         start, length = int(rows.start[row, slot]), int(rows.length[row, slot])
         record = split.records[split.encoded.record[piece]]
-        tokens = [corpus.tokenizer.token(int(t)) for t in rows.tokens[row, start : start + length]]
+        tokens = [corpus.tokenizer.id_to_token(int(t)) for t in rows.tokens[row, start : start + length]]
         if rows.patch is not None:
             tokens = _with_patches(tokens, rows.patch[row, start : start + length] > 0)
         lines.append(f"  {record.file}:{record.line}")
@@ -101,7 +101,7 @@ def _gold(corpus, task, split, record) -> str:
     value, known = gold.of(int(record))
     if level == "span" and known.all() and value[0, 0] != answer_spans.UNKNOWN:
         whole = split.units.texts[record][-1] if split.units.words is None else split.units.words[record]
-        return answer_spans.text_of(whole, split.encoded, int(record), *value[0].tolist()) or "(no answer)"
+        return answer_spans.answer_text(whole, split.encoded, int(record), *value[0].tolist()) or "(no answer)"
     if level == "span":
         return "(none)"
     sources = gold.sources[int(record)] if gold.sources else ()  # what a task copies has ids behind those of the names
@@ -193,7 +193,7 @@ def _input_scores(experiment: Experiment, task: str, split: str) -> dict[str, fl
     if not names or not len(given):
         return {}
     sides = [
-        target_sequences.as_written(
+        target_sequences.reference_texts(
             [field(data.records[m], name) for m in given], spec.target, corpus.tokenizer, corpus.vocabularies[task]
         )
         for name in names

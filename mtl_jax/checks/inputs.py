@@ -6,7 +6,7 @@ from mtl_jax.checks.ranges import RESERVED, SPLITS
 from mtl_jax.checks.rules import check_alike, check_choice, check_name, check_names, check_range
 from mtl_jax.data.labels.target_sequences import SPECIALS
 from mtl_jax.data.readers import READERS
-from mtl_jax.data.readers.options import options_of
+from mtl_jax.data.readers.options import declared_options
 from mtl_jax.data.records import suggestion
 from mtl_jax.errors import UserError
 from mtl_jax.tasks import TASK_KINDS, make
@@ -123,7 +123,7 @@ def _check_tagged(name, config, say):
                 f"{where}.schemes: names {field!r}, which no tagging task on {name!r} reads; {read}."
                 f"{suggestion(field, fields)}"
             )
-    own = entry.reader in READERS and "scheme" in options_of(READERS[entry.reader])
+    own = entry.reader in READERS and "scheme" in declared_options(READERS[entry.reader])
     if "scheme" in entry.options and not fields and not own:
         say(f"{where}.scheme: converts the tags of tagging tasks on {name!r}, and there is none")
 

@@ -14,7 +14,7 @@ from mtl_jax.data import datasets as datasets_module
 from mtl_jax.data import packed_labels, packing, sampler
 from mtl_jax.data.batch import BatchLayout, PackedRows
 from mtl_jax.data.encoding.encode import OVERLONG, EncodedSplit, copy_for_predicates
-from mtl_jax.data.encoding.record_inputs import Units
+from mtl_jax.data.encoding.record_inputs import RecordInputs
 from mtl_jax.data.files import array_cache
 from mtl_jax.data.files.location import Location
 from mtl_jax.data.labels import encoded_labels as golds
@@ -24,7 +24,14 @@ from mtl_jax.data.labels.vocabulary import LabelVocabulary
 from mtl_jax.data.notices import notice
 from mtl_jax.data.pictures import image_store, patches
 from mtl_jax.data.pictures.image_store import PatchSpec
-from mtl_jax.data.preparation import Settings, encode, prepare, sources, what_overlong_means, what_to_read
+from mtl_jax.data.preparation import (
+    EncodingSettings,
+    copy_sources,
+    encode_with_patches,
+    inputs_for_tasks,
+    prepare_dataset,
+    resolve_overflow,
+)
 from mtl_jax.data.records import Record, suggestion
 from mtl_jax.data.tokenizers import Tokenizer
 from mtl_jax.errors import UserError
@@ -37,7 +44,7 @@ class Split(NamedTuple):
 
     records: Sequence[Record]
     encoded: EncodedSplit
-    units: Units
+    units: RecordInputs
 
 
 class Corpus(NamedTuple):
@@ -100,7 +107,7 @@ def load(
       pack: False for one piece a row.
       overlong: "auto" splits long sentences of data sets with word-level or predicate-level tasks at words, reads texts
         with answers in them through windows, and truncates the others; "truncate", "split", "error": see
-        `encoding.encode`.
+        `encoding.encode_with_patches`.
       stride: of windows, see there.
       seed: of splits that are carved out, and of which records keep their label.
       tasks: names of the tasks to train, all by default. Data sets that none of them reads are left out; the rows of
@@ -108,12 +115,12 @@ def load(
       mixing: how data sets share the batches.
       max_unseen: the largest share of a split's labels that train may lack.
       cut: how pictures become patches; the size is that of the data set's entry.
-      read: `datasets.read` by default.
+      read: `datasets.read_dataset` by default.
 
     Raises:
       UserError: see the readers, `labels`, `encoding` and `pictures`; besides tasks of one name, and unknown names.
     """
-    read = read or datasets_module.read
+    read = read or datasets_module.read_dataset
     chosen = _check(datasets, specs, row_length, max_length, overlong, tasks)
     used = [name for name in datasets if any(spec.dataset == name for spec in chosen)]
     is_factory = not hasattr(tokenizer, "single")
@@ -127,19 +134,19 @@ def load(
     for name in used:
         if datasets[name].get("image"):
             data = read_data[name]
-            albums[name], units[name] = patches.illustrate(units[name], datasets[name], data.folder, cut)
+            albums[name], units[name] = patches.add_pictures(units[name], datasets[name], data.folder, cut)
     prepared = {}
     for name in used:
         # All tasks of the config shape the rows; labels are kept of the chosen ones only.
         own = [spec for spec in specs if spec.dataset == name]
-        how = what_overlong_means(overlong, units[name]["train"], own)
-        settings = Settings(row_length, max_length or row_length, pack, how, stride, max_unseen, seed)
+        how = resolve_overflow(overlong, units[name]["train"], own)
+        settings = EncodingSettings(row_length, max_length or row_length, pack, how, stride, max_unseen, seed)
         kept = [spec for spec in own if spec in chosen]
-        prepared[name] = prepare(name, units[name], own, kept, tokenizer, settings)
+        prepared[name] = prepare_dataset(name, units[name], own, kept, tokenizer, settings)
         for split, count in read_data[name].available.items():
             prepared[name].dataset_statistics[split]["available"] = count
         notes += prepared[name].notes
-    rows = {name: patches.with_pixels(data.rows, albums.get(name)) for name, data in prepared.items()}
+    rows = {name: patches.add_pixels(data.rows, albums.get(name)) for name, data in prepared.items()}
     vocabularies = {task: v for data in prepared.values() for task, v in data.vocabularies.items()}
     layout = sampler.make_layout(
         used,
@@ -168,7 +175,7 @@ def load(
     )
 
 
-def for_prediction(
+def corpus_for_prediction(
     records: Sequence[Record],
     entry: Mapping[str, Any],
     specs: Sequence[LabelSpec],
@@ -196,21 +203,21 @@ def for_prediction(
       folder: what paths of pictures start from.
       like: rows of the same data set: these have as many example slots and label positions, unless a piece needs more.
     """
-    units = what_to_read(records, "data to predict", entry, specs)
+    units = inputs_for_tasks(records, "data to predict", entry, specs)
     album = None
     if entry.get("image"):
         size = form.sizes[specs[0].dataset]
-        album, illustrated = patches.illustrate({"input": units}, entry, folder, cut, size, form.most)
+        album, illustrated = patches.add_pictures({"input": units}, entry, folder, cut, size, form.max_patches)
         units = illustrated["input"]
-    how = what_overlong_means(overlong, units, specs)
-    encoded = encode(units, tokenizer, max_length or row_length, how, stride)
+    how = resolve_overflow(overlong, units, specs)
+    encoded = encode_with_patches(units, tokenizer, max_length or row_length, how, stride)
     gold = {
-        spec.task: golds.blank(spec, units)
+        spec.task: golds.unknown_labels(spec, units)
         if spec.kind in golds.ENCODED_LABEL_TYPES
-        else target_sequences.unlabelled(len(records), sources(spec, units, encoded, tokenizer))
+        else target_sequences.missing_targets(len(records), copy_sources(spec, units, encoded, tokenizer))
         if spec.level == "sequence"
         else vocabulary.encode_labels(
-            raw_labels.unlabelled(records, spec, units.word_counts, units.predicates), spec, vocabularies[spec.task]
+            raw_labels.missing_labels(records, spec, units.word_counts, units.predicates), spec, vocabularies[spec.task]
         )
         for spec in specs
     }
@@ -220,12 +227,12 @@ def for_prediction(
     if like is None:
         capacities = packing.choose_capacities([encoded], wanted, row_length, pack)
     else:
-        capacities = packing.at_least(packing.capacities_of(like, specs), encoded, wanted)
+        capacities = packing.enlarged_capacities(packing.capacities_of(like, specs), encoded, wanted)
     classes = {spec.task: len(vocabularies[spec.task].names) for spec in specs}
     rows = packing.pack(encoded, specs, classes, capacities, pack)
-    rows = patches.with_pixels({"input": rows}, album)["input"]
+    rows = patches.add_pixels({"input": rows}, album)["input"]
     least = {s.task: like.labels[s.task]["token"].shape[1] if like else 1 for s in specs if s.level == "token"}
-    hidden = {task: packed_labels.masked(rows, encoded, tokenizer, count) for task, count in least.items()}
+    hidden = {task: packed_labels.masked_positions(rows, encoded, tokenizer, count) for task, count in least.items()}
     return rows._replace(labels=rows.labels | hidden), Split(records, encoded, units)
 
 
@@ -253,14 +260,14 @@ def _no_such(what: str, name: str, known: Iterable[str], prefix: str = "") -> Us
     return UserError(f"{prefix}there is no {what} {name!r}; known: {', '.join(known)}.{suggestion(name, known)}")
 
 
-def _units(name: str, entry: Mapping[str, Any], data: Any, specs: Sequence[LabelSpec]) -> dict[str, Units]:
+def _units(name: str, entry: Mapping[str, Any], data: Any, specs: Sequence[LabelSpec]) -> dict[str, RecordInputs]:
     if not data.splits.get("train"):
         raise UserError(f"data set {name}: no train split")
     own = [spec for spec in specs if spec.dataset == name]
-    return {split: what_to_read(records, f"data set {name}", entry, own) for split, records in data.splits.items()}
+    return {split: inputs_for_tasks(records, f"data set {name}", entry, own) for split, records in data.splits.items()}
 
 
-def _flat(units: Units) -> Iterable[str | Sequence[str]]:
+def _flat(units: RecordInputs) -> Iterable[str | Sequence[str]]:
     if units.texts is None:
         return units.words
     return itertools.chain.from_iterable([*units.texts, *(units.choices or ())])

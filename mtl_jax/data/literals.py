@@ -36,14 +36,14 @@ class _Unreadable(ValueError):
     """The string is no list."""
 
 
-def is_like(text: str) -> bool:
+def looks_like_list(text: str) -> bool:
     """Whether a string looks like a list: in brackets, or with the beginning or end of a list of quoted strings."""
     text = text.strip()
     in_brackets = len(text) > 1 and _CLOSES.get(text[0]) == text[-1]
     return in_brackets or bool(_CALL.match(text) and text.endswith(")")) or bool(_BROKEN.fullmatch(text))
 
 
-def parse(text: str, names: bool = False) -> list[Any] | dict[str, Any] | None:
+def parse_literal(text: str, names: bool = False) -> list[Any] | dict[str, Any] | None:
     """The list (also of a set or tuple) or object that the string `text` represents; None where it represents none.
 
     Items are strings, numbers, True, False, None, lists and objects. In [brackets] strings need no quotes: [a, b];
@@ -75,7 +75,7 @@ def _value(text: str, at: int, depth: int, bare: bool) -> tuple[Any, int]:
         if text[at : at + 1] == ")":
             return [], at + 1
         value, at = _value(text, at, depth + 1, bare)
-        end = text.find(")", at)
+        end = text.token_to_id(")", at)
         if end < 0 or (text[at:end].strip() and not _DTYPE.fullmatch(text[at:end].rstrip())):
             raise _Unreadable
         return value, end + 1

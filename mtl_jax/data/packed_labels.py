@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from mtl_jax.data.batch import PackedRows
-from mtl_jax.data.encoding.encode import EncodedSplit, ranges
+from mtl_jax.data.encoding.encode import EncodedSplit, concatenated_ranges
 from mtl_jax.data.encoding.gold_labels import GoldLabels
 from mtl_jax.data.labels import answer_spans
 from mtl_jax.data.tokenizers import Tokenizer
@@ -15,7 +15,7 @@ from mtl_jax.data.tokenizers import Tokenizer
 START, END = 1, 2  # bits of a span label
 
 
-def pair_marks(split: EncodedSplit, shape, row: np.ndarray, slot: np.ndarray, token: np.ndarray):
+def pair_labels(split: EncodedSplit, shape, row: np.ndarray, slot: np.ndarray, token: np.ndarray):
     """({"mark": int32[N, E, 4]}, bool[pieces] whether all four markers are there)."""
     there = (split.mark_token >= 0).all(1)
     mark = np.zeros((*shape, 4), np.int32)
@@ -23,7 +23,9 @@ def pair_marks(split: EncodedSplit, shape, row: np.ndarray, slot: np.ndarray, to
     return {"mark": mark}, there
 
 
-def choices(split: EncodedSplit, gold: GoldLabels, shape, row: np.ndarray, slot: np.ndarray) -> dict[str, np.ndarray]:
+def choice_labels(
+    split: EncodedSplit, gold: GoldLabels, shape, row: np.ndarray, slot: np.ndarray
+) -> dict[str, np.ndarray]:
     """The arrays of level "choice". `row`, `slot` int64[pieces]."""
     group = slot - split.choice + 1  # the slot of the record's first choice, from 1: its pieces follow each other
     source = gold.offsets[split.record]
@@ -40,7 +42,7 @@ def choices(split: EncodedSplit, gold: GoldLabels, shape, row: np.ndarray, slot:
     return result
 
 
-def spans(
+def span_labels(
     split: EncodedSplit,
     gold: GoldLabels,
     shape,
@@ -60,10 +62,10 @@ def spans(
     """
     piece = np.flatnonzero(~split.copy)
     words = split.piece_words[piece].astype(np.int64)
-    number, at = ranges(np.zeros_like(words), words + 1)
+    number, at = concatenated_ranges(np.zeros_like(words), words + 1)
     owner = piece[number]
     where = (row[owner], begin[owner] + at)
-    inside, kept = answer_spans.held(split, gold)
+    inside, kept = answer_spans.complete_answers(split, gold)
     none = gold.value[:, 0] == answer_spans.NONE
     known = (gold.known & (kept | none))[split.record[piece]]
     value = gold.value[split.record] - split.first_word[:, None]
@@ -89,20 +91,22 @@ def spans(
     return result
 
 
-def maskable(rows: PackedRows, tokenizer: Tokenizer) -> dict[str, np.ndarray]:
+def maskable_tokens(rows: PackedRows, tokenizer: Tokenizer) -> dict[str, np.ndarray]:
     """{"maskable": bool[N, T]}: the tokens that may be hidden, all but special and unknown ones and patches."""
-    special = np.isin(rows.tokens, np.asarray(sorted(tokenizer.specials), np.int32))
+    special = np.isin(rows.tokens, np.asarray(sorted(tokenizer.special_ids), np.int32))
     if rows.patch is not None:
         special |= rows.patch > 0
     return {"maskable": (rows.segment > 0) & ~special}
 
 
-def masked(rows: PackedRows, split: EncodedSplit, tokenizer: Tokenizer, least: int = 1) -> dict[str, np.ndarray]:
+def masked_positions(
+    rows: PackedRows, split: EncodedSplit, tokenizer: Tokenizer, least: int = 1
+) -> dict[str, np.ndarray]:
     """The arrays of level "token" where texts have [MASK] themselves: one position for each, of unknown value.
 
     Q is `least`, or what the row with the most of them takes.
     """
-    row, at = np.nonzero((rows.tokens == tokenizer.mask) & (rows.segment > 0))
+    row, at = np.nonzero((rows.tokens == tokenizer.mask_id) & (rows.segment > 0))
     rank = np.arange(len(row)) - np.searchsorted(row, row)
     shape = (len(rows.tokens), max(int(rank.max(initial=0)) + 1, least))
     found: Mapping[str, np.ndarray] = {"token": at, "segment": rows.segment[row, at], "slot": rows.segment[row, at] - 1}

@@ -17,7 +17,7 @@ import numpy as np
 
 from mtl_jax.data import packed_labels
 from mtl_jax.data.batch import PackedRows
-from mtl_jax.data.encoding.encode import EncodedSplit, ranges
+from mtl_jax.data.encoding.encode import EncodedSplit, concatenated_ranges
 from mtl_jax.data.encoding.gold_labels import GoldLabels
 from mtl_jax.data.files import array_cache
 from mtl_jax.data.labels.raw_labels import LabelSpec
@@ -44,7 +44,7 @@ class Capacities(NamedTuple):
         return getattr(self, level)
 
 
-class Placement(NamedTuple):
+class PiecePositions(NamedTuple):
     """Where each of N pieces stands: row, example slot, and begin on T and on the Q axes of the levels, int64[N]."""
 
     row: np.ndarray
@@ -56,7 +56,7 @@ class Placement(NamedTuple):
     span: np.ndarray
 
 
-def needs(split: EncodedSplit, levels: Sequence[str]) -> np.ndarray:
+def piece_demands(split: EncodedSplit, levels: Sequence[str]) -> np.ndarray:
     """int64[N, 6]: tokens, examples (1), and label positions of the levels that each piece takes."""
     count = len(split.record)
     words = split.piece_words.astype(np.int64)
@@ -68,7 +68,7 @@ def needs(split: EncodedSplit, levels: Sequence[str]) -> np.ndarray:
     if "predicate" in levels:
         result[:, 3] = words * np.diff(split.sequence_offsets)
     if "sequence" in levels:
-        result[:, 4] = split.targets[split.record] * split.first
+        result[:, 4] = split.targets[split.record] * split.is_first_piece
     if "span" in levels:
         result[:, 5] = (words + 1) * ~split.copy
     return result
@@ -84,7 +84,7 @@ def choose_capacities(splits: Sequence[EncodedSplit], levels: Sequence[str], row
 
     With `pack=False` a row holds one piece.
     """
-    demands = [_in_groups(split, needs(split, levels)) for split in splits]
+    demands = [_in_groups(split, piece_demands(split, levels)) for split in splits]
     largest = np.max([demand.max(0, initial=0) for demand in demands], axis=0)
     if "sequence" in levels:
         largest[4] = max(largest[4], 1)  # a row without targets, as in prediction, has a place all the same
@@ -116,9 +116,9 @@ def capacities_of(rows: PackedRows, specs: Sequence[LabelSpec]) -> Capacities:
     return Capacities(rows.tokens.shape[1], rows.start.shape[1], **found)
 
 
-def at_least(capacities: Capacities, split: EncodedSplit, levels: Sequence[str]) -> Capacities:
+def enlarged_capacities(capacities: Capacities, split: EncodedSplit, levels: Sequence[str]) -> Capacities:
     """`capacities`, or larger ones where a piece of `split` takes more."""
-    largest = _in_groups(split, needs(split, levels)).max(0, initial=0)
+    largest = _in_groups(split, piece_demands(split, levels)).max(0, initial=0)
     if largest[0] > capacities.tokens:
         raise UserError(f"a piece of {largest[0]} tokens does not fit row_length {capacities.tokens}")
     return Capacities(capacities.tokens, *(max(c, int(n)) for c, n in zip(capacities[1:], largest[1:], strict=True)))
@@ -131,7 +131,7 @@ def predicate_limit(splits: Sequence[EncodedSplit], row_length: int, pack: bool)
     the 99th percentile of what its pieces have; at least one sequence of the longest piece of all splits.
     """
     longest = max(int(split.piece_words.max(initial=0)) for split in splits)
-    demand = needs(splits[0], ["predicate"])
+    demand = piece_demands(splits[0], ["predicate"])
     if not len(demand):
         return longest
     if not pack:
@@ -143,7 +143,7 @@ def predicate_limit(splits: Sequence[EncodedSplit], row_length: int, pack: bool)
 def _fitted(demand: np.ndarray, limits: np.ndarray) -> np.ndarray:
     """`first_fit`, kept from run to run where it takes long."""
     key = {"first_fit": array_cache.checksum({"demand": demand, "limits": limits}), "window": WINDOW}
-    return array_cache.cached(key, lambda: {"row": first_fit(demand, limits)}, worth=0.05)["row"]
+    return array_cache.load_or_make(key, lambda: {"row": first_fit(demand, limits)}, worth=0.05)["row"]
 
 
 def first_fit(demand: np.ndarray, limits: np.ndarray, window: int = WINDOW) -> np.ndarray:
@@ -193,16 +193,16 @@ def pack(
       capacities: see `choose_capacities`.
       packed: False for one piece a row.
     """
-    demand = needs(split, [spec.level for spec in specs])
+    demand = piece_demands(split, [spec.level for spec in specs])
     limits = np.asarray(capacities, np.int64)
     together = _in_groups(split, demand)
     if len(demand) and (together.max(0) > limits).any():
         raise UserError(f"a piece needs {tuple(together.max(0).tolist())}, rows hold {tuple(limits.tolist())}")
-    row = (_fitted(together, limits) if packed else np.arange(len(together)))[split.group]
+    row = (_fitted(together, limits) if packed else np.arange(len(together)))[split.piece_groups]
     place = _place(row, demand)
     count = int(row.max()) + 1 if len(row) else 0
     shape, slots = (count, capacities.tokens), (count, capacities.examples)
-    piece, within = ranges(np.zeros_like(split.lengths), split.lengths)
+    piece, within = concatenated_ranges(np.zeros_like(split.lengths), split.lengths)
     where = (row[piece], place.token[piece] + within)
     return PackedRows(
         tokens=_scatter(shape, where, split.tokens),
@@ -217,7 +217,7 @@ def pack(
     )
 
 
-def real_share(rows: PackedRows) -> float:
+def fill_ratio(rows: PackedRows) -> float:
     """Share of token positions that hold a real token."""
     return float((rows.segment > 0).mean()) if rows.segment.size else 0.0
 
@@ -232,11 +232,13 @@ def _labels(split, specs, classes, capacities, place, count) -> dict[str, dict[s
         if level == "token":
             continue
         if level == "choice":
-            result[spec.task] = packed_labels.choices(split, gold, slots, place.row, place.slot)
+            result[spec.task] = packed_labels.choice_labels(split, gold, slots, place.row, place.slot)
             continue
         if level == "span":
             shape = (count, capacities.span)
-            result[spec.task] = packed_labels.spans(split, gold, shape, place.row, place.slot, place.token, place.span)
+            result[spec.task] = packed_labels.span_labels(
+                split, gold, shape, place.row, place.slot, place.token, place.span
+            )
             continue
         if level == "sequence":  # each task has targets of its own length
             where, shape, record, index, named = _targets(split, gold, capacities, place, count)
@@ -248,9 +250,9 @@ def _labels(split, specs, classes, capacities, place, count) -> dict[str, dict[s
         value = gold.value[source]
         known = gold.known[source]
         if level in ("text", "pair"):
-            known = known & split.first
+            known = known & split.is_first_piece
         if level == "pair":
-            marks, there = packed_labels.pair_marks(split, slots, place.row, place.slot, place.token)
+            marks, there = packed_labels.pair_labels(split, slots, place.row, place.slot, place.token)
             named, known = named | marks, known & there
         if value.dtype == np.int32 and level != "sequence":
             known = known & (value < classes[spec.task])
@@ -262,7 +264,7 @@ def _labels(split, specs, classes, capacities, place, count) -> dict[str, dict[s
     return result
 
 
-def _structure(split: EncodedSplit, level: str, capacities: Capacities, place: Placement, count: int):
+def _structure(split: EncodedSplit, level: str, capacities: Capacities, place: PiecePositions, count: int):
     """Where the labels of a level stand: index arrays into the rows, shape, record and index of each label, arrays."""
     if level in ("text", "pair"):
         record = split.record.astype(np.int64)
@@ -272,10 +274,10 @@ def _structure(split: EncodedSplit, level: str, capacities: Capacities, place: P
         begin = place.word[piece]
     else:
         counts = np.diff(split.sequence_offsets)
-        piece, order = ranges(np.zeros_like(counts), counts)
+        piece, order = concatenated_ranges(np.zeros_like(counts), counts)
         begin = place.predicate[piece] + order * split.piece_words[piece]
     words = split.piece_words[piece].astype(np.int64)
-    sequence, word = ranges(np.zeros_like(words), words)
+    sequence, word = concatenated_ranges(np.zeros_like(words), words)
     at = begin[sequence] + word
     row = place.row[piece]
     segment = _rank_in_row(row) + 1
@@ -302,11 +304,11 @@ def _structure(split: EncodedSplit, level: str, capacities: Capacities, place: P
     return where, shape, record[sequence], index, named
 
 
-def _targets(split: EncodedSplit, gold: GoldLabels, capacities: Capacities, place: Placement, count: int):
+def _targets(split: EncodedSplit, gold: GoldLabels, capacities: Capacities, place: PiecePositions, count: int):
     """As `_structure`, for the targets of one task: those of a record stand at its first piece."""
-    piece = np.flatnonzero(split.first)
+    piece = np.flatnonzero(split.is_first_piece)
     record = split.record[piece].astype(np.int64)
-    sequence, token = ranges(np.zeros_like(record), np.diff(gold.offsets)[record])
+    sequence, token = concatenated_ranges(np.zeros_like(record), np.diff(gold.offsets)[record])
     row = place.row[piece]
     where = (row[sequence], place.sequence[piece][sequence] + token)
     shape = (count, capacities.sequence)
@@ -318,14 +320,14 @@ def _targets(split: EncodedSplit, gold: GoldLabels, capacities: Capacities, plac
     return where, shape, record[sequence], token, named
 
 
-def _place(row: np.ndarray, demand: np.ndarray) -> Placement:
+def _place(row: np.ndarray, demand: np.ndarray) -> PiecePositions:
     """Pieces of a row stand in their order, one after the other on every axis."""
     order = np.argsort(row, kind="stable")
     before = np.cumsum(demand[order], axis=0) - demand[order]
     first = np.searchsorted(row[order], row[order])  # position in `order` of the row's first piece
     begin = np.empty_like(demand)
     begin[order] = before - before[first]
-    return Placement(row, begin[:, 1], begin[:, 0], begin[:, 2], begin[:, 3], begin[:, 4], begin[:, 5])
+    return PiecePositions(row, begin[:, 1], begin[:, 0], begin[:, 2], begin[:, 3], begin[:, 4], begin[:, 5])
 
 
 def _rank_in_row(row: np.ndarray) -> np.ndarray:

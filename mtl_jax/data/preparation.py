@@ -14,7 +14,7 @@ from mtl_jax.data.encoding import encode as encoding
 from mtl_jax.data.encoding import marked_spans
 from mtl_jax.data.encoding.encode import EncodedSplit
 from mtl_jax.data.encoding.gold_labels import GoldLabels
-from mtl_jax.data.encoding.record_inputs import Units, units_of
+from mtl_jax.data.encoding.record_inputs import RecordInputs, extract_inputs
 from mtl_jax.data.files import array_cache
 from mtl_jax.data.labels import encoded_labels as golds
 from mtl_jax.data.labels import label_notes, raw_labels, tag_columns, target_sequences, vocabulary
@@ -27,7 +27,7 @@ from mtl_jax.data.tokenizers import Tokenizer
 from mtl_jax.errors import UserError
 
 
-class Settings(NamedTuple):
+class EncodingSettings(NamedTuple):
     """How a data set is encoded; the fields are those of `corpus.load`, `overlong` without "auto"."""
 
     row_length: int
@@ -39,13 +39,13 @@ class Settings(NamedTuple):
     seed: int
 
 
-class Prepared(NamedTuple):
+class PreparedDataset(NamedTuple):
     """A data set by split; `encoded.labels` has the gold labels of the tasks that are trained.
 
     rows                packed, for training and evaluation
     encoded             pieces in the order of the rows
     vocabularies        of the tasks that are trained
-    dataset_statistics  {"capacities": ..., split: numbers of `statistics.of_lengths`}
+    dataset_statistics  {"capacities": ..., split: numbers of `statistics.length_statistics`}
     task_statistics     {task: {split: counts}}
     notes               sentences about what was odd
     """
@@ -67,14 +67,14 @@ class _Labels(NamedTuple):
     notes: list[str]
 
 
-def prepare(
+def prepare_dataset(
     name: str,
-    units: Mapping[str, Units],
+    units: Mapping[str, RecordInputs],
     own: Sequence[LabelSpec],
     kept: Sequence[LabelSpec],
     tokenizer: Tokenizer,
-    settings: Settings,
-) -> Prepared:
+    settings: EncodingSettings,
+) -> PreparedDataset:
     """One data set from its units by split: the tasks `own` shape its rows, those in `kept` get labels.
 
     Raises:
@@ -84,7 +84,7 @@ def prepare(
     encoded = {split: _cached(u, tokenizer, settings) for split, u in units.items()}
     notes = [note for split, e in encoded.items() if (note := encoding.overlong_note(f"{name}/{split}", e))]
     if any(spec.level == "pair" for spec in own):
-        lost = {split: int((e.first & (e.mark_token < 0).any(1)).sum()) for split, e in encoded.items()}
+        lost = {split: int((e.is_first_piece & (e.mark_token < 0).any(1)).sum()) for split, e in encoded.items()}
         cut = "marked spans are cut off, they are not learned from"
         notes += [Notice(f"{name}/{s}: {n} {cut}", LENGTH, n, len(encoded[s].words)) for s, n in lost.items() if n]
     found = _labels(units, encoded, own, kept, tokenizer, settings)
@@ -99,34 +99,35 @@ def prepare(
         notes += [Notice(f"{name}/{s}: {n} {what}", INFORMATION, n) for s, n in copies.items() if n]
     # Files are often sorted, by class or by source: a row should not be all of one kind.
     orders = {s: _shuffled(e, f"pieces {name}/{s}") for s, e in encoded.items()}
-    encoded = {split: encoding.take(e, orders[split]) for split, e in encoded.items()}
+    encoded = {split: encoding.select_pieces(e, orders[split]) for split, e in encoded.items()}
     capacities = packing.choose_capacities(list(encoded.values()), wanted, row_length, pack)
     classes = {task: len(v.names) for task, v in found.vocabularies.items()}
     rows = {split: packing.pack(e, kept, classes, capacities, pack) for split, e in encoded.items()}
     for spec in (s for s in kept if s.level == "token"):
         rows = {
-            s: r._replace(labels=r.labels | {spec.task: packed_labels.maskable(r, tokenizer)}) for s, r in rows.items()
+            s: r._replace(labels=r.labels | {spec.task: packed_labels.maskable_tokens(r, tokenizer)})
+            for s, r in rows.items()
         }
     notes.append(
         Notice(
-            f"{name}: {packing.real_share(rows['train']):.1%} of the token positions of train hold real tokens "
+            f"{name}: {packing.fill_ratio(rows['train']):.1%} of the token positions of train hold real tokens "
             f"({len(encoded['train'].record)} pieces in {len(rows['train'].tokens)} rows of {row_length})",
             INFORMATION,
         )
     )
-    lengths = {split: statistics.of_lengths(e, rows[split]) for split, e in encoded.items()}
+    lengths = {split: statistics.length_statistics(e, rows[split]) for split, e in encoded.items()}
     counts = {spec.task: {s: _counts(found, spec, s) for s in units} for spec in kept}
     numbers = {"capacities": capacities._asdict()} | lengths
-    return Prepared(rows, encoded, found.vocabularies, numbers, counts, notes)
+    return PreparedDataset(rows, encoded, found.vocabularies, numbers, counts, notes)
 
 
 def _labels(
-    units: Mapping[str, Units],
+    units: Mapping[str, RecordInputs],
     encoded: Mapping[str, EncodedSplit],
     own: Sequence[LabelSpec],
     kept: Sequence[LabelSpec],
     tokenizer: Tokenizer,
-    settings: Settings,
+    settings: EncodingSettings,
 ) -> _Labels:
     vocabularies: dict[str, LabelVocabulary] = {}
     notes: list[str] = []
@@ -141,12 +142,12 @@ def _labels(
         elif spec.kind in golds.ENCODED_LABEL_TYPES:
             names, found, odd = golds.build(spec, units, encoded, tokenizer)
         else:
-            raw = {s: raw_labels.collect(u.records, spec, u.word_counts, u.predicates) for s, u in units.items()}
+            raw = {s: raw_labels.collect_labels(u.records, spec, u.word_counts, u.predicates) for s, u in units.items()}
             names, found, odd = _classes(spec, raw, units, settings)
         if spec not in kept:
             continue
         if spec.labelled:
-            found = {**found, "train": golds.some(found["train"], spec, settings.seed)}
+            found = {**found, "train": golds.limit_labels(found["train"], spec, settings.seed)}
         vocabularies[spec.task] = names
         notes += odd
         for split, values in found.items():
@@ -154,11 +155,13 @@ def _labels(
     return _Labels(vocabularies, gold, longest, notes)
 
 
-def _classes(spec: LabelSpec, raw: Mapping[str, RawLabels], units: Mapping[str, Units], settings: Settings):
+def _classes(
+    spec: LabelSpec, raw: Mapping[str, RawLabels], units: Mapping[str, RecordInputs], settings: EncodingSettings
+):
     """(vocabulary, {split: Gold}, notes) of a task with classes, sets or numbers; tags of spans in one scheme."""
     notes, spans = [], None
     if spec.level in ("word", "predicate"):
-        spec, raw, spans, notes = tag_columns.unify(spec, raw, {s: u.word_counts for s, u in units.items()})
+        spec, raw, spans, notes = tag_columns.unify_tags(spec, raw, {s: u.word_counts for s, u in units.items()})
     names, odd = vocabulary.build_vocabulary(spec, raw, settings.max_unseen)
     gold = {split: vocabulary.encode_labels(values, spec, names) for split, values in raw.items()}
     notes += [*odd, *label_notes.contradictions(spec, raw, units)]
@@ -168,31 +171,39 @@ def _classes(spec: LabelSpec, raw: Mapping[str, RawLabels], units: Mapping[str, 
 def _counts(found: _Labels, spec: LabelSpec, split: str) -> dict[str, Any]:
     gold = found.gold[split][spec.task]
     if spec.kind in golds.ENCODED_LABEL_TYPES:
-        return golds.statistics(gold, spec)
-    return statistics.of_labels(gold, spec, found.vocabularies[spec.task])
+        return golds.label_statistics(gold, spec)
+    return statistics.label_counts(gold, spec, found.vocabularies[spec.task])
 
 
-def _targets(spec: LabelSpec, units: Mapping[str, Units], encoded: Mapping[str, EncodedSplit], tokenizer: Tokenizer):
+def _targets(
+    spec: LabelSpec, units: Mapping[str, RecordInputs], encoded: Mapping[str, EncodedSplit], tokenizer: Tokenizer
+):
     """(vocabulary, {split: Gold}, notes) of a task that writes sequences."""
     train = units["train"].records
-    with_blanks = target_sequences.have_blanks(train, spec, tokenizer)
-    raw = {split: target_sequences.collect(u.records, spec, tokenizer, with_blanks) for split, u in units.items()}
+    with_blanks = target_sequences.targets_have_blanks(train, spec, tokenizer)
+    raw = {
+        split: target_sequences.collect_targets(u.records, spec, tokenizer, with_blanks) for split, u in units.items()
+    }
     names = target_sequences.build_vocabulary(spec, raw, train, with_blanks)
     gold: dict[str, GoldLabels] = {}
     notes: list[str] = []
     for split, values in raw.items():
-        given = sources(spec, units[split], encoded[split], tokenizer)
-        gold[split], cut, unknown = target_sequences.encode(values, spec, names, given)
-        notes += target_sequences.notes(spec, split, values, gold[split], cut, unknown)
+        given = copy_sources(spec, units[split], encoded[split], tokenizer)
+        gold[split], cut, unknown = target_sequences.encode_targets(values, spec, names, given)
+        notes += target_sequences.target_notes(spec, split, values, gold[split], cut, unknown)
     return names, gold, notes
 
 
-def sources(spec: LabelSpec, units: Units, encoded: EncodedSplit, tokenizer: Tokenizer) -> Sequence[Sequence[str]]:
+def copy_sources(
+    spec: LabelSpec, units: RecordInputs, encoded: EncodedSplit, tokenizer: Tokenizer
+) -> Sequence[Sequence[str]]:
     """What a task may copy of each record; () where it does not."""
     return target_sequences.source_tokens(units, encoded, tokenizer) if spec.target.copy else ()
 
 
-def what_to_read(records: Sequence[Record], what: str, entry: Mapping[str, Any], specs: Sequence[LabelSpec]) -> Units:
+def inputs_for_tasks(
+    records: Sequence[Record], what: str, entry: Mapping[str, Any], specs: Sequence[LabelSpec]
+) -> RecordInputs:
     """The units of records, as the data set's entry and its tasks want them; `what` stands in messages."""
     fields = {spec.predicates for spec in specs if spec.level == "predicate"}
     if len(fields) > 1:
@@ -201,7 +212,7 @@ def what_to_read(records: Sequence[Record], what: str, entry: Mapping[str, Any],
     marked = tuple(entry.get("marked") or ())
     if any(spec.level == "pair" for spec in specs) and not marked:
         raise UserError(f"{what}: a task on it reads two marked spans; name them as `marked` of the data set")
-    return units_of(
+    return extract_inputs(
         records,
         text=text,
         words=words,
@@ -220,10 +231,10 @@ def _shuffled(split: EncodedSplit, name: str) -> Any:
     first = np.flatnonzero(split.choice == 0)
     sizes = np.diff(np.append(first, len(split.choice)))
     order = sampler.permutation(len(first), 0, name, 0)
-    return encoding.ranges(first[order], sizes[order])[1]
+    return encoding.concatenated_ranges(first[order], sizes[order])[1]
 
 
-def what_overlong_means(overlong: str, units: Units, specs: Sequence[LabelSpec]) -> str:
+def resolve_overflow(overlong: str, units: RecordInputs, specs: Sequence[LabelSpec]) -> str:
     """What "auto" means for a data set with the tasks `specs`: split where words are labelled, or hidden; windows where
     answers are looked for.
     """
@@ -235,7 +246,7 @@ def what_overlong_means(overlong: str, units: Units, specs: Sequence[LabelSpec])
     return "windows" if "span" in levels_ and units.marks is None else "truncate"
 
 
-def _cached(units: Units, tokenizer: Tokenizer, settings: Settings) -> EncodedSplit:
+def _cached(units: RecordInputs, tokenizer: Tokenizer, settings: EncodingSettings) -> EncodedSplit:
     key = {
         "units": units.fingerprint(),
         "tokenizer": tokenizer.fingerprint,
@@ -245,14 +256,22 @@ def _cached(units: Units, tokenizer: Tokenizer, settings: Settings) -> EncodedSp
     }
 
     def make():
-        arrays = encode(units, tokenizer, settings.max_length, settings.overlong, settings.stride)._asdict()
+        arrays = encode_with_patches(
+            units, tokenizer, settings.max_length, settings.overlong, settings.stride
+        )._asdict()
         del arrays["labels"], arrays["targets"]
         return {name: array for name, array in arrays.items() if array is not None}
 
-    return EncodedSplit(**array_cache.cached(key, make))
+    return EncodedSplit(**array_cache.load_or_make(key, make))
 
 
-def encode(units: Units, tokenizer: Tokenizer, max_length: int, overlong: str, stride: int) -> EncodedSplit:
-    """`encoding.encode`, with the patches of pictures where the units have some."""
+def encode_with_patches(
+    units: RecordInputs, tokenizer: Tokenizer, max_length: int, overlong: str, stride: int
+) -> EncodedSplit:
+    """`encoding.encode_with_patches`, with the patches of pictures where the units have some."""
     encoded = encoding.encode(units, tokenizer, max_length, overlong, stride)
-    return encoded if units.pictures is None else patches.insert(encoded, units, encoding.before(units, tokenizer))
+    return (
+        encoded
+        if units.pictures is None
+        else patches.insert_patches(encoded, units, encoding.leading_special_tokens(units, tokenizer))
+    )

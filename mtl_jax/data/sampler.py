@@ -53,7 +53,7 @@ class Mixing:
         if any(not math.isfinite(weight) or weight <= 0 for _, weight in self.weights):
             raise UserError(f"mixing: weights should be above 0, found {dict(self.weights)}")
 
-    def shares(self, datasets: Sequence[str], rows: Sequence[int]) -> np.ndarray:
+    def sampling_shares(self, datasets: Sequence[str], rows: Sequence[int]) -> np.ndarray:
         """float64[datasets], the share of the draws that each data set gets; sums to 1."""
         if self.kind in ("size", "temperature"):
             log = np.log(np.asarray(rows, np.float64))
@@ -116,7 +116,7 @@ class BatchSampler:
         self._counts = [len(r.tokens) for r in self.rows]
         self._cycle = None
         if mixing.kind != "all":
-            self._cycle = _apportion(mixing.shares(layout.datasets, self._counts))
+            self._cycle = _apportion(mixing.sampling_shares(layout.datasets, self._counts))
         self._in_order = mixing.kind == "round_robin"
         self._kept: collections.OrderedDict[tuple, np.ndarray] = collections.OrderedDict()
 

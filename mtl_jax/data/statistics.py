@@ -11,10 +11,10 @@ from mtl_jax.data.encoding.encode import EncodedSplit
 from mtl_jax.data.encoding.gold_labels import GoldLabels
 from mtl_jax.data.labels.raw_labels import LabelSpec
 from mtl_jax.data.labels.vocabulary import LabelVocabulary
-from mtl_jax.data.packing import real_share
+from mtl_jax.data.packing import fill_ratio
 
 
-def of_lengths(split: EncodedSplit, rows: PackedRows) -> dict[str, Any]:
+def length_statistics(split: EncodedSplit, rows: PackedRows) -> dict[str, Any]:
     lengths = split.lengths
     p50, p90, p99 = np.percentile(lengths, (50, 90, 99)) if len(lengths) else (0, 0, 0)
     return {
@@ -23,12 +23,12 @@ def of_lengths(split: EncodedSplit, rows: PackedRows) -> dict[str, Any]:
         "overlong": int(split.overlong[0]),
         "rows": len(rows.tokens),
         "tokens": int(lengths.sum()),
-        "real": real_share(rows),
+        "real": fill_ratio(rows),
         "length": {"p50": float(p50), "p90": float(p90), "p99": float(p99), "max": int(lengths.max(initial=0))},
     }
 
 
-def of_labels(gold: GoldLabels, spec: LabelSpec, classes: LabelVocabulary) -> dict[str, Any]:
+def label_counts(gold: GoldLabels, spec: LabelSpec, classes: LabelVocabulary) -> dict[str, Any]:
     """Counts by class (sums of probabilities where labels are distributions); of real labels, and of the lengths of
     target sequences in tokens, mean, deviation, range.
     """

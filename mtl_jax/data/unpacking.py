@@ -24,7 +24,7 @@ def gather_text(split: EncodedSplit, example: np.ndarray, values: np.ndarray) ->
     result = np.full((len(split.words), *values.shape[2:]), -1, values.dtype)
     row, slot = np.nonzero(example >= 0)
     piece = example[row, slot]
-    first = split.first[piece]
+    first = split.is_first_piece[piece]
     result[split.record[piece[first]]] = values[row[first], slot[first]]
     return result
 
@@ -64,7 +64,7 @@ def gather_words(
     return parts
 
 
-def windows(split: EncodedSplit) -> np.ndarray:
+def answer_windows(split: EncodedSplit) -> np.ndarray:
     """int64: the pieces that are read for answers."""
     return np.flatnonzero(~split.copy)
 
@@ -72,7 +72,7 @@ def windows(split: EncodedSplit) -> np.ndarray:
 def gather_spans(
     split: EncodedSplit, example: np.ndarray, labels: Mapping[str, np.ndarray], values: np.ndarray
 ) -> np.ndarray:
-    """Predictions of a span-level task for each of `windows`.
+    """Predictions of a span-level task for each of `answer_windows`.
 
     Args:
       split: N pieces.
@@ -83,7 +83,7 @@ def gather_spans(
     row, at = np.nonzero((labels["segment"] > 0) & (labels["word"] < 0))
     result = np.empty((len(split.record), *values.shape[2:]), values.dtype)
     result[example[row, labels["slot"][row, at]]] = values[row, at]
-    return result[windows(split)]
+    return result[answer_windows(split)]
 
 
 def gather_choices(split: EncodedSplit, example: np.ndarray, values: np.ndarray) -> list[np.ndarray]:

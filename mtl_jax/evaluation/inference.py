@@ -69,7 +69,7 @@ class Predictor:
         """Puts the predictions of one task into the lines of the records that it reads."""
         task = self.experiment.tasks[name]
         if task.level == "span":
-            record = split.encoded.record[unpacking.windows(split.encoded)]
+            record = split.encoded.record[unpacking.answer_windows(split.encoded)]
             values = task.best(record, values["value"], len(numbers))
             values |= _answers(split, values["value"])
         sources = split.encoded.labels[name].sources
@@ -128,9 +128,11 @@ def _answers(split: Split, spans) -> dict[str, list[Any]]:
     wholes = [texts[-1] for texts in split.units.texts] if split.units.words is None else split.units.words
     texts, places = [], []
     for record, (first, last) in enumerate(spans.tolist()):
-        texts.append(answer_spans.text_of(wholes[record], split.encoded, record, first, last))
+        texts.append(answer_spans.answer_text(wholes[record], split.encoded, record, first, last))
         by_words = split.units.words is not None
-        place = (first, last) if by_words or first < 0 else answer_spans.characters(split.encoded, record, first, last)
+        place = (
+            (first, last) if by_words or first < 0 else answer_spans.character_span(split.encoded, record, first, last)
+        )
         places.append(None if first < 0 else place)
     return {"text": texts, "place": places}
 

@@ -20,10 +20,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from mtl_jax.data.datasets import split_locations
-from mtl_jax.data.files.location import Location, local
+from mtl_jax.data.files.location import Location, local_path
 from mtl_jax.data.readers import GENERATED, READERS
 from mtl_jax.data.readers.jsonl import parse_json, read_jsonl
-from mtl_jax.data.readers.options import check_options, for_reader, options_of
+from mtl_jax.data.readers.options import check_options, declared_options, select_options
 from mtl_jax.data.records import Note, Record, suggestion
 from mtl_jax.errors import UserError
 
@@ -96,14 +96,14 @@ def opened(asked: Asked, datasets: Mapping[str, Any]) -> Iterator[Input]:
     if not asked.source:
         raise UserError("name the texts by --input=FILE, or --input=- for the standard input")
     if asked.source == "-" and not (asked.dataset or asked.reader not in ("", TEXTS)):
-        yield Input(_texts(_standard_input(), "-", None), local("."))
+        yield Input(_texts(_standard_input(), "-", None), local_path("."))
         return
     with contextlib.ExitStack() as stack:
-        location = _spooled(stack) if asked.source == "-" else local(asked.source)
+        location = _spooled(stack) if asked.source == "-" else local_path(asked.source)
         form = choose(asked, datasets, location)
         if form.dataset and not asked.dataset and form.reader != _BY_ENDING.get(_ending(location.name)):
             print(f"{asked.source} is read {form}; --reader says otherwise", file=sys.stderr)
-        folder = local(".") if asked.source == "-" else location.folder()
+        folder = local_path(".") if asked.source == "-" else location.folder()
         yield Input(_read(form, location, asked.split), folder, location.is_folder())
 
 
@@ -147,7 +147,7 @@ def _by_ending(asked, datasets, formats, location) -> Format:
     candidates = [
         formats[name]
         for name, entry in datasets.items()
-        if ending in _endings_of(entry) and ("split" not in options_of(READERS[entry["reader"]]) or asked.split)
+        if ending in _endings_of(entry) and ("split" not in declared_options(READERS[entry["reader"]]) or asked.split)
     ]
     if usual.reader == TEXTS:  # a text a line is what --input is unless its lines are those of a format
         candidates = [form for form in candidates if form.reader != "lines" or form.options]
@@ -179,7 +179,7 @@ def _key(form: Format) -> str:
 
 def _format(name: str, entry: Mapping[str, Any]) -> Format:
     options = entry["options"].to_dict() if hasattr(entry["options"], "to_dict") else dict(entry["options"])
-    options = for_reader(READERS[entry["reader"]], options)
+    options = select_options(READERS[entry["reader"]], options)
     texts = entry["text"] or entry["words"] or entry["image"]
     fields = (texts,) if isinstance(texts, str) else tuple(texts)
     return Format(entry["reader"], entry["encoding"], options, name, fields)
@@ -192,8 +192,8 @@ def _read(form: Format, location: Location, split: str) -> Iterator[Record | Not
     if form.reader in GENERATED:
         raise UserError(f"the reader {form.reader!r} reads no files; give its texts in another format")
     check_options(reader, form.options)
-    given = {"fields": form.fields} if "fields" in options_of(reader) else {}
-    if "split" not in options_of(reader):
+    given = {"fields": form.fields} if "fields" in declared_options(reader) else {}
+    if "split" not in declared_options(reader):
         if split:
             raise UserError(f"--split={split}: the reader {form.reader!r} finds no splits in a file; leave it out")
         return reader(location, form.encoding, **form.options, **given)
@@ -288,7 +288,7 @@ def _files_of(entry: Mapping[str, Any]) -> set[pathlib.Path]:
     if entry["wheel"]:
         return found
     try:
-        location, template = split_locations.locate(entry["reader"], _plain(entry))
+        location, template = split_locations.locate_splits(entry["reader"], _plain(entry))
         if location is None:
             return found
         for parts in split_locations.wanted_splits(entry["reader"], _plain(entry), location, template).values():

@@ -145,12 +145,12 @@ class Reading:
           UserError: a record that no task can read, or not as training reads it, with its place.
         """
         readers: dict[str, dict[int, Record]] = {name: {} for name in self.datasets}
-        listed = {name: list_cells.read_lists(records, entry)[0] for name, entry in self.datasets.items()}
+        listed = {name: list_cells.parse_list_cells(records, entry)[0] for name, entry in self.datasets.items()}
         for number, record in enumerate(records):
             self._share_out(number, record, {name: own[number] for name, own in listed.items()}, readers)
         for name, given in readers.items():
             needs = self._needs[name]
-            listed, _ = list_cells.read_lists(list(given.values()), self.datasets[name])
+            listed, _ = list_cells.parse_list_cells(list(given.values()), self.datasets[name])
             given = dict(zip(given, listed, strict=True))
             whole, empty = check_texts(listed, needs.texts, needs.words, needs.empty)
             self.notes += empty
@@ -206,7 +206,7 @@ def corpus_of(
     rows, splits = {}, {}
     for name, (records, entry) in held.items():
         own = [specs[layout.tasks[k]] for k in layout.tasks_on(layout.datasets.index(name))]
-        packed, split = corpora.for_prediction(
+        packed, split = corpora.corpus_for_prediction(
             records,
             entry,
             own,
@@ -265,7 +265,7 @@ def _needs(entry: Any, specs: Sequence[LabelSpec]) -> Needs:
         entry.words,
         entry.image,
         beside,
-        record_filters.conditions(chosen),
+        record_filters.parse_conditions(chosen),
         entry.options.get("empty", "error"),
     )
 

@@ -29,7 +29,7 @@ def gather(
     """A prediction's array `name` of all rows by record.
 
     Levels "text", "sequence", "pair" and "choice": [M, ...], of "choice" the probability M arrays [choices].
-    "span": [windows, ...], see `unpacking.windows`.
+    "span": [windows, ...], see `unpacking.answer_windows`.
     "word": M arrays [words, ...]; "predicate": [predicates, words, ...]. "token": M arrays [masks, ...] where the texts
     have [MASK], else the rows as they are.
     """
@@ -181,9 +181,9 @@ def _of_spans(corpus: Corpus, task: Task, dataset: str, split: str):
     """Answers as texts, or as tuples of word indices where the data set is of words."""
     part, spec = corpus.splits[dataset][split], corpus.specs[task.name]
     known = np.flatnonzero(part.encoded.labels[task.name].known)
-    record = part.encoded.record[unpacking.windows(part.encoded)]
+    record = part.encoded.record[unpacking.answer_windows(part.encoded)]
     units = part.units
-    raw, _ = answer_spans.collect(units, spec)
+    raw, _ = answer_spans.collect_answers(units, spec)
     by_words = units.texts is None
     right = [
         [tuple(range(a.begin, a.end)) if by_words else a.text for a in raw.values[record]] or [() if by_words else ""]

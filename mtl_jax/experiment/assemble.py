@@ -179,10 +179,10 @@ def _task(config, name, data, table_width) -> Task:
     counts = [statistics["counts"].get(label, 0) for label in vocabulary.names] if "counts" in statistics else None
     spec, given = data.specs[name], {}
     if spec.target:
-        given["join"] = target_sequences.joiner(spec.target, data.tokenizer, vocabulary)
+        given["join"] = target_sequences.token_joiner(spec.target, data.tokenizer, vocabulary)
         given["source"] = target_sequences.copied_ids(vocabulary, data.tokenizer) if spec.target.copy else ()
     if entry.kind == "tagging":
         given["spans"] = vocabulary.spans
     if entry.kind == "masked_lm":
-        given |= {"mask_token": data.tokenizer.mask, "table_width": table_width}
+        given |= {"mask_token": data.tokenizer.mask_id, "table_width": table_width}
     return task_kinds.make(name, settings, spec.level, vocabulary.names, counts, given)

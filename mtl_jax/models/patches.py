@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from mtl_jax.data.batch import SIDE
+from mtl_jax.data.batch import GRID_SIDE
 from mtl_jax.models.embedding_table import Table
 
 
@@ -37,7 +37,7 @@ class PatchEmbeddings(nn.Module):
         x = pixels.astype(jnp.float32) / 127.5 - 1.0
         init = nn.initializers.normal(self.scale * self.features**-0.5)
         x = nn.Dense(self.width, dtype=self.dtype, kernel_init=init, name="projection")(x).astype(jnp.float32)
-        index = place // SIDE * self.columns + place % SIDE
+        index = place // GRID_SIDE * self.columns + place % GRID_SIDE
         x = x + Table(self.rows * self.columns, self.width, self.scale, name="position")(index)
         return x + Table(self.pictures, self.width, self.scale, name="picture")(picture)
 

@@ -16,7 +16,7 @@ def build(config: Any, taught: bool = True, read: Callable[..., Any] | None = No
     """Reads weights and data, and builds the functions. `config` has passed `mtl_jax.checks.check`.
 
     `taught` = False leaves the teachers of `config.distillation` alone: for what reads no soft labels. `read` stands in
-    the place of `datasets.read`.
+    the place of `datasets.read_dataset`.
 
     Raises:
       UserError: what is wrong with the config, the data or the weights.

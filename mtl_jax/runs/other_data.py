@@ -81,18 +81,18 @@ def evaluate(
     facts: dict[str, dict[str, Any]] = {}
 
     def read(name: str, entry: Any, seed: int) -> ReadData:
-        found = datasets.read(name, run.datasets[name], run.data.seed)
+        found = datasets.read_dataset(name, run.datasets[name], run.data.seed)
         if name not in splits:
             return found
         facts[name], notes = {}, []
         for split in splits[name]:
-            new = datasets.read(name, _alone(entry, split), seed)
+            new = datasets.read_dataset(name, _alone(entry, split), seed)
             records = [_at(record, entry.image, new.folder) for record in new.splits[split]]
             notes += new.notes
             found = found._replace(splits=found.splits | {split: records}, available=found.available | new.available)
             names = list(dict.fromkeys(record.file for record in records))
             facts[name][split] = {"files": names, "records": len(records), "fingerprint": new.fingerprint}
-        return found._replace(notes=[*notes, *datasets.shared_records(found.splits, run.datasets[name])])
+        return found._replace(notes=[*notes, *datasets.duplicate_notices(found.splits, run.datasets[name])])
 
     config = copy.deepcopy(config)
     with config.unlocked():

@@ -127,7 +127,7 @@ def _say(run: _Run, config: Any, data: Corpus, task: str, entry: Any) -> dict[st
         "task": there,
         "temperature": float(entry.temperature),
     }
-    found = array_cache.cached(
+    found = array_cache.load_or_make(
         key, lambda: _predicted(experiment, placement, params, dataset, there, entry.temperature)
     )
     value = found["value"] if order is None else found["value"][:, order]

@@ -46,7 +46,7 @@ def keep() -> None:
 
 def folder() -> pathlib.Path:
     """`programs/` in the cache folder, apart for each kind of processor."""
-    return array_cache.folder() / "programs" / _processor()
+    return array_cache.cache_folder() / "programs" / _processor()
 
 
 def _processor() -> str:
@@ -66,7 +66,7 @@ def _clean(folder: pathlib.Path) -> None:
         try:
             seal = program.with_name(program.name + _SEAL)
             if seal.exists():
-                damaged = seal.read_text(encoding="utf-8") != wheels.hash_of(program)
+                damaged = seal.read_text(encoding="utf-8") != wheels.sha256_of_file(program)
             else:  # another process may be at work on a new one
                 damaged = time.time() - program.stat().st_mtime > _HOUR
             if damaged:
@@ -86,7 +86,7 @@ def _seal(folder: pathlib.Path, began: float) -> None:
         try:
             if program.stat().st_mtime >= began and not seal.exists():
                 temporary = seal.with_name(f"{seal.name}.{os.getpid()}")
-                temporary.write_text(wheels.hash_of(program), encoding="utf-8")
+                temporary.write_text(wheels.sha256_of_file(program), encoding="utf-8")
                 os.replace(temporary, seal)
         except OSError:  # removed meanwhile, or the disk is full: it is compiled again
             continue

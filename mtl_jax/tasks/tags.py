@@ -31,7 +31,7 @@ def split(name: str) -> tuple[str, str]:
     The letters of other schemes count as those of BIOES with their meaning: M as I, L as E, U as S.
     """
     letter, kind = tag_schemes.split_tag(name)
-    place = tag_schemes.place(letter)
+    place = tag_schemes.position_in_span(letter)
     return place, "_" if place == "O" else kind or "_"
 
 
@@ -42,13 +42,13 @@ def misfits(names: Sequence[str], scheme: str) -> list[str]:
 
 def marks_spans(names: Sequence[str], known: bool | None = None) -> bool:
     """Whether spans can be read of tags: what is `known` of the data, else as far as the names tell."""
-    return tag_schemes.mark_spans(names) if known is None else known
+    return tag_schemes.are_span_tags(names) if known is None else known
 
 
 def no_spans(names: Sequence[str]) -> str:
     """The end of a message: that tags do not mark spans."""
     listed = ", ".join(map(repr, names[:5])) + (", ..." if len(names) > 5 else "")
-    if tag_schemes.mark_spans(names):
+    if tag_schemes.are_span_tags(names):
         return f"the labels of all splits, or options.schemes of the data set, say that these mark none: {listed}"
     return f"the tags of train mark none, which look like B-PER, or B where there is one type: {listed}"
 

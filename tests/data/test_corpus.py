@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from mtl_jax.data import datasets
-from mtl_jax.data.corpus import for_prediction, load
+from mtl_jax.data.corpus import corpus_for_prediction, load
 from mtl_jax.data.files import array_cache
 from mtl_jax.data.labels.raw_labels import LabelSpec
-from mtl_jax.data.packing import real_share
+from mtl_jax.data.packing import fill_ratio
 from mtl_jax.data.records import Record
 from mtl_jax.data.sampler import BatchSampler, Mixing
 from mtl_jax.data.tokenizers import WordVocabulary
@@ -135,11 +135,11 @@ def test_wrong_contents_of_a_sound_archive_are_noticed(cache_folder):
         made.append(1)
         return {"a": np.arange(3)}
 
-    array_cache.cached({"x": 1}, numbers)
+    array_cache.load_or_make({"x": 1}, numbers)
     (file,) = cache_folder.rglob("*.npz")
     np.savez(file, a=np.arange(4), __sha256__=np.asarray(array_cache.checksum({"a": np.arange(3)})))
-    np.testing.assert_array_equal(array_cache.cached({"x": 1}, numbers)["a"], np.arange(3))
-    array_cache.cached({"x": 2}, numbers)
+    np.testing.assert_array_equal(array_cache.load_or_make({"x": 1}, numbers)["a"], np.arange(3))
+    array_cache.load_or_make({"x": 2}, numbers)
     assert len(made) == 3
 
 
@@ -151,12 +151,12 @@ def test_a_cache_that_cannot_be_written_costs_time_only(tmp_path, monkeypatch, c
 
 
 def test_cache_folder(monkeypatch, tmp_path):
-    assert array_cache.folder() == tmp_path / "cache"
+    assert array_cache.cache_folder() == tmp_path / "cache"
     monkeypatch.delenv("MTL_JAX_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert array_cache.folder() == tmp_path / "mtl_jax"
+    assert array_cache.cache_folder() == tmp_path / "mtl_jax"
     monkeypatch.delenv("XDG_CACHE_HOME")
-    assert array_cache.folder().parts[-2:] == (".cache", "mtl_jax")
+    assert array_cache.cache_folder().parts[-2:] == (".cache", "mtl_jax")
 
 
 @pytest.mark.parametrize(
@@ -212,7 +212,7 @@ def test_new_records_are_packed_without_their_labels():
         Record({"w": ["book", "the", "flight"], "intent": "never seen"}, "input", 1),
         Record({"w": ["a"]}, "input", 2),
     ]
-    rows, split = for_prediction(
+    rows, split = corpus_for_prediction(
         records, ENTRIES["talk"], SPECS[:2], corpus.vocabularies, corpus.tokenizer, row_length=8
     )
     assert rows.length.sum() == 4 and split.records is records
@@ -239,7 +239,7 @@ def test_snips(data_dir):
         "test": 700,
     }
     for rows in corpus.rows["snips"].values():
-        assert real_share(rows) >= 0.9
+        assert fill_ratio(rows) >= 0.9
     rows, (records, encoded, _) = corpus.rows["snips"]["dev"], corpus.splits["snips"]["dev"]
     names = np.asarray(corpus.vocabularies["slots"].all_names)
     found = gather_words(encoded, rows.example, rows.labels["slots"], rows.labels["slots"]["value"])
@@ -260,7 +260,7 @@ def test_semantic_roles(data_dir):
     names = np.asarray(vocabulary.all_names)
     for split in ("dev", "test"):
         rows, (records, encoded, _) = corpus.rows["ewt"][split], corpus.splits["ewt"][split]
-        assert real_share(rows) >= 0.9
+        assert fill_ratio(rows) >= 0.9
         labels = rows.labels["srl"]
         found = gather_words(encoded, rows.example, labels, labels["value"])
         assert [names[roles].tolist() for roles in found] == [record.fields["roles"] for record in records]

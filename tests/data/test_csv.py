@@ -14,7 +14,7 @@ from mtl_jax.errors import UserError
 def run(tmp_path, content, name="f.csv", **options):
     """(records, notes) of a file with this content."""
     (tmp_path / name).write_bytes(content.encode())
-    items = list(READERS["csv"](location.local(tmp_path / name), "utf-8", **options))
+    items = list(READERS["csv"](location.local_path(tmp_path / name), "utf-8", **options))
     return [i for i in items if isinstance(i, Record)], [i for i in items if isinstance(i, Note)]
 
 
@@ -75,7 +75,7 @@ def test_a_text_over_several_lines_is_no_warning(tmp_path):
 
 def test_packed_files_have_the_delimiter_of_their_name(tmp_path):
     (tmp_path / "f.tsv.gz").write_bytes(gzip.compress(b"a, b\tc\n1\t2\n"))
-    (record,) = READERS["csv"](location.local(tmp_path / "f.tsv.gz"), "utf-8")
+    (record,) = READERS["csv"](location.local_path(tmp_path / "f.tsv.gz"), "utf-8")
     assert record.fields == {"a, b": "1", "c": "2"}
 
 

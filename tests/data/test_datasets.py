@@ -33,15 +33,15 @@ def texts(data, split):
 def test_config_dict(entry):
     more = {"wheel": {}, "options": {}, "limit": {"train": 7}, "dev_fraction": 0.1}
     config = ml_collections.ConfigDict({**entry, **more})
-    data = datasets.read("d", config, 0)
+    data = datasets.read_dataset("d", config, 0)
     assert {split: len(records) for split, records in data.splits.items()} == {"train": 7, "dev": 10, "test": 10}
     assert data.notes == ["train: 7 of 90 records (limit)"]
-    assert data == datasets.read("d", ml_collections.FrozenConfigDict(config), 0)
+    assert data == datasets.read_dataset("d", ml_collections.FrozenConfigDict(config), 0)
 
 
 def test_carving_is_a_partition_keyed_by_name_and_seed(entry):
     def carved(name="d", seed=0, **more):
-        return datasets.read(name, {**entry, "splits": {"train": "train.jsonl"}, **more}, seed)
+        return datasets.read_dataset(name, {**entry, "splits": {"train": "train.jsonl"}, **more}, seed)
 
     data = carved(dev_fraction=0.2, test_fraction=0.1)
     parts = [texts(data, split) for split in ("train", "dev", "test")]
@@ -55,10 +55,10 @@ def test_carving_is_a_partition_keyed_by_name_and_seed(entry):
 
 
 def test_limits_are_nested_and_do_not_depend_on_the_machine(entry):
-    small, large = (texts(datasets.read("d", {**entry, "limit": {"train": n}}, 0), "train") for n in (5, 20))
+    small, large = (texts(datasets.read_dataset("d", {**entry, "limit": {"train": n}}, 0), "train") for n in (5, 20))
     assert set(small) < set(large) and large == sorted(large, key=lambda text: int(text.split()[1]))
     assert subsets.subset(range(1000), 3, "d/train", 0) == [256, 725, 935]  # of this version, for ever
-    assert len(datasets.read("d", {**entry, "limit": {"train": 500}}, 0).splits["train"]) == 100
+    assert len(datasets.read_dataset("d", {**entry, "limit": {"train": 500}}, 0).splits["train"]) == 100
 
 
 def test_drop_duplicates(entry, tmp_path):
@@ -66,7 +66,7 @@ def test_drop_duplicates(entry, tmp_path):
     write(tmp_path, "dev", ["c", "b", "z"])
     write(tmp_path, "test", ["x", "z"])
     splits = {split: f"{split}.jsonl" for split in ("train", "dev", "test")}
-    data = datasets.read("d", {**entry, "splits": splits, "drop_duplicates": "train"}, 0)
+    data = datasets.read_dataset("d", {**entry, "splits": splits, "drop_duplicates": "train"}, 0)
     assert [texts(data, split) for split in splits] == [["a", "y"], ["c", "b"], ["x", "z"]]
     assert data.notes == [
         "dev: 1 records removed, their text is in test",
@@ -75,42 +75,42 @@ def test_drop_duplicates(entry, tmp_path):
     ]
     pair = {"splits": splits, "text": ("text", "n"), "drop_duplicates": "train"}
     with pytest.raises(UserError, match="has to be a string, found '0'"):
-        datasets.read("d", {**entry, **pair}, 0)
+        datasets.read_dataset("d", {**entry, **pair}, 0)
 
 
 def test_fingerprint_follows_content_and_choice_not_place(entry, tmp_path):
-    base = datasets.read("d", entry, 0).fingerprint
+    base = datasets.read_dataset("d", entry, 0).fingerprint
     moved = tmp_path / "moved"
     moved.mkdir()
     for name in ("train.jsonl", "test.jsonl"):
         (moved / name).write_bytes((tmp_path / name).read_bytes())
-    assert datasets.read("d", {**entry, "path": str(moved)}, 0).fingerprint == base
-    assert datasets.read("d", entry, 1).fingerprint == base  # the seed chooses nothing here
+    assert datasets.read_dataset("d", {**entry, "path": str(moved)}, 0).fingerprint == base
+    assert datasets.read_dataset("d", entry, 1).fingerprint == base  # the seed chooses nothing here
     limited = {**entry, "limit": {"train": 5}}
-    others = [datasets.read("d", limited, seed).fingerprint for seed in (0, 1)]
+    others = [datasets.read_dataset("d", limited, seed).fingerprint for seed in (0, 1)]
     (moved / "test.jsonl").write_text('{"text": "other"}\n')
-    others.append(datasets.read("d", {**entry, "path": str(moved)}, 0).fingerprint)
+    others.append(datasets.read_dataset("d", {**entry, "path": str(moved)}, 0).fingerprint)
     assert len({base, *others}) == 4
 
 
 def test_several_files_and_the_path_itself(entry, tmp_path):
-    assert len(datasets.read("d", {**entry, "splits": {"train": "t*.jsonl"}}, 0).splits["train"]) == 110
+    assert len(datasets.read_dataset("d", {**entry, "splits": {"train": "t*.jsonl"}}, 0).splits["train"]) == 110
     both = {"train": ["test.jsonl", "train.jsonl"]}
-    assert texts(datasets.read("d", {**entry, "splits": both}, 0), "train")[0] == "test 0"
+    assert texts(datasets.read_dataset("d", {**entry, "splits": both}, 0), "train")[0] == "test 0"
     alone = {**entry, "path": str(tmp_path / "test.jsonl"), "splits": {}}
-    assert len(datasets.read("d", alone, 0).splits["train"]) == 10
+    assert len(datasets.read_dataset("d", alone, 0).splits["train"]) == 10
 
 
 def test_empty_texts(entry, tmp_path):
     write(tmp_path, "train", ["a", " ", "b", ""])
     with pytest.raises(UserError, match=r"data set 'd': .*train\.jsonl:2: the text 'text' is empty; options.empty="):
-        datasets.read("d", entry, 0)
-    data = datasets.read("d", {**entry, "options": {"empty": "drop"}}, 0)
+        datasets.read_dataset("d", entry, 0)
+    data = datasets.read_dataset("d", {**entry, "options": {"empty": "drop"}}, 0)
     assert texts(data, "train") == ["a", "b"]
     assert data.notes[0].startswith("train: 2 records without text dropped") and "train.jsonl:2" in data.notes[0]
     write(tmp_path, "train", ["", " "])
     with pytest.raises(UserError, match="split 'train' has no records left"):
-        datasets.read("d", {**entry, "options": {"empty": "drop"}}, 0)
+        datasets.read_dataset("d", {**entry, "options": {"empty": "drop"}}, 0)
 
 
 @pytest.mark.parametrize(
@@ -126,7 +126,7 @@ def test_empty_texts(entry, tmp_path):
 def test_wrong_words(entry, tmp_path, words, message):
     write(tmp_path, "train", ["x"], words=words)
     with pytest.raises(UserError, match=rf"train\.jsonl:1: .*{message}"):
-        datasets.read("d", {**entry, "splits": {"train": "train.jsonl"}, "text": (), "words": "words"}, 0)
+        datasets.read_dataset("d", {**entry, "splits": {"train": "train.jsonl"}, "text": (), "words": "words"}, 0)
 
 
 @pytest.mark.parametrize(
@@ -165,7 +165,7 @@ def test_wrong_entries(entry, tmp_path, change, message):
     write(tmp_path, "one", ["a"])
     write(tmp_path, "empty", [])
     with pytest.raises(UserError, match=f"data set 'd': .*{message}"):
-        datasets.read("d", {**entry, **change}, 0)
+        datasets.read_dataset("d", {**entry, **change}, 0)
 
 
 def test_nested_fields():
@@ -231,7 +231,7 @@ def prepared(tmp_path_factory):
 @pytest.mark.parametrize("file_format", ["array_record", "parquet"])
 def test_tfds_from_a_prepared_folder(prepared, file_format):
     entry = {"reader": "tfds", "path": prepared[file_format], "text": ("text",)}
-    data = datasets.read("d", {**entry, "splits": {"train": "train", "test": "test"}}, 0)
+    data = datasets.read_dataset("d", {**entry, "splits": {"train": "train", "test": "test"}}, 0)
     assert len(data.splits["train"]) == 4 and len(data.splits["test"]) == 2
     assert data.splits["train"][1].fields == {
         "text": "é 1",
@@ -245,25 +245,27 @@ def test_tfds_from_a_prepared_folder(prepared, file_format):
     assert data.splits["train"][0].fields["label"] is None  # -1 is TFDS's missing label
     assert data.splits["train"][1].line == 2
     with pytest.raises(UserError, match=r"split 'trian': Unknown split 'trian'"):
-        datasets.read("d", {**entry, "splits": {"train": "trian"}}, 0)
+        datasets.read_dataset("d", {**entry, "splits": {"train": "trian"}}, 0)
     by_words = {**entry, "text": (), "words": "words", "splits": {"train": "train"}}
     with pytest.raises(UserError, match=r"\[train\]:4: the list of words 'words' is empty"):
-        datasets.read("d", by_words, 0)
-    assert len(datasets.read("d", {**by_words, "options": {"empty": "drop"}}, 0).splits["train"]) == 3
+        datasets.read_dataset("d", by_words, 0)
+    assert len(datasets.read_dataset("d", {**by_words, "options": {"empty": "drop"}}, 0).splits["train"]) == 3
 
 
 def test_tfds_split_expressions(prepared):
     splits = {"train": "train[:75%]", "dev": ["train[75%:]", "test[:1]"]}
     entry = {"reader": "tfds", "path": prepared["array_record"], "text": "text", "splits": splits}
-    data = datasets.read("d", entry, 0)
+    data = datasets.read_dataset("d", entry, 0)
     assert texts(data, "train") == ["é 0", "é 1", "é 2"] and texts(data, "dev") == ["é 3", "é 4"]
-    whole = datasets.read("d", {**entry, "splits": {"train": "train+test"}}, 0)
+    whole = datasets.read_dataset("d", {**entry, "splits": {"train": "train+test"}}, 0)
     assert len(whole.splits["train"]) == 6
     with pytest.raises(UserError, match="split 'train\\[:75%\\]' has 3 examples, but TFDS gives 4: it does not slice"):
-        datasets.read("d", {**entry, "path": prepared["parquet"]}, 0)  # silently the whole split, if not for the check
+        datasets.read_dataset(
+            "d", {**entry, "path": prepared["parquet"]}, 0
+        )  # silently the whole split, if not for the check
 
 
 def test_tfds_unknown_name(tmp_path):
     entry = {"reader": "tfds", "path": "no_such_data_set", "splits": {"train": "train"}, "text": "text"}
     with pytest.raises(UserError, match="split 'train': Dataset no_such_data_set not found"):
-        datasets.read("d", {**entry, "options": {"data_dir": str(tmp_path)}}, 0)
+        datasets.read_dataset("d", {**entry, "options": {"data_dir": str(tmp_path)}}, 0)

@@ -3,8 +3,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mtl_jax.data.encoding.encode import copy_for_predicates, encode, overlong_note, take
-from mtl_jax.data.encoding.record_inputs import units_of
+from mtl_jax.data.encoding.encode import copy_for_predicates, encode, overlong_note, select_pieces
+from mtl_jax.data.encoding.record_inputs import extract_inputs
 from mtl_jax.data.records import Record
 from mtl_jax.data.tokenizers import Template
 from mtl_jax.errors import UserError
@@ -30,14 +30,14 @@ class Letters:
 
 def texts(*values):
     fields = ("a", "b")[: len(values[0])]
-    return units_of(
+    return extract_inputs(
         [Record(dict(zip(fields, v, strict=True)), "f.tsv", n) for n, v in enumerate(values, 1)], text=fields
     )
 
 
 def sentences(*values, predicates=None):
     predicates = predicates or [[] for _ in values]
-    return units_of(
+    return extract_inputs(
         [
             Record({"w": list(v), "predicates": p}, "f.conll", n)
             for n, (v, p) in enumerate(zip(values, predicates, strict=True), 1)
@@ -104,7 +104,7 @@ def test_predicates_follow_their_word():
 
 def test_pieces_in_another_order():
     split = encode(sentences("abc", "xy", ["de"], predicates=[[0, 2], [], [0]]), Letters(), 9)
-    taken = take(split, np.asarray([2, 0]))
+    taken = select_pieces(split, np.asarray([2, 0]))
     assert [piece(taken, n) for n in range(2)] == ["<de>", "<abc>"] and taken.record.tolist() == [2, 0]
     assert taken.word_token.tolist() == [1, 1, 2, 3] and taken.sequence.tolist() == [0, 0, 1]
     assert taken.sequence_offsets.tolist() == [0, 1, 3] and taken.words.tolist() == split.words.tolist()
@@ -117,7 +117,7 @@ def test_copies_for_many_predicates():
     assert [piece(copied, n) for n in range(4)] == ["<abc>", "<abc>", "<xy>", "<z>"]
     assert copied.sequence.tolist() == [0, 1, 2, 0] and copied.sequence_offsets.tolist() == [0, 2, 3, 4, 4]
     assert copied.word_token.tolist() == [1, 2, 3, 1, 2, 3, 1, 2, 1]
-    assert copied.first.tolist() == [True, False, True, True]
+    assert copied.is_first_piece.tolist() == [True, False, True, True]
     assert len(copy_for_predicates(split, 1).record) == 5  # never without a predicate
     assert copy_for_predicates(split, 9) is split
 
@@ -138,7 +138,7 @@ def test_copies_for_many_predicates():
 )
 def test_bad_records(fields, kwargs, message):
     with pytest.raises(UserError, match=message):
-        units_of([Record(fields, "f", 7)], **kwargs)
+        extract_inputs([Record(fields, "f", 7)], **kwargs)
 
 
 def test_bad_settings():
@@ -169,5 +169,5 @@ def test_every_word_is_in_one_piece(values, max_length):
 
 
 def test_nothing_to_encode():
-    assert len(encode(units_of([], words="w"), Letters(), 5).record) == 0
-    assert np.diff(encode(units_of([], text="a"), Letters(), 5).token_offsets).size == 0
+    assert len(encode(extract_inputs([], words="w"), Letters(), 5).record) == 0
+    assert np.diff(encode(extract_inputs([], text="a"), Letters(), 5).token_offsets).size == 0

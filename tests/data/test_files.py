@@ -40,14 +40,14 @@ def top(request, tmp_path):
     if request.param == "archive":
         with zipfile.ZipFile(tmp_path / "w.whl", "w") as whl:
             fill(whl.writestr)
-        return location.archive(tmp_path / "w.whl")
+        return location.archive_root(tmp_path / "w.whl")
 
     def write(name, content):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(content)
 
     fill(write)
-    return location.local(tmp_path)
+    return location.local_path(tmp_path)
 
 
 @pytest.mark.parametrize("name", ODD)
@@ -74,19 +74,22 @@ def test_absolute_paths_and_variables(tmp_path, monkeypatch):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(name)
     monkeypatch.setenv("FOLDER", str(tmp_path))
-    elsewhere = location.local("/usr")
+    elsewhere = location.local_path("/usr")
     for name in ODD:
         for path in (f"{tmp_path}/{name}", f"$FOLDER/{name}", f"${{FOLDER}}/{name}"):
             (found,) = elsewhere.glob(path)
             assert (
-                found.text("utf-8") == name == elsewhere.child(path).text("utf-8") == location.local(path).text("utf-8")
+                found.text("utf-8")
+                == name
+                == elsewhere.child(path).text("utf-8")
+                == location.local_path(path).text("utf-8")
             )
     assert [p.text("utf-8") for p in elsewhere.glob("$FOLDER/data[0-9].csv")] == ["data1.csv"]
     monkeypatch.setenv("es", "X")
-    assert location.local(f"{tmp_path}/pri$es.csv").exists()  # there, so it is no variable
+    assert location.local_path(f"{tmp_path}/pri$es.csv").exists()  # there, so it is no variable
     assert elsewhere.child("pri$es.csv").name == "/usr/priX.csv"
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert location.local("~/data1.csv").text("utf-8") == "data1.csv"
+    assert location.local_path("~/data1.csv").text("utf-8") == "data1.csv"
     assert [p.text("utf-8") for p in elsewhere.glob("~/data[0-9].csv")] == ["data1.csv"]
     with pytest.raises(UserError, match=r"no file is called so, and the environment variable \$NO_SUCH is not set"):
         elsewhere.glob("a/$NO_SUCH*.csv")
@@ -98,14 +101,14 @@ def test_a_data_set_reads_the_file_that_is_named(tmp_path, monkeypatch):
         (tmp_path / name).write_text(f"text\n{name}\n")
     for name in ("data[1].csv", "a*.csv", "pri$es.csv", "~x"):
         entry = {"reader": "csv", "path": str(tmp_path), "text": ("text",), "splits": {"train": name}}
-        assert [r.fields["text"] for r in datasets.read("d", entry, 0).splits["train"]] == [name]
+        assert [r.fields["text"] for r in datasets.read_dataset("d", entry, 0).splits["train"]] == [name]
 
 
 def test_a_file_in_the_folders_of_labels(tmp_path):
     for name in ("pos/a[1].txt", "pos/a1.txt", "neg/a1.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(name)
-    read = functools.partial(READERS["folders"], location.local(tmp_path), "utf-8")
+    read = functools.partial(READERS["folders"], location.local_path(tmp_path), "utf-8")
 
     def texts(pattern):
         return [item.fields["text"] for item in read(pattern=pattern) if isinstance(item, Record)]
@@ -120,7 +123,7 @@ def test_pictures_named_in_records(tmp_path):
         Image.fromarray(np.full((4, 4), value, np.uint8)).save(tmp_path / name)
         record = Record({"image": name}, "f", 1)
         album, _ = image_store.read_images(
-            {"train": [record]}, "image", location.local(tmp_path), image_store.PatchSpec(4, 1)
+            {"train": [record]}, "image", location.local_path(tmp_path), image_store.PatchSpec(4, 1)
         )
         assert album.pixels[1:].tolist() == [[value] * 16]
 
@@ -130,7 +133,7 @@ def test_pictures_named_in_records(tmp_path):
 
 def lines(tmp_path, content, encoding="utf-8"):
     (tmp_path / "f").write_bytes(content)
-    return list(location.local(tmp_path / "f").lines(encoding))
+    return list(location.local_path(tmp_path / "f").lines(encoding))
 
 
 @pytest.mark.parametrize("pack", [bytes, gzip.compress])
@@ -146,7 +149,7 @@ def test_byte_order_marks(tmp_path):
     bom = "\ufeff".encode()
     assert lines(tmp_path, bom + bom + b"a\n" + bom + b"b\xef\xbb\xbfc\n") == [(1, "a"), (2, "b\ufeffc")]
     assert lines(tmp_path, "\ufeffa\n\ufeffb\n".encode("utf-16-le"), "utf-16-le") == [(1, "a"), (2, "b")]
-    assert location.local(tmp_path / "f").text("utf-16-le") == "a\n\ufeffb\n"  # characters are counted in a text
+    assert location.local_path(tmp_path / "f").text("utf-16-le") == "a\n\ufeffb\n"  # characters are counted in a text
 
 
 def test_utf8_with_a_mark_is_nothing_else(tmp_path):

@@ -14,7 +14,7 @@ ROWS = [{"text": f"t {n}", "label": "ab"[n % 2], "n": n} for n in range(4)]
 
 def read(tmp_path, content, reader="jsonl", name="f.json", **options):
     (tmp_path / name).write_text(content if isinstance(content, str) else json.dumps(content))
-    return list(READERS[reader](location.local(tmp_path / name), "utf-8", **options))
+    return list(READERS[reader](location.local_path(tmp_path / name), "utf-8", **options))
 
 
 FORMS = {
@@ -160,7 +160,7 @@ def test_the_fields_of_the_texts_tell(tmp_path):
 
     def rows(content, **entry):
         (tmp_path / "f.json").write_text(json.dumps(content))
-        data = datasets.read("d", {"reader": "jsonl", "path": str(tmp_path / "f.json"), **entry}, 0)
+        data = datasets.read_dataset("d", {"reader": "jsonl", "path": str(tmp_path / "f.json"), **entry}, 0)
         return [{name: v for name, v in r.fields.items() if name != "file"} for r in data.splits["train"]]
 
     one = {"q": [{"query": "a b", "answer": "c d"}]}
@@ -179,7 +179,7 @@ def test_the_fields_of_the_texts_tell(tmp_path):
         rows({"train": ROWS, "test": ROWS}, text=("text",))
     options = {"reader": "jsonl", "way": "infill", "words": "text"}
     (tmp_path / "f.json").write_text(json.dumps(version))
-    assert len(list(READERS["derived"](location.local(tmp_path / "f.json"), "utf-8", **options))) == len(ROWS)
+    assert len(list(READERS["derived"](location.local_path(tmp_path / "f.json"), "utf-8", **options))) == len(ROWS)
 
 
 def test_splits_by_path_and_in_several_files(tmp_path):
@@ -196,21 +196,21 @@ def test_splits_by_path_and_in_several_files(tmp_path):
         whole = {"train": ROWS[part : part + 1], "dev": ROWS[:1]}
         (tmp_path / f"part{part}.json").write_text(json.dumps(whole))
     entry = {"reader": "json_splits", "path": str(tmp_path), "text": ("text",), "splits": {"train": "part*.json:train"}}
-    one = datasets.read("d", entry, 0)
+    one = datasets.read_dataset("d", entry, 0)
     assert [r.fields["n"] for r in one.splits["train"]] == [1, 2]
     two = {"train": ("part1.json:train", "part2.json:train"), "dev": "part2.json:dev"}
-    data = datasets.read("d", {**entry, "splits": two}, 0)
+    data = datasets.read_dataset("d", {**entry, "splits": two}, 0)
     assert [r.fields["n"] for r in data.splits["train"]] == [1, 2] and len(data.splits["dev"]) == 1
     (tmp_path / "other.json").write_text("{}")
-    assert datasets.read("d", entry, 0).fingerprint == one.fingerprint
+    assert datasets.read_dataset("d", entry, 0).fingerprint == one.fingerprint
     (tmp_path / "part2.json").write_text(json.dumps({"train": ROWS[3:]}))
-    assert datasets.read("d", entry, 0).fingerprint != one.fingerprint
+    assert datasets.read_dataset("d", entry, 0).fingerprint != one.fingerprint
     for splits, message in {
         "train": r"is a folder; .*'FILES\.json:train'",
         "x*.json:train": r"nothing matches 'x\*",
     }.items():
         with pytest.raises(UserError, match=message):
-            datasets.read("d", {**entry, "splits": {"train": splits}}, 0)
+            datasets.read_dataset("d", {**entry, "splits": {"train": splits}}, 0)
 
 
 def test_texts_with_spans_and_dialogues_know_their_records(tmp_path):

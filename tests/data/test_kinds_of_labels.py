@@ -12,7 +12,7 @@ from mtl_jax.data.corpus import load
 from mtl_jax.data.datasets import ReadData
 from mtl_jax.data.encoding import marked_spans
 from mtl_jax.data.encoding.encode import encode
-from mtl_jax.data.encoding.record_inputs import units_of
+from mtl_jax.data.encoding.record_inputs import extract_inputs
 from mtl_jax.data.files import location
 from mtl_jax.data.labels import answer_spans, choices
 from mtl_jax.data.labels.raw_labels import LabelSpec
@@ -38,10 +38,10 @@ def words_of(*texts, **options):
 def asked(label, context=CONTEXT, spec=SPAN, **fields):
     """(raw value, gold value, notes) of one question."""
     record = Record({"question": "Where?", "context": context, spec.field: label, **fields}, "f", 1)
-    units = units_of([record], text=("question", "context"), aligned=True)
-    raw, read = answer_spans.collect(units, spec)
+    units = extract_inputs([record], text=("question", "context"), aligned=True)
+    raw, read = answer_spans.collect_answers(units, spec)
     split = encode(units, words_of(context, "where ?"), 64)
-    gold, fitted = answer_spans.encode(raw, split)
+    gold, fitted = answer_spans.encode_answers(raw, split)
     found = raw.values[0] and tuple(a.begin for a in raw.values[0])
     return found, tuple(gold.value[0].tolist()), [note.what.split(",")[0] for note in (*read, *fitted)]
 
@@ -72,8 +72,10 @@ def test_answers_in_two_fields():
     ):
         spec = LabelSpec("answer", "d", field, "span", "span")
         record = Record({"context": CONTEXT, **fields}, "f", 1)
-        units = units_of([record], text="context", aligned=True)
-        gold, _ = answer_spans.encode(answer_spans.collect(units, spec)[0], encode(units, words_of(CONTEXT), 64))
+        units = extract_inputs([record], text="context", aligned=True)
+        gold, _ = answer_spans.encode_answers(
+            answer_spans.collect_answers(units, spec)[0], encode(units, words_of(CONTEXT), 64)
+        )
         assert tuple(gold.value[0].tolist()) == wanted and gold.known[0]
 
 
@@ -103,7 +105,7 @@ def test_dirt_is_mended_or_left_out_and_counted():
 
 def test_an_answer_may_be_spelled_in_other_characters_than_its_text():
     context = "Le cafe\u0301 où प्रधानमंत्री दिल्ली। में"  # é in two characters: offsets count both
-    units = units_of(
+    units = extract_inputs(
         [
             Record({"q": "?", "c": context, "answers": label}, "f", 1)
             for label in (
@@ -115,12 +117,12 @@ def test_an_answer_may_be_spelled_in_other_characters_than_its_text():
         text=("q", "c"),
         aligned=True,
     )
-    raw, notes = answer_spans.collect(units, SPAN)
+    raw, notes = answer_spans.collect_answers(units, SPAN)
     assert [(a.begin, a.end) for (a,) in raw.values] == [(3, 8), (3, 11), (12, 24)] and len(notes) == 1
     split = encode(units, words_of(context), 64)
-    gold, fitted = answer_spans.encode(raw, split)
+    gold, fitted = answer_spans.encode_answers(raw, split)
     assert gold.value.tolist() == [[1, 1], [1, 2], [3, 3]] and not fitted
-    assert [answer_spans.text_of(context, split, m, *gold.value[m].tolist()) for m in (0, 2)] == [
+    assert [answer_spans.answer_text(context, split, m, *gold.value[m].tolist()) for m in (0, 2)] == [
         "cafe\u0301",
         "प्रधानमंत्री",
     ]
@@ -128,12 +130,14 @@ def test_an_answer_may_be_spelled_in_other_characters_than_its_text():
 
 def test_answers_among_words():
     record = Record({"words": CONTEXT.split(), "answers": [7, 8]}, "f", 1)
-    units = units_of([record], words="words")
-    gold, _ = answer_spans.encode(answer_spans.collect(units, SPAN)[0], encode(units, words_of(CONTEXT), 64))
+    units = extract_inputs([record], words="words")
+    gold, _ = answer_spans.encode_answers(
+        answer_spans.collect_answers(units, SPAN)[0], encode(units, words_of(CONTEXT), 64)
+    )
     assert gold.value.tolist() == [[7, 8]]
     record.fields["answers"] = [8, 10]
     with pytest.raises(UserError, match="no words 8 to 10 among 10"):
-        answer_spans.collect(units, SPAN)
+        answer_spans.collect_answers(units, SPAN)
 
 
 TEXTS = ["Ein Café, das İstanbul's old name’s got?", "a  b\tc", "…", " ", "the [MASK] sat", "İİ i"]
@@ -142,11 +146,11 @@ TEXTS = ["Ein Café, das İstanbul's old name’s got?", "a  b\tc", "…", " ", 
 @pytest.mark.parametrize("lower", [True, False])
 def test_offsets_are_those_of_the_tokens(lower):
     tokenizer = words_of(*TEXTS, lower=lower, extra=("[MASK]",))
-    for text, ids, offsets in zip(TEXTS, tokenizer.texts(TEXTS), tokenizer.offsets(TEXTS), strict=True):
+    for text, ids, offsets in zip(TEXTS, tokenizer.encode_texts(TEXTS), tokenizer.offsets(TEXTS), strict=True):
         assert len(ids) == len(offsets)
         for index, (a, b) in zip(ids, offsets, strict=True):
             if index >= 4:
-                token, shown = tokenizer.token(index), text[a:b].lower() if lower else text[a:b]
+                token, shown = tokenizer.id_to_token(index), text[a:b].lower() if lower else text[a:b]
                 # in lower case "İ" is two characters, of which the second is a token of its own
                 assert token in shown if "İ" in text else token.lower() == shown.lower()
 
@@ -163,8 +167,8 @@ def test_offsets_of_a_published_tokenizer(tmp_path):
         backend.pre_tokenizer = pre
         backend.save(str(tmp_path / "tokenizer.json"))
         tokenizer = PretrainedTokenizer(str(tmp_path))
-        assert tokenizer.mask == 5 and tokenizer.find("cat") == 4 and tokenizer.find("dog") is None
-        (ids,), (offsets,) = tokenizer.texts(["a cat"]), tokenizer.offsets(["a cat"])
+        assert tokenizer.mask_id == 5 and tokenizer.token_to_id("cat") == 4 and tokenizer.token_to_id("dog") is None
+        (ids,), (offsets,) = tokenizer.encode_texts(["a cat"]), tokenizer.offsets(["a cat"])
         assert len(ids) == len(offsets) and all("a cat"[a:b].strip() == "a cat"[a:b] for a, b in offsets)
 
 
@@ -173,7 +177,7 @@ def test_choices_and_their_labels():
 
     def number(label, offered=("red", "blue", "B"), spec=spec):
         record = Record({"text": "x", "choices": list(offered), "label": label}, "f", 1)
-        return choices.collect(units_of([record], text="text", choices=("choices",)), spec).values[0]
+        return choices.collect_choices(extract_inputs([record], text="text", choices=("choices",)), spec).values[0]
 
     assert [number(v) for v in (1, "blue", "A", "2", "C", None, "")] == [1, 1, 0, 2, 2, None, None]
     assert number("1", spec=LabelSpec("right", "d", "label", "choice", "choice", classes=("1", "2", "3"))) == 0
@@ -181,9 +185,9 @@ def test_choices_and_their_labels():
         with pytest.raises(UserError, match=f"f:1: task right: .*{said}"):
             number(label)
     record = Record({"text": "x", "a": "red", "b": "blue", "c": ""}, "f", 1)
-    assert units_of([record], text="text", choices=("a", "b", "c")).choices == [["red", "blue"]]
+    assert extract_inputs([record], text="text", choices=("a", "b", "c")).choices == [["red", "blue"]]
     with pytest.raises(UserError, match="f:1: a, c: two choices at least"):
-        units_of([record], text="text", choices=("a", "c"))
+        extract_inputs([record], text="text", choices=("a", "c"))
 
 
 def test_marks_in_fields_and_in_the_text_are_the_same():
@@ -202,11 +206,11 @@ def test_marks_in_fields_and_in_the_text_are_the_same():
         (inline, {"words": "words", "marked": tags}),
         (inline, {"text": "marked", "marked": tags}),
     ):
-        split = encode(units_of([Record(fields, "f", 1)], **options), tokenizer, 32)
-        assert " ".join(map(tokenizer.token, split.tokens)) == shown
+        split = encode(extract_inputs([Record(fields, "f", 1)], **options), tokenizer, 32)
+        assert " ".join(map(tokenizer.id_to_token, split.tokens)) == shown
         assert split.mark_token.tolist() == [[1, 4, 8, 10]]
         if "words" in options:
-            assert [tokenizer.token(split.tokens[t]) for t in split.word_token] == words
+            assert [tokenizer.id_to_token(split.tokens[t]) for t in split.word_token] == words
     # numbers in fields of their own (TACRED), also as a table has them; ends of words excluded, of characters included
     numbers = {"words": words, "text": text, "s": 1, "e": 2, "t": {"s": "6", "e": 6.0}, "a+b": [1, 2]}
     excluded = numbers | {"e": 3, "t": {"s": 6, "e": 7}, "d": 6}
@@ -219,19 +223,19 @@ def test_marks_in_fields_and_in_the_text_are_the_same():
         (excluded, ("s+e", "d"), {"words": "words", "marked_ends": "excluded"}),
         (characters, ("s+e", "t.s+t.e"), {"text": "text", "marked_ends": "included"}),
     ):
-        split = encode(units_of([Record(fields, "f", 1)], marked=marked, **options), tokenizer, 32)
-        assert " ".join(map(tokenizer.token, split.tokens)) == shown
+        split = encode(extract_inputs([Record(fields, "f", 1)], marked=marked, **options), tokenizer, 32)
+        assert " ".join(map(tokenizer.id_to_token, split.tokens)) == shown
     with pytest.raises(UserError, match=r"f:1: field 's\+e': no such span, \(1, 1\) \(the last word excluded, see"):
         one = Record(numbers | {"e": 1}, "f", 1)
-        units_of([one], words="words", marked=("s+e", "t.s+t.e"), marked_ends="excluded")
+        extract_inputs([one], words="words", marked=("s+e", "t.s+t.e"), marked_ends="excluded")
     # one in the other, and the same word twice
     for a, b, wanted in (
         ([1, 2], [2, 2], "the [E1] old [E2] cat [/E2] [/E1] sat"),
         (1, 1, "the [E2] [E1] old [/E1] [/E2] cat"),
     ):
-        units = units_of([Record({"words": words, "a": a, "b": b}, "f", 1)], words="words", marked=("a", "b"))
-        assert " ".join(map(tokenizer.token, encode(units, tokenizer, 32).tokens)).startswith(wanted)
-    cut = encode(units_of([Record(by_words, "f", 1)], words="words", marked=("a", "b")), tokenizer, 8)
+        units = extract_inputs([Record({"words": words, "a": a, "b": b}, "f", 1)], words="words", marked=("a", "b"))
+        assert " ".join(map(tokenizer.id_to_token, encode(units, tokenizer, 32).tokens)).startswith(wanted)
+    cut = encode(extract_inputs([Record(by_words, "f", 1)], words="words", marked=("a", "b")), tokenizer, 8)
     assert cut.mark_token.tolist() == [[1, 4, -1, -1]]
     for change, said in (
         ({"a": [1, 9]}, "no such span"),
@@ -239,11 +243,13 @@ def test_marks_in_fields_and_in_the_text_are_the_same():
         ({"a": "cat"}, "first and the last"),
     ):
         with pytest.raises(UserError, match=f"f:1: .*{said}"):
-            units_of([Record(by_words | change, "f", 1)], words="words", marked=("a", "b"))
+            extract_inputs([Record(by_words | change, "f", 1)], words="words", marked=("a", "b"))
     with pytest.raises(UserError, match="'\\[E1\\]' is no token"):
-        encode(units_of([Record(by_words, "f", 1)], words="words", marked=("a", "b")), words_of(text), 32)
-    own = units_of([Record(by_words, "f", 1)], words="words", marked=("a", "b"), markers=("on", "on", "the", "the"))
-    assert "the on old cat on sat" in " ".join(map(tokenizer.token, encode(own, tokenizer, 32).tokens))
+        encode(extract_inputs([Record(by_words, "f", 1)], words="words", marked=("a", "b")), words_of(text), 32)
+    own = extract_inputs(
+        [Record(by_words, "f", 1)], words="words", marked=("a", "b"), markers=("on", "on", "the", "the")
+    )
+    assert "the on old cat on sat" in " ".join(map(tokenizer.id_to_token, encode(own, tokenizer, 32).tokens))
 
 
 def corpus_of(records, entry, spec, **options):
@@ -275,7 +281,7 @@ def test_all_choices_of_a_record_stand_in_one_row(shapes, packed):
     found, seen = rows.labels["right"], {}
     for row, slot in np.argwhere(rows.example >= 0):
         start, length = rows.start[row, slot], rows.length[row, slot]
-        tokens = [corpus.tokenizer.token(t) for t in rows.tokens[row, start : start + length]]
+        tokens = [corpus.tokenizer.id_to_token(t) for t in rows.tokens[row, start : start + length]]
         record, choice = int(tokens[0][1:]), int(found["choice"][row, slot])
         at = tokens.index("[SEP]")
         assert tokens[at + 1 :] in ([f"c{record}", f"c{choice}"], [f"c{record}"], [])  # what truncation leaves
@@ -322,7 +328,7 @@ def test_spans_of_every_example_are_in_the_rows_once(lengths, packed):
                 range(-1, len(at) - 1)
             )
             assert found["token"][row, at[0]] == rows.start[row, slot]
-            tokens = [corpus.tokenizer.token(t) for t in rows.tokens[row, found["token"][row, at[1:]]]]
+            tokens = [corpus.tokenizer.id_to_token(t) for t in rows.tokens[row, found["token"][row, at[1:]]]]
             n = int(tokens[0][1:].split("w")[0])
             assert tokens == [f"r{n}w{i}" for i in range(len(tokens))]
             seen.add(n)
@@ -347,7 +353,7 @@ def test_spans_of_every_example_are_in_the_rows_once(lengths, packed):
 def place(tmp_path, content):
     file = tmp_path / "data"
     file.write_text(content)
-    return location.local(str(file))
+    return location.local_path(str(file))
 
 
 def test_squad_files(tmp_path):
@@ -373,7 +379,7 @@ def test_squad_files(tmp_path):
     text = json.dumps({"data": [{"title": None, "paragraphs": [{"context": "a b", "qas": odd}]}]})
     for encoding in ("utf-8-sig", "utf-16"):
         (tmp_path / "marked").write_text(text, encoding)
-        found = list(READERS["squad"](location.local(str(tmp_path / "marked")), encoding.removesuffix("-sig")))
+        found = list(READERS["squad"](location.local_path(str(tmp_path / "marked")), encoding.removesuffix("-sig")))
         said = {r.fields["question"]: r.fields.get("answers") for r in found if isinstance(r, Record)}
         assert said == {"q1": odd[0]["answers"][1:], "q3": None, "q4": [], "q5": None, "q6": None, "q7": []}
         assert [note.line for note in found if not isinstance(note, Record)] == [1, 2, 3, 5]
@@ -432,10 +438,10 @@ def test_questions_and_pairs_from_roles(tmp_path):
 
 
 def test_derived_sets_of_real_data(data_dir):
-    record = next(iter(READERS["srl_questions"](location.local(str(data_dir / "ewt_srl/dev.conll")), "utf-8")))
+    record = next(iter(READERS["srl_questions"](location.local_path(str(data_dir / "ewt_srl/dev.conll")), "utf-8")))
     for text, start in zip(*record.fields["answers"].values(), strict=True):
         assert record.fields["context"][start:].startswith(text)
-    whole = location.local(str(data_dir / "ewt/en_ewt-ud-dev.conllu"))
+    whole = location.local_path(str(data_dir / "ewt/en_ewt-ud-dev.conllu"))
     items = list(READERS["conllu_endings"](whole, "utf-8"))
     found = [r for r in items if isinstance(r, Record)]
     assert len(found) + sum(n.lost for n in items if isinstance(n, Note)) == 2001

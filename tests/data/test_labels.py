@@ -3,7 +3,7 @@ import os
 import numpy as np
 import pytest
 
-from mtl_jax.data.labels.raw_labels import LabelSpec, collect, default_missing, unlabelled
+from mtl_jax.data.labels.raw_labels import LabelSpec, collect_labels, default_missing, missing_labels
 from mtl_jax.data.labels.vocabulary import LabelVocabulary, build_vocabulary, encode_labels
 from mtl_jax.data.records import Record
 from mtl_jax.errors import UserError
@@ -14,9 +14,9 @@ def records(*values, field="y"):
 
 
 def gold(spec, train, dev=None, max_unseen=0.05, **more):
-    splits = {"train": collect(records(*train), spec, **more)}
+    splits = {"train": collect_labels(records(*train), spec, **more)}
     if dev is not None:
-        splits["dev"] = collect(records(*dev), spec, **more)
+        splits["dev"] = collect_labels(records(*dev), spec, **more)
     vocabulary, notes = build_vocabulary(spec, splits, max_unseen)
     return vocabulary, {name: encode_labels(raw, spec, vocabulary) for name, raw in splits.items()}, notes
 
@@ -68,20 +68,20 @@ def test_tags_outside_first_and_missing_words():
 def test_word_labels_of_other_length_name_the_line():
     spec = LabelSpec("ner", "d", "y", level="word")
     with pytest.raises(UserError, match=r"data\.jsonl:2: task ner: 3 words but 2 labels"):
-        collect(records(["a"], ["a", "b"]), spec, words=[1, 3])
+        collect_labels(records(["a"], ["a", "b"]), spec, words=[1, 3])
     with pytest.raises(UserError, match="should be a list"):
-        collect(records("O O"), spec, words=[2])
+        collect_labels(records("O O"), spec, words=[2])
     with pytest.raises(UserError, match=r"plain text; name the field.*`words`"):
-        collect(records(["a"]), spec)
+        collect_labels(records(["a"]), spec)
 
 
 def test_predicates():
     spec = LabelSpec("srl", "d", "y", level="predicate")
-    raw = collect(records([["O", "V"], ["A", "O"]], []), spec, words=[2, 3], predicates=[[1, 0], []])
+    raw = collect_labels(records([["O", "V"], ["A", "O"]], []), spec, words=[2, 3], predicates=[[1, 0], []])
     assert raw.values == ["O", "V", "A", "O"] and raw.offsets.tolist() == [0, 4, 4]
     with pytest.raises(UserError, match=r":1: task srl: 1 predicates want as many lists.*2 lists"):
-        collect(records([["O"], ["O"]]), spec, words=[1], predicates=[[0]])
-    assert unlabelled(records(7), spec, [2], [[0]]).values == [None, None]
+        collect_labels(records([["O"], ["O"]]), spec, words=[1], predicates=[[0]])
+    assert missing_labels(records(7), spec, [2], [[0]]).values == [None, None]
 
 
 def test_distributions():
@@ -144,7 +144,7 @@ def test_bad_specs():
 def test_labels_of_another_vocabulary_are_refused_by_line():
     spec = LabelSpec("t", "d", "y")
     with pytest.raises(UserError, match=r"data\.jsonl:2: task t: no such class: 'c'"):
-        encode_labels(collect(records("a", "c"), spec), spec, LabelVocabulary(("a", "b")))
+        encode_labels(collect_labels(records("a", "c"), spec), spec, LabelVocabulary(("a", "b")))
 
 
 SET = {"kind": "set", "missing": (None,)}
@@ -220,24 +220,26 @@ def test_a_column_of_0_and_1_for_each_class():
         ("yes", "no", "No"),
     ]
     records_ = rows(*({"text": "x", **dict(zip(names, v, strict=True))} for v in values))
-    raw = collect(records_, spec)
+    raw = collect_labels(records_, spec)
     assert raw.values == [("toxic",), (), ("toxic", "insult"), None, None, None, ("toxic",)]
     vocabulary, notes = build_vocabulary(spec, {"train": raw})
     assert vocabulary.names == names  # in the order of the config, whether train has them or not
     assert [n for n in notes if "1 records have a value in some of the fields" in n]
     with pytest.raises(UserError, match=r"data\.csv:1: .*'toxic' should be 0 or 1 \(-1: not labelled\), found '2'"):
-        collect(rows({"toxic": "2", "insult": "0", "threat": "0"}), spec)
+        collect_labels(rows({"toxic": "2", "insult": "0", "threat": "0"}), spec)
     with pytest.raises(UserError, match=r"no field 'insult' in its train split; known fields: insultt, threat, toxic"):
-        build_vocabulary(spec, {"train": collect(rows({"toxic": "1", "insultt": "0", "threat": "0"}), spec)})
+        build_vocabulary(spec, {"train": collect_labels(rows({"toxic": "1", "insultt": "0", "threat": "0"}), spec)})
     with pytest.raises(UserError, match=r"no field 'a\+b' in its train split; known fields: a, b"):
         real = LabelSpec("t", "d", "a+b", kind="real")
-        build_vocabulary(real, {"train": collect(rows({"a": 1, "b": 2}), real)})
-    assert collect(rows({"toxic+insult+threat": "a,b"}), spec).values == [("a", "b")]  # a field that is called so
+        build_vocabulary(real, {"train": collect_labels(rows({"a": 1, "b": 2}), real)})
+    assert collect_labels(rows({"toxic+insult+threat": "a,b"}), spec).values == [
+        ("a", "b")
+    ]  # a field that is called so
 
 
 def test_objects_and_vectors_of_0_and_1():
     spec = LabelSpec("t", "d", "y", kind="set", classes=("a", "b", "c"), missing=(None,))
-    assert collect(records({"a": 1, "b": 0, "c": True}, [0, 1, 0], [1.0, 1.0, 0.0], ["b"]), spec).values == [
+    assert collect_labels(records({"a": 1, "b": 0, "c": True}, [0, 1, 0], [1.0, 1.0, 0.0], ["b"]), spec).values == [
         ("a", "c"),
         ("b",),
         ("a", "b"),
@@ -251,9 +253,9 @@ def test_two_fields_joined_as_one_label():
     spec = LabelSpec("t", "d", "coarse+fine")
     pairs = [("ENTY", "other"), ("LOC", "other"), ("LOC", "")]
     records_ = rows(*({"coarse": coarse, "fine": fine} for coarse, fine in pairs))
-    assert collect(records_, spec).values == ["ENTY:other", "LOC:other", None]
+    assert collect_labels(records_, spec).values == ["ENTY:other", "LOC:other", None]
     words = LabelSpec("t", "d", "a+b", level="word")
-    assert collect(rows({"a": ["x", "y"], "b": ["1", "2"]}), words, words=[2]).values == ["x:1", "y:2"]
+    assert collect_labels(rows({"a": ["x", "y"], "b": ["1", "2"]}), words, words=[2]).values == ["x:1", "y:2"]
 
 
 def test_words_for_missing_labels():
@@ -288,11 +290,11 @@ def test_empty_texts_of_sets_and_lists_of_one_class():
 
 def test_words_for_missing_numbers():
     spec = LabelSpec("t", "d", "y", kind="real", missing=(*default_missing("text"), None))
-    assert collect(records("1.5", "nan", float("nan"), ""), spec).values == [1.5, None, None, None]
+    assert collect_labels(records("1.5", "nan", float("nan"), ""), spec).values == [1.5, None, None, None]
     with pytest.raises(UserError, match=r"jsonl:2: .*should be a number, found 'NA'; if that means .*missing=.*'NA'\)"):
-        collect(records("1", "NA"), spec)
+        collect_labels(records("1", "NA"), spec)
     with pytest.raises(UserError, match=r"should be a number, found '3,5'$"):
-        collect(records("3,5"), spec)
+        collect_labels(records("3,5"), spec)
 
 
 def test_one_class_in_two_spellings_of_unicode():
@@ -301,7 +303,7 @@ def test_one_class_in_two_spellings_of_unicode():
     assert vocabulary.names == (composed, "x") and found["train"].value.tolist() == [0, 0, 1] and notes == []
     spec = LabelSpec("t", "d", "y", classes=(decomposed, "x"))
     assert gold(spec, [composed, "x"])[1]["train"].value.tolist() == [0, 1]
-    assert collect(records([composed, decomposed]), LabelSpec("t", "d", "y", **SET)).values == [(composed,)]
+    assert collect_labels(records([composed, decomposed]), LabelSpec("t", "d", "y", **SET)).values == [(composed,)]
     for twice in (["Pos", "pos"], ["new york", "New  York"], ["a", "a\u200b"], ["1", "1.0"], ["true", "True"]):
         _, _, notes = gold(LabelSpec("t", "d", "y"), [*twice, "z"])
         assert len(notes) == 1 and "differ only in case, blanks" in notes[0], twice
@@ -317,7 +319,7 @@ def test_labels_are_total_over_texts():
         for kind in ("class", "set", "real"):
             spec = LabelSpec("t", "d", "y", kind=kind, delimiter=str(rng.choice([",", ";", " "])))
             try:
-                raw = collect(records("1", *values), spec)
+                raw = collect_labels(records("1", *values), spec)
                 vocabulary, notes = build_vocabulary(spec, {"train": raw, "dev": raw})
                 encode_labels(raw, spec, vocabulary)
             except UserError as error:

@@ -11,7 +11,7 @@ from mtl_jax.config import default
 from mtl_jax.data import corpus, datasets, literals
 from mtl_jax.data.labels.raw_labels import LabelSpec
 from mtl_jax.data.readers import READERS
-from mtl_jax.data.readers.options import for_reader
+from mtl_jax.data.readers.options import select_options
 from mtl_jax.data.records import Record, field
 from mtl_jax.data.tokenizers import WordVocabulary
 from mtl_jax.errors import UserError
@@ -56,15 +56,15 @@ FUZZ = int(os.environ.get("FUZZ", 100))
     ],
 )
 def test_parse(text, value):
-    assert literals.parse(text) == value
-    assert literals.is_like(text) or value is None
+    assert literals.parse_literal(text) == value
+    assert literals.looks_like_list(text) or value is None
 
 
 def test_names_without_quotes():
     for text in ("{a,b c}", "(a, b c)", "[a, b c]"):
-        assert literals.parse(text, names=True) == ["a", "b c"]
-    assert literals.parse("{a}", names=True) == ["a"] and literals.parse("{a,b c}") is None
-    assert literals.parse("(a)", names=True) is literals.parse("{a: b}", names=True) is None
+        assert literals.parse_literal(text, names=True) == ["a", "b c"]
+    assert literals.parse_literal("{a}", names=True) == ["a"] and literals.parse_literal("{a,b c}") is None
+    assert literals.parse_literal("(a)", names=True) is literals.parse_literal("{a: b}", names=True) is None
 
 
 def test_what_python_and_json_write_comes_back():
@@ -73,10 +73,10 @@ def test_what_python_and_json_write_comes_back():
     for _ in range(FUZZ):
         items = ["".join(rng.choice(letters, rng.integers(0, 6))) for _ in range(rng.integers(0, 5))]
         whole = [item.encode("utf-16", "surrogatepass").decode("utf-16", "replace") for item in items]
-        assert literals.parse(repr(items)) in (items, whole), items
-        literals.parse("".join(rng.choice([*"[](){}'\",:. \\", *letters], rng.integers(0, 12))))
+        assert literals.parse_literal(repr(items)) in (items, whole), items
+        literals.parse_literal("".join(rng.choice([*"[](){}'\",:. \\", *letters], rng.integers(0, 12))))
         if len(set(whole)) == len(items) and items:
-            assert set(literals.parse(repr(set(whole)))) == set(whole)
+            assert set(literals.parse_literal(repr(set(whole)))) == set(whole)
 
 
 def table(path, header, *rows):
@@ -92,7 +92,7 @@ def test_words_and_tags_in_cells(tmp_path):
         ("['EU', 'rejects']", "['B-ORG', 'O']", "[3 0]", "(see below)"),
         ('["He"]', "['O']", "[0]", "x"),
     )
-    data = datasets.read("d", {**entry, "words": "tokens"}, 0)
+    data = datasets.read_dataset("d", {**entry, "words": "tokens"}, 0)
     assert [record.fields for record in data.splits["train"]] == [
         {
             "tokens": ["EU", "rejects"],
@@ -106,13 +106,13 @@ def test_words_and_tags_in_cells(tmp_path):
     assert data.notes[0] == "train: 2 records have lists that are written as strings"
     entry = table(tmp_path / "b.csv", ("tokens",), ("['a']",), ("['a', 'b",))
     with pytest.raises(UserError, match=r"b\.csv:3: field 'tokens' looks like a list, but cannot be read"):
-        datasets.read("d", {**entry, "words": "tokens"}, 0)
+        datasets.read_dataset("d", {**entry, "words": "tokens"}, 0)
 
 
 def test_words_and_tags_between_blanks(tmp_path):
     entry = table(tmp_path / "a.csv", ("tokens", "tags"), ("EU  rejects", "B-ORG,O"), ("He", "O"))
     entry |= {"words": "tokens", "options": {"lists": {"tokens": " ", "tags": ","}}}
-    records = [record.fields for record in datasets.read("d", entry, 0).splits["train"]]
+    records = [record.fields for record in datasets.read_dataset("d", entry, 0).splits["train"]]
     assert [fields["tokens"] for fields in records] == [["EU", "rejects"], ["He"]]
     assert [fields["tags"] for fields in records] == [["B-ORG", "O"], ["O"]]
     for lists, message in (
@@ -121,13 +121,13 @@ def test_words_and_tags_between_blanks(tmp_path):
         ({}, r"field 'tokens' is a string, not a list .*options=\{\"lists\": \{'tokens': \" \"\}\}"),
     ):
         with pytest.raises(UserError, match=message):
-            datasets.read("d", {**entry, "options": {"lists": lists}}, 0)
+            datasets.read_dataset("d", {**entry, "options": {"lists": lists}}, 0)
 
 
 def test_options_of_every_data_set_are_not_given_to_readers():
     options = {"empty": "drop", "scheme": "iob2", "lists": {"a": ";"}}
-    assert for_reader(READERS["csv"], {**options, "delimiter": ";"}) == {"delimiter": ";"}
-    assert for_reader(READERS["lines"], options) == {"lists": {"a": ";"}}  # its own
+    assert select_options(READERS["csv"], {**options, "delimiter": ";"}) == {"delimiter": ";"}
+    assert select_options(READERS["lines"], options) == {"lists": {"a": ";"}}  # its own
 
 
 def load(datasets_, *specs):
@@ -160,11 +160,11 @@ def test_equal_texts_with_different_labels(tmp_path):
 
 def test_choices_in_cells(tmp_path):
     entry = table(tmp_path / "a.csv", ("text", "options"), ("['q']", "['yes', 'no']"))
-    data = datasets.read("d", {**entry, "text": ("text",), "choices": ("options",)}, 0)
+    data = datasets.read_dataset("d", {**entry, "text": ("text",), "choices": ("options",)}, 0)
     assert data.splits["train"][0].fields | {"file": ""} == {"text": "['q']", "options": ["yes", "no"], "file": ""}
     cell = "{'text': array(['yes', 'no'], dtype=object), 'label': array(['A', 'B'], dtype=object)}"
     entry = table(tmp_path / "b.csv", ("pair", "options"), ("{'en': 'q', 'de': 'f'}", cell))
-    data = datasets.read("d", {**entry, "text": ("pair.en",), "choices": ("options.text",)}, 0)
+    data = datasets.read_dataset("d", {**entry, "text": ("pair.en",), "choices": ("options.text",)}, 0)
     assert field(data.splits["train"][0], "options.text") == ["yes", "no"]
 
 
@@ -179,11 +179,11 @@ def test_answers_in_cells(tmp_path):
 
 def test_missing_texts(tmp_path):
     entry = table(tmp_path / "a.csv", ("text", "n"), ("nan", 1), ("a nan", 2), ("NULL", 3), ("b", 4))
-    data = datasets.read("d", {**entry, "text": ("text",)}, 0)
+    data = datasets.read_dataset("d", {**entry, "text": ("text",)}, 0)
     assert len(data.splits["train"]) == 4 and "train: 2 records whose text is a word for a mi" in data.notes[0]
-    dropped = datasets.read("d", {**entry, "text": ("text",), "options": {"empty": "drop"}}, 0)
+    dropped = datasets.read_dataset("d", {**entry, "text": ("text",), "options": {"empty": "drop"}}, 0)
     assert [record.fields["n"] for record in dropped.splits["train"]] == ["2", "4"]
     assert dropped.notes[0].startswith("train: 2 records without text dropped")
     (tmp_path / "a.jsonl").write_text('{"text": NaN}\n{"text": "a"}\n')
     entry = {"reader": "jsonl", "path": str(tmp_path / "a.jsonl"), "text": ("text",), "options": {"empty": "drop"}}
-    assert len(datasets.read("d", entry, 0).splits["train"]) == 1
+    assert len(datasets.read_dataset("d", entry, 0).splits["train"]) == 1

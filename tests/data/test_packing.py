@@ -5,11 +5,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mtl_jax.data.encoding.encode import copy_for_predicates, encode, take
-from mtl_jax.data.encoding.record_inputs import units_of
-from mtl_jax.data.labels.raw_labels import LabelSpec, collect
+from mtl_jax.data.encoding.encode import copy_for_predicates, encode, select_pieces
+from mtl_jax.data.encoding.record_inputs import extract_inputs
+from mtl_jax.data.labels.raw_labels import LabelSpec, collect_labels
 from mtl_jax.data.labels.vocabulary import build_vocabulary, encode_labels
-from mtl_jax.data.packing import Capacities, choose_capacities, first_fit, pack, predicate_limit, real_share
+from mtl_jax.data.packing import Capacities, choose_capacities, fill_ratio, first_fit, pack, predicate_limit
 from mtl_jax.data.records import Record
 from mtl_jax.data.tokenizers import WordTokenizer
 from mtl_jax.data.unpacking import gather_text, gather_words
@@ -39,11 +39,11 @@ def make(lengths, row_length, packed=True, limit=None, seed=0):
         }
         records.append(Record(fields, "f", n + 1))
     records[0].fields.update(topic="0", pos=["N"] * lengths[0])  # train wants a label of each task
-    units = units_of(records, words="words", predicates="predicates")
+    units = extract_inputs(records, words="words", predicates="predicates")
     split = encode(units, TOKENIZER, row_length, "split")
     labels, classes = {}, {}
     for spec in SPECS:
-        raw = collect(records, spec, units.word_counts, units.predicates)
+        raw = collect_labels(records, spec, units.word_counts, units.predicates)
         vocabulary, _ = build_vocabulary(spec, {"train": raw})
         classes[spec.task] = len(vocabulary.names)
         labels[spec.task] = encode_labels(raw, spec, vocabulary)
@@ -51,7 +51,7 @@ def make(lengths, row_length, packed=True, limit=None, seed=0):
     if limit is None:
         limit = predicate_limit([split], row_length, packed)
     split = copy_for_predicates(split, limit)
-    split = take(split, rng.permutation(len(split.record)))
+    split = select_pieces(split, rng.permutation(len(split.record)))
     capacities = choose_capacities([split], ["text", "word", "predicate"], row_length, packed)
     return records, split, pack(split, SPECS, classes, capacities, packed), capacities
 
@@ -88,7 +88,7 @@ def test_everything_is_in_the_rows_once(lengths, row_length, packed, limit):
             fields = records[record].fields
             token = named["token"][r, q]
             assert rows.segment[r, token] == named["slot"][r, q] + 1
-            assert TOKENIZER.token(rows.tokens[r, token]) == fields["words"][word]
+            assert TOKENIZER.id_to_token(rows.tokens[r, token]) == fields["words"][word]
             label = names[named["value"][r, q]] if named["mask"][r, q] else ""
             if task == "pos":
                 assert (record, word) not in pos
@@ -100,7 +100,7 @@ def test_everything_is_in_the_rows_once(lengths, row_length, packed, limit):
                 assert (record, number, word) not in roles
                 roles[record, number, word] = label
                 at = fields["predicates"][number]
-                assert TOKENIZER.token(rows.tokens[r, named["predicate"][r, q]]) == fields["words"][at]
+                assert TOKENIZER.id_to_token(rows.tokens[r, named["predicate"][r, q]]) == fields["words"][at]
                 assert rows.segment[r, named["predicate"][r, q]] == named["slot"][r, q] + 1
                 assert label == fields["roles"][number][word]
         assert not named["mask"][named["segment"] == 0].any()
@@ -196,7 +196,7 @@ def test_one_long_sentence_does_not_decide_the_label_positions():
     assert split.copy.sum() == 3 and split.record[split.copy].tolist() == [303] * 3
     _, _, _, unlimited = make(lengths, 128, limit=10**6)
     assert 100 <= capacities.predicate < 300 and unlimited.predicate >= 400
-    assert real_share(rows) > 0.9
+    assert fill_ratio(rows) > 0.9
 
 
 def test_labels_that_train_lacks_are_masked_but_kept():

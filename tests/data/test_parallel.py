@@ -19,7 +19,7 @@ def write(folder, **contents):
 
 
 def read(folder, **entry):
-    return datasets.read("d", {"reader": "parallel", "path": str(folder), "text": ("text",), **entry}, 0)
+    return datasets.read_dataset("d", {"reader": "parallel", "path": str(folder), "text": ("text",), **entry}, 0)
 
 
 TWEETS = {"files": {"text": "{split}_text.txt", "label": "{split}_labels.txt"}}
@@ -74,7 +74,7 @@ def test_in_folders_archives_and_slices(tweets, tmp_path):
     with zipfile.ZipFile(tmp_path / "w.zip", "w") as archive:
         archive.write(tmp_path / "train_text.txt", "d/train_text.txt")
         archive.write(tmp_path / "train_labels.txt", "d/train_labels.txt")
-    place = location.archive(tmp_path / "w.zip").child("d/train")
+    place = location.archive_root(tmp_path / "w.zip").child("d/train")
     assert len(list(READERS["parallel"](place, "utf-8", **TWEETS))) == 3
 
 
@@ -112,7 +112,7 @@ def test_pairs_of_translations(tmp_path):
 def test_numbers_of_lines(tmp_path, texts, labels, found, end):
     for name, content in (("a", texts), ("b", labels)):
         (tmp_path / name).write_bytes(content.replace("\n", end).encode())
-    place, options = location.local(tmp_path), {"files": {"text": "a", "label": "b"}}
+    place, options = location.local_path(tmp_path), {"files": {"text": "a", "label": "b"}}
     if isinstance(found, int):
         records = list(READERS["parallel"](place, "utf-8", **options))
         assert len(records) == found and all(r.fields["label"] for r in records)
@@ -144,19 +144,19 @@ def test_every_reader_of_files_names_them(tmp_path):
         what = {"words": "words"} if reader in ("conll", "spans") else {"text": ("text",)}
         entry = {"reader": reader, "path": str(tmp_path), "options": options, **what}
         splits = {"train": name.format("**")}
-        data = datasets.read("d", {**entry, "splits": splits}, 0)
+        data = datasets.read_dataset("d", {**entry, "splits": splits}, 0)
         plain = name.partition(":")[0]
         assert [r.fields["file"] for r in data.splits["train"]] == [plain.format("one"), plain.format("two/three")]
-        chosen = datasets.read("d", {**entry, "splits": splits, "where": {"file": plain.format("one")}}, 0)
+        chosen = datasets.read_dataset("d", {**entry, "splits": splits, "where": {"file": plain.format("one")}}, 0)
         assert len(chosen.splits["train"]) == 1
     entry = {"reader": "lines", "path": str(tmp_path / "one" / "f.pos.gz"), "text": ("text",)}
-    assert datasets.read("d", entry, 0).splits["train"][0].fields["file"] == "f.pos"
+    assert datasets.read_dataset("d", entry, 0).splits["train"][0].fields["file"] == "f.pos"
     (tmp_path / "own.jsonl").write_text('{"text": "a", "file": "mine"}\n')
     entry = {"reader": "jsonl", "path": str(tmp_path / "own.jsonl"), "text": ("text",)}
-    assert datasets.read("d", entry, 0).splits["train"][0].fields["file"] == "mine"
+    assert datasets.read_dataset("d", entry, 0).splits["train"][0].fields["file"] == "mine"
     for folder in ("pos", "neg"):
         (tmp_path / "imdb" / folder).mkdir(parents=True)
         (tmp_path / "imdb" / folder / "1.txt").write_text(folder)
     entry = {"reader": "folders", "path": str(tmp_path), "splits": {"train": "imdb"}, "text": ("text",)}
-    found = datasets.read("d", entry, 0).splits["train"]
+    found = datasets.read_dataset("d", entry, 0).splits["train"]
     assert [r.fields["file"] for r in found] == ["imdb/neg/1.txt", "imdb/pos/1.txt"]

@@ -6,7 +6,7 @@ import pytest
 
 from mtl_jax.data import datasets
 from mtl_jax.data.files import array_cache, parse_cache
-from mtl_jax.data.files.location import local
+from mtl_jax.data.files.location import local_path
 from mtl_jax.data.readers import READERS, SLOW
 from mtl_jax.data.records import Note, Record
 from mtl_jax.errors import UserError
@@ -15,7 +15,7 @@ from mtl_jax.errors import UserError
 @pytest.fixture(autouse=True)
 def kept_always(tmp_path, monkeypatch):
     monkeypatch.setenv("MTL_JAX_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(parse_cache, "WORTH", 0.0)
+    monkeypatch.setattr(parse_cache, "MIN_SECONDS", 0.0)
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def calls(monkeypatch):
 
 
 def read(file, **entry):
-    return datasets.read("d", {"reader": "conll", "path": str(file), "words": "words", **entry}, 0)
+    return datasets.read_dataset("d", {"reader": "conll", "path": str(file), "words": "words", **entry}, 0)
 
 
 def test_read_once_until_something_changes(tmp_path, calls):
@@ -42,7 +42,7 @@ def test_read_once_until_something_changes(tmp_path, calls):
     file.write_text("Ärger B-X\nim O\n\n# c\nZug I-X\n# c\nda O\n", encoding="utf-8")
     first, again = (read(file, options={"comment": "#"}) for _ in range(2))
     assert first == again and len(calls) == 1
-    items = list(READERS["conll"](local(file), "utf-8", comment="#"))
+    items = list(READERS["conll"](local_path(file), "utf-8", comment="#"))
     fresh = [item._replace(fields={**item.fields, "file": "train.txt"}) for item in items if isinstance(item, Record)]
     assert again.splits["train"] == fresh
     assert [list(r.lines) for r in again.splits["train"]] == [[1, 2], [5, 7]]
@@ -73,7 +73,7 @@ def test_what_is_damaged_or_fails_is_read_again(tmp_path, calls):
             read(file)
     file.write_text("a O\n")
     first = read(file)
-    (kept,) = (array_cache.folder() / "encoded").iterdir()
+    (kept,) = (array_cache.cache_folder() / "encoded").iterdir()
     content = bytearray(kept.read_bytes())
     content[len(content) // 2] ^= 1
     kept.write_bytes(content)
@@ -87,9 +87,9 @@ def test_bytes_that_are_no_text_and_notes_come_back():
 
 
 def test_what_is_soon_read_is_not_kept(monkeypatch):
-    monkeypatch.setattr(parse_cache, "WORTH", 60.0)
+    monkeypatch.setattr(parse_cache, "MIN_SECONDS", 60.0)
     assert parse_cache.cached_items({}, "f", lambda: [Note("odd", "f", 1)]) == [Note("odd", "f", 1)]
-    assert not (array_cache.folder() / "encoded").exists()
+    assert not (array_cache.cache_folder() / "encoded").exists()
 
 
 FILES = {"conllu": "ewt/*-dev.conllu", "conllu_endings": "ewt/*-dev.conllu"} | dict.fromkeys(
@@ -100,7 +100,7 @@ FILES = {"conllu": "ewt/*-dev.conllu", "conllu_endings": "ewt/*-dev.conllu"} | d
 @pytest.mark.parametrize("name", sorted(FILES))
 def test_slow_readers_yield_what_can_be_kept(data_dir, name):
     """Of real files: nothing that JSON would change."""
-    (place,) = local(data_dir).glob(FILES[name])
+    (place,) = local_path(data_dir).glob(FILES[name])
     items = list(READERS[name](place, "utf-8"))
     assert items and parse_cache.cached_items({"reader": name}, place.name, lambda: items) == items
 

@@ -15,9 +15,9 @@ from mtl_jax.analysis.ablation.device_rows import gather, resident_rows
 from mtl_jax.data import datasets, packed_labels
 from mtl_jax.data.corpus import load
 from mtl_jax.data.encoding import marked_spans
-from mtl_jax.data.encoding.encode import before, encode
-from mtl_jax.data.encoding.record_inputs import units_of
-from mtl_jax.data.files.location import local
+from mtl_jax.data.encoding.encode import encode, leading_special_tokens
+from mtl_jax.data.encoding.record_inputs import extract_inputs
+from mtl_jax.data.files.location import local_path
 from mtl_jax.data.labels.raw_labels import LabelSpec
 from mtl_jax.data.packing import choose_capacities, pack
 from mtl_jax.data.pictures import image_store, patches
@@ -57,7 +57,7 @@ def write(folder, name, pixels):
 
 def album_of(folder, values, **cut):
     records = [Record({"image": value}, "f.jsonl", n) for n, value in enumerate(values, 1)]
-    album, numbers = read_images({"train": records}, "image", local(folder), PatchSpec(**{"patch": 4, **cut}))
+    album, numbers = read_images({"train": records}, "image", local_path(folder), PatchSpec(**{"patch": 4, **cut}))
     return album, numbers["train"]
 
 
@@ -90,7 +90,7 @@ def test_parts_sizes_channels_and_blanks(tmp_path):
     assert np.abs(shown(album, 0).astype(int) - by_hand(noise(3, 4, 4), 4)).mean() < 40
     assert (shown(album, 1) == 7).all() and (shown(album, 2) == 9).all()
     seen, blank = (album_of(tmp_path, [name], blank=b)[0] for b in (False, True))
-    assert blank.pixels.shape == seen.pixels.shape and set(blank.pixels[1:].ravel()) == {image_store.BLANK}
+    assert blank.pixels.shape == seen.pixels.shape and set(blank.pixels[1:].ravel()) == {image_store.BLANK_LEVEL}
 
 
 def test_wrong_pictures_are_named(tmp_path):
@@ -199,9 +199,9 @@ def test_marks_choices_and_hidden_tokens_beside_patches():
     records = [Record(fields, "f", 1), Record(fields | {"text": "w9 w2 w3 w4"}, "f", 2)]
     shown = {"pictures": [(0,), (1, 0)], "grid": (1, 2)}
     for options in ({"marked": ("a", "b"), "aligned": True}, {"choices": ("answers",)}):
-        units = units_of(records, text=("text",), **options)
+        units = extract_inputs(records, text=("text",), **options)
         plain, pictured = encode(units, tokenizer, 40), encode(units._replace(**shown), tokenizer, 40)
-        found = patches.insert(pictured, units._replace(**shown), before(units, tokenizer))
+        found = patches.insert_patches(pictured, units._replace(**shown), leading_special_tokens(units, tokenizer))
         for n, record in enumerate(plain.record):
             count = 2 * len(shown["pictures"][record])
             spans = [slice(s.token_offsets[n], s.token_offsets[n + 1]) for s in (plain, found)]
@@ -219,7 +219,7 @@ def test_marks_choices_and_hidden_tokens_beside_patches():
         encode(units._replace(**shown), tokenizer, 12)
     levels_of = choose_capacities([found], ["text"], 40, True)
     rows = pack(found, [], {}, levels_of)
-    hidden = packed_labels.maskable(rows, tokenizer)["maskable"]
+    hidden = packed_labels.maskable_tokens(rows, tokenizer)["maskable"]
     assert hidden.any() and not (hidden & (rows.patch > 0)).any()
     words = np.isin(rows.tokens, [tokenizer.index[word] for word in WORDS]) & (rows.segment > 0)
     np.testing.assert_array_equal(hidden, words)
@@ -276,7 +276,7 @@ def test_duplicates_of_pictures_alone(tmp_path):
         "drop_duplicates": "train",
         "splits": {"train": "train.jsonl", "test": "test.jsonl"},
     }
-    found = datasets.read("d", entry, 0)
+    found = datasets.read_dataset("d", entry, 0)
     assert [r.fields["image"] for r in found.splits["train"]] == ["0.png", "2.png"]
     assert found.notes == ["train: 2 records removed, their picture is in test"]
 
@@ -295,7 +295,7 @@ def test_idx_files(tmp_path):
     (tmp_path / "t-labels-idx1-ubyte").write_bytes(idx(labels))
     options = {"labels": "{}-labels-idx1-ubyte", "names": ("shirt", "bag", "coat")}
     entry = {"reader": "idx", "path": str(tmp_path), "splits": {"train": "t-images-idx3-ubyte.gz"}, "image": "image"}
-    records = datasets.read("d", entry | {"options": options}, 0).splits["train"]
+    records = datasets.read_dataset("d", entry | {"options": options}, 0).splits["train"]
     assert [r.fields["label"] for r in records] == ["bag", "shirt", "coat", "coat", "bag"]
     np.testing.assert_array_equal([r.fields["image"] for r in records], images)
     for content, said in (
@@ -307,7 +307,7 @@ def test_idx_files(tmp_path):
     ):
         (tmp_path / "t-labels-idx1-ubyte").write_bytes(content)
         with pytest.raises(UserError, match=said):
-            datasets.read("d", entry | {"options": options}, 0)
+            datasets.read_dataset("d", entry | {"options": options}, 0)
 
 
 def boxes(rng, tower):
@@ -337,28 +337,30 @@ def test_nlvr_folders_orders_and_statements(tmp_path):
         write(folder, f"dev-{n}-1-0.png", noise(n, 100, 400))
     (tmp_path / "dev" / "dev.json").write_text("".join(json.dumps(line) + "\n" for line in lines))
     entry = {"reader": "nlvr", "path": str(tmp_path), "splits": {"train": "dev/images/[0-9]"}, "text": ("sentence",)}
-    plain = datasets.read("d", entry, 0).splits["train"]
+    plain = datasets.read_dataset("d", entry, 0).splits["train"]
     assert [r.fields["presentation"] for r in plain] == [f"dev {n}" for n in range(12)]
-    ordered = datasets.read("d", entry | {"options": {"orders": 6}}, 0).splits["train"]
+    ordered = datasets.read_dataset("d", entry | {"options": {"orders": 6}}, 0).splits["train"]
     assert len(ordered) == 72 and len({tuple(r.fields["image"]) for r in ordered}) == 72
     assert ordered[0].fields == plain[0].fields and set(ordered[5].fields["image"]) == set(plain[0].fields["image"])
-    album, numbers = read_images({"d": plain[:1]}, "image", local("."), PatchSpec(20, size=(20, 20)))
+    album, numbers = read_images({"d": plain[:1]}, "image", local_path("."), PatchSpec(20, size=(20, 20)))
     assert numbers["d"] == [(0, 1, 2)]
     box = Image.fromarray(noise(0, 100, 400)[:, 150:250]).resize((20, 20), Image.Resampling.BILINEAR)
     np.testing.assert_array_equal(shown(album, 1)[0], np.asarray(box).ravel())
 
-    said = datasets.read("d", entry | {"options": {"statements": 300}}, 0).splits["train"]
+    said = datasets.read_dataset("d", entry | {"options": {"statements": 300}}, 0).splits["train"]
     assert len(said) == 600 and not any(r.fields["sentence"] == "there is a black block" for r in said)
     by_sentence = {}
     for record in said:
         by_sentence.setdefault(record.fields["sentence"], []).append(record.fields["label"])
     assert all(labels.count("true") == labels.count("false") for labels in by_sentence.values())
     added = entry | {"options": {"statements": 20, "added_to": ("dev/3",)}}
-    both = [r.fields["sentence"] for r in datasets.read("d", added, 0).splits["train"]]
+    both = [r.fields["sentence"] for r in datasets.read_dataset("d", added, 0).splits["train"]]
     assert both[:12] == ["There is a black block."] * 12 and len(both) == 12 + 40
     added["options"]["added_to"] = ("dev/4",)
-    assert len(datasets.read("d", added, 0).splits["train"]) == 12
-    single = datasets.read("d", {**entry, "text": (), "image": "image", "options": {"single": True}}, 0).splits["train"]
+    assert len(datasets.read_dataset("d", added, 0).splits["train"]) == 12
+    single = datasets.read_dataset("d", {**entry, "text": (), "image": "image", "options": {"single": True}}, 0).splits[
+        "train"
+    ]
     assert len(single) == 36
     for n, record in enumerate(single):
         items = lines[n // 3]["structured_rep"][n % 3]
@@ -372,10 +374,10 @@ def test_nlvr_folders_orders_and_statements(tmp_path):
             of_tower if n // 3 % 2 == 0 else set()
         )
     with pytest.raises(UserError, match="there are 1 to 6 orders"):
-        datasets.read("d", entry | {"options": {"orders": 7}}, 0)
+        datasets.read_dataset("d", entry | {"options": {"orders": 7}}, 0)
     (tmp_path / "dev" / "dev.json").rename(tmp_path / "dev" / "other.json")
     with pytest.raises(UserError, match=r"wants folders such as dev/images/0, beside dev/dev\.json"):
-        datasets.read("d", entry, 0)
+        datasets.read_dataset("d", entry, 0)
 
 
 COUNTED = re.compile(
@@ -414,14 +416,14 @@ def test_nlvr_itself(data_dir):
         "image": "image",
         "splits": {"train": "dev/images/[0-5]", "test": "test/images/*"},
     }
-    found = datasets.read("nlvr", entry, 0).splits
+    found = datasets.read_dataset("nlvr", entry, 0).splits
     assert (len(found["train"]), len(found["test"])) == (989, 990)
-    _, numbers = read_images({"test": found["test"][:5]}, "image", local("."), PatchSpec(20, size=(40, 40)))
+    _, numbers = read_images({"test": found["test"][:5]}, "image", local_path("."), PatchSpec(20, size=(40, 40)))
     assert len(numbers["test"]) == 5
 
 
 def test_fashion_mnist_itself():
-    folder = local("/usr/share/datasets/fashion-mnist")
+    folder = local_path("/usr/share/datasets/fashion-mnist")
     if not folder.is_folder():
         pytest.skip(f"no {folder.name}; it is in Debian's package dataset-fashion-mnist")
     entry = {
@@ -431,5 +433,5 @@ def test_fashion_mnist_itself():
         "image": "image",
         "options": {"labels": "{}-labels-idx1-ubyte.gz"},
     }
-    records = datasets.read("fashion", entry, 0).splits["train"]
+    records = datasets.read_dataset("fashion", entry, 0).splits["train"]
     assert len(records) == 10_000 and records[0].fields["image"].shape == (28, 28) and records[0].fields["label"] == "9"

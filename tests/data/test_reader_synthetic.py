@@ -12,7 +12,7 @@ ENTRY = {"reader": "synthetic", "words": "words"}
 
 def read(**options):
     splits = {split: split for split in options.get("examples", ())}  # none at all: train, dev and test
-    return datasets.read("d", {**ENTRY, "splits": splits, "options": options}, 0).splits
+    return datasets.read_dataset("d", {**ENTRY, "splits": splits, "options": options}, 0).splits
 
 
 def counts(records, features):
@@ -69,17 +69,19 @@ def test_text_labels_are_the_sign_of_the_polarities():
 
 
 def test_it_is_a_function_of_its_options():
-    first = datasets.read("d", {**ENTRY, "options": {"task": 1}}, 0)
+    first = datasets.read_dataset("d", {**ENTRY, "options": {"task": 1}}, 0)
     assert {split: len(records) for split, records in first.splits.items()} == {"train": 100, "dev": 100, "test": 500}
-    assert first == datasets.read("d", {**ENTRY, "options": {"task": 1}}, 7)  # the seed of the data carves nothing
+    assert first == datasets.read_dataset(
+        "d", {**ENTRY, "options": {"task": 1}}, 7
+    )  # the seed of the data carves nothing
     longer = read(task=1, examples={"train": 130, "dev": 100, "test": 500})
     assert longer["train"][:100] == first.splits["train"] and longer["test"] == first.splits["test"]
     words = [[r.fields["words"] for r in s["train"]] for s in (longer, read(task=1, rho=0.9, examples={"train": 130}))]
     assert words[0] == words[1]  # relatedness changes the weights alone
     assert read(task=1)["train"] != read(task=2)["train"] != read(task=2, seed=1)["train"]
-    named = datasets.read("d", {**ENTRY, "options": {"task": 1}, "splits": {"train": "test"}}, 0)
+    named = datasets.read_dataset("d", {**ENTRY, "options": {"task": 1}, "splits": {"train": "test"}}, 0)
     assert named.splits["train"][0].fields == first.splits["test"][0].fields
-    assert datasets.read("d", {**ENTRY, "options": {"task": 1, "rho": 0.9}}, 0).fingerprint != first.fingerprint
+    assert datasets.read_dataset("d", {**ENTRY, "options": {"task": 1, "rho": 0.9}}, 0).fingerprint != first.fingerprint
     assert read(task=0)["train"][0].fields["words"] == ["w21", "w18", "w07", "w09", "w07"]  # of this version, for ever
 
 
@@ -103,4 +105,4 @@ def test_it_is_a_function_of_its_options():
 )
 def test_wrong_options(change, message):
     with pytest.raises(UserError, match=f"data set 'd': .*{message}"):
-        datasets.read("d", {**ENTRY, **change}, 0)
+        datasets.read_dataset("d", {**ENTRY, **change}, 0)

@@ -20,7 +20,7 @@ from mtl_jax.errors import UserError
 
 def run(place, reader, **options):
     """(fields of the records, what the notes say)."""
-    items = list(READERS[reader](location.local(place), "utf-8", **options))
+    items = list(READERS[reader](location.local_path(place), "utf-8", **options))
     notes = [item.what for item in items if isinstance(item, Note)]
     return [item.fields for item in items if isinstance(item, Record)], notes
 
@@ -35,7 +35,7 @@ def test_packed_files(tmp_path, pack):
     content = "".join(json.dumps({"a": n}) + "\n" for n in range(3000)).encode()
     place = written(tmp_path, pack(content))
     for encoding in ("utf-8", "utf-8|cp1252"):
-        found = list(READERS["jsonl"](location.local(place), encoding))
+        found = list(READERS["jsonl"](location.local_path(place), encoding))
         assert [record.fields["a"] for record in found] == list(range(3000)) and found[-1].line == 3000
     with pytest.raises(UserError, match="f: cannot be read"):
         run(written(tmp_path, pack(content)[:-40]), "jsonl")
@@ -201,12 +201,12 @@ def test_brackets():
     tags = ["(A0*", "*)", "(V*)", "*", "(A1)", "*"]
     assert tag_schemes.is_bracketed(tags) and tag_schemes.is_bracketed(["*", "*"])
     assert not tag_schemes.is_bracketed(["O", "*"]) and not tag_schemes.is_bracketed(["(x)"])
-    assert tag_schemes.convert(tags, "brackets", "iob2") == ["B-A0", "I-A0", "B-V", "O", "B-A1", "O"]
+    assert tag_schemes.convert_tags(tags, "brackets", "iob2") == ["B-A0", "I-A0", "B-V", "O", "B-A1", "O"]
     for wrong, word in ((["(A*", "(B*", "*)"], 1), (["*)"], 0), (["(A*", "*"], 1), (["A0"], 0)):
         with pytest.raises(tag_schemes.TagError) as error:
-            tag_schemes.spans(wrong, "brackets")
+            tag_schemes.spans_from_tags(wrong, "brackets")
         assert error.value.word == word
-    assert tag_schemes.convert(["(A*", "(B*", "*", "*)", "*)", "(C*"], "brackets", "iob2", strict=False) == [
+    assert tag_schemes.convert_tags(["(A*", "(B*", "*", "*)", "*)", "(C*"], "brackets", "iob2", strict=False) == [
         "B-A",
         "B-B",
         "I-B",

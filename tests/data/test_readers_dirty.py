@@ -14,7 +14,7 @@ def run(tmp_path, reader, content, name="f.txt", encoding="utf-8", **options):
     """(records, notes) of a file with this content."""
     path = tmp_path / name
     path.write_bytes(content if isinstance(content, bytes) else content.encode("utf-8"))
-    items = list(READERS[reader](location.local(path), encoding, **options))
+    items = list(READERS[reader](location.local_path(path), encoding, **options))
     return [i for i in items if isinstance(i, Record)], [i for i in items if isinstance(i, Note)]
 
 
@@ -49,17 +49,17 @@ def test_not_utf8_names_the_line(tmp_path):
 def test_missing_file_names_the_nearest(tmp_path):
     (tmp_path / "train.jsonl").write_text("{}")
     with pytest.raises(UserError, match=r"trian\.jsonl: no such file or folder.*holds: train\.jsonl"):
-        list(READERS["jsonl"](location.local(tmp_path / "trian.jsonl"), "utf-8"))
+        list(READERS["jsonl"](location.local_path(tmp_path / "trian.jsonl"), "utf-8"))
     with pytest.raises(UserError, match="is a folder"):
-        list(READERS["jsonl"](location.local(tmp_path), "utf-8"))
+        list(READERS["jsonl"](location.local_path(tmp_path), "utf-8"))
 
 
 def test_environment_variables(tmp_path, monkeypatch):
     monkeypatch.setenv("CORPORA", str(tmp_path))
     (tmp_path / "a").write_text("x")
-    assert location.local("$CORPORA/a").text("utf-8") == "x"
+    assert location.local_path("$CORPORA/a").text("utf-8") == "x"
     with pytest.raises(UserError, match=r"\$NO_SUCH_VARIABLE is not set"):
-        location.local("$NO_SUCH_VARIABLE/a")
+        location.local_path("$NO_SUCH_VARIABLE/a")
 
 
 def test_glob(tmp_path):
@@ -68,7 +68,7 @@ def test_glob(tmp_path):
         (tmp_path / name).write_text("")
 
     def found(pattern):
-        return [place.name.removeprefix(f"{tmp_path}/") for place in location.local(tmp_path).glob(pattern)]
+        return [place.name.removeprefix(f"{tmp_path}/") for place in location.local_path(tmp_path).glob(pattern)]
 
     assert found("*/*.txt") == ["a/3.txt", "b/1.txt", "b/2.txt"]
     assert found("**/*.txt") == ["a/3.txt", "a/deep/4.txt", "b/1.txt", "b/2.txt"]
@@ -236,7 +236,7 @@ def test_conllu_errors(tmp_path, content, options, message):
 def parallel(tmp_path, words, slots, labels, **options):
     for name, content in (("seq.in", words), ("seq.out", slots), ("label", labels)):
         (tmp_path / name).write_text(content, "utf-8")
-    return list(READERS["parallel"](location.local(tmp_path), "utf-8", **options))
+    return list(READERS["parallel"](location.local_path(tmp_path), "utf-8", **options))
 
 
 def test_parallel(tmp_path):
@@ -262,7 +262,7 @@ def test_folders(tmp_path):
     for name in ("pos/2.txt", "pos/1.txt", "pos/x.md", "neg/3.txt", "unsup/4.txt", ".git/5.txt", "README"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(f" {name}\n")
-    reader, place = READERS["folders"], location.local(tmp_path)
+    reader, place = READERS["folders"], location.local_path(tmp_path)
     items = list(reader(place, "utf-8", pattern="*.txt", labels=("pos", "neg")))
     found = [tuple(r.fields.values()) for r in items if isinstance(r, Record)]
     assert [(n.what, n.file.removeprefix(f"{tmp_path}/"), n.count, n.lost) for n in items if isinstance(n, Note)] == [
@@ -337,4 +337,4 @@ def test_nlvr_errors(tmp_path, change, message):
     (tmp_path / "dev" / "images" / "0").mkdir(parents=True)
     (tmp_path / "dev" / "dev.json").write_text(json.dumps(row | change))
     with pytest.raises(UserError, match=message):
-        list(READERS["nlvr"](location.local(tmp_path / "dev" / "images" / "0"), "utf-8"))
+        list(READERS["nlvr"](location.local_path(tmp_path / "dev" / "images" / "0"), "utf-8"))

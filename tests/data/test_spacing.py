@@ -21,9 +21,9 @@ PIECES = st.sampled_from([*" \n\u200b.,;:!?-/'\"()[]“”‘’«»$%#@¿…", 
 @hypothesis.settings(max_examples=EXAMPLES, deadline=None, derandomize="FUZZ" not in os.environ)
 @hypothesis.given(text=st.lists(PIECES, max_size=24).map("".join) | st.text(max_size=24))
 def test_a_text_comes_back(text):
-    words, blanks = WordTokenizer.cut_with_blanks(text, lower=False)
-    assert words == WordTokenizer.cut([text], lower=False)[0] and len(blanks) == len(words)
-    found = spacing.join(spacing.mark(words, blanks))
+    words, blanks = WordTokenizer.split_with_blanks(text, lower=False)
+    assert words == WordTokenizer.split_words([text], lower=False)[0] and len(blanks) == len(words)
+    found = spacing.join_words(spacing.mark_blanks(words, blanks))
     # each word is composed by itself: what is left of a text is composed once more
     assert unicode.nfc(found) == unicode.nfc(re.sub(r"[\s\u200b]+", " ", text).strip(" "))
 
@@ -36,8 +36,8 @@ def test_usual_blanks_need_no_token():
         "¿Qué? «sí»",
         "Don't",
     ):
-        assert not set(spacing.MARKERS) & set(spacing.mark(*WordTokenizer.cut_with_blanks(text, False))), text
-    marked = spacing.mark(*WordTokenizer.cut_with_blanks("3.14 is 3 % - U.S.", False))
+        assert not set(spacing.MARKERS) & set(spacing.mark_blanks(*WordTokenizer.split_with_blanks(text, False))), text
+    marked = spacing.mark_blanks(*WordTokenizer.split_with_blanks("3.14 is 3 % - U.S.", False))
     assert marked == [
         "3",
         ".",
@@ -60,4 +60,4 @@ def test_usual_blanks_need_no_token():
 
 @pytest.mark.parametrize("tokens", [[], ["[BLANK]"], ["[NO BLANK]", "a", "[BLANK]", "[NO BLANK]", "b", "[BLANK]"]])
 def test_markers_that_a_model_may_write_anywhere(tokens):
-    assert spacing.join(tokens) == ("ab" if "a" in tokens else "")
+    assert spacing.join_words(tokens) == ("ab" if "a" in tokens else "")

@@ -21,7 +21,7 @@ def write(folder, name, count, label="text"):
 
 
 def read(folder, seed=0, **entry):
-    return datasets.read("d", {"reader": "csv", "path": str(folder), "text": ("text",), **entry}, seed)
+    return datasets.read_dataset("d", {"reader": "csv", "path": str(folder), "text": ("text",), **entry}, seed)
 
 
 def texts(data, split, name="text"):
@@ -64,10 +64,10 @@ def test_slices_of_keys(tmp_path):
     (tmp_path / "all.json").write_text(json.dumps(items))
     entry = {"reader": "json_splits", "path": str(tmp_path / "all.json"), "text": ("text",)}
     splits = {"train": "train[:-1]", "dev": "train[-1:]", "test": "train[1:2]"}
-    data = datasets.read("d", {**entry, "splits": splits}, 0)
+    data = datasets.read_dataset("d", {**entry, "splits": splits}, 0)
     assert [texts(data, split) for split in data.splits] == [["t0", "t1", "t2", "t3"], ["t4"], ["literal"]]
     with pytest.raises(UserError, match=r"no split 'trian'.*Did you mean 'train'"):
-        datasets.read("d", {**entry, "splits": {"train": "trian[:-1]"}}, 0)
+        datasets.read_dataset("d", {**entry, "splits": {"train": "trian[:-1]"}}, 0)
 
 
 def test_the_records_of_a_value_in_a_field(tmp_path):
@@ -123,7 +123,7 @@ def test_complementary_slices_lose_nothing():
             found = []
             for part in (f"a[:{bound}]", f"a[{bound}:]"):
                 try:
-                    found += slices.take(items, slices.parse(part)[1], part)
+                    found += slices.take_part(items, slices.parse_part(part)[1], part)
                 except UserError as error:
                     assert "empty" in str(error)
             assert found == items
@@ -182,37 +182,39 @@ def squad(articles=6, paragraphs=4, questions=5):
 def test_no_context_of_squad_stands_in_two_splits(tmp_path):
     (tmp_path / "train.json").write_text(json.dumps(squad()))
     entry = {"reader": "squad", "path": str(tmp_path / "train.json"), "text": ("question", "context")}
-    data = datasets.read("d", {**entry, "dev_fraction": 0.2, "test_fraction": 0.1}, 0)
+    data = datasets.read_dataset("d", {**entry, "dev_fraction": 0.2, "test_fraction": 0.1}, 0)
     contexts = [set(texts(data, split, "context")) for split in data.splits]
     assert [len(found) for found in contexts] == [17, 5, 2]  # 24 contexts of 5 questions; of 120: 24 and 12 wanted
     assert len(set.union(*contexts)) == sum(map(len, contexts)) == 24
     assert sum(map(len, data.splits.values())) == 120
     assert [note for note in data.notes if "all records of a context in one split (dev: 25 records, test: 10" in note]
-    assert texts(datasets.read("d", {**entry, "test_fraction": 0.1}, 0), "test", "id") == texts(data, "test", "id")
-    by_title = datasets.read("d", {**entry, "dev_fraction": 0.2, "group": "title"}, 0)
+    assert texts(datasets.read_dataset("d", {**entry, "test_fraction": 0.1}, 0), "test", "id") == texts(
+        data, "test", "id"
+    )
+    by_title = datasets.read_dataset("d", {**entry, "dev_fraction": 0.2, "group": "title"}, 0)
     assert not set(texts(by_title, "train", "title")) & set(texts(by_title, "dev", "title"))
-    single = datasets.read("d", {**entry, "dev_fraction": 0.2, "group": ""}, 0)
+    single = datasets.read_dataset("d", {**entry, "dev_fraction": 0.2, "group": ""}, 0)
     assert len(single.splits["dev"]) == 24
     told = "24 of 24 records have a 'context' that is also in train (group='context'"
     assert [note for note in single.notes if told in note]
-    sliced = datasets.read("d", {**entry, "splits": {"train": "[:-7]", "dev": "[-7:]"}}, 0)
+    sliced = datasets.read_dataset("d", {**entry, "splits": {"train": "[:-7]", "dev": "[-7:]"}}, 0)
     assert [note for note in sliced.notes if note == "dev: 2 of 7 records share a context with records of train"]
     (tmp_path / "train.json").write_text(json.dumps(squad(1, 1)))
     with pytest.raises(UserError, match=r"5 records of train in 1 groups are too few.*one context; group=\"\" draws"):
-        datasets.read("d", {**entry, "dev_fraction": 0.2}, 0)
+        datasets.read_dataset("d", {**entry, "dev_fraction": 0.2}, 0)
 
 
 def test_a_field_of_the_user_keeps_records_together(tmp_path):
     rows = [{"text": f"r {i}", "by": f"author {i % 20}" if i % 10 else None} for i in range(200)]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     entry = {"reader": "jsonl", "path": str(tmp_path / "a.jsonl"), "text": ("text",), "dev_fraction": 0.3}
-    data = datasets.read("d", {**entry, "group": "by"}, 0)
+    data = datasets.read_dataset("d", {**entry, "group": "by"}, 0)
     assert not (set(texts(data, "train", "by")) & set(texts(data, "dev", "by"))) - {None}
     assert None in texts(data, "train", "by") and None in texts(data, "dev", "by")
     assert sum(map(len, data.splits.values())) == 200 and abs(len(data.splits["dev"]) - 60) <= 5
-    assert data.fingerprint != datasets.read("d", entry, 0).fingerprint
+    assert data.fingerprint != datasets.read_dataset("d", entry, 0).fingerprint
     with pytest.raises(UserError, match=r"group: no record has a field 'bye'; fields: by, file, text\. Did you mean"):
-        datasets.read("d", {**entry, "group": "bye"}, 0)
+        datasets.read_dataset("d", {**entry, "group": "bye"}, 0)
 
 
 CONLLU = "# sent_id = {id}\n1\tyes{n}\t_\tX\t_\t_\t0\troot\t_\t_\n\n"
@@ -221,7 +223,7 @@ CONLLU = "# sent_id = {id}\n1\tyes{n}\t_\tX\t_\t_\t0\troot\t_\t_\n\n"
 def test_documents_of_conllu_conll_and_dialogues_stay_together(tmp_path):
     def disjoint(reader, field, fields, **more):
         entry = {"reader": reader, "path": str(tmp_path / "a"), "dev_fraction": 0.25, **fields, **more}
-        data = datasets.read("d", entry, 0)
+        data = datasets.read_dataset("d", entry, 0)
         sides = [set(texts(data, split, field)) for split in ("train", "dev")]
         assert not sides[0] & sides[1] and sum(map(len, data.splits.values())) == 60, reader
         return data
@@ -233,11 +235,15 @@ def test_documents_of_conllu_conll_and_dialogues_stay_together(tmp_path):
         disjoint("conllu", "document", words)
         disjoint("derived", "document", words, options={"way": "reorder"})
     (tmp_path / "a").write_text("".join(CONLLU.format(id=f"web-a{n // 6}-00{n % 6}", n=n) for n in range(60)))
-    data = datasets.read("d", {"reader": "conllu", "path": str(tmp_path / "a"), **words, "dev_fraction": 0.25}, 0)
+    data = datasets.read_dataset(
+        "d", {"reader": "conllu", "path": str(tmp_path / "a"), **words, "dev_fraction": 0.25}, 0
+    )
     documents = [{name.rpartition("-")[0] for name in texts(data, split, "sent_id")} for split in ("train", "dev")]
     assert not documents[0] & documents[1]
     (tmp_path / "a").write_text("".join(CONLLU.format(id=f"train-s{n}", n=n) for n in range(60)))  # one for all: no use
-    data = datasets.read("d", {"reader": "conllu", "path": str(tmp_path / "a"), **words, "dev_fraction": 0.25}, 0)
+    data = datasets.read_dataset(
+        "d", {"reader": "conllu", "path": str(tmp_path / "a"), **words, "dev_fraction": 0.25}, 0
+    )
     assert len(data.splits["dev"]) == 15 and "one by one" in data.notes[0]
     blocks = [("-DOCSTART- O\n\n" if n % 6 == 0 else "") + f"w{n} O\n\n" for n in range(60)]
     (tmp_path / "a").write_text("".join(blocks))
@@ -256,9 +262,9 @@ def test_documents_of_conllu_conll_and_dialogues_stay_together(tmp_path):
 def test_the_carving_of_single_records_is_as_it_was():
     """Of this version for ever, with or without groups of one record each."""
     splits = {"train": list(range(1000))}
-    parts = subsets.carve(splits, {"dev": 0.003, "test": 0.002}, "d", 0)
+    parts = subsets.carve_random(splits, {"dev": 0.003, "test": 0.002}, "d", 0)
     assert parts["test"] == [528, 726] and parts["dev"] == [52, 213, 255]
-    assert subsets.carve(splits, {"dev": 0.003, "test": 0.002}, "d", 0, list(range(1000))) == parts
+    assert subsets.carve_random(splits, {"dev": 0.003, "test": 0.002}, "d", 0, list(range(1000))) == parts
 
 
 def test_groups_are_never_cut():
@@ -268,7 +274,7 @@ def test_groups_are_never_cut():
         keys = [None if rng.random() < 0.2 else int(key) for key in rng.integers(0, rng.integers(1, count + 1), count)]
         shares = {"dev": float(rng.choice([0.0, 0.1, 0.5])), "test": float(rng.choice([0.1, 0.3]))}
         try:
-            parts = subsets.carve({"train": list(range(count))}, shares, "d", trial, keys)
+            parts = subsets.carve_random({"train": list(range(count))}, shares, "d", trial, keys)
         except UserError as error:
             assert "too few" in str(error) or "too large" in str(error)
             continue
@@ -319,7 +325,7 @@ def test_duplicates_are_counted_and_dropped_from_the_split_that_is_named(tmp_pat
 
 
 def test_texts_are_told_apart_by_their_parts():
-    assert duplicates.digest(("a", "b")) != duplicates.digest(("ab", "")) != duplicates.digest(("ab",))
+    assert duplicates.text_digest(("a", "b")) != duplicates.text_digest(("ab", "")) != duplicates.text_digest(("ab",))
 
 
 def test_fdu_mtl_has_539_test_rows_in_train(data_dir):
@@ -330,6 +336,6 @@ def test_fdu_mtl_has_539_test_rows_in_train(data_dir):
         entry = {"splits": {"train": f"{name}.task.train", "test": f"{name}.task.test"}, "encoding": "latin-1"}
         entry |= {"reader": "lines", "options": {"pattern": r"(?P<label>[01])\t(?P<text>.*)", "empty": "drop"}}
         splits = read(folder, **entry).splits
-        pairs, _ = duplicates.count(splits, lambda record: " ".join(record.fields["text"].split()))
+        pairs, _ = duplicates.count_duplicates(splits, lambda record: " ".join(record.fields["text"].split()))
         total, rows = total + pairs.get(("test", "train"), 0), rows + len(splits["test"])
     assert (total, rows) == (539, 6400)

@@ -41,8 +41,8 @@ def unify(spec=None, **splits):
             for n, s in enumerate(sentences)
         ]
         counts[split] = [len(s) for s in sentences]
-        raw[split] = raw_labels.collect(records, spec, counts[split])
-    found = tag_columns.unify(spec, raw, counts)
+        raw[split] = raw_labels.collect_labels(records, spec, counts[split])
+    found = tag_columns.unify_tags(spec, raw, counts)
     texts = {
         split: [list(values.values[a:b]) for a, b in itertools.pairwise(values.offsets.tolist())]
         for split, values in found.splits.items()
@@ -241,8 +241,8 @@ def test_words_without_a_label_are_passed_over():
 def test_predicates_have_a_sequence_each():
     records = [Record({"y": [["B-A", "I-A"], ["I-A", "B-V"]], "p": [0, 1]}, "f", 1), Record({"y": []}, "f", 9)]
     role = LabelSpec("t", "d", "y", level="predicate")
-    raw = {"train": raw_labels.collect(records, role, [2, 3], [[0, 1], []])}
-    found = tag_columns.unify(role, raw, {"train": [2, 3]})
+    raw = {"train": raw_labels.collect_labels(records, role, [2, 3], [[0, 1], []])}
+    found = tag_columns.unify_tags(role, raw, {"train": [2, 3]})
     assert found.splits["train"].values == ["B-A", "I-A", "B-A", "B-V"]
     assert "1 sentences of train with a broken iob2" in found.notes[0]
 
@@ -292,7 +292,7 @@ def test_options_about_tags_are_checked(tmp_path):
         ({"scheme": "iob1"}, r'options\.scheme has to be "iob2" or "bioes"'),
     ):
         with pytest.raises(UserError, match=message):
-            datasets.read("d", {**entry, "options": options}, 0)
+            datasets.read_dataset("d", {**entry, "options": options}, 0)
 
 
 SOME = ["O", *(f"{letter}{kind}" for letter in "BIESMLU" for kind in ("", "-X", "-Y-Z"))]
@@ -320,7 +320,7 @@ def test_total(train, dev, target, source):
         assert outside or texts == plain
         return
     for sentence in itertools.chain(*texts.values()):
-        tag_schemes.check(sentence, target)
+        tag_schemes.check_tags(sentence, target)
     _, same = unify(spec(target_scheme=target, source_scheme=target), **texts)
     assert same == texts
 
@@ -357,7 +357,7 @@ def test_spans_of_ids_and_of_names_are_seqevals(sentence):
     wanted = get_entities([{"M": "I", "L": "E", "U": "S"}.get(tag[0], tag[0]) + tag[1:] for tag in sentence])
     ids = [SOME.index(tag) for tag in sentence]
     assert [(kind, a, b) for _, a, b, kind in task_tags.spans([ids], SOME)] == wanted
-    lenient = tag_schemes.spans(sentence, "bioes", strict=False)
+    lenient = tag_schemes.spans_from_tags(sentence, "bioes", strict=False)
     assert [(kind or "_", a, b - 1) for kind, a, b in lenient] == wanted
 
 
@@ -367,5 +367,9 @@ def test_tags_and_spans_are_inverse(data, scheme, length):
     cuts = sorted(data.draw(st.sets(st.integers(0, length))))
     kinds = st.sampled_from(["X", "Y-Z", "", "B"])
     chosen = [tag_schemes.Span(data.draw(kinds), a, b) for a, b in itertools.pairwise(cuts) if data.draw(st.booleans())]
-    written = tag_schemes.tags(chosen, length, scheme)
-    assert tag_schemes.spans(written, scheme) == tag_schemes.spans(written, scheme, strict=False) == chosen
+    written = tag_schemes.tags_from_spans(chosen, length, scheme)
+    assert (
+        tag_schemes.spans_from_tags(written, scheme)
+        == tag_schemes.spans_from_tags(written, scheme, strict=False)
+        == chosen
+    )

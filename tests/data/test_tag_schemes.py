@@ -23,10 +23,10 @@ TAGS = {
 @pytest.mark.parametrize("scheme", TAGS)
 def test_hand_example(scheme):
     tags = TAGS[scheme].split()
-    assert [tuple(span) for span in tag_schemes.spans(tags, scheme)] == SPANS
-    assert tag_schemes.tags(tag_schemes.spans(tags, scheme), 8, scheme) == tags
+    assert [tuple(span) for span in tag_schemes.spans_from_tags(tags, scheme)] == SPANS
+    assert tag_schemes.tags_from_spans(tag_schemes.spans_from_tags(tags, scheme), 8, scheme) == tags
     for target in TAGS:
-        assert tag_schemes.convert(tags, scheme, target) == TAGS[target].split()
+        assert tag_schemes.convert_tags(tags, scheme, target) == TAGS[target].split()
 
 
 @pytest.mark.parametrize(
@@ -46,13 +46,13 @@ def test_hand_example(scheme):
 )
 def test_strict_names_the_word(tags, scheme, word):
     with pytest.raises(tag_schemes.TagError) as error:
-        tag_schemes.spans(tags.split(), scheme)
+        tag_schemes.spans_from_tags(tags.split(), scheme)
     assert error.value.word == word
 
 
 @given(st.lists(st.sampled_from(["O", "B-X", "I-X", "B-Y", "I-Y"]), max_size=8))
 def test_lenient_is_conlleval(tags):
-    found = tag_schemes.spans(tags, "iob2", strict=False)
+    found = tag_schemes.spans_from_tags(tags, "iob2", strict=False)
     assert [(kind, start, end - 1) for kind, start, end in found] == get_entities(tags)
 
 
@@ -65,12 +65,12 @@ def test_all_short_sentences_against_seqeval(scheme, peer):
     for length in range(1, 5):
         for sentence in itertools.product(tags, repeat=length):
             try:
-                found = tag_schemes.spans(sentence, scheme)
+                found = tag_schemes.spans_from_tags(sentence, scheme)
             except tag_schemes.TagError:
                 continue
             legal += 1
             (entities,) = Entities([list(sentence)], peer).entities
             assert [tuple(span) for span in found] == [(e.tag, e.start, e.end) for e in entities]
-            assert tag_schemes.tags(found, length, scheme) == list(sentence)
+            assert tag_schemes.tags_from_spans(found, length, scheme) == list(sentence)
     # one sequence for each way to lay spans of two types over up to four words, whatever the scheme
     assert legal == 3 + 11 + 41 + 153

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mtl_jax.data import corpus
-from mtl_jax.data.datasets import read
+from mtl_jax.data.datasets import read_dataset
 from mtl_jax.data.files import location
 from mtl_jax.data.labels.raw_labels import LabelSpec
 from mtl_jax.data.labels.target_sequences import END, TargetSpec, copied_ids
@@ -113,10 +113,10 @@ def test_a_published_tokenizer_cuts_and_joins_targets(tmp_path):
     backend.post_processor = processors.BertProcessing(("[SEP]", 2), ("[CLS]", 1))
     backend.save(str(tmp_path / "tokenizer.json"))
     tokenizer = PretrainedTokenizer(str(tmp_path))
-    cut = tokenizer.tokens(["playing ball .", ["ball", "playing"]])
+    cut = tokenizer.tokenize(["playing ball .", ["ball", "playing"]])
     assert cut == [["play", "##ing", "ball", "."], ["ball", "play", "##ing"]]
     assert tokenizer.join(cut[0]) == "playing ball."
-    assert tokenizer.tokens(["play 🎈ball", ["x", "ball"], ""]) == [["play", "🎈ball"], ["x", "ball"], [""]]
+    assert tokenizer.tokenize(["play 🎈ball", ["x", "ball"], ""]) == [["play", "🎈ball"], ["x", "ball"], [""]]
 
 
 TREE = """# sent_id = x-1
@@ -136,7 +136,7 @@ TREE = """# sent_id = x-1
 
 def derived(tmp_path, **options):
     (tmp_path / "x.conllu").write_text(TREE + "\n")
-    return list(READERS["derived"](location.local(str(tmp_path / "x.conllu")), "utf-8", **options))
+    return list(READERS["derived"](location.local_path(str(tmp_path / "x.conllu")), "utf-8", **options))
 
 
 SRL = """1\tThe\tDET\tDT\t-\tB-ARGM-TMP\tO
@@ -156,7 +156,7 @@ SRL = """1\tThe\tDET\tDT\t-\tB-ARGM-TMP\tO
 
 
 def test_sentences_without_adjuncts(tmp_path):
-    place = location.local(str(tmp_path / "x.srl"))
+    place = location.local_path(str(tmp_path / "x.srl"))
     (tmp_path / "x.srl").write_text(SRL)
 
     def target(**options):
@@ -205,13 +205,13 @@ def test_turns_of_dialogues(tmp_path):
     lines = [{"id": 1, "turns": ["hi", {"text": "hello"}, "how are you ?"]}, {"turns": ["alone"]}]
     (tmp_path / "d.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     entry = {"reader": "dialogue", "path": str(tmp_path), "splits": {"train": "d.jsonl"}, "text": ("context",)}
-    found = [r.fields for r in read("d", entry | {"options": {"before": 1}}, 0).splits["train"]]
+    found = [r.fields for r in read_dataset("d", entry | {"options": {"before": 1}}, 0).splits["train"]]
     assert found == [
         {"id": 1, "context": "hi", "reply": "hello", "turn": 2, "file": "d.jsonl"},
         {"id": 1, "context": "hello", "reply": "how are you ?", "turn": 3, "file": "d.jsonl"},
     ]
-    whole = read("d", entry | {"options": {"before": 0, "separator": " / "}}, 0).splits["train"]
+    whole = read_dataset("d", entry | {"options": {"before": 0, "separator": " / "}}, 0).splits["train"]
     assert whole[1].fields["context"] == "hi / hello"
     (tmp_path / "d.jsonl").write_text('{"turns": ["a", 3]}\n')
     with pytest.raises(UserError, match=r"d\.jsonl:1: turn 2 of 'turns' should be a text, found 3"):
-        read("d", entry, 0)
+        read_dataset("d", entry, 0)

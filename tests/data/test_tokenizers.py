@@ -56,41 +56,41 @@ def test_bert_equals_transformers(bert):
     published = PreTrainedTokenizerFast(tokenizer_object=backend)
     ours = PretrainedTokenizer(str(bert))
     for text in ("Playing the song, unknown.", "a"):
-        (ids,) = ours.texts([text])
+        (ids,) = ours.encode_texts([text])
         assert [i for i, _ in assemble(ours.single, ids)] == published(text)["input_ids"]
-    first, second = ours.texts(["playing the song", "a song ."])
+    first, second = ours.encode_texts(["playing the song", "a song ."])
     expected = published("playing the song", "a song .", return_token_type_ids=True)
     assert assemble(ours.pair, first, second) == list(
         zip(expected["input_ids"], expected["token_type_ids"], strict=True)
     )
     words = ["Playing", "the", "song", ","]
     expected = published(words, is_split_into_words=True)
-    (found,) = ours.words([words])
+    (found,) = ours.encode_words([words])
     assert [i for ids in found for i in ids] == expected["input_ids"][1:-1]
     assert [w for w, ids in enumerate(found) for _ in ids] == expected.word_ids()[1:-1]
 
 
 def test_a_word_without_subwords_keeps_its_place(bert):
     ours = PretrainedTokenizer(str(bert))
-    (found,) = ours.words([["the", "\u200b", "song"]])
+    (found,) = ours.encode_words([["the", "\u200b", "song"]])
     assert found == [[6], [1], [7]]
-    assert ours.texts(["\u200b"]) == [[1]]
+    assert ours.encode_texts(["\u200b"]) == [[1]]
 
 
 def test_byte_level_words_stand_after_a_space(roberta):
     folder, vocabulary = roberta
     ours = PretrainedTokenizer(str(folder))
-    assert ours.words([["ab", "a"]]) == [[[vocabulary["Ġab"]], [vocabulary["Ġa"]]]]
-    assert ours.texts(["ab a"]) == [[vocabulary["ab"], vocabulary["Ġa"]]]  # plain text as the file says
+    assert ours.encode_words([["ab", "a"]]) == [[[vocabulary["Ġab"]], [vocabulary["Ġa"]]]]
+    assert ours.encode_texts(["ab a"]) == [[vocabulary["ab"], vocabulary["Ġa"]]]  # plain text as the file says
     assert [i for i, _ in assemble(ours.pair, [9], [8])] == [0, 9, 2, 2, 8, 2]
     assert ours.pair.types == (0, 0)  # RoBERTa has one token type
-    assert ours.words([["ab", ""]])[0][1] == [vocabulary["<unk>"]]
+    assert ours.encode_words([["ab", ""]])[0][1] == [vocabulary["<unk>"]]
 
 
 def test_many_texts_keep_their_order(bert):
     ours = PretrainedTokenizer(str(bert))
     texts = ["a " * (1 + n % 3) for n in range(2500)]
-    assert [len(ids) for ids in ours.texts(texts)] == [1 + n % 3 for n in range(2500)]
+    assert [len(ids) for ids in ours.encode_texts(texts)] == [1 + n % 3 for n in range(2500)]
 
 
 def test_fingerprint_follows_the_content(bert):
@@ -107,7 +107,7 @@ def test_a_folder_without_tokenizer_json_goes_through_transformers(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer", "do_lower_case": true}')
     ours = PretrainedTokenizer(str(tmp_path))
-    assert ours.words([["Playing", "\u200b"]]) == [[[5, 6], [1]]]
+    assert ours.encode_words([["Playing", "\u200b"]]) == [[[5, 6], [1]]]
     assert [i for i, _ in assemble(ours.single, [5])] == [2, 5, 3]
     with pytest.raises(UserError, match="no tokenizer at"):
         PretrainedTokenizer(str(tmp_path / "absent"))
@@ -122,7 +122,7 @@ def test_saved_tokenizers_come_back(bert, roberta, tmp_path):
         again = load(folder)
         assert again.fingerprint == ours.fingerprint and again.size == ours.size
         assert again.single == ours.single and again.pair == ours.pair
-        assert again.words([["the", "", "Ünder"]]) == ours.words([["the", "", "Ünder"]])
+        assert again.encode_words([["the", "", "Ünder"]]) == ours.encode_words([["the", "", "Ünder"]])
     (folder / "word_vocabulary.json").write_text("{}")
     with pytest.raises(UserError, match=r"word_vocabulary\.json"):
         load(folder)
@@ -138,9 +138,9 @@ def test_a_broken_file_is_named(tmp_path, content):
 def test_word_vocabulary_by_hand():
     tokenizer = WordVocabulary(min_count=2)(["The cat, the dog", ["the", "Cat"], ["bird"]])
     assert tokenizer.vocabulary == ("[PAD]", "[UNK]", "[SEP]", "[CLS]", "the", "cat")
-    assert tokenizer.texts(["THE bird's cat!", " "]) == [[4, 1, 5, 1], [1]]
-    assert tokenizer.words([["the", "[PAD]", "Cat"]]) == [[[4], [1], [5]]]
-    assert tokenizer.size == 6 and tokenizer.single.specials == 0
+    assert tokenizer.encode_texts(["THE bird's cat!", " "]) == [[4, 1, 5, 1], [1]]
+    assert tokenizer.encode_words([["the", "[PAD]", "Cat"]]) == [[[4], [1], [5]]]
+    assert tokenizer.size == 6 and tokenizer.single.special_count == 0
     assert [i for i, _ in assemble(tokenizer.pair, [4], [5])] == [4, 2, 5]
     assert WordVocabulary(max_size=1, cls_token=True)(["b a b"]).vocabulary[4:] == ("b",)
     with pytest.raises(UserError, match="min_count"):
@@ -149,7 +149,7 @@ def test_word_vocabulary_by_hand():
 
 def test_case_is_kept_where_wanted():
     tokenizer = WordTokenizer.build(["A a"], lower=False)
-    assert tokenizer.texts(["a A"]) == [[tokenizer.index["a"], tokenizer.index["A"]]]
+    assert tokenizer.encode_texts(["a A"]) == [[tokenizer.index["a"], tokenizer.index["A"]]]
 
 
 @pytest.mark.parametrize("header", ["", "3 2\n"])

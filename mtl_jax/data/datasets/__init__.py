@@ -15,7 +15,7 @@ from mtl_jax.data.datasets.text_checks import check_texts
 from mtl_jax.data.files.location import Location
 from mtl_jax.data.notices import INFORMATION, Notice
 from mtl_jax.data.readers import READERS
-from mtl_jax.data.readers.options import options_of
+from mtl_jax.data.readers.options import declared_options
 from mtl_jax.data.records import Note, Record, summarize_notes
 from mtl_jax.data.splits import carving, duplicates, groups, subsets
 from mtl_jax.errors import UserError
@@ -56,7 +56,7 @@ class ReadData(NamedTuple):
     folder: Location | None = None
 
 
-def read(name: str, entry: Mapping[str, Any], seed: int) -> ReadData:
+def read_dataset(name: str, entry: Mapping[str, Any], seed: int) -> ReadData:
     """Reads all splits of the data set `name`.
 
     Args:
@@ -86,7 +86,7 @@ def read(name: str, entry: Mapping[str, Any], seed: int) -> ReadData:
         group          records that stay together then, see `groups.find_groups`; by default "auto"
         limit          {split: largest number of records}, a fixed random subset in the order of the file
         drop_duplicates  "" | "train" | "test": the split from which records are dropped whose text (without text:
-                       picture) is in another split, see `duplicates.drop`
+                       picture) is in another split, see `duplicates.drop_duplicates`
 
     Raises UserError beginning with the data set's name.
     """
@@ -99,12 +99,12 @@ def read(name: str, entry: Mapping[str, Any], seed: int) -> ReadData:
 def folder_of(entry: Mapping[str, Any]) -> Location | None:
     """The folder that relative paths in the records of an entry start from; None for a reader in `GENERATED`."""
     plain_entry = entries.plain(entry)
-    location, _ = split_locations.locate(plain_entry["reader"], plain_entry)
+    location, _ = split_locations.locate_splits(plain_entry["reader"], plain_entry)
     return location and location.folder()
 
 
-def shared_records(splits: Mapping[str, Sequence[Record]], entry: Mapping[str, Any]) -> list[str]:
-    """Notices about records that are in two splits, or twice in one; `entry` as for `read`."""
+def duplicate_notices(splits: Mapping[str, Sequence[Record]], entry: Mapping[str, Any]) -> list[str]:
+    """Notices about records that are in two splits, or twice in one; `entry` as for `read_dataset`."""
     plain_entry = entries.plain(entry)
     content = overlaps.equal_content(splits, plain_entry, *entries.text_fields(plain_entry))
     return [*overlaps.equal_places(splits), *content]
@@ -115,25 +115,25 @@ def _read(name: str, entry: dict[str, Any], seed: int) -> ReadData:
     reader_name = entries.reader_name(entry)
     options, empty = entries.reader_options(reader_name, entry.get("options") or {})
     texts, words = entries.text_fields(entry)
-    if "fields" in options_of(READERS[reader_name]):
+    if "fields" in declared_options(READERS[reader_name]):
         options["fields"] = texts or tuple(name for name in (words, entry.get("image")) if name)
-    location, template = split_locations.locate(reader_name, entry)
+    location, template = split_locations.locate_splits(reader_name, entry)
     parts = split_locations.wanted_splits(reader_name, entry, location, template)
-    fractions = subsets.fractions(entry.get("dev_fraction"), entry.get("test_fraction"), tuple(parts))
+    fractions = subsets.carved_fractions(entry.get("dev_fraction"), entry.get("test_fraction"), tuple(parts))
     limits = entries.limits(entry.get("limit") or {})
-    conditions = record_filters.conditions(entry.get("where") or {})
+    conditions = record_filters.parse_conditions(entry.get("where") or {})
     drop_from = entries.drop_duplicates(entry)
 
     reader = PartReader(reader_name, location, entry.get("encoding") or "utf-8", options)
     splits, contents, notes = _read_splits(reader, parts, entry)
     notes += overlaps.equal_places(splits)
-    splits, filter_notes = record_filters.select(splits, conditions)
+    splits, filter_notes = record_filters.filter_records(splits, conditions)
     notes += filter_notes
     for split, records in splits.items():
         splits[split], dropped = check_texts(records, texts, words, empty)
         notes += summarize_notes(split, dropped)
     record_groups = groups.find_groups(splits, entry.get("group", groups.AUTO), reader_name, options)
-    splits, carving_notes = carving.carve(splits, fractions, name, seed, record_groups, texts)
+    splits, carving_notes = carving.carve_splits(splits, fractions, name, seed, record_groups, texts)
     notes += carving_notes
     if drop_from:
         splits, duplicate_notes = _without_duplicates(splits, entry, drop_from)
@@ -171,7 +171,9 @@ def _read_splits(
             part_items, content = reader.read(part)
             items += part_items
             contents[split].append(content)
-        splits[split], changed = list_cells.read_lists([item for item in items if isinstance(item, Record)], entry)
+        splits[split], changed = list_cells.parse_list_cells(
+            [item for item in items if isinstance(item, Record)], entry
+        )
         notes += summarize_notes(split, [item for item in items if isinstance(item, Note)])
         if changed:
             text = f"{split}: {changed} records have lists that are written as strings"
@@ -187,7 +189,7 @@ def _without_duplicates(
 ) -> tuple[dict[str, list[Record]], list[str]]:
     """The splits without records of the same content in two of them, and notes with their numbers."""
     texts, words = entries.text_fields(entry)
-    splits, removed = duplicates.drop(splits, overlaps.content_key(entry, texts, words), drop_from)
+    splits, removed = duplicates.drop_duplicates(splits, overlaps.content_key(entry, texts, words), drop_from)
     what = "text" if texts or words else "picture"
     notes: list[str] = [
         Notice(f"{split}: {count} records removed, their {what} is in {other}", INFORMATION, count)

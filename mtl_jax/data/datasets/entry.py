@@ -8,7 +8,7 @@ from mtl_jax.data.datasets import list_cells
 from mtl_jax.data.datasets.split_locations import SPLITS
 from mtl_jax.data.labels import tag_schemes
 from mtl_jax.data.readers import READERS
-from mtl_jax.data.readers.options import GENERAL, check_options, for_reader, options_of
+from mtl_jax.data.readers.options import COMMON_OPTIONS, check_options, declared_options, select_options
 from mtl_jax.data.records import suggestion
 from mtl_jax.errors import UserError
 
@@ -41,14 +41,14 @@ def reader_name(entry: dict[str, Any]) -> str:
 def reader_options(reader: str, options: dict[str, Any]) -> tuple[dict[str, Any], str]:
     """(options of the reader, "error" or "drop": what to do with an empty text)."""
     read = READERS[reader]
-    check_options(read, options, further=GENERAL)
+    check_options(read, options, further=COMMON_OPTIONS)
     _check_schemes(options)
-    if "lists" not in options_of(read):
+    if "lists" not in declared_options(read):
         list_cells.check_separators(options.get("lists") or {})
     empty = options.get("empty", "error")
     if empty not in ("error", "drop"):
         raise UserError(f'options.empty has to be "error" or "drop", not {empty!r}')
-    return for_reader(read, options), empty
+    return select_options(read, options), empty
 
 
 def text_fields(entry: dict[str, Any]) -> tuple[tuple[str, ...], str]:
@@ -88,7 +88,7 @@ def drop_duplicates(entry: dict[str, Any]) -> str:
 
 def _check_schemes(options: dict[str, Any]) -> None:
     """Raises UserError for an unknown scheme in options.scheme or options.schemes."""
-    if options.get("scheme", "iob2") not in tag_schemes.TARGETS:
+    if options.get("scheme", "iob2") not in tag_schemes.TARGET_SCHEMES:
         raise UserError(f'options.scheme has to be "iob2" or "bioes", not {options["scheme"]!r}')
     given, known = options.get("schemes") or {}, (*tag_schemes.SCHEMES, "none")
     if not isinstance(given, dict):

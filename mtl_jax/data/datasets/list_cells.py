@@ -25,7 +25,7 @@ def check_fields(names: Iterable[str], records: Sequence[Record]) -> None:
             raise UserError(f"options.lists: no record has a field {name!r}; fields: {', '.join(known)}.{near}")
 
 
-def read_lists(records: Sequence[Record], entry: Mapping[str, Any]) -> tuple[list[Record], int]:
+def parse_list_cells(records: Sequence[Record], entry: Mapping[str, Any]) -> tuple[list[Record], int]:
     """The records with lists in the fields that an entry reads as lists, and how many records were changed.
 
     Such fields are `words`, a single field of `choices`, two of `marked`, `image`, and the first field of a path such
@@ -43,10 +43,10 @@ def read_lists(records: Sequence[Record], entry: Mapping[str, Any]) -> tuple[lis
     result, count = [], 0
     for record in records:
         cells = {name: record.fields.get(name) for name in list_fields}
-        cells = {name: cell for name, cell in cells.items() if isinstance(cell, str) and literals.is_like(cell)}
+        cells = {name: cell for name, cell in cells.items() if isinstance(cell, str) and literals.looks_like_list(cell)}
         if words in cells:
-            cells = {n: c for n, c in record.fields.items() if isinstance(c, str) and literals.is_like(c)}
-        lists = {name: items for name, cell in cells.items() if (items := literals.parse(cell)) is not None}
+            cells = {n: c for n, c in record.fields.items() if isinstance(c, str) and literals.looks_like_list(c)}
+        lists = {name: items for name, cell in cells.items() if (items := literals.parse_literal(cell)) is not None}
         if words in cells and words not in lists:
             cell = cells[words][:60]
             raise UserError(f"{where(record)}: field {words!r} looks like a list, but cannot be read: {cell!r}")

@@ -25,7 +25,7 @@ def content_key(
         parts = text_key(record, texts, words) if texts or words else ()
         if entry.get("image") and (pictures or not parts):
             parts = (*parts, picture_key(field(record, entry["image"])))
-        return duplicates.digest([nfc(part) for part in parts])
+        return duplicates.text_digest([nfc(part) for part in parts])
 
     return key
 
@@ -34,7 +34,7 @@ def equal_content(
     splits: Mapping[str, Sequence[Record]], entry: Mapping[str, Any], texts: tuple[str, ...], words: str
 ) -> list[str]:
     """Notices about records with the same text and picture in two splits, or in one."""
-    between, inside = duplicates.count(splits, content_key(entry, texts, words, pictures=True))
+    between, inside = duplicates.count_duplicates(splits, content_key(entry, texts, words, pictures=True))
     what = "texts" if texts or words else "pictures"
     sizes = {split: len(records) for split, records in splits.items()}
     notices = []

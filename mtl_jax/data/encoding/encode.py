@@ -9,8 +9,15 @@ import numpy as np
 
 from mtl_jax.data.encoding import marked_spans
 from mtl_jax.data.encoding.gold_labels import GoldLabels
-from mtl_jax.data.encoding.record_inputs import Units
-from mtl_jax.data.encoding.text_pieces import append, encode_choices, encode_nothing, encode_texts, marker_ids, too_long
+from mtl_jax.data.encoding.record_inputs import RecordInputs
+from mtl_jax.data.encoding.text_pieces import (
+    append_piece,
+    encode_choices,
+    encode_texts,
+    encode_without_text,
+    marker_ids,
+    too_long_error,
+)
 from mtl_jax.data.notices import INFORMATION, LENGTH, Notice
 from mtl_jax.data.tokenizers import Template, Tokenizer
 from mtl_jax.errors import UserError
@@ -76,18 +83,18 @@ class EncodedSplit(NamedTuple):
         return np.diff(self.token_offsets)
 
     @property
-    def first(self) -> np.ndarray:
+    def is_first_piece(self) -> np.ndarray:
         """bool[N], the piece that answers for its record in text-level tasks."""
         return (self.first_word == 0) & ~self.copy & (self.choice == 0)
 
     @property
-    def group(self) -> np.ndarray:
+    def piece_groups(self) -> np.ndarray:
         """int64[N], a number for all pieces that have to stand in one row: the choices of a record."""
         return np.cumsum(self.choice == 0) - 1
 
 
 def encode(
-    units: Units, tokenizer: Tokenizer, max_length: int, overlong: str = "truncate", stride: int = 0
+    units: RecordInputs, tokenizer: Tokenizer, max_length: int, overlong: str = "truncate", stride: int = 0
 ) -> EncodedSplit:
     """Token ids of every record, without labels.
 
@@ -112,9 +119,9 @@ def encode(
     paired = _paired(units)
     template = tokenizer.pair if paired else tokenizer.single
     has_text = units.texts is None or any(units.texts)
-    room = max_length - template.specials
+    room = max_length - template.special_count
     if room - max(units.patches, default=0) < has_text + paired:
-        beside = f"{template.specials} special tokens"
+        beside = f"{template.special_count} special tokens"
         if any(units.patches):
             beside += f" and {max(units.patches)} patches of its pictures"
         raise UserError(f"max_length {max_length} leaves no room for text beside {beside}")
@@ -125,16 +132,16 @@ def encode(
     if units.choices is not None:
         return EncodedSplit(**encode_choices(units, tokenizer, template, max_length, overlong))
     if not has_text:
-        return EncodedSplit(**encode_nothing(units, template))
+        return EncodedSplit(**encode_without_text(units, template))
     return EncodedSplit(**encode_texts(units, tokenizer, template, room, overlong, stride))
 
 
-def before(units: Units, tokenizer: Tokenizer) -> int:
+def leading_special_tokens(units: RecordInputs, tokenizer: Tokenizer) -> int:
     """How many special tokens stand before the text of every piece."""
     return len((tokenizer.pair if _paired(units) else tokenizer.single).before)
 
 
-def _paired(units: Units) -> bool:
+def _paired(units: RecordInputs) -> bool:
     return units.choices is not None or (units.texts is not None and any(len(text) == 2 for text in units.texts))
 
 
@@ -163,19 +170,19 @@ def copy_for_predicates(split: EncodedSplit, limit: int) -> EncodedSplit:
     copies = np.maximum(-(-sequences // most), 1)
     if (copies == 1).all():
         return split
-    piece, number = ranges(np.zeros_like(copies), copies)
+    piece, number = concatenated_ranges(np.zeros_like(copies), copies)
     held = np.minimum(sequences[piece] - number * most[piece], most[piece])
-    taken = take(split, piece)
-    return taken._replace(sequence_offsets=bounds(held), sequence=split.sequence, copy=number > 0)
+    taken = select_pieces(split, piece)
+    return taken._replace(sequence_offsets=offsets_from_lengths(held), sequence=split.sequence, copy=number > 0)
 
 
-def take(split: EncodedSplit, piece: np.ndarray) -> EncodedSplit:
+def select_pieces(split: EncodedSplit, piece: np.ndarray) -> EncodedSplit:
     """The same records with the pieces of these indices, in this order."""
 
     def ragged(offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(offsets of the taken pieces, indices of their elements)."""
         lengths = np.diff(offsets)[piece]
-        return bounds(lengths), ranges(offsets[piece], lengths)[1]
+        return offsets_from_lengths(lengths), concatenated_ranges(offsets[piece], lengths)[1]
 
     token_offsets, token = ragged(split.token_offsets)
     by_token = {name: getattr(split, name)[token] for name in ("place", "patch") if getattr(split, name) is not None}
@@ -199,20 +206,20 @@ def take(split: EncodedSplit, piece: np.ndarray) -> EncodedSplit:
     )
 
 
-def ranges(begin: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def concatenated_ranges(begin: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Ranges of `lengths`, laid end to end: (number of the range, begin + index within the range) of each element."""
     number = np.repeat(np.arange(len(lengths)), lengths)
     within = np.arange(len(number)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
     return number, np.repeat(begin, lengths) + within
 
 
-def bounds(lengths: np.ndarray) -> np.ndarray:
+def offsets_from_lengths(lengths: np.ndarray) -> np.ndarray:
     """int64[n + 1]: where ranges of these lengths begin when laid end to end, and the end of the last."""
     return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
 
 
 def _encode_words(
-    units: Units, tokenizer: Tokenizer, template: Template, room: int, overlong: str, stride: int
+    units: RecordInputs, tokenizer: Tokenizer, template: Template, room: int, overlong: str, stride: int
 ) -> EncodedSplit:
     tokens: list[int] = []
     types: list[int] = []
@@ -223,16 +230,16 @@ def _encode_words(
     pieces: list[tuple[int, ...]] = []  # record, first word, words, ends of tokens, of word_token and of sequence
     cut = np.zeros(3, np.int64)
     most, patches = room, units.patches
-    for m, subwords in enumerate(tokenizer.words(units.words)):
+    for m, subwords in enumerate(tokenizer.encode_words(units.words)):
         room = most - patches[m]
         before = [0] * len(subwords)
         if markers:
-            subwords, before = marked_spans.insert(subwords, units.marks[m])
+            subwords, before = marked_spans.insert_markers(subwords, units.marks[m])
         total = sum(map(len, subwords))
         if total > room:
             if overlong == "error":
-                found = total + patches[m] + template.specials
-                raise too_long(units.records[m], found, most + template.specials)
+                found = total + patches[m] + template.special_count
+                raise too_long_error(units.records[m], found, most + template.special_count)
             kept = [ids[:room] for ids in subwords]
             cut += (1, total - sum(map(len, kept)), 0)
             subwords = kept
@@ -245,8 +252,8 @@ def _encode_words(
                 ids.extend(subwords[last])
                 last += 1
             begin = len(tokens)
-            append(tokens, types, [ids], template)
-            places.append(marked_spans.place(tokens, begin, markers) if markers else [-1] * 4)
+            append_piece(tokens, types, [ids], template)
+            places.append(marked_spans.place_markers(tokens, begin, markers) if markers else [-1] * 4)
             sequence.extend(k for k, word in enumerate(units.predicates[m]) if first <= word < last)
             pieces.append((m, first, last - first, len(tokens), len(word_token), len(sequence)))
             if overlong == "windows" and last < len(subwords):
@@ -262,7 +269,7 @@ def _encode_words(
     predicates = [len(found) for found in units.predicates]
     return EncodedSplit(
         words=np.asarray(units.word_counts, np.int32),
-        predicate_offsets=bounds(predicates),
+        predicate_offsets=offsets_from_lengths(predicates),
         predicate=np.asarray([p for found in units.predicates for p in found], np.int32),
         record=table[:, 0].astype(np.int32),
         first_word=table[:, 1].astype(np.int32),

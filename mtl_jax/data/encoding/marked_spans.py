@@ -20,7 +20,7 @@ Spans = tuple[tuple[int, int], tuple[int, int]]  # (first, one behind the last) 
 MARKERS = ("[E1]", "[/E1]", "[E2]", "[/E2]")
 
 
-def of_text(record: Record, text: str, marked: Sequence[str], ends: str = "") -> tuple[str, Spans]:
+def spans_in_text(record: Record, text: str, marked: Sequence[str], ends: str = "") -> tuple[str, Spans]:
     """(the text without marks, spans of characters). Raises UserError for a span that is not there."""
     if len(marked) == 2:
         return text, _pair(_span(record, name, len(text), "character", ends or "excluded") for name in marked)
@@ -37,7 +37,7 @@ def of_text(record: Record, text: str, marked: Sequence[str], ends: str = "") ->
     return text, _closed(record, places, marked)
 
 
-def of_words(
+def spans_in_words(
     record: Record, words: Sequence[str], marked: Sequence[str], ends: str = ""
 ) -> tuple[Sequence[str], Spans]:
     """(the words without marks, spans of words). Raises UserError for a span that is not there."""
@@ -50,7 +50,7 @@ def of_words(
     return [word for word in words if word not in marked], _closed(record, places, marked)
 
 
-def insert(units: Sequence[Sequence[int]], spans: Spans) -> tuple[list[list[int]], list[int]]:
+def insert_markers(units: Sequence[Sequence[int]], spans: Spans) -> tuple[list[list[int]], list[int]]:
     """Token ids of each unit (word or token) with the markers beside them: -1 and -2 around the first span, -3, -4.
 
     Args:
@@ -70,7 +70,7 @@ def insert(units: Sequence[Sequence[int]], spans: Spans) -> tuple[list[list[int]
     return ids, before
 
 
-def place(tokens: list[int], begin: int, markers: Sequence[int]) -> list[int]:
+def place_markers(tokens: list[int], begin: int, markers: Sequence[int]) -> list[int]:
     """Puts the ids `markers` in the place of -1 ... -4 from position `begin` on; where they stand, -1 = nowhere."""
     places = [-1] * 4
     for at in range(begin, len(tokens)):
@@ -80,7 +80,7 @@ def place(tokens: list[int], begin: int, markers: Sequence[int]) -> list[int]:
     return places
 
 
-def in_tokens(record: Record, spans: Spans, offsets: Sequence[tuple[int, int]]) -> Spans:
+def token_spans(record: Record, spans: Spans, offsets: Sequence[tuple[int, int]]) -> Spans:
     """Spans of tokens from spans of characters: all tokens of which a character is inside."""
 
     def tokens(begin: int, end: int) -> tuple[int, int]:

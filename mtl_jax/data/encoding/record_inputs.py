@@ -12,7 +12,7 @@ from mtl_jax.data.records import Record, field, find_field, where
 from mtl_jax.errors import UserError
 
 
-class Units(NamedTuple):
+class RecordInputs(NamedTuple):
     """What is read of M records, checked: either `texts` or `words` is given.
 
     texts       [M] tuples of one text or two, or of none where there are pictures alone
@@ -59,7 +59,7 @@ class Units(NamedTuple):
         return digest.hexdigest()
 
 
-def units_of(
+def extract_inputs(
     records: Sequence[Record],
     *,
     text: Sequence[str] | str = (),
@@ -71,7 +71,7 @@ def units_of(
     marked_ends: str = "",
     aligned: bool = False,
     pictured: bool = False,
-) -> Units:
+) -> RecordInputs:
     """Takes from the records what is tokenized.
 
     Args:
@@ -83,7 +83,7 @@ def units_of(
       marked: two fields with a span each, or four strings that stand around the spans in the text; see `marks`.
       marked_ends: "included" | "excluded": the last word, or character, in fields with spans; see there.
       markers: tokens to put around the spans.
-      aligned: see `Units`.
+      aligned: see `RecordInputs`.
       pictured: whether the data set has pictures, which may stand without text.
 
     Raises:
@@ -97,12 +97,12 @@ def units_of(
         texts = [tuple(_text(record, name) for name in text) for record in records]
         offered = [_choices(record, choices) for record in records] if choices else None
         if not marked:
-            return Units(texts, None, [[] for _ in records], records, offered, aligned=aligned)
+            return RecordInputs(texts, None, [[] for _ in records], records, offered, aligned=aligned)
         if len(text) > 1:
             raise UserError("marked spans stand in one text: a data set with `marked` has one field in `text`")
         pairs = zip(records, texts, strict=True)
-        bare = [marked_spans.of_text(record, whole, marked, marked_ends) for record, (whole,) in pairs]
-        return Units(
+        bare = [marked_spans.spans_in_text(record, whole, marked, marked_ends) for record, (whole,) in pairs]
+        return RecordInputs(
             [(text,) for text, _ in bare],
             None,
             [[] for _ in records],
@@ -116,10 +116,10 @@ def units_of(
     spans = None
     if marked:
         pairs = zip(records, sentences, strict=True)
-        bare = [marked_spans.of_words(record, sentence, marked, marked_ends) for record, sentence in pairs]
+        bare = [marked_spans.spans_in_words(record, sentence, marked, marked_ends) for record, sentence in pairs]
         sentences, spans = [list(sentence) for sentence, _ in bare], [spans for _, spans in bare]
     found = [_predicates(r, predicates, len(s)) for r, s in zip(records, sentences, strict=True)]
-    return Units(None, sentences, found, records, None, spans, tuple(markers) if marked else ())
+    return RecordInputs(None, sentences, found, records, None, spans, tuple(markers) if marked else ())
 
 
 def _text(record: Record, name: str) -> str:

@@ -18,7 +18,7 @@ _CLOSING, _OPENING = frozenset(".,;:!?%…'"), frozenset("$€£#@¿¡")  # and 
 _INNER = frozenset("-/")
 
 
-def mark(words: Sequence[str], blanks: Sequence[bool]) -> list[str]:
+def mark_blanks(words: Sequence[str], blanks: Sequence[bool]) -> list[str]:
     """The words with `MARKERS` before those of which `blanks` (whether one stands before the word) is not as usual."""
     found: list[str] = []
     for word, blank, usual in zip(words, blanks, _usual(words), strict=True):
@@ -28,7 +28,7 @@ def mark(words: Sequence[str], blanks: Sequence[bool]) -> list[str]:
     return found
 
 
-def join(tokens: Sequence[str]) -> str:
+def join_words(tokens: Sequence[str]) -> str:
     """The text that words with markers make; of several markers the last counts, those behind the last word do not."""
     words: list[str] = []
     marked: dict[int, bool] = {}

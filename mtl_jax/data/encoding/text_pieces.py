@@ -7,19 +7,21 @@ from collections.abc import Sequence
 import numpy as np
 
 from mtl_jax.data.encoding import marked_spans
-from mtl_jax.data.encoding.record_inputs import Units
+from mtl_jax.data.encoding.record_inputs import RecordInputs
 from mtl_jax.data.records import Record, where
 from mtl_jax.data.tokenizers import Template, Tokenizer
 from mtl_jax.errors import UserError
 
 
 def encode_texts(
-    units: Units, tokenizer: Tokenizer, template: Template, room: int, overlong: str, stride: int = 0
+    units: RecordInputs, tokenizer: Tokenizer, template: Template, room: int, overlong: str, stride: int = 0
 ) -> dict[str, np.ndarray]:
     """A piece for each text or pair, or for each window of it, of at most `room` tokens beside the special ones: fields
     of `EncodedSplit`.
     """
-    sides = [tokenizer.texts([text[i] for text in units.texts]) for i in range(max(map(len, units.texts), default=0))]
+    sides = [
+        tokenizer.encode_texts([text[i] for text in units.texts]) for i in range(max(map(len, units.texts), default=0))
+    ]
     offsets = None
     if units.aligned or units.marks:
         offsets = tokenizer.offsets([text[-1] for text in units.texts])
@@ -32,8 +34,8 @@ def encode_texts(
         ids = [side[m] for side in sides]
         before = [0] * len(ids[-1])
         if units.marks:
-            spans = marked_spans.in_tokens(units.records[m], units.marks[m], offsets[m])
-            chunks, before = marked_spans.insert([[i] for i in ids[0]], spans)
+            spans = marked_spans.token_spans(units.records[m], units.marks[m], offsets[m])
+            chunks, before = marked_spans.insert_markers([[i] for i in ids[0]], spans)
             starts = np.cumsum([0, *map(len, chunks)])[:-1] + before
             ids = [[i for chunk in chunks for i in chunk]]
         else:
@@ -59,7 +61,7 @@ def encode_texts(
     }
 
 
-def encode_nothing(units: Units, template: Template) -> dict[str, np.ndarray]:
+def encode_without_text(units: RecordInputs, template: Template) -> dict[str, np.ndarray]:
     """A piece for each record without text: what stands before a text. Fields of `EncodedSplit`."""
     pieces = _Pieces(template)
     for m in range(len(units.records)):
@@ -68,18 +70,18 @@ def encode_nothing(units: Units, template: Template) -> dict[str, np.ndarray]:
 
 
 def encode_choices(
-    units: Units, tokenizer: Tokenizer, template: Template, max_length: int, overlong: str
+    units: RecordInputs, tokenizer: Tokenizer, template: Template, max_length: int, overlong: str
 ) -> dict[str, np.ndarray]:
     """A piece for each choice: the first text in pairs with the choice; a second text stands before the choice."""
-    firsts = tokenizer.texts([text[0] for text in units.texts])
+    firsts = tokenizer.encode_texts([text[0] for text in units.texts])
     offered = [" ".join((*t[1:], c)) for t, own in zip(units.texts, units.choices, strict=True) for c in own]
-    seconds = iter(tokenizer.texts(offered))
+    seconds = iter(tokenizer.encode_texts(offered))
     pieces = _Pieces(template)
     patches = units.patches
     for m, own in enumerate(units.choices):
-        room = max_length // len(own) - template.specials
+        room = max_length // len(own) - template.special_count
         if room - patches[m] < 2:
-            beside = f"{template.specials} special tokens" + (f" and {patches[m]} patches" if patches[m] else "")
+            beside = f"{template.special_count} special tokens" + (f" and {patches[m]} patches" if patches[m] else "")
             raise UserError(
                 f"{where(units.records[m])}: {len(own)} choices share max_length {max_length}, which leaves no room "
                 f"for text beside {beside} each; raise row_length"
@@ -113,7 +115,9 @@ class _Pieces:
         if excess <= 0:
             return ids
         if overlong == "error":
-            raise too_long(record, excess + room + self.template.specials, room + self.template.specials)
+            raise too_long_error(
+                record, excess + room + self.template.special_count, room + self.template.special_count
+            )
         self.cut += (1, excess, 0)
         return [side[:n] for side, n in zip(ids, _shares(list(map(len, ids)), room - patches), strict=True)]
 
@@ -126,17 +130,17 @@ class _Pieces:
         before = [side[: room // 2] for side in before]
         self.cut += (1, length - sum(map(len, before)), 0)
         size = room - sum(map(len, before))
-        begins = window_begins(len(last), size, stride)
+        begins = window_starts(len(last), size, stride)
         return [(begin, [*before, last[begin : begin + size]]) for begin in begins]
 
     def add(self, record: int, ids: list[list[int]], markers: Sequence[int] = (), choice: int = 0) -> int:
         """Adds a piece; the position in it of the last text's first token."""
         begin = len(self.tokens)
-        append(self.tokens, self.types, ids, self.template)
+        append_piece(self.tokens, self.types, ids, self.template)
         self.ends.append(len(self.tokens))
         self.record.append(record)
         self.choice.append(choice)
-        self.marks.append(marked_spans.place(self.tokens, begin, markers) if markers else [-1] * 4)
+        self.marks.append(marked_spans.place_markers(self.tokens, begin, markers) if markers else [-1] * 4)
         return len(self.tokens) - begin - len(self.template.after) - len(ids[-1]) if ids else 0
 
     def fields(self, words, kept=None, word_token=(), char_offsets=None) -> dict[str, np.ndarray]:
@@ -166,7 +170,7 @@ class _Pieces:
         }
 
 
-def window_begins(length: int, size: int, stride: int) -> list[int]:
+def window_starts(length: int, size: int, stride: int) -> list[int]:
     """Where windows of `size` over `length` tokens begin, `stride` apart (Devlin et al. 2019); 0 = half a window."""
     step = max(min(stride or size // 2, size), 1)
     begins = [0]
@@ -175,13 +179,13 @@ def window_begins(length: int, size: int, stride: int) -> list[int]:
     return begins
 
 
-def marker_ids(units: Units, tokenizer: Tokenizer) -> list[int]:
+def marker_ids(units: RecordInputs, tokenizer: Tokenizer) -> list[int]:
     """The ids of the markers; tokens of a published vocabulary that no text uses stand for those it lacks."""
     if not units.marks:
         return []
-    ids = [tokenizer.find(name) for name in units.markers]
+    ids = [tokenizer.token_to_id(name) for name in units.markers]
     if None in ids and tuple(units.markers) == marked_spans.MARKERS:
-        ids = [tokenizer.find(f"[unused{n}]") for n in range(4)]
+        ids = [tokenizer.token_to_id(f"[unused{n}]") for n in range(4)]
     if None in ids:
         raise UserError(
             f"markers: {units.markers[ids.index(None)]!r} is no token of the vocabulary; name four tokens of it in "
@@ -190,7 +194,7 @@ def marker_ids(units: Units, tokenizer: Tokenizer) -> list[int]:
     return ids
 
 
-def append(tokens: list[int], types: list[int], ids: list[list[int]], template: Template) -> None:
+def append_piece(tokens: list[int], types: list[int], ids: list[list[int]], template: Template) -> None:
     """Adds one piece: the texts in their template; where there is none, what stands before a text."""
     if not ids:
         tokens.extend(index for index, _ in template.before)
@@ -215,7 +219,7 @@ def _shares(lengths: list[int], room: int) -> list[int]:
     return [room - room // 2, room // 2]
 
 
-def too_long(record: Record, found: int, most: int) -> UserError:
+def too_long_error(record: Record, found: int, most: int) -> UserError:
     """The error of a record that does not fit."""
     mend = 'raise row_length, or set overlong to "truncate" or "split"'
     return UserError(f"{where(record)}: {found} tokens, at most {most} fit; {mend}")

@@ -18,7 +18,7 @@ VERSION = 3  # raise it when the same settings would give other arrays
 _SEAL = "__sha256__"
 
 
-def folder() -> pathlib.Path:
+def cache_folder() -> pathlib.Path:
     """`$MTL_JAX_CACHE`, else `$XDG_CACHE_HOME/mtl_jax`, else `~/.cache/mtl_jax`."""
     if chosen := os.environ.get("MTL_JAX_CACHE"):
         return pathlib.Path(chosen).expanduser()
@@ -26,7 +26,7 @@ def folder() -> pathlib.Path:
     return (pathlib.Path(base) if base else pathlib.Path.home() / ".cache") / "mtl_jax"
 
 
-def cached(
+def load_or_make(
     key: Mapping[str, Any], make: Callable[[], Mapping[str, np.ndarray]], worth: float = 0.0
 ) -> dict[str, np.ndarray]:
     """The arrays of `make()`, from the cache where it holds them.
@@ -39,7 +39,7 @@ def cached(
     A cache that cannot be written costs time only, with a warning.
     """
     name = hashlib.sha256(json.dumps([VERSION, key], sort_keys=True).encode()).hexdigest()
-    path = folder() / "encoded" / f"{name}.npz"
+    path = cache_folder() / "encoded" / f"{name}.npz"
     found = _read(path)
     if found is not None:
         return found

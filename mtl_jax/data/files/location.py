@@ -24,7 +24,7 @@ from mtl_jax.errors import UserError
 
 _MAGIC = frozenset("*?[")
 _VARIABLE = re.compile(r"\$(?:\w+|\{[^}]*\})", re.ASCII)  # as os.path.expandvars reads them
-MARK = "\ufeff"  # the byte order mark
+BYTE_ORDER_MARK = "\ufeff"  # the byte order mark
 _CARRIAGE = re.compile(r"[^\r]*\r|[^\r]+")
 _BLOCK = 1 << 20
 _PACKED = {rb"\x1f\x8b\x08": gzip.open, rb"BZh[1-9]1AY&SY": bz2.open, rb"\xfd7zXZ\x00": lzma.open}
@@ -71,9 +71,9 @@ class Location:
 
     def folder(self) -> Location:
         """This folder, or the one around this file."""
-        return self.around() if self.is_file() else self
+        return self.parent() if self.is_file() else self
 
-    def around(self) -> Location:
+    def parent(self) -> Location:
         """The folder in which this stands."""
         return Location(self.place.parent, _parent_name(self))
 
@@ -115,7 +115,7 @@ class Location:
         for part in rest.split("/"):
             found = [child for top in found for child in _matching(top, part)]
         if not found and on_disk:
-            expand(pattern)  # says which variable is not set, where that is the reason
+            expand_path(pattern)  # says which variable is not set, where that is the reason
         return found
 
     def require(self) -> None:
@@ -185,7 +185,7 @@ class Location:
             except (LookupError, TypeError, ValueError) as error:
                 raise UserError(f"{self.name}: encoding={encoding!r} is not known: {error}") from error
             try:
-                first = next(text, "").lstrip(MARK)
+                first = next(text, "").lstrip(BYTE_ORDER_MARK)
                 self._check_encoding(first, encoding)
                 yield from [first] if first.endswith("\n") else _CARRIAGE.findall(first)
                 yield from text
@@ -198,7 +198,7 @@ class Location:
         A byte order mark at the beginning of a line is dropped: it stands there where files were joined.
         """
         for number, line in enumerate(self.raw_lines(encoding), start=1):
-            yield number, line.removesuffix("\n").rstrip("\r").lstrip(MARK)
+            yield number, line.removesuffix("\n").rstrip("\r").lstrip(BYTE_ORDER_MARK)
 
     def text(self, encoding: str) -> str:
         """The whole file, line ends as they stand."""
@@ -258,7 +258,7 @@ class Location:
         )
 
 
-def expand(path: str) -> str:
+def expand_path(path: str) -> str:
     """`path` with `~` and environment variables replaced. Raises UserError for a variable that is not set."""
     expanded = os.path.expanduser(os.path.expandvars(path))
     if unset := next((match[0] for match in _VARIABLE.finditer(expanded) if match[0] in path), ""):
@@ -266,13 +266,13 @@ def expand(path: str) -> str:
     return expanded
 
 
-def local(path: str | os.PathLike[str]) -> Location:
+def local_path(path: str | os.PathLike[str]) -> Location:
     """A file or folder on disk, as `Location.child` of the current folder."""
     place = _resolved(pathlib.Path(), os.fspath(path))
     return Location(place, str(place))
 
 
-def archive(path: pathlib.Path) -> Location:
+def archive_root(path: pathlib.Path) -> Location:
     """The top folder of a zip archive (a wheel is one). Raises UserError where it is none."""
     try:
         return Location(zipfile.Path(zipfile.ZipFile(path)), path.name)
@@ -290,7 +290,7 @@ def _resolved(folder: pathlib.Path, relative: str) -> pathlib.Path:
         if os.path.lexists(literal) or not ("$" in part or (part.startswith("~") and number == 0)):
             place = literal
         else:
-            place = place / expand(part)
+            place = place / expand_path(part)
     return place
 
 

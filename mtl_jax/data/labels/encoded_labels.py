@@ -11,10 +11,10 @@ import numpy as np
 
 from mtl_jax.data.encoding.encode import EncodedSplit
 from mtl_jax.data.encoding.gold_labels import GoldLabels
-from mtl_jax.data.encoding.record_inputs import Units
+from mtl_jax.data.encoding.record_inputs import RecordInputs
 from mtl_jax.data.labels import answer_spans, choices
 from mtl_jax.data.labels.raw_labels import LabelSpec
-from mtl_jax.data.labels.vocabulary import LabelVocabulary, no_labels
+from mtl_jax.data.labels.vocabulary import LabelVocabulary, no_labels_error
 from mtl_jax.data.notices import LABELS, LENGTH, Notice
 from mtl_jax.data.records import summarize_notes
 from mtl_jax.data.splits import subsets
@@ -25,51 +25,52 @@ ENCODED_LABEL_TYPES = ("choice", "span", "hidden")
 
 
 def build(
-    spec: LabelSpec, units: Mapping[str, Units], encoded: Mapping[str, EncodedSplit], tokenizer: Tokenizer
+    spec: LabelSpec, units: Mapping[str, RecordInputs], encoded: Mapping[str, EncodedSplit], tokenizer: Tokenizer
 ) -> tuple[LabelVocabulary, dict[str, GoldLabels], list[str]]:
     """The classes of a task of these kinds, its gold labels by split, and sentences about what is odd.
 
-    Kind "choice" has no classes; "span" has `answers.NAMES`, the second where train has unanswerable questions, in its
-    place `answers.ELSEWHERE` where it has windows without the answer; "hidden" has the tokenizer's tokens, in the order
-    of their ids.
+    Kind "choice" has no classes; "span" has `answer_spans.CLASS_NAMES`, the second where train has unanswerable
+    questions, in its
+    place `answer_spans.ELSEWHERE` where it has windows without the answer; "hidden" has the tokenizer's tokens, in the
+    order of their ids.
 
     Raises:
       UserError: train has no label; see `answers` and `choices`; a tokenizer without [MASK].
     """
     if spec.kind == "hidden":
-        if tokenizer.mask is None:
+        if tokenizer.mask_id is None:
             raise UserError(f"task {spec.task}: the tokenizer has no token for hidden words, [MASK] or <mask>")
-        names = tuple(map(tokenizer.token, range(tokenizer.size)))
-        return LabelVocabulary(names), {split: blank(spec, u) for split, u in units.items()}, []
+        names = tuple(map(tokenizer.id_to_token, range(tokenizer.size)))
+        return LabelVocabulary(names), {split: unknown_labels(spec, u) for split, u in units.items()}, []
     notes: list[str] = []
     if spec.kind == "choice":
-        raw = {split: choices.collect(u, spec) for split, u in units.items()}
+        raw = {split: choices.collect_choices(u, spec) for split, u in units.items()}
         gold = {split: _numbers(r) for split, r in raw.items()}
         vocabulary = LabelVocabulary(())
     else:
         raw, gold = {}, {}
         for split, u in units.items():
-            raw[split], read = answer_spans.collect(u, spec)
-            gold[split], fitted = answer_spans.encode(raw[split], encoded[split])
+            raw[split], read = answer_spans.collect_answers(u, spec)
+            gold[split], fitted = answer_spans.encode_answers(raw[split], encoded[split])
             notes += [line.prefixed(f"task {spec.task}") for line in summarize_notes(split, [*read, *fitted])]
-            if lost := answer_spans.cut_off(encoded[split], gold[split]):
+            if lost := answer_spans.count_truncated(encoded[split], gold[split]):
                 count = int(gold[split].known.sum())
                 text = f"task {spec.task}: {split}: {lost} of {count} answers are cut off with a part of their text; "
                 text += "they are not learned from, and count as missed in evaluation"
                 notes.append(Notice(text, LENGTH, lost, count))
-        names = answer_spans.NAMES[: 1 + (() in raw["train"].values)]
-        if len(names) == 1 and answer_spans.elsewhere(encoded["train"], gold["train"]):
+        names = answer_spans.CLASS_NAMES[: 1 + (() in raw["train"].values)]
+        if len(names) == 1 and answer_spans.has_windows_without_answer(encoded["train"], gold["train"]):
             names = (*names, answer_spans.ELSEWHERE)
         vocabulary = LabelVocabulary(names)
-        if names != answer_spans.NAMES and any(() in r.values for r in raw.values()):
+        if names != answer_spans.CLASS_NAMES and any(() in r.values for r in raw.values()):
             text = f"task {spec.task}: train has no unanswerable question, so every question will get an answer"
             notes.append(Notice(text, LABELS))
     if not gold["train"].known.any():
-        raise no_labels(spec, units["train"].records)
+        raise no_labels_error(spec, units["train"].records)
     return vocabulary, gold, notes
 
 
-def blank(spec: LabelSpec, units: Units) -> GoldLabels:
+def unknown_labels(spec: LabelSpec, units: RecordInputs) -> GoldLabels:
     """Gold of records whose labels nobody knows; tokens need none."""
     count = len(units.records)
     shape = (count, 2) if spec.kind == "span" else (count,)
@@ -77,7 +78,7 @@ def blank(spec: LabelSpec, units: Units) -> GoldLabels:
     return GoldLabels(value, np.full(count, spec.kind == "hidden"), np.arange(count + 1, dtype=np.int64))
 
 
-def some(gold: GoldLabels, spec: LabelSpec, seed: int) -> GoldLabels:
+def limit_labels(gold: GoldLabels, spec: LabelSpec, seed: int) -> GoldLabels:
     """The labels of `spec.labelled` records, drawn from those that have one; the others become unlabelled."""
     record = np.repeat(np.arange(len(gold.offsets) - 1), np.diff(gold.offsets))
     chosen = subsets.subset(np.unique(record[gold.known]).tolist(), spec.labelled, f"{spec.task}/labelled", seed)
@@ -87,12 +88,12 @@ def some(gold: GoldLabels, spec: LabelSpec, seed: int) -> GoldLabels:
     return gold._replace(value=value, known=known)
 
 
-def statistics(gold: GoldLabels, spec: LabelSpec) -> dict[str, Any]:
-    """Plain numbers, as `statistics.of_labels`."""
+def label_statistics(gold: GoldLabels, spec: LabelSpec) -> dict[str, Any]:
+    """Plain numbers, as `label_statistics.label_counts`."""
     result: dict[str, Any] = {"known": int(gold.known.sum()), "missing": int((~gold.known).sum())}
     if spec.kind == "span":
         none = int((gold.known & (gold.value[:, 0] == answer_spans.NONE)).sum())
-        result["counts"] = dict(zip(answer_spans.NAMES, (result["known"] - none, none), strict=True))
+        result["counts"] = dict(zip(answer_spans.CLASS_NAMES, (result["known"] - none, none), strict=True))
     return result
 
 

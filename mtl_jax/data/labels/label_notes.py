@@ -8,15 +8,15 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 from mtl_jax.data import literals
-from mtl_jax.data.encoding.record_inputs import Units
+from mtl_jax.data.encoding.record_inputs import RecordInputs
 from mtl_jax.data.labels.raw_labels import (
-    PER_RECORD,
+    RECORD_LEVELS,
     LabelSpec,
     RawLabels,
-    fields_of,
     is_list,
     is_missing,
-    naming_missing,
+    label_fields,
+    missing_option_advice,
 )
 from mtl_jax.data.notices import LABELS, Notice
 from mtl_jax.data.records import find_field, where
@@ -32,14 +32,14 @@ _SHOWN = 5
 def notes(spec: LabelSpec, splits: Mapping[str, RawLabels], names: Sequence[str]) -> list[str]:
     """Sentences about the labels of a task; `names` are all its classes, () of numbers."""
     found = []
-    if spec.level in PER_RECORD:
+    if spec.level in RECORD_LEVELS:
         found += [*_missing(spec, splits), *_suspicious(spec, splits, names), *_lists(spec, splits, names)]
         found += _uncut(spec, names)
     found += _alike(names)
     return [Notice(f"task {spec.task}: {sentence}", LABELS) for sentence in found]
 
 
-def contradictions(spec: LabelSpec, splits: Mapping[str, RawLabels], units: Mapping[str, Units]) -> list[str]:
+def contradictions(spec: LabelSpec, splits: Mapping[str, RawLabels], units: Mapping[str, RecordInputs]) -> list[str]:
     """Sentences about equal texts (and pictures) with different labels: within train, and of the others in train."""
     if spec.level != "text" or not splits["train"].values:
         return []
@@ -62,7 +62,7 @@ def _comparable(value: Any) -> Hashable:
     return frozenset(value) if isinstance(value, tuple) else value
 
 
-def _inputs(units: Units) -> Iterable[Hashable]:
+def _inputs(units: RecordInputs) -> Iterable[Hashable]:
     texts = units.texts if units.words is None else map(tuple, units.words)
     return texts if units.pictures is None else zip(texts, units.pictures, strict=True)
 
@@ -75,9 +75,9 @@ def advice(unseen: Iterable[str], names: Iterable[str], spec: LabelSpec) -> str:
     if alike:
         return f"; they differ from classes of train in case, blanks or form alone: {', '.join(alike[:_SHOWN])}"
     odd = [name for name in unseen if name.casefold() in SUSPICIOUS or name == "-1"]
-    if not odd or spec.level not in PER_RECORD:
+    if not odd or spec.level not in RECORD_LEVELS:
         return ""
-    return f"; if {_listed(odd)} means that there is no label, name it: {naming_missing(odd, spec)}"
+    return f"; if {_listed(odd)} means that there is no label, name it: {missing_option_advice(odd, spec)}"
 
 
 def _missing(spec: LabelSpec, splits: Mapping[str, RawLabels]) -> Iterable[str]:
@@ -87,7 +87,7 @@ def _missing(spec: LabelSpec, splits: Mapping[str, RawLabels]) -> Iterable[str]:
         partly = 0
         for value, record in zip(raw.values, raw.records, strict=True):
             if value is None:
-                fields = [find_field(record, name) for name in fields_of(record, spec)]
+                fields = [find_field(record, name) for name in label_fields(record, spec)]
                 words.update({str(field).strip() for field in fields if field is not None and str(field).strip()})
                 partly += len({is_missing(field, spec) or str(field).strip() == "-1" for field in fields}) > 1
         if words and not partly:
@@ -117,7 +117,7 @@ def _suspicious(spec: LabelSpec, splits: Mapping[str, RawLabels], names: Sequenc
                     counts[name][split] += 1
     counted = ", ".join(f"{name!r} ({_by_split(counts[name])})" for name in sorted(odd))
     which = f"the class {counted}" if len(odd) == 1 else f"the classes {counted}"
-    yield f"{which} may mean that there is no label; if so, name it: {naming_missing(sorted(odd), spec)}"
+    yield f"{which} may mean that there is no label; if so, name it: {missing_option_advice(sorted(odd), spec)}"
 
 
 def _by_split(counts: Mapping[str, int]) -> str:
@@ -127,7 +127,11 @@ def _by_split(counts: Mapping[str, int]) -> str:
 def _lists(spec: LabelSpec, splits: Mapping[str, RawLabels], names: Sequence[str]) -> Iterable[str]:
     """Lists that are written as texts, beside values that are none; lists where one class is wanted; vectors."""
     if spec.kind == "class":
-        odd = [name for name in names if "[" in name and literals.is_like(name) and literals.parse(name) is not None]
+        odd = [
+            name
+            for name in names
+            if "[" in name and literals.looks_like_list(name) and literals.parse_literal(name) is not None
+        ]
         if odd:
             yield f"classes such as {odd[0]!r} are lists written as a text; kind 'multilabel' reads them as sets"
     if spec.kind != "set":
@@ -137,7 +141,7 @@ def _lists(spec: LabelSpec, splits: Mapping[str, RawLabels], names: Sequence[str
         for record in raw.records:
             value = find_field(record, spec.field)
             if isinstance(value, str) and value.strip() and value.strip() not in spec.missing:
-                (lists if literals.is_like(value) else others).append(record)
+                (lists if literals.looks_like_list(value) else others).append(record)
             elif is_list(value):
                 repeats += len({str(item) for item in value}) < len(value)
     if lists and others:

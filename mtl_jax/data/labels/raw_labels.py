@@ -18,14 +18,14 @@ from mtl_jax.unicode import nfc
 LEVELS = ("text", "word", "predicate", "sequence", "pair", "choice", "span", "token")
 LABEL_TYPES = ("class", "set", "real", "tokens", "choice", "span", "hidden")
 # what of a record has one label, or an answer, each
-PER_RECORD = ("text", "pair", "choice", "span")
-JOINED = ":"  # between the parts of a label that comes of several fields
+RECORD_LEVELS = ("text", "pair", "choice", "span")
+LABEL_SEPARATOR = ":"  # between the parts of a label that comes of several fields
 _YES, _NO, _UNKNOWN = ("1", "true", "yes"), ("0", "false", "no"), ("-1",)
 
 
 def default_missing(level: str) -> tuple[str, ...]:
     """The values that mean "not labelled" where a task names none: "", and but for words and targets `MISSING`."""
-    return ("", *MISSING) if level in PER_RECORD else ("",)
+    return ("", *MISSING) if level in RECORD_LEVELS else ("",)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +35,7 @@ class LabelSpec:
     task, dataset  names; the task's is used in every message
     field          field of the records that holds the label: one label a text, a list of labels a sentence (one for
                    each word), or for "predicate" a list of such lists, one for each of the record's predicates; for
-                   "sequence" a text or a list of words. Several fields are joined, see `fields_of`: kind "class" as
+                   "sequence" a text or a list of words. Several fields are joined, see `label_fields`: kind "class" as
                    one label, "coarse+fine"; kind "set" as one field of 0 and 1 for each class, "toxic+insult"
     level          "text" | "word" | "predicate" | "sequence" | "pair" (a text with two marked spans) | "choice" (one of
                    several texts) | "span" (of a text) | "token" (the text itself, tokens of which are hidden)
@@ -111,7 +111,7 @@ class RawLabels(NamedTuple):
         return where(record)
 
 
-def collect(
+def collect_labels(
     records: Sequence[Record],
     spec: LabelSpec,
     words: Sequence[int] | None = None,
@@ -136,8 +136,8 @@ def collect(
     values: list[Any] = []
     ends = [0]
     for m, record in enumerate(records):
-        names = fields_of(record, spec)
-        if len(names) == 1 and spec.level in PER_RECORD:
+        names = label_fields(record, spec)
+        if len(names) == 1 and spec.level in RECORD_LEVELS:
             values.append(_canonical(find_field(record, spec.field), spec, record))
         elif spec.kind == "set":
             values.append(_flags({name: find_field(record, name) for name in names}, spec, record))
@@ -150,7 +150,7 @@ def collect(
     return RawLabels(values, np.asarray(ends, np.int64), records)
 
 
-def fields_of(record: Record, spec: LabelSpec) -> list[str]:
+def label_fields(record: Record, spec: LabelSpec) -> list[str]:
     """The fields of a record that its labels come from: one, or several where no field has the "+" in its name."""
     if "+" not in spec.field or spec.kind not in ("class", "set") or spec.field in record.fields:
         return [spec.field]
@@ -161,10 +161,10 @@ def _of_record(
     raw: Any, spec: LabelSpec, record: Record, words: int | None, predicates: Sequence[int] | None
 ) -> list[Any]:
     """The canonical labels of one field of a record: one, or one for each word (of each predicate)."""
-    if spec.level in PER_RECORD:
+    if spec.level in RECORD_LEVELS:
         return [_canonical(raw, spec, record)]
-    if isinstance(raw, str) and literals.is_like(raw):
-        raw = literals.parse(raw) or raw
+    if isinstance(raw, str) and literals.looks_like_list(raw):
+        raw = literals.parse_literal(raw) or raw
     if spec.level == "word":
         return _sequence(raw, words, spec, record)
     if raw is not None and (not is_list(raw) or len(raw) != len(predicates)):
@@ -180,7 +180,7 @@ def _joined(parts: Sequence[Any], spec: LabelSpec, record: Record) -> str | None
         return None
     if not all(isinstance(part, str) for part in parts):
         raise _wrong(spec, record, f"labels of the fields {spec.field!r} should be names, found {parts!r}")
-    return JOINED.join(parts)
+    return LABEL_SEPARATOR.join(parts)
 
 
 def _flags(values: Mapping[str, Any], spec: LabelSpec, record: Record) -> tuple[str, ...] | None:
@@ -194,15 +194,15 @@ def _flags(values: Mapping[str, Any], spec: LabelSpec, record: Record) -> tuple[
     return tuple(n for n, t in names.items() if t in _YES) if all(t in (*_YES, *_NO) for t in names.values()) else None
 
 
-def unlabelled(
+def missing_labels(
     records: Sequence[Record],
     spec: LabelSpec,
     words: Sequence[int] | None = None,
     predicates: Sequence[Sequence[int]] | None = None,
 ) -> RawLabels:
-    """As `collect`, every label missing: for records whose labels are to be predicted."""
+    """As `collect_labels`, every label missing: for records whose labels are to be predicted."""
     blank = [Record({}, record.file, record.line) for record in records]
-    return collect(blank, spec, words, predicates)._replace(records=records)
+    return collect_labels(blank, spec, words, predicates)._replace(records=records)
 
 
 def _sequence(raw: Any, words: int, spec: LabelSpec, record: Record) -> list[Any]:
@@ -231,7 +231,7 @@ def _canonical(raw: Any, spec: LabelSpec, record: Record) -> Any:
         except (TypeError, ValueError, OverflowError):
             number = math.nan
         if not math.isfinite(number):
-            shown = f"{raw!r:.80}{way_out(raw, spec)}"
+            shown = f"{raw!r:.80}{missing_value_advice(raw, spec)}"
             raise _wrong(spec, record, f"field {spec.field!r} should be a number, found {shown}")
         return number
     if spec.kind == "set":
@@ -248,8 +248,8 @@ def _canonical(raw: Any, spec: LabelSpec, record: Record) -> Any:
 
 def _set(raw: Any, spec: LabelSpec, record: Record) -> tuple[str, ...] | None:
     """The names of a set, each once."""
-    if isinstance(raw, str) and literals.is_like(raw):
-        found = literals.parse(raw, names=True)
+    if isinstance(raw, str) and literals.looks_like_list(raw):
+        found = literals.parse_literal(raw, names=True)
         if found is None and (raw.strip().startswith("[") or raw.strip().endswith("]")):
             raise _wrong(spec, record, f"field {spec.field!r} looks like a list, but cannot be read: {raw[:80]!r}")
         raw = raw if found is None else found or []
@@ -282,15 +282,15 @@ def is_missing(raw: Any, spec: LabelSpec) -> bool:
     return not is_list(raw) and not isinstance(raw, Mapping) and _name(raw) in spec.missing
 
 
-def way_out(raw: Any, spec: LabelSpec) -> str:
+def missing_value_advice(raw: Any, spec: LabelSpec) -> str:
     """What to do where a value may mean "not labelled", a text where numbers are wanted, or -1; nothing for others."""
     name = "" if is_list(raw) or isinstance(raw, Mapping) else _name(raw)[:40]
     if not name or (name != "-1" and any(sign.isdigit() for sign in name)):
         return ""
-    return f'; if that means "no label", name it: {naming_missing([name], spec)}'
+    return f'; if that means "no label", name it: {missing_option_advice([name], spec)}'
 
 
-def naming_missing(names: Sequence[str], spec: LabelSpec) -> str:
+def missing_option_advice(names: Sequence[str], spec: LabelSpec) -> str:
     """What to write in a config so that `names` mean "not labelled" too."""
     known = [name for name in (*spec.missing, *names) if name is not None]
     return f"config.tasks.{spec.task}.missing={tuple(dict.fromkeys(known))!r}"

@@ -22,7 +22,7 @@ from mtl_jax.errors import UserError
 _SHOWN = 5  # odd tags that a note names
 
 
-class Unified(NamedTuple):
+class UnifiedTags(NamedTuple):
     """Tags of all splits in one scheme.
 
     spec    what the task reads, with `classes` in that scheme
@@ -37,7 +37,7 @@ class Unified(NamedTuple):
     notes: list[str]
 
 
-def unify(spec: LabelSpec, splits: Mapping[str, RawLabels], words: Mapping[str, Sequence[int]]) -> Unified:
+def unify_tags(spec: LabelSpec, splits: Mapping[str, RawLabels], words: Mapping[str, Sequence[int]]) -> UnifiedTags:
     """The tags of a task on words (levels "word" and "predicate") in the scheme `spec.target_scheme`.
 
     Args:
@@ -50,22 +50,26 @@ def unify(spec: LabelSpec, splits: Mapping[str, RawLabels], words: Mapping[str, 
     """
     splits = dict(splits)
     if any(set(map(type, raw.values)) - {str, type(None)} for raw in splits.values()):
-        return Unified(spec, splits, None, [])
+        return UnifiedTags(spec, splits, None, [])
     splits, numbered = _named(spec, splits)
     counts = collections.Counter(itertools.chain.from_iterable(raw.values for raw in splits.values()))
     del counts[None]
     if spec.source_scheme == "none":
-        return Unified(spec, splits, False, numbered)
-    parse = tag_spellings.of_scheme(spec.source_scheme, counts) if spec.source_scheme else tag_spellings.find(counts)
+        return UnifiedTags(spec, splits, False, numbered)
+    parse = (
+        tag_spellings.spelling_of_scheme(spec.source_scheme, counts)
+        if spec.source_scheme
+        else tag_spellings.detect_spelling(counts)
+    )
     if parse is None:
-        return Unified(spec, splits, False, numbered + _no_spans(spec, counts, splits))
+        return UnifiedTags(spec, splits, False, numbered + _no_spans(spec, counts, splits))
     tags = {value: parse(value) for value in counts}
     if spec.source_scheme:
         _refuse(spec, splits, tags, counts)
     notes = numbered + _odd(spec, splits, tags)
-    tags = {value: tag or tag_spellings.outside(parse) for value, tag in tags.items()}
+    tags = {value: tag or tag_spellings.outside_tag(parse) for value, tag in tags.items()}
     flat = {split: _Flat(raw, words[split], tags) for split, raw in splits.items()}
-    source = spec.source_scheme or ("brackets" if parse is tag_spellings.bracket else _scheme(flat))
+    source = spec.source_scheme or ("brackets" if parse is tag_spellings.bracket_spelling else _scheme(flat))
     if source != spec.target_scheme:
         notes.append(Notice(f"{_task(spec)} written in {source} and converted to {spec.target_scheme}", INFORMATION))
     for split, raw in splits.items():
@@ -76,7 +80,7 @@ def unify(spec: LabelSpec, splits: Mapping[str, RawLabels], words: Mapping[str, 
             notes.append(Notice(text, LABELS, count))
     present = set().union(*(raw.values for raw in splits.values())) - {None}
     classes = _classes(spec, parse, present - counts.keys(), counts.keys())
-    return Unified(dataclasses.replace(spec, classes=classes), splits, bool(present - {"O"}), notes)
+    return UnifiedTags(dataclasses.replace(spec, classes=classes), splits, bool(present - {"O"}), notes)
 
 
 def _task(spec: LabelSpec) -> str:
@@ -157,7 +161,7 @@ def _refuse(spec: LabelSpec, splits: Mapping[str, RawLabels], tags: Mapping[str,
 
 
 def _broken(spec: LabelSpec, place: str, problem: str, counts: Mapping[str, int]) -> UserError:
-    are_spans = tag_spellings.find(counts) is not None
+    are_spans = tag_spellings.detect_spelling(counts) is not None
     without = "broken sequences are mended and odd tags count as O" if are_spans else "these are no spans"
     return UserError(
         f"{place}: task {spec.task}: {problem}, which options.schemes[{spec.field!r}] of data set {spec.dataset} says; "
@@ -205,7 +209,7 @@ class _Flat:
 
         kind = each([-1 if letter == "O" else kinds.index(kind) for letter, kind in parts], -1)
         foreign = each([letter not in ("O", *tag_schemes.LETTERS[scheme]) for letter, _ in parts], False)
-        places = [tag_schemes.place(letter) for letter, _ in parts]
+        places = [tag_schemes.position_in_span(letter) for letter, _ in parts]
         first = np.zeros(len(kind), bool)
         first[self.begins] = True  # of the last entry: one behind the last tag
         goes_on = (kind[1:] == kind[:-1]) & ~first[:-1]
@@ -237,13 +241,13 @@ def _converted(spec: LabelSpec, raw: RawLabels, flat: _Flat, source: str) -> tup
     for begin, end in where:
         sentence = flat.tags(begin, end)
         try:
-            tag_schemes.spans(sentence, source)
+            tag_schemes.spans_from_tags(sentence, source)
         except tag_schemes.TagError as error:
             place = raw.where(int(flat.at[begin + error.word]))
             if spec.source_scheme:
                 raise _broken(spec, place, str(error), collections.Counter(raw.values)) from error
             broken, first = broken + 1, first or f"first at {place}"
-        found = tag_schemes.convert(sentence, source, spec.target_scheme, strict=False)
+        found = tag_schemes.convert_tags(sentence, source, spec.target_scheme, strict=False)
         new[flat.at[begin:end]] = found
     return raw._replace(values=new.tolist()), (broken, first) if broken else None
 
@@ -260,14 +264,14 @@ def _classes(spec: LabelSpec, parse: tag_spellings.Spelling, further: set[str], 
     names: dict[str, None] = {}
     kinds = {""}
     for name in spec.classes:
-        tag = parse(name) or tag_spellings.plain(name, typed=False)  # they may be named as they become
-        if parse is tag_spellings.bracket and tag_schemes.is_bracket(tag):
-            (tag,) = tag_schemes.convert([tag], "brackets", "iob2", strict=False)
+        tag = parse(name) or tag_spellings.usual_spelling(name, typed=False)  # they may be named as they become
+        if parse is tag_spellings.bracket_spelling and tag_schemes.is_bracket(tag):
+            (tag,) = tag_schemes.convert_tags([tag], "brackets", "iob2", strict=False)
         letter, kind = tag_schemes.split_tag(tag)
         if letter not in ("", "O"):
             kinds.add(kind)
-            begins = tag_schemes.place(letter) in "BS"
-            letter = tag_schemes.place(letter) if spec.target_scheme == "bioes" else "B" if begins else "I"
+            begins = tag_schemes.position_in_span(letter) in "BS"
+            letter = tag_schemes.position_in_span(letter) if spec.target_scheme == "bioes" else "B" if begins else "I"
             tag = f"{letter}-{kind}" if kind else letter
         if letter:
             names[tag] = None

@@ -36,9 +36,9 @@ class TagError(ValueError):
 # Letters of the four places in a span: begin, inside, end, single.
 LETTERS = {"iob1": "BI", "iob2": "BI", "bioes": "BIES", "bilou": "BILU", "bmes": "BMES"}
 SCHEMES = (*LETTERS, "brackets")
-TARGETS = ("iob2", "bioes")  # what tags are converted to
+TARGET_SCHEMES = ("iob2", "bioes")  # what tags are converted to
 # The place in a span that a letter stands for, in the letters of "bioes". A letter has one meaning in all schemes.
-PLACES = {"B": "B", "I": "I", "M": "I", "E": "E", "L": "E", "S": "S", "U": "S"}
+SPAN_POSITIONS = {"B": "B", "I": "I", "M": "I", "E": "E", "L": "E", "S": "S", "U": "S"}
 _BRACKET = re.compile(r"(?:\(([^()*\s]+))?(\*?)(\)?)")
 _TAG = re.compile(r"([BIMELSU])(?:-(.*))?", re.DOTALL)
 
@@ -52,12 +52,12 @@ def split_tag(tag: str) -> tuple[str, str]:
     return (match[1], match[2] or "") if match else ("", tag)
 
 
-def place(letter: str) -> str:
+def position_in_span(letter: str) -> str:
     """B, I, E or S of the letter of a tag; "O" for what is in no span."""
-    return PLACES.get(letter, "O")
+    return SPAN_POSITIONS.get(letter, "O")
 
 
-def mark_spans(names: Iterable[str]) -> bool:
+def are_span_tags(names: Iterable[str]) -> bool:
     """Whether all names are tags of spans or O, as far as names tell: single letters need a B among them, or only I."""
     parts = [split_tag(name) for name in set(names) - {"O"}]
     letters = {letter for letter, _ in parts}
@@ -65,7 +65,7 @@ def mark_spans(names: Iterable[str]) -> bool:
     return bool(parts) and "" not in letters and (typed or "B" in letters or letters == {"I"})
 
 
-def spans(tags: Sequence[str], scheme: str, strict: bool = True) -> list[Span]:
+def spans_from_tags(tags: Sequence[str], scheme: str, strict: bool = True) -> list[Span]:
     """The spans of one sentence, in order.
 
     Args:
@@ -80,12 +80,12 @@ def spans(tags: Sequence[str], scheme: str, strict: bool = True) -> list[Span]:
     if scheme == "brackets":
         return _bracketed(tags, strict)
     if strict:
-        check(tags, scheme)
+        check_tags(tags, scheme)
     found: list[Span] = []
     start, kind = -1, ""  # the open span
     for i, tag in enumerate(tags):
         letter, of = split_tag(tag)
-        at = place(letter)
+        at = position_in_span(letter)
         goes_on = start >= 0 and at in "IE" and of == kind
         if start >= 0 and not goes_on:
             found.append(Span(kind, start, i))
@@ -100,7 +100,7 @@ def spans(tags: Sequence[str], scheme: str, strict: bool = True) -> list[Span]:
     return found
 
 
-def check(tags: Sequence[str], scheme: str) -> None:
+def check_tags(tags: Sequence[str], scheme: str) -> None:
     """Raises TagError at the first tag that is not one of the scheme, or that it does not allow there."""
     inside, *closing = LETTERS[scheme][1:3]
     kind = None  # of the open span; in "iob1" and "iob2", of the word before
@@ -108,7 +108,7 @@ def check(tags: Sequence[str], scheme: str) -> None:
         letter, of = split_tag(tag)
         if letter not in ("O", *LETTERS[scheme]):
             raise TagError(i, f"{tag!r} is no tag of the scheme {scheme}")
-        goes_on = place(letter) in "IE"
+        goes_on = position_in_span(letter) in "IE"
         if not closing:
             if scheme == "iob2" and letter == "I" and of != kind:
                 raise TagError(i, f"{tag!r} follows no tag of its type; iob2 begins every span with {_write('B', of)}")
@@ -121,7 +121,7 @@ def check(tags: Sequence[str], scheme: str) -> None:
             raise TagError(i, f"{tag!r}: the open span wants {wanted} ({scheme})")
         if kind is None and goes_on:
             raise TagError(i, f"{tag!r}: no span of this type is open ({scheme})")
-        kind = of if place(letter) in "BI" else None
+        kind = of if position_in_span(letter) in "BI" else None
     if closing and kind is not None:
         raise TagError(len(tags) - 1, f"the last span is never closed by {_write(closing[0], kind)} ({scheme})")
 
@@ -144,7 +144,9 @@ def _bracket(tag: str) -> re.Match[str] | None:
 
 
 def _bracketed(tags: Sequence[str], strict: bool) -> list[Span]:
-    """As `spans`; without `strict` a span ends where another begins and at the end; one that is not open does not."""
+    """As `spans_from_tags`; without `strict` a span ends where another begins and at the end; one that is not open
+    does not.
+    """
     found: list[Span] = []
     start, kind = -1, ""
     for i, tag in enumerate(tags):
@@ -167,8 +169,10 @@ def _bracketed(tags: Sequence[str], strict: bool) -> list[Span]:
     return [*found, Span(kind, start, len(tags))] if start >= 0 else found
 
 
-def tags(found: Sequence[Span], length: int, scheme: str) -> list[str]:
-    """The tags of a sentence of `length` words in `scheme`. Inverse of `spans` for spans that do not overlap."""
+def tags_from_spans(found: Sequence[Span], length: int, scheme: str) -> list[str]:
+    """The tags of a sentence of `length` words in `scheme`. Inverse of `spans_from_tags` for spans that do not
+    overlap.
+    """
     begin, inside, end, single = LETTERS[scheme] if len(LETTERS[scheme]) == 4 else "BIIB"
     out = ["O"] * length
     previous = Span("", -1, -1)
@@ -182,9 +186,9 @@ def tags(found: Sequence[Span], length: int, scheme: str) -> list[str]:
     return out
 
 
-def convert(sentence: Sequence[str], source: str, target: str, strict: bool = True) -> list[str]:
-    """The tags of one sentence in scheme `target`. Raises as `spans`."""
-    return tags(spans(sentence, source, strict), len(sentence), target)
+def convert_tags(sentence: Sequence[str], source: str, target: str, strict: bool = True) -> list[str]:
+    """The tags of one sentence in scheme `target`. Raises as `spans_from_tags`."""
+    return tags_from_spans(spans_from_tags(sentence, source, strict), len(sentence), target)
 
 
 def _write(letter: str, kind: str) -> str:

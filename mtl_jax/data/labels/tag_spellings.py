@@ -20,7 +20,7 @@ _MOST = 0.5  # share of tags such as B-PER, of all that are not outside, above w
 _NEARLY_ALL = 0.9  # likewise of tags that are easily something else: letters alone, PER-B, B_PER, b-per, (PER*
 
 Spelling = Callable[[str], str]
-_LETTER = f"[{''.join(tag_schemes.PLACES)}]"
+_LETTER = f"[{''.join(tag_schemes.SPAN_POSITIONS)}]"
 # The other ways to write them: lower case; another sign between letter and type; the type first.
 _OTHERS = [
     (re.compile(form.replace("L", letters), re.DOTALL), case)
@@ -29,7 +29,7 @@ _OTHERS = [
 ]
 
 
-def plain(value: str, typed: bool) -> str:
+def usual_spelling(value: str, typed: bool) -> str:
     """The usual spelling. `typed`: letters without a type are no tags, as most have one."""
     letter, kind = tag_schemes.split_tag(value)
     if kind or letter == "O":
@@ -37,7 +37,7 @@ def plain(value: str, typed: bool) -> str:
     return "" if typed else letter
 
 
-def bracket(value: str) -> str:
+def bracket_spelling(value: str) -> str:
     """The spelling of the scheme "brackets"."""
     return value if tag_schemes.is_bracket(value) else ""
 
@@ -58,21 +58,21 @@ def _of_letters(value: str, parse: Spelling, letters: str) -> str:
     return "" if len(tag) == 1 and tag not in ("O", *letters) else tag
 
 
-def outside(parse: Spelling) -> str:
+def outside_tag(parse: Spelling) -> str:
     """The tag of a word outside of all spans."""
-    return "*" if parse is bracket else "O"
+    return "*" if parse is bracket_spelling else "O"
 
 
-def of_scheme(scheme: str, counts: Mapping[str, int]) -> Spelling:
+def spelling_of_scheme(scheme: str, counts: Mapping[str, int]) -> Spelling:
     """The spelling of a scheme that the user named."""
     if scheme == "brackets":
-        return bracket
+        return bracket_spelling
     parts = [(tag_schemes.split_tag(value), n) for value, n in counts.items() if value != "O"]
     typed, bare = (sum(n for (letter, kind), n in parts if letter and bool(kind) == t) for t in (True, False))
-    return functools.partial(plain, typed=typed > bare)
+    return functools.partial(usual_spelling, typed=typed > bare)
 
 
-def find(counts: Mapping[str, int]) -> Spelling | None:
+def detect_spelling(counts: Mapping[str, int]) -> Spelling | None:
     """How the tags of a column are spelled, by how often each value occurs; None where it marks no spans."""
     inner = {value: n for value, n in counts.items() if value not in OUTSIDE}
     total = sum(inner.values())
@@ -86,15 +86,15 @@ def find(counts: Mapping[str, int]) -> Spelling | None:
         tags = collections.Counter()
         for value, n in inner.items():
             tags[parse(value)] += n
-        return tag_schemes.mark_spans(tags.keys() - {""}) and _as_many_ends(tags)
+        return tag_schemes.are_span_tags(tags.keys() - {""}) and _as_many_ends(tags)
 
-    typed, any_ = functools.partial(plain, typed=True), functools.partial(plain, typed=False)
+    typed, any_ = functools.partial(usual_spelling, typed=True), functools.partial(usual_spelling, typed=False)
     others = [value for value in inner if not typed(value)]
     alone = len(others) == 1 < len(inner) and not counts.keys() & OUTSIDE  # it stands for what is outside
     if share(typed) > _MOST or alone:
         return typed
-    if share(bracket) > _NEARLY_ALL and any("*" in value for value in inner):
-        return bracket
+    if share(bracket_spelling) > _NEARLY_ALL and any("*" in value for value in inner):
+        return bracket_spelling
     spellings: list[Spelling] = [any_]
     if counts.keys() & OUTSIDE:  # the others are taken for tags only where something is outside of all spans
         spellings += [functools.partial(_other, form=form, case=case) for form, case in _OTHERS]
@@ -107,7 +107,7 @@ def find(counts: Mapping[str, int]) -> Spelling | None:
 
 def _as_many_ends(tags: Mapping[str, int]) -> bool:
     """Whether letters alone have an end for nearly every beginning, where there are others than B and I."""
-    if not tags.keys() & (tag_schemes.PLACES.keys() - {"B", "I"}):
+    if not tags.keys() & (tag_schemes.SPAN_POSITIONS.keys() - {"B", "I"}):
         return True
     begins, ends = tags.get("B", 0), tags.get("E", 0) + tags.get("L", 0)
     return abs(begins - ends) <= (1 - _NEARLY_ALL) * max(begins, ends)

@@ -18,9 +18,9 @@ from mtl_jax import unicode
 from mtl_jax.data.encoding import spacing
 from mtl_jax.data.encoding.encode import EncodedSplit
 from mtl_jax.data.encoding.gold_labels import GoldLabels
-from mtl_jax.data.encoding.record_inputs import Units
+from mtl_jax.data.encoding.record_inputs import RecordInputs
 from mtl_jax.data.labels.raw_labels import LabelSpec, is_list
-from mtl_jax.data.labels.vocabulary import LabelVocabulary, no_labels
+from mtl_jax.data.labels.vocabulary import LabelVocabulary, no_labels_error
 from mtl_jax.data.notices import INFORMATION, LABELS, LENGTH, Notice
 from mtl_jax.data.records import Note, Record, find_field, where
 from mtl_jax.data.tokenizers import Tokenizer, WordTokenizer
@@ -63,18 +63,18 @@ class RawTargets(NamedTuple):
     changed: list[Note]
 
 
-def have_blanks(train: Sequence[Record], spec: LabelSpec, tokenizer: Tokenizer) -> bool:
+def targets_have_blanks(train: Sequence[Record], spec: LabelSpec, tokenizer: Tokenizer) -> bool:
     """Whether targets are words and where blanks stand: cut into words, and one of train is a text, not a list."""
     return _by_words(spec.target, tokenizer) and any(isinstance(_target(record, spec), str) for record in train)
 
 
-def joiner(spec: TargetSpec, tokenizer: Tokenizer, vocabulary: LabelVocabulary) -> Callable[[Sequence[str]], str]:
+def token_joiner(spec: TargetSpec, tokenizer: Tokenizer, vocabulary: LabelVocabulary) -> Callable[[Sequence[str]], str]:
     """What makes a text of tokens."""
     return _joiner(spec, tokenizer, _first_word(vocabulary) > len(SPECIALS))
 
 
-def collect(records: Sequence[Record], spec: LabelSpec, tokenizer: Tokenizer, with_blanks: bool) -> RawTargets:
-    """The targets in field `spec.field`: texts, or lists of words; `with_blanks` by `have_blanks`.
+def collect_targets(records: Sequence[Record], spec: LabelSpec, tokenizer: Tokenizer, with_blanks: bool) -> RawTargets:
+    """The targets in field `spec.field`: texts, or lists of words; `with_blanks` by `targets_have_blanks`.
 
     Raises:
       UserError: by file and line: neither text nor list of words, or empty and not among `spec.missing`.
@@ -92,7 +92,7 @@ def collect(records: Sequence[Record], spec: LabelSpec, tokenizer: Tokenizer, wi
     return RawTargets(tokens, texts, changed)
 
 
-def as_written(
+def reference_texts(
     units: Sequence[str | Sequence[str]], spec: TargetSpec, tokenizer: Tokenizer, vocabulary: LabelVocabulary
 ) -> list[str]:
     """Texts, or lists of words, as the task would write them: what can be compared with targets."""
@@ -112,7 +112,7 @@ def build_vocabulary(
       UserError: train has no targets (`train` are its records); no token is frequent enough.
     """
     if all(tokens is None for tokens in splits["train"].tokens):
-        raise no_labels(spec, train)
+        raise no_labels_error(spec, train)
     markers = spacing.MARKERS if with_blanks else ()
     counts = collections.Counter(token for tokens in splits["train"].tokens for token in tokens or ())
     ranked = sorted((-n, token) for token, n in counts.items() if n >= spec.target.min_count and token not in markers)
@@ -125,7 +125,7 @@ def build_vocabulary(
     return LabelVocabulary((*SPECIALS, *markers, *names))
 
 
-def encode(
+def encode_targets(
     raw: RawTargets, spec: LabelSpec, vocabulary: LabelVocabulary, sources: Sequence[Sequence[str]]
 ) -> tuple[GoldLabels, int, int]:
     """The ids of all targets, their ends included; and how many were cut, and how many of their tokens are unknown.
@@ -150,21 +150,21 @@ def encode(
     return gold, cut, unknown
 
 
-def unlabelled(count: int, sources: Sequence[Sequence[str]]) -> GoldLabels:
-    """As `encode`, of `count` records without targets."""
+def missing_targets(count: int, sources: Sequence[Sequence[str]]) -> GoldLabels:
+    """As `encode_targets`, of `count` records without targets."""
     return GoldLabels(np.zeros(0, np.int32), np.zeros(0, bool), np.zeros(count + 1, np.int64), [""] * count, sources)
 
 
-def source_tokens(units: Units, split: EncodedSplit, tokenizer: Tokenizer) -> list[list[str]]:
+def source_tokens(units: RecordInputs, split: EncodedSplit, tokenizer: Tokenizer) -> list[list[str]]:
     """[M] the tokens of each record's first piece as they were read, "" at the tokenizer's own special tokens."""
     specials = _special_ids(tokenizer)
-    first = np.flatnonzero(split.first)
+    first = np.flatnonzero(split.is_first_piece)
     result: list[list[str]] = [[] for _ in range(len(split.words))]
     for piece in first[np.argsort(split.record[first], kind="stable")]:
         span = slice(split.token_offsets[piece], split.token_offsets[piece + 1])
         tokens = split.tokens[span].tolist()
         m = int(split.record[piece])
-        found = ["" if t in specials else tokenizer.token(t) for t in tokens]
+        found = ["" if t in specials else tokenizer.id_to_token(t) for t in tokens]
         if isinstance(tokenizer, WordTokenizer):  # a word outside of its vocabulary is known by its letters
             places = [i for i, t in enumerate(tokens) if t not in specials]
             for place, word in zip(places, _surfaces(units, m, split, piece, tokenizer), strict=True):
@@ -177,10 +177,10 @@ def copied_ids(vocabulary: LabelVocabulary, tokenizer: Tokenizer) -> tuple[int, 
     """For each token id of the inputs its id as a target; -1: the vocabulary lacks it, -2: a special token."""
     ids = {name: i for i, name in enumerate(vocabulary.names) if i >= _first_word(vocabulary)}
     specials = _special_ids(tokenizer)
-    return tuple(-2 if t in specials else ids.get(tokenizer.token(t), -1) for t in range(tokenizer.size))
+    return tuple(-2 if t in specials else ids.get(tokenizer.id_to_token(t), -1) for t in range(tokenizer.size))
 
 
-def notes(spec: LabelSpec, split: str, raw: RawTargets, gold: GoldLabels, cut: int, unknown: int) -> list[str]:
+def target_notes(spec: LabelSpec, split: str, raw: RawTargets, gold: GoldLabels, cut: int, unknown: int) -> list[str]:
     """Sentences about what was changed, cut, unknown or missing."""
     lengths = np.diff(gold.offsets)
     count, missing = int((lengths > 0).sum()), int((lengths == 0).sum())
@@ -233,24 +233,24 @@ def _cut(
     units: Sequence[str | Sequence[str]], spec: TargetSpec, tokenizer: Tokenizer, with_blanks: bool
 ) -> list[list[str]]:
     if not _by_words(spec, tokenizer):
-        return tokenizer.tokens(units)
+        return tokenizer.tokenize(units)
     lower = isinstance(tokenizer, WordTokenizer) and tokenizer.lower
     if not with_blanks:
-        return WordTokenizer.cut(units, lower)
+        return WordTokenizer.split_words(units, lower)
     found = []
     for unit in units:
         if isinstance(unit, str):
-            found.append(spacing.mark(*WordTokenizer.cut_with_blanks(unit, lower)))
+            found.append(spacing.mark_blanks(*WordTokenizer.split_with_blanks(unit, lower)))
         else:
-            (words,) = WordTokenizer.cut([unit], lower)
-            found.append(spacing.mark(words, [number > 0 for number in range(len(words))]))
+            (words,) = WordTokenizer.split_words([unit], lower)
+            found.append(spacing.mark_blanks(words, [number > 0 for number in range(len(words))]))
     return found
 
 
 def _joiner(spec: TargetSpec, tokenizer: Tokenizer, with_blanks: bool) -> Callable[[Sequence[str]], str]:
     if not _by_words(spec, tokenizer):
         return tokenizer.join
-    return spacing.join if with_blanks else " ".join
+    return spacing.join_words if with_blanks else " ".join
 
 
 def _first_word(vocabulary: LabelVocabulary) -> int:
@@ -269,13 +269,13 @@ def _special_ids(tokenizer: Tokenizer) -> set[int]:
     }
 
 
-def _surfaces(units: Units, m: int, split: EncodedSplit, piece: int, tokenizer: WordTokenizer) -> list[str]:
+def _surfaces(units: RecordInputs, m: int, split: EncodedSplit, piece: int, tokenizer: WordTokenizer) -> list[str]:
     """The words of a first piece, special tokens left out."""
     if units.texts is None:
-        return tokenizer.tokens([units.words[m]])[0][: split.piece_words[piece]]
-    sides = tokenizer.tokens(units.texts[m])
+        return tokenizer.tokenize([units.words[m]])[0][: split.piece_words[piece]]
+    sides = tokenizer.tokenize(units.texts[m])
     span = slice(split.token_offsets[piece], split.token_offsets[piece + 1])
     second = int((split.token_type[span] == tokenizer.pair.types[1]).sum()) if len(sides) == 2 else 0
     template = tokenizer.pair if len(sides) == 2 else tokenizer.single
-    counts = (split.lengths[piece] - second - template.specials, second)
+    counts = (split.lengths[piece] - second - template.special_count, second)
     return [word for side, n in zip(sides, counts, strict=False) for word in side[:n]]

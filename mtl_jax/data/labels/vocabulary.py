@@ -11,7 +11,7 @@ import numpy as np
 
 from mtl_jax.data.encoding.gold_labels import GoldLabels
 from mtl_jax.data.labels import label_notes
-from mtl_jax.data.labels.raw_labels import LabelSpec, RawLabels, fields_of
+from mtl_jax.data.labels.raw_labels import LabelSpec, RawLabels, label_fields
 from mtl_jax.data.notices import LABELS, Notice
 from mtl_jax.data.records import Record, find_field, suggestion
 from mtl_jax.errors import UserError
@@ -47,7 +47,7 @@ def build_vocabulary(
     """
     train = splits["train"]
     if all(value is None for value in train.values):
-        raise no_labels(spec, train.records)
+        raise no_labels_error(spec, train.records)
     if spec.kind == "real":
         return LabelVocabulary(()), label_notes.notes(spec, splits, ())
     types = {kind for raw in splits.values() for kind in set(map(type, raw.values))}
@@ -56,7 +56,7 @@ def build_vocabulary(
     if lists and not spec.classes:
         raise UserError(f"task {spec.task}: labels that are lists of probabilities need `classes`, the names in order")
     counts = {split: _counts(raw.values) for split, raw in splits.items()}
-    columns = fields_of(train.records[0], spec) if spec.kind == "set" else []
+    columns = label_fields(train.records[0], spec) if spec.kind == "set" else []
     names = spec.classes or (tuple(columns) if len(columns) > 1 else _ordered(set(counts["train"]), spec))
     known = set(names)
     if outside := sorted(set(counts["train"]) - known):
@@ -156,7 +156,7 @@ def _unknown(raw: RawLabels, index: int, name: Any, spec: LabelSpec) -> UserErro
     return UserError(f"{raw.where(index)}: task {spec.task}: no such class: {name!r}")
 
 
-def no_labels(spec: LabelSpec, records: Sequence[Record]) -> UserError:
+def no_labels_error(spec: LabelSpec, records: Sequence[Record]) -> UserError:
     """The error for a train split without a single label."""
     fields = sorted({str(name) for record in records for name in record.fields})
     several = spec.kind in ("class", "set", "span") and spec.field not in fields

@@ -14,12 +14,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mtl_jax.data.batch import SIDE
+from mtl_jax.data.batch import GRID_SIDE
 from mtl_jax.data.files.location import Location
 from mtl_jax.data.records import Record, field, where
 from mtl_jax.errors import UserError
 
-BLANK = 128  # the value of every pixel of a blanked picture: grey, 0.004 on the scale −1 … 1 of `models.patches`
+BLANK_LEVEL = 128  # the value of every pixel of a blanked picture: grey, 0.004 on the scale −1 … 1 of `models.patches`
 _PART = re.compile(r"#xywh=(\d+),(\d+),(\d+),(\d+)$")
 _MODES = {1: "L", 3: "RGB"}
 
@@ -31,7 +31,7 @@ class PatchSpec:
     patch     side of a patch in pixels
     channels  3 = RGB (Pillow's conversion; transparency is dropped) | 1 = grey
     size      (height, width) that every picture is resized to, bilinear and antialiased; () leaves them as they are
-    blank     every pixel becomes `BLANK`: the same model without what it could see
+    blank     every pixel becomes `BLANK_LEVEL`: the same model without what it could see
     """
 
     patch: int = 16
@@ -66,7 +66,7 @@ class ImageSpec(NamedTuple):
     features: int
     rows: int
     columns: int
-    most: int
+    max_patches: int
     sizes: Mapping[str, tuple[int, int]]
 
 
@@ -109,7 +109,7 @@ def image_spec(albums: Mapping[str, ImageStore], units: Mapping[str, Mapping[str
         features=next(iter(albums.values())).pixels.shape[1],
         rows=max(album.grid[0] for album in albums.values()),
         columns=max(album.grid[1] for album in albums.values()),
-        most=max(len(shown) for splits in units.values() for own in splits.values() for shown in own.pictures),
+        max_patches=max(len(shown) for splits in units.values() for own in splits.values() for shown in own.pictures),
         sizes={name: album.size for name, album in albums.items()},
     )
 
@@ -181,7 +181,7 @@ class _Reader:
                 "set have one size: set its image_size = (height, width), and they are resized"
             )
         pixels = np.asarray(image.convert(_MODES[self.cut.channels])).reshape(*size, self.cut.channels)
-        return patches(np.full_like(pixels, BLANK) if self.cut.blank else pixels, self.cut.patch)
+        return patches(np.full_like(pixels, BLANK_LEVEL) if self.cut.blank else pixels, self.cut.patch)
 
     def _check_grid(self, record: Record, said: str, size: tuple[int, int]) -> None:
         side = self.cut.patch
@@ -191,8 +191,10 @@ class _Reader:
                 f"{where(record)}: {said} is {_said(size)}, which patches of {side} pixels do not fill; set the data "
                 f"set's image_size, e.g. {near}, or another config.images.patch"
             )
-        if max(size) // side > SIDE:
-            raise UserError(f"{where(record)}: {said} is {_said(size)}, more than {SIDE} patches of {side} pixels wide")
+        if max(size) // side > GRID_SIDE:
+            raise UserError(
+                f"{where(record)}: {said} is {_said(size)}, more than {GRID_SIDE} patches of {side} pixels wide"
+            )
 
     def _image(self, record: Record, source: Any, said: str):
         from PIL import Image  # late: text needs none of it

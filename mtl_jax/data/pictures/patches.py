@@ -11,23 +11,23 @@ from typing import Any
 
 import numpy as np
 
-from mtl_jax.data.batch import SIDE, PackedRows
-from mtl_jax.data.encoding.encode import EncodedSplit, bounds, ranges
-from mtl_jax.data.encoding.record_inputs import Units
-from mtl_jax.data.files.location import Location, local
+from mtl_jax.data.batch import GRID_SIDE, PackedRows
+from mtl_jax.data.encoding.encode import EncodedSplit, concatenated_ranges, offsets_from_lengths
+from mtl_jax.data.encoding.record_inputs import RecordInputs
+from mtl_jax.data.files.location import Location, local_path
 from mtl_jax.data.pictures.image_store import ImageStore, PatchSpec, read_images
 from mtl_jax.data.records import where
 from mtl_jax.errors import UserError
 
 
-def illustrate(
-    units: Mapping[str, Units],
+def add_pictures(
+    units: Mapping[str, RecordInputs],
     entry: Mapping[str, Any],
     folder: Location | None,
     cut: PatchSpec | None,
     size: tuple[int, int] | None = None,
     most: int | None = None,
-) -> tuple[ImageStore, dict[str, Units]]:
+) -> tuple[ImageStore, dict[str, RecordInputs]]:
     """The album of a data set, and its units by split with their pictures.
 
     Args:
@@ -43,7 +43,7 @@ def illustrate(
     """
     cut = dataclasses.replace(cut or PatchSpec(), size=tuple(entry.get("image_size") or ()))
     records = {split: own.records for split, own in units.items()}
-    album, numbers = read_images(records, entry["image"], folder or local("."), cut, size)
+    album, numbers = read_images(records, entry["image"], folder or local_path("."), cut, size)
     for split, shown in numbers.items():
         for record, own in zip(records[split], shown, strict=True):
             if most is not None and len(own) > most:
@@ -51,15 +51,16 @@ def illustrate(
     return album, {split: own._replace(pictures=numbers[split], grid=album.grid) for split, own in units.items()}
 
 
-def with_pixels(rows: Mapping[str, PackedRows], album: ImageStore | None) -> dict[str, PackedRows]:
+def add_pixels(rows: Mapping[str, PackedRows], album: ImageStore | None) -> dict[str, PackedRows]:
     """Rows by split with the album's patches; as they are without an album."""
     return {split: own if album is None else own._replace(pixels=album.pixels) for split, own in rows.items()}
 
 
-def insert(split: EncodedSplit, units: Units, before: int) -> EncodedSplit:
+def insert_patches(split: EncodedSplit, units: RecordInputs, before: int) -> EncodedSplit:
     """The pieces with the patches of their records' pictures behind their first `before` tokens.
 
-    At a patch the token is 0, `place` its place in the grid (row · SIDE + column), the token type the number of the
+    At a patch the token is 0, `place` its place in the grid (row · GRID_SIDE + column), the token type the number of
+    the
     picture in its record. Places of text go on as if there were no patches, as a pretrained encoder has learned them.
     Every piece of a record that was split has all its pictures.
     """
@@ -67,11 +68,11 @@ def insert(split: EncodedSplit, units: Units, before: int) -> EncodedSplit:
     each = rows * columns
     counts = np.asarray([len(own) for own in units.pictures], np.int64)
     own = (counts * each)[split.record]
-    piece, within = ranges(np.zeros_like(own), split.lengths + own)
+    piece, within = concatenated_ranges(np.zeros_like(own), split.lengths + own)
     behind = within >= before + own[piece]
     is_patch = (within >= before) & ~behind
     picture, number = np.divmod(within[is_patch] - before, each)
-    first = bounds(counts)[split.record[piece[is_patch]]]
+    first = offsets_from_lengths(counts)[split.record[piece[is_patch]]]
     shown = np.asarray([n for own in units.pictures for n in own], np.int64)[first + picture]
 
     def spread(values: np.ndarray, at_patches: np.ndarray | int) -> np.ndarray:
@@ -80,13 +81,13 @@ def insert(split: EncodedSplit, units: Units, before: int) -> EncodedSplit:
         return result
 
     place = np.where(behind, within - own[piece], within)[~is_patch]
-    word_piece, _ = ranges(np.zeros_like(own), np.diff(split.word_offsets))
+    word_piece, _ = concatenated_ranges(np.zeros_like(own), np.diff(split.word_offsets))
     return split._replace(
-        token_offsets=bounds(split.lengths + own),
+        token_offsets=offsets_from_lengths(split.lengths + own),
         tokens=spread(split.tokens, 0),
         token_type=spread(split.token_type, picture),
         word_token=(split.word_token + own[word_piece]).astype(np.int32),
         mark_token=np.where(split.mark_token < 0, -1, split.mark_token + own[:, None]).astype(np.int32),
-        place=spread(place, number // columns * SIDE + number % columns),
+        place=spread(place, number // columns * GRID_SIDE + number % columns),
         patch=spread(np.zeros(len(split.tokens)), 1 + shown * each + number),
     )

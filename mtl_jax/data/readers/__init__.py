@@ -63,7 +63,7 @@ READERS: dict[str, Callable[..., Iterator[Record | Note]]] = {
 }
 READERS["derived"] = functools.partial(read_derived, READERS)  # it reads through another of them
 # (location, split, options) -> the files that are read, for readers that find these by themselves
-FILES_OF: dict[str, Callable[[Location, str, Mapping[str, Any]], list[Location]]] = {
+FILE_LISTERS: dict[str, Callable[[Location, str, Mapping[str, Any]], list[Location]]] = {
     "json_splits": lambda location, split, options: files_of_splits(location, split),
     "parallel": lambda location, split, options: list(parallel_files(location, options.get("files")).values()),
 }

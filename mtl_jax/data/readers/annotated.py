@@ -10,7 +10,7 @@ from mtl_jax.data.labels import tag_schemes
 from mtl_jax.data.readers.conllu import read_conllu
 from mtl_jax.data.readers.srl import read_srl
 from mtl_jax.data.records import Note, Record, suggestion
-from mtl_jax.data.splits.subsets import generator
+from mtl_jax.data.splits.subsets import random_generator
 from mtl_jax.errors import UserError
 
 _NEAR = 5  # wrong endings are drawn from so many times their number of sentences on both sides, or of orders
@@ -130,7 +130,7 @@ def read_conllu_endings(
     if len(kept) < choices:
         raise UserError(f"{location.name}: {len(kept)} sentences of {shortest} words or more, {choices} are needed")
     endings = [" ".join(r.fields["words"][len(r.fields["words"]) // 2 :]) for r in kept]
-    drawn = generator("conllu_endings", seed)
+    drawn = random_generator("conllu_endings", seed)
     by_length = sorted(range(len(kept)), key=lambda n: len(kept[n].fields["words"]))
     rank = {number: at for at, number in enumerate(by_length)}
     reach = _NEAR * choices
@@ -171,6 +171,6 @@ def _joined(records: Iterator[Record | Note], count: int) -> Iterator[Record]:
 
 def _spans(tags: Sequence[str]) -> Iterator[tuple[int, int, str]]:
     """(first, last word, role) of each span but the verb's own."""
-    for span in tag_schemes.spans(tags, "iob2", strict=False):
+    for span in tag_schemes.spans_from_tags(tags, "iob2", strict=False):
         if span.type not in ("V", "C-V"):
             yield span.start, span.end - 1, span.type

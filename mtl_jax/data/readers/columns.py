@@ -15,12 +15,12 @@ def split_words(line: str) -> list[str]:
     return [word for word in line.replace("\t", " ").split(" ") if word]
 
 
-def cells(line: str, separator: str | None) -> list[str]:
+def split_columns(line: str, separator: str | None) -> list[str]:
     """The columns of a line; `separator` None = runs of blanks and tabs."""
     return split_words(line) if separator is None else line.split(separator)
 
 
-def sentences(location: Location, encoding: str) -> Iterator[list[tuple[int, str]]]:
+def sentence_blocks(location: Location, encoding: str) -> Iterator[list[tuple[int, str]]]:
     """Blocks of (line number, line) between blank lines; these are dropped, as are empty blocks."""
     block: list[tuple[int, str]] = []
     for number, line in location.lines(encoding):

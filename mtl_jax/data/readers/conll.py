@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 
 from mtl_jax.data.files.location import Location
-from mtl_jax.data.readers.columns import IGNORED, cells, check_columns, sentences
+from mtl_jax.data.readers.columns import IGNORED, check_columns, sentence_blocks, split_columns
 from mtl_jax.data.records import Note, Record, line_numbers
 from mtl_jax.errors import UserError
 
@@ -36,7 +36,7 @@ def read_conll(
     document = 0
     blocks = (
         (is_marker, list(lines))
-        for block in sentences(location, encoding)
+        for block in sentence_blocks(location, encoding)
         for is_marker, lines in itertools.groupby(block, lambda numbered: numbered[1].startswith(_DOCUMENT))
     )
     for is_marker, block in blocks:
@@ -46,7 +46,7 @@ def read_conll(
         block = [(number, line) for number, line in block if not (comment and line.startswith(comment))]
         rows = []
         for number, line in block:
-            row = cells(line, separator)
+            row = split_columns(line, separator)
             if len(row) != len(columns):
                 raise UserError(
                     f"{location.name}:{number}: {len(row)} columns, options.columns names {len(columns)} "

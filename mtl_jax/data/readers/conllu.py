@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 
 from mtl_jax.data.files.location import Location
-from mtl_jax.data.readers.columns import sentences
+from mtl_jax.data.readers.columns import sentence_blocks
 from mtl_jax.data.records import Note, Record
 from mtl_jax.errors import UserError
 
@@ -35,7 +35,7 @@ def read_conllu(location: Location, encoding: str, *, genre: str = "") -> Iterat
         raise UserError(f"options.genre: {genre!r} is no regular expression: {error}") from error
     documents = 0
     document: dict[str, str | int] = {}
-    for block in sentences(location, encoding):
+    for block in sentence_blocks(location, encoding):
         comments = [line for _, line in block if line.startswith("#")]
         for match in filter(None, map(_DOCUMENT.fullmatch, comments)):
             documents += 1

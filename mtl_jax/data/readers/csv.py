@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from mtl_jax.data.files.location import MARK, Location
+from mtl_jax.data.files.location import BYTE_ORDER_MARK, Location
 from mtl_jax.data.records import Note, Record
 from mtl_jax.errors import UserError
 
@@ -138,10 +138,10 @@ class _Form:
         """The rows from line `begin`, without those of an empty line."""
         if not self.quoted:
             for number in range(begin, len(self.lines)):
-                if line := self.lines[number].removesuffix("\n").rstrip("\r").lstrip(MARK):
+                if line := self.lines[number].removesuffix("\n").rstrip("\r").lstrip(BYTE_ORDER_MARK):
                     yield _Row(number, 1, line.split(self.delimiter))
             return
-        lines = (self.lines[number].lstrip(MARK) for number in range(begin, len(self.lines)))
+        lines = (self.lines[number].lstrip(BYTE_ORDER_MARK) for number in range(begin, len(self.lines)))
         reader = csv.reader(lines, delimiter=self.delimiter, strict=True)
         while True:
             first = begin + reader.line_num
@@ -181,7 +181,7 @@ def _header(row: list[str], renamed: list[str], place: str) -> list[str]:
         other = _splitting(row[0], len(renamed)) if len(row) == 1 else ""
         hint = f"; options.delimiter={other!r} makes {len(renamed)}" if other else ""
         raise UserError(f"{place}: the header has {len(row)} columns, options.columns names {len(renamed)}{hint}")
-    names = renamed or [name.strip(f"{MARK} \t") or f"column_{i}" for i, name in enumerate(row, start=1)]
+    names = renamed or [name.strip(f"{BYTE_ORDER_MARK} \t") or f"column_{i}" for i, name in enumerate(row, start=1)]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise UserError(f"{place}: the header names {twice[0]!r} twice; give options.columns and header=True")

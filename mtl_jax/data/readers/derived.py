@@ -12,9 +12,9 @@ import numpy as np
 
 from mtl_jax.data.files.location import Location
 from mtl_jax.data.labels import tag_schemes
-from mtl_jax.data.readers.options import check_options, options_of
+from mtl_jax.data.readers.options import check_options, declared_options
 from mtl_jax.data.records import Note, Record, field, suggestion, where
-from mtl_jax.data.splits.subsets import generator
+from mtl_jax.data.splits.subsets import random_generator
 from mtl_jax.errors import UserError
 
 # of Universal Dependencies: what modifies, and can be left out of a sentence that stays one
@@ -109,9 +109,9 @@ def read_derived(
 
     Raises UserError for an unknown way or reader, and by file and line for a sentence without the fields needed.
     """
-    if way not in WAYS:
-        raise UserError(f"options.way: {way!r} is none of {', '.join(WAYS)}.{suggestion(way, WAYS)}")
-    readable = [name for name, r in readers.items() if "split" not in options_of(r)]
+    if way not in DERIVATIONS:
+        raise UserError(f"options.way: {way!r} is none of {', '.join(DERIVATIONS)}.{suggestion(way, DERIVATIONS)}")
+    readable = [name for name, r in readers.items() if "split" not in declared_options(r)]
     if reader not in readable or reader == "derived":
         known = [name for name in readable if name != "derived"]
         raise UserError(f"options.reader: {reader!r} is none of {', '.join(known)}.{suggestion(reader, known)}")
@@ -119,7 +119,7 @@ def read_derived(
         raise UserError("options.span: a gap has at least 1 word")
     check_options(readers[reader], dict(options or {}))
     settings = Derivation(drop, keep, span, blank, seed)
-    given = {"fields": (words,)} if "fields" in options_of(readers[reader]) else {}
+    given = {"fields": (words,)} if "fields" in declared_options(readers[reader]) else {}
     for item in readers[reader](location, encoding, **dict(options or {}), **given):
         if isinstance(item, Note):
             yield item
@@ -129,7 +129,7 @@ def read_derived(
             what = "sentences shorter or longer than wanted (options.shortest, longest) left out"
             yield Note(what, item.file, item.line, lost=1, harmless=True)
             continue
-        source, target = WAYS[way](sentence, item, settings)
+        source, target = DERIVATIONS[way](sentence, item, settings)
         if source == target and not unchanged:
             what = "sentences that stay as they are (options.unchanged) left out"
             yield Note(what, item.file, item.line, lost=1, harmless=True)
@@ -177,7 +177,7 @@ def roles(sentence: list[str], record: Record, settings: Derivation) -> tuple[li
     drop = settings.drop or ADJUNCTS
     gone = np.zeros(len(sentence), bool)
     for predicate, tags in zip(field(record, "predicates"), field(record, "roles"), strict=True):
-        found = [(span.start, span.end, span.type) for span in tag_schemes.spans(tags, "iob2", strict=False)]
+        found = [(span.start, span.end, span.type) for span in tag_schemes.spans_from_tags(tags, "iob2", strict=False)]
         referred = {role.removeprefix("R-") for _, _, role in found if role.startswith("R-")}
         for start, end, role in found:
             whole = role.removeprefix("C-")  # its continued part
@@ -197,7 +197,7 @@ def _left(sentence: list[str], gone: np.ndarray, record: Record) -> list[str]:
     return left or sentence
 
 
-WAYS: dict[str, Callable[[list[str], Record, Derivation], tuple[list[str], list[str]]]] = {
+DERIVATIONS: dict[str, Callable[[list[str], Record, Derivation], tuple[list[str], list[str]]]] = {
     "reorder": reorder,
     "abridge": abridge,
     "roles": roles,
@@ -233,4 +233,4 @@ def _column(record: Record, name: str, sentence: list[str]) -> list:
 
 
 def _random(way: str, sentence: list[str], settings: Derivation) -> np.random.Generator:
-    return generator(f"{way}/{' '.join(sentence)}", settings.seed)
+    return random_generator(f"{way}/{' '.join(sentence)}", settings.seed)

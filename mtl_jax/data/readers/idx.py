@@ -26,7 +26,7 @@ def read_idx(location: Location, encoding: str, *, labels: str, names: Sequence[
     """
     del encoding
     images = _array(location, 3)
-    other = location.around().child(labels.replace("{}", location.place.name.partition("-images")[0]))
+    other = location.parent().child(labels.replace("{}", location.place.name.partition("-images")[0]))
     classes = _array(other, 1)
     if len(images) != len(classes):
         raise UserError(f"{location.name}: {len(images)} pictures, but {other.name} has {len(classes)} labels")

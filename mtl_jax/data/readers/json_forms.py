@@ -77,7 +77,7 @@ def _by_key(value: Mapping[str, Any], columns: Sequence[str]) -> bool:
     return bool(columns) and all(isinstance(one, list) and len(one) == len(columns) and _is_plain(one) for one in inner)
 
 
-def table(document: Mapping[str, Any]) -> list[dict[str, Any]] | None:
+def table_rows(document: Mapping[str, Any]) -> list[dict[str, Any]] | None:
     """The rows of an object with an object for each column, {"text": {"0": ..., "1": ...}, ...}, as pandas writes them;
     None for any other."""
     columns = list(document.values())

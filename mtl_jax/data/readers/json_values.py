@@ -14,7 +14,7 @@ from mtl_jax.errors import UserError
 _BLANKS = re.compile(r"[ \t\r\n]*")
 
 
-def values(location: Location, encoding: str) -> Iterator[tuple[int, Any]]:
+def read_values(location: Location, encoding: str) -> Iterator[tuple[int, Any]]:
     """(line where it begins, value) for each value of a file. NaN (as pandas writes a missing value) becomes None.
 
     Raises UserError at the line: broken JSON, a key twice in one object, an infinite number.
@@ -41,7 +41,7 @@ def parse_json(text: str, place: str) -> Any:
         raise _broken(error, place) from error
 
 
-def kind(value: Any) -> str:
+def type_name(value: Any) -> str:
     """What a JSON value is, in JSON's words."""
     names = {dict: "an object", list: "a list", str: "a string", bool: "true or false", type(None): "null"}
     return names.get(type(value), "a number")

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from mtl_jax.data.files.location import Location
-from mtl_jax.data.readers.json_forms import place_of_records, table
-from mtl_jax.data.readers.json_values import kind, parse_json, values
+from mtl_jax.data.readers.json_forms import place_of_records, table_rows
+from mtl_jax.data.readers.json_values import parse_json, read_values, type_name
 from mtl_jax.data.records import Note, Record, field, find_field, suggestion
 from mtl_jax.errors import UserError
 
@@ -66,7 +66,7 @@ def read_json_splits(
     for file in files_of_splits(location, split):
         whole = parse_json(file.text(encoding), file.name)
         if not isinstance(whole, dict):
-            raise UserError(f"{file.name}: has to hold one JSON object of splits, found {kind(whole)}")
+            raise UserError(f"{file.name}: has to hold one JSON object of splits, found {type_name(whole)}")
         document = Record(whole, file.name, 0)
         if find_field(document, path) is None and "." not in path:
             known = ", ".join(whole)
@@ -99,14 +99,14 @@ def read_records(
     fields: Sequence[str] = (),
 ) -> Iterator[Record]:
     """As `read_jsonl`."""
-    found = values(location, encoding)
+    found = read_values(location, encoding)
     file = location.name
     first, second = next(found, None), next(found, None)
     if first is None:
         return
     alone = second is None
     line, document = first
-    if alone and not records and isinstance(document, Mapping) and (rows := table(document)) is not None:
+    if alone and not records and isinstance(document, Mapping) and (rows := table_rows(document)) is not None:
         yield from _items(rows, file, None, key or _KEY, columns)
         return
     if alone and not records and isinstance(document, Mapping):
@@ -120,7 +120,7 @@ def read_records(
         if records not in ("", "."):
             if not isinstance(value, Mapping):
                 raise UserError(
-                    f"{file}:{number}: options.records={records!r} is a path in an object, found {kind(value)}"
+                    f"{file}:{number}: options.records={records!r} is a path in an object, found {type_name(value)}"
                 )
             inner = field(Record(value, file, number), records)
             yield from _items(inner, f"{file}:{records}", None if alone else number, key or _KEY, columns)
@@ -140,7 +140,7 @@ def _items(value: Any, file: str, line: int | None, key: str, columns: Sequence[
             yield _record(item, file, line or number, "an item", columns)
         return
     if not isinstance(value, Mapping) or not value:
-        empty = "an object without keys" if isinstance(value, Mapping) else kind(value)
+        empty = "an object without keys" if isinstance(value, Mapping) else type_name(value)
         raise UserError(f"{file}: has to be a list of items, or an object with a record for each key, found {empty}")
     for number, (name, item) in enumerate(value.items(), start=1):
         record = _record(item, file, line or number, f"the value of each key (here {name!r})", columns)
@@ -163,7 +163,7 @@ def _record(value: Any, file: str, number: int, each: str, columns: Sequence[str
         value = {columns[0]: value}
     if not isinstance(value, dict):
         wanted = "be a list or an object" if columns else "hold a JSON object {...}"
-        raise UserError(f"{file}:{number}: {each} has to {wanted}, found {kind(value)}")
+        raise UserError(f"{file}:{number}: {each} has to {wanted}, found {type_name(value)}")
     return Record(value, file, number)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from mtl_jax.data.files.location import Location
-from mtl_jax.data.readers.columns import sentences
+from mtl_jax.data.readers.columns import sentence_blocks
 from mtl_jax.data.records import Note, Record
 from mtl_jax.errors import UserError
 
@@ -86,7 +86,7 @@ class _Found(NamedTuple):
 def _found(location: Location, encoding: str, form: re.Pattern[str], size: int) -> Iterator[_Found]:
     """The records of `size` lines, of as many as follow each other for size 0."""
     if not size:
-        for block in sentences(location, encoding):
+        for block in sentence_blocks(location, encoding):
             text = "\n".join(line for _, line in block)
             yield _Found(block[0][0], len(block), text, form.fullmatch(text))
         return

@@ -8,7 +8,7 @@ from typing import Any
 
 from mtl_jax.data.files.location import Location
 from mtl_jax.data.readers.jsonl import read_records
-from mtl_jax.data.readers.statements import is_tower, plain, statements_about
+from mtl_jax.data.readers.statements import is_tower, normalized, statements_about
 from mtl_jax.data.records import Note, Record, where
 from mtl_jax.errors import UserError
 
@@ -50,8 +50,8 @@ def read_nlvr(
     if not 1 <= orders <= 6:
         raise UserError(f"options.orders: there are 1 to 6 orders of three boxes, found {orders}")
     location.require_folder()
-    images = location.around()
-    split = images.around()
+    images = location.parent()
+    split = images.parent()
     file = split.child(f"{split.place.name}.json")
     if not file.is_file():
         raise UserError(
@@ -76,7 +76,7 @@ def read_nlvr(
         own = [(n, record.fields["sentence"], record.fields["label"]) for n, record in enumerate(records)]
         said = [(*one, order) for one in own for order in permutations]
     if statements and (not added_to or name in added_to):
-        written = _sentences(split.around(), encoding)
+        written = _sentences(split.parent(), encoding)
         made = statements_about([_boxes(record) for record in records], statements, f"{name}/{seed}", written, balanced)
         said += [(*one, permutations[number % orders]) for number, one in enumerate(made)]
     for n, sentence, label, order in said:
@@ -89,7 +89,7 @@ def _sentences(top: Location, encoding: str) -> frozenset[str]:
     """The sentences of all splits."""
     files = [folder.child(f"{folder.place.name}.json") for folder in top.children() if folder.is_folder()]
     return frozenset(
-        plain(_checked(record).fields["sentence"])
+        normalized(_checked(record).fields["sentence"])
         for file in files
         if file.is_file()
         for record in read_records(file, encoding, fields=("sentence",))

@@ -14,27 +14,27 @@ from mtl_jax.data.records import suggestion
 from mtl_jax.errors import UserError
 
 # Parameters that a data set's entry gives by other fields: the name of a split; the fields of its texts.
-GIVEN = ("split", "fields")
-# Options of every data set, whatever its reader; see `mtl_jax.data.datasets.read`.
-GENERAL = ("empty", "schemes", "scheme", "lists")
+CALLER_OPTIONS = ("split", "fields")
+# Options of every data set, whatever its reader; see `mtl_jax.data.datasets.read_dataset`.
+COMMON_OPTIONS = ("empty", "schemes", "scheme", "lists")
 
 
-def options_of(reader: Callable[..., Any]) -> dict[str, Any]:
-    """Name -> type of each option of a reader: its keyword-only parameters, those of `GIVEN` included."""
+def declared_options(reader: Callable[..., Any]) -> dict[str, Any]:
+    """Name -> type of each option of a reader: its keyword-only parameters, those of `CALLER_OPTIONS` included."""
     hints = typing.get_type_hints(getattr(reader, "func", reader))  # of one that is bound to others, its function
     parameters = inspect.signature(reader).parameters.values()
     return {p.name: hints[p.name] for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
 
 
-def for_reader(reader: Callable[..., Any], options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options that are the reader's own, without those of `GENERAL` that it does not have."""
-    native = options_of(reader)
-    return {name: value for name, value in options.items() if name not in GENERAL or name in native}
+def select_options(reader: Callable[..., Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that are the reader's own, without those of `COMMON_OPTIONS` that it does not have."""
+    native = declared_options(reader)
+    return {name: value for name, value in options.items() if name not in COMMON_OPTIONS or name in native}
 
 
 def check_options(reader: Callable[..., Any], options: Mapping[str, Any], further: tuple[str, ...] = ()) -> None:
     """Raises UserError for an option that the reader does not have, or of a wrong type. `further`: also known."""
-    known = {name: hint for name, hint in options_of(reader).items() if name not in GIVEN}
+    known = {name: hint for name, hint in declared_options(reader).items() if name not in CALLER_OPTIONS}
     for name, value in options.items():
         if name not in known and name not in further:
             names = sorted([*known, *further])

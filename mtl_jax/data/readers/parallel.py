@@ -67,7 +67,7 @@ def parallel_files(location: Location, files: Mapping[str, str] | None) -> dict[
     if not files:
         raise UserError("options.files is empty; it names a file for each field")
     if any(_SPLIT in file for file in files.values()):
-        split, folder = location.place.name, location.around()
+        split, folder = location.place.name, location.parent()
         places = {name: folder.child(file.replace(_SPLIT, split)) for name, file in files.items()}
     else:
         location.require_folder()

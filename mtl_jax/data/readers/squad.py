@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from mtl_jax.data.files.location import Location
-from mtl_jax.data.readers.json_values import kind, parse_json
+from mtl_jax.data.readers.json_values import parse_json, type_name
 from mtl_jax.data.records import Note, Record
 from mtl_jax.errors import UserError
 
@@ -51,7 +51,7 @@ def _answers(question: Mapping[str, Any], place: str) -> tuple[list[Any] | None,
     """(the answers, [] for none to be found, None where nobody knows; what is odd about them, and of how many)."""
     impossible = question.get("is_impossible", False)
     if not isinstance(impossible, bool):
-        raise UserError(f"{place}: 'is_impossible' has to be true or false, found {kind(impossible)}")
+        raise UserError(f"{place}: 'is_impossible' has to be true or false, found {type_name(impossible)}")
     if impossible:
         return [], "", 0
     if question.get("answers") is None:
@@ -74,7 +74,7 @@ def _text(value: Any, key: str, place: str) -> str:
 
 def _of(value: Any, key: str, wanted: type, name: str, place: str) -> Any:
     if not isinstance(value, dict):
-        raise UserError(f"{place}: has to be an object with {key!r}, found {kind(value)}")
+        raise UserError(f"{place}: has to be an object with {key!r}, found {type_name(value)}")
     if not isinstance(value.get(key), wanted):
-        raise UserError(f"{place}: {key!r} has to be {name}, found {kind(value.get(key))}")
+        raise UserError(f"{place}: {key!r} has to be {name}, found {type_name(value.get(key))}")
     return value[key]

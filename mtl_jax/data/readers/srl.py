@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from mtl_jax.data.files.location import Location
 from mtl_jax.data.labels import tag_schemes
-from mtl_jax.data.readers.columns import IGNORED, cells, check_columns, sentences
+from mtl_jax.data.readers.columns import IGNORED, check_columns, sentence_blocks, split_columns
 from mtl_jax.data.records import Note, Record, line_numbers
 from mtl_jax.errors import UserError
 
@@ -39,8 +39,8 @@ def read_srl(
     role, a column whose tag at its predicate is not the verb's.
     """
     check_columns(columns, ("words", "rolesets"))
-    for block in sentences(location, encoding):
-        rows = [cells(line, separator) for _, line in block]
+    for block in sentence_blocks(location, encoding):
+        rows = [split_columns(line, separator) for _, line in block]
         numbers = [number for number, _ in block]
         for number, row in zip(numbers, rows, strict=True):
             if len(row) != len(rows[0]) or len(row) < len(columns) + behind:
@@ -66,7 +66,7 @@ def _unbracketed(tags: list[str], file: str, numbers: list[int]) -> list[str]:
     if not tag_schemes.is_bracketed(tags):
         return tags
     try:
-        return tag_schemes.convert(tags, "brackets", "iob2")
+        return tag_schemes.convert_tags(tags, "brackets", "iob2")
     except tag_schemes.TagError as error:
         raise UserError(f"{file}:{numbers[error.word]}: {error}") from error
 

@@ -151,7 +151,7 @@ def _tagged(text: str, marks: Sequence[_Mark] | None, scheme: str) -> tuple[list
         if mark.start > starts[first] or mark.end < ends[last - 1]:
             notes.append("spans that begin or end inside a word, taken to its ends")
         found.append(tag_schemes.Span(mark.type, first, last))
-    tags = tag_schemes.tags(sorted(found, key=lambda span: span.start), len(places), scheme)
+    tags = tag_schemes.tags_from_spans(sorted(found, key=lambda span: span.start), len(places), scheme)
     return [text[start:end] for start, end in places], tags, notes
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from mtl_jax.data.splits.subsets import generator
+from mtl_jax.data.splits.subsets import random_generator
 
 Item = Mapping[str, Any]
 Box = Sequence[Item]
@@ -23,7 +23,7 @@ SHAPES = ("square", "circle", "triangle")
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight")
 
 
-def plain(sentence: str) -> str:
+def normalized(sentence: str) -> str:
     """What two sentences share that differ in case and full stop alone."""
     return " ".join(sentence.lower().rstrip(" .").split())
 
@@ -41,11 +41,11 @@ def statements_about(
       pictures: boxes of items, as in `structured_rep`, colors by name.
       count: statements; nothing is said of pictures that no statement tells apart.
       name: keys what is drawn.
-      without: sentences, `plain`, that are not to be made.
+      without: sentences, `normalized`, that are not to be made.
       balanced: each statement in one pair of a picture of which it is true and one of which it is false; else of one
         picture.
     """
-    rng = generator(f"statements {name}", 0)
+    rng = random_generator(f"statements {name}", 0)
     towers = [n for n, boxes in enumerate(pictures) if is_tower(boxes)]
     others = sorted(set(range(len(pictures))) - set(towers))
     found: list[tuple[int, str, str]] = []

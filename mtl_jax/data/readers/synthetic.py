@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from mtl_jax.data.records import Note, Record, suggestion
-from mtl_jax.data.splits.subsets import generator
+from mtl_jax.data.splits.subsets import random_generator
 from mtl_jax.errors import UserError
 
 EXAMPLES = {"train": 100, "dev": 100, "test": 500}
@@ -54,8 +54,8 @@ def read_synthetic(
     """
     _check(split, kind, rho, examples, features, tokens, rank, noise)
     count = examples[split]
-    drawn = generator(f"synthetic/words/{task}/{split}", seed).integers(features, size=(count, tokens))
-    disturbance = generator(f"synthetic/{kind} noise/{task}/{split}", seed)
+    drawn = random_generator(f"synthetic/words/{task}/{split}", seed).integers(features, size=(count, tokens))
+    disturbance = random_generator(f"synthetic/{kind} noise/{task}/{split}", seed)
     if kind == "linear":
         signal = weights(task, rho, features, rank, seed)[drawn].sum(axis=1) / np.sqrt(tokens)
         labels = (signal + noise * disturbance.standard_normal(count)).tolist()
@@ -79,18 +79,22 @@ def weights(task: int, rho: float, features: int, rank: int = 0, seed: int = 0) 
     """
     size = rank or features
     shared, own = (
-        generator(f"synthetic/weights/{name}/{rank}", seed).standard_normal(size) for name in ("shared", task)
+        random_generator(f"synthetic/weights/{name}/{rank}", seed).standard_normal(size) for name in ("shared", task)
     )
     vector = np.sqrt(rho) * shared + np.sqrt(1.0 - rho) * own
     if not rank:
         return vector
-    return generator(f"synthetic/subspace/{rank}", seed).standard_normal((features, rank)) @ vector / np.sqrt(rank)
+    return (
+        random_generator(f"synthetic/subspace/{rank}", seed).standard_normal((features, rank)) @ vector / np.sqrt(rank)
+    )
 
 
 def polarities(task: int, rho: float, features: int, seed: int = 0) -> np.ndarray:
     """±1 for each word, int[V]: with probability √ρ the shared polarity, else the task's own; two correlate by ρ."""
-    shared, own = (generator(f"synthetic/polarity/{n}", seed).integers(2, size=features) for n in ("shared", task))
-    is_shared = generator(f"synthetic/polarity is shared/{task}", seed).random(features) < np.sqrt(rho)
+    shared, own = (
+        random_generator(f"synthetic/polarity/{n}", seed).integers(2, size=features) for n in ("shared", task)
+    )
+    is_shared = random_generator(f"synthetic/polarity is shared/{task}", seed).random(features) < np.sqrt(rho)
     return 2 * np.where(is_shared, shared, own) - 1
 
 

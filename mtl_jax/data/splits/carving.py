@@ -14,7 +14,7 @@ _FACTOR = 4  # a split that is larger than wanted by more is drawn by single rec
 _ORDER = (("dev", "train"), ("test", "train"), ("test", "dev"))
 
 
-def carve(
+def carve_splits(
     splits: Mapping[str, list[Record]],
     shares: Mapping[str, float],
     name: str,
@@ -22,25 +22,25 @@ def carve(
     groups: Groups | None,
     texts: Sequence[str],
 ) -> tuple[dict[str, list[Record]], list[str]]:
-    """The splits after `subsets.carve` moved records out of train, and notices about groups.
+    """The splits after `subsets.carve_splits` moved records out of train, and notices about groups.
 
     Guessed groups are ignored where they would make a split more than `_FACTOR` times as large as wanted, or where
-    there are too few of them. Raises UserError as `subsets.carve`.
+    there are too few of them. Raises UserError as `subsets.carve_splits`.
     """
     carved = [split for split, share in shares.items() if share]
     if groups is None or not carved:
-        parts = subsets.carve(splits, shares, name, seed)
+        parts = subsets.carve_random(splits, shares, name, seed)
         notes = _shared_groups(groups.keys, groups.name) if groups is not None and groups.sure else []
         return parts, notes + (_shared_texts(parts, carved, texts) if len(texts) == 2 else [])
     train = list(zip(splits["train"], groups.keys["train"], strict=True))
     try:
-        parts = subsets.carve({**splits, "train": train}, shares, name, seed, groups.keys["train"])
+        parts = subsets.carve_random({**splits, "train": train}, shares, name, seed, groups.keys["train"])
         if not groups.sure and any(len(parts[s]) > _FACTOR * shares[s] * len(train) for s in carved):
             raise UserError("too large")
     except UserError as error:
         if groups.sure:
             raise UserError(f'{error} (a group: one {groups.name}; group="" draws single records)') from error
-        parts = subsets.carve(splits, shares, name, seed)
+        parts = subsets.carve_random(splits, shares, name, seed)
         text = f"records are carved out one by one, since groups by {groups.name} are too few or too large"
         return parts, [Notice(text, SPLITS)]
     keys = {**groups.keys, **{split: [key for _, key in parts[split]] for split in ("train", *carved)}}

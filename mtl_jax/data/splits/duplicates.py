@@ -9,11 +9,11 @@ from typing import TypeVar
 
 T = TypeVar("T")
 PAIRS = (("dev", "test"), ("train", "test"), ("train", "dev"))
-# (split, other): `drop` removes from `split` what is in `other`
+# (split, other): `drop_duplicates` removes from `split` what is in `other`
 _DROPPED = {"train": PAIRS, "test": (("dev", "train"), ("test", "train"), ("test", "dev"))}
 
 
-def digest(parts: Sequence[str]) -> bytes:
+def text_digest(parts: Sequence[str]) -> bytes:
     """A key of 16 bytes for strings, so that a million keys need little memory."""
     hashed = hashlib.blake2b(digest_size=16)
     for part in parts:
@@ -22,7 +22,7 @@ def digest(parts: Sequence[str]) -> bytes:
     return hashed.digest()
 
 
-def drop(
+def drop_duplicates(
     splits: Mapping[str, list[T]], key: Callable[[T], Hashable], drop_from: str
 ) -> tuple[dict[str, list[T]], list[tuple[str, str, int]]]:
     """The splits without duplicates, and (split, other, number of records dropped from split as they are in other).
@@ -42,7 +42,7 @@ def drop(
     return result, dropped
 
 
-def count(
+def count_duplicates(
     splits: Mapping[str, Sequence[T]], key: Callable[[T], Hashable]
 ) -> tuple[dict[tuple[str, str], int], dict[str, int]]:
     """({(split, other): records of split that are also in other}, {split: records that repeat an earlier one}).

@@ -31,7 +31,7 @@ class Condition(NamedTuple):
     value: str
 
 
-def parse(part: str) -> tuple[str, Slice | Condition | None]:
+def parse_part(part: str) -> tuple[str, Slice | Condition | None]:
     """(name of what is sliced, its last slice or condition or None); "[:-200]" slices ".", the path itself.
 
     A colon in the brackets at the end of `part` makes a slice, an equals sign a condition. Raises UserError for
@@ -55,7 +55,7 @@ def parse(part: str) -> tuple[str, Slice | Condition | None]:
     return stem, Slice(*bounds)
 
 
-def take(items: Sequence[Record | Note], selection: Slice | Condition, part: str) -> list[Record | Note]:
+def take_part(items: Sequence[Record | Note], selection: Slice | Condition, part: str) -> list[Record | Note]:
     """The selected records, each with the notes directly before it (the last one also with those after it).
 
     Complementary slices ([:x] and [x:], [:-x] and [-x:]) share no record and leave none out. Raises UserError where a

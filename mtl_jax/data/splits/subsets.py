@@ -13,7 +13,7 @@ from mtl_jax.errors import UserError
 T = TypeVar("T")
 
 
-def generator(name: str, seed: int) -> np.random.Generator:
+def random_generator(name: str, seed: int) -> np.random.Generator:
     """A generator that depends on a name and a seed only, the same on every machine."""
     digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
     return np.random.Generator(np.random.PCG64(int.from_bytes(digest[:16], "little")))
@@ -23,11 +23,11 @@ def subset(items: Sequence[T], size: int, name: str, seed: int) -> list[T]:
     """At most `size` items in their order; a smaller subset with the same name and seed is part of a larger one."""
     if len(items) <= size:
         return list(items)
-    chosen = generator(f"{name}/limit", seed).permutation(len(items))[:size]
+    chosen = random_generator(f"{name}/limit", seed).permutation(len(items))[:size]
     return [items[i] for i in np.sort(chosen)]
 
 
-def fractions(dev: float | None, test: float | None, given: Sequence[str]) -> dict[str, float]:
+def carved_fractions(dev: float | None, test: float | None, given: Sequence[str]) -> dict[str, float]:
     """The fractions of train that become dev and test: 0 for a split that is given. Raises UserError outside [0, 1)."""
     shares = {"dev": dev or 0.0, "test": test or 0.0}
     for split, share in shares.items():
@@ -41,7 +41,7 @@ def fractions(dev: float | None, test: float | None, given: Sequence[str]) -> di
     return shares
 
 
-def carve(
+def carve_random(
     splits: Mapping[str, list[T]],
     shares: Mapping[str, float],
     name: str,
@@ -54,7 +54,7 @@ def carve(
 
     Args:
       splits: the records by split.
-      shares: fractions of train, by split, see `fractions`.
+      shares: fractions of train, by split, see `carved_fractions`.
       name, seed: key the random draw.
       groups: [M] keys of the records of train: records with equal keys stay together, None is a group of its own;
         None: every record is. The size of a split is then approximate.
@@ -74,7 +74,7 @@ def carve(
     if sum(sizes.values()) >= len(train) or len(sizes) >= count:
         in_groups = "" if count == len(train) else f" in {count} groups"
         raise UserError(f"{len(train)} records of train{in_groups} are too few to carve out {sizes}")
-    remaining = generator(f"{name}/carve", seed).permutation(count).tolist()
+    remaining = random_generator(f"{name}/carve", seed).permutation(count).tolist()
     parts = {}
     for split in ("test", "dev"):
         if split in sizes:

@@ -21,7 +21,7 @@ class Template(NamedTuple):
     types: tuple[int, int]
 
     @property
-    def specials(self) -> int:
+    def special_count(self) -> int:
         """How many tokens the template adds."""
         return len(self.before) + len(self.between) + len(self.after)
 
@@ -34,19 +34,19 @@ class Tokenizer(Protocol):
     size: int  # one more than the largest id: the rows of an embedding table
     fingerprint: str  # changes where any id would
 
-    def texts(self, texts: Sequence[str]) -> list[list[int]]:
+    def encode_texts(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each text, without special tokens, at least one."""
 
-    def words(self, sentences: Sequence[Sequence[str]]) -> list[list[list[int]]]:
+    def encode_words(self, sentences: Sequence[Sequence[str]]) -> list[list[list[int]]]:
         """Token ids of each word of each sentence, without special tokens, at least one a word."""
 
     def offsets(self, texts: Sequence[str]) -> list[list[tuple[int, int]]]:
         """Where each token of `texts` stands in its text: (first character, one behind the last), nowhere (0, 0)."""
 
-    def token(self, index: int) -> str:
+    def id_to_token(self, index: int) -> str:
         """The token of an id, for people."""
 
-    def tokens(self, units: Sequence[str | Sequence[str]]) -> list[list[str]]:
+    def tokenize(self, units: Sequence[str | Sequence[str]]) -> list[list[str]]:
         """The tokens of each text or sentence of words, without special tokens, at least one.
 
         What the vocabulary lacks is not its unknown token, but as it stands in the text.
@@ -55,21 +55,21 @@ class Tokenizer(Protocol):
     def join(self, tokens: Sequence[str]) -> str:
         """The text that tokens make."""
 
-    def find(self, token: str) -> int | None:
+    def token_to_id(self, token: str) -> int | None:
         """The id of a token by its name, special ones too; None where there is none."""
 
     @property
-    def mask(self) -> int | None:
+    def mask_id(self) -> int | None:
         """The id of the token that stands for a hidden word; None where there is none."""
 
     @property
-    def specials(self) -> frozenset[int]:
+    def special_ids(self) -> frozenset[int]:
         """The ids of tokens that are no words: special ones, and the unknown one."""
 
     def save(self, folder: pathlib.Path) -> None:
         """Writes files into a folder, from which `load` makes the same tokenizer."""
 
 
-def digest(value: Any) -> str:
+def json_digest(value: Any) -> str:
     """sha256 of what JSON makes of a value; hexadecimal."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

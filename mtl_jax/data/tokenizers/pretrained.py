@@ -8,7 +8,7 @@ import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from mtl_jax.data.tokenizers.base import Template, digest
+from mtl_jax.data.tokenizers.base import Template, json_digest
 from mtl_jax.errors import UserError
 
 # Enough texts for the tokenizer's threads, few enough that their Python objects do not fill the memory.
@@ -28,7 +28,7 @@ class PretrainedTokenizer:
 
         self.path = str(path)
         source = self._source = _backend_json(self.path)
-        self.fingerprint = digest(["pretrained", source])
+        self.fingerprint = json_digest(["pretrained", source])
         self._text = Backend.from_str(json.dumps(source))
         self._word = Backend.from_str(json.dumps(source | {"pre_tokenizer": _spaced(source.get("pre_tokenizer"))}))
         vocabulary = self._text.get_vocab(with_added_tokens=True)
@@ -37,14 +37,14 @@ class PretrainedTokenizer:
         self.single = self._template(None)
         self.pair = self._template("a")
 
-    def texts(self, texts: Sequence[str]) -> list[list[int]]:
+    def encode_texts(self, texts: Sequence[str]) -> list[list[int]]:
         result = []
         for first in range(0, len(texts), CHUNK):
             encodings = self._text.encode_batch(list(texts[first : first + CHUNK]), add_special_tokens=False)
             result.extend(encoding.ids or [self.unknown] for encoding in encodings)
         return result
 
-    def words(self, sentences: Sequence[Sequence[str]]) -> list[list[list[int]]]:
+    def encode_words(self, sentences: Sequence[Sequence[str]]) -> list[list[list[int]]]:
         result = []
         for first in range(0, len(sentences), CHUNK):
             chunk = [list(words) for words in sentences[first : first + CHUNK]]
@@ -65,10 +65,10 @@ class PretrainedTokenizer:
                 result.append([_trimmed(text, *span) for span in encoding.offsets] or [(0, 0)])
         return result
 
-    def token(self, index: int) -> str:
+    def id_to_token(self, index: int) -> str:
         return self._text.id_to_token(index) or f"<{index}>"
 
-    def tokens(self, units: Sequence[str | Sequence[str]]) -> list[list[str]]:
+    def tokenize(self, units: Sequence[str | Sequence[str]]) -> list[list[str]]:
         result = []
         for first in range(0, len(units), CHUNK):
             chunk = units[first : first + CHUNK]
@@ -86,31 +86,31 @@ class PretrainedTokenizer:
         found = []
         for index, word, (begin, end) in zip(encoding.ids, encoding.word_ids, encoding.offsets, strict=True):
             whole = unit if isinstance(unit, str) else unit[word]
-            found.append((whole[begin:end] if index == self._unknown else "") or self.token(index))
+            found.append((whole[begin:end] if index == self._unknown else "") or self.id_to_token(index))
         return found or ["".join(unit)]
 
     def join(self, tokens: Sequence[str]) -> str:
         decoder = self._text.decoder
         return (" ".join(tokens) if decoder is None else decoder.decode(list(tokens))).strip()
 
-    def find(self, token: str) -> int | None:
+    def token_to_id(self, token: str) -> int | None:
         return self._text.token_to_id(token)
 
     @functools.cached_property
-    def mask(self) -> int | None:
+    def mask_id(self) -> int | None:
         """Id of the mask token by the files beside the tokenizer, or its usual names."""
         return _named_id(self.path, "mask_token", ("[MASK]", "<mask>"), self._text.token_to_id)
 
     @property
-    def specials(self) -> frozenset[int]:
+    def special_ids(self) -> frozenset[int]:
         around = (*self.pair.before, *self.pair.between, *self.pair.after)
         added = [token["id"] for token in self._source.get("added_tokens", ()) if token.get("special")]
         return frozenset([*added, *(index for index, _ in around), *([self._unknown] * (self._unknown is not None))])
 
     def save(self, folder: pathlib.Path) -> None:
         (folder / "tokenizer.json").write_text(json.dumps(self._source, ensure_ascii=False), encoding="utf-8")
-        ids = {"unk_token": self._unknown, "mask_token": self.mask}
-        named = {name: self.token(index) for name, index in ids.items() if index is not None}
+        ids = {"unk_token": self._unknown, "mask_token": self.mask_id}
+        named = {name: self.id_to_token(index) for name, index in ids.items() if index is not None}
         (folder / "special_tokens_map.json").write_text(json.dumps(named, ensure_ascii=False), encoding="utf-8")
 
     @functools.cached_property

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Sequence
 
 from mtl_jax import unicode
-from mtl_jax.data.tokenizers.base import Template, digest
+from mtl_jax.data.tokenizers.base import Template, json_digest
 from mtl_jax.errors import UserError
 
 FILE = "word_vocabulary.json"
@@ -42,10 +42,10 @@ class WordTokenizer:
         before = ((3, 0),) if cls else ()
         self.single = Template(before, (), (), (0, 1))
         self.pair = Template(before, ((2, 0),), (), (0, 1))
-        self.fingerprint = digest(["words", lower, cls, self.vocabulary])
+        self.fingerprint = json_digest(["words", lower, cls, self.vocabulary])
         self._known = {word: i for word, i in self.index.items() if i >= len(specials)}
-        if self.mask is not None:
-            self._known[self.MASK.lower() if lower else self.MASK] = self.mask
+        if self.mask_id is not None:
+            self._known[self.MASK.lower() if lower else self.MASK] = self.mask_id
             self._before = r"(?i:\[mask\])"
 
     @classmethod
@@ -76,32 +76,32 @@ class WordTokenizer:
             raise UserError(f"no word of the training data occurs {min_count} times or more (tokenizer.min_count)")
         return cls([word for _, word in ranked[:max_size]], lower, cls_token, extra)
 
-    def texts(self, texts: Sequence[str]) -> list[list[int]]:
+    def encode_texts(self, texts: Sequence[str]) -> list[list[int]]:
         return [[self._known.get(word, 1) for word in _split(t, self.lower, self._before)] or [1] for t in texts]
 
     def offsets(self, texts: Sequence[str]) -> list[list[tuple[int, int]]]:
         return [[match.span() for match in _pattern(text, self._before).finditer(text)] or [(0, 0)] for text in texts]
 
-    def words(self, sentences: Sequence[Sequence[str]]) -> list[list[list[int]]]:
+    def encode_words(self, sentences: Sequence[Sequence[str]]) -> list[list[list[int]]]:
         return [[[self._known.get(word, 1)] for word in _normal(words, self.lower)] for words in sentences]
 
-    def token(self, index: int) -> str:
+    def id_to_token(self, index: int) -> str:
         return self.vocabulary[index]
 
     @staticmethod
-    def cut(units: Iterable[str | Sequence[str]], lower: bool) -> list[list[str]]:
+    def split_words(units: Iterable[str | Sequence[str]], lower: bool) -> list[list[str]]:
         """The words of each text or sentence, those outside of any vocabulary too."""
         return [_split(unit, lower) if isinstance(unit, str) else _normal(unit, lower) for unit in units]
 
     @staticmethod
-    def cut_with_blanks(text: str, lower: bool) -> tuple[list[str], list[bool]]:
+    def split_with_blanks(text: str, lower: bool) -> tuple[list[str], list[bool]]:
         """The words of a text, and whether a blank stands before each."""
         found = list(_pattern(text, "").finditer(text))
         ends = [0, *(match.end() for match in found)]
         blanks = [match.start() > end for match, end in zip(found, ends, strict=False)]
         return _normal([match[0] for match in found], lower), [False, *blanks[1:]][: len(found)]
 
-    def tokens(self, units: Sequence[str | Sequence[str]]) -> list[list[str]]:
+    def tokenize(self, units: Sequence[str | Sequence[str]]) -> list[list[str]]:
         cut = (
             _split(unit, self.lower, self._before) if isinstance(unit, str) else _normal(unit, self.lower)
             for unit in units
@@ -111,15 +111,15 @@ class WordTokenizer:
     def join(self, tokens: Sequence[str]) -> str:
         return " ".join(tokens)
 
-    def find(self, token: str) -> int | None:
+    def token_to_id(self, token: str) -> int | None:
         return self.index.get(token)
 
     @property
-    def mask(self) -> int | None:
+    def mask_id(self) -> int | None:
         return self.index[self.MASK] if self.MASK in self.extra else None
 
     @property
-    def specials(self) -> frozenset[int]:
+    def special_ids(self) -> frozenset[int]:
         return frozenset(range(len(self.SPECIALS) + len(self.extra)))
 
     def save(self, folder: pathlib.Path) -> None:
