@@ -120,7 +120,7 @@ def _config(layer: str, count: int):
     if layer == "transformer":
         config.model.heads, config.model.intermediate = 4, 1024
     config.data.row_length = 64
-    config.data.rows = 4
+    config.data.rows_per_block = 4
     return config
 
 

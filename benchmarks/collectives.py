@@ -178,7 +178,7 @@ def _moved(options, tasks: int, sizes, change):
     config.model.layer, config.model.layers, config.model.width = "transformer", 1, options.width
     config.model.intermediate = 4 * options.width
     config.sharing.trunk = "embed"
-    config.data.row_length, config.data.rows = 64, 8
+    config.data.row_length, config.data.rows_per_block = 64, 8
     config.training.mesh = ConfigDict(dict(zip(("data", "task", "model"), sizes, strict=True)))
     change(config)
     checks.check(config)

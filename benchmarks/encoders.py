@@ -56,8 +56,8 @@ def get_config(
         metrics=("accuracy",),
         options={} if tagging else {"pool": "first"},
     )
-    config.data.rows, config.data.row_length = rows, length
-    config.data.overlong = "truncate"
+    config.data.rows_per_block, config.data.row_length = rows, length
+    config.data.overflow = "truncate"
     config.model.dropout, config.model.attention_dropout = dropout, attention_dropout
     config.model.dtype = dtype
     config.optimizer.learning_rate = 1e-4

@@ -100,7 +100,7 @@ def _config(options, tasks: int, way: str):
     config.model.width = 128 if options.layer == "bilstm" else 256
     if options.layer == "transformer":
         config.model.heads, config.model.intermediate = 4, 1024
-    config.data.row_length, config.data.rows = options.length, options.rows
+    config.data.row_length, config.data.rows_per_block = options.length, options.rows
     for field, value in WAYS[way].items():
         config.sharing[field] = ConfigDict(value) if isinstance(value, dict) else value
     checks.check(config)

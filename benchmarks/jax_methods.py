@@ -146,7 +146,7 @@ def config_of(layer: str, setting: str, tasks: int, rows: int, tokens: int, fold
     config.model.width = 128 if layer == "bilstm" else 256
     if layer == "transformer":
         config.model.heads, config.model.intermediate = 4, 1024
-    config.data.row_length, config.data.rows = tokens, rows
+    config.data.row_length, config.data.rows_per_block = tokens, rows
     config.optimizer.schedule, config.optimizer.warmup, config.optimizer.clip = "constant", 0.0, 0.0
     return config
 

@@ -35,7 +35,7 @@ def get_config():
     config.tokenizer.kind = "words"
     config.model.layer, config.model.layers, config.model.width, config.model.dropout = "cnn", 1, 64, 0.2
     config.sharing.trunk = "none"
-    config.data.row_length, config.data.rows, config.evaluation.rows = 16, 8, 8
+    config.data.row_length, config.data.rows_per_block, config.evaluation.rows_per_batch = 16, 8, 8
     config.training.steps, config.training.eval_every, config.training.checkpoint_every = {STEPS}, 20, {EVERY}
     config.training.keep, config.training.log_every = 3, 1
     return config

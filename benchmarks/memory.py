@@ -105,7 +105,7 @@ def _planned(options, tasks: int, remat: bool = False, accumulate: int = 1) -> d
     with tempfile.TemporaryDirectory() as folder:
         config = _config(options, tasks, folder)
         config.model.remat, config.training.accumulate = remat, accumulate
-        config.data.rows = options.rows // accumulate
+        config.data.rows_per_block = options.rows // accumulate
         checks.check(config)
         experiment = build(config)
     state = jax.eval_shape(lambda: experiment.init(0))

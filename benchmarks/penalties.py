@@ -160,7 +160,7 @@ def _config(layer: str, tasks: int, rows: int):
         config.model.heads, config.model.intermediate = 4, 1024
     config.model.column_init = "independent"  # so that there is something to penalise
     config.sharing.trunk = "none"
-    config.data.row_length, config.data.rows = 128, rows
+    config.data.row_length, config.data.rows_per_block = 128, rows
     return config
 
 

@@ -135,7 +135,10 @@ def measured(options, folder: pathlib.Path) -> dict[str, list[float]]:
     for number in range(options.rounds):
         began = time.perf_counter()
         state = train(state, 1 + number * options.steps, options.steps)
-        note("rows trained a second", options.steps * options.tasks * config.data.rows / (time.perf_counter() - began))
+        note(
+            "rows trained a second",
+            options.steps * options.tasks * config.data.rows_per_block / (time.perf_counter() - began),
+        )
         for how in evaluators:
             score(how, "rows scored a second")
         for what, model in models.items():

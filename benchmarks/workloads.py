@@ -29,6 +29,6 @@ def get_config(model: str = "bilstm"):
         config.model.layer = "transformer"
         config.model.layers, config.model.width = (2, 128) if model == "transformer" else (4, 256)
         config.model.heads, config.model.intermediate = 4, 4 * config.model.width
-        config.data.row_length, config.data.rows = 128, 8
+        config.data.row_length, config.data.rows_per_block = 128, 8
         config.optimizer.learning_rate = 1e-3
     return config

@@ -83,7 +83,7 @@ def genres() -> ConfigDict:
     config.model.dropout = 0.3
     config.sharing.trunk = "none"
     config.data.row_length = 32
-    config.data.rows = 4
+    config.data.rows_per_block = 4
     config.optimizer.learning_rate = 3e-2  # good for tied columns too, which move by the mean of five updates
     config.optimizer.weight_decay = 0.0
     config.training.steps = 200

@@ -43,7 +43,7 @@ def add_domains(config, limit, chosen=()) -> None:
                 metrics=("accuracy",),
             )
     config.data.row_length = 64
-    config.data.rows = 8
+    config.data.rows_per_block = 8
     config.model.dropout = 0.1
     config.optimizer.learning_rate = 3e-4
     config.optimizer.groups = {"heads": {"leaves": "^heads/", "rate": 10.0}}
@@ -65,7 +65,7 @@ def get_config(size: str = "full"):
     config.sharing.trunk = "layer_04" if small else "layer_01"
     default.add_penalty(config, "p", kind="l2_to_mean", strength=1.0, proximal=True)
     if small:
-        config.data.rows, config.training.steps, config.training.eval_every = 2, 40, 20
+        config.data.rows_per_block, config.training.steps, config.training.eval_every = 2, 40, 20
         # what all tasks share stays as it was published: the columns alone are trained, and nothing below them
         config.optimizer.freeze = ("^embed/", "^layer_0[0-4]/")
         default.add_sweep(config, "strength", field="penalties.p.strength", low=1.0, high=1e3, count=4)

@@ -31,7 +31,7 @@ def get_config(kind: str = "linear"):
     config.model.dropout = 0.0
     config.optimizer.weight_decay = 0.0
     config.optimizer.clip = 0.0
-    config.evaluation.rows = 64
+    config.evaluation.rows_per_batch = 64
     config.training.checkpoint_every = 0
     (_add_text if kind == "text" else _add_linear)(config, kind)
     default.add_choice(config, "rho", field="datasets.*.options.rho", alternatives=RELATEDNESS)
@@ -56,7 +56,7 @@ def _add_linear(config, kind):
     config.model.layers = 0
     config.model.width = 1
     config.data.row_length = 15  # five examples
-    config.data.rows = 8  # all 40 of them
+    config.data.rows_per_block = 8  # all 40 of them
     config.optimizer.name = "sgd"
     # Curvatures 2·XᵀX/n are 0.006 to 0.15 a task, their sum, which hard sharing descends, up to 1.2: the rate has to be
     # below 2/1.2.
@@ -66,7 +66,7 @@ def _add_linear(config, kind):
     config.training.steps = 800
     config.training.eval_every = 200
     config.training.log_every = 40
-    config.evaluation.use = "last"
+    config.evaluation.checkpoint = "last"
     if kind == "trace":
         default.add_penalty(config, "p", kind="trace_norm", strength=0.1, proximal=True)
         default.add_sweep(config, "strength", field="penalties.p.strength", low=1e-3, high=0.5, count=9)
@@ -91,7 +91,7 @@ def _add_text(config, kind):
     config.model.layers = 1
     config.model.width = 16
     config.data.row_length = 90  # ten sentences
-    config.data.rows = 6  # all 60 of them
+    config.data.rows_per_block = 6  # all 60 of them
     config.optimizer.learning_rate = 3e-3
     config.training.steps = 200
     config.training.eval_every = 50

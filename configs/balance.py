@@ -97,10 +97,10 @@ def _glue(which):
         config.optimizer.learning_rate = 1e-3
         config.optimizer.freeze = ("^embed/", "^layer_0[0-4]/")
         config.optimizer.cache_frozen = True
-        config.data.rows = 2
+        config.data.rows_per_block = 2
         config.training.steps = 100
         config.training.eval_every = 0
-    config.data.mixing, config.data.temperature = "all", 1.0  # a block of each task at every step
+    config.data.mixing, config.data.mixing_temperature = "all", 1.0  # a block of each task at every step
     config.training.checkpoint_every = 0
     config.ablation.seeds = 3 if which == "glue" else 5
     rates = tuple(config.optimizer.learning_rate * factor for factor in (0.25, 0.5, 1.0, 2.0, 4.0))

@@ -41,7 +41,7 @@ def get_config():
         metrics=("span_f1",),
         options={"crf": True, "scheme": "iob2", "hidden": 200},
     )
-    config.data.rows = 8
+    config.data.rows_per_block = 8
     config.optimizer.learning_rate = 3e-4
     config.optimizer.groups = {"heads": {"leaves": "^heads/", "rate": 5.0}}
     config.training.steps = 400

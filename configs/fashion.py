@@ -26,7 +26,7 @@ def get_config():
     config.images.channels = 1
     config.tokenizer.kind = "words"
     config.data.row_length = 128
-    config.data.rows = 16
+    config.data.rows_per_block = 16
     config.model.width = 64
     config.model.intermediate = 256
     config.model.initializer_range = 0.1

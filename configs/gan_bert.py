@@ -46,7 +46,7 @@ def get_config(which: str = "mt_gan"):
             config, name, kind="gan_classification", dataset=name, label=label, metrics=("accuracy",), labelled=labelled
         )
     config.data.row_length = 64
-    config.data.rows = 8
+    config.data.rows_per_block = 8
     config.optimizer.freeze = ("^embed/", "^layer_0[0-4]/")
     config.optimizer.cache_frozen = True
     config.optimizer.learning_rate = 1e-3

@@ -10,7 +10,7 @@
                Test F1 0.512, exact match 0.393. Trivial: always "no answer" 0.168 and 0.168; the word before the
                predicate for ARG0, all behind it for ARG1, else none 0.401 and 0.317
     :windows   the same, asked of three sentences at a time, which are read through windows of 48 tokens.
-               Test F1 0.256, exact match 0.209 (no answer: 0.173); with the ends cut off instead (data.overlong =
+               Test F1 0.256, exact match 0.209 (no answer: 0.173); with the ends cut off instead (data.overflow =
                "truncate", the threshold for "no answer" chosen on dev in both) 0.258, 0.196: 600 steps see a
                small part of the questions, no difference is shown
     :relation  the role of a marked argument of a marked predicate (PropBank, 57 roles).
@@ -49,7 +49,7 @@ def get_config(kind: str = "span"):
     config.model.layers = 2
     config.model.width = 128
     config.model.dropout = 0.3
-    config.data.rows = 8
+    config.data.rows_per_block = 8
     config.optimizer.learning_rate = 4e-3
     config.training.steps = 600
     config.training.eval_every = 300
@@ -78,7 +78,7 @@ def _windows(config):
     config.datasets.questions.limit = {"dev": 500, "test": 2000}
     config.tasks.answer.options.none_threshold = 4.0  # chosen on dev: most windows have no answer
     config.data.row_length = 48
-    config.data.rows = 24
+    config.data.rows_per_block = 24
 
 
 def _relation(config):
@@ -108,7 +108,7 @@ def _choice(config):
     )
     default.add_task(config, "ending", kind="multiple_choice", dataset="endings", label="label")
     config.data.row_length = 256  # the four choices of a record share it
-    config.data.rows = 4
+    config.data.rows_per_block = 4
 
 
 def _mlm(config):

@@ -28,8 +28,8 @@ def get_config(sharing: str = "soft"):
     add_conll(config)
     set_sharing(config, sharing)
     config.data.row_length = 256
-    config.data.rows = 32
-    config.data.overlong = "truncate"
+    config.data.rows_per_block = 32
+    config.data.overflow = "truncate"
     config.model.dtype = "bfloat16"
     config.optimizer.learning_rate = 1e-4
     config.optimizer.groups = {"heads": {"leaves": "^heads/", "rate": 10.0}}

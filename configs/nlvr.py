@@ -61,9 +61,9 @@ def get_config(way: str = "pictures"):
     config.images.blank = way == "blank"
     config.tokenizer = ConfigDict({**config.tokenizer.to_dict(), "kind": "words", "lower": True, "min_count": 3})
     config.data.row_length = 64
-    config.data.rows = 16
+    config.data.rows_per_block = 16
     config.data.mixing = "weights"
-    config.data.weights = ConfigDict({"nlvr": 6.0, "boxes": 2.0, "snips": 0.5})
+    config.data.mixing_weights = ConfigDict({"nlvr": 6.0, "boxes": 2.0, "snips": 0.5})
     config.model.layer = "cnn"
     config.model.layers = 2
     config.model.width = 128
@@ -71,5 +71,5 @@ def get_config(way: str = "pictures"):
     config.training.steps = 15000
     config.training.eval_every = 5000
     config.training.checkpoint_every = 5000
-    config.evaluation.use = "last"
+    config.evaluation.checkpoint = "last"
     return config

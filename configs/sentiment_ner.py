@@ -43,8 +43,8 @@ def get_config():
     )
     config.sharing.trunk = "layer_00"
     config.data.row_length = 256
-    config.data.rows = 8
-    config.data.overlong = "truncate"
+    config.data.rows_per_block = 8
+    config.data.overflow = "truncate"
     config.model.layer = "bilstm"
     config.model.layers = 2
     config.model.width = 128

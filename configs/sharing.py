@@ -112,7 +112,7 @@ def get_config(which: str = "cross_stitch"):
     if not which.endswith("_full"):
         config = _small(config)
     if which == "ewt":
-        config.data.rows, config.data.row_length = 4, 64
+        config.data.rows_per_block, config.data.row_length = 4, 64
         config.training.steps = 1200  # three epochs
     config.training.checkpoint_every = 0
     default.add_choice(config, "sharing", settings=ways)
@@ -142,7 +142,7 @@ def _ewt():
     config.model.layers = 2
     config.model.width = 128
     config.model.dropout = 0.3
-    config.data.rows = 8
+    config.data.rows_per_block = 8
     config.optimizer.learning_rate = 4e-3
     config.training.steps = 3000
     config.training.eval_every = 600

@@ -38,7 +38,7 @@ def get_config(encoder: str = "lstm"):
     config.optimizer.groups = {"heads": {"leaves": "^heads/", "rate": 10.0}}
     if encoder == "bert":
         default.use_minilm(config)
-        config.data.rows = 8
+        config.data.rows_per_block = 8
         config.optimizer.learning_rate = 3e-4
         config.training.steps = 500
         config.training.eval_every = 100
@@ -49,7 +49,7 @@ def get_config(encoder: str = "lstm"):
         config.model.layers = 2
         config.model.width = 128
         config.model.dropout = 0.4
-        config.data.rows = 4
+        config.data.rows_per_block = 4
         config.optimizer.learning_rate = 4e-3
         config.optimizer.groups = {}
         config.training.steps = 3000

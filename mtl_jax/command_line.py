@@ -403,7 +403,8 @@ def run():
             raise
         reason = (str(error).strip() or "the machine has no more").splitlines()[0][:300]
         print(
-            f"error: not enough memory: {reason}. Smaller config.data.rows (with config.training.accumulate), "
+            f"error: not enough memory: {reason}. Smaller config.data.rows_per_block (with "
+            "config.training.accumulate), "
             "config.data.row_length or config.model.width need less; config.model.remat does too",
             file=sys.stderr,
         )

@@ -95,13 +95,13 @@ def tiny(tmp_path, monkeypatch):
         config.model.layers = 1
         config.model.width = 8
         config.data.row_length = 16
-        config.data.rows = 8
+        config.data.rows_per_block = 8
         config.optimizer.learning_rate = 1e-2
         config.training.steps = 12
         config.training.eval_every = 6
         config.training.checkpoint_every = 4
         config.training.log_every = 1
-        config.evaluation.rows = 8
+        config.evaluation.rows_per_batch = 8
         for field, value in changes.items():
             node = config
             *path, last = field.split("__")

@@ -90,12 +90,12 @@ def test_overrides_without_a_config_are_of_the_run(tmp_path, monkeypatch):
         f"--workdir={tmp_path}",
         "--config.datasets.news.splits.test=x.jsonl",
         "--config.datasets.news.splits.dev=y.jsonl",
-        "--config.evaluation.rows=4",
+        "--config.evaluation.rows_per_batch=4",
     ]
     monkeypatch.setattr(sys, "argv", flags)
     parse(flags)
     found = command_line.CONFIG.value
-    assert found.evaluation.rows == 4 and found.datasets.news.words == "words"
+    assert found.evaluation.rows_per_batch == 4 and found.datasets.news.words == "words"
     assert found.datasets.news.splits.to_dict() == {"train": ("a", "b"), "dev": "y.jsonl", "test": "x.jsonl"}
     monkeypatch.setattr(sys, "argv", flags := ["launch.py", "--mode=train", "--config.seed=4"])
     with pytest.raises(UserError, match=r"--config\.seed sets a field of a config; name it by --config=FILE"):

@@ -223,7 +223,9 @@ def _of_records(model: inference.Predictor, read: Read) -> list[dict[str, Attrib
             if not wanted:
                 continue
             run = jax.jit(integrated_gradients(objective, experiment.owners["embed"]))
-            at_once = min(experiment.config.evaluation.rows, len(rows.tokens))  # empty rows cost as much as full ones
+            at_once = min(
+                experiment.config.evaluation.rows_per_batch, len(rows.tokens)
+            )  # empty rows cost as much as full ones
             for batch in evaluation_batches(rows, objective.layout, at_once):
                 of_tasks = jax.device_get(run(model.params, batch))
                 for row, slot in zip(*np.nonzero(batch.example[0] >= 0), strict=True):

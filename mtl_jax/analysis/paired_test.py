@@ -144,7 +144,7 @@ def compare(
     configs = {workdir: config_of(workdir) for workdir in (*runs, *against)}
     _require_common_tasks(configs)
     for workdir, config in configs.items():
-        require_checkpoint(workdir, config.evaluation.use)
+        require_checkpoint(workdir, config.evaluation.checkpoint)
     scored: dict[pathlib.Path, dict[str, _Said]] = {}
     for workdir, config in configs.items():
         scored[workdir] = _of_run(workdir, config, split, by, next(iter(scored.items()), None))
@@ -187,7 +187,7 @@ def _of_run(workdir: pathlib.Path, config: Any, split: str, by: str, first: Any)
     if first:
         _require_same_examples(workdir, experiment.corpus, split, *first)
     placement = placement_of(experiment)
-    params = load_params(workdir, config.evaluation.use, abstract_params(experiment, placement)).params
+    params = load_params(workdir, config.evaluation.checkpoint, abstract_params(experiment, placement)).params
     evaluator = make_evaluator(experiment, placement)
     found = {}
     for dataset, splits in experiment.corpus.splits.items():

@@ -115,16 +115,16 @@ _COLUMNS = "layers of which several tasks have their own (config.sharing.trunk, 
 
 RULES = (
     Rule(
-        ("data.blocks",),
+        ("data.blocks_per_batch",),
         lambda c, _: c.data.mixing != "all",
         "a config.data.mixing by which blocks are drawn; with 'all' each data set has its own",
     ),
-    Rule(("data.temperature",), _of("data.mixing", "temperature"), "config.data.mixing = 'temperature'"),
-    Rule(("data.weights",), _of("data.mixing", "weights"), "config.data.mixing = 'weights'"),
+    Rule(("data.mixing_temperature",), _of("data.mixing", "temperature"), "config.data.mixing = 'temperature'"),
+    Rule(("data.mixing_weights",), _of("data.mixing", "weights"), "config.data.mixing = 'weights'"),
     Rule(
-        ("data.stride",),
-        lambda c, _: not c.data.overlong and any(_labels(c, t) == "span" for t in c.tasks.values()),
-        "windows: a task of kind 'span', and config.data.overlong = ''",
+        ("data.window_stride",),
+        lambda c, _: not c.data.overflow and any(_labels(c, t) == "span" for t in c.tasks.values()),
+        "windows: a task of kind 'span', and config.data.overflow = ''",
     ),
     Rule(
         ("data.seed",),

@@ -169,6 +169,6 @@ def _check_masked(config, name, where, say):
 
 
 def check_mixing(config, say):
-    for name, weight in config.data.weights.items():
-        check_range(f"config.data.weights.{name}", weight, 0.0, None, say)
-    check_names("config.data.weights", config.data.weights, config.datasets, say)
+    for name, weight in config.data.mixing_weights.items():
+        check_range(f"config.data.mixing_weights.{name}", weight, 0.0, None, say)
+    check_names("config.data.mixing_weights", config.data.mixing_weights, config.datasets, say)

@@ -27,7 +27,6 @@ FREE_FIELDS = (
     "training.placement",
     "training.mesh",
     "evaluation",
-    "data.cache",
 )
 
 

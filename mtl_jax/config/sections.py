@@ -18,28 +18,28 @@ class Data(Protocol):
 
     # Draws carved-out splits and limited subsets: the same data whatever config.seed.
     seed: int = 0
-    # T, tokens in a row; a longer text is cut, see overlong.
+    # T, tokens in a row; a longer text is cut, see overflow.
     row_length: int = 128
     # R, rows in a block, over all devices; tokens in a step = blocks × rows × row_length.
-    rows: int = 16
+    rows_per_block: int = 16
     # Several examples in a row; False: one example in a row.
-    pack: bool = True
+    packing: bool = True
     # "all": a block of every data set in every batch. Otherwise the data set of each block is drawn: "size" |
     # "temperature" (∝ size^(1/temperature)) | "weights" | "round_robin".
     mixing: Literal["all", "size", "temperature", "weights", "round_robin"] = "all"
     # B, blocks in a batch where they are drawn (mixing other than "all").
-    blocks: int = 1
+    blocks_per_batch: int = 1
     # For mixing = "temperature".
-    temperature: float = 1.0
+    mixing_temperature: float = 1.0
     # For mixing = "weights": data set -> relative weight.
-    weights: Mapping[str, float]
+    mixing_weights: Mapping[str, float]
     # "truncate" | "split" (between words) | "error". "": split where a task labels words, overlapping windows where a
     # task looks for answers (kind "span"), else truncate.
-    overlong: Literal["", "truncate", "split", "error"] = ""
+    overflow: Literal["", "truncate", "split", "error"] = ""
     # Tokens from the beginning of one window to that of the next; 0 = half of the tokens that a window holds.
-    stride: int = 0
+    window_stride: int = 0
     # Largest fraction of dev or test labels that train lacks; more is an error.
-    max_unseen: float = 0.05
+    max_unseen_labels: float = 0.05
 
 
 class Tokenizer(Protocol):
@@ -278,11 +278,11 @@ class Evaluation(Protocol):
     """What is scored."""
 
     # Rows in a batch of evaluation.
-    rows: int = 32
+    rows_per_batch: int = 32
     # Scored at the end; "dev" also at every evaluation.
     splits: tuple[str, ...] = ("dev", "test")
     # Parameters scored at the end and saved for prediction: "best" by dev score | "last".
-    use: Literal["best", "last"] = "best"
+    checkpoint: Literal["best", "last"] = "best"
 
 
 class Ablation(Protocol):

@@ -13,7 +13,7 @@ import numpy as np
 from mtl_jax.data import datasets as datasets_module
 from mtl_jax.data import packed_labels, packing, sampler
 from mtl_jax.data.batch import BatchLayout, PackedRows
-from mtl_jax.data.encoding.encode import OVERLONG, EncodedSplit, copy_for_predicates
+from mtl_jax.data.encoding.encode import OVERFLOW, EncodedSplit, copy_for_predicates
 from mtl_jax.data.encoding.record_inputs import RecordInputs
 from mtl_jax.data.files import array_cache
 from mtl_jax.data.files.location import Location
@@ -86,12 +86,12 @@ def load(
     row_length: int,
     max_length: int | None = None,
     pack: bool = True,
-    overlong: str = "auto",
+    overflow: str = "auto",
     stride: int = 0,
     seed: int = 0,
     tasks: Sequence[str] | None = None,
     mixing: sampler.Mixing | None = None,
-    max_unseen: float = 0.05,
+    max_unseen_labels: float = 0.05,
     cut: PatchSpec | None = None,
     read: Callable[..., Any] | None = None,
 ) -> Corpus:
@@ -105,7 +105,7 @@ def load(
       row_length: T of every row.
       max_length: tokens of a piece at most, by default `row_length`.
       pack: False for one piece a row.
-      overlong: "auto" splits long sentences of data sets with word-level or predicate-level tasks at words, reads texts
+      overflow: "auto" splits long sentences of data sets with word-level or predicate-level tasks at words, reads texts
         with answers in them through windows, and truncates the others; "truncate", "split", "error": see
         `encoding.encode_with_patches`.
       stride: of windows, see there.
@@ -113,7 +113,7 @@ def load(
       tasks: names of the tasks to train, all by default. Data sets that none of them reads are left out; the rows of
         the others stay the same.
       mixing: how data sets share the batches.
-      max_unseen: the largest share of a split's labels that train may lack.
+      max_unseen_labels: the largest share of a split's labels that train may lack.
       cut: how pictures become patches; the size is that of the data set's entry.
       read: `datasets.read_dataset` by default.
 
@@ -121,7 +121,7 @@ def load(
       UserError: see the readers, `labels`, `encoding` and `pictures`; besides tasks of one name, and unknown names.
     """
     read = read or datasets_module.read_dataset
-    chosen = _check(datasets, specs, row_length, max_length, overlong, tasks)
+    chosen = _check(datasets, specs, row_length, max_length, overflow, tasks)
     used = [name for name in datasets if any(spec.dataset == name for spec in chosen)]
     is_factory = not hasattr(tokenizer, "single")
     read_data = {name: read(name, datasets[name], seed) for name in datasets if is_factory or name in used}
@@ -139,8 +139,8 @@ def load(
     for name in used:
         # All tasks of the config shape the rows; labels are kept of the chosen ones only.
         own = [spec for spec in specs if spec.dataset == name]
-        how = resolve_overflow(overlong, units[name]["train"], own)
-        settings = EncodingSettings(row_length, max_length or row_length, pack, how, stride, max_unseen, seed)
+        how = resolve_overflow(overflow, units[name]["train"], own)
+        settings = EncodingSettings(row_length, max_length or row_length, pack, how, stride, max_unseen_labels, seed)
         kept = [spec for spec in own if spec in chosen]
         prepared[name] = prepare_dataset(name, units[name], own, kept, tokenizer, settings)
         for split, count in read_data[name].available.items():
@@ -185,7 +185,7 @@ def corpus_for_prediction(
     row_length: int,
     max_length: int | None = None,
     pack: bool = True,
-    overlong: str = "auto",
+    overflow: str = "auto",
     stride: int = 0,
     cut: PatchSpec | None = None,
     form: image_store.ImageSpec | None = None,
@@ -198,7 +198,7 @@ def corpus_for_prediction(
       records: M records with the fields that `entry` names as `text` or `words`.
       entry: the data set's entry.
       specs: its tasks.
-      vocabularies, tokenizer, row_length, max_length, pack, overlong, stride, cut: as `load` gave and took them.
+      vocabularies, tokenizer, row_length, max_length, pack, overflow, stride, cut: as `load` gave and took them.
       form: of the pictures in training, where the data set has pictures; they have to be of one size with those.
       folder: what paths of pictures start from.
       like: rows of the same data set: these have as many example slots and label positions, unless a piece needs more.
@@ -209,7 +209,7 @@ def corpus_for_prediction(
         size = form.sizes[specs[0].dataset]
         album, illustrated = patches.add_pictures({"input": units}, entry, folder, cut, size, form.max_patches)
         units = illustrated["input"]
-    how = resolve_overflow(overlong, units, specs)
+    how = resolve_overflow(overflow, units, specs)
     encoded = encode_with_patches(units, tokenizer, max_length or row_length, how, stride)
     gold = {
         spec.task: golds.unknown_labels(spec, units)
@@ -236,7 +236,7 @@ def corpus_for_prediction(
     return rows._replace(labels=rows.labels | hidden), Split(records, encoded, units)
 
 
-def _check(datasets, specs, row_length, max_length, overlong, tasks) -> list[LabelSpec]:
+def _check(datasets, specs, row_length, max_length, overflow, tasks) -> list[LabelSpec]:
     """The specs of the tasks to train, in the order of `specs`."""
     names = [spec.task for spec in specs]
     if twice := sorted({name for name in names if names.count(name) > 1}):
@@ -249,8 +249,8 @@ def _check(datasets, specs, row_length, max_length, overlong, tasks) -> list[Lab
             raise _no_such("task", name, names)
     if not specs or (tasks is not None and not tasks):
         raise UserError("no task to train")
-    if overlong not in ("auto", *OVERLONG):
-        raise UserError(f"overlong: {overlong!r} is none of auto, {', '.join(OVERLONG)}")
+    if overflow not in ("auto", *OVERFLOW):
+        raise UserError(f"overflow: {overflow!r} is none of auto, {', '.join(OVERFLOW)}")
     if max_length is not None and not 1 <= max_length <= row_length:
         raise UserError(f"max_length {max_length} should be from 1 to row_length {row_length}")
     return [spec for spec in specs if tasks is None or spec.task in tasks]

@@ -28,14 +28,14 @@ from mtl_jax.errors import UserError
 
 
 class EncodingSettings(NamedTuple):
-    """How a data set is encoded; the fields are those of `corpus.load`, `overlong` without "auto"."""
+    """How a data set is encoded; the fields are those of `corpus.load`, `overflow` without "auto"."""
 
     row_length: int
     max_length: int
     pack: bool
-    overlong: str
+    overflow: str
     stride: int
-    max_unseen: float
+    max_unseen_labels: float
     seed: int
 
 
@@ -162,7 +162,7 @@ def _classes(
     notes, spans = [], None
     if spec.level in ("word", "predicate"):
         spec, raw, spans, notes = tag_columns.unify_tags(spec, raw, {s: u.word_counts for s, u in units.items()})
-    names, odd = vocabulary.build_vocabulary(spec, raw, settings.max_unseen)
+    names, odd = vocabulary.build_vocabulary(spec, raw, settings.max_unseen_labels)
     gold = {split: vocabulary.encode_labels(values, spec, names) for split, values in raw.items()}
     notes += [*odd, *label_notes.contradictions(spec, raw, units)]
     return dataclasses.replace(names, spans=spans), gold, notes
@@ -234,12 +234,12 @@ def _shuffled(split: EncodedSplit, name: str) -> Any:
     return encoding.concatenated_ranges(first[order], sizes[order])[1]
 
 
-def resolve_overflow(overlong: str, units: RecordInputs, specs: Sequence[LabelSpec]) -> str:
+def resolve_overflow(overflow: str, units: RecordInputs, specs: Sequence[LabelSpec]) -> str:
     """What "auto" means for a data set with the tasks `specs`: split where words are labelled, or hidden; windows where
     answers are looked for.
     """
-    if overlong != "auto":
-        return overlong
+    if overflow != "auto":
+        return overflow
     levels_ = {spec.level for spec in specs}
     if units.words is not None and levels_ & {"word", "predicate", "token"}:
         return "split"
@@ -251,13 +251,13 @@ def _cached(units: RecordInputs, tokenizer: Tokenizer, settings: EncodingSetting
         "units": units.fingerprint(),
         "tokenizer": tokenizer.fingerprint,
         "max_length": settings.max_length,
-        "overlong": settings.overlong,
+        "overflow": settings.overflow,
         "stride": settings.stride,
     }
 
     def make():
         arrays = encode_with_patches(
-            units, tokenizer, settings.max_length, settings.overlong, settings.stride
+            units, tokenizer, settings.max_length, settings.overflow, settings.stride
         )._asdict()
         del arrays["labels"], arrays["targets"]
         return {name: array for name, array in arrays.items() if array is not None}
@@ -266,10 +266,10 @@ def _cached(units: RecordInputs, tokenizer: Tokenizer, settings: EncodingSetting
 
 
 def encode_with_patches(
-    units: RecordInputs, tokenizer: Tokenizer, max_length: int, overlong: str, stride: int
+    units: RecordInputs, tokenizer: Tokenizer, max_length: int, overflow: str, stride: int
 ) -> EncodedSplit:
     """`encoding.encode_with_patches`, with the patches of pictures where the units have some."""
-    encoded = encoding.encode(units, tokenizer, max_length, overlong, stride)
+    encoded = encoding.encode(units, tokenizer, max_length, overflow, stride)
     return (
         encoded
         if units.pictures is None

@@ -61,7 +61,7 @@ class Predictor:
     def _rows_of(self, rows: PackedRows) -> int:
         """R: no more rows than there are, so that a few texts are not a batch of empty rows."""
         shards = self._placement.row_shards
-        most = self.experiment.config.evaluation.rows
+        most = self.experiment.config.evaluation.rows_per_batch
         least = min(most, max(len(rows.tokens), 1))
         return least + -least % shards
 

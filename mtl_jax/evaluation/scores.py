@@ -34,9 +34,10 @@ def placement_of(experiment: Experiment) -> Placement:
     """
     training = experiment.config.training
     placement = place(training.placement, training.mesh.to_dict(), experiment.spec.slices, len(experiment.tasks))
-    if experiment.config.data.rows % placement.row_shards:
+    if experiment.config.data.rows_per_block % placement.row_shards:
         raise UserError(
-            f"config.data.rows: {experiment.config.data.rows} rows cannot be split over {placement.row_shards} "
+            f"config.data.rows_per_block: {experiment.config.data.rows_per_block} rows cannot be split over "
+            f"{placement.row_shards} "
             f"devices; take a multiple of {placement.row_shards}"
         )
     return placement
@@ -44,7 +45,7 @@ def placement_of(experiment: Experiment) -> Placement:
 
 def make_evaluator(experiment: Experiment, placement: Placement, tasks: Collection[str] | None = None) -> Evaluator:
     """The evaluator of an experiment. `tasks`: to predict; None for all."""
-    rows = experiment.config.evaluation.rows
+    rows = experiment.config.evaluation.rows_per_batch
     rows += -rows % placement.row_shards
     shards = placement.row_shards
     return Evaluator(experiment.objective_for, experiment.corpus, rows, placement.put_eval, tasks, shards)

@@ -134,7 +134,7 @@ def assemble(config: Any, data: Corpus, architecture: Architecture | None, pretr
 
     train = {name: rows["train"] for name, rows in data.rows.items() if "train" in rows}
 
-    first = BatchSampler(train, data.layout, config.seed, config.data.rows, mixing(config)) if train else None
+    first = BatchSampler(train, data.layout, config.seed, config.data.rows_per_block, mixing(config)) if train else None
     batches = first.with_seed if first else None
     return Experiment(config, data, batches, tasks, owned, objective_for, spec, hyper, init_params, init, model)
 

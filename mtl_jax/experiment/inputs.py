@@ -81,13 +81,13 @@ def load_corpus(config: Any, encoder: pretrained.Pretrained | None, read: Callab
         tokenizer,
         row_length=config.data.row_length,
         max_length=max_length(config, encoder.architecture if encoder else None),
-        pack=config.data.pack,
-        overlong=config.data.overlong or "auto",
-        stride=config.data.stride,
+        pack=config.data.packing,
+        overflow=config.data.overflow or "auto",
+        stride=config.data.window_stride,
         seed=config.data.seed,
         tasks=tuple(config.train_on) or None,
         mixing=mixing(config),
-        max_unseen=config.data.max_unseen,
+        max_unseen_labels=config.data.max_unseen_labels,
         cut=cut(config),
         read=read,
     )
@@ -188,5 +188,5 @@ def mixing(config: Any) -> Mixing:
     """How the data sets share the batches."""
     data, trained = config.data, tuple(config.train_on) or tuple(config.tasks)
     left_out = {entry.dataset for entry in config.tasks.values()} - {config.tasks[name].dataset for name in trained}
-    weights = tuple((name, weight) for name, weight in data.weights.items() if name not in left_out)
-    return Mixing(data.mixing, data.blocks, data.temperature, weights)
+    weights = tuple((name, weight) for name, weight in data.mixing_weights.items() if name not in left_out)
+    return Mixing(data.mixing, data.blocks_per_batch, data.mixing_temperature, weights)

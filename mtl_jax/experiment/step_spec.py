@@ -147,7 +147,7 @@ def _shared(config, method, aggregation, trained, owned, tasks, auxiliary):
             "(config.sharing.read = 'top', no depths)"
         )
     training = config.training
-    if problem := aggregated.require(found, config.data.rows, training.accumulate, training.placement):
+    if problem := aggregated.require(found, config.data.rows_per_block, training.accumulate, training.placement):
         raise UserError(problem)
     return found
 

@@ -45,7 +45,7 @@ COMMON = (
     "tokenizer",
     "model",
     "data.row_length",
-    "data.max_unseen",
+    "data.max_unseen_labels",
     "data.seed",
     "seed",
     "sharing.read",

@@ -96,7 +96,7 @@ def evaluate(
 
     config = copy.deepcopy(config)
     with config.unlocked():
-        config.data.max_unseen = 1.0  # labels that the run lacks are told and counted as wrong
+        config.data.max_unseen_labels = 1.0  # labels that the run lacks are told and counted as wrong
         config.evaluation.splits = tuple(dict.fromkeys(split for own in splits.values() for split in own))
     experiment = build(config, taught=False, read=read)
     _require_same_model(experiment.corpus, artifacts.load(workdir), workdir)

@@ -146,7 +146,7 @@ def _predicted(experiment, placement, params, dataset: str, name: str, temperatu
 
     rows = experiment.corpus.rows[dataset]["input"]
     encoded = experiment.corpus.splits[dataset]["input"].encoded
-    count = experiment.config.evaluation.rows
+    count = experiment.config.evaluation.rows_per_batch
     count += -count % placement.row_shards
     outputs = []
     with progress_bar(f"teacher of {name}", "row", len(rows.tokens), leave=False) as bar:
@@ -214,7 +214,7 @@ def _packed(config: Any, data: Corpus, task: str, soft: GoldLabels) -> dict[str,
     capacities = Capacities(**data.statistics["datasets"][dataset]["capacities"])
     classes = {spec.task: len(data.vocabularies[spec.task].names) for spec in specs}
     encoded = encoded._replace(labels={**encoded.labels, task: soft})
-    arrays = packing.pack(encoded, specs, classes, capacities, config.data.pack).labels[task]
+    arrays = packing.pack(encoded, specs, classes, capacities, config.data.packing).labels[task]
     return {"teacher": arrays["value"], "teacher_mask": arrays["mask"]}
 
 

@@ -77,7 +77,7 @@ def train(config: Any, workdir: pathlib.Path) -> dict[str, Any] | None:
                     None where a value is not defined
         means       {split: {"mean": of the tasks' first metrics, "tasks", "metrics"}}, see `scores.means`
         examples    {task: {split: {"scored": examples, "total": examples before `limit`}}}
-        step        of the parameters that were scored, see config.evaluation.use
+        step        of the parameters that were scored, see config.evaluation.checkpoint
         seconds     wall-clock time of the run, compilation and evaluation included, over all its starts
         distances   {"task | task": {"distance": ‖Θi − Θj‖, "relative": to the mean norm}}; empty where all is shared
         parameters  their number
@@ -376,7 +376,7 @@ class _Run:
                 "take another --workdir"
             )
         best = self.progress.best_step
-        if self.config.evaluation.use == "best" and best not in (None, step):
+        if self.config.evaluation.checkpoint == "best" and best not in (None, step):
             params, step, _ = load_params(workdir, str(best), abstract_params(self.experiment, self.placement))
         scores, sizes, remarks = score_splits(self.evaluator, self.experiment, params, {"dev": self.dev.get(step)})
         effects = self._effects(workdir, params)

@@ -34,8 +34,8 @@ def linear_config(penalty="l2_to_mean", strength=0.02, tasks=3, **options):
     config.model.width = 1
     config.model.dropout = 0.0
     config.data.row_length = 12  # four examples
-    config.data.rows = 8  # all 32 of them
-    config.evaluation.rows = 8
+    config.data.rows_per_block = 8  # all 32 of them
+    config.evaluation.rows_per_batch = 8
     config.optimizer.name = "sgd"
     config.optimizer.learning_rate = 2.0
     config.optimizer.weight_decay = 0.0

@@ -123,7 +123,7 @@ def test_scores_are_scikit_learns():
 
 def test_packing_changes_nothing():
     config, *_, packed = solved()
-    config.data.pack = False
+    config.data.packing = False
     single = REFERENCES["linear"](config, load_corpus(config, None), "l2_to_mean", 0.02)
     np.testing.assert_allclose(single["weights"], packed["weights"], atol=1e-9)
 

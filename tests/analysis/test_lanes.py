@@ -98,7 +98,9 @@ def test_tied_lanes_are_tied_and_single_ones_not(tiny):
 
 @pytest.mark.parametrize(("layout", "resident"), [("vmap", "device"), ("map", "host")])
 def test_layout_and_place_of_the_data_change_nothing(tiny, differs, layout, resident):
-    config = grid(tiny, optimizer__name="sgd", data__mixing="size", data__blocks=2, training__accumulate=2, **QUICK)
+    config = grid(
+        tiny, optimizer__name="sgd", data__mixing="size", data__blocks_per_batch=2, training__accumulate=2, **QUICK
+    )
     want, want_losses, _ = trained(config, "map", 30, resident="device")
     found, found_losses, _ = trained(config, layout, 30, resident=resident)
     differs(f"lanes by {layout}, rows on the {resident}", distance(found.params, want.params), 0.0, 1e-6)

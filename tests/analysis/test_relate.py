@@ -38,7 +38,7 @@ def quick(tiny, **changes):
             "relate__seeds": 2,
             "relate__every": 2,
             "relate__inputs": 20,
-            "data__rows": 4,
+            "data__rows_per_block": 4,
             **changes,
         }
     )
@@ -51,7 +51,7 @@ def test_lanes_are_all_tasks_and_all_pairs(tiny):
     found = [tuple(s.fields[f"tasks.{t}.weight"] for t in config.tasks) for s in planned.programs[0].settings]
     assert found == [(1, 0, 0), (0, 0.5, 0), (0, 0, 1), (1, 0.5, 0), (1, 0, 1), (0, 0.5, 1)]
     assert planned.seeds == (0, 1) and planned.lane_steps == 6 * 2 * 3
-    assert planned.programs[0].config.evaluation.use == "last"
+    assert planned.programs[0].config.evaluation.checkpoint == "last"
 
 
 def test_gains_are_paired_differences(differs):

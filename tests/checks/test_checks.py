@@ -56,10 +56,14 @@ def test_strengths_are_finite_and_not_negative(tiny, strength):
 
 def test_types(tiny):
     fields = to_plain(tiny())
-    fields["training"]["steps"], fields["data"]["pack"], fields["seed"] = 1.5, 1, None
+    fields["training"]["steps"], fields["data"]["packing"], fields["seed"] = 1.5, 1, None
     with pytest.raises(UserError) as error:
         checks.check(from_plain(fields))
-    for said in ("training.steps: 1.5 should be a whole number", "data.pack: 1 should be True or False", "seed: None"):
+    for said in (
+        "training.steps: 1.5 should be a whole number",
+        "data.packing: 1 should be True or False",
+        "seed: None",
+    ):
         assert f"config.{said}" in str(error.value)
 
 

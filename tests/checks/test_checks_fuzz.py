@@ -71,7 +71,7 @@ def base() -> ConfigDict:
     config.tokenizer.kind = "words"
     config.model.layer, config.model.layers, config.model.width = "cnn", 1, 4
     config.sharing.trunk = "none"
-    config.data.row_length, config.data.rows = 8, 8
+    config.data.row_length, config.data.rows_per_block = 8, 8
     return config
 
 

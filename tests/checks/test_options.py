@@ -112,7 +112,7 @@ def base(folder, text=None) -> ConfigDict:
         default.add_task(config, f"task_{name}", kind="classification", dataset=f"data_{name}", label="class")
     config.tokenizer.kind = "words"
     config.model.layer, config.model.layers, config.model.width = "cnn", 1, 4
-    config.data.row_length, config.data.rows, config.training.steps = 16, 8, 20
+    config.data.row_length, config.data.rows_per_block, config.training.steps = 16, 8, 20
     config.training.eval_every = 10
     return config
 
@@ -192,8 +192,10 @@ CONTEXTS = {
     "span": span,
     "transformer": with_(model__layer="transformer"),
     "groups": with_(sharing__groups={"layer_00": (("task_a",), ("task_b",))}),
-    "temperature": with_(data__mixing="temperature", data__temperature=2.0),
-    "weights": with_(data__mixing="weights", data__blocks=2, data__weights={"data_a": 1.0, "data_b": 1.0}),
+    "temperature": with_(data__mixing="temperature", data__mixing_temperature=2.0),
+    "weights": with_(
+        data__mixing="weights", data__blocks_per_batch=2, data__mixing_weights={"data_a": 1.0, "data_b": 1.0}
+    ),
     "sgd": with_(optimizer__name="sgd"),
     "maml": with_(meta__method="maml"),
     "reptile": with_(meta__method="reptile"),
@@ -289,13 +291,13 @@ CHANGES = {
     "auxiliary": ({"adversarial": 0.3},),
     "data.seed": (1,),
     "data.row_length": (24,),
-    "data.rows": (16,),
-    "data.pack": (False,),
+    "data.rows_per_block": (16,),
+    "data.packing": (False,),
     "data.mixing": ("size",),
-    "data.blocks": (3,),
-    "data.temperature": (3.0,),
-    "data.weights": ({"data_a": 1.0, "data_b": 3.0},),
-    "data.stride": (3,),
+    "data.blocks_per_batch": (3,),
+    "data.mixing_temperature": (3.0,),
+    "data.mixing_weights": ({"data_a": 1.0, "data_b": 3.0},),
+    "data.window_stride": (3,),
     "tokenizer.kind": ("words", "pretrained"),
     "tokenizer.path": ("@",),
     "tokenizer.lower": (True,),
@@ -403,8 +405,8 @@ CHANGES = {
 }
 # fields that act beside the train step: the file in which they do
 ELSEWHERE = {
-    "data.max_unseen": "data/preparation.py",
-    "data.overlong": "experiment/inputs.py",
+    "data.max_unseen_labels": "data/preparation.py",
+    "data.overflow": "experiment/inputs.py",
     "images.pretrained": "experiment/inputs.py",
     "model.vectors": "experiment/model.py",
     "model.pretrained_wheel": "experiment/inputs.py",
@@ -414,9 +416,9 @@ ELSEWHERE = {
     "training.checkpoint_every": "runs/train.py",
     "training.early_stop": "runs/train.py",
     "training.platform": "runs/train.py",
-    "evaluation.rows": "evaluation/scores.py",
+    "evaluation.rows_per_batch": "evaluation/scores.py",
     "evaluation.splits": "evaluation/scores.py",
-    "evaluation.use": "runs/train.py",
+    "evaluation.checkpoint": "runs/train.py",
     "datasets.data_a.reader": "data/datasets/entry.py",
     "datasets.data_a.path": "data/datasets/split_locations.py",
     "datasets.data_a.wheel": "data/datasets/split_locations.py",

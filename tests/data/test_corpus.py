@@ -166,12 +166,12 @@ def test_cache_folder(monkeypatch, tmp_path):
         ([LabelSpec("t", "tolk", "y")], {}, "task t: there is no data set 'tolk'.*Did you mean 'talk'"),
         (SPECS, {"tasks": ["intnt"]}, "there is no task 'intnt'.*Did you mean 'intent'"),
         (SPECS, {"tasks": []}, "no task to train"),
-        (SPECS, {"overlong": "cut"}, "overlong: 'cut'"),
-        (SPECS, {"overlong": "error"}, "talk.train:3: 10 tokens"),
+        (SPECS, {"overflow": "cut"}, "overflow: 'cut'"),
+        (SPECS, {"overflow": "error"}, "talk.train:3: 10 tokens"),
         (SPECS, {"max_length": 9}, "max_length 9"),
         ([LabelSpec("t", "pairs", "score", "word")], {}, "plain text; name the field"),
         ([LabelSpec("t", "talk", "intend")], {}, "no field 'intend'.*Did you mean 'intent'"),
-        (SPECS, {"max_unseen": 0.03}, "max_unseen"),
+        (SPECS, {"max_unseen_labels": 0.03}, "max_unseen_labels"),
     ],
 )
 def test_bad_input(specs, kwargs, message):

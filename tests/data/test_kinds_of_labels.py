@@ -317,7 +317,7 @@ def test_spans_of_every_example_are_in_the_rows_once(lengths, packed):
         )
         fields = {"q": "which one ?", "c": " ".join(context), "answers": None if n % 5 == 4 else label}
         records.append(Record(fields, "f", n))
-    corpus = corpus_of(records, {"text": ("q", "c")}, SPAN, pack=packed, overlong="truncate")
+    corpus = corpus_of(records, {"text": ("q", "c")}, SPAN, pack=packed, overflow="truncate")
     rows = corpus.rows["d"]["train"]
     found, seen, cut = rows.labels["answer"], set(), 0
     for row in range(len(rows.tokens)):

@@ -13,11 +13,11 @@ def records(*values, field="y"):
     return [Record({field: value}, "data.jsonl", n) for n, value in enumerate(values, 1)]
 
 
-def gold(spec, train, dev=None, max_unseen=0.05, **more):
+def gold(spec, train, dev=None, max_unseen_labels=0.05, **more):
     splits = {"train": collect_labels(records(*train), spec, **more)}
     if dev is not None:
         splits["dev"] = collect_labels(records(*dev), spec, **more)
-    vocabulary, notes = build_vocabulary(spec, splits, max_unseen)
+    vocabulary, notes = build_vocabulary(spec, splits, max_unseen_labels)
     return vocabulary, {name: encode_labels(raw, spec, vocabulary) for name, raw in splits.items()}, notes
 
 
@@ -43,9 +43,9 @@ def test_unseen_labels_are_counted_then_refused():
     assert vocabulary == LabelVocabulary(("a", "b"), ("new",))
     assert found["dev"].value[-1] == 2 and found["dev"].known[-1]
     assert "1 labels of dev (2.50%)" in notes[0] and "new" in notes[0]
-    with pytest.raises(UserError, match=r"10\.00%.*data\.jsonl:10.*max_unseen"):
+    with pytest.raises(UserError, match=r"10\.00%.*data\.jsonl:10.*max_unseen_labels"):
         gold(spec, ["a", "b"], ["a"] * 9 + ["new"])
-    gold(spec, ["a", "b"], ["a"] * 9 + ["new"], max_unseen=0.1)
+    gold(spec, ["a", "b"], ["a"] * 9 + ["new"], max_unseen_labels=0.1)
 
 
 def test_no_training_label_at_all():

@@ -273,7 +273,7 @@ def test_a_task_on_any_reader_gets_tags_in_one_scheme(tmp_path, monkeypatch, rea
     options = {"conll": {"columns": ("w", "y")}, "parallel": parallel}
     entry = {"reader": reader, "path": str(tmp_path), "splits": {"train": "train", "dev": "dev"}, "words": "w"}
     entry["options"] = options.get(reader, {})
-    corpus = load({"d": entry}, [spec()], WordVocabulary(), row_length=8, max_unseen=1.0)
+    corpus = load({"d": entry}, [spec()], WordVocabulary(), row_length=8, max_unseen_labels=1.0)
     vocabulary = corpus.vocabularies["t"]
     assert vocabulary.names == ("O", "B-X", "B-Y", "I-X") and vocabulary.extra == ("B-W", "I-W") and vocabulary.spans
     place = {"jsonl": "dev:1", "conll": "dev:3", "parallel": "dev/w:1"}[reader]

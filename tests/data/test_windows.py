@@ -141,5 +141,5 @@ def test_windows_without_the_answer_do_not_make_questions_unanswerable():
 
 
 def test_windows_are_refused_by_name_where_they_cannot_be():
-    with pytest.raises(UserError, match="overlong: 'window' is none of"):
-        corpus_of([context(0, 30, (1, 1))[1]], overlong="window")
+    with pytest.raises(UserError, match="overflow: 'window' is none of"):
+        corpus_of([context(0, 30, (1, 1))[1]], overflow="window")

@@ -51,7 +51,7 @@ def test_every_kind_of_layer_learns(tiny, layer, dtype):
 def test_packed_rows_give_what_single_rows_give(tiny, layer, differs):
     """Example by example, every head: the same predictions and probabilities to 1e-5, and the same loss."""
     packed = build(tiny(model__layer=layer, model__heads=2, data__row_length=32))
-    single = build(tiny(model__layer=layer, model__heads=2, data__row_length=32, data__pack=False))
+    single = build(tiny(model__layer=layer, model__heads=2, data__row_length=32, data__packing=False))
     assert len(packed.corpus.rows["texts"]["dev"].tokens) < len(single.corpus.rows["texts"]["dev"].tokens) / 2
     rng = np.random.default_rng(0)  # far from the first values, where all predictions are nearly the same
     params = jax.tree.map(lambda x: x + rng.normal(0, 0.3, x.shape).astype(np.float32), packed.init_params(0))

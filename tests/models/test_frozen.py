@@ -39,7 +39,7 @@ def config_of(tiny, encoder, **changes):
         model__layers=0,
         model__pretrained=encoder,
         model__dropout=0.0,
-        data__rows=2,
+        data__rows_per_block=2,
         optimizer__name="sgd",
         **{"optimizer__freeze": ("^embed/", "^layer_00/"), "train_on": ("color", "long"), **changes},
     )

@@ -111,10 +111,10 @@ def test_a_split_without_targets_has_no_score_of_the_task(writer, tmp_path):
 def test_micro_batches_and_tasks_left_out_change_neither_targets_nor_dropout(writer, decoder):
     own = {"decoder": decoder, "heads": 2 if decoder == "transformer" else 0}
     rates = {"model__dropout": 0.3, "model__attention_dropout": 0.2}
-    config = writer(own, training__steps=1, data__rows=8, optimizer__name="sgd", **rates)
+    config = writer(own, training__steps=1, data__rows_per_block=8, optimizer__name="sgd", **rates)
     experiment, (whole, metrics) = one_step(config)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(whole.params)) and not metrics["bad_steps"]
-    config.data.rows, config.training.accumulate = 4, 2
+    config.data.rows_per_block, config.training.accumulate = 4, 2
     _, (parts, _) = one_step(config)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), whole.params, parts.params)
     changed = jax.jit(lambda s, b, h: train_step(experiment.spec, s, b, h))(

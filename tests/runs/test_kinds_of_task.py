@@ -80,8 +80,8 @@ def make(tmp_path, monkeypatch):
         config.model.layers = 1
         config.model.width = 8
         config.data.row_length = 32
-        config.data.rows = 8
-        config.evaluation.rows = 8
+        config.data.rows_per_block = 8
+        config.evaluation.rows_per_batch = 8
         config.evaluation.splits = ("dev",)
         config.optimizer.learning_rate = 1e-2
         config.training.steps = 4
@@ -190,7 +190,7 @@ def test_steps_scores_lanes_and_predictions(make, tmp_path, differs):
     lane = scores.LaneScores(experiment, lanes.shape_of(1, 1, "map")).score(
         jax.tree.map(lambda leaf: np.repeat(leaf, 8, 1), stacked), "dev", lambda: None
     )[0][0]
-    alone = build(make(data__pack=False))
+    alone = build(make(data__packing=False))
     one_by_one = make_evaluator(alone, placement_of(alone)).score(whole.params, "dev")
     for task, values in found.items():
         differs(f"scores of lanes, {task}", list(lane[task].values()), list(values.values()), 1e-4)
@@ -233,7 +233,7 @@ def test_steps_scores_lanes_and_predictions(make, tmp_path, differs):
 
 def test_answers_in_windows_are_scored_by_question_and_predicted_as_scored(make, tmp_path):
     """A row holds the question, [SEP] and three words of the text at a time."""
-    config = make(train_on=("answer",), data__row_length=7, data__stride=1)
+    config = make(train_on=("answer",), data__row_length=7, data__window_stride=1)
     config.tasks.answer.options = {"none_threshold": 3.0}  # else so short a training ends in no answer to all
     experiment = build(config)
     encoded = experiment.corpus.splits["questions"]["dev"].encoded
@@ -273,8 +273,8 @@ def test_answers_in_windows_are_scored_by_question_and_predicted_as_scored(make,
 
 
 def test_hidden_tokens_are_keyed_by_seed_step_data_set_and_row(make):
-    experiment = build(make(data__rows=2))
-    alone = build(make(train_on=("hidden",), data__rows=3))
+    experiment = build(make(data__rows_per_block=2))
+    alone = build(make(train_on=("hidden",), data__rows_per_block=3))
     seen = {}
     for built in (experiment, alone):
         objective = built.objective_for(built.corpus.layout)

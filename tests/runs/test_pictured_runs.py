@@ -154,7 +154,7 @@ def test_tasks_on_text_see_nothing_of_pictures(pictured, kind):
 @pytest.mark.parametrize("trunk", ["all", "none"])
 def test_a_batch_of_all_kinds_is_its_blocks_alone(pictured, trunk, differs):
     """Hidden states of one batch with text, both and pictures, against those of each block by itself."""
-    experiment = build(pictured(sharing__trunk=trunk, data__rows=4))
+    experiment = build(pictured(sharing__trunk=trunk, data__rows_per_block=4))
     params, batch = experiment.init_params(1), experiment.batches(0).batch(3)
     apply = experiment.spec.objective.network.apply
     assert batch.pixels.shape[0] == 2 and batch.tokens.shape[0] == 4

@@ -70,7 +70,7 @@ def without_labels(tmp_path, name, field, every):
 
 def test_soft_labels_are_what_prediction_says_of_each_record_and_word(tiny, tmp_path, teacher, differs):
     without_labels(tmp_path, "texts", "color", 3)
-    config = student_of(tiny, data__pack=True)
+    config = student_of(tiny, data__packing=True)
     for task in ("color", "tags", "long"):
         default.add_distillation(config, task, teachers=(str(teacher), str(teacher)), weights=(1.0, 3.0))
     checks.check(config)

@@ -102,7 +102,7 @@ WAYS = _ways()
 DATA = {
     "one": {},
     "own": {},
-    "drawn": {"data.mixing": "size", "data.blocks": 2},
+    "drawn": {"data.mixing": "size", "data.blocks_per_batch": 2},
     "part": {"train_on": ("tags", "color")},
 }
 FAST = (
@@ -149,7 +149,7 @@ def config_of(texts, way, data):
     config.tokenizer.kind = "words"
     config.model.layer = "bilstm" if way.get("adapter") == "lora" else "cnn"  # the kernels of a CNN are no matrices
     config.model.layers, config.model.width, config.model.dropout = 2, 8, 0.0
-    config.data.row_length, config.data.rows, config.evaluation.rows = 16, 8, 8
+    config.data.row_length, config.data.rows_per_block, config.evaluation.rows_per_batch = 16, 8, 8
     config.training.steps, config.training.eval_every, config.optimizer.learning_rate = 4, 2, 1e-2
     for field, value in {**way, **DATA[data]}.items():
         node, name = config, field

@@ -34,9 +34,14 @@ def make_config(folder, **changes):
         (folder / f"d.{split}.jsonl").write_text("\n".join(map(json.dumps, part)) + "\n")
     config = default.get_config()
     config.tokenizer.kind, config.model.layer, config.model.layers, config.model.width = "words", "cnn", 1, 8
-    config.data.row_length, config.data.rows, config.data.max_unseen, config.data.pack = 16, 8, 1.0, False
+    config.data.row_length, config.data.rows_per_block, config.data.max_unseen_labels, config.data.packing = (
+        16,
+        8,
+        1.0,
+        False,
+    )
     config.training.steps, config.training.eval_every, config.training.log_every = 4, 2, 1
-    config.evaluation.rows = 8
+    config.evaluation.rows_per_batch = 8
     splits = {split: f"d.{split}.jsonl" for split in ("train", "dev")}
     default.add_dataset(config, "d", reader="jsonl", path=str(folder), text=("text",), splits=splits)
     default.add_task(config, "c", kind="classification", dataset="d", label="label")
@@ -175,7 +180,7 @@ def test_the_best_of_a_lane_is_chosen_likewise():
     one, kept = lane_batch.Turn.__new__(lane_batch.Turn), []
     experiment = SimpleNamespace(tasks={"c": SimpleNamespace(metrics=("accuracy",))})
     training = SimpleNamespace(early_stop=2, steps=99, eval_every=1)
-    one.config = SimpleNamespace(training=training, evaluation=SimpleNamespace(use="best"))
+    one.config = SimpleNamespace(training=training, evaluation=SimpleNamespace(checkpoint="best"))
     one.seeds, one.settings, one.logs = [0], [0], {(0, 0): lane_batch.new_log()}
     scores = SimpleNamespace(score=lambda params, split, listen: [[{"c": {"accuracy": now[0], "loss": now[1]}}]])
     one.engine = SimpleNamespace(

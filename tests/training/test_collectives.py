@@ -36,7 +36,7 @@ def moved(tiny, mesh, penalties):
         sharing__trunk="none",
         model__layer="cnn",
         model__width=16,
-        data__rows=8,
+        data__rows_per_block=8,
         training__mesh={"data": mesh[0], "task": mesh[1], "model": mesh[2]},
     )
     for name, fields in penalties.items():

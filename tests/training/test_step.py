@@ -82,8 +82,8 @@ def test_task_axis_of_the_mesh(tiny):
 def test_accumulation_equals_the_whole_batch(tiny):
     """Two micro-batches of 8 rows are one of 16: sums and counts are divided once, though the masks differ."""
     common = {"optimizer__name": "sgd", "model__dropout": 0.0, "sharing__trunk": "none"}
-    whole = build(tiny(data__rows=16, **common))
-    parts = build(tiny(data__rows=8, training__accumulate=2, **common))
+    whole = build(tiny(data__rows_per_block=16, **common))
+    parts = build(tiny(data__rows_per_block=8, training__accumulate=2, **common))
     np.testing.assert_array_equal(whole.batches(0).indices(0)[1][:, :8], parts.batches(0).indices(0)[1])
     assert largest_difference(steps(whole, 3)[0].params, steps(parts, 3)[0].params) < 1e-6
 

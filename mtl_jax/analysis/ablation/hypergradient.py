@@ -135,7 +135,7 @@ def dev_batches(built: Built, seed: int) -> BatchSampler:
         raise UserError(f"config.ablation.method: the hypergradient reads dev, but data set {lacking[0]!r} has none")
     dev = {name: splits["dev"] for name, splits in rows.items()}
     config = experiment.config
-    return BatchSampler(dev, experiment.corpus.layout, seed, config.data.rows, mixing(config))
+    return BatchSampler(dev, experiment.corpus.layout, seed, config.data.rows_per_block, mixing(config))
 
 
 def move(spec, fields, optimizer, state, losses, logs, moments, hyper, active, own, dev, sources, numbers):

@@ -214,7 +214,7 @@ class Turn:
                 log["status"] = STOPPED
         self._add_to_curve(scores)
         self._tell(scores)
-        if better.any() and self.config.evaluation.use == "best":
+        if better.any() and self.config.evaluation.checkpoint == "best":
             self.best = self.engine.keep_better(self.engine.put(better), self.states.params, self.best)
         if found:
             bar.set_postfix_str(f"dev {min(found):.3f} … {max(found):.3f}", refresh=False)
@@ -346,7 +346,7 @@ class Turn:
     def _finish(self, settings, stop):
         """Puts the result of these settings' lanes into their logs."""
         experiment = self.engine.built.experiment
-        use_best = self.config.evaluation.use == "best"
+        use_best = self.config.evaluation.checkpoint == "best"
         chosen = np.zeros((self.engine.shape.seeds, self.engine.shape.lanes), bool)
         for place, log in self._lanes():
             chosen[place] = not use_best or log["best_step"] is None

@@ -62,7 +62,8 @@ def fit(needed_by: Callable[[int, int], int], seeds: int, lanes: int, budget: in
         if turn == (1, 1):
             raise UserError(
                 f"{where}: one lane needs {bytes_needed / GIB:.2f} GiB, and {budget / GIB:.2f} GiB may be taken "
-                "(config.ablation.memory of the device's memory); make the model or config.data.rows smaller, or set "
+                "(config.ablation.memory of the device's memory); make the model or config.data.rows_per_block "
+                "smaller, or set "
                 "config.model.remat=True"
             )
         turn = _smaller(turn, budget / bytes_needed)

@@ -45,7 +45,7 @@ class LaneScores:
 
     def __init__(self, experiment: Experiment, shape: Shape):
         self.experiment, self.corpus = experiment, experiment.corpus
-        self._rows = experiment.config.evaluation.rows
+        self._rows = experiment.config.evaluation.rows_per_batch
         self._groups = []
         for datasets in alike(self.corpus, 2.0):
             blocks = tuple((self.corpus.layout.datasets.index(name),) for name in datasets)

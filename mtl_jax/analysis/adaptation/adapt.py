@@ -73,7 +73,7 @@ def adapt(
     Args:
       given: a config of which datasets, tasks, adapt and seed are read; the model is that of the runs.
       runs: {folder: its config, which was checked}.
-      checkpoint: "best", "last" or a step; None: what config.evaluation.use of the run says.
+      checkpoint: "best", "last" or a step; None: what config.evaluation.checkpoint of the run says.
       out: folder, is made.
       check: `mtl_jax.checks.check` against it.
 
@@ -182,13 +182,13 @@ def _sources(given, runs, checkpoint, check) -> dict[str, Source]:
         check(configs[run])
         _require_classes(configs[run])
         _require_column(given.adapt.column, own)
-        require_checkpoint(run, checkpoint or own.evaluation.use)
+        require_checkpoint(run, checkpoint or own.evaluation.checkpoint)
     for run, own in runs.items():
         config = configs[run]
         if not sources:
             require_platform(config.training.platform)
         kept = artifacts.load(run)
-        experiment, params = inference.model(own, run, (checkpoint or own.evaluation.use,))
+        experiment, params = inference.model(own, run, (checkpoint or own.evaluation.checkpoint,))
         layers = _layers(experiment, params, config.adapt.column)
         sources[run.name] = Source(config, kept, layers, False)
     return sources | {START: _initial(next(iter(sources.values())))}
@@ -208,7 +208,7 @@ def _composed(own: Any, given: Any, run: pathlib.Path) -> Any:
     for field in ("tokenizer", "model", "evaluation", "training"):
         config[field] = own[field]
     config.sharing.read, config.sharing.read_options = own.sharing.read, own.sharing.read_options
-    for field in ("seed", "row_length", "max_unseen"):
+    for field in ("seed", "row_length", "max_unseen_labels"):
         config.data[field] = own.data[field]
     return config
 
@@ -265,10 +265,10 @@ def _alone(source: Source, task: str, pretrained_params: Any = None) -> Experime
         row_length=config.data.row_length,
         max_length=max_length(config, kept.architecture),
         pack=False,
-        overlong="truncate",
+        overflow="truncate",
         seed=config.data.seed,
         tasks=(task,),
-        max_unseen=config.data.max_unseen,
+        max_unseen_labels=config.data.max_unseen_labels,
     )
     return assemble(config, data, kept.architecture, pretrained_params)
 

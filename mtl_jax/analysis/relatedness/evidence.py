@@ -87,7 +87,7 @@ class JointRun:
             corpus.layout.datasets, corpus.layout.tasks, corpus.layout.dataset_of, Mixing(), corpus.layout.pictured
         )
         train = {name: rows["train"] for name, rows in corpus.rows.items()}
-        self._seen = BatchSampler(train, layout, config.seed, config.data.rows)
+        self._seen = BatchSampler(train, layout, config.seed, config.data.rows_per_block)
         self._probe = jax.jit(_probe_of(experiment, layout, lookahead))
         self._training, self._every = _Training(experiment), every
 
@@ -187,7 +187,7 @@ class LoneColumns:
           inputs: most texts.
         """
         self._training, self._corpus = _Training(alone), trunk.corpus
-        self._rows, self._wanted = trunk.config.evaluation.rows, max(1, inputs // len(trunk.corpus.rows))
+        self._rows, self._wanted = trunk.config.evaluation.rows_per_batch, max(1, inputs // len(trunk.corpus.rows))
         self._pools = {}
         for dataset in trunk.corpus.rows:
             objective = trunk.objective_for(evaluation_layout(trunk.corpus.layout, dataset))

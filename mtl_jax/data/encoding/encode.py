@@ -22,7 +22,7 @@ from mtl_jax.data.notices import INFORMATION, LENGTH, Notice
 from mtl_jax.data.tokenizers import Template, Tokenizer
 from mtl_jax.errors import UserError
 
-OVERLONG = ("truncate", "split", "error", "windows")
+OVERFLOW = ("truncate", "split", "error", "windows")
 
 
 class EncodedSplit(NamedTuple):
@@ -94,7 +94,7 @@ class EncodedSplit(NamedTuple):
 
 
 def encode(
-    units: RecordInputs, tokenizer: Tokenizer, max_length: int, overlong: str = "truncate", stride: int = 0
+    units: RecordInputs, tokenizer: Tokenizer, max_length: int, overflow: str = "truncate", stride: int = 0
 ) -> EncodedSplit:
     """Token ids of every record, without labels.
 
@@ -102,7 +102,7 @@ def encode(
       units: what to tokenize, see `mtl_jax.data.encoding.record_inputs`.
       tokenizer: gives ids and the template of special tokens.
       max_length: tokens of a piece at most, special tokens and the patches of its pictures included.
-      overlong: what becomes of a record of more tokens. "truncate": its end is cut off; of a pair the longer text loses
+      overflow: what becomes of a record of more tokens. "truncate": its end is cut off; of a pair the longer text loses
         tokens first; special tokens stay. "split": further pieces take the words that do not fit, each with special
         tokens of its own (data sets of words only). "error": UserError by file and line. "windows": pieces that
         overlap, each with the whole first text and a part of the last one. A single word of more sub-words than a
@@ -112,10 +112,10 @@ def encode(
         holds is a window.
 
     Raises:
-      UserError: as above; `max_length` leaves no room beside the special tokens; an unknown `overlong`.
+      UserError: as above; `max_length` leaves no room beside the special tokens; an unknown `overflow`.
     """
-    if overlong not in OVERLONG:
-        raise UserError(f"overlong: {overlong!r} is none of {', '.join(OVERLONG)}")
+    if overflow not in OVERFLOW:
+        raise UserError(f"overflow: {overflow!r} is none of {', '.join(OVERFLOW)}")
     paired = _paired(units)
     template = tokenizer.pair if paired else tokenizer.single
     has_text = units.texts is None or any(units.texts)
@@ -126,14 +126,14 @@ def encode(
             beside += f" and {max(units.patches)} patches of its pictures"
         raise UserError(f"max_length {max_length} leaves no room for text beside {beside}")
     if units.texts is None:
-        return _encode_words(units, tokenizer, template, room, overlong, stride)
-    if overlong == "split" and has_text:
-        raise UserError('overlong "split" cuts between words: give the data set `words`, or choose "truncate"')
+        return _encode_words(units, tokenizer, template, room, overflow, stride)
+    if overflow == "split" and has_text:
+        raise UserError('overflow "split" cuts between words: give the data set `words`, or choose "truncate"')
     if units.choices is not None:
-        return EncodedSplit(**encode_choices(units, tokenizer, template, max_length, overlong))
+        return EncodedSplit(**encode_choices(units, tokenizer, template, max_length, overflow))
     if not has_text:
         return EncodedSplit(**encode_without_text(units, template))
-    return EncodedSplit(**encode_texts(units, tokenizer, template, room, overlong, stride))
+    return EncodedSplit(**encode_texts(units, tokenizer, template, room, overflow, stride))
 
 
 def leading_special_tokens(units: RecordInputs, tokenizer: Tokenizer) -> int:
@@ -219,7 +219,7 @@ def offsets_from_lengths(lengths: np.ndarray) -> np.ndarray:
 
 
 def _encode_words(
-    units: RecordInputs, tokenizer: Tokenizer, template: Template, room: int, overlong: str, stride: int
+    units: RecordInputs, tokenizer: Tokenizer, template: Template, room: int, overflow: str, stride: int
 ) -> EncodedSplit:
     tokens: list[int] = []
     types: list[int] = []
@@ -237,7 +237,7 @@ def _encode_words(
             subwords, before = marked_spans.insert_markers(subwords, units.marks[m])
         total = sum(map(len, subwords))
         if total > room:
-            if overlong == "error":
+            if overflow == "error":
                 found = total + patches[m] + template.special_count
                 raise too_long_error(units.records[m], found, most + template.special_count)
             kept = [ids[:room] for ids in subwords]
@@ -256,12 +256,12 @@ def _encode_words(
             places.append(marked_spans.place_markers(tokens, begin, markers) if markers else [-1] * 4)
             sequence.extend(k for k, word in enumerate(units.predicates[m]) if first <= word < last)
             pieces.append((m, first, last - first, len(tokens), len(word_token), len(sequence)))
-            if overlong == "windows" and last < len(subwords):
+            if overflow == "windows" and last < len(subwords):
                 reached = np.cumsum(list(map(len, subwords[first:last])))
                 first += 1 + int(np.searchsorted(reached[:-1], stride or room // 2))
             else:
                 first = last
-            if overlong == "truncate" and last < len(subwords):
+            if overflow == "truncate" and last < len(subwords):
                 cut += (0, sum(map(len, subwords[last:])), len(subwords) - last)
                 break
     table = np.asarray(pieces, np.int64).reshape(-1, 6)

@@ -14,7 +14,7 @@ from mtl_jax.errors import UserError
 
 
 def encode_texts(
-    units: RecordInputs, tokenizer: Tokenizer, template: Template, room: int, overlong: str, stride: int = 0
+    units: RecordInputs, tokenizer: Tokenizer, template: Template, room: int, overflow: str, stride: int = 0
 ) -> dict[str, np.ndarray]:
     """A piece for each text or pair, or for each window of it, of at most `room` tokens beside the special ones: fields
     of `EncodedSplit`.
@@ -40,10 +40,10 @@ def encode_texts(
             ids = [[i for chunk in chunks for i in chunk]]
         else:
             starts = np.arange(len(ids[-1]))
-        if overlong == "windows":
+        if overflow == "windows":
             parts = pieces.windows(ids, room - patches[m], stride)
         else:
-            parts = [(0, pieces.fitted(ids, room, overlong, units.records[m], patches[m]))]
+            parts = [(0, pieces.fitted(ids, room, overflow, units.records[m], patches[m]))]
         for at, part in parts:
             begin = pieces.add(m, part, markers)
             here = starts[(starts >= at) & (starts < at + len(part[-1]))] if units.aligned else starts[:0]
@@ -70,7 +70,7 @@ def encode_without_text(units: RecordInputs, template: Template) -> dict[str, np
 
 
 def encode_choices(
-    units: RecordInputs, tokenizer: Tokenizer, template: Template, max_length: int, overlong: str
+    units: RecordInputs, tokenizer: Tokenizer, template: Template, max_length: int, overflow: str
 ) -> dict[str, np.ndarray]:
     """A piece for each choice: the first text in pairs with the choice; a second text stands before the choice."""
     firsts = tokenizer.encode_texts([text[0] for text in units.texts])
@@ -88,7 +88,7 @@ def encode_choices(
             )
         earlier = pieces.cut[0]
         for number in range(len(own)):
-            ids = pieces.fitted([firsts[m], next(seconds)], room, overlong, units.records[m], patches[m])
+            ids = pieces.fitted([firsts[m], next(seconds)], room, overflow, units.records[m], patches[m])
             pieces.add(m, ids, choice=number)
         pieces.cut[0] = min(pieces.cut[0], earlier + 1)
     return pieces.fields(np.zeros(len(units.texts), np.int32))
@@ -108,13 +108,13 @@ class _Pieces:
         self.cut = np.zeros(3, np.int64)
 
     def fitted(
-        self, ids: list[list[int]], room: int, overlong: str, record: Record, patches: int = 0
+        self, ids: list[list[int]], room: int, overflow: str, record: Record, patches: int = 0
     ) -> list[list[int]]:
         """The texts, cut where they and the patches of pictures have more than `room` tokens."""
         excess = sum(map(len, ids)) + patches - room
         if excess <= 0:
             return ids
-        if overlong == "error":
+        if overflow == "error":
             raise too_long_error(
                 record, excess + room + self.template.special_count, room + self.template.special_count
             )
@@ -221,5 +221,5 @@ def _shares(lengths: list[int], room: int) -> list[int]:
 
 def too_long_error(record: Record, found: int, most: int) -> UserError:
     """The error of a record that does not fit."""
-    mend = 'raise row_length, or set overlong to "truncate" or "split"'
+    mend = 'raise row_length, or set overflow to "truncate" or "split"'
     return UserError(f"{where(record)}: {found} tokens, at most {most} fit; {mend}")

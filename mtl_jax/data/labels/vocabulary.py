@@ -37,13 +37,13 @@ class LabelVocabulary:
 
 
 def build_vocabulary(
-    spec: LabelSpec, splits: Mapping[str, RawLabels], max_unseen: float = 0.05
+    spec: LabelSpec, splits: Mapping[str, RawLabels], max_unseen_labels: float = 0.05
 ) -> tuple[LabelVocabulary, list[str]]:
     """The classes of a task from its splits ("train", "dev", ...), and sentences about what is odd.
 
     Raises:
       UserError: no label in "train"; a training label outside `spec.classes`; labels that train lacks make up more
-        than `max_unseen` of a split's labels, or occur where labels are distributions; a bad distribution.
+        than `max_unseen_labels` of a split's labels, or occur where labels are distributions; a bad distribution.
     """
     train = splits["train"]
     if all(value is None for value in train.values):
@@ -77,9 +77,11 @@ def build_vocabulary(
         text = f"task {spec.task}: {total} labels of {split} ({share:.2%}) do not occur in train: {listed}"
         if soft:
             raise UserError(f"{text}; first at {raw.where(index)}. Labels as distributions need all names in `classes`")
-        if share > max_unseen:
+        if share > max_unseen_labels:
             way_out = label_notes.advice(unseen, names, spec)
-            raise UserError(f"{text}; first at {raw.where(index)}. At most {max_unseen:.0%} may (max_unseen){way_out}")
+            raise UserError(
+                f"{text}; first at {raw.where(index)}. At most {max_unseen_labels:.0%} may (max_unseen_labels){way_out}"
+            )
         scored = "left out of the sets" if spec.kind == "set" else "counted as wrong"
         notes.append(Notice(f"{text}; they are {scored}", LABELS, total, sum(counts[split].values())))
         extra.update(unseen)

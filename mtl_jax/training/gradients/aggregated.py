@@ -224,7 +224,7 @@ def _half_shares(objective, batch, hyper, total, axis) -> jax.Array:
 def require(shared: SharedParameters, rows: int, accumulate: int, placement: str) -> str | None:
     """What the batches of a config do not allow, as a sentence; None where all is well."""
     if shared.taps.halves == 2 and rows % 2:
-        return f"config.data.rows: {rows} rows cannot be split in two halves, which this aggregation needs"
+        return f"config.data.rows_per_block: {rows} rows cannot be split in two halves, which this aggregation needs"
     if shared.taps.halves == 2 and shared.level == "representation":
         return "config.aggregation.level: two halves of a batch have no representation in common; take 'parameters'"
     if shared.memory == "layers" and (accumulate > 1 or placement == "pmap"):

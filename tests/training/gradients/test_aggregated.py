@@ -29,7 +29,7 @@ def config_of(tiny, method="cagrad", **changes):
         "optimizer__weight_decay": 0.0,
         "optimizer__clip": 0.0,
         "model__dropout": 0.2,
-        "data__rows": 4,
+        "data__rows_per_block": 4,
         "aggregation__method": method,
         **changes,
     }
@@ -156,7 +156,7 @@ def test_gradients_told_apart_are_those_of_k_passes(tiny, case, memory, differs,
 
 @pytest.mark.parametrize("kind", ["jit", "pmap"])
 def test_eight_devices_as_one(tiny, kind, differs):
-    config = config_of(tiny, data__rows=8, training__accumulate=2)
+    config = config_of(tiny, data__rows_per_block=8, training__accumulate=2)
     one, told = stepped(build(config))
     many, told_by_many = stepped(build(config), kind)
     for path in one:
@@ -274,7 +274,7 @@ def test_loss_weights_see_the_gradients(tiny, differs):
         ({"aggregation__method": "graddrop", "aggregation__memory": "layers"}, "config.aggregation.memory"),
         ({"aggregation__method": "graddrop", "aggregation__smoothing": 0.5}, "config.aggregation.smoothing"),
         ({"aggregation__memory": "layers", "training__accumulate": 2}, "config.aggregation.memory"),
-        ({"aggregation__method": "modo", "data__rows": 5}, "two halves"),
+        ({"aggregation__method": "modo", "data__rows_per_block": 5}, "two halves"),
         (
             {"aggregation__method": "aligned_mtl", "aggregation__options": {"preference": (1.0, 2.0)}},
             "preference has 2 numbers for 3 tasks",

@@ -36,7 +36,7 @@ def config_of(tiny, method="maml", **changes):
             "optimizer__schedule": "constant",
             "optimizer__weight_decay": 0.0,
             "optimizer__clip": 0.0,
-            "data__rows": 4,
+            "data__rows_per_block": 4,
             "meta__method": method,
             "meta__inner_rate": INNER,
             "meta__inner_steps": 2,
@@ -132,7 +132,7 @@ CASES = {
     "frozen embeddings, drawn data sets": {
         "optimizer__freeze": ("^embed/",),
         "data__mixing": "size",
-        "data__blocks": 3,
+        "data__blocks_per_batch": 3,
         **QUICK,
     },
     "loss weights that read losses": {"loss_weights__method": "gls", **QUICK},
@@ -192,7 +192,7 @@ def test_without_inner_steps_it_is_training_on_the_query(tiny, method, change, d
 
 def test_sides_are_of_records(tiny):
     """Disjoint, together all; pieces of one record on one side; other examples at the next step."""
-    experiment = build(config_of(tiny, data__row_length=5, data__rows=24, model__layers=0))
+    experiment = build(config_of(tiny, data__row_length=5, data__rows_per_block=24, model__layers=0))
     layout, records = experiment.spec.objective.layout, experiment.spec.data_gradient.meta.records
     assert records is not None  # sentences of more than five words are several pieces
     batch = jax.tree.map(lambda leaf: leaf[None], experiment.batches(0).batch(0))
@@ -235,7 +235,9 @@ def test_tasks_of_a_step_and_tasks_without_examples(tiny, differs):
 
 @pytest.mark.parametrize("kind", ["jit", "pmap"])
 def test_eight_devices_as_one(tiny, kind, differs):
-    config = config_of(tiny, data__rows=8, training__accumulate=2, model__dropout=0.2, meta__inner_steps=1, **QUICK)
+    config = config_of(
+        tiny, data__rows_per_block=8, training__accumulate=2, model__dropout=0.2, meta__inner_steps=1, **QUICK
+    )
     one, _ = stepped(build(config))
     many, _ = stepped(build(config), kind)
     compare(differs, "meta-gradients on 8 devices against one", many, one)
@@ -278,7 +280,7 @@ def test_a_run_that_goes_on_ends_bitwise_as_the_one_that_was_not_cut(tiny, tmp_p
         training__keep=3,
         training__checkpoint_every=3,
         training__eval_every=0,
-        evaluation__use="last",
+        evaluation__checkpoint="last",
         **QUICK,
     )
     whole, cut = tmp_path / "whole", tmp_path / "cut"
