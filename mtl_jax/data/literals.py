@@ -75,7 +75,7 @@ def _value(text: str, at: int, depth: int, bare: bool) -> tuple[Any, int]:
         if text[at : at + 1] == ")":
             return [], at + 1
         value, at = _value(text, at, depth + 1, bare)
-        end = text.token_to_id(")", at)
+        end = text.find(")", at)
         if end < 0 or (text[at:end].strip() and not _DTYPE.fullmatch(text[at:end].rstrip())):
             raise _Unreadable
         return value, end + 1

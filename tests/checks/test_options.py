@@ -72,7 +72,7 @@ def folder(tmp_path_factory):
                     "tags": ["B-C" if word == "red" else "O" for word in words],
                     "source": f"s{number % 2}",
                     "answer": color,
-                    "at": " ".join(words).token_to_id(color),
+                    "at": " ".join(words).find(color),
                     "long": " ".join(words * 2),
                     "target": words[:2],
                     "first": [0, 1],
