@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 EXTRA ?= $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev/null | grep -q GPU && echo cuda12 || echo cpu)
 RUN := $(BIN)/python launch.py
 
-.PHONY: quickstart quickstart-compare test test-all docs benchmark lint clean
+.PHONY: quickstart quickstart-compare test test-all mutants docs benchmark lint clean
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -34,6 +34,10 @@ test: $(VENV)/.installed-test
 test-all: $(VENV)/.installed-test
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m pytest -n auto --dist worksteal --durations=15 -m ""
+
+# breaks the code one operator at a time and lists the changes that no test notices
+mutants: $(VENV)/.installed-test
+	$(BIN)/python tests/mutants.py
 
 $(VENV)/.installed-docs: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[$(EXTRA),docs]'

@@ -1,5 +1,6 @@
 """Every test runs with 8 fake CPU devices and strict promotion: shapes and dtypes are meant, never guessed."""
 
+import gc
 import json
 import os
 import pathlib
@@ -24,9 +25,10 @@ import pytest
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
-# programs are the same from test to test and from run to run
+# programs are the same from test to test and from run to run; most are single operations, so all of them are kept
 jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(__file__).parents[1] / ".pytest_cache" / "jax"))
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+jax.config.update("jax_include_full_tracebacks_in_locations", False)  # programs are lowered faster without them
 
 DATA = pathlib.Path(os.environ.get("MTL_JAX_DATA", pathlib.Path(__file__).parents[2] / "shared" / "data"))
 
@@ -46,7 +48,7 @@ def of_launch() -> dict[str, str]:
         **os.environ,
         "XLA_FLAGS": re.sub(r"\S+device_count=\d+", "", os.environ["XLA_FLAGS"]),
         "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3",
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
 
 
@@ -124,6 +126,13 @@ def differs(record_property):
         record_property(f"difference: {what}", (largest, float(most)))
 
     return check
+
+
+def pytest_collection_finish():
+    """Tracing allocates much; each collection would walk through all modules that the tests have imported."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 20)
 
 
 def pytest_terminal_summary(terminalreporter):
