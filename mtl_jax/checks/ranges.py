@@ -2,30 +2,31 @@
 
 from __future__ import annotations
 
-CHOICES = {
-    "data.mixing": ("all", "size", "temperature", "weights", "round_robin"),
-    "data.overflow": ("", "truncate", "split", "error"),
-    "tokenizer.kind": ("pretrained", "words"),
-    "model.layer": ("transformer", "lstm", "bilstm", "rnn", "cnn"),
-    "model.column_init": ("same", "independent"),
-    "model.columns": ("auto", "vmap", "map", "unroll"),
-    "aggregation.level": ("parameters", "representation"),
-    "aggregation.memory": ("copies", "layers"),
-    "model.dtype": ("float32", "bfloat16"),
-    "optimizer.name": ("adamw", "sgd"),
-    "optimizer.schedule": ("linear", "cosine", "constant"),
-    "training.placement": ("jit", "pmap"),
-    "training.platform": ("", "cpu", "gpu", "tpu"),
-    "evaluation.checkpoint": ("best", "last"),
-    "meta.method": ("", "maml", "fomaml", "reptile"),
-    "meta.head": ("own", "zero"),
-    "adapt.optimizer": ("sgd", "adamw"),
-    "ablation.method": ("grid", "halving", "hypergradient"),
-    "ablation.layout": ("auto", "vmap", "map"),
-    "ablation.resident": ("auto", "device", "host"),
-}
-PENALTY_CHOICES = {"scope": ("tree", "layer", "leaf"), "schedule": ("constant", "rise", "fall")}
-SPLITS = ("train", "dev", "test")
+import typing
+from collections.abc import Iterable
+
+from mtl_jax.config.entries import Penalty
+from mtl_jax.config.sections import Config
+from mtl_jax.data.datasets.split_locations import SPLITS
+from mtl_jax.models.layers import LAYERS
+
+__all__ = ["CHOICES", "ENTRY_RANGES", "PENALTY_CHOICES", "RANGES", "SPLITS"]
+
+
+def literals(section: type, place: str = "") -> dict[str, tuple[str, ...]]:
+    """The choices of each field of a section, and of those below it, that has a `Literal` for its type."""
+    choices = {}
+    for field, kind in typing.get_type_hints(section).items():
+        if typing.get_origin(kind) is typing.Literal:
+            choices[f"{place}{field}"] = typing.get_args(kind)
+        elif isinstance(kind, type):
+            choices |= literals(kind, f"{place}{field}.")
+    return choices
+
+
+# Fields that name an entry of a registry have the registry itself: what is added to it is a choice.
+CHOICES: dict[str, Iterable[str]] = {**literals(Config), "model.layer": LAYERS}
+PENALTY_CHOICES: dict[str, Iterable[str]] = dict(literals(Penalty))
 
 SIGNS = "/\\.|<>:;\"'`?*=,+"  # of paths, patterns, lists and tables, which no name of the user's own has
 LONGEST_NAME = 100  # bytes; names of folders join several

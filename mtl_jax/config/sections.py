@@ -89,22 +89,24 @@ class Model(Protocol):
     pretrained: str = ""
     # Wheel that holds the folder.
     pretrained_wheel: Wheel
-    # "transformer" | "lstm" | "bilstm" | "rnn" | "cnn"; with `pretrained`: "transformer".
+    # A name in mtl_jax.models.layers.LAYERS; with `pretrained`: "transformer", layers of the family that it brings.
     layer: str = "transformer"
+    # Options of the layer besides the fields below, e.g. {"residual": False} for "cnn".
+    layer_options: Mapping[str, Any]
     # Number above the embeddings; -1: all of `pretrained`, 2 without. With `pretrained` a number keeps the first
     # layers (0 = all); without, 0 is a bag of words.
     layers: int = -1
     # D, features of the embedding and of each direction of a layer.
     width: int = 128
-    # Transformer: attention heads.
+    # Attention heads; of layers that have them.
     heads: int = 4
-    # Transformer: width of the feed-forward layer.
+    # Width of the feed-forward layer; of layers that have one.
     intermediate: int = 512
-    # Transformer, cnn.
+    # Of layers that have one; published names, such as "gelu", "relu", "tanh".
     activation: str = "gelu"
-    # Transformer: standard deviation of the initial values; about width^-0.5 where it is narrow.
+    # Standard deviation of the initial values, of layers that have it; about width^-0.5 where it is narrow.
     initializer_range: float = 0.02
-    # Cnn: words under the kernel, odd.
+    # Words under the kernel, odd; of layers that have one.
     kernel_size: int = 3
     # Word vectors (GloVe / word2vec / fastText text format) for tokenizer.kind = "words".
     vectors: str = ""
@@ -131,21 +133,19 @@ class Sharing(Protocol):
     # Trees: layer -> tuple of tuples of task names that share it, from that layer up to the next one named, e.g.
     # {"layer_02": (("pos", "srl"), ("topic",))}.
     groups: Mapping[str, Any]
-    # Between columns: "" | "cross_stitch" | "sluice" | "attention" (over the columns of the tasks), "mmoe" | "cgc" |
-    # "ple" | "shared_private" (over experts above the trunk); see models/mixers/.
+    # Between columns of the tasks, or over experts above the trunk: a name in mtl_jax.models.mixers.MIXERS; "": none.
     mixer: str = ""
     # Options of the mixer, e.g. {"blocks": 4}; for its learning rate see optimizer.groups, "^mixer_".
     mixer_options: Mapping[str, Any]
     # Layers that a mixer follows; (): the mixer's default, each layer with columns or the top one.
     mixed: tuple[str, ...] = ()
-    # One for each task in layers, shared or not: "" | "bottleneck" | "lora", see models/adapters.py.
+    # One for each task in layers, shared or not: a name in mtl_jax.models.adapters.ADAPTERS; "": none.
     adapter: str = ""
     # Options of the adapter, e.g. {"rank": 4}.
     adapter_options: Mapping[str, Any]
     # Layers that have it; (): all above the embeddings.
     adapted: tuple[str, ...] = ()
-    # Heads read the "top" layer | a "mixture" of all layers with weights β for each task | all layers by "attention"
-    # with parameters for each task (MTAN).
+    # How heads read the layers: a name in mtl_jax.models.readouts.READOUTS. "top": the top layer.
     read: str = "top"
     # Options of the readout, e.g. {"hidden": 64}.
     read_options: Mapping[str, Any]

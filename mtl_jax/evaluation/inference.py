@@ -17,6 +17,7 @@ from mtl_jax.evaluation.input_files import Input
 from mtl_jax.evaluation.input_records import SPLIT, Read, Reading, corpus_of
 from mtl_jax.evaluation.scores import abstract_params, make_evaluator
 from mtl_jax.experiment.assemble import Experiment, assemble
+from mtl_jax.models.layers import LAYERS
 from mtl_jax.storage import artifacts
 from mtl_jax.storage.checkpoint import load_params
 from mtl_jax.training.placement import Placement, place
@@ -83,9 +84,9 @@ class Predictor:
 
 def export_refusal(config: Any) -> str:
     """Why the columns of a run are no published architecture, as a sentence; "" where they are."""
-    if config.model.layer != "transformer":
+    if not LAYERS[config.model.layer].family:
         return (
-            f"--mode=export writes Hugging Face folders, which are for transformers; this run has "
+            f"--mode=export writes Hugging Face folders, which are for model families; this run has "
             f"config.model.layer = {config.model.layer!r}"
         )
     for field in ("mixer", "adapter"):

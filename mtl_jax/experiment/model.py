@@ -9,9 +9,10 @@ import jax.numpy as jnp
 
 from mtl_jax.data.corpus import Corpus
 from mtl_jax.errors import UserError
-from mtl_jax.models.embeddings import WordEmbeddings
+from mtl_jax.models.embeddings import BertEmbeddings, WordEmbeddings
 from mtl_jax.models.families.bert import Architecture
 from mtl_jax.models.layers import LAYERS
+from mtl_jax.models.layers.base import arguments
 from mtl_jax.models.patches import PatchEmbeddings
 
 RANDOM_LAYERS = 2  # of a network that starts from random values, where the config names no number
@@ -41,12 +42,12 @@ def layer_count(config: Any, published: int | None) -> int:
 
 
 def architecture_of(config: Any, vocab_size: int) -> Architecture | None:
-    """The architecture of a transformer that starts from random values; None for other kinds of layers."""
+    """The architecture of random layers of a model family; None for layers that belong to none."""
     model = config.model
-    if model.layer != "transformer":
+    if not LAYERS[model.layer].family:
         return None
     return Architecture(
-        model_type="bert",
+        model_type=LAYERS[model.layer].family,
         layers=layer_count(config, None),
         width=model.width,
         heads=model.heads,
@@ -83,12 +84,17 @@ def make_model(config: Any, architecture: Architecture | None, pretrained_params
             architecture,
             pretrained_params,
         )
-    patches = _patches(data, model.width, WordEmbeddings.initializer_range, dtype)
-    embed = WordEmbeddings(vocab_size=data.tokenizer.size, width=model.width, dtype=dtype, patches=patches)
-    options = {"hidden": model.width}
-    if model.layer == "cnn":
-        options = {"width": model.width, "window": model.kernel_size, "activation": model.activation, "residual": True}
-    return Model(embed, [LAYERS[model.layer](**options, dtype=dtype)] * layer_count(config, None), None, None)
+    layer = LAYERS[model.layer]
+    table = {"vocab_size": data.tokenizer.size, "width": model.width, "dtype": dtype}
+    scale = float(model.initializer_range) if layer.positions else WordEmbeddings.initializer_range
+    patches = _patches(data, model.width, scale, dtype)
+    if layer.positions:
+        positions = config.data.row_length
+        embed = BertEmbeddings(**table, max_positions=positions, initializer_range=scale, patches=patches)
+    else:
+        embed = WordEmbeddings(**table, patches=patches)
+    layers = [layer(**arguments(layer, model), dtype=dtype)] * layer_count(config, None)
+    return Model(embed, layers, None, None)
 
 
 def _patches(data: Corpus, width: int, scale: float, dtype: Any) -> PatchEmbeddings | None:

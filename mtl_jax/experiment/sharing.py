@@ -13,7 +13,7 @@ from mtl_jax.models.forward_pass import Sharing
 from mtl_jax.models.mixers import MIXERS
 from mtl_jax.models.mixers.columns import Mixer
 from mtl_jax.models.ownership import ExpertColumns, Owners
-from mtl_jax.models.readouts import READERS
+from mtl_jax.models.readouts import READOUTS
 from mtl_jax.tasks.base import Features, Task
 
 
@@ -37,7 +37,7 @@ def build_sharing(
     layers = tuple(path for path in owners if not path.startswith("mixer_"))
     adapters = _adapters(sharing, owners, layers)
     owners |= {ownership.adapter_path(path): tuple(range(len(names))) for path in adapters}
-    reader = _made("read_options", lambda: READERS[sharing.read](**sharing.read_options.to_dict()))
+    reader = _made("read_options", lambda: READOUTS[sharing.read](**sharing.read_options.to_dict()))
     depths = _depths(sharing, names, tuple(config.tasks), layers)
     feeds = {task: tuple(sources) for task, sources in sharing.feeds.items() if sources}
     order = ownership.feeding_order(tuple(config.tasks), feeds)

@@ -18,7 +18,7 @@ from mtl_jax.models.dropout import Noise
 from mtl_jax.models.mixers import mix, mix_by_task
 from mtl_jax.models.mixers.columns import Mixer
 from mtl_jax.models.ownership import ExpertColumns, Owner, adapter_path, mixer_path, name_key, owner_count
-from mtl_jax.models.readouts import Reader
+from mtl_jax.models.readouts import Readout
 from mtl_jax.models.streams import Streams, salts
 from mtl_jax.models.taps import apply_tapped
 
@@ -48,7 +48,7 @@ class Sharing(NamedTuple):
 
     mixers: Mapping[str, Mixer]
     adapters: Mapping[str, Adapter]
-    reader: Reader
+    reader: Readout
     depths: Mapping[str, str]
     feeds: Mapping[str, Sequence[str]]
     feeding_order: Sequence[str]

@@ -1,5 +1,5 @@
 """How a head reads the layers: the topmost, a mixture of all, or by attention of its own over each. A further way is
-one function and one line in `READERS`.
+one function and one line in `READOUTS`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 _HIGHEST = jax.lax.Precision.HIGHEST
 
 
-class Reader(NamedTuple):
+class Readout(NamedTuple):
     """Pure functions over the layers that a head may read: the embeddings first, then one layer after the other.
 
     init   (key, widths of the layers) -> params of a task, float32; part of its head
@@ -27,12 +27,12 @@ class Reader(NamedTuple):
     all: bool
 
 
-def top() -> Reader:
+def top() -> Readout:
     """The topmost layer alone."""
-    return Reader(lambda key, widths: {}, lambda params, layers: layers[-1], all=False)
+    return Readout(lambda key, widths: {}, lambda params, layers: layers[-1], all=False)
 
 
-def mixture() -> Reader:
+def mixture() -> Readout:
     """Σ_l β_l h_l over the layers above the embeddings, each task's own weights, equal at the start (sluice networks:
     Ruder et al. 2019, equation 4).
 
@@ -51,10 +51,10 @@ def mixture() -> Reader:
         stacked = jnp.stack(layers[1:])
         return jnp.tensordot(params["layers"].astype(stacked.dtype), stacked, 1, precision=_HIGHEST)
 
-    return Reader(init, apply, all=True)
+    return Readout(init, apply, all=True)
 
 
-def attention(hidden: int = 0) -> Reader:
+def attention(hidden: int = 0) -> Readout:
     """MTAN: each task picks features out of every layer of the trunk (Liu, Johns & Davison 2019, equations 1, 2).
 
     With u the layer's input and p its output: a_l = σ(W₂ relu(W₁ [u; f(â_{l−1})])), â_l = a_l ⊙ p, f affine with
@@ -91,7 +91,7 @@ def attention(hidden: int = 0) -> Reader:
             picked = mask * p
         return picked
 
-    return Reader(init, apply, all=True)
+    return Readout(init, apply, all=True)
 
 
 def _affine(key, inputs, out):
@@ -104,4 +104,4 @@ def _map(params, x):
     return y + jnp.broadcast_to(params["bias"].astype(x.dtype), y.shape)
 
 
-READERS: dict[str, Callable[..., Reader]] = {"top": top, "mixture": mixture, "attention": attention}
+READOUTS: dict[str, Callable[..., Readout]] = {"top": top, "mixture": mixture, "attention": attention}

@@ -142,7 +142,10 @@ def test_too_few_examples_are_said():
         ({"model.dropout": 0.1}, "config.model.dropout: 0.1"),
         ({"optimizer.weight_decay": 0.1}, "config.optimizer.weight_decay"),
         ({"tasks.t0.options.head": "dense"}, "config.tasks.t0.options.head: 'dense'"),
-        ({"model.layer": "transformer"}, "config.model.layer: 'transformer' has layer norms"),
+        (
+            {"model.layer": "transformer"},
+            "config.model.layer: embeddings for 'transformer' have",
+        ),
         ({"penalties.p.schedule": "rise"}, "config.penalties.p.schedule"),
         ({"penalties.p.leaves": "layer_00"}, "config.penalties.p.leaves"),
         ({"loss_weights.method": "by_size"}, "config.loss_weights.method"),

@@ -308,6 +308,7 @@ CHANGES = {
     "images.blank": (True,),
     "model.pretrained": ("@/encoder", ""),
     "model.layer": ("bilstm",),
+    "model.layer_options": ({"residual": False},),
     "model.layers": (3, 1),
     "model.width": (8,),
     "model.heads": (2,),

@@ -137,7 +137,7 @@ def test_progressive_layered_extraction_layer_by_layer(tiny, differs):
     params, batch = experiment.init_params(0), experiment.batches(0).batch(0)
     params = {path: random_like(tree, 3) if path.startswith("mixer") else tree for path, tree in params.items()}
     found = experiment.spec.objective.network.apply(params, batch).hidden
-    module = LAYERS["bilstm"](hidden=8)
+    module = LAYERS["bilstm"](hidden_size=8)
     for k, task in enumerate(experiment.tasks):
         block = experiment.corpus.layout.dataset_of[k]
         segment = batch.segment[block]

@@ -13,11 +13,11 @@ from mtl_jax.models.layers import LAYERS, recurrent
 
 D = 24
 FIELDS = {
-    "transformer": {"width": D, "heads": 4, "intermediate": 40},
-    "lstm": {"hidden": 7},
-    "bilstm": {"hidden": 7},
-    "rnn": {"hidden": 7},
-    "cnn": {"width": D, "window": 4, "residual": True},
+    "transformer": {"hidden_size": D, "num_heads": 4, "intermediate_size": 40},
+    "lstm": {"hidden_size": 7},
+    "bilstm": {"hidden_size": 7},
+    "rnn": {"hidden_size": 7},
+    "cnn": {"hidden_size": D, "kernel_size": 4},
 }
 # of the examples in each row; as many rows as examples: packed and one by one they run in the same program
 LENGTHS = [[5, 1, 4], [9], [3, 3, 2, 1], [], [], [], [], []]
@@ -190,7 +190,7 @@ def test_recurrence_equals_a_numpy_loop(kind):
 
 
 def test_lstm_starts_with_forget_bias_one_and_orthogonal_gates():
-    init = jax.jit(LAYERS["lstm"](hidden=7).init)
+    init = jax.jit(LAYERS["lstm"](hidden_size=7).init)
     params = init(jax.random.key(0), jnp.zeros((1, 2, D)), jnp.zeros((1, 2), jnp.int32))
     forward = params["params"]["forward"]
     np.testing.assert_array_equal(forward["input"]["bias"], [0] * 7 + [1] * 7 + [0] * 14)
@@ -200,7 +200,7 @@ def test_lstm_starts_with_forget_bias_one_and_orthogonal_gates():
 
 @pytest.mark.parametrize(("window", "residual"), [(1, False), (3, False), (4, True), (15, False)])
 def test_convolution_equals_a_numpy_loop(window, residual):
-    module, params = build("cnn", window=window, residual=residual)
+    module, params = build("cnn", kernel_size=window, residual=residual)
     x, segment, places = packed()
     found = forward(module)(params, x, segment)
     kernel, bias = (np.asarray(params[n], np.float64) for n in ("kernel", "bias"))
@@ -245,10 +245,10 @@ def test_gradient_by_hand_of_the_recurrence_and_its_own_gradient(kind, monkeypat
 @pytest.mark.parametrize(
     ("kind", "fields", "message"),
     [
-        ("transformer", {"width": 16}, "width 16"),
-        ("transformer", {"heads": 5}, "5 attention heads"),
+        ("transformer", {"hidden_size": 16}, "width 16"),
+        ("transformer", {"num_heads": 5}, "5 attention heads"),
         ("transformer", {"activation": "gleu"}, "gleu"),
-        ("cnn", {"width": 16}, "width 16"),
+        ("cnn", {"hidden_size": 16}, "width 16"),
     ],
 )
 def test_wrong_fields_say_so(kind, fields, message):

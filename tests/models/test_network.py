@@ -30,7 +30,7 @@ def make_batch(layout: BatchLayout, seed: int = 0, drawn: list[int] | None = Non
 
 
 def make_network(layout, owners, **options):
-    layers = [LAYERS["bilstm"](hidden=3), LAYERS["cnn"](width=WIDTH)]
+    layers = [LAYERS["bilstm"](hidden_size=3), LAYERS["cnn"](hidden_size=WIDTH, residual=False)]
     return network(WordEmbeddings(VOCABULARY, WIDTH), layers, owners, layout, **options)
 
 
@@ -57,8 +57,8 @@ def test_every_task_sees_its_own_column(trunk, columns):
         x = [a[block] for a in (batch.tokens, batch.position, batch.token_type, batch.segment)]
         column = {path: jax.tree.map(lambda leaf, o=owners[path][k]: leaf[o], params[path]) for path in owners}
         y = WordEmbeddings(VOCABULARY, WIDTH).apply({"params": column["embed"]}, *x)
-        y = LAYERS["bilstm"](hidden=3).apply({"params": column["layer_00"]}, y, x[3])
-        y = LAYERS["cnn"](width=WIDTH).apply({"params": column["layer_01"]}, y, x[3])
+        y = LAYERS["bilstm"](hidden_size=3).apply({"params": column["layer_00"]}, y, x[3])
+        y = LAYERS["cnn"](hidden_size=WIDTH, residual=False).apply({"params": column["layer_01"]}, y, x[3])
         np.testing.assert_allclose(hidden[task], y, atol=1e-6)
 
 

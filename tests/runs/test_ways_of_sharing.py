@@ -17,7 +17,7 @@ from mtl_jax.data.sampler import evaluation_layout
 from mtl_jax.errors import UserError
 from mtl_jax.models.adapters import ADAPTERS
 from mtl_jax.models.mixers import MIXERS
-from mtl_jax.models.readouts import READERS
+from mtl_jax.models.readouts import READOUTS
 from mtl_jax.runs import evaluate, predict, train
 from mtl_jax.runs.build import build
 from mtl_jax.storage import workdir as folders
@@ -64,7 +64,7 @@ def _ways():
         "cascade_below_the_top": {**ALL, **FED, "depths": {"tags": "embed", "color": "layer_00"}},
         "cascade_of_three": {**ALL, **LOWEST, "feeds": {"color": ("tags",), "length": ("color", "tags")}},
     }
-    for name in READERS:
+    for name in READOUTS:
         ways |= {f"read_{name}": {**ALL, "read": name}, f"read_{name}_of_columns": {**NONE, "read": name}}
         ways[f"hierarchy_read_{name}"] = {**ALL, **LOW, "read": name}
         ways[f"cascade_read_{name}"] = {**ALL, **LOW, **FED, "read": name}

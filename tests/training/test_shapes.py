@@ -111,7 +111,7 @@ CASES = {  # (function, right arguments), the number of an argument and a wrong 
     "RNN": ((layer(RNN(D)), (f(R, T, D), i(R, T))), 1, i(1, T)),
     "LSTM": ((layer(LSTM(D)), (f(R, T, D), i(R, T))), 1, i(1, T)),
     "BiLSTM": ((layer(BiLSTM(D)), (f(R, T, D), i(R, T))), 1, i(1, T)),
-    "CNN": ((layer(CNN(D)), (f(R, T, D), i(R, T))), 1, i(1, T)),
+    "CNN": ((layer(CNN(D, residual=False)), (f(R, T, D), i(R, T))), 1, i(1, T)),
 }
 
 

@@ -21,6 +21,7 @@ import numpy as np
 
 from mtl_jax.data.corpus import Corpus
 from mtl_jax.errors import UserError
+from mtl_jax.models.layers import LAYERS
 from mtl_jax.tasks import make
 from mtl_jax.tasks.metrics import evaluate
 
@@ -257,8 +258,11 @@ def _require_linear(config: Any) -> None:
         wanted[f"tasks.{name}.kind"] = entry.kind, "regression"
         wanted[f"tasks.{name}.options.head"] = entry.options.get("head", "dense"), "none"
         wanted[f"tasks.{name}.options.pool"] = entry.options.get("pool", "mean"), "mean"
-    if config.model.layer == "transformer":
-        raise UserError("config.model.layer: 'transformer' has layer norms; the reference 'linear' needs another")
+    if LAYERS[config.model.layer].positions:
+        raise UserError(
+            f"config.model.layer: embeddings for {config.model.layer!r} have positions and layer norms; the reference "
+            "'linear' needs another"
+        )
     for field, (found, right) in wanted.items():
         if found != right:
             raise UserError(f"config.{field}: {found!r}, but the reference 'linear' needs {right!r}")

@@ -18,12 +18,14 @@ class Measure(NamedTuple):
     needs     "joint" | "columns" | "labels": the part of the evidence that it reads
     distance  larger is farther
     title     for figures and tables
+    fields    of `config.relate`, on which it depends
     """
 
     of: Callable[[Evidence], Any]
     needs: str
     distance: bool
     title: str
+    fields: tuple[str, ...] = ()
 
 
 def _mean(matrices: np.ndarray) -> np.ndarray:
@@ -68,11 +70,13 @@ def _ids(corpus, task) -> np.ndarray:
 
 
 MEASURES: dict[str, Measure] = {
-    "gradient_cosine": Measure(lambda e: _mean(e.joint.cosines), "joint", False, "cosine of gradients"),
-    "tag": Measure(lambda e: _mean(e.joint.affinities), "joint", False, "TAG affinity"),
-    "fisher": Measure(lambda e: measures.fisher_distance(e.joint.fisher), "joint", True, "Fisher (Task2Vec) distance"),
-    "cka": Measure(lambda e: measures.cka(e.columns.representations), "columns", False, "CKA of columns"),
-    "rsa": Measure(lambda e: measures.rsa(e.columns.representations), "columns", False, "RSA of columns"),
+    "gradient_cosine": Measure(lambda e: _mean(e.joint.cosines), "joint", False, "cosine of gradients", ("every",)),
+    "tag": Measure(lambda e: _mean(e.joint.affinities), "joint", False, "TAG affinity", ("every", "lookahead")),
+    "fisher": Measure(
+        lambda e: measures.fisher_distance(e.joint.fisher), "joint", True, "Fisher (Task2Vec) distance", ("every",)
+    ),
+    "cka": Measure(lambda e: measures.cka(e.columns.representations), "columns", False, "CKA of columns", ("inputs",)),
+    "rsa": Measure(lambda e: measures.rsa(e.columns.representations), "columns", False, "RSA of columns", ("inputs",)),
     "parameter_cosine": Measure(
         lambda e: measures.parameter_cosine(e.columns.end, e.columns.start), "columns", False, "cosine of parameters"
     ),

@@ -91,9 +91,9 @@ class Architecture:
     def layer(self, dtype: Any = jnp.float32) -> TransformerLayer:
         """The module of each path `layer_NN`."""
         return TransformerLayer(
-            width=self.width,
-            heads=self.heads,
-            intermediate=self.intermediate,
+            hidden_size=self.width,
+            num_heads=self.heads,
+            intermediate_size=self.intermediate,
             activation=self.activation,
             layer_norm_eps=self.layer_norm_eps,
             initializer_range=self.initializer_range,

@@ -14,47 +14,48 @@ from flax import linen as nn
 
 from mtl_jax.models.dense import Dense
 from mtl_jax.models.dropout import Noise, dropout
+from mtl_jax.models.layers.base import Layer
 
 
-class RNN(nn.Module):
-    """Simple recurrence h_t = tanh(W x_t + U h_{t-1} + b) (Elman 1990). x [R, T, D] -> [R, T, hidden]."""
+class RNN(Layer):
+    """Simple recurrence h_t = tanh(W x_t + U h_{t-1} + b) (Elman 1990). x [R, T, D] -> [R, T, hidden_size]."""
 
-    hidden: int
+    hidden_size: int
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array, segment: jax.Array, noise: Noise | None = None) -> jax.Array:
-        """x [R, T, D], segment int32[R, T] -> dtype [R, T, hidden]. Dropout is on the output."""
-        forward = Direction(self.hidden, ("hidden",), self.dtype, name="forward")
+        """x [R, T, D], segment int32[R, T] -> dtype [R, T, hidden_size]. Dropout is on the output."""
+        forward = Direction(self.hidden_size, ("hidden",), self.dtype, name="forward")
         (hidden,) = recur(TANH, [(*forward(_time_first(x, segment)), _continues(segment))])
         return dropout(noise, 0, _swapped(hidden).astype(self.dtype))
 
 
-class LSTM(nn.Module):
+class LSTM(Layer):
     """Long short-term memory (Hochreiter & Schmidhuber 1997; Gers et al. 2000), left to right, forget bias 1."""
 
-    hidden: int
+    hidden_size: int
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array, segment: jax.Array, noise: Noise | None = None) -> jax.Array:
-        """x [R, T, D], segment int32[R, T] -> dtype [R, T, hidden]. Dropout is on the output."""
-        forward = Direction(self.hidden, LSTM_GATES, self.dtype, name="forward")
+        """x [R, T, D], segment int32[R, T] -> dtype [R, T, hidden_size]. Dropout is on the output."""
+        forward = Direction(self.hidden_size, LSTM_GATES, self.dtype, name="forward")
         (hidden,) = recur(LSTM_CELL, [(*forward(_time_first(x, segment)), _continues(segment))])
         return dropout(noise, 0, _swapped(hidden).astype(self.dtype))
 
 
-class BiLSTM(nn.Module):
+class BiLSTM(Layer):
     """Two LSTMs, left to right and right to left (Graves & Schmidhuber 2005), concatenated in this order."""
 
-    hidden: int
+    hidden_size: int
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array, segment: jax.Array, noise: Noise | None = None) -> jax.Array:
-        """x [R, T, D], segment int32[R, T] -> dtype [R, T, 2·hidden]. Dropout is on the output."""
-        forward = Direction(self.hidden, LSTM_GATES, self.dtype, name="forward")
-        backward = Direction(self.hidden, LSTM_GATES, self.dtype, name="backward")
+        """x [R, T, D], segment int32[R, T] -> dtype [R, T, 2·hidden_size]. Dropout is on the output."""
+        forward = Direction(self.hidden_size, LSTM_GATES, self.dtype, name="forward")
+        backward = Direction(self.hidden_size, LSTM_GATES, self.dtype, name="backward")
         x = _time_first(x, segment)
         # Read from the right, the last token of a segment is its first: the same resets do for both directions.
         # Both advance in one scan: half the sequential steps.

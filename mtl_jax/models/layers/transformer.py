@@ -14,6 +14,7 @@ from mtl_jax.errors import UserError
 from mtl_jax.models.attention import attend
 from mtl_jax.models.dense import Dense
 from mtl_jax.models.dropout import Noise, dropout
+from mtl_jax.models.layers.base import Layer
 
 
 def gelu(x: jax.Array) -> jax.Array:
@@ -45,18 +46,21 @@ def activation_named(name: str):
     return ACTIVATIONS[name]
 
 
-class TransformerLayer(nn.Module):
+class TransformerLayer(Layer):
     """Post-LayerNorm encoder layer (Vaswani et al. 2017) exactly as in BERT and RoBERTa.
 
     Parameters: attention/{query,key,value,output}, attention/layer_norm, intermediate, output, layer_norm;
     kernels are [in, out]. LayerNorm, residual sums and softmax are float32 whatever the compute dtype.
     """
 
-    rows_in_parts = True  # of many rows, see `parts`: nothing is done twice
+    positions = True
+    attends = True
+    family = "bert"
+    rows_in_parts = True
 
-    width: int
-    heads: int
-    intermediate: int
+    hidden_size: int
+    num_heads: int
+    intermediate_size: int
     activation: str = "gelu"
     layer_norm_eps: float = 1e-12
     initializer_range: float = 0.02
@@ -65,15 +69,17 @@ class TransformerLayer(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, segment: jax.Array, noise: Noise | None = None) -> jax.Array:
         """x [R, T, D], segment int32[R, T] -> dtype [R, T, D]."""
-        if x.shape[-1] != self.width:
-            raise UserError(f"a transformer layer of width {self.width} cannot read features of width {x.shape[-1]}")
+        if x.shape[-1] != self.hidden_size:
+            raise UserError(
+                f"a transformer layer of width {self.hidden_size} cannot read features of width {x.shape[-1]}"
+            )
         x = SelfAttention(
-            self.width, self.heads, self.layer_norm_eps, self.initializer_range, self.dtype, name="attention"
+            self.hidden_size, self.num_heads, self.layer_norm_eps, self.initializer_range, self.dtype, name="attention"
         )(x, segment, noise)
         init = nn.initializers.normal(self.initializer_range)
-        y = Dense(self.intermediate, dtype=self.dtype, kernel_init=init, name="intermediate")(x)
+        y = Dense(self.intermediate_size, dtype=self.dtype, kernel_init=init, name="intermediate")(x)
         y = activation_named(self.activation)(y)
-        y = Dense(self.width, dtype=self.dtype, kernel_init=init, name="output")(y)
+        y = Dense(self.hidden_size, dtype=self.dtype, kernel_init=init, name="output")(y)
         return _add_and_normalise(x, dropout(noise, 2, y), self.layer_norm_eps, self.dtype)
 
 

@@ -1,0 +1,55 @@
+"""What a layer declares, so that a config can choose it by name."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, ClassVar
+
+from flax import linen as nn
+
+
+class Layer(nn.Module):
+    """A layer of one column, over one block of packed rows.
+
+    `__call__(x [R, T, D], segment int32[R, T], noise=None) -> dtype [R, T, D']`, and nothing in it crosses a segment.
+    Fields are frozen hyperparameters, `dtype` (float32 or bfloat16) is that of the computation; parameters are float32.
+    Fields with the name of a field of `config.model` get their value from there: hidden_size, num_heads,
+    intermediate_size, activation, initializer_range, kernel_size. The others are options, `config.model.layer_options`.
+    Salts of dropout repeat from layer to layer: the caller gives each layer keys of its own.
+
+    positions      whether it needs embeddings with positions; else those of words alone are below it
+    attends        whether it drops attention weights (`config.model.attention_dropout`)
+    family         the model family whose layer it is, a name of `mtl_jax.models.families`; "" for none
+    rows_in_parts  whether many rows go through it in parts, see `mtl_jax.models.row_chunks`: nothing is computed twice
+    """
+
+    positions: ClassVar[bool] = False
+    attends: ClassVar[bool] = False
+    family: ClassVar[str] = ""
+    rows_in_parts: ClassVar[bool] = False
+
+    @classmethod
+    def field_names(cls) -> tuple[str, ...]:
+        """The hyperparameters that a config sets."""
+        return tuple(f.name for f in dataclasses.fields(cls) if f.name not in ("dtype", "parent", "name"))
+
+
+def arguments(layer: type[Layer], model: Any) -> dict[str, Any]:
+    """The arguments of a layer, dtype aside, from `config.model`: its fields by name, and `layer_options`.
+
+    Raises:
+      ValueError: an option that the layer does not have.
+    """
+    named = {
+        "hidden_size": model.width,
+        "num_heads": model.heads,
+        "intermediate_size": model.intermediate,
+        "activation": model.activation,
+        "initializer_range": model.initializer_range,
+        "kernel_size": model.kernel_size,
+    }
+    options = [name for name in layer.field_names() if name not in named]
+    for name in model.layer_options:
+        if name not in options:
+            raise ValueError(f"{model.layer!r} has no option {name!r}; it has {', '.join(options) or 'none'}")
+    return {name: named[name] for name in layer.field_names() if name in named} | model.layer_options.to_dict()
