@@ -23,6 +23,7 @@ from mtl_jax.experiment.assemble import Experiment
 from mtl_jax.models.ownership import adapter_path
 from mtl_jax.models.taps import TapSpec
 from mtl_jax.runtime.progress import progress_bar
+from mtl_jax.tasks import TASK_KINDS
 from mtl_jax.training import objective as terms
 from mtl_jax.training.objective import Objective
 from mtl_jax.training.placement import require_platform
@@ -160,7 +161,7 @@ def attribute(
                 f"{field}, which brings tasks together"
             )
     for name, entry in config.tasks.items():
-        if entry.kind == "generation" and name in (config.train_on or config.tasks):
+        if TASK_KINDS[entry.kind].has("generate") and name in (config.train_on or config.tasks):
             raise UserError(
                 f"--mode=attribute explains classes and numbers; config.tasks.{name} writes texts, which are a search "
                 "and no single score"

@@ -101,7 +101,11 @@ def _reads_text(config, entry) -> bool:
 
 
 def _labels(config, entry) -> str:
-    return TASK_KINDS[entry.kind].labels if entry.kind in TASK_KINDS else "class"
+    return TASK_KINDS[entry.kind].label_type if entry.kind in TASK_KINDS else "class"
+
+
+def _kinds(*label_types: str) -> str:
+    return _either(name for name, kind in TASK_KINDS.items() if kind.label_type in label_types)
 
 
 def _pictured(config, _) -> bool:
@@ -166,7 +170,7 @@ RULES = (
     Rule(
         ("data.window_stride",),
         lambda c, _: not c.data.overflow and any(_labels(c, t) == "span" for t in c.tasks.values()),
-        "windows: a task of kind 'span', and config.data.overflow = ''",
+        lambda: f"windows: a task of kind {_kinds('span')}, and config.data.overflow = ''",
     ),
     Rule(
         ("data.seed",),
@@ -259,16 +263,16 @@ RULES = (
     Rule(
         ("tasks.*.classes",),
         lambda c, e: _labels(c, e) in ("class", "set", "tokens"),  # of tokens: see `inputs`
-        "a kind of task whose classes can be named: classification, multilabel, tagging, relation",
+        lambda: f"a kind of task whose classes can be named: {_kinds('class', 'set')}",
     ),
     Rule(
         ("tasks.*.label", "tasks.*.missing"),
         lambda c, e: _labels(c, e) != "hidden",
-        "a kind of task with labels; 'masked_lm' has none, it hides tokens",
+        lambda: f"a kind of task with labels; {_kinds('hidden')} has none, it hides tokens",
     ),
     Rule(
         ("tasks.*.options.length_penalty",),
-        lambda c, e: e.kind != "generation" or e.options.get("beam", 1) != 1,
+        lambda c, e: _labels(c, e) != "tokens" or e.options.get("beam", 1) != 1,
         "the option beam above 1; a greedy search compares no lengths",
     ),
     Rule(("distillation.*.weights",), lambda c, e: len(e.teachers) != 1, "several teachers"),

@@ -59,11 +59,7 @@ def check_images(config, say):
         if entry.options.get("copy") and config.datasets.get(entry.dataset, {}).get("image"):
             say(f"config.tasks.{name}.options.copy: patches of pictures are no tokens to copy; leave it out")
         source = config.datasets.get(entry.dataset)
-        if (
-            entry.kind in TASK_KINDS
-            and getattr(TASK_KINDS[entry.kind].task, "reads_pictures", False)
-            and source is not None
-        ):
+        if entry.kind in TASK_KINDS and TASK_KINDS[entry.kind].reads_pictures and source is not None:
             if not (source.image and (source.text or source.words)):
                 say(
                     f"config.tasks.{name}.kind: {entry.kind!r} reads words and pictures; name both in "
@@ -85,20 +81,28 @@ def check_tasks(config, say):
     for name, entry in config.tasks.items():
         where = f"config.tasks.{name}"
         check_name(where, name, say, RESERVED["tasks"])
-        if check_choice(f"{where}.kind", entry.kind, TASK_KINDS, say) and entry.level:
-            check_choice(f"{where}.level", entry.level, TASK_KINDS[entry.kind].levels, say)
-        if check_choice(f"{where}.dataset", entry.dataset, config.datasets, say) and entry.kind in TASK_KINDS:
-            _check_texts(entry, config.datasets[entry.dataset], where, say)
-        if entry.labelled and entry.kind in TASK_KINDS and TASK_KINDS[entry.kind].labels in ("tokens", "hidden"):
-            say(f"{where}.labelled: tasks of kind {entry.kind!r} need every label; limit the data set instead")
-        if entry.kind == "masked_lm":
-            _check_masked(config, name, where, say)
-        elif not entry.label:
-            say(f"{where}.label: name the field that holds the label")
-        if entry.kind == "tagging" and entry.dataset in config.datasets:
-            _check_scheme(entry, config.datasets[entry.dataset], where, say)
-        if entry.kind in TASK_KINDS and TASK_KINDS[entry.kind].labels == "tokens":
-            _check_writer(name, entry, make, SPECIALS, say)
+        check_choice(f"{where}.dataset", entry.dataset, config.datasets, say)
+        if check_choice(f"{where}.kind", entry.kind, TASK_KINDS, say):
+            _check_kind(config, name, TASK_KINDS[entry.kind], where, say)
+
+
+def _check_kind(config, name, kind, where, say):
+    """What a kind of task needs of its own entry, and of its data set."""
+    entry, dataset = config.tasks[name], config.datasets.get(config.tasks[name].dataset)
+    if entry.level:
+        check_choice(f"{where}.level", entry.level, kind.levels, say)
+    if dataset is not None:
+        _check_texts(entry, kind, dataset, where, say)
+    if entry.labelled and kind.label_type in ("tokens", "hidden"):
+        say(f"{where}.labelled: tasks of kind {entry.kind!r} need every label; limit the data set instead")
+    if kind.label_type == "hidden":
+        _check_masked(config, name, where, say)
+    elif not entry.label:
+        say(f"{where}.label: name the field that holds the label")
+    if kind.predicts == "tags" and dataset is not None:
+        _check_scheme(entry, dataset, where, say)
+    if kind.label_type == "tokens":
+        _check_writer(name, entry, make, SPECIALS, say)
 
 
 def _check_scheme(entry, dataset, where, say):
@@ -114,7 +118,7 @@ def _check_scheme(entry, dataset, where, say):
 def _check_tagged(name, config, say):
     """Options about tags of a data set act on the fields that tagging tasks read."""
     entry, where = config.datasets[name], f"config.datasets.{name}.options"
-    fields = [task.label for task in config.tasks.values() if task.dataset == name and task.kind == "tagging"]
+    fields = [task.label for task in config.tasks.values() if task.dataset == name and _reads_tags(task)]
     given = entry.options.get("schemes") or {}
     for field in given if hasattr(given, "keys") else ():
         if field not in fields:
@@ -128,6 +132,10 @@ def _check_tagged(name, config, say):
         say(f"{where}.scheme: converts the tags of tagging tasks on {name!r}, and there is none")
 
 
+def _reads_tags(task) -> bool:
+    return task.kind in TASK_KINDS and TASK_KINDS[task.kind].predicts == "tags"
+
+
 def _check_writer(name, entry, make, specials, say):
     """The options of a task that writes texts, all of which are known without the data."""
     if entry.classes:
@@ -139,18 +147,23 @@ def _check_writer(name, entry, make, specials, say):
         say(str(error))
 
 
-def _check_texts(entry, dataset, where, say):
+def _check_texts(entry, kind, dataset, where, say):
     """Whether the data set has what the kind of task reads beside the text."""
-    if (entry.kind == "multiple_choice") != bool(dataset.get("choices")):
-        if entry.kind == "multiple_choice":
+    chooses = kind.label_type == "choice"
+    if chooses != bool(dataset.get("choices")):
+        if chooses:
             say(f"{where}: config.datasets.{entry.dataset}.choices is empty; name the field, or fields, of the choices")
         else:
             say(
                 f"{where}.dataset: {entry.dataset!r} has choices, each of which is encoded with the text: it is for "
-                "tasks of kind 'multiple_choice'; name the same files as another data set"
+                f"tasks of kind {_kinds_of('choice')}; name the same files as another data set"
             )
-    if entry.kind == "relation" and not dataset.get("marked"):
+    if (entry.level or kind.levels[0]) == "pair" and not dataset.get("marked"):
         say(f"{where}: config.datasets.{entry.dataset}.marked is empty; name the two fields with the spans")
+
+
+def _kinds_of(label_type: str) -> str:
+    return " or ".join(repr(name) for name, kind in TASK_KINDS.items() if kind.label_type == label_type)
 
 
 def _check_masked(config, name, where, say):

@@ -34,7 +34,7 @@ def check_distillation(config, say):
         if not check_choice(where, task, config.tasks, say):
             continue
         kind = TASK_KINDS.get(config.tasks[task].kind)
-        if kind and not hasattr(kind.task, "soft"):
+        if kind and not kind.has("soft"):
             say(f"{where}: tasks of kind {config.tasks[task].kind!r} have no soft labels that could be learned from")
         if not entry.teachers or not all(isinstance(run, str) and run for run in entry.teachers):
             say(f"{where}.teachers: name the folders of finished runs, e.g. ('runs/teacher',)")
@@ -44,7 +44,7 @@ def check_distillation(config, say):
             )
         for weight in entry.weights:
             check_range(f"{where}.weights", weight, 1e-9, None, say)
-        if kind and kind.labels == "real" and entry.temperature != 1:
+        if kind and kind.label_type == "real" and entry.temperature != 1:
             say(f"{where}.temperature: {entry.temperature!r}, but {task!r} predicts numbers, which have none; set 1.0")
 
 

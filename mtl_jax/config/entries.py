@@ -74,9 +74,7 @@ class Dataset(Protocol):
 class Task(Protocol):
     """A task: which labels of which data set, how they are predicted and scored."""
 
-    # "classification" | "multilabel" | "regression" | "tagging" | "generation" | "span" (an answer in a text) |
-    # "relation" (of two marked spans) | "multiple_choice" | "masked_lm" | "grounded_classification" (of a text about
-    # pictures) | "gan_classification".
+    # A name in mtl_jax.tasks.TASK_KINDS.
     kind: str = ""
     # Name of the data set.
     dataset: str = ""

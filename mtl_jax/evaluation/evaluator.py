@@ -231,10 +231,10 @@ def program(objective: Objective, tasks: Collection[str] | None = None):
             head = terms.head(objective, params, name)
             features = terms.features(batch, objective.layout, name, hidden[name])
             logits = task.logits(head, features, labels)
-            writes = task.level == "sequence"
+            writes = task.has("generate")
             outputs[name] = task.generate(head, features) if writes else task.predict(head, logits, labels)
             found = [task.loss(head, logits, labels).sum(), task.weight(labels).sum()]
-            sums[name] = jax.numpy.stack([*found, *task.sums(logits, labels)] if writes else found)
+            sums[name] = jax.numpy.stack([*found, *task.sums(logits, labels)])
         return outputs, sums
 
     return program

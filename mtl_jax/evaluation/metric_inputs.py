@@ -14,7 +14,7 @@ from mtl_jax.data.labels import answer_spans
 from mtl_jax.data.labels.target_sequences import END, UNKNOWN
 from mtl_jax.tasks.base import Task
 from mtl_jax.tasks.metrics import METRICS, evaluate
-from mtl_jax.tasks.text_metrics import Written, tokens
+from mtl_jax.tasks.text_metrics import Written
 from mtl_jax.training.objective import Objective
 
 
@@ -114,7 +114,7 @@ def ceiling(corpus: Corpus, task: Task, split: str) -> dict[str, float]:
 
 def text_scores(task: Task, gold: Sequence[str], written: Sequence[str]) -> dict[str, float]:
     """{metric: value} of the task's metrics that compare texts."""
-    compared = (name for name in task.metrics if METRICS[name].statistics is not tokens)
+    compared = (name for name in task.metrics if not METRICS[name].from_sums)
     return {name: evaluate(name, gold, written, ()) for name in compared}
 
 

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import jax
 
-from mtl_jax import tasks as task_kinds
 from mtl_jax.data.batch import BatchLayout
 from mtl_jax.data.corpus import Corpus
 from mtl_jax.data.labels import target_sequences
@@ -25,7 +24,8 @@ from mtl_jax.models import ownership
 from mtl_jax.models.families.bert import Architecture
 from mtl_jax.models.layers.transformer import TransformerLayer
 from mtl_jax.models.network import network
-from mtl_jax.tasks.base import Task
+from mtl_jax.tasks import TASK_KINDS, Task, TaskData
+from mtl_jax.tasks import make as make_task
 from mtl_jax.tasks.distillation import Distillation
 from mtl_jax.training.hyperparameters import Hyperparameters, hyperparameters_from_config
 from mtl_jax.training.objective import Objective, auxiliary_name
@@ -143,7 +143,7 @@ def _auxiliary(config, net, tasks) -> dict[str, float]:
     """{what mixers and heads add to the losses of the tasks: its factor where the config names none}."""
     found = dict(net.added)
     for name, task in tasks.items():
-        found |= {auxiliary_name(name, loss): factor for loss, factor in getattr(task, "auxiliary", {}).items()}
+        found |= {auxiliary_name(name, loss): factor for loss, factor in task.auxiliary.items()}
     for name in config.auxiliary:
         if name not in found:
             raise UserError(
@@ -154,7 +154,7 @@ def _auxiliary(config, net, tasks) -> dict[str, float]:
 
 def _tables(config, owned, tasks) -> dict[str, int]:
     """{task: slice of the word vectors} of heads that are tied to them."""
-    tied = [(k, name) for k, (name, task) in enumerate(tasks.items()) if getattr(task, "tied", False)]
+    tied = [(k, name) for k, (name, task) in enumerate(tasks.items()) if task.tied]
     if tied and isinstance(owned["embed"], ownership.ExpertColumns):
         raise UserError(
             f"config.tasks.{tied[0][1]}.options.tied: the word vectors are experts (config.sharing.mixer = "
@@ -174,15 +174,18 @@ def _task(config, name, data, table_width) -> Task:
     entry, vocabulary = config.tasks[name], data.vocabularies[name]
     statistics = data.statistics["tasks"][name]["train"]
     settings = {"kind": entry.kind, "metrics": tuple(entry.metrics), **entry.options.to_dict()}
-    if entry.kind == "regression" and not settings.keys() & {"low", "high", "mean", "scale"}:
-        settings |= {"mean": statistics["mean"], "scale": statistics["std"] or 1.0}  # standardised by train
     counts = [statistics["counts"].get(label, 0) for label in vocabulary.names] if "counts" in statistics else None
-    spec, given = data.specs[name], {}
-    if spec.target:
-        given["join"] = target_sequences.token_joiner(spec.target, data.tokenizer, vocabulary)
-        given["source"] = target_sequences.copied_ids(vocabulary, data.tokenizer) if spec.target.copy else ()
-    if entry.kind == "tagging":
-        given["spans"] = vocabulary.spans
-    if entry.kind == "masked_lm":
-        given |= {"mask_token": data.tokenizer.mask_id, "table_width": table_width}
-    return task_kinds.make(name, settings, spec.level, vocabulary.names, counts, given)
+    spec = data.specs[name]
+    copies = spec.target is not None and spec.target.copy
+    given = TASK_KINDS[entry.kind].data_fields(
+        TaskData(
+            settings=settings,
+            statistics=statistics,
+            spans=vocabulary.spans,
+            join=target_sequences.token_joiner(spec.target, data.tokenizer, vocabulary) if spec.target else None,
+            source=target_sequences.copied_ids(vocabulary, data.tokenizer) if copies else (),
+            mask_token=data.tokenizer.mask_id,
+            table_width=table_width,
+        )
+    )
+    return make_task(name, settings, spec.level, vocabulary.names, counts, given)

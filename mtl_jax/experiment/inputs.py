@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from mtl_jax import tasks as task_kinds
 from mtl_jax import unicode
 from mtl_jax.data import corpus as corpora
 from mtl_jax.data.corpus import Corpus
@@ -22,14 +21,14 @@ from mtl_jax.data.tokenizers import PretrainedTokenizer, WordTokenizer, WordVoca
 from mtl_jax.errors import UserError
 from mtl_jax.models import pretrained, vit
 from mtl_jax.models.families.bert import Architecture
-from mtl_jax.tasks.generation import Generation
+from mtl_jax.tasks import METRICS, TASK_KINDS
 
 
 def label_specs(config: Any) -> list[LabelSpec]:
     """What every task of a config reads, in order."""
     specs = []
     for name, entry in config.tasks.items():
-        kind = task_kinds.TASK_KINDS[entry.kind]
+        kind = TASK_KINDS[entry.kind]
         level = entry.level or kind.levels[0]
         specs.append(
             LabelSpec(
@@ -37,13 +36,13 @@ def label_specs(config: Any) -> list[LabelSpec]:
                 dataset=entry.dataset,
                 field=entry.label,
                 level=level,
-                kind=kind.labels,
+                kind=kind.label_type,
                 classes=tuple(entry.classes),
                 missing=(*(entry.missing or default_missing(level)), None),
                 delimiter=entry.options.get("delimiter", ","),
                 labelled=entry.labelled,
                 **_schemes(config.datasets[entry.dataset].options, entry),
-                target=_target(entry) if kind.labels == "tokens" else None,
+                target=_target(entry) if kind.label_type == "tokens" else None,
             )
         )
     return specs
@@ -95,7 +94,7 @@ def load_corpus(config: Any, encoder: pretrained.Pretrained | None, read: Callab
 
 def _extra_tokens(config: Any) -> tuple[str, ...]:
     """The tokens that a vocabulary of words needs for [MASK] and around marked spans, whatever is trained on."""
-    masked = any(entry.kind == "masked_lm" for entry in config.tasks.values())
+    masked = any(TASK_KINDS[entry.kind].label_type == "hidden" for entry in config.tasks.values())
     found = [WordTokenizer.MASK] if masked else []
     for entry in config.datasets.values():
         if entry.marked:
@@ -133,7 +132,8 @@ def metric_notes(config: Any, data: Corpus) -> list[str]:
     """Sentences about metrics of texts that do not suit the texts: BLEU takes what stands between blanks for a word."""
     notes = []
     for task, spec in data.specs.items():
-        wrong = [name for name in config.tasks[task].metrics or Generation.metrics if name in ("bleu", "bleu_lower")]
+        entry = config.tasks[task]
+        wrong = [name for name in entry.metrics or TASK_KINDS[entry.kind].metrics if METRICS[name].blanks]
         if spec.level == "sequence" and wrong:
             given = [text for text in data.splits[spec.dataset]["train"].encoded.labels[task].texts if text]
             if count := sum(map(unicode.has_no_blanks, given)):

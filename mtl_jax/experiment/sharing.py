@@ -119,7 +119,7 @@ def _classes(tasks: Mapping[str, Task], feeds) -> dict[str, int]:
     classes = {}
     for fed, sources in feeds.items():
         for source in sources:
-            if getattr(tasks[source], "distribution", None) is None:
+            if not tasks[source].has("distribution"):
                 raise UserError(
                     f"config.sharing.feeds.{fed}: {source!r} has no label set of which a distribution at each token "
                     "could be fed; tasks with classes of texts or words have"

@@ -18,7 +18,6 @@ from mtl_jax.training.gradients.aggregated import Aggregated
 from mtl_jax.training.gradients.base import DataGradient
 from mtl_jax.training.gradients.joint import Joint
 from mtl_jax.training.gradients.meta_learning import MetaLearning
-from mtl_jax.training.loss_weighting import has_classes
 from mtl_jax.training.optimizer import OptimizerSpec, multipliers
 from mtl_jax.training.parameter_paths import matching
 from mtl_jax.training.state import StepSpec
@@ -39,7 +38,7 @@ def _loss_weights(config, sizes):
 
 def _with_classes(config, method, objective):
     """The method, unless it asks for distributions of classes and no task has classes."""
-    if "divergences" in method().needs and not any(has_classes(task) for task in objective.tasks.values()):
+    if "divergences" in method().needs and not any(task.has("class_sums") for task in objective.tasks.values()):
         raise UserError(f"config.loss_weights.method: {config.loss_weights.method!r} needs a task with classes")
     return method
 
@@ -126,7 +125,7 @@ def _shared(config, method, aggregation, trained, owned, tasks, auxiliary):
             f"{who} combines the losses of the tasks, and knows nothing of {', '.join(auxiliary)}; take methods that "
             "read losses"
         )
-    if tied := [name for name, task in tasks.items() if getattr(task, "tied", False)]:
+    if tied := [name for name, task in tasks.items() if task.tied]:
         raise UserError(
             f"{who} needs the gradients of the tasks apart; that of task {tied[0]!r} reaches the word vectors through "
             f"its head too: set config.tasks.{tied[0]}.options.tied = False"

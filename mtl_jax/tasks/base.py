@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mtl_jax.errors import UserError
+from mtl_jax.tasks import options
 
 Params = Any
 Labels = Mapping[str, jax.Array]  # see `mtl_jax.data.batch`, leading axis [R]
@@ -42,46 +47,136 @@ class Features(NamedTuple):
     patch: jax.Array | None = None
 
 
-class Task(Protocol):
-    """One task: head, loss and metrics. Frozen and hashable; everything that is learned is in `params`.
+class TaskData(NamedTuple):
+    """What the data of a run give to a task.
 
-    A task that writes texts has `generate(params, features)` and `sums(logits, labels)` in place of `predict`, and
-    `texts` for the metrics, see `Generation`; its logits are any pytree.
-
-    The loss of task k over any set of rows is Σ loss / Σ weight, summed first and divided once, so that it is
-    the same however the rows are split over devices and micro-batches.
-
-    A task that changes its inputs has `corrupt` besides, see `masked_lm.MaskedLM`.
+    settings     the options that its config sets
+    statistics   of its labels in train
+    spans        whether its classes are tags of spans, None where nothing is known of that
+    join         what makes a text of tokens; None where none are written
+    source       ids of targets by token id, for a task that copies; () elsewhere
+    mask_token   id of the token that hides another, None without
+    table_width  width of the word vectors
     """
 
+    settings: Mapping[str, Any]
+    statistics: Mapping[str, Any]
+    spans: bool | None
+    join: Callable[[Sequence[str]], str] | None
+    source: tuple[int, ...]
+    mask_token: int | None
+    table_width: int
+
+
+class Task:
+    """One task: head, loss and predictions. A kind of task is a subclass that is a frozen dataclass, hashable; its
+    fields besides `name`, `names`, `level` and those in `from_data` are the options in a config. Everything that is
+    learned is in `params`.
+
+    Every kind defines init, logits, loss, weight, predict and decode; what else is declared here is optional, and
+    raises UserError where it is missing (`has` asks). The loss of task k over any set of rows is Σ loss / Σ weight,
+    summed first and divided once, so that it is the same however the rows are split over devices and micro-batches.
+
+    predicts        what it predicts, see `Metric.of`
+    label_type      "class" | "set" | "real" | "tokens" | "choice" | "span" | "hidden", see `mtl_jax.data.labels`
+    levels          the levels that its labels may have, the default first, see `mtl_jax.data.batch`
+    from_data       fields whose values the data give, see `data_fields`
+    reads_pictures  whether it needs a data set with words and pictures
+    auxiliary       {name: factor} of the losses that it adds to its own, see `added`
+    """
+
+    predicts: ClassVar[str] = "ids"
+    label_type: ClassVar[str] = "class"
+    levels: ClassVar[tuple[str, ...]] = ("text",)
+    from_data: ClassVar[tuple[str, ...]] = ()
+    reads_pictures: ClassVar[bool] = False
+    auxiliary: ClassVar[Mapping[str, float]] = {}
+
     name: str
-    level: str  # "text" | "word" | "predicate" | ..., the level of its labels, see `mtl_jax.data.batch`
+    names: tuple[str, ...]  # the classes of train, in the order of their ids
+    level: str  # of its labels
     metrics: tuple[str, ...]  # names in `mtl_jax.tasks.metrics.METRICS`, the first is the task's score
+    tied = False  # whether its scores are products with the word vectors, params["table"]
+
+    @classmethod
+    def has(cls, method: str) -> bool:
+        """Whether the kind defines an optional method."""
+        return getattr(cls, method) is not getattr(Task, method)
+
+    @classmethod
+    def data_fields(cls, data: TaskData) -> dict[str, Any]:
+        """The values of `from_data`, and of options that follow from the data where a config does not set them."""
+        return {}
 
     def init(self, key: jax.Array, width: int) -> Params:
         """Parameters of the head over features of width D = `width`, float32."""
+        raise self._missing("parameters of a head (init)")
 
-    def logits(self, params: Params, features: Features, labels: Labels) -> jax.Array:
-        """Scores of the classes, float32 [R, E, C], [R, E] (regression) or [R, Q, C].
+    def logits(self, params: Params, features: Features, labels: Labels) -> Any:
+        """Scores of the classes, float32 [R, E, C], [R, E] (regression) or [R, Q, C]; of a task that writes any pytree.
 
         From `labels` only the structure is read (token, segment, predicate), never value or mask.
         """
+        raise self._missing("scores (logits)")
 
-    def loss(self, params: Params, logits: jax.Array, labels: Labels) -> jax.Array:
+    def loss(self, params: Params, logits: Any, labels: Labels) -> jax.Array:
         """Weighted loss of each example, float32 [R, E]; zero where there is no label."""
+        raise self._missing("loss (loss)")
 
     def weight(self, labels: Labels) -> jax.Array:
         """What each example counts in the denominator of the mean, float32 [R, E]. Needs no forward pass."""
+        raise self._missing("weight of an example (weight)")
 
-    # Kinds may besides have
-    #   distribution(params, features) -> float32[R, T, C], of the label at each token, so that it can be fed upwards
-    #   reads_pictures: bool, whether they want a data set with pictures
-    #   auxiliary {name: factor}, added(params, features, keys [R]) -> {name: float32 sum over texts}: further losses
+    def predict(self, params: Params, logits: Any, labels: Labels) -> dict[str, jax.Array]:
+        """Predictions for each example or word, as arrays with leading axis [R]: `value`, `probability`, ...
 
-    def predict(self, params: Params, logits: jax.Array, labels: Labels) -> dict[str, jax.Array]:
-        """Predictions for each example or word, as arrays with leading axis [R]: `value`, `probability`."""
-
-    def soft(self, params: Params, logits: jax.Array, labels: Labels) -> jax.Array:
-        """What is said of each label in the form of a soft label: probabilities float32 [R, E, C] or [R, Q, C], numbers
-        [R, E] on the labels' own scale. Only kinds of task that can teach have it.
+        A task that writes texts has `generate` in its place.
         """
+        raise self._missing("prediction (predict)")
+
+    def decode(self, **values: Any) -> Any:
+        """The prediction for one record as JSON, from the arrays of `predict`, or `generate`, by name."""
+        raise self._missing("prediction for people (decode)")
+
+    def soft(self, params: Params, logits: Any, labels: Labels) -> jax.Array:
+        """The prediction in the form of a soft label: probabilities float32 [R, E, C] or [R, Q, C], numbers [R, E] on
+        the labels' own scale. Kinds that have it can be teachers.
+        """
+        raise self._missing("soft labels that could be learned from (soft)")
+
+    def distribution(self, params: Params, features: Features) -> jax.Array:
+        """Probabilities of the classes at each token, float32 [R, T, C]. Kinds that have it can be fed upwards."""
+        raise self._missing("label set of which a distribution at each token could be fed (distribution)")
+
+    def class_sums(self, logits: Any, labels: Labels) -> tuple[jax.Array, jax.Array]:
+        """How often each class is the label and is predicted, float32 [C] each, see `losses.class_sums`."""
+        raise self._missing("classes that could be counted (class_sums)")
+
+    def corrupt(
+        self, tokens: jax.Array, segment: jax.Array, maskable: jax.Array, keys: jax.Array
+    ) -> tuple[jax.Array, Labels]:
+        """The tokens int32[R, T] with some of them hidden, and their labels, see `masked_lm.MaskedLM`."""
+        raise self._missing("tokens to hide (corrupt)")
+
+    def added(self, params: Params, features: Features, keys: jax.Array) -> dict[str, jax.Array]:
+        """{name in `auxiliary`: float32 sum over the texts of these rows}; typed PRNG keys [R]."""
+        raise self._missing("losses that it adds (added)")
+
+    def generate(self, params: Params, features: Features) -> dict[str, jax.Array]:
+        """What is written for each example, in place of `predict`, see `generation.Generation`."""
+        raise self._missing("texts to write (generate)")
+
+    def sums(self, logits: Any, labels: Labels) -> jax.Array:
+        """What its metrics need besides predictions, summed over the rows: float32 [S]."""
+        return jnp.zeros((0,), jnp.float32)
+
+    def texts(self, value: Any, sources: Sequence[Sequence[str]] = ()) -> list[str]:
+        """The texts that `value` of `generate` stands for."""
+        raise self._missing("texts to write (texts)")
+
+    def best(self, record: Any, value: Any, count: int) -> dict[str, np.ndarray]:
+        """Predictions of `count` records from those in their windows, see `span.Span`."""
+        raise self._missing("answers in windows (best)")
+
+    def _missing(self, what: str) -> UserError:
+        return options.fail(self.name, "kind", f"a task of kind {type(self).__name__} has no {what}")

@@ -10,11 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from mtl_jax.tasks import features, heads, losses, options
-from mtl_jax.tasks.base import Features, Labels, Params
+from mtl_jax.tasks.base import Features, Labels, Params, Task
 
 
 @dataclasses.dataclass(frozen=True)
-class Classification:
+class Classification(Task):
     """One of the C = len(names) classes for each text; softmax and cross-entropy.
 
     metrics          names in METRICS, the first is the task's score
@@ -83,13 +83,16 @@ class Classification:
 
 
 @dataclasses.dataclass(frozen=True)
-class Multilabel:
+class Multilabel(Task):
     """Any set of the C = len(names) labels for each text; a sigmoid for each. Labels are 0/1 (or probabilities) [E, C].
 
     Options as in `Classification`, the class weights weigh the positive answers; besides:
     threshold        probability from which a label counts as given
     delimiter        between the names of a set that is one text in the data (`LabelSpec.delimiter`); " ": any blanks
     """
+
+    predicts = "sets"
+    label_type = "set"
 
     name: str
     names: tuple[str, ...]

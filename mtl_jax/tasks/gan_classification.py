@@ -35,9 +35,10 @@ class AdversarialClassification(Classification):
     drop        dropout of the hidden layers of both, in the two losses above; the loss of labelled texts has none
     """
 
+    auxiliary: ClassVar[Mapping[str, float]] = {"discriminator": 1.0, "generator": 1.0}
+
     noise: int = 100
     drop: float = 0.1
-    auxiliary: ClassVar[Mapping[str, float]] = {"discriminator": 1.0, "generator": 1.0}
 
     def __post_init__(self):
         super().__post_init__()

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mtl_jax.tasks import features, options, recurrent_decoder, search, transformer_decoder
-from mtl_jax.tasks.base import Features, Labels, Params
+from mtl_jax.tasks.base import Features, Labels, Params, Task, TaskData
 from mtl_jax.tasks.decoder import LOWEST, Decoder, Scores
 
 UNKNOWN, BEGIN, END = range(3)  # the first names of every vocabulary of targets
@@ -22,7 +22,7 @@ _HEADS = 4
 
 
 @dataclasses.dataclass(frozen=True)
-class Generation:
+class Generation(Task):
     """A sequence of the C = len(names) tokens for each text; cross-entropy of each token given those before it.
 
     metrics          names in METRICS, the first is the task's score
@@ -42,6 +42,11 @@ class Generation:
     join, source     not options, the data give them: what makes a text of tokens; for a task that copies the target of
                      each token id of the input, -1 for none, -2 for what is never copied
     """
+
+    predicts = "texts"
+    label_type = "tokens"
+    levels = ("sequence",)
+    from_data = ("join", "source")
 
     name: str
     names: tuple[str, ...]
@@ -83,6 +88,11 @@ class Generation:
         options.number(self.name, "length_penalty", self.length_penalty, 0.0)
         if self.width:
             self._check_width(self.width, "width")
+
+    @classmethod
+    def data_fields(cls, data: TaskData) -> dict[str, Any]:
+        """See `Task.data_fields`."""
+        return {"join": data.join, "source": data.source}
 
     def init(self, key: jax.Array, width: int) -> Params:
         """Parameters of the decoder over features of width D = `width`, float32."""

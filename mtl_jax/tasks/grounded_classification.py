@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 
 from mtl_jax.tasks import features, heads, options
-from mtl_jax.tasks.base import Features, Labels, Params
+from mtl_jax.tasks.base import Features, Labels, Params, Task
 from mtl_jax.tasks.classification import Classification
 
 _DROP = 0  # salt of what is drawn
@@ -28,9 +27,10 @@ class GroundedClassification(Classification):
     hidden    width of both layers, 0 = D
     """
 
+    reads_pictures = True
+    distribution = Task.distribution  # there is none: other layers do not tell patches from words
+
     pool: str = "max"
-    reads_pictures: ClassVar[bool] = True
-    distribution: ClassVar[None] = None  # layers below know no patches from words, so it cannot be fed
 
     def __post_init__(self):
         super().__post_init__()

@@ -11,13 +11,13 @@ import jax
 import jax.numpy as jnp
 
 from mtl_jax.tasks import features, heads, losses, options
-from mtl_jax.tasks.base import Features, Labels, Params
+from mtl_jax.tasks.base import Features, Labels, Params, Task, TaskData
 
 SHOWN = 5  # candidates of a prediction
 
 
 @dataclasses.dataclass(frozen=True)
-class MaskedLM:
+class MaskedLM(Task):
     """Some tokens of a row are drawn; most become [MASK], some another token, some stay, and all are to be told.
 
     rate        share of a row's tokens that are drawn, one at least; special and unknown tokens never are
@@ -28,6 +28,11 @@ class MaskedLM:
                 and a bias; else a matrix of their own
     mask_token, table_width   id of [MASK], and width of the word vectors: of the run, not of the config
     """
+
+    predicts = "hidden"
+    label_type = "hidden"
+    levels = ("token",)
+    from_data = ("mask_token", "table_width")
 
     name: str
     names: tuple[str, ...]
@@ -55,6 +60,11 @@ class MaskedLM:
             options.flag(self.name, field, getattr(self, field))
         if self.tied and not self.transform:
             raise options.fail(self.name, "tied", "needs the transform, which leads to the width of the word vectors")
+
+    @classmethod
+    def data_fields(cls, data: TaskData) -> dict[str, Any]:
+        """See `Task.data_fields`."""
+        return {"mask_token": data.mask_token, "table_width": data.table_width}
 
     def init(self, key: jax.Array, width: int) -> Params:
         """Parameters of the head over features of width D = `width`, float32."""

@@ -46,6 +46,10 @@ class Metric(NamedTuple):
 
     of          which predictions it reads: a subset of {"ids", "sets", "values", "tags", "texts", "answers", "hidden"}
     increasing  whether more is better
+    spans       whether it compares spans, which tags have to mark
+    binary      whether it is that of the second of two classes
+    blanks      whether words are what stands between blanks
+    from_sums   whether it is read off the sums of `Task.sums` in place of the texts
     """
 
     statistics: Callable[[Any, Any, Sequence[str]], dict[str, np.ndarray]]
@@ -53,6 +57,10 @@ class Metric(NamedTuple):
     of: frozenset[str]
     merge: Callable[[Statistics, Statistics], dict[str, np.ndarray]] = add
     increasing: bool = True
+    spans: bool = False
+    binary: bool = False
+    blanks: bool = False
+    from_sums: bool = False
 
 
 def _ratio(numerator: Any, denominator: Any) -> float:
@@ -223,32 +231,33 @@ METRICS: dict[str, Metric] = {
     "micro_f1": Metric(_counts, _micro_f1, _IDS | _SETS),
     "macro_f1": Metric(_counts, _macro_f1, _IDS | _SETS),
     "word_macro_f1": Metric(_word_counts, _macro_f1, _TAGS),
-    "f1": Metric(_counts, _binary_f1, _IDS),
+    "f1": Metric(_counts, _binary_f1, _IDS, binary=True),
     "matthews": Metric(_counts, _matthews, _IDS),
     "pearson": Metric(_pairs, _pearson, _VALUES, concatenate),
     "spearman": Metric(_pairs, _spearman, _VALUES, concatenate),
     "r2": Metric(_pairs, _determination, _VALUES, concatenate),
     "mse": Metric(_squared, lambda s: _ratio(s["squares"], s["total"]), _VALUES, increasing=False),
-    "entity_f1": Metric(_entities, _micro_f1, _TAGS),
-    "entity_precision": Metric(_entities, lambda s: _ratio(s["both"], s["predicted"]), _TAGS),
-    "entity_recall": Metric(_entities, lambda s: _ratio(s["both"], s["gold"]), _TAGS),
-    "span_f1": Metric(_roles, _micro_f1, _TAGS),
-    "bleu": Metric(text_metrics.bleu_statistics, text_metrics.bleu, _TEXTS),
-    "bleu_lower": Metric(functools.partial(text_metrics.bleu_statistics, lower=True), text_metrics.bleu, _TEXTS),
+    "entity_f1": Metric(_entities, _micro_f1, _TAGS, spans=True),
+    "entity_precision": Metric(_entities, lambda s: _ratio(s["both"], s["predicted"]), _TAGS, spans=True),
+    "entity_recall": Metric(_entities, lambda s: _ratio(s["both"], s["gold"]), _TAGS, spans=True),
+    "span_f1": Metric(_roles, _micro_f1, _TAGS, spans=True),
+    "bleu": Metric(text_metrics.bleu_statistics, text_metrics.bleu, _TEXTS, blanks=True),
+    "bleu_lower": Metric(
+        functools.partial(text_metrics.bleu_statistics, lower=True), text_metrics.bleu, _TEXTS, blanks=True
+    ),
     "bleu_zh": Metric(functools.partial(text_metrics.bleu_statistics, tokenize="zh"), text_metrics.bleu, _TEXTS),
     "bleu_char": Metric(functools.partial(text_metrics.bleu_statistics, tokenize="char"), text_metrics.bleu, _TEXTS),
     "rouge1": Metric(functools.partial(text_metrics.rouge, which="rouge1"), _share, _TEXTS),
     "rouge2": Metric(functools.partial(text_metrics.rouge, which="rouge2"), _share, _TEXTS),
     "rougeL": Metric(functools.partial(text_metrics.rouge, which="rougeL"), _share, _TEXTS),
     "exact_match": Metric(text_metrics.exact, _share, _TEXTS),
-    "token_accuracy": Metric(text_metrics.tokens, _share, _TEXTS),
-    "perplexity": Metric(text_metrics.tokens, text_metrics.perplexity, _TEXTS, increasing=False),
+    "token_accuracy": Metric(text_metrics.tokens, _share, _TEXTS, from_sums=True),
+    "perplexity": Metric(text_metrics.tokens, text_metrics.perplexity, _TEXTS, increasing=False, from_sums=True),
     "answer_exact": Metric(functools.partial(_agreement, agree=answer_metrics.exact_match), _share, _ANSWERS),
     "answer_f1": Metric(functools.partial(_agreement, agree=answer_metrics.overlap), _share, _ANSWERS),
     "masked_accuracy": Metric(_hidden, _share, _HIDDEN),
     "masked_perplexity": Metric(_hidden, _perplexity, _HIDDEN, increasing=False),
 }
-SPAN_METRICS = frozenset(name for name, metric in METRICS.items() if metric.statistics in (_entities, _roles))
 
 
 def evaluate(name: str, gold: Any, predicted: Any, names: Sequence[str]) -> float:

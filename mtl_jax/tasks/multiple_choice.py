@@ -9,18 +9,21 @@ import jax
 import jax.numpy as jnp
 
 from mtl_jax.tasks import features, heads, segment_softmax
-from mtl_jax.tasks.base import Features, Labels, Params
+from mtl_jax.tasks.base import Features, Labels, Params, Task
 from mtl_jax.tasks.classification import check_text_head
 
 
 @dataclasses.dataclass(frozen=True)
-class MultipleChoice:
+class MultipleChoice(Task):
     """A score for each choice, softmax and cross-entropy over the choices of a record, as many as it has.
 
     Each choice is an example of its own, the text in a pair with it (BERT on SWAG: Devlin et al. 2019, section 4.4).
 
     metrics, pool, pooler, hidden   as in `Classification`
     """
+
+    label_type = "choice"
+    levels = ("choice",)
 
     name: str
     names: tuple[str, ...] = ()

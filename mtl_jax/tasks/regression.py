@@ -10,12 +10,12 @@ import jax
 import jax.numpy as jnp
 
 from mtl_jax.tasks import features, heads, options
-from mtl_jax.tasks.base import Features, Labels, Params
+from mtl_jax.tasks.base import Features, Labels, Params, Task, TaskData
 from mtl_jax.tasks.classification import check_text_head
 
 
 @dataclasses.dataclass(frozen=True)
-class Regression:
+class Regression(Task):
     """Mean squared error on scaled targets; predictions come back on the labels' own scale.
 
     metrics, pool, pooler, hidden   as in `Classification`
@@ -24,6 +24,9 @@ class Regression:
     low, high    the scale's ends, learned as 0 and 1: (y - low) / (high - low). STS-B: 0 and 5
     mean, scale  or standardised: (y - mean) / scale. Neither pair: y as it is
     """
+
+    predicts = "values"
+    label_type = "real"
 
     name: str
     names: tuple[str, ...] = ()
@@ -54,6 +57,13 @@ class Regression:
             raise options.fail(self.name, "high", f"{self.high!r} should be above low = {self.low!r}")
         if self.scale is not None and self.scale <= 0:
             raise options.fail(self.name, "scale", f"{self.scale!r} should be above 0")
+
+    @classmethod
+    def data_fields(cls, data: TaskData) -> dict[str, Any]:
+        """Mean and deviation in train, where the options name no scale."""
+        if data.settings.keys() & {"low", "high", "mean", "scale"}:
+            return {}
+        return {"mean": data.statistics["mean"], "scale": data.statistics["std"] or 1.0}
 
     @property
     def scaling(self) -> tuple[float, float]:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from mtl_jax.tasks import features, heads, options
-from mtl_jax.tasks.base import Features, Labels, Params
+from mtl_jax.tasks.base import Features, Labels, Params, Task
 from mtl_jax.tasks.classification import Classification, check_loss
 
 POOLS = ("start", "mean", "first")
@@ -24,6 +24,9 @@ class Relation(Classification):
            "mean": the means over the tokens between the markers, joined (mention pooling, figure 3 (e));
            "first": the first token of the text, [CLS] (figure 3 (d))
     """
+
+    levels = ("pair",)
+    distribution = Task.distribution  # there is none: it belongs to two spans, which other layers do not know
 
     level: str = "pair"
     pool: str = "start"
@@ -51,11 +54,6 @@ class Relation(Classification):
         spans = [self._span(features_.hidden, mark[..., 2 * n], mark[..., 2 * n + 1]) for n in (0, 1)]
         joined = jnp.concatenate(spans, axis=-1)
         return heads.apply(params, jnp.where((features_.length > 0)[..., None], joined, 0.0))
-
-    @property
-    def distribution(self):
-        """There is none: what feeds it to other layers knows no marked spans, so `hasattr` is False here."""
-        raise AttributeError("a relation belongs to two spans, it has no distribution at each token")
 
     def _span(self, hidden: jax.Array, before: jax.Array, behind: jax.Array) -> jax.Array:
         """float32 [R, E, D] of the spans between markers at `before` and `behind`, int32[R, E] each."""

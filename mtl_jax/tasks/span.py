@@ -10,11 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from mtl_jax.tasks import features, heads, options, segment_softmax
-from mtl_jax.tasks.base import Features, Labels, Params
+from mtl_jax.tasks.base import Features, Labels, Params, Task
 
 
 @dataclasses.dataclass(frozen=True)
-class Span:
+class Span(Task):
     """The first and the last token of the answer, a softmax over the text's tokens each (Devlin et al. 2019).
 
     Where train has unanswerable questions, or texts read through windows of which not all hold the answer, the first
@@ -29,6 +29,10 @@ class Span:
                     train has unanswerable questions. To be chosen on dev (Devlin et al. 2019), above all where most
                     windows have no answer
     """
+
+    predicts = "answers"
+    label_type = "span"
+    levels = ("span",)
 
     name: str
     names: tuple[str, ...]

@@ -9,14 +9,14 @@ import jax
 import jax.numpy as jnp
 
 from mtl_jax.tasks import crf, features, heads, losses, options, tags
-from mtl_jax.tasks.base import Features, Labels, Params
+from mtl_jax.tasks.base import Features, Labels, Params, Task, TaskData
 from mtl_jax.tasks.classification import check_loss, loss_options
 
 PREDICATE_HIDDEN = 256
 
 
 @dataclasses.dataclass(frozen=True)
-class Tagging:
+class Tagging(Task):
     """One of C = len(names) tags for each word, read at its first sub-word; softmax, or a linear-chain CRF.
 
     Level "predicate" (SRL): the sentence is encoded once, and each predicate's vector is joined to each word's.
@@ -32,6 +32,10 @@ class Tagging:
     class_weights, label_smoothing, focal_gamma   as in `Classification`, softmax only
     spans          whether the tags mark spans, as the data tell; None: as their names tell
     """
+
+    predicts = "tags"
+    levels = ("word", "predicate")
+    from_data = ("spans",)
 
     name: str
     names: tuple[str, ...]
@@ -59,6 +63,11 @@ class Tagging:
         for field, default in defaults.items():
             if getattr(self, field) in (None, ()):
                 object.__setattr__(self, field, default)
+
+    @classmethod
+    def data_fields(cls, data: TaskData) -> dict[str, Any]:
+        """See `Task.data_fields`."""
+        return {"spans": data.spans}
 
     def init(self, key: jax.Array, width: int) -> Params:
         """Parameters of the head over features of width D = `width`, float32."""

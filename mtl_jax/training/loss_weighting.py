@@ -68,17 +68,10 @@ def _divergences(inputs: StepInputs) -> jax.Array:
         return {
             name: task.class_sums(scores[name], terms.rows_of(micro.labels[name]))
             for name, task in objective.tasks.items()
-            if has_classes(task)
+            if task.has("class_sums")
         }
 
     by_task = psum(jax.tree.map(lambda leaf: leaf.sum(axis=0), jax.lax.map(sums, inputs.batch)), inputs.axis)
     return jnp.stack(
         [class_divergence(*by_task[name]) if name in by_task else jnp.full((), jnp.nan) for name in objective.tasks]
     )
-
-
-def has_classes(task) -> bool:
-    """Whether a task tells how often it predicts each class: `class_sums(logits, labels) -> (labels [C],
-    predictions [C])`.
-    """
-    return hasattr(task, "class_sums")

@@ -179,7 +179,7 @@ def contributions(
     losses = _loss_sums(objective, params, batch, hyper, scores)
     added = dict(found.added)
     for name, task in objective.tasks.items():
-        if getattr(task, "auxiliary", None):
+        if task.auxiliary:
             own = features(batch, objective.layout, name, found.hidden[name])
             own = own._replace(length=_lengths(objective, batch, name))
             sums = task.added(params["heads"][name], own, row_keys(key, name, batch, objective.layout))
