@@ -47,6 +47,8 @@ def registry_table(name: str) -> str:
 
 def _summary(entry: object) -> str:
     entry = entry[0] if isinstance(entry, tuple) and type(entry) is tuple else entry
+    while hasattr(entry, "func"):
+        entry = entry.func
     doc = inspect.getdoc(entry) if callable(entry) else None
     return _escaped((doc or "").split("\n\n")[0].replace("\n", " "))
 

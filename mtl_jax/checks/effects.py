@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from mtl_jax.analysis.relatedness.registry import MEASURES
 from mtl_jax.checks.rules import get
 from mtl_jax.config import default
-from mtl_jax.data.readers import BINARY, GENERATED
+from mtl_jax.data.readers import READERS
 from mtl_jax.models.layers import LAYERS
 from mtl_jax.models.layers.base import Layer
 from mtl_jax.models.mixers import MIXERS
@@ -87,7 +87,9 @@ def _carves(config, entry) -> bool:
 
 def _given(entry, split) -> bool:
     """Whether a split of a data set is named; a reader that reads no files makes all, where none is."""
-    return bool(entry.splits.get(split)) or (entry.reader in GENERATED and not entry.splits)
+    return bool(entry.splits.get(split)) or (
+        entry.reader in READERS and READERS[entry.reader].generated and not entry.splits
+    )
 
 
 def _draws_by_data_seed(config) -> bool:
@@ -97,7 +99,7 @@ def _draws_by_data_seed(config) -> bool:
 
 
 def _reads_text(config, entry) -> bool:
-    return entry.reader not in BINARY
+    return entry.reader not in READERS or not READERS[entry.reader].binary
 
 
 def _labels(config, entry) -> str:

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 from mtl_jax.data.datasets import split_locations
 from mtl_jax.data.files.location import Location, local_path
-from mtl_jax.data.readers import GENERATED, READERS
+from mtl_jax.data.readers import READERS
 from mtl_jax.data.readers.jsonl import parse_json, read_jsonl
 from mtl_jax.data.readers.options import check_options, declared_options, select_options
 from mtl_jax.data.records import Note, Record, suggestion
@@ -189,7 +189,7 @@ def _read(form: Format, location: Location, split: str) -> Iterator[Record | Not
     if form.reader == TEXTS:
         return _texts(location.lines(form.encoding), location.name, location)
     reader = READERS[form.reader]
-    if form.reader in GENERATED:
+    if reader.generated:
         raise UserError(f"the reader {form.reader!r} reads no files; give its texts in another format")
     check_options(reader, form.options)
     given = {"fields": form.fields} if "fields" in declared_options(reader) else {}

