@@ -192,7 +192,7 @@ def deaths(launcher: Launcher, count: int) -> list[Case]:
             os.kill(victim, signal.SIGKILL)
         ends = [launcher.end(process) for process in processes]
         left = ends[1 - dying]
-        if left.status == 3 and "another process of this run does not answer" in left.output:
+        if left.status == 3 and "another process of this run has stopped responding" in left.output:
             again = launcher.finish_both(workdir)
             found.append(judged("dead peer", detail, workdir, again[0], result_of(whole)))
         elif left.status == 0:

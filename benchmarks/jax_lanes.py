@@ -76,7 +76,8 @@ class Side:
         active = np.ones((self.engine.shape.seeds, self.engine.shape.lanes), bool)
         jax.block_until_ready((states, losses, hyper))
         began = time.perf_counter()
-        states, losses = jax.block_until_ready(self.engine.advance(states, losses, hyper, active, self.seeds, 0, steps))
+        lanes = self.engine.advance(states, losses, hyper, active=active, seeds=self.seeds, start=0, steps=steps)
+        states, losses = jax.block_until_ready(lanes)
         seconds = time.perf_counter() - began
         if not np.isfinite(np.asarray(losses.total)).all():
             raise RuntimeError("a loss is not finite")

@@ -79,7 +79,9 @@ def _lanes(config):
         states, losses = engine.init(range(4))
         active = np.ones((shape.seeds, shape.lanes), bool)
         for start in range(0, STEPS, 50):
-            states, losses = engine.advance(states, losses, engine.hyper(range(8)), active, range(4), start, 50)
+            states, losses = engine.advance(
+                states, losses, engine.hyper(range(8)), active=active, seeds=range(4), start=start, steps=50
+            )
         trained[layout] = jax.device_get((states, losses))
     return built, trained
 

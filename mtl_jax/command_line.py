@@ -95,7 +95,7 @@ def main(argv):
     if MODE.value not in ("inspect", "report"):  # these compile nothing
         from mtl_jax.runtime import compilation_cache
 
-        compilation_cache.keep()
+        compilation_cache.enable()
     if MODE.value in ("train", "evaluate") and (COORDINATOR.value or PROCESSES.value or _found_around()):
         return _together(mode)
     elif COORDINATOR.value or PROCESSES.value or PROCESS.value >= 0:
@@ -114,7 +114,7 @@ def _together(mode):
     from mtl_jax.runtime import distributed
 
     if distributed.WORKER not in os.environ:
-        return distributed.supervised(sys.orig_argv[1:], HEARTBEAT_SECONDS.value, saves=MODE.value == "train")
+        return distributed.supervise(sys.orig_argv[1:], HEARTBEAT_SECONDS.value, saves=MODE.value == "train")
     distributed.end_with_parent()
     distributed.join(COORDINATOR.value, PROCESSES.value, PROCESS.value, START_SECONDS.value, HEARTBEAT_SECONDS.value)
     with contextlib.ExitStack() as stack:
@@ -134,7 +134,7 @@ def _programs_ahead():
         return contextlib.nullcontext()
     config = flags.FLAGS["config"]
     name = config_flags.get_config_filename(config) if config.present else WORKDIR.value
-    return compilation_prefetch.reading(f"{MODE.value} {name}")
+    return compilation_prefetch.prefetching(f"{MODE.value} {name}")
 
 
 def _train():
@@ -166,7 +166,7 @@ def _evaluate():
         raise UserError("--mode=evaluate scores one --checkpoint")
     config, which = _config(), CHECKPOINT.value[0]
     run = from_plain(read_config(workdir))
-    other = other_data.changed(config, run)
+    other = other_data.changed_splits(config, run)
     with _programs_ahead():
         if other:
             result = other_data.evaluate(config, run, other, workdir, which)
@@ -376,7 +376,7 @@ def _config(run: pathlib.Path | None = None):
 
 def run():
     """Runs main; mistakes that a person can mend end in one message and status 2."""
-    terminal.show_what_can_be_shown()
+    terminal.replace_unencodable()
     sys.modules["__main__"].__doc__ = __doc__.replace("python launch.py", entry_point())  # what --help prints
     for flag in flags.FLAGS.get_flags_for_module(__name__):
         flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)

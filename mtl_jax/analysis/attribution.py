@@ -18,7 +18,7 @@ from mtl_jax.data.records import Record
 from mtl_jax.data.sampler import evaluation_batches, evaluation_layout
 from mtl_jax.errors import UserError
 from mtl_jax.evaluation import inference, input_files
-from mtl_jax.evaluation.input_records import Read
+from mtl_jax.evaluation.input_records import ReadRecords
 from mtl_jax.experiment.assemble import Experiment
 from mtl_jax.models.ownership import adapter_path
 from mtl_jax.models.taps import TapSpec
@@ -173,12 +173,14 @@ def attribute(
         )
     require_platform(config.training.platform)
     model = inference.Predictor(config, workdir, which, tasks)
-    with input_files.opened(input_files.Asked(source, dataset, reader, split), model.reading.datasets) as given:
-        records = list(itertools.islice((item for item in given.items if isinstance(item, Record)), MOST))
+    with input_files.open_input(
+        input_files.InputRequest(source, dataset, reader, split), model.reading.datasets
+    ) as opened:
+        records = list(itertools.islice((item for item in opened.items if isinstance(item, Record)), MOST))
         if not records:
             raise UserError(f"--input={source}: no text in it")
-        read = model.reading.read(records, given.folder)
-        said = model.of_read(read, given)
+        read = model.reading.read(records, opened.folder)
+        said = model.predict_read(read, opened)
         found = _of_records(model, read)
     out.mkdir(parents=True, exist_ok=True)
     with (out / "attributions.jsonl").open("w", encoding="utf-8") as stream:
@@ -209,7 +211,7 @@ def attribute(
     return f"{len(found)} texts\npage     {file}\nnumbers  {out / 'attributions.jsonl'}"
 
 
-def _of_records(model: inference.Predictor, read: Read) -> list[dict[str, Attributed]]:
+def _of_records(model: inference.Predictor, read: ReadRecords) -> list[dict[str, Attributed]]:
     """{task: Attributed} of each record; of a text that was split its first piece."""
     experiment, corpus = model.experiment, read.corpus
     found: list[dict[str, Attributed]] = [{} for _ in read.records]

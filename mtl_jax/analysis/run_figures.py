@@ -6,7 +6,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mtl_jax.storage.workdir import read_metrics
+from mtl_jax.storage.metrics_log import read_metrics
 
 
 def curves(workdir: pathlib.Path, file: pathlib.Path | None = None) -> pathlib.Path | None:

@@ -18,7 +18,8 @@ from mtl_jax.analysis.run_figures import balance, curves
 from mtl_jax.analysis.settings import command, configuration
 from mtl_jax.errors import UserError
 from mtl_jax.storage import run_warnings
-from mtl_jax.storage.workdir import read_config, read_metrics, read_summary
+from mtl_jax.storage.metrics_log import read_metrics
+from mtl_jax.storage.workdir import read_config, read_summary
 
 Parts = list[html.Html]
 

@@ -1,8 +1,6 @@
-"""How far the parameters of the tasks lie from each other."""
+"""Distances between the parameters of the tasks."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import jax
 import numpy as np
@@ -11,17 +9,18 @@ from mtl_jax.experiment.assemble import Experiment
 from mtl_jax.experiment.penalties import columns
 from mtl_jax.runtime import distributed
 from mtl_jax.sharing import gram
+from mtl_jax.training.objective import Params
 from mtl_jax.training.parameter_paths import flatten
 
 
-def distances(experiment: Experiment, params: Any) -> dict[str, dict[str, float]]:
-    """{"task | task": {"distance": ‖Θi − Θj‖, "relative": to the mean norm}} over all that tasks do not all share."""
+def distances(experiment: Experiment, params: Params) -> dict[str, dict[str, float]]:
+    """{"task | task": {"distance": ‖Θi − Θj‖, "relative": to the mean norm}} of parameters that not all tasks share."""
     stacks = columns(flatten({path: tree for path, tree in params.items() if path != "heads"}), experiment.owners)
     names = list(experiment.tasks)
     if not stacks or len(names) < 2:
         return {}
-    centred, whole = distributed.fetch(jax.jit(lambda tree: (gram(tree, "mean"), gram(tree)))(stacks))
-    norm = float(np.sqrt(np.diag(whole)).mean())
+    centred, products = distributed.fetch(jax.jit(lambda tree: (gram(tree, "mean"), gram(tree)))(stacks))
+    norm = float(np.sqrt(np.diag(products)).mean())
     result = {}
     for i, first in enumerate(names):
         for j in range(i + 1, len(names)):

@@ -1,4 +1,4 @@
-"""From predictions in packed rows to what the metrics compare, by the level of the task."""
+"""From predictions in packed rows to the arguments of the metrics, by the level of the task."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def gather(
 
     Levels "text", "sequence", "pair" and "choice": [M, ...], of "choice" the probability M arrays [choices].
     "span": [windows, ...], see `unpacking.answer_windows`.
-    "word": M arrays [words, ...]; "predicate": [predicates, words, ...]. "token": M arrays [masks, ...] where the texts
-    have [MASK], else the rows as they are.
+    "word": M arrays [words, ...]; "predicate": [predicates, words, ...]. "token": M arrays [masks, ...] where the text
+    has [MASK], else the rows as they are.
     """
     if level in ("word", "predicate"):
         return unpacking.gather_words(encoded, example, labels, array)
@@ -50,7 +50,7 @@ def has_labels(corpus: Corpus, task: str, split: str) -> bool:
 
 
 class References(NamedTuple):
-    """The texts to be written, and the tokens to copy from, () where the task does not copy."""
+    """The target strings, and the tokens to copy from, [] where the task does not copy."""
 
     texts: list[str]
     sources: list[Sequence[str]]
@@ -70,16 +70,16 @@ def gold_and_predicted(corpus: Corpus, objective: Objective, task: str, dataset:
     if corpus.vocabularies[task].soft:
         gold = gold._replace(value=gold.value.argmax(-1))
     if level == "sequence":
-        given = np.flatnonzero(np.diff(gold.offsets))
-        sources = [gold.sources[m] for m in given] if gold.sources else []
-        return References([gold.texts[m] for m in given], sources), predicted[given]
+        labelled = np.flatnonzero(np.diff(gold.offsets))
+        sources = [gold.sources[m] for m in labelled] if gold.sources else []
+        return References([gold.texts[m] for m in labelled], sources), predicted[labelled]
     if level not in ("word", "predicate"):
         return gold.value[gold.known], predicted[gold.known]
     golds, predictions = [], []
-    for record, said in enumerate(predicted):
-        said = said.reshape(-1, said.shape[-1])
-        value, known = (array.reshape(said.shape) for array in gold.of(record))
-        for labels, labelled, tags in zip(value, known, said, strict=True):
+    for record, sequences in enumerate(predicted):
+        sequences = sequences.reshape(-1, sequences.shape[-1])
+        value, known = (array.reshape(sequences.shape) for array in gold.of(record))
+        for labels, labelled, tags in zip(value, known, sequences, strict=True):
             if labelled.any():
                 golds.append(labels[labelled])
                 predictions.append(tags[labelled])
@@ -92,30 +92,30 @@ def metric_values(task: Task, gold: Any, predicted: Any, names: Sequence[str]) -
 
 
 def ceiling(corpus: Corpus, task: Task, split: str) -> dict[str, float]:
-    """{metric: value} of the gold tokens themselves as what is written, where it is below 1: no model can do better.
+    """{metric: value} of the gold tokens themselves as predictions, where it is below 1: no model can do better.
 
-    It is where tokens are not in the vocabulary, or a target is longer than `max_length`; and ROUGE is 0 on texts
-    without words. Of other tasks than those that write texts there is none.
+    It is below 1 where tokens are not in the vocabulary, or a target is longer than `max_length`; and ROUGE is 0 for
+    strings without words. Only tasks that generate text have ceilings.
     """
     if task.level != "sequence":
         return {}
     gold = corpus.splits[corpus.specs[task.name].dataset][split].encoded.labels[task.name]
-    given = np.flatnonzero(np.diff(gold.offsets))
-    if not len(given):
+    labelled = np.flatnonzero(np.diff(gold.offsets))
+    if not len(labelled):
         return {}
-    lengths = np.diff(gold.offsets)[given]
-    ids = np.full((len(given), lengths.max()), -1, np.int32)
+    lengths = np.diff(gold.offsets)[labelled]
+    ids = np.full((len(labelled), lengths.max()), -1, np.int32)
     ids[np.arange(lengths.max()) < lengths[:, None]] = gold.value
     ids[(ids == UNKNOWN) | (ids == END)] = -1
-    written = task.texts(ids, [gold.sources[m] for m in given] if gold.sources else ())
-    scores = text_scores(task, [gold.texts[m] for m in given], written)
+    generated = task.texts(ids, [gold.sources[m] for m in labelled] if gold.sources else ())
+    scores = text_scores(task, [gold.texts[m] for m in labelled], generated)
     return {name: value for name, value in scores.items() if value < 1.0 - 1e-9}
 
 
-def text_scores(task: Task, gold: Sequence[str], written: Sequence[str]) -> dict[str, float]:
-    """{metric: value} of the task's metrics that compare texts."""
+def text_scores(task: Task, gold: Sequence[str], generated: Sequence[str]) -> dict[str, float]:
+    """{metric: value} of the task's metrics that compare strings."""
     compared = (name for name in task.metrics if not METRICS[name].from_sums)
-    return {name: evaluate(name, gold, written, ()) for name in compared}
+    return {name: evaluate(name, gold, generated, ()) for name in compared}
 
 
 def uniform(gold: Any, predicted: Any, names: Sequence[str]) -> str:
@@ -123,15 +123,15 @@ def uniform(gold: Any, predicted: Any, names: Sequence[str]) -> str:
 
     `gold` and `predicted` from `metric_arguments`, `names` of the classes.
     """
-    said, wanted = _flat(predicted), _flat(gold)
-    if isinstance(said, np.ndarray) and said.ndim == 2 and wanted.ndim == 1:
-        said = said[:, 0].astype(np.int64)  # hidden tokens, which come with a log-probability
-    count = len(said)
-    if isinstance(said, np.ndarray) and said.dtype.kind == "f" and not np.isfinite(said).all():
-        return f"{int((~np.isfinite(said)).sum())} of {count} predicted numbers are not finite"
-    if not count or not _alike(said) or _alike(wanted):
+    values, labels = _flat(predicted), _flat(gold)
+    if isinstance(values, np.ndarray) and values.ndim == 2 and labels.ndim == 1:
+        values = values[:, 0].astype(np.int64)  # hidden tokens, which come with a log-probability
+    count = len(values)
+    if isinstance(values, np.ndarray) and values.dtype.kind == "f" and not np.isfinite(values).all():
+        return f"{int((~np.isfinite(values)).sum())} of {count} predicted numbers are not finite"
+    if not count or not _all_equal(values) or _all_equal(labels):
         return ""
-    first = said[0]
+    first = values[0]
     if isinstance(first, str | tuple):
         return f"{'the same text' if first else 'an empty answer'} was predicted for all {count} records"
     if first.ndim:
@@ -143,7 +143,7 @@ def uniform(gold: Any, predicted: Any, names: Sequence[str]) -> str:
 
 
 def _flat(values: Any) -> Any:
-    """Labels or predictions one after the other: an array, or a list of what can be compared."""
+    """All labels or predictions in one array, or in a list of values that can be compared."""
     values = values.texts if isinstance(values, Written) else values
     if isinstance(values, np.ndarray) or not values:
         return values
@@ -152,46 +152,51 @@ def _flat(values: Any) -> Any:
     return [tuple(value) if isinstance(value, list) else value for value in values]
 
 
-def _alike(values: Any) -> bool:
+def _all_equal(values: np.ndarray | Sequence[Any]) -> bool:
     return bool((values == values[0]).all()) if isinstance(values, np.ndarray) else all(v == values[0] for v in values)
 
 
 def metric_arguments(
     corpus: Corpus, objective: Objective, task: str, dataset: str, split: str
 ) -> Callable[[Any, Any, np.ndarray], tuple[Any, Any]]:
-    """What makes of `gold_and_predicted`, and the sums of `Predictions`, the two arguments of the metrics."""
+    """The function (gold, predicted, sums) -> (gold, predicted) that makes the two arguments of the metrics.
+
+    It takes the results of `gold_and_predicted`, and the sums of `Predictions`.
+    """
     level = objective.tasks[task].level
     if level == "sequence":
         texts = objective.tasks[task].texts
         return lambda gold, predicted, sums: (gold.texts, Written(texts(predicted, gold.sources), sums))
     if level == "token":
-        return _of_tokens
+        return _token_arguments
     if level == "span":
-        return _of_spans(corpus, objective.tasks[task], dataset, split)
+        return _span_arguments(corpus, objective.tasks[task], dataset, split)
     return lambda gold, predicted, sums: (gold, predicted)
 
 
-def _of_tokens(gold: None, predicted: Any, sums: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _token_arguments(gold: None, predicted: Any, sums: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     predicted = np.asarray(predicted).reshape(-1, 4)
     predicted = predicted[predicted[:, 3] > 0]
     return predicted[:, 1].astype(np.int64), predicted[:, [0, 2]]
 
 
-def _of_spans(corpus: Corpus, task: Task, dataset: str, split: str):
-    """Answers as texts, or as tuples of word indices where the data set is of words."""
+def _span_arguments(
+    corpus: Corpus, task: Task, dataset: str, split: str
+) -> Callable[[None, np.ndarray, np.ndarray], tuple[list[Any], list[Any]]]:
+    """Answers as strings, or as tuples of word indices where the data set has words."""
     part, spec = corpus.splits[dataset][split], corpus.specs[task.name]
     known = np.flatnonzero(part.encoded.labels[task.name].known)
     record = part.encoded.record[unpacking.answer_windows(part.encoded)]
     units = part.units
     raw, _ = answer_spans.collect_answers(units, spec)
     by_words = units.texts is None
-    right = [
+    gold_answers = [
         [tuple(range(a.begin, a.end)) if by_words else a.text for a in raw.values[record]] or [() if by_words else ""]
         for record in known
     ]
     begins = np.concatenate([[0], np.cumsum(part.encoded.words, dtype=np.int64)])
 
-    def said(record: int, first: int, last: int) -> Any:
+    def answer(record: int, first: int, last: int) -> str | tuple[int, ...]:
         if first < 0:
             return () if by_words else ""
         if by_words:
@@ -199,8 +204,8 @@ def _of_spans(corpus: Corpus, task: Task, dataset: str, split: str):
         offsets = part.encoded.char_offsets[begins[record] :]
         return units.texts[record][-1][offsets[first, 0] : offsets[last, 1]]
 
-    def of(gold: None, predicted: np.ndarray, sums: np.ndarray) -> tuple[list[Any], list[Any]]:
+    def arguments(gold: None, predicted: np.ndarray, sums: np.ndarray) -> tuple[list[Any], list[Any]]:
         spans = task.best(record, predicted, len(part.encoded.words))["value"][known].tolist()
-        return right, [said(m, *span) for m, span in zip(known, spans, strict=True)]
+        return gold_answers, [answer(m, *span) for m, span in zip(known, spans, strict=True)]
 
-    return of
+    return arguments

@@ -1,4 +1,4 @@
-"""Which of several parameters are the better ones: by score, ties by loss; what is not finite never wins."""
+"""Which of several parameters are the best: by score, ties by loss; a score that is not finite never wins."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import math
 
 
 def rank(score: float | None, loss: float | None) -> tuple[float, float]:
-    """A key that is larger for what is better: (score, −loss); None and what is not finite lies below every number.
+    """A key that is larger for better parameters: (score, −loss), where None and numbers that are not finite are −∞.
 
-    Of equal keys the later one is taken where there is an order in time.
+    Of equal keys the later step is preferred.
     """
     worst = -math.inf
     return (

@@ -1,10 +1,11 @@
-"""Scores of an experiment's parameters: by task, split and metric, and the distances between the tasks."""
+"""Scores of an experiment's parameters by task, split and metric, and their means over tasks."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
+import chex
 import jax
 import numpy as np
 
@@ -14,9 +15,9 @@ from mtl_jax.evaluation.metric_inputs import ceiling
 from mtl_jax.experiment.assemble import Experiment
 from mtl_jax.runtime import distributed
 from mtl_jax.runtime.progress import Forecast, progress_bar
+from mtl_jax.storage.summary import Scores, SplitScores
+from mtl_jax.training.objective import Params
 from mtl_jax.training.placement import Placement, place
-
-Scores = dict[str, dict[str, float | None]]  # {task: {metric: value}}
 
 
 class Scored(NamedTuple):
@@ -24,6 +25,19 @@ class Scored(NamedTuple):
 
     scores: Scores
     remarks: dict[str, str]
+
+
+class ScoredSplits(NamedTuple):
+    """Scores of all splits.
+
+    scores   {task: {split: {metric: value}}}
+    sizes    {task: {split: {"scored": examples, "total": examples before `limit`}}}
+    remarks  {task: {split: sentence}} on predictions that are all alike
+    """
+
+    scores: SplitScores
+    sizes: dict[str, dict[str, dict[str, int]]]
+    remarks: dict[str, dict[str, str]]
 
 
 def placement_of(experiment: Experiment) -> Placement:
@@ -51,18 +65,18 @@ def make_evaluator(experiment: Experiment, placement: Placement, tasks: Collecti
     return Evaluator(experiment.objective_for, experiment.corpus, rows, placement.put_eval, tasks, shards)
 
 
-def abstract(shapes: Any, placement: Placement) -> Any:
+def abstract(shapes: chex.ArrayTree, placement: Placement) -> chex.ArrayTree:
     """Shapes with the shardings of the placement, to restore a checkpoint into."""
     return jax.tree.map(lambda shape, sharding: shape.update(sharding=sharding), shapes, placement.shardings(shapes))
 
 
-def abstract_params(experiment: Experiment, placement: Placement) -> Any:
+def abstract_params(experiment: Experiment, placement: Placement) -> chex.ArrayTree:
     """Shapes and shardings of the parameters."""
     return abstract(jax.eval_shape(lambda: experiment.init_params(experiment.config.seed)), placement)
 
 
 def score_split(
-    evaluator: Evaluator, params: Any, split: str, listen: Callable[[], None] = distributed.require_no_signal
+    evaluator: Evaluator, params: Params, split: str, listen: Callable[[], None] = distributed.require_no_signal
 ) -> Scored:
     """Scores of every task that has the split, with a progress bar.
 
@@ -80,33 +94,24 @@ def score_split(
         return Scored(evaluator.score(params, split, progress, remarks.__setitem__), remarks)
 
 
-def score_splits(evaluator: Evaluator, experiment: Experiment, params: Any, known: Mapping[str, Scored] | None = None):
-    """All splits of `config.evaluation.splits`.
-
-    Args:
-      evaluator, experiment, params: what to score.
-      known: {split: scores} that need no computing.
-
-    Returns:
-      {task: {split: {metric: value}}}, {task: {split: {"scored": examples, "total": before `limit`}}}, and {task:
-      {split: sentence}} on predictions that are all alike.
-    """
-    scores: dict[str, dict[str, Any]] = {name: {} for name in experiment.tasks}
-    sizes: dict[str, dict[str, Any]] = {name: {} for name in experiment.tasks}
-    remarks: dict[str, dict[str, str]] = {}
+def score_splits(
+    evaluator: Evaluator, experiment: Experiment, params: Params, known: Mapping[str, Scored | None] | None = None
+) -> ScoredSplits:
+    """Scores of all splits in `config.evaluation.splits`, except `known` {split: scores} that need no computing."""
+    result = ScoredSplits({name: {} for name in experiment.tasks}, {name: {} for name in experiment.tasks}, {})
     for split in experiment.config.evaluation.splits:
-        found = (known or {}).get(split) or score_split(evaluator, params, split)
-        for task, text in found.remarks.items():
-            remarks.setdefault(task, {})[split] = text
-        for task, values in found.scores.items():
-            scores[task][split] = values
-            numbers = experiment.corpus.statistics["datasets"][experiment.config.tasks[task].dataset][split]
-            sizes[task][split] = {"scored": numbers["records"], "total": numbers["available"]}
-    return scores, sizes, remarks
+        scored = (known or {}).get(split) or score_split(evaluator, params, split)
+        for task, text in scored.remarks.items():
+            result.remarks.setdefault(task, {})[split] = text
+        for task, values in scored.scores.items():
+            result.scores[task][split] = values
+            statistics = experiment.corpus.statistics["datasets"][experiment.config.tasks[task].dataset][split]
+            result.sizes[task][split] = {"scored": statistics["records"], "total": statistics["available"]}
+    return result
 
 
-def ceilings(experiment: Experiment, scores: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, dict[str, float]]]:
-    """{task: {split: `metric_inputs.ceiling`}} of `scores` {task: {split: ...}}, of tasks and splits that have one."""
+def ceilings(experiment: Experiment, scores: SplitScores) -> dict[str, dict[str, dict[str, float]]]:
+    """{task: {split: `metric_inputs.ceiling`}}, of the tasks and splits that have one."""
     result: dict[str, dict[str, dict[str, float]]] = {}
     for name, by_split in scores.items():
         for split in by_split:
@@ -115,19 +120,16 @@ def ceilings(experiment: Experiment, scores: Mapping[str, Mapping[str, Any]]) ->
     return result
 
 
-def means(scores: Mapping[str, Mapping[str, Mapping[str, float | None]]]) -> dict[str, dict[str, Any]]:
+def means(scores: SplitScores) -> dict[str, dict[str, Any]]:
     """The mean over tasks of each one's first metric, by split.
 
-    Args:
-      scores: {task: {split: {metric: value}}}.
-
     Returns:
-      {split: {"mean": None where a task's value is, "tasks": [those that have the split], "metrics": their different
-      first metrics: of several the mean is of unlike numbers}}; a split that fewer than two tasks have is left out.
+      {split: {"mean": None where a task's value is, "tasks": [those that have the split], "metrics": their distinct
+      first metrics; the mean over several metrics mixes units}}. Splits that fewer than two tasks have are left out.
     """
     result = {}
     for split in sorted({split for by_split in scores.values() for split in by_split}):
-        firsts = {task: next(iter(found[split].items())) for task, found in scores.items() if found.get(split)}
+        firsts = {task: next(iter(values[split].items())) for task, values in scores.items() if values.get(split)}
         values = [value for _, value in firsts.values()]
         if len(firsts) > 1:
             result[split] = {
@@ -152,5 +154,5 @@ def mean_loss(scores: Scores) -> float | None:
 
 def task_scores(scores: Scores, experiment: Experiment) -> np.ndarray:
     """Each task's first metric, float32 [K]; NaN for a task that was not scored."""
-    found = [scores[name][task.metrics[0]] if name in scores else None for name, task in experiment.tasks.items()]
-    return np.asarray([np.nan if value is None else value for value in found], np.float32)
+    values = [scores[name][task.metrics[0]] if name in scores else None for name, task in experiment.tasks.items()]
+    return np.asarray([np.nan if value is None else value for value in values], np.float32)

@@ -1,28 +1,35 @@
-"""From a config to an experiment: weights and data are read, teachers are asked."""
+"""From a config to an experiment: reads weights and data, and asks teachers."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
+from mtl_jax.config.sections import Config
 from mtl_jax.data.corpus import Corpus
+from mtl_jax.data.datasets import ReadData
 from mtl_jax.experiment import frozen_layers
 from mtl_jax.experiment.assemble import Experiment, assemble
 from mtl_jax.experiment.inputs import encoder_notes, load_corpus, load_encoder, load_vit, metric_notes
+from mtl_jax.models.pretrained import Pretrained
 from mtl_jax.runs import teachers
 
+ReadDataset = Callable[[str, Mapping[str, Any], int], ReadData]  # of a name, its entry in the config, and a seed
 
-def build(config: Any, taught: bool = True, read: Callable[..., Any] | None = None) -> Experiment:
-    """Reads weights and data, and builds the functions. `config` has passed `mtl_jax.checks.check`.
 
-    `taught` = False leaves the teachers of `config.distillation` alone: for what reads no soft labels. `read` stands in
-    the place of `datasets.read_dataset`.
+def build(config: Config, soft_labels: bool = True, read: ReadDataset | None = None) -> Experiment:
+    """Reads weights and data, and builds the functions.
+
+    Args:
+      config: has passed `mtl_jax.checks.check`.
+      soft_labels: False does not ask the teachers of `config.distillation`: enough for what is not trained.
+      read: in place of `datasets.read_dataset`.
 
     Raises:
       UserError: what is wrong with the config, the data or the weights.
     """
     encoder = load_encoder(config)
-    data = frozen_layers.with_outputs(config, load_data(config, encoder, taught, read), encoder)
+    data = frozen_layers.with_outputs(config, load_data(config, encoder, soft_labels, read), encoder)
     patches = load_vit(config, data.pictures, encoder.architecture.width if encoder else config.model.width)
     if encoder is None:
         return assemble(config, data, None, {"embed": {"patches": patches}} if patches else None)
@@ -32,8 +39,10 @@ def build(config: Any, taught: bool = True, read: Callable[..., Any] | None = No
     return assemble(config, data, encoder.architecture, encoder.params)
 
 
-def load_data(config: Any, encoder: Any, taught: bool = True, read: Callable[..., Any] | None = None) -> Corpus:
+def load_data(
+    config: Config, encoder: Pretrained | None, soft_labels: bool = True, read: ReadDataset | None = None
+) -> Corpus:
     """The data of a config, with the soft labels of its teachers."""
     data = load_corpus(config, encoder, read)
     data = data._replace(notes=(*data.notes, *metric_notes(config, data)))
-    return teachers.with_soft_labels(config, data) if taught else data
+    return teachers.with_soft_labels(config, data) if soft_labels else data

@@ -1,4 +1,4 @@
-"""Commands that work on a finished run, as they are typed into a shell."""
+"""Shell commands that use a finished run."""
 
 from __future__ import annotations
 

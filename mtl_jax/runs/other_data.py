@@ -1,6 +1,7 @@
 """A finished run scored on data that its config does not name: another dev or test of some of its data sets.
 
-Training data, classes and vocabulary stay those of the run. What is scored is told by its files and their fingerprint.
+Training data, classes and vocabulary stay those of the run. What was scored is reported by its files and their
+fingerprint.
 """
 
 from __future__ import annotations
@@ -8,180 +9,200 @@ from __future__ import annotations
 import copy
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any
-
-from ml_collections import ConfigDict
+from typing import Any, TypeVar
 
 from mtl_jax.config.plain import to_plain
+from mtl_jax.config.sections import Config
 from mtl_jax.data import datasets
 from mtl_jax.data.corpus import Corpus
 from mtl_jax.data.datasets import ReadData
-from mtl_jax.data.files import location
+from mtl_jax.data.files.location import Location
 from mtl_jax.data.records import Record
 from mtl_jax.errors import UserError
 from mtl_jax.evaluation.input_records import OF_FILES
 from mtl_jax.evaluation.scores import abstract_params, ceilings, make_evaluator, placement_of, score_splits
-from mtl_jax.runs.build import build
+from mtl_jax.runs.build import ReadDataset, build
 from mtl_jax.storage import artifacts, run_warnings
 from mtl_jax.storage.checkpoint import load_params
+from mtl_jax.storage.summary import Evaluation
 from mtl_jax.training.placement import require_platform
 
 _SCORED = ("dev", "test")
+T = TypeVar("T")
 
 
-def changed(config: ConfigDict, run: ConfigDict) -> dict[str, tuple[str, ...]]:
-    """{data set: splits that are others than in the run}; of `config.evaluation.splits`.
+def changed_splits(config: Config, run_config: Config) -> dict[str, tuple[str, ...]]:
+    """{data set: its splits in `config.evaluation.splits` that are not those of the run}.
 
-    Where only `splits` of a data set differ, those that differ; else all that it names.
+    Where only `splits` of a data set differ, the splits that differ; else all that it names.
 
     Raises:
-      UserError: other training data; a data set that is read in another manner; no split that is scored.
+      UserError: other training data; a data set that is read in another way; no split that is scored.
     """
-    if to_plain(config.datasets) == to_plain(run.datasets):
+    if to_plain(config.datasets) == to_plain(run_config.datasets):
         return {}
-    if (names := [*config.datasets]) != [*run.datasets]:
-        raise UserError(f"config.datasets: {', '.join(names)}; the run was trained on {', '.join(run.datasets)}")
-    found = {}
+    if (names := [*config.datasets]) != [*run_config.datasets]:
+        raise UserError(f"config.datasets: {', '.join(names)}; the run was trained on {', '.join(run_config.datasets)}")
+    result = {}
     for name in names:
-        old, new = to_plain(run.datasets[name]), to_plain(config.datasets[name])
+        old, new = to_plain(run_config.datasets[name]), to_plain(config.datasets[name])
         fields = [field for field in new if new[field] != old.get(field)]
         if not fields:
             continue
-        if unlike := [field for field in fields if field not in OF_FILES]:
+        if other := [field for field in fields if field not in OF_FILES]:
             raise UserError(
-                f"config.datasets.{name}.{unlike[0]}: {new[unlike[0]]!r}, in the run {old.get(unlike[0])!r}; other "
-                "data have to be read as those of the run"
+                f"config.datasets.{name}.{other[0]}: {new[other[0]]!r}, but {old.get(other[0])!r} in the run; other "
+                "data have to be read in the same way as those of the run"
             )
         if fields == ["splits"] and new["splits"].get("train") != old["splits"].get("train"):
             raise UserError(f"config.datasets.{name}.splits.train: the run was trained on other data; leave it out")
-        given = {split: value for split, value in new["splits"].items() if value and split in _SCORED}
+        splits = {split: value for split, value in new["splits"].items() if value and split in _SCORED}
         if fields == ["splits"]:
-            given = {split: value for split, value in given.items() if value != old["splits"].get(split)}
-        found[name] = tuple(split for split in config.evaluation.splits if split in given)
-        if not found[name]:
+            splits = {split: value for split, value in splits.items() if value != old["splits"].get(split)}
+        result[name] = tuple(split for split in config.evaluation.splits if split in splits)
+        if not result[name]:
             raise UserError(
                 f"config.datasets.{name}: {', '.join(fields)} differ from the run, but there is no other split to "
                 f"score; name one by --config.datasets.{name}.splits.test=FILE (config.evaluation.splits = "
                 f"{tuple(config.evaluation.splits)})"
             )
-    return found
+    return result
 
 
 def evaluate(
-    config: ConfigDict, run: ConfigDict, splits: Mapping[str, Sequence[str]], workdir: pathlib.Path, which: str
-) -> dict[str, Any]:
-    """As `runs.evaluate.evaluate`, of `splits` (see `changed`) alone; "other_data" says what they are:
-
-    {data set: {split: {"files": names, "records": number, "fingerprint": sha256}}}
+    config: Config, run_config: Config, splits: Mapping[str, Sequence[str]], workdir: pathlib.Path, which: str
+) -> Evaluation:
+    """As `runs.evaluate.evaluate`, of `splits` (see `changed_splits`) alone; "other_data" describes them.
 
     Raises:
       UserError: see `runs.evaluate.evaluate`; training data that are no longer those of the run.
     """
     require_platform(config.training.platform)
     facts: dict[str, dict[str, Any]] = {}
-
-    def read(name: str, entry: Any, seed: int) -> ReadData:
-        found = datasets.read_dataset(name, run.datasets[name], run.data.seed)
-        if name not in splits:
-            return found
-        facts[name], notes = {}, []
-        for split in splits[name]:
-            new = datasets.read_dataset(name, _alone(entry, split), seed)
-            records = [_at(record, entry.image, new.folder) for record in new.splits[split]]
-            notes += new.notes
-            found = found._replace(splits=found.splits | {split: records}, available=found.available | new.available)
-            names = list(dict.fromkeys(record.file for record in records))
-            facts[name][split] = {"files": names, "records": len(records), "fingerprint": new.fingerprint}
-        return found._replace(notes=[*notes, *datasets.duplicate_notices(found.splits, run.datasets[name])])
-
+    read = _reader(config, run_config, splits, facts)
     config = copy.deepcopy(config)
     with config.unlocked():
-        config.data.max_unseen_labels = 1.0  # labels that the run lacks are told and counted as wrong
-        config.evaluation.splits = tuple(dict.fromkeys(split for own in splits.values() for split in own))
-    experiment = build(config, taught=False, read=read)
+        config.data.max_unseen_labels = 1.0  # labels that the run lacks are reported, and counted as wrong
+        config.evaluation.splits = tuple(dict.fromkeys(split for names in splits.values() for split in names))
+    experiment = build(config, soft_labels=False, read=read)
     _require_same_model(experiment.corpus, artifacts.load(workdir), workdir)
     placement = placement_of(experiment)
     saved = load_params(workdir, which, abstract_params(experiment, placement))
-    _require_as_many(saved.metadata, experiment.corpus, workdir)
-    scores, sizes, remarks = score_splits(make_evaluator(experiment, placement), experiment, saved.params)
-    scores, sizes, remarks = (_of(found, config, splits) for found in (scores, sizes, remarks))
-    warnings = [*run_warnings.of_training(workdir), *run_warnings.of_predictions(remarks)]
+    _require_same_training_size(saved.metadata, experiment.corpus, workdir)
+    scored = score_splits(make_evaluator(experiment, placement), experiment, saved.params)
+    scores = _only(scored.scores, config, splits)
     return {
         "tasks": scores,
-        "examples": sizes,
+        "examples": _only(scored.sizes, config, splits),
         "ceilings": ceilings(experiment, scores),
         "step": saved.step,
         "other_data": facts,
-        "warnings": run_warnings.ordered([*warnings, *run_warnings.of_data(experiment.corpus)]),
+        "warnings": run_warnings.ordered(
+            [
+                *run_warnings.of_training(workdir),
+                *run_warnings.of_predictions(_only(scored.remarks, config, splits)),
+                *run_warnings.of_data(experiment.corpus),
+            ]
+        ),
     }
 
 
-def lines(result: Mapping[str, Any]) -> list[str]:
+def _reader(
+    config: Config,
+    run_config: Config,
+    splits: Mapping[str, Sequence[str]],
+    facts: dict[str, dict[str, Any]],
+) -> ReadDataset:
+    """Reads the data of the run, with `splits` replaced by the other data; `facts` describes these."""
+
+    def read(name: str, entry: Mapping[str, Any], seed: int) -> ReadData:
+        data = datasets.read_dataset(name, run_config.datasets[name], run_config.data.seed)
+        if name not in splits:
+            return data
+        facts[name], notes = {}, []
+        for split in splits[name]:
+            new = datasets.read_dataset(name, _single_split(entry, split), seed)
+            records = [_with_absolute_pictures(record, entry["image"], new.folder) for record in new.splits[split]]
+            notes += new.notes
+            data = data._replace(splits=data.splits | {split: records}, available=data.available | new.available)
+            files = list(dict.fromkeys(record.file for record in records))
+            facts[name][split] = {"files": files, "records": len(records), "fingerprint": new.fingerprint}
+        return data._replace(notes=[*notes, *datasets.duplicate_notices(data.splits, run_config.datasets[name])])
+
+    return read
+
+
+def lines(result: Evaluation) -> list[str]:
     """What was scored, for the terminal."""
-    told = ["scored on other data than those of the run:"]
+    result_lines = ["scored on other data than those of the run:"]
     for name, by_split in result["other_data"].items():
         for split, fact in by_split.items():
-            there = ", ".join(fact["files"][:3]) + (", …" if len(fact["files"]) > 3 else "")
-            told.append(f"  {name}, {split}: {fact['records']} records of {there} (sha256 {fact['fingerprint'][:12]})")
-    return told
+            files = ", ".join(fact["files"][:3]) + (", …" if len(fact["files"]) > 3 else "")
+            result_lines.append(
+                f"  {name}, {split}: {fact['records']} records of {files} (sha256 {fact['fingerprint'][:12]})"
+            )
+    return result_lines
 
 
-def file_name(result: Mapping[str, Any], which: str) -> str:
+def file_name(result: Evaluation, which: str) -> str:
     """The file for a result: one for each checkpoint and the data that were scored."""
-    prints = [fact["fingerprint"] for by_split in result["other_data"].values() for fact in by_split.values()]
-    return f"evaluation_{which}_on_{'_'.join(one[:8] for one in prints[:4])}.json"
+    fingerprints = [fact["fingerprint"] for by_split in result["other_data"].values() for fact in by_split.values()]
+    return f"evaluation_{which}_on_{'_'.join(fingerprint[:8] for fingerprint in fingerprints[:4])}.json"
 
 
-def _alone(entry: Any, split: str) -> dict[str, Any]:
-    """The entry of a data set of this split alone."""
-    found = to_plain(entry)
-    limit = {name: count for name, count in found["limit"].items() if name == split}
-    return found | {
-        "splits": {split: found["splits"][split]},
-        "limit": limit,
+def _single_split(entry: Mapping[str, Any], split: str) -> dict[str, Any]:
+    """The entry of a data set with this split alone."""
+    plain = to_plain(entry)
+    return plain | {
+        "splits": {split: plain["splits"][split]},
+        "limit": {name: count for name, count in plain["limit"].items() if name == split},
         "dev_fraction": 0.0,
         "test_fraction": 0.0,
         "drop_duplicates": "",
     }
 
 
-def _at(record: Record, image: str, folder: location.Location | None) -> Record:
-    """The record with its pictures named from where they lie, since those of the run may lie elsewhere."""
-    value = record.fields.get(image) if image else None
+def _with_absolute_pictures(record: Record, field: str, folder: Location | None) -> Record:
+    """The record with absolute paths of its pictures, since those of the run may be in another folder."""
+    value = record.fields.get(field) if field else None
     if value is None or folder is None:
         return record
-    value = [_whole(one, folder) for one in value] if isinstance(value, list) else _whole(value, folder)
-    return record._replace(fields=record.fields | {image: value})
+
+    def absolute(path: Any) -> Any:
+        return str(pathlib.Path(folder.name).absolute() / path) if isinstance(path, str) else path
+
+    value = [absolute(path) for path in value] if isinstance(value, list) else absolute(value)
+    return record._replace(fields=record.fields | {field: value})
 
 
-def _whole(path: Any, folder: location.Location) -> Any:
-    return str(pathlib.Path(folder.name).absolute() / path) if isinstance(path, str) else path
-
-
-def _of(found: Mapping[str, Mapping[str, Any]], config: ConfigDict, splits: Mapping[str, Sequence[str]]):
+def _only(
+    by_task: Mapping[str, Mapping[str, T]], config: Config, splits: Mapping[str, Sequence[str]]
+) -> dict[str, dict[str, T]]:
     """{task: {split: ...}} of the splits that were scored."""
-    kept = {
-        task: {split: value for split, value in own.items() if split in splits.get(config.tasks[task].dataset, ())}
-        for task, own in found.items()
+    selected = {
+        task: {split: value for split, value in by_split.items() if split in splits.get(config.tasks[task].dataset, ())}
+        for task, by_split in by_task.items()
     }
-    return {task: own for task, own in kept.items() if own}
+    return {task: by_split for task, by_split in selected.items() if by_split}
 
 
-def _require_same_model(corpus: Corpus, kept: artifacts.Artifacts, workdir: pathlib.Path) -> None:
+def _require_same_model(corpus: Corpus, saved: artifacts.Artifacts, workdir: pathlib.Path) -> None:
     for task, vocabulary in corpus.vocabularies.items():
-        if task not in kept.vocabularies or vocabulary.names != kept.vocabularies[task].names:
+        if task not in saved.vocabularies or vocabulary.names != saved.vocabularies[task].names:
             raise UserError(
                 f"task {task}: its classes are no longer those of {workdir}: the training data of the run have "
-                "changed. Put them back"
+                "changed. Restore them"
             )
-    if corpus.tokenizer.fingerprint != kept.tokenizer.fingerprint:
-        raise UserError(f"the vocabulary is no longer that of {workdir}: its training data have changed. Put them back")
+    if corpus.tokenizer.fingerprint != saved.tokenizer.fingerprint:
+        raise UserError(f"the vocabulary is no longer that of {workdir}: its training data have changed. Restore them")
 
 
-def _require_as_many(metadata: Mapping[str, Any], corpus: Corpus, workdir: pathlib.Path) -> None:
-    """Whether train has as many examples as the run had."""
+def _require_same_training_size(metadata: Mapping[str, Any], corpus: Corpus, workdir: pathlib.Path) -> None:
+    """Raises UserError where train has not as many examples as the run had."""
     for name, by_split in corpus.splits.items():
-        there = metadata.get("numbers", {}).get("data set", {}).get(f"{name}, train", "").partition(", ")[2]
-        here = f"{len(by_split['train'].records)} examples"
-        if there not in ("", here):
-            raise UserError(f"data set {name}: train has {here}, {workdir} was trained on {there}. Put the data back")
+        trained = metadata.get("numbers", {}).get("data set", {}).get(f"{name}, train", "").partition(", ")[2]
+        current = f"{len(by_split['train'].records)} examples"
+        if trained not in ("", current):
+            raise UserError(
+                f"data set {name}: train has {current}, {workdir} was trained on {trained}. Restore the training data"
+            )

@@ -1,7 +1,7 @@
 """Soft labels of the training data by finished runs: the teachers of `config.distillation`.
 
-A teacher reads the student's records with its own tokenizer, rows and model; what it says is joined to the student's
-labels by record and word. What one run says of one text is computed once and kept in the cache.
+A teacher reads the student's records with its own tokenizer, rows and model; its predictions are joined to the
+student's labels by record and word. They are computed once for each run and data, and stored in the cache.
 """
 
 from __future__ import annotations
@@ -9,13 +9,15 @@ from __future__ import annotations
 import hashlib
 import json
 import pathlib
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import numpy as np
 
+from mtl_jax.config.entries import Distillation
 from mtl_jax.config.plain import from_plain, to_plain
+from mtl_jax.config.sections import Config
 from mtl_jax.data import datasets, packing
 from mtl_jax.data.corpus import Corpus
 from mtl_jax.data.encoding.gold_labels import GoldLabels
@@ -27,25 +29,27 @@ from mtl_jax.data.unpacking import gather_text, gather_words
 from mtl_jax.errors import UserError
 from mtl_jax.evaluation.inference import all_devices, average_params
 from mtl_jax.evaluation.input_records import corpus_of
-from mtl_jax.experiment.assemble import assemble
+from mtl_jax.experiment.assemble import Experiment, assemble
 from mtl_jax.runtime.progress import progress_bar
 from mtl_jax.storage import artifacts
 from mtl_jax.storage import workdir as folders
 from mtl_jax.storage.artifacts import Artifacts
 from mtl_jax.tasks import distillation
 from mtl_jax.training import objective as terms
+from mtl_jax.training.objective import Params
 from mtl_jax.training.parameter_paths import flatten
+from mtl_jax.training.placement import Placement
 
 
-def active(config: Any) -> dict[str, Any]:
-    """{task: its entry} of the tasks whose teachers have any weight: without it they are never read."""
+def active(config: Config) -> dict[str, Distillation]:
+    """{task: its entry} of the tasks whose teachers have any weight; teachers without weight are never read."""
     return {task: entry for task, entry in config.distillation.items() if entry.weight > 0}
 
 
-def with_soft_labels(config: Any, data: Corpus) -> Corpus:
-    """The corpus with what the teachers say in its training labels, `teacher` and `teacher_mask`.
+def with_soft_labels(config: Config, data: Corpus) -> Corpus:
+    """The corpus with the teachers' predictions in its training labels, `teacher` and `teacher_mask`.
 
-    Where no teacher says anything of a labelled word (it was cut off there, say), its gold label stands in.
+    Where no teacher predicts a labelled word (for example because it was truncated), its gold label takes its place.
 
     Raises:
       UserError: naming `config.distillation.<task>`, a run that is missing, not finished, of another kind or level, or
@@ -54,12 +58,12 @@ def with_soft_labels(config: Any, data: Corpus) -> Corpus:
     entries = {task: entry for task, entry in active(config).items() if task in data.specs}
     if not entries:
         return data
-    seal, notes, rows = hashlib.sha256(), [], {name: dict(by_split) for name, by_split in data.rows.items()}
+    digest, notes, rows = hashlib.sha256(), [], {name: dict(by_split) for name, by_split in data.rows.items()}
     for task, entry in entries.items():
-        runs = [_finished(f"config.distillation.{task}.teachers", run) for run in entry.teachers]
-        said = [_say(run, config, data, task, entry) for run in runs]
+        runs = [_read_run(f"config.distillation.{task}.teachers", run) for run in entry.teachers]
+        predicted = [_soft_labels(run, config, data, task) for run in runs]
         value, known = distillation.average(
-            [s["value"] for s in said], [s["known"] for s in said], tuple(entry.weights)
+            [labels.value for labels in predicted], [labels.known for labels in predicted], tuple(entry.weights)
         )
         dataset = data.specs[task].dataset
         gold = data.splits[dataset]["train"].encoded.labels[task]
@@ -70,72 +74,86 @@ def with_soft_labels(config: Any, data: Corpus) -> Corpus:
                 INFORMATION,
             )
         )
-        arrays = _packed(config, data, task, _filled(gold, value, known))
-        own = rows[dataset]["train"]
-        rows[dataset]["train"] = own._replace(labels={**own.labels, task: {**own.labels[task], **arrays}})
-        seal.update(json.dumps([task, [str(s["digest"]) for s in said], list(entry.weights)]).encode())
-    return data._replace(rows=rows, soft_labels=seal.hexdigest(), notes=(*data.notes, *notes))
+        arrays = _packed(config, data, task, _with_gold_in_gaps(gold, value, known))
+        train = rows[dataset]["train"]
+        rows[dataset]["train"] = train._replace(labels={**train.labels, task: {**train.labels[task], **arrays}})
+        digest.update(json.dumps([task, [labels.digest for labels in predicted], list(entry.weights)]).encode())
+    return data._replace(rows=rows, soft_labels=digest.hexdigest(), notes=(*data.notes, *notes))
 
 
-class _Run(NamedTuple):
-    """A finished run: where a message is to point, its folder, config and artifacts, and the step that was scored."""
+class _Teacher(NamedTuple):
+    """A finished run: the config field that names it, its folder, config, artifacts, and the step that was scored."""
 
-    where: str
+    field: str
     workdir: pathlib.Path
-    config: Any
-    kept: Artifacts
+    config: Config
+    artifacts: Artifacts
     step: int
 
 
-def _finished(where: str, run: str) -> _Run:
+class _SoftLabels(NamedTuple):
+    """The predictions of one teacher for every training label of a task, by record.
+
+    value   float32[n, C] or [n]
+    known   bool[n], False where the teacher predicts nothing
+    digest  hash of everything that they depend on
+    """
+
+    value: np.ndarray
+    known: np.ndarray
+    digest: str
+
+
+def _read_run(field: str, run: str) -> _Teacher:
     workdir = pathlib.Path(run).expanduser()
     try:
         if folders.is_ablation(workdir):
-            raise UserError(f"{run} is the folder of an ablation, which keeps no parameters; name that of a single run")
+            raise UserError(f"{run} is the folder of an ablation, which stores no parameters; name a single run")
         config = from_plain(folders.read_config(workdir))
-        return _Run(where, workdir, config, artifacts.load(workdir), folders.read_summary(workdir)["step"])
+        return _Teacher(field, workdir, config, artifacts.load(workdir), folders.read_summary(workdir)["step"])
     except UserError as error:
-        raise UserError(f"{where}: {error}") from None
+        raise UserError(f"{field}: {error}") from None
 
 
-def _say(run: _Run, config: Any, data: Corpus, task: str, entry: Any) -> dict[str, np.ndarray]:
-    """What a run says of every training label of a task, by record: value float32[n, C] or [n], known bool[n]; and
-    digest, of all that it follows from.
-    """
-    there = entry.task or task
-    order = _classes(run, config, data, task, there)
+def _soft_labels(run: _Teacher, config: Config, data: Corpus, task: str) -> _SoftLabels:
+    """Predicts the training labels of a task by a run, or takes the predictions from the cache."""
+    entry = config.distillation[task]
+    teacher_task = entry.task or task
+    order = _class_order(run, config, data, task, teacher_task)
     spec = data.specs[task]
-    held = {
-        run.config.tasks[there].dataset: (data.splits[spec.dataset]["train"].records, config.datasets[spec.dataset])
-    }
+    dataset = run.config.tasks[teacher_task].dataset
+    records = {dataset: (data.splits[spec.dataset]["train"].records, config.datasets[spec.dataset])}
     try:
-        corpus = corpus_of(run.config, run.kept, held, datasets.folder_of(config.datasets[spec.dataset]))
-        experiment = assemble(run.config, corpus, run.kept.architecture, None)
+        corpus = corpus_of(run.config, run.artifacts, records, datasets.folder_of(config.datasets[spec.dataset]))
+        experiment = assemble(run.config, corpus, run.artifacts.architecture, None)
         placement = all_devices(experiment)
         params = average_params(experiment, placement, run.workdir, [str(run.step)])
     except UserError as error:
-        raise UserError(f"{run.where}: {run.workdir}: {error}") from None
+        raise UserError(f"{run.field}: {run.workdir}: {error}") from None
     except (AttributeError, KeyError) as error:  # a field that its config.json lacks
-        raise UserError(f"{run.where}: {run.workdir} was trained by another version of mtl_jax ({error})") from None
-    (dataset,) = held
+        raise UserError(f"{run.field}: {run.workdir} was trained by another version of mtl_jax ({error})") from None
     rows = corpus.rows[dataset]["input"]
-    texts = {name: array for name, array in rows._asdict().items() if isinstance(array, np.ndarray)}
+    inputs = {name: array for name, array in rows._asdict().items() if isinstance(array, np.ndarray)}
+    labels = {f"labels/{name}": array for name, array in rows.labels[teacher_task].items()}
     key = {
         "parameters": array_cache.checksum(jax.device_get(flatten(params))),
         "model": to_plain({name: run.config[name] for name in ("model", "tasks", "sharing", "images")}),
-        "texts": array_cache.checksum(texts | {f"labels/{name}": array for name, array in rows.labels[there].items()}),
-        "task": there,
+        "texts": array_cache.checksum(inputs | labels),
+        "task": teacher_task,
         "temperature": float(entry.temperature),
     }
-    found = array_cache.load_or_make(
-        key, lambda: _predicted(experiment, placement, params, dataset, there, entry.temperature)
+    arrays = array_cache.load_or_make(
+        key, lambda: _predict(experiment, placement, params, dataset, teacher_task, entry.temperature)
     )
-    value = found["value"] if order is None else found["value"][:, order]
-    return {"value": value, "known": found["known"], "digest": np.asarray(_digest(key))}
+    value = arrays["value"] if order is None else arrays["value"][:, order]
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
+    return _SoftLabels(value, arrays["known"], digest)
 
 
-def _predicted(experiment, placement, params, dataset: str, name: str, temperature: float) -> dict[str, np.ndarray]:
-    """Soft labels of all records, in the order of the teacher's classes."""
+def _predict(
+    experiment: Experiment, placement: Placement, params: Params, dataset: str, name: str, temperature: float
+) -> dict[str, np.ndarray]:
+    """`value` and `known` of `_SoftLabels`, in the order of the teacher's classes."""
     objective = experiment.objective_for(evaluation_layout(experiment.corpus.layout, dataset))
     task = objective.tasks[name]
 
@@ -146,16 +164,16 @@ def _predicted(experiment, placement, params, dataset: str, name: str, temperatu
 
     rows = experiment.corpus.rows[dataset]["input"]
     encoded = experiment.corpus.splits[dataset]["input"].encoded
-    count = experiment.config.evaluation.rows_per_batch
-    count += -count % placement.row_shards
+    rows_per_batch = experiment.config.evaluation.rows_per_batch
+    rows_per_batch += -rows_per_batch % placement.row_shards
     outputs = []
     with progress_bar(f"teacher of {name}", "row", len(rows.tokens), leave=False) as bar:
-        for batch in evaluation_batches(rows, objective.layout, count):
+        for batch in evaluation_batches(rows, objective.layout, rows_per_batch):
             outputs.append(jax.device_get(soften(params, placement.put_eval(batch))))
             bar.update(int((batch.row >= 0).sum()))
     values = np.concatenate(outputs)[: len(rows.tokens)]
 
-    def by_label(array):
+    def by_label(array: np.ndarray) -> np.ndarray:
         if task.level in ("text", "pair"):
             return gather_text(encoded, rows.example, array)
         parts = gather_words(encoded, rows.example, rows.labels[name], array)
@@ -164,39 +182,44 @@ def _predicted(experiment, placement, params, dataset: str, name: str, temperatu
     return {"value": by_label(values), "known": by_label(np.ones(values.shape[:2], np.int32)) > 0}
 
 
-def _classes(run: _Run, config: Any, data: Corpus, task: str, there: str) -> np.ndarray | None:
+def _class_order(run: _Teacher, config: Config, data: Corpus, task: str, teacher_task: str) -> np.ndarray | None:
     """Index of each of the student's classes among the teacher's; None where labels are numbers.
 
     Raises:
-      UserError: no such task in the run, or one that says something else.
+      UserError: no such task in the run, or one of another kind, level or with other classes.
     """
-    if there not in run.kept.vocabularies:
+    vocabularies = run.artifacts.vocabularies
+    if teacher_task not in vocabularies:
         raise UserError(
-            f"{run.where}: {run.workdir} has no task {there!r}, it was trained on {', '.join(run.kept.vocabularies)}; "
+            f"{run.field}: {run.workdir} has no task {teacher_task!r}, it was trained on {', '.join(vocabularies)}; "
             f"name one as config.distillation.{task}.task"
         )
-    own, other = config.tasks[task], run.config.tasks[there]
+    student, teacher = config.tasks[task], run.config.tasks[teacher_task]
     for field in ("kind", "level"):
-        if own[field] != other[field]:
+        if student[field] != teacher[field]:
             raise UserError(
-                f"{run.where}: {run.workdir} has {field} = {other[field]!r} for its task {there!r}, the student's "
-                f"{task!r} has {own[field]!r}"
+                f"{run.field}: {run.workdir} has {field} = {teacher[field]!r} for its task {teacher_task!r}, the "
+                f"student's {task!r} has {student[field]!r}"
             )
     if data.specs[task].kind == "real":
         return None
-    names, known = data.vocabularies[task].names, run.kept.vocabularies[there].names
-    lacking, more = [n for n in names if n not in known], [n for n in known if n not in names]
-    if lacking or more:
-        said = [f"it lacks {_listed(lacking)}"] * bool(lacking) + [f"it also has {_listed(more)}"] * bool(more)
+    names, teacher_names = data.vocabularies[task].names, vocabularies[teacher_task].names
+    missing, additional = set(names) - set(teacher_names), set(teacher_names) - set(names)
+    if missing or additional:
+        difference = "; ".join(
+            f"it {verb} {_shortened([name for name in (*names, *teacher_names) if name in different])}"
+            for verb, different in (("lacks", missing), ("also has", additional))
+            if different
+        )
         raise UserError(
-            f"{run.where}: {run.workdir} was trained on other classes of {there!r}: {'; '.join(said)}. Name all of "
+            f"{run.field}: {run.workdir} was trained on other classes of {teacher_task!r}: {difference}. Name all of "
             f"them in both configs as config.tasks.<task>.classes"
         )
-    return np.asarray([known.index(name) for name in names])
+    return np.asarray([teacher_names.index(name) for name in names])
 
 
-def _filled(gold: GoldLabels, value: np.ndarray, known: np.ndarray) -> GoldLabels:
-    """Soft labels of a split, with the gold label where there is no other."""
+def _with_gold_in_gaps(gold: GoldLabels, value: np.ndarray, known: np.ndarray) -> GoldLabels:
+    """Soft labels of a split, with the gold label where no teacher has one."""
     gaps = ~known & gold.known
     value = value.copy()
     if gold.value.dtype == np.int32:
@@ -206,8 +229,8 @@ def _filled(gold: GoldLabels, value: np.ndarray, known: np.ndarray) -> GoldLabel
     return GoldLabels(value, known | gaps, gold.offsets)
 
 
-def _packed(config: Any, data: Corpus, task: str, soft: GoldLabels) -> dict[str, np.ndarray]:
-    """Labels by record in the places of the packed training rows."""
+def _packed(config: Config, data: Corpus, task: str, soft: GoldLabels) -> dict[str, np.ndarray]:
+    """Labels by record at the positions of the packed training rows."""
     dataset = data.specs[task].dataset
     encoded = data.splits[dataset]["train"].encoded
     specs = [spec for spec in data.specs.values() if spec.dataset == dataset]
@@ -218,9 +241,5 @@ def _packed(config: Any, data: Corpus, task: str, soft: GoldLabels) -> dict[str,
     return {"teacher": arrays["value"], "teacher_mask": arrays["mask"]}
 
 
-def _digest(key: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
-
-
-def _listed(names: Sequence[str]) -> str:
+def _shortened(names: Sequence[str]) -> str:
     return ", ".join(map(repr, names[:5])) + (", …" if len(names) > 5 else "")

@@ -1,4 +1,4 @@
-"""Compiled programs, kept on disk from run to run by JAX's compilation cache; damaged ones are thrown away."""
+"""JAX's persistent cache of compiled programs, with checksums: damaged programs are removed."""
 
 from __future__ import annotations
 
@@ -14,79 +14,79 @@ import jax
 
 from mtl_jax.data.files import array_cache, wheels
 
-LARGEST = 1 << 30  # bytes of all programs; those not used for longest go first
-WORTH = 0.3  # seconds; what compiles faster is not kept
-_ENTRY, _SEAL = "-cache", ".sha256"
+MAX_BYTES = 1 << 30  # of all programs; the least recently used ones are removed first
+MIN_COMPILE_SECONDS = 0.3  # programs that compile faster are not stored
+_ENTRY, _CHECKSUM = "-cache", ".sha256"
 _HOUR = 3600.0
 
 
-def keep() -> None:
-    """Keeps them in `folder()`.
+def enable() -> None:
+    """Enables the cache in `folder()`.
 
-    JAX_COMPILATION_CACHE_DIR chooses another folder, which is left alone; JAX_ENABLE_COMPILATION_CACHE=false keeps
-    none. Every program gets a file with its hash at the end of the process. One that differs from it is removed, and so
-    is one without: the process that wrote it was killed, maybe while it wrote. A folder that cannot be written costs
-    the time to compile, with a warning.
+    JAX_COMPILATION_CACHE_DIR selects another folder, without checksums; JAX_ENABLE_COMPILATION_CACHE=false disables the
+    cache. Every program gets a file with its hash at the end of the process. A program that differs from its hash is
+    removed; so is one without a hash, whose process was killed, possibly while writing. If the folder cannot be
+    written, there is a warning and no cache.
     """
     if jax.config.jax_compilation_cache_dir or not jax.config.jax_enable_compilation_cache:
         return
-    kept = folder()
+    cache = folder()
     try:
-        kept.mkdir(parents=True, exist_ok=True)
-        _clean(kept)
+        cache.mkdir(parents=True, exist_ok=True)
+        _remove_damaged(cache)
     except OSError as error:
-        print(f"  compiled programs are not kept: {kept}: {error.strerror}", file=sys.stderr)
+        print(f"  compiled programs are not cached: {cache}: {error.strerror}", file=sys.stderr)
         return
-    jax.config.update("jax_compilation_cache_dir", str(kept))
-    jax.config.update("jax_compilation_cache_max_size", LARGEST)
+    jax.config.update("jax_compilation_cache_dir", str(cache))
+    jax.config.update("jax_compilation_cache_max_size", MAX_BYTES)
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", WORTH)
-    atexit.register(_seal, kept, time.time())
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", MIN_COMPILE_SECONDS)
+    atexit.register(_write_checksums, cache, time.time())
 
 
 def folder() -> pathlib.Path:
-    """`programs/` in the cache folder, apart for each kind of processor."""
+    """`programs/` in the cache folder, a subfolder for each kind of processor."""
     return array_cache.cache_folder() / "programs" / _processor()
 
 
 def _processor() -> str:
-    """A name for the instructions that this machine has: programs of another one may not run here."""
-    told = [platform.machine(), platform.processor()]
+    """A name for the instruction set of this machine: programs compiled for another may not run here."""
+    description = [platform.machine(), platform.processor()]
     try:
         lines = pathlib.Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         lines = []
-    told += sorted({line for line in lines if line.startswith(("flags", "Features", "model name"))})
-    return hashlib.sha256("\n".join(told).encode()).hexdigest()[:16]
+    description += sorted({line for line in lines if line.startswith(("flags", "Features", "model name"))})
+    return hashlib.sha256("\n".join(description).encode()).hexdigest()[:16]
 
 
-def _clean(folder: pathlib.Path) -> None:
-    """Removes programs that differ from their hash, and old ones that never got any."""
+def _remove_damaged(folder: pathlib.Path) -> None:
+    """Removes programs that differ from their hash, and old ones without a hash."""
     for program in folder.glob(f"*{_ENTRY}"):
         try:
-            seal = program.with_name(program.name + _SEAL)
-            if seal.exists():
-                damaged = seal.read_text(encoding="utf-8") != wheels.sha256_of_file(program)
-            else:  # another process may be at work on a new one
+            checksum = program.with_name(program.name + _CHECKSUM)
+            if checksum.exists():
+                damaged = checksum.read_text(encoding="utf-8") != wheels.sha256_of_file(program)
+            else:  # another process may still be writing a new one
                 damaged = time.time() - program.stat().st_mtime > _HOUR
             if damaged:
                 program.unlink()
-                seal.unlink(missing_ok=True)
+                checksum.unlink(missing_ok=True)
         except FileNotFoundError:  # another process removed it
             continue
-    for seal in folder.glob(f"*{_ENTRY}{_SEAL}"):
-        if not seal.with_name(seal.name.removesuffix(_SEAL)).exists():
-            seal.unlink(missing_ok=True)
+    for checksum in folder.glob(f"*{_ENTRY}{_CHECKSUM}"):
+        if not checksum.with_name(checksum.name.removesuffix(_CHECKSUM)).exists():
+            checksum.unlink(missing_ok=True)
 
 
-def _seal(folder: pathlib.Path, began: float) -> None:
-    """Hashes of the programs that were written since."""
+def _write_checksums(folder: pathlib.Path, began: float) -> None:
+    """Writes hashes of the programs that were written since `began`."""
     for program in folder.glob(f"*{_ENTRY}"):
-        seal = program.with_name(program.name + _SEAL)
+        checksum = program.with_name(program.name + _CHECKSUM)
         try:
-            if program.stat().st_mtime >= began and not seal.exists():
-                temporary = seal.with_name(f"{seal.name}.{os.getpid()}")
+            if program.stat().st_mtime >= began and not checksum.exists():
+                temporary = checksum.with_name(f"{checksum.name}.{os.getpid()}")
                 temporary.write_text(wheels.sha256_of_file(program), encoding="utf-8")
-                os.replace(temporary, seal)
-        except OSError:  # removed meanwhile, or the disk is full: it is compiled again
+                os.replace(temporary, checksum)
+        except OSError:  # removed meanwhile, or the disk is full: the program will be compiled again
             continue

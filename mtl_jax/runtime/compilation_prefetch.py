@@ -1,9 +1,9 @@
-"""Compiled programs are read from disk before they are asked for.
+"""Reads cached compiled programs from disk before JAX asks for them.
 
-JAX looks for a kept program once it has traced the function, and reading a large one then takes seconds in which all
-else waits. The programs that the last run of the same command used are most likely those of this run: a thread reads
-them while the main one imports, reads data and traces. JAX still names the program that it wants by a hash of all that
-decides it, so a wrong guess costs a little time of another core, and gives no other program.
+JAX looks for a cached program after it has traced the function, and then waits seconds while a large one is read. The
+programs that the last run of the same command used are most likely those of this run: a thread reads them while the
+main thread imports, reads data and traces. JAX still identifies the program by a hash of everything that it depends on,
+so a wrong guess costs a little time of another core, and never yields a wrong program.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ import jax
 
 from mtl_jax.runtime.compilation_cache import folder as program_folder
 
-try:  # JAX has no public name for what reads a kept program: where another version has it otherwise, nothing is ahead
+try:  # a private function of JAX; if another version has none like it, nothing is prefetched
     from jax._src import compilation_cache
     from jax._src.lib import xla_client
 
-    _asked = tuple(inspect.signature(compilation_cache.get_executable_and_time).parameters)
-    KNOWN = _asked == ("cache_key", "compile_options", "backend", "executable_devices")
+    _parameters = tuple(inspect.signature(compilation_cache.get_executable_and_time).parameters)
+    AVAILABLE = _parameters == ("cache_key", "compile_options", "backend", "executable_devices")
 except (ImportError, AttributeError):
-    KNOWN = False
+    AVAILABLE = False
 
-MOST = 32  # programs of a command
-_LIST, _FORGOTTEN = ".used.json", 30 * 24 * 3600.0
+MAX_PROGRAMS = 32  # of a command
+_LIST, _MAX_AGE = ".used.json", 30 * 24 * 3600.0
 
 
 class Use(NamedTuple):
-    """A program as JAX asked for it: its name, the options it was compiled with (base64), ids of its devices."""
+    """A program that JAX requested: its key, compile options (base64), and the ids of its devices."""
 
     key: str
     options: str
@@ -46,36 +46,36 @@ class Use(NamedTuple):
 
 
 @contextlib.contextmanager
-def reading(command: str) -> Iterator[None]:
-    """Reads the programs that the last run of `command` used; at the end those of this run are noted for the next.
+def prefetching(command: str) -> Iterator[None]:
+    """Reads the programs that the last run of `command` used; at the end those of this run are listed for the next.
 
-    Nothing happens on a single core, and where programs are not kept in the folder of `compilation_cache.keep`.
-    Devices are looked up in the thread: call this behind all that must come before, as `jax.distributed.initialize`.
+    Does nothing on a single core, or without the cache of `compilation_cache.enable`. The thread looks up the devices:
+    call this after `jax.distributed.initialize`.
     """
     folder = program_folder()
-    kept = jax.config.jax_enable_compilation_cache and jax.config.jax_compilation_cache_dir == str(folder)
-    if not (KNOWN and kept) or _cores() < 2:
+    is_enabled = jax.config.jax_enable_compilation_cache and jax.config.jax_compilation_cache_dir == str(folder)
+    if not (AVAILABLE and is_enabled) or _cores() < 2:
         yield
         return
-    _forget(folder)
+    _remove_old_lists(folder)
     file = folder / (hashlib.sha256(command.encode()).hexdigest()[:32] + _LIST)
-    reader = _Reader(_listed(file))
+    reader = _Reader(_read_list(file))
     try:
         yield
-        reader.note(file)
+        reader.write_list(file)
     finally:
         reader.stop()
 
 
 class _Reader:
-    """Stands before JAX's function that reads a program."""
+    """Replaces JAX's function that reads a program."""
 
     def __init__(self, expected: Sequence[Use]):
         self._read = compilation_cache.get_executable_and_time
         self._expected = set(expected)
         self._used: dict[str, Use] = {}
         pool = ThreadPoolExecutor(1, thread_name_prefix="programs")
-        self._ahead: dict[Use, Future] = {use: pool.submit(self._begin, use) for use in expected}
+        self._pending: dict[Use, Future] = {use: pool.submit(self._begin, use) for use in expected}
         pool.shutdown(wait=False)
         compilation_cache.get_executable_and_time = self.get
 
@@ -86,49 +86,49 @@ class _Reader:
         return self._read(use.key, options, devices[0].client, devices)
 
     def get(self, key, options, backend, devices) -> Any:
-        """(program, seconds it took to compile) as JAX's own; (None, None) where it is not kept."""
-        told = base64.b64encode(options.SerializeAsString()).decode()
-        use = self._used[key] = Use(key, told, tuple(device.id for device in devices))
-        begun = self._ahead.pop(use, None)
-        if begun is None or begun.cancel():  # not expected, or not its turn yet
+        """(program, seconds it took to compile), as JAX's function; (None, None) where it is not cached."""
+        encoded = base64.b64encode(options.SerializeAsString()).decode()
+        use = self._used[key] = Use(key, encoded, tuple(device.id for device in devices))
+        started = self._pending.pop(use, None)
+        if started is None or started.cancel():  # not expected, or not started yet
             return self._read(key, options, backend, devices)
         try:
-            return begun.result()
-        except Exception:  # it comes again here, where JAX expects it
+            return started.result()
+        except Exception:  # it is raised again here, where JAX expects it
             return self._read(key, options, backend, devices)
 
     def stop(self) -> None:
-        """JAX reads by itself again; what has not begun is left."""
+        """Restores JAX's function and cancels what has not started."""
         compilation_cache.get_executable_and_time = self._read
-        for waiting in self._ahead.values():
+        for waiting in self._pending.values():
             waiting.cancel()
 
-    def note(self, file: pathlib.Path) -> None:
-        """Writes what was used and is kept, the first first; nothing where all of it is in the list already."""
-        kept = [use for use in self._used.values() if (file.parent / f"{use.key}-cache").exists()][:MOST]
-        if self._expected.issuperset(kept):  # a run that was stopped early uses few
+    def write_list(self, file: pathlib.Path) -> None:
+        """Writes the list of programs that were used and are cached, in order, unless it has all of them already."""
+        cached = [use for use in self._used.values() if (file.parent / f"{use.key}-cache").exists()][:MAX_PROGRAMS]
+        if self._expected.issuperset(cached):  # a run that was stopped early uses few
             return
         try:
             temporary = file.with_name(f"{file.name}.{os.getpid()}")
-            temporary.write_text(json.dumps(kept), encoding="utf-8")
+            temporary.write_text(json.dumps(cached), encoding="utf-8")
             os.replace(temporary, file)
-        except OSError:  # the disk is full: the next run reads its programs when it wants them
+        except OSError:  # the disk is full: the next run reads its programs when it needs them
             return
 
 
-def _listed(file: pathlib.Path) -> list[Use]:
+def _read_list(file: pathlib.Path) -> list[Use]:
     try:
         uses = json.loads(file.read_text(encoding="utf-8"))
-        return [Use(str(key), str(options), tuple(ids)) for key, options, ids in uses][:MOST]
+        return [Use(str(key), str(options), tuple(ids)) for key, options, ids in uses][:MAX_PROGRAMS]
     except (OSError, ValueError, TypeError):  # none, or damaged
         return []
 
 
-def _forget(folder: pathlib.Path) -> None:
-    """Removes the lists of commands that nobody has run for long."""
+def _remove_old_lists(folder: pathlib.Path) -> None:
+    """Removes the lists of commands that have not been run for long."""
     for file in folder.glob(f"*{_LIST}"):
         try:
-            if time.time() - file.stat().st_mtime > _FORGOTTEN:
+            if time.time() - file.stat().st_mtime > _MAX_AGE:
                 file.unlink()
         except OSError:
             continue

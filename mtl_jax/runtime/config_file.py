@@ -13,7 +13,7 @@ import sysconfig
 import threading
 import traceback
 from collections.abc import Sequence
-from types import ModuleType
+from types import FrameType, ModuleType
 from typing import Any
 
 from absl import flags
@@ -22,8 +22,8 @@ from ml_collections import ConfigDict, FrozenConfigDict, config_flags
 from mtl_jax.errors import UserError
 
 _PACKAGE = pathlib.Path(__file__).resolve().parents[1]
-_OWN = [str(_PACKAGE), str(_PACKAGE.parent / "launch.py")]
-_LIBRARIES = [sysconfig.get_paths()[name] for name in ("stdlib", "purelib", "platlib")] + _OWN
+_PACKAGE_FILES = [str(_PACKAGE), str(_PACKAGE.parent / "launch.py")]
+_LIBRARIES = [sysconfig.get_paths()[name] for name in ("stdlib", "purelib", "platlib")] + _PACKAGE_FILES
 _MODULE = "config_of_flag"
 
 
@@ -50,16 +50,16 @@ def define(name: str) -> flags.FlagHolder:
 
 
 class _Parser(flags.ArgumentParser):
-    """Loads what --config names. It lets no error of the file pass, of whatever class.
+    """Loads the config that --config names, and turns every error of the file into a `UserError`.
 
-    The parser of ml_collections keeps an OSError for the first use of the config, and makes others a text.
+    The parser of ml_collections delays an OSError until the first use of the config, and reduces others to a string.
     """
 
     def __init__(self, name: str):
         self.name = name
 
     def parse(self, path: str) -> ConfigDict:
-        """Raises UserError: there is no such file, or it raises; of the latter the line is named."""
+        """Raises UserError: there is no such file, or it raises an error, whose line is named."""
         name, *argument = path.split(":", 1)
         file = _file(name)
         config = _of_run(file) if file.suffix == ".json" else _of_python(str(file), argument)
@@ -82,13 +82,13 @@ def _file(name: str) -> pathlib.Path:
 
 def override_paths(argv: Sequence[str], name: str) -> list[str]:
     """The fields that the command line sets: "optimizer.clip" of --config.optimizer.clip=1."""
-    found = (re.match(rf"--?(?:no)?{re.escape(name)}\.([^=]+)", flag) for flag in argv)
-    return [match[1] for match in found if match]
+    matches = (re.match(rf"--?(?:no)?{re.escape(name)}\.([^=]+)", flag) for flag in argv)
+    return [match[1] for match in matches if match]
 
 
 def _add_splits(config: ConfigDict, overrides: Sequence[str]) -> None:
-    """Makes room for splits that a data set has not, so that --config.datasets.x.splits.test=FILE can name them."""
-    from mtl_jax.data.datasets import SPLITS  # not before it is needed: mistakes in flags are to be told at once
+    """Adds the splits that a data set lacks, so that --config.datasets.x.splits.test=FILE can name them."""
+    from mtl_jax.data.datasets import SPLITS  # imported late, so that mistakes in flags are reported at once
 
     datasets = config.get("datasets")
     for path in overrides:
@@ -96,7 +96,7 @@ def _add_splits(config: ConfigDict, overrides: Sequence[str]) -> None:
         name, _, split = rest.rpartition(".splits.")
         if section == "datasets" and split in SPLITS and datasets is not None and name in datasets:
             splits = datasets[name].splits
-            if not isinstance(splits.get(split), str):  # none, or several files, of which one is to be named
+            if not isinstance(splits.get(split), str):  # there is none, or several files, which one replaces
                 with splits.ignore_type(), splits.unlocked():
                     splits[split] = ""
 
@@ -114,12 +114,12 @@ def _of_run(file: pathlib.Path) -> ConfigDict:
 
 
 def _of_python(file: str, argument: Sequence[str]) -> ConfigDict:
-    interrupted = []
+    interrupted: list[int] = []
     try:
-        with _noting_interrupts(interrupted):
+        with _record_interrupts(interrupted):
             module = _load(file)
             config = module.get_config(*argument)
-    except BaseException as error:  # also SystemExit, as of a script that is no config
+    except BaseException as error:  # also SystemExit, for example of a script that is not a config
         if interrupted:
             raise
         raise UserError(_place(error, file, argument)) from error
@@ -143,22 +143,22 @@ def _load(file: str) -> ModuleType:
     return module
 
 
-class _noting_interrupts:
-    """Ctrl-C within this context is noted in a list, so that it is not taken for an error of the file."""
+class _record_interrupts:
+    """Records Ctrl-C within this context in a list, so that it is not mistaken for an error of the file."""
 
-    def __init__(self, noted: list[int]):
-        self._noted = noted
+    def __init__(self, received: list[int]):
+        self._received = received
 
-    def __enter__(self):
-        def note(number, frame):
-            self._noted.append(number)
+    def __enter__(self) -> None:
+        def record(number: int, frame: FrameType | None) -> None:
+            self._received.append(number)
             raise KeyboardInterrupt
 
-        self._before = signal.signal(signal.SIGINT, note) if _in_main_thread() else None
+        self._previous = signal.signal(signal.SIGINT, record) if _in_main_thread() else None
 
-    def __exit__(self, *_):
-        if self._before is not None:
-            signal.signal(signal.SIGINT, self._before)
+    def __exit__(self, *_: object) -> None:
+        if self._previous is not None:
+            signal.signal(signal.SIGINT, self._previous)
 
 
 def _in_main_thread() -> bool:
@@ -189,7 +189,7 @@ def _place(error: BaseException, file: str, argument: Sequence[str]) -> str:
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not _is_library(frame.filename)]
     line = f"{frames[-1].filename}:{frames[-1].lineno}" if frames else file
     if not frames and b"\0" in (content := pathlib.Path(file).read_bytes()):
-        return f"{file}:{content[: content.index(0)].count(10) + 1}: a null byte; this is no text of Python"
+        return f"{file}:{content[: content.index(0)].count(10) + 1}: a null byte; this is not a Python file"
     if not frames and isinstance(error, AttributeError) and "get_config" in str(error):
         return f"{file}: it has no function get_config(); a config ends in one that returns it"
     if not frames and isinstance(error, TypeError) and argument:

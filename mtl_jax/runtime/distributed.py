@@ -1,6 +1,6 @@
-"""Several processes that train one model, one on each host: how they meet, what they agree on, who writes.
+"""Several processes that train one model, one on each host: connection, agreement, and which of them writes.
 
-JAX's runtime does the work. With one process all of this does nothing.
+JAX's runtime does the work. With a single process these functions do nothing.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ import subprocess
 import sys
 import threading
 from collections.abc import Sequence
-from typing import Any
+from types import FrameType
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -22,9 +23,10 @@ from jax.experimental import multihost_utils
 from mtl_jax.errors import Stopped, UserError
 
 _PR_SET_PDEATHSIG = 1  # of prctl(2)
-WORKER = "MTL_JAX_WORKER"  # set in the environment of processes that `supervised` started
+WORKER = "MTL_JAX_WORKER"  # set in the environment of processes that `supervise` starts
 GRACE = 20.0  # seconds from a signal to the end of a worker that has nothing to save
-_asked = itertools.count()  # how often `preempted` was called
+T = TypeVar("T")
+_calls = itertools.count()  # number of calls of `is_preempted`
 
 
 def is_distributed_environment() -> bool:
@@ -35,29 +37,29 @@ def is_distributed_environment() -> bool:
 
 
 def _interactive() -> bool:
-    """Inside of an allocation, but not started by srun or mpirun."""
+    """Inside an allocation, but not started by srun or mpirun."""
     return not ({"SLURM_PROCID", "OMPI_COMM_WORLD_RANK"} & os.environ.keys()) or (
         os.environ.get("SLURM_STEP_NUM_TASKS") == "1"
     )
 
 
 def join(coordinator: str, count: int, number: int, start_seconds: int, heartbeat_seconds: int) -> None:
-    """Connects this process with the others; to be called before any use of devices.
+    """Connects this process with the others; call before any use of devices.
 
     Args:
       coordinator: "host:port" of process 0; "": from the environment.
       count: of processes; 0: from the environment.
       number: of this process; -1: from the environment.
       start_seconds: to wait for all others.
-      heartbeat_seconds: after which a process that does not answer counts as dead.
+      heartbeat_seconds: after which a process that does not respond counts as dead.
 
     Raises:
-      UserError: not all came, or what was given does not fit together.
+      UserError: not all processes connected, or the arguments are inconsistent.
     """
-    given = (bool(coordinator), count > 0, number >= 0)
-    if any(given) and not all(given):
-        raise UserError("--coordinator=HOST:PORT, --processes and --process go together; give all of them, or none")
-    if all(given) and number >= count:
+    arguments = (bool(coordinator), count > 0, number >= 0)
+    if any(arguments) and not all(arguments):
+        raise UserError("--coordinator=HOST:PORT, --processes and --process go together; give all three, or none")
+    if all(arguments) and number >= count:
         raise UserError(f"--process={number}: the numbers of {count} processes are 0 to {count - 1}")
     try:
         jax.distributed.initialize(
@@ -70,53 +72,53 @@ def join(coordinator: str, count: int, number: int, start_seconds: int, heartbea
     except (RuntimeError, ValueError) as error:
         reason = (str(error).strip() or repr(error)).splitlines()[0][:300]
         raise UserError(
-            f"the processes did not meet within {start_seconds} s: {reason}. Start the same command on every host, and "
-            "see that the coordinator's port can be reached"
+            f"the processes did not connect within {start_seconds} s: {reason}. Start the same command on every host, "
+            "and make sure that the coordinator's port can be reached"
         ) from None
 
 
-def supervised(arguments: Sequence[str], heartbeat_seconds: int, saves: bool = True) -> int:
+def supervise(arguments: Sequence[str], heartbeat_seconds: int, saves: bool = True) -> int:
     """Runs Python with these arguments, those of this process, in a process of its own; returns its status.
 
-    JAX ends a process whose peer died from inside of C++, without a word to Python: this one stays to say it. It hands
-    on signals, and of a worker that `saves` nothing it waits `GRACE` seconds for the end.
+    When a peer dies, JAX aborts the process in C++, where Python cannot report it: the supervisor does. It forwards
+    signals, and kills a worker that saves no checkpoints (`saves`) `GRACE` seconds after one.
     """
     worker = subprocess.Popen([sys.executable, *arguments], env={**os.environ, WORKER: "1"})
-    got: list[int] = []
+    received: list[int] = []
 
-    def hand_on(number, frame):
-        got.append(number)
+    def forward(number: int, frame: FrameType | None) -> None:
+        received.append(number)
         worker.send_signal(number)
         if not saves:
             timer = threading.Timer(GRACE, worker.kill)
             timer.daemon = True
             timer.start()
 
-    before = {number: signal.signal(number, hand_on) for number in (signal.SIGTERM, signal.SIGINT)}
+    previous = {number: signal.signal(number, forward) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         status = worker.wait()
     finally:
-        for number, handler in before.items():
+        for number, handler in previous.items():
             signal.signal(number, handler)
     if status in (-signal.SIGABRT, 128 + signal.SIGABRT):
         print(
-            f"error: another process of this run does not answer any more (for {heartbeat_seconds} s); its own output "
-            "says why. Start all of them again: they go on from the last whole checkpoint",
+            f"error: another process of this run has stopped responding (for {heartbeat_seconds} s); see its output "
+            "for the reason. Start all of them again: they resume from the last complete checkpoint",
             file=sys.stderr,
         )
         return 3
-    if got and not saves and status == -signal.SIGKILL:
-        return 128 + got[0]
+    if received and not saves and status == -signal.SIGKILL:
+        return 128 + received[0]
     return 128 - status if status < 0 else status
 
 
 def end_with_parent() -> None:
-    """On Linux: SIGTERM to this process when the one that supervises it is gone, so that no kill leaves it behind."""
+    """On Linux: this process gets SIGTERM when its supervisor dies, so that it never outlives it."""
     if sys.platform != "linux":
         return
     parent = os.getppid()
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() != parent:  # it went before this one could ask
+    if os.getppid() != parent:  # it died before the call
         os.kill(os.getpid(), signal.SIGTERM)
 
 
@@ -126,37 +128,37 @@ def is_first() -> bool:
 
 
 def wait_for_all(what: str) -> None:
-    """Returns when every process is here; `what` is a name for the place."""
+    """A barrier: returns when every process has called it; `what` names it."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(what)
 
 
 def any_of(flag: bool) -> bool:
-    """Whether the flag of any process is set; all have to ask."""
+    """Whether the flag of any process is set; all have to call this."""
     if jax.process_count() == 1:
         return flag
     return bool(np.any(multihost_utils.process_allgather(np.asarray(flag))))
 
 
-def fetch(tree: Any) -> Any:
-    """Whole arrays on the host, the same in every process; all have to ask."""
+def fetch(tree: T) -> T:
+    """Complete arrays on the host, the same in every process; all have to call this."""
 
-    def one(leaf):
+    def gathered(leaf: Any) -> Any:
         if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable or leaf.is_fully_replicated:
             return leaf
         return multihost_utils.process_allgather(leaf, tiled=True)
 
-    return jax.device_get(jax.tree.map(one, tree))
+    return jax.device_get(jax.tree.map(gathered, tree))
 
 
 def require_no_signal() -> None:
-    """Raises `Stopped` where `preempted`."""
-    if preempted():
+    """Raises `Stopped` if `is_preempted`."""
+    if is_preempted():
         raise Stopped(signal.SIGTERM)
 
 
-def preempted() -> bool:
-    """Whether one of several processes was asked to end: true in all of them at the same call. All have to ask equally
+def is_preempted() -> bool:
+    """Whether one of several processes got SIGTERM: True in all of them at the same call. All have to call this equally
     often.
     """
-    return jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(next(_asked))
+    return jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(next(_calls))

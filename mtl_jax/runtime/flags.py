@@ -1,18 +1,18 @@
-"""Parses the command line; mistakes in flags and in config files become messages for people."""
+"""Parses the command line; mistakes in flags and in config files become readable messages."""
 
 from __future__ import annotations
 
 import pathlib
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from absl import flags
 
 from mtl_jax.errors import UserError
 from mtl_jax.runtime.config_file import override_paths
 
-_OF_A_RUN = ("evaluate", "predict", "attribute", "export")  # modes that take the config.json of --workdir
+_RUN_MODES = ("evaluate", "predict", "attribute", "export")  # modes that take the config.json of --workdir
 
 
 def entry_point() -> str:
@@ -27,7 +27,7 @@ def entry_point() -> str:
 def parse(argv: Sequence[str]) -> list[str]:
     """`flags.FLAGS(argv)`, for `absl.app.run(..., flags_parser=parse)`.
 
-    Overrides without --config, in a mode that reads a finished run, are of the config.json of the run.
+    Overrides without --config, in a mode that reads a finished run, change the config.json of the run.
 
     Raises:
       UserError: an unknown flag or config field, a value of a wrong type, a config file that is not there or that
@@ -40,19 +40,19 @@ def parse(argv: Sequence[str]) -> list[str]:
     try:
         return flags.FLAGS(argv)
     except Exception as error:
-        known = next((one for one in _chain(error) if isinstance(one, UserError)), None)
-        if known is not None:
-            raise UserError(str(known)) from error
+        user_error = next((cause for cause in _causes(error) if isinstance(cause, UserError)), None)
+        if user_error is not None:
+            raise UserError(str(user_error)) from error
         if isinstance(error, flags.Error) and not overrides:
             raise UserError(f"{error}\nThe flags are listed by: {entry_point()} --help") from error
-        raise UserError(_in_override(error, argv)) from error
+        raise UserError(_override_message(error, argv)) from error
 
 
 def _config_of_run(argv: Sequence[str], field: str) -> str:
     mode, run = _value(argv, "mode") or "train", _value(argv, "workdir")
     if mode == "merge":
         run = _value(argv, "runs").split(",")[0]
-    elif mode not in _OF_A_RUN:
+    elif mode not in _RUN_MODES:
         run = ""
     if not run:
         raise UserError(f"--config.{field} sets a field of a config; name it by --config=FILE")
@@ -60,26 +60,26 @@ def _config_of_run(argv: Sequence[str], field: str) -> str:
 
 
 def _value(argv: Sequence[str], name: str) -> str:
-    """What the command line gives a flag, before it is parsed; "" for nothing."""
-    found = ""
+    """The value of a flag on the command line before it is parsed; "" for none."""
+    result = ""
     for flag, following in zip(argv, [*argv[1:], ""], strict=True):
-        given, equals, value = flag.partition("=")
-        if given in (f"--{name}", f"-{name}"):
-            found = value if equals else following
-    return found
+        name_part, equals, value = flag.partition("=")
+        if name_part in (f"--{name}", f"-{name}"):
+            result = value if equals else following
+    return result
 
 
-def _chain(error):
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
 
 
-def _in_override(error, argv) -> str:
-    """An override of a field that is not there, or of a type that does not fit."""
+def _override_message(error: Exception, argv: Sequence[str]) -> str:
+    """The message for an override of a missing field, or of a wrong type."""
     message = str(error.args[0] if error.args else error)
-    if found := re.search(r"""['"]+([^'"\\]+)\\?['"]""", message):
-        field = found[1]
+    if match := re.search(r"""['"]+([^'"\\]+)\\?['"]""", message):
+        field = match[1]
         near = re.search(r'Did you mean "([^"]+)"', message)
         for flag in argv:
             path = flag.lstrip("-").partition("=")[0].split(".")

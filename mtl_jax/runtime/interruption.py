@@ -1,8 +1,8 @@
-"""A command that a signal asks to end does so within seconds, with status 128 + the signal, and loses nothing.
+"""Ends a command within seconds of SIGTERM or SIGINT, with status 128 + the signal, and without loss.
 
-What trains stops at its next whole step (`stopping.StopSignals`); everything else at once. Python runs its handlers
-between two of its own instructions, while compiling or a large program may take minutes: a thread ends the process
-there, unless a state is to be saved first.
+Training stops after its current step (`stop_signals.StopSignals`); everything else at once. Python runs signal handlers
+between two of its own instructions, but compilation or a large program may take minutes: then a thread ends the
+process, unless a state has to be saved first.
 """
 
 from __future__ import annotations
@@ -14,43 +14,44 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from types import FrameType
 
 from mtl_jax.errors import Stopped
 
-GRACE = 5.0  # seconds from a signal to the end of what does not listen
+GRACE = 5.0  # seconds from a signal to the end of code that does not respond
 
-unsaved = threading.Event()  # set while there is a state that no checkpoint has
-_noted: list[int] = []  # signals as they came
+unsaved = threading.Event()  # set while there is a state that is in no checkpoint
+_received: list[int] = []  # signals in order
 
 
-def note(number: int) -> None:
-    """To be called by handlers of signals: `status` tells of the last one."""
-    _noted.append(number)
+def record(number: int) -> None:
+    """Records a signal for `status`; signal handlers call this."""
+    _received.append(number)
 
 
 def status() -> int:
-    """The exit status of a command that was stopped; of several processes one may have it from another."""
-    return 128 + (_noted[-1] if _noted else signal.SIGTERM)
+    """The exit status of a stopped command; the signal may have come from another process."""
+    return 128 + (_received[-1] if _received else signal.SIGTERM)
 
 
 @contextlib.contextmanager
 def ending_by_signals() -> Iterator[None]:
-    """In this context SIGTERM raises `Stopped`, as SIGINT does KeyboardInterrupt; see the head of this file."""
+    """In this context SIGTERM raises `Stopped`, as SIGINT raises KeyboardInterrupt; see the top of this file."""
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
-    before = signal.signal(signal.SIGTERM, _stop)
-    awake = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    previous = signal.signal(signal.SIGTERM, _stop)
+    previous_fd = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     threading.Thread(target=_watch, args=(reader,), daemon=True).start()
     try:
         yield
     finally:
-        signal.set_wakeup_fd(awake)
-        signal.signal(signal.SIGTERM, before)
+        signal.set_wakeup_fd(previous_fd)
+        signal.signal(signal.SIGTERM, previous)
         os.close(writer)  # which ends the thread
 
 
-def _stop(number, frame):
-    note(number)
+def _stop(number: int, frame: FrameType | None) -> None:
+    record(number)
     raise Stopped(number)
 
 

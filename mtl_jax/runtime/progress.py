@@ -1,4 +1,4 @@
-"""Progress bars on the terminal, and rarely refreshed ones where a file or pipe takes their place."""
+"""Progress bars on the terminal, refreshed rarely if stderr is a file or a pipe."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Any
 import jax
 from tqdm import tqdm
 
-SECONDS_TO_FILE = 15.0  # between two states of a bar that is not on a terminal
+SECONDS_TO_FILE = 15.0  # between two updates of a bar that is not on a terminal
 SECONDS_TO_MEASURE = 5.0  # before a forecast
-SECONDS_TO_TELL = 60.0  # that are left at least where a forecast is told
+MIN_FORECAST_SECONDS = 60.0  # shorter forecasts are not printed
 
 
 def progress_bar(desc: str, unit: str, total: int | None = None, **options: Any) -> tqdm:
-    """A tqdm bar on stderr; of several processes the first has one."""
+    """A tqdm bar on stderr; of several processes only the first shows one."""
     interval = 0.1 if sys.stderr.isatty() else SECONDS_TO_FILE
     return tqdm(
         desc=desc,
@@ -30,7 +30,7 @@ def progress_bar(desc: str, unit: str, total: int | None = None, **options: Any)
 
 
 class Forecast:
-    """Tells once how long a bar will go on, where that is minutes. Call it with each count after the bar's update."""
+    """Prints once how long a bar will still take, if that is minutes. Call it with each count, after the update."""
 
     def __init__(self, bar: tqdm, clock: Callable[[], float] = time.monotonic):
         self._bar, self._clock = bar, clock
@@ -38,7 +38,7 @@ class Forecast:
         self._open = True
 
     def __call__(self, count: int) -> None:
-        """Notes that the bar stands at `count`."""
+        """The bar is at `count` now."""
         now = self._clock()
         if self._first is None:
             self._first = now, count
@@ -47,5 +47,5 @@ class Forecast:
             return
         self._open = False
         left = (self._bar.total - count) * (now - began) / (count - before)
-        if left >= SECONDS_TO_TELL:
+        if left >= MIN_FORECAST_SECONDS:
             self._bar.write(f"{self._bar.desc}: {self._bar.total:,} {self._bar.unit}s, about {left / 60:.0f} min more")

@@ -1,15 +1,16 @@
-"""What the terminal and the locale can show: neither may end a run, or change the name of a file."""
+"""Limits of the terminal and the locale, which must not end a run or change the name of a file."""
 
 from __future__ import annotations
 
 import os
 import sys
+from typing import TextIO
 
 
 def restart_in_utf8_mode() -> None:
-    """Runs this command anew, in the same process, in Python's UTF-8 mode where the locale is of another encoding.
+    """Restarts this command, in the same process, in Python's UTF-8 mode if the locale has another encoding.
 
-    There a name such as "ünï" has no form that libraries outside of Python take. The terminal keeps its encoding.
+    In such a locale, libraries outside of Python do not accept names such as "ünï". The terminal keeps its encoding.
     """
     if sys.getfilesystemencoding().lower().replace("_", "-") in ("utf-8", "utf8"):
         return
@@ -23,21 +24,22 @@ def restart_in_utf8_mode() -> None:
 
 
 def silence_compiler() -> None:
-    """XLA's alarms ("Very slow compile?", "Constant folding an instruction is taking > 1s") are not written into the
-    progress bar; what really fails is raised in Python too. A level that the user has set stays.
+    """Silences warnings of XLA ("Very slow compile?", "Constant folding an instruction is taking > 1s").
+
+    They would break the progress bar; errors are raised in Python anyway. A level that the user has set stays.
 
     Call before JAX is imported.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 
-def show_what_can_be_shown() -> None:
-    """From here on a character that the terminal has not is "?" there, and no error."""
+def replace_unencodable() -> None:
+    """From now on a character that the terminal cannot show is replaced, and not an error."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace" if is_utf8(stream) else "replace")
 
 
-def is_utf8(stream) -> bool:
-    """Whether a text stream takes every character."""
+def is_utf8(stream: TextIO) -> bool:
+    """Whether a stream can encode every character."""
     return (getattr(stream, "encoding", None) or "utf-8").lower().replace("_", "-").startswith(("utf-", "utf8"))

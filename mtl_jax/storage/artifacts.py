@@ -1,8 +1,8 @@
-"""What a run keeps beside its parameters, so that a model can be used where its data are not.
+"""What a run stores in addition to its parameters, so that a model can be used without its data.
 
-workdir/model/labels.json         names of the labels of every task, and what heads take from their statistics
+workdir/model/labels.json         names of the labels of every task, and the statistics that heads use
 workdir/model/architecture.json   of a transformer
-workdir/model/pictures.json       form of the pictures, null without any
+workdir/model/pictures.json       specification of the pictures, null without any
 workdir/model/tokenizer files     see `mtl_jax.data.tokenizers`
 """
 
@@ -17,24 +17,25 @@ from mtl_jax.data import tokenizers
 from mtl_jax.data.corpus import Corpus
 from mtl_jax.data.labels.vocabulary import LabelVocabulary
 from mtl_jax.data.pictures.image_store import ImageSpec
+from mtl_jax.data.tokenizers import Tokenizer
 from mtl_jax.errors import UserError
 from mtl_jax.models.families.bert import Architecture
 from mtl_jax.storage.workdir import write_json
 
 
 class Artifacts(NamedTuple):
-    """All of the data that shapes a model.
+    """Everything about the data that shapes a model.
 
     tokenizer, architecture   as trained
     vocabularies  {task: LabelVocabulary}, in the order of the K axis
     statistics    {task: {"train": label statistics}}
-    pictures      form of the pictures, None without any
+    pictures      specification of the pictures, None without any
     """
 
-    tokenizer: Any
+    tokenizer: Tokenizer
     architecture: Architecture | None
     vocabularies: dict[str, LabelVocabulary]
-    statistics: dict[str, Any]
+    statistics: dict[str, dict[str, Any]]
     pictures: ImageSpec | None
 
 
@@ -62,22 +63,23 @@ def load(workdir: pathlib.Path) -> Artifacts:
     """Reads the folder `model` of a run.
 
     Raises:
-      UserError: it is not there.
+      UserError: there is none.
     """
     folder = workdir / "model"
     if not (folder / "labels.json").is_file():
-        raise UserError(f"{workdir}: no folder 'model' with labels.json; it is written when training begins")
+        raise UserError(f"{workdir}: no folder 'model' with labels.json; training writes it at its start")
     labels = json.loads((folder / "labels.json").read_text(encoding="utf-8"))
     architecture = json.loads((folder / "architecture.json").read_text(encoding="utf-8"))
-    pictures = json.loads(file.read_text(encoding="utf-8")) if (file := folder / "pictures.json").is_file() else None
+    pictures_file = folder / "pictures.json"
+    pictures = json.loads(pictures_file.read_text(encoding="utf-8")) if pictures_file.is_file() else None
     if pictures:
         pictures = ImageSpec(**pictures | {"sizes": {name: tuple(size) for name, size in pictures["sizes"].items()}})
     return Artifacts(
         tokenizers.load(folder),
         Architecture(**architecture) if architecture else None,
         {
-            task: LabelVocabulary(tuple(e["names"]), tuple(e["extra"]), e["soft"], e.get("spans"))
-            for task, e in labels.items()
+            task: LabelVocabulary(tuple(entry["names"]), tuple(entry["extra"]), entry["soft"], entry.get("spans"))
+            for task, entry in labels.items()
         },
         {task: {"train": entry["train"]} for task, entry in labels.items()},
         pictures,

@@ -1,10 +1,10 @@
-"""Checkpoints by Orbax: the newest ones, saved asynchronously, and the best by dev score. Orbax is used only here.
+"""Checkpoints by Orbax: the newest ones, saved asynchronously, and the best by dev score. Only this file uses Orbax.
 
     workdir/checkpoints/<step>/   params, and the rest of the train state
     workdir/best/<step>/          params
 
-Both carry what identifies the data, and the progress of the loop, as metadata; and checksums of all of it. What is
-found damaged is moved to workdir/damaged/, and the one before is taken.
+The metadata of both identify the data and hold the progress of the loop; everything has checksums. A damaged checkpoint
+is moved to workdir/damaged/, and the one before it is used.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ import itertools
 import pathlib
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, TypeVar
 
+import chex
 import jax
 from orbax.checkpoint import v1 as ocp
 
@@ -33,7 +34,7 @@ T = TypeVar("T")
 
 
 class Checkpoints:
-    """The checkpoints of one workdir. Use as a context manager: leaving waits for what is being written."""
+    """The checkpoints of one workdir. Use as a context manager: its exit waits for pending writes."""
 
     def __init__(self, workdir: pathlib.Path, keep: int):
         latest = ocp.training.preservation_policies.LatestN
@@ -48,7 +49,7 @@ class Checkpoints:
             )
 
         self._newest = checkpointer(workdir / "checkpoints", keep)
-        self._open_best = functools.cache(lambda: checkpointer(workdir / "best", 1))  # not every run keeps a best
+        self._open_best = functools.cache(lambda: checkpointer(workdir / "best", 1))  # not every run has a best
         self._pending: Any = None
         self._pending_step = 0
         self._folder = workdir
@@ -64,7 +65,7 @@ class Checkpoints:
                 if self._open_best.cache_info().currsize:
                     self._best.close()
         except Exception:
-            if kind is None:  # otherwise what went wrong first is told
+            if kind is None:  # otherwise the first error is the one to report
                 raise
 
     @property
@@ -73,35 +74,35 @@ class Checkpoints:
 
     @property
     def latest(self) -> int | None:
-        """Step of the newest whole checkpoint."""
+        """Step of the newest complete checkpoint."""
         return self._newest.latest.step if self._newest.latest else None
 
     @property
     def best(self) -> int | None:
-        """Step of the parameters that are kept as the best."""
+        """Step of the best parameters."""
         return self._best.latest.step if self._best.latest else None
 
     def newest(self, read: Callable[[int], T]) -> T | None:
-        """What `read` makes of the step of the newest checkpoint; None where there is none.
+        """What `read` returns for the step of the newest checkpoint; None where there is none.
 
-        One that `read` finds damaged (`integrity.Damaged`) is moved to workdir/damaged/, which is said, and the one
-        before is taken.
+        If `read` raises `Damaged`, the checkpoint is moved to workdir/damaged/ with a message, and the one before it is
+        read.
         """
         while (step := self.latest) is not None:
             try:
                 return read(step)
             except Damaged as error:
-                there = _set_aside(self._folder, "checkpoints", step) if distributed.is_first() else "damaged/"
-                distributed.wait_for_all(f"step {step} set aside")
+                target = _move_to_damaged(self._folder, step) if distributed.is_first() else "damaged/"
+                distributed.wait_for_all(f"step {step} moved to damaged/")
                 self._newest.reload()
-                on = f"step {self.latest}" if self.latest is not None else "the beginning: there is no other"
-                print(f"{error}\n  It was moved to {there}; going on from {on}. The steps since then are made again.")
+                start = f"step {self.latest}" if self.latest is not None else "the beginning: there is no other"
+                print(f"{error}\n  It was moved to {target}; resuming from {start}. Later steps are repeated.")
         return None
 
     def save(self, state: TrainState, metadata: dict[str, Any]) -> None:
-        """Starts to write the state, unless one of this step is there; returns before it is on disk.
+        """Starts to write the state, unless its step is saved already; returns before it is on disk.
 
-        A failed write shows at the next call, at `check` or at `wait`.
+        A failed write raises at the next call, at `check` or at `wait`.
         """
         self.save_parts(int(state.step), {"params": state.params, "rest": _rest(state)}, metadata)
 
@@ -112,11 +113,11 @@ class Checkpoints:
             self._start(self._newest, step, parts, metadata)
 
     def save_best(self, state: TrainState, metadata: dict[str, Any]) -> None:
-        """Starts to write the parameters as the best so far, once all earlier writes are through."""
+        """Starts to write the parameters as the best so far, after all earlier writes."""
         self.wait()
         step = int(state.step)
-        for ahead in [saved.step for saved in self._best.checkpoints if saved.step > step]:
-            self._best.delete(ahead)  # Orbax would silently refuse to save a step before it
+        for later in [saved.step for saved in self._best.checkpoints if saved.step > step]:
+            self._best.delete(later)  # Orbax would silently refuse to save an earlier step
         self._start(self._best, step, {"params": state.params}, metadata)
 
     def _start(self, checkpointer, step, parts, metadata):
@@ -127,7 +128,7 @@ class Checkpoints:
         self._pending_step = step
 
     def check(self) -> None:
-        """Does not wait; raises as `wait` where a write has failed by now."""
+        """Raises as `wait` where a write has failed by now; does not wait."""
         pending, self._pending = self._pending, None
         if pending is not None:
             with _clear_errors("write", self._pending_step, self._folder):
@@ -137,10 +138,10 @@ class Checkpoints:
                     self._pending = pending
 
     def wait(self) -> None:
-        """Waits for what is being written.
+        """Waits for pending writes.
 
         Raises:
-          UserError: that failed, on a full disk say.
+          UserError: a write failed, for example on a full disk.
         """
         pending, self._pending = self._pending, None
         if pending is not None:
@@ -148,18 +149,18 @@ class Checkpoints:
                 pending.result()
 
     def metadata(self, step: int) -> dict[str, Any]:
-        """What was saved beside the state of a step.
+        """The metadata of a step.
 
         Raises:
-          Damaged: it is not what was written.
+          Damaged: it differs from what was written.
         """
         return _metadata(self._newest, step, self._folder / "checkpoints")
 
     def restore(self, step: int, abstract: TrainState) -> TrainState:
-        """The state of a step, on the devices that the abstract state names.
+        """The state of a step, with the shardings of the abstract state.
 
         Raises:
-          Damaged: it is not what was written.
+          Damaged: it differs from what was written.
           UserError: it is of another model.
         """
         parts = self.restore_parts(step, {"params": abstract.params, "rest": _rest(abstract)})
@@ -173,16 +174,16 @@ class Checkpoints:
 class Saved(NamedTuple):
     """Parameters of a finished or running workdir, with their step and metadata."""
 
-    params: Any
+    params: chex.ArrayTree
     step: int
     metadata: dict[str, Any]
 
 
-def load_params(workdir: pathlib.Path, which: str, abstract_params: Any) -> Saved:
+def load_params(workdir: pathlib.Path, which: str, abstract_params: chex.ArrayTree) -> Saved:
     """The parameters of a workdir: `which` = "best" | "last" | the number of a step.
 
     Raises:
-      Damaged: it is not what was written.
+      Damaged: it differs from what was written.
       UserError: there is no such checkpoint, or its arrays have other shapes.
     """
     for name in _folders(which):
@@ -199,29 +200,29 @@ def load_params(workdir: pathlib.Path, which: str, abstract_params: Any) -> Save
 
 
 def require_checkpoint(workdir: pathlib.Path, which: str) -> None:
-    """Raises UserError where a workdir has no folder of such a checkpoint: before anything is read that takes long."""
+    """Raises UserError where a workdir has no folder of such a checkpoint: a check before slow reading begins."""
     steps = {
-        int(found.name)
+        int(path.name)
         for name in _folders(which)
-        for found in ((workdir / name).iterdir() if (workdir / name).is_dir() else ())
-        if found.name.isdigit()
+        for path in ((workdir / name).iterdir() if (workdir / name).is_dir() else ())
+        if path.name.isdigit()
     }
     if not steps or (which.isdigit() and int(which) not in steps):
         raise _no_checkpoint(workdir, which)
 
 
 def _folders(which: str) -> list[str]:
-    """Where such a checkpoint may lie in a workdir."""
+    """The subfolders of a workdir that may hold such a checkpoint."""
     return {"best": ["best"], "last": ["checkpoints"]}.get(which, ["checkpoints", "best"])
 
 
-def _no_checkpoint(workdir, which) -> UserError:
-    there = " or ".join(_folders(which))
-    return UserError(f"{workdir}: no checkpoint {which!r} in {there}/; train first, or name one with --checkpoint")
+def _no_checkpoint(workdir: pathlib.Path, which: str) -> UserError:
+    places = " or ".join(_folders(which))
+    return UserError(f"{workdir}: no checkpoint {which!r} in {places}/; train first, or name one with --checkpoint")
 
 
 def data_metadata(corpus: Corpus) -> dict[str, Any]:
-    """What tells the data of a checkpoint from others: a fingerprint, and numbers for people."""
+    """What identifies the data of a checkpoint: a fingerprint, and numbers for error messages."""
     return {
         "data": corpus.fingerprint,
         "soft_labels": corpus.soft_labels,
@@ -239,27 +240,27 @@ def data_metadata(corpus: Corpus) -> dict[str, Any]:
 def require_same_data(metadata: dict[str, Any], corpus: Corpus, step: int) -> None:
     """Raises UserError, with the difference, where a checkpoint was trained on other data, or by other teachers.
 
-    A corpus that was read without its teachers, to be scored, may be that of any.
+    A corpus that was read without its teachers fits any teachers.
     """
-    now = data_metadata(corpus)
-    if now["soft_labels"] not in ("", metadata.get("soft_labels")):
+    current = data_metadata(corpus)
+    if current["soft_labels"] not in ("", metadata.get("soft_labels")):
         raise UserError(
             f"the checkpoint of step {step} learned from other teachers than those that are now in the folders of "
-            "config.distillation. Put them back, or take another --workdir"
+            "config.distillation. Restore them, or take another --workdir"
         )
-    if metadata["data"] == now["data"]:
+    if metadata["data"] == current["data"]:
         return
     differing = [
-        f"{what} {name}: {there.get(name, 'none')} there, {here.get(name, 'none')} now"
-        for what, here in now["numbers"].items()
-        for there in [metadata.get("numbers", {}).get(what, {})]
-        for name in sorted(there.keys() | here.keys())
-        if there.get(name) != here.get(name)
+        f"{kind} {name}: {saved.get(name, 'none')} then, {numbers.get(name, 'none')} now"
+        for kind, numbers in current["numbers"].items()
+        for saved in [metadata.get("numbers", {}).get(kind, {})]
+        for name in sorted(saved.keys() | numbers.keys())
+        if saved.get(name) != numbers.get(name)
     ]
     raise UserError(
-        f"the checkpoint of step {step} was trained on other data (fingerprint {metadata['data'][:12]} there, "
-        f"{now['data'][:12]} now; {'; '.join(differing) or 'as many examples, rows and labels, other contents'}). "
-        "Put the data back, or take another --workdir"
+        f"the checkpoint of step {step} was trained on other data (fingerprint {metadata['data'][:12]} then, "
+        f"{current['data'][:12]} now; {'; '.join(differing) or 'as many examples, rows and labels, other contents'}). "
+        "Restore the data, or take another --workdir"
     )
 
 
@@ -268,52 +269,55 @@ def _rest(state: TrainState) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _clear_errors(verb: str, step: int, folder: pathlib.Path):
-    """Orbax fails with errors of many kinds where files are damaged or the disk is full."""
+def _clear_errors(verb: str, step: int, folder: pathlib.Path) -> Iterator[None]:
+    """Turns the many kinds of errors that Orbax raises for damaged files or a full disk into `UserError`."""
     try:
         yield
     except Exception as error:
         if isinstance(error, UserError) and not isinstance(error, Damaged):
             raise
         reason = (str(error).strip() or repr(error)).splitlines()[0][:300]
-        said = f"cannot {verb} the checkpoint of step {step} in {folder}: {reason}."
-        if verb == "read" and not _says_nothing_of_files(error):
-            raise Damaged(f"{said} It is damaged") from error
-        asked = "Is there room on the disk?" if verb == "write" else "Is there enough memory, and may it be read?"
-        raise UserError(f"{said} {asked} The same command goes on from the last whole checkpoint") from error
+        message = f"cannot {verb} the checkpoint of step {step} in {folder}: {reason}."
+        if verb == "read" and not _may_succeed_later(error):
+            raise Damaged(f"{message} It is damaged") from error
+        question = "Is the disk full?" if verb == "write" else "Is there enough memory, and permission to read it?"
+        raise UserError(f"{message} {question} The same command resumes from the last complete checkpoint") from error
 
 
 @functools.cache  # once a process
-def _ignore_late_replies() -> None:
-    """Where one array cannot be read, Orbax ends its event loop while others are still on their way. Each of these
-    would print a traceback of its own, "Event loop is closed" or what it met itself, when its coroutine is thrown away;
-    of one that had not begun there is a warning. What was wrong is raised besides.
-    """
-    before = sys.unraisablehook
+def _silence_unfinished_reads() -> None:
+    """Silences coroutines of Orbax that are destroyed unfinished.
 
-    def hook(said):
-        error, thrown_away = said.exc_value, said.object
-        closed = thrown_away is None and isinstance(error, RuntimeError) and str(error) == "Event loop is closed"
-        file = thrown_away.cr_code.co_filename if inspect.iscoroutine(thrown_away) else ""
+    Where one array cannot be read, Orbax closes its event loop while others are still being read; each of these would
+    print a traceback, and each that had not begun a warning. The error itself is raised anyway.
+    """
+    previous = sys.unraisablehook
+
+    def hook(unraisable):
+        error, source = unraisable.exc_value, unraisable.object
+        closed = source is None and isinstance(error, RuntimeError) and str(error) == "Event loop is closed"
+        file = source.cr_code.co_filename if inspect.iscoroutine(source) else ""
         if not (closed or "orbax" in pathlib.Path(file).parts):
-            before(said)
+            previous(unraisable)
 
     sys.unraisablehook = hook
     warnings.filterwarnings("ignore", "coroutine 'PyTreeHandler.* was never awaited", RuntimeWarning)
 
 
-def _says_nothing_of_files(error: Exception) -> bool:
-    """Whether reading may go well another time."""
+def _may_succeed_later(error: Exception) -> bool:
+    """Whether an error says nothing about the files."""
     return isinstance(error, MemoryError | PermissionError) or "RESOURCE_EXHAUSTED" in str(error)
 
 
-def _metadata(checkpointer, step, folder) -> dict[str, Any]:
-    _ignore_late_replies()
+def _metadata(checkpointer: ocp.training.Checkpointer, step: int, folder: pathlib.Path) -> dict[str, Any]:
+    _silence_unfinished_reads()
     with _clear_errors("read", step, folder):
         return checksums.opened(checkpointer.metadata(step).custom_metadata or {})
 
 
-def _restore(checkpointer, step, abstract, folder) -> tuple[dict[str, Any], dict[str, Any]]:
+def _restore(
+    checkpointer: ocp.training.Checkpointer, step: int, abstract: dict[str, Any], folder: pathlib.Path
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """(named pytrees, metadata) of a step."""
     metadata = _metadata(checkpointer, step, folder)
     with _clear_errors("read", step, folder):
@@ -328,26 +332,26 @@ def _restore(checkpointer, step, abstract, folder) -> tuple[dict[str, Any], dict
             parts = checkpointer.load_checkpointables(step, abstract)
     except UserError as error:
         failed = error
-    if distributed.any_of(failed is not None):  # before the sums, for which all are needed
+    if distributed.any_of(failed is not None):  # before the checksums, which need all processes
         raise failed or Damaged(f"another process cannot read the checkpoint of step {step} in {folder}")
     with _clear_errors("read", step, folder):
         checksums.require_sums(metadata, parts)
     return parts, metadata
 
 
-def _set_aside(workdir: pathlib.Path, kind: str, step: int) -> pathlib.Path:
-    """Moves a checkpoint to workdir/damaged/; returns where it is now."""
+def _move_to_damaged(workdir: pathlib.Path, step: int) -> pathlib.Path:
+    """Moves a checkpoint to workdir/damaged/; returns its new path."""
     (workdir / "damaged").mkdir(exist_ok=True)
-    free = (workdir / "damaged" / f"{kind}_{step}{f'_{n}' if n else ''}" for n in itertools.count())
-    there = next(place for place in free if not place.exists())
-    (workdir / kind / str(step)).rename(there)
-    return there
+    names = (f"checkpoints_{step}{f'_{n}' if n else ''}" for n in itertools.count())
+    target = next(path for name in names if not (path := workdir / "damaged" / name).exists())
+    (workdir / "checkpoints" / str(step)).rename(target)
+    return target
 
 
-def _require_same(saved: Any, wanted: Any, step: int) -> None:
-    """Orbax casts silently and fails deep inside on shapes: compare first."""
+def _require_same(saved: chex.ArrayTree, wanted: chex.ArrayTree, step: int) -> None:
+    """Raises UserError where shapes or dtypes differ: Orbax casts silently, and its errors on shapes are obscure."""
 
-    def describe(tree):
+    def describe(tree: chex.ArrayTree) -> dict[str, tuple[tuple[int, ...], str]]:
         leaves = jax.tree_util.tree_leaves_with_path(tree)
         return {"/".join(map(checksums.name_of, path)): (tuple(leaf.shape), str(leaf.dtype)) for path, leaf in leaves}
 

@@ -1,4 +1,4 @@
-"""Whether what is read is what was written: Orbax has no checksum, so that a flipped bit on a disk goes unnoticed."""
+"""Whether what is read is what was written: Orbax has no checksums, so that a flipped bit on a disk goes unnoticed."""
 
 from __future__ import annotations
 
@@ -31,40 +31,40 @@ def sums(parts: Mapping[str, Any]) -> dict[str, int]:
     """
     leaves, _ = jax.tree_util.tree_flatten_with_path(dict(parts))
     names = ["/".join(map(name_of, path)) for path, _ in leaves]
-    found = jax.device_get(_sums([leaf for _, leaf in leaves]))
-    return dict(zip(names, map(int, found), strict=True))
+    values = jax.device_get(_sums([leaf for _, leaf in leaves]))
+    return dict(zip(names, map(int, values), strict=True))
 
 
 def with_checksums(metadata: Mapping[str, Any], parts: Mapping[str, Any]) -> dict[str, Any]:
-    """Metadata with the sums of the arrays beside it and a hash of it all."""
-    told = {**metadata, SUMS: sums(parts)}
-    return {**told, SEAL: _hash(told)}
+    """Metadata with the sums of the arrays that it describes, and a hash of everything."""
+    with_sums = {**metadata, SUMS: sums(parts)}
+    return {**with_sums, SEAL: _hash(with_sums)}
 
 
 def opened(sealed: Mapping[str, Any]) -> dict[str, Any]:
-    """The metadata that was sealed, `SUMS` included.
+    """The metadata that `with_checksums` got, with `SUMS`.
 
     Raises:
-      Damaged: it differs from what was sealed.
-      UserError: it was never sealed.
+      Damaged: its hash is wrong.
+      UserError: it has no hash.
     """
     if sealed and not {SUMS, SEAL} & sealed.keys():
-        raise UserError("a checkpoint without checksums, of a version before they were written; train anew elsewhere")
-    told = {name: value for name, value in sealed.items() if name != SEAL}
-    if sealed.get(SEAL) != _hash(told):
+        raise UserError("a checkpoint without checksums, by an older version; train anew in another folder")
+    metadata = {name: value for name, value in sealed.items() if name != SEAL}
+    if sealed.get(SEAL) != _hash(metadata):
         raise Damaged("its description does not have the hash that was written with it")
-    return told
+    return metadata
 
 
-def require_sums(told: Mapping[str, Any], parts: Mapping[str, Any]) -> None:
-    """Raises Damaged where arrays do not have the sums that `opened` metadata tells."""
-    wrong = [name for name, found in sums(parts).items() if told[SUMS].get(name) != found]
+def require_sums(metadata: Mapping[str, Any], parts: Mapping[str, Any]) -> None:
+    """Raises Damaged where arrays do not have the sums in the `opened` metadata."""
+    wrong = [name for name, value in sums(parts).items() if metadata[SUMS].get(name) != value]
     if wrong:
         raise Damaged(f"{len(wrong)} arrays are not what was written, the first: {', '.join(wrong[:3])}")
 
 
 def name_of(entry: Any) -> str:
-    """The name of a step on the way to a leaf; Orbax returns tuples as lists, and named ones as dicts."""
+    """The name of an entry in the path of a leaf; Orbax restores tuples as lists, and named tuples as dicts."""
     return str(next(getattr(entry, kind) for kind in ("key", "name", "idx") if hasattr(entry, kind)))
 
 
@@ -78,16 +78,16 @@ def _sum(leaf: jax.Array) -> jax.Array:
         leaf = leaf.astype(jnp.uint8)
     bits = 8 * leaf.dtype.itemsize
     if bits > 32:
-        leaf = jax.lax.bitcast_convert_type(leaf, jnp.uint32)  # one axis more, of the halves
+        leaf = jax.lax.bitcast_convert_type(leaf, jnp.uint32)  # adds an axis of the two halves
         bits = 32
     unsigned = jax.lax.bitcast_convert_type(leaf, jnp.dtype(f"uint{bits}")).astype(jnp.uint32)
-    # the place is counted along the axes: a reshape would gather what is sharded
+    # the index is computed axis by axis: a reshape would gather sharded arrays
     strides = functools.reduce(lambda tail, size: [tail[0] * size, *tail], reversed(unsigned.shape), [1])[1:]
-    place = jnp.zeros(unsigned.shape, jnp.uint32)
+    index = jnp.zeros(unsigned.shape, jnp.uint32)
     for axis, stride in enumerate(strides):
-        place += jax.lax.broadcasted_iota(jnp.uint32, unsigned.shape, axis) * jnp.uint32(stride % 2**32)
-    return (unsigned * (jnp.uint32(2) * place + jnp.uint32(1))).sum(dtype=jnp.uint32)
+        index += jax.lax.broadcasted_iota(jnp.uint32, unsigned.shape, axis) * jnp.uint32(stride % 2**32)
+    return (unsigned * (jnp.uint32(2) * index + jnp.uint32(1))).sum(dtype=jnp.uint32)
 
 
-def _hash(told: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+def _hash(metadata: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(metadata, sort_keys=True).encode()).hexdigest()

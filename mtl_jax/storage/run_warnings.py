@@ -1,69 +1,67 @@
-"""What a reader of scores has to know besides them: collected once, repeated in summary.json, tables and reports."""
+"""What a reader of scores has to know: collected once, repeated in summary.json, tables and reports."""
 
 from __future__ import annotations
 
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 from mtl_jax.data.corpus import Corpus
 from mtl_jax.data.notices import INFORMATION, LABELS, LENGTH, OTHER, RECORDS, SPLITS, notice
+from mtl_jax.storage.summary import RunWarning, Summary
 from mtl_jax.storage.workdir import read_summary
 from mtl_jax.training import penalty_effect
 
-STEPS = "steps"  # left out, as a loss or gradient was not finite
+STEPS = "steps"  # skipped, because a loss or gradient was not finite
 SCORE = "score"  # not defined
 PREDICTIONS = "predictions"  # all alike
-PENALTY = "penalty"  # hardly acts, or ties everything
-RUNS = "runs"  # further runs or lanes that the result is made of
+PENALTY = "penalty"  # has hardly any effect, or ties everything
+RUNS = "runs"  # other runs or lanes that the result depends on
 GRAVITY = (STEPS, SCORE, PREDICTIONS, PENALTY, RUNS, SPLITS, RECORDS, LABELS, LENGTH, OTHER)  # in this order
 OF_A_KIND = 3  # lines shown of each kind
 
-Warning_ = dict[str, Any]  # {"kind", "text", "count", "total"}, JSON
 
-
-def warning(kind: str, text: str, count: int | None = None, total: int | None = None) -> Warning_:
-    """One warning: a sentence, its kind (see `GRAVITY`), and of how many how many; None where it is not counted."""
+def warning(kind: str, text: str, count: int | None = None, total: int | None = None) -> RunWarning:
+    """A sentence, its kind (see `GRAVITY`), and `count` of `total` cases; None where they are not counted."""
     return {"kind": kind, "text": text, "count": count, "total": total}
 
 
-def of_data(corpus: Corpus) -> list[Warning_]:
+def of_data(corpus: Corpus) -> list[RunWarning]:
     """The notes of a corpus, without those that merely inform."""
     notes = [notice(note) for note in corpus.notes]
     return [warning(n.kind, str(n), n.count, n.total) for n in notes if n.kind != INFORMATION]
 
 
-def of_steps(left_out: int, steps: int, by_owner: Mapping[str, int]) -> list[Warning_]:
-    """About steps that were left out; `by_owner` {task or "shared": steps left out because of it}."""
+def of_steps(left_out: int, steps: int, by_owner: Mapping[str, int]) -> list[RunWarning]:
+    """About skipped steps; `by_owner` {task or "shared": steps skipped because of it}."""
     if not left_out:
         return []
     reasons = ", ".join(f"{name} {count}" for name, count in by_owner.items() if count)
-    text = f"{left_out} of {steps} steps were left out, as a loss or gradient was not finite"
+    text = f"{left_out} of {steps} steps were skipped, because a loss or gradient was not finite"
     return [warning(STEPS, text + (f" (by owner: {reasons})" if reasons else ""), left_out, steps)]
 
 
-def of_scores(undefined: int, evaluations: int) -> list[Warning_]:
-    """About evaluations whose mean dev score was no finite number, so that none of them could be the best."""
+def of_scores(undefined: int, evaluations: int) -> list[RunWarning]:
+    """About evaluations whose mean dev score was not a finite number, so that none of them could be the best."""
     if not undefined:
         return []
     text = f"the mean dev score was not a finite number at {undefined} of {evaluations} evaluations"
     return [warning(SCORE, text + ("" if undefined < evaluations else ", so none is the best"), undefined, evaluations)]
 
 
-def of_training(workdir: pathlib.Path) -> list[Warning_]:
-    """What summary.json of a finished run says of its training; nothing where there is none."""
+def of_training(workdir: pathlib.Path) -> list[RunWarning]:
+    """The warnings about training in the summary.json of a finished run; [] where there is none."""
     if not (workdir / "summary.json").exists():
         return []
     return [entry for entry in read_summary(workdir).get("warnings", ()) if entry["kind"] in (STEPS, SCORE, PENALTY)]
 
 
-def of_penalties(effects: Mapping[str, penalty_effect.Effect]) -> list[Warning_]:
-    """About penalties that hardly acted, or tied everything."""
+def of_penalties(effects: Mapping[str, penalty_effect.Effect]) -> list[RunWarning]:
+    """About penalties that had hardly any effect, or tied everything."""
     texts = {name: penalty_effect.describe(effect) for name, effect in effects.items()}
     return [warning(PENALTY, f"penalty {name}: {text}") for name, text in texts.items() if text]
 
 
-def of_predictions(remarks: Mapping[str, Mapping[str, str]]) -> list[Warning_]:
+def of_predictions(remarks: Mapping[str, Mapping[str, str]]) -> list[RunWarning]:
     """About predictions that are all alike: {task: {split: remark}}, see `metric_inputs.uniform`."""
     return [
         warning(PREDICTIONS, f"task {task}, {split}: {text}")
@@ -72,7 +70,7 @@ def of_predictions(remarks: Mapping[str, Mapping[str, str]]) -> list[Warning_]:
     ]
 
 
-def ordered(warnings: Iterable[Warning_]) -> list[Warning_]:
+def ordered(warnings: Iterable[RunWarning]) -> list[RunWarning]:
     """By gravity, then by share, then by count; each sentence once."""
     unique = {entry["text"]: entry for entry in warnings}
 
@@ -83,9 +81,9 @@ def ordered(warnings: Iterable[Warning_]) -> list[Warning_]:
     return sorted(unique.values(), key=key)
 
 
-def of_several(summaries: Mapping[str, Mapping[str, Any]]) -> list[Warning_]:
-    """The warnings of several runs {name: summary}, each sentence once, behind the names of those that have it."""
-    entries: dict[str, Warning_] = {}
+def of_several(summaries: Mapping[str, Summary]) -> list[RunWarning]:
+    """The warnings of several runs {name: summary}, each sentence once, after the names of the runs that have it."""
+    entries: dict[str, RunWarning] = {}
     names: dict[str, list[str]] = {}
     for name, summary in summaries.items():
         for entry in summary.get("warnings", ()):
@@ -97,8 +95,8 @@ def of_several(summaries: Mapping[str, Mapping[str, Any]]) -> list[Warning_]:
     )
 
 
-def lines(warnings: Sequence[Warning_], where: str) -> list[str]:
-    """The warnings as lines, `OF_A_KIND` of each kind; of the others, how many there are in the file `where`."""
+def lines(warnings: Sequence[RunWarning], where: str) -> list[str]:
+    """At most `OF_A_KIND` warnings of each kind as lines, and how many more there are in the file `where`."""
     shown: list[str] = []
     for kind in GRAVITY:
         of_kind = [entry["text"] for entry in warnings if entry["kind"] == kind]

@@ -8,12 +8,12 @@ import time
 
 
 class EventFile:
-    """A file of events, opened with the first of them: its writer may take seconds to import, and the first step is not
-    kept waiting for it. They are written by the calling thread; the queues of usual writers outlive a full disk.
+    """A file of events, opened with the first of them, because the import of the writer may take seconds. Events are
+    written by the calling thread; the queues of usual writers hide that a disk is full.
     """
 
     def __init__(self, folder: pathlib.Path, step: int):
-        """A new file in `folder`; TensorBoard leaves out what older ones have from `step` on."""
+        """A new file in `folder`; TensorBoard ignores what older files have from `step` on."""
         self._folder, self._step = folder, step
         self._writer = None
 
@@ -24,6 +24,7 @@ class EventFile:
         self._write(step, summary=self._scalar(name, number))
 
     def close(self) -> None:
+        """Closes the file, if there is one."""
         if self._writer is not None:
             self._writer.close()
 

@@ -1,6 +1,6 @@
 """How strongly a penalty acts beside the losses: λ has a scale that depends on the model, its effect has none.
 
-In every step (see `workdir.MetricsLog`):
+In every step (see `metrics_log.MetricsLog`):
 
     penalty_ratio    by gradient: λ·‖∇Ω‖ / ‖∇L‖ over the leaves that Ω sees, ∇L what the losses give without it; by the
                      proximal operator: ‖u' − u‖ / ‖u‖, how far it moves the optimizer's updates u, relative to them

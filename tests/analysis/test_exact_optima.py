@@ -55,17 +55,17 @@ def test_l2_to_mean_is_what_a_minimiser_finds():
         weights = flat.reshape(3, -1)
         return loss(weights, data, alpha) + 0.02 * l2_to_mean(weights)
 
-    best = scipy.optimize.minimize(objective, np.zeros(found["weights"].size), method="BFGS", options={"gtol": 1e-9})
-    assert found["objective"] == pytest.approx(objective(found["weights"].ravel()), rel=1e-7)  # float32 mean and std
-    assert found["objective"] <= best.fun + 1e-7
-    np.testing.assert_allclose(found["weights"], best.x.reshape(3, -1), atol=2e-4)
-    assert found["notes"] == []
+    best = scipy.optimize.minimize(objective, np.zeros(found.weights.size), method="BFGS", options={"gtol": 1e-9})
+    assert found.objective == pytest.approx(objective(found.weights.ravel()), rel=1e-7)  # float32 mean and std
+    assert found.objective <= best.fun + 1e-7
+    np.testing.assert_allclose(found.weights, best.x.reshape(3, -1), atol=2e-4)
+    assert found.notes == []
 
 
 def test_pairwise_is_k_times_the_distance_to_the_mean():
     pairwise, mean = solved("l2_pairwise", 0.02)[3], solved("l2_to_mean", 0.06)[3]
-    np.testing.assert_allclose(pairwise["weights"], mean["weights"], atol=1e-9)
-    assert pairwise["objective"] == pytest.approx(mean["objective"])
+    np.testing.assert_allclose(pairwise.weights, mean.weights, atol=1e-9)
+    assert pairwise.objective == pytest.approx(mean.objective)
 
 
 def test_its_ends_are_single_tasks_and_tied_ones():
@@ -74,15 +74,15 @@ def test_its_ends_are_single_tasks_and_tied_ones():
     *_, nearly_tied = solved(strength=1e6)
     *_, tied = solved("tied", 0.0)
     _, data, alpha, _ = solved()
-    for w, d in zip(alone["weights"], data.values(), strict=True):
+    for w, d in zip(alone.weights, data.values(), strict=True):
         x, y = d["train"][:2]
         np.testing.assert_allclose(x.T @ (x @ w - y), 0, atol=1e-5)
-    np.testing.assert_allclose(nearly_alone["weights"], alone["weights"], atol=1e-5)
-    np.testing.assert_allclose(nearly_tied["weights"], tied["weights"], atol=1e-5)
-    assert np.ptp(tied["weights"], axis=0).max() == 0
+    np.testing.assert_allclose(nearly_alone.weights, alone.weights, atol=1e-5)
+    np.testing.assert_allclose(nearly_tied.weights, tied.weights, atol=1e-5)
+    assert np.ptp(tied.weights, axis=0).max() == 0
     gradient = sum(
         a * d["train"][0].T @ (d["train"][0] @ w - d["train"][1]) / 32
-        for a, w, d in zip(alpha, tied["weights"], data.values(), strict=True)
+        for a, w, d in zip(alpha, tied.weights, data.values(), strict=True)
     )
     np.testing.assert_allclose(gradient, 0, atol=1e-6)
 
@@ -91,7 +91,7 @@ def test_its_ends_are_single_tasks_and_tied_ones():
 def test_trace_norm_has_no_duality_gap(strength):
     """min Σ a_k‖X_k w_k − y_k‖² + λ‖W‖* = max −Σ (θ_kᵀy_k + ‖θ_k‖²/4a_k) over ‖[X_kᵀθ_k]‖₂ ≤ λ."""
     _, data, alpha, found = solved("trace_norm", strength)
-    weights = found["weights"]
+    weights = found.weights
     thetas = [
         2 * a / 32 * (d["train"][0] @ w - d["train"][1]) for a, w, d in zip(alpha, weights, data.values(), strict=True)
     ]
@@ -99,23 +99,23 @@ def test_trace_norm_has_no_duality_gap(strength):
     thetas = [t * min(1.0, strength / norm) for t in thetas]
     dual = -sum(t @ d["train"][1] + t @ t / (4 * a / 32) for a, t, d in zip(alpha, thetas, data.values(), strict=True))
     primal = loss(weights, data, alpha) + strength * np.linalg.svd(weights, compute_uv=False).sum()
-    assert found["objective"] == pytest.approx(primal, rel=1e-7)
+    assert found.objective == pytest.approx(primal, rel=1e-7)
     assert -1e-9 < primal - dual < 1e-6 * primal  # the mean and scale of the labels are float32
-    assert found["notes"] == []
+    assert found.notes == []
 
 
 def test_trace_norm_at_its_ends():
-    np.testing.assert_allclose(solved("trace_norm", 1e-9)[3]["weights"], solved(strength=0.0)[3]["weights"], atol=1e-5)
-    assert np.abs(solved("trace_norm", 10.0)[3]["weights"]).max() < 1e-12
+    np.testing.assert_allclose(solved("trace_norm", 1e-9)[3].weights, solved(strength=0.0)[3].weights, atol=1e-5)
+    assert np.abs(solved("trace_norm", 10.0)[3].weights).max() < 1e-12
 
 
 def test_scores_are_scikit_learns():
     _, data, _, found = solved()
-    for (name, splits), w in zip(data.items(), found["weights"], strict=True):
-        assert set(found["scores"][name]) == {"dev"}
+    for (name, splits), w in zip(data.items(), found.weights, strict=True):
+        assert set(found.scores[name]) == {"dev"}
         x, scaled, y, mean, scale = splits["dev"]
         predicted = x @ w * scale + mean
-        scores = found["scores"][name]["dev"]
+        scores = found.scores[name]["dev"]
         assert scores["r2"] == pytest.approx(sklearn.metrics.r2_score(y, predicted), abs=1e-6)
         assert scores["mse"] == pytest.approx(np.mean((predicted - y) ** 2), rel=1e-6)
         assert scores["loss"] == pytest.approx(np.mean((x @ w - scaled) ** 2), rel=1e-6)
@@ -125,14 +125,14 @@ def test_packing_changes_nothing():
     config, *_, packed = solved()
     config.data.packing = False
     single = REFERENCES["linear"](config, load_corpus(config, None), "l2_to_mean", 0.02)
-    np.testing.assert_allclose(single["weights"], packed["weights"], atol=1e-9)
+    np.testing.assert_allclose(single.weights, packed.weights, atol=1e-9)
 
 
 def test_too_few_examples_are_said():
     config = linear_config(strength=0.0, examples={"train": 3, "dev": 5})
     found = REFERENCES["linear"](config, load_corpus(config, None), "l2_to_mean", 0.0)
-    assert len(found["notes"]) == 3
-    assert "rank 3: least squares has many solutions" in found["notes"][0]
+    assert len(found.notes) == 3
+    assert "rank 3: least squares has many solutions" in found.notes[0]
 
 
 @pytest.mark.parametrize(
@@ -161,5 +161,7 @@ def test_what_is_not_linear(change, message):
 
 def test_a_penalty_without_a_known_optimum():
     config = linear_config()
-    with pytest.raises(UserError, match="knows no optimum for 'mtrl'; it does for l2_to_mean, l2_pairwise, trace_norm"):
+    with pytest.raises(
+        UserError, match="has no optimum for 'mtrl'; it has those of l2_to_mean, l2_pairwise, trace_norm"
+    ):
         REFERENCES["linear"](config, load_corpus(config, None), "mtrl", 0.1)

@@ -183,7 +183,7 @@ def test_folders_that_are_no_runs(tmp_path):
         report.page([], tmp_path)
     make_run(tmp_path / "bad", 0.5)
     (tmp_path / "bad" / "summary.json").write_text('{"tasks":')
-    with pytest.raises(UserError, match=r"summary\.json: this is no whole JSON"):
+    with pytest.raises(UserError, match=r"summary\.json: not complete JSON"):
         report.page([tmp_path / "bad"], tmp_path / "out")
 
 

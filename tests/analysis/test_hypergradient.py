@@ -65,24 +65,20 @@ def test_gradient_against_finite_differences(tiny, differs, optimizer, rate, pro
     # with gradient descent the move is minus rate times the gradient
     descent = optax.sgd(100.0)
     rows = jax.tree.map(jnp.asarray, resident_rows(batches))
+    lane = hypergradient.TunedLane(state, lanes.no_losses(len(experiment.tasks)), {"strength": log}, descent.init(log))
+    inputs = hypergradient.Inputs(draws(batches, 4, 3, 1), draws(dev, 0, 1, 1))
     moved = hypergradient.move(
-        spec,
-        one.moves,
-        descent,
-        state,
-        lanes.no_losses(len(experiment.tasks)),
-        {"strength": log},
-        descent.init(log),
+        hypergradient.Move(spec, one.moves, descent, unroll=3),
+        lane,
         made.hypers[0],
         jnp.asarray(True),
-        *jax.tree.map(jnp.asarray, (draws(batches, 4, 3, 1), draws(dev, 0, 1, 1))),
-        (rows, jax.tree.map(jnp.asarray, resident_rows(dev))),
-        jnp.arange(3),
+        jax.tree.map(jnp.asarray, inputs),
+        hypergradient.Sources(rows, jax.tree.map(jnp.asarray, resident_rows(dev))),
     )
-    gradient = float(log - moved[2]["strength"]) / 100.0
+    gradient = float(log - moved.logs["strength"]) / 100.0
     assert abs(gradient) > 1e-6
     differs(f"hypergradient against differences, {optimizer}, relative", gradient / numeric, 1.0, 0.02)
-    assert int(moved[0].step) == 7
+    assert int(moved.state.step) == 7
 
 
 def test_what_it_cannot_do_is_said(tiny):

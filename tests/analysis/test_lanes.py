@@ -36,7 +36,9 @@ def trained(config, layout, steps, only=None, resident="auto"):
     active[: len(SEEDS), : len(built.settings)] = True
     hyper = engine.hyper(range(len(built.settings)))
     for start in range(0, steps, 25):
-        states, losses = engine.advance(states, losses, hyper, active, SEEDS, start, min(25, steps - start))
+        states, losses = engine.advance(
+            states, losses, hyper, active=active, seeds=SEEDS, start=start, steps=min(25, steps - start)
+        )
     return jax.device_get(states), jax.device_get(losses), built
 
 

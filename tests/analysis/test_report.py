@@ -10,6 +10,7 @@ from mtl_jax.config.plain import to_plain
 from mtl_jax.errors import UserError
 from mtl_jax.evaluation.scores import means
 from mtl_jax.storage import workdir
+from mtl_jax.storage.metrics_log import MetricsLog, read_metrics
 
 
 def make_run(folder, accuracy, tasks=("topic", "ner")):
@@ -26,7 +27,7 @@ def make_run(folder, accuracy, tasks=("topic", "ner")):
 
 def test_tables_and_curves_of_a_run(tmp_path):
     summary = make_run(tmp_path / "a", 0.5)
-    with workdir.MetricsLog(tmp_path / "a", 0) as log:
+    with MetricsLog(tmp_path / "a", 0) as log:
         for step in (1, 2):
             log.write(step, "train", {"loss": {"topic": 1.0 / step, "ner": float("nan") if step == 1 else None}})
         log.write(2, "dev", {"tasks": {"topic": {"accuracy": 0.5}}, "score": 0.5})
@@ -36,9 +37,9 @@ def test_tables_and_curves_of_a_run(tmp_path):
     assert ["(all)", "mean:", "accuracy", "0.5000", "2", "tasks", "0.5000", "2", "tasks"] in rows
     assert any(row[:3] == ["topic", "loss", "–"] for row in rows) and "topic | ner     2.0000" in text
     assert (tmp_path / "a" / "figures" / "curves.png").read_bytes().startswith(b"\x89PNG")
-    with workdir.MetricsLog(tmp_path / "a", 1):
+    with MetricsLog(tmp_path / "a", 1):
         pass
-    assert [line["step"] for line in workdir.read_metrics(tmp_path / "a")] == [1]
+    assert [line["step"] for line in read_metrics(tmp_path / "a")] == [1]
 
 
 def test_means_over_tasks_name_their_metrics_and_take_common_tasks(tmp_path):
@@ -61,15 +62,15 @@ def test_means_over_tasks_name_their_metrics_and_take_common_tasks(tmp_path):
 def test_balance_of_a_run(tmp_path):
     summary = make_run(tmp_path / "a", 0.5)
     told = {"weights": {"topic": 0.4, "ner": None}, "task_norms": {"topic": 1.0, "ner": 2.0}}
-    with workdir.MetricsLog(tmp_path / "a", 0) as log:
+    with MetricsLog(tmp_path / "a", 0) as log:
         for step in (1, 2):
             alpha = {"topic": 1.0, "ner": 1.0}
             log.write(step, "train", {"loss": alpha, "alpha": alpha})
     assert "balance.png" not in report.finished(tmp_path / "a", summary)  # nothing moved
-    with workdir.MetricsLog(tmp_path / "a", 2) as log:
+    with MetricsLog(tmp_path / "a", 2) as log:
         log.write(3, "train", {"loss": alpha, "alpha": {"topic": 1.0, "ner": 2.0}})
     assert "balance.png" in report.finished(tmp_path / "a", summary)
-    with workdir.MetricsLog(tmp_path / "a", 0) as log:
+    with MetricsLog(tmp_path / "a", 0) as log:
         for step in (1, 2):
             log.write(step, "train", {"loss": alpha, "alpha": alpha, **told})
     (tmp_path / "a" / "figures" / "balance.png").unlink()
@@ -89,7 +90,7 @@ def test_runs_side_by_side(tmp_path):
     assert compared["tasks"]["topic"]["dev"]["accuracy"] == {"single": 0.5, "soft": 0.75}
     assert (tmp_path / "out" / "figures" / "compare.png").read_bytes().startswith(b"\x89PNG")
     (tmp_path / "soft" / "summary.json").write_text('{"tasks": {"to')
-    with pytest.raises(UserError, match=r"summary.json: this is no whole JSON"):
+    with pytest.raises(UserError, match=r"summary.json: not complete JSON"):
         report.compare([tmp_path / "single", tmp_path / "soft"], tmp_path / "out")
     (tmp_path / "soft" / "summary.json").unlink()
     with pytest.raises(UserError, match="not finished"):

@@ -28,7 +28,7 @@ def run(tmp_path):
 
 def read(datasets, file, **asked):
     """The fields of the records of a file."""
-    with input_files.opened(input_files.Asked(str(file), **asked), datasets) as given:
+    with input_files.open_input(input_files.InputRequest(str(file), **asked), datasets) as given:
         return [item.fields for item in given.items if not isinstance(item, Note)]
 
 
@@ -138,7 +138,7 @@ def test_where_readers_differ_the_user_says_which(tmp_path, run):
             read(datasets, file, **asked)
     with pytest.raises(UserError, match="no such file"):
         read(datasets, tmp_path / "nowhere.csv")
-    with pytest.raises(UserError, match="is a folder; say how it is read"):
+    with pytest.raises(UserError, match="is a folder; choose how it is read"):
         read(datasets, tmp_path)
 
 
@@ -163,7 +163,7 @@ def test_the_standard_input_comes_as_it_is_written(monkeypatch, run):
             return line
 
     monkeypatch.setattr("sys.stdin", Lines('\ufeff{"text": "a"}\nb\nc\n'))
-    with input_files.opened(input_files.Asked("-"), run()) as given:
+    with input_files.open_input(input_files.InputRequest("-"), run()) as given:
         assert next(given.items).fields == {"text": "a"} and len(taken) == 1
         assert next(given.items).fields == {"": "b"} and len(taken) == 2
     monkeypatch.setattr("sys.stdin", io.StringIO('[{"text": "a"},\n{"text": "b"}]\n'))

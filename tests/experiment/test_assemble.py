@@ -10,7 +10,7 @@ from mtl_jax import checks
 from mtl_jax.config import default
 from mtl_jax.errors import UserError
 from mtl_jax.evaluation import evaluator as evaluator_module
-from mtl_jax.evaluation.evaluator import Evaluator, values_alone
+from mtl_jax.evaluation.evaluator import Evaluator, without_probabilities
 from mtl_jax.runs.build import build
 from mtl_jax.training.step import train_step
 
@@ -136,9 +136,13 @@ def test_data_sets_are_scored_together_as_each_by_itself(tiny):
     params, found, programs = experiment.init_params(0), {}, []
     for like, small in ((1.5, 4), (0.0, 0)):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(evaluator_module, "LIKE", like)
-            patch.setattr(evaluator_module, "SMALL", small)
-            patch.setattr(evaluator_module, "values_alone", lambda run: programs.append(run) or values_alone(run))
+            patch.setattr(evaluator_module, "SIZE_RATIO", like)
+            patch.setattr(evaluator_module, "SMALL_BATCHES", small)
+            patch.setattr(
+                evaluator_module,
+                "without_probabilities",
+                lambda run: programs.append(run) or without_probabilities(run),
+            )
             one = evaluator(experiment)
             found[like] = {split: one.score(params, split) for split in ("dev", "test")}
         programs.append("|")

@@ -6,6 +6,7 @@ import pytest
 
 from mtl_jax.analysis import report
 from mtl_jax.config import default
+from mtl_jax.config.plain import from_plain
 from mtl_jax.errors import UserError
 from mtl_jax.evaluation.scores import abstract_params, placement_of
 from mtl_jax.runs import merge, train
@@ -44,7 +45,7 @@ def test_columns_of_one_run_become_one_encoder_that_is_a_run(tiny, tmp_path):
     assert result["rows"][0]["scores"] == folders.read_summary(run)["tasks"] == result["rows"][-1]["scores"]
     assert "dare" in report.merged(out, result)
 
-    written = merge.from_plain(folders.read_config(out))
+    written = from_plain(folders.read_config(out))
     scores = evaluate(written, out, "best")["tasks"]
     chosen = next(row for row in result["rows"] if row["name"] == result["chosen"])
     assert scores == chosen["scores"] == folders.read_summary(out)["tasks"]
@@ -99,7 +100,7 @@ def test_runs_of_one_seed_merge_as_the_columns_of_one_run_do(tiny, tmp_path):
     merge.merge(merging, [joint], outs[0])
     result = merge.merge(merging, alone, outs[1])
     assert [column["tasks"] for column in result["columns"]] == [["color"], ["long"]]
-    config = merge.from_plain(folders.read_config(outs[1]))
+    config = from_plain(folders.read_config(outs[1]))
     first, second = (params_of(out, config, "best") for out in outs)
     jax.tree.map(np.testing.assert_array_equal, first, second)
 

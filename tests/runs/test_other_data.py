@@ -22,12 +22,12 @@ def test_another_test_set_is_scored_and_told(tiny, tmp_path):
     with checkpoint.Checkpoints(workdir, 1) as checkpoints:
         checkpoints.save(experiment.init(0), checkpoint.data_metadata(experiment.corpus))
     own = evaluate.evaluate(run, workdir, "last")
-    assert other_data.changed(run, config) == {}
+    assert other_data.changed_splits(run, config) == {}
 
     # the same records in another file: the same scores
     (tmp_path / "elsewhere.jsonl").write_bytes((tmp_path / "texts.test.jsonl").read_bytes())
     config.datasets.texts.splits.test = "elsewhere.jsonl"
-    splits = other_data.changed(config, run)
+    splits = other_data.changed_splits(config, run)
     assert splits == {"texts": ("test",)}
     found = other_data.evaluate(config, run, splits, workdir, "last")
     assert found["tasks"].keys() == {"color"} and found["tasks"]["color"].keys() == {"test"}
@@ -61,12 +61,12 @@ def test_another_test_set_is_scored_and_told(tiny, tmp_path):
     config = tiny()
     config.datasets.texts.path = str(tmp_path / "other")
     config.evaluation.splits = ("test",)
-    found = other_data.evaluate(config, run, other_data.changed(config, run), workdir, "last")
+    found = other_data.evaluate(config, run, other_data.changed_splits(config, run), workdir, "last")
     assert found["other_data"]["texts"]["test"]["records"] == 5
 
     for field, value, said in (
         ("splits__train", "elsewhere.jsonl", "splits.train: the run was trained on other data"),
-        ("text", ("color",), r"texts\.text: .* other data have to be read as those of the run"),
+        ("text", ("color",), r"texts\.text: .* other data have to be read in the same way as those of the run"),
         ("splits__test", "", "no other split to score; name one by --config.datasets.texts.splits.test=FILE"),
     ):
         config = tiny()
@@ -76,7 +76,7 @@ def test_another_test_set_is_scored_and_told(tiny, tmp_path):
             node = node[key]
         node[last] = value
         with pytest.raises(UserError, match=said):
-            other_data.changed(config, run)
+            other_data.changed_splits(config, run)
     with (tmp_path / "texts.train.jsonl").open("a") as train:
         train.write("".join(json.dumps(line) + "\n" for line in lines))
     config = tiny()

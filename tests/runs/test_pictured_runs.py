@@ -73,7 +73,7 @@ def test_a_run_on_text_pictures_and_both(pictured, tmp_path, capsys):
     newest = max((tmp_path / "cut" / "checkpoints").iterdir(), key=lambda folder: int(folder.name))
     shutil.rmtree(newest)
     again = train.train(config, tmp_path / "cut")
-    assert "going on from step 12" in capsys.readouterr().out
+    assert "resuming from step 12" in capsys.readouterr().out
     assert {**again, "seconds": 0} == {**whole, "seconds": 0}
     lines = [(tmp_path / name / "metrics.jsonl").read_text() for name in ("whole", "cut")]
     assert lines[0] == lines[1]

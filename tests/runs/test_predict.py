@@ -52,7 +52,7 @@ def test_lines_and_objects_and_what_no_task_can_read(tiny, tmp_path, monkeypatch
         ('{"txt": "w1"}', "input:1: no task can read this line.*'text' or 'words'"),
         ('{"text": ""}', "input:1: the text 'text' is empty"),
         ('{"words": "w1"}', "input:1: .*list of words"),
-        ("\n", "no text in it"),
+        ("\n", "no records in it"),
     ):
         source.write_text(content)
         with pytest.raises(UserError, match=said):
@@ -138,7 +138,7 @@ def test_what_was_written_is_gone_on_with(tiny, tmp_path, monkeypatch, capsys):
         return capsys.readouterr()
 
     assert "21 predictions in" in predict(whole).out
-    lines = inference.Predictor.lines
+    lines = inference.Predictor.predict
     calls = []
 
     def interrupted(model, records, given):
@@ -148,13 +148,13 @@ def test_what_was_written_is_gone_on_with(tiny, tmp_path, monkeypatch, capsys):
         return lines(model, records, given)
 
     with monkeypatch.context() as patch:
-        patch.setattr(inference.Predictor, "lines", interrupted)
+        patch.setattr(inference.Predictor, "predict", interrupted)
         with pytest.raises(Stopped):
             predict(cut)
         assert cut.read_bytes() == b"".join(whole.read_bytes().splitlines(keepends=True)[:16])
         with cut.open("ab") as torn:
             torn.write(b'{"line": 17, "color": {"la')
-        assert "going on behind 16 lines" in predict(cut).err
+        assert "resuming after 16 lines" in predict(cut).err
         assert calls == [8, 8, 5, 8, 5]  # the first lines are compared, and the last ones made
     assert cut.read_bytes() == whole.read_bytes()
 
@@ -167,7 +167,7 @@ def test_what_was_written_is_gone_on_with(tiny, tmp_path, monkeypatch, capsys):
     for line in other:
         line["color"]["probabilities"] = dict.fromkeys(line["color"]["probabilities"], 0.5)
     cut.write_text("".join(json.dumps(line) + "\n" for line in other))
-    assert "it is written anew" in predict(cut).err  # of another model
+    assert "it is overwritten" in predict(cut).err  # of another model
     assert cut.read_bytes() == whole.read_bytes()
 
 
@@ -267,7 +267,7 @@ def test_one_program_predicts_all_records(tiny, tmp_path, monkeypatch):
     long = ["w1 [MASK] w2 [MASK] red [MASK] w3"] * 4
     source.write_text("\n".join([*long, *["red [MASK]", "w1", "w2 w3", "blue"], *["w1"] * 3]) + "\n")
     traced = []
-    program = evaluator.program
+    program = evaluator.evaluation_program
 
     def counting(*arguments):
         run = program(*arguments)
@@ -278,7 +278,7 @@ def test_one_program_predicts_all_records(tiny, tmp_path, monkeypatch):
 
         return counted
 
-    monkeypatch.setattr(evaluator, "program", counting)
+    monkeypatch.setattr(evaluator, "evaluation_program", counting)
     lines = predicted(config, workdir, source, ["last"])
     assert len(lines) == 11 and len(lines[0]["hidden"]) == 3 and len(lines[4]["hidden"]) == 1
     assert len(traced) == len(inference.Predictor(config, workdir, ["last"]).reading.groups) == 3

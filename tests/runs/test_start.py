@@ -10,7 +10,7 @@ import jax
 import pytest
 
 from benchmarks import launching
-from mtl_jax.runs import train
+from mtl_jax.runs import train, training_loop
 from mtl_jax.runtime import compilation_cache
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -22,13 +22,13 @@ def test_no_program_is_compiled_twice(tmp_path, monkeypatch):
     scope, lines = {}, []
     exec(launching.CONFIG, scope)
     config = scope["get_config"]()
-    log = train._Run._log
+    log = training_loop.TrainingLoop._report_step
 
     def logging(run, step, metrics, bar):
         lines.append(step)
         log(run, step, metrics, bar)
 
-    monkeypatch.setattr(train._Run, "_log", logging)
+    monkeypatch.setattr(training_loop.TrainingLoop, "_report_step", logging)
     compiled = []
 
     def listener(event, seconds, **more):
@@ -74,13 +74,13 @@ def test_the_next_run_finds_the_programs(tmp_path, of_launch):
 def test_what_is_thrown_away(tmp_path):
     for name in ("whole", "changed", "new", "old"):
         (tmp_path / f"{name}-cache").write_text(name)
-    compilation_cache._seal(tmp_path, 0.0)
+    compilation_cache._write_checksums(tmp_path, 0.0)
     (tmp_path / "changed-cache").write_text("other")
     for name in ("new", "old"):
         (tmp_path / f"{name}-cache.sha256").unlink()
     os.utime(tmp_path / "old-cache", (time.time() - 7200,) * 2)
     (tmp_path / "evicted-cache.sha256").write_text("")
-    compilation_cache._clean(tmp_path)
+    compilation_cache._remove_damaged(tmp_path)
     assert sorted(f.name for f in tmp_path.iterdir()) == ["new-cache", "whole-cache", "whole-cache.sha256"]
 
 
@@ -91,7 +91,7 @@ def test_what_the_user_chose_stays(name, tmp_path, monkeypatch):
     try:
         jax.config.update("jax_compilation_cache_dir", str(tmp_path) if name.endswith("dir") else None)
         jax.config.update("jax_enable_compilation_cache", name.endswith("dir"))
-        compilation_cache.keep()
+        compilation_cache.enable()
     finally:
         for setting, value in zip(("jax_compilation_cache_dir", "jax_enable_compilation_cache"), before, strict=True):
             jax.config.update(setting, value)

@@ -17,6 +17,7 @@ from mtl_jax.runs import evaluate, predict, train
 from mtl_jax.runs.build import build
 from mtl_jax.storage import workdir as folders
 from mtl_jax.storage.checkpoint import Checkpoints, data_metadata
+from mtl_jax.storage.metrics_log import read_metrics
 from mtl_jax.training.parameter_paths import flatten
 from mtl_jax.training.step import train_step
 
@@ -150,7 +151,7 @@ def test_a_run_with_teachers_goes_on_only_with_these_and_is_scored_without_them(
     default.add_distillation(config, "tags", teachers=("nowhere",))  # of a task that is not trained
     workdir = folders.prepare(tmp_path / "student")
     summary = train.train(config, workdir)
-    shares = [line["teaching"]["color"] for line in folders.read_metrics(workdir) if line["kind"] == "train"]
+    shares = [line["teaching"]["color"] for line in read_metrics(workdir) if line["kind"] == "train"]
     assert shares == pytest.approx([1.0, 0.75, 0.5, 0.25])
     (workdir / "summary.json").unlink()
     assert train.train(config, workdir)["tasks"] == summary["tasks"]

@@ -17,10 +17,11 @@ from mtl_jax.config.plain import to_plain
 from mtl_jax.errors import UserError
 from mtl_jax.evaluation import scores
 from mtl_jax.evaluation.evaluator import Evaluator
-from mtl_jax.runs import evaluate, train
+from mtl_jax.runs import evaluate, train, training_loop
 from mtl_jax.runs.build import build
 from mtl_jax.storage import checkpoint
 from mtl_jax.storage import workdir as folders
+from mtl_jax.storage.metrics_log import read_metrics
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -45,7 +46,7 @@ def launch(env, config_file, workdir, until=None, send=None):
     process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     deadline = time.monotonic() + 120
     while send and process.poll() is None and time.monotonic() < deadline:
-        if any(line["step"] >= until for line in folders.read_metrics(workdir)):
+        if any(line["step"] >= until for line in read_metrics(workdir)):
             process.send_signal(send)
             break
         time.sleep(0.002)
@@ -70,7 +71,7 @@ def test_a_run_that_is_asked_to_stop_makes_no_further_step(tiny, tmp_path, monke
         if step == 5:
             signal.raise_signal(signal.SIGTERM)
 
-    monkeypatch.setattr(train._Run, "_log", log)
+    monkeypatch.setattr(training_loop.TrainingLoop, "_report_step", log)
     assert train.train(tiny(training__steps=30, training__checkpoint_every=0), tmp_path / "run") is None
     with checkpoint.Checkpoints(tmp_path / "run", 2) as checkpoints:
         assert checkpoints.latest == 6
@@ -98,7 +99,7 @@ def test_a_signal_in_an_evaluation_stops_it_and_the_next_start_makes_it(tiny, tm
             assert checkpoints.latest == 6 and checkpoints.metadata(6)["progress"]["unscored"]
     cut = train.train(config, workdir)
     assert whole | {"seconds": 0} == cut | {"seconds": 0}
-    logs = [folders.read_metrics(tmp_path / name) for name in ("whole", "cut")]
+    logs = [read_metrics(tmp_path / name) for name in ("whole", "cut")]
     assert logs[0] == logs[1] and [line["step"] for line in logs[0] if line["kind"] == "dev"] == [6, 12]
 
 
@@ -122,7 +123,7 @@ def test_killed_and_stopped_runs_end_bitwise_as_the_one_that_was_not(tiny, tmp_p
     assert status == -signal.SIGKILL, output
     assert not (tmp_path / "cut" / "summary.json").exists()
     status, output = launch(of_launch, file, tmp_path / "cut")
-    assert status == 0 and "going on from step" in output, output
+    assert status == 0 and "resuming from step" in output, output
 
     whole, cut = (last_state(config, tmp_path / name) for name in ("whole", "cut"))
     assert whole[0].keys() == cut[0].keys() and whole[1] == cut[1]
@@ -130,9 +131,7 @@ def test_killed_and_stopped_runs_end_bitwise_as_the_one_that_was_not(tiny, tmp_p
         np.testing.assert_array_equal(leaf, cut[0][path], err_msg=f"killed at {at}: {path}")
     lines = [(tmp_path / name / "metrics.jsonl").read_text() for name in ("whole", "cut")]
     assert lines[0] == lines[1], f"killed at {at}"
-    assert [line["step"] for line in folders.read_metrics(tmp_path / "cut") if line["kind"] == "train"] == [
-        *range(1, 121)
-    ]
+    assert [line["step"] for line in read_metrics(tmp_path / "cut") if line["kind"] == "train"] == [*range(1, 121)]
     summaries = [folders.read_summary(tmp_path / name) for name in ("whole", "cut")]
     for summary in summaries:
         del summary["seconds"]
@@ -178,7 +177,7 @@ def test_early_stop_is_not_run_past_when_started_again(tiny, tmp_path):
     workdir = folders.prepare(tmp_path / "run")
     train.train(config, workdir)
     lines = (workdir / "metrics.jsonl").read_text()
-    assert [line["step"] for line in folders.read_metrics(workdir) if line["kind"] == "dev"] == [1, 2]
+    assert [line["step"] for line in read_metrics(workdir) if line["kind"] == "dev"] == [1, 2]
     (workdir / "summary.json").unlink()
     assert train.train(config, workdir)["step"] == 2  # of equal scores and losses the later one
     assert (workdir / "metrics.jsonl").read_text() == lines
@@ -196,7 +195,7 @@ def test_other_config_and_other_data_are_refused_and_damage_is_gone_round(tiny, 
     (workdir / "summary.json").unlink()
     texts.write_text("\n".join(whole.splitlines()[:-1]) + "\n")
     for function in (lambda: train.train(config, workdir), lambda: evaluate.evaluate(config, workdir, "best")):
-        with pytest.raises(UserError, match=r"other data.*texts, train: \d+ rows, 96 examples there, \d+ rows, 95"):
+        with pytest.raises(UserError, match=r"other data.*texts, train: \d+ rows, 96 examples then, \d+ rows, 95"):
             function()
     texts.write_text(whole)
     steps = sorted(int(folder.name) for folder in (workdir / "checkpoints").iterdir())
@@ -204,7 +203,7 @@ def test_other_config_and_other_data_are_refused_and_damage_is_gone_round(tiny, 
         if file.is_file() and file.parent.name != str(steps[-1]):
             file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
     again = train.train(config, workdir)
-    assert f"going on from step {steps[-2]}." in capsys.readouterr().out
+    assert f"resuming from step {steps[-2]}." in capsys.readouterr().out
     assert again["tasks"] == first["tasks"] and again["distances"] == first["distances"]
 
 

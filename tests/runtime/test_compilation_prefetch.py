@@ -26,13 +26,13 @@ def told(key, *more):
 
 compilation_cache.get_executable_and_time = told
 command, factor = sys.argv[1], float(sys.argv[2])
-programs.keep()
+programs.enable()
 
 @jax.jit
 def f(x):
     return factor * x + 1.0
 
-with ahead.reading(command):
+with ahead.prefetching(command):
     for thread in threading.enumerate():
         if thread.name.startswith("programs"):
             thread.join()

@@ -18,6 +18,7 @@ from mtl_jax.errors import UserError
 from mtl_jax.runs import train
 from mtl_jax.runtime import distributed
 from mtl_jax.storage import workdir as folders
+from mtl_jax.storage.metrics_log import read_metrics
 
 ROOT = pathlib.Path(__file__).parents[2]
 STEPS = 24
@@ -80,7 +81,7 @@ def ended(runs):
 
 def wait_for_step(workdir, step, runs):
     deadline = time.monotonic() + 200
-    while not any(line["step"] >= step for line in folders.read_metrics(workdir)):
+    while not any(line["step"] >= step for line in read_metrics(workdir)):
         assert all(run.poll() is None for run in runs) and time.monotonic() < deadline, ended(runs)
         time.sleep(0.01)
 
@@ -98,7 +99,7 @@ def test_two_processes_as_one(setting, whole, differs, of_launch):
     assert [status for status, _ in found] == [0, 0], found
     assert "test" in found[0][1] and "training" not in found[1][1] and "test" not in found[1][1]  # one of them tells
     compare(differs, "two processes of 4 devices against one of 8, AdamW", folder / "two", whole)
-    logs = [folders.read_metrics(workdir) for workdir in (folder / "two", whole)]
+    logs = [read_metrics(workdir) for workdir in (folder / "two", whole)]
     losses = [[line["loss"] for line in log if line["kind"] == "train"] for log in logs]
     assert len(losses[0]) == STEPS
     for one, other in zip(*losses, strict=True):
@@ -125,7 +126,7 @@ def test_one_is_asked_to_end_and_one_process_goes_on(setting, whole, differs, of
     assert "stopped by a signal" in found[0][1] and not (workdir / "summary.json").exists()
     train.train(made, workdir)  # saved by two processes of four devices, restored by one of eight
     compare(differs, "saved by two processes, gone on with by one", workdir, whole)
-    assert [line["step"] for line in folders.read_metrics(workdir) if line["kind"] == "train"] == [*range(1, STEPS + 1)]
+    assert [line["step"] for line in read_metrics(workdir) if line["kind"] == "train"] == [*range(1, STEPS + 1)]
 
 
 def test_a_process_that_dies_ends_the_other_with_a_word(setting, whole, differs, of_launch):
@@ -137,11 +138,14 @@ def test_a_process_that_dies_ends_the_other_with_a_word(setting, whole, differs,
     os.kill(launching.child_of(runs[1].pid), signal.SIGKILL)
     began = time.monotonic()
     (status, output), (other, _) = ended(runs)
-    assert status == 3 and "another process of this run does not answer" in output and other == 137, (status, output)
+    assert status == 3 and "another process of this run has stopped responding" in output and other == 137, (
+        status,
+        output,
+    )
     assert time.monotonic() - began < 60
     found = ended(start(of_launch, config, workdir))
     assert [status for status, _ in found] == [0, 0], found
-    assert re.search(r"going on from step (6|12|18) of", found[0][1]), found[0][1]
+    assert re.search(r"resuming from step (6|12|18) of", found[0][1]), found[0][1]
     compare(differs, "after a death", workdir, whole)
 
 
@@ -160,7 +164,7 @@ def test_a_worker_that_does_not_listen_is_ended_unless_it_saves(monkeypatch, tmp
 
     sender = threading.Thread(target=send)
     sender.start()
-    assert distributed.supervised(["-c", child, str(tmp_path / "ready")], 10, saves) == status
+    assert distributed.supervise(["-c", child, str(tmp_path / "ready")], 10, saves) == status
     sender.join()
 
 
@@ -168,7 +172,7 @@ def test_a_killed_supervisor_takes_its_process_with_it(tmp_path):
     note = tmp_path / "pid"
     child = "import os, sys, time; from mtl_jax.runtime import distributed; distributed.end_with_parent(); "
     child += "open(sys.argv[1], 'w').write(f'{os.getpid()}\\n'); time.sleep(100)"
-    parent = f"from mtl_jax.runtime import distributed; distributed.supervised(['-c', {child!r}, {str(note)!r}], 10)"
+    parent = f"from mtl_jax.runtime import distributed; distributed.supervise(['-c', {child!r}, {str(note)!r}], 10)"
     with subprocess.Popen([sys.executable, "-c", parent], cwd=ROOT) as run:
         wait_until(lambda: note.exists() and note.read_text().endswith("\n"))
         run.kill()
@@ -209,5 +213,5 @@ def test_what_the_cluster_says(monkeypatch):
 def test_one_process_needs_nobody():
     distributed.wait_for_all("here")
     assert distributed.is_first() and distributed.any_of(True) and not distributed.any_of(False)
-    assert not distributed.preempted()
+    assert not distributed.is_preempted()
     assert distributed.fetch({"a": np.arange(3), "b": 2})["b"] == 2

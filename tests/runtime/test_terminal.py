@@ -21,7 +21,7 @@ def test_what_cannot_be_shown_is_no_error(monkeypatch, encoding):
     streams = [io.TextIOWrapper(io.BytesIO(), encoding=encoding) for _ in range(2)]
     monkeypatch.setattr(sys, "stdout", streams[0])
     monkeypatch.setattr(sys, "stderr", streams[1])
-    terminal.show_what_can_be_shown()
+    terminal.replace_unencodable()
     for stream in streams:
         stream.write("‖Θ‖ ─ a\udcff")
         stream.flush()
@@ -45,7 +45,7 @@ def test_another_locale_than_utf8_is_left_once(monkeypatch):
 
 
 def test_a_name_that_is_not_utf8_is_told_so(tmp_path):
-    with pytest.raises(UserError, match="a name here is not UTF-8"):
+    with pytest.raises(UserError, match="this name is not UTF-8"):
         folders.prepare(tmp_path / "\udcfcn")
 
 

@@ -119,7 +119,7 @@ def test_a_damaged_checkpoint_is_set_aside_for_the_one_before(saved, capsys):
     flip(file, file.stat().st_size // 2)
     assert restored(saved) == (2, 2, 2.0)
     said = capsys.readouterr().out
-    assert "step 3" in said and str(saved / "damaged" / "checkpoints_3") in said and "going on from step 2" in said
+    assert "step 3" in said and str(saved / "damaged" / "checkpoints_3") in said and "resuming from step 2" in said
     assert sorted(f.name for f in (saved / "checkpoints").iterdir()) == ["1", "2"]
     with checkpoint.Checkpoints(saved, 3) as checkpoints:  # the step can be made again
         checkpoints.save_parts(3, parts_of(3.0), {"number": 3})
@@ -135,7 +135,7 @@ def test_a_damaged_checkpoint_is_set_aside_for_the_one_before(saved, capsys):
 def test_late_replies_to_a_read_that_failed_are_not_printed_and_other_errors_are(monkeypatch):
     said = []
     monkeypatch.setattr(sys, "unraisablehook", said.append)
-    checkpoint._ignore_late_replies.__wrapped__()
+    checkpoint._silence_unfinished_reads.__wrapped__()
     for error in (RuntimeError("Event loop is closed"), RuntimeError("else"), OSError("Event loop is closed")):
         sys.unraisablehook(types.SimpleNamespace(object=None, exc_value=error))
     sys.unraisablehook(types.SimpleNamespace(object=print, exc_value=RuntimeError("Event loop is closed")))

@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks import faults, launching
 from mtl_jax.errors import UserError
-from mtl_jax.runs import train
+from mtl_jax.runs import train, training_loop
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
@@ -22,7 +22,7 @@ def test_damaged_checkpoints_end_equal_or_refused(tmp_path, monkeypatch, capsys)
     train.train(config, whole)
     wanted = faults.result_of(whole)
 
-    log = train._Run._log
+    log = training_loop.TrainingLoop._report_step
 
     def stopping(run, step, metrics, bar):
         if step == 33:
@@ -31,7 +31,7 @@ def test_damaged_checkpoints_end_equal_or_refused(tmp_path, monkeypatch, capsys)
 
     half.mkdir()
     with monkeypatch.context() as patch:
-        patch.setattr(train._Run, "_log", stopping)
+        patch.setattr(training_loop.TrainingLoop, "_report_step", stopping)
         assert train.train(config, half) is None
 
     def finish(workdir):
@@ -48,7 +48,7 @@ def test_damaged_checkpoints_end_equal_or_refused(tmp_path, monkeypatch, capsys)
         shutil.copytree(half, workdir)
         launching.flip(workdir / values.relative_to(half), int(8 * part * values.stat().st_size))
         assert faults.judged("bit flip", "", workdir, finish(workdir), wanted).outcome == "equal"
-        assert "going on from step 30." in capsys.readouterr().out
+        assert "resuming from step 30." in capsys.readouterr().out
     kinds = [("bit flip", n) for n in range(4)] + [("truncation", 0), ("deletion", 0)]
     cases = [faults.damaged(half, tmp_path, kind, n, finish, wanted) for kind, n in kinds]
     assert all(case.outcome in ("equal", "refused") for case in cases), cases

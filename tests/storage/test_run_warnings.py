@@ -9,16 +9,18 @@ import pytest
 
 from mtl_jax.analysis import report
 from mtl_jax.analysis.ablation import lane_batch, results, runner
+from mtl_jax.analysis.ablation.lane_warnings import lane_warnings
 from mtl_jax.config import default
 from mtl_jax.data.notices import INFORMATION, LENGTH, Notice, notice
 from mtl_jax.errors import UserError
 from mtl_jax.evaluation.metric_inputs import uniform
 from mtl_jax.evaluation.ranking import is_defined, rank
 from mtl_jax.evaluation.scores import Scored
-from mtl_jax.runs import train
+from mtl_jax.runs import train, training_loop
 from mtl_jax.runs.evaluate import evaluate
 from mtl_jax.storage import run_warnings
 from mtl_jax.storage import workdir as folders
+from mtl_jax.storage.metrics_log import read_metrics
 from mtl_jax.tasks.text_metrics import Written
 from tests.analysis import fake_grids
 
@@ -74,7 +76,7 @@ def test_steps_left_out_lost_words_and_unseen_labels_are_in_the_summary(partly):
     assert summary["steps"] == {"made": 4, "left_out": 3} and folders.read_summary(workdir) == summary
     by_kind = {kind: [w for w in summary["warnings"] if w["kind"] == kind] for kind in run_warnings.GRAVITY}
     (steps,) = by_kind["steps"]
-    assert steps["text"].startswith("3 of 4 steps were left out") and (steps["count"], steps["total"]) == (3, 4)
+    assert steps["text"].startswith("3 of 4 steps were skipped") and (steps["count"], steps["total"]) == (3, 4)
     assert [(w["count"], w["total"]) for w in by_kind["length"]] == [(1, 9), (1, 16)]  # the larger share first
     assert {(w["count"], w["total"]) for w in by_kind["labels"]} == {(1, 9)}
     assert not any("real tokens" in w["text"] for w in summary["warnings"])  # that is information
@@ -85,7 +87,7 @@ def test_they_are_told_under_the_last_table_in_reports_and_by_evaluate(partly, t
     config, workdir, summary = partly
     text = report.finished(workdir, summary)
     table, _, rest = text.partition("\nWarnings\n")
-    assert "3 of 4 steps were left out" in rest and "do not occur in train" in rest and "accuracy" in table
+    assert "3 of 4 steps were skipped" in rest and "do not occur in train" in rest and "accuracy" in table
     assert "3 of 4 steps" in (report.page([workdir], tmp_path)).read_text()
     compared = report.compare([workdir, workdir], tmp_path / "compare")
     assert "3 of 4 steps" in compared
@@ -98,10 +100,10 @@ def test_a_run_in_which_no_step_was_taken_is_an_error(tmp_path, monkeypatch):
     monkeypatch.setenv("MTL_JAX_CACHE", str(tmp_path / "cache"))
     config = make_config(tmp_path)
     default.add_penalty(config, "l2", kind="l2_to_mean", strength=1e30)
-    with pytest.raises(UserError, match=r"nothing was trained: 4 of 4 steps were left out"):
+    with pytest.raises(UserError, match=r"nothing was trained: 4 of 4 steps were skipped"):
         train.train(config, folders.prepare(tmp_path / "run"))
     assert not (tmp_path / "run" / "summary.json").exists()
-    with pytest.raises(UserError, match=r"nothing was trained: 4 of 4 steps were left out"):
+    with pytest.raises(UserError, match=r"nothing was trained: 4 of 4 steps were skipped"):
         train.train(config, tmp_path / "run")  # started again
 
 
@@ -167,36 +169,36 @@ def test_the_best_of_a_run_is_chosen_by_score_then_loss_then_time(tmp_path, monk
         remarks = {"c": "only 'red' was predicted, 9 times"}
         return Scored({task: {"accuracy": score, "loss": loss} for task in ("c", "c2")}, remarks)
 
-    monkeypatch.setattr(train, "score_split", scripted)
+    monkeypatch.setattr(training_loop, "score_split", scripted)
     config = make_config(tmp_path, training__steps=9, training__eval_every=1, training__early_stop=2)
     summary = train.train(config, folders.prepare(tmp_path / "run"))
-    assert summary["step"] == 5 and len(folders.read_metrics(tmp_path / "run")) == 2 * 6  # 5, 6: no progress
+    assert summary["step"] == 5 and len(read_metrics(tmp_path / "run")) == 2 * 6  # 5, 6: no progress
     texts = [w["text"] for w in summary["warnings"]]
     assert "the mean dev score was not a finite number at 1 of 6 evaluations" in texts
     assert "task c, dev: only 'red' was predicted, 9 times" in texts
 
 
 def test_the_best_of_a_lane_is_chosen_likewise():
-    one, kept = lane_batch.Turn.__new__(lane_batch.Turn), []
+    one, kept = lane_batch.LaneBatch.__new__(lane_batch.LaneBatch), []
     experiment = SimpleNamespace(tasks={"c": SimpleNamespace(metrics=("accuracy",))})
     training = SimpleNamespace(early_stop=2, steps=99, eval_every=1)
     one.config = SimpleNamespace(training=training, evaluation=SimpleNamespace(checkpoint="best"))
-    one.seeds, one.settings, one.logs = [0], [0], {(0, 0): lane_batch.new_log()}
+    one.seeds, one.settings, one.logs = [0], [0], {(0, 0): lane_batch.LaneLog()}
     scores = SimpleNamespace(score=lambda params, split, listen: [[{"c": {"accuracy": now[0], "loss": now[1]}}]])
     one.engine = SimpleNamespace(
         built=SimpleNamespace(experiment=experiment),
         scores=scores,
         shape=SimpleNamespace(seeds=1, lanes=1),
         put=lambda better: better,
-        keep_better=lambda better, new, old: kept.append(one.position),
+        select=lambda better, new, old: kept.append(one.step),
     )
     one.states, one.best = SimpleNamespace(params=None, balance=SimpleNamespace(scores=None)), None
-    one._add_to_curve = lambda scores: None
+    one._extend_curves = lambda scores: None
     bar = SimpleNamespace(set_postfix_str=lambda *_, **__: None)
-    for one.position, now in enumerate(SCRIPT, 1):  # noqa: B007 (read by `scores`)
+    for one.step, now in enumerate(SCRIPT, 1):  # noqa: B007 (read by `scores`)
         one._evaluate(bar, SimpleNamespace(require=None))
     log = one.logs[0, 0]
-    assert kept == [1, 2, 4, 5] and log["best_step"] == 5 and log["status"] == "stopped early"
+    assert kept == [1, 2, 4, 5] and log.best_step == 5 and log.status == "stopped early"
 
 
 def test_lanes_that_froze_lost_steps_or_predict_one_class_are_counted(tmp_path):
@@ -207,7 +209,7 @@ def test_lanes_that_froze_lost_steps_or_predict_one_class_are_counted(tmp_path):
         fake_grids.lane(None, seed=0, values={"strength": 9.0}, status="frozen: not finite", left_out=10),
         fake_grids.lane(0.4, seed=1, values={"strength": 9.0}, status="dropped"),
     ]
-    found = run_warnings.ordered(runner.of_lanes(lanes))
+    found = run_warnings.ordered(lane_warnings(lanes))
     assert [(w["kind"], w["count"], w["total"]) for w in found] == [("steps", 1, 4)] * 3 + [("predictions", 1, 4)]
     texts = "\n".join(w["text"] for w in found)
     assert "1 of 4 lanes: frozen: not finite" in texts and "at most 3 of 10" in texts and "only 'a'" in texts

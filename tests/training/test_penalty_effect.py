@@ -14,6 +14,7 @@ from mtl_jax.config import default
 from mtl_jax.runs import train
 from mtl_jax.runs.build import build
 from mtl_jax.storage import workdir as folders
+from mtl_jax.storage.metrics_log import read_metrics
 from mtl_jax.training import penalty_effect
 from mtl_jax.training.parameter_paths import flatten
 from mtl_jax.training.penalty_effect import Effect
@@ -128,7 +129,7 @@ def test_lanes_and_runs_say_which_strengths_hardly_act_or_tie_everything(tiny, t
     folder = folders.prepare(tmp_path / "grid")
     alone = train.train(config, folders.prepare(tmp_path / "run"))
     assert any("penalty l2: λ = 1e-06 hardly acted" in entry["text"] for entry in alone["warnings"])
-    lines = [line for line in folders.read_metrics(tmp_path / "run") if line["kind"] == "train"]
+    lines = [line for line in read_metrics(tmp_path / "run") if line["kind"] == "train"]
     assert all(0 < line["penalty_ratio"]["l2"] < 1e-3 < line["column_distance"]["l2"] for line in lines)
     default.add_sweep(config, "strength", field="penalties.l2.strength", points=(1e-6, 1e6))
     config.ablation.seeds, config.ablation.ends, config.ablation.intervals = 1, False, False

@@ -12,7 +12,7 @@ import pytest
 from mtl_jax import sharing
 from mtl_jax.config import default
 from mtl_jax.evaluation import evaluator as evaluator_module
-from mtl_jax.evaluation.evaluator import program
+from mtl_jax.evaluation.evaluator import evaluation_program
 from mtl_jax.evaluation.scores import make_evaluator, placement_of
 from mtl_jax.runs.build import build
 from mtl_jax.tasks import crf, losses, segment_softmax
@@ -104,13 +104,13 @@ def test_every_step_and_every_value_of_a_swept_field_is_one_trace(experiment):
 
 def test_evaluations_of_all_splits_and_of_data_sets_of_like_size_are_one_trace(experiment, monkeypatch):
     chex.clear_trace_counter()
-    made, whole = [], program
+    made, whole = [], evaluation_program
 
     def counted(objective, *others):
         made.append(objective)
         return chex.assert_max_traces(whole(objective, *others), n=1)
 
-    monkeypatch.setattr(evaluator_module, "program", counted)
+    monkeypatch.setattr(evaluator_module, "evaluation_program", counted)
     evaluator = make_evaluator(experiment, placement_of(experiment))
     params = experiment.init_params(0)
     found = [evaluator.score(params, split) for split in ("dev", "test", "dev")]

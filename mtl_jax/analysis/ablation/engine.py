@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.stages import Compiled
 
 from mtl_jax.analysis.ablation import lanes as lane_steps
 from mtl_jax.analysis.ablation import memory
-from mtl_jax.analysis.ablation.device_rows import draws, resident_rows
+from mtl_jax.analysis.ablation.device_rows import Draws, ResidentRows, draws, resident_rows
 from mtl_jax.analysis.ablation.lanes import Losses, Shape, no_losses
 from mtl_jax.analysis.ablation.program import Built
 from mtl_jax.analysis.ablation.scores import LaneScores
+from mtl_jax.data.batch import Batch
+from mtl_jax.training.hyperparameters import Hyperparameters
 from mtl_jax.training.state import TrainState
 
-CALL_STEPS = 64  # most steps of one call where the host names rows
-HOST_BYTES = 256 << 20  # most bytes of batches that the host sends with one call
-RESIDENT_SHARE = 0.25  # of what programs may take: larger data sets stay on the host
+T = TypeVar("T")
+MAX_CALL_STEPS = 64  # steps of one call
+MAX_HOST_BYTES = 256 << 20  # of the batches that the host sends with one call
+MAX_RESIDENT_FRACTION = 0.25  # of the memory budget: larger data sets stay on the host
 
 
 class Engine:
@@ -31,27 +35,27 @@ class Engine:
     needed      bytes that the steps take on each device, the best parameters included
     """
 
-    def __init__(self, built: Built, shape: Shape, resident: Any):
+    def __init__(self, built: Built, shape: Shape, resident: ResidentRows | None):
         self.built, self.shape = built, shape
         self.scores = LaneScores(built.experiment, shape)
         self._accumulate = built.experiment.config.training.accumulate
         self.source = resident
-        self.call_steps = CALL_STEPS
+        self.call_steps = MAX_CALL_STEPS
         if resident is None:
-            one = self._draws(built.experiment.config.seed, 0, 1)
-            size = sum(leaf.nbytes for leaf in jax.tree.leaves(one)) * shape.seeds
-            self.call_steps = max(1, min(CALL_STEPS, HOST_BYTES // size))
+            first = self._inputs(built.experiment.config.seed, 0, 1)
+            size = sum(leaf.nbytes for leaf in jax.tree.leaves(first)) * shape.seeds
+            self.call_steps = max(1, min(MAX_CALL_STEPS, MAX_HOST_BYTES // size))
         self._compiled = self._compile()
         params = jax.eval_shape(lambda: built.experiment.init_params(0))
         lanes = shape.seeds * shape.lanes / shape.mesh.size
-        kept = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params)) * lanes
-        self.needed = memory.needed(self._compiled) + int(kept)
-        self.keep_better = jax.jit(_keep_better, donate_argnums=2)
+        best = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params)) * lanes
+        self.needed = memory.needed(self._compiled) + int(best)
+        self.select = jax.jit(_select, donate_argnums=2)
 
     def init(self, seeds: Sequence[int]) -> tuple[TrainState, Losses]:
-        """The states [S, L] before the first step. Seeds are repeated to fill the shape."""
+        """The states [S, L] before the first step. The last seed is repeated to fill the shape."""
         by_seed = {seed: self.built.experiment.init(seed) for seed in dict.fromkeys(seeds)}
-        states = [by_seed[seed] for seed in filled(seeds, self.shape.seeds)]
+        states = [by_seed[seed] for seed in padded(seeds, self.shape.seeds)]
         return lane_steps.stack_states(states, self.shape), self.zero_losses()
 
     def zero_losses(self) -> Losses:
@@ -59,91 +63,104 @@ class Engine:
         zero = self._no_losses()
         return self.put(jax.tree.map(lambda x: np.zeros((self.shape.seeds, self.shape.lanes, *x.shape), x.dtype), zero))
 
-    def _no_losses(self):
+    def _no_losses(self) -> Losses:
         return no_losses(len(self.built.experiment.tasks), self.built.spec.objective.penalties)
 
-    def hyper(self, settings: Sequence[int]) -> Any:
+    def hyper(self, settings: Sequence[int]) -> Hyperparameters:
         """Hyperparameters [S, L] of the program's settings."""
-        chosen = [self.built.hypers[i] for i in filled(settings, self.shape.lanes)]
-        return self.put(lane_steps.stack_hypers(chosen, self.shape.seeds))
+        hypers = [self.built.hypers[i] for i in padded(settings, self.shape.lanes)]
+        return self.put(lane_steps.stack_hypers(hypers, self.shape.seeds))
 
-    def put(self, tree: Any) -> Any:
+    def put(self, tree: T) -> T:
         """Places leaves [S, L, ...]."""
         return jax.device_put(tree, self.shape.sharding("l"))
 
-    def advance(self, states, losses, hyper, active: np.ndarray, seeds: Sequence[int], start: int, steps: int):
-        """Steps start, ..., start + steps - 1 of the lanes that are `active` bool [S, L]. The states are given away.
+    def advance(
+        self,
+        states: TrainState,
+        losses: Losses,
+        hyper: Hyperparameters,
+        *,
+        active: np.ndarray,
+        seeds: Sequence[int],
+        start: int,
+        steps: int,
+    ) -> tuple[TrainState, Losses]:
+        """Steps start, ..., start + steps - 1 of the lanes that are `active` bool [S, L]. The states are donated.
 
         Returns:
           the states and losses after them
         """
-        drawn = self.draw(seeds, start, steps)
-        return self._compiled(states, losses, hyper, self.put(active), drawn, self.source, np.int32(steps))
+        inputs = self.inputs(seeds, start, steps)
+        return self._compiled(states, losses, hyper, self.put(active), inputs, self.source, np.int32(steps))
 
-    def draw(self, seeds: Sequence[int], start: int, steps: int) -> Any:
-        """What some steps read, leaves [S, `call_steps`, ...]: `Draws`, or a `Batch` where rows come from the host."""
-        by_seed = {seed: self._draws(seed, start, steps) for seed in dict.fromkeys(seeds)}
-        chosen = (by_seed[seed] for seed in filled(seeds, self.shape.seeds))
-        return jax.device_put(jax.tree.map(lambda *x: np.stack(x), *chosen), self.shape.sharding("s"))
+    def inputs(self, seeds: Sequence[int], start: int, steps: int) -> Draws | Batch:
+        """The inputs of some steps, leaves [S, `call_steps`, ...]: `Draws`, or a `Batch` where the host sends rows."""
+        by_seed = {seed: self._inputs(seed, start, steps) for seed in dict.fromkeys(seeds)}
+        selected = (by_seed[seed] for seed in padded(seeds, self.shape.seeds))
+        return jax.device_put(jax.tree.map(lambda *x: np.stack(x), *selected), self.shape.sharding("s"))
 
     def abstract_state(self) -> TrainState:
         """Shapes and shardings of the states [S, L]."""
         return self._abstract(jax.eval_shape(lambda: self.built.experiment.init(0)), "l")
 
-    def _compile(self):
+    def _compile(self) -> Compiled:
         spec, experiment = self.built.spec, self.built.experiment
-        whole = lane_steps.over_lanes(functools.partial(lane_steps.advance, spec), "lllls--", self.shape)
+        advance = lane_steps.over_lanes(functools.partial(lane_steps.advance, spec), "lllls--", self.shape)
         arguments = (
             self.abstract_state(),
             self._abstract(jax.eval_shape(self._no_losses), "l"),
             self._abstract(self.built.hypers[0], "l"),
             self._abstract(np.zeros((), bool), "l"),
-            self._abstract(self._draws(experiment.config.seed, 0, 1), "s"),
+            self._abstract(self._inputs(experiment.config.seed, 0, 1), "s"),
             self._abstract(self.source, "-"),
             self._abstract(np.int32(0), "-"),
         )
-        return jax.jit(whole, donate_argnums=(0, 1)).lower(*arguments).compile()
+        return jax.jit(advance, donate_argnums=(0, 1)).lower(*arguments).compile()
 
-    def _abstract(self, tree, leading):
+    def _abstract(self, tree: T, leading: str) -> T:
+        """Shapes and shardings of leaves with the axes that `Shape.sharding` names."""
         axes = {"l": (self.shape.seeds, self.shape.lanes), "s": (self.shape.seeds,), "-": ()}[leading]
         sharding = self.shape.sharding(leading)
         return jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct((*axes, *leaf.shape), leaf.dtype, sharding=sharding), tree
         )
 
-    def _draws(self, seed, start, steps):
-        """What a call reads of one seed, filled up to `call_steps` steps."""
+    def _inputs(self, seed: int, start: int, steps: int) -> Draws | Batch:
+        """The inputs of one seed, padded to `call_steps` steps."""
         batches = self.built.experiment.batches(seed)
         if self.source is not None:
-            found = draws(batches, start, steps, self._accumulate)
+            inputs = draws(batches, start, steps, self._accumulate)
         else:
             numbers = range(start * self._accumulate, (start + steps) * self._accumulate)
-            parts = jax.tree.map(lambda *leaves: np.stack(leaves), *(batches.batch(n) for n in numbers))
-            found = jax.tree.map(lambda leaf: leaf.reshape(steps, self._accumulate, *leaf.shape[1:]), parts)
-        return jax.tree.map(lambda leaf: _fill(leaf, self.call_steps), found)
+            stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *(batches.batch(n) for n in numbers))
+            inputs = jax.tree.map(lambda leaf: leaf.reshape(steps, self._accumulate, *leaf.shape[1:]), stacked)
+        return jax.tree.map(lambda leaf: _zero_padded(leaf, self.call_steps), inputs)
 
 
-def resident(built: Built, mesh: Any, budget: int) -> Any:
-    """The packed rows on every device, or None where they stay on the host, as `config.ablation.resident` says."""
+def resident(built: Built, mesh: jax.sharding.Mesh, budget: int) -> ResidentRows | None:
+    """The packed rows on every device, or None where they stay on the host; `config.ablation.resident` decides."""
     where = built.experiment.config.ablation.resident
     if where == "host":
         return None
     rows = resident_rows(built.experiment.batches(built.experiment.config.seed))
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(rows))
-    if where == "auto" and size > RESIDENT_SHARE * budget:
+    if where == "auto" and size > MAX_RESIDENT_FRACTION * budget:
         return None
     return jax.device_put(rows, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
 
 
-def _keep_better(better, new, old):
-    """Where `better` bool [S, L] the new leaves [S, L, ...], else the old ones."""
-    return jax.tree.map(lambda n, o: jnp.where(better.reshape(better.shape + (1,) * (n.ndim - 2)), n, o), new, old)
+def _select(condition: jax.Array, new: T, old: T) -> T:
+    """Where `condition` bool [S, L] the new leaves [S, L, ...], elsewhere the old ones."""
+    return jax.tree.map(
+        lambda n, o: jnp.where(condition.reshape(condition.shape + (1,) * (n.ndim - 2)), n, o), new, old
+    )
 
 
-def filled(items: Sequence[Any], count: int) -> list[Any]:
+def padded(items: Sequence[T], count: int) -> list[T]:
     """The items, the last one repeated up to `count`: lanes that only fill the devices, and are not active."""
     return [*items, *[items[-1]] * (count - len(items))]
 
 
-def _fill(leaf, count):
+def _zero_padded(leaf: np.ndarray, count: int) -> np.ndarray:
     return np.concatenate([leaf, np.zeros((count - len(leaf), *leaf.shape[1:]), leaf.dtype)])

@@ -1,14 +1,14 @@
-"""Exact optima to lay a trained curve over, in float64 NumPy and without JAX.
+"""Exact optima to compare a trained curve with, in float64 NumPy and without JAX.
 
-`REFERENCES[name](config, corpus, kind, strength)` -> {"scores", "weights", "objective", "notes"}.
+`REFERENCES[name](config, corpus, kind, strength)` -> `Optimum`.
 
 "linear" is the optimum over W [V, K] of
 
     Σ_k α_k/n_k ‖X_k w_k − y_k‖² + λ·Ω(W)
 
 for the models that are linear in bags of words: `model.layers = 0`, `model.width = 1`, regression with head "none".
-X_k [n_k, V] holds each example's word counts over its length, read off the packed rows that the model sees; y_k are the
-scaled targets.
+X_k [n_k, V] holds each example's word counts divided by its length, computed from the packed rows of the model; y_k are
+the scaled targets.
 """
 
 from __future__ import annotations
@@ -19,14 +19,32 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from mtl_jax.config.sections import Config
 from mtl_jax.data.corpus import Corpus
 from mtl_jax.errors import UserError
 from mtl_jax.models.layers import LAYERS
+from mtl_jax.storage.summary import MetricValues, SplitScores
 from mtl_jax.tasks import make
 from mtl_jax.tasks.metrics import evaluate
+from mtl_jax.tasks.regression import Regression
 
 _EXACT = 1e-11  # largest change in a proximal gradient step, relative to W
-_MOST_STEPS = 200_000
+_MAX_STEPS = 200_000
+
+
+class Optimum(NamedTuple):
+    """An exact optimum.
+
+    scores     {task: {split: {metric: value, "loss": mean loss}}} for `config.evaluation.splits`
+    weights    float64[K, V], one for each id of the tokenizer, in the scale of the targets as learned
+    objective  Σ_k α_k/n_k ‖X_k w_k − y_k‖² + λ·Ω(W) at the optimum
+    notes      sentences: where the optimum is not unique (the W of least norm is taken), or not found exactly
+    """
+
+    scores: SplitScores
+    weights: np.ndarray
+    objective: float
+    notes: list[str]
 
 
 class Problem(NamedTuple):
@@ -46,21 +64,15 @@ class Problem(NamedTuple):
         return np.stack([s.T @ x for s, x, _ in scaled]), np.stack([s.T @ y for s, _, y in scaled], axis=1)
 
 
-def linear(config: Any, corpus: Corpus, kind: str, strength: float) -> dict[str, Any]:
+def linear(config: Config, corpus: Corpus, kind: str, strength: float) -> Optimum:
     """The exact optimum of a linear model.
 
     Args:
       config: of an experiment; its tasks are those in `corpus`.
       corpus: its data.
       kind: "l2_to_mean" | "l2_pairwise" | "trace_norm" (with `center` of the config's penalty of that kind) | "tied"
-        (one w for all tasks, whatever the strength; hard sharing has the same optimum).
+        (one w for all tasks, for any strength; hard sharing has the same optimum).
       strength: λ ≥ 0.
-
-    Returns:
-      scores     {task: {split: {metric: value, "loss": mean loss}}} for `config.evaluation.splits`
-      weights    float64[K, V], one for each id of the tokenizer, in the scale of the targets as learned
-      objective  Σ_k α_k/n_k ‖X_k w_k − y_k‖² + λ·Ω(W) at the optimum
-      notes      sentences: where the optimum is not unique (the W of least norm is taken), or not found exactly
 
     Raises:
       UserError: the config is not linear, or its objective has terms that are not in the formula.
@@ -78,7 +90,7 @@ def linear(config: Any, corpus: Corpus, kind: str, strength: float) -> dict[str,
     if kind == "tied":
         weights, omega = _tied(problem, notes), 0.0
     elif strength == 0:
-        weights, omega = _alone(problem, names, notes), 0.0
+        weights, omega = _separate(problem, names, notes), 0.0
     elif kind in QUADRATIC:
         matrix = QUADRATIC[kind](len(names))
         weights = quadratic(problem, strength * matrix)
@@ -87,23 +99,23 @@ def linear(config: Any, corpus: Corpus, kind: str, strength: float) -> dict[str,
         weights, exact = trace_norm(problem, strength, center)
         omega = float(np.linalg.svd(_centred(weights, center), compute_uv=False).sum())
         if not exact:
-            notes.append(f"trace norm, λ = {strength:g}: not exact after {_MOST_STEPS:,} steps")
+            notes.append(f"trace norm, λ = {strength:g}: not exact after {_MAX_STEPS:,} steps")
     else:
         known = ", ".join([*QUADRATIC, "trace_norm", "tied"])
-        raise UserError(f"config.ablation.reference: 'linear' knows no optimum for {kind!r}; it does for {known}")
+        raise UserError(f"config.ablation.reference: 'linear' has no optimum for {kind!r}; it has those of {known}")
     scores = {
         name: {
-            split: _scores(tasks[name], w, *data[name][split])
+            split: _scores(tasks[name], w, data[name][split])
             for split in config.evaluation.splits
             if split in data[name]
         }
         for name, w in zip(names, weights.T, strict=True)
     }
     objective = problem.loss(weights) + strength * omega
-    return {"scores": scores, "weights": weights.T, "objective": objective, "notes": notes}
+    return Optimum(scores, weights.T, objective, notes)
 
 
-REFERENCES: dict[str, Callable[[Any, Corpus, str, float], dict[str, Any]]] = {"linear": linear}
+REFERENCES: dict[str, Callable[[Config, Corpus, str, float], Optimum]] = {"linear": linear}
 
 # kind -> (K) -> M, of penalties tr(M·WᵀW)
 QUADRATIC: dict[str, Callable[[int], np.ndarray]] = {
@@ -113,16 +125,16 @@ QUADRATIC: dict[str, Callable[[int], np.ndarray]] = {
 
 
 def quadratic(problem: Problem, matrix: np.ndarray) -> np.ndarray:
-    """argmin of the loss + tr(M·WᵀW), float64[V, K], by its one linear system of K·V equations.
+    """argmin of the loss + tr(M·WᵀW), float64[V, K], by a linear system of K·V equations.
 
     `matrix` is M [K, K], symmetric and positive semidefinite. Of several optima the one of least norm.
     """
     gram, right = problem.normal()
     tasks, words = gram.shape[:2]
-    system = np.kron(matrix, np.eye(words))  # acts on the w_k one after the other
+    system = np.kron(matrix, np.eye(words))  # acts on the concatenated w_k
     for k in range(tasks):
-        here = slice(k * words, (k + 1) * words)
-        system[here, here] += gram[k]
+        block = slice(k * words, (k + 1) * words)
+        system[block, block] += gram[k]
     return np.linalg.lstsq(system, right.T.ravel(), rcond=None)[0].reshape(tasks, words).T
 
 
@@ -135,23 +147,23 @@ def trace_norm(problem: Problem, strength: float, center: str | None = None) -> 
     gram, right = problem.normal()
     step = 0.5 / max(np.linalg.norm(g, 2) for g in gram)
 
-    def forward_backward(weights):
+    def forward_backward(weights: np.ndarray) -> np.ndarray:
         gradient = 2.0 * (np.einsum("kvu,uk->vk", gram, weights) - right)
         moved = weights - step * gradient
         deviation = _centred(moved, center)
-        left, sigma, other = np.linalg.svd(deviation, full_matrices=False)
-        return moved - deviation + (left * np.maximum(sigma - step * strength, 0.0)) @ other
+        left, sigma, right_vectors = np.linalg.svd(deviation, full_matrices=False)
+        return moved - deviation + (left * np.maximum(sigma - step * strength, 0.0)) @ right_vectors
 
-    weights = ahead = np.zeros_like(right)
+    weights = extrapolated = np.zeros_like(right)
     momentum = 1.0
-    for _ in range(_MOST_STEPS):
-        new = forward_backward(ahead)
-        if np.sum((ahead - new) * (new - weights)) > 0:
-            momentum, ahead = 1.0, weights
+    for _ in range(_MAX_STEPS):
+        new = forward_backward(extrapolated)
+        if np.sum((extrapolated - new) * (new - weights)) > 0:
+            momentum, extrapolated = 1.0, weights
             new = forward_backward(weights)
-        change = np.linalg.norm(new - ahead)
+        change = np.linalg.norm(new - extrapolated)
         following = 0.5 * (1.0 + np.sqrt(1.0 + 4.0 * momentum**2))
-        ahead = new + (momentum - 1.0) / following * (new - weights)
+        extrapolated = new + (momentum - 1.0) / following * (new - weights)
         weights, momentum = new, following
         if change <= _EXACT * np.linalg.norm(new) and np.linalg.norm(forward_backward(new) - new) <= _EXACT * max(
             np.linalg.norm(new), step * strength
@@ -174,7 +186,7 @@ def _tied(problem: Problem, notes: list[str]) -> np.ndarray:
     return np.repeat(w[:, None], len(problem.designs), axis=1)
 
 
-def _alone(problem: Problem, names: Sequence[str], notes: list[str]) -> np.ndarray:
+def _separate(problem: Problem, names: Sequence[str], notes: list[str]) -> np.ndarray:
     """Least squares of each task by itself, [V, K]."""
     columns = []
     for name, x, y in zip(names, problem.designs, problem.targets, strict=True):
@@ -184,17 +196,25 @@ def _alone(problem: Problem, names: Sequence[str], notes: list[str]) -> np.ndarr
     return np.stack(columns, axis=1)
 
 
-def _note_rank(what: str, design: np.ndarray, rank: int, notes: list[str]) -> None:
+def _note_rank(subject: str, design: np.ndarray, rank: int, notes: list[str]) -> None:
     used = int(np.any(design != 0, axis=0).sum())
     if rank < used:
         notes.append(
-            f"{what}: {used} words but rank {rank}: least squares has many solutions, of which this is the one of "
-            "least norm; where training ends depends on where it begins and when it stops"
+            f"{subject}: {used} words but rank {rank}: least squares has many solutions, and this is the one of least "
+            "norm; the result of training depends on its initial values and its end"
         )
 
 
-def _arrays(corpus: Corpus, task: str, split: str, scaling: tuple[float, float]):
-    """(X [n, V], scaled targets [n], targets [n]) of the labelled examples in the packed rows, float64."""
+class _Examples(NamedTuple):
+    """X [n, V], scaled targets [n] and targets [n], float64."""
+
+    design: np.ndarray
+    scaled: np.ndarray
+    target: np.ndarray
+
+
+def _arrays(corpus: Corpus, task: str, split: str, scaling: tuple[float, float]) -> _Examples:
+    """The labelled examples in the packed rows."""
     rows = corpus.rows[corpus.specs[task].dataset][split]
     labels = rows.labels[task]
     count, slots = rows.start.shape
@@ -204,18 +224,18 @@ def _arrays(corpus: Corpus, task: str, split: str, scaling: tuple[float, float])
     design = counts[:, 1:][known] / rows.length[known][:, None]
     target = labels["value"][known].astype(np.float64)
     offset, unit = scaling
-    return design, (target - offset) / unit, target
+    return _Examples(design, (target - offset) / unit, target)
 
 
-def _scores(task: Any, weights: np.ndarray, design: np.ndarray, scaled: np.ndarray, target: np.ndarray):
+def _scores(task: Regression, weights: np.ndarray, examples: _Examples) -> MetricValues:
     offset, unit = task.scaling
-    predicted = design @ weights
-    found = {metric: evaluate(metric, target, predicted * unit + offset, ()) for metric in task.metrics}
-    return found | {"loss": float(np.mean((predicted - scaled) ** 2)) if len(scaled) else None}
+    predicted = examples.design @ weights
+    metrics = {metric: evaluate(metric, examples.target, predicted * unit + offset, ()) for metric in task.metrics}
+    return metrics | {"loss": float(np.mean((predicted - examples.scaled) ** 2)) if len(examples.scaled) else None}
 
 
-def _task(config: Any, corpus: Corpus, name: str) -> Any:
-    """The task as the model has it: targets without a scale of their own are standardised by train."""
+def _task(config: Config, corpus: Corpus, name: str) -> Regression:
+    """The task as in the model: targets without a configured scale are standardised by train."""
     entry = config.tasks[name]
     settings = {"kind": entry.kind, "metrics": tuple(entry.metrics), **entry.options.to_dict()}
     if not settings.keys() & {"low", "high", "mean", "scale"}:
@@ -224,7 +244,7 @@ def _task(config: Any, corpus: Corpus, name: str) -> Any:
     return make(name, settings, "text")
 
 
-def _center(config: Any, kind: str) -> str | None:
+def _center(config: Config, kind: str) -> str | None:
     """The option `center` of the config's penalty of this kind; UserError for one that is not of the formula."""
     options: Mapping[str, Any] = {}
     for name, entry in config.penalties.items():
@@ -236,15 +256,15 @@ def _center(config: Any, kind: str) -> str | None:
                 "options": bool(set(entry.options) - ({"center"} if kind == "trace_norm" else set())),
             }
             for field in (field for field, is_wrong in wrong.items() if is_wrong):
-                raise UserError(f"config.penalties.{name}.{field}: the reference 'linear' has λ·Ω of all weights only")
+                raise UserError(f"config.penalties.{name}.{field}: the reference 'linear' is λ·Ω of all weights")
             options = entry.options
     center = options.get("center") or None
     if center not in (None, "mean"):
-        raise UserError(f"config.penalties: the reference 'linear' knows no center {center!r}")
+        raise UserError(f"config.penalties: the reference 'linear' has no center {center!r}")
     return center
 
 
-def _require_linear(config: Any) -> None:
+def _require_linear(config: Config) -> None:
     """Raises UserError, naming the field, unless the config's model is linear and its optimum that of the formula."""
     wanted = {
         "model.layers": (config.model.layers, 0),
@@ -261,8 +281,8 @@ def _require_linear(config: Any) -> None:
     if LAYERS[config.model.layer].positions:
         raise UserError(
             f"config.model.layer: embeddings for {config.model.layer!r} have positions and layer norms; the reference "
-            "'linear' needs another"
+            "'linear' needs another layer"
         )
-    for field, (found, right) in wanted.items():
-        if found != right:
-            raise UserError(f"config.{field}: {found!r}, but the reference 'linear' needs {right!r}")
+    for field, (value, required) in wanted.items():
+        if value != required:
+            raise UserError(f"config.{field}: {value!r}, but the reference 'linear' needs {required!r}")

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from mtl_jax.errors import UserError
 
-# "*" = one name of the user's own. What is not here changes the program.
+# "*" = a name that the user chooses. All other fields change the program.
 TRACED = (
     "penalties.*.strength",
     "penalties.*.by_layer.*",
@@ -25,8 +25,8 @@ TRACED = (
     "distillation.*.weight",
     "meta.inner_rate",
 )
-# mappings whose keys are the user's own: what is absent has its default
-_GROWS = (
+# mappings whose keys the user chooses: an absent key has its default
+_OPEN_MAPPINGS = (
     "by_layer",
     "options",
     "mixer_options",
@@ -51,15 +51,15 @@ def is_traced(field: str) -> bool:
 
 
 def expand(config: ConfigDict, field: str, where: str) -> tuple[str, ...]:
-    """The fields of a config that a name with "*" stands for.
+    """The fields of a config that match a name with "*".
 
     Raises:
       UserError: naming `where`, for a field that the config does not have.
     """
-    found = tuple(".".join(parts) for parts in _walk(config, field.split("."), ""))
-    if not found:
+    matches = tuple(".".join(parts) for parts in _walk(config, field.split("."), ""))
+    if not matches:
         raise UserError(f"{where}: {field!r} is no field of this config; name one such as 'penalties.l2.strength'")
-    return found
+    return matches
 
 
 def _walk(node: Any, parts: list[str], parent: str) -> Iterator[tuple[str, ...]]:
@@ -72,7 +72,7 @@ def _walk(node: Any, parts: list[str], parent: str) -> Iterator[tuple[str, ...]]
     for name in list(node) if first == "*" else [first]:
         if name in node:
             yield from ((name, *tail) for tail in _walk(node[name], rest, name))
-        elif not rest and parent in _GROWS:
+        elif not rest and parent in _OPEN_MAPPINGS:
             yield (name,)
 
 
@@ -91,7 +91,7 @@ def with_values(config: ConfigDict, values: Mapping[str, Any]) -> ConfigDict:
 
 
 def merged(config: ConfigDict, changes: Mapping[str, Any], where: str) -> ConfigDict:
-    """A copy of the config with nested changes put over it.
+    """A copy of the config with nested changes applied.
 
     Raises:
       UserError: naming `where`, for a field that the config does not have.
@@ -101,9 +101,9 @@ def merged(config: ConfigDict, changes: Mapping[str, Any], where: str) -> Config
     return copy
 
 
-def _merge(node, changes, where, parent):
+def _merge(node: ConfigDict, changes: Mapping[str, Any], where: str, parent: str) -> None:
     for name, value in changes.items():
-        if name not in node and parent not in _GROWS:
+        if name not in node and parent not in _OPEN_MAPPINGS:
             raise UserError(f"{where}: the config has no field {name!r} there; it has {', '.join(node)}")
         if name in node and hasattr(node[name], "items") and hasattr(value, "items"):
             _merge(node[name], value, f"{where}.{name}", name)
@@ -114,7 +114,7 @@ def _merge(node, changes, where, parent):
 
 
 def ordered_copy(config: Any) -> Any:
-    """A deep copy that keeps the order of fields and can take other ones."""
+    """A deep copy that preserves the order of fields and accepts new ones."""
     if hasattr(config, "items"):
         copy = ConfigDict(sort_keys=False)
         for name, value in config.items():

@@ -1,8 +1,8 @@
-"""λ by hypergradient: descent on the dev loss through the last steps of training, for each lane by itself.
+"""λ by hypergradient: descent on the dev loss through the last steps of training, separately for each lane.
 
 Every so many steps the last of them are differentiated: the gradient of the dev loss after them with respect to the
 swept hyperparameters (Luketina et al. 2016 with one step; truncated back-propagation of Shaban et al. 2019 with more).
-The logarithms of the hyperparameters are moved by Adam. The points of the sweeps are where lanes start.
+Adam moves the logarithms of the hyperparameters. The points of the sweeps are their initial values.
 
 config.ablation.method = "hypergradient", with the options
 
@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,23 +23,26 @@ import numpy as np
 import optax
 
 from mtl_jax.analysis.ablation import lanes as lane_steps
-from mtl_jax.analysis.ablation.device_rows import draws, gather, resident_rows
-from mtl_jax.analysis.ablation.engine import Engine, filled
+from mtl_jax.analysis.ablation.device_rows import Draws, ResidentRows, draws, gather, resident_rows
+from mtl_jax.analysis.ablation.engine import Engine, padded
+from mtl_jax.analysis.ablation.lanes import Losses
 from mtl_jax.analysis.ablation.program import Built
+from mtl_jax.config.sections import Config
+from mtl_jax.data.batch import Batch
 from mtl_jax.data.sampler import BatchSampler
 from mtl_jax.errors import UserError
 from mtl_jax.experiment.inputs import mixing
 from mtl_jax.training import objective as terms
 from mtl_jax.training.corruption import for_evaluation
 from mtl_jax.training.hyperparameters import Hyperparameters
-from mtl_jax.training.state import TrainState
+from mtl_jax.training.state import StepSpec, TrainState
 from mtl_jax.training.step import train_step
 
 DEFAULTS = {"every": 10, "unroll": 5, "rate": 0.2}
 BOUNDS = (-18.0, 18.0)  # of log λ
 
 
-def options(config: Any) -> dict[str, Any]:
+def options(config: Config) -> dict[str, Any]:
     """The options of a config, with defaults.
 
     Raises:
@@ -50,16 +53,48 @@ def options(config: Any) -> dict[str, Any]:
         raise UserError(
             f"config.ablation.options: 'hypergradient' has no option {unknown[0]!r}; it has {', '.join(DEFAULTS)}"
         )
-    found = DEFAULTS | given
-    if not 1 <= found["unroll"] <= found["every"] or not found["rate"] > 0:
+    result = DEFAULTS | given
+    if not 1 <= result["unroll"] <= result["every"] or not result["rate"] > 0:
         raise UserError("config.ablation.options: unroll should be from 1 to every, and rate above 0")
     for field in ("steps", "eval_every"):
-        if config.training[field] % found["every"]:
+        if config.training[field] % result["every"]:
             raise UserError(
                 f"config.training.{field}: {config.training[field]} should be a multiple of "
-                f"config.ablation.options.every = {found['every']}, so that no move of λ lies across it"
+                f"config.ablation.options.every = {result['every']}, so that no move of λ crosses it"
             )
-    return found
+    return result
+
+
+class TunedLane(NamedTuple):
+    """What a move changes in a lane: its state, summed losses, log λ {sweep: scalar}, and the optimizer's moments."""
+
+    state: TrainState
+    losses: Losses
+    logs: dict[str, jax.Array]
+    moments: optax.OptState
+
+
+class Move(NamedTuple):
+    """What is static about a move: the optimizer of log λ, {sweep: fields that it sets}, differentiated steps."""
+
+    spec: StepSpec
+    fields: Mapping[str, Sequence[str]]
+    optimizer: optax.GradientTransformation
+    unroll: int
+
+
+class Inputs(NamedTuple):
+    """Inputs of the differentiated steps and of the dev loss, see `Engine.inputs`."""
+
+    train: Draws | Batch
+    dev: Draws
+
+
+class Sources(NamedTuple):
+    """Rows on the devices; `train` is None where the host sends batches."""
+
+    train: ResidentRows | None
+    dev: ResidentRows
 
 
 class Tuner:
@@ -79,115 +114,106 @@ class Tuner:
         """
         built, shape = engine.built, engine.shape
         config = built.experiment.config
-        chosen = options(config)
-        self.every, self.unroll = chosen["every"], chosen["unroll"]
+        settings = options(config)
+        self.every, self.unroll = settings["every"], settings["unroll"]
         self._engine, self._fields = engine, dict(fields)
-        self._adam = optax.adam(chosen["rate"])
+        self._adam = optax.adam(settings["rate"])
         self._dev_rows = dev_batches(built, config.seed)
-        self._source = jax.device_put(resident_rows(self._dev_rows), shape.sharding("-"))
-        function = functools.partial(move, built.spec, self._fields, self._adam)
-        self._compiled = jax.jit(lane_steps.over_lanes(function, "llllllss--", shape), donate_argnums=(0, 1, 2, 3))
+        dev_source = jax.device_put(resident_rows(self._dev_rows), shape.sharding("-"))
+        self._sources = Sources(engine.source, dev_source)
+        function = functools.partial(move, Move(built.spec, self._fields, self._adam, self.unroll))
+        self._compiled = jax.jit(lane_steps.over_lanes(function, "llls-", shape), donate_argnums=0)
 
-    def init(self, settings: Sequence[int]) -> tuple[Any, Any]:
+    def init(self, settings: Sequence[int]) -> tuple[dict[str, jax.Array], optax.OptState]:
         """log λ {sweep: [S, L]} and Adam's state, before the first move."""
         engine = self._engine
-        chosen = [engine.built.settings[i].values for i in filled(settings, engine.shape.lanes)]
-        for values in chosen:
+        initial = [engine.built.settings[i].values for i in padded(settings, engine.shape.lanes)]
+        for values in initial:
             if low := [name for name in self._fields if not values[name] > 0]:
                 raise UserError(
                     f"config.ablation.sweeps.{low[0]}: the hypergradient moves its logarithm and cannot start from "
                     f"{values[low[0]]:g}"
                 )
-        logs = {name: np.log(np.asarray([v[name] for v in chosen], np.float32)) for name in self._fields}
+        logs = {name: np.log(np.asarray([v[name] for v in initial], np.float32)) for name in self._fields}
         logs = jax.tree.map(lambda x: np.broadcast_to(x, (engine.shape.seeds, *x.shape)), logs)
         adam = jax.vmap(jax.vmap(self._adam.init))(jax.tree.map(jnp.asarray, logs))
         return engine.put(logs), engine.put(adam)
 
-    def hyper(self, hyper: Hyperparameters, logs: Any) -> Hyperparameters:
-        """The hyperparameters [S, L] with the learned values in their places."""
+    def hyper(self, hyper: Hyperparameters, logs: Mapping[str, jax.Array]) -> Hyperparameters:
+        """The hyperparameters [S, L] with the learned values."""
         return _with(hyper, self._fields, jax.tree.map(jnp.exp, logs))
 
-    def move(self, states, losses, logs, adam, hyper, active: np.ndarray, seeds: Sequence[int], start: int):
-        """`unroll` steps from `start` on, and a move of log λ after them. All but `hyper` is given away.
-
-        Returns:
-          states, losses, logs and adam after them.
-        """
+    def move(
+        self, lanes: TunedLane, hyper: Hyperparameters, active: np.ndarray, seeds: Sequence[int], start: int
+    ) -> TunedLane:
+        """`unroll` steps from `start` on, and a move of log λ after them; leaves [S, L, ...]. `lanes` is donated."""
         engine = self._engine
-        own = engine.draw(seeds, start, self.unroll)
         by_seed = {seed: draws(self._dev_rows.with_seed(seed), start // self.every, 1, 1) for seed in set(seeds)}
-        dev = jax.tree.map(lambda *x: np.stack(x), *(by_seed[s] for s in filled(seeds, engine.shape.seeds)))
-        dev = jax.device_put(dev, engine.shape.sharding("s"))
-        numbers = np.arange(self.unroll, dtype=np.int32)
-        sources = (engine.source, self._source)
-        return self._compiled(states, losses, logs, adam, hyper, engine.put(active), own, dev, sources, numbers)
+        dev = jax.tree.map(lambda *x: np.stack(x), *(by_seed[s] for s in padded(seeds, engine.shape.seeds)))
+        inputs = Inputs(engine.inputs(seeds, start, self.unroll), jax.device_put(dev, engine.shape.sharding("s")))
+        return self._compiled(lanes, hyper, engine.put(active), inputs, self._sources)
 
 
 def dev_batches(built: Built, seed: int) -> BatchSampler:
-    """Batches over the dev rows, drawn as those of training are.
+    """Batches over the dev rows, drawn in the same way as those of training.
 
     Raises:
       UserError: a data set has no dev split.
     """
     experiment = built.experiment
     rows = experiment.corpus.rows
-    if lacking := [name for name in experiment.corpus.layout.datasets if "dev" not in rows[name]]:
-        raise UserError(f"config.ablation.method: the hypergradient reads dev, but data set {lacking[0]!r} has none")
+    if missing := [name for name in experiment.corpus.layout.datasets if "dev" not in rows[name]]:
+        raise UserError(f"config.ablation.method: the hypergradient reads dev, but data set {missing[0]!r} has none")
     dev = {name: splits["dev"] for name, splits in rows.items()}
     config = experiment.config
     return BatchSampler(dev, experiment.corpus.layout, seed, config.data.rows_per_block, mixing(config))
 
 
-def move(spec, fields, optimizer, state, losses, logs, moments, hyper, active, own, dev, sources, numbers):
+def move(
+    static: Move, lane: TunedLane, hyper: Hyperparameters, active: jax.Array, inputs: Inputs, sources: Sources
+) -> TunedLane:
     """One lane's last steps, and a move of its log λ by the gradient of the dev loss after them.
 
-    Args:
-      spec, fields, optimizer: static; of log λ the last two.
-      state, losses, logs, moments, hyper, active: of the lane; moments are the state of `optimizer`.
-      own, dev: what the steps and the dev loss read, see `Engine.draw`.
-      sources: resident rows of train (or None) and of dev.
-      numbers: int32 [unroll], 0, 1, ...
-
-    Returns:
-      state, losses, logs and moments after them.
+    A lane that is not `active` stays as it is; log λ also where the gradient is not finite.
     """
-    source, dev_source = sources
-    held_out = jax.tree.map(lambda leaf: leaf[0, 0], dev)
-    batch = gather(dev_source, spec.objective.layout, *held_out)
+    spec, fields = static.spec, static.fields
+    dev_rows = jax.tree.map(lambda leaf: leaf[0, 0], inputs.dev)
+    batch = gather(sources.dev, spec.objective.layout, *dev_rows)
 
     def dev_loss(logs):
         moved = _with(hyper, fields, jax.tree.map(jnp.exp, logs))
 
         def step(carry, number):
-            state, metrics = train_step(spec, carry, lane_steps.batch_at(spec, source, own, number), moved)
+            batch = lane_steps.batch_at(spec, sources.train, inputs.train, number)
+            state, metrics = train_step(spec, carry, batch, moved)
             return state, (metrics["losses"], metrics["present"])
 
-        after, (found, present) = jax.lax.scan(step, state, numbers)
-        return _mean_loss(spec, after, batch, moved), (after, found, present)
+        after, (losses, present) = jax.lax.scan(step, lane.state, jnp.arange(static.unroll, dtype=jnp.int32))
+        return _mean_loss(spec, after, batch, moved), (after, losses, present)
 
-    gradient, (after, found, present) = jax.grad(dev_loss, has_aux=True)(logs)
+    gradient, (after, losses, present) = jax.grad(dev_loss, has_aux=True)(lane.logs)
     finite = jnp.stack([jnp.isfinite(g) for g in jax.tree.leaves(gradient)]).all()
-    updates, moved_moments = optimizer.update(gradient, moments)
-    moved_logs = jax.tree.map(lambda x, u: jnp.clip(x + u, *BOUNDS), logs, updates)
-    counted = present & jnp.isfinite(found)
-    moved_losses = losses._replace(
-        total=losses.total + jnp.where(counted, found, 0.0).sum(axis=0),
-        count=losses.count + counted.astype(jnp.float32).sum(axis=0),
+    updates, moments = static.optimizer.update(gradient, lane.moments)
+    logs = jax.tree.map(lambda x, u: jnp.clip(x + u, *BOUNDS), lane.logs, updates)
+    counted = present & jnp.isfinite(losses)
+    summed = lane.losses._replace(
+        total=lane.losses.total + jnp.where(counted, losses, 0.0).sum(axis=0),
+        count=lane.losses.count + counted.astype(jnp.float32).sum(axis=0),
     )
 
     def where(condition, new, old):
         return jax.tree.map(lambda n, o: jnp.where(condition, n, o), new, old)
 
     moves = active & finite
-    return (
-        where(active, after, state),
-        where(active, moved_losses, losses),
-        where(moves, moved_logs, logs),
-        where(moves, moved_moments, moments),
+    return TunedLane(
+        state=where(active, after, lane.state),
+        losses=where(active, summed, lane.losses),
+        logs=where(moves, logs, lane.logs),
+        moments=where(moves, moments, lane.moments),
     )
 
 
-def _mean_loss(spec, state: TrainState, batch, hyper):
+def _mean_loss(spec: StepSpec, state: TrainState, batch: Batch, hyper: Hyperparameters) -> jax.Array:
     """The mean over tasks of the dev loss, without dropout."""
     objective = spec.objective._replace(dropout=False, attention_dropout=False)
     batch = for_evaluation(objective, batch)
@@ -207,7 +233,7 @@ def _with(
     return hyper
 
 
-def _set(hyper, parts, value):
+def _set(hyper: Hyperparameters, parts: Sequence[str], value: jax.Array) -> Hyperparameters:
     match parts:
         case ["penalties", penalty, "strength"]:
             return hyper._replace(strength={**hyper.strength, penalty: value})

@@ -1,56 +1,41 @@
-"""Some lanes of a program, trained together from their first step, or their newest checkpoint, to their last."""
+"""Lanes of a program that are trained together, from their first step or newest checkpoint to their last step."""
 
 from __future__ import annotations
 
 import copy
+import dataclasses
 import pathlib
 import time
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+from tqdm import tqdm
 
-from mtl_jax.analysis.ablation.engine import Engine, filled
-from mtl_jax.analysis.ablation.hypergradient import Tuner
+from mtl_jax.analysis.ablation.engine import Engine
+from mtl_jax.analysis.ablation.hypergradient import TunedLane, Tuner
+from mtl_jax.analysis.ablation.lane_log import DROPPED, FROZEN, RUNNING, STOPPED, LaneLog
+from mtl_jax.analysis.ablation.lane_results import LaneParameters, lane_results
+from mtl_jax.analysis.ablation.lanes import Losses
+from mtl_jax.analysis.ablation.scores import GridScores
 from mtl_jax.errors import Stopped
 from mtl_jax.evaluation.ranking import is_defined, rank
 from mtl_jax.evaluation.scores import mean_loss, mean_score, task_scores
+from mtl_jax.runtime.stop_signals import StopSignals
 from mtl_jax.storage.checkpoint import Checkpoints, data_metadata, require_same_data
-from mtl_jax.training.penalty_effect import Effect, mean_ratio
+from mtl_jax.training.state import TrainState
 
-CALL_SECONDS = 4.0  # a call about so long keeps the progress bar alive, and a signal from waiting
-CURVE_POINTS = 25  # points of a training curve, besides the evaluations
-RUNNING, FINISHED, STOPPED = "running", "finished", "stopped early"
-FROZEN, DROPPED = "frozen: not finite", "dropped"
+CALL_SECONDS = 4.0  # of a call: short enough for the progress bar and for signals
+CURVE_POINTS = 25  # points of a training curve, in addition to the evaluations
 
 
-def new_log() -> dict[str, Any]:
-    """What the host remembers of one lane; JSON.
+class LaneBatch:
+    """S seeds × L settings in training. Use as a context manager: its entry restores a checkpoint or begins.
 
-    status      "running" | "finished" | "stopped early" | "frozen: not finite" | "dropped"
-    steps       steps trained
-    best_score  highest mean dev score, `best_loss` the mean dev loss there and `best_step` its step, see
-                `ranking.rank`; None before the first
-    stale       evaluations without a higher score, or a lower loss at the same score
-    left_out    steps that changed nothing
-    curve       see `results.Lane`
+    Cell [s, i] of arrays [S, L] is the lane of `seeds[s]` and `settings[i]`; further cells only fill the devices.
     """
-    return {
-        "status": RUNNING,
-        "steps": 0,
-        "left_out": 0,
-        "best_score": None,
-        "best_loss": None,
-        "best_step": None,
-        "stale": 0,
-        "curve": [],
-    }
-
-
-class Turn:
-    """S seeds × L settings on their way. Use as a context manager: entering restores or begins."""
 
     def __init__(
         self,
@@ -64,362 +49,307 @@ class Turn:
         Args:
           engine_for: (S, L) -> the engine of that shape.
           seeds: of the lanes.
-          settings: numbers of the program's settings.
-          folder: of the turn's checkpoints.
-          tuner_for: moves the hyperparameters of an engine's lanes; None where they stay as they are.
+          settings: indices of the program's settings.
+          folder: of the checkpoints.
+          tuner_for: moves the hyperparameters of an engine's lanes; None where they are constant.
         """
         self._engine_for, self._tuner_for = engine_for, tuner_for
         self.seeds, self.settings = list(seeds), list(settings)
-        self.logs = {(seed, setting): new_log() for seed in seeds for setting in settings}
-        self.position = 0
-        self.unscored = False  # whether a signal cut off the evaluation at this position: the next start makes it
-        self._checkpoints = Checkpoints(folder, keep=1)
-        self._pace = 1  # steps of a call
+        self.logs = {(seed, setting): LaneLog() for seed in seeds for setting in settings}
+        self.step = 0
+        self.unscored = False  # whether a signal interrupted the evaluation of this step: the next start repeats it
         self.step_seconds: list[float] = []  # of a step of one lane, by call
+        self._checkpoints = Checkpoints(folder, keep=1)
+        self._steps_per_call = 1
 
-    def __enter__(self):
+    def __enter__(self) -> LaneBatch:
         if self._checkpoints.newest(self._restore) is None:
-            self._use(self._engine_for(len(self.seeds), len(self.settings)))
+            self._set_engine(self._engine_for(len(self.seeds), len(self.settings)))
             self.states, self.losses = self.engine.init(self.seeds)
             self.best = jax.tree.map(jnp.copy, self.states.params)
         return self
 
-    def __exit__(self, *error):
+    def __exit__(self, *error: object) -> None:
         self._checkpoints.__exit__(*error)
 
-    def _use(self, engine: Engine):
+    def _set_engine(self, engine: Engine) -> None:
         self.engine = engine
         self.config = engine.built.experiment.config
         self.hyper = engine.hyper(self.settings)
         self.tuner = self._tuner_for(engine) if self._tuner_for else None
         self.tuned = self.tuner.init(self.settings) if self.tuner else ()  # log λ and its optimizer's state
 
-    def run(self, until: int, stop: Any, bar: Any) -> bool:
+    def _current_hyper(self) -> chex.ArrayTree:
+        return self.tuner.hyper(self.hyper, self.tuned[0]) if self.tuner else self.hyper
+
+    def run(self, until: int, stop: StopSignals, bar: tqdm) -> bool:
         """Trains up to step `until`; False where a signal stopped it after a checkpoint."""
-        training = self.config.training
         if self.unscored:
             self._evaluate(bar, stop)
-        while self.position < until and not stop.asked:
+        while self.step < until and not stop.asked:
             if not self._active().any():
-                bar.update((until - self.position) * len(self.logs))
-                self.position = until
+                bar.update((until - self.step) * len(self.logs))
+                self.step = until
                 break
-            before = self.position
+            before = self.step
             if self.tuner and before % self.tuner.every == self.tuner.every - self.tuner.unroll:
                 self._tune()
             else:
-                self._call(min(self._boundary(until) - before, self.engine.call_steps, self._pace))
+                self._train(min(self._next_event(until) - before, self.engine.call_steps, self._steps_per_call))
             stop.hold()
             self._checkpoints.check()
-            steps = self.position - before
-            bar.update(steps * len(self.logs))
-            if self._evaluating():
+            bar.update((self.step - before) * len(self.logs))
+            if self._evaluates():
                 self._evaluate(bar, stop)
-            elif self._curving():
-                self._add_to_curve(None)
-            if _due(self.position, training.checkpoint_every):
+            elif _is_due(self.step, self._curve_interval()):
+                self._extend_curves(None)
+            if _is_due(self.step, self.config.training.checkpoint_every):
                 self.save()
-        if stop.asked and self.position:
+        if stop.asked and self.step:
             self.save()
         return not stop.asked
 
-    def _call(self, steps):
-        began = time.monotonic()
-        active = self._active()
-        hyper = self.tuner.hyper(self.hyper, self.tuned[0]) if self.tuner else self.hyper
+    def _train(self, steps: int) -> None:
+        """One call of the engine; adapts the number of steps of the next."""
+        began, active = time.monotonic(), self._active()
         self.states, self.losses = self.engine.advance(
-            self.states, self.losses, hyper, active, self.seeds, self.position, steps
+            self.states,
+            self.losses,
+            self._current_hyper(),
+            active=active,
+            seeds=self.seeds,
+            start=self.step,
+            steps=steps,
         )
-        self._moved(steps, active)
+        self._record_steps(steps, active)
         seconds = time.monotonic() - began
-        if self.position > steps:  # the first call warms up
+        if self.step > steps:  # the first call warms up
             self.step_seconds.append(seconds / (steps * int(active.sum())))
-            self._pace = int(min(max(self._pace * CALL_SECONDS / max(seconds, 1e-3), 1), 4 * self._pace))
+            current = self._steps_per_call
+            self._steps_per_call = int(min(max(current * CALL_SECONDS / max(seconds, 1e-3), 1), 4 * current))
         else:
-            self._pace = 4
+            self._steps_per_call = 4
 
-    def _tune(self):
+    def _tune(self) -> None:
         """The steps that are differentiated, and a move of the hyperparameters."""
         active = self._active()
-        self.states, self.losses, *self.tuned = self.tuner.move(
-            self.states, self.losses, *self.tuned, self.hyper, active, self.seeds, self.position
-        )
-        self._moved(self.tuner.unroll, active)
+        lanes = TunedLane(self.states, self.losses, *self.tuned)
+        self.states, self.losses, *self.tuned = self.tuner.move(lanes, self.hyper, active, self.seeds, self.step)
+        self._record_steps(self.tuner.unroll, active)
 
-    def _moved(self, steps, active):
-        """Notes that the lanes went on, and which of them are frozen."""
+    def _record_steps(self, steps: int, active: np.ndarray) -> None:
+        """Counts the steps of the active lanes; freezes those with too many bad steps."""
         bad, left_out = jax.device_get((self.states.bad_steps, self.states.left_out))
-        self.position += steps
-        for (s, i), log in self._lanes():
-            if active[s, i]:
-                log.update(steps=self.position, left_out=int(left_out[s, i]))
-                if bad[s, i] >= self.config.training.max_bad_steps:
-                    log["status"] = FROZEN
+        self.step += steps
+        for cell, log in self._lanes():
+            if active[cell]:
+                log.steps, log.left_out = self.step, int(left_out[cell])
+                if bad[cell] >= self.config.training.max_bad_steps:
+                    log.status = FROZEN
 
-    def _boundary(self, until):
-        """The next step at which something happens."""
+    def _next_event(self, until: int) -> int:
+        """The next step at which lanes are evaluated, saved, tuned or plotted."""
         training = self.config.training
-        every = [training.eval_every, training.checkpoint_every, self._curve_every()]
-        found = [until, *(self.position - self.position % n + n for n in every if n)]
+        intervals = [training.eval_every, training.checkpoint_every, self._curve_interval()]
+        events = [until, *(self.step - self.step % interval + interval for interval in intervals if interval)]
         if self.tuner:
-            found.append(self.position + (-self.position - self.tuner.unroll) % self.tuner.every)
-        return min(found)
+            events.append(self.step + (-self.step - self.tuner.unroll) % self.tuner.every)
+        return min(events)
 
-    def _curve_every(self):
+    def _curve_interval(self) -> int:
         return max(1, self.config.training.steps // CURVE_POINTS)
 
-    def _evaluating(self):
-        return self.position == self.config.training.steps or _due(self.position, self.config.training.eval_every)
+    def _evaluates(self) -> bool:
+        return self.step == self.config.training.steps or _is_due(self.step, self.config.training.eval_every)
 
-    def _curving(self):
-        return _due(self.position, self._curve_every())
-
-    def _lanes(self):
-        """((place among S, place among L), log) of every lane."""
+    def _lanes(self) -> Iterator[tuple[tuple[int, int], LaneLog]]:
+        """((s, i), log) of every lane."""
         for s, seed in enumerate(self.seeds):
             for i, setting in enumerate(self.settings):
                 yield (s, i), self.logs[seed, setting]
 
+    def _cells(self) -> np.ndarray:
+        """bool [S, L], False."""
+        return np.zeros((self.engine.shape.seeds, self.engine.shape.lanes), bool)
+
     def _active(self) -> np.ndarray:
-        """bool [S, L], False where a lane has stopped or only fills the shape."""
-        active = np.zeros((self.engine.shape.seeds, self.engine.shape.lanes), bool)
-        for place, log in self._lanes():
-            active[place] = log["status"] == RUNNING
+        """bool [S, L], False where a lane has stopped, or only fills the devices."""
+        active = self._cells()
+        for cell, log in self._lanes():
+            active[cell] = log.status == RUNNING
         return active
 
-    def _evaluate(self, bar, stop):
-        """Scores dev; keeps the best parameters of each lane; stops lanes that get no better."""
-        experiment, limit = self.engine.built.experiment, self.config.training.early_stop
+    def _evaluate(self, bar: tqdm, stop: StopSignals) -> None:
+        """Scores dev; stores the best parameters of each lane; stops lanes that no longer improve."""
+        experiment = self.engine.built.experiment
         self.unscored = True
         try:
             scores = self.engine.scores.score(self.states.params, "dev", stop.require)
         except Stopped:
             return
         self.unscored = False
-        better = np.zeros((self.engine.shape.seeds, self.engine.shape.lanes), bool)
-        found = []
+        is_best, dev_scores = self._cells(), []
         for (s, i), log in self._lanes():
-            if log["status"] != RUNNING:
-                continue
-            score, loss = mean_score(scores[s][i], experiment), mean_loss(scores[s][i])
+            score = mean_score(scores[s][i], experiment) if log.status == RUNNING else None
             if score is None:
                 continue
-            found.append(score)
-            here, best = rank(score, loss), rank(log["best_score"], log["best_loss"])
-            better[s, i] = here >= best and is_defined(score)
-            log["stale"] = 0 if here > best else log["stale"] + 1
-            if better[s, i]:
-                log.update(best_score=score, best_loss=loss, best_step=self.position)
-            if limit and log["stale"] >= limit:
-                log["status"] = STOPPED
-        self._add_to_curve(scores)
-        self._tell(scores)
-        if better.any() and self.config.evaluation.checkpoint == "best":
-            self.best = self.engine.keep_better(self.engine.put(better), self.states.params, self.best)
-        if found:
-            bar.set_postfix_str(f"dev {min(found):.3f} … {max(found):.3f}", refresh=False)
+            dev_scores.append(score)
+            loss = mean_loss(scores[s][i])
+            is_best[s, i] = log.evaluated(score, loss, self.step, self.config.training.early_stop)
+        self._extend_curves(scores)
+        self._set_scores(scores)
+        if is_best.any() and self.config.evaluation.checkpoint == "best":
+            self.best = self.engine.select(self.engine.put(is_best), self.states.params, self.best)
+        if dev_scores:
+            bar.set_postfix_str(f"dev {min(dev_scores):.3f} … {max(dev_scores):.3f}", refresh=False)
 
-    def _tell(self, scores):
-        """The lanes' states know their scores, where the loss weights ask for them."""
+    def _set_scores(self, scores: GridScores) -> None:
+        """Writes the scores into the states, where the loss weights ask for them."""
         if self.states.balance.scores is None:
             return
         experiment = self.engine.built.experiment
-        by_lane = np.stack([np.stack([task_scores(found, experiment) for found in row]) for row in scores])
-        balance = self.states.balance._replace(scores=self.engine.put(by_lane))
+        by_cell = np.stack([np.stack([task_scores(lane, experiment) for lane in row]) for row in scores])
+        balance = self.states.balance._replace(scores=self.engine.put(by_cell))
         self.states = self.states._replace(balance=balance)
 
-    def _add_to_curve(self, scores):
+    def _extend_curves(self, scores: GridScores | None) -> None:
+        """Adds the losses since the last point, and the dev scores if any, to the curve of each lane."""
         losses = jax.device_get(self.losses)
+        learned = jax.device_get(self.tuned[0]) if self.tuner else {}
         tasks = list(self.engine.built.experiment.tasks)
-        for (s, i), log in self._lanes():
-            if log["steps"] < self.position:
+        for cell, log in self._lanes():
+            if log.steps < self.step:
                 continue
-            mean = {
-                task: float(total / count) if count else None
-                for task, total, count in zip(tasks, losses.total[s, i], losses.count[s, i], strict=True)
-            }
-            line = {"step": self.position, "loss": mean} | ({"values": self._values(s, i)} if self.tuner else {})
+            point = {"step": self.step, "loss": _means(tasks, losses.total[cell], losses.count[cell])}
+            if self.tuner:
+                point["values"] = {name: float(np.exp(log_values[cell])) for name, log_values in learned.items()}
             if losses.ratio:
-                line["penalty_ratio"] = {
-                    name: float(total[s, i] / losses.ratios[name][s, i]) if losses.ratios[name][s, i] else None
-                    for name, total in losses.ratio.items()
-                }
-            log["curve"].append(line | ({"dev": scores[s][i]} if scores and scores[s][i] else {}))
+                totals, counts = ([array[cell] for array in sums.values()] for sums in (losses.ratio, losses.ratios))
+                point["penalty_ratio"] = _means(list(losses.ratio), totals, counts)
+            if scores and scores[cell[0]][cell[1]]:
+                point["dev"] = scores[cell[0]][cell[1]]
+            log.curve.append(point)
         self.losses = self.engine.zero_losses()
-
-    def _values(self, s, i):
-        """The hyperparameters that a lane has learned so far."""
-        return {name: float(np.exp(jax.device_get(log)[s, i])) for name, log in self.tuned[0].items()}
 
     def save(self) -> None:
         """Starts to write a checkpoint."""
+        dropped = [lane for lane in self.logs if lane[1] not in self.settings]
         metadata = data_metadata(self.engine.built.experiment.corpus) | {
             "settings": self.settings,
-            "logs": [log for _, log in self._lanes()],
+            "logs": [dataclasses.asdict(log) for _, log in self._lanes()],
             "unscored": self.unscored,
-            "dropped": [[*lane, log] for lane, log in self.logs.items() if lane[1] not in self.settings],
+            "dropped": [[*lane, dataclasses.asdict(self.logs[lane])] for lane in dropped],
         }
-        parts = self._parts(self.states, self.best, self.losses, self.tuned)
-        # a copy, since the logs go on while it is written
-        self._checkpoints.save_parts(self.position, parts, copy.deepcopy(metadata))
+        parts = _parts(self.states, self.best, self.losses, self.tuned)
+        # a copy, since the logs change while it is written
+        self._checkpoints.save_parts(self.step, parts, copy.deepcopy(metadata))
 
-    def _parts(self, states, best, losses, tuned):
-        rest = {name: value for name, value in states._asdict().items() if name != "params"}
-        parts = {"params": states.params, "best": best, "rest": rest, "losses": losses._asdict()}
-        return parts | ({"tuned": list(tuned)} if tuned else {})
-
-    def _restore(self, step) -> int:
-        """Takes all from the checkpoint of a step; returns the step."""
+    def _restore(self, step: int) -> int:
+        """Restores everything from the checkpoint of a step; returns the step."""
         metadata = self._checkpoints.metadata(step)
         self.settings = metadata["settings"]
-        self._use(self._engine_for(len(self.seeds), len(self.settings)))
+        self._set_engine(self._engine_for(len(self.seeds), len(self.settings)))
         require_same_data(metadata, self.engine.built.experiment.corpus, step)
         state, losses = self.engine.abstract_state(), jax.eval_shape(self.engine.zero_losses)
-        losses = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self.engine.shape.sharding("l")), losses
-        )
+        sharding = self.engine.shape.sharding("l")
+        losses = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), losses)
         tuned = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), self.tuned)
-        parts = self._checkpoints.restore_parts(step, self._parts(state, state.params, losses, tuned))
+        parts = self._checkpoints.restore_parts(step, _parts(state, state.params, losses, tuned))
         self.tuned = parts.get("tuned", ())
-        self.states = type(state)(params=parts["params"], **parts["rest"])
-        self.best, self.losses = parts["best"], type(losses)(**parts["losses"])
-        self.position, self.unscored = step, metadata.get("unscored", False)
-        for (place, _), log in zip(self._lanes(), metadata["logs"], strict=True):
-            self.logs[self.seeds[place[0]], self.settings[place[1]]] = log
-        self.logs |= {(seed, setting): log for seed, setting, log in metadata["dropped"]}
+        self.states = TrainState(params=parts["params"], **parts["rest"])
+        self.best, self.losses = parts["best"], Losses(**parts["losses"])
+        self.step, self.unscored = step, metadata.get("unscored", False)
+        for ((s, i), _), log in zip(self._lanes(), metadata["logs"], strict=True):
+            self.logs[self.seeds[s], self.settings[i]] = LaneLog(**log)
+        self.logs |= {(seed, setting): LaneLog(**log) for seed, setting, log in metadata["dropped"]}
         return step
 
-    def results(self, stop: Any) -> dict[tuple[int, int], dict[str, Any]] | None:
-        """{(seed, setting): result} of all lanes, those dropped before included: see `_finish`.
+    def results(self, stop: StopSignals) -> dict[tuple[int, int], dict[str, object]] | None:
+        """{(seed, setting): see `LaneLog.result`} of all lanes, those dropped earlier included.
 
-        None where a signal came meanwhile; what was trained is saved.
+        None where a signal interrupted the scoring; the trained lanes are saved.
         """
         for log in self.logs.values():
-            if log["status"] == RUNNING:
-                log["status"] = FROZEN if 0 < log["steps"] == log["left_out"] else FINISHED
+            log.end()
         try:
-            self._finish(self.settings, stop)
+            self._score(self.settings, stop)
         except Stopped:
             self.save()
             return None
-        return {lane: log["result"] for lane, log in self.logs.items()}
+        return {lane: log.result for lane, log in self.logs.items()}
 
-    def dev_ranks(self, stop: Any) -> list[tuple[float, float]]:
-        """`ranking.rank` of the mean dev score and loss over seeds of each of `settings`, of the parameters at hand;
-        that of no score where one is not defined.
+    def dev_ranks(self, stop: StopSignals) -> list[tuple[float, float]]:
+        """`ranking.rank` of each of `settings`, by mean dev score and loss over seeds of the current parameters.
 
-        Raises `Stopped` where a signal comes, as `drop` does.
+        Raises:
+          Stopped: a signal arrived.
         """
         scores = self.engine.scores.score(self.states.params, "dev", stop.require)
         experiment = self.engine.built.experiment
-        found = []
+        ranks = []
         for i, setting in enumerate(self.settings):
             lanes = [
                 (mean_score(scores[s][i], experiment), mean_loss(scores[s][i]))
                 for s, seed in enumerate(self.seeds)
-                if self.logs[seed, setting]["status"] in (RUNNING, STOPPED)
+                if self.logs[seed, setting].status in (RUNNING, STOPPED)
             ]
-            bad = len(lanes) < len(self.seeds) or not all(is_defined(score) for score, _ in lanes)
+            if len(lanes) < len(self.seeds) or not all(is_defined(score) for score, _ in lanes):
+                ranks.append(rank(None, None))
+                continue
             losses = [loss for _, loss in lanes]
-            mean = None if bad or None in losses else float(np.mean(losses))
-            found.append(rank(None if bad else float(np.mean([score for score, _ in lanes])), mean))
-        return found
+            mean = None if None in losses else float(np.mean(losses))
+            ranks.append(rank(float(np.mean([score for score, _ in lanes])), mean))
+        return ranks
 
-    def drop(self, kept: Sequence[int], stop: Any) -> None:
-        """Goes on with the settings `kept` alone; the others get their result as they stand."""
-        gone = [setting for setting in self.settings if setting not in kept]
-        if not gone:
+    def drop_others(self, survivors: Sequence[int], stop: StopSignals) -> None:
+        """Continues with the settings `survivors`; the others end with their current parameters.
+
+        Raises:
+          Stopped: a signal arrived.
+        """
+        dropped = [setting for setting in self.settings if setting not in survivors]
+        if not dropped:
             return
         for (_, setting), log in self.logs.items():
-            if setting in gone and log["status"] == RUNNING:
-                log["status"] = DROPPED
-        self._finish(gone, stop)
-        places = [i for i, setting in enumerate(self.settings) if setting in kept]
-        self.settings = [self.settings[i] for i in places]
-        self._use(self._engine_for(len(self.seeds), len(self.settings)))
-        places += [places[-1]] * (self.engine.shape.lanes - len(places))
-        seeds = [min(s, len(self.seeds) - 1) for s in range(self.engine.shape.seeds)]
-        take = jax.jit(lambda tree: jax.tree.map(lambda leaf: leaf[np.asarray(seeds)][:, np.asarray(places)], tree))
+            if setting in dropped and log.status == RUNNING:
+                log.status = DROPPED
+        self._score(dropped, stop)
+        columns = [i for i, setting in enumerate(self.settings) if setting in survivors]
+        self.settings = [self.settings[i] for i in columns]
+        self._set_engine(self._engine_for(len(self.seeds), len(self.settings)))
+        columns += [columns[-1]] * (self.engine.shape.lanes - len(columns))
+        rows = [min(s, len(self.seeds) - 1) for s in range(self.engine.shape.seeds)]
+        take = jax.jit(lambda tree: jax.tree.map(lambda leaf: leaf[np.asarray(rows)][:, np.asarray(columns)], tree))
         taken = take((self.states, self.best, self.losses))
         self.states, self.best, self.losses = (self.engine.put(tree) for tree in taken)
 
-    def _finish(self, settings, stop):
-        """Puts the result of these settings' lanes into their logs."""
-        experiment = self.engine.built.experiment
-        use_best = self.config.evaluation.checkpoint == "best"
-        chosen = np.zeros((self.engine.shape.seeds, self.engine.shape.lanes), bool)
-        for place, log in self._lanes():
-            chosen[place] = not use_best or log["best_step"] is None
-        params = self.engine.keep_better(self.engine.put(chosen), self.states.params, self.best)
-        self.best = params
-        remarks: dict[tuple[int, int], dict[str, dict[str, str]]] = {}
-
-        def scored(split):
-            def remark(s, i, task, text):
-                remarks.setdefault((s, i), {}).setdefault(task, {})[split] = text
-
-            return self.engine.scores.score(params, split, stop.require, remark)
-
-        scores = {split: scored(split) for split in self.config.evaluation.splits}
-        spread = self.engine.scores.spread(params)
-        effects = self._effects(params)
-        for (s, i), log in self._lanes():
-            if self.settings[i] not in settings:
-                continue
-            by_task = {
-                task: {split: found[s][i][task] for split, found in scores.items() if task in found[s][i]}
-                for task in experiment.tasks
-            }
-            dev = {task: found["dev"] for task, found in by_task.items() if "dev" in found}
-            log["result"] = {
-                "values": _learned(log),
-                "status": log["status"],
-                "step": log["steps"] if chosen[s, i] else log["best_step"],
-                "steps": log["steps"],
-                "scores": by_task,
-                "score": mean_score(dev, experiment),
-                "distance": spread[s][i][0],
-                "effective_rank": spread[s][i][1],
-                "curve": log["curve"],
-                "left_out": log["left_out"],
-                "remarks": remarks.get((s, i), {}),
-                "effects": {name: of_lanes[s][i]._asdict() for name, of_lanes in effects.items()},
-            }
-
-    def _effects(self, params) -> dict[str, list[list[Effect]]]:
-        """{penalty: [S][L] what it did}."""
-        if not self.engine.built.spec.objective.penalties:
-            return {}
-        by_seed = {seed: self.engine.built.experiment.init_params(seed) for seed in self.seeds}
-        initial = jax.tree.map(lambda *x: jnp.stack(x), *(by_seed[s] for s in filled(self.seeds, self._shape.seeds)))
-        distances = self.engine.scores.penalty_distances(params, jax.device_put(initial, self._shape.sharding("s")))
-        hyper = self.tuner.hyper(self.hyper, self.tuned[0]) if self.tuner else self.hyper
-        strength = jax.device_get(hyper.strength)
-
-        def effect(name, s, i, log):
-            ratio = mean_ratio(line["penalty_ratio"][name] for line in log["curve"] if "penalty_ratio" in line)
-            return Effect(ratio, float(strength[name][s, i]), *distances[name][s, i].tolist())
-
-        logs = [[self.logs[seed, setting] for setting in self.settings] for seed in self.seeds]
-        return {
-            name: [[effect(name, s, i, log) for i, log in enumerate(row)] for s, row in enumerate(logs)]
-            for name in distances
-        }
-
-    @property
-    def _shape(self):
-        return self.engine.shape
+    def _score(self, settings: Sequence[int], stop: StopSignals) -> None:
+        """Writes the results of these settings' lanes into their logs."""
+        uses_last = self._cells()
+        for cell, log in self._lanes():
+            uses_last[cell] = self.config.evaluation.checkpoint != "best" or log.best_step is None
+        self.best = self.engine.select(self.engine.put(uses_last), self.states.params, self.best)
+        lanes = LaneParameters(self.engine, self.seeds, self.best, self._current_hyper())
+        logs = {cell: log for cell, log in self._lanes() if self.settings[cell[1]] in settings}
+        for cell, result in lane_results(lanes, logs, uses_last, stop).items():
+            logs[cell].result = result
 
 
-def _learned(log):
-    """The values that a lane had learned at the step that was scored; {} where nothing is learned."""
-    lines = [
-        line["values"]
-        for line in log["curve"]
-        if "values" in line and line["step"] <= (log["best_step"] or log["steps"])
-    ]
-    return lines[-1] if lines else {}
+def _parts(
+    states: TrainState, best: chex.ArrayTree, losses: Losses, tuned: Sequence[chex.ArrayTree]
+) -> dict[str, chex.ArrayTree]:
+    """The named pytrees of a checkpoint."""
+    rest = {name: value for name, value in states._asdict().items() if name != "params"}
+    parts = {"params": states.params, "best": best, "rest": rest, "losses": losses._asdict()}
+    return parts | ({"tuned": list(tuned)} if tuned else {})
 
 
-def _due(position, every):
-    return bool(every) and position % every == 0
+def _means(names: Sequence[str], totals: Sequence[float], counts: Sequence[float]) -> dict[str, float | None]:
+    """{name: total / count}, None where the count is 0."""
+    return {
+        name: float(total / count) if count else None for name, total, count in zip(names, totals, counts, strict=True)
+    }
+
+
+def _is_due(step: int, every: int) -> bool:
+    return bool(every) and step % every == 0

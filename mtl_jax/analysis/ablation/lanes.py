@@ -1,21 +1,23 @@
 """The train step over seeds and settings: leaves [S, L, ...], many steps in one call, lanes over the devices.
 
-Lanes of one seed share initial values, dropout bits and batches: what differs between them is their hyperparameters.
-Each lane computes what it computes when it is trained alone.
+Lanes of one seed share initial values, dropout bits and batches, and differ only in their hyperparameters. Each lane
+computes the same as when it is trained alone.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from mtl_jax.analysis.ablation.device_rows import ResidentRows, gather
+from mtl_jax.analysis.ablation.device_rows import Draws, ResidentRows, gather
+from mtl_jax.data.batch import Batch
+from mtl_jax.training.hyperparameters import Hyperparameters
 from mtl_jax.training.state import StepSpec, TrainState
 from mtl_jax.training.step import train_step
 
@@ -23,9 +25,9 @@ LAYOUTS = ("vmap", "map")
 
 
 def use_all_cores() -> None:
-    """On CPU a device for each core, which then share the lanes. Call before JAX is used; GPUs and TPUs stay as found.
+    """On CPU, one device for each core, among which the lanes are divided. Call before JAX is used.
 
-    A lane of a small model leaves all cores but one idle.
+    A lane of a small model would leave all cores but one idle. GPUs and TPUs stay as they are.
     """
     if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -33,10 +35,10 @@ def use_all_cores() -> None:
 
 
 class Losses(NamedTuple):
-    """Training losses since the last line of the curve, and what penalties did beside them.
+    """Sums since the last point of the curve: training losses, and the effects of penalties.
 
-    total, count   sums of the losses and how many there were, float32 [K]
-    ratio, ratios  likewise {penalty: penalty_ratio}, see `training.penalty_effect`; float32 scalars
+    total, count   sums of the losses and their numbers, float32 [K]
+    ratio, ratios  sums of {penalty: penalty_ratio}, see `training.penalty_effect`, and their numbers; float32 scalars
     """
 
     total: jax.Array
@@ -51,30 +53,31 @@ def no_losses(tasks: int, penalties: Iterable[str] = ()) -> Losses:
     return Losses(zeros, zeros, by_penalty, dict(by_penalty))
 
 
-def batch_at(spec: StepSpec, source: Any, draws: Any, number: jax.Array):
+def batch_at(spec: StepSpec, source: ResidentRows | None, inputs: Draws | Batch, number: jax.Array) -> Batch:
     """Batch `number` of a call, leaves [A, B, R, ...].
 
     Args:
       spec: static.
       source: `ResidentRows`; None where batches come from the host.
-      draws: `Draws`; or, from the host, a `Batch` with leaves [n, A, B, R, ...].
+      inputs: `Draws`; or, from the host, a `Batch` with leaves [n, A, B, R, ...].
+      number: index of the batch.
     """
-    one = jax.tree.map(lambda leaf: leaf[number], draws)
+    batch = jax.tree.map(lambda leaf: leaf[number], inputs)
     if source is None:
-        return one
-    return jax.vmap(lambda dataset, row: gather(source, spec.objective.layout, dataset, row))(*one)
+        return batch
+    return jax.vmap(lambda dataset, row: gather(source, spec.objective.layout, dataset, row))(*batch)
 
 
 def advance(
     spec: StepSpec,
     state: TrainState,
     losses: Losses,
-    hyper: Any,
+    hyper: Hyperparameters,
     active: jax.Array,
-    draws: Any,
+    inputs: Draws | Batch,
     source: ResidentRows | None,
     count: jax.Array,
-):
+) -> tuple[TrainState, Losses]:
     """`count` steps of one lane; nothing where it is not `active`.
 
     Returns:
@@ -83,16 +86,16 @@ def advance(
 
     def step(number, carry):
         state, losses = carry
-        state, metrics = train_step(spec, state, batch_at(spec, source, draws, number), hyper)
+        state, metrics = train_step(spec, state, batch_at(spec, source, inputs, number), hyper)
         counted = metrics["present"] & jnp.isfinite(metrics["losses"])
         total = losses.total + jnp.where(counted, metrics["losses"], 0.0)
         ratio = metrics["penalty_ratio"]
-        known = {name: jnp.isfinite(value) for name, value in ratio.items()}
+        finite = {name: jnp.isfinite(value) for name, value in ratio.items()}
         return state, Losses(
             total,
             losses.count + counted.astype(jnp.float32),
-            {name: losses.ratio[name] + jnp.where(known[name], value, 0.0) for name, value in ratio.items()},
-            {name: losses.ratios[name] + known[name].astype(jnp.float32) for name in ratio},
+            {name: losses.ratio[name] + jnp.where(finite[name], value, 0.0) for name, value in ratio.items()},
+            {name: losses.ratios[name] + finite[name].astype(jnp.float32) for name in ratio},
         )
 
     def steps(carry):
@@ -102,11 +105,11 @@ def advance(
 
 
 class Shape(NamedTuple):
-    """How S seeds × L settings lie on the devices.
+    """How S seeds × L settings are placed on the devices.
 
-    seeds, lanes  S and L, filled up so that the devices share them evenly
-    axis          which of the two the devices share
-    layout        "vmap", the lanes of a device at once, or "map", in turns
+    seeds, lanes  S and L, padded so that they can be divided evenly among the devices
+    axis          0 if the seeds are divided among the devices, 1 for the settings
+    layout        "vmap", the lanes of a device at once, or "map", sequentially
     mesh          the devices
     """
 
@@ -120,18 +123,18 @@ class Shape(NamedTuple):
         """Of leaves [S, L, ...] ("l"), [S, ...] ("s") or others ("-")."""
         return NamedSharding(self.mesh, self._spec(leading))
 
-    def _spec(self, leading):
+    def _spec(self, leading: str) -> PartitionSpec:
         axes = {"l": 2, "s": 1, "-": 0}[leading]
         return PartitionSpec(*("lanes" if i == self.axis else None for i in range(axes)))
 
 
 def shape_of(seeds: int, lanes: int, layout: str) -> Shape:
-    """S × L on all devices, with as few lanes as possible added to fill them."""
+    """S × L on all devices, with as few padding lanes as possible."""
     devices = jax.devices()
-    filled = [(seeds + -seeds % len(devices), lanes), (seeds, lanes + -lanes % len(devices))]
-    axis = min((1, 0), key=lambda i: filled[i][0] * filled[i][1])
+    padded = [(seeds + -seeds % len(devices), lanes), (seeds, lanes + -lanes % len(devices))]
+    axis = min((1, 0), key=lambda i: padded[i][0] * padded[i][1])
     mesh = Mesh(np.asarray(devices), ("lanes",), axis_types=(AxisType.Auto,))
-    return Shape(*filled[axis], axis, layout, mesh)
+    return Shape(*padded[axis], axis, layout, mesh)
 
 
 def over_lanes(function: Callable, axes: str, shape: Shape) -> Callable:
@@ -140,36 +143,36 @@ def over_lanes(function: Callable, axes: str, shape: Shape) -> Callable:
     Args:
       function: of as many arguments as `axes` has letters.
       axes: for each argument "l" its leaves have leading axes [S, L], "s" [S], "-" none.
-      shape: how the lanes lie.
+      shape: of the lanes.
 
     Returns:
       the function over lanes, to be jitted; results have leaves [S, L, ...].
     """
     if shape.layout == "vmap":
         inner = jax.vmap(function, in_axes=[0 if a == "l" else None for a in axes])
-        whole = jax.vmap(inner, in_axes=[None if a == "-" else 0 for a in axes])
+        mapped = jax.vmap(inner, in_axes=[None if a == "-" else 0 for a in axes])
     else:
-        whole = _in_turns(_in_turns(function, [a == "l" for a in axes]), [a != "-" for a in axes])
+        mapped = _sequential(_sequential(function, [a == "l" for a in axes]), [a != "-" for a in axes])
     if shape.mesh.size == 1:
-        return whole
+        return mapped
     specs = tuple(shape.sharding(a).spec for a in axes)
-    return jax.shard_map(whole, mesh=shape.mesh, in_specs=specs, out_specs=shape.sharding("l").spec, check_vma=False)
+    return jax.shard_map(mapped, mesh=shape.mesh, in_specs=specs, out_specs=shape.sharding("l").spec, check_vma=False)
 
 
-def _in_turns(function, mapped):
-    """`jax.lax.map` over the leading axis of the arguments that are `mapped`."""
+def _sequential(function: Callable, is_mapped: Sequence[bool]) -> Callable:
+    """`jax.lax.map` over the leading axis of the arguments that are mapped."""
 
     def run(*arguments):
-        def one(leading):
-            leading = iter(leading)
-            return function(*(next(leading) if m else a for m, a in zip(mapped, arguments, strict=True)))
+        def call(slices):
+            slices = iter(slices)
+            return function(*(next(slices) if m else a for m, a in zip(is_mapped, arguments, strict=True)))
 
-        return jax.lax.map(one, tuple(a for m, a in zip(mapped, arguments, strict=True) if m))
+        return jax.lax.map(call, tuple(a for m, a in zip(is_mapped, arguments, strict=True) if m))
 
     return run
 
 
-def stack_hypers(hypers: Sequence[Any], seeds: int) -> Any:
+def stack_hypers(hypers: Sequence[Hyperparameters], seeds: int) -> Hyperparameters:
     """Hyperparameters of L settings as one tree with leaves [S, L]."""
     stacked = jax.tree.map(lambda *leaves: np.stack(jax.device_get(leaves)), *hypers)
     return jax.tree.map(lambda leaf: np.broadcast_to(leaf, (seeds, *leaf.shape)), stacked)

@@ -1,4 +1,4 @@
-"""What an ablation will train, known before anything is loaded: programs, their settings, seeds."""
+"""What an ablation will train, computed before anything is loaded: programs, their settings, seeds."""
 
 from __future__ import annotations
 
@@ -17,20 +17,22 @@ from ml_collections import ConfigDict
 from mtl_jax import unicode
 from mtl_jax.analysis.ablation import fields
 from mtl_jax.balancing import LOSS_WEIGHTS, OF_GRADIENTS, WEIGHTINGS
+from mtl_jax.config.entries import Choice, Sweep
 from mtl_jax.config.plain import to_plain
+from mtl_jax.config.sections import Config
 from mtl_jax.data.splits.subsets import random_generator
 from mtl_jax.errors import UserError
 
 SWEEP_FIELDS = "config.ablation.sweeps"
-LONGEST_FOLDER = 180  # bytes of a program's name
+MAX_NAME_BYTES = 180  # of a program's name, which is that of a folder
 
 
 class Setting(NamedTuple):
     """One lane of a program, for each seed.
 
     line    "sharing" (a point of the sweeps) | "single" | "tied" | "hard"
-    values  {sweep: value}; for the ends the learning rate besides, and no λ
-    fields  {field of the config: value}: the program's config with these is the lane's config when trained alone
+    values  {sweep: value}; the limits have no λ, and the learning rate in addition
+    fields  {field of the config: value}: with these, the program's config is that of the lane when trained alone
     """
 
     line: str
@@ -39,12 +41,12 @@ class Setting(NamedTuple):
 
 
 class Program(NamedTuple):
-    """One compiled program: a config, and the settings that are its lanes, for each of the plan's seeds.
+    """One compiled program: a config, and the settings that are its lanes for each of the plan's seeds.
 
     name     of its folder
-    config   the whole config, without what `settings` change
-    choices  {choice: alternative}; ends lack the choices that do not matter to them
-    moves    {sweep: fields that it moves}
+    config   before the changes of `settings`
+    choices  {choice: alternative}; limits lack the choices that do not affect them
+    moves    {sweep: fields that it sets}
     """
 
     name: str
@@ -71,14 +73,14 @@ class Plan(NamedTuple):
 
     @property
     def lane_steps(self) -> int:
-        """Steps of all lanes together."""
+        """Steps of all lanes in total."""
         return sum(len(p.settings) * len(self.seeds) * p.config.training.steps for p in self.programs)
 
     def describe(self) -> str:
-        """What will be trained, for people."""
+        """What will be trained, as lines of text."""
         lanes = sum(len(p.settings) for p in self.programs) * len(self.seeds)
         head = f"{len(self.programs)} programs, {lanes} lanes ({len(self.seeds)} seeds)"
-        lines = [f"{head}, {self.lane_steps:,} lane-steps in all"]
+        lines = [f"{head}, {self.lane_steps:,} lane-steps in total"]
         for p in self.programs:
             lines.append(
                 f"  {p.name}: {len(p.settings)} settings × {len(self.seeds)} seeds × {p.config.training.steps} steps"
@@ -91,12 +93,12 @@ def make(config: ConfigDict, check: Callable[[ConfigDict], Mapping[str, str]]) -
 
     Args:
       config: has passed `mtl_jax.checks.check`.
-      check: raises UserError for a config that is wrong; called for every lane's. Returns {option that is set: "" where
-        it acts, else why not}.
+      check: raises UserError for a wrong config; called for that of every lane. Returns {option that is set: "" where
+        it has an effect, else why not}.
 
     Raises:
-      UserError: a swept field that the step does not take as an argument; no points, or the same twice; an option that
-        is set and acts in no lane; ...
+      UserError: a swept field that the step does not take as an argument; no points, or equal ones; an option that is
+        set and has no effect in any lane; ...
     """
     ablation = config.ablation
     if not ablation.sweeps and not ablation.choices:
@@ -106,55 +108,67 @@ def make(config: ConfigDict, check: Callable[[ConfigDict], Mapping[str, str]]) -
         )
     seeds = tuple(range(config.seed, config.seed + ablation.seeds))
     alternatives = {name: _alternatives(config, name, entry) for name, entry in ablation.choices.items()}
-    programs: list[Program] = []
-    ends: dict[str, Program] = {}
+    programs, limits = [], {}
     values: dict[str, list[float]] = {name: [] for name in ablation.sweeps}
     for combination in itertools.product(*(a.items() for a in alternatives.values())):
-        chosen = dict(zip(alternatives, (name for name, _ in combination), strict=True))
-        own = config
+        choices = dict(zip(alternatives, (name for name, _ in combination), strict=True))
+        program_config = config
         for choice, (_, changes) in zip(alternatives, combination, strict=True):
-            own = fields.merged(own, changes, f"config.ablation.choices.{choice}")
-        check(own)
-        sweeps = {name: _Sweep.of(own, name) for name in own.ablation.sweeps}
-        for name, found in sweeps.items():
-            values.setdefault(name, []).extend(found.values)
-        settings = _settings(sweeps)
-        if any(_is_strength(s) for s in sweeps.values()) and ablation.ends:
-            for program in _ends(own, chosen, sweeps):
-                same = ends.get(key := _identity(program), program)
-                ends[key] = same._replace(choices={n: c for n, c in same.choices.items() if chosen[n] == c})
-        programs.append(
-            Program(_name("sharing", chosen), own, chosen, settings, {n: s.fields for n, s in sweeps.items()})
-        )
-    everything = (*programs, *(p._replace(name=_name(p.settings[0].line, p.choices)) for p in ends.values()))
-    effects: list[Mapping[str, str]] = []
-    for program in everything:
-        for setting in program.settings:
-            try:
-                found = check(fields.with_values(program.config, setting.fields))
-            except UserError as error:
-                raise UserError(f"{SWEEP_FIELDS}, at {_show(setting.values)}: {error}") from None
-            if setting.line == "sharing":  # the ends leave out what others are about
-                effects.append(found or {})
-    _require_effects(effects)
-    everything = _with_own_folders(everything)
+            program_config = fields.merged(program_config, changes, f"config.ablation.choices.{choice}")
+        check(program_config)
+        sweeps = {name: _Sweep.from_config(program_config, name) for name in program_config.ablation.sweeps}
+        for name, sweep in sweeps.items():
+            values.setdefault(name, []).extend(sweep.values)
+        if any(_is_strength(sweep) for sweep in sweeps.values()) and ablation.ends:
+            for program in _limits(program_config, choices, sweeps):
+                _add_limit(limits, program)
+        moves = {name: sweep.fields for name, sweep in sweeps.items()}
+        programs.append(Program(_name("sharing", choices), program_config, choices, _settings(sweeps), moves))
+    named_limits = (p._replace(name=_name(p.settings[0].line, p.choices)) for p in limits.values())
+    all_programs = (*programs, *named_limits)
+    _check_lanes(all_programs, check)
     described = {
         name: {"field": entry.field, "scale": entry.scale, "values": sorted(dict.fromkeys(values[name]))}
         for name, entry in ablation.sweeps.items()
     }
     baselines = _baselines(ablation.baselines, alternatives)
-    return Plan(everything, described, {n: list(a) for n, a in alternatives.items()}, baselines, seeds)
+    return Plan(
+        _with_unique_names(all_programs), described, {n: list(a) for n, a in alternatives.items()}, baselines, seeds
+    )
+
+
+def _add_limit(limits: dict[str, Program], program: Program) -> None:
+    """Adds a program, or removes the choices that differ from an equal one: they do not affect it."""
+    same = limits.setdefault(_identity(program), program)
+    common = {name: choice for name, choice in same.choices.items() if program.choices[name] == choice}
+    limits[_identity(program)] = same._replace(choices=common)
+
+
+def _check_lanes(programs: Sequence[Program], check: Callable[[ConfigDict], Mapping[str, str]]) -> None:
+    """Checks the config of every lane; see `make` for what is raised."""
+    effects: list[Mapping[str, str]] = []
+    for program in programs:
+        for setting in program.settings:
+            try:
+                lane_effects = check(fields.with_values(program.config, setting.fields))
+            except UserError as error:
+                raise UserError(f"{SWEEP_FIELDS}, at {_describe(setting.values)}: {error}") from None
+            if setting.line == "sharing":  # the limits lack what many options are for
+                effects.append(lane_effects or {})
+    _require_effects(effects)
 
 
 def _require_effects(by_lane: Sequence[Mapping[str, str]]) -> None:
-    """An option may be for some of the alternatives; it is a mistake where it acts in none."""
-    acting = {field for effects in by_lane for field, reason in effects.items() if not reason}
-    idle = {f: reason for effects in by_lane for f, reason in effects.items() if reason and f not in acting}
+    """Raises UserError for options without effect in every lane; they may be meant for some of the alternatives."""
+    effective = {field for effects in by_lane for field, reason in effects.items() if not reason}
+    idle = {f: reason for effects in by_lane for f, reason in effects.items() if reason and f not in effective}
     if idle:
         raise UserError("\n".join(idle.values()))
 
 
-def _baselines(named, alternatives) -> dict[str, list[str]]:
+def _baselines(
+    named: Mapping[str, Sequence[str]], alternatives: Mapping[str, Mapping[str, Any]]
+) -> dict[str, list[str]]:
     for choice, names in named.items():
         where = f"config.ablation.baselines.{choice}"
         if choice not in alternatives:
@@ -163,19 +177,21 @@ def _baselines(named, alternatives) -> dict[str, list[str]]:
             raise UserError(f"{where}: {names!r} should be a tuple of alternatives, e.g. ('sum',)")
         for name in names:
             if name not in alternatives[choice]:
-                raise UserError(f"{where}: {name!r} is none of the alternatives {', '.join(alternatives[choice])}")
+                raise UserError(f"{where}: {name!r} is not one of the alternatives {', '.join(alternatives[choice])}")
         if len(set(names)) == len(alternatives[choice]):
-            raise UserError(f"{where}: all alternatives are baselines, none is left to compare with them")
+            raise UserError(f"{where}: all alternatives are baselines, so that none is compared with them")
     return {choice: list(dict.fromkeys(names)) for choice, names in named.items()}
 
 
 class _Sweep(NamedTuple):
+    """The fields that a sweep sets, its values, and whether these are drawn at random."""
+
     fields: tuple[str, ...]
     values: tuple[float, ...]
     random: bool
 
-    @staticmethod
-    def of(config, name) -> _Sweep:
+    @classmethod
+    def from_config(cls, config: Config, name: str) -> _Sweep:
         entry, where = config.ablation.sweeps[name], f"{SWEEP_FIELDS}.{name}"
         expanded = fields.expand(config, entry.field, f"{where}.field")
         for field in expanded:
@@ -183,21 +199,21 @@ class _Sweep(NamedTuple):
                 raise UserError(
                     f"{where}.field: {field!r} changes the compiled program, so it cannot differ between its lanes; "
                     f"make it a choice: default.add_choice(config, {name!r}, field={entry.field!r}, "
-                    f"alternatives=(...)). Swept can be {', '.join(fields.TRACED)}"
+                    f"alternatives=(...)). Fields that can be swept: {', '.join(fields.TRACED)}"
                 )
             _require_option(config, field, where)
-        return _Sweep(expanded, _values(config, entry, where, name), entry.random)
+        return cls(expanded, _values(config, entry, where, name), entry.random)
 
 
-def _require_option(config, field, where):
-    """Makes sure that an option of a method takes any number inside a compiled program."""
+def _require_option(config: Config, field: str, where: str) -> None:
+    """Raises UserError unless an option of a method can be a traced number."""
     section, is_option, name = field.partition(".options.")
     methods = {"loss_weights": LOSS_WEIGHTS, "aggregation": {**WEIGHTINGS, **OF_GRADIENTS}}.get(section)
     if not is_option or methods is None:
         return
     method, options = config[section].method, config[section].options.to_dict()
     if method == "by_size":
-        options["sizes"] = (1.0,)  # known when the data are
+        options["sizes"] = (1.0,)  # known once the data are read
     try:
         jax.eval_shape(lambda value: (methods[method](**{**options, name: value}), value)[1], jnp.zeros(()))
     except (TypeError, ValueError, jax.errors.JAXTypeError) as error:
@@ -208,36 +224,36 @@ def _require_option(config, field, where):
         ) from None
 
 
-def _values(config, entry, where, name) -> tuple[float, ...]:
+def _values(config: Config, entry: Sweep, where: str, name: str) -> tuple[float, ...]:
     if bool(entry.points) == bool(entry.count):
-        raise UserError(f"{where}: a grid of no points; give either points=(...) or low, high and count")
+        raise UserError(f"{where}: there are no points; give either points=(...) or low, high and count")
     if entry.points:
-        found = tuple(float(value) for value in entry.points)
+        values = tuple(float(value) for value in entry.points)
     else:
         low, high, count = float(entry.low), float(entry.high), int(entry.count)
         if not (math.isfinite(low) and math.isfinite(high) and low < high) or count < (1 if entry.random else 2):
-            raise UserError(f"{where}: from low = {low:g} to high = {high:g} in {count} points is no range")
+            raise UserError(f"{where}: from low = {low:g} to high = {high:g} in {count} points is not a range")
         if entry.scale == "log" and low <= 0:
             raise UserError(f"{where}.low: {low:g} has no logarithm; begin above 0 or take scale='linear'")
-        ends = np.log([low, high]) if entry.scale == "log" else np.asarray([low, high])
+        bounds = np.log([low, high]) if entry.scale == "log" else np.asarray([low, high])
         draw = random_generator(f"sweep {name}", config.seed).random
         steps = draw(count) if entry.random else np.linspace(0.0, 1.0, count)
-        spaced = ends[0] + steps * (ends[1] - ends[0])
-        found = tuple(float(f"{x:.6g}") for x in (np.exp(spaced) if entry.scale == "log" else spaced))
-    if any(not math.isfinite(value) for value in found):
-        raise UserError(f"{where}: values have to be finite numbers, found {found}")
-    if not entry.random and len(set(found)) < len(found):
-        twice = next(value for value in found if found.count(value) > 1)
-        raise UserError(f"{where}: the point {twice:g} is there twice")
-    return found
+        spaced = bounds[0] + steps * (bounds[1] - bounds[0])
+        values = tuple(float(f"{x:.6g}") for x in (np.exp(spaced) if entry.scale == "log" else spaced))
+    if any(not math.isfinite(value) for value in values):
+        raise UserError(f"{where}: values have to be finite numbers, found {values}")
+    if not entry.random and len(set(values)) < len(values):
+        repeated = next(value for value in values if values.count(value) > 1)
+        raise UserError(f"{where}: the point {repeated:g} is there twice")
+    return values
 
 
 def _settings(sweeps: Mapping[str, _Sweep]) -> tuple[Setting, ...]:
-    """The product of the sweeps; those drawn at random are drawn together, as one axis."""
+    """The product of the sweeps; random sweeps are one axis, drawn jointly."""
     drawn = {name: sweep for name, sweep in sweeps.items() if sweep.random}
     if len({len(sweep.values) for sweep in drawn.values()}) > 1:
         counts = ", ".join(f"{name} {len(sweep.values)}" for name, sweep in drawn.items())
-        raise UserError(f"{SWEEP_FIELDS}: random sweeps are drawn together and need equally many points: {counts}")
+        raise UserError(f"{SWEEP_FIELDS}: random sweeps are drawn jointly and need the same number of points: {counts}")
     axes = [[{name: value} for value in sweep.values] for name, sweep in sweeps.items() if not sweep.random]
     if drawn:
         rows = zip(*(sweep.values for sweep in drawn.values()), strict=True)
@@ -246,7 +262,7 @@ def _settings(sweeps: Mapping[str, _Sweep]) -> tuple[Setting, ...]:
     return tuple(Setting("sharing", values, _fields(sweeps, values)) for values in points)
 
 
-def _fields(sweeps, values):
+def _fields(sweeps: Mapping[str, _Sweep], values: Mapping[str, float]) -> dict[str, float]:
     return {field: value for name, value in values.items() for field in sweeps[name].fields}
 
 
@@ -254,7 +270,7 @@ def _is_strength(sweep: _Sweep) -> bool:
     return all(field.startswith("penalties.") and field.endswith(".strength") for field in sweep.fields)
 
 
-def _ends(config, chosen, sweeps) -> list[Program]:
+def _limits(config: ConfigDict, choices: Mapping[str, str], sweeps: Mapping[str, _Sweep]) -> list[Program]:
     """Single-task and tied columns as lanes of one program, hard sharing as another; over learning rates."""
     others = {name: s for name, s in sweeps.items() if not any(f.startswith("penalties.") for f in s.fields)}
     swept_rate = any("optimizer.learning_rate" in s.fields for s in others.values())
@@ -265,34 +281,34 @@ def _ends(config, chosen, sweeps) -> list[Program]:
             "set config.ablation.ends=False"
         )
 
-    def settings(line, extra):
-        found = []
+    def settings(line: str, extra: Mapping[str, Any]) -> tuple[Setting, ...]:
+        result = []
         for setting, rate in itertools.product(_settings(others) if others else (Setting(line, {}, {}),), rates):
             values, changes = dict(setting.values), {**setting.fields, **extra}
             if rate is not None:
                 values["learning_rate"] = changes["optimizer.learning_rate"] = rate
-            found.append(Setting(line, values, changes))
-        return tuple(found)
+            result.append(Setting(line, values, changes))
+        return tuple(result)
 
-    alone = fields.ordered_copy(config)
-    alone.penalties = ConfigDict(sort_keys=False)
-    alone.sharing.mixer, alone.sharing.mixer_options, alone.sharing.mixed = "", ConfigDict(), ()
-    hard = fields.ordered_copy(alone)
+    separate = fields.ordered_copy(config)
+    separate.penalties = ConfigDict(sort_keys=False)
+    separate.sharing.mixer, separate.sharing.mixer_options, separate.sharing.mixed = "", ConfigDict(), ()
+    hard = fields.ordered_copy(separate)
     hard.sharing.trunk, hard.sharing.groups, hard.sharing.tied = "all", ConfigDict(), False
     hard.sharing.adapter, hard.sharing.adapter_options, hard.sharing.adapted = "", ConfigDict(), ()
     columns = settings("single", {})
     if config.model.column_init == "same":
         columns += settings("tied", {"sharing.tied": True})
-    return [Program("ends", alone, chosen, columns, {}), Program("hard", hard, chosen, settings("hard", {}), {})]
+    return [Program("ends", separate, choices, columns, {}), Program("hard", hard, choices, settings("hard", {}), {})]
 
 
 def _identity(program: Program) -> str:
-    """The same for programs that train the same."""
-    whole = {key: value for key, value in to_plain(program.config).items() if key != "ablation"}
-    return json.dumps([whole, [[s.line, dict(s.fields)] for s in program.settings]], sort_keys=True, default=str)
+    """Equal for programs that train the same."""
+    plain = {key: value for key, value in to_plain(program.config).items() if key != "ablation"}
+    return json.dumps([plain, [[s.line, dict(s.fields)] for s in program.settings]], sort_keys=True, default=str)
 
 
-def _alternatives(config, name, entry) -> dict[str, dict[str, Any]]:
+def _alternatives(config: Config, name: str, entry: Choice) -> dict[str, dict[str, Any]]:
     """{alternative: nested changes of the config}, in order."""
     where = f"config.ablation.choices.{name}"
     if bool(entry.field) == bool(entry.settings):
@@ -302,19 +318,19 @@ def _alternatives(config, name, entry) -> dict[str, dict[str, Any]]:
     if not entry.alternatives:
         raise UserError(f"{where}.alternatives: none")
     expanded = fields.expand(config, entry.field, f"{where}.field")
-    found = {}
+    result: dict[str, dict[str, Any]] = {}
     for value in entry.alternatives:
         label = f"{value:g}" if isinstance(value, float) else str(value)
-        if label in found:
+        if label in result:
             raise UserError(f"{where}: the alternative {label} is there twice")
-        found[label] = {}
+        result[label] = {}
         for field in expanded:
-            node = found[label]
+            node = result[label]
             *parents, last = field.split(".")
             for parent in parents:
                 node = node.setdefault(parent, {})
             node[last] = value
-    return found
+    return result
 
 
 def plain_tree(node: Any) -> Any:
@@ -322,24 +338,24 @@ def plain_tree(node: Any) -> Any:
     return {key: plain_tree(value) for key, value in node.items()} if hasattr(node, "items") else node
 
 
-def _name(line, choices) -> str:
+def _name(line: str, choices: Mapping[str, str]) -> str:
     line = "ends" if line in ("single", "tied") else line
     return ",".join([line, *(f"{name}={unicode.file_name(value, allowed='._-+')}" for name, value in choices.items())])
 
 
-def _with_own_folders(programs: Sequence[Program]) -> tuple[Program, ...]:
-    """The programs, with a name each that no other's has, on any file system, and that a folder can have."""
+def _with_unique_names(programs: Sequence[Program]) -> tuple[Program, ...]:
+    """The programs with names that are valid and distinct folders on any file system."""
     folded = [program.name.casefold() for program in programs]
 
-    def own(program):
-        if folded.count(program.name.casefold()) == 1 and len(program.name.encode()) <= LONGEST_FOLDER:
+    def renamed(program: Program) -> Program:
+        if folded.count(program.name.casefold()) == 1 and len(program.name.encode()) <= MAX_NAME_BYTES:
             return program
-        whole = json.dumps([_identity(program), dict(program.choices)], sort_keys=True)
-        short = program.name.encode()[:LONGEST_FOLDER].decode(errors="ignore")
-        return program._replace(name=f"{short}~{hashlib.sha256(whole.encode()).hexdigest()[:8]}")
+        content = json.dumps([_identity(program), dict(program.choices)], sort_keys=True)
+        short = program.name.encode()[:MAX_NAME_BYTES].decode(errors="ignore")
+        return program._replace(name=f"{short}~{hashlib.sha256(content.encode()).hexdigest()[:8]}")
 
-    return tuple(own(program) for program in programs)
+    return tuple(renamed(program) for program in programs)
 
 
-def _show(values: Mapping[str, float]) -> str:
+def _describe(values: Mapping[str, float]) -> str:
     return ", ".join(f"{name} = {value:g}" for name, value in values.items()) or "its only setting"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -14,43 +14,61 @@ import numpy as np
 from mtl_jax.analysis.ablation.lanes import Shape, over_lanes
 from mtl_jax.data.sampler import joint_evaluation_batches
 from mtl_jax.data.unpacking import gather_spans, gather_text, gather_words
-from mtl_jax.evaluation.evaluator import alike, placeholder, program, values_alone
+from mtl_jax.evaluation.evaluator import (
+    Outputs,
+    Sums,
+    evaluation_program,
+    group_by_size,
+    placeholder,
+    without_probabilities,
+)
 from mtl_jax.evaluation.metric_inputs import gold_and_predicted, has_labels, metric_arguments, metric_values, uniform
 from mtl_jax.experiment.assemble import Experiment
 from mtl_jax.experiment.penalties import columns
 from mtl_jax.sharing import gram
+from mtl_jax.storage.summary import Scores
+from mtl_jax.training.objective import Objective, Params
 from mtl_jax.training.parameter_paths import flatten
 from mtl_jax.training.penalty_effect import distances
 
+GridScores = list[list[Scores]]  # [S][L]
+
+
+class Spread(NamedTuple):
+    """How far the tasks of one lane are apart, see `records.Lane`; None where all parameters are shared."""
+
+    distance: float | None
+    effective_rank: float | None
+
 
 class _Gold(NamedTuple):
-    """Where the predictions for the labelled records of one task and split stand in the packed rows.
+    """Positions of the predictions for the labelled records of one task and split in the packed rows.
 
-    gold       of `gold_and_predicted`
-    width      E or Q of the task's own data set; in a group there may be more example slots
-    positions  int64 [M], index into the predictions of all rows [N·width], -1 = no prediction; None: all of them
-    ends       where the sequences of a word-level task end in `positions`; else None
-    judge      what makes of gold, predictions and sums the arguments of the metrics
+    gold          of `gold_and_predicted`
+    width         E or Q of the task's own data set; in a group there may be more example slots
+    positions     int64 [M], index into the predictions of all rows [N·width], -1 = no prediction; None: all of them
+    ends          where the sequences of a word-level task end in `positions`; else None
+    to_arguments  (gold, predictions, sums) -> the arguments of the metrics
     """
 
     gold: Any
     width: int | None
     positions: np.ndarray | None
     ends: np.ndarray | None
-    judge: Callable[[Any, Any, np.ndarray], tuple[Any, Any]]
+    to_arguments: Callable[[Any, Any, np.ndarray], tuple[Any, Any]]
 
 
 class LaneScores:
-    """Scores [S][L] of lanes; one compiled program for each group of data sets of like size, for all splits."""
+    """Scores [S][L] of lanes; one compiled program for each group of data sets of similar size, for all splits."""
 
     def __init__(self, experiment: Experiment, shape: Shape):
         self.experiment, self.corpus = experiment, experiment.corpus
         self._rows = experiment.config.evaluation.rows_per_batch
         self._groups = []
-        for datasets in alike(self.corpus, 2.0):
+        for datasets in group_by_size(self.corpus, 2.0):
             blocks = tuple((self.corpus.layout.datasets.index(name),) for name in datasets)
             objective = experiment.objective_for(dataclasses.replace(self.corpus.layout, candidates=blocks))
-            predict = jax.jit(over_lanes(values_alone(program(objective)), "l-", shape))
+            predict = jax.jit(over_lanes(without_probabilities(evaluation_program(objective)), "l-", shape))
             self._groups.append((datasets, objective, predict))
         self._stacks = jax.jit(over_lanes(lambda params: _grams(params, experiment), "l", shape))
         self._effects = jax.jit(over_lanes(functools.partial(_penalty_distances, experiment), "ls", shape))
@@ -58,26 +76,26 @@ class LaneScores:
 
     def score(
         self,
-        params: Any,
+        params: Params,
         split: str,
         listen: Callable[[], None] = lambda: None,
         remark: Callable[[int, int, str, str], None] = lambda *_: None,
-    ) -> list[list[dict[str, dict[str, float | None]]]]:
+    ) -> GridScores:
         """{task: {metric: value, ..., "loss": mean loss}} of each lane, for the tasks with a label in the split.
 
         Args:
           params: leaves [S, L, ...].
           split: to score.
           listen: called after each batch; raises `Stopped` where a signal asked to.
-          remark: called with places among S and L, a task, and a sentence on predictions that are all alike.
+          remark: called with the indices in S and L, a task, and a sentence where all its predictions are alike.
         """
         seeds, lanes = jax.tree.leaves(params)[0].shape[:2]
-        scores: list[list[dict[str, Any]]] = [[{} for _ in range(lanes)] for _ in range(seeds)]
+        scores: GridScores = [[{} for _ in range(lanes)] for _ in range(seeds)]
         for datasets, objective, predict in self._groups:
-            held = [name for name in datasets if split in self.corpus.rows[name]]
-            if not held:
+            with_split = [name for name in datasets if split in self.corpus.rows[name]]
+            if not with_split:
                 continue
-            # a data set without this split takes part all the same, so that one program serves all splits
+            # data sets without this split are in the batch too, so that one program serves all splits
             rows = {name: self.corpus.rows[name].get(split) or placeholder(self.corpus.rows[name]) for name in datasets}
             outputs: list[Any] = []
             for batch in joint_evaluation_batches(rows, objective.layout, self._rows):
@@ -88,15 +106,25 @@ class LaneScores:
             outputs[-1] = jax.device_get(outputs[-1])
             for task in outputs[0][0]:
                 dataset = self.corpus.specs[task].dataset
-                if dataset in held and has_labels(self.corpus, task, split):
-                    self._score_task(task, objective, dataset, split, outputs, scores, remark)
+                if dataset in with_split and has_labels(self.corpus, task, split):
+                    self._score_task(task, objective, split, outputs, scores=scores, remark=remark)
         order = self.corpus.layout.tasks
         return [[{task: lane[task] for task in order if task in lane} for lane in seed] for seed in scores]
 
-    def _score_task(self, task, objective, dataset, split, outputs, scores, remark):
+    def _score_task(
+        self,
+        task: str,
+        objective: Objective,
+        split: str,
+        outputs: Sequence[tuple[Outputs, Sums]],
+        *,
+        scores: GridScores,
+        remark: Callable[[int, int, str, str], None],
+    ) -> None:
+        """Writes the scores of one task into those of all lanes."""
         values = np.concatenate([output[task]["value"] for output, _ in outputs], axis=2)  # [S, L, N, E or Q, ...]
-        sums = np.sum([np.asarray(share[task], np.float64) for _, share in outputs], axis=0)  # [S, L, 2 or more]
-        gold = self._gold_of(task, objective, dataset, split)
+        sums = np.sum([np.asarray(batch_sums[task], np.float64) for _, batch_sums in outputs], axis=0)  # [S, L, ≥ 2]
+        gold = self._gold_of(task, objective, split)
         names = self.corpus.vocabularies[task].all_names
         for seed in range(len(scores)):
             for lane in range(len(scores[seed])):
@@ -108,72 +136,76 @@ class LaneScores:
                 if gold.ends is not None:
                     predicted = np.split(predicted, gold.ends)
                 loss, weight, *further = sums[seed, lane]
-                right, predicted = gold.judge(gold.gold, predicted, np.asarray(further))
-                found = metric_values(objective.tasks[task], right, predicted, names)
-                if text := uniform(right, predicted, names):
+                labels, predicted = gold.to_arguments(gold.gold, predicted, np.asarray(further))
+                if text := uniform(labels, predicted, names):
                     remark(seed, lane, task, text)
-                scores[seed][lane][task] = found | {"loss": float(loss / weight) if weight > 0 else None}
+                metrics = metric_values(objective.tasks[task], labels, predicted, names)
+                scores[seed][lane][task] = metrics | {"loss": float(loss / weight) if weight > 0 else None}
 
-    def _gold_of(self, task, objective, dataset, split) -> _Gold:
+    def _gold_of(self, task: str, objective: Objective, split: str) -> _Gold:
         if (task, split) not in self._gold:
-            rows, encoded = self.corpus.rows[dataset][split], self.corpus.splits[dataset][split].encoded
-            arrays, level = rows.labels[task], objective.tasks[task].level
-            judged = metric_arguments(self.corpus, objective, task, dataset, split)
-            if level == "token":
-                self._gold[task, split] = _Gold(None, None, None, None, judged)
-            elif level not in ("word", "predicate"):
-                like = arrays["segment"] if level == "span" else rows.example
-                where = np.arange(like.size).reshape(like.shape)
-                if level == "span":
-                    places = gather_spans(encoded, rows.example, arrays, where)
-                else:
-                    places = gather_text(encoded, rows.example, where)
-                gold, places = gold_and_predicted(self.corpus, objective, task, dataset, split, places)
-                self._gold[task, split] = _Gold(gold, where.shape[1], places, None, judged)
-            else:
-                where = np.arange(arrays["segment"].size).reshape(arrays["segment"].shape)
-                places = gather_words(encoded, rows.example, arrays, where)
-                gold, places = gold_and_predicted(self.corpus, objective, task, dataset, split, places)
-                ends = np.cumsum([len(part) for part in places])[:-1]
-                joined = np.concatenate(places) if places else np.zeros((0,), np.int64)
-                self._gold[task, split] = _Gold(gold, where.shape[1], joined, ends, judged)
+            self._gold[task, split] = self._find_gold(task, objective, split)
         return self._gold[task, split]
 
-    def spread(self, params: Any) -> list[list[tuple[float | None, float | None]]]:
-        """(distance, effective rank) of each lane, see `records.Lane`; `params` leaves [S, L, ...]."""
-        found = jax.device_get(self._stacks(params))
+    def _find_gold(self, task: str, objective: Objective, split: str) -> _Gold:
+        """Gathers the indices of predictions in place of the predictions: their order is the same for all lanes."""
+        dataset = self.corpus.specs[task].dataset
+        rows, encoded = self.corpus.rows[dataset][split], self.corpus.splits[dataset][split].encoded
+        arrays, level = rows.labels[task], objective.tasks[task].level
+        to_arguments = metric_arguments(self.corpus, objective, task, dataset, split)
+        if level == "token":
+            return _Gold(None, None, None, None, to_arguments)
+        like = arrays["segment"] if level in ("span", "word", "predicate") else rows.example
+        indices = np.arange(like.size).reshape(like.shape)
+        if level == "span":
+            positions = gather_spans(encoded, rows.example, arrays, indices)
+        elif level in ("word", "predicate"):
+            positions = gather_words(encoded, rows.example, arrays, indices)
+        else:
+            positions = gather_text(encoded, rows.example, indices)
+        gold, positions = gold_and_predicted(self.corpus, objective, task, dataset, split, positions)
+        if level not in ("word", "predicate"):
+            return _Gold(gold, indices.shape[1], positions, None, to_arguments)
+        ends = np.cumsum([len(part) for part in positions])[:-1]
+        joined = np.concatenate(positions) if positions else np.zeros((0,), np.int64)
+        return _Gold(gold, indices.shape[1], joined, ends, to_arguments)
+
+    def spread(self, params: Params) -> list[list[Spread]]:
+        """Of each lane; `params` leaves [S, L, ...]."""
+        grams = jax.device_get(self._stacks(params))
         seeds, lanes = jax.tree.leaves(params)[0].shape[:2]
-        if found is None:
-            return [[(None, None)] * lanes] * seeds
-        centred, norms = found
+        if grams is None:
+            return [[Spread(None, None)] * lanes] * seeds
+        centred, norms = grams
         return [[_spread(centred[s, i], norms[s, i]) for i in range(lanes)] for s in range(seeds)]
 
-    def penalty_distances(self, params: Any, initial: Any) -> dict[str, np.ndarray]:
-        """{penalty: float32 [S, L, 3]}, see `penalty_effect.distances`; `params` leaves [S, L, ...], `initial` those
-        before the first step, [S, ...].
+    def penalty_distances(self, params: Params, initial: Params) -> dict[str, np.ndarray]:
+        """{penalty: float32 [S, L, 3]}, see `penalty_effect.distances`.
+
+        `params` has leaves [S, L, ...]; `initial`, the parameters before the first step, [S, ...].
         """
         return jax.device_get(self._effects(params, initial))
 
 
-def _penalty_distances(experiment, params, initial):
+def _penalty_distances(experiment: Experiment, params: Params, initial: Params) -> dict[str, jax.Array]:
     trees = flatten(params), flatten(initial)
     penalties = experiment.spec.objective.penalties
     return {name: distances(*(penalty.stacks(tree) for tree in trees)) for name, penalty in penalties.items()}
 
 
-def _grams(params, experiment):
-    """The Gram of the deviations from the mean [K, K] and the norms ‖Θ_k‖ [K]; None where all is shared."""
+def _grams(params: Params, experiment: Experiment) -> tuple[jax.Array, jax.Array] | None:
+    """The Gram matrix of the deviations from the mean [K, K] and the norms ‖Θ_k‖ [K]; None where all is shared."""
     stacks = columns(flatten({path: tree for path, tree in params.items() if path != "heads"}), experiment.owners)
     if not stacks or len(experiment.tasks) < 2:
         return None
     return gram(stacks, "mean"), jnp.sqrt(jnp.diagonal(gram(stacks)))
 
 
-def _spread(centred: np.ndarray, norms: np.ndarray) -> tuple[float, float]:
+def _spread(centred: np.ndarray, norms: np.ndarray) -> Spread:
     centred = centred.astype(np.float64)
     squares = np.diag(centred)[:, None] + np.diag(centred)[None, :] - 2 * centred
     pairs = np.sqrt(np.maximum(squares[np.triu_indices(len(norms), 1)], 0.0))
     sigma = np.sqrt(np.maximum(np.linalg.eigvalsh(centred), 0.0))
-    share = sigma[sigma > 1e-6 * max(sigma.max(), 1e-30)] / max(sigma.sum(), 1e-30)
-    rank = float(np.exp(-np.sum(share * np.log(share)))) if pairs.max(initial=0.0) > 0 else 0.0
-    return float(pairs.mean() / norms.mean()) if norms.mean() > 0 else 0.0, rank
+    p = sigma[sigma > 1e-6 * max(sigma.max(), 1e-30)] / max(sigma.sum(), 1e-30)
+    rank = float(np.exp(-np.sum(p * np.log(p)))) if pairs.max(initial=0.0) > 0 else 0.0
+    return Spread(float(pairs.mean() / norms.mean()) if norms.mean() > 0 else 0.0, rank)

@@ -188,7 +188,7 @@ def _sources(given, runs, checkpoint, check) -> dict[str, Source]:
         if not sources:
             require_platform(config.training.platform)
         kept = artifacts.load(run)
-        experiment, params = inference.model(own, run, (checkpoint or own.evaluation.checkpoint,))
+        experiment, params = inference.load_model(own, run, (checkpoint or own.evaluation.checkpoint,))
         layers = _layers(experiment, params, config.adapt.column)
         sources[run.name] = Source(config, kept, layers, False)
     return sources | {START: _initial(next(iter(sources.values())))}

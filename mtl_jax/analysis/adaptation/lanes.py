@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mtl_jax.analysis.ablation.engine import filled
+from mtl_jax.analysis.ablation.engine import padded
 from mtl_jax.analysis.ablation.lanes import Shape, over_lanes, shape_of
 from mtl_jax.analysis.adaptation.episodes import Episode, batch, chunks
 from mtl_jax.errors import UserError
@@ -73,8 +73,8 @@ class Learner:
         """
         draws = len(supports)
         shape = shape_of(draws, len(rates), "map" if jax.default_backend() == "cpu" else "vmap")
-        order = np.asarray(filled(range(draws), shape.seeds))
-        by_lane = np.broadcast_to(np.asarray(filled(rates, shape.lanes), np.float32), (shape.seeds, shape.lanes))
+        order = np.asarray(padded(range(draws), shape.seeds))
+        by_lane = np.broadcast_to(np.asarray(padded(rates, shape.lanes), np.float32), (shape.seeds, shape.lanes))
         if by_draw:
             layers = jax.tree.map(lambda leaf: leaf[order], layers)
         rows = self._episode.rows

@@ -124,7 +124,7 @@ def _require(config, tasks):
 
 def _require_scores(config, sources: Sources) -> None:
     """Raises UserError where no task has a label in the split on which transfer is to be measured."""
-    corpus, _ = sources.of(config)
+    corpus, _ = sources.load(config)
     split, known = config.relate.split, corpus.specs.items()
     if not any(split in corpus.splits[spec.dataset] and has_labels(corpus, task, split) for task, spec in known):
         raise UserError(f"config.relate.split: no task has a label in {split!r}")
@@ -159,7 +159,7 @@ def _measured(config, folder: pathlib.Path, seeds) -> list[dict[str, Any]] | Non
 
 def _runs(config, needs):
     """The corpus, and what trains for the measures that need it: the config itself; a column for each task."""
-    corpus, encoder = Sources().of(config)
+    corpus, encoder = Sources().load(config)
 
     def experiment(**changes):
         own = fields.with_values(config, changes)

@@ -14,6 +14,7 @@ from mtl_jax.runs import train
 from mtl_jax.runs.build import build
 from mtl_jax.storage import workdir as folders
 from mtl_jax.storage.checkpoint import load_params
+from mtl_jax.storage.metrics_log import read_metrics
 from mtl_jax.training import objective as terms
 from mtl_jax.training.gradients import meta_learning
 from mtl_jax.training.parameter_paths import flatten, with_leaves
@@ -292,8 +293,8 @@ def test_a_run_that_goes_on_ends_bitwise_as_the_one_that_was_not_cut(tiny, tmp_p
     shapes = jax.eval_shape(lambda: build(config).init_params(0))
     for one, other in zip(*(jax.tree.leaves(load_params(d, "6", shapes).params) for d in (whole, cut)), strict=True):
         np.testing.assert_array_equal(one, other)
-    lines = folders.read_metrics(cut)
-    assert lines == folders.read_metrics(whole) and [line["step"] for line in lines if line["kind"] == "train"] == [
+    lines = read_metrics(cut)
+    assert lines == read_metrics(whole) and [line["step"] for line in lines if line["kind"] == "train"] == [
         *range(1, 7)
     ]
     for line in lines[:6]:
