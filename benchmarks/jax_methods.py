@@ -63,9 +63,7 @@ class Side:
                 "intermediate": self.config.model.intermediate,
                 "rate": self.config.optimizer.learning_rate,
                 "weight_decay": self.config.optimizer.weight_decay,
-                "b1": self.config.optimizer.b1,
-                "b2": self.config.optimizer.b2,
-                "eps": self.config.optimizer.eps,
+                **{name: self.experiment.spec.optimizer.option(name) for name in ("b1", "b2", "eps")},
             },
             "parameters": sum(leaf.size for leaf in params.values()),
         }
@@ -92,8 +90,9 @@ class Side:
         """
         step = self.steps[method, "parameters"]
         state, metrics = step.compiled(step.experiment.init(0), step.batches[0], step.experiment.hyper)
-        moment = optax.tree_utils.tree_get(state.opt_state, "mu")  # (1 − b1) times the first gradient
-        scale = 1.0 - self.config.optimizer.b1
+        moments = optax.tree_utils.tree_get_all_with_path(state.opt_state, "mu")  # (1 − b1) times the first gradient
+        moment = {path: leaf for _, group in moments for path, leaf in group.items()}
+        scale = 1.0 - self.experiment.spec.optimizer.option("b1")
         np.savez(file, **{path: np.asarray(leaf) / scale for path, leaf in moment.items()})
         told = jax.device_get(metrics.get("balanced", {}))
         return {"losses": metrics["losses"].tolist(), **{name: value.tolist() for name, value in told.items()}}

@@ -45,7 +45,8 @@ class Side:
         self.state, self.number = None, 0
         params = jax.device_get(self.experiment.init_params(0))
         texts, labels, plan = _texts([self.batches.batch(step) for step in range(self.steps)])
-        rate, classes = self.experiment.spec.optimizer.rate, len(self.experiment.tasks["task"].names)
+        optimizer = self.experiment.spec.optimizer
+        rate, classes = optimizer.rate, len(self.experiment.tasks["task"].names)
         with open(f"{folder}/peer.pkl", "wb") as file:
             pickle.dump(
                 {
@@ -55,8 +56,8 @@ class Side:
                     "clip": config.optimizer.clip,
                     "dtype": config.model.dtype,
                     "weight_decay": config.optimizer.weight_decay,
-                    "eps": config.optimizer.eps,
-                    "betas": (config.optimizer.b1, config.optimizer.b2),
+                    "eps": optimizer.option("eps"),
+                    "betas": (optimizer.option("b1"), optimizer.option("b2")),
                     "classes": classes,
                     "rates": [
                         config.optimizer.learning_rate * float(rate(jax.numpy.int32(step))) for step in range(1000)

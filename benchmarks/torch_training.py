@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch_models import Columns, losses
 
+ADAMW = {"b1": 0.9, "b2": 0.999, "eps": 1e-8}  # of optax, where `config.optimizer.options` has nothing else
+
 
 class Recipe(NamedTuple):
     """What a config says about the training of a lane; see `config.sections.Training`."""
@@ -47,9 +49,7 @@ class Recipe(NamedTuple):
         return Recipe(
             optimizer.learning_rate,
             optimizer.weight_decay,
-            optimizer.b1,
-            optimizer.b2,
-            optimizer.eps,
+            *({**ADAMW, **optimizer.options}[name] for name in ("b1", "b2", "eps")),
             optimizer.clip,
             round(optimizer.warmup * steps),
             steps,

@@ -7,6 +7,7 @@ from mtl_jax.analysis.relatedness.registry import MEASURES
 from mtl_jax.checks.ranges import RESERVED, SEEDS
 from mtl_jax.checks.rules import check_alike, check_choice, check_name, check_names, check_range, check_regex
 from mtl_jax.sharing.merging import MERGING
+from mtl_jax.training.optimizer import OPTIMIZERS
 
 
 def check_ablation(config, say):
@@ -45,6 +46,7 @@ def check_adapt(config, say):
             check_range(f"config.adapt.{field}", value, low, None, say)
             if field != "rates" and not isinstance(value, int):
                 say(f"config.adapt.{field}: {value!r} should be a whole number")
+    check_choice("config.adapt.optimizer", adapt.optimizer, OPTIMIZERS, say)
     check_regex("config.adapt.leaves", adapt.leaves, say)
     check_names("config.adapt.tuned_on", adapt.tuned_on, config.tasks, say)
     for field in ("draws", "tuning_draws"):

@@ -232,12 +232,6 @@ RULES = (
     ),
     Rule(("meta.support",), _of("meta.method", "maml", "fomaml"), "config.meta.method = 'maml' or 'fomaml'"),
     Rule(
-        ("optimizer.b1", "optimizer.b2", "optimizer.eps"),
-        _of("optimizer.name", "adamw"),
-        "config.optimizer.name = 'adamw'",
-    ),
-    Rule(("optimizer.momentum",), _of("optimizer.name", "sgd"), "config.optimizer.name = 'sgd'"),
-    Rule(
         ("training.early_stop",),
         lambda c, _: 0 < c.training.eval_every < c.training.steps,
         "evaluations to count: config.training.eval_every below config.training.steps",

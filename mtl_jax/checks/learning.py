@@ -14,6 +14,7 @@ from mtl_jax.models.mixers import MIXERS
 from mtl_jax.models.readouts import READOUTS
 from mtl_jax.sharing import PENALTIES
 from mtl_jax.tasks import TASK_KINDS
+from mtl_jax.training.optimizer import OPTIMIZERS, SCHEDULES, UNSUPPORTED, optimizer_problem, schedule_problem
 
 
 def check_penalties(config, say):
@@ -142,6 +143,15 @@ def check_meta(config, say):
 
 
 def check_optimizer(config, say):
+    optimizer = config.optimizer
+    for field, known, problem, options in (
+        ("name", OPTIMIZERS, optimizer_problem, optimizer.options),
+        ("schedule", SCHEDULES, schedule_problem, optimizer.schedule_options),
+    ):
+        chosen = optimizer[field]
+        if chosen in UNSUPPORTED or check_choice(f"config.optimizer.{field}", chosen, known, say):
+            if found := problem(chosen, options):
+                say(found)
     decay = config.optimizer.learning_rate * config.optimizer.weight_decay
     if decay > 2:  # w ← w − decay · w
         say(

@@ -95,10 +95,6 @@ RANGES = {
     "aggregation.smoothing": (0.0, 1.0),
     "optimizer.learning_rate": (0.0, None),
     "optimizer.weight_decay": (0.0, None),
-    "optimizer.b1": (0.0, 0.9999),
-    "optimizer.b2": (0.0, 0.999999),
-    "optimizer.eps": (0.0, None),
-    "optimizer.momentum": (0.0, 0.9999),
     "optimizer.warmup": (0.0, 1.0),
     "optimizer.clip": (0.0, None),
     "training.steps": (1, 2**31 - 1),  # steps are counted in int32

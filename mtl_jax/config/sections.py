@@ -207,24 +207,22 @@ class Meta(Protocol):
 class Optimizer(Protocol):
     """The update of the parameters."""
 
-    # "adamw" | "sgd".
-    name: Literal["adamw", "sgd"] = "adamw"
+    # One of optax, e.g. "adamw" | "sgd" | "lion" | "adafactor" | "lamb" | "muon", or of
+    # `mtl_jax.training.optimizer.OPTIMIZERS`.
+    name: str = "adamw"
+    # Of the optimizer, as optax names them, e.g. {"b2": 0.98} or {"momentum": 0.9}.
+    options: Mapping[str, Any]
     # The highest, after the warm-up.
     learning_rate: float = 3e-4
-    # Decoupled; not on biases and layer norms.
+    # As the optimizer defines it, decoupled where it has none; not on biases and layer norms.
     weight_decay: float = 0.01
-    # Adamw.
-    b1: float = 0.9
-    # Adamw.
-    b2: float = 0.999
-    # Adamw.
-    eps: float = 1e-8
-    # Sgd.
-    momentum: float = 0.0
-    # Fraction of the steps.
+    # Fraction of the steps in which the learning rate rises.
     warmup: float = 0.1
-    # After the warm-up: "linear" | "cosine" (to zero) | "constant".
-    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    # After the warm-up: "linear" | "cosine" (to zero) | "constant", or one of optax, e.g. "exponential_decay", whose
+    # values are factors on the learning rate. One that warms up itself ("warmup_cosine_decay_schedule") does that.
+    schedule: str = "linear"
+    # Of the schedule, as optax names them, e.g. {"decay_rate": 0.5}; what is left out is that of the run.
+    schedule_options: Mapping[str, Any]
     # Largest gradient norm: of each task's own parameters, and of the shared ones; 0 = off.
     clip: float = 1.0
     # Name -> {"leaves": regex on paths, "rate": factor on the learning rate}.
@@ -335,8 +333,8 @@ class Adapt(Protocol):
     rates: tuple[float, ...] = (0.03, 0.1, 0.3, 1.0, 3.0)
     # Numbers of steps to choose from, each on the whole support.
     steps: tuple[int, ...] = (1, 2, 5, 10, 20, 50)
-    # "sgd" (plain gradient descent) | "adamw" (without decay), constant learning rate, no dropout.
-    optimizer: Literal["sgd", "adamw"] = "sgd"
+    # As `optimizer.name`, without weight decay, at a constant learning rate and without dropout.
+    optimizer: str = "sgd"
     # Regex on paths of the parameters that are adapted; "^heads/": the head, which starts from zero, alone.
     leaves: str = ".*"
     # Task of the runs whose column is used; "": the mean of their columns. Shared layers are shared.

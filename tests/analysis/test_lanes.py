@@ -88,6 +88,19 @@ def test_a_lane_is_its_solo_run_adamw(tiny, differs):
         differs("losses of a lane against its solo run, AdamW", losses.total[s, i] / losses.count[s, i], alone, 1e-4)
 
 
+@pytest.mark.parametrize("name", ["adafactor", "muon"])
+def test_a_lane_is_its_solo_run_by_any_optimizer(tiny, differs, name):
+    """Learning rates as lanes, of optimizers whose state has other shapes than the parameters."""
+    config = tiny(sharing__trunk="none", model__layer="cnn", optimizer__name=name, training__steps=60, **QUICK)
+    config.optimizer.options = {"min_dim_size_to_factor": 4} if name == "adafactor" else {}
+    default.add_sweep(config, "rate", field="optimizer.learning_rate", points=(1e-3, 1e-2))
+    config.ablation.ends = False
+    states, losses, built = trained(config, "map", 20)
+    _, alone = solo(config, built.settings[1], SEEDS[2], 20)
+    differs(f"losses of a lane against its solo run, {name}", losses.total[2, 1] / losses.count[2, 1], alone, 1e-4)
+    assert distance(*(jax.tree.map(lambda leaf, i=i: leaf[2, i], states.params) for i in (0, 1))) > 1e-3
+
+
 def test_tied_lanes_are_tied_and_single_ones_not(tiny):
     config = grid(tiny, **QUICK)
     states, _, built = trained(config, "map", 10, "ends")

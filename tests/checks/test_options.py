@@ -352,12 +352,10 @@ CHANGES = {
     "optimizer.name": ("sgd", "adamw"),
     "optimizer.learning_rate": (1e-3,),
     "optimizer.weight_decay": (0.1,),
-    "optimizer.b1": (0.8,),
-    "optimizer.b2": (0.9,),
-    "optimizer.eps": (1e-6,),
-    "optimizer.momentum": (0.5,),
+    "optimizer.options": ({"b1": 0.8}, {"momentum": 0.5}),
     "optimizer.warmup": (0.5,),
-    "optimizer.schedule": ("cosine",),
+    "optimizer.schedule": ("cosine", "polynomial_schedule"),
+    "optimizer.schedule_options": ({"decay_steps": 5}, {"end_value": 0.1, "power": 2}),
     "optimizer.clip": (2.0,),
     "optimizer.groups": ({"x": {"leaves": "^embed/", "rate": 2.0}},),
     "optimizer.freeze": (("^layer_",),),
@@ -624,18 +622,18 @@ def test_rules_of_other_modes_and_entries(folder, field, value, mode, makes_it_a
 @pytest.mark.parametrize("mode", ["evaluate", "predict", "attribute", "export", "merge"])
 def test_what_was_trained_before_is_still_read(folder, mode):
     """Modes that read a finished run leave it to the run what was ignored in it."""
-    checks.check(with_(optimizer__momentum=0.5)(folder), mode)
+    checks.check(with_(data__mixing_temperature=2.0)(folder), mode)
 
 
 def test_an_option_of_some_alternatives_is_fine_and_of_none_is_not(folder):
     def planned(config):
         return plan.make(config, lambda c: checks.check(c, "ablate"))
 
-    config = with_(optimizer__momentum=0.5)(folder)
-    default.add_choice(config, "optimizer", field="optimizer.name", alternatives=("adamw", "sgd"))
+    config = with_(data__mixing_temperature=2.0)(folder)
+    default.add_choice(config, "mixing", field="data.mixing", alternatives=("all", "temperature"))
     assert len(planned(config).programs) == 2
-    config.ablation.choices.optimizer.alternatives = ("adamw",)
-    with pytest.raises(UserError, match=r"config\.optimizer\.momentum: 0\.5 has no effect here"):
+    config.ablation.choices.mixing.alternatives = ("all",)
+    with pytest.raises(UserError, match=r"config\.data\.mixing_temperature: 2\.0 has no effect here"):
         planned(config)
     config = base(folder)
     default.add_sweep(config, "noise", field="model.attention_dropout", points=(0.0, 0.2), scale="linear")
@@ -665,7 +663,8 @@ def test_a_rate_of_frozen_parameters_is_refused(folder):
 SOME = (
     "data.mixing",
     "model.width",
-    "optimizer.momentum",
+    "optimizer.options",
+    "optimizer.schedule_options",
     "optimizer.clip",
     "training.accumulate",
     "datasets.data_a.where",
@@ -682,8 +681,8 @@ def test_some_options_in_one_context(context, folder, monkeypatch, tmp_path):
     parts = Parts(CONTEXTS[context](folder))
     for field in SOME:
         assert verdict(parts, changed(CONTEXTS[context](folder), field, folder), field) in ("effect", "refused")
-    idle = changed(CONTEXTS[context](folder), "optimizer.b1", folder)
-    assert not differs(parts, Parts(idle)) and "config.optimizer.b1" in refusal(idle)
+    idle = changed(CONTEXTS[context](folder), "data.mixing_temperature", folder)
+    assert not differs(parts, Parts(idle)) and "config.data.mixing_temperature" in refusal(idle)
 
 
 @pytest.mark.slow

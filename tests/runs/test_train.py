@@ -13,6 +13,7 @@ import jax
 import numpy as np
 import pytest
 
+from mtl_jax.config import default
 from mtl_jax.config.plain import to_plain
 from mtl_jax.errors import UserError
 from mtl_jax.evaluation import scores
@@ -136,6 +137,44 @@ def test_killed_and_stopped_runs_end_bitwise_as_the_one_that_was_not(tiny, tmp_p
     for summary in summaries:
         del summary["seconds"]
     assert summaries[0] == summaries[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "rate", "options"),
+    [("lion", 0.02, {}), ("adafactor", 0.5, {"min_dim_size_to_factor": 4}), ("muon", 0.1, {"ns_steps": 4})],
+)
+def test_any_optimizer_learns_and_resumes_bitwise(name, rate, options, tiny, tmp_path, monkeypatch):
+    config = tiny(
+        model__layer="cnn",
+        sharing__trunk="embed",
+        train_on=("color", "long"),
+        optimizer__name=name,
+        optimizer__learning_rate=rate,
+        training__steps=24,
+        optimizer__groups={"heads": {"leaves": "^heads/", "rate": 2.0}},
+        training__accumulate=2,
+        training__checkpoint_every=0,
+        training__eval_every=0,
+    )
+    config.optimizer.options = options
+    default.add_penalty(config, "l2", kind="l2_to_mean", strength=0.1, proximal=True)
+    train.train(config, folders.prepare(tmp_path / "whole"))
+
+    def stop(run, step, metrics, bar):
+        if step == 5:
+            signal.raise_signal(signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train._Run, "_log", stop)
+        assert train.train(config, folders.prepare(tmp_path / "cut")) is None
+    train.train(config, tmp_path / "cut")
+    whole, cut = (last_state(config, tmp_path / folder)[0] for folder in ("whole", "cut"))
+    assert whole.keys() == cut.keys()
+    for path, leaf in whole.items():
+        np.testing.assert_array_equal(leaf, cut[path], err_msg=path)
+    lines = [line for line in folders.read_metrics(tmp_path / "whole") if line["kind"] == "train"]
+    losses = [line["loss"]["color"] for line in lines]
+    assert np.mean(losses[-3:]) < 0.8 * np.mean(losses[:3])
 
 
 def test_a_run_leaves_what_it_says(tiny, tmp_path, capsys):

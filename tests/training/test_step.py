@@ -79,6 +79,26 @@ def test_task_axis_of_the_mesh(tiny):
     assert largest_difference(plain.params, sharded.params) < 1e-5
 
 
+@pytest.mark.parametrize("kind", ["jit", "pmap"])
+def test_factored_moments_on_eight_devices(tiny, differs, kind):
+    """Adafactor has a row and a column of moments for each matrix of each owner; where the matrix lies, so do they."""
+    config = tiny(sharing__trunk="none", model__layer="cnn", model__width=16, train_on=("color", "long"))
+    config.optimizer.name, config.optimizer.options = "adafactor", {"min_dim_size_to_factor": 8}
+    config.optimizer.learning_rate, config.model.dropout = 0.03, 0.0
+    default.add_penalty(config, "l2", kind="l2_to_mean", strength=0.05)
+    experiment = build(config)
+    one, _ = steps(experiment, 4)
+    mesh = {"data": 2, "task": 2, "model": 2} if kind == "jit" else None
+    spread, _ = steps(experiment, 4, placed(experiment, kind, mesh))
+    assert largest_difference(one.params, jax.device_get(experiment.init(0).params)) > 1e-2
+    differs(
+        f"parameters, {kind} on 8 devices against one, Adafactor",
+        largest_difference(spread.params, one.params),
+        0,
+        1e-5,
+    )
+
+
 def test_accumulation_equals_the_whole_batch(tiny):
     """Two micro-batches of 8 rows are one of 16: sums and counts are divided once, though the masks differ."""
     common = {"optimizer__name": "sgd", "model__dropout": 0.0, "sharing__trunk": "none"}

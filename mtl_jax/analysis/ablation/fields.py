@@ -29,6 +29,7 @@ TRACED = (
 _OPEN_MAPPINGS = (
     "by_layer",
     "options",
+    "schedule_options",
     "mixer_options",
     "read_options",
     "adapter_options",

@@ -50,12 +50,10 @@ class Learner:
         self._experiment, self._episode = experiment, episode
         self._optimizer = OptimizerSpec(
             name=chosen.optimizer,
-            b1=0.9,
-            b2=0.999,
-            eps=1e-8,
-            momentum=0.0,
+            options={},
             warmup_steps=0,
             schedule="constant",
+            schedule_options={},
             steps=max(self.steps[-1], 1),
         )
         self._program = functools.cache(self._compile)
