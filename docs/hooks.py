@@ -27,6 +27,8 @@ REGISTRIES = {
     "mixers": ("mtl_jax.models.mixers", "MIXERS"),
     "adapters": ("mtl_jax.models.adapters", "ADAPTERS"),
     "readouts": ("mtl_jax.models.readouts", "READOUTS"),
+    "optimizers": ("mtl_jax.training.optimizer", "OPTIMIZERS"),
+    "schedules": ("mtl_jax.training.optimizer", "SCHEDULES"),
     "layers": ("mtl_jax.models.layers", "LAYERS"),
 }
 
@@ -55,7 +57,7 @@ def _summary(entry: object) -> str:
 
 def _escaped(text: str) -> str:
     """Text of a table's cell, outside of code: no end of the cell, no link, no tag in it."""
-    parts = text.split("`")
+    parts = text.replace("``", "`").split("`")
     for sign in "[]<>*_":
         parts[::2] = [part.replace(sign, f"\\{sign}") for part in parts[::2]]
     return "`".join(parts).replace("|", "\\|")

@@ -11,6 +11,7 @@ import pytest
 from mtl_jax.analysis.ablation import plan
 from mtl_jax.checks import check
 from mtl_jax.sharing import PENALTIES
+from mtl_jax.training import optimizer
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -41,6 +42,18 @@ def test_parts_of_configs(page):
         config = scope["get_config"]()
         exec(compile(textwrap.dedent(block), page, "exec"), scope | {"config": config})
         check(config)
+
+
+def test_an_optimizer_and_one_of_one_s_own(monkeypatch):
+    setting, registering = blocks("docs/optimizer.md")
+    scope = mine()
+    config = scope["get_config"]()
+    for name in ("OPTIMIZERS", "SCHEDULES"):
+        monkeypatch.setattr(optimizer, name, dict(getattr(optimizer, name)))
+    exec(compile(registering, "docs/optimizer.md", "exec"), {})
+    optimizer.OptimizerSpec("signs", {"scale": 2.0}, 0, "half", {}, 10)
+    exec(compile(setting, "docs/optimizer.md", "exec"), {"config": config})
+    check(config)
 
 
 def test_a_sweep_and_a_choice():
