@@ -109,6 +109,17 @@ SCHEDULES: dict[str, Callable[..., optax.Schedule]] = {
 } | {"linear": _linear, "cosine": _cosine, "constant": _constant}
 
 
+def _standard_promotion(function: Callable[..., Any]) -> Callable[..., Any]:
+    """For the code of optax, which multiplies floats by integer counts, whatever the promotion of the caller."""
+
+    @functools.wraps(function)
+    def promoted(*arguments):
+        with jax.numpy_dtype_promotion("standard"):
+            return function(*arguments)
+
+    return promoted
+
+
 class _Group(NamedTuple):
     """Leaves that one instance of the optimizer moves: owners O of the leading axis, 0 of heads, which have none."""
 
@@ -173,6 +184,7 @@ class OptimizerSpec:
         """What momentum makes of the learning rate in the long run: proximal operators take t = rate · gain · λ."""
         return 1.0 / (1.0 - (self.option("momentum") or 0.0)) if self.name == "sgd" else 1.0
 
+    @_standard_promotion
     def rate(self, step: jax.Array) -> jax.Array:
         """Factor on the learning rate at a step, float32 scalar; the first step of a linear warm-up is above 0."""
         make = SCHEDULES[self.schedule]
@@ -222,10 +234,12 @@ class OptimizerSpec:
                 return single
             return optax.GradientTransformation(jax.vmap(single.init), jax.vmap(single.update))
 
+        @_standard_promotion
         def init(params: Flat) -> dict[str, Any]:
             groups = _grouped(params, multipliers)
             return {group.key: optimizer(group).init(_of(params, paths)) for group, paths in groups.items()}
 
+        @_standard_promotion
         def move(gradient: Flat, state: dict[str, Any], params: Flat) -> tuple[dict[str, jax.Array], dict[str, Any]]:
             updates, after = {}, {}
             for group, paths in _grouped(params, multipliers).items():
