@@ -1,6 +1,6 @@
 """Words in any script: what stays together, what comes apart, one spelling; and no character is lost.
 
-FUZZ=10000 python -m pytest tests/test_unicode.py tests/tasks/test_text_fuzz.py
+FUZZ=10000 python -m pytest tests/test_unicode.py tests/tasks/test_text_metrics_fuzz.py
 """
 
 import os

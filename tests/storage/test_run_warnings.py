@@ -4,6 +4,7 @@ import json
 import math
 from types import SimpleNamespace
 
+import fake_grids
 import numpy as np
 import pytest
 
@@ -22,7 +23,6 @@ from mtl_jax.storage import run_warnings
 from mtl_jax.storage import workdir as folders
 from mtl_jax.storage.metrics_log import read_metrics
 from mtl_jax.tasks.text_metrics import Written
-from tests.analysis import fake_grids
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 

@@ -2,7 +2,7 @@
 
 Run by hand in an environment with torch and transformers, once; the tests read only the JSON:
 
-    python tests/models/make_published_goldens.py MINILM_FOLDER DATA_FOLDER
+    python tests/helpers/make_published_goldens.py MINILM_FOLDER DATA_FOLDER
 
 "tiny": two small models in float64 whose weights come from `hashed_weights`, all hidden states. "minilm": the real
 all-MiniLM-L6-v2 in float32 on real sentences: of each the first, middle and last token, first 4 features, all layers.

@@ -2,7 +2,7 @@
 
 No record is lost without a word: records in = records out + records counted as lost.
 
-    FUZZ=1000 python -m pytest tests/data/test_readers_fuzz.py tests/checks/test_checks_fuzz.py     # 14,000 inputs
+    FUZZ=1000 python -m pytest tests/data/readers/test_readers_fuzz.py tests/checks/test_checks_fuzz.py  # 14,000 inputs
 """
 
 import itertools

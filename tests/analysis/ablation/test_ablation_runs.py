@@ -24,7 +24,7 @@ from mtl_jax.evaluation.scores import make_evaluator, placement_of
 from mtl_jax.runs import train
 from mtl_jax.storage import workdir as folders
 
-ROOT = pathlib.Path(__file__).parents[2]
+ROOT = pathlib.Path(__file__).parents[3]
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 

@@ -1,6 +1,6 @@
 """The tags of a task over all splits: one decision, whatever a file holds. 100 examples of each property; a campaign:
 
-FUZZ=10000 python -m pytest tests/data/test_tag_columns.py
+FUZZ=10000 python -m pytest tests/data/labels/test_tag_columns.py
 """
 
 import itertools

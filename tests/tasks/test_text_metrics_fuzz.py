@@ -1,6 +1,6 @@
 """Whatever two texts are, a metric of texts is a number from 0 to 1, and 1 for the text itself.
 
-FUZZ=10000 python -m pytest tests/tasks/test_text_fuzz.py
+FUZZ=10000 python -m pytest tests/tasks/test_text_metrics_fuzz.py
 """
 
 import os
