@@ -212,7 +212,7 @@ def attribute(
 
 
 def _of_records(model: inference.Predictor, read: ReadRecords) -> list[dict[str, Attributed]]:
-    """{task: Attributed} of each record; of a text that was split its first piece."""
+    """{task: Attributed} of each record; of a text that was split its first example."""
     experiment, corpus = model.experiment, read.corpus
     found: list[dict[str, Attributed]] = [{} for _ in read.records]
     total = sum(len(rows["input"].tokens) for rows in corpus.rows.values())
@@ -232,17 +232,17 @@ def _of_records(model: inference.Predictor, read: ReadRecords) -> list[dict[str,
             for batch in evaluation_batches(rows, objective.layout, at_once):
                 of_tasks = jax.device_get(run(model.params, batch))
                 for row, slot in zip(*np.nonzero(batch.example[0] >= 0), strict=True):
-                    piece = batch.example[0, row, slot]
-                    if not split.encoded.is_first_piece[piece]:
+                    example = batch.example[0, row, slot]
+                    if not split.encoded.is_first_example[example]:
                         continue
                     begin = int(batch.start[0, row, slot])
-                    record = read.numbers[dataset][split.encoded.record[piece]]
+                    record = read.numbers[dataset][split.encoded.record[example]]
                     for task in wanted:
                         if record not in read.readers[model.reading.dataset_of[task]]:
                             continue
                         attributions, score, baseline = of_tasks[task]
                         own = attributions[row, begin : begin + int(batch.length[0, row, slot])]
-                        tokens, values = _shown(corpus, split.encoded, piece, own)
+                        tokens, values = _shown(corpus, split.encoded, example, own)
                         found[record][task] = Attributed(
                             tokens, values, float(score[row, slot]), float(baseline[row, slot])
                         )
@@ -250,11 +250,11 @@ def _of_records(model: inference.Predictor, read: ReadRecords) -> list[dict[str,
     return found
 
 
-def _shown(corpus, encoded, piece, attributions) -> tuple[list[str], list[float]]:
+def _shown(corpus, encoded, example, attributions) -> tuple[list[str], list[float]]:
     """Tokens, sub-words joined, and the sum of the attributions of each."""
-    ids = encoded.tokens[encoded.token_offsets[piece] : encoded.token_offsets[piece + 1]]
+    ids = encoded.tokens[encoded.token_offsets[example] : encoded.token_offsets[example + 1]]
     names = [corpus.tokenizer.id_to_token(int(index)) for index in ids]
-    starts = set(encoded.word_token[encoded.word_offsets[piece] : encoded.word_offsets[piece + 1]].tolist())
+    starts = set(encoded.word_token[encoded.word_offsets[example] : encoded.word_offsets[example + 1]].tolist())
     byte_level = any(name.startswith("Ġ") for name in names)
     tokens: list[str] = []
     values: list[float] = []

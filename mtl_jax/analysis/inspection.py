@@ -60,17 +60,17 @@ def _examples(experiment: Experiment, dataset: str) -> list[str]:
     """The first examples, token by token, with what each task reads."""
     corpus, lines = experiment.corpus, [f"Data set {dataset}: first examples of train"]
     rows, split = corpus.rows[dataset]["train"], corpus.splits[dataset]["train"]
-    for piece in range(min(EXAMPLES, len(split.encoded.record))):
-        row, slot = (int(i[0]) for i in np.nonzero(rows.example == piece))
+    for example in range(min(EXAMPLES, len(split.encoded.record))):
+        row, slot = (int(i[0]) for i in np.nonzero(rows.example == example))
         start, length = int(rows.start[row, slot]), int(rows.length[row, slot])
-        record = split.records[split.encoded.record[piece]]
+        record = split.records[split.encoded.record[example]]
         tokens = [corpus.tokenizer.id_to_token(int(t)) for t in rows.tokens[row, start : start + length]]
         if rows.patch is not None:
             tokens = _with_patches(tokens, rows.patch[row, start : start + length] > 0)
         lines.append(f"  {record.file}:{record.line}")
         lines.append(f"    tokens   {' '.join(tokens)}")
         for task in (t for t in experiment.tasks if experiment.config.tasks[t].dataset == dataset):
-            lines.append(f"    {task:8} {_gold(corpus, task, split, split.encoded.record[piece])}")
+            lines.append(f"    {task:8} {_gold(corpus, task, split, split.encoded.record[example])}")
     return [*lines, ""]
 
 
@@ -100,7 +100,7 @@ def _gold(corpus, task, split, record) -> str:
     gold = split.encoded.labels[task]
     value, known = gold.of(int(record))
     if level == "span" and known.all() and value[0, 0] != answer_spans.UNKNOWN:
-        whole = split.units.texts[record][-1] if split.units.words is None else split.units.words[record]
+        whole = split.inputs.texts[record][-1] if split.inputs.words is None else split.inputs.words[record]
         return answer_spans.answer_text(whole, split.encoded, int(record), *value[0].tolist()) or "(no answer)"
     if level == "span":
         return "(none)"

@@ -1,4 +1,4 @@
-"""What flows from the data to the step: packed rows, batches of them, and the static layout of a batch.
+"""What the data hand to the step: packed rows, batches of them, and the static layout of a batch.
 
 NamedTuples of numpy arrays and dicts, so that they are pytrees to JAX without importing it here.
 
@@ -9,37 +9,37 @@ Labels. `labels[task]` is a dict of arrays; leading axes are `[N]` in `PackedRow
     level "word"       value  int32[..., Q] class id | float32[..., Q, C] distribution
                        mask   bool[..., Q], True where the label is known
                        token  int32[..., Q], index on the T axis of the word's first sub-word
-                       segment int32[..., Q], 1, 2, ... one number for each sequence of the row, 0 = padding
+                       segment int32[..., Q], 1, 2, ... a number for each sequence of the row, 0 = padding
                        slot   int32[..., Q], the example slot (E axis) that the word belongs to
-                       word   int32[..., Q], index of the word in the piece's words
+                       word   int32[..., Q], index of the word in the example's words
     level "predicate"  as "word", one sequence for each (example, predicate): Q runs over all words of the
-                       first predicate, then of the second, ...; besides:
+                       first predicate, then of the second, ...; also:
                        predicate int32[..., Q], index on the T axis of the predicate's first sub-word
-                       predicate_number int32[..., Q], 0, 1, ... which predicate of its example
-    level "sequence"   the target of each example, its end included; value, mask, segment and slot as "word", and
-                       position int32[..., Q], 0, 1, ... place in the target
+                       predicate_number int32[..., Q], 0, 1, ... the number of the predicate in its record
+    level "sequence"   the target of each example including its end; value, mask, segment and slot as for "word", and
+                       position int32[..., Q], 0, 1, ... position in the target
                        An id at or above C is a token copied from the input, see `mtl_jax.data.labels.target_sequences`
-    level "pair"       as "text"; besides:
-                       mark   int32[..., E, 4], index on the T axis of the markers before and behind both spans
-    level "choice"     an example is a text with one of its choices; the choices of a record stand in one row
+    level "pair"       as "text"; also:
+                       mark   int32[..., E, 4], indices on the T axis of the markers before and after both spans
+    level "choice"     an example is a text with one of its choices; the choices of a record are in one row
                        value  int32[..., E], 1 for the right choice
                        mask   bool[..., E], True where the right choice of the record is known
-                       group  int32[..., E], one number for all choices of a record, 0 = empty slot
+                       group  int32[..., E], a number that the choices of a record share, 0 = empty slot
                        choice int32[..., E], number of the choice, from 0
-    level "span"       Q runs over the first token of each example, which stands for "no answer", then over the tokens
+    level "span"       Q runs over the first token of each example, which represents "no answer", then over the tokens
                        of its last text (or its words); as "word", but
                        value  int32[..., Q] 1 = the answer begins here, 2 = it ends here, 3 = both
                        word   int32[..., Q] index of the token in that text, -1 for "no answer"
-    level "token"      as the data gives it: maskable bool[..., T], the tokens that may be hidden. In the step some are
-                       drawn and hidden (`mtl_jax.training.corruption`); then Q runs over these, and
+    level "token"      in the data: maskable bool[..., T], the tokens that may be hidden. The step draws and hides some
+                       of them (`mtl_jax.training.corruption`); then Q runs over these, and
                        value  int32[..., Q] id of the hidden token
-                       mask, token, segment, slot  as "word"
+                       mask, token, segment, slot  as for "word"
 
-A task that learns from teachers has in train besides `teacher`, float32 of the form of a soft value (reals: [..., E]),
-and `teacher_mask`, bool, True where a teacher said something; see `mtl_jax.tasks.distillation`.
+A task that learns from teachers also has, in train, `teacher`, float32 with the shape of a soft value (reals:
+[..., E]), and `teacher_mask`, bool, True where a teacher made a prediction; see `mtl_jax.tasks.distillation`.
 
-Class ids at or above the number of training classes stand for labels that only dev or test has: no model can
-predict them. The loss must leave them out (`mask` is False there); metrics count them as wrong.
+Class ids at or above the number of training classes are labels that only dev or test has: no model can predict
+them. The loss must leave them out (`mask` is False there); metrics count them as wrong.
 """
 
 from __future__ import annotations
@@ -49,24 +49,24 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 Array = Any  # numpy on the host, jax inside the step
-GRID_SIDE = 1 << 8  # a place in the grid of a picture's patches is row · GRID_SIDE + column
+GRID_SIDE = 1 << 8  # a position in the grid of a picture's patches is row · SIDE + column
 
 
 class PackedRows(NamedTuple):
-    """All packed rows of one split of one data set. Leading axis N = rows.
+    """All packed rows of one split of one data set. The leading axis is N, the number of rows.
 
     tokens      int32[N, T]  token ids, 0 in the padding
     segment     int32[N, T]  1 + example slot, 0 in the padding
-    position    int32[N, T]  position inside the example, from 0, patches not counted; at a patch: its place in the
-                             grid of its picture, row · GRID_SIDE + column
-    token_type  int32[N, T]  0 first text, 1 second text of a pair; at a patch: which picture of the example
+    position    int32[N, T]  position in the example, from 0, patches not counted; at a patch: its position in the
+                             grid of its picture, row · SIDE + column
+    token_type  int32[N, T]  0 first text, 1 second text of a pair; at a patch: number of the picture in the example
     start       int32[N, E]  index on T of the example's first token
     length      int32[N, E]  tokens of the example, 0 for an empty slot
-    example     int32[N, E]  index of the piece in the split's table of pieces, -1 for an empty slot
+    example     int32[N, E]  index of the example in the encoded split, -1 for an empty slot
     labels      {task: {name: array [N, ...]}}, see above
-    hidden      float[N, T, D]  outputs of frozen layers, see `training.frozen`; None where nothing is kept
-    patch       int32[N, T]  row of `pixels` of the patch of a picture that stands here, 0 = none; None without pictures
-    pixels      uint8[n, F]  the patches of all pictures of the data set; row 0 is none
+    hidden      float[N, T, D]  outputs of frozen layers, see `training.frozen`; None where they are not stored
+    patch       int32[N, T]  row of `pixels` of the patch at this token, 0 = no patch; None without pictures
+    pixels      uint8[n, F]  the patches of all pictures of the data set; row 0 is no patch
     """
 
     tokens: Array
@@ -90,9 +90,9 @@ class Batch(NamedTuple):
     tokens ...  int32[B, R, T] or int32[B, R, E], as in `PackedRows`
     labels      {task: {name: array [P, R, ...]}}: the P blocks in `BatchLayout.reads(task)`, in that order. Where a
                 block holds another data set in this step, mask is False, segment 0.
-    hidden      float[B, R, T, D], as in `PackedRows`; None where nothing is kept
-    patch       bool[P, R, T], True where a patch stands: the P blocks in `BatchLayout.picture_blocks`; None without
-    pixels      uint8[P, R, T, F] of the patches, 0 elsewhere; None without
+    hidden      float[B, R, T, D], as in `PackedRows`; None where they are not stored
+    patch       bool[P, R, T], True at a patch, of the P blocks in `BatchLayout.picture_blocks`; None without pictures
+    pixels      uint8[P, R, T, F] of the patches, 0 elsewhere; None without pictures
     """
 
     dataset: Array
@@ -112,7 +112,7 @@ class Batch(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class BatchLayout:
-    """What is static about every batch of a run. Hashable.
+    """The static properties of every batch of a run. Hashable.
 
     datasets    names of the data sets, in order
     tasks       names of the tasks, in order: task k of every `[K]` axis

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mtl_jax.data import datasets as datasets_module
-from mtl_jax.data import packed_labels, packing, sampler
+from mtl_jax.data import packing, sampler
 from mtl_jax.data.batch import BatchLayout, PackedRows
 from mtl_jax.data.encoding.encode import OVERFLOW, EncodedSplit, copy_for_predicates
 from mtl_jax.data.encoding.record_inputs import RecordInputs
@@ -22,6 +22,8 @@ from mtl_jax.data.labels import raw_labels, target_sequences, vocabulary
 from mtl_jax.data.labels.raw_labels import LabelSpec
 from mtl_jax.data.labels.vocabulary import LabelVocabulary
 from mtl_jax.data.notices import notice
+from mtl_jax.data.packing import capacities as row_capacities
+from mtl_jax.data.packing import packed_labels
 from mtl_jax.data.pictures import image_store, patches
 from mtl_jax.data.pictures.image_store import PatchSpec
 from mtl_jax.data.preparation import (
@@ -44,7 +46,7 @@ class Split(NamedTuple):
 
     records: Sequence[Record]
     encoded: EncodedSplit
-    units: RecordInputs
+    inputs: RecordInputs
 
 
 class Corpus(NamedTuple):
@@ -59,7 +61,7 @@ class Corpus(NamedTuple):
     notes         sentences for people: truncated texts, unseen labels, dropped duplicates, share of real tokens; see
                   `notices.Notice`
     fingerprint   content hash of all rows, the vocabularies and the tokenizer
-    statistics    {data set: {"capacities", split: {"records", "available", "pieces", "rows", ...}}} and
+    statistics    {data set: {"capacities", split: {"records", "available", "examples", "rows", ...}}} and
                   {task: {split: {"known", "missing", "counts": {name: n}}}} under "datasets" and "tasks"
     soft_labels   content hash of the teachers whose soft labels are in the rows, "" where there are none
     pictures      form of the pictures of all data sets that have some; None where none has
@@ -103,8 +105,8 @@ def load(
       tokenizer: a tokenizer, or what makes one of the training texts and sentences of *all* data sets, so that the
         ids do not depend on `tasks`.
       row_length: T of every row.
-      max_length: tokens of a piece at most, by default `row_length`.
-      pack: False for one piece a row.
+      max_length: tokens of an example at most, by default `row_length`.
+      pack: False for one example a row.
       overflow: "auto" splits long sentences of data sets with word-level or predicate-level tasks at words, reads texts
         with answers in them through windows, and truncates the others; "truncate", "split", "error": see
         `encoding.encode_with_patches`.
@@ -126,23 +128,23 @@ def load(
     is_factory = not hasattr(tokenizer, "single")
     read_data = {name: read(name, datasets[name], seed) for name in datasets if is_factory or name in used}
     notes = [notice(note).prefixed(name) for name in used for note in read_data[name].notes]
-    units = {name: _units(name, datasets[name], data, specs) for name, data in read_data.items()}
+    inputs = {name: _inputs_by_split(name, datasets[name], data, specs) for name, data in read_data.items()}
     if is_factory:
-        train = [units[name]["train"] for name in datasets]
+        train = [inputs[name]["train"] for name in datasets]
         tokenizer = tokenizer(unit for u in train for unit in _flat(u))
     albums = {}
     for name in used:
         if datasets[name].get("image"):
             data = read_data[name]
-            albums[name], units[name] = patches.add_pictures(units[name], datasets[name], data.folder, cut)
+            albums[name], inputs[name] = patches.add_pictures(inputs[name], datasets[name], data.folder, cut)
     prepared = {}
     for name in used:
         # All tasks of the config shape the rows; labels are kept of the chosen ones only.
         own = [spec for spec in specs if spec.dataset == name]
-        how = resolve_overflow(overflow, units[name]["train"], own)
+        how = resolve_overflow(overflow, inputs[name]["train"], own)
         settings = EncodingSettings(row_length, max_length or row_length, pack, how, stride, max_unseen_labels, seed)
         kept = [spec for spec in own if spec in chosen]
-        prepared[name] = prepare_dataset(name, units[name], own, kept, tokenizer, settings)
+        prepared[name] = prepare_dataset(name, inputs[name], own, kept, tokenizer, settings)
         for split, count in read_data[name].available.items():
             prepared[name].dataset_statistics[split]["available"] = count
         notes += prepared[name].notes
@@ -159,7 +161,9 @@ def load(
         layout=layout,
         rows=rows,
         splits={
-            name: {split: Split(units[name][split].records, e, units[name][split]) for split, e in data.encoded.items()}
+            name: {
+                split: Split(inputs[name][split].records, e, inputs[name][split]) for split, e in data.encoded.items()
+            }
             for name, data in prepared.items()
         },
         vocabularies={spec.task: vocabularies[spec.task] for spec in chosen},
@@ -171,7 +175,7 @@ def load(
             "datasets": {name: data.dataset_statistics for name, data in prepared.items()},
             "tasks": {task: found for data in prepared.values() for task, found in data.task_statistics.items()},
         },
-        pictures=image_store.image_spec(albums, {name: units[name] for name in albums}),
+        pictures=image_store.image_spec(albums, {name: inputs[name] for name in albums}),
     )
 
 
@@ -201,39 +205,42 @@ def corpus_for_prediction(
       vocabularies, tokenizer, row_length, max_length, pack, overflow, stride, cut: as `load` gave and took them.
       form: of the pictures in training, where the data set has pictures; they have to be of one size with those.
       folder: what paths of pictures start from.
-      like: rows of the same data set: these have as many example slots and label positions, unless a piece needs more.
+      like: rows of the same data set: these have as many example slots and label positions, unless an example needs
+      more.
     """
-    units = inputs_for_tasks(records, "data to predict", entry, specs)
+    inputs = inputs_for_tasks(records, "data to predict", entry, specs)
     album = None
     if entry.get("image"):
         size = form.sizes[specs[0].dataset]
-        album, illustrated = patches.add_pictures({"input": units}, entry, folder, cut, size, form.max_patches)
-        units = illustrated["input"]
-    how = resolve_overflow(overflow, units, specs)
-    encoded = encode_with_patches(units, tokenizer, max_length or row_length, how, stride)
+        album, illustrated = patches.add_pictures({"input": inputs}, entry, folder, cut, size, form.max_patches)
+        inputs = illustrated["input"]
+    how = resolve_overflow(overflow, inputs, specs)
+    encoded = encode_with_patches(inputs, tokenizer, max_length or row_length, how, stride)
     gold = {
-        spec.task: golds.unknown_labels(spec, units)
+        spec.task: golds.unknown_labels(spec, inputs)
         if spec.kind in golds.ENCODED_LABEL_TYPES
-        else target_sequences.missing_targets(len(records), copy_sources(spec, units, encoded, tokenizer))
+        else target_sequences.missing_targets(len(records), copy_sources(spec, inputs, encoded, tokenizer))
         if spec.level == "sequence"
         else vocabulary.encode_labels(
-            raw_labels.missing_labels(records, spec, units.word_counts, units.predicates), spec, vocabularies[spec.task]
+            raw_labels.missing_labels(records, spec, inputs.word_counts, inputs.predicates),
+            spec,
+            vocabularies[spec.task],
         )
         for spec in specs
     }
     encoded = encoded._replace(labels=gold, targets=np.zeros(len(records), np.int64))
-    encoded = copy_for_predicates(encoded, packing.predicate_limit([encoded], row_length, pack))
+    encoded = copy_for_predicates(encoded, row_capacities.predicate_limit([encoded], row_length, pack))
     wanted = sorted({spec.level for spec in specs})
     if like is None:
-        capacities = packing.choose_capacities([encoded], wanted, row_length, pack)
+        capacities = row_capacities.choose_capacities([encoded], wanted, row_length, pack)
     else:
-        capacities = packing.enlarged_capacities(packing.capacities_of(like, specs), encoded, wanted)
+        capacities = row_capacities.enlarged_capacities(row_capacities.capacities_of(like, specs), encoded, wanted)
     classes = {spec.task: len(vocabularies[spec.task].names) for spec in specs}
     rows = packing.pack(encoded, specs, classes, capacities, pack)
     rows = patches.add_pixels({"input": rows}, album)["input"]
     least = {s.task: like.labels[s.task]["token"].shape[1] if like else 1 for s in specs if s.level == "token"}
-    hidden = {task: packed_labels.masked_positions(rows, encoded, tokenizer, count) for task, count in least.items()}
-    return rows._replace(labels=rows.labels | hidden), Split(records, encoded, units)
+    hidden = {task: packed_labels.masked_positions(rows, tokenizer, count) for task, count in least.items()}
+    return rows._replace(labels=rows.labels | hidden), Split(records, encoded, inputs)
 
 
 def _check(datasets, specs, row_length, max_length, overflow, tasks) -> list[LabelSpec]:
@@ -260,17 +267,19 @@ def _no_such(what: str, name: str, known: Iterable[str], prefix: str = "") -> Us
     return UserError(f"{prefix}there is no {what} {name!r}; known: {', '.join(known)}.{suggestion(name, known)}")
 
 
-def _units(name: str, entry: Mapping[str, Any], data: Any, specs: Sequence[LabelSpec]) -> dict[str, RecordInputs]:
+def _inputs_by_split(
+    name: str, entry: Mapping[str, Any], data: Any, specs: Sequence[LabelSpec]
+) -> dict[str, RecordInputs]:
     if not data.splits.get("train"):
         raise UserError(f"data set {name}: no train split")
     own = [spec for spec in specs if spec.dataset == name]
     return {split: inputs_for_tasks(records, f"data set {name}", entry, own) for split, records in data.splits.items()}
 
 
-def _flat(units: RecordInputs) -> Iterable[str | Sequence[str]]:
-    if units.texts is None:
-        return units.words
-    return itertools.chain.from_iterable([*units.texts, *(units.choices or ())])
+def _flat(inputs: RecordInputs) -> Iterable[str | Sequence[str]]:
+    if inputs.texts is None:
+        return inputs.words
+    return itertools.chain.from_iterable([*inputs.texts, *(inputs.choices or ())])
 
 
 def _fingerprint(layout: BatchLayout, rows, vocabularies, tokenizer: Tokenizer) -> str:

@@ -1,4 +1,4 @@
-"""One data set from its units to packed rows: labels, tokens, capacities."""
+"""One data set from its inputs to packed rows: labels, tokens, capacities."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mtl_jax.data import packed_labels, packing, sampler, statistics
+from mtl_jax.data import packing, sampler, statistics
 from mtl_jax.data.batch import PackedRows
 from mtl_jax.data.encoding import encode as encoding
 from mtl_jax.data.encoding import marked_spans
@@ -21,6 +21,8 @@ from mtl_jax.data.labels import label_notes, raw_labels, tag_columns, target_seq
 from mtl_jax.data.labels.raw_labels import LabelSpec, RawLabels
 from mtl_jax.data.labels.vocabulary import LabelVocabulary
 from mtl_jax.data.notices import INFORMATION, LENGTH, Notice
+from mtl_jax.data.packing import capacities as row_capacities
+from mtl_jax.data.packing import packed_labels
 from mtl_jax.data.pictures import patches
 from mtl_jax.data.records import Record
 from mtl_jax.data.tokenizers import Tokenizer
@@ -43,7 +45,7 @@ class PreparedDataset(NamedTuple):
     """A data set by split; `encoded.labels` has the gold labels of the tasks that are trained.
 
     rows                packed, for training and evaluation
-    encoded             pieces in the order of the rows
+    encoded             examples in the order of the rows
     vocabularies        of the tasks that are trained
     dataset_statistics  {"capacities": ..., split: numbers of `statistics.length_statistics`}
     task_statistics     {task: {split: counts}}
@@ -69,38 +71,38 @@ class _Labels(NamedTuple):
 
 def prepare_dataset(
     name: str,
-    units: Mapping[str, RecordInputs],
+    inputs: Mapping[str, RecordInputs],
     own: Sequence[LabelSpec],
     kept: Sequence[LabelSpec],
     tokenizer: Tokenizer,
     settings: EncodingSettings,
 ) -> PreparedDataset:
-    """One data set from its units by split: the tasks `own` shape its rows, those in `kept` get labels.
+    """One data set from its inputs by split: the tasks `own` shape its rows, those in `kept` get labels.
 
     Raises:
       UserError: see `labels`, `vocabulary`, `encoding`.
     """
     row_length, pack = settings.row_length, settings.pack
-    encoded = {split: _cached(u, tokenizer, settings) for split, u in units.items()}
+    encoded = {split: _cached(u, tokenizer, settings) for split, u in inputs.items()}
     notes = [note for split, e in encoded.items() if (note := encoding.overlong_note(f"{name}/{split}", e))]
     if any(spec.level == "pair" for spec in own):
-        lost = {split: int((e.is_first_piece & (e.mark_token < 0).any(1)).sum()) for split, e in encoded.items()}
+        lost = {split: int((e.is_first_example & (e.mark_token < 0).any(1)).sum()) for split, e in encoded.items()}
         cut = "marked spans are cut off, they are not learned from"
         notes += [Notice(f"{name}/{s}: {n} {cut}", LENGTH, n, len(encoded[s].words)) for s, n in lost.items() if n]
-    found = _labels(units, encoded, own, kept, tokenizer, settings)
+    found = _labels(inputs, encoded, own, kept, tokenizer, settings)
     notes += found.notes
     encoded = {s: e._replace(labels=found.gold[s], targets=found.longest[s]) for s, e in encoded.items()}
     wanted = sorted({spec.level for spec in own})
     if "predicate" in wanted:
-        limit = packing.predicate_limit(list(encoded.values()), row_length, pack)
+        limit = row_capacities.predicate_limit(list(encoded.values()), row_length, pack)
         encoded = {split: encoding.copy_for_predicates(e, limit) for split, e in encoded.items()}
         copies = {split: int(e.copy.sum()) for split, e in encoded.items()}
         what = "copies of sentences with many predicates"
         notes += [Notice(f"{name}/{s}: {n} {what}", INFORMATION, n) for s, n in copies.items() if n]
     # Files are often sorted, by class or by source: a row should not be all of one kind.
     orders = {s: _shuffled(e, f"pieces {name}/{s}") for s, e in encoded.items()}
-    encoded = {split: encoding.select_pieces(e, orders[split]) for split, e in encoded.items()}
-    capacities = packing.choose_capacities(list(encoded.values()), wanted, row_length, pack)
+    encoded = {split: encoding.select_examples(e, orders[split]) for split, e in encoded.items()}
+    capacities = row_capacities.choose_capacities(list(encoded.values()), wanted, row_length, pack)
     classes = {task: len(v.names) for task, v in found.vocabularies.items()}
     rows = {split: packing.pack(e, kept, classes, capacities, pack) for split, e in encoded.items()}
     for spec in (s for s in kept if s.level == "token"):
@@ -111,18 +113,18 @@ def prepare_dataset(
     notes.append(
         Notice(
             f"{name}: {packing.fill_ratio(rows['train']):.1%} of the token positions of train hold real tokens "
-            f"({len(encoded['train'].record)} pieces in {len(rows['train'].tokens)} rows of {row_length})",
+            f"({len(encoded['train'].record)} examples in {len(rows['train'].tokens)} rows of {row_length})",
             INFORMATION,
         )
     )
     lengths = {split: statistics.length_statistics(e, rows[split]) for split, e in encoded.items()}
-    counts = {spec.task: {s: _counts(found, spec, s) for s in units} for spec in kept}
+    counts = {spec.task: {s: _counts(found, spec, s) for s in inputs} for spec in kept}
     numbers = {"capacities": capacities._asdict()} | lengths
     return PreparedDataset(rows, encoded, found.vocabularies, numbers, counts, notes)
 
 
 def _labels(
-    units: Mapping[str, RecordInputs],
+    inputs: Mapping[str, RecordInputs],
     encoded: Mapping[str, EncodedSplit],
     own: Sequence[LabelSpec],
     kept: Sequence[LabelSpec],
@@ -131,19 +133,21 @@ def _labels(
 ) -> _Labels:
     vocabularies: dict[str, LabelVocabulary] = {}
     notes: list[str] = []
-    gold: dict[str, dict[str, GoldLabels]] = {split: {} for split in units}
-    longest = {split: np.zeros(len(u.records), np.int64) for split, u in units.items()}
+    gold: dict[str, dict[str, GoldLabels]] = {split: {} for split in inputs}
+    longest = {split: np.zeros(len(u.records), np.int64) for split, u in inputs.items()}
     for spec in own:
         if spec.level == "sequence":  # of every task, since the longest target decides how rows are packed
-            names, found, odd = _targets(spec, units, encoded, tokenizer)
+            names, found, odd = _targets(spec, inputs, encoded, tokenizer)
             longest = {split: np.maximum(longest[split], np.diff(g.offsets)) for split, g in found.items()}
         elif spec not in kept:
             continue
         elif spec.kind in golds.ENCODED_LABEL_TYPES:
-            names, found, odd = golds.build(spec, units, encoded, tokenizer)
+            names, found, odd = golds.build(spec, inputs, encoded, tokenizer)
         else:
-            raw = {s: raw_labels.collect_labels(u.records, spec, u.word_counts, u.predicates) for s, u in units.items()}
-            names, found, odd = _classes(spec, raw, units, settings)
+            raw = {
+                s: raw_labels.collect_labels(u.records, spec, u.word_counts, u.predicates) for s, u in inputs.items()
+            }
+            names, found, odd = _classes(spec, raw, inputs, settings)
         if spec not in kept:
             continue
         if spec.labelled:
@@ -156,15 +160,15 @@ def _labels(
 
 
 def _classes(
-    spec: LabelSpec, raw: Mapping[str, RawLabels], units: Mapping[str, RecordInputs], settings: EncodingSettings
+    spec: LabelSpec, raw: Mapping[str, RawLabels], inputs: Mapping[str, RecordInputs], settings: EncodingSettings
 ):
     """(vocabulary, {split: Gold}, notes) of a task with classes, sets or numbers; tags of spans in one scheme."""
     notes, spans = [], None
     if spec.level in ("word", "predicate"):
-        spec, raw, spans, notes = tag_columns.unify_tags(spec, raw, {s: u.word_counts for s, u in units.items()})
+        spec, raw, spans, notes = tag_columns.unify_tags(spec, raw, {s: u.word_counts for s, u in inputs.items()})
     names, odd = vocabulary.build_vocabulary(spec, raw, settings.max_unseen_labels)
     gold = {split: vocabulary.encode_labels(values, spec, names) for split, values in raw.items()}
-    notes += [*odd, *label_notes.contradictions(spec, raw, units)]
+    notes += [*odd, *label_notes.contradictions(spec, raw, inputs)]
     return dataclasses.replace(names, spans=spans), gold, notes
 
 
@@ -176,35 +180,35 @@ def _counts(found: _Labels, spec: LabelSpec, split: str) -> dict[str, Any]:
 
 
 def _targets(
-    spec: LabelSpec, units: Mapping[str, RecordInputs], encoded: Mapping[str, EncodedSplit], tokenizer: Tokenizer
+    spec: LabelSpec, inputs: Mapping[str, RecordInputs], encoded: Mapping[str, EncodedSplit], tokenizer: Tokenizer
 ):
     """(vocabulary, {split: Gold}, notes) of a task that writes sequences."""
-    train = units["train"].records
+    train = inputs["train"].records
     with_blanks = target_sequences.targets_have_blanks(train, spec, tokenizer)
     raw = {
-        split: target_sequences.collect_targets(u.records, spec, tokenizer, with_blanks) for split, u in units.items()
+        split: target_sequences.collect_targets(u.records, spec, tokenizer, with_blanks) for split, u in inputs.items()
     }
     names = target_sequences.build_vocabulary(spec, raw, train, with_blanks)
     gold: dict[str, GoldLabels] = {}
     notes: list[str] = []
     for split, values in raw.items():
-        given = copy_sources(spec, units[split], encoded[split], tokenizer)
+        given = copy_sources(spec, inputs[split], encoded[split], tokenizer)
         gold[split], cut, unknown = target_sequences.encode_targets(values, spec, names, given)
         notes += target_sequences.target_notes(spec, split, values, gold[split], cut, unknown)
     return names, gold, notes
 
 
 def copy_sources(
-    spec: LabelSpec, units: RecordInputs, encoded: EncodedSplit, tokenizer: Tokenizer
+    spec: LabelSpec, inputs: RecordInputs, encoded: EncodedSplit, tokenizer: Tokenizer
 ) -> Sequence[Sequence[str]]:
     """What a task may copy of each record; () where it does not."""
-    return target_sequences.source_tokens(units, encoded, tokenizer) if spec.target.copy else ()
+    return target_sequences.source_tokens(inputs, encoded, tokenizer) if spec.target.copy else ()
 
 
 def inputs_for_tasks(
     records: Sequence[Record], what: str, entry: Mapping[str, Any], specs: Sequence[LabelSpec]
 ) -> RecordInputs:
-    """The units of records, as the data set's entry and its tasks want them; `what` stands in messages."""
+    """The inputs of records, as the data set's entry and its tasks want them; `what` stands in messages."""
     fields = {spec.predicates for spec in specs if spec.level == "predicate"}
     if len(fields) > 1:
         raise UserError(f"{what}: its tasks name different fields of predicates: {', '.join(sorted(fields))}")
@@ -227,28 +231,28 @@ def inputs_for_tasks(
 
 
 def _shuffled(split: EncodedSplit, name: str) -> Any:
-    """A permutation of the pieces that keeps the choices of a record together."""
+    """A permutation of the examples that keeps the choices of a record together."""
     first = np.flatnonzero(split.choice == 0)
     sizes = np.diff(np.append(first, len(split.choice)))
     order = sampler.permutation(len(first), 0, name, 0)
     return encoding.concatenated_ranges(first[order], sizes[order])[1]
 
 
-def resolve_overflow(overflow: str, units: RecordInputs, specs: Sequence[LabelSpec]) -> str:
+def resolve_overflow(overflow: str, inputs: RecordInputs, specs: Sequence[LabelSpec]) -> str:
     """What "auto" means for a data set with the tasks `specs`: split where words are labelled, or hidden; windows where
     answers are looked for.
     """
     if overflow != "auto":
         return overflow
     levels_ = {spec.level for spec in specs}
-    if units.words is not None and levels_ & {"word", "predicate", "token"}:
+    if inputs.words is not None and levels_ & {"word", "predicate", "token"}:
         return "split"
-    return "windows" if "span" in levels_ and units.marks is None else "truncate"
+    return "windows" if "span" in levels_ and inputs.marks is None else "truncate"
 
 
-def _cached(units: RecordInputs, tokenizer: Tokenizer, settings: EncodingSettings) -> EncodedSplit:
+def _cached(inputs: RecordInputs, tokenizer: Tokenizer, settings: EncodingSettings) -> EncodedSplit:
     key = {
-        "units": units.fingerprint(),
+        "inputs": inputs.fingerprint(),
         "tokenizer": tokenizer.fingerprint,
         "max_length": settings.max_length,
         "overflow": settings.overflow,
@@ -257,7 +261,7 @@ def _cached(units: RecordInputs, tokenizer: Tokenizer, settings: EncodingSetting
 
     def make():
         arrays = encode_with_patches(
-            units, tokenizer, settings.max_length, settings.overflow, settings.stride
+            inputs, tokenizer, settings.max_length, settings.overflow, settings.stride
         )._asdict()
         del arrays["labels"], arrays["targets"]
         return {name: array for name, array in arrays.items() if array is not None}
@@ -266,12 +270,12 @@ def _cached(units: RecordInputs, tokenizer: Tokenizer, settings: EncodingSetting
 
 
 def encode_with_patches(
-    units: RecordInputs, tokenizer: Tokenizer, max_length: int, overflow: str, stride: int
+    inputs: RecordInputs, tokenizer: Tokenizer, max_length: int, overflow: str, stride: int
 ) -> EncodedSplit:
-    """`encoding.encode_with_patches`, with the patches of pictures where the units have some."""
-    encoded = encoding.encode(units, tokenizer, max_length, overflow, stride)
+    """`encoding.encode_with_patches`, with the patches of pictures where the inputs have some."""
+    encoded = encoding.encode(inputs, tokenizer, max_length, overflow, stride)
     return (
         encoded
-        if units.pictures is None
-        else patches.insert_patches(encoded, units, encoding.leading_special_tokens(units, tokenizer))
+        if inputs.pictures is None
+        else patches.insert_patches(encoded, inputs, encoding.leading_special_tokens(inputs, tokenizer))
     )

@@ -1,4 +1,4 @@
-"""What there is to see of a split: lengths, packing, counts of labels. Plain numbers, ready for JSON."""
+"""Statistics of a split: lengths, packing, counts of labels. Plain numbers, ready for JSON."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ from mtl_jax.data.packing import fill_ratio
 
 
 def length_statistics(split: EncodedSplit, rows: PackedRows) -> dict[str, Any]:
+    """Numbers of records, examples, rows and tokens of a split, the share of real tokens, percentiles of lengths."""
     lengths = split.lengths
     p50, p90, p99 = np.percentile(lengths, (50, 90, 99)) if len(lengths) else (0, 0, 0)
     return {
         "records": len(split.words),
-        "pieces": len(split.record),
+        "examples": len(split.record),
         "overlong": int(split.overlong[0]),
         "rows": len(rows.tokens),
         "tokens": int(lengths.sum()),
@@ -29,8 +30,8 @@ def length_statistics(split: EncodedSplit, rows: PackedRows) -> dict[str, Any]:
 
 
 def label_counts(gold: GoldLabels, spec: LabelSpec, classes: LabelVocabulary) -> dict[str, Any]:
-    """Counts by class (sums of probabilities where labels are distributions); of real labels, and of the lengths of
-    target sequences in tokens, mean, deviation, range.
+    """Counts by class (sums of probabilities where labels are distributions); mean, standard deviation and range of
+    real labels, and of the lengths of target sequences in tokens.
     """
     if spec.kind == "tokens":
         lengths = np.diff(gold.offsets)

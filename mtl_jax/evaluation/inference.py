@@ -10,10 +10,10 @@ import jax
 import numpy as np
 
 from mtl_jax.config.sections import Config
-from mtl_jax.data import unpacking
 from mtl_jax.data.batch import PackedRows
 from mtl_jax.data.corpus import Split
 from mtl_jax.data.labels import answer_spans
+from mtl_jax.data.packing import unpacking
 from mtl_jax.data.records import Record
 from mtl_jax.evaluation.input_files import OpenInput
 from mtl_jax.evaluation.input_records import SPLIT, ReadRecords, RecordReading, corpus_of
@@ -145,8 +145,8 @@ def all_devices(experiment: Experiment) -> Placement:
 
 def _answers(split: Split, spans: np.ndarray) -> dict[str, list[Any]]:
     """The strings of predicted spans int32[M, 2], and their characters or words in the text; None for no answer."""
-    by_words = split.units.words is not None
-    contexts = split.units.words if by_words else [texts[-1] for texts in split.units.texts]
+    by_words = split.inputs.words is not None
+    contexts = split.inputs.words if by_words else [texts[-1] for texts in split.inputs.texts]
     texts, places = [], []
     for record, (first, last) in enumerate(spans.tolist()):
         texts.append(answer_spans.answer_text(contexts[record], split.encoded, record, first, last))

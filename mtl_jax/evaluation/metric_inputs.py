@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mtl_jax.data import unpacking
 from mtl_jax.data.corpus import Corpus
 from mtl_jax.data.encoding.encode import EncodedSplit
 from mtl_jax.data.labels import answer_spans
 from mtl_jax.data.labels.target_sequences import END, UNKNOWN
+from mtl_jax.data.packing import unpacking
 from mtl_jax.tasks.base import Task
 from mtl_jax.tasks.metrics import METRICS, evaluate
 from mtl_jax.tasks.text_metrics import Written
@@ -187,9 +187,9 @@ def _span_arguments(
     part, spec = corpus.splits[dataset][split], corpus.specs[task.name]
     known = np.flatnonzero(part.encoded.labels[task.name].known)
     record = part.encoded.record[unpacking.answer_windows(part.encoded)]
-    units = part.units
-    raw, _ = answer_spans.collect_answers(units, spec)
-    by_words = units.texts is None
+    inputs = part.inputs
+    raw, _ = answer_spans.collect_answers(inputs, spec)
+    by_words = inputs.texts is None
     gold_answers = [
         [tuple(range(a.begin, a.end)) if by_words else a.text for a in raw.values[record]] or [() if by_words else ""]
         for record in known
@@ -202,7 +202,7 @@ def _span_arguments(
         if by_words:
             return tuple(range(first, last + 1))
         offsets = part.encoded.char_offsets[begins[record] :]
-        return units.texts[record][-1][offsets[first, 0] : offsets[last, 1]]
+        return inputs.texts[record][-1][offsets[first, 0] : offsets[last, 1]]
 
     def arguments(gold: None, predicted: np.ndarray, sums: np.ndarray) -> tuple[list[Any], list[Any]]:
         spans = task.best(record, predicted, len(part.encoded.words))["value"][known].tolist()

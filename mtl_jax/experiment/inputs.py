@@ -109,7 +109,7 @@ def cut(config: Any) -> PatchSpec:
 
 
 def max_length(config: Any, architecture: Architecture | None) -> int:
-    """Tokens of the longest piece: a row, or what the pretrained encoder has positions for."""
+    """Tokens of the longest example: a row, or what the pretrained encoder has positions for."""
     row = config.data.row_length
     return row if architecture is None else min(row, architecture.max_length)
 

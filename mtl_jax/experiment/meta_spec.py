@@ -71,7 +71,7 @@ def spec_of(
 
 
 def _records(data):
-    """int32 [data sets, pieces]: the record of each piece of train; None where each piece is one."""
+    """int32 [data sets, examples]: the record of each example of train; None where each example is one."""
     by_dataset = [
         data.splits[name]["train"].encoded.record if "train" in data.splits.get(name, {}) else np.zeros(0, np.int32)
         for name in data.layout.datasets

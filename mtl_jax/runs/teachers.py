@@ -23,9 +23,9 @@ from mtl_jax.data.corpus import Corpus
 from mtl_jax.data.encoding.gold_labels import GoldLabels
 from mtl_jax.data.files import array_cache
 from mtl_jax.data.notices import INFORMATION, Notice
-from mtl_jax.data.packing import Capacities
+from mtl_jax.data.packing.capacities import Capacities
+from mtl_jax.data.packing.unpacking import gather_text, gather_words
 from mtl_jax.data.sampler import evaluation_batches, evaluation_layout
-from mtl_jax.data.unpacking import gather_text, gather_words
 from mtl_jax.errors import UserError
 from mtl_jax.evaluation.inference import all_devices, average_params
 from mtl_jax.evaluation.input_records import corpus_of

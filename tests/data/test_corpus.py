@@ -8,10 +8,10 @@ from mtl_jax.data.corpus import corpus_for_prediction, load
 from mtl_jax.data.files import array_cache
 from mtl_jax.data.labels.raw_labels import LabelSpec
 from mtl_jax.data.packing import fill_ratio
+from mtl_jax.data.packing.unpacking import gather_words
 from mtl_jax.data.records import Record
 from mtl_jax.data.sampler import BatchSampler, Mixing
 from mtl_jax.data.tokenizers import WordVocabulary
-from mtl_jax.data.unpacking import gather_words
 from mtl_jax.errors import UserError
 
 
@@ -71,7 +71,7 @@ def test_small_corpus():
         "counts": {"book": 0, "greet": 30, "new": 1},
     }
     assert statistics["tasks"]["score"]["train"]["mean"] == 1.75
-    assert statistics["datasets"]["talk"]["train"]["pieces"] == 4
+    assert statistics["datasets"]["talk"]["train"]["examples"] == 4
     json.dumps(statistics)
     notes = "\n".join(corpus.notes)
     for part in (
@@ -270,5 +270,5 @@ def test_semantic_roles(data_dir):
     assert any("copies of sentences" in note for note in corpus.notes)
     mask = corpus.rows["ewt"]["train"].labels["srl"]["mask"]
     total = sum(len(r.fields["words"]) * len(r.fields["predicates"]) for r in train.records)
-    # Two sentences are longer than a row: only their labels in another piece than the predicate are left out.
+    # Two sentences are longer than a row: only their labels in another example than the predicate are left out.
     assert total * 0.995 < mask.sum() < total

@@ -15,7 +15,7 @@ from mtl_jax.data.readers.options import select_options
 from mtl_jax.data.records import Record, field
 from mtl_jax.data.tokenizers import WordVocabulary
 from mtl_jax.errors import UserError
-from mtl_jax.evaluation.input_records import Reading
+from mtl_jax.evaluation.input_records import RecordReading
 from mtl_jax.storage.artifacts import Artifacts
 
 FUZZ = int(os.environ.get("FUZZ", 100))
@@ -144,8 +144,8 @@ def test_tags_in_cells_are_trained_on_and_predicted(tmp_path):
     default.add_dataset(config, "d", **entry)
     default.add_task(config, "ner", kind="tagging", dataset="d", label="tags")
     kept = Artifacts(data.tokenizer, None, data.vocabularies, data.statistics["tasks"], None)
-    read = Reading(config, kept).read([Record({"tokens": "['He', 'rejects']"}, "in.csv", 1)])
-    assert read.corpus.splits["d"]["input"].units.words == [["He", "rejects"]]
+    read = RecordReading(config, kept).read([Record({"tokens": "['He', 'rejects']"}, "in.csv", 1)])
+    assert read.corpus.splits["d"]["input"].inputs.words == [["He", "rejects"]]
 
 
 def test_equal_texts_with_different_labels(tmp_path):

@@ -5,14 +5,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mtl_jax.data.encoding.encode import copy_for_predicates, encode, select_pieces
+from mtl_jax.data.encoding.encode import copy_for_predicates, encode, select_examples
 from mtl_jax.data.encoding.record_inputs import extract_inputs
 from mtl_jax.data.labels.raw_labels import LabelSpec, collect_labels
 from mtl_jax.data.labels.vocabulary import build_vocabulary, encode_labels
-from mtl_jax.data.packing import Capacities, choose_capacities, fill_ratio, first_fit, pack, predicate_limit
+from mtl_jax.data.packing import fill_ratio, pack
+from mtl_jax.data.packing.capacities import Capacities, choose_capacities, predicate_limit
+from mtl_jax.data.packing.first_fit import first_fit
+from mtl_jax.data.packing.unpacking import gather_text, gather_words
 from mtl_jax.data.records import Record
 from mtl_jax.data.tokenizers import WordTokenizer
-from mtl_jax.data.unpacking import gather_text, gather_words
 from mtl_jax.errors import UserError
 
 WORDS = [f"w{n}" for n in range(50)]
@@ -39,11 +41,11 @@ def make(lengths, row_length, packed=True, limit=None, seed=0):
         }
         records.append(Record(fields, "f", n + 1))
     records[0].fields.update(topic="0", pos=["N"] * lengths[0])  # train wants a label of each task
-    units = extract_inputs(records, words="words", predicates="predicates")
-    split = encode(units, TOKENIZER, row_length, "split")
+    inputs = extract_inputs(records, words="words", predicates="predicates")
+    split = encode(inputs, TOKENIZER, row_length, "split")
     labels, classes = {}, {}
     for spec in SPECS:
-        raw = collect_labels(records, spec, units.word_counts, units.predicates)
+        raw = collect_labels(records, spec, inputs.word_counts, inputs.predicates)
         vocabulary, _ = build_vocabulary(spec, {"train": raw})
         classes[spec.task] = len(vocabulary.names)
         labels[spec.task] = encode_labels(raw, spec, vocabulary)
@@ -51,7 +53,7 @@ def make(lengths, row_length, packed=True, limit=None, seed=0):
     if limit is None:
         limit = predicate_limit([split], row_length, packed)
     split = copy_for_predicates(split, limit)
-    split = select_pieces(split, rng.permutation(len(split.record)))
+    split = select_examples(split, rng.permutation(len(split.record)))
     capacities = choose_capacities([split], ["text", "word", "predicate"], row_length, packed)
     return records, split, pack(split, SPECS, classes, capacities, packed), capacities
 
@@ -135,11 +137,11 @@ def test_predictions_come_back_by_record(lengths, row_length, limit):
         assert found.shape == (len(predicates), lengths[n])
         gold = split.labels["srl"].of(n)[0].reshape(found.shape)
         begins = [*sorted(split.first_word[(split.record == n) & ~split.copy]), lengths[n]]
-        for number, at in enumerate(predicates):  # roles are read off the piece that holds the predicate
+        for number, at in enumerate(predicates):  # roles are read off the example that holds the predicate
             inside = max(begin for begin in begins[:-1] if begin <= at)
-            piece = slice(inside, begins[begins.index(inside) + 1])
-            np.testing.assert_array_equal(found[number, piece], gold[number, piece])
-            assert (np.delete(found[number], np.arange(piece.start, piece.stop)) == -1).all()
+            example = slice(inside, begins[begins.index(inside) + 1])
+            np.testing.assert_array_equal(found[number, example], gold[number, example])
+            assert (np.delete(found[number], np.arange(example.start, example.stop)) == -1).all()
 
 
 def test_rows_not_seen_are_minus_one():
@@ -173,7 +175,7 @@ def test_first_fit_is_first_fit():
         assert (np.bincount(row, demand[:, a]) <= limits[a]).all()
 
 
-def test_15k_pieces_pack_within_a_second_and_well():
+def test_15k_examples_pack_within_a_second_and_well():
     rng = np.random.default_rng(0)
     demand = np.zeros((15_000, 4), np.int64)
     demand[:, 0] = np.clip(rng.lognormal(3, 0.6, 15_000), 3, 128)

@@ -52,32 +52,32 @@ def context(n, length, answer=None):
 @given(st.lists(st.integers(1, 60), min_size=1, max_size=6), st.integers(8, 20), st.integers(0, 25))
 def test_windows_are_those_of_bert(lengths, room, stride):
     texts = [context(n, length) for n, length in enumerate(lengths)]
-    units = extract_inputs([record for _, record in texts], text=("q", "c"), aligned=True)
+    inputs = extract_inputs([record for _, record in texts], text=("q", "c"), aligned=True)
     tokenizer = WordTokenizer.build([r.fields["c"] for _, r in texts] + ["which one ?"])
-    split = encode(units, tokenizer, room, "windows", stride)
+    split = encode(inputs, tokenizer, room, "windows", stride)
     size = room - 4  # the question and [SEP]
     wanted = [(n, *w) for n, length in enumerate(lengths) for w in devlin(length, size, stride or size // 2)]
-    assert list(zip(split.record, split.first_word, split.piece_words, strict=True)) == wanted
-    for piece, (n, begin, count) in enumerate(wanted):
-        span = slice(split.token_offsets[piece], split.token_offsets[piece + 1])
+    assert list(zip(split.record, split.first_word, split.example_words, strict=True)) == wanted
+    for example, (n, begin, count) in enumerate(wanted):
+        span = slice(split.token_offsets[example], split.token_offsets[example + 1])
         said = [tokenizer.id_to_token(t) for t in split.tokens[span]]
         assert said == ["which", "one", "?", "[SEP]", *texts[n][0][begin : begin + count]]
-        at = split.word_token[split.word_offsets[piece] : split.word_offsets[piece + 1]]
+        at = split.word_token[split.word_offsets[example] : split.word_offsets[example + 1]]
         assert [said[t] for t in at] == said[4:]
     assert split.words.tolist() == lengths and split.overlong[0] == sum(length > size for length in lengths)
-    assert split.is_first_piece.sum() == len(lengths)
+    assert split.is_first_example.sum() == len(lengths)
 
 
 def test_a_long_question_leaves_half_of_the_room_and_words_overlap_too():
     record = Record({"q": " ".join(f"q{i}" for i in range(30)), "c": "a b c d e f g"}, "f", 1)
-    units = extract_inputs([record], text=("q", "c"), aligned=True)
+    inputs = extract_inputs([record], text=("q", "c"), aligned=True)
     tokenizer = WordTokenizer.build([record.fields["q"], record.fields["c"]])
-    split = encode(units, tokenizer, 11, "windows", 3)
-    assert split.piece_words.tolist() == [5, 4] and split.lengths.tolist() == [11, 10]  # 5 + [SEP] + 5
+    split = encode(inputs, tokenizer, 11, "windows", 3)
+    assert split.example_words.tolist() == [5, 4] and split.lengths.tolist() == [11, 10]  # 5 + [SEP] + 5
     assert split.overlong.tolist() == [1, 25, 0]
     words = extract_inputs([Record({"w": list("abcdefgh")}, "f", 1)], words="w")
     split = encode(words, tokenizer, 4, "windows", 3)
-    assert [(int(a), int(n)) for a, n in zip(split.first_word, split.piece_words, strict=True)] == [
+    assert [(int(a), int(n)) for a, n in zip(split.first_word, split.example_words, strict=True)] == [
         (0, 4),
         (3, 4),
         (6, 2),
@@ -118,7 +118,7 @@ def test_each_window_has_the_answer_or_none(packed):
     windows = len(devlin(50, 20, 7))
     assert {n: len(w) for n, w in seen.items()} == {n: windows if n != 5 else 1 for n in range(7)}
     assert all(any(inside) == bool(places[n]) for n, inside in seen.items())
-    assert any(f"read through windows, {6 * (windows - 1)} more pieces" in note for note in corpus.notes)
+    assert any(f"read through windows, {6 * (windows - 1)} more examples" in note for note in corpus.notes)
 
 
 def test_windows_without_the_answer_do_not_make_questions_unanswerable():

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from mtl_jax.analysis.ablation.lanes import Shape, over_lanes
+from mtl_jax.data.packing.unpacking import gather_spans, gather_text, gather_words
 from mtl_jax.data.sampler import joint_evaluation_batches
-from mtl_jax.data.unpacking import gather_spans, gather_text, gather_words
 from mtl_jax.evaluation.evaluator import (
     Outputs,
     Sums,

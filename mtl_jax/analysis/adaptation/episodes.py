@@ -32,7 +32,7 @@ class Episode(NamedTuple):
 
 
 def episode(corpus: Corpus, task: str) -> Episode:
-    """The task of a corpus that was loaded with one piece a row.
+    """The task of a corpus that was loaded with one example a row.
 
     Raises:
       UserError: a split that is missing; labels that are distributions.

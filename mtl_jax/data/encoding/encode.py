@@ -1,4 +1,4 @@
-"""From records to pieces of token ids: each record is one piece, or several where a long sentence is split."""
+"""From records to examples of token ids: each record is one example, or several where a long sentence is split."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import numpy as np
 from mtl_jax.data.encoding import marked_spans
 from mtl_jax.data.encoding.gold_labels import GoldLabels
 from mtl_jax.data.encoding.record_inputs import RecordInputs
-from mtl_jax.data.encoding.text_pieces import (
-    append_piece,
+from mtl_jax.data.encoding.text_examples import (
+    append_example,
     encode_choices,
     encode_texts,
     encode_without_text,
@@ -26,31 +26,32 @@ OVERFLOW = ("truncate", "split", "error", "windows")
 
 
 class EncodedSplit(NamedTuple):
-    """M records of a split, encoded as N pieces; ragged arrays are flat, with offsets.
+    """M records of a split, encoded as N examples; ragged arrays are flat, with offsets.
 
     words              int32[M]    words of the record; of plain text the tokens of its last text where `char_offsets`
                                    are known, else 0
     predicate_offsets  int64[M+1]  record m has predicate[predicate_offsets[m]:predicate_offsets[m+1]]
     predicate          int32[...]  index of the predicate's word in the record
-    record             int32[N]    the record of the piece
-    first_word         int32[N]    index in the record of the piece's first word, or first token of the last text
-    piece_words        int32[N]    words of the piece, 0 for plain text
-    token_offsets      int64[N+1]  piece n has tokens[token_offsets[n]:token_offsets[n+1]]
+    record             int32[N]    the record of the example
+    first_word         int32[N]    index in the record of the example's first word, or first token of the last text
+    example_words        int32[N]    words of the example, 0 for plain text
+    token_offsets      int64[N+1]  example n has tokens[token_offsets[n]:token_offsets[n+1]]
     tokens             int32[...]  token ids, special tokens included
     token_type         int32[...]  0 first text, 1 second text of a pair
-    word_offsets       int64[N+1]  piece n has word_token[word_offsets[n]:word_offsets[n+1]]
-    word_token         int32[...]  position in the piece of the word's first sub-word
-    sequence_offsets   int64[N+1]  piece n has sequence[sequence_offsets[n]:sequence_offsets[n+1]]
-    sequence           int32[...]  number in the record of each predicate whose roles are read off this piece
-    copy               bool[N]     the piece before once more, for further predicates; its other labels stand there
-    overlong           int64[3]    records that were cut or split; tokens, and words, that no piece holds
-    choice             int32[N]    number of the choice that the piece ends in; the pieces of a record stand together
-    mark_token         int32[N, 4] position in the piece of the markers of both spans, -1 = not there
+    word_offsets       int64[N+1]  example n has word_token[word_offsets[n]:word_offsets[n+1]]
+    word_token         int32[...]  position in the example of the word's first sub-word
+    sequence_offsets   int64[N+1]  example n has sequence[sequence_offsets[n]:sequence_offsets[n+1]]
+    sequence           int32[...]  number in the record of each predicate whose roles are read off this example
+    copy               bool[N]     the example before once more, for further predicates; its other labels stand there
+    overlong           int64[3]    records that were cut or split; tokens, and words, that no example holds
+    choice             int32[N]    number of the choice that the example ends in; the examples of a record stand
+                       together
+    mark_token         int32[N, 4] position in the example of the markers of both spans, -1 = not there
     char_offsets       int32[.., 2] (first character, one behind the last) of each of the `words` of plain text, all
                                    records one after the other; empty where nothing asks for them
     labels             {task: Gold} complete gold labels by record
     targets            int64[M]    tokens of the record's longest target sequence; None without such a task
-    place              int32[...]  of each token, see `patches.with_patches`; None = its place in the piece
+    place              int32[...]  of each token, see `patches.with_patches`; None = its place in the example
     patch              int32[...]  row of the patch at each token in the album's pixels, 0 = none; None without pictures
     """
 
@@ -59,7 +60,7 @@ class EncodedSplit(NamedTuple):
     predicate: np.ndarray
     record: np.ndarray
     first_word: np.ndarray
-    piece_words: np.ndarray
+    example_words: np.ndarray
     token_offsets: np.ndarray
     tokens: np.ndarray
     token_type: np.ndarray
@@ -79,34 +80,34 @@ class EncodedSplit(NamedTuple):
 
     @property
     def lengths(self) -> np.ndarray:
-        """int64[N] tokens of each piece."""
+        """int64[N] tokens of each example."""
         return np.diff(self.token_offsets)
 
     @property
-    def is_first_piece(self) -> np.ndarray:
-        """bool[N], the piece that answers for its record in text-level tasks."""
+    def is_first_example(self) -> np.ndarray:
+        """bool[N], the example that answers for its record in text-level tasks."""
         return (self.first_word == 0) & ~self.copy & (self.choice == 0)
 
     @property
-    def piece_groups(self) -> np.ndarray:
-        """int64[N], a number for all pieces that have to stand in one row: the choices of a record."""
+    def example_groups(self) -> np.ndarray:
+        """int64[N], a number for all examples that have to stand in one row: the choices of a record."""
         return np.cumsum(self.choice == 0) - 1
 
 
 def encode(
-    units: RecordInputs, tokenizer: Tokenizer, max_length: int, overflow: str = "truncate", stride: int = 0
+    inputs: RecordInputs, tokenizer: Tokenizer, max_length: int, overflow: str = "truncate", stride: int = 0
 ) -> EncodedSplit:
     """Token ids of every record, without labels.
 
     Args:
-      units: what to tokenize, see `mtl_jax.data.encoding.record_inputs`.
+      inputs: what to tokenize, see `mtl_jax.data.encoding.record_inputs`.
       tokenizer: gives ids and the template of special tokens.
-      max_length: tokens of a piece at most, special tokens and the patches of its pictures included.
+      max_length: tokens of an example at most, special tokens and the patches of its pictures included.
       overflow: what becomes of a record of more tokens. "truncate": its end is cut off; of a pair the longer text loses
-        tokens first; special tokens stay. "split": further pieces take the words that do not fit, each with special
-        tokens of its own (data sets of words only). "error": UserError by file and line. "windows": pieces that
+        tokens first; special tokens stay. "split": further examples take the words that do not fit, each with special
+        tokens of its own (data sets of words only). "error": UserError by file and line. "windows": examples that
         overlap, each with the whole first text and a part of the last one. A single word of more sub-words than a
-        piece holds keeps its first ones in all of them. The n choices of a record have a piece each, of at most
+        example holds keeps its first ones in all of them. The n choices of a record have an example each, of at most
         max_length // n tokens, so that they fit one row.
       stride: of "windows", tokens from the beginning of one to that of the next; 0 = half a window. More than a window
         holds is a window.
@@ -116,33 +117,33 @@ def encode(
     """
     if overflow not in OVERFLOW:
         raise UserError(f"overflow: {overflow!r} is none of {', '.join(OVERFLOW)}")
-    paired = _paired(units)
+    paired = _paired(inputs)
     template = tokenizer.pair if paired else tokenizer.single
-    has_text = units.texts is None or any(units.texts)
+    has_text = inputs.texts is None or any(inputs.texts)
     room = max_length - template.special_count
-    if room - max(units.patches, default=0) < has_text + paired:
+    if room - max(inputs.patches, default=0) < has_text + paired:
         beside = f"{template.special_count} special tokens"
-        if any(units.patches):
-            beside += f" and {max(units.patches)} patches of its pictures"
+        if any(inputs.patches):
+            beside += f" and {max(inputs.patches)} patches of its pictures"
         raise UserError(f"max_length {max_length} leaves no room for text beside {beside}")
-    if units.texts is None:
-        return _encode_words(units, tokenizer, template, room, overflow, stride)
+    if inputs.texts is None:
+        return _encode_words(inputs, tokenizer, template, room, overflow, stride)
     if overflow == "split" and has_text:
         raise UserError('overflow "split" cuts between words: give the data set `words`, or choose "truncate"')
-    if units.choices is not None:
-        return EncodedSplit(**encode_choices(units, tokenizer, template, max_length, overflow))
+    if inputs.choices is not None:
+        return EncodedSplit(**encode_choices(inputs, tokenizer, template, max_length, overflow))
     if not has_text:
-        return EncodedSplit(**encode_without_text(units, template))
-    return EncodedSplit(**encode_texts(units, tokenizer, template, room, overflow, stride))
+        return EncodedSplit(**encode_without_text(inputs, template))
+    return EncodedSplit(**encode_texts(inputs, tokenizer, template, room, overflow, stride))
 
 
-def leading_special_tokens(units: RecordInputs, tokenizer: Tokenizer) -> int:
-    """How many special tokens stand before the text of every piece."""
-    return len((tokenizer.pair if _paired(units) else tokenizer.single).before)
+def leading_special_tokens(inputs: RecordInputs, tokenizer: Tokenizer) -> int:
+    """How many special tokens stand before the text of every example."""
+    return len((tokenizer.pair if _paired(inputs) else tokenizer.single).before)
 
 
-def _paired(units: RecordInputs) -> bool:
-    return units.choices is not None or (units.texts is not None and any(len(text) == 2 for text in units.texts))
+def _paired(inputs: RecordInputs) -> bool:
+    return inputs.choices is not None or (inputs.texts is not None and any(len(text) == 2 for text in inputs.texts))
 
 
 def overlong_note(name: str, split: EncodedSplit) -> Notice | None:
@@ -150,48 +151,48 @@ def overlong_note(name: str, split: EncodedSplit) -> Notice | None:
     records, tokens, words = (int(n) for n in split.overlong)
     if not records:
         return None
-    pieces = int((~split.copy & (split.choice == 0)).sum()) - len(split.words)
+    examples = int((~split.copy & (split.choice == 0)).sum()) - len(split.words)
     share = records / len(split.words)
     lost = f"{tokens} tokens" + (f" and {words} words" if words else "") + " left out"
     way = "read through windows" if len(split.char_offsets) else "split"
-    done = f"{way}, {pieces} more pieces" if pieces else "truncated"
+    done = f"{way}, {examples} more examples" if examples else "truncated"
     text = f"{name}: {records} of {len(split.words)} ({share:.1%}) too long, {done}" + (f", {lost}" if tokens else "")
     return Notice(text, LENGTH if tokens else INFORMATION, records, len(split.words))
 
 
 def copy_for_predicates(split: EncodedSplit, limit: int) -> EncodedSplit:
-    """The split with every piece of more than `limit` (predicate, word) pairs repeated, its predicates shared out.
+    """The split with every example of more than `limit` (predicate, word) pairs repeated, its predicates shared out.
 
     One sentence of 40 words and 30 predicates would else decide how many label positions every row of the data set has.
     Each copy has at least one predicate, and so may pass the limit.
     """
     sequences = np.diff(split.sequence_offsets)
-    most = np.maximum(limit // np.maximum(split.piece_words, 1), 1)
+    most = np.maximum(limit // np.maximum(split.example_words, 1), 1)
     copies = np.maximum(-(-sequences // most), 1)
     if (copies == 1).all():
         return split
-    piece, number = concatenated_ranges(np.zeros_like(copies), copies)
-    held = np.minimum(sequences[piece] - number * most[piece], most[piece])
-    taken = select_pieces(split, piece)
+    example, number = concatenated_ranges(np.zeros_like(copies), copies)
+    held = np.minimum(sequences[example] - number * most[example], most[example])
+    taken = select_examples(split, example)
     return taken._replace(sequence_offsets=offsets_from_lengths(held), sequence=split.sequence, copy=number > 0)
 
 
-def select_pieces(split: EncodedSplit, piece: np.ndarray) -> EncodedSplit:
-    """The same records with the pieces of these indices, in this order."""
+def select_examples(split: EncodedSplit, example: np.ndarray) -> EncodedSplit:
+    """The same records with the examples of these indices, in this order."""
 
     def ragged(offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(offsets of the taken pieces, indices of their elements)."""
-        lengths = np.diff(offsets)[piece]
-        return offsets_from_lengths(lengths), concatenated_ranges(offsets[piece], lengths)[1]
+        """(offsets of the taken examples, indices of their elements)."""
+        lengths = np.diff(offsets)[example]
+        return offsets_from_lengths(lengths), concatenated_ranges(offsets[example], lengths)[1]
 
     token_offsets, token = ragged(split.token_offsets)
     by_token = {name: getattr(split, name)[token] for name in ("place", "patch") if getattr(split, name) is not None}
     word_offsets, word = ragged(split.word_offsets)
     sequence_offsets, sequence = ragged(split.sequence_offsets)
     return split._replace(
-        record=split.record[piece],
-        first_word=split.first_word[piece],
-        piece_words=split.piece_words[piece],
+        record=split.record[example],
+        first_word=split.first_word[example],
+        example_words=split.example_words[example],
         token_offsets=token_offsets,
         tokens=split.tokens[token],
         token_type=split.token_type[token],
@@ -199,9 +200,9 @@ def select_pieces(split: EncodedSplit, piece: np.ndarray) -> EncodedSplit:
         word_token=split.word_token[word],
         sequence_offsets=sequence_offsets,
         sequence=split.sequence[sequence],
-        copy=split.copy[piece],
-        choice=split.choice[piece],
-        mark_token=split.mark_token[piece],
+        copy=split.copy[example],
+        choice=split.choice[example],
+        mark_token=split.mark_token[example],
         **by_token,
     )
 
@@ -219,27 +220,27 @@ def offsets_from_lengths(lengths: np.ndarray) -> np.ndarray:
 
 
 def _encode_words(
-    units: RecordInputs, tokenizer: Tokenizer, template: Template, room: int, overflow: str, stride: int
+    inputs: RecordInputs, tokenizer: Tokenizer, template: Template, room: int, overflow: str, stride: int
 ) -> EncodedSplit:
     tokens: list[int] = []
     types: list[int] = []
     word_token: list[int] = []
     sequence: list[int] = []
     places: list[list[int]] = []
-    markers = marker_ids(units, tokenizer)
-    pieces: list[tuple[int, ...]] = []  # record, first word, words, ends of tokens, of word_token and of sequence
+    markers = marker_ids(inputs, tokenizer)
+    examples: list[tuple[int, ...]] = []  # record, first word, words, ends of tokens, of word_token and of sequence
     cut = np.zeros(3, np.int64)
-    most, patches = room, units.patches
-    for m, subwords in enumerate(tokenizer.encode_words(units.words)):
+    most, patches = room, inputs.patches
+    for m, subwords in enumerate(tokenizer.encode_words(inputs.words)):
         room = most - patches[m]
         before = [0] * len(subwords)
         if markers:
-            subwords, before = marked_spans.insert_markers(subwords, units.marks[m])
+            subwords, before = marked_spans.insert_markers(subwords, inputs.marks[m])
         total = sum(map(len, subwords))
         if total > room:
             if overflow == "error":
                 found = total + patches[m] + template.special_count
-                raise too_long_error(units.records[m], found, most + template.special_count)
+                raise too_long_error(inputs.records[m], found, most + template.special_count)
             kept = [ids[:room] for ids in subwords]
             cut += (1, total - sum(map(len, kept)), 0)
             subwords = kept
@@ -252,10 +253,10 @@ def _encode_words(
                 ids.extend(subwords[last])
                 last += 1
             begin = len(tokens)
-            append_piece(tokens, types, [ids], template)
+            append_example(tokens, types, [ids], template)
             places.append(marked_spans.place_markers(tokens, begin, markers) if markers else [-1] * 4)
-            sequence.extend(k for k, word in enumerate(units.predicates[m]) if first <= word < last)
-            pieces.append((m, first, last - first, len(tokens), len(word_token), len(sequence)))
+            sequence.extend(k for k, word in enumerate(inputs.predicates[m]) if first <= word < last)
+            examples.append((m, first, last - first, len(tokens), len(word_token), len(sequence)))
             if overflow == "windows" and last < len(subwords):
                 reached = np.cumsum(list(map(len, subwords[first:last])))
                 first += 1 + int(np.searchsorted(reached[:-1], stride or room // 2))
@@ -264,16 +265,16 @@ def _encode_words(
             if overflow == "truncate" and last < len(subwords):
                 cut += (0, sum(map(len, subwords[last:])), len(subwords) - last)
                 break
-    table = np.asarray(pieces, np.int64).reshape(-1, 6)
+    table = np.asarray(examples, np.int64).reshape(-1, 6)
     ends = np.concatenate([np.zeros((1, 6), np.int64), table])
-    predicates = [len(found) for found in units.predicates]
+    predicates = [len(found) for found in inputs.predicates]
     return EncodedSplit(
-        words=np.asarray(units.word_counts, np.int32),
+        words=np.asarray(inputs.word_counts, np.int32),
         predicate_offsets=offsets_from_lengths(predicates),
-        predicate=np.asarray([p for found in units.predicates for p in found], np.int32),
+        predicate=np.asarray([p for found in inputs.predicates for p in found], np.int32),
         record=table[:, 0].astype(np.int32),
         first_word=table[:, 1].astype(np.int32),
-        piece_words=table[:, 2].astype(np.int32),
+        example_words=table[:, 2].astype(np.int32),
         token_offsets=ends[:, 3],
         tokens=np.asarray(tokens, np.int32),
         token_type=np.asarray(types, np.int32),

@@ -9,14 +9,15 @@ import numpy as np
 
 
 class GoldLabels(NamedTuple):
-    """The gold labels of every record of a split, complete: also of words that truncation cut off.
+    """The gold labels of every record of a split, including those of words that truncation cut off.
 
     value    int32[n] class id (0 where missing) | float32[n] real | float32[n, C] distribution or 0/1 set
     known    bool[n], False where the label is missing; True for labels that train lacks (id >= C)
-    offsets  int64[M+1]. Record m has value[offsets[m]:offsets[m+1]]: one label; one a word; for level "predicate"
-             predicates x words labels, the words of the first predicate first; for level "sequence" one a token of
-             the target, none where there is no target
-    texts    level "sequence": [M] the targets as their tokens make them, whole; what is written is compared with them
+    offsets  int64[M+1]. Record m has value[offsets[m]:offsets[m+1]]: one label; one for each word; for level
+             "predicate" predicates x words labels, the words of the first predicate first; for level "sequence" one
+             for each token of the target, none where there is no target
+    texts    level "sequence": [M] the complete targets, joined from their tokens; generated texts are compared with
+             them
     sources  level "sequence", where the task copies: [M] lists of the input's tokens, see `labels.target_sequences`
     """
 

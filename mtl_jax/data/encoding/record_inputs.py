@@ -1,4 +1,4 @@
-"""What of the records is read: one or two texts, or words; choices, marked spans, pictures beside them."""
+"""The inputs of records: one or two texts, or words; also choices, marked spans and pictures."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from mtl_jax.errors import UserError
 
 
 class RecordInputs(NamedTuple):
-    """What is read of M records, checked: either `texts` or `words` is given.
+    """The inputs of M records, checked: either `texts` or `words` is given.
 
-    texts       [M] tuples of one text or two, or of none where there are pictures alone
+    texts       [M] tuples of one or two texts, or of none where there are only pictures
     words       [M] lists of words
     predicates  [M] lists of word indices, empty where no task reads them
     choices     [M] lists of answers to choose from, each encoded with the texts; None where there are none
-    marks       [M] pairs of spans, each (first, one behind the last) character or word; None where none are marked
-    markers     names of the tokens around them: before and behind the first span, before and behind the second
-    aligned     whether it has to be known where in the last text its tokens stand
-    pictures    [M] tuples of numbers in the data set's album; None where it has no pictures
+    marks       [M] pairs of spans [begin, end) of characters or words; None where none are marked
+    markers     names of the tokens around them: before and after the first span, before and after the second
+    aligned     whether the character offsets of the tokens of the last text are needed
+    pictures    [M] tuples of numbers of pictures in the data set's image store; None where it has no pictures
     grid        (rows, columns) of the patches of every picture
     """
 
@@ -31,7 +31,7 @@ class RecordInputs(NamedTuple):
     predicates: list[list[int]]
     records: Sequence[Record]
     choices: list[list[str]] | None = None
-    marks: list[marks.Spans] | None = None
+    marks: list[marked_spans.Spans] | None = None
     markers: tuple[str, ...] = ()
     aligned: bool = False
     pictures: Sequence[tuple[int, ...]] | None = None
@@ -39,10 +39,10 @@ class RecordInputs(NamedTuple):
 
     @property
     def patches(self) -> list[int]:
-        """[M] patches of all pictures of each record."""
+        """[M] numbers of patches of all pictures of each record."""
         if self.pictures is None:
             return [0] * len(self.records)
-        return [len(own) * self.grid[0] * self.grid[1] for own in self.pictures]
+        return [len(numbers) * self.grid[0] * self.grid[1] for numbers in self.pictures]
 
     @property
     def word_counts(self) -> list[int] | None:
@@ -50,11 +50,11 @@ class RecordInputs(NamedTuple):
         return None if self.words is None else [len(words) for words in self.words]
 
     def fingerprint(self) -> str:
-        """Content hash of all that encoding reads."""
+        """Hash of everything that encoding reads."""
         digest = hashlib.sha256()
         parts = (self.texts, self.words, self.predicates, self.choices, self.marks, self.markers, self.aligned)
-        shown = () if self.pictures is None else (self.pictures, self.grid)
-        for part in (*parts, *shown):
+        pictures = () if self.pictures is None else (self.pictures, self.grid)
+        for part in (*parts, *pictures):
             digest.update(json.dumps(part).encode())
         return digest.hexdigest()
 
@@ -72,19 +72,19 @@ def extract_inputs(
     aligned: bool = False,
     pictured: bool = False,
 ) -> RecordInputs:
-    """Takes from the records what is tokenized.
+    """Takes from the records what is encoded.
 
     Args:
       records: M records.
-      text: names of the one or two fields that hold plain text; or
-      words: name of the field that holds a list of words.
+      text: names of one or two fields with plain text; or
+      words: name of a field with a list of words.
       predicates: name of the field with the word indices of the predicates; records without it have none.
       choices: name of the field with the list of choices, or of several fields with one each (None: no such choice).
-      marked: two fields with a span each, or four strings that stand around the spans in the text; see `marks`.
-      marked_ends: "included" | "excluded": the last word, or character, in fields with spans; see there.
-      markers: tokens to put around the spans.
+      marked: two fields with a span each, or four strings around the spans in the text; see `marked_spans`.
+      marked_ends: "included" | "excluded": the last word, or character, in fields with spans; see `marked_spans`.
+      markers: tokens to insert around the spans.
       aligned: see `RecordInputs`.
-      pictured: whether the data set has pictures, which may stand without text.
+      pictured: whether the data set has pictures, which need no text.
 
     Raises:
       UserError: by file and line: no such field, an empty text, a wrong type, a predicate outside the sentence, a
@@ -92,40 +92,42 @@ def extract_inputs(
     """
     text = (text,) if isinstance(text, str) and text else tuple(text)
     if (text and words) or not (text or words or pictured) or len(text) > 2:
-        raise UserError("a data set wants either `text` (one or two field names) or `words` (one field name)")
+        raise UserError("a data set needs either `text` (one or two field names) or `words` (one field name)")
     if not words:
-        texts = [tuple(_text(record, name) for name in text) for record in records]
-        offered = [_choices(record, choices) for record in records] if choices else None
-        if not marked:
-            return RecordInputs(texts, None, [[] for _ in records], records, offered, aligned=aligned)
-        if len(text) > 1:
-            raise UserError("marked spans stand in one text: a data set with `marked` has one field in `text`")
-        pairs = zip(records, texts, strict=True)
-        bare = [marked_spans.spans_in_text(record, whole, marked, marked_ends) for record, (whole,) in pairs]
-        return RecordInputs(
-            [(text,) for text, _ in bare],
-            None,
-            [[] for _ in records],
-            records,
-            offered,
-            [spans for _, spans in bare],
-            tuple(markers),
-            aligned,
-        )
+        inputs = _text_inputs(records, text, choices, marked, marked_ends)
+        return inputs._replace(markers=tuple(markers) if marked else (), aligned=aligned)
     sentences = [_words(record, words) for record in records]
     spans = None
     if marked:
         pairs = zip(records, sentences, strict=True)
-        bare = [marked_spans.spans_in_words(record, sentence, marked, marked_ends) for record, sentence in pairs]
-        sentences, spans = [list(sentence) for sentence, _ in bare], [spans for _, spans in bare]
-    found = [_predicates(r, predicates, len(s)) for r, s in zip(records, sentences, strict=True)]
-    return RecordInputs(None, sentences, found, records, None, spans, tuple(markers) if marked else ())
+        without_marks = [
+            marked_spans.spans_in_words(record, sentence, marked, marked_ends) for record, sentence in pairs
+        ]
+        sentences, spans = [list(sentence) for sentence, _ in without_marks], [spans for _, spans in without_marks]
+    indices = [_predicates(r, predicates, len(s)) for r, s in zip(records, sentences, strict=True)]
+    return RecordInputs(None, sentences, indices, records, None, spans, tuple(markers) if marked else ())
+
+
+def _text_inputs(
+    records: Sequence[Record], names: Sequence[str], choices: Sequence[str], marked: Sequence[str], marked_ends: str
+) -> RecordInputs:
+    """The inputs of records of plain text, without markers."""
+    texts = [tuple(_text(record, name) for name in names) for record in records]
+    choices_of = [_choices(record, choices) for record in records] if choices else None
+    spans = None
+    if marked:
+        if len(names) > 1:
+            raise UserError("marked spans are in one text: a data set with `marked` has one field in `text`")
+        pairs = zip(records, texts, strict=True)
+        without_marks = [marked_spans.spans_in_text(record, text, marked, marked_ends) for record, (text,) in pairs]
+        texts, spans = [(text,) for text, _ in without_marks], [spans for _, spans in without_marks]
+    return RecordInputs(texts, None, [[] for _ in records], records, choices_of, spans)
 
 
 def _text(record: Record, name: str) -> str:
     value = field(record, name)
     if not isinstance(value, str):
-        raise _at(record, f"field {name!r} should be text, found {value!r}")
+        raise _at(record, f"field {name!r} should be a string, found {value!r}")
     if not value.strip():
         raise _at(record, f"field {name!r}: empty text")
     return value
@@ -155,12 +157,13 @@ def _choices(record: Record, names: Sequence[str]) -> list[str]:
         if not isinstance(values[0], list | tuple):
             raise _at(record, f"field {names[0]!r} should be a list of choices, found {values[0]!r}"[:200])
         values = list(values[0])
-    found = [value for value in values if value is not None]
-    while found and isinstance(found[-1], str) and not found[-1].strip():  # a table with fewer choices than columns
-        found.pop()
-    if len(found) < 2 or not all(isinstance(value, str) and value.strip() for value in found):
-        raise _at(record, f"{', '.join(names)}: two choices at least, each a text, found {values!r}"[:200])
-    return found
+    present = [value for value in values if value is not None]
+    # A table may have fewer choices in a row than columns.
+    while present and isinstance(present[-1], str) and not present[-1].strip():
+        present.pop()
+    if len(present) < 2 or not all(isinstance(value, str) and value.strip() for value in present):
+        raise _at(record, f"{', '.join(names)}: at least two choices, each a string, expected, found {values!r}"[:200])
+    return present
 
 
 def _at(record: Record, message: str) -> UserError:

@@ -1,8 +1,8 @@
-"""Where blanks stand between the words of a text that is written word by word.
+"""Blanks between the words of a text that is generated word by word.
 
-Of most words it is known: a comma follows without a blank, a word behind a comma with one. Where a text has it
-otherwise, as in "3.14" or "3 %", a token of its own says so before the word: so every text comes back as it was, one
-blank for several, and texts of everyday language hardly get longer (of English news and Wikipedia by 1 to 3 %).
+For most words the usual spacing holds: no blank before a comma, one after it. Where a text differs, as in "3.14" or
+"3 %", a special token before the word says so. Every text can be restored up to repeated blanks, and everyday language
+hardly gets longer (English news and Wikipedia by 1 to 3 %).
 """
 
 from __future__ import annotations
@@ -14,22 +14,22 @@ from collections.abc import Iterator, Sequence
 from mtl_jax import unicode
 
 NO_BLANK, BLANK = MARKERS = ("[NO BLANK]", "[BLANK]")
-_CLOSING, _OPENING = frozenset(".,;:!?%…'"), frozenset("$€£#@¿¡")  # and brackets and quotation marks
+_CLOSING, _OPENING = frozenset(".,;:!?%…'"), frozenset("$€£#@¿¡")  # as well as brackets and quotation marks
 _INNER = frozenset("-/")
 
 
 def mark_blanks(words: Sequence[str], blanks: Sequence[bool]) -> list[str]:
-    """The words with `MARKERS` before those of which `blanks` (whether one stands before the word) is not as usual."""
-    found: list[str] = []
+    """The words, with one of `MARKERS` before each word whose entry in `blanks` (a blank is before it) is unusual."""
+    marked: list[str] = []
     for word, blank, usual in zip(words, blanks, _usual(words), strict=True):
         if blank != usual:
-            found.append(BLANK if blank else NO_BLANK)
-        found.append(word)
-    return found
+            marked.append(BLANK if blank else NO_BLANK)
+        marked.append(word)
+    return marked
 
 
 def join_words(tokens: Sequence[str]) -> str:
-    """The text that words with markers make; of several markers the last counts, those behind the last word do not."""
+    """The text of words with markers; of several markers the last one counts, those after the last word do not."""
     words: list[str] = []
     marked: dict[int, bool] = {}
     for token in tokens:
@@ -46,7 +46,7 @@ def join_words(tokens: Sequence[str]) -> str:
 
 
 def _usual(words: Sequence[str]) -> Iterator[bool]:
-    """Whether a blank usually stands before each word. Straight quotation marks open and close by turns."""
+    """Whether a blank is usual before each word. Straight quotation marks alternately open and close."""
     is_quoted = False
     if words:
         yield False
@@ -61,16 +61,16 @@ def _usual(words: Sequence[str]) -> Iterator[bool]:
 
 
 def _is_unspaced(word: str) -> bool:
-    """Whether it is of Chinese or Japanese, their punctuation too (U+3000 … U+303F, U+FF00 … U+FF65)."""
+    """Whether it is Chinese or Japanese, including punctuation (U+3000 … U+303F, U+FF00 … U+FF65)."""
     return unicode.is_unspaced(word) or "\u3000" <= word[0] <= "\u303f" or "\uff00" <= word[0] <= "\uff65"
 
 
 def _closes(word: str) -> bool:
-    """Whether no blank stands before it."""
+    """Whether no blank is usual before it."""
     category = unicodedata.category(word[0])
     return word in _CLOSING or word in _INNER or category in ("Pe", "Pf") or (category == "Po" and word[0] > "\xff")
 
 
 def _opens(word: str) -> bool:
-    """Whether no blank stands behind it."""
+    """Whether no blank is usual after it."""
     return word in _OPENING or word in _INNER or unicodedata.category(word[0]) in ("Ps", "Pi")

@@ -49,7 +49,7 @@ class Answer(NamedTuple):
     text: str
 
 
-def collect_answers(units: RecordInputs, spec: LabelSpec) -> tuple[RawLabels, list[Note]]:
+def collect_answers(inputs: RecordInputs, spec: LabelSpec) -> tuple[RawLabels, list[Note]]:
     """For each record a tuple of answers, () where there is none to be found, None where it is not labelled.
 
     Raises:
@@ -57,12 +57,12 @@ def collect_answers(units: RecordInputs, spec: LabelSpec) -> tuple[RawLabels, li
     """
     notes: list[Note] = []
     values = []
-    for m, record in enumerate(units.records):
+    for m, record in enumerate(inputs.records):
         raw = _raw(record, spec)
         if raw is None:
             values.append(None)
             continue
-        text = units.words[m] if units.texts is None else units.texts[m][-1]
+        text = inputs.words[m] if inputs.texts is None else inputs.texts[m][-1]
         found = []
         for answer in raw:
             place, odd = (_of_text if isinstance(text, str) else _of_words)(*answer, text, record, spec)
@@ -70,7 +70,7 @@ def collect_answers(units: RecordInputs, spec: LabelSpec) -> tuple[RawLabels, li
             if odd:
                 notes.append(Note(odd, record.file, record.line))
         values.append(tuple(found))
-    return RawLabels(values, np.arange(len(values) + 1, dtype=np.int64), units.records), notes
+    return RawLabels(values, np.arange(len(values) + 1, dtype=np.int64), inputs.records), notes
 
 
 def encode_answers(raw: RawLabels, split: EncodedSplit) -> tuple[GoldLabels, list[Note]]:
@@ -104,33 +104,35 @@ def encode_answers(raw: RawLabels, split: EncodedSplit) -> tuple[GoldLabels, lis
 
 
 def complete_answers(split: EncodedSplit, gold: GoldLabels) -> tuple[np.ndarray, np.ndarray]:
-    """(bool[N], whether the piece holds the whole answer of its record; bool[M], whether one of its pieces does)."""
+    """(bool[N], whether the example holds the whole answer of its record; bool[M], whether one of its examples
+    does).
+    """
     first, last = gold.value[split.record].T
-    inside = (first >= split.first_word) & (last < split.first_word + split.piece_words) & ~split.copy
+    inside = (first >= split.first_word) & (last < split.first_word + split.example_words) & ~split.copy
     kept = np.zeros(len(split.words), bool)
     kept[split.record[inside]] = True
     return inside, kept
 
 
 def count_truncated(split: EncodedSplit, gold: GoldLabels) -> int:
-    """Number of records whose answer no piece holds."""
+    """Number of records whose answer no example holds."""
     return int((gold.known & (gold.value[:, 0] >= 0) & ~complete_answers(split, gold)[1]).sum())
 
 
 def has_windows_without_answer(split: EncodedSplit, gold: GoldLabels) -> bool:
-    """Whether there is a piece without the answer, which another one of its record holds."""
+    """Whether there is an example without the answer, which another one of its record holds."""
     inside, kept = complete_answers(split, gold)
     return bool((~split.copy & ~inside & (gold.known & kept)[split.record]).any())
 
 
-def answer_text(units_or_text: str | Sequence[str], split: EncodedSplit, record: int, first: int, last: int) -> str:
+def answer_text(words_or_text: str | Sequence[str], split: EncodedSplit, record: int, first: int, last: int) -> str:
     """What stands from token (word) `first` to `last` of a record's last text (words); "" for no answer."""
     if first < 0:
         return ""
-    if not isinstance(units_or_text, str):
-        return " ".join(units_or_text[first : last + 1])
+    if not isinstance(words_or_text, str):
+        return " ".join(words_or_text[first : last + 1])
     begin, end = character_span(split, record, first, last)
-    return units_or_text[begin:end]
+    return words_or_text[begin:end]
 
 
 def character_span(split: EncodedSplit, record: int, first: int, last: int) -> tuple[int, int]:

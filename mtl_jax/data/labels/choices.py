@@ -13,7 +13,7 @@ from mtl_jax.data.records import Record, find_field, where
 from mtl_jax.errors import UserError
 
 
-def collect_choices(units: RecordInputs, spec: LabelSpec) -> RawLabels:
+def collect_choices(inputs: RecordInputs, spec: LabelSpec) -> RawLabels:
     """The number of the right choice of each record, from 0; None where it is missing.
 
     A label is a number from 0, the text of a choice, a letter ("A" is the first), or a number as text; with
@@ -22,14 +22,14 @@ def collect_choices(units: RecordInputs, spec: LabelSpec) -> RawLabels:
     Raises:
       UserError: by file and line: no such choice; a label that can be read in two ways.
     """
-    if units.choices is None:
+    if inputs.choices is None:
         raise UserError(
             f"task {spec.task}: data set {spec.dataset} has no choices; name their field, or a field for each, as "
             "`choices` of the data set"
         )
-    pairs = zip(units.records, units.choices, strict=True)
+    pairs = zip(inputs.records, inputs.choices, strict=True)
     values = [_number(find_field(record, spec.field), choices, spec, record) for record, choices in pairs]
-    return RawLabels(values, np.arange(len(values) + 1, dtype=np.int64), units.records)
+    return RawLabels(values, np.arange(len(values) + 1, dtype=np.int64), inputs.records)
 
 
 def _number(raw, choices: list[str], spec: LabelSpec, record: Record) -> int | None:

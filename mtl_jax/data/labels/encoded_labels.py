@@ -25,14 +25,14 @@ ENCODED_LABEL_TYPES = ("choice", "span", "hidden")
 
 
 def build(
-    spec: LabelSpec, units: Mapping[str, RecordInputs], encoded: Mapping[str, EncodedSplit], tokenizer: Tokenizer
+    spec: LabelSpec, inputs: Mapping[str, RecordInputs], encoded: Mapping[str, EncodedSplit], tokenizer: Tokenizer
 ) -> tuple[LabelVocabulary, dict[str, GoldLabels], list[str]]:
     """The classes of a task of these kinds, its gold labels by split, and sentences about what is odd.
 
-    Kind "choice" has no classes; "span" has `answer_spans.CLASS_NAMES`, the second where train has unanswerable
-    questions, in its
-    place `answer_spans.ELSEWHERE` where it has windows without the answer; "hidden" has the tokenizer's tokens, in the
-    order of their ids.
+    Kind "choice" has no classes; "span" has `answers.CLASS_NAMES`, the second where train has unanswerable questions,
+    in its
+    place `answers.ELSEWHERE` where it has windows without the answer; "hidden" has the tokenizer's tokens, in the order
+    of their ids.
 
     Raises:
       UserError: train has no label; see `answers` and `choices`; a tokenizer without [MASK].
@@ -41,15 +41,15 @@ def build(
         if tokenizer.mask_id is None:
             raise UserError(f"task {spec.task}: the tokenizer has no token for hidden words, [MASK] or <mask>")
         names = tuple(map(tokenizer.id_to_token, range(tokenizer.size)))
-        return LabelVocabulary(names), {split: unknown_labels(spec, u) for split, u in units.items()}, []
+        return LabelVocabulary(names), {split: unknown_labels(spec, u) for split, u in inputs.items()}, []
     notes: list[str] = []
     if spec.kind == "choice":
-        raw = {split: choices.collect_choices(u, spec) for split, u in units.items()}
+        raw = {split: choices.collect_choices(u, spec) for split, u in inputs.items()}
         gold = {split: _numbers(r) for split, r in raw.items()}
         vocabulary = LabelVocabulary(())
     else:
         raw, gold = {}, {}
-        for split, u in units.items():
+        for split, u in inputs.items():
             raw[split], read = answer_spans.collect_answers(u, spec)
             gold[split], fitted = answer_spans.encode_answers(raw[split], encoded[split])
             notes += [line.prefixed(f"task {spec.task}") for line in summarize_notes(split, [*read, *fitted])]
@@ -66,13 +66,13 @@ def build(
             text = f"task {spec.task}: train has no unanswerable question, so every question will get an answer"
             notes.append(Notice(text, LABELS))
     if not gold["train"].known.any():
-        raise no_labels_error(spec, units["train"].records)
+        raise no_labels_error(spec, inputs["train"].records)
     return vocabulary, gold, notes
 
 
-def unknown_labels(spec: LabelSpec, units: RecordInputs) -> GoldLabels:
+def unknown_labels(spec: LabelSpec, inputs: RecordInputs) -> GoldLabels:
     """Gold of records whose labels nobody knows; tokens need none."""
-    count = len(units.records)
+    count = len(inputs.records)
     shape = (count, 2) if spec.kind == "span" else (count,)
     value = np.full(shape, answer_spans.UNKNOWN if spec.kind == "span" else 0, np.int32)
     return GoldLabels(value, np.full(count, spec.kind == "hidden"), np.arange(count + 1, dtype=np.int64))

@@ -39,17 +39,17 @@ def notes(spec: LabelSpec, splits: Mapping[str, RawLabels], names: Sequence[str]
     return [Notice(f"task {spec.task}: {sentence}", LABELS) for sentence in found]
 
 
-def contradictions(spec: LabelSpec, splits: Mapping[str, RawLabels], units: Mapping[str, RecordInputs]) -> list[str]:
+def contradictions(spec: LabelSpec, splits: Mapping[str, RawLabels], inputs: Mapping[str, RecordInputs]) -> list[str]:
     """Sentences about equal texts (and pictures) with different labels: within train, and of the others in train."""
     if spec.level != "text" or not splits["train"].values:
         return []
     labels: dict[Hashable, set[Hashable]] = {}
-    for text, value in zip(_inputs(units["train"]), splits["train"].values, strict=True):
+    for text, value in zip(_inputs(inputs["train"]), splits["train"].values, strict=True):
         if value is not None:
             labels.setdefault(text, set()).add(_comparable(value))
     found = []
     for split, raw in splits.items():
-        pairs = zip(_inputs(units[split]), raw.values, strict=True)
+        pairs = zip(_inputs(inputs[split]), raw.values, strict=True)
         count = sum(v is not None and bool(labels.get(text, set()) - {_comparable(v)}) for text, v in pairs)
         if count:
             found.append(f"task {spec.task}: {split}: {count} records have a text that train has with another label")
@@ -62,9 +62,9 @@ def _comparable(value: Any) -> Hashable:
     return frozenset(value) if isinstance(value, tuple) else value
 
 
-def _inputs(units: RecordInputs) -> Iterable[Hashable]:
-    texts = units.texts if units.words is None else map(tuple, units.words)
-    return texts if units.pictures is None else zip(texts, units.pictures, strict=True)
+def _inputs(inputs: RecordInputs) -> Iterable[Hashable]:
+    texts = inputs.texts if inputs.words is None else map(tuple, inputs.words)
+    return texts if inputs.pictures is None else zip(texts, inputs.pictures, strict=True)
 
 
 def advice(unseen: Iterable[str], names: Iterable[str], spec: LabelSpec) -> str:

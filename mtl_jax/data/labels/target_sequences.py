@@ -1,7 +1,7 @@
 """Target sequences of generation tasks: read, cut into tokens, encoded, and the words of the input to copy from.
 
 Ids 0 … C-1 are the vocabulary: three special tokens, then the tokens of the training targets. Where a task copies, an
-id C + t stands for the input's token at position t of its piece, a token that the vocabulary lacks (extended
+id C + t stands for the input's token at position t of its example, a token that the vocabulary lacks (extended
 vocabulary: See et al. 2017; here each place is a word of its own).
 """
 
@@ -155,19 +155,19 @@ def missing_targets(count: int, sources: Sequence[Sequence[str]]) -> GoldLabels:
     return GoldLabels(np.zeros(0, np.int32), np.zeros(0, bool), np.zeros(count + 1, np.int64), [""] * count, sources)
 
 
-def source_tokens(units: RecordInputs, split: EncodedSplit, tokenizer: Tokenizer) -> list[list[str]]:
-    """[M] the tokens of each record's first piece as they were read, "" at the tokenizer's own special tokens."""
+def source_tokens(inputs: RecordInputs, split: EncodedSplit, tokenizer: Tokenizer) -> list[list[str]]:
+    """[M] the tokens of each record's first example as they were read, "" at the tokenizer's own special tokens."""
     specials = _special_ids(tokenizer)
-    first = np.flatnonzero(split.is_first_piece)
+    first = np.flatnonzero(split.is_first_example)
     result: list[list[str]] = [[] for _ in range(len(split.words))]
-    for piece in first[np.argsort(split.record[first], kind="stable")]:
-        span = slice(split.token_offsets[piece], split.token_offsets[piece + 1])
+    for example in first[np.argsort(split.record[first], kind="stable")]:
+        span = slice(split.token_offsets[example], split.token_offsets[example + 1])
         tokens = split.tokens[span].tolist()
-        m = int(split.record[piece])
+        m = int(split.record[example])
         found = ["" if t in specials else tokenizer.id_to_token(t) for t in tokens]
         if isinstance(tokenizer, WordTokenizer):  # a word outside of its vocabulary is known by its letters
             places = [i for i, t in enumerate(tokens) if t not in specials]
-            for place, word in zip(places, _surfaces(units, m, split, piece, tokenizer), strict=True):
+            for place, word in zip(places, _surfaces(inputs, m, split, example, tokenizer), strict=True):
                 found[place] = word
         result[m] = found
     return result
@@ -269,13 +269,13 @@ def _special_ids(tokenizer: Tokenizer) -> set[int]:
     }
 
 
-def _surfaces(units: RecordInputs, m: int, split: EncodedSplit, piece: int, tokenizer: WordTokenizer) -> list[str]:
-    """The words of a first piece, special tokens left out."""
-    if units.texts is None:
-        return tokenizer.tokenize([units.words[m]])[0][: split.piece_words[piece]]
-    sides = tokenizer.tokenize(units.texts[m])
-    span = slice(split.token_offsets[piece], split.token_offsets[piece + 1])
+def _surfaces(inputs: RecordInputs, m: int, split: EncodedSplit, example: int, tokenizer: WordTokenizer) -> list[str]:
+    """The words of a first example, special tokens left out."""
+    if inputs.texts is None:
+        return tokenizer.tokenize([inputs.words[m]])[0][: split.example_words[example]]
+    sides = tokenizer.tokenize(inputs.texts[m])
+    span = slice(split.token_offsets[example], split.token_offsets[example + 1])
     second = int((split.token_type[span] == tokenizer.pair.types[1]).sum()) if len(sides) == 2 else 0
     template = tokenizer.pair if len(sides) == 2 else tokenizer.single
-    counts = (split.lengths[piece] - second - template.special_count, second)
+    counts = (split.lengths[example] - second - template.special_count, second)
     return [word for side, n in zip(sides, counts, strict=False) for word in side[:n]]

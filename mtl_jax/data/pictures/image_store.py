@@ -101,15 +101,15 @@ def read_images(
     return reader.store(), numbers
 
 
-def image_spec(albums: Mapping[str, ImageStore], units: Mapping[str, Mapping[str, Any]]) -> ImageSpec | None:
-    """The form over all data sets, whose `units` by split name their pictures; None where none has pictures."""
+def image_spec(albums: Mapping[str, ImageStore], inputs: Mapping[str, Mapping[str, Any]]) -> ImageSpec | None:
+    """The form over all data sets, whose `inputs` by split name their pictures; None where none has pictures."""
     if not albums:
         return None
     return ImageSpec(
         features=next(iter(albums.values())).pixels.shape[1],
         rows=max(album.grid[0] for album in albums.values()),
         columns=max(album.grid[1] for album in albums.values()),
-        max_patches=max(len(shown) for splits in units.values() for own in splits.values() for shown in own.pictures),
+        max_patches=max(len(shown) for splits in inputs.values() for own in splits.values() for shown in own.pictures),
         sizes={name: album.size for name, album in albums.items()},
     )
 

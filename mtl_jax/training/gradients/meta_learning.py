@@ -1,6 +1,6 @@
 """The gradient of the data where it is found by meta-learning: each task adapts by itself, on part of its examples.
 
-1. The examples of a batch are split by a key of (run, step, data set, record), so that pieces of one record, wherever
+1. The examples of a batch are split by a key of (run, step, data set, record), so that examples of one record, wherever
    they were packed, stand on one side. A side is a mask on labels: examples of a row do not see each other.
 2. In turns, each task of the step takes some steps of gradient descent from Θ, and gives a loss and a gradient.
 3. The gradients are weighed by α and added up; clipping, λ·Ω and the optimizer follow in the step.
@@ -37,7 +37,7 @@ class MetaSpec(NamedTuple):
     adapts   trained paths that the inner loop moves
     zeroed   those of them that it starts from zero
     view     the objective over what one task reads, in the layout of `view_layout`
-    records  int32 [data sets, pieces]: the record of each piece of train; None where each piece is a record
+    records  int32 [data sets, examples]: the record of each example of train; None where each example is a record
     """
 
     method: str
@@ -68,7 +68,7 @@ def view(layout: BatchLayout, batch: Batch, task: jax.Array) -> Batch:
 
 
 def assign_split(layout: BatchLayout, records: np.ndarray | None, batch: Batch, key: jax.Array) -> jax.Array:
-    """A number in [0, 1) for each example, float32 [..., B, R, E], the same for all pieces of a record.
+    """A number in [0, 1) for each example, float32 [..., B, R, E], the same for all examples of a record.
 
     Args:
       layout: of the batch.
@@ -79,8 +79,8 @@ def assign_split(layout: BatchLayout, records: np.ndarray | None, batch: Batch, 
     names = jnp.asarray(np.asarray([name_key(name) for name in layout.datasets], np.uint32))
     key = jax.random.fold_in(key, name_key("sides"))
 
-    def one(dataset, piece):
-        record = piece if records is None else jnp.asarray(records)[dataset, piece]
+    def one(dataset, example):
+        record = example if records is None else jnp.asarray(records)[dataset, example]
         own = jax.random.fold_in(jax.random.fold_in(key, names[dataset]), record.astype(jnp.uint32))
         return jax.random.uniform(own, (), jnp.float32)
 

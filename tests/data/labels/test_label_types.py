@@ -38,9 +38,9 @@ def words_of(*texts, **options):
 def asked(label, context=CONTEXT, spec=SPAN, **fields):
     """(raw value, gold value, notes) of one question."""
     record = Record({"question": "Where?", "context": context, spec.field: label, **fields}, "f", 1)
-    units = extract_inputs([record], text=("question", "context"), aligned=True)
-    raw, read = answer_spans.collect_answers(units, spec)
-    split = encode(units, words_of(context, "where ?"), 64)
+    inputs = extract_inputs([record], text=("question", "context"), aligned=True)
+    raw, read = answer_spans.collect_answers(inputs, spec)
+    split = encode(inputs, words_of(context, "where ?"), 64)
     gold, fitted = answer_spans.encode_answers(raw, split)
     found = raw.values[0] and tuple(a.begin for a in raw.values[0])
     return found, tuple(gold.value[0].tolist()), [note.what.split(",")[0] for note in (*read, *fitted)]
@@ -72,9 +72,9 @@ def test_answers_in_two_fields():
     ):
         spec = LabelSpec("answer", "d", field, "span", "span")
         record = Record({"context": CONTEXT, **fields}, "f", 1)
-        units = extract_inputs([record], text="context", aligned=True)
+        inputs = extract_inputs([record], text="context", aligned=True)
         gold, _ = answer_spans.encode_answers(
-            answer_spans.collect_answers(units, spec)[0], encode(units, words_of(CONTEXT), 64)
+            answer_spans.collect_answers(inputs, spec)[0], encode(inputs, words_of(CONTEXT), 64)
         )
         assert tuple(gold.value[0].tolist()) == wanted and gold.known[0]
 
@@ -105,7 +105,7 @@ def test_dirt_is_mended_or_left_out_and_counted():
 
 def test_an_answer_may_be_spelled_in_other_characters_than_its_text():
     context = "Le cafe\u0301 où प्रधानमंत्री दिल्ली। में"  # é in two characters: offsets count both
-    units = extract_inputs(
+    inputs = extract_inputs(
         [
             Record({"q": "?", "c": context, "answers": label}, "f", 1)
             for label in (
@@ -117,9 +117,9 @@ def test_an_answer_may_be_spelled_in_other_characters_than_its_text():
         text=("q", "c"),
         aligned=True,
     )
-    raw, notes = answer_spans.collect_answers(units, SPAN)
+    raw, notes = answer_spans.collect_answers(inputs, SPAN)
     assert [(a.begin, a.end) for (a,) in raw.values] == [(3, 8), (3, 11), (12, 24)] and len(notes) == 1
-    split = encode(units, words_of(context), 64)
+    split = encode(inputs, words_of(context), 64)
     gold, fitted = answer_spans.encode_answers(raw, split)
     assert gold.value.tolist() == [[1, 1], [1, 2], [3, 3]] and not fitted
     assert [answer_spans.answer_text(context, split, m, *gold.value[m].tolist()) for m in (0, 2)] == [
@@ -130,14 +130,14 @@ def test_an_answer_may_be_spelled_in_other_characters_than_its_text():
 
 def test_answers_among_words():
     record = Record({"words": CONTEXT.split(), "answers": [7, 8]}, "f", 1)
-    units = extract_inputs([record], words="words")
+    inputs = extract_inputs([record], words="words")
     gold, _ = answer_spans.encode_answers(
-        answer_spans.collect_answers(units, SPAN)[0], encode(units, words_of(CONTEXT), 64)
+        answer_spans.collect_answers(inputs, SPAN)[0], encode(inputs, words_of(CONTEXT), 64)
     )
     assert gold.value.tolist() == [[7, 8]]
     record.fields["answers"] = [8, 10]
     with pytest.raises(UserError, match="no words 8 to 10 among 10"):
-        answer_spans.collect_answers(units, SPAN)
+        answer_spans.collect_answers(inputs, SPAN)
 
 
 TEXTS = ["Ein Café, das İstanbul's old name’s got?", "a  b\tc", "…", " ", "the [MASK] sat", "İİ i"]
@@ -186,7 +186,7 @@ def test_choices_and_their_labels():
             number(label)
     record = Record({"text": "x", "a": "red", "b": "blue", "c": ""}, "f", 1)
     assert extract_inputs([record], text="text", choices=("a", "b", "c")).choices == [["red", "blue"]]
-    with pytest.raises(UserError, match="f:1: a, c: two choices at least"):
+    with pytest.raises(UserError, match="f:1: a, c: at least two choices"):
         extract_inputs([record], text="text", choices=("a", "c"))
 
 
@@ -233,8 +233,8 @@ def test_marks_in_fields_and_in_the_text_are_the_same():
         ([1, 2], [2, 2], "the [E1] old [E2] cat [/E2] [/E1] sat"),
         (1, 1, "the [E2] [E1] old [/E1] [/E2] cat"),
     ):
-        units = extract_inputs([Record({"words": words, "a": a, "b": b}, "f", 1)], words="words", marked=("a", "b"))
-        assert " ".join(map(tokenizer.id_to_token, encode(units, tokenizer, 32).tokens)).startswith(wanted)
+        inputs = extract_inputs([Record({"words": words, "a": a, "b": b}, "f", 1)], words="words", marked=("a", "b"))
+        assert " ".join(map(tokenizer.id_to_token, encode(inputs, tokenizer, 32).tokens)).startswith(wanted)
     cut = encode(extract_inputs([Record(by_words, "f", 1)], words="words", marked=("a", "b")), tokenizer, 8)
     assert cut.mark_token.tolist() == [[1, 4, -1, -1]]
     for change, said in (
@@ -244,7 +244,7 @@ def test_marks_in_fields_and_in_the_text_are_the_same():
     ):
         with pytest.raises(UserError, match=f"f:1: .*{said}"):
             extract_inputs([Record(by_words | change, "f", 1)], words="words", marked=("a", "b"))
-    with pytest.raises(UserError, match="'\\[E1\\]' is no token"):
+    with pytest.raises(UserError, match="'\\[E1\\]' is not in the vocabulary"):
         encode(extract_inputs([Record(by_words, "f", 1)], words="words", marked=("a", "b")), words_of(text), 32)
     own = extract_inputs(
         [Record(by_words, "f", 1)], words="words", marked=("a", "b"), markers=("on", "on", "the", "the")

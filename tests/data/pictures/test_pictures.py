@@ -12,14 +12,15 @@ import pytest
 from PIL import Image
 
 from mtl_jax.analysis.ablation.device_rows import gather, resident_rows
-from mtl_jax.data import datasets, packed_labels
+from mtl_jax.data import datasets
 from mtl_jax.data.corpus import load
 from mtl_jax.data.encoding import marked_spans
 from mtl_jax.data.encoding.encode import encode, leading_special_tokens
 from mtl_jax.data.encoding.record_inputs import extract_inputs
 from mtl_jax.data.files.location import local_path
 from mtl_jax.data.labels.raw_labels import LabelSpec
-from mtl_jax.data.packing import choose_capacities, pack
+from mtl_jax.data.packing import pack, packed_labels
+from mtl_jax.data.packing.capacities import choose_capacities
 from mtl_jax.data.pictures import image_store, patches
 from mtl_jax.data.pictures.image_store import PatchSpec, read_images
 from mtl_jax.data.readers.statements import COLORS, NUMBERS, SHAPES, statements_about

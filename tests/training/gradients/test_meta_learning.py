@@ -192,10 +192,10 @@ def test_without_inner_steps_it_is_training_on_the_query(tiny, method, change, d
 
 
 def test_sides_are_of_records(tiny):
-    """Disjoint, together all; pieces of one record on one side; other examples at the next step."""
+    """Disjoint, together all; examples of one record on one side; other examples at the next step."""
     experiment = build(config_of(tiny, data__row_length=5, data__rows_per_block=24, model__layers=0))
     layout, records = experiment.spec.objective.layout, experiment.spec.data_gradient.meta.records
-    assert records is not None  # sentences of more than five words are several pieces
+    assert records is not None  # sentences of more than five words are several examples
     batch = jax.tree.map(lambda leaf: leaf[None], experiment.batches(0).batch(0))
     number = np.asarray(meta_learning.assign_split(layout, records, batch, jax.random.key(3)))
     support, query = (meta_learning.only(layout, batch, number, *bounds) for bounds in ((0.0, 0.5), (0.5, 1.0)))
@@ -204,9 +204,9 @@ def test_sides_are_of_records(tiny):
         assert not (one & other).any() and ((one | other) == whole).all() and one.any() and other.any()
     by_record: dict = {}
     for block in range(len(layout.datasets)):
-        for piece, value in zip(batch.example[0, block].ravel(), number[0, block].ravel(), strict=True):
-            if piece >= 0:
-                by_record.setdefault((block, records[block, piece]), []).append(value)
+        for example, value in zip(batch.example[0, block].ravel(), number[0, block].ravel(), strict=True):
+            if example >= 0:
+                by_record.setdefault((block, records[block, example]), []).append(value)
     assert max(map(len, by_record.values())) > 1 and all(len(set(values)) == 1 for values in by_record.values())
     again = np.asarray(meta_learning.assign_split(layout, records, batch, jax.random.key(4)))
     assert (again[batch.example >= 0] != number[batch.example >= 0]).all()
