@@ -114,11 +114,11 @@ def _config(layer: str, count: int):
             config, f"task_{k}", kind="classification", dataset=f"data_{k}", label="label", metrics=("accuracy",)
         )
     config.tokenizer = ConfigDict({**config.tokenizer.to_dict(), "kind": "words"})
-    config.model.layer = layer
-    config.model.layers = 2
-    config.model.width = 128 if layer == "bilstm" else 256
+    config.model.layer_type = layer
+    config.model.num_layers = 2
+    config.model.hidden_size = 128 if layer == "bilstm" else 256
     if layer == "transformer":
-        config.model.heads, config.model.intermediate = 4, 1024
+        config.model.num_heads, config.model.intermediate_size = 4, 1024
     config.data.row_length = 64
     config.data.rows_per_block = 4
     return config

@@ -175,8 +175,8 @@ def _moved(options, tasks: int, sizes, change):
         default.add_dataset(config, f"data_{k}", reader="synthetic", words="words", options=fields)
         default.add_task(config, f"task_{k}", kind="classification", dataset=f"data_{k}", label="label")
     config.tokenizer = ConfigDict({**config.tokenizer.to_dict(), "kind": "words"})
-    config.model.layer, config.model.layers, config.model.width = "transformer", 1, options.width
-    config.model.intermediate = 4 * options.width
+    config.model.layer_type, config.model.num_layers, config.model.hidden_size = "transformer", 1, options.width
+    config.model.intermediate_size = 4 * options.width
     config.sharing.trunk = "embed"
     config.data.row_length, config.data.rows_per_block = 64, 8
     config.training.mesh = ConfigDict(dict(zip(("data", "task", "model"), sizes, strict=True)))

@@ -65,10 +65,12 @@ def get_config(
         default.use_minilm(config)
     elif model in BERT:
         config.tokenizer.path = str(minilm_folder())  # BERT's uncased vocabulary
-        config.model.layers, config.model.width, config.model.heads, config.model.intermediate = BERT[model]
+        config.model.num_layers, config.model.hidden_size, config.model.num_heads, config.model.intermediate_size = (
+            BERT[model]
+        )
     else:
         config.tokenizer = ConfigDict({**config.tokenizer.to_dict(), "kind": "words"})
-        config.model.layer, config.model.layers, config.model.width = "bilstm", 2, 256
+        config.model.layer_type, config.model.num_layers, config.model.hidden_size = "bilstm", 2, 256
         config.optimizer.learning_rate = 1e-3
     return config
 

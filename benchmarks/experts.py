@@ -96,10 +96,10 @@ def _config(options, tasks: int, way: str):
         default.add_dataset(config, f"data_{k}", reader="synthetic", words="words", options=synthetic)
         default.add_task(config, f"task_{k}", kind="classification", dataset=f"data_{k}", label="label")
     config.tokenizer.kind = "words"
-    config.model.layer, config.model.layers = options.layer, 2
-    config.model.width = 128 if options.layer == "bilstm" else 256
+    config.model.layer_type, config.model.num_layers = options.layer, 2
+    config.model.hidden_size = 128 if options.layer == "bilstm" else 256
     if options.layer == "transformer":
-        config.model.heads, config.model.intermediate = 4, 1024
+        config.model.num_heads, config.model.intermediate_size = 4, 1024
     config.data.row_length, config.data.rows_per_block = options.length, options.rows
     for field, value in WAYS[way].items():
         config.sharing[field] = ConfigDict(value) if isinstance(value, dict) else value

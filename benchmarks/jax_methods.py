@@ -57,10 +57,10 @@ class Side:
             "classes": [len(task.names) for task in self.experiment.tasks.values()],
             "config": {
                 "layer": layer,
-                "layers": self.config.model.layers,
-                "width": self.config.model.width,
-                "heads": self.config.model.heads,
-                "intermediate": self.config.model.intermediate,
+                "layers": self.config.model.num_layers,
+                "width": self.config.model.hidden_size,
+                "heads": self.config.model.num_heads,
+                "intermediate": self.config.model.intermediate_size,
                 "rate": self.config.optimizer.learning_rate,
                 "weight_decay": self.config.optimizer.weight_decay,
                 **{name: self.experiment.spec.optimizer.option(name) for name in ("b1", "b2", "eps")},
@@ -141,10 +141,10 @@ def config_of(layer: str, setting: str, tasks: int, rows: int, tokens: int, fold
         dataset = f"data_{k}" if setting == "own" else "data_0"
         default.add_task(config, f"task_{k:02d}", kind="classification", dataset=dataset, label=f"label_{k}")
     config.tokenizer = ConfigDict({**config.tokenizer.to_dict(), "kind": "words"})
-    config.model.layer, config.model.layers, config.model.dropout = layer, 2, 0.0
-    config.model.width = 128 if layer == "bilstm" else 256
+    config.model.layer_type, config.model.num_layers, config.model.dropout = layer, 2, 0.0
+    config.model.hidden_size = 128 if layer == "bilstm" else 256
     if layer == "transformer":
-        config.model.heads, config.model.intermediate = 4, 1024
+        config.model.num_heads, config.model.intermediate_size = 4, 1024
     config.data.row_length, config.data.rows_per_block = tokens, rows
     config.optimizer.schedule, config.optimizer.warmup, config.optimizer.clip = "constant", 0.0, 0.0
     return config

@@ -50,7 +50,7 @@ class Side:
         with open(f"{folder}/peer.pkl", "wb") as file:
             pickle.dump(
                 {
-                    "model": config.model.layer,
+                    "model": config.model.layer_type,
                     "dropout": config.model.dropout,
                     "attention_dropout": config.model.attention_dropout,
                     "clip": config.optimizer.clip,

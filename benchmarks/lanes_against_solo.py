@@ -55,9 +55,9 @@ def main():
 
 def _config(layer, optimizer, rate):
     config = ablate_synthetic.get_config("text")
-    config.model.layer = layer
+    config.model.layer_type = layer
     if layer == "transformer":
-        config.model.heads, config.model.intermediate = 2, 32
+        config.model.num_heads, config.model.intermediate_size = 2, 32
     config.model.dropout = 0.2
     config.optimizer.name, config.optimizer.learning_rate = optimizer, rate
     config.training.steps = STEPS
@@ -90,7 +90,7 @@ def _alone(built, setting, seed, compiled={}):  # noqa: B006 - one program for a
     """Parameters and mean losses of one setting after all steps."""
     config = fields.with_values(built.experiment.config, {**built.settings[setting].fields, "seed": seed})
     experiment = assemble(config, built.experiment.corpus, None, None)
-    key = config.optimizer.name, config.model.layer, config.penalties.p.proximal
+    key = config.optimizer.name, config.model.layer_type, config.penalties.p.proximal
     if key not in compiled:
         compiled[key] = jax.jit(lambda s, b, h: train_step(experiment.spec, s, b, h))
     state, total, batches = experiment.init(seed), 0.0, experiment.batches(seed)

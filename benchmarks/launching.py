@@ -33,7 +33,7 @@ def get_config():
     default.add_penalty(config, "l2", kind="l2_to_mean", strength=0.1)
     config.loss_weights.method = "dwa"
     config.tokenizer.kind = "words"
-    config.model.layer, config.model.layers, config.model.width, config.model.dropout = "cnn", 1, 64, 0.2
+    config.model.layer_type, config.model.num_layers, config.model.hidden_size, config.model.dropout = "cnn", 1, 64, 0.2
     config.sharing.trunk = "none"
     config.data.row_length, config.data.rows_per_block, config.evaluation.rows_per_batch = 16, 8, 8
     config.training.steps, config.training.eval_every, config.training.checkpoint_every = {STEPS}, 20, {EVERY}

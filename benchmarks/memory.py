@@ -46,7 +46,9 @@ def main():
     parser.add_argument("--ways", default=";".join(WAYS), help="with semicolons")
     parser.add_argument("--rows", type=int, default=16, help="of a task in a step")
     parser.add_argument("--row-length", type=int, default=128)
-    parser.add_argument("--columns", default="vmap", help="config.model.columns; written out they compile for long")
+    parser.add_argument(
+        "--columns", default="vmap", help="config.model.column_execution; written out they compile for long"
+    )
     options = parser.parse_args()
     found = []
     for way in options.ways.split(";"):
@@ -143,9 +145,9 @@ def _config(options, tasks: int, folder: str):
     if tasks > 1:
         default.add_penalty(config, "l2", kind="l2_to_mean", strength=0.01)
     config.tokenizer = ConfigDict({**config.tokenizer.to_dict(), "kind": "words"})
-    config.model.layer, config.model.layers, config.model.width = "transformer", 6, 384
-    config.model.heads, config.model.intermediate = 12, 1536
-    config.model.columns = options.columns if tasks > 1 else "auto"
+    config.model.layer_type, config.model.num_layers, config.model.hidden_size = "transformer", 6, 384
+    config.model.num_heads, config.model.intermediate_size = 12, 1536
+    config.model.column_execution = options.columns if tasks > 1 else "auto"
     config.sharing.trunk = "none"
     config.data.row_length = options.row_length
     return config

@@ -154,10 +154,10 @@ def _config(layer: str, tasks: int, rows: int):
         default.add_dataset(config, f"data_{k}", reader="synthetic", words="words", options=options)
         default.add_task(config, f"task_{k}", kind="classification", dataset=f"data_{k}", label="label")
     config.tokenizer = ConfigDict({**config.tokenizer.to_dict(), "kind": "words"})
-    config.model.layer, config.model.layers = layer, 2
-    config.model.width = 128 if layer == "bilstm" else 256
+    config.model.layer_type, config.model.num_layers = layer, 2
+    config.model.hidden_size = 128 if layer == "bilstm" else 256
     if layer == "transformer":
-        config.model.heads, config.model.intermediate = 4, 1024
+        config.model.num_heads, config.model.intermediate_size = 4, 1024
     config.model.column_init = "independent"  # so that there is something to penalise
     config.sharing.trunk = "none"
     config.data.row_length, config.data.rows_per_block = 128, rows

@@ -201,7 +201,7 @@ def _config(options, folder):
         default.add_dataset(config, name, reader="jsonl", path=str(folder), splits=splits, text=("text",))
         default.add_task(config, f"task_{number}", kind="classification", dataset=name, label="label")
     config.tokenizer.kind = "words"
-    config.model.layer, config.model.layers = options.layer, 2
+    config.model.layer_type, config.model.num_layers = options.layer, 2
     config.sharing.trunk = "all"
     checks.check(config)
     return config

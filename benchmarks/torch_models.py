@@ -41,15 +41,15 @@ class Spec(NamedTuple):
     def of(config: Any, vocab: int, classes: tuple[int, ...], level: str) -> Spec:
         """From a config of mtl_jax. ValueError for one that these models do not cover."""
         model = config.model
-        if config.sharing.trunk != "none" or (model.layer == "cnn" and model.activation != "gelu"):
+        if config.sharing.trunk != "none" or (model.layer_type == "cnn" and model.activation != "gelu"):
             raise ValueError("the peer has a column for each task (sharing.trunk = 'none') and GELU only")
         return Spec(
-            model.layer,
-            model.layers,
+            model.layer_type,
+            model.num_layers,
             vocab,
-            model.width,
-            model.heads,
-            model.intermediate,
+            model.hidden_size,
+            model.num_heads,
+            model.intermediate_size,
             model.kernel_size,
             config.data.row_length,
             classes,

@@ -26,9 +26,9 @@ def get_config(model: str = "bilstm"):
     config.ablation.seeds = 4
     config.ablation.ends = False
     if model in ("transformer", "transformer4"):
-        config.model.layer = "transformer"
-        config.model.layers, config.model.width = (2, 128) if model == "transformer" else (4, 256)
-        config.model.heads, config.model.intermediate = 4, 4 * config.model.width
+        config.model.layer_type = "transformer"
+        config.model.num_layers, config.model.hidden_size = (2, 128) if model == "transformer" else (4, 256)
+        config.model.num_heads, config.model.intermediate_size = 4, 4 * config.model.hidden_size
         config.data.row_length, config.data.rows_per_block = 128, 8
         config.optimizer.learning_rate = 1e-3
     return config

@@ -76,10 +76,10 @@ def genres() -> ConfigDict:
         default.add_task(
             config, genre, kind="tagging", dataset=genre, label="upos", metrics=("accuracy",), classes=UPOS
         )
-    config.tokenizer = ConfigDict({**config.tokenizer.to_dict(), "kind": "words", "lower": True})
-    config.model.layer = "bilstm"
-    config.model.layers = 1
-    config.model.width = 32
+    config.tokenizer = ConfigDict({**config.tokenizer.to_dict(), "kind": "words", "lowercase": True})
+    config.model.layer_type = "bilstm"
+    config.model.num_layers = 1
+    config.model.hidden_size = 32
     config.model.dropout = 0.3
     config.sharing.trunk = "none"
     config.data.row_length = 32

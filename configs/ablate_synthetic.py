@@ -52,9 +52,9 @@ def _add_linear(config, kind):
             metrics=("r2", "mse"),
             options={"head": "none", "mean": 0.0, "scale": 1.0},
         )
-    config.model.layer = "cnn"  # of no layers: the embedding of width 1 is the whole model
-    config.model.layers = 0
-    config.model.width = 1
+    config.model.layer_type = "cnn"  # of no layers: the embedding of width 1 is the whole model
+    config.model.num_layers = 0
+    config.model.hidden_size = 1
     config.data.row_length = 15  # five examples
     config.data.rows_per_block = 8  # all 40 of them
     config.optimizer.name = "sgd"
@@ -87,9 +87,9 @@ def _add_text(config, kind):
         default.add_task(
             config, f"task_{k}", kind="classification", dataset=f"data_{k}", label="label", metrics=("accuracy",)
         )
-    config.model.layer = "cnn"
-    config.model.layers = 1
-    config.model.width = 16
+    config.model.layer_type = "cnn"
+    config.model.num_layers = 1
+    config.model.hidden_size = 16
     config.data.row_length = 90  # ten sentences
     config.data.rows_per_block = 6  # all 60 of them
     config.optimizer.learning_rate = 3e-3

@@ -22,13 +22,13 @@ def get_config():
         options={"labels": "{}-labels-idx1-ubyte.gz", "names": NAMES},
     )
     default.add_task(config, "garment", kind="classification", dataset="fashion", label="label")
-    config.images.patch = 7
-    config.images.channels = 1
+    config.images.patch_size = 7
+    config.images.num_channels = 1
     config.tokenizer.kind = "words"
     config.data.row_length = 128
     config.data.rows_per_block = 16
-    config.model.width = 64
-    config.model.intermediate = 256
+    config.model.hidden_size = 64
+    config.model.intermediate_size = 256
     config.model.initializer_range = 0.1
     config.optimizer.learning_rate = 2e-3
     config.training.steps = 1000

@@ -82,9 +82,9 @@ def get_config(which: str = "abridge"):
         default.add_task(config, "pos", kind="tagging", dataset="ewt", label="upos", metrics=("accuracy",))
     config.tokenizer.kind = "words"
     config.tokenizer.min_count = 2
-    config.model.layer = "bilstm"
-    config.model.layers = 2
-    config.model.width = 64
+    config.model.layer_type = "bilstm"
+    config.model.num_layers = 2
+    config.model.hidden_size = 64
     config.model.dropout = 0.2
     config.data.rows_per_block = 16
     config.data.row_length = 64

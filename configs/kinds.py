@@ -44,10 +44,10 @@ def get_config(kind: str = "span"):
         splits={"train": "*train*.conllu", "dev": "*dev*.conllu", "test": "*test*.conllu"},
     )
     default.add_task(config, "pos", kind="tagging", dataset="ewt", label="upos", metrics=("accuracy",))
-    config.tokenizer = ConfigDict({**config.tokenizer.to_dict(), "kind": "words", "lower": True, "min_count": 2})
-    config.model.layer = "bilstm"
-    config.model.layers = 2
-    config.model.width = 128
+    config.tokenizer = ConfigDict({**config.tokenizer.to_dict(), "kind": "words", "lowercase": True, "min_count": 2})
+    config.model.layer_type = "bilstm"
+    config.model.num_layers = 2
+    config.model.hidden_size = 128
     config.model.dropout = 0.3
     config.data.rows_per_block = 8
     config.optimizer.learning_rate = 4e-3

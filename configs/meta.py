@@ -69,10 +69,10 @@ def get_config(what: str = "maml"):
         return config
     config.train_on = tuple(domain for domain in domains if domain not in (*TUNED_ON, *HELD_OUT))
     config.tokenizer.kind = "words"
-    config.tokenizer.lower = True
-    config.model.layer = "cnn"
-    config.model.layers = 1
-    config.model.width = 64
+    config.tokenizer.lowercase = True
+    config.model.layer_type = "cnn"
+    config.model.num_layers = 1
+    config.model.hidden_size = 64
     config.model.dropout = 0.1
     config.data.row_length = 32
     config.data.rows_per_block = 16

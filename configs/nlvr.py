@@ -57,16 +57,16 @@ def get_config(way: str = "pictures"):
     )
     default.add_task(config, "details", kind="multilabel", dataset="boxes", label="details", metrics=("micro_f1",))
     default.add_task(config, "intent", kind="classification", dataset="snips", label="intent", metrics=("accuracy",))
-    config.images.patch = 20
+    config.images.patch_size = 20
     config.images.blank = way == "blank"
-    config.tokenizer = ConfigDict({**config.tokenizer.to_dict(), "kind": "words", "lower": True, "min_count": 3})
+    config.tokenizer = ConfigDict({**config.tokenizer.to_dict(), "kind": "words", "lowercase": True, "min_count": 3})
     config.data.row_length = 64
     config.data.rows_per_block = 16
     config.data.mixing = "weights"
     config.data.mixing_weights = ConfigDict({"nlvr": 6.0, "boxes": 2.0, "snips": 0.5})
-    config.model.layer = "cnn"
-    config.model.layers = 2
-    config.model.width = 128
+    config.model.layer_type = "cnn"
+    config.model.num_layers = 2
+    config.model.hidden_size = 128
     config.optimizer.learning_rate = 1e-3
     config.training.steps = 15000
     config.training.eval_every = 5000

@@ -39,15 +39,15 @@ def get_config():
     )
     add_conll(config)
     config.tokenizer = ConfigDict(
-        {**config.tokenizer.to_dict(), "kind": "words", "lower": True, "min_count": 2, "max_size": 40000}
+        {**config.tokenizer.to_dict(), "kind": "words", "lowercase": True, "min_count": 2, "max_vocab_size": 40000}
     )
     config.sharing.trunk = "layer_00"
     config.data.row_length = 256
     config.data.rows_per_block = 8
     config.data.overflow = "truncate"
-    config.model.layer = "bilstm"
-    config.model.layers = 2
-    config.model.width = 128
+    config.model.layer_type = "bilstm"
+    config.model.num_layers = 2
+    config.model.hidden_size = 128
     config.model.dropout = 0.3
     config.optimizer.learning_rate = 2e-3
     config.training.steps = 1000

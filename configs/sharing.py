@@ -125,7 +125,7 @@ def get_config(which: str = "cross_stitch"):
 
 def _small(config):
     """A size of which all ways, rates and seeds are trained in an hour on two cores."""
-    config.model.width = 32
+    config.model.hidden_size = 32
     config.training.steps = 900
     config.training.eval_every = 0
     return config
@@ -137,10 +137,10 @@ def _ewt():
     config.datasets.ewt.options = ConfigDict({"genre": "([a-z]+)-"})
     config.tasks.srl.options = ConfigDict({"scheme": "iob2", "hidden": 64})
     default.add_task(config, "genre", kind="classification", dataset="ewt", label="genre")
-    config.tokenizer = ConfigDict({**config.tokenizer.to_dict(), "kind": "words", "lower": True, "min_count": 2})
-    config.model.layer = "bilstm"
-    config.model.layers = 2
-    config.model.width = 128
+    config.tokenizer = ConfigDict({**config.tokenizer.to_dict(), "kind": "words", "lowercase": True, "min_count": 2})
+    config.model.layer_type = "bilstm"
+    config.model.num_layers = 2
+    config.model.hidden_size = 128
     config.model.dropout = 0.3
     config.data.rows_per_block = 8
     config.optimizer.learning_rate = 4e-3

@@ -44,10 +44,12 @@ def get_config(encoder: str = "lstm"):
         config.training.eval_every = 100
         config.training.checkpoint_every = 100
     elif encoder == "lstm":
-        config.tokenizer = ConfigDict({**config.tokenizer.to_dict(), "kind": "words", "lower": True, "min_count": 2})
-        config.model.layer = "bilstm"
-        config.model.layers = 2
-        config.model.width = 128
+        config.tokenizer = ConfigDict(
+            {**config.tokenizer.to_dict(), "kind": "words", "lowercase": True, "min_count": 2}
+        )
+        config.model.layer_type = "bilstm"
+        config.model.num_layers = 2
+        config.model.hidden_size = 128
         config.model.dropout = 0.4
         config.data.rows_per_block = 4
         config.optimizer.learning_rate = 4e-3

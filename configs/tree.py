@@ -28,7 +28,7 @@ def get_config(which: str = "tree"):
     if which not in ("tree", "compare"):
         raise ValueError(f"the argument of this config is 'tree' or 'compare', not {which!r}")
     config = ablate_lambda.genres()
-    config.model.layers = 2
+    config.model.num_layers = 2
     config.sharing.trunk = "all"
     if which == "tree":
         config.sharing.groups = grouping.tree_of_run(RUN, GROUPS)

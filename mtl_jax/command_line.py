@@ -405,7 +405,7 @@ def run():
         print(
             f"error: not enough memory: {reason}. Smaller config.data.rows_per_block (with "
             "config.training.accumulate), "
-            "config.data.row_length or config.model.width need less; config.model.remat does too",
+            "config.data.row_length or config.model.hidden_size need less; config.model.remat does too",
             file=sys.stderr,
         )
         sys.exit(2)

@@ -93,9 +93,9 @@ def tiny(tmp_path, monkeypatch):
         )
         default.add_task(config, "long", kind="classification", dataset="sentences", label="long")
         config.tokenizer.kind = "words"
-        config.model.layer = "bilstm"
-        config.model.layers = 1
-        config.model.width = 8
+        config.model.layer_type = "bilstm"
+        config.model.num_layers = 1
+        config.model.hidden_size = 8
         config.data.row_length = 16
         config.data.rows_per_block = 8
         config.optimizer.learning_rate = 1e-2

@@ -83,7 +83,7 @@ def _with_patches(tokens: list[str], is_patch: np.ndarray) -> list[str]:
 def _pictures(experiment: Experiment) -> str:
     """Size, patches and different pictures of each data set that has some."""
     corpus, rows = experiment.corpus, []
-    side = experiment.config.images.patch
+    side = experiment.config.images.patch_size
     for name, (height, width) in corpus.pictures.sizes.items():
         pixels = corpus.rows[name]["train"].pixels
         grid = (height // side, width // side)

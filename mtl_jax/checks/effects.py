@@ -138,11 +138,11 @@ def _layer_rule(field: str, reads: Callable[[type[Layer]], bool]) -> Rule:
 
     def acts(config, _) -> bool:
         model = config.model
-        return not model.pretrained and model.layers != 0 and reads(LAYERS[model.layer])
+        return not model.pretrained and model.num_layers != 0 and reads(LAYERS[model.layer_type])
 
     def needs() -> str:
         layers = _either(name for name, layer in LAYERS.items() if reads(layer))
-        return f"config.model.layer = {layers}, layers of it, and no config.model.pretrained, which brings its own"
+        return f"config.model.layer_type = {layers}, layers of it, and no config.model.pretrained, which brings its own"
 
     return Rule((f"model.{field}",), acts, needs)
 
@@ -180,30 +180,34 @@ RULES = (
         "something to draw: dev_fraction, test_fraction or limit of a data set, or labelled of a task",
     ),
     Rule(
-        ("tokenizer.lower", "tokenizer.min_count", "tokenizer.max_size"),
+        ("tokenizer.lowercase", "tokenizer.min_count", "tokenizer.max_vocab_size"),
         _of("tokenizer.kind", "words"),
         "config.tokenizer.kind = 'words'; a published tokenizer has its own vocabulary and case",
     ),
     Rule(("tokenizer.path",), _of("tokenizer.kind", "pretrained"), "config.tokenizer.kind = 'pretrained'"),
-    Rule(("images.patch", "images.channels"), _pictured, "pictures: name their field in config.datasets.*.image"),
+    Rule(
+        ("images.patch_size", "images.num_channels"), _pictured, "pictures: name their field in config.datasets.*.image"
+    ),
     Rule(
         ("model.pretrained_wheel.version", "model.pretrained_wheel.sha256"),
         lambda c, _: bool(c.model.pretrained_wheel.name),
         "config.model.pretrained_wheel.name",
     ),
-    Rule(("model.width",), lambda c, _: not c.model.pretrained, "no config.model.pretrained, which brings its own"),
-    _layer_rule("heads", lambda layer: "num_heads" in layer.field_names()),
-    _layer_rule("intermediate", lambda layer: "intermediate_size" in layer.field_names()),
+    Rule(
+        ("model.hidden_size",), lambda c, _: not c.model.pretrained, "no config.model.pretrained, which brings its own"
+    ),
+    _layer_rule("num_heads", lambda layer: "num_heads" in layer.field_names()),
+    _layer_rule("intermediate_size", lambda layer: "intermediate_size" in layer.field_names()),
     _layer_rule("initializer_range", lambda layer: layer.positions or "initializer_range" in layer.field_names()),
     _layer_rule("activation", lambda layer: "activation" in layer.field_names()),
     _layer_rule("kernel_size", lambda layer: "kernel_size" in layer.field_names()),
     Rule(
         ("model.attention_dropout",),
-        lambda c, _: LAYERS[c.model.layer].attends,
-        lambda: f"config.model.layer = {_either(name for name, layer in LAYERS.items() if layer.attends)}",
+        lambda c, _: LAYERS[c.model.layer_type].attends,
+        lambda: f"config.model.layer_type = {_either(name for name, layer in LAYERS.items() if layer.attends)}",
     ),
     Rule(("model.column_init",), lambda c, _: _has_columns(c), _COLUMNS),
-    Rule(("model.columns",), lambda c, _: _in_parts(c), _COLUMNS + ", experts or adapters"),
+    Rule(("model.column_execution",), lambda c, _: _in_parts(c), _COLUMNS + ", experts or adapters"),
     Rule(
         ("sharing.trunk",),
         lambda c, _: _trunk_acts(c),

@@ -53,8 +53,8 @@ def check_images(config, say):
             say(f"{where}: there is nothing to resize; name the field of the pictures in image")
         elif size and not (len(size) == 2 and all(isinstance(s, int) and not isinstance(s, bool) for s in size)):
             say(f"{where}: {size!r} should be (height, width) in pixels")
-        elif size and (min(size) < 1 or images.patch < 1 or any(side % images.patch for side in size)):
-            say(f"{where}: {size!r} should be multiples of config.images.patch = {images.patch}")
+        elif size and (min(size) < 1 or images.patch_size < 1 or any(side % images.patch_size for side in size)):
+            say(f"{where}: {size!r} should be multiples of config.images.patch_size = {images.patch_size}")
     for name, entry in config.tasks.items():
         if entry.options.get("copy") and config.datasets.get(entry.dataset, {}).get("image"):
             say(f"config.tasks.{name}.options.copy: patches of pictures are no tokens to copy; leave it out")
@@ -65,8 +65,8 @@ def check_images(config, say):
                     f"config.tasks.{name}.kind: {entry.kind!r} reads words and pictures; name both in "
                     f"config.datasets.{entry.dataset}: image, and text or words"
                 )
-    if images.channels not in (1, 3):
-        say(f"config.images.channels: {images.channels} should be 3 (RGB) or 1 (grey)")
+    if images.num_channels not in (1, 3):
+        say(f"config.images.num_channels: {images.num_channels} should be 3 (RGB) or 1 (grey)")
     for field in ("pretrained", "blank"):
         if images[field] and not pictured:
             say(f"config.images.{field}: no data set has pictures; name their field in config.datasets.*.image")

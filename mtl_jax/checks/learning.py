@@ -51,16 +51,16 @@ def check_distillation(config, say):
 
 def check_model(config, say):
     model = config.model
-    layer = LAYERS.get(model.layer)
+    layer = LAYERS.get(model.layer_type)
     if layer is not None:
         _check_layer(model, layer, say)
     if model.kernel_size % 2 == 0:
         say(f"config.model.kernel_size: {model.kernel_size} should be odd")
     if config.tokenizer.kind == "pretrained" and not (model.pretrained or config.tokenizer.path):
         say("config.tokenizer: 'pretrained' needs config.tokenizer.path or config.model.pretrained; or take 'words'")
-    if model.vectors and (config.tokenizer.kind != "words" or (layer and layer.positions)):
+    if model.word_vectors and (config.tokenizer.kind != "words" or (layer and layer.positions)):
         say(
-            "config.model.vectors: they need config.tokenizer.kind = 'words' and a layer over word vectors alone: "
+            "config.model.word_vectors: they need config.tokenizer.kind = 'words' and a layer over word vectors alone: "
             f"{', '.join(repr(name) for name, other in LAYERS.items() if not other.positions)}"
         )
     wheel = model.pretrained_wheel
@@ -83,14 +83,17 @@ def _check_layer(model, layer, say):
     """What a layer reads of `config.model`."""
     if model.pretrained:
         if not layer.family:
-            say(f"config.model.layer: {model.layer!r}, but config.model.pretrained brings layers of its family")
+            say(
+                f"config.model.layer_type: {model.layer_type!r}, but config.model.pretrained brings layers of its "
+                "family"
+            )
         if model.layer_options:
             say("config.model.layer_options: config.model.pretrained brings layers with values of their own")
         return
-    if layer.positions and model.layers == 0:
-        say(f"config.model.layers: at least 1 layer of {model.layer!r}; others may have 0, a bag of words")
-    if "num_heads" in layer.field_names() and model.width % model.heads:
-        say(f"config.model.heads: the width {model.width} should be a multiple of {model.heads}")
+    if layer.positions and model.num_layers == 0:
+        say(f"config.model.num_layers: at least 1 layer of {model.layer_type!r}; others may have 0, a bag of words")
+    if "num_heads" in layer.field_names() and model.hidden_size % model.num_heads:
+        say(f"config.model.num_heads: hidden_size {model.hidden_size} should be a multiple of {model.num_heads}")
     try:
         arguments(layer, model)
     except ValueError as error:
@@ -99,16 +102,16 @@ def _check_layer(model, layer, say):
 
 def check_files(config, say):
     """Files that what begins anew needs, and a finished run does without."""
-    vectors = config.model.vectors
+    vectors = config.model.word_vectors
     if vectors and not pathlib.Path(vectors).expanduser().is_file():
-        say(f"config.model.vectors: there is no file {vectors!r}")
+        say(f"config.model.word_vectors: there is no file {vectors!r}")
 
 
 def check_sharing(config, say):
     sharing = config.sharing
     check_choice("config.sharing.read", sharing.read, READOUTS, say)
-    if sharing.read != "top" and config.model.layers == 0 and not config.model.pretrained:
-        say("config.sharing.read: there is no layer above the embeddings to be read; set config.model.layers")
+    if sharing.read != "top" and config.model.num_layers == 0 and not config.model.pretrained:
+        say("config.sharing.read: there is no layer above the embeddings to be read; set config.model.num_layers")
     for field, known, further in (("mixer", MIXERS, "mixed"), ("adapter", ADAPTERS, "adapted")):
         if sharing[field]:
             check_choice(f"config.sharing.{field}", sharing[field], known, say)

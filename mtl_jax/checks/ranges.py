@@ -25,7 +25,7 @@ def literals(section: type, place: str = "") -> dict[str, tuple[str, ...]]:
 
 
 # Fields that name an entry of a registry have the registry itself: what is added to it is a choice.
-CHOICES: dict[str, Iterable[str]] = {**literals(Config), "model.layer": LAYERS}
+CHOICES: dict[str, Iterable[str]] = {**literals(Config), "model.layer_type": LAYERS}
 PENALTY_CHOICES: dict[str, Iterable[str]] = dict(literals(Penalty))
 
 SIGNS = "/\\.|<>:;\"'`?*=,+"  # of paths, patterns, lists and tables, which no name of the user's own has
@@ -81,13 +81,13 @@ RANGES = {
     "data.blocks_per_batch": (1, None),
     "data.max_unseen_labels": (0.0, 1.0),
     "tokenizer.min_count": (1, None),
-    "tokenizer.max_size": (0, None),
-    "images.patch": (1, None),
-    "images.channels": (1, 3),
-    "model.layers": (-1, 10_000),
-    "model.width": (1, 1_000_000),
-    "model.heads": (1, None),
-    "model.intermediate": (1, None),
+    "tokenizer.max_vocab_size": (0, None),
+    "images.patch_size": (1, None),
+    "images.num_channels": (1, 3),
+    "model.num_layers": (-1, 10_000),
+    "model.hidden_size": (1, 1_000_000),
+    "model.num_heads": (1, None),
+    "model.intermediate_size": (1, None),
     "model.initializer_range": (1e-6, 1.0),
     "model.kernel_size": (1, None),
     "model.dropout": (0.0, 0.999),

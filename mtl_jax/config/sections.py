@@ -51,20 +51,20 @@ class Tokenizer(Protocol):
     # Hub name or folder; "": that of model.pretrained.
     path: str = ""
     # "words": lower-case.
-    lower: bool = False
+    lowercase: bool = False
     # "words": rarer words become [UNK].
     min_count: int = 1
     # "words": keep the most frequent ones up to this number; 0 = all.
-    max_size: int = 0
+    max_vocab_size: int = 0
 
 
 class Images(Protocol):
     """Data sets with `image`: pictures as patches among the tokens of a row."""
 
     # Side of a patch in pixels; a picture takes (height / patch) · (width / patch) tokens.
-    patch: int = 16
+    patch_size: int = 16
     # 3 = RGB | 1 = grey; values 0 … 255 are scaled to −1 … 1.
-    channels: int = 3
+    num_channels: int = 3
     # Hub name or local folder of a ViT, whose patch projection and positions are copied.
     pretrained: str = ""
     # Control: every pixel is grey, the same model without what it could see.
@@ -90,30 +90,30 @@ class Model(Protocol):
     # Wheel that holds the folder.
     pretrained_wheel: Wheel
     # A name in mtl_jax.models.layers.LAYERS; with `pretrained`: "transformer", layers of the family that it brings.
-    layer: str = "transformer"
+    layer_type: str = "transformer"
     # Options of the layer besides the fields below, e.g. {"residual": False} for "cnn".
     layer_options: Mapping[str, Any]
     # Number above the embeddings; -1: all of `pretrained`, 2 without. With `pretrained` a number keeps the first
     # layers (0 = all); without, 0 is a bag of words.
-    layers: int = -1
+    num_layers: int = -1
     # D, features of the embedding and of each direction of a layer.
-    width: int = 128
+    hidden_size: int = 128
     # Attention heads; of layers that have them.
-    heads: int = 4
+    num_heads: int = 4
     # Width of the feed-forward layer; of layers that have one.
-    intermediate: int = 512
+    intermediate_size: int = 512
     # Of layers that have one; published names, such as "gelu", "relu", "tanh".
     activation: str = "gelu"
-    # Standard deviation of the initial values, of layers that have it; about width^-0.5 where it is narrow.
+    # Standard deviation of the initial values, of layers that have it; about hidden_size^-0.5 where that is small.
     initializer_range: float = 0.02
     # Words under the kernel, odd; of layers that have one.
     kernel_size: int = 3
     # Word vectors (GloVe / word2vec / fastText text format) for tokenizer.kind = "words".
-    vectors: str = ""
+    word_vectors: str = ""
     # Start of the tasks' columns: "same" values | "independent".
     column_init: Literal["same", "independent"] = "same"
     # Columns are computed by "vmap" | "map" (sequentially) | "unroll" (written out) | "auto".
-    columns: Literal["auto", "vmap", "map", "unroll"] = "auto"
+    column_execution: Literal["auto", "vmap", "map", "unroll"] = "auto"
     # Of the computation; parameters stay float32.
     dtype: Literal["float32", "bfloat16"] = "float32"
     # On embeddings, and in and between layers.

@@ -103,10 +103,10 @@ class Predictor:
 
 def export_refusal(config: Config) -> str:
     """Why the columns of a run have no published architecture, as a sentence; "" where they have one."""
-    if not LAYERS[config.model.layer].family:
+    if not LAYERS[config.model.layer_type].family:
         return (
             f"--mode=export writes Hugging Face folders, which are for model families; this run has "
-            f"config.model.layer = {config.model.layer!r}"
+            f"config.model.layer_type = {config.model.layer_type!r}"
         )
     for field in ("mixer", "adapter"):
         if config.sharing[field]:

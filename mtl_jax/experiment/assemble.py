@@ -75,7 +75,7 @@ def assemble(config: Any, data: Corpus, architecture: Architecture | None, pretr
     kept = frozen_layers.frozen_layers(config, pretrained_params) if pretrained_params is not None else ()
     owned, sharing = build_sharing(config, owned, tasks, data.layout, kept)
     tables = _tables(config, owned, tasks)
-    columns = config.model.columns
+    columns = config.model.column_execution
     if columns == "auto":
         columns = _fastest_columns(model, owned)
 

@@ -46,11 +46,11 @@ def with_pretrained(config: Any, model: Model, data: Corpus, params: dict[str, A
     if model.pretrained is not None:
         for path in params.keys() & model.pretrained.keys():
             params[path] = _placed(params[path], model.pretrained[path])
-    if config.model.vectors and not isinstance(table := params["embed"]["word"]["embedding"], jax.core.Tracer):
-        matrix, found = read_vectors(config.model.vectors, data.tokenizer.vocabulary)
+    if config.model.word_vectors and not isinstance(table := params["embed"]["word"]["embedding"], jax.core.Tracer):
+        matrix, found = read_vectors(config.model.word_vectors, data.tokenizer.vocabulary)
         if matrix.shape[1] != table.shape[-1]:
             raise UserError(
-                f"config.model.width: {table.shape[-1]}, but the vectors of {config.model.vectors} have "
+                f"config.model.hidden_size: {table.shape[-1]}, but the vectors of {config.model.word_vectors} have "
                 f"{matrix.shape[1]} features"
             )
         params["embed"]["word"]["embedding"] = jnp.where(found[None, :, None], matrix[None], table)

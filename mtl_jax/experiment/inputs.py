@@ -70,8 +70,8 @@ def load_corpus(config: Any, encoder: pretrained.Pretrained | None, read: Callab
     else:
         tokenizer = WordVocabulary(
             config.tokenizer.min_count,
-            config.tokenizer.max_size or None,
-            config.tokenizer.lower,
+            config.tokenizer.max_vocab_size or None,
+            config.tokenizer.lowercase,
             extra=_extra_tokens(config),
         )
     return corpora.load(
@@ -105,7 +105,7 @@ def _extra_tokens(config: Any) -> tuple[str, ...]:
 def cut(config: Any) -> PatchSpec:
     """How pictures become patches."""
     images = config.images
-    return PatchSpec(images.patch, images.channels, blank=images.blank)
+    return PatchSpec(images.patch_size, images.num_channels, blank=images.blank)
 
 
 def max_length(config: Any, architecture: Architecture | None) -> int:
@@ -150,9 +150,9 @@ def encoder_notes(config: Any, encoder: pretrained.Pretrained | None) -> list[st
     if encoder is None:
         return []
     name, notes = config.model.pretrained, []
-    asked, layers = config.model.layers, encoder.architecture.layers
+    asked, layers = config.model.num_layers, encoder.architecture.layers
     if 0 < asked < layers:
-        text = f"{name}: the first {asked} of its {layers} layers are taken (config.model.layers; -1: all)"
+        text = f"{name}: the first {asked} of its {layers} layers are taken (config.model.num_layers; -1: all)"
         notes.append(Notice(text, INFORMATION, asked, layers))
     if config.tokenizer.kind == "words":
         notes.append(f"{name}: its word vectors are of other tokens than config.tokenizer.kind = 'words' makes")
@@ -181,7 +181,7 @@ def load_vit(config: Any, form: ImageSpec | None, width: int) -> dict[str, Any] 
             f"{', '.join(map(str, sorted(set(form.sizes.values()))))}; give all data sets the same image_size"
         )
     folder = pretrained.resolve(images.pretrained)
-    return vit.load_patches(folder, width, images.patch, images.channels, (form.rows, form.columns))
+    return vit.load_patches(folder, width, images.patch_size, images.num_channels, (form.rows, form.columns))
 
 
 def mixing(config: Any) -> Mixing:

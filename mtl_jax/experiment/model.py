@@ -33,25 +33,25 @@ def layer_count(config: Any, published: int | None) -> int:
     Raises:
       UserError: more layers than the pretrained encoder has.
     """
-    asked = config.model.layers
+    asked = config.model.num_layers
     if published is None:
         return RANDOM_LAYERS if asked < 0 else asked
     if asked > published:
-        raise UserError(f"config.model.layers: {asked}, but {config.model.pretrained} has {published}")
+        raise UserError(f"config.model.num_layers: {asked}, but {config.model.pretrained} has {published}")
     return asked if asked > 0 else published
 
 
 def architecture_of(config: Any, vocab_size: int) -> Architecture | None:
     """The architecture of random layers of a model family; None for layers that belong to none."""
     model = config.model
-    if not LAYERS[model.layer].family:
+    if not LAYERS[model.layer_type].family:
         return None
     return Architecture(
-        model_type=LAYERS[model.layer].family,
+        model_type=LAYERS[model.layer_type].family,
         layers=layer_count(config, None),
-        width=model.width,
-        heads=model.heads,
-        intermediate=model.intermediate,
+        width=model.hidden_size,
+        heads=model.num_heads,
+        intermediate=model.intermediate_size,
         activation=model.activation,
         layer_norm_eps=1e-12,
         vocab_size=vocab_size,
@@ -84,10 +84,10 @@ def make_model(config: Any, architecture: Architecture | None, pretrained_params
             architecture,
             pretrained_params,
         )
-    layer = LAYERS[model.layer]
-    table = {"vocab_size": data.tokenizer.size, "width": model.width, "dtype": dtype}
+    layer = LAYERS[model.layer_type]
+    table = {"vocab_size": data.tokenizer.size, "width": model.hidden_size, "dtype": dtype}
     scale = float(model.initializer_range) if layer.positions else WordEmbeddings.initializer_range
-    patches = _patches(data, model.width, scale, dtype)
+    patches = _patches(data, model.hidden_size, scale, dtype)
     if layer.positions:
         positions = config.data.row_length
         embed = BertEmbeddings(**table, max_positions=positions, initializer_range=scale, patches=patches)

@@ -92,7 +92,7 @@ def _adapters(sharing, owners: Owners, layers: tuple[str, ...]) -> dict[str, Ada
     if not chosen:
         raise UserError(
             f"config.sharing.adapter: {sharing.adapter!r} stands on layers above the embeddings, and there are none "
-            "(config.model.layers = 0)"
+            "(config.model.num_layers = 0)"
         )
     for path in chosen:
         if path not in layers or path == "embed":

@@ -50,8 +50,8 @@ def load_patches(
     side, size = config.get("patch_size", 16), config.get("image_size", 224)
     for field, found, wanted in (
         ("hidden_size", config.get("hidden_size", 768), ("the width of the model", width)),
-        ("patch_size", side, ("config.images.patch", patch)),
-        ("num_channels", config.get("num_channels", 3), ("config.images.channels", channels)),
+        ("patch_size", side, ("config.images.patch_size", patch)),
+        ("num_channels", config.get("num_channels", 3), ("config.images.num_channels", channels)),
     ):
         if found != wanted[1]:
             raise UserError(f"{folder / 'config.json'}: {field} = {found}, but {wanted[0]} is {wanted[1]}")

@@ -76,7 +76,9 @@ class Regression(Task):
         """Parameters of the head over features of width D = `width`, float32; {} where it has none."""
         if self.head == "none":
             if width != 1:
-                problem = f"'none' takes the features as the prediction: config.model.width is 1 then, not {width}"
+                problem = (
+                    f"'none' takes the features as the prediction: config.model.hidden_size is 1 then, not {width}"
+                )
                 raise options.fail(self.name, "head", problem)
             return {}
         return heads.init(key, width, 1, self.hidden, self.pooler)

@@ -28,7 +28,7 @@ def attributed(experiment, dataset, steps=64):
 
 def test_of_a_bag_of_words_they_are_its_terms(tiny, differs):
     """Mean pooling and a linear head: S = Σ_t w·x_t / T + b, so A_t = w·x_t / T, without any error of the rule."""
-    experiment = build(tiny(model__layers=0, model__dropout=0.0))
+    experiment = build(tiny(model__num_layers=0, model__dropout=0.0))
     objective, params, batch, found = attributed(experiment, "texts", steps=2)
     attributions, score, baseline = found["color"]
     said = np.asarray(logits(objective, params, batch, None, None)["color"])
@@ -47,7 +47,9 @@ def test_of_a_bag_of_words_they_are_its_terms(tiny, differs):
 @pytest.mark.parametrize("trunk", ["all", "none"])
 @pytest.mark.parametrize("layer", ["bilstm", "transformer"])
 def test_they_add_up_to_the_score(tiny, differs, layer, trunk):
-    experiment = build(tiny(model__layer=layer, model__heads=2, model__intermediate=16, sharing__trunk=trunk))
+    experiment = build(
+        tiny(model__layer_type=layer, model__num_heads=2, model__intermediate_size=16, sharing__trunk=trunk)
+    )
     for dataset in ("texts", "sentences"):
         _, _, batch, found = attributed(experiment, dataset)
         for task, (attributions, score, baseline) in found.items():
@@ -59,7 +61,7 @@ def test_they_add_up_to_the_score(tiny, differs, layer, trunk):
 
 def test_beside_a_task_that_is_not_explained_and_below_the_top(tiny, differs):
     """A stream of its own for each task of the data set, also for one whose predictions are no classes."""
-    config = tiny(model__layers=2, sharing__depths=ConfigDict({"color": "layer_00"}))
+    config = tiny(model__num_layers=2, sharing__depths=ConfigDict({"color": "layer_00"}))
     default.add_task(config, "words", kind="masked_lm", dataset="texts")
     experiment = build(config)
     _, _, batch, found = attributed(experiment, "texts")

@@ -190,9 +190,9 @@ def test_folders_that_are_no_runs(tmp_path):
 def test_only_what_differs_from_the_defaults_is_listed():
     config = default.get_config()
     default.add_dataset(config, "d", reader="csv")
-    config.model.width = 7
+    config.model.hidden_size = 7
     fields = to_plain(config)
-    assert settings.changed(fields) == ["datasets.d.reader = 'csv'", "model.width = 7"]
+    assert settings.changed(fields) == ["datasets.d.reader = 'csv'", "model.hidden_size = 7"]
 
 
 def test_the_command_of_a_lane_sets_what_the_lane_had():

@@ -19,8 +19,8 @@ from mtl_jax.errors import UserError
         ({"optimizer__learning_rate": float("nan")}, "config.optimizer.learning_rate: nan should be a finite number"),
         ({"optimizer__learning_rate": -1.0}, "config.optimizer.learning_rate: -1.0 should be at least 0.0"),
         ({"optimizer__learning_rate": 300.0}, "config.optimizer.weight_decay: times learning_rate it is 3; above 2"),
-        ({"model__layer": "lsmt"}, "config.model.layer: 'lsmt' is none of 'transformer', 'lstm'"),
-        ({"model__widht": 3}, "config.model.widht: no such field; did you mean config.model.width?"),
+        ({"model__layer_type": "lsmt"}, "config.model.layer_type: 'lsmt' is none of 'transformer', 'lstm'"),
+        ({"model__hiden_size": 3}, "config.model.hiden_size: no such field; did you mean config.model.hidden_size?"),
         ({"train_on": ("colour",)}, "config.train_on: 'colour' is none of 'color'"),
         ({"evaluation__splits": ("tset",)}, "config.evaluation.splits: 'tset' is none of"),
         ({"tasks__color__dataset": "text"}, "config.tasks.color.dataset: 'text' is none of 'texts', 'sentences'"),
@@ -37,7 +37,7 @@ from mtl_jax.errors import UserError
         ({"datasets__texts__words": "words"}, "config.datasets.texts: give either text"),
         ({"optimizer__freeze": ("(",)}, "config.optimizer.freeze: '(' is not a regular expression"),
         ({"optimizer__groups": {"a": {"leaf": "x"}}}, "config.optimizer.groups.a: has the fields 'leaves'"),
-        ({"model__vectors": "nowhere.vec"}, "config.model.vectors: there is no file 'nowhere.vec'"),
+        ({"model__word_vectors": "nowhere.vec"}, "config.model.word_vectors: there is no file 'nowhere.vec'"),
         ({"loss_weights__method": "eqal"}, "config.loss_weights.method: 'eqal' is none of 'equal'"),
     ],
 )
@@ -69,7 +69,7 @@ def test_types(tiny):
 
 def test_all_problems_at_once(tiny):
     with pytest.raises(UserError) as error:
-        checks.check(tiny(model__layer="x", training__steps=0, model__dropout=2.0))
+        checks.check(tiny(model__layer_type="x", training__steps=0, model__dropout=2.0))
     assert len(str(error.value).splitlines()) == 3
 
 
@@ -202,7 +202,7 @@ def test_sweeps_and_choices_are_no_columns_of_the_table(tiny, name):
     with pytest.raises(UserError, match=rf"config\.ablation\.sweeps\.{name}: '{name}' is"):
         checks.check(config, "ablate")
     config = tiny()
-    default.add_choice(config, name, field="model.width", alternatives=(8, 16))
+    default.add_choice(config, name, field="model.hidden_size", alternatives=(8, 16))
     with pytest.raises(UserError, match=rf"config\.ablation\.choices\.{name}: '{name}' is"):
         checks.check(config, "ablate")
 

@@ -69,7 +69,7 @@ def base() -> ConfigDict:
         default.add_task(config, f"task_{k}", kind="classification", dataset=f"data_{k}", label="label")
     default.add_penalty(config, "l2", kind="l2_to_mean", strength=0.1)
     config.tokenizer.kind = "words"
-    config.model.layer, config.model.layers, config.model.width = "cnn", 1, 4
+    config.model.layer_type, config.model.num_layers, config.model.hidden_size = "cnn", 1, 4
     config.sharing.trunk = "none"
     config.data.row_length, config.data.rows_per_block = 8, 8
     return config

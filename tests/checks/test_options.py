@@ -111,7 +111,7 @@ def base(folder, text=None) -> ConfigDict:
         default.add_dataset(config, f"data_{name}", reader="jsonl", path=str(folder), splits=splits, **read)
         default.add_task(config, f"task_{name}", kind="classification", dataset=f"data_{name}", label="class")
     config.tokenizer.kind = "words"
-    config.model.layer, config.model.layers, config.model.width = "cnn", 1, 4
+    config.model.layer_type, config.model.num_layers, config.model.hidden_size = "cnn", 1, 4
     config.data.row_length, config.data.rows_per_block, config.training.steps = 16, 8, 20
     config.training.eval_every = 10
     return config
@@ -155,8 +155,12 @@ def columns(folder):
 
 def pretrained(folder):
     config = base(folder)
-    config.model.layer, config.model.layers, config.model.pretrained = "transformer", -1, str(folder / "encoder")
-    config.model.width, config.tokenizer.kind = default.get_config().model.width, "pretrained"
+    config.model.layer_type, config.model.num_layers, config.model.pretrained = (
+        "transformer",
+        -1,
+        str(folder / "encoder"),
+    )
+    config.model.hidden_size, config.tokenizer.kind = default.get_config().model.hidden_size, "pretrained"
     config.optimizer.freeze = ("^embed/",)
     return config
 
@@ -175,7 +179,7 @@ def marked(folder):
 
 def pictures(folder):
     config = base(folder)
-    config.datasets.data_a.image, config.images.patch = "picture", 4
+    config.datasets.data_a.image, config.images.patch_size = "picture", 4
     return config
 
 
@@ -187,10 +191,10 @@ def writer(folder):
 CONTEXTS = {
     "hard": base,
     "columns": columns,
-    "lstm": with_(model__layer="lstm"),
+    "lstm": with_(model__layer_type="lstm"),
     "pretrained": pretrained,
     "span": span,
-    "transformer": with_(model__layer="transformer"),
+    "transformer": with_(model__layer_type="transformer"),
     "groups": with_(sharing__groups={"layer_00": (("task_a",), ("task_b",))}),
     "temperature": with_(data__mixing="temperature", data__mixing_temperature=2.0),
     "weights": with_(
@@ -200,15 +204,15 @@ CONTEXTS = {
     "maml": with_(meta__method="maml"),
     "reptile": with_(meta__method="reptile"),
     "mgda": with_(aggregation__method="mgda"),
-    "experts": with_(sharing__trunk="embed", sharing__mixer="mmoe", model__layers=2),
-    "adapters": with_(sharing__adapter="bottleneck", model__layers=2),
+    "experts": with_(sharing__trunk="embed", sharing__mixer="mmoe", model__num_layers=2),
+    "adapters": with_(sharing__adapter="bottleneck", model__num_layers=2),
     "low_head": with_(sharing__depths={"task_a": "embed"}),
     "tags": task("tagging", "tags"),
     "numbers": task("regression", "value"),
     "sets": task("multilabel", "set"),
     "masked": task("masked_lm", ""),
     "writer": writer,
-    "bag": with_(model__layers=0),
+    "bag": with_(model__num_layers=0),
     "pmap": with_(training__placement="pmap"),
     "marked": marked,
     "pictures": pictures,
@@ -300,24 +304,24 @@ CHANGES = {
     "data.window_stride": (3,),
     "tokenizer.kind": ("words", "pretrained"),
     "tokenizer.path": ("@",),
-    "tokenizer.lower": (True,),
+    "tokenizer.lowercase": (True,),
     "tokenizer.min_count": (9,),
-    "tokenizer.max_size": (3,),
-    "images.patch": (2,),
-    "images.channels": (1,),
+    "tokenizer.max_vocab_size": (3,),
+    "images.patch_size": (2,),
+    "images.num_channels": (1,),
     "images.blank": (True,),
     "model.pretrained": ("@/encoder", ""),
-    "model.layer": ("bilstm",),
+    "model.layer_type": ("bilstm",),
     "model.layer_options": ({"residual": False},),
-    "model.layers": (3, 1),
-    "model.width": (8,),
-    "model.heads": (2,),
-    "model.intermediate": (16,),
+    "model.num_layers": (3, 1),
+    "model.hidden_size": (8,),
+    "model.num_heads": (2,),
+    "model.intermediate_size": (16,),
     "model.activation": ("relu",),
     "model.initializer_range": (0.5,),
     "model.kernel_size": (5,),
     "model.column_init": ("independent",),
-    "model.columns": ("unroll",),
+    "model.column_execution": ("unroll",),
     "model.dtype": ("bfloat16",),
     "model.dropout": (0.3,),
     "model.attention_dropout": (0.3,),
@@ -407,7 +411,7 @@ ELSEWHERE = {
     "data.max_unseen_labels": "data/preparation.py",
     "data.overflow": "experiment/inputs.py",
     "images.pretrained": "experiment/inputs.py",
-    "model.vectors": "experiment/model.py",
+    "model.word_vectors": "experiment/model.py",
     "model.pretrained_wheel": "experiment/inputs.py",
     "training.keep": "runs/train.py",
     "training.log_every": "runs/train.py",
@@ -496,7 +500,7 @@ def refusal(config) -> str:
 UNSEEN = {
     ("span", f"tasks.{A}.missing"),
     ("writer", f"tasks.{A}.missing"),
-    ("bag", "model.layer"),
+    ("bag", "model.layer_type"),
     ("bag", "sharing.trunk"),
     ("bag", "sharing.depths"),
 }
@@ -648,7 +652,7 @@ def test_low_rank_is_of_factors(folder):
     with pytest.raises(UserError, match=r"config\.penalties\.p\.kind: 'low_rank' .* weight decay"):
         build(config)
     config.sharing.trunk, config.sharing.adapter = "all", "lora"
-    config.model.layer, config.penalties.p.leaves = "lstm", "^adapter_"
+    config.model.layer_type, config.penalties.p.leaves = "lstm", "^adapter_"
     assert set(build(config).spec.objective.penalties) == {"p"}
 
 
@@ -662,7 +666,7 @@ def test_a_rate_of_frozen_parameters_is_refused(folder):
 
 SOME = (
     "data.mixing",
-    "model.width",
+    "model.hidden_size",
     "optimizer.options",
     "optimizer.schedule_options",
     "optimizer.clip",
@@ -704,4 +708,4 @@ def test_every_option_in_every_context(context, folder, monkeypatch, tmp_path):
 @pytest.mark.usefixtures("standard_promotion")
 def test_adapters_on_no_layer_are_refused(folder):
     with pytest.raises(UserError, match=r"config\.sharing\.adapter: 'bottleneck' stands on layers"):
-        build(with_(model__layers=0, sharing__adapter="bottleneck")(folder))
+        build(with_(model__num_layers=0, sharing__adapter="bottleneck")(folder))

@@ -32,7 +32,13 @@ def evaluator(experiment):
     ],
 )
 def test_every_kind_of_layer_learns(tiny, layer, dtype):
-    config = tiny(model__layer=layer, model__dtype=dtype, model__heads=2, model__intermediate=16, model__width=16)
+    config = tiny(
+        model__layer_type=layer,
+        model__dtype=dtype,
+        model__num_heads=2,
+        model__intermediate_size=16,
+        model__hidden_size=16,
+    )
     config.model.activation = "gelu"
     config.optimizer.warmup = 0.0
     experiment = build(config)
@@ -50,8 +56,8 @@ def test_every_kind_of_layer_learns(tiny, layer, dtype):
 @pytest.mark.parametrize("layer", ["transformer", "bilstm", "cnn"])
 def test_packed_rows_give_what_single_rows_give(tiny, layer, differs):
     """Example by example, every head: the same predictions and probabilities to 1e-5, and the same loss."""
-    packed = build(tiny(model__layer=layer, model__heads=2, data__row_length=32))
-    single = build(tiny(model__layer=layer, model__heads=2, data__row_length=32, data__packing=False))
+    packed = build(tiny(model__layer_type=layer, model__num_heads=2, data__row_length=32))
+    single = build(tiny(model__layer_type=layer, model__num_heads=2, data__row_length=32, data__packing=False))
     assert len(packed.corpus.rows["texts"]["dev"].tokens) < len(single.corpus.rows["texts"]["dev"].tokens) / 2
     rng = np.random.default_rng(0)  # far from the first values, where all predictions are nearly the same
     params = jax.tree.map(lambda x: x + rng.normal(0, 0.3, x.shape).astype(np.float32), packed.init_params(0))
@@ -80,26 +86,26 @@ def test_scores_are_those_of_the_metrics(tiny):
 def test_word_vectors_are_where_training_begins(tiny, tmp_path):
     (tmp_path / "vectors.txt").write_text("red 1 2 3 4 5 6 7 8\nblue 8 7 6 5 4 3 2 1\n")
     config = tiny(sharing__trunk="none")
-    config.model.vectors = str(tmp_path / "vectors.txt")
+    config.model.word_vectors = str(tmp_path / "vectors.txt")
     experiment = build(config)
     table = np.asarray(experiment.init_params(0)["embed"]["word"]["embedding"])
     red = experiment.corpus.tokenizer.vocabulary.index("red")
     np.testing.assert_array_equal(table[:, red], np.tile(np.arange(1.0, 9.0), (3, 1)))
-    config.model.width = 4
-    with pytest.raises(UserError, match=r"config.model.width: 4, but the vectors .* have 8"):
+    config.model.hidden_size = 4
+    with pytest.raises(UserError, match=r"config.model.hidden_size: 4, but the vectors .* have 8"):
         build(config).init_params(0)
 
 
 def test_a_finished_run_does_without_the_file_of_its_word_vectors(tiny, tmp_path):
     (tmp_path / "vectors.txt").write_text("red 1 2 3 4 5 6 7 8\n")
-    config = tiny(model__vectors=str(tmp_path / "vectors.txt"))
+    config = tiny(model__word_vectors=str(tmp_path / "vectors.txt"))
     checks.check(config)
     (tmp_path / "vectors.txt").unlink()
     checks.check(config, "predict")
     experiment = build(config)
     shapes = jax.eval_shape(lambda: experiment.init_params(0))  # into which a checkpoint is read
     assert shapes["embed"]["word"]["embedding"].shape[-1] == 8
-    with pytest.raises(UserError, match=r"config\.model\.vectors: there is no file"):
+    with pytest.raises(UserError, match=r"config\.model\.word_vectors: there is no file"):
         checks.check(config)
     with pytest.raises(UserError, match=r"vectors\.txt"):
         experiment.init_params(0)

@@ -35,8 +35,8 @@ def encoder(tmp_path):
 
 def config_of(tiny, encoder, **changes):
     return tiny(
-        model__layer="transformer",
-        model__layers=0,
+        model__layer_type="transformer",
+        model__num_layers=0,
         model__pretrained=encoder,
         model__dropout=0.0,
         data__rows_per_block=2,

@@ -29,9 +29,9 @@ def linear_config(penalty="l2_to_mean", strength=0.02, tasks=3, **options):
     default.add_penalty(config, "p", kind=penalty, strength=strength, proximal=True)
     config.tokenizer.kind = "words"
     config.sharing.trunk = "none"
-    config.model.layer = "cnn"
-    config.model.layers = 0
-    config.model.width = 1
+    config.model.layer_type = "cnn"
+    config.model.num_layers = 0
+    config.model.hidden_size = 1
     config.model.dropout = 0.0
     config.data.row_length = 12  # four examples
     config.data.rows_per_block = 8  # all 32 of them

@@ -23,7 +23,7 @@ def config_of(tiny, kind, **changes):
     return tiny(
         **{
             "train_on": ("color", "long"),
-            "model__layers": 2,
+            "model__num_layers": 2,
             "sharing__adapter": kind,
             "sharing__adapter_options": ConfigDict(KINDS.get(kind, {})),
             **{k: ConfigDict(v) if isinstance(v, dict) else v for k, v in changes.items()},
@@ -67,7 +67,7 @@ def test_lora_in_float64(differs):
 @pytest.mark.parametrize("kind", sorted(KINDS))
 def test_nothing_at_the_start_then_a_column_for_each_task(tiny, differs, kind, columns):
     """At the start the shared trunk; with values, each task as a network of its own with its adapter alone."""
-    adapted = build(config_of(tiny, kind, model__columns=columns, data__mixing="size"))
+    adapted = build(config_of(tiny, kind, model__column_execution=columns, data__mixing="size"))
     hard = build(config_of(tiny, "", sharing__adapter_options={}, data__mixing="size"))
     params, batch = adapted.init_params(0), adapted.batches(0).batch(0)
     apply, plain = (e.spec.objective.network.apply for e in (adapted, hard))

@@ -140,8 +140,8 @@ def test_a_vit_gives_torchs_vectors(tmp_path, prefix, differs):
     [
         ({"config": {"model_type": "bert"}}, {}, "model_type is 'bert'; config.images.pretrained takes"),
         ({}, {"width": 8}, "hidden_size = 6, but the width of the model is 8"),
-        ({}, {"patch": 2}, "patch_size = 4, but config.images.patch is 2"),
-        ({}, {"channels": 1}, "num_channels = 3, but config.images.channels is 1"),
+        ({}, {"patch": 2}, "patch_size = 4, but config.images.patch_size is 2"),
+        ({}, {"channels": 1}, "num_channels = 3, but config.images.num_channels is 1"),
         ({vit.POSITIONS: np.zeros((1, 5, WIDTH))}, {}, r"has shape \[1, 5, 6\].*should have \[1, 10, 6\]"),
         ({f"{vit.PROJECTION}.bias": None}, {}, "no tensor .*projection.bias"),
     ],

@@ -53,7 +53,7 @@ def test_all_layers_are_the_default(tiny, encoder):
 
 def test_fewer_are_a_choice_that_is_told(tiny, encoder):
     config = config_of(tiny, encoder)
-    config.model.layers = 3
+    config.model.num_layers = 3
     experiment = build(config)
     assert layers(experiment) == experiment.model.architecture.layers == 3
     said = f"{encoder}: the first 3 of its 4 layers are taken"
@@ -63,7 +63,7 @@ def test_fewer_are_a_choice_that_is_told(tiny, encoder):
 
 def test_an_ablation_tells_it_too(tiny, encoder):
     config = config_of(tiny, encoder)
-    default.add_choice(config, "depth", field="model.layers", alternatives=(-1, 1))
+    default.add_choice(config, "depth", field="model.num_layers", alternatives=(-1, 1))
     planned = plan.make(config, lambda c: checks.check(c, "ablate"))
     sources = program.Sources()
     whole, cut = (program.build(one, sources) for one in planned.programs)
@@ -74,8 +74,8 @@ def test_an_ablation_tells_it_too(tiny, encoder):
 
 def test_more_than_there_are_is_an_error(tiny, encoder):
     config = config_of(tiny, encoder)
-    config.model.layers = 5
-    with pytest.raises(UserError, match=r"config\.model\.layers: 5, but .*encoder has 4"):
+    config.model.num_layers = 5
+    with pytest.raises(UserError, match=r"config\.model\.num_layers: 5, but .*encoder has 4"):
         build(config)
 
 
@@ -85,7 +85,7 @@ def test_more_than_there_are_is_an_error(tiny, encoder):
 )
 def test_numbers(asked, published, count):
     config = default.get_config()
-    config.model.layers = asked
+    config.model.num_layers = asked
     assert model.layer_count(config, published) == count
 
 

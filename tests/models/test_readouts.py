@@ -19,7 +19,7 @@ from mtl_jax.training import objective as terms
 from mtl_jax.training.parameter_paths import flatten
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
-LAYERS = {"model__layers": 2, "model__dropout": 0.0}
+LAYERS = {"model__num_layers": 2, "model__dropout": 0.0}
 
 
 def config_of(tiny, **changes):
@@ -40,7 +40,7 @@ def test_heads_read_a_mixture_of_layers(tiny, differs):
     """β = (0, 1) is the last layer; of a stack of layers it is their weighted sum, by single networks."""
     mixed = {"sharing__trunk": "none", "sharing__mixer": "sluice"}
     mixture = build(config_of(tiny, sharing__read="mixture", **mixed))
-    top, lower = build(config_of(tiny, **mixed)), build(config_of(tiny, **{**mixed, "model__layers": 1}))
+    top, lower = build(config_of(tiny, **mixed)), build(config_of(tiny, **{**mixed, "model__num_layers": 1}))
     params, batch = mixture.init_params(0), mixture.batches(0).batch(0)
     assert params["heads"]["color"]["layers"].tolist() == [0.5, 0.5]
     by_layer = [hidden(e, params, batch) for e in (lower, top)]
@@ -96,7 +96,7 @@ def test_a_mask_of_ones_is_hard_sharing(tiny, differs):
 def test_a_head_at_a_lower_layer(tiny, differs, trunk, mixing):
     changes = {"sharing__trunk": trunk, "data__mixing": mixing, "train_on": ("color", "tags", "long")}
     low = build(config_of(tiny, sharing__depths={"tags": "layer_00"}, **changes))
-    top, lower = build(config_of(tiny, **changes)), build(config_of(tiny, **{**changes, "model__layers": 1}))
+    top, lower = build(config_of(tiny, **changes)), build(config_of(tiny, **{**changes, "model__num_layers": 1}))
     params, batch = low.init_params(0), low.batches(0).batch(0)
     found, wanted = hidden(low, params, batch), hidden(top, params, batch)
     for task in ("color", "long"):
@@ -208,7 +208,7 @@ def test_orders_and_circles():
     ("changes", "message"),
     [
         ({"sharing__read": "mean"}, "'mean' is none of 'top', 'mixture', 'attention'"),
-        ({"sharing__read": "mixture", "model__layers": 0}, "no layer above the embeddings"),
+        ({"sharing__read": "mixture", "model__num_layers": 0}, "no layer above the embeddings"),
         ({"sharing__read_options": {"hidden": 3}}, "read_options: .*unexpected keyword"),
         ({"sharing__depths": {"colour": "embed"}}, "no task 'colour'"),
         ({"sharing__depths": {"color": "layer_05"}}, "'layer_05' is none of the layers"),

@@ -76,9 +76,9 @@ def make(tmp_path, monkeypatch):
         default.add_task(config, "right", kind="multiple_choice", dataset="choices", label="right")
         default.add_task(config, "hidden", kind="masked_lm", dataset="texts", options={"tied": True})
         config.tokenizer.kind = "words"
-        config.model.layer = "cnn"
-        config.model.layers = 1
-        config.model.width = 8
+        config.model.layer_type = "cnn"
+        config.model.num_layers = 1
+        config.model.hidden_size = 8
         config.data.row_length = 32
         config.data.rows_per_block = 8
         config.evaluation.rows_per_batch = 8

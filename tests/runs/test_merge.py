@@ -31,7 +31,12 @@ def params_of(workdir, config, step):
 
 
 def small(tiny, **changes):
-    common = {"model__layer": "cnn", "training__steps": 4, "training__eval_every": 4, "train_on": ("color", "long")}
+    common = {
+        "model__layer_type": "cnn",
+        "training__steps": 4,
+        "training__eval_every": 4,
+        "train_on": ("color", "long"),
+    }
     return tiny(**(common | {"sharing__trunk": "embed"} | changes))
 
 
@@ -111,7 +116,7 @@ def test_runs_that_do_not_merge_are_named(tiny, tmp_path):
             merge.merge(default.get_config().merging, runs, folders.prepare(tmp_path / "out"))
 
     one = held(small(tiny, train_on=("color",)), tmp_path / "one")
-    two = held(small(tiny, train_on=("long",), model__width=4), tmp_path / "two")
+    two = held(small(tiny, train_on=("long",), model__hidden_size=4), tmp_path / "two")
     refused("one column for all its tasks", one)
     refused(r"one and .*two differ in config\.model", one, two)
     refused("both have a head for task 'color'", one, one)

@@ -50,7 +50,7 @@ def pictured(tiny, tmp_path):
             default.add_dataset(config, name, reader="jsonl", path=str(tmp_path), splits=splits, image="image", **field)
         default.add_task(config, "truth", kind="grounded_classification", dataset="shown", label="truth")
         default.add_task(config, "seen", kind="classification", dataset="alone", label="color")
-        config.images.patch = 4
+        config.images.patch_size = 4
         checks.check(config)
         return config
 
@@ -59,7 +59,7 @@ def pictured(tiny, tmp_path):
 
 def test_a_run_on_text_pictures_and_both(pictured, tmp_path, capsys):
     options = {"training__steps": 24, "training__eval_every": 12, "training__checkpoint_every": 12}
-    options |= {"model__layer": "cnn", "train_on": ("color", "truth", "seen"), "optimizer__learning_rate": 2e-2}
+    options |= {"model__layer_type": "cnn", "train_on": ("color", "truth", "seen"), "optimizer__learning_rate": 2e-2}
     config = pictured(**options)
     whole = train.train(config, folders.prepare(tmp_path / "whole"))
     assert set(whole["tasks"]) == {"color", "truth", "seen"}
@@ -112,8 +112,8 @@ def test_a_run_on_text_pictures_and_both(pictured, tmp_path, capsys):
 @pytest.mark.parametrize("kind", ["transformer", "bilstm"])
 def test_tasks_on_text_see_nothing_of_pictures(pictured, kind):
     """Loss and gradients of a text task, bitwise, of the same parameters with and without data sets of pictures."""
-    options = {"model__layer": kind, "model__layers": 1}
-    options |= {"model__heads": 2, "model__intermediate": 16} if kind == "transformer" else {}
+    options = {"model__layer_type": kind, "model__num_layers": 1}
+    options |= {"model__num_heads": 2, "model__intermediate_size": 16} if kind == "transformer" else {}
     options["sharing__trunk"] = "none"
     both, alone = build(pictured(**options)), build(pictured(train_on=("color",), **options))
     assert alone.corpus.pictures is None and both.corpus.pictures.max_patches == 1
@@ -199,7 +199,12 @@ def test_a_transformer_with_patches_of_a_vit_is_not_exported(pictured, tmp_path)
 
     folder = tmp_path / "vit"
     folder.mkdir()
-    options = {"model__layer": "transformer", "model__heads": 2, "model__intermediate": 16, "model__width": 6}
+    options = {
+        "model__layer_type": "transformer",
+        "model__num_heads": 2,
+        "model__intermediate_size": 16,
+        "model__hidden_size": 6,
+    }
     config = pictured(training__steps=1, images__pretrained=str(vit_folder(folder)), **options)
     workdir = folders.prepare(tmp_path / "run")
     train.train(config, workdir)
@@ -220,7 +225,7 @@ def test_a_transformer_with_patches_of_a_vit_is_not_exported(pictured, tmp_path)
         ({"datasets__shown__image_size": (8,)}, r"datasets\.shown\.image_size: .*\(height, width\)"),
         ({"datasets__shown__image_size": (8, 6)}, r"image_size: \(8, 6\) should be multiples of .* = 4"),
         ({"datasets__texts__image_size": (8, 8)}, r"datasets\.texts\.image_size: there is nothing to resize"),
-        ({"images__channels": 2}, r"config\.images\.channels: 2 should be 3 \(RGB\) or 1"),
+        ({"images__num_channels": 2}, r"config\.images\.num_channels: 2 should be 3 \(RGB\) or 1"),
         ({"tasks__truth__options": ConfigDict({"copy": True})}, r"truth\.options\.copy: patches of"),
         ({"optimizer__cache_frozen": True}, "config.optimizer.cache_frozen: .*False with pictures"),
     ],

@@ -79,7 +79,7 @@ def test_lines_and_objects_and_what_no_task_can_read(tiny, tmp_path, monkeypatch
     ]
     assert checkpoint.load_params(workdir, "last", inference.abstract_params(experiment, placement)).step == 12
     jax.tree.map(lambda a, b, mean: np.testing.assert_allclose((a + b) / 2, mean, atol=1e-6), *params)
-    with pytest.raises(UserError, match=r"config\.model\.layer = 'bilstm'"):
+    with pytest.raises(UserError, match=r"config\.model\.layer_type = 'bilstm'"):
         export.export(config, workdir, ["best"], tmp_path / "export")
 
 
@@ -88,9 +88,9 @@ def test_export_writes_each_column_so_that_it_loads_again(tiny, tmp_path):
     from mtl_jax.training.parameter_paths import flatten
 
     config = tiny(
-        model__layer="transformer",
-        model__heads=2,
-        model__intermediate=16,
+        model__layer_type="transformer",
+        model__num_heads=2,
+        model__intermediate_size=16,
         sharing__trunk="none",
         model__column_init="independent",
         training__steps=1,

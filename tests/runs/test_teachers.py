@@ -29,7 +29,7 @@ def teacher(tiny, tmp_path):
     """The folder of a finished run of all three tasks."""
     workdir = folders.prepare(tmp_path / "teacher")
     train.train(
-        tiny(model__layer="cnn", training__steps=6, sharing__trunk="none", evaluation__splits=("dev",)), workdir
+        tiny(model__layer_type="cnn", training__steps=6, sharing__trunk="none", evaluation__splits=("dev",)), workdir
     )
     return workdir
 
@@ -37,11 +37,11 @@ def teacher(tiny, tmp_path):
 def student_of(tiny, **changes):
     """Another architecture, other rows, another order of classes."""
     config = tiny(
-        model__layer="cnn",
-        model__layers=0,
-        model__width=4,
+        model__layer_type="cnn",
+        model__num_layers=0,
+        model__hidden_size=4,
         data__row_length=32,
-        tokenizer__lower=True,
+        tokenizer__lowercase=True,
         model__dropout=0.2,
         **changes,
     )

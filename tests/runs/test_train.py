@@ -106,7 +106,7 @@ def test_a_signal_in_an_evaluation_stops_it_and_the_next_start_makes_it(tiny, tm
 
 def test_killed_and_stopped_runs_end_bitwise_as_the_one_that_was_not(tiny, tmp_path, of_launch):
     config = tiny(
-        model__layer="cnn",
+        model__layer_type="cnn",
         sharing__trunk="none",
         model__dropout=0.2,
         training__steps=120,
@@ -145,7 +145,7 @@ def test_killed_and_stopped_runs_end_bitwise_as_the_one_that_was_not(tiny, tmp_p
 )
 def test_any_optimizer_learns_and_resumes_bitwise(name, rate, options, tiny, tmp_path, monkeypatch):
     config = tiny(
-        model__layer="cnn",
+        model__layer_type="cnn",
         sharing__trunk="embed",
         train_on=("color", "long"),
         optimizer__name=name,

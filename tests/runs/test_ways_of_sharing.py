@@ -147,8 +147,10 @@ def config_of(texts, way, data):
             kind = "classification" if task == "color" else "regression"
             default.add_task(config, task, kind=kind, dataset=dataset, label=task)
     config.tokenizer.kind = "words"
-    config.model.layer = "bilstm" if way.get("adapter") == "lora" else "cnn"  # the kernels of a CNN are no matrices
-    config.model.layers, config.model.width, config.model.dropout = 2, 8, 0.0
+    config.model.layer_type = (
+        "bilstm" if way.get("adapter") == "lora" else "cnn"
+    )  # the kernels of a CNN are no matrices
+    config.model.num_layers, config.model.hidden_size, config.model.dropout = 2, 8, 0.0
     config.data.row_length, config.data.rows_per_block, config.evaluation.rows_per_batch = 16, 8, 8
     config.training.steps, config.training.eval_every, config.optimizer.learning_rate = 4, 2, 1e-2
     for field, value in {**way, **DATA[data]}.items():

@@ -35,7 +35,12 @@ def make_config(folder, **changes):
     for split, part in (("train", records), ("dev", [*records[:8], {"text": "x", "label": "green", "sets": []}])):
         (folder / f"d.{split}.jsonl").write_text("\n".join(map(json.dumps, part)) + "\n")
     config = default.get_config()
-    config.tokenizer.kind, config.model.layer, config.model.layers, config.model.width = "words", "cnn", 1, 8
+    config.tokenizer.kind, config.model.layer_type, config.model.num_layers, config.model.hidden_size = (
+        "words",
+        "cnn",
+        1,
+        8,
+    )
     config.data.row_length, config.data.rows_per_block, config.data.max_unseen_labels, config.data.packing = (
         16,
         8,

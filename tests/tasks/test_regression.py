@@ -50,7 +50,7 @@ def test_wrong_heads(options, message):
 
 
 def test_a_prediction_is_one_number():
-    with pytest.raises(UserError, match=r"config.tasks.t.options.head: .* config.model.width is 1 then, not 8"):
+    with pytest.raises(UserError, match=r"config.tasks.t.options.head: .* config.model.hidden_size is 1 then, not 8"):
         task(head="none").init(jax.random.key(0), 8)
 
 

@@ -34,8 +34,8 @@ def moved(tiny, mesh, penalties):
     config = tiny(
         train_on=TASKS,
         sharing__trunk="none",
-        model__layer="cnn",
-        model__width=16,
+        model__layer_type="cnn",
+        model__hidden_size=16,
         data__rows_per_block=8,
         training__mesh={"data": mesh[0], "task": mesh[1], "model": mesh[2]},
     )

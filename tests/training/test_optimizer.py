@@ -167,7 +167,7 @@ def test_one_of_the_users_own_is_a_line(tiny, monkeypatch):
         optimizer__schedule="half",
         optimizer__warmup=0.0,
         optimizer__weight_decay=0.0,
-        model__layer="cnn",
+        model__layer_type="cnn",
         train_on=("color",),
     )
     config.optimizer.options, config.optimizer.schedule_options = {"scale": 2.0}, {"floor": 0.5}

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.usefixtures("standard_promotion")
 PLAIN = {
     "sharing__trunk": "none",
     "model__column_init": "independent",
-    "model__layer": "cnn",
+    "model__layer_type": "cnn",
     "optimizer__name": "sgd",
     "optimizer__weight_decay": 0.0,
     "optimizer__warmup": 0.0,
@@ -124,7 +124,7 @@ def test_what_is_said_at_the_end(effect, text):
 
 
 def test_lanes_and_runs_say_which_strengths_hardly_act_or_tie_everything(tiny, tmp_path, differs):
-    config = tiny(sharing__trunk="none", model__column_init="independent", model__layer="cnn", training__steps=6)
+    config = tiny(sharing__trunk="none", model__column_init="independent", model__layer_type="cnn", training__steps=6)
     default.add_penalty(config, "l2", kind="l2_to_mean", strength=1e-6, proximal=True)
     folder = folders.prepare(tmp_path / "grid")
     alone = train.train(config, folders.prepare(tmp_path / "run"))

@@ -82,7 +82,7 @@ def test_task_axis_of_the_mesh(tiny):
 @pytest.mark.parametrize("kind", ["jit", "pmap"])
 def test_factored_moments_on_eight_devices(tiny, differs, kind):
     """Adafactor has a row and a column of moments for each matrix of each owner; where the matrix lies, so do they."""
-    config = tiny(sharing__trunk="none", model__layer="cnn", model__width=16, train_on=("color", "long"))
+    config = tiny(sharing__trunk="none", model__layer_type="cnn", model__hidden_size=16, train_on=("color", "long"))
     config.optimizer.name, config.optimizer.options = "adafactor", {"min_dim_size_to_factor": 8}
     config.optimizer.learning_rate, config.model.dropout = 0.03, 0.0
     default.add_penalty(config, "l2", kind="l2_to_mean", strength=0.05)

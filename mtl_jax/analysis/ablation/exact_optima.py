@@ -6,7 +6,8 @@
 
     Σ_k α_k/n_k ‖X_k w_k − y_k‖² + λ·Ω(W)
 
-for the models that are linear in bags of words: `model.layers = 0`, `model.width = 1`, regression with head "none".
+for the models that are linear in bags of words: `model.num_layers = 0`, `model.hidden_size = 1`, regression with head
+"none".
 X_k [n_k, V] holds each example's word counts divided by its length, computed from the packed rows of the model; y_k are
 the scaled targets.
 """
@@ -267,8 +268,8 @@ def _center(config: Config, kind: str) -> str | None:
 def _require_linear(config: Config) -> None:
     """Raises UserError, naming the field, unless the config's model is linear and its optimum that of the formula."""
     wanted = {
-        "model.layers": (config.model.layers, 0),
-        "model.width": (config.model.width, 1),
+        "model.num_layers": (config.model.num_layers, 0),
+        "model.hidden_size": (config.model.hidden_size, 1),
         "model.pretrained": (config.model.pretrained, ""),
         "model.dropout": (config.model.dropout, 0),
         "optimizer.weight_decay": (config.optimizer.weight_decay, 0),
@@ -278,9 +279,10 @@ def _require_linear(config: Config) -> None:
         wanted[f"tasks.{name}.kind"] = entry.kind, "regression"
         wanted[f"tasks.{name}.options.head"] = entry.options.get("head", "dense"), "none"
         wanted[f"tasks.{name}.options.pool"] = entry.options.get("pool", "mean"), "mean"
-    if LAYERS[config.model.layer].positions:
+    if LAYERS[config.model.layer_type].positions:
         raise UserError(
-            f"config.model.layer: embeddings for {config.model.layer!r} have positions and layer norms; the reference "
+            f"config.model.layer_type: embeddings for {config.model.layer_type!r} have positions and layer norms; "
+            "the reference "
             "'linear' needs another layer"
         )
     for field, (value, required) in wanted.items():

@@ -67,7 +67,7 @@ class Sources:
         data = [plain[name] for name in ("datasets", "tasks", "data", "tokenizer", "train_on")]
         key = [data, teachers, *encoder_key]
         corpus = self._cached("corpus", key, functools.partial(load_data, config, encoder))
-        key += [model["layers"], model["dtype"], frozen_layers(config, encoder and encoder.params)]
+        key += [model["num_layers"], model["dtype"], frozen_layers(config, encoder and encoder.params)]
         return self._cached("outputs", key, functools.partial(with_outputs, config, corpus, encoder)), encoder
 
     def new_notes(self, corpus: Corpus) -> list[str]:

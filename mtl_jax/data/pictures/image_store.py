@@ -189,7 +189,7 @@ class _Reader:
             near = tuple(max(side, round(length / side) * side) for length in size)
             raise UserError(
                 f"{where(record)}: {said} is {_said(size)}, which patches of {side} pixels do not fill; set the data "
-                f"set's image_size, e.g. {near}, or another config.images.patch"
+                f"set's image_size, e.g. {near}, or another config.images.patch_size"
             )
         if max(size) // side > GRID_SIDE:
             raise UserError(

@@ -41,9 +41,9 @@ def arguments(layer: type[Layer], model: Any) -> dict[str, Any]:
       ValueError: an option that the layer does not have.
     """
     named = {
-        "hidden_size": model.width,
-        "num_heads": model.heads,
-        "intermediate_size": model.intermediate,
+        "hidden_size": model.hidden_size,
+        "num_heads": model.num_heads,
+        "intermediate_size": model.intermediate_size,
         "activation": model.activation,
         "initializer_range": model.initializer_range,
         "kernel_size": model.kernel_size,
@@ -51,5 +51,5 @@ def arguments(layer: type[Layer], model: Any) -> dict[str, Any]:
     options = [name for name in layer.field_names() if name not in named]
     for name in model.layer_options:
         if name not in options:
-            raise ValueError(f"{model.layer!r} has no option {name!r}; it has {', '.join(options) or 'none'}")
+            raise ValueError(f"{model.layer_type!r} has no option {name!r}; it has {', '.join(options) or 'none'}")
     return {name: named[name] for name in layer.field_names() if name in named} | model.layer_options.to_dict()

@@ -33,7 +33,7 @@ def check(config):
 
 
 def grid(tiny, **changes):
-    config = tiny(sharing__trunk="none", model__layer="cnn", model__dropout=0.2, **changes)
+    config = tiny(sharing__trunk="none", model__layer_type="cnn", model__dropout=0.2, **changes)
     default.add_penalty(config, "l2", kind="l2_to_mean", strength=0.1, proximal=True)
     default.add_sweep(config, "strength", field="penalties.l2.strength", points=(0.1, 10.0))
     config.ablation.seeds = 2

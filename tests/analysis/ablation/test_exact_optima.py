@@ -138,13 +138,13 @@ def test_too_few_examples_are_said():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model.layers": 1}, "config.model.layers: 1, but the reference 'linear' needs 0"),
+        ({"model.num_layers": 1}, "config.model.num_layers: 1, but the reference 'linear' needs 0"),
         ({"model.dropout": 0.1}, "config.model.dropout: 0.1"),
         ({"optimizer.weight_decay": 0.1}, "config.optimizer.weight_decay"),
         ({"tasks.t0.options.head": "dense"}, "config.tasks.t0.options.head: 'dense'"),
         (
-            {"model.layer": "transformer"},
-            "config.model.layer: embeddings for 'transformer' have",
+            {"model.layer_type": "transformer"},
+            "config.model.layer_type: embeddings for 'transformer' have",
         ),
         ({"penalties.p.schedule": "rise"}, "config.penalties.p.schedule"),
         ({"penalties.p.leaves": "layer_00"}, "config.penalties.p.leaves"),

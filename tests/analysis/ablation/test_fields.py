@@ -31,9 +31,9 @@ def base(tiny):
     config = tiny(
         sharing__trunk="embed",
         aggregation__method="cagrad",
-        model__layer="transformer",
-        model__heads=2,
-        model__intermediate=16,
+        model__layer_type="transformer",
+        model__num_heads=2,
+        model__intermediate_size=16,
     )
     default.add_penalty(config, "l2", kind="l2_to_mean", strength=0.5, scope="layer", by_layer={"layer_00": 2.0})
     config.loss_weights.method = "dwa"

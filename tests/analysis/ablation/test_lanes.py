@@ -67,7 +67,7 @@ def distance(a, b):
 @pytest.mark.parametrize(("layer", "rate"), [("bilstm", 0.3), ("transformer", 0.05)])
 def test_a_lane_is_its_solo_run_sgd(tiny, differs, layer, rate):
     quick = QUICK if layer == "transformer" else {}
-    config = grid(tiny, model__layer=layer, optimizer__name="sgd", optimizer__learning_rate=rate, **quick)
+    config = grid(tiny, model__layer_type=layer, optimizer__name="sgd", optimizer__learning_rate=rate, **quick)
     states, _, built = trained(config, "map", 100)
     found = lambda s, i: jax.tree.map(lambda leaf: leaf[s, i], states.params)  # noqa: E731
     for s, i in ((2, 1), (1, 3)):
@@ -91,7 +91,7 @@ def test_a_lane_is_its_solo_run_adamw(tiny, differs):
 @pytest.mark.parametrize("name", ["adafactor", "muon"])
 def test_a_lane_is_its_solo_run_by_any_optimizer(tiny, differs, name):
     """Learning rates as lanes, of optimizers whose state has other shapes than the parameters."""
-    config = tiny(sharing__trunk="none", model__layer="cnn", optimizer__name=name, training__steps=60, **QUICK)
+    config = tiny(sharing__trunk="none", model__layer_type="cnn", optimizer__name=name, training__steps=60, **QUICK)
     config.optimizer.options = {"min_dim_size_to_factor": 4} if name == "adafactor" else {}
     default.add_sweep(config, "rate", field="optimizer.learning_rate", points=(1e-3, 1e-2))
     config.ablation.ends = False

@@ -115,7 +115,7 @@ def baseline(*names):
     """A change of a config: a choice of the width, compared with some of its alternatives."""
 
     def change(config):
-        default.add_choice(config, "width", field="model.width", alternatives=(8, 16))
+        default.add_choice(config, "width", field="model.hidden_size", alternatives=(8, 16))
         config.ablation.baselines.width = names
 
     return change
@@ -128,7 +128,7 @@ def sweep(**changes):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (sweep(field="model.width"), "changes the compiled program.*add_choice"),
+        (sweep(field="model.hidden_size"), "changes the compiled program.*add_choice"),
         (sweep(field="penalties.l3.strength"), "'penalties.l3.strength' is no field"),
         (sweep(field="penalties.l2.strenth"), "no field"),
         (sweep(count=0), "there are no points"),
@@ -143,11 +143,11 @@ def sweep(**changes):
         (lambda c: c.ablation.update(seeds=1), "seeds: intervals need two seeds"),
         (lambda c: c.ablation.update(rates=()), "rates"),
         (lambda c: c.ablation.update(method="gird"), "did you mean 'grid'"),
-        (lambda c: default.add_choice(c, "x", field="model.width"), "alternatives"),
+        (lambda c: default.add_choice(c, "x", field="model.hidden_size"), "alternatives"),
         (lambda c: default.add_choice(c, "x", field="model.witdh", alternatives=(1, 2)), "no field"),
-        (lambda c: default.add_choice(c, "x", settings={"a": {"model": {"witdh": 3}}}), "no field 'witdh'"),
-        (lambda c: default.add_choice(c, "x", field="model.width", alternatives=(8, 8)), "twice"),
-        (lambda c: default.add_choice(c, "strength", field="model.width", alternatives=(8,)), "a sweep and of a"),
+        (lambda c: default.add_choice(c, "x", settings={"a": {"model": {"hiden_size": 3}}}), "no field 'hiden_size'"),
+        (lambda c: default.add_choice(c, "x", field="model.hidden_size", alternatives=(8, 8)), "twice"),
+        (lambda c: default.add_choice(c, "strength", field="model.hidden_size", alternatives=(8,)), "a sweep and of a"),
         (lambda c: c.ablation.baselines.update({"method": ("sum",)}), "baselines.method: no such choice"),
         (baseline("wide"), "'wide' is not one of the alternatives 8, 16"),
         (baseline("8", "16"), "none is compared"),
@@ -212,7 +212,9 @@ def test_programs_have_folders_of_their_own(tiny):
     """Alternatives that differ in signs, or in case alone, or are long: lanes of one are never read as another's."""
     config = tiny()
     names = ("a b", "a_b", "A b", "x" * 300, "x" * 301)
-    default.add_choice(config, "way", settings={name: {"model": {"width": 8 + i}} for i, name in enumerate(names)})
+    default.add_choice(
+        config, "way", settings={name: {"model": {"hidden_size": 8 + i}} for i, name in enumerate(names)}
+    )
     folders = [program.name for program in planned(config).programs]
     assert len({name.casefold() for name in folders}) == len(names) and max(map(len, folders)) < 200
     assert folders == [program.name for program in planned(config).programs]

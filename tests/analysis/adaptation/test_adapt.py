@@ -24,12 +24,12 @@ pytestmark = pytest.mark.usefixtures("standard_promotion")
 def trained(tiny, folder, **changes):
     """A finished run on the two tasks of sentences; its folder."""
     config = tiny(
-        model__layers=0,
+        model__num_layers=0,
         train_on=("tags", "long"),
         training__steps=2,
         training__eval_every=0,
         training__checkpoint_every=0,
-        tokenizer__lower=True,
+        tokenizer__lowercase=True,
         tasks__tags__options={},
         **changes,
     )

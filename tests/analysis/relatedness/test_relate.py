@@ -32,7 +32,7 @@ def check(config):
 def quick(tiny, **changes):
     return tiny(
         **{
-            "model__layers": 0,
+            "model__num_layers": 0,
             "model__dropout": 0.1,
             "training__steps": 3,
             "relate__seeds": 2,

@@ -103,7 +103,7 @@ def config_of(tiny, kind, options=(), **changes):
             "train_on": ("color", "long"),
             "sharing__trunk": "embed",
             "sharing__mixer": kind,
-            "model__layers": 2,
+            "model__num_layers": 2,
             "sharing__mixer_options": ConfigDict(dict(options)),
             "optimizer__name": "sgd",
             "optimizer__learning_rate": 0.3,
@@ -114,7 +114,7 @@ def config_of(tiny, kind, options=(), **changes):
 
 @pytest.mark.parametrize("layer", ["bilstm", "transformer"])
 def test_one_expert_is_hard_sharing(tiny, differs, layer):
-    changes = {"model__layer": layer, "model__heads": 2, "model__intermediate": 16}
+    changes = {"model__layer_type": layer, "model__num_heads": 2, "model__intermediate_size": 16}
     one = build(config_of(tiny, "mmoe", {"experts": 1}, **changes))
     hard = build(config_of(tiny, "", sharing__trunk="all", **changes))
     (found, metrics), (wanted, expected) = steps(one), steps(hard)
@@ -250,7 +250,7 @@ def test_a_penalty_draws_the_experts_of_the_tasks_together_and_no_shared_one(tin
             {"shared": 1, "private": private},
             model__dropout=0.0,
             optimizer__clip=0.0,
-            model__layers=1,
+            model__num_layers=1,
             optimizer__learning_rate=0.1,
         )
         default.add_penalty(config, "p", kind="l2_to_mean", strength=strength, proximal=proximal)

@@ -96,7 +96,7 @@ def config_of(tiny, kind="cross_stitch", options=(), **changes):
 
 @pytest.mark.parametrize("layer", ["bilstm", "transformer"])
 def test_the_identity_is_single_task_training(tiny, differs, layer):
-    changes = {"model__layer": layer, "model__heads": 2, "model__intermediate": 16}
+    changes = {"model__layer_type": layer, "model__num_heads": 2, "model__intermediate_size": 16}
     changes |= {"optimizer__name": "sgd", "optimizer__learning_rate": 0.3}  # Adam enlarges rounding of zero gradients
     mixed = build(config_of(tiny, options={"own": 1.0}, optimizer__freeze=("^mixer_",), **changes))
     plain = build(tiny(sharing__trunk="none", train_on=("color", "long"), **changes))
@@ -109,7 +109,7 @@ def test_the_identity_is_single_task_training(tiny, differs, layer):
 
 @pytest.mark.parametrize("kind", ["attention", "cross_stitch", "sluice"])
 def test_what_is_mixed_trains_and_ties_the_tasks(tiny, kind):
-    changes = {"model__layers": 2, "sharing__mixed": ("embed", "layer_00"), "data__mixing": "size"}
+    changes = {"model__num_layers": 2, "sharing__mixed": ("embed", "layer_00"), "data__mixing": "size"}
     experiment = build(config_of(tiny, kind, **changes))
     state, metrics = steps(experiment)
     assert np.isfinite(metrics["losses"]).all()
@@ -120,7 +120,7 @@ def test_what_is_mixed_trains_and_ties_the_tasks(tiny, kind):
 
 
 def test_a_loss_reaches_the_columns_of_other_tasks_through_the_mixer_only(tiny):
-    experiment = build(config_of(tiny, model__layers=2, sharing__mixed=("layer_00",)))
+    experiment = build(config_of(tiny, model__num_layers=2, sharing__mixed=("layer_00",)))
     objective = experiment.spec.objective
     params = experiment.init_params(0)
     batch = experiment.batches(0).batch(0)

@@ -152,7 +152,7 @@ def test_it_trains(tiny, changes):
     [
         ({"train_on": ("tags", "long")}, "tells data sets apart, there is one only"),
         ({"sharing__mixer_options": {"reversal": "never"}}, "reversal must be one of dann, constant"),
-        ({"sharing__mixed": ("layer_00", "layer_01"), "model__layers": 2}, "joins columns at the top only"),
+        ({"sharing__mixed": ("layer_00", "layer_01"), "model__num_layers": 2}, "joins columns at the top only"),
     ],
 )
 def test_bad_input(tiny, changes, message):

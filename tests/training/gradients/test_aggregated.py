@@ -109,10 +109,10 @@ def gram_of(experiment, gradients):
     return flat @ flat.T
 
 
-QUICK = {"model__layers": 0, "train_on": ("color", "long")}  # bags of words without a CRF compile quickly
+QUICK = {"model__num_layers": 0, "train_on": ("color", "long")}  # bags of words without a CRF compile quickly
 CASES = {
     "hard": {},
-    "transformer": {"model__layer": "transformer", "model__heads": 2, "model__intermediate": 16},
+    "transformer": {"model__layer_type": "transformer", "model__num_heads": 2, "model__intermediate_size": 16},
     "columns": {"sharing__trunk": "embed"},
     "tree": {"sharing__groups": TREE},
     "drawn": {"data__mixing": "size"},
@@ -120,7 +120,7 @@ CASES = {
     "drawn, micro-batches, tree": {"data__mixing": "size", "training__accumulate": 3, "sharing__groups": TREE},
     "frozen": {"optimizer__freeze": ("^embed/",)},
     "remat": {"model__remat": True},
-    "in turns": {"model__layer": "transformer", "model__heads": 2, "model__intermediate": 16},
+    "in turns": {"model__layer_type": "transformer", "model__num_heads": 2, "model__intermediate_size": 16},
 }
 
 
@@ -292,7 +292,12 @@ def test_what_cannot_be_balanced_is_said(tiny, changes, message):
 
 def test_tasks_on_one_text_share_its_forward_pass(tiny):
     """Products in the program: one forward and K backward passes, where the plain step has one of each."""
-    base = {"train_on": ("tags", "long"), "model__layer": "transformer", "model__heads": 2, "model__width": 32}
+    base = {
+        "train_on": ("tags", "long"),
+        "model__layer_type": "transformer",
+        "model__num_heads": 2,
+        "model__hidden_size": 32,
+    }
 
     def products(**changes):
         experiment = build(config_of(tiny, **base, **changes))

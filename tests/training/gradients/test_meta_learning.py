@@ -24,7 +24,7 @@ from mtl_jax.training.step import train_step
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 RATE = 1e4  # so large that the parameters before do not drown it
 INNER = 0.5
-QUICK = {"model__layers": 0, "train_on": ("color", "long")}
+QUICK = {"model__num_layers": 0, "train_on": ("color", "long")}
 
 
 def config_of(tiny, method="maml", **changes):
@@ -121,7 +121,7 @@ def compare(differs, what, found, wanted, most=2e-5):
 
 
 CASES = {
-    "first order, with a CRF": {"meta__method": "fomaml", "model__layers": 0},
+    "first order, with a CRF": {"meta__method": "fomaml", "model__num_layers": 0},
     "columns, micro-batches": {"sharing__trunk": "none", "training__accumulate": 2, **QUICK},
     "mixed columns": {
         "sharing__trunk": "none",
@@ -193,7 +193,7 @@ def test_without_inner_steps_it_is_training_on_the_query(tiny, method, change, d
 
 def test_sides_are_of_records(tiny):
     """Disjoint, together all; examples of one record on one side; other examples at the next step."""
-    experiment = build(config_of(tiny, data__row_length=5, data__rows_per_block=24, model__layers=0))
+    experiment = build(config_of(tiny, data__row_length=5, data__rows_per_block=24, model__num_layers=0))
     layout, records = experiment.spec.objective.layout, experiment.spec.data_gradient.meta.records
     assert records is not None  # sentences of more than five words are several examples
     batch = jax.tree.map(lambda leaf: leaf[None], experiment.batches(0).batch(0))
@@ -327,7 +327,7 @@ def test_configs_are_checked(tiny, changes, said):
         ({"meta__tasks": 3}, "config.meta.tasks: 3 tasks a step, but 2 are trained"),
         ({"meta__head": "zero", "meta__adapt": "^embed/"}, "config.meta.head: task 'color' has no output layer"),
         (
-            {"sharing__trunk": "embed", "model__layers": 1, "sharing__mixer": "shared_private"},
+            {"sharing__trunk": "embed", "model__num_layers": 1, "sharing__mixer": "shared_private"},
             "config.meta.method: 'maml' adapts to the losses of tasks, and knows nothing of adversarial",
         ),
         ({"loss_weights__method": "famo"}, "config.loss_weights.method: 'famo' reads more than losses"),
