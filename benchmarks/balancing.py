@@ -25,7 +25,7 @@ from record import table
 from rounds import Step, timed
 
 from mtl_jax import checks
-from mtl_jax.balancing import AGGREGATION, LOSS_WEIGHTS, OF_GRADIENTS
+from mtl_jax.balancing import AGGREGATION, GRADIENT_TRANSFORMS, LOSS_WEIGHTS
 from mtl_jax.config import default
 from mtl_jax.experiment.assemble import assemble
 from mtl_jax.runs.build import build
@@ -95,7 +95,7 @@ def _methods(count: int):
         if name == "sum":
             continue
         options = {"byzantine": 1} if name == "krum" else {}
-        kind = "reads gradients" if name in OF_GRADIENTS else "Gram"
+        kind = "reads gradients" if name in GRADIENT_TRANSFORMS else "Gram"
         yield f"{name} ({kind})", {"aggregation": {"method": name, "options": ConfigDict(options)}}
     yield "layers (Gram)", {"aggregation": {"method": "cagrad", "memory": "layers"}}
     for name in LOSS_WEIGHTS:

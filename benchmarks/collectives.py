@@ -37,8 +37,8 @@ from record import Claim, save
 
 from mtl_jax import checks
 from mtl_jax.config import default
-from mtl_jax.evaluation.scores import abstract, placement_of
-from mtl_jax.experiment.penalties import columns
+from mtl_jax.evaluation.scores import abstract_arrays, placement_from_config
+from mtl_jax.experiment.penalties import task_stacks
 from mtl_jax.runs.build import build
 from mtl_jax.training.parameter_paths import flatten
 from mtl_jax.training.step import train_step
@@ -183,14 +183,14 @@ def _moved(options, tasks: int, sizes, change):
     change(config)
     checks.check(config)
     experiment = build(config)
-    placement = placement_of(experiment)
-    state = abstract(jax.eval_shape(lambda: experiment.init(0)), placement)
+    placement = placement_from_config(experiment)
+    state = abstract_arrays(jax.eval_shape(lambda: experiment.init(0)), placement)
     batch = placement.put_batch(jax.tree.map(lambda leaf: leaf[None], experiment.batches(0).batch(0)))
     function = placement.train(lambda s, b, h, axis: train_step(experiment.spec, s, b, h, axis))
     text = function.lower(state, batch, experiment.hyper).compile().as_text()
     jax.clear_caches()
     flat = flatten(state.params)
-    stacks = sum(leaf.size for leaf in columns(flat, experiment.owners).values())
+    stacks = sum(leaf.size for leaf in task_stacks(flat, experiment.owners).values())
     return collectives(text), {"parameters": sum(leaf.size for leaf in flat.values()), "stacks": stacks}
 
 

@@ -22,7 +22,7 @@ from jax_lanes import ceiling, peak, product_flops
 from workers import serve
 
 from mtl_jax import checks
-from mtl_jax.evaluation.scores import placement_of
+from mtl_jax.evaluation.scores import placement_from_config
 from mtl_jax.models.export import save_folder
 from mtl_jax.runs.build import build
 from mtl_jax.training.parameter_paths import flatten
@@ -89,7 +89,7 @@ class Side:
         return product_flops(step(state, jax.tree.map(lambda a: a[None], batch), self.experiment.hyper).jaxpr)
 
     def _start(self, spec):
-        placement = placement_of(self.experiment)
+        placement = placement_from_config(self.experiment)
         self.put = placement.put_batch
         self.function = placement.train(lambda state, batch, hyper, axis: train_step(spec, state, batch, hyper, axis))
         self.state = placement.put_state(self.experiment.init(0))

@@ -30,7 +30,7 @@ from rounds import Step, timed
 from mtl_jax import checks
 from mtl_jax.config import default
 from mtl_jax.experiment.assemble import assemble
-from mtl_jax.experiment.penalties import columns
+from mtl_jax.experiment.penalties import task_stacks
 from mtl_jax.runs.build import build
 from mtl_jax.training.parameter_paths import flatten
 
@@ -106,7 +106,7 @@ def _measured(options, layer: str, tasks: int) -> list[dict]:
         if abs(ours - theirs) > 1e-4 * abs(theirs):
             sys.exit(f"{kind}: {ours}, {name} {theirs}: not the same work")
     found = timed(steps, options.rounds, options.steps, slow)
-    parameters = sum(leaf.size for leaf in columns(flatten(first.init_params(0)), first.owners).values())
+    parameters = sum(leaf.size for leaf in task_stacks(flatten(first.init_params(0)), first.owners).values())
     return [
         {
             "layer": layer,
@@ -142,7 +142,7 @@ NAIVE = {"l2_to_mean": _pairwise, "trace_norm": _singular_values}
 def _spec(experiment, naive):
     """The step's, with `naive` in the place of the penalty."""
     ((name, penalty),) = experiment.spec.objective.penalties.items()
-    penalty = penalty._replace(value=lambda flat, anchor, by_layer: naive(columns(flat, experiment.owners)))
+    penalty = penalty._replace(value=lambda flat, anchor, by_layer: naive(task_stacks(flat, experiment.owners)))
     return experiment.spec._replace(objective=experiment.spec.objective._replace(penalties={name: penalty}))
 
 

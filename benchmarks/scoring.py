@@ -32,7 +32,8 @@ from mtl_jax.config import default
 from mtl_jax.data.files.location import local_path
 from mtl_jax.data.records import Record
 from mtl_jax.evaluation import evaluator, inference, input_records, scores
-from mtl_jax.evaluation.input_files import TEXT, Input
+from mtl_jax.evaluation.input_files import TEXT, OpenInput
+from mtl_jax.runs import predict
 from mtl_jax.runs.build import build
 from mtl_jax.storage import artifacts
 from mtl_jax.storage import workdir as folders
@@ -96,7 +97,7 @@ def measured(options, folder: pathlib.Path) -> dict[str, list[float]]:
     experiment = build(config)
     folders.claim(workdir, config)
     artifacts.save(workdir, experiment.corpus, experiment.model.architecture)
-    placement = scores.placement_of(experiment)
+    placement = scores.placement_from_config(experiment)
     step = placement.train(lambda state, batch, hyper, axis: train_step(experiment.spec, state, batch, hyper, axis))
     state = placement.put_state(experiment.init(0))
     with Checkpoints(workdir, 1) as checkpoints:
@@ -131,7 +132,7 @@ def measured(options, folder: pathlib.Path) -> dict[str, list[float]]:
     for what, context in (("one pass", contextlib.nullcontext()), ("K passes", _apart())):
         with context:
             models[what] = inference.Predictor(config, workdir, ["last"])
-            _predict(models[what], _texts(inference.CHUNK, 7))
+            _predict(models[what], _texts(predict.CHUNK, 7))
     for number in range(options.rounds):
         began = time.perf_counter()
         state = train(state, 1 + number * options.steps, options.steps)
@@ -149,20 +150,20 @@ def measured(options, folder: pathlib.Path) -> dict[str, list[float]]:
 
 
 def _predict(model, texts):
-    given = Input(iter(()), local_path("."))
-    for begin in range(0, len(texts), inference.CHUNK):
-        json.dumps(model.lines(texts[begin : begin + inference.CHUNK], given))
+    given = OpenInput(iter(()), local_path("."))
+    for begin in range(0, len(texts), predict.CHUNK):
+        json.dumps(model.predict(texts[begin : begin + predict.CHUNK], given))
 
 
 @contextlib.contextmanager
 def _each_by_itself():
     """No data sets are of like size."""
-    before = evaluator.LIKE, evaluator.SMALL
-    evaluator.LIKE = evaluator.SMALL = 0
+    before = evaluator.SIZE_RATIO, evaluator.SMALL_BATCHES
+    evaluator.SIZE_RATIO = evaluator.SMALL_BATCHES = 0
     try:
         yield
     finally:
-        evaluator.LIKE, evaluator.SMALL = before
+        evaluator.SIZE_RATIO, evaluator.SMALL_BATCHES = before
 
 
 @contextlib.contextmanager

@@ -35,7 +35,7 @@ from mtl_jax.errors import Stopped, UserError
 from mtl_jax.runtime import config_file, interruption, terminal
 from mtl_jax.runtime.flags import entry_point, parse
 
-CONFIG = config_file.define("config")
+CONFIG = config_file.define_config_flag("config")
 WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the run.")
 MODES = [
     "train",
@@ -113,10 +113,12 @@ def _together(mode):
     """A mode in one of several processes; the first alone prints."""
     from mtl_jax.runtime import distributed
 
-    if distributed.WORKER not in os.environ:
+    if distributed.WORKER_VARIABLE not in os.environ:
         return distributed.supervise(sys.orig_argv[1:], HEARTBEAT_SECONDS.value, saves=MODE.value == "train")
     distributed.end_with_parent()
-    distributed.join(COORDINATOR.value, PROCESSES.value, PROCESS.value, START_SECONDS.value, HEARTBEAT_SECONDS.value)
+    distributed.initialize(
+        COORDINATOR.value, PROCESSES.value, PROCESS.value, START_SECONDS.value, HEARTBEAT_SECONDS.value
+    )
     with contextlib.ExitStack() as stack:
         if not distributed.is_first():
             nowhere = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
@@ -130,7 +132,7 @@ def _programs_ahead():
     """A context in which the programs of the last such run are read while this one begins."""
     from mtl_jax.runtime import compilation_prefetch, distributed
 
-    if distributed.WORKER in os.environ:
+    if distributed.WORKER_VARIABLE in os.environ:
         return contextlib.nullcontext()
     config = flags.FLAGS["config"]
     name = config_flags.get_config_filename(config) if config.present else WORKDIR.value
@@ -149,7 +151,7 @@ def _train():
         with folders.locked(WORKDIR.value) as workdir:
             summary = train.train(config, workdir)
         if summary is None:
-            return interruption.status()
+            return interruption.exit_status()
         if distributed.is_first():
             from mtl_jax.analysis import report  # brings what draws, which takes as long as all else together
 
@@ -177,7 +179,7 @@ def _evaluate():
         from mtl_jax.analysis import report
 
         write_json(file, result)
-        lines = other_data.lines(result) if other else []
+        lines = other_data.format_lines(result) if other else []
         lines += [report.results_table(result), *report.warning_lines(result, file)]
         print("\n".join([*lines, "", f"step {result['step']}; numbers in {file}"]))
 
@@ -278,7 +280,7 @@ def _lanes(run, tell):
     config = _config()
     with folders.locked(WORKDIR.value) as workdir:
         if run(config, workdir, lambda c: checks.check(c, MODE.value)) is None:
-            return interruption.status()
+            return interruption.exit_status()
         print("\n" + tell(workdir))
 
 
@@ -381,7 +383,7 @@ def run():
     for flag in flags.FLAGS.get_flags_for_module(__name__):
         flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
     try:
-        with interruption.ending_by_signals():
+        with interruption.raising_on_sigterm():
             app.run(main, flags_parser=parse)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -79,7 +79,7 @@ def integrated_gradients(objective: Objective, owner: Sequence[int], steps: int 
             return {task: logits_of(task, hidden[task]) for task in tasks}
 
         def logits_of(task, hidden):
-            head, labels = terms.head(objective, params, task), terms.rows_of(batch.labels[task])
+            head, labels = terms.head_params(objective, params, task), terms.join_blocks(batch.labels[task])
             return objective.tasks[task].logits(head, terms.features(batch, layout, task, hidden), labels)
 
         chosen = {task: _chosen(objective, params, batch, task, found) for task, found in logits(taps.tokens).items()}
@@ -107,7 +107,7 @@ def integrated_gradients(objective: Objective, owner: Sequence[int], steps: int 
 
 def _chosen(objective, params, batch, task, logits):
     """What of the logits [R, E or Q, ...] is the prediction: 1 there, else 0."""
-    kind, labels = objective.tasks[task], terms.rows_of(batch.labels[task])
+    kind, labels = objective.tasks[task], terms.join_blocks(batch.labels[task])
     if logits.ndim == 2:  # a number
         return jnp.ones_like(logits)
     value = kind.predict(params["heads"][task], logits, labels)["value"]
@@ -123,7 +123,7 @@ def _chosen(objective, params, batch, task, logits):
 
 def _by_example(batch, task, scores):
     """[R, E] of [R, E] for texts, of [R, Q] for words."""
-    labels = terms.rows_of(batch.labels[task])
+    labels = terms.join_blocks(batch.labels[task])
     if "slot" not in labels:
         return jnp.where(batch.length[0] > 0, scores, 0.0)
     member = jax.nn.one_hot(labels["slot"], batch.length.shape[-1], dtype=scores.dtype)

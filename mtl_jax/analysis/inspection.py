@@ -11,7 +11,7 @@ import numpy as np
 from mtl_jax.analysis.report import table
 from mtl_jax.data.labels import answer_spans, target_sequences
 from mtl_jax.data.records import field
-from mtl_jax.evaluation.metric_inputs import ceiling, text_scores
+from mtl_jax.evaluation.metric_inputs import metric_ceiling, text_scores
 from mtl_jax.experiment.assemble import Experiment
 from mtl_jax.models.ownership import ExpertColumns, sole_tasks
 from mtl_jax.runs.build import build
@@ -52,7 +52,7 @@ def describe(config: Any) -> str:
 
 def _notes(experiment: Experiment) -> list[str]:
     """All notes on the data, what was lost first."""
-    grave = [entry["text"] for entry in run_warnings.ordered(run_warnings.of_data(experiment.corpus))]
+    grave = [entry["text"] for entry in run_warnings.by_severity(run_warnings.data_warnings(experiment.corpus))]
     return [*grave, *(note for note in experiment.corpus.notes if note not in grave)]
 
 
@@ -175,7 +175,7 @@ def _text_scores(experiment: Experiment, task: str, split: str) -> str:
     if spec.kind != "tokens" or split == "train":
         return ""
     parts = {"the input itself": _input_scores(experiment, task, split)}
-    parts["the gold tokens themselves"] = ceiling(experiment.corpus, writer, split)
+    parts["the gold tokens themselves"] = metric_ceiling(experiment.corpus, writer, split)
     return "".join(
         f"; {what}: " + ", ".join(f"{name} {value:.3f}" for name, value in scores.items())
         for what, scores in parts.items()

@@ -14,7 +14,7 @@ from mtl_jax.analysis.tables import table
 from mtl_jax.data.corpus import Corpus
 from mtl_jax.data.records import field, find_field
 from mtl_jax.errors import UserError
-from mtl_jax.evaluation.scores import abstract_params, make_evaluator, placement_of
+from mtl_jax.evaluation.scores import abstract_params, make_evaluator, placement_from_config
 from mtl_jax.runs.build import build
 from mtl_jax.storage.checkpoint import load_params, require_checkpoint
 
@@ -186,7 +186,7 @@ def _of_run(workdir: pathlib.Path, config: Any, split: str, by: str, first: Any)
     experiment = build(config)
     if first:
         _require_same_examples(workdir, experiment.corpus, split, *first)
-    placement = placement_of(experiment)
+    placement = placement_from_config(experiment)
     params = load_params(workdir, config.evaluation.checkpoint, abstract_params(experiment, placement)).params
     evaluator = make_evaluator(experiment, placement)
     found = {}

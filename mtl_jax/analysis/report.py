@@ -42,7 +42,7 @@ def warning_lines(result: Mapping[str, Any], file: pathlib.Path) -> list[str]:
       result: with "warnings", see `run_warnings`.
       file: that has all of them.
     """
-    lines = run_warnings.lines(result.get("warnings", ()), str(file))
+    lines = run_warnings.format_lines(result.get("warnings", ()), str(file))
     return ["", "Warnings", *(f"  {line}" for line in lines)] if lines else []
 
 
@@ -76,7 +76,7 @@ def finished(workdir: pathlib.Path, summary: Mapping[str, Any]) -> str:
         f"TensorBoard  tensorboard --logdir {shlex.quote(str(workdir / 'events'))}",
         "",
     ]
-    first, *others = commands.after_training(workdir)
+    first, *others = commands.next_commands(workdir)
     return "\n".join([*parts, f"next         {first}", *(f"             {line}" for line in others)])
 
 
@@ -98,7 +98,7 @@ def compare(workdirs: Sequence[pathlib.Path], out: pathlib.Path) -> str:
         "runs": {n: str(w) for n, w in zip(names, workdirs, strict=True)},
         "tasks": result,
         "means": comparison_means(summaries),
-        "warnings": run_warnings.of_several(summaries),
+        "warnings": run_warnings.combine_runs(summaries),
     }
     write_json(out / "compare.json", compared)
     draw_comparison(result, names, out / "figures" / "compare.png")
@@ -115,7 +115,7 @@ def merged(out: pathlib.Path, result: Mapping[str, Any]) -> str:
             "",
             f"merged   {', '.join('/'.join(column['tasks']) for column in result['columns'])}",
             f"written  {out}: {result['chosen']}, the best on dev; numbers in {out / 'merging.json'}",
-            f"next     {commands.after_training(out)[0]}",
+            f"next     {commands.next_commands(out)[0]}",
         ]
     )
 

@@ -153,7 +153,7 @@ def report(named: Mapping[str, pathlib.Path], out: pathlib.Path) -> Parts:
 
 def warnings(found: Sequence[Mapping[str, Any]]) -> Parts:
     """What a reader of the scores has to know, see `run_warnings`; all of it folded where that is long."""
-    shown = run_warnings.lines(found, "the list below")
+    shown = run_warnings.format_lines(found, "the list below")
     parts = [html.paragraph(line, warning=True) for line in shown]
     if len(found) > sum(entry["text"] in shown for entry in found):
         parts.append(html.folded(f"All {len(found)} warnings", html.items(entry["text"] for entry in found)))

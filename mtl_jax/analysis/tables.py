@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mtl_jax.analysis.ablation.verdicts import NAMES, conclusion, describe, p_value
-from mtl_jax.evaluation.scores import means
+from mtl_jax.evaluation.scores import mean_by_split
 
 TASK_COLUMNS = 4  # most tasks that have columns of their own
 Rows = tuple[list[str], list[list[Any]]]  # header, rows
@@ -53,7 +53,7 @@ def results_rows(summary: Mapping[str, Any]) -> Rows:
             if any(metric in bounds for bounds in ceilings.get(task, {}).values()):
                 bounds = ([ceilings[task].get(split, {}).get(metric), None] for split in splits)
                 rows.append([task, f"{metric} of the gold tokens", *itertools.chain.from_iterable(bounds)])
-    averages = means(summary["tasks"])
+    averages = mean_by_split(summary["tasks"])
     if averages:
         names = dict.fromkeys(metric for average in averages.values() for metric in average["metrics"])
         row = ["(all)", f"mean: {', '.join(names)}"]
@@ -100,7 +100,7 @@ def comparison_means(summaries: Mapping[str, Mapping[str, Any]]) -> dict[str, di
         by_run = {}
         for name, summary in summaries.items():
             scores = {task: {split: found[split]} for task, found in summary["tasks"].items() if task in common}
-            by_run[name] = means(scores)[split]
+            by_run[name] = mean_by_split(scores)[split]
         first, values = next(iter(by_run.values())), {name: mean["mean"] for name, mean in by_run.items()}
         result[split] = {"tasks": first["tasks"], "metrics": first["metrics"], "values": values}
     return result

@@ -44,7 +44,7 @@ def _transform_of(method: Callable[..., Weighting]) -> Callable[..., Transform]:
 
 
 # methods that read the gradients themselves, not only their products
-OF_GRADIENTS: dict[str, Callable[..., Transform]] = {
+GRADIENT_TRANSFORMS: dict[str, Callable[..., Transform]] = {
     "graddrop": graddrop,
     "trimmed_mean": trimmed_mean,
     "moco": moco,
@@ -53,7 +53,7 @@ OF_GRADIENTS: dict[str, Callable[..., Transform]] = {
 
 AGGREGATION: dict[str, Callable[..., Transform]] = {
     **{name: _transform_of(method) for name, method in weightings.WEIGHTINGS.items()},
-    **OF_GRADIENTS,
+    **GRADIENT_TRANSFORMS,
 }
 
 mean = AGGREGATION["mean"]
@@ -76,7 +76,7 @@ sdmgrad = AGGREGATION["sdmgrad"]
 
 __all__ = [
     "AGGREGATION",
-    "OF_GRADIENTS",
+    "GRADIENT_TRANSFORMS",
     "AggregationState",
     "as_transform",
     "combine",

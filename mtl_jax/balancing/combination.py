@@ -57,7 +57,7 @@ def combine(weights: jax.Array, updates: Any) -> Any:
     """
 
     def of_leaf(leaf: jax.Array) -> jax.Array:
-        leaf_of_used = only(weights != 0, leaf).astype(weights.dtype)
+        leaf_of_used = zero_unused(weights != 0, leaf).astype(weights.dtype)
         return jnp.tensordot(weights, leaf_of_used, 1, precision=jax.lax.Precision.HIGHEST).astype(leaf.dtype)
 
     return jax.tree.map(of_leaf, updates)
@@ -85,7 +85,7 @@ def mean_of_halves(halves: Any) -> Any:
     return jax.tree.map(lambda leaf: (leaf[0] + leaf[1]) / 2, halves)
 
 
-def only(used: jax.Array, leaf: jax.Array) -> jax.Array:
+def zero_unused(used: jax.Array, leaf: jax.Array) -> jax.Array:
     """The leaf [K, ...] with zeros for tasks that are not used (bool[K]), whatever stood there."""
     return jnp.where(used.reshape((-1, *(1,) * (leaf.ndim - 1))), leaf, jnp.zeros_like(leaf))
 

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 
 from mtl_jax.balancing import options
-from mtl_jax.balancing.combination import first_key, next_key, only
+from mtl_jax.balancing.combination import first_key, next_key, zero_unused
 from mtl_jax.sharing.gram import accumulation_dtype, task_count
 
 
@@ -28,7 +28,7 @@ def graddrop(leak=None, seed: int | jax.Array = 0) -> optax.GradientTransformati
     key=)` draws from that key instead of its own. ValueError for another range, and at update for another length.
     """
     if leak is not None:
-        leak = options.per_task("leak", leak)
+        leak = options.task_values("leak", leak)
         if np.any(leak > 1):
             raise ValueError(f"leak must be one number in [0, 1] for each task, not {leak.tolist()}")
 
@@ -38,13 +38,13 @@ def graddrop(leak=None, seed: int | jax.Array = 0) -> optax.GradientTransformati
     def update(updates, state: GradDropState, params=None, *, present=None, key=None, **extra):
         tasks, dtype = task_count(updates), accumulation_dtype(updates)
         present = jnp.ones(tasks, bool) if present is None else present
-        kept = jnp.zeros(tasks, dtype) if leak is None else options.for_tasks("leak", leak, tasks, dtype)
+        kept = jnp.zeros(tasks, dtype) if leak is None else options.task_array("leak", leak, tasks, dtype)
         after, drawn = next_key(state.key)
         drawn = drawn if key is None else key
         leaves, structure = jax.tree.flatten(updates)
 
         def of_leaf(index: int, leaf: jax.Array) -> jax.Array:
-            g = only(present, leaf.astype(dtype))
+            g = zero_unused(present, leaf.astype(dtype))
             total = jnp.sum(jnp.abs(g), axis=0)
             some = total > 0
             purity = 0.5 * (1.0 + jnp.where(some, jnp.sum(g, axis=0) / jnp.where(some, total, 1.0), 0.0))
@@ -66,7 +66,7 @@ def trimmed_mean(trim: int = 1) -> optax.GradientTransformationExtraArgs:
     Where fewer than 2 trim + 1 tasks are present, as many are trimmed as leave one or two. Raises ValueError unless
     trim ≥ 0, and at update for K ≤ 2 trim.
     """
-    options.check_whole("trim", trim, 0)
+    options.check_integer("trim", trim, 0)
 
     def update(updates, state, params=None, *, present: jax.Array | None = None, **extra):
         tasks, dtype = task_count(updates), accumulation_dtype(updates)
@@ -82,7 +82,7 @@ def trimmed_mean(trim: int = 1) -> optax.GradientTransformationExtraArgs:
         def of_leaf(leaf: jax.Array) -> jax.Array:
             shape = (-1, *(1,) * (leaf.ndim - 1))
             ordered = jnp.sort(jnp.where(present.reshape(shape), leaf.astype(dtype), jnp.inf), axis=0)  # absent: last
-            return (share * jnp.sum(only(inside, ordered), axis=0)).astype(leaf.dtype)
+            return (share * jnp.sum(zero_unused(inside, ordered), axis=0)).astype(leaf.dtype)
 
         return jax.tree.map(of_leaf, updates), state
 

@@ -11,16 +11,16 @@ import numpy as np
 Number = float | jax.Array  # a Python or numpy number, or a traced scalar: then it can be swept in one compiled program
 
 
-def known(value: Any) -> bool:
+def is_concrete(value: Any) -> bool:
     """Whether a value can be looked at: a Python or numpy number, not a jax array."""
     return isinstance(value, (int, float, np.number))
 
 
-def check(name: str, value: Number, low: float, high: float = np.inf, ends: str = "[]") -> None:
+def check_interval(name: str, value: Number, low: float, high: float = np.inf, ends: str = "[]") -> None:
     """Raises ValueError unless `value` lies between low and high; `ends`: "[" or "(", "]" or ")", as intervals are
     written. A traced value passes.
     """
-    if not known(value):
+    if not is_concrete(value):
         return
     above = value >= low if ends[0] == "[" else value > low
     below = value <= high if ends[1] == "]" else value < high
@@ -31,18 +31,18 @@ def check(name: str, value: Number, low: float, high: float = np.inf, ends: str 
         raise ValueError(f"{name} must {interval}, not {value}")
 
 
-def check_whole(name: str, value: int, low: int) -> None:
+def check_integer(name: str, value: int, low: int) -> None:
     """Raises ValueError unless `value` is a whole number ≥ low: a shape or a count, which cannot be traced."""
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < low:
         raise ValueError(f"{name} must be a whole number ≥ {low}, not {value!r}")
 
 
-def number(value: Number, dtype) -> jax.Array:
+def as_scalar(value: Number, dtype) -> jax.Array:
     """The option as a scalar of the dtype that is calculated in."""
     return jnp.asarray(value, dtype)
 
 
-def per_task(name: str, values: Any) -> np.ndarray:
+def task_values(name: str, values: Any) -> np.ndarray:
     """One finite number ≥ 0 for each task, float64 [K]. ValueError otherwise."""
     values = np.asarray(values, np.float64)
     if values.ndim != 1 or not np.all(np.isfinite(values)) or np.any(values < 0):
@@ -54,13 +54,13 @@ def preference_vector(values: Any) -> np.ndarray | None:
     """How much each task is preferred, float64 [K], not all 0; None stays. ValueError otherwise."""
     if values is None:
         return None
-    values = per_task("preference", values)
+    values = task_values("preference", values)
     if not np.any(values > 0):
         raise ValueError("preference must not be 0 for all tasks")
     return values
 
 
-def for_tasks(name: str, values: np.ndarray, count: int, dtype) -> jax.Array:
+def task_array(name: str, values: np.ndarray, count: int, dtype) -> jax.Array:
     """The values as an array [K]. Raises ValueError where they are not one for each of the `count` tasks."""
     if values.shape != (count,):
         raise ValueError(f"{name} has {values.size} numbers for {count} tasks")

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 
-def live(values: jax.Array) -> jax.Array:
+def significant(values: jax.Array) -> jax.Array:
     """bool[K]: eigenvalues above the rounding of the largest."""
     return values > 4 * values.shape[0] * jnp.finfo(values.dtype).eps * jnp.max(values)
 
@@ -51,7 +51,7 @@ def eigenvalues(matrix: jax.Array) -> jax.Array:
 
 def _decomposition(matrix: jax.Array, power: float) -> tuple[jax.Array, jax.Array]:
     values, vectors = jnp.linalg.eigh(matrix)
-    used = live(values)
+    used = significant(values)
     return vectors, jnp.where(used, jnp.where(used, values, 1.0) ** power, 0.0)
 
 

@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import optax
 
 from mtl_jax.balancing import options
-from mtl_jax.balancing.combination import combine, cross_gram, mean_of_halves, only
+from mtl_jax.balancing.combination import combine, cross_gram, mean_of_halves, zero_unused
 from mtl_jax.balancing.interior_point import project_on_simplex
 from mtl_jax.balancing.options import Number
-from mtl_jax.balancing.weightings.base import divided, dot, root, seen_by, tasks_of
-from mtl_jax.balancing.weightings.stochastic import even, moved_on_simplex, over_present
+from mtl_jax.balancing.weightings.base import dot, mask_absent, require_task_count, safe_divide, safe_sqrt
+from mtl_jax.balancing.weightings.stochastic import normalise_present, step_on_simplex, uniform_weights
 from mtl_jax.sharing.gram import accumulation_dtype, gram
 
 
@@ -45,15 +45,15 @@ def moco(
 
     Raises ValueError for options out of range, and at init without `tasks`, which is K.
     """
-    options.check("beta", beta, 0.0, 1.0, "(]")
-    options.check("gamma", gamma, 0.0, ends="()")
+    options.check_interval("beta", beta, 0.0, 1.0, "(]")
+    options.check_interval("gamma", gamma, 0.0, ends="()")
     for name, value in (("beta_sigma", beta_sigma), ("gamma_sigma", gamma_sigma), ("rho", rho)):
-        options.check(name, value, 0.0)
+        options.check_interval(name, value, 0.0)
 
     def init(params) -> TrackingState:
-        count = tasks_of("moco", tasks)
+        count = require_task_count("moco", tasks)
         lead = (2, count) if halves else (count,)
-        return TrackingState(_zeros(params, lead), jnp.zeros(count, jnp.int32), even("moco", count))
+        return TrackingState(_zeros(params, lead), jnp.zeros(count, jnp.int32), uniform_weights("moco", count))
 
     def update(updates, state: TrackingState, params=None, *, present: jax.Array | None = None, **extra):
         present = jnp.ones(state.seen.size, bool) if present is None else present
@@ -61,16 +61,16 @@ def moco(
         rate = _falling(beta, seen, beta_sigma)
         axis = 1 if halves else 0
         tracked = jax.tree.map(lambda y, g: _towards(y, g, rate, present, axis), state.gradients, updates)
-        products = seen_by(cross_gram(tracked) if halves else gram(tracked), present)
+        products = mask_absent(cross_gram(tracked) if halves else gram(tracked), present)
         weight_rate = _falling(gamma, jnp.max(seen), gamma_sigma).astype(products.dtype)
-        ridge = options.number(rho, products.dtype)
+        ridge = options.as_scalar(rho, products.dtype)
 
         def step(products, part, present, mass):
             return project_on_simplex(part - weight_rate * (dot(products, part) + ridge * part), present, mass)
 
-        moved = moved_on_simplex(step, products, state.weights, present)
+        moved = step_on_simplex(step, products, state.weights, present)
         joined = mean_of_halves(tracked) if halves else tracked
-        combined = combine(over_present(moved, present), joined)
+        combined = combine(normalise_present(moved, present), joined)
         one = jax.tree.map(lambda leaf: leaf[0, 0] if halves else leaf[0], updates)
         combined = jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), combined, one)
         return combined, TrackingState(tracked, seen, moved.astype(state.weights.dtype))
@@ -90,26 +90,28 @@ def db_mtl(
 
     Raises ValueError for options out of range, and at init without `tasks`, which is K.
     """
-    options.check("beta", beta, 0.0, 1.0, "[)")
-    options.check("beta_sigma", beta_sigma, 0.0)
+    options.check_interval("beta", beta, 0.0, 1.0, "[)")
+    options.check_interval("beta_sigma", beta_sigma, 0.0)
 
     def init(params) -> TrackingState:
-        count = tasks_of("db_mtl", tasks)
+        count = require_task_count("db_mtl", tasks)
         return TrackingState(_zeros(params, (count,)), jnp.zeros(count, jnp.int32), ())
 
     def update(updates, state: TrackingState, params=None, *, present=None, losses=None, **extra):
         present = jnp.ones(state.seen.size, bool) if present is None else present
         seen = state.seen + present.astype(jnp.int32)
         rate = 1.0 - _falling(beta, seen, beta_sigma)
-        factor = jnp.ones_like(rate) if losses is None else divided(jnp.ones_like(losses), losses).astype(rate.dtype)
+        factor = (
+            jnp.ones_like(rate) if losses is None else safe_divide(jnp.ones_like(losses), losses).astype(rate.dtype)
+        )
 
         def track(y, g):
             share = factor.astype(y.dtype).reshape((-1, *(1,) * (g.ndim - 1)))
-            return _towards(y, only(present, g).astype(y.dtype) * share, rate, present, 0)
+            return _towards(y, zero_unused(present, g).astype(y.dtype) * share, rate, present, 0)
 
         tracked = jax.tree.map(track, state.gradients, updates)
-        norms = jnp.where(present, root(jnp.diagonal(gram(tracked))), 0.0)
-        combined = combine(divided(jnp.max(norms), norms), tracked)
+        norms = jnp.where(present, safe_sqrt(jnp.diagonal(gram(tracked))), 0.0)
+        combined = combine(safe_divide(jnp.max(norms), norms), tracked)
         combined = jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), combined, updates)
         return combined, TrackingState(tracked, seen, ())
 
@@ -127,7 +129,7 @@ def _falling(rate: Number, seen: jax.Array, sigma: Number) -> jax.Array:
     """rate / t^σ, t = seen, at least 1."""
     dtype = jnp.zeros(()).dtype
     times = jnp.maximum(seen, 1).astype(dtype)
-    return options.number(rate, dtype) * times ** -options.number(sigma, dtype)
+    return options.as_scalar(rate, dtype) * times ** -options.as_scalar(sigma, dtype)
 
 
 def _towards(y: jax.Array, g: jax.Array, rate: jax.Array, present: jax.Array, axis: int) -> jax.Array:

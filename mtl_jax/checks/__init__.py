@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from mtl_jax.checks.analyses import check_ablation, check_adapt, check_merging, check_relate
-from mtl_jax.checks.effects import MODES, effects
+from mtl_jax.checks.effects import MODES, idle_settings
 from mtl_jax.checks.inputs import check_datasets, check_images, check_mixing, check_tasks
 from mtl_jax.checks.learning import (
     check_distillation,
@@ -17,11 +17,11 @@ from mtl_jax.checks.learning import (
     check_sharing,
 )
 from mtl_jax.checks.ranges import CHOICES, ENTRY_RANGES, RANGES, SPLITS
-from mtl_jax.checks.rules import check_choice, check_entry, check_fields, check_names, check_range, get
+from mtl_jax.checks.rules import check_choice, check_entry, check_fields, check_names, check_range, get_field
 from mtl_jax.config import default
 from mtl_jax.errors import UserError
 
-OF_MODE = {"ablate": check_ablation, "adapt": check_adapt, "relate": check_relate, "merge": check_merging}
+MODE_CHECKS = {"ablate": check_ablation, "adapt": check_adapt, "relate": check_relate, "merge": check_merging}
 
 
 def check(config: Any, mode: str = "train") -> dict[str, str]:
@@ -35,8 +35,8 @@ def check(config: Any, mode: str = "train") -> dict[str, str]:
       mode: what the config is for, as in `--mode`.
 
     Returns:
-      the `effects` of the options that are set. For an ablation, which may set an option for some of its alternatives
-      alone, it is for the plan to judge them all; for other modes one without an effect is a problem.
+      the `idle_settings` of the options that are set. For an ablation, which may set an option for some of its
+      alternatives alone, it is for the plan to judge them all; for other modes one without an effect is a problem.
 
     Raises:
       UserError: every problem found, a line each, with its field and what would be right.
@@ -49,11 +49,11 @@ def check(config: Any, mode: str = "train") -> dict[str, str]:
     if problems:  # the rest relies on the fields
         raise UserError("\n".join(problems))
     for field, choices in CHOICES.items():
-        check_choice(f"config.{field}", get(config, field), choices, say)
+        check_choice(f"config.{field}", get_field(config, field), choices, say)
     for field, (low, high) in RANGES.items():
-        check_range(f"config.{field}", get(config, field), low, high, say)
+        check_range(f"config.{field}", get_field(config, field), low, high, say)
     for place, ranges in ENTRY_RANGES.items():
-        for name, entry in get(config, place).items():
+        for name, entry in get_field(config, place).items():
             for field, (low, high) in ranges.items():
                 check_range(f"config.{place}.{name}.{field}", entry[field], low, high, say)
     for section in (
@@ -68,12 +68,12 @@ def check(config: Any, mode: str = "train") -> dict[str, str]:
         check_distillation,
         check_meta,
         *([check_files] if mode in MODES else []),
-        *([OF_MODE[mode]] if mode in OF_MODE else []),
+        *([MODE_CHECKS[mode]] if mode in MODE_CHECKS else []),
     ):
         section(config, say)
     check_names("config.train_on", config.train_on, config.tasks, say)
     check_names("config.evaluation.splits", config.evaluation.splits, SPLITS, say)
-    found = effects(config, mode)
+    found = idle_settings(config, mode)
     if mode != "ablate":
         problems += filter(None, found.values())
     if problems:
@@ -84,5 +84,5 @@ def check(config: Any, mode: str = "train") -> dict[str, str]:
 def _check_entries(config, say):
     """The fields of all that has a name of the user's own."""
     for place, kind in default.ENTRIES.items():
-        for name, entry in get(config, place).items():
+        for name, entry in get_field(config, place).items():
             check_entry(f"config.{place}.{name}", entry, default.defaults(kind), say)

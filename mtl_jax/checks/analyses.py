@@ -5,7 +5,7 @@ from __future__ import annotations
 from mtl_jax.analysis.ablation.exact_optima import REFERENCES
 from mtl_jax.analysis.relatedness.registry import MEASURES
 from mtl_jax.checks.ranges import RESERVED, SEEDS
-from mtl_jax.checks.rules import check_alike, check_choice, check_name, check_names, check_range, check_regex
+from mtl_jax.checks.rules import check_choice, check_distinct, check_name, check_names, check_range, check_regex
 from mtl_jax.sharing.merging import MERGING
 from mtl_jax.training.optimizer import OPTIMIZERS
 
@@ -27,7 +27,9 @@ def check_ablation(config, say):
         check_name(f"config.ablation.choices.{name}", name, say, (*RESERVED["sweeps"], "learning_rate"))
     for name in set(ablation.sweeps) & set(ablation.choices):
         say(f"config.ablation: {name!r} is the name of a sweep and of a choice")
-    check_alike("config.ablation", [n for n in ablation.sweeps if n not in ablation.choices] + [*ablation.choices], say)
+    check_distinct(
+        "config.ablation", [n for n in ablation.sweeps if n not in ablation.choices] + [*ablation.choices], say
+    )
     _check_seeds(config, "ablation.seeds", ablation.seeds, say)
     for factor in ablation.rates:
         check_range("config.ablation.rates", factor, 1e-9, None, say)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from mtl_jax.analysis.relatedness.registry import MEASURES
-from mtl_jax.checks.rules import get
+from mtl_jax.checks.rules import get_field
 from mtl_jax.config import default
 from mtl_jax.data.readers import READERS
 from mtl_jax.models.layers import LAYERS
@@ -19,8 +19,8 @@ from mtl_jax.models.layers.base import Layer
 from mtl_jax.models.mixers import MIXERS
 from mtl_jax.tasks import TASK_KINDS
 
-LANES = ("ablate", "relate")  # modes that lay many runs over the devices
-MODES = ("train", "inspect", *LANES)  # that begin something of which all sections of training are read
+LANE_MODES = ("ablate", "relate")  # modes that lay many runs over the devices
+MODES = ("train", "inspect", *LANE_MODES)  # that begin something of which all sections of training are read
 
 
 class Rule(NamedTuple):
@@ -249,7 +249,7 @@ RULES = (
         ("training.placement", "training.mesh.data", "training.mesh.task", "training.mesh.model"),
         lambda c, _: False,
         "--mode=train; here lanes are laid over the devices (config.ablation.layout)",
-        LANES,
+        LANE_MODES,
     ),
     Rule(
         ("datasets.*.encoding",),
@@ -316,7 +316,7 @@ RULES = (
 )
 
 
-def effects(config: Any, mode: str) -> dict[str, str]:
+def idle_settings(config: Any, mode: str) -> dict[str, str]:
     """What is set and acts in some contexts only.
 
     Args:
@@ -333,7 +333,9 @@ def effects(config: Any, mode: str) -> dict[str, str]:
             place, is_entry, rest = pattern.partition(".*.")
             if is_entry:
                 usual = _value(default.defaults(default.ENTRIES[place]), rest)
-                nodes = {f"{place}.{n}.{rest}": (e, _value(e, rest), usual) for n, e in get(config, place).items()}
+                nodes = {
+                    f"{place}.{n}.{rest}": (e, _value(e, rest), usual) for n, e in get_field(config, place).items()
+                }
             else:
                 nodes = {pattern: (None, _value(config, pattern), _value(plain, pattern))}
             for field, (entry, value, usual) in nodes.items():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mtl_jax.checks.ranges import RESERVED, SPLITS
-from mtl_jax.checks.rules import check_alike, check_choice, check_name, check_names, check_range
+from mtl_jax.checks.rules import check_choice, check_distinct, check_name, check_names, check_range
 from mtl_jax.data.labels.target_sequences import SPECIALS
 from mtl_jax.data.readers import READERS
 from mtl_jax.data.readers.options import declared_options
@@ -13,7 +13,7 @@ from mtl_jax.tasks import TASK_KINDS, make
 
 
 def check_datasets(config, say):
-    check_alike("config.datasets", config.datasets, say)
+    check_distinct("config.datasets", config.datasets, say)
     if not config.datasets:
         say("config.datasets: none; add one with default.add_dataset(config, name, ...)")
     for name, entry in config.datasets.items():
@@ -75,7 +75,7 @@ def check_images(config, say):
 
 
 def check_tasks(config, say):
-    check_alike("config.tasks", config.tasks, say)
+    check_distinct("config.tasks", config.tasks, say)
     if not config.tasks:
         say("config.tasks: none; add one with default.add_task(config, name, ...)")
     for name, entry in config.tasks.items():

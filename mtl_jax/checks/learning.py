@@ -6,7 +6,7 @@ import pathlib
 
 from mtl_jax.balancing import AGGREGATION, LOSS_WEIGHTS
 from mtl_jax.checks.ranges import PENALTY_CHOICES
-from mtl_jax.checks.rules import check_alike, check_choice, check_name, check_range, check_regex
+from mtl_jax.checks.rules import check_choice, check_distinct, check_name, check_range, check_regex
 from mtl_jax.models.adapters import ADAPTERS
 from mtl_jax.models.layers import LAYERS
 from mtl_jax.models.layers.base import arguments
@@ -18,7 +18,7 @@ from mtl_jax.training.optimizer import OPTIMIZERS, SCHEDULES, UNSUPPORTED, optim
 
 
 def check_penalties(config, say):
-    check_alike("config.penalties", config.penalties, say)
+    check_distinct("config.penalties", config.penalties, say)
     for name, entry in config.penalties.items():
         where = f"config.penalties.{name}"
         check_name(where, name, say)

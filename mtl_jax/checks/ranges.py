@@ -54,7 +54,7 @@ RESERVED = {
 SEEDS = (0, 2**32 - 1)  # beyond these two seeds give one key
 
 # fields, wherever they stand, that are tuples of texts
-TEXTS = (
+STRING_FIELDS = (
     "text",
     "choices",
     "marked",

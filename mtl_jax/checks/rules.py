@@ -8,7 +8,7 @@ import re
 import unicodedata
 from collections.abc import Iterable
 
-from mtl_jax.checks.ranges import DEVICES, LONGEST_NAME, SIGNS, TEXTS
+from mtl_jax.checks.ranges import DEVICES, LONGEST_NAME, SIGNS, STRING_FIELDS
 
 
 def check_fields(config, default, where, say):
@@ -29,7 +29,7 @@ def check_fields(config, default, where, say):
                 check_fields(found, value, field, say)
         elif isinstance(value, bool) != isinstance(found, bool) or not isinstance(found, _like(value)):
             say(f"{field}: {found!r} should be {_kind(value)}")
-        elif name in TEXTS and isinstance(value, tuple) and not all(isinstance(item, str) for item in found):
+        elif name in STRING_FIELDS and isinstance(value, tuple) and not all(isinstance(item, str) for item in found):
             say(f"{field}: {found!r} should be a tuple of texts")
 
 
@@ -66,7 +66,7 @@ def check_name(where, name, say, reserved=()):
         say(f"{where}: {name!r} is the name of something else in what is written; choose another, e.g. '{name}_1'")
 
 
-def check_alike(where, names, say):
+def check_distinct(where, names, say):
     """Names that differ in nothing but case, or in how letters are encoded, are one file on some systems."""
     first: dict[str, str] = {}
     for name in names:
@@ -106,7 +106,7 @@ def check_range(where, value, low, high, say):
         say(f"{where}: {value!r} should be {' and '.join(bounds)}")
 
 
-def get(config, field):
+def get_field(config, field):
     for key in field.split("."):
         config = config[key]
     return config

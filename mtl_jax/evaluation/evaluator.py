@@ -15,12 +15,12 @@ from mtl_jax.data.batch import Batch, PackedRows
 from mtl_jax.data.corpus import Corpus
 from mtl_jax.data.sampler import evaluation_batches, joint_evaluation_batches
 from mtl_jax.evaluation.metric_inputs import (
-    gather,
+    constant_remark,
+    gather_predictions,
     gold_and_predicted,
     has_labels,
     metric_arguments,
     metric_values,
-    uniform,
 )
 from mtl_jax.runtime import distributed
 from mtl_jax.training import corruption
@@ -39,7 +39,7 @@ EvaluationProgram = Callable[[Params, Batch], tuple[Outputs, Sums]]
 class Predictions(NamedTuple):
     """Predictions for one split of one data set.
 
-    values  {task: {name: what `metric_inputs.gather` returns for the level of the task}}
+    values  {task: {name: what `metric_inputs.gather_predictions` returns for the level of the task}}
     loss    {task: mean loss}, None where the split has no label of the task
     sums    {task: float64 [...]}, further sums that metrics need, see `evaluation_program`
     """
@@ -114,7 +114,7 @@ class Evaluator:
         outputs, sums = [], []
 
         def fetch(result: tuple[Outputs, Sums], rows: int) -> None:
-            output, batch_sums = distributed.fetch(result)
+            output, batch_sums = distributed.to_host(result)
             outputs.append(output)
             sums.append(batch_sums)
             progress(rows)
@@ -151,7 +151,7 @@ class Evaluator:
             if level not in ("word", "predicate", "span", "token"):  # other data sets in the batch may have more slots
                 joined = {name: array[:, :slots] for name, array in joined.items()}
             values[task] = {
-                name: gather(level, name, encoded, rows.example, rows.labels[task], array)
+                name: gather_predictions(level, name, encoded, rows.example, rows.labels[task], array)
                 for name, array in joined.items()
             }
         loss = {task: float(loss / weight) if weight > 0 else None for task, (loss, weight, *_) in total.items()}
@@ -182,7 +182,8 @@ class Evaluator:
             objective, program = self._compiled(tuple(datasets), True)
             # data sets without this split are in the batch too, so that one program serves all splits
             rows = {
-                name: self._corpus.rows[name].get(split) or placeholder(self._corpus.rows[name]) for name in datasets
+                name: self._corpus.rows[name].get(split) or placeholder_rows(self._corpus.rows[name])
+                for name in datasets
             }
             count = -(-self._rows // len(datasets))
             batches = joint_evaluation_batches(rows, objective.layout, count + -count % self._multiple)
@@ -196,7 +197,7 @@ class Evaluator:
                     to_arguments = metric_arguments(self._corpus, objective, task, dataset, split)
                     gold, predicted = to_arguments(gold, predicted, predictions.sums[task])
                     names = self._corpus.vocabularies[task].all_names
-                    if text := uniform(gold, predicted, names):
+                    if text := constant_remark(gold, predicted, names):
                         remark(task, text)
                     metrics = metric_values(objective.tasks[task], gold, predicted, names)
                     scores[task] = metrics | {"loss": predictions.loss[task]}
@@ -222,7 +223,7 @@ def group_by_size(corpus: Corpus, ratio: float, small: int = 0) -> list[list[str
     return groups
 
 
-def placeholder(by_split: Mapping[str, PackedRows]) -> PackedRows:
+def placeholder_rows(by_split: Mapping[str, PackedRows]) -> PackedRows:
     """One row of a data set in place of a split that it lacks; it is not scored."""
     rows = next(iter(by_split.values()))
     return jax.tree.map(lambda array: array[:1], rows)._replace(pixels=rows.pixels)
@@ -246,12 +247,12 @@ def evaluation_program(objective: Objective, tasks: Collection[str] | None = Non
     """
 
     def program(params, batch):
-        batch = corruption.for_evaluation(objective, batch)
+        batch = corruption.corrupt_for_evaluation(objective, batch)
         hidden = objective.network.apply(params, batch, None, None).hidden
         outputs, sums = {}, {}
         for name in hidden if tasks is None else [name for name in hidden if name in tasks]:
-            task, labels = objective.tasks[name], terms.rows_of(batch.labels[name])
-            head = terms.head(objective, params, name)
+            task, labels = objective.tasks[name], terms.join_blocks(batch.labels[name])
+            head = terms.head_params(objective, params, name)
             features = terms.features(batch, objective.layout, name, hidden[name])
             logits = task.logits(head, features, labels)
             generates = task.has("generate")

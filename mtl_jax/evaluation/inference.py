@@ -16,7 +16,7 @@ from mtl_jax.data.labels import answer_spans
 from mtl_jax.data.packing import unpacking
 from mtl_jax.data.records import Record
 from mtl_jax.evaluation.input_files import OpenInput
-from mtl_jax.evaluation.input_records import SPLIT, ReadRecords, RecordReading, corpus_of
+from mtl_jax.evaluation.input_records import INPUT_SPLIT, ReadRecords, RecordReading, build_corpus
 from mtl_jax.evaluation.scores import abstract_params, make_evaluator
 from mtl_jax.experiment.assemble import Experiment, assemble
 from mtl_jax.models.layers import LAYERS
@@ -24,7 +24,7 @@ from mtl_jax.storage import artifacts
 from mtl_jax.storage.checkpoint import load_params
 from mtl_jax.tasks.base import Task
 from mtl_jax.training.objective import Params
-from mtl_jax.training.placement import Placement, place
+from mtl_jax.training.placement import Placement, make_placement
 
 
 def location_fields(record: Record, opened: OpenInput) -> dict[str, Any]:
@@ -41,9 +41,9 @@ class Predictor:
         """Loads the checkpoints `which` of a run; the parameters of several are averaged. `tasks`: () for all."""
         saved = artifacts.load(workdir)
         self.reading = RecordReading(config, saved, tasks)
-        experiment = assemble(config, corpus_of(config, saved, {}), saved.architecture, None)
+        experiment = assemble(config, build_corpus(config, saved, {}), saved.architecture, None)
         self.experiment = experiment._replace(corpus=self.reading.read([]).corpus)
-        self._placement = all_devices(self.experiment)
+        self._placement = placement_over_devices(self.experiment)
         self.params = average_params(self.experiment, self._placement, workdir, which)
         self._evaluator = make_evaluator(self.experiment, self._placement, self.reading.tasks)
         self._rows: dict[str, int] = {}  # R of the batches of each group
@@ -56,9 +56,9 @@ class Predictor:
         """As `predict`, of records that `reading.read` returned."""
         lines = [location_fields(record, opened) for record in read.records]
         for group, numbers in read.numbers.items():
-            rows = self._rows.setdefault(group, self._rows_per_batch(read.corpus.rows[group][SPLIT]))
-            predicted = self._evaluator.for_corpus(read.corpus, rows).predict(self.params, group, SPLIT)
-            split = read.corpus.splits[group][SPLIT]
+            rows = self._rows.setdefault(group, self._rows_per_batch(read.corpus.rows[group][INPUT_SPLIT]))
+            predicted = self._evaluator.for_corpus(read.corpus, rows).predict(self.params, group, INPUT_SPLIT)
+            split = read.corpus.splits[group][INPUT_SPLIT]
             for name, values in predicted.values.items():
                 self._fill(lines, name, values, split, numbers, read.readers[self.reading.dataset_of[name]])
         return lines
@@ -123,8 +123,8 @@ def export_refusal(config: Config) -> str:
 def load_model(config: Config, workdir: pathlib.Path, which: Sequence[str]) -> tuple[Experiment, Params]:
     """A run's model without any data, and its parameters (of several checkpoints their mean) as numpy arrays."""
     saved = artifacts.load(workdir)
-    experiment = assemble(config, corpus_of(config, saved, {}), saved.architecture, None)
-    return experiment, jax.device_get(average_params(experiment, all_devices(experiment), workdir, which))
+    experiment = assemble(config, build_corpus(config, saved, {}), saved.architecture, None)
+    return experiment, jax.device_get(average_params(experiment, placement_over_devices(experiment), workdir, which))
 
 
 def average_params(experiment: Experiment, placement: Placement, workdir: pathlib.Path, which: Sequence[str]) -> Params:
@@ -137,10 +137,10 @@ def average_params(experiment: Experiment, placement: Placement, workdir: pathli
     return jax.tree.map(lambda leaf: leaf / len(which), total) if len(which) > 1 else total
 
 
-def all_devices(experiment: Experiment) -> Placement:
+def placement_over_devices(experiment: Experiment) -> Placement:
     """PackedRows split over all devices."""
     shape = {"data": jax.device_count(), "task": 1, "model": 1}
-    return place("jit", shape, experiment.spec.slices, len(experiment.tasks))
+    return make_placement("jit", shape, experiment.spec.slices, len(experiment.tasks))
 
 
 def _answers(split: Split, spans: np.ndarray) -> dict[str, list[Any]]:

@@ -32,7 +32,7 @@ from mtl_jax.data.records import Note, Record, suggestion
 from mtl_jax.errors import UserError
 
 TEXTS = "texts"  # lines of text, a JSON object in a line where it begins with "{"; a JSON list of objects
-TEXT = ""  # the field of a record of `TEXTS` that is a plain line
+TEXT = ""  # the field of a record of `STRING_FIELDS` that is a plain line
 _READER_OF_SUFFIX = {
     ".json": "jsonl",
     ".jsonl": "jsonl",
@@ -51,7 +51,9 @@ _JSON_LIST_START = re.compile(r"\s*\[\s*(\{.*|)", re.DOTALL)
 
 
 class Format(NamedTuple):
-    """How a file is read: `reader` of `READERS`, or `TEXTS`; `dataset` of the run or "", `fields` of its text."""
+    """How a file is read: `reader` of `READERS`, or `STRING_FIELDS`; `dataset` of the run or "", `fields` of its
+    text.
+    """
 
     reader: str
     encoding: str
@@ -104,14 +106,14 @@ def open_input(request: InputRequest, datasets: Mapping[str, Dataset]) -> Iterat
         return
     with contextlib.ExitStack() as stack:
         location = _spooled(stack) if request.source == "-" else local_path(request.source)
-        form = choose(request, datasets, location)
+        form = choose_format(request, datasets, location)
         if form.dataset and not request.dataset and form.reader != _READER_OF_SUFFIX.get(_suffix(location.name)):
             print(f"{request.source} is read {form}; --reader overrides this", file=sys.stderr)
         folder = local_path(".") if request.source == "-" else location.folder()
         yield OpenInput(_read(form, location, request.split), folder, location.is_folder())
 
 
-def choose(request: InputRequest, datasets: Mapping[str, Dataset], location: Location) -> Format:
+def choose_format(request: InputRequest, datasets: Mapping[str, Dataset], location: Location) -> Format:
     """How `location` is read; see the top of this file. Raises UserError as `open_input`."""
     formats = {name: _format(name, entry) for name, entry in datasets.items()}
     if request.dataset:
@@ -210,7 +212,7 @@ def _read(form: Format, location: Location, split: str) -> Iterator[Record | Not
 
 
 def _texts(lines: Iterator[tuple[int, str]], name: str, location: Location | None) -> Iterator[Record]:
-    """Records of `TEXTS`; blank lines are skipped. Raises UserError as `read_jsonl` does."""
+    """Records of `STRING_FIELDS`; blank lines are skipped. Raises UserError as `read_jsonl` does."""
     lines = ((number, line) for number, line in lines if line.strip())
     first = next(lines, None)
     if first is None:

@@ -25,12 +25,12 @@ from mtl_jax.data.labels.raw_labels import LabelSpec
 from mtl_jax.data.records import Note, Record, field, find_field, suggestion, where
 from mtl_jax.errors import UserError
 from mtl_jax.evaluation.input_files import TEXT
-from mtl_jax.experiment.inputs import cut, label_specs, max_length
+from mtl_jax.experiment.inputs import label_specs, max_length, patch_spec
 from mtl_jax.storage.artifacts import Artifacts
 
-SPLIT = "input"  # the one split of the corpus
+INPUT_SPLIT = "input"  # the one split of the corpus
 # fields of a data set that decide where records come from and which are used, and not how a record is read
-OF_FILES = (
+FILE_FIELDS = (
     "reader",
     "path",
     "wheel",
@@ -87,7 +87,7 @@ class RequiredFields(NamedTuple):
         return any(value is not None and str(value) not in self.where[name] for name, value in values.items())
 
 
-class Group(NamedTuple):
+class DatasetGroup(NamedTuple):
     """Data sets that read records alike: the first one and its entry represent all of them."""
 
     datasets: tuple[str, ...]
@@ -166,8 +166,8 @@ class RecordReading:
             if by_number:
                 numbers[group.name] = sorted(by_number)
                 inputs[group.name] = [by_number[number] for number in numbers[group.name]], group.entry
-        corpus = corpus_of(self._config, self._artifacts, inputs, folder, self._layout, self._shapes)
-        self._shapes |= {name: by_split[SPLIT] for name, by_split in corpus.rows.items()}
+        corpus = build_corpus(self._config, self._artifacts, inputs, folder, self._layout, self._shapes)
+        self._shapes |= {name: by_split[INPUT_SPLIT] for name, by_split in corpus.rows.items()}
         return ReadRecords(corpus, numbers, {name: by_number.keys() for name, by_number in readers.items()}, records)
 
     def _assign(
@@ -195,7 +195,7 @@ class RecordReading:
             readers[name][number] = selected
 
 
-def corpus_of(
+def build_corpus(
     config: Config,
     saved: Artifacts,
     inputs: Mapping[str, tuple[Sequence[Record], Dataset]],
@@ -228,12 +228,12 @@ def corpus_of(
             pack=config.data.packing,
             overflow=config.data.overflow or "auto",
             stride=config.data.window_stride,
-            cut=cut(config),
+            cut=patch_spec(config),
             form=saved.pictures,
             folder=folder,
             like=(shapes or {}).get(name),
         )
-        rows[name], splits[name] = {SPLIT: packed}, {SPLIT: split}
+        rows[name], splits[name] = {INPUT_SPLIT: packed}, {INPUT_SPLIT: split}
     return Corpus(
         layout,
         rows,
@@ -248,7 +248,7 @@ def corpus_of(
     )
 
 
-def _layout(saved: Artifacts, specs: Mapping[str, LabelSpec], groups: Sequence[Group]) -> BatchLayout:
+def _layout(saved: Artifacts, specs: Mapping[str, LabelSpec], groups: Sequence[DatasetGroup]) -> BatchLayout:
     """The layout in which the first data set of each group has the tasks of all."""
     names = tuple(dict.fromkeys(spec.dataset for spec in specs.values()))
     first = {name: group.name for group in groups for name in group.datasets}
@@ -257,7 +257,7 @@ def _layout(saved: Artifacts, specs: Mapping[str, LabelSpec], groups: Sequence[G
     return sampler.make_layout(names, tuple(saved.vocabularies), dataset_of_task, sampler.Mixing(), pictured)
 
 
-def reads_lines(config: Config) -> bool:
+def accepts_plain_lines(config: Config) -> bool:
     """Whether some data set of the trained tasks reads a plain line of text: a single field."""
     specs = [spec for spec in label_specs(config) if not config.train_on or spec.task in config.train_on]
     names = dict.fromkeys(spec.dataset for spec in specs)
@@ -282,21 +282,21 @@ def _required_fields(entry: Dataset, specs: Sequence[LabelSpec]) -> RequiredFiel
     )
 
 
-def _groups(config: Config, by_dataset: Mapping[str, Sequence[LabelSpec]]) -> list[Group]:
-    groups: dict[str, Group] = {}
+def _groups(config: Config, by_dataset: Mapping[str, Sequence[LabelSpec]]) -> list[DatasetGroup]:
+    groups: dict[str, DatasetGroup] = {}
     for name, specs in by_dataset.items():
         entry = config.datasets[name]
         levels = {spec.level for spec in specs}
         way_of_reading = [
-            {field: value for field, value in to_plain(entry).items() if field not in OF_FILES},
+            {field: value for field, value in to_plain(entry).items() if field not in FILE_FIELDS},
             sorted({spec.predicates for spec in specs if spec.level == "predicate"}),
             "span" in levels,
             bool(entry.words) and bool(levels & {"word", "predicate"}),
             name if "token" in levels else "",
         ]
         key = json.dumps(way_of_reading, sort_keys=True)
-        before = groups.get(key, Group((), entry))
-        groups[key] = Group((*before.datasets, name), before.entry)
+        before = groups.get(key, DatasetGroup((), entry))
+        groups[key] = DatasetGroup((*before.datasets, name), before.entry)
     return list(groups.values())
 
 

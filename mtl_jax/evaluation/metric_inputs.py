@@ -18,7 +18,7 @@ from mtl_jax.tasks.text_metrics import Written
 from mtl_jax.training.objective import Objective
 
 
-def gather(
+def gather_predictions(
     level: str,
     name: str,
     encoded: EncodedSplit,
@@ -49,7 +49,7 @@ def has_labels(corpus: Corpus, task: str, split: str) -> bool:
     return bool(corpus.splits[corpus.specs[task].dataset][split].encoded.labels[task].known.any())
 
 
-class References(NamedTuple):
+class ReferenceTexts(NamedTuple):
     """The target strings, and the tokens to copy from, [] where the task does not copy."""
 
     texts: list[str]
@@ -60,7 +60,7 @@ def gold_and_predicted(corpus: Corpus, objective: Objective, task: str, dataset:
     """Labelled records' gold labels and the predictions for them.
 
     Levels with one label a record: two arrays [M', ...]. Word level: two lists of sequences (of a predicate each for
-    level "predicate"), words without a label left out. Level "sequence": `References`, and an array [M', L]. Levels
+    level "predicate"), words without a label left out. Level "sequence": `ReferenceTexts`, and an array [M', L]. Levels
     "token" and "span": None, and the predictions of all rows, or windows.
     """
     level = objective.tasks[task].level
@@ -72,7 +72,7 @@ def gold_and_predicted(corpus: Corpus, objective: Objective, task: str, dataset:
     if level == "sequence":
         labelled = np.flatnonzero(np.diff(gold.offsets))
         sources = [gold.sources[m] for m in labelled] if gold.sources else []
-        return References([gold.texts[m] for m in labelled], sources), predicted[labelled]
+        return ReferenceTexts([gold.texts[m] for m in labelled], sources), predicted[labelled]
     if level not in ("word", "predicate"):
         return gold.value[gold.known], predicted[gold.known]
     golds, predictions = [], []
@@ -91,7 +91,7 @@ def metric_values(task: Task, gold: Any, predicted: Any, names: Sequence[str]) -
     return {name: float(METRICS[name].value(METRICS[name].statistics(gold, predicted, names))) for name in task.metrics}
 
 
-def ceiling(corpus: Corpus, task: Task, split: str) -> dict[str, float]:
+def metric_ceiling(corpus: Corpus, task: Task, split: str) -> dict[str, float]:
     """{metric: value} of the gold tokens themselves as predictions, where it is below 1: no model can do better.
 
     It is below 1 where tokens are not in the vocabulary, or a target is longer than `max_length`; and ROUGE is 0 for
@@ -118,7 +118,7 @@ def text_scores(task: Task, gold: Sequence[str], generated: Sequence[str]) -> di
     return {name: evaluate(name, gold, generated, ()) for name in compared}
 
 
-def uniform(gold: Any, predicted: Any, names: Sequence[str]) -> str:
+def constant_remark(gold: Any, predicted: Any, names: Sequence[str]) -> str:
     """A remark where all predictions are alike and the gold labels are not, or numbers are not finite; else "".
 
     `gold` and `predicted` from `metric_arguments`, `names` of the classes.

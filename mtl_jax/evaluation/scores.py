@@ -11,13 +11,13 @@ import numpy as np
 
 from mtl_jax.errors import UserError
 from mtl_jax.evaluation.evaluator import Evaluator
-from mtl_jax.evaluation.metric_inputs import ceiling
+from mtl_jax.evaluation.metric_inputs import metric_ceiling
 from mtl_jax.experiment.assemble import Experiment
 from mtl_jax.runtime import distributed
 from mtl_jax.runtime.progress import Forecast, progress_bar
 from mtl_jax.storage.summary import Scores, SplitScores
 from mtl_jax.training.objective import Params
-from mtl_jax.training.placement import Placement, place
+from mtl_jax.training.placement import Placement, make_placement
 
 
 class Scored(NamedTuple):
@@ -40,14 +40,16 @@ class ScoredSplits(NamedTuple):
     remarks: dict[str, dict[str, str]]
 
 
-def placement_of(experiment: Experiment) -> Placement:
+def placement_from_config(experiment: Experiment) -> Placement:
     """The placement that the config asks for.
 
     Raises:
       UserError: rows or mesh that do not fit the devices.
     """
     training = experiment.config.training
-    placement = place(training.placement, training.mesh.to_dict(), experiment.spec.slices, len(experiment.tasks))
+    placement = make_placement(
+        training.placement, training.mesh.to_dict(), experiment.spec.slices, len(experiment.tasks)
+    )
     if experiment.config.data.rows_per_block % placement.row_shards:
         raise UserError(
             f"config.data.rows_per_block: {experiment.config.data.rows_per_block} rows cannot be split over "
@@ -65,14 +67,14 @@ def make_evaluator(experiment: Experiment, placement: Placement, tasks: Collecti
     return Evaluator(experiment.objective_for, experiment.corpus, rows, placement.put_eval, tasks, shards)
 
 
-def abstract(shapes: chex.ArrayTree, placement: Placement) -> chex.ArrayTree:
+def abstract_arrays(shapes: chex.ArrayTree, placement: Placement) -> chex.ArrayTree:
     """Shapes with the shardings of the placement, to restore a checkpoint into."""
     return jax.tree.map(lambda shape, sharding: shape.update(sharding=sharding), shapes, placement.shardings(shapes))
 
 
 def abstract_params(experiment: Experiment, placement: Placement) -> chex.ArrayTree:
     """Shapes and shardings of the parameters."""
-    return abstract(jax.eval_shape(lambda: experiment.init_params(experiment.config.seed)), placement)
+    return abstract_arrays(jax.eval_shape(lambda: experiment.init_params(experiment.config.seed)), placement)
 
 
 def score_split(
@@ -110,17 +112,17 @@ def score_splits(
     return result
 
 
-def ceilings(experiment: Experiment, scores: SplitScores) -> dict[str, dict[str, dict[str, float]]]:
-    """{task: {split: `metric_inputs.ceiling`}}, of the tasks and splits that have one."""
+def metric_ceilings(experiment: Experiment, scores: SplitScores) -> dict[str, dict[str, dict[str, float]]]:
+    """{task: {split: `metric_inputs.metric_ceiling`}}, of the tasks and splits that have one."""
     result: dict[str, dict[str, dict[str, float]]] = {}
     for name, by_split in scores.items():
         for split in by_split:
-            if bound := ceiling(experiment.corpus, experiment.tasks[name], split):
+            if bound := metric_ceiling(experiment.corpus, experiment.tasks[name], split):
                 result.setdefault(name, {})[split] = bound
     return result
 
 
-def means(scores: SplitScores) -> dict[str, dict[str, Any]]:
+def mean_by_split(scores: SplitScores) -> dict[str, dict[str, Any]]:
     """The mean over tasks of each one's first metric, by split.
 
     Returns:

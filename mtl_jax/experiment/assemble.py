@@ -14,12 +14,12 @@ from mtl_jax.data.labels import target_sequences
 from mtl_jax.data.sampler import BatchSampler
 from mtl_jax.errors import UserError
 from mtl_jax.experiment import frozen_layers
-from mtl_jax.experiment.initial_values import pretrained_layers, random_params, with_pretrained
-from mtl_jax.experiment.inputs import mixing
+from mtl_jax.experiment.initial_values import insert_pretrained, pretrained_layers, random_params
+from mtl_jax.experiment.inputs import make_mixing
 from mtl_jax.experiment.model import Model, make_model
 from mtl_jax.experiment.penalties import build_penalties
 from mtl_jax.experiment.sharing import build_sharing
-from mtl_jax.experiment.step_spec import step_spec
+from mtl_jax.experiment.step_spec import make_step_spec
 from mtl_jax.models import ownership
 from mtl_jax.models.families.bert import Architecture
 from mtl_jax.models.layers.transformer import TransformerLayer
@@ -121,11 +121,11 @@ def assemble(config: Any, data: Corpus, architecture: Architecture | None, pretr
             },
         )
 
-    spec = step_spec(config, objective_for, owned, shapes, data)
+    spec = make_step_spec(config, objective_for, owned, shapes, data)
     hyper = hyperparameters_from_config(config, names, auxiliary)
 
     def init_params(seed):
-        return with_pretrained(config, model, data, draw(jax.random.key(seed)))
+        return insert_pretrained(config, model, data, draw(jax.random.key(seed)))
 
     begin = jax.jit(lambda params, hyper, key: init_state(spec, params, hyper, key, anchored))
 
@@ -134,7 +134,11 @@ def assemble(config: Any, data: Corpus, architecture: Architecture | None, pretr
 
     train = {name: rows["train"] for name, rows in data.rows.items() if "train" in rows}
 
-    first = BatchSampler(train, data.layout, config.seed, config.data.rows_per_block, mixing(config)) if train else None
+    first = (
+        BatchSampler(train, data.layout, config.seed, config.data.rows_per_block, make_mixing(config))
+        if train
+        else None
+    )
     batches = first.with_seed if first else None
     return Experiment(config, data, batches, tasks, owned, objective_for, spec, hyper, init_params, init, model)
 

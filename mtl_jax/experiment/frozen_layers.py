@@ -17,7 +17,7 @@ from mtl_jax.models.pretrained import Pretrained
 from mtl_jax.runtime.progress import progress_bar
 from mtl_jax.training.parameter_paths import flatten, matching
 
-ROWS = 32  # of a batch
+OUTPUT_ROWS = 32  # of a batch
 
 
 def frozen_layers(config: Any, pretrained_params: Any) -> tuple[str, ...]:
@@ -42,7 +42,7 @@ def frozen_layers(config: Any, pretrained_params: Any) -> tuple[str, ...]:
     return tuple(found)
 
 
-def with_outputs(config: Any, data: Corpus, encoder: Pretrained | None) -> Corpus:
+def cache_frozen_outputs(config: Any, data: Corpus, encoder: Pretrained | None) -> Corpus:
     """The corpus with the outputs of the frozen layers in its rows, without dropout; as it is where none are kept."""
     layers = frozen_layers(config, encoder and encoder.params)
     if not layers:
@@ -64,10 +64,12 @@ def with_outputs(config: Any, data: Corpus, encoder: Pretrained | None) -> Corpu
 
         def of(rows: PackedRows) -> PackedRows:
             found = []
-            for begin in range(0, len(rows.tokens), ROWS):
-                part = [a[begin : begin + ROWS] for a in (rows.tokens, rows.position, rows.token_type, rows.segment)]
+            for begin in range(0, len(rows.tokens), OUTPUT_ROWS):
+                part = [
+                    a[begin : begin + OUTPUT_ROWS] for a in (rows.tokens, rows.position, rows.token_type, rows.segment)
+                ]
                 count = len(part[0])
-                part = [np.pad(a, ((0, ROWS - count), (0, 0))) for a in part]
+                part = [np.pad(a, ((0, OUTPUT_ROWS - count), (0, 0))) for a in part]
                 found.append(np.asarray(outputs(params, *part))[:count])
                 bar.update(count)
             shape = (0, rows.tokens.shape[1], model.architecture.width)

@@ -38,7 +38,7 @@ def random_params(
     return {**net.init(key, known), "heads": {name: head(name, task) for name, task in tasks.items()}}
 
 
-def with_pretrained(config: Any, model: Model, data: Corpus, params: dict[str, Any]) -> dict[str, Any]:
+def insert_pretrained(config: Any, model: Model, data: Corpus, params: dict[str, Any]) -> dict[str, Any]:
     """Random values with pretrained encoder, word vectors and patches of a ViT in their places in every column.
 
     Where only shapes are asked for (`jax.eval_shape`), word vectors are not read: a finished run does without them.

@@ -85,9 +85,9 @@ def load_corpus(config: Any, encoder: pretrained.Pretrained | None, read: Callab
         stride=config.data.window_stride,
         seed=config.data.seed,
         tasks=tuple(config.train_on) or None,
-        mixing=mixing(config),
+        mixing=make_mixing(config),
         max_unseen_labels=config.data.max_unseen_labels,
-        cut=cut(config),
+        cut=patch_spec(config),
         read=read,
     )
 
@@ -102,7 +102,7 @@ def _extra_tokens(config: Any) -> tuple[str, ...]:
     return tuple(dict.fromkeys(found))
 
 
-def cut(config: Any) -> PatchSpec:
+def patch_spec(config: Any) -> PatchSpec:
     """How pictures become patches."""
     images = config.images
     return PatchSpec(images.patch_size, images.num_channels, blank=images.blank)
@@ -184,7 +184,7 @@ def load_vit(config: Any, form: ImageSpec | None, width: int) -> dict[str, Any] 
     return vit.load_patches(folder, width, images.patch_size, images.num_channels, (form.rows, form.columns))
 
 
-def mixing(config: Any) -> Mixing:
+def make_mixing(config: Any) -> Mixing:
     """How the data sets share the batches."""
     data, trained = config.data, tuple(config.train_on) or tuple(config.tasks)
     left_out = {entry.dataset for entry in config.tasks.values()} - {config.tasks[name].dataset for name in trained}

@@ -11,12 +11,12 @@ import numpy as np
 from mtl_jax.data.batch import BatchLayout
 from mtl_jax.data.corpus import Corpus
 from mtl_jax.errors import UserError
-from mtl_jax.training.gradients.meta_learning import MetaSpec, view_layout
+from mtl_jax.training.gradients.meta_learning import MetaSpec, task_view_layout
 from mtl_jax.training.objective import Objective
 from mtl_jax.training.parameter_paths import matching
 
 
-def spec_of(
+def make_meta_spec(
     config: Any, objective_for: Callable[[BatchLayout], Objective], trained: Sequence[str], data: Corpus, method: Any
 ) -> MetaSpec | None:
     """What is static about meta-learning; None where there is none.
@@ -35,7 +35,7 @@ def spec_of(
     chosen, tasks = config.meta, data.layout.tasks
     if not chosen.method:
         return None
-    seen = objective_for(view_layout(data.layout))
+    seen = objective_for(task_view_layout(data.layout))
     if method().needs - {"losses", "scores"}:
         raise UserError(
             f"config.loss_weights.method: {config.loss_weights.method!r} reads more than losses, which "

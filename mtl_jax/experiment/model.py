@@ -41,7 +41,7 @@ def layer_count(config: Any, published: int | None) -> int:
     return asked if asked > 0 else published
 
 
-def architecture_of(config: Any, vocab_size: int) -> Architecture | None:
+def make_architecture(config: Any, vocab_size: int) -> Architecture | None:
     """The architecture of random layers of a model family; None for layers that belong to none."""
     model = config.model
     if not LAYERS[model.layer_type].family:
@@ -69,7 +69,7 @@ def make_model(config: Any, architecture: Architecture | None, pretrained_params
       UserError: a pretrained encoder that is too small for the config or the tokenizer.
     """
     model, dtype = config.model, jnp.dtype(config.model.dtype)
-    architecture = architecture or architecture_of(config, data.tokenizer.size)
+    architecture = architecture or make_architecture(config, data.tokenizer.size)
     if architecture is not None:
         if data.tokenizer.size > architecture.vocab_size:
             raise UserError(

@@ -15,15 +15,15 @@ from mtl_jax import sharing
 from mtl_jax.errors import UserError
 from mtl_jax.models.ownership import ExpertColumns, Owners, owner_count
 from mtl_jax.sharing import select
-from mtl_jax.training.objective import Flat, Penalty
-from mtl_jax.training.placement import spread
+from mtl_jax.training.objective import FlatParams, Penalty
+from mtl_jax.training.placement import spread_features
 
 SCHEDULES = {"constant": jnp.ones_like, "rise": lambda progress: progress, "fall": lambda progress: 1.0 - progress}
 _FACTORS = re.compile(r"^adapter_[^/]+/.*/(a|b)$")  # those of LoRA, see `models.adapters`
-EDGES = {"laplacian": "adjacency", "l2_pairwise": "weights"}  # kinds with a graph of tasks, and its argument
+GRAPH_OPTIONS = {"laplacian": "adjacency", "l2_pairwise": "weights"}  # kinds with a graph of tasks, and its argument
 
 
-def columns(flat: Flat, owners: Owners) -> dict[str, jax.Array]:
+def task_stacks(flat: FlatParams, owners: Owners) -> dict[str, jax.Array]:
     """The leaves that tasks do not all share, each `[K, ...]`: a group's slice stands once for each of its tasks. Of
     experts those of the tasks' own; `[K, P, ...]` where a task has P > 1 of them.
 
@@ -67,7 +67,7 @@ def build_penalties(
       UserError: naming the field, for what does not fit: leaves that no regex finds or of different K, options, ...
     """
     built, anchored = {}, False
-    stacked = bool(jax.eval_shape(lambda flat: columns(flat, owners), dict(shapes)))
+    stacked = bool(jax.eval_shape(lambda flat: task_stacks(flat, owners), dict(shapes)))
     for name, entry in penalties.items():
         where = f"config.penalties.{name}"
         if not stacked and entry.strength == 0:
@@ -85,7 +85,7 @@ def _penalty(where, entry, owners, tasks, all_tasks, shapes):
     options = _options(where, entry, tasks, all_tasks)
     anchored = entry.kind == "l2_to_anchor" or options.get("center") == "anchor"
     evaluate = select.build(entry.kind, entry.leaves, entry.scope, options)
-    stacks = jax.eval_shape(lambda flat: columns(flat, owners), dict(shapes))
+    stacks = jax.eval_shape(lambda flat: task_stacks(flat, owners), dict(shapes))
     if not stacks:
         experts = [path for path, owner in owners.items() if isinstance(owner, ExpertColumns)]
         if experts:
@@ -98,7 +98,7 @@ def _penalty(where, entry, owners, tasks, all_tasks, shapes):
             f"{where}: no task has parameters of its own that could be drawn together; config.sharing.trunk is such "
             "that all layers are shared. Set it to 'none' (each task a model of its own) or to a lower layer"
         )
-    groups = select.grouped(stacks, entry.leaves, entry.scope)
+    groups = select.group_leaves(stacks, entry.leaves, entry.scope)
     if entry.kind == "low_rank":
         _require_factors(where, [path for group in groups.values() for path in group])
     for layer in entry.by_layer:
@@ -109,7 +109,7 @@ def _penalty(where, entry, owners, tasks, all_tasks, shapes):
             )
 
     def value(flat, anchor, by_layer):
-        values = evaluate(spread(columns(flat, owners)), spread(columns(anchor, owners)))
+        values = evaluate(spread_features(task_stacks(flat, owners)), spread_features(task_stacks(anchor, owners)))
         return sum((_factor(by_layer, group) * omega for group, omega in values.items()), jnp.float32(0.0))
 
     # what does not fit is said here and not inside the step
@@ -122,8 +122,8 @@ def _penalty(where, entry, owners, tasks, all_tasks, shapes):
     paths = [path for group in groups.values() for path in group]
 
     def chosen(flat):
-        found = columns(flat, owners)
-        return spread({path: found[path] for path in paths})
+        found = task_stacks(flat, owners)
+        return spread_features({path: found[path] for path in paths})
 
     return Penalty(value, proximal, way, curvature, SCHEDULES[entry.schedule], chosen), anchored
 
@@ -159,10 +159,10 @@ def _proximal(entry, options, owners, groups):
         return None, f"of the operator: {error}"
 
     def proximal(updates, flat, anchor, by_layer, t):
-        own = spread(columns(flat, owners))
+        own = spread_features(task_stacks(flat, owners))
         strengths = {group: t * _factor(by_layer, group) for group in groups}
-        entering = spread(columns({path: updates[path] for path in own}, owners))
-        moved, _ = transform(strengths, columns(anchor, owners)).update(entering, optax.EmptyState(), own)
+        entering = spread_features(task_stacks({path: updates[path] for path in own}, owners))
+        moved, _ = transform(strengths, task_stacks(anchor, owners)).update(entering, optax.EmptyState(), own)
         return {**updates, **{path: into(path, updates[path], leaf) for path, leaf in moved.items()}}
 
     def into(path, leaf, moved):
@@ -178,8 +178,10 @@ def _options(where, entry, tasks, all_tasks):
     options = {key: value for key, value in entry.options.items()}
     chosen = [all_tasks.index(task) for task in tasks]
     if "edges" in options:
-        if entry.kind not in EDGES:
-            raise UserError(f"{where}.options.edges: {entry.kind!r} has no graph of tasks; {' and '.join(EDGES)} have")
+        if entry.kind not in GRAPH_OPTIONS:
+            raise UserError(
+                f"{where}.options.edges: {entry.kind!r} has no graph of tasks; {' and '.join(GRAPH_OPTIONS)} have"
+            )
         matrix = np.zeros((len(all_tasks), len(all_tasks)), np.float32)
         for edge in options.pop("edges"):
             first, second, weight = edge
@@ -190,7 +192,7 @@ def _options(where, entry, tasks, all_tasks):
                     )
             i, j = all_tasks.index(first), all_tasks.index(second)
             matrix[i, j] = matrix[j, i] = float(weight)
-        options[EDGES[entry.kind]] = matrix
+        options[GRAPH_OPTIONS[entry.kind]] = matrix
     for key, value in options.items():
         if isinstance(value, tuple | list | np.ndarray) and np.ndim(value) == 2:
             matrix = np.asarray(value, np.float32)

@@ -8,16 +8,16 @@ import inspect
 import jax
 import jax.numpy as jnp
 
-from mtl_jax.balancing import OF_GRADIENTS, WEIGHTINGS, loss_weights, weightings
+from mtl_jax.balancing import GRADIENT_TRANSFORMS, WEIGHTINGS, loss_weights, weightings
 from mtl_jax.balancing.combination import Aggregation
 from mtl_jax.errors import UserError
 from mtl_jax.experiment import meta_spec
 from mtl_jax.models import ownership
 from mtl_jax.training.gradients import aggregated, per_task
-from mtl_jax.training.gradients.aggregated import Aggregated
+from mtl_jax.training.gradients.aggregated import AggregatedGradient
 from mtl_jax.training.gradients.base import DataGradient
-from mtl_jax.training.gradients.joint import Joint
-from mtl_jax.training.gradients.meta_learning import MetaLearning
+from mtl_jax.training.gradients.joint import JointGradient
+from mtl_jax.training.gradients.meta_learning import MetaLearningGradient
 from mtl_jax.training.optimizer import OptimizerSpec, multipliers
 from mtl_jax.training.parameter_paths import matching
 from mtl_jax.training.state import StepSpec
@@ -53,7 +53,7 @@ def _aggregation(config, tasks: int):
         return None
     if tasks < 2:
         raise UserError(f"config.aggregation.method: {entry.method!r} needs two tasks at least, there is one")
-    if entry.method in OF_GRADIENTS:
+    if entry.method in GRADIENT_TRANSFORMS:
         for field, value, only in (("level", entry.level, "parameters"), ("memory", entry.memory, "copies")):
             if value != only:
                 raise UserError(f"config.aggregation.{field}: {entry.method!r} reads the gradients, it needs {only!r}")
@@ -61,7 +61,7 @@ def _aggregation(config, tasks: int):
             raise UserError(f"config.aggregation.smoothing: {entry.method!r} has no weights that could be smoothed")
         if "halves" in options:
             raise UserError("config.aggregation.options: training gives no halves to a method that reads gradients")
-    by_method = OF_GRADIENTS.get(entry.method)
+    by_method = GRADIENT_TRANSFORMS.get(entry.method)
     if by_method and "tasks" in inspect.signature(by_method).parameters:
         options["tasks"] = tasks
 
@@ -146,12 +146,12 @@ def _shared(config, method, aggregation, trained, owned, tasks, auxiliary):
             "(config.sharing.read = 'top', no depths)"
         )
     training = config.training
-    if problem := aggregated.require(found, config.data.rows_per_block, training.accumulate, training.placement):
+    if problem := aggregated.batch_refusal(found, config.data.rows_per_block, training.accumulate, training.placement):
         raise UserError(problem)
     return found
 
 
-def step_spec(config, objective_for, owned, shapes, data) -> StepSpec:
+def make_step_spec(config, objective_for, owned, shapes, data) -> StepSpec:
     """What is static about the step.
 
     Args:
@@ -211,8 +211,8 @@ def _data_gradient(config, objective_for, owned, trained, slices, data) -> DataG
     sizes = [data.statistics["tasks"][name]["train"]["known"] for name in objective.tasks]
     method, aggregation = _loss_weights(config, sizes), _aggregation(config, len(objective.tasks))
     shared = _shared(config, method, aggregation, trained, owned, objective.tasks, objective.auxiliary)
-    meta = meta_spec.spec_of(config, objective_for, trained, data, method)
+    meta = meta_spec.make_meta_spec(config, objective_for, trained, data, method)
     method = _with_classes(config, method, objective)
     if shared:
-        return Aggregated(method, aggregation or _plain_sum, shared, slices)
-    return MetaLearning(method, meta) if meta else Joint(method)
+        return AggregatedGradient(method, aggregation or _plain_sum, shared, slices)
+    return MetaLearningGradient(method, meta) if meta else JointGradient(method)

@@ -29,7 +29,7 @@ def build(config: Config, soft_labels: bool = True, read: ReadDataset | None = N
       UserError: what is wrong with the config, the data or the weights.
     """
     encoder = load_encoder(config)
-    data = frozen_layers.with_outputs(config, load_data(config, encoder, soft_labels, read), encoder)
+    data = frozen_layers.cache_frozen_outputs(config, load_data(config, encoder, soft_labels, read), encoder)
     patches = load_vit(config, data.pictures, encoder.architecture.width if encoder else config.model.hidden_size)
     if encoder is None:
         return assemble(config, data, None, {"embed": {"patches": patches}} if patches else None)

@@ -7,20 +7,24 @@ import shlex
 
 from mtl_jax.config.plain import from_plain
 from mtl_jax.evaluation.inference import export_refusal
-from mtl_jax.evaluation.input_records import reads_lines
+from mtl_jax.evaluation.input_records import accepts_plain_lines
 from mtl_jax.runtime.flags import entry_point
 from mtl_jax.storage.workdir import read_config
 
 
-def launch(**flags: object) -> str:
+def launch_command(**flags: object) -> str:
     """ "python launch.py --workdir='my run' --mode=predict": each value quoted as it needs to be."""
     return " ".join([entry_point(), *(f"--{name}={shlex.quote(str(value))}" for name, value in flags.items())])
 
 
-def after_training(workdir: pathlib.Path) -> list[str]:
+def next_commands(workdir: pathlib.Path) -> list[str]:
     """What a finished run can be used for."""
     config = from_plain(read_config(workdir))
-    lines = [launch(workdir=workdir, mode="predict", input="texts.txt" if reads_lines(config) else "records.jsonl")]
+    lines = [
+        launch_command(
+            workdir=workdir, mode="predict", input="texts.txt" if accepts_plain_lines(config) else "records.jsonl"
+        )
+    ]
     if not export_refusal(config):
-        lines.append(launch(workdir=workdir, mode="export", output=workdir / "export"))
+        lines.append(launch_command(workdir=workdir, mode="export", output=workdir / "export"))
     return lines

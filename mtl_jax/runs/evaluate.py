@@ -5,7 +5,14 @@ from __future__ import annotations
 import pathlib
 
 from mtl_jax.config.sections import Config
-from mtl_jax.evaluation.scores import abstract_params, ceilings, make_evaluator, means, placement_of, score_splits
+from mtl_jax.evaluation.scores import (
+    abstract_params,
+    make_evaluator,
+    mean_by_split,
+    metric_ceilings,
+    placement_from_config,
+    score_splits,
+)
 from mtl_jax.runs.build import build
 from mtl_jax.storage import run_warnings
 from mtl_jax.storage.checkpoint import load_params, require_checkpoint, require_same_data
@@ -22,21 +29,21 @@ def evaluate(config: Config, workdir: pathlib.Path, which: str) -> Evaluation:
     require_platform(config.training.platform)
     require_checkpoint(workdir, which)
     experiment = build(config, soft_labels=False)
-    placement = placement_of(experiment)
+    placement = placement_from_config(experiment)
     saved = load_params(workdir, which, abstract_params(experiment, placement))
     require_same_data(saved.metadata, experiment.corpus, saved.step)
     scored = score_splits(make_evaluator(experiment, placement), experiment, saved.params)
     return {
         "tasks": scored.scores,
-        "means": means(scored.scores),
+        "means": mean_by_split(scored.scores),
         "examples": scored.sizes,
-        "ceilings": ceilings(experiment, scored.scores),
+        "ceilings": metric_ceilings(experiment, scored.scores),
         "step": saved.step,
-        "warnings": run_warnings.ordered(
+        "warnings": run_warnings.by_severity(
             [
-                *run_warnings.of_training(workdir),
-                *run_warnings.of_predictions(scored.remarks),
-                *run_warnings.of_data(experiment.corpus),
+                *run_warnings.training_warnings(workdir),
+                *run_warnings.prediction_warnings(scored.remarks),
+                *run_warnings.data_warnings(experiment.corpus),
             ]
         ),
     }

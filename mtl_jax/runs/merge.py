@@ -21,10 +21,10 @@ from mtl_jax.evaluation.ranking import rank
 from mtl_jax.evaluation.scores import (
     ScoredSplits,
     make_evaluator,
+    mean_by_split,
     mean_loss,
     mean_score,
-    means,
-    placement_of,
+    placement_from_config,
     score_split,
     score_splits,
 )
@@ -186,7 +186,7 @@ def _merger(config: Config, runs: Sequence[LoadedRun], columns: Sequence[Column]
         require_same_model(run.run, experiment)
     if not any("dev" in by_split for by_split in experiment.corpus.rows.values()):
         raise UserError("--mode=merge chooses on dev, but no data set has a dev split")
-    placement = placement_of(experiment)
+    placement = placement_from_config(experiment)
     stack, base = stack_different_leaves(columns)
     if not stack:
         names = ", ".join(str(run.run.workdir) for run in runs)
@@ -244,7 +244,7 @@ def _write(
         checkpoints.save_best(state, metadata)
     summary: Summary = {
         "tasks": best.scored.scores,
-        "means": means(best.scored.scores),
+        "means": mean_by_split(best.scored.scores),
         "examples": best.scored.sizes,
         "step": 0,
         "seconds": seconds,
@@ -252,11 +252,11 @@ def _write(
         "parameters": sum(int(leaf.size) for leaf in jax.tree.leaves(best.params)),
         "skipped": dict.fromkeys([*experiment.tasks, "shared"], 0),
         "steps": {"made": 0, "left_out": 0},
-        "warnings": run_warnings.ordered(
+        "warnings": run_warnings.by_severity(
             [
                 *_warnings_of_runs(runs),
-                *run_warnings.of_predictions(best.scored.remarks),
-                *run_warnings.of_data(experiment.corpus),
+                *run_warnings.prediction_warnings(best.scored.remarks),
+                *run_warnings.data_warnings(experiment.corpus),
                 *refused,
             ]
         ),
@@ -271,5 +271,5 @@ def _warnings_of_runs(runs: Sequence[LoadedRun]) -> list[RunWarning]:
     return [
         run_warnings.warning(run_warnings.RUNS, f"{workdir}: {entry['text']}", entry["count"], entry["total"])
         for workdir in workdirs
-        for entry in run_warnings.of_training(workdir)
+        for entry in run_warnings.training_warnings(workdir)
     ]

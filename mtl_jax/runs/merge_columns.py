@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from mtl_jax.config.plain import from_plain, to_plain
 from mtl_jax.config.sections import Config
 from mtl_jax.errors import UserError
-from mtl_jax.evaluation.scores import abstract_params, placement_of
+from mtl_jax.evaluation.scores import abstract_params, placement_from_config
 from mtl_jax.experiment.assemble import Experiment
 from mtl_jax.runs.build import build
 from mtl_jax.sharing.merging import first_difference
@@ -137,7 +137,9 @@ def _field(plain: Mapping[str, Any], path: str) -> Any:
 def load_run(run: FinishedRun) -> LoadedRun:
     """Builds the experiment of a run and loads its parameters."""
     experiment = build(run.config, soft_labels=False)
-    saved = load_params(run.workdir, str(run.summary["step"]), abstract_params(experiment, placement_of(experiment)))
+    saved = load_params(
+        run.workdir, str(run.summary["step"]), abstract_params(experiment, placement_from_config(experiment))
+    )
     require_same_data(saved.metadata, experiment.corpus, saved.step)
     base = experiment.init_params(run.config.seed)
     owners = experiment.owners

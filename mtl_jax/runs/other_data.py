@@ -19,8 +19,14 @@ from mtl_jax.data.datasets import ReadData
 from mtl_jax.data.files.location import Location
 from mtl_jax.data.records import Record
 from mtl_jax.errors import UserError
-from mtl_jax.evaluation.input_records import OF_FILES
-from mtl_jax.evaluation.scores import abstract_params, ceilings, make_evaluator, placement_of, score_splits
+from mtl_jax.evaluation.input_records import FILE_FIELDS
+from mtl_jax.evaluation.scores import (
+    abstract_params,
+    make_evaluator,
+    metric_ceilings,
+    placement_from_config,
+    score_splits,
+)
 from mtl_jax.runs.build import ReadDataset, build
 from mtl_jax.storage import artifacts, run_warnings
 from mtl_jax.storage.checkpoint import load_params
@@ -49,7 +55,7 @@ def changed_splits(config: Config, run_config: Config) -> dict[str, tuple[str, .
         fields = [field for field in new if new[field] != old.get(field)]
         if not fields:
             continue
-        if other := [field for field in fields if field not in OF_FILES]:
+        if other := [field for field in fields if field not in FILE_FIELDS]:
             raise UserError(
                 f"config.datasets.{name}.{other[0]}: {new[other[0]]!r}, but {old.get(other[0])!r} in the run; other "
                 "data have to be read in the same way as those of the run"
@@ -86,7 +92,7 @@ def evaluate(
         config.evaluation.splits = tuple(dict.fromkeys(split for names in splits.values() for split in names))
     experiment = build(config, soft_labels=False, read=read)
     _require_same_model(experiment.corpus, artifacts.load(workdir), workdir)
-    placement = placement_of(experiment)
+    placement = placement_from_config(experiment)
     saved = load_params(workdir, which, abstract_params(experiment, placement))
     _require_same_training_size(saved.metadata, experiment.corpus, workdir)
     scored = score_splits(make_evaluator(experiment, placement), experiment, saved.params)
@@ -94,14 +100,14 @@ def evaluate(
     return {
         "tasks": scores,
         "examples": _only(scored.sizes, config, splits),
-        "ceilings": ceilings(experiment, scores),
+        "ceilings": metric_ceilings(experiment, scores),
         "step": saved.step,
         "other_data": facts,
-        "warnings": run_warnings.ordered(
+        "warnings": run_warnings.by_severity(
             [
-                *run_warnings.of_training(workdir),
-                *run_warnings.of_predictions(_only(scored.remarks, config, splits)),
-                *run_warnings.of_data(experiment.corpus),
+                *run_warnings.training_warnings(workdir),
+                *run_warnings.prediction_warnings(_only(scored.remarks, config, splits)),
+                *run_warnings.data_warnings(experiment.corpus),
             ]
         ),
     }
@@ -132,7 +138,7 @@ def _reader(
     return read
 
 
-def lines(result: Evaluation) -> list[str]:
+def format_lines(result: Evaluation) -> list[str]:
     """What was scored, for the terminal."""
     result_lines = ["scored on other data than those of the run:"]
     for name, by_split in result["other_data"].items():

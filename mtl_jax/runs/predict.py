@@ -69,11 +69,13 @@ def predict(
         count = 0
         for records in _chunks(opened.items, notes, CHUNK):
             lines = functools.cache(lambda records=tuple(records): predictor.predict(records, opened))
-            if not output.has([location_fields(record, opened) for record in records], predictor.reading.tasks, lines):
+            if not output.contains(
+                [location_fields(record, opened) for record in records], predictor.reading.tasks, lines
+            ):
                 output.write(lines())
             count += len(records)
             bar.update(len(records))
-        output.end()
+        output.truncate()
     if not count:
         raise UserError(f"--input={source}: no records in it")
     for note in summarize_notes("input", [*notes, *predictor.reading.notes]):

@@ -9,8 +9,8 @@ import jax
 import numpy as np
 
 from mtl_jax.errors import UserError
-from mtl_jax.evaluation.distances import distances
-from mtl_jax.evaluation.scores import abstract_params, ceilings, means, score_splits
+from mtl_jax.evaluation.scores import abstract_params, mean_by_split, metric_ceilings, score_splits
+from mtl_jax.evaluation.task_distances import task_distances
 from mtl_jax.experiment.assemble import Experiment
 from mtl_jax.runs.train_line import by_owner
 from mtl_jax.runs.training_loop import TrainingLoop
@@ -49,23 +49,23 @@ def summarize(loop: TrainingLoop, workdir: pathlib.Path, state: TrainState) -> S
     effects = _penalty_effects(experiment, loop.placement, workdir, params)
     summary: Summary = {
         "tasks": scored.scores,
-        "means": means(scored.scores),
+        "means": mean_by_split(scored.scores),
         "examples": scored.sizes,
-        "ceilings": ceilings(experiment, scored.scores),
+        "ceilings": metric_ceilings(experiment, scored.scores),
         "step": step,
         "seconds": loop.seconds,
-        "distances": distances(experiment, params),
+        "distances": task_distances(experiment, params),
         "parameters": sum(int(leaf.size) for leaf in jax.tree.leaves(params)),
         "penalties": {name: effect._asdict() for name, effect in effects.items()},
         "skipped": skipped,
         "steps": {"made": steps, "left_out": left_out},
-        "warnings": run_warnings.ordered(
+        "warnings": run_warnings.by_severity(
             [
-                *run_warnings.of_steps(left_out, steps, skipped),
-                *run_warnings.of_scores(loop.progress.undefined, loop.progress.evaluations),
-                *run_warnings.of_predictions(scored.remarks),
-                *run_warnings.of_penalties(effects),
-                *run_warnings.of_data(experiment.corpus),
+                *run_warnings.step_warnings(left_out, steps, skipped),
+                *run_warnings.score_warnings(loop.progress.undefined, loop.progress.evaluations),
+                *run_warnings.prediction_warnings(scored.remarks),
+                *run_warnings.penalty_warnings(effects),
+                *run_warnings.data_warnings(experiment.corpus),
             ]
         ),
     }
@@ -87,7 +87,7 @@ def _penalty_effects(
         flat = [flatten(tree) for tree in trees]
         return {name: penalty_effect.distances(*map(penalty.stacks, flat)) for name, penalty in penalties.items()}
 
-    distances_by_penalty = distributed.fetch(jax.jit(all_distances)(params, initial))
+    distances_by_penalty = distributed.to_host(jax.jit(all_distances)(params, initial))
     ratios = [line["penalty_ratio"] for line in read_metrics(workdir) if line["kind"] == "train"]
     return {
         name: penalty_effect.Effect(

@@ -27,8 +27,8 @@ from mtl_jax.data.packing.capacities import Capacities
 from mtl_jax.data.packing.unpacking import gather_text, gather_words
 from mtl_jax.data.sampler import evaluation_batches, evaluation_layout
 from mtl_jax.errors import UserError
-from mtl_jax.evaluation.inference import all_devices, average_params
-from mtl_jax.evaluation.input_records import corpus_of
+from mtl_jax.evaluation.inference import average_params, placement_over_devices
+from mtl_jax.evaluation.input_records import build_corpus
 from mtl_jax.experiment.assemble import Experiment, assemble
 from mtl_jax.runtime.progress import progress_bar
 from mtl_jax.storage import artifacts
@@ -41,7 +41,7 @@ from mtl_jax.training.parameter_paths import flatten
 from mtl_jax.training.placement import Placement
 
 
-def active(config: Config) -> dict[str, Distillation]:
+def active_teachers(config: Config) -> dict[str, Distillation]:
     """{task: its entry} of the tasks whose teachers have any weight; teachers without weight are never read."""
     return {task: entry for task, entry in config.distillation.items() if entry.weight > 0}
 
@@ -55,7 +55,7 @@ def with_soft_labels(config: Config, data: Corpus) -> Corpus:
       UserError: naming `config.distillation.<task>`, a run that is missing, not finished, of another kind or level, or
         with other classes.
     """
-    entries = {task: entry for task, entry in active(config).items() if task in data.specs}
+    entries = {task: entry for task, entry in active_teachers(config).items() if task in data.specs}
     if not entries:
         return data
     digest, notes, rows = hashlib.sha256(), [], {name: dict(by_split) for name, by_split in data.rows.items()}
@@ -124,9 +124,9 @@ def _soft_labels(run: _Teacher, config: Config, data: Corpus, task: str) -> _Sof
     dataset = run.config.tasks[teacher_task].dataset
     records = {dataset: (data.splits[spec.dataset]["train"].records, config.datasets[spec.dataset])}
     try:
-        corpus = corpus_of(run.config, run.artifacts, records, datasets.folder_of(config.datasets[spec.dataset]))
+        corpus = build_corpus(run.config, run.artifacts, records, datasets.folder_of(config.datasets[spec.dataset]))
         experiment = assemble(run.config, corpus, run.artifacts.architecture, None)
-        placement = all_devices(experiment)
+        placement = placement_over_devices(experiment)
         params = average_params(experiment, placement, run.workdir, [str(run.step)])
     except UserError as error:
         raise UserError(f"{run.field}: {run.workdir}: {error}") from None
@@ -160,7 +160,9 @@ def _predict(
     @jax.jit
     def soften(params, batch):
         scores = terms.logits(objective, params, batch, None, None)[name]
-        return distillation.soften(task, params["heads"][name], scores, terms.rows_of(batch.labels[name]), temperature)
+        return distillation.soften(
+            task, params["heads"][name], scores, terms.join_blocks(batch.labels[name]), temperature
+        )
 
     rows = experiment.corpus.rows[dataset]["input"]
     encoded = experiment.corpus.splits[dataset]["input"].encoded

@@ -10,7 +10,7 @@ import jax
 
 from mtl_jax.config.sections import Config
 from mtl_jax.errors import UserError
-from mtl_jax.evaluation.scores import abstract, placement_of
+from mtl_jax.evaluation.scores import abstract_arrays, placement_from_config
 from mtl_jax.experiment.assemble import Experiment
 from mtl_jax.runs.build import build
 from mtl_jax.runs.run_summary import summarize
@@ -57,7 +57,7 @@ def _train_or_resume(config: Config, workdir: pathlib.Path, began: float) -> Sum
     experiment = build(config)
     for note in experiment.corpus.notes:
         print(f"  {note}")
-    placement = placement_of(experiment)
+    placement = placement_from_config(experiment)
     step_function = placement.train(
         lambda state, batch, hyper, axis: train_step(experiment.spec, state, batch, hyper, axis)
     )
@@ -88,15 +88,15 @@ def _first_state(
     def read(step: int):
         metadata = checkpoints.metadata(step)
         require_same_data(metadata, experiment.corpus, step)
-        state = checkpoints.restore(step, abstract(jax.eval_shape(lambda: experiment.init(seed)), placement))
+        state = checkpoints.restore(step, abstract_arrays(jax.eval_shape(lambda: experiment.init(seed)), placement))
         return step, metadata, state
 
-    newest = checkpoints.newest(read)
+    newest = checkpoints.restore_newest(read)
     if newest is None:
         return placement.put_state(experiment.init(seed)), TrainingProgress()
     step, metadata, state = newest
     progress = TrainingProgress.from_metadata(metadata["progress"])
-    if progress.best_step == step and checkpoints.best != step:  # stopped between the two writes
+    if progress.best_step == step and checkpoints.best_step != step:  # stopped between the two writes
         checkpoints.save_best(state, metadata)
     print(f"  resuming from step {step} of {experiment.config.training.steps}")
     return placement.put_state(state), progress

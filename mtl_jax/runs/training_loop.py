@@ -116,7 +116,7 @@ class TrainingLoop:
                 if pending is not None:
                     self._report_step(step, pending, bar)
                 pending, done = metrics, step + 1
-                stop.hold()
+                stop.defer()
                 self._checkpoints.check()
                 if step == start:  # its losses are shown at once: compilation is over
                     gc.freeze()
@@ -126,7 +126,7 @@ class TrainingLoop:
                     pending = None
                 bar.update()
                 evaluating = done == training.steps or _is_due(done, training.eval_every)
-                stopping = stop.reached()
+                stopping = stop.should_stop()
                 if evaluating or stopping or _is_due(done, training.checkpoint_every):
                     if pending is not None:
                         self._report_step(done, pending, bar)
@@ -156,7 +156,7 @@ class TrainingLoop:
         Raises:
           UserError: too many steps in a row were skipped.
         """
-        metrics = distributed.fetch(device_metrics)
+        metrics = distributed.to_host(device_metrics)
         tasks = list(self.experiment.tasks)
         losses = task_losses(metrics, tasks)
         self._last_losses |= {task: loss for task, loss in losses.items() if loss is not None}
@@ -186,7 +186,7 @@ class TrainingLoop:
         """
         self.progress = self.progress._replace(unscored=True)
         try:
-            scored = score_split(self.evaluator, self.placement.replicated(state).params, "dev", stop.require)
+            scored = score_split(self.evaluator, self.placement.replicated(state).params, "dev", stop.raise_if_stopped)
         except Stopped:
             return False
         self.progress = self.progress._replace(unscored=False)

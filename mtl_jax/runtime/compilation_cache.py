@@ -21,7 +21,7 @@ _HOUR = 3600.0
 
 
 def enable() -> None:
-    """Enables the cache in `folder()`.
+    """Enables the cache in `programs_folder()`.
 
     JAX_COMPILATION_CACHE_DIR selects another folder, without checksums; JAX_ENABLE_COMPILATION_CACHE=false disables the
     cache. Every program gets a file with its hash at the end of the process. A program that differs from its hash is
@@ -30,7 +30,7 @@ def enable() -> None:
     """
     if jax.config.jax_compilation_cache_dir or not jax.config.jax_enable_compilation_cache:
         return
-    cache = folder()
+    cache = programs_folder()
     try:
         cache.mkdir(parents=True, exist_ok=True)
         _remove_damaged(cache)
@@ -44,7 +44,7 @@ def enable() -> None:
     atexit.register(_write_checksums, cache, time.time())
 
 
-def folder() -> pathlib.Path:
+def programs_folder() -> pathlib.Path:
     """`programs/` in the cache folder, a subfolder for each kind of processor."""
     return array_cache.cache_folder() / "programs" / _processor()
 

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from mtl_jax.runtime.compilation_cache import folder as program_folder
+from mtl_jax.runtime.compilation_cache import programs_folder as program_folder
 
 try:  # a private function of JAX; if another version has none like it, nothing is prefetched
     from jax._src import compilation_cache
@@ -37,7 +37,7 @@ MAX_PROGRAMS = 32  # of a command
 _LIST, _MAX_AGE = ".used.json", 30 * 24 * 3600.0
 
 
-class Use(NamedTuple):
+class ProgramUse(NamedTuple):
     """A program that JAX requested: its key, compile options (base64), and the ids of its devices."""
 
     key: str
@@ -70,16 +70,16 @@ def prefetching(command: str) -> Iterator[None]:
 class _Reader:
     """Replaces JAX's function that reads a program."""
 
-    def __init__(self, expected: Sequence[Use]):
+    def __init__(self, expected: Sequence[ProgramUse]):
         self._read = compilation_cache.get_executable_and_time
         self._expected = set(expected)
-        self._used: dict[str, Use] = {}
+        self._used: dict[str, ProgramUse] = {}
         pool = ThreadPoolExecutor(1, thread_name_prefix="programs")
-        self._pending: dict[Use, Future] = {use: pool.submit(self._begin, use) for use in expected}
+        self._pending: dict[ProgramUse, Future] = {use: pool.submit(self._begin, use) for use in expected}
         pool.shutdown(wait=False)
         compilation_cache.get_executable_and_time = self.get
 
-    def _begin(self, use: Use) -> Any:
+    def _begin(self, use: ProgramUse) -> Any:
         by_id = {device.id: device for device in jax.devices()}
         devices = xla_client.DeviceList(tuple(by_id[number] for number in use.devices))
         options = xla_client.CompileOptions.ParseFromString(base64.b64decode(use.options))
@@ -88,7 +88,7 @@ class _Reader:
     def get(self, key, options, backend, devices) -> Any:
         """(program, seconds it took to compile), as JAX's function; (None, None) where it is not cached."""
         encoded = base64.b64encode(options.SerializeAsString()).decode()
-        use = self._used[key] = Use(key, encoded, tuple(device.id for device in devices))
+        use = self._used[key] = ProgramUse(key, encoded, tuple(device.id for device in devices))
         started = self._pending.pop(use, None)
         if started is None or started.cancel():  # not expected, or not started yet
             return self._read(key, options, backend, devices)
@@ -116,10 +116,10 @@ class _Reader:
             return
 
 
-def _read_list(file: pathlib.Path) -> list[Use]:
+def _read_list(file: pathlib.Path) -> list[ProgramUse]:
     try:
         uses = json.loads(file.read_text(encoding="utf-8"))
-        return [Use(str(key), str(options), tuple(ids)) for key, options, ids in uses][:MAX_PROGRAMS]
+        return [ProgramUse(str(key), str(options), tuple(ids)) for key, options, ids in uses][:MAX_PROGRAMS]
     except (OSError, ValueError, TypeError):  # none, or damaged
         return []
 

@@ -33,14 +33,14 @@ def shipped_folder() -> pathlib.Path:
     return installed if installed.is_dir() else _PACKAGE.parent / "configs"
 
 
-def shipped() -> list[str]:
+def shipped_configs() -> list[str]:
     """Names of the shipped configs, each of which --config takes."""
     return sorted(
         file.stem for file in shipped_folder().glob("*.py") if "def get_config(" in file.read_text(encoding="utf-8")
     )
 
 
-def define(name: str) -> flags.FlagHolder:
+def define_config_flag(name: str) -> flags.FlagHolder:
     """The flag `name`, whose fields are set by `--name.field=value` as well."""
     flag = config_flags.DEFINE_config_file(
         name, None, "File, file.py:argument, a shipped config by name, or the config.json of a run.", lock_config=True
@@ -73,11 +73,11 @@ def _file(name: str) -> pathlib.Path:
     if file.is_file():
         return file
     stem = name.removeprefix("configs/").removesuffix(".py")
-    if stem in shipped():
+    if stem in shipped_configs():
         return shipped_folder() / f"{stem}.py"
     if file.is_dir():
         raise UserError(f"--config: {name!r} is a folder; name a .py file, or the config.json of a run")
-    raise UserError(f"--config: there is no file {name!r}, and the shipped configs are {', '.join(shipped())}")
+    raise UserError(f"--config: there is no file {name!r}, and the shipped configs are {', '.join(shipped_configs())}")
 
 
 def override_paths(argv: Sequence[str], name: str) -> list[str]:

@@ -23,8 +23,8 @@ from jax.experimental import multihost_utils
 from mtl_jax.errors import Stopped, UserError
 
 _PR_SET_PDEATHSIG = 1  # of prctl(2)
-WORKER = "MTL_JAX_WORKER"  # set in the environment of processes that `supervise` starts
-GRACE = 20.0  # seconds from a signal to the end of a worker that has nothing to save
+WORKER_VARIABLE = "MTL_JAX_WORKER"  # set in the environment of processes that `supervise` starts
+GRACE_SECONDS = 20.0  # seconds from a signal to the end of a worker that has nothing to save
 T = TypeVar("T")
 _calls = itertools.count()  # number of calls of `is_preempted`
 
@@ -43,7 +43,7 @@ def _interactive() -> bool:
     )
 
 
-def join(coordinator: str, count: int, number: int, start_seconds: int, heartbeat_seconds: int) -> None:
+def initialize(coordinator: str, count: int, number: int, start_seconds: int, heartbeat_seconds: int) -> None:
     """Connects this process with the others; call before any use of devices.
 
     Args:
@@ -81,16 +81,16 @@ def supervise(arguments: Sequence[str], heartbeat_seconds: int, saves: bool = Tr
     """Runs Python with these arguments, those of this process, in a process of its own; returns its status.
 
     When a peer dies, JAX aborts the process in C++, where Python cannot report it: the supervisor does. It forwards
-    signals, and kills a worker that saves no checkpoints (`saves`) `GRACE` seconds after one.
+    signals, and kills a worker that saves no checkpoints (`saves`) `GRACE_SECONDS` seconds after one.
     """
-    worker = subprocess.Popen([sys.executable, *arguments], env={**os.environ, WORKER: "1"})
+    worker = subprocess.Popen([sys.executable, *arguments], env={**os.environ, WORKER_VARIABLE: "1"})
     received: list[int] = []
 
     def forward(number: int, frame: FrameType | None) -> None:
         received.append(number)
         worker.send_signal(number)
         if not saves:
-            timer = threading.Timer(GRACE, worker.kill)
+            timer = threading.Timer(GRACE_SECONDS, worker.kill)
             timer.daemon = True
             timer.start()
 
@@ -133,14 +133,14 @@ def wait_for_all(what: str) -> None:
         multihost_utils.sync_global_devices(what)
 
 
-def any_of(flag: bool) -> bool:
+def any_process(flag: bool) -> bool:
     """Whether the flag of any process is set; all have to call this."""
     if jax.process_count() == 1:
         return flag
     return bool(np.any(multihost_utils.process_allgather(np.asarray(flag))))
 
 
-def fetch(tree: T) -> T:
+def to_host(tree: T) -> T:
     """Complete arrays on the host, the same in every process; all have to call this."""
 
     def gathered(leaf: Any) -> Any:

@@ -18,24 +18,24 @@ from types import FrameType
 
 from mtl_jax.errors import Stopped
 
-GRACE = 5.0  # seconds from a signal to the end of code that does not respond
+GRACE_SECONDS = 5.0  # seconds from a signal to the end of code that does not respond
 
 unsaved = threading.Event()  # set while there is a state that is in no checkpoint
 _received: list[int] = []  # signals in order
 
 
 def record(number: int) -> None:
-    """Records a signal for `status`; signal handlers call this."""
+    """Records a signal for `exit_status`; signal handlers call this."""
     _received.append(number)
 
 
-def status() -> int:
+def exit_status() -> int:
     """The exit status of a stopped command; the signal may have come from another process."""
     return 128 + (_received[-1] if _received else signal.SIGTERM)
 
 
 @contextlib.contextmanager
-def ending_by_signals() -> Iterator[None]:
+def raising_on_sigterm() -> Iterator[None]:
     """In this context SIGTERM raises `Stopped`, as SIGINT raises KeyboardInterrupt; see the top of this file."""
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
@@ -58,7 +58,7 @@ def _stop(number: int, frame: FrameType | None) -> None:
 def _watch(reader: int) -> None:
     while number := os.read(reader, 1):
         if number[0] in (signal.SIGTERM, signal.SIGINT):
-            time.sleep(GRACE)
+            time.sleep(GRACE_SECONDS)
             if not unsaved.is_set():
                 sys.stderr.write(f"stopped by {signal.Signals(number[0]).name}\n")
                 sys.stderr.flush()

@@ -17,7 +17,7 @@ class StopSignals:
     """Within this context the first SIGTERM or SIGINT sets `asked`; a second SIGINT interrupts at once.
 
     Outside the main thread, where Python handles no signals, `asked` stays False. With several processes JAX handles
-    SIGTERM, a SIGINT is turned into one, and all of them stop at the same step, see `reached`.
+    SIGTERM, a SIGINT is turned into one, and all of them stop at the same step, see `should_stop`.
     """
 
     def __init__(self):
@@ -35,7 +35,7 @@ class StopSignals:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
-    def hold(self) -> None:
+    def defer(self) -> None:
         """From now on there is a state to save: a signal waits for that, however long the step takes."""
         interruption.unsaved.set()
 
@@ -43,15 +43,15 @@ class StopSignals:
         """Everything is saved: a signal may end what takes long."""
         interruption.unsaved.clear()
 
-    def reached(self) -> bool:
+    def should_stop(self) -> bool:
         """Whether to stop now; several processes agree on it, and all have to call this equally often."""
         self.asked |= distributed.is_preempted()
         return self.asked
 
-    def require(self) -> None:
-        """Raises `Stopped` if `reached`."""
-        if self.reached():
-            raise Stopped(interruption.status() - 128)
+    def raise_if_stopped(self) -> None:
+        """Raises `Stopped` if `should_stop`."""
+        if self.should_stop():
+            raise Stopped(interruption.exit_status() - 128)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         interruption.record(number)

@@ -16,8 +16,8 @@ from mtl_jax.sharing.gram import (
     Tree,
     accumulation_dtype,
     contrast_gram,
-    less_anchor,
     squared_deviations,
+    subtract_anchor,
     task_count,
     total,
 )
@@ -64,7 +64,7 @@ def l2_to_anchor(tree: Tree, anchor: Tree) -> jax.Array:
     """
     task_count(tree)
     dtype = accumulation_dtype(tree)
-    differences = less_anchor(jax.tree.map(lambda x: jnp.asarray(x, dtype), tree), anchor)
+    differences = subtract_anchor(jax.tree.map(lambda x: jnp.asarray(x, dtype), tree), anchor)
     return total((jnp.sum(jnp.square(difference)) for difference in jax.tree.leaves(differences)), dtype)
 
 

@@ -84,10 +84,10 @@ def centered(tree: Tree, center: Center, dtype: jnp.dtype) -> Tree:
         if center != "mean":
             raise ValueError(f'center must be None, "mean" or an anchor pytree, not {center!r}')
         return jax.tree.map(_less_mean, tree)
-    return less_anchor(tree, center)
+    return subtract_anchor(tree, center)
 
 
-def less_anchor(tree: Tree, anchor: Tree) -> Tree:
+def subtract_anchor(tree: Tree, anchor: Tree) -> Tree:
     """Differences Θ_k − anchor; anchor leaves [...] (one for all tasks) or [K, ...]."""
     structure, expected = jax.tree.structure(anchor), jax.tree.structure(tree)
     if structure != expected:

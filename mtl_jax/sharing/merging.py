@@ -15,14 +15,14 @@ import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 
-from mtl_jax.sharing.gram import Tree, accumulation_dtype, gram, less_anchor, task_count
+from mtl_jax.sharing.gram import Tree, accumulation_dtype, gram, subtract_anchor, task_count
 
 _HIGHEST = jax.lax.Precision.HIGHEST
 _OPPOSITE = 1e-6  # cosines this close to −1, and weights this close to 0, are rounding: within 0.1° of opposite
 _SLERP_STEPS = 32  # of the mean on the sphere; with two vectors the first is exact
 
 
-class Method(NamedTuple):
+class MergingMethod(NamedTuple):
     """A way to merge.
 
     merge    (stack, base, *, key, **options) -> tree
@@ -55,7 +55,7 @@ def task_arithmetic(stack: Tree, base: Tree, *, key: jax.Array | None = None, sc
       stack: leaves [K, ...].
       base: Θ_0, leaves [...].
     """
-    vectors = less_anchor(stack, base)
+    vectors = subtract_anchor(stack, base)
     return _moved(base, jax.tree.map(lambda leaf: leaf.sum(axis=0), vectors), scale)
 
 
@@ -87,7 +87,7 @@ def slerp(
         direction, or a sum of directions that is zero. Under `jit`, where values are not known, the result is zero.
     """
     normalised = _normalised(stack, weights)
-    trees = less_anchor(stack, base) if vectors else stack
+    trees = subtract_anchor(stack, base) if vectors else stack
     products = gram(_scaled(trees))  # a common factor changes no coefficient, and squares may under- and overflow
     norms = jnp.sqrt(jnp.maximum(jnp.diagonal(products), 0.0))
     inverse = jnp.where(norms > 0, 1.0 / jnp.where(norms > 0, norms, 1.0), 0.0)
@@ -121,7 +121,7 @@ def ties(stack: Tree, base: Tree, *, key: jax.Array | None = None, scale: float 
     """
     if not 0.0 < density <= 1.0:
         raise ValueError(f"density {density} should be above 0 and at most 1")
-    vectors = less_anchor(stack, base)
+    vectors = subtract_anchor(stack, base)
     trimmed = vectors if density == 1.0 else _trimmed(vectors, density)
 
     def elected(leaf: jax.Array) -> jax.Array:
@@ -154,16 +154,16 @@ def dare(stack: Tree, base: Tree, *, key: jax.Array, scale: float = 0.4, drop: f
         keep = jax.random.bernoulli(jax.random.fold_in(key, int.from_bytes(name[:4], "big")), 1.0 - drop, leaf.shape)
         return jnp.where(keep, leaf / (1.0 - drop), jnp.zeros((), leaf.dtype)).sum(axis=0)
 
-    return _moved(base, jax.tree_util.tree_map_with_path(thinned, less_anchor(stack, base)), scale)
+    return _moved(base, jax.tree_util.tree_map_with_path(thinned, subtract_anchor(stack, base)), scale)
 
 
 _SCALES = (0.1, 0.2, 0.3, 0.4, 0.6, 0.8, 1.0)
-MERGING: dict[str, Method] = {
-    "linear": Method(linear, {}),
-    "task_arithmetic": Method(task_arithmetic, {"scale": _SCALES}),
-    "slerp": Method(slerp, {"vectors": (False, True)}),
-    "ties": Method(ties, {"scale": (0.4, 0.7, 1.0, 1.5), "density": (0.2, 0.5, 1.0)}),
-    "dare": Method(dare, {"scale": _SCALES, "drop": (0.5, 0.9)}),
+MERGING: dict[str, MergingMethod] = {
+    "linear": MergingMethod(linear, {}),
+    "task_arithmetic": MergingMethod(task_arithmetic, {"scale": _SCALES}),
+    "slerp": MergingMethod(slerp, {"vectors": (False, True)}),
+    "ties": MergingMethod(ties, {"scale": (0.4, 0.7, 1.0, 1.5), "density": (0.2, 0.5, 1.0)}),
+    "dare": MergingMethod(dare, {"scale": _SCALES, "drop": (0.5, 0.9)}),
 }
 
 

@@ -26,7 +26,7 @@ from mtl_jax.sharing.gram import (
     contrast_basis,
     contrast_gram,
     in_contrasts,
-    less_anchor,
+    subtract_anchor,
     task_count,
 )
 from mtl_jax.sharing.spectrum import eigenvalues, matrix_function, spectrum
@@ -45,7 +45,7 @@ def prox_l2_to_anchor(tree: Tree, t: jax.typing.ArrayLike, anchor: Tree) -> Tree
     """Proximal operator of t · `l2_to_anchor`: Θ_k ← anchor + (Θ_k − anchor)/(1 + 2t)."""
     task_count(tree)
     dtype = accumulation_dtype(tree)
-    return _shrunk(tree, less_anchor(_cast(tree, dtype), anchor), jnp.asarray(t, dtype))
+    return _shrunk(tree, subtract_anchor(_cast(tree, dtype), anchor), jnp.asarray(t, dtype))
 
 
 def prox_l2_pairwise(tree: Tree, t: jax.typing.ArrayLike, weights: jax.typing.ArrayLike | None = None) -> Tree:

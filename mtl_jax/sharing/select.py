@@ -54,7 +54,7 @@ def build(
     def penalty(leaves: Tree, anchor: Tree | None = None) -> dict[str, jax.Array]:
         return {
             name: function(group, **_arguments(kind, function, options, group, anchor))
-            for name, group in grouped(flatten_paths(leaves), select, scope).items()
+            for name, group in group_leaves(flatten_paths(leaves), select, scope).items()
         }
 
     return penalty
@@ -77,7 +77,7 @@ def build_proximal(
             if params is None:
                 raise ValueError("a proximal operator acts on parameters: call update(updates, state, params)")
             flat = flatten_paths(updates)
-            for name, group in grouped(flatten_paths(params), select, scope).items():
+            for name, group in group_leaves(flatten_paths(params), select, scope).items():
                 arguments = _arguments(kind, function, options, group, anchor)
                 strength = t[name] if isinstance(t, Mapping) else t
                 proximal = as_transform(function, strength, **arguments)
@@ -90,7 +90,7 @@ def build_proximal(
     return transform
 
 
-def grouped(leaves: FlatTree, select: str, scope: str) -> dict[str, dict[str, jax.Array]]:
+def group_leaves(leaves: FlatTree, select: str, scope: str) -> dict[str, dict[str, jax.Array]]:
     """The chosen leaves by group name, in the order of the paths. Raises ValueError as `build` says."""
     chosen = {path: leaf for path, leaf in leaves.items() if re.search(select, path)}
     if not chosen:

@@ -27,7 +27,7 @@ from mtl_jax.data.corpus import Corpus
 from mtl_jax.errors import UserError
 from mtl_jax.runtime import distributed
 from mtl_jax.storage import checksums
-from mtl_jax.storage.checksums import Damaged
+from mtl_jax.storage.checksums import DamagedError
 from mtl_jax.training.state import TrainState
 
 T = TypeVar("T")
@@ -73,29 +73,31 @@ class Checkpoints:
         return self._open_best()
 
     @property
-    def latest(self) -> int | None:
+    def latest_step(self) -> int | None:
         """Step of the newest complete checkpoint."""
         return self._newest.latest.step if self._newest.latest else None
 
     @property
-    def best(self) -> int | None:
+    def best_step(self) -> int | None:
         """Step of the best parameters."""
         return self._best.latest.step if self._best.latest else None
 
-    def newest(self, read: Callable[[int], T]) -> T | None:
+    def restore_newest(self, read: Callable[[int], T]) -> T | None:
         """What `read` returns for the step of the newest checkpoint; None where there is none.
 
-        If `read` raises `Damaged`, the checkpoint is moved to workdir/damaged/ with a message, and the one before it is
-        read.
+        If `read` raises `DamagedError`, the checkpoint is moved to workdir/damaged/ with a message, and the one before
+        it is read.
         """
-        while (step := self.latest) is not None:
+        while (step := self.latest_step) is not None:
             try:
                 return read(step)
-            except Damaged as error:
+            except DamagedError as error:
                 target = _move_to_damaged(self._folder, step) if distributed.is_first() else "damaged/"
                 distributed.wait_for_all(f"step {step} moved to damaged/")
                 self._newest.reload()
-                start = f"step {self.latest}" if self.latest is not None else "the beginning: there is no other"
+                start = (
+                    f"step {self.latest_step}" if self.latest_step is not None else "the beginning: there is no other"
+                )
                 print(f"{error}\n  It was moved to {target}; resuming from {start}. Later steps are repeated.")
         return None
 
@@ -109,7 +111,7 @@ class Checkpoints:
     def save_parts(self, step: int, parts: dict[str, Any], metadata: dict[str, Any]) -> None:
         """As `save`, for named pytrees."""
         self.wait()
-        if self.latest is None or step > self.latest:
+        if self.latest_step is None or step > self.latest_step:
             self._start(self._newest, step, parts, metadata)
 
     def save_best(self, state: TrainState, metadata: dict[str, Any]) -> None:
@@ -171,7 +173,7 @@ class Checkpoints:
         return _restore(self._newest, step, abstract, self._folder / "checkpoints")[0]
 
 
-class Saved(NamedTuple):
+class SavedParams(NamedTuple):
     """Parameters of a finished or running workdir, with their step and metadata."""
 
     params: chex.ArrayTree
@@ -179,7 +181,7 @@ class Saved(NamedTuple):
     metadata: dict[str, Any]
 
 
-def load_params(workdir: pathlib.Path, which: str, abstract_params: chex.ArrayTree) -> Saved:
+def load_params(workdir: pathlib.Path, which: str, abstract_params: chex.ArrayTree) -> SavedParams:
     """The parameters of a workdir: `which` = "best" | "last" | the number of a step.
 
     Raises:
@@ -195,7 +197,7 @@ def load_params(workdir: pathlib.Path, which: str, abstract_params: chex.ArrayTr
             step = int(which) if which.isdigit() else max(steps, default=None)
             if step in steps:
                 parts, metadata = _restore(checkpointer, step, {"params": abstract_params}, folder)
-                return Saved(parts["params"], step, metadata)
+                return SavedParams(parts["params"], step, metadata)
     raise _no_checkpoint(workdir, which)
 
 
@@ -274,12 +276,12 @@ def _clear_errors(verb: str, step: int, folder: pathlib.Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if isinstance(error, UserError) and not isinstance(error, Damaged):
+        if isinstance(error, UserError) and not isinstance(error, DamagedError):
             raise
         reason = (str(error).strip() or repr(error)).splitlines()[0][:300]
         message = f"cannot {verb} the checkpoint of step {step} in {folder}: {reason}."
         if verb == "read" and not _may_succeed_later(error):
-            raise Damaged(f"{message} It is damaged") from error
+            raise DamagedError(f"{message} It is damaged") from error
         question = "Is the disk full?" if verb == "write" else "Is there enough memory, and permission to read it?"
         raise UserError(f"{message} {question} The same command resumes from the last complete checkpoint") from error
 
@@ -312,7 +314,7 @@ def _may_succeed_later(error: Exception) -> bool:
 def _metadata(checkpointer: ocp.training.Checkpointer, step: int, folder: pathlib.Path) -> dict[str, Any]:
     _silence_unfinished_reads()
     with _clear_errors("read", step, folder):
-        return checksums.opened(checkpointer.metadata(step).custom_metadata or {})
+        return checksums.verified(checkpointer.metadata(step).custom_metadata or {})
 
 
 def _restore(
@@ -332,10 +334,10 @@ def _restore(
             parts = checkpointer.load_checkpointables(step, abstract)
     except UserError as error:
         failed = error
-    if distributed.any_of(failed is not None):  # before the checksums, which need all processes
-        raise failed or Damaged(f"another process cannot read the checkpoint of step {step} in {folder}")
+    if distributed.any_process(failed is not None):  # before the checksums, which need all processes
+        raise failed or DamagedError(f"another process cannot read the checkpoint of step {step} in {folder}")
     with _clear_errors("read", step, folder):
-        checksums.require_sums(metadata, parts)
+        checksums.require_checksums(metadata, parts)
     return parts, metadata
 
 
@@ -353,7 +355,10 @@ def _require_same(saved: chex.ArrayTree, wanted: chex.ArrayTree, step: int) -> N
 
     def describe(tree: chex.ArrayTree) -> dict[str, tuple[tuple[int, ...], str]]:
         leaves = jax.tree_util.tree_leaves_with_path(tree)
-        return {"/".join(map(checksums.name_of, path)): (tuple(leaf.shape), str(leaf.dtype)) for path, leaf in leaves}
+        return {
+            "/".join(map(checksums.path_entry_name, path)): (tuple(leaf.shape), str(leaf.dtype))
+            for path, leaf in leaves
+        }
 
     have, want = describe(saved), describe(wanted)
     differing = [

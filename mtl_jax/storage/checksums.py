@@ -13,14 +13,14 @@ import jax.numpy as jnp
 
 from mtl_jax.errors import UserError
 
-SUMS, SEAL = "sums", "sha256"  # fields of sealed metadata
+CHECKSUMS, HASH = "sums", "sha256"  # fields of sealed metadata
 
 
-class Damaged(UserError):
+class DamagedError(UserError):
     """What was read is not what was written."""
 
 
-def sums(parts: Mapping[str, Any]) -> dict[str, int]:
+def array_checksums(parts: Mapping[str, Any]) -> dict[str, int]:
     """Σ u_i · (2i + 1) mod 2³² of every leaf, u_i the bits of element i; {path: sum}.
 
     An odd factor has an inverse mod 2³², so that a change of any one element of up to 32 bits changes the sum; of
@@ -30,40 +30,40 @@ def sums(parts: Mapping[str, Any]) -> dict[str, int]:
       parts: named pytrees of arrays.
     """
     leaves, _ = jax.tree_util.tree_flatten_with_path(dict(parts))
-    names = ["/".join(map(name_of, path)) for path, _ in leaves]
+    names = ["/".join(map(path_entry_name, path)) for path, _ in leaves]
     values = jax.device_get(_sums([leaf for _, leaf in leaves]))
     return dict(zip(names, map(int, values), strict=True))
 
 
 def with_checksums(metadata: Mapping[str, Any], parts: Mapping[str, Any]) -> dict[str, Any]:
     """Metadata with the sums of the arrays that it describes, and a hash of everything."""
-    with_sums = {**metadata, SUMS: sums(parts)}
-    return {**with_sums, SEAL: _hash(with_sums)}
+    with_sums = {**metadata, CHECKSUMS: array_checksums(parts)}
+    return {**with_sums, HASH: _hash(with_sums)}
 
 
-def opened(sealed: Mapping[str, Any]) -> dict[str, Any]:
-    """The metadata that `with_checksums` got, with `SUMS`.
+def verified(sealed: Mapping[str, Any]) -> dict[str, Any]:
+    """The metadata that `with_checksums` got, with `CHECKSUMS`.
 
     Raises:
       Damaged: its hash is wrong.
       UserError: it has no hash.
     """
-    if sealed and not {SUMS, SEAL} & sealed.keys():
+    if sealed and not {CHECKSUMS, HASH} & sealed.keys():
         raise UserError("a checkpoint without checksums, by an older version; train anew in another folder")
-    metadata = {name: value for name, value in sealed.items() if name != SEAL}
-    if sealed.get(SEAL) != _hash(metadata):
-        raise Damaged("its description does not have the hash that was written with it")
+    metadata = {name: value for name, value in sealed.items() if name != HASH}
+    if sealed.get(HASH) != _hash(metadata):
+        raise DamagedError("its description does not have the hash that was written with it")
     return metadata
 
 
-def require_sums(metadata: Mapping[str, Any], parts: Mapping[str, Any]) -> None:
-    """Raises Damaged where arrays do not have the sums in the `opened` metadata."""
-    wrong = [name for name, value in sums(parts).items() if metadata[SUMS].get(name) != value]
+def require_checksums(metadata: Mapping[str, Any], parts: Mapping[str, Any]) -> None:
+    """Raises Damaged where arrays do not have the sums in the `verified` metadata."""
+    wrong = [name for name, value in array_checksums(parts).items() if metadata[CHECKSUMS].get(name) != value]
     if wrong:
-        raise Damaged(f"{len(wrong)} arrays are not what was written, the first: {', '.join(wrong[:3])}")
+        raise DamagedError(f"{len(wrong)} arrays are not what was written, the first: {', '.join(wrong[:3])}")
 
 
-def name_of(entry: Any) -> str:
+def path_entry_name(entry: Any) -> str:
     """The name of an entry in the path of a leaf; Orbax restores tuples as lists, and named tuples as dicts."""
     return str(next(getattr(entry, kind) for kind in ("key", "name", "idx") if hasattr(entry, kind)))
 

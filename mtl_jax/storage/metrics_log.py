@@ -12,7 +12,7 @@ from typing import Any
 
 from mtl_jax.runtime import distributed
 from mtl_jax.storage.tensorboard import EventFile
-from mtl_jax.storage.workdir import finite_json, write_whole
+from mtl_jax.storage.workdir import finite_json, write_atomically
 
 
 class MetricsLog:
@@ -54,7 +54,7 @@ class MetricsLog:
         valid = [line for line in read_metrics(workdir) if line["step"] <= step]
         if unscored:
             valid = [line for line in valid if (line["step"], line["kind"]) != (step, "dev")]
-        write_whole(self.file, "".join(json.dumps(line) + "\n" for line in valid))
+        write_atomically(self.file, "".join(json.dumps(line) + "\n" for line in valid))
         self._lines = self.file.open("a", buffering=1, encoding="utf-8")
         self._events = EventFile(workdir / "events", step + 1)
 

@@ -17,8 +17,8 @@ TOLERANCE = 1e-3  # between numbers of different machines or numbers of devices
 class PredictionFile:
     """JSON lines to a file or to the standard output, complete after each `write`. Use as a context manager.
 
-    The lines of an existing file stay as long as `has` finds that they are the ones to be written; the first of them
-    are computed again to verify that, since they may be of another model.
+    The lines of an existing file stay as long as `contains` finds that they are the ones to be written; the first of
+    them are computed again to verify that, since they may be of another model.
     """
 
     def __init__(self, target: str):

@@ -16,22 +16,22 @@ SCORE = "score"  # not defined
 PREDICTIONS = "predictions"  # all alike
 PENALTY = "penalty"  # has hardly any effect, or ties everything
 RUNS = "runs"  # other runs or lanes that the result depends on
-GRAVITY = (STEPS, SCORE, PREDICTIONS, PENALTY, RUNS, SPLITS, RECORDS, LABELS, LENGTH, OTHER)  # in this order
-OF_A_KIND = 3  # lines shown of each kind
+SEVERITY = (STEPS, SCORE, PREDICTIONS, PENALTY, RUNS, SPLITS, RECORDS, LABELS, LENGTH, OTHER)  # in this order
+LINES_PER_KIND = 3  # lines shown of each kind
 
 
 def warning(kind: str, text: str, count: int | None = None, total: int | None = None) -> RunWarning:
-    """A sentence, its kind (see `GRAVITY`), and `count` of `total` cases; None where they are not counted."""
+    """A sentence, its kind (see `SEVERITY`), and `count` of `total` cases; None where they are not counted."""
     return {"kind": kind, "text": text, "count": count, "total": total}
 
 
-def of_data(corpus: Corpus) -> list[RunWarning]:
+def data_warnings(corpus: Corpus) -> list[RunWarning]:
     """The notes of a corpus, without those that merely inform."""
     notes = [notice(note) for note in corpus.notes]
     return [warning(n.kind, str(n), n.count, n.total) for n in notes if n.kind != INFORMATION]
 
 
-def of_steps(left_out: int, steps: int, by_owner: Mapping[str, int]) -> list[RunWarning]:
+def step_warnings(left_out: int, steps: int, by_owner: Mapping[str, int]) -> list[RunWarning]:
     """About skipped steps; `by_owner` {task or "shared": steps skipped because of it}."""
     if not left_out:
         return []
@@ -40,7 +40,7 @@ def of_steps(left_out: int, steps: int, by_owner: Mapping[str, int]) -> list[Run
     return [warning(STEPS, text + (f" (by owner: {reasons})" if reasons else ""), left_out, steps)]
 
 
-def of_scores(undefined: int, evaluations: int) -> list[RunWarning]:
+def score_warnings(undefined: int, evaluations: int) -> list[RunWarning]:
     """About evaluations whose mean dev score was not a finite number, so that none of them could be the best."""
     if not undefined:
         return []
@@ -48,21 +48,21 @@ def of_scores(undefined: int, evaluations: int) -> list[RunWarning]:
     return [warning(SCORE, text + ("" if undefined < evaluations else ", so none is the best"), undefined, evaluations)]
 
 
-def of_training(workdir: pathlib.Path) -> list[RunWarning]:
+def training_warnings(workdir: pathlib.Path) -> list[RunWarning]:
     """The warnings about training in the summary.json of a finished run; [] where there is none."""
     if not (workdir / "summary.json").exists():
         return []
     return [entry for entry in read_summary(workdir).get("warnings", ()) if entry["kind"] in (STEPS, SCORE, PENALTY)]
 
 
-def of_penalties(effects: Mapping[str, penalty_effect.Effect]) -> list[RunWarning]:
+def penalty_warnings(effects: Mapping[str, penalty_effect.Effect]) -> list[RunWarning]:
     """About penalties that had hardly any effect, or tied everything."""
     texts = {name: penalty_effect.describe(effect) for name, effect in effects.items()}
     return [warning(PENALTY, f"penalty {name}: {text}") for name, text in texts.items() if text]
 
 
-def of_predictions(remarks: Mapping[str, Mapping[str, str]]) -> list[RunWarning]:
-    """About predictions that are all alike: {task: {split: remark}}, see `metric_inputs.uniform`."""
+def prediction_warnings(remarks: Mapping[str, Mapping[str, str]]) -> list[RunWarning]:
+    """About predictions that are all alike: {task: {split: remark}}, see `metric_inputs.constant_remark`."""
     return [
         warning(PREDICTIONS, f"task {task}, {split}: {text}")
         for task, by_split in remarks.items()
@@ -70,18 +70,18 @@ def of_predictions(remarks: Mapping[str, Mapping[str, str]]) -> list[RunWarning]
     ]
 
 
-def ordered(warnings: Iterable[RunWarning]) -> list[RunWarning]:
+def by_severity(warnings: Iterable[RunWarning]) -> list[RunWarning]:
     """By gravity, then by share, then by count; each sentence once."""
     unique = {entry["text"]: entry for entry in warnings}
 
     def key(entry):
         count, total = entry["count"] or 0, entry["total"]
-        return GRAVITY.index(entry["kind"]), -(count / total if total else 0.0), -count
+        return SEVERITY.index(entry["kind"]), -(count / total if total else 0.0), -count
 
     return sorted(unique.values(), key=key)
 
 
-def of_several(summaries: Mapping[str, Summary]) -> list[RunWarning]:
+def combine_runs(summaries: Mapping[str, Summary]) -> list[RunWarning]:
     """The warnings of several runs {name: summary}, each sentence once, after the names of the runs that have it."""
     entries: dict[str, RunWarning] = {}
     names: dict[str, list[str]] = {}
@@ -89,18 +89,18 @@ def of_several(summaries: Mapping[str, Summary]) -> list[RunWarning]:
         for entry in summary.get("warnings", ()):
             entries.setdefault(entry["text"], entry)
             names.setdefault(entry["text"], []).append(name)
-    return ordered(
+    return by_severity(
         entry | {"text": f"{'all runs' if len(names[text]) == len(summaries) else ', '.join(names[text])}: {text}"}
         for text, entry in entries.items()
     )
 
 
-def lines(warnings: Sequence[RunWarning], where: str) -> list[str]:
-    """At most `OF_A_KIND` warnings of each kind as lines, and how many more there are in the file `where`."""
+def format_lines(warnings: Sequence[RunWarning], where: str) -> list[str]:
+    """At most `LINES_PER_KIND` warnings of each kind as lines, and how many more there are in the file `where`."""
     shown: list[str] = []
-    for kind in GRAVITY:
+    for kind in SEVERITY:
         of_kind = [entry["text"] for entry in warnings if entry["kind"] == kind]
-        shown += of_kind[:OF_A_KIND]
-        if more := len(of_kind) - OF_A_KIND:
+        shown += of_kind[:LINES_PER_KIND]
+        if more := len(of_kind) - LINES_PER_KIND:
             shown += [f"… and {more} more of this kind in {where}"] if more > 0 else []
     return shown

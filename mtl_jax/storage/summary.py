@@ -23,9 +23,9 @@ class Evaluation(TypedDict):
 
     tasks       the metrics are those of the task and "loss", its mean loss as in training (class weights, label
                 smoothing) without dropout, penalties and α
-    means       {split: {"mean": of the tasks' first metrics, "tasks", "metrics"}}, see `scores.means`
+    means       {split: {"mean": of the tasks' first metrics, "tasks", "metrics"}}, see `scores.mean_by_split`
     examples    {task: {split: {"scored": examples, "total": examples before `limit`}}}
-    ceilings    {task: {split: {metric: value}}}, see `scores.ceilings`
+    ceilings    {task: {split: {metric: value}}}, see `scores.metric_ceilings`
     step        of the parameters that were scored
     warnings    what a reader of the scores has to know, see `run_warnings`
     other_data  data that the run's config does not name: {data set: {split: {"files": names, "records": number,

@@ -132,10 +132,10 @@ def read_summary(workdir: pathlib.Path) -> Summary:
 
 def write_json(file: pathlib.Path, value: Any) -> None:
     """Writes JSON; the file is never incomplete."""
-    write_whole(file, json.dumps(finite_json(value), indent=2) + "\n")
+    write_atomically(file, json.dumps(finite_json(value), indent=2) + "\n")
 
 
-def write_whole(file: pathlib.Path, text: str) -> None:
+def write_atomically(file: pathlib.Path, text: str) -> None:
     """Writes a file atomically: after a loss of power it is complete, or as it was before."""
     temporary = file.with_name(file.name + f".{os.getpid()}")
     with temporary.open("w", encoding="utf-8") as written:

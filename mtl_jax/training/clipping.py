@@ -14,10 +14,10 @@ import numpy as np
 
 from mtl_jax.models.ownership import SliceOwners
 
-Flat = Mapping[str, jax.Array]
+FlatParams = Mapping[str, jax.Array]
 
 
-def squared_norms(flat: Flat, groups: SliceOwners, count: int) -> jax.Array:
+def squared_norms(flat: FlatParams, groups: SliceOwners, count: int) -> jax.Array:
     """Squared norm of the slices of each owner group, float32 [K + 1]; the last is that of the shared ones."""
     total = jnp.zeros((count + 1,), jnp.float32)
     for path, leaf in flat.items():
@@ -26,7 +26,7 @@ def squared_norms(flat: Flat, groups: SliceOwners, count: int) -> jax.Array:
     return total
 
 
-def scale(flat: Flat, groups: SliceOwners, factors: jax.Array) -> dict[str, jax.Array]:
+def scale(flat: FlatParams, groups: SliceOwners, factors: jax.Array) -> dict[str, jax.Array]:
     """Multiplies every slice by the factor of its owner group, float32 [K + 1]."""
     scaled = {}
     for path, leaf in flat.items():
@@ -38,7 +38,7 @@ def scale(flat: Flat, groups: SliceOwners, factors: jax.Array) -> dict[str, jax.
     return scaled
 
 
-def clip(flat: Flat, groups: SliceOwners, count: int, largest: float) -> tuple[dict[str, jax.Array], jax.Array]:
+def clip(flat: FlatParams, groups: SliceOwners, count: int, largest: float) -> tuple[dict[str, jax.Array], jax.Array]:
     """Scales each owner group's gradient to a norm of at most `largest` (0 = off). Returns it, and norms [K + 1]."""
     squares = squared_norms(flat, groups, count)
     zero = squares == 0  # where √ has no derivative, and hypergradients pass through

@@ -12,10 +12,10 @@ import numpy as np
 from mtl_jax.data.batch import Batch
 from mtl_jax.training.objective import Objective, row_keys
 
-EVALUATION = 20181011  # seed of what is hidden in evaluation, whatever the run
+EVALUATION_SEED = 20181011  # seed of what is hidden in evaluation, whatever the run
 
 
-def corrupted(objective: Objective, batch: Batch, key: jax.Array) -> Batch:
+def corrupt_batch(objective: Objective, batch: Batch, key: jax.Array) -> Batch:
     """The batch as the network reads it, with the labels of what was hidden; leaves [B, R, ...].
 
     Args:
@@ -36,6 +36,6 @@ def corrupted(objective: Objective, batch: Batch, key: jax.Array) -> Batch:
     return batch._replace(tokens=tokens, labels=labels)
 
 
-def for_evaluation(objective: Objective, batch: Batch) -> Batch:
-    """`corrupted` with the key of evaluation."""
-    return corrupted(objective, batch, jax.random.key(EVALUATION))
+def corrupt_for_evaluation(objective: Objective, batch: Batch) -> Batch:
+    """`corrupt_batch` with the key of evaluation."""
+    return corrupt_batch(objective, batch, jax.random.key(EVALUATION_SEED))

@@ -16,11 +16,12 @@ class Hyperparameters(NamedTuple):
     alpha         {task: α_k}
     strength      {penalty: λ}
     by_layer      {penalty: {layer: factor on λ}}
-    proximal      {penalty: bool, whether its proximal operator acts}, of penalties with `way` = "either"
+    proximal      {penalty: bool, whether its proximal operator acts}, of penalties with `mode` = "either"
     auxiliary     {name: factor on what mixers and heads add to the losses of the tasks}
     loss_weights  {option of the method: value}, in place of those that it was built with
     aggregation   {option of the method: value}, likewise
-    teaching      {task: weight of its teachers in [0, 1]}; inside the step their share, see `objective.at_progress`
+    teaching      {task: weight of its teachers in [0, 1]}; inside the step their share, see
+                  `objective.hyper_at_progress`
     inner_rate    of the inner loop of meta-learning
     tied          bool: columns are replaced by their mean after each update. None: the step has no such code
     """

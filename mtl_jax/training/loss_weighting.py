@@ -23,7 +23,7 @@ class WeightedLosses(NamedTuple):
     balance: Balance
 
 
-def weigh(
+def weigh_losses(
     method: LossWeights, inputs: StepInputs, losses: jax.Array, present: jax.Array, **of_gradients: Any
 ) -> WeightedLosses:
     """α_k = weight of the method · `tasks.*.weight`, from the losses [K] of the step.
@@ -64,9 +64,9 @@ def _divergences(inputs: StepInputs) -> jax.Array:
     objective = inputs.objective
 
     def sums(micro):
-        scores = terms.scores(objective, inputs.params, micro, inputs.hyper, inputs.key)
+        scores = terms.training_logits(objective, inputs.params, micro, inputs.hyper, inputs.key)
         return {
-            name: task.class_sums(scores[name], terms.rows_of(micro.labels[name]))
+            name: task.class_sums(scores[name], terms.join_blocks(micro.labels[name]))
             for name, task in objective.tasks.items()
             if task.has("class_sums")
         }

@@ -22,7 +22,7 @@ from mtl_jax.tasks.distillation import Distillation
 from mtl_jax.training.hyperparameters import Hyperparameters
 
 Params = Mapping[str, Any]
-Flat = Mapping[str, jax.Array]
+FlatParams = Mapping[str, jax.Array]
 
 
 class Objective(NamedTuple):
@@ -56,19 +56,19 @@ class Penalty(NamedTuple):
     value     (flat params, anchor, {layer: factor on λ}) -> Ω without λ
     proximal  (updates, flat params, anchor, {layer: factor on λ}, t) -> updates to params + updates = prox_{t·Ω} of
               what they were before; None where there is no exact operator
-    way       "gradient" | "proximal" | "either": `Hyperparameters.proximal` says which
+    mode      "gradient" | "proximal" | "either": `Hyperparameters.proximal` says which
     curvature  largest eigenvalue of the Hessian of Ω, beyond lr·λ·curvature > 2 gradient steps diverge; None where Ω
               is not quadratic
     schedule  (step / steps) -> factor on λ
     stacks    flat params -> the leaves [K, ...] that Ω sees
     """
 
-    value: Callable[[Flat, Flat, Mapping[str, jax.Array]], jax.Array]
-    proximal: Callable[[Flat, Flat, Flat, Mapping[str, jax.Array], jax.Array], Flat] | None
-    way: str
+    value: Callable[[FlatParams, FlatParams, Mapping[str, jax.Array]], jax.Array]
+    proximal: Callable[[FlatParams, FlatParams, FlatParams, Mapping[str, jax.Array], jax.Array], FlatParams] | None
+    mode: str
     curvature: float | None
     schedule: Callable[[jax.Array], jax.Array]
-    stacks: Callable[[Flat], Flat]
+    stacks: Callable[[FlatParams], FlatParams]
 
 
 def features(
@@ -94,7 +94,7 @@ def _patches(batch, layout, blocks):
     return jnp.concatenate([batch.patch[pictured.index(b)] if b in pictured else none for b in blocks.tolist()])
 
 
-def rows_of(labels: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+def join_blocks(labels: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
     """A task's labels with the axes [P, R, ...] joined to [P·R, ...]."""
     return {name: array.reshape(-1, *array.shape[2:]) for name, array in labels.items()}
 
@@ -110,21 +110,21 @@ def logits(
 def _logits(objective, params, batch, hidden, dropout, key):
     def of(name, task):
         read = features(batch, objective.layout, name, hidden[name], dropout, key)
-        return task.logits(head(objective, params, name), read, rows_of(batch.labels[name]))
+        return task.logits(head_params(objective, params, name), read, join_blocks(batch.labels[name]))
 
     return {name: of(name, task) for name, task in objective.tasks.items() if name in hidden}
 
 
-def scores(objective: Objective, params: Params, batch: Batch, hyper: Hyperparameters, key):
+def training_logits(objective: Objective, params: Params, batch: Batch, hyper: Hyperparameters, key):
     """`logits` with the dropout of training."""
     return logits(objective, params, batch, dropout_rates(objective, hyper), key)
 
 
-def counts(objective: Objective, batch: Batch, hyper: Hyperparameters) -> jax.Array:
+def loss_denominators(objective: Objective, batch: Batch, hyper: Hyperparameters) -> jax.Array:
     """The denominators of the K mean losses, float32 [K]: from the labels alone, before any forward pass."""
 
     def of(name, task):
-        labels = rows_of(batch.labels[name])
+        labels = join_blocks(batch.labels[name])
         if name in objective.teaching:
             return distillation.weight(task, labels, hyper.teaching[name]).sum()
         return task.weight(labels).sum()
@@ -132,7 +132,7 @@ def counts(objective: Objective, batch: Batch, hyper: Hyperparameters) -> jax.Ar
     return jnp.stack([of(name, task) for name, task in objective.tasks.items()])
 
 
-def auxiliary_counts(objective: Objective, batch: Batch) -> jax.Array:
+def auxiliary_denominators(objective: Objective, batch: Batch) -> jax.Array:
     """The denominators of the A auxiliary losses, float32 [A]: texts of the batch; of a task's loss those it reads."""
 
     def count(name):
@@ -159,7 +159,7 @@ def auxiliary_task(name: str) -> str:
     return name.rpartition("/")[0]
 
 
-class Totals(NamedTuple):
+class Denominators(NamedTuple):
     """Denominators over all devices and micro-batches of a step: of the K losses, of the A auxiliary ones."""
 
     losses: jax.Array
@@ -167,7 +167,13 @@ class Totals(NamedTuple):
 
 
 def contributions(
-    objective: Objective, params: Params, batch: Batch, hyper: Hyperparameters, key, totals: Totals, progress: jax.Array
+    objective: Objective,
+    params: Params,
+    batch: Batch,
+    hyper: Hyperparameters,
+    key,
+    totals: Denominators,
+    progress: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
     """What this batch adds to the K mean losses, and to the A auxiliary ones: float32 [K], [A]. One forward pass.
 
@@ -206,7 +212,8 @@ def loss_contributions(
 ) -> jax.Array:
     """What this batch adds to the K mean losses, float32 [K]: Σ loss / `total`, zero for a task without labels.
 
-    `total` [K] is the sum of `counts` over all devices and micro-batches of the step, so shares add up to the mean.
+    `total` [K] is the sum of `loss_denominators` over all devices and micro-batches of the step, so shares add up to
+    the mean.
     """
     found = logits(objective, params, batch, dropout_rates(objective, hyper), key, taps, tap_spec)
     return _divided(_loss_sums(objective, params, batch, hyper, found), total)
@@ -219,8 +226,8 @@ def _loss_sums(objective, params, batch, hyper, found):
 def loss_sum(
     objective: Objective, name: str, params: Params, batch: Batch, hyper: Hyperparameters, scores: jax.Array
 ) -> jax.Array:
-    """Σ loss of one task over the rows that it reads, from its `scores`; float32 scalar."""
-    task, arguments = objective.tasks[name], (params["heads"][name], scores, rows_of(batch.labels[name]))
+    """Σ loss of one task over the rows that it reads, from its `training_logits`; float32 scalar."""
+    task, arguments = objective.tasks[name], (params["heads"][name], scores, join_blocks(batch.labels[name]))
     if name in objective.teaching:
         return distillation.loss(task, objective.teaching[name], *arguments, hyper.teaching[name]).sum()
     return task.loss(*arguments).sum()
@@ -230,18 +237,18 @@ def _divided(sums, total):
     return sums / jnp.where(total > 0, total, 1.0)
 
 
-def strengths(objective: Objective, hyper: Hyperparameters, progress: jax.Array) -> dict[str, jax.Array]:
+def penalty_strengths(objective: Objective, hyper: Hyperparameters, progress: jax.Array) -> dict[str, jax.Array]:
     """{penalty: λ} at `progress` = step / steps."""
     return {name: hyper.strength[name] * penalty.schedule(progress) for name, penalty in objective.penalties.items()}
 
 
-def at_progress(objective: Objective, hyper: Hyperparameters, progress: jax.Array) -> Hyperparameters:
+def hyper_at_progress(objective: Objective, hyper: Hyperparameters, progress: jax.Array) -> Hyperparameters:
     """The hyperparameters with the teachers' share at `progress` = step / steps in the place of their weight."""
     shares = {name: distillation.share(of, hyper.teaching[name], progress) for name, of in objective.teaching.items()}
     return hyper._replace(teaching=shares)
 
 
-def head(objective: Objective, params: Params, task: str) -> Params:
+def head_params(objective: Objective, params: Params, task: str) -> Params:
     """The parameters of a task's head, with the word vectors as `table` where it is tied to them."""
     own = params["heads"][task]
     if task not in objective.tables:

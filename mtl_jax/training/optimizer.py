@@ -25,7 +25,7 @@ import optax
 
 from mtl_jax.errors import UserError
 from mtl_jax.training.hyperparameters import Hyperparameters
-from mtl_jax.training.objective import Flat
+from mtl_jax.training.objective import FlatParams
 from mtl_jax.training.parameter_paths import matching
 
 # why some optimizers of optax cannot train several tasks by a gradient
@@ -70,7 +70,7 @@ def _functions(module: ModuleType, argument: str = "") -> dict[str, Callable[...
 def _muon(learning_rate: jax.Array, **options: Any) -> optax.GradientTransformation:
     """`optax.contrib.muon` on the matrices of layers; all else by its Adam (Jordan et al. 2024)."""
 
-    def dimensions(params: Flat) -> dict[str, optax.contrib.MuonDimensionNumbers | None]:
+    def dimensions(params: FlatParams) -> dict[str, optax.contrib.MuonDimensionNumbers | None]:
         return {
             path: optax.contrib.MuonDimensionNumbers(tuple(range(leaf.ndim - 1)), leaf.ndim - 1)
             if path.startswith("layer_") and getattr(leaf, "ndim", 0) > 1  # optax masks leaves that are Adam's
@@ -235,12 +235,14 @@ class OptimizerSpec:
             return optax.GradientTransformation(jax.vmap(single.init), jax.vmap(single.update))
 
         @_standard_promotion
-        def init(params: Flat) -> dict[str, Any]:
+        def init(params: FlatParams) -> dict[str, Any]:
             groups = _grouped(params, multipliers)
             return {group.key: optimizer(group).init(_of(params, paths)) for group, paths in groups.items()}
 
         @_standard_promotion
-        def move(gradient: Flat, state: dict[str, Any], params: Flat) -> tuple[dict[str, jax.Array], dict[str, Any]]:
+        def move(
+            gradient: FlatParams, state: dict[str, Any], params: FlatParams
+        ) -> tuple[dict[str, jax.Array], dict[str, Any]]:
             updates, after = {}, {}
             for group, paths in _grouped(params, multipliers).items():
                 trees = _of(gradient, paths), state[group.key], _of(params, paths)
@@ -248,10 +250,14 @@ class OptimizerSpec:
                 updates |= moved
             return _of(updates, params), after
 
-        def stay(gradient: Flat, state: dict[str, Any], params: Flat) -> tuple[dict[str, jax.Array], dict[str, Any]]:
+        def stay(
+            gradient: FlatParams, state: dict[str, Any], params: FlatParams
+        ) -> tuple[dict[str, jax.Array], dict[str, Any]]:
             return jax.tree.map(jnp.zeros_like, dict(params)), state
 
-        def update(gradient: Flat, state: dict[str, Any], params: Flat) -> tuple[Flat, dict[str, Any]]:
+        def update(
+            gradient: FlatParams, state: dict[str, Any], params: FlatParams
+        ) -> tuple[FlatParams, dict[str, Any]]:
             if ok is True:
                 return move(gradient, state, params)
             # `where` over two states would hold both until the parameters are written
@@ -277,7 +283,7 @@ def make_optimizer(
     if decayed:
         return optimizer
 
-    def decay(updates: Flat, params: Flat) -> Flat:
+    def decay(updates: FlatParams, params: FlatParams) -> FlatParams:
         return jax.tree.map(lambda u, p: u - learning_rate * weight_decay * p, updates, params)
 
     return optax.chain(optimizer, optax.stateless(decay))
@@ -321,7 +327,7 @@ def _option_problem(
     return ""
 
 
-def _grouped(params: Flat, multipliers: Mapping[str, float]) -> dict[_Group, list[str]]:
+def _grouped(params: FlatParams, multipliers: Mapping[str, float]) -> dict[_Group, list[str]]:
     groups: dict[_Group, list[str]] = {}
     for path, leaf in params.items():
         owners = 0 if path.startswith("heads/") else leaf.shape[0]
@@ -329,7 +335,7 @@ def _grouped(params: Flat, multipliers: Mapping[str, float]) -> dict[_Group, lis
     return groups
 
 
-def _of(flat: Flat, paths: Iterable[str]) -> dict[str, jax.Array]:
+def _of(flat: FlatParams, paths: Iterable[str]) -> dict[str, jax.Array]:
     return {path: flat[path] for path in paths}
 
 

@@ -20,10 +20,12 @@ import numpy as np
 
 from mtl_jax.sharing.gram import accumulation_dtype, squared_deviations
 
-HARDLY = 0.001  # mean penalty_ratio below which a penalty hardly acted
-WEAK = 0.1  # below this too, where besides the columns are farther apart than
-KEPT = 0.8  # of what two of them would be that moved as far, each for itself
-TIED = 0.01  # distance that is left, as a share of how far they were apart at the start, or went from there, if more
+NEGLIGIBLE_RATIO = 0.001  # mean penalty_ratio below which a penalty hardly acted
+WEAK_RATIO = 0.1  # below this too, where besides the columns are farther apart than
+KEPT_DISTANCE = 0.8  # of what two of them would be that moved as far, each for itself
+TIED_DISTANCE = (
+    0.01  # distance that is left, as a share of how far they were apart at the start, or went from there, if more
+)
 
 
 class Effect(NamedTuple):
@@ -43,13 +45,13 @@ class Effect(NamedTuple):
     moved: float
 
 
-def norm(leaves: Iterable[jax.Array]) -> jax.Array:
+def tree_norm(leaves: Iterable[jax.Array]) -> jax.Array:
     """The norm of all leaves as one vector, with gradient 0 at 0."""
     square = sum((jnp.sum(jnp.square(leaf.astype(jnp.float32))) for leaf in leaves), jnp.float32(0.0))
     return jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1.0)), square)
 
 
-def ratio(part: jax.Array, whole: jax.Array) -> jax.Array:
+def safe_ratio(part: jax.Array, whole: jax.Array) -> jax.Array:
     """part / whole for numbers ≥ 0: 0 where part is 0, infinity where whole alone is."""
     quotient = part / jnp.where(whole == 0, 1.0, whole)
     return jnp.where(part == 0, jnp.zeros_like(part), jnp.where(whole == 0, jnp.inf, quotient))
@@ -59,7 +61,7 @@ def column_distance(stacks: Mapping[str, jax.Array]) -> jax.Array:
     """√(mean over k of ‖Θ_k − Θ̄‖²) / ‖Θ̄‖ of stacks [K, ...], float32."""
     deviation, total, count = _squares(stacks)
     mean = jnp.maximum(total - deviation, 0.0) / count  # Σ‖Θ_k‖² = K‖Θ̄‖² + Σ‖Θ_k − Θ̄‖²
-    return ratio(norm([jnp.sqrt(deviation / count)]), jnp.sqrt(mean)).astype(jnp.float32)
+    return safe_ratio(tree_norm([jnp.sqrt(deviation / count)]), jnp.sqrt(mean)).astype(jnp.float32)
 
 
 def distances(stacks: Mapping[str, jax.Array], initial: Mapping[str, jax.Array]) -> jax.Array:
@@ -82,8 +84,9 @@ def mean_ratio(values: Iterable[float | None]) -> float | None:
     return float(np.mean(known)) if known else None
 
 
-def hardly_acted(effect: Effect) -> bool:
-    """Whether the penalty changed little: its ratio is below `HARDLY`; or below `WEAK`, and the distance above `KEPT`
+def is_negligible(effect: Effect) -> bool:
+    """Whether the penalty changed little: its ratio is below `NEGLIGIBLE_RATIO`; or below `WEAK_RATIO`, and the
+    distance above `KEPT_DISTANCE`
     of √(initial² + ½ moved²), that of two columns which move at right angles. A λ of 0 is meant so.
 
     The ratio alone does not tell: gradients of the losses change their direction from step to step, that of Ω does not.
@@ -91,15 +94,15 @@ def hardly_acted(effect: Effect) -> bool:
     if effect.strength == 0 or effect.ratio is None:
         return False
     free = (effect.initial**2 + effect.moved**2 / 2) ** 0.5
-    return effect.ratio < HARDLY or (effect.ratio < WEAK and effect.distance > KEPT * free > 0)
+    return effect.ratio < NEGLIGIBLE_RATIO or (effect.ratio < WEAK_RATIO and effect.distance > KEPT_DISTANCE * free > 0)
 
 
-def tied_everything(effect: Effect) -> bool:
-    """Whether the columns are nearly one: their distance is at most `TIED` of how far they were apart at the start, or
-    went from there, whichever is more.
+def ties_columns(effect: Effect) -> bool:
+    """Whether the columns are nearly one: their distance is at most `TIED_DISTANCE` of how far they were apart at the
+    start, or went from there, whichever is more.
     """
     reference = max(effect.initial, effect.moved)
-    return effect.strength > 0 and reference > 0 and effect.distance <= TIED * reference
+    return effect.strength > 0 and reference > 0 and effect.distance <= TIED_DISTANCE * reference
 
 
 def describe(effect: Effect) -> str:
@@ -107,8 +110,8 @@ def describe(effect: Effect) -> str:
     numbers = f"distance of the columns from their mean {effect.distance:.3g}, at the start {effect.initial:.3g}, "
     numbers += f"moved {effect.moved:.3g}; ratio to the losses {'unknown' if effect.ratio is None else ''}"
     numbers += "" if effect.ratio is None else f"{effect.ratio:.2g} in the mean"
-    if tied_everything(effect):
+    if ties_columns(effect):
         return f"λ = {effect.strength:g} tied everything: {numbers}. A smaller λ leaves tasks something of their own"
-    if hardly_acted(effect):
+    if is_negligible(effect):
         return f"λ = {effect.strength:g} hardly acted: {numbers}. A larger λ would"
     return ""

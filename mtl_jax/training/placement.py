@@ -13,7 +13,7 @@ from mtl_jax.data.batch import Batch
 from mtl_jax.errors import UserError
 
 AXES = ("data", "task", "model")
-LARGE = 1 << 16  # leaves with at least so many elements are split over the axis `model`
+LARGE_LEAF = 1 << 16  # leaves with at least so many elements are split over the axis `model`
 
 
 class Placement(NamedTuple):
@@ -56,7 +56,9 @@ def require_platform(platform: str) -> None:
         )
 
 
-def place(kind: str, mesh_shape: Mapping[str, int], slices: Mapping[str, tuple[int, ...]], tasks: int) -> Placement:
+def make_placement(
+    kind: str, mesh_shape: Mapping[str, int], slices: Mapping[str, tuple[int, ...]], tasks: int
+) -> Placement:
     """The placement that a config asks for.
 
     Args:
@@ -87,7 +89,7 @@ def place(kind: str, mesh_shape: Mapping[str, int], slices: Mapping[str, tuple[i
     return _jit(mesh, slices, tasks)
 
 
-def spread(stacks: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+def spread_features(stacks: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
     """Stacks [K, ...] with features over the mesh axes `task` and `model` instead of tasks over `task`.
 
     Then what compares the tasks is computed where the features lie, for one all-to-all of what a device holds. Left to
@@ -119,7 +121,7 @@ def _spread_leaf(leaf, tasks: int, models: int):
 def _over_model(leaf, first: int, devices: int) -> int | None:
     """The axis, from `first` on, along which a leaf lies over `model`; None where it does not."""
     free = [i for i in range(first, len(leaf.shape)) if leaf.shape[i] % devices == 0]
-    return max(free, key=lambda i: leaf.shape[i]) if free and devices > 1 and leaf.size >= LARGE else None
+    return max(free, key=lambda i: leaf.shape[i]) if free and devices > 1 and leaf.size >= LARGE_LEAF else None
 
 
 def _jit(mesh, slices, tasks) -> Placement:
@@ -158,7 +160,7 @@ def _jit(mesh, slices, tasks) -> Placement:
 
     def train(function):
         def constrained(state, batch, hyper):
-            with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # for `spread`
+            with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # for `spread_features`
                 new, metrics = function(state, batch, hyper, None)
             return jax.lax.with_sharding_constraint(new, shardings(new)), metrics
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from mtl_jax.training.gradients.base import Balance, DataGradient
 from mtl_jax.training.hyperparameters import Hyperparameters
-from mtl_jax.training.objective import Flat, Objective
+from mtl_jax.training.objective import FlatParams, Objective
 from mtl_jax.training.optimizer import OptimizerSpec
 from mtl_jax.training.parameter_paths import flatten
 
@@ -80,6 +80,6 @@ def init_state(spec: StepSpec, params: Any, hyper: Hyperparameters, key: jax.Arr
     )
 
 
-def trained_leaves(spec: StepSpec, flat: Flat) -> dict[str, jax.Array]:
+def trained_leaves(spec: StepSpec, flat: FlatParams) -> dict[str, jax.Array]:
     """The leaves that the optimizer moves, by path."""
     return {path: flat[path] for path in spec.multipliers}

@@ -13,7 +13,7 @@ from mtl_jax.training import objective as terms
 from mtl_jax.training import penalty_effect
 from mtl_jax.training.clipping import clip
 from mtl_jax.training.collectives import psum
-from mtl_jax.training.corruption import corrupted
+from mtl_jax.training.corruption import corrupt_batch
 from mtl_jax.training.gradients.base import DataStep, StepInputs
 from mtl_jax.training.hyperparameters import Hyperparameters
 from mtl_jax.training.loss_weighting import mean_losses
@@ -67,9 +67,9 @@ def _inputs(spec: StepSpec, state: TrainState, batch: Batch, hyper: Hyperparamet
     objective, flat = spec.objective, flatten(state.params)
     key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
     progress = state.step.astype(jnp.float32) / spec.optimizer.steps
-    hyper = terms.at_progress(objective, hyper, progress)
-    batch = jax.vmap(lambda micro: corrupted(objective, micro, key))(batch)
-    counts = jax.vmap(lambda micro: terms.counts(objective, micro, hyper))(batch).sum(axis=0)
+    hyper = terms.hyper_at_progress(objective, hyper, progress)
+    batch = jax.vmap(lambda micro: corrupt_batch(objective, micro, key))(batch)
+    counts = jax.vmap(lambda micro: terms.loss_denominators(objective, micro, hyper))(batch).sum(axis=0)
     return StepInputs(
         objective=objective,
         params=state.params,
@@ -137,6 +137,6 @@ def _ratios(inputs: StepInputs, penalty: PenaltyStep, after: Update) -> dict[str
     """{penalty: penalty_ratio}, of the way in which it acts in this step."""
     ratios = dict(penalty.ratios)
     for name, ratio in after.ratios.items():
-        either = inputs.objective.penalties[name].way == "either"
+        either = inputs.objective.penalties[name].mode == "either"
         ratios[name] = jnp.where(inputs.hyper.proximal[name], ratio, ratios[name]) if either else ratio
     return ratios

@@ -12,7 +12,7 @@ import optax
 
 from mtl_jax.training import penalty_effect
 from mtl_jax.training.gradients.base import StepInputs
-from mtl_jax.training.objective import Flat
+from mtl_jax.training.objective import FlatParams
 from mtl_jax.training.penalty import leaves_of
 from mtl_jax.training.state import StepSpec
 
@@ -28,7 +28,7 @@ class Update(NamedTuple):
     ratios     {penalty: how far its proximal operator moves the updates, relative to them}, of those that have one
     """
 
-    trained: Flat
+    trained: FlatParams
     opt_state: Any
     ok: jax.Array
     bad: jax.Array
@@ -40,7 +40,7 @@ def update(
     spec: StepSpec,
     inputs: StepInputs,
     opt_state: Any,
-    gradient: Flat,
+    gradient: FlatParams,
     strengths: Mapping[str, jax.Array],
     *,
     norms: jax.Array,
@@ -74,24 +74,24 @@ def update(
 
 
 def _proximal(
-    inputs: StepInputs, updates: Flat, rate: jax.Array, strengths: Mapping[str, jax.Array]
-) -> tuple[Flat, dict[str, jax.Array]]:
+    inputs: StepInputs, updates: FlatParams, rate: jax.Array, strengths: Mapping[str, jax.Array]
+) -> tuple[FlatParams, dict[str, jax.Array]]:
     """The updates after the proximal operators, with t = rate · λ, and the ratio of each, see `penalty_effect`."""
     hyper, ratios = inputs.hyper, {}
     for name, penalty in inputs.objective.penalties.items():
-        if penalty.way == "gradient":
+        if penalty.mode == "gradient":
             continue
-        acts = hyper.proximal[name] if penalty.way == "either" else True
+        acts = hyper.proximal[name] if penalty.mode == "either" else True
         t = rate * strengths[name]
         arguments = (updates, inputs.trained, inputs.anchor, hyper.by_layer[name], t)
         entering, updates = updates, _if(acts, penalty.proximal, lambda updates, *_: dict(updates), *arguments)
         before, after = (leaves_of(penalty, inputs, tree) for tree in (entering, updates))
-        moved = penalty_effect.norm(b - a for a, b in zip(before, after, strict=True))
-        ratios[name] = penalty_effect.ratio(moved, penalty_effect.norm(before))
+        moved = penalty_effect.tree_norm(b - a for a, b in zip(before, after, strict=True))
+        ratios[name] = penalty_effect.safe_ratio(moved, penalty_effect.tree_norm(before))
     return updates, ratios
 
 
-def _tie(flat: Flat) -> Flat:
+def _tie(flat: FlatParams) -> FlatParams:
     """Every stack replaced by its mean over the owners."""
     return {
         path: leaf if path.startswith("heads/") else jnp.broadcast_to(leaf.mean(axis=0, keepdims=True), leaf.shape)

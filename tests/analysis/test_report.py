@@ -8,7 +8,7 @@ from mtl_jax.analysis import report, tables
 from mtl_jax.config import default
 from mtl_jax.config.plain import to_plain
 from mtl_jax.errors import UserError
-from mtl_jax.evaluation.scores import means
+from mtl_jax.evaluation.scores import mean_by_split
 from mtl_jax.storage import workdir
 from mtl_jax.storage.metrics_log import MetricsLog, read_metrics
 
@@ -48,10 +48,10 @@ def test_means_over_tasks_name_their_metrics_and_take_common_tasks(tmp_path):
         "b": {"dev": {"entity_f1": 0.8}, "test": {}},
         "c": {"dev": {"accuracy": 0.9}, "test": {"accuracy": None}},
     }
-    found = means(scores)
+    found = mean_by_split(scores)
     assert found["dev"]["mean"] == pytest.approx(0.7) and found["dev"]["metrics"] == ["accuracy", "entity_f1"]
     assert found["test"] == {"mean": None, "tasks": ["a", "c"], "metrics": ["accuracy"]}
-    assert means({"a": scores["a"]}) == {}
+    assert mean_by_split({"a": scores["a"]}) == {}
     other = {task: {"dev": {"accuracy": 0.1}} for task in "abc"}
     compared = tables.comparison_means({"x": {"tasks": scores}, "y": {"tasks": other}})
     assert list(compared) == ["dev"] and compared["dev"]["tasks"] == ["a", "c"]  # b is scored by another metric

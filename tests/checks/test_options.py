@@ -23,10 +23,10 @@ from safetensors.numpy import save_file
 from mtl_jax import checks
 from mtl_jax.analysis.ablation import fields, plan
 from mtl_jax.checks.effects import RULES
-from mtl_jax.checks.effects import effects as config_effects
+from mtl_jax.checks.effects import idle_settings as config_effects
 from mtl_jax.config import default
 from mtl_jax.errors import UserError
-from mtl_jax.evaluation.scores import placement_of
+from mtl_jax.evaluation.scores import placement_from_config
 from mtl_jax.models.families import bert as architectures
 from mtl_jax.runs.build import build
 from mtl_jax.training.step import train_step
@@ -265,7 +265,7 @@ class Parts:
     def layout(self):
         """What is predicted and scored, and where it lies."""
         experiment, state = self.experiment, self.state()
-        placement = placement_of(experiment)
+        placement = placement_from_config(experiment)
         places = jax.tree.map(str, placement.shardings(state))
         return repr(experiment.tasks), repr(experiment.corpus.vocabularies), placement.row_shards, str(places)
 

@@ -11,7 +11,7 @@ from mtl_jax.data.labels import target_sequences
 from mtl_jax.data.labels.raw_labels import LabelSpec
 from mtl_jax.data.labels.target_sequences import TargetSpec
 from mtl_jax.data.tokenizers import PretrainedTokenizer, WordVocabulary
-from mtl_jax.evaluation.metric_inputs import ceiling
+from mtl_jax.evaluation.metric_inputs import metric_ceiling
 from mtl_jax.tasks.generation import Generation
 
 ENGLISH = ["Hello, world. Don't e-mail U.S.A. at 3.14!", 'It costs $5 (or 4.50) - ok?  "Yes," he said.', "Well"]
@@ -71,7 +71,7 @@ def written(tmp_path, monkeypatch, published):
 def test_the_gold_tokens_themselves_score_1(written, tokenizer, tokens, copy):
     for values in TARGETS.values():
         data, task = written(values, tokenizer, tokens=tokens, copy=copy)
-        assert ceiling(data, task, "dev") == ceiling(data, task, "train") == {}
+        assert metric_ceiling(data, task, "dev") == metric_ceiling(data, task, "train") == {}
         if tokens == "words" and tokenizer != "lower" and isinstance(values[0], str):
             assert data.splits["d"]["dev"].encoded.labels["t"].texts[0] == target_sequences.unicode.nfc(values[0])
             assert not any("as their tokens make them" in note for note in data.notes)
@@ -86,7 +86,7 @@ def test_what_tokens_change_is_told_by_both_spellings(written):
 
 def test_what_no_model_can_write_lowers_the_ceiling(written):
     def bound(*args, **options):
-        return ceiling(*written(*args, **options), "dev")
+        return metric_ceiling(*written(*args, **options), "dev")
 
     assert bound(ENGLISH, "cased", max_length=64) == {}
     cut = bound(ENGLISH, "cased", max_length=12)  # "Well" alone is whole

@@ -13,7 +13,7 @@ from mtl_jax.errors import UserError
 from mtl_jax.models import adapters
 from mtl_jax.runs.build import build
 from mtl_jax.training.parameter_paths import flatten
-from mtl_jax.training.placement import place
+from mtl_jax.training.placement import make_placement
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 KINDS = {"bottleneck": {"size": 3}, "lora": {"rank": 2, "leaves": "kernel$"}}
@@ -113,7 +113,7 @@ def test_eight_devices_as_one(tiny, differs):
     experiment = build(config_of(tiny, "lora", optimizer__name="sgd", optimizer__learning_rate=0.3))
     mesh = {"data": jax.device_count(), "task": 1, "model": 1}
     alone, _ = steps(experiment)
-    spread, _ = steps(experiment, placement=place("jit", mesh, experiment.spec.slices, len(experiment.tasks)))
+    spread, _ = steps(experiment, placement=make_placement("jit", mesh, experiment.spec.slices, len(experiment.tasks)))
     for path, leaf in flatten(alone.params).items():
         differs("LoRA on 8 devices against one", flatten(spread.params)[path], leaf, 2e-6)
 

@@ -189,7 +189,7 @@ def test_a_cascade_trains_and_tells_the_head_below(tiny):
     objective, params, batch = experiment.spec.objective, experiment.init_params(0), experiment.batches(0).batch(0)
 
     def long(params):
-        total = terms.counts(objective, batch, experiment.hyper)
+        total = terms.loss_denominators(objective, batch, experiment.hyper)
         return terms.loss_contributions(objective, params, batch, experiment.hyper, jax.random.key(0), total)[2]
 
     gradient = jax.jit(jax.grad(long))(params)["heads"]

@@ -31,7 +31,7 @@ def run_of(folder, texts=("text",), tasks=("topic",), **sharing):
 @pytest.mark.parametrize("name", ["plain", "two words", "it's", 'a "b"', "$HOME", "a,b", "new\nline", "~x; rm -r y"])
 def test_commands_are_quoted_for_the_shell(tmp_path, name):
     folder, _ = run_of(tmp_path / name)
-    for line in commands.after_training(folder):
+    for line in commands.next_commands(folder):
         words = shlex.split(line)
         assert words[:2] == ["python", "launch.py"] and words[2] == f"--workdir={folder}"
         assert all(word.startswith("--") for word in words[2:])
@@ -39,7 +39,7 @@ def test_commands_are_quoted_for_the_shell(tmp_path, name):
 
 def test_only_commands_that_work_are_recommended(tmp_path, monkeypatch):
     def modes(name, **options):
-        return [shlex.split(line)[3:] for line in commands.after_training(run_of(tmp_path / name, **options)[0])]
+        return [shlex.split(line)[3:] for line in commands.next_commands(run_of(tmp_path / name, **options)[0])]
 
     export = ["--mode=export", f"--output={tmp_path / 'plain' / 'export'}"]
     assert modes("plain") == [["--mode=predict", "--input=texts.txt"], export]

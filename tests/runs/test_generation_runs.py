@@ -87,7 +87,7 @@ def test_a_run_beside_other_tasks_predicts_what_it_scores(writer, tmp_path):
 
     # lanes are scored as runs are
     experiment = build(config)
-    abstract = scores.abstract_params(experiment, scores.placement_of(experiment))
+    abstract = scores.abstract_params(experiment, scores.placement_from_config(experiment))
     params, shape = load_params(workdir, "best", abstract).params, shape_of(1, 1, "map")
     stacked = jax.tree.map(lambda x: np.broadcast_to(x, (shape.seeds, shape.lanes, *x.shape)), jax.device_get(params))
     lane = LaneScores(experiment, shape).score(stacked, "test", lambda: None)[0][0]
@@ -101,7 +101,7 @@ def test_a_split_without_targets_has_no_score_of_the_task(writer, tmp_path):
     file.write_text("".join(json.dumps(record) + "\n" for record in records))
     experiment = build(config)
     params = jax.device_get(experiment.init_params(0))
-    found = scores.make_evaluator(experiment, scores.placement_of(experiment)).score(params, "test")
+    found = scores.make_evaluator(experiment, scores.placement_from_config(experiment)).score(params, "test")
     assert list(found) == ["color"]
     stacked = jax.tree.map(lambda x: np.broadcast_to(x, (1, 8, *x.shape)), params)
     assert list(LaneScores(experiment, shape_of(1, 1, "map")).score(stacked, "test", lambda: None)[0][0]) == ["color"]

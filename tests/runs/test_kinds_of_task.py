@@ -14,7 +14,7 @@ from mtl_jax.analysis.ablation import lanes, scores
 from mtl_jax.config import default
 from mtl_jax.data.sampler import evaluation_batches, evaluation_layout
 from mtl_jax.errors import UserError
-from mtl_jax.evaluation.scores import make_evaluator, placement_of
+from mtl_jax.evaluation.scores import make_evaluator, placement_from_config
 from mtl_jax.runs import predict
 from mtl_jax.runs.build import build
 from mtl_jax.storage import artifacts, checkpoint
@@ -177,7 +177,7 @@ def test_steps_scores_lanes_and_predictions(make, tmp_path, differs):
     jax.tree.map(np.testing.assert_array_equal, again, whole)
 
     # scores: packed as alone, lanes as solo, the same hidden tokens whoever asks
-    evaluator = make_evaluator(experiment, placement_of(experiment))
+    evaluator = make_evaluator(experiment, placement_from_config(experiment))
     found = evaluator.score(whole.params, "dev")
     assert {task: list(by_metric) for task, by_metric in found.items()} == {
         "answer": ["answer_f1", "answer_exact", "loss"],
@@ -191,7 +191,7 @@ def test_steps_scores_lanes_and_predictions(make, tmp_path, differs):
         jax.tree.map(lambda leaf: np.repeat(leaf, 8, 1), stacked), "dev", lambda: None
     )[0][0]
     alone = build(make(data__packing=False))
-    one_by_one = make_evaluator(alone, placement_of(alone)).score(whole.params, "dev")
+    one_by_one = make_evaluator(alone, placement_from_config(alone)).score(whole.params, "dev")
     for task, values in found.items():
         differs(f"scores of lanes, {task}", list(lane[task].values()), list(values.values()), 1e-4)
         if task != "hidden":
@@ -241,7 +241,7 @@ def test_answers_in_windows_are_scored_by_question_and_predicted_as_scored(make,
     advance, _ = stepper(config)
     state, metrics = advance(experiment.init(0), 0, 4)
     assert np.isfinite(metrics["losses"]).all()
-    evaluator = make_evaluator(experiment, placement_of(experiment))
+    evaluator = make_evaluator(experiment, placement_from_config(experiment))
     found = evaluator.score(state.params, "dev")["answer"]
     stacked = jax.tree.map(lambda leaf: np.repeat(leaf[None, None], 8, 1), state.params)
     lane_scores = scores.LaneScores(experiment, lanes.shape_of(1, 1, "map"))
@@ -280,7 +280,7 @@ def test_hidden_tokens_are_keyed_by_seed_step_data_set_and_row(make):
         objective = built.objective_for(built.corpus.layout)
         batch = built.batches(0).batch(0)
         block = built.corpus.layout.datasets.index("texts")
-        changed = jax.jit(lambda b, k, o=objective: corruption.corrupted(o, b, k))(batch, jax.random.key(7))
+        changed = jax.jit(lambda b, k, o=objective: corruption.corrupt_batch(o, b, k))(batch, jax.random.key(7))
         others = [b for b in range(len(batch.dataset)) if b != block]
         np.testing.assert_array_equal(changed.tokens[np.asarray(others, int)], batch.tokens[np.asarray(others, int)])
         assert (np.asarray(changed.tokens) != batch.tokens).any()
@@ -298,7 +298,7 @@ def test_hidden_tokens_are_keyed_by_seed_step_data_set_and_row(make):
         layout = evaluation_layout(built.corpus.layout, "texts")
         batch = next(evaluation_batches(built.corpus.rows["texts"]["dev"], layout, 4))
         objective = built.objective_for(layout)
-        hidden.append(jax.device_get(jax.jit(lambda b, o=objective: corruption.for_evaluation(o, b))(batch)))
+        hidden.append(jax.device_get(jax.jit(lambda b, o=objective: corruption.corrupt_for_evaluation(o, b))(batch)))
     jax.tree.map(np.testing.assert_array_equal, *hidden)
 
 
@@ -306,7 +306,7 @@ def test_a_drawn_block_of_another_data_set_is_left_alone(make):
     config = make(data__mixing="round_robin", train_on=("hidden", "color"))
     built = build(config)
     objective = built.objective_for(built.corpus.layout)
-    changed = jax.jit(lambda b, k: corruption.corrupted(objective, b, k))
+    changed = jax.jit(lambda b, k: corruption.corrupt_batch(objective, b, k))
     for step in range(4):
         batch = built.batches(0).batch(step)
         after = changed(batch, jax.random.key(0))

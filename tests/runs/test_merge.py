@@ -8,7 +8,7 @@ from mtl_jax.analysis import report
 from mtl_jax.config import default
 from mtl_jax.config.plain import from_plain
 from mtl_jax.errors import UserError
-from mtl_jax.evaluation.scores import abstract_params, placement_of
+from mtl_jax.evaluation.scores import abstract_params, placement_from_config
 from mtl_jax.runs import merge, train
 from mtl_jax.runs.build import build
 from mtl_jax.runs.evaluate import evaluate
@@ -27,7 +27,9 @@ def trained(config, workdir):
 
 def params_of(workdir, config, step):
     experiment = build(config)
-    return jax.device_get(load_params(workdir, step, abstract_params(experiment, placement_of(experiment))).params)
+    return jax.device_get(
+        load_params(workdir, step, abstract_params(experiment, placement_from_config(experiment))).params
+    )
 
 
 def small(tiny, **changes):

@@ -37,7 +37,7 @@ def test_another_test_set_is_scored_and_told(tiny, tmp_path):
     assert found["examples"]["color"]["test"]["scored"] == 32
     name = other_data.file_name(found, "last")
     assert name == f"evaluation_last_on_{fact['fingerprint'][:8]}.json" and "evaluation_last.json" != name
-    assert "texts, test: 32 records of" in other_data.lines(found)[1]
+    assert "texts, test: 32 records of" in other_data.format_lines(found)[1]
 
     # labels that the run lacks are counted, and every such record is wrong
     lines = [json.loads(line) | {"color": "purple"} for line in (tmp_path / "elsewhere.jsonl").read_text().splitlines()]

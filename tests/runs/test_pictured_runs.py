@@ -137,7 +137,7 @@ def test_tasks_on_text_see_nothing_of_pictures(pictured, kind):
             logits = terms.logits(objective, params, batch, None, None)["color"]
             return (
                 objective.tasks["color"]
-                .loss(params["heads"]["color"], logits, terms.rows_of(batch.labels["color"]))
+                .loss(params["heads"]["color"], logits, terms.join_blocks(batch.labels["color"]))
                 .sum()
             )
 

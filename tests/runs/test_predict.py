@@ -72,7 +72,7 @@ def test_lines_and_objects_and_what_no_task_can_read(tiny, tmp_path, monkeypatch
         predicted(config, workdir, tmp_path / "texts.test.jsonl", ["7"])
 
     experiment = build(config)
-    placement = inference.all_devices(experiment)
+    placement = inference.placement_over_devices(experiment)
     params = [
         jax.device_get(inference.average_params(experiment, placement, workdir, which))
         for which in (["8"], ["12"], ["8", "12"])
@@ -103,7 +103,7 @@ def test_export_writes_each_column_so_that_it_loads_again(tiny, tmp_path):
         checkpoints.save(experiment.init(0), {})
     lines = export.export(config, workdir, ["last"], tmp_path / "export")
     assert len(lines) == 3
-    params = inference.average_params(experiment, inference.all_devices(experiment), workdir, ["last"])
+    params = inference.average_params(experiment, inference.placement_over_devices(experiment), workdir, ["last"])
     stacked = flatten({path: jax.device_get(tree) for path, tree in params.items() if path != "heads"})
     for k, task in enumerate(("color", "tags", "long")):
         column = flatten(pretrained.load(tmp_path / "export" / task).params)

@@ -59,9 +59,11 @@ def last_state(config, workdir):
     """All arrays of the newest checkpoint by path, and the progress of the loop less its seconds."""
     experiment = build(config)
     with checkpoint.Checkpoints(workdir, 2) as checkpoints:
-        shapes = scores.abstract(jax.eval_shape(lambda: experiment.init(0)), scores.placement_of(experiment))
-        state = checkpoints.restore(checkpoints.latest, shapes)
-        progress = checkpoints.metadata(checkpoints.latest)["progress"]
+        shapes = scores.abstract_arrays(
+            jax.eval_shape(lambda: experiment.init(0)), scores.placement_from_config(experiment)
+        )
+        state = checkpoints.restore(checkpoints.latest_step, shapes)
+        progress = checkpoints.metadata(checkpoints.latest_step)["progress"]
     del progress["seconds"]
     leaves = jax.tree_util.tree_leaves_with_path(jax.device_get(state))
     return {jax.tree_util.keystr(path): leaf for path, leaf in leaves}, progress
@@ -75,7 +77,7 @@ def test_a_run_that_is_asked_to_stop_makes_no_further_step(tiny, tmp_path, monke
     monkeypatch.setattr(training_loop.TrainingLoop, "_report_step", log)
     assert train.train(tiny(training__steps=30, training__checkpoint_every=0), tmp_path / "run") is None
     with checkpoint.Checkpoints(tmp_path / "run", 2) as checkpoints:
-        assert checkpoints.latest == 6
+        assert checkpoints.latest_step == 6
 
 
 def test_a_signal_in_an_evaluation_stops_it_and_the_next_start_makes_it(tiny, tmp_path, monkeypatch):
@@ -97,7 +99,7 @@ def test_a_signal_in_an_evaluation_stops_it_and_the_next_start_makes_it(tiny, tm
             patch.setattr(Evaluator, "score", interrupted)
             assert train.train(config, workdir) is None
         with checkpoint.Checkpoints(workdir, 2) as checkpoints:
-            assert checkpoints.latest == 6 and checkpoints.metadata(6)["progress"]["unscored"]
+            assert checkpoints.latest_step == 6 and checkpoints.metadata(6)["progress"]["unscored"]
     cut = train.train(config, workdir)
     assert whole | {"seconds": 0} == cut | {"seconds": 0}
     logs = [read_metrics(tmp_path / name) for name in ("whole", "cut")]
@@ -165,14 +167,14 @@ def test_any_optimizer_learns_and_resumes_bitwise(name, rate, options, tiny, tmp
             signal.raise_signal(signal.SIGTERM)
 
     with monkeypatch.context() as patch:
-        patch.setattr(train._Run, "_log", stop)
+        patch.setattr(training_loop.TrainingLoop, "_report_step", stop)
         assert train.train(config, folders.prepare(tmp_path / "cut")) is None
     train.train(config, tmp_path / "cut")
     whole, cut = (last_state(config, tmp_path / folder)[0] for folder in ("whole", "cut"))
     assert whole.keys() == cut.keys()
     for path, leaf in whole.items():
         np.testing.assert_array_equal(leaf, cut[path], err_msg=path)
-    lines = [line for line in folders.read_metrics(tmp_path / "whole") if line["kind"] == "train"]
+    lines = [line for line in read_metrics(tmp_path / "whole") if line["kind"] == "train"]
     losses = [line["loss"]["color"] for line in lines]
     assert np.mean(losses[-3:]) < 0.8 * np.mean(losses[:3])
 

@@ -156,7 +156,7 @@ def test_a_worker_that_does_not_listen_is_ended_unless_it_saves(monkeypatch, tmp
         "import pathlib, signal, sys, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); "
         "pathlib.Path(sys.argv[1]).touch(); time.sleep(2); sys.exit(5)"
     )
-    monkeypatch.setattr(distributed, "GRACE", 0.1)
+    monkeypatch.setattr(distributed, "GRACE_SECONDS", 0.1)
 
     def send():
         wait_until((tmp_path / "ready").exists)
@@ -192,7 +192,7 @@ def wait_until(happened):
 )
 def test_flags_that_do_not_fit(flags, message):
     with pytest.raises(UserError, match=message):
-        distributed.join(*flags, 1, 1)
+        distributed.initialize(*flags, 1, 1)
 
 
 def test_what_the_cluster_says(monkeypatch):
@@ -212,6 +212,6 @@ def test_what_the_cluster_says(monkeypatch):
 
 def test_one_process_needs_nobody():
     distributed.wait_for_all("here")
-    assert distributed.is_first() and distributed.any_of(True) and not distributed.any_of(False)
+    assert distributed.is_first() and distributed.any_process(True) and not distributed.any_process(False)
     assert not distributed.is_preempted()
-    assert distributed.fetch({"a": np.arange(3), "b": 2})["b"] == 2
+    assert distributed.to_host({"a": np.arange(3), "b": 2})["b"] == 2

@@ -21,7 +21,7 @@ def busy(argv):
     {body}
 
 command_line.main = busy
-interruption.GRACE = 0.3
+interruption.GRACE_SECONDS = 0.3
 sys.argv = ["launch.py"]
 command_line.run()
 """

@@ -37,24 +37,24 @@ def by_hand(leaf):
 
 
 def test_sums_against_numpy():
-    assert checksums.sums({"a": LEAVES}) == {f"a/{name}": by_hand(leaf) for name, leaf in LEAVES.items()}
+    assert checksums.array_checksums({"a": LEAVES}) == {f"a/{name}": by_hand(leaf) for name, leaf in LEAVES.items()}
 
 
 def test_every_flipped_bit_changes_the_sum():
     leaf = LEAVES["float32"]
-    right = checksums.sums({"x": leaf})
+    right = checksums.array_checksums({"x": leaf})
     for bit in range(8 * leaf.nbytes):
         raw = bytearray(leaf.tobytes())
         raw[bit // 8] ^= 1 << bit % 8
-        assert checksums.sums({"x": np.frombuffer(bytes(raw), np.float32).reshape(leaf.shape)}) != right, bit
-    assert checksums.sums({"x": np.roll(leaf, 1, axis=0)}) != right
+        assert checksums.array_checksums({"x": np.frombuffer(bytes(raw), np.float32).reshape(leaf.shape)}) != right, bit
+    assert checksums.array_checksums({"x": np.roll(leaf, 1, axis=0)}) != right
 
 
 def test_sharded_leaves_have_the_same_sums_and_are_not_gathered():
     mesh = jax.make_mesh((4, 2), ("a", "b"))
     leaf = RNG.standard_normal((8, 6)).astype(np.float32)
     placed = jax.device_put(leaf, NamedSharding(mesh, PartitionSpec("a", "b")))
-    assert checksums.sums({"x": placed}) == checksums.sums({"x": leaf})
+    assert checksums.array_checksums({"x": placed}) == checksums.array_checksums({"x": leaf})
     compiled = checksums._sums.lower([placed]).compile().as_text()
     assert "all-gather" not in compiled and "all-reduce" in compiled
 
@@ -62,18 +62,18 @@ def test_sharded_leaves_have_the_same_sums_and_are_not_gathered():
 def test_sealed_metadata():
     parts = {"x": {"w": jnp.arange(4.0)}}
     sealed = json.loads(json.dumps(checksums.with_checksums({"step": 3, "score": 0.25}, parts)))
-    told = checksums.opened(sealed)
+    told = checksums.verified(sealed)
     assert told["score"] == 0.25
-    checksums.require_sums(told, parts)
-    with pytest.raises(checksums.Damaged, match="x/w"):
-        checksums.require_sums(told, {"x": {"w": jnp.arange(4.0) + 1}})
+    checksums.require_checksums(told, parts)
+    with pytest.raises(checksums.DamagedError, match="x/w"):
+        checksums.require_checksums(told, {"x": {"w": jnp.arange(4.0) + 1}})
     for field in sealed:
-        with pytest.raises(checksums.Damaged):
-            checksums.opened({**sealed, field: 4})
-    with pytest.raises(checksums.Damaged):
-        checksums.opened({})
+        with pytest.raises(checksums.DamagedError):
+            checksums.verified({**sealed, field: 4})
+    with pytest.raises(checksums.DamagedError):
+        checksums.verified({})
     with pytest.raises(UserError, match="without checksums"):
-        checksums.opened({"data": "x", "progress": {}})
+        checksums.verified({"data": "x", "progress": {}})
 
 
 def parts_of(value):
@@ -93,7 +93,7 @@ def saved(tmp_path):
 def restored(folder):
     """(step, metadata, first number) of the newest whole checkpoint, or None."""
     with checkpoint.Checkpoints(folder, 3) as checkpoints:
-        return checkpoints.newest(
+        return checkpoints.restore_newest(
             lambda step: (
                 step,
                 checkpoints.metadata(step)["number"],
@@ -158,7 +158,7 @@ def test_other_shapes_are_refused_and_not_set_aside(saved):
     with checkpoint.Checkpoints(saved, 3) as checkpoints:
         other = {"params": {"w": jax.ShapeDtypeStruct((3, 3), jnp.float32)}}
         with pytest.raises(UserError, match="another model"):
-            checkpoints.newest(lambda step: checkpoints.restore_parts(step, other))
+            checkpoints.restore_newest(lambda step: checkpoints.restore_parts(step, other))
     assert restored(saved) == (3, 3, 3.0)
 
 

@@ -14,7 +14,7 @@ from mtl_jax.analysis.ablation.lane_warnings import lane_warnings
 from mtl_jax.config import default
 from mtl_jax.data.notices import INFORMATION, LENGTH, Notice, notice
 from mtl_jax.errors import UserError
-from mtl_jax.evaluation.metric_inputs import uniform
+from mtl_jax.evaluation.metric_inputs import constant_remark
 from mtl_jax.evaluation.ranking import is_defined, rank
 from mtl_jax.evaluation.scores import Scored
 from mtl_jax.runs import train, training_loop
@@ -79,7 +79,7 @@ def partly(tmp_path_factory):
 def test_steps_left_out_lost_words_and_unseen_labels_are_in_the_summary(partly):
     _, workdir, summary = partly
     assert summary["steps"] == {"made": 4, "left_out": 3} and folders.read_summary(workdir) == summary
-    by_kind = {kind: [w for w in summary["warnings"] if w["kind"] == kind] for kind in run_warnings.GRAVITY}
+    by_kind = {kind: [w for w in summary["warnings"] if w["kind"] == kind] for kind in run_warnings.SEVERITY}
     (steps,) = by_kind["steps"]
     assert steps["text"].startswith("3 of 4 steps were skipped") and (steps["count"], steps["total"]) == (3, 4)
     assert [(w["count"], w["total"]) for w in by_kind["length"]] == [(1, 9), (1, 16)]  # the larger share first
@@ -115,9 +115,9 @@ def test_a_run_in_which_no_step_was_taken_is_an_error(tmp_path, monkeypatch):
 def test_the_order_of_warnings_and_how_they_are_folded():
     cut = [run_warnings.warning(LENGTH, f"{n} cut", n, 100) for n in range(1, 8)]
     steps = run_warnings.warning(run_warnings.STEPS, "1 of 9 steps", 1, 9)
-    found = run_warnings.ordered([*cut, run_warnings.warning("other", "plain"), steps, cut[0]])
+    found = run_warnings.by_severity([*cut, run_warnings.warning("other", "plain"), steps, cut[0]])
     assert [w["text"] for w in found] == ["1 of 9 steps", *(f"{n} cut" for n in range(7, 0, -1)), "plain"]
-    assert run_warnings.lines(found, "x.json") == [
+    assert run_warnings.format_lines(found, "x.json") == [
         "1 of 9 steps",
         "7 cut",
         "6 cut",
@@ -125,10 +125,10 @@ def test_the_order_of_warnings_and_how_they_are_folded():
         "… and 4 more of this kind in x.json",
         "plain",
     ]
-    several = run_warnings.of_several({"a": {"warnings": [steps, cut[0]]}, "b": {"warnings": [cut[0]]}, "c": {}})
+    several = run_warnings.combine_runs({"a": {"warnings": [steps, cut[0]]}, "b": {"warnings": [cut[0]]}, "c": {}})
     assert [w["text"] for w in several] == ["a: 1 of 9 steps", "a, b: 1 cut"]
     corpus = SimpleNamespace(notes=[Notice("fine", INFORMATION), "plain", notice("odd").prefixed("d")])
-    assert [w["text"] for w in run_warnings.of_data(corpus)] == ["plain", "d: odd"]
+    assert [w["text"] for w in run_warnings.data_warnings(corpus)] == ["plain", "d: odd"]
 
 
 @pytest.mark.parametrize(
@@ -152,7 +152,7 @@ def test_the_order_of_warnings_and_how_they_are_folded():
     ],
 )
 def test_predictions_that_are_all_alike_are_remarked(gold, predicted, text):
-    assert uniform(gold, predicted, ("a", "b")) == text
+    assert constant_remark(gold, predicted, ("a", "b")) == text
 
 
 def test_ties_go_to_the_lower_loss_and_what_is_not_finite_never_wins():
@@ -214,7 +214,7 @@ def test_lanes_that_froze_lost_steps_or_predict_one_class_are_counted(tmp_path):
         fake_grids.lane(None, seed=0, values={"strength": 9.0}, status="frozen: not finite", left_out=10),
         fake_grids.lane(0.4, seed=1, values={"strength": 9.0}, status="dropped"),
     ]
-    found = run_warnings.ordered(lane_warnings(lanes))
+    found = run_warnings.by_severity(lane_warnings(lanes))
     assert [(w["kind"], w["count"], w["total"]) for w in found] == [("steps", 1, 4)] * 3 + [("predictions", 1, 4)]
     texts = "\n".join(w["text"] for w in found)
     assert "1 of 4 lanes: frozen: not finite" in texts and "at most 3 of 10" in texts and "only 'a'" in texts

@@ -8,8 +8,8 @@ import pytest
 
 from benchmarks.hlo import collectives
 from mtl_jax.config import default
-from mtl_jax.evaluation.scores import abstract, placement_of
-from mtl_jax.experiment.penalties import columns
+from mtl_jax.evaluation.scores import abstract_arrays, placement_from_config
+from mtl_jax.experiment.penalties import task_stacks
 from mtl_jax.runs.build import build
 from mtl_jax.training import placement
 from mtl_jax.training.parameter_paths import flatten
@@ -42,12 +42,12 @@ def moved(tiny, mesh, penalties):
     for name, fields in penalties.items():
         default.add_penalty(config, name, strength=0.1, **fields)
     experiment = build(config)
-    placed = placement_of(experiment)
-    state = abstract(jax.eval_shape(lambda: experiment.init(0)), placed)
+    placed = placement_from_config(experiment)
+    state = abstract_arrays(jax.eval_shape(lambda: experiment.init(0)), placed)
     batch = placed.put_batch(jax.tree.map(lambda leaf: leaf[None], experiment.batches(0).batch(0)))
     step = placed.train(lambda s, b, h, axis: train_step(experiment.spec, s, b, h, axis))
     text = step.lower(state, batch, experiment.hyper).compile().as_text()
-    stacks = columns(flatten(state.params), experiment.owners)
+    stacks = task_stacks(flatten(state.params), experiment.owners)
     if mesh[2] > 1:  # else nothing is tested
         assert any("model" in leaf.sharding.spec for leaf in stacks.values())
     return collections.Counter((one.kind, one.shape) for one in collectives(text)), stacks
@@ -56,7 +56,7 @@ def moved(tiny, mesh, penalties):
 @pytest.fixture
 def small_leaves_too(monkeypatch):
     """Leaves of this size are split over `model` as large ones are."""
-    monkeypatch.setattr(placement, "LARGE", 256)
+    monkeypatch.setattr(placement, "LARGE_LEAF", 256)
 
 
 def test_a_penalty_of_the_gram_moves_no_more_than_the_gram(tiny, small_leaves_too):

@@ -81,13 +81,15 @@ def test_columns_that_are_equal_have_ratio_and_distance_0_and_nothing_is_nan():
     assert float(penalty_effect.column_distance({"x": jnp.zeros((3, 4))})) == 0.0
     assert float(penalty_effect.column_distance({"x": jnp.asarray([[1.0], [-1.0]])})) == np.inf  # Θ̄ = 0
     zero, one = jnp.float32(0.0), jnp.float32(1.0)
-    assert [float(penalty_effect.ratio(*pair)) for pair in ((zero, zero), (one, zero), (zero, one), (one, one))] == [
+    assert [
+        float(penalty_effect.safe_ratio(*pair)) for pair in ((zero, zero), (one, zero), (zero, one), (one, one))
+    ] == [
         0.0,
         np.inf,
         0.0,
         1.0,
     ]
-    gradient = jax.grad(lambda x: penalty_effect.norm([x]))(jnp.zeros(3))
+    gradient = jax.grad(lambda x: penalty_effect.tree_norm([x]))(jnp.zeros(3))
     np.testing.assert_array_equal(gradient, 0.0)
     assert penalty_effect.mean_ratio([0.5, None, float("nan"), float("inf"), 1.5]) == 1.0
     assert penalty_effect.mean_ratio([None]) is None
@@ -138,7 +140,7 @@ def test_lanes_and_runs_say_which_strengths_hardly_act_or_tie_everything(tiny, t
     for field, value in alone["penalties"]["l2"].items():
         # u' − u of so small a λ is near the rounding of the parameters
         differs(f"a lane's {field} against the run alone", weak.effects["l2"][field] / value, 1.0, 5e-3)
-    assert penalty_effect.tied_everything(Effect(**strong.effects["l2"]))
+    assert penalty_effect.ties_columns(Effect(**strong.effects["l2"]))
     summary = results.summarise(grid)
     header, rows = tables.points_rows(summary["combinations"][0], summary["scores"])
     acts = header.index("penalty / losses")

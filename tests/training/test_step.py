@@ -9,7 +9,7 @@ from mtl_jax.config import default
 from mtl_jax.errors import UserError
 from mtl_jax.runs.build import build
 from mtl_jax.training.parameter_paths import flatten
-from mtl_jax.training.placement import place
+from mtl_jax.training.placement import make_placement
 from mtl_jax.training.step import train_step
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 def placed(experiment, kind="jit", mesh=None):
     mesh = mesh or {"data": jax.device_count(), "task": 1, "model": 1}
-    return place(kind, mesh, experiment.spec.slices, len(experiment.tasks))
+    return make_placement(kind, mesh, experiment.spec.slices, len(experiment.tasks))
 
 
 def steps(experiment, count, placement=None, hyper=None, state=None):
@@ -120,12 +120,12 @@ def test_a_step_that_is_not_finite_is_left_out_and_counted(tiny):
 
 
 def test_strength_and_tied_weights_order_the_distances(tiny):
-    from mtl_jax.evaluation.distances import distances
+    from mtl_jax.evaluation.task_distances import task_distances
 
     def distance(config, strength):
         experiment = build(config)
         hyper = experiment.hyper._replace(strength={"l2": jnp.float32(strength)})
-        found = distances(experiment, steps(experiment, 10, hyper=hyper)[0].params)
+        found = task_distances(experiment, steps(experiment, 10, hyper=hyper)[0].params)
         return max(pair["distance"] for pair in found.values())
 
     config = tiny(sharing__trunk="none")

@@ -13,11 +13,11 @@ from mtl_jax import sharing
 from mtl_jax.config import default
 from mtl_jax.evaluation import evaluator as evaluator_module
 from mtl_jax.evaluation.evaluator import evaluation_program
-from mtl_jax.evaluation.scores import make_evaluator, placement_of
+from mtl_jax.evaluation.scores import make_evaluator, placement_from_config
 from mtl_jax.runs.build import build
 from mtl_jax.tasks import crf, losses, segment_softmax
 from mtl_jax.tasks.tags import legal_moves
-from mtl_jax.training.placement import place
+from mtl_jax.training.placement import make_placement
 from mtl_jax.training.step import train_step
 
 C = 3
@@ -111,7 +111,7 @@ def test_evaluations_of_all_splits_and_of_data_sets_of_like_size_are_one_trace(e
         return chex.assert_max_traces(whole(objective, *others), n=1)
 
     monkeypatch.setattr(evaluator_module, "evaluation_program", counted)
-    evaluator = make_evaluator(experiment, placement_of(experiment))
+    evaluator = make_evaluator(experiment, placement_from_config(experiment))
     params = experiment.init_params(0)
     found = [evaluator.score(params, split) for split in ("dev", "test", "dev")]
     assert len(made) == 1 and found[0] == found[2] and set(found[1]) == {"color", "long"}
@@ -124,7 +124,7 @@ def test_pmap_is_faked_on_one_device(experiment):
     )
     with chex.fake_pmap(jit_result=True):
         shape = {"data": jax.device_count(), "task": 1, "model": 1}
-        placement = place("pmap", shape, experiment.spec.slices, len(experiment.tasks))
+        placement = make_placement("pmap", shape, experiment.spec.slices, len(experiment.tasks))
         step = placement.train(functools.partial(train_step, experiment.spec))
         state = jax.device_get(placement.put_state(experiment.init(0)))
         state, _ = step(state, jax.device_get(placement.put_batch(batch_of(experiment, 0))), experiment.hyper)

@@ -31,9 +31,9 @@ from mtl_jax.config.sections import Config
 from mtl_jax.data.batch import Batch
 from mtl_jax.data.sampler import BatchSampler
 from mtl_jax.errors import UserError
-from mtl_jax.experiment.inputs import mixing
+from mtl_jax.experiment.inputs import make_mixing
 from mtl_jax.training import objective as terms
-from mtl_jax.training.corruption import for_evaluation
+from mtl_jax.training.corruption import corrupt_for_evaluation
 from mtl_jax.training.hyperparameters import Hyperparameters
 from mtl_jax.training.state import StepSpec, TrainState
 from mtl_jax.training.step import train_step
@@ -166,7 +166,7 @@ def dev_batches(built: Built, seed: int) -> BatchSampler:
         raise UserError(f"config.ablation.method: the hypergradient reads dev, but data set {missing[0]!r} has none")
     dev = {name: splits["dev"] for name, splits in rows.items()}
     config = experiment.config
-    return BatchSampler(dev, experiment.corpus.layout, seed, config.data.rows_per_block, mixing(config))
+    return BatchSampler(dev, experiment.corpus.layout, seed, config.data.rows_per_block, make_mixing(config))
 
 
 def move(
@@ -216,8 +216,8 @@ def move(
 def _mean_loss(spec: StepSpec, state: TrainState, batch: Batch, hyper: Hyperparameters) -> jax.Array:
     """The mean over tasks of the dev loss, without dropout."""
     objective = spec.objective._replace(dropout=False, attention_dropout=False)
-    batch = for_evaluation(objective, batch)
-    total = terms.counts(objective, batch, hyper)
+    batch = corrupt_for_evaluation(objective, batch)
+    total = terms.loss_denominators(objective, batch, hyper)
     losses = terms.loss_contributions(objective, state.params, batch, hyper, None, total)
     present = total > 0
     return jnp.where(present, losses, 0.0).sum() / jnp.maximum(present.sum().astype(jnp.float32), 1.0)

@@ -63,7 +63,7 @@ class LaneBatch:
         self._steps_per_call = 1
 
     def __enter__(self) -> LaneBatch:
-        if self._checkpoints.newest(self._restore) is None:
+        if self._checkpoints.restore_newest(self._restore) is None:
             self._set_engine(self._engine_for(len(self.seeds), len(self.settings)))
             self.states, self.losses = self.engine.init(self.seeds)
             self.best = jax.tree.map(jnp.copy, self.states.params)
@@ -96,7 +96,7 @@ class LaneBatch:
                 self._tune()
             else:
                 self._train(min(self._next_event(until) - before, self.engine.call_steps, self._steps_per_call))
-            stop.hold()
+            stop.defer()
             self._checkpoints.check()
             bar.update((self.step - before) * len(self.logs))
             if self._evaluates():
@@ -184,7 +184,7 @@ class LaneBatch:
         experiment = self.engine.built.experiment
         self.unscored = True
         try:
-            scores = self.engine.scores.score(self.states.params, "dev", stop.require)
+            scores = self.engine.scores.score(self.states.params, "dev", stop.raise_if_stopped)
         except Stopped:
             return
         self.unscored = False
@@ -284,7 +284,7 @@ class LaneBatch:
         Raises:
           Stopped: a signal arrived.
         """
-        scores = self.engine.scores.score(self.states.params, "dev", stop.require)
+        scores = self.engine.scores.score(self.states.params, "dev", stop.raise_if_stopped)
         experiment = self.engine.built.experiment
         ranks = []
         for i, setting in enumerate(self.settings):

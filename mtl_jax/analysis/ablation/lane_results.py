@@ -51,7 +51,7 @@ def lane_results(
         def remark(s: int, i: int, task: str, text: str) -> None:
             remarks.setdefault((s, i), {}).setdefault(task, {})[split] = text
 
-        return lanes.engine.scores.score(lanes.params, split, stop.require, remark)
+        return lanes.engine.scores.score(lanes.params, split, stop.raise_if_stopped, remark)
 
     scores = {split: score(split) for split in experiment.config.evaluation.splits}
     spread = lanes.engine.scores.spread(lanes.params)

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from mtl_jax import unicode
 from mtl_jax.analysis.ablation import fields
-from mtl_jax.balancing import LOSS_WEIGHTS, OF_GRADIENTS, WEIGHTINGS
+from mtl_jax.balancing import GRADIENT_TRANSFORMS, LOSS_WEIGHTS, WEIGHTINGS
 from mtl_jax.config.entries import Choice, Sweep
 from mtl_jax.config.plain import to_plain
 from mtl_jax.config.sections import Config
@@ -208,7 +208,7 @@ class _Sweep(NamedTuple):
 def _require_option(config: Config, field: str, where: str) -> None:
     """Raises UserError unless an option of a method can be a traced number."""
     section, is_option, name = field.partition(".options.")
-    methods = {"loss_weights": LOSS_WEIGHTS, "aggregation": {**WEIGHTINGS, **OF_GRADIENTS}}.get(section)
+    methods = {"loss_weights": LOSS_WEIGHTS, "aggregation": {**WEIGHTINGS, **GRADIENT_TRANSFORMS}}.get(section)
     if not is_option or methods is None:
         return
     method, options = config[section].method, config[section].options.to_dict()

@@ -17,11 +17,11 @@ from mtl_jax.config.sections import Config
 from mtl_jax.data.corpus import Corpus
 from mtl_jax.errors import UserError
 from mtl_jax.experiment.assemble import Experiment, assemble
-from mtl_jax.experiment.frozen_layers import frozen_layers, with_outputs
+from mtl_jax.experiment.frozen_layers import cache_frozen_outputs, frozen_layers
 from mtl_jax.experiment.inputs import encoder_notes, load_encoder
 from mtl_jax.models.pretrained import Pretrained
 from mtl_jax.runs.build import load_data
-from mtl_jax.training.gradients.meta_learning import MetaLearning
+from mtl_jax.training.gradients.meta_learning import MetaLearningGradient
 from mtl_jax.training.hyperparameters import Hyperparameters, hyperparameters_from_config
 from mtl_jax.training.state import StepSpec
 
@@ -68,7 +68,7 @@ class Sources:
         key = [data, teachers, *encoder_key]
         corpus = self._cached("corpus", key, functools.partial(load_data, config, encoder))
         key += [model["num_layers"], model["dtype"], frozen_layers(config, encoder and encoder.params)]
-        return self._cached("outputs", key, functools.partial(with_outputs, config, corpus, encoder)), encoder
+        return self._cached("outputs", key, functools.partial(cache_frozen_outputs, config, corpus, encoder)), encoder
 
     def new_notes(self, corpus: Corpus) -> list[str]:
         """The notes of a corpus that were not returned before."""
@@ -107,7 +107,7 @@ def build(program: Program, sources: Sources) -> Built:
                     f"(config.sharing.trunk = {config.sharing.trunk!r}, mixer = {config.sharing.mixer!r}); set the "
                     "trunk to 'none' or to a lower layer, or take experts of which some are private"
                 )
-            if field.startswith("meta.") and not isinstance(experiment.spec.data_gradient, MetaLearning):
+            if field.startswith("meta.") and not isinstance(experiment.spec.data_gradient, MetaLearningGradient):
                 raise UserError(f"config.ablation.sweeps: {field} changes nothing, since config.meta.method is ''")
     built = _with_proximal(program, experiment)
     return built._replace(notes=(*encoder_notes(config, encoder), *built.notes))
@@ -124,7 +124,7 @@ def _with_proximal(program: Program, experiment: Experiment) -> Built:
     hypers = [_hyper(program, setting, names, experiment.hyper.auxiliary) for setting in program.settings]
     settings, notes, penalties = list(program.settings), [], dict(experiment.spec.objective.penalties)
     for name, penalty in penalties.items():
-        if penalty.way != "gradient" or not penalty.curvature:
+        if penalty.mode != "gradient" or not penalty.curvature:
             continue
         is_proximal = [_step_strength(hyper, name) * penalty.curvature > 1.0 for hyper in hypers]
         if not any(is_proximal):
@@ -137,7 +137,7 @@ def _with_proximal(program: Program, experiment: Experiment) -> Built:
             notes.append(f"{subject} has no proximal operator here and may diverge")
             continue
         notes.append(f"{subject} is applied by the proximal operator, smaller ones by gradients")
-        penalties[name] = penalty._replace(way="proximal" if all(is_proximal) else "either")
+        penalties[name] = penalty._replace(mode="proximal" if all(is_proximal) else "either")
         for i, large in enumerate(is_proximal):
             if large:
                 settings[i] = settings[i]._replace(fields={**settings[i].fields, f"penalties.{name}.proximal": True})

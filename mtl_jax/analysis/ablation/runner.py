@@ -135,7 +135,7 @@ def _grid(planned: Plan, method: Mapping[str, Any], done: Mapping[str, ProgramRe
         references=[reference for program in done.values() for reference in program["references"]],
         notes=[f"{name}: {note}" for name, program in done.items() for note in program["notes"]],
         method=dict(method),
-        warnings=run_warnings.ordered([*lane_warnings(all_lanes), *warnings]),
+        warnings=run_warnings.by_severity([*lane_warnings(all_lanes), *warnings]),
     )
 
 
@@ -272,7 +272,7 @@ class _Training(NamedTuple):
                 "step_seconds": statistics.median(step_seconds) if step_seconds else None,
             },
             "notes": list(built.notes),
-            "warnings": run_warnings.of_data(built.experiment.corpus),
+            "warnings": run_warnings.data_warnings(built.experiment.corpus),
             "tasks": {name: list(task.metrics) for name, task in built.experiment.tasks.items()},
         }
 

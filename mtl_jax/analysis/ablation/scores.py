@@ -19,12 +19,18 @@ from mtl_jax.evaluation.evaluator import (
     Sums,
     evaluation_program,
     group_by_size,
-    placeholder,
+    placeholder_rows,
     without_probabilities,
 )
-from mtl_jax.evaluation.metric_inputs import gold_and_predicted, has_labels, metric_arguments, metric_values, uniform
+from mtl_jax.evaluation.metric_inputs import (
+    constant_remark,
+    gold_and_predicted,
+    has_labels,
+    metric_arguments,
+    metric_values,
+)
 from mtl_jax.experiment.assemble import Experiment
-from mtl_jax.experiment.penalties import columns
+from mtl_jax.experiment.penalties import task_stacks
 from mtl_jax.sharing import gram
 from mtl_jax.storage.summary import Scores
 from mtl_jax.training.objective import Objective, Params
@@ -96,7 +102,9 @@ class LaneScores:
             if not with_split:
                 continue
             # data sets without this split are in the batch too, so that one program serves all splits
-            rows = {name: self.corpus.rows[name].get(split) or placeholder(self.corpus.rows[name]) for name in datasets}
+            rows = {
+                name: self.corpus.rows[name].get(split) or placeholder_rows(self.corpus.rows[name]) for name in datasets
+            }
             outputs: list[Any] = []
             for batch in joint_evaluation_batches(rows, objective.layout, self._rows):
                 outputs.append(predict(params, batch))
@@ -137,7 +145,7 @@ class LaneScores:
                     predicted = np.split(predicted, gold.ends)
                 loss, weight, *further = sums[seed, lane]
                 labels, predicted = gold.to_arguments(gold.gold, predicted, np.asarray(further))
-                if text := uniform(labels, predicted, names):
+                if text := constant_remark(labels, predicted, names):
                     remark(seed, lane, task, text)
                 metrics = metric_values(objective.tasks[task], labels, predicted, names)
                 scores[seed][lane][task] = metrics | {"loss": float(loss / weight) if weight > 0 else None}
@@ -195,7 +203,7 @@ def _penalty_distances(experiment: Experiment, params: Params, initial: Params) 
 
 def _grams(params: Params, experiment: Experiment) -> tuple[jax.Array, jax.Array] | None:
     """The Gram matrix of the deviations from the mean [K, K] and the norms ‖Θ_k‖ [K]; None where all is shared."""
-    stacks = columns(flatten({path: tree for path, tree in params.items() if path != "heads"}), experiment.owners)
+    stacks = task_stacks(flatten({path: tree for path, tree in params.items() if path != "heads"}), experiment.owners)
     if not stacks or len(experiment.tasks) < 2:
         return None
     return gram(stacks, "mean"), jnp.sqrt(jnp.diagonal(gram(stacks)))

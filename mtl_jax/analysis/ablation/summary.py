@@ -13,7 +13,7 @@ from mtl_jax.analysis.ablation.records import COUNTED, ENDS, Grid, Lane
 from mtl_jax.analysis.ablation.verdicts import verdict, warnings
 from mtl_jax.analysis.intervals import correct, holm, interval, number, paired
 from mtl_jax.evaluation.ranking import rank
-from mtl_jax.training.penalty_effect import Effect, hardly_acted, mean_ratio, tied_everything
+from mtl_jax.training.penalty_effect import Effect, is_negligible, mean_ratio, ties_columns
 
 
 class _Scope(NamedTuple):
@@ -266,8 +266,8 @@ def _effects(lanes: Sequence[Lane]) -> dict[str, dict[str, Any]]:
     return {
         name: {
             "ratio": mean_ratio(effect.ratio for effect in effects),
-            "hardly": sum(map(hardly_acted, effects)),
-            "tied": sum(map(tied_everything, effects)),
+            "hardly": sum(map(is_negligible, effects)),
+            "tied": sum(map(ties_columns, effects)),
         }
         for name, effects in by_penalty.items()
     }

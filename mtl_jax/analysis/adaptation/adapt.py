@@ -143,7 +143,7 @@ def adapt(
                 found["by_task"][name][k] = {t: interval(values)._asdict() for t, values in scores.items()}
                 found["curves"][name][k] = [interval(values.tolist())._asdict() for values in curves.T]
     found["metric"] = next(iter(learned.values()))[reported[0]].learner.metric
-    found["warnings"] = run_warnings.ordered(
+    found["warnings"] = run_warnings.by_severity(
         entry for tasks in learned.values() for adapted in tasks.values() for entry in adapted.warnings
     )
     found["differences"] = _differences(found["scores"], against)
@@ -281,7 +281,9 @@ def _adapted(source: Source, task: str) -> Adapted:
     def scored(split, predicted):
         return score(data, experiment.spec.objective, task, split, predicted)
 
-    return Adapted(Learner(experiment, found), found, data.vocabularies[task].names, scored, run_warnings.of_data(data))
+    return Adapted(
+        Learner(experiment, found), found, data.vocabularies[task].names, scored, run_warnings.data_warnings(data)
+    )
 
 
 def _architecture(source: Source) -> str:

@@ -96,7 +96,7 @@ class Learner:
         params = {**layers, "heads": {name: {**head, "output": jax.tree.map(jnp.zeros_like, head["output"])}}}
         hyper = experiment.hyper._replace(learning_rate=rate, weight_decay=jnp.zeros((), jnp.float32))
         few = batch(jax.tree.map(lambda leaf: leaf[support], train))
-        total, flat = terms.counts(objective, few, hyper), flatten(params)
+        total, flat = terms.loss_denominators(objective, few, hyper), flatten(params)
 
         def optimizer(number):
             return self._optimizer.transformation(hyper, number, dict.fromkeys(self._adapts, 1.0))
@@ -116,7 +116,9 @@ class Learner:
             def classes(rows):
                 block = batch(rows)
                 logits = terms.logits(objective, adapted, block, None, None)[name]
-                return task.predict(adapted["heads"][name], logits, terms.rows_of(block.labels[name]))["value"][:, 0]
+                return task.predict(adapted["heads"][name], logits, terms.join_blocks(block.labels[name]))["value"][
+                    :, 0
+                ]
 
             return jax.lax.map(classes, scored).reshape(-1)
 

@@ -14,9 +14,9 @@ from mtl_jax.analysis.relatedness import measures
 from mtl_jax.data.corpus import Corpus
 from mtl_jax.data.sampler import BatchSampler, Mixing, evaluation_batches, evaluation_layout, make_layout
 from mtl_jax.experiment.assemble import Experiment
-from mtl_jax.experiment.penalties import columns
+from mtl_jax.experiment.penalties import task_stacks
 from mtl_jax.training import objective as terms
-from mtl_jax.training.corruption import corrupted
+from mtl_jax.training.corruption import corrupt_batch
 from mtl_jax.training.gradients.per_task import SharedParameters, shared_parameters, shared_slices
 from mtl_jax.training.parameter_paths import flatten, with_leaves
 from mtl_jax.training.state import TrainState
@@ -116,8 +116,8 @@ def _probe_of(experiment: Experiment, layout, lookahead):
     def probe(state: TrainState, batch, hyper):
         flat = flatten(state.params)
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
-        batch = corrupted(objective, batch, key)
-        total = terms.counts(objective, batch, hyper)
+        batch = corrupt_batch(objective, batch, key)
+        total = terms.loss_denominators(objective, batch, hyper)
 
         def losses(shared):
             params = with_leaves(state.params, {**flat, **shared})
@@ -196,11 +196,11 @@ class LoneColumns:
     def __call__(self, seed: int, tick: Tick) -> Columns | None:
         """None where `tick` asked to stop."""
         alone = self._training.experiment
-        start = columns(_layers(alone.init_params(seed)), alone.owners)
+        start = task_stacks(_layers(alone.init_params(seed)), alone.owners)
         for _, state in self._training.states(seed, tick):
             if state is None:
                 return None
-        end = columns(_layers(state.params), alone.owners)
+        end = task_stacks(_layers(state.params), alone.owners)
 
         def column(k):
             return {

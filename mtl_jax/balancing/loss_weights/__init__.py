@@ -8,18 +8,18 @@ within one compiled program.
 from collections.abc import Callable
 
 from mtl_jax.balancing.loss_weights.base import LossWeights, Signals
+from mtl_jax.balancing.loss_weights.gradient_based import DbMtlState, ExcessState, db_mtl, excess_mtl
 from mtl_jax.balancing.loss_weights.learned import (
     FamoState,
     GradNormState,
-    Learned,
+    LearnedState,
     famo,
     gradnorm,
     imtl_l,
     uncertainty,
 )
-from mtl_jax.balancing.loss_weights.of_gradients import DbMtlState, ExcessState, db_mtl, excess_mtl
-from mtl_jax.balancing.loss_weights.of_losses import DwaState, dwa, gls, stch
-from mtl_jax.balancing.loss_weights.of_predictions import DivergenceState, PriorityState, class_divergence, dtp, kl
+from mtl_jax.balancing.loss_weights.loss_based import DwaState, dwa, gls, stch
+from mtl_jax.balancing.loss_weights.prediction_based import DivergenceState, PriorityState, class_divergence, dtp, kl
 from mtl_jax.balancing.loss_weights.simple import by_size, equal, fixed, rlw
 
 LOSS_WEIGHTS: dict[str, Callable[..., LossWeights]] = {
@@ -48,7 +48,7 @@ __all__ = [
     "ExcessState",
     "FamoState",
     "GradNormState",
-    "Learned",
+    "LearnedState",
     "LossWeights",
     "PriorityState",
     "Signals",

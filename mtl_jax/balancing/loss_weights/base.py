@@ -68,7 +68,7 @@ def stateless(alpha: Callable[[Signals], jax.Array], *needs: str) -> LossWeights
     return LossWeights(lambda count: (), update, frozenset(needs))
 
 
-def needed(signals: Signals, field: str, method: str) -> Any:
+def require_signal(signals: Signals, field: str, method: str) -> Any:
     """A field of the signals. Raises ValueError, naming both, where it is None."""
     value = getattr(signals, field)
     if value is None:
@@ -76,11 +76,11 @@ def needed(signals: Signals, field: str, method: str) -> Any:
     return value
 
 
-def norms(signals: Signals, method: str) -> jax.Array:
+def gradient_norms(signals: Signals, method: str) -> jax.Array:
     """Norms of the gradients, float[K], from `gradient_norms` or `gram`. ValueError where both are None."""
     if signals.gradient_norms is None and signals.gram is not None:
         return jnp.sqrt(jnp.maximum(jnp.diagonal(signals.gram), 0.0))
-    return needed(signals, "gradient_norms", method)
+    return require_signal(signals, "gradient_norms", method)
 
 
 def mean_over(values: jax.Array, used: jax.Array) -> jax.Array:

@@ -14,13 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from mtl_jax.balancing import options
-from mtl_jax.balancing.loss_weights.base import LossWeights, Signals, mean_over, needed, norms
+from mtl_jax.balancing.loss_weights.base import LossWeights, Signals, gradient_norms, mean_over, require_signal
 from mtl_jax.balancing.options import Number
 
 LARGEST = 15.0  # |s| of learned logarithms: a loss of 0 would draw them to infinity
 
 
-class Learned(NamedTuple):
+class LearnedState(NamedTuple):
     """values float[K], what is learned; first, second: Adam's moments float[K]; seen int32[K]: steps of each task."""
 
     values: jax.Array
@@ -37,16 +37,16 @@ def uncertainty(learning_rate: Number = 2.5e-3, regression=None) -> LossWeights:
     α_k = h_k exp(−s_k), extra_loss = Σ ½ s_k over the tasks present; at the optimum α_k L_k = ½. s is 0 at first and
     kept within ±15. The learning rate is the paper's. Raises ValueError unless it is > 0.
     """
-    options.check("learning_rate", learning_rate, 0.0, ends="()")
+    options.check_interval("learning_rate", learning_rate, 0.0, ends="()")
     halved = None if regression is None else np.where(np.asarray(regression, bool), 0.5, 1.0)
 
-    def update(signals: Signals, state: Learned):
+    def update(signals: Signals, state: LearnedState):
         s = state.values
-        factor = jnp.ones_like(s) if halved is None else options.for_tasks("regression", halved, s.size, s.dtype)
+        factor = jnp.ones_like(s) if halved is None else options.task_array("regression", halved, s.size, s.dtype)
         alpha = factor * jnp.exp(-s)
         slope = 0.5 - alpha * _constant(signals.losses, s.dtype)
         extra = 0.5 * jnp.sum(jnp.where(signals.present, s, 0.0))
-        return _out(signals, alpha, extra, _clipped(adam(state, slope, learning_rate, signals.present)))
+        return _out(signals, alpha, extra, _clipped(adam_step(state, slope, learning_rate, signals.present)))
 
     return LossWeights(_zeros, update, frozenset({"losses"}))
 
@@ -57,14 +57,14 @@ def imtl_l(learning_rate: Number = 2.5e-3) -> LossWeights:
     α_k = exp(s_k), extra_loss = −Σ s_k over the tasks present; s is 0 at first and kept within ±15. The paper learns s
     with the rate of its model. Raises ValueError unless it is > 0.
     """
-    options.check("learning_rate", learning_rate, 0.0, ends="()")
+    options.check_interval("learning_rate", learning_rate, 0.0, ends="()")
 
-    def update(signals: Signals, state: Learned):
+    def update(signals: Signals, state: LearnedState):
         s = state.values
         alpha = jnp.exp(s)
         slope = alpha * _constant(signals.losses, s.dtype) - 1.0
         extra = -jnp.sum(jnp.where(signals.present, s, 0.0))
-        return _out(signals, alpha, extra, _clipped(adam(state, slope, learning_rate, signals.present)))
+        return _out(signals, alpha, extra, _clipped(adam_step(state, slope, learning_rate, signals.present)))
 
     return LossWeights(_zeros, update, frozenset({"losses"}))
 
@@ -72,7 +72,7 @@ def imtl_l(learning_rate: Number = 2.5e-3) -> LossWeights:
 class GradNormState(NamedTuple):
     """learned: the weights, sum K; first losses float[K] of the tasks that were present before, seen bool[K]."""
 
-    learned: Learned
+    learned: LearnedState
     first: jax.Array
     seen: jax.Array
 
@@ -85,8 +85,8 @@ def gradnorm(alpha: Number = 1.5, learning_rate: Number = 0.025) -> LossWeights:
     L(0) is a task's first loss. After each step w is kept ≥ 1e-3 and scaled to sum K. Raises ValueError unless α ≥ 0
     and the learning rate is > 0.
     """
-    options.check("alpha", alpha, 0.0)
-    options.check("learning_rate", learning_rate, 0.0, ends="()")
+    options.check_interval("alpha", alpha, 0.0)
+    options.check_interval("learning_rate", learning_rate, 0.0, ends="()")
 
     def init(count: int) -> GradNormState:
         start = _zeros(count)
@@ -96,18 +96,18 @@ def gradnorm(alpha: Number = 1.5, learning_rate: Number = 0.025) -> LossWeights:
         w, present = state.learned.values, signals.present
         dtype = w.dtype
         losses = _constant(signals.losses, dtype)
-        lengths = _constant(norms(signals, "gradnorm"), dtype)
+        lengths = _constant(gradient_norms(signals, "gradnorm"), dtype)
         first = jnp.where(present & ~state.seen & (losses > 0), losses, state.first)
         seen = state.seen | (present & (losses > 0))
         used = present & seen
         ratio = jnp.where(used, losses / first, 0.0)
         average = mean_over(ratio, used)
         rate = jnp.where(average > 0, ratio / jnp.where(average > 0, average, 1.0), 1.0)
-        powered = jnp.where(rate > 0, jnp.where(rate > 0, rate, 1.0) ** options.number(alpha, dtype), 0.0)
+        powered = jnp.where(rate > 0, jnp.where(rate > 0, rate, 1.0) ** options.as_scalar(alpha, dtype), 0.0)
         weighted = w * lengths
         goal = mean_over(weighted, used) * powered
         slope = jnp.sign(weighted - goal) * lengths
-        moved = adam(state.learned, slope, learning_rate, used)
+        moved = adam_step(state.learned, slope, learning_rate, used)
         new = jnp.maximum(moved.values, 1e-3)
         new = new * (new.size / jnp.sum(new))
         return _out(signals, w, jnp.zeros((), dtype), GradNormState(moved._replace(values=new), first, seen))
@@ -118,7 +118,7 @@ def gradnorm(alpha: Number = 1.5, learning_rate: Number = 0.025) -> LossWeights:
 class FamoState(NamedTuple):
     """learned: the logits ξ; logs float[K]: logarithms of the losses of the last update; pending bool[K]: of whom."""
 
-    learned: Learned
+    learned: LearnedState
     logs: jax.Array
     pending: jax.Array
 
@@ -132,25 +132,25 @@ def famo(learning_rate: Number = 0.025, decay: Number = 1e-3, lowest: Number = 0
     (`Signals.losses_after`). Adam and its options as in the authors' code. Raises ValueError unless learning rate > 0
     and decay ≥ 0.
     """
-    options.check("learning_rate", learning_rate, 0.0, ends="()")
-    options.check("decay", decay, 0.0)
+    options.check_interval("learning_rate", learning_rate, 0.0, ends="()")
+    options.check_interval("decay", decay, 0.0)
 
     def init(count: int) -> FamoState:
         return FamoState(_zeros(count), jnp.zeros(count), jnp.zeros(count, bool))
 
     def update(signals: Signals, state: FamoState):
         dtype = state.logs.dtype
-        least = options.number(lowest, dtype)
+        least = options.as_scalar(lowest, dtype)
 
         def above(losses):
             return jnp.maximum(_constant(losses, dtype) - least, 0.0) + 1e-8
 
-        fell = state.logs - jnp.log(above(needed(signals, "losses_after", "famo")))
+        fell = state.logs - jnp.log(above(require_signal(signals, "losses_after", "famo")))
         known = state.pending & jnp.isfinite(fell)
         fell = jnp.where(known, fell, 0.0)
         z = _softmax(state.learned.values, known)
-        slope = z * (fell - jnp.sum(z * fell)) + options.number(decay, dtype) * state.learned.values
-        learned = adam(state.learned, slope, learning_rate, known)
+        slope = z * (fell - jnp.sum(z * fell)) + options.as_scalar(decay, dtype) * state.learned.values
+        learned = adam_step(state.learned, slope, learning_rate, known)
         gaps = above(signals.losses)
         raw = jnp.where(signals.present, _softmax(learned.values, signals.present) / gaps, 0.0)
         total = jnp.sum(raw)
@@ -160,7 +160,7 @@ def famo(learning_rate: Number = 0.025, decay: Number = 1e-3, lowest: Number = 0
     return LossWeights(init, update, frozenset({"losses", "losses_after"}))
 
 
-def adam(state: Learned, slope: jax.Array, learning_rate: Number, used: jax.Array) -> Learned:
+def adam_step(state: LearnedState, slope: jax.Array, learning_rate: Number, used: jax.Array) -> LearnedState:
     """One step of Adam (β 0.9 and 0.999, eps 1e-8) for the tasks used (bool[K]); the others stay, moments too."""
     slope = jnp.clip(slope, -1e15, 1e15)  # its square is to fit into float32
     first = 0.9 * state.first + 0.1 * slope
@@ -169,15 +169,15 @@ def adam(state: Learned, slope: jax.Array, learning_rate: Number, used: jax.Arra
     times = seen.astype(slope.dtype)
     began = -jnp.expm1(math.log(0.9) * times), -jnp.expm1(math.log(0.999) * times)  # 1 − β^t, without its rounding
     root = jnp.sqrt(second / began[1]) + 1e-8
-    values = state.values - options.number(learning_rate, slope.dtype) * (first / began[0]) / root
-    return jax.tree.map(lambda new, old: jnp.where(used, new, old), Learned(values, first, second, seen), state)
+    values = state.values - options.as_scalar(learning_rate, slope.dtype) * (first / began[0]) / root
+    return jax.tree.map(lambda new, old: jnp.where(used, new, old), LearnedState(values, first, second, seen), state)
 
 
-def _zeros(count: int) -> Learned:
-    return Learned(jnp.zeros(count), jnp.zeros(count), jnp.zeros(count), jnp.zeros(count, jnp.int32))
+def _zeros(count: int) -> LearnedState:
+    return LearnedState(jnp.zeros(count), jnp.zeros(count), jnp.zeros(count), jnp.zeros(count, jnp.int32))
 
 
-def _clipped(state: Learned) -> Learned:
+def _clipped(state: LearnedState) -> LearnedState:
     return state._replace(values=jnp.clip(state.values, -LARGEST, LARGEST))
 
 

@@ -18,10 +18,10 @@ def equal() -> LossWeights:
 
 def fixed(weights) -> LossWeights:
     """α as given, float[K], ≥ 0 and not all 0. ValueError otherwise, and at the first update for another length."""
-    values = options.per_task("weights", weights)
+    values = options.task_values("weights", weights)
     if not np.any(values > 0):
         raise ValueError("weights must not all be 0")
-    return stateless(lambda signals: options.for_tasks("weights", values, signals.losses.size, signals.losses.dtype))
+    return stateless(lambda signals: options.task_array("weights", values, signals.losses.size, signals.losses.dtype))
 
 
 def by_size(sizes, temperature: Number = 1.0) -> LossWeights:
@@ -29,15 +29,15 @@ def by_size(sizes, temperature: Number = 1.0) -> LossWeights:
 
     Raises ValueError for a size or temperature that is not positive.
     """
-    sizes = options.per_task("sizes", sizes)
+    sizes = options.task_values("sizes", sizes)
     if np.any(sizes <= 0):
         raise ValueError(f"sizes must be > 0, not {sizes.tolist()}")
-    options.check("temperature", temperature, 0.0, ends="()")
+    options.check_interval("temperature", temperature, 0.0, ends="()")
 
     def alpha(signals: Signals) -> jax.Array:
         dtype = signals.losses.dtype
-        relative = options.for_tasks("sizes", sizes / sizes.max(), signals.losses.size, dtype)
-        powers = relative ** (1.0 / options.number(temperature, dtype))
+        relative = options.task_array("sizes", sizes / sizes.max(), signals.losses.size, dtype)
+        powers = relative ** (1.0 / options.as_scalar(temperature, dtype))
         return powers / jnp.mean(powers)
 
     return stateless(alpha)

@@ -32,42 +32,42 @@ def stateless(weights: Callable[[jax.Array, jax.Array, jax.Array], jax.Array]) -
     """A weighting from (gram, key, present) -> weights; the gram has zeros for absent tasks."""
 
     def update(gram: jax.Array, state: tuple, *, key: jax.Array, present: jax.Array) -> tuple[jax.Array, tuple]:
-        return weights(seen_by(gram, present), key, present), state
+        return weights(mask_absent(gram, present), key, present), state
 
     return Weighting(lambda count: (), update)
 
 
-def seen_by(gram: jax.Array, present: jax.Array) -> jax.Array:
+def mask_absent(gram: jax.Array, present: jax.Array) -> jax.Array:
     """The matrix with zeros in rows and columns of absent tasks, whatever stood there."""
     return jnp.where(present[:, None] & present[None, :], gram, 0.0)
 
 
-def tasks_of(name: str, count: int | None) -> int:
+def require_task_count(name: str, count: int | None) -> int:
     """K, for a method that keeps a state of its size. Raises ValueError where it was not given."""
     if count is None:
         raise ValueError(f"{name} keeps a state for each task: tell how many there are, tasks=K")
     return count
 
 
-def shares(gram: jax.Array, present: jax.Array, preference: np.ndarray | None = None) -> jax.Array:
+def normalised_preference(gram: jax.Array, present: jax.Array, preference: np.ndarray | None = None) -> jax.Array:
     """The preference over the tasks present, Σ = 1; equal without one, and where only unwanted tasks are present."""
     on = present.astype(gram.dtype)
     equal = on / jnp.maximum(jnp.sum(on), 1.0)
     if preference is None:
         return equal
-    wanted = options.for_tasks("preference", preference, present.size, gram.dtype) * on
+    wanted = options.task_array("preference", preference, present.size, gram.dtype) * on
     total = jnp.sum(wanted)
     return jnp.where(total > 0, wanted / jnp.where(total > 0, total, 1.0), equal)
 
 
-def scaled(gram: jax.Array) -> jax.Array:
+def scale_gram(gram: jax.Array) -> jax.Array:
     """The Gram matrix with its largest diagonal entry 1; zeros stay. For methods to which a common scale makes no
     difference: it is a constant to derivatives.
     """
-    return divided(gram, jax.lax.stop_gradient(jnp.max(jnp.diagonal(gram))))
+    return safe_divide(gram, jax.lax.stop_gradient(jnp.max(jnp.diagonal(gram))))
 
 
-def divided(a: jax.Array, b: jax.Array) -> jax.Array:
+def safe_divide(a: jax.Array, b: jax.Array) -> jax.Array:
     """a / b, and 0 where b is not > 0, with finite derivatives."""
     return jnp.where(b > 0, a / jnp.where(b > 0, b, 1.0), 0.0)
 
@@ -80,7 +80,7 @@ def cosines(gram: jax.Array, present: jax.Array) -> tuple[jax.Array, jax.Array]:
     return gram * inverse[:, None] * inverse[None, :], inverse
 
 
-def root(x: jax.Array) -> jax.Array:
+def safe_sqrt(x: jax.Array) -> jax.Array:
     """√x, and 0 with derivative 0 where x is not > 0."""
     return jnp.where(x > 0, jnp.sqrt(jnp.where(x > 0, x, 1.0)), 0.0)
 

@@ -10,7 +10,16 @@ import jax.numpy as jnp
 from mtl_jax.balancing import options
 from mtl_jax.balancing.interior_point import nonnegative_minimum
 from mtl_jax.balancing.options import Number
-from mtl_jax.balancing.weightings.base import Weighting, divided, dot, root, seen_by, shares, stateless, tasks_of
+from mtl_jax.balancing.weightings.base import (
+    Weighting,
+    dot,
+    mask_absent,
+    normalised_preference,
+    require_task_count,
+    safe_divide,
+    safe_sqrt,
+    stateless,
+)
 
 
 def dualproj(regularisation: Number = 1e-4, preference=None) -> Weighting:
@@ -19,11 +28,11 @@ def dualproj(regularisation: Number = 1e-4, preference=None) -> Weighting:
 
     weights = argmin vᵀG'v over v ≥ p, G' = G / tr G + `regularisation` · I. ValueError unless that is > 0.
     """
-    options.check("regularisation", regularisation, 0.0, ends="()")
+    options.check_interval("regularisation", regularisation, 0.0, ends="()")
     preference = options.preference_vector(preference)
 
     def weights(gram: jax.Array, key: jax.Array, present: jax.Array) -> jax.Array:
-        return _above(_regularised(gram, regularisation), shares(gram, present, preference), present)
+        return _above(_regularised(gram, regularisation), normalised_preference(gram, present, preference), present)
 
     return stateless(weights)
 
@@ -33,12 +42,12 @@ def upgrad(regularisation: Number = 1e-4, preference=None) -> Weighting:
 
     weights = Σ_k argmin vᵀG'v over v ≥ p_k e_k (their proposition 1), G' and p as in `dualproj`.
     """
-    options.check("regularisation", regularisation, 0.0, ends="()")
+    options.check_interval("regularisation", regularisation, 0.0, ends="()")
     preference = options.preference_vector(preference)
 
     def weights(gram: jax.Array, key: jax.Array, present: jax.Array) -> jax.Array:
         matrix = _regularised(gram, regularisation)
-        alone = jnp.diag(shares(gram, present, preference))
+        alone = jnp.diag(normalised_preference(gram, present, preference))
         return jnp.sum(jax.vmap(lambda lower: _above(matrix, lower, present))(alone), axis=0)
 
     return stateless(weights)
@@ -61,29 +70,31 @@ def pcd(tau: Number = 0.02, beta: Number = 0.999, primary: int = 0, eps: Number 
 
     Raises ValueError unless 0 ≤ τ ≤ 1, 0 ≤ β < 1, eps ≥ 0 and 0 ≤ primary < K.
     """
-    options.check("tau", tau, 0.0, 1.0)
-    options.check("beta", beta, 0.0, 1.0, "[)")
-    options.check("eps", eps, 0.0)
-    options.check_whole("primary", primary, 0)
+    options.check_interval("tau", tau, 0.0, 1.0)
+    options.check_interval("beta", beta, 0.0, 1.0, "[)")
+    options.check_interval("eps", eps, 0.0)
+    options.check_integer("primary", primary, 0)
 
     def init(count: int | None) -> PcdState:
-        count = tasks_of("pcd", count)
+        count = require_task_count("pcd", count)
         return PcdState(jnp.zeros(count), jnp.zeros(count, jnp.int32))
 
     def update(gram: jax.Array, state: PcdState, *, key: jax.Array, present: jax.Array):
         if primary >= present.size:
             raise ValueError(f"primary must be one of the {present.size} tasks, 0 … {present.size - 1}, not {primary}")
-        gram = seen_by(gram, present)
+        gram = mask_absent(gram, present)
         dtype = gram.dtype
-        decay = options.number(beta, dtype)
+        decay = options.as_scalar(beta, dtype)
         squares = jnp.diagonal(gram)
         before = state.squares.astype(dtype)
         average = jnp.where(present, decay * before + (1.0 - decay) * squares, before)
         seen = state.seen + present.astype(jnp.int32)
         unbiased = average / jnp.where(seen > 0, 1.0 - decay ** seen.astype(dtype), 1.0)
-        scale = jnp.where(present, divided(jnp.ones_like(squares), root(unbiased + options.number(eps, dtype))), 0.0)
+        scale = jnp.where(
+            present, safe_divide(jnp.ones_like(squares), safe_sqrt(unbiased + options.as_scalar(eps, dtype))), 0.0
+        )
         leads = jnp.arange(present.size) == primary
-        weights = _first(gram, scale, leads, present, options.number(tau, dtype))
+        weights = _first(gram, scale, leads, present, options.as_scalar(tau, dtype))
         average = jax.lax.stop_gradient(average).astype(state.squares.dtype)
         return weights, PcdState(average, seen)
 
@@ -95,7 +106,7 @@ def _first(gram, scale, leads, present, tau):
     dtype = gram.dtype
     relative = gram * scale[:, None] * scale[None, :]
     largest = jax.lax.stop_gradient(jnp.max(jnp.diagonal(relative)))
-    relative = divided(relative, largest)
+    relative = safe_divide(relative, largest)
     first = leads.astype(dtype)
     squares = jnp.diagonal(relative)
     others = present & ~leads & (squares > 0)
@@ -104,16 +115,16 @@ def _first(gram, scale, leads, present, tau):
     tolerance = 30 * jnp.sqrt(jnp.finfo(dtype).eps)
     combined = first + jnp.where(unmet < tolerance, 1.0, 0.0) * multipliers
     square = dot(combined, dot(relative, combined))
-    magnitude = dot(jnp.abs(combined), root(squares)) ** 2
+    magnitude = dot(jnp.abs(combined), safe_sqrt(squares)) ** 2
     found = square > 10 * jnp.finfo(dtype).eps * magnitude
-    length = root(divided(dot(first, dot(gram, first)), jnp.where(found, square * largest, 0.0)))
+    length = safe_sqrt(safe_divide(dot(first, dot(gram, first)), jnp.where(found, square * largest, 0.0)))
     return length * combined * scale
 
 
 def _regularised(gram: jax.Array, regularisation: Number) -> jax.Array:
     """G / tr G + regularisation · I."""
-    ridge = options.number(regularisation, gram.dtype) * jnp.eye(gram.shape[0], dtype=gram.dtype)
-    return divided(gram, jnp.trace(gram)) + ridge
+    ridge = options.as_scalar(regularisation, gram.dtype) * jnp.eye(gram.shape[0], dtype=gram.dtype)
+    return safe_divide(gram, jnp.trace(gram)) + ridge
 
 
 def _above(matrix: jax.Array, lower: jax.Array, present: jax.Array) -> jax.Array:

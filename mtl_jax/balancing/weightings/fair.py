@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from mtl_jax.balancing import options
 from mtl_jax.balancing.fairness import fair_solution
 from mtl_jax.balancing.options import Number
-from mtl_jax.balancing.weightings.base import Weighting, cosines, root, stateless
+from mtl_jax.balancing.weightings.base import Weighting, cosines, safe_sqrt, stateless
 
 
 def nash_mtl() -> Weighting:
@@ -28,17 +28,17 @@ def fairgrad(alpha: Number = 1.0) -> Weighting:
     weights stay finite where some non-negative combination of the gradients is zero and there is no solution. Tasks
     with a gradient of zero get weight 0. Raises ValueError unless α > 0.
     """
-    options.check("alpha", alpha, 0.0, ends="()")
+    options.check_interval("alpha", alpha, 0.0, ends="()")
 
     def weights(gram: jax.Array, key: jax.Array, present: jax.Array) -> jax.Array:
-        fairness = options.number(alpha, gram.dtype)
+        fairness = options.as_scalar(alpha, gram.dtype)
         largest = jax.lax.stop_gradient(jnp.max(jnp.diagonal(gram)))  # any scale gives the same weights
         largest = jnp.where(largest > 0, largest, 1.0)
         similarity, inverse_norms = cosines(gram, present)
         live = inverse_norms > 0
         ridge = 10 * gram.shape[0] * jnp.finfo(gram.dtype).eps
         matrix = similarity + jnp.diag(jnp.where(live, ridge, 1.0))
-        norms = jnp.where(live, root(jnp.diagonal(gram)) * jax.lax.rsqrt(largest), 1.0)
+        norms = jnp.where(live, safe_sqrt(jnp.diagonal(gram)) * jax.lax.rsqrt(largest), 1.0)
         # with v = ‖g‖ w: C v = ‖g‖^(1/α − 1) v^(−1/α)
         least = jnp.finfo(gram.dtype).tiny
         solution = fair_solution(matrix, jnp.maximum(norms ** (1.0 / fairness - 1.0), least), fairness)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from mtl_jax.balancing import options
-from mtl_jax.balancing.weightings.base import Weighting, shares, stateless
+from mtl_jax.balancing.weightings.base import Weighting, normalised_preference, stateless
 
 
 def mean(preference=None) -> Weighting:
     """1/n for each of the n tasks present; or `preference` [K], ≥ 0, normalised to sum 1 over them."""
     preference = options.preference_vector(preference)
-    return stateless(lambda gram, key, present: shares(gram, present, preference))
+    return stateless(lambda gram, key, present: normalised_preference(gram, present, preference))
 
 
 def sum() -> Weighting:

@@ -8,7 +8,16 @@ import jax.numpy as jnp
 from mtl_jax.balancing import options
 from mtl_jax.balancing.interior_point import simplex_minimum
 from mtl_jax.balancing.options import Number
-from mtl_jax.balancing.weightings.base import Weighting, cosines, divided, dot, root, scaled, shares, stateless
+from mtl_jax.balancing.weightings.base import (
+    Weighting,
+    cosines,
+    dot,
+    normalised_preference,
+    safe_divide,
+    safe_sqrt,
+    scale_gram,
+    stateless,
+)
 
 
 def mgda() -> Weighting:
@@ -36,18 +45,18 @@ def cagrad(c: Number = 0.4) -> Weighting:
     as some code does. c = 0 is the mean. Where ‖g_w‖ vanishes no step improves all tasks, and the mean is left.
     Raises ValueError unless 0 ≤ c < 1.
     """
-    options.check("c", c, 0.0, 1.0, "[)")
+    options.check_interval("c", c, 0.0, 1.0, "[)")
 
     def weights(gram: jax.Array, key: jax.Array, present: jax.Array) -> jax.Array:
-        share = shares(gram, present)
-        if options.known(c) and c == 0:
+        share = normalised_preference(gram, present)
+        if options.is_concrete(c) and c == 0:
             return share
         # in v, w_k = v_k · least norm / ‖g_k‖, all is of order 1 however the norms differ; F is homogeneous
         similarity, normal, live = _relative(gram, present)
-        gram = scaled(gram)
-        length = root(dot(share, dot(gram, share)))
-        towards_mean = divided(dot(similarity, share * root(jnp.diagonal(gram))), length)
-        radius = options.number(c, gram.dtype)
+        gram = scale_gram(gram)
+        length = safe_sqrt(dot(share, dot(gram, share)))
+        towards_mean = safe_divide(dot(similarity, share * safe_sqrt(jnp.diagonal(gram))), length)
+        radius = options.as_scalar(c, gram.dtype)
         least = 10 * jnp.finfo(gram.dtype).eps ** 0.5  # below it ‖g_v‖ is rounding, and no step improves all tasks
 
         def derivatives(data, x: jax.Array, floor) -> tuple[jax.Array, jax.Array]:
@@ -63,16 +72,18 @@ def cagrad(c: Number = 0.4) -> Weighting:
         def raised(data, x: jax.Array) -> jax.Array:
             # the best s is ‖g_v‖; a step that was cut short can leave it far below, from where Newton but doubles it
             v = x[:-1]
-            return x.at[-1].set(jnp.maximum(x[-1], root(dot(v, dot(data[0], v)))))
+            return x.at[-1].set(jnp.maximum(x[-1], safe_sqrt(dot(v, dot(data[0], v)))))
 
         extended = jnp.append(normal, 0.0), jnp.append(live, True)
         data = similarity, towards_mean, radius
         v = simplex_minimum(derivatives, data, *extended, iterations=100, raised=raised)[:-1]
-        norm = root(dot(v, dot(similarity, v)))
+        norm = safe_sqrt(dot(v, dot(similarity, v)))
         # a gradient of zero takes all of w unless F < 0 can be had without it
         helps = jnp.all(live | ~present) | (dot(v, towards_mean) + radius * norm < 0)
         factor = jnp.where(helps, radius * length / jnp.maximum(norm, least), 0.0)
-        return share + factor * v * jnp.where(live, divided(jnp.ones_like(share), root(jnp.diagonal(gram))), 0.0)
+        return share + factor * v * jnp.where(
+            live, safe_divide(jnp.ones_like(share), safe_sqrt(jnp.diagonal(gram))), 0.0
+        )
 
     return stateless(weights)
 
@@ -81,7 +92,7 @@ def _relative(gram: jax.Array, present: jax.Array) -> tuple[jax.Array, jax.Array
     """Cosines [K, K]; least norm / ‖g_k‖ [K]; and which tasks are present with a gradient that is not zero, bool[K]."""
     similarity, inverse_norms = cosines(gram, present)
     live = inverse_norms > 0
-    return similarity, jnp.where(live, divided(inverse_norms, jnp.max(inverse_norms)), 1.0), live
+    return similarity, jnp.where(live, safe_divide(inverse_norms, jnp.max(inverse_norms)), 1.0), live
 
 
 def _least_norm_of_two(gram: jax.Array, present: jax.Array) -> jax.Array:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from mtl_jax.balancing import options
 from mtl_jax.balancing.options import Number
-from mtl_jax.balancing.weightings.base import Weighting, dot, root, seen_by, stateless, tasks_of
+from mtl_jax.balancing.weightings.base import Weighting, dot, mask_absent, require_task_count, safe_sqrt, stateless
 
 # (coefficients [K] of the gradient so far, index of the other, what is kept of the pair) -> (its coefficient grows by,
 # what is kept)
@@ -42,25 +42,25 @@ def gradvac(beta: Number = 1e-2, target: float = 0.0) -> Weighting:
     that task i's gradient, as moved so far, had to task j's: φ ← (1 − β) φ + β cos, from `target` on. With β = 0 and
     target 0 it is PCGrad. Raises ValueError unless 0 ≤ β ≤ 1 and −1 ≤ target ≤ 1.
     """
-    options.check("beta", beta, 0.0, 1.0)
-    options.check("target", target, -1.0, 1.0)
+    options.check_interval("beta", beta, 0.0, 1.0)
+    options.check_interval("target", target, -1.0, 1.0)
 
     def init(count: int | None) -> jax.Array:
-        count = tasks_of("gradvac", count)
+        count = require_task_count("gradvac", count)
         return jnp.full((count, count), float(target))
 
     def update(gram: jax.Array, state: jax.Array, *, key: jax.Array, present: jax.Array):
-        gram = seen_by(gram, present)
-        rate = options.number(beta, gram.dtype)
-        norms = root(jnp.diagonal(gram))
+        gram = mask_absent(gram, present)
+        rate = options.as_scalar(beta, gram.dtype)
+        norms = safe_sqrt(jnp.diagonal(gram))
 
         def move(coefficients, other, aim):
             along = dot(gram[other], coefficients)
-            norm = root(dot(coefficients, dot(gram, coefficients)))
+            norm = safe_sqrt(dot(coefficients, dot(gram, coefficients)))
             length = norm * norms[other]
             live = length > 0
             cosine = jnp.clip(jnp.where(live, along / jnp.where(live, length, 1.0), 0.0), -1.0, 1.0)
-            sine, sine_aimed = root(1.0 - cosine**2), root(1.0 - aim**2)
+            sine, sine_aimed = safe_sqrt(1.0 - cosine**2), safe_sqrt(1.0 - aim**2)
             act = live & (cosine < aim) & (sine_aimed > 0)  # an average of 1 cannot be reached
             below = jnp.where(act, norms[other] * sine_aimed, 1.0)
             change = jnp.where(act, norm * (aim * sine - cosine * sine_aimed) / below, 0.0)

@@ -17,8 +17,8 @@ def krum(byzantine: int = 1, selected: int = 1) -> Weighting:
     present, f = `byzantine` of them not to be trusted. Raises ValueError unless f ≥ 0, selected ≥ 1, and at update for
     K < f + 3 or K < selected.
     """
-    options.check_whole("byzantine", byzantine, 0)
-    options.check_whole("selected", selected, 1)
+    options.check_integer("byzantine", byzantine, 0)
+    options.check_integer("selected", selected, 1)
 
     def weights(gram: jax.Array, key: jax.Array, present: jax.Array) -> jax.Array:
         tasks = gram.shape[0]

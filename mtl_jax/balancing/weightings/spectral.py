@@ -7,7 +7,15 @@ import jax.numpy as jnp
 
 from mtl_jax.balancing import options
 from mtl_jax.balancing import spectral as eigen
-from mtl_jax.balancing.weightings.base import Weighting, cosines, dot, root, scaled, shares, stateless
+from mtl_jax.balancing.weightings.base import (
+    Weighting,
+    cosines,
+    dot,
+    normalised_preference,
+    safe_sqrt,
+    scale_gram,
+    stateless,
+)
 
 SCALES = ("min", "median", "rmse")
 
@@ -41,9 +49,9 @@ def aligned_mtl(scale: str = "min", preference=None) -> Weighting:
     preference = options.preference_vector(preference)
 
     def weights(gram: jax.Array, key: jax.Array, present: jax.Array) -> jax.Array:
-        gram_of_one = scaled(gram)
+        gram_of_one = scale_gram(gram)
         values = eigen.eigenvalues(gram_of_one)
-        live = eigen.live(values)
+        live = eigen.significant(values)
         rank = jnp.sum(live.astype(jnp.int32))
         if scale == "rmse":
             chosen = jnp.sum(jnp.where(live, values, 0.0)) / jnp.maximum(rank, 1).astype(values.dtype)
@@ -51,7 +59,9 @@ def aligned_mtl(scale: str = "min", preference=None) -> Weighting:
             # values ascend and the live ones are the last
             position = values.size - rank if scale == "min" else values.size - rank + (rank - 1) // 2
             chosen = values[jnp.clip(position, 0, values.size - 1)]
-        balanced = root(chosen) * dot(eigen.inverse_power(gram_of_one, -0.5), shares(gram, present, preference))
+        balanced = safe_sqrt(chosen) * dot(
+            eigen.inverse_power(gram_of_one, -0.5), normalised_preference(gram, present, preference)
+        )
         return jnp.where(present & (rank > 0), balanced, 0.0)
 
     return stateless(weights)
@@ -67,12 +77,12 @@ def config(preference=None) -> Weighting:
 
     def weights(gram: jax.Array, key: jax.Array, present: jax.Array) -> jax.Array:
         similarity, inverse_norms = cosines(gram, present)
-        wanted = shares(gram, present, preference) * (inverse_norms > 0).astype(gram.dtype)
+        wanted = normalised_preference(gram, present, preference) * (inverse_norms > 0).astype(gram.dtype)
         coefficients = dot(eigen.inverse_power(similarity, -1.0), wanted)
         projected = dot(similarity, coefficients)  # on the unit gradients
         square = dot(coefficients, projected)
         enough = square > jnp.finfo(gram.dtype).eps * dot(wanted, wanted)
-        length = jnp.sum(projected * root(jnp.diagonal(gram)))
+        length = jnp.sum(projected * safe_sqrt(jnp.diagonal(gram)))
         return jnp.where(enough, length / jnp.where(enough, square, 1.0), 0.0) * coefficients * inverse_norms
 
     return stateless(weights)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from mtl_jax.balancing import options
 from mtl_jax.balancing.interior_point import project_on_simplex
 from mtl_jax.balancing.options import Number
-from mtl_jax.balancing.weightings.base import Weighting, dot, seen_by, shares, tasks_of
+from mtl_jax.balancing.weightings.base import Weighting, dot, mask_absent, normalised_preference, require_task_count
 
 
 def modo(gamma: Number = 1e-3, rho: Number = 0.1) -> Weighting:
@@ -20,18 +20,18 @@ def modo(gamma: Number = 1e-3, rho: Number = 0.1) -> Weighting:
     estimate; Π projects on the simplex. The state is λ [K], equal at first. ρ is from the authors' code, 0 in the
     paper. Raises ValueError unless γ > 0 and ρ ≥ 0.
     """
-    options.check("gamma", gamma, 0.0, ends="()")
-    options.check("rho", rho, 0.0)
+    options.check_interval("gamma", gamma, 0.0, ends="()")
+    options.check_interval("rho", rho, 0.0)
 
     def step(products: jax.Array, part: jax.Array, present: jax.Array, mass: jax.Array) -> jax.Array:
-        rate, ridge = options.number(gamma, part.dtype), options.number(rho, part.dtype)
+        rate, ridge = options.as_scalar(gamma, part.dtype), options.as_scalar(rho, part.dtype)
         return project_on_simplex(part - rate * (dot(products, part) + ridge * part), present, mass)
 
     def update(products: jax.Array, state: jax.Array, *, key: jax.Array, present: jax.Array):
-        new = moved_on_simplex(step, seen_by(products, present), state, present)
-        return over_present(new, present), new.astype(state.dtype)
+        new = step_on_simplex(step, mask_absent(products, present), state, present)
+        return normalise_present(new, present), new.astype(state.dtype)
 
-    return Weighting(lambda count: even("modo", count), update, halves=True)
+    return Weighting(lambda count: uniform_weights("modo", count), update, halves=True)
 
 
 def sdmgrad(
@@ -45,17 +45,17 @@ def sdmgrad(
     (`Weighting.halves`). As in the authors' code, from which the defaults are, G is divided by (mean_k √G_kk)². p =
     `preference` [K], equal without one. Raises ValueError for options out of range.
     """
-    options.check("lam", lam, 0.0)
-    options.check("learning_rate", learning_rate, 0.0, ends="()")
-    options.check("momentum", momentum, 0.0, 1.0, "[)")
-    options.check_whole("steps", steps, 1)
+    options.check_interval("lam", lam, 0.0)
+    options.check_interval("learning_rate", learning_rate, 0.0, ends="()")
+    options.check_interval("momentum", momentum, 0.0, 1.0, "[)")
+    options.check_integer("steps", steps, 1)
     preference = options.preference_vector(preference)
 
     def update(products: jax.Array, state: jax.Array, *, key: jax.Array, present: jax.Array):
-        products = seen_by(products, present)
+        products = mask_absent(products, present)
         dtype = products.dtype
-        pull, rate, memory = (options.number(option, dtype) for option in (lam, learning_rate, momentum))
-        wanted = shares(products, present, preference)
+        pull, rate, memory = (options.as_scalar(option, dtype) for option in (lam, learning_rate, momentum))
+        wanted = normalised_preference(products, present, preference)
         count = jnp.maximum(jnp.sum(present.astype(dtype)), 1.0)
         scale = jnp.sum(jnp.sqrt(jnp.maximum(jnp.diagonal(products), 0.0))) / count
         relative = jax.lax.stop_gradient(products / (scale**2 + 1e-8))
@@ -68,10 +68,10 @@ def sdmgrad(
 
             return jax.lax.fori_loop(0, steps, inner, (part, jnp.zeros_like(part)))[0]
 
-        new = moved_on_simplex(step, relative, state, present)
-        return (over_present(new, present) + pull * wanted) / (1.0 + pull), new.astype(state.dtype)
+        new = step_on_simplex(step, relative, state, present)
+        return (normalise_present(new, present) + pull * wanted) / (1.0 + pull), new.astype(state.dtype)
 
-    return Weighting(lambda count: even("sdmgrad", count), update, halves=True)
+    return Weighting(lambda count: uniform_weights("sdmgrad", count), update, halves=True)
 
 
 class SmoothedState(NamedTuple):
@@ -86,14 +86,14 @@ def cr_mogm(weighting: Weighting, alpha: Number = 0.9) -> Weighting:
     CR-MOGM). The paper lets α grow to 1 as the learning rate falls; a traced α can do so. Raises ValueError unless
     0 ≤ α ≤ 1.
     """
-    options.check("alpha", alpha, 0.0, 1.0)
+    options.check_interval("alpha", alpha, 0.0, 1.0)
 
     def init(count: int | None) -> SmoothedState:
-        return SmoothedState(even("cr_mogm", count), weighting.init(count))
+        return SmoothedState(uniform_weights("cr_mogm", count), weighting.init(count))
 
     def update(gram: jax.Array, state: SmoothedState, *, key: jax.Array, present: jax.Array):
         found, inner = weighting.update(gram, state.weighting, key=key, present=present)
-        keep = options.number(alpha, found.dtype)
+        keep = options.as_scalar(alpha, found.dtype)
         before = state.weights.astype(found.dtype)
         averages = jnp.where(present, keep * before + (1.0 - keep) * found, before)
         kept = jax.lax.stop_gradient(averages).astype(state.weights.dtype)
@@ -102,13 +102,13 @@ def cr_mogm(weighting: Weighting, alpha: Number = 0.9) -> Weighting:
     return Weighting(init, update, weighting.halves)
 
 
-def even(name: str, count: int | None) -> jax.Array:
+def uniform_weights(name: str, count: int | None) -> jax.Array:
     """The centre of the simplex, float[K]."""
-    count = tasks_of(name, count)
+    count = require_task_count(name, count)
     return jnp.full(count, 1.0 / count)
 
 
-def moved_on_simplex(step, products: jax.Array, state: jax.Array, present: jax.Array) -> jax.Array:
+def step_on_simplex(step, products: jax.Array, state: jax.Array, present: jax.Array) -> jax.Array:
     """λ [K] after `step` (products, λ, present, mass) on the tasks present, which keep the mass they had together."""
     whole = state.astype(products.dtype)
     part = jnp.where(present, whole, 0.0)
@@ -116,8 +116,8 @@ def moved_on_simplex(step, products: jax.Array, state: jax.Array, present: jax.A
     return jnp.where(present, step(products, part, present, mass), whole)
 
 
-def over_present(weights: jax.Array, present: jax.Array) -> jax.Array:
+def normalise_present(weights: jax.Array, present: jax.Array) -> jax.Array:
     """The part of λ of the tasks present, normalised to sum 1; equal where it is zero."""
     part = jnp.where(present, weights, 0.0)
     total = jnp.sum(part)
-    return jnp.where(total > 0, part / jnp.where(total > 0, total, 1.0), shares(weights, present))
+    return jnp.where(total > 0, part / jnp.where(total > 0, total, 1.0), normalised_preference(weights, present))

@@ -22,10 +22,10 @@ from mtl_jax.training import clipping
 from mtl_jax.training import objective as terms
 from mtl_jax.training.collectives import gather, psum
 from mtl_jax.training.gradients import per_task
-from mtl_jax.training.gradients.base import Balance, DataStep, StepInputs, first_balance
-from mtl_jax.training.gradients.per_task import TABLE, SharedParameters, TaskGradients
-from mtl_jax.training.loss_weighting import weigh
-from mtl_jax.training.objective import Flat
+from mtl_jax.training.gradients.base import Balance, DataStep, StepInputs, initial_balance
+from mtl_jax.training.gradients.per_task import EMBEDDING_TABLE, SharedParameters, TaskGradients
+from mtl_jax.training.loss_weighting import weigh_losses
+from mtl_jax.training.objective import FlatParams
 from mtl_jax.training.parameter_paths import with_leaves
 
 
@@ -37,7 +37,7 @@ class _Pass(NamedTuple):
     gradients: TaskGradients
 
 
-class Aggregated(NamedTuple):
+class AggregatedGradient(NamedTuple):
     """loss_weights, aggregation: (**traced options) -> the method; shared: what the K gradients are split for; slices
     {path: owner group of each slice}.
     """
@@ -47,10 +47,10 @@ class Aggregated(NamedTuple):
     shared: SharedParameters
     slices: SliceOwners
 
-    def init(self, trained: Flat, tasks: int) -> Balance:
+    def init(self, trained: FlatParams, tasks: int) -> Balance:
         """See `base.DataGradient`."""
         shared = {path: trained[path] for path in self.shared.owners}
-        return first_balance(self.loss_weights(), tasks, shared, self.aggregation().init(tasks, shared))
+        return initial_balance(self.loss_weights(), tasks, shared, self.aggregation().init(tasks, shared))
 
     def update(self, inputs: StepInputs) -> DataStep:
         """See `base.DataGradient`. metrics: {"balanced": {"weights": [K], of the aggregation; "task_norms": [K], of
@@ -63,14 +63,14 @@ class Aggregated(NamedTuple):
         losses, by_task = first.losses, first.gradients
         products, norms = _products(shared, inputs, by_task)
         shapes = {path: inputs.trained[path] for path in shared.owners}
-        weighted = weigh(
+        weighted = weigh_losses(
             method,
             inputs,
             losses,
             present,
             gradient_norms=norms,
             gram=products,
-            gradients=per_task.dense(shared, by_task, shapes) if "gradients" in method.needs else None,
+            gradients=per_task.dense_gradients(shared, by_task, shapes) if "gradients" in method.needs else None,
         )
         applied = weighted.applied
         combined = self._combine(inputs, first, run, products, applied, shapes)
@@ -95,16 +95,16 @@ class Aggregated(NamedTuple):
             if shared.twice:
                 gradient = _of_two(shared, self.slices, first, run(factors), applied, shapes)
             else:
-                gradient = first.gradient | per_task.combined(shared, by_task, factors, applied, shapes)
+                gradient = first.gradient | per_task.combine_gradients(shared, by_task, factors, applied, shapes)
             return _Combined(weights, gradient, state)
         weights = jnp.full_like(applied, jnp.nan)  # such methods have none
         updates = {
             path: leaf * applied.reshape(-1, *(1,) * (leaf.ndim - 1))
-            for path, leaf in per_task.dense(shared, by_task, shapes).items()
+            for path, leaf in per_task.dense_gradients(shared, by_task, shapes).items()
         }
         joined, state = aggregation.transform.update(updates, before, present=present, losses=first.losses, key=key)
         chex.assert_trees_all_equal_shapes(joined, {path: shapes[path] for path in joined})
-        own = per_task.own_slices(shared, by_task, applied, shapes)
+        own = per_task.unshared_slices(shared, by_task, applied, shapes)
         return _Combined(weights, first.gradient | {path: leaf + own[path] for path, leaf in joined.items()}, state)
 
 
@@ -154,7 +154,7 @@ def _passes(shared: SharedParameters, inputs: StepInputs) -> Callable[[jax.Array
 
 def _products(shared: SharedParameters, inputs: StepInputs, by_task: TaskGradients) -> tuple[jax.Array, jax.Array]:
     """Products [K, K] of the K gradients over what is shared, and their norms [K]."""
-    products = per_task.products(shared, by_task)
+    products = per_task.gradient_products(shared, by_task)
     if shared.taps.halves == 2:
         of_half = _half_shares(inputs.objective, inputs.batch, inputs.hyper, inputs.total, inputs.axis)
         products = products * of_half[0][:, None] * of_half[1][None, :]
@@ -192,11 +192,11 @@ def _of_two(shared: SharedParameters, slices, first: _Pass, second: _Pass, alpha
     ones, zero = jnp.ones_like(alpha), jnp.zeros_like(alpha)
     gradient = dict(first.gradient)
     for path, owner in shared.owners.items():
-        if path == TABLE and second.gradients.tokens is not None:
+        if path == EMBEDDING_TABLE and second.gradients.tokens is not None:
             shape = shapes[path].shape
             gradient[path] = per_task.token_sum(
-                second.gradients.tokens, per_task.factors(owner, ones, zero), owner, shape
-            ) + per_task.token_sum(first.gradients.tokens, per_task.factors(owner, zero, alpha), owner, shape)
+                second.gradients.tokens, per_task.slice_factors(owner, ones, zero), owner, shape
+            ) + per_task.token_sum(first.gradients.tokens, per_task.slice_factors(owner, zero, alpha), owner, shape)
             continue
         own = clipping.scale({path: first.gradient[path]}, slices, jnp.append(alpha, 0.0))[path]
         used = per_task.shared_slices(owner).reshape(-1, *(1,) * (own.ndim - 1))
@@ -213,7 +213,7 @@ def _half_shares(objective, batch, hyper, total, axis) -> jax.Array:
             labels = {
                 name: {key: leaf[:, rows] for key, leaf in of_task.items()} for name, of_task in micro.labels.items()
             }
-            return terms.counts(objective, micro._replace(labels=labels), hyper)
+            return terms.loss_denominators(objective, micro._replace(labels=labels), hyper)
 
         return psum(jax.vmap(labels_of)(batch).sum(axis=0), axis)
 
@@ -221,7 +221,7 @@ def _half_shares(objective, batch, hyper, total, axis) -> jax.Array:
     return jnp.where(counts > 0, total[None] / jnp.where(counts > 0, counts, 1.0), 0.0)
 
 
-def require(shared: SharedParameters, rows: int, accumulate: int, placement: str) -> str | None:
+def batch_refusal(shared: SharedParameters, rows: int, accumulate: int, placement: str) -> str | None:
     """What the batches of a config do not allow, as a sentence; None where all is well."""
     if shared.taps.halves == 2 and rows % 2:
         return f"config.data.rows_per_block: {rows} rows cannot be split in two halves, which this aggregation needs"

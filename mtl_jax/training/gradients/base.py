@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from mtl_jax.balancing.loss_weights import LossWeights
 from mtl_jax.data.batch import Batch
 from mtl_jax.training.hyperparameters import Hyperparameters
-from mtl_jax.training.objective import Flat, Objective
+from mtl_jax.training.objective import FlatParams, Objective
 
 
 class Balance(NamedTuple):
@@ -52,9 +52,9 @@ class StepInputs(NamedTuple):
 
     objective: Objective
     params: Mapping[str, Any]
-    flat: Flat
-    trained: Flat
-    anchor: Flat
+    flat: FlatParams
+    trained: FlatParams
+    anchor: FlatParams
     balance: Balance
     batch: Batch
     hyper: Hyperparameters
@@ -89,12 +89,14 @@ class DataStep(NamedTuple):
 class DataGradient(Protocol):
     """init(trained leaves by path, K) -> Balance;  update(inputs) -> DataStep. Pure."""
 
-    def init(self, trained: Flat, tasks: int) -> Balance: ...
+    def init(self, trained: FlatParams, tasks: int) -> Balance: ...
 
     def update(self, inputs: StepInputs) -> DataStep: ...
 
 
-def first_balance(method: LossWeights, tasks: int, shared: Flat | None = None, aggregation: Any = ()) -> Balance:
+def initial_balance(
+    method: LossWeights, tasks: int, shared: FlatParams | None = None, aggregation: Any = ()
+) -> Balance:
     """The balance before the first step. `shared`: leaves that the K gradients belong to, by path."""
     return Balance(
         loss_weights=method.init(tasks, shared or {}) if "gradients" in method.needs else method.init(tasks),

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 Loss = Callable[..., jax.Array]  # (fast, slow, number of the inner step: int32 scalar) -> scalar
 
 
-class Meta(NamedTuple):
+class MetaGradient(NamedTuple):
     """What one task gives to the outer step.
 
     loss    scalar: of the query after adaptation (MAML), or the mean over the inner steps (Reptile)
@@ -24,7 +24,7 @@ class Meta(NamedTuple):
     """
 
     loss: jax.Array
-    before: jax.Array
+    loss_before: jax.Array
     fast: Any
     slow: Any
 
@@ -66,7 +66,7 @@ def maml(
     *,
     first_order: bool = False,
     reduce: Callable[[Any], Any] = lambda tree: tree,
-) -> Meta:
+) -> MetaGradient:
     """∇ query(Θ'(Θ)), where Θ' is Θ after inner steps on `support` (Finn et al. 2017, eq. 1).
 
     `first_order`: ∇ query at Θ', as if Θ' did not depend on Θ (FOMAML, section 5.2 there): no Hessian of `support`.
@@ -91,7 +91,7 @@ def maml(
 
 def reptile(
     loss: Loss, fast: Any, slow: Any, rate: jax.Array, steps: int, reduce: Callable[[Any], Any] = lambda tree: tree
-) -> Meta:
+) -> MetaGradient:
     """(Θ − Θ') / rate with Θ' after inner steps on a minibatch each (Nichol et al. 2018, algorithm 1 and section 3).
 
     It is formed as the sum of the inner gradients, which is the same and holds for a rate of 0 too. What does not adapt
@@ -101,6 +101,6 @@ def reptile(
     return _meta((losses.mean(), (total, jax.tree.map(jnp.zeros_like, slow))), losses)
 
 
-def _meta(found, losses) -> Meta:
+def _meta(found, losses) -> MetaGradient:
     value, (fast, slow) = found
-    return Meta(value, losses[0] if losses.size else jnp.full_like(value, jnp.nan), fast, slow)
+    return MetaGradient(value, losses[0] if losses.size else jnp.full_like(value, jnp.nan), fast, slow)

@@ -11,21 +11,21 @@ import jax.numpy as jnp
 from mtl_jax.balancing.loss_weights import LossWeights
 from mtl_jax.training import objective as terms
 from mtl_jax.training.collectives import psum
-from mtl_jax.training.gradients.base import Balance, DataStep, StepInputs, first_balance
-from mtl_jax.training.loss_weighting import mean_losses, weigh
-from mtl_jax.training.objective import Flat
+from mtl_jax.training.gradients.base import Balance, DataStep, StepInputs, initial_balance
+from mtl_jax.training.loss_weighting import mean_losses, weigh_losses
+from mtl_jax.training.objective import FlatParams
 from mtl_jax.training.parameter_paths import with_leaves
 
 
-class Joint(NamedTuple):
+class JointGradient(NamedTuple):
     """loss_weights: (**traced options) -> the method."""
 
     loss_weights: Callable[..., LossWeights]
 
-    def init(self, trained: Flat, tasks: int) -> Balance:
+    def init(self, trained: FlatParams, tasks: int) -> Balance:
         """See `base.DataGradient`."""
         del trained
-        return first_balance(self.loss_weights(), tasks)
+        return initial_balance(self.loss_weights(), tasks)
 
     def update(self, inputs: StepInputs) -> DataStep:
         """See `base.DataGradient`; of several micro-batches the gradients are summed in a scan."""
@@ -43,13 +43,13 @@ class Joint(NamedTuple):
         if batch.tokens.shape[0] == 1:
             micro = jax.tree.map(lambda leaf: leaf[0], batch)
             sums, pullback = jax.vjp(lambda trained: contributions(trained, micro), inputs.trained)
-            weighted = weigh(method, inputs, psum(sums[0], inputs.axis), present)
+            weighted = weigh_losses(method, inputs, psum(sums[0], inputs.axis), present)
             (gradient,) = pullback((weighted.applied, factors))
             return apply(weighted, sums, gradient)
 
         # α may depend on the losses of the whole step, so these come first where the method asks for them
         losses = mean_losses(inputs, inputs.params) if method.needs_losses else jnp.zeros_like(inputs.total)
-        weighted = weigh(method, inputs, losses, present)
+        weighted = weigh_losses(method, inputs, losses, present)
 
         def add(carry, micro):
             sums, pullback = jax.vjp(lambda trained: contributions(trained, micro), inputs.trained)
@@ -65,8 +65,8 @@ def _contributions(inputs: StepInputs):
     """Names of the A auxiliary losses, their factors [A], and (trained, micro-batch) -> its part of losses [K], [A]."""
     objective, hyper, names = inputs.objective, inputs.hyper, inputs.objective.auxiliary
     factors = jnp.stack([hyper.auxiliary[name] for name in names]) if names else jnp.zeros((0,))
-    counts = jax.vmap(lambda micro: terms.auxiliary_counts(objective, micro))(inputs.batch).sum(axis=0)
-    totals = terms.Totals(inputs.total, psum(counts, inputs.axis))
+    counts = jax.vmap(lambda micro: terms.auxiliary_denominators(objective, micro))(inputs.batch).sum(axis=0)
+    totals = terms.Denominators(inputs.total, psum(counts, inputs.axis))
 
     def contributions(trained, micro):
         params = with_leaves(inputs.params, {**inputs.flat, **trained})

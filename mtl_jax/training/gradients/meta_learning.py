@@ -21,9 +21,9 @@ from mtl_jax.models.ownership import name_key
 from mtl_jax.training import objective as terms
 from mtl_jax.training.collectives import psum
 from mtl_jax.training.gradients import inner_loop
-from mtl_jax.training.gradients.base import Balance, DataStep, StepInputs, first_balance
-from mtl_jax.training.loss_weighting import weigh
-from mtl_jax.training.objective import Flat, Objective
+from mtl_jax.training.gradients.base import Balance, DataStep, StepInputs, initial_balance
+from mtl_jax.training.loss_weighting import weigh_losses
+from mtl_jax.training.objective import FlatParams, Objective
 from mtl_jax.training.parameter_paths import with_leaves
 
 
@@ -36,7 +36,7 @@ class MetaSpec(NamedTuple):
     tasks    of a step, drawn anew each time
     adapts   trained paths that the inner loop moves
     zeroed   those of them that it starts from zero
-    view     the objective over what one task reads, in the layout of `view_layout`
+    view     the objective over what one task reads, in the layout of `task_view_layout`
     records  int32 [data sets, examples]: the record of each example of train; None where each example is a record
     """
 
@@ -50,14 +50,14 @@ class MetaSpec(NamedTuple):
     records: np.ndarray | None
 
 
-def view_layout(layout: BatchLayout) -> BatchLayout:
-    """The layout of `view`: each task has a data set of its own, of which its blocks may hold any."""
+def task_view_layout(layout: BatchLayout) -> BatchLayout:
+    """The layout of `task_view`: each task has a data set of its own, of which its blocks may hold any."""
     tasks = tuple(range(len(layout.tasks)))
     blocks = len(layout.reads(layout.tasks[0]))
     return BatchLayout(tuple(layout.datasets[d] for d in layout.dataset_of), layout.tasks, tasks, (tasks,) * blocks)
 
 
-def view(layout: BatchLayout, batch: Batch, task: jax.Array) -> Batch:
+def task_view(layout: BatchLayout, batch: Batch, task: jax.Array) -> Batch:
     """The blocks that task number `task` (traced) reads, leaves [P, R, ...]; labels are those of all tasks."""
     if all(len(names) == 1 for names in layout.candidates):
         block = jnp.asarray(np.asarray([layout.reads(name) for name in layout.tasks]))[task]  # [P]
@@ -89,7 +89,7 @@ def assign_split(layout: BatchLayout, records: np.ndarray | None, batch: Batch, 
     return found.reshape(batch.example.shape)
 
 
-def only(layout: BatchLayout, batch: Batch, number: jax.Array, low, high) -> Batch:
+def mask_labels(layout: BatchLayout, batch: Batch, number: jax.Array, low, high) -> Batch:
     """The batch with the labels of those examples whose `number` [A, B, R, E] is in [low, high); bounds may be traced.
 
     `batch` has leaves [A, B, R, ...].
@@ -106,16 +106,16 @@ def only(layout: BatchLayout, batch: Batch, number: jax.Array, low, high) -> Bat
     return batch._replace(labels={name: masked(name, labels) for name, labels in batch.labels.items()})
 
 
-class MetaLearning(NamedTuple):
+class MetaLearningGradient(NamedTuple):
     """loss_weights: (**traced options) -> the method; meta: what is static."""
 
     loss_weights: Callable[..., LossWeights]
     meta: MetaSpec
 
-    def init(self, trained: Flat, tasks: int) -> Balance:
+    def init(self, trained: FlatParams, tasks: int) -> Balance:
         """See `base.DataGradient`."""
         del trained
-        return first_balance(self.loss_weights(), tasks)
+        return initial_balance(self.loss_weights(), tasks)
 
     def update(self, inputs: StepInputs) -> DataStep:
         """See `base.DataGradient`. Losses are those of the query after adaptation; of Reptile the mean of the inner
@@ -136,17 +136,17 @@ class MetaLearning(NamedTuple):
         method = self.loss_weights(**inputs.hyper.loss_weights)
         if method.needs_losses:  # α depends on the losses of all tasks: their gradients are held
             results = jax.lax.map(adapted, chosen)
-            losses, before = by_task(results.loss), results.before
-            weighted = weigh(method, inputs, losses, present)
+            losses, before = by_task(results.loss), results.loss_before
+            weighted = weigh_losses(method, inputs, losses, present)
             scaled = jax.vmap(_scaled)(results, weighted.applied[chosen])
             summed = jax.tree.map(lambda leaf: leaf.sum(axis=0), scaled)
         else:
-            weighted = weigh(method, inputs, jnp.zeros((count,), jnp.float32), present)
+            weighted = weigh_losses(method, inputs, jnp.zeros((count,), jnp.float32), present)
 
             def add(carry, task):
                 result = adapted(task)
                 scaled = _scaled(result, weighted.applied[task])
-                return jax.tree.map(jnp.add, carry, scaled), (result.loss, result.before)
+                return jax.tree.map(jnp.add, carry, scaled), (result.loss, result.loss_before)
 
             zero = jax.tree.map(jnp.zeros_like, inputs.trained)
             summed, (values, before) = jax.lax.scan(add, zero, chosen)
@@ -156,18 +156,20 @@ class MetaLearning(NamedTuple):
         return DataStep(losses, weighted.alpha, weighted.extra, gradient, weighted.balance, present, metrics)
 
 
-def _scaled(result: inner_loop.Meta, alpha: jax.Array) -> dict[str, jax.Array]:
+def _scaled(result: inner_loop.MetaGradient, alpha: jax.Array) -> dict[str, jax.Array]:
     return jax.tree.map(lambda leaf: alpha * leaf, {**result.fast, **result.slow})
 
 
-def _adaptation(own: MetaSpec, inputs: StepInputs) -> tuple[Callable[[jax.Array], inner_loop.Meta], jax.Array]:
+def _adaptation(own: MetaSpec, inputs: StepInputs) -> tuple[Callable[[jax.Array], inner_loop.MetaGradient], jax.Array]:
     """(number of a task) -> its loss and gradient after adaptation; and the query examples of each task, [K]."""
     objective, hyper, key, axis = inputs.objective, inputs.hyper, inputs.key, inputs.axis
     number = assign_split(objective.layout, own.records, inputs.batch, key)
 
     def side(low, high):
-        part = only(objective.layout, inputs.batch, number, low, high)
-        return part, psum(jax.vmap(lambda micro: terms.counts(objective, micro, hyper))(part).sum(axis=0), axis)
+        part = mask_labels(objective.layout, inputs.batch, number, low, high)
+        return part, psum(
+            jax.vmap(lambda micro: terms.loss_denominators(objective, micro, hyper))(part).sum(axis=0), axis
+        )
 
     start = {path: jnp.zeros_like(leaf) if path in own.zeroed else leaf for path, leaf in inputs.trained.items()}
     fast = {path: leaf for path, leaf in start.items() if path in own.adapts}
@@ -218,13 +220,13 @@ def _over_micro_batches(loss, batch):
 def _task_loss(meta: MetaSpec, whole: Objective, params, micro, hyper, key, task) -> jax.Array:
     """Σ loss of task number `task` (traced) over the rows that it reads; `micro` has leaves [B, R, ...]."""
     objective = meta.view
-    seen = view(whole.layout, micro, task)
+    seen = task_view(whole.layout, micro, task)
     dropout = terms.dropout_rates(objective, hyper)
     hidden = objective.network.apply(params, seen, dropout, key).hidden
 
     def of(name):
         def branch(hidden):
-            head, labels = params["heads"][name], terms.rows_of(seen.labels[name])
+            head, labels = params["heads"][name], terms.join_blocks(seen.labels[name])
             read = terms.features(seen, objective.layout, name, hidden[name], dropout, key)
             scores = objective.tasks[name].logits(head, read, labels)
             return terms.loss_sum(objective, name, params, seen, hyper, scores)

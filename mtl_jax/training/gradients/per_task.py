@@ -19,7 +19,7 @@ from mtl_jax.models.streams import entries
 from mtl_jax.models.taps import Taps, TapSpec
 from mtl_jax.sharing.gram import inner_products
 
-TABLE = "embed/word/embedding"
+EMBEDDING_TABLE = "embed/word/embedding"
 _HIGHEST = jax.lax.Precision.HIGHEST
 
 
@@ -86,10 +86,10 @@ def shared_parameters(
         )
     for path in found:
         layer, leaf = path.split("/", 1)
-        layers[layer] = (*layers.get(layer, ()), *([leaf] if path != TABLE else []))
-    if TABLE in found:
+        layers[layer] = (*layers.get(layer, ()), *([leaf] if path != EMBEDDING_TABLE else []))
+    if EMBEDDING_TABLE in found:
         layers.setdefault("embed", ())
-    spec = TapSpec(layers, products=memory == "layers", tokens=TABLE in found, halves=halves)
+    spec = TapSpec(layers, products=memory == "layers", tokens=EMBEDDING_TABLE in found, halves=halves)
     return SharedParameters(spec, found, level, memory)
 
 
@@ -116,7 +116,7 @@ def split_by_task(shared: SharedParameters, layout: BatchLayout, batch: Batch, c
     return TaskGradients(leaves, tokens, gram)
 
 
-def products(shared: SharedParameters, gradients: TaskGradients) -> jax.Array:
+def gradient_products(shared: SharedParameters, gradients: TaskGradients) -> jax.Array:
     """float32[K, K]: the Gram matrix of the K gradients, or the products between their halves."""
     halves = shared.taps.halves
     total = jnp.zeros(()) if gradients.gram is None else gradients.gram
@@ -129,11 +129,11 @@ def products(shared: SharedParameters, gradients: TaskGradients) -> jax.Array:
             found = inner_products(leaf)
         total = total + found * _same_owner(shared.owners[path])
     if gradients.tokens is not None:
-        total = total + _token_products(gradients.tokens, halves) * _same_owner(shared.owners[TABLE])
+        total = total + _token_products(gradients.tokens, halves) * _same_owner(shared.owners[EMBEDDING_TABLE])
     return total
 
 
-def combined(
+def combine_gradients(
     shared: SharedParameters, gradients: TaskGradients, weights: jax.Array, alpha: jax.Array, shapes: Mapping[str, Any]
 ) -> dict[str, jax.Array]:
     """{path: [O, ...]}: Σ_k weights_k g_k in slices that several tasks share, α_k g_k in those of one task."""
@@ -141,12 +141,14 @@ def combined(
     for path, leaf in gradients.leaves.items():
         leaf = leaf.sum(axis=0) if shared.taps.halves == 2 else leaf
         owner = shared.owners[path]
-        by_slice = _one_hot(owner) * factors(owner, weights, alpha)[:, None]  # [K, O]
+        by_slice = _one_hot(owner) * slice_factors(owner, weights, alpha)[:, None]  # [K, O]
         used = jnp.where(_of(by_slice.any(axis=1), leaf), leaf, 0.0)  # weight 0: though it were not finite
         flat[path] = jnp.tensordot(by_slice.T, used, 1, precision=_HIGHEST)
     if gradients.tokens is not None:
-        owner = shared.owners[TABLE]
-        flat[TABLE] = token_sum(gradients.tokens, factors(owner, weights, alpha), owner, shapes[TABLE].shape)
+        owner = shared.owners[EMBEDDING_TABLE]
+        flat[EMBEDDING_TABLE] = token_sum(
+            gradients.tokens, slice_factors(owner, weights, alpha), owner, shapes[EMBEDDING_TABLE].shape
+        )
     return flat
 
 
@@ -160,28 +162,34 @@ def token_sum(tokens: Tokens, by_task: jax.Array, owner: tuple[int, ...], shape)
     return jnp.zeros(shape).at[slices[..., None], tokens.ids[:, None]].add(values)
 
 
-def dense(shared: SharedParameters, gradients: TaskGradients, shapes: Mapping[str, Any]) -> dict[str, jax.Array]:
+def dense_gradients(
+    shared: SharedParameters, gradients: TaskGradients, shapes: Mapping[str, Any]
+) -> dict[str, jax.Array]:
     """{path: [K, O, ...]}, zero in slices that are not shared: for methods that read each parameter. K copies."""
-    count = gradients_of_tasks(shared)
+    count = task_count(shared)
     flat = {}
     for path, leaf in gradients.leaves.items():
         mask = _one_hot(shared.owners[path]) * shared_slices(shared.owners[path])[None, :]
         flat[path] = leaf[:, None] * mask.reshape(*mask.shape, *(1,) * (leaf.ndim - 1))
     if gradients.tokens is not None:
-        owner = shared.owners[TABLE]
+        owner = shared.owners[EMBEDDING_TABLE]
         kept = jnp.asarray(shared_slices(owner)[np.asarray(owner)], jnp.float32)
-        flat[TABLE] = jnp.stack(
+        flat[EMBEDDING_TABLE] = jnp.stack(
             [
-                token_sum(gradients.tokens, kept * np.eye(count, dtype=np.float32)[k], owner, shapes[TABLE].shape)
+                token_sum(
+                    gradients.tokens, kept * np.eye(count, dtype=np.float32)[k], owner, shapes[EMBEDDING_TABLE].shape
+                )
                 for k in range(count)
             ]
         )
     return flat
 
 
-def own_slices(shared: SharedParameters, gradients: TaskGradients, alpha: jax.Array, shapes) -> dict[str, jax.Array]:
-    """What `combined` gives for slices of one task; zero in shared ones."""
-    return combined(shared, gradients, jnp.zeros_like(alpha), alpha, shapes)
+def unshared_slices(
+    shared: SharedParameters, gradients: TaskGradients, alpha: jax.Array, shapes
+) -> dict[str, jax.Array]:
+    """What `combine_gradients` gives for slices of one task; zero in shared ones."""
+    return combine_gradients(shared, gradients, jnp.zeros_like(alpha), alpha, shapes)
 
 
 def shared_slices(owner: tuple[int, ...]) -> np.ndarray:
@@ -189,12 +197,12 @@ def shared_slices(owner: tuple[int, ...]) -> np.ndarray:
     return np.asarray([task is None for task in sole_tasks(owner)])
 
 
-def factors(owner: tuple[int, ...], weights: jax.Array, alpha: jax.Array) -> jax.Array:
+def slice_factors(owner: tuple[int, ...], weights: jax.Array, alpha: jax.Array) -> jax.Array:
     """[K]: the weight of each task where its slice is shared, else its α."""
     return jnp.where(shared_slices(owner)[np.asarray(owner)], weights, alpha)
 
 
-def gradients_of_tasks(shared: SharedParameters) -> int:
+def task_count(shared: SharedParameters) -> int:
     """K."""
     return len(next(iter(shared.owners.values())))
 

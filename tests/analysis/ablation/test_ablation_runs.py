@@ -20,7 +20,7 @@ from mtl_jax.analysis.ablation.runner import ablate
 from mtl_jax.config import default
 from mtl_jax.config.plain import to_plain
 from mtl_jax.errors import UserError
-from mtl_jax.evaluation.scores import make_evaluator, placement_of
+from mtl_jax.evaluation.scores import make_evaluator, placement_from_config
 from mtl_jax.runs import train
 from mtl_jax.storage import workdir as folders
 
@@ -134,7 +134,7 @@ def test_scores_of_data_sets_of_unlike_size_and_absent_splits(tiny, tmp_path):
     params = built.experiment.init_params(0)
     shape = lanes.shape_of(1, 1, "map")
     stacked = jax.tree.map(lambda x: np.broadcast_to(x, (shape.seeds, shape.lanes, *x.shape)), params)
-    evaluator = make_evaluator(built.experiment, placement_of(built.experiment))
+    evaluator = make_evaluator(built.experiment, placement_from_config(built.experiment))
     for split in ("dev", "test"):
         found = scores.LaneScores(built.experiment, shape).score(stacked, split, lambda: None)[0][0]
         wanted = evaluator.score(params, split)

@@ -33,10 +33,10 @@ def test_gradient_against_finite_differences(tiny, differs, optimizer, rate, pro
         tiny, optimizer__name=optimizer, optimizer__learning_rate=rate, model__column_init="independent", train_on=tasks
     )
     if proximal:
-        penalty = made.spec.objective.penalties["l2"]._replace(way="proximal")
+        penalty = made.spec.objective.penalties["l2"]._replace(mode="proximal")
         made = made._replace(spec=made.spec._replace(objective=made.spec.objective._replace(penalties={"l2": penalty})))
     experiment, spec = made.experiment, made.spec
-    assert spec.objective.penalties["l2"].way == ("proximal" if proximal else "gradient")
+    assert spec.objective.penalties["l2"].mode == ("proximal" if proximal else "gradient")
     batches = experiment.batches(0)
     dev = hypergradient.dev_batches(made, 0)
     step = jax.jit(lambda state, batch, hyper: train_step(spec, state, batch, hyper))
@@ -56,7 +56,7 @@ def test_gradient_against_finite_differences(tiny, differs, optimizer, rate, pro
             after, _ = step(after, batch(number), hyper)
         quiet = spec.objective._replace(dropout=False, attention_dropout=False)
         held_out = jax.tree.map(jnp.asarray, dev.batch(0))
-        total = terms.counts(quiet, held_out, hyper)
+        total = terms.loss_denominators(quiet, held_out, hyper)
         return float(terms.loss_contributions(quiet, after.params, held_out, hyper, None, total).mean())
 
     h, log = 0.1, jnp.log(jnp.float32(0.3))

@@ -9,7 +9,7 @@ from linear_tasks import linear_config
 
 from mtl_jax import checks
 from mtl_jax.analysis.ablation.exact_optima import REFERENCES
-from mtl_jax.evaluation.scores import abstract_params, make_evaluator, placement_of
+from mtl_jax.evaluation.scores import abstract_params, make_evaluator, placement_from_config
 from mtl_jax.runs.build import build
 from mtl_jax.runs.evaluate import evaluate
 from mtl_jax.runs.train import train
@@ -45,7 +45,7 @@ def test_training_ends_at_the_exact_optimum(kind, strength, differs):
     words = slice(4, None)  # special tokens are in no text: they stay where they began, or go to the mean
     found = np.asarray(params["embed"]["word"]["embedding"])[:, words, 0]
     differs("weights of linear tasks, trained against exact", found, exact["weights"][:, words], 1e-4)
-    evaluator = make_evaluator(experiment, placement_of(experiment))
+    evaluator = make_evaluator(experiment, placement_from_config(experiment))
     scores = evaluator.score(params, "dev")
     for task, metrics in exact["scores"].items():
         for metric, value in metrics["dev"].items():
@@ -62,6 +62,6 @@ def test_a_task_without_head_parameters_goes_through_a_whole_run(tmp_path):
     again = evaluate(config, tmp_path / "run", "best")
     assert again["tasks"] == summary["tasks"]
     experiment = build(config)
-    abstract = abstract_params(experiment, placement_of(experiment))
+    abstract = abstract_params(experiment, placement_from_config(experiment))
     saved = checkpoint.load_params(tmp_path / "run", "last", abstract).params
     assert saved["heads"] == {"t0": {}, "t1": {}, "t2": {}}

@@ -18,7 +18,7 @@ from mtl_jax.models.mixers.columns import Place
 from mtl_jax.runs.build import build
 from mtl_jax.training import objective as terms
 from mtl_jax.training.parameter_paths import flatten
-from mtl_jax.training.placement import place
+from mtl_jax.training.placement import make_placement
 from mtl_jax.training.step import train_step
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
@@ -187,7 +187,7 @@ def test_private_experts_are_of_one_task(tiny):
     experiment = build(config_of(tiny, "cgc", {"shared": 1, "private": 2}))
     objective, params = experiment.spec.objective, experiment.init_params(0)
     batch = experiment.batches(0).batch(0)
-    total = terms.counts(objective, batch, experiment.hyper)
+    total = terms.loss_denominators(objective, batch, experiment.hyper)
 
     def color(params):
         return terms.loss_contributions(objective, params, batch, experiment.hyper, jax.random.key(0), total)[0]
@@ -204,7 +204,7 @@ def test_eight_devices_and_lanes_as_one(tiny, differs):
     experiment = build(config_of(tiny, "cgc"))
     mesh = {"data": jax.device_count(), "task": 1, "model": 1}
     alone, _ = steps(experiment)
-    spread, _ = steps(experiment, placement=place("jit", mesh, experiment.spec.slices, len(experiment.tasks)))
+    spread, _ = steps(experiment, placement=make_placement("jit", mesh, experiment.spec.slices, len(experiment.tasks)))
     for path, leaf in flatten(alone.params).items():
         differs("experts on 8 devices against one", flatten(spread.params)[path], leaf, 2e-6)
     batch = jax.tree.map(lambda leaf: np.asarray(leaf)[None], experiment.batches(0).batch(0))

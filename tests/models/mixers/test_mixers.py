@@ -13,7 +13,7 @@ from mtl_jax.models.mixers import columns
 from mtl_jax.runs.build import build
 from mtl_jax.training import objective as terms
 from mtl_jax.training.parameter_paths import flatten
-from mtl_jax.training.placement import place
+from mtl_jax.training.placement import make_placement
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 K, R, T, D = 3, 2, 5, 4
@@ -126,7 +126,7 @@ def test_a_loss_reaches_the_columns_of_other_tasks_through_the_mixer_only(tiny):
     batch = experiment.batches(0).batch(0)
 
     def color(params):
-        total = terms.counts(objective, batch, experiment.hyper)
+        total = terms.loss_denominators(objective, batch, experiment.hyper)
         return terms.loss_contributions(objective, params, batch, experiment.hyper, jax.random.key(0), total)[0]
 
     gradient = flatten(jax.jit(jax.grad(color))(params))
@@ -141,7 +141,7 @@ def test_eight_devices_as_one(tiny, differs):
     experiment = build(config_of(tiny, "attention", optimizer__name="sgd", optimizer__learning_rate=0.3))
     mesh = {"data": jax.device_count(), "task": 1, "model": 1}
     alone, _ = steps(experiment)
-    spread, _ = steps(experiment, placement=place("jit", mesh, experiment.spec.slices, len(experiment.tasks)))
+    spread, _ = steps(experiment, placement=make_placement("jit", mesh, experiment.spec.slices, len(experiment.tasks)))
     for path, leaf in flatten(alone.params).items():
         differs("mixed columns on 8 devices against one", flatten(spread.params)[path], leaf, 1e-6)
 

@@ -5,13 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mtl_jax.balancing import OF_GRADIENTS, WEIGHTINGS
+from mtl_jax.balancing import GRADIENT_TRANSFORMS, WEIGHTINGS
 from mtl_jax.errors import UserError
 from mtl_jax.models import taps
 from mtl_jax.runs.build import build
 from mtl_jax.training import objective as terms
 from mtl_jax.training.parameter_paths import flatten, with_leaves
-from mtl_jax.training.placement import place
+from mtl_jax.training.placement import make_placement
 from mtl_jax.training.step import train_step
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
@@ -50,7 +50,7 @@ def stepped(experiment, kind=None):
         function = jax.jit(lambda s, b, h: train_step(experiment.spec, s, b, h))
     else:
         mesh = {"data": jax.device_count(), "task": 1, "model": 1}
-        placement = place(kind, mesh, experiment.spec.slices, len(experiment.tasks))
+        placement = make_placement(kind, mesh, experiment.spec.slices, len(experiment.tasks))
         function = placement.train(lambda s, b, h, axis: train_step(experiment.spec, s, b, h, axis))
         state, batch = placement.put_state(state), placement.put_batch(batch)
     after, metrics = function(state, batch, experiment.hyper)
@@ -65,7 +65,7 @@ def by_task(experiment):
     state, batch = experiment.init(0), batch_of(experiment)
     objective = experiment.spec.objective
     key = jax.random.fold_in(jax.random.wrap_key_data(state.key), 0)
-    total = sum(terms.counts(objective, micro, experiment.hyper) for micro in _micro(batch))
+    total = sum(terms.loss_denominators(objective, micro, experiment.hyper) for micro in _micro(batch))
 
     @jax.jit
     def gradients(micro):
@@ -165,7 +165,7 @@ def test_eight_devices_as_one(tiny, kind, differs):
     differs("their weights", told_by_many["balanced"]["weights"], told["balanced"]["weights"], 1e-5)
 
 
-@pytest.mark.parametrize("method", sorted({*WEIGHTINGS, *OF_GRADIENTS} - {"sum"}))
+@pytest.mark.parametrize("method", sorted({*WEIGHTINGS, *GRADIENT_TRANSFORMS} - {"sum"}))
 def test_every_method_trains(tiny, method):
     changes = {"optimizer__learning_rate": 0.3, **QUICK}
     if method in ("krum", "trimmed_mean"):
@@ -189,10 +189,10 @@ def test_representations_of_one_text(tiny, differs):
     state, batch, objective = experiment.init(0), batch_of(experiment), experiment.spec.objective
     micro, layout = _micro(batch)[0], objective.layout
     hidden = objective.network.apply(state.params, micro).hidden
-    total = terms.counts(objective, micro, experiment.hyper)
+    total = terms.loss_denominators(objective, micro, experiment.hyper)
 
     def loss(name, hidden):
-        labels = terms.rows_of(micro.labels[name])
+        labels = terms.join_blocks(micro.labels[name])
         task, params = objective.tasks[name], state.params["heads"][name]
         scores = task.logits(params, terms.features(micro, layout, name, hidden), labels)
         return task.loss(params, scores, labels).sum() / total[layout.tasks.index(name)]
@@ -222,7 +222,7 @@ def test_halves_of_a_batch(tiny, differs):
         labels = {name: {k: v[:, rows] for k, v in of_task.items()} for name, of_task in micro.labels.items()}
         by_row = {f: v for f, v in micro._asdict().items() if f not in ("labels", "dataset") and v is not None}
         micro = micro._replace(labels=labels, **{f: v[:, rows] for f, v in by_row.items()})
-        total = terms.counts(objective, micro, experiment.hyper)
+        total = terms.loss_denominators(objective, micro, experiment.hyper)
 
         def losses(flat, micro=micro, total=total):
             params = with_leaves(state.params, flat)

@@ -50,7 +50,7 @@ def test_second_and_first_order_on_quadratics(x64, differs):
         )
         differs("meta-gradients on quadratics", found.fast, wanted, 1e-12)
         differs("their losses", found.loss, 0.5 * after @ c @ after - d @ after, 1e-12)
-        differs("losses before", found.before, 0.5 * x @ a @ x - b @ x, 1e-12)
+        differs("losses before", found.loss_before, 0.5 * x @ a @ x - b @ x, 1e-12)
 
 
 def test_reptile_on_quadratics(x64, differs):

@@ -18,7 +18,7 @@ from mtl_jax.storage.metrics_log import read_metrics
 from mtl_jax.training import objective as terms
 from mtl_jax.training.gradients import meta_learning
 from mtl_jax.training.parameter_paths import flatten, with_leaves
-from mtl_jax.training.placement import place
+from mtl_jax.training.placement import make_placement
 from mtl_jax.training.step import train_step
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
@@ -61,7 +61,7 @@ def stepped(experiment, kind=None, batch=None):
         function = jax.jit(lambda s, b, h: train_step(experiment.spec, s, b, h))
     else:
         mesh = {"data": jax.device_count(), "task": 1, "model": 1}
-        placement = place(kind, mesh, experiment.spec.slices, len(experiment.tasks))
+        placement = make_placement(kind, mesh, experiment.spec.slices, len(experiment.tasks))
         function = placement.train(lambda s, b, h, axis: train_step(experiment.spec, s, b, h, axis))
         state, batch = placement.put_state(state), placement.put_batch(batch)
     after, metrics = function(state, batch, experiment.hyper)
@@ -81,7 +81,7 @@ def sides(experiment, bounds):
     )(step_key(experiment))
     found = []
     for low, high in bounds:
-        part = meta_learning.only(layout, batch, number, low, high)
+        part = meta_learning.mask_labels(layout, batch, number, low, high)
         joined = jax.tree.map(lambda leaf: np.concatenate(list(leaf), axis=1), part._replace(dataset=None))
         found.append(joined._replace(dataset=batch.dataset[0]))
     return found
@@ -95,7 +95,7 @@ def by_hand(experiment, support, query, first_order=False):
 
     def loss(trained, batch, k):
         params = with_leaves(state.params, {**flatten(state.params), **trained})
-        total = terms.counts(objective, batch, experiment.hyper)
+        total = terms.loss_denominators(objective, batch, experiment.hyper)
         return terms.loss_contributions(objective, params, batch, experiment.hyper, None, total)[k]
 
     def after(trained, k):
@@ -164,7 +164,10 @@ def test_reptile_against_descent_by_hand(tiny, differs):
         for part in parts:
 
             def loss(flat, part=part, k=k):
-                params, total = with_leaves(state.params, flat), terms.counts(objective, part, experiment.hyper)
+                params, total = (
+                    with_leaves(state.params, flat),
+                    terms.loss_denominators(objective, part, experiment.hyper),
+                )
                 return terms.loss_contributions(objective, params, part, experiment.hyper, None, total)[k]
 
             gradient = jax.jit(jax.grad(loss))(flat)
@@ -198,7 +201,7 @@ def test_sides_are_of_records(tiny):
     assert records is not None  # sentences of more than five words are several examples
     batch = jax.tree.map(lambda leaf: leaf[None], experiment.batches(0).batch(0))
     number = np.asarray(meta_learning.assign_split(layout, records, batch, jax.random.key(3)))
-    support, query = (meta_learning.only(layout, batch, number, *bounds) for bounds in ((0.0, 0.5), (0.5, 1.0)))
+    support, query = (meta_learning.mask_labels(layout, batch, number, *bounds) for bounds in ((0.0, 0.5), (0.5, 1.0)))
     for name in layout.tasks:
         one, other, whole = (np.asarray(b.labels[name]["mask"]) for b in (support, query, batch))
         assert not (one & other).any() and ((one | other) == whole).all() and one.any() and other.any()

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from mtl_jax.balancing import options
-from mtl_jax.balancing.loss_weights.base import LossWeights, Signals, needed
+from mtl_jax.balancing.loss_weights.base import LossWeights, Signals, require_signal
 from mtl_jax.balancing.options import Number
 
 
@@ -27,16 +27,16 @@ def kl(decay: Number = 0.9) -> LossWeights:
     (`class_divergence`) and averaged over updates with `decay`. Of several such weightings in use this is the one in
     proportion. Tasks without a divergence get α = 1, the others have mean 1. ValueError unless 0 ≤ decay < 1.
     """
-    options.check("decay", decay, 0.0, 1.0, "[)")
+    options.check_interval("decay", decay, 0.0, 1.0, "[)")
 
     def init(count: int) -> DivergenceState:
         return DivergenceState(jnp.zeros(count), jnp.zeros(count, jnp.int32))
 
     def update(signals: Signals, state: DivergenceState):
-        found = jax.lax.stop_gradient(needed(signals, "divergences", "kl"))
+        found = jax.lax.stop_gradient(require_signal(signals, "divergences", "kl"))
         dtype = state.averages.dtype
         new = signals.present & jnp.isfinite(found)
-        keep = options.number(decay, dtype)
+        keep = options.as_scalar(decay, dtype)
         averages = jnp.where(new, keep * state.averages + (1.0 - keep) * found.astype(dtype), state.averages)
         seen = state.seen + new.astype(jnp.int32)
         known = seen > 0
@@ -79,22 +79,22 @@ def dtp(gamma: Number = 1.0, decay: Number = 0.9) -> LossWeights:
     κ is the moving average of `Signals.scores`, decay per update; kept ≥ 1e-3 (α ≤ 6.9). Tasks without a score yet get
     α = 1. Raises ValueError unless γ ≥ 0 and 0 ≤ decay < 1.
     """
-    options.check("gamma", gamma, 0.0)
-    options.check("decay", decay, 0.0, 1.0, "[)")
+    options.check_interval("gamma", gamma, 0.0)
+    options.check_interval("decay", decay, 0.0, 1.0, "[)")
 
     def init(count: int) -> PriorityState:
         return PriorityState(jnp.zeros(count), jnp.zeros(count, bool))
 
     def update(signals: Signals, state: PriorityState):
-        found = jax.lax.stop_gradient(needed(signals, "scores", "dtp")).astype(state.averages.dtype)
+        found = jax.lax.stop_gradient(require_signal(signals, "scores", "dtp")).astype(state.averages.dtype)
         dtype = state.averages.dtype
         new = jnp.isfinite(found)
-        keep = jnp.where(state.seen, options.number(decay, dtype), 0.0)  # the first score is taken as it is
+        keep = jnp.where(state.seen, options.as_scalar(decay, dtype), 0.0)  # the first score is taken as it is
         averages = jnp.where(new, keep * state.averages + (1.0 - keep) * found, state.averages)
         seen = state.seen | new
         score = jnp.clip(averages, 1e-3, 1.0)
         missing = 1.0 - score
-        power = jnp.where(missing > 0, jnp.where(missing > 0, missing, 1.0) ** options.number(gamma, dtype), 0.0)
+        power = jnp.where(missing > 0, jnp.where(missing > 0, missing, 1.0) ** options.as_scalar(gamma, dtype), 0.0)
         alpha = jnp.where(seen, -power * jnp.log(score), 1.0)
         alpha = jax.lax.stop_gradient(alpha).astype(signals.losses.dtype)
         return alpha, jnp.zeros((), alpha.dtype), PriorityState(averages, seen)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from mtl_jax.balancing import options
-from mtl_jax.balancing.loss_weights.base import LossWeights, Signals, mean_over, needed, norms
+from mtl_jax.balancing.loss_weights.base import LossWeights, Signals, gradient_norms, mean_over, require_signal
 from mtl_jax.balancing.options import Number
 from mtl_jax.sharing.gram import accumulation_dtype
 
@@ -33,8 +33,8 @@ def excess_mtl(step_size: Number = 1e-2, warmup: int = 1) -> LossWeights:
     which α stays 1. The sum is K where the paper has 1, as in the authors' code: the plain sum at first. Raises
     ValueError unless η = `step_size` > 0 and warmup ≥ 1.
     """
-    options.check("step_size", step_size, 0.0, ends="()")
-    options.check_whole("warmup", warmup, 1)
+    options.check_interval("step_size", step_size, 0.0, ends="()")
+    options.check_integer("warmup", warmup, 1)
 
     def init(count: int, shared: Any) -> ExcessState:
         squares = jax.tree.map(lambda leaf: jnp.zeros((count, *leaf.shape), accumulation_dtype(leaf)), shared)
@@ -42,7 +42,7 @@ def excess_mtl(step_size: Number = 1e-2, warmup: int = 1) -> LossWeights:
 
     def update(signals: Signals, state: ExcessState):
         present, dtype = signals.present, state.weights.dtype
-        gradients = jax.lax.stop_gradient(needed(signals, "gradients", "excess_mtl"))
+        gradients = jax.lax.stop_gradient(require_signal(signals, "gradients", "excess_mtl"))
 
         def of_leaf(squares: jax.Array, g: jax.Array):
             mask = present.reshape((-1, *(1,) * (g.ndim - 1)))
@@ -58,7 +58,7 @@ def excess_mtl(step_size: Number = 1e-2, warmup: int = 1) -> LossWeights:
         baseline = state.baseline + jnp.where(first, risk, 0.0)
         moves = present & ~first & (baseline > 0)
         relative = jnp.where(moves, risk * warmup / jnp.where(moves, baseline, 1.0), 0.0)
-        change = options.number(step_size, dtype) * relative
+        change = options.as_scalar(step_size, dtype) * relative
         weights = state.weights * jnp.exp(change - jnp.max(change))
         weights = weights / mean_over(weights, jnp.ones_like(present))
         alpha = weights.astype(signals.losses.dtype)
@@ -81,18 +81,18 @@ def db_mtl(beta: Number = 0.9, beta_sigma: Number = 0.5) -> LossWeights:
     0 at first. The paper averages the gradients themselves before it takes norms: that is `aggregation.db_mtl`, for
     shared parameters; with β = 0 both are the same. Raises ValueError unless 0 ≤ β < 1 and σ ≥ 0.
     """
-    options.check("beta", beta, 0.0, 1.0, "[)")
-    options.check("beta_sigma", beta_sigma, 0.0)
+    options.check_interval("beta", beta, 0.0, 1.0, "[)")
+    options.check_interval("beta_sigma", beta_sigma, 0.0)
 
     def update(signals: Signals, state: DbMtlState):
         dtype = state.norms.dtype
         losses = jax.lax.stop_gradient(signals.losses).astype(dtype)
-        lengths = jax.lax.stop_gradient(norms(signals, "db_mtl")).astype(dtype)
+        lengths = jax.lax.stop_gradient(gradient_norms(signals, "db_mtl")).astype(dtype)
         used = signals.present & (losses > 0)
         inverse = jnp.where(used, 1.0 / jnp.where(used, losses, 1.0), 0.0)
         seen = state.seen + used.astype(jnp.int32)
         times = jnp.maximum(seen, 1).astype(dtype)
-        keep = options.number(beta, dtype) * times ** -options.number(beta_sigma, dtype)
+        keep = options.as_scalar(beta, dtype) * times ** -options.as_scalar(beta_sigma, dtype)
         averaged = jnp.where(used, keep * state.norms + (1.0 - keep) * lengths * inverse, state.norms)
         live = used & (averaged > 0)
         largest = jnp.max(jnp.where(live, averaged, 0.0))

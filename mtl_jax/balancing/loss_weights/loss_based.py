@@ -25,7 +25,7 @@ def dwa(temperature: Number = 2.0) -> LossWeights:
     The paper takes a t per epoch, its losses averaged: update as often. r_k = 1 until a task has two losses behind it.
     Raises ValueError for a temperature that is not positive.
     """
-    options.check("temperature", temperature, 0.0, ends="()")
+    options.check_interval("temperature", temperature, 0.0, ends="()")
 
     def init(count: int) -> DwaState:
         return DwaState(jnp.ones((2, count)), jnp.zeros(count, jnp.int32))
@@ -35,7 +35,7 @@ def dwa(temperature: Number = 2.0) -> LossWeights:
         before = state.losses[1]
         usable = (state.seen >= 2) & (before > 0)
         ratio = jnp.where(usable, state.losses[0] / jnp.where(usable, before, 1.0), 1.0)
-        alpha = signals.losses.size * jax.nn.softmax(ratio / options.number(temperature, dtype))
+        alpha = signals.losses.size * jax.nn.softmax(ratio / options.as_scalar(temperature, dtype))
         newest = jax.lax.stop_gradient(signals.losses).astype(dtype)
         losses = jnp.where(signals.present[None, :], jnp.stack([newest, state.losses[0]]), state.losses)
         alpha = jax.lax.stop_gradient(alpha).astype(signals.losses.dtype)
@@ -69,18 +69,18 @@ def stch(mu: Number = 1.0, preference=None, ideal=None) -> LossWeights:
     p = `preference` [K], 1 without it; z = `ideal` [K], the losses to be reached, 0 without it. The value of the
     objective is Σ α_k L_k + extra_loss. Raises ValueError unless μ > 0.
     """
-    options.check("mu", mu, 0.0, ends="()")
+    options.check_interval("mu", mu, 0.0, ends="()")
     preference = options.preference_vector(preference)
-    ideal = None if ideal is None else options.per_task("ideal", ideal)
+    ideal = None if ideal is None else options.task_values("ideal", ideal)
 
     def update(signals: Signals, state: tuple):
         losses, present = jax.lax.stop_gradient(signals.losses), signals.present
         count, dtype = losses.size, losses.dtype
-        smooth = options.number(mu, dtype)
+        smooth = options.as_scalar(mu, dtype)
         wanted = jnp.ones(count, dtype)
         if preference is not None:
-            wanted = options.for_tasks("preference", preference, count, dtype)
-        lowest = jnp.zeros(count, dtype) if ideal is None else options.for_tasks("ideal", ideal, count, dtype)
+            wanted = options.task_array("preference", preference, count, dtype)
+        lowest = jnp.zeros(count, dtype) if ideal is None else options.task_array("ideal", ideal, count, dtype)
         away = jnp.where(present, wanted * (losses - lowest), -jnp.inf)
         largest = jnp.max(away)
         largest = jnp.where(jnp.isfinite(largest), largest, 0.0)
