@@ -58,7 +58,7 @@ class PackedRows(NamedTuple):
     tokens      int32[N, T]  token ids, 0 in the padding
     segment     int32[N, T]  1 + example slot, 0 in the padding
     position    int32[N, T]  position in the example, from 0, patches not counted; at a patch: its position in the
-                             grid of its picture, row · SIDE + column
+                             grid of its picture, row · GRID_SIDE + column
     token_type  int32[N, T]  0 first text, 1 second text of a pair; at a patch: number of the picture in the example
     start       int32[N, E]  index on T of the example's first token
     length      int32[N, E]  tokens of the example, 0 for an empty slot

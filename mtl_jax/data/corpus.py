@@ -1,4 +1,4 @@
-"""All data of a run: each data set read, encoded and packed; vocabularies; what was odd; what there is to see."""
+"""All data of a run: data sets read, encoded and packed; vocabularies; notes; statistics."""
 
 from __future__ import annotations
 
@@ -17,8 +17,7 @@ from mtl_jax.data.encoding.encode import OVERFLOW, EncodedSplit, copy_for_predic
 from mtl_jax.data.encoding.record_inputs import RecordInputs
 from mtl_jax.data.files import array_cache
 from mtl_jax.data.files.location import Location
-from mtl_jax.data.labels import encoded_labels as golds
-from mtl_jax.data.labels import raw_labels, target_sequences, vocabulary
+from mtl_jax.data.labels import task_labels
 from mtl_jax.data.labels.raw_labels import LabelSpec
 from mtl_jax.data.labels.vocabulary import LabelVocabulary
 from mtl_jax.data.notices import notice
@@ -28,7 +27,7 @@ from mtl_jax.data.pictures import image_store, patches
 from mtl_jax.data.pictures.image_store import PatchSpec
 from mtl_jax.data.preparation import (
     EncodingSettings,
-    copy_sources,
+    PreparedDataset,
     encode_with_patches,
     inputs_for_tasks,
     prepare_dataset,
@@ -42,7 +41,7 @@ TokenizerFactory = Callable[[Iterable[str | Sequence[str]]], Tokenizer]
 
 
 class Split(NamedTuple):
-    """A split as it was read, its texts, and as it was encoded; `encoded.labels` has the gold labels by record."""
+    """A split as read, its inputs, and as encoded; `encoded.labels` has the gold labels by record."""
 
     records: Sequence[Record]
     encoded: EncodedSplit
@@ -53,18 +52,18 @@ class Corpus(NamedTuple):
     """Everything that training and evaluation read.
 
     layout        static layout of training batches
-    rows          {data set: {split: Rows}}
+    rows          {data set: {split: PackedRows}}
     splits        {data set: {split: Split}}
     vocabularies  {task: LabelVocabulary}
     specs         {task: LabelSpec}
     tokenizer     the tokenizer of all data sets
-    notes         sentences for people: truncated texts, unseen labels, dropped duplicates, share of real tokens; see
+    notes         sentences about truncated texts, unseen labels, dropped duplicates, the share of real tokens; see
                   `notices.Notice`
     fingerprint   content hash of all rows, the vocabularies and the tokenizer
     statistics    {data set: {"capacities", split: {"records", "available", "examples", "rows", ...}}} and
                   {task: {split: {"known", "missing", "counts": {name: n}}}} under "datasets" and "tasks"
     soft_labels   content hash of the teachers whose soft labels are in the rows, "" where there are none
-    pictures      form of the pictures of all data sets that have some; None where none has
+    pictures      properties of the pictures of all data sets that have some; None where none has
     """
 
     layout: BatchLayout
@@ -77,7 +76,7 @@ class Corpus(NamedTuple):
     fingerprint: str
     statistics: Mapping[str, Any]
     soft_labels: str = ""
-    pictures: pictures.Form | None = None
+    pictures: image_store.ImageSpec | None = None
 
 
 def load(
@@ -97,65 +96,60 @@ def load(
     cut: PatchSpec | None = None,
     read: Callable[..., Any] | None = None,
 ) -> Corpus:
-    """Reads, encodes and packs.
+    """Reads, encodes and packs all data sets.
 
     Args:
-      datasets: entries of the config by name; `text` (one or two fields) or `words` (one field), else see `read`.
+      datasets: entries of the config by name, see `datasets.read_dataset`.
       specs: what every task of the config reads, in order.
-      tokenizer: a tokenizer, or what makes one of the training texts and sentences of *all* data sets, so that the
-        ids do not depend on `tasks`.
+      tokenizer: a tokenizer, or a function that makes one from the training texts and sentences of *all* data sets, so
+        that the ids do not depend on `tasks`.
       row_length: T of every row.
-      max_length: tokens of an example at most, by default `row_length`.
+      max_length: the largest number of tokens of an example, by default `row_length`.
       pack: False for one example a row.
-      overflow: "auto" splits long sentences of data sets with word-level or predicate-level tasks at words, reads texts
-        with answers in them through windows, and truncates the others; "truncate", "split", "error": see
-        `encoding.encode_with_patches`.
-      stride: of windows, see there.
-      seed: of splits that are carved out, and of which records keep their label.
+      overflow: how records of more tokens are encoded. "auto" splits sentences of data sets with word-level or
+        predicate-level tasks between words, uses windows for tasks that predict spans of texts, and truncates others;
+        "truncate", "split", "error": see `encoding.encode`.
+      stride: of windows, see `encoding.encode`.
+      seed: keys the splits that are carved out, and the records that keep their label.
       tasks: names of the tasks to train, all by default. Data sets that none of them reads are left out; the rows of
-        the others stay the same.
+        the others do not depend on it.
       mixing: how data sets share the batches.
       max_unseen_labels: the largest share of a split's labels that train may lack.
-      cut: how pictures become patches; the size is that of the data set's entry.
+      cut: how pictures become patches; their size is in the data set's entry.
       read: `datasets.read_dataset` by default.
 
     Raises:
-      UserError: see the readers, `labels`, `encoding` and `pictures`; besides tasks of one name, and unknown names.
+      UserError: see the readers, `labels`, `encoding` and `pictures`; two tasks of one name, and unknown names.
     """
     read = read or datasets_module.read_dataset
-    chosen = _check(datasets, specs, row_length, max_length, overflow, tasks)
-    used = [name for name in datasets if any(spec.dataset == name for spec in chosen)]
+    trained = _check(datasets, specs, row_length, max_length, overflow, tasks)
+    used = [name for name in datasets if any(spec.dataset == name for spec in trained)]
     is_factory = not hasattr(tokenizer, "single")
     read_data = {name: read(name, datasets[name], seed) for name in datasets if is_factory or name in used}
-    notes = [notice(note).prefixed(name) for name in used for note in read_data[name].notes]
     inputs = {name: _inputs_by_split(name, datasets[name], data, specs) for name, data in read_data.items()}
     if is_factory:
         train = [inputs[name]["train"] for name in datasets]
-        tokenizer = tokenizer(unit for u in train for unit in _flat(u))
-    albums = {}
+        tokenizer = tokenizer(text for split_inputs in train for text in _texts(split_inputs))
+    stores = {}
     for name in used:
         if datasets[name].get("image"):
-            data = read_data[name]
-            albums[name], inputs[name] = patches.add_pictures(inputs[name], datasets[name], data.folder, cut)
-    prepared = {}
+            folder = read_data[name].folder
+            stores[name], inputs[name] = patches.add_pictures(inputs[name], datasets[name], folder, cut)
+    settings = EncodingSettings(row_length, max_length or row_length, pack, overflow, stride, max_unseen_labels, seed)
+    prepared: dict[str, PreparedDataset] = {}
     for name in used:
-        # All tasks of the config shape the rows; labels are kept of the chosen ones only.
-        own = [spec for spec in specs if spec.dataset == name]
-        how = resolve_overflow(overflow, inputs[name]["train"], own)
-        settings = EncodingSettings(row_length, max_length or row_length, pack, how, stride, max_unseen_labels, seed)
-        kept = [spec for spec in own if spec in chosen]
-        prepared[name] = prepare_dataset(name, inputs[name], own, kept, tokenizer, settings)
+        prepared[name] = _prepare(name, inputs[name], specs, trained, tokenizer, settings)
         for split, count in read_data[name].available.items():
             prepared[name].dataset_statistics[split]["available"] = count
-        notes += prepared[name].notes
-    rows = {name: patches.add_pixels(data.rows, albums.get(name)) for name, data in prepared.items()}
+    read_notes = [notice(note).prefixed(name) for name in used for note in read_data[name].notes]
+    rows = {name: patches.add_pixels(data.rows, stores.get(name)) for name, data in prepared.items()}
     vocabularies = {task: v for data in prepared.values() for task, v in data.vocabularies.items()}
     layout = sampler.make_layout(
         used,
-        [s.task for s in chosen],
-        [used.index(s.dataset) for s in chosen],
+        [spec.task for spec in trained],
+        [used.index(spec.dataset) for spec in trained],
         mixing or sampler.Mixing(),
-        [used.index(name) for name in albums],
+        [used.index(name) for name in stores],
     )
     return Corpus(
         layout=layout,
@@ -166,16 +160,33 @@ def load(
             }
             for name, data in prepared.items()
         },
-        vocabularies={spec.task: vocabularies[spec.task] for spec in chosen},
-        specs={spec.task: spec for spec in chosen},
+        vocabularies={spec.task: vocabularies[spec.task] for spec in trained},
+        specs={spec.task: spec for spec in trained},
         tokenizer=tokenizer,
-        notes=tuple(notes),
+        notes=(*read_notes, *(note for data in prepared.values() for note in data.notes)),
         fingerprint=_fingerprint(layout, rows, vocabularies, tokenizer),
         statistics={
             "datasets": {name: data.dataset_statistics for name, data in prepared.items()},
-            "tasks": {task: found for data in prepared.values() for task, found in data.task_statistics.items()},
+            "tasks": {task: counts for data in prepared.values() for task, counts in data.task_statistics.items()},
         },
-        pictures=image_store.image_spec(albums, {name: inputs[name] for name in albums}),
+        pictures=image_store.image_spec(stores, {name: inputs[name] for name in stores}),
+    )
+
+
+def _prepare(
+    name: str,
+    inputs: Mapping[str, RecordInputs],
+    specs: Sequence[LabelSpec],
+    trained: Sequence[LabelSpec],
+    tokenizer: Tokenizer,
+    settings: EncodingSettings,
+) -> PreparedDataset:
+    """One data set: all tasks of the config on it shape the rows, the trained ones have labels in them."""
+    dataset_specs = [spec for spec in specs if spec.dataset == name]
+    overflow = resolve_overflow(settings.overflow, inputs["train"], dataset_specs)
+    dataset_trained = [spec for spec in dataset_specs if spec in trained]
+    return prepare_dataset(
+        name, inputs, dataset_specs, dataset_trained, tokenizer, settings._replace(overflow=overflow)
     )
 
 
@@ -202,49 +213,48 @@ def corpus_for_prediction(
       records: M records with the fields that `entry` names as `text` or `words`.
       entry: the data set's entry.
       specs: its tasks.
-      vocabularies, tokenizer, row_length, max_length, pack, overflow, stride, cut: as `load` gave and took them.
-      form: of the pictures in training, where the data set has pictures; they have to be of one size with those.
-      folder: what paths of pictures start from.
-      like: rows of the same data set: these have as many example slots and label positions, unless an example needs
-      more.
+      vocabularies, tokenizer, row_length, max_length, pack, overflow, stride, cut: as for `load`.
+      form: of the pictures in training, where the data set has pictures; the new ones have to have the same size.
+      folder: the folder that paths of pictures start from.
+      like: rows of the same data set: the new rows have as many example slots and label positions, unless an example
+        needs more.
     """
     inputs = inputs_for_tasks(records, "data to predict", entry, specs)
-    album = None
+    store = None
     if entry.get("image"):
         size = form.sizes[specs[0].dataset]
-        album, illustrated = patches.add_pictures({"input": inputs}, entry, folder, cut, size, form.max_patches)
-        inputs = illustrated["input"]
-    how = resolve_overflow(overflow, inputs, specs)
-    encoded = encode_with_patches(inputs, tokenizer, max_length or row_length, how, stride)
+        store, with_pictures = patches.add_pictures({"input": inputs}, entry, folder, cut, size, form.max_images)
+        inputs = with_pictures["input"]
+    overflow = resolve_overflow(overflow, inputs, specs)
+    encoded = encode_with_patches(inputs, tokenizer, max_length or row_length, overflow, stride)
     gold = {
-        spec.task: golds.unknown_labels(spec, inputs)
-        if spec.kind in golds.ENCODED_LABEL_TYPES
-        else target_sequences.missing_targets(len(records), copy_sources(spec, inputs, encoded, tokenizer))
-        if spec.level == "sequence"
-        else vocabulary.encode_labels(
-            raw_labels.missing_labels(records, spec, inputs.word_counts, inputs.predicates),
-            spec,
-            vocabularies[spec.task],
-        )
+        spec.task: task_labels.unknown_labels(spec, inputs, encoded, vocabularies[spec.task], tokenizer)
         for spec in specs
     }
     encoded = encoded._replace(labels=gold, targets=np.zeros(len(records), np.int64))
     encoded = copy_for_predicates(encoded, row_capacities.predicate_limit([encoded], row_length, pack))
-    wanted = sorted({spec.level for spec in specs})
+    levels = sorted({spec.level for spec in specs})
     if like is None:
-        capacities = row_capacities.choose_capacities([encoded], wanted, row_length, pack)
+        capacities = row_capacities.choose_capacities([encoded], levels, row_length, pack)
     else:
-        capacities = row_capacities.enlarged_capacities(row_capacities.capacities_of(like, specs), encoded, wanted)
+        capacities = row_capacities.enlarged_capacities(row_capacities.capacities_of(like, specs), encoded, levels)
     classes = {spec.task: len(vocabularies[spec.task].names) for spec in specs}
     rows = packing.pack(encoded, specs, classes, capacities, pack)
-    rows = patches.add_pixels({"input": rows}, album)["input"]
+    rows = patches.add_pixels({"input": rows}, store)["input"]
     least = {s.task: like.labels[s.task]["token"].shape[1] if like else 1 for s in specs if s.level == "token"}
     hidden = {task: packed_labels.masked_positions(rows, tokenizer, count) for task, count in least.items()}
     return rows._replace(labels=rows.labels | hidden), Split(records, encoded, inputs)
 
 
-def _check(datasets, specs, row_length, max_length, overflow, tasks) -> list[LabelSpec]:
-    """The specs of the tasks to train, in the order of `specs`."""
+def _check(
+    datasets: Mapping[str, Any],
+    specs: Sequence[LabelSpec],
+    row_length: int,
+    max_length: int | None,
+    overflow: str,
+    tasks: Sequence[str] | None,
+) -> list[LabelSpec]:
+    """The specs of the tasks to train, in the order of `specs`. Raises UserError for contradictory arguments."""
     names = [spec.task for spec in specs]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise UserError(f"two tasks are named {twice[0]!r}")
@@ -268,21 +278,28 @@ def _no_such(what: str, name: str, known: Iterable[str], prefix: str = "") -> Us
 
 
 def _inputs_by_split(
-    name: str, entry: Mapping[str, Any], data: Any, specs: Sequence[LabelSpec]
+    name: str, entry: Mapping[str, Any], data: datasets_module.ReadData, specs: Sequence[LabelSpec]
 ) -> dict[str, RecordInputs]:
     if not data.splits.get("train"):
         raise UserError(f"data set {name}: no train split")
-    own = [spec for spec in specs if spec.dataset == name]
-    return {split: inputs_for_tasks(records, f"data set {name}", entry, own) for split, records in data.splits.items()}
+    what, specs = f"data set {name}", [spec for spec in specs if spec.dataset == name]
+    return {split: inputs_for_tasks(records, what, entry, specs) for split, records in data.splits.items()}
 
 
-def _flat(inputs: RecordInputs) -> Iterable[str | Sequence[str]]:
+def _texts(inputs: RecordInputs) -> Iterable[str | Sequence[str]]:
+    """All texts (str) or sentences (lists of words)."""
     if inputs.texts is None:
         return inputs.words
     return itertools.chain.from_iterable([*inputs.texts, *(inputs.choices or ())])
 
 
-def _fingerprint(layout: BatchLayout, rows, vocabularies, tokenizer: Tokenizer) -> str:
+def _fingerprint(
+    layout: BatchLayout,
+    rows: Mapping[str, Mapping[str, PackedRows]],
+    vocabularies: Mapping[str, LabelVocabulary],
+    tokenizer: Tokenizer,
+) -> str:
+    """Hash of everything that training reads."""
     digest = hashlib.sha256()
     names = {task: [v.names, v.extra, v.soft] for task, v in vocabularies.items()}
     digest.update(json.dumps([layout.datasets, layout.tasks, names, tokenizer.fingerprint], sort_keys=True).encode())
@@ -290,7 +307,7 @@ def _fingerprint(layout: BatchLayout, rows, vocabularies, tokenizer: Tokenizer) 
         for split in sorted(rows[name]):
             packed = rows[name][split]._asdict()
             tasks = packed.pop("labels")
-            del packed["hidden"]  # follows from the rest
+            del packed["hidden"]  # a function of the rest and of the parameters
             packed = {name: array for name, array in packed.items() if array is not None}
             arrays = packed | {f"labels/{task}/{n}": a for task, named in tasks.items() for n, a in named.items()}
             digest.update(f"{name} {split} {array_cache.checksum(arrays)}\n".encode())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -13,16 +12,15 @@ from mtl_jax.data.batch import PackedRows
 from mtl_jax.data.encoding import encode as encoding
 from mtl_jax.data.encoding import marked_spans
 from mtl_jax.data.encoding.encode import EncodedSplit
-from mtl_jax.data.encoding.gold_labels import GoldLabels
 from mtl_jax.data.encoding.record_inputs import RecordInputs, extract_inputs
 from mtl_jax.data.files import array_cache
-from mtl_jax.data.labels import encoded_labels as golds
-from mtl_jax.data.labels import label_notes, raw_labels, tag_columns, target_sequences, vocabulary
-from mtl_jax.data.labels.raw_labels import LabelSpec, RawLabels
-from mtl_jax.data.labels.vocabulary import LabelVocabulary
+from mtl_jax.data.labels import encoded_labels, task_labels
+from mtl_jax.data.labels.raw_labels import LabelSpec
+from mtl_jax.data.labels.vocabulary import LabelVocabulary, TaskLabels
 from mtl_jax.data.notices import INFORMATION, LENGTH, Notice
 from mtl_jax.data.packing import capacities as row_capacities
 from mtl_jax.data.packing import packed_labels
+from mtl_jax.data.packing.capacities import Capacities
 from mtl_jax.data.pictures import patches
 from mtl_jax.data.records import Record
 from mtl_jax.data.tokenizers import Tokenizer
@@ -44,12 +42,12 @@ class EncodingSettings(NamedTuple):
 class PreparedDataset(NamedTuple):
     """A data set by split; `encoded.labels` has the gold labels of the tasks that are trained.
 
-    rows                packed, for training and evaluation
+    rows                packed rows
     encoded             examples in the order of the rows
     vocabularies        of the tasks that are trained
     dataset_statistics  {"capacities": ..., split: numbers of `statistics.length_statistics`}
     task_statistics     {task: {split: counts}}
-    notes               sentences about what was odd
+    notes               what was changed or looks wrong, with counts
     """
 
     rows: dict[str, PackedRows]
@@ -60,155 +58,108 @@ class PreparedDataset(NamedTuple):
     notes: list[str]
 
 
-class _Labels(NamedTuple):
-    """vocabularies by task, gold labels by split and task, int64[M] tokens of the longest target by split, notes."""
-
-    vocabularies: dict[str, LabelVocabulary]
-    gold: dict[str, dict[str, GoldLabels]]
-    longest: dict[str, np.ndarray]
-    notes: list[str]
-
-
 def prepare_dataset(
     name: str,
     inputs: Mapping[str, RecordInputs],
-    own: Sequence[LabelSpec],
-    kept: Sequence[LabelSpec],
+    specs: Sequence[LabelSpec],
+    trained: Sequence[LabelSpec],
     tokenizer: Tokenizer,
     settings: EncodingSettings,
 ) -> PreparedDataset:
-    """One data set from its inputs by split: the tasks `own` shape its rows, those in `kept` get labels.
+    """One data set from its inputs by split.
+
+    Args:
+      name: of the data set.
+      inputs: by split.
+      specs: all tasks of the config on this data set; they shape the rows.
+      trained: those of them that are trained, whose labels are in the rows.
+      tokenizer, settings: how the inputs are encoded.
 
     Raises:
       UserError: see `labels`, `vocabulary`, `encoding`.
     """
     row_length, pack = settings.row_length, settings.pack
-    encoded = {split: _cached(u, tokenizer, settings) for split, u in inputs.items()}
-    notes = [note for split, e in encoded.items() if (note := encoding.overlong_note(f"{name}/{split}", e))]
-    if any(spec.level == "pair" for spec in own):
+    encoded = {split: _cached_encoding(i, tokenizer, settings) for split, i in inputs.items()}
+    notes: list[str] = [note for split, e in encoded.items() if (note := encoding.overlong_note(f"{name}/{split}", e))]
+    if any(spec.level == "pair" for spec in specs):
         lost = {split: int((e.is_first_example & (e.mark_token < 0).any(1)).sum()) for split, e in encoded.items()}
-        cut = "marked spans are cut off, they are not learned from"
-        notes += [Notice(f"{name}/{s}: {n} {cut}", LENGTH, n, len(encoded[s].words)) for s, n in lost.items() if n]
-    found = _labels(inputs, encoded, own, kept, tokenizer, settings)
-    notes += found.notes
-    encoded = {s: e._replace(labels=found.gold[s], targets=found.longest[s]) for s, e in encoded.items()}
-    wanted = sorted({spec.level for spec in own})
-    if "predicate" in wanted:
+        what = "marked spans are cut off, they are not learned from"
+        notes += [Notice(f"{name}/{s}: {n} {what}", LENGTH, n, len(encoded[s].words)) for s, n in lost.items() if n]
+    labels, longest = _labels(inputs, encoded, specs, trained, tokenizer, settings)
+    notes += [note for task in labels.values() for note in task.notes]
+    encoded = {
+        split: e._replace(labels={task: found.gold[split] for task, found in labels.items()}, targets=longest[split])
+        for split, e in encoded.items()
+    }
+    levels = sorted({spec.level for spec in specs})
+    if "predicate" in levels:
         limit = row_capacities.predicate_limit(list(encoded.values()), row_length, pack)
         encoded = {split: encoding.copy_for_predicates(e, limit) for split, e in encoded.items()}
         copies = {split: int(e.copy.sum()) for split, e in encoded.items()}
         what = "copies of sentences with many predicates"
         notes += [Notice(f"{name}/{s}: {n} {what}", INFORMATION, n) for s, n in copies.items() if n]
-    # Files are often sorted, by class or by source: a row should not be all of one kind.
+    # Files are often sorted by class or by source; a row should mix them.
     orders = {s: _shuffled(e, f"pieces {name}/{s}") for s, e in encoded.items()}
     encoded = {split: encoding.select_examples(e, orders[split]) for split, e in encoded.items()}
-    capacities = row_capacities.choose_capacities(list(encoded.values()), wanted, row_length, pack)
-    classes = {task: len(v.names) for task, v in found.vocabularies.items()}
-    rows = {split: packing.pack(e, kept, classes, capacities, pack) for split, e in encoded.items()}
-    for spec in (s for s in kept if s.level == "token"):
-        rows = {
-            s: r._replace(labels=r.labels | {spec.task: packed_labels.maskable_tokens(r, tokenizer)})
-            for s, r in rows.items()
-        }
-    notes.append(
-        Notice(
-            f"{name}: {packing.fill_ratio(rows['train']):.1%} of the token positions of train hold real tokens "
-            f"({len(encoded['train'].record)} examples in {len(rows['train'].tokens)} rows of {row_length})",
-            INFORMATION,
-        )
-    )
+    capacities = row_capacities.choose_capacities(list(encoded.values()), levels, row_length, pack)
+    classes = {task: len(found.vocabulary.names) for task, found in labels.items()}
+    rows = {split: _rows(e, trained, classes, capacities, tokenizer, pack) for split, e in encoded.items()}
+    text = f"{name}: {packing.fill_ratio(rows['train']):.1%} of the token positions of train hold real tokens "
+    text += f"({len(encoded['train'].record)} examples in {len(rows['train'].tokens)} rows of {row_length})"
+    notes.append(Notice(text, INFORMATION))
     lengths = {split: statistics.length_statistics(e, rows[split]) for split, e in encoded.items()}
-    counts = {spec.task: {s: _counts(found, spec, s) for s in inputs} for spec in kept}
-    numbers = {"capacities": capacities._asdict()} | lengths
-    return PreparedDataset(rows, encoded, found.vocabularies, numbers, counts, notes)
+    counts = {
+        spec.task: {split: task_labels.label_counts(labels[spec.task], spec, split) for split in inputs}
+        for spec in trained
+    }
+    vocabularies = {task: found.vocabulary for task, found in labels.items()}
+    return PreparedDataset(rows, encoded, vocabularies, {"capacities": capacities._asdict()} | lengths, counts, notes)
 
 
 def _labels(
     inputs: Mapping[str, RecordInputs],
     encoded: Mapping[str, EncodedSplit],
-    own: Sequence[LabelSpec],
-    kept: Sequence[LabelSpec],
+    specs: Sequence[LabelSpec],
+    trained: Sequence[LabelSpec],
     tokenizer: Tokenizer,
     settings: EncodingSettings,
-) -> _Labels:
-    vocabularies: dict[str, LabelVocabulary] = {}
-    notes: list[str] = []
-    gold: dict[str, dict[str, GoldLabels]] = {split: {} for split in inputs}
-    longest = {split: np.zeros(len(u.records), np.int64) for split, u in inputs.items()}
-    for spec in own:
-        if spec.level == "sequence":  # of every task, since the longest target decides how rows are packed
-            names, found, odd = _targets(spec, inputs, encoded, tokenizer)
-            longest = {split: np.maximum(longest[split], np.diff(g.offsets)) for split, g in found.items()}
-        elif spec not in kept:
+) -> tuple[dict[str, TaskLabels], dict[str, np.ndarray]]:
+    """({task: labels} of the trained tasks, {split: int64[M], tokens of each record's longest target} of all tasks)."""
+    labels: dict[str, TaskLabels] = {}
+    longest = {split: np.zeros(len(i.records), np.int64) for split, i in inputs.items()}
+    for spec in specs:
+        if spec not in trained and spec.level != "sequence":
             continue
-        elif spec.kind in golds.ENCODED_LABEL_TYPES:
-            names, found, odd = golds.build(spec, inputs, encoded, tokenizer)
-        else:
-            raw = {
-                s: raw_labels.collect_labels(u.records, spec, u.word_counts, u.predicates) for s, u in inputs.items()
-            }
-            names, found, odd = _classes(spec, raw, inputs, settings)
-        if spec not in kept:
-            continue
-        if spec.labelled:
-            found = {**found, "train": golds.limit_labels(found["train"], spec, settings.seed)}
-        vocabularies[spec.task] = names
-        notes += odd
-        for split, values in found.items():
-            gold[split][spec.task] = values
-    return _Labels(vocabularies, gold, longest, notes)
+        found = task_labels.build_labels(spec, inputs, encoded, tokenizer, settings.max_unseen_labels)
+        if spec.level == "sequence":  # also of other tasks, since the longest target decides how rows are packed
+            lengths = task_labels.longest_targets(found)
+            longest = {split: np.maximum(longest[split], lengths[split]) for split in longest}
+        if spec in trained:
+            if spec.labelled:
+                train = encoded_labels.limit_labels(found.gold["train"], spec, settings.seed)
+                found = found._replace(gold={**found.gold, "train": train})
+            labels[spec.task] = found
+    return labels, longest
 
 
-def _classes(
-    spec: LabelSpec, raw: Mapping[str, RawLabels], inputs: Mapping[str, RecordInputs], settings: EncodingSettings
-):
-    """(vocabulary, {split: Gold}, notes) of a task with classes, sets or numbers; tags of spans in one scheme."""
-    notes, spans = [], None
-    if spec.level in ("word", "predicate"):
-        spec, raw, spans, notes = tag_columns.unify_tags(spec, raw, {s: u.word_counts for s, u in inputs.items()})
-    names, odd = vocabulary.build_vocabulary(spec, raw, settings.max_unseen_labels)
-    gold = {split: vocabulary.encode_labels(values, spec, names) for split, values in raw.items()}
-    notes += [*odd, *label_notes.contradictions(spec, raw, inputs)]
-    return dataclasses.replace(names, spans=spans), gold, notes
-
-
-def _counts(found: _Labels, spec: LabelSpec, split: str) -> dict[str, Any]:
-    gold = found.gold[split][spec.task]
-    if spec.kind in golds.ENCODED_LABEL_TYPES:
-        return golds.label_statistics(gold, spec)
-    return statistics.label_counts(gold, spec, found.vocabularies[spec.task])
-
-
-def _targets(
-    spec: LabelSpec, inputs: Mapping[str, RecordInputs], encoded: Mapping[str, EncodedSplit], tokenizer: Tokenizer
-):
-    """(vocabulary, {split: Gold}, notes) of a task that writes sequences."""
-    train = inputs["train"].records
-    with_blanks = target_sequences.targets_have_blanks(train, spec, tokenizer)
-    raw = {
-        split: target_sequences.collect_targets(u.records, spec, tokenizer, with_blanks) for split, u in inputs.items()
-    }
-    names = target_sequences.build_vocabulary(spec, raw, train, with_blanks)
-    gold: dict[str, GoldLabels] = {}
-    notes: list[str] = []
-    for split, values in raw.items():
-        given = copy_sources(spec, inputs[split], encoded[split], tokenizer)
-        gold[split], cut, unknown = target_sequences.encode_targets(values, spec, names, given)
-        notes += target_sequences.target_notes(spec, split, values, gold[split], cut, unknown)
-    return names, gold, notes
-
-
-def copy_sources(
-    spec: LabelSpec, inputs: RecordInputs, encoded: EncodedSplit, tokenizer: Tokenizer
-) -> Sequence[Sequence[str]]:
-    """What a task may copy of each record; () where it does not."""
-    return target_sequences.source_tokens(inputs, encoded, tokenizer) if spec.target.copy else ()
+def _rows(
+    split: EncodedSplit,
+    specs: Sequence[LabelSpec],
+    classes: Mapping[str, int],
+    capacities: Capacities,
+    tokenizer: Tokenizer,
+    pack: bool,
+) -> PackedRows:
+    """The packed rows of a split, with the labels of every level."""
+    rows = packing.pack(split, specs, classes, capacities, pack)
+    hidden = {s.task: packed_labels.maskable_tokens(rows, tokenizer) for s in specs if s.level == "token"}
+    return rows._replace(labels=rows.labels | hidden)
 
 
 def inputs_for_tasks(
     records: Sequence[Record], what: str, entry: Mapping[str, Any], specs: Sequence[LabelSpec]
 ) -> RecordInputs:
-    """The inputs of records, as the data set's entry and its tasks want them; `what` stands in messages."""
+    """The inputs of records that the data set's entry and its tasks need; `what` begins the messages of errors."""
     fields = {spec.predicates for spec in specs if spec.level == "predicate"}
     if len(fields) > 1:
         raise UserError(f"{what}: its tasks name different fields of predicates: {', '.join(sorted(fields))}")
@@ -230,8 +181,8 @@ def inputs_for_tasks(
     )
 
 
-def _shuffled(split: EncodedSplit, name: str) -> Any:
-    """A permutation of the examples that keeps the choices of a record together."""
+def _shuffled(split: EncodedSplit, name: str) -> np.ndarray:
+    """int64[N], a permutation of the examples keyed by `name` that keeps the choices of a record together."""
     first = np.flatnonzero(split.choice == 0)
     sizes = np.diff(np.append(first, len(split.choice)))
     order = sampler.permutation(len(first), 0, name, 0)
@@ -239,18 +190,18 @@ def _shuffled(split: EncodedSplit, name: str) -> Any:
 
 
 def resolve_overflow(overflow: str, inputs: RecordInputs, specs: Sequence[LabelSpec]) -> str:
-    """What "auto" means for a data set with the tasks `specs`: split where words are labelled, or hidden; windows where
-    answers are looked for.
+    """`overflow`, where "auto" depends on the tasks of a data set: "split" where words are labelled or hidden,
+    "windows" where spans are predicted.
     """
     if overflow != "auto":
         return overflow
-    levels_ = {spec.level for spec in specs}
-    if inputs.words is not None and levels_ & {"word", "predicate", "token"}:
+    levels = {spec.level for spec in specs}
+    if inputs.words is not None and levels & {"word", "predicate", "token"}:
         return "split"
-    return "windows" if "span" in levels_ and inputs.marks is None else "truncate"
+    return "windows" if "span" in levels and inputs.marks is None else "truncate"
 
 
-def _cached(inputs: RecordInputs, tokenizer: Tokenizer, settings: EncodingSettings) -> EncodedSplit:
+def _cached_encoding(inputs: RecordInputs, tokenizer: Tokenizer, settings: EncodingSettings) -> EncodedSplit:
     key = {
         "inputs": inputs.fingerprint(),
         "tokenizer": tokenizer.fingerprint,
@@ -259,7 +210,7 @@ def _cached(inputs: RecordInputs, tokenizer: Tokenizer, settings: EncodingSettin
         "stride": settings.stride,
     }
 
-    def make():
+    def make() -> dict[str, np.ndarray]:
         arrays = encode_with_patches(
             inputs, tokenizer, settings.max_length, settings.overflow, settings.stride
         )._asdict()
@@ -272,10 +223,8 @@ def _cached(inputs: RecordInputs, tokenizer: Tokenizer, settings: EncodingSettin
 def encode_with_patches(
     inputs: RecordInputs, tokenizer: Tokenizer, max_length: int, overflow: str, stride: int
 ) -> EncodedSplit:
-    """`encoding.encode_with_patches`, with the patches of pictures where the inputs have some."""
+    """`encoding.encode`, with the patches of pictures where the inputs have some."""
     encoded = encoding.encode(inputs, tokenizer, max_length, overflow, stride)
-    return (
-        encoded
-        if inputs.pictures is None
-        else patches.insert_patches(encoded, inputs, encoding.leading_special_tokens(inputs, tokenizer))
-    )
+    if inputs.pictures is None:
+        return encoded
+    return patches.insert_patches(encoded, inputs, encoding.leading_special_tokens(inputs, tokenizer))

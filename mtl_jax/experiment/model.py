@@ -102,4 +102,4 @@ def _patches(data: Corpus, width: int, scale: float, dtype: Any) -> PatchEmbeddi
     form = data.pictures
     if form is None:
         return None
-    return PatchEmbeddings(form.features, form.rows, form.columns, form.max_patches, width, scale, dtype)
+    return PatchEmbeddings(form.features, form.rows, form.columns, form.max_images, width, scale, dtype)

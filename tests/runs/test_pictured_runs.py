@@ -116,7 +116,7 @@ def test_tasks_on_text_see_nothing_of_pictures(pictured, kind):
     options |= {"model__num_heads": 2, "model__intermediate_size": 16} if kind == "transformer" else {}
     options["sharing__trunk"] = "none"
     both, alone = build(pictured(**options)), build(pictured(train_on=("color",), **options))
-    assert alone.corpus.pictures is None and both.corpus.pictures.max_patches == 1
+    assert alone.corpus.pictures is None and both.corpus.pictures.max_images == 1
     params, own = both.init_params(0), alone.init_params(0)
     assert any("patches" in path for path in flatten(params)) and not any("patches" in path for path in flatten(own))
     column = {path: jax.tree.map(lambda leaf: leaf[:1], tree) for path, tree in params.items() if path != "heads"}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -28,31 +28,32 @@ OVERFLOW = ("truncate", "split", "error", "windows")
 class EncodedSplit(NamedTuple):
     """M records of a split, encoded as N examples; ragged arrays are flat, with offsets.
 
-    words              int32[M]    words of the record; of plain text the tokens of its last text where `char_offsets`
-                                   are known, else 0
+    words              int32[M]    number of words of the record; for plain text the number of tokens of its last text
+                                   where `char_offsets` are known, else 0
     predicate_offsets  int64[M+1]  record m has predicate[predicate_offsets[m]:predicate_offsets[m+1]]
     predicate          int32[...]  index of the predicate's word in the record
     record             int32[N]    the record of the example
     first_word         int32[N]    index in the record of the example's first word, or first token of the last text
-    example_words        int32[N]    words of the example, 0 for plain text
+    example_words      int32[N]    number of words of the example, 0 for plain text
     token_offsets      int64[N+1]  example n has tokens[token_offsets[n]:token_offsets[n+1]]
     tokens             int32[...]  token ids, special tokens included
     token_type         int32[...]  0 first text, 1 second text of a pair
     word_offsets       int64[N+1]  example n has word_token[word_offsets[n]:word_offsets[n+1]]
     word_token         int32[...]  position in the example of the word's first sub-word
     sequence_offsets   int64[N+1]  example n has sequence[sequence_offsets[n]:sequence_offsets[n+1]]
-    sequence           int32[...]  number in the record of each predicate whose roles are read off this example
-    copy               bool[N]     the example before once more, for further predicates; its other labels stand there
-    overlong           int64[3]    records that were cut or split; tokens, and words, that no example holds
-    choice             int32[N]    number of the choice that the example ends in; the examples of a record stand
-                       together
-    mark_token         int32[N, 4] position in the example of the markers of both spans, -1 = not there
-    char_offsets       int32[.., 2] (first character, one behind the last) of each of the `words` of plain text, all
-                                   records one after the other; empty where nothing asks for them
-    labels             {task: Gold} complete gold labels by record
+    sequence           int32[...]  number in the record of each predicate whose roles are predicted at this example
+    copy               bool[N]     True for a repetition of the example before, for further predicates; it has no other
+                                   labels
+    overlong           int64[3]    numbers of records that were truncated or split, and of tokens and words in no
+                       example
+    choice             int32[N]    number of the choice in the example; the examples of a record are consecutive
+    mark_token         int32[N, 4] position in the example of the markers of both spans, -1 = none
+    char_offsets       int32[.., 2] [begin, end) in characters of each of the `words` of plain text, concatenated over
+                                   records; empty where no task needs them
+    labels             {task: GoldLabels} complete gold labels by record
     targets            int64[M]    tokens of the record's longest target sequence; None without such a task
-    place              int32[...]  of each token, see `patches.with_patches`; None = its place in the example
-    patch              int32[...]  row of the patch at each token in the album's pixels, 0 = none; None without pictures
+    place              int32[...]  of each token, see `patches.insert_patches`; None = its position in the example
+    patch              int32[...]  row of the patch at each token in the store's pixels, 0 = none; None without pictures
     """
 
     words: np.ndarray
@@ -85,12 +86,12 @@ class EncodedSplit(NamedTuple):
 
     @property
     def is_first_example(self) -> np.ndarray:
-        """bool[N], the example that answers for its record in text-level tasks."""
+        """bool[N], the example that has its record's labels in text-level tasks."""
         return (self.first_word == 0) & ~self.copy & (self.choice == 0)
 
     @property
     def example_groups(self) -> np.ndarray:
-        """int64[N], a number for all examples that have to stand in one row: the choices of a record."""
+        """int64[N], a number that examples share which have to be in one row: the choices of a record."""
         return np.cumsum(self.choice == 0) - 1
 
 
@@ -100,20 +101,20 @@ def encode(
     """Token ids of every record, without labels.
 
     Args:
-      inputs: what to tokenize, see `mtl_jax.data.encoding.record_inputs`.
-      tokenizer: gives ids and the template of special tokens.
-      max_length: tokens of an example at most, special tokens and the patches of its pictures included.
-      overflow: what becomes of a record of more tokens. "truncate": its end is cut off; of a pair the longer text loses
-        tokens first; special tokens stay. "split": further examples take the words that do not fit, each with special
-        tokens of its own (data sets of words only). "error": UserError by file and line. "windows": examples that
-        overlap, each with the whole first text and a part of the last one. A single word of more sub-words than a
-        example holds keeps its first ones in all of them. The n choices of a record have an example each, of at most
+      inputs: of the records.
+      tokenizer: provides ids and the template of special tokens.
+      max_length: the largest number of tokens of an example, special tokens and patches of pictures included.
+      overflow: how a record of more tokens is encoded. "truncate": its end is cut off; the longer text of a pair loses
+        tokens first; special tokens stay. "split": further examples take the words that do not fit, each with its own
+        special tokens (data sets of words only). "error": UserError by file and line. "windows": overlapping examples,
+        each with the complete first text and a part of the last one. In every mode a single word with more sub-words
+        than an example holds keeps its first ones. The n choices of a record have an example each, of at most
         max_length // n tokens, so that they fit one row.
-      stride: of "windows", tokens from the beginning of one to that of the next; 0 = half a window. More than a window
-        holds is a window.
+      stride: of "windows", the distance in tokens between the beginnings of two windows; 0 = half a window. It is
+        limited to the size of a window.
 
     Raises:
-      UserError: as above; `max_length` leaves no room beside the special tokens; an unknown `overflow`.
+      UserError: as above; `max_length` leaves no room for text; an unknown `overflow`.
     """
     if overflow not in OVERFLOW:
         raise UserError(f"overflow: {overflow!r} is none of {', '.join(OVERFLOW)}")
@@ -122,10 +123,10 @@ def encode(
     has_text = inputs.texts is None or any(inputs.texts)
     room = max_length - template.special_count
     if room - max(inputs.patches, default=0) < has_text + paired:
-        beside = f"{template.special_count} special tokens"
+        fixed = f"{template.special_count} special tokens"
         if any(inputs.patches):
-            beside += f" and {max(inputs.patches)} patches of its pictures"
-        raise UserError(f"max_length {max_length} leaves no room for text beside {beside}")
+            fixed += f" and {max(inputs.patches)} patches of its pictures"
+        raise UserError(f"max_length {max_length} leaves no room for text in addition to {fixed}")
     if inputs.texts is None:
         return _encode_words(inputs, tokenizer, template, room, overflow, stride)
     if overflow == "split" and has_text:
@@ -138,7 +139,7 @@ def encode(
 
 
 def leading_special_tokens(inputs: RecordInputs, tokenizer: Tokenizer) -> int:
-    """How many special tokens stand before the text of every example."""
+    """The number of special tokens before the text of every example."""
     return len((tokenizer.pair if _paired(inputs) else tokenizer.single).before)
 
 
@@ -147,7 +148,7 @@ def _paired(inputs: RecordInputs) -> bool:
 
 
 def overlong_note(name: str, split: EncodedSplit) -> Notice | None:
-    """A sentence about truncated and split records, None where there are none."""
+    """A notice about truncated and split records, None where there are none."""
     records, tokens, words = (int(n) for n in split.overlong)
     if not records:
         return None
@@ -161,10 +162,10 @@ def overlong_note(name: str, split: EncodedSplit) -> Notice | None:
 
 
 def copy_for_predicates(split: EncodedSplit, limit: int) -> EncodedSplit:
-    """The split with every example of more than `limit` (predicate, word) pairs repeated, its predicates shared out.
+    """The split with copies of every example of more than `limit` (predicate, word) pairs, each with some predicates.
 
-    One sentence of 40 words and 30 predicates would else decide how many label positions every row of the data set has.
-    Each copy has at least one predicate, and so may pass the limit.
+    Otherwise one sentence of 40 words and 30 predicates would decide how many label positions every row has. Each copy
+    has at least one predicate, and so may exceed the limit.
     """
     sequences = np.diff(split.sequence_offsets)
     most = np.maximum(limit // np.maximum(split.example_words, 1), 1)
@@ -172,16 +173,16 @@ def copy_for_predicates(split: EncodedSplit, limit: int) -> EncodedSplit:
     if (copies == 1).all():
         return split
     example, number = concatenated_ranges(np.zeros_like(copies), copies)
-    held = np.minimum(sequences[example] - number * most[example], most[example])
-    taken = select_examples(split, example)
-    return taken._replace(sequence_offsets=offsets_from_lengths(held), sequence=split.sequence, copy=number > 0)
+    counts = np.minimum(sequences[example] - number * most[example], most[example])
+    repeated = select_examples(split, example)
+    return repeated._replace(sequence_offsets=offsets_from_lengths(counts), sequence=split.sequence, copy=number > 0)
 
 
 def select_examples(split: EncodedSplit, example: np.ndarray) -> EncodedSplit:
-    """The same records with the examples of these indices, in this order."""
+    """The same records with the examples of the given indices, in their order."""
 
     def ragged(offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(offsets of the taken examples, indices of their elements)."""
+        """(offsets of the selected examples, indices of their elements)."""
         lengths = np.diff(offsets)[example]
         return offsets_from_lengths(lengths), concatenated_ranges(offsets[example], lengths)[1]
 
@@ -208,83 +209,112 @@ def select_examples(split: EncodedSplit, example: np.ndarray) -> EncodedSplit:
 
 
 def concatenated_ranges(begin: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Ranges of `lengths`, laid end to end: (number of the range, begin + index within the range) of each element."""
+    """The concatenation of ranges of `lengths`: (number of the range, begin + index in the range) of each element."""
     number = np.repeat(np.arange(len(lengths)), lengths)
     within = np.arange(len(number)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
     return number, np.repeat(begin, lengths) + within
 
 
 def offsets_from_lengths(lengths: np.ndarray) -> np.ndarray:
-    """int64[n + 1]: where ranges of these lengths begin when laid end to end, and the end of the last."""
+    """int64[n + 1]: where concatenated ranges of these lengths begin, and the end of the last."""
     return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+
+
+class _WordExamples:
+    """Examples of sentences of words, collected one after the other."""
+
+    def __init__(self, template: Template, markers: list[int]):
+        self.template = template
+        self.markers = markers
+        self.tokens: list[int] = []
+        self.types: list[int] = []
+        self.word_token: list[int] = []
+        self.sequence: list[int] = []
+        self.marks: list[list[int]] = []
+        # record, first word, words, ends of tokens, of word_token and of sequence
+        self.table: list[tuple[int, ...]] = []
+
+    def add(
+        self,
+        record: int,
+        subwords: list[list[int]],
+        before: list[int],
+        first: int,
+        room: int,
+        predicates: Sequence[int],
+    ) -> int:
+        """Adds an example of the words from `first` on that fit into `room` tokens; returns the index after the last.
+
+        `before`: how many of each word's sub-words are markers before it. `predicates`: words of the record.
+        """
+        ids: list[int] = []
+        last = first
+        while last < len(subwords) and len(ids) + len(subwords[last]) <= room:
+            self.word_token.append(len(self.template.before) + len(ids) + before[last])
+            ids.extend(subwords[last])
+            last += 1
+        begin = len(self.tokens)
+        append_example(self.tokens, self.types, [ids], self.template)
+        self.marks.append(marked_spans.place_markers(self.tokens, begin, self.markers) if self.markers else [-1] * 4)
+        self.sequence.extend(k for k, word in enumerate(predicates) if first <= word < last)
+        ends = len(self.tokens), len(self.word_token), len(self.sequence)
+        self.table.append((record, first, last - first, *ends))
+        return last
+
+    def encoded(self, inputs: RecordInputs, overlong: np.ndarray) -> EncodedSplit:
+        """The examples of all records as a split."""
+        table = np.asarray(self.table, np.int64).reshape(-1, 6)
+        ends = np.concatenate([np.zeros((1, 6), np.int64), table])
+        return EncodedSplit(
+            words=np.asarray(inputs.word_counts, np.int32),
+            predicate_offsets=offsets_from_lengths([len(indices) for indices in inputs.predicates]),
+            predicate=np.asarray([word for indices in inputs.predicates for word in indices], np.int32),
+            record=table[:, 0].astype(np.int32),
+            first_word=table[:, 1].astype(np.int32),
+            example_words=table[:, 2].astype(np.int32),
+            token_offsets=ends[:, 3],
+            tokens=np.asarray(self.tokens, np.int32),
+            token_type=np.asarray(self.types, np.int32),
+            word_offsets=ends[:, 4],
+            word_token=np.asarray(self.word_token, np.int32),
+            sequence_offsets=ends[:, 5],
+            sequence=np.asarray(self.sequence, np.int32),
+            copy=np.zeros(len(table), np.bool_),
+            overlong=overlong,
+            choice=np.zeros(len(table), np.int32),
+            mark_token=np.asarray(self.marks, np.int32).reshape(-1, 4),
+            char_offsets=np.zeros((0, 2), np.int32),
+        )
 
 
 def _encode_words(
     inputs: RecordInputs, tokenizer: Tokenizer, template: Template, room: int, overflow: str, stride: int
 ) -> EncodedSplit:
-    tokens: list[int] = []
-    types: list[int] = []
-    word_token: list[int] = []
-    sequence: list[int] = []
-    places: list[list[int]] = []
-    markers = marker_ids(inputs, tokenizer)
-    examples: list[tuple[int, ...]] = []  # record, first word, words, ends of tokens, of word_token and of sequence
-    cut = np.zeros(3, np.int64)
-    most, patches = room, inputs.patches
+    """As `encode`, for records of words; `room`: tokens of an example at most, without special tokens."""
+    examples = _WordExamples(template, marker_ids(inputs, tokenizer))
+    overlong = np.zeros(3, np.int64)
+    patches = inputs.patches
     for m, subwords in enumerate(tokenizer.encode_words(inputs.words)):
-        room = most - patches[m]
+        available = room - patches[m]
         before = [0] * len(subwords)
-        if markers:
+        if examples.markers:
             subwords, before = marked_spans.insert_markers(subwords, inputs.marks[m])
         total = sum(map(len, subwords))
-        if total > room:
+        if total > available:
             if overflow == "error":
-                found = total + patches[m] + template.special_count
-                raise too_long_error(inputs.records[m], found, most + template.special_count)
-            kept = [ids[:room] for ids in subwords]
-            cut += (1, total - sum(map(len, kept)), 0)
-            subwords = kept
+                length = total + patches[m] + template.special_count
+                raise too_long_error(inputs.records[m], length, room + template.special_count)
+            subwords = [ids[:available] for ids in subwords]
+            overlong += (1, total - sum(map(len, subwords)), 0)
         first = 0
         while first < len(subwords):
-            ids: list[int] = []
-            last = first
-            while last < len(subwords) and len(ids) + len(subwords[last]) <= room:
-                word_token.append(len(template.before) + len(ids) + before[last])
-                ids.extend(subwords[last])
-                last += 1
-            begin = len(tokens)
-            append_example(tokens, types, [ids], template)
-            places.append(marked_spans.place_markers(tokens, begin, markers) if markers else [-1] * 4)
-            sequence.extend(k for k, word in enumerate(inputs.predicates[m]) if first <= word < last)
-            examples.append((m, first, last - first, len(tokens), len(word_token), len(sequence)))
+            last = examples.add(m, subwords, before, first, available, inputs.predicates[m])
             if overflow == "windows" and last < len(subwords):
-                reached = np.cumsum(list(map(len, subwords[first:last])))
-                first += 1 + int(np.searchsorted(reached[:-1], stride or room // 2))
+                ends = np.cumsum(list(map(len, subwords[first:last])))
+                first += 1 + int(np.searchsorted(ends[:-1], stride or available // 2))
             else:
                 first = last
             if overflow == "truncate" and last < len(subwords):
-                cut += (0, sum(map(len, subwords[last:])), len(subwords) - last)
+                overlong += (0, sum(map(len, subwords[last:])), len(subwords) - last)
                 break
-    table = np.asarray(examples, np.int64).reshape(-1, 6)
-    ends = np.concatenate([np.zeros((1, 6), np.int64), table])
-    predicates = [len(found) for found in inputs.predicates]
-    return EncodedSplit(
-        words=np.asarray(inputs.word_counts, np.int32),
-        predicate_offsets=offsets_from_lengths(predicates),
-        predicate=np.asarray([p for found in inputs.predicates for p in found], np.int32),
-        record=table[:, 0].astype(np.int32),
-        first_word=table[:, 1].astype(np.int32),
-        example_words=table[:, 2].astype(np.int32),
-        token_offsets=ends[:, 3],
-        tokens=np.asarray(tokens, np.int32),
-        token_type=np.asarray(types, np.int32),
-        word_offsets=ends[:, 4],
-        word_token=np.asarray(word_token, np.int32),
-        sequence_offsets=ends[:, 5],
-        sequence=np.asarray(sequence, np.int32),
-        copy=np.zeros(len(table), np.bool_),
-        overlong=cut,
-        choice=np.zeros(len(table), np.int32),
-        mark_token=np.asarray(places, np.int32).reshape(-1, 4),
-        char_offsets=np.zeros((0, 2), np.int32),
-    )
+    return examples.encoded(inputs, overlong)

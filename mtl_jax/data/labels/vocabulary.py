@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -34,6 +34,19 @@ class LabelVocabulary:
     def all_names(self) -> tuple[str, ...]:
         """Names by id, the extra ones too."""
         return self.names + self.extra
+
+
+class TaskLabels(NamedTuple):
+    """The labels of one task.
+
+    vocabulary  its classes
+    gold        gold labels by split
+    notes       what was changed or looks wrong, with counts
+    """
+
+    vocabulary: LabelVocabulary
+    gold: dict[str, GoldLabels]
+    notes: list[str]
 
 
 def build_vocabulary(

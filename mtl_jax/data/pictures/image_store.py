@@ -66,7 +66,7 @@ class ImageSpec(NamedTuple):
     features: int
     rows: int
     columns: int
-    max_patches: int
+    max_images: int
     sizes: Mapping[str, tuple[int, int]]
 
 
@@ -109,7 +109,7 @@ def image_spec(albums: Mapping[str, ImageStore], inputs: Mapping[str, Mapping[st
         features=next(iter(albums.values())).pixels.shape[1],
         rows=max(album.grid[0] for album in albums.values()),
         columns=max(album.grid[1] for album in albums.values()),
-        max_patches=max(len(shown) for splits in inputs.values() for own in splits.values() for shown in own.pictures),
+        max_images=max(len(shown) for splits in inputs.values() for own in splits.values() for shown in own.pictures),
         sizes={name: album.size for name, album in albums.items()},
     )
 

@@ -190,7 +190,7 @@ def test_what_does_not_fit_loses_words_not_patches(tmp_path):
         count = 6 * len(line["image"])
         assert (encoded.patch[span] > 0).sum() == count
         assert len(encoded.tokens[span]) == min(17, 1 + count + len(line["text"].split()))
-    with pytest.raises(UserError, match="no room for text beside 1 special tokens and 12 patches"):
+    with pytest.raises(UserError, match="no room for text in addition to 1 special tokens and 12 patches"):
         illustrated(tmp_path, max_length=13)
 
 
