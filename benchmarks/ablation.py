@@ -100,7 +100,7 @@ def _lanes(model) -> list[tuple[int, float]]:
     """(seed, λ) of every lane, as the plan has them."""
     code = (
         "import benchmarks.workloads as w, json; from mtl_jax.analysis.ablation import plan; "
-        f"p = plan.make(w.get_config({model!r}), lambda config: None); "
+        f"p = plan.make_plan(w.get_config({model!r}), lambda config: None); "
         "print(json.dumps([[s, x.values['strength']] for s in p.seeds for x in p.programs[0].settings]))"
     )
     out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)

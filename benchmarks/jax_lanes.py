@@ -29,13 +29,13 @@ class Side:
     def load(self, model: str, data: str, steps: int) -> dict:
         """Builds and compiles it; writes the batches that the peer reads to the file `data`."""
         self.config = workloads.get_config(model)
-        planned = plan.make(self.config, lambda config: checks.check(config, "ablate"))
+        planned = plan.make_plan(self.config, lambda config: checks.check(config, "ablate"))
         (one,) = planned.programs
         began = time.perf_counter()
         self.built, self.seeds = program.build(one, program.Sources()), planned.seeds
         layout = "map" if jax.default_backend() == "cpu" else "vmap"
         shape = lanes.shape_of(len(self.seeds), len(one.settings), layout)
-        rows = resident(self.built, shape.mesh, memory.available(self.config.ablation.memory))
+        rows = resident(self.built, shape.mesh, memory.available_bytes(self.config.ablation.memory))
         self.engine = Engine(self.built, shape, rows)
         experiment, steps = self.built.experiment, min(steps, self.engine.call_steps)
         tasks = list(experiment.tasks.values())

@@ -70,7 +70,7 @@ def _config(layer, optimizer, rate):
 
 def _lanes(config):
     """What was built, and {layout: (states, losses) [S, L]} after the last step."""
-    (one,) = plan.make(config, lambda c: None).programs
+    (one,) = plan.make_plan(config, lambda c: None).programs
     built = program.build(one, program.Sources())
     trained = {}
     for layout in lanes.LAYOUTS:

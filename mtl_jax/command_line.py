@@ -155,7 +155,7 @@ def _train():
         if distributed.is_first():
             from mtl_jax.analysis import report  # brings what draws, which takes as long as all else together
 
-            print("\n" + report.finished(workdir, summary))
+            print("\n" + report.training_report(workdir, summary))
 
 
 def _evaluate():
@@ -212,7 +212,7 @@ def _attribute():
 def _inspect():
     from mtl_jax.analysis import inspection
 
-    print(inspection.describe(_config()))
+    print(inspection.describe_experiment(_config()))
 
 
 def _export():
@@ -233,7 +233,7 @@ def _compare():
     if len(RUNS.value) < 2 or not OUTPUT.value:
         raise UserError("--mode=compare needs --runs=FOLDER,FOLDER,... and --output=FOLDER")
     out = pathlib.Path(OUTPUT.value)
-    print(report.compare(_folders(RUNS), out))
+    print(report.comparison_report(_folders(RUNS), out))
     print(f"\nnumbers in {out / 'compare.json'}, picture in {out / 'figures' / 'compare.png'}")
 
 
@@ -248,7 +248,7 @@ def _test():
         raise UserError("--against takes every run's own config.json; leave out --config")
     runs, against = _folders(RUNS), _folders(AGAINST)
     out = prepare(OUTPUT.value, "--output")
-    tests = paired_test.compare(runs, against, _config, by=BY.value)
+    tests = paired_test.compare_runs(runs, against, _config, by=BY.value)
     sides = {"runs": [str(run) for run in runs], "against": [str(run) for run in against], "by": BY.value}
     write_json(out / "paired.json", sides | {"tasks": {task: test._asdict() for task, test in tests.items()}})
     print(paired_test.describe(tests) + f"\n\nnumbers in {out / 'paired.json'}")
@@ -258,14 +258,14 @@ def _ablate():
     from mtl_jax.analysis import report
     from mtl_jax.analysis.ablation.runner import ablate
 
-    return _lanes(ablate, report.ablation)
+    return _lanes(ablate, report.ablation_report)
 
 
 def _relate():
     from mtl_jax.analysis import report
     from mtl_jax.analysis.relatedness.relate import relate
 
-    return _lanes(relate, report.relatedness)
+    return _lanes(relate, report.relatedness_report)
 
 
 def _lanes(run, tell):
@@ -294,7 +294,7 @@ def _merge():
     runs = _folders(RUNS)
     config = _config(runs[0])
     with folders.locked(OUTPUT.value) as out:
-        print(report.merged(out, merge.merge(config.merging, runs, out)))
+        print(report.merging_report(out, merge.merge(config.merging, runs, out)))
 
 
 def _adapt():
@@ -330,7 +330,7 @@ def _report():
         raise UserError("--mode=report needs --workdir=FOLDER, or --runs=FOLDER,FOLDER,... and --output=FOLDER")
     if len(runs) > 1 and not OUTPUT.value:
         raise UserError("--mode=report of several --runs needs --output=FOLDER")
-    print(report.page(runs, pathlib.Path(OUTPUT.value or runs[0]).expanduser()))
+    print(report.report_page(runs, pathlib.Path(OUTPUT.value or runs[0]).expanduser()))
 
 
 def _folders(flag) -> list[pathlib.Path]:

@@ -61,7 +61,7 @@ def test_a_sweep_and_a_choice():
     scope = mine()
     config = scope["get_config"]()
     exec(compile(textwrap.dedent(block), "docs/ablation.md", "exec"), scope | {"config": config})
-    planned = plan.make(config, lambda c: check(c, "ablate"))
+    planned = plan.make_plan(config, lambda c: check(c, "ablate"))
     assert len(planned.seeds) == 5
     assert {name for program in planned.programs for name in program.choices} == {"sentences"}
 

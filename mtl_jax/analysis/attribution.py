@@ -29,13 +29,13 @@ from mtl_jax.training.objective import Objective
 from mtl_jax.training.placement import require_platform
 
 STEPS = 32  # of the path from no words to the text
-MOST = 200  # texts of a page
-SPECIAL = ("[CLS]", "[SEP]", "<s>", "</s>")  # stand alone beside the sub-words of a word
-EXPLAINED = ("text", "pair", "word", "predicate")  # levels whose predictions are classes or numbers
-BACKGROUND = "O"  # the class of words that are no entity, no role: it is not what a tagger looks for
+MAX_TEXTS = 200  # texts of a page
+SPECIAL_TOKENS = ("[CLS]", "[SEP]", "<s>", "</s>")  # stand alone beside the sub-words of a word
+EXPLAINED_LEVELS = ("text", "pair", "word", "predicate")  # levels whose predictions are classes or numbers
+OUTSIDE_TAG = "O"  # the class of words that are no entity, no role: it is not what a tagger looks for
 
 
-class Attributed(NamedTuple):
+class TextAttribution(NamedTuple):
     """One text of one task.
 
     tokens        as they are shown: words where the data set has words
@@ -66,7 +66,7 @@ def integrated_gradients(objective: Objective, owner: Sequence[int], steps: int 
     """
     layout = objective.layout
     streams = [layout.tasks[k] for k in layout.tasks_on(layout.candidates[0][0])]
-    tasks = [task for task in streams if objective.tasks[task].level in EXPLAINED]
+    tasks = [task for task in streams if objective.tasks[task].level in EXPLAINED_LEVELS]
     spec = TapSpec({"embed": ()}, tokens=True)
 
     def run(params, batch: Batch):
@@ -116,8 +116,8 @@ def _chosen(objective, params, batch, task, logits):
     chosen = jax.nn.one_hot(value, logits.shape[-1], dtype=logits.dtype)
     if kind.level in ("word", "predicate"):
         chosen = chosen * (labels["segment"] > 0)[..., None]
-        if BACKGROUND in kind.names:
-            chosen = chosen.at[..., kind.names.index(BACKGROUND)].set(0.0)
+        if OUTSIDE_TAG in kind.names:
+            chosen = chosen.at[..., kind.names.index(OUTSIDE_TAG)].set(0.0)
     return chosen
 
 
@@ -176,7 +176,7 @@ def attribute(
     with input_files.open_input(
         input_files.InputRequest(source, dataset, reader, split), model.reading.datasets
     ) as opened:
-        records = list(itertools.islice((item for item in opened.items if isinstance(item, Record)), MOST))
+        records = list(itertools.islice((item for item in opened.items if isinstance(item, Record)), MAX_TEXTS))
         if not records:
             raise UserError(f"--input={source}: no text in it")
         read = model.reading.read(records, opened.folder)
@@ -189,7 +189,7 @@ def attribute(
             place = {key: line[key] for key in ("line", "file") if key in line}
             stream.write(json.dumps(place | {"tasks": tasks}, ensure_ascii=False) + "\n")
     layers = ["task", *model.experiment.owners]
-    parts = [html.heading("Which layers a task reads"), html.grid(layers, _reads(model.experiment))]
+    parts = [html.heading("Which layers a task reads"), html.table(layers, _reads(model.experiment))]
     parts.append(
         html.paragraph(
             "Blue words speak for what was predicted, orange ones against it: integrated gradients from no words at "
@@ -198,30 +198,35 @@ def attribute(
         )
     )
     kinds = model.experiment.tasks
-    if others := [name for name in model.reading.tasks if kinds[name].level not in EXPLAINED]:
+    if others := [name for name in model.reading.tasks if kinds[name].level not in EXPLAINED_LEVELS]:
         parts.append(html.paragraph(f"Left out, since they predict neither classes nor numbers: {', '.join(others)}."))
     for line, by_task in zip(said, found, strict=True):
         place = f"{line['file']}, line {line['line']}" if "file" in line else f"Line {line['line']}"
         parts.append(html.heading(place, 3))
         for task, a in by_task.items():
-            parts += [html.paragraph(f"{task}: {_said(line[task])}"), html.coloured(a.tokens, a.attributions)]
+            parts += [
+                html.paragraph(f"{task}: {_describe_prediction(line[task])}"),
+                html.coloured_tokens(a.tokens, a.attributions),
+            ]
             rest = a.score - a.baseline - sum(a.attributions)
-            parts.append(html.small(f"score {a.score:+.3f}, without words {a.baseline:+.3f}, left over {rest:+.3f}"))
+            parts.append(
+                html.small_print(f"score {a.score:+.3f}, without words {a.baseline:+.3f}, left over {rest:+.3f}")
+            )
     file = html.save(out / "attribution.html", f"Attributions, {workdir.name}", parts)
     return f"{len(found)} texts\npage     {file}\nnumbers  {out / 'attributions.jsonl'}"
 
 
-def _of_records(model: inference.Predictor, read: ReadRecords) -> list[dict[str, Attributed]]:
+def _of_records(model: inference.Predictor, read: ReadRecords) -> list[dict[str, TextAttribution]]:
     """{task: Attributed} of each record; of a text that was split its first example."""
     experiment, corpus = model.experiment, read.corpus
-    found: list[dict[str, Attributed]] = [{} for _ in read.records]
+    found: list[dict[str, TextAttribution]] = [{} for _ in read.records]
     total = sum(len(rows["input"].tokens) for rows in corpus.rows.values())
     with progress_bar("attributing", "row", total) as bar:
         for dataset, by_split in corpus.rows.items():
             rows, split = by_split["input"], corpus.splits[dataset]["input"]
             objective = experiment.objective_for(evaluation_layout(corpus.layout, dataset))
             on = [objective.layout.tasks[k] for k in objective.layout.tasks_on(objective.layout.candidates[0][0])]
-            explained = [name for name in on if objective.tasks[name].level in EXPLAINED]
+            explained = [name for name in on if objective.tasks[name].level in EXPLAINED_LEVELS]
             wanted = [name for name in explained if name in model.reading.tasks]
             if not wanted:
                 continue
@@ -243,7 +248,7 @@ def _of_records(model: inference.Predictor, read: ReadRecords) -> list[dict[str,
                         attributions, score, baseline = of_tasks[task]
                         own = attributions[row, begin : begin + int(batch.length[0, row, slot])]
                         tokens, values = _shown(corpus, split.encoded, example, own)
-                        found[record][task] = Attributed(
+                        found[record][task] = TextAttribution(
                             tokens, values, float(score[row, slot]), float(baseline[row, slot])
                         )
                 bar.update(int((batch.row >= 0).sum()))
@@ -262,7 +267,7 @@ def _shown(corpus, encoded, example, attributions) -> tuple[list[str], list[floa
         inside = name.startswith("##") or (byte_level and not name.startswith("Ġ"))
         if starts:
             inside = place not in starts and place > min(starts)
-        inside = inside and name not in SPECIAL
+        inside = inside and name not in SPECIAL_TOKENS
         text = name.removeprefix("##").replace("Ġ", "")
         if inside and tokens:
             tokens[-1], values[-1] = tokens[-1] + text, values[-1] + float(value)
@@ -272,7 +277,7 @@ def _shown(corpus, encoded, example, attributions) -> tuple[list[str], list[floa
     return tokens, values
 
 
-def _said(predicted: Any) -> str:
+def _describe_prediction(predicted: Any) -> str:
     """What a task predicted, shortly."""
     if isinstance(predicted, dict) and "label" in predicted:
         probability = predicted.get("probabilities", {}).get(predicted["label"])

@@ -30,7 +30,7 @@ class Html(str):
     __slots__ = ()
 
 
-def escaped(value: Any) -> Html:
+def escape(value: Any) -> Html:
     """What a cell or sentence shows: None as "–", floats with four digits, all else escaped, also for attributes."""
     if isinstance(value, Html):
         return value
@@ -41,56 +41,56 @@ def escaped(value: Any) -> Html:
 
 def heading(text: str, level: int = 2) -> Html:
     """A heading of level 1 to 3."""
-    return Html(f"<h{level}>{escaped(text)}</h{level}>")
+    return Html(f"<h{level}>{escape(text)}</h{level}>")
 
 
 def paragraph(text: Any, warning: bool = False) -> Html:
     """A paragraph."""
-    return Html(f'<p class="warning">{escaped(text)}</p>' if warning else f"<p>{escaped(text)}</p>")
+    return Html(f'<p class="warning">{escape(text)}</p>' if warning else f"<p>{escape(text)}</p>")
 
 
-def items(texts: Iterable[Any]) -> Html:
+def bullet_list(texts: Iterable[Any]) -> Html:
     """A list; nothing where there are none."""
-    lines = [f"<li>{escaped(text)}</li>" for text in texts]
+    lines = [f"<li>{escape(text)}</li>" for text in texts]
     return Html("<ul>" + "".join(lines) + "</ul>" if lines else "")
 
 
 def code(text: str) -> Html:
     """Commands, or lines of a config."""
-    return Html(f"<pre>{escaped(text)}</pre>")
+    return Html(f"<pre>{escape(text)}</pre>")
 
 
-def folded(title: str, part: Html) -> Html:
+def details(title: str, part: Html) -> Html:
     """What is shown when its title is clicked."""
-    return Html(f"<details><summary>{escaped(title)}</summary>{escaped(part)}</details>")
+    return Html(f"<details><summary>{escape(title)}</summary>{escape(part)}</details>")
 
 
-def grid(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> Html:
+def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> Html:
     """A table; columns of numbers are to the right."""
     right = [not all(isinstance(row[i], str) for row in rows) for i in range(len(header))]
 
     def cells(tag, row):
         parts = zip(row, right, strict=True)
-        return "".join(f"<{tag}{' class=number' if r else ''}>{escaped(value)}</{tag}>" for value, r in parts)
+        return "".join(f"<{tag}{' class=number' if r else ''}>{escape(value)}</{tag}>" for value, r in parts)
 
     body = "".join(f"<tr>{cells('td', row)}</tr>" for row in rows)
     head = f"<thead><tr>{cells('th', header)}</tr></thead>"
     return Html(f'<div class="wide"><table>{head}<tbody>{body}</tbody></table></div>')
 
 
-def small(text: Any) -> Html:
+def small_print(text: Any) -> Html:
     """A line of small print."""
-    return Html(f'<p class="small">{escaped(text)}</p>')
+    return Html(f'<p class="small">{escape(text)}</p>')
 
 
-def coloured(tokens: Sequence[str], values: Sequence[float]) -> Html:
+def coloured_tokens(tokens: Sequence[str], values: Sequence[float]) -> Html:
     """Words whose background tells a value each: blue above 0, orange below, as strong as it is to the largest."""
     most = max((abs(value) for value in values), default=0.0) or 1.0
     spans = []
     for token, value in zip(tokens, values, strict=True):
         red, green, blue = (0, 114, 178) if value > 0 else (230, 159, 0)
         style = f"background: rgba({red},{green},{blue},{abs(value) / most * 0.75:.2f})"
-        spans.append(f'<span style="{style}" title="{value:+.4f}">{escaped(token)}</span>')
+        spans.append(f'<span style="{style}" title="{value:+.4f}">{escape(token)}</span>')
     return Html(f'<p class="words">{" ".join(spans)}</p>')
 
 
@@ -98,17 +98,17 @@ def picture(file: pathlib.Path, caption: str) -> Html:
     """A PNG, embedded."""
     data = base64.b64encode(file.read_bytes()).decode("ascii")
     return Html(
-        f'<figure><img alt="{escaped(caption)}" src="data:image/png;base64,{data}">'
-        f"<figcaption>{escaped(caption)}</figcaption></figure>"
+        f'<figure><img alt="{escape(caption)}" src="data:image/png;base64,{data}">'
+        f"<figcaption>{escape(caption)}</figcaption></figure>"
     )
 
 
 def page(title: str, parts: Iterable[Any]) -> Html:
     """The whole document, of parts made by the functions above (plain text becomes escaped text)."""
-    body = "\n".join(escaped(part) for part in parts)
+    body = "\n".join(escape(part) for part in parts)
     return Html(
         f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-        f'<meta name="viewport" content="width=device-width"><title>{escaped(title)}</title>'
+        f'<meta name="viewport" content="width=device-width"><title>{escape(title)}</title>'
         f"<style>{STYLE}</style></head><body>\n{heading(title, 1)}\n{body}\n</body></html>\n"
     )
 

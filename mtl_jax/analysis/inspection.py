@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from mtl_jax.analysis.report import table
+from mtl_jax.analysis.report import text_table
 from mtl_jax.data.labels import answer_spans, target_sequences
 from mtl_jax.data.records import field
 from mtl_jax.evaluation.metric_inputs import metric_ceiling, text_scores
@@ -18,11 +18,11 @@ from mtl_jax.runs.build import build
 from mtl_jax.storage import run_warnings
 from mtl_jax.training.parameter_paths import flatten
 
-EXAMPLES = 2  # shown for each data set
-CLASSES = 12  # shown for each task
+MAX_EXAMPLES = 2  # shown for each data set
+MAX_CLASSES = 12  # shown for each task
 
 
-def describe(config: Any) -> str:
+def describe_experiment(config: Any) -> str:
     """The whole text."""
     experiment = build(config)
     parts = ["Notes", *(f"  {note}" for note in _notes(experiment)), ""]  # before tables that may be long
@@ -60,7 +60,7 @@ def _examples(experiment: Experiment, dataset: str) -> list[str]:
     """The first examples, token by token, with what each task reads."""
     corpus, lines = experiment.corpus, [f"Data set {dataset}: first examples of train"]
     rows, split = corpus.rows[dataset]["train"], corpus.splits[dataset]["train"]
-    for example in range(min(EXAMPLES, len(split.encoded.record))):
+    for example in range(min(MAX_EXAMPLES, len(split.encoded.record))):
         row, slot = (int(i[0]) for i in np.nonzero(rows.example == example))
         start, length = int(rows.start[row, slot]), int(rows.length[row, slot])
         record = split.records[split.encoded.record[example]]
@@ -89,7 +89,7 @@ def _pictures(experiment: Experiment) -> str:
         grid = (height // side, width // side)
         count = (len(pixels) - 1) // (grid[0] * grid[1])
         rows.append([name, count, f"{height} × {width}", f"{grid[0]} × {grid[1]}", f"{pixels.nbytes / 2**20:.1f} MiB"])
-    return table(["data set", "pictures", "pixels (height × width)", "patches of each", "in memory"], rows)
+    return text_table(["data set", "pictures", "pixels (height × width)", "patches of each", "in memory"], rows)
 
 
 def _gold(corpus, task, split, record) -> str:
@@ -150,7 +150,7 @@ def _datasets(experiment: Experiment) -> str:
         "99 %",
         "longest",
     ]
-    return table(header, rows)
+    return text_table(header, rows)
 
 
 def _labels(experiment: Experiment) -> str:
@@ -159,14 +159,14 @@ def _labels(experiment: Experiment) -> str:
         for split, numbers in splits.items():
             if "counts" in numbers:
                 ordered = sorted(numbers["counts"].items(), key=lambda item: -item[1])
-                shown = ", ".join(f"{name} {count:g}" for name, count in ordered[:CLASSES])
-                more = f", … {len(ordered) - CLASSES} more" if len(ordered) > CLASSES else ""
+                shown = ", ".join(f"{name} {count:g}" for name, count in ordered[:MAX_CLASSES])
+                more = f", … {len(ordered) - MAX_CLASSES} more" if len(ordered) > MAX_CLASSES else ""
                 rows.append([task, split, numbers["known"], numbers["missing"], f"{shown}{more}"])
             else:
                 said = ", ".join(f"{key} {numbers[key]:.3g}" for key in ("mean", "std", "min", "max") if key in numbers)
                 said += _text_scores(experiment, task, split)
                 rows.append([task, split, numbers["known"], numbers["missing"], said])
-    return table(["task", "split", "labelled", "not", "counts"], rows)
+    return text_table(["task", "split", "labelled", "not", "counts"], rows)
 
 
 def _text_scores(experiment: Experiment, task: str, split: str) -> str:
@@ -220,4 +220,4 @@ def _parameters(experiment: Experiment) -> str:
                 users = [names[k] for k in range(len(names)) if owner[k] == o]
             sizes[layer, " + ".join(users)] += leaf.size // leaf.shape[0]
     rows = [[layer, users, f"{size:,}"] for (layer, users), size in sizes.items()]
-    return table(["layer", "of", "parameters"], [*rows, ["all", "", f"{sum(sizes.values()):,}"]])
+    return text_table(["layer", "of", "parameters"], [*rows, ["all", "", f"{sum(sizes.values()):,}"]])

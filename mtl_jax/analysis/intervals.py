@@ -45,14 +45,14 @@ class Difference(NamedTuple):
     note: str = ""
 
 
-def number(value: Any) -> float | None:
+def finite_or_none(value: Any) -> float | None:
     """A finite float, or None for None and what is not finite."""
     return float(value) if value is not None and math.isfinite(value) else None
 
 
 def interval(values: Sequence[float | None]) -> Interval:
     """Mean and 95 % interval (Student 1908); values that are None or not finite are left out of it and of n."""
-    found = [x for x in map(number, values) if x is not None]
+    found = [x for x in map(finite_or_none, values) if x is not None]
     n = len(found)
     if n == 0:
         return Interval(None, None, None, None, 0)
@@ -64,12 +64,12 @@ def interval(values: Sequence[float | None]) -> Interval:
     return Interval(mean, mean - half, mean + half, sd, n)
 
 
-def paired(first: Mapping[Hashable, float | None], second: Mapping[Hashable, float | None]) -> Difference:
+def paired_difference(first: Mapping[Hashable, float | None], second: Mapping[Hashable, float | None]) -> Difference:
     """first − second by their common keys (seeds); pairs that lack a finite value are left out.
 
     Lanes of one seed have the same batches and initial values, so their difference varies less than each of them.
     """
-    pairs = [(number(first[key]), number(second[key])) for key in first if key in second]
+    pairs = [(finite_or_none(first[key]), finite_or_none(second[key])) for key in first if key in second]
     pairs = [(a, b) for a, b in pairs if a is not None and b is not None]
     mean, low, high, sd, n = interval([a - b for a, b in pairs])
     if n < 2:
@@ -95,7 +95,7 @@ def holm(p: Sequence[float | None]) -> list[float | None]:
     return adjusted
 
 
-def correct(differences: Sequence[Difference]) -> list[Difference]:
+def with_corrected_p(differences: Sequence[Difference]) -> list[Difference]:
     """The same differences with `corrected_p`, over all of them."""
     adjusted = holm([d.p for d in differences])
     return [d._replace(corrected_p=p) for d, p in zip(differences, adjusted, strict=True)]

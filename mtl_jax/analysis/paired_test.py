@@ -10,7 +10,7 @@ import numpy as np
 from scipy import stats
 
 from mtl_jax.analysis.ablation.verdicts import p_value
-from mtl_jax.analysis.tables import table
+from mtl_jax.analysis.tables import text_table
 from mtl_jax.data.corpus import Corpus
 from mtl_jax.data.records import field, find_field
 from mtl_jax.errors import UserError
@@ -114,7 +114,7 @@ def example_scores(kind: str, gold: Any, predicted: Sequence[Any], is_soft: bool
     return scores
 
 
-class _Said(NamedTuple):
+class _RunScores(NamedTuple):
     """What a run says of one split of a task: places and group names [M] of the records, their scores float64[M]."""
 
     places: list[tuple[str, int]]
@@ -122,7 +122,7 @@ class _Said(NamedTuple):
     scores: np.ndarray
 
 
-def compare(
+def compare_runs(
     runs: Sequence[pathlib.Path],
     against: Sequence[pathlib.Path],
     config_of: Callable[[pathlib.Path], Any],
@@ -145,9 +145,9 @@ def compare(
     _require_common_tasks(configs)
     for workdir, config in configs.items():
         require_checkpoint(workdir, config.evaluation.checkpoint)
-    scored: dict[pathlib.Path, dict[str, _Said]] = {}
+    scored: dict[pathlib.Path, dict[str, _RunScores]] = {}
     for workdir, config in configs.items():
-        scored[workdir] = _of_run(workdir, config, split, by, next(iter(scored.items()), None))
+        scored[workdir] = _run_scores(workdir, config, split, by, next(iter(scored.items()), None))
     sides = [[scored[workdir] for workdir in side] for side in (runs, against)]
     named = list(zip([*runs, *against], [*sides[0], *sides[1]], strict=True))
     tasks = [task for task in named[0][1] if all(task in said for _, said in named)]
@@ -170,7 +170,7 @@ def describe(tests: Mapping[str, PairedTest]) -> str:
         mcnemar = "" if t.mcnemar is None else f"{t.only_first} : {t.only_second}, {p_value(t.mcnemar)}"
         rows.append([task, t.examples, t.groups, f"{t.first:.4f}", f"{t.second:.4f}", interval, p_value(t.p), mcnemar])
     header = ["task", "examples", "groups", "runs", "against", "difference (95 %)", "by signs", "McNemar"]
-    return table(header, rows)
+    return text_table(header, rows)
 
 
 def _require_common_tasks(configs: Mapping[pathlib.Path, Any]) -> None:
@@ -181,7 +181,7 @@ def _require_common_tasks(configs: Mapping[pathlib.Path, Any]) -> None:
         raise UserError(f"the runs have no task in common: {listed}")
 
 
-def _of_run(workdir: pathlib.Path, config: Any, split: str, by: str, first: Any) -> dict[str, _Said]:
+def _run_scores(workdir: pathlib.Path, config: Any, split: str, by: str, first: Any) -> dict[str, _RunScores]:
     """What a run says. `first`: (folder, what it says) of a run that it has to have its examples in common with."""
     experiment = build(config)
     if first:
@@ -198,7 +198,7 @@ def _of_run(workdir: pathlib.Path, config: Any, split: str, by: str, first: Any)
         groups = [str(field(record, by)) if grouped else n for n, record in enumerate(records)]
         for task, values in evaluator.predict(params, dataset, split).values.items():
             scores = _scores(experiment.corpus, task, splits[split], values["value"])
-            found[task] = _Said([(record.file, record.line) for record in records], groups, scores)
+            found[task] = _RunScores([(record.file, record.line) for record in records], groups, scores)
     return found
 
 

@@ -95,15 +95,15 @@ def scale(name: str, sweep: Mapping[str, Any], points: Sequence[Mapping[str, Any
     return Scale(label, sweep["scale"] == "log" and any(v > 0 for v in values), tuple(values))
 
 
-def colours(names: Sequence[str]) -> list[Any]:
+def colours_by_name(names: Sequence[str]) -> list[Any]:
     """A colour for each name: along a ramp where they are numbers in order, else of the palette."""
     ramp = matplotlib.colormaps["viridis"]
-    if len(names) > len(PALETTE) or (len(names) > 1 and numeric(names)):
+    if len(names) > len(PALETTE) or (len(names) > 1 and as_numbers(names)):
         return [ramp(0.85 * i / max(len(names) - 1, 1)) for i in range(len(names))]
     return list(PALETTE[: len(names)])
 
 
-def numeric(names: Sequence[str]) -> list[float] | None:
+def as_numbers(names: Sequence[str]) -> list[float] | None:
     """The names as finite numbers, or None where one is not."""
     try:
         numbers = [float(name) for name in names]
@@ -192,10 +192,10 @@ def line(
         if name in point["ranges"]:
             axes.hlines(value["mean"], *map(x.place, point["ranges"][name]), color=colour, linewidth=1)
     for place, value, point in shown:
-        lost(axes, place, value, point["statuses"])
+        mark_missing(axes, place, value, point["statuses"])
 
 
-def lost(axes: Axes, place: float, value: Mapping[str, Any] | None, statuses: Mapping[str, int]) -> None:
+def mark_missing(axes: Axes, place: float, value: Mapping[str, Any] | None, statuses: Mapping[str, int]) -> None:
     """Marks at the bottom of the panel for lanes without a final score."""
     marks = []
     if statuses.get("frozen: not finite"):
@@ -259,13 +259,13 @@ def end_points(
     return beyond
 
 
-def wrapped(count: int, most: int = 4) -> tuple[int, int]:
+def grid_shape(count: int, most: int = 4) -> tuple[int, int]:
     """Rows and columns for so many panels."""
     columns = min(count, most)
     return math.ceil(count / columns), columns
 
 
-def blank(axes: Sequence[Axes]) -> None:
+def hide_empty(axes: Sequence[Axes]) -> None:
     """Hides panels that stay empty."""
     for one in axes:
         one.set_axis_off()

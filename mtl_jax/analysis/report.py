@@ -14,7 +14,7 @@ from mtl_jax.analysis.ablation.summary import main_split
 from mtl_jax.analysis.ablation.verdicts import describe_choices
 from mtl_jax.analysis.relatedness import section
 from mtl_jax.analysis.relatedness.relate import read
-from mtl_jax.analysis.run_figures import balance, curves, draw_comparison
+from mtl_jax.analysis.run_figures import draw_balance, draw_comparison, draw_curves
 from mtl_jax.analysis.tables import (
     baseline_rows,
     comparison_means,
@@ -25,14 +25,14 @@ from mtl_jax.analysis.tables import (
     overview_rows,
     points_rows,
     results_rows,
-    table,
+    text_table,
 )
 from mtl_jax.errors import UserError
 from mtl_jax.runs import commands
 from mtl_jax.storage import run_warnings
 from mtl_jax.storage.workdir import read_config, read_summary, write_json
 
-LINES = 60  # of the terminal text of an ablation
+MAX_LINES = 60  # of the terminal text of an ablation
 
 
 def warning_lines(result: Mapping[str, Any], file: pathlib.Path) -> list[str]:
@@ -48,15 +48,15 @@ def warning_lines(result: Mapping[str, Any], file: pathlib.Path) -> list[str]:
 
 def results_table(summary: Mapping[str, Any]) -> str:
     """Scores by task and metric, a column for each split, with the number of examples scored."""
-    return table(*results_rows(summary))
+    return text_table(*results_rows(summary))
 
 
 def distances_table(distances: Mapping[str, Mapping[str, float]]) -> str:
     """How far the tasks' parameters are from each other, pairs of tasks in rows."""
-    return table(*distances_rows(distances))
+    return text_table(*distances_rows(distances))
 
 
-def finished(workdir: pathlib.Path, summary: Mapping[str, Any]) -> str:
+def training_report(workdir: pathlib.Path, summary: Mapping[str, Any]) -> str:
     """What `--mode=train` says at its end; draws the learning curves, and how the tasks were balanced."""
     parts = [results_table(summary)]
     if summary.get("distances"):
@@ -66,7 +66,7 @@ def finished(workdir: pathlib.Path, summary: Mapping[str, Any]) -> str:
             distances_table(summary["distances"]),
         ]
     parts += warning_lines(summary, workdir / "summary.json")
-    drawn = ", ".join(str(figure) for figure in (curves(workdir), balance(workdir)) if figure)
+    drawn = ", ".join(str(figure) for figure in (draw_curves(workdir), draw_balance(workdir)) if figure)
     parts += [
         "",
         f"step {summary['step']}, {summary['seconds']:.0f} s, {summary['parameters']:,} parameters",
@@ -80,7 +80,7 @@ def finished(workdir: pathlib.Path, summary: Mapping[str, Any]) -> str:
     return "\n".join([*parts, f"next         {first}", *(f"             {line}" for line in others)])
 
 
-def compare(workdirs: Sequence[pathlib.Path], out: pathlib.Path) -> str:
+def comparison_report(workdirs: Sequence[pathlib.Path], out: pathlib.Path) -> str:
     """Runs side by side: a table, out/compare.json and out/figures/compare.png.
 
     Raises:
@@ -102,15 +102,15 @@ def compare(workdirs: Sequence[pathlib.Path], out: pathlib.Path) -> str:
     }
     write_json(out / "compare.json", compared)
     draw_comparison(result, names, out / "figures" / "compare.png")
-    return "\n".join([table(header, rows), *warning_lines(compared, out / "compare.json")])
+    return "\n".join([text_table(header, rows), *warning_lines(compared, out / "compare.json")])
 
 
-def merged(out: pathlib.Path, result: Mapping[str, Any]) -> str:
+def merging_report(out: pathlib.Path, result: Mapping[str, Any]) -> str:
     """What `--mode=merge` says: each task's first metric on the split that is reported, a row for each method."""
     header, rows = merging_rows(result)
     return "\n".join(
         [
-            table(header, rows),
+            text_table(header, rows),
             *warning_lines(result, out / "merging.json"),
             "",
             f"merged   {', '.join('/'.join(column['tasks']) for column in result['columns'])}",
@@ -120,11 +120,11 @@ def merged(out: pathlib.Path, result: Mapping[str, Any]) -> str:
     )
 
 
-def ablation(folder: pathlib.Path) -> str:
+def ablation_report(folder: pathlib.Path) -> str:
     """Draws the figures of a finished ablation and writes folder/report.html.
 
     Args:
-      folder: with ablation.json, see `results.write`; its config.json is shown where there is one.
+      folder: with ablation.json, see `results.write_grid`; its config.json is shown where there is one.
 
     Returns:
       what the terminal shows: tables, verdicts, files.
@@ -132,9 +132,9 @@ def ablation(folder: pathlib.Path) -> str:
     Raises:
       UserError: no ablation.json, or a damaged one.
     """
-    grid = results.read(folder)
+    grid = results.read_grid(folder)
     summary = results.summarise(grid)
-    parts = sections.ablation(folder, grid, summary, folder / "figures")
+    parts = sections.ablation_section(folder, grid, summary, folder / "figures")
     file = pages.save(folder / "report.html", f"Ablation {folder.name}", parts)
     files = [
         "",
@@ -143,13 +143,13 @@ def ablation(folder: pathlib.Path) -> str:
         f"figures  {folder / 'figures'}",
     ]
     lines = _ablation_text(folder, grid, summary)
-    room = LINES - len(files)
+    room = MAX_LINES - len(files)
     if len(lines) > room:
         lines = [*lines[: room - 1], f"… {len(lines) - room + 1} more lines of it in the report"]
     return "\n".join(lines + files)
 
 
-def relatedness(folder: pathlib.Path) -> str:
+def relatedness_report(folder: pathlib.Path) -> str:
     """Draws the figures of a finished --mode=relate, writes folder/report.html and says what was found.
 
     Args:
@@ -158,11 +158,16 @@ def relatedness(folder: pathlib.Path) -> str:
     found = read(folder)
     parts = section.relatedness(folder, found, folder / "figures")
     file = pages.save(folder / "report.html", f"How tasks relate: {folder.name}", parts)
-    text = [*table(*section.gain_rows(found)).splitlines(), "", *table(*section.measure_rows(found)).splitlines(), ""]
+    text = [
+        *text_table(*section.gain_rows(found)).splitlines(),
+        "",
+        *text_table(*section.measure_rows(found)).splitlines(),
+        "",
+    ]
     return "\n".join(
         [
             *text,
-            *section.groups_said(found),
+            *section.describe_groups(found),
             *found["notes"],
             *warning_lines(found, folder / "relatedness.json"),
             "",
@@ -179,11 +184,11 @@ def _ablation_text(folder: pathlib.Path, grid: records.Grid, summary: Mapping[st
     text += [*warning_lines({"warnings": grid.warnings}, folder / "ablation.json"), ""]
     combinations = summary["combinations"]
     if len(combinations) == 1:
-        text += [*table(*points_rows(combinations[0], summary["scores"])).splitlines(), ""]
+        text += [*text_table(*points_rows(combinations[0], summary["scores"])).splitlines(), ""]
     elif len(combinations) > 3 and any(c["comparison"] for c in combinations):
-        text += [*table(*conclusion_rows(summary)).splitlines(), ""]
+        text += [*text_table(*conclusion_rows(summary)).splitlines(), ""]
     for compared in summary["baselines"]:
-        text += [*table(*baseline_rows(compared, main_split(summary))).splitlines(), ""]
+        text += [*text_table(*baseline_rows(compared, main_split(summary))).splitlines(), ""]
     for split in reversed(summary["splits"]):  # what does not fit is the last
         if split != "dev":
             text.append(f"The settings chosen on dev, on {split}:")
@@ -191,7 +196,7 @@ def _ablation_text(folder: pathlib.Path, grid: records.Grid, summary: Mapping[st
             text.append("Mean score of the tasks on dev:")
         else:
             continue
-        text += [*table(*overview_rows(summary, split)).splitlines(), ""]
+        text += [*text_table(*overview_rows(summary, split)).splitlines(), ""]
     if len(combinations) <= 3 or not any(c["comparison"] for c in combinations):
         for c in combinations:
             name = describe_choices(c["choices"])
@@ -199,7 +204,7 @@ def _ablation_text(folder: pathlib.Path, grid: records.Grid, summary: Mapping[st
     return [*text, *(f"  {note}" for note in grid.notes)]
 
 
-def page(workdirs: Sequence[pathlib.Path], out: pathlib.Path) -> pathlib.Path:
+def report_page(workdirs: Sequence[pathlib.Path], out: pathlib.Path) -> pathlib.Path:
     """One report.html on any runs and ablations, finished or not.
 
     Args:
@@ -220,4 +225,4 @@ def page(workdirs: Sequence[pathlib.Path], out: pathlib.Path) -> pathlib.Path:
         names = [str(workdir) for workdir in workdirs]
     named = dict(zip(names, workdirs, strict=True))
     out.mkdir(parents=True, exist_ok=True)
-    return pages.save(out / "report.html", f"Report: {', '.join(names)}", sections.report(named, out))
+    return pages.save(out / "report.html", f"Report: {', '.join(names)}", sections.report_sections(named, out))

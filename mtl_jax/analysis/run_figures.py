@@ -9,7 +9,7 @@ from typing import Any
 from mtl_jax.storage.metrics_log import read_metrics
 
 
-def curves(workdir: pathlib.Path, file: pathlib.Path | None = None) -> pathlib.Path | None:
+def draw_curves(workdir: pathlib.Path, file: pathlib.Path | None = None) -> pathlib.Path | None:
     """Draws training loss and dev score of each task against the step. Returns the PNG, None without any line.
 
     Args:
@@ -55,7 +55,7 @@ BALANCE = {  # field of a line of the log: title of its panel
 }
 
 
-def balance(workdir: pathlib.Path, file: pathlib.Path | None = None) -> pathlib.Path | None:
+def draw_balance(workdir: pathlib.Path, file: pathlib.Path | None = None) -> pathlib.Path | None:
     """Draws how the tasks were balanced, against the step. Returns the PNG, None where nothing moved.
 
     Args:

@@ -10,11 +10,11 @@ from typing import Any
 from mtl_jax.analysis import html, tables
 from mtl_jax.analysis.ablation import records, results
 from mtl_jax.analysis.ablation.summary import main_split
-from mtl_jax.analysis.ablation.verdicts import NAMES, describe, describe_choices
+from mtl_jax.analysis.ablation.verdicts import LIMIT_NAMES, describe, describe_choices
 from mtl_jax.analysis.plotting import file_name
 from mtl_jax.analysis.relatedness import section
 from mtl_jax.analysis.relatedness.relate import read
-from mtl_jax.analysis.run_figures import balance, curves
+from mtl_jax.analysis.run_figures import draw_balance, draw_curves
 from mtl_jax.analysis.settings import command, configuration
 from mtl_jax.errors import UserError
 from mtl_jax.storage import run_warnings
@@ -24,7 +24,7 @@ from mtl_jax.storage.workdir import read_config, read_summary
 Parts = list[html.Html]
 
 
-def ablation(
+def ablation_section(
     folder: pathlib.Path,
     grid: records.Grid,
     summary: Mapping[str, Any],
@@ -34,10 +34,10 @@ def ablation(
     from mtl_jax.analysis.ablation.figures.draw import draw
 
     config = read_config(folder) if (folder / "config.json").exists() else {}
-    parts = [html.heading("What was run"), html.items(_run(grid, summary))]
+    parts = [html.heading("What was run"), html.bullet_list(_run(grid, summary))]
     parts += configuration(config)
     parts.append(html.heading("What was found"))
-    parts += warnings(grid.warnings)
+    parts += warnings_section(grid.warnings)
     combinations = summary["combinations"]
     for c in combinations:
         name = describe_choices(c["choices"])
@@ -45,11 +45,11 @@ def ablation(
         parts += [html.paragraph(c["verdict"]), *(html.paragraph(w, warning=True) for w in c["warnings"])]
     for split in summary["splits"]:
         title = "Mean score of the tasks on dev" if split == "dev" else f"The settings chosen on dev, on {split}"
-        parts += [html.heading(title, 3), html.grid(*tables.overview_rows(summary, split))]
+        parts += [html.heading(title, 3), html.table(*tables.overview_rows(summary, split))]
     for compared in summary["baselines"]:
         rest = describe_choices(compared["rest"])
         parts.append(html.heading(f"Against {compared['baseline']}{f', {rest}' if rest else ''}", 3))
-        parts.append(html.grid(*tables.baseline_rows(compared, main_split(summary))))
+        parts.append(html.table(*tables.baseline_rows(compared, main_split(summary))))
     parts.append(
         html.paragraph(
             "± is half a 95 % interval over seeds (Student's t). Differences (−) are paired by seed, with the p of a "
@@ -63,7 +63,7 @@ def ablation(
     parts.append(html.heading("All settings"))
     for c in combinations:
         parts.append(_details(c, summary))
-    parts += [html.heading("Notes"), html.items(grid.notes)] if grid.notes else []
+    parts += [html.heading("Notes"), html.bullet_list(grid.notes)] if grid.notes else []
     return parts + _reproduce(grid, config, combinations, summary)
 
 
@@ -82,22 +82,23 @@ def _run(grid, summary):
 
 def _details(combination, summary):
     """The tables of one combination of choices, folded."""
-    parts = [html.grid(*tables.points_rows(combination, summary["scores"]))]
+    parts = [html.table(*tables.points_rows(combination, summary["scores"]))]
     parts.append(html.paragraph("★ chosen on dev; scores are of dev; a frozen or dropped lane is in no mean."))
     for end, tuned in combination["ends"].items():
         tried = tuned["tried"] if tuned else []
         rows = [
-            [describe(t["values"]), tables.mean(t["score"]), "" if t["eligible"] else "not finished"] for t in tried
+            [describe(t["values"]), tables.format_mean(t["score"]), "" if t["eligible"] else "not finished"]
+            for t in tried
         ]
         if rows:
             header = ["setting", "mean score (dev)", ""]
-            parts += [html.heading(f"{NAMES[end]}: what was tried", 3), html.grid(header, rows)]
+            parts += [html.heading(f"{LIMIT_NAMES[end]}: what was tried", 3), html.table(header, rows)]
     if combination["chosen"] is not None:
         for split in (s for s in summary["splits"] if s in combination["points"][combination["chosen"]]["average"]):
             rows = tables.tasks_rows(combination, summary["scores"], split)
-            parts += [html.heading(f"By task, {split} (no correction over tasks)", 3), html.grid(*rows)]
+            parts += [html.heading(f"By task, {split} (no correction over tasks)", 3), html.table(*rows)]
     title = describe_choices(combination["choices"]) or "every setting, with the ends"
-    return html.folded(title, html.Html("".join(parts)))
+    return html.details(title, html.Html("".join(parts)))
 
 
 def _reproduce(grid, config, combinations, summary):
@@ -117,7 +118,7 @@ def _reproduce(grid, config, combinations, summary):
     ]
 
 
-def report(named: Mapping[str, pathlib.Path], out: pathlib.Path) -> Parts:
+def report_sections(named: Mapping[str, pathlib.Path], out: pathlib.Path) -> Parts:
     """Sections for any runs and ablations; figures go to out/figures.
 
     Raises:
@@ -131,19 +132,19 @@ def report(named: Mapping[str, pathlib.Path], out: pathlib.Path) -> Parts:
         if (workdir / "summary.json").exists():
             finished[name] = _summary(workdir)
         if (workdir / "ablation.json").exists():
-            grids[name] = results.read(workdir)
+            grids[name] = results.read_grid(workdir)
         if (workdir / "relatedness.json").exists():
             relations[name] = read(workdir)
     if len(finished) > 1:
-        parts += [html.heading("Runs side by side"), html.grid(*tables.comparison_rows(finished)[0])]
+        parts += [html.heading("Runs side by side"), html.table(*tables.comparison_rows(finished)[0])]
     for name, workdir in named.items():
         figures = out / "figures" / file_name(name)
         parts.append(html.heading(name))
         if name in grids:
-            parts += ablation(workdir, grids[name], results.summarise(grids[name]), figures)
+            parts += ablation_section(workdir, grids[name], results.summarise(grids[name]), figures)
         if name in relations:
             related = relations[name]
-            parts += [*warnings(related["warnings"]), *section.relatedness(workdir, related, figures)]
+            parts += [*warnings_section(related["warnings"]), *section.relatedness(workdir, related, figures)]
         elif name in finished:
             parts += _finished(workdir, finished[name], figures)
         elif name not in grids:
@@ -151,12 +152,12 @@ def report(named: Mapping[str, pathlib.Path], out: pathlib.Path) -> Parts:
     return parts
 
 
-def warnings(found: Sequence[Mapping[str, Any]]) -> Parts:
+def warnings_section(found: Sequence[Mapping[str, Any]]) -> Parts:
     """What a reader of the scores has to know, see `run_warnings`; all of it folded where that is long."""
     shown = run_warnings.format_lines(found, "the list below")
     parts = [html.paragraph(line, warning=True) for line in shown]
     if len(found) > sum(entry["text"] in shown for entry in found):
-        parts.append(html.folded(f"All {len(found)} warnings", html.items(entry["text"] for entry in found)))
+        parts.append(html.details(f"All {len(found)} warnings", html.bullet_list(entry["text"] for entry in found)))
     return parts
 
 
@@ -172,22 +173,22 @@ def _finished(workdir, summary, figures) -> Parts:
         html.paragraph(f"Step {summary['step']}, {summary['seconds']:.0f} s, {summary['parameters']:,} parameters.")
     ]
     parts += configuration(read_config(workdir) if (workdir / "config.json").exists() else {})
-    parts += [html.heading("Scores", 3), html.grid(*tables.results_rows(summary))]
-    parts += warnings(summary.get("warnings", ()))
+    parts += [html.heading("Scores", 3), html.table(*tables.results_rows(summary))]
+    parts += warnings_section(summary.get("warnings", ()))
     if summary.get("distances"):
         parts += [
             html.heading("Distances between the tasks' parameters", 3),
-            html.grid(*tables.distances_rows(summary["distances"])),
+            html.table(*tables.distances_rows(summary["distances"])),
         ]
     return parts + _curves(workdir, figures)
 
 
 def _curves(workdir, figures) -> Parts:
-    drawn = curves(workdir, figures / "curves.png")
+    drawn = draw_curves(workdir, figures / "curves.png")
     if drawn is None:
         return [html.paragraph("No curves: nothing was logged.")]
     parts = [html.picture(drawn, "Training loss and dev score of each task by step.")]
-    if balanced := balance(workdir, figures / "balance.png"):
+    if balanced := draw_balance(workdir, figures / "balance.png"):
         parts.append(html.picture(balanced, "How the tasks were balanced, by step."))
     return parts
 
@@ -205,12 +206,12 @@ def _unfinished(workdir, figures) -> Parts:
         parts.append(html.paragraph("No step is logged. As an ablation it has no result yet: no ablation.json."))
         programs = sorted((workdir / "programs").glob("*"))
         done = {True: "all lanes trained", False: "begun"}
-        parts.append(html.items(f"{p.name}: {done[(p / 'lanes.json').exists()]}" for p in programs))
+        parts.append(html.bullet_list(f"{p.name}: {done[(p / 'lanes.json').exists()]}" for p in programs))
     parts.append(html.paragraph(f"In the folder: {', '.join(there)}."))
     parts += configuration(config)
     if dev:
         scores = dev[-1]["tasks"].items()
         rows = [[task, metric, value] for task, found in scores for metric, value in found.items()]
         parts.append(html.heading(f"Last dev scores, step {dev[-1]['step']}", 3))
-        parts.append(html.grid(["task", "metric", "dev"], rows))
+        parts.append(html.table(["task", "metric", "dev"], rows))
     return parts + _curves(workdir, figures)

@@ -12,10 +12,10 @@ from mtl_jax.config import default
 from mtl_jax.config.plain import to_plain
 from mtl_jax.runtime.flags import entry_point
 
-LONGEST = 160  # characters of a value that are shown
+MAX_LINE = 160  # characters of a value that are shown
 
 
-def changed(config: Mapping[str, Any]) -> list[str]:
+def changed_settings(config: Mapping[str, Any]) -> list[str]:
     """Lines "field = value" for what differs from the defaults.
 
     Args:
@@ -47,7 +47,7 @@ def _leaves(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 def _line(field, value):
     text = repr(tuple(value) if isinstance(value, list) else value)
-    return f"{field} = {text if len(text) <= LONGEST else text[:LONGEST] + ' …'}"
+    return f"{field} = {text if len(text) <= MAX_LINE else text[:MAX_LINE] + ' …'}"
 
 
 def command(
@@ -113,5 +113,5 @@ def configuration(config: Mapping[str, Any]) -> list[html.Html]:
     """A config as a folded part of a page: where it differs from the defaults, or whole without them."""
     if not config:
         return [html.paragraph("There is no config.json in the folder.")]
-    lines = "\n".join(changed(config)) or "(nothing)"
-    return [html.folded("Config, where it differs from the defaults", html.code(lines))]
+    lines = "\n".join(changed_settings(config)) or "(nothing)"
+    return [html.details("Config, where it differs from the defaults", html.code(lines))]

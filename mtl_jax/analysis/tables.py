@@ -6,14 +6,14 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mtl_jax.analysis.ablation.verdicts import NAMES, conclusion, describe, p_value
+from mtl_jax.analysis.ablation.verdicts import LIMIT_NAMES, conclusion, describe, p_value
 from mtl_jax.evaluation.scores import mean_by_split
 
 TASK_COLUMNS = 4  # most tasks that have columns of their own
-Rows = tuple[list[str], list[list[Any]]]  # header, rows
+TableRows = tuple[list[str], list[list[Any]]]  # header, rows
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+def text_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     """A plain text table: columns of texts to the left, those of numbers, with four digits, to the right."""
 
     def show(value):
@@ -33,7 +33,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     return "\n".join([lines[0], "  ".join("─" * w for w in widths), *lines[1:]])
 
 
-def results_rows(summary: Mapping[str, Any]) -> Rows:
+def results_rows(summary: Mapping[str, Any]) -> TableRows:
     """Scores of a run by task and metric, a column for each split, with the number of examples scored; at the end the
     mean over tasks of each one's first metric, with the names of these.
 
@@ -75,7 +75,7 @@ def _of(size):
     return str(scored) if scored == total else f"{scored} of {total}"
 
 
-def distances_rows(distances: Mapping[str, Mapping[str, float]]) -> Rows:
+def distances_rows(distances: Mapping[str, Mapping[str, float]]) -> TableRows:
     """How far the tasks' parameters are from each other, pairs of tasks in rows."""
     rows = [[pair, d["distance"], d["relative"]] for pair, d in distances.items()]
     return ["tasks", "‖Θi − Θj‖", "relative to ‖Θ‖"], rows
@@ -106,7 +106,7 @@ def comparison_means(summaries: Mapping[str, Mapping[str, Any]]) -> dict[str, di
     return result
 
 
-def comparison_rows(summaries: Mapping[str, Mapping[str, Any]]) -> tuple[Rows, dict[str, Any]]:
+def comparison_rows(summaries: Mapping[str, Mapping[str, Any]]) -> tuple[TableRows, dict[str, Any]]:
     """Finished runs side by side: rows, and {task: {split: {metric: {run: value}}}}."""
     rows, result = [], {}
     tasks = dict.fromkeys(task for summary in summaries.values() for task in summary["tasks"])
@@ -125,7 +125,7 @@ def comparison_rows(summaries: Mapping[str, Mapping[str, Any]]) -> tuple[Rows, d
     return (["task", "split", "metric", *summaries], rows), result
 
 
-def merging_rows(result: Mapping[str, Any]) -> Rows:
+def merging_rows(result: Mapping[str, Any]) -> TableRows:
     """Ways to merge in rows: the mean over tasks of their first metrics on dev and on the main split, then each task's
     there.
     """
@@ -147,7 +147,7 @@ def _largest(summary):
     return max((pair["distance"] for pair in summary.get("distances", {}).values()), default=None)
 
 
-def mean(value: Mapping[str, Any] | None) -> str | None:
+def format_mean(value: Mapping[str, Any] | None) -> str | None:
     """ "0.776 ± 0.012" of an interval; without ± below two seeds; None where there is no value."""
     if value is None or value["mean"] is None:
         return None
@@ -155,7 +155,7 @@ def mean(value: Mapping[str, Any] | None) -> str | None:
     return f"{value['mean']:.3f}{half}"
 
 
-def change(value: Mapping[str, Any]) -> str | None:
+def format_change(value: Mapping[str, Any]) -> str | None:
     """ "+0.021 (p = 0.003)" of a difference, with the corrected p where there is one."""
     if value["mean"] is None:
         return None
@@ -163,24 +163,24 @@ def change(value: Mapping[str, Any]) -> str | None:
     return f"{value['mean']:+.3f} ({value['note'] if p is None else p_value(p)})"
 
 
-def overview_rows(summary: Mapping[str, Any], split: str) -> Rows:
+def overview_rows(summary: Mapping[str, Any], split: str) -> TableRows:
     """A row for each combination of choices: the chosen setting on one split, on average and by task where tasks are
     few, what it costs, and the tuned ends.
     """
     combinations = summary["combinations"]
     choices = list(combinations[0]["choices"]) if combinations else []
-    ends = [end for end in NAMES if any(end in c["ends"] for c in combinations)]
+    ends = [end for end in LIMIT_NAMES if any(end in c["ends"] for c in combinations)]
     tasks = list(summary["scores"]) if 1 < len(summary["scores"]) <= TASK_COLUMNS and not ends else []
     costs = len(combinations) > 1 and any(c["cost"] for c in combinations)
     header = [*choices, "chosen on dev", split, *tasks, *(["parameters", "ms a step"] if costs else [])]
-    header += [*(NAMES[end] for end in ends), *(f"− {NAMES[end]}" for end in ends)]
+    header += [*(LIMIT_NAMES[end] for end in ends), *(f"− {LIMIT_NAMES[end]}" for end in ends)]
     rows = []
     for c in combinations:
         point = None if c["chosen"] is None else c["points"][c["chosen"]]
         row = [*c["choices"].values(), describe(point["values"]) if point else "none", _average(point, split)]
         for task in tasks:
             found = point["tasks"].get(task, {}).get(split, {}) if point else {}
-            row.append(mean(found.get(summary["scores"][task])))
+            row.append(format_mean(found.get(summary["scores"][task])))
         if costs:
             cost = c["cost"] or {"parameters": None, "step_seconds": None}
             step = cost["step_seconds"]
@@ -188,12 +188,12 @@ def overview_rows(summary: Mapping[str, Any], split: str) -> Rows:
         row += [_average(c["ends"].get(end), split) for end in ends]
         for end in ends:
             difference = c["comparison"].get(end, {}).get("average", {}).get(split)
-            row.append(None if difference is None else change(difference))
+            row.append(None if difference is None else format_change(difference))
         rows.append(row)
     return header, rows
 
 
-def baseline_rows(compared: Mapping[str, Any], split: str) -> Rows:
+def baseline_rows(compared: Mapping[str, Any], split: str) -> TableRows:
     """What every alternative of a choice changes against one of them, best first, with what that allows to say."""
     known = [o for o in compared["others"] if o["average"].get(split, {}).get("mean") is not None]
     rows = []
@@ -205,23 +205,23 @@ def baseline_rows(compared: Mapping[str, Any], split: str) -> Rows:
     return [compared["choice"], f"− {compared['baseline']} ({split})", "from", "to", "corrected", "so"], rows
 
 
-def conclusion_rows(summary: Mapping[str, Any]) -> Rows:
+def conclusion_rows(summary: Mapping[str, Any]) -> TableRows:
     """A row for each combination of choices: "better", "worse", "no difference shown" against each end."""
     combinations = summary["combinations"]
     choices = list(combinations[0]["choices"]) if combinations else []
-    ends = [end for end in NAMES if any(end in c["comparison"] for c in combinations)]
+    ends = [end for end in LIMIT_NAMES if any(end in c["comparison"] for c in combinations)]
     rows = []
     for c in combinations:
         found = [c["comparison"].get(end) for end in ends]
         rows.append([*c["choices"].values(), *(None if f is None else conclusion(f["average"]) for f in found)])
-    return [*choices, *(f"against {NAMES[end]}" for end in ends)], rows
+    return [*choices, *(f"against {LIMIT_NAMES[end]}" for end in ends)], rows
 
 
 def _average(point, split):
-    return None if point is None else mean(point["average"].get(split))
+    return None if point is None else format_mean(point["average"].get(split))
 
 
-def points_rows(combination: Mapping[str, Any], scores: Mapping[str, str]) -> Rows:
+def points_rows(combination: Mapping[str, Any], scores: Mapping[str, str]) -> TableRows:
     """Every setting of the sweeps, then every end, on dev.
 
     Args:
@@ -234,7 +234,7 @@ def points_rows(combination: Mapping[str, Any], scores: Mapping[str, str]) -> Ro
     single = [task for task in scores] if len(scores) > 1 else []
     acts = ["penalty / losses"] if any(point["effects"] for point in points) else []
     header = ["setting", "seeds", "mean score", *single, "distance", "effective rank", *acts]
-    header += [f"− {NAMES[e]}" for e in ends]
+    header += [f"− {LIMIT_NAMES[e]}" for e in ends]
     rows = []
     for i, point in enumerate(points):
         name = ", ".join(f"{sweep} {_learned(point, sweep)}" for sweep in sweeps) or "as configured"
@@ -243,10 +243,10 @@ def points_rows(combination: Mapping[str, Any], scores: Mapping[str, str]) -> Ro
         name += " ★" if i == combination["chosen"] else ""
         row = [name, f"{len(point['seeds'])}{f' ({lost})' if lost else ''}", *_row(point, single, scores)]
         row += [effects_of(point)] if acts else []
-        rows.append([*row, *(change(point["against"][end]) for end in ends)])
+        rows.append([*row, *(format_change(point["against"][end]) for end in ends)])
     for end in ends:
         tuned = combination["ends"][end]
-        name = f"{NAMES[end]}, {describe(tuned['values'])}"
+        name = f"{LIMIT_NAMES[end]}, {describe(tuned['values'])}"
         rows.append([name, str(len(tuned["seeds"])), *_row(tuned, single, scores), *[None] * len([*acts, *ends])])
     return header, rows
 
@@ -262,8 +262,8 @@ def effects_of(point: Mapping[str, Any]) -> str:
 
 
 def _row(point, tasks, scores):
-    by_task = [mean(point["tasks"].get(task, {}).get("dev", {}).get(scores[task])) for task in tasks]
-    return [mean(point["score"]), *by_task, mean(point["distance"]), mean(point["effective_rank"])]
+    by_task = [format_mean(point["tasks"].get(task, {}).get("dev", {}).get(scores[task])) for task in tasks]
+    return [format_mean(point["score"]), *by_task, format_mean(point["distance"]), format_mean(point["effective_rank"])]
 
 
 def _learned(point, sweep):
@@ -274,15 +274,21 @@ def _learned(point, sweep):
     return f"{value} ({low:.3g} to {high:.3g})"
 
 
-def tasks_rows(combination: Mapping[str, Any], scores: Mapping[str, str], split: str) -> Rows:
+def tasks_rows(combination: Mapping[str, Any], scores: Mapping[str, str], split: str) -> TableRows:
     """Each task's score at the chosen setting and at the ends, and the differences, on one split."""
     point = combination["points"][combination["chosen"]]
     ends = list(combination["comparison"])
-    header = ["task", "metric", "chosen on dev", *(NAMES[e] for e in ends), *(f"− {NAMES[e]}" for e in ends)]
+    header = [
+        "task",
+        "metric",
+        "chosen on dev",
+        *(LIMIT_NAMES[e] for e in ends),
+        *(f"− {LIMIT_NAMES[e]}" for e in ends),
+    ]
     rows = []
     for task, metric in scores.items():
         if metric in point["tasks"].get(task, {}).get(split, {}):
-            row = [task, metric, mean(point["tasks"][task][split][metric])]
-            row += [mean(combination["ends"][e]["tasks"].get(task, {}).get(split, {}).get(metric)) for e in ends]
-            rows.append(row + [change(combination["comparison"][e]["tasks"][task][split]) for e in ends])
+            row = [task, metric, format_mean(point["tasks"][task][split][metric])]
+            row += [format_mean(combination["ends"][e]["tasks"].get(task, {}).get(split, {}).get(metric)) for e in ends]
+            rows.append(row + [format_change(combination["comparison"][e]["tasks"][task][split]) for e in ends])
     return header, rows

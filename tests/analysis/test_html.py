@@ -89,10 +89,10 @@ def test_everything_is_escaped():
     parts = [
         page.heading(EVIL),
         page.paragraph(EVIL),
-        page.items([EVIL]),
+        page.bullet_list([EVIL]),
         page.code(EVIL),
-        page.folded(EVIL, EVIL),
-        page.grid([EVIL], [[EVIL]]),
+        page.details(EVIL, EVIL),
+        page.table([EVIL], [[EVIL]]),
         EVIL,
     ]
     text = page.page(EVIL, parts)
@@ -110,14 +110,14 @@ def test_pictures_are_embedded_and_their_captions_escaped(tmp_path):
 
 
 def test_cells():
-    text = page.grid(["a", "b"], [["x", 0.5], ["y", None]])
+    text = page.table(["a", "b"], [["x", 0.5], ["y", None]])
     assert Reader(text).tables == [[["a", "b"], ["x", "0.5000"], ["y", "–"]]]
 
 
 def test_report_of_an_ablation(tmp_path):
     grid = fake_grids.realistic(tasks=2, points=4, seeds=3, choices={"penalty": ["l2", EVIL]})
-    results.write(tmp_path, grid)
-    text = report.ablation(tmp_path)
+    results.write_grid(tmp_path, grid)
+    text = report.ablation_report(tmp_path)
     assert len(text.splitlines()) <= 60
     found, summary = read(tmp_path / "report.html"), results.summarise(grid)
     for combination in summary["combinations"]:
@@ -131,7 +131,7 @@ def test_report_of_an_ablation(tmp_path):
     for note in grid.notes:
         assert note in found.text and note in text
     with pytest.raises(UserError, match=re.escape("no ablation.json")):
-        report.ablation(tmp_path / "figures")
+        report.ablation_report(tmp_path / "figures")
 
 
 def test_terminal_text_stays_short(tmp_path, monkeypatch):
@@ -139,8 +139,8 @@ def test_terminal_text_stays_short(tmp_path, monkeypatch):
     many = [str(i) for i in range(40)]
     lanes = [lane(0.5, choices={"sentences": c}, seed=s, values={"strength": 1.0}) for c in many for s in (0, 1)]
     lanes += [lane(0.4, "hard", s, {"learning_rate": 1.0}) for s in (0, 1)]
-    results.write(tmp_path, fake_grids.grid(lanes, choices={"sentences": many}))
-    lines = report.ablation(tmp_path).splitlines()
+    results.write_grid(tmp_path, fake_grids.grid(lanes, choices={"sentences": many}))
+    lines = report.ablation_report(tmp_path).splitlines()
     assert len(lines) <= 60 and any("more lines" in line for line in lines) and "report.html" in lines[-3]
 
 
@@ -148,8 +148,8 @@ def test_report_of_runs_and_ablations_mixed(tmp_path):
     make_run(tmp_path / "soft", 0.75)
     make_run(tmp_path / "hard", 0.5)
     make_run(tmp_path / "half", 0.25, done=False)
-    results.write(tmp_path / "grid", fake_grids.grid([lane(0.7, values={"strength": x}) for x in (0.1, 1.0)]))
-    file = report.page([tmp_path / n for n in ("soft", "hard", "half", "grid")], tmp_path / "out")
+    results.write_grid(tmp_path / "grid", fake_grids.grid([lane(0.7, values={"strength": x}) for x in (0.1, 1.0)]))
+    file = report.report_page([tmp_path / n for n in ("soft", "hard", "half", "grid")], tmp_path / "out")
     found = read(file)
     assert file == tmp_path / "out" / "report.html"
     side = found.tables[0]
@@ -172,19 +172,19 @@ def test_an_ablation_that_is_not_finished(tmp_path):
         (tmp_path / "programs" / name).mkdir(parents=True)
         for file in files:
             (tmp_path / "programs" / name / file).write_text("{}")
-    text = read(report.page([tmp_path], tmp_path)).text
+    text = read(report.report_page([tmp_path], tmp_path)).text
     assert "no ablation.json" in text and "sharing: all lanes trained" in text and "hard: begun" in text
 
 
 def test_folders_that_are_no_runs(tmp_path):
     with pytest.raises(UserError, match="not the folder of a run"):
-        report.page([tmp_path], tmp_path / "out")
+        report.report_page([tmp_path], tmp_path / "out")
     with pytest.raises(UserError, match="at least one"):
-        report.page([], tmp_path)
+        report.report_page([], tmp_path)
     make_run(tmp_path / "bad", 0.5)
     (tmp_path / "bad" / "summary.json").write_text('{"tasks":')
     with pytest.raises(UserError, match=r"summary\.json: not complete JSON"):
-        report.page([tmp_path / "bad"], tmp_path / "out")
+        report.report_page([tmp_path / "bad"], tmp_path / "out")
 
 
 def test_only_what_differs_from_the_defaults_is_listed():
@@ -192,7 +192,7 @@ def test_only_what_differs_from_the_defaults_is_listed():
     default.add_dataset(config, "d", reader="csv")
     config.model.hidden_size = 7
     fields = to_plain(config)
-    assert settings.changed(fields) == ["datasets.d.reader = 'csv'", "model.hidden_size = 7"]
+    assert settings.changed_settings(fields) == ["datasets.d.reader = 'csv'", "model.hidden_size = 7"]
 
 
 def test_the_command_of_a_lane_sets_what_the_lane_had():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from mtl_jax.analysis.intervals import correct, holm, interval, paired
+from mtl_jax.analysis.intervals import holm, interval, paired_difference, with_corrected_p
 
 
 @pytest.mark.parametrize("n", [2, 3, 5, 30])
@@ -30,7 +30,7 @@ def test_paired_test_is_that_of_scipy(n, differs):
     rng = np.random.default_rng(n)
     first = rng.normal(0.8, 0.05, n)
     second = first - 0.01 + rng.normal(0.0, 0.02, n)
-    found = paired(dict(enumerate(first)), dict(enumerate(second)))
+    found = paired_difference(dict(enumerate(first)), dict(enumerate(second)))
     wanted = stats.ttest_rel(first, second)
     bounds = wanted.confidence_interval(0.95)
     differs("paired t-test against scipy", found[:3], [(first - second).mean(), bounds.low, bounds.high], 1e-12)
@@ -39,7 +39,7 @@ def test_paired_test_is_that_of_scipy(n, differs):
 
 
 def test_pairs_are_made_by_seed_and_need_both_sides():
-    found = paired({0: 1.0, 1: 2.0, 2: None, 3: 5.0}, {1: 1.5, 0: 0.25, 2: 9.0})
+    found = paired_difference({0: 1.0, 1: 2.0, 2: None, 3: 5.0}, {1: 1.5, 0: 0.25, 2: 9.0})
     assert found.n == 2 and found.mean == pytest.approx((0.75 + 0.5) / 2)
 
 
@@ -53,7 +53,7 @@ def test_pairs_are_made_by_seed_and_need_both_sides():
     ],
 )
 def test_what_cannot_be_tested_is_said(first, second, note, mean):
-    found = paired(first, second)
+    found = paired_difference(first, second)
     assert found.note == note and found.p is None
     assert found.mean == (None if mean is None else pytest.approx(mean))
     assert not any(isinstance(value, float) and math.isnan(value) for value in found)
@@ -80,5 +80,5 @@ def test_holm_rejects_what_the_step_down_procedure_rejects():
 
 
 def test_differences_are_corrected_together():
-    differences = [paired({0: 1.0, 1: 1.2, 2: 0.9}, {0: x, 1: x, 2: 2 * x}) for x in (0.1, 0.2, 0.3)]
-    assert [d.corrected_p for d in correct(differences)] == holm([d.p for d in differences])
+    differences = [paired_difference({0: 1.0, 1: 1.2, 2: 0.9}, {0: x, 1: x, 2: 2 * x}) for x in (0.1, 0.2, 0.3)]
+    assert [d.corrected_p for d in with_corrected_p(differences)] == holm([d.p for d in differences])

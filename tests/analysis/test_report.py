@@ -31,7 +31,7 @@ def test_tables_and_curves_of_a_run(tmp_path):
         for step in (1, 2):
             log.write(step, "train", {"loss": {"topic": 1.0 / step, "ner": float("nan") if step == 1 else None}})
         log.write(2, "dev", {"tasks": {"topic": {"accuracy": 0.5}}, "score": 0.5})
-    text = report.finished(tmp_path / "a", summary)
+    text = report.training_report(tmp_path / "a", summary)
     rows = [line.split() for line in text.splitlines()]
     assert ["topic", "accuracy", "0.5000", "10", "0.5000", "10", "of", "70"] in rows
     assert ["(all)", "mean:", "accuracy", "0.5000", "2", "tasks", "0.5000", "2", "tasks"] in rows
@@ -66,22 +66,22 @@ def test_balance_of_a_run(tmp_path):
         for step in (1, 2):
             alpha = {"topic": 1.0, "ner": 1.0}
             log.write(step, "train", {"loss": alpha, "alpha": alpha})
-    assert "balance.png" not in report.finished(tmp_path / "a", summary)  # nothing moved
+    assert "balance.png" not in report.training_report(tmp_path / "a", summary)  # nothing moved
     with MetricsLog(tmp_path / "a", 2) as log:
         log.write(3, "train", {"loss": alpha, "alpha": {"topic": 1.0, "ner": 2.0}})
-    assert "balance.png" in report.finished(tmp_path / "a", summary)
+    assert "balance.png" in report.training_report(tmp_path / "a", summary)
     with MetricsLog(tmp_path / "a", 0) as log:
         for step in (1, 2):
             log.write(step, "train", {"loss": alpha, "alpha": alpha, **told})
     (tmp_path / "a" / "figures" / "balance.png").unlink()
-    assert "balance.png" in report.finished(tmp_path / "a", summary)
+    assert "balance.png" in report.training_report(tmp_path / "a", summary)
     assert (tmp_path / "a" / "figures" / "balance.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_runs_side_by_side(tmp_path):
     make_run(tmp_path / "single", 0.5, tasks=("topic",))
     make_run(tmp_path / "soft", 0.75)
-    text = report.compare([tmp_path / "single", tmp_path / "soft"], tmp_path / "out")
+    text = report.comparison_report([tmp_path / "single", tmp_path / "soft"], tmp_path / "out")
     rows = [line.split() for line in text.splitlines()]
     assert ["topic", "test", "accuracy", "0.5000", "0.7500"] in rows
     assert ["ner", "test", "accuracy", "–", "0.7500"] in rows
@@ -91,7 +91,7 @@ def test_runs_side_by_side(tmp_path):
     assert (tmp_path / "out" / "figures" / "compare.png").read_bytes().startswith(b"\x89PNG")
     (tmp_path / "soft" / "summary.json").write_text('{"tasks": {"to')
     with pytest.raises(UserError, match=r"summary.json: not complete JSON"):
-        report.compare([tmp_path / "single", tmp_path / "soft"], tmp_path / "out")
+        report.comparison_report([tmp_path / "single", tmp_path / "soft"], tmp_path / "out")
     (tmp_path / "soft" / "summary.json").unlink()
     with pytest.raises(UserError, match="not finished"):
-        report.compare([tmp_path / "single", tmp_path / "soft"], tmp_path / "out")
+        report.comparison_report([tmp_path / "single", tmp_path / "soft"], tmp_path / "out")

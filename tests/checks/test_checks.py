@@ -191,7 +191,7 @@ def test_names_that_are_one_file_on_some_systems(tiny, other):
 
 def test_all_columns_of_the_table_are_reserved():
     empty = {field: {} for field in records.Grid._fields} | {"lanes": []}
-    header, _ = results.tidy(records.Grid(**empty))
+    header, _ = results.tidy_table(records.Grid(**empty))
     assert set(header) == {*RESERVED["sweeps"], "learning_rate"}
 
 

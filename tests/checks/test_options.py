@@ -631,7 +631,7 @@ def test_what_was_trained_before_is_still_read(folder, mode):
 
 def test_an_option_of_some_alternatives_is_fine_and_of_none_is_not(folder):
     def planned(config):
-        return plan.make(config, lambda c: checks.check(c, "ablate"))
+        return plan.make_plan(config, lambda c: checks.check(c, "ablate"))
 
     config = with_(data__mixing_temperature=2.0)(folder)
     default.add_choice(config, "mixing", field="data.mixing", alternatives=("all", "temperature"))

@@ -47,4 +47,4 @@ def test_every_argument_is_accepted(name, request, monkeypatch):
             checks.check(config, "relate")
         if config.ablation.sweeps or config.ablation.choices:
             checks.check(config, "ablate")
-            plan.make(config, lambda c: checks.check(c, "ablate"))
+            plan.make_plan(config, lambda c: checks.check(c, "ablate"))

@@ -58,13 +58,13 @@ def test_fewer_are_a_choice_that_is_told(tiny, encoder):
     assert layers(experiment) == experiment.model.architecture.layers == 3
     said = f"{encoder}: the first 3 of its 4 layers are taken"
     assert any(said in note for note in experiment.corpus.notes)  # printed at the start of a run
-    assert said in inspection.describe(config)
+    assert said in inspection.describe_experiment(config)
 
 
 def test_an_ablation_tells_it_too(tiny, encoder):
     config = config_of(tiny, encoder)
     default.add_choice(config, "depth", field="model.num_layers", alternatives=(-1, 1))
-    planned = plan.make(config, lambda c: checks.check(c, "ablate"))
+    planned = plan.make_plan(config, lambda c: checks.check(c, "ablate"))
     sources = program.Sources()
     whole, cut = (program.build(one, sources) for one in planned.programs)
     assert (layers(whole.experiment), layers(cut.experiment)) == (LAYERS, 1)

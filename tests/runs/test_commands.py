@@ -74,10 +74,10 @@ def test_what_is_wrong_is_said_before_data_are_read(tmp_path, monkeypatch):
         monkeypatch.setattr(module, "build", build)
     (first, a), (second, b) = run_of(tmp_path / "a"), run_of(tmp_path / "b", tasks=("other",))
     with pytest.raises(UserError, match=r"no task in common: .*a: topic; .*b: other"):
-        paired_test.compare([first], [second], {first: a, second: b}.get)
+        paired_test.compare_runs([first], [second], {first: a, second: b}.get)
     third, c = run_of(tmp_path / "c")
     with pytest.raises(UserError, match="a: no checkpoint 'best' in best/"):
-        paired_test.compare([first], [third], {first: a, third: c}.get)
+        paired_test.compare_runs([first], [third], {first: a, third: c}.get)
     for which in ("best", "last", "7"):
         with pytest.raises(UserError, match=f"no checkpoint '{which}'"):
             evaluate.evaluate(a, first, which)

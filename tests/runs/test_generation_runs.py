@@ -81,7 +81,7 @@ def test_a_run_beside_other_tasks_predicts_what_it_scores(writer, tmp_path):
     records = [json.loads(line) for line in (tmp_path / "texts.test.jsonl").read_text().splitlines()]
     right = [s == r["said"] for s, r in zip(said, records, strict=True) if r["said"]]
     assert np.mean(right) == pytest.approx(found["exact_match"])
-    assert "the input itself: bleu" in inspection.describe(config)
+    assert "the input itself: bleu" in inspection.describe_experiment(config)
     with pytest.raises(UserError, match=r"config\.tasks\.said writes texts"):
         attribute(config, workdir, ("best",), str(target), tmp_path / "why")
 

@@ -50,7 +50,7 @@ def test_columns_of_one_run_become_one_encoder_that_is_a_run(tiny, tmp_path):
     result = merge.merge(config.merging, [run], out)
     assert [row["name"] for row in result["rows"]] == ["as they were", "linear", "dare", str(run)]
     assert result["rows"][0]["scores"] == folders.read_summary(run)["tasks"] == result["rows"][-1]["scores"]
-    assert "dare" in report.merged(out, result)
+    assert "dare" in report.merging_report(out, result)
 
     written = from_plain(folders.read_config(out))
     scores = evaluate(written, out, "best")["tasks"]

@@ -64,7 +64,7 @@ def test_a_run_on_text_pictures_and_both(pictured, tmp_path, capsys):
     whole = train.train(config, folders.prepare(tmp_path / "whole"))
     assert set(whole["tasks"]) == {"color", "truth", "seen"}
     assert whole["tasks"]["seen"]["test"]["accuracy"] > 0.9
-    text = inspection.describe(config)
+    text = inspection.describe_experiment(config)
     assert "[4 patches] w1" in text and "8 × 8" in text and "2 × 2" in text
 
     # cut off behind step 12, gone on with: the same to the last bit
@@ -103,7 +103,7 @@ def test_a_run_on_text_pictures_and_both(pictured, tmp_path, capsys):
     blank = pictured(images__blank=True, **options)
     train.train(blank, folders.prepare(tmp_path / "blank"))
     configs = {tmp_path / "whole": config, tmp_path / "blank": blank}
-    tests = paired_test.compare([tmp_path / "whole"], [tmp_path / "blank"], configs.__getitem__)
+    tests = paired_test.compare_runs([tmp_path / "whole"], [tmp_path / "blank"], configs.__getitem__)
     assert tests["seen"].examples == 16 and tests["seen"].first == pytest.approx(right)
     assert tests["seen"].p < 0.05 and tests["seen"].only_first > tests["seen"].only_second
     assert "seen" in paired_test.describe(tests)

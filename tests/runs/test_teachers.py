@@ -138,7 +138,7 @@ def test_the_weight_is_an_argument_of_one_program(tiny, teacher):
     config = student_of(tiny, train_on=("color",))
     default.add_distillation(config, "color", teachers=(str(teacher),))
     default.add_sweep(config, "weight", field="distillation.*.weight", points=(0.0, 0.5, 1.0), scale="linear")
-    (one,) = plan.make(config, lambda c: checks.check(c, "ablate")).programs
+    (one,) = plan.make_plan(config, lambda c: checks.check(c, "ablate")).programs
     built = program.build(one, program.Sources())
     assert [float(hyper.teaching["color"]) for hyper in built.hypers] == [0.0, 0.5, 1.0]
     assert list(built.spec.objective.teaching) == ["color"]  # though the first lane has none

@@ -90,11 +90,11 @@ def test_steps_left_out_lost_words_and_unseen_labels_are_in_the_summary(partly):
 
 def test_they_are_told_under_the_last_table_in_reports_and_by_evaluate(partly, tmp_path):
     config, workdir, summary = partly
-    text = report.finished(workdir, summary)
+    text = report.training_report(workdir, summary)
     table, _, rest = text.partition("\nWarnings\n")
     assert "3 of 4 steps were skipped" in rest and "do not occur in train" in rest and "accuracy" in table
-    assert "3 of 4 steps" in (report.page([workdir], tmp_path)).read_text()
-    compared = report.compare([workdir, workdir], tmp_path / "compare")
+    assert "3 of 4 steps" in (report.report_page([workdir], tmp_path)).read_text()
+    compared = report.comparison_report([workdir, workdir], tmp_path / "compare")
     assert "3 of 4 steps" in compared
     assert json.loads((tmp_path / "compare" / "compare.json").read_text())["warnings"][0]["count"] == 3
     again = evaluate(config, workdir, "best")
@@ -223,8 +223,8 @@ def test_lanes_that_froze_lost_steps_or_predict_one_class_are_counted(tmp_path):
     (combination,) = results.summarise(grid)["combinations"]
     assert any("in 1 of 4 lanes; most at strength 0.1 (seed 1): 3 of 10" in text for text in combination["warnings"])
     assert any("task pos, dev: only 'a' was predicted" in text for text in combination["warnings"])
-    results.write(tmp_path, grid)
-    shown = report.ablation(tmp_path)
+    results.write_grid(tmp_path, grid)
+    shown = report.ablation_report(tmp_path)
     assert "1 of 4 lanes: frozen: not finite; they are in no mean" in shown
     assert "they are in no mean" in (tmp_path / "report.html").read_text()
     nothing = [lane._replace(left_out=lane.steps, status="frozen: not finite") for lane in lanes]

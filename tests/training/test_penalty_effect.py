@@ -148,4 +148,4 @@ def test_lanes_and_runs_say_which_strengths_hardly_act_or_tie_everything(tiny, t
     warnings = summary["combinations"][0]["warnings"]
     assert "penalty l2 hardly acted at strength 1e-06" in warnings
     assert "penalty l2 tied everything at strength 1e+06" in warnings
-    assert "tied everything" in report.ablation(folder)
+    assert "tied everything" in report.ablation_report(folder)

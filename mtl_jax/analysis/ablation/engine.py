@@ -49,7 +49,7 @@ class Engine:
         params = jax.eval_shape(lambda: built.experiment.init_params(0))
         lanes = shape.seeds * shape.lanes / shape.mesh.size
         best = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params)) * lanes
-        self.needed = memory.needed(self._compiled) + int(best)
+        self.needed = memory.required_bytes(self._compiled) + int(best)
         self.select = jax.jit(_select, donate_argnums=2)
 
     def init(self, seeds: Sequence[int]) -> tuple[TrainState, Losses]:

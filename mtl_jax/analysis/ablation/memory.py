@@ -14,7 +14,7 @@ from mtl_jax.errors import UserError
 GIB = 1 << 30
 
 
-def needed(compiled: Compiled) -> int:
+def required_bytes(compiled: Compiled) -> int:
     """Bytes that a compiled program takes on each device: arguments, results and temporaries."""
     sizes = compiled.memory_analysis()
     if sizes is None:
@@ -23,7 +23,7 @@ def needed(compiled: Compiled) -> int:
     return total - sizes.alias_size_in_bytes
 
 
-def available(share: float) -> int:
+def available_bytes(share: float) -> int:
     """Bytes that programs may take on each device."""
     device = jax.devices()[0]
     statistics = device.memory_stats() or {}
@@ -40,7 +40,7 @@ def _host_memory() -> int:
     return min(total, int(text)) if text.isdigit() else total
 
 
-def fit(needed_by: Callable[[int, int], int], seeds: int, lanes: int, budget: int, where: str) -> tuple[int, int]:
+def fit_lanes(needed_by: Callable[[int, int], int], seeds: int, lanes: int, budget: int, where: str) -> tuple[int, int]:
     """The largest batch of lanes that fits: seeds and settings.
 
     It has all seeds of as many settings as fit, so that lanes that are compared are trained together.

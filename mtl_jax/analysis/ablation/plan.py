@@ -88,7 +88,7 @@ class Plan(NamedTuple):
         return "\n".join(lines)
 
 
-def make(config: ConfigDict, check: Callable[[ConfigDict], Mapping[str, str]]) -> Plan:
+def make_plan(config: ConfigDict, check: Callable[[ConfigDict], Mapping[str, str]]) -> Plan:
     """The plan of a config.
 
     Args:
@@ -145,7 +145,7 @@ def _add_limit(limits: dict[str, Program], program: Program) -> None:
 
 
 def _check_lanes(programs: Sequence[Program], check: Callable[[ConfigDict], Mapping[str, str]]) -> None:
-    """Checks the config of every lane; see `make` for what is raised."""
+    """Checks the config of every lane; see `make_plan` for what is raised."""
     effects: list[Mapping[str, str]] = []
     for program in programs:
         for setting in program.settings:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 ENDS = ("single", "tied", "hard")
-COUNTED = ("finished", "stopped early")  # lanes that means are taken over; others trained less, or not at all
+COUNTED_STATUSES = ("finished", "stopped early")  # lanes that means are taken over; others trained less, or not at all
 
 
 LINES = ("sharing", *ENDS)

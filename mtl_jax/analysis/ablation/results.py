@@ -14,11 +14,11 @@ from mtl_jax.analysis.ablation.summary import summarise
 from mtl_jax.errors import UserError
 from mtl_jax.storage.workdir import write_json
 
-__all__ = ["LINES", "STATUSES", "Grid", "Lane", "read", "summarise", "write"]
+__all__ = ["LINES", "STATUSES", "Grid", "Lane", "read_grid", "summarise", "write_grid"]
 VERSION = 2  # of ablation.json
 
 
-def write(folder: pathlib.Path, grid: Grid) -> None:
+def write_grid(folder: pathlib.Path, grid: Grid) -> None:
     """Writes folder/ablation.csv and folder/ablation.json, neither ever half there. Values not finite become null.
 
     ablation.csv has a row for each lane × task × split × metric; a lane without any score has one row with these
@@ -32,13 +32,13 @@ def write(folder: pathlib.Path, grid: Grid) -> None:
     temporary = file.with_name(f"{file.name}.{os.getpid()}")
     with temporary.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream)
-        header, rows = tidy(grid)
+        header, rows = tidy_table(grid)
         writer.writerow(header)
         writer.writerows(rows)
     os.replace(temporary, file)
 
 
-def read(folder: pathlib.Path) -> Grid:
+def read_grid(folder: pathlib.Path) -> Grid:
     """The grid of folder/ablation.json.
 
     Raises:
@@ -71,7 +71,7 @@ def read(folder: pathlib.Path) -> Grid:
     return grid
 
 
-def tidy(grid: Grid) -> tuple[list[str], list[list[Any]]]:
+def tidy_table(grid: Grid) -> tuple[list[str], list[list[Any]]]:
     """Header and rows of ablation.csv. A choice or sweep named like another column is `choice_…` or `sweep_…`."""
     before, after = ["lane", "line"], ["seed", "status", "step", "steps", "left_out", "distance", "effective_rank"]
     last = ["task", "split", "metric", "value"]

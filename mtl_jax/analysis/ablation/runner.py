@@ -57,7 +57,7 @@ def ablate(config: ConfigDict, workdir: pathlib.Path, check: Callable[[ConfigDic
     Args:
       config: with `config.ablation`.
       workdir: gets config.json, programs/<name>/lanes.json, ablation.csv and ablation.json.
-      check: as in `plan.make`.
+      check: as in `plan.make_plan`.
 
     Returns:
       all lanes; None where SIGTERM or Ctrl-C stopped it after a checkpoint.
@@ -67,13 +67,13 @@ def ablate(config: ConfigDict, workdir: pathlib.Path, check: Callable[[ConfigDic
     """
     require_platform(config.training.platform)
     folders.require_unclaimed(workdir, config)
-    planned = plan.make(config, check)
+    planned = plan.make_plan(config, check)
     print(planned.describe())
     folders.claim(workdir, config)
     method = {"name": config.ablation.method, **config.ablation.options.to_dict()}
     grid = train(planned, method, workdir, "ablation")
     if grid is not None:
-        results.write(workdir, grid)
+        results.write_grid(workdir, grid)
         _require_training(workdir, grid)
     return grid
 
@@ -181,7 +181,7 @@ class _Training(NamedTuple):
         layout = ablation.layout
         if layout == "auto":
             layout = "map" if jax.default_backend() == "cpu" else "vmap"
-        budget = memory.available(ablation.memory)
+        budget = memory.available_bytes(ablation.memory)
         rows = resident(built, lanes.shape_of(seeds, count, layout).mesh, budget)
 
         @functools.lru_cache(maxsize=2)
@@ -191,7 +191,7 @@ class _Training(NamedTuple):
         wanted = (seeds, count)
         if ablation.lanes:
             wanted = (min(seeds, ablation.lanes), max(1, min(count, ablation.lanes // seeds)))
-        size = memory.fit(lambda *size: engine_for(*size).needed, *wanted, budget, self.program.name)
+        size = memory.fit_lanes(lambda *size: engine_for(*size).needed, *wanted, budget, self.program.name)
         if size != (seeds, count):
             self.bar.write(
                 f"  {self.program.name}: {size[0]} seeds × {size[1]} settings at once, the others after them"

@@ -9,9 +9,9 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from mtl_jax.analysis.ablation.records import COUNTED, ENDS, Grid, Lane
-from mtl_jax.analysis.ablation.verdicts import verdict, warnings
-from mtl_jax.analysis.intervals import correct, holm, interval, number, paired
+from mtl_jax.analysis.ablation.records import COUNTED_STATUSES, ENDS, Grid, Lane
+from mtl_jax.analysis.ablation.verdicts import combination_warnings, verdict
+from mtl_jax.analysis.intervals import finite_or_none, holm, interval, paired_difference, with_corrected_p
 from mtl_jax.evaluation.ranking import rank
 from mtl_jax.training.penalty_effect import Effect, is_negligible, mean_ratio, ties_columns
 
@@ -143,7 +143,7 @@ def _combination(scope, choices, strengths):
             tuned[end] = _tuned(scope, tried)
     known = {end: lanes for end, (summary, lanes) in tuned.items() if summary is not None}
     for end, lanes in known.items():
-        differences = correct([paired(_scores(group), _scores(lanes)) for group in groups])
+        differences = with_corrected_p([paired_difference(_scores(group), _scores(lanes)) for group in groups])
         for point, difference in zip(points, differences, strict=True):
             point["against"][end] = difference._asdict()
     comparison = {}
@@ -159,7 +159,7 @@ def _combination(scope, choices, strengths):
         "cost": next((cost for cost in grid.costs if cost["choices"] == choices), None),
     }
     result["verdict"] = verdict(result, strengths)
-    result["warnings"] = warnings(result, groups, grid.sweeps, grid.method["name"])
+    result["warnings"] = combination_warnings(result, groups, grid.sweeps, grid.method["name"])
     return result
 
 
@@ -189,7 +189,7 @@ def _against_baseline(scope, combinations, choice, baseline, rest, baselines) ->
     }
     compared = {}
     for name, found in others.items():
-        on_dev = paired(_scores(found), _scores(own))._asdict()
+        on_dev = paired_difference(_scores(found), _scores(own))._asdict()
         compared[name] = _compare(found, own, scope.firsts, on_dev)
     for split in {split for c in compared.values() for split in c["average"]}:
         having = [c["average"] for c in compared.values() if split in c["average"]]
@@ -223,7 +223,7 @@ def _learned(lanes: Sequence[Lane]) -> list[list[Lane]]:
 
 def _point(scope, lanes, seeds) -> dict[str, Any]:
     grid, firsts, _ = scope
-    counted = [lane for lane in lanes if lane.status in COUNTED]
+    counted = [lane for lane in lanes if lane.status in COUNTED_STATUSES]
     values, ranges = dict(lanes[0].values), {}
     if any(lane.values != values for lane in lanes):
         for name in values:
@@ -275,7 +275,7 @@ def _effects(lanes: Sequence[Lane]) -> dict[str, dict[str, Any]]:
 
 def _dev_loss(lane: Lane) -> float | None:
     """Mean over tasks of their losses on dev; None where one is not known."""
-    losses = [number(splits["dev"].get("loss")) for splits in lane.scores.values() if "dev" in splits]
+    losses = [finite_or_none(splits["dev"].get("loss")) for splits in lane.scores.values() if "dev" in splits]
     return None if not losses or None in losses else math.fsum(losses) / len(losses)
 
 
@@ -288,14 +288,16 @@ def _centre(values, scale):
 
 def _scores(lanes: Sequence[Lane]) -> dict[int, float | None]:
     """{seed: score on dev} of those that count."""
-    return {lane.seed: number(lane.score) for lane in lanes if lane.status in COUNTED}
+    return {lane.seed: finite_or_none(lane.score) for lane in lanes if lane.status in COUNTED_STATUSES}
 
 
 def _average(lane: Lane, split: str, firsts: Mapping[str, str]) -> float | None:
     """Mean over the tasks that have the split; None where one of them has no value. On dev the lane's own score."""
     if split == "dev":
-        return number(lane.score)
-    values = [number(lane.scores[t][split].get(m)) for t, m in firsts.items() if split in lane.scores.get(t, {})]
+        return finite_or_none(lane.score)
+    values = [
+        finite_or_none(lane.scores[t][split].get(m)) for t, m in firsts.items() if split in lane.scores.get(t, {})
+    ]
     return None if not values or None in values else math.fsum(values) / len(values)
 
 
@@ -317,11 +319,11 @@ def _tuned(scope, groups):
 
 def _compare(first, second, firsts, on_dev):
     """Differences between two settings by split, on average and by task."""
-    first, second = ([lane for lane in lanes if lane.status in COUNTED] for lanes in (first, second))
+    first, second = ([lane for lane in lanes if lane.status in COUNTED_STATUSES] for lanes in (first, second))
     splits = dict.fromkeys(split for lane in first for by_split in lane.scores.values() for split in by_split)
 
     def difference(value):
-        return paired({a.seed: value(a) for a in first}, {b.seed: value(b) for b in second})._asdict()
+        return paired_difference({a.seed: value(a) for a in first}, {b.seed: value(b) for b in second})._asdict()
 
     average = {"dev": on_dev}
     tasks: dict[str, Any] = {}

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 SIGNIFICANCE = 0.05  # a difference is called one below this p
-NAMES = {"single": "single-task training", "tied": "tied columns", "hard": "hard sharing"}
+LIMIT_NAMES = {"single": "single-task training", "tied": "tied columns", "hard": "hard sharing"}
 
 
 def describe(values: Mapping[str, float]) -> str:
@@ -24,7 +24,7 @@ def p_value(p: float) -> str:
     return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
 
 
-def difference(value: Mapping[str, Any]) -> str:
+def describe_difference(value: Mapping[str, Any]) -> str:
     """ "+0.021 (95 % interval +0.010 to +0.032, corrected p = 0.003)", or why there is less to say."""
     if value["mean"] is None:
         return "not known"
@@ -64,8 +64,10 @@ def verdict(combination: Mapping[str, Any], strengths: Sequence[str]) -> str:
     parts = []
     for end, compared in combination["comparison"].items():
         average = compared["average"]
-        by_split = [f"{difference(average[split])} on {split}" for split in ("dev", "test") if split in average]
-        parts.append(f"against {NAMES[end]} {', '.join(by_split)}: {conclusion(average)}")
+        by_split = [
+            f"{describe_difference(average[split])} on {split}" for split in ("dev", "test") if split in average
+        ]
+        parts.append(f"against {LIMIT_NAMES[end]} {', '.join(by_split)}: {conclusion(average)}")
     return f"{what[0].upper()}{what[1:]} (chosen on dev): {'; '.join(parts)}."
 
 
@@ -77,7 +79,7 @@ def _mean(value):
     return f"{value['mean']:.3f} (95 % interval {value['low']:.3f} to {value['high']:.3f}, {value['n']} seeds)"
 
 
-def warnings(combination, groups, sweeps, method: str) -> list[str]:
+def combination_warnings(combination, groups, sweeps, method: str) -> list[str]:
     """What a reader has to know: lanes that are not in the means, choices at the edge of what was tried, one seed.
 
     Args:
@@ -115,9 +117,11 @@ def warnings(combination, groups, sweeps, method: str) -> list[str]:
                 found += [f"{where}, {split}: {text}" for split, text in by_split.items()]
     for end, tuned in combination["ends"].items():
         if tuned is None:
-            found.append(f"{NAMES[end]}: no learning rate finished with every seed, so nothing is compared with it")
+            found.append(
+                f"{LIMIT_NAMES[end]}: no learning rate finished with every seed, so nothing is compared with it"
+            )
         elif edge := _edge(tuned["values"].get("learning_rate"), _rates(tuned["tried"])):
-            found.append(f"{NAMES[end]} does best at the {edge} of its learning rates: try ones beyond")
+            found.append(f"{LIMIT_NAMES[end]} does best at the {edge} of its learning rates: try ones beyond")
     if combination["chosen"] is not None:
         point = combination["points"][combination["chosen"]]
         for name, value in point["values"].items():

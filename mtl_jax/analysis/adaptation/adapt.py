@@ -17,9 +17,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from mtl_jax.analysis.adaptation.episodes import Episode, episode, score, supports
+from mtl_jax.analysis.adaptation.episodes import Episode, draw_supports, make_episode, score
 from mtl_jax.analysis.adaptation.lanes import Learner
-from mtl_jax.analysis.intervals import correct, interval, paired
+from mtl_jax.analysis.intervals import interval, paired_difference, with_corrected_p
 from mtl_jax.config import default
 from mtl_jax.config.plain import to_plain
 from mtl_jax.data import corpus as corpora
@@ -34,7 +34,7 @@ from mtl_jax.storage.checkpoint import require_checkpoint
 from mtl_jax.storage.workdir import write_json
 from mtl_jax.training.placement import require_platform
 
-START = "initial values"  # the name of what the first run began from
+INITIAL_VALUES = "initial values"  # the name of what the first run began from
 
 
 class Source(NamedTuple):
@@ -51,7 +51,7 @@ class Source(NamedTuple):
     by_draw: bool
 
 
-class Adapted(NamedTuple):
+class AdaptedTask(NamedTuple):
     """What learns one task: the learner, its data, what scores predictions, and what was odd about the data."""
 
     learner: Learner
@@ -97,11 +97,13 @@ def adapt(
     chosen = config.adapt
     reported = [task for task in config.tasks if task not in chosen.tuned_on]
     tuning = list(chosen.tuned_on) or reported
-    against = chosen.against or START
-    learned: dict[Any, dict[str, Adapted]] = {}
+    against = chosen.against or INITIAL_VALUES
+    learned: dict[Any, dict[str, AdaptedTask]] = {}
     steps = tuple(sorted(set(chosen.steps)))
     found: dict[str, Any] = {
-        "runs": {name: None if name == START else str(run) for name, run in zip(sources, (*runs, None), strict=True)},
+        "runs": {
+            name: None if name == INITIAL_VALUES else str(run) for name, run in zip(sources, (*runs, None), strict=True)
+        },
         "tasks": reported,
         "tuned_on": list(chosen.tuned_on),
         "shots": list(chosen.shots),
@@ -159,7 +161,7 @@ def _differences(scores: Mapping[str, Any], against: str) -> dict[str, Any]:
         return dict(enumerate(np.mean(list(scores[name][k].values()), axis=0).tolist()))
 
     pairs = [(name, k) for name in scores if name != against for k in scores[name]]
-    found = correct([paired(means(name, k), means(against, k)) for name, k in pairs])
+    found = with_corrected_p([paired_difference(means(name, k), means(against, k)) for name, k in pairs])
     result: dict[str, Any] = {}
     for (name, k), difference in zip(pairs, found, strict=True):
         result.setdefault(name, {})[k] = difference._asdict()
@@ -170,10 +172,10 @@ def _sources(given, runs, checkpoint, check) -> dict[str, Source]:
     """What there is to adapt, by name."""
     if twice := sorted({run.name for run in runs if [other.name for other in runs].count(run.name) > 1}):
         raise UserError(f"--runs: two folders are named {twice[0]!r}; tables tell runs apart by that name")
-    if START in {run.name for run in runs}:
-        raise UserError(f"--runs: a folder is named {START!r}, as what every run begins from; rename it")
-    if given.adapt.against not in ("", START, *(run.name for run in runs)):
-        names = ", ".join(map(repr, (*(run.name for run in runs), START)))
+    if INITIAL_VALUES in {run.name for run in runs}:
+        raise UserError(f"--runs: a folder is named {INITIAL_VALUES!r}, as what every run begins from; rename it")
+    if given.adapt.against not in ("", INITIAL_VALUES, *(run.name for run in runs)):
+        names = ", ".join(map(repr, (*(run.name for run in runs), INITIAL_VALUES)))
         raise UserError(f"config.adapt.against: {given.adapt.against!r} is none of {names}")
     sources: dict[str, Source] = {}
     configs = {}
@@ -191,7 +193,7 @@ def _sources(given, runs, checkpoint, check) -> dict[str, Source]:
         experiment, params = inference.load_model(own, run, (checkpoint or own.evaluation.checkpoint,))
         layers = _layers(experiment, params, config.adapt.column)
         sources[run.name] = Source(config, kept, layers, False)
-    return sources | {START: _initial(next(iter(sources.values())))}
+    return sources | {INITIAL_VALUES: _initial(next(iter(sources.values())))}
 
 
 def _composed(own: Any, given: Any, run: pathlib.Path) -> Any:
@@ -273,15 +275,15 @@ def _alone(source: Source, task: str, pretrained_params: Any = None) -> Experime
     return assemble(config, data, kept.architecture, pretrained_params)
 
 
-def _adapted(source: Source, task: str) -> Adapted:
+def _adapted(source: Source, task: str) -> AdaptedTask:
     experiment = _alone(source, task)
     data = experiment.corpus
-    found = episode(data, task)
+    found = make_episode(data, task)
 
     def scored(split, predicted):
         return score(data, experiment.spec.objective, task, split, predicted)
 
-    return Adapted(
+    return AdaptedTask(
         Learner(experiment, found), found, data.vocabularies[task].names, scored, run_warnings.data_warnings(data)
     )
 
@@ -292,12 +294,12 @@ def _architecture(source: Source) -> str:
     return repr([config["model"], config["sharing"], config["data"], source.kept.tokenizer.fingerprint])
 
 
-def _scores(adapted: Adapted, source: Source, shots, draws, split, purpose, rates, bar) -> np.ndarray:
+def _scores(adapted: AdaptedTask, source: Source, shots, draws, split, purpose, rates, bar) -> np.ndarray:
     """float[draws, rates, steps]: the task's first metric on a split."""
     layers = source.layers
     if source.by_draw:
         layers = jax.tree.map(lambda leaf: leaf[:draws], layers)
-    few = supports(adapted.episode, adapted.classes, shots, draws, source.config.seed, purpose)
+    few = draw_supports(adapted.episode, adapted.classes, shots, draws, source.config.seed, purpose)
     said = adapted.learner.predictions(split, layers, source.by_draw, few, rates)
     bar.update(draws * len(rates))
     return np.asarray([[[adapted.score(split, p) for p in by_step] for by_step in by_rate] for by_rate in said])

@@ -14,8 +14,13 @@ from mtl_jax.evaluation.metric_inputs import gold_and_predicted
 from mtl_jax.tasks.metrics import METRICS
 from mtl_jax.training.objective import Objective
 
-ROWS = 128  # of a batch in scoring
-APART = ("labels", "hidden", "patch", "pixels")  # fields of rows that are not arrays [N, ...], or are not there
+CHUNK_ROWS = 128  # of a batch in scoring
+NON_ARRAY_FIELDS = (
+    "labels",
+    "hidden",
+    "patch",
+    "pixels",
+)  # fields of rows that are not arrays [N, ...], or are not there
 
 
 class Episode(NamedTuple):
@@ -31,7 +36,7 @@ class Episode(NamedTuple):
     gold: dict[str, np.ndarray]
 
 
-def episode(corpus: Corpus, task: str) -> Episode:
+def make_episode(corpus: Corpus, task: str) -> Episode:
     """The task of a corpus that was loaded with one example a row.
 
     Raises:
@@ -58,7 +63,9 @@ def episode(corpus: Corpus, task: str) -> Episode:
     return Episode(task, {split: _cut(r, longest + -longest % 8) for split, r in rows.items()}, gold)
 
 
-def supports(found: Episode, classes: tuple[str, ...], shots: int, draws: int, seed: int, purpose: str) -> np.ndarray:
+def draw_supports(
+    found: Episode, classes: tuple[str, ...], shots: int, draws: int, seed: int, purpose: str
+) -> np.ndarray:
     """int32[draws, C·shots]: rows of train, `shots` of each class, drawn without replacement.
 
     They are keyed by (seed, purpose, task, class, draw): the same whatever is adapted.
@@ -79,18 +86,18 @@ def supports(found: Episode, classes: tuple[str, ...], shots: int, draws: int, s
     return np.concatenate(result, axis=1).astype(np.int32)
 
 
-def batch(rows: Any) -> Batch:
+def as_batch(rows: Any) -> Batch:
     """Rows [R, ...] as the one block of a batch [1, R, ...]; jax or numpy."""
-    fields = {name: value[None] for name, value in rows._asdict().items() if name not in APART}
+    fields = {name: value[None] for name, value in rows._asdict().items() if name not in NON_ARRAY_FIELDS}
     labels = {task: {name: value[None] for name, value in own.items()} for task, own in rows.labels.items()}
     count = rows.tokens.shape[0]
     return Batch(np.zeros((1,), np.int32), np.arange(count, dtype=np.int32)[None], **fields, labels=labels)
 
 
-def chunks(rows: PackedRows) -> PackedRows:
+def as_chunks(rows: PackedRows) -> PackedRows:
     """All rows as leaves [chunks, ROWS, ...]; the last ones are repeated to fill."""
     count = len(rows.tokens)
-    index = np.minimum(np.arange(count + -count % ROWS), count - 1).reshape(-1, ROWS)
+    index = np.minimum(np.arange(count + -count % CHUNK_ROWS), count - 1).reshape(-1, CHUNK_ROWS)
     return _taken(rows, index)
 
 
@@ -102,7 +109,7 @@ def score(corpus: Corpus, objective: Objective, task: str, split: str, predicted
 
 
 def _taken(rows: PackedRows, index: np.ndarray) -> PackedRows:
-    fields = {name: value[index] for name, value in rows._asdict().items() if name not in APART}
+    fields = {name: value[index] for name, value in rows._asdict().items() if name not in NON_ARRAY_FIELDS}
     labels = {task: {name: value[index] for name, value in own.items()} for task, own in rows.labels.items()}
     return PackedRows(**fields, labels=labels)
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from mtl_jax.analysis.ablation.engine import padded
 from mtl_jax.analysis.ablation.lanes import Shape, over_lanes, shape_of
-from mtl_jax.analysis.adaptation.episodes import Episode, batch, chunks
+from mtl_jax.analysis.adaptation.episodes import Episode, as_batch, as_chunks
 from mtl_jax.errors import UserError
 from mtl_jax.experiment.assemble import Experiment
 from mtl_jax.training import objective as terms
@@ -77,7 +77,7 @@ class Learner:
             layers = jax.tree.map(lambda leaf: leaf[order], layers)
         rows = self._episode.rows
         said = self._program(shape, by_draw)(
-            layers, rows["train"], chunks(rows[split]), supports[order], order.astype(np.int32), by_lane
+            layers, rows["train"], as_chunks(rows[split]), supports[order], order.astype(np.int32), by_lane
         )
         return np.asarray(said)[:draws, : len(rates), :, : len(self._episode.gold[split])]
 
@@ -95,7 +95,7 @@ class Learner:
         head = {**task.init(key, net.width[name]), **net.init_head(name, key)}
         params = {**layers, "heads": {name: {**head, "output": jax.tree.map(jnp.zeros_like, head["output"])}}}
         hyper = experiment.hyper._replace(learning_rate=rate, weight_decay=jnp.zeros((), jnp.float32))
-        few = batch(jax.tree.map(lambda leaf: leaf[support], train))
+        few = as_batch(jax.tree.map(lambda leaf: leaf[support], train))
         total, flat = terms.loss_denominators(objective, few, hyper), flatten(params)
 
         def optimizer(number):
@@ -114,7 +114,7 @@ class Learner:
             adapted = with_leaves(params, {**flat, **trained})
 
             def classes(rows):
-                block = batch(rows)
+                block = as_batch(rows)
                 logits = terms.logits(objective, adapted, block, None, None)[name]
                 return task.predict(adapted["heads"][name], logits, terms.join_blocks(block.labels[name]))["value"][
                     :, 0

@@ -10,7 +10,7 @@ from mtl_jax.analysis import plotting, tables
 from mtl_jax.analysis.report import warning_lines
 
 
-def rows(found: Mapping[str, Any]) -> tables.Rows:
+def rows(found: Mapping[str, Any]) -> tables.TableRows:
     """A row for each k and each run."""
     tasks = found["tasks"]
     header = [
@@ -29,8 +29,8 @@ def rows(found: Mapping[str, Any]) -> tables.Rows:
             values = [found["mean"][name][k]]
             if len(tasks) > 1:
                 values += [found["by_task"][name][k][task] for task in tasks]
-            change = tables.change(difference) if difference else None
-            said = map(tables.mean, values)
+            change = tables.format_change(difference) if difference else None
+            said = map(tables.format_mean, values)
             result.append([k, name, *said, change, f"{chosen['rate']:g}", str(chosen["steps"])])
     return header, result
 
@@ -41,7 +41,7 @@ def render(found: Mapping[str, Any], out: pathlib.Path) -> str:
     figures = [str(picture.file) for picture in draw(found, out / "figures")]
     return "\n".join(
         [
-            tables.table(*rows(found)),
+            tables.text_table(*rows(found)),
             "",
             f"on test, ± 95 % over {found['draws']} draws of the support, one run each; rate and steps chosen on dev "
             f"of {tuned};",
@@ -57,8 +57,10 @@ def render(found: Mapping[str, Any], out: pathlib.Path) -> str:
 def draw(found: Mapping[str, Any], folder: pathlib.Path) -> list[plotting.Picture]:
     """The curves over steps, a panel for each k, and the scores against k."""
     names, shots = list(found["runs"]), [str(k) for k in found["shots"]]
-    styles = dict(zip(names, zip(plotting.colours(names), plotting.MARKERS * len(names), strict=False), strict=True))
-    figure, axes = plotting.panels(*plotting.wrapped(len(shots)))
+    styles = dict(
+        zip(names, zip(plotting.colours_by_name(names), plotting.MARKERS * len(names), strict=False), strict=True)
+    )
+    figure, axes = plotting.panels(*plotting.grid_shape(len(shots)))
     for k, one in zip(shots, axes.flat, strict=False):
         for name, (colour, marker) in styles.items():
             _line(one, found["steps"], found["curves"][name][k], colour, marker, name)
@@ -68,7 +70,7 @@ def draw(found: Mapping[str, Any], folder: pathlib.Path) -> list[plotting.Pictur
         one.set_xscale("symlog", linthresh=1)
         one.set_xticks(found["steps"], [str(n) for n in found["steps"]])
         one.set(title=f"{k} a class", xlabel="steps", ylabel=f"{found['metric']} (test)")
-    plotting.blank(axes.flat[len(shots) :])
+    plotting.hide_empty(axes.flat[len(shots) :])
     caption = "Score on test against the steps of adaptation, at the rate chosen on dev; 95 % intervals over draws."
     pictures = [plotting.Picture(plotting.save(figure, folder / "adapt_steps.png"), caption)]
     if len(shots) > 1:

@@ -23,7 +23,7 @@ from mtl_jax.training.state import TrainState
 from mtl_jax.training.step import train_step
 
 
-class Joint(NamedTuple):
+class JointEvidence(NamedTuple):
     """Seen P times along the training of all tasks together; NaN where a task had no label.
 
     steps       [P]
@@ -38,7 +38,7 @@ class Joint(NamedTuple):
     fisher: dict[str, jax.Array]
 
 
-class Columns(NamedTuple):
+class ColumnEvidence(NamedTuple):
     """One column for each task, trained alone from common initial values.
 
     start, end       {path: float32[K, ...]} parameters before the first step and after the last, without heads
@@ -58,12 +58,12 @@ class Columns(NamedTuple):
 class Evidence(NamedTuple):
     """Of one seed. A part is None where no measure asks for it or the config does not allow it."""
 
-    joint: Joint | None
-    columns: Columns | None
+    joint: JointEvidence | None
+    columns: ColumnEvidence | None
     corpus: Corpus
 
 
-Tick = Callable[[], bool]  # called after each step; True: stop
+ShouldStop = Callable[[], bool]  # called after each step; True: stop
 
 
 def shared_leaves(experiment: Experiment) -> SharedParameters | None:
@@ -91,7 +91,7 @@ class JointRun:
         self._probe = jax.jit(_probe_of(experiment, layout, lookahead))
         self._training, self._every = _Training(experiment), every
 
-    def __call__(self, seed: int, tick: Tick) -> Joint | None:
+    def __call__(self, seed: int, tick: ShouldStop) -> JointEvidence | None:
         """None where `tick` asked to stop."""
         experiment, seen = self._training.experiment, self._seen.with_seed(seed)
         steps, cosines, affinities, fisher = [], [], [], None
@@ -106,7 +106,7 @@ class JointRun:
                 affinities.append(np.asarray(affinity))
                 fisher = squares if fisher is None else jax.tree.map(jnp.add, fisher, squares)
         mean = jax.tree.map(lambda leaf: leaf / len(steps), fisher)
-        return Joint(steps, np.stack(cosines), np.stack(affinities), mean)
+        return JointEvidence(steps, np.stack(cosines), np.stack(affinities), mean)
 
 
 def _probe_of(experiment: Experiment, layout, lookahead):
@@ -161,7 +161,7 @@ class _Training:
         self.experiment = experiment
         self._advance = jax.jit(lambda s, b, h: train_step(experiment.spec, s, b, h)[0], donate_argnums=0)
 
-    def states(self, seed: int, tick: Tick) -> Iterator[tuple[int, TrainState | None]]:
+    def states(self, seed: int, tick: ShouldStop) -> Iterator[tuple[int, TrainState | None]]:
         """(step, state) before every step and after the last; (step, None) and the end where `tick` asked to stop."""
         training = self.experiment.config.training
         state, batches = self.experiment.init(seed), self.experiment.batches(seed)
@@ -176,7 +176,7 @@ class _Training:
         yield training.steps, state
 
 
-class LoneColumns:
+class SeparateColumns:
     """A column for each task, trained alone; then all columns are shown the same texts. Compiled once for all seeds."""
 
     def __init__(self, alone: Experiment, trunk: Experiment, inputs: int):
@@ -193,7 +193,7 @@ class LoneColumns:
             objective = trunk.objective_for(evaluation_layout(trunk.corpus.layout, dataset))
             self._pools[dataset] = objective, jax.jit(functools.partial(_pooled, objective))
 
-    def __call__(self, seed: int, tick: Tick) -> Columns | None:
+    def __call__(self, seed: int, tick: ShouldStop) -> ColumnEvidence | None:
         """None where `tick` asked to stop."""
         alone = self._training.experiment
         start = task_stacks(_layers(alone.init_params(seed)), alone.owners)
@@ -209,7 +209,7 @@ class LoneColumns:
                 if path != "heads"
             }
 
-        return Columns(start, end, jnp.stack([self._represented(column(k)) for k in range(len(alone.tasks))]))
+        return ColumnEvidence(start, end, jnp.stack([self._represented(column(k)) for k in range(len(alone.tasks))]))
 
     def _represented(self, params) -> jax.Array:
         """float32[N, D]: equally many texts of each data set, from dev where there is one."""

@@ -110,7 +110,7 @@ def _frame(column, row):
 
 def _measures(found, order, folder):
     names = list(found["measures"])
-    shape = plotting.wrapped(len(names), 3)
+    shape = plotting.grid_shape(len(names), 3)
     side = max(3.4, 0.9 + 0.42 * len(found["tasks"]))
     figure = Figure(figsize=(side * shape[1] + 0.8, (side - 0.2) * shape[0]), layout="constrained")
     axes = figure.subplots(*shape, squeeze=False)
@@ -121,7 +121,7 @@ def _measures(found, order, folder):
         image = _heat(one, matrix, found["tasks"], order, bool((off < 0).any()), lambda v: f"{v:.2g}")
         figure.colorbar(image, ax=one, shrink=0.7)
         one.set_title(entry["title"] + (" (smaller = closer)" if entry["distance"] else ""), fontsize=10)
-    plotting.blank(axes.flat[len(names) :])
+    plotting.hide_empty(axes.flat[len(names) :])
     caption = (
         "Every measure between all tasks, means over seeds; where it has a direction the row acts and the column is "
         "acted upon. The order of the tasks is that of the gains."
@@ -193,7 +193,7 @@ def _strongest(found, gains) -> list[tuple[int, int]]:
 
 def _scatters(found, folder):
     names, gains = list(found["measures"]), gains_of(found)
-    shape = plotting.wrapped(len(names), 3)
+    shape = plotting.grid_shape(len(names), 3)
     figure, axes = plotting.panels(*shape)
     off = ~np.eye(len(gains), dtype=bool)
     for name, one in zip(names, axes.flat, strict=False):
@@ -207,7 +207,7 @@ def _scatters(found, folder):
         rho = entry["correlation"]["rho"]
         sign = " of its negative" if entry["distance"] else ""
         one.set_title("no correlation defined" if rho is None else f"ρ{sign} = {rho:+.2f}", fontsize=10)
-    plotting.blank(axes.flat[len(names) :])
+    plotting.hide_empty(axes.flat[len(names) :])
     caption = "Each measure against measured transfer, one point an ordered pair of tasks, with Spearman's ρ."
     return plotting.Picture(plotting.save(figure, folder / "scatters.png"), caption)
 

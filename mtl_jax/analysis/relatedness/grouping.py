@@ -34,7 +34,7 @@ class Grouping(NamedTuple):
     exact: bool
 
 
-def pairwise(gains: np.ndarray) -> Gains:
+def gains_from_pairs(gains: np.ndarray) -> Gains:
     """What a group would bring its tasks, from what pairs bring: the mean over the others (Standley et al. 2020,
     section 5.2; Fifty et al. 2021, section 3.3). A task alone gains 0.
 
@@ -62,7 +62,7 @@ def best_groups(count: int, budget: int, gains: Gains, exact: int = EXACT) -> Gr
     Args:
       count: K.
       budget: groups, ≥ 1.
-      gains: group -> gain of each of its tasks, as from `pairwise`, or measured.
+      gains: group -> gain of each of its tasks, as from `gains_from_pairs`, or measured.
 
     Raises:
       ValueError: no task or no group.
@@ -154,7 +154,7 @@ def _grown(count: int, gains: Gains) -> list[tuple[int, ...]]:
     return sorted(found)
 
 
-def tree(
+def similarity_tree(
     similarity: np.ndarray, tasks: Sequence[str], groups: Mapping[str, int]
 ) -> dict[str, tuple[tuple[str, ...], ...]]:
     """Which tasks share which layers, so that similar tasks share more of them: for `config.sharing.groups`.
@@ -196,15 +196,15 @@ def tree(
 
 
 def tree_of_run(run: str | pathlib.Path, groups: Mapping[str, int], measure: str = "transfer"):
-    """`tree` of a finished --mode=relate.
+    """`similarity_tree` of a finished --mode=relate.
 
     Args:
       run: its folder.
-      groups: as in `tree`.
+      groups: as in `similarity_tree`.
       measure: a name of its measures, or "transfer": what pairs gain by each other, as measured.
 
     Raises:
-      UserError: no such run or measure; see `tree`.
+      UserError: no such run or measure; see `similarity_tree`.
     """
     file = pathlib.Path(run).expanduser() / "relatedness.json"
     if not file.is_file():
@@ -212,9 +212,9 @@ def tree_of_run(run: str | pathlib.Path, groups: Mapping[str, int], measure: str
     found = json.loads(file.read_text(encoding="utf-8"))
     if measure == "transfer":
         matrix = [[entry["mean"] if entry else np.nan for entry in row] for row in found["gain"]]
-        return tree(np.asarray(matrix, float), found["tasks"], groups)
+        return similarity_tree(np.asarray(matrix, float), found["tasks"], groups)
     if measure not in found["measures"]:
         raise UserError(f"{file}: no measure {measure!r}; there are transfer, {', '.join(found['measures'])}")
     told = found["measures"][measure]
     matrix = np.asarray(told["matrix"], float)
-    return tree(-matrix if told["distance"] else matrix, found["tasks"], groups)
+    return similarity_tree(-matrix if told["distance"] else matrix, found["tasks"], groups)

@@ -21,7 +21,7 @@ class Measure(NamedTuple):
     fields    of `config.relate`, on which it depends
     """
 
-    of: Callable[[Evidence], Any]
+    compute: Callable[[Evidence], Any]
     needs: str
     distance: bool
     title: str

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from mtl_jax.analysis.ablation import fields, runner
 from mtl_jax.analysis.ablation.program import Sources
 from mtl_jax.analysis.relatedness import evidence, grouping, transfer
-from mtl_jax.analysis.relatedness.evidence import Evidence, JointRun, LoneColumns
+from mtl_jax.analysis.relatedness.evidence import Evidence, JointRun, SeparateColumns
 from mtl_jax.analysis.relatedness.registry import MEASURES
 from mtl_jax.analysis.relatedness.validation import correlation
 from mtl_jax.errors import UserError
@@ -43,7 +43,7 @@ def relate(config: ConfigDict, workdir: pathlib.Path, check: Callable[[ConfigDic
         tasks         [K] names
         metrics       {task: its first metric}
         split         on which transfer was measured
-        alone, gain   see `transfer.gains`
+        alone, gain   see `transfer.transfer_gains`
         measures      {name: {"title", "distance", "matrix": [K, K] mean over seeds, "correlation": see `validation`
                       (of distances: of their negatives)}}
         looks         {"steps": [P], "cosines": [P][K][K]}, mean over seeds; None without gradients
@@ -59,7 +59,7 @@ def relate(config: ConfigDict, workdir: pathlib.Path, check: Callable[[ConfigDic
     tasks = tuple(config.train_on) or tuple(config.tasks)
     _require(config, tasks)
     folders.require_unclaimed(workdir, config)
-    planned = transfer.plan(config, tasks)
+    planned = transfer.transfer_plan(config, tasks)
     for setting in planned.programs[0].settings:
         check(fields.with_values(planned.programs[0].config, setting.fields))
     print(planned.describe())
@@ -69,7 +69,7 @@ def relate(config: ConfigDict, workdir: pathlib.Path, check: Callable[[ConfigDic
     grid = runner.train(planned, {"name": "grid"}, workdir / "transfer", "transfer", sources)
     if grid is None:
         return None
-    measured = transfer.gains(grid, config.relate.split)
+    measured = transfer.transfer_gains(grid, config.relate.split)
     if all(value["mean"] is None for value in measured["alone"].values()):
         raise UserError(f"config.relate.split: no task has a score on {config.relate.split!r}")
     seeds = _measured(config, workdir / "measures", planned.seeds)
@@ -150,7 +150,7 @@ def _measured(config, folder: pathlib.Path, seeds) -> list[dict[str, Any]] | Non
                 found = Evidence(joint and joint(seed, tick), columns and columns(seed, tick), corpus)
                 if stop.asked:
                     return None
-                matrices = {n: np.asarray(MEASURES[n].of(found), np.float64).tolist() for n in chosen}
+                matrices = {n: np.asarray(MEASURES[n].compute(found), np.float64).tolist() for n in chosen}
                 looks = found.joint and {"steps": found.joint.steps, "cosines": found.joint.cosines.tolist()}
                 folders.write_json(files[seed], {"matrices": matrices, "looks": looks})
         jax.clear_caches()
@@ -173,7 +173,7 @@ def _runs(config, needs):
         joint = JointRun(together, config.relate.every, config.relate.lookahead)
     if "columns" in needs:
         alone, trunk = ({"sharing.trunk": name, "sharing.groups": ConfigDict()} for name in ("none", "all"))
-        columns = LoneColumns(experiment(**alone), experiment(**trunk), config.relate.inputs)
+        columns = SeparateColumns(experiment(**alone), experiment(**trunk), config.relate.inputs)
     return corpus, joint, columns
 
 
@@ -198,7 +198,7 @@ def _result(config, tasks, metrics, measured, seeds) -> dict[str, Any]:
         cosines = np.mean([[[_numbers(r) for r in m] for m in s["looks"]["cosines"]] for s in seeds], axis=0)
         looks = {"steps": seeds[0]["looks"]["steps"], "cosines": cosines.tolist()}
     known = np.nan_to_num(gain, nan=0.0)
-    groups = grouping.best_groups(len(tasks), config.relate.groups, grouping.pairwise(known))
+    groups = grouping.best_groups(len(tasks), config.relate.groups, grouping.gains_from_pairs(known))
     return {
         "version": VERSION,
         "tasks": tasks,

@@ -13,13 +13,13 @@ from mtl_jax.analysis.settings import configuration
 from mtl_jax.storage.workdir import read_config
 
 
-def gain_rows(found: Mapping[str, Any]) -> tables.Rows:
+def gain_rows(found: Mapping[str, Any]) -> tables.TableRows:
     """A row for each task: its score alone, and what it gains with each other."""
     tasks = found["tasks"]
     rows = []
     for j, task in enumerate(tasks):
         gains = [None if i == j else _gain(found["gain"][i][j]) for i in range(len(tasks))]
-        rows.append([task, found["metrics"][task], tables.mean(found["alone"][task]), *gains])
+        rows.append([task, found["metrics"][task], tables.format_mean(found["alone"][task]), *gains])
     return ["task", f"score ({found['split']})", "alone", *(f"with {task}" for task in tasks)], rows
 
 
@@ -30,7 +30,7 @@ def _gain(difference) -> str | None:
     return f"{difference['mean']:+.3f}{'*' if p is not None and p < 0.05 else ''}"
 
 
-def measure_rows(found: Mapping[str, Any]) -> tables.Rows:
+def measure_rows(found: Mapping[str, Any]) -> tables.TableRows:
     """A row for each measure: how well it foretells transfer, best first."""
 
     def order(entry):
@@ -47,7 +47,7 @@ def measure_rows(found: Mapping[str, Any]) -> tables.Rows:
     return ["measure against transfer", "Spearman's ρ", "95 % interval", "Mantel, one-sided", "pairs"], rows
 
 
-def groups_said(found: Mapping[str, Any]) -> list[str]:
+def describe_groups(found: Mapping[str, Any]) -> list[str]:
     """Sentences on groups and auxiliary tasks."""
     groups = found["groups"]
     how = "the best there is" if groups["exact"] else "found greedily"
@@ -69,7 +69,7 @@ def relatedness(folder: pathlib.Path, found: Mapping[str, Any], figures: pathlib
     """Everything about it; draws its figures into `figures`."""
     config = read_config(folder) if (folder / "config.json").exists() else {}
     parts = configuration(config)
-    parts += [html.heading("What tasks gain from each other"), html.grid(*gain_rows(found))]
+    parts += [html.heading("What tasks gain from each other"), html.table(*gain_rows(found))]
     parts.append(
         html.paragraph(
             "Every pair and every task alone were trained as lanes of one program, and scored after the last step; "
@@ -78,7 +78,7 @@ def relatedness(folder: pathlib.Path, found: Mapping[str, Any], figures: pathlib
     )
     pictures = draw(found, figures)
     parts += [html.picture(*picture) for picture in pictures[:2]]
-    parts += [html.heading("Which tasks to train together", 3), html.items(groups_said(found))]
+    parts += [html.heading("Which tasks to train together", 3), html.bullet_list(describe_groups(found))]
     parts.append(
         html.paragraph(
             "A group is taken to bring a task the mean of what its other members bring it in pairs; what larger groups "
@@ -86,7 +86,7 @@ def relatedness(folder: pathlib.Path, found: Mapping[str, Any], figures: pathlib
         )
     )
     if found["measures"]:
-        parts += [html.heading("What foretells transfer"), html.grid(*measure_rows(found))]
+        parts += [html.heading("What foretells transfer"), html.table(*measure_rows(found))]
         parts.append(
             html.paragraph(
                 "ρ over ordered pairs of tasks. Pairs of one task depend on each other: intervals are by the jackknife "
@@ -94,4 +94,4 @@ def relatedness(folder: pathlib.Path, found: Mapping[str, Any], figures: pathlib
             )
         )
     parts += [html.picture(*picture) for picture in pictures[2:]]
-    return parts + ([html.heading("Notes"), html.items(found["notes"])] if found["notes"] else [])
+    return parts + ([html.heading("Notes"), html.bullet_list(found["notes"])] if found["notes"] else [])

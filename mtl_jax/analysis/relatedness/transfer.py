@@ -11,10 +11,10 @@ from ml_collections import ConfigDict
 from mtl_jax.analysis.ablation import fields
 from mtl_jax.analysis.ablation.plan import Plan, Program, Setting
 from mtl_jax.analysis.ablation.records import Grid, Lane
-from mtl_jax.analysis.intervals import correct, interval, paired
+from mtl_jax.analysis.intervals import interval, paired_difference, with_corrected_p
 
 
-def plan(config: ConfigDict, tasks: Sequence[str]) -> Plan:
+def transfer_plan(config: ConfigDict, tasks: Sequence[str]) -> Plan:
     """K + K (K − 1) / 2 lanes for each seed: the tasks of a lane have their weight, the others none.
 
     All lanes train as long, see the same batches of their tasks, and are scored after the last step.
@@ -35,11 +35,11 @@ def plan(config: ConfigDict, tasks: Sequence[str]) -> Plan:
     return Plan((Program("transfer", own, {}, settings, {}),), {}, {}, {}, seeds)
 
 
-def gains(grid: Grid, split: str) -> dict[str, Any]:
+def transfer_gains(grid: Grid, split: str) -> dict[str, Any]:
     """What each task gains from each other.
 
     Args:
-      grid: the lanes of `plan`.
+      grid: the lanes of `transfer_plan`.
       split: on which they are compared.
 
     Returns:
@@ -56,7 +56,7 @@ def gains(grid: Grid, split: str) -> dict[str, Any]:
 
     alone = [scores(task, k, k) for k, task in enumerate(tasks)]
     pairs = [(i, j) for i in range(len(tasks)) for j in range(len(tasks)) if i != j]
-    found = correct([paired(scores(tasks[j], *sorted((i, j))), alone[j]) for i, j in pairs])
+    found = with_corrected_p([paired_difference(scores(tasks[j], *sorted((i, j))), alone[j]) for i, j in pairs])
     matrix: list[list[Any]] = [[None] * len(tasks) for _ in tasks]
     for (i, j), difference in zip(pairs, found, strict=True):
         matrix[i][j] = difference._asdict()

@@ -121,7 +121,7 @@ def test_lanes_score_as_the_plain_run_does(tiny, tmp_path):
     assert lane.distance == pytest.approx(np.mean(relative), rel=1e-3)
     steps = [line["step"] for line in lane.curve if "dev" in line]
     assert steps == [8, 16, 24]
-    written = results.read(tmp_path / "grid")
+    written = results.read_grid(tmp_path / "grid")
     assert written.lanes == found.lanes
 
 
@@ -129,7 +129,7 @@ def test_scores_of_data_sets_of_unlike_size_and_absent_splits(tiny, tmp_path):
     config = grid(tiny)
     config.datasets.texts.limit = ConfigDict({"dev": 5, "test": 5})
     del config.datasets.sentences.splits["test"]
-    (one,) = plan.make(config, check).programs
+    (one,) = plan.make_plan(config, check).programs
     built = program.build(one, program.Sources())
     params = built.experiment.init_params(0)
     shape = lanes.shape_of(1, 1, "map")

@@ -53,7 +53,7 @@ def test_each_is_an_argument(tiny):
         config.ablation.ends = False
         if field.startswith("meta."):
             config.meta.method, config.aggregation.method, config.aggregation.options = "maml", "sum", {}
-        (one,) = plan.make(config, lambda c: checks.check(c, "ablate")).programs
+        (one,) = plan.make_plan(config, lambda c: checks.check(c, "ablate")).programs
         built = program.build(one, corpora)
         moved = [flat(hyper) for hyper in built.hypers]
         assert moved[0].keys() == moved[1].keys()
@@ -72,7 +72,7 @@ def test_the_step_reads_them(tiny):
     config.ablation.ends = False
     for field in ("penalties.l2.by_layer.layer_00", "loss_weights.options.temperature", "aggregation.options.c"):
         default.add_sweep(config, field.split(".")[-1], field=field, points=SWEEPS[field][1:], scale="linear")
-    (one,) = plan.make(config, lambda c: checks.check(c, "ablate")).programs
+    (one,) = plan.make_plan(config, lambda c: checks.check(c, "ablate")).programs
     built = program.build(one, program.Sources())
     corpus: Corpus = built.experiment.corpus
     alone = assemble(fields.with_values(config, one.settings[0].fields), corpus, None, None)

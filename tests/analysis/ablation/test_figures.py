@@ -42,9 +42,9 @@ def test_a_log_axis_has_places_beyond_its_values_and_for_zero():
 
 def test_colours_differ_and_numbers_are_along_a_ramp():
     for names in (["a", "b", "c"], ["50", "100", "200"], [str(i) + "x" for i in range(20)]):
-        assert len({tuple(np.atleast_1d(c)) for c in plotting.colours(names)}) == len(names)
-    assert plotting.numeric(["50", "0.3"]) == [50.0, 0.3]
-    assert plotting.numeric(["50", "all"]) is None and plotting.numeric(["nan"]) is None
+        assert len({tuple(np.atleast_1d(c)) for c in plotting.colours_by_name(names)}) == len(names)
+    assert plotting.as_numbers(["50", "0.3"]) == [50.0, 0.3]
+    assert plotting.as_numbers(["50", "all"]) is None and plotting.as_numbers(["nan"]) is None
 
 
 def test_a_panel_shows_means_bands_ends_references_and_what_was_lost():

@@ -22,7 +22,7 @@ def built(tiny, **changes):
     default.add_sweep(config, "strength", field="penalties.l2.strength", points=(0.3,))
     config.ablation.method = "hypergradient"
     config.ablation.ends = False
-    (one,) = plan.make(config, lambda c: None).programs
+    (one,) = plan.make_plan(config, lambda c: None).programs
     return program.build(one, program.Sources()), one
 
 

@@ -27,7 +27,7 @@ def grid(tiny, **changes):
 def trained(config, layout, steps, only=None, resident="auto"):
     """The states [S, L] of the sweep's program (or the ends) after some steps, and what was built."""
     config.ablation.resident = resident
-    one = next(p for p in plan.make(config, lambda c: None).programs if p.name == (only or "sharing"))
+    one = next(p for p in plan.make_plan(config, lambda c: None).programs if p.name == (only or "sharing"))
     built = program.build(one, program.Sources())
     shape = lanes.shape_of(len(SEEDS), len(built.settings), layout)
     engine = engines.Engine(built, shape, engines.resident(built, shape.mesh, 1 << 30))

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from mtl_jax import checks
 from mtl_jax.analysis.ablation import fields, halving, plan
-from mtl_jax.analysis.ablation.memory import fit
+from mtl_jax.analysis.ablation.memory import fit_lanes
 from mtl_jax.config import default
 from mtl_jax.errors import UserError
 from mtl_jax.evaluation.ranking import rank
@@ -20,7 +20,7 @@ def check(config):
 
 def planned(config):
     check(config)
-    return plan.make(config, check)
+    return plan.make_plan(config, check)
 
 
 @pytest.fixture
@@ -201,11 +201,11 @@ def test_lanes_at_once_from_memory():
     def needed(seeds, lanes):
         return 100 + 10 * seeds * lanes
 
-    assert fit(needed, 4, 8, 420, "p") == (4, 8)
-    assert fit(needed, 4, 8, 300, "p") == (4, 5)  # 100 + 200 = 300
-    assert fit(needed, 4, 8, 125, "p") == (2, 1)
+    assert fit_lanes(needed, 4, 8, 420, "p") == (4, 8)
+    assert fit_lanes(needed, 4, 8, 300, "p") == (4, 5)  # 100 + 200 = 300
+    assert fit_lanes(needed, 4, 8, 125, "p") == (2, 1)
     with pytest.raises(UserError, match="one lane needs"):
-        fit(needed, 4, 8, 105, "p")
+        fit_lanes(needed, 4, 8, 105, "p")
 
 
 def test_programs_have_folders_of_their_own(tiny):

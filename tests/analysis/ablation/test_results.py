@@ -31,8 +31,8 @@ def only(grid):
 
 def test_what_was_written_is_read_back(tmp_path):
     grid = fake_grids.realistic(tasks=2, points=3, seeds=2, choices={"penalty": ["l2", "trace"]})
-    results.write(tmp_path / "new", grid)
-    assert results.read(tmp_path / "new") == grid
+    results.write_grid(tmp_path / "new", grid)
+    assert results.read_grid(tmp_path / "new") == grid
     whole = json.loads((tmp_path / "new" / "ablation.json").read_text())
     assert whole["summary"] == json.loads(json.dumps(results.summarise(grid)))
     assert sorted(file.name for file in (tmp_path / "new").iterdir()) == ["ablation.csv", "ablation.json"]
@@ -40,7 +40,7 @@ def test_what_was_written_is_read_back(tmp_path):
 
 def test_tidy_table_has_a_row_for_each_score(tmp_path):
     grid = fake_grids.realistic(tasks=2, points=3, seeds=2, choices={"task": ["50", "100"], "penalty": ["a,b", "c"]})
-    results.write(tmp_path, grid)
+    results.write_grid(tmp_path, grid)
     with (tmp_path / "ablation.csv").open(newline="") as stream:
         rows = list(csv.DictReader(stream))
     assert list(rows[0]) == [
@@ -84,10 +84,10 @@ def test_tidy_table_has_a_row_for_each_score(tmp_path):
 
 def test_not_finite_becomes_null_and_numpy_plain(tmp_path):
     bad = lane(math.nan, seed=np.int64(0), values={"strength": np.float64(0.5)}, distance=np.float32(math.inf))
-    results.write(tmp_path, fake_grids.grid([bad]))
+    results.write_grid(tmp_path, fake_grids.grid([bad]))
     text = (tmp_path / "ablation.json").read_text()
     assert "NaN" not in text and "Infinity" not in text
-    (back,) = results.read(tmp_path).lanes
+    (back,) = results.read_grid(tmp_path).lanes
     assert back.score is None and back.distance is None and back.scores["pos"]["dev"]["accuracy"] is None
     assert "nan" not in (tmp_path / "ablation.csv").read_text()
 
@@ -107,16 +107,16 @@ def test_damaged_files_are_named(tmp_path, text, message):
     if text is not None:
         (tmp_path / "ablation.json").write_text(text)
     with pytest.raises(UserError) as error:
-        results.read(tmp_path)
+        results.read_grid(tmp_path)
     assert message in str(error.value) and str(tmp_path) in str(error.value)
 
 
 def test_unknown_line_is_named(tmp_path):
-    results.write(tmp_path, fake_grids.grid([lane(0.5, values={"strength": 0.1})]))
+    results.write_grid(tmp_path, fake_grids.grid([lane(0.5, values={"strength": 0.1})]))
     file = tmp_path / "ablation.json"
     file.write_text(file.read_text().replace('"sharing"', '"soft"'))
     with pytest.raises(UserError, match="lane 0: line 'soft' is none of sharing, single, tied, hard"):
-        results.read(tmp_path)
+        results.read_grid(tmp_path)
 
 
 def test_means_choice_and_differences(differs):
@@ -305,11 +305,11 @@ def test_alternatives_against_baselines_are_paired_and_corrected_over_the_altern
 
 
 def test_what_is_known_without_baselines_is_read_too(tmp_path):
-    results.write(tmp_path, methods({"sum": [0.5, 0.6], "a": [0.6, 0.7]}))
+    results.write_grid(tmp_path, methods({"sum": [0.5, 0.6], "a": [0.6, 0.7]}))
     whole = json.loads((tmp_path / "ablation.json").read_text())
     del whole["baselines"], whole["costs"]
     (tmp_path / "ablation.json").write_text(json.dumps(whole))
-    assert results.read(tmp_path).baselines == {}
+    assert results.read_grid(tmp_path).baselines == {}
 
 
 def test_what_alternatives_cost_stands_beside_their_scores():

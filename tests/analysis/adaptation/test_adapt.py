@@ -11,7 +11,7 @@ import pytest
 from mtl_jax import checks
 from mtl_jax.analysis.adaptation import adapt as modes
 from mtl_jax.analysis.adaptation import report
-from mtl_jax.analysis.adaptation.episodes import supports
+from mtl_jax.analysis.adaptation.episodes import draw_supports
 from mtl_jax.config.plain import from_plain
 from mtl_jax.errors import UserError
 from mtl_jax.runs import train
@@ -73,7 +73,7 @@ def test_the_whole_mode(tiny, tmp_path, run, differs):
     columns = trained(tiny, tmp_path / "columns", sharing__trunk="none", model__column_init="independent")
     found = adapted(new_task(tiny), [run, columns], tmp_path / "out")
     assert json.loads((tmp_path / "out" / "adapt.json").read_text()) == json.loads(json.dumps(found))
-    assert list(found["runs"]) == ["hard", "columns", modes.START] and found["metric"] == "accuracy"
+    assert list(found["runs"]) == ["hard", "columns", modes.INITIAL_VALUES] and found["metric"] == "accuracy"
     for name in found["runs"]:
         for k in ("2", "5"):
             scores, chosen = np.asarray(found["scores"][name][k]["color"]), found["chosen"][name][k]
@@ -81,8 +81,8 @@ def test_the_whole_mode(tiny, tmp_path, run, differs):
             differs("mean over draws", found["mean"][name][k]["mean"], scores.mean(), 1e-12)
             at = found["steps"].index(chosen["steps"])
             assert found["curves"][name][k][at] == found["mean"][name][k]
-            if name != modes.START:
-                other = np.asarray(found["scores"][modes.START][k]["color"])
+            if name != modes.INITIAL_VALUES:
+                other = np.asarray(found["scores"][modes.INITIAL_VALUES][k]["color"])
                 differs("paired", found["differences"][name][k]["mean"], (scores - other).mean(), 1e-12)
     text = report.render(found, tmp_path / "out")
     assert "initial values" in text and "columns" in text
@@ -93,7 +93,7 @@ def test_draws_and_one_adaptation_by_hand(tiny, run):
     """Plain descent from a zero head on the mean loss of the support."""
     (source, *_) = sources(new_task(tiny), run).values()
     one = modes._adapted(source, "color")
-    few = supports(one.episode, one.classes, 4, 2, 0, "test")
+    few = draw_supports(one.episode, one.classes, 4, 2, 0, "test")
     said = one.learner.predictions("test", source.layers, False, few, [5.0])
     rows, classes = one.episode.rows, len(one.classes)
 
@@ -128,13 +128,13 @@ def test_draws_and_one_adaptation_by_hand(tiny, run):
         assert not said[draw, 0, 0].any()  # a head of zeros says the first class
     # what is drawn
     gold = one.episode.gold["train"]
-    some = supports(one.episode, one.classes, 3, 4, 0, "test")
+    some = draw_supports(one.episode, one.classes, 3, 4, 0, "test")
     assert some.shape == (4, 9)
     for row in some:
         assert len(set(row.tolist())) == 9 and gold[row].tolist() == [0] * 3 + [1] * 3 + [2] * 3
     assert len({tuple(row) for row in some.tolist()}) == 4
-    np.testing.assert_array_equal(some, supports(one.episode, one.classes, 3, 4, 0, "test"))
-    other = supports(one.episode, one.classes, 3, 4, 0, "tune")
+    np.testing.assert_array_equal(some, draw_supports(one.episode, one.classes, 3, 4, 0, "test"))
+    other = draw_supports(one.episode, one.classes, 3, 4, 0, "tune")
     assert not {tuple(row) for row in some.tolist()} & {tuple(row) for row in other.tolist()}
 
 

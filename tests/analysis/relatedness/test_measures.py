@@ -116,7 +116,7 @@ def test_labels(differs):
 def test_best_groups_are_the_best_of_all(count, budget):
     for seed in range(4):
         gains = np.random.default_rng(seed).normal(size=(count, count))
-        of = grouping.pairwise(gains)
+        of = grouping.gains_from_pairs(gains)
         groups = [c for n in range(1, count + 1) for c in itertools.combinations(range(count), n)]
         best = -np.inf
         for size in range(1, budget + 1):
@@ -135,11 +135,11 @@ def test_many_tasks_are_grouped_greedily():
     """Two families of tasks that help within and harm across."""
     family = np.arange(12) % 2
     gains = np.where(family[:, None] == family[None, :], 0.1, -0.1)
-    found = grouping.best_groups(12, 2, grouping.pairwise(gains))
+    found = grouping.best_groups(12, 2, grouping.gains_from_pairs(gains))
     assert not found.exact and found.gain == pytest.approx(1.2)
     assert {tuple(group) for group in found.groups} == {tuple(range(0, 12, 2)), tuple(range(1, 12, 2))}
     with pytest.raises(ValueError, match="a task and a group"):
-        grouping.best_groups(3, 0, grouping.pairwise(np.zeros((3, 3))))
+        grouping.best_groups(3, 0, grouping.gains_from_pairs(np.zeros((3, 3))))
 
 
 def test_auxiliary_tasks():
@@ -159,7 +159,7 @@ def test_a_tree_of_tasks_by_hand(tmp_path):
         "layer_02": (("a", "b"), ("c",), ("d",)),
         "layer_03": (("a",), ("b",), ("c",), ("d",)),
     }
-    assert grouping.tree(similarity, tasks, counts) == wanted
+    assert grouping.similarity_tree(similarity, tasks, counts) == wanted
     gain = [[None if i == j else {"mean": s} for j, s in enumerate(row)] for i, row in enumerate(similarity.tolist())]
     measures_ = {"kl": {"distance": True, "matrix": (-similarity).tolist()}}
     told = {"tasks": list(tasks), "gain": gain, "measures": measures_}
@@ -167,7 +167,7 @@ def test_a_tree_of_tasks_by_hand(tmp_path):
     assert grouping.tree_of_run(tmp_path, counts) == wanted == grouping.tree_of_run(tmp_path, counts, "kl")
     for bad, said in (({"layer_00": 3, "layer_01": 2}, "do not fall"), ({"layer_00": 5}, "from 1 to 4")):
         with pytest.raises(UserError, match=said):
-            grouping.tree(similarity, tasks, bad)
+            grouping.similarity_tree(similarity, tasks, bad)
     with pytest.raises(UserError, match="no measure 'tag'"):
         grouping.tree_of_run(tmp_path, counts, "tag")
     with pytest.raises(UserError, match="no such file"):

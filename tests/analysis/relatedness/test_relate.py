@@ -47,7 +47,7 @@ def quick(tiny, **changes):
 def test_lanes_are_all_tasks_and_all_pairs(tiny):
     config = quick(tiny)
     config.tasks.tags.weight = 0.5
-    planned = transfer.plan(config, tuple(config.tasks))
+    planned = transfer.transfer_plan(config, tuple(config.tasks))
     found = [tuple(s.fields[f"tasks.{t}.weight"] for t in config.tasks) for s in planned.programs[0].settings]
     assert found == [(1, 0, 0), (0, 0.5, 0), (0, 0, 1), (1, 0.5, 0), (1, 0, 1), (0, 0.5, 1)]
     assert planned.seeds == (0, 1) and planned.lane_steps == 6 * 2 * 3
@@ -63,7 +63,7 @@ def test_gains_are_paired_differences(differs):
             values = {"first": first, "last": last}
             scores = {t: {"dev": {"accuracy": float(s)}} for t, s in zip(tasks, table[first, last, seed], strict=True)}
             lanes.append(fake_grids.lane(0.5, seed=seed, values=values)._replace(scores=scores))
-    found = transfer.gains(fake_grids.grid(lanes, {}, tasks=tasks), "dev")
+    found = transfer.transfer_gains(fake_grids.grid(lanes, {}, tasks=tasks), "dev")
     for i, j in itertools.permutations(range(3), 2):
         pair = [table[min(i, j), max(i, j), s][j] for s in range(4)]
         alone = [table[j, j, s][j] for s in range(4)]
@@ -119,7 +119,7 @@ def test_cosines_are_those_of_the_balanced_step(tiny, differs):
 def test_columns_are_runs_of_each_task_alone(tiny, differs):
     config = quick(tiny, sharing__trunk="none")
     alone, trunk = build(config), build(quick(tiny))
-    found = evidence.LoneColumns(alone, trunk, 20)(0, lambda: False)
+    found = evidence.SeparateColumns(alone, trunk, 20)(0, lambda: False)
     assert found.representations.shape == (3, 20, 8)
     single = build(quick(tiny, sharing__trunk="none", train_on=("long",)))
     state = single.init(0)
@@ -148,14 +148,14 @@ def test_the_whole_mode(tiny, tmp_path, capsys):
     assert again == found and before == {file: file.stat().st_mtime_ns for file in (folder / "measures").iterdir()}
     rows = list(csv.DictReader((folder / "relatedness.csv").open()))
     assert len(rows) == 6 and float(rows[0]["gain"]) == pytest.approx(found["gain"][0][1]["mean"])
-    text = report.relatedness(folder)
+    text = report.relatedness_report(folder)
     assert "groups to train together" in text and "Spearman" in text
     drawn = {file.name for file in (folder / "figures").iterdir()}
     assert drawn == {"gains.png", "graph.png", "measures.png", "scatters.png", "cosines.png"}
-    assert report.page([folder], tmp_path / "out").exists()
+    assert report.report_page([folder], tmp_path / "out").exists()
     (folder / "relatedness.json").write_text(json.dumps(found)[:50])
     with pytest.raises(UserError, match=r"relatedness\.json: no whole JSON"):
-        report.relatedness(folder)
+        report.relatedness_report(folder)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LogNorm, Normalize
 
 from mtl_jax.analysis import plotting
-from mtl_jax.analysis.ablation.records import COUNTED, Grid, Lane
+from mtl_jax.analysis.ablation.records import COUNTED_STATUSES, Grid, Lane
 from mtl_jax.analysis.ablation.summary import profile
 from mtl_jax.analysis.ablation.verdicts import describe_choices
 
@@ -55,10 +55,10 @@ def _column(axes, grid, combination, sweep, colours) -> bool:
         for point in shown:
             colour = colours.to_rgba(point["values"][sweep] if sweep else 0.0)
             mine = [grid.lanes[i] for i in point["lanes"]]
-            counted = [_curve(grid, lane, field) for lane in mine if lane.status in COUNTED]
+            counted = [_curve(grid, lane, field) for lane in mine if lane.status in COUNTED_STATUSES]
             drawn |= _plot(one, _mean(counted), color=colour, linewidth=1.4)
             for lane in mine:
-                if lane.status not in COUNTED and (curve := _curve(grid, lane, field)):
+                if lane.status not in COUNTED_STATUSES and (curve := _curve(grid, lane, field)):
                     drawn |= _plot(one, curve, color=colour, linewidth=0.7)
                     frozen = lane.status.startswith("frozen")
                     one.plot(
@@ -71,7 +71,7 @@ def _column(axes, grid, combination, sweep, colours) -> bool:
         for end, tuned in combination["ends"].items():
             if tuned is not None:
                 mine = [grid.lanes[i] for i in tuned["lanes"]]
-                counted = [_curve(grid, lane, field) for lane in mine if lane.status in COUNTED]
+                counted = [_curve(grid, lane, field) for lane in mine if lane.status in COUNTED_STATUSES]
                 colour, style = plotting.END_STYLES[end]
                 drawn |= _plot(
                     one, _mean(counted), color=colour, linestyle=style, linewidth=1.2, label=plotting.END_NAMES[end]

@@ -78,7 +78,7 @@ def _averages(grid, summary, combinations, sweep, folder):
     by_row = _grouped(grid, combinations, list(grid.choices)[-1])
     wide = max(len(group) for group in by_row.values())
     if len(by_row) == 1 or wide > 5:
-        shape, order = plotting.wrapped(len(combinations)), combinations
+        shape, order = plotting.grid_shape(len(combinations)), combinations
         places = [divmod(i, shape[1]) for i in range(len(order))]
     else:
         shape, order, places = (len(by_row), wide), [], []
@@ -89,7 +89,7 @@ def _averages(grid, summary, combinations, sweep, folder):
     for combination, place in zip(order, places, strict=True):
         _score_panel(axes[place], grid, summary, [combination], sweep, None)
         axes[place].set_title(describe_choices(combination["choices"]), fontsize=10)
-    plotting.blank([axes[r, c] for r in range(shape[0]) for c in range(shape[1]) if (r, c) not in places])
+    plotting.hide_empty([axes[r, c] for r in range(shape[0]) for c in range(shape[1]) if (r, c) not in places])
     caption = (
         f"Mean score of all tasks on dev against {sweep}, with 95 % intervals over seeds; the star is the setting "
         f"chosen on dev. Each panel has a scale of its own.{_others(grid, sweep)}"
@@ -104,12 +104,12 @@ def _by_task(grid, summary, combinations, sweep, folder):
     pictures = []
     for number, (rest, group) in enumerate(_grouped(grid, combinations, last).items()):
         group, several = _best(group), len(group) > LINES
-        shape = plotting.wrapped(len(tasks))
+        shape = plotting.grid_shape(len(tasks))
         figure, axes = plotting.panels(*shape)
         for task, one in zip(tasks, axes.flat, strict=False):
             _score_panel(one, grid, summary, group, sweep, task)
             one.set_title(("mean of all tasks" if len(tasks) > 1 else next(iter(grid.tasks))) if task is None else task)
-        plotting.blank(axes.flat[len(tasks) :])
+        plotting.hide_empty(axes.flat[len(tasks) :])
         figure.suptitle(rest, fontsize=11, parse_math=False) if rest else None
         beyond = " Beyond the swept values: single-task training (0), tied columns (∞) and hard sharing."
         limits = beyond if len(group) > 1 and summary["strengths"] == [sweep] else ""
@@ -146,7 +146,9 @@ def _score_panel(axes, grid, summary, combinations, sweep, task):
     alone, strength = len(combinations) == 1, summary["strengths"] == [sweep]
     names = [next(reversed(c["choices"].values()), "") for c in combinations]
     beyond: dict[int, str] = {}
-    for combination, name, colour, i in zip(combinations, names, plotting.colours(names), range(99), strict=False):
+    for combination, name, colour, i in zip(
+        combinations, names, plotting.colours_by_name(names), range(99), strict=False
+    ):
         marker = "o" if alone else plotting.MARKERS[i % len(plotting.MARKERS)]
         shown, joined = profile(combination["points"], sweep)
         label = "soft sharing" if summary["strengths"] else "trained"
@@ -215,7 +217,9 @@ def _distances(grid, combinations, sweep, folder):
         x = plotting.scale(sweep, grid.sweeps[sweep], [point for c in group for point in c["points"]])
         for row, (field, label) in enumerate(measures):
             one, beyond = axes[row, column], {}
-            for i, (combination, name, colour) in enumerate(zip(group, names, plotting.colours(names), strict=True)):
+            for i, (combination, name, colour) in enumerate(
+                zip(group, names, plotting.colours_by_name(names), strict=True)
+            ):
                 shown, joined = profile(combination["points"], sweep)
                 said, marker = f"{last} {name}" if last else "soft sharing", plotting.MARKERS[i % 8]
                 plotting.line(one, x, shown, itemgetter(field), colour, said, marker, joined)

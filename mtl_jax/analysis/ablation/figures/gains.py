@@ -13,7 +13,7 @@ from matplotlib.ticker import NullLocator
 from mtl_jax.analysis import plotting
 from mtl_jax.analysis.ablation.records import Grid
 from mtl_jax.analysis.ablation.summary import main_split
-from mtl_jax.analysis.ablation.verdicts import NAMES, describe_choices
+from mtl_jax.analysis.ablation.verdicts import LIMIT_NAMES, describe_choices
 
 
 def draw_gains(
@@ -29,7 +29,7 @@ def draw_gains(
     if not kinds:
         kinds = [("score", "")]
     alternatives = grid.choices[choice]
-    numbers = plotting.numeric(alternatives)
+    numbers = plotting.as_numbers(alternatives)
     places = dict(zip(alternatives, numbers or range(len(alternatives)), strict=True))
     ticks = [name.replace("$", r"\$") for name in alternatives]
     pictures = []
@@ -38,11 +38,11 @@ def draw_gains(
         rest = {n: v for n, v in combination["choices"].items() if n not in (choice, line)}
         groups[describe_choices(rest)].append(combination)
     for number, (rest, group) in enumerate(groups.items()):
-        figure, axes = plotting.panels(*plotting.wrapped(len(kinds)), height=3.2)
+        figure, axes = plotting.panels(*plotting.grid_shape(len(kinds)), height=3.2)
         names = list(dict.fromkeys(c["choices"].get(line, "") for c in group))
         for (kind, name), one in zip(kinds, axes.flat, strict=False):
             _axes(one, kind, name, split, grid)
-            for i, (own, colour) in enumerate(zip(names, plotting.colours(names), strict=True)):
+            for i, (own, colour) in enumerate(zip(names, plotting.colours_by_name(names), strict=True)):
                 shift = 0.0 if numbers else 0.08 * (i - (len(names) - 1) / 2)  # bars side by side
                 values = [
                     (places[c["choices"][choice]] + shift, _value(c, kind, name, split))
@@ -56,7 +56,7 @@ def draw_gains(
                 one.xaxis.set_minor_locator(NullLocator())
             one.set_xticks(list(places.values()), ticks, rotation=0 if numbers else 20)
             one.set_xlabel(choice)
-        plotting.blank(axes.flat[len(kinds) :])
+        plotting.hide_empty(axes.flat[len(kinds) :])
         figure.suptitle(rest, fontsize=11, parse_math=False) if rest else None
         gain = " minus that of each end, paired by seed" if ends else ""
         caption = (
@@ -84,7 +84,7 @@ def _value(combination, kind, name, split):
 def _line(axes, values, style, colour, label):
     known = sorted((place, v["mean"], v["low"], v["high"]) for place, v in values if v and v["mean"] is not None)
     for place in {place for place, _ in values} - {k[0] for k in known}:
-        plotting.lost(axes, place, None, {})
+        plotting.mark_missing(axes, place, None, {})
     bottom = axes.get_ylim()[0] if axes.get_yscale() == "log" else -math.inf
     means = [max(k[1], bottom) for k in known]  # a chosen λ = 0 stands at the bottom of a log axis
     axes.plot([k[0] for k in known], means, style, color=colour, markersize=5, label=label, clip_on=False)
@@ -102,6 +102,6 @@ def _axes(axes, kind, name, split, grid):
             axes.axhspan(min(values), max(values), color="black", alpha=0.05, linewidth=0, label="swept")
     elif kind == "gain":
         axes.axhline(0.0, color="black", linewidth=0.8)
-        axes.set_ylabel(f"gain over {NAMES[name]} ({split})")
+        axes.set_ylabel(f"gain over {LIMIT_NAMES[name]} ({split})")
     else:
         axes.set_ylabel(f"mean score ({split})")

@@ -20,7 +20,7 @@ MANY = 64  # cells up to which each one's value is written into it
 def draw_surface(grid: Grid, combinations: Sequence[Mapping[str, Any]], folder: pathlib.Path) -> plotting.Picture:
     """The first two sweeps: cells where they are a grid, else coloured dots."""
     first, second = list(grid.sweeps)[:2]
-    figure, axes = plotting.panels(*plotting.wrapped(len(combinations), 3), height=3.6)
+    figure, axes = plotting.panels(*plotting.grid_shape(len(combinations), 3), height=3.6)
     for combination, one in zip(combinations, axes.flat, strict=False):
         points = profile(combination["points"], first, second)[0]
         drawn = _cells(one, grid, points, first, second) or _dots(one, grid, points, first, second)
@@ -35,7 +35,7 @@ def draw_surface(grid: Grid, combinations: Sequence[Mapping[str, Any]], folder: 
                 at = (sorted(set(columns)).index(at[0]) + 0.3, sorted(set(rows)).index(at[1]) + 0.3)
                 size, fill = 11, "white"
             one.plot(*at, "*", color=fill, markeredgecolor="black", markersize=size, label="chosen on dev")
-    plotting.blank(axes.flat[len(combinations) :])
+    plotting.hide_empty(axes.flat[len(combinations) :])
     others = f" At the best value of {', '.join(list(grid.sweeps)[2:])}." if len(grid.sweeps) > 2 else ""
     caption = (
         f"Mean score of all tasks on dev over {first} and {second}.{others} Lanes that froze (×) or were dropped (▽) "
