@@ -1,12 +1,12 @@
-"""(seed, step) -> batch: pure functions, so that resuming at a step needs the step only.
+"""(seed, step) -> batch: pure functions, so that resuming needs the number of the step only.
 
 A data set's n-th draw of R rows is rows [nR, (n+1)R) of its endless sequence of epochs, each a permutation of all
-rows keyed by (seed, name of the data set, epoch): what other data sets there are changes nothing.
+rows keyed by (seed, name of the data set, epoch), which other data sets do not influence.
 
-Mixing. "all": every data set has a block of its own in every batch. Else `blocks` blocks a batch, each of a drawn data
-set. Draws come in cycles of fixed length in which each data set occurs its apportioned number of times, in an order
-keyed by (seed, cycle), so that the earlier draws of a data set are counted, not replayed. Shares: "size" p ∝ n rows,
-"temperature" p ∝ n^(1/τ), "weights" p given, "round_robin" equal, in a fixed order.
+Mixing. "all": every data set has a block of its own in every batch. Otherwise a batch has `blocks` blocks, each of a
+drawn data set. Draws come in cycles of fixed length in which each data set occurs a fixed number of times, in an order
+keyed by (seed, cycle), so that the earlier draws of a data set can be counted without replaying them. Shares: "size"
+p ∝ n rows, "temperature" p ∝ n^(1/τ), "weights" p given, "round_robin" equal, in a fixed order.
 """
 
 from __future__ import annotations
@@ -16,16 +16,15 @@ import copy
 import dataclasses
 import hashlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
 from mtl_jax.data.batch import Batch, BatchLayout, PackedRows
+from mtl_jax.data.batch_gathering import blank_labels, gather_batch, with_equal_slots
 from mtl_jax.errors import UserError
 
 MIXINGS = ("all", "size", "temperature", "weights", "round_robin")
-_TOKENS = ("tokens", "segment", "position", "token_type")
-_EXAMPLES = ("start", "length", "example")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +34,7 @@ class Mixing:
     kind         "all" | "size" | "temperature" | "weights" | "round_robin"
     blocks       blocks of a batch where data sets are drawn
     temperature  τ of "temperature": 1 = by size, larger = more even
-    weights      (data set, weight) pairs of "weights", all data sets named
+    weights      (data set, weight) pairs of "weights", one for each data set
     """
 
     kind: str = "all"
@@ -43,7 +42,7 @@ class Mixing:
     temperature: float = 1.0
     weights: tuple[tuple[str, float], ...] = ()
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.kind not in MIXINGS:
             raise UserError(f"mixing {self.kind!r} is none of {', '.join(MIXINGS)}")
         if self.blocks < 1:
@@ -54,7 +53,7 @@ class Mixing:
             raise UserError(f"mixing: weights should be above 0, found {dict(self.weights)}")
 
     def sampling_shares(self, datasets: Sequence[str], rows: Sequence[int]) -> np.ndarray:
-        """float64[datasets], the share of the draws that each data set gets; sums to 1."""
+        """float64[data sets], the share of the draws of each data set; they sum to 1."""
         if self.kind in ("size", "temperature"):
             log = np.log(np.asarray(rows, np.float64))
             log = log if self.kind == "size" else log / self.temperature
@@ -83,14 +82,14 @@ def make_layout(
 
 
 def evaluation_layout(layout: BatchLayout, dataset: str) -> BatchLayout:
-    """The layout of batches of one block that holds `dataset`: tasks of other data sets read no block."""
+    """The layout of batches with one block, of `dataset`; tasks of other data sets read no block."""
     return dataclasses.replace(layout, candidates=((layout.datasets.index(dataset),),))
 
 
 class BatchSampler:
-    """Training batches as a pure function of (seed, step). What it keeps is a cache of permutations, no state.
+    """Training batches as a pure function of (seed, step). Its only mutable attribute is a cache of permutations.
 
-    rows  the rows of each data set of the layout, with equally many example slots
+    rows  the rows of each data set of the layout, all with the same number of example slots
     """
 
     def __init__(
@@ -111,23 +110,23 @@ class BatchSampler:
         self.layout = layout
         self.seed = seed
         self.rows_per_block = rows_per_block
-        self.rows = _common_examples([rows[name] for name in layout.datasets])
-        self._blank = _blank_labels(self.rows, layout)
+        self.rows = with_equal_slots([rows[name] for name in layout.datasets])
+        self._blank = blank_labels(self.rows, layout)
         self._counts = [len(r.tokens) for r in self.rows]
         self._cycle = None
         if mixing.kind != "all":
             self._cycle = _apportion(mixing.sampling_shares(layout.datasets, self._counts))
         self._in_order = mixing.kind == "round_robin"
-        self._kept: collections.OrderedDict[tuple, np.ndarray] = collections.OrderedDict()
+        self._permutations: collections.OrderedDict[tuple, np.ndarray] = collections.OrderedDict()
 
     def with_seed(self, seed: int) -> BatchSampler:
-        """The batches of another seed, over the same rows."""
+        """A sampler with another seed, over the same rows."""
         other = copy.copy(self)
-        other.seed, other._kept = seed, collections.OrderedDict()
+        other.seed, other._permutations = seed, collections.OrderedDict()
         return other
 
     def steps_per_epoch(self, dataset: str) -> float:
-        """Steps, on average, in which every row of a data set is drawn once."""
+        """The mean number of steps in which every row of a data set is drawn once."""
         index = self.layout.datasets.index(dataset)
         draws = self._counts[index] / self.rows_per_block
         if self._cycle is None:
@@ -142,13 +141,13 @@ class BatchSampler:
         return np.asarray([dataset for dataset, _ in draws], np.int32), np.stack(rows).astype(np.int32)
 
     def batch(self, step: int, process_index: int = 0, process_count: int = 1) -> Batch:
-        """The batch of a step; of R rows in each block, process p of n takes the p-th n-th part."""
+        """The batch of a step; process p of n takes the p-th of n equal parts of the R rows of each block."""
         if self.rows_per_block % process_count:
             raise UserError(f"rows_per_block {self.rows_per_block} is not divisible by {process_count} processes")
         dataset, row = self.indices(step)
         part = self.rows_per_block // process_count
         row = row[:, process_index * part : (process_index + 1) * part]
-        return _gather(self.rows, self._blank, self.layout, dataset, row)
+        return gather_batch(self.rows, self._blank, self.layout, dataset, row)
 
     def _draw(self, step: int, block: int, blocks: int) -> tuple[int, int]:
         """(data set, number of its earlier draws) of a block."""
@@ -160,9 +159,9 @@ class BatchSampler:
         return dataset, cycle * int(self._cycle[dataset]) + int(earlier[at])
 
     def _orders(self, cycle: int) -> np.ndarray:
-        """int64[2, cycle length]: the data set of each draw, and how many of the cycle's earlier draws it had."""
+        """int64[2, cycle length]: the data set of each draw, and the number of its earlier draws in the cycle."""
 
-        def make():
+        def make() -> np.ndarray:
             order = np.repeat(np.arange(len(self._cycle)), self._cycle)
             if not self._in_order:
                 order = order[permutation(len(order), self.seed, "mixing", cycle)]
@@ -171,7 +170,7 @@ class BatchSampler:
                 earlier[order == dataset] = np.arange(count)
             return np.stack([order, earlier])
 
-        return self._keep(("order", "", 0 if self._in_order else cycle), make)
+        return self._cached(("order", "", 0 if self._in_order else cycle), make)
 
     def _take(self, dataset: int, number: int) -> np.ndarray:
         """Rows [nR, (n+1)R) of the endless sequence of a data set's epochs."""
@@ -182,155 +181,73 @@ class BatchSampler:
         while begin < end:
             epoch, at = divmod(begin, count)
             length = min(end - begin, count - at)
-            order = self._keep(("rows", name, epoch), lambda e=epoch: permutation(count, self.seed, f"rows {name}", e))
+            order = self._cached(
+                ("rows", name, epoch), lambda e=epoch: permutation(count, self.seed, f"rows {name}", e)
+            )
             parts.append(order[at : at + length])
             begin += length
         return np.concatenate(parts)
 
-    def _keep(self, key, make) -> np.ndarray:
-        if key not in self._kept:
-            self._kept[key] = make()
-            if len(self._kept) > 4 * len(self._counts) + 4:
-                self._kept.popitem(last=False)
-        self._kept.move_to_end(key)
-        return self._kept[key]
+    def _cached(self, key: tuple, make: Callable[[], np.ndarray]) -> np.ndarray:
+        if key not in self._permutations:
+            self._permutations[key] = make()
+            if len(self._permutations) > 4 * len(self._counts) + 4:
+                self._permutations.popitem(last=False)
+        self._permutations.move_to_end(key)
+        return self._permutations[key]
 
 
 def evaluation_batches(rows: PackedRows, layout: BatchLayout, rows_per_block: int) -> Iterator[Batch]:
-    """All rows of one split in order, R a batch, one block; the last batch is filled with empty rows (row = -1).
+    """All rows of one split in order, R rows in one block a batch; the last batch ends with empty rows (row = -1).
 
     `layout` is that of `evaluation_layout`.
     """
     ((dataset,),) = layout.candidates
     by_dataset = [rows if d == dataset else None for d in range(len(layout.datasets))]
-    blank = _blank_labels(by_dataset, layout)
+    blank = blank_labels(by_dataset, layout)
     for begin in range(0, len(rows.tokens), rows_per_block):
         row = np.arange(begin, begin + rows_per_block, dtype=np.int32)
         row[row >= len(rows.tokens)] = -1
-        yield _gather(by_dataset, blank, layout, np.asarray([dataset], np.int32), row[None])
+        yield gather_batch(by_dataset, blank, layout, np.asarray([dataset], np.int32), row[None])
 
 
 def joint_evaluation_batches(
     rows: Mapping[str, PackedRows], layout: BatchLayout, rows_per_block: int
 ) -> Iterator[Batch]:
-    """All rows of one split of several data sets in order, R a batch in a block of each; ends in empty rows (row = -1).
+    """All rows of one split of several data sets in order, R rows in a block of each; the shorter ones end with empty
+    rows (row = -1).
 
-    `rows` by data set; `layout` has one block for each of them, that holds it alone.
+    `rows` by data set; `layout` has one block for each of them.
     """
     datasets = [dataset for (dataset,) in layout.candidates]
-    held = _common_examples([rows[layout.datasets[d]] for d in datasets])
+    block_rows = with_equal_slots([rows[layout.datasets[d]] for d in datasets])
     by_dataset: list[PackedRows | None] = [None] * len(layout.datasets)
-    for dataset, own in zip(datasets, held, strict=True):
-        by_dataset[dataset] = own
-    blank = _blank_labels(by_dataset, layout)
-    counts = np.asarray([len(own.tokens) for own in held])[:, None]
+    for dataset, dataset_rows in zip(datasets, block_rows, strict=True):
+        by_dataset[dataset] = dataset_rows
+    blank = blank_labels(by_dataset, layout)
+    counts = np.asarray([len(dataset_rows.tokens) for dataset_rows in block_rows])[:, None]
     for begin in range(0, int(counts.max()), rows_per_block):
-        row = np.broadcast_to(np.arange(begin, begin + rows_per_block, dtype=np.int32), (len(held), rows_per_block))
-        yield _gather(by_dataset, blank, layout, np.asarray(datasets, np.int32), np.where(row < counts, row, -1))
-
-
-def _gather(
-    rows: Sequence[PackedRows | None], blank, layout: BatchLayout, dataset: np.ndarray, row: np.ndarray
-) -> Batch:
-    """The rows `row` [B, R] of the data sets `dataset` [B] as a batch."""
-    held = [(rows[d], r) for d, r in zip(dataset, row, strict=True)]
-    fields = {
-        name: np.stack([_take_rows(getattr(source, name), r, -1 if name == "example" else 0) for source, r in held])
-        for name in (*_TOKENS, *_EXAMPLES, *(["hidden"] if held[0][0].hidden is not None else []))
-    }
-    labels = {}
-    for task, arrays in blank.items():
-        own = layout.dataset_of[layout.tasks.index(task)]
-        reads = layout.reads(task)
-        labels[task] = {
-            name: np.stack(
-                [
-                    _take_rows(rows[own].labels[task][name], row[b], 0)
-                    if dataset[b] == own
-                    else np.zeros((row.shape[1], *empty.shape), empty.dtype)
-                    for b in reads
-                ]
-            )
-            for name, empty in arrays.items()
-        }
-    if blocks := layout.picture_blocks():
-        fields |= _pictures(rows, layout, dataset, row, blocks)
-    return Batch(dataset, row, **fields, labels=labels)
-
-
-def _pictures(rows, layout: BatchLayout, dataset: np.ndarray, row: np.ndarray, blocks: Sequence[int]):
-    """`patch` and `pixels` of the blocks that may hold pictures; zeros in those that hold none in this step."""
-    width = next(rows[d].pixels.shape[1] for d in layout.pictured if rows[d] is not None)
-    patches, pixels = [], []
-    for block in blocks:
-        source, shape = rows[dataset[block]], (row.shape[1], rows[dataset[block]].tokens.shape[1])
-        has = source.patch is not None
-        patches.append(_take_rows(source.patch, row[block], 0) if has else np.zeros(shape, np.int32))
-        pixels.append(source.pixels[patches[-1]] if has else np.zeros((*shape, width), np.uint8))
-    return {"patch": np.stack(patches) > 0, "pixels": np.stack(pixels)}
-
-
-def _take_rows(array: np.ndarray, row: np.ndarray, fill: int) -> np.ndarray:
-    """array[row], rows of `fill` where row is -1."""
-    if row[-1] >= 0:  # empty rows stand at the end
-        return array[row]
-    taken = array[np.maximum(row, 0)]
-    taken[row < 0] = fill
-    return taken
-
-
-def _blank_labels(rows: Sequence[PackedRows | None], layout: BatchLayout) -> dict[str, dict[str, np.ndarray]]:
-    """For each task that reads a block: its label arrays of one empty row."""
-    return {
-        task: {name: np.zeros(a.shape[1:], a.dtype) for name, a in rows[layout.dataset_of[k]].labels[task].items()}
-        for k, task in enumerate(layout.tasks)
-        if layout.reads(task)
-    }
-
-
-def _common_examples(rows: Sequence[PackedRows]) -> list[PackedRows]:
-    """The same rows with equally many example slots."""
-    slots = max(r.start.shape[1] for r in rows)
-
-    def pad(array: np.ndarray, fill: int = 0) -> np.ndarray:
-        width = [(0, 0), (0, slots - array.shape[1])] + [(0, 0)] * (array.ndim - 2)
-        return np.pad(array, width, constant_values=fill)
-
-    return [
-        r._replace(
-            start=pad(r.start),
-            length=pad(r.length),
-            example=pad(r.example, -1),
-            labels={
-                task: {name: pad(a) for name, a in arrays.items()} if _by_example(arrays) else arrays
-                for task, arrays in r.labels.items()
-            },
-        )
-        for r in rows
-    ]
-
-
-def _by_example(arrays: Mapping[str, np.ndarray]) -> bool:
-    """Whether a task's arrays have a position for each example slot, see `batch`."""
-    return not arrays.keys() & {"segment", "maskable"}
+        row = np.broadcast_to(np.arange(begin, begin + rows_per_block, dtype=np.int32), (len(datasets), rows_per_block))
+        yield gather_batch(by_dataset, blank, layout, np.asarray(datasets, np.int32), np.where(row < counts, row, -1))
 
 
 def _apportion(shares: np.ndarray) -> np.ndarray:
-    """int64[data sets], draws of each in a cycle: the shortest within 1 % of every share, else the nearest to 10,000.
+    """int64[data sets], draws of each in a cycle: of the shortest cycle within 1 % of every share, else of the most
+    exact one of up to 10,000 draws.
 
-    Largest remainders; every data set is drawn at least once.
+    By largest remainders; every data set is drawn at least once.
     """
-    best, least = None, math.inf
+    best, best_error = None, math.inf
     for length in range(len(shares), 10_001):
         counts = np.maximum(np.floor(shares * length), 1)
-        rest = length - int(counts.sum())
-        if rest < 0:
+        remainder = length - int(counts.sum())
+        if remainder < 0:
             continue
-        counts[np.argsort(counts - shares * length, kind="stable")[:rest]] += 1
+        counts[np.argsort(counts - shares * length, kind="stable")[:remainder]] += 1
         error = np.abs(counts / (length * shares) - 1).max()
-        if error < least:
-            best, least = counts.astype(np.int64), error
-        if least <= 0.01:
+        if error < best_error:
+            best, best_error = counts.astype(np.int64), error
+        if best_error <= 0.01:
             break
     return np.ones(len(shares), np.int64) if best is None else best
 
@@ -338,7 +255,7 @@ def _apportion(shares: np.ndarray) -> np.ndarray:
 def permutation(count: int, seed: int, name: str, number: int) -> np.ndarray:
     """int64[count], a permutation keyed by all arguments.
 
-    From Philox's raw stream, which NumPy promises to keep; the streams of its shuffles may change.
+    From Philox's raw stream, which NumPy guarantees to be stable; the streams of its shuffles may change.
     """
     key = np.frombuffer(hashlib.sha256(f"{seed}\n{name}\n{number}".encode()).digest()[:16], "<u8")
     return np.argsort(np.random.Philox(key=key).random_raw(count), kind="stable")

@@ -90,7 +90,7 @@ def test_a_run_on_text_pictures_and_both(pictured, tmp_path, capsys):
     Image.new("RGB", (8, 12)).save(tmp_path / "tall.png")
     for line, wrong in (
         ({"image": "tall.png"}, r"input\.jsonl:1: picture tall\.png is 12 × 8 .*those of training 8 × 8"),
-        ({"image": ["0.png", "1.png"]}, "2 pictures; in training an example had at most 1"),
+        ({"image": ["0.png", "1.png"]}, "2 pictures; in training a record had at most 1"),
         ({"image": "none.png"}, r"picture none\.png.*no such file"),
     ):
         source.write_text(json.dumps(line))

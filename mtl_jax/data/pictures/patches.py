@@ -1,4 +1,4 @@
-"""Patches of pictures among the tokens of an example: they take up positions, so packing and lengths hold as for text.
+"""Patches of pictures among the tokens of an example: they take up positions, so packing works as for text.
 
 [CLS] patches text [SEP]          [CLS] patches, where there is no text
 """
@@ -26,68 +26,70 @@ def add_pictures(
     folder: Location | None,
     cut: PatchSpec | None,
     size: tuple[int, int] | None = None,
-    most: int | None = None,
+    max_images: int | None = None,
 ) -> tuple[ImageStore, dict[str, RecordInputs]]:
-    """The album of a data set, and its inputs by split with their pictures.
+    """The image store of a data set, and its inputs by split with their pictures.
 
     Args:
       inputs: by split.
       entry: of the data set; `image` names the field, `image_size` the size that pictures are resized to.
-      folder: what relative paths start from; None: the working folder.
+      folder: the folder that relative paths start from; None: the working folder.
       cut: patches and channels; 16 pixels and RGB by default.
-      size: (height, width) that all pictures should have; None: that of the first.
-      most: pictures of an example at most; None: any number.
+      size: (height, width) that all pictures must have; None: that of the first.
+      max_images: the largest number of pictures of a record; None: any number.
 
     Raises:
-      UserError: see `pictures.read_images`; too many pictures.
+      UserError: see `image_store.read_images`; too many pictures.
     """
     cut = dataclasses.replace(cut or PatchSpec(), size=tuple(entry.get("image_size") or ()))
-    records = {split: own.records for split, own in inputs.items()}
-    album, numbers = read_images(records, entry["image"], folder or local_path("."), cut, size)
-    for split, shown in numbers.items():
-        for record, own in zip(records[split], shown, strict=True):
-            if most is not None and len(own) > most:
-                raise UserError(f"{where(record)}: {len(own)} pictures; in training an example had at most {most}")
-    return album, {split: own._replace(pictures=numbers[split], grid=album.grid) for split, own in inputs.items()}
+    records = {split: split_inputs.records for split, split_inputs in inputs.items()}
+    store, numbers = read_images(records, entry["image"], folder or local_path("."), cut, size)
+    for split, split_numbers in numbers.items():
+        for record, pictures in zip(records[split], split_numbers, strict=True):
+            if max_images is not None and len(pictures) > max_images:
+                raise UserError(
+                    f"{where(record)}: {len(pictures)} pictures; in training a record had at most {max_images}"
+                )
+    return store, {s: i._replace(pictures=numbers[s], grid=store.grid) for s, i in inputs.items()}
 
 
-def add_pixels(rows: Mapping[str, PackedRows], album: ImageStore | None) -> dict[str, PackedRows]:
-    """Rows by split with the album's patches; as they are without an album."""
-    return {split: own if album is None else own._replace(pixels=album.pixels) for split, own in rows.items()}
+def add_pixels(rows: Mapping[str, PackedRows], store: ImageStore | None) -> Mapping[str, PackedRows]:
+    """Rows by split with the patches of the store; unchanged without a store."""
+    return rows if store is None else {split: r._replace(pixels=store.pixels) for split, r in rows.items()}
 
 
 def insert_patches(split: EncodedSplit, inputs: RecordInputs, before: int) -> EncodedSplit:
-    """The examples with the patches of their records' pictures behind their first `before` tokens.
+    """The examples with the patches of their records' pictures after their first `before` tokens.
 
-    At a patch the token is 0, `place` its place in the grid (row · GRID_SIDE + column), the token type the number of
-    the
-    picture in its record. Places of text go on as if there were no patches, as a pretrained encoder has learned them.
-    Every example of a record that was split has all its pictures.
+    At a patch the token is 0, `place` its position in the grid (row · GRID_SIDE + column), the token type the number
+    of the picture in its record. Positions of text ignore patches, as a pretrained encoder has learned them. Every
+    example of a record has all pictures of the record.
     """
     rows, columns = inputs.grid
     each = rows * columns
-    counts = np.asarray([len(own) for own in inputs.pictures], np.int64)
-    own = (counts * each)[split.record]
-    example, within = concatenated_ranges(np.zeros_like(own), split.lengths + own)
-    behind = within >= before + own[example]
-    is_patch = (within >= before) & ~behind
+    counts = np.asarray([len(numbers) for numbers in inputs.pictures], np.int64)
+    added = (counts * each)[split.record]
+    example, within = concatenated_ranges(np.zeros_like(added), split.lengths + added)
+    is_after = within >= before + added[example]
+    is_patch = (within >= before) & ~is_after
     picture, number = np.divmod(within[is_patch] - before, each)
     first = offsets_from_lengths(counts)[split.record[example[is_patch]]]
-    shown = np.asarray([n for own in inputs.pictures for n in own], np.int64)[first + picture]
+    image = np.asarray([n for numbers in inputs.pictures for n in numbers], np.int64)[first + picture]
 
     def spread(values: np.ndarray, at_patches: np.ndarray | int) -> np.ndarray:
+        """Values of the former tokens and of the patches, in the order of the new tokens."""
         result = np.empty(len(within), np.int32)
         result[~is_patch], result[is_patch] = values, at_patches
         return result
 
-    place = np.where(behind, within - own[example], within)[~is_patch]
-    word_example, _ = concatenated_ranges(np.zeros_like(own), np.diff(split.word_offsets))
+    place = np.where(is_after, within - added[example], within)[~is_patch]
+    word_example, _ = concatenated_ranges(np.zeros_like(added), np.diff(split.word_offsets))
     return split._replace(
-        token_offsets=offsets_from_lengths(split.lengths + own),
+        token_offsets=offsets_from_lengths(split.lengths + added),
         tokens=spread(split.tokens, 0),
         token_type=spread(split.token_type, picture),
-        word_token=(split.word_token + own[word_example]).astype(np.int32),
-        mark_token=np.where(split.mark_token < 0, -1, split.mark_token + own[:, None]).astype(np.int32),
+        word_token=(split.word_token + added[word_example]).astype(np.int32),
+        mark_token=np.where(split.mark_token < 0, -1, split.mark_token + added[:, None]).astype(np.int32),
         place=spread(place, number // columns * GRID_SIDE + number % columns),
-        patch=spread(np.zeros(len(split.tokens)), 1 + shown * each + number),
+        patch=spread(np.zeros(len(split.tokens)), 1 + image * each + number),
     )

@@ -100,12 +100,12 @@ def test_wrong_pictures_are_named(tmp_path):
     (tmp_path / "text.png").write_text("no picture")
     other = write(tmp_path, "b.png", noise(0, 8, 16))
     for values, cut, said in (
-        (["cut.png"], {}, r"f\.jsonl:1: picture .*cut\.png cannot be decoded .*a whole PNG or JPEG file is needed"),
+        (["cut.png"], {}, r"f\.jsonl:1: picture .*cut\.png cannot be decoded .*a complete PNG or JPEG file is needed"),
         (["text.png"], {}, r"text\.png cannot be decoded \(UnidentifiedImageError"),
         ([whole, "c.png"], {}, r"f\.jsonl:2: picture c\.png: .*no such file.* holds: .*a\.png"),
         ([whole, other], {}, r"f\.jsonl:2: picture b\.png is 8 × 16 .* that of f\.jsonl:1 8 × 12 .*image_size"),
         ([whole], {"patch": 5}, r"8 × 12 .*patches of 5 pixels do not fill.*e\.g\. \(10, 10\)"),
-        ([f"{whole}#xywh=4,0,12,4"], {}, r"does not lie in the picture, which is 8 × 12"),
+        ([f"{whole}#xywh=4,0,12,4"], {}, r"is not inside the picture, which is 8 × 12"),
         ([3], {}, r"field 'image' should name a picture .* found 3"),
         ([[]], {}, "names no picture"),
         ([np.zeros((8, 8))], {}, r"should be uint8 .* found float64 \[8, 8\]"),
