@@ -1,14 +1,14 @@
-"""K gradients into one, as optax transformations: updates enter with leaves `[K, ...]` and leave without the task axis.
+"""K gradients into one, as optax transformations: updates come with leaves `[K, ...]` and go on without the task axis.
 
     optimizer = optax.chain(aggregation.cagrad(0.4), optax.adamw(1e-4))
 
 `optimizer.init(params)` takes the parameters as they are, without a task axis. `optimizer.update(..., present=bool[K])`
-says which tasks have labels in the batch; all, without it. λ·∇Ω is to be added behind, not balanced.
+says which tasks have labels in the batch; by default all. λ·∇Ω is added after it, it is not balanced.
 
-Methods that are functions of the Gram matrix are those of `weightings`, with their options and further ones:
-  seed       of the random orders that some draw; an int or a key
+Methods that are functions of the Gram matrix are those of `weightings`, with their options and three more:
+  seed       for the random orders that some methods draw; an int or a key
   tasks      K, for methods that keep a state for each task
-  smoothing  α of CR-MOGM around the method (needs `tasks`), see `weightings.cr_mogm`; none without it
+  smoothing  α of CR-MOGM around the method (needs `tasks`), see `weightings.cr_mogm`; None for none
 `modo` and `sdmgrad` take leaves `[2, K, ...]`: gradients of two independent halves of the batch.
 """
 
@@ -43,7 +43,7 @@ def _transform_of(method: Callable[..., Weighting]) -> Callable[..., Transform]:
     return make
 
 
-# methods that read the gradients themselves, not only their products
+# methods that need the gradients themselves, not only their products
 GRADIENT_TRANSFORMS: dict[str, Callable[..., Transform]] = {
     "graddrop": graddrop,
     "trimmed_mean": trimmed_mean,

@@ -2,111 +2,116 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from mtl_jax.balancing.weightings.base import Weighting
-from mtl_jax.sharing.gram import accumulation_dtype, gram, task_count
+from mtl_jax.balancing.weightings.base import State, Weighting
+from mtl_jax.sharing.gram import Tree, accumulation_dtype, gram, task_count, total
+
+Transform: TypeAlias = optax.GradientTransformationExtraArgs
+Aggregation: TypeAlias = Weighting | Transform  # a function of the gradients' products, or of the gradients themselves
 
 
 class AggregationState(NamedTuple):
     """key: raw data uint32[2] of the key of the next update; weighting: the method's own state."""
 
     key: jax.Array
-    weighting: Any
+    weighting: State
 
 
-def as_transform(
-    weighting: Weighting, seed: int | jax.Array = 0, tasks: int | None = None
-) -> optax.GradientTransformationExtraArgs:
+def transformation(init: Callable[..., State], update: Callable[..., tuple[Tree, State]]) -> Transform:
+    """The optax transformation of two functions. optax's protocols ask for an `update` that takes a state of any type;
+    here each takes its own.
+    """
+    return Transform(init, update)
+
+
+def initial_state(aggregation: Aggregation, tasks: int, shared: Tree) -> State:
+    """The state before the first step; `shared`: the shared parameters, leaves [...]."""
+    return aggregation.init(tasks) if isinstance(aggregation, Weighting) else aggregation.init(shared)
+
+
+def as_transform(weighting: Weighting, seed: int | jax.Array = 0, tasks: int | None = None) -> Transform:
     """The transformation that combines K gradients with the weights of `weighting`.
 
-    Updates enter with leaves [K, ...], or [2, K, ...] (the halves of a batch) where `weighting.halves`, and leave with
+    Updates come with leaves [K, ...], or [2, K, ...] (the halves of a batch) where `weighting.halves`, and go on with
     leaves [...].
 
     Args:
       weighting: from `mtl_jax.balancing.weightings`.
-      seed: of the random orders that some methods draw; an int or a key.
-      tasks: K, needed by a method whose state has its size.
+      seed: for the random orders that some methods draw; an int or a key.
+      tasks: K, needed by methods that keep a state for each task.
 
     Raises:
-      ValueError: at init, where `tasks` is needed; at update, where leaves differ in K or have no halves.
+      ValueError: at init, if `tasks` is needed and absent; at update, if leaves differ in K or have no halves.
     """
 
-    def init(params) -> AggregationState:
+    def init(params: Tree) -> AggregationState:
         return AggregationState(first_key(seed), weighting.init(tasks))
 
-    def update(updates, state: AggregationState, params=None, *, present: jax.Array | None = None, **extra):
+    def update(
+        updates: Tree, state: AggregationState, params: Tree = None, *, present: jax.Array | None = None, **extra: Any
+    ) -> tuple[Tree, AggregationState]:
         products = cross_gram(updates) if weighting.halves else gram(updates)
         present = jnp.ones(products.shape[0], bool) if present is None else present
-        key, drawn = next_key(state.key)
-        weights, inner = weighting.update(products, state.weighting, key=drawn, present=present)
-        joined = mean_of_halves(updates) if weighting.halves else updates
-        return combine(weights, joined), AggregationState(key, inner)
+        raw_key, key = next_key(state.key)
+        weights, inner = weighting.update(products, state.weighting, key=key, present=present)
+        gradients = mean_of_halves(updates) if weighting.halves else updates
+        return combine(weights, gradients), AggregationState(raw_key, inner)
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return transformation(init, update)
 
 
-def combine(weights: jax.Array, updates: Any) -> Any:
+def combine(weights: jax.Array, updates: Tree) -> Tree:
     """Σ_k weights_k · updates_k: leaves [K, ...] -> [...], summed in the dtype of the weights.
 
-    A task of weight 0 is left out, though its gradient were not finite.
+    A task of weight 0 has no effect, even if its gradient is not finite.
     """
 
-    def of_leaf(leaf: jax.Array) -> jax.Array:
-        leaf_of_used = zero_unused(weights != 0, leaf).astype(weights.dtype)
-        return jnp.tensordot(weights, leaf_of_used, 1, precision=jax.lax.Precision.HIGHEST).astype(leaf.dtype)
+    def combined(leaf: jax.Array) -> jax.Array:
+        used = zero_unused(weights != 0, leaf).astype(weights.dtype)
+        return jnp.tensordot(weights, used, 1, precision=jax.lax.Precision.HIGHEST).astype(leaf.dtype)
 
-    return jax.tree.map(of_leaf, updates)
+    return jax.tree.map(combined, updates)
 
 
-def cross_gram(halves: Any) -> jax.Array:
+def cross_gram(halves: Tree) -> jax.Array:
     """Products between gradients of two halves of a batch, leaves [2, K, ...]: float[K, K], entry (i, j) = g_i of the
-    first · g_j of the second, summed over leaves. In expectation the Gram matrix of the true gradients, unlike that of
-    the whole batch, whose diagonal the noise enlarges. Raises ValueError where a leaf has no halves.
+    first · g_j of the second, summed over leaves. Its expectation is the Gram matrix of the true gradients; that of one
+    batch has noise in its diagonal. Raises ValueError where a leaf has no halves.
     """
     if task_count(halves) != 2 or any(leaf.ndim < 2 for leaf in jax.tree.leaves(halves)):
         raise ValueError("this method needs gradients of two independent halves of a batch: leaves [2, K, ...]")
     dtype = accumulation_dtype(halves)
 
-    def of_leaf(leaf: jax.Array) -> jax.Array:
+    def products(leaf: jax.Array) -> jax.Array:
         first, second = leaf[0].astype(dtype), leaf[1].astype(dtype)
         axes = tuple(range(1, first.ndim))
         return jnp.tensordot(first, second, (axes, axes), precision=jax.lax.Precision.HIGHEST)
 
-    return sum(of_leaf(leaf) for leaf in jax.tree.leaves(halves))
+    return total((products(leaf) for leaf in jax.tree.leaves(halves)), dtype)
 
 
-def mean_of_halves(halves: Any) -> Any:
-    """Gradients of the whole batch: leaves [2, K, ...] -> [K, ...]."""
+def mean_of_halves(halves: Tree) -> Tree:
+    """Gradients of the full batch: leaves [2, K, ...] -> [K, ...]."""
     return jax.tree.map(lambda leaf: (leaf[0] + leaf[1]) / 2, halves)
 
 
 def zero_unused(used: jax.Array, leaf: jax.Array) -> jax.Array:
-    """The leaf [K, ...] with zeros for tasks that are not used (bool[K]), whatever stood there."""
+    """The leaf [K, ...] with zeros for tasks that are not used (bool[K]), NaN there included."""
     return jnp.where(used.reshape((-1, *(1,) * (leaf.ndim - 1))), leaf, jnp.zeros_like(leaf))
 
 
 def first_key(seed: int | jax.Array) -> jax.Array:
-    """Raw data, which checkpoints can hold, of a key from an int, or of the key itself."""
+    """The raw data, which a checkpoint can store, of a key or of the key of an int."""
     return jax.random.key_data(jax.random.key(seed) if isinstance(seed, int) else seed)
 
 
 def next_key(raw: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Raw data of the key after this one, and a key to draw from."""
-    after, drawn = jax.random.split(jax.random.wrap_key_data(raw))
-    return jax.random.key_data(after), drawn
-
-
-class Aggregation(NamedTuple):
-    """How K gradients become one: a function of their products, or a transformation of the gradients themselves."""
-
-    weighting: Weighting | None
-    transform: optax.GradientTransformationExtraArgs | None
-
-    def init(self, tasks: int, shared: Any) -> Any:
-        """The state before the first step; `shared` {path: leaf} are the shared parameters."""
-        return self.weighting.init(tasks) if self.weighting else self.transform.init(shared)
+    """The raw data of the next key, and a key to draw from."""
+    following, key = jax.random.split(jax.random.wrap_key_data(raw))
+    return jax.random.key_data(following), key

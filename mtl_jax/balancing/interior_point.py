@@ -7,33 +7,35 @@ implicit function theorem), finite also where the programme is degenerate; so bo
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
 
-Derivatives = Callable[[Any, jax.Array, Any], tuple[jax.Array, jax.Array]]
+from mtl_jax.sharing.gram import Tree
+
+Derivatives: TypeAlias = Callable[[Tree, jax.Array, jax.typing.ArrayLike], tuple[jax.Array, jax.Array]]
 
 
 def simplex_minimum(
     derivatives: Derivatives,
-    data: Any,
+    data: Tree,
     normal: jax.Array,
     present: jax.Array,
     iterations: int = 60,
-    raised: Callable[[Any, jax.Array], jax.Array] | None = None,
+    raised: Callable[[Tree, jax.Array], jax.Array] | None = None,
 ) -> jax.Array:
     """argmin F(w) over w ≥ 0, Σ a_k w_k = 1, w_k = 0 where not present: the probability simplex for a = 1.
 
     Args:
-      derivatives: (data, w [K], floor) -> (gradient [K], positive semi-definite Hessian [K, K]), of order 1. What F
-        divides by is to be kept ≥ floor: 0 in the iterations, small where they are done and the derivative is taken.
+      derivatives: (data, w [K], floor) -> (gradient [K], positive semi-definite Hessian [K, K]), of order 1. Any
+        denominator of F has to be ≥ floor: 0 during the iterations, small for the derivative after them.
       data: pytree of all arrays that F depends on; derivatives flow through it.
-      normal: a ≥ 0, float[K], the largest 1; derivatives flow through it too.
+      normal: a ≥ 0, float[K], with maximum 1; derivatives flow through it too.
       present: bool[K].
-      iterations: Newton steps, each a K×K solve; a quadratic needs some 15 to rounding, a norm some 30, up to 100 where
-        the gradients are dependent.
-      raised: (data, w [K]) -> w after each step, for variables of which a lower bound is known from the others.
+      iterations: Newton steps, each a K×K solve. To rounding a quadratic needs about 15, a norm about 30, and up to 100
+        if the gradients are linearly dependent.
+      raised: (data, w [K]) -> w after each step, for variables with a lower bound that follows from the other ones.
 
     Returns:
       float[K]; zeros where no task is present. Where the minimum is not unique, one inside the set of minima.
@@ -44,18 +46,18 @@ def simplex_minimum(
     both = on[:, None] * on[None, :]
     tiny = jnp.finfo(dtype).eps ** 2
 
-    def newton(data, w, z, multiplier, centring, ridge=0.0):
-        data, normal = data
+    def newton(problem: Tree, w: jax.Array, z: jax.Array, multiplier: jax.Array, centring: jax.Array, ridge=0.0):
+        data, normal = problem
         gradient, hessian = derivatives(data, w * on, ridge)
         target = _target(w, z, on, count, centring)
-        barrier = jnp.where(present, z / w, 1.0)  # an absent task stands apart and does not move
-        beside = normal * on
-        # aaᵀ does not move the solution, the constraint holds; a homogeneous F is singular without it
-        system = hessian * both + beside[:, None] * beside[None, :] + jnp.diag(barrier + ridge)
+        barrier = jnp.where(present, z / w, 1.0)  # an absent task is decoupled and does not move
+        constraint = normal * on
+        # aaᵀ does not change the solution, where the constraint holds; without it a homogeneous F is singular
+        system = hessian * both + constraint[:, None] * constraint[None, :] + jnp.diag(barrier + ridge)
         residual = jnp.where(present, gradient + multiplier * normal - target / w, 0.0)
-        solved = jnp.linalg.solve(system, jnp.stack([-residual, beside], axis=1))
-        off = jnp.sum(beside * w) - 1.0 + jnp.sum(beside * solved[:, 0])
-        change = off / jnp.maximum(jnp.sum(beside * solved[:, 1]), tiny)
+        solved = jnp.linalg.solve(system, jnp.stack([-residual, constraint], axis=1))
+        violation = jnp.sum(constraint * w) - 1.0 + jnp.sum(constraint * solved[:, 0])
+        change = violation / jnp.maximum(jnp.sum(constraint * solved[:, 1]), tiny)
         dw = (solved[:, 0] - change * solved[:, 1]) * on
         return dw, (target / w - z - barrier * dw) * on, change
 
@@ -67,17 +69,16 @@ def simplex_minimum(
         if raised is not None:
             new_w = jnp.where(present, raised(frozen[0], new_w), new_w)
         new = new_w, jnp.maximum(z + length * dz, tiny), multiplier + length * change, _centring(length)
-        return _if_finite(new, carry)
+        return _where_finite(new, carry)
 
     frozen = jax.lax.stop_gradient((data, normal))
     sides = frozen[1] * on
-    even = 1.0 / jnp.maximum(jnp.sum(sides), tiny)
-    start = jnp.where(present, even, 1.0), jnp.ones_like(on), jnp.zeros((), dtype), _centring(jnp.ones((), dtype))
-    solution = jax.lax.fori_loop(0, iterations, step, start)
-    w = solution[0] * on
-    return w / jnp.maximum(jnp.sum(sides * w), tiny) + _only_derivative(
-        newton((data, normal), *solution, _ridge(dtype))[0]
-    )
+    equal = 1.0 / jnp.maximum(jnp.sum(sides), tiny)
+    start = jnp.where(present, equal, 1.0), jnp.ones_like(on), jnp.zeros((), dtype), _centring(jnp.ones((), dtype))
+    w, z, multiplier, centring = jax.lax.fori_loop(0, iterations, step, start)
+    change = newton((data, normal), w, z, multiplier, centring, _ridge(dtype))[0]
+    w = w * on
+    return w / jnp.maximum(jnp.sum(sides * w), tiny) + _only_derivative(change)
 
 
 def nonnegative_minimum(
@@ -89,11 +90,11 @@ def nonnegative_minimum(
       hessian: H, positive semi-definite float[K, K]. It is scaled to a unit diagonal, and b to a largest entry of 1.
       slope: b, float[K].
       present: bool[K].
-      iterations: Newton steps, each a K×K solve; a well-conditioned problem needs some 20 to rounding.
+      iterations: Newton steps, each a K×K solve; a well-conditioned problem needs about 20 to rounding.
 
     Returns:
-      x float[K]; and by how much Hx + b, so scaled, falls short of the condition ≥ 0 of an optimum, a scalar: not near
-      0 where the problem is unbounded.
+      x float[K]; and the largest violation, a scalar, of the optimality condition Hx + b ≥ 0 in the scaled problem: far
+      from 0 if the problem is unbounded.
     """
     dtype = hessian.dtype
     on = present.astype(dtype)
@@ -107,8 +108,8 @@ def nonnegative_minimum(
     largest = jnp.where(largest > 0, largest, 1.0)
     slope = slope / largest
 
-    def newton(data, x, z, ridge=0.0):
-        hessian, slope = data
+    def newton(problem: Tree, x: jax.Array, z: jax.Array, ridge=0.0):
+        hessian, slope = problem
         target = _target(x, z, on, count)
         barrier = jnp.where(present, z / x, 1.0)
         residual = jnp.where(present, _product(hessian, x * on) + slope - target / x, 0.0)
@@ -120,15 +121,16 @@ def nonnegative_minimum(
         dx, dz = newton(frozen, x, z)
         length = jnp.minimum(_to_boundary(x, dx), _to_boundary(z, dz))
         new = jnp.maximum(x + length * dx, tiny), jnp.maximum(z + length * dz, tiny)
-        return _if_finite(new, carry)
+        return _where_finite(new, carry)
 
     frozen = jax.lax.stop_gradient((hessian, slope))
-    solution = jax.lax.fori_loop(0, iterations, step, (jnp.ones_like(on), jnp.ones_like(on)))
-    x = solution[0] * on
-    short = jnp.max(jnp.where(present, -(_product(frozen[0], x) + frozen[1]), 0.0), initial=0.0)
-    x = x + _only_derivative(newton((hessian, slope), *solution, _ridge(dtype))[0])
-    inside = jnp.any(slope < 0)  # else 0 is the solution
-    return jnp.where(inside, x * unit * largest, 0.0), jnp.where(inside, short, 0.0)
+    x, z = jax.lax.fori_loop(0, iterations, step, (jnp.ones_like(on), jnp.ones_like(on)))
+    change = newton((hessian, slope), x, z, _ridge(dtype))[0]
+    x = x * on
+    violation = jnp.max(jnp.where(present, -(_product(frozen[0], x) + frozen[1]), 0.0), initial=0.0)
+    x = x + _only_derivative(change)
+    is_interior = jnp.any(slope < 0)  # otherwise 0 is the solution
+    return jnp.where(is_interior, x * unit * largest, 0.0), jnp.where(is_interior, violation, 0.0)
 
 
 def project_on_simplex(point: jax.Array, present: jax.Array, mass: jax.Array) -> jax.Array:
@@ -144,30 +146,34 @@ def project_on_simplex(point: jax.Array, present: jax.Array, mass: jax.Array) ->
     return jnp.maximum(jnp.where(present, point, 0.0) - threshold, 0.0) * on
 
 
-def _target(x: jax.Array, z: jax.Array, on: jax.Array, count: jax.Array, centring=0.2) -> jax.Array:
-    """The product x·z to aim at next, `centring` of its mean; from rounding on it stays, and the steps polish."""
+def _target(
+    x: jax.Array, z: jax.Array, on: jax.Array, count: jax.Array, centring: jax.typing.ArrayLike = 0.2
+) -> jax.Array:
+    """The next target for the products x·z: `centring` times their mean, but not below rounding."""
     return jnp.maximum(centring * jnp.sum(x * z * on) / count, jnp.finfo(x.dtype).eps ** 1.5)
 
 
 def _centring(length: jax.Array) -> jax.Array:
-    """After a step cut short by the boundary the next one only evens the products x·z: else it can stall there."""
+    """After a step that the boundary shortened, the next one only equalises the products x·z: otherwise it can
+    stall."""
     return jnp.where(length < 0.6, 1.0, 0.2).astype(length.dtype)
 
 
-def _ridge(dtype) -> float:
-    """What bounds the derivative where the solution is not unique; elsewhere it is small beside the Hessian."""
-    return jnp.finfo(dtype).eps ** 0.5
+def _ridge(dtype: jnp.dtype) -> float:
+    """A bound for the derivative where the solution is not unique; elsewhere small compared with the Hessian."""
+    return float(jnp.finfo(dtype).eps ** 0.5)
 
 
 def _to_boundary(x: jax.Array, dx: jax.Array) -> jax.Array:
-    """The longest step ≤ 1 that keeps x + step · dx > 0, a little short of it."""
+    """0.995 times the longest step that keeps x + step · dx > 0, at most 1."""
     shrinking = dx < 0
     return jnp.minimum(1.0, 0.995 * jnp.min(jnp.where(shrinking, -x / jnp.where(shrinking, dx, -1.0), jnp.inf)))
 
 
-def _if_finite(new, old):
+def _where_finite(new: Tree, old: Tree) -> Tree:
+    """The new values if all are finite, otherwise the old ones."""
     good = jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in new]))
-    return jax.tree.map(lambda fresh, kept: jnp.where(good, fresh, kept), new, old)
+    return jax.tree.map(lambda a, b: jnp.where(good, a, b), new, old)
 
 
 def _only_derivative(x: jax.Array) -> jax.Array:

@@ -1,6 +1,6 @@
 """Functions of the eigenvalues of a Gram matrix; finite, with finite derivatives, where eigenvalues repeat or vanish.
 
-Autodiff of `eigh` divides by the differences of eigenvalues. Here the derivatives are written down instead.
+The derivative of `eigh` divides by the differences of eigenvalues. Here the derivatives are written out instead.
 """
 
 from __future__ import annotations
@@ -27,24 +27,24 @@ def inverse_power(matrix: jax.Array, power: float) -> jax.Array:
 def _inverse_power_jvp(power, primals, tangents):
     (matrix,), (tangent,) = primals, tangents
     vectors, f = _decomposition(matrix, power)
-    # Daleckii and Krein (1965): divided differences of f, here without a difference that could cancel.
+    # Daleckii and Krein (1965): divided differences of f, here without a difference that can cancel.
     product = f[:, None] * f[None, :]
     if power == -1.0:
         divided = -product
-        beside = f**2  # a live eigenvalue λ and a vanished one: f(λ)/λ
+        with_zero = f**2  # of a live eigenvalue λ and a vanished one: f(λ)/λ
     else:
         total = f[:, None] + f[None, :]
         divided = -(product**2) / jnp.where(total > 0, total, 1.0)
-        beside = f**3
+        with_zero = f**3
     dead = (f == 0).astype(f.dtype)
-    divided = divided + beside[:, None] * dead[None, :] + dead[:, None] * beside[None, :]
+    divided = divided + with_zero[:, None] * dead[None, :] + dead[:, None] * with_zero[None, :]
     inner = _matmul(_matmul(vectors.T, tangent), vectors)
     change = _matmul(_matmul(vectors, divided * inner), vectors.T)
     return _matmul(vectors * f[None, :], vectors.T), change
 
 
 def eigenvalues(matrix: jax.Array) -> jax.Array:
-    """Ascending eigenvalues float[K] of a symmetric matrix. Where some repeat the derivative is one of several."""
+    """Ascending eigenvalues float[K] of a symmetric matrix. Where some repeat, one of several derivatives is taken."""
     _, vectors = jnp.linalg.eigh(jax.lax.stop_gradient(matrix))
     return jnp.sum(vectors * _matmul(matrix, vectors), axis=0)
 

@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from mtl_jax.balancing import GRADIENT_TRANSFORMS, WEIGHTINGS, loss_weights, weightings
-from mtl_jax.balancing.combination import Aggregation
+from mtl_jax.balancing.combination import Aggregation, initial_state
+from mtl_jax.balancing.weightings import Weighting
 from mtl_jax.errors import UserError
 from mtl_jax.experiment import meta_spec
 from mtl_jax.models import ownership
@@ -67,19 +68,20 @@ def _aggregation(config, tasks: int):
 
     def make(**traced) -> Aggregation:
         if by_method:
-            return Aggregation(None, by_method(**{**options, **traced}))
+            return by_method(**{**options, **traced})
         weighting = WEIGHTINGS[entry.method](**{**options, **traced})
         if entry.smoothing:
             weighting = weightings.cr_mogm(weighting, entry.smoothing)
-        return Aggregation(weighting, None)
+        return weighting
 
     def tried():
         """Once, on shapes, for what depends on K."""
         method, some = make(), jnp.zeros((tasks, tasks))
         present = jnp.ones(tasks, bool)
-        if method.weighting:
-            return method.weighting.update(some, method.init(tasks, {}), key=jax.random.key(0), present=present)[0]
-        return method.transform.update({"x": some}, method.init(tasks, {"x": some[0]}), present=present)[0]
+        state = initial_state(method, tasks, {"x": some[0]})
+        if isinstance(method, Weighting):
+            return method.update(some, state, key=jax.random.key(0), present=present)[0]
+        return method.update({"x": some}, state, present=present)[0]
 
     try:
         jax.eval_shape(tried)
@@ -90,7 +92,7 @@ def _aggregation(config, tasks: int):
 
 def _plain_sum() -> Aggregation:
     """What is taken where the loss weights alone read the gradients."""
-    return Aggregation(weightings.WEIGHTINGS["sum"](), None)
+    return weightings.sum()
 
 
 def _shared(config, method, aggregation, trained, owned, tasks, auxiliary):
@@ -98,7 +100,8 @@ def _shared(config, method, aggregation, trained, owned, tasks, auxiliary):
     needs = method().needs & {"gradient_norms", "gram", "gradients"}
     if aggregation is None and not needs:
         return None
-    halves = 2 if aggregation and aggregation().weighting and aggregation().weighting.halves else 1
+    weighting = aggregation() if aggregation else None
+    halves = 2 if isinstance(weighting, Weighting) and weighting.halves else 1
     who = (
         f"config.aggregation.method: {config.aggregation.method!r}"
         f"{' with smoothing' * (config.aggregation.smoothing > 0)}"

@@ -60,11 +60,16 @@ class _Parser(flags.ArgumentParser):
 
     def parse(self, path: str) -> ConfigDict:
         """Raises UserError: there is no such file, or it raises an error, whose line is named."""
-        name, *argument = path.split(":", 1)
-        file = _file(name)
-        config = _of_run(file) if file.suffix == ".json" else _of_python(str(file), argument)
+        config = load(path)
         _add_splits(config, override_paths(sys.argv, self.name))
         return config.lock()
+
+
+def load(path: str) -> ConfigDict:
+    """The config that --config names: "quickstart:soft", "mine.py", "runs/x/config.json". UserError as of `parse`."""
+    name, *argument = path.split(":", 1)
+    file = _file(name)
+    return _of_run(file) if file.suffix == ".json" else _of_python(str(file), argument)
 
 
 def _file(name: str) -> pathlib.Path:

@@ -1,8 +1,8 @@
 """Weights α of the losses in Σ_k α_k L_k: pairs (init, update) with their state.
 
-A new method is a function that returns a `LossWeights`, and a line in `LOSS_WEIGHTS`. What it needs to know is a field
-of `Signals`, named in `LossWeights.needs`. Options that are numbers may be traced scalars: then they can be swept
-within one compiled program.
+A new method is a function that returns a `LossWeights`, and a line in `LOSS_WEIGHTS`. What it reads are fields of
+`Signals`, named in `LossWeights.needs`. Options that are numbers may be traced scalars, which can be swept in one
+compiled program.
 """
 
 from collections.abc import Callable

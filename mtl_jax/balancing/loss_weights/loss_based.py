@@ -1,4 +1,4 @@
-"""Weights from the losses of this and earlier steps."""
+"""Weights from the losses of this step and earlier ones."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from mtl_jax.balancing import options
-from mtl_jax.balancing.loss_weights.base import LossWeights, Signals, stateless
-from mtl_jax.balancing.options import Number
+from mtl_jax.balancing.loss_weights.base import LossWeights, Signals, State, stateless
+from mtl_jax.balancing.options import Number, PerTask
 
 
 class DwaState(NamedTuple):
@@ -22,7 +22,7 @@ class DwaState(NamedTuple):
 def dwa(temperature: Number = 2.0) -> LossWeights:
     """Dynamic weight average: α = K softmax(r / temperature), r_k = L_k[t−1] / L_k[t−2] (Liu et al. 2019, equation 7).
 
-    The paper takes a t per epoch, its losses averaged: update as often. r_k = 1 until a task has two losses behind it.
+    In the paper t counts epochs, with mean losses: update as often. r_k = 1 until a task has had two losses.
     Raises ValueError for a temperature that is not positive.
     """
     options.check_interval("temperature", temperature, 0.0, ends="()")
@@ -48,7 +48,7 @@ def gls() -> LossWeights:
     """Geometric loss strategy: the objective is (Π L_k)^(1/n) over the n tasks present (Chennupati et al. 2019).
 
     α_k = GLS / (n L_k), held constant: Σ α_k L_k has the value and the gradient of the geometric mean. Losses must be >
-    0; one of 0, at which the mean has no gradient, is left out.
+    0; a loss of 0, at which the mean has no gradient, is left out.
     """
 
     def alpha(signals: Signals) -> jax.Array:
@@ -62,34 +62,35 @@ def gls() -> LossWeights:
     return stateless(alpha, "losses")
 
 
-def stch(mu: Number = 1.0, preference=None, ideal=None) -> LossWeights:
+def stch(mu: Number = 1.0, preference: PerTask | None = None, ideal: PerTask | None = None) -> LossWeights:
     """Smooth Tchebycheff: the objective is μ log Σ exp(p_k (L_k − z_k) / μ) over the tasks present (Lin et al. 2024).
     μ → 0 is the largest p_k (L_k − z_k).
 
-    p = `preference` [K], 1 without it; z = `ideal` [K], the losses to be reached, 0 without it. The value of the
-    objective is Σ α_k L_k + extra_loss. Raises ValueError unless μ > 0.
+    p = `preference` [K], by default 1; z = `ideal` [K], the losses to reach, by default 0. The value of the objective
+    is Σ α_k L_k + extra_loss. Raises ValueError unless μ > 0.
     """
     options.check_interval("mu", mu, 0.0, ends="()")
-    preference = options.preference_vector(preference)
-    ideal = None if ideal is None else options.task_values("ideal", ideal)
+    preferred = options.preference_vector(preference)
+    lowest_losses = None if ideal is None else options.task_values("ideal", ideal)
 
-    def update(signals: Signals, state: tuple):
+    def update(signals: Signals, state: State) -> tuple[jax.Array, jax.Array, State]:
         losses, present = jax.lax.stop_gradient(signals.losses), signals.present
         count, dtype = losses.size, losses.dtype
         smooth = options.as_scalar(mu, dtype)
-        wanted = jnp.ones(count, dtype)
-        if preference is not None:
-            wanted = options.task_array("preference", preference, count, dtype)
-        lowest = jnp.zeros(count, dtype) if ideal is None else options.task_array("ideal", ideal, count, dtype)
-        away = jnp.where(present, wanted * (losses - lowest), -jnp.inf)
-        largest = jnp.max(away)
+        p, z = jnp.ones(count, dtype), jnp.zeros(count, dtype)
+        if preferred is not None:
+            p = options.task_array("preference", preferred, count, dtype)
+        if lowest_losses is not None:
+            z = options.task_array("ideal", lowest_losses, count, dtype)
+        distance = jnp.where(present, p * (losses - z), -jnp.inf)
+        largest = jnp.max(distance)
         largest = jnp.where(jnp.isfinite(largest), largest, 0.0)
-        powers = jnp.exp((away - largest) / smooth)
+        powers = jnp.exp((distance - largest) / smooth)
         total = jnp.maximum(jnp.sum(powers), jnp.finfo(dtype).tiny)
-        alpha = wanted * powers / total
+        alpha = p * powers / total
         value = jnp.where(jnp.any(present), largest + smooth * jnp.log(total), 0.0)
         sum_of_weighted = jnp.sum(alpha * jnp.where(present, losses, 0.0))
-        held_constant = jax.lax.stop_gradient((alpha, value - sum_of_weighted))
-        return *held_constant, state
+        alpha, extra = jax.lax.stop_gradient((alpha, value - sum_of_weighted))
+        return alpha, extra, state
 
     return LossWeights(lambda count: (), update, frozenset({"losses"}))

@@ -1,4 +1,4 @@
-"""Weights from what the model predicts and how well: by the classes it predicts, by its scores on dev."""
+"""Weights from what the model predicts, by class, and from its scores on dev."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mtl_jax.balancing.options import Number
 
 
 class DivergenceState(NamedTuple):
-    """averages float[K] of the divergences; seen int32[K]: updates that went into each."""
+    """averages float[K] of the divergences; seen int32[K]: number of updates in each."""
 
     averages: jax.Array
     seen: jax.Array
@@ -21,11 +21,11 @@ class DivergenceState(NamedTuple):
 
 def kl(decay: Number = 0.9) -> LossWeights:
     """α_k = n D_k / Σ_j D_j over the n tasks, D_k = KL(q_k ‖ p_k) = Σ_c q_kc log(q_kc / p_kc): most weight where the
-    classes that the model predicts, p_k, are distributed least like the labels, q_k.
+    distribution of predicted classes, p_k, differs most from that of the labels, q_k.
 
-    D (Kullback & Leibler 1951) is taken over the classes in the batch
-    (`class_divergence`) and averaged over updates with `decay`. Of several such weightings in use this is the one in
-    proportion. Tasks without a divergence get α = 1, the others have mean 1. ValueError unless 0 ≤ decay < 1.
+    D (Kullback & Leibler 1951) is taken over the classes in the batch (`class_divergence`) and averaged over updates
+    with `decay`. Several such weightings are in use; this one is proportional to D. Tasks without a divergence get
+    α = 1, the others have mean 1. Raises ValueError unless 0 ≤ decay < 1.
     """
     options.check_interval("decay", decay, 0.0, 1.0, "[)")
 
@@ -33,30 +33,30 @@ def kl(decay: Number = 0.9) -> LossWeights:
         return DivergenceState(jnp.zeros(count), jnp.zeros(count, jnp.int32))
 
     def update(signals: Signals, state: DivergenceState):
-        found = jax.lax.stop_gradient(require_signal(signals, "divergences", "kl"))
+        divergences = jax.lax.stop_gradient(require_signal(signals, "divergences", "kl"))
         dtype = state.averages.dtype
-        new = signals.present & jnp.isfinite(found)
+        new = signals.present & jnp.isfinite(divergences)
         keep = options.as_scalar(decay, dtype)
-        averages = jnp.where(new, keep * state.averages + (1.0 - keep) * found.astype(dtype), state.averages)
+        averages = jnp.where(new, keep * state.averages + (1.0 - keep) * divergences.astype(dtype), state.averages)
         seen = state.seen + new.astype(jnp.int32)
         known = seen > 0
         current = jnp.where(known, averages / jnp.where(known, 1.0 - keep ** seen.astype(dtype), 1.0), 0.0)
         total = jnp.sum(current)
         count = jnp.sum(known.astype(dtype))
-        share = jnp.where(known & (total > 0), count * current / jnp.where(total > 0, total, 1.0), 1.0)
-        alpha = jax.lax.stop_gradient(share).astype(signals.losses.dtype)
+        proportional = jnp.where(known & (total > 0), count * current / jnp.where(total > 0, total, 1.0), 1.0)
+        alpha = jax.lax.stop_gradient(proportional).astype(signals.losses.dtype)
         return alpha, jnp.zeros((), alpha.dtype), DivergenceState(averages, seen)
 
     return LossWeights(init, update, frozenset({"divergences"}))
 
 
 def class_divergence(labels: jax.Array, predictions: jax.Array) -> jax.Array:
-    """KL(q ‖ p) in nats, a scalar ≥ 0, NaN where a sum is 0: q and p are the two arguments divided by their sums.
+    """KL(q ‖ p) in nats, a scalar ≥ 0, NaN if a sum is 0: q and p are the two arguments divided by their sums.
 
     Args:
       labels: how often each class is the label, or the sum of soft labels, float[C].
-      predictions: the sum of predicted probabilities over the same examples, float[C]. Both are sums, which may be
-        added over devices and micro-batches before.
+      predictions: the sum of predicted probabilities over the same examples, float[C]. Both may have been summed over
+        devices and micro-batches.
     """
     tiny = jnp.finfo(labels.dtype).tiny
     q, p = labels / jnp.sum(labels), predictions / jnp.sum(predictions)
@@ -76,8 +76,8 @@ def dtp(gamma: Number = 1.0, decay: Number = 0.9) -> LossWeights:
     """Dynamic task priority: α_k = −(1 − κ_k)^γ log κ_k, the focal loss of the task's score κ (Guo et al. 2018):
     difficult tasks first.
 
-    κ is the moving average of `Signals.scores`, decay per update; kept ≥ 1e-3 (α ≤ 6.9). Tasks without a score yet get
-    α = 1. Raises ValueError unless γ ≥ 0 and 0 ≤ decay < 1.
+    κ is the moving average of `Signals.scores`, decay per update, clipped to ≥ 1e-3 (α ≤ 6.9). Tasks without a score
+    get α = 1. Raises ValueError unless γ ≥ 0 and 0 ≤ decay < 1.
     """
     options.check_interval("gamma", gamma, 0.0)
     options.check_interval("decay", decay, 0.0, 1.0, "[)")
@@ -86,11 +86,11 @@ def dtp(gamma: Number = 1.0, decay: Number = 0.9) -> LossWeights:
         return PriorityState(jnp.zeros(count), jnp.zeros(count, bool))
 
     def update(signals: Signals, state: PriorityState):
-        found = jax.lax.stop_gradient(require_signal(signals, "scores", "dtp")).astype(state.averages.dtype)
+        scores = jax.lax.stop_gradient(require_signal(signals, "scores", "dtp")).astype(state.averages.dtype)
         dtype = state.averages.dtype
-        new = jnp.isfinite(found)
+        new = jnp.isfinite(scores)
         keep = jnp.where(state.seen, options.as_scalar(decay, dtype), 0.0)  # the first score is taken as it is
-        averages = jnp.where(new, keep * state.averages + (1.0 - keep) * found, state.averages)
+        averages = jnp.where(new, keep * state.averages + (1.0 - keep) * scores, state.averages)
         seen = state.seen | new
         score = jnp.clip(averages, 1e-3, 1.0)
         missing = 1.0 - score

@@ -1,7 +1,7 @@
 """Weights of the tasks' gradients as functions of their Gram matrix: K×K in, K out, inside the compiled step.
 
-Each method is a function that returns a `Weighting`; `aggregation` makes optax transformations of them. No method needs
-the gradients themselves. All are `vmap`-able, with finite values and derivatives for zero gradients, rank deficiency,
+Each method is a function that returns a `Weighting`; `aggregation` makes optax transformations of them. None needs the
+gradients themselves. All are `vmap`-able, with finite values and derivatives for zero gradients, rank deficiency,
 absent tasks and a single task. A new method is a function in the file of its family, and a line in `WEIGHTINGS`.
 """
 

@@ -14,8 +14,8 @@ from mtl_jax.balancing.weightings.base import Weighting, cosines, safe_sqrt, sta
 def nash_mtl() -> Weighting:
     """The Nash bargaining solution, G w = 1/w elementwise (Navon et al. 2022, claim 3.1): FairGrad with α = 1.
 
-    The combined gradient has norm √n for n tasks, whatever theirs; the authors' code clips it to norm 1 behind
-    (`optax.clip_by_global_norm(1.0)`). As `fairgrad` about gradients without a common direction.
+    The combined gradient has norm √n for n tasks, for gradients of any norm; the authors' code then clips it
+    to norm 1 (`optax.clip_by_global_norm(1.0)`). For gradients without a common direction see `fairgrad`.
     """
     return fairgrad(1.0)
 
@@ -23,10 +23,10 @@ def nash_mtl() -> Weighting:
 def fairgrad(alpha: Number = 1.0) -> Weighting:
     """α-fair allocation of the improvement, G w = w^(−1/α) elementwise (Ban & Ji 2024, equation 7).
 
-    α = 1 is Nash-MTL, α → ∞ tends to the direction of MGDA where that has only positive weights. The equation is solved
-    for the gradients scaled to norm 1 and 10 K eps added to the diagonal, eps the precision of the dtype: so the
-    weights stay finite where some non-negative combination of the gradients is zero and there is no solution. Tasks
-    with a gradient of zero get weight 0. Raises ValueError unless α > 0.
+    α = 1 is Nash-MTL, α → ∞ tends to the direction of MGDA if that has only positive weights. The equation is solved
+    for the gradients scaled to norm 1 with 10 K eps added to the diagonal, eps the precision of the dtype: the weights
+    stay finite if some non-negative combination of the gradients is zero and there is no solution. Tasks with a
+    gradient of zero get weight 0. Raises ValueError unless α > 0.
     """
     options.check_interval("alpha", alpha, 0.0, ends="()")
 

@@ -18,6 +18,7 @@ from mtl_jax.balancing.weightings.base import (
     scale_gram,
     stateless,
 )
+from mtl_jax.sharing.gram import Tree
 
 
 def mgda() -> Weighting:
@@ -42,35 +43,35 @@ def cagrad(c: Number = 0.4) -> Weighting:
     """Conflict-averse gradient: the best worst improvement within c‖g_0‖ of the mean g_0 (Liu et al. 2021).
 
     weights = 1/n + c (‖g_0‖ / ‖g_w‖) w, w = argmin over the simplex of g_w·g_0 + c ‖g_0‖ ‖g_w‖. Not divided by 1 + c²,
-    as some code does. c = 0 is the mean. Where ‖g_w‖ vanishes no step improves all tasks, and the mean is left.
+    as some code does. c = 0 is the mean. If ‖g_w‖ vanishes, no step improves all tasks, and the result is the mean.
     Raises ValueError unless 0 ≤ c < 1.
     """
     options.check_interval("c", c, 0.0, 1.0, "[)")
 
     def weights(gram: jax.Array, key: jax.Array, present: jax.Array) -> jax.Array:
-        share = normalised_preference(gram, present)
+        equal = normalised_preference(gram, present)
         if options.is_concrete(c) and c == 0:
-            return share
-        # in v, w_k = v_k · least norm / ‖g_k‖, all is of order 1 however the norms differ; F is homogeneous
+            return equal
+        # in v, with w_k = v_k · least norm / ‖g_k‖, all terms are of order 1 for any norms; F is homogeneous
         similarity, normal, live = _relative(gram, present)
         gram = scale_gram(gram)
-        length = safe_sqrt(dot(share, dot(gram, share)))
-        towards_mean = safe_divide(dot(similarity, share * safe_sqrt(jnp.diagonal(gram))), length)
+        length = safe_sqrt(dot(equal, dot(gram, equal)))
+        towards_mean = safe_divide(dot(similarity, equal * safe_sqrt(jnp.diagonal(gram))), length)
         radius = options.as_scalar(c, gram.dtype)
-        least = 10 * jnp.finfo(gram.dtype).eps ** 0.5  # below it ‖g_v‖ is rounding, and no step improves all tasks
+        least = 10 * jnp.finfo(gram.dtype).eps ** 0.5  # smaller ‖g_v‖ are rounding: no step improves all tasks
 
-        def derivatives(data, x: jax.Array, floor) -> tuple[jax.Array, jax.Array]:
-            # ‖g_v‖ = min over s of ½ (‖g_v‖²/s + s), s the last variable: Newton then meets no kink at 0
+        def derivatives(data: Tree, x: jax.Array, floor: jax.typing.ArrayLike) -> tuple[jax.Array, jax.Array]:
+            # ‖g_v‖ = min over s of ½ (‖g_v‖²/s + s), s the last variable: Newton steps then have no kink at 0
             similarity, towards_mean, radius = data
             v, s = x[:-1], jnp.maximum(x[-1], floor)
             product = dot(similarity, v) / s
             ratio = dot(v, product) / s
             gradient = jnp.append(towards_mean + radius * product, 0.5 * radius * (1.0 - ratio))
-            beside = -product[:, None]
-            return gradient, radius / s * jnp.block([[similarity, beside], [beside.T, ratio[None, None]]])
+            mixed = -product[:, None]
+            return gradient, radius / s * jnp.block([[similarity, mixed], [mixed.T, ratio[None, None]]])
 
-        def raised(data, x: jax.Array) -> jax.Array:
-            # the best s is ‖g_v‖; a step that was cut short can leave it far below, from where Newton but doubles it
+        def raised(data: Tree, x: jax.Array) -> jax.Array:
+            # the best s is ‖g_v‖; a shortened step can leave it far below, from where Newton steps only double it
             v = x[:-1]
             return x.at[-1].set(jnp.maximum(x[-1], safe_sqrt(dot(v, dot(data[0], v)))))
 
@@ -78,18 +79,18 @@ def cagrad(c: Number = 0.4) -> Weighting:
         data = similarity, towards_mean, radius
         v = simplex_minimum(derivatives, data, *extended, iterations=100, raised=raised)[:-1]
         norm = safe_sqrt(dot(v, dot(similarity, v)))
-        # a gradient of zero takes all of w unless F < 0 can be had without it
+        # a gradient of zero takes all of w unless F < 0 is possible without it
         helps = jnp.all(live | ~present) | (dot(v, towards_mean) + radius * norm < 0)
         factor = jnp.where(helps, radius * length / jnp.maximum(norm, least), 0.0)
-        return share + factor * v * jnp.where(
-            live, safe_divide(jnp.ones_like(share), safe_sqrt(jnp.diagonal(gram))), 0.0
+        return equal + factor * v * jnp.where(
+            live, safe_divide(jnp.ones_like(equal), safe_sqrt(jnp.diagonal(gram))), 0.0
         )
 
     return stateless(weights)
 
 
 def _relative(gram: jax.Array, present: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Cosines [K, K]; least norm / ‖g_k‖ [K]; and which tasks are present with a gradient that is not zero, bool[K]."""
+    """Cosines [K, K]; least norm / ‖g_k‖ [K]; and which tasks are present with a non-zero gradient, bool[K]."""
     similarity, inverse_norms = cosines(gram, present)
     live = inverse_norms > 0
     return similarity, jnp.where(live, safe_divide(inverse_norms, jnp.max(inverse_norms)), 1.0), live
@@ -98,8 +99,8 @@ def _relative(gram: jax.Array, present: jax.Array) -> tuple[jax.Array, jax.Array
 def _least_norm_of_two(gram: jax.Array, present: jax.Array) -> jax.Array:
     """min over t in [0, 1] of ‖t g_0 + (1 − t) g_1‖: t = (g_1 − g_0)·g_1 / ‖g_0 − g_1‖²."""
     distance = gram[0, 0] + gram[1, 1] - 2.0 * gram[0, 1]
-    apart = distance > 0
-    first = jnp.where(apart, (gram[1, 1] - gram[0, 1]) / jnp.where(apart, distance, 1.0), 0.5)
+    distinct = distance > 0
+    first = jnp.where(distinct, (gram[1, 1] - gram[0, 1]) / jnp.where(distinct, distance, 1.0), 0.5)
     first = jnp.clip(first, 0.0, 1.0)
     both = present[0] & present[1]
     return jnp.where(both, jnp.stack([first, 1.0 - first]), present.astype(gram.dtype))

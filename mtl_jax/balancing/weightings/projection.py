@@ -1,8 +1,9 @@
-"""Gradients that are moved, one against the other in random order: PCGrad and Gradient Vaccine."""
+"""Each gradient is changed against the others, one after another in random order: PCGrad and Gradient Vaccine."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -11,9 +12,9 @@ from mtl_jax.balancing import options
 from mtl_jax.balancing.options import Number
 from mtl_jax.balancing.weightings.base import Weighting, dot, mask_absent, require_task_count, safe_sqrt, stateless
 
-# (coefficients [K] of the gradient so far, index of the other, what is kept of the pair) -> (its coefficient grows by,
-# what is kept)
-Move = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
+# (coefficients [K] of a task's gradient so far, index of another task, state of the pair) -> (change of the other's
+# coefficient, new state of the pair)
+Move: TypeAlias = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
 
 
 def pcgrad() -> Weighting:
@@ -25,70 +26,71 @@ def pcgrad() -> Weighting:
     def weights(gram: jax.Array, key: jax.Array, present: jax.Array) -> jax.Array:
         squares = jnp.diagonal(gram)
 
-        def move(coefficients, other, kept):
+        def move(coefficients: jax.Array, other: jax.Array, state: jax.Array) -> tuple[jax.Array, jax.Array]:
             product = dot(gram[other], coefficients)
             conflict = (product < 0) & (squares[other] > 0)
-            return jnp.where(conflict, -product / jnp.where(conflict, squares[other], 1.0), 0.0), kept
+            return jnp.where(conflict, -product / jnp.where(conflict, squares[other], 1.0), 0.0), state
 
-        return _one_against_the_other(move, jnp.zeros_like(gram), key, present)[0]
+        return _sum_of_moved(move, jnp.zeros_like(gram), key, present)[0]
 
     return stateless(weights)
 
 
 def gradvac(beta: Number = 1e-2, target: float = 0.0) -> Weighting:
-    """Gradient Vaccine: where the cosine to another gradient is below its moving average, it is raised to it.
+    """Gradient Vaccine: a cosine to another gradient that is below its moving average is raised to it (Wang et al.
+    2021, algorithm 1 and equation 3).
 
-    (Wang et al. 2021, algorithm 1 and equation 3, summed as PCGrad.) The state holds the averages [K, K] of the cosine
-    that task i's gradient, as moved so far, had to task j's: φ ← (1 − β) φ + β cos, from `target` on. With β = 0 and
-    target 0 it is PCGrad. Raises ValueError unless 0 ≤ β ≤ 1 and −1 ≤ target ≤ 1.
+    The gradients are summed, as in PCGrad. The state holds the averages [K, K] of the cosine between task i's gradient,
+    as changed so far, and task j's: φ ← (1 − β) φ + β cos, starting at `target`. With β = 0 and target 0 it is PCGrad.
+    Raises ValueError unless 0 ≤ β ≤ 1 and −1 ≤ target ≤ 1.
     """
     options.check_interval("beta", beta, 0.0, 1.0)
     options.check_interval("target", target, -1.0, 1.0)
 
     def init(count: int | None) -> jax.Array:
-        count = require_task_count("gradvac", count)
-        return jnp.full((count, count), float(target))
+        tasks = require_task_count("gradvac", count)
+        return jnp.full((tasks, tasks), float(target))
 
     def update(gram: jax.Array, state: jax.Array, *, key: jax.Array, present: jax.Array):
         gram = mask_absent(gram, present)
         rate = options.as_scalar(beta, gram.dtype)
         norms = safe_sqrt(jnp.diagonal(gram))
 
-        def move(coefficients, other, aim):
+        def move(coefficients: jax.Array, other: jax.Array, aim: jax.Array) -> tuple[jax.Array, jax.Array]:
             along = dot(gram[other], coefficients)
             norm = safe_sqrt(dot(coefficients, dot(gram, coefficients)))
             length = norm * norms[other]
             live = length > 0
             cosine = jnp.clip(jnp.where(live, along / jnp.where(live, length, 1.0), 0.0), -1.0, 1.0)
             sine, sine_aimed = safe_sqrt(1.0 - cosine**2), safe_sqrt(1.0 - aim**2)
-            act = live & (cosine < aim) & (sine_aimed > 0)  # an average of 1 cannot be reached
+            act = live & (cosine < aim) & (sine_aimed > 0)  # a cosine of 1 cannot be reached
             below = jnp.where(act, norms[other] * sine_aimed, 1.0)
             change = jnp.where(act, norm * (aim * sine - cosine * sine_aimed) / below, 0.0)
             return change, jnp.where(live, (1.0 - rate) * aim + rate * cosine, aim)
 
-        weights, after = _one_against_the_other(move, state.astype(gram.dtype), key, present)
-        return weights, jax.lax.stop_gradient(after).astype(state.dtype)
+        weights, averages = _sum_of_moved(move, state.astype(gram.dtype), key, present)
+        return weights, jax.lax.stop_gradient(averages).astype(state.dtype)
 
     return Weighting(init, update)
 
 
-def _one_against_the_other(move: Move, kept: jax.Array, key: jax.Array, present: jax.Array):
-    """Σ over tasks of the coefficients [K] of their moved gradients, and what is kept of each pair [K, K]."""
+def _sum_of_moved(move: Move, states: jax.Array, key: jax.Array, present: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Σ over tasks of the coefficients [K] of their changed gradients, and the new states of the pairs [K, K]."""
     count = present.size
 
-    def of_task(task: jax.Array, task_key: jax.Array, kept: jax.Array):
+    def moved(task: jax.Array, task_key: jax.Array, states: jax.Array) -> tuple[jax.Array, jax.Array]:
         order = jax.random.permutation(task_key, count)
 
-        def against(step, carry):
-            coefficients, kept = carry
+        def against(step: int, carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+            coefficients, states = carry
             other = order[step]
-            change, new = move(coefficients, other, kept[other])
+            change, new = move(coefficients, other, states[other])
             acts = (other != task) & present[other] & present[task]
-            change, new = jnp.where(acts, change, 0.0), jnp.where(acts, new, kept[other])
-            return coefficients.at[other].add(change), kept.at[other].set(new)
+            change, new = jnp.where(acts, change, 0.0), jnp.where(acts, new, states[other])
+            return coefficients.at[other].add(change), states.at[other].set(new)
 
-        alone = jnp.zeros(count, kept.dtype).at[task].set(present[task].astype(kept.dtype))
-        return jax.lax.fori_loop(0, count, against, (alone, kept))
+        unchanged = jnp.zeros(count, states.dtype).at[task].set(present[task].astype(states.dtype))
+        return jax.lax.fori_loop(0, count, against, (unchanged, states))
 
-    coefficients, kept = jax.vmap(of_task)(jnp.arange(count), jax.random.split(key, count), kept)
-    return jnp.sum(coefficients, axis=0), kept
+    coefficients, states = jax.vmap(moved)(jnp.arange(count), jax.random.split(key, count), states)
+    return jnp.sum(coefficients, axis=0), states

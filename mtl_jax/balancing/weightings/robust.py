@@ -10,12 +10,12 @@ from mtl_jax.balancing.weightings.base import Weighting, stateless
 
 
 def krum(byzantine: int = 1, selected: int = 1) -> Weighting:
-    """The gradient nearest to its neighbours, or the mean of the `selected` such (Blanchard et al. 2017, Krum and
-    Multi-Krum).
+    """The gradient nearest to its neighbours, or the mean of the `selected` nearest ones (Blanchard et al. 2017, Krum
+    and Multi-Krum).
 
-    The score of a gradient is the sum of squared distances to its n − f − 2 nearest others (at least one), n tasks
-    present, f = `byzantine` of them not to be trusted. Raises ValueError unless f ≥ 0, selected ≥ 1, and at update for
-    K < f + 3 or K < selected.
+    The score of a gradient is the sum of squared distances to its n − f − 2 nearest neighbours (at least one), n the
+    tasks present, f = `byzantine` the number of untrusted ones. Raises ValueError unless f ≥ 0, selected ≥ 1, and at
+    update for K < f + 3 or K < selected.
     """
     options.check_integer("byzantine", byzantine, 0)
     options.check_integer("selected", selected, 1)

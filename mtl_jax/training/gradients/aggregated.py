@@ -15,8 +15,9 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from mtl_jax.balancing.combination import Aggregation
+from mtl_jax.balancing.combination import Aggregation, initial_state
 from mtl_jax.balancing.loss_weights import LossWeights
+from mtl_jax.balancing.weightings import Weighting
 from mtl_jax.models.ownership import SliceOwners, name_key
 from mtl_jax.training import clipping
 from mtl_jax.training import objective as terms
@@ -50,7 +51,7 @@ class AggregatedGradient(NamedTuple):
     def init(self, trained: FlatParams, tasks: int) -> Balance:
         """See `base.DataGradient`."""
         shared = {path: trained[path] for path in self.shared.owners}
-        return initial_balance(self.loss_weights(), tasks, shared, self.aggregation().init(tasks, shared))
+        return initial_balance(self.loss_weights(), tasks, shared, initial_state(self.aggregation(), tasks, shared))
 
     def update(self, inputs: StepInputs) -> DataStep:
         """See `base.DataGradient`. metrics: {"balanced": {"weights": [K], of the aggregation; "task_norms": [K], of
@@ -87,9 +88,9 @@ class AggregatedGradient(NamedTuple):
         shared, by_task, present = self.shared, first.gradients, inputs.total > 0
         aggregation, before = self.aggregation(**inputs.hyper.aggregation), inputs.balance.aggregation
         key = jax.random.fold_in(inputs.key, name_key("aggregation"))
-        if aggregation.weighting:
+        if isinstance(aggregation, Weighting):
             weighed = products * applied[:, None] * applied[None, :]
-            weights, state = aggregation.weighting.update(weighed, before, key=key, present=present)
+            weights, state = aggregation.update(weighed, before, key=key, present=present)
             chex.assert_equal_shape([weights, applied])
             factors = weights * applied
             if shared.twice:
@@ -102,7 +103,7 @@ class AggregatedGradient(NamedTuple):
             path: leaf * applied.reshape(-1, *(1,) * (leaf.ndim - 1))
             for path, leaf in per_task.dense_gradients(shared, by_task, shapes).items()
         }
-        joined, state = aggregation.transform.update(updates, before, present=present, losses=first.losses, key=key)
+        joined, state = aggregation.update(updates, before, present=present, losses=first.losses, key=key)
         chex.assert_trees_all_equal_shapes(joined, {path: shapes[path] for path in joined})
         own = per_task.unshared_slices(shared, by_task, applied, shapes)
         return _Combined(weights, first.gradient | {path: leaf + own[path] for path, leaf in joined.items()}, state)
