@@ -32,7 +32,7 @@ from mtl_jax.data.records import Note, Record, suggestion
 from mtl_jax.errors import UserError
 
 TEXTS = "texts"  # lines of text, a JSON object in a line where it begins with "{"; a JSON list of objects
-TEXT = ""  # the field of a record of `STRING_FIELDS` that is a plain line
+TEXT = ""  # the field of a record of `TEXTS` that is a plain line
 _READER_OF_SUFFIX = {
     ".json": "jsonl",
     ".jsonl": "jsonl",
@@ -51,7 +51,7 @@ _JSON_LIST_START = re.compile(r"\s*\[\s*(\{.*|)", re.DOTALL)
 
 
 class Format(NamedTuple):
-    """How a file is read: `reader` of `READERS`, or `STRING_FIELDS`; `dataset` of the run or "", `fields` of its
+    """How a file is read: `reader` of `READERS`, or `TEXTS`; `dataset` of the run or "", `fields` of its
     text.
     """
 
@@ -212,7 +212,7 @@ def _read(form: Format, location: Location, split: str) -> Iterator[Record | Not
 
 
 def _texts(lines: Iterator[tuple[int, str]], name: str, location: Location | None) -> Iterator[Record]:
-    """Records of `STRING_FIELDS`; blank lines are skipped. Raises UserError as `read_jsonl` does."""
+    """Records of `TEXTS`; blank lines are skipped. Raises UserError as `read_jsonl` does."""
     lines = ((number, line) for number, line in lines if line.strip())
     first = next(lines, None)
     if first is None:

@@ -68,7 +68,7 @@ def assemble(config: Any, data: Corpus, architecture: Architecture | None, pretr
     """
     names = data.layout.tasks
     model = make_model(config, architecture, pretrained_params, data)
-    owned = ownership.assign(
+    owned = ownership.assign_owners(
         names, len(model.layers), config.sharing.trunk, config.sharing.groups.to_dict(), tuple(config.tasks)
     )
     tasks = {name: _task(config, name, data, model.embed.width) for name in names}
@@ -145,7 +145,7 @@ def assemble(config: Any, data: Corpus, architecture: Architecture | None, pretr
 
 def _auxiliary(config, net, tasks) -> dict[str, float]:
     """{what mixers and heads add to the losses of the tasks: its factor where the config names none}."""
-    found = dict(net.added)
+    found = dict(net.auxiliary)
     for name, task in tasks.items():
         found |= {auxiliary_name(name, loss): factor for loss, factor in task.auxiliary.items()}
     for name in config.auxiliary:

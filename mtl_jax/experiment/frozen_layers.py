@@ -12,7 +12,7 @@ from mtl_jax.data.corpus import Corpus
 from mtl_jax.data.notices import INFORMATION, Notice
 from mtl_jax.errors import UserError
 from mtl_jax.experiment.model import layer_count, make_model
-from mtl_jax.models.ownership import paths
+from mtl_jax.models.ownership import layer_paths
 from mtl_jax.models.pretrained import Pretrained
 from mtl_jax.runtime.progress import progress_bar
 from mtl_jax.training.parameter_paths import flatten, matching
@@ -29,7 +29,7 @@ def frozen_layers(config: Any, pretrained_params: Any) -> tuple[str, ...]:
     if not config.optimizer.cache_frozen:
         return ()
     found = []
-    for path in paths(layer_count(config, len(pretrained_params) - 1)):
+    for path in layer_paths(layer_count(config, len(pretrained_params) - 1)):
         leaves = flatten({path: pretrained_params[path]})
         if len(matching(leaves, config.optimizer.freeze)) < len(leaves):
             break
@@ -48,7 +48,7 @@ def cache_frozen_outputs(config: Any, data: Corpus, encoder: Pretrained | None) 
     if not layers:
         return data
     model = make_model(config, encoder.architecture, encoder.params, data)
-    modules = dict(zip(paths(len(model.layers)), [model.embed, *model.layers], strict=True))
+    modules = dict(zip(layer_paths(len(model.layers)), [model.embed, *model.layers], strict=True))
 
     @jax.jit
     def outputs(params, tokens, position, token_type, segment):

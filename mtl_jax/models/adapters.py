@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from mtl_jax.models.mixers.columns import require_choice, require_whole
+from mtl_jax.models.mixers.columns import require_choice, require_integer
 
 Params = Mapping[str, Any]
 _HIGHEST = jax.lax.Precision.HIGHEST
@@ -46,7 +46,7 @@ def bottleneck(size: int = 32, activation: str = "relu") -> Adapter:
     Raises:
       ValueError: for options that are out of range.
     """
-    require_whole("size", size, 1)
+    require_integer("size", size, 1)
     require_choice("activation", activation, ("relu", "gelu"))
     act = getattr(jax.nn, activation)
 
@@ -85,7 +85,7 @@ def lora(rank: int = 8, alpha: float = 16.0, leaves: str = "(query|value|input)/
     Raises:
       ValueError: at `init`, where no kernel matches; for options that are out of range.
     """
-    require_whole("rank", rank, 1)
+    require_integer("rank", rank, 1)
     try:
         chosen = re.compile(leaves)
     except re.error as error:

@@ -11,17 +11,17 @@ import jax
 import jax.numpy as jnp
 
 from mtl_jax.models.dropout import Noise
-from mtl_jax.models.row_chunks import alone_on_cpu, in_parts
+from mtl_jax.models.row_chunks import in_row_chunks, is_single_cpu
 
-PART = 512  # tokens of a layer that are computed at once on CPU, see `parts`
-PARTS = 2
+CHUNK_TOKENS = 512  # tokens of a layer that are computed at once on CPU, see `parts`
+MAX_CHUNKS = 2
 
 
 def layer_function(module: nn.Module, remat: bool):
     """(params of one owner, inputs, noise) -> [R, T, D]."""
 
     def function(params, inputs, noise):
-        return applied(module, {"params": params}, inputs, noise)
+        return apply_module(module, {"params": params}, inputs, noise)
 
     whole = jax.checkpoint(function) if remat else function
     if not getattr(module, "rows_in_parts", False):
@@ -29,10 +29,10 @@ def layer_function(module: nn.Module, remat: bool):
 
     def by_parts(params, inputs, noise):
         tokens = inputs[-1].size
-        count = min(PARTS, tokens // PART) if alone_on_cpu() else 1
+        count = min(MAX_CHUNKS, tokens // CHUNK_TOKENS) if is_single_cpu() else 1
         if noise is None:
-            return in_parts(lambda *inputs: whole(params, inputs, None), count, *inputs)
-        return in_parts(
+            return in_row_chunks(lambda *inputs: whole(params, inputs, None), count, *inputs)
+        return in_row_chunks(
             lambda keys, *inputs: whole(params, inputs, noise._replace(keys=keys)), count, noise.keys, *inputs
         )
 
@@ -40,7 +40,7 @@ def layer_function(module: nn.Module, remat: bool):
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def applied(module: nn.Module, variables, inputs, noise) -> jax.Array:
+def apply_module(module: nn.Module, variables, inputs, noise) -> jax.Array:
     """A module on its inputs; what an embedding takes besides its four arrays are the pictures (patch, pixels).
 
     Within `jit`, so that layers of one form are traced and lowered once; XLA writes out the calls. So the fields of a
@@ -49,7 +49,7 @@ def applied(module: nn.Module, variables, inputs, noise) -> jax.Array:
     return module.apply(variables, *inputs[:4], noise, *inputs[4:])
 
 
-def by_kind(inputs) -> list[list[int]]:
+def group_by_pictures(inputs) -> list[list[int]]:
     """Numbers of the streams, those with pictures apart from those of text alone, which are then computed as ever."""
     kinds: dict[int, list[int]] = {}
     for number, own in enumerate(inputs):
@@ -57,7 +57,7 @@ def by_kind(inputs) -> list[list[int]]:
     return list(kinds.values())
 
 
-class Part(NamedTuple):
+class OwnedParams(NamedTuple):
     """Some of a layer's parameters, and whose they are.
 
     params  leaves [O, ...]
@@ -68,7 +68,7 @@ class Part(NamedTuple):
     owners: Sequence[int | jax.Array]
 
 
-def apply_owned(function, parts: Sequence[Part], inputs, noises, run_columns) -> list[jax.Array]:
+def apply_owned(function, parts: Sequence[OwnedParams], inputs, noises, run_columns) -> list[jax.Array]:
     """Applies a layer to S streams, each with the parameters of its owners. Returns S arrays [R, T, D].
 
     Args:
@@ -76,10 +76,12 @@ def apply_owned(function, parts: Sequence[Part], inputs, noises, run_columns) ->
       parts: the parameters; those that all streams share stand once.
       inputs: of each stream.
       noises: of each stream, or None.
-      run_columns: one of `COLUMNS`.
+      run_columns: one of `COLUMN_EXECUTIONS`.
     """
-    groups = by_owner(list(zip(*(part.owners for part in parts), strict=True)))  # one owner: a larger matrix product
-    kinds = by_kind(inputs)
+    groups = group_by_owner(
+        list(zip(*(part.owners for part in parts), strict=True))
+    )  # one owner: a larger matrix product
+    kinds = group_by_pictures(inputs)
     if len(kinds) == 1:  # owners of equally many streams are computed at once
         by_size: dict[int, list[int]] = {}
         for group in groups.values():
@@ -88,7 +90,7 @@ def apply_owned(function, parts: Sequence[Part], inputs, noises, run_columns) ->
     if len(kinds) > 1:
         found = {}
         for kind in kinds:
-            own = [Part(part.params, [part.owners[i] for i in kind]) for part in parts]
+            own = [OwnedParams(part.params, [part.owners[i] for i in kind]) for part in parts]
             of_kind = [[values[i] for i in kind] if values else None for values in (inputs, noises)]
             found |= dict(zip(kind, apply_owned(function, own, *of_kind, run_columns), strict=True))
         return [found[number] for number in range(len(inputs))]
@@ -102,7 +104,7 @@ def apply_owned(function, parts: Sequence[Part], inputs, noises, run_columns) ->
         if len(members) == 1 or all(isinstance(o, int) and o == chosen[0] for o in chosen):
             common.append((place, _slice(part.params, chosen[0])))
         else:
-            own.append((place, _gathered(part.params, chosen)))
+            own.append((place, _select_owners(part.params, chosen)))
 
     def call(own_params, inputs, noise):
         params = dict([*common, *zip((place for place, _ in own), own_params, strict=True)])
@@ -123,7 +125,7 @@ def _slice(params, owner):
     return jax.tree.map(lambda leaf: leaf[owner], params)
 
 
-def _gathered(params, owners):
+def _select_owners(params, owners):
     """Leaves [groups, ...]."""
     if all(isinstance(o, int) for o in owners) and owners == list(range(owners[0], owners[0] + len(owners))):
         return _slice(params, slice(owners[0], owners[0] + len(owners)))
@@ -131,7 +133,7 @@ def _gathered(params, owners):
     return _slice(params, index)
 
 
-def by_owner(owners: Sequence[tuple[int | jax.Array, ...]]) -> dict[Any, list[int]]:
+def group_by_owner(owners: Sequence[tuple[int | jax.Array, ...]]) -> dict[Any, list[int]]:
     """{owners: numbers of the streams that have them}; a stream of which one is drawn stands alone."""
     groups: dict[Any, list[int]] = {}
     for number, owner in enumerate(owners):
@@ -151,7 +153,7 @@ def _concatenate(parts):
     return inputs, noise
 
 
-def stack(merged):
+def stack_streams(merged):
     """[S] trees to one tree with leading axis S; the rates of the noise stay scalars, with axis None."""
     inputs = tuple(jnp.stack(arrays) for arrays in zip(*(m[0] for m in merged), strict=True))
     noise = merged[0][1]
@@ -162,12 +164,12 @@ def stack(merged):
 
 
 def _vmap(function, params, merged):
-    inputs, noise, axes = stack(merged)
+    inputs, noise, axes = stack_streams(merged)
     return list(jax.vmap(function, in_axes=(0, 0, axes))(params, inputs, noise))
 
 
 def _map(function, params, merged):
-    inputs, noise, _ = stack(merged)
+    inputs, noise, _ = stack_streams(merged)
     if noise is None:
         return list(jax.lax.map(lambda args: function(args[0], args[1], None), (params, inputs)))
     rebuild = functools.partial(Noise, rate=noise.rate, attention_rate=noise.attention_rate)
@@ -178,4 +180,4 @@ def _unroll(function, params, merged):
     return [function(jax.tree.map(lambda leaf, i=i: leaf[i], params), *m) for i, m in enumerate(merged)]
 
 
-COLUMNS = {"vmap": _vmap, "map": _map, "unroll": _unroll}
+COLUMN_EXECUTIONS = {"vmap": _vmap, "map": _map, "unroll": _unroll}

@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 
 from mtl_jax.models.dropout import Noise, attention_dropout
-from mtl_jax.models.row_chunks import alone_on_cpu, in_parts
+from mtl_jax.models.row_chunks import in_row_chunks, is_single_cpu
 
-CACHED = 1 << 22  # bytes of scores that are computed at once on CPU: about what its caches hold
-PARTS = 8  # at most so many: each makes the program longer
+CHUNK_BYTES = 1 << 22  # bytes of scores that are computed at once on CPU: about what its caches hold
+MAX_CHUNKS = 8  # at most so many: each makes the program longer
 
 
 def attend(query: jax.Array, key: jax.Array, value: jax.Array, segment: jax.Array, noise: Noise | None) -> jax.Array:
@@ -29,15 +29,15 @@ def attend(query: jax.Array, key: jax.Array, value: jax.Array, segment: jax.Arra
         def dropped(query, key, value, segment, keys):
             return _by_softmax(query, key, value, segment, noise._replace(keys=keys))
 
-        return in_parts(dropped, _parts(query), *arrays, noise.keys)
+        return in_row_chunks(dropped, _chunk_count(query), *arrays, noise.keys)
     if jax.default_backend() == "cpu":
-        return in_parts(by_sums, _parts(query), *arrays)
+        return in_row_chunks(attend_by_sums, _chunk_count(query), *arrays)
     return _by_softmax(*arrays, None)
 
 
-def _parts(query: jax.Array) -> int:
+def _chunk_count(query: jax.Array) -> int:
     rows, tokens, heads, _ = query.shape
-    return min(PARTS, -(-4 * rows * heads * tokens * tokens // CACHED)) if alone_on_cpu() else 1
+    return min(MAX_CHUNKS, -(-4 * rows * heads * tokens * tokens // CHUNK_BYTES)) if is_single_cpu() else 1
 
 
 def _by_softmax(query, key, value, segment, noise):
@@ -48,13 +48,13 @@ def _by_softmax(query, key, value, segment, noise):
 
 
 @jax.custom_vjp
-def by_sums(query: jax.Array, key: jax.Array, value: jax.Array, segment: jax.Array) -> jax.Array:
+def attend_by_sums(query: jax.Array, key: jax.Array, value: jax.Array, segment: jax.Array) -> jax.Array:
     """As `attend` without dropout, in the form that is fastest on CPU.
 
     With e = exp(scores − their maximum), Σ e·v and Σ e come from one product, by a column of ones beside the values,
     and the division behind it is of D/H numbers instead of T. The gradient is by hand, with products whose results are
     transposed where XLA would transpose e: forward and backward pass take 0.8 of the time of a softmax under autodiff.
-    It may be differentiated again, by either mode; forward mode alone wants `by_sums.fun`.
+    It may be differentiated again, by either mode; forward mode alone wants `attend_by_sums.fun`.
     """
     return _sums(query, key, value, segment)[0]
 
@@ -92,7 +92,7 @@ def _sums_backward(residuals, gradient):
     return (*(g.astype(value.dtype) for g in by_token), None)
 
 
-by_sums.defvjp(_sums_forward, _sums_backward)
+attend_by_sums.defvjp(_sums_forward, _sums_backward)
 
 
 def _heads_first(x: jax.Array) -> jax.Array:

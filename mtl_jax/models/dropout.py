@@ -1,7 +1,7 @@
 """Dropout with explicit randomness: the rate may be traced, and the bits of a row do not depend on where it lies.
 
-`flax.linen.Dropout` cannot take a traced rate, and one key for a whole array would make the bits of a row depend on
-how rows are split over devices and micro-batches. Here every row carries a key of its own.
+`flax.linen.DropoutRates` cannot take a traced rate, and one key for a whole array would make the bits of a row depend
+on how rows are split over devices and micro-batches. Here every row carries a key of its own.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-LEVELS = 1 << 16  # the rate is rounded to 1/65536; the scaling uses the rounded rate, so the mean is kept exactly
+RATE_LEVELS = 1 << 16  # the rate is rounded to 1/65536; the scaling uses the rounded rate, so the mean is kept exactly
 
 
 class Noise(NamedTuple):
@@ -37,11 +37,11 @@ class Noise(NamedTuple):
         return attention_dropout(self, salt, x)
 
 
-def drop(keys: jax.Array, rate: jax.Array, salt: int, x: jax.Array) -> jax.Array:
+def inverted_dropout(keys: jax.Array, rate: jax.Array, salt: int, x: jax.Array) -> jax.Array:
     """Inverted dropout of x [R, ...] by keys [R]. A rate of 0 gives x exactly, of 1 zeros."""
-    threshold = jnp.round(jnp.asarray(rate, jnp.float32) * LEVELS).astype(jnp.uint32)
-    kept = jnp.maximum(jnp.uint32(LEVELS) - threshold, jnp.uint32(1)).astype(jnp.float32)
-    scale = (jnp.float32(LEVELS) / kept).astype(x.dtype)
+    threshold = jnp.round(jnp.asarray(rate, jnp.float32) * RATE_LEVELS).astype(jnp.uint32)
+    kept = jnp.maximum(jnp.uint32(RATE_LEVELS) - threshold, jnp.uint32(1)).astype(jnp.float32)
+    scale = (jnp.float32(RATE_LEVELS) / kept).astype(x.dtype)
     uniform = _uniform(jax.vmap(jax.random.fold_in, (0, None))(keys, salt), x.shape)
     return jnp.where(uniform >= threshold, x * scale, jnp.zeros((), x.dtype))
 
@@ -70,11 +70,11 @@ def dropout(noise: Noise | None, salt: int, x: jax.Array) -> jax.Array:
     """
     if noise is None or noise.rate is None:
         return x
-    return drop(noise.keys, noise.rate, salt, x)
+    return inverted_dropout(noise.keys, noise.rate, salt, x)
 
 
 def attention_dropout(noise: Noise | None, salt: int, x: jax.Array) -> jax.Array:
     """As `dropout`, at `noise.attention_rate`; x itself where that is None."""
     if noise is None or noise.attention_rate is None:
         return x
-    return drop(noise.keys, noise.attention_rate, salt, x)
+    return inverted_dropout(noise.keys, noise.attention_rate, salt, x)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 
-class Table(nn.Module):
+class EmbeddingTable(nn.Module):
     """A table of vectors, float32 [rows, D]. An index outside of it gives NaN, never the vector of another row."""
 
     rows: int

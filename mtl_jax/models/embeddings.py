@@ -13,8 +13,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from mtl_jax.models.dropout import Noise, dropout
-from mtl_jax.models.embedding_table import Table
-from mtl_jax.models.patches import PatchEmbeddings, instead_of_words
+from mtl_jax.models.embedding_table import EmbeddingTable
+from mtl_jax.models.patches import PatchEmbeddings, replace_words
 
 
 class BertEmbeddings(nn.Module):
@@ -56,12 +56,12 @@ class BertEmbeddings(nn.Module):
             position, token_type = jnp.where(patch, 0, position), jnp.where(patch, 0, token_type)
 
         def table(name, rows):
-            return Table(rows, self.width, self.initializer_range, name=name)
+            return EmbeddingTable(rows, self.width, self.initializer_range, name=name)
 
         x = self.perturb("words", table("word", self.vocab_size)(tokens))
         x = x + table("position", self.max_positions)(position + self.position_offset)
         x = x + table("token_type", self.type_vocab)(jnp.minimum(token_type, self.type_vocab - 1))
-        x = instead_of_words(self.patches, x, patch, pixels, grid, number)
+        x = replace_words(self.patches, x, patch, pixels, grid, number)
         x = nn.LayerNorm(self.layer_norm_eps, dtype=jnp.float32, use_fast_variance=False, name="layer_norm")(x)
         return dropout(noise, 0, x.astype(self.dtype))
 
@@ -94,6 +94,8 @@ class WordEmbeddings(nn.Module):
         patch bool[R, T] and pixels uint8[R, T, F] as in a `Batch`; None: no pictures.
         """
         del segment
-        x = self.perturb("words", Table(self.vocab_size, self.width, self.initializer_range, name="word")(tokens))
-        x = instead_of_words(self.patches, x, patch, pixels, position, token_type)
+        x = self.perturb(
+            "words", EmbeddingTable(self.vocab_size, self.width, self.initializer_range, name="word")(tokens)
+        )
+        x = replace_words(self.patches, x, patch, pixels, position, token_type)
         return dropout(noise, 0, x.astype(self.dtype))

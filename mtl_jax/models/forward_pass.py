@@ -12,80 +12,80 @@ import numpy as np
 
 from mtl_jax.data.batch import Batch, BatchLayout
 from mtl_jax.models.adapters import Adapter
-from mtl_jax.models.apply_owned import COLUMNS, Part, apply_owned, layer_function
-from mtl_jax.models.by_task import computed, task_columns
+from mtl_jax.models.apply_owned import COLUMN_EXECUTIONS, OwnedParams, apply_owned, layer_function
+from mtl_jax.models.columns_by_task import columns_to_compute, columns_to_mix
 from mtl_jax.models.dropout import Noise
 from mtl_jax.models.mixers import mix, mix_by_task
 from mtl_jax.models.mixers.columns import Mixer
 from mtl_jax.models.ownership import ExpertColumns, Owner, adapter_path, mixer_path, name_key, owner_count
 from mtl_jax.models.readouts import Readout
-from mtl_jax.models.streams import Streams, salts
-from mtl_jax.models.taps import apply_tapped
+from mtl_jax.models.streams import Streams, owner_salts
+from mtl_jax.models.taps import apply_tapped_layer
 
 Params = Mapping[str, Any]
 
 
-class Dropout(NamedTuple):
+class DropoutRates(NamedTuple):
     """Dropout rates, float32 scalars that may be traced; None where there is no dropout at all."""
 
     rate: jax.Array | None
     attention_rate: jax.Array | None
 
 
-class Sharing(NamedTuple):
+class SharingSpec(NamedTuple):
     """What stands between the layers and the tasks besides owners; static. By default heads read the top layer.
 
     mixers      path of layer -> what mixes the columns behind it
     adapters    path of layer -> adapter on it, of each task's own
-    reader      how a head reads the layers
+    readout     how a head reads the layers
     depths      task -> path of the topmost layer that its head reads; others read the top
     feeds       task -> tasks whose label distributions it is fed, behind the layer at which these are read
     feeding_order  all tasks, each behind those whose labels it is fed
-    distribute  (task, params of its head, hidden [R, T, D], segment, start, length) -> float32[R, T, C], distribution
-                of its label at each token; needed where there are feeds
+    label_distribution  (task, params of its head, hidden [R, T, D], segment, start, length) -> float32[R, T, C], the
+                distribution of its label at each token; needed where there are feeds
     classes     task -> C, of those whose labels are fed
     """
 
     mixers: Mapping[str, Mixer]
     adapters: Mapping[str, Adapter]
-    reader: Readout
+    readout: Readout
     depths: Mapping[str, str]
     feeds: Mapping[str, Sequence[str]]
     feeding_order: Sequence[str]
-    distribute: Callable[..., jax.Array] | None
+    label_distribution: Callable[..., jax.Array] | None
     classes: Mapping[str, int]
 
     @property
-    def by_task(self) -> bool:
+    def mixes_by_task(self) -> bool:
         """Whether columns are mixed, but those of a task for that task alone."""
-        return len(self.mixers) == 1 and all(mixer.of_task for mixer in self.mixers.values())
+        return len(self.mixers) == 1 and all(mixer.apply_to_task for mixer in self.mixers.values())
 
     @property
-    def everyone(self) -> bool:
+    def passes_all_columns(self) -> bool:
         """Whether every block passes all columns."""
-        return bool(self.mixers) and not self.by_task
+        return bool(self.mixers) and not self.mixes_by_task
 
 
-class Static(NamedTuple):
+class NetworkSpec(NamedTuple):
     """All that is static: `network`'s arguments; `modules` by path, bottom first."""
 
     modules: Mapping[str, nn.Module]
     owners: Mapping[str, Owner]
     layout: BatchLayout
-    sharing: Sharing
+    sharing: SharingSpec
     columns: str
     remat: bool
-    kept: tuple[str, ...]
+    cached_layers: tuple[str, ...]
 
 
-class Forward:
+class ForwardPass:
     """The state of one pass: the streams of all blocks and what they hold.
 
-    hidden    (block, slot) -> [R, T, D], one entry a stream; in a span of experts (block, column), or as `by_task`
-              names them
+    hidden    (block, slot) -> [R, T, D], one entry a stream; in a span of experts (block, column), or as
+              `mixes_by_task` names them
     passed    path of layer -> (stream of each slot, `hidden`), for heads that read it
     features  task -> what its head is given, block by block
-    added     name -> float32, sums over texts of what mixers add to the objective
+    auxiliary  name -> float32, sums over texts of the losses that mixers add
     """
 
     def __init__(self, static, params, batch, dropout, key, taps, tap_spec, progress):
@@ -95,22 +95,22 @@ class Forward:
         number = {task: k for k, task in enumerate(layout.tasks)}
         self.streams = Streams(
             layout,
-            everyone=sharing.everyone or (bool(sharing.feeds) and any(len(c) > 1 for c in layout.candidates)),
+            everyone=sharing.passes_all_columns or (bool(sharing.feeds) and any(len(c) > 1 for c in layout.candidates)),
             also={number[task]: tuple(number[s] for s in sources) for task, sources in sharing.feeds.items()},
         )
-        self.row_keys = keys_of_rows(key, batch, layout) if dropout is not None else None  # [B, R]
+        self.row_keys = dropout_row_keys(key, batch, layout) if dropout is not None else None  # [B, R]
         self.hidden: dict[tuple[int, int], jax.Array] = {}
         self.entry: dict[tuple[int, int], jax.Array] = {}  # (block, stream) -> what went into the experts
         self.passed: dict[str, tuple[dict, dict]] = {}
         self.features: dict[str, dict[int, jax.Array]] = {task: {} for task in layout.tasks}
-        self.added: dict[str, jax.Array] = {}
+        self.auxiliary: dict[str, jax.Array] = {}
         self.experts: ExpertColumns | None = None  # while in a span of experts
         self.unread, self.to_mix = set(layout.tasks), list(sharing.mixers)
-        self.needed = {task: self._needed(task) for task in layout.tasks}
+        self.needed = {task: self._needed_pairs(task) for task in layout.tasks}
         self.joint = None
         if taps is not None and not tap_spec.hidden_at:  # each slot a stream; equal where those of `joint` are one
             self.joint = Streams(layout)
-            self.streams.part()
+            self.streams.separate_all()
 
     def run(self):
         """({task: [P·R, T, D]}, {name: sum}); see `network.Network.apply`."""
@@ -119,38 +119,38 @@ class Forward:
             if path in self.to_mix:
                 self._mix(path)
             if self.taps is not None and path == self.tap_spec.hidden_at:
-                self._tap()
+                self._add_hidden_tap()
             self.passed[path] = (dict(self.streams.parent), self.hidden)
-            self._read(path)
-            if not self._ahead():
+            self._read_layer(path)
+            if not self._pairs_read_above():
                 break  # no task of this batch reads what lies above
         layout = self.static.layout
         read = {task: [self.features[task][b] for b in layout.reads(task)] for task in layout.tasks}
-        return {task: jnp.concatenate(blocks) for task, blocks in read.items() if blocks}, self.added
+        return {task: jnp.concatenate(blocks) for task, blocks in read.items() if blocks}, self.auxiliary
 
     # ---- layers
 
     def _layer(self, path):
         owner = self.static.owners[path]
         below = dict(self.streams.parent)  # stream of each slot one layer down
-        if isinstance(owner, ExpertColumns) and self.static.sharing.by_task:
+        if isinstance(owner, ExpertColumns) and self.static.sharing.mixes_by_task:
             (names, ids, salt_of), held = self._task_columns(owner, below)
         elif isinstance(owner, ExpertColumns):
             names, held = self._enter_experts(path, owner, below)
             ids = [column for _, column in names]
-            table = salts(owner, self.static.layout)
+            table = owner_salts(owner, self.static.layout)
             salt_of = {name: jnp.uint32(table[name[1]]) for name in names}
         else:
-            self.streams.split(owner)
+            self.streams.enter_layer(owner)
             if self.joint is not None:
-                self.joint.split(owner)
+                self.joint.enter_layer(owner)
             if path in self.static.sharing.adapters and self.static.sharing.adapters[path].bind:
-                self.streams.part()
+                self.streams.separate_all()
             names = self.streams.names
             held = {} if path == "embed" else {name: self.hidden[below[name]] for name in names}
             ids = self.streams.owner_ids(owner, self.batch)
             salt_of = {name: self.streams.salt(owner, *name, self.batch) for name in names}
-        if path in self.static.kept and self.batch.hidden is not None:
+        if path in self.static.cached_layers and self.batch.hidden is not None:
             self.hidden = {(block, slot): self.batch.hidden[block] for block, slot in names}
             return
         batch, noises = self.batch, None
@@ -179,15 +179,15 @@ class Forward:
         if self.joint is not None:
             same = [self.joint.parent[name] for name in self.streams.names]
             if path in self.tap_spec.layers or len(set(same)) < len(same):
-                return apply_tapped(
+                return apply_tapped_layer(
                     module, static.remat, path, params[path], self.taps, self.tap_spec, ids, inputs, noises, same
                 )
         plain = layer_function(module, static.remat)
-        parts, function = [Part(params[path], ids)], lambda parts, *inputs: plain(parts[0], *inputs)
+        parts, function = [OwnedParams(params[path], ids)], lambda parts, *inputs: plain(parts[0], *inputs)
         if adapter and adapter.bind:
-            parts.append(Part(params[adapter_path(path)], self._adapter_ids(path)))
+            parts.append(OwnedParams(params[adapter_path(path)], self._adapter_ids(path)))
             function = lambda parts, *inputs: plain(adapter.bind(parts[1], parts[0]), *inputs)  # noqa: E731
-        return apply_owned(function, parts, inputs, noises, COLUMNS[static.columns])
+        return apply_owned(function, parts, inputs, noises, COLUMN_EXECUTIONS[static.columns])
 
     def _adapter_ids(self, path):
         return self.streams.owner_ids(self.static.owners[adapter_path(path)], self.batch)
@@ -197,16 +197,16 @@ class Forward:
         adapter = self.static.sharing.adapters.get(path)
         if not (adapter and adapter.after):
             return
-        self._regroup(self.streams.part)
+        self._regroup(self.streams.separate_all)
         if self.joint is not None:
-            self.joint.part()
+            self.joint.separate_all()
         params, held = self.params[adapter_path(path)], [(self.hidden[name],) for name in self.streams.names]
         outputs = apply_owned(
             lambda parts, inputs, noise: adapter.after(parts[0], inputs[0]),
-            [Part(params, self._adapter_ids(path))],
+            [OwnedParams(params, self._adapter_ids(path))],
             held,
             None,
-            COLUMNS[self.static.columns],
+            COLUMN_EXECUTIONS[self.static.columns],
         )
         self.hidden = dict(zip(self.streams.names, outputs, strict=True))
 
@@ -227,7 +227,9 @@ class Forward:
         if not self.entry:  # the trunk below
             self.entry = {pair: self.hidden[below[pair]] for pair in self.streams.parent}
             shared = len(self.static.layout.tasks)
-            self.entry |= {(block, shared): self._mean(block, below) for block in blocks if mixer.streams > shared}
+            self.entry |= {
+                (block, shared): self._shared_input(block, below) for block in blocks if mixer.streams > shared
+            }
         self.experts = owner
         source = [mixer.streams - 1 if task is None else task for task in owner.tasks]
         return names, {(block, column): self.entry[block, source[column]] for block, column in names}
@@ -236,8 +238,8 @@ class Forward:
         return sorted({block for block, _ in self.streams.parent})
 
     def _task_columns(self, owner, below):
-        """The columns that tasks need, see `by_task`, and what each of them reads."""
-        found = computed(owner, self.streams, self.static.layout, self.batch)
+        """The columns that tasks need, see `mixes_by_task`, and what each of them reads."""
+        found = columns_to_compute(owner, self.streams, self.static.layout, self.batch)
         if self.experts is not None:
             return found, self.hidden
         self.experts, self.entry = owner, {pair: self.hidden[name] for pair, name in below.items()}
@@ -245,7 +247,7 @@ class Forward:
 
     def _mixed_by_task(self, mixer, params):
         blocks = {
-            block: task_columns(
+            block: columns_to_mix(
                 self.experts, self.streams, self.static.layout, self.batch, block, self.hidden, self.entry
             )
             for block in self._blocks()
@@ -254,7 +256,7 @@ class Forward:
         streams = [stream for of_block in mixed.values() for stream in of_block]
         return dict(zip(sorted(self.streams.parent), streams, strict=True)), added
 
-    def _mean(self, block, below):
+    def _shared_input(self, block, below):
         """What shared experts read: the trunk; where adapters or fed labels have parted the tasks, their mean."""
         of_tasks = [below[pair] for pair in sorted(self.streams.parent) if pair[0] == block]
         if len(set(of_tasks)) == 1:
@@ -264,7 +266,7 @@ class Forward:
     def _mix(self, path):
         mixer = self.static.sharing.mixers[path]
         params = jax.tree.map(lambda leaf: leaf[0], self.params[mixer_path(path)])
-        if self.static.sharing.by_task:
+        if self.static.sharing.mixes_by_task:
             self.hidden, added = self._mixed_by_task(mixer, params)
         else:
             inputs = self.hidden if self.experts is None else self.entry
@@ -272,17 +274,17 @@ class Forward:
             self.entry = self.hidden
         self.experts = None
         for name, value in added.items():
-            self.added[name] = self.added.get(name, jnp.float32(0.0)) + value
-        self.streams.part()
+            self.auxiliary[name] = self.auxiliary.get(name, jnp.float32(0.0)) + value
+        self.streams.separate_all()
         self.to_mix.remove(path)
-        self._keep(self._ahead())
+        self._keep_pairs(self._pairs_read_above())
 
-    def _tap(self):
-        self._regroup(self.streams.part)
+    def _add_hidden_tap(self):
+        self._regroup(self.streams.separate_all)
         named = zip(self.streams.names, self.taps.hidden, strict=True)
         self.hidden = {name: self.hidden[name] + tap.astype(self.hidden[name].dtype) for name, tap in named}
 
-    def _keep(self, pairs):
+    def _keep_pairs(self, pairs):
         self._regroup(lambda: self.streams.keep(pairs))
 
     def _regroup(self, change):
@@ -293,7 +295,7 @@ class Forward:
 
     # ---- heads, and labels that are fed upwards
 
-    def _read(self, path):
+    def _read_layer(self, path):
         """What heads at this layer are given; the labels that they tell go up into the tasks that are fed them."""
         sharing, tasks = self.static.sharing, self.static.layout.tasks
         top = list(self.static.modules)[-1]
@@ -303,12 +305,12 @@ class Forward:
                 self.features[task][block] = self._features(task, path, (block, slot))
             for fed, sources in sharing.feeds.items():
                 if task in sources:
-                    self._feed(task, fed, path)
+                    self._feed_labels(task, fed, path)
         self.unread -= set(here)
         if here and self.taps is None:  # who has been read needs no layer above
-            self._keep(self._ahead())
+            self._keep_pairs(self._pairs_read_above())
 
-    def _needed(self, task):
+    def _needed_pairs(self, task):
         """The (block, slot) pairs of a task in blocks that it reads, and in those of tasks that are fed its labels."""
         layout, sharing = self.static.layout, self.static.sharing
         blocks, above = set(), {task}
@@ -317,7 +319,7 @@ class Forward:
             above = {fed for fed, sources in sharing.feeds.items() if above & set(sources)}
         return {pair for pair in self.streams.slots(layout.tasks.index(task)) if pair[0] in blocks}
 
-    def _ahead(self):
+    def _pairs_read_above(self):
         """The pairs that heads above read. Where columns are mixed yet, all pairs of such blocks; of all blocks where a
         mixer adds to the objective."""
         pairs = {pair for task in self.unread for pair in self.needed[task]}
@@ -329,19 +331,19 @@ class Forward:
         return {pair for pair in self.streams.parent if everywhere or pair[0] in blocks}
 
     def _features(self, task, path, pair):
-        reader, head = self.static.sharing.reader, self.params.get("heads", {}).get(task, {})
+        reader, head = self.static.sharing.readout, self.params.get("heads", {}).get(task, {})
         order = list(self.static.modules)
-        layers = order[: order.index(path) + 1] if reader.all else [path]
+        layers = order[: order.index(path) + 1] if reader.reads_all else [path]
         return reader.apply(head, [hidden[parent[pair]] for parent, hidden in map(self.passed.get, layers)])
 
-    def _feed(self, source, fed, path):
+    def _feed_labels(self, source, fed, path):
         """Adds the embedded label distribution of `source` to the streams of `fed` (Hashimoto et al. 2017, eq. 3)."""
         batch, static = self.batch, self.static
         table = self.params["heads"][fed]["feeds"][source]["embedding"]  # [C, D]
         pairs = self.streams.slots(static.layout.tasks.index(fed))
-        self._regroup(lambda: self.streams.apart(pairs))
+        self._regroup(lambda: self.streams.separate(pairs))
         for block, slot in pairs:
-            distribution = static.sharing.distribute(
+            distribution = static.sharing.label_distribution(
                 source,
                 self.params["heads"][source],
                 self.features[source][block],
@@ -357,7 +359,7 @@ class Forward:
         self.passed[path] = (dict(self.streams.parent), self.hidden)
 
 
-def keys_of_rows(key: jax.Array, batch: Batch, layout: BatchLayout) -> jax.Array:
+def dropout_row_keys(key: jax.Array, batch: Batch, layout: BatchLayout) -> jax.Array:
     """Keys [B, R] from the data set's name and the row's index: the bits do not depend on where a row is placed."""
     names = jnp.asarray(np.asarray([name_key(name) for name in layout.datasets], np.uint32))
     blocks = jax.vmap(jax.random.fold_in, (None, 0))(key, names[batch.dataset])

@@ -17,25 +17,25 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 
 from mtl_jax.data.batch import Batch, BatchLayout
-from mtl_jax.models.forward_pass import Dropout, Forward, Sharing, Static
-from mtl_jax.models.mixers.columns import Place
-from mtl_jax.models.ownership import ExpertColumns, Owner, adapter_path, mixer_path, name_key, owner_count, paths
+from mtl_jax.models.forward_pass import DropoutRates, ForwardPass, NetworkSpec, SharingSpec
+from mtl_jax.models.mixers.columns import MixerPlace
+from mtl_jax.models.ownership import ExpertColumns, Owner, adapter_path, layer_paths, mixer_path, name_key, owner_count
 from mtl_jax.models.readouts import top as read_top
-from mtl_jax.models.streams import entries, salts
+from mtl_jax.models.streams import owner_salts, stream_entries
 from mtl_jax.models.taps import Taps, TapSpec
 
 Params = Mapping[str, Any]
-PLAIN = Sharing({}, {}, read_top(), {}, {}, (), None, {})
+NO_SHARING = SharingSpec({}, {}, read_top(), {}, {}, (), None, {})
 
 
-class Outputs(NamedTuple):
+class NetworkOutputs(NamedTuple):
     """hidden  {task: [P·R, T, D]}; P·R = the rows of the blocks in `layout.reads(task)`, in that order
-    added   {name: float32 scalar}, sums over the texts of the batch of what mixers add to the objective; {} without
-            progress
+    auxiliary  {name: float32 scalar}, sums over the texts of the batch of the losses that mixers add; {} without
+               progress
     """
 
     hidden: dict[str, jax.Array]
-    added: dict[str, jax.Array]
+    auxiliary: dict[str, jax.Array]
 
 
 class Network(NamedTuple):
@@ -49,15 +49,15 @@ class Network(NamedTuple):
              `progress` = step / steps, float32, in training
     taps     (params, batch, tap_spec) -> Taps
     width    {task: D of what its head is given}
-    added    {name of what mixers add to the objective: the factor it has unless a config says}
+    auxiliary  {name of a loss that mixers add: the factor it has unless a config says}
     """
 
     init: Callable[..., Params]
     init_head: Callable[[str, jax.Array], Params]
-    apply: Callable[..., Outputs]
+    apply: Callable[..., NetworkOutputs]
     taps: Callable[..., Taps]
     width: Mapping[str, int]
-    added: Mapping[str, float]
+    auxiliary: Mapping[str, float]
 
 
 def network(
@@ -70,7 +70,7 @@ def network(
     columns: str = "vmap",
     remat: bool = False,
     kept: tuple[str, ...] = (),
-    sharing: Sharing = PLAIN,
+    sharing: SharingSpec = NO_SHARING,
 ) -> Network:
     """A network of `embed` and `layers`, each with one set of parameters for each owner.
 
@@ -78,7 +78,7 @@ def network(
       embed: module of (tokens, position, token_type, segment, noise) -> [R, T, D], with patch and pixels behind the
         noise where it has `patches`.
       layers: modules of (x [R, T, D], segment, noise) -> [R, T, D'].
-      owners: path -> owner of each of the K tasks, from `ownership.assign`; of layers of experts their columns.
+      owners: path -> owner of each of the K tasks, from `ownership.assign_owners`; of layers of experts their columns.
       layout: what is static about the batches.
       column_init: "same" starts all owners of a layer from the same values, "independent" each from its own, keyed
         by the name of the task where a single one owns the slice. Experts are always independent.
@@ -88,9 +88,9 @@ def network(
         columns.
       sharing: what stands between the layers and the tasks besides owners.
     """
-    modules = dict(zip(paths(len(layers)), [embed, *layers], strict=True))
+    modules = dict(zip(layer_paths(len(layers)), [embed, *layers], strict=True))
     sharing = sharing._replace(feeding_order=sharing.feeding_order or layout.tasks)
-    static = Static(modules, owners, layout, sharing, columns, remat, kept)
+    static = NetworkSpec(modules, owners, layout, sharing, columns, remat, kept)
     examples, widths = _example_inputs(modules)
     last = next(reversed(modules))
 
@@ -106,7 +106,7 @@ def network(
                 entry = below
             if path in sharing.mixers:
                 name, top = mixer_path(path), path == list(sharing.mixers)[-1]
-                place = Place(entry or widths[path], widths[path], top, len(layout.datasets))
+                place = MixerPlace(entry or widths[path], widths[path], top, len(layout.datasets))
                 made = sharing.mixers[path].init(jax.random.fold_in(key, name_key(name)), place)
                 params[name] = jax.tree.map(lambda leaf: leaf[None], made)
                 entry = None
@@ -126,7 +126,7 @@ def network(
         return [widths[path] for path in order[: order.index(sharing.depths.get(task, last)) + 1]]
 
     def init_head(task: str, key: jax.Array) -> Params:
-        params, sources = sharing.reader.init(key, read_widths(task)), sharing.feeds.get(task, ())
+        params, sources = sharing.readout.init(key, read_widths(task)), sharing.feeds.get(task, ())
         if not sources:
             return params
 
@@ -140,20 +140,20 @@ def network(
     def apply(
         params: Params,
         batch: Batch,
-        dropout: Dropout | None = None,
+        dropout: DropoutRates | None = None,
         key: jax.Array | None = None,
         taps: Taps | None = None,
         tap_spec: TapSpec | None = None,
         progress: jax.Array | None = None,
-    ) -> Outputs:
+    ) -> NetworkOutputs:
         chex.assert_rank(batch.tokens, 3)
         chex.assert_equal_shape([batch.tokens, batch.segment, batch.position, batch.token_type])
         chex.assert_equal_shape([batch.start, batch.length, batch.example])
         chex.assert_equal_shape_prefix([batch.tokens, batch.start], 2)
-        return Outputs(*Forward(static, params, batch, dropout, key, taps, tap_spec, progress).run())
+        return NetworkOutputs(*ForwardPass(static, params, batch, dropout, key, taps, tap_spec, progress).run())
 
     def zeros(params: Params, batch: Batch, tap_spec: TapSpec) -> Taps:
-        count = len(entries(layout)) * tap_spec.halves
+        count = len(stream_entries(layout)) * tap_spec.halves
 
         def of_layer(path, leaves):
             if tap_spec.products:
@@ -181,7 +181,7 @@ def network(
 
 def _column_keys(key, owner: Owner, layout: BatchLayout, column_init: str) -> list[jax.Array]:
     """The keys that a layer's columns start from. The first expert starts as a trunk does: one expert is a trunk."""
-    by_name = salts(owner, layout)
+    by_name = owner_salts(owner, layout)
     if isinstance(owner, ExpertColumns):
         return [jax.random.fold_in(key, salt) if number else key for number, salt in enumerate(by_name)]
     if column_init == "same":

@@ -44,12 +44,12 @@ def adapter_path(path: str) -> str:
     return f"adapter_{path.removeprefix('layer_')}"
 
 
-def paths(layers: int) -> tuple[str, ...]:
+def layer_paths(layers: int) -> tuple[str, ...]:
     """The paths of a network of so many layers, bottom first."""
     return ("embed", *(layer_path(i) for i in range(layers)))
 
 
-def assign(
+def assign_owners(
     tasks: Sequence[str],
     layers: int,
     trunk: str = "all",
@@ -71,7 +71,7 @@ def assign(
     Raises:
       UserError: an unknown layer or task, a task in no group or in two.
     """
-    every = paths(layers)
+    every = layer_paths(layers)
     if trunk not in ("all", "none", *every):
         raise UserError(f"config.sharing.trunk: {trunk!r} is none of 'all', 'none', {', '.join(map(repr, every))}")
     groups = dict(groups or {})

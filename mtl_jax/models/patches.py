@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from mtl_jax.data.batch import GRID_SIDE
-from mtl_jax.models.embedding_table import Table
+from mtl_jax.models.embedding_table import EmbeddingTable
 
 
 class PatchEmbeddings(nn.Module):
@@ -38,11 +38,11 @@ class PatchEmbeddings(nn.Module):
         init = nn.initializers.normal(self.scale * self.features**-0.5)
         x = nn.Dense(self.width, dtype=self.dtype, kernel_init=init, name="projection")(x).astype(jnp.float32)
         index = place // GRID_SIDE * self.columns + place % GRID_SIDE
-        x = x + Table(self.rows * self.columns, self.width, self.scale, name="position")(index)
-        return x + Table(self.pictures, self.width, self.scale, name="picture")(picture)
+        x = x + EmbeddingTable(self.rows * self.columns, self.width, self.scale, name="position")(index)
+        return x + EmbeddingTable(self.pictures, self.width, self.scale, name="picture")(picture)
 
 
-def instead_of_words(
+def replace_words(
     patches: PatchEmbeddings | None, words: jax.Array, patch: jax.Array | None, pixels, position, token_type
 ) -> jax.Array:
     """`words` [R, T, D] with patch embeddings where `patch` bool[R, T] is True; all words where it is None."""

@@ -15,7 +15,7 @@ import numpy as np
 import safetensors
 
 from mtl_jax.errors import UserError
-from mtl_jax.models.families.bert import Architecture, from_config, tensors
+from mtl_jax.models.families.bert import Architecture, architecture_from_config, published_tensors
 
 TOKENIZER_FILES = (
     "tokenizer*",
@@ -48,7 +48,7 @@ class Pretrained(NamedTuple):
     folder: pathlib.Path
 
 
-def resolve(spec: str | pathlib.Path) -> pathlib.Path:
+def resolve_folder(spec: str | pathlib.Path) -> pathlib.Path:
     """The local folder of pretrained weights: `spec` itself, or the download of a Hub name.
 
     spec  a folder, or "name", "owner/name" or "owner/name@revision" on the Hugging Face Hub. What was downloaded
@@ -91,11 +91,11 @@ def load(folder: str | pathlib.Path) -> Pretrained:
             f"{folder / 'config.json'}: model_type {config['model_type']!r}, whose layers normalise before attention, "
             "those here do behind it. Its patch projection and positions can be taken over by config.images.pretrained"
         )
-    architecture = from_config(config, str(folder / "config.json"))
+    architecture = architecture_from_config(config, str(folder / "config.json"))
     files = tensor_files(folder)
     names = {_modern(name): name for name in files}
     prefix = _prefix(names, folder)
-    wanted = list(tensors(architecture))
+    wanted = list(published_tensors(architecture))
     missing = [t for t in wanted if prefix + t.name not in names]
     if missing:
         listed = "; ".join(f"{prefix}{t.name} {list(t.shape)}" for t in missing[:5])
@@ -103,7 +103,7 @@ def load(folder: str | pathlib.Path) -> Pretrained:
         raise UserError(f"{folder}: {len(missing)} of {len(wanted)} tensors are missing: {listed}{more}")
 
     params: dict[str, Any] = {}
-    with Files(folder) as opened:
+    with SafetensorsFiles(folder) as opened:
         for tensor in wanted:
             published = names[prefix + tensor.name]
             value = opened.read(files[published], published, tensor.shape)
@@ -115,13 +115,13 @@ def load(folder: str | pathlib.Path) -> Pretrained:
 def tensor_files(folder: pathlib.Path) -> dict[str, str]:
     """Tensor name -> file of the folder that holds it."""
     if (folder / _WEIGHTS).is_file():
-        with Files(folder) as opened:
+        with SafetensorsFiles(folder) as opened:
             return dict.fromkeys(opened.open(_WEIGHTS).keys(), _WEIGHTS)
     if (folder / _INDEX).is_file():
         shards = read_json(folder / _INDEX).get("weight_map")
         if not isinstance(shards, dict) or not all(isinstance(file, str) for file in shards.values()):
             raise UserError(f"{folder / _INDEX}: weight_map has to map names of tensors to names of files")
-        with Files(folder) as opened:
+        with SafetensorsFiles(folder) as opened:
             held = {file: set(opened.open(file).keys()) for file in sorted(set(shards.values()))}
         for name, file in shards.items():
             if name not in held[file]:
@@ -140,7 +140,7 @@ def tensor_files(folder: pathlib.Path) -> dict[str, str]:
     )
 
 
-class Files:
+class SafetensorsFiles:
     """Safetensors files of one folder, each opened once."""
 
     def __init__(self, folder: pathlib.Path):

@@ -19,17 +19,17 @@ class Readout(NamedTuple):
 
     init   (key, widths of the layers) -> params of a task, float32; part of its head
     apply  (params of the head, layers [R, T, D] each) -> what the head is given, [R, T, D']
-    all    whether it reads layers below the topmost
+    reads_all  whether it reads layers below the topmost
     """
 
     init: Callable[[jax.Array, Sequence[int]], dict[str, Any]]
     apply: Callable[[Any, Sequence[jax.Array]], jax.Array]
-    all: bool
+    reads_all: bool
 
 
 def top() -> Readout:
     """The topmost layer alone."""
-    return Readout(lambda key, widths: {}, lambda params, layers: layers[-1], all=False)
+    return Readout(lambda key, widths: {}, lambda params, layers: layers[-1], reads_all=False)
 
 
 def mixture() -> Readout:
@@ -51,7 +51,7 @@ def mixture() -> Readout:
         stacked = jnp.stack(layers[1:])
         return jnp.tensordot(params["layers"].astype(stacked.dtype), stacked, 1, precision=_HIGHEST)
 
-    return Readout(init, apply, all=True)
+    return Readout(init, apply, reads_all=True)
 
 
 def attention(hidden: int = 0) -> Readout:
@@ -91,7 +91,7 @@ def attention(hidden: int = 0) -> Readout:
             picked = mask * p
         return picked
 
-    return Readout(init, apply, all=True)
+    return Readout(init, apply, reads_all=True)
 
 
 def _affine(key, inputs, out):

@@ -15,12 +15,12 @@ import jax
 import jax.numpy as jnp
 
 
-def alone_on_cpu() -> bool:
+def is_single_cpu() -> bool:
     """Whether all rows are computed by one CPU device."""
     return jax.default_backend() == "cpu" and jax.device_count() == 1
 
 
-def in_parts(function: Callable[..., Any], count: int, *arrays: Any) -> Any:
+def in_row_chunks(function: Callable[..., Any], count: int, *arrays: Any) -> Any:
     """`function(*arrays)`, computed in `count` parts of its rows.
 
     arrays   trees with leaves [R, ...]; PRNG keys too

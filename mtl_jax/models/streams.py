@@ -17,7 +17,7 @@ from mtl_jax.data.batch import Batch, BatchLayout
 from mtl_jax.models.ownership import ExpertColumns, Owner, name_key, sole_tasks
 
 
-def entries(layout: BatchLayout) -> list[tuple[int, int]]:
+def stream_entries(layout: BatchLayout) -> list[tuple[int, int]]:
     """All (block, slot) of a layout: the order of the axis M of taps."""
     return sorted(Streams(layout).parent)
 
@@ -42,11 +42,11 @@ class Streams:
                 self.parent[block, slot] = (block, 0)
         self._prefix = {pair: () for pair in self.parent}  # owners so far, by candidate
 
-    def part(self) -> None:
+    def separate_all(self) -> None:
         """Makes every slot a stream of its own from here up."""
-        self.apart(self._prefix)
+        self.separate(self._prefix)
 
-    def apart(self, pairs: Iterable[tuple[int, int]]) -> None:
+    def separate(self, pairs: Iterable[tuple[int, int]]) -> None:
         """Makes these slots streams of their own from here up."""
         self._prefix |= {pair: (*self._prefix[pair], pair) for pair in pairs}
         self._join()
@@ -56,7 +56,7 @@ class Streams:
         self._prefix = {pair: prefix for pair, prefix in self._prefix.items() if pair in pairs}
         self._join()
 
-    def split(self, owner: tuple[int, ...]) -> None:
+    def enter_layer(self, owner: tuple[int, ...]) -> None:
         """Goes up one layer: slots stay one stream only where every candidate data set uses one owner for both. Where a
         data set has no such slot, nobody reads it: it goes with the first.
         """
@@ -107,15 +107,15 @@ class Streams:
 
     def salt(self, owner: tuple[int, ...], block: int, slot: int, batch: Batch) -> jax.Array:
         """uint32 by which a stream's dropout differs from those of its block's other streams."""
-        of_owner = salts(owner, self.layout)
-        return self.chosen([of_owner[o] for o in owner], block, slot, batch)
+        of_owner = owner_salts(owner, self.layout)
+        return self.value_of_task([of_owner[o] for o in owner], block, slot, batch)
 
-    def chosen(self, of_task: Sequence[int], block: int, slot: int, batch: Batch) -> jax.Array:
+    def value_of_task(self, of_task: Sequence[int], block: int, slot: int, batch: Batch) -> jax.Array:
         """What the task at a slot has, of uint32 numbers of the tasks."""
         table = self._table(of_task, slot, self.layout.candidates[block])
         return jnp.asarray(np.asarray(table, np.uint32))[batch.dataset[block]]
 
-    def reads(self, block: int, slots: Sequence[int], batch: Batch) -> jax.Array:
+    def reads_labels(self, block: int, slots: Sequence[int], batch: Batch) -> jax.Array:
         """float32[M], 1 for slots whose task reads labels of the data set that the block holds."""
         table = [
             [float(slot < len(ts) and ts[slot] in self.layout.tasks_on(d)) for slot in slots]
@@ -135,7 +135,7 @@ def _tasks_on(layout, dataset, everyone, also):
     return tuple(sorted(passing))
 
 
-def salts(owner: Owner, layout: BatchLayout) -> list[int]:
+def owner_salts(owner: Owner, layout: BatchLayout) -> list[int]:
     """For each owner the key of its task's name, 0 where tasks share it: joint or alone, a column draws the same.
 
     Experts have names of their own, but the first, which draws as a trunk does.

@@ -18,16 +18,16 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from mtl_jax.models.apply_owned import applied, by_kind, by_owner, layer_function, stack
+from mtl_jax.models.apply_owned import apply_module, group_by_owner, group_by_pictures, layer_function, stack_streams
 from mtl_jax.models.dropout import Noise
-from mtl_jax.models.row_chunks import alone_on_cpu
+from mtl_jax.models.row_chunks import is_single_cpu
 
 Function = Callable[[Any, Any, Noise | None], jax.Array]
 Measure = Callable[[Any, Any], Any]
 
 
 class TapSpec(NamedTuple):
-    """What is tapped; static. M = the entries of the layout, see `streams.entries`, times `halves`.
+    """What is tapped; static. M = the entries of the layout, see `streams.stream_entries`, times `halves`.
 
     layers     {path of layer: (paths of its leaves)}, of which the gradient by stream is wanted
     products   whether only the products [M, M] between these gradients are, layer by layer
@@ -65,7 +65,7 @@ class _Pullback:
     axes: tuple[int | None, ...] = flax.struct.field(pytree_node=False)
 
 
-def tapped(
+def apply_with_tap(
     function: Function, measure: Measure, in_turns: bool, params: Any, tap: Any, inputs: Any, noise: Noise | None
 ) -> jax.Array:
     """`function` on g·m streams with the same parameters, of which each m hold the same: computed once on the way up,
@@ -101,7 +101,7 @@ def tapped(
 
     @jax.custom_vjp
     def call(params, tap, moved, rates, fixed):
-        return copied(jax.vmap(stream, (None, 0, None, 0))(params, _firsts(moved), rates, fixed))
+        return copied(jax.vmap(stream, (None, 0, None, 0))(params, _first_copies(moved), rates, fixed))
 
     def forward(params, tap, moved, rates, fixed):
         found = []
@@ -112,9 +112,9 @@ def tapped(
             found.append(structure)
             return outputs, residuals
 
-        moved = _firsts(moved)
+        moved = _first_copies(moved)
         first = jax.tree.map(lambda leaf: leaf[0], (moved, fixed))
-        axes = _apart(one, (params, first[0], rates, first[1]), (False, True, False, True))
+        axes = _batched_residuals(one, (params, first[0], rates, first[1]), (False, True, False, True))
         outputs, residuals = jax.vmap(one, (None, 0, None, 0), (0, axes))(params, moved, rates, fixed)
         return copied(outputs), (_Pullback(residuals, found[-1], tuple(axes)), tap)
 
@@ -136,11 +136,11 @@ def tapped(
     return call(params, tap, moved, rates, fixed)
 
 
-def _firsts(leaves):
+def _first_copies(leaves):
     return jax.tree.map(lambda leaf: leaf[:, 0], leaves)
 
 
-def _apart(one: Callable, arguments: tuple, batched: tuple[bool, ...]) -> list[int | None]:
+def _batched_residuals(one: Callable, arguments: tuple, batched: tuple[bool, ...]) -> list[int | None]:
     """For each residual that `one` returns 0 where it depends on what the streams have apart, None where it is one.
 
     Without it `vmap` would keep n copies of every weight, and multiply with each of them.
@@ -155,7 +155,7 @@ def _apart(one: Callable, arguments: tuple, batched: tuple[bool, ...]) -> list[i
     return [0 if flag else None for flag in outputs[len(jax.tree.leaves(shapes[0])) :]]
 
 
-def apply_tapped(
+def apply_tapped_layer(
     module, remat, path, params, taps: Taps, spec: TapSpec, owner_ids, inputs, noises, same: Sequence[Any]
 ) -> list[jax.Array]:
     """As `apply_owned.apply_owned`, of a layer that is tapped: streams of one owner are joint, owners come in turns.
@@ -165,20 +165,20 @@ def apply_tapped(
     tokens_apart = path == "embed" and spec.tokens
     function = _embedding_function(module, remat) if tokens_apart else layer_function(module, remat)
     # of a transformer's K gradients at once XLA's CPU compiler would turn each around
-    in_turns = alone_on_cpu() and getattr(module, "rows_in_parts", False)
+    in_turns = is_single_cpu() and getattr(module, "rows_in_parts", False)
     halves, outputs = spec.halves, {}
     for owner, groups in _groups(owner_ids, inputs, same, spec.products):
         members, copies = [member for group in groups for member in group], len(groups[0])
-        stacked, noise, _ = stack([(inputs[i], noises[i] if noises else None) for i in members])
+        stacked, noise, _ = stack_streams([(inputs[i], noises[i] if noises else None) for i in members])
         if tokens_apart:
             of_stream = taps.tokens.reshape(len(inputs), *stacked[0].shape[1:], -1)
             stacked = (*stacked, _chosen(of_stream, np.asarray(members)))
-        stacked, keys = _halved((stacked, None if noise is None else noise.keys), copies, halves)
+        stacked, keys = _split_rows((stacked, None if noise is None else noise.keys), copies, halves)
         entry = np.asarray(members).reshape(-1, 1, copies) * halves + np.arange(halves)[:, None]  # [groups, halves, m]
-        tap, measure = _of_streams(taps, spec, path, entry.ravel())
+        tap, measure = _tap_of_streams(taps, spec, path, entry.ravel())
         own = _slice(params, owner)
         noise = None if noise is None else noise._replace(keys=keys)
-        result = tapped(function, measure, in_turns, own, tap, stacked, noise)
+        result = apply_with_tap(function, measure, in_turns, own, tap, stacked, noise)
         result = jnp.swapaxes(result.reshape(-1, halves, copies, *result.shape[2:]), 1, 2)
         result = result.reshape(len(members), -1, *result.shape[4:])
         outputs |= dict(zip(members, result, strict=True))
@@ -191,8 +191,8 @@ def _groups(owner_ids, inputs, same, products: bool):
     For products all streams of an owner stay together, alone where groups are of different sizes.
     """
     found = []
-    for kind in by_kind(inputs):
-        for members in by_owner([(owner_ids[i],) for i in kind]).values():
+    for kind in group_by_pictures(inputs):
+        for members in group_by_owner([(owner_ids[i],) for i in kind]).values():
             together: dict[Any, list[int]] = {}
             for number in members:
                 together.setdefault(same[kind[number]], []).append(kind[number])
@@ -205,7 +205,7 @@ def _groups(owner_ids, inputs, same, products: bool):
     return found
 
 
-def _halved(tree, copies: int, halves: int):
+def _split_rows(tree, copies: int, halves: int):
     """Leaves [g · m, R, ...] -> [g · halves, m, R / halves, ...]."""
 
     def of_leaf(a):
@@ -215,14 +215,14 @@ def _halved(tree, copies: int, halves: int):
     return jax.tree.map(of_leaf, tree)
 
 
-def _of_streams(taps: Taps, spec: TapSpec, path: str, places: np.ndarray):
+def _tap_of_streams(taps: Taps, spec: TapSpec, path: str, places: np.ndarray):
     """The part of a layer's tap that belongs to some streams, and what measures its cotangent."""
     if path not in spec.layers:
-        return {}, _leaves
+        return {}, _leaf_gradients
     tap = taps.layers[path]
     if spec.products:
-        return tap[np.ix_(places, places)], functools.partial(_products, leaves=spec.layers[path])
-    return jax.tree.map(lambda leaf: _chosen(leaf, places), tap), _leaves
+        return tap[np.ix_(places, places)], functools.partial(_gradient_products, leaves=spec.layers[path])
+    return jax.tree.map(lambda leaf: _chosen(leaf, places), tap), _leaf_gradients
 
 
 def _chosen(leaf: jax.Array, places: np.ndarray) -> jax.Array:
@@ -234,13 +234,13 @@ def _slice(params, owner):
     return jax.tree.map(lambda leaf: leaf[owner], params)
 
 
-def _leaves(gradients, tap):
+def _leaf_gradients(gradients, tap):
     """A measure for taps: the gradients that are asked for."""
     flat = flatten_dict(gradients, sep="/")
     return {leaf: flat[leaf].astype(jnp.float32) for leaf in tap}
 
 
-def _products(gradients, tap, leaves):
+def _gradient_products(gradients, tap, leaves):
     """A measure for taps: the inner products between streams, summed over the leaves that are asked for."""
     flat = flatten_dict(gradients, sep="/")
 
@@ -258,6 +258,6 @@ def _embedding_function(module: nn.Module, remat: bool):
         *inputs, tap = inputs
         table = jax.tree.map(jax.lax.stop_gradient, params["word"])
         variables = {"params": {**params, "word": table}, "perturbations": {"words": tap}}
-        return applied(module, variables, inputs, noise)
+        return apply_module(module, variables, inputs, noise)
 
     return jax.checkpoint(function) if remat else function

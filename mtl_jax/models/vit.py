@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from mtl_jax.errors import UserError
-from mtl_jax.models.pretrained import Files, read_json, tensor_files
+from mtl_jax.models.pretrained import SafetensorsFiles, read_json, tensor_files
 
 PROJECTION = "embeddings.patch_embeddings.projection"
 POSITIONS = "embeddings.position_embeddings"
@@ -66,21 +66,21 @@ def load_patches(
     files = tensor_files(folder)
     prefix = next((name.removesuffix(POSITIONS) for name in files if name.endswith(POSITIONS)), "")
     found = {}
-    with Files(folder) as opened:
+    with SafetensorsFiles(folder) as opened:
         for name, shape in shapes.items():
             if prefix + name not in files:
                 raise UserError(f"{folder}: no tensor {prefix}{name} {list(shape)}")
             found[name] = opened.read(files[prefix + name], prefix + name, shape)
     kernel = found[f"{PROJECTION}.weight"].transpose(2, 3, 1, 0)  # [y, x, channel, D]
-    kernel, bias = _rescaled(kernel, found[f"{PROJECTION}.bias"], *_scaling(folder, channels))
+    kernel, bias = _rescale_projection(kernel, found[f"{PROJECTION}.bias"], *_scaling(folder, channels))
     position = found[POSITIONS][0, special:].reshape(*learned, width)
     return {
         "projection": {"kernel": kernel.reshape(-1, width), "bias": bias},
-        "position": {"embedding": interpolated(position, grid).reshape(-1, width)},
+        "position": {"embedding": interpolate_positions(position, grid).reshape(-1, width)},
     }
 
 
-def interpolated(position: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
+def interpolate_positions(position: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
     """float32 [rows, columns, D]: positions of another grid, bicubic; edges are continued by their last value."""
     for axis, size in enumerate(grid):
         if position.shape[axis] != size:
@@ -113,7 +113,7 @@ def _scaling(folder: pathlib.Path, channels: int) -> tuple[np.ndarray, np.ndarra
     return mean, deviation
 
 
-def _rescaled(kernel, bias, mean, deviation):
+def _rescale_projection(kernel, bias, mean, deviation):
     """The projection of values that are scaled as v/255 = 0.5·x + 0.5, from that of (v/255 − mean) / deviation."""
     bias = bias + np.einsum("yxcd,c->d", kernel, (0.5 - mean) / deviation)
     return (kernel * (0.5 / deviation)[:, None]).astype(np.float32), bias.astype(np.float32)

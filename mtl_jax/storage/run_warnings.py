@@ -32,7 +32,7 @@ def data_warnings(corpus: Corpus) -> list[RunWarning]:
 
 
 def step_warnings(left_out: int, steps: int, by_owner: Mapping[str, int]) -> list[RunWarning]:
-    """About skipped steps; `by_owner` {task or "shared": steps skipped because of it}."""
+    """About skipped steps; `group_by_owner` {task or "shared": steps skipped because of it}."""
     if not left_out:
         return []
     reasons = ", ".join(f"{name} {count}" for name, count in by_owner.items() if count)

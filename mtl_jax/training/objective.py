@@ -12,8 +12,8 @@ import numpy as np
 
 from mtl_jax.data.batch import Batch, BatchLayout
 from mtl_jax.models.dropout import Noise
-from mtl_jax.models.forward_pass import Dropout, keys_of_rows
-from mtl_jax.models.mixers import texts
+from mtl_jax.models.forward_pass import DropoutRates, dropout_row_keys
+from mtl_jax.models.mixers import text_count
 from mtl_jax.models.network import Network
 from mtl_jax.models.ownership import name_key
 from mtl_jax.tasks import distillation
@@ -72,7 +72,7 @@ class Penalty(NamedTuple):
 
 
 def features(
-    batch: Batch, layout: BatchLayout, task: str, hidden: jax.Array, dropout: Dropout | None = None, key=None
+    batch: Batch, layout: BatchLayout, task: str, hidden: jax.Array, dropout: DropoutRates | None = None, key=None
 ) -> Features:
     """What the head of `task` reads, R = all rows of its blocks. `dropout`, `key`: of training, for heads that drop."""
     blocks = np.asarray(layout.reads(task))
@@ -100,7 +100,7 @@ def join_blocks(labels: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
 
 
 def logits(
-    objective: Objective, params: Params, batch: Batch, dropout: Dropout | None, key, taps=None, tap_spec=None
+    objective: Objective, params: Params, batch: Batch, dropout: DropoutRates | None, key, taps=None, tap_spec=None
 ) -> dict[str, jax.Array]:
     """The scores of every task, by task, leading axis P·R. `taps`: see `models.taps`."""
     hidden = objective.network.apply(params, batch, dropout, key, taps, tap_spec).hidden
@@ -137,7 +137,7 @@ def auxiliary_denominators(objective: Objective, batch: Batch) -> jax.Array:
 
     def count(name):
         task = auxiliary_task(name)
-        return (_lengths(objective, batch, task) > 0).sum().astype(jnp.float32) if task else texts(batch)
+        return (_lengths(objective, batch, task) > 0).sum().astype(jnp.float32) if task else text_count(batch)
 
     return jnp.stack([count(name) for name in objective.auxiliary]) if objective.auxiliary else jnp.zeros((0,))
 
@@ -183,7 +183,7 @@ def contributions(
     found = objective.network.apply(params, batch, dropout, key, progress=progress)
     scores = _logits(objective, params, batch, found.hidden, dropout, key)
     losses = _loss_sums(objective, params, batch, hyper, scores)
-    added = dict(found.added)
+    added = dict(found.auxiliary)
     for name, task in objective.tasks.items():
         if task.auxiliary:
             own = features(batch, objective.layout, name, found.hidden[name])
@@ -196,7 +196,7 @@ def contributions(
 
 def row_keys(key: jax.Array, task: str, batch: Batch, layout: BatchLayout) -> jax.Array:
     """Keys [P·R] for what the head of a task draws in the rows that it reads; they do not depend on a row's place."""
-    keys = keys_of_rows(jax.random.fold_in(key, name_key(task)), batch, layout)
+    keys = dropout_row_keys(jax.random.fold_in(key, name_key(task)), batch, layout)
     return keys[np.asarray(layout.reads(task))].reshape(-1)
 
 
@@ -256,8 +256,8 @@ def head_params(objective: Objective, params: Params, task: str) -> Params:
     return {**own, "table": params["embed"]["word"]["embedding"][objective.tables[task]]}
 
 
-def dropout_rates(objective: Objective, hyper: Hyperparameters) -> Dropout | None:
+def dropout_rates(objective: Objective, hyper: Hyperparameters) -> DropoutRates | None:
     """The rates of dropout in training; None where there is none at all."""
     if not (objective.dropout or objective.attention_dropout):
         return None
-    return Dropout(hyper.dropout, hyper.attention_dropout if objective.attention_dropout else None)
+    return DropoutRates(hyper.dropout, hyper.attention_dropout if objective.attention_dropout else None)

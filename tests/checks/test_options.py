@@ -87,7 +87,7 @@ def folder(tmp_path_factory):
     encoder = root / "encoder"
     encoder.mkdir()
     (encoder / "config.json").write_text(json.dumps(BERT), encoding="utf-8")
-    tensors = architectures.tensors(architectures.from_config(BERT, "tiny"))
+    tensors = architectures.published_tensors(architectures.architecture_from_config(BERT, "tiny"))
     weights = {tensor.name: rng.normal(size=tensor.shape).astype(np.float32) for tensor in tensors}
     save_file(weights, encoder / "model.safetensors")
     names = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS)

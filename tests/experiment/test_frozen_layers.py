@@ -28,7 +28,9 @@ def encoder(tmp_path):
     folder = tmp_path / "encoder"
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps({**TINY["bert"], "vocab_size": 80}), encoding="utf-8")
-    tensors = architectures.tensors(architectures.from_config({**TINY["bert"], "vocab_size": 80}, "tiny"))
+    tensors = architectures.published_tensors(
+        architectures.architecture_from_config({**TINY["bert"], "vocab_size": 80}, "tiny")
+    )
     save_file(hashed_weights({tensor.name: tensor.shape for tensor in tensors}), folder / "model.safetensors")
     return str(folder)
 

@@ -10,7 +10,7 @@ from mtl_jax.data.batch import Batch, BatchLayout
 from mtl_jax.errors import UserError
 from mtl_jax.models import ownership
 from mtl_jax.models.embeddings import WordEmbeddings
-from mtl_jax.models.forward_pass import Dropout
+from mtl_jax.models.forward_pass import DropoutRates
 from mtl_jax.models.layers import LAYERS
 from mtl_jax.models.network import network
 
@@ -49,7 +49,7 @@ def random_params(layout, owners):
 @pytest.mark.parametrize("columns", ["vmap", "map", "unroll"])
 def test_every_task_sees_its_own_column(trunk, columns):
     """Against one plain network for each task, built from the slices that it owns."""
-    owners = ownership.assign(PAIR.tasks, 2, trunk)
+    owners = ownership.assign_owners(PAIR.tasks, 2, trunk)
     params, batch = random_params(PAIR, owners), make_batch(PAIR)
     hidden = run(PAIR, owners, params, batch, columns=columns)
     for k, task in enumerate(PAIR.tasks):
@@ -63,7 +63,7 @@ def test_every_task_sees_its_own_column(trunk, columns):
 
 
 def test_a_tree_of_tasks():
-    owners = ownership.assign(
+    owners = ownership.assign_owners(
         PAIR.tasks, 2, "embed", {"layer_00": (("x", "z"), ("y",)), "layer_01": (("x",), ("z",), ("y",))}
     )
     assert owners == {"embed": (0, 0, 0), "layer_00": (0, 1, 0), "layer_01": (0, 1, 2)}
@@ -77,10 +77,10 @@ def test_a_tree_of_tasks():
 
 @pytest.mark.parametrize("trunk", ["all", "none", "embed"])
 def test_drawn_blocks_equal_blocks_of_their_own(trunk):
-    owners = ownership.assign(PAIR.tasks, 2, trunk)
+    owners = ownership.assign_owners(PAIR.tasks, 2, trunk)
     drawn = BatchLayout(PAIR.datasets, PAIR.tasks, PAIR.dataset_of, ((0, 1), (0, 1)))
     params, batch = random_params(PAIR, owners), make_batch(PAIR)
-    dropout, key = Dropout(jnp.float32(0.3), None), jax.random.key(3)
+    dropout, key = DropoutRates(jnp.float32(0.3), None), jax.random.key(3)
     expected = run(PAIR, owners, params, batch, dropout, key)
     other = batch._replace(**{n: getattr(batch, n)[::-1] for n in ("dataset", "row", "tokens", "segment", "position")})
     found = jax.jit(lambda b: run(drawn, owners, params, b, dropout, key))(other)
@@ -89,13 +89,13 @@ def test_drawn_blocks_equal_blocks_of_their_own(trunk):
 
 
 def test_a_column_draws_the_same_dropout_alone_and_together():
-    owners = ownership.assign(PAIR.tasks, 2, "none")
+    owners = ownership.assign_owners(PAIR.tasks, 2, "none")
     params, batch = random_params(PAIR, owners), make_batch(PAIR)
-    dropout, key = Dropout(jnp.float32(0.4), None), jax.random.key(5)
+    dropout, key = DropoutRates(jnp.float32(0.4), None), jax.random.key(5)
     together = run(PAIR, owners, params, batch, dropout, key)
     alone_layout = BatchLayout(("b",), ("z",), (0,), ((0,),))
     alone_batch = jax.tree.map(lambda a: a[1:], batch)._replace(dataset=np.array([0], np.int32))
-    alone_owners = ownership.assign(("z",), 2, "none")
+    alone_owners = ownership.assign_owners(("z",), 2, "none")
     column = jax.tree.map(lambda leaf: leaf[2:], params)
     alone = run(alone_layout, alone_owners, column, alone_batch, dropout, key)
     np.testing.assert_array_equal(alone["z"], together["z"])
@@ -103,15 +103,15 @@ def test_a_column_draws_the_same_dropout_alone_and_together():
 
 
 def test_independent_columns_start_the_same_alone_and_together():
-    together = random_params(PAIR, ownership.assign(PAIR.tasks, 2, "none"))
+    together = random_params(PAIR, ownership.assign_owners(PAIR.tasks, 2, "none"))
     alone_layout = BatchLayout(("b",), ("z",), (0,), ((0,),))
-    alone = random_params(alone_layout, ownership.assign(("z",), 2, "none"))
+    alone = random_params(alone_layout, ownership.assign_owners(("z",), 2, "none"))
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[0], b[2]), alone, together)
     assert not np.allclose(together["embed"]["word"]["embedding"][0], together["embed"]["word"]["embedding"][1])
 
 
 def test_layers_whose_values_are_known_are_not_drawn():
-    net = make_network(PAIR, ownership.assign(PAIR.tasks, 2, "none"), column_init="independent")
+    net = make_network(PAIR, ownership.assign_owners(PAIR.tasks, 2, "none"), column_init="independent")
     drawn, partly = (net.init(jax.random.key(1), known) for known in ((), ("embed", "layer_01")))
     assert jax.tree.map(jnp.shape, drawn) == jax.tree.map(jnp.shape, partly)
     jax.tree.map(np.testing.assert_array_equal, drawn["layer_00"], partly["layer_00"])
@@ -119,9 +119,9 @@ def test_layers_whose_values_are_known_are_not_drawn():
 
 
 def test_dropout_bits_belong_to_rows_not_to_places():
-    owners = ownership.assign(PAIR.tasks, 2, "all")
+    owners = ownership.assign_owners(PAIR.tasks, 2, "all")
     params, batch = random_params(PAIR, owners), make_batch(PAIR)
-    dropout, key = Dropout(jnp.float32(0.4), None), jax.random.key(5)
+    dropout, key = DropoutRates(jnp.float32(0.4), None), jax.random.key(5)
     whole = run(PAIR, owners, params, batch, dropout, key)
     by_row = {name for name in batch._fields if getattr(batch, name) is not None} - {"dataset", "labels"}
     part = batch._replace(**{name: getattr(batch, name)[:, 1:2] for name in by_row})
@@ -129,7 +129,7 @@ def test_dropout_bits_belong_to_rows_not_to_places():
 
 
 def test_remat_changes_nothing():
-    owners = ownership.assign(PAIR.tasks, 2, "none")
+    owners = ownership.assign_owners(PAIR.tasks, 2, "none")
     params, batch = random_params(PAIR, owners), make_batch(PAIR)
 
     def total(p, remat):
@@ -152,7 +152,7 @@ def test_remat_changes_nothing():
 )
 def test_wrong_owners_are_named(trunk, groups, said):
     with pytest.raises(UserError, match=said):
-        ownership.assign(PAIR.tasks, 2, trunk, groups)
+        ownership.assign_owners(PAIR.tasks, 2, trunk, groups)
 
 
 def test_layers_of_one_form_are_traced_once():
@@ -169,7 +169,7 @@ def test_layers_of_one_form_are_traced_once():
         net = network(
             WordEmbeddings(VOCABULARY, WIDTH),
             [Layer() for _ in range(depth)],
-            ownership.assign(PAIR.tasks, depth, "none"),
+            ownership.assign_owners(PAIR.tasks, depth, "none"),
             PAIR,
             columns="unroll",
             remat=remat,

@@ -128,7 +128,7 @@ def test_a_vit_gives_torchs_vectors(tmp_path, prefix, differs):
     place = jnp.asarray([[256 * r + c for r in range(2) for c in range(3)]], jnp.int32)
     x = module.apply({"params": params}, jnp.asarray(cut), place, jnp.zeros_like(place))
     differs("patches of a ViT", x[0], np.add(golden["projected"], golden["interpolated"]), 5e-5)
-    large = vit.interpolated(found["position"]["embedding"].reshape(2, 3, WIDTH), (2, 3))
+    large = vit.interpolate_positions(found["position"]["embedding"].reshape(2, 3, WIDTH), (2, 3))
     np.testing.assert_array_equal(large.reshape(-1, WIDTH), found["position"]["embedding"])
     five = vit.load_patches(tmp_path, WIDTH, SIDE, 3, (5, 4))["position"]["embedding"].reshape(5, 4, WIDTH)
     differs("interpolated positions", five[:, :, 0], golden["larger"], 1e-5)

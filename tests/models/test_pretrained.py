@@ -20,8 +20,8 @@ from mtl_jax.models.families import bert as architectures
 
 def published(family="bert"):
     """Tensors of the tiny model under their published names."""
-    architecture = architectures.from_config(TINY[family], "tiny")
-    return hashed_weights({tensor.name: tensor.shape for tensor in architectures.tensors(architecture)})
+    architecture = architectures.architecture_from_config(TINY[family], "tiny")
+    return hashed_weights({tensor.name: tensor.shape for tensor in architectures.published_tensors(architecture)})
 
 
 def write(folder, tensors, family="bert", **config):
@@ -214,12 +214,12 @@ def test_broken_folders(tmp_path):
 
 
 def test_resolve(tmp_path, monkeypatch):
-    assert pretrained.resolve(tmp_path) == tmp_path
+    assert pretrained.resolve_folder(tmp_path) == tmp_path
     with pytest.raises(UserError, match="not a folder"):
-        pretrained.resolve("./nowhere/at/all")
+        pretrained.resolve_folder("./nowhere/at/all")
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="not a folder"):
-        pretrained.resolve(tmp_path / "file")
+        pretrained.resolve_folder(tmp_path / "file")
 
     import huggingface_hub
 
@@ -232,14 +232,14 @@ def test_resolve(tmp_path, monkeypatch):
         return str(tmp_path)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    assert pretrained.resolve("owner/some-model@v1.0") == tmp_path
+    assert pretrained.resolve_folder("owner/some-model@v1.0") == tmp_path
     assert (asked["name"], asked["revision"]) == ("owner/some-model", "v1.0")
     assert "config.json" in asked["patterns"]
     assert not any(pattern.endswith((".bin", ".pt", ".h5")) for pattern in asked["patterns"])
-    assert pretrained.resolve("bert-base-uncased") == tmp_path
+    assert pretrained.resolve_folder("bert-base-uncased") == tmp_path
     assert (asked["name"], asked["revision"]) == ("bert-base-uncased", None)
     with pytest.raises(UserError, match="without a network"):
-        pretrained.resolve("nobody/nothing")
+        pretrained.resolve_folder("nobody/nothing")
 
 
 def test_export_mistakes(tmp_path):

@@ -26,7 +26,7 @@ def encoder(tmp_path):
     folder.mkdir()
     published = {**TINY["bert"], "vocab_size": 80, "num_hidden_layers": LAYERS}
     (folder / "config.json").write_text(json.dumps(published), encoding="utf-8")
-    tensors = architectures.tensors(architectures.from_config(published, "tiny"))
+    tensors = architectures.published_tensors(architectures.architecture_from_config(published, "tiny"))
     save_file(hashed_weights({tensor.name: tensor.shape for tensor in tensors}), folder / "model.safetensors")
     return str(folder)
 

@@ -25,7 +25,7 @@ _DEFAULTS = {
     "max_position_embeddings": 512,
     "type_vocab_size": 2,
 }
-_OWN_DEFAULTS = {
+_TYPE_DEFAULTS = {
     "bert": {"pad_token_id": 0},
     "roberta": {"pad_token_id": 1, "vocab_size": 50265},
     "xlm-roberta": {"pad_token_id": 1},
@@ -101,7 +101,7 @@ class Architecture:
         )
 
 
-def from_config(config: Mapping[str, Any], where: str) -> Architecture:
+def architecture_from_config(config: Mapping[str, Any], where: str) -> Architecture:
     """The architecture that a published config.json describes. `where` names it in errors (UserError)."""
     model_type = config.get("model_type")
     if model_type not in FAMILIES:
@@ -109,7 +109,7 @@ def from_config(config: Mapping[str, Any], where: str) -> Architecture:
     for field, wanted in _REQUIRED.items():
         if config.get(field, wanted) not in (wanted, None):
             raise UserError(f"{where}: {field} = {config[field]!r} is not supported, only {wanted!r}")
-    sizes = {**_DEFAULTS, **_OWN_DEFAULTS[model_type]}
+    sizes = {**_DEFAULTS, **_TYPE_DEFAULTS[model_type]}
     for field, default in sizes.items():
         value = default if config.get(field) is None else config[field]
         lowest = 0 if field == "pad_token_id" else 1
@@ -156,8 +156,8 @@ _ARCHITECTURES = {
 }
 
 
-def to_config(architecture: Architecture) -> dict[str, Any]:
-    """config.json of an architecture: the inverse of `from_config`."""
+def published_config(architecture: Architecture) -> dict[str, Any]:
+    """config.json of an architecture: the inverse of `architecture_from_config`."""
     return {
         "architectures": [_ARCHITECTURES[architecture.model_type]],
         "model_type": architecture.model_type,
@@ -176,7 +176,7 @@ def to_config(architecture: Architecture) -> dict[str, Any]:
     }
 
 
-class Tensor(NamedTuple):
+class PublishedTensor(NamedTuple):
     """One published tensor and its place here.
 
     name        published name, without the prefix of a model with heads
@@ -191,20 +191,20 @@ class Tensor(NamedTuple):
     transposed: bool
 
 
-def tensors(architecture: Architecture) -> Iterator[Tensor]:
+def published_tensors(architecture: Architecture) -> Iterator[PublishedTensor]:
     """Every tensor of an encoder, embeddings first."""
     width, wide = architecture.width, architecture.intermediate
 
     def table(name, key, rows):
-        return Tensor(f"embeddings.{name}.weight", ("embed", key, "embedding"), (rows, width), False)
+        return PublishedTensor(f"embeddings.{name}.weight", ("embed", key, "embedding"), (rows, width), False)
 
     def norm(name, path):
-        yield Tensor(f"{name}.LayerNorm.weight", (*path, "layer_norm", "scale"), (width,), False)
-        yield Tensor(f"{name}.LayerNorm.bias", (*path, "layer_norm", "bias"), (width,), False)
+        yield PublishedTensor(f"{name}.LayerNorm.weight", (*path, "layer_norm", "scale"), (width,), False)
+        yield PublishedTensor(f"{name}.LayerNorm.bias", (*path, "layer_norm", "bias"), (width,), False)
 
     def dense(name, path, inputs, outputs):
-        yield Tensor(f"{name}.weight", (*path, "kernel"), (outputs, inputs), True)
-        yield Tensor(f"{name}.bias", (*path, "bias"), (outputs,), False)
+        yield PublishedTensor(f"{name}.weight", (*path, "kernel"), (outputs, inputs), True)
+        yield PublishedTensor(f"{name}.bias", (*path, "bias"), (outputs,), False)
 
     yield table("word_embeddings", "word", architecture.vocab_size)
     yield table("position_embeddings", "position", architecture.max_positions)

@@ -27,7 +27,7 @@ class RNN(Layer):
     def __call__(self, x: jax.Array, segment: jax.Array, noise: Noise | None = None) -> jax.Array:
         """x [R, T, D], segment int32[R, T] -> dtype [R, T, hidden_size]. Dropout is on the output."""
         forward = Direction(self.hidden_size, ("hidden",), self.dtype, name="forward")
-        (hidden,) = recur(TANH, [(*forward(_time_first(x, segment)), _continues(segment))])
+        (hidden,) = scan_directions(TANH, [(*forward(_time_first(x, segment)), _continues(segment))])
         return dropout(noise, 0, _swapped(hidden).astype(self.dtype))
 
 
@@ -41,7 +41,7 @@ class LSTM(Layer):
     def __call__(self, x: jax.Array, segment: jax.Array, noise: Noise | None = None) -> jax.Array:
         """x [R, T, D], segment int32[R, T] -> dtype [R, T, hidden_size]. Dropout is on the output."""
         forward = Direction(self.hidden_size, LSTM_GATES, self.dtype, name="forward")
-        (hidden,) = recur(LSTM_CELL, [(*forward(_time_first(x, segment)), _continues(segment))])
+        (hidden,) = scan_directions(LSTM_CELL, [(*forward(_time_first(x, segment)), _continues(segment))])
         return dropout(noise, 0, _swapped(hidden).astype(self.dtype))
 
 
@@ -59,7 +59,7 @@ class BiLSTM(Layer):
         x = _time_first(x, segment)
         # Read from the right, the last token of a segment is its first: the same resets do for both directions.
         # Both advance in one scan: half the sequential steps.
-        left, right = recur(
+        left, right = scan_directions(
             LSTM_CELL,
             [(*forward(x), _continues(segment)), (*backward(jnp.flip(x, 0)), _continues(jnp.flip(segment, 1)))],
         )
@@ -174,7 +174,7 @@ TANH = Cell(1, _advance_tanh, _retreat_tanh)
 LSTM_CELL = Cell(2, _advance_lstm, _retreat_lstm)
 
 
-def recur(cell: Cell, directions) -> list[jax.Array]:
+def scan_directions(cell: Cell, directions) -> list[jax.Array]:
     """Runs all directions side by side in one scan over T.
 
     directions  list of (projected float32 [T, R, G·hidden], kernel [hidden, G·hidden], keep float32 [T, R, 1]: 0 where
@@ -187,7 +187,8 @@ def recur(cell: Cell, directions) -> list[jax.Array]:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _over_time(cell: Cell, inputs: list, kernels: list, keep: list) -> list[jax.Array]:
-    """The scan of `recur`, time first: inputs [T, R, G·hidden], keep float32 [T, R, 1] -> h of each [T, R, hidden].
+    """The scan of `scan_directions`, time first: inputs [T, R, G·hidden], keep float32 [T, R, 1] -> h of each [T, R,
+    hidden].
 
     Its gradient is by hand, 1.4 times as fast as that of autodiff, which keeps about twice as much of each step and
     adds up a kernel's gradient in T small products. It may be differentiated again, by either mode; forward mode alone

@@ -24,10 +24,17 @@ MIXERS: dict[str, Callable[..., Mixer]] = {  # (K, **options) -> Mixer
     "shared_private": shared_private,
 }
 
-Streams = Mapping[tuple[int, int], jax.Array]  # (block, number) -> [R, T, D]
+StreamFeatures = Mapping[tuple[int, int], jax.Array]  # (block, number) -> [R, T, D]
 
 
-def mix(mixer: Mixer, params: Params, outputs: Streams, inputs: Streams, batch: Batch, progress: jax.Array | None):
+def mix(
+    mixer: Mixer,
+    params: Params,
+    outputs: StreamFeatures,
+    inputs: StreamFeatures,
+    batch: Batch,
+    progress: jax.Array | None,
+):
     """What a mixer makes of the columns of all blocks.
 
     Args:
@@ -81,9 +88,9 @@ def mix_by_task(
     for block, (tasks, reads, shared, own, inputs) in blocks.items():
         segment = batch.segment[block]
         axes = (None, 0, 0 if shared.ndim == 5 else None, 0, 0 if inputs.ndim == 4 else None, None)
-        mixed[block] = jax.vmap(mixer.of_task, axes)(params, tasks, shared, own, inputs, segment)
-        if mixer.losses_of_task and progress is not None:
-            of_tasks = jax.vmap(mixer.losses_of_task, (*axes, None, None))
+        mixed[block] = jax.vmap(mixer.apply_to_task, axes)(params, tasks, shared, own, inputs, segment)
+        if mixer.task_losses and progress is not None:
+            of_tasks = jax.vmap(mixer.task_losses, (*axes, None, None))
             found = of_tasks(params, tasks, shared, own, inputs, segment, batch.dataset[block], progress)
             for name, values in found.items():
                 mean = jnp.einsum("m,mrt->rt", reads / reads.sum(), values, precision=jax.lax.Precision.HIGHEST)
@@ -91,7 +98,7 @@ def mix_by_task(
     return mixed, added
 
 
-def texts(batch: Batch) -> jax.Array:
+def text_count(batch: Batch) -> jax.Array:
     """Number of texts in all blocks, float32: what the sums of `mix` are divided by."""
     return (batch.length > 0).sum().astype(jnp.float32)
 

@@ -19,7 +19,7 @@ Params = Mapping[str, jax.Array]
 _HIGHEST = jax.lax.Precision.HIGHEST
 
 
-class Place(NamedTuple):
+class MixerPlace(NamedTuple):
     """Where a mixer stands.
 
     inputs    D', features of what goes into the columns
@@ -45,31 +45,31 @@ class Mixer(NamedTuple):
     columns  for each column the task that owns it, None where it is shared
     streams  G
     experts  whether columns are experts; else they are the layer's K columns of the tasks
-    where    behind which layers it stands unless a config says: "each" that has columns | the "top" one
+    default_layers  after which layers it is placed unless a config says: "each" that has columns | the "top" one
     widen    D -> features that heads read
     losses   (params, outputs, inputs, segment, dataset int32, progress float32) -> {name: float32[R, T]}, what is
              added to the objective besides the losses of the tasks: at each token; mean over the texts, of a text
              over its tokens. `dataset` is the block's, `progress` = step / steps
     auxiliary  the names in `losses`, each with the factor it has unless a config says
-    of_task  what `apply` is to a single task, where the mixer stands at the top alone: (params, task int32,
+    apply_to_task  what `apply` is to a single task, where the mixer stands at the top alone: (params, task int32,
              shared [S, R, T, D], own [P, R, T, D], input [R, T, D'], segment) -> [R, T, widen(D)], from the shared
              columns and the task's own. With it a task's columns are computed in the blocks of that task only, `apply`
              is not asked, and None where the mixer stands nowhere else
-    losses_of_task  then in the place of `losses`: (params, task, shared, own, input, segment, dataset, progress), of
+    task_losses  then in the place of `losses`: (params, task, shared, own, input, segment, dataset, progress), of
              which the mean over the tasks that read labels of the block's data set is added
     """
 
-    init: Callable[[jax.Array, Place], Params]
+    init: Callable[[jax.Array, MixerPlace], Params]
     apply: Callable[[Params, jax.Array, jax.Array, jax.Array], jax.Array] | None
     columns: tuple[int | None, ...]
     streams: int
     experts: bool = False
-    where: str = "each"
+    default_layers: str = "each"
     widen: Callable[[int], int] = lambda width: width
     losses: Callable[..., dict[str, jax.Array]] | None = None
     auxiliary: Mapping[str, float] = {}
-    of_task: Callable[..., jax.Array] | None = None
-    losses_of_task: Callable[..., dict[str, jax.Array]] | None = None
+    apply_to_task: Callable[..., jax.Array] | None = None
+    task_losses: Callable[..., dict[str, jax.Array]] | None = None
 
 
 def cross_stitch(tasks: int, blocks: int = 1, own: float = 0.9) -> Mixer:
@@ -174,28 +174,28 @@ def attention_weights(params: Params, outputs: jax.Array, segment: jax.Array, le
       segment: int32[R, T].
       level: of the mixer.
     """
-    features = at_level(outputs, segment, level)
+    features = features_at_level(outputs, segment, level)
     joined = jnp.moveaxis(features, 0, 2).reshape(*segment.shape, -1)  # [R, T, K·D]
     scores = jnp.einsum("rtf,ifj->irtj", joined, params["kernel"], precision=_HIGHEST)
     return jax.nn.softmax(scores + params["bias"][:, None, None, :], axis=-1)
 
 
-def at_level(features: jax.Array, segment: jax.Array, level: str) -> jax.Array:
+def features_at_level(features: jax.Array, segment: jax.Array, level: str) -> jax.Array:
     """float32 [C, R, T, D]: each token's features, or with level "sequence" the means over the tokens of its text."""
     features = features.astype(jnp.float32)
     if level == "token":
         return features
-    same = same_text(segment)
+    same = same_text_mask(segment)
     share = same / same.sum(axis=-1, keepdims=True)
     return jnp.einsum("rts,crsd->crtd", share, features, precision=_HIGHEST)
 
 
-def same_text(segment: jax.Array) -> jax.Array:
+def same_text_mask(segment: jax.Array) -> jax.Array:
     """float32 [R, T, T], 1 for two tokens of one text; padding is a text of its own."""
     return (segment[:, :, None] == segment[:, None, :]).astype(jnp.float32)
 
 
-def require_whole(name: str, value: Any, lowest: int) -> None:
+def require_integer(name: str, value: Any, lowest: int) -> None:
     """ValueError unless `value` is a whole number from `lowest`."""
     if isinstance(value, bool) or not isinstance(value, int) or value < lowest:
         raise ValueError(f"{name} must be a whole number ≥ {lowest}, not {value!r}")
@@ -214,7 +214,7 @@ def _near_identity(count: int, own: float) -> np.ndarray:
 
 
 def _require_own(name: str, parts: Any, own: float) -> None:
-    require_whole(name, parts, 1)
+    require_integer(name, parts, 1)
     if not 0.0 <= own <= 1.0:
         raise ValueError(f"own must lie in [0, 1], not {own}")
 

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mtl_jax.models.mixers.columns import LEVELS, Mixer, at_level, require_choice, require_whole
+from mtl_jax.models.mixers.columns import LEVELS, Mixer, features_at_level, require_choice, require_integer
 
 _HIGHEST = jax.lax.Precision.HIGHEST
 GATES = ("softmax", "dselect_k")
@@ -90,7 +90,7 @@ def expert_columns(tasks: int, shared: int, private: int) -> tuple[int | None, .
 
 def _gated(tasks, shared, private, where, gate, level, chosen, gamma) -> Mixer:
     for name, value, lowest in (("shared", shared, 0), ("private", private, 0), ("chosen", chosen, 1)):
-        require_whole(name, value, lowest)
+        require_integer(name, value, lowest)
     if shared + private < 1:
         raise ValueError("there has to be one expert at least")
     require_choice("gate", gate, GATES)
@@ -113,7 +113,7 @@ def _gated(tasks, shared, private, where, gate, level, chosen, gamma) -> Mixer:
 
     def gates_of(params, inputs, segment):
         count = jax.tree.leaves(params)[0].shape[0]
-        return at_level(inputs[:count], segment, level), seen[:count]
+        return features_at_level(inputs[:count], segment, level), seen[:count]
 
     def apply(params, outputs, inputs, segment):
         features, visible = gates_of(params, inputs, segment)
@@ -132,7 +132,7 @@ def _gated(tasks, shared, private, where, gate, level, chosen, gamma) -> Mixer:
     all_seen = np.ones((1, shared + private), bool)
 
     def gate_of(params, task, inputs, segment):
-        return jax.tree.map(lambda leaf: leaf[task][None], params), at_level(inputs[None], segment, level)
+        return jax.tree.map(lambda leaf: leaf[task][None], params), features_at_level(inputs[None], segment, level)
 
     def of_task(params, task, shared_outputs, own_outputs, inputs, segment):
         own, features = gate_of(params, task, inputs, segment)
@@ -154,7 +154,7 @@ def _gated(tasks, shared, private, where, gate, level, chosen, gamma) -> Mixer:
     decided = {}
     if gate == "dselect_k":
         decided = {"losses": losses, "losses_of_task": losses_of_task, "auxiliary": {"gate_entropy": 0.0}}
-    return Mixer(init, apply, columns, streams, experts=True, where=where, of_task=of_task, **decided)
+    return Mixer(init, apply, columns, streams, experts=True, default_layers=where, apply_to_task=of_task, **decided)
 
 
 def softmax_weights(params, features: jax.Array, seen: np.ndarray) -> jax.Array:

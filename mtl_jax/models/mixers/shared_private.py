@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from mtl_jax.models.mixers.columns import Mixer, at_level, require_choice, same_text
+from mtl_jax.models.mixers.columns import Mixer, features_at_level, require_choice, same_text_mask
 from mtl_jax.models.mixers.experts import expert_columns
 
 _HIGHEST = jax.lax.Precision.HIGHEST
@@ -59,10 +59,10 @@ def shared_private(tasks: int, reversal: str = "dann", steepness: float = 10.0, 
     def losses_of_task(params, task, shared, own, inputs, segment, dataset, progress):
         del task, inputs
         factor = 2.0 / (1.0 + jnp.exp(-steepness * progress)) - 1.0 if reversal == "dann" else 1.0
-        texts = at_level(shared, segment, "sequence")[0]
+        texts = features_at_level(shared, segment, "sequence")[0]
         return {
-            "adversarial": -discriminate(params, reverse(texts, factor))[..., dataset],
-            "orthogonality": overlap(shared[0], own[0], segment),
+            "adversarial": -dataset_log_probabilities(params, reverse_gradient(texts, factor))[..., dataset],
+            "orthogonality": subspace_overlap(shared[0], own[0], segment),
         }
 
     return Mixer(
@@ -71,21 +71,21 @@ def shared_private(tasks: int, reversal: str = "dann", steepness: float = 10.0, 
         expert_columns(tasks, 1, 1),
         tasks,
         experts=True,
-        where="top",
+        default_layers="top",
         widen=lambda width: 2 * width,
         auxiliary={"adversarial": 0.05, "orthogonality": 0.01},
-        of_task=of_task,
-        losses_of_task=losses_of_task,
+        apply_to_task=of_task,
+        task_losses=losses_of_task,
     )
 
 
-def reverse(x: jax.Array, factor: jax.Array | float) -> jax.Array:
+def reverse_gradient(x: jax.Array, factor: jax.Array | float) -> jax.Array:
     """x, with its gradient times −factor (Ganin & Lempitsky 2015). Of sums, so that forward mode works as well."""
     fixed = jax.lax.stop_gradient(x)
     return fixed - factor * (x - fixed)
 
 
-def discriminate(params, texts: jax.Array) -> jax.Array:
+def dataset_log_probabilities(params, texts: jax.Array) -> jax.Array:
     """float32[..., N], log-probabilities of the N data sets from features float32[..., D]."""
     if "hidden" in params:
         inner = jnp.matmul(texts, params["hidden"]["kernel"], precision=_HIGHEST)
@@ -94,7 +94,7 @@ def discriminate(params, texts: jax.Array) -> jax.Array:
     return jax.nn.log_softmax(scores + jnp.broadcast_to(params["bias"], scores.shape))
 
 
-def overlap(shared: jax.Array, private: jax.Array, segment: jax.Array) -> jax.Array:
+def subspace_overlap(shared: jax.Array, private: jax.Array, segment: jax.Array) -> jax.Array:
     """float32[R, T] whose mean over the n tokens of a text is ‖SᵀP‖²_F / n² with rows of unit length.
 
     ‖SᵀP‖²_F = Σ_{t,u} (s_t·s_u)(p_t·p_u), which needs no D × D matrix for each text. A zero vector counts as zero.
@@ -103,7 +103,7 @@ def overlap(shared: jax.Array, private: jax.Array, segment: jax.Array) -> jax.Ar
       shared, private: [R, T, D].
       segment: int32[R, T].
     """
-    same = same_text(segment)
+    same = same_text_mask(segment)
 
     def products(features):
         features = features.astype(jnp.float32)

@@ -15,7 +15,7 @@ import numpy as np
 
 from mtl_jax.data.batch import Batch, BatchLayout
 from mtl_jax.models.ownership import owner_count, sole_tasks
-from mtl_jax.models.streams import entries
+from mtl_jax.models.streams import stream_entries
 from mtl_jax.models.taps import Taps, TapSpec
 from mtl_jax.sharing.gram import inner_products
 
@@ -153,7 +153,7 @@ def combine_gradients(
 
 
 def token_sum(tokens: Tokens, by_task: jax.Array, owner: tuple[int, ...], shape) -> jax.Array:
-    """[O, V, D]: the gradients of the tokens, times the factor `by_task` [K], in the rows of the table."""
+    """[O, V, D]: the gradients of the tokens, times the factor `mixes_by_task` [K], in the rows of the table."""
     factor = (tokens.task_of @ by_task)[..., None, None]
     values = jnp.where(factor != 0, tokens.values, 0.0) * factor
     if shape[0] == 1:  # of one slice: streams of one text are added before they are scattered
@@ -211,7 +211,7 @@ def _task_of(layout: BatchLayout, batch: Batch):
     """[M, K] one-hot: whose stream each (block, slot) is. numpy where it is known beforehand."""
     count, static = len(layout.tasks), all(len(candidates) == 1 for candidates in layout.candidates)
     rows = []
-    for block, slot in entries(layout):
+    for block, slot in stream_entries(layout):
         table = np.zeros((len(layout.datasets), count), np.float32)
         for dataset in layout.candidates[block]:
             if slot < len(tasks := layout.tasks_on(dataset)):
@@ -243,14 +243,14 @@ def _by_task_products(entry_products: jax.Array, task_of, halves: int) -> jax.Ar
 def _within_blocks(layout: BatchLayout, hidden: jax.Array, halves: int) -> jax.Array:
     """Products between gradients of representations: only those of one text can meet."""
     axes = tuple(range(1, hidden.ndim))
-    blocks = np.repeat([block for block, _ in entries(layout)], halves)
+    blocks = np.repeat([block for block, _ in stream_entries(layout)], halves)
     together = (blocks[:, None] == blocks[None, :]).astype(np.float32)
     return jnp.tensordot(hidden, hidden, (axes, axes), precision=_HIGHEST) * together
 
 
 def _tokens(layout: BatchLayout, batch: Batch, values: jax.Array, task_of, halves: int) -> Tokens:
     """The gradients [M · halves, ...] of looked-up vectors, by text where every block has equally many streams."""
-    of_block = [block for block, _ in entries(layout)]
+    of_block = [block for block, _ in stream_entries(layout)]
     count = len(of_block) // len(set(of_block))
     if halves > 1 or any(of_block.count(block) != count for block in of_block):
         count = 1

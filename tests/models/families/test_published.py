@@ -59,8 +59,8 @@ def one_row_for_all(texts):
 
 
 def write_tiny(folder, family):
-    architecture = architectures.from_config(TINY[family], "tiny")
-    names = {tensor.name: tensor.shape for tensor in architectures.tensors(architecture)}
+    architecture = architectures.architecture_from_config(TINY[family], "tiny")
+    names = {tensor.name: tensor.shape for tensor in architectures.published_tensors(architecture)}
     folder.mkdir(exist_ok=True)
     (folder / "config.json").write_text(json.dumps(TINY[family]), encoding="utf-8")
     save_file(hashed_weights(names), folder / "model.safetensors")

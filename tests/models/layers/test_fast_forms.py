@@ -9,11 +9,11 @@ import pytest
 from flax import linen as nn
 
 from mtl_jax.models import apply_owned, attention
-from mtl_jax.models.attention import attend, by_sums
+from mtl_jax.models.attention import attend, attend_by_sums
 from mtl_jax.models.dense import Dense
 from mtl_jax.models.dropout import Noise, dropout
 from mtl_jax.models.layers.transformer import TransformerLayer, gelu
-from mtl_jax.models.row_chunks import in_parts
+from mtl_jax.models.row_chunks import in_row_chunks
 
 
 def test_dense_is_an_affine_map_with_the_parameters_of_flax():
@@ -84,11 +84,11 @@ def test_gradient_of_attention_by_hand_against_autodiff():
     def gradient(form):
         return jax.grad(lambda *a: jnp.sum(form(*a, segment) * weights), (0, 1, 2))(*arrays)
 
-    for by_hand, by_autodiff in zip(gradient(by_sums), gradient(by_sums.fun), strict=True):
+    for by_hand, by_autodiff in zip(gradient(attend_by_sums), gradient(attend_by_sums.fun), strict=True):
         np.testing.assert_allclose(by_hand, by_autodiff, atol=1e-5)
     low = jax.tree.map(lambda a: a.astype(jnp.bfloat16), arrays)
-    found = jax.grad(lambda *a: jnp.sum(by_sums(*a, segment).astype(jnp.float32) * weights), (0, 1, 2))(*low)
-    for half, full in zip(found, gradient(by_sums), strict=True):
+    found = jax.grad(lambda *a: jnp.sum(attend_by_sums(*a, segment).astype(jnp.float32) * weights), (0, 1, 2))(*low)
+    for half, full in zip(found, gradient(attend_by_sums), strict=True):
         assert half.dtype == jnp.bfloat16
         np.testing.assert_allclose(half.astype(jnp.float32), full, atol=0.05)
 
@@ -101,7 +101,7 @@ def test_rows_in_parts_are_the_rows(count):
         assert len(keys) <= -(-5 // min(count, 5))
         return {"noisy": tree["x"] + jax.vmap(jax.random.uniform)(keys)[:, None], "twice": 2 * tree["x"]}
 
-    found = in_parts(function, count, keys, {"x": x})
+    found = in_row_chunks(function, count, keys, {"x": x})
     np.testing.assert_array_equal(found["twice"], 2 * x)
     np.testing.assert_array_equal(found["noisy"], x + jax.vmap(jax.random.uniform)(keys)[:, None])
 
@@ -122,9 +122,9 @@ def test_a_layer_in_parts_is_the_layer(monkeypatch):
     called = []
     for module in (apply_owned, attention):
         monkeypatch.setattr(module, "alone_on_cpu", lambda: True)
-        monkeypatch.setattr(module, "in_parts", lambda f, n, *a: called.append(n) or in_parts(f, n, *a))
-    monkeypatch.setattr(apply_owned, "PART", 10)
-    monkeypatch.setattr(attention, "CACHED", 500)
+        monkeypatch.setattr(module, "in_parts", lambda f, n, *a: called.append(n) or in_row_chunks(f, n, *a))
+    monkeypatch.setattr(apply_owned, "CHUNK_TOKENS", 10)
+    monkeypatch.setattr(attention, "CHUNK_BYTES", 500)
     in_two = run()(params)
     assert called == [2, 2, 2]  # the layer's, and the attention's in each of them
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), whole, in_two)

@@ -14,7 +14,7 @@ from mtl_jax.config import default
 from mtl_jax.errors import UserError
 from mtl_jax.models.layers import LAYERS
 from mtl_jax.models.mixers import experts
-from mtl_jax.models.mixers.columns import Place
+from mtl_jax.models.mixers.columns import MixerPlace
 from mtl_jax.runs.build import build
 from mtl_jax.training import objective as terms
 from mtl_jax.training.parameter_paths import flatten
@@ -41,7 +41,7 @@ def random_like(params, seed=0):
 def test_gates_weigh_what_a_task_may_use(level, top, differs):
     mixer = experts.ple(K, shared=2, private=1, level=level)
     assert mixer.columns == (None, None, 0, 1) and mixer.streams == 3
-    params = random_like(mixer.init(jax.random.key(0), Place(WIDTH, D, top, 2)))
+    params = random_like(mixer.init(jax.random.key(0), MixerPlace(WIDTH, D, top, 2)))
     assert params["kernel"].shape == (K if top else K + 1, WIDTH, 4)
     rng = np.random.default_rng(1)
     outputs, inputs = rng.normal(size=(4, R, T, D)), rng.normal(size=(3, R, T, WIDTH))

@@ -17,7 +17,7 @@ from mtl_jax.training.placement import make_placement
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 K, R, T, D = 3, 2, 5, 4
-PLACE = columns.Place(inputs=D, width=D, top=True, datasets=2)
+PLACE = columns.MixerPlace(inputs=D, width=D, top=True, datasets=2)
 SEGMENT = np.asarray([[1, 1, 2, 2, 0], [1, 1, 1, 0, 0]], np.int32)
 
 

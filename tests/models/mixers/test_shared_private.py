@@ -10,8 +10,8 @@ from ml_collections import ConfigDict
 from mtl_jax.errors import UserError
 from mtl_jax.models import apply_owned, forward_pass
 from mtl_jax.models.mixers import TaskColumns, mix_by_task
-from mtl_jax.models.mixers.columns import Place
-from mtl_jax.models.mixers.shared_private import overlap, reverse, shared_private
+from mtl_jax.models.mixers.columns import MixerPlace
+from mtl_jax.models.mixers.shared_private import reverse_gradient, shared_private, subspace_overlap
 from mtl_jax.runs.build import build
 from mtl_jax.training.parameter_paths import flatten
 
@@ -22,7 +22,7 @@ SEGMENT = np.asarray([[1, 1, 2, 2, 0], [1, 1, 1, 0, 0]], np.int32)
 
 def test_reversal():
     x = jnp.asarray([1.0, -2.0])
-    found, gradient = jax.value_and_grad(lambda x: (reverse(x, 0.3) ** 2).sum())(x)
+    found, gradient = jax.value_and_grad(lambda x: (reverse_gradient(x, 0.3) ** 2).sum())(x)
     np.testing.assert_allclose(found, 5.0)
     np.testing.assert_allclose(gradient, -0.3 * 2 * x, rtol=1e-6)
 
@@ -31,7 +31,7 @@ def test_overlap_is_the_norm_of_the_product(differs):
     rng = np.random.default_rng(0)
     shared, private = rng.normal(size=(2, R, T, D))
     given = (jnp.asarray(x, jnp.float32) for x in (shared, private))
-    found = np.asarray(overlap(*given, SEGMENT))
+    found = np.asarray(subspace_overlap(*given, SEGMENT))
     for r in range(R):
         for text in (1, 2):
             own = SEGMENT[r] == text
@@ -40,7 +40,7 @@ def test_overlap_is_the_norm_of_the_product(differs):
                 wanted = np.linalg.norm(s.T @ p) ** 2 / own.sum() ** 2
                 differs("orthogonality of features", found[r, own].mean(), wanted, 1e-6)
     assert 0 <= found.min()
-    value, gradient = jax.value_and_grad(lambda x: overlap(x, x, SEGMENT).sum())(jnp.zeros((R, T, D)))
+    value, gradient = jax.value_and_grad(lambda x: subspace_overlap(x, x, SEGMENT).sum())(jnp.zeros((R, T, D)))
     assert value == 0 and np.isfinite(gradient).all()
 
 
@@ -49,7 +49,7 @@ def test_the_discriminator_in_float64(differs, hidden):
     """Summed over texts, each with the mean of its tokens."""
     rng = np.random.default_rng(1)
     mixer = shared_private(2, hidden=hidden)
-    start = mixer.init(jax.random.key(0), Place(D, D, True, N))
+    start = mixer.init(jax.random.key(0), MixerPlace(D, D, True, N))
     params = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape), jnp.float32), start)
     outputs = {(b, c): jnp.asarray(rng.normal(size=(R, T, D)), jnp.float32) for b in range(2) for c in range(3)}
     dataset, length = np.asarray([2, 0]), np.asarray([[[2, 2], [3, 0]]] * 2)

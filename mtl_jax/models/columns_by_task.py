@@ -15,12 +15,12 @@ import jax.numpy as jnp
 from mtl_jax.data.batch import Batch, BatchLayout
 from mtl_jax.models.mixers import TaskColumns
 from mtl_jax.models.ownership import ExpertColumns
-from mtl_jax.models.streams import Streams, salts
+from mtl_jax.models.streams import Streams, owner_salts
 
 Name = tuple[int, int, int]
 
 
-class Computed(NamedTuple):
+class ComputedColumns(NamedTuple):
     """What is computed of one layer.
 
     names  of the columns
@@ -33,10 +33,10 @@ class Computed(NamedTuple):
     salts: dict[Name, jax.Array]
 
 
-def computed(owner: ExpertColumns, streams: Streams, layout: BatchLayout, batch: Batch) -> Computed:
+def columns_to_compute(owner: ExpertColumns, streams: Streams, layout: BatchLayout, batch: Batch) -> ComputedColumns:
     """The columns of a layer that the tasks of the batch need; `streams` are those that go in."""
     shared = [column for column, task in enumerate(owner.tasks) if task is None]
-    of_column, pairs = salts(owner, layout), sorted(streams.parent)
+    of_column, pairs = owner_salts(owner, layout), sorted(streams.parent)
     names = [(block, column, slot) for block, slot in sorted(set(streams.parent.values())) for column in shared]
     ids: list[int | jax.Array] = [column for _, column, _ in names]
     found = {name: jnp.uint32(of_column[name[1]]) for name in names}
@@ -45,11 +45,11 @@ def computed(owner: ExpertColumns, streams: Streams, layout: BatchLayout, batch:
         of_task = [of_column[column] for column in columns]
         names += [(block, number, slot) for block, slot in pairs]
         ids += streams.owner_ids(columns, batch, pairs)
-        found |= {(block, number, slot): streams.chosen(of_task, block, slot, batch) for block, slot in pairs}
-    return Computed(names, ids, found)
+        found |= {(block, number, slot): streams.value_of_task(of_task, block, slot, batch) for block, slot in pairs}
+    return ComputedColumns(names, ids, found)
 
 
-def task_columns(
+def columns_to_mix(
     owner: ExpertColumns,
     streams: Streams,
     layout: BatchLayout,
@@ -72,8 +72,8 @@ def task_columns(
 
     apart, tasks = len(set(parents)) > 1, range(len(layout.tasks))
     return TaskColumns(
-        jnp.stack([streams.chosen(tasks, block, slot, batch).astype(jnp.int32) for slot in slots]),
-        streams.reads(block, slots, batch),
+        jnp.stack([streams.value_of_task(tasks, block, slot, batch).astype(jnp.int32) for slot in slots]),
+        streams.reads_labels(block, slots, batch),
         jnp.stack([stacked(shared, slot) for slot in parents]) if apart else stacked(shared, parents[0]),
         jnp.stack([stacked(own, slot) for slot in slots]),
         jnp.stack([inputs[block, slot] for slot in slots]) if apart else inputs[block, slots[0]],
