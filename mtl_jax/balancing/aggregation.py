@@ -15,7 +15,7 @@ Methods that are functions of the Gram matrix are those of `weightings`, with th
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 
 import jax
 import optax
@@ -51,28 +51,30 @@ GRADIENT_TRANSFORMS: dict[str, Callable[..., Transform]] = {
     "db_mtl": db_mtl,
 }
 
-AGGREGATION: dict[str, Callable[..., Transform]] = {
-    **{name: _transform_of(method) for name, method in weightings.WEIGHTINGS.items()},
-    **GRADIENT_TRANSFORMS,
-}
 
-mean = AGGREGATION["mean"]
-sum = AGGREGATION["sum"]
-mgda = AGGREGATION["mgda"]
-pcgrad = AGGREGATION["pcgrad"]
-gradvac = AGGREGATION["gradvac"]
-cagrad = AGGREGATION["cagrad"]
-imtl_g = AGGREGATION["imtl_g"]
-nash_mtl = AGGREGATION["nash_mtl"]
-aligned_mtl = AGGREGATION["aligned_mtl"]
-fairgrad = AGGREGATION["fairgrad"]
-dualproj = AGGREGATION["dualproj"]
-upgrad = AGGREGATION["upgrad"]
-config = AGGREGATION["config"]
-pcd = AGGREGATION["pcd"]
-krum = AGGREGATION["krum"]
-modo = AGGREGATION["modo"]
-sdmgrad = AGGREGATION["sdmgrad"]
+class _Aggregation(Mapping[str, Callable[..., Transform]]):
+    """Both registries as one: what is added to either is here."""
+
+    def __getitem__(self, name: str) -> Callable[..., Transform]:
+        return GRADIENT_TRANSFORMS[name] if name in GRADIENT_TRANSFORMS else _transform_of(weightings.WEIGHTINGS[name])
+
+    def __iter__(self) -> Iterator[str]:
+        yield from weightings.WEIGHTINGS
+        yield from GRADIENT_TRANSFORMS
+
+    def __len__(self) -> int:
+        return len(weightings.WEIGHTINGS) + len(GRADIENT_TRANSFORMS)
+
+
+AGGREGATION: Mapping[str, Callable[..., Transform]] = _Aggregation()
+
+
+def __getattr__(name: str) -> Callable[..., Transform]:
+    """`aggregation.cagrad` for AGGREGATION["cagrad"]."""
+    if name in AGGREGATION:
+        return AGGREGATION[name]
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
 
 __all__ = [
     "AGGREGATION",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -20,7 +21,7 @@ from mtl_jax.training.placement import spread_features
 
 SCHEDULES = {"constant": jnp.ones_like, "rise": lambda progress: progress, "fall": lambda progress: 1.0 - progress}
 _FACTORS = re.compile(r"^adapter_[^/]+/.*/(a|b)$")  # those of LoRA, see `models.adapters`
-GRAPH_OPTIONS = {"laplacian": "adjacency", "l2_pairwise": "weights"}  # kinds with a graph of tasks, and its argument
+GRAPH_OPTIONS = ("adjacency", "weights")  # arguments of penalties that are a graph of tasks
 
 
 def task_stacks(flat: FlatParams, owners: Owners) -> dict[str, jax.Array]:
@@ -83,7 +84,8 @@ def build_penalties(
 
 def _penalty(where, entry, owners, tasks, all_tasks, shapes):
     options = _options(where, entry, tasks, all_tasks)
-    anchored = entry.kind == "l2_to_anchor" or options.get("center") == "anchor"
+    parameters = inspect.signature(sharing.PENALTIES[entry.kind]).parameters
+    anchored = "anchor" in parameters or options.get("center") == "anchor"
     evaluate = select.build(entry.kind, entry.leaves, entry.scope, options)
     stacks = jax.eval_shape(lambda flat: task_stacks(flat, owners), dict(shapes))
     if not stacks:
@@ -99,8 +101,8 @@ def _penalty(where, entry, owners, tasks, all_tasks, shapes):
             "that all layers are shared. Set it to 'none' (each task a model of its own) or to a lower layer"
         )
     groups = select.group_leaves(stacks, entry.leaves, entry.scope)
-    if entry.kind == "low_rank":
-        _require_factors(where, [path for group in groups.values() for path in group])
+    if "factors" in parameters:
+        _require_factors(where, entry.kind, [path for group in groups.values() for path in group])
     for layer in entry.by_layer:
         if layer not in {group.split("/")[0] for group in groups}:
             raise UserError(
@@ -128,11 +130,11 @@ def _penalty(where, entry, owners, tasks, all_tasks, shapes):
     return Penalty(value, proximal, way, curvature, SCHEDULES[entry.schedule], chosen), anchored
 
 
-def _require_factors(where, paths):
+def _require_factors(where, kind, paths):
     """½(‖U‖² + ‖V‖²) is about the rank of U·V; of leaves that are no factors it is weight decay."""
     if whole := [path for path in paths if not _FACTORS.search(path)]:
         raise UserError(
-            f"{where}.kind: 'low_rank' is half the squares of factors, but {whole[0]} is no factor: that would be "
+            f"{where}.kind: {kind!r} is half the squares of factors, but {whole[0]} is no factor: that would be "
             "weight decay. Factors are those of config.sharing.adapter = 'lora' (leaves = '^adapter_'); on whole "
             "parameters take 'trace_norm'"
         )
@@ -173,15 +175,20 @@ def _proximal(entry, options, owners, groups):
     return proximal, ""
 
 
+def _graph_option(kind: str) -> str | None:
+    """The argument of a penalty that is a graph of tasks."""
+    return next((name for name in inspect.signature(sharing.PENALTIES[kind]).parameters if name in GRAPH_OPTIONS), None)
+
+
 def _options(where, entry, tasks, all_tasks):
     """Options with matrices as float32 [K, K] over the trained tasks, and graphs of task names as such matrices."""
     options = {key: value for key, value in entry.options.items()}
     chosen = [all_tasks.index(task) for task in tasks]
     if "edges" in options:
-        if entry.kind not in GRAPH_OPTIONS:
-            raise UserError(
-                f"{where}.options.edges: {entry.kind!r} has no graph of tasks; {' and '.join(GRAPH_OPTIONS)} have"
-            )
+        graph = _graph_option(entry.kind)
+        if graph is None:
+            others = [name for name in sharing.PENALTIES if _graph_option(name)]
+            raise UserError(f"{where}.options.edges: {entry.kind!r} has no graph of tasks; {', '.join(others)} have")
         matrix = np.zeros((len(all_tasks), len(all_tasks)), np.float32)
         for edge in options.pop("edges"):
             first, second, weight = edge
@@ -192,7 +199,7 @@ def _options(where, entry, tasks, all_tasks):
                     )
             i, j = all_tasks.index(first), all_tasks.index(second)
             matrix[i, j] = matrix[j, i] = float(weight)
-        options[GRAPH_OPTIONS[entry.kind]] = matrix
+        options[graph] = matrix
     for key, value in options.items():
         if isinstance(value, tuple | list | np.ndarray) and np.ndim(value) == 2:
             matrix = np.asarray(value, np.float32)

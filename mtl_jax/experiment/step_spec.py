@@ -26,10 +26,9 @@ from mtl_jax.training.state import StepSpec
 
 def _loss_weights(config, sizes):
     """(options of the method that are traced) -> the method."""
-    method, options = config.loss_weights.method, config.loss_weights.options.to_dict()
-    if method == "by_size":
-        options["sizes"] = sizes
-    make = functools.partial(loss_weights.LOSS_WEIGHTS[method], **options)
+    method = loss_weights.LOSS_WEIGHTS[config.loss_weights.method]
+    given = {"sizes": sizes} if "sizes" in inspect.signature(method).parameters else {}
+    make = functools.partial(method, **config.loss_weights.options.to_dict() | given)
     try:
         make()
     except (TypeError, ValueError) as error:

@@ -50,3 +50,5 @@ PROXIMAL: dict[str, Callable[..., Tree]] = {
     "mtrl": prox_mtrl,
     "group_lasso": prox_group_lasso,
 }
+
+__all__ = ["PENALTIES", "PROXIMAL", *PENALTIES, *(operator.__name__ for operator in PROXIMAL.values())]

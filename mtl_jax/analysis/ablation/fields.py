@@ -30,6 +30,7 @@ _OPEN_MAPPINGS = (
     "by_layer",
     "options",
     "schedule_options",
+    "layer_options",
     "mixer_options",
     "read_options",
     "adapter_options",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import itertools
 import json
 import math
@@ -212,8 +213,8 @@ def _require_option(config: Config, field: str, where: str) -> None:
     if not is_option or methods is None:
         return
     method, options = config[section].method, config[section].options.to_dict()
-    if method == "by_size":
-        options["sizes"] = (1.0,)  # known once the data are read
+    if "sizes" in inspect.signature(methods[method]).parameters:
+        options["sizes"] = (1.0,)  # known when the data are
     try:
         jax.eval_shape(lambda value: (methods[method](**{**options, name: value}), value)[1], jnp.zeros(()))
     except (TypeError, ValueError, jax.errors.JAXTypeError) as error:
