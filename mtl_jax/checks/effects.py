@@ -14,6 +14,7 @@ from mtl_jax.analysis.relatedness.registry import MEASURES
 from mtl_jax.checks.rules import get_field
 from mtl_jax.config import default
 from mtl_jax.data.readers import READERS
+from mtl_jax.data.tokenizers import TOKENIZERS
 from mtl_jax.models.layers import LAYERS
 from mtl_jax.models.layers.base import Layer
 from mtl_jax.models.mixers import MIXERS
@@ -147,6 +148,16 @@ def _layer_rule(field: str, reads: Callable[[type[Layer]], bool]) -> Rule:
     return Rule((f"model.{field}",), acts, needs)
 
 
+def _tokenizer_rule(field: str) -> Rule:
+    """The rule of a field of `config.tokenizer` that some kinds read; a published one has its own vocabulary."""
+
+    def needs() -> str:
+        kinds = _either(name for name, kind in TOKENIZERS.items() if field in kind.fields)
+        return f"config.tokenizer.kind = {kinds}, which reads it"
+
+    return Rule((f"tokenizer.{field}",), lambda c, _: field in TOKENIZERS[c.tokenizer.kind].fields, needs)
+
+
 def _either(names: Iterable[str]) -> str:
     """'a', 'b' or 'c'."""
     *most, last = map(repr, names)
@@ -179,12 +190,10 @@ RULES = (
         lambda c, _: _draws_by_data_seed(c),
         "something to draw: dev_fraction, test_fraction or limit of a data set, or labelled of a task",
     ),
-    Rule(
-        ("tokenizer.lowercase", "tokenizer.min_count", "tokenizer.max_vocab_size"),
-        _of("tokenizer.kind", "words"),
-        "config.tokenizer.kind = 'words'; a published tokenizer has its own vocabulary and case",
-    ),
-    Rule(("tokenizer.path",), _of("tokenizer.kind", "pretrained"), "config.tokenizer.kind = 'pretrained'"),
+    _tokenizer_rule("lowercase"),
+    _tokenizer_rule("min_count"),
+    _tokenizer_rule("max_vocab_size"),
+    _tokenizer_rule("path"),
     Rule(
         ("images.patch_size", "images.num_channels"), _pictured, "pictures: name their field in config.datasets.*.image"
     ),

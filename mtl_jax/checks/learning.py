@@ -7,6 +7,7 @@ import pathlib
 from mtl_jax.balancing import AGGREGATION, LOSS_WEIGHTS
 from mtl_jax.checks.ranges import PENALTY_CHOICES
 from mtl_jax.checks.rules import check_choice, check_distinct, check_name, check_range, check_regex
+from mtl_jax.data.tokenizers import TOKENIZERS
 from mtl_jax.models.adapters import ADAPTERS
 from mtl_jax.models.layers import LAYERS
 from mtl_jax.models.layers.base import arguments
@@ -58,7 +59,8 @@ def check_model(config, say):
         say(f"config.model.kernel_size: {model.kernel_size} should be odd")
     if config.tokenizer.kind == "pretrained" and not (model.pretrained or config.tokenizer.path):
         say("config.tokenizer: 'pretrained' needs config.tokenizer.path or config.model.pretrained; or take 'words'")
-    if model.word_vectors and (config.tokenizer.kind != "words" or (layer and layer.positions)):
+    kind = TOKENIZERS.get(config.tokenizer.kind)
+    if model.word_vectors and not (kind and kind.words and layer and not layer.positions):
         say(
             "config.model.word_vectors: they need config.tokenizer.kind = 'words' and a layer over word vectors alone: "
             f"{', '.join(repr(name) for name, other in LAYERS.items() if not other.positions)}"

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from mtl_jax.config.entries import Penalty
 from mtl_jax.config.sections import Config
 from mtl_jax.data.datasets.split_locations import SPLITS
+from mtl_jax.data.tokenizers import TOKENIZERS
 from mtl_jax.models.layers import LAYERS
 
 __all__ = ["CHOICES", "ENTRY_RANGES", "PENALTY_CHOICES", "RANGES", "SPLITS"]
@@ -25,7 +26,7 @@ def literals(section: type, place: str = "") -> dict[str, tuple[str, ...]]:
 
 
 # Fields that name an entry of a registry have the registry itself: what is added to it is a choice.
-CHOICES: dict[str, Iterable[str]] = {**literals(Config), "model.layer_type": LAYERS}
+CHOICES: dict[str, Iterable[str]] = {**literals(Config), "tokenizer.kind": TOKENIZERS, "model.layer_type": LAYERS}
 PENALTY_CHOICES: dict[str, Iterable[str]] = dict(literals(Penalty))
 
 SIGNS = "/\\.|<>:;\"'`?*=,+"  # of paths, patterns, lists and tables, which no name of the user's own has

@@ -45,9 +45,9 @@ class Data(Protocol):
 class Tokenizer(Protocol):
     """How text becomes tokens."""
 
-    # "pretrained" (of model.pretrained, or tokenizer.path) | "words" (from training data; in any script, see
-    # mtl_jax/unicode.py).
-    kind: Literal["pretrained", "words"] = "pretrained"
+    # A name in mtl_jax.data.tokenizers.TOKENIZERS. "pretrained": of model.pretrained, or tokenizer.path; "words": from
+    # training data, in any script, see mtl_jax/unicode.py.
+    kind: str = "pretrained"
     # Hub name or folder; "": that of model.pretrained.
     path: str = ""
     # "words": lower-case.

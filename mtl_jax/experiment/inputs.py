@@ -17,7 +17,7 @@ from mtl_jax.data.labels.target_sequences import TargetSpec
 from mtl_jax.data.notices import INFORMATION, Notice
 from mtl_jax.data.pictures.image_store import ImageSpec, PatchSpec
 from mtl_jax.data.sampler import Mixing
-from mtl_jax.data.tokenizers import PretrainedTokenizer, WordTokenizer, WordVocabulary
+from mtl_jax.data.tokenizers import TOKENIZERS, WordTokenizer
 from mtl_jax.errors import UserError
 from mtl_jax.models import pretrained, vit
 from mtl_jax.models.families.bert import Architecture
@@ -65,15 +65,8 @@ def _target(entry: Any) -> TargetSpec:
 
 def load_corpus(config: Any, encoder: pretrained.Pretrained | None, read: Callable[..., Any] | None = None) -> Corpus:
     """The data of a config, read (by `datasets.read_dataset`, or `read`), encoded and packed."""
-    if config.tokenizer.kind == "pretrained":
-        tokenizer = PretrainedTokenizer(config.tokenizer.path or str(encoder.folder))
-    else:
-        tokenizer = WordVocabulary(
-            config.tokenizer.min_count,
-            config.tokenizer.max_vocab_size or None,
-            config.tokenizer.lowercase,
-            extra=_extra_tokens(config),
-        )
+    kind = TOKENIZERS[config.tokenizer.kind]
+    tokenizer = kind.make(config.tokenizer, encoder.folder if encoder else None, _extra_tokens(config))
     return corpora.load(
         config.datasets,
         label_specs(config),
@@ -154,8 +147,8 @@ def encoder_notes(config: Any, encoder: pretrained.Pretrained | None) -> list[st
     if 0 < asked < layers:
         text = f"{name}: the first {asked} of its {layers} layers are taken (config.model.num_layers; -1: all)"
         notes.append(Notice(text, INFORMATION, asked, layers))
-    if config.tokenizer.kind == "words":
-        notes.append(f"{name}: its word vectors are of other tokens than config.tokenizer.kind = 'words' makes")
+    if (kind := config.tokenizer.kind) != "pretrained":
+        notes.append(f"{name}: its word vectors are of other tokens than config.tokenizer.kind = {kind!r} makes")
     if encoder.unused:
         notes.append(Notice(f"{name}: tensors that have no place here: {', '.join(encoder.unused)}", INFORMATION))
     return notes
