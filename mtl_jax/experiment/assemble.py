@@ -21,7 +21,7 @@ from mtl_jax.experiment.penalties import build_penalties
 from mtl_jax.experiment.sharing import build_sharing
 from mtl_jax.experiment.step_spec import make_step_spec
 from mtl_jax.models import ownership
-from mtl_jax.models.families.bert import Architecture
+from mtl_jax.models.families.base import Architecture
 from mtl_jax.models.layers.transformer import TransformerLayer
 from mtl_jax.models.network import network
 from mtl_jax.tasks import TASK_KINDS, Task, TaskData

@@ -19,8 +19,9 @@ from mtl_jax.data.pictures.image_store import ImageSpec, PatchSpec
 from mtl_jax.data.sampler import Mixing
 from mtl_jax.data.tokenizers import TOKENIZERS, WordTokenizer
 from mtl_jax.errors import UserError
-from mtl_jax.models import pretrained, vit
-from mtl_jax.models.families.bert import Architecture
+from mtl_jax.models import pretrained
+from mtl_jax.models.families import vit
+from mtl_jax.models.families.base import Architecture
 from mtl_jax.tasks import METRICS, TASK_KINDS
 
 

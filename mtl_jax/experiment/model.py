@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from mtl_jax.data.corpus import Corpus
 from mtl_jax.errors import UserError
 from mtl_jax.models.embeddings import BertEmbeddings, WordEmbeddings
-from mtl_jax.models.families.bert import Architecture
+from mtl_jax.models.families import FAMILIES
+from mtl_jax.models.families.base import Architecture
 from mtl_jax.models.layers import LAYERS
 from mtl_jax.models.layers.base import arguments
 from mtl_jax.models.patches import PatchEmbeddings
@@ -43,11 +44,11 @@ def layer_count(config: Any, published: int | None) -> int:
 
 def make_architecture(config: Any, vocab_size: int) -> Architecture | None:
     """The architecture of random layers of a model family; None for layers that belong to none."""
-    model = config.model
-    if not LAYERS[model.layer_type].family:
+    model, family = config.model, LAYERS[config.model.layer_type].family
+    if not family:
         return None
-    return Architecture(
-        model_type=LAYERS[model.layer_type].family,
+    return FAMILIES[family](
+        model_type=family,
         layers=layer_count(config, None),
         width=model.hidden_size,
         heads=model.num_heads,
@@ -80,7 +81,7 @@ def make_model(config: Any, architecture: Architecture | None, pretrained_params
         patches = _patches(data, architecture.width, architecture.initializer_range, dtype)
         return Model(
             architecture.embeddings(dtype).clone(patches=patches),
-            [architecture.layer(dtype)] * architecture.layers,
+            [architecture.layer(number, dtype) for number in range(architecture.layers)],
             architecture,
             pretrained_params,
         )

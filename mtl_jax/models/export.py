@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from mtl_jax.errors import UserError
-from mtl_jax.models.families.bert import Architecture, published_config, published_tensors
+from mtl_jax.models.families.base import Architecture
 from mtl_jax.models.pretrained import TOKENIZER_FILES
 
 
@@ -38,7 +38,7 @@ def save_folder(
 
     folder = pathlib.Path(folder)
     published = {}
-    for tensor in published_tensors(architecture):
+    for tensor in architecture.published_tensors():
         value = np.asarray(_leaf(params, tensor.path), np.float32)
         value = np.ascontiguousarray(value.T) if tensor.transposed else np.ascontiguousarray(value)
         if value.shape != tensor.shape:
@@ -51,7 +51,7 @@ def save_folder(
         folder.mkdir(parents=True, exist_ok=True)
         if tokenizer_folder is not None:
             _copy_tokenizer(pathlib.Path(tokenizer_folder), folder)
-        config = json.dumps(published_config(architecture), indent=2) + "\n"
+        config = json.dumps(architecture.published_config(), indent=2) + "\n"
         (folder / "config.json").write_text(config, encoding="utf-8")
         # "pt" is the layout that transformers asks for: it says nothing of torch, only that kernels are [out, in].
         save_file(published, folder / "model.safetensors", metadata={"format": "pt"})

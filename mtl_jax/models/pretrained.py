@@ -1,4 +1,4 @@
-"""Pretrained BERT-family encoders: from a folder in the Hugging Face layout to the parameters of one column.
+"""Pretrained encoders: from a folder in the Hugging Face layout to the parameters of one column.
 
 Weights come from safetensors only: pickle files can run code when they are opened.
 """
@@ -15,7 +15,8 @@ import numpy as np
 import safetensors
 
 from mtl_jax.errors import UserError
-from mtl_jax.models.families.bert import Architecture, architecture_from_config, published_tensors
+from mtl_jax.models.families import architecture_from_config
+from mtl_jax.models.families.base import Architecture
 
 TOKENIZER_FILES = (
     "tokenizer*",
@@ -30,7 +31,6 @@ _WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "tf_model.h5", "flax_model.msgpack")
 _FLOATS = ("F64", "F32", "F16", "BF16")
-_WORDS = "embeddings.word_embeddings.weight"
 
 
 class Pretrained(NamedTuple):
@@ -86,16 +86,11 @@ def load(folder: str | pathlib.Path) -> Pretrained:
     """
     folder = pathlib.Path(folder)
     config = read_json(folder / "config.json")
-    if config.get("model_type") in ("vit", "deit"):
-        raise UserError(
-            f"{folder / 'config.json'}: model_type {config['model_type']!r}, whose layers normalise before attention, "
-            "those here do behind it. Its patch projection and positions can be taken over by config.images.pretrained"
-        )
     architecture = architecture_from_config(config, str(folder / "config.json"))
     files = tensor_files(folder)
     names = {_modern(name): name for name in files}
-    prefix = _prefix(names, folder)
-    wanted = list(published_tensors(architecture))
+    prefix = _prefix(names, architecture, folder)
+    wanted = list(architecture.published_tensors())
     missing = [t for t in wanted if prefix + t.name not in names]
     if missing:
         listed = "; ".join(f"{prefix}{t.name} {list(t.shape)}" for t in missing[:5])
@@ -189,14 +184,15 @@ def _modern(name: str) -> str:
     return re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", name))
 
 
-def _prefix(names: Mapping[str, str], folder: pathlib.Path) -> str:
-    """What stands before "embeddings." in the names of this folder: "", "bert.", "roberta." ..."""
-    found = [name.removesuffix(_WORDS) for name in names if name == _WORDS or name.endswith("." + _WORDS)]
+def _prefix(names: Mapping[str, str], architecture: Architecture, folder: pathlib.Path) -> str:
+    """What stands before the family's own names in those of this folder: "", "bert.", "roberta." ..."""
+    words = architecture.words
+    found = [name.removesuffix(words) for name in names if name == words or name.endswith("." + words)]
     if len(found) == 1:
         return found[0]
     if not found:
         example = ", ".join(sorted(names)[:3])
-        raise UserError(f"{folder}: no tensor {_WORDS}; this is not a BERT-family encoder (it has {example} ...)")
+        raise UserError(f"{folder}: no tensor {words}; this is no {architecture.published} (it has {example} ...)")
     raise UserError(f"{folder}: several encoders in one file, with the prefixes {', '.join(map(repr, sorted(found)))}")
 
 

@@ -19,7 +19,8 @@ from mtl_jax.data.labels.vocabulary import LabelVocabulary
 from mtl_jax.data.pictures.image_store import ImageSpec
 from mtl_jax.data.tokenizers import Tokenizer
 from mtl_jax.errors import UserError
-from mtl_jax.models.families.bert import Architecture
+from mtl_jax.models.families import FAMILIES
+from mtl_jax.models.families.base import Architecture
 from mtl_jax.storage.workdir import write_json
 
 
@@ -76,7 +77,7 @@ def load(workdir: pathlib.Path) -> Artifacts:
         pictures = ImageSpec(**pictures | {"sizes": {name: tuple(size) for name, size in pictures["sizes"].items()}})
     return Artifacts(
         tokenizers.load(folder),
-        Architecture(**architecture) if architecture else None,
+        FAMILIES[architecture["model_type"]](**architecture) if architecture else None,
         {
             task: LabelVocabulary(tuple(entry["names"]), tuple(entry["extra"]), entry["soft"], entry.get("spans"))
             for task, entry in labels.items()

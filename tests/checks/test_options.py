@@ -27,7 +27,7 @@ from mtl_jax.checks.effects import idle_settings as config_effects
 from mtl_jax.config import default
 from mtl_jax.errors import UserError
 from mtl_jax.evaluation.scores import placement_from_config
-from mtl_jax.models.families import bert as architectures
+from mtl_jax.models import families
 from mtl_jax.runs.build import build
 from mtl_jax.training.step import train_step
 
@@ -87,7 +87,7 @@ def folder(tmp_path_factory):
     encoder = root / "encoder"
     encoder.mkdir()
     (encoder / "config.json").write_text(json.dumps(BERT), encoding="utf-8")
-    tensors = architectures.published_tensors(architectures.architecture_from_config(BERT, "tiny"))
+    tensors = families.architecture_from_config(BERT, "tiny").published_tensors()
     weights = {tensor.name: rng.normal(size=tensor.shape).astype(np.float32) for tensor in tensors}
     save_file(weights, encoder / "model.safetensors")
     names = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS)

@@ -13,7 +13,7 @@ from mtl_jax import checks
 from mtl_jax.analysis.ablation.device_rows import draws, gather, resident_rows
 from mtl_jax.errors import UserError
 from mtl_jax.evaluation.evaluator import Evaluator
-from mtl_jax.models.families import bert as architectures
+from mtl_jax.models import families
 from mtl_jax.runs.build import build
 from mtl_jax.training.parameter_paths import flatten
 from mtl_jax.training.step import train_step
@@ -28,9 +28,7 @@ def encoder(tmp_path):
     folder = tmp_path / "encoder"
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps({**TINY["bert"], "vocab_size": 80}), encoding="utf-8")
-    tensors = architectures.published_tensors(
-        architectures.architecture_from_config({**TINY["bert"], "vocab_size": 80}, "tiny")
-    )
+    tensors = families.architecture_from_config({**TINY["bert"], "vocab_size": 80}, "tiny").published_tensors()
     save_file(hashed_weights({tensor.name: tensor.shape for tensor in tensors}), folder / "model.safetensors")
     return str(folder)
 

@@ -10,8 +10,9 @@ import pytest
 from safetensors.numpy import save_file
 
 from mtl_jax.errors import UserError
-from mtl_jax.models import pretrained, vit
+from mtl_jax.models import pretrained
 from mtl_jax.models.embeddings import BertEmbeddings, WordEmbeddings
+from mtl_jax.models.families import vit
 from mtl_jax.models.patches import PatchEmbeddings
 
 R, T, D, F = 2, 7, 6, 12

@@ -13,15 +13,14 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from mtl_jax.errors import UserError
-from mtl_jax.models import pretrained
+from mtl_jax.models import families, pretrained
 from mtl_jax.models.export import save_folder
-from mtl_jax.models.families import bert as architectures
 
 
 def published(family="bert"):
     """Tensors of the tiny model under their published names."""
-    architecture = architectures.architecture_from_config(TINY[family], "tiny")
-    return hashed_weights({tensor.name: tensor.shape for tensor in architectures.published_tensors(architecture)})
+    architecture = families.architecture_from_config(TINY[family], "tiny")
+    return hashed_weights({tensor.name: tensor.shape for tensor in architecture.published_tensors()})
 
 
 def write(folder, tensors, family="bert", **config):
@@ -42,7 +41,7 @@ def test_params_have_the_shapes_that_the_modules_make(tmp_path, family):
     key = jax.random.key(0)
     made = {"embed": jax.eval_shape(loaded.architecture.embeddings().init, key, ids, ids, ids, ids)["params"]}
     for number in range(2):
-        made[f"layer_{number:02d}"] = jax.eval_shape(loaded.architecture.layer().init, key, x, ids)["params"]
+        made[f"layer_{number:02d}"] = jax.eval_shape(loaded.architecture.layer(number).init, key, x, ids)["params"]
     assert jax.tree.map(lambda leaf: leaf.shape, made) == jax.tree.map(lambda leaf: leaf.shape, loaded.params)
     assert {leaf.dtype for leaf in jax.tree.leaves(loaded.params)} == {np.dtype(np.float32)}
     kernel = loaded.params["layer_01"]["output"]["kernel"]
@@ -162,7 +161,7 @@ def test_missing_and_misshapen_tensors(tmp_path):
         pretrained.load(write(tmp_path, {**tensors, name: np.ascontiguousarray(tensors[name].T)}))
     with pytest.raises(UserError, match=rf"{name} has dtype I8.*quantised"):
         pretrained.load(write(tmp_path, {**tensors, name: np.ones((20, 12), np.int8)}))
-    with pytest.raises(UserError, match="not a BERT-family encoder"):
+    with pytest.raises(UserError, match="this is no BertModel"):
         pretrained.load(write(tmp_path, {"transformer.wte.weight": np.ones((4, 4), np.float32)}))
     with pytest.raises(UserError, match="several encoders"):
         pretrained.load(write(tmp_path, {p + n: v for p in ("a.", "b.") for n, v in tensors.items()}))

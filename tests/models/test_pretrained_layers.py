@@ -13,7 +13,7 @@ from mtl_jax.analysis.ablation import plan, program
 from mtl_jax.config import default
 from mtl_jax.errors import UserError
 from mtl_jax.experiment import model
-from mtl_jax.models.families import bert as architectures
+from mtl_jax.models import families
 from mtl_jax.runs.build import build
 
 LAYERS = 4
@@ -26,7 +26,7 @@ def encoder(tmp_path):
     folder.mkdir()
     published = {**TINY["bert"], "vocab_size": 80, "num_hidden_layers": LAYERS}
     (folder / "config.json").write_text(json.dumps(published), encoding="utf-8")
-    tensors = architectures.published_tensors(architectures.architecture_from_config(published, "tiny"))
+    tensors = families.architecture_from_config(published, "tiny").published_tensors()
     save_file(hashed_weights({tensor.name: tensor.shape for tensor in tensors}), folder / "model.safetensors")
     return str(folder)
 

@@ -1,6 +1,6 @@
 """What of a published Vision Transformer is taken over: its patch projection and its positions.
 
-Its layers normalise before attention and feed-forward (pre-LayerNorm), those of the trunk here behind them, as BERT's
+Its layers normalise before attention and feed-forward (pre-LayerNorm), those of the trunk here after them, as BERT's
 do: weights of the ones mean nothing in the others.
 """
 
@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from mtl_jax.errors import UserError
+from mtl_jax.models.families import PICTURE_FAMILIES
 from mtl_jax.models.pretrained import SafetensorsFiles, read_json, tensor_files
 
 PROJECTION = "embeddings.patch_embeddings.projection"
@@ -42,10 +43,10 @@ def load_patches(
     """
     folder = pathlib.Path(folder)
     config = read_json(folder / "config.json")
-    if config.get("model_type") not in ("vit", "deit"):
+    if config.get("model_type") not in PICTURE_FAMILIES:
         raise UserError(
             f"{folder / 'config.json'}: model_type is {config.get('model_type')!r}; config.images.pretrained takes "
-            "patches and positions of a 'vit' or 'deit'"
+            f"patches and positions of one of {', '.join(PICTURE_FAMILIES)}"
         )
     side, size = config.get("patch_size", 16), config.get("image_size", 224)
     for field, found, wanted in (
@@ -57,7 +58,7 @@ def load_patches(
             raise UserError(f"{folder / 'config.json'}: {field} = {found}, but {wanted[0]} is {wanted[1]}")
     height, breadth = (size, size) if isinstance(size, int) else size
     learned = (height // side, breadth // side)
-    special = 2 if config["model_type"] == "deit" else 1  # class token, and DeiT's distillation token
+    special = PICTURE_FAMILIES[config["model_type"]]
     shapes = {
         f"{PROJECTION}.weight": (width, channels, side, side),
         f"{PROJECTION}.bias": (width,),

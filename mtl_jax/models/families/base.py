@@ -1,0 +1,73 @@
+"""What a model family is: the modules of an encoder, and the names and shapes of its published tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar, NamedTuple, Self
+
+import jax.numpy as jnp
+from flax import linen as nn
+
+
+class PublishedTensor(NamedTuple):
+    """One published tensor and its place here.
+
+    name        published name, without the prefix of a model with heads
+    path        keys in the params here
+    shape       published shape
+    transposed  published as [out, in], here a kernel [in, out]
+    """
+
+    name: str
+    path: tuple[str, ...]
+    shape: tuple[int, ...]
+    transposed: bool
+
+
+class Architecture:
+    """Hyperparameters of an encoder of a published family. A family is a subclass that is a frozen dataclass, hashable,
+    whose fields are numbers, strings or None: they are written as JSON.
+
+    published   name of the class in `transformers`
+    words       published name of the table of word vectors; what stands before it is the prefix of a model with heads
+    model_type  as in config.json, a key of `FAMILIES`
+    layers      their number; a config may cut it
+    width       D, features of each token
+    vocab_size  rows of the table of word vectors
+    initializer_range  deviation of the values that kernels and tables start from, where they start at random
+    """
+
+    published: ClassVar[str]
+    words: ClassVar[str]
+
+    model_type: str
+    layers: int
+    width: int
+    vocab_size: int
+    initializer_range: float
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any], where: str) -> Self:
+        """The architecture that a published config.json describes. `where` names it in errors (UserError)."""
+        raise NotImplementedError
+
+    def published_config(self) -> dict[str, Any]:
+        """config.json: the inverse of `from_config`."""
+        raise NotImplementedError
+
+    @property
+    def max_length(self) -> int:
+        """Tokens of the longest text."""
+        raise NotImplementedError
+
+    def embeddings(self, dtype: Any = jnp.float32) -> nn.Module:
+        """The module of the path `embed`."""
+        raise NotImplementedError
+
+    def layer(self, number: int, dtype: Any = jnp.float32) -> nn.Module:
+        """The module of the path `layer_NN`."""
+        raise NotImplementedError
+
+    def published_tensors(self) -> Iterator[PublishedTensor]:
+        """Every tensor of an encoder, embeddings first."""
+        raise NotImplementedError
