@@ -16,7 +16,6 @@ from mtl_jax.config import default
 from mtl_jax.data.readers import READERS
 from mtl_jax.data.tokenizers import TOKENIZERS
 from mtl_jax.models.layers import LAYERS
-from mtl_jax.models.layers.base import Layer
 from mtl_jax.models.mixers import MIXERS
 from mtl_jax.tasks import TASK_KINDS
 
@@ -134,15 +133,15 @@ def _measure_rule(field: str) -> Rule:
     return Rule((f"relate.{field}",), acts, lambda: f"{_either(readers())} in config.relate.measures", ("relate",))
 
 
-def _layer_rule(field: str, reads: Callable[[type[Layer]], bool]) -> Rule:
+def _layer_rule(field: str) -> Rule:
     """The rule of a field of `config.model` that some layers read, where no pretrained ones bring their own value."""
 
     def acts(config, _) -> bool:
         model = config.model
-        return not model.pretrained and model.num_layers != 0 and reads(LAYERS[model.layer_type])
+        return not model.pretrained and model.num_layers != 0 and field in LAYERS[model.layer_type].field_names()
 
     def needs() -> str:
-        layers = _either(name for name, layer in LAYERS.items() if reads(layer))
+        layers = _either(name for name, layer in LAYERS.items() if field in layer.field_names())
         return f"config.model.layer_type = {layers}, layers of it, and no config.model.pretrained, which brings its own"
 
     return Rule((f"model.{field}",), acts, needs)
@@ -205,11 +204,11 @@ RULES = (
     Rule(
         ("model.hidden_size",), lambda c, _: not c.model.pretrained, "no config.model.pretrained, which brings its own"
     ),
-    _layer_rule("num_heads", lambda layer: "num_heads" in layer.field_names()),
-    _layer_rule("intermediate_size", lambda layer: "intermediate_size" in layer.field_names()),
-    _layer_rule("initializer_range", lambda layer: layer.positions or "initializer_range" in layer.field_names()),
-    _layer_rule("activation", lambda layer: "activation" in layer.field_names()),
-    _layer_rule("kernel_size", lambda layer: "kernel_size" in layer.field_names()),
+    _layer_rule("num_heads"),
+    _layer_rule("intermediate_size"),
+    _layer_rule("initializer_range"),
+    _layer_rule("activation"),
+    _layer_rule("kernel_size"),
     Rule(
         ("model.attention_dropout",),
         lambda c, _: LAYERS[c.model.layer_type].attends,

@@ -13,8 +13,8 @@ class Layer(nn.Module):
 
     `__call__(x [R, T, D], segment int32[R, T], noise=None) -> dtype [R, T, D']`, and nothing in it crosses a segment.
     Fields are frozen hyperparameters, `dtype` (float32 or bfloat16) is that of the computation; parameters are float32.
-    Fields with the name of a field of `config.model` get their value from there: hidden_size, num_heads,
-    intermediate_size, activation, initializer_range, kernel_size. The others are options, `config.model.layer_options`.
+    Fields with the name of a field of `config.model`, such as hidden_size, num_heads or activation, get their value
+    from there. The others are options, `config.model.layer_options`.
     Salts of dropout repeat from layer to layer: the caller gives each layer keys of its own.
 
     positions      whether it needs embeddings with positions; else those of words alone are below it
@@ -40,16 +40,8 @@ def arguments(layer: type[Layer], model: Any) -> dict[str, Any]:
     Raises:
       ValueError: an option that the layer does not have.
     """
-    named = {
-        "hidden_size": model.hidden_size,
-        "num_heads": model.num_heads,
-        "intermediate_size": model.intermediate_size,
-        "activation": model.activation,
-        "initializer_range": model.initializer_range,
-        "kernel_size": model.kernel_size,
-    }
-    options = [name for name in layer.field_names() if name not in named]
+    options = [name for name in layer.field_names() if name not in model]
     for name in model.layer_options:
         if name not in options:
             raise ValueError(f"{model.layer_type!r} has no option {name!r}; it has {', '.join(options) or 'none'}")
-    return {name: named[name] for name in layer.field_names() if name in named} | model.layer_options.to_dict()
+    return {name: model[name] for name in layer.field_names() if name in model} | model.layer_options.to_dict()
