@@ -18,7 +18,7 @@ from mtl_jax.data.encoding.record_inputs import RecordInputs
 from mtl_jax.data.files import array_cache
 from mtl_jax.data.files.location import Location
 from mtl_jax.data.labels import task_labels
-from mtl_jax.data.labels.raw_labels import LabelSpec
+from mtl_jax.data.labels.label_spec import LabelSpec
 from mtl_jax.data.labels.vocabulary import LabelVocabulary
 from mtl_jax.data.notices import notice
 from mtl_jax.data.packing import capacities as row_capacities

@@ -15,7 +15,7 @@ from mtl_jax.data.encoding.encode import EncodedSplit
 from mtl_jax.data.encoding.record_inputs import RecordInputs, extract_inputs
 from mtl_jax.data.files import array_cache
 from mtl_jax.data.labels import encoded_labels, task_labels
-from mtl_jax.data.labels.raw_labels import LabelSpec
+from mtl_jax.data.labels.label_spec import LabelSpec
 from mtl_jax.data.labels.vocabulary import LabelVocabulary, TaskLabels
 from mtl_jax.data.notices import INFORMATION, LENGTH, Notice
 from mtl_jax.data.packing import capacities as row_capacities

@@ -9,7 +9,7 @@ import numpy as np
 from mtl_jax.data.batch import PackedRows
 from mtl_jax.data.encoding.encode import EncodedSplit
 from mtl_jax.data.encoding.gold_labels import GoldLabels
-from mtl_jax.data.labels.raw_labels import LabelSpec
+from mtl_jax.data.labels.label_spec import LabelSpec
 from mtl_jax.data.labels.vocabulary import LabelVocabulary
 from mtl_jax.data.packing import fill_ratio
 

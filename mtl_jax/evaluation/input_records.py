@@ -21,7 +21,7 @@ from mtl_jax.data.datasets import list_cells, record_filters
 from mtl_jax.data.datasets.text_checks import check_texts
 from mtl_jax.data.encoding import marked_spans
 from mtl_jax.data.files.location import Location
-from mtl_jax.data.labels.raw_labels import LabelSpec
+from mtl_jax.data.labels.label_spec import LabelSpec
 from mtl_jax.data.records import Note, Record, field, find_field, suggestion, where
 from mtl_jax.errors import UserError
 from mtl_jax.evaluation.input_files import TEXT

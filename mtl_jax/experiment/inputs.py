@@ -12,7 +12,7 @@ from mtl_jax.data.corpus import Corpus
 from mtl_jax.data.encoding import marked_spans
 from mtl_jax.data.files import wheels
 from mtl_jax.data.labels import tag_schemes
-from mtl_jax.data.labels.raw_labels import LabelSpec, default_missing
+from mtl_jax.data.labels.label_spec import LabelSpec, default_missing
 from mtl_jax.data.labels.target_sequences import TargetSpec
 from mtl_jax.data.notices import INFORMATION, Notice
 from mtl_jax.data.pictures.image_store import ImageSpec, PatchSpec

@@ -6,7 +6,7 @@ import pytest
 from mtl_jax.data import datasets
 from mtl_jax.data.corpus import corpus_for_prediction, load
 from mtl_jax.data.files import array_cache
-from mtl_jax.data.labels.raw_labels import LabelSpec
+from mtl_jax.data.labels.label_spec import LabelSpec
 from mtl_jax.data.packing import fill_ratio
 from mtl_jax.data.packing.unpacking import gather_words
 from mtl_jax.data.records import Record

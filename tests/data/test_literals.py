@@ -9,7 +9,7 @@ import pytest
 
 from mtl_jax.config import default
 from mtl_jax.data import corpus, datasets, literals
-from mtl_jax.data.labels.raw_labels import LabelSpec
+from mtl_jax.data.labels.label_spec import LabelSpec
 from mtl_jax.data.readers import READERS
 from mtl_jax.data.readers.options import select_options
 from mtl_jax.data.records import Record, field

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from mtl_jax.data.encoding.encode import copy_for_predicates, encode, select_examples
 from mtl_jax.data.encoding.record_inputs import extract_inputs
-from mtl_jax.data.labels.raw_labels import LabelSpec, collect_labels
+from mtl_jax.data.labels.label_spec import LabelSpec
+from mtl_jax.data.labels.raw_labels import collect_labels
 from mtl_jax.data.labels.vocabulary import build_vocabulary, encode_labels
 from mtl_jax.data.packing import fill_ratio, pack
 from mtl_jax.data.packing.capacities import Capacities, choose_capacities, predicate_limit

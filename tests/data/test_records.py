@@ -6,7 +6,8 @@ import pytest
 
 from mtl_jax.data import datasets
 from mtl_jax.data.encoding.record_inputs import extract_inputs
-from mtl_jax.data.labels.raw_labels import LabelSpec, collect_labels
+from mtl_jax.data.labels.label_spec import LabelSpec
+from mtl_jax.data.labels.raw_labels import collect_labels
 from mtl_jax.data.records import Note, Record, field, find_field, summarize_notes
 from mtl_jax.errors import UserError
 

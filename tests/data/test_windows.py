@@ -10,7 +10,7 @@ from mtl_jax.data.datasets import ReadData
 from mtl_jax.data.encoding.encode import encode
 from mtl_jax.data.encoding.record_inputs import extract_inputs
 from mtl_jax.data.labels import answer_spans
-from mtl_jax.data.labels.raw_labels import LabelSpec
+from mtl_jax.data.labels.label_spec import LabelSpec
 from mtl_jax.data.records import Record
 from mtl_jax.data.sampler import Mixing
 from mtl_jax.data.tokenizers import WordTokenizer, WordVocabulary

@@ -8,7 +8,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from mtl_jax.analysis.tables import results_rows
 from mtl_jax.data import corpus
 from mtl_jax.data.labels import target_sequences
-from mtl_jax.data.labels.raw_labels import LabelSpec
+from mtl_jax.data.labels.label_spec import LabelSpec
 from mtl_jax.data.labels.target_sequences import TargetSpec
 from mtl_jax.data.tokenizers import PretrainedTokenizer, WordVocabulary
 from mtl_jax.evaluation.metric_inputs import metric_ceiling

@@ -29,7 +29,8 @@ from mtl_jax.data import literals
 from mtl_jax.data.encoding.encode import EncodedSplit
 from mtl_jax.data.encoding.gold_labels import GoldLabels
 from mtl_jax.data.encoding.record_inputs import RecordInputs
-from mtl_jax.data.labels.raw_labels import LabelSpec, RawLabels, is_missing
+from mtl_jax.data.labels.label_spec import LabelSpec
+from mtl_jax.data.labels.raw_labels import RawLabels, is_missing
 from mtl_jax.data.records import Note, Record, find_field, where
 from mtl_jax.errors import UserError
 

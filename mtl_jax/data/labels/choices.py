@@ -8,7 +8,8 @@ import numpy as np
 
 from mtl_jax import unicode
 from mtl_jax.data.encoding.record_inputs import RecordInputs
-from mtl_jax.data.labels.raw_labels import LabelSpec, RawLabels, is_missing, missing_value_advice
+from mtl_jax.data.labels.label_spec import LabelSpec
+from mtl_jax.data.labels.raw_labels import RawLabels, is_missing, missing_value_advice
 from mtl_jax.data.records import Record, find_field, where
 from mtl_jax.errors import UserError
 

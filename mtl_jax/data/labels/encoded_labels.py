@@ -13,7 +13,8 @@ from mtl_jax.data.encoding.encode import EncodedSplit
 from mtl_jax.data.encoding.gold_labels import GoldLabels
 from mtl_jax.data.encoding.record_inputs import RecordInputs
 from mtl_jax.data.labels import answer_spans, choices
-from mtl_jax.data.labels.raw_labels import LabelSpec, RawLabels
+from mtl_jax.data.labels.label_spec import LabelSpec
+from mtl_jax.data.labels.raw_labels import RawLabels
 from mtl_jax.data.labels.vocabulary import LabelVocabulary, TaskLabels, no_labels_error
 from mtl_jax.data.notices import LABELS, LENGTH, Notice
 from mtl_jax.data.records import summarize_notes

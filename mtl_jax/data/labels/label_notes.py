@@ -9,15 +9,8 @@ from typing import Any
 
 from mtl_jax.data import literals
 from mtl_jax.data.encoding.record_inputs import RecordInputs
-from mtl_jax.data.labels.raw_labels import (
-    RECORD_LEVELS,
-    LabelSpec,
-    RawLabels,
-    is_list,
-    is_missing,
-    label_fields,
-    missing_option_advice,
-)
+from mtl_jax.data.labels.label_spec import RECORD_LEVELS, LabelSpec
+from mtl_jax.data.labels.raw_labels import RawLabels, is_list, is_missing, label_fields, missing_option_advice
 from mtl_jax.data.notices import LABELS, Notice
 from mtl_jax.data.records import find_field, where
 

@@ -1,8 +1,7 @@
-"""Labels as they stand in the records of a data set: what a task reads, checked and in one form."""
+"""The labels of the records of a data set, checked and in a canonical form."""
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -10,92 +9,21 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mtl_jax.data import literals
-from mtl_jax.data.literals import MISSING
+from mtl_jax.data.labels.label_spec import RECORD_LEVELS, LabelSpec
 from mtl_jax.data.records import Record, find_field, where
 from mtl_jax.errors import UserError
 from mtl_jax.unicode import nfc
 
-LEVELS = ("text", "word", "predicate", "sequence", "pair", "choice", "span", "token")
-LABEL_TYPES = ("class", "set", "real", "tokens", "choice", "span", "hidden")
-# what of a record has one label, or an answer, each
-RECORD_LEVELS = ("text", "pair", "choice", "span")
 LABEL_SEPARATOR = ":"  # between the parts of a label that comes of several fields
 _YES, _NO, _UNKNOWN = ("1", "true", "yes"), ("0", "false", "no"), ("-1",)
 
 
-def default_missing(level: str) -> tuple[str, ...]:
-    """The values that mean "not labelled" where a task names none: "", and but for words and targets `MISSING`."""
-    return ("", *MISSING) if level in RECORD_LEVELS else ("",)
-
-
-@dataclasses.dataclass(frozen=True)
-class LabelSpec:
-    """What a task reads.
-
-    task, dataset  names; the task's is used in every message
-    field          field of the records that holds the label: one label a text, a list of labels a sentence (one for
-                   each word), or for "predicate" a list of such lists, one for each of the record's predicates; for
-                   "sequence" a text or a list of words. Several fields are joined, see `label_fields`: kind "class" as
-                   one label, "coarse+fine"; kind "set" as one field of 0 and 1 for each class, "toxic+insult"
-    level          "text" | "word" | "predicate" | "sequence" | "pair" (a text with two marked spans) | "choice" (one of
-                   several texts) | "span" (of a text) | "token" (the text itself, tokens of which are hidden)
-    kind           "class": one class, or a distribution as {class: probability} or C numbers in the order of `classes`
-                   "set": several classes (level "text"): a list of names, also one that is written as a text (see
-                   `literals`); a text with `delimiter` between them, " " for any blanks; {name: 0 or 1}; a list with
-                   0 or 1 for each of `classes`
-                   "real": a number (level "text")
-                   "tokens": a target sequence (level "sequence"), cut and encoded as `target` says
-                   "choice", "span": of the levels of these names, see `choices` and `answers`
-                   "hidden": the hidden tokens (level "token"); `field` is not read
-    classes        names in the order of the ids; () = those of the training data, sorted, "O" first for tagging
-    missing        values that mean "not labelled", besides None and the number NaN; by default `default_missing`
-    predicates     field with the word indices of the predicates (level "predicate")
-    labelled       records of train that keep their labels, drawn by seed among those that have some; 0 = all
-    source_scheme  levels "word" and "predicate": how tags of spans are written, see `schemes`; "none": the labels are
-                   no such tags; "": found out from all splits
-    target_scheme  "iob2" | "bioes", what they are converted to
-    """
-
-    task: str
-    dataset: str
-    field: str
-    level: str = "text"
-    kind: str = "class"
-    classes: tuple[str, ...] = ()
-    missing: tuple[str | None, ...] = ("", None)
-    delimiter: str = ","
-    predicates: str = "predicates"
-    labelled: int = 0
-    source_scheme: str = ""
-    target_scheme: str = "iob2"
-    target: Any = None  # `mtl_jax.data.labels.target_sequences.TargetSpec`, of level "sequence" alone
-
-    def __post_init__(self):
-        for name, value, known in (("level", self.level, LEVELS), ("kind", self.kind, LABEL_TYPES)):
-            if value not in known:
-                raise UserError(f"task {self.task}: {name} {value!r} is none of {', '.join(known)}")
-        if (self.kind == "tokens") != (self.level == "sequence") or (self.target is None) == (self.kind == "tokens"):
-            raise UserError(f"task {self.task}: kind 'tokens' and a target belong to level 'sequence', and only there")
-        if self.kind in ("set", "real") and self.level != "text":
-            raise UserError(f"task {self.task}: labels of kind {self.kind} belong to texts, not to level {self.level}")
-        if self.labelled and self.kind in ("tokens", "hidden"):
-            raise UserError(f"task {self.task}: labels of kind {self.kind} are all there, `labelled` has to be 0")
-        object.__setattr__(self, "classes", tuple(map(nfc, self.classes)))
-        if len(set(self.classes)) != len(self.classes):
-            raise UserError(f"task {self.task}: classes names a class twice")
-        if not isinstance(self.delimiter, str) or not self.delimiter:
-            raise UserError(
-                f"config.tasks.{self.task}.options.delimiter: {self.delimiter!r} should be the text between the "
-                'classes of a set, such as ";"'
-            )
-
-
 class RawLabels(NamedTuple):
-    """Labels of a split as they were read, flat over records (and words, and predicates).
+    """Labels of a split as read, flat over records (and words, and predicates).
 
     values   list of None (missing), str (class), dict or tuple of floats (distribution), tuple of str (set), float
     offsets  int64[M+1], record m has values[offsets[m]:offsets[m+1]]
-    records  the M records, to say where
+    records  the M records, whose places messages name
     """
 
     values: list[Any]
@@ -103,7 +31,7 @@ class RawLabels(NamedTuple):
     records: Sequence[Record]
 
     def where(self, index: int) -> str:
-        """file:line of value number `index`: of the word where its line is known, else of the record."""
+        """file:line of value number `index`: of its word where the line is known, else of its record."""
         number = int(np.searchsorted(self.offsets, index, "right")) - 1
         record, begin, end = self.records[number], int(self.offsets[number]), int(self.offsets[number + 1])
         if record.lines and (end - begin) % len(record.lines) == 0:
@@ -151,7 +79,7 @@ def collect_labels(
 
 
 def label_fields(record: Record, spec: LabelSpec) -> list[str]:
-    """The fields of a record that its labels come from: one, or several where no field has the "+" in its name."""
+    """The fields of a record with its labels: one, or several separated by "+" where no field has that name."""
     if "+" not in spec.field or spec.kind not in ("class", "set") or spec.field in record.fields:
         return [spec.field]
     return [name.strip() for name in spec.field.split("+")]
@@ -160,7 +88,7 @@ def label_fields(record: Record, spec: LabelSpec) -> list[str]:
 def _of_record(
     raw: Any, spec: LabelSpec, record: Record, words: int | None, predicates: Sequence[int] | None
 ) -> list[Any]:
-    """The canonical labels of one field of a record: one, or one for each word (of each predicate)."""
+    """The canonical labels of one field of a record: one, or one for each word (for each predicate)."""
     if spec.level in RECORD_LEVELS:
         return [_canonical(raw, spec, record)]
     if isinstance(raw, str) and literals.looks_like_list(raw):
@@ -175,7 +103,7 @@ def _of_record(
 
 
 def _joined(parts: Sequence[Any], spec: LabelSpec, record: Record) -> str | None:
-    """One label of several; missing where one of them is."""
+    """Several labels as one; missing where one of them is."""
     if any(part is None for part in parts):
         return None
     if not all(isinstance(part, str) for part in parts):
@@ -200,13 +128,13 @@ def missing_labels(
     words: Sequence[int] | None = None,
     predicates: Sequence[Sequence[int]] | None = None,
 ) -> RawLabels:
-    """As `collect_labels`, every label missing: for records whose labels are to be predicted."""
+    """As `collect_labels` with every label missing, for records whose labels are to be predicted."""
     blank = [Record({}, record.file, record.line) for record in records]
     return collect_labels(blank, spec, words, predicates)._replace(records=records)
 
 
 def _sequence(raw: Any, words: int, spec: LabelSpec, record: Record) -> list[Any]:
-    """The canonical labels of one sentence (of one predicate); all missing where there is no list."""
+    """The canonical labels of one sentence (for one predicate); all missing where there is no list."""
     if raw is None:
         return [None] * words
     if not is_list(raw):
@@ -218,7 +146,7 @@ def _sequence(raw: Any, words: int, spec: LabelSpec, record: Record) -> list[Any
 
 def _canonical(raw: Any, spec: LabelSpec, record: Record) -> Any:
     """One label as None, str, float, dict, tuple of floats (distribution) or tuple of str (set)."""
-    if type(raw) is str and spec.kind == "class":  # nearly every label of a tagged corpus
+    if type(raw) is str and spec.kind == "class":  # the fast path for the labels of a tagged corpus
         name = nfc(raw.strip())
         return None if name in spec.missing else name
     if isinstance(raw, np.ndarray | np.generic):
@@ -266,7 +194,7 @@ def _set(raw: Any, spec: LabelSpec, record: Record) -> tuple[str, ...] | None:
 
 
 def _is_vector(raw: Sequence[Any], spec: LabelSpec) -> bool:
-    """Whether a list has a number 0 or 1 for each of the task's `classes`, none of which is called so."""
+    """Whether a list has a number 0 or 1 for each of the task's `classes`, none of which is named "0" or "1"."""
     return (
         bool(spec.classes)
         and len(raw) == len(spec.classes)
@@ -283,7 +211,7 @@ def is_missing(raw: Any, spec: LabelSpec) -> bool:
 
 
 def missing_value_advice(raw: Any, spec: LabelSpec) -> str:
-    """What to do where a value may mean "not labelled", a text where numbers are wanted, or -1; nothing for others."""
+    """Advice for a value that may mean "not labelled": a string in place of a number, or -1; "" for other values."""
     name = "" if is_list(raw) or isinstance(raw, Mapping) else _name(raw)[:40]
     if not name or (name != "-1" and any(sign.isdigit() for sign in name)):
         return ""
@@ -291,13 +219,13 @@ def missing_value_advice(raw: Any, spec: LabelSpec) -> str:
 
 
 def missing_option_advice(names: Sequence[str], spec: LabelSpec) -> str:
-    """What to write in a config so that `names` mean "not labelled" too."""
+    """The line of a config by which `names` mean "not labelled" as well."""
     known = [name for name in (*spec.missing, *names) if name is not None]
     return f"config.tasks.{spec.task}.missing={tuple(dict.fromkeys(known))!r}"
 
 
 def _distribution(raw: Sequence[Any], spec: LabelSpec, record: Record) -> tuple[float, ...]:
-    """Checked probabilities; what rounding left of their sum (up to 1e-3) is divided out."""
+    """Checked probabilities, normalised where rounding changed their sum (by up to 1e-3)."""
     if any(isinstance(p, bool) or not isinstance(p, int | float) or not math.isfinite(p) or p < 0 for p in raw):
         raise _wrong(spec, record, f"field {spec.field!r}: probabilities should be numbers >= 0, found {raw!r}")
     if not math.isclose(sum(raw), 1.0, abs_tol=1e-3):

@@ -15,7 +15,8 @@ from typing import NamedTuple
 import numpy as np
 
 from mtl_jax.data.labels import tag_schemes, tag_spellings
-from mtl_jax.data.labels.raw_labels import LabelSpec, RawLabels
+from mtl_jax.data.labels.label_spec import LabelSpec
+from mtl_jax.data.labels.raw_labels import RawLabels
 from mtl_jax.data.notices import INFORMATION, LABELS, Notice
 from mtl_jax.errors import UserError
 

@@ -19,7 +19,8 @@ from mtl_jax.data.encoding import spacing
 from mtl_jax.data.encoding.encode import EncodedSplit
 from mtl_jax.data.encoding.gold_labels import GoldLabels
 from mtl_jax.data.encoding.record_inputs import RecordInputs
-from mtl_jax.data.labels.raw_labels import LabelSpec, is_list
+from mtl_jax.data.labels.label_spec import LabelSpec
+from mtl_jax.data.labels.raw_labels import is_list
 from mtl_jax.data.labels.vocabulary import LabelVocabulary, no_labels_error
 from mtl_jax.data.notices import INFORMATION, LABELS, LENGTH, Notice
 from mtl_jax.data.records import Note, Record, find_field, where

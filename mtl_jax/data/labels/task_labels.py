@@ -13,7 +13,7 @@ from mtl_jax.data.encoding.encode import EncodedSplit
 from mtl_jax.data.encoding.gold_labels import GoldLabels
 from mtl_jax.data.encoding.record_inputs import RecordInputs
 from mtl_jax.data.labels import encoded_labels, label_notes, raw_labels, tag_columns, target_sequences, vocabulary
-from mtl_jax.data.labels.raw_labels import LabelSpec
+from mtl_jax.data.labels.label_spec import LabelSpec
 from mtl_jax.data.labels.vocabulary import LabelVocabulary, TaskLabels
 from mtl_jax.data.tokenizers import Tokenizer
 

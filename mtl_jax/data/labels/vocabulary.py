@@ -11,7 +11,8 @@ import numpy as np
 
 from mtl_jax.data.encoding.gold_labels import GoldLabels
 from mtl_jax.data.labels import label_notes
-from mtl_jax.data.labels.raw_labels import LabelSpec, RawLabels, label_fields
+from mtl_jax.data.labels.label_spec import LabelSpec
+from mtl_jax.data.labels.raw_labels import RawLabels, label_fields
 from mtl_jax.data.notices import LABELS, Notice
 from mtl_jax.data.records import Record, find_field, suggestion
 from mtl_jax.errors import UserError

@@ -12,7 +12,7 @@ import numpy as np
 
 from mtl_jax.data.batch import PackedRows
 from mtl_jax.data.encoding.encode import EncodedSplit, concatenated_ranges
-from mtl_jax.data.labels.raw_labels import LabelSpec
+from mtl_jax.data.labels.label_spec import LabelSpec
 from mtl_jax.data.packing.capacities import Capacities, example_demands, group_demands
 from mtl_jax.data.packing.first_fit import cached_first_fit
 from mtl_jax.data.packing.packed_labels import pack_labels

@@ -14,7 +14,7 @@ import numpy as np
 
 from mtl_jax.data.batch import PackedRows
 from mtl_jax.data.encoding.encode import EncodedSplit
-from mtl_jax.data.labels.raw_labels import LabelSpec
+from mtl_jax.data.labels.label_spec import LabelSpec
 from mtl_jax.data.packing.first_fit import cached_first_fit
 from mtl_jax.errors import UserError
 

@@ -11,7 +11,7 @@ from mtl_jax.data.batch import PackedRows
 from mtl_jax.data.encoding.encode import EncodedSplit, concatenated_ranges
 from mtl_jax.data.encoding.gold_labels import GoldLabels
 from mtl_jax.data.labels import answer_spans
-from mtl_jax.data.labels.raw_labels import LabelSpec
+from mtl_jax.data.labels.label_spec import LabelSpec
 from mtl_jax.data.packing.capacities import Capacities
 from mtl_jax.data.packing.placement import ExamplePositions, rank_in_row, scatter
 from mtl_jax.data.tokenizers import Tokenizer

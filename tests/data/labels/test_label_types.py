@@ -15,7 +15,7 @@ from mtl_jax.data.encoding.encode import encode
 from mtl_jax.data.encoding.record_inputs import extract_inputs
 from mtl_jax.data.files import location
 from mtl_jax.data.labels import answer_spans, choices
-from mtl_jax.data.labels.raw_labels import LabelSpec
+from mtl_jax.data.labels.label_spec import LabelSpec
 from mtl_jax.data.readers import READERS
 from mtl_jax.data.records import Note, Record
 from mtl_jax.data.sampler import Mixing

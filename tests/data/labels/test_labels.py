@@ -3,7 +3,8 @@ import os
 import numpy as np
 import pytest
 
-from mtl_jax.data.labels.raw_labels import LabelSpec, collect_labels, default_missing, missing_labels
+from mtl_jax.data.labels.label_spec import LabelSpec, default_missing
+from mtl_jax.data.labels.raw_labels import collect_labels, missing_labels
 from mtl_jax.data.labels.vocabulary import LabelVocabulary, build_vocabulary, encode_labels
 from mtl_jax.data.records import Record
 from mtl_jax.errors import UserError

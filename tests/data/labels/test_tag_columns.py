@@ -15,7 +15,7 @@ from seqeval.metrics.sequence_labeling import get_entities
 from mtl_jax.data import datasets
 from mtl_jax.data.corpus import load
 from mtl_jax.data.labels import raw_labels, tag_columns, tag_schemes
-from mtl_jax.data.labels.raw_labels import LabelSpec
+from mtl_jax.data.labels.label_spec import LabelSpec
 from mtl_jax.data.records import Record, line_numbers
 from mtl_jax.data.tokenizers import WordVocabulary
 from mtl_jax.errors import UserError

@@ -8,7 +8,7 @@ import pytest
 from mtl_jax.data import corpus
 from mtl_jax.data.datasets import read_dataset
 from mtl_jax.data.files import location
-from mtl_jax.data.labels.raw_labels import LabelSpec
+from mtl_jax.data.labels.label_spec import LabelSpec
 from mtl_jax.data.labels.target_sequences import END, TargetSpec, copied_ids
 from mtl_jax.data.readers import READERS
 from mtl_jax.data.records import Note

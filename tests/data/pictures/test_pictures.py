@@ -18,7 +18,7 @@ from mtl_jax.data.encoding import marked_spans
 from mtl_jax.data.encoding.encode import encode, leading_special_tokens
 from mtl_jax.data.encoding.record_inputs import extract_inputs
 from mtl_jax.data.files.location import local_path
-from mtl_jax.data.labels.raw_labels import LabelSpec
+from mtl_jax.data.labels.label_spec import LabelSpec
 from mtl_jax.data.packing import pack, packed_labels
 from mtl_jax.data.packing.capacities import choose_capacities
 from mtl_jax.data.pictures import image_store, patches
