@@ -6,7 +6,7 @@
 K tasks with texts of their own share all layers: two BiLSTM layers of width 128, or two transformer layers of width
 256, and a vocabulary of 2,000 words. Six methods at a time take turns with the plain sum; shown are medians of the
 ratios within a round, and the memory that XLA plans for temporaries. Functions of the Gram matrix are meant to take 1.3
-times as long at most. "layers" is cagrad with config.aggregation.memory = "layers".
+times as long at most. "layers" is cagrad with config.aggregation.gradient_storage = "layers".
 """
 
 from __future__ import annotations

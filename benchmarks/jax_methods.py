@@ -146,7 +146,7 @@ def config_of(layer: str, setting: str, tasks: int, rows: int, tokens: int, fold
     if layer == "transformer":
         config.model.num_heads, config.model.intermediate_size = 4, 1024
     config.data.row_length, config.data.rows_per_block = tokens, rows
-    config.optimizer.schedule, config.optimizer.warmup, config.optimizer.clip = "constant", 0.0, 0.0
+    config.optimizer.schedule, config.optimizer.warmup_ratio, config.optimizer.clip_norm = "constant", 0.0, 0.0
     return config
 
 

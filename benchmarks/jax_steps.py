@@ -53,7 +53,7 @@ class Side:
                     "model": config.model.layer_type,
                     "dropout": config.model.dropout,
                     "attention_dropout": config.model.attention_dropout,
-                    "clip": config.optimizer.clip,
+                    "clip": config.optimizer.clip_norm,
                     "dtype": config.model.dtype,
                     "weight_decay": config.optimizer.weight_decay,
                     "eps": optimizer.option("eps"),

@@ -37,7 +37,7 @@ def get_config():
     config.sharing.trunk = "none"
     config.data.row_length, config.data.rows_per_block, config.evaluation.rows_per_batch = 16, 8, 8
     config.training.steps, config.training.eval_every, config.training.checkpoint_every = {STEPS}, 20, {EVERY}
-    config.training.keep, config.training.log_every = 3, 1
+    config.training.max_to_keep, config.training.log_every = 3, 1
     return config
 """
 

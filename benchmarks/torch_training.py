@@ -37,10 +37,10 @@ class Recipe(NamedTuple):
             and not penalty.by_layer
             and penalty.schedule == "constant"
             and optimizer.schedule in ("linear", "constant")
-            and not optimizer.groups
+            and not optimizer.param_groups
             and not optimizer.freeze
             and config.loss_weights.method == "equal"
-            and config.training.accumulate == 1
+            and config.training.grad_accum_steps == 1
             and not config.model.attention_dropout
         )
         if not covered:
@@ -50,8 +50,8 @@ class Recipe(NamedTuple):
             optimizer.learning_rate,
             optimizer.weight_decay,
             *({**ADAMW, **optimizer.options}[name] for name in ("b1", "b2", "eps")),
-            optimizer.clip,
-            round(optimizer.warmup * steps),
+            optimizer.clip_norm,
+            round(optimizer.warmup_ratio * steps),
             steps,
             optimizer.schedule,
             config.model.dropout,

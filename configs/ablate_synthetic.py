@@ -30,7 +30,7 @@ def get_config(kind: str = "linear"):
     config.sharing.trunk = "none"
     config.model.dropout = 0.0
     config.optimizer.weight_decay = 0.0
-    config.optimizer.clip = 0.0
+    config.optimizer.clip_norm = 0.0
     config.evaluation.rows_per_batch = 64
     config.training.checkpoint_every = 0
     (_add_text if kind == "text" else _add_linear)(config, kind)
@@ -61,7 +61,7 @@ def _add_linear(config, kind):
     # Curvatures 2·XᵀX/n are 0.006 to 0.15 a task, their sum, which hard sharing descends, up to 1.2: the rate has to be
     # below 2/1.2.
     config.optimizer.learning_rate = 1.4
-    config.optimizer.warmup = 0.0
+    config.optimizer.warmup_ratio = 0.0
     config.optimizer.schedule = "constant"
     config.training.steps = 800
     config.training.eval_every = 200

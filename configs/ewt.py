@@ -43,7 +43,7 @@ def get_config():
     )
     config.data.rows_per_block = 8
     config.optimizer.learning_rate = 3e-4
-    config.optimizer.groups = {"heads": {"leaves": "^heads/", "rate": 5.0}}
+    config.optimizer.param_groups = {"heads": {"params": "^heads/", "lr_multiplier": 5.0}}
     config.training.steps = 400
     config.training.eval_every = 400
     config.training.checkpoint_every = 100

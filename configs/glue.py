@@ -37,7 +37,7 @@ def get_config():
     config.data.mixing = "temperature"
     config.data.mixing_temperature = 2.0
     config.optimizer.learning_rate = 2e-4
-    config.optimizer.groups = {"heads": {"leaves": "^heads/", "rate": 5.0}}
+    config.optimizer.param_groups = {"heads": {"params": "^heads/", "lr_multiplier": 5.0}}
     config.training.steps = 400
     config.training.eval_every = 400
     config.training.checkpoint_every = 100

@@ -84,7 +84,7 @@ def get_config(what: str = "maml"):
     config.evaluation.checkpoint = "last"
     if what != "multitask":
         config.meta.method = what
-        config.meta.head = "zero"
-        config.meta.inner_rate = 10.0
+        config.meta.head_init = "zero"
+        config.meta.inner_learning_rate = 10.0
         config.meta.inner_steps = 3
     return config

@@ -25,10 +25,10 @@ def get_config(sharing: str = "soft"):
     config.data.overflow = "truncate"
     config.model.dropout = 0.0
     config.optimizer.learning_rate = 3e-4
-    config.optimizer.groups = {"heads": {"leaves": "^heads/", "rate": 10.0}}
+    config.optimizer.param_groups = {"heads": {"params": "^heads/", "lr_multiplier": 10.0}}
     config.training.steps = 110
     config.training.eval_every = 55
     config.training.checkpoint_every = 55
-    config.training.keep = 1
+    config.training.max_to_keep = 1
     config.training.log_every = 5
     return config

@@ -44,7 +44,7 @@ from mtl_jax.config import default
 from . import ewt, snips_joint
 
 COLUMNS, TRUNK, EXPERTS = {"trunk": "none"}, {"trunk": "all"}, {"trunk": "embed"}
-FASTER = {"mixers": {"leaves": "^mixer_", "rate": 10.0}}  # a mixer's few weights move the columns' many
+FASTER = {"mixers": {"params": "^mixer_", "lr_multiplier": 10.0}}  # a mixer's few weights move the columns' many
 L2 = {"kind": "l2_to_mean", "strength": 0.01}
 
 
@@ -52,17 +52,17 @@ def _ways(low: str, high: tuple[str, ...], alike: tuple[tuple[str, ...], ...] = 
     """{way: nested fields}. `low`: the task whose head may stand at the lower layer; `high`: those it may be fed to;
     `alike`: groups of similar tasks.
     """
-    low_head = {**TRUNK, "depths": {low: "layer_00"}}
+    low_head = {**TRUNK, "head_layers": {low: "layer_00"}}
     ways = {
         "single": {"sharing": COLUMNS},
         "structure": {"sharing": COLUMNS, "model": {"column_init": "independent"}},
         "hard": {"sharing": TRUNK},
         "soft": {"sharing": COLUMNS, "penalties": {"l2": default.penalty(**L2).to_dict()}},
         "cross_stitch": _mixed(COLUMNS, "cross_stitch", {"blocks": 4}),
-        "sluice": _mixed({**COLUMNS, "read": "mixture"}, "sluice", {"subspaces": 2}),
+        "sluice": _mixed({**COLUMNS, "readout": "mixture"}, "sluice", {"subspaces": 2}),
         "attention": _mixed(COLUMNS, "attention", {}),
         "attention_text": _mixed(COLUMNS, "attention", {"level": "sequence"}),
-        "mtan": {"sharing": {**TRUNK, "read": "attention"}},
+        "mtan": {"sharing": {**TRUNK, "readout": "attention"}},
         "mmoe": _mixed(EXPERTS, "mmoe", {"experts": 3}),
         "cgc": _mixed(EXPERTS, "cgc", {"shared": 1, "private": 1}),
         "ple": _mixed(EXPERTS, "ple", {"shared": 1, "private": 1}),
@@ -75,7 +75,7 @@ def _ways(low: str, high: tuple[str, ...], alike: tuple[tuple[str, ...], ...] = 
         },
         "lora": {"sharing": {**TRUNK, "adapter": "lora", "adapter_options": {"rank": 4}}},
         "hierarchy": {"sharing": low_head},
-        "cascade": {"sharing": {**low_head, "feeds": {task: (low,) for task in high}}},
+        "cascade": {"sharing": {**low_head, "cascades": {task: (low,) for task in high}}},
     }
     ways["sluice"]["penalties"] = {
         "subspaces": default.penalty(
@@ -87,12 +87,12 @@ def _ways(low: str, high: tuple[str, ...], alike: tuple[tuple[str, ...], ...] = 
         ).to_dict()
     }
     if alike:
-        ways["tree"] = {"sharing": {**TRUNK, "groups": {"layer_00": alike}}}
+        ways["tree"] = {"sharing": {**TRUNK, "task_groups": {"layer_00": alike}}}
     return ways
 
 
 def _mixed(sharing, mixer, options):
-    return {"sharing": {**sharing, "mixer": mixer, "mixer_options": options}, "optimizer": {"groups": FASTER}}
+    return {"sharing": {**sharing, "mixer": mixer, "mixer_options": options}, "optimizer": {"param_groups": FASTER}}
 
 
 def get_config(which: str = "cross_stitch"):

@@ -35,7 +35,7 @@ def get_config(encoder: str = "lstm"):
         options={"crf": True, "scheme": "iob2"},
     )
     config.data.row_length = 128
-    config.optimizer.groups = {"heads": {"leaves": "^heads/", "rate": 10.0}}
+    config.optimizer.param_groups = {"heads": {"params": "^heads/", "lr_multiplier": 10.0}}
     if encoder == "bert":
         default.use_minilm(config)
         config.data.rows_per_block = 8
@@ -53,7 +53,7 @@ def get_config(encoder: str = "lstm"):
         config.model.dropout = 0.4
         config.data.rows_per_block = 4
         config.optimizer.learning_rate = 4e-3
-        config.optimizer.groups = {}
+        config.optimizer.param_groups = {}
         config.training.steps = 3000
         config.training.eval_every = 300
         config.training.checkpoint_every = 300

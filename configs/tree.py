@@ -31,11 +31,11 @@ def get_config(which: str = "tree"):
     config.model.num_layers = 2
     config.sharing.trunk = "all"
     if which == "tree":
-        config.sharing.groups = grouping.tree_of_run(RUN, GROUPS)
+        config.sharing.task_groups = grouping.tree_of_run(RUN, GROUPS)
         return config
     settings = {"hard": {}, "single": {"sharing": {"trunk": "none"}}}
     for measure in MEASURES:
-        settings[measure] = {"sharing": {"groups": grouping.tree_of_run(RUN, GROUPS, measure)}}
+        settings[measure] = {"sharing": {"task_groups": grouping.tree_of_run(RUN, GROUPS, measure)}}
     default.add_choice(config, "tree", settings=settings)
     default.add_sweep(config, "rate", field="optimizer.learning_rate", points=(7.5e-3, 1.5e-2, 3e-2, 6e-2, 1.2e-1))
     config.ablation.baselines.tree = ("hard", "single")

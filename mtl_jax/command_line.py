@@ -406,8 +406,8 @@ def run():
         reason = (str(error).strip() or "the machine has no more").splitlines()[0][:300]
         print(
             f"error: not enough memory: {reason}. Smaller config.data.rows_per_block (with "
-            "config.training.accumulate), "
-            "config.data.row_length or config.model.hidden_size need less; config.model.remat does too",
+            "config.training.grad_accum_steps), config.data.row_length or config.model.hidden_size need less; "
+            "config.model.remat does too",
             file=sys.stderr,
         )
         sys.exit(2)

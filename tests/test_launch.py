@@ -28,7 +28,7 @@ def get_config():
         (["--config.optimizr.clip=3"], r"optimizr.clip: config has no field 'optimizr'; did you mean 'optimizer'\?"),
         (["--config.optimizer.clipp=3"], r"config.optimizer has no field 'clipp'; did you mean 'clip'\?"),
         (["--config.tasks.nerr.weight=3"], r"config.tasks has no field 'nerr'; did you mean 'ner'\?"),
-        (["--config.optimizer.clip=abc"], "could not convert string to float: 'abc'"),
+        (["--config.optimizer.clip_norm=abc"], "could not convert string to float: 'abc'"),
         (["--confg=x"], "Unknown command line flag 'confg'"),
         (["--mode=tran"], "<train|evaluate|"),
     ],

@@ -154,7 +154,7 @@ def attribute(
     Raises:
       UserError: as `runs.predict.predict`; a mixer, a cascade, or a task that writes texts.
     """
-    for field in ("mixer", "feeds"):
+    for field in ("mixer", "cascades"):
         if config.sharing[field]:
             raise UserError(
                 "--mode=attribute follows each task through its own column, and this run has config.sharing."
@@ -292,7 +292,7 @@ def _describe_prediction(predicted: Any) -> str:
 
 def _reads(experiment: Experiment) -> list[list[str]]:
     """For each task and layer with whom the task shares it; "–" above the layer that its head reads."""
-    tasks, depths = list(experiment.tasks), experiment.config.sharing.depths
+    tasks, depths = list(experiment.tasks), experiment.config.sharing.head_layers
     order = [path for path in experiment.owners if not path.startswith("adapter_")]
     rows = []
     for k, task in enumerate(tasks):

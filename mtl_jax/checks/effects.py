@@ -42,7 +42,7 @@ class Rule(NamedTuple):
 def _has_columns(config) -> bool:
     """Whether some task owns a layer that another does not use."""
     sharing = config.sharing
-    apart = sharing.trunk != "all" or bool(sharing.groups)
+    apart = sharing.trunk != "all" or bool(sharing.task_groups)
     return len(config.tasks) > 1 and apart and not _has_experts(config)
 
 
@@ -65,9 +65,9 @@ def _in_parts(config) -> bool:
 
 def _trunk_acts(config) -> bool:
     """Whether the trunk ends below where groups begin; those decide from their lowest layer on."""
-    if not config.sharing.groups:
+    if not config.sharing.task_groups:
         return True
-    first, trunk = min(map(_height, config.sharing.groups)), config.sharing.trunk
+    first, trunk = min(map(_height, config.sharing.task_groups)), config.sharing.trunk
     return {"all": first, "none": -1}.get(trunk, _height(trunk)) + 1 < first
 
 
@@ -169,7 +169,7 @@ def _of(field: str, *values: Any) -> Callable[[Any, Any], bool]:
     return lambda config, _: config[section][name] in values
 
 
-_COLUMNS = "layers of which several tasks have their own (config.sharing.trunk, config.sharing.groups)"
+_COLUMNS = "layers of which several tasks have their own (config.sharing.trunk, config.sharing.task_groups)"
 
 RULES = (
     Rule(
@@ -219,7 +219,7 @@ RULES = (
     Rule(
         ("sharing.trunk",),
         lambda c, _: _trunk_acts(c),
-        "config.sharing.groups that begin above it; they decide for all layers from their lowest on",
+        "config.sharing.task_groups that begin above it; they decide for all layers from their lowest on",
     ),
     Rule(
         ("sharing.mixer_options.chosen", "sharing.mixer_options.gamma"),
@@ -232,19 +232,23 @@ RULES = (
         _COLUMNS + ", or adapters",
     ),
     Rule(
-        ("aggregation.level", "aggregation.memory"),
+        ("aggregation.level", "aggregation.gradient_storage"),
         lambda c, _: c.aggregation.method != "sum" or c.aggregation.smoothing > 0,
         "a config.aggregation.method that compares gradients; 'sum' does not",
     ),
-    Rule(("meta.inner_steps", "meta.head", "meta.tasks"), lambda c, _: bool(c.meta.method), "a config.meta.method"),
     Rule(
-        ("meta.inner_rate", "meta.adapt"),
+        ("meta.inner_steps", "meta.head_init", "meta.tasks_per_step"),
+        lambda c, _: bool(c.meta.method),
+        "a config.meta.method",
+    ),
+    Rule(
+        ("meta.inner_learning_rate", "meta.inner_params"),
         lambda c, _: bool(c.meta.method) and c.meta.inner_steps > 0,
         "a config.meta.method, and config.meta.inner_steps",
     ),
-    Rule(("meta.support",), _of("meta.method", "maml", "fomaml"), "config.meta.method = 'maml' or 'fomaml'"),
+    Rule(("meta.support_fraction",), _of("meta.method", "maml", "fomaml"), "config.meta.method = 'maml' or 'fomaml'"),
     Rule(
-        ("training.early_stop",),
+        ("training.early_stopping_patience",),
         lambda c, _: 0 < c.training.eval_every < c.training.steps,
         "evaluations to count: config.training.eval_every below config.training.steps",
     ),

@@ -111,24 +111,24 @@ def check_files(config, say):
 
 def check_sharing(config, say):
     sharing = config.sharing
-    check_choice("config.sharing.read", sharing.read, READOUTS, say)
-    if sharing.read != "top" and config.model.num_layers == 0 and not config.model.pretrained:
-        say("config.sharing.read: there is no layer above the embeddings to be read; set config.model.num_layers")
-    for field, known, further in (("mixer", MIXERS, "mixed"), ("adapter", ADAPTERS, "adapted")):
+    check_choice("config.sharing.readout", sharing.readout, READOUTS, say)
+    if sharing.readout != "top" and config.model.num_layers == 0 and not config.model.pretrained:
+        say("config.sharing.readout: there is no layer above the embeddings to be read; set config.model.num_layers")
+    for field, known, further in (("mixer", MIXERS, "mixer_layers"), ("adapter", ADAPTERS, "adapter_layers")):
         if sharing[field]:
             check_choice(f"config.sharing.{field}", sharing[field], known, say)
         elif sharing[f"{field}_options"] or sharing[further]:
             say(f"config.sharing.{field}: '' does nothing, so {field}_options and {further} would be ignored; name one")
-    for task, sources in sharing.feeds.items():
+    for task, sources in sharing.cascades.items():
         if isinstance(sources, str):
-            say(f"config.sharing.feeds.{task}: a tuple of task names, e.g. ({sources!r},)")
+            say(f"config.sharing.cascades.{task}: a tuple of task names, e.g. ({sources!r},)")
     for name, factor in config.auxiliary.items():
         check_range(f"config.auxiliary.{name}", factor, 0.0, None, say)
 
 
 def check_meta(config, say):
     meta = config.meta
-    check_regex("config.meta.adapt", meta.adapt, say)
+    check_regex("config.meta.inner_params", meta.inner_params, say)
     if not meta.method:
         return
     if config.aggregation.smoothing:
@@ -138,10 +138,10 @@ def check_meta(config, say):
             f"config.aggregation.method: {config.aggregation.method!r} combines gradients of one pass, not those of "
             f"config.meta.method = {meta.method!r}; take 'sum'"
         )
-    if meta.method == "reptile" and meta.adapt != ".*":
+    if meta.method == "reptile" and meta.inner_params != ".*":
         say(
-            "config.meta.adapt: reptile moves nothing but what adapts, so take '.*'; what should stay as it is goes "
-            "into config.optimizer.freeze"
+            "config.meta.inner_params: reptile moves nothing but what adapts, so take '.*'; what should stay as it is "
+            "goes into config.optimizer.freeze"
         )
     if meta.method == "reptile" and not meta.inner_steps:
         say("config.meta.inner_steps: reptile learns from its inner steps; take 1 at least")
@@ -163,12 +163,15 @@ def check_optimizer(config, say):
             f"config.optimizer.weight_decay: times learning_rate it is {decay:.3g}; above 2 the decay alone makes "
             "weights grow without end"
         )
-    for name, group in config.optimizer.groups.items():
-        if not hasattr(group, "keys") or set(group) != {"leaves", "rate"}:
+    for name, group in config.optimizer.param_groups.items():
+        if not hasattr(group, "keys") or set(group) != {"params", "lr_multiplier"}:
             found = sorted(group) if hasattr(group, "keys") else group
-            say(f"config.optimizer.groups.{name}: has the fields 'leaves' (a regex) and 'rate' (a factor), not {found}")
+            say(
+                f"config.optimizer.param_groups.{name}: has the fields 'params' (a regex) and 'lr_multiplier' (a "
+                f"factor), not {found}"
+            )
         else:
-            check_range(f"config.optimizer.groups.{name}.rate", group["rate"], 0.0, None, say)
-            check_regex(f"config.optimizer.groups.{name}.leaves", group["leaves"], say)
+            check_range(f"config.optimizer.param_groups.{name}.lr_multiplier", group["lr_multiplier"], 0.0, None, say)
+            check_regex(f"config.optimizer.param_groups.{name}.params", group["params"], say)
     for regex in config.optimizer.freeze:
         check_regex("config.optimizer.freeze", regex, say)

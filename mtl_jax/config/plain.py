@@ -21,8 +21,8 @@ def from_plain(plain: Any) -> Any:
 FREE_FIELDS = (
     "training.log_every",
     "training.checkpoint_every",
-    "training.keep",
-    "training.max_bad_steps",
+    "training.max_to_keep",
+    "training.max_nonfinite_steps",
     "training.platform",
     "training.placement",
     "training.mesh",

@@ -132,28 +132,28 @@ class Sharing(Protocol):
     trunk: str = "all"
     # Trees: layer -> tuple of tuples of task names that share it, from that layer up to the next one named, e.g.
     # {"layer_02": (("pos", "srl"), ("topic",))}.
-    groups: Mapping[str, Any]
+    task_groups: Mapping[str, Any]
     # Between columns of the tasks, or over experts above the trunk: a name in mtl_jax.models.mixers.MIXERS; "": none.
     mixer: str = ""
-    # Options of the mixer, e.g. {"blocks": 4}; for its learning rate see optimizer.groups, "^mixer_".
+    # Options of the mixer, e.g. {"blocks": 4}; for its learning rate see optimizer.param_groups, "^mixer_".
     mixer_options: Mapping[str, Any]
     # Layers that a mixer follows; (): the mixer's default, each layer with columns or the top one.
-    mixed: tuple[str, ...] = ()
+    mixer_layers: tuple[str, ...] = ()
     # One for each task in layers, shared or not: a name in mtl_jax.models.adapters.ADAPTERS; "": none.
     adapter: str = ""
     # Options of the adapter, e.g. {"rank": 4}.
     adapter_options: Mapping[str, Any]
     # Layers that have it; (): all above the embeddings.
-    adapted: tuple[str, ...] = ()
+    adapter_layers: tuple[str, ...] = ()
     # How heads read the layers: a name in mtl_jax.models.readouts.READOUTS. "top": the top layer.
-    read: str = "top"
+    readout: str = "top"
     # Options of the readout, e.g. {"hidden": 64}.
-    read_options: Mapping[str, Any]
+    readout_options: Mapping[str, Any]
     # Task -> the layer that its head reads, or the last of those; others read the top.
-    depths: Mapping[str, str]
+    head_layers: Mapping[str, str]
     # Cascades: task -> tuple of tasks whose label distributions are added to its features after the layer that their
     # heads read.
-    feeds: Mapping[str, tuple[str, ...]]
+    cascades: Mapping[str, tuple[str, ...]]
     # λ → ∞: the columns are replaced by their mean after each update.
     tied: bool = False
 
@@ -181,7 +181,7 @@ class Aggregation(Protocol):
     level: Literal["parameters", "representation"] = "parameters"
     # "copies": K gradients are stored | "layers": only their products, layer by layer, at the price of a second
     # backward pass.
-    memory: Literal["copies", "layers"] = "copies"
+    gradient_storage: Literal["copies", "layers"] = "copies"
 
 
 class Meta(Protocol):
@@ -193,15 +193,15 @@ class Meta(Protocol):
     # Steps of plain gradient descent of each task; reptile: each on its part of the examples.
     inner_steps: int = 3
     # Their learning rate.
-    inner_rate: float = 0.1
+    inner_learning_rate: float = 0.1
     # Maml, fomaml: fraction of the examples in the inner steps, the rest are query; drawn by a key of step and example.
-    support: float = 0.5
+    support_fraction: float = 0.5
     # Regex on paths of the parameters that the inner steps change; "^heads/": ANIL.
-    adapt: str = ".*"
+    inner_params: str = ".*"
     # Inner steps start from each task's "own" head | from an output layer of "zero", as a new task does.
-    head: Literal["own", "zero"] = "own"
+    head_init: Literal["own", "zero"] = "own"
     # Tasks in a step, drawn anew each time; 0 = all. Gradients are α_k-weighted sums over them.
-    tasks: int = 0
+    tasks_per_step: int = 0
 
 
 class Optimizer(Protocol):
@@ -217,16 +217,16 @@ class Optimizer(Protocol):
     # As the optimizer defines it, decoupled where it has none; not on biases and layer norms.
     weight_decay: float = 0.01
     # Fraction of the steps in which the learning rate rises.
-    warmup: float = 0.1
+    warmup_ratio: float = 0.1
     # After the warm-up: "linear" | "cosine" (to zero) | "constant", or one of optax, e.g. "exponential_decay", whose
     # values are factors on the learning rate. One that warms up itself ("warmup_cosine_decay_schedule") does that.
     schedule: str = "linear"
     # Of the schedule, as optax names them, e.g. {"decay_rate": 0.5}; what is left out is that of the run.
     schedule_options: Mapping[str, Any]
     # Largest gradient norm: of each task's own parameters, and of the shared ones; 0 = off.
-    clip: float = 1.0
-    # Name -> {"leaves": regex on paths, "rate": factor on the learning rate}.
-    groups: Mapping[str, Any]
+    clip_norm: float = 1.0
+    # Name -> {"params": regex on paths, "lr_multiplier": factor on the learning rate}.
+    param_groups: Mapping[str, Any]
     # Regexes on paths of parameters that stay as they are, e.g. ("^embed/",).
     freeze: tuple[str, ...] = ()
     # With `pretrained`: the output of the layers below the first trained one is computed once for each row, without
@@ -251,19 +251,19 @@ class Training(Protocol):
     # Optimizer steps.
     steps: int = 1000
     # Micro-batches in a step.
-    accumulate: int = 1
+    grad_accum_steps: int = 1
     # Steps; 0 = only at the end.
     eval_every: int = 200
     # Steps; 0 = only at the end.
     checkpoint_every: int = 200
     # Newest checkpoints to keep; the best by dev score is kept as well.
-    keep: int = 2
+    max_to_keep: int = 2
     # Steps between lines of metrics.jsonl.
     log_every: int = 10
     # Stop after this number of evaluations without a better dev score; 0 = off.
-    early_stop: int = 0
+    early_stopping_patience: int = 0
     # Stop after this number of non-finite steps in a row.
-    max_bad_steps: int = 20
+    max_nonfinite_steps: int = 20
     # "jit" on a mesh | "pmap" over rows.
     placement: Literal["jit", "pmap"] = "jit"
     # Devices on each axis, for "jit".

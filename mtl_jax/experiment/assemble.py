@@ -69,7 +69,7 @@ def assemble(config: Any, data: Corpus, architecture: Architecture | None, pretr
     names = data.layout.tasks
     model = make_model(config, architecture, pretrained_params, data)
     owned = ownership.assign_owners(
-        names, len(model.layers), config.sharing.trunk, config.sharing.groups.to_dict(), tuple(config.tasks)
+        names, len(model.layers), config.sharing.trunk, config.sharing.task_groups.to_dict(), tuple(config.tasks)
     )
     tasks = {name: _task(config, name, data, model.embed.width) for name in names}
     kept = frozen_layers.frozen_layers(config, pretrained_params) if pretrained_params is not None else ()
@@ -98,7 +98,7 @@ def assemble(config: Any, data: Corpus, architecture: Architecture | None, pretr
     try:
         shapes = flatten(jax.eval_shape(draw, jax.random.key(0)))
     except ValueError as error:  # of options that fit no layer
-        named = {what: config.sharing[what] for what in ("mixer", "adapter", "read")}
+        named = {what: config.sharing[what] for what in ("mixer", "adapter", "readout")}
         used = [f"{what} = {value!r}" for what, value in named.items() if value not in ("", "top")]
         raise UserError(f"{', '.join(['config.sharing', *used])}: {error}") from None
     draw = jax.jit(functools.partial(draw, known=pretrained_layers(model, shapes)))

@@ -46,23 +46,28 @@ def make_meta_spec(
             f"config.meta.method: {chosen.method!r} adapts to the losses of tasks, and knows nothing of "
             f"{', '.join(seen.auxiliary)}; leave out what adds them, or take ''"
         )
-    if chosen.tasks > len(tasks):
-        raise UserError(f"config.meta.tasks: {chosen.tasks} tasks a step, but {len(tasks)} are trained")
-    adapts = matching(trained, (chosen.adapt,))
+    if chosen.tasks_per_step > len(tasks):
+        raise UserError(
+            f"config.meta.tasks_per_step: {chosen.tasks_per_step} tasks a step, but {len(tasks)} are trained"
+        )
+    adapts = matching(trained, (chosen.inner_params,))
     if not adapts:
         raise UserError(
-            f"config.meta.adapt: {chosen.adapt!r} matches no parameter that is trained; paths look like {trained[0]}"
+            f"config.meta.inner_params: {chosen.inner_params!r} matches no parameter that is trained; paths look like "
+            f"{trained[0]}"
         )
-    zeroed = matching(adapts, ("^heads/[^/]+/output/",)) if chosen.head == "zero" else set()
-    if chosen.head == "zero" and (
+    zeroed = matching(adapts, ("^heads/[^/]+/output/",)) if chosen.head_init == "zero" else set()
+    if chosen.head_init == "zero" and (
         lacking := [name for name in tasks if not matching(zeroed, (f"^heads/{re.escape(name)}/",))]
     ):
-        raise UserError(f"config.meta.head: task {lacking[0]!r} has no output layer that adapts from zero; take 'own'")
+        raise UserError(
+            f"config.meta.head_init: task {lacking[0]!r} has no output layer that adapts from zero; take 'own'"
+        )
     return MetaSpec(
         method=chosen.method,
         steps=chosen.inner_steps,
-        support=chosen.support,
-        tasks=chosen.tasks or len(tasks),
+        support_fraction=chosen.support_fraction,
+        tasks_per_step=chosen.tasks_per_step or len(tasks),
         adapts=frozenset(adapts),
         zeroed=frozenset(zeroed),
         view=seen,

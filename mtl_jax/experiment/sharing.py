@@ -1,4 +1,5 @@
-"""From `config.sharing` to what stands between the layers and the tasks: mixers, experts, adapters, readers, feeds."""
+"""From `config.sharing` to what stands between the layers and the tasks: mixers, experts, adapters, readers,
+cascades."""
 
 from __future__ import annotations
 
@@ -37,23 +38,23 @@ def build_sharing(
     layers = tuple(path for path in owners if not path.startswith("mixer_"))
     adapters = _adapters(sharing, owners, layers)
     owners |= {ownership.adapter_path(path): tuple(range(len(names))) for path in adapters}
-    reader = _made("read_options", lambda: READOUTS[sharing.read](**sharing.read_options.to_dict()))
-    depths = _depths(sharing, names, tuple(config.tasks), layers)
-    feeds = {task: tuple(sources) for task, sources in sharing.feeds.items() if sources}
-    order = ownership.feeding_order(tuple(config.tasks), feeds)
-    feeds = {task: found for task in names if (found := tuple(s for s in feeds.get(task, ()) if s in names))}
-    _require_fed_upwards(feeds, depths, layers)
-    _require_passable(sharing, owners, mixers, reader.reads_all, depths)
-    _require_above(kept, mixers, adapters, reader.reads_all, depths, owners)
+    reader = _made("readout_options", lambda: READOUTS[sharing.readout](**sharing.readout_options.to_dict()))
+    head_layers = _head_layers(sharing, names, tuple(config.tasks), layers)
+    cascades = {task: tuple(sources) for task, sources in sharing.cascades.items() if sources}
+    order = ownership.feeding_order(tuple(config.tasks), cascades)
+    cascades = {task: found for task in names if (found := tuple(s for s in cascades.get(task, ()) if s in names))}
+    _require_fed_upwards(cascades, head_layers, layers)
+    _require_passable(sharing, owners, mixers, reader.reads_all, head_layers)
+    _require_above(kept, mixers, adapters, reader.reads_all, head_layers, owners)
     return owners, SharingSpec(
         mixers,
         adapters,
         reader,
-        depths,
-        feeds,
+        head_layers,
+        cascades,
         tuple(name for name in order if name in names),
         _distribute(tasks),
-        _classes(tasks, feeds),
+        _classes(tasks, cascades),
     )
 
 
@@ -68,12 +69,14 @@ def _with_mixers(sharing, owners: dict, layout: BatchLayout) -> tuple[dict, dict
     """Owners with those of experts and mixers, and {layer: what mixes the columns behind it}."""
     if not sharing.mixer:
         return owners, {}
-    tasks, chosen = len(layout.tasks), tuple(sharing.mixed)
+    tasks, chosen = len(layout.tasks), tuple(sharing.mixer_layers)
     mixer = _made("mixer_options", lambda: MIXERS[sharing.mixer](tasks, **sharing.mixer_options.to_dict()))
     if mixer.experts:
         above, gates = ownership.expert_layers(owners, sharing.mixer, chosen, mixer.default_layers)
         if sharing.mixer == "shared_private" and gates != above[-1:]:
-            raise UserError("config.sharing.mixed: 'shared_private' joins columns at the top only; leave it empty")
+            raise UserError(
+                "config.sharing.mixer_layers: 'shared_private' joins columns at the top only; leave it empty"
+            )
         if sharing.tied:
             raise UserError(f"config.sharing.tied: the experts of {sharing.mixer!r} are no columns of the tasks")
         names = ownership.expert_names(layout.tasks, mixer.columns)
@@ -88,7 +91,7 @@ def _adapters(sharing, owners: Owners, layers: tuple[str, ...]) -> dict[str, Ada
     if not sharing.adapter:
         return {}
     adapter = _made("adapter_options", lambda: ADAPTERS[sharing.adapter](**sharing.adapter_options.to_dict()))
-    chosen = tuple(sharing.adapted) or tuple(path for path in layers if path != "embed")
+    chosen = tuple(sharing.adapter_layers) or tuple(path for path in layers if path != "embed")
     if not chosen:
         raise UserError(
             f"config.sharing.adapter: {sharing.adapter!r} stands on layers above the embeddings, and there are none "
@@ -96,32 +99,34 @@ def _adapters(sharing, owners: Owners, layers: tuple[str, ...]) -> dict[str, Ada
         )
     for path in chosen:
         if path not in layers or path == "embed":
-            raise UserError(f"config.sharing.adapted: {path!r} is none of {', '.join(layers[1:])}")
+            raise UserError(f"config.sharing.adapter_layers: {path!r} is none of {', '.join(layers[1:])}")
         if isinstance(owners[path], ExpertColumns):
             raise UserError(
                 f"config.sharing.adapter: {path!r} are experts ({sharing.mixer!r}), which belong to no task; adapt "
-                "layers of the trunk alone (config.sharing.adapted)"
+                "layers of the trunk alone (config.sharing.adapter_layers)"
             )
     return dict.fromkeys((path for path in layers if path in chosen), adapter)
 
 
-def _depths(sharing, names, all_tasks, layers) -> dict[str, str]:
-    for task, path in sharing.depths.items():
+def _head_layers(sharing, names, all_tasks, layers) -> dict[str, str]:
+    for task, path in sharing.head_layers.items():
         if task not in all_tasks:
-            raise UserError(f"config.sharing.depths: there is no task {task!r}; the tasks are {', '.join(all_tasks)}")
+            raise UserError(
+                f"config.sharing.head_layers: there is no task {task!r}; the tasks are {', '.join(all_tasks)}"
+            )
         if path not in layers:
-            raise UserError(f"config.sharing.depths.{task}: {path!r} is none of the layers {', '.join(layers)}")
-    return {task: path for task, path in sharing.depths.items() if task in names}
+            raise UserError(f"config.sharing.head_layers.{task}: {path!r} is none of the layers {', '.join(layers)}")
+    return {task: path for task, path in sharing.head_layers.items() if task in names}
 
 
-def _classes(tasks: Mapping[str, Task], feeds) -> dict[str, int]:
+def _classes(tasks: Mapping[str, Task], cascades) -> dict[str, int]:
     """{task whose labels are fed: C}."""
     classes = {}
-    for fed, sources in feeds.items():
+    for fed, sources in cascades.items():
         for source in sources:
             if not tasks[source].has("distribution"):
                 raise UserError(
-                    f"config.sharing.feeds.{fed}: {source!r} has no label set of which a distribution at each token "
+                    f"config.sharing.cascades.{fed}: {source!r} has no label set of which a distribution at each token "
                     "could be fed; tasks with classes of texts or words have"
                 )
             classes[source] = len(tasks[source].names)
@@ -135,42 +140,42 @@ def _distribute(tasks: Mapping[str, Task]):
     return distribute
 
 
-def _require_fed_upwards(feeds, depths, layers):
-    for fed, sources in feeds.items():
+def _require_fed_upwards(cascades, head_layers, layers):
+    for fed, sources in cascades.items():
         for source in sources:
-            low, high = (layers.index(depths.get(task, layers[-1])) for task in (source, fed))
+            low, high = (layers.index(head_layers.get(task, layers[-1])) for task in (source, fed))
             if low > high:
                 raise UserError(
-                    f"config.sharing.feeds.{fed}: the head of {source!r} is at {layers[low]!r}, above that of {fed!r} "
-                    f"at {layers[high]!r}; labels are fed upwards (config.sharing.depths)"
+                    f"config.sharing.cascades.{fed}: the head of {source!r} is at {layers[low]!r}, above that of "
+                    f"{fed!r} at {layers[high]!r}; labels are fed upwards (config.sharing.head_layers)"
                 )
 
 
-def _require_passable(sharing, owners, mixers, reads_all, depths):
+def _require_passable(sharing, owners, mixers, reads_all, head_layers):
     """Experts are columns of no task, so heads cannot read between them."""
     if not any(isinstance(owner, ExpertColumns) for owner in owners.values()):
         return
     if reads_all:
         raise UserError(
-            f"config.sharing.read: {sharing.read!r} reads every layer, but those of {sharing.mixer!r} are experts; "
-            "take 'top'"
+            f"config.sharing.readout: {sharing.readout!r} reads every layer, but those of {sharing.mixer!r} are "
+            "experts; take 'top'"
         )
-    for task, path in depths.items():
+    for task, path in head_layers.items():
         if isinstance(owners[path], ExpertColumns) and path not in mixers:
             raise UserError(
-                f"config.sharing.depths.{task}: behind {path!r} stand experts without a gate; choose a layer of the "
-                f"trunk or one of {', '.join(mixers)}"
+                f"config.sharing.head_layers.{task}: behind {path!r} stand experts without a gate; choose a layer of "
+                f"the trunk or one of {', '.join(mixers)}"
             )
 
 
-def _require_above(kept, mixers, adapters, reads_all, depths, owners):
+def _require_above(kept, mixers, adapters, reads_all, head_layers, owners):
     """Of frozen layers whose outputs are kept, only the topmost is there."""
     for path in kept:
         what = {
             "a mixer": path in mixers,
             "an adapter": path in adapters,
             "experts": isinstance(owners[path], ExpertColumns),
-            "a head": path != kept[-1] and (reads_all or path in depths.values()),
+            "a head": path != kept[-1] and (reads_all or path in head_layers.values()),
         }
         for name, there in what.items():
             if there:

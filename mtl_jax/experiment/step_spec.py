@@ -54,7 +54,10 @@ def _aggregation(config, tasks: int):
     if tasks < 2:
         raise UserError(f"config.aggregation.method: {entry.method!r} needs two tasks at least, there is one")
     if entry.method in GRADIENT_TRANSFORMS:
-        for field, value, only in (("level", entry.level, "parameters"), ("memory", entry.memory, "copies")):
+        for field, value, only in (
+            ("level", entry.level, "parameters"),
+            ("gradient_storage", entry.gradient_storage, "copies"),
+        ):
             if value != only:
                 raise UserError(f"config.aggregation.{field}: {entry.method!r} reads the gradients, it needs {only!r}")
         if entry.smoothing:
@@ -107,14 +110,15 @@ def _shared(config, method, aggregation, trained, owned, tasks, auxiliary):
         if aggregation
         else f"config.loss_weights.method: {config.loss_weights.method!r}"
     )
-    if needs and (config.aggregation.level, config.aggregation.memory, halves) != ("parameters", "copies", 1):
+    if needs and (config.aggregation.level, config.aggregation.gradient_storage, halves) != ("parameters", "copies", 1):
         raise UserError(
             f"config.loss_weights.method: {config.loss_weights.method!r} reads gradients of whole batches over "
-            "parameters: take config.aggregation.level = 'parameters', memory = 'copies', and no method of halves"
+            "parameters: take config.aggregation.level = 'parameters', gradient_storage = 'copies', and no method of "
+            "halves"
         )
     for field, joins in (
         ("mixer", config.sharing.mixer),
-        ("feeds", config.sharing.feeds),
+        ("cascades", config.sharing.cascades),
         ("adapter", config.sharing.adapter == "lora"),
     ):
         if joins:
@@ -133,22 +137,24 @@ def _shared(config, method, aggregation, trained, owned, tasks, auxiliary):
             f"its head too: set config.tasks.{tied[0]}.options.tied = False"
         )
     found = per_task.shared_parameters(
-        tuple(trained), owned, config.aggregation.level, config.aggregation.memory, halves
+        tuple(trained), owned, config.aggregation.level, config.aggregation.gradient_storage, halves
     )
     if found is None:
-        groups = ", config.sharing.groups" * bool(config.sharing.groups)
+        groups = ", config.sharing.task_groups" * bool(config.sharing.task_groups)
         raise UserError(
             f"{who} reads the gradients of the tasks over what they share, and no parameter that is trained is shared "
             f"(config.sharing.trunk = {config.sharing.trunk!r}{groups}); take method = 'sum', or loss weights that "
             "read losses"
         )
-    if found.level == "representation" and (config.sharing.read != "top" or config.sharing.depths):
+    if found.level == "representation" and (config.sharing.readout != "top" or config.sharing.head_layers):
         raise UserError(
             "config.aggregation.level: 'representation' needs heads that read the last layer alone "
-            "(config.sharing.read = 'top', no depths)"
+            "(config.sharing.readout = 'top', no head_layers)"
         )
     training = config.training
-    if problem := aggregated.batch_refusal(found, config.data.rows_per_block, training.accumulate, training.placement):
+    if problem := aggregated.batch_refusal(
+        found, config.data.rows_per_block, training.grad_accum_steps, training.placement
+    ):
         raise UserError(problem)
     return found
 
@@ -168,7 +174,7 @@ def make_step_spec(config, objective_for, owned, shapes, data) -> StepSpec:
     """
     optimizer, steps, objective = config.optimizer, config.training.steps, objective_for(data.layout)
     trained = _trained_paths(optimizer, shapes)
-    factors = multipliers(shapes, optimizer.groups)
+    factors = multipliers(shapes, optimizer.param_groups)
     slices = ownership.slice_owners(shapes, owned, tuple(objective.tasks))
     return StepSpec(
         objective=objective,
@@ -176,15 +182,15 @@ def make_step_spec(config, objective_for, owned, shapes, data) -> StepSpec:
         optimizer=OptimizerSpec(
             name=optimizer.name,
             options=optimizer.options.to_dict(),
-            warmup_steps=round(optimizer.warmup * steps),
+            warmup_steps=round(optimizer.warmup_ratio * steps),
             schedule=optimizer.schedule,
             schedule_options=optimizer.schedule_options.to_dict(),
             steps=steps,
         ),
         slices=slices,
         multipliers={path: factors[path] for path in trained},
-        clip=optimizer.clip,
-        max_bad_steps=config.training.max_bad_steps,
+        clip_norm=optimizer.clip_norm,
+        max_nonfinite_steps=config.training.max_nonfinite_steps,
     )
 
 
@@ -195,11 +201,11 @@ def _trained_paths(optimizer, shapes) -> list[str]:
                 f"config.optimizer.freeze: {regex!r} matches no parameter; paths look like {next(iter(shapes))}"
             )
     frozen = matching(shapes, optimizer.freeze)
-    for name, group in optimizer.groups.items():
-        if (matched := matching(shapes, (group["leaves"],))) and matched <= frozen:
+    for name, group in optimizer.param_groups.items():
+        if (matched := matching(shapes, (group["params"],))) and matched <= frozen:
             raise UserError(
-                f"config.optimizer.groups.{name}.leaves: {group['leaves']!r} finds none but frozen parameters, which "
-                "have no learning rate; narrow config.optimizer.freeze"
+                f"config.optimizer.param_groups.{name}.params: {group['params']!r} finds none but frozen parameters, "
+                "which have no learning rate; narrow config.optimizer.freeze"
             )
     trained = [path for path in shapes if path not in frozen]
     if not trained:

@@ -38,19 +38,19 @@ class SharingSpec(NamedTuple):
     mixers      path of layer -> what mixes the columns behind it
     adapters    path of layer -> adapter on it, of each task's own
     readout     how a head reads the layers
-    depths      task -> path of the topmost layer that its head reads; others read the top
-    feeds       task -> tasks whose label distributions it is fed, behind the layer at which these are read
+    head_layers      task -> path of the topmost layer that its head reads; others read the top
+    cascades       task -> tasks whose label distributions it is fed, behind the layer at which these are read
     feeding_order  all tasks, each behind those whose labels it is fed
     label_distribution  (task, params of its head, hidden [R, T, D], segment, start, length) -> float32[R, T, C], the
-                distribution of its label at each token; needed where there are feeds
+                distribution of its label at each token; needed where there are cascades
     classes     task -> C, of those whose labels are fed
     """
 
     mixers: Mapping[str, Mixer]
     adapters: Mapping[str, Adapter]
     readout: Readout
-    depths: Mapping[str, str]
-    feeds: Mapping[str, Sequence[str]]
+    head_layers: Mapping[str, str]
+    cascades: Mapping[str, Sequence[str]]
     feeding_order: Sequence[str]
     label_distribution: Callable[..., jax.Array] | None
     classes: Mapping[str, int]
@@ -95,8 +95,9 @@ class ForwardPass:
         number = {task: k for k, task in enumerate(layout.tasks)}
         self.streams = Streams(
             layout,
-            everyone=sharing.passes_all_columns or (bool(sharing.feeds) and any(len(c) > 1 for c in layout.candidates)),
-            also={number[task]: tuple(number[s] for s in sources) for task, sources in sharing.feeds.items()},
+            everyone=sharing.passes_all_columns
+            or (bool(sharing.cascades) and any(len(c) > 1 for c in layout.candidates)),
+            also={number[task]: tuple(number[s] for s in sources) for task, sources in sharing.cascades.items()},
         )
         self.row_keys = dropout_row_keys(key, batch, layout) if dropout is not None else None  # [B, R]
         self.hidden: dict[tuple[int, int], jax.Array] = {}
@@ -299,11 +300,11 @@ class ForwardPass:
         """What heads at this layer are given; the labels that they tell go up into the tasks that are fed them."""
         sharing, tasks = self.static.sharing, self.static.layout.tasks
         top = list(self.static.modules)[-1]
-        here = [task for task in sharing.feeding_order if sharing.depths.get(task, top) == path]
+        here = [task for task in sharing.feeding_order if sharing.head_layers.get(task, top) == path]
         for task in here:
             for block, slot in self.streams.slots(tasks.index(task)):
                 self.features[task][block] = self._features(task, path, (block, slot))
-            for fed, sources in sharing.feeds.items():
+            for fed, sources in sharing.cascades.items():
                 if task in sources:
                     self._feed_labels(task, fed, path)
         self.unread -= set(here)
@@ -316,7 +317,7 @@ class ForwardPass:
         blocks, above = set(), {task}
         while above:
             blocks |= {block for name in above for block in layout.reads(name)}
-            above = {fed for fed, sources in sharing.feeds.items() if above & set(sources)}
+            above = {fed for fed, sources in sharing.cascades.items() if above & set(sources)}
         return {pair for pair in self.streams.slots(layout.tasks.index(task)) if pair[0] in blocks}
 
     def _pairs_read_above(self):

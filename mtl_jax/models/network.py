@@ -123,16 +123,16 @@ def network(
 
     def read_widths(task):
         order = list(modules)
-        return [widths[path] for path in order[: order.index(sharing.depths.get(task, last)) + 1]]
+        return [widths[path] for path in order[: order.index(sharing.head_layers.get(task, last)) + 1]]
 
     def init_head(task: str, key: jax.Array) -> Params:
-        params, sources = sharing.readout.init(key, read_widths(task)), sharing.feeds.get(task, ())
+        params, sources = sharing.readout.init(key, read_widths(task)), sharing.cascades.get(task, ())
         if not sources:
             return params
 
         def table(source):
             own = jax.random.fold_in(key, name_key(source))
-            shape = sharing.classes[source], widths[sharing.depths.get(source, last)]
+            shape = sharing.classes[source], widths[sharing.head_layers.get(source, last)]
             return {"embedding": 0.02 * jax.random.normal(own, shape, jnp.float32)}
 
         return {**params, "feeds": {source: table(source) for source in sources}}
@@ -173,7 +173,7 @@ def network(
     def width(task):
         found = read_widths(task)[-1]
         mixer = sharing.mixers.get(last)
-        return mixer.widen(found) if mixer and sharing.depths.get(task, last) == last else found
+        return mixer.widen(found) if mixer and sharing.head_layers.get(task, last) == last else found
 
     added = {name: factor for mixer in sharing.mixers.values() for name, factor in mixer.auxiliary.items()}
     return Network(init, init_head, apply, zeros, {task: width(task) for task in layout.tasks}, added)

@@ -77,7 +77,9 @@ def assign_owners(
     groups = dict(groups or {})
     for path in groups:
         if path not in every:
-            raise UserError(f"config.sharing.groups: there is no layer {path!r}; the layers are {', '.join(every)}")
+            raise UserError(
+                f"config.sharing.task_groups: there is no layer {path!r}; the layers are {', '.join(every)}"
+            )
     shared_until = {"all": len(every), "none": 0}.get(trunk, every.index(trunk) + 1 if trunk in every else 0)
     owners, partition = {}, None
     for number, path in enumerate(every):
@@ -95,8 +97,8 @@ def mixed_layers(owners: Owners, chosen: Sequence[str], where: str) -> tuple[str
 
     Args:
       owners: of every layer.
-      chosen: `config.sharing.mixed`; (): by `where`, "each" layer above the embeddings of which each task owns a column
-        | the "top" one of them.
+      chosen: `config.sharing.mixer_layers`; (): by `where`, "each" layer above the embeddings of which each task owns
+        a column | the "top" one of them.
 
     Raises:
       UserError: a layer that is unknown, or that tasks share; none that could be mixed.
@@ -106,8 +108,9 @@ def mixed_layers(owners: Owners, chosen: Sequence[str], where: str) -> tuple[str
     for path in chosen:
         if path not in columns:
             raise UserError(
-                f"config.sharing.mixed: {path!r} is shared by tasks, so there are not as many columns as tasks to be "
-                f"mixed; columns are {', '.join(columns) or 'none'} (config.sharing.trunk, config.sharing.groups)"
+                f"config.sharing.mixer_layers: {path!r} is shared by tasks, so there are not as many columns as tasks "
+                f"to be mixed; columns are {', '.join(columns) or 'none'} (config.sharing.trunk, "
+                "config.sharing.task_groups)"
             )
     found = [path for path in owners if path in chosen] if chosen else [p for p in columns if p != "embed"]
     if not found:
@@ -124,14 +127,14 @@ def expert_layers(owners: Owners, mixer: str, chosen: Sequence[str], where: str)
     Args:
       owners: of every layer; the trunk is shared by all, each other layer stands for experts.
       mixer: its name, for errors.
-      chosen: `config.sharing.mixed`; (): by `where`, behind "each" layer of experts | the "top" one.
+      chosen: `config.sharing.mixer_layers`; (): by `where`, behind "each" layer of experts | the "top" one.
 
     Raises:
       UserError: no shared layer below or none above it, groups of tasks, no gate at the top.
     """
     shared = [path for path, owner in owners.items() if owner_count(owner) == 1]
     above = [path for path in owners if path not in shared]
-    where_set = "config.sharing.trunk, config.sharing.groups"
+    where_set = "config.sharing.trunk, config.sharing.task_groups"
     if not shared or list(owners)[: len(shared)] != shared or not above:
         raise UserError(
             f"config.sharing.mixer: {mixer!r} has experts above a trunk that all tasks share, at least 'embed'; here "
@@ -141,10 +144,12 @@ def expert_layers(owners: Owners, mixer: str, chosen: Sequence[str], where: str)
     _require_known(owners, chosen)
     for path in chosen:
         if path in shared:
-            raise UserError(f"config.sharing.mixed: {path!r} is below the experts {', '.join(above)} ({where_set})")
+            raise UserError(
+                f"config.sharing.mixer_layers: {path!r} is below the experts {', '.join(above)} ({where_set})"
+            )
     if chosen and above[-1] not in chosen:
         raise UserError(
-            f"config.sharing.mixed: heads read what the gates behind the top layer make; name {above[-1]!r} too"
+            f"config.sharing.mixer_layers: heads read what the gates behind the top layer make; name {above[-1]!r} too"
         )
     gates = [path for path in above if path in chosen] if chosen else above if where == "each" else above[-1:]
     return tuple(above), tuple(gates)
@@ -169,13 +174,13 @@ def feeding_order(tasks: Sequence[str], feeds: Mapping[str, Sequence[str]]) -> t
     for task, sources in feeds.items():
         for name in (task, *sources):
             if name not in tasks:
-                raise UserError(f"config.sharing.feeds: there is no task {name!r}; the tasks are {', '.join(tasks)}")
+                raise UserError(f"config.sharing.cascades: there is no task {name!r}; the tasks are {', '.join(tasks)}")
     order: list[str] = []
 
     def visit(task, above):
         if task in above:
             cycle = " → ".join([*above[above.index(task) :], task][::-1])
-            raise UserError(f"config.sharing.feeds: labels would be fed in a circle: {cycle}")
+            raise UserError(f"config.sharing.cascades: labels would be fed in a circle: {cycle}")
         if task not in order:
             for source in feeds.get(task, ()):
                 visit(source, (*above, task))
@@ -189,11 +194,13 @@ def feeding_order(tasks: Sequence[str], feeds: Mapping[str, Sequence[str]]) -> t
 def _require_known(owners: Owners, chosen: Sequence[str]) -> None:
     for path in chosen:
         if path not in owners:
-            raise UserError(f"config.sharing.mixed: there is no layer {path!r}; the layers are {', '.join(owners)}")
+            raise UserError(
+                f"config.sharing.mixer_layers: there is no layer {path!r}; the layers are {', '.join(owners)}"
+            )
 
 
 def _partition(path, groups, tasks, known_tasks):
-    where = f"config.sharing.groups.{path}"
+    where = f"config.sharing.task_groups.{path}"
     group_of: dict[str, int] = {}
     for number, group in enumerate(groups):
         if isinstance(group, str):

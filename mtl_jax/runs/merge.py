@@ -170,7 +170,7 @@ def _require_new(out: pathlib.Path, config: Config) -> None:
 
 def _load_columns(runs: Sequence[FinishedRun]) -> tuple[list[LoadedRun], list[Column]]:
     """The runs with their parameters, and all their columns, at least two and of one base."""
-    if len(runs) == 1 and runs[0].config.sharing.trunk == "all" and not runs[0].config.sharing.groups:
+    if len(runs) == 1 and runs[0].config.sharing.trunk == "all" and not runs[0].config.sharing.task_groups:
         raise runs[0].nothing_to_merge()  # before its data are read
     loaded = [load_run(run) for run in runs]
     columns = [column for run in loaded for column in run.columns]

@@ -36,10 +36,10 @@ COMMON_FIELDS = (
     "data.max_unseen_labels",
     "data.seed",
     "seed",
-    "sharing.read",
-    "sharing.read_options",
-    "sharing.depths",
-    "sharing.feeds",
+    "sharing.readout",
+    "sharing.readout_options",
+    "sharing.head_layers",
+    "sharing.cascades",
 )
 
 
@@ -123,7 +123,7 @@ def merged_config(runs: Sequence[FinishedRun]) -> ConfigDict:
     config.train_on = tuple(task for task in config.tasks if task in run_of_task)
     if len(config.train_on) == len(config.tasks):
         config.train_on = ()
-    config.sharing.trunk, config.sharing.groups, config.sharing.tied = "all", ConfigDict(), False
+    config.sharing.trunk, config.sharing.task_groups, config.sharing.tied = "all", ConfigDict(), False
     config.penalties, config.distillation = ConfigDict(), ConfigDict()
     return config
 

@@ -141,12 +141,12 @@ class TrainingLoop:
         return state
 
     def _is_stale(self) -> bool:
-        limit = self.config.training.early_stop
+        limit = self.config.training.early_stopping_patience
         return bool(limit) and self.progress.stale >= limit
 
     def _batch(self, step: int) -> Batch:
         """The micro-batches of a step, leaves [A, B, R, ...]."""
-        count = self.config.training.accumulate
+        count = self.config.training.grad_accum_steps
         parts = [self._batches.batch(step * count + i, jax.process_index(), jax.process_count()) for i in range(count)]
         return jax.tree.map(lambda *leaves: np.stack(leaves), *parts)
 
@@ -165,7 +165,7 @@ class TrainingLoop:
         bad, skipped = int(metrics["bad_steps"]), by_owner(metrics["skipped"], tasks)
         if bad == 1:
             bar.write(f"step {step} was skipped: a loss or gradient is not finite; skipped so far: {skipped}")
-        if bad >= self.config.training.max_bad_steps:
+        if bad >= self.config.training.max_nonfinite_steps:
             raise UserError(
                 f"step {step}: {bad} steps in a row were skipped, because a loss or gradient was not finite; skipped "
                 f"so far, by task: {skipped}. Lower config.optimizer.learning_rate or the λ of a penalty"

@@ -86,7 +86,7 @@ def _file(name: str) -> pathlib.Path:
 
 
 def override_paths(argv: Sequence[str], name: str) -> list[str]:
-    """The fields that the command line sets: "optimizer.clip" of --config.optimizer.clip=1."""
+    """The fields that the command line sets: "optimizer.clip_norm" of --config.optimizer.clip_norm=1."""
     matches = (re.match(rf"--?(?:no)?{re.escape(name)}\.([^=]+)", flag) for flag in argv)
     return [match[1] for match in matches if match]
 

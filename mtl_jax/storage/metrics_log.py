@@ -30,7 +30,7 @@ class MetricsLog:
              gradient_norm    {task or "shared": norm before clipping, of the parameters that only this task has}
              auxiliary        {name: loss that a mixer or head adds}, where there are any
              teaching         {task: weight of its teachers in the target}, where there are any
-             learning_rate    of the step, without the factors of config.optimizer.groups
+             learning_rate    of the step, without the factors of config.optimizer.param_groups
              weights, task_norms, lowest_cosine
                               of the gradients by task, where an aggregation combines them
              support          {task: L_k before the inner loop of meta-learning, whose `loss` is that after it}

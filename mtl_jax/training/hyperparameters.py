@@ -22,7 +22,7 @@ class Hyperparameters(NamedTuple):
     aggregation   {option of the method: value}, likewise
     teaching      {task: weight of its teachers in [0, 1]}; inside the step their share, see
                   `objective.hyper_at_progress`
-    inner_rate    of the inner loop of meta-learning
+    inner_learning_rate    of the inner loop of meta-learning
     tied          bool: columns are replaced by their mean after each update. None: the step has no such code
     """
 
@@ -38,7 +38,7 @@ class Hyperparameters(NamedTuple):
     loss_weights: Mapping[str, jax.Array]
     aggregation: Mapping[str, jax.Array]
     teaching: Mapping[str, jax.Array]
-    inner_rate: jax.Array
+    inner_learning_rate: jax.Array
     tied: jax.Array | None
 
 
@@ -64,6 +64,6 @@ def hyperparameters_from_config(config, tasks: tuple[str, ...], auxiliary: Mappi
         loss_weights={},
         aggregation={},
         teaching={name: scalar(entry.weight) for name, entry in config.distillation.items() if name in tasks},
-        inner_rate=scalar(config.meta.inner_rate),
+        inner_learning_rate=scalar(config.meta.inner_learning_rate),
         tied=jnp.asarray(True) if config.sharing.tied else None,
     )

@@ -50,7 +50,7 @@ UNSUPPORTED |= {
 # arguments of optimizers that have fields of their own, for which the config is asked first
 _FIELDS = {
     "learning_rate": "config.optimizer.learning_rate",
-    "adam_learning_rate": "config.optimizer.learning_rate and config.optimizer.groups",
+    "adam_learning_rate": "config.optimizer.learning_rate and config.optimizer.param_groups",
     **dict.fromkeys(("weight_decay", "weight_decay_rate", "adam_weight_decay"), "config.optimizer.weight_decay"),
     **dict.fromkeys(("mask", "weight_decay_mask"), "the path of a parameter (see `decays`)"),
     "muon_weight_dimension_numbers": "the path of a parameter",
@@ -157,7 +157,7 @@ class OptimizerSpec:
         if self.name == "rprop" and (self.warmup_steps or self.schedule != "constant"):
             raise UserError(
                 "config.optimizer.schedule: the learning rate of 'rprop' is the size of its first step, which no "
-                "schedule reaches; set config.optimizer.warmup = 0 and schedule = 'constant'"
+                "schedule reaches; set config.optimizer.warmup_ratio = 0 and schedule = 'constant'"
             )
         try:
             jax.eval_shape(self._tried)
@@ -350,21 +350,21 @@ def decays(path: str) -> bool:
 
 
 def multipliers(paths, groups: Mapping) -> dict[str, float]:
-    """Factor on the learning rate of each path, from `config.optimizer.groups`; 1 where none matches.
+    """Factor on the learning rate of each path, from `config.optimizer.param_groups`; 1 where none matches.
 
     Raises:
       UserError: a group that matches no path, a path in two groups.
     """
     factors: dict[str, tuple[str, float]] = {}
     for name, group in groups.items():
-        matched = matching(paths, [group["leaves"]])
+        matched = matching(paths, [group["params"]])
         if not matched:
             raise UserError(
-                f"config.optimizer.groups.{name}.leaves: {group['leaves']!r} matches no parameter; "
-                f"paths look like {', '.join(sorted(paths)[:3])}"
+                f"config.optimizer.param_groups.{name}.params: {group['params']!r} matches no parameter; paths look "
+                f"like {', '.join(sorted(paths)[:3])}"
             )
         for path in matched:
             if path in factors:
-                raise UserError(f"config.optimizer.groups: {path} is in {factors[path][0]!r} and in {name!r}")
-            factors[path] = (name, float(group["rate"]))
+                raise UserError(f"config.optimizer.param_groups: {path} is in {factors[path][0]!r} and in {name!r}")
+            factors[path] = (name, float(group["lr_multiplier"]))
     return {path: factors[path][1] if path in factors else 1.0 for path in paths}

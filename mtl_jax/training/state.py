@@ -46,8 +46,8 @@ class StepSpec(NamedTuple):
     data_gradient  how losses become a gradient: `joint`, `aggregated` or `meta_learning` of `training/gradients/`
     slices       {path: owner group of each slice}, see `ownership.slice_owners`
     multipliers  {path: factor on the learning rate} of the trained paths; others are frozen
-    clip         largest gradient norm by owner, 0 = off
-    max_bad_steps  after so many non-finite steps in a row the state stays as it is
+    clip_norm    largest gradient norm by owner, 0 = off
+    max_nonfinite_steps  after so many non-finite steps in a row the state stays as it is
     """
 
     objective: Objective
@@ -55,8 +55,8 @@ class StepSpec(NamedTuple):
     optimizer: OptimizerSpec
     slices: Mapping[str, tuple[int, ...]]
     multipliers: Mapping[str, float]
-    clip: float
-    max_bad_steps: int
+    clip_norm: float
+    max_nonfinite_steps: int
 
 
 def init_state(spec: StepSpec, params: Any, hyper: Hyperparameters, key: jax.Array, needs_anchor: bool) -> TrainState:

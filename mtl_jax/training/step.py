@@ -47,7 +47,7 @@ def train_step(
     chex.assert_trees_all_equal_shapes(data.gradient, inputs.trained)
     penalty = penalty_gradient(inputs, data.gradient)
     gradient = jax.tree.map(jnp.add, data.gradient, penalty.gradient)
-    gradient, norms = clip(gradient, spec.slices, len(spec.objective.tasks), spec.clip)
+    gradient, norms = clip(gradient, spec.slices, len(spec.objective.tasks), spec.clip_norm)
     after = update(
         spec,
         inputs,

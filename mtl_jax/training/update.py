@@ -62,7 +62,7 @@ def update(
     rate = inputs.hyper.learning_rate * spec.optimizer.rate(inputs.step)
     reach = norms * jnp.maximum(rate * spec.optimizer.gain, 1.0)  # a step of this length must not overflow
     bad = ~jnp.isfinite(reach) | jnp.append(~jnp.isfinite(losses), False)
-    ok = ~bad.any() & (bad_steps < spec.max_bad_steps)
+    ok = ~bad.any() & (bad_steps < spec.max_nonfinite_steps)
     optimizer = spec.optimizer.transformation(inputs.hyper, inputs.step, spec.multipliers, ok)
     updates, opt_state = optimizer.update(gradient, opt_state, inputs.trained)
     updates, ratios = _proximal(inputs, updates, rate * spec.optimizer.gain, strengths)

@@ -61,7 +61,7 @@ def test_they_add_up_to_the_score(tiny, differs, layer, trunk):
 
 def test_beside_a_task_that_is_not_explained_and_below_the_top(tiny, differs):
     """A stream of its own for each task of the data set, also for one whose predictions are no classes."""
-    config = tiny(model__num_layers=2, sharing__depths=ConfigDict({"color": "layer_00"}))
+    config = tiny(model__num_layers=2, sharing__head_layers=ConfigDict({"color": "layer_00"}))
     default.add_task(config, "words", kind="masked_lm", dataset="texts")
     experiment = build(config)
     _, _, batch, found = attributed(experiment, "texts")

@@ -36,7 +36,7 @@ from mtl_jax.errors import UserError
         ({"datasets__sentences__options": {"scheme": "bioes"}}, "tasks.tags.options.scheme: 'iob2', but config."),
         ({"datasets__texts__words": "words"}, "config.datasets.texts: give either text"),
         ({"optimizer__freeze": ("(",)}, "config.optimizer.freeze: '(' is not a regular expression"),
-        ({"optimizer__groups": {"a": {"leaf": "x"}}}, "config.optimizer.groups.a: has the fields 'leaves'"),
+        ({"optimizer__param_groups": {"a": {"leaf": "x"}}}, "config.optimizer.param_groups.a: has the fields 'params'"),
         ({"model__word_vectors": "nowhere.vec"}, "config.model.word_vectors: there is no file 'nowhere.vec'"),
         ({"loss_weights__method": "eqal"}, "config.loss_weights.method: 'eqal' is none of 'equal'"),
     ],
@@ -74,12 +74,12 @@ def test_all_problems_at_once(tiny):
 
 
 def test_a_config_that_went_through_json_is_the_same(tiny):
-    config = tiny(sharing__groups={"layer_00": (("color",), ("tags", "long"))})
+    config = tiny(sharing__task_groups={"layer_00": (("color",), ("tags", "long"))})
     again = from_plain(to_plain(config))
     checks.check(again)
     assert differences(to_plain(config), to_plain(again)) == []
     assert list(again.tasks) == ["color", "tags", "long"]
-    assert again.sharing.groups.layer_00 == (("color",), ("tags", "long"))
+    assert again.sharing.task_groups.layer_00 == (("color",), ("tags", "long"))
 
 
 @pytest.mark.parametrize("module", [ewt, glue, newsgroups_conll, quickstart, sentiment_ner, snips_joint])

@@ -195,7 +195,7 @@ CONTEXTS = {
     "pretrained": pretrained,
     "span": span,
     "transformer": with_(model__layer_type="transformer"),
-    "groups": with_(sharing__groups={"layer_00": (("task_a",), ("task_b",))}),
+    "groups": with_(sharing__task_groups={"layer_00": (("task_a",), ("task_b",))}),
     "temperature": with_(data__mixing="temperature", data__mixing_temperature=2.0),
     "weights": with_(
         data__mixing="weights", data__blocks_per_batch=2, data__mixing_weights={"data_a": 1.0, "data_b": 1.0}
@@ -206,7 +206,7 @@ CONTEXTS = {
     "mgda": with_(aggregation__method="mgda"),
     "experts": with_(sharing__trunk="embed", sharing__mixer="mmoe", model__num_layers=2),
     "adapters": with_(sharing__adapter="bottleneck", model__num_layers=2),
-    "low_head": with_(sharing__depths={"task_a": "embed"}),
+    "low_head": with_(sharing__head_layers={"task_a": "embed"}),
     "tags": task("tagging", "tags"),
     "numbers": task("regression", "value"),
     "sets": task("multilabel", "set"),
@@ -278,7 +278,7 @@ class Parts:
 
     def step(self):
         """The train step, as a program and the hyperparameters that it reads."""
-        experiment, count = self.experiment, self.config.training.accumulate
+        experiment, count = self.experiment, self.config.training.grad_accum_steps
         batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct((count, *x.shape), x.dtype), self.batches()[0])
         return program(lambda s, b, h: train_step(experiment.spec, s, b, h), self.state(), batch, experiment.hyper)
 
@@ -327,17 +327,17 @@ CHANGES = {
     "model.attention_dropout": (0.3,),
     "model.remat": (True,),
     "sharing.trunk": ("embed", "none"),
-    "sharing.groups": ({"embed": ((A,), (B,))}, {}),
+    "sharing.task_groups": ({"embed": ((A,), (B,))}, {}),
     "sharing.mixer": ("cross_stitch",),
     "sharing.mixer_options": ({"experts": 3},),
-    "sharing.mixed": (("layer_00", "layer_01"),),
+    "sharing.mixer_layers": (("layer_00", "layer_01"),),
     "sharing.adapter": ("lora", "bottleneck"),
     "sharing.adapter_options": ({"size": 3},),
-    "sharing.adapted": (("layer_00",),),
-    "sharing.read": ("mixture",),
-    "sharing.read_options": ({"hidden": 3},),
-    "sharing.depths": ({B: "embed"},),
-    "sharing.feeds": ({B: (A,)},),
+    "sharing.adapter_layers": (("layer_00",),),
+    "sharing.readout": ("mixture",),
+    "sharing.readout_options": ({"hidden": 3},),
+    "sharing.head_layers": ({B: "embed"},),
+    "sharing.cascades": ({B: (A,)},),
     "sharing.tied": (True,),
     "loss_weights.method": ("uncertainty",),
     "loss_weights.options": ({"temperature": 3.0},),
@@ -345,28 +345,28 @@ CHANGES = {
     "aggregation.options": ({"c": 0.3},),
     "aggregation.smoothing": (0.5,),
     "aggregation.level": ("representation",),
-    "aggregation.memory": ("layers",),
+    "aggregation.gradient_storage": ("layers",),
     "meta.method": ("fomaml",),
     "meta.inner_steps": (1,),
-    "meta.inner_rate": (0.5,),
-    "meta.support": (0.3,),
-    "meta.adapt": ("^heads/",),
-    "meta.head": ("zero",),
-    "meta.tasks": (1,),
+    "meta.inner_learning_rate": (0.5,),
+    "meta.support_fraction": (0.3,),
+    "meta.inner_params": ("^heads/",),
+    "meta.head_init": ("zero",),
+    "meta.tasks_per_step": (1,),
     "optimizer.name": ("sgd", "adamw"),
     "optimizer.learning_rate": (1e-3,),
     "optimizer.weight_decay": (0.1,),
     "optimizer.options": ({"b1": 0.8}, {"momentum": 0.5}),
-    "optimizer.warmup": (0.5,),
+    "optimizer.warmup_ratio": (0.5,),
     "optimizer.schedule": ("cosine", "polynomial_schedule"),
     "optimizer.schedule_options": ({"decay_steps": 5}, {"end_value": 0.1, "power": 2}),
-    "optimizer.clip": (2.0,),
-    "optimizer.groups": ({"x": {"leaves": "^embed/", "rate": 2.0}},),
+    "optimizer.clip_norm": (2.0,),
+    "optimizer.param_groups": ({"x": {"params": "^embed/", "lr_multiplier": 2.0}},),
     "optimizer.freeze": (("^layer_",),),
     "optimizer.cache_frozen": (True,),
     "training.steps": (40,),
-    "training.accumulate": (2,),
-    "training.max_bad_steps": (3,),
+    "training.grad_accum_steps": (2,),
+    "training.max_nonfinite_steps": (3,),
     "training.placement": ("pmap", "jit"),
     "training.mesh.data": (4,),
     "training.mesh.task": (2,),
@@ -413,11 +413,11 @@ ELSEWHERE = {
     "images.pretrained": "experiment/inputs.py",
     "model.word_vectors": "experiment/model.py",
     "model.pretrained_wheel": "experiment/inputs.py",
-    "training.keep": "runs/train.py",
+    "training.max_to_keep": "runs/train.py",
     "training.log_every": "runs/train.py",
     "training.eval_every": "runs/train.py",
     "training.checkpoint_every": "runs/train.py",
-    "training.early_stop": "runs/train.py",
+    "training.early_stopping_patience": "runs/train.py",
     "training.platform": "runs/train.py",
     "evaluation.rows_per_batch": "evaluation/scores.py",
     "evaluation.splits": "evaluation/scores.py",
@@ -502,7 +502,7 @@ UNSEEN = {
     ("writer", f"tasks.{A}.missing"),
     ("bag", "model.layer_type"),
     ("bag", "sharing.trunk"),
-    ("bag", "sharing.depths"),
+    ("bag", "sharing.head_layers"),
 }
 # what names a field too
 ALSO = {
@@ -549,7 +549,7 @@ GOVERNED = sorted(
 
 
 SINGLE = [  # field, its value, mode, what makes it act (None: nothing does there)
-    ("training.early_stop", 2, "train", {"training.eval_every": 5}),
+    ("training.early_stopping_patience", 2, "train", {"training.eval_every": 5}),
     ("training.placement", "pmap", "ablate", None),
     ("training.placement", "pmap", "relate", None),
     ("training.mesh.task", 2, "ablate", None),
@@ -658,9 +658,9 @@ def test_low_rank_is_of_factors(folder):
 
 @pytest.mark.usefixtures("standard_promotion")
 def test_a_rate_of_frozen_parameters_is_refused(folder):
-    groups = {"x": ConfigDict({"leaves": "^embed/", "rate": 2.0})}
-    config = with_(optimizer__freeze=("^embed/",), optimizer__groups=ConfigDict(groups))(folder)
-    with pytest.raises(UserError, match=r"config\.optimizer\.groups\.x\.leaves: .* none but frozen"):
+    groups = {"x": ConfigDict({"params": "^embed/", "lr_multiplier": 2.0})}
+    config = with_(optimizer__freeze=("^embed/",), optimizer__param_groups=ConfigDict(groups))(folder)
+    with pytest.raises(UserError, match=r"config\.optimizer\.param_groups\.x\.leaves: .* none but frozen"):
         build(config)
 
 
@@ -669,8 +669,8 @@ SOME = (
     "model.hidden_size",
     "optimizer.options",
     "optimizer.schedule_options",
-    "optimizer.clip",
-    "training.accumulate",
+    "optimizer.clip_norm",
+    "training.grad_accum_steps",
     "datasets.data_a.where",
     "tasks.task_a.weight",
     "sharing.tied",

@@ -40,7 +40,7 @@ def test_every_kind_of_layer_learns(tiny, layer, dtype):
         model__hidden_size=16,
     )
     config.model.activation = "gelu"
-    config.optimizer.warmup = 0.0
+    config.optimizer.warmup_ratio = 0.0
     experiment = build(config)
     step = jax.jit(lambda s, b, h: train_step(experiment.spec, s, b, h))
     state, totals = experiment.init(0), []

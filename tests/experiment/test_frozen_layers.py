@@ -61,7 +61,7 @@ def trained(experiment, steps=3):
         {"sharing__trunk": "none"},
         {"aggregation__method": "pcgrad"},
         {"aggregation__level": "representation", "aggregation__method": "mgda", "train_on": ("tags", "long")},
-        {"sharing__depths": LOW},
+        {"sharing__head_layers": LOW},
     ],
     ids=["hard", "columns", "balanced", "representation", "a head below the top"],
 )

@@ -39,8 +39,8 @@ def linear_config(penalty="l2_to_mean", strength=0.02, tasks=3, **options):
     config.optimizer.name = "sgd"
     config.optimizer.learning_rate = 2.0
     config.optimizer.weight_decay = 0.0
-    config.optimizer.clip = 0.0
-    config.optimizer.warmup = 0.0
+    config.optimizer.clip_norm = 0.0
+    config.optimizer.warmup_ratio = 0.0
     config.optimizer.schedule = "constant"
     config.evaluation.splits = ("dev",)
     return config

@@ -39,7 +39,7 @@ def hidden(experiment, params, batch):
 def test_heads_read_a_mixture_of_layers(tiny, differs):
     """β = (0, 1) is the last layer; of a stack of layers it is their weighted sum, by single networks."""
     mixed = {"sharing__trunk": "none", "sharing__mixer": "sluice"}
-    mixture = build(config_of(tiny, sharing__read="mixture", **mixed))
+    mixture = build(config_of(tiny, sharing__readout="mixture", **mixed))
     top, lower = build(config_of(tiny, **mixed)), build(config_of(tiny, **{**mixed, "model__num_layers": 1}))
     params, batch = mixture.init_params(0), mixture.batches(0).batch(0)
     assert params["heads"]["color"]["layers"].tolist() == [0.5, 0.5]
@@ -77,7 +77,7 @@ def test_attention_over_the_trunk_in_float64(differs):
 
 
 def test_a_mask_of_ones_is_hard_sharing(tiny, differs):
-    attending, hard = build(config_of(tiny, sharing__read="attention")), build(config_of(tiny))
+    attending, hard = build(config_of(tiny, sharing__readout="attention")), build(config_of(tiny))
     params, batch = attending.init_params(0), attending.batches(0).batch(0)
     for head in params["heads"].values():
         for layer in head["attention"].values():
@@ -95,7 +95,7 @@ def test_a_mask_of_ones_is_hard_sharing(tiny, differs):
 @pytest.mark.parametrize("mixing", ["all", "size"])
 def test_a_head_at_a_lower_layer(tiny, differs, trunk, mixing):
     changes = {"sharing__trunk": trunk, "data__mixing": mixing, "train_on": ("color", "tags", "long")}
-    low = build(config_of(tiny, sharing__depths={"tags": "layer_00"}, **changes))
+    low = build(config_of(tiny, sharing__head_layers={"tags": "layer_00"}, **changes))
     top, lower = build(config_of(tiny, **changes)), build(config_of(tiny, **{**changes, "model__num_layers": 1}))
     params, batch = low.init_params(0), low.batches(0).batch(0)
     found, wanted = hidden(low, params, batch), hidden(top, params, batch)
@@ -106,7 +106,10 @@ def test_a_head_at_a_lower_layer(tiny, differs, trunk, mixing):
 
 def test_a_column_whose_head_is_low_is_mixed_into_those_above(tiny, differs):
     mixed = {"sharing__trunk": "none", "sharing__mixer": "cross_stitch"}
-    low, top = build(config_of(tiny, sharing__depths={"color": "layer_00"}, **mixed)), build(config_of(tiny, **mixed))
+    low, top = (
+        build(config_of(tiny, sharing__head_layers={"color": "layer_00"}, **mixed)),
+        build(config_of(tiny, **mixed)),
+    )
     params, batch = low.init_params(0), low.batches(0).batch(0)
     found, wanted = hidden(low, params, batch), hidden(top, params, batch)
     differs("a column above that of a low head", found["long"], wanted["long"], 0.0)
@@ -119,8 +122,8 @@ def feeding(tiny, **changes):
             tiny,
             **{
                 "train_on": ("color", "tags", "long"),
-                "sharing__depths": {"tags": "layer_00"},
-                "sharing__feeds": {"long": ("tags", "color"), "color": ("tags",)},
+                "sharing__head_layers": {"tags": "layer_00"},
+                "sharing__cascades": {"long": ("tags", "color"), "color": ("tags",)},
                 **changes,
             },
         )
@@ -141,7 +144,7 @@ def with_feeds(params, scale, seed=1):
 def test_a_cascade_by_hand(tiny, differs, trunk):
     """tags (low) feeds color and long; color feeds long, both at the top: each step from networks without feeds."""
     experiment = feeding(tiny, sharing__trunk=trunk)
-    depths = {"sharing__depths": {"tags": "layer_00"}, "train_on": ("color", "tags", "long")}
+    depths = {"sharing__head_layers": {"tags": "layer_00"}, "train_on": ("color", "tags", "long")}
     plain = build(config_of(tiny, sharing__trunk=trunk, **depths))
     names = list(experiment.tasks)
     silent, batch = with_feeds(experiment.init_params(0), 0.0), experiment.batches(0).batch(0)
@@ -207,17 +210,23 @@ def test_orders_and_circles():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"sharing__read": "mean"}, "'mean' is none of 'top', 'mixture', 'attention'"),
-        ({"sharing__read": "mixture", "model__num_layers": 0}, "no layer above the embeddings"),
-        ({"sharing__read_options": {"hidden": 3}}, "read_options: .*unexpected keyword"),
-        ({"sharing__depths": {"colour": "embed"}}, "no task 'colour'"),
-        ({"sharing__depths": {"color": "layer_05"}}, "'layer_05' is none of the layers"),
-        ({"sharing__feeds": {"color": ("color",)}}, "in a circle: color → color"),
-        ({"sharing__feeds": {"color": ("long",), "long": ("color",)}}, "in a circle"),
-        ({"sharing__feeds": {"color": "long"}}, r"a tuple of task names, e.g. \('long',\)"),
-        ({"sharing__feeds": {"color": ("pos",)}}, "no task 'pos'"),
-        ({"sharing__feeds": {"color": ("long",)}, "sharing__depths": {"color": "embed"}}, "labels are fed upwards"),
-        ({"sharing__feeds": {"color": ("long",)}, "aggregation__method": "pcgrad"}, "config.sharing.feeds brings"),
+        ({"sharing__readout": "mean"}, "'mean' is none of 'top', 'mixture', 'attention'"),
+        ({"sharing__readout": "mixture", "model__num_layers": 0}, "no layer above the embeddings"),
+        ({"sharing__readout_options": {"hidden": 3}}, "read_options: .*unexpected keyword"),
+        ({"sharing__head_layers": {"colour": "embed"}}, "no task 'colour'"),
+        ({"sharing__head_layers": {"color": "layer_05"}}, "'layer_05' is none of the layers"),
+        ({"sharing__cascades": {"color": ("color",)}}, "in a circle: color → color"),
+        ({"sharing__cascades": {"color": ("long",), "long": ("color",)}}, "in a circle"),
+        ({"sharing__cascades": {"color": "long"}}, r"a tuple of task names, e.g. \('long',\)"),
+        ({"sharing__cascades": {"color": ("pos",)}}, "no task 'pos'"),
+        (
+            {"sharing__cascades": {"color": ("long",)}, "sharing__head_layers": {"color": "embed"}},
+            "labels are fed upwards",
+        ),
+        (
+            {"sharing__cascades": {"color": ("long",)}, "aggregation__method": "pcgrad"},
+            "config.sharing.cascades brings",
+        ),
     ],
 )
 def test_bad_input(tiny, changes, message):
@@ -228,7 +237,7 @@ def test_bad_input(tiny, changes, message):
 
 
 def test_a_number_has_no_label_set(tiny):
-    config = config_of(tiny, sharing__feeds={"color": ("long",)})
+    config = config_of(tiny, sharing__cascades={"color": ("long",)})
     config.tasks.long.kind, config.tasks.long.options = "regression", ConfigDict()
     config.tasks.long.label = "size"
     for file in pathlib.Path(config.datasets.sentences.path).glob("sentences.*.jsonl"):

@@ -57,7 +57,7 @@ def writer(tiny, tmp_path):
 
 def one_step(config, seed=0):
     experiment = build(config)
-    count = config.training.accumulate
+    count = config.training.grad_accum_steps
     parts = [experiment.batches(seed).batch(i) for i in range(count)]
     batch = jax.tree.map(lambda *leaves: np.stack(leaves), *parts)
     return experiment, jax.jit(lambda s, b, h: train_step(experiment.spec, s, b, h))(
@@ -114,7 +114,7 @@ def test_micro_batches_and_tasks_left_out_change_neither_targets_nor_dropout(wri
     config = writer(own, training__steps=1, data__rows_per_block=8, optimizer__name="sgd", **rates)
     experiment, (whole, metrics) = one_step(config)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(whole.params)) and not metrics["bad_steps"]
-    config.data.rows_per_block, config.training.accumulate = 4, 2
+    config.data.rows_per_block, config.training.grad_accum_steps = 4, 2
     _, (parts, _) = one_step(config)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), whole.params, parts.params)
     changed = jax.jit(lambda s, b, h: train_step(experiment.spec, s, b, h))(

@@ -181,7 +181,12 @@ def test_a_batch_of_all_kinds_is_its_blocks_alone(pictured, trunk, differs):
 
 def test_gradients_told_apart_add_up_with_pictures(pictured, differs):
     """The mean of the K gradients, taken apart, is a K-th of the plain sum."""
-    options = {"optimizer__name": "sgd", "optimizer__clip": 0.0, "optimizer__weight_decay": 0.0, "model__dropout": 0.0}
+    options = {
+        "optimizer__name": "sgd",
+        "optimizer__clip_norm": 0.0,
+        "optimizer__weight_decay": 0.0,
+        "model__dropout": 0.0,
+    }
     after = []
     for method, rate in (("sum", 0.1), ("mean", 0.5)):
         experiment = build(pictured(aggregation__method=method, optimizer__learning_rate=rate, **options))

@@ -153,8 +153,8 @@ def test_any_optimizer_learns_and_resumes_bitwise(name, rate, options, tiny, tmp
         optimizer__name=name,
         optimizer__learning_rate=rate,
         training__steps=24,
-        optimizer__groups={"heads": {"leaves": "^heads/", "rate": 2.0}},
-        training__accumulate=2,
+        optimizer__param_groups={"heads": {"params": "^heads/", "lr_multiplier": 2.0}},
+        training__grad_accum_steps=2,
         training__checkpoint_every=0,
         training__eval_every=0,
     )
@@ -214,7 +214,9 @@ def _event_steps(workdir, tag):
 
 
 def test_early_stop_is_not_run_past_when_started_again(tiny, tmp_path):
-    config = tiny(training__early_stop=1, training__eval_every=1, optimizer__learning_rate=0.0, training__log_every=1)
+    config = tiny(
+        training__early_stopping_patience=1, training__eval_every=1, optimizer__learning_rate=0.0, training__log_every=1
+    )
     workdir = folders.prepare(tmp_path / "run")
     train.train(config, workdir)
     lines = (workdir / "metrics.jsonl").read_text()
@@ -227,8 +229,8 @@ def test_early_stop_is_not_run_past_when_started_again(tiny, tmp_path):
 def test_other_config_and_other_data_are_refused_and_damage_is_gone_round(tiny, tmp_path, capsys):
     config, workdir = tiny(), folders.prepare(tmp_path / "run")
     first = train.train(config, workdir)
-    with pytest.raises(UserError, match=r"another config.*\n  config.optimizer.clip: 1.0 there, 2.0 here"):
-        train.train(tiny(optimizer__clip=2.0), workdir)
+    with pytest.raises(UserError, match=r"another config.*\n  config.optimizer.clip_norm: 1.0 there, 2.0 here"):
+        train.train(tiny(optimizer__clip_norm=2.0), workdir)
     assert train.train(tiny(training__log_every=5), workdir)["step"]  # what is seen of the run may change
 
     texts = tmp_path / "texts.train.jsonl"
@@ -256,7 +258,7 @@ def test_a_config_that_does_not_run_claims_no_folder(tiny, tmp_path):
 
 
 def test_steps_in_a_row_that_are_not_finite_end_the_run(tiny, tmp_path):
-    config = tiny(training__max_bad_steps=3, optimizer__learning_rate=1e38, optimizer__weight_decay=0.0)
+    config = tiny(training__max_nonfinite_steps=3, optimizer__learning_rate=1e38, optimizer__weight_decay=0.0)
     with pytest.raises(UserError, match="3 steps in a row"):
         train.train(config, folders.prepare(tmp_path / "run"))
 

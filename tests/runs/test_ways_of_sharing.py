@@ -25,16 +25,16 @@ from mtl_jax.storage import workdir as folders
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 TASKS = ("tags", "color", "length")  # the head of the first stands low, its labels are fed to the second
 ALL, NONE, EMBED = {"trunk": "all"}, {"trunk": "none"}, {"trunk": "embed"}
-LOW, LOWEST = {"depths": {"tags": "layer_00"}}, {"depths": {"tags": "embed"}}
-FED = {"feeds": {"color": ("tags",)}}
+LOW, LOWEST = {"head_layers": {"tags": "layer_00"}}, {"head_layers": {"tags": "embed"}}
+FED = {"cascades": {"color": ("tags",)}}
 TREE = {"groups": {"layer_00": (("tags", "length"), ("color",))}}
 BESIDE = {  # further parts of training that see streams and blocks
     "maml": {"meta.method": "maml", "meta.inner_steps": 1},
     "reptile": {"meta.method": "reptile"},
     "pcgrad": {"aggregation.method": "pcgrad"},
-    "mgda_by_layers": {"aggregation.method": "mgda", "aggregation.memory": "layers"},
+    "mgda_by_layers": {"aggregation.method": "mgda", "aggregation.gradient_storage": "layers"},
     "gradnorm": {"loss_weights.method": "gradnorm"},
-    "accumulated": {"training.accumulate": 2},
+    "accumulated": {"training.grad_accum_steps": 2},
 }
 OPTIONS = {"mmoe": {"experts": 3}, "cgc": {"shared": 1, "private": 1}, "ple": {"shared": 1, "private": 1}}
 
@@ -55,14 +55,14 @@ def _ways():
         "hierarchy_at_embed": {**ALL, **LOWEST},
         "hierarchy_of_columns": {**NONE, **LOW},
         "hierarchy_of_a_tree": {**TREE, **LOW},
-        "two_low": {**ALL, "depths": {"tags": "embed", "length": "layer_00"}},
-        "all_low": {**ALL, "depths": dict.fromkeys(TASKS, "layer_00")},
+        "two_low": {**ALL, "head_layers": {"tags": "embed", "length": "layer_00"}},
+        "all_low": {**ALL, "head_layers": dict.fromkeys(TASKS, "layer_00")},
         "cascade": {**ALL, **LOW, **FED},
         "cascade_at_embed": {**ALL, **LOWEST, **FED},
         "cascade_of_columns": {**NONE, **LOW, **FED},
         "cascade_at_the_top": {**ALL, **FED},
-        "cascade_below_the_top": {**ALL, **FED, "depths": {"tags": "embed", "color": "layer_00"}},
-        "cascade_of_three": {**ALL, **LOWEST, "feeds": {"color": ("tags",), "length": ("color", "tags")}},
+        "cascade_below_the_top": {**ALL, **FED, "head_layers": {"tags": "embed", "color": "layer_00"}},
+        "cascade_of_three": {**ALL, **LOWEST, "cascades": {"color": ("tags",), "length": ("color", "tags")}},
     }
     for name in READOUTS:
         ways |= {f"read_{name}": {**ALL, "read": name}, f"read_{name}_of_columns": {**NONE, "read": name}}
@@ -71,7 +71,7 @@ def _ways():
     for name in ADAPTERS:
         options = {"adapter": name}
         ways |= {f"adapters_{name}": {**ALL, **options}, f"adapters_{name}_of_columns": {**NONE, **options}}
-        ways[f"adapters_{name}_on_one_layer"] = {**ALL, **options, "adapted": ("layer_00",)}
+        ways[f"adapters_{name}_on_one_layer"] = {**ALL, **options, "adapter_layers": ("layer_00",)}
         ways[f"hierarchy_adapters_{name}"] = {**ALL, **LOW, **options}
         ways[f"cascade_adapters_{name}"] = {**ALL, **LOW, **FED, **options}
     for name in MIXERS:
@@ -79,12 +79,12 @@ def _ways():
         ways[f"mixer_{name}"] = _mixed(name)
         ways[f"hierarchy_mixer_{name}"] = _mixed(name, **(LOWEST if experts else LOW))
         ways[f"cascade_mixer_{name}"] = _mixed(name, **(LOWEST if experts else LOW), **FED)
-        ways[f"all_low_mixer_{name}"] = _mixed(name, depths=dict.fromkeys(TASKS, "embed"))
+        ways[f"all_low_mixer_{name}"] = _mixed(name, head_layers=dict.fromkeys(TASKS, "embed"))
         if not experts:
-            ways[f"mixer_{name}_on_one_layer"] = _mixed(name, mixed=("layer_00",))
-            ways[f"hierarchy_mixer_{name}_on_one_layer"] = _mixed(name, mixed=("layer_00",), **LOW)
-            ways[f"cascade_mixer_{name}_on_one_layer"] = _mixed(name, mixed=("layer_00",), **LOW, **FED)
-            ways[f"mixer_{name}_read_mixture"] = _mixed(name, read="mixture")
+            ways[f"mixer_{name}_on_one_layer"] = _mixed(name, mixer_layers=("layer_00",))
+            ways[f"hierarchy_mixer_{name}_on_one_layer"] = _mixed(name, mixer_layers=("layer_00",), **LOW)
+            ways[f"cascade_mixer_{name}_on_one_layer"] = _mixed(name, mixer_layers=("layer_00",), **LOW, **FED)
+            ways[f"mixer_{name}_read_mixture"] = _mixed(name, readout="mixture")
     for name, fields in BESIDE.items():
         ways[f"hierarchy_{name}"] = {**ALL, **LOW, **fields}
         ways[f"hierarchy_of_a_tree_{name}"] = {**TREE, **LOW, **fields}
@@ -92,7 +92,7 @@ def _ways():
     ways["mixer_cgc_maml"] = _mixed("cgc", **BESIDE["maml"])
     ways["mixer_ple_hierarchy_at_a_gate"] = _mixed("ple", **LOW)
     ways["mixer_ple_cascade_at_a_gate"] = _mixed("ple", **LOW, **FED)
-    ways["mixer_cgc_gates_at_each"] = _mixed("cgc", mixed=("layer_00", "layer_01"))
+    ways["mixer_cgc_gates_at_each"] = _mixed("cgc", mixer_layers=("layer_00", "layer_01"))
     ways["mixer_mmoe_dselect_k"] = _mixed("mmoe") | {"mixer_options": {"experts": 4, "gate": "dselect_k"}}
     ways["mixer_cgc_dselect_k"] = _mixed("cgc") | {"mixer_options": {"gate": "dselect_k"}}
     return ways
@@ -203,7 +203,7 @@ def walk(texts, folder, way, data):
         assert np.mean(right[task]) == pytest.approx(again[task]["test"][metric[task]], rel=1e-4), task
 
     out = folder / "attributions"
-    if config.sharing.mixer or config.sharing.feeds:
+    if config.sharing.mixer or config.sharing.cascades:
         with pytest.raises(UserError, match="which brings tasks together"):
             attribution.attribute(config, workdir, ["best"], str(texts / "test.jsonl"), out)
         return
@@ -223,7 +223,7 @@ def layouts_agree(experiment):
     batch = experiment.batches(0).batch(0)
     run = jax.jit(lambda p, b: objective.network.apply(p, b).hidden)
     together = run(params, batch)
-    for fed in experiment.config.sharing.feeds:
+    for fed in experiment.config.sharing.cascades:
         if fed in params["heads"]:
             head = params["heads"][fed]
             head = {**head, "feeds": jax.tree.map(lambda x: x + 1.0, head["feeds"])}

@@ -175,7 +175,7 @@ def test_the_best_of_a_run_is_chosen_by_score_then_loss_then_time(tmp_path, monk
         return Scored({task: {"accuracy": score, "loss": loss} for task in ("c", "c2")}, remarks)
 
     monkeypatch.setattr(training_loop, "score_split", scripted)
-    config = make_config(tmp_path, training__steps=9, training__eval_every=1, training__early_stop=2)
+    config = make_config(tmp_path, training__steps=9, training__eval_every=1, training__early_stopping_patience=2)
     summary = train.train(config, folders.prepare(tmp_path / "run"))
     assert summary["step"] == 5 and len(read_metrics(tmp_path / "run")) == 2 * 6  # 5, 6: no progress
     texts = [w["text"] for w in summary["warnings"]]
@@ -186,7 +186,7 @@ def test_the_best_of_a_run_is_chosen_by_score_then_loss_then_time(tmp_path, monk
 def test_the_best_of_a_lane_is_chosen_likewise():
     one, kept = lane_batch.LaneBatch.__new__(lane_batch.LaneBatch), []
     experiment = SimpleNamespace(tasks={"c": SimpleNamespace(metrics=("accuracy",))})
-    training = SimpleNamespace(early_stop=2, steps=99, eval_every=1)
+    training = SimpleNamespace(early_stopping_patience=2, steps=99, eval_every=1)
     one.config = SimpleNamespace(training=training, evaluation=SimpleNamespace(checkpoint="best"))
     one.seeds, one.settings, one.logs = [0], [0], {(0, 0): lane_batch.LaneLog()}
     scores = SimpleNamespace(score=lambda params, split, listen: [[{"c": {"accuracy": now[0], "loss": now[1]}}]])

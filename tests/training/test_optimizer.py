@@ -165,7 +165,7 @@ def test_one_of_the_users_own_is_a_line(tiny, monkeypatch):
     config = tiny(
         optimizer__name="signs",
         optimizer__schedule="half",
-        optimizer__warmup=0.0,
+        optimizer__warmup_ratio=0.0,
         optimizer__weight_decay=0.0,
         model__layer_type="cnn",
         train_on=("color",),

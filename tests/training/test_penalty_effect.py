@@ -27,8 +27,8 @@ PLAIN = {
     "model__layer_type": "cnn",
     "optimizer__name": "sgd",
     "optimizer__weight_decay": 0.0,
-    "optimizer__warmup": 0.0,
-    "optimizer__clip": 0.0,
+    "optimizer__warmup_ratio": 0.0,
+    "optimizer__clip_norm": 0.0,
     "optimizer__learning_rate": 1.0,
     "model__dropout": 0.0,
 }

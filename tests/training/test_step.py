@@ -28,7 +28,7 @@ def steps(experiment, count, placement=None, hyper=None, state=None):
     else:
         function = placement.train(lambda s, b, h, axis: train_step(experiment.spec, s, b, h, axis))
         state, put = placement.put_state(state), placement.put_batch
-    accumulate = experiment.config.training.accumulate
+    accumulate = experiment.config.training.grad_accum_steps
     for step in range(count):
         parts = [experiment.batches(0).batch(step * accumulate + i) for i in range(accumulate)]
         batch = jax.tree.map(lambda *leaves: np.stack(leaves), *parts)
@@ -44,9 +44,9 @@ def largest_difference(a, b):
 
 def test_nothing_shared_without_penalty_is_training_alone(tiny, differs):
     """λ = 0 is single-task learning: AdamW, dropout, clipping and all."""
-    together, _ = steps(build(tiny(sharing__trunk="none", model__dropout=0.3, optimizer__clip=0.05)), 5)
+    together, _ = steps(build(tiny(sharing__trunk="none", model__dropout=0.3, optimizer__clip_norm=0.05)), 5)
     for k, task in enumerate(("color", "tags", "long")):
-        config = tiny(sharing__trunk="none", model__dropout=0.3, optimizer__clip=0.05, train_on=(task,))
+        config = tiny(sharing__trunk="none", model__dropout=0.3, optimizer__clip_norm=0.05, train_on=(task,))
         alone, _ = steps(build(config), 5)
         column = {
             path: jax.tree.map(lambda leaf, k=k: leaf[k : k + 1], together.params[path])
@@ -103,7 +103,7 @@ def test_accumulation_equals_the_whole_batch(tiny):
     """Two micro-batches of 8 rows are one of 16: sums and counts are divided once, though the masks differ."""
     common = {"optimizer__name": "sgd", "model__dropout": 0.0, "sharing__trunk": "none"}
     whole = build(tiny(data__rows_per_block=16, **common))
-    parts = build(tiny(data__rows_per_block=8, training__accumulate=2, **common))
+    parts = build(tiny(data__rows_per_block=8, training__grad_accum_steps=2, **common))
     np.testing.assert_array_equal(whole.batches(0).indices(0)[1][:, :8], parts.batches(0).indices(0)[1])
     assert largest_difference(steps(whole, 3)[0].params, steps(parts, 3)[0].params) < 1e-6
 
@@ -143,8 +143,8 @@ def test_proximal_operator_behind_the_optimizer(tiny):
         sharing__trunk="none",
         optimizer__name="sgd",
         optimizer__weight_decay=0.0,
-        optimizer__warmup=0.0,
-        optimizer__clip=0.0,
+        optimizer__warmup_ratio=0.0,
+        optimizer__clip_norm=0.0,
     )
     plain, metrics = steps(build(config), 1)
     strength = 50.0  # far above what plain gradient steps stand: lr · 2λ = 1 at lr = 0.01
@@ -166,9 +166,14 @@ def test_frozen_parameters_stay_and_have_no_moments(tiny):
 
 
 def test_a_group_learns_faster(tiny):
-    changes = {"optimizer__name": "sgd", "optimizer__clip": 0.0, "model__dropout": 0.0, "optimizer__weight_decay": 0.0}
+    changes = {
+        "optimizer__name": "sgd",
+        "optimizer__clip_norm": 0.0,
+        "model__dropout": 0.0,
+        "optimizer__weight_decay": 0.0,
+    }
     plain = build(tiny(**changes))
-    faster = build(tiny(**changes, optimizer__groups={"heads": {"leaves": "^heads/", "rate": 10.0}}))
+    faster = build(tiny(**changes, optimizer__param_groups={"heads": {"params": "^heads/", "lr_multiplier": 10.0}}))
     start = jax.device_get(plain.init(0).params)
     one, ten = steps(plain, 1)[0].params, steps(faster, 1)[0].params
     jax.tree.map(
@@ -196,7 +201,12 @@ def test_one_data_set_at_a_time_trains_all_tasks(tiny, mixing):
     [
         ({"optimizer__freeze": ("nothing",)}, "config.optimizer.freeze: 'nothing' matches no parameter"),
         (
-            {"optimizer__groups": {"a": {"leaves": "^heads/", "rate": 2.0}, "b": {"leaves": "tags", "rate": 3.0}}},
+            {
+                "optimizer__param_groups": {
+                    "a": {"params": "^heads/", "lr_multiplier": 2.0},
+                    "b": {"params": "tags", "lr_multiplier": 3.0},
+                }
+            },
             "in 'a' and in 'b'",
         ),
         ({"sharing__trunk": "layer_05"}, "config.sharing.trunk"),

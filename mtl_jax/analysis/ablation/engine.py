@@ -38,7 +38,7 @@ class Engine:
     def __init__(self, built: Built, shape: Shape, resident: ResidentRows | None):
         self.built, self.shape = built, shape
         self.scores = LaneScores(built.experiment, shape)
-        self._accumulate = built.experiment.config.training.accumulate
+        self._accumulate = built.experiment.config.training.grad_accum_steps
         self.source = resident
         self.call_steps = MAX_CALL_STEPS
         if resident is None:

@@ -23,7 +23,7 @@ TRACED = (
     "aggregation.options.*",
     "auxiliary.*",
     "distillation.*.weight",
-    "meta.inner_rate",
+    "meta.inner_learning_rate",
 )
 # mappings whose keys the user chooses: an absent key has its default
 _OPEN_MAPPINGS = (
@@ -32,12 +32,13 @@ _OPEN_MAPPINGS = (
     "schedule_options",
     "layer_options",
     "mixer_options",
-    "read_options",
+    "readout_options",
     "adapter_options",
-    "depths",
-    "feeds",
+    "head_layers",
+    "cascades",
     "auxiliary",
-    "groups",
+    "task_groups",
+    "param_groups",
     "limit",
     "where",
     "splits",

@@ -144,7 +144,7 @@ class LaneBatch:
         for cell, log in self._lanes():
             if active[cell]:
                 log.steps, log.left_out = self.step, int(left_out[cell])
-                if bad[cell] >= self.config.training.max_bad_steps:
+                if bad[cell] >= self.config.training.max_nonfinite_steps:
                     log.status = FROZEN
 
     def _next_event(self, until: int) -> int:
@@ -195,7 +195,7 @@ class LaneBatch:
                 continue
             dev_scores.append(score)
             loss = mean_loss(scores[s][i])
-            is_best[s, i] = log.evaluated(score, loss, self.step, self.config.training.early_stop)
+            is_best[s, i] = log.evaluated(score, loss, self.step, self.config.training.early_stopping_patience)
         self._extend_curves(scores)
         self._set_scores(scores)
         if is_best.any() and self.config.evaluation.checkpoint == "best":

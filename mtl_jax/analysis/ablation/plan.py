@@ -293,10 +293,10 @@ def _limits(config: ConfigDict, choices: Mapping[str, str], sweeps: Mapping[str,
 
     separate = fields.ordered_copy(config)
     separate.penalties = ConfigDict(sort_keys=False)
-    separate.sharing.mixer, separate.sharing.mixer_options, separate.sharing.mixed = "", ConfigDict(), ()
+    separate.sharing.mixer, separate.sharing.mixer_options, separate.sharing.mixer_layers = "", ConfigDict(), ()
     hard = fields.ordered_copy(separate)
-    hard.sharing.trunk, hard.sharing.groups, hard.sharing.tied = "all", ConfigDict(), False
-    hard.sharing.adapter, hard.sharing.adapter_options, hard.sharing.adapted = "", ConfigDict(), ()
+    hard.sharing.trunk, hard.sharing.task_groups, hard.sharing.tied = "all", ConfigDict(), False
+    hard.sharing.adapter, hard.sharing.adapter_options, hard.sharing.adapter_layers = "", ConfigDict(), ()
     columns = settings("single", {})
     if config.model.column_init == "same":
         columns += settings("tied", {"sharing.tied": True})

@@ -209,7 +209,7 @@ def _composed(own: Any, given: Any, run: pathlib.Path) -> Any:
         config[field] = given[field]
     for field in ("tokenizer", "model", "evaluation", "training"):
         config[field] = own[field]
-    config.sharing.read, config.sharing.read_options = own.sharing.read, own.sharing.read_options
+    config.sharing.readout, config.sharing.readout_options = own.sharing.readout, own.sharing.readout_options
     for field in ("seed", "row_length", "max_unseen_labels"):
         config.data[field] = own.data[field]
     return config

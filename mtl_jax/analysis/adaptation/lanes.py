@@ -91,7 +91,7 @@ class Learner:
         ((name, task),) = objective.tasks.items()
         key = jax.random.fold_in(jax.random.key(experiment.config.seed), draw)
         net = objective.network
-        # its output layer is zero: no class is likelier at first, as with config.meta.head = "zero"
+        # its output layer is zero: no class is likelier at first, as with config.meta.head_init = "zero"
         head = {**task.init(key, net.width[name]), **net.init_head(name, key)}
         params = {**layers, "heads": {name: {**head, "output": jax.tree.map(jnp.zeros_like, head["output"])}}}
         hyper = experiment.hyper._replace(learning_rate=rate, weight_decay=jnp.zeros((), jnp.float32))

@@ -167,7 +167,7 @@ class _Training:
         state, batches = self.experiment.init(seed), self.experiment.batches(seed)
         for step in range(training.steps):
             yield step, state
-            parts = [batches.batch(step * training.accumulate + i) for i in range(training.accumulate)]
+            parts = [batches.batch(step * training.grad_accum_steps + i) for i in range(training.grad_accum_steps)]
             batch = jax.tree.map(lambda *leaves: np.stack(leaves), *parts)
             state = self._advance(state, batch, self.experiment.hyper)
             if tick():

@@ -157,7 +157,7 @@ def _grown(count: int, gains: Gains) -> list[tuple[int, ...]]:
 def similarity_tree(
     similarity: np.ndarray, tasks: Sequence[str], groups: Mapping[str, int]
 ) -> dict[str, tuple[tuple[str, ...], ...]]:
-    """Which tasks share which layers, so that similar tasks share more of them: for `config.sharing.groups`.
+    """Which tasks share which layers, so that similar tasks share more of them: for `config.sharing.task_groups`.
 
     Average linkage joins the tasks one by one; each layer has the groups that are left where there are so many.
 

@@ -108,12 +108,12 @@ def _require(config, tasks):
             "tasks that are not trained; leave them out"
         )
     sharing = config.sharing
-    if sharing.mixer or sharing.adapter or sharing.feeds or sharing.depths or sharing.read != "top":
+    if sharing.mixer or sharing.adapter or sharing.cascades or sharing.head_layers or sharing.readout != "top":
         raise UserError(
             "config.sharing: --mode=relate compares columns that are trained alone; take mixer = '', adapter = '', "
-            "read = 'top', and neither depths nor feeds"
+            "readout = 'top', and neither head_layers nor cascades"
         )
-    if config.sharing.trunk == "none" and not config.sharing.groups:
+    if config.sharing.trunk == "none" and not config.sharing.task_groups:
         raise UserError("config.sharing.trunk: 'none' shares nothing, so no task gains by another; take 'all'")
     if config.aggregation.method != "sum" or config.loss_weights.method != "equal":
         raise UserError(
@@ -172,7 +172,7 @@ def _runs(config, needs):
             raise UserError("config.optimizer.freeze: nothing that tasks share is trained, so gradients do not meet")
         joint = JointRun(together, config.relate.every, config.relate.lookahead)
     if "columns" in needs:
-        alone, trunk = ({"sharing.trunk": name, "sharing.groups": ConfigDict()} for name in ("none", "all"))
+        alone, trunk = ({"sharing.trunk": name, "sharing.task_groups": ConfigDict()} for name in ("none", "all"))
         columns = SeparateColumns(experiment(**alone), experiment(**trunk), config.relate.inputs)
     return corpus, joint, columns
 

@@ -20,7 +20,7 @@ def transfer_plan(config: ConfigDict, tasks: Sequence[str]) -> Plan:
     All lanes train as long, see the same batches of their tasks, and are scored after the last step.
     """
     own = fields.ordered_copy(config)
-    own.evaluation.checkpoint, own.training.eval_every, own.training.early_stop = "last", 0, 0
+    own.evaluation.checkpoint, own.training.eval_every, own.training.early_stopping_patience = "last", 0, 0
     own.ablation.method, own.ablation.options, own.ablation.reference = "grid", ConfigDict(), ""
     together = [(k,) for k in range(len(tasks))] + list(itertools.combinations(range(len(tasks)), 2))
     settings = tuple(

@@ -228,9 +228,9 @@ def batch_refusal(shared: SharedParameters, rows: int, accumulate: int, placemen
         return f"config.data.rows_per_block: {rows} rows cannot be split in two halves, which this aggregation needs"
     if shared.taps.halves == 2 and shared.level == "representation":
         return "config.aggregation.level: two halves of a batch have no representation in common; take 'parameters'"
-    if shared.memory == "layers" and (accumulate > 1 or placement == "pmap"):
+    if shared.gradient_storage == "layers" and (accumulate > 1 or placement == "pmap"):
         return (
-            "config.aggregation.memory: 'layers' sees the products of one batch on one program only, not their sums "
-            "over micro-batches (config.training.accumulate) or pmap; take 'copies'"
+            "config.aggregation.gradient_storage: 'layers' sees the products of one batch on one program only, not "
+            "their sums over micro-batches (config.training.grad_accum_steps) or pmap; take 'copies'"
         )
     return None

@@ -32,8 +32,8 @@ class MetaSpec(NamedTuple):
 
     method   "maml" | "fomaml" | "reptile"
     steps    of the inner loop
-    support  share of the examples that the inner loop of MAML sees
-    tasks    of a step, drawn anew each time
+    support_fraction  fraction of the examples that the inner loop of MAML sees
+    tasks_per_step    tasks of a step, drawn anew each time
     adapts   trained paths that the inner loop moves
     zeroed   those of them that it starts from zero
     view     the objective over what one task reads, in the layout of `task_view_layout`
@@ -42,8 +42,8 @@ class MetaSpec(NamedTuple):
 
     method: str
     steps: int
-    support: float
-    tasks: int
+    support_fraction: float
+    tasks_per_step: int
     adapts: frozenset[str]
     zeroed: frozenset[str]
     view: Objective
@@ -125,9 +125,9 @@ class MetaLearningGradient(NamedTuple):
         meta, count = self.meta, len(inputs.objective.tasks)
         adapted, examples = _adaptation(meta, inputs)
         chosen = jnp.arange(count, dtype=jnp.int32)
-        if meta.tasks < count:
+        if meta.tasks_per_step < count:
             drawn = jax.random.permutation(jax.random.fold_in(inputs.key, name_key("tasks")), count)
-            chosen = jnp.sort(drawn[: meta.tasks]).astype(jnp.int32)
+            chosen = jnp.sort(drawn[: meta.tasks_per_step]).astype(jnp.int32)
         present = (examples > 0) & jnp.zeros((count,), bool).at[chosen].set(True)
 
         def by_task(values):
@@ -190,7 +190,7 @@ def _adaptation(own: MetaSpec, inputs: StepInputs) -> tuple[Callable[[jax.Array]
             low = i.astype(jnp.float32) / own.steps
             return loss(task, side(low, low + 1.0 / own.steps), jax.random.fold_in(inner, i), fast, slow)
 
-        return inner_loop.reptile(minibatch, fast, slow, hyper.inner_rate, own.steps, reduce)
+        return inner_loop.reptile(minibatch, fast, slow, hyper.inner_learning_rate, own.steps, reduce)
 
     def maml(task):
         return inner_loop.maml(
@@ -198,7 +198,7 @@ def _adaptation(own: MetaSpec, inputs: StepInputs) -> tuple[Callable[[jax.Array]
             lambda fast, slow: loss(task, query, key, fast, slow),
             fast,
             slow,
-            hyper.inner_rate,
+            hyper.inner_learning_rate,
             own.steps,
             first_order=own.method == "fomaml",
             reduce=reduce,
@@ -206,7 +206,7 @@ def _adaptation(own: MetaSpec, inputs: StepInputs) -> tuple[Callable[[jax.Array]
 
     if own.method == "reptile":
         return reptile, side(0.0, 1.0)[1]
-    support, query = side(0.0, own.support), side(own.support, 1.0)
+    support, query = side(0.0, own.support_fraction), side(own.support_fraction, 1.0)
     return maml, query[1]
 
 

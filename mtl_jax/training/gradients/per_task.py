@@ -29,18 +29,18 @@ class SharedParameters(NamedTuple):
     taps    what is tapped in the network
     owners  {path of leaf: owner of each task}, of all shared leaves that are trained
     level   "parameters" | "representation", see `config.sections.Aggregation`
-    memory  "copies" | "layers"
+    gradient_storage  "copies" | "layers"
     """
 
     taps: TapSpec
     owners: Mapping[str, tuple[int, ...]]
     level: str
-    memory: str
+    gradient_storage: str
 
     @property
     def twice(self) -> bool:
         """Whether the combined gradient comes from a second pass, since the K gradients are never held."""
-        return self.level == "representation" or self.memory == "layers"
+        return self.level == "representation" or self.gradient_storage == "layers"
 
 
 class Tokens(NamedTuple):
@@ -67,7 +67,7 @@ class TaskGradients(NamedTuple):
 
 
 def shared_parameters(
-    trained: tuple[str, ...], owners: Mapping[str, tuple[int, ...]], level: str, memory: str, halves: int
+    trained: tuple[str, ...], owners: Mapping[str, tuple[int, ...]], level: str, gradient_storage: str, halves: int
 ) -> SharedParameters | None:
     """The trained leaves of which some slice has several tasks. None where there is none."""
     found = {
@@ -82,15 +82,17 @@ def shared_parameters(
         # streams part above the last layer that all share; what lies below is pulled back once
         common = [layer for layer, owner in owners.items() if owner_count(owner) == 1]
         return (
-            SharedParameters(TapSpec({}, hidden_at=common[-1], halves=halves), found, level, memory) if common else None
+            SharedParameters(TapSpec({}, hidden_at=common[-1], halves=halves), found, level, gradient_storage)
+            if common
+            else None
         )
     for path in found:
         layer, leaf = path.split("/", 1)
         layers[layer] = (*layers.get(layer, ()), *([leaf] if path != EMBEDDING_TABLE else []))
     if EMBEDDING_TABLE in found:
         layers.setdefault("embed", ())
-    spec = TapSpec(layers, products=memory == "layers", tokens=EMBEDDING_TABLE in found, halves=halves)
-    return SharedParameters(spec, found, level, memory)
+    spec = TapSpec(layers, products=gradient_storage == "layers", tokens=EMBEDDING_TABLE in found, halves=halves)
+    return SharedParameters(spec, found, level, gradient_storage)
 
 
 def split_by_task(shared: SharedParameters, layout: BatchLayout, batch: Batch, cotangents: Taps) -> TaskGradients:

@@ -23,7 +23,7 @@ SWEEPS = {
     "model.attention_dropout": (0.0, 0.6),
     "loss_weights.options.temperature": (0.5, 8.0),
     "aggregation.options.c": (0.1, 0.9),
-    "meta.inner_rate": (0.0, 0.5),
+    "meta.inner_learning_rate": (0.0, 0.5),
 }
 
 

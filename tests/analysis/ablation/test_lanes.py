@@ -114,7 +114,12 @@ def test_tied_lanes_are_tied_and_single_ones_not(tiny):
 @pytest.mark.parametrize(("layout", "resident"), [("vmap", "device"), ("map", "host")])
 def test_layout_and_place_of_the_data_change_nothing(tiny, differs, layout, resident):
     config = grid(
-        tiny, optimizer__name="sgd", data__mixing="size", data__blocks_per_batch=2, training__accumulate=2, **QUICK
+        tiny,
+        optimizer__name="sgd",
+        data__mixing="size",
+        data__blocks_per_batch=2,
+        training__grad_accum_steps=2,
+        **QUICK,
     )
     want, want_losses, _ = trained(config, "map", 30, resident="device")
     found, found_losses, _ = trained(config, layout, 30, resident=resident)
@@ -123,7 +128,7 @@ def test_layout_and_place_of_the_data_change_nothing(tiny, differs, layout, resi
 
 
 def test_a_lane_that_goes_non_finite_is_frozen_alone(tiny):
-    config = grid(tiny, optimizer__name="sgd", optimizer__weight_decay=0.0, training__max_bad_steps=3, **QUICK)
+    config = grid(tiny, optimizer__name="sgd", optimizer__weight_decay=0.0, training__max_nonfinite_steps=3, **QUICK)
     config.ablation.sweeps = type(config.ablation.sweeps)(sort_keys=False)
     default.add_sweep(config, "rate", field="optimizer.learning_rate", points=(0.01, 3e38))
     states, _, _ = trained(config, "map", 30)

@@ -109,7 +109,7 @@ def test_the_identity_is_single_task_training(tiny, differs, layer):
 
 @pytest.mark.parametrize("kind", ["attention", "cross_stitch", "sluice"])
 def test_what_is_mixed_trains_and_ties_the_tasks(tiny, kind):
-    changes = {"model__num_layers": 2, "sharing__mixed": ("embed", "layer_00"), "data__mixing": "size"}
+    changes = {"model__num_layers": 2, "sharing__mixer_layers": ("embed", "layer_00"), "data__mixing": "size"}
     experiment = build(config_of(tiny, kind, **changes))
     state, metrics = steps(experiment)
     assert np.isfinite(metrics["losses"]).all()
@@ -120,7 +120,7 @@ def test_what_is_mixed_trains_and_ties_the_tasks(tiny, kind):
 
 
 def test_a_loss_reaches_the_columns_of_other_tasks_through_the_mixer_only(tiny):
-    experiment = build(config_of(tiny, model__num_layers=2, sharing__mixed=("layer_00",)))
+    experiment = build(config_of(tiny, model__num_layers=2, sharing__mixer_layers=("layer_00",)))
     objective = experiment.spec.objective
     params = experiment.init_params(0)
     batch = experiment.batches(0).batch(0)
@@ -151,12 +151,12 @@ def test_eight_devices_as_one(tiny, differs):
     [
         ({"sharing__mixer": "cross_stich"}, "did you mean 'cross_stitch'"),
         ({"sharing__trunk": "all"}, "no layer has a column for each task"),
-        ({"sharing__mixed": ("layer_07",)}, "no layer 'layer_07'"),
-        ({"sharing__trunk": "embed", "sharing__mixed": ("embed",)}, "'embed' is shared by tasks"),
+        ({"sharing__mixer_layers": ("layer_07",)}, "no layer 'layer_07'"),
+        ({"sharing__trunk": "embed", "sharing__mixer_layers": ("embed",)}, "'embed' is shared by tasks"),
         ({"sharing__mixer_options": {"blocks": 5}}, "16 channels cannot be cut into 5 blocks"),
         ({"sharing__mixer_options": {"block": 5}}, "unexpected keyword argument 'block'"),
         ({"sharing__mixer_options": {"own": 1.5}}, r"own must lie in \[0, 1\]"),
-        ({"sharing__mixer": "", "sharing__mixed": ("layer_00",)}, "does nothing"),
+        ({"sharing__mixer": "", "sharing__mixer_layers": ("layer_00",)}, "does nothing"),
         ({"sharing__mixer": "sluice", "sharing__mixer_options": {"subspaces": 3}}, "cannot be cut into 3 subspaces"),
         ({"aggregation__method": "cagrad"}, "which config.sharing.mixer brings together"),
     ],

@@ -99,7 +99,12 @@ def config_of(tiny, factors=(), **changes):
 
 def test_the_reversed_gradient_reaches_the_shared_column_alone(tiny):
     """With its factor alone changed, the discriminator and the shared column move differently, private ones do not."""
-    changes = {"optimizer__name": "sgd", "optimizer__learning_rate": 0.1, "optimizer__clip": 0.0, "model__dropout": 0.0}
+    changes = {
+        "optimizer__name": "sgd",
+        "optimizer__learning_rate": 0.1,
+        "optimizer__clip_norm": 0.0,
+        "model__dropout": 0.0,
+    }
     changes |= {"optimizer__weight_decay": 0.0}
     options = {"sharing__mixer_options": ConfigDict({"reversal": "constant"}), **changes}
     found = {}
@@ -137,7 +142,7 @@ def test_a_private_column_reads_the_texts_of_its_task_alone(tiny, monkeypatch, m
     assert counted == [1 if mixing == "size" else 2, wanted]  # the embeddings, the experts
 
 
-@pytest.mark.parametrize("changes", [{"data__mixing": "size"}, {"training__accumulate": 2}])
+@pytest.mark.parametrize("changes", [{"data__mixing": "size"}, {"training__grad_accum_steps": 2}])
 def test_it_trains(tiny, changes):
     experiment = build(config_of(tiny, **changes))
     state, metrics = steps(experiment)
@@ -152,7 +157,7 @@ def test_it_trains(tiny, changes):
     [
         ({"train_on": ("tags", "long")}, "tells data sets apart, there is one only"),
         ({"sharing__mixer_options": {"reversal": "never"}}, "reversal must be one of dann, constant"),
-        ({"sharing__mixed": ("layer_00", "layer_01"), "model__num_layers": 2}, "joins columns at the top only"),
+        ({"sharing__mixer_layers": ("layer_00", "layer_01"), "model__num_layers": 2}, "joins columns at the top only"),
     ],
 )
 def test_bad_input(tiny, changes, message):

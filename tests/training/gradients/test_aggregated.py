@@ -24,10 +24,10 @@ def config_of(tiny, method="cagrad", **changes):
     changes = {
         "optimizer__name": "sgd",
         "optimizer__learning_rate": RATE,
-        "optimizer__warmup": 0.0,
+        "optimizer__warmup_ratio": 0.0,
         "optimizer__schedule": "constant",
         "optimizer__weight_decay": 0.0,
-        "optimizer__clip": 0.0,
+        "optimizer__clip_norm": 0.0,
         "model__dropout": 0.2,
         "data__rows_per_block": 4,
         "aggregation__method": method,
@@ -37,7 +37,7 @@ def config_of(tiny, method="cagrad", **changes):
 
 
 def batch_of(experiment, step=0):
-    count = experiment.config.training.accumulate
+    count = experiment.config.training.grad_accum_steps
     parts = [experiment.batches(0).batch(step * count + i) for i in range(count)]
     return jax.tree.map(lambda *leaves: np.stack(leaves), *parts)
 
@@ -114,10 +114,14 @@ CASES = {
     "hard": {},
     "transformer": {"model__layer_type": "transformer", "model__num_heads": 2, "model__intermediate_size": 16},
     "columns": {"sharing__trunk": "embed"},
-    "tree": {"sharing__groups": TREE},
+    "tree": {"sharing__task_groups": TREE},
     "drawn": {"data__mixing": "size"},
-    "micro-batches": {"training__accumulate": 2},
-    "drawn, micro-batches, tree": {"data__mixing": "size", "training__accumulate": 3, "sharing__groups": TREE},
+    "micro-batches": {"training__grad_accum_steps": 2},
+    "drawn, micro-batches, tree": {
+        "data__mixing": "size",
+        "training__grad_accum_steps": 3,
+        "sharing__task_groups": TREE,
+    },
     "frozen": {"optimizer__freeze": ("^embed/",)},
     "remat": {"model__remat": True},
     "in turns": {"model__layer_type": "transformer", "model__num_heads": 2, "model__intermediate_size": 16},
@@ -131,7 +135,7 @@ def test_gradients_told_apart_are_those_of_k_passes(tiny, case, memory, differs,
     asked = []
     if case == "in turns":  # as on one CPU device
         monkeypatch.setattr(taps, "is_single_cpu", lambda: asked.append(True) or True)
-    experiment = build(config_of(tiny, aggregation__memory=memory, **CASES[case]))
+    experiment = build(config_of(tiny, aggregation__gradient_storage=memory, **CASES[case]))
     gradients = by_task(experiment)
     found, metrics = stepped(experiment)
     gram = gram_of(experiment, [{p: g[p] for p in experiment.spec.multipliers} for g in gradients])
@@ -156,7 +160,7 @@ def test_gradients_told_apart_are_those_of_k_passes(tiny, case, memory, differs,
 
 @pytest.mark.parametrize("kind", ["jit", "pmap"])
 def test_eight_devices_as_one(tiny, kind, differs):
-    config = config_of(tiny, data__rows_per_block=8, training__accumulate=2)
+    config = config_of(tiny, data__rows_per_block=8, training__grad_accum_steps=2)
     one, told = stepped(build(config))
     many, told_by_many = stepped(build(config), kind)
     for path in one:
@@ -271,9 +275,15 @@ def test_loss_weights_see_the_gradients(tiny, differs):
         ({"aggregation__options": {"cc": 1.5}}, r"config.aggregation.options: .*cc"),
         ({"train_on": ("color",)}, "needs two tasks"),
         ({"aggregation__method": "krum"}, r"config.aggregation.options: krum\(1, 1\) needs at least 4 tasks"),
-        ({"aggregation__method": "graddrop", "aggregation__memory": "layers"}, "config.aggregation.memory"),
+        (
+            {"aggregation__method": "graddrop", "aggregation__gradient_storage": "layers"},
+            "config.aggregation.gradient_storage",
+        ),
         ({"aggregation__method": "graddrop", "aggregation__smoothing": 0.5}, "config.aggregation.smoothing"),
-        ({"aggregation__memory": "layers", "training__accumulate": 2}, "config.aggregation.memory"),
+        (
+            {"aggregation__gradient_storage": "layers", "training__grad_accum_steps": 2},
+            "config.aggregation.gradient_storage",
+        ),
         ({"aggregation__method": "modo", "data__rows_per_block": 5}, "two halves"),
         (
             {"aggregation__method": "aligned_mtl", "aggregation__options": {"preference": (1.0, 2.0)}},

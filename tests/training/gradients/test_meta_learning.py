@@ -33,13 +33,13 @@ def config_of(tiny, method="maml", **changes):
         **{
             "optimizer__name": "sgd",
             "optimizer__learning_rate": RATE,
-            "optimizer__warmup": 0.0,
+            "optimizer__warmup_ratio": 0.0,
             "optimizer__schedule": "constant",
             "optimizer__weight_decay": 0.0,
-            "optimizer__clip": 0.0,
+            "optimizer__clip_norm": 0.0,
             "data__rows_per_block": 4,
             "meta__method": method,
-            "meta__inner_rate": INNER,
+            "meta__inner_learning_rate": INNER,
             "meta__inner_steps": 2,
             "model__dropout": 0.0,
             **changes,
@@ -48,7 +48,7 @@ def config_of(tiny, method="maml", **changes):
 
 
 def batch_of(experiment, step=0):
-    count = experiment.config.training.accumulate
+    count = experiment.config.training.grad_accum_steps
     parts = [experiment.batches(0).batch(step * count + i) for i in range(count)]
     return jax.tree.map(lambda *leaves: np.stack(leaves), *parts)
 
@@ -122,14 +122,14 @@ def compare(differs, what, found, wanted, most=2e-5):
 
 CASES = {
     "first order, with a CRF": {"meta__method": "fomaml", "model__num_layers": 0},
-    "columns, micro-batches": {"sharing__trunk": "none", "training__accumulate": 2, **QUICK},
+    "columns, micro-batches": {"sharing__trunk": "none", "training__grad_accum_steps": 2, **QUICK},
     "mixed columns": {
         "sharing__trunk": "none",
         "sharing__mixer": "cross_stitch",
-        "sharing__mixed": ("embed",),
+        "sharing__mixer_layers": ("embed",),
         **QUICK,
     },
-    "head only": {"meta__adapt": "^heads/", **QUICK},
+    "head only": {"meta__inner_params": "^heads/", **QUICK},
     "frozen embeddings, drawn data sets": {
         "optimizer__freeze": ("^embed/",),
         "data__mixing": "size",
@@ -181,7 +181,7 @@ def test_reptile_against_descent_by_hand(tiny, differs):
 
 
 @pytest.mark.parametrize(
-    ("method", "change"), [("maml", {"meta__inner_rate": 0.0}), ("fomaml", {"meta__inner_steps": 0})]
+    ("method", "change"), [("maml", {"meta__inner_learning_rate": 0.0}), ("fomaml", {"meta__inner_steps": 0})]
 )
 def test_without_inner_steps_it_is_training_on_the_query(tiny, method, change, differs):
     """Dropout and all."""
@@ -221,7 +221,7 @@ def test_sides_are_of_records(tiny):
 
 
 def test_tasks_of_a_step_and_tasks_without_examples(tiny, differs):
-    experiment = build(config_of(tiny, meta__tasks=1, **QUICK))
+    experiment = build(config_of(tiny, meta__tasks_per_step=1, **QUICK))
     seen = set()
     state, step = experiment.init(0), jax.jit(lambda s, b, h: train_step(experiment.spec, s, b, h))
     for _ in range(8):
@@ -240,7 +240,7 @@ def test_tasks_of_a_step_and_tasks_without_examples(tiny, differs):
 @pytest.mark.parametrize("kind", ["jit", "pmap"])
 def test_eight_devices_as_one(tiny, kind, differs):
     config = config_of(
-        tiny, data__rows_per_block=8, training__accumulate=2, model__dropout=0.2, meta__inner_steps=1, **QUICK
+        tiny, data__rows_per_block=8, training__grad_accum_steps=2, model__dropout=0.2, meta__inner_steps=1, **QUICK
     )
     one, _ = stepped(build(config))
     many, _ = stepped(build(config), kind)
@@ -249,7 +249,7 @@ def test_eight_devices_as_one(tiny, kind, differs):
 
 def test_heads_that_start_from_zero(tiny, differs):
     """The first inner step moves nothing but the head; the task's own head is neither read nor changed."""
-    experiment = build(config_of(tiny, "fomaml", meta__head="zero", **QUICK))
+    experiment = build(config_of(tiny, "fomaml", meta__head_init="zero", **QUICK))
     found, metrics = stepped(experiment)
     differs("the loss of a zero head", metrics["support"], np.log([3.0, 2.0]), 1e-6)
     assert not any(leaf.any() for path, leaf in found.items() if path.startswith("heads/"))
@@ -268,7 +268,7 @@ def test_penalties_and_lanes(tiny, differs):
     differs("with a penalty", found[path] - bare[path], leaf - leaf.mean(axis=0), 1e-5)
 
     state, batch, rates = experiment.init(0), batch_of(experiment), jnp.asarray([0.0, INNER, 2.0])
-    hypers = jax.vmap(lambda rate: experiment.hyper._replace(inner_rate=rate))(rates)
+    hypers = jax.vmap(lambda rate: experiment.hyper._replace(inner_learning_rate=rate))(rates)
     lanes, _ = jax.jit(jax.vmap(lambda h: train_step(experiment.spec, state, batch, h)))(hypers)
     moved = (leaf - np.asarray(flatten(lanes.params)[path])) / RATE
     differs("a lane against the step alone", moved[1], found[path], 1e-5)
@@ -278,10 +278,10 @@ def test_penalties_and_lanes(tiny, differs):
 def test_a_run_that_goes_on_ends_bitwise_as_the_one_that_was_not_cut(tiny, tmp_path):
     config = tiny(
         meta__method="maml",
-        meta__tasks=1,
+        meta__tasks_per_step=1,
         model__dropout=0.2,
         training__steps=6,
-        training__keep=3,
+        training__max_to_keep=3,
         training__checkpoint_every=3,
         training__eval_every=0,
         evaluation__checkpoint="last",
@@ -310,9 +310,12 @@ def test_a_run_that_goes_on_ends_bitwise_as_the_one_that_was_not_cut(tiny, tmp_p
     ("changes", "said"),
     [
         ({"meta__method": "mamla"}, "config.meta.method: 'mamla' is none of '', 'maml'"),
-        ({"meta__support": 1.0}, "config.meta.support: 1.0 should be at least 0.0 and at most 0.99"),
-        ({"meta__adapt": "("}, "config.meta.adapt: '(' is not a regular expression"),
-        ({"meta__method": "reptile", "meta__adapt": "^heads/"}, "config.meta.adapt: reptile moves nothing but"),
+        ({"meta__support_fraction": 1.0}, "config.meta.support_fraction: 1.0 should be at least 0.0 and at most 0.99"),
+        ({"meta__inner_params": "("}, "config.meta.inner_params: '(' is not a regular expression"),
+        (
+            {"meta__method": "reptile", "meta__inner_params": "^heads/"},
+            "config.meta.inner_params: reptile moves nothing but",
+        ),
         ({"meta__method": "reptile", "meta__inner_steps": 0}, "config.meta.inner_steps: reptile learns"),
         ({"aggregation__method": "pcgrad"}, "config.aggregation.method: 'pcgrad' combines gradients of one pass"),
     ],
@@ -326,9 +329,12 @@ def test_configs_are_checked(tiny, changes, said):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"meta__adapt": "^layer_07/"}, "config.meta.adapt: '^layer_07/' matches no parameter"),
-        ({"meta__tasks": 3}, "config.meta.tasks: 3 tasks a step, but 2 are trained"),
-        ({"meta__head": "zero", "meta__adapt": "^embed/"}, "config.meta.head: task 'color' has no output layer"),
+        ({"meta__inner_params": "^layer_07/"}, "config.meta.inner_params: '^layer_07/' matches no parameter"),
+        ({"meta__tasks_per_step": 3}, "config.meta.tasks_per_step: 3 tasks a step, but 2 are trained"),
+        (
+            {"meta__head_init": "zero", "meta__inner_params": "^embed/"},
+            "config.meta.head_init: task 'color' has no output layer",
+        ),
         (
             {"sharing__trunk": "embed", "model__num_layers": 1, "sharing__mixer": "shared_private"},
             "config.meta.method: 'maml' adapts to the losses of tasks, and knows nothing of adversarial",
