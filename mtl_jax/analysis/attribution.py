@@ -161,7 +161,7 @@ def attribute(
                 f"{field}, which brings tasks together"
             )
     for name, entry in config.tasks.items():
-        if TASK_KINDS[entry.kind].has("generate") and name in (config.train_on or config.tasks):
+        if TASK_KINDS[entry.kind].defines("generate") and name in (config.train_on or config.tasks):
             raise UserError(
                 f"--mode=attribute explains classes and numbers; config.tasks.{name} writes texts, which are a search "
                 "and no single score"

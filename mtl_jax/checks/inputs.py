@@ -9,7 +9,7 @@ from mtl_jax.data.readers import READERS
 from mtl_jax.data.readers.options import declared_options
 from mtl_jax.data.records import suggestion
 from mtl_jax.errors import UserError
-from mtl_jax.tasks import TASK_KINDS, make
+from mtl_jax.tasks import TASK_KINDS, make_task
 
 
 def check_datasets(config, say):
@@ -102,7 +102,7 @@ def _check_kind(config, name, kind, where, say):
     if kind.predicts == "tags" and dataset is not None:
         _check_scheme(entry, dataset, where, say)
     if kind.label_type == "tokens":
-        _check_writer(name, entry, make, SPECIALS, say)
+        _check_writer(name, entry, make_task, SPECIALS, say)
 
 
 def _check_scheme(entry, dataset, where, say):

@@ -36,7 +36,7 @@ def check_distillation(config, say):
         if not check_choice(where, task, config.tasks, say):
             continue
         kind = TASK_KINDS.get(config.tasks[task].kind)
-        if kind and not kind.has("soft"):
+        if kind and not kind.defines("soft_labels"):
             say(f"{where}: tasks of kind {config.tasks[task].kind!r} have no soft labels that could be learned from")
         if not entry.teachers or not all(isinstance(run, str) and run for run in entry.teachers):
             say(f"{where}.teachers: name the folders of finished runs, e.g. ('runs/teacher',)")

@@ -240,7 +240,8 @@ def without_probabilities(program: EvaluationProgram) -> EvaluationProgram:
 
 
 def evaluation_program(objective: Objective, tasks: Collection[str] | None = None) -> EvaluationProgram:
-    """(params, batch) -> ({task: predictions [R, ...]}, {task: [Σ loss, Σ weight, further sums of `task.sums`]}).
+    """(params, batch) -> ({task: predictions [R, ...]}, {task: [Σ loss, Σ weight, further sums of
+    `Task.metric_sums`]}).
 
     A task that generates text searches here, with a cache, until the last sequence of the batch has ended. With `tasks`
     only these are predicted, and XLA removes what only the others need.
@@ -255,10 +256,10 @@ def evaluation_program(objective: Objective, tasks: Collection[str] | None = Non
             head = terms.head_params(objective, params, name)
             features = terms.features(batch, objective.layout, name, hidden[name])
             logits = task.logits(head, features, labels)
-            generates = task.has("generate")
+            generates = task.defines("generate")
             outputs[name] = task.generate(head, features) if generates else task.predict(head, logits, labels)
             task_sums = [task.loss(head, logits, labels).sum(), task.weight(labels).sum()]
-            sums[name] = jax.numpy.stack([*task_sums, *task.sums(logits, labels)])
+            sums[name] = jax.numpy.stack([*task_sums, *task.metric_sums(logits, labels)])
         return outputs, sums
 
     return program

@@ -90,7 +90,7 @@ class Predictor:
         task = self.experiment.tasks[name]
         if task.level == "span":
             record = split.encoded.record[unpacking.answer_windows(split.encoded)]
-            values = task.best(record, values["value"], len(numbers))
+            values = task.best_answers(record, values["value"], len(numbers))
             values |= _answers(split, values["value"])
         sources = split.encoded.labels[name].sources
         for index, number in enumerate(numbers):

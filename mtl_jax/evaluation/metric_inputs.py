@@ -14,7 +14,7 @@ from mtl_jax.data.labels.target_sequences import END, UNKNOWN
 from mtl_jax.data.packing import unpacking
 from mtl_jax.tasks.base import Task
 from mtl_jax.tasks.metrics import METRICS, evaluate
-from mtl_jax.tasks.text_metrics import Written
+from mtl_jax.tasks.text_metrics import GeneratedTexts
 from mtl_jax.training.objective import Objective
 
 
@@ -107,7 +107,7 @@ def metric_ceiling(corpus: Corpus, task: Task, split: str) -> dict[str, float]:
     ids = np.full((len(labelled), lengths.max()), -1, np.int32)
     ids[np.arange(lengths.max()) < lengths[:, None]] = gold.value
     ids[(ids == UNKNOWN) | (ids == END)] = -1
-    generated = task.texts(ids, [gold.sources[m] for m in labelled] if gold.sources else ())
+    generated = task.to_texts(ids, [gold.sources[m] for m in labelled] if gold.sources else ())
     scores = text_scores(task, [gold.texts[m] for m in labelled], generated)
     return {name: value for name, value in scores.items() if value < 1.0 - 1e-9}
 
@@ -144,7 +144,7 @@ def constant_remark(gold: Any, predicted: Any, names: Sequence[str]) -> str:
 
 def _flat(values: Any) -> Any:
     """All labels or predictions in one array, or in a list of values that can be compared."""
-    values = values.texts if isinstance(values, Written) else values
+    values = values.texts if isinstance(values, GeneratedTexts) else values
     if isinstance(values, np.ndarray) or not values:
         return values
     if isinstance(values[0], np.ndarray):
@@ -165,8 +165,8 @@ def metric_arguments(
     """
     level = objective.tasks[task].level
     if level == "sequence":
-        texts = objective.tasks[task].texts
-        return lambda gold, predicted, sums: (gold.texts, Written(texts(predicted, gold.sources), sums))
+        texts = objective.tasks[task].to_texts
+        return lambda gold, predicted, sums: (gold.texts, GeneratedTexts(texts(predicted, gold.sources), sums))
     if level == "token":
         return _token_arguments
     if level == "span":
@@ -205,7 +205,7 @@ def _span_arguments(
         return inputs.texts[record][-1][offsets[first, 0] : offsets[last, 1]]
 
     def arguments(gold: None, predicted: np.ndarray, sums: np.ndarray) -> tuple[list[Any], list[Any]]:
-        spans = task.best(record, predicted, len(part.encoded.words))["value"][known].tolist()
+        spans = task.best_answers(record, predicted, len(part.encoded.words))["value"][known].tolist()
         return gold_answers, [answer(m, *span) for m, span in zip(known, spans, strict=True)]
 
     return arguments

@@ -25,7 +25,7 @@ from mtl_jax.models.families.base import Architecture
 from mtl_jax.models.layers.transformer import TransformerLayer
 from mtl_jax.models.network import network
 from mtl_jax.tasks import TASK_KINDS, Task, TaskData
-from mtl_jax.tasks import make as make_task
+from mtl_jax.tasks import make_task as make_task
 from mtl_jax.tasks.distillation import Distillation
 from mtl_jax.training.hyperparameters import Hyperparameters, hyperparameters_from_config
 from mtl_jax.training.objective import Objective, auxiliary_name

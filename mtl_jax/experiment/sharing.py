@@ -124,7 +124,7 @@ def _classes(tasks: Mapping[str, Task], cascades) -> dict[str, int]:
     classes = {}
     for fed, sources in cascades.items():
         for source in sources:
-            if not tasks[source].has("distribution"):
+            if not tasks[source].defines("distribution"):
                 raise UserError(
                     f"config.sharing.cascades.{fed}: {source!r} has no label set of which a distribution at each token "
                     "could be fed; tasks with classes of texts or words have"

@@ -38,7 +38,7 @@ def _loss_weights(config, sizes):
 
 def _with_classes(config, method, objective):
     """The method, unless it asks for distributions of classes and no task has classes."""
-    if "divergences" in method().needs and not any(task.has("class_sums") for task in objective.tasks.values()):
+    if "divergences" in method().needs and not any(task.defines("class_sums") for task in objective.tasks.values()):
         raise UserError(f"config.loss_weights.method: {config.loss_weights.method!r} needs a task with classes")
     return method
 

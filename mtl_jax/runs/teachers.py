@@ -62,7 +62,7 @@ def with_soft_labels(config: Config, data: Corpus) -> Corpus:
     for task, entry in entries.items():
         runs = [_read_run(f"config.distillation.{task}.teachers", run) for run in entry.teachers]
         predicted = [_soft_labels(run, config, data, task) for run in runs]
-        value, known = distillation.average(
+        value, known = distillation.average_predictions(
             [labels.value for labels in predicted], [labels.known for labels in predicted], tuple(entry.weights)
         )
         dataset = data.specs[task].dataset
@@ -160,7 +160,7 @@ def _predict(
     @jax.jit
     def soften(params, batch):
         scores = terms.logits(objective, params, batch, None, None)[name]
-        return distillation.soften(
+        return distillation.soften_targets(
             task, params["heads"][name], scores, terms.join_blocks(batch.labels[name]), temperature
         )
 

@@ -1,4 +1,4 @@
-"""Kinds of tasks: a head, a loss and metrics each. `make` builds a task from its config and checks every field.
+"""Kinds of tasks: a head, a loss and metrics each. `make_task` builds a task from its config and checks every field.
 
 A new kind is a subclass of `Task` in a file, and a line in `TASK_KINDS`.
 """
@@ -23,9 +23,9 @@ from mtl_jax.tasks.regression import Regression
 from mtl_jax.tasks.relation import Relation
 from mtl_jax.tasks.span import Span
 from mtl_jax.tasks.tagging import Tagging
-from mtl_jax.tasks.tags import marks_spans, no_spans
+from mtl_jax.tasks.tags import marks_spans, no_spans_reason
 
-__all__ = ["METRICS", "TASK_KINDS", "Features", "Labels", "Params", "Task", "TaskData", "make"]
+__all__ = ["METRICS", "TASK_KINDS", "Features", "Labels", "Params", "Task", "TaskData", "make_task"]
 
 
 TASK_KINDS: dict[str, type[Task]] = {
@@ -43,7 +43,7 @@ TASK_KINDS: dict[str, type[Task]] = {
 }
 
 
-def make(
+def make_task(
     name: str,
     settings: Mapping[str, Any],
     level: str,
@@ -64,8 +64,8 @@ def make(
     settings = dict(settings.items())
     names = tuple(names)
     if "kind" not in settings:
-        raise options.fail(name, "kind", f"is missing; one of {', '.join(map(repr, TASK_KINDS))}")
-    options.choice(name, "kind", settings["kind"], TASK_KINDS)
+        raise options.option_error(name, "kind", f"is missing; one of {', '.join(map(repr, TASK_KINDS))}")
+    options.require_choice(name, "kind", settings["kind"], TASK_KINDS)
     kind = TASK_KINDS[settings.pop("kind")]
     given_fields = ("name", "names", "level", *kind.from_data)
     fields = [field.name for field in dataclasses.fields(kind) if field.name not in given_fields]
@@ -73,7 +73,7 @@ def make(
         if field not in fields:
             near = difflib.get_close_matches(field, fields, n=1)
             hint = f"Did you mean {near[0]!r}?" if near else f"It has {', '.join(fields)}."
-            raise options.fail(name, field, f"this kind of task has no such option. {hint}")
+            raise options.option_error(name, field, f"this kind of task has no such option. {hint}")
     if "class_weights" in settings:
         settings["class_weights"] = _class_weights(name, settings["class_weights"], names, counts)
     if "metrics" in settings and not settings["metrics"]:
@@ -88,34 +88,36 @@ def _class_weights(task: str, value: Any, names: tuple[str, ...], counts: Sequen
     if value is None or (isinstance(value, str) and not value):
         return ()
     if isinstance(value, str):
-        options.choice(task, "class_weights", value, ["balanced"])
+        options.require_choice(task, "class_weights", value, ["balanced"])
         if counts is None or len(counts) != len(names):
-            raise options.fail(task, "class_weights", "'balanced' needs the label counts of train, which are not known")
-        return losses.balanced(tuple(int(c) for c in counts))
+            raise options.option_error(
+                task, "class_weights", "'balanced' needs the label counts of train, which are not known"
+            )
+        return losses.balanced_weights(tuple(int(c) for c in counts))
     if hasattr(value, "items"):
         weights = dict(value.items())
         for label in weights:
-            options.choice(task, "class_weights", label, names)
+            options.require_choice(task, "class_weights", label, names)
         return tuple(weights.get(label, 1.0) for label in names)
     if not isinstance(value, Sequence):
         problem = f"{value!r} should be 'balanced', one weight for each class, or {{class: weight}}"
-        raise options.fail(task, "class_weights", problem)
+        raise options.option_error(task, "class_weights", problem)
     return tuple(value)
 
 
 def _metrics(task: str, value: Any, kind: type[Task], names: tuple[str, ...], spans: bool | None) -> tuple[str, ...]:
     metrics = (value,) if isinstance(value, str) else tuple(value)
     for metric in metrics:
-        options.choice(task, "metrics", metric, [m for m in METRICS if kind.predicts in METRICS[m].of])
+        options.require_choice(task, "metrics", metric, [m for m in METRICS if kind.predicts in METRICS[m].predictions])
         if METRICS[metric].spans and not marks_spans(names, spans):
-            raise options.fail(task, "metrics", f"{metric!r} reads spans, but {no_spans(names)}")
+            raise options.option_error(task, "metrics", f"{metric!r} reads spans, but {no_spans_reason(names)}")
         if METRICS[metric].binary and len(names) != 2:
-            others = [m for m in METRICS if kind.predicts in METRICS[m].of and not METRICS[m].binary]
+            others = [m for m in METRICS if kind.predicts in METRICS[m].predictions and not METRICS[m].binary]
             problem = (
                 f"{metric!r} is that of the second of two classes, train has {len(names)}; take {', '.join(others)}"
             )
-            raise options.fail(task, "metrics", problem)
+            raise options.option_error(task, "metrics", problem)
     if metrics and not METRICS[metrics[0]].increasing:
         problem = f"the first metric is the task's score, more must be better; put {metrics[0]!r} behind another"
-        raise options.fail(task, "metrics", problem)
+        raise options.option_error(task, "metrics", problem)
     return metrics

@@ -20,15 +20,15 @@ _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
-def normalised(answer: str) -> list[str]:
+def normalised_words(answer: str) -> list[str]:
     """The words that count."""
     text = unicode.without_foreign_punctuation(unicode.nfc(answer.lower()).translate(_PUNCTUATION))
     return unicode.spaced(_ARTICLES.sub(" ", text)).split()
 
 
-def to_compare(right: Sequence[Any]) -> Sequence[Any]:
+def comparable_answers(right: Sequence[Any]) -> Sequence[Any]:
     """The right answers but those of which no word counts; "" where none is left, which is "no answer"."""
-    kept = [answer for answer in right if not isinstance(answer, str) or normalised(answer)]
+    kept = [answer for answer in right if not isinstance(answer, str) or normalised_words(answer)]
     return kept or [""]
 
 
@@ -37,7 +37,7 @@ def exact_match(right: Any, predicted: Any) -> float:
     return float(_items(right) == _items(predicted))
 
 
-def overlap(right: Any, predicted: Any) -> float:
+def overlap_f1(right: Any, predicted: Any) -> float:
     """F1 over the words that both have, as often as both have them; 1 where neither has any."""
     gold, found = _items(right), _items(predicted)
     if not gold or not found:
@@ -47,4 +47,4 @@ def overlap(right: Any, predicted: Any) -> float:
 
 
 def _items(answer: Any) -> list[Hashable]:
-    return normalised(answer) if isinstance(answer, str) else list(answer)
+    return normalised_words(answer) if isinstance(answer, str) else list(answer)

@@ -74,15 +74,15 @@ class Task:
     learned is in `params`.
 
     Every kind defines init, logits, loss, weight, predict and decode; what else is declared here is optional, and
-    raises UserError where it is missing (`has` asks). The loss of task k over any set of rows is Σ loss / Σ weight,
+    raises UserError where it is missing (`defines` asks). The loss of task k over any set of rows is Σ loss / Σ weight,
     summed first and divided once, so that it is the same however the rows are split over devices and micro-batches.
 
-    predicts        what it predicts, see `Metric.of`
+    predicts        what it predicts, see `Metric.predictions`
     label_type      "class" | "set" | "real" | "tokens" | "choice" | "span" | "hidden", see `mtl_jax.data.labels`
     levels          the levels that its labels may have, the default first, see `mtl_jax.data.batch`
     from_data       fields whose values the data give, see `data_fields`
     reads_pictures  whether it needs a data set with words and pictures
-    auxiliary       {name: factor} of the losses that it adds to its own, see `added`
+    auxiliary       {name: factor} of the losses that it adds to its own, see `auxiliary_losses`
     """
 
     predicts: ClassVar[str] = "ids"
@@ -99,7 +99,7 @@ class Task:
     tied = False  # whether its scores are products with the word vectors, params["table"]
 
     @classmethod
-    def has(cls, method: str) -> bool:
+    def defines(cls, method: str) -> bool:
         """Whether the kind defines an optional method."""
         return getattr(cls, method) is not getattr(Task, method)
 
@@ -138,11 +138,11 @@ class Task:
         """The prediction for one record as JSON, from the arrays of `predict`, or `generate`, by name."""
         raise self._missing("prediction for people (decode)")
 
-    def soft(self, params: Params, logits: Any, labels: Labels) -> jax.Array:
+    def soft_labels(self, params: Params, logits: Any, labels: Labels) -> jax.Array:
         """The prediction in the form of a soft label: probabilities float32 [R, E, C] or [R, Q, C], numbers [R, E] on
         the labels' own scale. Kinds that have it can be teachers.
         """
-        raise self._missing("soft labels that could be learned from (soft)")
+        raise self._missing("soft labels that could be learned from (soft_labels)")
 
     def distribution(self, params: Params, features: Features) -> jax.Array:
         """Probabilities of the classes at each token, float32 [R, T, C]. Kinds that have it can be fed upwards."""
@@ -158,25 +158,25 @@ class Task:
         """The tokens int32[R, T] with some of them hidden, and their labels, see `masked_lm.MaskedLM`."""
         raise self._missing("tokens to hide (corrupt)")
 
-    def added(self, params: Params, features: Features, keys: jax.Array) -> dict[str, jax.Array]:
+    def auxiliary_losses(self, params: Params, features: Features, keys: jax.Array) -> dict[str, jax.Array]:
         """{name in `auxiliary`: float32 sum over the texts of these rows}; typed PRNG keys [R]."""
-        raise self._missing("losses that it adds (added)")
+        raise self._missing("losses that it adds (auxiliary_losses)")
 
     def generate(self, params: Params, features: Features) -> dict[str, jax.Array]:
         """What is written for each example, in place of `predict`, see `generation.Generation`."""
         raise self._missing("texts to write (generate)")
 
-    def sums(self, logits: Any, labels: Labels) -> jax.Array:
+    def metric_sums(self, logits: Any, labels: Labels) -> jax.Array:
         """What its metrics need besides predictions, summed over the rows: float32 [S]."""
         return jnp.zeros((0,), jnp.float32)
 
-    def texts(self, value: Any, sources: Sequence[Sequence[str]] = ()) -> list[str]:
+    def to_texts(self, value: Any, sources: Sequence[Sequence[str]] = ()) -> list[str]:
         """The texts that `value` of `generate` stands for."""
-        raise self._missing("texts to write (texts)")
+        raise self._missing("texts to write (to_texts)")
 
-    def best(self, record: Any, value: Any, count: int) -> dict[str, np.ndarray]:
+    def best_answers(self, record: Any, value: Any, count: int) -> dict[str, np.ndarray]:
         """Predictions of `count` records from those in their windows, see `span.Span`."""
-        raise self._missing("answers in windows (best)")
+        raise self._missing("answers in windows (best_answers)")
 
     def _missing(self, what: str) -> UserError:
-        return options.fail(self.name, "kind", f"a task of kind {type(self).__name__} has no {what}")
+        return options.option_error(self.name, "kind", f"a task of kind {type(self).__name__} has no {what}")

@@ -21,7 +21,7 @@ class Classification(Task):
     pool             "mean", "first" ([CLS]) or "max" over the text's tokens
     pooler           a tanh layer before the classes, as BERT has on its [CLS]
     hidden           width of a GELU layer before the classes, 0 = linear
-    class_weights    one weight for each class, () = all 1; `make` also takes "balanced" and {class: weight}
+    class_weights    one weight for each class, () = all 1; `make_task` also takes "balanced" and {class: weight}
     label_smoothing  ε in [0, 1)
     focal_gamma      γ >= 0 of the focal loss, 0 = cross-entropy
     """
@@ -39,29 +39,29 @@ class Classification(Task):
 
     def __post_init__(self):
         if len(self.names) < 2:
-            raise options.fail(self.name, "label", f"train has fewer than two classes: {', '.join(self.names)}")
+            raise options.option_error(self.name, "label", f"train has fewer than two classes: {', '.join(self.names)}")
         check_text_head(self)
         check_loss(self)
 
     def init(self, key: jax.Array, width: int) -> Params:
         """Parameters of the head over features of width D = `width`, float32."""
-        return heads.init(key, width, len(self.names), self.hidden, self.pooler)
+        return heads.init_head(key, width, len(self.names), self.hidden, self.pooler)
 
     def logits(self, params: Params, features_: Features, labels: Labels) -> jax.Array:
         """float32 [R, E, C]; `labels` is not read."""
-        return heads.apply(params, features.pooled(features_, self.pool))
+        return heads.apply_head(params, features.pool(features_, self.pool))
 
     def loss(self, params: Params, logits: jax.Array, labels: Labels) -> jax.Array:
         """Cross-entropy of each example, float32 [R, E]."""
-        return losses.cross_entropy(logits, losses.targets(labels, len(self.names)), *loss_options(self))
+        return losses.cross_entropy(logits, losses.soft_targets(labels, len(self.names)), *loss_options(self))
 
     def weight(self, labels: Labels) -> jax.Array:
         """Weight of each labelled example's class, float32 [R, E]."""
-        return losses.item_weight(losses.targets(labels, len(self.names)), self.class_weights or None)
+        return losses.item_weight(losses.soft_targets(labels, len(self.names)), self.class_weights or None)
 
     def class_sums(self, logits: jax.Array, labels: Labels) -> tuple[jax.Array, jax.Array]:
         """How often each class is the label and is predicted, float32 [C] each, see `losses.class_sums`."""
-        return losses.class_sums(logits, losses.targets(labels, len(self.names)))
+        return losses.class_sums(logits, losses.soft_targets(labels, len(self.names)))
 
     def predict(self, params: Params, logits: jax.Array, labels: Labels) -> dict[str, jax.Array]:
         """value int32[R, E], probability float32[R, E, C]."""
@@ -69,9 +69,9 @@ class Classification(Task):
 
     def distribution(self, params: Params, features_: Features) -> jax.Array:
         """Probabilities of the classes of its text at each token, float32 [R, T, C]; zeros in the padding."""
-        return features.to_tokens(jax.nn.softmax(self.logits(params, features_, {})), features_.segment)
+        return features.repeat_at_tokens(jax.nn.softmax(self.logits(params, features_, {})), features_.segment)
 
-    def soft(self, params: Params, logits: jax.Array, labels: Labels) -> jax.Array:
+    def soft_labels(self, params: Params, logits: jax.Array, labels: Labels) -> jax.Array:
         """Probabilities of the classes, float32 [R, E, C]."""
         return jax.nn.softmax(logits)
 
@@ -109,22 +109,22 @@ class Multilabel(Task):
 
     def __post_init__(self):
         if not self.names:
-            raise options.fail(self.name, "label", "train has no label at all")
+            raise options.option_error(self.name, "label", "train has no label at all")
         check_text_head(self)
         check_loss(self)
-        options.number(self.name, "threshold", self.threshold, 0.0, 1.0)
+        options.require_number(self.name, "threshold", self.threshold, 0.0, 1.0)
 
     def init(self, key: jax.Array, width: int) -> Params:
         """Parameters of the head over features of width D = `width`, float32."""
-        return heads.init(key, width, len(self.names), self.hidden, self.pooler)
+        return heads.init_head(key, width, len(self.names), self.hidden, self.pooler)
 
     def logits(self, params: Params, features_: Features, labels: Labels) -> jax.Array:
         """float32 [R, E, C]; `labels` is not read."""
-        return heads.apply(params, features.pooled(features_, self.pool))
+        return heads.apply_head(params, features.pool(features_, self.pool))
 
     def loss(self, params: Params, logits: jax.Array, labels: Labels) -> jax.Array:
         """Mean binary cross-entropy over the labels, of each example, float32 [R, E]."""
-        target = losses.targets(labels, len(self.names))
+        target = losses.soft_targets(labels, len(self.names))
         return jnp.where(labels["mask"], losses.binary_cross_entropy(logits, target, *loss_options(self)), 0.0)
 
     def weight(self, labels: Labels) -> jax.Array:
@@ -138,9 +138,9 @@ class Multilabel(Task):
 
     def distribution(self, params: Params, features_: Features) -> jax.Array:
         """Probabilities of the labels of its text at each token, float32 [R, T, C]; zeros in the padding."""
-        return features.to_tokens(jax.nn.sigmoid(self.logits(params, features_, {})), features_.segment)
+        return features.repeat_at_tokens(jax.nn.sigmoid(self.logits(params, features_, {})), features_.segment)
 
-    def soft(self, params: Params, logits: jax.Array, labels: Labels) -> jax.Array:
+    def soft_labels(self, params: Params, logits: jax.Array, labels: Labels) -> jax.Array:
         """Probability of each label, float32 [R, E, C]."""
         return jax.nn.sigmoid(logits)
 
@@ -160,19 +160,21 @@ def check_loss(task: Any) -> None:
     """Raises UserError for wrong class weights, smoothing or focal γ."""
     if task.class_weights and len(task.class_weights) != len(task.names):
         problem = f"{len(task.class_weights)} weights for {len(task.names)} classes ({', '.join(task.names[:10])} ...)"
-        raise options.fail(task.name, "class_weights", problem)
+        raise options.option_error(task.name, "class_weights", problem)
     for weight in task.class_weights:
-        options.number(task.name, "class_weights", weight, 0.0)
+        options.require_number(task.name, "class_weights", weight, 0.0)
     if task.class_weights and not any(task.class_weights):
-        raise options.fail(task.name, "class_weights", "all are zero, nothing would be learned")
-    options.number(task.name, "label_smoothing", task.label_smoothing, 0.0, 1.0)
-    options.number(task.name, "focal_gamma", task.focal_gamma, 0.0)
+        raise options.option_error(task.name, "class_weights", "all are zero, nothing would be learned")
+    options.require_number(task.name, "label_smoothing", task.label_smoothing, 0.0, 1.0)
+    options.require_number(task.name, "focal_gamma", task.focal_gamma, 0.0)
 
 
 def check_text_head(task: Any, level: str = "text") -> None:
     """Raises UserError for a wrong level or wrong options of a head on texts."""
     if task.level != level:
-        raise options.fail(task.name, "kind", f"needs one label a text, the labels here are of level {task.level!r}")
-    options.choice(task.name, "pool", task.pool, features.POOLS)
-    options.flag(task.name, "pooler", task.pooler)
-    options.whole(task.name, "hidden", task.hidden)
+        raise options.option_error(
+            task.name, "kind", f"needs one label a text, the labels here are of level {task.level!r}"
+        )
+    options.require_choice(task.name, "pool", task.pool, features.POOLS)
+    options.require_flag(task.name, "pooler", task.pooler)
+    options.require_integer(task.name, "hidden", task.hidden)

@@ -19,19 +19,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from mtl_jax.tasks.base import Params
-from mtl_jax.tasks.tags import Moves
+from mtl_jax.tasks.tags import TransitionMask
 
 FORBIDDEN = -1e9
-FEW = 2  # tags with at most this many legal predecessors are summed one by one
+FEW_PREDECESSORS = 2  # tags with at most this many legal predecessors are summed one by one
 
 
-def init(classes: int) -> Params:
+def init_params(classes: int) -> Params:
     """{"move": [C, C] from, to, "start": [C], "end": [C]}, float32 zeros."""
     return {"move": jnp.zeros((classes, classes)), "start": jnp.zeros(classes), "end": jnp.zeros(classes)}
 
 
 def log_partition(
-    emissions: jax.Array, segment: jax.Array, params: Params, legal: Moves, allowed: jax.Array | None = None
+    emissions: jax.Array, segment: jax.Array, params: Params, legal: TransitionMask, allowed: jax.Array | None = None
 ) -> jax.Array:
     """log Σ_y exp(score(y)) of each sequence over the legal paths, [R, Q] at the last words.
 
@@ -61,7 +61,7 @@ def score(emissions: jax.Array, segment: jax.Array, tags: jax.Array, params: Par
 
 
 def negative_log_likelihood(
-    emissions: jax.Array, segment: jax.Array, value: jax.Array, mask: jax.Array, params: Params, legal: Moves
+    emissions: jax.Array, segment: jax.Array, value: jax.Array, mask: jax.Array, params: Params, legal: TransitionMask
 ) -> jax.Array:
     """-log p(known labels) of each sequence, [R, Q] at the last words, 0 where no label is known.
 
@@ -81,13 +81,13 @@ def negative_log_likelihood(
     return jnp.where(any_known, free - constrained, 0.0)
 
 
-def marginals(emissions: jax.Array, segment: jax.Array, params: Params, legal: Moves) -> jax.Array:
+def marginals(emissions: jax.Array, segment: jax.Array, params: Params, legal: TransitionMask) -> jax.Array:
     """p(y_t = c | x), [R, Q, C]: the gradient of the log-partition in the emissions; zeros in the padding."""
     return jax.grad(lambda e: log_partition(e, segment, params, legal).sum())(emissions)
 
 
 def marginal_cross_entropy(
-    emissions: jax.Array, segment: jax.Array, target: jax.Array, params: Params, legal: Moves
+    emissions: jax.Array, segment: jax.Array, target: jax.Array, params: Params, legal: TransitionMask
 ) -> jax.Array:
     """-Σ_c q_c log p(y_t = c | x) of each word, [R, Q], for label distributions q = `target` [R, Q, C].
 
@@ -98,7 +98,7 @@ def marginal_cross_entropy(
     return -(target * jnp.log(jnp.maximum(marginals(emissions, segment, params, legal), 1e-9))).sum(-1)
 
 
-def viterbi(emissions: jax.Array, segment: jax.Array, params: Params, legal: Moves) -> jax.Array:
+def viterbi(emissions: jax.Array, segment: jax.Array, params: Params, legal: TransitionMask) -> jax.Array:
     """The legal path of the highest score of each sequence, int32[R, Q]; -1 in the padding."""
     _check_shapes(emissions, segment, params)
     move, start, end = (_masked(params[n], getattr(legal, n)) for n in ("move", "start", "end"))
@@ -122,7 +122,7 @@ def viterbi(emissions: jax.Array, segment: jax.Array, params: Params, legal: Mov
     return jnp.where(segment > 0, jnp.moveaxis(tags, 0, 1), -1)
 
 
-def reachable(value: jax.Array, mask: jax.Array, segment: jax.Array, legal: Moves) -> jax.Array:
+def reachable(value: jax.Array, mask: jax.Array, segment: jax.Array, legal: TransitionMask) -> jax.Array:
     """`mask` bool[R, Q] less the labels that break the scheme, so that the rest always has a legal path.
 
     From left to right a label is kept if a legal path leads to it from the last label kept and on to the end.
@@ -181,7 +181,7 @@ def _at_first_word(sums: jax.Array, first: jax.Array) -> jax.Array:
     return jnp.take_along_axis(sums, source, axis=1)
 
 
-def _prefix_sums(emissions: jax.Array, segment: jax.Array, params: Params, legal: Moves) -> jax.Array:
+def _prefix_sums(emissions: jax.Array, segment: jax.Array, params: Params, legal: TransitionMask) -> jax.Array:
     """log of the summed paths up to each word that end in each tag, [R, Q, C]."""
     move, start = _masked(params["move"], legal.move), _masked(params["start"], legal.start)
     advance = _advance(move, legal.move)
@@ -206,9 +206,11 @@ def _advance(move: jax.Array, legal: np.ndarray):
     classes = len(legal)
     column = np.arange(classes)
     count = legal.sum(0)
-    few = count <= FEW
+    few = count <= FEW_PREDECESSORS
     # own tag first, then the other legal predecessors, filled up with illegal ones
-    order = np.argsort(np.where(legal, 0, 2) + (column[:, None] != column[None, :]), axis=0, kind="stable")[:FEW]
+    order = np.argsort(np.where(legal, 0, 2) + (column[:, None] != column[None, :]), axis=0, kind="stable")[
+        :FEW_PREDECESSORS
+    ]
     direct = [(source, move[source, column]) for source in np.where(few, order, column)]
     patterns = np.unique(legal[:, ~few], axis=1).T
     highest = jax.lax.stop_gradient(move.max(0))

@@ -16,16 +16,16 @@ from mtl_jax.tasks.base import Noise, Params
 from mtl_jax.tasks.heads import dense, dense_init
 
 Array = jax.Array
-INNER = jax.nn.initializers.lecun_normal()
-LOWEST = -1e30  # in place of -inf: exp of it is 0, and differences of two are no NaN
+INNER_INIT = jax.nn.initializers.lecun_normal()
+MASKED_SCORE = -1e30  # in place of -inf: exp of it is 0, and differences of two are no NaN
 
 
-class Scores(NamedTuple):
+class TokenScores(NamedTuple):
     """What the decoder says of the next token.
 
     vocabulary  float32[..., C] unnormalised
-    pointer     float32[..., T] log probability of each token of the row as what is copied, LOWEST for those that are
-                not; None without copying
+    pointer     float32[..., T] log probability of each token of the row as what is copied, MASKED_SCORE for those that
+                are not; None without copying
     gate        float32[...], logit of writing from the vocabulary against copying; None without
     ids         int32[R, T], what each token of the row is as a target, filled in by the task; None without
     """
@@ -40,8 +40,9 @@ class Decoder(NamedTuple):
     """A decoder as pure functions.
 
     init   (key, C, D, W, layers, intermediate, copy) -> params, over features of width D
-    read   (params, hidden [R, T, D], heads) -> memory, what all steps read of the features
-    whole  (params, memory, tokens, position, segment, member, copied, noise) -> Scores [R, Q, ...] of packed sequences
+    encode_memory  (params, hidden [R, T, D], heads) -> memory, what all steps read of the features
+    score_targets  (params, memory, tokens, position, segment, member, copied, noise) -> TokenScores [R, Q, ...] of
+                   packed sequences
            whose tokens are all known (teacher forcing):
              tokens    int32[R, Q], what stands before each place; ids from C on count as unknown (0)
              position  int32[R, Q], place in the sequence
@@ -49,17 +50,18 @@ class Decoder(NamedTuple):
              member    bool[R, Q, T], which tokens of the row belong to the sequence's example
              copied    bool[R, Q, T], which of them may be copied; None without copying
              noise     of training; None elsewhere
-    begin  (params, memory, member bool[R, S, T], length) -> cache of S sequences before their first token; leaves
+    initial_cache  (params, memory, member bool[R, S, T], length) -> cache of S sequences before their first token;
+                   leaves
            [R, S, ...]
-    step   (params, memory, cache, tokens int32[R, S], number, member, copied) -> (Scores [R, S, ...], cache): `whole`
-           for one place, after the tokens before; `number` int32 scalar is the place in the sequence
+    step   (params, memory, cache, tokens int32[R, S], number, member, copied) -> (TokenScores [R, S, ...], cache):
+           `score_targets` for one place, after the tokens before; `number` int32 scalar is the place in the sequence
     """
 
     init: Callable[..., Params]
-    read: Callable[..., Any]
-    whole: Callable[..., Scores]
-    begin: Callable[..., Any]
-    step: Callable[..., tuple[Scores, Any]]
+    encode_memory: Callable[..., Any]
+    score_targets: Callable[..., TokenScores]
+    initial_cache: Callable[..., Any]
+    step: Callable[..., tuple[TokenScores, Any]]
 
 
 def output_init(key: Array, classes: int, memory_width: int, width: int, copy: bool) -> Params:
@@ -69,8 +71,8 @@ def output_init(key: Array, classes: int, memory_width: int, width: int, copy: b
     if copy:
         query_key, key_key, gate_key = jax.random.split(pointer_key, 3)
         params["pointer"] = {
-            "query": dense_init(query_key, width, width, INNER),
-            "key": dense_init(key_key, memory_width, width, INNER),
+            "query": dense_init(query_key, width, width, INNER_INIT),
+            "key": dense_init(key_key, memory_width, width, INNER_INIT),
             "gate": dense_init(gate_key, width, 1),
         }
     return params
@@ -81,29 +83,29 @@ def pointer_keys(params: Params, hidden: Array) -> Array | None:
     return dense(params["pointer"]["key"], hidden) if "pointer" in params else None
 
 
-def scores(params: Params, keys: Array | None, x: Array, copied: Array | None) -> Scores:
+def scores(params: Params, keys: Array | None, x: Array, copied: Array | None) -> TokenScores:
     """Scores from x [R, Q, W]; `keys` from `pointer_keys`, `copied` bool[R, Q, T]."""
     vocabulary = jnp.einsum("rqw,cw->rqc", x, params["embedding"])
     if copied is None:
-        return Scores(vocabulary, None, None)
+        return TokenScores(vocabulary, None, None)
     query = dense(params["pointer"]["query"], x) * x.shape[-1] ** -0.5
-    match = jnp.where(copied, jnp.einsum("rqw,rtw->rqt", query, keys), LOWEST)
-    pointer = jnp.where(copied, jax.nn.log_softmax(match), LOWEST)
-    return Scores(vocabulary, pointer, dense(params["pointer"]["gate"], x)[..., 0])
+    match = jnp.where(copied, jnp.einsum("rqw,rtw->rqt", query, keys), MASKED_SCORE)
+    pointer = jnp.where(copied, jax.nn.log_softmax(match), MASKED_SCORE)
+    return TokenScores(vocabulary, pointer, dense(params["pointer"]["gate"], x)[..., 0])
 
 
-def vectors(params: Params, tokens: Array) -> Array:
+def embed_tokens(params: Params, tokens: Array) -> Array:
     """[..., W]: √W times each token's vector (Vaswani et al. 2017, section 3.4); ids from C on are unknown (0)."""
     table = params["embedding"]
     classes, width = table.shape
     return table[jnp.where(tokens < classes, tokens, 0)] * width**0.5
 
 
-def layers(params: Params) -> list[Params]:
+def layer_params(params: Params) -> list[Params]:
     """The layers in their order."""
     return [params[name] for name in sorted(params) if name.startswith("layer_")]
 
 
-def dropped(noise: Noise | None, salt: int, x: Array) -> Array:
+def drop_features(noise: Noise | None, salt: int, x: Array) -> Array:
     """x [R, ...] with the dropout of training."""
     return x if noise is None else noise.drop(salt, x)

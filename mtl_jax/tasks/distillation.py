@@ -33,7 +33,7 @@ class Distillation(NamedTuple):
     annealing: bool
 
 
-def share(of: Distillation, weight: jax.Array, progress: jax.Array) -> jax.Array:
+def teacher_share(of: Distillation, weight: jax.Array, progress: jax.Array) -> jax.Array:
     """s in [0, 1], float32: what the teachers have in the target. `weight` w in [0, 1], `progress` = step / steps."""
     return weight * (1.0 - progress) if of.annealing else weight
 
@@ -45,7 +45,7 @@ def loss(
     gold = task.loss(params, logits, labels)
     if "teacher" not in labels:
         return gold
-    soft = task.loss(*at_temperature(params, logits, of.temperature), _of_teacher(labels))
+    soft = task.loss(*scale_logits(params, logits, of.temperature), _teacher_labels(labels))
     chex.assert_equal_shape([gold, soft])
     chex.assert_rank(share, 0)
     return (1.0 - share) * gold + share * of.temperature**2 * soft
@@ -56,15 +56,17 @@ def weight(task: Task, labels: Labels, share: jax.Array) -> jax.Array:
     gold = task.weight(labels)
     if "teacher" not in labels:
         return gold
-    return (1.0 - share) * gold + share * task.weight(_of_teacher(labels))
+    return (1.0 - share) * gold + share * task.weight(_teacher_labels(labels))
 
 
-def soften(task: Task, params: Params, logits: jax.Array, labels: Labels, temperature: float) -> jax.Array:
-    """What a teacher says at a temperature: float32 [R, E, C], [R, E] (numbers) or [R, Q, C], see `Task.soft`."""
-    return task.soft(*at_temperature(params, logits, temperature), labels)
+def soften_targets(task: Task, params: Params, logits: jax.Array, labels: Labels, temperature: float) -> jax.Array:
+    """What a teacher says at a temperature: float32 [R, E, C], [R, E] (numbers) or [R, Q, C], see
+    `Task.soft_labels`.
+    """
+    return task.soft_labels(*scale_logits(params, logits, temperature), labels)
 
 
-def at_temperature(params: Params, logits: jax.Array, temperature: float) -> tuple[Params, jax.Array]:
+def scale_logits(params: Params, logits: jax.Array, temperature: float) -> tuple[Params, jax.Array]:
     """Head and scores with every score divided by T; those of a CRF's moves stand in its parameters."""
     if temperature == 1.0:
         return params, logits
@@ -73,7 +75,7 @@ def at_temperature(params: Params, logits: jax.Array, temperature: float) -> tup
     return params, logits / temperature
 
 
-def average(said: Sequence[np.ndarray], known: Sequence[np.ndarray], weights: Sequence[float] = ()) -> Any:
+def average_predictions(said: Sequence[np.ndarray], known: Sequence[np.ndarray], weights: Sequence[float] = ()) -> Any:
     """The mean of what several teachers say of each label.
 
     Args:
@@ -92,5 +94,5 @@ def average(said: Sequence[np.ndarray], known: Sequence[np.ndarray], weights: Se
     return np.where(share > 0, share * values, 0.0).sum(axis=0).astype(np.float32), total > 0
 
 
-def _of_teacher(labels: Labels) -> Labels:
+def _teacher_labels(labels: Labels) -> Labels:
     return {**labels, "value": labels["teacher"], "mask": labels["teacher_mask"]}

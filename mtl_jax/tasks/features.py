@@ -13,7 +13,7 @@ from mtl_jax.tasks.base import Features
 POOLS = ("mean", "first", "max")
 
 
-def pooled(features: Features, how: str, among: jax.Array | None = None) -> jax.Array:
+def pool(features: Features, how: str, among: jax.Array | None = None) -> jax.Array:
     """One vector for each example, float32 [R, E, D]; zeros for empty slots.
 
     how = "mean" or "max" over the example's tokens, "first" the token at `start` ([CLS] in the BERT family). `among`
@@ -28,13 +28,13 @@ def pooled(features: Features, how: str, among: jax.Array | None = None) -> jax.
     return {"mean": _mean_among, "max": _max_among}[how](features, among)
 
 
-def at_tokens(vectors: jax.Array, index: jax.Array) -> jax.Array:
+def gather_tokens(vectors: jax.Array, index: jax.Array) -> jax.Array:
     """The vectors `[R, T, D]` at token positions `index` int32[R, Q]: [R, Q, D]."""
     chex.assert_shape([vectors, index], [(index.shape[0], None, None), (vectors.shape[0], None)])
     return jnp.take_along_axis(vectors, index[:, :, None], axis=1, mode="clip")
 
 
-def to_examples(values: jax.Array, slot: jax.Array, slots: int | None) -> jax.Array:
+def sum_by_example(values: jax.Array, slot: jax.Array, slots: int | None) -> jax.Array:
     """Sums `values` float32[R, Q] by example slot: [R, E] with E = `slots`; None leaves them as they are."""
     chex.assert_equal_shape([values, slot])
     if slots is None:
@@ -42,7 +42,7 @@ def to_examples(values: jax.Array, slot: jax.Array, slots: int | None) -> jax.Ar
     return jnp.einsum("rq,rqe->re", values, jax.nn.one_hot(slot, slots, dtype=values.dtype), precision="highest")
 
 
-def to_tokens(values: jax.Array, segment: jax.Array) -> jax.Array:
+def repeat_at_tokens(values: jax.Array, segment: jax.Array) -> jax.Array:
     """What examples have, [R, E, C], at each of their tokens: [R, T, C]; zeros in the padding, `segment` = 0."""
     chex.assert_shape([values, segment], [(segment.shape[0], None, None), (values.shape[0], None)])
     padded = jnp.pad(values, ((0, 0), (1, 0), (0, 0)))
@@ -66,7 +66,7 @@ def _member(features: Features) -> jax.Array:
 
 
 def _first(features: Features) -> jax.Array:
-    return _blank_empty(features, at_tokens(features.hidden, features.start).astype(jnp.float32))
+    return _blank_empty(features, gather_tokens(features.hidden, features.start).astype(jnp.float32))
 
 
 def _max(features: Features) -> jax.Array:
@@ -80,7 +80,7 @@ def _max(features: Features) -> jax.Array:
 
     _, running = jax.lax.associative_scan(join, (restart, features.hidden), axis=1)
     last = jnp.maximum(features.start + features.length - 1, 0)
-    return _blank_empty(features, at_tokens(running, last).astype(jnp.float32))
+    return _blank_empty(features, gather_tokens(running, last).astype(jnp.float32))
 
 
 def _max_among(features: Features, among: jax.Array) -> jax.Array:

@@ -42,10 +42,12 @@ class AdversarialClassification(Classification):
 
     def __post_init__(self):
         super().__post_init__()
-        options.whole(self.name, "noise", self.noise, 1)
-        options.number(self.name, "drop", self.drop, 0.0, 0.9)
+        options.require_integer(self.name, "noise", self.noise, 1)
+        options.require_number(self.name, "drop", self.drop, 0.0, 0.9)
         if self.pooler:
-            raise options.fail(self.name, "pooler", "the discriminator has a hidden layer of its own; leave it out")
+            raise options.option_error(
+                self.name, "pooler", "the discriminator has a hidden layer of its own; leave it out"
+            )
 
     def init(self, key: jax.Array, width: int) -> Params:
         """Parameters over features of width D = `width`, float32: discriminator and generator, two layers each."""
@@ -65,10 +67,10 @@ class AdversarialClassification(Classification):
     def logits(self, params: Params, features_: Features, labels: Labels) -> jax.Array:
         """float32 [R, E, C]; `labels` is not read."""
         del labels
-        inner = _hidden(params["discriminator"], features.pooled(features_, self.pool))
+        inner = _hidden(params["discriminator"], features.pool(features_, self.pool))
         return heads.dense(params["discriminator"]["output"], inner)[..., :-1]
 
-    def added(self, params: Params, features_: Features, keys: jax.Array) -> dict[str, jax.Array]:
+    def auxiliary_losses(self, params: Params, features_: Features, keys: jax.Array) -> dict[str, jax.Array]:
         """{"discriminator", "generator"}: float32 sums over the texts of these rows.
 
         Args:
@@ -77,7 +79,7 @@ class AdversarialClassification(Classification):
           keys: typed PRNG keys [R].
         """
         there = (features_.length > 0).astype(jnp.float32)  # [R, E]
-        real = features.pooled(features_, self.pool)
+        real = features.pool(features_, self.pool)
         slots = there.shape[1]
 
         def draw(key):

@@ -13,7 +13,7 @@ import numpy as np
 
 from mtl_jax.tasks import features, options, recurrent_decoder, search, transformer_decoder
 from mtl_jax.tasks.base import Features, Labels, Params, Task, TaskData
-from mtl_jax.tasks.decoder import LOWEST, Decoder, Scores
+from mtl_jax.tasks.decoder import MASKED_SCORE, Decoder, TokenScores
 
 UNKNOWN, BEGIN, END = range(3)  # the first names of every vocabulary of targets
 TOKENS = ("words", "tokenizer")
@@ -70,22 +70,26 @@ class Generation(Task):
 
     def __post_init__(self):
         if self.level != "sequence":
-            raise options.fail(self.name, "kind", f"writes sequences, the labels here are of level {self.level!r}")
+            raise options.option_error(
+                self.name, "kind", f"writes sequences, the labels here are of level {self.level!r}"
+            )
         if self.layers == 0:
-            raise options.fail(self.name, "layers", "0 leaves no decoder to write with; at least 1")
-        options.choice(self.name, "decoder", self.decoder, DECODERS)
+            raise options.option_error(self.name, "layers", "0 leaves no decoder to write with; at least 1")
+        options.require_choice(self.name, "decoder", self.decoder, DECODERS)
         for field in ("layers", "beam", "min_count"):
-            options.whole(self.name, field, getattr(self, field), 1)
+            options.require_integer(self.name, field, getattr(self, field), 1)
         for field in ("heads", "width", "intermediate", "max_size"):
-            options.whole(self.name, field, getattr(self, field))
+            options.require_integer(self.name, field, getattr(self, field))
         for field in ("heads", "intermediate"):
             if self.decoder == "lstm" and getattr(self, field):
-                raise options.fail(self.name, field, "belongs to the transformer decoder; leave it out with an LSTM")
-        options.whole(self.name, "max_length", self.max_length, 2)
-        options.flag(self.name, "copy", self.copy)
-        options.choice(self.name, "tokens", self.tokens, TOKENS)
-        options.number(self.name, "label_smoothing", self.label_smoothing, 0.0, 1.0)
-        options.number(self.name, "length_penalty", self.length_penalty, 0.0)
+                raise options.option_error(
+                    self.name, field, "belongs to the transformer decoder; leave it out with an LSTM"
+                )
+        options.require_integer(self.name, "max_length", self.max_length, 2)
+        options.require_flag(self.name, "copy", self.copy)
+        options.require_choice(self.name, "tokens", self.tokens, TOKENS)
+        options.require_number(self.name, "label_smoothing", self.label_smoothing, 0.0, 1.0)
+        options.require_number(self.name, "length_penalty", self.length_penalty, 0.0)
         if self.width:
             self._check_width(self.width, "width")
 
@@ -103,35 +107,35 @@ class Generation(Task):
             key, len(self.names), width, own, self.layers, self.intermediate or 4 * own, self.copy
         )
 
-    def logits(self, params: Params, features_: Features, labels: Labels) -> Scores:
+    def logits(self, params: Params, features_: Features, labels: Labels) -> TokenScores:
         """Scores [R, Q, ...] of each token of the targets given those before it.
 
         Of `labels` also the values are read: teacher forcing.
         """
         decoder = self._decoder
-        memory = decoder.read(params, features_.hidden, self._heads)
+        memory = decoder.encode_memory(params, features_.hidden, self._heads)
         first = labels["position"] == 0
         before = jnp.where(first, BEGIN, jnp.roll(labels["value"], 1, axis=1))
         member, copied = self._members(features_, labels["slot"])
-        scores = decoder.whole(
+        scores = decoder.score_targets(
             params, memory, before, labels["position"], labels["segment"], member, copied, features_.noise
         )
         return scores._replace(ids=self._ids(features_)) if self.copy else scores
 
-    def loss(self, params: Params, logits: Scores, labels: Labels, slots: int | None = None) -> jax.Array:
+    def loss(self, params: Params, logits: TokenScores, labels: Labels, slots: int | None = None) -> jax.Array:
         """Summed loss of each example's tokens, float32 [R, E] with E = `slots`; with slots=None [R, Q]."""
         value, smoothing = labels["value"], self.label_smoothing
         chex.assert_shape([value, labels["mask"], labels["slot"]], logits.vocabulary.shape[:2])
         nll = -_log_p(logits, value)
         if smoothing:
             nll = (1.0 - smoothing) * nll - smoothing * jax.nn.log_softmax(logits.vocabulary).mean(axis=-1)
-        return features.to_examples(jnp.where(labels["mask"], nll, 0.0), labels["slot"], slots)
+        return features.sum_by_example(jnp.where(labels["mask"], nll, 0.0), labels["slot"], slots)
 
     def weight(self, labels: Labels, slots: int | None = None) -> jax.Array:
         """Tokens of each example's target, float32 [R, E], or [R, Q] as in `loss`."""
-        return features.to_examples(labels["mask"].astype(jnp.float32), labels["slot"], slots)
+        return features.sum_by_example(labels["mask"].astype(jnp.float32), labels["slot"], slots)
 
-    def sums(self, logits: Scores, labels: Labels) -> jax.Array:
+    def metric_sums(self, logits: TokenScores, labels: Labels) -> jax.Array:
         """Over all targets, float32 [3]: tokens that are the likeliest given those before, Σ -log p, tokens."""
         likeliest = jnp.argmax(_distribution(logits), axis=-1)
         mask = labels["mask"]
@@ -146,7 +150,7 @@ class Generation(Task):
         rows, slots = features_.start.shape
         beams, length = self.beam, self.max_length
         decoder = self._decoder
-        memory = decoder.read(params, features_.hidden, self._heads)
+        memory = decoder.encode_memory(params, features_.hidden, self._heads)
         slot = jnp.repeat(jnp.broadcast_to(jnp.arange(slots), (rows, slots)), beams, axis=1)  # [R, S]
         member, copied = self._members(features_, slot)
         ids = self._ids(features_) if self.copy else None
@@ -160,22 +164,22 @@ class Generation(Task):
                 params, memory, reshaped(cache, by_row), tokens.reshape(by_row), number, member, copied
             )
             log_p = _distribution(scores._replace(ids=ids))
-            log_p = log_p.at[..., jnp.asarray([UNKNOWN, BEGIN])].set(search.NEVER)
+            log_p = log_p.at[..., jnp.asarray([UNKNOWN, BEGIN])].set(search.IMPOSSIBLE)
             return log_p.reshape(*by_example, -1), reshaped(cache, by_example)
 
-        cache = reshaped(decoder.begin(params, memory, member, length), by_example)
+        cache = reshaped(decoder.initial_cache(params, memory, member, length), by_example)
         active = (features_.length > 0).reshape(-1)
         ends = {"begin": BEGIN, "end": END, "max_length": length}
         if beams == 1:
-            found = search.greedy(step, cache, active, **ends)
+            found = search.greedy_search(step, cache, active, **ends)
         else:
-            found = search.beam(step, cache, active, **ends, width=beams, alpha=self.length_penalty)
+            found = search.beam_search(step, cache, active, **ends, width=beams, alpha=self.length_penalty)
         return {
             "value": found.tokens[:, 0].reshape(rows, slots, length),
             "score": found.score[:, 0].reshape(rows, slots),
         }
 
-    def texts(self, value: Any, sources: Sequence[Sequence[str]] = ()) -> list[str]:
+    def to_texts(self, value: Any, sources: Sequence[Sequence[str]] = ()) -> list[str]:
         """The texts that ids int [N, L] stand for, -1 left out; `sources` [N] are the tokens to copy from."""
         return [self._text(ids, sources[n] if sources else ()) for n, ids in enumerate(np.asarray(value))]
 
@@ -216,23 +220,23 @@ class Generation(Task):
     def _check_width(self, width: int, field: str) -> None:
         if self.decoder == "transformer" and (width % self._heads or width % 2):
             problem = f"a decoder of width {width} with {self._heads} heads; the width has to be even and a multiple"
-            raise options.fail(self.name, field, problem)
+            raise options.option_error(self.name, field, problem)
 
 
-def _log_p(scores: Scores, value: jax.Array) -> jax.Array:
+def _log_p(scores: TokenScores, value: jax.Array) -> jax.Array:
     """log p of the tokens `value` int32[R, Q] under scores [R, Q, ...]: [R, Q]."""
     log_p = jax.nn.log_softmax(scores.vocabulary)
     classes = log_p.shape[-1]
     own = jnp.take_along_axis(log_p, jnp.minimum(value, classes - 1)[..., None], axis=-1)[..., 0]
     if scores.gate is None:
         return own
-    own = jnp.where(value < classes, own + jax.nn.log_sigmoid(scores.gate), LOWEST)
+    own = jnp.where(value < classes, own + jax.nn.log_sigmoid(scores.gate), MASKED_SCORE)
     same = scores.ids[:, None, :] == value[:, :, None]
-    copies = jax.nn.logsumexp(jnp.where(same, scores.pointer, LOWEST), axis=-1)
+    copies = jax.nn.logsumexp(jnp.where(same, scores.pointer, MASKED_SCORE), axis=-1)
     return jnp.logaddexp(own, copies + jax.nn.log_sigmoid(-scores.gate))
 
 
-def _distribution(scores: Scores) -> jax.Array:
+def _distribution(scores: TokenScores) -> jax.Array:
     """log p of all tokens, float32 [R, Q, C]; with copying [R, Q, C + T]."""
     log_p = jax.nn.log_softmax(scores.vocabulary)
     if scores.gate is None:

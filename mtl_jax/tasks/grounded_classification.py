@@ -34,9 +34,9 @@ class GroundedClassification(Classification):
 
     def __post_init__(self):
         super().__post_init__()
-        options.choice(self.name, "pool", self.pool, ("max", "mean"))
+        options.require_choice(self.name, "pool", self.pool, ("max", "mean"))
         if self.pooler:
-            raise options.fail(self.name, "pooler", "this head has hidden layers of its own; leave it out")
+            raise options.option_error(self.name, "pooler", "this head has hidden layers of its own; leave it out")
 
     def init(self, key: jax.Array, width: int) -> Params:
         """Parameters over features of width D = `width`, float32: g and f."""
@@ -53,12 +53,12 @@ class GroundedClassification(Classification):
         """float32 [R, E, C]; `labels` is not read. An example without pictures, or without words, has zeros there."""
         del labels
         hidden = features_.hidden.astype(jnp.float32)
-        words = features.pooled(features_, self.pool, among=~features_.patch)
-        words_there = features.to_tokens(words, features_.segment)
+        words = features.pool(features_, self.pool, among=~features_.patch)
+        words_there = features.repeat_at_tokens(words, features_.segment)
         read = jnp.concatenate([hidden, words_there, hidden * words_there], axis=-1)
         z = heads.dense(params["patch"], jax.nn.gelu(heads.dense(params["hidden"], read)))
         seen = features_._replace(hidden=z)
-        parts = [features.pooled(seen, how, among=features_.patch) for how in ("mean", "max")]
+        parts = [features.pool(seen, how, among=features_.patch) for how in ("mean", "max")]
         joined = jax.nn.gelu(heads.dense(params["joined"], jnp.concatenate([*parts, words], axis=-1)))
         if features_.noise is not None:
             joined = features_.noise.drop(_DROP, joined)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from mtl_jax.tasks.base import Params
-from mtl_jax.tasks.features import at_tokens
+from mtl_jax.tasks.features import gather_tokens
 
 _INNER = jax.nn.initializers.lecun_normal()
 _OUTER = jax.nn.initializers.normal(0.02)  # as BERT's own heads: the first predictions are near uniform
@@ -28,7 +28,7 @@ def dense(params: Params, x: jax.Array) -> jax.Array:
     return y + jnp.broadcast_to(params["bias"], y.shape)
 
 
-def init(key: jax.Array, width: int, out: int, hidden: int = 0, pooler: bool = False) -> Params:
+def init_head(key: jax.Array, width: int, out: int, hidden: int = 0, pooler: bool = False) -> Params:
     """A head from width D to `out`. `pooler` adds BERT's tanh layer [D, D], `hidden` > 0 a GELU layer of that width."""
     pooler_key, hidden_key, output_key = jax.random.split(key, 3)
     params = {"output": dense_init(output_key, hidden or width, out)}
@@ -39,8 +39,8 @@ def init(key: jax.Array, width: int, out: int, hidden: int = 0, pooler: bool = F
     return params
 
 
-def apply(params: Params, x: jax.Array) -> jax.Array:
-    """x [..., D] -> float32 [..., out] through the layers that `init` made."""
+def apply_head(params: Params, x: jax.Array) -> jax.Array:
+    """x [..., D] -> float32 [..., out] through the layers that `init_head` made."""
     if "pooler" in params:
         x = jnp.tanh(dense(params["pooler"], x))
     if "hidden" in params:
@@ -69,8 +69,8 @@ def predicate_apply(params: Params, hidden: jax.Array, token: jax.Array, predica
     An affine map of the joined vectors is the sum of maps of its parts. The parts are taken once for each token,
     before the gathers, since Q runs over predicates × words.
     """
-    x = at_tokens(dense(params["word"], hidden), token)
-    x += at_tokens(hidden.astype(jnp.float32) @ params["predicate"]["kernel"], predicate)
+    x = gather_tokens(dense(params["word"], hidden), token)
+    x += gather_tokens(hidden.astype(jnp.float32) @ params["predicate"]["kernel"], predicate)
     if "distance" in params:
         reach = params["distance"]["embedding"].shape[0] // 2
         x += params["distance"]["embedding"][jnp.clip(token - predicate, -reach, reach) + reach]

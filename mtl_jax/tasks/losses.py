@@ -12,12 +12,12 @@ import jax.numpy as jnp
 from mtl_jax.tasks.base import Labels
 
 
-def balanced(counts: tuple[int, ...]) -> tuple[float, ...]:
+def balanced_weights(counts: tuple[int, ...]) -> tuple[float, ...]:
     """Class weights n / (C · n_c): all classes weigh the same in sum (King & Zeng 2001; scikit-learn's "balanced")."""
     return tuple(sum(counts) / (len(counts) * max(n, 1)) for n in counts)
 
 
-def targets(labels: Labels, classes: int) -> jax.Array:
+def soft_targets(labels: Labels, classes: int) -> jax.Array:
     """Target distributions float32 [..., C] from class ids or distributions; zeros where the label is unknown."""
     value, mask = labels["value"], labels["mask"]
     if jnp.issubdtype(value.dtype, jnp.floating):

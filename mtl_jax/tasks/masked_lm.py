@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from mtl_jax.tasks import features, heads, losses, options
 from mtl_jax.tasks.base import Features, Labels, Params, Task, TaskData
 
-SHOWN = 5  # candidates of a prediction
+CANDIDATES = 5  # candidates of a prediction
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,18 +48,24 @@ class MaskedLM(Task):
 
     def __post_init__(self):
         if self.level != "token":
-            raise options.fail(self.name, "kind", f"has the tokens as labels, not those of level {self.level!r}")
-        options.number(self.name, "rate", self.rate, 0.0, 1.0)
+            raise options.option_error(
+                self.name, "kind", f"has the tokens as labels, not those of level {self.level!r}"
+            )
+        options.require_number(self.name, "rate", self.rate, 0.0, 1.0)
         if not self.rate:
-            raise options.fail(self.name, "rate", "nothing would be hidden; it should be above 0")
+            raise options.option_error(self.name, "rate", "nothing would be hidden; it should be above 0")
         for field in ("random", "keep"):
-            options.number(self.name, field, getattr(self, field), 0.0)
+            options.require_number(self.name, field, getattr(self, field), 0.0)
         if self.random + self.keep > 1.0:
-            raise options.fail(self.name, "random", f"and keep sum to {self.random + self.keep:g}, 1 is the most")
+            raise options.option_error(
+                self.name, "random", f"and keep sum to {self.random + self.keep:g}, 1 is the most"
+            )
         for field in ("transform", "tied"):
-            options.flag(self.name, field, getattr(self, field))
+            options.require_flag(self.name, field, getattr(self, field))
         if self.tied and not self.transform:
-            raise options.fail(self.name, "tied", "needs the transform, which leads to the width of the word vectors")
+            raise options.option_error(
+                self.name, "tied", "needs the transform, which leads to the width of the word vectors"
+            )
 
     @classmethod
     def data_fields(cls, data: TaskData) -> dict[str, Any]:
@@ -113,7 +119,7 @@ class MaskedLM(Task):
 
     def logits(self, params: Params, features_: Features, labels: Labels) -> jax.Array:
         """float32 [R, Q, C]; of `labels` token is read, and params["table"] [C, W] where the head is tied."""
-        x = features.at_tokens(features_.hidden, labels["token"]).astype(jnp.float32)
+        x = features.gather_tokens(features_.hidden, labels["token"]).astype(jnp.float32)
         if self.transform:
             x = _layer_norm(params["layer_norm"], jax.nn.gelu(heads.dense(params["transform"], x)))
         table = params["table"][: len(self.names)].T if self.tied else params["output"]["kernel"]
@@ -123,15 +129,15 @@ class MaskedLM(Task):
     def loss(self, params: Params, logits: jax.Array, labels: Labels, slots: int | None = None) -> jax.Array:
         """Cross-entropy of each hidden token, float32 [R, Q], or summed by example, [R, E] with E = `slots`."""
         values = jnp.where(labels["mask"], -_log_p(logits, labels), 0.0)
-        return features.to_examples(values, labels["slot"], slots)
+        return features.sum_by_example(values, labels["slot"], slots)
 
     def weight(self, labels: Labels, slots: int | None = None) -> jax.Array:
         """1 for each hidden token, float32 [R, Q], or their number by example, [R, E]. None before `corrupt`."""
-        return features.to_examples(labels["mask"].astype(jnp.float32), labels["slot"], slots)
+        return features.sum_by_example(labels["mask"].astype(jnp.float32), labels["slot"], slots)
 
     def class_sums(self, logits: jax.Array, labels: Labels) -> tuple[jax.Array, jax.Array]:
         """How often each token was hidden and is predicted, float32 [C] each, see `losses.class_sums`."""
-        return losses.class_sums(logits, losses.targets(labels, len(self.names)))
+        return losses.class_sums(logits, losses.soft_targets(labels, len(self.names)))
 
     def predict(self, params: Params, logits: jax.Array, labels: Labels) -> dict[str, jax.Array]:
         """The likeliest tokens: candidates int32[R, Q, 5] and their probability float32[R, Q, 5].
@@ -139,7 +145,7 @@ class MaskedLM(Task):
         value float32[R, Q, 4]: likeliest token, hidden token, the log-probability of the latter, and 1 where it is
         known: what the metrics read.
         """
-        best, candidates = jax.lax.top_k(logits, min(SHOWN, len(self.names)))
+        best, candidates = jax.lax.top_k(logits, min(CANDIDATES, len(self.names)))
         parts = (candidates[..., 0], labels["value"], _log_p(logits, labels), labels["mask"])
         value = jnp.stack([part.astype(jnp.float32) for part in parts], -1)
         probability = jnp.exp(best - jax.nn.logsumexp(logits, -1, keepdims=True))

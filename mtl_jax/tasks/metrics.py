@@ -1,14 +1,14 @@
 """Metrics from statistics that merge, so that data in chunks or on several hosts give the value of the whole.
 
 `METRICS[name].statistics(gold, predicted, names)` gives arrays, `merge` joins those of two chunks, `value` makes the
-figure (a share is 0 ... 1). Host-side numpy. Gold labels and predictions of N records, by what a metric is `of`:
+figure (a share is 0 ... 1). Host-side numpy. Gold labels and predictions of N records, by the kind of predictions:
 
     ids     int [N] class ids, predicted -1 = no prediction. Gold distributions [N, C] count as their likeliest class
     sets    0/1 [N, C]; the prediction may have fewer columns (labels that train lacks)
     values  float [N]
     tags    N sequences of tag ids. Gold -1 = unknown: left out of accuracy, O in spans. Predicted -1 = no prediction:
             wrong in accuracy, O in spans
-    texts   N texts; a prediction may also be `texts.Written`
+    texts   N texts; a prediction may also be `texts.GeneratedTexts`
     answers N lists of right answers, one for each of several people; N predicted answers: texts ("" = no answer), or
             tuples of word indices
     hidden  int [n] hidden tokens, float [n, 2]: likeliest token, log-probability of the hidden one
@@ -44,17 +44,17 @@ def concatenate(left: Statistics, right: Statistics) -> dict[str, np.ndarray]:
 class Metric(NamedTuple):
     """statistics(gold, predicted, names) -> arrays; value(arrays) -> float; merge(arrays, arrays) -> arrays.
 
-    of          which predictions it reads: a subset of {"ids", "sets", "values", "tags", "texts", "answers", "hidden"}
+    predictions  which predictions it reads: a subset of {"ids", "sets", "values", "tags", "texts", "answers", "hidden"}
     increasing  whether more is better
     spans       whether it compares spans, which tags have to mark
     binary      whether it is that of the second of two classes
     blanks      whether words are what stands between blanks
-    from_sums   whether it is read off the sums of `Task.sums` in place of the texts
+    from_sums   whether it is read off the sums of `Task.metric_sums` in place of the texts
     """
 
     statistics: Callable[[Any, Any, Sequence[str]], dict[str, np.ndarray]]
     value: Callable[[Statistics], float]
-    of: frozenset[str]
+    predictions: frozenset[str]
     merge: Callable[[Statistics, Statistics], dict[str, np.ndarray]] = add
     increasing: bool = True
     spans: bool = False
@@ -94,7 +94,7 @@ def _sets(gold: Any, predicted: Any, width: int) -> tuple[np.ndarray, np.ndarray
     return out[0], out[1]
 
 
-def _hits(gold: Any, predicted: Any, names: Sequence[str]) -> dict[str, np.ndarray]:
+def _right_ids(gold: Any, predicted: Any, names: Sequence[str]) -> dict[str, np.ndarray]:
     gold, predicted = _ids(gold, predicted)
     return {"right": np.int64((gold == predicted).sum()), "total": np.int64(len(gold))}
 
@@ -104,7 +104,7 @@ def _equal_sets(gold: Any, predicted: Any, names: Sequence[str]) -> dict[str, np
     return {"right": np.int64((gold == predicted).all(1).sum()), "total": np.int64(len(gold))}
 
 
-def _share(s: Statistics) -> float:
+def _accuracy(s: Statistics) -> float:
     return _ratio(s["right"], s["total"])
 
 
@@ -200,7 +200,8 @@ def _agreement(gold: Any, predicted: Any, names: Sequence[str], agree: Callable[
     """Each prediction counts as far as it agrees with the best of the right answers."""
     _same_length(gold, predicted)
     best = [
-        max(agree(g, p) for g in answer_metrics.to_compare(right)) for right, p in zip(gold, predicted, strict=True)
+        max(agree(g, p) for g in answer_metrics.comparable_answers(right))
+        for right, p in zip(gold, predicted, strict=True)
     ]
     return {"right": np.float64(sum(best)), "total": np.int64(len(best))}
 
@@ -226,8 +227,8 @@ _IDS, _SETS, _VALUES, _TAGS, _TEXTS, _ANSWERS, _HIDDEN = (
 )
 
 METRICS: dict[str, Metric] = {
-    "accuracy": Metric(_hits, _share, _IDS | _TAGS),
-    "subset_accuracy": Metric(_equal_sets, _share, _SETS),
+    "accuracy": Metric(_right_ids, _accuracy, _IDS | _TAGS),
+    "subset_accuracy": Metric(_equal_sets, _accuracy, _SETS),
     "micro_f1": Metric(_counts, _micro_f1, _IDS | _SETS),
     "macro_f1": Metric(_counts, _macro_f1, _IDS | _SETS),
     "word_macro_f1": Metric(_word_counts, _macro_f1, _TAGS),
@@ -247,15 +248,15 @@ METRICS: dict[str, Metric] = {
     ),
     "bleu_zh": Metric(functools.partial(text_metrics.bleu_statistics, tokenize="zh"), text_metrics.bleu, _TEXTS),
     "bleu_char": Metric(functools.partial(text_metrics.bleu_statistics, tokenize="char"), text_metrics.bleu, _TEXTS),
-    "rouge1": Metric(functools.partial(text_metrics.rouge, which="rouge1"), _share, _TEXTS),
-    "rouge2": Metric(functools.partial(text_metrics.rouge, which="rouge2"), _share, _TEXTS),
-    "rougeL": Metric(functools.partial(text_metrics.rouge, which="rougeL"), _share, _TEXTS),
-    "exact_match": Metric(text_metrics.exact, _share, _TEXTS),
-    "token_accuracy": Metric(text_metrics.tokens, _share, _TEXTS, from_sums=True),
-    "perplexity": Metric(text_metrics.tokens, text_metrics.perplexity, _TEXTS, increasing=False, from_sums=True),
-    "answer_exact": Metric(functools.partial(_agreement, agree=answer_metrics.exact_match), _share, _ANSWERS),
-    "answer_f1": Metric(functools.partial(_agreement, agree=answer_metrics.overlap), _share, _ANSWERS),
-    "masked_accuracy": Metric(_hidden, _share, _HIDDEN),
+    "rouge1": Metric(functools.partial(text_metrics.rouge, which="rouge1"), _accuracy, _TEXTS),
+    "rouge2": Metric(functools.partial(text_metrics.rouge, which="rouge2"), _accuracy, _TEXTS),
+    "rougeL": Metric(functools.partial(text_metrics.rouge, which="rougeL"), _accuracy, _TEXTS),
+    "exact_match": Metric(text_metrics.exact_matches, _accuracy, _TEXTS),
+    "token_accuracy": Metric(text_metrics.token_sums, _accuracy, _TEXTS, from_sums=True),
+    "perplexity": Metric(text_metrics.token_sums, text_metrics.perplexity, _TEXTS, increasing=False, from_sums=True),
+    "answer_exact": Metric(functools.partial(_agreement, agree=answer_metrics.exact_match), _accuracy, _ANSWERS),
+    "answer_f1": Metric(functools.partial(_agreement, agree=answer_metrics.overlap_f1), _accuracy, _ANSWERS),
+    "masked_accuracy": Metric(_hidden, _accuracy, _HIDDEN),
     "masked_perplexity": Metric(_hidden, _perplexity, _HIDDEN, increasing=False),
 }
 

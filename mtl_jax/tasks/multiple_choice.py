@@ -38,11 +38,11 @@ class MultipleChoice(Task):
 
     def init(self, key: jax.Array, width: int) -> Params:
         """Parameters of the head over features of width D = `width`, float32."""
-        return heads.init(key, width, 1, self.hidden, self.pooler)
+        return heads.init_head(key, width, 1, self.hidden, self.pooler)
 
     def logits(self, params: Params, features_: Features, labels: Labels) -> jax.Array:
         """float32 [R, E]; `labels` is not read."""
-        return heads.apply(params, features.pooled(features_, self.pool))[..., 0]
+        return heads.apply_head(params, features.pool(features_, self.pool))[..., 0]
 
     def loss(self, params: Params, logits: jax.Array, labels: Labels) -> jax.Array:
         """Cross-entropy of each record, at its right choice, float32 [R, E]."""
@@ -56,8 +56,8 @@ class MultipleChoice(Task):
     def predict(self, params: Params, logits: jax.Array, labels: Labels) -> dict[str, jax.Array]:
         """value int32[R, E], the number of the record's best choice, and probability float32[R, E] of each choice."""
         group = labels["group"]
-        best = segment_softmax.first_best(logits, group, group > 0)
-        value = segment_softmax.spread(labels["choice"], group, best)
+        best = segment_softmax.first_argmax(logits, group, group > 0)
+        value = segment_softmax.segment_max(labels["choice"], group, best)
         log_p = segment_softmax.log_softmax(logits, group, group > 0)
         return {"value": jnp.where(group > 0, value, -1), "probability": jnp.where(group > 0, jnp.exp(log_p), 0.0)}
 

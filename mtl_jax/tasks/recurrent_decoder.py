@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 from mtl_jax.tasks import decoder
 from mtl_jax.tasks.base import Noise, Params
-from mtl_jax.tasks.decoder import INNER, LOWEST, Scores, dropped
+from mtl_jax.tasks.decoder import INNER_INIT, MASKED_SCORE, TokenScores, drop_features
 from mtl_jax.tasks.heads import dense, dense_init
 
 Array = jax.Array
@@ -47,7 +47,7 @@ class State(NamedTuple):
     attended: Array
 
 
-class Factors(NamedTuple):
+class DropoutFactors(NamedTuple):
     """Dropout as factors: on the attention weights [R, S, T], and on what each layer but the first reads [R, S, W]."""
 
     attention: Array
@@ -60,32 +60,32 @@ def init(key: Array, classes: int, memory_width: int, width: int, layers: int, i
     output_key, layers_key, key_key, attended_key = jax.random.split(key, 4)
     params = decoder.output_init(output_key, classes, memory_width, width, copy)
     params["attention"] = {
-        "key": {"kernel": INNER(key_key, (memory_width, width), jnp.float32)},
-        "output": dense_init(attended_key, memory_width + width, width, INNER),
+        "key": {"kernel": INNER_INIT(key_key, (memory_width, width), jnp.float32)},
+        "output": dense_init(attended_key, memory_width + width, width, INNER_INIT),
     }
     for number in range(layers):
         keys = jax.random.split(jax.random.fold_in(layers_key, number), 3)
         recurrent = [_RECURRENT(k, (width, width), jnp.float32) for k in jax.random.split(keys[1], _GATES)]
-        inputs = dense_init(keys[0], width if number else 2 * width, _GATES * width, INNER)
+        inputs = dense_init(keys[0], width if number else 2 * width, _GATES * width, INNER_INIT)
         inputs["bias"] = (
             inputs["bias"].at[width : 2 * width].set(1.0)
         )  # memory is kept at first (Jozefowicz et al. 2015)
         params[f"layer_{number:02d}"] = {
             "input": inputs,
             "recurrent": {"kernel": jnp.concatenate(recurrent, axis=1)},
-            "start": dense_init(keys[2], memory_width, width, INNER),
+            "start": dense_init(keys[2], memory_width, width, INNER_INIT),
         }
     return params
 
 
-def read(params: Params, hidden: Array, heads: int) -> Memory:
+def encode_memory(params: Params, hidden: Array, heads: int) -> Memory:
     """What all steps read of the features `hidden` [R, T, D]."""
     del heads
     hidden = hidden.astype(jnp.float32)
     return Memory(hidden, hidden @ params["attention"]["key"]["kernel"], decoder.pointer_keys(params, hidden))
 
 
-def whole(
+def score_targets(
     params: Params,
     memory: Memory,
     tokens: Array,
@@ -94,15 +94,15 @@ def whole(
     member: Array,
     copied: Array | None,
     noise: Noise | None = None,
-) -> Scores:
+) -> TokenScores:
     """See `decoder.Decoder`: one scan over Q, the state starts anew at each sequence's first place."""
     del segment
-    inputs = dropped(noise, 0, decoder.vectors(params, tokens))
-    count = len(decoder.layers(params))
+    inputs = drop_features(noise, 0, decoder.embed_tokens(params, tokens))
+    count = len(decoder.layer_params(params))
     factors = None
     if noise is not None:
         between = tuple(noise.drop(2 + n, jnp.ones_like(inputs)) for n in range(count - 1))
-        factors = Factors(noise.drop_attention(1, jnp.ones(member.shape, jnp.float32)), between)
+        factors = DropoutFactors(noise.drop_attention(1, jnp.ones(member.shape, jnp.float32)), between)
     start = _start(params, memory, member)
 
     def advance(state, at):
@@ -114,11 +114,11 @@ def whole(
     by_time = jax.tree.map(lambda leaf: jnp.swapaxes(leaf, 0, 1), (inputs, position == 0, start, member, factors))
     nothing = jax.tree.map(lambda leaf: jnp.zeros_like(leaf[:, :1]), start)
     _, attended = jax.lax.scan(advance, nothing, by_time)
-    attended = dropped(noise, 1 + count, jnp.swapaxes(attended, 0, 1))
+    attended = drop_features(noise, 1 + count, jnp.swapaxes(attended, 0, 1))
     return decoder.scores(params, memory.pointer, attended, copied)
 
 
-def begin(params: Params, memory: Memory, member: Array, length: int) -> State:
+def initial_cache(params: Params, memory: Memory, member: Array, length: int) -> State:
     """The states before the first token of S sequences a row, see `decoder.Decoder`."""
     del length
     return _start(params, memory, member)
@@ -126,10 +126,10 @@ def begin(params: Params, memory: Memory, member: Array, length: int) -> State:
 
 def step(
     params: Params, memory: Memory, state: State, tokens: Array, number: Array, member: Array, copied: Array | None
-) -> tuple[Scores, State]:
+) -> tuple[TokenScores, State]:
     """Scores of the next token of S sequences a row, see `decoder.Decoder`."""
     del number
-    state = _advance(params, memory, state, decoder.vectors(params, tokens), member, None)
+    state = _advance(params, memory, state, decoder.embed_tokens(params, tokens), member, None)
     return decoder.scores(params, memory.pointer, state.attended, copied), state
 
 
@@ -137,16 +137,18 @@ def _start(params: Params, memory: Memory, member: Array) -> State:
     """The state before the first token of sequences whose examples have the tokens `member` bool[R, S, T]."""
     weight = member.astype(jnp.float32)
     mean = jnp.einsum("rst,rtd->rsd", weight, memory.hidden) / jnp.maximum(weight.sum(-1, keepdims=True), 1.0)
-    hidden = tuple(jnp.tanh(dense(layer["start"], mean)) for layer in decoder.layers(params))
+    hidden = tuple(jnp.tanh(dense(layer["start"], mean)) for layer in decoder.layer_params(params))
     zeros = jnp.zeros_like(hidden[0])
     return State(hidden, (zeros,) * len(hidden), zeros)
 
 
-def _advance(params: Params, memory: Memory, state: State, x: Array, member: Array, factors: Factors | None) -> State:
+def _advance(
+    params: Params, memory: Memory, state: State, x: Array, member: Array, factors: DropoutFactors | None
+) -> State:
     """The state after reading x [R, S, W]."""
     hidden, cell = [], []
     x = jnp.concatenate([x, state.attended], axis=-1)
-    for number, layer in enumerate(decoder.layers(params)):
+    for number, layer in enumerate(decoder.layer_params(params)):
         if number and factors is not None:
             x = x * factors.between[number - 1]
         z = dense(layer["input"], x) + state.hidden[number] @ layer["recurrent"]["kernel"]
@@ -156,7 +158,7 @@ def _advance(params: Params, memory: Memory, state: State, x: Array, member: Arr
         hidden.append(x)
         cell.append(c)
     match = jnp.einsum("rsw,rtw->rst", x, memory.keys)
-    weights = jax.nn.softmax(jnp.where(member, match, LOWEST))
+    weights = jax.nn.softmax(jnp.where(member, match, MASKED_SCORE))
     if factors is not None:
         weights = weights * factors.attention
     context = jnp.einsum("rst,rtd->rsd", weights, memory.hidden)
@@ -164,4 +166,4 @@ def _advance(params: Params, memory: Memory, state: State, x: Array, member: Arr
     return State(tuple(hidden), tuple(cell), attended)
 
 
-LSTM = decoder.Decoder(init, read, whole, begin, step)
+LSTM = decoder.Decoder(init, encode_memory, score_targets, initial_cache, step)

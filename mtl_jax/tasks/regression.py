@@ -43,20 +43,20 @@ class Regression(Task):
 
     def __post_init__(self):
         check_text_head(self)
-        options.choice(self.name, "head", self.head, ("dense", "none"))
+        options.require_choice(self.name, "head", self.head, ("dense", "none"))
         for field in ("pooler", "hidden"):
             if self.head == "none" and getattr(self, field):
-                raise options.fail(self.name, field, "there is no head that could have it; head is 'none'")
+                raise options.option_error(self.name, field, "there is no head that could have it; head is 'none'")
         given = [f for f in ("low", "high", "mean", "scale") if getattr(self, f) is not None]
         for field in given:
-            options.number(self.name, field, getattr(self, field))
+            options.require_number(self.name, field, getattr(self, field))
         if given not in ([], ["low", "high"], ["mean", "scale"]):
             problem = f"given are {', '.join(given)}; give low and high, or mean and scale, or none of them"
-            raise options.fail(self.name, given[0], problem)
+            raise options.option_error(self.name, given[0], problem)
         if self.low is not None and self.low >= self.high:
-            raise options.fail(self.name, "high", f"{self.high!r} should be above low = {self.low!r}")
+            raise options.option_error(self.name, "high", f"{self.high!r} should be above low = {self.low!r}")
         if self.scale is not None and self.scale <= 0:
-            raise options.fail(self.name, "scale", f"{self.scale!r} should be above 0")
+            raise options.option_error(self.name, "scale", f"{self.scale!r} should be above 0")
 
     @classmethod
     def data_fields(cls, data: TaskData) -> dict[str, Any]:
@@ -79,14 +79,14 @@ class Regression(Task):
                 problem = (
                     f"'none' takes the features as the prediction: config.model.hidden_size is 1 then, not {width}"
                 )
-                raise options.fail(self.name, "head", problem)
+                raise options.option_error(self.name, "head", problem)
             return {}
-        return heads.init(key, width, 1, self.hidden, self.pooler)
+        return heads.init_head(key, width, 1, self.hidden, self.pooler)
 
     def logits(self, params: Params, features_: Features, labels: Labels) -> jax.Array:
         """Scaled values, float32 [R, E]; `labels` is not read."""
-        pooled = features.pooled(features_, self.pool)
-        return (pooled if self.head == "none" else heads.apply(params, pooled))[..., 0]
+        pooled = features.pool(features_, self.pool)
+        return (pooled if self.head == "none" else heads.apply_head(params, pooled))[..., 0]
 
     def loss(self, params: Params, logits: jax.Array, labels: Labels) -> jax.Array:
         """Squared error on the scaled targets, float32 [R, E]."""
@@ -102,9 +102,9 @@ class Regression(Task):
 
     def predict(self, params: Params, logits: jax.Array, labels: Labels) -> dict[str, jax.Array]:
         """value float32[R, E] on the labels' own scale. There is no probability."""
-        return {"value": self.soft(params, logits, labels)}
+        return {"value": self.soft_labels(params, logits, labels)}
 
-    def soft(self, params: Params, logits: jax.Array, labels: Labels) -> jax.Array:
+    def soft_labels(self, params: Params, logits: jax.Array, labels: Labels) -> jax.Array:
         """Values on the labels' own scale, float32 [R, E]."""
         offset, unit = self.scaling
         return logits * unit + offset

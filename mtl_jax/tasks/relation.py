@@ -33,32 +33,34 @@ class Relation(Classification):
 
     def __post_init__(self):
         if len(self.names) < 2:
-            raise options.fail(self.name, "label", f"train has fewer than two classes: {', '.join(self.names)}")
+            raise options.option_error(self.name, "label", f"train has fewer than two classes: {', '.join(self.names)}")
         if self.level != "pair":
-            raise options.fail(self.name, "kind", f"needs two marked spans, these labels are of level {self.level!r}")
-        options.choice(self.name, "pool", self.pool, POOLS)
-        options.flag(self.name, "pooler", self.pooler)
-        options.whole(self.name, "hidden", self.hidden)
+            raise options.option_error(
+                self.name, "kind", f"needs two marked spans, these labels are of level {self.level!r}"
+            )
+        options.require_choice(self.name, "pool", self.pool, POOLS)
+        options.require_flag(self.name, "pooler", self.pooler)
+        options.require_integer(self.name, "hidden", self.hidden)
         check_loss(self)
 
     def init(self, key: jax.Array, width: int) -> Params:
         """Parameters of the head over features of width D = `width`, float32."""
         joined = width if self.pool == "first" else 2 * width
-        return heads.init(key, joined, len(self.names), self.hidden, self.pooler)
+        return heads.init_head(key, joined, len(self.names), self.hidden, self.pooler)
 
     def logits(self, params: Params, features_: Features, labels: Labels) -> jax.Array:
         """float32 [R, E, C]; of `labels` the markers are read."""
         if self.pool == "first":
-            return heads.apply(params, features.pooled(features_, "first"))
+            return heads.apply_head(params, features.pool(features_, "first"))
         mark = labels["mark"]
         spans = [self._span(features_.hidden, mark[..., 2 * n], mark[..., 2 * n + 1]) for n in (0, 1)]
         joined = jnp.concatenate(spans, axis=-1)
-        return heads.apply(params, jnp.where((features_.length > 0)[..., None], joined, 0.0))
+        return heads.apply_head(params, jnp.where((features_.length > 0)[..., None], joined, 0.0))
 
     def _span(self, hidden: jax.Array, before: jax.Array, behind: jax.Array) -> jax.Array:
         """float32 [R, E, D] of the spans between markers at `before` and `behind`, int32[R, E] each."""
         if self.pool == "start":
-            return features.at_tokens(hidden, before).astype(jnp.float32)
+            return features.gather_tokens(hidden, before).astype(jnp.float32)
         at = jnp.arange(hidden.shape[1], dtype=jnp.int32)[None, None, :]
         inside = ((at > before[..., None]) & (at < behind[..., None])).astype(jnp.float32)
         total = jnp.einsum("ret,rtd->red", inside, hidden.astype(jnp.float32), precision="highest")

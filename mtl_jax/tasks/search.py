@@ -18,10 +18,10 @@ import jax
 import jax.numpy as jnp
 
 Step = Callable[[Any, jax.Array, jax.Array], tuple[jax.Array, Any]]
-NEVER = -1e30  # log p of what must not be; finite, so that differences of two are no NaN
+IMPOSSIBLE = -1e30  # log p of what must not be; finite, so that differences of two are no NaN
 
 
-class Found(NamedTuple):
+class SearchResult(NamedTuple):
     """tokens int32[N, B, L], the best hypothesis first, -1 behind its end, the end token left out;
     score float32[N, B], log p over the length penalty, NEVER where there is no such hypothesis.
     """
@@ -35,7 +35,7 @@ def length_penalty(length: jax.Array, alpha: float) -> jax.Array:
     return ((5.0 + length.astype(jnp.float32)) / 6.0) ** alpha
 
 
-def greedy(step: Step, cache: Any, active: jax.Array, *, begin: int, end: int, max_length: int) -> Found:
+def greedy_search(step: Step, cache: Any, active: jax.Array, *, begin: int, end: int, max_length: int) -> SearchResult:
     """The likeliest token each time, until `end` or `max_length` tokens (`end` counted). B = 1, score = log p.
 
     Args:
@@ -62,12 +62,12 @@ def greedy(step: Step, cache: Any, active: jax.Array, *, begin: int, end: int, m
     tokens = jnp.full((count, max_length), -1, jnp.int32)
     state = (jnp.int32(0), ~active, first, tokens, jnp.zeros((count,), jnp.float32), cache)
     _, _, _, tokens, score, _ = jax.lax.while_loop(more, write, state)
-    return Found(tokens[:, None], jnp.where(active, score, NEVER)[:, None])
+    return SearchResult(tokens[:, None], jnp.where(active, score, IMPOSSIBLE)[:, None])
 
 
 class _Beam(NamedTuple):
     """number  tokens written; done [N]; open hypotheses: last [N, B], tokens [N, B, L], log_p [N, B]; ended ones as
-    `Found`; cache.
+    `SearchResult`; cache.
     """
 
     number: jax.Array
@@ -75,13 +75,13 @@ class _Beam(NamedTuple):
     last: jax.Array
     tokens: jax.Array
     log_p: jax.Array
-    ended: Found
+    ended: SearchResult
     cache: Any
 
 
-def beam(
+def beam_search(
     step: Step, cache: Any, active: jax.Array, *, begin: int, end: int, max_length: int, width: int, alpha: float
-) -> Found:
+) -> SearchResult:
     """Beam search over B = `width` hypotheses.
 
     Of the continuations of all open hypotheses the best B non-ended ones stay open. One that ends counts where it is
@@ -89,7 +89,7 @@ def beam(
     search. What is still open after `max_length` tokens counts as it stands.
 
     Args:
-      step, cache, active, begin: as in `greedy`, for B = `width`.
+      step, cache, active, begin: as in `greedy_search`, for B = `width`.
       end: the token that ends a hypothesis.
       max_length: tokens at most, `end` counted.
       alpha: of the length penalty.
@@ -105,51 +105,51 @@ def beam(
         total = (state.log_p[:, :, None] + log_p).reshape(count, width * size)
         score, index = jax.lax.top_k(total, min(2 * width, width * size))
         parent, token = index // size, (index % size).astype(jnp.int32)
-        possible = score > NEVER / 2
+        possible = score > IMPOSSIBLE / 2
         ends = (token == end) & possible
         before = _take(state.tokens, parent)
         after = before.at[:, :, state.number].set(token)
 
         penalised = score / length_penalty(state.number + 1, alpha)
         counts = ends & (jnp.arange(score.shape[1]) < width)[None]
-        ended = _best(state.ended, Found(before, jnp.where(counts, penalised, NEVER)), width)
+        ended = _best(state.ended, SearchResult(before, jnp.where(counts, penalised, IMPOSSIBLE)), width)
         ended = jax.tree.map(lambda old, new: _where(state.done, old, new), state.ended, ended)
 
-        open_score, chosen = jax.lax.top_k(jnp.where(ends | ~possible, NEVER, score), min(width, score.shape[1]))
+        open_score, chosen = jax.lax.top_k(jnp.where(ends | ~possible, IMPOSSIBLE, score), min(width, score.shape[1]))
         chosen, open_score = _widen(chosen, open_score, width)
         whose = _take(parent, chosen)
-        done = state.done | (ended.score > NEVER / 2).all(axis=1) | (open_score <= NEVER / 2).all(axis=1)
+        done = state.done | (ended.score > IMPOSSIBLE / 2).all(axis=1) | (open_score <= IMPOSSIBLE / 2).all(axis=1)
         cache = jax.tree.map(lambda leaf: _take(leaf, whose), cache)
         return _Beam(state.number + 1, done, _take(token, chosen), _take(after, chosen), open_score, ended, cache)
 
     nothing = jnp.full((count, width, max_length), -1, jnp.int32)
-    only_first = jnp.where(jnp.arange(width) == 0, 0.0, NEVER)
+    only_first = jnp.where(jnp.arange(width) == 0, 0.0, IMPOSSIBLE)
     state = _Beam(
         jnp.int32(0),
         ~active,
         jnp.full((count, width), begin, jnp.int32),
         nothing,
         jnp.broadcast_to(only_first, (count, width)),
-        Found(nothing, jnp.full((count, width), NEVER)),
+        SearchResult(nothing, jnp.full((count, width), IMPOSSIBLE)),
         cache,
     )
     state = jax.lax.while_loop(more, write, state)
-    is_open = ~state.done[:, None] & (state.log_p > NEVER / 2)
-    rest = jnp.where(is_open, state.log_p / length_penalty(state.number, alpha), NEVER)
-    return _best(state.ended, Found(state.tokens, rest), width)
+    is_open = ~state.done[:, None] & (state.log_p > IMPOSSIBLE / 2)
+    rest = jnp.where(is_open, state.log_p / length_penalty(state.number, alpha), IMPOSSIBLE)
+    return _best(state.ended, SearchResult(state.tokens, rest), width)
 
 
-def _best(left: Found, right: Found, width: int) -> Found:
+def _best(left: SearchResult, right: SearchResult, width: int) -> SearchResult:
     """The best of both, [N, width]."""
     tokens, score = (jnp.concatenate(pair, axis=1) for pair in zip(left, right, strict=True))
     score, index = jax.lax.top_k(score, width)
-    return Found(jnp.where((score > NEVER / 2)[:, :, None], _take(tokens, index), -1), score)
+    return SearchResult(jnp.where((score > IMPOSSIBLE / 2)[:, :, None], _take(tokens, index), -1), score)
 
 
 def _widen(chosen: jax.Array, score: jax.Array, width: int) -> tuple[jax.Array, jax.Array]:
     """Places for `width` hypotheses where there are fewer continuations."""
     lacking = ((0, 0), (0, width - score.shape[1]))
-    return jnp.pad(chosen, lacking), jnp.pad(score, lacking, constant_values=NEVER)
+    return jnp.pad(chosen, lacking), jnp.pad(score, lacking, constant_values=IMPOSSIBLE)
 
 
 def _take(leaf: jax.Array, index: jax.Array) -> jax.Array:

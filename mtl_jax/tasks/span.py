@@ -44,29 +44,29 @@ class Span(Task):
 
     def __post_init__(self):
         if self.level != "span":
-            raise options.fail(self.name, "kind", f"needs answers, the labels here are of level {self.level!r}")
-        options.whole(self.name, "hidden", self.hidden)
-        options.whole(self.name, "max_span", self.max_span)
-        options.number(self.name, "none_threshold", self.none_threshold)
+            raise options.option_error(self.name, "kind", f"needs answers, the labels here are of level {self.level!r}")
+        options.require_integer(self.name, "hidden", self.hidden)
+        options.require_integer(self.name, "max_span", self.max_span)
+        options.require_number(self.name, "none_threshold", self.none_threshold)
 
     @property
-    def may_have_none(self) -> bool:
+    def may_lack_answer(self) -> bool:
         """Whether a question may have no answer."""
         return "no answer" in self.names
 
     @property
-    def has_none(self) -> bool:
+    def has_windows_without_answer(self) -> bool:
         """Whether a window may have no answer."""
         return len(self.names) > 1
 
     def init(self, key: jax.Array, width: int) -> Params:
         """Parameters of the head over features of width D = `width`, float32."""
-        return heads.init(key, width, 4 if self.has_none else 2, self.hidden)
+        return heads.init_head(key, width, 4 if self.has_windows_without_answer else 2, self.hidden)
 
     def logits(self, params: Params, features_: Features, labels: Labels) -> jax.Array:
         """Scores of (first, last) at each position, float32 [R, Q, 2]. Of `labels` token and word are read."""
-        scores = heads.apply(params, features.at_tokens(features_.hidden, labels["token"]))
-        if not self.has_none:
+        scores = heads.apply_head(params, features.gather_tokens(features_.hidden, labels["token"]))
+        if not self.has_windows_without_answer:
             return scores
         return jnp.where((labels["word"] < 0)[..., None], scores[..., 2:], scores[..., :2])
 
@@ -76,12 +76,12 @@ class Span(Task):
         """
         log_p = self._log_probabilities(logits, labels)
         values = -0.5 * jnp.where(self._targets(labels), log_p, 0.0).sum(-1)
-        return features.to_examples(values, labels["slot"], slots)
+        return features.sum_by_example(values, labels["slot"], slots)
 
     def weight(self, labels: Labels, slots: int | None = None) -> jax.Array:
         """1 for each example with a known answer, [R, E], or a half at both ends of the answer, [R, Q]."""
         values = 0.5 * self._targets(labels).astype(jnp.float32).sum(-1)
-        return features.to_examples(values, labels["slot"], slots)
+        return features.sum_by_example(values, labels["slot"], slots)
 
     def predict(self, params: Params, logits: jax.Array, labels: Labels) -> dict[str, jax.Array]:
         """The best legal span of each window, at all of its positions.
@@ -91,22 +91,22 @@ class Span(Task):
         """
         word, segment = labels["word"], labels["segment"]
         token = (segment > 0) & (word >= 0)
-        score, length = self._best_from(logits, segment, token)
-        first = segment_softmax.first_best(score, segment, token)
+        score, length = self._best_spans(logits, segment, token)
+        first = segment_softmax.first_argmax(score, segment, token)
         log_p = self._log_probabilities(logits, labels)
         last_log_p = jnp.take_along_axis(log_p[..., 1], jnp.arange(word.shape[1], dtype=jnp.int32)[None] + length, 1)
 
         def everywhere(values, where):
-            return segment_softmax.spread(values, segment, where)
+            return segment_softmax.segment_max(values, segment, where)
 
         none = jnp.full(segment.shape, -jnp.inf)
-        if self.has_none:
+        if self.has_windows_without_answer:
             none = everywhere(log_p.sum(-1), (segment > 0) & (word < 0))
         ends = [jnp.maximum(everywhere(w, first), -1).astype(jnp.float32) for w in (word, word + length)]
         value = jnp.stack([*ends, everywhere(log_p[..., 0] + last_log_p, first), none], -1)
         return {"value": jnp.where((segment == 0)[..., None], -1.0, value)}
 
-    def best(self, record: Any, value: Any, count: int) -> dict[str, np.ndarray]:
+    def best_answers(self, record: Any, value: Any, count: int) -> dict[str, np.ndarray]:
         """Answers of `count` records from those in their windows. NumPy.
 
         Args:
@@ -125,7 +125,7 @@ class Span(Task):
         log_none = np.full(count, np.inf, np.float32)
         np.fmin.at(log_none, record, value[:, 3])
         none = np.isneginf(chosen[:, 2])
-        if self.may_have_none:
+        if self.may_lack_answer:
             none |= log_none > chosen[:, 2] + self.none_threshold
         return {
             "value": np.where(none[:, None], -1, chosen[:, :2]).astype(np.int64),
@@ -141,7 +141,7 @@ class Span(Task):
         start, end = (None, None) if place is None else (int(p) for p in place)
         return {"answer": text, "start": start, "end": end, "probability": float(probability)}
 
-    def _best_from(self, logits: jax.Array, segment: jax.Array, token: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def _best_spans(self, logits: jax.Array, segment: jax.Array, token: jax.Array) -> tuple[jax.Array, jax.Array]:
         """For spans that begin at each position: the highest score, and how far the last token is, [R, Q] each."""
         size = segment.shape[1]
         at = jnp.arange(size, dtype=jnp.int32)
@@ -160,7 +160,7 @@ class Span(Task):
 
     def _usable(self, labels: Labels) -> jax.Array:
         usable = labels["segment"] > 0
-        return usable if self.has_none else usable & (labels["word"] >= 0)
+        return usable if self.has_windows_without_answer else usable & (labels["word"] >= 0)
 
     def _targets(self, labels: Labels) -> jax.Array:
         """bool[R, Q, 2], whether the answer begins, and ends, at each position."""

@@ -74,14 +74,14 @@ class Tagging(Task):
         if self.level == "predicate":
             params = heads.predicate_init(key, width, len(self.names), self.hidden, self.distance)
         else:
-            params = heads.init(key, width, len(self.names), self.hidden)
-        return {**params, "crf": crf.init(len(self.names))} if self.crf else params
+            params = heads.init_head(key, width, len(self.names), self.hidden)
+        return {**params, "crf": crf.init_params(len(self.names))} if self.crf else params
 
     def logits(self, params: Params, features_: Features, labels: Labels) -> jax.Array:
         """float32 [R, Q, C]. Of `labels` only token and predicate are read."""
         if self.level == "predicate":
             return heads.predicate_apply(params, features_.hidden, labels["token"], labels["predicate"])
-        return heads.apply(params, features.at_tokens(features_.hidden, labels["token"]))
+        return heads.apply_head(params, features.gather_tokens(features_.hidden, labels["token"]))
 
     def loss(self, params: Params, logits: jax.Array, labels: Labels, slots: int | None = None) -> jax.Array:
         """Summed loss of each example's words, float32 [R, E] with E = `slots`.
@@ -89,35 +89,35 @@ class Tagging(Task):
         With slots=None, [R, Q]: each word's loss (or with a CRF each sequence's, at its last word) at its own place.
         """
         if not self.crf:
-            values = losses.cross_entropy(logits, losses.targets(labels, len(self.names)), *loss_options(self))
-        elif self._soft(labels):
-            target = losses.targets(labels, len(self.names))
+            values = losses.cross_entropy(logits, losses.soft_targets(labels, len(self.names)), *loss_options(self))
+        elif self._has_soft_labels(labels):
+            target = losses.soft_targets(labels, len(self.names))
             values = crf.marginal_cross_entropy(logits, labels["segment"], target, params["crf"], self._moves)
         else:
             values = crf.negative_log_likelihood(
                 logits, labels["segment"], labels["value"], self._usable(labels), params["crf"], self._moves
             )
-        return features.to_examples(values, labels["slot"], slots)
+        return features.sum_by_example(values, labels["slot"], slots)
 
     def weight(self, labels: Labels, slots: int | None = None) -> jax.Array:
         """Number of each example's labelled words, or their class weights, float32 [R, E], or [R, Q] as in `loss`."""
-        if self.crf and not self._soft(labels):
+        if self.crf and not self._has_soft_labels(labels):
             values = self._usable(labels).astype(jnp.float32)
         else:
-            values = losses.item_weight(losses.targets(labels, len(self.names)), self.class_weights or None)
-        return features.to_examples(values, labels["slot"], slots)
+            values = losses.item_weight(losses.soft_targets(labels, len(self.names)), self.class_weights or None)
+        return features.sum_by_example(values, labels["slot"], slots)
 
     def class_sums(self, logits: jax.Array, labels: Labels) -> tuple[jax.Array, jax.Array]:
         """How often each tag is the label and is predicted, float32 [C] each; of a CRF by the words' scores alone."""
-        return losses.class_sums(logits, losses.targets(labels, len(self.names)))
+        return losses.class_sums(logits, losses.soft_targets(labels, len(self.names)))
 
     def predict(self, params: Params, logits: jax.Array, labels: Labels) -> dict[str, jax.Array]:
         """value int32[R, Q], -1 in the padding, and probability float32[R, Q] of that tag (CRF: its marginal)."""
-        segment, probability = labels["segment"], self.soft(params, logits, labels)
+        segment, probability = labels["segment"], self.soft_labels(params, logits, labels)
         if self.crf:
             value = crf.viterbi(logits, segment, params["crf"], self._moves)
         elif self.scheme:
-            value = crf.viterbi(jax.nn.log_softmax(logits), segment, crf.init(len(self.names)), self._moves)
+            value = crf.viterbi(jax.nn.log_softmax(logits), segment, crf.init_params(len(self.names)), self._moves)
         else:
             value = jnp.where(segment > 0, jnp.argmax(logits, -1).astype(jnp.int32), -1)
         chosen = jnp.take_along_axis(probability, jnp.maximum(value, 0)[..., None], axis=-1)[..., 0]
@@ -131,11 +131,13 @@ class Tagging(Task):
           UserError: level "predicate", which has several tags a word.
         """
         if self.level == "predicate":
-            raise options.fail(self.name, "level", "'predicate' has several tags a word, which cannot be fed upwards")
-        probability = jax.nn.softmax(heads.apply(params, features_.hidden))
+            raise options.option_error(
+                self.name, "level", "'predicate' has several tags a word, which cannot be fed upwards"
+            )
+        probability = jax.nn.softmax(heads.apply_head(params, features_.hidden))
         return jnp.where((features_.segment > 0)[..., None], probability, 0.0)
 
-    def soft(self, params: Params, logits: jax.Array, labels: Labels) -> jax.Array:
+    def soft_labels(self, params: Params, logits: jax.Array, labels: Labels) -> jax.Array:
         """Probabilities of each word's tags (CRF: its marginals), float32 [R, Q, C]."""
         if self.crf:
             return crf.marginals(logits, labels["segment"], params["crf"], self._moves)
@@ -157,10 +159,10 @@ class Tagging(Task):
         return out
 
     @property
-    def _moves(self) -> tags.Moves:
-        return tags.legal_moves(self.names, self.scheme)
+    def _moves(self) -> tags.TransitionMask:
+        return tags.legal_transitions(self.names, self.scheme)
 
-    def _soft(self, labels: Labels) -> bool:
+    def _has_soft_labels(self, labels: Labels) -> bool:
         return jnp.issubdtype(labels["value"].dtype, jnp.floating)
 
     def _usable(self, labels: Labels) -> jax.Array:
@@ -170,28 +172,34 @@ class Tagging(Task):
 
     def _check(self) -> None:
         if len(self.names) < 2:
-            raise options.fail(self.name, "label", f"train has fewer than two tags: {', '.join(self.names)}")
+            raise options.option_error(self.name, "label", f"train has fewer than two tags: {', '.join(self.names)}")
         if self.level not in ("word", "predicate"):
-            raise options.fail(self.name, "kind", f"needs a label for each word, these are of level {self.level!r}")
-        options.flag(self.name, "crf", self.crf)
-        options.choice(self.name, "scheme", self.scheme, tags.SCHEMES)
+            raise options.option_error(
+                self.name, "kind", f"needs a label for each word, these are of level {self.level!r}"
+            )
+        options.require_flag(self.name, "crf", self.crf)
+        options.require_choice(self.name, "scheme", self.scheme, tags.SCHEMES)
         for field in ("hidden", "distance"):
             if getattr(self, field) is not None:
-                options.whole(self.name, field, getattr(self, field))
+                options.require_integer(self.name, field, getattr(self, field))
         if self.distance and self.level == "word":
-            raise options.fail(self.name, "distance", "is for labels of level 'predicate', these are of level 'word'")
+            raise options.option_error(
+                self.name, "distance", "is for labels of level 'predicate', these are of level 'word'"
+            )
         check_loss(self)
         for field in ("class_weights", "label_smoothing", "focal_gamma"):
             if self.crf and getattr(self, field):
                 problem = "weighs single words, a CRF's loss is that of whole sequences; set it with crf=False"
-                raise options.fail(self.name, field, problem)
+                raise options.option_error(self.name, field, problem)
         if self.scheme and not tags.marks_spans(self.names, self.spans):
-            raise options.fail(self.name, "scheme", f"{self.scheme!r} is one of spans, but {tags.no_spans(self.names)}")
-        wrong = tags.misfits(self.names, self.scheme)
+            raise options.option_error(
+                self.name, "scheme", f"{self.scheme!r} is one of spans, but {tags.no_spans_reason(self.names)}"
+            )
+        wrong = tags.tags_outside_scheme(self.names, self.scheme)
         if wrong:
             problem = f"{self.scheme!r} does not fit the tags {', '.join(map(repr, wrong[:5]))} of train"
-            raise options.fail(self.name, "scheme", problem)
+            raise options.option_error(self.name, "scheme", problem)
         moves = self._moves
         if not (moves.move.diagonal() & moves.start & moves.end).any():
             problem = f"{self.scheme!r} leaves no tag that may stand anywhere: train lacks O"
-            raise options.fail(self.name, "scheme", problem)
+            raise options.option_error(self.name, "scheme", problem)

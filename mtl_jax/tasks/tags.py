@@ -14,7 +14,7 @@ SCHEMES = {"": "", "iob2": "BI", "bioes": "BIES"}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Moves:
+class TransitionMask:
     """Which tags may follow which. numpy bool: move [C, C] (from, to), start [C], end [C].
 
     Static under `jit`: close over it, or name it in `static_argnums`.
@@ -25,7 +25,7 @@ class Moves:
     end: np.ndarray
 
 
-def split(name: str) -> tuple[str, str]:
+def split_tag(name: str) -> tuple[str, str]:
     """("B", "PER") for "B-PER"; ("B", "_") for "B", as in seqeval; ("O", "_") for O and what is no tag of a span.
 
     The letters of other schemes count as those of BIOES with their meaning: M as I, L as E, U as S.
@@ -35,7 +35,7 @@ def split(name: str) -> tuple[str, str]:
     return place, "_" if place == "O" else kind or "_"
 
 
-def misfits(names: Sequence[str], scheme: str) -> list[str]:
+def tags_outside_scheme(names: Sequence[str], scheme: str) -> list[str]:
     """The names that are neither O nor a letter of the scheme, alone or with a type, as B-PER."""
     return [n for n in names if scheme and n != "O" and tag_schemes.split_tag(n)[0] not in (*SCHEMES[scheme],)]
 
@@ -45,7 +45,7 @@ def marks_spans(names: Sequence[str], known: bool | None = None) -> bool:
     return tag_schemes.are_span_tags(names) if known is None else known
 
 
-def no_spans(names: Sequence[str]) -> str:
+def no_spans_reason(names: Sequence[str]) -> str:
     """The end of a message: that tags do not mark spans."""
     listed = ", ".join(map(repr, names[:5])) + (", ..." if len(names) > 5 else "")
     if tag_schemes.are_span_tags(names):
@@ -54,12 +54,12 @@ def no_spans(names: Sequence[str]) -> str:
 
 
 @functools.lru_cache(maxsize=64)
-def legal_moves(names: tuple[str, ...], scheme: str) -> Moves:
+def legal_transitions(names: tuple[str, ...], scheme: str) -> TransitionMask:
     """The moves that the scheme allows: "" all, "iob2" (Ratnaparkhi 1998), "bioes" (also written IOBES).
 
     IOB2: I-X only after B-X or I-X. BIOES: B-X and I-X only before I-X or E-X, and I-X and E-X only after them.
     """
-    parts = [split(n) for n in names]
+    parts = [split_tag(n) for n in names]
 
     def may_follow(left: tuple[str, str], right: tuple[str, str]) -> bool:
         inside = right[0] in "IE"
@@ -69,9 +69,9 @@ def legal_moves(names: tuple[str, ...], scheme: str) -> Moves:
         return opened == inside and (not inside or left[1] == right[1])
 
     if not scheme:
-        return Moves(*(np.ones(shape, bool) for shape in ((len(names),) * 2, len(names), len(names))))
+        return TransitionMask(*(np.ones(shape, bool) for shape in ((len(names),) * 2, len(names), len(names))))
     outside = ("O", "_")
-    return Moves(
+    return TransitionMask(
         np.array([[may_follow(left, right) for right in parts] for left in parts]),
         np.array([may_follow(outside, right) for right in parts]),
         np.array([may_follow(left, outside) for left in parts]),
@@ -85,7 +85,7 @@ def spans(sequences: Sequence[Sequence[int]], names: Sequence[str]) -> list[tupl
     2002) and seqeval's default mode read them: I-X or E-X with nothing open, or with another type open, begins a span
     of its own.
     """
-    parts = [("O", "_"), *(split(n) for n in names)]
+    parts = [("O", "_"), *(split_tag(n) for n in names)]
     types = sorted({t for _, t in parts})
     prefix = np.array([p for p, _ in parts])
     kind = np.array([types.index(t) for _, t in parts])

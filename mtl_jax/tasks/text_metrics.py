@@ -1,6 +1,6 @@
 """Metrics of written texts: BLEU and ROUGE by the packages that papers use, and what teacher forcing tells.
 
-Gold are N texts. A prediction is `Written`, or a list of N texts. Two spellings of a character are one (NFC).
+Gold are N texts. A prediction is `GeneratedTexts`, or a list of N texts. Two spellings of a character are one (NFC).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from mtl_jax import unicode
 _ORDER = 4  # of the longest n-grams of BLEU
 
 
-class Written(NamedTuple):
+class GeneratedTexts(NamedTuple):
     """texts   N texts
     sums    float64 [3] over all targets, given the tokens before: likeliest tokens, Σ -log p, tokens; None where
             they are not known
@@ -28,7 +28,7 @@ class Written(NamedTuple):
 
 
 def bleu_statistics(
-    gold: Any, written: Written | Sequence[str], names: Sequence[str], lower: bool = False, tokenize: str = "13a"
+    gold: Any, written: GeneratedTexts | Sequence[str], names: Sequence[str], lower: bool = False, tokenize: str = "13a"
 ) -> dict[str, np.ndarray]:
     """n-gram counts [4] that are right, in all, and in the gold texts; lengths. By sacrebleu (Post 2018).
 
@@ -69,7 +69,9 @@ def bleu(s: Any) -> float:
     return float(min(found.score / 100.0, 1.0))  # the mean of logarithms is rounded
 
 
-def rouge(gold: Any, written: Written | Sequence[str], names: Sequence[str], which: str) -> dict[str, np.ndarray]:
+def rouge(
+    gold: Any, written: GeneratedTexts | Sequence[str], names: Sequence[str], which: str
+) -> dict[str, np.ndarray]:
     """Summed F of ROUGE (Lin 2004; the package rouge-score, with stemming), and the number of texts.
 
     Words of other letters than a to z, which the package drops, are read as `mtl_jax.unicode` finds them.
@@ -79,15 +81,15 @@ def rouge(gold: Any, written: Written | Sequence[str], names: Sequence[str], whi
     return {"right": np.float64(total), "total": np.int64(len(gold))}
 
 
-def exact(gold: Any, written: Written | Sequence[str], names: Sequence[str]) -> dict[str, np.ndarray]:
+def exact_matches(gold: Any, written: GeneratedTexts | Sequence[str], names: Sequence[str]) -> dict[str, np.ndarray]:
     """Texts that are the gold text, blanks aside, and the number of texts."""
     pairs = zip(_composed(gold), _composed(_texts(written)), strict=True)
     return {"right": np.int64(sum(g.split() == w.split() for g, w in pairs)), "total": np.int64(len(gold))}
 
 
-def tokens(gold: Any, written: Written | Sequence[str], names: Sequence[str]) -> dict[str, np.ndarray]:
+def token_sums(gold: Any, written: GeneratedTexts | Sequence[str], names: Sequence[str]) -> dict[str, np.ndarray]:
     """Likeliest tokens, Σ -log p, tokens."""
-    sums = written.sums if isinstance(written, Written) else None
+    sums = written.sums if isinstance(written, GeneratedTexts) else None
     right, nll, total = np.zeros(3) if sums is None else sums
     return {"right": np.float64(right), "nll": np.float64(nll), "total": np.float64(total)}
 
@@ -97,8 +99,8 @@ def perplexity(s: Any) -> float:
     return float(np.exp(min(s["nll"] / s["total"], 700.0))) if s["total"] > 0 else 0.0
 
 
-def _texts(written: Written | Sequence[str]) -> Sequence[str]:
-    return written.texts if isinstance(written, Written) else written
+def _texts(written: GeneratedTexts | Sequence[str]) -> Sequence[str]:
+    return written.texts if isinstance(written, GeneratedTexts) else written
 
 
 def _composed(texts: Sequence[str]) -> list[str]:

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from mtl_jax.tasks import decoder
 from mtl_jax.tasks.base import Noise, Params
-from mtl_jax.tasks.decoder import INNER, LOWEST, Scores, dropped
+from mtl_jax.tasks.decoder import INNER_INIT, MASKED_SCORE, TokenScores, drop_features
 from mtl_jax.tasks.heads import dense, dense_init
 
 Array = jax.Array
@@ -46,14 +46,14 @@ def init(key: Array, classes: int, memory_width: int, width: int, layers: int, i
     return params
 
 
-def read(params: Params, hidden: Array, heads: int) -> Memory:
+def encode_memory(params: Params, hidden: Array, heads: int) -> Memory:
     """What all steps read of the features `hidden` [R, T, D]."""
-    own = decoder.layers(params)
+    own = decoder.layer_params(params)
     keys, values = (tuple(_split(dense(p["cross"][name], hidden), heads) for p in own) for name in ("key", "value"))
     return Memory(keys, values, decoder.pointer_keys(params, hidden))
 
 
-def whole(
+def score_targets(
     params: Params,
     memory: Memory,
     tokens: Array,
@@ -62,13 +62,13 @@ def whole(
     member: Array,
     copied: Array | None,
     noise: Noise | None = None,
-) -> Scores:
+) -> TokenScores:
     """See `decoder.Decoder`: a token attends to the earlier ones of its own segment."""
     heads = memory.keys[0].shape[2]
     places = jnp.arange(tokens.shape[1])
     causal = (segment[:, :, None] == segment[:, None, :]) & (places[:, None] >= places[None, :])[None]
-    x = dropped(noise, 0, _embed(params, tokens, position))
-    own = zip(decoder.layers(params), memory.keys, memory.values, strict=True)
+    x = drop_features(noise, 0, _embed(params, tokens, position))
+    own = zip(decoder.layer_params(params), memory.keys, memory.values, strict=True)
     for layer, (p, keys, values) in enumerate(own):
         salt = 1 + _SALTS * layer
 
@@ -87,7 +87,7 @@ class Cache(NamedTuple):
     values: tuple[Array, ...]
 
 
-def begin(params: Params, memory: Memory, member: Array, length: int) -> Cache:
+def initial_cache(params: Params, memory: Memory, member: Array, length: int) -> Cache:
     """The cache before the first token of S sequences a row, see `decoder.Decoder`."""
     del params
     rows, _, heads, size = memory.keys[0].shape
@@ -97,19 +97,21 @@ def begin(params: Params, memory: Memory, member: Array, length: int) -> Cache:
 
 def step(
     params: Params, memory: Memory, cache: Cache, tokens: Array, number: Array, member: Array, copied: Array | None
-) -> tuple[Scores, Cache]:
+) -> tuple[TokenScores, Cache]:
     """Scores of the next token of S sequences a row, see `decoder.Decoder`."""
     heads, length = memory.keys[0].shape[2], cache.keys[0].shape[2]
     until = jnp.broadcast_to(jnp.arange(length) <= number, (*tokens.shape, length))
     x = _embed(params, tokens, jnp.broadcast_to(number, tokens.shape))
     kept = []
-    for layer, (p, keys, values) in enumerate(zip(decoder.layers(params), memory.keys, memory.values, strict=True)):
+    for layer, (p, keys, values) in enumerate(
+        zip(decoder.layer_params(params), memory.keys, memory.values, strict=True)
+    ):
 
         def attend_self(h, p=p, layer=layer):
             query, key, value = (_split(dense(p["self"][n], h), heads) for n in ("query", "key", "value"))
             own = cache.keys[layer].at[:, :, number].set(key), cache.values[layer].at[:, :, number].set(value)
             kept.append(own)
-            return _attend_own(query, *own, until)
+            return _attend_to_cache(query, *own, until)
 
         x = _layer(p, x, attend_self, keys, values, member)
     return decoder.scores(params, memory.pointer, _norm(params["norm"], x), copied), Cache(*zip(*kept, strict=True))
@@ -121,7 +123,7 @@ def _layer_init(key: Array, memory_width: int, width: int, intermediate: int) ->
     def attention(of: int) -> Params:
         inputs = {"query": width, "key": of, "value": of, "output": width}
         return {"norm": _norm_init(width)} | {
-            name: dense_init(next(keys), size, width, INNER) for name, size in inputs.items()
+            name: dense_init(next(keys), size, width, INNER_INIT) for name, size in inputs.items()
         }
 
     return {
@@ -129,8 +131,8 @@ def _layer_init(key: Array, memory_width: int, width: int, intermediate: int) ->
         "cross": attention(memory_width),
         "feed": {
             "norm": _norm_init(width),
-            "inner": dense_init(next(keys), width, intermediate, INNER),
-            "outer": dense_init(next(keys), intermediate, width, INNER),
+            "inner": dense_init(next(keys), width, intermediate, INNER_INIT),
+            "outer": dense_init(next(keys), intermediate, width, INNER_INIT),
         },
     }
 
@@ -147,17 +149,17 @@ def _layer(
 ) -> Array:
     """One layer on x [R, Q, W]; `attend_self` takes the normalised x to [R, Q, H, d]."""
     said = dense(p["self"]["output"], _join(attend_self(_norm(p["self"]["norm"], x))))
-    x = x + dropped(noise, salt, said)
+    x = x + drop_features(noise, salt, said)
     query = _split(dense(p["cross"]["query"], _norm(p["cross"]["norm"], x)), keys.shape[2])
     read = _attend(query, keys, values, member, noise, salt + 1)
-    x = x + dropped(noise, salt + 2, dense(p["cross"]["output"], _join(read)))
+    x = x + drop_features(noise, salt + 2, dense(p["cross"]["output"], _join(read)))
     inner = jax.nn.gelu(dense(p["feed"]["inner"], _norm(p["feed"]["norm"], x)))
-    return x + dropped(noise, salt + 3, dense(p["feed"]["outer"], inner))
+    return x + drop_features(noise, salt + 3, dense(p["feed"]["outer"], inner))
 
 
 def _embed(params: Params, tokens: Array, position: Array) -> Array:
     """[R, Q, W]: the token's vector plus its position (Vaswani et al. 2017, section 3.5)."""
-    vectors = decoder.vectors(params, tokens)
+    vectors = decoder.embed_tokens(params, tokens)
     half = vectors.shape[-1] // 2
     rate = jnp.exp(-jnp.log(10000.0) / half * jnp.arange(half, dtype=jnp.float32))
     angle = position[..., None].astype(jnp.float32) * jnp.broadcast_to(rate, (*position.shape, half))
@@ -167,16 +169,16 @@ def _embed(params: Params, tokens: Array, position: Array) -> Array:
 def _attend(query: Array, key: Array, value: Array, mask: Array, noise: Noise | None = None, salt: int = 0) -> Array:
     """query [R, Q, H, d] over key and value [R, K, H, d] where mask bool[R, Q, K]: [R, Q, H, d]."""
     scores = jnp.einsum("rqhd,rkhd->rhqk", query, key) * query.shape[-1] ** -0.5
-    weights = jax.nn.softmax(jnp.where(mask[:, None], scores, LOWEST))
+    weights = jax.nn.softmax(jnp.where(mask[:, None], scores, MASKED_SCORE))
     if noise is not None:
         weights = noise.drop_attention(salt, weights)
     return jnp.einsum("rhqk,rkhd->rqhd", weights, value)
 
 
-def _attend_own(query: Array, key: Array, value: Array, mask: Array) -> Array:
+def _attend_to_cache(query: Array, key: Array, value: Array, mask: Array) -> Array:
     """query [R, S, H, d], each over its own key and value [R, S, L, H, d] where mask bool[R, S, L]: [R, S, H, d]."""
     scores = jnp.einsum("rshd,rslhd->rshl", query, key) * query.shape[-1] ** -0.5
-    weights = jax.nn.softmax(jnp.where(mask[:, :, None], scores, LOWEST))
+    weights = jax.nn.softmax(jnp.where(mask[:, :, None], scores, MASKED_SCORE))
     return jnp.einsum("rshl,rslhd->rshd", weights, value)
 
 
@@ -199,4 +201,4 @@ def _norm(params: dict[str, Any], x: Array) -> Array:
     return x * jnp.broadcast_to(params["scale"], x.shape) + jnp.broadcast_to(params["bias"], x.shape)
 
 
-TRANSFORMER = decoder.Decoder(init, read, whole, begin, step)
+TRANSFORMER = decoder.Decoder(init, encode_memory, score_targets, initial_cache, step)

@@ -68,7 +68,7 @@ def _divergences(inputs: StepInputs) -> jax.Array:
         return {
             name: task.class_sums(scores[name], terms.join_blocks(micro.labels[name]))
             for name, task in objective.tasks.items()
-            if task.has("class_sums")
+            if task.defines("class_sums")
         }
 
     by_task = psum(jax.tree.map(lambda leaf: leaf.sum(axis=0), jax.lax.map(sums, inputs.batch)), inputs.axis)

@@ -188,7 +188,7 @@ def contributions(
         if task.auxiliary:
             own = features(batch, objective.layout, name, found.hidden[name])
             own = own._replace(length=_lengths(objective, batch, name))
-            sums = task.added(params["heads"][name], own, row_keys(key, name, batch, objective.layout))
+            sums = task.auxiliary_losses(params["heads"][name], own, row_keys(key, name, batch, objective.layout))
             added |= {auxiliary_name(name, loss): value for loss, value in sums.items()}
     auxiliary = jnp.stack([added[name] for name in objective.auxiliary]) if objective.auxiliary else jnp.zeros((0,))
     return _divided(losses, totals.losses), _divided(auxiliary, totals.auxiliary)
@@ -244,7 +244,9 @@ def penalty_strengths(objective: Objective, hyper: Hyperparameters, progress: ja
 
 def hyper_at_progress(objective: Objective, hyper: Hyperparameters, progress: jax.Array) -> Hyperparameters:
     """The hyperparameters with the teachers' share at `progress` = step / steps in the place of their weight."""
-    shares = {name: distillation.share(of, hyper.teaching[name], progress) for name, of in objective.teaching.items()}
+    shares = {
+        name: distillation.teacher_share(of, hyper.teaching[name], progress) for name, of in objective.teaching.items()
+    }
     return hyper._replace(teaching=shares)
 
 

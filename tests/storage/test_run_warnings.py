@@ -22,7 +22,7 @@ from mtl_jax.runs.evaluate import evaluate
 from mtl_jax.storage import run_warnings
 from mtl_jax.storage import workdir as folders
 from mtl_jax.storage.metrics_log import read_metrics
-from mtl_jax.tasks.text_metrics import Written
+from mtl_jax.tasks.text_metrics import GeneratedTexts
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
@@ -143,8 +143,8 @@ def test_the_order_of_warnings_and_how_they_are_folded():
         ([np.array([0, 1]), np.array([0])], [np.array([0, 0]), np.array([0])], "only 'a' was predicted, 3 times"),
         (np.array([0.5, 1.0]), np.array([0.7, 0.7]), "the same number was predicted for all 2 records"),
         (np.array([0.5, 1.0]), np.array([0.7, np.nan]), "1 of 2 predicted numbers are not finite"),
-        (["x", "y"], Written(["", ""]), "an empty answer was predicted for all 2 records"),
-        (["x", "y"], Written(["u", "u"]), "the same text was predicted for all 2 records"),
+        (["x", "y"], GeneratedTexts(["", ""]), "an empty answer was predicted for all 2 records"),
+        (["x", "y"], GeneratedTexts(["u", "u"]), "the same text was predicted for all 2 records"),
         ([["x"], ["y"]], ["", ""], "an empty answer was predicted for all 2 records"),
         ([[(0, 1)], [(2,)]], [(), ()], "an empty answer was predicted for all 2 records"),
         (np.array([3, 4]), np.array([[1.0, -0.5], [1.0, -0.7]]), "only 'b' was predicted, 2 times"),

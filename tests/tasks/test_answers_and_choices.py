@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from mtl_jax.errors import UserError
-from mtl_jax.tasks import make, segment_softmax
+from mtl_jax.tasks import make_task, segment_softmax
 from mtl_jax.tasks.base import Features
 from mtl_jax.tasks.metrics import METRICS, evaluate
 
@@ -54,7 +54,7 @@ def span_labels(lengths, gold, mask=None):
 @pytest.mark.parametrize("max_span", [0, 1, 3])
 @pytest.mark.parametrize("names", [BOTH, BOTH[:1]])
 def test_the_best_span_is_that_of_all_legal_ones(names, max_span):
-    task = make("t", {"kind": "span", "max_span": max_span, "none_threshold": 0.5}, "span", names)
+    task = make_task("t", {"kind": "span", "max_span": max_span, "none_threshold": 0.5}, "span", names)
     rng = np.random.default_rng(0)
     predict = jax.jit(lambda logits, labels: task.predict({}, logits, labels))
     nones = 0
@@ -65,7 +65,7 @@ def test_the_best_span_is_that_of_all_legal_ones(names, max_span):
         value = jax.device_get(predict(logits, labels)["value"])
         segment, word = np.asarray(labels["segment"][0]), np.asarray(labels["word"][0])
         assert (value[0, segment == 0] == -1).all()
-        found = task.best(np.arange(4), value[0, [np.flatnonzero(segment == e + 1)[0] for e in range(4)]], 4)
+        found = task.best_answers(np.arange(4), value[0, [np.flatnonzero(segment == e + 1)[0] for e in range(4)]], 4)
         for e, n in enumerate(lengths):
             at = np.flatnonzero(segment == e + 1)
             s, t = logits[0, at, 0].astype(float), logits[0, at, 1].astype(float)
@@ -91,7 +91,7 @@ def test_the_best_span_is_that_of_all_legal_ones(names, max_span):
 @pytest.mark.parametrize("names", [BOTH, ("answer", "elsewhere")])
 def test_the_answer_is_the_best_of_all_windows(names):
     """Windows of a record in any order and any rows, against all spans of all of them in float64."""
-    task = make("t", {"kind": "span", "max_span": 3, "none_threshold": -0.3}, "span", names)
+    task = make_task("t", {"kind": "span", "max_span": 3, "none_threshold": -0.3}, "span", names)
     rng = np.random.default_rng(0)
     lengths, record, begins = (5, 4, 0, 6, 3, 5), np.asarray([1, 0, 3, 1, 2, 1]), (4, 0, 0, 0, 0, 9)
     windows = len(lengths)
@@ -104,7 +104,7 @@ def test_the_answer_is_the_best_of_all_windows(names):
             word[0, (segment == w + 1) & (word[0] >= 0)] += begin
         logits = rng.normal(size=(*word.shape, 2)).astype(np.float32) * (1 + seed % 3)
         value = np.asarray(predict(logits, labels | {"word": jnp.asarray(word)}))[0]
-        found = task.best(record, value[[np.flatnonzero(segment == w + 1)[0] for w in range(windows)]], 4)
+        found = task.best_answers(record, value[[np.flatnonzero(segment == w + 1)[0] for w in range(windows)]], 4)
         for m in range(4):
             spans, none = [], []
             for w in np.flatnonzero(record == m):
@@ -121,13 +121,15 @@ def test_the_answer_is_the_best_of_all_windows(names):
             assert tuple(found["value"][m].tolist()) == wanted
             assert found["probability"][m] == pytest.approx(chance, rel=1e-4)
     assert (nones > 0) == (names == BOTH)
-    lost = task.best(record, np.asarray([[0, 1, np.nan, np.nan]] * windows, np.float32), 4)  # a lane that went astray
+    lost = task.best_answers(
+        record, np.asarray([[0, 1, np.nan, np.nan]] * windows, np.float32), 4
+    )  # a lane that went astray
     assert lost["value"].shape == (4, 2)
 
 
 @pytest.mark.parametrize("names", [BOTH, BOTH[:1]])
 def test_the_loss_of_spans_is_the_mean_cross_entropy_of_both_ends(names, differs):
-    task = make("t", {"kind": "span", "hidden": 4}, "span", names)
+    task = make_task("t", {"kind": "span", "hidden": 4}, "span", names)
     lengths, gold = (4, 3, 6, 2), ((1, 2), (-1, -1), (0, 5), (1, 1))
     labels = span_labels(lengths, gold, (True, True, True, False))
     params = noisy(task)
@@ -174,7 +176,7 @@ def test_softmax_in_groups_does_not_see_what_is_not_usable():
     )
     slope = jax.jit(jax.grad(lambda x: segment_softmax.log_softmax(x, group, usable).sum()))(scores)
     assert np.isfinite(slope).all() and not np.asarray(slope)[0, [3, 5, 6]].any()
-    assert segment_softmax.first_best(jnp.ones((1, 7)), group, group > 0)[0].tolist() == [
+    assert segment_softmax.first_argmax(jnp.ones((1, 7)), group, group > 0)[0].tolist() == [
         True,
         False,
         True,
@@ -245,7 +247,7 @@ def test_metrics_of_answers_beyond_english():
 
 
 def test_choices_compete_within_their_record_alone(differs):
-    task = make("t", {"kind": "multiple_choice"}, "choice")
+    task = make_task("t", {"kind": "multiple_choice"}, "choice")
     labels = jax.tree.map(jnp.asarray, choice_rows())
     logits = np.random.default_rng(0).normal(size=(2, 6)).astype(np.float32) * 3
     loss, weight = task.loss({}, jnp.asarray(logits), labels), task.weight(labels)
@@ -265,7 +267,7 @@ def test_choices_compete_within_their_record_alone(differs):
 
 @pytest.mark.parametrize("pool", ["start", "mean", "first"])
 def test_relations_read_the_marked_spans(pool, differs):
-    task = make("t", {"kind": "relation", "pool": pool}, "pair", ("x", "y", "z"))
+    task = make_task("t", {"kind": "relation", "pool": pool}, "pair", ("x", "y", "z"))
     rng = np.random.default_rng(0)
     hidden = rng.normal(size=(1, 12, D)).astype(np.float32)
     mark = np.asarray([[[1, 3, 4, 7], [9, 11, 8, 10]]], np.int32)
@@ -297,7 +299,7 @@ MASK = 4
 
 def masked(**options):
     given = {"mask_token": MASK, "table_width": 5}
-    return make("t", {"kind": "masked_lm", **options}, "token", VOCABULARY, given=given)
+    return make_task("t", {"kind": "masked_lm", **options}, "token", VOCABULARY, given=given)
 
 
 def rows_of_text(count, length, seed=0):
@@ -389,7 +391,10 @@ def test_the_scores_of_hidden_tokens(options, differs):
 
 
 def test_wrong_options():
-    span, masking = functools.partial(make, "t", level="span", names=BOTH), functools.partial(make, "t", level="token")
+    span, masking = (
+        functools.partial(make_task, "t", level="span", names=BOTH),
+        functools.partial(make_task, "t", level="token"),
+    )
     for build, said in (
         (lambda: span({"kind": "span", "max_span": -1}), r"options\.max_span: -1"),
         (lambda: span({"kind": "span", "metrics": ("accuracy",)}), "'accuracy' is not one of"),
@@ -399,9 +404,9 @@ def test_wrong_options():
             lambda: masking({"kind": "masked_lm", "tied": True, "transform": False}, names=VOCABULARY),
             "needs the transform",
         ),
-        (lambda: make("t", {"kind": "relation", "pool": "max"}, "pair", ("a", "b")), r"options\.pool: 'max'"),
-        (lambda: make("t", {"kind": "relation"}, "text", ("a", "b")), "needs two marked spans"),
-        (lambda: make("t", {"kind": "multiple_choice", "pool": "last"}, "choice"), r"options\.pool: 'last'"),
+        (lambda: make_task("t", {"kind": "relation", "pool": "max"}, "pair", ("a", "b")), r"options\.pool: 'max'"),
+        (lambda: make_task("t", {"kind": "relation"}, "text", ("a", "b")), "needs two marked spans"),
+        (lambda: make_task("t", {"kind": "multiple_choice", "pool": "last"}, "choice"), r"options\.pool: 'last'"),
     ):
         with pytest.raises(UserError, match=said):
             build()

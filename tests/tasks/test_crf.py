@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mtl_jax.tasks import crf
-from mtl_jax.tasks.tags import legal_moves
+from mtl_jax.tasks.tags import legal_transitions
 
 CASES = [
     (("A", "B", "C", "D"), ""),
@@ -26,7 +26,7 @@ def problem(seed, names, scheme, scale=2.0):
     c = len(names)
     segment = np.concatenate([np.repeat(np.arange(1, 6), LENGTHS), [0, 0]]).astype(np.int32)
     params = {"move": rng.normal(size=(c, c)), "start": rng.normal(size=c), "end": rng.normal(size=c)}
-    return scale * rng.normal(size=(len(segment), c)), segment, params, legal_moves(names, scheme)
+    return scale * rng.normal(size=(len(segment), c)), segment, params, legal_transitions(names, scheme)
 
 
 def paths(emissions, params, legal):
@@ -161,7 +161,7 @@ def test_fast_sum_over_predecessors_equals_the_plain_one(scheme):
     rng = np.random.default_rng(4)
     prefixes = {"": "BI", "iob2": "BI", "bioes": "BIES"}[scheme]
     names = ("O", *sorted(f"{p}-{i}" for p in prefixes for i in range(9)))
-    legal = legal_moves(names, scheme).move
+    legal = legal_transitions(names, scheme).move
     move = np.where(legal, 3 * rng.normal(size=legal.shape), crf.FORBIDDEN)
     sums = 200 * rng.normal(size=(6, len(names)))
     plain = jax.nn.logsumexp(jnp.asarray(sums[:, :, None] + move[None], jnp.float32), axis=1)
@@ -172,12 +172,12 @@ def test_fast_sum_over_predecessors_equals_the_plain_one(scheme):
 
 def test_viterbi_is_legal_even_where_the_scores_ask_for_what_is_not():
     names = ("O", "B-X", "I-X", "E-X", "S-X", "B-Y", "I-Y", "E-Y", "S-Y")
-    legal = legal_moves(names, "bioes")
+    legal = legal_transitions(names, "bioes")
     rng = np.random.default_rng(5)
     segment = np.repeat(np.arange(1, 41), 5)[None].astype(np.int32)
     emissions = 1000 * rng.normal(size=(1, 200, 9)).astype(np.float32)
     emissions[..., 2] += 5000  # I-X everywhere, even at both ends
-    args = jnp.asarray(emissions), jnp.asarray(segment), crf.init(9)
+    args = jnp.asarray(emissions), jnp.asarray(segment), crf.init_params(9)
     tags = np.asarray(jax.jit(crf.viterbi, static_argnums=3)(*args, legal)).reshape(40, 5)
     for y in tags:
         assert legal.start[y[0]] and legal.end[y[-1]] and all(legal.move[a, b] for a, b in itertools.pairwise(y))
@@ -186,7 +186,7 @@ def test_viterbi_is_legal_even_where_the_scores_ask_for_what_is_not():
 
 @pytest.mark.parametrize(("names", "scheme"), CASES[2:])
 def test_what_reachable_keeps_has_a_path_and_good_labels_are_all_kept(names, scheme):
-    legal = legal_moves(names, scheme)
+    legal = legal_transitions(names, scheme)
     n, c = 4, len(names)
     table = list(paths(np.zeros((n, c)), {"move": np.zeros((c, c)), "start": np.zeros(c), "end": np.zeros(c)}, legal))
     every = np.array(list(itertools.product(range(c), repeat=n)), np.int32)

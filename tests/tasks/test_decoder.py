@@ -10,7 +10,7 @@ import pytest
 
 from mtl_jax.errors import UserError
 from mtl_jax.models.dropout import Noise
-from mtl_jax.tasks import make
+from mtl_jax.tasks import make_task
 from mtl_jax.tasks.base import Features
 from mtl_jax.tasks.generation import BEGIN, DECODERS, END, _distribution
 
@@ -28,7 +28,7 @@ def build(copy=True, decoder="transformer", **settings):
     own = {"heads": 2} if decoder == "transformer" else {}
     settings = {"decoder": decoder, "layers": 2, "width": 8, "max_length": 5, "label_smoothing": 0.0, **own, **settings}
     given = {"source": SOURCE if copy else ()}
-    return make("t", {"kind": "generation", "copy": copy, **settings}, "sequence", NAMES, None, given)
+    return make_task("t", {"kind": "generation", "copy": copy, **settings}, "sequence", NAMES, None, given)
 
 
 @functools.cache
@@ -68,7 +68,7 @@ def rows(packed, copy=True):
 def run(task, p, features, labels):
     logits = task.logits(p, features, labels)
     found = task.generate(p, features)
-    return task.loss(p, logits, labels, E), task.weight(labels, E), found, task.sums(logits, labels), logits
+    return task.loss(p, logits, labels, E), task.weight(labels, E), found, task.metric_sums(logits, labels), logits
 
 
 @both
@@ -89,9 +89,9 @@ def test_cached_steps_are_the_whole_target_at_once(decoder, differs):
     task, p, functions = build(decoder=decoder), params(decoder=decoder), DECODERS[decoder]
     features, labels = rows(packed=False)
     logits = run(task, p, features, labels)[-1]
-    memory = jax.jit(lambda hidden: functions.read(p, hidden, task.heads))(features.hidden)
+    memory = jax.jit(lambda hidden: functions.encode_memory(p, hidden, task.heads))(features.hidden)
     member = (features.segment == 1)[:, None]
-    cache = jax.jit(lambda memory: functions.begin(p, memory, member, Q))(memory)
+    cache = jax.jit(lambda memory: functions.initial_cache(p, memory, member, Q))(memory)
     copied = member & (features.tokens != 0)[:, None]
     step = jax.jit(lambda cache, last, number: functions.step(p, memory, cache, last, number, member, copied))
     last = jnp.full((3, 1), BEGIN, jnp.int32)

@@ -17,7 +17,7 @@ def made(name):
     rng = np.random.default_rng(3)
     kind = {"color": "classification", "topics": "multilabel", "tags": "tagging", "score": "regression"}[name]
     settings = {"kind": kind, **({"crf": True, "scheme": "iob2"} if kind == "tagging" else {})}
-    task = tasks.make(name, settings, "word" if kind == "tagging" else "text", ONES[name], None)
+    task = tasks.make_task(name, settings, "word" if kind == "tagging" else "text", ONES[name], None)
     params = {}
     if kind == "tagging":
         shapes = {"move": (3, 3), "start": (3,), "end": (3,)}
@@ -52,7 +52,7 @@ def test_no_weight_is_the_plain_loss_and_gradient(name):
     plain = without_teacher(labels)
     of = Distillation(1.0 if name == "score" else 2.0, True)
     for weight, progress in ((0.0, 0.0), (1.0, 1.0)):
-        share = distillation.share(of, jnp.float32(weight), jnp.float32(progress))
+        share = distillation.teacher_share(of, jnp.float32(weight), jnp.float32(progress))
         found, gradient = jax.value_and_grad(
             lambda z, share=share: distillation.loss(task, of, params, z, labels, share).sum()
         )(logits)
@@ -102,7 +102,7 @@ def test_annealed_loss_is_that_of_the_mixed_target(differs):
     task, params, logits, labels = made("color")
     labels["mask"] = jnp.ones((1, 4), bool)
     of, progress = Distillation(1.0, True), 0.7
-    share = distillation.share(of, jnp.float32(1.0), jnp.float32(progress))
+    share = distillation.teacher_share(of, jnp.float32(1.0), jnp.float32(progress))
     target = progress * np.eye(3)[np.asarray(labels["value"])] + (1 - progress) * np.asarray(labels["teacher"])
     z = np.asarray(logits, np.float64)
     log_p = z - np.log(np.exp(z).sum(-1, keepdims=True))
@@ -115,7 +115,7 @@ def test_a_crf_at_a_temperature_is_the_chain_of_scores_divided_by_it(differs):
     import itertools
 
     task, params, logits, labels = made("tags")
-    moves = tasks.tags.legal_moves(task.names, "iob2")
+    moves = tasks.tags.legal_transitions(task.names, "iob2")
     temperature, z = 2.5, np.asarray(logits, np.float64)[0]
     crf = {name: np.asarray(score, np.float64) for name, score in params["crf"].items()}
     total, marginals = 0.0, np.zeros((4, 3))
@@ -130,7 +130,7 @@ def test_a_crf_at_a_temperature_is_the_chain_of_scores_divided_by_it(differs):
         total += mass
         for t, c in enumerate(path):
             marginals[t, c] += mass
-    found = distillation.soften(task, params, logits, labels, temperature)[0]
+    found = distillation.soften_targets(task, params, logits, labels, temperature)[0]
     differs("marginals of a CRF at a temperature", found, marginals / total, 1e-6)
     of = Distillation(temperature, False)
     found = distillation.loss(task, of, params, logits, labels, jnp.float32(1.0)).sum()
@@ -144,11 +144,13 @@ def test_average_over_those_who_say_something():
     said = [rng.dirichlet(np.ones(4), size=5).astype(np.float32) for _ in range(3)]
     known = [np.asarray(k, bool) for k in ([1, 1, 0, 0, 1], [1, 0, 1, 0, 1], [1, 1, 1, 0, 0])]
     said[0][2] = np.nan  # what is said where nothing is known does not matter
-    value, any_known = distillation.average(said, known, (1.0, 2.0, 5.0))
+    value, any_known = distillation.average_predictions(said, known, (1.0, 2.0, 5.0))
     for i in range(5):
         own = [(w, s[i].astype(np.float64)) for w, s, k in zip((1.0, 2.0, 5.0), said, known, strict=True) if k[i]]
         wanted = sum(w * s for w, s in own) / sum(w for w, _ in own) if own else np.zeros(4)
         np.testing.assert_allclose(value[i], wanted, atol=1e-7)
         assert any_known[i] == bool(own)
-    numbers, _ = distillation.average([np.asarray([1.0, 2.0]), np.asarray([3.0, 5.0])], [np.ones(2, bool)] * 2)
+    numbers, _ = distillation.average_predictions(
+        [np.asarray([1.0, 2.0]), np.asarray([3.0, 5.0])], [np.ones(2, bool)] * 2
+    )
     np.testing.assert_array_equal(numbers, np.asarray([2.0, 3.5], np.float32))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mtl_jax.tasks.base import Features
-from mtl_jax.tasks.features import at_tokens, pooled, to_examples
+from mtl_jax.tasks.features import gather_tokens, pool, sum_by_example
 
 
 def packed(dtype=jnp.float32):
@@ -24,14 +24,14 @@ def packed(dtype=jnp.float32):
 )
 def test_pooled_reads_each_example_alone_and_leaves_empty_slots_zero(how, one, dtype):
     features = packed(dtype)
-    out = jax.jit(pooled, static_argnums=1)(features, how)
+    out = jax.jit(pool, static_argnums=1)(features, how)
     assert out.dtype == jnp.float32 and out.shape == (2, 4, 5)
     hidden = np.asarray(features.hidden, np.float32)
     for e, (a, n) in enumerate([(0, 3), (3, 1), (4, 4)]):
         np.testing.assert_allclose(out[0, e], one(hidden[0, a : a + n]), rtol=1e-6)
     assert not np.asarray(out[0, 3]).any() and not np.asarray(out[1]).any()
 
-    grad = jax.jit(jax.grad(lambda h: (pooled(features._replace(hidden=h), how) ** 2).sum()))(features.hidden)
+    grad = jax.jit(jax.grad(lambda h: (pool(features._replace(hidden=h), how) ** 2).sum()))(features.hidden)
     assert np.isfinite(np.asarray(grad, np.float32)).all()
     assert not np.asarray(grad[0, 8:], np.float32).any() and not np.asarray(grad[1], np.float32).any()
 
@@ -39,10 +39,10 @@ def test_pooled_reads_each_example_alone_and_leaves_empty_slots_zero(how, one, d
 def test_at_tokens_and_to_examples():
     hidden = packed().hidden
     index = jnp.asarray([[4, 0, 9], [1, 1, 0]], jnp.int32)
-    out = at_tokens(hidden, index)
+    out = gather_tokens(hidden, index)
     np.testing.assert_array_equal(out[0, 0], hidden[0, 4])
     np.testing.assert_array_equal(out[1], hidden[1][np.array([1, 1, 0])])
     values = jnp.asarray([[1.0, 2.0, 4.0], [8.0, 0.0, 0.0]])
     slot = jnp.asarray([[2, 0, 2], [1, 0, 0]], jnp.int32)
-    np.testing.assert_array_equal(to_examples(values, slot, 3), [[2, 0, 5], [0, 8, 0]])
-    assert to_examples(values, slot, None) is values
+    np.testing.assert_array_equal(sum_by_example(values, slot, 3), [[2, 0, 5], [0, 8, 0]])
+    assert sum_by_example(values, slot, None) is values

@@ -59,7 +59,7 @@ def test_both_losses_in_float64(given, differs):
         "discriminator": -np.log(1 - real).sum() - np.log(fake).sum(),
         "generator": -np.log(1 - fake).sum() + len(texts) * np.square(features[0] - features[1]).mean(),
     }
-    for name, value in jax.jit(TASK.added)(*given).items():
+    for name, value in jax.jit(TASK.auxiliary_losses)(*given).items():
         differs(f"GAN-BERT, {name}", value / wanted[name], 1.0, 2e-6)
     logits = TASK.logits(params, found, {})
     scores = [layer(own["discriminator"]["output"], inner(own["discriminator"], x))[:-1] for x in texts]
@@ -70,7 +70,7 @@ def test_each_loss_moves_its_own_side(given):
     params, found, keys = given
 
     def total(params, hidden, name):
-        return TASK.added(params, found._replace(hidden=hidden), keys)[name]
+        return TASK.auxiliary_losses(params, found._replace(hidden=hidden), keys)[name]
 
     for name, other in (("discriminator", "generator"), ("generator", "discriminator")):
         of_params, of_hidden = jax.grad(total, (0, 1))(params, found.hidden, name)
@@ -82,7 +82,7 @@ def test_each_loss_moves_its_own_side(given):
 def test_no_text_at_all(given):
     params, found, keys = given
     empty = found._replace(length=np.zeros_like(LENGTH))
-    value, gradient = jax.value_and_grad(lambda p: sum(TASK.added(p, empty, keys).values()))(params)
+    value, gradient = jax.value_and_grad(lambda p: sum(TASK.auxiliary_losses(p, empty, keys).values()))(params)
     assert value == 0 and all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
 
 

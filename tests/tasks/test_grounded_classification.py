@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mtl_jax.tasks import make
+from mtl_jax.tasks import make_task
 from mtl_jax.tasks.base import Features
 
 D, E = 4, 4
@@ -42,7 +42,7 @@ def alone(params, patches, words, pool):
 @pytest.mark.parametrize("pool", ["max", "mean"])
 def test_each_example_as_if_alone(pool):
     settings = {"kind": "grounded_classification", "hidden": 5, "pool": pool}
-    task, features = make("t", settings, "text", ("false", "true", "?")), packed()
+    task, features = make_task("t", settings, "text", ("false", "true", "?")), packed()
     rng = np.random.default_rng(1)
     shapes = jax.eval_shape(lambda key: task.init(key, D), jax.random.key(0))
     params = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape), x.dtype), shapes)

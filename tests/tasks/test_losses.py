@@ -62,14 +62,14 @@ def test_gradients_are_finite_where_the_model_is_certain(gamma):
 
 def test_targets_of_ids_distributions_and_unknown_labels():
     mask = jnp.asarray([True, False, True])
-    ids = losses.targets({"value": jnp.asarray([1, 5, 0], jnp.int32), "mask": mask}, 3)
+    ids = losses.soft_targets({"value": jnp.asarray([1, 5, 0], jnp.int32), "mask": mask}, 3)
     np.testing.assert_array_equal(ids, [[0, 1, 0], [0, 0, 0], [1, 0, 0]])
     nan = jnp.asarray([[0.0, 1.0, 0.0], [jnp.nan] * 3, [1.0, 0.0, 0.0]])
-    np.testing.assert_array_equal(losses.targets({"value": nan, "mask": mask}, 3), ids)
+    np.testing.assert_array_equal(losses.soft_targets({"value": nan, "mask": mask}, 3), ids)
     assert not np.asarray(losses.cross_entropy(jnp.ones((3, 3)), ids, None, 0.1, 1.0))[1]
 
 
 def test_balanced_weights_are_scikit_learns():
     y = np.repeat([0, 1, 2], [5, 1, 14])
     expected = compute_class_weight("balanced", classes=np.arange(3), y=y)
-    np.testing.assert_allclose(losses.balanced((5, 1, 14)), expected)
+    np.testing.assert_allclose(losses.balanced_weights((5, 1, 14)), expected)

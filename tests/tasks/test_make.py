@@ -4,7 +4,7 @@ import ml_collections
 import pytest
 
 from mtl_jax.errors import UserError
-from mtl_jax.tasks import make
+from mtl_jax.tasks import make_task
 
 BIO = ("O", "B-X", "I-X")
 ONE, TAGS = "classification", "tagging"
@@ -47,28 +47,28 @@ WRONG = [
 @pytest.mark.parametrize(("options", "level", "names", "message"), WRONG)
 def test_wrong_options_name_the_field(options, level, names, message):
     with pytest.raises(UserError, match=r"config\.tasks\.t\." + message):
-        make("t", options, level, names)
+        make_task("t", options, level, names)
 
 
 def test_whether_tags_mark_spans_is_what_the_data_tell():
     for names, spans in ((BIO, False), (("O", "S"), True)):
-        task = make("t", {"kind": "tagging"}, "word", names, given={"spans": spans})
+        task = make_task("t", {"kind": "tagging"}, "word", names, given={"spans": spans})
         assert ("entity_f1" in task.metrics) == ("spans" in task.decode([0], [1.0])) == spans
     with pytest.raises(UserError, match=r"'entity_f1' reads spans, but .* or options\.schemes of the data"):
-        make("t", {"kind": "tagging", "metrics": ("entity_f1",)}, "word", BIO, given={"spans": False})
+        make_task("t", {"kind": "tagging", "metrics": ("entity_f1",)}, "word", BIO, given={"spans": False})
 
 
 def test_defaults_fit_kind_level_and_tags():
     config = ml_collections.ConfigDict({"kind": "tagging", "crf": True, "metrics": (), "class_weights": None})
-    assert make("t", config, "word", BIO).metrics == ("entity_f1", "accuracy")
-    assert make("t", {"kind": "tagging"}, "word", ("NN", "VB")).metrics == ("accuracy",)
+    assert make_task("t", config, "word", BIO).metrics == ("entity_f1", "accuracy")
+    assert make_task("t", {"kind": "tagging"}, "word", ("NN", "VB")).metrics == ("accuracy",)
     for bare in (("O", "B", "I"), ("B", "I")):
-        one_type = make("t", {"kind": "tagging", "crf": True, "scheme": "iob2"}, "word", bare)
+        one_type = make_task("t", {"kind": "tagging", "crf": True, "scheme": "iob2"}, "word", bare)
         assert one_type.metrics == ("entity_f1", "accuracy")
         assert one_type.decode([0, 1], [1.0, 1.0])["spans"][-1]["type"] == "_"
-    srl = make("t", {"kind": "tagging"}, "predicate", BIO)
+    srl = make_task("t", {"kind": "tagging"}, "predicate", BIO)
     assert (srl.metrics[0], srl.hidden, srl.distance) == ("span_f1", 256, 8)
-    assert make("t", {"kind": "tagging", "hidden": 0, "distance": 0}, "predicate", BIO).hidden == 0
-    weights = make("t", {"kind": "classification", "class_weights": {"b": 3.0}}, "text", "ab").class_weights
+    assert make_task("t", {"kind": "tagging", "hidden": 0, "distance": 0}, "predicate", BIO).hidden == 0
+    weights = make_task("t", {"kind": "classification", "class_weights": {"b": 3.0}}, "text", "ab").class_weights
     assert weights == (1.0, 3.0)
-    hash(make("t", ml_collections.ConfigDict({"kind": "classification", "metrics": ["f1"]}), "text", "ab"))
+    hash(make_task("t", ml_collections.ConfigDict({"kind": "classification", "metrics": ["f1"]}), "text", "ab"))

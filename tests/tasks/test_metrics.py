@@ -123,7 +123,7 @@ def test_constants_and_no_data_give_zero_not_nan():
         assert evaluate(name, [], [], NAMES) == 0
 
 
-@pytest.mark.parametrize("name", [name for name, metric in METRICS.items() if "texts" not in metric.of])
+@pytest.mark.parametrize("name", [name for name, metric in METRICS.items() if "texts" not in metric.predictions])
 def test_chunks_merge_to_the_value_of_the_whole(name):
     metric = METRICS[name]
     data = {
@@ -134,7 +134,7 @@ def test_chunks_merge_to_the_value_of_the_whole(name):
         "answers": ([[NAMES[g]] for g in GOLD], [NAMES[p] for p in PREDICTED]),
         "hidden": (GOLD, np.stack([PREDICTED, -PREDICTED / 4.0], 1)),
     }
-    for of in metric.of:
+    for of in metric.predictions:
         gold, predicted = data[of]
         names = TAGS if of == "tags" else NAMES
         chunks = [metric.statistics(gold[a:b], predicted[a:b], names) for a, b in ((0, 13), (13, 14), (14, None))]

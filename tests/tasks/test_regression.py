@@ -7,13 +7,13 @@ import pytest
 import sklearn.metrics
 
 from mtl_jax.errors import UserError
-from mtl_jax.tasks import make
+from mtl_jax.tasks import make_task
 from mtl_jax.tasks.base import Features
 from mtl_jax.tasks.metrics import METRICS, evaluate
 
 
 def task(**options):
-    return make("t", {"kind": "regression", **options}, "text")
+    return make_task("t", {"kind": "regression", **options}, "text")
 
 
 def test_without_a_head_the_mean_of_the_features_is_the_prediction():

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mtl_jax.tasks import crf, make
+from mtl_jax.tasks import crf, make_task
 from mtl_jax.tasks.base import Features
-from mtl_jax.tasks.features import pooled
+from mtl_jax.tasks.features import pool
 
 D, E, T, Q = 6, 3, 13, 12
 BIO = ("O", "B-X", "I-X", "B-Y")
@@ -31,7 +31,7 @@ PREDICATES = ((0,), (), (1, 2))  # of each text, as words
 
 def build(name):
     level, names, options = TASKS[name]
-    return make(name, options, level, tuple(names))
+    return make_task(name, options, level, tuple(names))
 
 
 def rows(name, packed, seed=0):
@@ -159,14 +159,14 @@ def test_one_hot_distributions_equal_class_ids(name):
 
 
 def test_a_crf_on_sequences_of_one_word_takes_distributions_as_softmax_does():
-    task = make("t", {"kind": "tagging", "crf": True}, "word", BIO)
-    softmax = make("t", {"kind": "tagging"}, "word", BIO)
+    task = make_task("t", {"kind": "tagging", "crf": True}, "word", BIO)
+    softmax = make_task("t", {"kind": "tagging"}, "word", BIO)
     params = noisy(softmax)
     features, labels = rows("softmax", packed=True)
     labels["segment"] = jnp.tile(jnp.arange(1, Q + 1, dtype=jnp.int32), (3, 1))
     labels["value"] = jnp.asarray(np.random.default_rng(0).dirichlet(np.ones(4), (3, Q)), jnp.float32)
     expected = run(softmax, params, features, labels)
-    out = run(task, {**params, "crf": crf.init(4)}, features, labels)
+    out = run(task, {**params, "crf": crf.init_params(4)}, features, labels)
     for a, b in zip(out[:2], expected[:2], strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5)
 
@@ -201,12 +201,12 @@ def test_srl_head_is_an_affine_map_of_the_joined_vectors():
 
 
 def test_text_loss_is_the_weighted_mean_of_numpy():
-    task = make("t", {"kind": "classification", "class_weights": "balanced"}, "text", "abcd", (1, 2, 3, 4))
+    task = make_task("t", {"kind": "classification", "class_weights": "balanced"}, "text", "abcd", (1, 2, 3, 4))
     params = noisy(task)
     features, labels = rows("classification", packed=True)
     loss, weight, _ = run(task, params, features, labels)
     kernel, bias = (np.asarray(params["output"][k], np.float64) for k in ("kernel", "bias"))
-    x = np.asarray(pooled(features, "mean")) @ kernel + bias
+    x = np.asarray(pool(features, "mean")) @ kernel + bias
     log_p = (x - np.log(np.exp(x).sum(-1, keepdims=True)))[0]
     w = 10 / (4 * np.array([1, 2, 3, 4]))
     y, mask = np.asarray(labels["value"][0]), np.asarray(labels["mask"][0])
@@ -216,7 +216,7 @@ def test_text_loss_is_the_weighted_mean_of_numpy():
 
 def test_regression_is_scaled_inside_and_not_outside():
     for options, offset, unit in (({"low": 1.0, "high": 5.0}, 1, 4), ({"mean": 2.0, "scale": 0.5}, 2, 0.5), ({}, 0, 1)):
-        task = make("t", {"kind": "regression", **options}, "text")
+        task = make_task("t", {"kind": "regression", **options}, "text")
         labels = {"value": jnp.asarray([[3.0, jnp.nan]]), "mask": jnp.asarray([[True, False]])}
         scaled = jnp.asarray([[0.25, 7.0]])
         np.testing.assert_allclose(task.loss({}, scaled, labels), [[(0.25 - (3 - offset) / unit) ** 2, 0]], rtol=1e-6)
@@ -224,7 +224,7 @@ def test_regression_is_scaled_inside_and_not_outside():
 
 
 def test_a_gold_label_that_breaks_the_scheme_counts_as_unknown():
-    task = make("t", {"kind": "tagging", "crf": True, "scheme": "iob2"}, "word", BIO)
+    task = make_task("t", {"kind": "tagging", "crf": True, "scheme": "iob2"}, "word", BIO)
     features, labels = rows("crf", packed=True)
     labels["value"] = jnp.full_like(labels["value"], 2)  # I-X everywhere: wrong at the first word of each text
     labels["mask"] = labels["segment"] > 0
@@ -262,8 +262,8 @@ def test_decoded_predictions_are_json(name):
 
 
 def test_decoded_spans():
-    task = make("t", {"kind": "tagging"}, "word", BIO)
+    task = make_task("t", {"kind": "tagging"}, "word", BIO)
     out = task.decode(np.array([1, 2, 0, 3, -1]), np.full(5, 0.5))
     assert out["tags"] == ["B-X", "I-X", "O", "B-Y", None] and out["probabilities"][4] is None
     assert out["spans"] == [{"start": 0, "end": 1, "type": "X"}, {"start": 3, "end": 3, "type": "Y"}]
-    assert "spans" not in make("t", {"kind": "tagging"}, "word", ("NOUN", "VERB")).decode([0], [1.0])
+    assert "spans" not in make_task("t", {"kind": "tagging"}, "word", ("NOUN", "VERB")).decode([0], [1.0])

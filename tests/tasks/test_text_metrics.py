@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mtl_jax.tasks.metrics import METRICS, evaluate
-from mtl_jax.tasks.text_metrics import Written
+from mtl_jax.tasks.text_metrics import GeneratedTexts
 
 GOLD = ["The cat sat on the mat today .", "He said hello .", "It rains a lot here ."]
 SAID = ["the cat sat on a mat today .", "He said hello .", "It rains"]
@@ -16,7 +16,7 @@ def test_bleu_and_rouge_are_those_of_the_packages_and_merge():
 
     assert evaluate("bleu", GOLD, SAID, ()) == pytest.approx(sacrebleu.corpus_bleu(SAID, [GOLD]).score / 100)
     lower = sacrebleu.corpus_bleu(SAID, [GOLD], lowercase=True).score / 100
-    assert evaluate("bleu_lower", GOLD, Written(SAID), ()) == pytest.approx(lower)
+    assert evaluate("bleu_lower", GOLD, GeneratedTexts(SAID), ()) == pytest.approx(lower)
     for name in ("rouge1", "rouge2", "rougeL"):
         scorer = rouge_scorer.RougeScorer([name], use_stemmer=True)
         mean = np.mean([scorer.score(g, s)[name].fmeasure for g, s in zip(GOLD, SAID, strict=True)])
@@ -30,7 +30,7 @@ def test_bleu_and_rouge_are_those_of_the_packages_and_merge():
 
 
 def test_perplexity_and_accuracy_of_tokens():
-    written = Written(SAID, np.asarray([3.0, 4 * np.log(2.0), 4.0]))
+    written = GeneratedTexts(SAID, np.asarray([3.0, 4 * np.log(2.0), 4.0]))
     assert evaluate("perplexity", GOLD, written, ()) == pytest.approx(2.0)
     assert evaluate("token_accuracy", GOLD, written, ()) == 0.75
 

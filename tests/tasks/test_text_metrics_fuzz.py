@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 
 from mtl_jax import unicode
 from mtl_jax.tasks.metrics import METRICS, evaluate
-from mtl_jax.tasks.text_metrics import Written
+from mtl_jax.tasks.text_metrics import GeneratedTexts
 
 EXAMPLES = int(os.environ.get("FUZZ", "100"))
 SETTINGS = hypothesis.settings(max_examples=EXAMPLES, deadline=None, derandomize="FUZZ" not in os.environ)
-TEXTS_METRICS = sorted(n for n, m in METRICS.items() if "texts" in m.of and not m.from_sums)
+TEXTS_METRICS = sorted(n for n, m in METRICS.items() if "texts" in m.predictions and not m.from_sums)
 WORDS = st.sampled_from(
     [
         "the",
@@ -65,7 +65,7 @@ def test_metrics_of_texts(name, pairs):
     value = evaluate(name, gold, written, ())
     assert 0.0 <= value <= 1.0 and np.isfinite(value)
     metric = METRICS[name]
-    parts = [metric.statistics([g], Written([w]), ()) for g, w in pairs] or [metric.statistics([], [], ())]
+    parts = [metric.statistics([g], GeneratedTexts([w]), ()) for g, w in pairs] or [metric.statistics([], [], ())]
     merged = parts[0]
     for part in parts[1:]:
         merged = metric.merge(merged, part)

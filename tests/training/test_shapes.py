@@ -11,16 +11,16 @@ from mtl_jax.models.attention import attend
 from mtl_jax.models.layers.convolution import CNN
 from mtl_jax.models.layers.recurrent import LSTM, RNN, BiLSTM
 from mtl_jax.runs.build import build
-from mtl_jax.tasks import crf, distillation, features, losses, make, segment_softmax
+from mtl_jax.tasks import crf, distillation, features, losses, make_task, segment_softmax
 from mtl_jax.tasks.base import Features
-from mtl_jax.tasks.decoder import Scores
+from mtl_jax.tasks.decoder import TokenScores
 from mtl_jax.tasks.generation import Generation
 from mtl_jax.tasks.metrics import evaluate
-from mtl_jax.tasks.tags import legal_moves
+from mtl_jax.tasks.tags import legal_transitions
 from mtl_jax.training.step import train_step
 
 R, Q, E, T, C, D = 2, 5, 3, 6, 4, 8
-LEGAL = legal_moves(("O", "A", "B", "C"), "")
+LEGAL = legal_transitions(("O", "A", "B", "C"), "")
 
 
 def f(*shape):
@@ -46,24 +46,24 @@ def layer(module):
 
 
 def pooled(how):
-    return lambda hidden, segment, start, among: features.pooled(Features(hidden, segment, start, start), how, among)
+    return lambda hidden, segment, start, among: features.pool(Features(hidden, segment, start, start), how, among)
 
 
 def taught(share, teacher):
-    task = make("r", {"kind": "regression", "low": 0.0, "high": 1.0}, "text", (), None, {})
+    task = make_task("r", {"kind": "regression", "low": 0.0, "high": 1.0}, "text", (), None, {})
     labels = {"value": jnp.ones((R, E)), "mask": jnp.ones((R, E), bool)}
     labels |= {"teacher": teacher, "teacher_mask": jnp.ones((R, E), bool)}
     return distillation.loss(task, distillation.Distillation(1.0, False), {}, jnp.ones((R, E)), labels, share)
 
 
 def regression(logits, value, mask):
-    task = make("r", {"kind": "regression", "low": 0.0, "high": 1.0}, "text", (), None, {})
+    task = make_task("r", {"kind": "regression", "low": 0.0, "high": 1.0}, "text", (), None, {})
     return task.loss({}, logits, {"value": value, "mask": mask})
 
 
 def generation(vocabulary, value, mask, slot):
     labels = {"value": value, "mask": mask, "slot": slot}
-    return Generation("g", ("a",) * C).loss({}, Scores(vocabulary, None, None, None), labels)
+    return Generation("g", ("a",) * C).loss({}, TokenScores(vocabulary, None, None, None), labels)
 
 
 CASES = {  # (function, right arguments), the number of an argument and a wrong one in its place
@@ -71,8 +71,12 @@ CASES = {  # (function, right arguments), the number of an argument and a wrong 
     "cross-entropy of one distribution": ((losses.cross_entropy, (f(R, E, C), f(R, E, C))), 1, f(C)),
     "binary cross-entropy": ((losses.binary_cross_entropy, (f(R, E, C), f(R, E, C))), 1, f(R, 1, C)),
     "class sums": ((losses.class_sums, (f(R, E, C), f(R, E, C))), 0, f(1, E, C)),
-    "ids and mask": ((lambda v, m: losses.targets({"value": v, "mask": m}, C), (i(R, E), b(R, E))), 1, b(R, 1)),
-    "distributions": ((lambda v, m: losses.targets({"value": v, "mask": m}, C), (f(R, E, C), b(R, E))), 0, f(R, E, 1)),
+    "ids and mask": ((lambda v, m: losses.soft_targets({"value": v, "mask": m}, C), (i(R, E), b(R, E))), 1, b(R, 1)),
+    "distributions": (
+        (lambda v, m: losses.soft_targets({"value": v, "mask": m}, C), (f(R, E, C), b(R, E))),
+        0,
+        f(R, E, 1),
+    ),
     "partition, segments": (with_params(crf.log_partition, f(R, Q, C), i(R, Q)), 1, i(1, Q)),
     "partition, moves": (
         with_params(crf.log_partition, f(R, Q, C), i(R, Q)),
@@ -98,8 +102,8 @@ CASES = {  # (function, right arguments), the number of an argument and a wrong 
     "softmax in groups": ((segment_softmax.log_softmax, (f(R, Q), i(R, Q), b(R, Q))), 2, b(R, 1)),
     "mean of tokens": ((pooled("mean"), (f(R, T, D), i(R, T), i(R, E), b(R, T))), 3, b(1, T)),
     "largest of tokens": ((pooled("max"), (f(R, T, D), i(R, T), i(R, E), b(R, T))), 1, i(1, T)),
-    "vectors at tokens": ((features.at_tokens, (f(R, T, D), i(R, Q))), 1, i(1, Q)),
-    "sums by example": ((lambda v, s: features.to_examples(v, s, E), (f(R, Q), i(R, Q))), 0, f(1, Q)),
+    "vectors at tokens": ((features.gather_tokens, (f(R, T, D), i(R, Q))), 1, i(1, Q)),
+    "sums by example": ((lambda v, s: features.sum_by_example(v, s, E), (f(R, Q), i(R, Q))), 0, f(1, Q)),
     "squared error": ((regression, (f(R, E), f(R, E), b(R, E))), 1, f(R, 1)),
     "written tokens": ((generation, (f(R, Q, C), i(R, Q), b(R, Q), i(R, Q))), 2, b(1, Q)),
     "a share for each": ((taught, (f(), f(R, E))), 0, f(E)),

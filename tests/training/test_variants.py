@@ -16,7 +16,7 @@ from mtl_jax.evaluation.evaluator import evaluation_program
 from mtl_jax.evaluation.scores import make_evaluator, placement_from_config
 from mtl_jax.runs.build import build
 from mtl_jax.tasks import crf, losses, segment_softmax
-from mtl_jax.tasks.tags import legal_moves
+from mtl_jax.tasks.tags import legal_transitions
 from mtl_jax.training.placement import make_placement
 from mtl_jax.training.step import train_step
 
@@ -39,7 +39,7 @@ def scores():
 class Variants(chex.TestCase):
     @chex.variants(with_jit=True, without_jit=True, with_pmap=True)
     def test_the_crf_is_the_sum_over_all_paths(self):
-        legal = legal_moves(("A", "B", "C"), "")
+        legal = legal_transitions(("A", "B", "C"), "")
         params = {"move": MOVE, "start": START, "end": END}
 
         @self.variant

@@ -25,7 +25,7 @@ from mtl_jax.data.corpus import Corpus
 from mtl_jax.errors import UserError
 from mtl_jax.models.layers import LAYERS
 from mtl_jax.storage.summary import MetricValues, SplitScores
-from mtl_jax.tasks import make
+from mtl_jax.tasks import make_task
 from mtl_jax.tasks.metrics import evaluate
 from mtl_jax.tasks.regression import Regression
 
@@ -242,7 +242,7 @@ def _task(config: Config, corpus: Corpus, name: str) -> Regression:
     if not settings.keys() & {"low", "high", "mean", "scale"}:
         train = corpus.statistics["tasks"][name]["train"]
         settings |= {"mean": train["mean"], "scale": train["std"] or 1.0}
-    return make(name, settings, "text")
+    return make_task(name, settings, "text")
 
 
 def _center(config: Config, kind: str) -> str | None:
