@@ -1,4 +1,4 @@
-"""Labels of span extraction: the answers to a question, as spans of a text, and where they stand among its tokens.
+"""Labels of span extraction: the answers to a question as spans of a text, and as spans of its tokens.
 
 A label is, in the field of the task:
 
@@ -6,14 +6,14 @@ A label is, in the field of the task:
     [{"text": ..., "answer_start": ...}, ...]   SQuAD, as in its files
     {"start": ..., "end": ...}, [start, end]    a span without its text; or a list of such
 
-or it stands in two fields, named "text+start" or "start+end" together. Plain text is counted in characters, the end
-exclusive; words by their indices from 0, both inclusive. No answer at all, [] or a start of -1, means that the question
-cannot be answered from the text; a field that is absent means that nobody has labelled it.
+or it is in two fields, named together as "text+start" or "start+end". Spans of plain text are in characters, the end
+exclusive; spans of words in indices from 0, both inclusive. No answer, [] or a start of -1, means that the question
+cannot be answered from the text; an absent field means that the question is not labelled.
 
-Offsets in the wild are sometimes wrong: an answer that does not stand where it should is looked for, as it is, else
-whatever its blanks and its case; the nearest occurrence is taken, and both this and answers that are nowhere are
-counted. The latter cannot be learned from; in evaluation their text counts. Offsets are those of the text as it stands
-in the file; that the answer is spelled in other characters (é as e with an accent) does not matter.
+Published offsets are sometimes wrong: an answer that is not at its offset is searched for, first literally, then
+ignoring case and the number of blanks. The nearest occurrence is taken and counted. Answers that do not occur are
+counted as well; they cannot be learned from, but in evaluation their text counts. Offsets refer to the text as it is
+in the file; the answer may be spelled in other characters (é as e with an accent).
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ from mtl_jax.data.records import Note, Record, find_field, where
 from mtl_jax.errors import UserError
 
 CLASS_NAMES = ("answer", "no answer")
-ELSEWHERE = "elsewhere"  # in place of "no answer": every question has one, but not every window of its text holds it
-NONE, UNKNOWN = -1, -2  # in `GoldLabels.value`: there is no answer; there is one that stands nowhere in the text
-_MOVED = "answers do not stand where they should, the nearest occurrence was taken"
-_NOWHERE = "answers stand nowhere in the text, they are not learned from"
-_WIDENED = "answers begin or end inside a token, which is taken whole"
+ELSEWHERE = "elsewhere"  # replaces "no answer" where every question has an answer, but some windows do not contain it
+NONE, UNKNOWN = -1, -2  # in `GoldLabels.value`: no answer; an answer that does not occur in the text
+_MOVED = "answers are not at their offsets, the nearest occurrence was taken"
+_NOWHERE = "answers do not occur in the text, they are not learned from"
+_WIDENED = "answers begin or end inside a token, all of which is taken"
 
 
 class Answer(NamedTuple):
-    """One answer: [begin, end) in characters or words, begin = -1 where it stands nowhere; text "" for words."""
+    """One answer: [begin, end) in characters or words, begin = -1 where it does not occur; text "" for words."""
 
     begin: int
     end: int
@@ -51,7 +51,7 @@ class Answer(NamedTuple):
 
 
 def collect_answers(inputs: RecordInputs, spec: LabelSpec) -> tuple[RawLabels, list[Note]]:
-    """For each record a tuple of answers, () where there is none to be found, None where it is not labelled.
+    """For each record a tuple of answers, () where the question has none, None where it is not labelled.
 
     Raises:
       UserError: by file and line: a label of another form, a span outside of the words.
@@ -64,13 +64,14 @@ def collect_answers(inputs: RecordInputs, spec: LabelSpec) -> tuple[RawLabels, l
             values.append(None)
             continue
         text = inputs.words[m] if inputs.texts is None else inputs.texts[m][-1]
-        found = []
-        for answer in raw:
-            place, odd = (_of_text if isinstance(text, str) else _of_words)(*answer, text, record, spec)
-            found.append(place)
-            if odd:
-                notes.append(Note(odd, record.file, record.line))
-        values.append(tuple(found))
+        answers = []
+        for raw_answer in raw:
+            locate = _locate_in_text if isinstance(text, str) else _locate_in_words
+            answer, problem = locate(raw_answer, text, record, spec)
+            answers.append(answer)
+            if problem:
+                notes.append(Note(problem, record.file, record.line))
+        values.append(tuple(answers))
     return RawLabels(values, np.arange(len(values) + 1, dtype=np.int64), inputs.records), notes
 
 
@@ -142,31 +143,39 @@ def character_span(split: EncodedSplit, record: int, first: int, last: int) -> t
     return int(split.char_offsets[begin + first, 0]), int(split.char_offsets[begin + last, 1])
 
 
-def _raw(record: Record, spec: LabelSpec) -> list[tuple[str | None, int, int | None]] | None:
-    """(text or None, start, end or None) of each answer."""
+class _RawAnswer(NamedTuple):
+    """An answer as in the file: with its text or with its end."""
+
+    text: str | None
+    start: int
+    end: int | None
+
+
+def _raw(record: Record, spec: LabelSpec) -> list[_RawAnswer] | None:
+    """The answers of a record, [] where there are none; None where it is not labelled."""
     if "+" in spec.field and spec.field not in record.fields:
         first, second = (find_field(record, name.strip()) for name in spec.field.split("+", 1))
         if is_missing(second, spec) or first is None or (isinstance(first, float) and is_missing(first, spec)):
             return None
-        second = _whole(second, spec, record)
+        second = _integer(second, spec, record)
         if second == -1 or (not isinstance(first, int) and str(first).strip() == "-1"):
             return []
         if isinstance(first, int) or str(first).strip().isdecimal():
-            return [(None, _whole(first, spec, record), second)]
-        return [(str(first), second, None)]
+            return [_RawAnswer(None, _integer(first, spec, record), second)]
+        return [_RawAnswer(str(first), second, None)]
     value = find_field(record, spec.field)
     if is_missing(value, spec):
         return None
-    if isinstance(value, str) and (found := literals.parse_literal(value)) is not None:
-        value = found
+    if isinstance(value, str) and (parsed := literals.parse_literal(value)) is not None:
+        value = parsed
     if isinstance(value, Mapping):
         value = _columns(value, spec, record)
     if isinstance(value, list | tuple) and len(value) == 2 and all(type(v) is int for v in value):
         value = [value]
     if not isinstance(value, list | tuple):
         raise _wrong(record, spec, f"answers are objects with text and answer_start, or start and end, found {value!r}")
-    found = [_one(item, spec, record) for item in value]
-    return [answer for answer in found if answer[1] != -1]
+    answers = [_raw_answer(item, spec, record) for item in value]
+    return [answer for answer in answers if answer.start != -1]
 
 
 def _columns(value: Mapping[str, Any], spec: LabelSpec, record: Record) -> list[Any]:
@@ -180,20 +189,22 @@ def _columns(value: Mapping[str, Any], spec: LabelSpec, record: Record) -> list[
     )
 
 
-def _one(item: Any, spec: LabelSpec, record: Record) -> tuple[str | None, int, int | None]:
+def _raw_answer(item: Any, spec: LabelSpec, record: Record) -> _RawAnswer:
     if isinstance(item, list | tuple) and len(item) == 2:
         item = {"start": item[0], "end": item[1]}
     if not isinstance(item, Mapping) or not {"answer_start", "start"} & set(item) or not {"text", "end"} & set(item):
         raise _wrong(record, spec, f"an answer has text and answer_start, or start and end, found {item!r}")
-    start = _whole(item["answer_start"] if "answer_start" in item else item["start"], spec, record)
+    start = _integer(item["answer_start"] if "answer_start" in item else item["start"], spec, record)
     if "text" in item:
         if not isinstance(item["text"], str):
-            raise _wrong(record, spec, f"the text of an answer should be a text, found {item['text']!r}")
-        return item["text"], start, None
-    return None, start, _whole(item["end"], spec, record)
+            raise _wrong(record, spec, f"the text of an answer should be a string, found {item['text']!r}")
+        return _RawAnswer(item["text"], start, None)
+    return _RawAnswer(None, start, _integer(item["end"], spec, record))
 
 
-def _of_text(text, start, end, context: str, record: Record, spec: LabelSpec) -> tuple[Answer, str]:
+def _locate_in_text(raw: _RawAnswer, context: str, record: Record, spec: LabelSpec) -> tuple[Answer, str]:
+    """(the answer with its span in `context`, what is wrong with it or "")."""
+    text, start, end = raw
     if text is None:
         if not 0 <= start < end <= len(context):
             raise _wrong(record, spec, f"no characters {start} to {end} in a text of {len(context)}")
@@ -202,19 +213,22 @@ def _of_text(text, start, end, context: str, record: Record, spec: LabelSpec) ->
     shifted = start + len(text) - len(text.lstrip())
     if bare and context.startswith(bare, max(shifted, 0)):
         return Answer(shifted, shifted + len(bare), text), ""
-    composed, places = (context, None) if context.isascii() else unicode.nfc_with_offsets(context)
-    same, loose = unicode.nfc(bare), r"\s+".join(map(re.escape, unicode.nfc(bare).split()))
-    for pattern, flags in ((re.escape(same), 0), (loose, re.IGNORECASE)) if bare else ():
-        found = [match.span(1) for match in re.finditer(f"(?=({pattern}))", composed, flags)]  # they may overlap
-        if found:
-            spans = found if places is None else [(places[begin], places[end]) for begin, end in found]
-            begin, end = min(spans, key=lambda place: abs(place[0] - start))
-            in_place = begin == shifted and not flags  # spelled otherwise, no more
+    composed, offsets = (context, None) if context.isascii() else unicode.nfc_with_offsets(context)
+    literal, loose = unicode.nfc(bare), r"\s+".join(map(re.escape, unicode.nfc(bare).split()))
+    for pattern, flags in ((re.escape(literal), 0), (loose, re.IGNORECASE)) if bare else ():
+        spans = [match.span(1) for match in re.finditer(f"(?=({pattern}))", composed, flags)]  # they may overlap
+        if spans:
+            if offsets is not None:
+                spans = [(offsets[begin], offsets[end]) for begin, end in spans]
+            begin, end = min(spans, key=lambda span: abs(span[0] - start))
+            in_place = begin == shifted and not flags  # only the spelling differs
             return Answer(begin, end, text), "" if in_place else _MOVED
     return Answer(-1, -1, text), _NOWHERE
 
 
-def _of_words(text, start, end, words: Sequence[str], record: Record, spec: LabelSpec) -> tuple[Answer, str]:
+def _locate_in_words(raw: _RawAnswer, words: Sequence[str], record: Record, spec: LabelSpec) -> tuple[Answer, str]:
+    """As `_locate_in_text`, for an answer among words."""
+    _, start, end = raw
     if end is None:
         raise _wrong(record, spec, "answers in a list of words are given by start and end, the indices of words")
     if not 0 <= start <= end < len(words):
@@ -222,13 +236,13 @@ def _of_words(text, start, end, words: Sequence[str], record: Record, spec: Labe
     return Answer(start, end + 1, ""), ""
 
 
-def _whole(value: Any, spec: LabelSpec, record: Record) -> int:
+def _integer(value: Any, spec: LabelSpec, record: Record) -> int:
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if isinstance(value, str) and value.strip().lstrip("-").isdecimal():
         value = int(value)
     if not isinstance(value, int) or isinstance(value, bool):
-        raise _wrong(record, spec, f"an offset should be a whole number, found {value!r}")
+        raise _wrong(record, spec, f"an offset should be an integer, found {value!r}")
     return value
 
 

@@ -17,11 +17,11 @@ from mtl_jax.errors import UserError
 def collect_choices(inputs: RecordInputs, spec: LabelSpec) -> RawLabels:
     """The number of the right choice of each record, from 0; None where it is missing.
 
-    A label is a number from 0, the text of a choice, a letter ("A" is the first), or a number as text; with
-    `spec.classes` the place of its name among them ("1", "2" where numbers begin at 1).
+    A label is a number from 0, the text of a choice, a letter ("A" is the first), or a number as a string; with
+    `spec.classes` it is one of these names and means its index ("1", "2" where numbers begin at 1).
 
     Raises:
-      UserError: by file and line: no such choice; a label that can be read in two ways.
+      UserError: by file and line: no such choice; an ambiguous label.
     """
     if inputs.choices is None:
         raise UserError(
@@ -38,25 +38,25 @@ def _number(raw, choices: list[str], spec: LabelSpec, record: Record) -> int | N
         raw = raw.strip()
     if is_missing(raw, spec):
         return None
-    found = set()
+    numbers = set()
     if spec.classes:
         if str(raw) in spec.classes:
-            found.add(spec.classes.index(str(raw)))
+            numbers.add(spec.classes.index(str(raw)))
     elif isinstance(raw, int) and not isinstance(raw, bool):
-        found.add(raw)
+        numbers.add(raw)
     elif isinstance(raw, str):
-        found |= {n for n, choice in enumerate(choices) if unicode.nfc(choice.strip()) == unicode.nfc(raw)}
+        numbers |= {n for n, choice in enumerate(choices) if unicode.nfc(choice.strip()) == unicode.nfc(raw)}
         if len(raw) == 1 and raw in string.ascii_uppercase:
-            found.add(string.ascii_uppercase.index(raw))
+            numbers.add(string.ascii_uppercase.index(raw))
         if raw.isdecimal():
-            found.add(int(raw))
-    if len(found) > 1:
-        both = f"label {raw!r} can mean the choices {sorted(found)}, counted from 0"
+            numbers.add(int(raw))
+    if len(numbers) > 1:
+        both = f"label {raw!r} can mean the choices {sorted(numbers)}, counted from 0"
         raise _at(record, spec, f"{both}; write a number, or name the labels in order as `classes` of the task")
-    if not found or not 0 <= min(found) < len(choices):
+    if not numbers or not 0 <= min(numbers) < len(choices):
         none = f"label {raw!r} is none of the {len(choices)} choices: {', '.join(choices)}"[:300]
         raise _at(record, spec, none + missing_value_advice(raw, spec))
-    return found.pop()
+    return numbers.pop()
 
 
 def _at(record: Record, spec: LabelSpec, message: str) -> UserError:

@@ -1,4 +1,4 @@
-"""What is odd about the labels of a task, in sentences: words for missing values, sets left whole, names alike."""
+"""Notes on suspicious labels of a task: words for missing values, sets that are not split, names that look alike."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mtl_jax.data.labels.raw_labels import RawLabels, is_list, is_missing, label
 from mtl_jax.data.notices import LABELS, Notice
 from mtl_jax.data.records import find_field, where
 
-# what files write where there is no value, without case; some of them are names of classes elsewhere
+# How files write a missing value, ignoring case; in other files some of these are names of classes.
 SUSPICIOUS = frozenset(
     ("na", "n/a", "#n/a", "#na", "<na>", "nan", "nat", "none", "null", "nil", "missing", "-", "--", "?")
 )
@@ -23,33 +23,35 @@ _SHOWN = 5
 
 
 def notes(spec: LabelSpec, splits: Mapping[str, RawLabels], names: Sequence[str]) -> list[str]:
-    """Sentences about the labels of a task; `names` are all its classes, () of numbers."""
-    found = []
+    """Notices about the labels of a task; `names` are all its classes, () for numbers."""
+    sentences = []
     if spec.level in RECORD_LEVELS:
-        found += [*_missing(spec, splits), *_suspicious(spec, splits, names), *_lists(spec, splits, names)]
-        found += _uncut(spec, names)
-    found += _alike(names)
-    return [Notice(f"task {spec.task}: {sentence}", LABELS) for sentence in found]
+        sentences += [*_missing(spec, splits), *_suspicious(spec, splits, names), *_lists(spec, splits, names)]
+        sentences += _uncut(spec, names)
+    sentences += _alike(names)
+    return [Notice(f"task {spec.task}: {sentence}", LABELS) for sentence in sentences]
 
 
 def contradictions(spec: LabelSpec, splits: Mapping[str, RawLabels], inputs: Mapping[str, RecordInputs]) -> list[str]:
-    """Sentences about equal texts (and pictures) with different labels: within train, and of the others in train."""
+    """Notes on equal texts (and pictures) with different labels: within train, and between other splits and train."""
     if spec.level != "text" or not splits["train"].values:
         return []
     labels: dict[Hashable, set[Hashable]] = {}
     for text, value in zip(_inputs(inputs["train"]), splits["train"].values, strict=True):
         if value is not None:
-            labels.setdefault(text, set()).add(_comparable(value))
-    found = []
+            labels.setdefault(text, set()).add(_hashable(value))
+    sentences = []
     for split, raw in splits.items():
         pairs = zip(_inputs(inputs[split]), raw.values, strict=True)
-        count = sum(v is not None and bool(labels.get(text, set()) - {_comparable(v)}) for text, v in pairs)
+        count = sum(v is not None and bool(labels.get(text, set()) - {_hashable(v)}) for text, v in pairs)
         if count:
-            found.append(f"task {spec.task}: {split}: {count} records have a text that train has with another label")
-    return found
+            sentences.append(
+                f"task {spec.task}: {split}: {count} records have a text that train has with another label"
+            )
+    return sentences
 
 
-def _comparable(value: Any) -> Hashable:
+def _hashable(value: Any) -> Hashable:
     if isinstance(value, dict):
         return frozenset(value.items())
     return frozenset(value) if isinstance(value, tuple) else value
@@ -61,10 +63,10 @@ def _inputs(inputs: RecordInputs) -> Iterable[Hashable]:
 
 
 def advice(unseen: Iterable[str], names: Iterable[str], spec: LabelSpec) -> str:
-    """What may be the matter with labels that are not among the classes `names`, or nothing."""
+    """A probable reason why labels are not among the classes `names`, or ""."""
     unseen = sorted(unseen)
-    known = {_seen(name): name for name in names}
-    alike = [f"{name!r} and {known[_seen(name)]!r}" for name in unseen if _seen(name) in known]
+    known = {_appearance(name): name for name in names}
+    alike = [f"{name!r} and {known[_appearance(name)]!r}" for name in unseen if _appearance(name) in known]
     if alike:
         return f"; they differ from classes of train in case, blanks or form alone: {', '.join(alike[:_SHOWN])}"
     odd = [name for name in unseen if name.casefold() in SUSPICIOUS or name == "-1"]
@@ -74,7 +76,7 @@ def advice(unseen: Iterable[str], names: Iterable[str], spec: LabelSpec) -> str:
 
 
 def _missing(spec: LabelSpec, splits: Mapping[str, RawLabels]) -> Iterable[str]:
-    """How many labels are missing because of what stands in their place, or because one of several fields is."""
+    """How many labels are missing because of a word in their place, or because one of several fields is missing."""
     for split, raw in splits.items():
         words: collections.Counter[str] = collections.Counter()
         partly = 0
@@ -85,13 +87,13 @@ def _missing(spec: LabelSpec, splits: Mapping[str, RawLabels]) -> Iterable[str]:
                 partly += len({is_missing(field, spec) or str(field).strip() == "-1" for field in fields}) > 1
         if words and not partly:
             counted = ", ".join(f"{word[:40]!r} ({count})" for word, count in words.most_common(_SHOWN))
-            yield f"{split}: {counted} in the place of a label count as missing (tasks.*.missing)"
+            yield f"{split}: {counted} in place of a label count as missing (tasks.*.missing)"
         pairs = zip(raw.values, raw.records, strict=True)
         empty = sum(value is None and find_field(record, spec.field) == "" for value, record in pairs)
         if spec.kind == "set" and empty:
             names = tuple(name for name in spec.missing if name)
             yield (
-                f"{split}: {empty} empty texts count as not labelled; if they are empty sets, leave them out: "
+                f"{split}: {empty} empty strings count as not labelled; if they are empty sets, set "
                 f"config.tasks.{spec.task}.missing={names!r}"
             )
         if partly:
@@ -118,7 +120,7 @@ def _by_split(counts: Mapping[str, int]) -> str:
 
 
 def _lists(spec: LabelSpec, splits: Mapping[str, RawLabels], names: Sequence[str]) -> Iterable[str]:
-    """Lists that are written as texts, beside values that are none; lists where one class is wanted; vectors."""
+    """Lists written as strings, mixed with other values; lists where one class is expected; vectors of 0 and 1."""
     if spec.kind == "class":
         odd = [
             name
@@ -126,7 +128,7 @@ def _lists(spec: LabelSpec, splits: Mapping[str, RawLabels], names: Sequence[str
             if "[" in name and literals.looks_like_list(name) and literals.parse_literal(name) is not None
         ]
         if odd:
-            yield f"classes such as {odd[0]!r} are lists written as a text; kind 'multilabel' reads them as sets"
+            yield f"classes such as {odd[0]!r} are lists written as a string; kind 'multilabel' reads them as sets"
     if spec.kind != "set":
         return
     lists, others, repeats = [], [], 0
@@ -140,14 +142,14 @@ def _lists(spec: LabelSpec, splits: Mapping[str, RawLabels], names: Sequence[str
     if lists and others:
         few = min(lists, others, key=len)
         what = "are written as a list" if few is lists else "are not written as a list, as the others are"
-        of = f"{len(few)} of {len(lists) + len(others)} values of the field {spec.field!r}"
-        yield f"{of} {what}; first at {where(few[0])}"
+        share = f"{len(few)} of {len(lists) + len(others)} values of the field {spec.field!r}"
+        yield f"{share} {what}; first at {where(few[0])}"
     if set(names) == {"0", "1"} and repeats:
-        yield "the lists look like vectors of 0 and 1; name what they stand for, in order, as `classes` of the task"
+        yield "the lists look like vectors of 0 and 1; name their classes, in order, as `classes` of the task"
 
 
 def _uncut(spec: LabelSpec, names: Sequence[str]) -> Iterable[str]:
-    """A delimiter that seems to stand between several classes in one name."""
+    """A delimiter that seems to separate several classes in one name."""
     known = set(names)
     for delimiter in _DELIMITERS:
         if spec.kind not in ("class", "set") or (spec.kind == "set" and delimiter == spec.delimiter):
@@ -156,23 +158,23 @@ def _uncut(spec: LabelSpec, names: Sequence[str]) -> Iterable[str]:
         cuts = {name: parts for name, parts in cuts.items() if all(parts) and len(set(parts)) == len(parts)}
         uses = collections.Counter(part for parts in cuts.values() for part in parts)
         recurring = known if spec.kind == "class" else known | {part for part, count in uses.items() if count > 1}
-        # Blanks, slashes and commas are in many a name: of sets all names that have them have to fall into such parts.
+        # Many names contain blanks, slashes and commas: in sets all names with them have to split into known parts.
         strict = spec.kind == "class" or delimiter in (" ", "/", ",")
         odd = [n for n, parts in cuts.items() if (all if strict else any)(part in recurring for part in parts)]
         if odd and (spec.kind == "class" or not strict or len(odd) == len(cuts)):
-            of = "" if spec.kind == "set" else " with kind='multilabel'"
+            kind = "" if spec.kind == "set" else " with kind='multilabel'"
             yield (
                 f"{len(odd)} classes such as {odd[0]!r} look like several with {delimiter!r} between them; "
-                f"options={{'delimiter': {delimiter!r}}}{of} reads them so"
+                f"options={{'delimiter': {delimiter!r}}}{kind} splits them"
             )
             return
 
 
 def _alike(names: Sequence[str]) -> Iterable[str]:
-    """Names that differ only in case, blanks, signs that nobody sees, or the form of a number."""
+    """Names that differ only in case, blanks, invisible signs, or the form of a number."""
     groups: dict[str, list[str]] = {}
     for name in names:
-        groups.setdefault(_seen(name), []).append(name)
+        groups.setdefault(_appearance(name), []).append(name)
     alike = [group for group in groups.values() if len(group) > 1]
     if alike:
         listed = "; ".join(" and ".join(map(repr, group[:4])) for group in alike[:_SHOWN])
@@ -180,8 +182,8 @@ def _alike(names: Sequence[str]) -> Iterable[str]:
         yield f"classes differ only in case, blanks, invisible signs or the form of a number: {listed}{more}"
 
 
-def _seen(name: str) -> str:
-    """What is left of a name for the eye."""
+def _appearance(name: str) -> str:
+    """A key that names share which look the same."""
     if name.isascii() and name.isalpha():
         return name.lower()
     try:

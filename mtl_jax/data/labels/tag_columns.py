@@ -1,7 +1,7 @@
-"""The tags of a task in all splits of its data set: whether they mark spans, how they are written, and one scheme.
+"""The tags of a task in all splits of its data set: whether they mark spans, their spelling, and one scheme for them.
 
-Decided once, from what all splits hold together, whatever the reader. Values that are no tags of such a column count
-as O, and are named with their places.
+This is decided once, from all splits together and for every reader. Values that are no tags of spans count as O, and
+notes name them with their places.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from mtl_jax.data.labels.raw_labels import RawLabels
 from mtl_jax.data.notices import INFORMATION, LABELS, Notice
 from mtl_jax.errors import UserError
 
-_SHOWN = 5  # odd tags that a note names
+_SHOWN = 5  # values that a note lists
 
 
 class UnifiedTags(NamedTuple):
@@ -29,7 +29,7 @@ class UnifiedTags(NamedTuple):
     spec    what the task reads, with `classes` in that scheme
     splits  the labels by split
     spans   whether the tags mark spans; None where they are distributions
-    notes   what was changed, counted, in words
+    notes   what was changed, with counts
     """
 
     spec: LabelSpec
@@ -42,12 +42,12 @@ def unify_tags(spec: LabelSpec, splits: Mapping[str, RawLabels], words: Mapping[
     """The tags of a task on words (levels "word" and "predicate") in the scheme `spec.target_scheme`.
 
     Args:
-      spec: of the task. With a `source_scheme` every tag that breaks it raises, "none" leaves the tags as they are.
-      splits: the labels as they were read.
+      spec: of the task. With a `source_scheme` every tag that violates it raises; "none" leaves the tags unchanged.
+      splits: the labels as read.
       words: [M] numbers of words of the records of each split.
 
     Raises:
-      UserError: a tag that breaks the scheme that the user named, by file and line.
+      UserError: a tag that violates the scheme named by the user, by file and line.
     """
     splits = dict(splits)
     if any(set(map(type, raw.values)) - {str, type(None)} for raw in splits.values()):
@@ -77,7 +77,7 @@ def unify_tags(spec: LabelSpec, splits: Mapping[str, RawLabels], words: Mapping[
         splits[split], broken = _converted(spec, raw, flat[split], source)
         if broken:
             count, first = broken
-            text = f"{_task(spec)}: {count} sentences of {split} with a broken {source} sequence mended; {first}"
+            text = f"{_task(spec)}: {count} sentences of {split} with a broken {source} sequence repaired; {first}"
             notes.append(Notice(text, LABELS, count))
     present = set().union(*(raw.values for raw in splits.values())) - {None}
     classes = _classes(spec, parse, present - counts.keys(), counts.keys())
@@ -89,7 +89,7 @@ def _task(spec: LabelSpec) -> str:
 
 
 def _named(spec: LabelSpec, splits: dict[str, RawLabels]) -> tuple[dict[str, RawLabels], list[str]]:
-    """Numbers of classes as their names, where `spec.classes` has these in order; a note where it has not."""
+    """Class numbers replaced by their names in `spec.classes`; a note where there are no names."""
     values = set().union(*(raw.values for raw in splits.values())) - {None}
     if not values or not all(value.isascii() and value.isdigit() and len(value) < 10 for value in values):
         return splits, []
@@ -102,11 +102,11 @@ def _named(spec: LabelSpec, splits: dict[str, RawLabels]) -> tuple[dict[str, Raw
     return {s: raw._replace(values=[names[value] for value in raw.values]) for s, raw in splits.items()}, []
 
 
-# Odd values.
+# Values that are no tags.
 
 
 def _odd(spec: LabelSpec, splits: Mapping[str, RawLabels], tags: Mapping[str, str]) -> list[str]:
-    """A note for each split with values that are no tags."""
+    """A note for each split with values that are no tags, and one on tags in another spelling."""
     notes = []
     odd = {value for value, tag in tags.items() if not tag}
     for split, raw in splits.items():
@@ -126,7 +126,7 @@ def _odd(spec: LabelSpec, splits: Mapping[str, RawLabels], tags: Mapping[str, st
 
 
 def _no_spans(spec: LabelSpec, counts: Mapping[str, int], splits: Mapping[str, RawLabels]) -> list[str]:
-    """A note on a column with some tags of spans, but too few."""
+    """A note on a column with too few tags of spans to be read as such."""
     inner = {value: n for value, n in counts.items() if value not in tag_spellings.OUTSIDE}
     parts = {value: tag_schemes.split_tag(value) for value in inner}
     bare = {"O", "B", "I"} <= counts.keys()  # single letters alone are names of something else
@@ -150,7 +150,7 @@ def _no_spans(spec: LabelSpec, counts: Mapping[str, int], splits: Mapping[str, R
 
 
 def _refuse(spec: LabelSpec, splits: Mapping[str, RawLabels], tags: Mapping[str, str], counts: Mapping[str, int]):
-    """Raises where a value is no tag of the scheme that the user named."""
+    """Raises UserError for a value that is no tag of the scheme named by the user."""
     letters = {"O", *tag_schemes.LETTERS.get(spec.source_scheme, "")}
     odd = {v for v, tag in tags.items() if not tag or (tag != v) or tag_schemes.split_tag(tag)[0] not in letters}
     if spec.source_scheme == "brackets":
@@ -163,7 +163,7 @@ def _refuse(spec: LabelSpec, splits: Mapping[str, RawLabels], tags: Mapping[str,
 
 def _broken(spec: LabelSpec, place: str, problem: str, counts: Mapping[str, int]) -> UserError:
     are_spans = tag_spellings.detect_spelling(counts) is not None
-    without = "broken sequences are mended and odd tags count as O" if are_spans else "these are no spans"
+    without = "broken sequences are repaired and other values count as O" if are_spans else "these are no spans"
     return UserError(
         f"{place}: task {spec.task}: {problem}, which options.schemes[{spec.field!r}] of data set {spec.dataset} says; "
         f"without it {without}"
@@ -174,12 +174,12 @@ def _broken(spec: LabelSpec, place: str, problem: str, counts: Mapping[str, int]
 
 
 class _Flat:
-    """The tags of a split one after the other, without the words that have no label.
+    """The tags of a split, concatenated, without the words that have no label.
 
     names   the different tags
     ids     int[n], each tag's number in `names`
-    at      int[n], their places among all labels of the split
-    begins  [S + 1], where each sentence (of a predicate) begins
+    at      int[n], their indices among all labels of the split
+    begins  [S + 1], where each sentence (for one predicate) begins
     """
 
     def __init__(self, raw: RawLabels, words: Sequence[int], tags: Mapping[str, str]):
@@ -200,19 +200,19 @@ class _Flat:
         return [(a, b) for a, b in itertools.pairwise(self.begins.tolist()) if a < b]
 
     def breaks(self, scheme: str) -> np.ndarray:
-        """int[...], numbers of the tags that a scheme of letters does not know, or not allow where they stand."""
+        """int[...], indices of the tags that a scheme of letters does not know, or does not allow at their position."""
         parts = [tag_schemes.split_tag(name) for name in self.names]
         kinds = sorted({kind for _, kind in parts})
 
         def each(values: list, before: int | bool) -> np.ndarray:
-            """A value for each tag, by those of the different tags, and one for the O before the first."""
+            """The value of each tag, from `values` of the different tags, after one for an O before the first tag."""
             return np.concatenate([[before], np.array(values)[self.ids]])
 
         kind = each([-1 if letter == "O" else kinds.index(kind) for letter, kind in parts], -1)
         foreign = each([letter not in ("O", *tag_schemes.LETTERS[scheme]) for letter, _ in parts], False)
         places = [tag_schemes.position_in_span(letter) for letter, _ in parts]
         first = np.zeros(len(kind), bool)
-        first[self.begins] = True  # of the last entry: one behind the last tag
+        first[self.begins] = True  # the last entry is after the last tag
         goes_on = (kind[1:] == kind[:-1]) & ~first[:-1]
         if scheme in ("iob1", "iob2"):
             wants = each([letter == ("I" if scheme == "iob2" else "B") for letter, _ in parts], False)
@@ -224,16 +224,16 @@ class _Flat:
 
 
 def _scheme(flat: Mapping[str, _Flat]) -> str:
-    """The scheme of a column: the one that the fewest tags break."""
+    """The scheme that the fewest tags violate."""
     breaks = {scheme: sum(len(f.breaks(scheme)) for f in flat.values()) for scheme in tag_schemes.LETTERS}
     return min(("iob2", *breaks), key=breaks.__getitem__)
 
 
 def _converted(spec: LabelSpec, raw: RawLabels, flat: _Flat, source: str) -> tuple[RawLabels, tuple[int, str] | None]:
-    """The labels in the scheme wanted, and (number of broken sentences, "first at file:line")."""
+    """The labels in the target scheme, and (number of broken sentences, "first at file:line")."""
     new = np.full(len(raw.values), None, object)
     new[flat.at] = np.array(flat.names, object)[flat.ids]
-    if source == spec.target_scheme == "iob2":  # mostly there is nothing to do
+    if source == spec.target_scheme == "iob2":  # only broken sentences change
         numbers = np.unique(np.searchsorted(flat.begins, flat.breaks("iob2"), side="right") - 1)
         where = [(int(flat.begins[n]), int(flat.begins[n + 1])) for n in numbers]
     else:
@@ -248,24 +248,24 @@ def _converted(spec: LabelSpec, raw: RawLabels, flat: _Flat, source: str) -> tup
             if spec.source_scheme:
                 raise _broken(spec, place, str(error), collections.Counter(raw.values)) from error
             broken, first = broken + 1, first or f"first at {place}"
-        found = tag_schemes.convert_tags(sentence, source, spec.target_scheme, strict=False)
-        new[flat.at[begin:end]] = found
+        values = tag_schemes.convert_tags(sentence, source, spec.target_scheme, strict=False)
+        new[flat.at[begin:end]] = values
     return raw._replace(values=new.tolist()), (broken, first) if broken else None
 
 
-def _classes(spec: LabelSpec, parse: tag_spellings.Spelling, further: set[str], found: Set[str]) -> tuple[str, ...]:
-    """`spec.classes` in the scheme wanted, and those of the tags `further`, which were not in the files, that are of
-    the same types.
+def _classes(spec: LabelSpec, parse: tag_spellings.Spelling, further: set[str], values: Set[str]) -> tuple[str, ...]:
+    """`spec.classes` in the target scheme, and those of the tags `further` (results of the conversion) that have one of
+    their types.
 
     Raises:
-      UserError: a class that is no tag, nor one of the odd ones that were `found`, which count as O.
+      UserError: a class that is neither a tag nor one of the `values` in the files, which count as O.
     """
     if not spec.classes:
         return ()
     names: dict[str, None] = {}
     kinds = {""}
     for name in spec.classes:
-        tag = parse(name) or tag_spellings.usual_spelling(name, typed=False)  # they may be named as they become
+        tag = parse(name) or tag_spellings.usual_spelling(name, typed=False)  # classes may be named as after conversion
         if parse is tag_spellings.bracket_spelling and tag_schemes.is_bracket(tag):
             (tag,) = tag_schemes.convert_tags([tag], "brackets", "iob2", strict=False)
         letter, kind = tag_schemes.split_tag(tag)
@@ -276,7 +276,7 @@ def _classes(spec: LabelSpec, parse: tag_spellings.Spelling, further: set[str], 
             tag = f"{letter}-{kind}" if kind else letter
         if letter:
             names[tag] = None
-        elif name not in found:
+        elif name not in values:
             raise UserError(
                 f"{_task(spec)} mark spans, but its classes name {name!r}, which is no such tag; name tags such as "
                 "'B-PER', or leave classes out"

@@ -37,7 +37,7 @@ class TagError(ValueError):
 LETTERS = {"iob1": "BI", "iob2": "BI", "bioes": "BIES", "bilou": "BILU", "bmes": "BMES"}
 SCHEMES = (*LETTERS, "brackets")
 TARGET_SCHEMES = ("iob2", "bioes")  # what tags are converted to
-# The place in a span that a letter stands for, in the letters of "bioes". A letter has one meaning in all schemes.
+# The position in a span that a letter means, in the letters of "bioes". A letter has one meaning in all schemes.
 SPAN_POSITIONS = {"B": "B", "I": "I", "M": "I", "E": "E", "L": "E", "S": "S", "U": "S"}
 _BRACKET = re.compile(r"(?:\(([^()*\s]+))?(\*?)(\)?)")
 _TAG = re.compile(r"([BIMELSU])(?:-(.*))?", re.DOTALL)
@@ -72,56 +72,58 @@ def spans_from_tags(tags: Sequence[str], scheme: str, strict: bool = True) -> li
       tags: one tag a word.
       scheme: one of `SCHEMES`.
       strict: True: a tag that the scheme does not allow raises. False: tags of all schemes but "brackets" are read as
-        conlleval does: a span begins where a tag says so, where the type changes, or after the end of one; what is no
-        tag of a span counts as O.
+        by conlleval: a span begins where a tag says so, where the type changes, or after the end of another; any other
+        string counts as O.
 
-    Raises TagError naming the word, always for what is no tag of the scheme "brackets".
+    Raises TagError naming the word; in the scheme "brackets" also without `strict` for other strings.
     """
     if scheme == "brackets":
         return _bracketed(tags, strict)
     if strict:
         check_tags(tags, scheme)
-    found: list[Span] = []
+    spans: list[Span] = []
     start, kind = -1, ""  # the open span
     for i, tag in enumerate(tags):
-        letter, of = split_tag(tag)
+        letter, tag_type = split_tag(tag)
         at = position_in_span(letter)
-        goes_on = start >= 0 and at in "IE" and of == kind
+        goes_on = start >= 0 and at in "IE" and tag_type == kind
         if start >= 0 and not goes_on:
-            found.append(Span(kind, start, i))
+            spans.append(Span(kind, start, i))
             start = -1
         if at != "O" and not goes_on:
-            start, kind = i, of
+            start, kind = i, tag_type
         if at in "ES":
-            found.append(Span(kind, start, i + 1))
+            spans.append(Span(kind, start, i + 1))
             start = -1
     if start >= 0:
-        found.append(Span(kind, start, len(tags)))
-    return found
+        spans.append(Span(kind, start, len(tags)))
+    return spans
 
 
 def check_tags(tags: Sequence[str], scheme: str) -> None:
-    """Raises TagError at the first tag that is not one of the scheme, or that it does not allow there."""
+    """Raises TagError at the first tag that the scheme does not know, or does not allow at its position."""
     inside, *closing = LETTERS[scheme][1:3]
     kind = None  # of the open span; in "iob1" and "iob2", of the word before
     for i, tag in enumerate(tags):
-        letter, of = split_tag(tag)
+        letter, tag_type = split_tag(tag)
         if letter not in ("O", *LETTERS[scheme]):
             raise TagError(i, f"{tag!r} is no tag of the scheme {scheme}")
         goes_on = position_in_span(letter) in "IE"
         if not closing:
-            if scheme == "iob2" and letter == "I" and of != kind:
-                raise TagError(i, f"{tag!r} follows no tag of its type; iob2 begins every span with {_write('B', of)}")
-            if scheme == "iob1" and letter == "B" and of != kind:
+            if scheme == "iob2" and letter == "I" and tag_type != kind:
+                raise TagError(
+                    i, f"{tag!r} follows no tag of its type; iob2 begins every span with {_write('B', tag_type)}"
+                )
+            if scheme == "iob1" and letter == "B" and tag_type != kind:
                 raise TagError(i, f"{tag!r} follows no tag of its type; iob1 has B only between two spans of one type")
-            kind = None if letter == "O" else of
+            kind = None if letter == "O" else tag_type
             continue
-        if kind is not None and not (goes_on and of == kind):
-            wanted = " or ".join(_write(one, kind) for one in (inside, *closing))
+        if kind is not None and not (goes_on and tag_type == kind):
+            wanted = " or ".join(_write(letter, kind) for letter in (inside, *closing))
             raise TagError(i, f"{tag!r}: the open span wants {wanted} ({scheme})")
         if kind is None and goes_on:
             raise TagError(i, f"{tag!r}: no span of this type is open ({scheme})")
-        kind = of if position_in_span(letter) in "BI" else None
+        kind = tag_type if position_in_span(letter) in "BI" else None
     if closing and kind is not None:
         raise TagError(len(tags) - 1, f"the last span is never closed by {_write(closing[0], kind)} ({scheme})")
 
@@ -147,7 +149,7 @@ def _bracketed(tags: Sequence[str], strict: bool) -> list[Span]:
     """As `spans_from_tags`; without `strict` a span ends where another begins and at the end; one that is not open
     does not.
     """
-    found: list[Span] = []
+    spans: list[Span] = []
     start, kind = -1, ""
     for i, tag in enumerate(tags):
         match = _bracket(tag)
@@ -157,16 +159,16 @@ def _bracketed(tags: Sequence[str], strict: bool) -> list[Span]:
             if start >= 0 and strict:
                 raise TagError(i, f"{tag!r} opens a span inside that of {kind}")
             if start >= 0:
-                found.append(Span(kind, start, i))
+                spans.append(Span(kind, start, i))
             start, kind = i, match[1]
         if match[3] and start >= 0:
-            found.append(Span(kind, start, i + 1))
+            spans.append(Span(kind, start, i + 1))
             start = -1
         elif match[3] and strict:
             raise TagError(i, f"{tag!r} closes a span, and none is open")
     if start >= 0 and strict:
         raise TagError(len(tags) - 1, f"the span of {kind} is never closed")
-    return [*found, Span(kind, start, len(tags))] if start >= 0 else found
+    return [*spans, Span(kind, start, len(tags))] if start >= 0 else spans
 
 
 def tags_from_spans(found: Sequence[Span], length: int, scheme: str) -> list[str]:

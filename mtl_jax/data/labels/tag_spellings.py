@@ -1,7 +1,7 @@
-"""How the values of a column spell the tags of spans, found out by how often each occurs.
+"""How the values of a column spell the tags of spans, detected by how often each value occurs.
 
-A spelling is a function from a value to its tag, "B-PER", "B" or "O" (of the scheme "brackets" to itself); "" for what
-is no tag.
+A spelling is a function from a value to its tag, "B-PER", "B" or "O" (in the scheme "brackets" to itself); to "" for
+a value that is no tag.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from collections.abc import Callable, Mapping
 
 from mtl_jax.data.labels import tag_schemes
 
-# What stands in some files in the place of O. They are no evidence against spans, but no tags either: they are noted.
+# Values that some files have in place of O: no evidence against spans, but no tags either, so that they are counted.
 OUTSIDE = frozenset({"O", "o", "0", "-", "_", "."})
-_MOST = 0.5  # share of tags such as B-PER, of all that are not outside, above which a column marks spans
-_NEARLY_ALL = 0.9  # likewise of tags that are easily something else: letters alone, PER-B, B_PER, b-per, (PER*
+_MOST = 0.5  # share of tags such as B-PER, among values that are not outside, above which a column marks spans
+_NEARLY_ALL = 0.9  # the same for ambiguous spellings: letters alone, PER-B, B_PER, b-per, (PER*
 
 Spelling = Callable[[str], str]
 _LETTER = f"[{''.join(tag_schemes.SPAN_POSITIONS)}]"
-# The other ways to write them: lower case; another sign between letter and type; the type first.
+# Other spellings: lower case; another sign between letter and type; the type first.
 _OTHERS = [
     (re.compile(form.replace("L", letters), re.DOTALL), case)
     for form in ("(?P<l>L)[-_](?P<t>.+)", "(?P<t>.+)[-_](?P<l>L)", "(?P<l>L)")
@@ -53,7 +53,7 @@ def _other(value: str, form: re.Pattern[str], case: Callable[[str], str]) -> str
 
 
 def _of_letters(value: str, parse: Spelling, letters: str) -> str:
-    """As `parse`; of letters without a type only these."""
+    """As `parse`; of tags without a type only those in `letters`."""
     tag = parse(value)
     return "" if len(tag) == 1 and tag not in ("O", *letters) else tag
 
@@ -88,15 +88,16 @@ def detect_spelling(counts: Mapping[str, int]) -> Spelling | None:
             tags[parse(value)] += n
         return tag_schemes.are_span_tags(tags.keys() - {""}) and _as_many_ends(tags)
 
-    typed, any_ = functools.partial(usual_spelling, typed=True), functools.partial(usual_spelling, typed=False)
+    typed, untyped = functools.partial(usual_spelling, typed=True), functools.partial(usual_spelling, typed=False)
     others = [value for value in inner if not typed(value)]
-    alone = len(others) == 1 < len(inner) and not counts.keys() & OUTSIDE  # it stands for what is outside
-    if share(typed) > _MOST or alone:
+    # A single other value in a column without an outside value means outside.
+    has_one_other = len(others) == 1 < len(inner) and not counts.keys() & OUTSIDE
+    if share(typed) > _MOST or has_one_other:
         return typed
     if share(bracket_spelling) > _NEARLY_ALL and any("*" in value for value in inner):
         return bracket_spelling
-    spellings: list[Spelling] = [any_]
-    if counts.keys() & OUTSIDE:  # the others are taken for tags only where something is outside of all spans
+    spellings: list[Spelling] = [untyped]
+    if counts.keys() & OUTSIDE:  # other spellings need values outside of all spans as evidence
         spellings += [functools.partial(_other, form=form, case=case) for form, case in _OTHERS]
     for spelling, letters in itertools.product(spellings, ("BI", "BIES", "BILU", "BMES")):
         parse = functools.partial(_of_letters, parse=spelling, letters=letters)
@@ -106,7 +107,7 @@ def detect_spelling(counts: Mapping[str, int]) -> Spelling | None:
 
 
 def _as_many_ends(tags: Mapping[str, int]) -> bool:
-    """Whether letters alone have an end for nearly every beginning, where there are others than B and I."""
+    """Whether tags without a type have an end for nearly every beginning, where the scheme has ends."""
     if not tags.keys() & (tag_schemes.SPAN_POSITIONS.keys() - {"B", "I"}):
         return True
     begins, ends = tags.get("B", 0), tags.get("E", 0) + tags.get("L", 0)

@@ -1,8 +1,8 @@
-"""Target sequences of generation tasks: read, cut into tokens, encoded, and the words of the input to copy from.
+"""Target sequences of generation tasks: read, tokenized, encoded, and the tokens of the input to copy from.
 
-Ids 0 … C-1 are the vocabulary: three special tokens, then the tokens of the training targets. Where a task copies, an
-id C + t stands for the input's token at position t of its example, a token that the vocabulary lacks (extended
-vocabulary: See et al. 2017; here each place is a word of its own).
+Ids 0 … C-1 are the vocabulary: three special tokens, then the tokens of the training targets. Where a task copies, id
+C + t is the input's token at position t of its example, a token that the vocabulary lacks (extended vocabulary: See et
+al. 2017; here each position is a word of its own).
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ TOKENS = ("words", "tokenizer")
 class TargetSpec:
     """How targets become tokens.
 
-    tokens      "words": the words of a list, or a text cut into words and punctuation marks, and where blanks stand
-                otherwise than usual, see `spacing` | "tokenizer": as the tokenizer of the inputs cuts them
+    tokens      "words": the words of a list, or a text split into words and punctuation marks, with markers of unusual
+                spacing, see `spacing` | "tokenizer": the tokens of the tokenizer of the inputs
     min_count   tokens that are rarer in the targets of train are unknown
-    max_size    the most frequent so many; 0 = all
-    max_length  tokens of a target at most, its end counted; what is longer is cut and has no end
-    copy        tokens that the vocabulary lacks are named by their place in the input
+    max_size    size of the vocabulary of the most frequent tokens; 0 = all
+    max_length  largest number of tokens of a target, its end included; a longer one is truncated and has no end
+    copy        True to represent tokens that the vocabulary lacks by their position in the input
     """
 
     tokens: str = "words"
@@ -54,9 +54,9 @@ class TargetSpec:
 class RawTargets(NamedTuple):
     """Targets of M records.
 
-    tokens   of each, None where there is none
-    texts    what these tokens make, all of them: what a perfect model writes, and is compared with; "" for no target
-    changed  where and how a text is not the one in the file, blanks aside: lower case, or as a tokenizer joins tokens
+    tokens   of each target, None where there is none
+    texts    the complete texts of these tokens, which generated texts are compared with; "" for no target
+    changed  where and how a text differs from the file, other than in blanks: in case, or as a tokenizer joins tokens
     """
 
     tokens: list[list[str] | None]
@@ -65,12 +65,12 @@ class RawTargets(NamedTuple):
 
 
 def targets_have_blanks(train: Sequence[Record], spec: LabelSpec, tokenizer: Tokenizer) -> bool:
-    """Whether targets are words and where blanks stand: cut into words, and one of train is a text, not a list."""
+    """Whether targets are words with markers of spacing: split into words, and one of train is a string, not a list."""
     return _by_words(spec.target, tokenizer) and any(isinstance(_target(record, spec), str) for record in train)
 
 
 def token_joiner(spec: TargetSpec, tokenizer: Tokenizer, vocabulary: LabelVocabulary) -> Callable[[Sequence[str]], str]:
-    """What makes a text of tokens."""
+    """The function that joins tokens to a text."""
     return _joiner(spec, tokenizer, _first_word(vocabulary) > len(SPECIALS))
 
 
@@ -78,7 +78,7 @@ def collect_targets(records: Sequence[Record], spec: LabelSpec, tokenizer: Token
     """The targets in field `spec.field`: texts, or lists of words; `with_blanks` by `targets_have_blanks`.
 
     Raises:
-      UserError: by file and line: neither text nor list of words, or empty and not among `spec.missing`.
+      UserError: by file and line: neither string nor list of words, or empty and not among `spec.missing`.
     """
     units = [_target(record, spec) for record in records]
     cut = iter(_cut([unit for unit in units if unit is not None], spec.target, tokenizer, with_blanks))
@@ -182,7 +182,7 @@ def copied_ids(vocabulary: LabelVocabulary, tokenizer: Tokenizer) -> tuple[int, 
 
 
 def target_notes(spec: LabelSpec, split: str, raw: RawTargets, gold: GoldLabels, cut: int, unknown: int) -> list[str]:
-    """Sentences about what was changed, cut, unknown or missing."""
+    """Notices about targets that were changed or truncated, unknown tokens and missing targets."""
     lengths = np.diff(gold.offsets)
     count, missing = int((lengths > 0).sum()), int((lengths == 0).sum())
     found = []
@@ -214,7 +214,7 @@ def _target(record: Record, spec: LabelSpec) -> str | list[str] | None:
         value = value and value.strip()
         empty = not value
     else:
-        problem = f"field {spec.field!r} should be a text or a list of words, found {value!r}"[:200]
+        problem = f"field {spec.field!r} should be a string or a list of words, found {value!r}"[:200]
         raise UserError(f"{where(record)}: task {spec.task}: {problem}")
     if value is None or (empty and "" in spec.missing) or (isinstance(value, str) and value in spec.missing):
         return None

@@ -1,4 +1,4 @@
-"""The classes of a task, from its training labels, and the gold labels as arrays."""
+"""The classes of a task, from its training labels, and gold labels as arrays."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from mtl_jax.errors import UserError
 class LabelVocabulary:
     """Classes of one task: `names` are learned (ids 0 … C-1), `extra` occur in dev or test only (ids C, C+1, …).
 
-    soft   labels are float32[..., C] distributions, because at least one label of the task is
-    spans  of a task on words: whether its tags mark spans, see `tag_columns`; None where that is not known
+    soft   True where labels are float32[..., C] distributions, because at least one label of the task is one
+    spans  for a task on words: whether its tags mark spans, see `tag_columns`; None where it is not known
     """
 
     names: tuple[str, ...]
@@ -53,7 +53,7 @@ class TaskLabels(NamedTuple):
 def build_vocabulary(
     spec: LabelSpec, splits: Mapping[str, RawLabels], max_unseen_labels: float = 0.05
 ) -> tuple[LabelVocabulary, list[str]]:
-    """The classes of a task from its splits ("train", "dev", ...), and sentences about what is odd.
+    """The classes of a task from its splits ("train", "dev", ...), and notes on suspicious labels.
 
     Raises:
       UserError: no label in "train"; a training label outside `spec.classes`; labels that train lacks make up more
@@ -152,7 +152,7 @@ def _ordered(names: set[str], spec: LabelSpec) -> tuple[str, ...]:
 
 def _counts(values: list[Any]) -> collections.Counter[str]:
     """How often each class is named."""
-    if set(map(type, values)) <= {str, type(None)}:  # a million tags are counted in one call
+    if set(map(type, values)) <= {str, type(None)}:  # fast for a million tags
         counts = collections.Counter(values)
         del counts[None]
         return counts

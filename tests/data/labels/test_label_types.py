@@ -80,13 +80,13 @@ def test_answers_in_two_fields():
 
 
 def test_dirt_is_mended_or_left_out_and_counted():
-    moved = "answers do not stand where they should"
+    moved = "answers are not at their offsets"
     assert asked([{"text": "old", "answer_start": 30}]) == ((32,), (10, 10), [moved])  # the nearer one of two
     assert asked([{"text": "old", "answer_start": 10}]) == ((12,), (4, 4), [moved])
     assert asked([{"text": " old mat", "answer_start": 31}]) == ((32,), (10, 11), [])  # blanks around it are none of it
     assert asked([{"text": "OLD  Mat", "answer_start": 30}]) == ((32,), (10, 11), [moved])  # other case, other blanks
     assert asked([{"text": "on\u00a0the", "answer_start": 0}])[1:] == ((8, 9), [moved])
-    assert asked([{"text": "dog", "answer_start": 4}])[1:] == ((-2, -2), ["answers stand nowhere in the text"])
+    assert asked([{"text": "dog", "answer_start": 4}])[1:] == ((-2, -2), ["answers do not occur in the text"])
     assert asked([{"text": "dog", "answer_start": 4}, {"text": "cat", "answer_start": 4}])[1] == (1, 1)
     assert asked([{"text": "ca", "answer_start": 4}])[1:] == ((1, 1), ["answers begin or end inside a token"])
     assert asked([]) == ((), (-1, -1), []) and asked(None)[0] is None
@@ -96,8 +96,8 @@ def test_dirt_is_mended_or_left_out_and_counted():
         ([{"text": "mat"}], "has text"),
         ([[3, 99]], "no characters 3 to 99"),
         ({"text": ["a", "b"], "answer_start": [1]}, "different lengths"),
-        ([{"text": 3, "answer_start": 1}], "a text"),
-        ([{"text": "a", "answer_start": "x"}], "whole number"),
+        ([{"text": 3, "answer_start": 1}], "should be a string"),
+        ([{"text": "a", "answer_start": "x"}], "an integer"),
     ):
         with pytest.raises(UserError, match=f"f:1: task answer: .*({said})"):
             asked(wrong)

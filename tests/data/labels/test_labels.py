@@ -164,7 +164,10 @@ def test_sets_are_cut_at_what_the_task_names():
 @pytest.mark.parametrize(
     ("values", "told"),
     [
-        (["a;b", "a;c"], r"2 classes such as 'a;b' look like several with ';' .*; options=\{'delimiter': ';'\} reads"),
+        (
+            ["a;b", "a;c"],
+            r"2 classes such as 'a;b' look like several with ';' .*; options=\{'delimiter': ';'\} splits them",
+        ),
         (["a#b", "b"], r"1 classes such as 'a#b' .*'#'"),
         (["a b", "b c", "c a"], r"3 classes such as 'a b' .*' ' between"),
         (["new york", "new jersey", "la"], None),
@@ -185,7 +188,7 @@ def test_classes_that_are_several_of_the_others():
     assert len(notes) == 1 and "'flight#fare' look like several with '#'" in notes[0]
     assert "with kind='multilabel'" in notes[0]
     _, _, notes = gold(LabelSpec("t", "d", "y"), ["['a', 'b']", "x"])
-    assert "are lists written as a text; kind 'multilabel'" in notes[0]
+    assert "are lists written as a string; kind 'multilabel'" in notes[0]
 
 
 def test_lists_written_as_texts_are_sets():
@@ -247,7 +250,7 @@ def test_objects_and_vectors_of_0_and_1():
         ("b",),
     ]
     _, _, notes = gold(LabelSpec("t", "d", "y", **SET), [[0, 1, 0], [1, 1, 0]])
-    assert [note for note in notes if "vectors of 0 and 1; name what they stand for" in note]
+    assert [note for note in notes if "vectors of 0 and 1; name their classes" in note]
 
 
 def test_two_fields_joined_as_one_label():
@@ -265,7 +268,7 @@ def test_words_for_missing_labels():
     vocabulary, found, notes = gold(LabelSpec("t", "d", "y", missing=missing), values)
     assert vocabulary.names == ("-", "NA", "None", "neg", "pos")
     assert found["train"].known.tolist() == [True, True, *[False] * 6, True, True, True, True]
-    assert notes[0].startswith("task t: train: 'nan' (2), 'NaN' (1), 'null' (1) in the place of a label")
+    assert notes[0].startswith("task t: train: 'nan' (2), 'NaN' (1), 'null' (1) in place of a label")
     assert "the classes '-' (1 of train), 'NA' (1 of train), 'None' (1 of train) may mean" in notes[1]
     assert notes[1].endswith("'Null', '-', 'NA', 'None')") and "config.tasks.t.missing=('', 'NaN'" in notes[1]
     classes = ("NA", "None", "-", "pos", "neg")
@@ -283,7 +286,7 @@ def test_labels_of_dev_in_another_form_than_in_train():
 def test_empty_texts_of_sets_and_lists_of_one_class():
     _, found, notes = gold(LabelSpec("t", "d", "y", kind="set", missing=("", "nan", None)), ["a", "", "b"])
     assert found["train"].known.tolist() == [True, False, True]
-    assert notes[0].startswith("task t: train: 1 empty texts count as not labelled; if they are empty sets")
+    assert notes[0].startswith("task t: train: 1 empty strings count as not labelled; if they are empty sets")
     assert notes[0].endswith("config.tasks.t.missing=('nan',)")
     with pytest.raises(UserError, match=r"data\.jsonl:1: .*one name, found the list \['a'\]; kind 'multilabel'"):
         gold(LabelSpec("t", "d", "y"), [["a"]])

@@ -84,8 +84,8 @@ def test_the_decision_is_that_of_all_splits():
     found, texts = unify(train=["B-X I-X O", "O O B-X"], test=["U-X O B-X L-X"], dev=["S-X"])
     assert texts["test"] == [["B-X", "O", "B-X", "I-X"]] and texts["dev"] == [["B-X"]] and found.spans
     assert found.notes == [
-        "task t: tags in field 'y': 1 sentences of test with a broken iob2 sequence mended; first at test:1",
-        "task t: tags in field 'y': 1 sentences of dev with a broken iob2 sequence mended; first at dev:1",
+        "task t: tags in field 'y': 1 sentences of test with a broken iob2 sequence repaired; first at test:1",
+        "task t: tags in field 'y': 1 sentences of dev with a broken iob2 sequence repaired; first at dev:1",
     ]
     # a letter of another scheme is no reason to take the column for that scheme, with types and without
     for kind in ("-X", ""):
@@ -93,7 +93,7 @@ def test_the_decision_is_that_of_all_splits():
         assert texts["train"][0] == [f"B{kind}", f"I{kind}", "O"]
         wanted = "O B-X I-X I-X B-X" if kind else "O B I O O"
         assert texts["dev"] == [wanted.split()] and len(found.notes) == 1
-        assert "mended; first at dev:4" in found.notes[0] or "'E' (1), 'S' (1); first at dev:4" in found.notes[0]
+        assert "repaired; first at dev:4" in found.notes[0] or "'E' (1), 'S' (1); first at dev:4" in found.notes[0]
     found, texts = unify(train=["O O"], dev=["B-X"])
     assert found.spans and texts["dev"] == [["B-X"]]
 
@@ -102,11 +102,11 @@ def test_of_iob1_and_iob2_fewer_breaks_decide():
     found, texts = unify(train=["O I-X I-X O"] * 9 + ["O B-X"])
     assert texts["train"][0] == ["O", "B-X", "I-X", "O"] and found.notes == [
         "task t: tags in field 'y' written in iob1 and converted to iob2",
-        "task t: tags in field 'y': 1 sentences of train with a broken iob1 sequence mended; first at train:902",
+        "task t: tags in field 'y': 1 sentences of train with a broken iob1 sequence repaired; first at train:902",
     ]
     found, texts = unify(train=["O B-X I-X O"] * 9, dev=["O I-X", "B-X I-Y I-X"])
     assert texts["dev"] == [["O", "B-X"], ["B-X", "B-Y", "B-X"]] and found.notes == [
-        "task t: tags in field 'y': 2 sentences of dev with a broken iob2 sequence mended; first at dev:2"
+        "task t: tags in field 'y': 2 sentences of dev with a broken iob2 sequence repaired; first at dev:2"
     ]
 
 
@@ -201,7 +201,10 @@ def test_a_note_where_few_are_tags_of_spans_and_where_tags_are_numbers():
 def test_a_scheme_that_the_user_names_is_strict_and_none_leaves_all_as_it_is():
     for text, problem in (
         ("O PER", r"train:2: task t: 'PER' is no tag of the scheme iob2, which options.schemes\['y'\] of data set d"),
-        ("B-X I-Y O", r"train:2: .*'I-Y' follows no tag of its type; .*without it broken sequences are mended and odd"),
+        (
+            "B-X I-Y O",
+            r"train:2: .*'I-Y' follows no tag of its type; .*without it broken sequences are repaired and other",
+        ),
         ("B-X I-X E-X", "'E-X' is no tag of the scheme iob2"),
         ("B-X I-X B", "'B' is no tag of the scheme iob2"),
     ):

@@ -84,8 +84,12 @@ def test_targets_are_packed_with_their_examples_and_copied_words_have_places(tmp
         ([{"x": "a", "z": "b"}] * 2, ("", None), "task t: data set d has no field 'y'.*known fields: file, x, z"),
         ([{"x": "a", "y": ""}] * 2, ("", None), "every label in field 'y' of the train split is missing"),
         ([{"x": "a a", "y": "b"}, {"x": "a", "y": " "}], (None,), r"train\.jsonl:2: task t: field 'y': empty target"),
-        ([{"x": "a a", "y": 7}], ("", None), r"train\.jsonl:1: task t: field 'y' should be a text or a list of words"),
-        ([{"x": "a a", "y": ["b", 1]}], ("", None), r"train\.jsonl:1: .*should be a text or a list of words"),
+        (
+            [{"x": "a a", "y": 7}],
+            ("", None),
+            r"train\.jsonl:1: task t: field 'y' should be a string or a list of words",
+        ),
+        ([{"x": "a a", "y": ["b", 1]}], ("", None), r"train\.jsonl:1: .*should be a string or a list of words"),
     ],
 )
 def test_bad_targets_are_told_by_file_and_line(tmp_path, train, missing, said):
