@@ -78,7 +78,8 @@ def test_no_python_is_left_untried():
     tried = {"README.md": 2, "docs/getting_started.md": 1, "docs/own_loop.md": 1, "docs/ablation.md": 1}
     for page in PAGES:
         name = str(page.relative_to(ROOT))
-        assert name in ("docs/tasks.md", "docs/data.md") or len(blocks(name)) == tried.get(name, 0), name
+        elsewhere = ("docs/tasks.md", "docs/data.md", "docs/extending.md")  # the last: test_extending
+        assert name in elsewhere or len(blocks(name)) == tried.get(name, 0), name
 
 
 def test_every_penalty_is_in_the_table():

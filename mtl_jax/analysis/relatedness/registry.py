@@ -14,7 +14,7 @@ from mtl_jax.analysis.relatedness.evidence import Evidence
 class Measure(NamedTuple):
     """One measure.
 
-    of        Evidence -> float[K, K], NaN where it is not known; the row acts, the column is acted upon
+    compute   Evidence -> float[K, K], NaN where it is not known; the row acts, the column is acted upon
     needs     "joint" | "columns" | "labels": the part of the evidence that it reads
     distance  larger is farther
     title     for figures and tables
