@@ -15,6 +15,7 @@ from collections.abc import Iterator
 
 from mtl_jax.config import default
 from mtl_jax.config.sections import Config
+from mtl_jax.tasks.metrics import Metric
 
 REGISTRIES = {
     "penalties": ("mtl_jax.sharing", "PENALTIES"),
@@ -30,6 +31,9 @@ REGISTRIES = {
     "optimizers": ("mtl_jax.training.optimizer", "OPTIMIZERS"),
     "schedules": ("mtl_jax.training.optimizer", "SCHEDULES"),
     "layers": ("mtl_jax.models.layers", "LAYERS"),
+    "families": ("mtl_jax.models.families", "FAMILIES"),
+    "kinds of task": ("mtl_jax.tasks", "TASK_KINDS"),
+    "measures": ("mtl_jax.analysis.relatedness.registry", "MEASURES"),
 }
 
 
@@ -51,7 +55,10 @@ def _summary(entry: object) -> str:
     entry = entry[0] if isinstance(entry, tuple) and type(entry) is tuple else entry
     while hasattr(entry, "func"):
         entry = entry.func
-    doc = inspect.getdoc(entry) if callable(entry) else None
+    if isinstance(entry, Metric):
+        doc = f"of {', '.join(sorted(entry.predictions))}; {'more' if entry.increasing else 'less'} is better"
+    else:
+        doc = inspect.getdoc(entry) if callable(entry) else getattr(entry, "title", None)
     return _escaped((doc or "").split("\n\n")[0].replace("\n", " "))
 
 

@@ -1,5 +1,6 @@
 """The Python of README and docs runs as it stands there, and their tables name what there is."""
 
+import importlib.util
 import pathlib
 import re
 import textwrap
@@ -75,7 +76,13 @@ def test_a_loop_of_one_s_own(page, number, capsys):
 
 
 def test_no_python_is_left_untried():
-    tried = {"README.md": 2, "docs/getting_started.md": 1, "docs/own_loop.md": 1, "docs/ablation.md": 1}
+    tried = {
+        "README.md": 2,
+        "docs/getting_started.md": 1,
+        "docs/own_loop.md": 1,
+        "docs/ablation.md": 1,
+        "docs/optimizer.md": 2,
+    }
     for page in PAGES:
         name = str(page.relative_to(ROOT))
         elsewhere = ("docs/tasks.md", "docs/data.md", "docs/extending.md")  # the last: test_extending
@@ -86,6 +93,18 @@ def test_every_penalty_is_in_the_table():
     table = (ROOT / "docs" / "penalties.md").read_text(encoding="utf-8")
     names = {match for row in re.findall(r"^\| (.*?) \|", table, flags=re.M) for match in re.findall(r"`(\w+)\(", row)}
     assert set(PENALTIES) <= names
+
+
+def test_every_registry_has_its_table_on_a_page():
+    spec = importlib.util.spec_from_file_location("hooks", ROOT / "docs" / "hooks.py")
+    hooks = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(hooks)
+    text = "".join(page.read_text(encoding="utf-8") for page in PAGES)
+    for name, (module, attribute) in hooks.REGISTRIES.items():
+        assert f"<!-- registry: {name} -->" in text, name
+        names = re.findall(r"^\| `([^`]+)` \|", hooks.registry_table(name), flags=re.M)
+        assert names == list(getattr(importlib.import_module(module), attribute))
+    assert set(re.findall(r"<!-- registry: ([\w ]+) -->", text)) == set(hooks.REGISTRIES)
 
 
 def test_links_lead_somewhere():

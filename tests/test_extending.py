@@ -278,7 +278,17 @@ def test_a_task_says_which_of_its_methods_is_missing():
         name = "a"
 
     assert not Silent.defines("soft_labels") and TASK_KINDS["hinge"].defines("soft_labels")
-    for method in ("init", "logits", "loss", "weight", "predict", "soft_labels", "distribution", "generate", "best_answers"):
+    for method in (
+        "init",
+        "logits",
+        "loss",
+        "weight",
+        "predict",
+        "soft_labels",
+        "distribution",
+        "generate",
+        "best_answers",
+    ):
         with pytest.raises(UserError, match=rf"config\.tasks\.a\.kind: a task of kind Silent has no .*{method}"):
             count = {"weight": 1, "init": 2, "distribution": 2, "generate": 2}.get(method, 3)
             getattr(Silent(), method)(*[None] * count)

@@ -127,7 +127,9 @@ def metric_notes(config: Any, data: Corpus) -> list[str]:
     notes = []
     for task, spec in data.specs.items():
         entry = config.tasks[task]
-        wrong = [name for name in entry.metrics or TASK_KINDS[entry.kind].metrics if name in METRICS and METRICS[name].blanks]
+        wrong = [
+            name for name in entry.metrics or TASK_KINDS[entry.kind].metrics if name in METRICS and METRICS[name].blanks
+        ]
         if spec.level == "sequence" and wrong:
             given = [text for text in data.splits[spec.dataset]["train"].encoded.labels[task].texts if text]
             if count := sum(map(unicode.has_no_blanks, given)):

@@ -9,8 +9,14 @@ from collections.abc import Mapping
 import pytest
 from ml_collections import ConfigDict
 
+from mtl_jax.analysis.ablation.lanes import LAYOUTS
 from mtl_jax.config import default
+from mtl_jax.config.entries import Penalty
 from mtl_jax.config.sections import Config
+from mtl_jax.data.sampler import MIXINGS
+from mtl_jax.experiment.penalties import SCHEDULES
+from mtl_jax.models.apply_owned import COLUMN_EXECUTIONS
+from mtl_jax.sharing import SCOPES
 
 HOOKS = pathlib.Path(__file__).parents[2] / "docs" / "hooks.py"
 
@@ -63,3 +69,19 @@ def test_every_field_is_in_the_reference_with_a_comment(hooks):
             is_section = isinstance(config[field], ConfigDict) and len(config[field])
             assert is_section or comment, f"{section.__name__}.{field} has no comment"
             assert is_section or f"| `{field}` |" in reference, f"{section.__name__}.{field}"
+
+
+@pytest.mark.parametrize(
+    ("field", "choices"),
+    [
+        ("data.mixing", MIXINGS),
+        ("model.column_execution", ("auto", *COLUMN_EXECUTIONS)),
+        ("ablation.layout", ("auto", *LAYOUTS)),
+        ("penalty.scope", SCOPES),
+        ("penalty.schedule", SCHEDULES),
+    ],
+)
+def test_choices_of_the_schema_are_those_of_the_code(field, choices):
+    section, name = field.split(".")
+    kind = Penalty if section == "penalty" else typing.get_type_hints(Config)[section]
+    assert set(typing.get_args(typing.get_type_hints(kind)[name])) == set(choices)
