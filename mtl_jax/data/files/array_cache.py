@@ -1,4 +1,4 @@
-"""Arrays on disk by the hash of what made them: made once, verified when read, re-made where damaged."""
+"""Arrays cached on disk by the hash of their inputs: computed once, verified when read, recomputed where damaged."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-VERSION = 4  # raise it when the same settings would give other arrays
+VERSION = 4  # to be raised when the same key gives other arrays
 _SEAL = "__sha256__"
 
 
@@ -32,8 +32,8 @@ def load_or_make(
     """The arrays of `make()`, from the cache where it holds them.
 
     Args:
-      key: all that decides the arrays, JSON values; the file's name is its hash with `VERSION`.
-      make: called where the file is absent or damaged. Arrays of plain dtypes (no objects).
+      key: JSON values that determine the arrays; the file's name is their hash with `VERSION`.
+      make: called where the file is missing or damaged. Arrays of plain dtypes (no objects).
       worth: seconds; what `make` gives sooner is not kept.
 
     A cache that cannot be written costs time only, with a warning.

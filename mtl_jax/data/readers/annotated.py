@@ -13,7 +13,7 @@ from mtl_jax.data.records import Note, Record, suggestion
 from mtl_jax.data.splits.subsets import random_generator
 from mtl_jax.errors import UserError
 
-_NEAR = 5  # wrong endings are drawn from so many times their number of sentences on both sides, or of orders
+_NEAR = 5  # wrong endings are drawn from this multiple of their number: of sentences on both sides, or of orders
 QUESTIONS = {
     "ARG0": "Who or what does {predicate}?",
     "ARG1": "Whom or what does it {predicate}?",
@@ -38,8 +38,8 @@ def read_srl_questions(
 
     Args:
       questions: role -> template with "{predicate}".
-      unanswerable: of the roles that a predicate lacks every n-th is asked for too, without an answer; 0 = none.
-      sentences: of a context, as they follow each other in the file.
+      unanswerable: every n-th role that a predicate lacks is asked for as well, without an answer; 0 = none.
+      sentences: number of consecutive sentences of a context.
     """
     if sentences < 1:
         raise UserError(f"options.sentences: a context has at least 1 sentence, not {sentences}")
@@ -58,9 +58,9 @@ def read_srl_questions(
             occurrence = words[: predicate + 1].count(name)
             if occurrence > 1:
                 name += f" ({occurrence})"
-            found = list(_spans(tags))
+            spans = list(_spans(tags))
             for role, template in questions.items():
-                places = [(begins[a], begins[b + 1] - 1) for a, b, of in found if of == role]
+                places = [(begins[a], begins[b + 1] - 1) for a, b, span_role in spans if span_role == role]
                 if not places:
                     lacking += 1
                     if not unanswerable or lacking % unanswerable:
@@ -79,8 +79,8 @@ def read_srl_pairs(
     Fields: words; predicate and argument, [first, last] word from 0; role, the argument's.
 
     Args:
-      roles: those that are kept; () = all.
-      longest: words of an argument at most, 0 = any number.
+      roles: of the arguments that are read; () = all.
+      longest: the largest number of words of an argument, 0 = any.
     """
     for record in read_srl(location, encoding):
         words = record.fields["words"]
@@ -110,9 +110,9 @@ def read_conllu_endings(
       wrong: "others": endings of other sentences of the file, drawn from those nearest in their number of words, since
         halves of one sentence have the same. "reordered": the true ending with its words, but for the last one, in
         another order.
-      choices: endings of a record.
-      shortest: words of a sentence at least.
-      seed: of what is drawn.
+      choices: number of endings of a record.
+      shortest: the smallest number of words of a sentence.
+      seed: of the random draws.
     """
     if choices < 2:
         raise UserError(f"options.choices: at least 2, not {choices}")
@@ -120,21 +120,23 @@ def read_conllu_endings(
         raise UserError(
             f'options.wrong: "others" or "reordered", not {wrong!r}.{suggestion(wrong, ("others", "reordered"))}'
         )
-    kept = []
+    sentences = []
     for record in read_conllu(location, encoding):
         if len(record.fields["words"]) >= max(shortest, 2):
-            kept.append(record)
+            sentences.append(record)
         else:
             what = "sentences shorter than wanted (options.shortest) left out"
             yield Note(what, record.file, record.line, lost=1, harmless=True)
-    if len(kept) < choices:
-        raise UserError(f"{location.name}: {len(kept)} sentences of {shortest} words or more, {choices} are needed")
-    endings = [" ".join(r.fields["words"][len(r.fields["words"]) // 2 :]) for r in kept]
+    if len(sentences) < choices:
+        raise UserError(
+            f"{location.name}: {len(sentences)} sentences of {shortest} words or more, {choices} are needed"
+        )
+    endings = [" ".join(r.fields["words"][len(r.fields["words"]) // 2 :]) for r in sentences]
     drawn = random_generator("conllu_endings", seed)
-    by_length = sorted(range(len(kept)), key=lambda n: len(kept[n].fields["words"]))
+    by_length = sorted(range(len(sentences)), key=lambda n: len(sentences[n].fields["words"]))
     rank = {number: at for at, number in enumerate(by_length)}
     reach = _NEAR * choices
-    for number, record in enumerate(kept):
+    for number, record in enumerate(sentences):
         words = record.fields["words"]
         if wrong == "others":
             near = by_length[max(rank[number] - reach, 0) : rank[number] + reach + 1]
@@ -157,7 +159,7 @@ def read_conllu_endings(
 
 
 def _joined(records: Iterator[Record | Note], count: int) -> Iterator[Record]:
-    """Records of `count` sentences each, the last one of what is left: words, predicates and roles."""
+    """Records of `count` sentences each, the last one of the remaining ones: words, predicates and roles."""
     while group := list(itertools.islice(records, count)):
         words = [word for record in group for word in record.fields["words"]]
         predicates, roles, begin = [], [], 0

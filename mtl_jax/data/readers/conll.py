@@ -21,7 +21,7 @@ def read_conll(
     separator: str | None = None,
     comment: str = "",
 ) -> Iterator[Record | Note]:
-    """One record a sentence: for each named column the list of its values.
+    """One record for each sentence: for each named column the list of its values.
 
     Args:
       columns: names of all columns, in order; "_" for one to ignore. CoNLL-2003: ("words", "pos", "chunk", "ner").
@@ -29,7 +29,7 @@ def read_conll(
       comment: lines that begin with it are dropped; "" = there are none.
 
     Document markers (-DOCSTART-) are dropped; from the first one on, records have a field document, its number in the
-    file. Tags stay as they are written: a task on them reads all splits in one scheme, see `labels.tag_columns`.
+    file. Tags are not changed: a task on them converts all splits to one scheme, see `labels.tag_columns`.
     Raises UserError at the line.
     """
     check_columns(columns, ())

@@ -1,6 +1,6 @@
-"""Texts to write, derived from sentences: to put words in order, to abridge, to fill a gap.
+"""Generation tasks derived from sentences: to put words in order, to abridge, to fill a gap.
 
-What is drawn is keyed by the words of the sentence, so that it depends neither on the file nor on other sentences.
+Random draws are keyed by the words of the sentence, so that they depend neither on the file nor on other sentences.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from mtl_jax.data.records import Note, Record, field, suggestion, where
 from mtl_jax.data.splits.subsets import random_generator
 from mtl_jax.errors import UserError
 
-# of Universal Dependencies: what modifies, and can be left out of a sentence that stays one
+# relations of Universal Dependencies whose dependents can be left out of a sentence
 MODIFIERS = (
     "acl",
     "acl:relcl",
@@ -38,7 +38,7 @@ MODIFIERS = (
     "parataxis",
     "vocative",
 )
-# of PropBank: adjuncts that can be left out; negation, modal and light verbs and the like cannot
+# roles of PropBank that can be left out; negation, modal and light verbs and the like cannot
 ADJUNCTS = (
     "ARGM-ADV",
     "ARGM-CAU",
@@ -55,7 +55,7 @@ ADJUNCTS = (
 
 
 class Derivation(NamedTuple):
-    """How source and target come of a sentence; what each way does stands in its function.
+    """How source and target are derived from a sentence; see the function of each way.
 
     drop, keep   of "abridge", and drop of "roles"
     span, blank  of "infill"
@@ -98,13 +98,13 @@ def read_derived(
       reader: what reads the files: one of files, not of splits.
       options: of that reader.
       words: its field with the sentence, a list of words or a text (cut at blanks).
-      shortest, longest: words of a sentence; others are left out and counted. longest 0 = any.
-      unchanged: whether sentences stay whose target is the sentence as it was; False: they are left out and counted.
-      drop: "abridge": dependency relations that go, with all that hangs on them, () = MODIFIERS; "roles": roles that
-        go, () = ADJUNCTS.
-      keep: "abridge": features that hold a word back all the same, as they stand in FEATS ("not" is a modifier too).
-      span: "infill": words of a gap at most, 1 at least.
-      blank: "infill": what stands for the gap.
+      shortest, longest: numbers of words of a sentence; other sentences are left out and counted. longest 0 = any.
+      unchanged: False to leave out, and count, sentences that are equal to their target.
+      drop: "abridge": dependency relations that are removed with their subtrees, () = MODIFIERS; "roles": roles that
+        are removed, () = ADJUNCTS.
+      keep: "abridge": features of FEATS whose words are kept all the same ("not" is a modifier too).
+      span: "infill": the largest number of words of a gap, at least 1.
+      blank: "infill": the word in place of the gap.
       seed: of the shuffles and gaps.
 
     Raises UserError for an unknown way or reader, and by file and line for a sentence without the fields needed.
@@ -154,47 +154,49 @@ def infill(sentence: list[str], record: Record, settings: Derivation) -> tuple[l
 def abridge(sentence: list[str], record: Record, settings: Derivation) -> tuple[list[str], list[str]]:
     """(the sentence, the sentence without the subtrees whose relation is in `drop`).
 
-    A punctuation mark beside what goes, goes too, unless it ends the sentence. Reads heads, deprels, feats and upos,
-    the fields of CoNLL-U.
+    A punctuation mark next to a removed word is removed, unless it ends the sentence. Reads heads, deprels, feats and
+    upos, the fields of CoNLL-U.
     """
     heads, relations, features = (_column(record, name, sentence) for name in ("heads", "deprels", "feats"))
     if None in heads:
         raise UserError(f'{where(record)}: options.way="abridge" needs the head of every word, HEAD is _')
     drop = settings.drop or MODIFIERS
-    goes = [
+    is_removed = [
         relation in drop and not set(settings.keep) & set((feats or "").split("|"))
         for relation, feats in zip(relations, features, strict=True)
     ]
-    return sentence, _left(sentence, np.asarray([_any_above(i, heads, goes) for i in range(len(sentence))]), record)
+    return sentence, _remaining(
+        sentence, np.asarray([_any_above(i, heads, is_removed) for i in range(len(sentence))]), record
+    )
 
 
 def roles(sentence: list[str], record: Record, settings: Derivation) -> tuple[list[str], list[str]]:
     """(the sentence, the sentence without the spans whose role of any predicate is in `drop`).
 
-    A span stays that holds its predicate, or that a relative word refers to (R-ARGM-TMP: "the day when he came").
+    A span is kept that contains its predicate, or that a relative word refers to (R-ARGM-TMP: "the day when he came").
     Punctuation as in `abridge`. Reads roles, predicates and upos, the fields of the reader `srl`.
     """
     drop = settings.drop or ADJUNCTS
-    gone = np.zeros(len(sentence), bool)
+    removed = np.zeros(len(sentence), bool)
     for predicate, tags in zip(field(record, "predicates"), field(record, "roles"), strict=True):
-        found = [(span.start, span.end, span.type) for span in tag_schemes.spans_from_tags(tags, "iob2", strict=False)]
-        referred = {role.removeprefix("R-") for _, _, role in found if role.startswith("R-")}
-        for start, end, role in found:
-            whole = role.removeprefix("C-")  # its continued part
-            if whole in drop and whole not in referred and not start <= predicate < end:
-                gone[start:end] = True
-    return sentence, _left(sentence, gone, record)
+        spans = tag_schemes.spans_from_tags(tags, "iob2", strict=False)
+        referred = {span.type.removeprefix("R-") for span in spans if span.type.startswith("R-")}
+        for span in spans:
+            role = span.type.removeprefix("C-")  # C-: the continuation of a role
+            if role in drop and role not in referred and not span.start <= predicate < span.end:
+                removed[span.start : span.end] = True
+    return sentence, _remaining(sentence, removed, record)
 
 
-def _left(sentence: list[str], gone: np.ndarray, record: Record) -> list[str]:
-    """The words that are not `gone` bool[words], nor punctuation beside those; the sentence itself where none is."""
+def _remaining(sentence: list[str], removed: np.ndarray, record: Record) -> list[str]:
+    """The sentence without `removed` bool[words] and adjacent punctuation; unchanged where nothing would be left."""
     upos = _column(record, "upos", sentence)
-    beside = np.zeros(len(sentence), bool)
-    beside[1:] |= gone[:-1]
-    beside[:-1] |= gone[1:]
-    beside[-1] = False
-    left = [w for w, g, b, p in zip(sentence, gone, beside, upos, strict=True) if not (g or (b and p == "PUNCT"))]
-    return left or sentence
+    adjacent = np.zeros(len(sentence), bool)
+    adjacent[1:] |= removed[:-1]
+    adjacent[:-1] |= removed[1:]
+    adjacent[-1] = False
+    dropped = [r or (a and p == "PUNCT") for r, a, p in zip(removed, adjacent, upos, strict=True)]
+    return [word for word, is_dropped in zip(sentence, dropped, strict=True) if not is_dropped] or sentence
 
 
 DERIVATIONS: dict[str, Callable[[list[str], Record, Derivation], tuple[list[str], list[str]]]] = {
@@ -205,11 +207,11 @@ DERIVATIONS: dict[str, Callable[[list[str], Record, Derivation], tuple[list[str]
 }
 
 
-def _any_above(word: int, heads: Sequence[int], goes: Sequence[bool]) -> bool:
-    """Whether the word or one that it hangs on goes; of a cycle, which is no tree, each word is looked at once."""
+def _any_above(word: int, heads: Sequence[int], is_removed: Sequence[bool]) -> bool:
+    """Whether the word or one of its ancestors is removed; in a cycle, which is no tree, each word is visited once."""
     seen = set()
     while word >= 0 and word not in seen:
-        if goes[word]:
+        if is_removed[word]:
             return True
         seen.add(word)
         word = heads[word] - 1
@@ -221,7 +223,7 @@ def _sentence(record: Record, name: str) -> list[str]:
     if isinstance(value, str):
         value = value.split()
     if not isinstance(value, list) or not value or not all(isinstance(word, str) for word in value):
-        raise UserError(f"{where(record)}: field {name!r} should be a text or a list of words, found {value!r}"[:200])
+        raise UserError(f"{where(record)}: field {name!r} should be a string or a list of words, found {value!r}"[:200])
     return value
 
 

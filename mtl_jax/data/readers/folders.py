@@ -1,4 +1,4 @@
-"""A folder per label, a file per document."""
+"""A folder for each label, a file for each document."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from mtl_jax.errors import UserError
 def read_folders(
     location: Location, encoding: str, *, pattern: str = "*", labels: Sequence[str] = ()
 ) -> Iterator[Record | Note]:
-    """One record a file, by label and name. Fields: text, label (name of the folder), name (path inside it).
+    """One record for each file, by label and name. Fields: text, label (name of the folder), name (path inside it).
 
     Args:
-      pattern: which files, by name, e.g. "*.txt"; files that are called so, where there are any. Hidden files and files
-        outside the labels' folders are left out; all but hidden ones are counted.
-      labels: which folders; () = all.
+      pattern: of the names of files, e.g. "*.txt"; a literal name where files have it. Hidden files and files outside
+        the labels' folders are left out; all but hidden ones are counted.
+      labels: names of folders; () = all.
 
     Raises UserError where a file cannot be decoded, a label has no folder, or there is no folder at all.
     """
@@ -31,10 +31,12 @@ def read_folders(
                 f"{location.name}: no folder for the label {label!r}; there are: {known}.{suggestion(label, names)}"
             )
     if not folders:
-        raise UserError(f"{location.name}: holds no folders; this reader wants one for each label")
-    beside = [child for child in location.children() if not child.is_folder()]
-    if beside:
-        yield Note("files outside of the labels' folders left out", beside[0].name, 0, len(beside), harmless=True)
+        raise UserError(f"{location.name}: holds no folders; this reader needs one for each label")
+    other_files = [child for child in location.children() if not child.is_folder()]
+    if other_files:
+        yield Note(
+            "files outside of the labels' folders left out", other_files[0].name, 0, len(other_files), harmless=True
+        )
     files = [(folder, file) for folder in folders for file in folder.files()]
     literal = any(file.place.name == pattern for _, file in files)
     for folder, file in files:

@@ -1,4 +1,4 @@
-"""Where the records of a JSON document are: in a list under a key, by key in an object; or it is a record itself."""
+"""Where the records of a JSON document are: in a list under a key, by key in an object, or the document itself."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ _DEEPEST = 4  # objects around the records
 _SHOWN = 8  # names in a message
 
 
-def place_of_records(whole: Record, columns: Sequence[str], fields: Sequence[str]) -> str | None:
-    """The path of the records of a file that holds one object: the only list of objects in it, or the only object with
-    a record for each key; "" = the document is such a one; None = it is a record itself.
+def place_of_records(document: Record, columns: Sequence[str], fields: Sequence[str]) -> str | None:
+    """The path of the records of a file with one object: its only list of objects, or its only object with a record
+    for each key; "" = the document is such an object; None = it is a record itself.
 
-    An object that has all of `fields` (paths) is a record, whatever else it holds. With `columns` a list of so many
-    values is a record too. Raises UserError where it could be several things, with the options that say which.
+    An object with all of `fields` (paths) is a record, whatever else it holds. With `columns` a list of that many
+    values is a record as well. Raises UserError for an ambiguous file, naming the options that decide.
     """
-    document, file = whole.fields, whole.file
-    if fields and all(find_field(whole, name) is not None for name in fields):
+    value, file = document.fields, document.file
+    if fields and all(find_field(document, name) is not None for name in fields):
         return None
-    if _by_key(document, columns):
+    if _by_key(value, columns):
         return ""
-    places = list(_places(document, columns))
-    fitting = [path for path in places if fields and _has(whole, path, fields)]
+    places = list(_places(value, columns))
+    fitting = [path for path in places if fields and _has(document, path, fields)]
     if len(fitting) == 1:
         return fitting[0]
-    plain = [name for name, value in document.items() if _is_plain(value)]
+    plain = [name for name, inner in value.items() if _is_plain(inner)]
     if places and not plain and len(places) == 1:
         return places[0]
     if places and not plain:
@@ -38,43 +38,45 @@ def place_of_records(whole: Record, columns: Sequence[str], fields: Sequence[str
         )
     if places:
         raise UserError(
-            f"{file}: one object, with objects under {_names(places)}, and {_names(plain)} beside them; "
-            f'options.records={places[0]!r} reads those as records, options.records="." the whole as one'
+            f"{file}: one object, with objects under {_names(places)}, and {_names(plain)} next to them; "
+            f'options.records={places[0]!r} reads those as records, options.records="." the document as one'
         )
-    rows = list(_places(document, columns, rows=True))
+    rows = list(_places(value, columns, rows=True))
     if rows and (fields or not plain):
         raise UserError(
             f"{file}: lists of lists under {_names(rows)}; their values need names: options.records={rows[0]!r} and "
             'options.columns=("text", "label") or others (or as splits: reader="json_splits")'
         )
-    if len(document) == 1 and not plain and isinstance(next(iter(document.values())), Mapping):
+    if len(value) == 1 and not plain and isinstance(next(iter(value.values())), Mapping):
         raise UserError(
-            f'{file}: one object under one key, {_names(document)}; options.records="." reads the whole as one record, '
-            "options.key (the name of a field for the key) as records by key"
+            f'{file}: one object under one key, {_names(value)}; options.records="." reads the document as one '
+            "record, options.key (the name of a field for the key) as records by key"
         )
     return None
 
 
-def _has(whole: Record, path: str, fields: Sequence[str]) -> bool:
-    """Whether the first record of a list, or of an object by key, has the fields."""
-    inner = field(whole, path)
+def _has(document: Record, path: str, fields: Sequence[str]) -> bool:
+    """Whether the first record of a list, or of an object with records by key, has the fields."""
+    inner = field(document, path)
     first = next(iter(inner.values() if isinstance(inner, Mapping) else inner))
     try:
         return isinstance(first, dict) and all(
-            find_field(whole._replace(fields=first), name) is not None for name in fields
+            find_field(document._replace(fields=first), name) is not None for name in fields
         )
     except UserError:  # a path through a list without a number
         return False
 
 
 def _by_key(value: Mapping[str, Any], columns: Sequence[str]) -> bool:
-    """Whether an object has a record for each key: two at least, that are alike."""
+    """Whether an object has a record for each key: at least two, with a field in common."""
     inner = list(value.values())
     if len(inner) < 2:
         return False
-    if all(isinstance(one, Mapping) and any(map(_is_plain, one.values())) for one in inner):
+    if all(isinstance(item, Mapping) and any(map(_is_plain, item.values())) for item in inner):
         return bool(set(inner[0]).intersection(*inner[1:]))
-    return bool(columns) and all(isinstance(one, list) and len(one) == len(columns) and _is_plain(one) for one in inner)
+    return bool(columns) and all(
+        isinstance(item, list) and len(item) == len(columns) and _is_plain(item) for item in inner
+    )
 
 
 def table_rows(document: Mapping[str, Any]) -> list[dict[str, Any]] | None:
@@ -93,8 +95,9 @@ def table_rows(document: Mapping[str, Any]) -> list[dict[str, Any]] | None:
 def _places(
     value: Mapping[str, Any], columns: Sequence[str], path: str = "", depth: int = 1, rows: bool = False
 ) -> Iterator[str]:
-    """Paths of lists of records, and of objects with a record for each key, inside of objects; `rows`: of lists of
-    lists that could be records with `columns`."""
+    """Paths of lists of records, and of objects with a record for each key, inside objects; `rows`: of lists of lists
+    that could be records with `columns`.
+    """
     for name, inner in value.items():
         there = f"{path}.{name}" if path else str(name)
         if isinstance(inner, Mapping):
@@ -105,25 +108,28 @@ def _places(
         elif rows:
             if _are_rows(inner):
                 yield there
-        elif _are(inner, dict) or (columns and _are(inner, list) and all(len(row) == len(columns) for row in inner)):
+        elif _is_list_of(inner, dict) or (
+            columns and _is_list_of(inner, list) and all(len(row) == len(columns) for row in inner)
+        ):
             yield there
 
 
 def _are_rows(value: Any) -> bool:
-    """Whether a list holds lists of one length above 1, with a text in each."""
-    if not _are(value, list):
+    """Whether a value is a list of lists of one length above 1, each with a string."""
+    if not _is_list_of(value, list):
         return False
     alike = len({len(row) for row in value}) == 1 and len(value[0]) > 1
     return alike and all(any(isinstance(cell, str) for cell in row) for row in value)
 
 
-def _are(value: Any, wanted: type) -> bool:
+def _is_list_of(value: Any, wanted: type) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(item, wanted) for item in value)
 
 
 def _is_plain(value: Any) -> bool:
-    """Whether a value holds no objects or lists of lists: a number, a text, a list of such (but no empty list, which
-    may be a split without records)."""
+    """Whether a value holds no objects or lists of lists: a number, a string, a list of these (but no empty list, which
+    may be a split without records).
+    """
     if isinstance(value, list):
         return bool(value) and not any(isinstance(item, Mapping | list) for item in value)
     return not isinstance(value, Mapping)

@@ -1,4 +1,4 @@
-"""The JSON values of a file: one a line, one after the other over any number of lines, or one alone."""
+"""The JSON values of a file: one in each line, several over any number of lines, or a single one."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ _BLANKS = re.compile(r"[ \t\r\n]*")
 
 
 def read_values(location: Location, encoding: str) -> Iterator[tuple[int, Any]]:
-    """(line where it begins, value) for each value of a file. NaN (as pandas writes a missing value) becomes None.
+    """(line where it begins, value) of each value of a file. NaN (as pandas writes a missing value) becomes None.
 
-    Raises UserError at the line: broken JSON, a key twice in one object, an infinite number.
+    Raises UserError at the line: broken JSON, a repeated key in an object, an infinite number.
     """
     one_a_line = False
     for number, line in location.lines(encoding):
@@ -34,7 +34,7 @@ def read_values(location: Location, encoding: str) -> Iterator[tuple[int, Any]]:
 
 
 def parse_json(text: str, place: str) -> Any:
-    """The value of a JSON text. Raises UserError that begins with `place`."""
+    """The value of a JSON string. The message of a UserError begins with `place`."""
     try:
         return _decoded(text, place)
     except json.JSONDecodeError as error:
@@ -42,7 +42,7 @@ def parse_json(text: str, place: str) -> Any:
 
 
 def type_name(value: Any) -> str:
-    """What a JSON value is, in JSON's words."""
+    """The type of a JSON value, in JSON's terms."""
     names = {dict: "an object", list: "a list", str: "a string", bool: "true or false", type(None): "null"}
     return names.get(type(value), "a number")
 
@@ -50,40 +50,40 @@ def type_name(value: Any) -> str:
 def _over_lines(
     lines: Sequence[tuple[int, str]], file: str, one_a_line: bool, first_error: json.JSONDecodeError
 ) -> Iterator[tuple[int, Any]]:
-    """The values from a line on that is none by itself: `first_error` says why."""
+    """The values from the first line on that is no complete value; `first_error` says why it is none."""
     text = "\n".join(line for _, line in lines)
     at = _BLANKS.match(text, 0).end()
-    found = []
+    numbered = []
     while at < len(text):
         number = lines[0][0] + text.count("\n", 0, at)
         try:
             value, at = _decoded(text, f"{file}:{number}", at)
         except json.JSONDecodeError as error:
-            if not found and (one_a_line or (len(lines) > 1 and _is_value(lines[1][1]))):
+            if not numbered and (one_a_line or (len(lines) > 1 and _is_value(lines[1][1]))):
                 raise _broken(first_error, f"{file}:{number}") from first_error
             wrong = lines[0][0] + error.lineno - 1
             begin = f" (the value begins at line {number})" if wrong != number else ""
             raise UserError(f"{file}:{wrong}: broken JSON: {error.msg} at column {error.colno}{begin}") from error
-        found.append((number, value))
+        numbered.append((number, value))
         at = _BLANKS.match(text, at).end()
-    begins = [number for number, _ in found]
-    if len(set(begins)) < len(begins):  # several in one line: their numbers tell them apart
-        found = [(number, value) for number, (_, value) in enumerate(found, start=1)]
-    yield from found
+    begins = [number for number, _ in numbered]
+    if len(set(begins)) < len(begins):  # several in one line: they are named by their number instead
+        numbered = [(number, value) for number, (_, value) in enumerate(numbered, start=1)]
+    yield from numbered
 
 
 def _decoded(text: str, place: str, at: int | None = None) -> Any:
-    """The value of a text; with `at` the value that begins there, and where it ends.
+    """The value of a string; with `at` the value that begins there, and where it ends.
 
-    Raises json.JSONDecodeError for what is no JSON, UserError for JSON that is refused.
+    Raises json.JSONDecodeError for invalid JSON, UserError for JSON that is refused.
     """
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) < len(pairs):
+        numbered = dict(pairs)
+        if len(numbered) < len(pairs):
             keys = [key for key, _ in pairs]
-            raise ValueError(f"the key {next(k for k in keys if keys.count(k) > 1)!r} stands twice in one object")
-        return found
+            raise ValueError(f"the key {next(k for k in keys if keys.count(k) > 1)!r} occurs twice in one object")
+        return numbered
 
     def constant(name: str) -> None:
         if name != "NaN":

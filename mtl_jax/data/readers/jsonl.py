@@ -1,4 +1,4 @@
-"""JSON in any form: a value a line, values one after the other, a list, a list under a key, records by key; splits."""
+"""JSON in any form: a value in each line, several values, a list, a list under a key, records by key; splits."""
 
 from __future__ import annotations
 
@@ -24,25 +24,25 @@ def read_jsonl(
     columns: Sequence[str] = (),
     fields: Sequence[str] = (),
 ) -> Iterator[Record | Note]:
-    """One record an object. NaN (as pandas writes a missing value) becomes None.
+    """One record for each object. NaN (as pandas writes a missing value) becomes None.
 
-    The form of the file is found out: a value a line, or values one after the other over any number of lines; one list;
-    one object that is nothing but a list under a key, at any depth ({"data": [...]}, {"data": {"train": [...]}}); one
-    object with a record for each key ({"id1": {...}, "id2": {...}}), or with an object for each column, as pandas
-    writes tables. Where it could be several, the fields of the texts tell, or an error says which option decides.
+    The form of the file is detected: a value in each line, or values over any number of lines; one list; one object
+    that only holds a list under a key, at any depth ({"data": [...]}, {"data": {"train": [...]}}); one object with a
+    record for each key ({"id1": {...}, "id2": {...}}), or with an object for each column, as pandas writes tables. An
+    ambiguous file is decided by the fields of the texts, or an error names the option that decides.
 
-    `Record.line` is the line where the value begins, of records inside of one value the number of the item; their
+    `Record.line` is the line where the value begins; for records inside one value it is the number of the item, and
     `Record.file` is "path:key".
 
     Args:
-      records: path of the list, or of the object by key, as "data.train"; "." = each value of the file is a record by
-        itself (or a list of them), whatever it holds; "" = found out.
-      key: field that gets the keys of an object with a record for each key; "" = "key", where this form is found out.
-      columns: names for the values of records that are lists, or one name for records that are texts or numbers; () =
-        records are objects.
+      records: path of the list, or of the object with records by key, as "data.train"; "." = each value of the file is
+        a record (or a list of records), whatever it holds; "" = detected.
+      key: field that gets the keys of an object with a record for each key; "" = "key", where this form is detected.
+      columns: names for the values of records that are lists, or one name for records that are strings or numbers; ()
+        = records are objects.
       fields: paths that a record has; given by `text`, `words` or `image` of the data set.
 
-    Raises UserError at the line: broken JSON, not an object, a key twice in one object, an infinite number.
+    Raises UserError at the line: broken JSON, not an object, a repeated key in an object, an infinite number.
     """
     return read_records(location, encoding, records, key, columns, fields)
 
@@ -75,13 +75,13 @@ def read_json_splits(
 
 
 def files_of_splits(location: Location, split: str) -> list[Location]:
-    """The files in which a split lies. Raises UserError where `split` names none."""
+    """The files with a split. Raises UserError where `split` names none."""
     if not location.is_folder():
         return [location]
     pattern = split.rpartition(":")[0]
     if not pattern:
         raise UserError(
-            f"{location.name} is a folder; splits name file and key then: {f'FILES.json:{split}'!r} in the place of "
+            f"{location.name} is a folder; then splits name file and key: {f'FILES.json:{split}'!r} instead of "
             f"{split!r}"
         )
     found = location.glob(pattern)
@@ -134,7 +134,7 @@ def read_records(
 
 
 def _items(value: Any, file: str, line: int | None, key: str, columns: Sequence[str]) -> Iterator[Record]:
-    """The records of a list, or of an object with one for each key; numbered, or all of one line."""
+    """The records of a list, or of an object with one for each key; `line`: of all of them, None = numbered."""
     if isinstance(value, list):
         for number, item in enumerate(value, start=1):
             yield _record(item, file, line or number, "an item", columns)
@@ -146,7 +146,7 @@ def _items(value: Any, file: str, line: int | None, key: str, columns: Sequence[
         record = _record(item, file, line or number, f"the value of each key (here {name!r})", columns)
         if record.fields.get(key, name) not in (name, _as_number(name)):
             raise UserError(
-                f"{file}:{line or number}: key {name!r}: the record has a field {key!r} of its own, "
+                f"{file}:{line or number}: key {name!r}: the record already has a field {key!r}, "
                 f"{record.fields[key]!r}; give the field for the keys another name by options.key"
             )
         yield record._replace(fields={key: name, **record.fields})

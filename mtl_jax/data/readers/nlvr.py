@@ -36,13 +36,15 @@ def read_nlvr(
     Args:
       orders: 1 to 6: records of each picture, with its boxes in so many orders, which leave the label as it is. The
         order as drawn comes first.
-      statements: above 0: in the place of NLVR's sentences so many generated ones, true or false by the pictures'
-        structured representations; see `statements`. None of them is a sentence of NLVR. Each is told of one order.
-      added_to: folders, as "dev/0"; these get generated statements beside NLVR's sentences, others NLVR's alone.
-      single: records of single boxes instead, without sentence: image, identifier, and details, what stands in the box
-        ("2 black", "top blue", "yellow on black", …).
-      balanced: whether each generated one is told of two pictures, of one truly and of the other falsely, so that words
-        alone say nothing; else of any one picture.
+      statements: above 0: the number of generated statements that replace NLVR's sentences, true or false by the
+        pictures' structured representations; see `statements`. None of them is a sentence of NLVR. Each is about one
+        order.
+      added_to: folders, as "dev/0", that get generated statements in addition to NLVR's sentences; others get only
+        NLVR's.
+      single: records of single boxes instead, without sentence: image, identifier, and details, the contents of the
+        box ("2 black", "top blue", "yellow on black", …).
+      balanced: whether each generated statement is about two pictures, true of one and false of the other, so that
+        words alone are not informative; else it is about any one picture.
       seed: of the generated statements.
 
     Raises UserError where the JSON file is missing, a record lacks a field, or `orders` is out of range.
@@ -71,15 +73,15 @@ def read_nlvr(
         return
     name = f"{split.place.name}/{location.place.name}"
     permutations = list(itertools.permutations(range(3)))[:orders]
-    said = []
+    examples = []
     if not statements or added_to:
-        own = [(n, record.fields["sentence"], record.fields["label"]) for n, record in enumerate(records)]
-        said = [(*one, order) for one in own for order in permutations]
+        pairs = [(n, record.fields["sentence"], record.fields["label"]) for n, record in enumerate(records)]
+        examples = [(*pair, order) for pair in pairs for order in permutations]
     if statements and (not added_to or name in added_to):
         written = _sentences(split.parent(), encoding)
         made = statements_about([_boxes(record) for record in records], statements, f"{name}/{seed}", written, balanced)
-        said += [(*one, permutations[number % orders]) for number, one in enumerate(made)]
-    for n, sentence, label, order in said:
+        examples += [(*statement, permutations[number % orders]) for number, statement in enumerate(made)]
+    for n, sentence, label, order in examples:
         image = [pictures[n]["image"][box] for box in order]
         fields = pictures[n] | {"sentence": sentence, "label": label, "image": image}
         yield Record(fields, records[n].file, records[n].line)

@@ -1,4 +1,4 @@
-"""Options of readers, checked against the reader's own signature."""
+"""Options of readers, checked against the reader's signature."""
 
 from __future__ import annotations
 
@@ -45,13 +45,13 @@ def check_options(reader: Callable[..., Any], options: Mapping[str, Any], furthe
                 f"options.{name}: this reader has no such option; it has: {', '.join(names)}.{suggestion(name, names)}"
             )
         if name in known and not _fits(value, known[name]):
-            raise UserError(f"options.{name}: {_in_words(known[name])} wanted, found {value!r}")
+            raise UserError(f"options.{name} should be {_in_words(known[name])}, found {value!r}")
 
 
 def _fits(value: Any, hint: Any) -> bool:
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
     if origin in (types.UnionType, typing.Union):
-        return any(_fits(value, one) for one in inner)
+        return any(_fits(value, option) for option in inner)
     if origin is collections.abc.Sequence:
         return isinstance(value, list | tuple) and all(_fits(item, inner[0]) for item in value)
     if origin is collections.abc.Mapping:
@@ -71,5 +71,5 @@ def _in_words(hint: Any) -> str:
         return f"a list with {_in_words(inner[0])} for each item"
     if origin is collections.abc.Mapping:
         return f"a mapping of {' to '.join(map(_in_words, inner))}"
-    words = {str: "a text", int: "a whole number from 0", float: "a number", bool: "True or False", type(None): "None"}
-    return words[hint]
+    names = {str: "a string", int: "an integer from 0", float: "a number", bool: "True or False", type(None): "None"}
+    return names[hint]

@@ -21,7 +21,7 @@ def read_parallel(
     files: Mapping[str, str] | None = None,
     split_fields: Sequence[str] | None = None,
 ) -> Iterator[Record | Note]:
-    """One record a line of the files in a folder, or of the files that have the name of the split in their names.
+    """One record for each line of the files in a folder, or of the files with the name of the split in their names.
 
         SNIPS          no options; splits={"train": "train", "dev": "valid"}, a folder each
         TweetEval      files={"text": "{split}_text.txt", "label": "{split}_labels.txt"}; splits={"train": "train",
@@ -34,7 +34,7 @@ def read_parallel(
       split_fields: fields that are lists of words; they have to be of one length in every line. The others are
         strings. None = those of "words" and "slots" that `files` names.
 
-    Blank lines behind the last line of any file are no records. Raises UserError where the files have different numbers
+    Blank lines after the last line of any file are no records. Raises UserError where the files have different numbers
     of lines, or at a line with different numbers of words.
     """
     places = parallel_files(location, files)
@@ -59,7 +59,7 @@ def read_parallel(
 
 
 def parallel_files(location: Location, files: Mapping[str, str] | None) -> dict[str, Location]:
-    """The file of each field of a split: in the folder `location`, or beside it, called after it.
+    """The file of each field of a split: in the folder `location`, or next to it with its name.
 
     Raises UserError where there is no file, or one is missing.
     """

@@ -16,12 +16,12 @@ _PARQUET, _ARROW_FILE = b"PAR1", b"ARROW1"
 
 
 def read_parquet(location: Location, encoding: str) -> Iterator[Record | Note]:
-    """One record a row, `Record.line` its number from 1. `encoding` is not read.
+    """One record for each row, `Record.line` its number from 1. `encoding` is not used.
 
-    The numbers of classes (ClassLabel, also in lists) become their names where the file carries the features of
-    Hugging Face's `datasets`; −1 there, NaN and null are None. Values that JSON lacks (dates, decimals) become texts.
+    Class numbers (ClassLabel, also in lists) become their names where the file has the features of Hugging Face's
+    `datasets`; −1 there, NaN and null are None. Values that JSON lacks (dates, decimals) become strings.
 
-    Raises UserError where the file is neither, is damaged, or a class has no name.
+    Raises UserError where the file has another format, is damaged, or a class has no name.
     """
     del encoding
     with location.open() as stream:
@@ -66,10 +66,10 @@ def _plain(value: Any, feature: Any) -> Any:
         feature = {"feature": feature[0]}
     feature = feature if isinstance(feature, dict) else {}
     if isinstance(value, list):
-        return [_plain(one, feature.get("feature")) for one in value]
+        return [_plain(item, feature.get("feature")) for item in value]
     if isinstance(value, dict):
         inner = feature.get("feature") if isinstance(feature.get("feature"), dict) else feature
-        return {key: _plain(one, _inside(inner.get(key), feature)) for key, one in value.items()}
+        return {key: _plain(item, _inside(inner.get(key), feature)) for key, item in value.items()}
     if isinstance(value, float) and math.isnan(value):
         return None
     if feature.get("_type") == "ClassLabel" and isinstance(value, int) and isinstance(feature.get("names"), list):
@@ -82,5 +82,5 @@ def _plain(value: Any, feature: Any) -> Any:
 
 
 def _inside(feature: Any, around: Mapping[str, Any]) -> Any:
-    """The feature of a key: a list of objects is kept as an object of lists, each of which then is a list."""
+    """The feature of a key; a list of objects is stored as an object of lists, so that each key has a list."""
     return {"feature": feature} if "feature" in around else feature

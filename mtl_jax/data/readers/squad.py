@@ -12,20 +12,20 @@ from mtl_jax.errors import UserError
 
 
 def read_squad(location: Location, encoding: str) -> Iterator[Record | Note]:
-    """One record a question of {"data": [{"title", "paragraphs": [{"context", "qas": [...]}]}]}.
+    """One record for each question of {"data": [{"title", "paragraphs": [{"context", "qas": [...]}]}]}.
 
     Fields: question, context, title, id; answers: a list of {"text", "answer_start"}, empty where the question is
     marked as impossible (`is_impossible`, SQuAD 2.0; its `plausible_answers` are not read), absent where the file has
     none (a test set). Record.line is the number of the question.
 
-    Left out and counted: questions and contexts without text; answers without text, whose question has no label then;
-    "answers": [] of a question that is marked as possible, which has no label either.
+    Left out and counted: questions and contexts without text; answers without text, so that their question may have no
+    label; "answers": [] of a question that is marked as possible, which has no label either.
 
-    Raises UserError at the place in the file: a key that is missing, or has a value of another type.
+    Raises UserError at the place in the file: a missing key, or a value of another type.
     """
-    whole = parse_json(location.text(encoding), location.name)
+    document = parse_json(location.text(encoding), location.name)
     number = 0
-    for a, article in enumerate(_list(whole, "data", location.name)):
+    for a, article in enumerate(_list(document, "data", location.name)):
         for p, paragraph in enumerate(_list(article, "paragraphs", f"{location.name}: data[{a}]")):
             place = f"{location.name}: data[{a}].paragraphs[{p}]"
             context = _text(paragraph, "context", place)
@@ -48,7 +48,7 @@ def read_squad(location: Location, encoding: str) -> Iterator[Record | Note]:
 
 
 def _answers(question: Mapping[str, Any], place: str) -> tuple[list[Any] | None, str, int]:
-    """(the answers, [] for none to be found, None where nobody knows; what is odd about them, and of how many)."""
+    """(the answers, [] for an unanswerable question, None where they are unknown; a problem or "", its count)."""
     impossible = question.get("is_impossible", False)
     if not isinstance(impossible, bool):
         raise UserError(f"{place}: 'is_impossible' has to be true or false, found {type_name(impossible)}")
@@ -65,14 +65,14 @@ def _answers(question: Mapping[str, Any], place: str) -> tuple[list[Any] | None,
 
 
 def _list(value: Any, key: str, place: str) -> list[Any]:
-    return _of(value, key, list, "a list", place)
+    return _typed(value, key, list, "a list", place)
 
 
 def _text(value: Any, key: str, place: str) -> str:
-    return _of(value, key, str, "a string", place)
+    return _typed(value, key, str, "a string", place)
 
 
-def _of(value: Any, key: str, wanted: type, name: str, place: str) -> Any:
+def _typed(value: Any, key: str, wanted: type, name: str, place: str) -> Any:
     if not isinstance(value, dict):
         raise UserError(f"{place}: has to be an object with {key!r}, found {type_name(value)}")
     if not isinstance(value.get(key), wanted):

@@ -30,8 +30,8 @@ def read_srl(
     Args:
       columns: names of the columns before the roles; "words" and "rolesets" have to be among them.
       separator: between columns; None = any run of blanks and tabs.
-      no_roleset: what stands in the rolesets column at a word that is no predicate.
-      behind: columns behind the roles, which nobody reads (CoNLL-2012 has one).
+      no_roleset: the entry of the rolesets column at a word that is no predicate.
+      behind: number of columns after the roles, which are not read (CoNLL-2012 has one).
 
     Columns of roles in brackets, "(A0*", "*", "*)" (CoNLL-2005, CoNLL-2012), become BIO tags.
 

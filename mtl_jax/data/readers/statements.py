@@ -39,10 +39,10 @@ def statements_about(
 
     Args:
       pictures: boxes of items, as in `structured_rep`, colors by name.
-      count: statements; nothing is said of pictures that no statement tells apart.
-      name: keys what is drawn.
-      without: sentences, `normalized`, that are not to be made.
-      balanced: each statement in one pair of a picture of which it is true and one of which it is false; else of one
+      count: the largest number of statements.
+      name: keys the random draws.
+      without: sentences, `normalized`, that are not to be generated.
+      balanced: each statement is paired with a picture of which it is true and one of which it is false; else with one
         picture.
     """
     rng = random_generator(f"statements {name}", 0)
@@ -89,13 +89,13 @@ class _Grammar:
             one, many, holds = self._item()
             words, compare = self._amount(int(self.rng.integers(1, 5)), one, many)
             return words, lambda boxes: compare(sum(holds(item) for box in boxes for item in box))
-        said, holds = self._of_box()
+        words_of_box, holds = self._of_box()
         what = self.one_of("tower", "tower", "box") if self.of_tower else self.one_of("box", "box", "grey box")
         if self.one_of(*range(8)) == 0:
-            has = said.replace("with", self.one_of("has", "contains"), 1).replace("having", "has", 1)
+            has = words_of_box.replace("with", self.one_of("has", "contains"), 1).replace("having", "has", 1)
             return f"{self.one_of('each', 'every')} {what} {has}", lambda boxes: all(holds(box) for box in boxes)
         words, compare = self._amount(int(self.rng.integers(1, 4)), what, plural(what))
-        return f"{words} {said}", lambda boxes: compare(sum(holds(box) for box in boxes))
+        return f"{words} {words_of_box}", lambda boxes: compare(sum(holds(box) for box in boxes))
 
     def _number(self, number: int) -> str:
         return self.one_of(str(number), NUMBERS[number])
@@ -206,7 +206,7 @@ def _at_right(item: Item) -> bool:
     return item["x_loc"] + item["size"] >= 99
 
 
-# name: (said, said behind "not", whether an item touches it)
+# name: (words, words after "not", whether an item touches it)
 PLACES = {
     "edge": ("the edge", "any edge", lambda i: _at_base(i) or _at_top(i) or _at_left(i) or _at_right(i)),
     "wall": ("the wall", "any wall", lambda i: _at_base(i) or _at_top(i) or _at_left(i) or _at_right(i)),

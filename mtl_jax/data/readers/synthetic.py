@@ -1,7 +1,7 @@
 """Generated tasks whose relatedness ρ is known: linear regression on bags of words, and polarity of sentences.
 
-A data set is one task; tasks of one `seed` and different `task` are related. Whatever is drawn is keyed by (seed, what
-it is, task, split), so that a larger split begins with the examples of a smaller one, and ρ changes neither the
+A data set is one task; tasks with the same `seed` and different `task` are related. Random draws are keyed by (seed,
+quantity, task, split), so that a larger split begins with the records of a smaller one, and ρ changes neither the
 sentences nor the noise, only what is shared.
 """
 
@@ -33,7 +33,7 @@ def read_synthetic(
     noise: float = 0.0,
     seed: int = 0,
 ) -> Iterator[Record | Note]:
-    """One record a sentence of `tokens` words, each drawn evenly from V = `features` words.
+    """One record for each sentence of `tokens` words, each drawn uniformly from V = `features` words.
 
     Fields: words (list), text (the same, blanks between), label: a number for "linear", else "positive" or "negative".
 
@@ -47,7 +47,7 @@ def read_synthetic(
       rho: the correlation of what two tasks give a word, 0 to 1; see `weights` and `polarities`.
       examples: split -> number of sentences.
       rank: "linear": weights in a common subspace of so many dimensions; 0 = not so.
-      noise: "linear": its standard deviation; "text": the share of labels that are turned round, 0 to 0.5.
+      noise: "linear": its standard deviation; "text": the share of labels that are is_flipped round, 0 to 0.5.
       seed: of all that is drawn.
 
     Raises UserError naming the option.
@@ -63,8 +63,8 @@ def read_synthetic(
         polarity = polarities(task, rho, features, seed)[drawn]
         sums = polarity.sum(axis=1)
         positive = np.where(sums == 0, polarity[:, 0], sums) > 0
-        turned = disturbance.random(count) < noise
-        labels = ["positive" if p else "negative" for p in positive ^ turned]
+        is_flipped = disturbance.random(count) < noise
+        labels = ["positive" if p else "negative" for p in positive ^ is_flipped]
     digits = len(str(features - 1))
     for number, (row, label) in enumerate(zip(drawn, labels, strict=True), start=1):
         words = [f"w{v:0{digits}}" for v in row]
@@ -78,10 +78,10 @@ def weights(task: int, rho: float, features: int, rank: int = 0, seed: int = 0) 
     tasks' weights [V, K] have rank r.
     """
     size = rank or features
-    shared, own = (
+    shared, task_weights = (
         random_generator(f"synthetic/weights/{name}/{rank}", seed).standard_normal(size) for name in ("shared", task)
     )
-    vector = np.sqrt(rho) * shared + np.sqrt(1.0 - rho) * own
+    vector = np.sqrt(rho) * shared + np.sqrt(1.0 - rho) * task_weights
     if not rank:
         return vector
     return (
@@ -91,11 +91,11 @@ def weights(task: int, rho: float, features: int, rank: int = 0, seed: int = 0) 
 
 def polarities(task: int, rho: float, features: int, seed: int = 0) -> np.ndarray:
     """±1 for each word, int[V]: with probability √ρ the shared polarity, else the task's own; two correlate by ρ."""
-    shared, own = (
+    shared, task_polarities = (
         random_generator(f"synthetic/polarity/{n}", seed).integers(2, size=features) for n in ("shared", task)
     )
     is_shared = random_generator(f"synthetic/polarity is shared/{task}", seed).random(features) < np.sqrt(rho)
-    return 2 * np.where(is_shared, shared, own) - 1
+    return 2 * np.where(is_shared, shared, task_polarities) - 1
 
 
 def _check(split, kind, rho, examples, features, tokens, rank, noise) -> None:

@@ -13,7 +13,7 @@ from mtl_jax.errors import UserError
 
 
 def read_tfds(location: Location, encoding: str, *, split: str, data_dir: str = "") -> Iterator[Record | Note]:
-    """One record an example, by random access (`as_data_source`). Record.line is the number of the example.
+    """One record for each example of TFDS, by random access (`as_data_source`). Record.line is its number.
 
     Text becomes str, class numbers become their names (-1, no label: None), arrays of one axis become lists.
 
@@ -38,7 +38,7 @@ def read_tfds(location: Location, encoding: str, *, split: str, data_dir: str = 
             builder.download_and_prepare(file_format="array_record")
         source = builder.as_data_source(split=split)
         size = builder.info.splits[split].num_examples
-    except Exception as error:  # TFDS has no exception of its own: whatever stands in the way is told to the user
+    except Exception as error:  # TFDS has no exception type of its own
         cause = str(error).strip().splitlines() or [type(error).__name__]
         raise UserError(
             f"TFDS data set {location.name!r}, split {split!r}: {cause[0]} "
@@ -55,7 +55,7 @@ def read_tfds(location: Location, encoding: str, *, split: str, data_dir: str = 
         try:
             fields = _plain(source[index], builder.info.features, encoding)
         except (UnicodeError, LookupError) as error:
-            raise UserError(f"{file}:{index + 1}: text is not {encoding}; say `encoding` of the data set") from error
+            raise UserError(f"{file}:{index + 1}: text is not {encoding}; set `encoding` of the data set") from error
         yield Record(fields, file, index + 1)
 
 

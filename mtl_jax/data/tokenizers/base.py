@@ -41,15 +41,15 @@ class Tokenizer(Protocol):
         """Token ids of each word of each sentence, without special tokens, at least one a word."""
 
     def offsets(self, texts: Sequence[str]) -> list[list[tuple[int, int]]]:
-        """Where each token of `texts` stands in its text: (first character, one behind the last), nowhere (0, 0)."""
+        """Where each token of `texts` stands in its text: [begin, end) in characters, (0, 0) for none."""
 
     def id_to_token(self, index: int) -> str:
-        """The token of an id, for people."""
+        """The token of an id, as a string."""
 
     def tokenize(self, units: Sequence[str | Sequence[str]]) -> list[list[str]]:
         """The tokens of each text or sentence of words, without special tokens, at least one.
 
-        What the vocabulary lacks is not its unknown token, but as it stands in the text.
+        Tokens that the vocabulary lacks are as in the text, not the unknown token.
         """
 
     def join(self, tokens: Sequence[str]) -> str:
@@ -64,7 +64,7 @@ class Tokenizer(Protocol):
 
     @property
     def special_ids(self) -> frozenset[int]:
-        """The ids of tokens that are no words: special ones, and the unknown one."""
+        """The ids of special tokens, including the unknown one."""
 
     def save(self, folder: pathlib.Path) -> None:
         """Writes files into a folder, from which `load` makes the same tokenizer."""

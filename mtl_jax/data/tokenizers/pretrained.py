@@ -11,15 +11,15 @@ from typing import Any
 from mtl_jax.data.tokenizers.base import Template, json_digest
 from mtl_jax.errors import UserError
 
-# Enough texts for the tokenizer's threads, few enough that their Python objects do not fill the memory.
+# Texts of one call: enough for the tokenizer's threads, few enough for the memory of their Python objects.
 CHUNK = 1024
 
 
 class PretrainedTokenizer:
     """A published sub-word tokenizer: a folder with `tokenizer.json`, or anything that `AutoTokenizer` loads.
 
-    Truncation and padding of the file are turned off. Special tokens follow the tokenizer's own template. Words that
-    are given are tokenized each as after a space (byte-level BPE; RoBERTa calls this `add_prefix_space`).
+    Truncation and padding are turned off. Special tokens follow the tokenizer's template. Given words are tokenized as
+    if a space preceded each (byte-level BPE; `add_prefix_space` in RoBERTa).
     """
 
     def __init__(self, path: str):
@@ -98,7 +98,7 @@ class PretrainedTokenizer:
 
     @functools.cached_property
     def mask_id(self) -> int | None:
-        """Id of the mask token by the files beside the tokenizer, or its usual names."""
+        """Id of the mask token according to the files next to the tokenizer, or its usual names."""
         return _named_id(self.path, "mask_token", ("[MASK]", "<mask>"), self._text.token_to_id)
 
     @property
@@ -115,13 +115,13 @@ class PretrainedTokenizer:
 
     @functools.cached_property
     def unknown(self) -> int:
-        """Id of the unknown token; it also stands for a word that has no sub-word (a zero-width space, say)."""
+        """Id of the unknown token, also used for a word without sub-words (such as a zero-width space)."""
         if self._unknown is None:
             raise UserError(f"{self.path}: a word has no sub-word and this tokenizer has no unknown token for it")
         return self._unknown
 
     def _template(self, second: str | None) -> Template:
-        """Read the template off an encoded probe: what it adds to the texts stands outside of both."""
+        """The template, derived from an encoded probe: the special tokens are outside both texts."""
         encoding = self._text.encode("a", second)
         whole = list(zip(encoding.ids, encoding.type_ids, encoding.sequence_ids, strict=True))
         first = [i for i, (_, _, text) in enumerate(whole) if text == 0]
@@ -184,7 +184,7 @@ def _spaced(pre_tokenizer: Any) -> Any:
 
 
 def _unknown_id(path: str, source: dict[str, Any], vocabulary: dict[str, int]) -> int | None:
-    """Id of the unknown token by the model, the files beside it, or its usual names."""
+    """Id of the unknown token according to the model, the files next to it, or its usual names."""
     if source["model"].get("unk_token") in vocabulary:
         return vocabulary[source["model"]["unk_token"]]
     found = _named_id(path, "unk_token", ("[UNK]", "<unk>", "<|endoftext|>"), vocabulary.get)
@@ -192,7 +192,7 @@ def _unknown_id(path: str, source: dict[str, Any], vocabulary: dict[str, int]) -
 
 
 def _named_id(path: str, role: str, usual: Sequence[str], find: Callable[[str], int | None]) -> int | None:
-    """Id of the token that the files beside a tokenizer give a role ("unk_token"), else of the first usual name."""
+    """Id of the token with a role ("unk_token") in the files next to a tokenizer, else of the first usual name."""
     names = []
     for file in ("special_tokens_map.json", "tokenizer_config.json"):
         try:

@@ -19,14 +19,14 @@ FILE = "word_vocabulary.json"
 class WordTokenizer:
     """A closed vocabulary of words: [PAD] 0, [UNK] 1, [SEP] 2 (between the texts of a pair), [CLS] 3, then words.
 
-    Plain text is cut into words and single punctuation marks, see `mtl_jax.unicode`; words that are given stay whole.
-    All have one spelling (NFC). `cls` puts [CLS] before each example, for heads that read the first token. `extra` are
-    further special tokens, from id 4; of them only [MASK] is read off texts.
+    Plain text is split into words and single punctuation marks, see `mtl_jax.unicode`; given words are not split. All
+    are normalised to NFC. `cls` puts [CLS] before each example, for heads that read the first token. `extra` are
+    further special tokens, from id 4; of them only [MASK] is recognised in texts.
     """
 
     SPECIALS = ("[PAD]", "[UNK]", "[SEP]", "[CLS]")
     MASK = "[MASK]"
-    _before = ""  # an expression of tokens that are read off texts before words are
+    _before = ""  # a regular expression of tokens that are matched before words
 
     def __init__(self, vocabulary: Sequence[str], lower: bool = True, cls: bool = False, extra: Sequence[str] = ()):
         """`vocabulary` are the words without the special tokens, all different."""
@@ -58,11 +58,11 @@ class WordTokenizer:
         cls_token: bool = False,
         extra: Sequence[str] = (),
     ) -> WordTokenizer:
-        """From training texts (str) and sentences (lists of words): the words seen `min_count` times or more.
+        """From training texts (str) and sentences (lists of words): the words that occur `min_count` times or more.
 
-        At most `max_size` of them, the most frequent first, equal counts in alphabetical order.
-        With `min_count=1` training never sees [UNK], whose vector then stays as it was initialised. Without any text,
-        where all data are pictures, the special tokens alone.
+        At most `max_size` of them, the most frequent first, equal counts in alphabetical order. With `min_count=1`
+        training never sees [UNK], whose vector keeps its initial value. Without any text, where all data are pictures,
+        the special tokens alone.
         """
         counts: collections.Counter[str] = collections.Counter()
         read = 0

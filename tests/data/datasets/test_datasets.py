@@ -146,8 +146,11 @@ def test_wrong_words(entry, tmp_path, words, message):
         ({"path": 3}, "path has to be a string"),
         ({"options": {"emty": "drop"}}, "options.emty: .* it has: columns, empty, key, .* Did you mean 'empty'"),
         ({"options": {"empty": "keep"}}, '"error" or "drop"'),
-        ({"reader": "csv", "options": {"columns": "text"}}, "options.columns: a list with a text for each item wanted"),
-        ({"reader": "csv", "options": {"skip_after_header": -1}}, "a whole number from 0 wanted"),
+        (
+            {"reader": "csv", "options": {"columns": "text"}},
+            "options.columns should be a list with a string for each item",
+        ),
+        ({"reader": "csv", "options": {"skip_after_header": -1}}, "should be an integer from 0"),
         ({"reader": "json_splits", "splits": {}}, "needs the name of each split"),
         ({"dev_fraction": 1.5}, "dev_fraction has to be a number"),
         ({"dev_fraction": 0.001, "splits": {"train": "one.jsonl"}}, "too few to carve out"),

@@ -217,5 +217,5 @@ def test_turns_of_dialogues(tmp_path):
     whole = read_dataset("d", entry | {"options": {"before": 0, "separator": " / "}}, 0).splits["train"]
     assert whole[1].fields["context"] == "hi / hello"
     (tmp_path / "d.jsonl").write_text('{"turns": ["a", 3]}\n')
-    with pytest.raises(UserError, match=r"d\.jsonl:1: turn 2 of 'turns' should be a text, found 3"):
+    with pytest.raises(UserError, match=r"d\.jsonl:1: turn 2 of 'turns' should be a string, found 3"):
         read_dataset("d", entry, 0)

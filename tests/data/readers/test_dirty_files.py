@@ -39,7 +39,7 @@ def test_byte_order_mark_and_utf16(tmp_path):
 
 def test_not_utf8_names_the_line(tmp_path):
     content = b'{"a": 1}\n' * 20000 + '{"a": "é"}\n'.encode("latin-1")
-    with pytest.raises(UserError, match=r"f\.txt:20001: byte \d+ is not utf-8; say `encoding`"):
+    with pytest.raises(UserError, match=r"f\.txt:20001: byte \d+ is not utf-8; set `encoding`"):
         fields(tmp_path, "jsonl", content)
     assert fields(tmp_path, "jsonl", content, encoding="latin-1")[-1] == {"a": "é"}
     with pytest.raises(UserError, match="not known"):
@@ -91,7 +91,7 @@ def test_jsonl(tmp_path):
         ('{"a": 1', r"f\.txt:2: broken JSON: .*column 8"),
         ("[1, 2]", r"f\.txt:2: .*found a list"),
         ('{"a": Infinity}', r"f\.txt:2: broken JSON: Infinity"),
-        ('{"a": 1, "b": {"c": 1, "c": 2}}', r"f\.txt:2: .*'c' stands twice"),
+        ('{"a": 1, "b": {"c": 1, "c": 2}}', r"f\.txt:2: .*'c' occurs twice"),
         ('{"a": ' + "[" * 100000 + "}", r"f\.txt:2: .*"),
         ('{"a": ' + "1" * 5000 + "}", r"f\.txt:2: .*"),
     ],

@@ -60,7 +60,7 @@ def test_records_by_key(tmp_path, around):
         one = dict(list(keyed.items())[:1])
         assert [r.fields for r in read(tmp_path, one, key="id")] == named[:1]
     with pytest.raises(
-        UserError, match=r"f\.json.*:1: key 'id0': the record has a field 'n' of its own, 0; .*options\.key"
+        UserError, match=r"f\.json.*:1: key 'id0': the record already has a field 'n', 0; .*options\.key"
     ):
         read(tmp_path, keyed, key="n")
     same = {str(n): row for n, row in enumerate(ROWS)}
@@ -108,7 +108,7 @@ def test_options_say_where_the_records_are(tmp_path, content, options, right):
         (
             {"version": "1", "data": ROWS},
             {},
-            r"""with objects under 'data', and 'version' beside .* options\.records='data' .*"\." the""",
+            r"""with objects under 'data', and 'version' next to .* options\.records='data' .*"\." the""",
         ),
         (
             {"train": ROWS, "test": ROWS},
@@ -145,7 +145,7 @@ def test_options_say_where_the_records_are(tmp_path, content, options, right):
         ('{"a": 1}\n{"a": 2\n{"a": 3}\n', {}, r"f\.json:2: broken JSON: .*column 8"),
         ('{"a": 1\n{"a": 2}\n', {}, r"f\.json:1: broken JSON: .*column 8"),
         ('{\n"a": 1\n}\n{\n"a" 2\n}\n', {}, r"f\.json:5: broken JSON: .*column 5 \(the value begins at line 4\)"),
-        ('{\n"a": 1,\n"a": 2\n}', {}, r"f\.json:1: broken JSON: the key 'a' stands twice"),
+        ('{\n"a": 1,\n"a": 2\n}', {}, r"f\.json:1: broken JSON: the key 'a' occurs twice"),
         ('{"a": 1}\n3\n', {}, r"f\.json:2: each line has to hold a JSON object"),
         ('["a"]\n["c", "d"]\n', {"columns": ("x", "y")}, r"f\.json:1: "),
     ],
@@ -171,7 +171,7 @@ def test_the_fields_of_the_texts_tell(tmp_path):
     version = {"version": "1", "data": ROWS, "authors": [{"name": "x"}]}
     assert rows(version, text=("text",)) == ROWS
     assert rows(version, text=("version",)) == [version]
-    with pytest.raises(UserError, match=r"with objects under 'data', 'authors', and 'version' beside them"):
+    with pytest.raises(UserError, match=r"with objects under 'data', 'authors', and 'version' next to them"):
         rows(version, text=("title",))
     spans = {"words": ["a", "b"], "spans": [{"start": 0}]}
     assert rows(spans, words="words") == [spans]

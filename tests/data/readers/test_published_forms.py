@@ -29,7 +29,7 @@ def test_fasttext(tmp_path):
 
 def test_trec(tmp_path):
     pattern = r"(?P<fine>(?P<label>\w+):\w+)\s(?P<text>.+)"
-    assert pattern in READERS["lines"].__doc__
+    assert pattern in READERS["lines"].func.__doc__
     content = b"DESC:manner How did caf\xe9s begin ?\nNUM:other a\nLOC:other b\n"
     first, *others = read("lines", tmp_path / "t", content, "latin-1", pattern=pattern)
     assert first.fields == {"label": "DESC", "fine": "DESC:manner", "text": "How did cafés begin ?"}
@@ -109,7 +109,7 @@ def test_records_of_so_many_lines(tmp_path):
         ({"pattern": "(?P<text>"}, "no regular expression"),
         ({"pattern": ".*"}, "names no group"),
         ({"lists": {"labels": " "}}, "lists.labels: names a group"),
-        ({"lists": {"text": ""}}, "the text between"),
+        ({"lists": {"text": ""}}, "the string between"),
         ({"on_bad_line": "ignore"}, "on_bad_line"),
     ],
 )
