@@ -21,6 +21,7 @@ ORDER = (
     "runs",
     "analysis",
     "checks",
+    "modes",
     "command_line",
     "__main__",
 )
@@ -31,7 +32,8 @@ THIRD_PARTY = {"sharing": {"jax", "optax", "numpy"}, "balancing": {"jax", "optax
 # imports inside functions: of what takes long and is not always needed
 LATE = {
     "mtl_jax/runtime/config_file.py",  # mistakes in flags are told at once
-    "mtl_jax/command_line.py",  # a mode imports what it needs: help and mistakes are shown at once
+    "mtl_jax/command_line.py",  # help and mistakes are shown at once
+    "mtl_jax/modes.py",  # a mode imports what it needs
     "mtl_jax/__main__.py",  # nothing is imported twice where Python is restarted
     "mtl_jax/analysis/sections.py",  # matplotlib
 }

@@ -25,13 +25,13 @@ pre { background: #f4f4f4; padding: .7rem; overflow-x: auto; font-size: .85rem; 
 
 
 class Html(str):
-    """Text that is HTML already."""
+    """A string that is HTML already."""
 
     __slots__ = ()
 
 
 def escape(value: Any) -> Html:
-    """What a cell or sentence shows: None as "–", floats with four digits, all else escaped, also for attributes."""
+    """A value as HTML: None as "–", floats with four digits, everything else escaped, also for attributes."""
     if isinstance(value, Html):
         return value
     if value is None:
@@ -49,9 +49,9 @@ def paragraph(text: Any, warning: bool = False) -> Html:
     return Html(f'<p class="warning">{escape(text)}</p>' if warning else f"<p>{escape(text)}</p>")
 
 
-def bullet_list(texts: Iterable[Any]) -> Html:
-    """A list; nothing where there are none."""
-    lines = [f"<li>{escape(text)}</li>" for text in texts]
+def bullet_list(values: Iterable[Any]) -> Html:
+    """A list; "" for no item."""
+    lines = [f"<li>{escape(value)}</li>" for value in values]
     return Html("<ul>" + "".join(lines) + "</ul>" if lines else "")
 
 
@@ -61,15 +61,15 @@ def code(text: str) -> Html:
 
 
 def details(title: str, part: Html) -> Html:
-    """What is shown when its title is clicked."""
+    """A part that is shown when its title is clicked."""
     return Html(f"<details><summary>{escape(title)}</summary>{escape(part)}</details>")
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> Html:
-    """A table; columns of numbers are to the right."""
+    """A table; columns of numbers are aligned to the right."""
     right = [not all(isinstance(row[i], str) for row in rows) for i in range(len(header))]
 
-    def cells(tag, row):
+    def cells(tag: str, row: Sequence[Any]) -> str:
         parts = zip(row, right, strict=True)
         return "".join(f"<{tag}{' class=number' if r else ''}>{escape(value)}</{tag}>" for value, r in parts)
 
@@ -84,12 +84,12 @@ def small_print(text: Any) -> Html:
 
 
 def coloured_tokens(tokens: Sequence[str], values: Sequence[float]) -> Html:
-    """Words whose background tells a value each: blue above 0, orange below, as strong as it is to the largest."""
-    most = max((abs(value) for value in values), default=0.0) or 1.0
+    """Words with values as background colours: blue above 0, orange below, scaled by the largest absolute value."""
+    largest = max((abs(value) for value in values), default=0.0) or 1.0
     spans = []
     for token, value in zip(tokens, values, strict=True):
         red, green, blue = (0, 114, 178) if value > 0 else (230, 159, 0)
-        style = f"background: rgba({red},{green},{blue},{abs(value) / most * 0.75:.2f})"
+        style = f"background: rgba({red},{green},{blue},{abs(value) / largest * 0.75:.2f})"
         spans.append(f'<span style="{style}" title="{value:+.4f}">{escape(token)}</span>')
     return Html(f'<p class="words">{" ".join(spans)}</p>')
 
@@ -104,7 +104,7 @@ def picture(file: pathlib.Path, caption: str) -> Html:
 
 
 def page(title: str, parts: Iterable[Any]) -> Html:
-    """The whole document, of parts made by the functions above (plain text becomes escaped text)."""
+    """The document, from parts made by the functions above (plain strings are escaped)."""
     body = "\n".join(escape(part) for part in parts)
     return Html(
         f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
@@ -114,7 +114,7 @@ def page(title: str, parts: Iterable[Any]) -> Html:
 
 
 def save(file: pathlib.Path, title: str, parts: Iterable[Any]) -> pathlib.Path:
-    """Writes a page so that it is never half there. Returns the file."""
+    """Writes a page atomically. Returns the file."""
     temporary = file.with_name(f"{file.name}.{os.getpid()}")
     temporary.write_text(page(title, parts), encoding="utf-8")
     os.replace(temporary, file)

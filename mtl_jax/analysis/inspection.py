@@ -1,14 +1,15 @@
-"""What `--mode=inspect` shows: examples as encoded, labels, lengths, packing, parameters by owner."""
+"""--mode=inspect: encoded examples, labels, lengths, packing, parameters by owner."""
 
 from __future__ import annotations
 
 import collections
-from typing import Any
 
 import jax
 import numpy as np
 
 from mtl_jax.analysis.report import text_table
+from mtl_jax.config.sections import Config
+from mtl_jax.data.corpus import Corpus, Split
 from mtl_jax.data.labels import answer_spans, target_sequences
 from mtl_jax.data.records import field
 from mtl_jax.evaluation.metric_inputs import metric_ceiling, text_scores
@@ -22,8 +23,8 @@ MAX_EXAMPLES = 2  # shown for each data set
 MAX_CLASSES = 12  # shown for each task
 
 
-def describe_experiment(config: Any) -> str:
-    """The whole text."""
+def describe_experiment(config: Config) -> str:
+    """The text for the terminal."""
     experiment = build(config)
     parts = ["Notes", *(f"  {note}" for note in _notes(experiment)), ""]  # before tables that may be long
     for dataset in experiment.corpus.layout.datasets:
@@ -51,13 +52,13 @@ def describe_experiment(config: Any) -> str:
 
 
 def _notes(experiment: Experiment) -> list[str]:
-    """All notes on the data, what was lost first."""
-    grave = [entry["text"] for entry in run_warnings.by_severity(run_warnings.data_warnings(experiment.corpus))]
-    return [*grave, *(note for note in experiment.corpus.notes if note not in grave)]
+    """All notes on the data, losses first."""
+    losses = [entry["text"] for entry in run_warnings.by_severity(run_warnings.data_warnings(experiment.corpus))]
+    return [*losses, *(note for note in experiment.corpus.notes if note not in losses)]
 
 
 def _examples(experiment: Experiment, dataset: str) -> list[str]:
-    """The first examples, token by token, with what each task reads."""
+    """The tokens of the first examples, and their labels for each task."""
     corpus, lines = experiment.corpus, [f"Data set {dataset}: first examples of train"]
     rows, split = corpus.rows[dataset]["train"], corpus.splits[dataset]["train"]
     for example in range(min(MAX_EXAMPLES, len(split.encoded.record))):
@@ -75,13 +76,13 @@ def _examples(experiment: Experiment, dataset: str) -> list[str]:
 
 
 def _with_patches(tokens: list[str], is_patch: np.ndarray) -> list[str]:
-    """The tokens with how many patches stand among them in the place of these."""
+    """The tokens, with the number of patches in place of these."""
     before = int(is_patch.argmax())
     return [*tokens[:before], f"[{is_patch.sum()} patches]", *tokens[before + int(is_patch.sum()) :]]
 
 
 def _pictures(experiment: Experiment) -> str:
-    """Size, patches and different pictures of each data set that has some."""
+    """Number, size and patches of the pictures of each data set that has some."""
     corpus, rows = experiment.corpus, []
     side = experiment.config.images.patch_size
     for name, (height, width) in corpus.pictures.sizes.items():
@@ -92,11 +93,11 @@ def _pictures(experiment: Experiment) -> str:
     return text_table(["data set", "pictures", "pixels (height × width)", "patches of each", "in memory"], rows)
 
 
-def _gold(corpus, task, split, record) -> str:
+def _gold(corpus: Corpus, task: str, split: Split, record: int) -> str:
     names = corpus.vocabularies[task].all_names
     level = corpus.specs[task].level
     if level == "token":
-        return "(tokens are hidden at random, others in every step)"
+        return "(tokens are masked at random, differently in every step)"
     gold = split.encoded.labels[task]
     value, known = gold.of(int(record))
     if level == "span" and known.all() and value[0, 0] != answer_spans.UNKNOWN:
@@ -104,9 +105,9 @@ def _gold(corpus, task, split, record) -> str:
         return answer_spans.answer_text(whole, split.encoded, int(record), *value[0].tolist()) or "(no answer)"
     if level == "span":
         return "(none)"
-    sources = gold.sources[int(record)] if gold.sources else ()  # what a task copies has ids behind those of the names
+    sources = gold.sources[int(record)] if gold.sources else ()  # ids of copied tokens follow those of the names
 
-    def show(label, is_known):
+    def show(label: np.ndarray, is_known: bool) -> str:
         if not is_known:
             return "(none)"
         if np.ndim(label):
@@ -163,22 +164,23 @@ def _labels(experiment: Experiment) -> str:
                 more = f", … {len(ordered) - MAX_CLASSES} more" if len(ordered) > MAX_CLASSES else ""
                 rows.append([task, split, numbers["known"], numbers["missing"], f"{shown}{more}"])
             else:
-                said = ", ".join(f"{key} {numbers[key]:.3g}" for key in ("mean", "std", "min", "max") if key in numbers)
-                said += _text_scores(experiment, task, split)
-                rows.append([task, split, numbers["known"], numbers["missing"], said])
-    return text_table(["task", "split", "labelled", "not", "counts"], rows)
+                keys = ("mean", "std", "min", "max")
+                shown = ", ".join(f"{key} {numbers[key]:.3g}" for key in keys if key in numbers)
+                shown += _text_scores(experiment, task, split)
+                rows.append([task, split, numbers["known"], numbers["missing"], shown])
+    return text_table(["task", "split", "labelled", "unlabelled", "counts"], rows)
 
 
 def _text_scores(experiment: Experiment, task: str, split: str) -> str:
-    """Of texts to be written, what the input itself would score, which a model has to beat, and what no model can."""
-    writer, spec = experiment.tasks[task], experiment.corpus.specs[task]
+    """For generation: the scores of the input itself, which a model has to beat, and the ceiling of any model."""
+    generator, spec = experiment.tasks[task], experiment.corpus.specs[task]
     if spec.kind != "tokens" or split == "train":
         return ""
     parts = {"the input itself": _input_scores(experiment, task, split)}
-    parts["the gold tokens themselves"] = metric_ceiling(experiment.corpus, writer, split)
+    parts["the gold tokens themselves"] = metric_ceiling(experiment.corpus, generator, split)
     return "".join(
-        f"; {what}: " + ", ".join(f"{name} {value:.3f}" for name, value in scores.items())
-        for what, scores in parts.items()
+        f"; {source}: " + ", ".join(f"{name} {value:.3f}" for name, value in scores.items())
+        for source, scores in parts.items()
         if scores
     )
 
@@ -188,22 +190,22 @@ def _input_scores(experiment: Experiment, task: str, split: str) -> dict[str, fl
     entry = experiment.config.datasets[spec.dataset]
     data = corpus.splits[spec.dataset][split]
     gold = data.encoded.labels[task]
-    given = np.flatnonzero(np.diff(gold.offsets))
+    labelled = np.flatnonzero(np.diff(gold.offsets))
     names = tuple(entry.text) or ((entry.words,) if entry.words else ())
-    if not names or not len(given):
+    if not names or not len(labelled):
         return {}
     sides = [
         target_sequences.reference_texts(
-            [field(data.records[m], name) for m in given], spec.target, corpus.tokenizer, corpus.vocabularies[task]
+            [field(data.records[m], name) for m in labelled], spec.target, corpus.tokenizer, corpus.vocabularies[task]
         )
         for name in names
     ]
     inputs = [" ".join(texts) for texts in zip(*sides, strict=True)]
-    return text_scores(experiment.tasks[task], [gold.texts[m] for m in given], inputs)
+    return text_scores(experiment.tasks[task], [gold.texts[m] for m in labelled], inputs)
 
 
 def _parameters(experiment: Experiment) -> str:
-    """Sizes by layer and owner: "shared" by all, by a group, or a task's own."""
+    """Sizes by layer, and the tasks that use it."""
     shapes = flatten(jax.eval_shape(lambda: experiment.init_params(0)))
     sizes: dict[tuple[str, str], int] = collections.Counter()
     names = list(experiment.tasks)
@@ -220,4 +222,4 @@ def _parameters(experiment: Experiment) -> str:
                 users = [names[k] for k in range(len(names)) if owner[k] == o]
             sizes[layer, " + ".join(users)] += leaf.size // leaf.shape[0]
     rows = [[layer, users, f"{size:,}"] for (layer, users), size in sizes.items()]
-    return text_table(["layer", "of", "parameters"], [*rows, ["all", "", f"{sum(sizes.values()):,}"]])
+    return text_table(["layer", "used by", "parameters"], [*rows, ["all", "", f"{sum(sizes.values()):,}"]])

@@ -1,4 +1,4 @@
-"""Means over seeds with their uncertainty, and differences by seed. What cannot be said is None, with the reason."""
+"""Means over seeds with their uncertainty, and paired differences. What is not defined is None, with the reason."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ LEVEL = 0.95  # of all intervals
 class Interval(NamedTuple):
     """A mean and its 95 % interval.
 
-    mean       of the values; None where there is none
-    low, high  mean ∓ t·sd/√n with Student's t of n − 1 degrees of freedom; None below two values
-    sd         standard deviation of the values (n − 1 in the denominator); None below two
-    n          values
+    mean       of the values; None for no value
+    low, high  mean ∓ t·sd/√n with Student's t of n − 1 degrees of freedom; None for fewer than two values
+    sd         standard deviation of the values (n − 1 in the denominator); None for fewer than two
+    n          number of values
     """
 
     mean: float | None
@@ -46,26 +46,26 @@ class Difference(NamedTuple):
 
 
 def finite_or_none(value: Any) -> float | None:
-    """A finite float, or None for None and what is not finite."""
+    """A finite float; None for None and numbers that are not finite."""
     return float(value) if value is not None and math.isfinite(value) else None
 
 
 def interval(values: Sequence[float | None]) -> Interval:
-    """Mean and 95 % interval (Student 1908); values that are None or not finite are left out of it and of n."""
-    found = [x for x in map(finite_or_none, values) if x is not None]
-    n = len(found)
+    """Mean and 95 % interval (Student 1908); values that are None or not finite are ignored, also in n."""
+    finite = [x for x in map(finite_or_none, values) if x is not None]
+    n = len(finite)
     if n == 0:
         return Interval(None, None, None, None, 0)
-    mean = math.fsum(found) / n
+    mean = math.fsum(finite) / n
     if n == 1:
         return Interval(mean, None, None, None, 1)
-    sd = math.sqrt(math.fsum((x - mean) ** 2 for x in found) / (n - 1))
+    sd = math.sqrt(math.fsum((x - mean) ** 2 for x in finite) / (n - 1))
     half = float(special.stdtrit(n - 1, (1 + LEVEL) / 2)) * sd / math.sqrt(n)
     return Interval(mean, mean - half, mean + half, sd, n)
 
 
 def paired_difference(first: Mapping[Hashable, float | None], second: Mapping[Hashable, float | None]) -> Difference:
-    """first − second by their common keys (seeds); pairs that lack a finite value are left out.
+    """first − second by their common keys (seeds); pairs without two finite values are ignored.
 
     Lanes of one seed have the same batches and initial values, so their difference varies less than each of them.
     """
@@ -82,9 +82,9 @@ def paired_difference(first: Mapping[Hashable, float | None], second: Mapping[Ha
 
 
 def holm(p: Sequence[float | None]) -> list[float | None]:
-    """Holm's (1979) step-down correction: adjusted p-values, in the order given.
+    """Holm's (1979) step-down correction: adjusted p-values, in the given order.
 
-    Values that are None stay None, and count among the hypotheses: they could have been tested.
+    Values that are None stay None, and count as hypotheses: they could have been tested.
     """
     order = sorted((i for i, value in enumerate(p) if value is not None), key=lambda i: p[i])
     adjusted: list[float | None] = [None] * len(p)
@@ -96,6 +96,6 @@ def holm(p: Sequence[float | None]) -> list[float | None]:
 
 
 def with_corrected_p(differences: Sequence[Difference]) -> list[Difference]:
-    """The same differences with `corrected_p`, over all of them."""
+    """The differences with `corrected_p` over all of them."""
     adjusted = holm([d.p for d in differences])
     return [d._replace(corrected_p=p) for d, p in zip(differences, adjusted, strict=True)]

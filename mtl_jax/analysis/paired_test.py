@@ -1,4 +1,4 @@
-"""Are some runs better than others on the same examples? Paired tests on what each says of each example."""
+"""Paired tests: are some runs better than others on the same examples?"""
 
 from __future__ import annotations
 
@@ -11,24 +11,26 @@ from scipy import stats
 
 from mtl_jax.analysis.ablation.verdicts import p_value
 from mtl_jax.analysis.tables import text_table
-from mtl_jax.data.corpus import Corpus
+from mtl_jax.config.sections import Config
+from mtl_jax.data.corpus import Corpus, Split
+from mtl_jax.data.encoding.gold_labels import GoldLabels
 from mtl_jax.data.records import field, find_field
 from mtl_jax.errors import UserError
 from mtl_jax.evaluation.scores import abstract_params, make_evaluator, placement_from_config
 from mtl_jax.runs.build import build
 from mtl_jax.storage.checkpoint import load_params, require_checkpoint
 
-DRAWS = 10_000  # of signs, and of groups
+DRAWS = 10_000  # random signs, and bootstrap samples of groups
 
 
 class PairedTest(NamedTuple):
-    """Mean scores of two sides on the same examples.
+    """The mean scores of two sides on the same examples.
 
     first, second  mean scores
     low, high      95 % interval of first − second: bootstrap of groups of examples (Efron 1979), by percentiles
-    p              two-sided, by signs of the groups' summed differences drawn at random (Fisher 1935)
-    examples, groups  how many; examples of one group are dependent, and keep one sign
-    only_first, only_second  examples that one side alone has right, and
+    p              two-sided, by random signs of the groups' summed differences (Fisher 1935)
+    examples, groups  their numbers; examples of one group are dependent, and have the same sign
+    only_first, only_second  numbers of examples that only one side has right, and
     mcnemar        exact two-sided p of those two numbers (McNemar 1947); None where scores are not all 0 or 1, or
                    examples are in groups
     """
@@ -50,8 +52,8 @@ def paired_test(first: np.ndarray, second: np.ndarray, groups: Sequence[Hashable
 
     Args:
       first, second: scores of the same N examples; each may be a mean over runs.
-      groups: [N] names; equal ones are drawn together.
-      draws: of signs, and of groups for the interval.
+      groups: [N] names; examples with equal names form one group.
+      draws: random signs, and bootstrap samples of groups.
 
     Raises:
       UserError: there is no example.
@@ -60,21 +62,21 @@ def paired_test(first: np.ndarray, second: np.ndarray, groups: Sequence[Hashable
         raise UserError("no example has a label: nothing to compare")
     difference = np.asarray(first, float) - np.asarray(second, float)
     index = {name: n for n, name in enumerate(dict.fromkeys(groups))}
-    of = np.asarray([index[name] for name in groups])
-    total, size = np.bincount(of, difference), np.bincount(of).astype(float)
+    group = np.asarray([index[name] for name in groups])
+    total, size = np.bincount(group, difference), np.bincount(group).astype(float)
     rng = np.random.Generator(np.random.PCG64(0))
     count, sums, means = len(total), np.empty(draws), np.empty(draws)
     for draw in range(draws):
         sums[draw] = np.where(rng.integers(0, 2, count, np.int8), total, -total).sum()
-        drawn = rng.integers(0, count, count)
-        means[draw] = total[drawn].sum() / size[drawn].sum()
+        sample = rng.integers(0, count, count)
+        means[draw] = total[sample].sum() / size[sample].sum()
     extreme = np.abs(sums) >= abs(total.sum()) * (1 - 1e-12) - 1e-12
     low, high = np.percentile(means, (2.5, 97.5))
     only_first = only_second = mcnemar = None
     if count == len(difference) and set(np.unique([first, second])) <= {0.0, 1.0}:
         only_first, only_second = int((difference > 0).sum()), int((difference < 0).sum())
-        apart = only_first + only_second
-        mcnemar = float(stats.binomtest(only_first, apart).pvalue) if apart else 1.0
+        different = only_first + only_second
+        mcnemar = float(stats.binomtest(only_first, different).pvalue) if different else 1.0
     return PairedTest(
         float(np.mean(first)),
         float(np.mean(second)),
@@ -89,15 +91,15 @@ def paired_test(first: np.ndarray, second: np.ndarray, groups: Sequence[Hashable
     )
 
 
-def example_scores(kind: str, gold: Any, predicted: Sequence[Any], is_soft: bool) -> np.ndarray:
-    """float64[M], the score of each record: 1 where the label is right (all of a set), else 0; the share of its words
-    that are right; of a number −|error|. NaN where there is no label.
+def example_scores(kind: str, gold: GoldLabels, predicted: Sequence[Any], is_soft: bool) -> np.ndarray:
+    """float64[M], the score of each record: 1 where the label is right (all of a set), else 0; the fraction of its
+    words that are right; −|error| of a number. NaN where there is no label.
 
     Args:
       kind: of the labels: "real" for numbers.
-      gold: `GoldLabels` of the M records.
-      predicted: what was said of each.
-      is_soft: whether the gold labels are distributions, of which the likeliest class counts.
+      gold: of the M records.
+      predicted: of each record.
+      is_soft: whether the gold labels are distributions, whose most likely class is compared.
     """
     scores = np.full(len(gold.offsets) - 1, np.nan)
     for record in range(len(scores)):
@@ -105,17 +107,17 @@ def example_scores(kind: str, gold: Any, predicted: Sequence[Any], is_soft: bool
         if not known.any():
             continue
         value = value.argmax(-1) if is_soft else value
-        said = np.asarray(predicted[record]).reshape(value.shape)[known]
+        values = np.asarray(predicted[record]).reshape(value.shape)[known]
         if kind == "real":
-            scores[record] = -np.abs(said - value[known]).mean()
+            scores[record] = -np.abs(values - value[known]).mean()
         else:
-            right = (said == value[known]).reshape(len(said), -1)
+            right = (values == value[known]).reshape(len(values), -1)
             scores[record] = right.all(axis=1).mean()
     return scores
 
 
-class _RunScores(NamedTuple):
-    """What a run says of one split of a task: places and group names [M] of the records, their scores float64[M]."""
+class _Scored(NamedTuple):
+    """One split of a task, scored by a run: places and group names [M] of the records, their scores float64[M]."""
 
     places: list[tuple[str, int]]
     groups: list[Hashable]
@@ -125,18 +127,18 @@ class _RunScores(NamedTuple):
 def compare_runs(
     runs: Sequence[pathlib.Path],
     against: Sequence[pathlib.Path],
-    config_of: Callable[[pathlib.Path], Any],
+    config_of: Callable[[pathlib.Path], Config],
     split: str = "test",
     by: str = "",
 ) -> dict[str, PairedTest]:
     """{task: test} of `runs` against others, on the examples of one split; scores are means over each side's runs.
 
     Args:
-      runs, against: folders of finished runs; runs of several seeds make one side.
+      runs, against: folders of finished runs; those of several seeds form one side.
       config_of: (folder) -> its config.
       split: "test" or "dev".
-      by: field of the records; examples with the same value are one group. "", and in data sets without that field:
-        each example by itself.
+      by: field of the records; examples with the same value form one group. For "", and in data sets without the
+        field, each example is a group.
 
     Raises:
       UserError: no common task; runs that were scored on other examples; a field that some records lack.
@@ -145,18 +147,18 @@ def compare_runs(
     _require_common_tasks(configs)
     for workdir, config in configs.items():
         require_checkpoint(workdir, config.evaluation.checkpoint)
-    scored: dict[pathlib.Path, dict[str, _RunScores]] = {}
+    scored: dict[pathlib.Path, dict[str, _Scored]] = {}
     for workdir, config in configs.items():
-        scored[workdir] = _run_scores(workdir, config, split, by, next(iter(scored.items()), None))
+        scored[workdir] = _score_run(workdir, config, split, by, next(iter(scored.items()), None))
     sides = [[scored[workdir] for workdir in side] for side in (runs, against)]
-    named = list(zip([*runs, *against], [*sides[0], *sides[1]], strict=True))
-    tasks = [task for task in named[0][1] if all(task in said for _, said in named)]
+    all_runs = [*sides[0], *sides[1]]
+    tasks = [task for task in all_runs[0] if all(task in by_task for by_task in all_runs)]
     if not tasks:
         raise UserError(f"the runs have no task in common that is scored on {split}")
     result = {}
     for task in tasks:
-        first = named[0][1][task]
-        means = [np.mean([said[task].scores for said in side], axis=0) for side in sides]
+        first = all_runs[0][task]
+        means = [np.mean([by_task[task].scores for by_task in side], axis=0) for side in sides]
         known = np.flatnonzero(np.isfinite(means[0]) & np.isfinite(means[1]))
         result[task] = paired_test(means[0][known], means[1][known], [first.groups[n] for n in known])
     return result
@@ -173,23 +175,25 @@ def describe(tests: Mapping[str, PairedTest]) -> str:
     return text_table(header, rows)
 
 
-def _require_common_tasks(configs: Mapping[pathlib.Path, Any]) -> None:
-    """Raises UserError where no task is in all runs: that needs no data."""
+def _require_common_tasks(configs: Mapping[pathlib.Path, Config]) -> None:
+    """Raises UserError where no task is in all runs; a check that needs no data."""
     trained = {workdir: list(config.train_on or config.tasks) for workdir, config in configs.items()}
     if not set.intersection(*map(set, trained.values())):
         listed = "; ".join(f"{workdir}: {', '.join(tasks)}" for workdir, tasks in trained.items())
         raise UserError(f"the runs have no task in common: {listed}")
 
 
-def _run_scores(workdir: pathlib.Path, config: Any, split: str, by: str, first: Any) -> dict[str, _RunScores]:
-    """What a run says. `first`: (folder, what it says) of a run that it has to have its examples in common with."""
+def _score_run(
+    workdir: pathlib.Path, config: Config, split: str, by: str, first: tuple[pathlib.Path, dict[str, _Scored]] | None
+) -> dict[str, _Scored]:
+    """The scores of a run by task. `first`: folder and scores of another run, which must have the same examples."""
     experiment = build(config)
     if first:
         _require_same_examples(workdir, experiment.corpus, split, *first)
     placement = placement_from_config(experiment)
     params = load_params(workdir, config.evaluation.checkpoint, abstract_params(experiment, placement)).params
     evaluator = make_evaluator(experiment, placement)
-    found = {}
+    by_task = {}
     for dataset, splits in experiment.corpus.splits.items():
         if split not in splits:
             continue
@@ -198,21 +202,23 @@ def _run_scores(workdir: pathlib.Path, config: Any, split: str, by: str, first: 
         groups = [str(field(record, by)) if grouped else n for n, record in enumerate(records)]
         for task, values in evaluator.predict(params, dataset, split).values.items():
             scores = _scores(experiment.corpus, task, splits[split], values["value"])
-            found[task] = _RunScores([(record.file, record.line) for record in records], groups, scores)
-    return found
+            by_task[task] = _Scored([(record.file, record.line) for record in records], groups, scores)
+    return by_task
 
 
-def _require_same_examples(workdir, corpus, split, other, said) -> None:
-    """Raises UserError where a task that two runs share is scored on other examples: before anything is predicted."""
+def _require_same_examples(
+    workdir: pathlib.Path, corpus: Corpus, split: str, other: pathlib.Path, scored: Mapping[str, _Scored]
+) -> None:
+    """Raises UserError where two runs score a common task on different examples; a check before any prediction."""
     for task, spec in corpus.specs.items():
         part = corpus.splits[spec.dataset].get(split)
-        if part is None or task not in said:
+        if part is None or task not in scored:
             continue
-        if [(record.file, record.line) for record in part.records] != said[task].places:
-            raise UserError(f"{workdir}: other examples of {task} than {other}: they cannot be paired")
+        if [(record.file, record.line) for record in part.records] != scored[task].places:
+            raise UserError(f"{workdir}: other examples of {task} than in {other}: they cannot be paired")
 
 
-def _scores(corpus: Corpus, task: str, split: Any, predicted: Any) -> np.ndarray:
+def _scores(corpus: Corpus, task: str, split: Split, predicted: Sequence[Any]) -> np.ndarray:
     return example_scores(
         corpus.specs[task].kind, split.encoded.labels[task], predicted, corpus.vocabularies[task].soft
     )

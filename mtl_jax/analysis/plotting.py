@@ -1,4 +1,4 @@
-"""What the figures of an ablation have in common: axes, colours, bands, and marks for what has no value."""
+"""Common parts of the figures: axes, colours, bands, and marks for missing values."""
 
 from __future__ import annotations
 
@@ -8,33 +8,39 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
 from mtl_jax import unicode
 
-# Okabe & Ito (2008): told apart with any colour vision; the markers help in grey
+# Okabe & Ito (2008): distinguishable with any colour vision; the markers help in grey
 PALETTE = ("#009E73", "#E69F00", "#0072B2", "#D55E00", "#CC79A7", "#56B4E9", "#000000", "#7F7F7F")
 MARKERS = "osD^vP*X"
 END_STYLES = {"single": ("#000000", ":"), "tied": ("#D55E00", "-."), "hard": ("#0072B2", "-")}
 END_NAMES = {"single": "single-task (λ = 0)", "tied": "tied columns (λ → ∞)", "hard": "hard sharing"}
-LIMITS = {-1: ("single", "0"), 1: ("tied", "∞"), 2: ("hard", "hard")}  # place beyond the values of λ -> end, tick
+LIMITS = {-1: ("single", "0"), 1: ("tied", "∞"), 2: ("hard", "hard")}  # position beyond the values of λ -> limit, tick
 REFERENCE = "#CC79A7"
 BAND = 0.15  # opacity
 WIDTH = 12.0  # inches of a figure, which a report shows at the width of its text
 DPI = 120
 
 
+Colour = str | tuple[float, ...]
+Point = Mapping[str, Any]  # of a summary, see `summary.summarise`
+Pick = Callable[[Point], Mapping[str, Any] | None]
+
+
 class Picture(NamedTuple):
-    """A figure: its PNG, and what to say below it."""
+    """A figure: its PNG, and its caption."""
 
     file: pathlib.Path
     caption: str
 
 
 class Scale(NamedTuple):
-    """A horizontal axis for a sweep. On a log axis a value of 0 stands one step left of the smallest.
+    """A horizontal axis for a sweep. On a log axis the value 0 is drawn one step left of the smallest.
 
     label   text of the axis
     log     whether it is logarithmic
@@ -46,7 +52,7 @@ class Scale(NamedTuple):
     values: tuple[float, ...]
 
     def beyond(self, direction: int) -> float:
-        """The place so many steps below (−1) or above (+1, +2) the values, where an end stands."""
+        """The position of a limit, this many steps below (−1) or above (+1, +2) the values."""
         low, high = self._bounds()
         count = max(len([v for v in self.values if v > 0 or not self.log]) - 1, 1)
         if self.log:
@@ -54,17 +60,17 @@ class Scale(NamedTuple):
         return (low if direction < 0 else high) + direction * (1.3 * (high - low) / count or 1.0)
 
     def place(self, value: float | None) -> float:
-        """Where a value is drawn; None is infinity, as JSON has it."""
+        """The position of a value; None is infinity, as in JSON."""
         if value is None or value == math.inf:
             return self.beyond(1)
         return self.beyond(-1) if self.log and value <= 0 else value
 
-    def _bounds(self):
+    def _bounds(self) -> tuple[float, float]:
         shown = [v for v in self.values if v > 0] if self.log else self.values
         return min(shown), max(shown)
 
     def apply(self, axes: Axes, ends: Mapping[int, str]) -> None:
-        """Sets scale, label and ticks of axes; `ends`: {direction: what stands `beyond` the values}."""
+        """Sets scale, label and ticks of axes; `ends`: {direction: tick label `beyond` the values}."""
         axes.set_xlabel(self.label)
         if self.log:
             axes.set_xscale("log")
@@ -76,7 +82,7 @@ class Scale(NamedTuple):
         axes.set_xticks(list(labels), list(labels.values()))
 
     def _ticks(self) -> dict[float, str]:
-        """At decades, at quarters of a linear axis, or at some of the values where there are too few decades."""
+        """At decades, at quarters of a linear axis, or at some of the values if there are too few decades."""
         low, high = self._bounds()
         if not self.log:
             quarters = [low + i * (high - low) / 4 for i in range(5)] if high > low else [low]
@@ -89,14 +95,14 @@ class Scale(NamedTuple):
 
 
 def scale(name: str, sweep: Mapping[str, Any], points: Sequence[Mapping[str, Any]]) -> Scale:
-    """The axis of a sweep over the values that points have."""
+    """The axis of a sweep over the values of points."""
     values = sorted({point["values"][name] for point in points if name in point["values"]})
     label = f"{name}  ({sweep['field']})"
     return Scale(label, sweep["scale"] == "log" and any(v > 0 for v in values), tuple(values))
 
 
-def colours_by_name(names: Sequence[str]) -> list[Any]:
-    """A colour for each name: along a ramp where they are numbers in order, else of the palette."""
+def colours_by_name(names: Sequence[str]) -> list[Colour]:
+    """A colour for each name: along a ramp if they are numbers, else from the palette."""
     ramp = matplotlib.colormaps["viridis"]
     if len(names) > len(PALETTE) or (len(names) > 1 and as_numbers(names)):
         return [ramp(0.85 * i / max(len(names) - 1, 1)) for i in range(len(names))]
@@ -104,7 +110,7 @@ def colours_by_name(names: Sequence[str]) -> list[Any]:
 
 
 def as_numbers(names: Sequence[str]) -> list[float] | None:
-    """The names as finite numbers, or None where one is not."""
+    """The names as finite numbers, or None if one is not."""
     try:
         numbers = [float(name) for name in names]
     except ValueError:
@@ -112,7 +118,7 @@ def as_numbers(names: Sequence[str]) -> list[float] | None:
     return numbers if all(map(math.isfinite, numbers)) else None
 
 
-def panels(rows: int, columns: int, height: float = 2.9) -> tuple[Figure, Any]:
+def panels(rows: int, columns: int, height: float = 2.9) -> tuple[Figure, np.ndarray]:
     """A figure and its axes [rows, columns]."""
     if rows == columns == 1:
         height = 4.2
@@ -125,7 +131,7 @@ def save(figure: Figure, file: pathlib.Path) -> pathlib.Path:
     entries: dict[str, Any] = {}
     for axes in figure.axes:
         for text in (axes.title, axes.xaxis.label, axes.yaxis.label):
-            text.set_parse_math(False)  # names of tasks may hold a "$"
+            text.set_parse_math(False)  # names of tasks may contain a "$"
         if not axes.images:
             axes.grid(alpha=0.25)
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
@@ -143,20 +149,23 @@ def save(figure: Figure, file: pathlib.Path) -> pathlib.Path:
 def line(
     axes: Axes,
     x: Scale,
-    points: Sequence[Mapping[str, Any]],
-    pick: Callable,
-    colour: Any,
+    points: Sequence[Point],
+    pick: Pick,
+    *,
+    colour: Colour,
     label: str,
     marker: str = "o",
     joined: bool = True,
 ) -> None:
-    """A line through points with its 95 % band; hollow where a seed is missing, marks at the bottom where it is lost.
+    """A line through points with its 95 % band; hollow where a seed is missing, marks at the bottom for lost lanes.
 
     Args:
-      axes, x: where, and the axis of the sweep; `x.label` begins with its name.
-      points: of a summary, ascending; pick(point) gives the interval to draw, or None.
+      axes: of the panel.
+      x: the axis of the sweep; `x.label` begins with its name.
+      points: of a summary, ascending.
+      pick: (point) -> the interval to draw, or None.
       colour, label, marker: of the line.
-      joined: False where neighbours have nothing to do with each other (random settings).
+      joined: False where neighbours are unrelated (random settings).
     """
     name = x.label.split("  ")[0]
     shown = [(x.place(point["values"][name]), pick(point), point) for point in points]
@@ -219,11 +228,11 @@ def mark_missing(axes: Axes, place: float, value: Mapping[str, Any] | None, stat
         )
 
 
-def end_lines(axes: Axes, x: Scale, ends: Mapping[str, Any], pick: Callable, limits: bool) -> dict[int, str]:
-    """The ends as horizontal lines with bands, and where they are limits of λ as points beyond its values.
+def end_lines(axes: Axes, x: Scale, ends: Mapping[str, Point | None], pick: Pick, limits: bool) -> dict[int, str]:
+    """The limits as horizontal lines with bands; those of λ also as points beyond its values.
 
     Returns:
-      what stands beyond the values, for `Scale.apply`.
+      {direction: tick label beyond the values}, for `Scale.apply`.
     """
     beyond = {}
     for end, point in ends.items():
@@ -241,15 +250,15 @@ def end_lines(axes: Axes, x: Scale, ends: Mapping[str, Any], pick: Callable, lim
     return beyond
 
 
-def _limit(axes, place, value, colour, marker):
+def _limit(axes: Axes, place: float, value: Mapping[str, Any], colour: Colour, marker: str) -> None:
     half = 0.0 if value["low"] is None else value["high"] - value["mean"]
     axes.errorbar(place, value["mean"], half, fmt=marker, color=colour, markersize=5, capsize=2, zorder=4)
 
 
 def end_points(
-    axes: Axes, x: Scale, ends: Mapping[str, Any], pick: Callable, colour: Any, marker: str
+    axes: Axes, x: Scale, ends: Mapping[str, Point | None], pick: Pick, colour: Colour, marker: str
 ) -> dict[int, str]:
-    """The ends as points beyond the values of λ, in the colour of their line: for panels of several lines."""
+    """The limits as points beyond the values of λ, in the colour of their line: for panels of several lines."""
     beyond = {}
     for direction, (end, text) in LIMITS.items():
         value = ends.get(end) and pick(ends[end])
@@ -259,18 +268,18 @@ def end_points(
     return beyond
 
 
-def grid_shape(count: int, most: int = 4) -> tuple[int, int]:
-    """Rows and columns for so many panels."""
-    columns = min(count, most)
+def grid_shape(count: int, max_columns: int = 4) -> tuple[int, int]:
+    """Rows and columns for `count` panels."""
+    columns = min(count, max_columns)
     return math.ceil(count / columns), columns
 
 
 def hide_empty(axes: Sequence[Axes]) -> None:
-    """Hides panels that stay empty."""
-    for one in axes:
-        one.set_axis_off()
+    """Hides empty panels."""
+    for panel in axes:
+        panel.set_axis_off()
 
 
 def file_name(name: str) -> str:
-    """A name as part of a file's name."""
+    """A name as part of a file name."""
     return unicode.file_name(name)

@@ -1,4 +1,4 @@
-"""What people read at the end: tables on the terminal, learning curves, runs side by side."""
+"""Reports: tables on the terminal, learning curves, comparisons of runs, report.html."""
 
 from __future__ import annotations
 
@@ -29,40 +29,42 @@ from mtl_jax.analysis.tables import (
 )
 from mtl_jax.errors import UserError
 from mtl_jax.runs import commands
+from mtl_jax.runs.merge import MergeResult
 from mtl_jax.storage import run_warnings
+from mtl_jax.storage.summary import Evaluation, Summary
 from mtl_jax.storage.workdir import read_config, read_summary, write_json
 
-MAX_LINES = 60  # of the terminal text of an ablation
+MAX_LINES = 60  # of an ablation on the terminal
 
 
 def warning_lines(result: Mapping[str, Any], file: pathlib.Path) -> list[str]:
-    """What stands below a table where there is something that its reader has to know, a blank line first.
+    """The warnings below a table, after a blank line; [] for none.
 
     Args:
       result: with "warnings", see `run_warnings`.
-      file: that has all of them.
+      file: that contains all of them.
     """
     lines = run_warnings.format_lines(result.get("warnings", ()), str(file))
     return ["", "Warnings", *(f"  {line}" for line in lines)] if lines else []
 
 
-def results_table(summary: Mapping[str, Any]) -> str:
+def results_table(summary: Evaluation) -> str:
     """Scores by task and metric, a column for each split, with the number of examples scored."""
     return text_table(*results_rows(summary))
 
 
 def distances_table(distances: Mapping[str, Mapping[str, float]]) -> str:
-    """How far the tasks' parameters are from each other, pairs of tasks in rows."""
+    """Distances between the tasks' parameters, pairs of tasks in rows."""
     return text_table(*distances_rows(distances))
 
 
-def training_report(workdir: pathlib.Path, summary: Mapping[str, Any]) -> str:
-    """What `--mode=train` says at its end; draws the learning curves, and how the tasks were balanced."""
+def training_report(workdir: pathlib.Path, summary: Summary) -> str:
+    """The report at the end of `--mode=train`; draws the learning curves, and the balance of the tasks."""
     parts = [results_table(summary)]
     if summary.get("distances"):
         parts += [
             "",
-            "Distance between the tasks' parameters, over all layers that they do not share:",
+            "Distances between the tasks' parameters, over all layers that they do not share:",
             distances_table(summary["distances"]),
         ]
     parts += warning_lines(summary, workdir / "summary.json")
@@ -81,10 +83,10 @@ def training_report(workdir: pathlib.Path, summary: Mapping[str, Any]) -> str:
 
 
 def comparison_report(workdirs: Sequence[pathlib.Path], out: pathlib.Path) -> str:
-    """Runs side by side: a table, out/compare.json and out/figures/compare.png.
+    """Compares runs: a table, out/compare.json and out/figures/compare.png.
 
     Raises:
-      UserError: a run that is not finished, names that are the same.
+      UserError: a run that is not finished.
     """
     names = [workdir.name for workdir in workdirs]
     if len(set(names)) != len(names):
@@ -105,8 +107,8 @@ def comparison_report(workdirs: Sequence[pathlib.Path], out: pathlib.Path) -> st
     return "\n".join([text_table(header, rows), *warning_lines(compared, out / "compare.json")])
 
 
-def merging_report(out: pathlib.Path, result: Mapping[str, Any]) -> str:
-    """What `--mode=merge` says: each task's first metric on the split that is reported, a row for each method."""
+def merging_report(out: pathlib.Path, result: MergeResult) -> str:
+    """The report of `--mode=merge`: each task's first metric on the reported split, a row for each method."""
     header, rows = merging_rows(result)
     return "\n".join(
         [
@@ -127,7 +129,7 @@ def ablation_report(folder: pathlib.Path) -> str:
       folder: with ablation.json, see `results.write_grid`; its config.json is shown where there is one.
 
     Returns:
-      what the terminal shows: tables, verdicts, files.
+      the text for the terminal: tables, verdicts, files.
 
     Raises:
       UserError: no ablation.json, or a damaged one.
@@ -139,40 +141,40 @@ def ablation_report(folder: pathlib.Path) -> str:
     files = [
         "",
         f"report   {file}",
-        f"numbers  {folder / 'ablation.csv'} (one row a score), {folder / 'ablation.json'}",
+        f"numbers  {folder / 'ablation.csv'} (one row for each score), {folder / 'ablation.json'}",
         f"figures  {folder / 'figures'}",
     ]
     lines = _ablation_text(folder, grid, summary)
     room = MAX_LINES - len(files)
     if len(lines) > room:
-        lines = [*lines[: room - 1], f"… {len(lines) - room + 1} more lines of it in the report"]
+        lines = [*lines[: room - 1], f"… {len(lines) - room + 1} more lines in the report"]
     return "\n".join(lines + files)
 
 
 def relatedness_report(folder: pathlib.Path) -> str:
-    """Draws the figures of a finished --mode=relate, writes folder/report.html and says what was found.
+    """Draws the figures of a finished --mode=relate, writes folder/report.html and returns the text for the terminal.
 
     Args:
       folder: with relatedness.json.
     """
-    found = read(folder)
-    parts = section.relatedness(folder, found, folder / "figures")
+    result = read(folder)
+    parts = section.relatedness(folder, result, folder / "figures")
     file = pages.save(folder / "report.html", f"How tasks relate: {folder.name}", parts)
     text = [
-        *text_table(*section.gain_rows(found)).splitlines(),
+        *text_table(*section.gain_rows(result)).splitlines(),
         "",
-        *text_table(*section.measure_rows(found)).splitlines(),
+        *text_table(*section.measure_rows(result)).splitlines(),
         "",
     ]
     return "\n".join(
         [
             *text,
-            *section.describe_groups(found),
-            *found["notes"],
-            *warning_lines(found, folder / "relatedness.json"),
+            *section.describe_groups(result),
+            *result["notes"],
+            *warning_lines(result, folder / "relatedness.json"),
             "",
             f"report   {file}",
-            f"numbers  {folder / 'relatedness.csv'} (one row a pair), {folder / 'relatedness.json'}",
+            f"numbers  {folder / 'relatedness.csv'} (one row for each pair), {folder / 'relatedness.json'}",
             f"figures  {folder / 'figures'}",
         ]
     )
@@ -189,7 +191,7 @@ def _ablation_text(folder: pathlib.Path, grid: records.Grid, summary: Mapping[st
         text += [*text_table(*conclusion_rows(summary)).splitlines(), ""]
     for compared in summary["baselines"]:
         text += [*text_table(*baseline_rows(compared, main_split(summary))).splitlines(), ""]
-    for split in reversed(summary["splits"]):  # what does not fit is the last
+    for split in reversed(summary["splits"]):  # the last lines may be cut
         if split != "dev":
             text.append(f"The settings chosen on dev, on {split}:")
         elif len(combinations) > 1:
@@ -205,17 +207,17 @@ def _ablation_text(folder: pathlib.Path, grid: records.Grid, summary: Mapping[st
 
 
 def report_page(workdirs: Sequence[pathlib.Path], out: pathlib.Path) -> pathlib.Path:
-    """One report.html on any runs and ablations, finished or not.
+    """One report.html about any runs and ablations, finished or not.
 
     Args:
       workdirs: their folders.
-      out: folder of report.html and its figures; it is made.
+      out: folder of report.html and its figures; it is created.
 
     Returns:
       the file.
 
     Raises:
-      UserError: no folder, one that holds no run, a damaged file.
+      UserError: no folder; a folder without a run; a damaged file.
     """
     if not workdirs:
         raise UserError("a report needs the folder of at least one run")

@@ -50,13 +50,13 @@ def draw_curves(workdir: pathlib.Path, file: pathlib.Path | None = None) -> path
 BALANCE = {  # field of a line of the log: title of its panel
     "alpha": "α, weights of the losses",
     "weights": "weights of the aggregation",
-    "task_norms": "norms of gradients over what is shared",
+    "task_norms": "norms of gradients over the shared parameters",
     "lowest_cosine": "lowest cosine to another task's gradient",
 }
 
 
 def draw_balance(workdir: pathlib.Path, file: pathlib.Path | None = None) -> pathlib.Path | None:
-    """Draws how the tasks were balanced, against the step. Returns the PNG, None where nothing moved.
+    """Draws the balance of the tasks against the step. Returns the PNG, None where nothing varies.
 
     Args:
       workdir: of the run.

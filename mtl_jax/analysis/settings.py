@@ -1,9 +1,9 @@
-"""Configs for readers of a report: what differs from the defaults, and the command that trains one lane alone."""
+"""Configs in a report: the differences from the defaults, and the command that trains one lane as a run."""
 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from mtl_jax.analysis import html
@@ -12,14 +12,14 @@ from mtl_jax.config import default
 from mtl_jax.config.plain import to_plain
 from mtl_jax.runtime.flags import entry_point
 
-MAX_LINE = 160  # characters of a value that are shown
+MAX_CHARACTERS = 160  # of a value
 
 
 def changed_settings(config: Mapping[str, Any]) -> list[str]:
-    """Lines "field = value" for what differs from the defaults.
+    """Lines "field = value" for the fields that differ from the defaults.
 
     Args:
-      config: a plain config, as config.json has it.
+      config: plain, as in config.json.
     """
     base = to_plain(default.get_config())
     for place, kind in default.ENTRIES.items():
@@ -30,7 +30,7 @@ def changed_settings(config: Mapping[str, Any]) -> list[str]:
     return [_line(field, value) for field, value in _leaves(config) if value != defaults.get(field, missing)]
 
 
-def _get(config, path):
+def _get(config: Mapping[str, Any], path: Sequence[str]) -> Any:
     for key in path:
         config = config.get(key, {})
     return config
@@ -45,9 +45,9 @@ def _leaves(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield field, value
 
 
-def _line(field, value):
+def _line(field: str, value: Any) -> str:
     text = repr(tuple(value) if isinstance(value, list) else value)
-    return f"{field} = {text if len(text) <= MAX_LINE else text[:MAX_LINE] + ' …'}"
+    return f"{field} = {text if len(text) <= MAX_CHARACTERS else text[:MAX_CHARACTERS] + ' …'}"
 
 
 def command(
@@ -57,15 +57,15 @@ def command(
 
     Args:
       grid: the ablation.
-      config: its plain config; {} where it is not known: choices are then named in a comment.
+      config: its plain config; {} where it is unknown: choices are then named in a comment.
       choices, values, seed: of the lane.
     """
     flags, comments = [], []
     for name, alternative in choices.items():
         entry = _get(config, ("ablation", "choices", name))
-        named = {f"{v:g}" if isinstance(v, float) else str(v): v for v in entry.get("alternatives", ())}
-        if alternative in named:
-            fields = [(field, named[alternative]) for field in _fields(entry["field"], config)]
+        values_by_name = {f"{v:g}" if isinstance(v, float) else str(v): v for v in entry.get("alternatives", ())}
+        if alternative in values_by_name:
+            fields = [(field, values_by_name[alternative]) for field in _fields(entry["field"], config)]
         elif alternative in entry.get("settings", {}):
             fields = _leaves({k: v for k, v in entry["settings"][alternative].items() if k != "ablation"})
         else:
@@ -79,7 +79,7 @@ def command(
     for name, value in values.items():
         if name in grid.sweeps:
             flags += [_flag(field, value) for field in _fields(grid.sweeps[name]["field"], config)]
-        else:  # of the settings of a choice
+        else:  # a sweep that a choice adds
             comments.append(f"# with {name} = {value:g}")
     flags.append(_flag("seed", seed))
     return " \\\n    ".join([f"{entry_point()} --config=CONFIG.py --workdir=runs/lane", *flags]) + "".join(
@@ -87,31 +87,31 @@ def command(
     )
 
 
-def _has(config, field):
+def _has(config: Mapping[str, Any], field: str) -> bool:
     *parents, last = field.split(".")
     return last in _get(config, parents)
 
 
-def _flag(field, value):
+def _flag(field: str, value: Any) -> str:
     text = repr(tuple(value)) if isinstance(value, list) else value if isinstance(value, str) else repr(value)
     return f"--config.{field}={shlex.quote(text)}"
 
 
 def _fields(field: str, config: Mapping[str, Any]) -> list[str]:
-    """A field in which "*" stands for every name there."""
-    found = [("", config)]
+    """The fields that match a name with "*"."""
+    matches = [("", config)]
     for key in field.split("."):
-        found = [
+        matches = [
             (f"{prefix}.{name}" if prefix else name, node.get(name, {}) if isinstance(node, Mapping) else {})
-            for prefix, node in found
+            for prefix, node in matches
             for name in (node if key == "*" and node else [key])
         ]
-    return [prefix for prefix, _ in found]
+    return [prefix for prefix, _ in matches]
 
 
 def configuration(config: Mapping[str, Any]) -> list[html.Html]:
-    """A config as a folded part of a page: where it differs from the defaults, or whole without them."""
+    """A config as a folded part of a page: its differences from the defaults."""
     if not config:
         return [html.paragraph("There is no config.json in the folder.")]
     lines = "\n".join(changed_settings(config)) or "(nothing)"
-    return [html.details("Config, where it differs from the defaults", html.code(lines))]
+    return [html.details("Config: differences from the defaults", html.code(lines))]

@@ -1,4 +1,4 @@
-"""Numbers as rows: a plain text table, and the rows that the terminal and the HTML page share."""
+"""Tables: plain text, and the rows that the terminal and the HTML page have in common."""
 
 from __future__ import annotations
 
@@ -8,15 +8,17 @@ from typing import Any
 
 from mtl_jax.analysis.ablation.verdicts import LIMIT_NAMES, conclusion, describe, p_value
 from mtl_jax.evaluation.scores import mean_by_split
+from mtl_jax.runs.merge import MergeResult
+from mtl_jax.storage.summary import Evaluation, Summary
 
-TASK_COLUMNS = 4  # most tasks that have columns of their own
+MAX_TASK_COLUMNS = 4  # with more tasks only their mean is shown
 TableRows = tuple[list[str], list[list[Any]]]  # header, rows
 
 
 def text_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """A plain text table: columns of texts to the left, those of numbers, with four digits, to the right."""
+    """A plain text table: strings are aligned to the left, numbers, with four digits, to the right."""
 
-    def show(value):
+    def show(value: Any) -> str:
         if value is None:
             return "–"
         return f"{value:.4f}" if isinstance(value, float) else str(value)
@@ -33,11 +35,11 @@ def text_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     return "\n".join([lines[0], "  ".join("─" * w for w in widths), *lines[1:]])
 
 
-def results_rows(summary: Mapping[str, Any]) -> TableRows:
-    """Scores of a run by task and metric, a column for each split, with the number of examples scored; at the end the
+def results_rows(summary: Evaluation) -> TableRows:
+    """Scores of a run by task and metric, a column for each split, with the number of scored examples; at the end the
     mean over tasks of each one's first metric, with the names of these.
 
-    Below a metric of written texts, where it cannot be 1, what the gold tokens themselves score.
+    Below a metric of generated text that cannot reach 1 is the score of the gold tokens themselves.
     """
     splits = sorted({split for scores in summary["tasks"].values() for split in scores})
     sizes, ceilings = summary.get("examples", {}), summary.get("ceilings", {})
@@ -48,7 +50,7 @@ def results_rows(summary: Mapping[str, Any]) -> TableRows:
             row = [task, metric]
             for split in splits:
                 size = sizes.get(task, {}).get(split, {})
-                row += [scores.get(split, {}).get(metric), _of(size)]
+                row += [scores.get(split, {}).get(metric), _count(size)]
             rows.append(row)
             if any(metric in bounds for bounds in ceilings.get(task, {}).values()):
                 bounds = ([ceilings[task].get(split, {}).get(metric), None] for split in splits)
@@ -67,7 +69,7 @@ def results_rows(summary: Mapping[str, Any]) -> TableRows:
     return header, rows
 
 
-def _of(size):
+def _count(size: Mapping[str, int]) -> str | None:
     """ "1000 of 7528" where a subset was scored."""
     if not size:
         return None
@@ -76,18 +78,18 @@ def _of(size):
 
 
 def distances_rows(distances: Mapping[str, Mapping[str, float]]) -> TableRows:
-    """How far the tasks' parameters are from each other, pairs of tasks in rows."""
+    """Distances between the tasks' parameters, pairs of tasks in rows."""
     rows = [[pair, d["distance"], d["relative"]] for pair, d in distances.items()]
     return ["tasks", "‖Θi − Θj‖", "relative to ‖Θ‖"], rows
 
 
 def _mean_label(mean: Mapping[str, Any]) -> str:
-    """What a mean over tasks is the mean of: "accuracy", or the several metrics."""
+    """ "mean of 3: accuracy", with all metrics where they differ."""
     return f"mean of {len(mean['tasks'])}: {', '.join(mean['metrics'])}"
 
 
-def comparison_means(summaries: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """{split: {"tasks", "metrics", "values": {run: mean}}} of the tasks that all runs score by one first metric."""
+def comparison_means(summaries: Mapping[str, Summary]) -> dict[str, dict[str, Any]]:
+    """{split: {"tasks", "metrics", "values": {run: mean}}} of the tasks whose first metric is the same in all runs."""
     result: dict[str, dict[str, Any]] = {}
     for split in ("dev", "test"):
         scored = [
@@ -99,15 +101,15 @@ def comparison_means(summaries: Mapping[str, Mapping[str, Any]]) -> dict[str, di
             continue
         by_run = {}
         for name, summary in summaries.items():
-            scores = {task: {split: found[split]} for task, found in summary["tasks"].items() if task in common}
+            scores = {task: {split: by_split[split]} for task, by_split in summary["tasks"].items() if task in common}
             by_run[name] = mean_by_split(scores)[split]
         first, values = next(iter(by_run.values())), {name: mean["mean"] for name, mean in by_run.items()}
         result[split] = {"tasks": first["tasks"], "metrics": first["metrics"], "values": values}
     return result
 
 
-def comparison_rows(summaries: Mapping[str, Mapping[str, Any]]) -> tuple[TableRows, dict[str, Any]]:
-    """Finished runs side by side: rows, and {task: {split: {metric: {run: value}}}}."""
+def comparison_rows(summaries: Mapping[str, Summary]) -> tuple[TableRows, dict[str, Any]]:
+    """Compares finished runs: rows, and {task: {split: {metric: {run: value}}}}."""
     rows, result = [], {}
     tasks = dict.fromkeys(task for summary in summaries.values() for task in summary["tasks"])
     for task in tasks:
@@ -125,9 +127,9 @@ def comparison_rows(summaries: Mapping[str, Mapping[str, Any]]) -> tuple[TableRo
     return (["task", "split", "metric", *summaries], rows), result
 
 
-def merging_rows(result: Mapping[str, Any]) -> TableRows:
-    """Ways to merge in rows: the mean over tasks of their first metrics on dev and on the main split, then each task's
-    there.
+def merging_rows(result: MergeResult) -> TableRows:
+    """A row for each way to merge: the mean over tasks of their first metrics on dev and on the main split, then each
+    task's on the main split.
     """
     split = "test" if any("test" in scores for r in result["rows"] for scores in r["scores"].values()) else "dev"
     splits = list(dict.fromkeys(("dev", split)))
@@ -143,7 +145,7 @@ def merging_rows(result: Mapping[str, Any]) -> TableRows:
     return ["", "options", *(f"mean, {s}" for s in splits), *(f"{task}, {split}" for task in result["metrics"])], rows
 
 
-def _largest(summary):
+def _largest(summary: Summary) -> float | None:
     return max((pair["distance"] for pair in summary.get("distances", {}).values()), default=None)
 
 
@@ -164,23 +166,23 @@ def format_change(value: Mapping[str, Any]) -> str | None:
 
 
 def overview_rows(summary: Mapping[str, Any], split: str) -> TableRows:
-    """A row for each combination of choices: the chosen setting on one split, on average and by task where tasks are
-    few, what it costs, and the tuned ends.
+    """A row for each combination of choices: the chosen setting on one split, on average and (for few tasks) by task,
+    its cost, and the tuned limits.
     """
     combinations = summary["combinations"]
     choices = list(combinations[0]["choices"]) if combinations else []
     ends = [end for end in LIMIT_NAMES if any(end in c["ends"] for c in combinations)]
-    tasks = list(summary["scores"]) if 1 < len(summary["scores"]) <= TASK_COLUMNS and not ends else []
+    tasks = list(summary["scores"]) if 1 < len(summary["scores"]) <= MAX_TASK_COLUMNS and not ends else []
     costs = len(combinations) > 1 and any(c["cost"] for c in combinations)
-    header = [*choices, "chosen on dev", split, *tasks, *(["parameters", "ms a step"] if costs else [])]
+    header = [*choices, "chosen on dev", split, *tasks, *(["parameters", "ms per step"] if costs else [])]
     header += [*(LIMIT_NAMES[end] for end in ends), *(f"− {LIMIT_NAMES[end]}" for end in ends)]
     rows = []
     for c in combinations:
         point = None if c["chosen"] is None else c["points"][c["chosen"]]
         row = [*c["choices"].values(), describe(point["values"]) if point else "none", _average(point, split)]
         for task in tasks:
-            found = point["tasks"].get(task, {}).get(split, {}) if point else {}
-            row.append(format_mean(found.get(summary["scores"][task])))
+            metrics = point["tasks"].get(task, {}).get(split, {}) if point else {}
+            row.append(format_mean(metrics.get(summary["scores"][task])))
         if costs:
             cost = c["cost"] or {"parameters": None, "step_seconds": None}
             step = cost["step_seconds"]
@@ -194,7 +196,7 @@ def overview_rows(summary: Mapping[str, Any], split: str) -> TableRows:
 
 
 def baseline_rows(compared: Mapping[str, Any], split: str) -> TableRows:
-    """What every alternative of a choice changes against one of them, best first, with what that allows to say."""
+    """The difference of each alternative of a choice from a baseline, best first, with a conclusion."""
     known = [o for o in compared["others"] if o["average"].get(split, {}).get("mean") is not None]
     rows = []
     for other in sorted(known, key=lambda o: -o["average"][split]["mean"]):
@@ -217,12 +219,12 @@ def conclusion_rows(summary: Mapping[str, Any]) -> TableRows:
     return [*choices, *(f"against {LIMIT_NAMES[end]}" for end in ends)], rows
 
 
-def _average(point, split):
+def _average(point: Mapping[str, Any] | None, split: str) -> str | None:
     return None if point is None else format_mean(point["average"].get(split))
 
 
 def points_rows(combination: Mapping[str, Any], scores: Mapping[str, str]) -> TableRows:
-    """Every setting of the sweeps, then every end, on dev.
+    """All settings of the sweeps, then all limits, on dev.
 
     Args:
       combination: of a summary.
@@ -252,21 +254,21 @@ def points_rows(combination: Mapping[str, Any], scores: Mapping[str, str]) -> Ta
 
 
 def effects_of(point: Mapping[str, Any]) -> str:
-    """ "0.0031 hardly acted", how a point's penalties acted beside the losses; see `training.penalty_effect`."""
+    """ "0.0031 hardly acted": the effect of penalties relative to the losses, see `training.penalty_effect`."""
     parts = []
     for name, effect in point["effects"].items():
         ratio = "–" if effect["ratio"] is None else f"{effect['ratio']:.2g}"
-        what = " tied everything" if effect["tied"] else " hardly acted" if effect["hardly"] else ""
-        parts.append(f"{f'{name} ' if len(point['effects']) > 1 else ''}{ratio}{what}")
+        outcome = " tied everything" if effect["tied"] else " hardly acted" if effect["hardly"] else ""
+        parts.append(f"{f'{name} ' if len(point['effects']) > 1 else ''}{ratio}{outcome}")
     return ", ".join(parts)
 
 
-def _row(point, tasks, scores):
+def _row(point: Mapping[str, Any], tasks: Sequence[str], scores: Mapping[str, str]) -> list[str | None]:
     by_task = [format_mean(point["tasks"].get(task, {}).get("dev", {}).get(scores[task])) for task in tasks]
     return [format_mean(point["score"]), *by_task, format_mean(point["distance"]), format_mean(point["effective_rank"])]
 
 
-def _learned(point, sweep):
+def _learned(point: Mapping[str, Any], sweep: str) -> str:
     value = f"{point['values'][sweep]:.4g}"
     if sweep not in point["ranges"]:
         return value
@@ -275,7 +277,7 @@ def _learned(point, sweep):
 
 
 def tasks_rows(combination: Mapping[str, Any], scores: Mapping[str, str], split: str) -> TableRows:
-    """Each task's score at the chosen setting and at the ends, and the differences, on one split."""
+    """Each task's score at the chosen setting and at the limits, and the differences, on one split."""
     point = combination["points"][combination["chosen"]]
     ends = list(combination["comparison"])
     header = [

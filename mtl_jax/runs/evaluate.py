@@ -15,7 +15,8 @@ from mtl_jax.evaluation.scores import (
 )
 from mtl_jax.runs.build import build
 from mtl_jax.storage import run_warnings
-from mtl_jax.storage.checkpoint import load_params, require_checkpoint, require_same_data
+from mtl_jax.storage.checkpoint import load_params, require_checkpoint
+from mtl_jax.storage.data_identity import require_same_data
 from mtl_jax.storage.summary import Evaluation
 from mtl_jax.training.placement import require_platform
 

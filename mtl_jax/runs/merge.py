@@ -48,7 +48,8 @@ from mtl_jax.runtime.progress import progress_bar
 from mtl_jax.sharing.merging import MERGING
 from mtl_jax.storage import artifacts, run_warnings
 from mtl_jax.storage import workdir as folders
-from mtl_jax.storage.checkpoint import Checkpoints, data_metadata
+from mtl_jax.storage.checkpoint import Checkpoints
+from mtl_jax.storage.data_identity import data_metadata
 from mtl_jax.storage.summary import RunWarning, SplitScores, Summary
 from mtl_jax.training.objective import Params
 from mtl_jax.training.parameter_paths import flatten, with_leaves

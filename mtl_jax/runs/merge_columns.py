@@ -19,7 +19,8 @@ from mtl_jax.runs.build import build
 from mtl_jax.sharing.merging import first_difference
 from mtl_jax.storage import artifacts
 from mtl_jax.storage import workdir as folders
-from mtl_jax.storage.checkpoint import load_params, require_checkpoint, require_same_data
+from mtl_jax.storage.checkpoint import load_params, require_checkpoint
+from mtl_jax.storage.data_identity import require_same_data
 from mtl_jax.storage.summary import SplitScores, Summary
 from mtl_jax.training.objective import Params
 from mtl_jax.training.parameter_paths import flatten, with_leaves

@@ -19,7 +19,8 @@ from mtl_jax.runtime import distributed
 from mtl_jax.runtime.stop_signals import StopSignals
 from mtl_jax.storage import artifacts
 from mtl_jax.storage import workdir as folders
-from mtl_jax.storage.checkpoint import Checkpoints, require_same_data
+from mtl_jax.storage.checkpoint import Checkpoints
+from mtl_jax.storage.data_identity import require_same_data
 from mtl_jax.storage.metrics_log import MetricsLog
 from mtl_jax.storage.summary import Summary
 from mtl_jax.training.placement import Placement, require_platform

@@ -21,7 +21,8 @@ from mtl_jax.runs.train_line import StepMetrics, by_owner, task_losses, train_li
 from mtl_jax.runtime import distributed
 from mtl_jax.runtime.progress import progress_bar
 from mtl_jax.runtime.stop_signals import StopSignals
-from mtl_jax.storage.checkpoint import Checkpoints, data_metadata
+from mtl_jax.storage.checkpoint import Checkpoints
+from mtl_jax.storage.data_identity import data_metadata
 from mtl_jax.storage.metrics_log import MetricsLog
 from mtl_jax.training.hyperparameters import Hyperparameters
 from mtl_jax.training.placement import Placement

@@ -8,6 +8,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from mtl_jax.analysis import attribution
+from mtl_jax.analysis.integrated_gradients import integrated_gradients
 from mtl_jax.config import default
 from mtl_jax.data.sampler import evaluation_batches, evaluation_layout
 from mtl_jax.errors import UserError
@@ -21,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("standard_promotion")
 def attributed(experiment, dataset, steps=64):
     objective = experiment.objective_for(evaluation_layout(experiment.corpus.layout, dataset))
     batch = next(evaluation_batches(experiment.corpus.rows[dataset]["dev"], objective.layout, 4))
-    run = jax.jit(attribution.integrated_gradients(objective, experiment.owners["embed"], steps))
+    run = jax.jit(integrated_gradients(objective, experiment.owners["embed"], steps))
     params = experiment.init_params(0)
     return objective, params, batch, jax.device_get(run(params, batch))
 
@@ -69,7 +70,7 @@ def test_beside_a_task_that_is_not_explained_and_below_the_top(tiny, differs):
     attributions, score, baseline = found["color"]
     member = batch.segment[0][:, None, :] == np.arange(1, batch.start.shape[-1] + 1)[None, :, None]
     differs("completeness, bilstm", (attributions[:, None, :] * member).sum(-1), score - baseline, 1e-4)
-    color, tags, *_ = attribution._reads(experiment)
+    color, tags, *_ = attribution._layers_by_task(experiment)
     assert color == ["color", "with all", "with all", "–"] and tags == ["tags", "with all", "with all", "with all"]
 
 
@@ -79,7 +80,7 @@ def test_the_page(tiny, tmp_path):
     source = tmp_path / "in.txt"
     source.write_text("w1 red w2 <b>\n\nw3 blue\n")
     text = attribution.attribute(config, tmp_path / "run", ["best"], str(source), tmp_path / "out")
-    assert text.startswith("2 texts")
+    assert text.startswith("2 records")
     lines = [json.loads(line) for line in (tmp_path / "out" / "attributions.jsonl").read_text().splitlines()]
     assert [line["line"] for line in lines] == [1, 3] and set(lines[0]["tasks"]) == {"color", "tags", "long"}
     color = lines[1]["tasks"]["color"]
@@ -91,8 +92,8 @@ def test_the_page(tiny, tmp_path):
         and "<b>" not in page
         and page.count("<span") == sum(len(task["tokens"]) for line in lines for task in line["tasks"].values())
     )
-    with pytest.raises(UserError, match="no text in it"):
+    with pytest.raises(UserError, match="no records in it"):
         source.write_text("\n")
         attribution.attribute(config, tmp_path / "run", ["best"], str(source), tmp_path / "out")
-    with pytest.raises(UserError, match="name the texts by --input"):
+    with pytest.raises(UserError, match="name the input by --input"):
         attribution.attribute(config, tmp_path / "run", ["best"], "", tmp_path / "out")

@@ -173,7 +173,7 @@ def test_an_ablation_that_is_not_finished(tmp_path):
         for file in files:
             (tmp_path / "programs" / name / file).write_text("{}")
     text = read(report.report_page([tmp_path], tmp_path)).text
-    assert "no ablation.json" in text and "sharing: all lanes trained" in text and "hard: begun" in text
+    assert "no ablation.json" in text and "sharing: all lanes trained" in text and "hard: in progress" in text
 
 
 def test_folders_that_are_no_runs(tmp_path):

@@ -317,7 +317,7 @@ def test_a_drawn_block_of_another_data_set_is_left_alone(make):
 
 def test_inspection_shows_what_each_kind_reads(make):
     text = inspection.describe_experiment(make())
-    assert "[E1]" in text and "tokens are hidden at random" in text and "no answer" in text
+    assert "[E1]" in text and "tokens are masked at random" in text and "no answer" in text
     assert "pairs/train" not in text  # nothing is cut off
 
 

@@ -14,7 +14,8 @@ from mtl_jax.runs.build import build
 from mtl_jax.runs.evaluate import evaluate
 from mtl_jax.storage import artifacts
 from mtl_jax.storage import workdir as folders
-from mtl_jax.storage.checkpoint import Checkpoints, data_metadata, load_params
+from mtl_jax.storage.checkpoint import Checkpoints, load_params
+from mtl_jax.storage.data_identity import data_metadata
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 

@@ -9,6 +9,7 @@ from mtl_jax.runs import evaluate, other_data
 from mtl_jax.runs.build import build
 from mtl_jax.storage import artifacts, checkpoint
 from mtl_jax.storage import workdir as folders
+from mtl_jax.storage.data_identity import data_metadata
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
@@ -20,7 +21,7 @@ def test_another_test_set_is_scored_and_told(tiny, tmp_path):
     folders.claim(workdir, run)
     artifacts.save(workdir, experiment.corpus, experiment.model.architecture)
     with checkpoint.Checkpoints(workdir, 1) as checkpoints:
-        checkpoints.save(experiment.init(0), checkpoint.data_metadata(experiment.corpus))
+        checkpoints.save(experiment.init(0), data_metadata(experiment.corpus))
     own = evaluate.evaluate(run, workdir, "last")
     assert other_data.changed_splits(run, config) == {}
 

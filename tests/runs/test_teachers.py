@@ -16,7 +16,8 @@ from mtl_jax.errors import UserError
 from mtl_jax.runs import evaluate, predict, train
 from mtl_jax.runs.build import build
 from mtl_jax.storage import workdir as folders
-from mtl_jax.storage.checkpoint import Checkpoints, data_metadata
+from mtl_jax.storage.checkpoint import Checkpoints
+from mtl_jax.storage.data_identity import data_metadata
 from mtl_jax.storage.metrics_log import read_metrics
 from mtl_jax.training.parameter_paths import flatten
 from mtl_jax.training.step import train_step

@@ -24,7 +24,8 @@ from mtl_jax.errors import Stopped
 from mtl_jax.evaluation.ranking import is_defined, rank
 from mtl_jax.evaluation.scores import mean_loss, mean_score, task_scores
 from mtl_jax.runtime.stop_signals import StopSignals
-from mtl_jax.storage.checkpoint import Checkpoints, data_metadata, require_same_data
+from mtl_jax.storage.checkpoint import Checkpoints
+from mtl_jax.storage.data_identity import data_metadata, require_same_data
 from mtl_jax.training.state import TrainState
 
 CALL_SECONDS = 4.0  # of a call: short enough for the progress bar and for signals

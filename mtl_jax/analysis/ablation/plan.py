@@ -3,28 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
 import itertools
 import json
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
-import numpy as np
 from ml_collections import ConfigDict
 
 from mtl_jax import unicode
 from mtl_jax.analysis.ablation import fields
-from mtl_jax.balancing import GRADIENT_TRANSFORMS, LOSS_WEIGHTS, WEIGHTINGS
-from mtl_jax.config.entries import Choice, Sweep
+from mtl_jax.analysis.ablation.sweeps import SWEEPS_FIELD, Sweep, is_strength
+from mtl_jax.config.entries import Choice
 from mtl_jax.config.plain import to_plain
 from mtl_jax.config.sections import Config
-from mtl_jax.data.splits.subsets import random_generator
 from mtl_jax.errors import UserError
 
-SWEEP_FIELDS = "config.ablation.sweeps"
 MAX_NAME_BYTES = 180  # of a program's name, which is that of a folder
 
 
@@ -104,7 +97,7 @@ def make_plan(config: ConfigDict, check: Callable[[ConfigDict], Mapping[str, str
     ablation = config.ablation
     if not ablation.sweeps and not ablation.choices:
         raise UserError(
-            f"{SWEEP_FIELDS}: nothing to compare; add a sweep with default.add_sweep(config, 'strength', "
+            f"{SWEEPS_FIELD}: nothing to compare; add a sweep with default.add_sweep(config, 'strength', "
             "field='penalties.l2.strength', low=1e-3, high=1.0, count=8)"
         )
     seeds = tuple(range(config.seed, config.seed + ablation.seeds))
@@ -117,10 +110,10 @@ def make_plan(config: ConfigDict, check: Callable[[ConfigDict], Mapping[str, str
         for choice, (_, changes) in zip(alternatives, combination, strict=True):
             program_config = fields.merged(program_config, changes, f"config.ablation.choices.{choice}")
         check(program_config)
-        sweeps = {name: _Sweep.from_config(program_config, name) for name in program_config.ablation.sweeps}
+        sweeps = {name: Sweep.from_config(program_config, name) for name in program_config.ablation.sweeps}
         for name, sweep in sweeps.items():
             values.setdefault(name, []).extend(sweep.values)
-        if any(_is_strength(sweep) for sweep in sweeps.values()) and ablation.ends:
+        if any(is_strength(sweep) for sweep in sweeps.values()) and ablation.ends:
             for program in _limits(program_config, choices, sweeps):
                 _add_limit(limits, program)
         moves = {name: sweep.fields for name, sweep in sweeps.items()}
@@ -153,7 +146,7 @@ def _check_lanes(programs: Sequence[Program], check: Callable[[ConfigDict], Mapp
             try:
                 lane_effects = check(fields.with_values(program.config, setting.fields))
             except UserError as error:
-                raise UserError(f"{SWEEP_FIELDS}, at {_describe(setting.values)}: {error}") from None
+                raise UserError(f"{SWEEPS_FIELD}, at {_describe(setting.values)}: {error}") from None
             if setting.line == "sharing":  # the limits lack what many options are for
                 effects.append(lane_effects or {})
     _require_effects(effects)
@@ -184,77 +177,12 @@ def _baselines(
     return {choice: list(dict.fromkeys(names)) for choice, names in named.items()}
 
 
-class _Sweep(NamedTuple):
-    """The fields that a sweep sets, its values, and whether these are drawn at random."""
-
-    fields: tuple[str, ...]
-    values: tuple[float, ...]
-    random: bool
-
-    @classmethod
-    def from_config(cls, config: Config, name: str) -> _Sweep:
-        entry, where = config.ablation.sweeps[name], f"{SWEEP_FIELDS}.{name}"
-        expanded = fields.expand(config, entry.field, f"{where}.field")
-        for field in expanded:
-            if not fields.is_traced(field):
-                raise UserError(
-                    f"{where}.field: {field!r} changes the compiled program, so it cannot differ between its lanes; "
-                    f"make it a choice: default.add_choice(config, {name!r}, field={entry.field!r}, "
-                    f"alternatives=(...)). Fields that can be swept: {', '.join(fields.TRACED)}"
-                )
-            _require_option(config, field, where)
-        return cls(expanded, _values(config, entry, where, name), entry.random)
-
-
-def _require_option(config: Config, field: str, where: str) -> None:
-    """Raises UserError unless an option of a method can be a traced number."""
-    section, is_option, name = field.partition(".options.")
-    methods = {"loss_weights": LOSS_WEIGHTS, "aggregation": {**WEIGHTINGS, **GRADIENT_TRANSFORMS}}.get(section)
-    if not is_option or methods is None:
-        return
-    method, options = config[section].method, config[section].options.to_dict()
-    if "sizes" in inspect.signature(methods[method]).parameters:
-        options["sizes"] = (1.0,)  # known when the data are
-    try:
-        jax.eval_shape(lambda value: (methods[method](**{**options, name: value}), value)[1], jnp.zeros(()))
-    except (TypeError, ValueError, jax.errors.JAXTypeError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(
-            f"{where}.field: {field!r} of {method!r} cannot differ between the lanes of a program ({reason}); make it "
-            f"a choice: default.add_choice(config, {name!r}, field={field!r}, alternatives=(...))"
-        ) from None
-
-
-def _values(config: Config, entry: Sweep, where: str, name: str) -> tuple[float, ...]:
-    if bool(entry.points) == bool(entry.count):
-        raise UserError(f"{where}: there are no points; give either points=(...) or low, high and count")
-    if entry.points:
-        values = tuple(float(value) for value in entry.points)
-    else:
-        low, high, count = float(entry.low), float(entry.high), int(entry.count)
-        if not (math.isfinite(low) and math.isfinite(high) and low < high) or count < (1 if entry.random else 2):
-            raise UserError(f"{where}: from low = {low:g} to high = {high:g} in {count} points is not a range")
-        if entry.scale == "log" and low <= 0:
-            raise UserError(f"{where}.low: {low:g} has no logarithm; begin above 0 or take scale='linear'")
-        bounds = np.log([low, high]) if entry.scale == "log" else np.asarray([low, high])
-        draw = random_generator(f"sweep {name}", config.seed).random
-        steps = draw(count) if entry.random else np.linspace(0.0, 1.0, count)
-        spaced = bounds[0] + steps * (bounds[1] - bounds[0])
-        values = tuple(float(f"{x:.6g}") for x in (np.exp(spaced) if entry.scale == "log" else spaced))
-    if any(not math.isfinite(value) for value in values):
-        raise UserError(f"{where}: values have to be finite numbers, found {values}")
-    if not entry.random and len(set(values)) < len(values):
-        repeated = next(value for value in values if values.count(value) > 1)
-        raise UserError(f"{where}: the point {repeated:g} is there twice")
-    return values
-
-
-def _settings(sweeps: Mapping[str, _Sweep]) -> tuple[Setting, ...]:
+def _settings(sweeps: Mapping[str, Sweep]) -> tuple[Setting, ...]:
     """The product of the sweeps; random sweeps are one axis, drawn jointly."""
     drawn = {name: sweep for name, sweep in sweeps.items() if sweep.random}
     if len({len(sweep.values) for sweep in drawn.values()}) > 1:
         counts = ", ".join(f"{name} {len(sweep.values)}" for name, sweep in drawn.items())
-        raise UserError(f"{SWEEP_FIELDS}: random sweeps are drawn jointly and need the same number of points: {counts}")
+        raise UserError(f"{SWEEPS_FIELD}: random sweeps are drawn jointly and need the same number of points: {counts}")
     axes = [[{name: value} for value in sweep.values] for name, sweep in sweeps.items() if not sweep.random]
     if drawn:
         rows = zip(*(sweep.values for sweep in drawn.values()), strict=True)
@@ -263,15 +191,11 @@ def _settings(sweeps: Mapping[str, _Sweep]) -> tuple[Setting, ...]:
     return tuple(Setting("sharing", values, _fields(sweeps, values)) for values in points)
 
 
-def _fields(sweeps: Mapping[str, _Sweep], values: Mapping[str, float]) -> dict[str, float]:
+def _fields(sweeps: Mapping[str, Sweep], values: Mapping[str, float]) -> dict[str, float]:
     return {field: value for name, value in values.items() for field in sweeps[name].fields}
 
 
-def _is_strength(sweep: _Sweep) -> bool:
-    return all(field.startswith("penalties.") and field.endswith(".strength") for field in sweep.fields)
-
-
-def _limits(config: ConfigDict, choices: Mapping[str, str], sweeps: Mapping[str, _Sweep]) -> list[Program]:
+def _limits(config: ConfigDict, choices: Mapping[str, str], sweeps: Mapping[str, Sweep]) -> list[Program]:
     """Single-task and tied columns as lanes of one program, hard sharing as another; over learning rates."""
     others = {name: s for name, s in sweeps.items() if not any(f.startswith("penalties.") for f in s.fields)}
     swept_rate = any("optimizer.learning_rate" in s.fields for s in others.values())

@@ -1,4 +1,4 @@
-"""What an ablation yields: a record for each lane, kept as a tidy table (ablation.csv) and whole (ablation.json)."""
+"""Writes and reads the results of an ablation: a tidy table (ablation.csv) and everything (ablation.json)."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ VERSION = 2  # of ablation.json
 
 
 def write_grid(folder: pathlib.Path, grid: Grid) -> None:
-    """Writes folder/ablation.csv and folder/ablation.json, neither ever half there. Values not finite become null.
+    """Writes folder/ablation.csv and folder/ablation.json atomically. Values that are not finite become null.
 
-    ablation.csv has a row for each lane × task × split × metric; a lane without any score has one row with these
+    ablation.csv has a row for each lane × task × split × metric; a lane without scores has one row in which these are
     empty. ablation.json has the grid and its `summarise`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     lanes = [lane._asdict() for lane in grid.lanes]
-    whole = {"version": VERSION, **grid._asdict(), "lanes": lanes, "summary": summarise(grid)}
-    write_json(folder / "ablation.json", _plain(whole))
+    content = {"version": VERSION, **grid._asdict(), "lanes": lanes, "summary": summarise(grid)}
+    write_json(folder / "ablation.json", _plain(content))
     file = folder / "ablation.csv"
     temporary = file.with_name(f"{file.name}.{os.getpid()}")
     with temporary.open("w", newline="", encoding="utf-8") as stream:
@@ -46,28 +46,27 @@ def read_grid(folder: pathlib.Path) -> Grid:
     """
     file = folder / "ablation.json"
     try:
-        whole = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(
-            f"{folder}: no ablation.json; the ablation is not finished, start it again to go on, or this is not the "
-            "folder of one"
+            f"{folder}: no ablation.json; the ablation is not finished (start it again to resume it), or this is not "
+            "the folder of one"
         ) from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         where = f"{file}:{error.lineno}" if isinstance(error, json.JSONDecodeError) else str(file)
         raise UserError(f"{where}: not JSON ({error}); start the ablation again to write it anew") from None
-    if not isinstance(whole, dict) or whole.get("version") != VERSION:
-        found = whole.get("version") if isinstance(whole, dict) else None
-        raise UserError(f"{file}: version {found!r} of the format, this program reads {VERSION}")
+    if not isinstance(content, dict) or content.get("version") != VERSION:
+        version = content.get("version") if isinstance(content, dict) else None
+        raise UserError(f"{file}: version {version!r} of the format, this program reads {VERSION}")
     try:
-        lanes = [Lane(**{field: lane[field] for field in Lane._fields}) for lane in whole["lanes"]]
-        whole = {"baselines": {}, "costs": [], **whole, "lanes": lanes}  # written before there were such
-        grid = Grid(**{field: whole[field] for field in Grid._fields})
+        lanes = [Lane(**{field: lane[field] for field in Lane._fields}) for lane in content["lanes"]]
+        grid = Grid(**{field: content[field] for field in Grid._fields if field != "lanes"}, lanes=lanes)
     except (KeyError, TypeError) as error:
         raise UserError(f"{file}: damaged, {error} is missing; start the ablation again to write it anew") from None
     for i, lane in enumerate(lanes):
-        for field, known in (("line", LINES), ("status", STATUSES)):
-            if getattr(lane, field) not in known:
-                raise UserError(f"{file}: lane {i}: {field} {getattr(lane, field)!r} is none of {', '.join(known)}")
+        for field, values in (("line", LINES), ("status", STATUSES)):
+            if getattr(lane, field) not in values:
+                raise UserError(f"{file}: lane {i}: {field} {getattr(lane, field)!r} is not one of {', '.join(values)}")
     return grid
 
 
@@ -94,7 +93,7 @@ def tidy_table(grid: Grid) -> tuple[list[str], list[list[Any]]]:
 
 
 def _plain(value: Any) -> Any:
-    """Dicts, lists and Python's own numbers; the engine's may be of numpy."""
+    """Dicts, lists and Python numbers in place of those of numpy."""
     if isinstance(value, dict):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

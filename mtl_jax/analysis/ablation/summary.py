@@ -1,4 +1,4 @@
-"""What an ablation says: means over seeds, tuned ends, the point chosen on dev, and how it differs from the ends."""
+"""The statistics of an ablation: means over seeds, tuned limits, the point chosen on dev and its differences."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import collections
 import itertools
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from typing import Any, NamedTuple
 
 from mtl_jax.analysis.ablation.records import COUNTED_STATUSES, ENDS, Grid, Lane
@@ -17,16 +17,16 @@ from mtl_jax.training.penalty_effect import Effect, is_negligible, mean_ratio, t
 
 
 class _Scope(NamedTuple):
-    """What every statistic needs: the ablation, {task: its first metric}, {id of a lane: its place}."""
+    """Inputs of all statistics: the ablation, {task: its first metric}, {id of a lane: its index}."""
 
     grid: Grid
     firsts: dict[str, str]
-    places: dict[int, int]
+    indices: dict[int, int]
 
 
 def summarise(grid: Grid) -> dict[str, Any]:
     """Statistics over seeds, as plain JSON without NaN. An "interval" and a "difference" are those of
-    `mtl_jax.analysis.intervals` as dicts; only lanes that finished (or stopped early) are in them.
+    `mtl_jax.analysis.intervals` as dicts; they include only lanes that finished (or stopped early).
 
     Returns:
       scores        {task: its first metric}
@@ -38,9 +38,9 @@ def summarise(grid: Grid) -> dict[str, Any]:
         choices     {choice: alternative}
         points      settings of the sweeps. Of each:
                       values         {sweep: value}; learned ones (hypergradient): the mean over seeds, on the scale
-                      ranges         {sweep: [lowest, highest]} over seeds where they were learned, else {}
-                      lanes          their numbers in ablation.csv, and places in the list of lanes
-                      seeds          those counted
+                      ranges         {sweep: [lowest, highest]} over seeds if they were learned, else {}
+                      lanes          their numbers in ablation.csv, and indices in the list of lanes
+                      seeds          those included
                       statuses       {status: lanes}
                       eligible       every seed finished with a finite score: it can be chosen
                       score          interval of the score on dev, by which settings are chosen
@@ -48,25 +48,25 @@ def summarise(grid: Grid) -> dict[str, Any]:
                       average        {split: interval of the mean over tasks of their first metrics}
                       tasks          {task: {split: {metric: interval}}}
                       distance, effective_rank   intervals
-                      effects        {penalty: {"ratio": mean penalty_ratio of the lanes counted, "hardly", "tied": in
-                                     how many it hardly acted, or tied everything, see `training.penalty_effect`}}
+                      effects        {penalty: {"ratio": mean penalty_ratio of the lanes, "hardly", "tied": numbers of
+                                     lanes in which it hardly acted, or tied everything, see
+                                     `training.penalty_effect`}}
                       against        {end: difference of the score on dev; corrected_p by Holm over the points}
         ends        {"single" | "tied" | "hard": as a point, at the best of its learning rates (and sweeps other than
                     λ) by mean dev score; "tried": [{"values", "score", "eligible"}]}; None where none is eligible
         chosen      index of the eligible point with the highest mean score on dev, of equal ones that with the lowest
-                    mean loss; None where there is none
+                    mean loss; None for none
         comparison  {end: {"average": {split: difference}, "tasks": {task: {split: difference}}}} of the chosen point
                     minus the end. On dev "average" has the corrected p; the others are of one point and are not
                     corrected
-        cost        {"parameters": of one model, "step_seconds": of one lane}, None where it is not known
+        cost        {"parameters": of one model, "step_seconds": of one lane}, None if unknown
         verdict     a sentence
-        warnings    sentences: what froze or was dropped, predictions that are all alike, what lies at the edge of what
-                    was tried
+        warnings    sentences: frozen and dropped lanes, predictions that are all alike, optima at the edge of a sweep
       baselines     for each baseline of each choice, and each combination of the other choices:
         choice, baseline, rest   names, and {other choice: alternative}
         others                   [{"alternative", "average": {split: difference}, "tasks": {task: {split: difference}}}]
-                                 of what was chosen on dev minus the baseline's; "average" has p corrected by Holm over
-                                 the alternatives, and leaves out where nothing can be chosen
+                                 of the setting chosen on dev minus the baseline's; "average" has p corrected by Holm
+                                 over the alternatives, without those for which none can be chosen
     """
     firsts = {task: metrics[0] for task, metrics in grid.tasks.items()}
     splits = dict.fromkeys(split for lane in grid.lanes for by_split in lane.scores.values() for split in by_split)
@@ -79,24 +79,24 @@ def summarise(grid: Grid) -> dict[str, Any]:
         "statuses": dict(collections.Counter(lane.status for lane in grid.lanes)),
     }
     scope = _Scope(grid, firsts, {id(lane): i for i, lane in enumerate(grid.lanes)})
-    found = [_combination(scope, choices, strengths) for choices in _combinations(grid)]
-    result["combinations"] = found
+    combinations = [_combination(scope, choices, strengths) for choices in _combinations(grid)]
+    result["combinations"] = combinations
     result["baselines"] = [
         compared
         for choice, names in grid.baselines.items()
-        for rest in _distinct({n: v for n, v in c["choices"].items() if n != choice} for c in found)
+        for rest in _distinct({n: v for n, v in c["choices"].items() if n != choice} for c in combinations)
         for name in names
-        if (compared := _against_baseline(scope, found, choice, name, rest, names))
+        if (compared := _against_baseline(scope, combinations, choice, name, rest, names))
     ]
     return result
 
 
 def profile(points: Sequence[dict[str, Any]], *sweeps: str) -> tuple[list[dict[str, Any]], bool]:
-    """For each value of one or two sweeps the point that is best on dev over the other sweeps.
+    """For each value of one or two sweeps, the point that is best on dev over the other sweeps.
 
     Returns:
-      the points, ascending, and whether they are a profile of a full grid: random or learned values are not, so
-      that neighbours may differ in much besides.
+      the points, ascending, and whether they are a profile of a full grid. Random or learned values are not, so that
+      neighbours may differ in other values too.
     """
     groups: dict[tuple, list] = collections.defaultdict(list)
     for point in points:
@@ -108,7 +108,7 @@ def profile(points: Sequence[dict[str, Any]], *sweeps: str) -> tuple[list[dict[s
 
 
 def main_split(summary: dict[str, Any]) -> str:
-    """The split that decides: test where it was scored, as settings were chosen on dev."""
+    """The split that decides: test if it was scored, because settings were chosen on dev."""
     return "test" if "test" in summary["splits"] else "dev"
 
 
@@ -118,28 +118,31 @@ def is_strength(field: str) -> bool:
 
 
 def _combinations(grid: Grid) -> list[dict[str, str]]:
-    """Those that lanes were trained for, in the order of the choices."""
+    """The combinations of choices that were trained, in the order of the choices."""
     lanes = [lane for lane in grid.lanes if lane.line == "sharing"] or grid.lanes
-    found = {tuple(lane.choices.get(name) for name in grid.choices) for lane in lanes}
+    trained = {tuple(lane.choices.get(name) for name in grid.choices) for lane in lanes}
     in_order = itertools.product(*grid.choices.values())
-    return [dict(zip(grid.choices, names, strict=True)) for names in in_order if names in found]
+    return [dict(zip(grid.choices, names, strict=True)) for names in in_order if names in trained]
 
 
-def _combination(scope, choices, strengths):
+def _combination(scope: _Scope, choices: Mapping[str, str], strengths: Sequence[str]) -> dict[str, Any]:
     grid, firsts, _ = scope
 
-    def of(line):  # an end that does not depend on a choice leaves it out; the one that names most is this one's own
-        found = [lane for lane in grid.lanes if lane.line == line and lane.choices.items() <= choices.items()]
-        most = max((len(lane.choices) for lane in found), default=0)
-        return [lane for lane in found if len(lane.choices) == most]
+    def lanes_of(line: str) -> list[Lane]:
+        # a limit lacks the choices that do not affect it; the most specific one belongs to this combination
+        matching = [lane for lane in grid.lanes if lane.line == line and lane.choices.items() <= choices.items()]
+        specific = max((len(lane.choices) for lane in matching), default=0)
+        return [lane for lane in matching if len(lane.choices) == specific]
 
-    groups = _learned(of("sharing")) if grid.method["name"] == "hypergradient" else _by_values(of("sharing"))
+    groups = (
+        _learned(lanes_of("sharing")) if grid.method["name"] == "hypergradient" else _by_values(lanes_of("sharing"))
+    )
     seeds = {lane.seed for group in groups for lane in group}
     points = [_point(scope, group, seeds) for group in groups]
     chosen = _best(points)
-    tuned = {}  # end -> (summary, lanes)
+    tuned = {}  # limit -> (summary, lanes)
     for end in ENDS:
-        if tried := _by_values(of(end)):
+        if tried := _by_values(lanes_of(end)):
             tuned[end] = _tuned(scope, tried)
     known = {end: lanes for end, (summary, lanes) in tuned.items() if summary is not None}
     for end, lanes in known.items():
@@ -163,37 +166,40 @@ def _combination(scope, choices, strengths):
     return result
 
 
-def _distinct(items):
-    found: list = []
-    for item in items:
-        if item not in found:
-            found.append(item)
-    return found
+def _distinct(items: Iterable[dict[str, str]]) -> list[dict[str, str]]:
+    """The distinct items, in order."""
+    return [dict(pairs) for pairs in dict.fromkeys(tuple(item.items()) for item in items)]
 
 
-def _against_baseline(scope, combinations, choice, baseline, rest, baselines) -> dict[str, Any] | None:
-    """Every alternative of a choice against one of them; baselines among themselves too. None where it has no lanes."""
+def _against_baseline(
+    scope: _Scope,
+    combinations: Sequence[Mapping[str, Any]],
+    choice: str,
+    baseline: str,
+    rest: Mapping[str, str],
+    baselines: Sequence[str],
+) -> dict[str, Any] | None:
+    """Each alternative of a choice against a baseline, other baselines too. None if the baseline has no lanes."""
 
-    def lanes(alternative):
-        of = [c for c in combinations if c["choices"] == {**rest, choice: alternative} and c["chosen"] is not None]
-        return [scope.grid.lanes[i] for i in of[0]["points"][of[0]["chosen"]]["lanes"]] if of else []
+    def chosen_lanes(alternative: str) -> list[Lane]:
+        for c in combinations:
+            if c["choices"] == {**rest, choice: alternative} and c["chosen"] is not None:
+                return [scope.grid.lanes[i] for i in c["points"][c["chosen"]]["lanes"]]
+        return []
 
-    own = lanes(baseline)
-    if not own:
+    baseline_lanes = chosen_lanes(baseline)
+    if not baseline_lanes:
         return None
-    passed = baselines[: baselines.index(baseline)]  # their difference from this one is told already
-    others = {
-        name: found
-        for name in scope.grid.choices[choice]
-        if name != baseline and name not in passed and (found := lanes(name))
-    }
+    compared_before = baselines[: baselines.index(baseline)]
     compared = {}
-    for name, found in others.items():
-        on_dev = paired_difference(_scores(found), _scores(own))._asdict()
-        compared[name] = _compare(found, own, scope.firsts, on_dev)
+    for name in scope.grid.choices[choice]:
+        if name == baseline or name in compared_before or not (lanes := chosen_lanes(name)):
+            continue
+        on_dev = paired_difference(_scores(lanes), _scores(baseline_lanes))._asdict()
+        compared[name] = _compare(lanes, baseline_lanes, scope.firsts, on_dev)
     for split in {split for c in compared.values() for split in c["average"]}:
-        having = [c["average"] for c in compared.values() if split in c["average"]]
-        for average, p in zip(having, holm([a[split]["p"] for a in having]), strict=True):
+        averages = [c["average"] for c in compared.values() if split in c["average"]]
+        for average, p in zip(averages, holm([a[split]["p"] for a in averages]), strict=True):
             average[split]["corrected_p"] = p
     return {
         "choice": choice,
@@ -204,7 +210,7 @@ def _against_baseline(scope, combinations, choice, baseline, rest, baselines) ->
 
 
 def _by_values(lanes: Sequence[Lane]) -> list[list[Lane]]:
-    """Lanes that differ only in the seed; in the order of the values."""
+    """Groups of lanes that differ only in the seed, in the order of the values."""
     groups: dict[tuple, list[Lane]] = collections.defaultdict(list)
     for lane in lanes:
         groups[tuple(sorted(lane.values.items()))].append(lane)
@@ -212,7 +218,7 @@ def _by_values(lanes: Sequence[Lane]) -> list[list[Lane]]:
 
 
 def _learned(lanes: Sequence[Lane]) -> list[list[Lane]]:
-    """Lanes whose values were learned: the n-th of every seed belong together, as they began alike."""
+    """Groups of lanes whose values were learned: the n-th lanes of all seeds, which began from the same values."""
     groups: dict[int, list[Lane]] = collections.defaultdict(list)
     count: dict[int, int] = collections.Counter()
     for lane in lanes:
@@ -221,14 +227,15 @@ def _learned(lanes: Sequence[Lane]) -> list[list[Lane]]:
     return list(groups.values())
 
 
-def _point(scope, lanes, seeds) -> dict[str, Any]:
+def _point(scope: _Scope, lanes: Sequence[Lane], seeds: Set[int]) -> dict[str, Any]:
+    """The statistics of one setting, see `summarise`."""
     grid, firsts, _ = scope
     counted = [lane for lane in lanes if lane.status in COUNTED_STATUSES]
     values, ranges = dict(lanes[0].values), {}
     if any(lane.values != values for lane in lanes):
         for name in values:
             learned = [lane.values[name] for lane in lanes]
-            values[name] = _centre(learned, grid.sweeps.get(name, {}).get("scale"))
+            values[name] = _center(learned, grid.sweeps.get(name, {}).get("scale"))
             ranges[name] = [min(learned), max(learned)]
     splits = dict.fromkeys(split for lane in counted for by_split in lane.scores.values() for split in by_split)
     tasks: dict[str, Any] = {}
@@ -244,7 +251,7 @@ def _point(scope, lanes, seeds) -> dict[str, Any]:
     return {
         "values": values,
         "ranges": ranges,
-        "lanes": [scope.places[id(lane)] for lane in lanes],
+        "lanes": [scope.indices[id(lane)] for lane in lanes],
         "seeds": sorted(lane.seed for lane in counted),
         "statuses": dict(collections.Counter(lane.status for lane in lanes)),
         "eligible": {seed for seed, score in _scores(lanes).items() if score is not None} == seeds
@@ -274,25 +281,25 @@ def _effects(lanes: Sequence[Lane]) -> dict[str, dict[str, Any]]:
 
 
 def _dev_loss(lane: Lane) -> float | None:
-    """Mean over tasks of their losses on dev; None where one is not known."""
+    """The mean over tasks of their losses on dev; None if one is unknown."""
     losses = [finite_or_none(splits["dev"].get("loss")) for splits in lane.scores.values() if "dev" in splits]
     return None if not losses or None in losses else math.fsum(losses) / len(losses)
 
 
-def _centre(values, scale):
-    """The geometric mean on a log scale, else the arithmetic one."""
+def _center(values: Sequence[float], scale: str | None) -> float:
+    """The geometric mean on a log scale, else the arithmetic mean."""
     if scale == "log" and min(values) > 0:
         return math.exp(math.fsum(map(math.log, values)) / len(values))
     return math.fsum(values) / len(values)
 
 
 def _scores(lanes: Sequence[Lane]) -> dict[int, float | None]:
-    """{seed: score on dev} of those that count."""
+    """{seed: score on dev} of the lanes that means include."""
     return {lane.seed: finite_or_none(lane.score) for lane in lanes if lane.status in COUNTED_STATUSES}
 
 
 def _average(lane: Lane, split: str, firsts: Mapping[str, str]) -> float | None:
-    """Mean over the tasks that have the split; None where one of them has no value. On dev the lane's own score."""
+    """The mean over the tasks that have the split; None if one has no value. On dev it is the lane's score."""
     if split == "dev":
         return finite_or_none(lane.score)
     values = [
@@ -306,8 +313,8 @@ def _best(points: Sequence[Mapping[str, Any]]) -> int | None:
     return max(eligible, key=lambda i: rank(points[i]["score"]["mean"], points[i]["loss"]["mean"]), default=None)
 
 
-def _tuned(scope, groups):
-    """An end at its best setting, and the lanes of that."""
+def _tuned(scope: _Scope, groups: Sequence[Sequence[Lane]]) -> tuple[dict[str, Any] | None, Sequence[Lane]]:
+    """A limit at its best setting, and the lanes of that setting."""
     seeds = {lane.seed for group in groups for lane in group}
     points = [_point(scope, group, seeds) for group in groups]
     best = _best(points)
@@ -317,12 +324,14 @@ def _tuned(scope, groups):
     return points[best] | {"tried": tried}, groups[best]
 
 
-def _compare(first, second, firsts, on_dev):
+def _compare(
+    first: Sequence[Lane], second: Sequence[Lane], firsts: Mapping[str, str], on_dev: dict[str, Any]
+) -> dict[str, Any]:
     """Differences between two settings by split, on average and by task."""
     first, second = ([lane for lane in lanes if lane.status in COUNTED_STATUSES] for lanes in (first, second))
     splits = dict.fromkeys(split for lane in first for by_split in lane.scores.values() for split in by_split)
 
-    def difference(value):
+    def difference(value: Callable[[Lane], float | None]) -> dict[str, Any]:
         return paired_difference({a.seed: value(a) for a in first}, {b.seed: value(b) for b in second})._asdict()
 
     average = {"dev": on_dev}

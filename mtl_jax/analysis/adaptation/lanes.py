@@ -1,11 +1,10 @@
-"""Adaptation as lanes of one program: from given layers and a head of zeros, plain steps on a support, predictions."""
+"""Adaptation as lanes of one program: plain steps on a support from given layers and a zero head, then predictions."""
 
 from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -13,10 +12,12 @@ import numpy as np
 
 from mtl_jax.analysis.ablation.engine import padded
 from mtl_jax.analysis.ablation.lanes import Shape, over_lanes, shape_of
-from mtl_jax.analysis.adaptation.episodes import Episode, as_batch, as_chunks
+from mtl_jax.analysis.adaptation.episodes import Episode, as_chunks, single_block
+from mtl_jax.data.batch import PackedRows
 from mtl_jax.errors import UserError
 from mtl_jax.experiment.assemble import Experiment
 from mtl_jax.training import objective as terms
+from mtl_jax.training.objective import Params
 from mtl_jax.training.optimizer import OptimizerSpec
 from mtl_jax.training.parameter_paths import flatten, matching, with_leaves
 
@@ -24,8 +25,8 @@ from mtl_jax.training.parameter_paths import flatten, matching, with_leaves
 class Learner:
     """Adapts one architecture to one task, many draws and rates at a time.
 
-    steps   after which it predicts, ascending
-    metric  the task's first one
+    steps   numbers of steps after which it predicts, ascending
+    metric  the task's first metric
     """
 
     def __init__(self, experiment: Experiment, episode: Episode):
@@ -35,21 +36,21 @@ class Learner:
           episode: the task.
 
         Raises:
-          UserError: nothing that is adapted, a head without an output layer.
+          UserError: no parameter is adapted; a head without an output layer.
         """
-        chosen = experiment.config.adapt
+        settings = experiment.config.adapt
         shapes = flatten(jax.eval_shape(experiment.init_params, 0))
-        self.steps = tuple(sorted(set(chosen.steps)))
+        self.steps = tuple(sorted(set(settings.steps)))
         ((_, task),) = experiment.tasks.items()
         self.metric = task.metrics[0]
-        self._adapts = tuple(sorted(matching(shapes, (chosen.leaves,))))
+        self._adapts = tuple(sorted(matching(shapes, (settings.leaves,))))
         if not self._adapts:
             raise UserError(
-                f"config.adapt.leaves: {chosen.leaves!r} matches no parameter; paths look like {next(iter(shapes))}"
+                f"config.adapt.leaves: {settings.leaves!r} matches no parameter; paths look like {next(iter(shapes))}"
             )
         self._experiment, self._episode = experiment, episode
         self._optimizer = OptimizerSpec(
-            name=chosen.optimizer,
+            name=settings.optimizer,
             options={},
             warmup_steps=0,
             schedule="constant",
@@ -59,13 +60,14 @@ class Learner:
         self._program = functools.cache(self._compile)
 
     def predictions(
-        self, split: str, layers: Any, by_draw: bool, supports: np.ndarray, rates: Sequence[float]
+        self, split: str, layers: Params, by_draw: bool, supports: np.ndarray, rates: Sequence[float]
     ) -> np.ndarray:
         """int[draws, rates, steps, records of the split]: the classes after adaptation to each support at each rate.
 
         Args:
-          split: that is predicted.
-          layers: {path: leaves [1, ...]}, with `by_draw` [draws, 1, ...]: where adaptation begins.
+          split: to predict.
+          layers: {path: leaves [1, ...]}, with `by_draw` [draws, 1, ...]: initial values.
+          by_draw: see `sources.Source`.
           supports: int32[draws, examples], rows of train.
           rates: learning rates.
         """
@@ -76,26 +78,34 @@ class Learner:
         if by_draw:
             layers = jax.tree.map(lambda leaf: leaf[order], layers)
         rows = self._episode.rows
-        said = self._program(shape, by_draw)(
+        predicted = self._program(shape, by_draw)(
             layers, rows["train"], as_chunks(rows[split]), supports[order], order.astype(np.int32), by_lane
         )
-        return np.asarray(said)[:draws, : len(rates), :, : len(self._episode.gold[split])]
+        return np.asarray(predicted)[:draws, : len(rates), :, : len(self._episode.gold[split])]
 
-    def _compile(self, shape: Shape, by_draw: bool):
+    def _compile(self, shape: Shape, by_draw: bool) -> Callable[..., jax.Array]:
         return jax.jit(over_lanes(self._lane, f"{'s' if by_draw else '-'}--ssl", shape))
 
-    def _lane(self, layers, train, scored, support, draw, rate):
-        """One adaptation: predictions int32[steps, records, filled up]."""
+    def _lane(
+        self,
+        layers: Params,
+        train: PackedRows,
+        scored: PackedRows,
+        support: jax.Array,
+        draw: jax.Array,
+        rate: jax.Array,
+    ) -> jax.Array:
+        """One adaptation: predictions int32[steps, records of `scored`, which are padded]."""
         experiment = self._experiment
         objective = experiment.spec.objective._replace(dropout=False, attention_dropout=False)
         ((name, task),) = objective.tasks.items()
         key = jax.random.fold_in(jax.random.key(experiment.config.seed), draw)
-        net = objective.network
-        # its output layer is zero: no class is likelier at first, as with config.meta.head_init = "zero"
-        head = {**task.init(key, net.width[name]), **net.init_head(name, key)}
+        network = objective.network
+        # its output layer is zero: all classes are equally likely at first, as with config.meta.head_init = "zero"
+        head = {**task.init(key, network.width[name]), **network.init_head(name, key)}
         params = {**layers, "heads": {name: {**head, "output": jax.tree.map(jnp.zeros_like, head["output"])}}}
         hyper = experiment.hyper._replace(learning_rate=rate, weight_decay=jnp.zeros((), jnp.float32))
-        few = as_batch(jax.tree.map(lambda leaf: leaf[support], train))
+        few = single_block(jax.tree.map(lambda leaf: leaf[support], train))
         total, flat = terms.loss_denominators(objective, few, hyper), flatten(params)
 
         def optimizer(number):
@@ -110,11 +120,11 @@ class Learner:
             updates, state = optimizer(number).update(jax.grad(loss)(trained), state, trained)
             return jax.tree.map(jnp.add, trained, updates), state
 
-        def predicted(trained):
+        def predict(trained):
             adapted = with_leaves(params, {**flat, **trained})
 
             def classes(rows):
-                block = as_batch(rows)
+                block = single_block(rows)
                 logits = terms.logits(objective, adapted, block, None, None)[name]
                 return task.predict(adapted["heads"][name], logits, terms.join_blocks(block.labels[name]))["value"][
                     :, 0
@@ -123,8 +133,8 @@ class Learner:
             return jax.lax.map(classes, scored).reshape(-1)
 
         trained = {path: flat[path] for path in self._adapts}
-        carry, said = (trained, optimizer(jnp.zeros((), jnp.int32)).init(trained)), []
+        carry, predictions = (trained, optimizer(jnp.zeros((), jnp.int32)).init(trained)), []
         for begin, end in itertools.pairwise((0, *self.steps)):
             carry = jax.lax.fori_loop(jnp.int32(begin), jnp.int32(end), step, carry)
-            said.append(predicted(carry[0]))
-        return jnp.stack(said)
+            predictions.append(predict(carry[0]))
+        return jnp.stack(predictions)

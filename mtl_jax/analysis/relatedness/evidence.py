@@ -1,9 +1,9 @@
-"""What the measures of relatedness read: gradients along a joint run, columns trained alone, labels."""
+"""The inputs of the measures of relatedness: gradients along a joint run, columns trained separately, labels."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import jax
@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mtl_jax.analysis.relatedness import measures
+from mtl_jax.data.batch import Batch, BatchLayout
 from mtl_jax.data.corpus import Corpus
 from mtl_jax.data.sampler import BatchSampler, Mixing, evaluation_batches, evaluation_layout, make_layout
 from mtl_jax.experiment.assemble import Experiment
@@ -18,13 +19,15 @@ from mtl_jax.experiment.penalties import task_stacks
 from mtl_jax.training import objective as terms
 from mtl_jax.training.corruption import corrupt_batch
 from mtl_jax.training.gradients.per_task import SharedParameters, shared_parameters, shared_slices
+from mtl_jax.training.hyperparameters import Hyperparameters
+from mtl_jax.training.objective import Objective, Params
 from mtl_jax.training.parameter_paths import flatten, with_leaves
 from mtl_jax.training.state import TrainState
 from mtl_jax.training.step import train_step
 
 
 class JointEvidence(NamedTuple):
-    """Seen P times along the training of all tasks together; NaN where a task had no label.
+    """Measured at P steps of the joint training of all tasks; NaN where a task had no label.
 
     steps       [P]
     cosines     float32[P, K, K] between the tasks' gradients over what they share
@@ -39,10 +42,10 @@ class JointEvidence(NamedTuple):
 
 
 class ColumnEvidence(NamedTuple):
-    """One column for each task, trained alone from common initial values.
+    """One column for each task, trained separately from common initial values.
 
     start, end       {path: float32[K, ...]} parameters before the first step and after the last, without heads
-    representations  float32[K, N, D] of the same N texts by each column, means over their tokens
+    representations  float32[K, N, D] of the same N texts by each column, means over tokens
     """
 
     start: dict[str, jax.Array]
@@ -50,13 +53,13 @@ class ColumnEvidence(NamedTuple):
     representations: jax.Array
 
     @property
-    def moved(self) -> dict[str, jax.Array]:
-        """{path: float32[K, ...]}: what training did."""
+    def change(self) -> dict[str, jax.Array]:
+        """{path: float32[K, ...]}: the difference that training made."""
         return jax.tree.map(jnp.subtract, self.end, self.start)
 
 
 class Evidence(NamedTuple):
-    """Of one seed. A part is None where no measure asks for it or the config does not allow it."""
+    """Of one seed. A part that no measure needs is None."""
 
     joint: JointEvidence | None
     columns: ColumnEvidence | None
@@ -67,53 +70,55 @@ ShouldStop = Callable[[], bool]  # called after each step; True: stop
 
 
 def shared_leaves(experiment: Experiment) -> SharedParameters | None:
-    """What several tasks share and is trained; None where there is nothing."""
+    """The trained parameters that several tasks share; None where there are none."""
     return shared_parameters(tuple(experiment.spec.multipliers), experiment.owners, "parameters", "copies", 1)
 
 
 class JointRun:
-    """All tasks trained together. Compiled once for all seeds."""
+    """Joint training of all tasks, compiled once for all seeds."""
 
     def __init__(self, experiment: Experiment, every: int, lookahead: float):
         """
         Args:
           experiment: of all tasks.
-          every: steps between two looks at the gradients, on a batch that has all tasks.
-          lookahead: how long TAG's step is for a gradient of mean length, relative to the shared parameters. (With the
-            learning rate, and its warm-up from 0, the losses would change by less than float32 can tell.)
+          every: steps between two measurements, on a batch that has all tasks.
+          lookahead: length of TAG's step for a gradient of mean length, relative to the shared parameters. (With the
+            learning rate and its warm-up from 0, the losses would change by less than the precision of float32.)
         """
         config, corpus = experiment.config, experiment.corpus
         layout = make_layout(
             corpus.layout.datasets, corpus.layout.tasks, corpus.layout.dataset_of, Mixing(), corpus.layout.pictured
         )
         train = {name: rows["train"] for name, rows in corpus.rows.items()}
-        self._seen = BatchSampler(train, layout, config.seed, config.data.rows_per_block)
-        self._probe = jax.jit(_probe_of(experiment, layout, lookahead))
+        self._batches = BatchSampler(train, layout, config.seed, config.data.rows_per_block)
+        self._probe = jax.jit(_make_probe(experiment, layout, lookahead))
         self._training, self._every = _Training(experiment), every
 
     def __call__(self, seed: int, tick: ShouldStop) -> JointEvidence | None:
-        """None where `tick` asked to stop."""
-        experiment, seen = self._training.experiment, self._seen.with_seed(seed)
+        """Trains with a seed; None where `tick` asked to stop."""
+        experiment, batches = self._training.experiment, self._batches.with_seed(seed)
         steps, cosines, affinities, fisher = [], [], [], None
         for step, state in self._training.states(seed, tick):
             if state is None:
                 return None
             if step % self._every == 0:
-                batch = seen.batch(step // self._every)
-                cosine, affinity, squares = self._probe(state, batch, experiment.hyper)
+                batch = batches.batch(step // self._every)
+                probe = self._probe(state, batch, experiment.hyper)
                 steps.append(step)
-                cosines.append(np.asarray(cosine))
-                affinities.append(np.asarray(affinity))
-                fisher = squares if fisher is None else jax.tree.map(jnp.add, fisher, squares)
+                cosines.append(np.asarray(probe.cosine))
+                affinities.append(np.asarray(probe.affinity))
+                fisher = probe.squares if fisher is None else jax.tree.map(jnp.add, fisher, probe.squares)
         mean = jax.tree.map(lambda leaf: leaf / len(steps), fisher)
         return JointEvidence(steps, np.stack(cosines), np.stack(affinities), mean)
 
 
-def _probe_of(experiment: Experiment, layout, lookahead):
+def _make_probe(
+    experiment: Experiment, layout: BatchLayout, lookahead: float
+) -> Callable[[TrainState, Batch, Hyperparameters], _Probe]:
     objective, owners = experiment.objective_for(layout), shared_leaves(experiment).owners
     count = len(experiment.tasks)
 
-    def probe(state: TrainState, batch, hyper):
+    def probe(state: TrainState, batch: Batch, hyper: Hyperparameters) -> _Probe:
         flat = flatten(state.params)
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
         batch = corrupt_batch(objective, batch, key)
@@ -125,8 +130,8 @@ def _probe_of(experiment: Experiment, layout, lookahead):
 
         shared = {path: flat[path] for path in owners}
         before, pullback = jax.vjp(losses, shared)
-        found = jax.lax.map(lambda task: pullback(task)[0], jnp.eye(count, dtype=before.dtype))
-        gradients = {path: leaf * _mask(owners[path], leaf) for path, leaf in found.items()}
+        by_path = jax.lax.map(lambda task: pullback(task)[0], jnp.eye(count, dtype=before.dtype))
+        gradients = {path: leaf * _mask(owners[path], leaf) for path, leaf in by_path.items()}
 
         lengths = jnp.sqrt(sum(jnp.sum(leaf**2, axis=tuple(range(1, leaf.ndim))) for leaf in gradients.values()))
         used = {path: leaf * _mask(owners[path], leaf[None])[0] for path, leaf in shared.items()}
@@ -140,7 +145,7 @@ def _probe_of(experiment: Experiment, layout, lookahead):
         present = (total > 0)[:, None] & (total > 0)[None, :]
         affinity = measures.tag_affinity(before, jax.lax.map(after, jnp.arange(count)))
         cosine = measures.gradient_cosine(gradients)
-        return (
+        return _Probe(
             jnp.where(present, cosine, jnp.nan),
             jnp.where(present, affinity, jnp.nan),
             jax.tree.map(jnp.square, gradients),
@@ -149,20 +154,28 @@ def _probe_of(experiment: Experiment, layout, lookahead):
     return probe
 
 
-def _mask(owner, leaf):
+def _mask(owner: Sequence[int], leaf: jax.Array) -> jax.Array:
     """1 for slices that several tasks share; `leaf` [K, O, ...]."""
     return jnp.asarray(shared_slices(owner), leaf.dtype).reshape(1, -1, *(1,) * (leaf.ndim - 2))
 
 
+class _Probe(NamedTuple):
+    """One measurement, see `JointEvidence`: cosine and affinity [K, K], squared gradients {path: [K, ...]}."""
+
+    cosine: jax.Array
+    affinity: jax.Array
+    squares: dict[str, jax.Array]
+
+
 class _Training:
-    """The steps of an experiment one after the other."""
+    """The training steps of an experiment."""
 
     def __init__(self, experiment: Experiment):
         self.experiment = experiment
         self._advance = jax.jit(lambda s, b, h: train_step(experiment.spec, s, b, h)[0], donate_argnums=0)
 
     def states(self, seed: int, tick: ShouldStop) -> Iterator[tuple[int, TrainState | None]]:
-        """(step, state) before every step and after the last; (step, None) and the end where `tick` asked to stop."""
+        """(step, state) before every step and after the last; it ends with (step, None) where `tick` asked to stop."""
         training = self.experiment.config.training
         state, batches = self.experiment.init(seed), self.experiment.batches(seed)
         for step in range(training.steps):
@@ -177,61 +190,62 @@ class _Training:
 
 
 class SeparateColumns:
-    """A column for each task, trained alone; then all columns are shown the same texts. Compiled once for all seeds."""
+    """Trains a column for each task, and encodes the same texts by all columns. Compiled once for all seeds."""
 
-    def __init__(self, alone: Experiment, trunk: Experiment, inputs: int):
+    def __init__(self, separate: Experiment, trunk: Experiment, inputs: int):
         """
         Args:
-          alone: an experiment in which each task owns all layers.
-          trunk: one with a single trunk, by which the texts of all data sets go through each column.
-          inputs: most texts.
+          separate: an experiment in which each task owns all layers.
+          trunk: one with a single trunk, which encodes the texts of all data sets with each column.
+          inputs: maximum number of texts.
         """
-        self._training, self._corpus = _Training(alone), trunk.corpus
-        self._rows, self._wanted = trunk.config.evaluation.rows_per_batch, max(1, inputs // len(trunk.corpus.rows))
-        self._pools = {}
+        self._training, self._corpus = _Training(separate), trunk.corpus
+        self._rows, self._inputs = trunk.config.evaluation.rows_per_batch, max(1, inputs // len(trunk.corpus.rows))
+        self._pool_functions = {}
         for dataset in trunk.corpus.rows:
             objective = trunk.objective_for(evaluation_layout(trunk.corpus.layout, dataset))
-            self._pools[dataset] = objective, jax.jit(functools.partial(_pooled, objective))
+            self._pool_functions[dataset] = objective, jax.jit(functools.partial(_pooled, objective))
 
     def __call__(self, seed: int, tick: ShouldStop) -> ColumnEvidence | None:
-        """None where `tick` asked to stop."""
-        alone = self._training.experiment
-        start = task_stacks(_layers(alone.init_params(seed)), alone.owners)
+        """Trains with a seed; None where `tick` asked to stop."""
+        experiment = self._training.experiment
+        start = task_stacks(_layers(experiment.init_params(seed)), experiment.owners)
         for _, state in self._training.states(seed, tick):
             if state is None:
                 return None
-        end = task_stacks(_layers(state.params), alone.owners)
+        end = task_stacks(_layers(state.params), experiment.owners)
 
-        def column(k):
+        def column(k: int) -> Params:
             return {
-                path: jax.tree.map(lambda leaf, o=alone.owners[path][k]: leaf[o : o + 1], tree)
+                path: jax.tree.map(lambda leaf, o=experiment.owners[path][k]: leaf[o : o + 1], tree)
                 for path, tree in state.params.items()
                 if path != "heads"
             }
 
-        return ColumnEvidence(start, end, jnp.stack([self._represented(column(k)) for k in range(len(alone.tasks))]))
+        representations = [self._represent(column(k)) for k in range(len(experiment.tasks))]
+        return ColumnEvidence(start, end, jnp.stack(representations))
 
-    def _represented(self, params) -> jax.Array:
-        """float32[N, D]: equally many texts of each data set, from dev where there is one."""
-        found = []
+    def _represent(self, params: Params) -> jax.Array:
+        """float32[N, D]: the same number of texts of each data set, from dev where there is one."""
+        representations = []
         for dataset, rows in self._corpus.rows.items():
             split = next(name for name in ("dev", "test", "train") if name in rows)
-            objective, pool = self._pools[dataset]
+            objective, pool = self._pool_functions[dataset]
             parts, size = [], 0
             for batch in evaluation_batches(rows[split], objective.layout, self._rows):
                 parts.append(np.asarray(pool(params, batch))[batch.length[0].reshape(-1) > 0])
                 size += len(parts[-1])
-                if size >= self._wanted:
+                if size >= self._inputs:
                     break
-            found.append(np.concatenate(parts)[: self._wanted])
-        return jnp.concatenate(found)
+            representations.append(np.concatenate(parts)[: self._inputs])
+        return jnp.concatenate(representations)
 
 
-def _layers(params):
+def _layers(params: Params) -> dict[str, jax.Array]:
     return flatten({path: tree for path, tree in params.items() if path != "heads"})
 
 
-def _pooled(objective, params, batch):
+def _pooled(objective: Objective, params: Params, batch: Batch) -> jax.Array:
     """Means over the tokens of each example slot, float32[R·E, D]."""
     hidden = next(iter(objective.network.apply(params, batch).hidden.values())).astype(jnp.float32)
     slots = jnp.arange(1, batch.start.shape[-1] + 1, dtype=jnp.int32)

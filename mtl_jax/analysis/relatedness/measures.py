@@ -1,23 +1,21 @@
 """Measures of how K tasks relate, each a matrix [K, K]. The first index acts, the second is acted upon, where the two
 differ; larger is closer, unless a name says "distance".
 
-All are JAX and may run inside a program, but for `rsa`, which ranks, and `mutual_information`, which counts.
+All are JAX functions and may run inside a program, except `rsa`, which ranks, and `mutual_information`, which counts.
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mtl_jax.sharing.gram import gram, normalised_gram, task_count
+from mtl_jax.sharing.gram import Tree, gram, normalised_gram, task_count
 
 _HIGHEST = jax.lax.Precision.HIGHEST
 
 
-def gradient_cosine(gradients: Any) -> jax.Array:
+def gradient_cosine(gradients: Tree) -> jax.Array:
     """Cosines between the tasks' gradients over what they share, float32[K, K] (Yu et al. 2020; Du et al. 2018).
 
     Args:
@@ -26,8 +24,8 @@ def gradient_cosine(gradients: Any) -> jax.Array:
     return normalised_gram(gradients)
 
 
-def parameter_cosine(columns: Any, anchor: Any = None) -> jax.Array:
-    """Cosines between the tasks' parameters, or what became of them since `anchor`, float32[K, K].
+def parameter_cosine(columns: Tree, anchor: Tree | None = None) -> jax.Array:
+    """Cosines between the tasks' parameters, or their changes since `anchor`, float32[K, K].
 
     Args:
       columns: leaves [K, ...].
@@ -36,7 +34,7 @@ def parameter_cosine(columns: Any, anchor: Any = None) -> jax.Array:
     return normalised_gram(columns, "mean" if anchor is None else anchor)
 
 
-def mtrl_correlation(columns: Any) -> jax.Array:
+def mtrl_correlation(columns: Tree) -> jax.Array:
     """Correlations by the task covariance that multi-task relationship learning would learn, float32[K, K].
 
     Ω = (ΘᵀΘ)^½ / tr (ΘᵀΘ)^½ (Zhang & Yeung 2010, equation 12), divided by the roots of its diagonal.
@@ -49,17 +47,17 @@ def mtrl_correlation(columns: Any) -> jax.Array:
 
 def tag_affinity(losses: jax.Array, after: jax.Array) -> jax.Array:
     """Inter-task affinity of one step: Z[i, j] = 1 − L_j(θ − η g_i) / L_j(θ), float32[K, K] (Fifty et al. 2021,
-    equation 1). Mean it over steps. 0 where the loss of j is not > 0.
+    equation 1). Take its mean over steps. 0 where the loss of j is not > 0.
 
     Args:
       losses: L_j(θ), float[K].
       after: [i, j] = loss of j on the same batch after a step on the gradient of i over the shared parameters.
     """
-    live = losses > 0
-    return jnp.where(live[None, :], 1.0 - after / jnp.where(live, losses, 1.0)[None, :], 0.0)
+    positive = losses > 0
+    return jnp.where(positive[None, :], 1.0 - after / jnp.where(positive, losses, 1.0)[None, :], 0.0)
 
 
-def fisher_distance(fisher: Any) -> jax.Array:
+def fisher_distance(fisher: Tree) -> jax.Array:
     """Task2Vec: cosine distances of diagonal Fisher informations, each normalised by the pair, float32[K, K] in [0, 1].
 
     d(a, b) = 1 − cos(F_a / (F_a + F_b), F_b / (F_a + F_b)), entries where both are 0 left out (Achille et al. 2019,
@@ -71,7 +69,7 @@ def fisher_distance(fisher: Any) -> jax.Array:
     count = task_count(fisher)
     leaves = [jnp.asarray(leaf, jnp.float32).reshape(count, -1) for leaf in jax.tree.leaves(fisher)]
 
-    def of_pair(i, j):
+    def distance(i, j):
         products = jnp.zeros(3)
         for leaf in leaves:
             total = leaf[i] + leaf[j]
@@ -82,14 +80,14 @@ def fisher_distance(fisher: Any) -> jax.Array:
         return jnp.where(length > 0, 1.0 - products[0] / jnp.where(length > 0, length, 1.0), 0.0)
 
     index = jnp.arange(count)
-    return jax.lax.map(lambda i: jax.lax.map(lambda j: of_pair(i, j), index), index)
+    return jax.lax.map(lambda i: jax.lax.map(lambda j: distance(i, j), index), index)
 
 
 def cka(representations: jax.Array) -> jax.Array:
     """Linear centred kernel alignment between columns, float32[K, K] in [0, 1] (Kornblith et al. 2019, section 3).
 
-    CKA(X, Y) = ‖YᵀX‖²_F / (‖XᵀX‖_F ‖YᵀY‖_F), X and Y with the mean over the inputs taken off. It does not change under
-    rotation and scaling of a column's features.
+    CKA(X, Y) = ‖YᵀX‖²_F / (‖XᵀX‖_F ‖YᵀY‖_F), X and Y centred over the inputs. It is invariant to rotation and scaling
+    of a column's features.
 
     Args:
       representations: of the same N inputs by each column, float[K, N, D].
@@ -110,17 +108,17 @@ def rsa(representations: jax.Array) -> np.ndarray:
     Raises:
       ValueError: fewer than three inputs.
     """
-    from scipy.stats import rankdata  # a second to import, and configs are checked against these measures
+    from scipy.stats import rankdata  # slow to import, and the checks of configs import this module
 
     inputs = representations.shape[1]
     if inputs < 3:
-        raise ValueError(f"RSA needs three inputs at least, not {inputs}")
-    above = jnp.triu_indices(inputs, 1)
+        raise ValueError(f"RSA needs at least three inputs, not {inputs}")
+    upper = jnp.triu_indices(inputs, 1)
     x = representations.astype(jnp.float32)
     x = x - x.mean(axis=2, keepdims=True)
     products = jnp.einsum("knd,kmd->knm", x, x, precision=_HIGHEST)
-    dissimilar = jax.device_get(1.0 - jax.vmap(_scaled)(products)[:, above[0], above[1]])
-    ranks = rankdata(dissimilar, axis=1)
+    dissimilarities = jax.device_get(1.0 - jax.vmap(_scaled)(products)[:, upper[0], upper[1]])
+    ranks = rankdata(dissimilarities, axis=1)
     ranks = ranks - ranks.mean(axis=1, keepdims=True)
     lengths = (ranks**2).sum(axis=1) ** 0.5
     lengths[lengths == 0] = float("inf")
@@ -132,20 +130,20 @@ def label_divergence(counts: jax.Array, smoothing: float = 1.0) -> jax.Array:
 
     Args:
       counts: how often each class is a label, float[K, C].
-      smoothing: is added to every count, so that classes which a task lacks do not make it infinite (Laplace).
+      smoothing: added to every count, so that it is finite where a task lacks a class (Laplace).
     """
     q = counts.astype(jnp.float32) + smoothing
     logs = jnp.log(q / q.sum(axis=1, keepdims=True))
-    shares = jnp.exp(logs)
-    own = jnp.sum(shares * logs, axis=1)
-    return own[:, None] - jnp.matmul(shares, logs.T, precision=_HIGHEST)
+    p = jnp.exp(logs)
+    negative_entropy = jnp.sum(p * logs, axis=1)
+    return negative_entropy[:, None] - jnp.matmul(p, logs.T, precision=_HIGHEST)
 
 
 def mutual_information(first: np.ndarray, second: np.ndarray) -> float:
-    """Normalised mutual information of two tasks' labels on the texts that both have, in [0, 1].
+    """Normalised mutual information of two tasks' labels on the examples that have both, in [0, 1].
 
-    I(a; b) / √(H(a) H(b)) (Strehl & Ghosh 2002); 0 where a task has one class only. As counted, without a correction
-    for chance.
+    I(a; b) / √(H(a) H(b)) (Strehl & Ghosh 2002); 0 where a task has a single class. There is no correction for
+    chance.
 
     Args:
       first, second: class ids int[N] on the host; negative = no label.
@@ -156,9 +154,9 @@ def mutual_information(first: np.ndarray, second: np.ndarray) -> float:
     if not known.any():
         return 0.0
     _, pairs = np.unique(np.stack([first[known], second[known]]), axis=1, return_counts=True)
-    of_each = [entropy(np.unique(values[known], return_counts=True)[1]) for values in (first, second)]
-    length = float(np.sqrt(of_each[0] * of_each[1]))
-    return float(np.clip((sum(of_each) - entropy(pairs)) / length, 0.0, 1.0)) if length > 0 else 0.0
+    entropies = [entropy(np.unique(values[known], return_counts=True)[1]) for values in (first, second)]
+    length = float(np.sqrt(entropies[0] * entropies[1]))
+    return float(np.clip((sum(entropies) - entropy(pairs)) / length, 0.0, 1.0)) if length > 0 else 0.0
 
 
 def _scaled(products: jax.Array) -> jax.Array:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+import jax
 import numpy as np
 
 from mtl_jax.analysis.relatedness import measures
 from mtl_jax.analysis.relatedness.evidence import Evidence
+from mtl_jax.data.corpus import Corpus
 
 
 class Measure(NamedTuple):
@@ -21,7 +23,7 @@ class Measure(NamedTuple):
     fields    of `config.relate`, on which it depends
     """
 
-    compute: Callable[[Evidence], Any]
+    compute: Callable[[Evidence], np.ndarray | jax.Array]
     needs: str
     distance: bool
     title: str
@@ -29,7 +31,7 @@ class Measure(NamedTuple):
 
 
 def _mean(matrices: np.ndarray) -> np.ndarray:
-    """The mean over the looks in which both tasks had labels, NaN where there is none."""
+    """The mean over the measurements in which both tasks had labels, NaN where there is none."""
     known = np.isfinite(matrices)
     count = known.sum(axis=0)
     return np.where(count > 0, np.where(known, matrices, 0.0).sum(axis=0) / np.maximum(count, 1), np.nan)
@@ -41,29 +43,30 @@ def label_divergence(evidence: Evidence) -> np.ndarray:
     tasks = corpus.layout.tasks
     names = [tuple(corpus.vocabularies[t].names) if corpus.specs[t].kind == "class" else None for t in tasks]
     counts = [corpus.statistics["tasks"][task]["train"].get("counts") for task in tasks]
-    found = np.full((len(tasks), len(tasks)), np.nan)
+    matrix = np.full((len(tasks), len(tasks)), np.nan)
     for classes in {n for n in names if n is not None}:
-        own = [k for k, n in enumerate(names) if n == classes]
-        table = np.asarray([[counts[k][c] for c in classes] for k in own], np.float32)
-        found[np.ix_(own, own)] = np.asarray(measures.label_divergence(table))
-    return found
+        indices = [k for k, n in enumerate(names) if n == classes]
+        table = np.asarray([[counts[k][c] for c in classes] for k in indices], np.float32)
+        matrix[np.ix_(indices, indices)] = np.asarray(measures.label_divergence(table))
+    return matrix
 
 
 def mutual_information(evidence: Evidence) -> np.ndarray:
-    """Of the labels of tasks on one data set and of one level (predicates apart) in train; NaN for other pairs."""
+    """Of the labels in train, for tasks with the same data set and level (except "predicate"); NaN for other pairs."""
     corpus = evidence.corpus
     tasks = corpus.layout.tasks
-    found = np.full((len(tasks), len(tasks)), np.nan)
+    matrix = np.full((len(tasks), len(tasks)), np.nan)
     for i, a in enumerate(tasks):
         for j, b in enumerate(tasks):
             first, second = corpus.specs[a], corpus.specs[b]
-            alike = (first.dataset, first.level) == (second.dataset, second.level) and first.level != "predicate"
-            if alike and first.kind == second.kind == "class":
-                found[i, j] = measures.mutual_information(_ids(corpus, a), _ids(corpus, b))
-    return found
+            comparable = (first.dataset, first.level) == (second.dataset, second.level) and first.level != "predicate"
+            if comparable and first.kind == second.kind == "class":
+                matrix[i, j] = measures.mutual_information(_ids(corpus, a), _ids(corpus, b))
+    return matrix
 
 
-def _ids(corpus, task) -> np.ndarray:
+def _ids(corpus: Corpus, task: str) -> np.ndarray:
+    """int[records or words]: classes in train, −1 where there is no label."""
     gold = corpus.splits[corpus.specs[task].dataset]["train"].encoded.labels[task]
     value = gold.value.argmax(-1) if gold.value.ndim == 2 else gold.value
     return np.where(gold.known, value, -1)
@@ -80,7 +83,7 @@ MEASURES: dict[str, Measure] = {
     "parameter_cosine": Measure(
         lambda e: measures.parameter_cosine(e.columns.end, e.columns.start), "columns", False, "cosine of parameters"
     ),
-    "mtrl": Measure(lambda e: measures.mtrl_correlation(e.columns.moved), "columns", False, "MTRL correlation"),
+    "mtrl": Measure(lambda e: measures.mtrl_correlation(e.columns.change), "columns", False, "MTRL correlation"),
     "label_divergence": Measure(label_divergence, "labels", True, "KL of labels"),
     "mutual_information": Measure(mutual_information, "labels", False, "mutual information of labels"),
 }

@@ -1,4 +1,4 @@
-"""--mode=relate: measured transfer between all pairs of tasks, measures that may foretell it, groups to train."""
+"""--mode=relate: measured transfer between all pairs of tasks, measures that may predict it, groups to train."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import csv
 import json
 import os
 import pathlib
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence, Set
+from typing import Any, TypedDict
 
 import jax
 import numpy as np
@@ -15,42 +15,74 @@ from ml_collections import ConfigDict
 
 from mtl_jax.analysis.ablation import fields, runner
 from mtl_jax.analysis.ablation.program import Sources
-from mtl_jax.analysis.relatedness import evidence, grouping, transfer
-from mtl_jax.analysis.relatedness.evidence import Evidence, JointRun, SeparateColumns
+from mtl_jax.analysis.ablation.records import Grid
+from mtl_jax.analysis.relatedness import grouping, transfer
+from mtl_jax.analysis.relatedness.evidence import Evidence, JointRun, SeparateColumns, shared_leaves
 from mtl_jax.analysis.relatedness.registry import MEASURES
+from mtl_jax.analysis.relatedness.transfer import TransferGains
 from mtl_jax.analysis.relatedness.validation import correlation
+from mtl_jax.config.sections import Config
+from mtl_jax.data.corpus import Corpus
 from mtl_jax.errors import UserError
 from mtl_jax.evaluation.metric_inputs import has_labels
-from mtl_jax.experiment.assemble import assemble
+from mtl_jax.experiment.assemble import Experiment, assemble
 from mtl_jax.runtime.progress import progress_bar
 from mtl_jax.runtime.stop_signals import StopSignals
 from mtl_jax.storage import workdir as folders
+from mtl_jax.storage.summary import RunWarning
 from mtl_jax.training.placement import require_platform
 
 VERSION = 2  # of relatedness.json
 
 
-def relate(config: ConfigDict, workdir: pathlib.Path, check: Callable[[ConfigDict], None]) -> dict[str, Any] | None:
-    """Measures how the tasks of a config relate; goes on where the workdir stands.
+class Relatedness(TypedDict):
+    """What relatedness.json holds.
+
+    version       of the format
+    tasks         [K] names
+    metrics       {task: its first metric}
+    split         on which transfer was measured
+    alone, gain   see `transfer.transfer_gains`
+    measures      {name: {"title", "distance", "matrix": [K, K] mean over seeds, "correlation": see `validation` (for
+                  distances, of their negatives)}}
+    looks         {"steps": [P], "cosines": [P][K][K]}, mean over seeds; None without gradients
+    groups        {"groups": [[task, ...]], "served": {task: index}, "gain", "exact"}
+    auxiliary     {target: [task, ...]}, best first
+    notes         sentences
+    warnings      about the lanes, see `storage.run_warnings`
+    """
+
+    version: int
+    tasks: list[str]
+    metrics: dict[str, str]
+    split: str
+    alone: dict[str, dict[str, Any]]
+    gain: list[list[dict[str, Any] | None]]
+    measures: dict[str, dict[str, Any]]
+    looks: dict[str, Any] | None
+    groups: dict[str, Any]
+    auxiliary: dict[str, list[str]]
+    notes: list[str]
+    warnings: list[RunWarning]
+
+
+class _SeedMeasures(TypedDict):
+    """The measures of one seed: {measure: [K, K]}; "looks" {"steps", "cosines"} of the joint run, if there is one."""
+
+    matrices: dict[str, list[list[float | None]]]
+    looks: dict[str, Any] | None
+
+
+def relate(config: ConfigDict, workdir: pathlib.Path, check: Callable[[ConfigDict], object]) -> Relatedness | None:
+    """Measures how the tasks of a config relate; resumes what the workdir has.
 
     Args:
       config: with `config.relate`. Its sharing and training are those of the joint runs.
       workdir: gets config.json, transfer/, measures/seed_*.json, relatedness.csv and relatedness.json.
-      check: raises UserError for a config that is wrong.
+      check: raises UserError for a wrong config.
 
     Returns:
-      what relatedness.json holds; None where SIGTERM or Ctrl-C stopped it.
-        tasks         [K] names
-        metrics       {task: its first metric}
-        split         on which transfer was measured
-        alone, gain   see `transfer.transfer_gains`
-        measures      {name: {"title", "distance", "matrix": [K, K] mean over seeds, "correlation": see `validation`
-                      (of distances: of their negatives)}}
-        looks         {"steps": [P], "cosines": [P][K][K]}, mean over seeds; None without gradients
-        groups        {"groups": [[task, ...]], "served": {task: index}, "gain", "exact"}
-        auxiliary     {target: [task, ...]}, best first
-        notes         sentences
-        warnings      of the lanes, see `training.run_warnings`
+      what is written; None where SIGTERM or Ctrl-C stopped it.
 
     Raises:
       UserError: what is wrong with the config, the data or the workdir.
@@ -72,18 +104,17 @@ def relate(config: ConfigDict, workdir: pathlib.Path, check: Callable[[ConfigDic
     measured = transfer.transfer_gains(grid, config.relate.split)
     if all(value["mean"] is None for value in measured["alone"].values()):
         raise UserError(f"config.relate.split: no task has a score on {config.relate.split!r}")
-    seeds = _measured(config, workdir / "measures", planned.seeds)
-    if seeds is None:
-        print(f"{workdir}: stopped by a signal, saved; the same command goes on from there")
+    by_seed = _measure_seeds(config, workdir / "measures", planned.seeds)
+    if by_seed is None:
+        print(f"{workdir}: stopped by a signal, saved; the same command resumes from there")
         return None
-    result = _result(config, list(grid.tasks), {t: names[0] for t, names in grid.tasks.items()}, measured, seeds)
-    result["warnings"] = grid.warnings
+    result = _result(config, grid, measured, by_seed)
     folders.write_json(workdir / "relatedness.json", result)
     _write_csv(workdir / "relatedness.csv", result)
     return result
 
 
-def read(workdir: pathlib.Path) -> dict[str, Any]:
+def read(workdir: pathlib.Path) -> Relatedness:
     """relatedness.json of a workdir.
 
     Raises:
@@ -91,30 +122,30 @@ def read(workdir: pathlib.Path) -> dict[str, Any]:
     """
     file = workdir / "relatedness.json"
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        result = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise UserError(f"{file}: no whole JSON ({error}); start --mode=relate again to write it anew") from None
-    if not isinstance(found, dict) or found.get("version") != VERSION:
+        raise UserError(f"{file}: not complete JSON ({error}); start --mode=relate again to write it anew") from None
+    if not isinstance(result, dict) or result.get("version") != VERSION:
         raise UserError(f"{file}: not of version {VERSION} of the format, which this program reads")
-    return found
+    return result
 
 
-def _require(config, tasks):
+def _require(config: Config, tasks: Sequence[str]) -> None:
     if len(tasks) < 3:
         raise UserError(f"--mode=relate: {len(tasks)} tasks; pairs can be compared with three tasks or more")
     if config.penalties:
         raise UserError(
-            "config.penalties: --mode=relate measures what tasks gain by shared layers, where penalties would pull at "
+            "config.penalties: --mode=relate measures what tasks gain by shared layers, and penalties would act on "
             "tasks that are not trained; leave them out"
         )
     sharing = config.sharing
     if sharing.mixer or sharing.adapter or sharing.cascades or sharing.head_layers or sharing.readout != "top":
         raise UserError(
-            "config.sharing: --mode=relate compares columns that are trained alone; take mixer = '', adapter = '', "
-            "readout = 'top', and neither head_layers nor cascades"
+            "config.sharing: --mode=relate compares columns that are trained separately; take mixer = '', "
+            "adapter = '', readout = 'top', and neither head_layers nor cascades"
         )
     if config.sharing.trunk == "none" and not config.sharing.task_groups:
-        raise UserError("config.sharing.trunk: 'none' shares nothing, so no task gains by another; take 'all'")
+        raise UserError("config.sharing.trunk: 'none' shares nothing, so that no task gains by another; take 'all'")
     if config.aggregation.method != "sum" or config.loss_weights.method != "equal":
         raise UserError(
             "--mode=relate trains pairs with the plain sum; set config.aggregation.method = 'sum' and "
@@ -122,19 +153,19 @@ def _require(config, tasks):
         )
 
 
-def _require_scores(config, sources: Sources) -> None:
-    """Raises UserError where no task has a label in the split on which transfer is to be measured."""
+def _require_scores(config: Config, sources: Sources) -> None:
+    """Raises UserError where no task has a label in the split on which transfer is measured."""
     corpus, _ = sources.load(config)
-    split, known = config.relate.split, corpus.specs.items()
-    if not any(split in corpus.splits[spec.dataset] and has_labels(corpus, task, split) for task, spec in known):
+    split, specs = config.relate.split, corpus.specs.items()
+    if not any(split in corpus.splits[spec.dataset] and has_labels(corpus, task, split) for task, spec in specs):
         raise UserError(f"config.relate.split: no task has a label in {split!r}")
 
 
-def _measured(config, folder: pathlib.Path, seeds) -> list[dict[str, Any]] | None:
-    """Of each seed {"matrices": {measure: [K, K]}, "looks": {"steps", "cosines"} | None}; None where it was stopped."""
+def _measure_seeds(config: ConfigDict, folder: pathlib.Path, seeds: Sequence[int]) -> list[_SeedMeasures] | None:
+    """The measures of each seed, written to `folder`; None where a signal stopped it."""
     folder.mkdir(parents=True, exist_ok=True)
-    chosen = tuple(config.relate.measures) or tuple(MEASURES)
-    needs = {MEASURES[name].needs for name in chosen}
+    names = tuple(config.relate.measures) or tuple(MEASURES)
+    needs = {MEASURES[name].needs for name in names}
     files = {seed: folder / f"seed_{seed}.json" for seed in seeds}
     missing = [seed for seed, file in files.items() if not file.exists()]
     if missing:
@@ -142,71 +173,69 @@ def _measured(config, folder: pathlib.Path, seeds) -> list[dict[str, Any]] | Non
         total = len(missing) * config.training.steps * ((joint is not None) + (columns is not None))
         with StopSignals() as stop, progress_bar("measures", "step", total) as bar:
 
-            def tick():
+            def tick() -> bool:
                 bar.update(1)
                 return stop.asked
 
             for seed in missing:
-                found = Evidence(joint and joint(seed, tick), columns and columns(seed, tick), corpus)
+                evidence = Evidence(joint and joint(seed, tick), columns and columns(seed, tick), corpus)
                 if stop.asked:
                     return None
-                matrices = {n: np.asarray(MEASURES[n].compute(found), np.float64).tolist() for n in chosen}
-                looks = found.joint and {"steps": found.joint.steps, "cosines": found.joint.cosines.tolist()}
+                matrices = {name: np.asarray(MEASURES[name].compute(evidence), np.float64).tolist() for name in names}
+                run = evidence.joint
+                looks = run and {"steps": run.steps, "cosines": run.cosines.tolist()}
                 folders.write_json(files[seed], {"matrices": matrices, "looks": looks})
         jax.clear_caches()
     return [json.loads(file.read_text(encoding="utf-8")) for file in files.values()]
 
 
-def _runs(config, needs):
-    """The corpus, and what trains for the measures that need it: the config itself; a column for each task."""
+def _runs(config: ConfigDict, needs: Set[str]) -> tuple[Corpus, JointRun | None, SeparateColumns | None]:
+    """The corpus, and the runs that the measures need: of the config itself, and of a column for each task."""
     corpus, encoder = Sources().load(config)
 
-    def experiment(**changes):
-        own = fields.with_values(config, changes)
-        return assemble(own, corpus, encoder and encoder.architecture, encoder and encoder.params)
+    def experiment(**changes: Any) -> Experiment:
+        changed = fields.with_values(config, changes)
+        return assemble(changed, corpus, encoder and encoder.architecture, encoder and encoder.params)
 
     joint = columns = None
     if "joint" in needs:
-        together = experiment()
-        if evidence.shared_leaves(together) is None:
-            raise UserError("config.optimizer.freeze: nothing that tasks share is trained, so gradients do not meet")
-        joint = JointRun(together, config.relate.every, config.relate.lookahead)
+        all_tasks = experiment()
+        if shared_leaves(all_tasks) is None:
+            raise UserError("config.optimizer.freeze: no shared parameter is trained, so there are no common gradients")
+        joint = JointRun(all_tasks, config.relate.every, config.relate.lookahead)
     if "columns" in needs:
-        alone, trunk = ({"sharing.trunk": name, "sharing.task_groups": ConfigDict()} for name in ("none", "all"))
-        columns = SeparateColumns(experiment(**alone), experiment(**trunk), config.relate.inputs)
+        separate, trunk = ({"sharing.trunk": name, "sharing.task_groups": ConfigDict()} for name in ("none", "all"))
+        columns = SeparateColumns(experiment(**separate), experiment(**trunk), config.relate.inputs)
     return corpus, joint, columns
 
 
-def _result(config, tasks, metrics, measured, seeds) -> dict[str, Any]:
+def _result(config: Config, grid: Grid, measured: TransferGains, by_seed: Sequence[_SeedMeasures]) -> Relatedness:
+    tasks = list(grid.tasks)
     gain = np.asarray([_numbers(None if d is None else d["mean"] for d in row) for row in measured["gain"]])
-    found, notes = {}, []
-    for name in seeds[0]["matrices"]:
-        stacked = np.asarray([[_numbers(row) for row in seed["matrices"][name]] for seed in seeds])
+    compared, notes = {}, []
+    for name in by_seed[0]["matrices"]:
+        stacked = np.asarray([[_numbers(row) for row in seed["matrices"][name]] for seed in by_seed])
         matrix, measure = stacked.mean(axis=0), MEASURES[name]
         if not np.isfinite(matrix[~np.eye(len(tasks), dtype=bool)]).any():
-            notes.append(f"{measure.title}: no pair of tasks has what it needs")
+            notes.append(f"{measure.title}: not defined for any pair of tasks")
             continue
-        towards = -matrix if measure.distance else matrix
-        found[name] = {
+        closeness = -matrix if measure.distance else matrix
+        compared[name] = {
             "title": measure.title,
             "distance": measure.distance,
             "matrix": matrix.tolist(),
-            "correlation": correlation(towards, gain)._asdict(),
+            "correlation": correlation(closeness, gain)._asdict(),
         }
-    looks = None
-    if seeds[0]["looks"]:
-        cosines = np.mean([[[_numbers(r) for r in m] for m in s["looks"]["cosines"]] for s in seeds], axis=0)
-        looks = {"steps": seeds[0]["looks"]["steps"], "cosines": cosines.tolist()}
-    known = np.nan_to_num(gain, nan=0.0)
-    groups = grouping.best_groups(len(tasks), config.relate.groups, grouping.gains_from_pairs(known))
+    finite_gain = np.nan_to_num(gain, nan=0.0)
+    groups = grouping.best_groups(len(tasks), config.relate.groups, grouping.gains_from_pairs(finite_gain))
     return {
         "version": VERSION,
         "tasks": tasks,
-        "metrics": metrics,
+        "metrics": {task: metrics[0] for task, metrics in grid.tasks.items()},
         "split": config.relate.split,
         **measured,
-        "measures": found,
-        "looks": looks,
+        "measures": compared,
+        "looks": _mean_looks(by_seed),
         "groups": {
             "groups": [[tasks[k] for k in group] for group in groups.groups],
             "served": dict(zip(tasks, groups.served, strict=True)),
@@ -214,20 +243,29 @@ def _result(config, tasks, metrics, measured, seeds) -> dict[str, Any]:
             "exact": groups.exact,
         },
         "auxiliary": {
-            task: [tasks[k] for k in grouping.auxiliary_tasks(known, target, config.relate.auxiliary)]
+            task: [tasks[k] for k in grouping.auxiliary_tasks(finite_gain, target, config.relate.auxiliary)]
             for target, task in enumerate(tasks)
         },
         "notes": notes,
+        "warnings": grid.warnings,
     }
 
 
-def _numbers(row):
-    """JSON's null is not a number."""
+def _mean_looks(by_seed: Sequence[_SeedMeasures]) -> dict[str, Any] | None:
+    """The mean over seeds of the cosines along the joint run."""
+    if not by_seed[0]["looks"]:
+        return None
+    cosines = np.mean([[[_numbers(row) for row in m] for m in seed["looks"]["cosines"]] for seed in by_seed], axis=0)
+    return {"steps": by_seed[0]["looks"]["steps"], "cosines": cosines.tolist()}
+
+
+def _numbers(row: Iterable[float | None]) -> list[float]:
+    """NaN in place of JSON's null."""
     return [np.nan if value is None else value for value in row]
 
 
-def _write_csv(file: pathlib.Path, result: Mapping[str, Any]) -> None:
-    """A row for each ordered pair: what it gains, and what each measure says."""
+def _write_csv(file: pathlib.Path, result: Relatedness) -> None:
+    """A row for each ordered pair: its gain, and the value of each measure."""
     temporary = file.with_name(f"{file.name}.{os.getpid()}")
     names = list(result["measures"])
     with temporary.open("w", newline="", encoding="utf-8") as stream:

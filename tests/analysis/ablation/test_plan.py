@@ -218,5 +218,5 @@ def test_programs_have_folders_of_their_own(tiny):
     folders = [program.name for program in planned(config).programs]
     assert len({name.casefold() for name in folders}) == len(names) and max(map(len, folders)) < 200
     assert folders == [program.name for program in planned(config).programs]
-    del config.ablation.choices.mode.settings["A b"], config.ablation.choices.mode.settings["a b"]
+    del config.ablation.choices.way.settings["A b"], config.ablation.choices.way.settings["a b"]
     assert planned(config).programs[0].name == "sharing,way=a_b"

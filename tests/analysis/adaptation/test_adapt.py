@@ -12,6 +12,7 @@ from mtl_jax import checks
 from mtl_jax.analysis.adaptation import adapt as modes
 from mtl_jax.analysis.adaptation import report
 from mtl_jax.analysis.adaptation.episodes import draw_supports
+from mtl_jax.analysis.adaptation.sources import INITIAL_VALUES, load_sources
 from mtl_jax.config.plain import from_plain
 from mtl_jax.errors import UserError
 from mtl_jax.runs import train
@@ -42,7 +43,7 @@ def adapted(config, runs, out):
 
 
 def sources(config, run):
-    return modes._sources(config, configs_of([run]), "last", check)
+    return load_sources(config, configs_of([run]), "last", check)
 
 
 def configs_of(runs):
@@ -73,7 +74,7 @@ def test_the_whole_mode(tiny, tmp_path, run, differs):
     columns = trained(tiny, tmp_path / "columns", sharing__trunk="none", model__column_init="independent")
     found = adapted(new_task(tiny), [run, columns], tmp_path / "out")
     assert json.loads((tmp_path / "out" / "adapt.json").read_text()) == json.loads(json.dumps(found))
-    assert list(found["runs"]) == ["hard", "columns", modes.INITIAL_VALUES] and found["metric"] == "accuracy"
+    assert list(found["runs"]) == ["hard", "columns", INITIAL_VALUES] and found["metric"] == "accuracy"
     for name in found["runs"]:
         for k in ("2", "5"):
             scores, chosen = np.asarray(found["scores"][name][k]["color"]), found["chosen"][name][k]
@@ -81,8 +82,8 @@ def test_the_whole_mode(tiny, tmp_path, run, differs):
             differs("mean over draws", found["mean"][name][k]["mean"], scores.mean(), 1e-12)
             at = found["steps"].index(chosen["steps"])
             assert found["curves"][name][k][at] == found["mean"][name][k]
-            if name != modes.INITIAL_VALUES:
-                other = np.asarray(found["scores"][modes.INITIAL_VALUES][k]["color"])
+            if name != INITIAL_VALUES:
+                other = np.asarray(found["scores"][INITIAL_VALUES][k]["color"])
                 differs("paired", found["differences"][name][k]["mean"], (scores - other).mean(), 1e-12)
     text = report.render(found, tmp_path / "out")
     assert "initial values" in text and "columns" in text
@@ -92,8 +93,8 @@ def test_the_whole_mode(tiny, tmp_path, run, differs):
 def test_draws_and_one_adaptation_by_hand(tiny, run):
     """Plain descent from a zero head on the mean loss of the support."""
     (source, *_) = sources(new_task(tiny), run).values()
-    one = modes._adapted(source, "color")
-    few = draw_supports(one.episode, one.classes, 4, 2, 0, "test")
+    one = modes._make_task(source, "color")
+    few = draw_supports(one.episode, one.classes, 4, draws=2, seed=0, purpose="test")
     said = one.learner.predictions("test", source.layers, False, few, [5.0])
     rows, classes = one.episode.rows, len(one.classes)
 
@@ -128,13 +129,13 @@ def test_draws_and_one_adaptation_by_hand(tiny, run):
         assert not said[draw, 0, 0].any()  # a head of zeros says the first class
     # what is drawn
     gold = one.episode.gold["train"]
-    some = draw_supports(one.episode, one.classes, 3, 4, 0, "test")
+    some = draw_supports(one.episode, one.classes, 3, draws=4, seed=0, purpose="test")
     assert some.shape == (4, 9)
     for row in some:
         assert len(set(row.tolist())) == 9 and gold[row].tolist() == [0] * 3 + [1] * 3 + [2] * 3
     assert len({tuple(row) for row in some.tolist()}) == 4
-    np.testing.assert_array_equal(some, draw_supports(one.episode, one.classes, 3, 4, 0, "test"))
-    other = draw_supports(one.episode, one.classes, 3, 4, 0, "tune")
+    np.testing.assert_array_equal(some, draw_supports(one.episode, one.classes, 3, draws=4, seed=0, purpose="test"))
+    other = draw_supports(one.episode, one.classes, 3, draws=4, seed=0, purpose="tune")
     assert not {tuple(row) for row in some.tolist()} & {tuple(row) for row in other.tolist()}
 
 
@@ -153,9 +154,9 @@ def test_columns(tiny, tmp_path):
 
 ERRORS = [
     ({"adapt__shots": (60,)}, r"task color: class '\w+' has \d+ examples in train, config.adapt.shots asks for 60"),
-    ({"adapt__column": "ner"}, "config.adapt.column: 'ner' is none of the run's tasks tags, long"),
+    ({"adapt__column": "ner"}, "config.adapt.column: 'ner' is not one of the run's tasks tags, long"),
     ({"adapt__leaves": "^layer_09"}, "config.adapt.leaves: '.layer_09' matches no parameter"),
-    ({"adapt__against": "nobody"}, "config.adapt.against: 'nobody' is none of 'hard', 'initial values'"),
+    ({"adapt__against": "nobody"}, "config.adapt.against: 'nobody' is not one of 'hard', 'initial values'"),
     ({"adapt__tuned_on": ("color",)}, "config.adapt.tuned_on: names all tasks"),
     ({"adapt__steps": ()}, "config.adapt.steps: name one at least"),
     ({"adapt__shots": (1.5,)}, "config.adapt.shots: 1.5 should be a whole number"),

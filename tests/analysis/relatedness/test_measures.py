@@ -165,7 +165,7 @@ def test_a_tree_of_tasks_by_hand(tmp_path):
     told = {"tasks": list(tasks), "gain": gain, "measures": measures_}
     (tmp_path / "relatedness.json").write_text(json.dumps(told))
     assert grouping.tree_of_run(tmp_path, counts) == wanted == grouping.tree_of_run(tmp_path, counts, "kl")
-    for bad, said in (({"layer_00": 3, "layer_01": 2}, "do not fall"), ({"layer_00": 5}, "from 1 to 4")):
+    for bad, said in (({"layer_00": 3, "layer_01": 2}, "do not decrease"), ({"layer_00": 5}, "from 1 to 4")):
         with pytest.raises(UserError, match=said):
             grouping.similarity_tree(similarity, tasks, bad)
     with pytest.raises(UserError, match="no measure 'tag'"):

@@ -154,7 +154,7 @@ def test_the_whole_mode(tiny, tmp_path, capsys):
     assert drawn == {"gains.png", "graph.png", "measures.png", "scatters.png", "cosines.png"}
     assert report.report_page([folder], tmp_path / "out").exists()
     (folder / "relatedness.json").write_text(json.dumps(found)[:50])
-    with pytest.raises(UserError, match=r"relatedness\.json: no whole JSON"):
+    with pytest.raises(UserError, match=r"relatedness\.json: not complete JSON"):
         report.relatedness_report(folder)
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -15,12 +16,13 @@ from mtl_jax.analysis.ablation.verdicts import SIGNIFICANCE, describe_choices
 
 
 def draw_baseline(compared: Mapping[str, Any], split: str, folder: pathlib.Path, number: int) -> plotting.Picture:
-    """Left the mean difference of every alternative with its interval, best first; right the differences by task.
+    """Left the mean difference of each alternative with its interval, best first; right the differences by task.
 
     Args:
       compared: one of the `baselines` of a summary.
       split: whose scores are drawn.
-      folder, number: where the PNG goes, and a number for its name.
+      folder: of the PNG.
+      number: in its name.
     """
     others = [o for o in compared["others"] if o["average"].get(split, {}).get("mean") is not None]
     others.sort(key=lambda o: o["average"][split]["mean"])
@@ -37,36 +39,37 @@ def draw_baseline(compared: Mapping[str, Any], split: str, folder: pathlib.Path,
     figure.suptitle(f"against {compared['baseline']}{f', {rest}' if rest else ''}", fontsize=11, parse_math=False)
     caption = (
         f"Each alternative of {compared['choice']} minus {compared['baseline']}, each at its setting chosen on dev, on "
-        f"{split}: paired by seed, with 95 % intervals; filled where Holm's correction over the alternatives leaves "
-        f"p < {SIGNIFICANCE:g}. Right: the same by task, a star where p < {SIGNIFICANCE:g} without correction."
+        f"{split}: paired by seed, with 95 % intervals; filled where p < {SIGNIFICANCE:g} after Holm's correction over "
+        f"the alternatives. Right: the same by task, a star where p < {SIGNIFICANCE:g} without correction."
     )
     file = folder / f"baseline_{plotting.file_name(compared['choice'])}_{number}.png"
     return plotting.Picture(plotting.save(figure, file), caption)
 
 
-def _intervals(axes, others, split):
+def _intervals(axes: Axes, others: Sequence[Mapping[str, Any]], split: str) -> None:
     axes.axvline(0.0, color="black", linewidth=0.8)
     for place, other in enumerate(others):
         value = other["average"][split]
-        shown = value["corrected_p"] is not None and value["corrected_p"] < SIGNIFICANCE
+        significant = value["corrected_p"] is not None and value["corrected_p"] < SIGNIFICANCE
         colour = plotting.PALETTE[2]
         if value["low"] is not None:
             axes.hlines(place, value["low"], value["high"], color=colour, linewidth=1.4)
-        axes.plot(value["mean"], place, "o", color=colour, markerfacecolor=colour if shown else "white", markersize=6)
+        face = colour if significant else "white"
+        axes.plot(value["mean"], place, "o", color=colour, markerfacecolor=face, markersize=6)
     axes.set_ylim(-0.6, len(others) - 0.4)
     axes.xaxis.set_major_locator(MaxNLocator(5))
 
 
-def _by_task(figure, axes, others, tasks, split):
+def _by_task(figure: Figure, axes: Axes, others: Sequence[Mapping[str, Any]], tasks: Sequence[str], split: str) -> None:
     values = np.full((len(others), len(tasks)), np.nan)
     for row, other in enumerate(others):
         for column, task in enumerate(tasks):
-            found = other["tasks"].get(task, {}).get(split)
-            if found and found["mean"] is not None:
-                values[row, column] = found["mean"]
-                star = "*" if found["p"] is not None and found["p"] < SIGNIFICANCE else ""
-                axes.text(column, row, f"{found['mean']:+.3f}{star}", ha="center", va="center", fontsize=8)
-    most = max(float(np.nanmax(np.abs(values))), 1e-9) if np.isfinite(values).any() else 1.0
-    image = axes.imshow(values, cmap="PuOr", vmin=-1.6 * most, vmax=1.6 * most, aspect="auto", origin="lower")
+            difference = other["tasks"].get(task, {}).get(split)
+            if difference and difference["mean"] is not None:
+                values[row, column] = difference["mean"]
+                star = "*" if difference["p"] is not None and difference["p"] < SIGNIFICANCE else ""
+                axes.text(column, row, f"{difference['mean']:+.3f}{star}", ha="center", va="center", fontsize=8)
+    largest = max(float(np.nanmax(np.abs(values))), 1e-9) if np.isfinite(values).any() else 1.0
+    image = axes.imshow(values, cmap="PuOr", vmin=-1.6 * largest, vmax=1.6 * largest, aspect="auto", origin="lower")
     axes.set_xticks(range(len(tasks)), tasks, rotation=0 if len(tasks) <= 5 else 30)
     figure.colorbar(image, ax=axes, shrink=0.8)

@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LogNorm, Normalize
 
@@ -17,16 +19,16 @@ from mtl_jax.analysis.ablation.records import COUNTED_STATUSES, Grid, Lane
 from mtl_jax.analysis.ablation.summary import profile
 from mtl_jax.analysis.ablation.verdicts import describe_choices
 
-COLUMNS = 4  # combinations in one figure
+MAX_COLUMNS = 4  # combinations in one figure
 
 
 def draw_curves(
     grid: Grid, combinations: Sequence[Mapping[str, Any]], sweep: str | None, folder: pathlib.Path
 ) -> list[plotting.Picture]:
-    """Rows: mean loss and mean score of the tasks; columns: combinations of choices. Those that were logged."""
+    """Rows: mean loss and mean score of the tasks; columns: combinations of choices, if they were logged."""
     pictures = []
-    for first in range(0, len(combinations), COLUMNS):
-        part = combinations[first : first + COLUMNS]
+    for first in range(0, len(combinations), MAX_COLUMNS):
+        part = combinations[first : first + MAX_COLUMNS]
         figure, axes = plotting.panels(2, len(part), height=3.1)
         values = [p["values"][sweep] for c in part for p in c["points"]] if sweep else [0.0]
         log = bool(sweep) and grid.sweeps[sweep]["scale"] == "log" and max(values) > 0
@@ -42,26 +44,28 @@ def draw_curves(
             f"Mean training loss and mean dev score of the tasks by step{f', coloured by {sweep}' if sweep else ''}; "
             "means over seeds. Lanes that froze or were dropped are thin and end in a mark."
         )
-        name = f"curves_{plotting.file_name(sweep or '')}_{first // COLUMNS}.png"
+        name = f"curves_{plotting.file_name(sweep or '')}_{first // MAX_COLUMNS}.png"
         pictures.append(plotting.Picture(plotting.save(figure, folder / name), caption))
     return pictures
 
 
-def _column(axes, grid, combination, sweep, colours) -> bool:
-    """One combination of choices; whether there was anything to draw."""
+def _column(
+    axes: np.ndarray, grid: Grid, combination: Mapping[str, Any], sweep: str | None, colours: ScalarMappable
+) -> bool:
+    """Draws one combination of choices; False if there is nothing to draw."""
     shown = profile(combination["points"], *([sweep] if sweep else []))[0]
     drawn = False
-    for one, (field, label) in zip(axes, (("loss", "training loss"), ("dev", "score (dev)")), strict=True):
+    for panel, (field, label) in zip(axes, (("loss", "training loss"), ("dev", "score (dev)")), strict=True):
         for point in shown:
             colour = colours.to_rgba(point["values"][sweep] if sweep else 0.0)
-            mine = [grid.lanes[i] for i in point["lanes"]]
-            counted = [_curve(grid, lane, field) for lane in mine if lane.status in COUNTED_STATUSES]
-            drawn |= _plot(one, _mean(counted), color=colour, linewidth=1.4)
-            for lane in mine:
+            lanes = [grid.lanes[i] for i in point["lanes"]]
+            counted = [_curve(grid, lane, field) for lane in lanes if lane.status in COUNTED_STATUSES]
+            drawn |= _plot(panel, _mean(counted), color=colour, linewidth=1.4)
+            for lane in lanes:
                 if lane.status not in COUNTED_STATUSES and (curve := _curve(grid, lane, field)):
-                    drawn |= _plot(one, curve, color=colour, linewidth=0.7)
+                    drawn |= _plot(panel, curve, color=colour, linewidth=0.7)
                     frozen = lane.status.startswith("frozen")
-                    one.plot(
+                    panel.plot(
                         *list(curve.items())[-1],
                         "x" if frozen else "v",
                         color="#D55E00" if frozen else "#7F7F7F",
@@ -70,20 +74,20 @@ def _column(axes, grid, combination, sweep, colours) -> bool:
                     )
         for end, tuned in combination["ends"].items():
             if tuned is not None:
-                mine = [grid.lanes[i] for i in tuned["lanes"]]
-                counted = [_curve(grid, lane, field) for lane in mine if lane.status in COUNTED_STATUSES]
+                lanes = [grid.lanes[i] for i in tuned["lanes"]]
+                counted = [_curve(grid, lane, field) for lane in lanes if lane.status in COUNTED_STATUSES]
                 colour, style = plotting.END_STYLES[end]
                 drawn |= _plot(
-                    one, _mean(counted), color=colour, linestyle=style, linewidth=1.2, label=plotting.END_NAMES[end]
+                    panel, _mean(counted), color=colour, linestyle=style, linewidth=1.2, label=plotting.END_NAMES[end]
                 )
-        one.set(xlabel="step", ylabel=label)
+        panel.set(xlabel="step", ylabel=label)
     if any((line.get_ydata() > 0).all() for line in axes[0].lines if len(line.get_ydata())):
         axes[0].set_yscale("log")
     axes[0].set_title(describe_choices(combination["choices"]), fontsize=10)
     return drawn
 
 
-def _plot(axes, curve, **style) -> bool:
+def _plot(axes: Axes, curve: Mapping[int, float], **style: Any) -> bool:
     if curve:
         axes.plot(list(curve), list(curve.values()), **style)
     return bool(curve)
@@ -93,8 +97,8 @@ def _curve(grid: Grid, lane: Lane, field: str) -> dict[int, float]:
     """{step: mean over tasks of the loss or of the first metric on dev}; steps without finite values are left out."""
     result = {}
     for entry in lane.curve:
-        found = entry.get(field) or {}
-        values = list(found.values()) if field == "loss" else [m.get(grid.tasks[t][0]) for t, m in found.items()]
+        by_task = entry.get(field) or {}
+        values = list(by_task.values()) if field == "loss" else [m.get(grid.tasks[t][0]) for t, m in by_task.items()]
         values = [v for v in values if v is not None and math.isfinite(v)]
         if values:
             result[entry["step"]] = math.fsum(values) / len(values)

@@ -1,4 +1,4 @@
-"""Figures of an ablation against a choice: what was chosen, and what sharing gains over the ends."""
+"""Figures of an ablation against a choice: the chosen settings, and the gains of sharing over the limits."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from matplotlib.axes import Axes
 from matplotlib.ticker import NullLocator
 
 from mtl_jax.analysis import plotting
@@ -19,7 +20,7 @@ from mtl_jax.analysis.ablation.verdicts import LIMIT_NAMES, describe_choices
 def draw_gains(
     grid: Grid, summary: Mapping[str, Any], combinations: Sequence[Mapping[str, Any]], choice: str, folder: pathlib.Path
 ) -> list[plotting.Picture]:
-    """What was chosen, and how much sharing gains over each end, against the alternatives of a choice."""
+    """The chosen settings, and the gains of sharing over each limit, against the alternatives of a choice."""
     split = main_split(summary)
     ends = dict.fromkeys(end for c in combinations for end in c["comparison"])
     strengths = [name for name in summary["strengths"] if name in grid.sweeps]
@@ -40,25 +41,25 @@ def draw_gains(
     for number, (rest, group) in enumerate(groups.items()):
         figure, axes = plotting.panels(*plotting.grid_shape(len(kinds)), height=3.2)
         names = list(dict.fromkeys(c["choices"].get(line, "") for c in group))
-        for (kind, name), one in zip(kinds, axes.flat, strict=False):
-            _axes(one, kind, name, split, grid)
-            for i, (own, colour) in enumerate(zip(names, plotting.colours_by_name(names), strict=True)):
+        for (kind, name), panel in zip(kinds, axes.flat, strict=False):
+            _set_axes(panel, kind, name, split, grid)
+            for i, (alternative, colour) in enumerate(zip(names, plotting.colours_by_name(names), strict=True)):
                 shift = 0.0 if numbers else 0.08 * (i - (len(names) - 1) / 2)  # bars side by side
                 values = [
                     (places[c["choices"][choice]] + shift, _value(c, kind, name, split))
                     for c in group
-                    if c["choices"].get(line, "") == own
+                    if c["choices"].get(line, "") == alternative
                 ]
-                label = f"{line} {own}" if line else "soft sharing" if strengths else "chosen on dev"
-                _line(one, values, ("-" if numbers else "") + plotting.MARKERS[i % 8], colour, label)
+                label = f"{line} {alternative}" if line else "soft sharing" if strengths else "chosen on dev"
+                _line(panel, values, ("-" if numbers else "") + plotting.MARKERS[i % 8], colour, label)
             if numbers and min(numbers) > 0 and max(numbers) >= 8 * min(numbers):
-                one.set_xscale("log")
-                one.xaxis.set_minor_locator(NullLocator())
-            one.set_xticks(list(places.values()), ticks, rotation=0 if numbers else 20)
-            one.set_xlabel(choice)
+                panel.set_xscale("log")
+                panel.xaxis.set_minor_locator(NullLocator())
+            panel.set_xticks(list(places.values()), ticks, rotation=0 if numbers else 20)
+            panel.set_xlabel(choice)
         plotting.hide_empty(axes.flat[len(kinds) :])
         figure.suptitle(rest, fontsize=11, parse_math=False) if rest else None
-        gain = " minus that of each end, paired by seed" if ends else ""
+        gain = " minus that of each limit, paired by seed" if ends else ""
         caption = (
             f"The setting chosen on dev against {choice}{f', {rest}' if rest else ''}: "
             f"{'its values, and ' if strengths else ''}its mean score on {split}{gain}, with 95 % intervals."
@@ -68,8 +69,8 @@ def draw_gains(
     return pictures
 
 
-def _value(combination, kind, name, split):
-    """What a panel shows of one combination: an interval, or None."""
+def _value(combination: Mapping[str, Any], kind: str, name: str, split: str) -> Mapping[str, Any] | None:
+    """The interval of one combination in a panel, or None."""
     if combination["chosen"] is None:
         return None
     point = combination["points"][combination["chosen"]]
@@ -81,19 +82,25 @@ def _value(combination, kind, name, split):
     return point["average"].get(split)
 
 
-def _line(axes, values, style, colour, label):
+def _line(
+    axes: Axes,
+    values: Sequence[tuple[float, Mapping[str, Any] | None]],
+    style: str,
+    colour: plotting.Colour,
+    label: str,
+) -> None:
     known = sorted((place, v["mean"], v["low"], v["high"]) for place, v in values if v and v["mean"] is not None)
     for place in {place for place, _ in values} - {k[0] for k in known}:
         plotting.mark_missing(axes, place, None, {})
     bottom = axes.get_ylim()[0] if axes.get_yscale() == "log" else -math.inf
-    means = [max(k[1], bottom) for k in known]  # a chosen λ = 0 stands at the bottom of a log axis
+    means = [max(k[1], bottom) for k in known]  # a chosen λ = 0 is drawn at the bottom of a log axis
     axes.plot([k[0] for k in known], means, style, color=colour, markersize=5, label=label, clip_on=False)
     for place, _, low, high in known:
         if low is not None:
             axes.vlines(place, low, high, color=colour, linewidth=1.2)
 
 
-def _axes(axes, kind, name, split, grid):
+def _set_axes(axes: Axes, kind: str, name: str, split: str, grid: Grid) -> None:
     if kind == "chosen":
         axes.set_ylabel(f"chosen {name}")
         values = [v for v in grid.sweeps[name]["values"] if v is not None and v > 0]

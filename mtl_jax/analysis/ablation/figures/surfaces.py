@@ -8,33 +8,36 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.collections import PathCollection
+from matplotlib.image import AxesImage
 
 from mtl_jax.analysis import plotting
 from mtl_jax.analysis.ablation.records import Grid
 from mtl_jax.analysis.ablation.summary import profile
 from mtl_jax.analysis.ablation.verdicts import describe_choices
 
-MANY = 64  # cells up to which each one's value is written into it
+MAX_NUMBERED_CELLS = 64  # up to which each cell shows its value
 
 
 def draw_surface(grid: Grid, combinations: Sequence[Mapping[str, Any]], folder: pathlib.Path) -> plotting.Picture:
-    """The first two sweeps: cells where they are a grid, else coloured dots."""
+    """The first two sweeps: cells if they are a grid, else coloured dots."""
     first, second = list(grid.sweeps)[:2]
     figure, axes = plotting.panels(*plotting.grid_shape(len(combinations), 3), height=3.6)
-    for combination, one in zip(combinations, axes.flat, strict=False):
+    for combination, panel in zip(combinations, axes.flat, strict=False):
         points = profile(combination["points"], first, second)[0]
-        drawn = _cells(one, grid, points, first, second) or _dots(one, grid, points, first, second)
+        drawn = _cells(panel, grid, points, first, second) or _dots(panel, grid, points, first, second)
         if drawn is not None:
-            figure.colorbar(drawn, ax=one, label="mean score (dev)")
-        one.set(xlabel=first, ylabel=second, title=describe_choices(combination["choices"]))
+            figure.colorbar(drawn, ax=panel, label="mean score (dev)")
+        panel.set(xlabel=first, ylabel=second, title=describe_choices(combination["choices"]))
         if combination["chosen"] is not None:
             chosen = combination["points"][combination["chosen"]]["values"]
             rows, columns = ([p["values"][name] for p in points] for name in (second, first))
-            at, size, fill = (chosen[first], chosen[second]), 24, "none"
-            if len(points) == len(set(rows)) * len(set(columns)):  # in a corner of the cell, beside its number
-                at = (sorted(set(columns)).index(at[0]) + 0.3, sorted(set(rows)).index(at[1]) + 0.3)
+            position, size, fill = (chosen[first], chosen[second]), 24, "none"
+            if len(points) == len(set(rows)) * len(set(columns)):  # in a corner of the cell, next to its number
+                position = (sorted(set(columns)).index(position[0]) + 0.3, sorted(set(rows)).index(position[1]) + 0.3)
                 size, fill = 11, "white"
-            one.plot(*at, "*", color=fill, markeredgecolor="black", markersize=size, label="chosen on dev")
+            panel.plot(*position, "*", color=fill, markeredgecolor="black", markersize=size, label="chosen on dev")
     plotting.hide_empty(axes.flat[len(combinations) :])
     others = f" At the best value of {', '.join(list(grid.sweeps)[2:])}." if len(grid.sweeps) > 2 else ""
     caption = (
@@ -44,8 +47,8 @@ def draw_surface(grid: Grid, combinations: Sequence[Mapping[str, Any]], folder: 
     return plotting.Picture(plotting.save(figure, folder / "surface.png"), caption)
 
 
-def _cells(axes, grid, points, first, second):
-    """The image of a full grid; None where the points are not one."""
+def _cells(axes: Axes, grid: Grid, points: Sequence[plotting.Point], first: str, second: str) -> AxesImage | None:
+    """The image of a full grid; None if the points are not one."""
     columns, rows = (sorted({p["values"][name] for p in points}) for name in (first, second))
     if len(points) != len(columns) * len(rows):
         return None
@@ -57,19 +60,19 @@ def _cells(axes, grid, points, first, second):
     image = axes.imshow(values, origin="lower", aspect="auto", cmap=colours)
     for p in points:
         place = columns.index(p["values"][first]), rows.index(p["values"][second])
-        score, found = p["score"]["mean"], p["statuses"]
-        mark = "×" if found.get("frozen: not finite") else "▽" if found.get("dropped") else ""
-        if score is None or len(points) <= MANY:
+        score, statuses = p["score"]["mean"], p["statuses"]
+        mark = "×" if statuses.get("frozen: not finite") else "▽" if statuses.get("dropped") else ""
+        if score is None or len(points) <= MAX_NUMBERED_CELLS:
             bright = score is None or image.norm(score) > 0.55
             text = mark or "–" if score is None else f"{score:.3f}".lstrip("0") + mark
             axes.text(*place, text, ha="center", va="center", fontsize=7, color="black" if bright else "white")
-    for names, place, label in ((columns, axes.set_xticks, 45), (rows, axes.set_yticks, 0)):
-        place(range(len(names)), [f"{v:.2g}" for v in names], rotation=label, fontsize=8)
+    for values, set_ticks, rotation in ((columns, axes.set_xticks, 45), (rows, axes.set_yticks, 0)):
+        set_ticks(range(len(values)), [f"{v:.2g}" for v in values], rotation=rotation, fontsize=8)
     axes.grid(False)
     return image
 
 
-def _dots(axes, grid, points, first, second):
+def _dots(axes: Axes, grid: Grid, points: Sequence[plotting.Point], first: str, second: str) -> PathCollection | None:
     known = [p for p in points if p["score"]["mean"] is not None]
     for name, set_scale in ((first, axes.set_xscale), (second, axes.set_yscale)):
         if grid.sweeps[name]["scale"] == "log" and all(p["values"][name] > 0 for p in points):

@@ -1,0 +1,326 @@
+"""The modes of the command line, one function each: from its options to a function of `runs` or `analysis`.
+
+A mode imports what it needs, so that help and mistakes in flags are shown at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from ml_collections import ConfigDict
+
+from mtl_jax.config.plain import from_plain
+from mtl_jax.errors import UserError
+from mtl_jax.runtime import interruption
+
+TRAINING_MODES = ("train", "ablate", "relate")  # they need --config
+WITHOUT_PROGRAMS = ("inspect", "report")  # they compile nothing
+
+
+class Options(NamedTuple):
+    """The flags, see `command_line`; folders are names where they may not exist yet.
+
+    config_source  what --config names, "" for nothing
+    checkpoint     None where the flag is not given
+    """
+
+    mode: str
+    config: ConfigDict | None
+    config_source: str
+    workdir: str
+    checkpoint: Sequence[str] | None
+    input: str
+    dataset: str
+    reader: str
+    split: str
+    tasks: Sequence[str]
+    output: str
+    runs: Sequence[pathlib.Path]
+    against: Sequence[pathlib.Path]
+    by: str
+
+    def checkpoints(self) -> Sequence[str]:
+        """Those of the flag, or the best."""
+        return self.checkpoint or ["best"]
+
+    def single_checkpoint(self) -> str:
+        """Raises UserError where there are several."""
+        if len(self.checkpoints()) != 1:
+            raise UserError(f"--mode={self.mode} takes one --checkpoint")
+        return self.checkpoints()[0]
+
+    def require(self, condition: object, needs: str) -> None:
+        """Raises UserError, with the flags that the mode needs, where the condition is false."""
+        if not condition:
+            raise UserError(f"--mode={self.mode} needs {needs}")
+
+    def finished_run(self) -> pathlib.Path:
+        """The folder of --workdir. Raises UserError where it is not that of a run."""
+        from mtl_jax.storage.workdir import read_config
+
+        self.require(self.workdir, "--workdir=FOLDER")
+        folder = pathlib.Path(self.workdir).expanduser()
+        read_config(folder)
+        return folder
+
+    def all_runs(self) -> Sequence[pathlib.Path]:
+        """The folders of --runs, or else that of --workdir."""
+        return self.runs or ([pathlib.Path(self.workdir).expanduser()] if self.workdir else [])
+
+    def checked_config(self, run: pathlib.Path | None = None) -> ConfigDict:
+        """The config of --config, else that of a run, by default the one in --workdir."""
+        from mtl_jax import checks
+        from mtl_jax.storage.workdir import read_config
+
+        config = self.config
+        if config is None:
+            has_run = run is not None or (self.workdir and self.mode not in TRAINING_MODES)
+            self.require(has_run, "--config=FILE")
+            config = from_plain(read_config(run or pathlib.Path(self.workdir).expanduser()))
+        checks.check(config, self.mode)
+        return config
+
+
+Mode = Callable[[Options], int | None]  # returns the exit status, None for 0
+
+
+def _prefetching(options: Options) -> contextlib.AbstractContextManager[None]:
+    """Reads the compiled programs of the last such command while this one starts."""
+    from mtl_jax.runtime import compilation_prefetch, distributed
+
+    if distributed.WORKER_VARIABLE in os.environ:
+        return contextlib.nullcontext()
+    return compilation_prefetch.prefetching(f"{options.mode} {options.config_source or options.workdir}")
+
+
+def train(options: Options) -> int | None:
+    """Trains a run, or resumes it."""
+    options.require(options.workdir, "--workdir=FOLDER")
+    config = options.checked_config()
+    with _prefetching(options):
+        from mtl_jax.runs.train import train
+        from mtl_jax.runtime import distributed
+        from mtl_jax.storage import workdir as folders
+
+        with folders.locked(options.workdir) as workdir:
+            summary = train(config, workdir)
+        if summary is None:
+            return interruption.exit_status()
+        if distributed.is_first():
+            from mtl_jax.analysis import report  # imports matplotlib, as slow as all else together
+
+            print("\n" + report.training_report(workdir, summary))
+    return None
+
+
+def evaluate(options: Options) -> int | None:
+    """Scores a checkpoint, on the data of the run or on others."""
+    from mtl_jax.runs import evaluate, other_data
+    from mtl_jax.runtime import distributed
+    from mtl_jax.storage.workdir import read_config, write_json
+
+    workdir, which = options.finished_run(), options.single_checkpoint()
+    config, run_config = options.checked_config(), from_plain(read_config(workdir))
+    other = other_data.changed_splits(config, run_config)
+    with _prefetching(options):
+        if other:
+            result = other_data.evaluate(config, run_config, other, workdir, which)
+        else:
+            result = evaluate.evaluate(config, workdir, which)
+    file = workdir / (other_data.file_name(result, which) if other else f"evaluation_{which}.json")
+    if distributed.is_first():
+        from mtl_jax.analysis import report
+
+        write_json(file, result)
+        lines = other_data.format_lines(result) if other else []
+        lines += [report.results_table(result), *report.warning_lines(result, file)]
+        print("\n".join([*lines, "", f"step {result['step']}; numbers in {file}"]))
+    return None
+
+
+def predict(options: Options) -> None:
+    """Predicts labels of new records."""
+    from mtl_jax.runs.predict import predict
+
+    workdir, config = options.finished_run(), options.checked_config()
+    with _prefetching(options):
+        predict(
+            config,
+            workdir,
+            options.checkpoints(),
+            options.input,
+            options.output,
+            options.tasks,
+            dataset=options.dataset,
+            reader=options.reader,
+            split=options.split,
+        )
+
+
+def attribute(options: Options) -> None:
+    """Explains predictions by words."""
+    from mtl_jax.analysis.attribution import attribute
+
+    workdir = options.finished_run()
+    options.require(options.output, "--output=FOLDER")
+    out, config = pathlib.Path(options.output).expanduser(), options.checked_config()
+    with _prefetching(options):
+        text = attribute(
+            config,
+            workdir,
+            options.checkpoints(),
+            options.input,
+            out,
+            options.tasks,
+            dataset=options.dataset,
+            reader=options.reader,
+            split=options.split,
+        )
+    print(text)
+
+
+def inspect(options: Options) -> None:
+    """Shows the data as they are encoded."""
+    from mtl_jax.analysis import inspection
+
+    print(inspection.describe_experiment(options.checked_config()))
+
+
+def export(options: Options) -> None:
+    """Writes columns as Hugging Face folders."""
+    from mtl_jax.runs.export import export
+
+    workdir = options.finished_run()
+    options.require(options.output, "--output=FOLDER")
+    for line in export(options.checked_config(), workdir, options.checkpoints(), pathlib.Path(options.output)):
+        print(line)
+
+
+def compare(options: Options) -> None:
+    """Compares runs; with --against by a paired test."""
+    from mtl_jax.analysis import report
+
+    if options.against:
+        _paired_test(options)
+        return
+    options.require(len(options.runs) > 1 and options.output, "--runs=FOLDER,FOLDER,... and --output=FOLDER")
+    out = pathlib.Path(options.output)
+    print(report.comparison_report(options.runs, out))
+    print(f"\nnumbers in {out / 'compare.json'}, picture in {out / 'figures' / 'compare.png'}")
+
+
+def _paired_test(options: Options) -> None:
+    """--runs against --against on the examples of test."""
+    from mtl_jax.analysis import paired_test
+    from mtl_jax.storage.workdir import prepare, write_json
+
+    if not options.runs or not options.output:
+        raise UserError("--against needs --runs=FOLDER,... and --output=FOLDER")
+    if options.config is not None:
+        raise UserError("--against uses the config.json of every run; leave out --config")
+    out = prepare(options.output, "--output")
+    tests = paired_test.compare_runs(options.runs, options.against, options.checked_config, by=options.by)
+    sides = {"runs": [*map(str, options.runs)], "against": [*map(str, options.against)], "by": options.by}
+    write_json(out / "paired.json", sides | {"tasks": {task: test._asdict() for task, test in tests.items()}})
+    print(paired_test.describe(tests) + f"\n\nnumbers in {out / 'paired.json'}")
+
+
+def ablate(options: Options) -> int | None:
+    """Trains a grid of settings, or resumes it."""
+    from mtl_jax.analysis import report
+    from mtl_jax.analysis.ablation.runner import ablate
+
+    return _train_lanes(options, ablate, report.ablation_report)
+
+
+def relate(options: Options) -> int | None:
+    """Measures which tasks help which."""
+    from mtl_jax.analysis import report
+    from mtl_jax.analysis.relatedness.relate import relate
+
+    return _train_lanes(options, relate, report.relatedness_report)
+
+
+def _train_lanes(
+    options: Options, run: Callable[..., object], make_report: Callable[[pathlib.Path], str]
+) -> int | None:
+    """Trains lanes in --workdir and prints the report."""
+    from mtl_jax import checks
+    from mtl_jax.analysis.ablation import lanes
+    from mtl_jax.storage import workdir as folders
+
+    options.require(options.workdir, "--workdir=FOLDER")
+    lanes.use_all_cores()
+    config = options.checked_config()
+    with folders.locked(options.workdir) as workdir:
+        if run(config, workdir, lambda lane_config: checks.check(lane_config, options.mode)) is None:
+            return interruption.exit_status()
+        print("\n" + make_report(workdir))
+    return None
+
+
+def merge(options: Options) -> None:
+    """Merges columns of runs to one encoder."""
+    from mtl_jax.analysis import report
+    from mtl_jax.runs.merge import merge
+    from mtl_jax.storage import workdir as folders
+
+    options.require(options.runs and options.output, "--runs=FOLDER[,FOLDER...] and --output=FOLDER")
+    config = options.checked_config(options.runs[0])
+    with folders.locked(options.output) as out:
+        print(report.merging_report(out, merge(config.merging, options.runs, out)))
+
+
+def adapt(options: Options) -> None:
+    """Adapts runs to new tasks from few examples."""
+    from mtl_jax import checks
+    from mtl_jax.analysis.ablation import lanes
+    from mtl_jax.analysis.adaptation import report
+    from mtl_jax.analysis.adaptation.adapt import adapt
+    from mtl_jax.storage.workdir import prepare, read_config
+
+    runs = options.all_runs()
+    options.require(
+        runs and options.output and options.config is not None,
+        "--workdir=RUN or --runs=RUN,RUN,..., --config=FILE that names the new tasks, and --output=FOLDER",
+    )
+    which = options.single_checkpoint()
+    lanes.use_all_cores()
+    out = prepare(options.output, "--output")
+    run_configs = {run: from_plain(read_config(run)) for run in runs}
+    for config in run_configs.values():
+        checks.check(config, "evaluate")
+    checkpoint = which if options.checkpoint else None
+    result = adapt(options.config, run_configs, checkpoint, out, lambda config: checks.check(config, options.mode))
+    print(report.render(result, out))
+
+
+def report(options: Options) -> None:
+    """Writes report.html about runs and ablations."""
+    from mtl_jax.analysis import report
+
+    runs = options.all_runs()
+    options.require(runs, "--workdir=FOLDER, or --runs=FOLDER,FOLDER,... and --output=FOLDER")
+    if len(runs) > 1 and not options.output:
+        raise UserError("--mode=report of several --runs needs --output=FOLDER")
+    print(report.report_page(runs, pathlib.Path(options.output or runs[0]).expanduser()))
+
+
+MODES: dict[str, Mode] = {
+    "train": train,
+    "evaluate": evaluate,
+    "predict": predict,
+    "attribute": attribute,
+    "inspect": inspect,
+    "export": export,
+    "compare": compare,
+    "ablate": ablate,
+    "relate": relate,
+    "merge": merge,
+    "adapt": adapt,
+    "report": report,
+}

@@ -1,0 +1,51 @@
+"""Whether a checkpoint was trained on the data at hand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mtl_jax.data.corpus import Corpus
+from mtl_jax.errors import UserError
+
+
+def data_metadata(corpus: Corpus) -> dict[str, Any]:
+    """What identifies the data of a checkpoint: a fingerprint, and numbers for error messages."""
+    return {
+        "data": corpus.fingerprint,
+        "soft_labels": corpus.soft_labels,
+        "numbers": {
+            "data set": {
+                f"{name}, {split}": f"{len(rows.tokens)} rows, {len(corpus.splits[name][split].records)} examples"
+                for name, by_split in corpus.rows.items()
+                for split, rows in by_split.items()
+            },
+            "task": {task: f"{len(vocabulary.names)} labels" for task, vocabulary in corpus.vocabularies.items()},
+        },
+    }
+
+
+def require_same_data(metadata: dict[str, Any], corpus: Corpus, step: int) -> None:
+    """Raises UserError, with the difference, where a checkpoint was trained on other data, or by other teachers.
+
+    A corpus that was read without its teachers fits any teachers.
+    """
+    current = data_metadata(corpus)
+    if current["soft_labels"] not in ("", metadata.get("soft_labels")):
+        raise UserError(
+            f"the checkpoint of step {step} learned from other teachers than those that are now in the folders of "
+            "config.distillation. Restore them, or take another --workdir"
+        )
+    if metadata["data"] == current["data"]:
+        return
+    differing = [
+        f"{kind} {name}: {saved.get(name, 'none')} then, {numbers.get(name, 'none')} now"
+        for kind, numbers in current["numbers"].items()
+        for saved in [metadata.get("numbers", {}).get(kind, {})]
+        for name in sorted(saved.keys() | numbers.keys())
+        if saved.get(name) != numbers.get(name)
+    ]
+    raise UserError(
+        f"the checkpoint of step {step} was trained on other data (fingerprint {metadata['data'][:12]} then, "
+        f"{current['data'][:12]} now; {'; '.join(differing) or 'as many examples, rows and labels, other contents'}). "
+        "Restore the data, or take another --workdir"
+    )
