@@ -182,7 +182,9 @@ class _Examples:
 
 
 def window_starts(length: int, size: int, stride: int) -> list[int]:
-    """Where windows of `size` over `length` tokens begin, `stride` apart (Devlin et al. 2019); 0 = half a window."""
+    """Where windows of `size` over `length` tokens begin, at a distance of `stride` (Devlin et al. 2019); 0 = half a
+    window.
+    """
     step = max(min(stride or size // 2, size), 1)
     begins = [0]
     while begins[-1] + size < length:

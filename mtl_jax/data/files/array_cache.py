@@ -34,7 +34,7 @@ def load_or_make(
     Args:
       key: JSON values that determine the arrays; the file's name is their hash with `VERSION`.
       make: called where the file is missing or damaged. Arrays of plain dtypes (no objects).
-      worth: seconds; what `make` gives sooner is not kept.
+      worth: seconds; arrays that `make` gives sooner are not cached.
 
     A cache that cannot be written costs time only, with a warning.
     """
@@ -55,7 +55,7 @@ def load_or_make(
 
 
 def checksum(arrays: Mapping[str, np.ndarray]) -> str:
-    """sha256 over names, dtypes, shapes and contents, whatever the order."""
+    """sha256 over names, dtypes, shapes and contents, independent of the order."""
     digest = hashlib.sha256()
     for name in sorted(arrays):
         array = np.ascontiguousarray(arrays[name])

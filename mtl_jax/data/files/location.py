@@ -195,13 +195,13 @@ class Location:
     def lines(self, encoding: str) -> Iterator[tuple[int, str]]:
         """(1-based number, line without its end) for each line.
 
-        A byte order mark at the beginning of a line is dropped: it stands there where files were joined.
+        A byte order mark at the beginning of a line is dropped: files were concatenated there.
         """
         for number, line in enumerate(self.raw_lines(encoding), start=1):
             yield number, line.removesuffix("\n").rstrip("\r").lstrip(BYTE_ORDER_MARK)
 
     def text(self, encoding: str) -> str:
-        """The whole file, line ends as they stand."""
+        """The complete file with its line ends."""
         return "".join(self.raw_lines(encoding))
 
     def sha256(self) -> str:

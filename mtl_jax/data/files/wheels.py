@@ -25,7 +25,7 @@ _FOUND = re.compile(r"Got\s+([0-9a-f]{64})")
 
 
 def wheel_path(name: str, version: str, sha256: str) -> pathlib.Path:
-    """Where the wheel is kept in the cache folder, whether it is there or not. Raises UserError for a broken name."""
+    """The path of the wheel in the cache folder, which may not exist. Raises UserError for an invalid name."""
     for value, pattern, what in ((name, _NAME, "name"), (version, _VERSION, "version"), (sha256, _SHA256, "sha256")):
         if not isinstance(value, str) or not pattern.fullmatch(value):
             wanted = "64 hexadecimal digits in lower case" if what == "sha256" else "as in `pip install name==version`"
@@ -39,7 +39,7 @@ def fetch_wheel(name: str, version: str, sha256: str) -> pathlib.Path:
     Its hash is verified on every call. Safe when several processes fetch the same wheel at once. pip shows its
     progress on standard error.
 
-    Raises UserError naming package, wanted and found hash, or what kept pip from downloading.
+    Raises UserError naming package, expected and actual hash, or the error of pip.
     """
     target = wheel_path(name, version, sha256)
     if not target.is_file():

@@ -76,7 +76,7 @@ def collect_answers(inputs: RecordInputs, spec: LabelSpec) -> tuple[RawLabels, l
 
 
 def encode_answers(raw: RawLabels, split: EncodedSplit) -> tuple[GoldLabels, list[Note]]:
-    """Gold of the answer that is learned, the first one that stands in the text: value int32[M, 2], first and last
+    """Gold labels of the answer to learn, the first one that occurs in the text: value int32[M, 2], first and last
     token of the last text (or word), see `NONE` and `UNKNOWN`.
     """
     value = np.full((len(raw.values), 2), UNKNOWN, np.int32)
@@ -111,9 +111,9 @@ def complete_answers(split: EncodedSplit, gold: GoldLabels) -> tuple[np.ndarray,
     """
     first, last = gold.value[split.record].T
     inside = (first >= split.first_word) & (last < split.first_word + split.example_words) & ~split.copy
-    kept = np.zeros(len(split.words), bool)
-    kept[split.record[inside]] = True
-    return inside, kept
+    is_complete = np.zeros(len(split.words), bool)
+    is_complete[split.record[inside]] = True
+    return inside, is_complete
 
 
 def count_truncated(split: EncodedSplit, gold: GoldLabels) -> int:
@@ -123,12 +123,12 @@ def count_truncated(split: EncodedSplit, gold: GoldLabels) -> int:
 
 def has_windows_without_answer(split: EncodedSplit, gold: GoldLabels) -> bool:
     """Whether there is an example without the answer, which another one of its record holds."""
-    inside, kept = complete_answers(split, gold)
-    return bool((~split.copy & ~inside & (gold.known & kept)[split.record]).any())
+    inside, is_complete = complete_answers(split, gold)
+    return bool((~split.copy & ~inside & (gold.known & is_complete)[split.record]).any())
 
 
 def answer_text(words_or_text: str | Sequence[str], split: EncodedSplit, record: int, first: int, last: int) -> str:
-    """What stands from token (word) `first` to `last` of a record's last text (words); "" for no answer."""
+    """The text from token (word) `first` to `last` of a record's last text (words); "" for no answer."""
     if first < 0:
         return ""
     if not isinstance(words_or_text, str):
@@ -138,7 +138,7 @@ def answer_text(words_or_text: str | Sequence[str], split: EncodedSplit, record:
 
 
 def character_span(split: EncodedSplit, record: int, first: int, last: int) -> tuple[int, int]:
-    """(first character, one behind the last) of tokens `first` to `last` of a record's last text."""
+    """[begin, end) in characters of tokens `first` to `last` of a record's last text."""
     begin = int(split.words[:record].sum(dtype=np.int64))
     return int(split.char_offsets[begin + first, 0]), int(split.char_offsets[begin + last, 1])
 

@@ -94,7 +94,7 @@ def _named(spec: LabelSpec, splits: dict[str, RawLabels]) -> tuple[dict[str, Raw
     if not values or not all(value.isascii() and value.isdigit() and len(value) < 10 for value in values):
         return splits, []
     if not spec.classes:
-        numbers = f"{_task(spec)} are numbers, of which no spans are read; where they stand for tags such as B-PER, "
+        numbers = f"{_task(spec)} are numbers, of which no spans are read; where they mean tags such as B-PER, "
         return splits, [f"{numbers}name these in order in `classes` of the task"]
     if values <= set(spec.classes) or max(map(int, values)) >= len(spec.classes):
         return splits, []

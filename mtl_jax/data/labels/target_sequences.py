@@ -87,9 +87,9 @@ def collect_targets(records: Sequence[Record], spec: LabelSpec, tokenizer: Token
     texts = ["" if found is None else join(found) for found in tokens]
     changed = []
     for record, unit, text in zip(records, units, texts, strict=True):
-        whole = "" if unit is None else " ".join((unit if isinstance(unit, str) else " ".join(unit)).split())
-        if unicode.nfc(whole) != text:
-            changed.append(Note(f"{whole:.60} -> {text:.60}", record.file, record.line))
+        normalized = "" if unit is None else " ".join((unit if isinstance(unit, str) else " ".join(unit)).split())
+        if unicode.nfc(normalized) != text:
+            changed.append(Note(f"{normalized:.60} -> {text:.60}", record.file, record.line))
     return RawTargets(tokens, texts, changed)
 
 
@@ -107,7 +107,7 @@ def build_vocabulary(
     """The special tokens, then the tokens of the targets of train, the most frequent first.
 
     Special are `SPECIALS`, and where targets are texts `spacing.MARKERS`. A word that is spelled as one of `SPECIALS`
-    is a name of its own, later.
+    is a separate name, after these.
 
     Raises:
       UserError: train has no targets (`train` are its records); no token is frequent enough.
@@ -157,7 +157,7 @@ def missing_targets(count: int, sources: Sequence[Sequence[str]]) -> GoldLabels:
 
 
 def source_tokens(inputs: RecordInputs, split: EncodedSplit, tokenizer: Tokenizer) -> list[list[str]]:
-    """[M] the tokens of each record's first example as they were read, "" at the tokenizer's own special tokens."""
+    """[M] the tokens of each record's first example as read, "" at the special tokens of the tokenizer."""
     specials = _special_ids(tokenizer)
     first = np.flatnonzero(split.is_first_example)
     result: list[list[str]] = [[] for _ in range(len(split.words))]

@@ -1,4 +1,4 @@
-"""The vocabulary and the gold labels of a task, whatever the type of its labels."""
+"""The vocabulary and the gold labels of a task, for labels of every type."""
 
 from __future__ import annotations
 

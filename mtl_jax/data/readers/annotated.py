@@ -32,7 +32,7 @@ def read_srl_questions(
 ) -> Iterator[Record | Note]:
     """One record for each predicate and role that the predicate has, from the columns of the reader `srl`.
 
-    Fields: question, its template filled with the predicate as it stands (and " (2)" for its second occurrence in the
+    Fields: question, its template filled with the word of the predicate (and " (2)" for its second occurrence in the
     context); context, the words with blanks between; answers, {"text": [...], "answer_start": [...]}, one for each
     span of the role; role.
 
@@ -172,7 +172,7 @@ def _joined(records: Iterator[Record | Note], count: int) -> Iterator[Record]:
 
 
 def _spans(tags: Sequence[str]) -> Iterator[tuple[int, int, str]]:
-    """(first, last word, role) of each span but the verb's own."""
+    """(first, last word, role) of each span but that of the verb."""
     for span in tag_schemes.spans_from_tags(tags, "iob2", strict=False):
         if span.type not in ("V", "C-V"):
             yield span.start, span.end - 1, span.type

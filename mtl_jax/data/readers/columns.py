@@ -11,7 +11,7 @@ IGNORED = ("_", "", None)  # names for columns that nobody reads
 
 
 def split_words(line: str) -> list[str]:
-    """Words of a line, at runs of blanks and tabs only: a no-break space may stand inside a word."""
+    """Words of a line, at runs of blanks and tabs only: a no-break space may be part of a word."""
     return [word for word in line.replace("\t", " ").split(" ") if word]
 
 

@@ -18,13 +18,13 @@ _COMMENT = re.compile(r"#\s*(.+?)\s*=\s*(.*?)\s*")
 def read_conllu(location: Location, encoding: str, *, genre: str = "") -> Iterator[Record | Note]:
     """One record a sentence.
 
-    Fields: words (FORM), lemmas, upos, xpos, feats, deprels: lists of strings as they stand; heads: list of int, 0 the
+    Fields: words (FORM), lemmas, upos, xpos, feats, deprels: lists of strings as in the file; heads: list of int, 0 the
     root, None for "_"; and every comment `# key = value` as a string: sent_id, text, "newdoc id", ...; document, the id
     (its number in the file where it has none) of the document that the last "# newdoc" began, absent before it.
     Multi-word token ranges (1-2) and empty nodes (1.1) are left out.
 
     Args:
-      genre: a regular expression; where given, its first group (or the whole match) at the beginning of sent_id
+      genre: a regular expression; where given, its first group (or the complete match) at the beginning of sent_id
         becomes the field genre. UD EWT: r"([a-z]+)-".
 
     Raises UserError at the line.

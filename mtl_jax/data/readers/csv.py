@@ -44,17 +44,17 @@ def read_csv(
     Args:
       delimiter: one character; "" = tab for .tsv and .tab files, comma otherwise (or what a first line "sep=;" says).
       columns: names of the columns, for a file without header or to rename those of its header.
-      header: whether a line of names stands first; None = where `columns` is empty.
-      quoting: "minimal": a field may stand in quotes, with delimiters, newlines and doubled quotes inside; "none":
-        quotes are ordinary characters (GLUE's own files); "" = "none" with tabs, "minimal" otherwise.
+      header: whether the first line has the names; None = where `columns` is empty.
+      quoting: "minimal": a field may be quoted, with delimiters, newlines and doubled quotes inside; "none":
+        quotes are ordinary characters (the files of GLUE); "" = "none" with tabs, "minimal" otherwise.
       skip_before_header: lines to leave out at the top.
       skip_after_header: lines to leave out after the header (Orange's .tab: 2, types and roles).
       on_bad_line: "error" or "skip", for a row with another number of columns or broken quotes. Reading goes on at the
         line after the one where a bad row begins, so that a quote which is never closed costs one line; a row over
-        several lines most of which are no rows themselves is left out whole. Lines and records are counted.
+        several lines most of which are no rows themselves is left out entirely. Lines and records are counted.
 
     Noted: fields and names that hold line ends; rows of empty cells, and such as repeat the header (both are left out);
-    empty cells behind the last column.
+    empty cells after the last column.
 
     Raises UserError at the line; and where the delimiter makes one column and another one several.
     """
@@ -120,7 +120,7 @@ def _records(
             yield Note("rows left out that repeat the header", file, number, harmless=True)
         else:
             if more:
-                yield Note("rows with empty cells behind the last column", file, number, harmless=True)
+                yield Note("rows with empty cells after the last column", file, number, harmless=True)
             if ends := sum("\n" in cell or "\r" in cell for cell in cells) if row.count > 1 else 0:
                 inner, good = form.inside(row, least, len(names))
                 yield Note("fields hold line ends", file, number, ends, harmless=2 * good <= inner)
@@ -208,7 +208,7 @@ def _other(row: _Row, form: _Form, wanted: int) -> str:
 
 
 def _wrong(row: _Row, form: _Form, names: list[str], least: int) -> str:
-    """What is wrong with a row, or nothing; cells behind the last column may be there where they are empty."""
+    """What is wrong with a row, or nothing; empty cells after the last column are allowed."""
     if type(row.cells) is list and len(row.cells) == len(names):
         return ""
     if isinstance(row.cells, csv.Error):

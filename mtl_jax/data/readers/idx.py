@@ -18,7 +18,8 @@ def read_idx(location: Location, encoding: str, *, labels: str, names: Sequence[
     """One record a picture: image (uint8 array [height, width]), label (its number, or its name), number from 1.
 
     Args:
-      labels: name of the file with the labels, in the same folder; `{}` stands for the name of the pictures' file up
+      labels: name of the file with the labels, in the same folder; `{}` is replaced by the name of the pictures' file
+      up
         to its first "-images", e.g. "{}-labels-idx1-ubyte.gz".
       names: of the classes, by number; () = the numbers.
 

@@ -64,13 +64,13 @@ def read_json_splits(
     """
     path = _path_in(location, split)
     for file in files_of_splits(location, split):
-        whole = parse_json(file.text(encoding), file.name)
-        if not isinstance(whole, dict):
-            raise UserError(f"{file.name}: has to hold one JSON object of splits, found {type_name(whole)}")
-        document = Record(whole, file.name, 0)
+        content = parse_json(file.text(encoding), file.name)
+        if not isinstance(content, dict):
+            raise UserError(f"{file.name}: has to hold one JSON object of splits, found {type_name(content)}")
+        document = Record(content, file.name, 0)
         if find_field(document, path) is None and "." not in path:
-            known = ", ".join(whole)
-            raise UserError(f"{file.name}: no split {path!r}; there are: {known}.{suggestion(path, whole)}")
+            known = ", ".join(content)
+            raise UserError(f"{file.name}: no split {path!r}; there are: {known}.{suggestion(path, content)}")
         yield from _items(field(document, path), f"{file.name}:{path}", None, key or _KEY, columns)
 
 
@@ -110,10 +110,10 @@ def read_records(
         yield from _items(rows, file, None, key or _KEY, columns)
         return
     if alone and not records and isinstance(document, Mapping):
-        whole = Record(document, file, line)
-        path = "" if key else place_of_records(whole, columns, fields)
+        record = Record(document, file, line)
+        path = "" if key else place_of_records(record, columns, fields)
         if path is not None:
-            inner = field(whole, path) if path else document
+            inner = field(record, path) if path else document
             yield from _items(inner, f"{file}:{path}" if path else file, None, key or _KEY, columns)
             return
     for number, value in itertools.chain([first], [] if second is None else [second], found):

@@ -29,9 +29,9 @@ def read_nlvr(
 ) -> Iterator[Record | Note]:
     """The records of one folder of pictures, SPLIT/images/NUMBER, as SPLIT/SPLIT.json has them.
 
-    All pictures of one sentence lie in one such folder, so that splits of folders share no presentation. Fields:
+    All pictures of one sentence are in one such folder, so that splits of folders share no presentation. Fields:
     sentence, label, identifier, presentation (the first part of the identifier), image (the three boxes, each a part
-    of the picture), kinds (what stands in it: "yellow circle", …), tower ("yes" | "no").
+    of the picture), kinds (its contents: "yellow circle", …), tower ("yes" | "no").
 
     Args:
       orders: 1 to 6: records of each picture, with its boxes in so many orders, which leave the label as it is. The
@@ -57,7 +57,7 @@ def read_nlvr(
     file = split.child(f"{split.place.name}.json")
     if not file.is_file():
         raise UserError(
-            f"{location.name}: the reader 'nlvr' wants folders such as dev/images/0, beside dev/dev.json; "
+            f"{location.name}: the reader 'nlvr' needs folders such as dev/images/0, next to dev/dev.json; "
             f"there is no {file.name}"
         )
     records = list(read_records(file, encoding, fields=("sentence",)))
@@ -122,7 +122,7 @@ def _fields(record: Record, folder: Location, split: str) -> dict[str, Any]:
 
 
 def _details(box: Sequence[Mapping[str, Any]], of_tower: bool) -> list[str]:
-    """What stands in a box."""
+    """The contents of a box, as short descriptions."""
     order = sorted(box, key=lambda item: item["y_loc"])
     colors = [item["color"] for item in order]
     found = {f"{len(box)} items", f"{len(set(colors))} colors"}

@@ -15,7 +15,7 @@ from mtl_jax.errors import UserError
 
 # Parameters that a data set's entry gives by other fields: the name of a split; the fields of its texts.
 CALLER_OPTIONS = ("split", "fields")
-# Options of every data set, whatever its reader; see `mtl_jax.data.datasets.read_dataset`.
+# Options of every data set and reader; see `mtl_jax.data.datasets.read_dataset`.
 COMMON_OPTIONS = ("empty", "schemes", "scheme", "lists")
 
 
@@ -30,7 +30,7 @@ def declared_options(reader: Callable[..., Any]) -> dict[str, Any]:
 
 
 def select_options(reader: Callable[..., Any], options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options that are the reader's own, without those of `COMMON_OPTIONS` that it does not have."""
+    """The options that are passed to the reader: all but those of `COMMON_OPTIONS` that it does not have."""
     native = declared_options(reader)
     return {name: value for name, value in options.items() if name not in COMMON_OPTIONS or name in native}
 

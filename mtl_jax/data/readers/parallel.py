@@ -25,12 +25,13 @@ def read_parallel(
 
         SNIPS          no options; splits={"train": "train", "dev": "valid"}, a folder each
         TweetEval      files={"text": "{split}_text.txt", "label": "{split}_labels.txt"}; splits={"train": "train",
-                       "dev": "val", "test": "test"}, the names that stand for {split}
+                       "dev": "val", "test": "test"}, the names that replace {split}
         translations   files={"source": "{split}.en", "target": "{split}.de"}
 
     Args:
       files: {field: file in the folder}; None = {"words": "seq.in", "slots": "seq.out", "intent": "label"}. In file
-        names "{split}" stands for the last part of what `splits` names, and they are relative to the folder around it.
+        names "{split}" is replaced by the last part of what `splits` names, and they are relative to the folder around
+        it.
       split_fields: fields that are lists of words; they have to be of one length in every line. The others are
         strings. None = those of "words" and "slots" that `files` names.
 

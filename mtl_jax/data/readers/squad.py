@@ -1,4 +1,4 @@
-"""SQuAD's own files: articles, paragraphs, and questions on each."""
+"""The format of SQuAD: articles, paragraphs, and questions on each."""
 
 from __future__ import annotations
 
@@ -57,11 +57,13 @@ def _answers(question: Mapping[str, Any], place: str) -> tuple[list[Any] | None,
     if question.get("answers") is None:
         return None, "", 0
     given = _list(question, "answers", place)
-    kept = [a for a in given if not (isinstance(a, dict) and isinstance(a.get("text"), str) and not a["text"].strip())]
-    if not kept and (given or "is_impossible" in question):
+    with_text = [
+        a for a in given if not (isinstance(a, dict) and isinstance(a.get("text"), str) and not a["text"].strip())
+    ]
+    if not with_text and (given or "is_impossible" in question):
         return None, "questions that have an answer by their mark, but none is given; they have no label", 1
-    fewer = len(given) - len(kept)
-    return kept, "answers without text left out" if fewer else "", fewer
+    fewer = len(given) - len(with_text)
+    return with_text, "answers without text left out" if fewer else "", fewer
 
 
 def _list(value: Any, key: str, place: str) -> list[Any]:

@@ -20,7 +20,7 @@ def read_srl(
     columns: Sequence[str | None] = ("_", "words", "upos", "xpos", "rolesets"),
     separator: str | None = "\t",
     no_roleset: str = "-",
-    behind: int = 0,
+    columns_after: int = 0,
 ) -> Iterator[Record | Note]:
     """One record a sentence.
 
@@ -31,7 +31,7 @@ def read_srl(
       columns: names of the columns before the roles; "words" and "rolesets" have to be among them.
       separator: between columns; None = any run of blanks and tabs.
       no_roleset: the entry of the rolesets column at a word that is no predicate.
-      behind: number of columns after the roles, which are not read (CoNLL-2012 has one).
+      columns_after: number of columns after the roles, which are not read (CoNLL-2012 has one).
 
     Columns of roles in brackets, "(A0*", "*", "*)" (CoNLL-2005, CoNLL-2012), become BIO tags.
 
@@ -43,13 +43,15 @@ def read_srl(
         rows = [split_columns(line, separator) for _, line in block]
         numbers = [number for number, _ in block]
         for number, row in zip(numbers, rows, strict=True):
-            if len(row) != len(rows[0]) or len(row) < len(columns) + behind:
-                wanted = max(len(rows[0]), len(columns) + behind)
+            if len(row) != len(rows[0]) or len(row) < len(columns) + columns_after:
+                wanted = max(len(rows[0]), len(columns) + columns_after)
                 raise UserError(f"{location.name}:{number}: {len(row)} columns, {wanted} wanted")
         by_name = dict(zip(columns, zip(*rows, strict=True), strict=False))
         senses = by_name.pop("rolesets")
         predicates = [i for i, sense in enumerate(senses) if sense != no_roleset]
-        roles = [list(tags) for tags in zip(*(row[len(columns) : len(row) - behind] for row in rows), strict=True)]
+        roles = [
+            list(tags) for tags in zip(*(row[len(columns) : len(row) - columns_after] for row in rows), strict=True)
+        ]
         if len(roles) != len(predicates):
             raise UserError(
                 f"{location.name}:{numbers[0]}: {len(roles)} columns of roles for {len(predicates)} predicates"

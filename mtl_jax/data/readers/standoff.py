@@ -1,4 +1,4 @@
-"""Annotations that stand beside a text as spans of characters: JSON of annotation tools, and brat's folders."""
+"""Annotations of texts as spans of characters: JSON of annotation tools, and brat's folders."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def read_spans(
 
     Fields: words, tags (a list as long; None where the text has no annotation), and those of the file. Words are runs
     of letters and digits with their marks, and single other signs; a Han character is one, see `mtl_jax.unicode`. A
-    span that begins or ends inside a word takes the whole word; of spans that overlap the longest stays. Both are
+    span that begins or ends inside a word is extended to the word; of overlapping spans the longest is kept. Both are
     counted in notes.
 
     Args:
@@ -60,15 +60,15 @@ def read_spans(
     """
     _check_scheme(scheme)
     for record in read_records(location, encoding, records, key, fields=(text,)):
-        whole = find_field(record, text)
-        if not isinstance(whole, str):
+        value = find_field(record, text)
+        if not isinstance(value, str):
             known = ", ".join(map(str, record.fields)) or "none"
             raise UserError(
                 f"{where(record)}: no text in the field {text!r} (options.text); fields: {known}."
                 f"{suggestion(text, record.fields)}"
             )
-        marks = _marks(record, spans, len(whole))
-        words, tags, notes = _tagged(whole, marks, scheme)
+        marks = _marks(record, spans, len(value))
+        words, tags, notes = _tagged(value, marks, scheme)
         yield from (Note(what, record.file, record.line) for what in notes)
         yield record._replace(fields={**record.fields, "words": words, "tags": None if marks is None else tags})
 
@@ -96,37 +96,39 @@ def read_brat(location: Location, encoding: str, *, scheme: str = "iob2") -> Ite
         if file.place.name.endswith(".ann") and file.place.name.removesuffix(".ann") not in names:
             yield Note("annotations without a text of their name (.ann without .txt) left out", file.name, 0)
     for name, file in zip(names, texts, strict=True):
-        beside = location.child(f"{name}.ann")
-        yield from _brat_records(name, file, beside if beside.is_file() else None, encoding, scheme)
+        annotations = location.child(f"{name}.ann")
+        yield from _brat_records(name, file, annotations if annotations.is_file() else None, encoding, scheme)
 
 
 def _brat_records(
-    name: str, file: Location, beside: Location | None, encoding: str, scheme: str
+    name: str, file: Location, annotations: Location | None, encoding: str, scheme: str
 ) -> Iterator[Record | Note]:
-    """The lines of one text, with the annotations of the file beside it."""
+    """The lines of one text, with the annotations of the file annotations it."""
     lines = list(file.raw_lines(encoding))
     marks: dict[int, _Mark] = {}
-    if beside:
-        marks, notes = _brat_marks(beside, encoding, sum(map(len, lines)))
+    if annotations:
+        marks, notes = _brat_marks(annotations, encoding, sum(map(len, lines)))
         yield from notes
     begin, placed = 0, set()
     for number, line in enumerate(lines, start=1):
         end = begin + len(line)
         if line.strip():
-            own = [at for at, m in marks.items() if m.start < end and m.end > begin]
-            placed.update(own)
-            if any(marks[at].start < begin or marks[at].end > end for at in own):
+            overlapping = [at for at, m in marks.items() if m.start < end and m.end > begin]
+            placed.update(overlapping)
+            if any(marks[at].start < begin or marks[at].end > end for at in overlapping):
                 yield Note("lines with an annotation that goes on in another line, cut there", file.name, number)
             inside = [
-                _Mark(max(m.start, begin) - begin, min(m.end, end) - begin, m.type) for m in map(marks.get, own) if m
+                _Mark(max(m.start, begin) - begin, min(m.end, end) - begin, m.type)
+                for m in map(marks.get, overlapping)
+                if m
             ]
             words, tags, found = _tagged(line, inside, scheme)
             yield from (Note(what, file.name, number) for what in found)
-            fields = {"words": words, "tags": tags if beside else None}
+            fields = {"words": words, "tags": tags if annotations else None}
             yield Record({**fields, "text": line.strip(), "document": name}, file.name, number)
         begin = end
     for at in sorted(marks.keys() - placed):
-        yield Note(_NO_WORD, beside.name if beside else file.name, at)
+        yield Note(_NO_WORD, annotations.name if annotations else file.name, at)
 
 
 def _check_scheme(scheme: str) -> None:
@@ -177,8 +179,8 @@ def _mark(one: Any, record: Record, name: str) -> _Mark:
     start, end, kind = parts
     if isinstance(kind, list) and len(kind) == 1:  # as Label Studio has it
         kind = kind[0]
-    whole = all(isinstance(x, int) and not isinstance(x, bool) for x in (start, end))
-    if not whole or not isinstance(kind, str) or not kind:
+    value = all(isinstance(x, int) and not isinstance(x, bool) for x in (start, end))
+    if not value or not isinstance(kind, str) or not kind:
         raise UserError(
             f"{where(record)}: {one!r:.120} in the field {name!r} is no span: [start, end, type], or an object with "
             "start, end and label"
@@ -195,7 +197,7 @@ def _within(mark: _Mark, length: int, place: str) -> _Mark:
 
 
 def _brat_marks(file: Location, encoding: str, length: int) -> tuple[dict[int, _Mark], list[Note]]:
-    """({line: its annotation of the text}, what is not read as it stands)."""
+    """({line: its annotation of the text}, notes on what is changed or not read)."""
     found, notes = {}, []
     for number, line in file.lines(encoding):
         if line[:1] in _NO_SPANS:

@@ -70,7 +70,7 @@ def statements_about(
 
 
 def is_tower(boxes: Sequence[Box]) -> bool:
-    """Whether all items are blocks that stand on each other."""
+    """Whether all items are stacked blocks."""
     return all(item["x_loc"] == 40 for box in boxes for item in box)
 
 
@@ -119,14 +119,14 @@ class _Grammar:
         place = "" if self.of_tower or bare else self.one_of("", "", *PLACES)
         negated = bool(place) and self.one_of(*range(5)) == 0
         touching = "not touching" if negated else self.one_of("touching", "closely touching")
-        behind = f" {touching} {PLACES[place][0] if not negated else PLACES[place][1]}" if place else ""
+        place_words = f" {touching} {PLACES[place][0] if not negated else PLACES[place][1]}" if place else ""
 
         def holds(item):
             of_kind = (not color or item["color"] == color) and (not shape or item["type"] == shape)
             return of_kind and (not place or PLACES[place][2](item) != negated)
 
         named = f"{color} {noun}".strip()
-        return named + behind, plural(named) + behind, holds
+        return named + place_words, plural(named) + place_words, holds
 
     def _of_box(self) -> tuple[str, Callable[[Box], bool]]:
         """What a box has, and whether one has it."""

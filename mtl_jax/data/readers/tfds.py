@@ -22,9 +22,9 @@ def read_tfds(location: Location, encoding: str, *, split: str, data_dir: str = 
         `path`, is the name of a data set ("glue/cola", "glue/cola:2.0.0"), downloaded and prepared once.
       encoding: of the text.
       split: TFDS split expression ("train[:90%]"), given by `splits` of the data set.
-      data_dir: where data sets by name are kept; "" = TFDS's own folder.
+      data_dir: folder for data sets by name; "" = the default of TFDS.
 
-    Raises UserError where the data set is unknown, cannot be prepared, has no such split or lies in TFRecord files,
+    Raises UserError where the data set is unknown, cannot be prepared, has no such split or is in TFRecord files,
     which only TensorFlow reads.
     """
     import tensorflow_datasets
@@ -45,7 +45,7 @@ def read_tfds(location: Location, encoding: str, *, split: str, data_dir: str = 
             "(`path` is a name that TFDS knows, where there is a network, or a folder prepared as array_record or "
             "parquet; `splits` are TFDS split expressions)"
         ) from error
-    if len(source) != size:  # TFDS 4.9 leaves the slice out for Parquet files and gives the whole split
+    if len(source) != size:  # TFDS 4.9 leaves the slice out for Parquet files and gives the complete split
         raise UserError(
             f"TFDS data set {location.name!r}: split {split!r} has {size} examples, but TFDS gives {len(source)}: "
             "it does not slice these files. Take whole splits with dev_fraction, or prepare it as array_record"

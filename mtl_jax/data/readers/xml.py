@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any
 from xml.parsers import expat
@@ -12,10 +13,10 @@ from mtl_jax.errors import UserError
 
 
 def read_xml(location: Location, encoding: str, *, record: str, lists: Sequence[str] = ()) -> Iterator[Record | Note]:
-    """One record for each element `record`, wherever it stands. Fields: its attributes, and its children by name.
+    """One record for each element `record`, at any depth. Fields: its attributes, and its children by name.
 
     A child with neither attributes nor children is its text; another is an object of the same kind, whose fields are
-    reached as "child.field". Several children of one name are a list. `text`: what stands in an element between tags,
+    reached as "child.field". Several children of one name are a list. `text`: the text of an element between tags,
     its children's text included, where there is any and nothing else is called so.
 
         RTE             record="pair"; text=("t", "h"), label="entailment"
@@ -56,44 +57,56 @@ def read_xml(location: Location, encoding: str, *, record: str, lists: Sequence[
         yield Record(fields, location.name, line)
 
 
+@dataclasses.dataclass
+class _Element:
+    """An open element.
+
+    text         pieces of text of the element and its descendants
+    direct_text  those of the element itself
+    """
+
+    line: int
+    fields: dict[str, Any]
+    text: list[str] = dataclasses.field(default_factory=list)
+    direct_text: list[str] = dataclasses.field(default_factory=list)
+
+
 class _Reading:
-    """The open elements, outermost first: (name, line, fields, pieces of text, those between tags of its own)."""
+    """The records found so far, and the open elements, outermost first."""
 
     def __init__(self, record: str, lists: frozenset[str]):
         self.record, self.lists = record, lists
         self.names: set[str] = set()
         self.found: list[tuple[int, dict[str, Any]]] = []
-        self.open: list[tuple[str, int, dict[str, Any], list[str], list[str]]] = []
+        self.open: list[_Element] = []
 
     def start(self, name: str, attributes: dict[str, str], line: int) -> None:
         self.names.add(name)
-        if self.open or name == self.record:  # what stands around the records is not kept
-            self.open.append((name, line, dict(attributes), [], []))
+        if self.open or name == self.record:  # elements outside of records are skipped
+            self.open.append(_Element(line, dict(attributes)))
 
     def text(self, piece: str) -> None:
         if self.open:
-            self.open[-1][4].append(piece)
-            for _, _, _, pieces, _ in self.open:
-                pieces.append(piece)
+            self.open[-1].direct_text.append(piece)
+            for element in self.open:
+                element.text.append(piece)
 
     def end(self, name: str) -> None:
         if not self.open:
             return
-        _, line, fields, pieces, own = self.open.pop()
-        whole = "".join(pieces).strip()
-        value: Any = fields
-        if not fields:
-            value = whole
-        if "".join(own).strip():
-            fields.setdefault("text", whole)
+        element = self.open.pop()
+        text = "".join(element.text).strip()
+        value: Any = element.fields or text
+        if "".join(element.direct_text).strip():
+            element.fields.setdefault("text", text)
         if name == self.record:
-            self.found.append((line, fields))
+            self.found.append((element.line, element.fields))
         if self.open:
-            _into(self.open[-1][2], name, value, name in self.lists)
+            _into(self.open[-1].fields, name, value, name in self.lists)
 
 
 def _into(fields: dict[str, Any], name: str, value: Any, as_list: bool) -> None:
-    """Puts a child into its parent: beside an attribute or children of the same name, as one more of a list."""
+    """Puts a child into its parent: as one more of a list where there are attributes or children of the same name."""
     before = fields.get(name)
     if isinstance(before, list):
         before.append(value)

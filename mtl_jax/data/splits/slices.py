@@ -96,7 +96,7 @@ def _with_value(records: Sequence[Record], condition: Condition, part: str) -> l
 
 
 def _position(bound: str, count: int, part: str) -> int:
-    """The index that a bound of a slice stands for among `count` records."""
+    """The index of a bound of a slice among `count` records."""
     sign, digits, percent = _BOUND.fullmatch(bound).groups()
     number = int(digits)
     if percent:

@@ -27,7 +27,7 @@ class Template(NamedTuple):
 
 
 class Tokenizer(Protocol):
-    """What encoding needs of a tokenizer. Id 0 also stands in the padding, where `segment` hides it."""
+    """The interface of tokenizers. Id 0 is also in the padding, which `segment` masks."""
 
     single: Template
     pair: Template
@@ -41,7 +41,7 @@ class Tokenizer(Protocol):
         """Token ids of each word of each sentence, without special tokens, at least one a word."""
 
     def offsets(self, texts: Sequence[str]) -> list[list[tuple[int, int]]]:
-        """Where each token of `texts` stands in its text: [begin, end) in characters, (0, 0) for none."""
+        """The place of each token in its text: [begin, end) in characters, (0, 0) for none."""
 
     def id_to_token(self, index: int) -> str:
         """The token of an id, as a string."""
@@ -60,7 +60,7 @@ class Tokenizer(Protocol):
 
     @property
     def mask_id(self) -> int | None:
-        """The id of the token that stands for a hidden word; None where there is none."""
+        """The id of the mask token; None where there is none."""
 
     @property
     def special_ids(self) -> frozenset[int]:

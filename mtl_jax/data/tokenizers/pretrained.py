@@ -82,12 +82,12 @@ class PretrainedTokenizer:
         return result
 
     def _as_written(self, unit: str | Sequence[str], encoding: Any) -> list[str]:
-        """The tokens of an encoded unit, unknown ones as they stand in it."""
-        found = []
+        """The tokens of an encoded text or sentence, unknown ones as in the text."""
+        tokens = []
         for index, word, (begin, end) in zip(encoding.ids, encoding.word_ids, encoding.offsets, strict=True):
-            whole = unit if isinstance(unit, str) else unit[word]
-            found.append((whole[begin:end] if index == self._unknown else "") or self.id_to_token(index))
-        return found or ["".join(unit)]
+            text = unit if isinstance(unit, str) else unit[word]
+            tokens.append((text[begin:end] if index == self._unknown else "") or self.id_to_token(index))
+        return tokens or ["".join(unit)]
 
     def join(self, tokens: Sequence[str]) -> str:
         decoder = self._text.decoder
@@ -123,20 +123,20 @@ class PretrainedTokenizer:
     def _template(self, second: str | None) -> Template:
         """The template, derived from an encoded probe: the special tokens are outside both texts."""
         encoding = self._text.encode("a", second)
-        whole = list(zip(encoding.ids, encoding.type_ids, encoding.sequence_ids, strict=True))
-        first = [i for i, (_, _, text) in enumerate(whole) if text == 0]
-        other = [i for i, (_, _, text) in enumerate(whole) if text == 1]
+        probe = list(zip(encoding.ids, encoding.type_ids, encoding.sequence_ids, strict=True))
+        first = [i for i, (_, _, text) in enumerate(probe) if text == 0]
+        other = [i for i, (_, _, text) in enumerate(probe) if text == 1]
         if not first or (second and not other):
             raise UserError(f"{self.path}: the tokenizer drops the text 'a'; is its vocabulary complete?")
-        a_type = whole[first[0]][1]
-        b_type = whole[other[0]][1] if other else 1
+        a_type = probe[first[0]][1]
+        b_type = probe[other[0]][1] if other else 1
         last = other[-1] if other else first[-1]
 
         def special(begin: int, end: int) -> tuple[tuple[int, int], ...]:
-            return tuple((index, kind) for index, kind, _ in whole[begin:end])
+            return tuple((index, kind) for index, kind, _ in probe[begin:end])
 
         between = special(first[-1] + 1, other[0]) if other else ()
-        return Template(special(0, first[0]), between, special(last + 1, len(whole)), (a_type, b_type))
+        return Template(special(0, first[0]), between, special(last + 1, len(probe)), (a_type, b_type))
 
 
 def _trimmed(text: str, begin: int, end: int) -> tuple[int, int]:

@@ -95,7 +95,7 @@ class WordTokenizer:
 
     @staticmethod
     def split_with_blanks(text: str, lower: bool) -> tuple[list[str], list[bool]]:
-        """The words of a text, and whether a blank stands before each."""
+        """The words of a text, and whether a blank is before each."""
         found = list(_pattern(text, "").finditer(text))
         ends = [0, *(match.end() for match in found)]
         blanks = [match.start() > end for match, end in zip(found, ends, strict=False)]

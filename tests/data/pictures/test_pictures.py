@@ -377,7 +377,7 @@ def test_nlvr_folders_orders_and_statements(tmp_path):
     with pytest.raises(UserError, match="there are 1 to 6 orders"):
         datasets.read_dataset("d", entry | {"options": {"orders": 7}}, 0)
     (tmp_path / "dev" / "dev.json").rename(tmp_path / "dev" / "other.json")
-    with pytest.raises(UserError, match=r"wants folders such as dev/images/0, beside dev/dev\.json"):
+    with pytest.raises(UserError, match=r"needs folders such as dev/images/0, next to dev/dev\.json"):
         datasets.read_dataset("d", entry, 0)
 
 

@@ -220,7 +220,7 @@ def test_roles_and_names_in_brackets(tmp_path):
     rows = ["He * - (A0*) * c", "gave (PER* give.01 (V*) * c", "it *) - (A1*) (A0*) c", "up * give.02 * (V*) c"]
     place = written(tmp_path, "\n".join(rows) + "\n")
     columns = ("words", "_", "rolesets")
-    (found,), _ = run(place, "srl", columns=columns, separator=None, behind=1)
+    (found,), _ = run(place, "srl", columns=columns, separator=None, columns_after=1)
     assert found["roles"] == [["B-A0", "B-V", "B-A1", "O"], ["O", "O", "B-A0", "B-V"]] and found["predicates"] == [1, 3]
     with pytest.raises(UserError, match="3 columns of roles for 2 predicates"):
         run(place, "srl", columns=columns, separator=None)

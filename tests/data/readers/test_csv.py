@@ -119,7 +119,7 @@ def test_as_spreadsheets_write_it(tmp_path):
     assert [(n.what, n.line) for n in notes] == [("rows of empty cells left out", at) for at in (3, 4, 6, 7)]
     records, notes = run(tmp_path, "a,b\n1,2,\n3,4\n")  # a delimiter behind the last cell
     assert [r.fields for r in records] == [{"a": "1", "b": "2"}, {"a": "3", "b": "4"}]
-    assert [(n.what, n.line) for n in notes] == [("rows with empty cells behind the last column", 2)]
+    assert [(n.what, n.line) for n in notes] == [("rows with empty cells after the last column", 2)]
     assert fields(tmp_path, "a,b,\n1,2\n3,4,\n") == [{"a": "1", "b": "2"}, {"a": "3", "b": "4", "column_3": ""}]
     with pytest.raises(UserError, match=r"f\.csv:2: 1 columns, 3 wanted"):
         run(tmp_path, "a,b,\n1\n")

@@ -169,7 +169,7 @@ def test_every_line_of_a_table_is_in_a_record_or_counted(tmp_path, options, cont
         ends = sum(value.count(end) for value in record.fields.values())
         covered += range(record.line, record.line + ends + 1)
     for note in notes:
-        if note.what not in ("fields hold line ends", "rows with empty cells behind the last column"):
+        if note.what not in ("fields hold line ends", "rows with empty cells after the last column"):
             covered += range(note.line, note.line + note.count)
     assert len(set(covered)) == len(covered)
     missing = [lines[n - 1] for n in set(range(1, len(lines) + 1)) - set(covered)]
