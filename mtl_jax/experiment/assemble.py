@@ -86,9 +86,9 @@ def assemble(config: Any, data: Corpus, architecture: Architecture | None, pretr
             owned,
             layout,
             column_init=config.model.column_init,
-            columns=columns,
+            column_execution=columns,
             remat=config.model.remat,
-            kept=kept,
+            cached_layers=kept,
             sharing=sharing,
         )
 

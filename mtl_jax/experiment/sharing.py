@@ -10,9 +10,9 @@ from mtl_jax.data.batch import BatchLayout
 from mtl_jax.errors import UserError
 from mtl_jax.models import ownership
 from mtl_jax.models.adapters import ADAPTERS, Adapter
-from mtl_jax.models.forward_pass import SharingSpec
 from mtl_jax.models.mixers import MIXERS
-from mtl_jax.models.mixers.columns import Mixer
+from mtl_jax.models.mixers.base import Mixer
+from mtl_jax.models.network_spec import SharingSpec
 from mtl_jax.models.ownership import ExpertColumns, Owners
 from mtl_jax.models.readouts import READOUTS
 from mtl_jax.tasks.base import Features, Task
@@ -38,10 +38,10 @@ def build_sharing(
     layers = tuple(path for path in owners if not path.startswith("mixer_"))
     adapters = _adapters(sharing, owners, layers)
     owners |= {ownership.adapter_path(path): tuple(range(len(names))) for path in adapters}
-    reader = _made("readout_options", lambda: READOUTS[sharing.readout](**sharing.readout_options.to_dict()))
+    reader = _construct("readout_options", lambda: READOUTS[sharing.readout](**sharing.readout_options.to_dict()))
     head_layers = _head_layers(sharing, names, tuple(config.tasks), layers)
     cascades = {task: tuple(sources) for task, sources in sharing.cascades.items() if sources}
-    order = ownership.feeding_order(tuple(config.tasks), cascades)
+    order = ownership.cascade_order(tuple(config.tasks), cascades)
     cascades = {task: found for task in names if (found := tuple(s for s in cascades.get(task, ()) if s in names))}
     _require_fed_upwards(cascades, head_layers, layers)
     _require_passable(sharing, owners, mixers, reader.reads_all, head_layers)
@@ -53,12 +53,12 @@ def build_sharing(
         head_layers,
         cascades,
         tuple(name for name in order if name in names),
-        _distribute(tasks),
-        _classes(tasks, cascades),
+        _label_distribution(tasks),
+        _class_counts(tasks, cascades),
     )
 
 
-def _made(field: str, make: Callable[[], Any]) -> Any:
+def _construct(field: str, make: Callable[[], Any]) -> Any:
     try:
         return make()
     except (TypeError, ValueError) as error:
@@ -70,7 +70,7 @@ def _with_mixers(sharing, owners: dict, layout: BatchLayout) -> tuple[dict, dict
     if not sharing.mixer:
         return owners, {}
     tasks, chosen = len(layout.tasks), tuple(sharing.mixer_layers)
-    mixer = _made("mixer_options", lambda: MIXERS[sharing.mixer](tasks, **sharing.mixer_options.to_dict()))
+    mixer = _construct("mixer_options", lambda: MIXERS[sharing.mixer](tasks, **sharing.mixer_options.to_dict()))
     if mixer.experts:
         above, gates = ownership.expert_layers(owners, sharing.mixer, chosen, mixer.default_layers)
         if sharing.mixer == "shared_private" and gates != above[-1:]:
@@ -90,7 +90,7 @@ def _with_mixers(sharing, owners: dict, layout: BatchLayout) -> tuple[dict, dict
 def _adapters(sharing, owners: Owners, layers: tuple[str, ...]) -> dict[str, Adapter]:
     if not sharing.adapter:
         return {}
-    adapter = _made("adapter_options", lambda: ADAPTERS[sharing.adapter](**sharing.adapter_options.to_dict()))
+    adapter = _construct("adapter_options", lambda: ADAPTERS[sharing.adapter](**sharing.adapter_options.to_dict()))
     chosen = tuple(sharing.adapter_layers) or tuple(path for path in layers if path != "embed")
     if not chosen:
         raise UserError(
@@ -119,7 +119,7 @@ def _head_layers(sharing, names, all_tasks, layers) -> dict[str, str]:
     return {task: path for task, path in sharing.head_layers.items() if task in names}
 
 
-def _classes(tasks: Mapping[str, Task], cascades) -> dict[str, int]:
+def _class_counts(tasks: Mapping[str, Task], cascades) -> dict[str, int]:
     """{task whose labels are fed: C}."""
     classes = {}
     for fed, sources in cascades.items():
@@ -133,7 +133,7 @@ def _classes(tasks: Mapping[str, Task], cascades) -> dict[str, int]:
     return classes
 
 
-def _distribute(tasks: Mapping[str, Task]):
+def _label_distribution(tasks: Mapping[str, Task]):
     def distribute(task, params, hidden, segment, start, length):
         return tasks[task].distribution(params, Features(hidden, segment, start, length))
 

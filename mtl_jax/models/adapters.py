@@ -1,8 +1,8 @@
-"""Adapters: small parameters of each task's own on layers that tasks share. A further kind is one function and one line
-in `ADAPTERS`.
+"""Adapters: small parameters per task on layers that tasks share. A new kind is one function and one line in
+`ADAPTERS`.
 
-At the start they change nothing. Their leaves are [K, ...] at paths `adapter_03`, so penalties on "^adapter_" draw
-the tasks together by them alone, and `optimizer.freeze` = ("^embed/", "^layer_") trains nothing else of the encoder.
+Initially they change nothing. Their leaves are [K, ...] at paths `adapter_03`, so that penalties on "^adapter_" act on
+them only, and `optimizer.freeze` = ("^embed/", "^layer_") trains nothing else of the encoder.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from mtl_jax.models.mixers.columns import require_choice, require_integer
+from mtl_jax.models.mixers.base import require_choice, require_integer
 
 Params = Mapping[str, Any]
 _HIGHEST = jax.lax.Precision.HIGHEST
 
 
 class Adapter(NamedTuple):
-    """Pure functions; either of the last two, the other is None.
+    """Pure functions; one of the last two, the other is None.
 
     init   (key, params of the layer, width of its output) -> params of one task, float32
     bind   (params, params of the layer) -> params that the layer is applied with
@@ -35,7 +35,7 @@ class Adapter(NamedTuple):
 
 
 def bottleneck(size: int = 32, activation: str = "relu") -> Adapter:
-    """h + W_up act(W_down LayerNorm(h)) behind a layer (Bapna & Firat 2019, equations 2 to 4), of any kind.
+    """h + W_up act(W_down LayerNorm(h)) after a layer (Bapna & Firat 2019, equations 2 to 4), of any kind.
 
     Args:
       size: width of the bottleneck.
@@ -94,22 +94,22 @@ def lora(rank: int = 8, alpha: float = 16.0, leaves: str = "(query|value|input)/
     def init(key, layer, width):
         del width
         flat = flatten_dict(layer, sep="/")
-        found = {path: leaf for path, leaf in flat.items() if chosen.search(path) and leaf.ndim == 2}
-        if not found:
+        kernels = {path: leaf for path, leaf in flat.items() if chosen.search(path) and leaf.ndim == 2}
+        if not kernels:
             raise ValueError(f"leaves: {leaves!r} finds no kernel of a layer; there are {', '.join(flat)}")
         params = {}
-        for number, (path, leaf) in enumerate(found.items()):
+        for number, (path, leaf) in enumerate(kernels.items()):
             inputs, outputs = leaf.shape
             a = jax.random.normal(jax.random.fold_in(key, number), (inputs, rank), jnp.float32) / inputs**0.5
             params[f"{path}/a"], params[f"{path}/b"] = a, jnp.zeros((rank, outputs), jnp.float32)
         return unflatten_dict(params, sep="/")
 
     def bind(params, layer):
-        flat, own = dict(flatten_dict(layer, sep="/")), flatten_dict(params, sep="/")
-        for path in own:
+        flat, factors = dict(flatten_dict(layer, sep="/")), flatten_dict(params, sep="/")
+        for path in factors:
             if path.endswith("/a"):
                 kernel = path.removesuffix("/a")
-                change = jnp.matmul(own[path], own[f"{kernel}/b"], precision=_HIGHEST)
+                change = jnp.matmul(factors[path], factors[f"{kernel}/b"], precision=_HIGHEST)
                 flat[kernel] = flat[kernel] + (alpha / rank) * change
         return unflatten_dict(flat, sep="/")
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from mtl_jax.models.dropout import Noise
 from mtl_jax.models.row_chunks import in_row_chunks, is_single_cpu
 
-CHUNK_TOKENS = 512  # tokens of a layer that are computed at once on CPU, see `parts`
+CHUNK_TOKENS = 512  # tokens of a layer that are computed at once on CPU, see `row_chunks`
 MAX_CHUNKS = 2
 
 
@@ -23,42 +23,42 @@ def layer_function(module: nn.Module, remat: bool):
     def function(params, inputs, noise):
         return apply_module(module, {"params": params}, inputs, noise)
 
-    whole = jax.checkpoint(function) if remat else function
+    layer = jax.checkpoint(function) if remat else function
     if not getattr(module, "rows_in_parts", False):
-        return whole
+        return layer
 
-    def by_parts(params, inputs, noise):
+    def in_chunks(params, inputs, noise):
         tokens = inputs[-1].size
         count = min(MAX_CHUNKS, tokens // CHUNK_TOKENS) if is_single_cpu() else 1
         if noise is None:
-            return in_row_chunks(lambda *inputs: whole(params, inputs, None), count, *inputs)
+            return in_row_chunks(lambda *inputs: layer(params, inputs, None), count, *inputs)
         return in_row_chunks(
-            lambda keys, *inputs: whole(params, inputs, noise._replace(keys=keys)), count, noise.keys, *inputs
+            lambda keys, *inputs: layer(params, inputs, noise._replace(keys=keys)), count, noise.keys, *inputs
         )
 
-    return by_parts
+    return in_chunks
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def apply_module(module: nn.Module, variables, inputs, noise) -> jax.Array:
-    """A module on its inputs; what an embedding takes besides its four arrays are the pictures (patch, pixels).
+    """Applies a module; an embedding takes four arrays and the noise, then the pictures (patch, pixels).
 
-    Within `jit`, so that layers of one form are traced and lowered once; XLA writes out the calls. So the fields of a
-    module have to be hashable, as those of flax are: no NumPy arrays among them.
+    Within `jit`, so that equal layers are traced and lowered once; XLA inlines the calls. Therefore the fields of a
+    module have to be hashable: no NumPy arrays.
     """
     return module.apply(variables, *inputs[:4], noise, *inputs[4:])
 
 
 def group_by_pictures(inputs) -> list[list[int]]:
-    """Numbers of the streams, those with pictures apart from those of text alone, which are then computed as ever."""
-    kinds: dict[int, list[int]] = {}
-    for number, own in enumerate(inputs):
-        kinds.setdefault(len(own), []).append(number)
-    return list(kinds.values())
+    """Indices of the streams in two groups: those with pictures, and those of text only."""
+    groups: dict[int, list[int]] = {}
+    for index, arrays in enumerate(inputs):
+        groups.setdefault(len(arrays), []).append(index)
+    return list(groups.values())
 
 
 class OwnedParams(NamedTuple):
-    """Some of a layer's parameters, and whose they are.
+    """Some of a layer's parameters, and the owners of the streams.
 
     params  leaves [O, ...]
     owners  of each stream: an int where it is static, else an int32 scalar
@@ -73,7 +73,7 @@ def apply_owned(function, parts: Sequence[OwnedParams], inputs, noises, run_colu
 
     Args:
       function: (params of each part, inputs, noise) -> [R, T, D].
-      parts: the parameters; those that all streams share stand once.
+      parts: the parameters, from several sources (layer, adapter).
       inputs: of each stream.
       noises: of each stream, or None.
       run_columns: one of `COLUMN_EXECUTIONS`.
@@ -88,32 +88,33 @@ def apply_owned(function, parts: Sequence[OwnedParams], inputs, noises, run_colu
             by_size.setdefault(len(group), []).extend(group)
         kinds = list(by_size.values())
     if len(kinds) > 1:
-        found = {}
+        outputs = {}
         for kind in kinds:
-            own = [OwnedParams(part.params, [part.owners[i] for i in kind]) for part in parts]
-            of_kind = [[values[i] for i in kind] if values else None for values in (inputs, noises)]
-            found |= dict(zip(kind, apply_owned(function, own, *of_kind, run_columns), strict=True))
-        return [found[number] for number in range(len(inputs))]
+            kind_parts = [OwnedParams(part.params, [part.owners[i] for i in kind]) for part in parts]
+            kind_inputs, kind_noises = ([values[i] for i in kind] if values else None for values in (inputs, noises))
+            kind_outputs = apply_owned(function, kind_parts, kind_inputs, kind_noises, run_columns)
+            outputs |= dict(zip(kind, kind_outputs, strict=True))
+        return [outputs[index] for index in range(len(inputs))]
     rows = inputs[0][-1].shape[0]
     noises = noises or [None] * len(inputs)
     members = list(groups.values())
     merged = [_concatenate([(inputs[i], noises[i]) for i in group]) for group in members]
-    own, common = [], []  # (place in `parts`, parameters): by group; of all
+    by_group, common = [], []  # (index in `parts`, parameters): different by group; the same for all
     for place, part in enumerate(parts):
         chosen = [part.owners[group[0]] for group in members]
         if len(members) == 1 or all(isinstance(o, int) and o == chosen[0] for o in chosen):
             common.append((place, _slice(part.params, chosen[0])))
         else:
-            own.append((place, _select_owners(part.params, chosen)))
+            by_group.append((place, _select_owners(part.params, chosen)))
 
-    def call(own_params, inputs, noise):
-        params = dict([*common, *zip((place for place, _ in own), own_params, strict=True)])
+    def call(group_params, inputs, noise):
+        params = dict([*common, *zip((place for place, _ in by_group), group_params, strict=True)])
         return function([params[place] for place in range(len(parts))], inputs, noise)
 
     if len(members) == 1:
         outputs = [call([], *merged[0])]
     else:
-        outputs = run_columns(call, [params for _, params in own], merged)
+        outputs = run_columns(call, [params for _, params in by_group], merged)
     result: dict[int, jax.Array] = {}
     for group, output in zip(members, outputs, strict=True):
         for place, number in enumerate(group):
@@ -134,7 +135,7 @@ def _select_owners(params, owners):
 
 
 def group_by_owner(owners: Sequence[tuple[int | jax.Array, ...]]) -> dict[Any, list[int]]:
-    """{owners: numbers of the streams that have them}; a stream of which one is drawn stands alone."""
+    """{owners: indices of the streams that have them}; a stream with a drawn owner is a group of its own."""
     groups: dict[Any, list[int]] = {}
     for number, owner in enumerate(owners):
         static = all(isinstance(o, int) for o in owner)
@@ -143,7 +144,7 @@ def group_by_owner(owners: Sequence[tuple[int | jax.Array, ...]]) -> dict[Any, l
 
 
 def _concatenate(parts):
-    """Joins (inputs, noise) of several streams on the row axis; the rates are scalars and the same in all."""
+    """Concatenates (inputs, noise) of several streams on the row axis; the rates are scalars, the same in all."""
     if len(parts) == 1:
         return parts[0]
     inputs = tuple(jnp.concatenate(arrays) for arrays in zip(*(p[0] for p in parts), strict=True))

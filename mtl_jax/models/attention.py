@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from mtl_jax.models.dropout import Noise, attention_dropout
 from mtl_jax.models.row_chunks import in_row_chunks, is_single_cpu
 
-CHUNK_BYTES = 1 << 22  # bytes of scores that are computed at once on CPU: about what its caches hold
-MAX_CHUNKS = 8  # at most so many: each makes the program longer
+CHUNK_BYTES = 1 << 22  # bytes of scores that are computed at once on CPU: about the size of its caches
+MAX_CHUNKS = 8  # each chunk makes the program longer
 
 
 def attend(query: jax.Array, key: jax.Array, value: jax.Array, segment: jax.Array, noise: Noise | None) -> jax.Array:
@@ -51,44 +51,44 @@ def _by_softmax(query, key, value, segment, noise):
 def attend_by_sums(query: jax.Array, key: jax.Array, value: jax.Array, segment: jax.Array) -> jax.Array:
     """As `attend` without dropout, in the form that is fastest on CPU.
 
-    With e = exp(scores − their maximum), Σ e·v and Σ e come from one product, by a column of ones beside the values,
-    and the division behind it is of D/H numbers instead of T. The gradient is by hand, with products whose results are
-    transposed where XLA would transpose e: forward and backward pass take 0.8 of the time of a softmax under autodiff.
-    It may be differentiated again, by either mode; forward mode alone wants `attend_by_sums.fun`.
+    With e = exp(scores − their maximum), Σ e·v and Σ e come from one product, by a column of ones next to the values,
+    and the division after it is of D/H numbers instead of T. The gradient is written by hand, with products whose
+    results are transposed where XLA would transpose e: forward and backward pass take 0.8 of the time of a softmax
+    under autodiff. It can be differentiated again, in either mode; forward mode only needs `attend_by_sums.fun`.
     """
     return _sums(query, key, value, segment)[0]
 
 
 def _sums(query, key, value, segment):
-    """(the mean of the values; e, and 1 / Σ e float32 [R, H, T, 1])."""
+    """(weighted mean of the values; e, and 1 / Σ e float32 [R, H, T, 1])."""
     first, second, third = map(_heads_first, (query, key, value))
     scores = _scores(first, second, segment)
-    highest = jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True))
-    exponential = jnp.exp(scores - highest).astype(value.dtype)
+    maximum = jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True))
+    exponential = jnp.exp(scores - maximum).astype(value.dtype)
     ones = jnp.ones((*third.shape[:-1], 1), value.dtype)
     sums = _product("rhts,rhsd->rhtd", exponential, jnp.concatenate([third, ones], axis=-1))
-    share = 1.0 / sums[..., -1:]
-    return jnp.swapaxes((sums[..., :-1] * share).astype(value.dtype), 1, 2), (exponential, share)
+    inverse = 1.0 / sums[..., -1:]
+    return jnp.swapaxes((sums[..., :-1] * inverse).astype(value.dtype), 1, 2), (exponential, inverse)
 
 
 def _sums_forward(query, key, value, segment):
-    mean, kept = _sums(query, key, value, segment)
-    return mean, (query, key, value, mean, *kept)
+    mean, residuals = _sums(query, key, value, segment)
+    return mean, (query, key, value, mean, *residuals)
 
 
 def _sums_backward(residuals, gradient):
-    query, key, value, mean, exponential, share = residuals
+    query, key, value, mean, exponential, inverse = residuals
     scale = jnp.asarray(query.shape[-1] ** -0.5, jnp.float32)
-    along = jnp.sum(gradient.astype(jnp.float32) * mean.astype(jnp.float32), axis=-1)  # [R, T, H]
-    of_sums = _heads_first(gradient).astype(jnp.float32) * share
-    along = jnp.swapaxes(along, 1, 2)[..., None] * share
-    of_sums = of_sums.astype(value.dtype)
-    of_value = _product("rhts,rhtd->rhds", exponential, of_sums)
-    moved = _product("rhtd,rhsd->rhts", of_sums, _heads_first(value)) - along
-    of_scores = (exponential.astype(jnp.float32) * moved).astype(value.dtype)
-    of_query = scale * _product("rhts,rhsd->rhtd", of_scores, _heads_first(key))
-    of_key = scale * _product("rhts,rhtd->rhds", of_scores, _heads_first(query))
-    by_token = jnp.swapaxes(of_query, 1, 2), jnp.moveaxis(of_key, 3, 1), jnp.moveaxis(of_value, 3, 1)
+    projection = jnp.sum(gradient.astype(jnp.float32) * mean.astype(jnp.float32), axis=-1)  # [R, T, H]
+    sums_gradient = _heads_first(gradient).astype(jnp.float32) * inverse
+    projection = jnp.swapaxes(projection, 1, 2)[..., None] * inverse
+    sums_gradient = sums_gradient.astype(value.dtype)
+    value_gradient = _product("rhts,rhtd->rhds", exponential, sums_gradient)
+    weights_gradient = _product("rhtd,rhsd->rhts", sums_gradient, _heads_first(value)) - projection
+    scores_gradient = (exponential.astype(jnp.float32) * weights_gradient).astype(value.dtype)
+    query_gradient = scale * _product("rhts,rhsd->rhtd", scores_gradient, _heads_first(key))
+    key_gradient = scale * _product("rhts,rhtd->rhds", scores_gradient, _heads_first(query))
+    by_token = jnp.swapaxes(query_gradient, 1, 2), jnp.moveaxis(key_gradient, 3, 1), jnp.moveaxis(value_gradient, 3, 1)
     return (*(g.astype(value.dtype) for g in by_token), None)
 
 

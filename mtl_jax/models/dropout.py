@@ -16,7 +16,7 @@ RATE_LEVELS = 1 << 16  # the rate is rounded to 1/65536; the scaling uses the ro
 
 
 class Noise(NamedTuple):
-    """The randomness of one forward pass.
+    """The random bits of one forward pass.
 
     keys            typed PRNG keys [R], one for each row
     rate            float32 scalar, may be traced: probability of dropping a feature. None drops none
@@ -40,8 +40,8 @@ class Noise(NamedTuple):
 def inverted_dropout(keys: jax.Array, rate: jax.Array, salt: int, x: jax.Array) -> jax.Array:
     """Inverted dropout of x [R, ...] by keys [R]. A rate of 0 gives x exactly, of 1 zeros."""
     threshold = jnp.round(jnp.asarray(rate, jnp.float32) * RATE_LEVELS).astype(jnp.uint32)
-    kept = jnp.maximum(jnp.uint32(RATE_LEVELS) - threshold, jnp.uint32(1)).astype(jnp.float32)
-    scale = (jnp.float32(RATE_LEVELS) / kept).astype(x.dtype)
+    remaining = jnp.maximum(jnp.uint32(RATE_LEVELS) - threshold, jnp.uint32(1)).astype(jnp.float32)
+    scale = (jnp.float32(RATE_LEVELS) / remaining).astype(x.dtype)
     uniform = _uniform(jax.vmap(jax.random.fold_in, (0, None))(keys, salt), x.shape)
     return jnp.where(uniform >= threshold, x * scale, jnp.zeros((), x.dtype))
 

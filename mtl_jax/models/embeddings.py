@@ -1,7 +1,7 @@
 """Input embeddings of one column: tokens int32[R, T] to features [R, T, D].
 
-Looked-up vectors are marked by `perturb`, so that their gradients can be read off, see `models.taps`. Where patches of
-pictures stand, `patches` gives the vectors instead; a module without it takes no pictures.
+Looked-up vectors are marked by `perturb`, so that their gradients are available, see `models.taps`. For patches of
+pictures the vectors come from `patches`; a module without it takes no pictures.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class BertEmbeddings(nn.Module):
 class WordEmbeddings(nn.Module):
     """A table of word vectors and dropout: the input of recurrent and convolutional layers.
 
-    Values start at random; vectors from a file can be put in their place in `word/embedding`.
+    Initial values are random; vectors from a file can replace them in `word/embedding`.
     """
 
     vocab_size: int
@@ -89,7 +89,7 @@ class WordEmbeddings(nn.Module):
         patch: jax.Array | None = None,
         pixels: jax.Array | None = None,
     ) -> jax.Array:
-        """tokens int32[R, T] -> dtype [R, T, D]. Of text only the tokens are used: order is the layers' matter.
+        """tokens int32[R, T] -> dtype [R, T, D]. Of text only the tokens are used: the layers above see the order.
 
         patch bool[R, T] and pixels uint8[R, T, F] as in a `Batch`; None: no pictures.
         """

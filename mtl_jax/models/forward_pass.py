@@ -1,96 +1,70 @@
-"""One batch on its way up through the layers. `network` says what is static about it."""
+"""The forward pass of one batch through the layers of a network; what is static about it is in `network_spec`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from mtl_jax.data.batch import Batch, BatchLayout
-from mtl_jax.models.adapters import Adapter
 from mtl_jax.models.apply_owned import COLUMN_EXECUTIONS, OwnedParams, apply_owned, layer_function
 from mtl_jax.models.columns_by_task import columns_to_compute, columns_to_mix
 from mtl_jax.models.dropout import Noise
 from mtl_jax.models.mixers import mix, mix_by_task
-from mtl_jax.models.mixers.columns import Mixer
-from mtl_jax.models.ownership import ExpertColumns, Owner, adapter_path, mixer_path, name_key, owner_count
-from mtl_jax.models.readouts import Readout
+from mtl_jax.models.mixers.base import Mixer
+from mtl_jax.models.network_spec import DropoutRates, NetworkSpec
+from mtl_jax.models.ownership import ExpertColumns, adapter_path, mixer_path, name_key, owner_count
 from mtl_jax.models.streams import Streams, owner_salts
-from mtl_jax.models.taps import apply_tapped_layer
+from mtl_jax.models.taps import TappedLayer, TappedStreams, Taps, TapSpec, apply_tapped_layer
 
 Params = Mapping[str, Any]
 
 
-class DropoutRates(NamedTuple):
-    """Dropout rates, float32 scalars that may be traced; None where there is no dropout at all."""
-
-    rate: jax.Array | None
-    attention_rate: jax.Array | None
+Pair = tuple[int, int]  # (block, slot)
 
 
-class SharingSpec(NamedTuple):
-    """What stands between the layers and the tasks besides owners; static. By default heads read the top layer.
+class PassOptions(NamedTuple):
+    """What one pass needs in addition to parameters and batch, see `network.Network.apply`."""
 
-    mixers      path of layer -> what mixes the columns behind it
-    adapters    path of layer -> adapter on it, of each task's own
-    readout     how a head reads the layers
-    head_layers      task -> path of the topmost layer that its head reads; others read the top
-    cascades       task -> tasks whose label distributions it is fed, behind the layer at which these are read
-    feeding_order  all tasks, each behind those whose labels it is fed
-    label_distribution  (task, params of its head, hidden [R, T, D], segment, start, length) -> float32[R, T, C], the
-                distribution of its label at each token; needed where there are cascades
-    classes     task -> C, of those whose labels are fed
+    dropout: DropoutRates | None = None
+    key: jax.Array | None = None
+    taps: Taps | None = None
+    tap_spec: TapSpec | None = None
+    progress: jax.Array | None = None
+
+
+class LayerStreams(NamedTuple):
+    """The streams that pass through one layer.
+
+    names      of the streams; each begins with its block
+    owner_ids  of each: an int, or an int32 scalar where the block's data set is drawn
+    salts      {name: uint32}, by which the dropout of streams differs
+    inputs     {name: features [R, T, D]}; {} for the embeddings
     """
 
-    mixers: Mapping[str, Mixer]
-    adapters: Mapping[str, Adapter]
-    readout: Readout
-    head_layers: Mapping[str, str]
-    cascades: Mapping[str, Sequence[str]]
-    feeding_order: Sequence[str]
-    label_distribution: Callable[..., jax.Array] | None
-    classes: Mapping[str, int]
-
-    @property
-    def mixes_by_task(self) -> bool:
-        """Whether columns are mixed, but those of a task for that task alone."""
-        return len(self.mixers) == 1 and all(mixer.apply_to_task for mixer in self.mixers.values())
-
-    @property
-    def passes_all_columns(self) -> bool:
-        """Whether every block passes all columns."""
-        return bool(self.mixers) and not self.mixes_by_task
-
-
-class NetworkSpec(NamedTuple):
-    """All that is static: `network`'s arguments; `modules` by path, bottom first."""
-
-    modules: Mapping[str, nn.Module]
-    owners: Mapping[str, Owner]
-    layout: BatchLayout
-    sharing: SharingSpec
-    columns: str
-    remat: bool
-    cached_layers: tuple[str, ...]
+    names: list[Any]
+    owner_ids: list[int | jax.Array]
+    salts: Mapping[Any, jax.Array]
+    inputs: Mapping[Any, jax.Array]
 
 
 class ForwardPass:
-    """The state of one pass: the streams of all blocks and what they hold.
+    """The state of one pass: the streams of all blocks and their features.
 
-    hidden    (block, slot) -> [R, T, D], one entry a stream; in a span of experts (block, column), or as
-              `mixes_by_task` names them
-    passed    path of layer -> (stream of each slot, `hidden`), for heads that read it
-    features  task -> what its head is given, block by block
+    hidden     (block, slot) -> [R, T, D], one entry per stream; within layers of experts (block, column), or a name of
+               `columns_by_task`
+    passed     path of a layer -> (stream of each slot, `hidden`), for heads that read it
+    features   task -> {block: the input of its head}
     auxiliary  name -> float32, sums over texts of the losses that mixers add
     """
 
-    def __init__(self, static, params, batch, dropout, key, taps, tap_spec, progress):
+    def __init__(self, static: NetworkSpec, params: Params, batch: Batch, options: PassOptions):
         self.static, self.params, self.batch = static, params, batch
-        self.dropout, self.taps, self.tap_spec, self.progress = dropout, taps, tap_spec, progress
+        self.dropout, self.taps, self.tap_spec = options.dropout, options.taps, options.tap_spec
+        self.progress = options.progress
         layout, sharing = static.layout, static.sharing
         number = {task: k for k, task in enumerate(layout.tasks)}
         self.streams = Streams(
@@ -99,21 +73,22 @@ class ForwardPass:
             or (bool(sharing.cascades) and any(len(c) > 1 for c in layout.candidates)),
             also={number[task]: tuple(number[s] for s in sources) for task, sources in sharing.cascades.items()},
         )
-        self.row_keys = dropout_row_keys(key, batch, layout) if dropout is not None else None  # [B, R]
-        self.hidden: dict[tuple[int, int], jax.Array] = {}
-        self.entry: dict[tuple[int, int], jax.Array] = {}  # (block, stream) -> what went into the experts
+        self.row_keys = None if options.dropout is None else dropout_row_keys(options.key, batch, layout)  # [B, R]
+        self.hidden: dict[Any, jax.Array] = {}
+        self.expert_inputs: dict[Pair, jax.Array] = {}  # (block, stream)
         self.passed: dict[str, tuple[dict, dict]] = {}
         self.features: dict[str, dict[int, jax.Array]] = {task: {} for task in layout.tasks}
         self.auxiliary: dict[str, jax.Array] = {}
-        self.experts: ExpertColumns | None = None  # while in a span of experts
+        self.experts: ExpertColumns | None = None  # of the layers since the last mixer
         self.unread, self.to_mix = set(layout.tasks), list(sharing.mixers)
         self.needed = {task: self._needed_pairs(task) for task in layout.tasks}
         self.joint = None
-        if taps is not None and not tap_spec.hidden_at:  # each slot a stream; equal where those of `joint` are one
+        if self.taps is not None and not self.tap_spec.hidden_at:
+            # every slot is a stream; streams that `joint` has in common have equal features
             self.joint = Streams(layout)
             self.streams.separate_all()
 
-    def run(self):
+    def run(self) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
         """({task: [P·R, T, D]}, {name: sum}); see `network.Network.apply`."""
         for path in self.static.modules:
             self._layer(path)
@@ -124,33 +99,16 @@ class ForwardPass:
             self.passed[path] = (dict(self.streams.parent), self.hidden)
             self._read_layer(path)
             if not self._pairs_read_above():
-                break  # no task of this batch reads what lies above
+                break  # no task of this batch reads a higher layer
         layout = self.static.layout
-        read = {task: [self.features[task][b] for b in layout.reads(task)] for task in layout.tasks}
-        return {task: jnp.concatenate(blocks) for task, blocks in read.items() if blocks}, self.auxiliary
+        by_task = {task: [self.features[task][block] for block in layout.reads(task)] for task in layout.tasks}
+        return {task: jnp.concatenate(blocks) for task, blocks in by_task.items() if blocks}, self.auxiliary
 
     # ---- layers
 
-    def _layer(self, path):
-        owner = self.static.owners[path]
-        below = dict(self.streams.parent)  # stream of each slot one layer down
-        if isinstance(owner, ExpertColumns) and self.static.sharing.mixes_by_task:
-            (names, ids, salt_of), held = self._task_columns(owner, below)
-        elif isinstance(owner, ExpertColumns):
-            names, held = self._enter_experts(path, owner, below)
-            ids = [column for _, column in names]
-            table = owner_salts(owner, self.static.layout)
-            salt_of = {name: jnp.uint32(table[name[1]]) for name in names}
-        else:
-            self.streams.enter_layer(owner)
-            if self.joint is not None:
-                self.joint.enter_layer(owner)
-            if path in self.static.sharing.adapters and self.static.sharing.adapters[path].bind:
-                self.streams.separate_all()
-            names = self.streams.names
-            held = {} if path == "embed" else {name: self.hidden[below[name]] for name in names}
-            ids = self.streams.owner_ids(owner, self.batch)
-            salt_of = {name: self.streams.salt(owner, *name, self.batch) for name in names}
+    def _layer(self, path: str) -> None:
+        """Applies the layer `path` to all streams."""
+        names, owner_ids, salts, layer_inputs = self._layer_streams(path)
         if path in self.static.cached_layers and self.batch.hidden is not None:
             self.hidden = {(block, slot): self.batch.hidden[block] for block, slot in names}
             return
@@ -159,97 +117,119 @@ class ForwardPass:
             tokens = (batch.tokens, batch.position, batch.token_type, batch.segment)
             inputs = [(*(a[block] for a in tokens), *self._pictures(block)) for block, _ in names]
         else:
-            inputs = [(held[name], batch.segment[name[0]]) for name in names]  # a name begins with its block
+            inputs = [(layer_inputs[name], batch.segment[name[0]]) for name in names]  # a name begins with its block
         if self.dropout is not None:
-            noises = [self._noise(path, name[0], salt_of[name]) for name in names]
-        outputs = self._apply(path, ids, inputs, noises)
+            noises = [self._noise(path, name[0], salts[name]) for name in names]
+        outputs = self._apply(path, owner_ids, inputs, noises)
         self.hidden = dict(zip(names, outputs, strict=True))
         self._adapt_output(path)
 
-    def _pictures(self, block):
-        """(patch, pixels) of a block that may hold pictures; () of others."""
+    def _layer_streams(self, path: str) -> LayerStreams:
+        """The streams that pass through a layer; streams with different owners become separate first."""
+        owner = self.static.owners[path]
+        below = dict(self.streams.parent)  # the stream of each slot one layer below
+        if isinstance(owner, ExpertColumns) and self.static.sharing.mixes_by_task:
+            columns, inputs = self._task_columns(owner, below)
+            return LayerStreams(columns.names, columns.ids, columns.salts, inputs)
+        if isinstance(owner, ExpertColumns):
+            names, inputs = self._enter_experts(owner, below)
+            column_salts = owner_salts(owner, self.static.layout)
+            salts = {name: jnp.uint32(column_salts[name[1]]) for name in names}
+            return LayerStreams(names, [column for _, column in names], salts, inputs)
+        self.streams.enter_layer(owner)
+        if self.joint is not None:
+            self.joint.enter_layer(owner)
+        if path in self.static.sharing.adapters and self.static.sharing.adapters[path].bind:
+            self.streams.separate_all()
+        names = self.streams.names
+        inputs = {} if path == "embed" else {name: self.hidden[below[name]] for name in names}
+        owner_ids = self.streams.owner_ids(owner, self.batch)
+        salts = {name: self.streams.salt(owner, *name, self.batch) for name in names}
+        return LayerStreams(names, owner_ids, salts, inputs)
+
+    def _pictures(self, block: int) -> tuple[jax.Array, ...]:
+        """(patch, pixels) of a block that may hold pictures; () for other blocks."""
         blocks = self.static.layout.picture_blocks()
         if block not in blocks:
             return ()
-        at = blocks.index(block)
-        return self.batch.patch[at], self.batch.pixels[at]
+        index = blocks.index(block)
+        return self.batch.patch[index], self.batch.pixels[index]
 
-    def _apply(self, path, ids, inputs, noises):
+    def _apply(self, path: str, owner_ids, inputs, noises) -> list[jax.Array]:
         static, params = self.static, self.params
         module, adapter = static.modules[path], static.sharing.adapters.get(path)
         if self.joint is not None:
-            same = [self.joint.parent[name] for name in self.streams.names]
-            if path in self.tap_spec.layers or len(set(same)) < len(same):
-                return apply_tapped_layer(
-                    module, static.remat, path, params[path], self.taps, self.tap_spec, ids, inputs, noises, same
-                )
+            contents = [self.joint.parent[name] for name in self.streams.names]
+            if path in self.tap_spec.layers or len(set(contents)) < len(contents):
+                layer = TappedLayer(module, path, static.remat)
+                streams = TappedStreams(owner_ids, inputs, noises, contents)
+                return apply_tapped_layer(layer, params[path], self.taps, self.tap_spec, streams)
         plain = layer_function(module, static.remat)
-        parts, function = [OwnedParams(params[path], ids)], lambda parts, *inputs: plain(parts[0], *inputs)
+        parts, function = [OwnedParams(params[path], owner_ids)], lambda parts, *inputs: plain(parts[0], *inputs)
         if adapter and adapter.bind:
             parts.append(OwnedParams(params[adapter_path(path)], self._adapter_ids(path)))
             function = lambda parts, *inputs: plain(adapter.bind(parts[1], parts[0]), *inputs)  # noqa: E731
-        return apply_owned(function, parts, inputs, noises, COLUMN_EXECUTIONS[static.columns])
+        return apply_owned(function, parts, inputs, noises, COLUMN_EXECUTIONS[static.column_execution])
 
     def _adapter_ids(self, path):
         return self.streams.owner_ids(self.static.owners[adapter_path(path)], self.batch)
 
     def _adapt_output(self, path):
-        """Adapters behind a layer: from here up every task has a stream of its own."""
+        """Applies adapters after a layer: from there on every task has a separate stream."""
         adapter = self.static.sharing.adapters.get(path)
         if not (adapter and adapter.after):
             return
         self._regroup(self.streams.separate_all)
         if self.joint is not None:
             self.joint.separate_all()
-        params, held = self.params[adapter_path(path)], [(self.hidden[name],) for name in self.streams.names]
+        params, inputs = self.params[adapter_path(path)], [(self.hidden[name],) for name in self.streams.names]
         outputs = apply_owned(
             lambda parts, inputs, noise: adapter.after(parts[0], inputs[0]),
             [OwnedParams(params, self._adapter_ids(path))],
-            held,
+            inputs,
             None,
-            COLUMN_EXECUTIONS[self.static.columns],
+            COLUMN_EXECUTIONS[self.static.column_execution],
         )
         self.hidden = dict(zip(self.streams.names, outputs, strict=True))
 
-    def _noise(self, path, block, salt) -> Noise:
+    def _noise(self, path: str, block: int, salt: jax.Array) -> Noise:
         fold = jax.vmap(jax.random.fold_in, (0, None))
         keys = fold(fold(self.row_keys[block], name_key(path)), salt)
         return Noise(keys, self.dropout.rate, self.dropout.attention_rate)
 
-    # ---- columns that are mixed
+    # ---- columns and mixers
 
-    def _enter_experts(self, path, owner, below):
-        """The names of the columns and what each of them reads: its own column, or the stream of its task."""
+    def _enter_experts(self, owner: ExpertColumns, below: Mapping[Pair, Pair]):
+        """The names of the columns, and the input of each: its own column, or the stream of its task."""
         blocks = self._blocks()
         names = [(block, column) for block in blocks for column in range(owner_count(owner))]
         if self.experts is not None:
             return names, self.hidden
         mixer = next(iter(self.static.sharing.mixers.values()))
-        if not self.entry:  # the trunk below
-            self.entry = {pair: self.hidden[below[pair]] for pair in self.streams.parent}
+        if not self.expert_inputs:  # the layer below is the trunk
+            self.expert_inputs = {pair: self.hidden[below[pair]] for pair in self.streams.parent}
             shared = len(self.static.layout.tasks)
-            self.entry |= {
-                (block, shared): self._shared_input(block, below) for block in blocks if mixer.streams > shared
-            }
+            if mixer.streams > shared:
+                self.expert_inputs |= {(block, shared): self._shared_input(block, below) for block in blocks}
         self.experts = owner
         source = [mixer.streams - 1 if task is None else task for task in owner.tasks]
-        return names, {(block, column): self.entry[block, source[column]] for block, column in names}
+        return names, {(block, column): self.expert_inputs[block, source[column]] for block, column in names}
 
-    def _blocks(self):
+    def _blocks(self) -> list[int]:
         return sorted({block for block, _ in self.streams.parent})
 
-    def _task_columns(self, owner, below):
-        """The columns that tasks need, see `mixes_by_task`, and what each of them reads."""
-        found = columns_to_compute(owner, self.streams, self.static.layout, self.batch)
+    def _task_columns(self, owner: ExpertColumns, below: Mapping[Pair, Pair]):
+        """The columns that the tasks need, and the input of each."""
+        columns = columns_to_compute(owner, self.streams, self.static.layout, self.batch)
         if self.experts is not None:
-            return found, self.hidden
-        self.experts, self.entry = owner, {pair: self.hidden[name] for pair, name in below.items()}
-        return found, {name: self.entry[name[0], name[2]] for name in found.names}
+            return columns, self.hidden
+        self.experts, self.expert_inputs = owner, {pair: self.hidden[name] for pair, name in below.items()}
+        return columns, {name: self.expert_inputs[name[0], name[2]] for name in columns.names}
 
-    def _mixed_by_task(self, mixer, params):
+    def _mixed_by_task(self, mixer: Mixer, params: Params):
         blocks = {
             block: columns_to_mix(
-                self.experts, self.streams, self.static.layout, self.batch, block, self.hidden, self.entry
+                self.experts, self.streams, self.static.layout, self.batch, block, self.hidden, self.expert_inputs
             )
             for block in self._blocks()
         }
@@ -257,22 +237,22 @@ class ForwardPass:
         streams = [stream for of_block in mixed.values() for stream in of_block]
         return dict(zip(sorted(self.streams.parent), streams, strict=True)), added
 
-    def _shared_input(self, block, below):
-        """What shared experts read: the trunk; where adapters or fed labels have parted the tasks, their mean."""
-        of_tasks = [below[pair] for pair in sorted(self.streams.parent) if pair[0] == block]
-        if len(set(of_tasks)) == 1:
-            return self.hidden[of_tasks[0]]
-        return sum(self.hidden[name] for name in of_tasks) / len(of_tasks)
+    def _shared_input(self, block: int, below: Mapping[Pair, Pair]) -> jax.Array:
+        """The input of shared experts: the trunk; where adapters or cascades separate the tasks, their mean."""
+        streams = [below[pair] for pair in sorted(self.streams.parent) if pair[0] == block]
+        if len(set(streams)) == 1:
+            return self.hidden[streams[0]]
+        return sum(self.hidden[name] for name in streams) / len(streams)
 
-    def _mix(self, path):
+    def _mix(self, path: str) -> None:
         mixer = self.static.sharing.mixers[path]
         params = jax.tree.map(lambda leaf: leaf[0], self.params[mixer_path(path)])
         if self.static.sharing.mixes_by_task:
             self.hidden, added = self._mixed_by_task(mixer, params)
         else:
-            inputs = self.hidden if self.experts is None else self.entry
+            inputs = self.hidden if self.experts is None else self.expert_inputs
             self.hidden, added = mix(mixer, params, self.hidden, inputs, self.batch, self.progress)
-            self.entry = self.hidden
+            self.expert_inputs = self.hidden
         self.experts = None
         for name, value in added.items():
             self.auxiliary[name] = self.auxiliary.get(name, jnp.float32(0.0)) + value
@@ -280,49 +260,50 @@ class ForwardPass:
         self.to_mix.remove(path)
         self._keep_pairs(self._pairs_read_above())
 
-    def _add_hidden_tap(self):
+    def _add_hidden_tap(self) -> None:
         self._regroup(self.streams.separate_all)
         named = zip(self.streams.names, self.taps.hidden, strict=True)
         self.hidden = {name: self.hidden[name] + tap.astype(self.hidden[name].dtype) for name, tap in named}
 
-    def _keep_pairs(self, pairs):
+    def _keep_pairs(self, pairs: Collection[Pair]) -> None:
         self._regroup(lambda: self.streams.keep(pairs))
 
-    def _regroup(self, change):
-        """Changes which slots are one stream, and names what the streams hold anew."""
-        below, joint = dict(self.streams.parent), self.hidden
+    def _regroup(self, change: Callable[[], None]) -> None:
+        """Changes which slots are one stream, and assigns the features to the new streams."""
+        below, features = dict(self.streams.parent), self.hidden
         change()
-        self.hidden = {name: joint[below[name]] for name in self.streams.names}
+        self.hidden = {name: features[below[name]] for name in self.streams.names}
 
-    # ---- heads, and labels that are fed upwards
+    # ---- heads and cascades
 
-    def _read_layer(self, path):
-        """What heads at this layer are given; the labels that they tell go up into the tasks that are fed them."""
+    def _read_layer(self, path: str) -> None:
+        """The inputs of the heads at this layer; their label distributions are passed on along the cascades."""
         sharing, tasks = self.static.sharing, self.static.layout.tasks
         top = list(self.static.modules)[-1]
-        here = [task for task in sharing.feeding_order if sharing.head_layers.get(task, top) == path]
+        here = [task for task in sharing.cascade_order if sharing.head_layers.get(task, top) == path]
         for task in here:
             for block, slot in self.streams.slots(tasks.index(task)):
                 self.features[task][block] = self._features(task, path, (block, slot))
-            for fed, sources in sharing.cascades.items():
+            for receiver, sources in sharing.cascades.items():
                 if task in sources:
-                    self._feed_labels(task, fed, path)
+                    self._cascade_labels(task, receiver, path)
         self.unread -= set(here)
-        if here and self.taps is None:  # who has been read needs no layer above
+        if here and self.taps is None:  # tasks that were read need no layer above
             self._keep_pairs(self._pairs_read_above())
 
-    def _needed_pairs(self, task):
-        """The (block, slot) pairs of a task in blocks that it reads, and in those of tasks that are fed its labels."""
+    def _needed_pairs(self, task: str) -> set[Pair]:
+        """The pairs of a task in blocks that it reads, and in blocks of tasks that receive its labels."""
         layout, sharing = self.static.layout, self.static.sharing
-        blocks, above = set(), {task}
-        while above:
-            blocks |= {block for name in above for block in layout.reads(name)}
-            above = {fed for fed, sources in sharing.cascades.items() if above & set(sources)}
+        blocks, receivers = set(), {task}
+        while receivers:
+            blocks |= {block for name in receivers for block in layout.reads(name)}
+            receivers = {name for name, sources in sharing.cascades.items() if receivers & set(sources)}
         return {pair for pair in self.streams.slots(layout.tasks.index(task)) if pair[0] in blocks}
 
-    def _pairs_read_above(self):
-        """The pairs that heads above read. Where columns are mixed yet, all pairs of such blocks; of all blocks where a
-        mixer adds to the objective."""
+    def _pairs_read_above(self) -> set[Pair]:
+        """The pairs that heads at higher layers read. Where a mixer follows, all pairs of their blocks; if it adds to
+        the objective, all pairs.
+        """
         pairs = {pair for task in self.unread for pair in self.needed[task]}
         if not self.to_mix:
             return pairs
@@ -331,17 +312,17 @@ class ForwardPass:
         blocks = {block for block, _ in pairs}
         return {pair for pair in self.streams.parent if everywhere or pair[0] in blocks}
 
-    def _features(self, task, path, pair):
+    def _features(self, task: str, path: str, pair: Pair) -> jax.Array:
         reader, head = self.static.sharing.readout, self.params.get("heads", {}).get(task, {})
         order = list(self.static.modules)
         layers = order[: order.index(path) + 1] if reader.reads_all else [path]
         return reader.apply(head, [hidden[parent[pair]] for parent, hidden in map(self.passed.get, layers)])
 
-    def _feed_labels(self, source, fed, path):
-        """Adds the embedded label distribution of `source` to the streams of `fed` (Hashimoto et al. 2017, eq. 3)."""
+    def _cascade_labels(self, source: str, receiver: str, path: str) -> None:
+        """Adds the embedded label distribution of `source` to streams of `receiver` (Hashimoto et al. 2017, eq. 3)."""
         batch, static = self.batch, self.static
-        table = self.params["heads"][fed]["feeds"][source]["embedding"]  # [C, D]
-        pairs = self.streams.slots(static.layout.tasks.index(fed))
+        table = self.params["heads"][receiver]["feeds"][source]["embedding"]  # [C, D]
+        pairs = self.streams.slots(static.layout.tasks.index(receiver))
         self._regroup(lambda: self.streams.separate(pairs))
         for block, slot in pairs:
             distribution = static.sharing.label_distribution(
@@ -355,8 +336,8 @@ class ForwardPass:
             x = self.hidden[block, slot]
             label = jnp.matmul(distribution, table, precision=jax.lax.Precision.HIGHEST)
             self.hidden[block, slot] = x + label.astype(x.dtype)
-        if self.entry:  # experts above read what was fed, too
-            self.entry = self.entry | {pair: self.hidden[pair] for pair in pairs}
+        if self.expert_inputs:  # experts above read the added labels, too
+            self.expert_inputs = self.expert_inputs | {pair: self.hidden[pair] for pair in pairs}
         self.passed[path] = (dict(self.streams.parent), self.hidden)
 
 

@@ -1,6 +1,6 @@
 """The network: layers owned by partitions of the tasks, applied to the blocks of a batch.
 
-What one block looks like on its way up is a stream, see `streams`; what happens to it in a layer stands in `forward`.
+The forward pass is in `forward_pass`; which tasks have one computation in common, in `streams`.
 """
 
 from __future__ import annotations
@@ -17,19 +17,18 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 
 from mtl_jax.data.batch import Batch, BatchLayout
-from mtl_jax.models.forward_pass import DropoutRates, ForwardPass, NetworkSpec, SharingSpec
-from mtl_jax.models.mixers.columns import MixerPlace
+from mtl_jax.models.forward_pass import ForwardPass, PassOptions
+from mtl_jax.models.mixers.base import MixerPlace
+from mtl_jax.models.network_spec import DropoutRates, NetworkSpec, SharingSpec
 from mtl_jax.models.ownership import ExpertColumns, Owner, adapter_path, layer_paths, mixer_path, name_key, owner_count
-from mtl_jax.models.readouts import top as read_top
 from mtl_jax.models.streams import owner_salts, stream_entries
 from mtl_jax.models.taps import Taps, TapSpec
 
 Params = Mapping[str, Any]
-NO_SHARING = SharingSpec({}, {}, read_top(), {}, {}, (), None, {})
 
 
 class NetworkOutputs(NamedTuple):
-    """hidden  {task: [P·R, T, D]}; P·R = the rows of the blocks in `layout.reads(task)`, in that order
+    """hidden     {task: [P·R, T, D]}; P·R = the rows of the blocks in `layout.reads(task)`, in that order
     auxiliary  {name: float32 scalar}, sums over the texts of the batch of the losses that mixers add; {} without
                progress
     """
@@ -41,15 +40,15 @@ class NetworkOutputs(NamedTuple):
 class Network(NamedTuple):
     """Pure functions.
 
-    init     (key, known=()) -> params: {path: leaves [O, ...] float32}; zeros in the layers `known`
-    init_head  (task, key) -> what a head has besides the task's own, float32: by what it reads layers, and embeddings
-             of the labels that it is fed, feeds/<task>/embedding [C, D]
-    apply    (params, batch, dropout: Dropout | None, key) -> Outputs. `key` is that of the step; None where there is no
-             dropout. With `taps` and their `tap_spec` every (block, slot) is a stream of its own, see `models.taps`.
-             `progress` = step / steps, float32, in training
-    taps     (params, batch, tap_spec) -> Taps
-    width    {task: D of what its head is given}
-    auxiliary  {name of a loss that mixers add: the factor it has unless a config says}
+    init       (key, known=()) -> params: {path: leaves [O, ...] float32}; zeros in the layers `known`
+    init_head  (task, key) -> parameters of a head in addition to those of its task, float32: of the readout, and
+               embeddings of the labels that it receives, feeds/<task>/embedding [C, D]
+    apply      (params, batch, dropout: DropoutRates | None, key) -> NetworkOutputs. `key` is that of the step; None
+               without dropout. With `taps` and their `tap_spec` every (block, slot) is a stream of its own, see
+               `models.taps`. `progress` = step / steps, float32, in training
+    taps       (params, batch, tap_spec) -> Taps, zeros
+    width      {task: D of the input of its head}
+    auxiliary  {name of a loss that mixers add: its default factor}
     """
 
     init: Callable[..., Params]
@@ -67,141 +66,169 @@ def network(
     layout: BatchLayout,
     *,
     column_init: str = "same",
-    columns: str = "vmap",
+    column_execution: str = "vmap",
     remat: bool = False,
-    kept: tuple[str, ...] = (),
-    sharing: SharingSpec = NO_SHARING,
+    cached_layers: tuple[str, ...] = (),
+    sharing: SharingSpec = SharingSpec(),  # noqa: B008 (immutable)
 ) -> Network:
-    """A network of `embed` and `layers`, each with one set of parameters for each owner.
+    """A network of `embed` and `layers`, each with one set of parameters per owner.
 
     Args:
-      embed: module of (tokens, position, token_type, segment, noise) -> [R, T, D], with patch and pixels behind the
-        noise where it has `patches`.
+      embed: module of (tokens, position, token_type, segment, noise) -> [R, T, D]; with `patches` also of patch and
+        pixels, after the noise.
       layers: modules of (x [R, T, D], segment, noise) -> [R, T, D'].
-      owners: path -> owner of each of the K tasks, from `ownership.assign_owners`; of layers of experts their columns.
+      owners: path -> owner of each of the K tasks, from `ownership.assign_owners`; for layers of experts their columns.
       layout: what is static about the batches.
-      column_init: "same" starts all owners of a layer from the same values, "independent" each from its own, keyed
-        by the name of the task where a single one owns the slice. Experts are always independent.
-      columns: how several owners are computed: "vmap", "map" (in turns, by scan) or "unroll" (in turns, written out).
+      column_init: "same": all owners of a layer start from the same values; "independent": each from its own, keyed
+        by the name of the task if only one owns the slice. Experts are always independent.
+      column_execution: how the columns of several owners are computed: "vmap", "map" (sequentially, by scan) or
+        "unroll" (sequentially, unrolled).
       remat: recompute each layer in the backward pass.
-      kept: the lowest layers, whose outputs stand in batches that have `hidden`; they are frozen, and the same in all
-        columns.
-      sharing: what stands between the layers and the tasks besides owners.
+      cached_layers: the lowest layers, whose outputs are in batches that have `hidden`; they are frozen, and the same
+        in all columns.
+      sharing: mixers, adapters, readout and cascades.
     """
     modules = dict(zip(layer_paths(len(layers)), [embed, *layers], strict=True))
-    sharing = sharing._replace(feeding_order=sharing.feeding_order or layout.tasks)
-    static = NetworkSpec(modules, owners, layout, sharing, columns, remat, kept)
-    examples, widths = _example_inputs(modules)
-    last = next(reversed(modules))
+    sharing = sharing._replace(cascade_order=sharing.cascade_order or layout.tasks)
+    spec = NetworkSpec(modules, owners, layout, sharing, column_execution, remat, cached_layers)
+    functions = _Functions(spec, column_init)
+    auxiliary = {name: factor for mixer in sharing.mixers.values() for name, factor in mixer.auxiliary.items()}
+    width = {task: functions.head_width(task) for task in layout.tasks}
+    return Network(functions.init, functions.init_head, functions.apply, functions.taps, width, auxiliary)
 
-    def init(key: jax.Array, known: Collection[str] = ()) -> Params:
+
+class _Functions:
+    """The functions of a `Network`.
+
+    examples  path -> the smallest inputs of the layer
+    widths    path -> features of its output
+    """
+
+    def __init__(self, spec: NetworkSpec, column_init: str):
+        self.spec, self.column_init = spec, column_init
+        self.examples, self.widths = _example_inputs(spec.modules)
+        self.top = next(reversed(spec.modules))
+
+    def init(self, key: jax.Array, known: Collection[str] = ()) -> Params:
+        modules, owners, layout, sharing = self.spec.modules, self.spec.owners, self.spec.layout, self.spec.sharing
         keys = {
-            path: _column_keys(jax.random.fold_in(key, name_key(path)), owners[path], layout, column_init)
+            path: _column_keys(jax.random.fold_in(key, name_key(path)), owners[path], layout, self.column_init)
             for path in modules
         }
-        params = _initial(modules, examples, keys, known)
-        below, entry = None, None  # widths under a layer, and under the first layer since the last mixer
+        params = _initial_layers(modules, self.examples, keys, known)
+        below, expert_inputs = None, None  # widths below a layer, and below the first expert since the last mixer
         for path in modules:
-            if isinstance(owners[path], ExpertColumns) and entry is None:
-                entry = below
+            if isinstance(owners[path], ExpertColumns) and expert_inputs is None:
+                expert_inputs = below
             if path in sharing.mixers:
-                name, top = mixer_path(path), path == list(sharing.mixers)[-1]
-                place = MixerPlace(entry or widths[path], widths[path], top, len(layout.datasets))
-                made = sharing.mixers[path].init(jax.random.fold_in(key, name_key(name)), place)
-                params[name] = jax.tree.map(lambda leaf: leaf[None], made)
-                entry = None
+                params[mixer_path(path)] = self._init_mixer(key, path, expert_inputs or self.widths[path])
+                expert_inputs = None
             if path in sharing.adapters:
-                name, layer = adapter_path(path), jax.tree.map(lambda leaf: leaf[0], params[path])
-                adapter_key = jax.random.fold_in(key, name_key(name))
-                own = [
-                    sharing.adapters[path].init(jax.random.fold_in(adapter_key, name_key(task)), layer, widths[path])
-                    for task in layout.tasks
-                ]
-                params[name] = jax.tree.map(lambda *leaves: jnp.stack(leaves), *own)
-            below = widths[path]
+                params[adapter_path(path)] = self._init_adapter(key, path, params[path])
+            below = self.widths[path]
         return params
 
-    def read_widths(task):
-        order = list(modules)
-        return [widths[path] for path in order[: order.index(sharing.head_layers.get(task, last)) + 1]]
+    def _init_mixer(self, key: jax.Array, path: str, inputs: int) -> Params:
+        """Parameters of the mixer after a layer, leaves [1, ...]; `inputs` is the width below its columns."""
+        mixers = self.spec.sharing.mixers
+        place = MixerPlace(inputs, self.widths[path], path == list(mixers)[-1], len(self.spec.layout.datasets))
+        params = mixers[path].init(jax.random.fold_in(key, name_key(mixer_path(path))), place)
+        return jax.tree.map(lambda leaf: leaf[None], params)
 
-    def init_head(task: str, key: jax.Array) -> Params:
-        params, sources = sharing.readout.init(key, read_widths(task)), sharing.cascades.get(task, ())
+    def _init_adapter(self, key: jax.Array, path: str, layer: Params) -> Params:
+        """Parameters of the adapters on a layer, leaves [K, ...]; `layer` has leaves [O, ...]."""
+        key, layer = jax.random.fold_in(key, name_key(adapter_path(path))), jax.tree.map(lambda leaf: leaf[0], layer)
+        adapter, width = self.spec.sharing.adapters[path], self.widths[path]
+        by_task = [
+            adapter.init(jax.random.fold_in(key, name_key(task)), layer, width) for task in self.spec.layout.tasks
+        ]
+        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *by_task)
+
+    def init_head(self, task: str, key: jax.Array) -> Params:
+        sharing = self.spec.sharing
+        params, sources = sharing.readout.init(key, self._read_widths(task)), sharing.cascades.get(task, ())
         if not sources:
             return params
 
-        def table(source):
-            own = jax.random.fold_in(key, name_key(source))
-            shape = sharing.classes[source], widths[sharing.head_layers.get(source, last)]
-            return {"embedding": 0.02 * jax.random.normal(own, shape, jnp.float32)}
+        def label_embedding(source: str) -> Params:
+            shape = sharing.class_counts[source], self.widths[sharing.head_layers.get(source, self.top)]
+            source_key = jax.random.fold_in(key, name_key(source))
+            return {"embedding": 0.02 * jax.random.normal(source_key, shape, jnp.float32)}
 
-        return {**params, "feeds": {source: table(source) for source in sources}}
+        return {**params, "feeds": {source: label_embedding(source) for source in sources}}
 
     def apply(
+        self,
         params: Params,
         batch: Batch,
         dropout: DropoutRates | None = None,
         key: jax.Array | None = None,
         taps: Taps | None = None,
         tap_spec: TapSpec | None = None,
+        *,
         progress: jax.Array | None = None,
     ) -> NetworkOutputs:
         chex.assert_rank(batch.tokens, 3)
         chex.assert_equal_shape([batch.tokens, batch.segment, batch.position, batch.token_type])
         chex.assert_equal_shape([batch.start, batch.length, batch.example])
         chex.assert_equal_shape_prefix([batch.tokens, batch.start], 2)
-        return NetworkOutputs(*ForwardPass(static, params, batch, dropout, key, taps, tap_spec, progress).run())
+        options = PassOptions(dropout, key, taps, tap_spec, progress)
+        return NetworkOutputs(*ForwardPass(self.spec, params, batch, options).run())
 
-    def zeros(params: Params, batch: Batch, tap_spec: TapSpec) -> Taps:
-        count = len(stream_entries(layout)) * tap_spec.halves
+    def taps(self, params: Params, batch: Batch, tap_spec: TapSpec) -> Taps:
+        count = len(stream_entries(self.spec.layout)) * tap_spec.halves
 
-        def of_layer(path, leaves):
+        def layer_taps(path: str, leaves: tuple[str, ...]):
             if tap_spec.products:
                 return jnp.zeros((count, count), jnp.float32)
             flat = flatten_dict(params[path], sep="/")
             return {leaf: jnp.zeros((count, *flat[leaf].shape[1:]), jnp.float32) for leaf in leaves}
 
-        def of_rows(width):
+        def row_taps(width: int) -> jax.Array:
             return jnp.zeros((count, batch.tokens.shape[1] // tap_spec.halves, batch.tokens.shape[2], width))
 
         return Taps(
-            {path: of_layer(path, leaves) for path, leaves in tap_spec.layers.items()},
-            of_rows(params["embed"]["word"]["embedding"].shape[-1]) if tap_spec.tokens else None,
-            of_rows(widths[tap_spec.hidden_at]) if tap_spec.hidden_at else None,
+            {path: layer_taps(path, leaves) for path, leaves in tap_spec.layers.items()},
+            row_taps(params["embed"]["word"]["embedding"].shape[-1]) if tap_spec.tokens else None,
+            row_taps(self.widths[tap_spec.hidden_at]) if tap_spec.hidden_at else None,
         )
 
-    def width(task):
-        found = read_widths(task)[-1]
-        mixer = sharing.mixers.get(last)
-        return mixer.widen(found) if mixer and sharing.head_layers.get(task, last) == last else found
+    def head_width(self, task: str) -> int:
+        """D of the input of a task's head."""
+        sharing = self.spec.sharing
+        width, mixer = self._read_widths(task)[-1], sharing.mixers.get(self.top)
+        return mixer.widen(width) if mixer and sharing.head_layers.get(task, self.top) == self.top else width
 
-    added = {name: factor for mixer in sharing.mixers.values() for name, factor in mixer.auxiliary.items()}
-    return Network(init, init_head, apply, zeros, {task: width(task) for task in layout.tasks}, added)
+    def _read_widths(self, task: str) -> list[int]:
+        """Widths of the layers that a head may read, bottom first."""
+        paths = list(self.spec.modules)
+        top = paths.index(self.spec.sharing.head_layers.get(task, self.top))
+        return [self.widths[path] for path in paths[: top + 1]]
 
 
 def _column_keys(key, owner: Owner, layout: BatchLayout, column_init: str) -> list[jax.Array]:
-    """The keys that a layer's columns start from. The first expert starts as a trunk does: one expert is a trunk."""
-    by_name = owner_salts(owner, layout)
+    """The keys of a layer's columns. The first expert starts like a trunk, so that one expert equals a trunk."""
+    salts = owner_salts(owner, layout)
     if isinstance(owner, ExpertColumns):
-        return [jax.random.fold_in(key, salt) if number else key for number, salt in enumerate(by_name)]
+        return [jax.random.fold_in(key, salt) if number else key for number, salt in enumerate(salts)]
     if column_init == "same":
         return [key] * owner_count(owner)
-    return [jax.random.fold_in(key, salt) for salt in by_name]
+    return [jax.random.fold_in(key, salt) for salt in salts]
 
 
-def _initial(
+def _initial_layers(
     modules: Mapping[str, nn.Module],
     examples: Mapping[str, Any],
     keys: Mapping[str, list[jax.Array]],
     known: Collection[str],
 ) -> dict[str, Any]:
-    """Random parameters of each layer, leaves [O, ...]: layers of one form in one loop, so that the program is short.
-    Zeros for `known` ones.
+    """Random parameters of each layer, leaves [O, ...]; zeros for `known` ones. Equal layers are drawn in one loop, so
+    that the program is short.
 
-    In turns: several batched QR factorisations at once (orthogonal kernels) can wait for each other for ever on CPUs of
-    few cores (jaxlib 0.10).
+    Sequentially: several batched QR factorisations at once (orthogonal kernels) can wait for each other forever on CPUs
+    with few cores (jaxlib 0.10).
     """
-    forms: dict[Any, list[str]] = {}
+    equal_layers: dict[Any, list[str]] = {}
     params = {}
     for path, module in modules.items():
         if path in known:
@@ -210,12 +237,12 @@ def _initial(
             params[path] = jax.tree.map(lambda leaf, n=count: jnp.zeros((n, *leaf.shape), leaf.dtype), shapes)
             continue
         shapes = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), examples[path])
-        forms.setdefault((module, shapes), []).append(path)
-    for (module, _), alike in forms.items():
-        of_all = jnp.stack([key for path in alike for key in keys[path]])
-        drawn = jax.lax.map(lambda key, m=module, x=examples[alike[0]]: m.init(key, *x)["params"], of_all)
+        equal_layers.setdefault((module, shapes), []).append(path)
+    for (module, _), paths in equal_layers.items():
+        all_keys = jnp.stack([key for path in paths for key in keys[path]])
+        drawn = jax.lax.map(lambda key, m=module, x=examples[paths[0]]: m.init(key, *x)["params"], all_keys)
         start = 0
-        for path in alike:
+        for path in paths:
             end = start + len(keys[path])
             params[path] = jax.tree.map(lambda leaf, a=start, b=end: leaf[a:b], drawn)
             start = end
@@ -223,7 +250,7 @@ def _initial(
 
 
 def _example_inputs(modules: Mapping[str, nn.Module]) -> tuple[dict[str, tuple[Any, ...]], dict[str, int]]:
-    """The smallest inputs of each layer, from which parameters get their shapes, and the widths of what they return."""
+    """The smallest inputs of each layer, which determine the shapes of its parameters, and the width of its outputs."""
     ids = np.zeros((1, 2), np.int32)
     inputs, examples, widths = (ids, ids, ids, ids), {}, {}
     if (patches := getattr(modules["embed"], "patches", None)) is not None:
@@ -232,10 +259,10 @@ def _example_inputs(modules: Mapping[str, nn.Module]) -> tuple[dict[str, tuple[A
         examples[path] = inputs
         output = _output(module, jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), inputs))
         widths[path] = output.shape[-1]
-        inputs = (np.zeros(output.shape, output.dtype), ids)  # of the layers above
+        inputs = (np.zeros(output.shape, output.dtype), ids)  # of the next layer
     return examples, widths
 
 
-@functools.lru_cache(maxsize=256)  # every network asks, and a config makes several
+@functools.lru_cache(maxsize=256)  # a config builds several networks of the same modules
 def _output(module: nn.Module, inputs: tuple[jax.ShapeDtypeStruct | None, ...]) -> jax.ShapeDtypeStruct:
     return jax.eval_shape(lambda *inputs: module.init_with_output(jax.random.key(0), *inputs)[0], *inputs)

@@ -35,7 +35,7 @@ def layer_path(number: int) -> str:
 
 
 def mixer_path(path: str) -> str:
-    """Path of the mixer behind a layer: `mixer_03` behind `layer_03`, `mixer_embed` behind the embeddings."""
+    """Path of the mixer after a layer: `mixer_03` after `layer_03`, `mixer_embed` after the embeddings."""
     return f"mixer_{path.removeprefix('layer_')}"
 
 
@@ -45,7 +45,7 @@ def adapter_path(path: str) -> str:
 
 
 def layer_paths(layers: int) -> tuple[str, ...]:
-    """The paths of a network of so many layers, bottom first."""
+    """The paths of a network with this number of layers, bottom first."""
     return ("embed", *(layer_path(i) for i in range(layers)))
 
 
@@ -62,8 +62,8 @@ def assign_owners(
       tasks: names of the K tasks, in order.
       layers: number of layers above the embeddings.
       trunk: last layer shared by all: "all", "none", "embed" or "layer_XX".
-      groups: layer -> partition of the tasks, in force from there up to the next layer named. Wins over `trunk`.
-      known_tasks: names that groups may speak of besides `tasks` (those of the config that are not trained now).
+      groups: layer -> partition of the tasks, from this layer up to the next one named. Takes precedence over `trunk`.
+      known_tasks: names that groups may contain in addition to `tasks` (tasks of the config that are not trained).
 
     Returns:
       path -> int tuple of length K.
@@ -93,7 +93,7 @@ def assign_owners(
 
 
 def mixed_layers(owners: Owners, chosen: Sequence[str], where: str) -> tuple[str, ...]:
-    """The layers behind which columns of the tasks are mixed.
+    """The layers after which the columns of the tasks are mixed.
 
     Args:
       owners: of every layer.
@@ -122,12 +122,12 @@ def mixed_layers(owners: Owners, chosen: Sequence[str], where: str) -> tuple[str
 
 
 def expert_layers(owners: Owners, mixer: str, chosen: Sequence[str], where: str) -> tuple[tuple[str, ...], ...]:
-    """The layers that are experts, all above the trunk, and those of them behind which gates stand.
+    """The layers that are experts, all above the trunk, and those of them after which gates stand.
 
     Args:
       owners: of every layer; the trunk is shared by all, each other layer stands for experts.
       mixer: its name, for errors.
-      chosen: `config.sharing.mixer_layers`; (): by `where`, behind "each" layer of experts | the "top" one.
+      chosen: `config.sharing.mixer_layers`; (): by `where`, after "each" layer of experts | the "top" one.
 
     Raises:
       UserError: no shared layer below or none above it, groups of tasks, no gate at the top.
@@ -149,7 +149,7 @@ def expert_layers(owners: Owners, mixer: str, chosen: Sequence[str], where: str)
             )
     if chosen and above[-1] not in chosen:
         raise UserError(
-            f"config.sharing.mixer_layers: heads read what the gates behind the top layer make; name {above[-1]!r} too"
+            f"config.sharing.mixer_layers: heads read the gates after the top layer; name {above[-1]!r} too"
         )
     gates = [path for path in above if path in chosen] if chosen else above if where == "each" else above[-1:]
     return tuple(above), tuple(gates)
@@ -165,8 +165,8 @@ def expert_names(tasks: Sequence[str], columns: Sequence[int | None]) -> tuple[s
     return tuple(names)
 
 
-def feeding_order(tasks: Sequence[str], feeds: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
-    """The tasks in an order in which each comes behind those whose labels it is fed.
+def cascade_order(tasks: Sequence[str], feeds: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
+    """The tasks in an order in which each comes after those whose labels it receives.
 
     Raises:
       UserError: naming the cycle, or a task that is not known.
@@ -180,7 +180,7 @@ def feeding_order(tasks: Sequence[str], feeds: Mapping[str, Sequence[str]]) -> t
     def visit(task, above):
         if task in above:
             cycle = " → ".join([*above[above.index(task) :], task][::-1])
-            raise UserError(f"config.sharing.cascades: labels would be fed in a circle: {cycle}")
+            raise UserError(f"config.sharing.cascades: labels would be passed on in a circle: {cycle}")
         if task not in order:
             for source in feeds.get(task, ()):
                 visit(source, (*above, task))

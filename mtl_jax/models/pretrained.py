@@ -117,11 +117,11 @@ def tensor_files(folder: pathlib.Path) -> dict[str, str]:
         if not isinstance(shards, dict) or not all(isinstance(file, str) for file in shards.values()):
             raise UserError(f"{folder / _INDEX}: weight_map has to map names of tensors to names of files")
         with SafetensorsFiles(folder) as opened:
-            held = {file: set(opened.open(file).keys()) for file in sorted(set(shards.values()))}
+            names_in = {file: set(opened.open(file).keys()) for file in sorted(set(shards.values()))}
         for name, file in shards.items():
-            if name not in held[file]:
+            if name not in names_in[file]:
                 raise UserError(f"{folder / _INDEX}: {name} should be in {file}, but is not")
-        return {name: file for file, inside in held.items() for name in inside}
+        return {name: file for file, inside in names_in.items() for name in inside}
     pickles = [name for name in _PICKLES if (folder / name).exists()]
     if pickles:
         raise UserError(
@@ -165,15 +165,15 @@ class SafetensorsFiles:
     def read(self, file: str, name: str, shape: tuple[int, ...]) -> np.ndarray:
         """One tensor as float32, if it has the shape and a floating dtype."""
         handle = self.open(file)
-        found = handle.get_slice(name)
-        if tuple(found.get_shape()) != shape:
+        tensor = handle.get_slice(name)
+        if tuple(tensor.get_shape()) != shape:
             raise UserError(
-                f"{self.folder / file}: tensor {name} has shape {list(found.get_shape())}, "
+                f"{self.folder / file}: tensor {name} has shape {list(tensor.get_shape())}, "
                 f"but by config.json it should have {list(shape)}"
             )
-        if found.get_dtype() not in _FLOATS:
+        if tensor.get_dtype() not in _FLOATS:
             raise UserError(
-                f"{self.folder / file}: tensor {name} has dtype {found.get_dtype()}; "
+                f"{self.folder / file}: tensor {name} has dtype {tensor.get_dtype()}; "
                 f"supported are {', '.join(_FLOATS)} (a quantised model has to be dequantised first)"
             )
         return handle.get_tensor(name).astype(np.float32)

@@ -1,4 +1,4 @@
-"""How a head reads the layers: the topmost, a mixture of all, or by attention of its own over each. A further way is
+"""How a head reads the layers: the topmost, a weighted sum of all, or task-specific attention on each. A new readout is
 one function and one line in `READOUTS`.
 """
 
@@ -18,7 +18,7 @@ class Readout(NamedTuple):
     """Pure functions over the layers that a head may read: the embeddings first, then one layer after the other.
 
     init   (key, widths of the layers) -> params of a task, float32; part of its head
-    apply  (params of the head, layers [R, T, D] each) -> what the head is given, [R, T, D']
+    apply  (params of the head, layers [R, T, D] each) -> input of the head, [R, T, D']
     reads_all  whether it reads layers below the topmost
     """
 
@@ -28,12 +28,12 @@ class Readout(NamedTuple):
 
 
 def top() -> Readout:
-    """The topmost layer alone."""
+    """The topmost layer only."""
     return Readout(lambda key, widths: {}, lambda params, layers: layers[-1], reads_all=False)
 
 
 def mixture() -> Readout:
-    """Σ_l β_l h_l over the layers above the embeddings, each task's own weights, equal at the start (sluice networks:
+    """Σ_l β_l h_l over the layers above the embeddings, with weights per task, initially equal (sluice networks:
     Ruder et al. 2019, equation 4).
 
     Params: layers float32[L].
@@ -84,10 +84,10 @@ def attention(hidden: int = 0) -> Readout:
     def apply(params, layers):
         picked = None
         for number, (u, p) in enumerate(itertools.pairwise(layers)):
-            own = params["attention"][f"{number:02d}"]
+            maps = params["attention"][f"{number:02d}"]
             if picked is not None:
-                u = jnp.concatenate([u, jax.nn.relu(_map(own["pass"], picked))], axis=-1)
-            mask = jax.nn.sigmoid(_map(own["second"], jax.nn.relu(_map(own["first"], u))))
+                u = jnp.concatenate([u, jax.nn.relu(_map(maps["pass"], picked))], axis=-1)
+            mask = jax.nn.sigmoid(_map(maps["second"], jax.nn.relu(_map(maps["first"], u))))
             picked = mask * p
         return picked
 

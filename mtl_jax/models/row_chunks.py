@@ -1,8 +1,8 @@
-"""Rows computed in parts, on CPU.
+"""Rows computed in chunks, on CPU.
 
-XLA runs what does not depend on each other at once, and operations that follow each other on a few rows find them in
-the cache: on two cores a step of MiniLM takes 0.85 of the time so. The price is a longer program, a few seconds more to
-compile. Only on one device: a part of rows that lie on several would move.
+XLA runs independent operations concurrently, and consecutive operations on a few rows find them in the cache: on two
+cores a step of MiniLM takes 0.85 of the time. The price is a longer program, a few seconds more to compile. Only on one
+device: chunks of rows that lie on several devices would be moved.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ def is_single_cpu() -> bool:
 
 
 def in_row_chunks(function: Callable[..., Any], count: int, *arrays: Any) -> Any:
-    """`function(*arrays)`, computed in `count` parts of its rows.
+    """`function(*arrays)`, computed in `count` chunks of rows.
 
-    arrays   trees with leaves [R, ...]; PRNG keys too
-    function  keeps rows apart; it returns a tree with leaves [R, ...]
+    arrays    trees with leaves [R, ...]; PRNG keys too
+    function  treats rows independently; it returns a tree with leaves [R, ...]
     """
     rows = jax.tree.leaves(arrays)[0].shape[0]
     count = min(count, rows)
     if count <= 1:
         return function(*arrays)
-    ends = [rows * part // count for part in range(count + 1)]
-    parts = [function(*jax.tree.map(lambda leaf, a=a, b=b: leaf[a:b], arrays)) for a, b in itertools.pairwise(ends)]
-    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
+    ends = [rows * chunk // count for chunk in range(count + 1)]
+    chunks = [function(*jax.tree.map(lambda leaf, a=a, b=b: leaf[a:b], arrays)) for a, b in itertools.pairwise(ends)]
+    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *chunks)

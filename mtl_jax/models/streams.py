@@ -1,7 +1,6 @@
-"""Streams: what one block looks like on its way up through the layers of one task.
+"""Streams: the features of one block as they pass through the layers of one task.
 
-Streams of tasks that have used the same owners so far are one stream: a trunk is computed once a block, whoever reads
-it.
+Tasks that have used the same owners so far have one stream: a trunk is computed once per block, whoever reads it.
 """
 
 from __future__ import annotations
@@ -23,14 +22,14 @@ def stream_entries(layout: BatchLayout) -> list[tuple[int, int]]:
 
 
 class Streams:
-    """Which (block, slot) pairs are still one stream. Slot m of a block = the m-th task on its data set.
+    """Which (block, slot) pairs are one stream. Slot m of a block = the m-th task on its data set.
 
     Args:
       layout: of the batch.
-      everyone: the K slots of a block are all tasks, whether they read it or not: for columns of all tasks that are
-        mixed.
-      also: {task: tasks whose labels it is fed}; they pass the blocks of that task too, though none of their labels
-        are there. Where a block's data set is drawn this needs `everyone`.
+      everyone: the slots of a block are all K tasks, whether they read it or not: for mixers over the columns of all
+        tasks.
+      also: {task: tasks whose labels it receives}; they pass through the blocks of that task too, though none of their
+        labels are there. If the data set of a block is drawn, this requires `everyone`.
     """
 
     def __init__(self, layout: BatchLayout, everyone: bool = False, also: Mapping[int, tuple[int, ...]] | None = None):
@@ -43,27 +42,27 @@ class Streams:
         self._prefix = {pair: () for pair in self.parent}  # owners so far, by candidate
 
     def separate_all(self) -> None:
-        """Makes every slot a stream of its own from here up."""
+        """Makes every slot a stream of its own from here on."""
         self.separate(self._prefix)
 
     def separate(self, pairs: Iterable[tuple[int, int]]) -> None:
-        """Makes these slots streams of their own from here up."""
+        """Makes these slots streams of their own from here on."""
         self._prefix |= {pair: (*self._prefix[pair], pair) for pair in pairs}
         self._join()
 
     def keep(self, pairs: Collection[tuple[int, int]]) -> None:
-        """Leaves out all other slots from here up."""
+        """Leaves out all other slots from here on."""
         self._prefix = {pair: prefix for pair, prefix in self._prefix.items() if pair in pairs}
         self._join()
 
     def enter_layer(self, owner: tuple[int, ...]) -> None:
-        """Goes up one layer: slots stay one stream only where every candidate data set uses one owner for both. Where a
-        data set has no such slot, nobody reads it: it goes with the first.
+        """Enters the next layer: slots stay one stream only if they have the same owner for every candidate data set.
+        If a data set has no such slot, nobody reads it, and it counts like the first.
         """
         for (block, slot), prefix in list(self._prefix.items()):
             tasks = [self.tasks[d] for d in self.layout.candidates[block]]
-            used = tuple(owner[ts[slot if slot < len(ts) else 0]] if ts else None for ts in tasks)
-            self._prefix[block, slot] = (*prefix, used)
+            slot_owners = tuple(owner[ts[slot if slot < len(ts) else 0]] if ts else None for ts in tasks)
+            self._prefix[block, slot] = (*prefix, slot_owners)
         self._join()
 
     def _join(self) -> None:
@@ -73,21 +72,21 @@ class Streams:
 
     def slots(self, task: int) -> list[tuple[int, int]]:
         """The (block, slot) pairs of task k, also in blocks that it does not read."""
-        found = {
+        pairs = {
             (block, self.tasks[d].index(task))
             for block, candidates in enumerate(self.layout.candidates)
             for d in candidates
             if task in self.tasks[d]
         }
-        return sorted(pair for pair in found if pair in self.parent)
+        return sorted(pair for pair in pairs if pair in self.parent)
 
     def slot(self, block: int, task: int) -> int:
         """The slot of task k in a block that it reads."""
         return self.tasks[self.layout.dataset_of[task]].index(task)
 
-    def _table(self, of_task, slot, candidates):
-        """Per data set (all of them) what the task at a slot has; 0 where the data set has no such slot."""
-        return [of_task[ts[slot]] if d in candidates and slot < len(ts) else 0 for d, ts in self.tasks.items()]
+    def _by_dataset(self, by_task: Sequence[int], slot: int, candidates: Sequence[int]) -> list[int]:
+        """For every data set the value of the task at a slot; 0 where the data set has no such slot."""
+        return [by_task[ts[slot]] if d in candidates and slot < len(ts) else 0 for d, ts in self.tasks.items()]
 
     def owner_ids(
         self, owner: tuple[int, ...], batch: Batch, pairs: Iterable[tuple[int, int]] | None = None
@@ -98,7 +97,7 @@ class Streams:
         ids: list[int | jax.Array] = []
         for block, slot in self.names if pairs is None else pairs:
             candidates = self.layout.candidates[block]
-            table = self._table(owner, slot, candidates)
+            table = self._by_dataset(owner, slot, candidates)
             if len({table[d] for d in candidates}) == 1:
                 ids.append(table[candidates[0]])
             else:
@@ -106,13 +105,13 @@ class Streams:
         return ids
 
     def salt(self, owner: tuple[int, ...], block: int, slot: int, batch: Batch) -> jax.Array:
-        """uint32 by which a stream's dropout differs from those of its block's other streams."""
-        of_owner = owner_salts(owner, self.layout)
-        return self.value_of_task([of_owner[o] for o in owner], block, slot, batch)
+        """uint32 that distinguishes the dropout of a stream from that of the other streams of its block."""
+        salts = owner_salts(owner, self.layout)
+        return self.value_of_task([salts[o] for o in owner], block, slot, batch)
 
-    def value_of_task(self, of_task: Sequence[int], block: int, slot: int, batch: Batch) -> jax.Array:
-        """What the task at a slot has, of uint32 numbers of the tasks."""
-        table = self._table(of_task, slot, self.layout.candidates[block])
+    def value_of_task(self, by_task: Sequence[int], block: int, slot: int, batch: Batch) -> jax.Array:
+        """uint32, the value of the task at a slot; `by_task` has one value per task."""
+        table = self._by_dataset(by_task, slot, self.layout.candidates[block])
         return jnp.asarray(np.asarray(table, np.uint32))[batch.dataset[block]]
 
     def reads_labels(self, block: int, slots: Sequence[int], batch: Batch) -> jax.Array:
@@ -124,8 +123,10 @@ class Streams:
         return jnp.asarray(np.asarray(table, np.float32))[batch.dataset[block]]
 
 
-def _tasks_on(layout, dataset, everyone, also):
-    """Indices of the tasks that pass the blocks of a data set."""
+def _tasks_on(
+    layout: BatchLayout, dataset: int, everyone: bool, also: Mapping[int, tuple[int, ...]]
+) -> tuple[int, ...]:
+    """Indices of the tasks that pass through the blocks of a data set."""
     if everyone:
         return tuple(range(len(layout.tasks)))
     passing, new = set(), set(layout.tasks_on(dataset))
@@ -136,9 +137,9 @@ def _tasks_on(layout, dataset, everyone, also):
 
 
 def owner_salts(owner: Owner, layout: BatchLayout) -> list[int]:
-    """For each owner the key of its task's name, 0 where tasks share it: joint or alone, a column draws the same.
+    """For each owner the key of its task's name, 0 if tasks share it: a column draws the same, joint or separate.
 
-    Experts have names of their own, but the first, which draws as a trunk does.
+    Experts have names of their own; the first one draws like a trunk.
     """
     if isinstance(owner, ExpertColumns):
         return [name_key(name) if number else 0 for number, name in enumerate(owner.names)]

@@ -1,8 +1,8 @@
-"""Taps: where the gradients of streams that share their parameters are read off apart, in one backward pass.
+"""Taps: separate gradients of streams that share their parameters, in one backward pass.
 
-Streams with examples of their own meet in the gradient of a weight only: δW = Σ_s X_sᵀ δ_s. Everything up to there is
-computed jointly. A tap is a value of zeros that goes into a layer and does nothing; its cotangent is what the layer
-tells of each stream: the terms of that sum, or only the products between them.
+Streams with different examples meet only in the gradient of a weight: δW = Σ_s X_sᵀ δ_s. Everything else is computed
+jointly. A tap is an input of zeros without effect on the layer; its cotangent contains the terms of that sum for each
+stream, or only the products between them.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ Measure = Callable[[Any, Any], Any]
 class TapSpec(NamedTuple):
     """What is tapped; static. M = the entries of the layout, see `streams.stream_entries`, times `halves`.
 
-    layers     {path of layer: (paths of its leaves)}, of which the gradient by stream is wanted
-    products   whether only the products [M, M] between these gradients are, layer by layer
-    tokens     whether that of the looked-up word vectors is, from which the gradient of the table follows
-    hidden_at  layer whose outputs are tapped, "" = none; below it streams are still joint
+    layers     {path of layer: (paths of its leaves)} whose gradients by stream are needed
+    products   whether only the products [M, M] between these gradients are needed, layer by layer
+    tokens     whether the gradients of the looked-up word vectors are needed, which give that of the table
+    hidden_at  layer whose outputs are tapped, "" = none; below it streams are joint
     halves     2: the rows of each stream are tapped in two halves
     """
 
@@ -58,24 +58,33 @@ class Taps(NamedTuple):
 
 @flax.struct.dataclass
 class _Pullback:
-    """A pullback of n streams; `axes` says which residuals they have apart (0) and which are of all (None)."""
+    """A pullback of n streams; `axes` says which residuals have an axis of streams (0) and which have none (None)."""
 
     leaves: list[jax.Array]
     structure: Any = flax.struct.field(pytree_node=False)
     axes: tuple[int | None, ...] = flax.struct.field(pytree_node=False)
 
 
-def apply_with_tap(
-    function: Function, measure: Measure, in_turns: bool, params: Any, tap: Any, inputs: Any, noise: Noise | None
-) -> jax.Array:
-    """`function` on g·m streams with the same parameters, of which each m hold the same: computed once on the way up,
-    told apart on the way down. Its derivatives are as without the tap, whose cotangent is `measure` (gradients of the
-    streams, `params` with leaves [g·m, ...]; tap).
+class TappedFunction(NamedTuple):
+    """What is static about a tapped computation.
+
+    function    (params, inputs, noise) -> array, for one stream
+    measure     (gradients of the streams, `params` with leaves [g·m, ...]; tap) -> cotangent of the tap
+    sequential  whether the backward passes of the m streams of a group run one after another instead of at once
+    """
+
+    function: Function
+    measure: Measure
+    sequential: bool
+
+
+def apply_with_tap(tapped: TappedFunction, params: Any, tap: Any, inputs: Any, noise: Noise | None) -> jax.Array:
+    """Applies a function to g·m streams with the same parameters, in groups of m streams with equal inputs. The forward
+    pass computes each group once, the backward pass its streams separately. The derivatives are those of the function;
+    the cotangent of the tap is the `measure`.
 
     Args:
-      function: (params, inputs, noise) -> array, for one stream.
-      measure: static, see above.
-      in_turns: static; whether the m of a group take their way down one after another instead of at once.
+      tapped: the function.
       params: of all streams.
       tap: zeros.
       inputs: leaves [g, m, ...], equal along m.
@@ -86,66 +95,77 @@ def apply_with_tap(
     """
     leaves, structure = jax.tree.flatten((inputs, None if noise is None else noise.keys))
     copies = leaves[0].shape[1]
-    moves = [jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in leaves]
-    moved = [leaf for leaf, move in zip(leaves, moves, strict=True) if move]
-    fixed = [leaf[:, 0] for leaf, move in zip(leaves, moves, strict=True) if not move]
+    is_float = [jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in leaves]
+    floats = [leaf for leaf, flag in zip(leaves, is_float, strict=True) if flag]
+    others = [leaf[:, 0] for leaf, flag in zip(leaves, is_float, strict=True) if not flag]
     rates = None if noise is None else noise._replace(keys=None)
 
-    def stream(params, moved, rates, fixed):
-        of_kind = iter(moved), iter(fixed)
-        inputs, keys = jax.tree.unflatten(structure, [next(of_kind[0 if move else 1]) for move in moves])
-        return function(params, inputs, None if rates is None else rates._replace(keys=keys))
+    def stream(params, floats, rates, others):
+        parts = iter(floats), iter(others)
+        inputs, keys = jax.tree.unflatten(structure, [next(parts[0 if flag else 1]) for flag in is_float])
+        return tapped.function(params, inputs, None if rates is None else rates._replace(keys=keys))
 
-    def copied(outputs):
+    def copy_outputs(outputs):
         return jnp.broadcast_to(outputs[:, None], (outputs.shape[0], copies, *outputs.shape[1:]))
 
     @jax.custom_vjp
-    def call(params, tap, moved, rates, fixed):
-        return copied(jax.vmap(stream, (None, 0, None, 0))(params, _first_copies(moved), rates, fixed))
+    def call(params, tap, floats, rates, others):
+        return copy_outputs(jax.vmap(stream, (None, 0, None, 0))(params, _first_copies(floats), rates, others))
 
-    def forward(params, tap, moved, rates, fixed):
-        found = []
+    def forward(params, tap, floats, rates, others):
+        outputs, pullback = _forward_groups(stream, params, _first_copies(floats), rates, others)
+        return copy_outputs(outputs), (pullback, tap)
 
-        def one(params, moved, rates, fixed):
-            outputs, pullback = jax.vjp(lambda *floats: stream(*floats, fixed), params, moved, rates)
-            residuals, structure = jax.tree.flatten(pullback)
-            found.append(structure)
-            return outputs, residuals
-
-        moved = _first_copies(moved)
-        first = jax.tree.map(lambda leaf: leaf[0], (moved, fixed))
-        axes = _batched_residuals(one, (params, first[0], rates, first[1]), (False, True, False, True))
-        outputs, residuals = jax.vmap(one, (None, 0, None, 0), (0, axes))(params, moved, rates, fixed)
-        return copied(outputs), (_Pullback(residuals, found[-1], tuple(axes)), tap)
-
-    def backward(kept, cotangent):
-        pullback, tap = kept
-
-        def one(residuals, cotangents):
-            back = jax.tree.unflatten(pullback.structure, residuals)
-            if copies == 1:
-                return jax.tree.map(lambda leaf: leaf[None], back(cotangents[0]))
-            return jax.lax.map(back, cotangents) if in_turns else jax.vmap(back)(cotangents)
-
-        by_stream, moved, rates = jax.vmap(one, (list(pullback.axes), 0))(pullback.leaves, cotangent)
+    def backward(residuals, cotangent):
+        pullback, tap = residuals
+        by_stream, floats, rates = _backward_streams(pullback, cotangent, copies, tapped.sequential)
         total, rates = jax.tree.map(lambda leaf: leaf.sum(axis=(0, 1)), (by_stream, rates))
         by_stream = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), by_stream)
-        return total, measure(by_stream, tap), moved, rates, None
+        return total, tapped.measure(by_stream, tap), floats, rates, None
 
     call.defvjp(forward, backward)
-    return call(params, tap, moved, rates, fixed)
+    return call(params, tap, floats, rates, others)
+
+
+def _forward_groups(stream: Callable, params: Any, floats: Any, rates: Any, others: Any) -> tuple[jax.Array, _Pullback]:
+    """Outputs [g, ...] of `stream`, and the pullback of its float arguments."""
+    structures = []
+
+    def with_residuals(params, floats, rates, others):
+        outputs, pullback = jax.vjp(lambda *arguments: stream(*arguments, others), params, floats, rates)
+        residuals, structure = jax.tree.flatten(pullback)
+        structures.append(structure)
+        return outputs, residuals
+
+    first = jax.tree.map(lambda leaf: leaf[0], (floats, others))
+    axes = _batched_residuals(with_residuals, (params, first[0], rates, first[1]), (False, True, False, True))
+    vectorised = jax.vmap(with_residuals, (None, 0, None, 0), (0, axes))
+    outputs, residuals = vectorised(params, floats, rates, others)
+    return outputs, _Pullback(residuals, structures[-1], tuple(axes))
+
+
+def _backward_streams(pullback: _Pullback, cotangent: jax.Array, copies: int, sequential: bool):
+    """The pullback of cotangents [g, m, ...]: leaves [g, m, ...] of params, float inputs and rates."""
+
+    def group(residuals, cotangents):
+        back = jax.tree.unflatten(pullback.structure, residuals)
+        if copies == 1:
+            return jax.tree.map(lambda leaf: leaf[None], back(cotangents[0]))
+        return jax.lax.map(back, cotangents) if sequential else jax.vmap(back)(cotangents)
+
+    return jax.vmap(group, (list(pullback.axes), 0))(pullback.leaves, cotangent)
 
 
 def _first_copies(leaves):
     return jax.tree.map(lambda leaf: leaf[:, 0], leaves)
 
 
-def _batched_residuals(one: Callable, arguments: tuple, batched: tuple[bool, ...]) -> list[int | None]:
-    """For each residual that `one` returns 0 where it depends on what the streams have apart, None where it is one.
+def _batched_residuals(function: Callable, arguments: tuple, batched: tuple[bool, ...]) -> list[int | None]:
+    """For each residual that `function` returns: 0 if it depends on a batched argument, else None.
 
-    Without it `vmap` would keep n copies of every weight, and multiply with each of them.
+    Otherwise `vmap` would store n copies of every weight, and multiply by each of them.
     """
-    traced, shapes = jax.make_jaxpr(one, return_shape=True)(*arguments)
+    traced, shapes = jax.make_jaxpr(function, return_shape=True)(*arguments)
     flags = [flag for flag, tree in zip(batched, arguments, strict=True) for _ in jax.tree.leaves(tree)]
     depends = {variable for variable, flag in zip(traced.jaxpr.invars, flags, strict=True) if flag}
     for equation in traced.jaxpr.eqns:
@@ -155,78 +175,101 @@ def _batched_residuals(one: Callable, arguments: tuple, batched: tuple[bool, ...
     return [0 if flag else None for flag in outputs[len(jax.tree.leaves(shapes[0])) :]]
 
 
-def apply_tapped_layer(
-    module, remat, path, params, taps: Taps, spec: TapSpec, owner_ids, inputs, noises, same: Sequence[Any]
-) -> list[jax.Array]:
-    """As `apply_owned.apply_owned`, of a layer that is tapped: streams of one owner are joint, owners come in turns.
+class TappedLayer(NamedTuple):
+    """A layer: its module, its path, and whether it is recomputed in the backward pass."""
 
-    `same` names for each stream what it holds: those of one name have equal inputs and noise, and pass together.
+    module: nn.Module
+    path: str
+    remat: bool
+
+
+class TappedStreams(NamedTuple):
+    """The streams of a layer. Those with one name in `contents` have equal inputs and noise, and are computed once."""
+
+    owner_ids: Sequence[int | jax.Array]
+    inputs: Sequence[Any]
+    noises: Sequence[Noise] | None
+    contents: Sequence[Any]
+
+
+def apply_tapped_layer(
+    layer: TappedLayer, params: Any, taps: Taps, spec: TapSpec, streams: TappedStreams
+) -> list[jax.Array]:
+    """As `apply_owned.apply_owned`, for a tapped layer: streams of one owner are joint, owners are sequential.
+
+    Args:
+      layer: the module, its path, and whether to recompute it in the backward pass.
+      params: leaves [O, ...].
+      taps, spec: of the network.
+      streams: owner, inputs and noise of each.
     """
-    tokens_apart = path == "embed" and spec.tokens
-    function = _embedding_function(module, remat) if tokens_apart else layer_function(module, remat)
-    # of a transformer's K gradients at once XLA's CPU compiler would turn each around
-    in_turns = is_single_cpu() and getattr(module, "rows_in_parts", False)
+    module, path = layer.module, layer.path
+    owner_ids, inputs, noises, contents = streams
+    taps_tokens = path == "embed" and spec.tokens
+    function = _embedding_function(module, layer.remat) if taps_tokens else layer_function(module, layer.remat)
+    # XLA's CPU compiler would transpose each of K simultaneous gradients of a transformer
+    sequential = is_single_cpu() and getattr(module, "rows_in_parts", False)
     halves, outputs = spec.halves, {}
-    for owner, groups in _groups(owner_ids, inputs, same, spec.products):
+    for owner, groups in _groups(owner_ids, inputs, contents, spec.products):
         members, copies = [member for group in groups for member in group], len(groups[0])
         stacked, noise, _ = stack_streams([(inputs[i], noises[i] if noises else None) for i in members])
-        if tokens_apart:
-            of_stream = taps.tokens.reshape(len(inputs), *stacked[0].shape[1:], -1)
-            stacked = (*stacked, _chosen(of_stream, np.asarray(members)))
+        if taps_tokens:
+            token_taps = taps.tokens.reshape(len(inputs), *stacked[0].shape[1:], -1)
+            stacked = (*stacked, _rows(token_taps, np.asarray(members)))
         stacked, keys = _split_rows((stacked, None if noise is None else noise.keys), copies, halves)
         entry = np.asarray(members).reshape(-1, 1, copies) * halves + np.arange(halves)[:, None]  # [groups, halves, m]
         tap, measure = _tap_of_streams(taps, spec, path, entry.ravel())
-        own = _slice(params, owner)
         noise = None if noise is None else noise._replace(keys=keys)
-        result = apply_with_tap(function, measure, in_turns, own, tap, stacked, noise)
+        tapped = TappedFunction(function, measure, sequential)
+        result = apply_with_tap(tapped, _slice(params, owner), tap, stacked, noise)
         result = jnp.swapaxes(result.reshape(-1, halves, copies, *result.shape[2:]), 1, 2)
         result = result.reshape(len(members), -1, *result.shape[4:])
         outputs |= dict(zip(members, result, strict=True))
     return [outputs[number] for number in range(len(inputs))]
 
 
-def _groups(owner_ids, inputs, same, products: bool):
-    """[(owner, groups of equally many streams)]: a group's streams hold the same.
+def _groups(owner_ids, inputs, contents: Sequence[Any], products: bool) -> list[tuple[Any, list[list[int]]]]:
+    """[(owner, groups of equally many streams)]: the streams of a group have equal contents.
 
-    For products all streams of an owner stay together, alone where groups are of different sizes.
+    For products all streams of an owner stay together; if the groups have different sizes, each stream is a group.
     """
-    found = []
+    result = []
     for kind in group_by_pictures(inputs):
         for members in group_by_owner([(owner_ids[i],) for i in kind]).values():
             together: dict[Any, list[int]] = {}
             for number in members:
-                together.setdefault(same[kind[number]], []).append(kind[number])
+                together.setdefault(contents[kind[number]], []).append(kind[number])
             by_size: dict[int, list[list[int]]] = {}
             for group in together.values():
                 by_size.setdefault(len(group), []).append(group)
             if products and len(by_size) > 1:
                 by_size = {1: [[kind[number]] for number in members]}
-            found += [(owner_ids[kind[members[0]]], groups) for groups in by_size.values()]
-    return found
+            result += [(owner_ids[kind[members[0]]], groups) for groups in by_size.values()]
+    return result
 
 
 def _split_rows(tree, copies: int, halves: int):
     """Leaves [g · m, R, ...] -> [g · halves, m, R / halves, ...]."""
 
-    def of_leaf(a):
+    def split_leaf(a):
         parts = a.reshape(-1, copies, halves, a.shape[1] // halves, *a.shape[2:])
         return jnp.swapaxes(parts, 1, 2).reshape(-1, copies, *parts.shape[3:])
 
-    return jax.tree.map(of_leaf, tree)
+    return jax.tree.map(split_leaf, tree)
 
 
 def _tap_of_streams(taps: Taps, spec: TapSpec, path: str, places: np.ndarray):
-    """The part of a layer's tap that belongs to some streams, and what measures its cotangent."""
+    """The part of a layer's tap that belongs to some streams, and its measure."""
     if path not in spec.layers:
         return {}, _leaf_gradients
     tap = taps.layers[path]
     if spec.products:
         return tap[np.ix_(places, places)], functools.partial(_gradient_products, leaves=spec.layers[path])
-    return jax.tree.map(lambda leaf: _chosen(leaf, places), tap), _leaf_gradients
+    return jax.tree.map(lambda leaf: _rows(leaf, places), tap), _leaf_gradients
 
 
-def _chosen(leaf: jax.Array, places: np.ndarray) -> jax.Array:
-    """leaf[places]; the whole leaf as it is, since the compiler would work out a gather of its zeros."""
+def _rows(leaf: jax.Array, places: np.ndarray) -> jax.Array:
+    """leaf[places]; the leaf itself for all places, since the compiler would constant-fold a gather of its zeros."""
     return leaf if np.array_equal(places, np.arange(leaf.shape[0])) else leaf[places]
 
 
@@ -235,24 +278,24 @@ def _slice(params, owner):
 
 
 def _leaf_gradients(gradients, tap):
-    """A measure for taps: the gradients that are asked for."""
+    """A measure: the gradients of the leaves in the tap."""
     flat = flatten_dict(gradients, sep="/")
     return {leaf: flat[leaf].astype(jnp.float32) for leaf in tap}
 
 
 def _gradient_products(gradients, tap, leaves):
-    """A measure for taps: the inner products between streams, summed over the leaves that are asked for."""
+    """A measure: the inner products between streams, summed over `leaves`."""
     flat = flatten_dict(gradients, sep="/")
 
-    def of_leaf(leaf):
+    def leaf_products(leaf):
         axes = tuple(range(1, leaf.ndim))
         return jnp.tensordot(leaf, leaf, (axes, axes), precision=jax.lax.Precision.HIGHEST)
 
-    return sum((of_leaf(flat[leaf].astype(jnp.float32)) for leaf in leaves), jnp.zeros_like(tap))
+    return sum((leaf_products(flat[leaf].astype(jnp.float32)) for leaf in leaves), jnp.zeros_like(tap))
 
 
 def _embedding_function(module: nn.Module, remat: bool):
-    """The embedding with its word vectors tapped; nothing flows into their table, whose gradient is told by the tap."""
+    """The embedding with tapped word vectors; their table gets no gradient, which the tap provides."""
 
     def function(params, inputs, noise):
         *inputs, tap = inputs

@@ -12,9 +12,10 @@ import numpy as np
 
 from mtl_jax.data.batch import Batch, BatchLayout
 from mtl_jax.models.dropout import Noise
-from mtl_jax.models.forward_pass import DropoutRates, dropout_row_keys
+from mtl_jax.models.forward_pass import dropout_row_keys
 from mtl_jax.models.mixers import text_count
 from mtl_jax.models.network import Network
+from mtl_jax.models.network_spec import DropoutRates
 from mtl_jax.models.ownership import name_key
 from mtl_jax.tasks import distillation
 from mtl_jax.tasks.base import Features, Task

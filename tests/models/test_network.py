@@ -10,9 +10,9 @@ from mtl_jax.data.batch import Batch, BatchLayout
 from mtl_jax.errors import UserError
 from mtl_jax.models import ownership
 from mtl_jax.models.embeddings import WordEmbeddings
-from mtl_jax.models.forward_pass import DropoutRates
 from mtl_jax.models.layers import LAYERS
 from mtl_jax.models.network import network
+from mtl_jax.models.network_spec import DropoutRates
 
 ROWS, LENGTH, WIDTH, VOCABULARY = 3, 8, 6, 20
 
@@ -51,7 +51,7 @@ def test_every_task_sees_its_own_column(trunk, columns):
     """Against one plain network for each task, built from the slices that it owns."""
     owners = ownership.assign_owners(PAIR.tasks, 2, trunk)
     params, batch = random_params(PAIR, owners), make_batch(PAIR)
-    hidden = run(PAIR, owners, params, batch, columns=columns)
+    hidden = run(PAIR, owners, params, batch, column_execution=columns)
     for k, task in enumerate(PAIR.tasks):
         block = PAIR.dataset_of[k]
         x = [a[block] for a in (batch.tokens, batch.position, batch.token_type, batch.segment)]
@@ -171,7 +171,7 @@ def test_layers_of_one_form_are_traced_once():
             [Layer() for _ in range(depth)],
             ownership.assign_owners(PAIR.tasks, depth, "none"),
             PAIR,
-            columns="unroll",
+            column_execution="unroll",
             remat=remat,
         )
         params, batch = net.init(jax.random.key(0)), make_batch(PAIR)

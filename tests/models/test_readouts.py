@@ -202,9 +202,9 @@ def test_a_cascade_trains_and_tells_the_head_below(tiny):
 
 def test_orders_and_circles():
     tasks = ("a", "b", "c")
-    assert ownership.feeding_order(tasks, {"a": ("c",), "b": ("a", "c")}) == ("c", "a", "b")
+    assert ownership.cascade_order(tasks, {"a": ("c",), "b": ("a", "c")}) == ("c", "a", "b")
     with pytest.raises(UserError, match="in a circle: a → b → c → a"):
-        ownership.feeding_order(tasks, {"b": ("a",), "c": ("b",), "a": ("c",)})
+        ownership.cascade_order(tasks, {"b": ("a",), "c": ("b",), "a": ("c",)})
 
 
 @pytest.mark.parametrize(

@@ -166,7 +166,7 @@ def config_of(texts, way, data):
 
 def refused(way, data):
     """What is said where the way makes no sense on this data."""
-    return "there is one only" if way.get("mixer") == "shared_private" and data == "one" else None
+    return "there is only one data set" if way.get("mixer") == "shared_private" and data == "one" else None
 
 
 def walk(texts, folder, way, data):

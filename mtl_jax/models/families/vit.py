@@ -49,13 +49,13 @@ def load_patches(
             f"patches and positions of one of {', '.join(PICTURE_FAMILIES)}"
         )
     side, size = config.get("patch_size", 16), config.get("image_size", 224)
-    for field, found, wanted in (
+    for field, value, (meaning, wanted) in (
         ("hidden_size", config.get("hidden_size", 768), ("the width of the model", width)),
         ("patch_size", side, ("config.images.patch_size", patch)),
         ("num_channels", config.get("num_channels", 3), ("config.images.num_channels", channels)),
     ):
-        if found != wanted[1]:
-            raise UserError(f"{folder / 'config.json'}: {field} = {found}, but {wanted[0]} is {wanted[1]}")
+        if value != wanted:
+            raise UserError(f"{folder / 'config.json'}: {field} = {value}, but {meaning} is {wanted}")
     height, breadth = (size, size) if isinstance(size, int) else size
     learned = (height // side, breadth // side)
     special = PICTURE_FAMILIES[config["model_type"]]
@@ -66,15 +66,15 @@ def load_patches(
     }
     files = tensor_files(folder)
     prefix = next((name.removesuffix(POSITIONS) for name in files if name.endswith(POSITIONS)), "")
-    found = {}
+    tensors = {}
     with SafetensorsFiles(folder) as opened:
         for name, shape in shapes.items():
             if prefix + name not in files:
                 raise UserError(f"{folder}: no tensor {prefix}{name} {list(shape)}")
-            found[name] = opened.read(files[prefix + name], prefix + name, shape)
-    kernel = found[f"{PROJECTION}.weight"].transpose(2, 3, 1, 0)  # [y, x, channel, D]
-    kernel, bias = _rescale_projection(kernel, found[f"{PROJECTION}.bias"], *_scaling(folder, channels))
-    position = found[POSITIONS][0, special:].reshape(*learned, width)
+            tensors[name] = opened.read(files[prefix + name], prefix + name, shape)
+    kernel = tensors[f"{PROJECTION}.weight"].transpose(2, 3, 1, 0)  # [y, x, channel, D]
+    kernel, bias = _rescale_projection(kernel, tensors[f"{PROJECTION}.bias"], *_scaling(folder, channels))
+    position = tensors[POSITIONS][0, special:].reshape(*learned, width)
     return {
         "projection": {"kernel": kernel.reshape(-1, width), "bias": bias},
         "position": {"embedding": interpolate_positions(position, grid).reshape(-1, width)},
@@ -105,10 +105,10 @@ def _cubic(old: int, new: int) -> np.ndarray:
 def _scaling(folder: pathlib.Path, channels: int) -> tuple[np.ndarray, np.ndarray]:
     """Mean and deviation of each channel by which the pictures of the ViT were scaled, of values 0 … 1."""
     file = folder / "preprocessor_config.json"
-    said = read_json(file) if file.is_file() else {}
-    if said.get("do_normalize", True) is False:
-        said = {"image_mean": [0.0] * channels, "image_std": [1.0] * channels}
-    mean, deviation = (np.asarray(said.get(name, [0.5] * channels), float) for name in ("image_mean", "image_std"))
+    settings = read_json(file) if file.is_file() else {}
+    if settings.get("do_normalize", True) is False:
+        settings = {"image_mean": [0.0] * channels, "image_std": [1.0] * channels}
+    mean, deviation = (np.asarray(settings.get(name, [0.5] * channels), float) for name in ("image_mean", "image_std"))
     if mean.shape != (channels,) or deviation.shape != (channels,) or not (deviation > 0).all():
         raise UserError(f"{file}: image_mean and image_std should each have {channels} numbers, the latter above 0")
     return mean, deviation

@@ -1,11 +1,11 @@
-"""Adversarial shared-private columns: one for all tasks, which may not tell data sets apart, and one for each."""
+"""Adversarial shared-private columns: a shared one that is trained to hide the data set, and one per task."""
 
 from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
 
-from mtl_jax.models.mixers.columns import Mixer, features_at_level, require_choice, same_text_mask
+from mtl_jax.models.mixers.base import Mixer, MixerPlace, Params, features_at_level, require_choice, same_text_mask
 from mtl_jax.models.mixers.experts import expert_columns
 
 _HIGHEST = jax.lax.Precision.HIGHEST
@@ -16,13 +16,13 @@ def shared_private(tasks: int, reversal: str = "dann", steepness: float = 10.0, 
     """ASP-MTL: heads read [shared; private] (Liu et al. 2017, equations 6 to 15).
 
     Besides the losses of the tasks there are two over all texts, labelled or not:
-      adversarial    cross-entropy of a discriminator that tells a text's data set from the mean of its shared features,
-                     with its gradient reversed on the way into the shared column (equations 11, 12)
+      adversarial    cross-entropy of a discriminator of the text's data set, from the mean of its shared features; its
+                     gradient is reversed before the shared column (equations 11, 12)
       orthogonality  ‖SᵀP‖²_F over the tokens of a text, of its shared and private features (equation 14); features
-                     are of unit length and the sum is divided by the tokens squared, so it lies in [0, 1]. P are the
-                     features of each private column of a task that reads the text, of which the mean is taken
+                     have unit length and the sum is divided by the squared number of tokens, so that it lies in [0, 1].
+                     P are the features of a private column; the mean is taken over the tasks that read the text
 
-    A private column is computed on the texts of its task alone.
+    A private column is computed on the texts of its task only.
 
     Args:
       tasks: K.
@@ -35,7 +35,7 @@ def shared_private(tasks: int, reversal: str = "dann", steepness: float = 10.0, 
     hidden/bias [H], and kernel is [H, N].
 
     Raises:
-      ValueError: at `init`, where there is one data set only; for options that are out of range.
+      ValueError: at `init`, if there is only one data set; for options that are out of range.
     """
     require_choice("reversal", reversal, REVERSALS)
     if not steepness > 0 or isinstance(hidden, bool) or not isinstance(hidden, int) or hidden < 0:
@@ -43,26 +43,20 @@ def shared_private(tasks: int, reversal: str = "dann", steepness: float = 10.0, 
 
     def init(key, place):
         if place.datasets < 2:
-            raise ValueError("the discriminator tells data sets apart, there is one only")
-        inner, outer = jax.random.split(key)
-        params = {}
-        if hidden:
-            start = jax.nn.initializers.lecun_normal()(inner, (place.width, hidden), jnp.float32)
-            params["hidden"] = {"kernel": start, "bias": jnp.zeros((hidden,), jnp.float32)}
-        kernel = 0.02 * jax.random.normal(outer, (hidden or place.width, place.datasets), jnp.float32)
-        return {**params, "kernel": kernel, "bias": jnp.zeros((place.datasets,), jnp.float32)}
+            raise ValueError("the discriminator classifies the data set of a text, but there is only one data set")
+        return _discriminator(key, place, hidden)
 
-    def of_task(params, task, shared, own, inputs, segment):
+    def apply_to_task(params, task, shared, private, inputs, segment):
         del params, task, inputs, segment
-        return jnp.concatenate([shared[0], own[0]], axis=-1)
+        return jnp.concatenate([shared[0], private[0]], axis=-1)
 
-    def losses_of_task(params, task, shared, own, inputs, segment, dataset, progress):
+    def task_losses(params, task, shared, private, inputs, segment, dataset, progress):
         del task, inputs
         factor = 2.0 / (1.0 + jnp.exp(-steepness * progress)) - 1.0 if reversal == "dann" else 1.0
         texts = features_at_level(shared, segment, "sequence")[0]
         return {
             "adversarial": -dataset_log_probabilities(params, reverse_gradient(texts, factor))[..., dataset],
-            "orthogonality": subspace_overlap(shared[0], own[0], segment),
+            "orthogonality": subspace_overlap(shared[0], private[0], segment),
         }
 
     return Mixer(
@@ -74,18 +68,28 @@ def shared_private(tasks: int, reversal: str = "dann", steepness: float = 10.0, 
         default_layers="top",
         widen=lambda width: 2 * width,
         auxiliary={"adversarial": 0.05, "orthogonality": 0.01},
-        apply_to_task=of_task,
-        task_losses=losses_of_task,
+        apply_to_task=apply_to_task,
+        task_losses=task_losses,
     )
 
 
+def _discriminator(key: jax.Array, place: MixerPlace, hidden: int) -> Params:
+    inner, outer = jax.random.split(key)
+    params = {}
+    if hidden:
+        start = jax.nn.initializers.lecun_normal()(inner, (place.width, hidden), jnp.float32)
+        params["hidden"] = {"kernel": start, "bias": jnp.zeros((hidden,), jnp.float32)}
+    kernel = 0.02 * jax.random.normal(outer, (hidden or place.width, place.datasets), jnp.float32)
+    return {**params, "kernel": kernel, "bias": jnp.zeros((place.datasets,), jnp.float32)}
+
+
 def reverse_gradient(x: jax.Array, factor: jax.Array | float) -> jax.Array:
-    """x, with its gradient times −factor (Ganin & Lempitsky 2015). Of sums, so that forward mode works as well."""
+    """x, with its gradient times −factor (Ganin & Lempitsky 2015). As a sum, so that forward mode works as well."""
     fixed = jax.lax.stop_gradient(x)
     return fixed - factor * (x - fixed)
 
 
-def dataset_log_probabilities(params, texts: jax.Array) -> jax.Array:
+def dataset_log_probabilities(params: Params, texts: jax.Array) -> jax.Array:
     """float32[..., N], log-probabilities of the N data sets from features float32[..., D]."""
     if "hidden" in params:
         inner = jnp.matmul(texts, params["hidden"]["kernel"], precision=_HIGHEST)
@@ -103,7 +107,7 @@ def subspace_overlap(shared: jax.Array, private: jax.Array, segment: jax.Array) 
       shared, private: [R, T, D].
       segment: int32[R, T].
     """
-    same = same_text_mask(segment)
+    mask = same_text_mask(segment)
 
     def products(features):
         features = features.astype(jnp.float32)
@@ -111,4 +115,4 @@ def subspace_overlap(shared: jax.Array, private: jax.Array, segment: jax.Array) 
         unit = features * jnp.where(squares > 0, jax.lax.rsqrt(jnp.where(squares > 0, squares, 1.0)), 0.0)
         return jnp.einsum("rtd,rud->rtu", unit, unit, precision=_HIGHEST)
 
-    return (products(shared) * products(private) * same).sum(axis=-1) / same.sum(axis=-1)
+    return (products(shared) * products(private) * mask).sum(axis=-1) / mask.sum(axis=-1)

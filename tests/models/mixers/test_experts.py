@@ -14,7 +14,7 @@ from mtl_jax.config import default
 from mtl_jax.errors import UserError
 from mtl_jax.models.layers import LAYERS
 from mtl_jax.models.mixers import experts
-from mtl_jax.models.mixers.columns import MixerPlace
+from mtl_jax.models.mixers.base import MixerPlace
 from mtl_jax.runs.build import build
 from mtl_jax.training import objective as terms
 from mtl_jax.training.parameter_paths import flatten

@@ -9,7 +9,8 @@ from ml_collections import ConfigDict
 
 from mtl_jax import checks
 from mtl_jax.errors import UserError
-from mtl_jax.models.mixers import columns
+from mtl_jax.models.mixers import column_mixers
+from mtl_jax.models.mixers.base import MixerPlace
 from mtl_jax.runs.build import build
 from mtl_jax.training import objective as terms
 from mtl_jax.training.parameter_paths import flatten
@@ -17,7 +18,7 @@ from mtl_jax.training.placement import make_placement
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 K, R, T, D = 3, 2, 5, 4
-PLACE = columns.MixerPlace(inputs=D, width=D, top=True, datasets=2)
+PLACE = MixerPlace(inputs=D, width=D, top=True, datasets=2)
 SEGMENT = np.asarray([[1, 1, 2, 2, 0], [1, 1, 1, 0, 0]], np.int32)
 
 
@@ -28,7 +29,7 @@ def hidden():
 
 @pytest.mark.parametrize("blocks", [1, 2, 4])
 def test_cross_stitch(hidden, differs, blocks):
-    mixer = columns.cross_stitch(K, blocks)
+    mixer = column_mixers.cross_stitch(K, blocks)
     start = mixer.init(jax.random.key(0), PLACE)
     np.testing.assert_allclose(start["alpha"], np.tile(0.05 + 0.85 * np.eye(K), (blocks, 1, 1)), atol=1e-7)
     alpha = np.random.default_rng(1).normal(size=(blocks, K, K))
@@ -41,7 +42,7 @@ def test_cross_stitch(hidden, differs, blocks):
 
 
 def test_sluice(hidden, differs):
-    mixer = columns.sluice(K, 2)
+    mixer = column_mixers.sluice(K, 2)
     alpha = mixer.init(jax.random.key(0), PLACE)["alpha"]
     np.testing.assert_allclose(alpha, 0.02 + 0.88 * np.eye(2 * K), atol=1e-7)
     alpha = np.random.default_rng(3).normal(size=(2 * K, 2 * K))
@@ -51,13 +52,15 @@ def test_sluice(hidden, differs):
     found = mixer.apply({"alpha": jnp.asarray(alpha, jnp.float32)}, hidden, hidden, SEGMENT)
     differs("sluice", found, wanted, 2e-6)
     one = {"alpha": jnp.asarray(alpha[:K, :K], jnp.float32)}
-    stitched = columns.cross_stitch(K).apply({"alpha": one["alpha"][None]}, hidden, hidden, SEGMENT)
-    differs("one subspace is cross-stitch", columns.sluice(K, 1).apply(one, hidden, hidden, SEGMENT), stitched, 1e-6)
+    stitched = column_mixers.cross_stitch(K).apply({"alpha": one["alpha"][None]}, hidden, hidden, SEGMENT)
+    differs(
+        "one subspace is cross-stitch", column_mixers.sluice(K, 1).apply(one, hidden, hidden, SEGMENT), stitched, 1e-6
+    )
 
 
 @pytest.mark.parametrize("level", ["token", "sequence"])
 def test_attention(hidden, differs, level):
-    mixer = columns.attention(K, level, own=0.8)
+    mixer = column_mixers.attention(K, level, own=0.8)
     rng = np.random.default_rng(2)
     params = {"kernel": rng.normal(size=(K, K * D, K)), "bias": rng.normal(size=(K, K))}
     h = hidden.astype(float)
@@ -76,7 +79,9 @@ def test_attention(hidden, differs, level):
     found = mixer.apply(jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), params), hidden, hidden, SEGMENT)
     differs("attention over columns", found, wanted, 2e-6)
     start = mixer.init(jax.random.key(0), PLACE)
-    weights = columns.attention_weights({**start, "kernel": 0 * start["kernel"]}, jnp.asarray(hidden), SEGMENT, level)
+    weights = column_mixers.attention_weights(
+        {**start, "kernel": 0 * start["kernel"]}, jnp.asarray(hidden), SEGMENT, level
+    )
     wanted = np.broadcast_to((0.1 + 0.7 * np.eye(K))[:, None, None], weights.shape)
     differs("attention at the start", weights, wanted, 1e-6)
     assert weights.shape == (K, R, T, K)

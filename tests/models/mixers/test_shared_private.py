@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from mtl_jax.errors import UserError
 from mtl_jax.models import apply_owned, forward_pass
 from mtl_jax.models.mixers import TaskColumns, mix_by_task
-from mtl_jax.models.mixers.columns import MixerPlace
+from mtl_jax.models.mixers.base import MixerPlace
 from mtl_jax.models.mixers.shared_private import reverse_gradient, shared_private, subspace_overlap
 from mtl_jax.runs.build import build
 from mtl_jax.training.parameter_paths import flatten
@@ -155,7 +155,7 @@ def test_it_trains(tiny, changes):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"train_on": ("tags", "long")}, "tells data sets apart, there is one only"),
+        ({"train_on": ("tags", "long")}, "there is only one data set"),
         ({"sharing__mixer_options": {"reversal": "never"}}, "reversal must be one of dann, constant"),
         ({"sharing__mixer_layers": ("layer_00", "layer_01"), "model__num_layers": 2}, "joins columns at the top only"),
     ],
