@@ -35,7 +35,7 @@ class Side:
         self.built, self.seeds = program.build(one, program.Sources()), planned.seeds
         layout = "map" if jax.default_backend() == "cpu" else "vmap"
         shape = lanes.shape_of(len(self.seeds), len(one.settings), layout)
-        rows = resident(self.built, shape.mesh, memory.available_bytes(self.config.ablation.memory))
+        rows = resident(self.built, shape.mesh, memory.available_bytes(self.config.ablation.memory_fraction))
         self.engine = Engine(self.built, shape, rows)
         experiment, steps = self.built.experiment, min(steps, self.engine.call_steps)
         tasks = list(experiment.tasks.values())

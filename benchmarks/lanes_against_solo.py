@@ -63,7 +63,7 @@ def _config(layer, optimizer, rate):
     config.training.steps = STEPS
     config.ablation.choices = type(config.ablation.choices)(sort_keys=False)
     config.ablation.sweeps.strength.count = 8
-    config.ablation.ends = False
+    config.ablation.limits = False
     checks.check(config)
     return config
 

@@ -23,8 +23,8 @@ def get_config(model: str = "bilstm"):
     config.ablation.choices = ConfigDict(sort_keys=False)
     config.ablation.sweeps = ConfigDict(sort_keys=False)
     default.add_sweep(config, "strength", field="penalties.p.strength", low=0.1, high=100.0, count=8)
-    config.ablation.seeds = 4
-    config.ablation.ends = False
+    config.ablation.num_seeds = 4
+    config.ablation.limits = False
     if model in ("transformer", "transformer4"):
         config.model.layer_type = "transformer"
         config.model.num_layers, config.model.hidden_size = (2, 128) if model == "transformer" else (4, 256)

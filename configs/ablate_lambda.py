@@ -117,6 +117,6 @@ def get_config(size: str = "full"):
     default.add_choice(config, "penalty", settings=settings)
     if size == "surface":
         default.add_sweep(config, "rate", field="optimizer.learning_rate", points=(0.03, 0.06, 0.12, 0.24))
-    config.ablation.seeds = 2 if size == "smoke" else 5
-    config.ablation.rates = (1.0, 4.0) if size == "smoke" else (0.25, 0.5, 1.0, 2.0, 4.0)
+    config.ablation.num_seeds = 2 if size == "smoke" else 5
+    config.ablation.lr_factors = (1.0, 4.0) if size == "smoke" else (0.25, 0.5, 1.0, 2.0, 4.0)
     return config

@@ -69,13 +69,13 @@ def get_config(size: str = "full"):
         # what all tasks share stays as it was published: the columns alone are trained, and nothing below them
         config.optimizer.freeze = ("^embed/", "^layer_0[0-4]/")
         default.add_sweep(config, "strength", field="penalties.p.strength", low=1.0, high=1e3, count=4)
-        config.ablation.seeds = 2
-        config.ablation.rates = (1.0,)
+        config.ablation.num_seeds = 2
+        config.ablation.lr_factors = (1.0,)
     else:
         default.add_sweep(config, "strength", field="penalties.p.strength", low=0.1, high=1e3, count=9)
         default.add_choice(config, "examples", field="datasets.*.limit.train", alternatives=(75, 150))
         default.add_choice(config, "trunk", field="sharing.trunk", alternatives=("layer_01", "layer_03"))
-        config.ablation.seeds = 5
+        config.ablation.num_seeds = 5
     return config
 
 

@@ -73,10 +73,10 @@ def _add_linear(config, kind):
     else:
         default.add_penalty(config, "p", kind="l2_to_mean", strength=0.01, proximal=True)
         default.add_sweep(config, "strength", field="penalties.p.strength", low=1e-4, high=3.0, count=10)
-    config.ablation.seeds = 1
+    config.ablation.num_seeds = 1
     config.ablation.intervals = False  # seeds change where training begins, not where it ends
-    config.ablation.reference = "linear"
-    config.ablation.rates = (1.0,)  # the optimum is one whatever the rate; a lower one would only stop before it
+    config.ablation.exact_optimum = "linear"
+    config.ablation.lr_factors = (1.0,)  # the optimum is one whatever the rate; a lower one would only stop before it
 
 
 def _add_text(config, kind):
@@ -96,6 +96,6 @@ def _add_text(config, kind):
     config.training.steps = 200
     config.training.eval_every = 50
     config.training.log_every = 20
-    config.ablation.seeds = 4
+    config.ablation.num_seeds = 4
     default.add_penalty(config, "p", kind="l2_to_mean", strength=0.1, proximal=True)
     default.add_sweep(config, "strength", field="penalties.p.strength", low=1e-1, high=1e3, count=9)

@@ -73,7 +73,7 @@ def get_config(which: str = "ewt"):
     if which == "smoke":
         settings = {name: settings[name] for name in (*BASELINES, "dwa", "cagrad")}
         config.training.steps = 20
-        config.ablation.seeds = 2
+        config.ablation.num_seeds = 2
         config.ablation.sweeps.rate.points = (1e-2, 3e-2)
     default.add_choice(config, "method", settings=settings)
     config.ablation.baselines.method = BASELINES
@@ -85,7 +85,7 @@ def _genres():
     for genre, size in SIZES.items():
         config.datasets[genre].limit.train = size
     config.sharing.trunk = "all"
-    config.ablation.seeds = 5
+    config.ablation.num_seeds = 5
     default.add_sweep(config, "rate", field="optimizer.learning_rate", points=(7.5e-3, 1.5e-2, 3e-2, 6e-2, 1.2e-1))
     return config
 
@@ -102,7 +102,7 @@ def _glue(which):
         config.training.eval_every = 0
     config.data.mixing, config.data.mixing_temperature = "all", 1.0  # a block of each task at every step
     config.training.checkpoint_every = 0
-    config.ablation.seeds = 3 if which == "glue" else 5
+    config.ablation.num_seeds = 3 if which == "glue" else 5
     rates = tuple(config.optimizer.learning_rate * factor for factor in (0.25, 0.5, 1.0, 2.0, 4.0))
     default.add_sweep(config, "rate", field="optimizer.learning_rate", points=rates)
     return config

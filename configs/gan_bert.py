@@ -60,5 +60,5 @@ def get_config(which: str = "mt_gan"):
         settings = {"single": {**plain, **apart}, "gan_bert": apart, "multi_task": plain, "mt_gan_bert": {}}
         default.add_choice(config, "way", settings=settings)
         default.add_sweep(config, "rate", field="optimizer.learning_rate", points=(5e-4, 1e-3, 2e-3))
-        config.ablation.baselines.mode = ("single", "multi_task")
+        config.ablation.baselines.way = ("single", "multi_task")
     return config

@@ -31,5 +31,5 @@ def get_config(way: str = "soft"):
     else:
         default.add_penalty(config, "p", kind="l2_to_mean", strength=1.0 if way == "soft" else 0.0, proximal=True)
         config.sharing.tied = way == "tied"
-    config.merging.beside = ("runs/merging_tied", "runs/merging_hard")
+    config.merging.reference_runs = ("runs/merging_tied", "runs/merging_hard")
     return config

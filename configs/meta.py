@@ -61,11 +61,11 @@ def get_config(what: str = "maml"):
                 metrics=("accuracy",),
             )
     if what == "adapt":
-        config.adapt.tuned_on = TUNED_ON
-        config.adapt.against = "multitask"
-        config.adapt.draws = 10
-        config.adapt.rates = (0.3, 1.0, 3.0, 10.0)
-        config.adapt.steps = (2, 5, 10, 20, 50, 100)
+        config.adaptation.tuning_tasks = TUNED_ON
+        config.adaptation.baseline = "multitask"
+        config.adaptation.num_supports = 10
+        config.adaptation.learning_rates = (0.3, 1.0, 3.0, 10.0)
+        config.adaptation.steps = (2, 5, 10, 20, 50, 100)
         return config
     config.train_on = tuple(domain for domain in domains if domain not in (*TUNED_ON, *HELD_OUT))
     config.tokenizer.kind = "words"

@@ -18,12 +18,12 @@ def get_config(which: str = "ewt"):
     config = default.get_config()
     if which == "clinc":
         ablate_pretrained.add_domains(config, limit={"train": 75})
-        config.relate.seeds = 5
-        config.relate.groups = 3
+        config.relatedness.num_seeds = 5
+        config.relatedness.max_groups = 3
         return config
     config = ablate_lambda.genres()
     config.sharing.trunk = "all"
-    config.relate.seeds = 2 if which == "smoke" else 5
+    config.relatedness.num_seeds = 2 if which == "smoke" else 5
     if which == "smoke":
         config.training.steps = 40
     return config

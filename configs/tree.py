@@ -39,5 +39,5 @@ def get_config(which: str = "tree"):
     default.add_choice(config, "tree", settings=settings)
     default.add_sweep(config, "rate", field="optimizer.learning_rate", points=(7.5e-3, 1.5e-2, 3e-2, 6e-2, 1.2e-1))
     config.ablation.baselines.tree = ("hard", "single")
-    config.ablation.seeds = 5
+    config.ablation.num_seeds = 5
     return config

@@ -187,7 +187,7 @@ def test_a_family_is_written_read_and_trained(make, tmp_path):
 
 
 def test_a_measure(make):
-    config = make(relate__measures=("same_classes",), sharing__trunk="all")
+    config = make(relatedness__measures=("same_classes",), sharing__trunk="all")
     check(config, "relate")
     matrix = MEASURES["same_classes"].compute(Evidence(None, None, build(config).corpus))
     np.testing.assert_array_equal(matrix, np.ones((2, 2)))
@@ -208,7 +208,7 @@ def test_a_measure(make):
         ("loss_weights.method", "focus"),
         ("optimizer.name", "sign_descent"),
         ("penalties.p.kind", "ridge"),
-        ("relate.measures", "same_classes"),
+        ("relatedness.measures", "same_classes"),
     ],
 )
 def test_a_wrong_name_lists_it_among_the_choices(make, field, name):

@@ -30,38 +30,38 @@ def check_ablation(config, say):
     check_distinct(
         "config.ablation", [n for n in ablation.sweeps if n not in ablation.choices] + [*ablation.choices], say
     )
-    _check_seeds(config, "ablation.seeds", ablation.seeds, say)
-    for factor in ablation.rates:
-        check_range("config.ablation.rates", factor, 1e-9, None, say)
-    if ablation.reference:
-        check_choice("config.ablation.reference", ablation.reference, REFERENCES, say)
-    if ablation.sweeps and ablation.intervals and ablation.seeds < 2:
-        say("config.ablation.seeds: intervals need two seeds at least; or set config.ablation.intervals=False")
+    _check_seeds(config, "ablation.num_seeds", ablation.num_seeds, say)
+    for factor in ablation.lr_factors:
+        check_range("config.ablation.lr_factors", factor, 1e-9, None, say)
+    if ablation.exact_optimum:
+        check_choice("config.ablation.exact_optimum", ablation.exact_optimum, REFERENCES, say)
+    if ablation.sweeps and ablation.intervals and ablation.num_seeds < 2:
+        say("config.ablation.num_seeds: intervals need two seeds at least; or set config.ablation.intervals=False")
 
 
 def check_adapt(config, say):
-    adapt = config.adapt
-    for field, low in (("shots", 1), ("steps", 0), ("rates", 1e-9)):
-        if not adapt[field]:
-            say(f"config.adapt.{field}: name one at least")
-        for value in adapt[field]:
-            check_range(f"config.adapt.{field}", value, low, None, say)
-            if field != "rates" and not isinstance(value, int):
-                say(f"config.adapt.{field}: {value!r} should be a whole number")
-    check_choice("config.adapt.optimizer", adapt.optimizer, OPTIMIZERS, say)
-    check_regex("config.adapt.leaves", adapt.leaves, say)
-    check_names("config.adapt.tuned_on", adapt.tuned_on, config.tasks, say)
-    for field in ("draws", "tuning_draws"):
-        _check_seeds(config, f"adapt.{field}", adapt[field], say)
-    if config.tasks and set(adapt.tuned_on) == set(config.tasks):
-        say("config.adapt.tuned_on: names all tasks, none is left to be reported")
+    adaptation = config.adaptation
+    for field, low in (("shots", 1), ("steps", 0), ("learning_rates", 1e-9)):
+        if not adaptation[field]:
+            say(f"config.adaptation.{field}: name one at least")
+        for value in adaptation[field]:
+            check_range(f"config.adaptation.{field}", value, low, None, say)
+            if field != "learning_rates" and not isinstance(value, int):
+                say(f"config.adaptation.{field}: {value!r} should be a whole number")
+    check_choice("config.adaptation.optimizer", adaptation.optimizer, OPTIMIZERS, say)
+    check_regex("config.adaptation.params", adaptation.params, say)
+    check_names("config.adaptation.tuning_tasks", adaptation.tuning_tasks, config.tasks, say)
+    for field in ("num_supports", "num_tuning_supports"):
+        _check_seeds(config, f"adaptation.{field}", adaptation[field], say)
+    if config.tasks and set(adaptation.tuning_tasks) == set(config.tasks):
+        say("config.adaptation.tuning_tasks: names all tasks, none is left to be reported")
 
 
 def check_relate(config, say):
-    for name in config.relate.measures:
-        check_choice("config.relate.measures", name, MEASURES, say)
-    check_choice("config.relate.split", config.relate.split, config.evaluation.splits, say)
-    _check_seeds(config, "relate.seeds", config.relate.seeds, say)
+    for name in config.relatedness.measures:
+        check_choice("config.relatedness.measures", name, MEASURES, say)
+    check_choice("config.relatedness.transfer_split", config.relatedness.transfer_split, config.evaluation.splits, say)
+    _check_seeds(config, "relatedness.num_seeds", config.relatedness.num_seeds, say)
 
 
 def check_merging(config, say):

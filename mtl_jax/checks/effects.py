@@ -122,15 +122,17 @@ def _sweeps_strength(config) -> bool:
 
 
 def _measure_rule(field: str) -> Rule:
-    """The rule of a field of `config.relate` that some measures read."""
+    """The rule of a field of `config.relatedness` that some measures read."""
 
     def readers() -> list[str]:
         return [name for name, measure in MEASURES.items() if field in measure.fields]
 
     def acts(config, _) -> bool:
-        return bool({*readers()} & {*(config.relate.measures or MEASURES)})
+        return bool({*readers()} & {*(config.relatedness.measures or MEASURES)})
 
-    return Rule((f"relate.{field}",), acts, lambda: f"{_either(readers())} in config.relate.measures", ("relate",))
+    return Rule(
+        (f"relatedness.{field}",), acts, lambda: f"{_either(readers())} in config.relatedness.measures", ("relate",)
+    )
 
 
 def _layer_rule(field: str) -> Rule:
@@ -260,7 +262,7 @@ RULES = (
     Rule(
         ("training.placement", "training.mesh.data", "training.mesh.task", "training.mesh.model"),
         lambda c, _: False,
-        "--mode=train; here lanes are laid over the devices (config.ablation.layout)",
+        "--mode=train; here lanes are laid over the devices (config.ablation.lane_execution)",
         LANE_MODES,
     ),
     Rule(
@@ -307,9 +309,9 @@ RULES = (
         ("ablate",),
     ),
     Rule(
-        ("ablation.rates",),
+        ("ablation.lr_factors",),
         lambda c, _: (
-            c.ablation.ends
+            c.ablation.limits
             and _sweeps_strength(c)
             and not any(entry.field == "optimizer.learning_rate" for entry in c.ablation.sweeps.values())
         ),
@@ -318,13 +320,13 @@ RULES = (
     ),
     Rule(
         ("ablation.intervals",),
-        lambda c, _: c.ablation.seeds == 1,
-        "config.ablation.seeds = 1; of several seeds there are intervals",
+        lambda c, _: c.ablation.num_seeds == 1,
+        "config.ablation.num_seeds = 1; of several seeds there are intervals",
         ("ablate",),
     ),
-    _measure_rule("every"),
+    _measure_rule("measure_every"),
     _measure_rule("lookahead"),
-    _measure_rule("inputs"),
+    _measure_rule("num_inputs"),
 )
 
 

@@ -68,7 +68,7 @@ STRING_FIELDS = (
     "splits",
     "measures",
     "methods",
-    "tuned_on",
+    "tuning_tasks",
 )
 
 # field: (lowest, highest), both allowed
@@ -114,17 +114,17 @@ RANGES = {
     "meta.inner_learning_rate": (0.0, None),
     "meta.support_fraction": (0.0, 0.99),
     "meta.tasks_per_step": (0, None),
-    "adapt.draws": (1, None),
-    "adapt.tuning_draws": (1, None),
-    "ablation.seeds": (1, None),
-    "ablation.lanes": (0, None),
-    "ablation.memory": (0.01, 1.0),
-    "relate.seeds": (1, None),
-    "relate.every": (1, None),
-    "relate.lookahead": (1e-9, None),
-    "relate.inputs": (3, None),
-    "relate.groups": (1, None),
-    "relate.auxiliary": (1, None),
+    "adaptation.num_supports": (1, None),
+    "adaptation.num_tuning_supports": (1, None),
+    "ablation.num_seeds": (1, None),
+    "ablation.max_lanes": (0, None),
+    "ablation.memory_fraction": (0.01, 1.0),
+    "relatedness.num_seeds": (1, None),
+    "relatedness.measure_every": (1, None),
+    "relatedness.lookahead": (1e-9, None),
+    "relatedness.num_inputs": (3, None),
+    "relatedness.max_groups": (1, None),
+    "relatedness.max_auxiliary_tasks": (1, None),
 }
 
 # likewise of the entries of each section, by the section's place in the config

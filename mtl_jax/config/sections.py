@@ -294,74 +294,74 @@ class Ablation(Protocol):
     # {"method": ("single", "sum")}.
     baselines: Mapping[str, tuple[str, ...]]
     # S: config.seed, config.seed + 1, ... determine initial values, dropout and the order of the batches.
-    seeds: int = 3
+    num_seeds: int = 3
     # 95 % intervals and tests over seeds; False: one seed may do.
     intervals: bool = True
     # With a swept λ: add single-task training (λ = 0), tied columns (λ → ∞) and hard sharing.
-    ends: bool = True
+    limits: bool = True
     # Factors on the learning rate, over which the ends are tuned on dev.
-    rates: tuple[float, ...] = (0.25, 0.5, 1.0, 2.0, 4.0)
+    lr_factors: tuple[float, ...] = (0.25, 0.5, 1.0, 2.0, 4.0)
     # "grid" | "halving" (successive halving of the lanes) | "hypergradient" (λ by ∇ dev loss).
     method: Literal["grid", "halving", "hypergradient"] = "grid"
     # Options of the method, see mtl_jax/analysis/ablation/.
     options: Mapping[str, Any]
     # Lanes by "vmap" | "map" (sequentially); "auto": map on CPU. The results are the same.
-    layout: Literal["auto", "vmap", "map"] = "auto"
+    lane_execution: Literal["auto", "vmap", "map"] = "auto"
     # Lanes in a program at once, the rest follow sequentially; 0 = as many as fit into memory.
-    lanes: int = 0
+    max_lanes: int = 0
     # Fraction of the device's memory that a program may take.
-    memory: float = 0.8
+    memory_fraction: float = 0.8
     # Packed rows are stored on the "device" | come from the "host"; "auto": device where they fit.
-    resident: Literal["auto", "device", "host"] = "auto"
+    data_placement: Literal["auto", "device", "host"] = "auto"
     # Exact optimum drawn next to the curve; names: mtl_jax/analysis/ablation/exact_optima.py.
-    reference: str = ""
+    exact_optimum: str = ""
 
 
-class Adapt(Protocol):
+class Adaptation(Protocol):
     """--mode=adapt: the tasks of this config, learned from few examples by finished runs."""
 
     # k, examples of each class; all tasks are classifications.
     shots: tuple[int, ...] = (1, 5)
     # Random supports of k examples a class from train, drawn by config.seed; scored on test.
-    draws: int = 20
+    num_supports: int = 20
     # Tasks on whose dev splits learning rate and steps are chosen, for each run and k; they are not reported. (): on
     # the dev splits of the reported tasks.
-    tuned_on: tuple[str, ...] = ()
+    tuning_tasks: tuple[str, ...] = ()
     # Supports for that, other than the reported ones.
-    tuning_draws: int = 5
+    num_tuning_supports: int = 5
     # Learning rates to choose from.
-    rates: tuple[float, ...] = (0.03, 0.1, 0.3, 1.0, 3.0)
+    learning_rates: tuple[float, ...] = (0.03, 0.1, 0.3, 1.0, 3.0)
     # Numbers of steps to choose from, each on the whole support.
     steps: tuple[int, ...] = (1, 2, 5, 10, 20, 50)
     # As `optimizer.name`, without weight decay, at a constant learning rate and without dropout.
     optimizer: str = "sgd"
     # Regex on paths of the parameters that are adapted; "^heads/": the head, which starts from zero, alone.
-    leaves: str = ".*"
+    params: str = ".*"
     # Task of the runs whose column is used; "": the mean of their columns. Shared layers are shared.
     column: str = ""
     # Name of the run that the others are compared with; "": "initial values".
-    against: str = ""
+    baseline: str = ""
 
 
-class Relate(Protocol):
+class Relatedness(Protocol):
     """--mode=relate: which tasks help which, and what predicts it."""
 
     # Names in mtl_jax/analysis/relatedness/registry.py; (): all that the config allows.
     measures: tuple[str, ...] = ()
     # Number of seeds: config.seed, config.seed + 1, ...
-    seeds: int = 3
+    num_seeds: int = 3
     # Steps between two measurements of the gradients of the joint run.
-    every: int = 20
+    measure_every: int = 20
     # Length of TAG's steps, relative to that of the shared parameters.
     lookahead: float = 1e-2
     # Split on which transfer is measured.
-    split: str = "dev"
+    transfer_split: str = "dev"
     # Number of texts on which the tasks' columns are compared.
-    inputs: int = 500
+    num_inputs: int = 500
     # Budget: maximal number of groups of tasks to be trained together.
-    groups: int = 2
+    max_groups: int = 2
     # Maximal number of tasks to be trained with one target.
-    auxiliary: int = 2
+    max_auxiliary_tasks: int = 2
 
 
 class Merging(Protocol):
@@ -370,7 +370,7 @@ class Merging(Protocol):
     # Names in MERGING of mtl_jax/sharing/merging.py; (): all. Their options are chosen on dev.
     methods: tuple[str, ...] = ()
     # Folders of finished runs whose scores are listed in the table too, e.g. ("runs/tied",).
-    beside: tuple[str, ...] = ()
+    reference_runs: tuple[str, ...] = ()
 
 
 class Config(Protocol):
@@ -402,6 +402,6 @@ class Config(Protocol):
     training: Training
     evaluation: Evaluation
     ablation: Ablation
-    adapt: Adapt
-    relate: Relate
+    adaptation: Adaptation
+    relatedness: Relatedness
     merging: Merging

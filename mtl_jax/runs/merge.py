@@ -73,7 +73,7 @@ class MergeResult(TypedDict):
     runs      folders
     columns   [K] {"run", "tasks"}: what was merged
     metrics   {task: its first metric}
-    rows      first the columns as they were, then the methods, then the runs of `config.merging.beside`
+    rows      first the columns as they were, then the methods, then the runs of `config.merging.reference_runs`
     chosen    name of the method that was written
     warnings  what a reader of the scores has to know, see `run_warnings`
     """
@@ -132,7 +132,7 @@ def merge(merging: Merging, workdirs: Sequence[pathlib.Path], out: pathlib.Path)
     require_platform(runs[0].config.training.platform)
     config = merged_config(runs)
     _require_new(out, config)
-    other_runs = {str(run): folders.read_summary(pathlib.Path(run).expanduser()) for run in merging.beside}
+    other_runs = {str(run): folders.read_summary(pathlib.Path(run).expanduser()) for run in merging.reference_runs}
     loaded, columns = _load_columns(runs)
     merger = _merger(config, loaded, columns)
     refused: list[RunWarning] = []

@@ -132,11 +132,12 @@ def test_seeds_that_jax_would_fold_into_others_are_refused(tiny, field):
 
 
 @pytest.mark.parametrize(
-    ("mode", "field"), [("ablate", "ablation__seeds"), ("relate", "relate__seeds"), ("adapt", "adapt__draws")]
+    ("mode", "field"),
+    [("ablate", "ablation__num_seeds"), ("relate", "relatedness__num_seeds"), ("adapt", "adaptation__num_supports")],
 )
 def test_the_last_of_several_seeds_is_one_too(tiny, mode, field):
     config = tiny(**{field: 10, "seed": 2**32 - 10})
-    config.adapt.tuning_draws = 1
+    config.adaptation.num_tuning_supports = 1
     checks.check(config, mode)
     config.seed += 1
     with pytest.raises(UserError, match=rf"config\.{field.replace('__', '.')}: the last of 10 seeds"):
@@ -209,11 +210,11 @@ def test_sweeps_and_choices_are_no_columns_of_the_table(tiny, name):
 
 def of_another_mode(config):
     """What is wrong in each of the modes that most runs are never made for."""
-    config.evaluation.splits = ("test",)  # relate.split is dev
-    config.adapt.tuned_on = tuple(config.tasks)
+    config.evaluation.splits = ("test",)  # relatedness.transfer_split is dev
+    config.adaptation.tuning_tasks = tuple(config.tasks)
     config.merging.methods = ("mean_of_means",)
     default.add_sweep(config, "rate", field="optimizer.learning_rate", points=(0.1, 0.2))
-    config.ablation.seeds = 1
+    config.ablation.num_seeds = 1
     return config
 
 
@@ -225,10 +226,10 @@ def test_what_another_mode_refuses_is_not_refused(tiny, mode):
 @pytest.mark.parametrize(
     ("mode", "message"),
     [
-        ("relate", "config.relate.split: 'dev' is none of 'test'"),
-        ("adapt", "config.adapt.tuned_on: names all"),
+        ("relate", "config.relatedness.transfer_split: 'dev' is none of 'test'"),
+        ("adapt", "config.adaptation.tuning_tasks: names all"),
         ("merge", "config.merging.methods: 'mean_of_means' is none"),
-        ("ablate", "config.ablation.seeds: intervals"),
+        ("ablate", "config.ablation.num_seeds: intervals"),
     ],
 )
 def test_a_check_belongs_to_its_mode(tiny, mode, message):

@@ -430,17 +430,19 @@ ELSEWHERE = {
     **{f"distillation.{A}.{field}": "experiment/assemble.py" for field in ("temperature", "annealing")},
     **{f"ablation.sweeps.x.{field}": "analysis/ablation/sweeps.py" for field in default.sweep()},
     **{f"ablation.choices.x.{field}": "analysis/ablation/plan.py" for field in default.choice()},
-    **{f"ablation.{field}": "analysis/ablation/plan.py" for field in ("baselines", "seeds", "ends", "rates")},
+    **{
+        f"ablation.{field}": "analysis/ablation/plan.py" for field in ("baselines", "num_seeds", "limits", "lr_factors")
+    },
     **{
         f"ablation.{field}": "analysis/ablation/runner.py"
-        for field in ("method", "options", "layout", "lanes", "memory", "reference")
+        for field in ("method", "options", "lane_execution", "max_lanes", "memory_fraction", "exact_optimum")
     },
     "ablation.intervals": "checks/analyses.py",
-    "ablation.resident": "analysis/ablation/engine.py",
-    **{f"adapt.{field}": "analysis/adaptation/adapt.py" for field in default.get_config().adapt},
-    **{f"adapt.{field}": "analysis/adaptation/lanes.py" for field in ("optimizer", "leaves", "steps")},
-    **{f"adapt.{field}": "analysis/adaptation/sources.py" for field in ("column", "against")},
-    **{f"relate.{field}": "analysis/relatedness/relate.py" for field in default.get_config().relate},
+    "ablation.data_placement": "analysis/ablation/engine.py",
+    **{f"adaptation.{field}": "analysis/adaptation/adapt.py" for field in default.get_config().adaptation},
+    **{f"adaptation.{field}": "analysis/adaptation/lanes.py" for field in ("optimizer", "leaves", "steps")},
+    **{f"adaptation.{field}": "analysis/adaptation/sources.py" for field in ("column", "against")},
+    **{f"relatedness.{field}": "analysis/relatedness/relate.py" for field in default.get_config().relatedness},
     **{f"merging.{field}": "runs/merge.py" for field in default.get_config().merging},
 }
 
@@ -555,12 +557,12 @@ SINGLE = [  # field, its value, mode, what makes it act (None: nothing does ther
     ("training.placement", "pmap", "relate", None),
     ("training.mesh.task", 2, "ablate", None),
     ("ablation.options", {"eta": 2}, "ablate", {"ablation.method": "halving"}),
-    ("ablation.rates", (1.0,), "ablate", {"ablation.sweeps.rate.field": "penalties.p.strength"}),
-    ("ablation.intervals", False, "ablate", {"ablation.seeds": 1}),
+    ("ablation.lr_factors", (1.0,), "ablate", {"ablation.sweeps.rate.field": "penalties.p.strength"}),
+    ("ablation.intervals", False, "ablate", {"ablation.num_seeds": 1}),
     ("ablation.sweeps.rate.low", 0.1, "ablate", {"ablation.sweeps.rate.points": ()}),
-    ("relate.every", 3, "relate", {"relate.measures": ("cka", "tag")}),
-    ("relate.lookahead", 0.1, "relate", {"relate.measures": ("cka", "tag")}),
-    ("relate.inputs", 30, "relate", {"relate.measures": ("rsa", "mtrl")}),
+    ("relatedness.measure_every", 3, "relate", {"relatedness.measures": ("cka", "tag")}),
+    ("relatedness.lookahead", 0.1, "relate", {"relatedness.measures": ("cka", "tag")}),
+    ("relatedness.num_inputs", 30, "relate", {"relatedness.measures": ("rsa", "mtrl")}),
     ("datasets.data_a.encoding", "latin-1", "train", {"datasets.data_a.reader": "jsonl"}),
     (
         "datasets.data_a.group",
@@ -607,7 +609,7 @@ def swept(config, **changes):
 def test_rules_of_other_modes_and_entries(folder, field, value, mode, makes_it_act):
     config = columns(folder)
     config.training.eval_every, config.datasets.data_a.reader, config.tasks.task_a.kind = 0, "parquet", "regression"
-    config.relate.measures = ("parameter_cosine",)
+    config.relatedness.measures = ("parameter_cosine",)
     if "length_penalty" in field:
         config.tasks.task_a.kind = "generation"
     config.sharing.mixer = "mmoe"

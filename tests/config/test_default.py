@@ -76,7 +76,7 @@ def test_every_field_is_in_the_reference_with_a_comment(hooks):
     [
         ("data.mixing", MIXINGS),
         ("model.column_execution", ("auto", *COLUMN_EXECUTIONS)),
-        ("ablation.layout", ("auto", *LAYOUTS)),
+        ("ablation.lane_execution", ("auto", *LAYOUTS)),
         ("penalty.scope", SCOPES),
         ("penalty.schedule", SCHEDULES),
     ],

@@ -46,7 +46,7 @@ def small(tiny, **changes):
 def test_columns_of_one_run_become_one_encoder_that_is_a_run(tiny, tmp_path):
     config = small(tiny)
     run = trained(config, tmp_path / "run")
-    config.merging.methods, config.merging.beside = ("linear", "dare"), (str(run),)
+    config.merging.methods, config.merging.reference_runs = ("linear", "dare"), (str(run),)
     out = folders.prepare(tmp_path / "merged")
     result = merge.merge(config.merging, [run], out)
     assert [row["name"] for row in result["rows"]] == ["as they were", "linear", "dare", str(run)]

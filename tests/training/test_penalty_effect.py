@@ -134,7 +134,7 @@ def test_lanes_and_runs_say_which_strengths_hardly_act_or_tie_everything(tiny, t
     lines = [line for line in read_metrics(tmp_path / "run") if line["kind"] == "train"]
     assert all(0 < line["penalty_ratio"]["l2"] < 1e-3 < line["column_distance"]["l2"] for line in lines)
     default.add_sweep(config, "strength", field="penalties.l2.strength", points=(1e-6, 1e6))
-    config.ablation.seeds, config.ablation.ends, config.ablation.intervals = 1, False, False
+    config.ablation.num_seeds, config.ablation.limits, config.ablation.intervals = 1, False, False
     grid = ablate(config, folder, lambda c: checks.check(c, "ablate"))
     weak, strong = grid.lanes
     for field, value in alone["penalties"]["l2"].items():

@@ -139,8 +139,8 @@ class Engine:
 
 
 def resident(built: Built, mesh: jax.sharding.Mesh, budget: int) -> ResidentRows | None:
-    """The packed rows on every device, or None where they stay on the host; `config.ablation.resident` decides."""
-    where = built.experiment.config.ablation.resident
+    """The packed rows on every device; None: on the host (`config.ablation.data_placement`)."""
+    where = built.experiment.config.ablation.data_placement
     if where == "host":
         return None
     rows = resident_rows(built.experiment.batches(built.experiment.config.seed))

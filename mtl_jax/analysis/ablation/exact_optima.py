@@ -103,7 +103,7 @@ def linear(config: Config, corpus: Corpus, kind: str, strength: float) -> Optimu
             notes.append(f"trace norm, λ = {strength:g}: not exact after {_MAX_STEPS:,} steps")
     else:
         known = ", ".join([*QUADRATIC, "trace_norm", "tied"])
-        raise UserError(f"config.ablation.reference: 'linear' has no optimum for {kind!r}; it has those of {known}")
+        raise UserError(f"config.ablation.exact_optimum: 'linear' has no optimum for {kind!r}; it has those of {known}")
     scores = {
         name: {
             split: _scores(tasks[name], w, data[name][split])

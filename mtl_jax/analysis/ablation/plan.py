@@ -100,7 +100,7 @@ def make_plan(config: ConfigDict, check: Callable[[ConfigDict], Mapping[str, str
             f"{SWEEPS_FIELD}: nothing to compare; add a sweep with default.add_sweep(config, 'strength', "
             "field='penalties.l2.strength', low=1e-3, high=1.0, count=8)"
         )
-    seeds = tuple(range(config.seed, config.seed + ablation.seeds))
+    seeds = tuple(range(config.seed, config.seed + ablation.num_seeds))
     alternatives = {name: _alternatives(config, name, entry) for name, entry in ablation.choices.items()}
     programs, limits = [], {}
     values: dict[str, list[float]] = {name: [] for name in ablation.sweeps}
@@ -113,7 +113,7 @@ def make_plan(config: ConfigDict, check: Callable[[ConfigDict], Mapping[str, str
         sweeps = {name: Sweep.from_config(program_config, name) for name in program_config.ablation.sweeps}
         for name, sweep in sweeps.items():
             values.setdefault(name, []).extend(sweep.values)
-        if any(is_strength(sweep) for sweep in sweeps.values()) and ablation.ends:
+        if any(is_strength(sweep) for sweep in sweeps.values()) and ablation.limits:
             for program in _limits(program_config, choices, sweeps):
                 _add_limit(limits, program)
         moves = {name: sweep.fields for name, sweep in sweeps.items()}
@@ -199,11 +199,11 @@ def _limits(config: ConfigDict, choices: Mapping[str, str], sweeps: Mapping[str,
     """Single-task and tied columns as lanes of one program, hard sharing as another; over learning rates."""
     others = {name: s for name, s in sweeps.items() if not any(f.startswith("penalties.") for f in s.fields)}
     swept_rate = any("optimizer.learning_rate" in s.fields for s in others.values())
-    rates = [None] if swept_rate else [config.optimizer.learning_rate * factor for factor in config.ablation.rates]
+    rates = [None] if swept_rate else [config.optimizer.learning_rate * factor for factor in config.ablation.lr_factors]
     if not rates:
         raise UserError(
-            "config.ablation.rates: the ends are trained at these learning rates; name one at least, or "
-            "set config.ablation.ends=False"
+            "config.ablation.lr_factors: the ends are trained at these learning rates; name one at least, or set "
+            "config.ablation.limits=False"
         )
 
     def settings(line: str, extra: Mapping[str, Any]) -> tuple[Setting, ...]:

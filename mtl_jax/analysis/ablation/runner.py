@@ -178,10 +178,10 @@ class _Training(NamedTuple):
 
     def _engines(self, built: Built) -> _Engines:
         ablation, seeds, count = self.config.ablation, len(self.seeds), len(self.program.settings)
-        layout = ablation.layout
+        layout = ablation.lane_execution
         if layout == "auto":
             layout = "map" if jax.default_backend() == "cpu" else "vmap"
-        budget = memory.available_bytes(ablation.memory)
+        budget = memory.available_bytes(ablation.memory_fraction)
         rows = resident(built, lanes.shape_of(seeds, count, layout).mesh, budget)
 
         @functools.lru_cache(maxsize=2)
@@ -189,8 +189,8 @@ class _Training(NamedTuple):
             return Engine(built, lanes.shape_of(seeds, settings, layout), rows)
 
         wanted = (seeds, count)
-        if ablation.lanes:
-            wanted = (min(seeds, ablation.lanes), max(1, min(count, ablation.lanes // seeds)))
+        if ablation.max_lanes:
+            wanted = (min(seeds, ablation.max_lanes), max(1, min(count, ablation.max_lanes // seeds)))
         size = memory.fit_lanes(lambda *size: engine_for(*size).needed, *wanted, budget, self.program.name)
         if size != (seeds, count):
             self.bar.write(
@@ -266,7 +266,7 @@ class _Training(NamedTuple):
         return {
             "lanes": [lane(seed, i)._asdict() for i in range(len(built.settings)) for seed in self.seeds],
             "fields": [dict(setting.fields) for setting in built.settings],
-            "references": _references(self.program, built) if self.config.ablation.reference else [],
+            "references": _references(self.program, built) if self.config.ablation.exact_optimum else [],
             "cost": {
                 "parameters": sum(leaf.size for leaf in jax.tree.leaves(shapes)),
                 "step_seconds": statistics.median(step_seconds) if step_seconds else None,
@@ -279,11 +279,11 @@ class _Training(NamedTuple):
 
 def _references(program: Program, built: Built) -> list[dict[str, Any]]:
     """The exact optimum at every point of the sweep, for the pictures."""
-    exact_optimum, references = exact_optima.REFERENCES[program.config.ablation.reference], []
+    exact_optimum, references = exact_optima.REFERENCES[program.config.ablation.exact_optimum], []
     for setting in built.settings if built.settings[0].line == "sharing" else ():
         config = fields.with_values(program.config, setting.fields)
         if len(config.penalties) != 1:
-            raise UserError("config.ablation.reference: the exact optimum is known for one penalty, not several")
+            raise UserError("config.ablation.exact_optimum: the exact optimum is known for one penalty, not several")
         (penalty,) = config.penalties.values()
         references.append(
             {

@@ -3,7 +3,7 @@
 1. Each run gives its layers: those that its tasks share, the mean of their columns, or the column of one task. The
    initial values of the first run are compared with them.
 2. For each k the learning rate and the number of steps of each are chosen on dev, by supports that are drawn for that
-   alone: of `config.adapt.tuned_on`, tasks that are not reported, or else of the reported tasks.
+   alone: of `config.adaptation.tuning_tasks`, tasks that are not reported, or else of the reported tasks.
 3. Then each adapts to the reported tasks, to the same random supports, and is scored on test. Intervals and tests are
    over draws, of the mean over tasks: they do not generalise to other tasks, or to runs of other seeds.
 """
@@ -108,13 +108,16 @@ def adapt(
     """
     sources = load_sources(given, runs, checkpoint, check)
     config = next(iter(sources.values())).config
-    settings = config.adapt
-    reported = [task for task in config.tasks if task not in settings.tuned_on]
-    tuning = list(settings.tuned_on) or reported
+    settings = config.adaptation
+    reported = [task for task in config.tasks if task not in settings.tuning_tasks]
+    tuning = list(settings.tuning_tasks) or reported
     names = dict(zip(sources, (*map(str, runs), None), strict=True))
     result = _empty_result(config, names, reported)
     tasks_by_key: dict[str, dict[str, _Task]] = {}
-    adaptations = len(tuning) * settings.tuning_draws * len(settings.rates) + len(reported) * settings.draws
+    adaptations = (
+        len(tuning) * settings.num_tuning_supports * len(settings.learning_rates)
+        + len(reported) * settings.num_supports
+    )
     with progress_bar("adapting", "run", len(sources) * len(settings.shots) * adaptations) as bar:
         for name, source in sources.items():
             tasks = tasks_by_key.setdefault(source.program_key(), {})
@@ -136,16 +139,16 @@ def adapt(
 
 
 def _empty_result(config: Config, runs: Mapping[str, str | None], reported: Sequence[str]) -> AdaptResult:
-    settings = config.adapt
+    settings = config.adaptation
     return {
         "runs": dict(runs),
         "tasks": list(reported),
-        "tuned_on": list(settings.tuned_on),
+        "tuned_on": list(settings.tuning_tasks),
         "shots": list(settings.shots),
         "steps": sorted(set(settings.steps)),
-        "rates": list(settings.rates),
-        "draws": settings.draws,
-        "against": settings.against or INITIAL_VALUES,
+        "rates": list(settings.learning_rates),
+        "draws": settings.num_supports,
+        "against": settings.baseline or INITIAL_VALUES,
         "seed": config.seed,
         "chosen": {name: {} for name in runs},
         "scores": {name: {} for name in runs},
@@ -169,13 +172,13 @@ def _adapt_source(
     bar: tqdm,
 ) -> None:
     """Chooses rate and steps on dev, adapts to the reported tasks, and writes the scores into the result."""
-    settings, rates, steps, k = source.config.adapt, result["rates"], result["steps"], str(shots)
-    tuning = _Sampling(shots, settings.tuning_draws, "tune", "dev")
+    settings, rates, steps, k = source.config.adaptation, result["rates"], result["steps"], str(shots)
+    tuning = _Sampling(shots, settings.num_tuning_supports, "tune", "dev")
     on_dev = [_scores(task, source, tuning, rates, bar).mean(axis=0) for task in tuned]
     mean = np.mean(on_dev, axis=0)  # [rates, steps]
     # the best score; of equals the fewest steps
     number, rate = min(np.ndindex(*mean.T.shape), key=lambda index: (-rank(mean.T[index], None)[0], index))
-    testing = _Sampling(shots, settings.draws, "test", "test")
+    testing = _Sampling(shots, settings.num_supports, "test", "test")
     on_test = {task: _scores(t, source, testing, [rates[rate]], bar)[:, 0] for task, t in tested.items()}
     scores = {task: values[:, number].tolist() for task, values in on_test.items()}
     curves = np.mean(list(on_test.values()), axis=0)  # [draws, steps]

@@ -75,8 +75,8 @@ def draw_supports(
         rows = np.flatnonzero(episode.gold["train"] == number)
         if len(rows) < shots:
             raise UserError(
-                f"task {episode.name}: class {name!r} has {len(rows)} examples in train, config.adapt.shots asks for "
-                f"{shots}"
+                f"task {episode.name}: class {name!r} has {len(rows)} examples in train, config.adaptation.shots asks "
+                f"for {shots}"
             )
         key = f"{purpose} {episode.name} {name}"
         result.append(np.stack([rows[permutation(len(rows), seed, key, draw)[:shots]] for draw in range(draws)]))

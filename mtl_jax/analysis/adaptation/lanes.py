@@ -38,15 +38,16 @@ class Learner:
         Raises:
           UserError: no parameter is adapted; a head without an output layer.
         """
-        settings = experiment.config.adapt
+        settings = experiment.config.adaptation
         shapes = flatten(jax.eval_shape(experiment.init_params, 0))
         self.steps = tuple(sorted(set(settings.steps)))
         ((_, task),) = experiment.tasks.items()
         self.metric = task.metrics[0]
-        self._adapts = tuple(sorted(matching(shapes, (settings.leaves,))))
+        self._adapts = tuple(sorted(matching(shapes, (settings.params,))))
         if not self._adapts:
             raise UserError(
-                f"config.adapt.leaves: {settings.leaves!r} matches no parameter; paths look like {next(iter(shapes))}"
+                f"config.adaptation.params: {settings.params!r} matches no parameter; paths look like "
+                f"{next(iter(shapes))}"
             )
         self._experiment, self._episode = experiment, episode
         self._optimizer = OptimizerSpec(

@@ -64,7 +64,7 @@ def load_sources(
         configs[run] = _with_new_tasks(run_config, given, run)
         check(configs[run])
         _require_classes(configs[run])
-        _require_column(given.adapt.column, run_config)
+        _require_column(given.adaptation.column, run_config)
         require_checkpoint(run, checkpoint or run_config.evaluation.checkpoint)
     require_platform(next(iter(configs.values())).training.platform)
     sources: dict[str, Source] = {}
@@ -99,9 +99,9 @@ def _require_names(given: Config, runs: Mapping[pathlib.Path, Config]) -> None:
         raise UserError(f"--runs: two folders are named {repeated[0]!r}; tables identify runs by that name")
     if INITIAL_VALUES in names:
         raise UserError(f"--runs: a folder is named {INITIAL_VALUES!r}, as the values before training; rename it")
-    if given.adapt.against not in ("", INITIAL_VALUES, *names):
+    if given.adaptation.baseline not in ("", INITIAL_VALUES, *names):
         choices = ", ".join(map(repr, (*names, INITIAL_VALUES)))
-        raise UserError(f"config.adapt.against: {given.adapt.against!r} is not one of {choices}")
+        raise UserError(f"config.adaptation.baseline: {given.adaptation.baseline!r} is not one of {choices}")
 
 
 def _with_new_tasks(run_config: Config, given: Config, run: pathlib.Path) -> ConfigDict:
@@ -139,7 +139,7 @@ def _require_column(column: str, run_config: Config) -> None:
     """Raises UserError where a run has no column of the requested task."""
     tasks = tuple(run_config.train_on) or tuple(run_config.tasks)
     if column and column not in tasks:
-        raise UserError(f"config.adapt.column: {column!r} is not one of the run's tasks {', '.join(tasks)}")
+        raise UserError(f"config.adaptation.column: {column!r} is not one of the run's tasks {', '.join(tasks)}")
 
 
 def _layers(experiment: Experiment, params: Params, column: str) -> Params:
@@ -160,7 +160,7 @@ def _initial_values(source: Source) -> Source:
     config = source.config
     encoder = load_encoder(config)
     experiment = task_experiment(source, next(iter(config.tasks)), encoder.params if encoder else None)
-    draws = 1 if encoder else max(config.adapt.draws, config.adapt.tuning_draws)
+    draws = 1 if encoder else max(config.adaptation.num_supports, config.adaptation.num_tuning_supports)
     by_draw = [jax.device_get(experiment.init_params(config.seed + draw)) for draw in range(draws)]
     layers = [{path: tree for path, tree in params.items() if path != "heads"} for params in by_draw]
     if encoder:

@@ -20,7 +20,7 @@ class Measure(NamedTuple):
     needs     "joint" | "columns" | "labels": the part of the evidence that it reads
     distance  larger is farther
     title     for figures and tables
-    fields    of `config.relate`, on which it depends
+    fields    of `config.relatedness`, on which it depends
     """
 
     compute: Callable[[Evidence], np.ndarray | jax.Array]
@@ -73,13 +73,23 @@ def _ids(corpus: Corpus, task: str) -> np.ndarray:
 
 
 MEASURES: dict[str, Measure] = {
-    "gradient_cosine": Measure(lambda e: _mean(e.joint.cosines), "joint", False, "cosine of gradients", ("every",)),
-    "tag": Measure(lambda e: _mean(e.joint.affinities), "joint", False, "TAG affinity", ("every", "lookahead")),
-    "fisher": Measure(
-        lambda e: measures.fisher_distance(e.joint.fisher), "joint", True, "Fisher (Task2Vec) distance", ("every",)
+    "gradient_cosine": Measure(
+        lambda e: _mean(e.joint.cosines), "joint", False, "cosine of gradients", ("measure_every",)
     ),
-    "cka": Measure(lambda e: measures.cka(e.columns.representations), "columns", False, "CKA of columns", ("inputs",)),
-    "rsa": Measure(lambda e: measures.rsa(e.columns.representations), "columns", False, "RSA of columns", ("inputs",)),
+    "tag": Measure(lambda e: _mean(e.joint.affinities), "joint", False, "TAG affinity", ("measure_every", "lookahead")),
+    "fisher": Measure(
+        lambda e: measures.fisher_distance(e.joint.fisher),
+        "joint",
+        True,
+        "Fisher (Task2Vec) distance",
+        ("measure_every",),
+    ),
+    "cka": Measure(
+        lambda e: measures.cka(e.columns.representations), "columns", False, "CKA of columns", ("num_inputs",)
+    ),
+    "rsa": Measure(
+        lambda e: measures.rsa(e.columns.representations), "columns", False, "RSA of columns", ("num_inputs",)
+    ),
     "parameter_cosine": Measure(
         lambda e: measures.parameter_cosine(e.columns.end, e.columns.start), "columns", False, "cosine of parameters"
     ),

@@ -77,7 +77,7 @@ def relate(config: ConfigDict, workdir: pathlib.Path, check: Callable[[ConfigDic
     """Measures how the tasks of a config relate; resumes what the workdir has.
 
     Args:
-      config: with `config.relate`. Its sharing and training are those of the joint runs.
+      config: with `config.relatedness`. Its sharing and training are those of the joint runs.
       workdir: gets config.json, transfer/, measures/seed_*.json, relatedness.csv and relatedness.json.
       check: raises UserError for a wrong config.
 
@@ -101,9 +101,11 @@ def relate(config: ConfigDict, workdir: pathlib.Path, check: Callable[[ConfigDic
     grid = runner.train(planned, {"name": "grid"}, workdir / "transfer", "transfer", sources)
     if grid is None:
         return None
-    measured = transfer.transfer_gains(grid, config.relate.split)
+    measured = transfer.transfer_gains(grid, config.relatedness.transfer_split)
     if all(value["mean"] is None for value in measured["alone"].values()):
-        raise UserError(f"config.relate.split: no task has a score on {config.relate.split!r}")
+        raise UserError(
+            f"config.relatedness.transfer_split: no task has a score on {config.relatedness.transfer_split!r}"
+        )
     by_seed = _measure_seeds(config, workdir / "measures", planned.seeds)
     if by_seed is None:
         print(f"{workdir}: stopped by a signal, saved; the same command resumes from there")
@@ -156,15 +158,15 @@ def _require(config: Config, tasks: Sequence[str]) -> None:
 def _require_scores(config: Config, sources: Sources) -> None:
     """Raises UserError where no task has a label in the split on which transfer is measured."""
     corpus, _ = sources.load(config)
-    split, specs = config.relate.split, corpus.specs.items()
+    split, specs = config.relatedness.transfer_split, corpus.specs.items()
     if not any(split in corpus.splits[spec.dataset] and has_labels(corpus, task, split) for task, spec in specs):
-        raise UserError(f"config.relate.split: no task has a label in {split!r}")
+        raise UserError(f"config.relatedness.transfer_split: no task has a label in {split!r}")
 
 
 def _measure_seeds(config: ConfigDict, folder: pathlib.Path, seeds: Sequence[int]) -> list[_SeedMeasures] | None:
     """The measures of each seed, written to `folder`; None where a signal stopped it."""
     folder.mkdir(parents=True, exist_ok=True)
-    names = tuple(config.relate.measures) or tuple(MEASURES)
+    names = tuple(config.relatedness.measures) or tuple(MEASURES)
     needs = {MEASURES[name].needs for name in names}
     files = {seed: folder / f"seed_{seed}.json" for seed in seeds}
     missing = [seed for seed, file in files.items() if not file.exists()]
@@ -202,10 +204,10 @@ def _runs(config: ConfigDict, needs: Set[str]) -> tuple[Corpus, JointRun | None,
         all_tasks = experiment()
         if shared_leaves(all_tasks) is None:
             raise UserError("config.optimizer.freeze: no shared parameter is trained, so there are no common gradients")
-        joint = JointRun(all_tasks, config.relate.every, config.relate.lookahead)
+        joint = JointRun(all_tasks, config.relatedness.measure_every, config.relatedness.lookahead)
     if "columns" in needs:
         separate, trunk = ({"sharing.trunk": name, "sharing.task_groups": ConfigDict()} for name in ("none", "all"))
-        columns = SeparateColumns(experiment(**separate), experiment(**trunk), config.relate.inputs)
+        columns = SeparateColumns(experiment(**separate), experiment(**trunk), config.relatedness.num_inputs)
     return corpus, joint, columns
 
 
@@ -227,12 +229,12 @@ def _result(config: Config, grid: Grid, measured: TransferGains, by_seed: Sequen
             "correlation": correlation(closeness, gain)._asdict(),
         }
     finite_gain = np.nan_to_num(gain, nan=0.0)
-    groups = grouping.best_groups(len(tasks), config.relate.groups, grouping.gains_from_pairs(finite_gain))
+    groups = grouping.best_groups(len(tasks), config.relatedness.max_groups, grouping.gains_from_pairs(finite_gain))
     return {
         "version": VERSION,
         "tasks": tasks,
         "metrics": {task: metrics[0] for task, metrics in grid.tasks.items()},
-        "split": config.relate.split,
+        "split": config.relatedness.transfer_split,
         **measured,
         "measures": compared,
         "looks": _mean_looks(by_seed),
@@ -243,7 +245,9 @@ def _result(config: Config, grid: Grid, measured: TransferGains, by_seed: Sequen
             "exact": groups.exact,
         },
         "auxiliary": {
-            task: [tasks[k] for k in grouping.auxiliary_tasks(finite_gain, target, config.relate.auxiliary)]
+            task: [
+                tasks[k] for k in grouping.auxiliary_tasks(finite_gain, target, config.relatedness.max_auxiliary_tasks)
+            ]
             for target, task in enumerate(tasks)
         },
         "notes": notes,

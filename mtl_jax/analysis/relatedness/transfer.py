@@ -23,7 +23,7 @@ def transfer_plan(config: ConfigDict, tasks: Sequence[str]) -> Plan:
     lane_config.evaluation.checkpoint = "last"
     lane_config.training.eval_every = lane_config.training.early_stopping_patience = 0
     ablation = lane_config.ablation
-    ablation.method, ablation.options, ablation.reference = "grid", ConfigDict(), ""
+    ablation.method, ablation.options, ablation.exact_optimum = "grid", ConfigDict(), ""
     groups = [(k,) for k in range(len(tasks))] + list(itertools.combinations(range(len(tasks)), 2))
     settings = tuple(
         Setting(
@@ -33,7 +33,7 @@ def transfer_plan(config: ConfigDict, tasks: Sequence[str]) -> Plan:
         )
         for group in groups
     )
-    seeds = tuple(range(config.seed, config.seed + config.relate.seeds))
+    seeds = tuple(range(config.seed, config.seed + config.relatedness.num_seeds))
     return Plan((Program("transfer", lane_config, {}, settings, {}),), {}, {}, {}, seeds)
 
 

@@ -36,8 +36,8 @@ def grid(tiny, **changes):
     config = tiny(sharing__trunk="none", model__layer_type="cnn", model__dropout=0.2, **changes)
     default.add_penalty(config, "l2", kind="l2_to_mean", strength=0.1, proximal=True)
     default.add_sweep(config, "strength", field="penalties.l2.strength", points=(0.1, 10.0))
-    config.ablation.seeds = 2
-    config.ablation.ends = False
+    config.ablation.num_seeds = 2
+    config.ablation.limits = False
     return config
 
 
@@ -66,7 +66,7 @@ def launch(env, config, file, workdir, kill_after=None, send=signal.SIGKILL):
 
 def test_killed_in_the_middle_it_ends_with_the_same_table(tiny, tmp_path, of_launch):
     config = grid(tiny, training__steps=60, training__eval_every=20, training__checkpoint_every=7)
-    config.ablation.lanes = 2  # two turns
+    config.ablation.max_lanes = 2  # two turns
     status, output = launch(of_launch, config, tmp_path / "config.py", tmp_path / "whole")
     assert status == 0 and "1 programs, 4 lanes (2 seeds)" in output and "the rest in turns" in output, output
     status, output = launch(of_launch, config, tmp_path / "config.py", tmp_path / "cut", 14, signal.SIGTERM)

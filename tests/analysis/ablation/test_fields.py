@@ -50,7 +50,7 @@ def test_each_is_an_argument(tiny):
         assert fields.is_traced(field), field
         config.ablation.sweeps = type(config.ablation.sweeps)(sort_keys=False)
         default.add_sweep(config, "x", field=field, points=points, scale="linear")
-        config.ablation.ends = False
+        config.ablation.limits = False
         if field.startswith("meta."):
             config.meta.method, config.aggregation.method, config.aggregation.options = "maml", "sum", {}
         (one,) = plan.make_plan(config, lambda c: checks.check(c, "ablate")).programs
@@ -69,7 +69,7 @@ def flat(tree):
 def test_the_step_reads_them(tiny):
     """Options and factors by layer, against the step of a config that has the values built in."""
     config = base(tiny)
-    config.ablation.ends = False
+    config.ablation.limits = False
     for field in ("penalties.l2.by_layer.layer_00", "loss_weights.options.temperature", "aggregation.options.c"):
         default.add_sweep(config, field.split(".")[-1], field=field, points=SWEEPS[field][1:], scale="linear")
     (one,) = plan.make_plan(config, lambda c: checks.check(c, "ablate")).programs

@@ -21,7 +21,7 @@ def built(tiny, **changes):
     default.add_penalty(config, "l2", kind="l2_to_mean", strength=0.3)
     default.add_sweep(config, "strength", field="penalties.l2.strength", points=(0.3,))
     config.ablation.method = "hypergradient"
-    config.ablation.ends = False
+    config.ablation.limits = False
     (one,) = plan.make_plan(config, lambda c: None).programs
     return program.build(one, program.Sources()), one
 

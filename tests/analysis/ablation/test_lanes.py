@@ -20,13 +20,13 @@ def grid(tiny, **changes):
     config = tiny(sharing__trunk="none", training__steps=60, **changes)
     default.add_penalty(config, "l2", kind="l2_to_mean", strength=0.1)
     default.add_sweep(config, "strength", field="penalties.l2.strength", points=(0.0, 0.01, 0.3, 200.0))
-    config.ablation.rates = (1.0,)
+    config.ablation.lr_factors = (1.0,)
     return config
 
 
 def trained(config, layout, steps, only=None, resident="auto"):
     """The states [S, L] of the sweep's program (or the ends) after some steps, and what was built."""
-    config.ablation.resident = resident
+    config.ablation.data_placement = resident
     one = next(p for p in plan.make_plan(config, lambda c: None).programs if p.name == (only or "sharing"))
     built = program.build(one, program.Sources())
     shape = lanes.shape_of(len(SEEDS), len(built.settings), layout)
@@ -94,7 +94,7 @@ def test_a_lane_is_its_solo_run_by_any_optimizer(tiny, differs, name):
     config = tiny(sharing__trunk="none", model__layer_type="cnn", optimizer__name=name, training__steps=60, **QUICK)
     config.optimizer.options = {"min_dim_size_to_factor": 4} if name == "adafactor" else {}
     default.add_sweep(config, "rate", field="optimizer.learning_rate", points=(1e-3, 1e-2))
-    config.ablation.ends = False
+    config.ablation.limits = False
     states, losses, built = trained(config, "map", 20)
     _, alone = solo(config, built.settings[1], SEEDS[2], 20)
     differs(f"losses of a lane against its solo run, {name}", losses.total[2, 1] / losses.count[2, 1], alone, 1e-4)

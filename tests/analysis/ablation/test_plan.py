@@ -39,7 +39,7 @@ def test_ends_stand_beside_the_sweep(swept):
     np.testing.assert_allclose(
         [s.values["strength"] for s in sharing.settings], [1e-3, 1e-2, 0.1, 1.0, 10.0], rtol=1e-5
     )
-    rates = [0.01 * factor for factor in swept.ablation.rates]
+    rates = [0.01 * factor for factor in swept.ablation.lr_factors]
     assert [(s.line, s.values["learning_rate"]) for s in ends.settings] == [
         (line, rate) for line in ("single", "tied") for rate in rates
     ]
@@ -140,8 +140,8 @@ def sweep(**changes):
         (sweep(points=(0.1, -1.0), count=0), "strength = -1: config.penalties.l2.strength: -1.0 should be at least 0"),
         (sweep(points=(0.1, float("nan")), count=0), "finite"),
         (sweep(scale="logarithmic"), "did you mean|none of 'log'"),
-        (lambda c: c.ablation.update(seeds=1), "seeds: intervals need two seeds"),
-        (lambda c: c.ablation.update(rates=()), "rates"),
+        (lambda c: c.ablation.update(num_seeds=1), "num_seeds: intervals need two seeds"),
+        (lambda c: c.ablation.update(lr_factors=()), "lr_factors"),
         (lambda c: c.ablation.update(method="gird"), "did you mean 'grid'"),
         (lambda c: default.add_choice(c, "x", field="model.hidden_size"), "alternatives"),
         (lambda c: default.add_choice(c, "x", field="model.witdh", alternatives=(1, 2)), "no field"),

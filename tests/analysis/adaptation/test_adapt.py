@@ -60,8 +60,8 @@ def new_task(tiny, **changes):
     for name in ("tags", "long"):
         del config.tasks[name]
     del config.datasets["sentences"]
-    config.adapt.shots, config.adapt.draws, config.adapt.tuning_draws = (2, 5), 3, 2
-    config.adapt.rates, config.adapt.steps = (0.1, 5.0), (0, 1, 4)
+    config.adaptation.shots, config.adaptation.num_supports, config.adaptation.num_tuning_supports = (2, 5), 3, 2
+    config.adaptation.learning_rates, config.adaptation.steps = (0.1, 5.0), (0, 1, 4)
     return config
 
 
@@ -145,7 +145,7 @@ def test_columns(tiny, tmp_path):
     config = new_task(tiny)
     table = {}
     for column in ("", "tags", "long"):
-        config.adapt.column = column
+        config.adaptation.column = column
         (source, *_) = sources(config, run).values()
         table[column] = source.layers["embed"]["word"]["embedding"]
     assert table[""].shape[0] == 1 and np.abs(table["tags"] - table["long"]).max() > 0.01
@@ -153,13 +153,16 @@ def test_columns(tiny, tmp_path):
 
 
 ERRORS = [
-    ({"adapt__shots": (60,)}, r"task color: class '\w+' has \d+ examples in train, config.adapt.shots asks for 60"),
-    ({"adapt__column": "ner"}, "config.adapt.column: 'ner' is not one of the run's tasks tags, long"),
-    ({"adapt__leaves": "^layer_09"}, "config.adapt.leaves: '.layer_09' matches no parameter"),
-    ({"adapt__against": "nobody"}, "config.adapt.against: 'nobody' is not one of 'hard', 'initial values'"),
-    ({"adapt__tuned_on": ("color",)}, "config.adapt.tuned_on: names all tasks"),
-    ({"adapt__steps": ()}, "config.adapt.steps: name one at least"),
-    ({"adapt__shots": (1.5,)}, "config.adapt.shots: 1.5 should be a whole number"),
+    (
+        {"adaptation__shots": (60,)},
+        r"task color: class '\w+' has \d+ examples in train, config.adaptation.shots asks for 60",
+    ),
+    ({"adaptation__column": "ner"}, "config.adaptation.column: 'ner' is not one of the run's tasks tags, long"),
+    ({"adaptation__params": "^layer_09"}, "config.adaptation.params: '.layer_09' matches no parameter"),
+    ({"adaptation__baseline": "nobody"}, "config.adaptation.baseline: 'nobody' is not one of 'hard', 'initial values'"),
+    ({"adaptation__tuning_tasks": ("color",)}, "config.adaptation.tuning_tasks: names all tasks"),
+    ({"adaptation__steps": ()}, "config.adaptation.steps: name one at least"),
+    ({"adaptation__shots": (1.5,)}, "config.adaptation.shots: 1.5 should be a whole number"),
     ({"tasks__color__kind": "regression"}, "config.tasks.color.kind: 'regression', but --mode=adapt"),
 ]
 

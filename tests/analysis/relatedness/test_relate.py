@@ -35,9 +35,9 @@ def quick(tiny, **changes):
             "model__num_layers": 0,
             "model__dropout": 0.1,
             "training__steps": 3,
-            "relate__seeds": 2,
-            "relate__every": 2,
-            "relate__inputs": 20,
+            "relatedness__num_seeds": 2,
+            "relatedness__measure_every": 2,
+            "relatedness__num_inputs": 20,
             "data__rows_per_block": 4,
             **changes,
         }
@@ -164,8 +164,8 @@ def test_the_whole_mode(tiny, tmp_path, capsys):
         ({"train_on": ("color", "long")}, "2 tasks; pairs can be compared with three"),
         ({"sharing__trunk": "none"}, "config.sharing.trunk: 'none' shares nothing"),
         ({"aggregation__method": "pcgrad"}, "plain sum"),
-        ({"relate__measures": ("ckka",)}, "did you mean 'cka'"),
-        ({"relate__split": "tset"}, "relate.split.*did you mean 'test'"),
+        ({"relatedness__measures": ("ckka",)}, "did you mean 'cka'"),
+        ({"relatedness__transfer_split": "tset"}, "relatedness.transfer_split.*did you mean 'test'"),
     ],
 )
 def test_bad_input(tiny, tmp_path, changes, message):
