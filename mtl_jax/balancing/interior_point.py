@@ -55,10 +55,8 @@ def simplex_minimum(
         # aaᵀ does not change the solution, where the constraint holds; without it a homogeneous F is singular
         system = hessian * both + constraint[:, None] * constraint[None, :] + jnp.diag(barrier + ridge)
         residual = jnp.where(present, gradient + multiplier * normal - target / w, 0.0)
-        solved = jnp.linalg.solve(system, jnp.stack([-residual, constraint], axis=1))
-        violation = jnp.sum(constraint * w) - 1.0 + jnp.sum(constraint * solved[:, 0])
-        change = violation / jnp.maximum(jnp.sum(constraint * solved[:, 1]), tiny)
-        dw = (solved[:, 0] - change * solved[:, 1]) * on
+        dw, change = _constrained_step(system, residual, constraint, w)
+        dw = dw * on
         return dw, (target / w - z - barrier * dw) * on, change
 
     def step(_, carry):
@@ -79,6 +77,16 @@ def simplex_minimum(
     change = newton((data, normal), w, z, multiplier, centring, _ridge(dtype))[0]
     w = w * on
     return w / jnp.maximum(jnp.sum(sides * w), tiny) + _only_derivative(change)
+
+
+def _constrained_step(
+    system: jax.Array, residual: jax.Array, constraint: jax.Array, w: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Newton's change of w [K] and of the multiplier of Σ a_k w_k = 1, by elimination of w."""
+    solved = jnp.linalg.solve(system, jnp.stack([-residual, constraint], axis=1))
+    violation = jnp.sum(constraint * w) - 1.0 + jnp.sum(constraint * solved[:, 0])
+    change = violation / jnp.maximum(jnp.sum(constraint * solved[:, 1]), jnp.finfo(w.dtype).eps ** 2)
+    return solved[:, 0] - change * solved[:, 1], change
 
 
 def nonnegative_minimum(

@@ -33,6 +33,7 @@ class MocoState(NamedTuple):
 
 def moco(
     beta: Number = 0.5,
+    *,
     beta_sigma: Number = 0.5,
     gamma: Number = 0.1,
     gamma_sigma: Number = 0.5,

@@ -227,7 +227,7 @@ def test_modo_and_sdmgrad_take_halves():
 
 def test_moco_tracks_gradients():
     for halves in (False, True):
-        moco = aggregation.moco(0.5, 0.5, 0.1, 0.5, 0.2, halves=halves, tasks=3)
+        moco = aggregation.moco(0.5, beta_sigma=0.5, gamma=0.1, gamma_sigma=0.5, rho=0.2, halves=halves, tasks=3)
         state = moco.init({"a": jnp.zeros(5)})
         y, weights = np.zeros((2, 3, 5) if halves else (3, 5), np.float32), np.full(3, 1 / 3, np.float32)
         for step in range(1, 4):
