@@ -46,7 +46,7 @@ class Side:
         params = jax.device_get(self.experiment.init_params(0))
         texts, labels, plan = _texts([self.batches.batch(step) for step in range(self.steps)])
         optimizer = self.experiment.spec.optimizer
-        rate, classes = optimizer.rate, len(self.experiment.tasks["task"].names)
+        rate, classes = optimizer.schedule.rate, len(self.experiment.tasks["task"].names)
         with open(f"{folder}/peer.pkl", "wb") as file:
             pickle.dump(
                 {

@@ -29,7 +29,7 @@ REGISTRIES = {
     "adapters": ("mtl_jax.models.adapters", "ADAPTERS"),
     "readouts": ("mtl_jax.models.readouts", "READOUTS"),
     "optimizers": ("mtl_jax.training.optimizer", "OPTIMIZERS"),
-    "schedules": ("mtl_jax.training.optimizer", "SCHEDULES"),
+    "schedules": ("mtl_jax.training.schedules", "SCHEDULES"),
     "layers": ("mtl_jax.models.layers", "LAYERS"),
     "families": ("mtl_jax.models.families", "FAMILIES"),
     "kinds of task": ("mtl_jax.tasks", "TASK_KINDS"),

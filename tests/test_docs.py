@@ -12,7 +12,7 @@ import pytest
 from mtl_jax.analysis.ablation import plan
 from mtl_jax.checks import check
 from mtl_jax.sharing import PENALTIES
-from mtl_jax.training import optimizer
+from mtl_jax.training import optimizer, schedules
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -49,10 +49,10 @@ def test_an_optimizer_and_one_of_one_s_own(monkeypatch):
     setting, registering = blocks("docs/optimizer.md")
     scope = mine()
     config = scope["get_config"]()
-    for name in ("OPTIMIZERS", "SCHEDULES"):
-        monkeypatch.setattr(optimizer, name, dict(getattr(optimizer, name)))
+    for module, name in ((optimizer, "OPTIMIZERS"), (schedules, "SCHEDULES")):
+        monkeypatch.setattr(module, name, dict(getattr(module, name)))
     exec(compile(registering, "docs/optimizer.md", "exec"), {})
-    optimizer.OptimizerSpec("signs", {"scale": 2.0}, 0, "half", {}, 10)
+    optimizer.OptimizerSpec("signs", {"scale": 2.0}, schedules.ScheduleSpec("half", {}, 0, 10))
     exec(compile(setting, "docs/optimizer.md", "exec"), {"config": config})
     check(config)
 

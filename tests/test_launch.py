@@ -142,7 +142,7 @@ def test_a_device_that_is_not_there_ends_in_one_line_and_status_2(tmp_path):
     if "no device of the platform" not in done.stderr:
         pytest.skip("there is a GPU here")
     assert done.returncode == 2 and "Traceback" not in done.stderr
-    assert done.stderr.startswith("error: JAX found no device of the platform it was told to use (cuda)")
+    assert done.stderr.startswith("error: JAX found no device of the requested platform (cuda)")
 
 
 def test_shipped_configs_by_name_and_neighbours_of_a_config(tmp_path, monkeypatch):

@@ -1,7 +1,7 @@
 """Options that act in some contexts only: which setting makes each of them act.
 
 An option that is set, that is to say differs from its default, and has no effect is a mistake of whoever wrote it. What
-needs the data or the parameters to be known is said where they are (`training.experiment`, `training.soft_sharing`).
+needs the data or the parameters to be known is said where they are (`experiment`).
 """
 
 from __future__ import annotations

@@ -15,7 +15,8 @@ from mtl_jax.models.mixers import MIXERS
 from mtl_jax.models.readouts import READOUTS
 from mtl_jax.sharing import PENALTIES
 from mtl_jax.tasks import TASK_KINDS
-from mtl_jax.training.optimizer import OPTIMIZERS, SCHEDULES, UNSUPPORTED, optimizer_problem, schedule_problem
+from mtl_jax.training.optimizer import OPTIMIZERS, UNSUPPORTED, optimizer_problem
+from mtl_jax.training.schedules import SCHEDULES, schedule_problem
 
 
 def check_penalties(config, say):

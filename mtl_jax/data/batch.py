@@ -64,7 +64,7 @@ class PackedRows(NamedTuple):
     length      int32[N, E]  tokens of the example, 0 for an empty slot
     example     int32[N, E]  index of the example in the encoded split, -1 for an empty slot
     labels      {task: {name: array [N, ...]}}, see above
-    hidden      float[N, T, D]  outputs of frozen layers, see `training.frozen`; None where they are not stored
+    hidden      float[N, T, D]  outputs of frozen layers, see `experiment.frozen_layers`; None where they are not stored
     patch       int32[N, T]  row of `pixels` of the patch at this token, 0 = no patch; None without pictures
     pixels      uint8[n, F]  the patches of all pictures of the data set; row 0 is no patch
     """

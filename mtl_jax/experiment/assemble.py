@@ -1,13 +1,14 @@
-"""From a config to everything that training, evaluation and prediction need."""
+"""From a config to everything that training, evaluation and prediction need. No file is read here."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import jax
 
+from mtl_jax.config.sections import Config
 from mtl_jax.data.batch import BatchLayout
 from mtl_jax.data.corpus import Corpus
 from mtl_jax.data.labels import target_sequences
@@ -23,158 +24,179 @@ from mtl_jax.experiment.step_spec import make_step_spec
 from mtl_jax.models import ownership
 from mtl_jax.models.families.base import Architecture
 from mtl_jax.models.layers.transformer import TransformerLayer
-from mtl_jax.models.network import network
-from mtl_jax.tasks import TASK_KINDS, Task, TaskData
-from mtl_jax.tasks import make_task as make_task
+from mtl_jax.models.network import Network, network
+from mtl_jax.models.network_spec import SharingSpec
+from mtl_jax.models.ownership import Owners
+from mtl_jax.tasks import TASK_KINDS, Task, TaskData, make_task
 from mtl_jax.tasks.distillation import Distillation
 from mtl_jax.training.hyperparameters import Hyperparameters, hyperparameters_from_config
-from mtl_jax.training.objective import Objective, auxiliary_name
+from mtl_jax.training.objective import Objective, Params, auxiliary_name
 from mtl_jax.training.parameter_paths import flatten
 from mtl_jax.training.state import StepSpec, TrainState, init_state
 
 
 class Experiment(NamedTuple):
-    """A config made real.
+    """The objects and functions of a config.
 
     corpus         the data
     batches        (seed) -> training batches; None where there is no training data (prediction)
     tasks          {task: Task}
     owners         path of layer -> owner of each task
     objective_for  layout -> objective over batches of that layout
-    spec           what is static about the train step
-    hyper          the config's hyperparameters
-    init_params    (seed) -> parameters before the first step, pretrained values in their places
+    spec           static settings of the train step
+    hyper          the hyperparameters in the config
+    init_params    (seed) -> parameters before the first step, with the pretrained values
     init           (seed) -> state before the first step
     model          the modules
     """
 
-    config: Any
+    config: Config
     corpus: Corpus
     batches: Callable[[int], BatchSampler] | None
     tasks: dict[str, Task]
-    owners: dict[str, tuple[int, ...]]
+    owners: Owners
     objective_for: Callable[[BatchLayout], Objective]
     spec: StepSpec
     hyper: Hyperparameters
-    init_params: Callable[[int], Any]
+    init_params: Callable[[int], Params]
     init: Callable[[int], TrainState]
     model: Model
 
 
-def assemble(config: Any, data: Corpus, architecture: Architecture | None, pretrained_params: Any) -> Experiment:
-    """The functions of a config over data that were read already.
+def assemble(
+    config: Config, data: Corpus, architecture: Architecture | None, pretrained_params: Params | None
+) -> Experiment:
+    """The experiment of a config over data that are in memory.
 
-    Of `data` the model depends on vocabularies, tokenizer and label statistics only.
+    The model depends only on the vocabularies, the tokenizer and the label statistics of `data`.
+
+    Raises:
+      UserError: what does not fit together, by field.
     """
     names = data.layout.tasks
     model = make_model(config, architecture, pretrained_params, data)
-    owned = ownership.assign_owners(
+    tasks = {name: _task(config, name, data, model.embed.width) for name in names}
+    cached = frozen_layers.frozen_layers(config, pretrained_params) if pretrained_params is not None else ()
+    owners = ownership.assign_owners(
         names, len(model.layers), config.sharing.trunk, config.sharing.task_groups.to_dict(), tuple(config.tasks)
     )
-    tasks = {name: _task(config, name, data, model.embed.width) for name in names}
-    kept = frozen_layers.frozen_layers(config, pretrained_params) if pretrained_params is not None else ()
-    owned, sharing = build_sharing(config, owned, tasks, data.layout, kept)
-    tables = _tables(config, owned, tasks)
-    columns = config.model.column_execution
-    if columns == "auto":
-        columns = _fastest_columns(model, owned)
-
-    def make_network(layout):
-        return network(
-            model.embed,
-            model.layers,
-            owned,
-            layout,
-            column_init=config.model.column_init,
-            column_execution=columns,
-            remat=config.model.remat,
-            cached_layers=kept,
-            sharing=sharing,
-        )
-
-    whole = make_network(data.layout)
-    auxiliary = _auxiliary(config, whole, tasks)
-    draw = functools.partial(random_params, whole, tasks)
-    try:
-        shapes = flatten(jax.eval_shape(draw, jax.random.key(0)))
-    except ValueError as error:  # of options that fit no layer
-        named = {what: config.sharing[what] for what in ("mixer", "adapter", "readout")}
-        used = [f"{what} = {value!r}" for what, value in named.items() if value not in ("", "top")]
-        raise UserError(f"{', '.join(['config.sharing', *used])}: {error}") from None
+    owners, sharing = build_sharing(config, owners, tasks, data.layout, cached)
+    tables = _tables(config, owners, tasks)
+    network_for = functools.partial(_network, config, model, owners, cached, sharing)
+    train_network = network_for(data.layout)
+    auxiliary = _auxiliary(config, train_network, tasks)
+    draw = functools.partial(random_params, train_network, tasks)
+    shapes = _shapes(config, draw)
     draw = jax.jit(functools.partial(draw, known=pretrained_layers(model, shapes)))
-    penalties, anchored = build_penalties(config.penalties, owned, names, tuple(config.tasks), shapes)
+    penalties, anchored = build_penalties(config.penalties, owners, names, tuple(config.tasks), shapes)
+    objective = Objective(
+        data.layout,
+        tasks,
+        train_network,
+        penalties,
+        dropout=config.model.dropout > 0,
+        attention_dropout=config.model.attention_dropout > 0,
+        auxiliary=tuple(auxiliary),
+        tables=tables,
+        teaching=_teaching(config, tasks),
+    )
 
-    def objective_for(layout):
-        return Objective(
-            layout,
-            tasks,
-            make_network(layout),
-            penalties,
-            dropout=config.model.dropout > 0,
-            attention_dropout=config.model.attention_dropout > 0,
-            auxiliary=tuple(auxiliary),
-            tables=tables,
-            teaching={
-                name: Distillation(float(entry.temperature), entry.annealing)
-                for name, entry in config.distillation.items()
-                if name in tasks and entry.weight > 0  # else it is ordinary training, to the last bit
-            },
-        )
+    def objective_for(layout: BatchLayout) -> Objective:
+        return objective._replace(layout=layout, network=network_for(layout))
 
-    spec = make_step_spec(config, objective_for, owned, shapes, data)
+    spec = make_step_spec(config, objective_for, owners, shapes, data)
     hyper = hyperparameters_from_config(config, names, auxiliary)
 
-    def init_params(seed):
+    def init_params(seed: int) -> Params:
         return insert_pretrained(config, model, data, draw(jax.random.key(seed)))
 
-    begin = jax.jit(lambda params, hyper, key: init_state(spec, params, hyper, key, anchored))
+    make_state = jax.jit(lambda params, hyper, key: init_state(spec, params, hyper, key, anchored))
 
-    def init(seed):
-        return begin(init_params(seed), hyper, jax.random.key(seed))
+    def init(seed: int) -> TrainState:
+        return make_state(init_params(seed), hyper, jax.random.key(seed))
 
-    train = {name: rows["train"] for name, rows in data.rows.items() if "train" in rows}
+    batches = _batches(config, data)
+    return Experiment(config, data, batches, tasks, owners, objective_for, spec, hyper, init_params, init, model)
 
-    first = (
-        BatchSampler(train, data.layout, config.seed, config.data.rows_per_block, make_mixing(config))
-        if train
-        else None
+
+def _network(
+    config: Config, model: Model, owners: Owners, cached: tuple[str, ...], sharing: SharingSpec, layout: BatchLayout
+) -> Network:
+    """The network over batches of a layout. `cached`: layers whose outputs are computed beforehand."""
+    columns = config.model.column_execution
+    return network(
+        model.embed,
+        model.layers,
+        owners,
+        layout,
+        column_init=config.model.column_init,
+        column_execution=_fastest_columns(model, owners) if columns == "auto" else columns,
+        remat=config.model.remat,
+        cached_layers=cached,
+        sharing=sharing,
     )
-    batches = first.with_seed if first else None
-    return Experiment(config, data, batches, tasks, owned, objective_for, spec, hyper, init_params, init, model)
 
 
-def _auxiliary(config, net, tasks) -> dict[str, float]:
-    """{what mixers and heads add to the losses of the tasks: its factor where the config names none}."""
-    found = dict(net.auxiliary)
+def _shapes(config: Config, draw: Callable[[jax.Array], Params]) -> dict[str, jax.ShapeDtypeStruct]:
+    """{path: shape} of all parameters. Raises UserError for options of `config.sharing` that fit no layer."""
+    try:
+        return flatten(jax.eval_shape(draw, jax.random.key(0)))
+    except ValueError as error:
+        fields = {field: config.sharing[field] for field in ("mixer", "adapter", "readout")}
+        used = [f"{field} = {value!r}" for field, value in fields.items() if value not in ("", "top")]
+        raise UserError(f"{', '.join(['config.sharing', *used])}: {error}") from None
+
+
+def _teaching(config: Config, tasks: Mapping[str, Task]) -> dict[str, Distillation]:
+    """{task: how it learns from teachers}; without weight a task is trained as if it had none, to the last bit."""
+    return {
+        name: Distillation(float(entry.temperature), entry.annealing)
+        for name, entry in config.distillation.items()
+        if name in tasks and entry.weight > 0
+    }
+
+
+def _batches(config: Config, data: Corpus) -> Callable[[int], BatchSampler] | None:
+    """(seed) -> training batches; None without training data."""
+    train = {name: rows["train"] for name, rows in data.rows.items() if "train" in rows}
+    if not train:
+        return None
+    sampler = BatchSampler(train, data.layout, config.seed, config.data.rows_per_block, make_mixing(config))
+    return sampler.with_seed
+
+
+def _auxiliary(config: Config, net: Network, tasks: Mapping[str, Task]) -> dict[str, float]:
+    """{auxiliary loss of a mixer or a head: its default factor}."""
+    factors = dict(net.auxiliary)
     for name, task in tasks.items():
-        found |= {auxiliary_name(name, loss): factor for loss, factor in task.auxiliary.items()}
+        factors |= {auxiliary_name(name, loss): factor for loss, factor in task.auxiliary.items()}
     for name in config.auxiliary:
-        if name not in found:
-            raise UserError(
-                f"config.auxiliary: nothing in this config adds a loss {name!r}; there are {', '.join(found) or 'none'}"
-            )
-    return found
+        if name not in factors:
+            known = ", ".join(factors) or "none"
+            raise UserError(f"config.auxiliary: nothing in this config adds a loss {name!r}; there are {known}")
+    return factors
 
 
-def _tables(config, owned, tasks) -> dict[str, int]:
+def _tables(config: Config, owners: Owners, tasks: Mapping[str, Task]) -> dict[str, int]:
     """{task: slice of the word vectors} of heads that are tied to them."""
     tied = [(k, name) for k, (name, task) in enumerate(tasks.items()) if task.tied]
-    if tied and isinstance(owned["embed"], ownership.ExpertColumns):
+    if tied and isinstance(owners["embed"], ownership.ExpertColumns):
         raise UserError(
             f"config.tasks.{tied[0][1]}.options.tied: the word vectors are experts (config.sharing.mixer = "
             f"{config.sharing.mixer!r}), which belong to no task"
         )
-    return {name: owned["embed"][k] for k, name in tied}
+    return {name: owners["embed"][k] for k, name in tied}
 
 
-def _fastest_columns(model: Model, owned) -> str:
-    """As measured. Transformers on CPU win by being written out, which is compiled once a column, so up to eight."""
+def _fastest_columns(model: Model, owners: Owners) -> str:
+    """As measured: transformers on CPU are fastest unrolled. That compiles each column, so only up to eight."""
     if jax.default_backend() != "cpu" or not any(isinstance(layer, TransformerLayer) for layer in model.layers):
         return "vmap"
-    return "unroll" if max(ownership.owner_count(owner) for owner in owned.values()) <= 8 else "map"
+    return "unroll" if max(ownership.owner_count(owner) for owner in owners.values()) <= 8 else "map"
 
 
-def _task(config, name, data, table_width) -> Task:
+def _task(config: Config, name: str, data: Corpus, table_width: int) -> Task:
+    """The task of this name. `table_width`: of the word vectors."""
     entry, vocabulary = config.tasks[name], data.vocabularies[name]
     statistics = data.statistics["tasks"][name]["train"]
     settings = {"kind": entry.kind, "metrics": tuple(entry.metrics), **entry.options.to_dict()}

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import numpy as np
 
+from mtl_jax.config.sections import Config
 from mtl_jax.data.batch import PackedRows
 from mtl_jax.data.corpus import Corpus
 from mtl_jax.data.notices import INFORMATION, Notice
@@ -15,35 +14,36 @@ from mtl_jax.experiment.model import layer_count, make_model
 from mtl_jax.models.ownership import layer_paths
 from mtl_jax.models.pretrained import Pretrained
 from mtl_jax.runtime.progress import progress_bar
+from mtl_jax.training.objective import Params
 from mtl_jax.training.parameter_paths import flatten, matching
 
 OUTPUT_ROWS = 32  # of a batch
 
 
-def frozen_layers(config: Any, pretrained_params: Any) -> tuple[str, ...]:
-    """The layers, "embed" first, below the first one of which a parameter is trained. () where nothing is kept.
+def frozen_layers(config: Config, pretrained_params: Params) -> tuple[str, ...]:
+    """The layers, "embed" first, below the first one with a trained parameter. () without caching.
 
     Raises:
-      UserError: `config.optimizer.cache_frozen` without a layer that could be kept.
+      UserError: `config.optimizer.cache_frozen` without a frozen layer.
     """
     if not config.optimizer.cache_frozen:
         return ()
-    found = []
+    frozen = []
     for path in layer_paths(layer_count(config, len(pretrained_params) - 1)):
         leaves = flatten({path: pretrained_params[path]})
         if len(matching(leaves, config.optimizer.freeze)) < len(leaves):
             break
-        found.append(path)
-    if not found:
+        frozen.append(path)
+    if not frozen:
         raise UserError(
             "config.optimizer.cache_frozen: 'embed' is trained; name it in config.optimizer.freeze, e.g. "
             "('^embed/', '^layer_0[0-3]/')"
         )
-    return tuple(found)
+    return tuple(frozen)
 
 
-def cache_frozen_outputs(config: Any, data: Corpus, encoder: Pretrained | None) -> Corpus:
-    """The corpus with the outputs of the frozen layers in its rows, without dropout; as it is where none are kept."""
+def cache_frozen_outputs(config: Config, data: Corpus, encoder: Pretrained | None) -> Corpus:
+    """The corpus with the outputs of the frozen layers, without dropout, in its rows; unchanged without caching."""
     layers = frozen_layers(config, encoder and encoder.params)
     if not layers:
         return data
@@ -62,20 +62,22 @@ def cache_frozen_outputs(config: Any, data: Corpus, encoder: Pretrained | None) 
     total = sum(len(rows.tokens) for by_split in data.rows.values() for rows in by_split.values())
     with progress_bar("frozen layers", "row", total) as bar:
 
-        def of(rows: PackedRows) -> PackedRows:
-            found = []
+        def with_outputs(rows: PackedRows) -> PackedRows:
+            parts = []
             for begin in range(0, len(rows.tokens), OUTPUT_ROWS):
-                part = [
-                    a[begin : begin + OUTPUT_ROWS] for a in (rows.tokens, rows.position, rows.token_type, rows.segment)
-                ]
-                count = len(part[0])
-                part = [np.pad(a, ((0, OUTPUT_ROWS - count), (0, 0))) for a in part]
-                found.append(np.asarray(outputs(params, *part))[:count])
+                arrays = (rows.tokens, rows.position, rows.token_type, rows.segment)
+                batch = [array[begin : begin + OUTPUT_ROWS] for array in arrays]
+                count = len(batch[0])
+                batch = [np.pad(array, ((0, OUTPUT_ROWS - count), (0, 0))) for array in batch]
+                parts.append(np.asarray(outputs(params, *batch))[:count])
                 bar.update(count)
             shape = (0, rows.tokens.shape[1], model.architecture.width)
-            return rows._replace(hidden=np.concatenate(found) if found else np.zeros(shape, config.model.dtype))
+            return rows._replace(hidden=np.concatenate(parts) if parts else np.zeros(shape, config.model.dtype))
 
-        held = {name: {split: of(rows) for split, rows in by_split.items()} for name, by_split in data.rows.items()}
-    size = sum(rows.hidden.nbytes for by_split in held.values() for rows in by_split.values())
-    note = f"outputs of the frozen layers up to {layers[-1]} are kept: {size / 2**20:,.0f} MiB"
-    return data._replace(rows=held, notes=(*data.notes, Notice(note, INFORMATION)))
+        rows = {
+            name: {split: with_outputs(part) for split, part in by_split.items()}
+            for name, by_split in data.rows.items()
+        }
+    size = sum(part.hidden.nbytes for by_split in rows.values() for part in by_split.values())
+    note = f"outputs of the frozen layers up to {layers[-1]} are cached: {size / 2**20:,.0f} MiB"
+    return data._replace(rows=rows, notes=(*data.notes, Notice(note, INFORMATION)))

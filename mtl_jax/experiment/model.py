@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+import flax.linen as nn
 import jax.numpy as jnp
 
+from mtl_jax.config.sections import Config
 from mtl_jax.data.corpus import Corpus
 from mtl_jax.errors import UserError
 from mtl_jax.models.embeddings import BertEmbeddings, WordEmbeddings
@@ -15,21 +17,24 @@ from mtl_jax.models.families.base import Architecture
 from mtl_jax.models.layers import LAYERS
 from mtl_jax.models.layers.base import arguments
 from mtl_jax.models.patches import PatchEmbeddings
+from mtl_jax.training.objective import Params
 
-RANDOM_LAYERS = 2  # of a network that starts from random values, where the config names no number
+RANDOM_LAYERS = 2  # of a network with random initial values, where the config gives no number
 
 
 class Model(NamedTuple):
-    """The modules of one column, and the values that they start from (None: random)."""
+    """The modules of one column: embeddings and layers; the architecture of a model family; pretrained values by layer,
+    None where all are random.
+    """
 
-    embed: Any
-    layers: list[Any]
+    embed: nn.Module
+    layers: list[nn.Module]
     architecture: Architecture | None
-    pretrained: dict[str, Any] | None
+    pretrained: Params | None
 
 
-def layer_count(config: Any, published: int | None) -> int:
-    """Layers above the embeddings that a config asks for; `published`: of the pretrained encoder, None without one.
+def layer_count(config: Config, published: int | None) -> int:
+    """Layers above the embeddings in a config. `published`: those of the pretrained encoder, None without one.
 
     Raises:
       UserError: more layers than the pretrained encoder has.
@@ -42,7 +47,7 @@ def layer_count(config: Any, published: int | None) -> int:
     return asked if asked > 0 else published
 
 
-def make_architecture(config: Any, vocab_size: int) -> Architecture | None:
+def make_architecture(config: Config, vocab_size: int) -> Architecture | None:
     """The architecture of random layers of a model family; None for layers that belong to none."""
     model, family = config.model, LAYERS[config.model.layer_type].family
     if not family:
@@ -63,8 +68,10 @@ def make_architecture(config: Any, vocab_size: int) -> Architecture | None:
     )
 
 
-def make_model(config: Any, architecture: Architecture | None, pretrained_params: Any, data: Corpus) -> Model:
-    """The modules that a config asks for, over the tokens of `data`.
+def make_model(
+    config: Config, architecture: Architecture | None, pretrained_params: Params | None, data: Corpus
+) -> Model:
+    """The modules of a config, for the tokens of `data`.
 
     Raises:
       UserError: a pretrained encoder that is too small for the config or the tokenizer.
@@ -98,8 +105,8 @@ def make_model(config: Any, architecture: Architecture | None, pretrained_params
     return Model(embed, layers, None, None)
 
 
-def _patches(data: Corpus, width: int, scale: float, dtype: Any) -> PatchEmbeddings | None:
-    """The embedding of the patches of pictures, whose vectors start as large as those of words; None without any."""
+def _patches(data: Corpus, width: int, scale: float, dtype: jnp.dtype) -> PatchEmbeddings | None:
+    """The embedding of picture patches, with initial values as large as those of words; None without pictures."""
     form = data.pictures
     if form is None:
         return None

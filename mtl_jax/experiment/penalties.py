@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,7 @@ import numpy as np
 import optax
 
 from mtl_jax import sharing
+from mtl_jax.config.entries import Penalty as PenaltyEntry
 from mtl_jax.errors import UserError
 from mtl_jax.models.ownership import ExpertColumns, Owners, owner_count
 from mtl_jax.sharing import select
@@ -25,32 +26,31 @@ GRAPH_OPTIONS = ("adjacency", "weights")  # arguments of penalties that are a gr
 
 
 def task_stacks(flat: FlatParams, owners: Owners) -> dict[str, jax.Array]:
-    """The leaves that tasks do not all share, each `[K, ...]`: a group's slice stands once for each of its tasks. Of
-    experts those of the tasks' own; `[K, P, ...]` where a task has P > 1 of them.
+    """{path: leaf [K, ...]} of leaves that not all tasks share; the slice of a group is repeated for each of its tasks.
 
-    With K = 1 these are all leaves of layers.
+    Of experts those that are private to a task, [K, P, ...] where each task has P > 1. With K = 1 all leaves of layers.
     """
     stacks = {}
     for path, leaf in flat.items():
         owner = owners.get(path.split("/")[0])
         if isinstance(owner, ExpertColumns):
-            if (own := _own_experts(owner)).size:
-                stacks[path] = leaf[own]
+            if (private := _private_experts(owner)).size:
+                stacks[path] = leaf[private]
         elif owner is not None and (owner_count(owner) > 1 or len(owner) == 1):
             stacks[path] = leaf if owner_count(owner) == len(owner) else leaf[np.asarray(owner)]
     return stacks
 
 
-def _own_experts(owner: ExpertColumns) -> np.ndarray:
-    """int[K], or int[K, P]: the columns of each task's own; empty where all are shared."""
+def _private_experts(owner: ExpertColumns) -> np.ndarray:
+    """int [K] or [K, P], the columns that are private to each task; empty where all are shared."""
     tasks = dict.fromkeys(task for task in owner.tasks if task is not None)
-    own = np.asarray([[column for column, of in enumerate(owner.tasks) if of == task] for task in tasks], np.int64)
-    return own[:, 0] if own.ndim == 2 and own.shape[1] == 1 else own
+    columns = np.asarray([[i for i, other in enumerate(owner.tasks) if other == task] for task in tasks], np.int64)
+    return columns[:, 0] if columns.ndim == 2 and columns.shape[1] == 1 else columns
 
 
 def build_penalties(
-    penalties: Mapping[str, Any],
-    owners: Mapping[str, tuple[int, ...]],
+    penalties: Mapping[str, PenaltyEntry],
+    owners: Owners,
     tasks: Sequence[str],
     all_tasks: Sequence[str],
     shapes: Mapping[str, jax.ShapeDtypeStruct],
@@ -58,14 +58,14 @@ def build_penalties(
     """The penalties of a config, and whether one of them needs the initial values as anchor.
 
     Args:
-      penalties: name -> `config.default.penalty`.
+      penalties: {name: entry of `config.penalties`}.
       owners: path of layer -> owner of each task.
-      tasks: the K tasks that are trained.
-      all_tasks: the tasks of the config: the order of matrices in options.
-      shapes: flat dict of the parameters' shapes.
+      tasks: the K trained tasks.
+      all_tasks: the tasks of the config, in the order of matrices in options.
+      shapes: {path: shape of the parameter}.
 
     Raises:
-      UserError: naming the field, for what does not fit: leaves that no regex finds or of different K, options, ...
+      UserError: what does not fit, by field: leaves that no regex matches or of different K, options, ...
     """
     built, anchored = {}, False
     stacked = bool(jax.eval_shape(lambda flat: task_stacks(flat, owners), dict(shapes)))
@@ -74,7 +74,7 @@ def build_penalties(
         if not stacked and entry.strength == 0:
             continue  # hard sharing by one override: trunk = "all" and λ = 0
         try:
-            penalty, needs_anchor = _penalty(where, entry, owners, tasks, all_tasks, shapes)
+            penalty, needs_anchor = _penalty(_Context(where, entry, owners, tasks, all_tasks), shapes)
         except ValueError as error:
             raise error if isinstance(error, UserError) else UserError(f"{where}: {error}") from None
         built[name] = penalty
@@ -82,70 +82,87 @@ def build_penalties(
     return built, anchored
 
 
-def _penalty(where, entry, owners, tasks, all_tasks, shapes):
-    options = _options(where, entry, tasks, all_tasks)
+class _Context(NamedTuple):
+    """A penalty that is built: its field `where` and its entry in the config; owners, tasks, all_tasks as above."""
+
+    where: str
+    entry: PenaltyEntry
+    owners: Owners
+    tasks: Sequence[str]
+    all_tasks: Sequence[str]
+
+
+def _penalty(context: _Context, shapes: Mapping[str, jax.ShapeDtypeStruct]) -> tuple[Penalty, bool]:
+    """The term, and whether it needs the anchor."""
+    where, entry, owners, tasks, _ = context
+    options = _options(context)
     parameters = inspect.signature(sharing.PENALTIES[entry.kind]).parameters
     anchored = "anchor" in parameters or options.get("center") == "anchor"
     evaluate = select.build(entry.kind, entry.leaves, entry.scope, options)
     stacks = jax.eval_shape(lambda flat: task_stacks(flat, owners), dict(shapes))
     if not stacks:
-        experts = [path for path, owner in owners.items() if isinstance(owner, ExpertColumns)]
-        if experts:
-            raise UserError(
-                f"{where}: no task has parameters of its own that could be drawn together; the experts at "
-                f"{', '.join(experts)} serve all tasks (config.sharing.mixer). Take 'cgc' or 'ple' with private "
-                "experts, or columns in the place of experts (config.sharing.mixer = '')"
-            )
-        raise UserError(
-            f"{where}: no task has parameters of its own that could be drawn together; config.sharing.trunk is such "
-            "that all layers are shared. Set it to 'none' (each task a model of its own) or to a lower layer"
-        )
+        raise UserError(f"{where}: no task has parameters of its own that could be penalised; {_why_shared(owners)}")
     groups = select.group_leaves(stacks, entry.leaves, entry.scope)
+    paths = [path for group in groups.values() for path in group]
     if "factors" in parameters:
-        _require_factors(where, entry.kind, [path for group in groups.values() for path in group])
+        _require_factors(where, entry.kind, paths)
     for layer in entry.by_layer:
         if layer not in {group.split("/")[0] for group in groups}:
-            raise UserError(
-                f"{where}.by_layer: {layer!r} is no layer of this penalty; "
-                + ("with scope 'tree' λ is one number" if entry.scope == "tree" else f"there are {', '.join(groups)}")
-            )
+            known = "with scope 'tree' λ is one number" if entry.scope == "tree" else f"there are {', '.join(groups)}"
+            raise UserError(f"{where}.by_layer: {layer!r} is no layer of this penalty; {known}")
 
-    def value(flat, anchor, by_layer):
+    def value(flat: FlatParams, anchor: FlatParams, by_layer: Mapping[str, jax.Array]) -> jax.Array:
         values = evaluate(spread_features(task_stacks(flat, owners)), spread_features(task_stacks(anchor, owners)))
         return sum((_factor(by_layer, group) * omega for group, omega in values.items()), jnp.float32(0.0))
 
-    # what does not fit is said here and not inside the step
+    # errors are raised here and not inside the step
     jax.eval_shape(lambda flat: value(flat, flat, entry.by_layer), dict(shapes))
-    proximal, reason = _proximal(entry, options, owners, groups)
+    proximal, reason = _proximal(context, options, groups)
     if entry.proximal and proximal is None:
         raise UserError(f"{where}.proximal: {reason}")
     way = "proximal" if entry.proximal else "gradient"
     curvature = sharing.curvature(entry.kind, options, len(tasks))
-    paths = [path for group in groups.values() for path in group]
 
-    def chosen(flat):
-        found = task_stacks(flat, owners)
-        return spread_features({path: found[path] for path in paths})
+    def penalised(flat: FlatParams) -> dict[str, jax.Array]:
+        stacks = task_stacks(flat, owners)
+        return spread_features({path: stacks[path] for path in paths})
 
-    return Penalty(value, proximal, way, curvature, SCHEDULES[entry.schedule], chosen), anchored
+    return Penalty(value, proximal, way, curvature, SCHEDULES[entry.schedule], penalised), anchored
 
 
-def _require_factors(where, kind, paths):
-    """½(‖U‖² + ‖V‖²) is about the rank of U·V; of leaves that are no factors it is weight decay."""
-    if whole := [path for path in paths if not _FACTORS.search(path)]:
+def _why_shared(owners: Owners) -> str:
+    """Why no task has parameters of its own, and what would give it some."""
+    if experts := [path for path, owner in owners.items() if isinstance(owner, ExpertColumns)]:
+        return (
+            f"the experts at {', '.join(experts)} serve all tasks (config.sharing.mixer). Take 'cgc' or 'ple' with "
+            "private experts, or columns instead of experts (config.sharing.mixer = '')"
+        )
+    return (
+        "with this config.sharing.trunk all layers are shared. Set it to 'none' (a separate model for each task) or to "
+        "a lower layer"
+    )
+
+
+def _require_factors(where: str, kind: str, paths: Sequence[str]) -> None:
+    """Raises UserError for leaves that are no factors: only of factors does ½(‖U‖² + ‖V‖²) bound a trace norm."""
+    if others := [path for path in paths if not _FACTORS.search(path)]:
         raise UserError(
-            f"{where}.kind: {kind!r} is half the squares of factors, but {whole[0]} is no factor: that would be "
-            "weight decay. Factors are those of config.sharing.adapter = 'lora' (leaves = '^adapter_'); on whole "
+            f"{where}.kind: {kind!r} is half the squares of factors, but {others[0]} is no factor: that would be "
+            "weight decay. Factors are those of config.sharing.adapter = 'lora' (leaves = '^adapter_'); for full "
             "parameters take 'trace_norm'"
         )
 
 
-def _factor(by_layer, group):
+def _factor(by_layer: Mapping[str, jax.Array | float], group: str) -> jax.Array:
+    """The factor on λ in the layer of a group."""
     return jnp.asarray(by_layer.get(group.split("/")[0], 1.0), jnp.float32)
 
 
-def _proximal(entry, options, owners, groups):
-    """The operator and "", or None and why there is none."""
+def _proximal(
+    context: _Context, options: Mapping[str, Any], groups: Mapping[str, Sequence[str]]
+) -> tuple[Callable[..., FlatParams] | None, str]:
+    """The operator and "", or None and the reason."""
+    entry, owners = context.entry, context.owners
     if entry.kind not in sharing.PROXIMAL:
         return None, f"there is no exact operator for {entry.kind!r}; there is for {', '.join(sharing.PROXIMAL)}"
     for path in (path for group in groups.values() for path in group):
@@ -157,20 +174,22 @@ def _proximal(entry, options, owners, groups):
             )
     try:
         transform = select.build_proximal(entry.kind, entry.leaves, entry.scope, options)
-    except ValueError as error:  # an option that the penalty has and the operator has not
-        return None, f"of the operator: {error}"
+    except ValueError as error:  # an option of the penalty that the operator does not have
+        return None, str(error)
 
-    def proximal(updates, flat, anchor, by_layer, t):
-        own = spread_features(task_stacks(flat, owners))
+    def proximal(
+        updates: FlatParams, flat: FlatParams, anchor: FlatParams, by_layer: Mapping[str, jax.Array], t: jax.Array
+    ) -> FlatParams:
+        stacks = spread_features(task_stacks(flat, owners))
         strengths = {group: t * _factor(by_layer, group) for group in groups}
-        entering = spread_features(task_stacks({path: updates[path] for path in own}, owners))
-        moved, _ = transform(strengths, task_stacks(anchor, owners)).update(entering, optax.EmptyState(), own)
-        return {**updates, **{path: into(path, updates[path], leaf) for path, leaf in moved.items()}}
+        before = spread_features(task_stacks({path: updates[path] for path in stacks}, owners))
+        after, _ = transform(strengths, task_stacks(anchor, owners)).update(before, optax.EmptyState(), stacks)
+        return {**updates, **{path: insert(path, updates[path], leaf) for path, leaf in after.items()}}
 
-    def into(path, leaf, moved):
-        """Back among the experts that tasks share."""
+    def insert(path: str, leaf: jax.Array, moved: jax.Array) -> jax.Array:
+        """The private experts put back among those that tasks share."""
         owner = owners[path.split("/")[0]]
-        return leaf.at[_own_experts(owner)].set(moved) if isinstance(owner, ExpertColumns) else moved
+        return leaf.at[_private_experts(owner)].set(moved) if isinstance(owner, ExpertColumns) else moved
 
     return proximal, ""
 
@@ -180,9 +199,10 @@ def _graph_option(kind: str) -> str | None:
     return next((name for name in inspect.signature(sharing.PENALTIES[kind]).parameters if name in GRAPH_OPTIONS), None)
 
 
-def _options(where, entry, tasks, all_tasks):
-    """Options with matrices as float32 [K, K] over the trained tasks, and graphs of task names as such matrices."""
-    options = {key: value for key, value in entry.options.items()}
+def _options(context: _Context) -> dict[str, Any]:
+    """Options, with matrices as float32 [K, K] over the trained tasks and graphs of task names as such matrices."""
+    where, entry, _, tasks, all_tasks = context
+    options = dict(entry.options.items())
     chosen = [all_tasks.index(task) for task in tasks]
     if "edges" in options:
         graph = _graph_option(entry.kind)

@@ -1,11 +1,13 @@
-"""From `config.sharing` to what stands between the layers and the tasks: mixers, experts, adapters, readers,
-cascades."""
+"""From `config.sharing` to the parts between layers and tasks: mixers, experts, adapters, readouts, cascades."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
 
+import jax
+
+from mtl_jax.config.sections import Config, Sharing
 from mtl_jax.data.batch import BatchLayout
 from mtl_jax.errors import UserError
 from mtl_jax.models import ownership
@@ -13,43 +15,46 @@ from mtl_jax.models.adapters import ADAPTERS, Adapter
 from mtl_jax.models.mixers import MIXERS
 from mtl_jax.models.mixers.base import Mixer
 from mtl_jax.models.network_spec import SharingSpec
-from mtl_jax.models.ownership import ExpertColumns, Owners
+from mtl_jax.models.ownership import ExpertColumns, Owner, Owners
 from mtl_jax.models.readouts import READOUTS
-from mtl_jax.tasks.base import Features, Task
+from mtl_jax.tasks.base import Features, Params, Task
+
+Cascades = Mapping[str, Sequence[str]]  # task -> tasks whose labels are fed to its head
+Part = TypeVar("Part")  # a mixer, an adapter, a readout
 
 
 def build_sharing(
-    config: Any, owners: Owners, tasks: Mapping[str, Task], layout: BatchLayout, kept: tuple[str, ...]
+    config: Config, owners: Owners, tasks: Mapping[str, Task], layout: BatchLayout, cached: tuple[str, ...]
 ) -> tuple[Owners, SharingSpec]:
-    """The owners of all layers, of mixers and adapters too, and what stands between layers and tasks.
+    """The owners of all layers, mixers and adapters, and the parts between layers and tasks.
 
     Args:
-      config: with `sharing`.
+      config: checked.
       owners: of the layers, from `ownership.assign_owners`.
       tasks: by name.
       layout: of the training batches.
-      kept: layers whose outputs are kept, see `training.frozen`.
+      cached: layers whose outputs are cached, see `frozen_layers`.
 
     Raises:
-      UserError: naming the field, for what does not fit.
+      UserError: what does not fit, by field.
     """
     sharing, names = config.sharing, layout.tasks
     owners, mixers = _with_mixers(sharing, dict(owners), layout)
     layers = tuple(path for path in owners if not path.startswith("mixer_"))
     adapters = _adapters(sharing, owners, layers)
     owners |= {ownership.adapter_path(path): tuple(range(len(names))) for path in adapters}
-    reader = _construct("readout_options", lambda: READOUTS[sharing.readout](**sharing.readout_options.to_dict()))
+    readout = _construct("readout_options", lambda: READOUTS[sharing.readout](**sharing.readout_options.to_dict()))
     head_layers = _head_layers(sharing, names, tuple(config.tasks), layers)
     cascades = {task: tuple(sources) for task, sources in sharing.cascades.items() if sources}
     order = ownership.cascade_order(tuple(config.tasks), cascades)
-    cascades = {task: found for task in names if (found := tuple(s for s in cascades.get(task, ()) if s in names))}
+    cascades = {task: sources for task in names if (sources := tuple(s for s in cascades.get(task, ()) if s in names))}
     _require_fed_upwards(cascades, head_layers, layers)
-    _require_passable(sharing, owners, mixers, reader.reads_all, head_layers)
-    _require_above(kept, mixers, adapters, reader.reads_all, head_layers, owners)
+    _require_passable(sharing, owners, mixers, readout.reads_all, head_layers)
+    _require_above(cached, mixers, adapters, readout.reads_all, head_layers, owners)
     return owners, SharingSpec(
         mixers,
         adapters,
-        reader,
+        readout,
         head_layers,
         cascades,
         tuple(name for name in order if name in names),
@@ -58,15 +63,18 @@ def build_sharing(
     )
 
 
-def _construct(field: str, make: Callable[[], Any]) -> Any:
+def _construct(field: str, make: Callable[[], Part]) -> Part:
+    """make(), with its errors as those of the field."""
     try:
         return make()
     except (TypeError, ValueError) as error:
         raise UserError(f"config.sharing.{field}: {error}") from None
 
 
-def _with_mixers(sharing, owners: dict, layout: BatchLayout) -> tuple[dict, dict[str, Mixer]]:
-    """Owners with those of experts and mixers, and {layer: what mixes the columns behind it}."""
+def _with_mixers(
+    sharing: Sharing, owners: dict[str, Owner], layout: BatchLayout
+) -> tuple[dict[str, Owner], dict[str, Mixer]]:
+    """Owners including those of experts and mixers, and {layer: the mixer of columns after it}."""
     if not sharing.mixer:
         return owners, {}
     tasks, chosen = len(layout.tasks), tuple(sharing.mixer_layers)
@@ -87,7 +95,7 @@ def _with_mixers(sharing, owners: dict, layout: BatchLayout) -> tuple[dict, dict
     return owners, dict.fromkeys(gates, mixer)
 
 
-def _adapters(sharing, owners: Owners, layers: tuple[str, ...]) -> dict[str, Adapter]:
+def _adapters(sharing: Sharing, owners: Owners, layers: tuple[str, ...]) -> dict[str, Adapter]:
     if not sharing.adapter:
         return {}
     adapter = _construct("adapter_options", lambda: ADAPTERS[sharing.adapter](**sharing.adapter_options.to_dict()))
@@ -99,7 +107,7 @@ def _adapters(sharing, owners: Owners, layers: tuple[str, ...]) -> dict[str, Ada
         )
     for path in chosen:
         if path not in layers or path == "embed":
-            raise UserError(f"config.sharing.adapter_layers: {path!r} is none of {', '.join(layers[1:])}")
+            raise UserError(f"config.sharing.adapter_layers: {path!r} is none of the layers {', '.join(layers[1:])}")
         if isinstance(owners[path], ExpertColumns):
             raise UserError(
                 f"config.sharing.adapter: {path!r} are experts ({sharing.mixer!r}), which belong to no task; adapt "
@@ -108,7 +116,10 @@ def _adapters(sharing, owners: Owners, layers: tuple[str, ...]) -> dict[str, Ada
     return dict.fromkeys((path for path in layers if path in chosen), adapter)
 
 
-def _head_layers(sharing, names, all_tasks, layers) -> dict[str, str]:
+def _head_layers(
+    sharing: Sharing, names: Sequence[str], all_tasks: Sequence[str], layers: Sequence[str]
+) -> dict[str, str]:
+    """{task of `names`: the layer that its head reads}, where the config gives one."""
     for task, path in sharing.head_layers.items():
         if task not in all_tasks:
             raise UserError(
@@ -119,40 +130,45 @@ def _head_layers(sharing, names, all_tasks, layers) -> dict[str, str]:
     return {task: path for task, path in sharing.head_layers.items() if task in names}
 
 
-def _class_counts(tasks: Mapping[str, Task], cascades) -> dict[str, int]:
-    """{task whose labels are fed: C}."""
+def _class_counts(tasks: Mapping[str, Task], cascades: Cascades) -> dict[str, int]:
+    """{task whose labels are fed: number of classes C}."""
     classes = {}
     for fed, sources in cascades.items():
         for source in sources:
             if not tasks[source].defines("distribution"):
                 raise UserError(
-                    f"config.sharing.cascades.{fed}: {source!r} has no label set of which a distribution at each token "
-                    "could be fed; tasks with classes of texts or words have"
+                    f"config.sharing.cascades.{fed}: {source!r} has no classes whose distribution at each token could "
+                    "be fed; tasks with classes of documents or words have"
                 )
             classes[source] = len(tasks[source].names)
     return classes
 
 
-def _label_distribution(tasks: Mapping[str, Task]):
-    def distribute(task, params, hidden, segment, start, length):
-        return tasks[task].distribution(params, Features(hidden, segment, start, length))
+def _label_distribution(tasks: Mapping[str, Task]) -> Callable[..., jax.Array]:
+    """(task, parameters of its head, hidden, segment, start, length) -> distribution of its classes at each token."""
+
+    def distribute(task: str, params: Params, *inputs: jax.Array) -> jax.Array:
+        return tasks[task].distribution(params, Features(*inputs))
 
     return distribute
 
 
-def _require_fed_upwards(cascades, head_layers, layers):
+def _require_fed_upwards(cascades: Cascades, head_layers: Mapping[str, str], layers: Sequence[str]) -> None:
+    """Raises UserError where labels would be fed to a head below the one that predicts them."""
     for fed, sources in cascades.items():
         for source in sources:
             low, high = (layers.index(head_layers.get(task, layers[-1])) for task in (source, fed))
             if low > high:
                 raise UserError(
                     f"config.sharing.cascades.{fed}: the head of {source!r} is at {layers[low]!r}, above that of "
-                    f"{fed!r} at {layers[high]!r}; labels are fed upwards (config.sharing.head_layers)"
+                    f"{fed!r} at {layers[high]!r}; labels can only be fed upwards (config.sharing.head_layers)"
                 )
 
 
-def _require_passable(sharing, owners, mixers, reads_all, head_layers):
-    """Experts are columns of no task, so heads cannot read between them."""
+def _require_passable(
+    sharing: Sharing, owners: Owners, mixers: Mapping[str, Mixer], reads_all: bool, head_layers: Mapping[str, str]
+) -> None:
+    """Raises UserError where a head reads between experts, which are the columns of no task."""
     if not any(isinstance(owner, ExpertColumns) for owner in owners.values()):
         return
     if reads_all:
@@ -163,23 +179,30 @@ def _require_passable(sharing, owners, mixers, reads_all, head_layers):
     for task, path in head_layers.items():
         if isinstance(owners[path], ExpertColumns) and path not in mixers:
             raise UserError(
-                f"config.sharing.head_layers.{task}: behind {path!r} stand experts without a gate; choose a layer of "
-                f"the trunk or one of {', '.join(mixers)}"
+                f"config.sharing.head_layers.{task}: after {path!r} there are experts without a gate; choose a layer "
+                f"of the trunk or one of {', '.join(mixers)}"
             )
 
 
-def _require_above(kept, mixers, adapters, reads_all, head_layers, owners):
-    """Of frozen layers whose outputs are kept, only the topmost is there."""
-    for path in kept:
-        what = {
+def _require_above(
+    cached: Sequence[str],
+    mixers: Mapping[str, Mixer],
+    adapters: Mapping[str, Adapter],
+    reads_all: bool,
+    head_layers: Mapping[str, str],
+    owners: Owners,
+) -> None:
+    """Raises UserError where something reads a cached layer other than the topmost, whose outputs alone are stored."""
+    for path in cached:
+        readers = {
             "a mixer": path in mixers,
             "an adapter": path in adapters,
             "experts": isinstance(owners[path], ExpertColumns),
-            "a head": path != kept[-1] and (reads_all or path in head_layers.values()),
+            "a head": path != cached[-1] and (reads_all or path in head_layers.values()),
         }
-        for name, there in what.items():
-            if there:
+        for name, reads in readers.items():
+            if reads:
                 raise UserError(
-                    f"config.optimizer.cache_frozen: {name} stands at {path!r}, but of the frozen layers only the "
-                    f"outputs of {kept[-1]!r} are kept; set cache_frozen = False"
+                    f"config.optimizer.cache_frozen: there is {name} at {path!r}, but only the outputs of "
+                    f"{cached[-1]!r} are cached of the frozen layers; set cache_frozen = False"
                 )

@@ -1,7 +1,7 @@
 """Which task owns which slice of which leaf, and clipping by owner.
 
-A slice that exactly one task uses (its head, its column) belongs to that task; all others are shared. Everything
-done per owner here gives a task with nothing shared the path that it has when it is trained alone.
+A slice that exactly one task uses (its head, its column) belongs to that task; all other slices are shared. Clipping by
+owner gives a task that shares nothing the path that it has when it is trained alone.
 """
 
 from __future__ import annotations
@@ -48,5 +48,6 @@ def clip(flat: FlatParams, groups: SliceOwners, count: int, largest: float) -> t
     return scale(flat, groups, jnp.minimum(1.0, largest / jnp.maximum(norms, 1e-12))), norms
 
 
-def _per_slice(path, squares):
+def _per_slice(path: str, squares: jax.Array) -> jax.Array:
+    """Sums float32 [O] over the slices of a leaf, [1] of a head."""
     return squares.sum()[None] if path.startswith("heads/") else squares.sum(axis=tuple(range(1, squares.ndim)))

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TypeVar
 
 import jax
 
+Tree = TypeVar("Tree")  # a pytree of arrays
 
-def psum(tree: Any, axis: str | None) -> Any:
+
+def psum(tree: Tree, axis: str | None) -> Tree:
     """The sum over all devices."""
     return jax.lax.psum(tree, axis) if axis else tree
 
 
-def gather(tree: Any, axis: str | None) -> Any:
-    """The leaves of all devices one after another on their first axis."""
+def gather(tree: Tree, axis: str | None) -> Tree:
+    """The leaves of all devices, concatenated along their first axis."""
     return jax.lax.all_gather(tree, axis, tiled=True) if axis else tree

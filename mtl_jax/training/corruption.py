@@ -1,7 +1,7 @@
-"""Tasks that change their inputs: tokens are drawn and hidden inside the step, on the rows of the task's own data set.
+"""Tasks that change their inputs: the step draws tokens in the rows of the task's data set and hides them.
 
-What is drawn is keyed by (seed, step, data set, row), so a run that is resumed hides the same tokens, and lanes of one
-seed do too. Evaluation has a key of its own that never changes.
+The draw is keyed by (seed, step, data set, row): a resumed run hides the same tokens, and so do lanes of the same seed.
+Evaluation has a separate key that never changes.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import numpy as np
 from mtl_jax.data.batch import Batch
 from mtl_jax.training.objective import Objective, row_keys
 
-EVALUATION_SEED = 20181011  # seed of what is hidden in evaluation, whatever the run
+EVALUATION_SEED = 20181011  # seed of the tokens hidden in evaluation, the same for all runs
 
 
 def corrupt_batch(objective: Objective, batch: Batch, key: jax.Array) -> Batch:

@@ -20,8 +20,7 @@ class Hyperparameters(NamedTuple):
     auxiliary     {name: factor on what mixers and heads add to the losses of the tasks}
     loss_weights  {option of the method: value}, in place of those that it was built with
     aggregation   {option of the method: value}, likewise
-    teaching      {task: weight of its teachers in [0, 1]}; inside the step their share, see
-                  `objective.hyper_at_progress`
+    teaching      {task: weight of its teachers in [0, 1]}; inside the step annealed, see `objective.hyper_at_progress`
     inner_learning_rate    of the inner loop of meta-learning
     tied          bool: columns are replaced by their mean after each update. None: the step has no such code
     """

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import chex
 import jax
@@ -12,6 +12,7 @@ from mtl_jax.balancing.loss_weights import LossWeights, Signals, class_divergenc
 from mtl_jax.training import objective as terms
 from mtl_jax.training.collectives import psum
 from mtl_jax.training.gradients.base import Balance, StepInputs
+from mtl_jax.training.objective import FlatParams, Params
 
 
 class WeightedLosses(NamedTuple):
@@ -24,7 +25,11 @@ class WeightedLosses(NamedTuple):
 
 
 def weigh_losses(
-    method: LossWeights, inputs: StepInputs, losses: jax.Array, present: jax.Array, **of_gradients: Any
+    method: LossWeights,
+    inputs: StepInputs,
+    losses: jax.Array,
+    present: jax.Array,
+    **of_gradients: jax.Array | FlatParams,
 ) -> WeightedLosses:
     """α_k = weight of the method · `tasks.*.weight`, from the losses [K] of the step.
 
@@ -40,7 +45,11 @@ def weigh_losses(
 
 
 def make_signals(
-    needs: frozenset[str], inputs: StepInputs, losses: jax.Array, present: jax.Array, **of_gradients: Any
+    needs: frozenset[str],
+    inputs: StepInputs,
+    losses: jax.Array,
+    present: jax.Array,
+    **of_gradients: jax.Array | FlatParams,
 ) -> Signals:
     """The `Signals` of one step, as far as `needs` asks for them; `losses` and `present` are [K]."""
     divergences = _divergences(inputs) if "divergences" in needs else None
@@ -50,13 +59,13 @@ def make_signals(
     )
 
 
-def mean_losses(inputs: StepInputs, params: Any) -> jax.Array:
+def mean_losses(inputs: StepInputs, params: Params) -> jax.Array:
     """The K mean losses over all micro-batches and devices, by a forward pass with `params`."""
     objective, hyper, key, total = inputs.objective, inputs.hyper, inputs.key, inputs.total
-    shares = jax.lax.map(
+    by_batch = jax.lax.map(
         lambda micro: terms.loss_contributions(objective, params, micro, hyper, key, total), inputs.batch
     )
-    return psum(shares.sum(axis=0), inputs.axis)
+    return psum(by_batch.sum(axis=0), inputs.axis)
 
 
 def _divergences(inputs: StepInputs) -> jax.Array:

@@ -17,6 +17,7 @@ from mtl_jax.models.mixers import text_count
 from mtl_jax.models.network import Network
 from mtl_jax.models.network_spec import DropoutRates
 from mtl_jax.models.ownership import name_key
+from mtl_jax.models.taps import Taps, TapSpec
 from mtl_jax.tasks import distillation
 from mtl_jax.tasks.base import Features, Task
 from mtl_jax.tasks.distillation import Distillation
@@ -36,7 +37,7 @@ class Objective(NamedTuple):
     dropout, attention_dropout   whether there is any; the rates are in `Hyperparameters`
     auxiliary  names of what is added to the losses by mixers and heads, the A axis; the factors are in
                `Hyperparameters`
-    teaching  {task: how it learns from its teachers}; their share is in `Hyperparameters`
+    teaching  {task: how it learns from its teachers}; their weight is in `Hyperparameters`
     tables   {task: slice of the word vectors} of heads that are tied to them
     """
 
@@ -55,13 +56,13 @@ class Penalty(NamedTuple):
     """One term λ·Ω.
 
     value     (flat params, anchor, {layer: factor on λ}) -> Ω without λ
-    proximal  (updates, flat params, anchor, {layer: factor on λ}, t) -> updates to params + updates = prox_{t·Ω} of
-              what they were before; None where there is no exact operator
+    proximal  (updates, flat params, anchor, {layer: factor on λ}, t) -> updates such that params + updates =
+              prox_{t·Ω}(params + the given updates); None where there is no exact operator
     mode      "gradient" | "proximal" | "either": `Hyperparameters.proximal` says which
     curvature  largest eigenvalue of the Hessian of Ω, beyond lr·λ·curvature > 2 gradient steps diverge; None where Ω
               is not quadratic
     schedule  (step / steps) -> factor on λ
-    stacks    flat params -> the leaves [K, ...] that Ω sees
+    stacks    flat params -> the leaves [K, ...] that Ω penalises
     """
 
     value: Callable[[FlatParams, FlatParams, Mapping[str, jax.Array]], jax.Array]
@@ -73,9 +74,14 @@ class Penalty(NamedTuple):
 
 
 def features(
-    batch: Batch, layout: BatchLayout, task: str, hidden: jax.Array, dropout: DropoutRates | None = None, key=None
+    batch: Batch,
+    layout: BatchLayout,
+    task: str,
+    hidden: jax.Array,
+    dropout: DropoutRates | None = None,
+    key: jax.Array | None = None,
 ) -> Features:
-    """What the head of `task` reads, R = all rows of its blocks. `dropout`, `key`: of training, for heads that drop."""
+    """The inputs of the head of `task`, R = all rows of its blocks. `dropout`, `key`: for heads with dropout."""
     blocks = np.asarray(layout.reads(task))
 
     def rows(array):
@@ -88,11 +94,12 @@ def features(
     return Features(hidden, *fields, noise, _patches(batch, layout, blocks))
 
 
-def _patches(batch, layout, blocks):
+def _patches(batch: Batch, layout: BatchLayout, blocks: np.ndarray) -> jax.Array | None:
+    """Which tokens of the rows of these blocks are patches of pictures; None without pictures."""
     if batch.patch is None:
         return None
-    pictured, none = layout.picture_blocks(), jnp.zeros(batch.patch.shape[1:], bool)
-    return jnp.concatenate([batch.patch[pictured.index(b)] if b in pictured else none for b in blocks.tolist()])
+    pictured, no_patches = layout.picture_blocks(), jnp.zeros(batch.patch.shape[1:], bool)
+    return jnp.concatenate([batch.patch[pictured.index(b)] if b in pictured else no_patches for b in blocks.tolist()])
 
 
 def join_blocks(labels: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
@@ -101,53 +108,71 @@ def join_blocks(labels: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
 
 
 def logits(
-    objective: Objective, params: Params, batch: Batch, dropout: DropoutRates | None, key, taps=None, tap_spec=None
+    objective: Objective,
+    params: Params,
+    batch: Batch,
+    dropout: DropoutRates | None,
+    key: jax.Array | None,
+    *,
+    taps: Taps | None = None,
+    tap_spec: TapSpec | None = None,
 ) -> dict[str, jax.Array]:
-    """The scores of every task, by task, leading axis P·R. `taps`: see `models.taps`."""
+    """{task: scores with leading axis P·R}. `taps`, `tap_spec`: see `models.taps`."""
     hidden = objective.network.apply(params, batch, dropout, key, taps, tap_spec).hidden
     return _logits(objective, params, batch, hidden, dropout, key)
 
 
-def _logits(objective, params, batch, hidden, dropout, key):
-    def of(name, task):
-        read = features(batch, objective.layout, name, hidden[name], dropout, key)
-        return task.logits(head_params(objective, params, name), read, join_blocks(batch.labels[name]))
+def _logits(
+    objective: Objective,
+    params: Params,
+    batch: Batch,
+    hidden: Mapping[str, jax.Array],
+    dropout: DropoutRates | None,
+    key: jax.Array | None,
+) -> dict[str, jax.Array]:
+    """The outputs of the heads, from the features {task: hidden} of the network."""
 
-    return {name: of(name, task) for name, task in objective.tasks.items() if name in hidden}
+    def task_logits(name: str, task: Task) -> jax.Array:
+        inputs = features(batch, objective.layout, name, hidden[name], dropout, key)
+        return task.logits(head_params(objective, params, name), inputs, join_blocks(batch.labels[name]))
+
+    return {name: task_logits(name, task) for name, task in objective.tasks.items() if name in hidden}
 
 
-def training_logits(objective: Objective, params: Params, batch: Batch, hyper: Hyperparameters, key):
+def training_logits(
+    objective: Objective, params: Params, batch: Batch, hyper: Hyperparameters, key: jax.Array | None
+) -> dict[str, jax.Array]:
     """`logits` with the dropout of training."""
     return logits(objective, params, batch, dropout_rates(objective, hyper), key)
 
 
 def loss_denominators(objective: Objective, batch: Batch, hyper: Hyperparameters) -> jax.Array:
-    """The denominators of the K mean losses, float32 [K]: from the labels alone, before any forward pass."""
+    """The denominators of the K mean losses, float32 [K], from the labels alone, before any forward pass."""
 
-    def of(name, task):
+    def count(name: str, task: Task) -> jax.Array:
         labels = join_blocks(batch.labels[name])
         if name in objective.teaching:
             return distillation.weight(task, labels, hyper.teaching[name]).sum()
         return task.weight(labels).sum()
 
-    return jnp.stack([of(name, task) for name, task in objective.tasks.items()])
+    return jnp.stack([count(name, task) for name, task in objective.tasks.items()])
 
 
 def auxiliary_denominators(objective: Objective, batch: Batch) -> jax.Array:
-    """The denominators of the A auxiliary losses, float32 [A]: texts of the batch; of a task's loss those it reads."""
+    """The denominators of the A auxiliary losses, float32 [A]: examples of the batch; of a head those of its task."""
 
-    def count(name):
+    def count(name: str) -> jax.Array:
         task = auxiliary_task(name)
         return (_lengths(objective, batch, task) > 0).sum().astype(jnp.float32) if task else text_count(batch)
 
     return jnp.stack([count(name) for name in objective.auxiliary]) if objective.auxiliary else jnp.zeros((0,))
 
 
-def _lengths(objective, batch, task):
-    """int32[P·R, E], lengths of the texts that a task reads; 0 in blocks that hold another data set in this step."""
+def _lengths(objective: Objective, batch: Batch, task: str) -> jax.Array:
+    """int32 [P·R, E], lengths of the examples of a task; 0 in blocks that hold another data set in this step."""
     layout, blocks = objective.layout, np.asarray(objective.layout.reads(task))
-    own = batch.dataset[blocks] == layout.dataset_of[layout.tasks.index(task)]
-    return jnp.where(own[:, None, None], batch.length[blocks], 0).reshape(-1, batch.length.shape[-1])
+    of_task = batch.dataset[blocks] == layout.dataset_of[layout.tasks.index(task)]
+    return jnp.where(of_task[:, None, None], batch.length[blocks], 0).reshape(-1, batch.length.shape[-1])
 
 
 def auxiliary_name(task: str, loss: str) -> str:
@@ -172,7 +197,8 @@ def contributions(
     params: Params,
     batch: Batch,
     hyper: Hyperparameters,
-    key,
+    key: jax.Array,
+    *,
     totals: Denominators,
     progress: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
@@ -181,15 +207,15 @@ def contributions(
     `progress` = step / steps.
     """
     dropout = dropout_rates(objective, hyper)
-    found = objective.network.apply(params, batch, dropout, key, progress=progress)
-    scores = _logits(objective, params, batch, found.hidden, dropout, key)
-    losses = _loss_sums(objective, params, batch, hyper, scores)
-    added = dict(found.auxiliary)
+    outputs = objective.network.apply(params, batch, dropout, key, progress=progress)
+    logits_by_task = _logits(objective, params, batch, outputs.hidden, dropout, key)
+    losses = _loss_sums(objective, params, batch, hyper, logits_by_task)
+    added = dict(outputs.added)
     for name, task in objective.tasks.items():
         if task.auxiliary:
-            own = features(batch, objective.layout, name, found.hidden[name])
-            own = own._replace(length=_lengths(objective, batch, name))
-            sums = task.auxiliary_losses(params["heads"][name], own, row_keys(key, name, batch, objective.layout))
+            inputs = features(batch, objective.layout, name, outputs.hidden[name])
+            inputs = inputs._replace(length=_lengths(objective, batch, name))
+            sums = task.auxiliary_losses(params["heads"][name], inputs, row_keys(key, name, batch, objective.layout))
             added |= {auxiliary_name(name, loss): value for loss, value in sums.items()}
     auxiliary = jnp.stack([added[name] for name in objective.auxiliary]) if objective.auxiliary else jnp.zeros((0,))
     return _divided(losses, totals.losses), _divided(auxiliary, totals.auxiliary)
@@ -206,35 +232,45 @@ def loss_contributions(
     params: Params,
     batch: Batch,
     hyper: Hyperparameters,
-    key,
+    key: jax.Array | None,
     total: jax.Array,
-    taps=None,
-    tap_spec=None,
+    *,
+    taps: Taps | None = None,
+    tap_spec: TapSpec | None = None,
 ) -> jax.Array:
     """What this batch adds to the K mean losses, float32 [K]: Σ loss / `total`, zero for a task without labels.
 
-    `total` [K] is the sum of `loss_denominators` over all devices and micro-batches of the step, so shares add up to
-    the mean.
+    `total` [K] is the sum of `loss_denominators` over all devices and micro-batches of the step.
     """
-    found = logits(objective, params, batch, dropout_rates(objective, hyper), key, taps, tap_spec)
-    return _divided(_loss_sums(objective, params, batch, hyper, found), total)
+    dropout = dropout_rates(objective, hyper)
+    logits_by_task = logits(objective, params, batch, dropout, key, taps=taps, tap_spec=tap_spec)
+    return _divided(_loss_sums(objective, params, batch, hyper, logits_by_task), total)
 
 
-def _loss_sums(objective, params, batch, hyper, found):
-    return jnp.stack([loss_sum(objective, name, params, batch, hyper, found[name]) for name in objective.tasks])
+def _loss_sums(
+    objective: Objective,
+    params: Params,
+    batch: Batch,
+    hyper: Hyperparameters,
+    logits_by_task: Mapping[str, jax.Array],
+) -> jax.Array:
+    """float32 [K]."""
+    return jnp.stack(
+        [loss_sum(objective, name, params, batch, hyper, logits_by_task[name]) for name in objective.tasks]
+    )
 
 
 def loss_sum(
     objective: Objective, name: str, params: Params, batch: Batch, hyper: Hyperparameters, scores: jax.Array
 ) -> jax.Array:
-    """Σ loss of one task over the rows that it reads, from its `training_logits`; float32 scalar."""
+    """Σ loss of one task over the rows that it reads, from its `scores`; float32 scalar."""
     task, arguments = objective.tasks[name], (params["heads"][name], scores, join_blocks(batch.labels[name]))
     if name in objective.teaching:
         return distillation.loss(task, objective.teaching[name], *arguments, hyper.teaching[name]).sum()
     return task.loss(*arguments).sum()
 
 
-def _divided(sums, total):
+def _divided(sums: jax.Array, total: jax.Array) -> jax.Array:
     return sums / jnp.where(total > 0, total, 1.0)
 
 
@@ -244,19 +280,20 @@ def penalty_strengths(objective: Objective, hyper: Hyperparameters, progress: ja
 
 
 def hyper_at_progress(objective: Objective, hyper: Hyperparameters, progress: jax.Array) -> Hyperparameters:
-    """The hyperparameters with the teachers' share at `progress` = step / steps in the place of their weight."""
-    shares = {
-        name: distillation.teacher_share(of, hyper.teaching[name], progress) for name, of in objective.teaching.items()
+    """The hyperparameters with the weight of the teachers at `progress` = step / steps."""
+    weights = {
+        name: distillation.teacher_share(teaching, hyper.teaching[name], progress)
+        for name, teaching in objective.teaching.items()
     }
-    return hyper._replace(teaching=shares)
+    return hyper._replace(teaching=weights)
 
 
 def head_params(objective: Objective, params: Params, task: str) -> Params:
     """The parameters of a task's head, with the word vectors as `table` where it is tied to them."""
-    own = params["heads"][task]
+    output_params = params["heads"][task]
     if task not in objective.tables:
-        return own
-    return {**own, "table": params["embed"]["word"]["embedding"][objective.tables[task]]}
+        return output_params
+    return {**output_params, "table": params["embed"]["word"]["embedding"][objective.tables[task]]}
 
 
 def dropout_rates(objective: Objective, hyper: Hyperparameters) -> DropoutRates | None:

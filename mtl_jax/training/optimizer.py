@@ -1,7 +1,6 @@
-"""The optimizer and the schedule of its learning rate: those of optax by name, and whatever else is registered here.
+"""The optimizer: those of optax by name, and whatever else is registered here.
 
     OPTIMIZERS["mine"] = mine   # mine(learning_rate, **options) -> optax.GradientTransformation
-    SCHEDULES["mine"] = mine    # mine(**options) -> (step: int32 scalar) -> factor on the learning rate
 
 An optimizer is built inside the step, from traced hyperparameters. It sees layers [O, ...] as O trees without the owner
 axis, as if each task was trained alone: what it computes from a whole tensor (the trust ratio of LAMB, the factors of
@@ -16,7 +15,6 @@ import dataclasses
 import functools
 import inspect
 from collections.abc import Callable, Iterable, Mapping
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import jax
@@ -26,7 +24,9 @@ import optax
 from mtl_jax.errors import UserError
 from mtl_jax.training.hyperparameters import Hyperparameters
 from mtl_jax.training.objective import FlatParams
-from mtl_jax.training.parameter_paths import matching
+from mtl_jax.training.optax_functions import option_problem, public_functions, standard_promotion
+from mtl_jax.training.parameter_paths import PyTree, matching
+from mtl_jax.training.schedules import ScheduleSpec, schedule_problem
 
 # why some optimizers of optax cannot train several tasks by a gradient
 UNSUPPORTED = {
@@ -47,7 +47,7 @@ UNSUPPORTED |= {
         ("schedule_free_sgd", "schedule_free"),
     )
 }
-# arguments of optimizers that have fields of their own, for which the config is asked first
+# arguments of optimizers that are no options: what sets them
 _FIELDS = {
     "learning_rate": "config.optimizer.learning_rate",
     "adam_learning_rate": "config.optimizer.learning_rate and config.optimizer.param_groups",
@@ -56,14 +56,7 @@ _FIELDS = {
     "muon_weight_dimension_numbers": "the path of a parameter",
 }
 _DECAYS = ("weight_decay", "adam_weight_decay")
-_KNOWN = ("value", "peak_value", "init_value", "decay_steps", "transition_steps", "warmup_steps")  # of schedules
 _EPS_ROOT = 1e-30  # changes no value; but √v has a derivative where v = 0, for hypergradients
-
-
-def _functions(module: ModuleType, argument: str = "") -> dict[str, Callable[..., Any]]:
-    """The public functions of a module that have an argument of this name."""
-    public = {name: f for name, f in vars(module).items() if inspect.isfunction(f) and not name.startswith("_")}
-    return {name: f for name, f in public.items() if not argument or argument in inspect.signature(f).parameters}
 
 
 @functools.wraps(optax.contrib.muon)
@@ -81,47 +74,19 @@ def _muon(learning_rate: jax.Array, **options: Any) -> optax.GradientTransformat
     return optax.contrib.muon(learning_rate, muon_weight_dimension_numbers=dimensions, **options)
 
 
-def _linear(decay_steps: int) -> optax.Schedule:
-    """From 1 to 0 over the steps."""
-    return lambda step: jnp.clip((decay_steps - step.astype(jnp.float32)) / max(decay_steps, 1), 0.0, 1.0)
-
-
-def _cosine(decay_steps: int) -> optax.Schedule:
-    """From 1 to 0 over the steps, by half a cosine."""
-    linear = _linear(decay_steps)
-    return lambda step: 0.5 * (1.0 - jnp.cos(jnp.pi * linear(step)))
-
-
-def _constant() -> optax.Schedule:
-    return lambda step: jnp.ones((), jnp.float32)
-
-
 OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
     name: make
-    for name, make in (_functions(optax.contrib, "learning_rate") | _functions(optax, "learning_rate")).items()
+    for name, make in (
+        public_functions(optax.contrib, "learning_rate") | public_functions(optax, "learning_rate")
+    ).items()
     if not name.startswith(("scale_by_", "schedule_free_eval")) and name not in UNSUPPORTED
 } | {"muon": _muon}
 
-SCHEDULES: dict[str, Callable[..., optax.Schedule]] = {
-    name: make
-    for name, make in _functions(optax.schedules).items()
-    if not name.startswith(("inject_", "join_"))  # of functions, which no config holds
-} | {"linear": _linear, "cosine": _cosine, "constant": _constant}
-
-
-def _standard_promotion(function: Callable[..., Any]) -> Callable[..., Any]:
-    """For the code of optax, which multiplies floats by integer counts, whatever the promotion of the caller."""
-
-    @functools.wraps(function)
-    def promoted(*arguments):
-        with jax.numpy_dtype_promotion("standard"):
-            return function(*arguments)
-
-    return promoted
-
 
 class _Group(NamedTuple):
-    """Leaves that one instance of the optimizer moves: owners O of the leading axis, 0 of heads, which have none."""
+    """Leaves of one instance of the optimizer: their owners O (0 for heads, which have no such axis), the factor on the
+    learning rate, whether weight decay acts.
+    """
 
     owners: int
     multiplier: float
@@ -129,32 +94,25 @@ class _Group(NamedTuple):
 
     @property
     def key(self) -> str:
-        """In the state of the optimizer."""
+        """Its name in the state of the optimizer."""
         return f"owners {self.owners}, rate {self.multiplier}{', decay' * self.decays}"
 
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerSpec:
-    """What is static about the optimizer; see the fields of `config.optimizer`.
-
-    warmup_steps  of a linear rise of the learning rate, or of a schedule that has `warmup_steps` itself
-    steps         of the run
-    """
+    """The static settings of the optimizer: its name and options, the schedule of its learning rate."""
 
     name: str
     options: Mapping[str, Any]
-    warmup_steps: int
-    schedule: str
-    schedule_options: Mapping[str, Any]
-    steps: int
+    schedule: ScheduleSpec
 
     def __post_init__(self):
         """Raises UserError for options that do not fit."""
-        if problem := optimizer_problem(self.name, self.options) or schedule_problem(
-            self.schedule, self.schedule_options
-        ):
+        schedule = self.schedule
+        problem = optimizer_problem(self.name, self.options) or schedule_problem(schedule.name, schedule.options)
+        if problem:
             raise UserError(problem)
-        if self.name == "rprop" and (self.warmup_steps or self.schedule != "constant"):
+        if self.name == "rprop" and (schedule.warmup_steps or schedule.name != "constant"):
             raise UserError(
                 "config.optimizer.schedule: the learning rate of 'rprop' is the size of its first step, which no "
                 "schedule reaches; set config.optimizer.warmup_ratio = 0 and schedule = 'constant'"
@@ -164,12 +122,12 @@ class OptimizerSpec:
         except Exception as error:  # whatever an option of the wrong type does inside
             raise UserError(f"config.optimizer.options, schedule_options: {type(error).__name__}: {error}") from None
 
-    def _tried(self):
-        """One step of everything, on shapes."""
+    def _tried(self) -> FlatParams:
+        """One step with a matrix, a vector and a head."""
         shapes = {"layer_00/kernel": (1, 3, 2), "layer_00/bias": (1, 2), "heads/task/bias": (2,)}
         leaves = {path: jnp.ones(shape) for path, shape in shapes.items()}
         one, multipliers = jnp.ones((), jnp.float32), dict.fromkeys(leaves, 1.0)
-        optimizer = self._transformation(one * self.rate(jnp.int32(0)), one, multipliers, jnp.asarray(True))
+        optimizer = self._transformation(one * self.schedule.rate(jnp.int32(0)), one, multipliers, jnp.asarray(True))
         updates, _ = optimizer.update(leaves, optimizer.init(leaves), leaves)
         if jax.tree.map(jnp.shape, updates) != jax.tree.map(jnp.shape, leaves):
             raise ValueError(f"updates of {self.name!r} have other shapes than the parameters")
@@ -184,34 +142,6 @@ class OptimizerSpec:
         """What momentum makes of the learning rate in the long run: proximal operators take t = rate · gain · λ."""
         return 1.0 / (1.0 - (self.option("momentum") or 0.0)) if self.name == "sgd" else 1.0
 
-    @_standard_promotion
-    def rate(self, step: jax.Array) -> jax.Array:
-        """Factor on the learning rate at a step, float32 scalar; the first step of a linear warm-up is above 0."""
-        make = SCHEDULES[self.schedule]
-        parameters = inspect.signature(make).parameters
-        if "warmup_steps" in parameters:
-            return jnp.asarray(make(**self._schedule_arguments(parameters, self.steps))(step), jnp.float32)
-        schedule = make(**self._schedule_arguments(parameters, max(self.steps - self.warmup_steps, 1)))
-        rise = (step.astype(jnp.float32) + 1.0) / max(self.warmup_steps, 1)
-        after = jnp.asarray(schedule(jnp.maximum(step - self.warmup_steps, 0)), jnp.float32)
-        return jnp.where(step < self.warmup_steps, jnp.minimum(rise, 1.0), after)
-
-    def _schedule_arguments(self, parameters: Iterable[str], steps: int) -> dict[str, Any]:
-        """What the run knows, and what the config has in its place. Values are factors on the learning rate."""
-        known = {
-            "value": 1.0,
-            "peak_value": 1.0,
-            "init_value": 0.0 if "peak_value" in parameters else 1.0,
-            "decay_steps": steps,
-            "transition_steps": steps,
-            "warmup_steps": self.warmup_steps,
-        }
-        options = {  # keys of a config are strings, those of optax are steps
-            name: {int(step): scale for step, scale in value.items()} if isinstance(value, Mapping) else value
-            for name, value in self.schedule_options.items()
-        }
-        return {name: value for name, value in known.items() if name in parameters} | options
-
     def transformation(
         self, hyper: Hyperparameters, step: jax.Array, multipliers: Mapping[str, float], ok: jax.Array | bool = True
     ) -> optax.GradientTransformation:
@@ -223,9 +153,11 @@ class OptimizerSpec:
           multipliers: {path: factor on the learning rate}.
           ok: where it is False the state stays as it is, and the updates are 0.
         """
-        return self._transformation(hyper.learning_rate * self.rate(step), hyper.weight_decay, multipliers, ok)
+        return self._transformation(hyper.learning_rate * self.schedule.rate(step), hyper.weight_decay, multipliers, ok)
 
-    def _transformation(self, rate, weight_decay, multipliers, ok) -> optax.GradientTransformation:
+    def _transformation(
+        self, rate: jax.Array, weight_decay: jax.Array, multipliers: Mapping[str, float], ok: jax.Array | bool
+    ) -> optax.GradientTransformation:
         def optimizer(group: _Group) -> optax.GradientTransformation:
             """Over the trees [O, ...] of a group."""
             decay = weight_decay if group.decays else None
@@ -234,15 +166,15 @@ class OptimizerSpec:
                 return single
             return optax.GradientTransformation(jax.vmap(single.init), jax.vmap(single.update))
 
-        @_standard_promotion
-        def init(params: FlatParams) -> dict[str, Any]:
+        @standard_promotion
+        def init(params: FlatParams) -> dict[str, PyTree]:
             groups = _grouped(params, multipliers)
             return {group.key: optimizer(group).init(_of(params, paths)) for group, paths in groups.items()}
 
-        @_standard_promotion
+        @standard_promotion
         def move(
-            gradient: FlatParams, state: dict[str, Any], params: FlatParams
-        ) -> tuple[dict[str, jax.Array], dict[str, Any]]:
+            gradient: FlatParams, state: dict[str, PyTree], params: FlatParams
+        ) -> tuple[dict[str, jax.Array], dict[str, PyTree]]:
             updates, after = {}, {}
             for group, paths in _grouped(params, multipliers).items():
                 trees = _of(gradient, paths), state[group.key], _of(params, paths)
@@ -251,13 +183,13 @@ class OptimizerSpec:
             return _of(updates, params), after
 
         def stay(
-            gradient: FlatParams, state: dict[str, Any], params: FlatParams
-        ) -> tuple[dict[str, jax.Array], dict[str, Any]]:
+            gradient: FlatParams, state: dict[str, PyTree], params: FlatParams
+        ) -> tuple[dict[str, jax.Array], dict[str, PyTree]]:
             return jax.tree.map(jnp.zeros_like, dict(params)), state
 
         def update(
-            gradient: FlatParams, state: dict[str, Any], params: FlatParams
-        ) -> tuple[FlatParams, dict[str, Any]]:
+            gradient: FlatParams, state: dict[str, PyTree], params: FlatParams
+        ) -> tuple[FlatParams, dict[str, PyTree]]:
             if ok is True:
                 return move(gradient, state, params)
             # `where` over two states would hold both until the parameters are written
@@ -293,38 +225,7 @@ def optimizer_problem(name: str, options: Mapping[str, Any]) -> str:
     """What is wrong with `config.optimizer.name` and `options`, as a sentence; "" where nothing is."""
     if name in UNSUPPORTED:
         return f"config.optimizer.name: {name!r} of optax cannot train several tasks here: {UNSUPPORTED[name]}"
-    return _option_problem("config.optimizer.options", name, OPTIMIZERS[name], options, _FIELDS)
-
-
-def schedule_problem(name: str, options: Mapping[str, Any]) -> str:
-    """What is wrong with `config.optimizer.schedule` and `schedule_options`; "" where nothing is."""
-    return _option_problem("config.optimizer.schedule_options", name, SCHEDULES[name], options, {}, _KNOWN)
-
-
-def _option_problem(
-    field: str,
-    name: str,
-    make: Callable[..., Any],
-    options: Mapping[str, Any],
-    fields: Mapping[str, str],
-    known: Iterable[str] = (),
-) -> str:
-    """Options against a signature. `fields`: arguments set elsewhere; `known`: those that need not be given."""
-    parameters = {
-        parameter.name: parameter
-        for parameter in inspect.signature(make).parameters.values()
-        if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY) and parameter.name not in fields
-    }
-    takes_any = any(p.kind is p.VAR_KEYWORD for p in inspect.signature(make).parameters.values())
-    for option in options:
-        if option in fields:
-            return f"{field}.{option}: it follows {fields[option]}; set that instead"
-        if option not in parameters and not takes_any:
-            return f"{field}.{option}: {name!r} has no such option; it has {', '.join(parameters) or 'none'}"
-    required = [p.name for p in parameters.values() if p.default is p.empty and p.name not in known]
-    if missing := [option for option in required if option not in options]:
-        return f"{field}: {name!r} needs {' and '.join(map(repr, missing))}"
-    return ""
+    return option_problem("config.optimizer.options", name, OPTIMIZERS[name], options, _FIELDS)
 
 
 def _grouped(params: FlatParams, multipliers: Mapping[str, float]) -> dict[_Group, list[str]]:
@@ -349,7 +250,7 @@ def decays(path: str) -> bool:
     return not any("norm" in parent for parent in parents)
 
 
-def multipliers(paths, groups: Mapping) -> dict[str, float]:
+def multipliers(paths: Iterable[str], groups: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
     """Factor on the learning rate of each path, from `config.optimizer.param_groups`; 1 where none matches.
 
     Raises:
@@ -360,8 +261,8 @@ def multipliers(paths, groups: Mapping) -> dict[str, float]:
         matched = matching(paths, [group["params"]])
         if not matched:
             raise UserError(
-                f"config.optimizer.param_groups.{name}.params: {group['params']!r} matches no parameter; paths look "
-                f"like {', '.join(sorted(paths)[:3])}"
+                f"config.optimizer.param_groups.{name}.params: {group['params']!r} matches no parameter; "
+                f"paths look like {', '.join(sorted(paths)[:3])}"
             )
         for path in matched:
             if path in factors:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, TypeAlias
+
+PyTree: TypeAlias = Any  # of arrays
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

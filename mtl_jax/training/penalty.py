@@ -27,13 +27,13 @@ class PenaltyStep(NamedTuple):
 def penalty_gradient(inputs: StepInputs, data: FlatParams) -> PenaltyStep:
     """λ·∇Ω with respect to the trained leaves. Penalties with a proximal operator act in `update` instead.
 
-    `data`: {path: leaf}, the gradient of the losses, with which that of a penalty is compared.
+    `data`: {path: leaf}, the gradient of the losses, for `penalty_ratio`.
     """
     strengths = terms.penalty_strengths(inputs.objective, inputs.hyper, inputs.progress)
     total, values, ratios = jax.tree.map(jnp.zeros_like, dict(inputs.trained)), {}, {}
     for name, penalty in inputs.objective.penalties.items():
 
-        def value(trained, name=name, penalty=penalty):
+        def value(trained: FlatParams, name: str = name, penalty: Penalty = penalty) -> jax.Array:
             return penalty.value({**inputs.flat, **trained}, inputs.anchor, inputs.hyper.by_layer[name])
 
         if penalty.mode == "proximal":
@@ -51,5 +51,5 @@ def penalty_gradient(inputs: StepInputs, data: FlatParams) -> PenaltyStep:
 
 
 def leaves_of(penalty: Penalty, inputs: StepInputs, tree: FlatParams) -> list[jax.Array]:
-    """The leaves of a flat dict that a penalty sees and the optimizer moves."""
+    """The leaves of a flat dict that a penalty reads and the optimizer moves."""
     return [tree[path] for path in penalty.stacks(inputs.flat) if path in inputs.trained]

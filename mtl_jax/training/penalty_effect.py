@@ -1,12 +1,12 @@
-"""How strongly a penalty acts beside the losses: λ has a scale that depends on the model, its effect has none.
+"""How strongly a penalty acts next to the losses: the scale of λ depends on the model, that of its effect does not.
 
 In every step (see `metrics_log.MetricsLog`):
 
-    penalty_ratio    by gradient: λ·‖∇Ω‖ / ‖∇L‖ over the leaves that Ω sees, ∇L what the losses give without it; by the
+    penalty_ratio    by gradient: λ·‖∇Ω‖ / ‖∇L‖ over the leaves of Ω, ∇L the gradient of the losses alone; by the
                      proximal operator: ‖u' − u‖ / ‖u‖, how far it moves the optimizer's updates u, relative to them
     column_distance  √(mean over k of ‖Θ_k − Θ̄‖²) / ‖Θ̄‖ over the same leaves
 
-At the end a penalty is said to have hardly acted, or to have tied everything, by the thresholds below.
+The thresholds below decide whether a run reports that a penalty hardly acted, or tied everything.
 """
 
 from __future__ import annotations
@@ -21,21 +21,22 @@ import numpy as np
 from mtl_jax.sharing.gram import accumulation_dtype, squared_deviations
 
 NEGLIGIBLE_RATIO = 0.001  # mean penalty_ratio below which a penalty hardly acted
-WEAK_RATIO = 0.1  # below this too, where besides the columns are farther apart than
-KEPT_DISTANCE = 0.8  # of what two of them would be that moved as far, each for itself
+# below this it hardly acted if the columns are farther apart than FREE_DISTANCE times columns that move independently
+WEAK_RATIO = 0.1
+FREE_DISTANCE = 0.8
 TIED_DISTANCE = (
-    0.01  # distance that is left, as a share of how far they were apart at the start, or went from there, if more
+    0.01  # remaining distance as a fraction of the initial one, or of how far the columns moved if that is larger
 )
 
 
 class Effect(NamedTuple):
-    """What a penalty did in a run, distances as √(mean over k of ‖·‖²) over its leaves.
+    """The effect of a penalty in a run, distances as √(mean over k of ‖·‖²) over its leaves.
 
     ratio     mean penalty_ratio of the steps; None where none is known
-    strength  λ as the config has it
+    strength  λ in the config
     distance  of the columns from their mean at the end
-    initial   the same at the start
-    moved     of the columns from where they began
+    initial   of the columns from their mean at the start
+    moved     of the columns from their initial values
     """
 
     ratio: float | None
@@ -51,10 +52,11 @@ def tree_norm(leaves: Iterable[jax.Array]) -> jax.Array:
     return jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1.0)), square)
 
 
-def safe_ratio(part: jax.Array, whole: jax.Array) -> jax.Array:
-    """part / whole for numbers ≥ 0: 0 where part is 0, infinity where whole alone is."""
-    quotient = part / jnp.where(whole == 0, 1.0, whole)
-    return jnp.where(part == 0, jnp.zeros_like(part), jnp.where(whole == 0, jnp.inf, quotient))
+def safe_ratio(numerator: jax.Array, denominator: jax.Array) -> jax.Array:
+    """numerator / denominator for numbers ≥ 0: 0 where the numerator is 0, else infinity where the denominator is."""
+    quotient = numerator / jnp.where(denominator == 0, 1.0, denominator)
+    infinite = jnp.where(denominator == 0, jnp.inf, quotient)
+    return jnp.where(numerator == 0, jnp.zeros_like(numerator), infinite)
 
 
 def column_distance(stacks: Mapping[str, jax.Array]) -> jax.Array:
@@ -71,7 +73,7 @@ def distances(stacks: Mapping[str, jax.Array], initial: Mapping[str, jax.Array])
     return jnp.sqrt(jnp.stack([deviation, first, moved]) / count).astype(jnp.float32)
 
 
-def _squares(stacks):
+def _squares(stacks: Mapping[str, jax.Array]) -> tuple[jax.Array, jax.Array, int]:
     """Σ_k ‖Θ_k − Θ̄‖², Σ_k ‖Θ_k‖², K."""
     dtype = accumulation_dtype(dict(stacks))
     leaves = [jnp.asarray(leaf, dtype) for leaf in stacks.values()]
@@ -85,21 +87,20 @@ def mean_ratio(values: Iterable[float | None]) -> float | None:
 
 
 def is_negligible(effect: Effect) -> bool:
-    """Whether the penalty changed little: its ratio is below `NEGLIGIBLE_RATIO`; or below `WEAK_RATIO`, and the
-    distance above `KEPT_DISTANCE`
-    of √(initial² + ½ moved²), that of two columns which move at right angles. A λ of 0 is meant so.
+    """Whether the penalty changed little: its ratio is below `NEGLIGIBLE_RATIO`; or below `WEAK_RATIO`, with a distance
+    above `FREE_DISTANCE` · √(initial² + ½ moved²), the root for columns that move at right angles. λ = 0 is intended.
 
-    The ratio alone does not tell: gradients of the losses change their direction from step to step, that of Ω does not.
+    The ratio alone does not suffice: gradients of the losses change direction from step to step, that of Ω does not.
     """
     if effect.strength == 0 or effect.ratio is None:
         return False
     free = (effect.initial**2 + effect.moved**2 / 2) ** 0.5
-    return effect.ratio < NEGLIGIBLE_RATIO or (effect.ratio < WEAK_RATIO and effect.distance > KEPT_DISTANCE * free > 0)
+    return effect.ratio < NEGLIGIBLE_RATIO or (effect.ratio < WEAK_RATIO and effect.distance > FREE_DISTANCE * free > 0)
 
 
 def ties_columns(effect: Effect) -> bool:
-    """Whether the columns are nearly one: their distance is at most `TIED_DISTANCE` of how far they were apart at the
-    start, or went from there, whichever is more.
+    """Whether the columns are nearly equal: their distance is at most `TIED_DISTANCE` times the larger one of the
+    initial distance and how far they moved.
     """
     reference = max(effect.initial, effect.moved)
     return effect.strength > 0 and reference > 0 and effect.distance <= TIED_DISTANCE * reference
@@ -108,10 +109,10 @@ def ties_columns(effect: Effect) -> bool:
 def describe(effect: Effect) -> str:
     """A sentence where a penalty hardly acted or tied everything, else ""."""
     numbers = f"distance of the columns from their mean {effect.distance:.3g}, at the start {effect.initial:.3g}, "
-    numbers += f"moved {effect.moved:.3g}; ratio to the losses {'unknown' if effect.ratio is None else ''}"
-    numbers += "" if effect.ratio is None else f"{effect.ratio:.2g} in the mean"
+    mean = "unknown" if effect.ratio is None else f"{effect.ratio:.2g} in the mean"
+    numbers += f"moved {effect.moved:.3g}; ratio to the losses {mean}"
     if ties_columns(effect):
-        return f"λ = {effect.strength:g} tied everything: {numbers}. A smaller λ leaves tasks something of their own"
+        return f"λ = {effect.strength:g} tied everything: {numbers}. A smaller λ lets the tasks differ"
     if is_negligible(effect):
         return f"λ = {effect.strength:g} hardly acted: {numbers}. A larger λ would"
     return ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -11,29 +11,30 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from mtl_jax.data.batch import Batch
 from mtl_jax.errors import UserError
+from mtl_jax.training.parameter_paths import PyTree
 
 AXES = ("data", "task", "model")
 LARGE_LEAF = 1 << 16  # leaves with at least so many elements are split over the axis `model`
 
 
 class Placement(NamedTuple):
-    """How state and batches lie on the devices.
+    """The placement of state and batches on the devices.
 
     train        (function(state, batch, hyper, axis)) -> compiled function(state, batch, hyper) of placed arguments
     put_state    host or device state -> placed state
-    put_batch    numpy batch with leaves [A, B, R, ...], of several processes each one's rows -> placed batch
-    put_eval     numpy batch with leaves [B, R, ...], whole in every process -> placed for functions jitted as usual
-    replicated   a placed state -> one that ordinary jitted functions take (a view under jit, device 0 under pmap)
+    put_batch    numpy batch with leaves [A, B, R, ...], in each process its rows -> placed batch
+    put_eval     numpy batch with leaves [B, R, ...], in each process all rows -> placed for ordinary jitted functions
+    replicated   a placed state -> one for ordinary jitted functions (a view under jit, device 0 under pmap)
     shardings    abstract state -> shardings to restore a checkpoint with
     row_shards   R must be a multiple of this
     """
 
     train: Callable[[Callable], Callable]
-    put_state: Callable[[Any], Any]
+    put_state: Callable[[PyTree], PyTree]
     put_batch: Callable[[Batch], Batch]
     put_eval: Callable[[Batch], Batch]
-    replicated: Callable[[Any], Any]
-    shardings: Callable[[Any], Any]
+    replicated: Callable[[PyTree], PyTree]
+    shardings: Callable[[PyTree], PyTree]
     row_shards: int
 
 
@@ -43,15 +44,15 @@ def require_platform(platform: str) -> None:
         devices = jax.devices()
     except (RuntimeError, AssertionError) as error:
         raise UserError(
-            f"JAX found no device of the platform it was told to use ({jax.config.jax_platforms or 'any'})"
+            f"JAX found no device of the requested platform ({jax.config.jax_platforms or 'any'})"
             f"{f': {error}' if str(error) else ''}. "
             "Unset JAX_PLATFORMS or install the build for your device: pip install -e '.[cuda12]'"
         ) from None
-    found = devices[0].platform
-    if platform and found != platform:
+    present = devices[0].platform
+    if platform and present != platform:
         hint = {"gpu": "pip install -e '.[cuda12]' on a machine with an NVIDIA GPU", "tpu": "pip install -e '.[tpu]'"}
         raise UserError(
-            f"config.training.platform asks for {platform!r}, but JAX runs on {found!r} here"
+            f"config.training.platform asks for {platform!r}, but JAX runs on {present!r} here"
             + (f"; {hint[platform]}, or set it to ''" if platform in hint else "")
         )
 
@@ -59,12 +60,12 @@ def require_platform(platform: str) -> None:
 def make_placement(
     kind: str, mesh_shape: Mapping[str, int], slices: Mapping[str, tuple[int, ...]], tasks: int
 ) -> Placement:
-    """The placement that a config asks for.
+    """The placement for a config.
 
     Args:
       kind: "jit" or "pmap".
       mesh_shape: devices for each axis; -1 once = all that are left.
-      slices: owner groups of each leaf, to find the stacks of the tasks' own parameters.
+      slices: owner groups of each leaf, by which stacks [K, ...] are recognised.
       tasks: K.
 
     Raises:
@@ -79,7 +80,9 @@ def make_placement(
         raise UserError(f"config.training.placement: {kind!r} is none of 'jit', 'pmap'")
     sizes = [int(mesh_shape[axis]) for axis in AXES]
     if sizes.count(-1) > 1 or any(size == 0 or size < -1 for size in sizes):
-        raise UserError(f"config.training.mesh: sizes are positive, one may be -1 = the rest; got {dict(mesh_shape)}")
+        raise UserError(
+            f"config.training.mesh: sizes are positive, one may be -1 = all that are left; got {dict(mesh_shape)}"
+        )
     known = int(np.prod([size for size in sizes if size > 0]))
     if -1 in sizes:
         sizes[sizes.index(-1)] = count // known
@@ -92,8 +95,8 @@ def make_placement(
 def spread_features(stacks: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
     """Stacks [K, ...] with features over the mesh axes `task` and `model` instead of tasks over `task`.
 
-    Then what compares the tasks is computed where the features lie, for one all-to-all of what a device holds. Left to
-    itself the compiler gathers whole stacks. As they are where no step on a mesh is traced, or `task` is 1.
+    Products between tasks are then computed where the features are, at the price of one all-to-all; without it the
+    compiler gathers complete stacks. Unchanged where no step on a mesh is traced, or `task` is 1.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.shape.get("task", 1) == 1:
@@ -101,7 +104,7 @@ def spread_features(stacks: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
     return {path: _spread_leaf(leaf, mesh.shape["task"], mesh.shape["model"]) for path, leaf in stacks.items()}
 
 
-def _spread_leaf(leaf, tasks: int, models: int):
+def _spread_leaf(leaf: jax.Array, tasks: int, models: int) -> jax.Array:
     before, after = [None] * leaf.ndim, [None] * leaf.ndim
     if leaf.shape[0] % tasks == 0:
         before[0] = "task"
@@ -113,13 +116,13 @@ def _spread_leaf(leaf, tasks: int, models: int):
         after[max(free, key=lambda i: leaf.shape[i])] = "task"
     elif split is not None and leaf.shape[split] % (tasks * models) == 0:
         after[split] = ("model", "task")
-    for spec in (before, after):  # also where it comes from, or its gradient would draw the rest of the step along
+    for spec in (before, after):  # both, or the gradient would change the sharding of the rest of the step
         leaf = jax.lax.with_sharding_constraint(leaf, PartitionSpec(*spec))
     return leaf
 
 
-def _over_model(leaf, first: int, devices: int) -> int | None:
-    """The axis, from `first` on, along which a leaf lies over `model`; None where it does not."""
+def _over_model(leaf: jax.Array, first: int, devices: int) -> int | None:
+    """The axis, from `first` on, along which a leaf is split over `model`; None where it is not."""
     free = [i for i in range(first, len(leaf.shape)) if leaf.shape[i] % devices == 0]
     return max(free, key=lambda i: leaf.shape[i]) if free and devices > 1 and leaf.size >= LARGE_LEAF else None
 
@@ -128,9 +131,9 @@ def _jit(mesh, slices, tasks) -> Placement:
     def leaf_sharding(path, leaf):
         spec = [None] * len(leaf.shape)
         names = [str(getattr(entry, "key", getattr(entry, "name", ""))) for entry in path]
-        owned = next((key for key in _paths(names) if key in slices), None)
-        if owned is not None:  # parameters and what the optimizer keeps of them; all else lies on every device
-            stacked = not owned.startswith("heads/")
+        parameter = next((path for path in _paths(names) if path in slices), None)
+        if parameter is not None:  # a parameter, or state of the optimizer for it; all else is on every device
+            stacked = not parameter.startswith("heads/")
             if stacked and leaf.shape[0] == tasks > 1 and tasks % mesh.shape["task"] == 0:
                 spec[0] = "task"
             split = _over_model(leaf, int(stacked), mesh.shape["model"])
@@ -141,16 +144,16 @@ def _jit(mesh, slices, tasks) -> Placement:
     def shardings(state):
         return jax.tree_util.tree_map_with_path(leaf_sharding, state)
 
-    def rows_on(axis, of_process):
-        """Placed with rows over `data`; `of_process`: each process has its own rows, else each has all of them."""
+    def rows_on(axis: int, by_process: bool):
+        """Placement with rows over `data`. `by_process`: each process has a part of the rows, else all of them."""
         split = NamedSharding(mesh, PartitionSpec(*(None,) * axis, "data"))
-        whole = NamedSharding(mesh, PartitionSpec())
+        replicated = NamedSharding(mesh, PartitionSpec())
 
         def put(batch):
-            shardings = jax.tree.map(lambda leaf: split if leaf.ndim > axis else whole, batch)
+            shardings = jax.tree.map(lambda leaf: split if leaf.ndim > axis else replicated, batch)
             if jax.process_count() == 1:
                 return jax.device_put(batch, shardings)
-            if of_process:
+            if by_process:
                 return jax.tree.map(jax.make_array_from_process_local_data, shardings, batch)
             return jax.tree.map(
                 lambda s, leaf: jax.make_array_from_callback(leaf.shape, s, lambda index: leaf[index]), shardings, batch
@@ -178,7 +181,7 @@ def _jit(mesh, slices, tasks) -> Placement:
 
 
 def _local(state):
-    """A state that every process has made for itself can be placed over all of them from the host."""
+    """The state on the host, from where one that every process computed can be placed over all of them."""
     return state if jax.process_count() == 1 else jax.tree.map(_on_host, state)
 
 
@@ -187,20 +190,20 @@ def _on_host(leaf):
 
 
 def _paths(names):
-    """Candidates for a parameter's path in the names on the way to a leaf of the state (nested or flat)."""
+    """Candidates for the path of a parameter: the ends of the path to a leaf of the state, which is nested or flat."""
     for start in range(len(names)):
         yield "/".join(names[start:])
 
 
 def _pmap(count: int) -> Placement:
     if jax.process_count() > 1:
-        raise UserError("config.training.placement: 'pmap' is for one process; several need 'jit'")
+        raise UserError("config.training.placement: 'pmap' runs in one process; take 'jit' for several")
     devices = jax.local_devices()
     mesh = jax.make_mesh((count,), ("devices",), axis_types=(AxisType.Auto,))
     split = NamedSharding(mesh, PartitionSpec("devices"))
 
     def by_device(batch, axis):
-        """Moves the R axis, split in one share a device, to the front: [devices, ..., R / devices, ...]."""
+        """Splits the R axis by device and moves the devices to the front: [devices, ..., R / devices, ...]."""
 
         def move(leaf):
             if leaf.ndim <= axis:

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from mtl_jax.training.gradients.base import Balance, DataGradient
 from mtl_jax.training.hyperparameters import Hyperparameters
-from mtl_jax.training.objective import FlatParams, Objective
+from mtl_jax.training.objective import FlatParams, Objective, Params
 from mtl_jax.training.optimizer import OptimizerSpec
-from mtl_jax.training.parameter_paths import flatten
+from mtl_jax.training.parameter_paths import PyTree, flatten
 
 
 class TrainState(NamedTuple):
-    """All that a run carries from step to step; all of it is in the checkpoint.
+    """Everything that a run carries from step to step, and that a checkpoint stores.
 
     step       int32 scalar, the number of the next step
     params     {path of layer: leaves [O, ...], "heads": {task: leaves}}, float32
@@ -24,14 +24,14 @@ class TrainState(NamedTuple):
     balance    states of the loss weights and of the aggregation
     anchor     flat dict of the initial values, for penalties that draw towards them; empty where there are none
     key        raw key data uint32 [2] of the run
-    skipped    int32 [K + 1], steps left out because of a task's loss or gradient; the last: of shared parameters
-    left_out   int32 scalar, steps left out for whatever reason
-    bad_steps  int32 scalar, steps left out in a row
+    skipped    int32 [K + 1], steps skipped because of a task's loss or gradient; the last: of shared parameters
+    left_out   int32 scalar, steps skipped for any reason
+    bad_steps  int32 scalar, steps skipped in a row
     """
 
     step: jax.Array
-    params: Any
-    opt_state: Any
+    params: Params
+    opt_state: PyTree
     balance: Balance
     anchor: Mapping[str, jax.Array]
     key: jax.Array
@@ -41,13 +41,13 @@ class TrainState(NamedTuple):
 
 
 class StepSpec(NamedTuple):
-    """What is static about the step.
+    """The static settings of the step.
 
-    data_gradient  how losses become a gradient: `joint`, `aggregated` or `meta_learning` of `training/gradients/`
+    data_gradient  from losses to a gradient: `joint`, `aggregated` or `meta_learning` of `training/gradients/`
     slices       {path: owner group of each slice}, see `ownership.slice_owners`
-    multipliers  {path: factor on the learning rate} of the trained paths; others are frozen
+    multipliers  {path: factor on the learning rate} of the trained paths; all other paths are frozen
     clip_norm    largest gradient norm by owner, 0 = off
-    max_nonfinite_steps  after so many non-finite steps in a row the state stays as it is
+    max_nonfinite_steps  after this many non-finite steps in a row the state no longer changes
     """
 
     objective: Objective
@@ -59,7 +59,9 @@ class StepSpec(NamedTuple):
     max_nonfinite_steps: int
 
 
-def init_state(spec: StepSpec, params: Any, hyper: Hyperparameters, key: jax.Array, needs_anchor: bool) -> TrainState:
+def init_state(
+    spec: StepSpec, params: Params, hyper: Hyperparameters, key: jax.Array, needs_anchor: bool
+) -> TrainState:
     """The state before the first step."""
     flat = flatten(params)
     trained = trained_leaves(spec, flat)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import chex
 import jax
 import jax.numpy as jnp
@@ -17,7 +15,7 @@ from mtl_jax.training.corruption import corrupt_batch
 from mtl_jax.training.gradients.base import DataStep, StepInputs
 from mtl_jax.training.hyperparameters import Hyperparameters
 from mtl_jax.training.loss_weighting import mean_losses
-from mtl_jax.training.parameter_paths import flatten, with_leaves
+from mtl_jax.training.parameter_paths import PyTree, flatten, with_leaves
 from mtl_jax.training.penalty import PenaltyStep, penalty_gradient
 from mtl_jax.training.state import StepSpec, TrainState, trained_leaves
 from mtl_jax.training.update import Update, update
@@ -25,7 +23,7 @@ from mtl_jax.training.update import Update, update
 
 def train_step(
     spec: StepSpec, state: TrainState, batch: Batch, hyper: Hyperparameters, axis: str | None = None
-) -> tuple[TrainState, dict[str, Any]]:
+) -> tuple[TrainState, dict[str, PyTree]]:
     """One optimizer step on Σ_k α_k·L_k + λ·Ω.
 
     Args:
@@ -38,7 +36,7 @@ def train_step(
     Returns:
       the state after it, and metrics: losses [K], alpha [K], penalty {name: Ω}, strength {name: λ}, total,
       gradient_norm [K + 1], learning_rate, skipped [K + 1], bad_steps, present [K], penalty_ratio and column_distance
-      {name: see `penalty_effect`}; with teachers `teaching` {task: their share}; and what the data gradient adds: see
+      {name: see `penalty_effect`}; with teachers `teaching` {task: their weight}; and those of the data gradient, see
       `training/gradients/`.
     """
     inputs = _inputs(spec, state, batch, hyper, axis)
@@ -66,7 +64,7 @@ def train_step(
 def _inputs(spec: StepSpec, state: TrainState, batch: Batch, hyper: Hyperparameters, axis: str | None) -> StepInputs:
     objective, flat = spec.objective, flatten(state.params)
     key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
-    progress = state.step.astype(jnp.float32) / spec.optimizer.steps
+    progress = state.step.astype(jnp.float32) / spec.optimizer.schedule.steps
     hyper = terms.hyper_at_progress(objective, hyper, progress)
     batch = jax.vmap(lambda micro: corrupt_batch(objective, micro, key))(batch)
     counts = jax.vmap(lambda micro: terms.loss_denominators(objective, micro, hyper))(batch).sum(axis=0)
@@ -88,7 +86,7 @@ def _inputs(spec: StepSpec, state: TrainState, batch: Batch, hyper: Hyperparamet
 
 
 def _next_state(state: TrainState, inputs: StepInputs, data: DataStep, after: Update) -> TrainState:
-    """The state after the step; where it does not count, parameters and balance stay as they are."""
+    """The state after the step; parameters and balance are unchanged where the step does not count."""
     params, balance = with_leaves(state.params, {**inputs.flat, **after.trained}), data.balance
     if balance.losses_after is not None:
         balance = balance._replace(losses_after=mean_losses(inputs, params))
@@ -111,7 +109,7 @@ def _next_state(state: TrainState, inputs: StepInputs, data: DataStep, after: Up
 
 def _metrics(
     inputs: StepInputs, data: DataStep, penalty: PenaltyStep, after: Update, new: TrainState
-) -> dict[str, Any]:
+) -> dict[str, PyTree]:
     total = jnp.dot(data.alpha, jnp.where(data.present, data.losses, 0.0)) + data.extra
     total = total + sum((penalty.strengths[name] * omega for name, omega in penalty.values.items()), jnp.float32(0.0))
     penalties = inputs.objective.penalties
@@ -134,7 +132,7 @@ def _metrics(
 
 
 def _ratios(inputs: StepInputs, penalty: PenaltyStep, after: Update) -> dict[str, jax.Array]:
-    """{penalty: penalty_ratio}, of the way in which it acts in this step."""
+    """{penalty: penalty_ratio}, by gradient or by the proximal operator, whichever acts in this step."""
     ratios = dict(penalty.ratios)
     for name, ratio in after.ratios.items():
         either = inputs.objective.penalties[name].mode == "either"

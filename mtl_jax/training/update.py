@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import chex
 import jax
@@ -13,23 +13,24 @@ import optax
 from mtl_jax.training import penalty_effect
 from mtl_jax.training.gradients.base import StepInputs
 from mtl_jax.training.objective import FlatParams
+from mtl_jax.training.parameter_paths import PyTree
 from mtl_jax.training.penalty import leaves_of
 from mtl_jax.training.state import StepSpec
 
 
 class Update(NamedTuple):
-    """What the optimizer made of a gradient.
+    """The result of the optimizer for one gradient.
 
-    trained    {path: leaf} after the step, of no use where `ok` is False
-    opt_state  after the step; where `ok` is False as before
+    trained    {path: leaf} after the step; not to be used where `ok` is False
+    opt_state  after the step; unchanged where `ok` is False
     ok         bool scalar, whether the step counts
-    bad        bool [K + 1], whether the loss or gradient of a task (last: of what is shared) is not finite
+    bad        bool [K + 1], whether the loss or gradient of a task (last: of shared parameters) is not finite
     rate       float32 scalar, the learning rate
-    ratios     {penalty: how far its proximal operator moves the updates, relative to them}, of those that have one
+    ratios     {penalty: how far its proximal operator moves the updates, relative to them}, of penalties with one
     """
 
     trained: FlatParams
-    opt_state: Any
+    opt_state: PyTree
     ok: jax.Array
     bad: jax.Array
     rate: jax.Array
@@ -39,7 +40,7 @@ class Update(NamedTuple):
 def update(
     spec: StepSpec,
     inputs: StepInputs,
-    opt_state: Any,
+    opt_state: PyTree,
     gradient: FlatParams,
     strengths: Mapping[str, jax.Array],
     *,
@@ -47,7 +48,7 @@ def update(
     losses: jax.Array,
     bad_steps: jax.Array,
 ) -> Update:
-    """One update.
+    """One update of the trained leaves.
 
     Args:
       spec: static.
@@ -57,11 +58,11 @@ def update(
       strengths: {penalty: λ}.
       norms: float32 [K + 1], of the gradient before it was clipped, by owner.
       losses: float32 [K].
-      bad_steps: int32 scalar, steps left out in a row before this one.
+      bad_steps: int32 scalar, steps skipped in a row before this one.
     """
-    rate = inputs.hyper.learning_rate * spec.optimizer.rate(inputs.step)
-    reach = norms * jnp.maximum(rate * spec.optimizer.gain, 1.0)  # a step of this length must not overflow
-    bad = ~jnp.isfinite(reach) | jnp.append(~jnp.isfinite(losses), False)
+    rate = inputs.hyper.learning_rate * spec.optimizer.schedule.rate(inputs.step)
+    length = norms * jnp.maximum(rate * spec.optimizer.gain, 1.0)  # a step of this length must not overflow
+    bad = ~jnp.isfinite(length) | jnp.append(~jnp.isfinite(losses), False)
     ok = ~bad.any() & (bad_steps < spec.max_nonfinite_steps)
     optimizer = spec.optimizer.transformation(inputs.hyper, inputs.step, spec.multipliers, ok)
     updates, opt_state = optimizer.update(gradient, opt_state, inputs.trained)
@@ -92,13 +93,13 @@ def _proximal(
 
 
 def _tie(flat: FlatParams) -> FlatParams:
-    """Every stack replaced by its mean over the owners."""
+    """Each stack [O, ...] replaced by its mean over the owners."""
     return {
         path: leaf if path.startswith("heads/") else jnp.broadcast_to(leaf.mean(axis=0, keepdims=True), leaf.shape)
         for path, leaf in flat.items()
     }
 
 
-def _if(condition: jax.Array | bool, then: Callable, otherwise: Callable, *arguments: Any) -> Any:
-    """`jax.lax.cond`, without the branch where the condition is known."""
+def _if(condition: jax.Array | bool, then: Callable, otherwise: Callable, *arguments: PyTree) -> PyTree:
+    """`jax.lax.cond`, without the branch where the condition is static."""
     return then(*arguments) if condition is True else jax.lax.cond(condition, then, otherwise, *arguments)

@@ -663,7 +663,7 @@ def test_low_rank_is_of_factors(folder):
 def test_a_rate_of_frozen_parameters_is_refused(folder):
     groups = {"x": ConfigDict({"params": "^embed/", "lr_multiplier": 2.0})}
     config = with_(optimizer__freeze=("^embed/",), optimizer__param_groups=ConfigDict(groups))(folder)
-    with pytest.raises(UserError, match=r"config\.optimizer\.param_groups\.x\.leaves: .* none but frozen"):
+    with pytest.raises(UserError, match=r"config\.optimizer\.param_groups\.x\.params: .* only frozen"):
         build(config)
 
 

@@ -125,7 +125,11 @@ def test_eight_devices_as_one(tiny, differs):
         ("lora", {"sharing__adapter_options": {"leaves": "("}}, "not a regular expression"),
         ("lora", {"aggregation__method": "pcgrad"}, "config.sharing.adapter"),
         ("bottleneck", {"sharing__adapter_options": {"size": 0}}, "size must be a whole number ≥ 1"),
-        ("bottleneck", {"sharing__adapter_layers": ("layer_09",)}, "'layer_09' is none of layer_00, layer_01"),
+        (
+            "bottleneck",
+            {"sharing__adapter_layers": ("layer_09",)},
+            "'layer_09' is none of the layers layer_00, layer_01",
+        ),
         ("prefix", {"sharing__adapter_options": {}}, "'prefix' is none of 'bottleneck', 'lora'"),
         ("", {"sharing__adapter_options": {"rank": 2}}, "does nothing"),
     ],

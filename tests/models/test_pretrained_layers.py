@@ -48,7 +48,7 @@ def test_all_layers_are_the_default(tiny, encoder):
     checks.check(config)
     experiment = build(config)
     assert layers(experiment) == experiment.model.architecture.layers == LAYERS
-    assert not any("layers are taken" in note for note in experiment.corpus.notes)
+    assert not any("layers are used" in note for note in experiment.corpus.notes)
 
 
 def test_fewer_are_a_choice_that_is_told(tiny, encoder):
@@ -56,7 +56,7 @@ def test_fewer_are_a_choice_that_is_told(tiny, encoder):
     config.model.num_layers = 3
     experiment = build(config)
     assert layers(experiment) == experiment.model.architecture.layers == 3
-    said = f"{encoder}: the first 3 of its 4 layers are taken"
+    said = f"{encoder}: the first 3 of its 4 layers are used"
     assert any(said in note for note in experiment.corpus.notes)  # printed at the start of a run
     assert said in inspection.describe_experiment(config)
 

@@ -221,7 +221,7 @@ def test_orders_and_circles():
         ({"sharing__cascades": {"color": ("pos",)}}, "no task 'pos'"),
         (
             {"sharing__cascades": {"color": ("long",)}, "sharing__head_layers": {"color": "embed"}},
-            "labels are fed upwards",
+            "labels can only be fed upwards",
         ),
         (
             {"sharing__cascades": {"color": ("long",)}, "aggregation__method": "pcgrad"},

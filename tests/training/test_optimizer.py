@@ -15,7 +15,8 @@ from mtl_jax.config import default
 from mtl_jax.errors import UserError
 from mtl_jax.runs.build import build
 from mtl_jax.training import optimizer
-from mtl_jax.training.optimizer import OPTIMIZERS, SCHEDULES, OptimizerSpec
+from mtl_jax.training.optimizer import OPTIMIZERS, OptimizerSpec
+from mtl_jax.training.schedules import SCHEDULES, ScheduleSpec
 from mtl_jax.training.step import train_step
 
 pytestmark = [
@@ -39,7 +40,7 @@ SCHEDULE_OPTIONS = {
 
 
 def spec_of(name="adamw", options=None, schedule="constant", schedule_options=None, warmup_steps=0):
-    return OptimizerSpec(name, options or {}, warmup_steps, schedule, schedule_options or {}, STEPS)
+    return OptimizerSpec(name, options or {}, ScheduleSpec(schedule, schedule_options or {}, warmup_steps, STEPS))
 
 
 def draw(seed):
@@ -118,7 +119,7 @@ def test_every_optimizer_of_optax_is_there_or_says_why_not():
 def test_each_schedule_is_that_of_optax(name):
     """Values are factors; a warm-up of ours stands before those that have none."""
     spec = spec_of(schedule=name, schedule_options=SCHEDULE_OPTIONS.get(name), warmup_steps=2)
-    found = np.asarray([spec.rate(jnp.int32(step)) for step in range(STEPS)])
+    found = np.asarray([spec.schedule.rate(jnp.int32(step)) for step in range(STEPS)])
     assert found.dtype == np.float32 and (found >= 0).all() and (found <= 1).all()
     if "warmup" not in name:
         np.testing.assert_allclose(found[:2], [0.5, 1.0])

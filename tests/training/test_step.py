@@ -221,7 +221,7 @@ def test_one_data_set_at_a_time_trains_all_tasks(tiny, mixing):
                 "sharing__trunk": "none",
                 "penalty": {"kind": "trace_norm", "options": {"unfolding": "tt"}, "proximal": True},
             },
-            "config.penalties.p.proximal: of the operator: trace_norm has no option unfolding",
+            "config.penalties.p.proximal: trace_norm has no option unfolding",
         ),
         (
             {"sharing__trunk": "none", "penalty": {"kind": "schatten", "proximal": True}},

@@ -20,6 +20,7 @@ from mtl_jax.training import objective as terms
 from mtl_jax.training.objective import Params
 from mtl_jax.training.optimizer import OptimizerSpec
 from mtl_jax.training.parameter_paths import flatten, matching, with_leaves
+from mtl_jax.training.schedules import ScheduleSpec
 
 
 class Learner:
@@ -53,10 +54,7 @@ class Learner:
         self._optimizer = OptimizerSpec(
             name=settings.optimizer,
             options={},
-            warmup_steps=0,
-            schedule="constant",
-            schedule_options={},
-            steps=max(self.steps[-1], 1),
+            schedule=ScheduleSpec("constant", {}, warmup_steps=0, steps=max(self.steps[-1], 1)),
         )
         self._program = functools.cache(self._compile)
 

@@ -1,15 +1,15 @@
-"""The gradient of the data where gradients are balanced: K gradients over what is shared, weighed and combined.
+"""The data gradient with balanced gradients: K gradients over the shared parameters, weighted and combined.
 
-1. One pass gives the K losses, the gradients of what each task owns, and the K gradients over what several share.
-2. The loss weights make α of losses and gradients; the aggregation sees the gradients of α_k·L_k.
+1. One pass gives the K losses, the gradients of the slices of each task, and the K gradients of the shared slices.
+2. The loss weights compute α from losses and gradients; the aggregation combines the gradients of α_k·L_k.
 3. Shared slices get the combination; slices of one task get α_k times their gradient.
-λ·∇Ω is added after it, by the step.
+The step adds λ·∇Ω to the result.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import chex
 import jax
@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from mtl_jax.balancing.combination import Aggregation, initial_state
 from mtl_jax.balancing.loss_weights import LossWeights
 from mtl_jax.balancing.weightings import Weighting
+from mtl_jax.data.batch import Batch
 from mtl_jax.models.ownership import SliceOwners, name_key
 from mtl_jax.training import clipping
 from mtl_jax.training import objective as terms
@@ -27,11 +28,11 @@ from mtl_jax.training.gradients.base import Balance, DataStep, StepInputs, initi
 from mtl_jax.training.gradients.per_task import EMBEDDING_TABLE, SharedParameters, TaskGradients
 from mtl_jax.training.loss_weighting import weigh_losses
 from mtl_jax.training.objective import FlatParams
-from mtl_jax.training.parameter_paths import with_leaves
+from mtl_jax.training.parameter_paths import PyTree, with_leaves
 
 
 class _Pass(NamedTuple):
-    """What one pass gives: losses [K] of all rows, unweighted gradients of leaves, the gradients split by task."""
+    """Of one pass: losses [K] over all rows, unweighted gradients of leaves, the gradients split by task."""
 
     losses: jax.Array
     gradient: dict[str, jax.Array]
@@ -39,8 +40,9 @@ class _Pass(NamedTuple):
 
 
 class AggregatedGradient(NamedTuple):
-    """loss_weights, aggregation: (**traced options) -> the method; shared: what the K gradients are split for; slices
-    {path: owner group of each slice}.
+    """loss_weights, aggregation  (**traced options) -> the method
+    shared   the parameters for which the gradients are split by task
+    slices   {path: owner group of each slice}
     """
 
     loss_weights: Callable[..., LossWeights]
@@ -74,7 +76,7 @@ class AggregatedGradient(NamedTuple):
             gradients=per_task.dense_gradients(shared, by_task, shapes) if "gradients" in method.needs else None,
         )
         applied = weighted.applied
-        combined = self._combine(inputs, first, run, products, applied, shapes)
+        combined = self._combine(inputs, first, run, products=products, applied=applied, shapes=shapes)
         outside = {path: leaf for path, leaf in combined.gradient.items() if path not in shared.owners}
         gradient = combined.gradient | clipping.scale(outside, self.slices, jnp.append(applied, 1.0))
         inverse = jnp.where(norms > 0, 1.0 / jnp.where(norms > 0, norms, 1.0), 0.0)
@@ -83,14 +85,32 @@ class AggregatedGradient(NamedTuple):
         balance = weighted.balance._replace(aggregation=combined.state)
         return DataStep(losses, weighted.alpha, weighted.extra, gradient, balance, present, metrics)
 
-    def _combine(self, inputs: StepInputs, first: _Pass, run, products, applied, shapes) -> _Combined:
-        """The shared part by the aggregation of the gradients of α_k·L_k; what one task owns is left as it is."""
+    def _combine(
+        self,
+        inputs: StepInputs,
+        first: _Pass,
+        run: Callable[[jax.Array], _Pass],
+        *,
+        products: jax.Array,
+        applied: jax.Array,
+        shapes: FlatParams,
+    ) -> _Combined:
+        """Shared slices by the aggregation of the gradients of α_k·L_k; slices of one task as in the first pass.
+
+        Args:
+          inputs: of the step.
+          first: the pass with all weights 1.
+          run: another pass, with the given weights [K].
+          products: float32 [K, K], of the unweighted gradients over the shared slices.
+          applied: float32 [K], α, 0 for tasks that are not present.
+          shapes: leaves of the shared paths, for their shapes.
+        """
         shared, by_task, present = self.shared, first.gradients, inputs.total > 0
         aggregation, before = self.aggregation(**inputs.hyper.aggregation), inputs.balance.aggregation
         key = jax.random.fold_in(inputs.key, name_key("aggregation"))
         if isinstance(aggregation, Weighting):
-            weighed = products * applied[:, None] * applied[None, :]
-            weights, state = aggregation.update(weighed, before, key=key, present=present)
+            weighted_products = products * applied[:, None] * applied[None, :]
+            weights, state = aggregation.update(weighted_products, before, key=key, present=present)
             chex.assert_equal_shape([weights, applied])
             factors = weights * applied
             if shared.twice:
@@ -98,15 +118,16 @@ class AggregatedGradient(NamedTuple):
             else:
                 gradient = first.gradient | per_task.combine_gradients(shared, by_task, factors, applied, shapes)
             return _Combined(weights, gradient, state)
-        weights = jnp.full_like(applied, jnp.nan)  # such methods have none
+        weights = jnp.full_like(applied, jnp.nan)  # methods that read gradients have none
         updates = {
             path: leaf * applied.reshape(-1, *(1,) * (leaf.ndim - 1))
             for path, leaf in per_task.dense_gradients(shared, by_task, shapes).items()
         }
         joined, state = aggregation.update(updates, before, present=present, losses=first.losses, key=key)
         chex.assert_trees_all_equal_shapes(joined, {path: shapes[path] for path in joined})
-        own = per_task.unshared_slices(shared, by_task, applied, shapes)
-        return _Combined(weights, first.gradient | {path: leaf + own[path] for path, leaf in joined.items()}, state)
+        private = per_task.unshared_slices(shared, by_task, applied, shapes)
+        gradient = {path: leaf + private[path] for path, leaf in joined.items()}
+        return _Combined(weights, first.gradient | gradient, state)
 
 
 class _Combined(NamedTuple):
@@ -114,25 +135,25 @@ class _Combined(NamedTuple):
 
     weights: jax.Array
     gradient: dict[str, jax.Array]
-    state: Any
+    state: PyTree
 
 
 def _passes(shared: SharedParameters, inputs: StepInputs) -> Callable[[jax.Array], _Pass]:
-    """(cotangents [K] of the losses) -> one pass over all rows. Of a single micro-batch the forward pass is shared."""
+    """(cotangents [K] of the losses) -> one pass over all rows. A single micro-batch has one forward pass for all."""
     objective = inputs.objective
 
-    def pullback_of(micro):
+    def pullback_of(micro: Batch):
         taps = objective.network.taps(inputs.params, micro, shared.taps)
 
         def contributions(trained, taps):
             params = with_leaves(inputs.params, {**inputs.flat, **trained})
             return terms.loss_contributions(
-                objective, params, micro, inputs.hyper, inputs.key, inputs.total, taps, shared.taps
+                objective, params, micro, inputs.hyper, inputs.key, inputs.total, taps=taps, tap_spec=shared.taps
             )
 
         return jax.vjp(contributions, inputs.trained, taps)
 
-    def read(micro, losses, cotangents) -> _Pass:
+    def as_pass(micro: Batch, losses: jax.Array, cotangents) -> _Pass:
         gradient, taps = cotangents
         by_task = per_task.split_by_task(shared, objective.layout, micro, taps)
         stacked = () if shared.twice else shared.owners
@@ -141,55 +162,59 @@ def _passes(shared: SharedParameters, inputs: StepInputs) -> Callable[[jax.Array
     if inputs.batch.tokens.shape[0] == 1:
         micro = jax.tree.map(lambda leaf: leaf[0], inputs.batch)
         losses, pullback = pullback_of(micro)
-        return lambda cotangents: _over_devices(read(micro, losses, pullback(cotangents)), inputs.axis)
+        return lambda cotangents: _over_devices(as_pass(micro, losses, pullback(cotangents)), inputs.axis)
 
     def run(cotangents):
-        def one(micro):
+        def micro_pass(micro: Batch) -> _Pass:
             losses, pullback = pullback_of(micro)
-            return read(micro, losses, pullback(cotangents))
+            return as_pass(micro, losses, pullback(cotangents))
 
-        return _over_devices(_accumulated(one, inputs.batch), inputs.axis)
+        return _over_devices(_accumulated(micro_pass, inputs.batch), inputs.axis)
 
     return run
 
 
 def _products(shared: SharedParameters, inputs: StepInputs, by_task: TaskGradients) -> tuple[jax.Array, jax.Array]:
-    """Products [K, K] of the K gradients over what is shared, and their norms [K]."""
+    """Products [K, K] of the K gradients over the shared parameters, and their norms [K]."""
     products = per_task.gradient_products(shared, by_task)
     if shared.taps.halves == 2:
-        of_half = _half_shares(inputs.objective, inputs.batch, inputs.hyper, inputs.total, inputs.axis)
-        products = products * of_half[0][:, None] * of_half[1][None, :]
+        first, second = _half_factors(inputs)
+        products = products * first[:, None] * second[None, :]
     squares = jnp.maximum(jnp.diagonal(products), 0.0)
     return products, jnp.where(squares > 0, jnp.sqrt(jnp.where(squares > 0, squares, 1.0)), 0.0)
 
 
-def _accumulated(one, batch) -> _Pass:
-    """Sums over micro-batches; tokens stand one after another."""
-    shapes = jax.eval_shape(one, jax.tree.map(lambda leaf: leaf[0], batch))
-    zero = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), _summed(shapes))
+def _accumulated(micro_pass: Callable[[Batch], _Pass], batch: Batch) -> _Pass:
+    """Sums over micro-batches; tokens are concatenated."""
+    shapes = jax.eval_shape(micro_pass, jax.tree.map(lambda leaf: leaf[0], batch))
+    zero = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), _without_tokens(shapes))
 
     def add(carry, micro):
-        found = one(micro)
-        return jax.tree.map(jnp.add, carry, _summed(found)), found.gradients.tokens
+        result = micro_pass(micro)
+        return jax.tree.map(jnp.add, carry, _without_tokens(result)), result.gradients.tokens
 
-    found, tokens = jax.lax.scan(add, zero, batch)
-    tokens = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), tokens)
-    return found._replace(gradients=found.gradients._replace(tokens=tokens))
-
-
-def _summed(found: _Pass) -> _Pass:
-    return found._replace(gradients=found.gradients._replace(tokens=None))
+    total, tokens = jax.lax.scan(add, zero, batch)
+    return _with_tokens(total, jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), tokens))
 
 
-def _over_devices(found: _Pass, axis) -> _Pass:
+def _without_tokens(result: _Pass) -> _Pass:
+    """The part of a pass that can be summed."""
+    return _with_tokens(result, None)
+
+
+def _with_tokens(result: _Pass, tokens: per_task.Tokens | None) -> _Pass:
+    return result._replace(gradients=result.gradients._replace(tokens=tokens))
+
+
+def _over_devices(result: _Pass, axis: str | None) -> _Pass:
     """The pass over the rows of all devices."""
-    tokens = gather(found.gradients.tokens, axis)
-    found = psum(_summed(found), axis)
-    return found._replace(gradients=found.gradients._replace(tokens=tokens))
+    return _with_tokens(psum(_without_tokens(result), axis), gather(result.gradients.tokens, axis))
 
 
-def _of_two(shared: SharedParameters, slices, first: _Pass, second: _Pass, alpha, shapes) -> dict[str, jax.Array]:
-    """Shared slices from the second pass, in which the losses were weighed; the others as they were in the first."""
+def _of_two(
+    shared: SharedParameters, slices: SliceOwners, first: _Pass, second: _Pass, alpha: jax.Array, shapes: FlatParams
+) -> dict[str, jax.Array]:
+    """Shared slices from the second pass, in which the losses were weighted; slices of one task from the first."""
     ones, zero = jnp.ones_like(alpha), jnp.zeros_like(alpha)
     gradient = dict(first.gradient)
     for path, owner in shared.owners.items():
@@ -199,38 +224,36 @@ def _of_two(shared: SharedParameters, slices, first: _Pass, second: _Pass, alpha
                 second.gradients.tokens, per_task.slice_factors(owner, ones, zero), owner, shape
             ) + per_task.token_sum(first.gradients.tokens, per_task.slice_factors(owner, zero, alpha), owner, shape)
             continue
-        own = clipping.scale({path: first.gradient[path]}, slices, jnp.append(alpha, 0.0))[path]
-        used = per_task.shared_slices(owner).reshape(-1, *(1,) * (own.ndim - 1))
-        gradient[path] = jnp.where(used, second.gradient[path], own)
+        private = clipping.scale({path: first.gradient[path]}, slices, jnp.append(alpha, 0.0))[path]
+        is_shared = per_task.shared_slices(owner).reshape(-1, *(1,) * (private.ndim - 1))
+        gradient[path] = jnp.where(is_shared, second.gradient[path], private)
     return gradient
 
 
-def _half_shares(objective, batch, hyper, total, axis) -> jax.Array:
-    """float32[2, K]: what turns the part of a mean over all rows that comes from a half into the mean of the half."""
-    half = batch.tokens.shape[2] // 2
+def _half_factors(inputs: StepInputs) -> jax.Array:
+    """float32 [2, K]: factors that turn what a half adds to a mean over all rows into the mean over that half."""
+    half = inputs.batch.tokens.shape[2] // 2
 
-    def of_rows(rows):
-        def labels_of(micro):
-            labels = {
-                name: {key: leaf[:, rows] for key, leaf in of_task.items()} for name, of_task in micro.labels.items()
-            }
-            return terms.loss_denominators(objective, micro._replace(labels=labels), hyper)
+    def count_rows(rows: slice) -> jax.Array:
+        def count(micro: Batch) -> jax.Array:
+            labels = jax.tree.map(lambda leaf: leaf[:, rows], micro.labels)
+            return terms.loss_denominators(inputs.objective, micro._replace(labels=labels), inputs.hyper)
 
-        return psum(jax.vmap(labels_of)(batch).sum(axis=0), axis)
+        return psum(jax.vmap(count)(inputs.batch).sum(axis=0), inputs.axis)
 
-    counts = jnp.stack([of_rows(slice(None, half)), of_rows(slice(half, None))])
-    return jnp.where(counts > 0, total[None] / jnp.where(counts > 0, counts, 1.0), 0.0)
+    counts = jnp.stack([count_rows(slice(None, half)), count_rows(slice(half, None))])
+    return jnp.where(counts > 0, inputs.total[None] / jnp.where(counts > 0, counts, 1.0), 0.0)
 
 
 def batch_refusal(shared: SharedParameters, rows: int, accumulate: int, placement: str) -> str | None:
-    """What the batches of a config do not allow, as a sentence; None where all is well."""
+    """What is wrong with the batches of a config, as a sentence; None where nothing is."""
     if shared.taps.halves == 2 and rows % 2:
         return f"config.data.rows_per_block: {rows} rows cannot be split in two halves, which this aggregation needs"
     if shared.taps.halves == 2 and shared.level == "representation":
-        return "config.aggregation.level: two halves of a batch have no representation in common; take 'parameters'"
+        return "config.aggregation.level: the halves of a batch have no common representation; take 'parameters'"
     if shared.gradient_storage == "layers" and (accumulate > 1 or placement == "pmap"):
         return (
-            "config.aggregation.gradient_storage: 'layers' sees the products of one batch on one program only, not "
-            "their sums over micro-batches (config.training.grad_accum_steps) or pmap; take 'copies'"
+            "config.aggregation.gradient_storage: 'layers' needs the products of one batch in one program, not sums "
+            "over micro-batches (config.training.grad_accum_steps) or pmap; take 'copies'"
         )
     return None

@@ -6,8 +6,7 @@ Three implementations: `joint` (one pass over the weighted sum), `aggregated` (K
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -15,25 +14,26 @@ import jax.numpy as jnp
 from mtl_jax.balancing.loss_weights import LossWeights
 from mtl_jax.data.batch import Batch
 from mtl_jax.training.hyperparameters import Hyperparameters
-from mtl_jax.training.objective import FlatParams, Objective
+from mtl_jax.training.objective import FlatParams, Objective, Params
+from mtl_jax.training.parameter_paths import PyTree
 
 
 class Balance(NamedTuple):
-    """What balancing carries from step to step.
+    """The state of balancing, carried from step to step.
 
     loss_weights, aggregation   states of the methods; () without an aggregation
     losses_after  float32[K], losses of the last batch after its update, where the loss weights need them, else None
     scores        float32[K], last scores on dev, NaN before the first, where the loss weights need them, else None
     """
 
-    loss_weights: Any
-    aggregation: Any
+    loss_weights: PyTree
+    aggregation: PyTree
     losses_after: jax.Array | None
     scores: jax.Array | None
 
 
 class StepInputs(NamedTuple):
-    """What every part of one step reads.
+    """The inputs of every part of one step.
 
     objective  static
     params     {path of layer: leaves [O, ...], "heads": {task: leaves}} before the step
@@ -51,7 +51,7 @@ class StepInputs(NamedTuple):
     """
 
     objective: Objective
-    params: Mapping[str, Any]
+    params: Params
     flat: FlatParams
     trained: FlatParams
     anchor: FlatParams
@@ -66,12 +66,12 @@ class StepInputs(NamedTuple):
 
 
 class DataStep(NamedTuple):
-    """What the data say in one step.
+    """Losses and gradient of the data in one step.
 
     losses    float32 [K], means over the labelled examples of each task
     alpha     float32 [K], weights α_k, with `tasks.*.weight`
-    extra     float32 scalar, what is added to Σ α_k·L_k: of the loss weights, and auxiliary losses
-    gradient  {path: leaf} of the trained leaves, λ·∇Ω not among it
+    extra     float32 scalar, terms in addition to Σ α_k·L_k: of the loss weights, and auxiliary losses
+    gradient  {path: leaf} of the trained leaves, without λ·∇Ω
     balance   for the next step
     present   bool [K], tasks that took part
     metrics   further ones by name
@@ -83,7 +83,7 @@ class DataStep(NamedTuple):
     gradient: dict[str, jax.Array]
     balance: Balance
     present: jax.Array
-    metrics: dict[str, Any]
+    metrics: dict[str, PyTree]
 
 
 class DataGradient(Protocol):
@@ -95,7 +95,7 @@ class DataGradient(Protocol):
 
 
 def initial_balance(
-    method: LossWeights, tasks: int, shared: FlatParams | None = None, aggregation: Any = ()
+    method: LossWeights, tasks: int, shared: FlatParams | None = None, aggregation: PyTree = ()
 ) -> Balance:
     """The balance before the first step. `shared`: leaves that the K gradients belong to, by path."""
     return Balance(

@@ -7,36 +7,43 @@ this is MAML; with the head alone in it, ANIL (Raghu et al. 2020).
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+
+from mtl_jax.training.parameter_paths import PyTree
 
 Loss = Callable[..., jax.Array]  # (fast, slow, number of the inner step: int32 scalar) -> scalar
 
 
 class MetaGradient(NamedTuple):
-    """What one task gives to the outer step.
+    """Losses and gradient of one task for the outer step.
 
     loss    scalar: of the query after adaptation (MAML), or the mean over the inner steps (Reptile)
-    before  scalar: the loss of the first inner step, before anything was adapted; NaN without inner steps
+    loss_before  scalar: the loss of the first inner step, before anything was adapted; NaN without inner steps
     fast, slow  the gradients
     """
 
     loss: jax.Array
     loss_before: jax.Array
-    fast: Any
-    slow: Any
+    fast: PyTree
+    slow: PyTree
 
 
 def adapt(
-    loss: Loss, fast: Any, slow: Any, rate: jax.Array, steps: int, reduce: Callable[[Any], Any] = lambda tree: tree
-) -> tuple[Any, Any, jax.Array]:
+    loss: Loss,
+    fast: PyTree,
+    slow: PyTree,
+    rate: jax.Array,
+    steps: int,
+    reduce: Callable[[PyTree], PyTree] = lambda tree: tree,
+) -> tuple[PyTree, PyTree, jax.Array]:
     """Gradient descent from i = 0 to `steps` − 1: fast_{i+1} = fast_i − rate · ∇_fast loss(fast_i, slow, i).
 
     Args:
       loss: of the inner steps.
-      fast, slow: where it begins.
+      fast, slow: initial values.
       rate: scalar, may be traced.
       steps: static.
       reduce: from (loss, gradient) on one device to those of all.
@@ -58,14 +65,14 @@ def adapt(
 
 def maml(
     support: Loss,
-    query: Callable[[Any, Any], jax.Array],
-    fast: Any,
-    slow: Any,
+    query: Callable[[PyTree, PyTree], jax.Array],
+    fast: PyTree,
+    slow: PyTree,
     rate: jax.Array,
     steps: int,
     *,
     first_order: bool = False,
-    reduce: Callable[[Any], Any] = lambda tree: tree,
+    reduce: Callable[[PyTree], PyTree] = lambda tree: tree,
 ) -> MetaGradient:
     """∇ query(Θ'(Θ)), where Θ' is Θ after inner steps on `support` (Finn et al. 2017, eq. 1).
 
@@ -90,17 +97,22 @@ def maml(
 
 
 def reptile(
-    loss: Loss, fast: Any, slow: Any, rate: jax.Array, steps: int, reduce: Callable[[Any], Any] = lambda tree: tree
+    loss: Loss,
+    fast: PyTree,
+    slow: PyTree,
+    rate: jax.Array,
+    steps: int,
+    reduce: Callable[[PyTree], PyTree] = lambda tree: tree,
 ) -> MetaGradient:
     """(Θ − Θ') / rate with Θ' after inner steps on a minibatch each (Nichol et al. 2018, algorithm 1 and section 3).
 
-    It is formed as the sum of the inner gradients, which is the same and holds for a rate of 0 too. What does not adapt
-    gets no gradient.
+    Computed as the sum of the inner gradients, which is equal and defined for a rate of 0 too. Parameters that do not
+    adapt get no gradient.
     """
     _, total, losses = adapt(loss, fast, slow, rate, steps, reduce)
     return _meta((losses.mean(), (total, jax.tree.map(jnp.zeros_like, slow))), losses)
 
 
-def _meta(found, losses) -> MetaGradient:
-    value, (fast, slow) = found
+def _meta(value_and_gradients: tuple[jax.Array, tuple[PyTree, PyTree]], losses: jax.Array) -> MetaGradient:
+    value, (fast, slow) = value_and_gradients
     return MetaGradient(value, losses[0] if losses.size else jnp.full_like(value, jnp.nan), fast, slow)

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from mtl_jax.balancing.loss_weights import LossWeights
+from mtl_jax.data.batch import Batch
 from mtl_jax.training import objective as terms
 from mtl_jax.training.collectives import psum
 from mtl_jax.training.gradients.base import Balance, DataStep, StepInputs, initial_balance
@@ -18,7 +19,7 @@ from mtl_jax.training.parameter_paths import with_leaves
 
 
 class JointGradient(NamedTuple):
-    """loss_weights: (**traced options) -> the method."""
+    """One backward pass over the weighted sum. loss_weights: (**traced options) -> the method."""
 
     loss_weights: Callable[..., LossWeights]
 
@@ -31,7 +32,7 @@ class JointGradient(NamedTuple):
         """See `base.DataGradient`; of several micro-batches the gradients are summed in a scan."""
         method, batch = self.loss_weights(**inputs.hyper.loss_weights), inputs.batch
         present = inputs.total > 0
-        names, factors, contributions = _contributions(inputs)
+        names, factors, contributions = _terms(inputs)
 
         def apply(weighted, sums, gradient):
             losses, auxiliary = psum(sums, inputs.axis)
@@ -47,7 +48,7 @@ class JointGradient(NamedTuple):
             (gradient,) = pullback((weighted.applied, factors))
             return apply(weighted, sums, gradient)
 
-        # α may depend on the losses of the whole step, so these come first where the method asks for them
+        # α may depend on the losses of all micro-batches, so these come first where the method needs them
         losses = mean_losses(inputs, inputs.params) if method.needs_losses else jnp.zeros_like(inputs.total)
         weighted = weigh_losses(method, inputs, losses, present)
 
@@ -61,15 +62,24 @@ class JointGradient(NamedTuple):
         return apply(weighted, sums, gradient)
 
 
-def _contributions(inputs: StepInputs):
-    """Names of the A auxiliary losses, their factors [A], and (trained, micro-batch) -> its part of losses [K], [A]."""
+class _Terms(NamedTuple):
+    """names of the A auxiliary losses, their factors float32 [A], and (trained leaves, micro-batch) -> what it adds to
+    the losses [K] and [A].
+    """
+
+    names: tuple[str, ...]
+    factors: jax.Array
+    contributions: Callable[[FlatParams, Batch], tuple[jax.Array, jax.Array]]
+
+
+def _terms(inputs: StepInputs) -> _Terms:
     objective, hyper, names = inputs.objective, inputs.hyper, inputs.objective.auxiliary
     factors = jnp.stack([hyper.auxiliary[name] for name in names]) if names else jnp.zeros((0,))
     counts = jax.vmap(lambda micro: terms.auxiliary_denominators(objective, micro))(inputs.batch).sum(axis=0)
     totals = terms.Denominators(inputs.total, psum(counts, inputs.axis))
 
-    def contributions(trained, micro):
+    def contributions(trained: FlatParams, micro: Batch) -> tuple[jax.Array, jax.Array]:
         params = with_leaves(inputs.params, {**inputs.flat, **trained})
-        return terms.contributions(objective, params, micro, hyper, inputs.key, totals, inputs.progress)
+        return terms.contributions(objective, params, micro, hyper, inputs.key, totals=totals, progress=inputs.progress)
 
-    return names, factors, contributions
+    return _Terms(names, factors, contributions)

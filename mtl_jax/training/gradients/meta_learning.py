@@ -1,14 +1,14 @@
-"""The gradient of the data where it is found by meta-learning: each task adapts by itself, on part of its examples.
+"""The data gradient of meta-learning: each task adapts separately, on part of its examples.
 
-1. The examples of a batch are split by a key of (run, step, data set, record), so that examples of one record, wherever
-   they were packed, stand on one side. A side is a mask on labels: examples of a row do not see each other.
-2. In turns, each task of the step takes some steps of gradient descent from Θ, and gives a loss and a gradient.
-3. The gradients are weighed by α and added up; clipping, λ·Ω and the optimizer follow in the step.
+1. The examples of a batch are split by a key of (run, step, data set, record): all examples of a record are on the same
+   side, wherever they were packed. A side is a mask on labels: examples in a row do not see each other.
+2. Sequentially, each task of the step takes some steps of gradient descent from Θ, and gives a loss and a gradient.
+3. The gradients are weighted by α and added up; clipping, λ·Ω and the optimizer follow in the step.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import jax
@@ -32,11 +32,11 @@ class MetaSpec(NamedTuple):
 
     method   "maml" | "fomaml" | "reptile"
     steps    of the inner loop
-    support_fraction  fraction of the examples that the inner loop of MAML sees
-    tasks_per_step    tasks of a step, drawn anew each time
+    support_fraction  fraction of the examples for the inner loop of MAML
+    tasks_per_step    number of tasks in a step, drawn anew each time
     adapts   trained paths that the inner loop moves
-    zeroed   those of them that it starts from zero
-    view     the objective over what one task reads, in the layout of `task_view_layout`
+    zeroed   those of them that start from zero
+    view     the objective over the blocks of one task, in the layout of `task_view_layout`
     records  int32 [data sets, examples]: the record of each example of train; None where each example is a record
     """
 
@@ -51,19 +51,19 @@ class MetaSpec(NamedTuple):
 
 
 def task_view_layout(layout: BatchLayout) -> BatchLayout:
-    """The layout of `task_view`: each task has a data set of its own, of which its blocks may hold any."""
+    """The layout of `task_view`: a separate data set for each task, and blocks that may hold any of them."""
     tasks = tuple(range(len(layout.tasks)))
     blocks = len(layout.reads(layout.tasks[0]))
     return BatchLayout(tuple(layout.datasets[d] for d in layout.dataset_of), layout.tasks, tasks, (tasks,) * blocks)
 
 
 def task_view(layout: BatchLayout, batch: Batch, task: jax.Array) -> Batch:
-    """The blocks that task number `task` (traced) reads, leaves [P, R, ...]; labels are those of all tasks."""
+    """The blocks of task number `task` (traced), leaves [P, R, ...]; labels are those of all tasks."""
     if all(len(names) == 1 for names in layout.candidates):
         block = jnp.asarray(np.asarray([layout.reads(name) for name in layout.tasks]))[task]  # [P]
         rows = jax.tree.map(lambda leaf: jnp.asarray(leaf)[block], batch._replace(labels={}))
         batch = rows._replace(labels=batch.labels)
-    # where data sets are drawn, blocks of others come along; no label in them counts
+    # where data sets are drawn, blocks of other data sets remain, without labels that count
     return batch._replace(dataset=jnp.full(batch.dataset.shape, task, jnp.int32))
 
 
@@ -79,35 +79,37 @@ def assign_split(layout: BatchLayout, records: np.ndarray | None, batch: Batch, 
     names = jnp.asarray(np.asarray([name_key(name) for name in layout.datasets], np.uint32))
     key = jax.random.fold_in(key, name_key("sides"))
 
-    def one(dataset, example):
+    def draw(dataset: jax.Array, example: jax.Array) -> jax.Array:
         record = example if records is None else jnp.asarray(records)[dataset, example]
-        own = jax.random.fold_in(jax.random.fold_in(key, names[dataset]), record.astype(jnp.uint32))
-        return jax.random.uniform(own, (), jnp.float32)
+        record_key = jax.random.fold_in(jax.random.fold_in(key, names[dataset]), record.astype(jnp.uint32))
+        return jax.random.uniform(record_key, (), jnp.float32)
 
     dataset = jnp.broadcast_to(batch.dataset[..., None, None], batch.example.shape)
-    found = jax.vmap(one)(dataset.reshape(-1), jnp.maximum(batch.example, 0).reshape(-1))
-    return found.reshape(batch.example.shape)
+    numbers = jax.vmap(draw)(dataset.reshape(-1), jnp.maximum(batch.example, 0).reshape(-1))
+    return numbers.reshape(batch.example.shape)
 
 
-def mask_labels(layout: BatchLayout, batch: Batch, number: jax.Array, low, high) -> Batch:
+def mask_labels(
+    layout: BatchLayout, batch: Batch, number: jax.Array, low: jax.Array | float, high: jax.Array | float
+) -> Batch:
     """The batch with the labels of those examples whose `number` [A, B, R, E] is in [low, high); bounds may be traced.
 
     `batch` has leaves [A, B, R, ...].
     """
-    kept = (number >= low) & (number < high)
+    chosen = (number >= low) & (number < high)
 
-    def masked(name, labels):
-        mine = kept[:, np.asarray(layout.reads(name))]
+    def masked(name: str, labels: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+        of_task = chosen[:, np.asarray(layout.reads(name))]
         if "slot" in labels:
-            mine = jnp.take_along_axis(mine, labels["slot"], axis=-1)
-        masks = {field: labels[field] & mine for field in ("mask", "teacher_mask") if field in labels}
+            of_task = jnp.take_along_axis(of_task, labels["slot"], axis=-1)
+        masks = {field: labels[field] & of_task for field in ("mask", "teacher_mask") if field in labels}
         return {**labels, **masks}
 
     return batch._replace(labels={name: masked(name, labels) for name, labels in batch.labels.items()})
 
 
 class MetaLearningGradient(NamedTuple):
-    """loss_weights: (**traced options) -> the method; meta: what is static."""
+    """loss_weights: (**traced options) -> the method; meta: static settings."""
 
     loss_weights: Callable[..., LossWeights]
     meta: MetaSpec
@@ -118,7 +120,7 @@ class MetaLearningGradient(NamedTuple):
         return initial_balance(self.loss_weights(), tasks)
 
     def update(self, inputs: StepInputs) -> DataStep:
-        """See `base.DataGradient`. Losses are those of the query after adaptation; of Reptile the mean of the inner
+        """See `base.DataGradient`. Losses are those of the query after adaptation; for Reptile the mean over the inner
         steps. present: tasks of this step that have query examples. metrics: {"support": [K], loss of the first inner
         step}.
         """
@@ -134,7 +136,7 @@ class MetaLearningGradient(NamedTuple):
             return jnp.zeros((count,), jnp.float32).at[chosen].set(values)
 
         method = self.loss_weights(**inputs.hyper.loss_weights)
-        if method.needs_losses:  # α depends on the losses of all tasks: their gradients are held
+        if method.needs_losses:  # α depends on the losses of all tasks: all gradients are in memory
             results = jax.lax.map(adapted, chosen)
             losses, before = by_task(results.loss), results.loss_before
             weighted = weigh_losses(method, inputs, losses, present)
@@ -160,10 +162,10 @@ def _scaled(result: inner_loop.MetaGradient, alpha: jax.Array) -> dict[str, jax.
     return jax.tree.map(lambda leaf: alpha * leaf, {**result.fast, **result.slow})
 
 
-def _adaptation(own: MetaSpec, inputs: StepInputs) -> tuple[Callable[[jax.Array], inner_loop.MetaGradient], jax.Array]:
+def _adaptation(meta: MetaSpec, inputs: StepInputs) -> tuple[Callable[[jax.Array], inner_loop.MetaGradient], jax.Array]:
     """(number of a task) -> its loss and gradient after adaptation; and the query examples of each task, [K]."""
     objective, hyper, key, axis = inputs.objective, inputs.hyper, inputs.key, inputs.axis
-    number = assign_split(objective.layout, own.records, inputs.batch, key)
+    number = assign_split(objective.layout, meta.records, inputs.batch, key)
 
     def side(low, high):
         part = mask_labels(objective.layout, inputs.batch, number, low, high)
@@ -171,15 +173,16 @@ def _adaptation(own: MetaSpec, inputs: StepInputs) -> tuple[Callable[[jax.Array]
             jax.vmap(lambda micro: terms.loss_denominators(objective, micro, hyper))(part).sum(axis=0), axis
         )
 
-    start = {path: jnp.zeros_like(leaf) if path in own.zeroed else leaf for path, leaf in inputs.trained.items()}
-    fast = {path: leaf for path, leaf in start.items() if path in own.adapts}
-    slow = {path: leaf for path, leaf in start.items() if path not in own.adapts}
+    start = {path: jnp.zeros_like(leaf) if path in meta.zeroed else leaf for path, leaf in inputs.trained.items()}
+    fast = {path: leaf for path, leaf in start.items() if path in meta.adapts}
+    slow = {path: leaf for path, leaf in start.items() if path not in meta.adapts}
     inner = jax.random.fold_in(key, name_key("inner"))
 
     def loss(task, sided, key, fast, slow):
         part, counted = sided
         params = with_leaves(inputs.params, {**inputs.flat, **fast, **slow})
-        total = _over_micro_batches(lambda micro: _task_loss(own, objective, params, micro, hyper, key, task), part)
+        inner_inputs = inputs._replace(params=params, key=key)
+        total = _over_micro_batches(lambda micro: _task_loss(meta, inner_inputs, micro, task), part)
         return total / jnp.where(counted[task] > 0, counted[task], 1.0)
 
     def reduce(tree):
@@ -187,10 +190,10 @@ def _adaptation(own: MetaSpec, inputs: StepInputs) -> tuple[Callable[[jax.Array]
 
     def reptile(task):
         def minibatch(fast, slow, i):
-            low = i.astype(jnp.float32) / own.steps
-            return loss(task, side(low, low + 1.0 / own.steps), jax.random.fold_in(inner, i), fast, slow)
+            low = i.astype(jnp.float32) / meta.steps
+            return loss(task, side(low, low + 1.0 / meta.steps), jax.random.fold_in(inner, i), fast, slow)
 
-        return inner_loop.reptile(minibatch, fast, slow, hyper.inner_learning_rate, own.steps, reduce)
+        return inner_loop.reptile(minibatch, fast, slow, hyper.inner_learning_rate, meta.steps, reduce)
 
     def maml(task):
         return inner_loop.maml(
@@ -199,38 +202,40 @@ def _adaptation(own: MetaSpec, inputs: StepInputs) -> tuple[Callable[[jax.Array]
             fast,
             slow,
             hyper.inner_learning_rate,
-            own.steps,
-            first_order=own.method == "fomaml",
+            meta.steps,
+            first_order=meta.method == "fomaml",
             reduce=reduce,
         )
 
-    if own.method == "reptile":
+    if meta.method == "reptile":
         return reptile, side(0.0, 1.0)[1]
-    support, query = side(0.0, own.support_fraction), side(own.support_fraction, 1.0)
+    support, query = side(0.0, meta.support_fraction), side(meta.support_fraction, 1.0)
     return maml, query[1]
 
 
-def _over_micro_batches(loss, batch):
-    """Σ loss over the leading axis; of several micro-batches the activations of one are held at a time."""
+def _over_micro_batches(loss: Callable[[Batch], jax.Array], batch: Batch) -> jax.Array:
+    """Σ loss over the leading axis; of several micro-batches the activations of one are in memory at a time."""
     if batch.tokens.shape[0] == 1:
         return loss(jax.tree.map(lambda leaf: leaf[0], batch))
     return jax.lax.map(jax.checkpoint(loss), batch).sum()
 
 
-def _task_loss(meta: MetaSpec, whole: Objective, params, micro, hyper, key, task) -> jax.Array:
-    """Σ loss of task number `task` (traced) over the rows that it reads; `micro` has leaves [B, R, ...]."""
-    objective = meta.view
-    seen = task_view(whole.layout, micro, task)
+def _task_loss(meta: MetaSpec, inputs: StepInputs, micro: Batch, task: jax.Array) -> jax.Array:
+    """Σ loss of task number `task` (traced) over its rows, with the parameters and the key of `inputs`; `micro` has
+    leaves [B, R, ...].
+    """
+    objective, params, hyper = meta.view, inputs.params, inputs.hyper
+    task_batch = task_view(inputs.objective.layout, micro, task)
     dropout = terms.dropout_rates(objective, hyper)
-    hidden = objective.network.apply(params, seen, dropout, key).hidden
+    hidden = objective.network.apply(params, task_batch, dropout, inputs.key).hidden
 
-    def of(name):
-        def branch(hidden):
-            head, labels = params["heads"][name], terms.join_blocks(seen.labels[name])
-            read = terms.features(seen, objective.layout, name, hidden[name], dropout, key)
-            scores = objective.tasks[name].logits(head, read, labels)
-            return terms.loss_sum(objective, name, params, seen, hyper, scores)
+    def branch(name: str) -> Callable[[dict[str, jax.Array]], jax.Array]:
+        def loss(hidden):
+            head, labels = params["heads"][name], terms.join_blocks(task_batch.labels[name])
+            features = terms.features(task_batch, objective.layout, name, hidden[name], dropout, inputs.key)
+            scores = objective.tasks[name].logits(head, features, labels)
+            return terms.loss_sum(objective, name, params, task_batch, hyper, scores)
 
-        return branch
+        return loss
 
-    return jax.lax.switch(task, [of(name) for name in objective.tasks], hidden)
+    return jax.lax.switch(task, [branch(name) for name in objective.tasks], hidden)

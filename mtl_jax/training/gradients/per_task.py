@@ -1,13 +1,13 @@
-"""Gradients of the K losses over shared parameters, kept apart in one backward pass: products, weighted sums.
+"""Gradients of the K losses over shared parameters, split by task in one backward pass: products, weighted sums.
 
-Two forms. Leaves have [K, ...]: of each task the gradient of the slice that it uses. The word vectors stay (token,
-gradient) pairs of each stream, from which products and the sum are formed without K copies of the table.
+Two forms. Leaves have shape [K, ...]: for each task the gradient of the slice that it uses. For word vectors these are
+(token, gradient) pairs of each stream, from which products and sums are computed without K copies of the table.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,15 +18,16 @@ from mtl_jax.models.ownership import owner_count, sole_tasks
 from mtl_jax.models.streams import stream_entries
 from mtl_jax.models.taps import Taps, TapSpec
 from mtl_jax.sharing.gram import inner_products
+from mtl_jax.training.objective import FlatParams
 
 EMBEDDING_TABLE = "embed/word/embedding"
 _HIGHEST = jax.lax.Precision.HIGHEST
 
 
 class SharedParameters(NamedTuple):
-    """What several tasks share and how their gradients over it are told apart; static.
+    """Parameters that several tasks share, and how their gradients are split by task; static.
 
-    taps    what is tapped in the network
+    taps    taps in the network
     owners  {path of leaf: owner of each task}, of all shared leaves that are trained
     level   "parameters" | "representation", see `config.sections.Aggregation`
     gradient_storage  "copies" | "layers"
@@ -39,12 +40,12 @@ class SharedParameters(NamedTuple):
 
     @property
     def twice(self) -> bool:
-        """Whether the combined gradient comes from a second pass, since the K gradients are never held."""
+        """Whether the combined gradient comes from a second pass, since the K gradients are never in memory."""
         return self.level == "representation" or self.gradient_storage == "layers"
 
 
 class Tokens(NamedTuple):
-    """Gradients of looked-up word vectors, by stream: n texts, each read by s streams.
+    """Gradients of looked-up word vectors, by stream: n blocks, each read by s streams.
 
     ids      int32[n, R·T]
     values   float32[n, s, R·T, D]
@@ -57,8 +58,11 @@ class Tokens(NamedTuple):
 
 
 class TaskGradients(NamedTuple):
-    """leaves {path: float32[K, ...]}, in halves [2, K, ...], whose sum is the gradient; tokens; gram [K, K] of what
-    is not held (of halves: entry (i, j) = first half of i · second half of j).
+    """Gradients over the shared parameters.
+
+    leaves  {path: float32 [K, ...]}, with halves [2, K, ...], whose sum is the gradient
+    tokens  of the word vectors
+    gram    [K, K] of leaves that are not stored; with halves entry (i, j) = first half of i · second half of j
     """
 
     leaves: Mapping[str, jax.Array]
@@ -69,30 +73,30 @@ class TaskGradients(NamedTuple):
 def shared_parameters(
     trained: tuple[str, ...], owners: Mapping[str, tuple[int, ...]], level: str, gradient_storage: str, halves: int
 ) -> SharedParameters | None:
-    """The trained leaves of which some slice has several tasks. None where there is none."""
-    found = {
+    """The trained leaves of which several tasks use a slice. None where there is none."""
+    owner_of = {
         path: owners[layer]
         for path in trained
         if (layer := path.split("/")[0]) != "heads" and None in sole_tasks(owners[layer])
     }
-    if not found:
+    if not owner_of:
         return None
     layers: dict[str, tuple[str, ...]] = {}
     if level == "representation":
-        # streams part above the last layer that all share; what lies below is pulled back once
+        # streams split above the last layer that all share; the layers below are pulled back once
         common = [layer for layer, owner in owners.items() if owner_count(owner) == 1]
         return (
-            SharedParameters(TapSpec({}, hidden_at=common[-1], halves=halves), found, level, gradient_storage)
+            SharedParameters(TapSpec({}, hidden_at=common[-1], halves=halves), owner_of, level, gradient_storage)
             if common
             else None
         )
-    for path in found:
+    for path in owner_of:
         layer, leaf = path.split("/", 1)
         layers[layer] = (*layers.get(layer, ()), *([leaf] if path != EMBEDDING_TABLE else []))
-    if EMBEDDING_TABLE in found:
+    if EMBEDDING_TABLE in owner_of:
         layers.setdefault("embed", ())
-    spec = TapSpec(layers, products=gradient_storage == "layers", tokens=EMBEDDING_TABLE in found, halves=halves)
-    return SharedParameters(spec, found, level, gradient_storage)
+    spec = TapSpec(layers, products=gradient_storage == "layers", tokens=EMBEDDING_TABLE in owner_of, halves=halves)
+    return SharedParameters(spec, owner_of, level, gradient_storage)
 
 
 def split_by_task(shared: SharedParameters, layout: BatchLayout, batch: Batch, cotangents: Taps) -> TaskGradients:
@@ -126,17 +130,17 @@ def gradient_products(shared: SharedParameters, gradients: TaskGradients) -> jax
         if halves == 2:
             first, second = leaf[0], leaf[1]
             axes = tuple(range(1, first.ndim))
-            found = jnp.tensordot(first, second, (axes, axes), precision=_HIGHEST)
+            product = jnp.tensordot(first, second, (axes, axes), precision=_HIGHEST)
         else:
-            found = inner_products(leaf)
-        total = total + found * _same_owner(shared.owners[path])
+            product = inner_products(leaf)
+        total = total + product * _same_owner(shared.owners[path])
     if gradients.tokens is not None:
         total = total + _token_products(gradients.tokens, halves) * _same_owner(shared.owners[EMBEDDING_TABLE])
     return total
 
 
 def combine_gradients(
-    shared: SharedParameters, gradients: TaskGradients, weights: jax.Array, alpha: jax.Array, shapes: Mapping[str, Any]
+    shared: SharedParameters, gradients: TaskGradients, weights: jax.Array, alpha: jax.Array, shapes: FlatParams
 ) -> dict[str, jax.Array]:
     """{path: [O, ...]}: Σ_k weights_k g_k in slices that several tasks share, α_k g_k in those of one task."""
     flat = {}
@@ -144,7 +148,7 @@ def combine_gradients(
         leaf = leaf.sum(axis=0) if shared.taps.halves == 2 else leaf
         owner = shared.owners[path]
         by_slice = _one_hot(owner) * slice_factors(owner, weights, alpha)[:, None]  # [K, O]
-        used = jnp.where(_of(by_slice.any(axis=1), leaf), leaf, 0.0)  # weight 0: though it were not finite
+        used = jnp.where(_like(by_slice.any(axis=1), leaf), leaf, 0.0)  # with weight 0 not even NaN counts
         flat[path] = jnp.tensordot(by_slice.T, used, 1, precision=_HIGHEST)
     if gradients.tokens is not None:
         owner = shared.owners[EMBEDDING_TABLE]
@@ -154,19 +158,17 @@ def combine_gradients(
     return flat
 
 
-def token_sum(tokens: Tokens, by_task: jax.Array, owner: tuple[int, ...], shape) -> jax.Array:
-    """[O, V, D]: the gradients of the tokens, times the factor `mixes_by_task` [K], in the rows of the table."""
+def token_sum(tokens: Tokens, by_task: jax.Array, owner: tuple[int, ...], shape: tuple[int, ...]) -> jax.Array:
+    """[O, V, D]: the gradients of the tokens times the factors `by_task` [K], added up in the rows of the table."""
     factor = (tokens.task_of @ by_task)[..., None, None]
     values = jnp.where(factor != 0, tokens.values, 0.0) * factor
-    if shape[0] == 1:  # of one slice: streams of one text are added before they are scattered
+    if shape[0] == 1:  # one slice: the streams of a block are added before they are scattered
         return jnp.zeros(shape).at[0, tokens.ids].add(values.sum(axis=1))
     slices = (tokens.task_of @ jnp.asarray(owner, jnp.float32)).astype(jnp.int32)
     return jnp.zeros(shape).at[slices[..., None], tokens.ids[:, None]].add(values)
 
 
-def dense_gradients(
-    shared: SharedParameters, gradients: TaskGradients, shapes: Mapping[str, Any]
-) -> dict[str, jax.Array]:
+def dense_gradients(shared: SharedParameters, gradients: TaskGradients, shapes: FlatParams) -> dict[str, jax.Array]:
     """{path: [K, O, ...]}, zero in slices that are not shared: for methods that read each parameter. K copies."""
     count = task_count(shared)
     flat = {}
@@ -175,11 +177,14 @@ def dense_gradients(
         flat[path] = leaf[:, None] * mask.reshape(*mask.shape, *(1,) * (leaf.ndim - 1))
     if gradients.tokens is not None:
         owner = shared.owners[EMBEDDING_TABLE]
-        kept = jnp.asarray(shared_slices(owner)[np.asarray(owner)], jnp.float32)
+        is_shared = jnp.asarray(shared_slices(owner)[np.asarray(owner)], jnp.float32)
         flat[EMBEDDING_TABLE] = jnp.stack(
             [
                 token_sum(
-                    gradients.tokens, kept * np.eye(count, dtype=np.float32)[k], owner, shapes[EMBEDDING_TABLE].shape
+                    gradients.tokens,
+                    is_shared * np.eye(count, dtype=np.float32)[k],
+                    owner,
+                    shapes[EMBEDDING_TABLE].shape,
                 )
                 for k in range(count)
             ]
@@ -188,9 +193,9 @@ def dense_gradients(
 
 
 def unshared_slices(
-    shared: SharedParameters, gradients: TaskGradients, alpha: jax.Array, shapes
+    shared: SharedParameters, gradients: TaskGradients, alpha: jax.Array, shapes: FlatParams
 ) -> dict[str, jax.Array]:
-    """What `combine_gradients` gives for slices of one task; zero in shared ones."""
+    """`combine_gradients` in slices of one task, zero in shared slices."""
     return combine_gradients(shared, gradients, jnp.zeros_like(alpha), alpha, shapes)
 
 
@@ -200,17 +205,17 @@ def shared_slices(owner: tuple[int, ...]) -> np.ndarray:
 
 
 def slice_factors(owner: tuple[int, ...], weights: jax.Array, alpha: jax.Array) -> jax.Array:
-    """[K]: the weight of each task where its slice is shared, else its α."""
+    """float32 [K]: the weight of each task where its slice is shared, else its α."""
     return jnp.where(shared_slices(owner)[np.asarray(owner)], weights, alpha)
 
 
 def task_count(shared: SharedParameters) -> int:
-    """K."""
+    """The number of tasks K."""
     return len(next(iter(shared.owners.values())))
 
 
-def _task_of(layout: BatchLayout, batch: Batch):
-    """[M, K] one-hot: whose stream each (block, slot) is. numpy where it is known beforehand."""
+def _task_of(layout: BatchLayout, batch: Batch) -> np.ndarray | jax.Array:
+    """[M, K] one-hot: the task of each stream (block, slot). numpy where it does not depend on the batch."""
     count, static = len(layout.tasks), all(len(candidates) == 1 for candidates in layout.candidates)
     rows = []
     for block, slot in stream_entries(layout):
@@ -222,7 +227,7 @@ def _task_of(layout: BatchLayout, batch: Batch):
     return np.stack(rows) if static else jnp.stack(rows)
 
 
-def _by_task(value: jax.Array, task_of, halves: int) -> jax.Array:
+def _by_task(value: jax.Array, task_of: np.ndarray | jax.Array, halves: int) -> jax.Array:
     """[M · halves, ...] by stream to [K, ...] or [2, K, ...] by task."""
     value = value.reshape(-1, halves, *value.shape[1:])
     if isinstance(task_of, np.ndarray) and task_of.sum(axis=0).max() == 1 and task_of.sum(axis=0).min() == 1:
@@ -233,7 +238,7 @@ def _by_task(value: jax.Array, task_of, halves: int) -> jax.Array:
     return jnp.swapaxes(value, 0, 1) if halves == 2 else value[:, 0]
 
 
-def _by_task_products(entry_products: jax.Array, task_of, halves: int) -> jax.Array:
+def _by_task_products(entry_products: jax.Array, task_of: np.ndarray | jax.Array, halves: int) -> jax.Array:
     """[M · halves, M · halves] between streams to [K, K] between tasks."""
     task_of = jnp.asarray(task_of)
     if halves == 2:
@@ -243,7 +248,7 @@ def _by_task_products(entry_products: jax.Array, task_of, halves: int) -> jax.Ar
 
 
 def _within_blocks(layout: BatchLayout, hidden: jax.Array, halves: int) -> jax.Array:
-    """Products between gradients of representations: only those of one text can meet."""
+    """Products [M, M] of gradients of representations, 0 between blocks: those have no representation in common."""
     axes = tuple(range(1, hidden.ndim))
     blocks = np.repeat([block for block, _ in stream_entries(layout)], halves)
     together = (blocks[:, None] == blocks[None, :]).astype(np.float32)
@@ -251,7 +256,7 @@ def _within_blocks(layout: BatchLayout, hidden: jax.Array, halves: int) -> jax.A
 
 
 def _tokens(layout: BatchLayout, batch: Batch, values: jax.Array, task_of, halves: int) -> Tokens:
-    """The gradients [M · halves, ...] of looked-up vectors, by text where every block has equally many streams."""
+    """The gradients [M · halves, ...] of looked-up vectors, by block where all have as many streams."""
     of_block = [block for block, _ in stream_entries(layout)]
     count = len(of_block) // len(set(of_block))
     if halves > 1 or any(of_block.count(block) != count for block in of_block):
@@ -262,25 +267,25 @@ def _tokens(layout: BatchLayout, batch: Batch, values: jax.Array, task_of, halve
 
 
 def _token_products(tokens: Tokens, halves: int) -> jax.Array:
-    """Products of the gradients that streams give to a table, by task [K, K], a text at a time."""
-    texts, streams = tokens.values.shape[:2]
+    """Products [K, K] of the gradients of the table by task, computed a block at a time."""
+    blocks, streams = tokens.values.shape[:2]
     count = tokens.ids.size
     index = jnp.unique(tokens.ids, return_inverse=True, size=count)[1].reshape(tokens.ids.shape)
 
-    def column(one):
-        own_index, own_values = one
-        table = jnp.zeros((count, streams, own_values.shape[-1]))
-        table = table.at[own_index].add(jnp.swapaxes(own_values, 0, 1))
+    def column(block: tuple[jax.Array, jax.Array]) -> jax.Array:
+        block_index, block_values = block
+        table = jnp.zeros((count, streams, block_values.shape[-1]))
+        table = table.at[block_index].add(jnp.swapaxes(block_values, 0, 1))
         if streams == 1:
             return jnp.sum(tokens.values[:, 0] * table[index, 0], axis=(1, 2))[:, None, None]
         return jnp.einsum("nsrd,nrtd->nst", tokens.values, table[index], precision=_HIGHEST)
 
-    found = jax.lax.map(column, (index, tokens.values))  # [n', n, s, s']
-    found = jnp.transpose(found, (1, 2, 0, 3)).reshape(texts * streams, texts * streams)
-    task_of = tokens.task_of.reshape(texts * streams, -1)
+    products = jax.lax.map(column, (index, tokens.values))  # [n', n, s, s']
+    products = jnp.transpose(products, (1, 2, 0, 3)).reshape(blocks * streams, blocks * streams)
+    task_of = tokens.task_of.reshape(blocks * streams, -1)
     if halves == 2:
-        found, task_of = found[0::2, 1::2], task_of[0::2]
-    return _by_task_products(found, task_of, 1)
+        products, task_of = products[0::2, 1::2], task_of[0::2]
+    return _by_task_products(products, task_of, 1)
 
 
 def _one_hot(owner: tuple[int, ...]) -> np.ndarray:
@@ -288,11 +293,11 @@ def _one_hot(owner: tuple[int, ...]) -> np.ndarray:
 
 
 def _same_owner(owner: tuple[int, ...]) -> np.ndarray:
-    """float32[K, K]: 1 for tasks that share their slice, with themselves too where others do."""
+    """float32 [K, K]: 1 for tasks that use the same slice, if several do; the diagonal likewise."""
     owner_of = np.asarray(owner)
     shared = shared_slices(owner)[owner_of]
     return ((owner_of[:, None] == owner_of[None, :]) & shared[:, None]).astype(np.float32)
 
 
-def _of(flags: jax.Array, leaf: jax.Array) -> jax.Array:
+def _like(flags: jax.Array, leaf: jax.Array) -> jax.Array:
     return flags.reshape(-1, *(1,) * (leaf.ndim - 1))

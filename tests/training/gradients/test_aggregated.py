@@ -273,7 +273,7 @@ def test_loss_weights_see_the_gradients(tiny, differs):
         ({"sharing__trunk": "none"}, r"config.aggregation.method: 'cagrad'.*sharing.trunk = 'none'"),
         ({"aggregation__options": {"c": 1.5}}, r"config.aggregation.options: c must lie in"),
         ({"aggregation__options": {"cc": 1.5}}, r"config.aggregation.options: .*cc"),
-        ({"train_on": ("color",)}, "needs two tasks"),
+        ({"train_on": ("color",)}, "needs at least two tasks"),
         ({"aggregation__method": "krum"}, r"config.aggregation.options: krum\(1, 1\) needs at least 4 tasks"),
         (
             {"aggregation__method": "graddrop", "aggregation__gradient_storage": "layers"},

@@ -337,9 +337,9 @@ def test_configs_are_checked(tiny, changes, said):
         ),
         (
             {"sharing__trunk": "embed", "model__num_layers": 1, "sharing__mixer": "shared_private"},
-            "config.meta.method: 'maml' adapts to the losses of tasks, and knows nothing of adversarial",
+            "config.meta.method: 'maml' adapts to the losses of tasks, without adversarial",
         ),
-        ({"loss_weights__method": "famo"}, "config.loss_weights.method: 'famo' reads more than losses"),
+        ({"loss_weights__method": "famo"}, "config.loss_weights.method: 'famo' needs more than losses"),
     ],
 )
 def test_what_does_not_fit_the_model_is_said(tiny, changes, said):
