@@ -56,7 +56,7 @@ def make_meta_spec(
     adapts = matching(trained, (meta.inner_params,))
     if not adapts:
         raise UserError(
-            f"config.meta.inner_params: {meta.inner_params!r} matches no trained parameter; paths look like "
+            f"config.meta.inner_params: {meta.inner_params!r} matches no parameter that is trained; paths look like "
             f"{trained[0]}"
         )
     zeroed = matching(adapts, ("^heads/[^/]+/output/",)) if meta.head_init == "zero" else set()

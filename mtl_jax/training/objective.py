@@ -210,7 +210,7 @@ def contributions(
     outputs = objective.network.apply(params, batch, dropout, key, progress=progress)
     logits_by_task = _logits(objective, params, batch, outputs.hidden, dropout, key)
     losses = _loss_sums(objective, params, batch, hyper, logits_by_task)
-    added = dict(outputs.added)
+    added = dict(outputs.auxiliary)
     for name, task in objective.tasks.items():
         if task.auxiliary:
             inputs = features(batch, objective.layout, name, outputs.hidden[name])
