@@ -142,14 +142,29 @@ def load(
         for split, count in read_data[name].available.items():
             prepared[name].dataset_statistics[split]["available"] = count
     read_notes = [notice(note).prefixed(name) for name in used for note in read_data[name].notes]
+    return _assemble(prepared, inputs, stores, trained, tokenizer, mixing or sampler.Mixing())._replace(
+        notes=(*read_notes, *(note for data in prepared.values() for note in data.notes))
+    )
+
+
+def _assemble(
+    prepared: Mapping[str, PreparedDataset],
+    inputs: Mapping[str, Mapping[str, RecordInputs]],
+    stores: Mapping[str, image_store.ImageStore],
+    trained: Sequence[LabelSpec],
+    tokenizer: Tokenizer,
+    mixing: sampler.Mixing,
+) -> Corpus:
+    """The corpus of prepared data sets, without notes."""
+    names = list(prepared)
     rows = {name: patches.add_pixels(data.rows, stores.get(name)) for name, data in prepared.items()}
     vocabularies = {task: v for data in prepared.values() for task, v in data.vocabularies.items()}
     layout = sampler.make_layout(
-        used,
+        names,
         [spec.task for spec in trained],
-        [used.index(spec.dataset) for spec in trained],
-        mixing or sampler.Mixing(),
-        [used.index(name) for name in stores],
+        [names.index(spec.dataset) for spec in trained],
+        mixing,
+        [names.index(name) for name in stores],
     )
     return Corpus(
         layout=layout,
@@ -163,7 +178,7 @@ def load(
         vocabularies={spec.task: vocabularies[spec.task] for spec in trained},
         specs={spec.task: spec for spec in trained},
         tokenizer=tokenizer,
-        notes=(*read_notes, *(note for data in prepared.values() for note in data.notes)),
+        notes=(),
         fingerprint=_fingerprint(layout, rows, vocabularies, tokenizer),
         statistics={
             "datasets": {name: data.dataset_statistics for name, data in prepared.items()},

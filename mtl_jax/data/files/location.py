@@ -43,6 +43,7 @@ class Location:
     name: str
 
     def exists(self) -> bool:
+        """Whether there is a file or folder."""
         if isinstance(self.place, zipfile.Path) and not self.place.at:
             return True  # the top of an archive, which zipfile calls missing
         try:
@@ -51,9 +52,11 @@ class Location:
             return False
 
     def is_file(self) -> bool:
+        """Whether it is an existing file."""
         return self.exists() and self.place.is_file()
 
     def is_folder(self) -> bool:
+        """Whether it is an existing folder."""
         return self.exists() and self.place.is_dir()
 
     def child(self, relative: str) -> Location:
@@ -132,12 +135,14 @@ class Location:
         raise UserError(f"{self.name}: no such file or folder.{there}")
 
     def require_file(self) -> None:
+        """Raises UserError where it is no existing file."""
         self.require()
         if not self.is_file():
             names = ", ".join(child.place.name for child in self.children()[:8])
             raise UserError(f"{self.name} is a folder; a file is needed here. It holds: {names}")
 
     def require_folder(self) -> None:
+        """Raises UserError where it is no existing folder."""
         self.require()
         if not self.is_folder():
             raise UserError(f"{self.name} is a file; a folder is needed here")

@@ -149,7 +149,9 @@ def _no_spans(spec: LabelSpec, counts: Mapping[str, int], splits: Mapping[str, R
     ]
 
 
-def _refuse(spec: LabelSpec, splits: Mapping[str, RawLabels], tags: Mapping[str, str], counts: Mapping[str, int]):
+def _refuse(
+    spec: LabelSpec, splits: Mapping[str, RawLabels], tags: Mapping[str, str], counts: Mapping[str, int]
+) -> None:
     """Raises UserError for a value that is no tag of the scheme named by the user."""
     letters = {"O", *tag_schemes.LETTERS.get(spec.source_scheme, "")}
     odd = {v for v, tag in tags.items() if not tag or (tag != v) or tag_schemes.split_tag(tag)[0] not in letters}
@@ -193,6 +195,7 @@ class _Flat:
         self.begins = np.concatenate([[0], np.cumsum(ids >= 0)])[np.concatenate([[0], np.cumsum(lengths)])]
 
     def tags(self, begin: int, end: int) -> list[str]:
+        """The tags number begin, ..., end - 1."""
         return [self.names[n] for n in self.ids[begin:end].tolist()]
 
     def sentences(self) -> list[tuple[int, int]]:

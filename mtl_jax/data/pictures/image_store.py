@@ -154,7 +154,8 @@ class _Reader:
         self.patches: list[np.ndarray] = []
         self.opened: tuple[str, Any] = ("", None)  # regions of one file are consecutive
 
-    def number(self, record: Record, source: Any) -> int:
+    def number(self, record: Record, source: str | np.ndarray) -> int:
+        """The number of a picture, which is decoded at its first occurrence."""
         key = picture_key(source)
         if key not in self.numbers:
             self.patches.append(self._patches(record, source))
@@ -162,11 +163,12 @@ class _Reader:
         return self.numbers[key]
 
     def store(self) -> ImageStore:
+        """The store of all pictures so far."""
         grid = (self.size[0] // self.cut.patch, self.size[1] // self.cut.patch)
         none = np.zeros((1, self.patches[0].shape[1]), np.uint8)
         return ImageStore(np.concatenate([none, *self.patches]), grid, self.size)
 
-    def _patches(self, record: Record, source: Any) -> np.ndarray:
+    def _patches(self, record: Record, source: str | np.ndarray) -> np.ndarray:
         name = "the picture" if isinstance(source, np.ndarray) else f"picture {source}"
         image = self._image(record, source, name)
         if self.cut.size:
@@ -198,7 +200,7 @@ class _Reader:
                 f"{where(record)}: {name} is {_size_text(size)}, more than {GRID_SIDE} patches of {side} pixels wide"
             )
 
-    def _image(self, record: Record, source: Any, name: str):
+    def _image(self, record: Record, source: str | np.ndarray, name: str):
         from PIL import Image  # late: text needs none of it
 
         if isinstance(source, np.ndarray):

@@ -95,9 +95,9 @@ def read_derived(
            "abridge": the sentence -> without its modifiers, see `abridge`
            "roles": the sentence -> without the adjuncts of its predicates, see `roles`
            "infill": the sentence with a gap -> the words that were there
-      reader: what reads the files: one of files, not of splits.
+      reader: the reader of the files: one of files, not of splits.
       options: of that reader.
-      words: its field with the sentence, a list of words or a text (cut at blanks).
+      words: its field with the sentence, a list of words or a string (split at blanks).
       shortest, longest: numbers of words of a sentence; other sentences are left out and counted. longest 0 = any.
       unchanged: False to leave out, and count, sentences that are equal to their target.
       drop: "abridge": dependency relations that are removed with their subtrees, () = MODIFIERS; "roles": roles that
@@ -109,14 +109,7 @@ def read_derived(
 
     Raises UserError for an unknown way or reader, and by file and line for a sentence without the fields needed.
     """
-    if way not in DERIVATIONS:
-        raise UserError(f"options.way: {way!r} is none of {', '.join(DERIVATIONS)}.{suggestion(way, DERIVATIONS)}")
-    readable = [name for name, r in readers.items() if "split" not in declared_options(r)]
-    if reader not in readable or reader == "derived":
-        known = [name for name in readable if name != "derived"]
-        raise UserError(f"options.reader: {reader!r} is none of {', '.join(known)}.{suggestion(reader, known)}")
-    if span < 1:
-        raise UserError("options.span: a gap has at least 1 word")
+    _check(readers, way, reader, span)
     check_options(readers[reader], dict(options or {}))
     settings = Derivation(drop, keep, span, blank, seed)
     given = {"fields": (words,)} if "fields" in declared_options(readers[reader]) else {}
@@ -135,6 +128,18 @@ def read_derived(
             yield Note(what, item.file, item.line, lost=1, harmless=True)
             continue
         yield item._replace(fields={**item.fields, "source": source, "target": target})
+
+
+def _check(readers: Mapping[str, Callable[..., Iterator[Record | Note]]], way: str, reader: str, span: int) -> None:
+    """Raises UserError naming the option that is wrong."""
+    if way not in DERIVATIONS:
+        raise UserError(f"options.way: {way!r} is none of {', '.join(DERIVATIONS)}.{suggestion(way, DERIVATIONS)}")
+    readable = [name for name, r in readers.items() if "split" not in declared_options(r)]
+    if reader not in readable or reader == "derived":
+        known = [name for name in readable if name != "derived"]
+        raise UserError(f"options.reader: {reader!r} is none of {', '.join(known)}.{suggestion(reader, known)}")
+    if span < 1:
+        raise UserError("options.span: a gap has at least 1 word")
 
 
 def reorder(sentence: list[str], record: Record, settings: Derivation) -> tuple[list[str], list[str]]:

@@ -64,12 +64,7 @@ def read_nlvr(
     records = [_checked(r) for r in records if str(r.fields.get("directory")) == location.place.name]
     pictures = [_fields(record, location, split.place.name) for record in records]
     if single:
-        for record, picture in zip(records, pictures, strict=True):
-            boxes = _boxes(record)
-            for box, image in zip(boxes, picture["image"], strict=True):
-                details = _details(box, is_tower(boxes))
-                fields = {"identifier": picture["identifier"], "image": image, "details": details}
-                yield Record(fields, record.file, record.line)
+        yield from _single_boxes(records, pictures)
         return
     name = f"{split.place.name}/{location.place.name}"
     permutations = list(itertools.permutations(range(3)))[:orders]
@@ -85,6 +80,16 @@ def read_nlvr(
         image = [pictures[n]["image"][box] for box in order]
         fields = pictures[n] | {"sentence": sentence, "label": label, "image": image}
         yield Record(fields, records[n].file, records[n].line)
+
+
+def _single_boxes(records: Sequence[Record], pictures: Sequence[Mapping[str, Any]]) -> Iterator[Record]:
+    """A record for each box of each picture."""
+    for record, picture in zip(records, pictures, strict=True):
+        boxes = _boxes(record)
+        for box, image in zip(boxes, picture["image"], strict=True):
+            details = _details(box, is_tower(boxes))
+            fields = {"identifier": picture["identifier"], "image": image, "details": details}
+            yield Record(fields, record.file, record.line)
 
 
 def _sentences(top: Location, encoding: str) -> frozenset[str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -16,6 +16,8 @@ from mtl_jax.data.splits.subsets import random_generator
 
 Item = Mapping[str, Any]
 Box = Sequence[Item]
+BoxPhrase = tuple[str, Callable[[Sequence[Mapping[str, Any]]], bool]]  # words, and whether a box fits them
+T = TypeVar("T")
 TRIES = 20  # statements drawn for each one that is true of some picture and false of another
 
 COLORS = ("yellow", "black", "blue")
@@ -80,7 +82,8 @@ class _Grammar:
     def __init__(self, rng: np.random.Generator, of_tower: bool):
         self.rng, self.of_tower = rng, of_tower
 
-    def one_of(self, *values):
+    def one_of(self, *values: T) -> T:
+        """One of the values, drawn uniformly."""
         return values[int(self.rng.integers(len(values)))]
 
     def statement(self) -> tuple[str, Callable[[Sequence[Box]], bool]]:
@@ -121,7 +124,7 @@ class _Grammar:
         touching = "not touching" if negated else self.one_of("touching", "closely touching")
         place_words = f" {touching} {PLACES[place][0] if not negated else PLACES[place][1]}" if place else ""
 
-        def holds(item):
+        def holds(item: Item) -> bool:
             of_kind = (not color or item["color"] == color) and (not shape or item["type"] == shape)
             return of_kind and (not place or PLACES[place][2](item) != negated)
 
@@ -135,54 +138,55 @@ class _Grammar:
             kinds += [self._end, self._end, self._above, self._above, self._end_of_height]
         return self.one_of(*kinds)()
 
-    def _count(self, noun: str = ""):
+    def _count(self, noun: str = "") -> BoxPhrase:
         number = self.one_of(1, 2, 3, 4)
         one, many, is_such = (noun, plural(noun), lambda item: True) if noun else self._item(bare=True)
         kind = self.one_of("", "exactly ", "at least ", "only ")
         at_least = kind == "at least "
 
-        def holds(box):
+        def holds(box: Box) -> bool:
             count = sum(is_such(item) for item in box)
             return count >= number if at_least else count == number
 
         return f"with {kind}{self._number(number)} {one if number == 1 else many}", holds
 
-    def _only(self):
+    def _only(self) -> BoxPhrase:
         first, second = self.rng.permutation(COLORS)[:2]
         noun = plural(self.one_of("block", "block", "item") if self.of_tower else self.one_of("item", "object"))
         if self.one_of(True, True, False):
             return f"with only {first} {noun}", lambda box: bool(box) and _colors(box) == {first}
         return f"with only {first} and {second} {noun}", lambda box: _colors(box) == {first, second}
 
-    def _colors(self):
+    def _colors(self) -> BoxPhrase:
         number = self.one_of(1, 2, 3)
         noun = plural(self.one_of("block", "block", "item") if self.of_tower else self.one_of("item", "object"))
         words = {1: ("only one color", "the same color"), 2: ("2 different colors",), 3: ("all 3 different colors",)}
         return f"with {noun} of {self.one_of(*words[number])}", lambda box: len(_colors(box)) == number
 
-    def _above(self):
+    def _above(self) -> BoxPhrase:
         first, second, below = self.one_of(*COLORS), self.one_of(*COLORS), self.one_of(True, False)
         wanted = (second, first) if below else (first, second)
 
-        def holds(box):
+        def holds(box: Box) -> bool:
             order = sorted(box, key=lambda item: item["y_loc"])
             return any((upper["color"], lower["color"]) == wanted for upper, lower in itertools.pairwise(order))
 
         word = "below" if below else self.one_of("above", "over", "on")
         return f"{self.one_of('with', 'having')} a {first} block {word} a {second} block", holds
 
-    def _end(self):
+    def _end(self) -> BoxPhrase:
         color, base = self.one_of(*COLORS), self.one_of(True, False)
         end, place = (max, self.one_of("base", "bottom")) if base else (min, "top")
         words = self.one_of(f"with a {color} block at the {place}", f"having a {color} block as the {place}")
         return words, lambda box: bool(box) and end(box, key=lambda item: item["y_loc"])["color"] == color
 
-    def _end_of_height(self):
+    def _end_of_height(self) -> BoxPhrase:
         (height, is_high), (end, ends) = self._count("block"), self._end()
         return f"{height} {end.replace('with', 'having')}", lambda box: is_high(box) and ends(box)
 
 
 def plural(word: str) -> str:
+    """The plural of a noun of the grammar."""
     return f"{word}es" if word.endswith("x") else f"{word}s"
 
 

@@ -52,7 +52,16 @@ def read_synthetic(
 
     Raises UserError naming the option.
     """
-    _check(split, kind, rho, examples, features, tokens, rank, noise)
+    _check(
+        split=split,
+        kind=kind,
+        rho=rho,
+        examples=examples,
+        features=features,
+        tokens=tokens,
+        rank=rank,
+        noise=noise,
+    )
     count = examples[split]
     drawn = random_generator(f"synthetic/words/{task}/{split}", seed).integers(features, size=(count, tokens))
     disturbance = random_generator(f"synthetic/{kind} noise/{task}/{split}", seed)
@@ -98,7 +107,18 @@ def polarities(task: int, rho: float, features: int, seed: int = 0) -> np.ndarra
     return 2 * np.where(is_shared, shared, task_polarities) - 1
 
 
-def _check(split, kind, rho, examples, features, tokens, rank, noise) -> None:
+def _check(
+    *,
+    split: str,
+    kind: str,
+    rho: float,
+    examples: Mapping[str, int],
+    features: int,
+    tokens: int,
+    rank: int,
+    noise: float,
+) -> None:
+    """Raises UserError naming the option that is wrong."""
     if kind not in ("linear", "text"):
         raise UserError(f'options.kind: "linear" or "text", not {kind!r}.{suggestion(kind, ("linear", "text"))}')
     if not 0 <= rho <= 1:
