@@ -14,9 +14,9 @@ import numpy as np
 from mtl_jax.data.batch import Batch, PackedRows
 from mtl_jax.data.corpus import Corpus
 from mtl_jax.data.sampler import evaluation_batches, joint_evaluation_batches
+from mtl_jax.evaluation.levels import LEVELS
 from mtl_jax.evaluation.metric_inputs import (
     constant_remark,
-    gather_predictions,
     gold_and_predicted,
     has_labels,
     metric_arguments,
@@ -39,7 +39,7 @@ EvaluationProgram = Callable[[Params, Batch], tuple[Outputs, Sums]]
 class Predictions(NamedTuple):
     """Predictions for one split of one data set.
 
-    values  {task: {name: what `metric_inputs.gather_predictions` returns for the level of the task}}
+    values  {task: {name: what `Level.gather` returns for the level of the task}}
     loss    {task: mean loss}, None where the split has no label of the task
     sums    {task: float64 [...]}, further sums that metrics need, see `evaluation_program`
     """
@@ -143,15 +143,15 @@ class Evaluator:
         }
         values = {}
         for task in total:
-            level, slots = objective.tasks[task].level, rows.example.shape[1]
+            level, slots = LEVELS[objective.tasks[task].level], rows.example.shape[1]
             joined = {
                 name: np.concatenate([output[task][name] for output in outputs])[: len(rows.tokens)]
                 for name in outputs[0][task]
             }
-            if level not in ("word", "predicate", "span", "token"):  # other data sets in the batch may have more slots
+            if level.in_slots:  # other data sets in the batch may have more
                 joined = {name: array[:, :slots] for name, array in joined.items()}
             values[task] = {
-                name: gather_predictions(level, name, encoded, rows.example, rows.labels[task], array)
+                name: level.gather(encoded, rows.example, rows.labels[task], name, array)
                 for name, array in joined.items()
             }
         loss = {task: float(loss / weight) if weight > 0 else None for task, (loss, weight, *_) in total.items()}

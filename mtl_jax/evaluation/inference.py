@@ -88,7 +88,7 @@ class Predictor:
           readers: numbers of the records that the task reads.
         """
         task = self.experiment.tasks[name]
-        if task.level == "span":
+        if task.defines("best_answers"):
             record = split.encoded.record[unpacking.answer_windows(split.encoded)]
             values = task.best_answers(record, values["value"], len(numbers))
             values |= _answers(split, values["value"])

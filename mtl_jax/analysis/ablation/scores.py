@@ -12,7 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from mtl_jax.analysis.ablation.lanes import Shape, over_lanes
-from mtl_jax.data.packing.unpacking import gather_spans, gather_text, gather_words
 from mtl_jax.data.sampler import joint_evaluation_batches
 from mtl_jax.evaluation.evaluator import (
     Outputs,
@@ -22,6 +21,7 @@ from mtl_jax.evaluation.evaluator import (
     placeholder_rows,
     without_probabilities,
 )
+from mtl_jax.evaluation.levels import LEVELS
 from mtl_jax.evaluation.metric_inputs import (
     constant_remark,
     gold_and_predicted,
@@ -159,20 +159,15 @@ class LaneScores:
         """Gathers the indices of predictions in place of the predictions: their order is the same for all lanes."""
         dataset = self.corpus.specs[task].dataset
         rows, encoded = self.corpus.rows[dataset][split], self.corpus.splits[dataset][split].encoded
-        arrays, level = rows.labels[task], objective.tasks[task].level
+        arrays, level = rows.labels[task], LEVELS[objective.tasks[task].level]
         to_arguments = metric_arguments(self.corpus, objective, task, dataset, split)
-        if level == "token":
+        if level.drawn:
             return _Gold(None, None, None, None, to_arguments)
-        like = arrays["segment"] if level in ("span", "word", "predicate") else rows.example
+        like = rows.example if level.in_slots else arrays["segment"]
         indices = np.arange(like.size).reshape(like.shape)
-        if level == "span":
-            positions = gather_spans(encoded, rows.example, arrays, indices)
-        elif level in ("word", "predicate"):
-            positions = gather_words(encoded, rows.example, arrays, indices)
-        else:
-            positions = gather_text(encoded, rows.example, indices)
+        positions = level.gather(encoded, rows.example, arrays, "value", indices)
         gold, positions = gold_and_predicted(self.corpus, objective, task, dataset, split, positions)
-        if level not in ("word", "predicate"):
+        if not level.sequences:
             return _Gold(gold, indices.shape[1], positions, None, to_arguments)
         ends = np.cumsum([len(part) for part in positions])[:-1]
         joined = np.concatenate(positions) if positions else np.zeros((0,), np.int64)

@@ -32,10 +32,6 @@ class Capacities(NamedTuple):
     sequence: int = 0
     span: int = 0
 
-    def label_positions(self, level: str) -> int:
-        """Q of a task of this level."""
-        return getattr(self, level)
-
 
 def example_demands(split: EncodedSplit, levels: Sequence[str]) -> np.ndarray:
     """int64[N, 6]: tokens, examples (1), and label positions of the levels that each example takes."""

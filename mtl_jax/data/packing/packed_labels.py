@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -37,6 +39,41 @@ class _LabelPlaces(NamedTuple):
     arrays: LabelArrays
 
 
+@dataclasses.dataclass(frozen=True)
+class _Rows:
+    """The examples of a split in `num_rows` rows; tasks of one level share the arrays of their places."""
+
+    split: EncodedSplit
+    capacities: Capacities
+    placement: ExamplePositions
+    num_rows: int
+
+    @property
+    def slots(self) -> tuple[int, int]:
+        return self.num_rows, self.capacities.examples
+
+    @functools.cached_property
+    def examples(self) -> _LabelPlaces:
+        """Of one label an example."""
+        record = self.split.record.astype(np.int64)
+        where = (self.placement.row, self.placement.slot)
+        return _LabelPlaces(where, self.slots, record, np.zeros_like(record), {})
+
+    @functools.cached_property
+    def words(self) -> _LabelPlaces:
+        """Of one sequence of labels an example."""
+        example = np.flatnonzero(~self.split.copy)
+        return _word_places(self, example, self.placement.word[example], self.capacities.word)
+
+    @functools.cached_property
+    def predicates(self) -> _LabelPlaces:
+        """Of one sequence of labels a predicate."""
+        split, counts = self.split, np.diff(self.split.sequence_offsets)
+        example, order = concatenated_ranges(np.zeros_like(counts), counts)
+        begin = self.placement.predicate[example] + order * split.example_words[example]
+        return _word_places(self, example, begin, self.capacities.predicate, predicates=True)
+
+
 def pack_labels(
     split: EncodedSplit,
     specs: Sequence[LabelSpec],
@@ -46,42 +83,56 @@ def pack_labels(
     num_rows: int,
 ) -> dict[str, LabelArrays]:
     """{task: label arrays of `num_rows` rows} of all levels but "token"; the other arguments as for `packing.pack`."""
-    result: dict[str, LabelArrays] = {}
-    structures: dict[str, _LabelPlaces] = {}  # tasks of one level share these arrays
-    slots = (num_rows, capacities.examples)
-    for spec in specs:
-        gold, level = split.labels[spec.task], spec.level
-        if level == "token":
-            continue
-        if level == "choice":
-            result[spec.task] = _choices(split, gold, slots, placement)
-            continue
-        if level == "span":
-            result[spec.task] = _spans(split, gold, (num_rows, capacities.span), placement)
-            continue
-        if level == "sequence":  # the targets of each task have lengths of their own
-            places = _target_places(split, gold, (num_rows, capacities.sequence), placement)
-        else:
-            if level not in structures:
-                structures[level] = _label_places(split, level, capacities, placement, num_rows)
-            places = structures[level]
-        source = gold.offsets[places.record] + places.index
-        value, known, arrays = gold.value[source], gold.known[source], places.arrays
-        if level in ("text", "pair"):
-            known = known & split.is_first_example
-        if level == "pair":
-            has_marks = (split.mark_token >= 0).all(1)
-            marks = np.where(has_marks[:, None], placement.token[:, None] + split.mark_token, 0)
-            arrays = arrays | {"mark": scatter(slots, (placement.row, placement.slot), marks)}
-            known = known & has_marks
-        if value.dtype == np.int32 and level != "sequence":
-            known = known & (value < classes[spec.task])
-        result[spec.task] = {
-            "value": scatter(places.shape, places.where, value, dtype=value.dtype),
-            "mask": scatter(places.shape, places.where, known, dtype=np.bool_),
-            **arrays,
-        }
-    return result
+    rows = _Rows(split, capacities, placement, num_rows)
+    return {
+        spec.task: LEVEL_PACKERS[spec.level](rows, split.labels[spec.task], classes[spec.task])
+        for spec in specs
+        if spec.level in LEVEL_PACKERS
+    }
+
+
+def _pack_texts(rows: _Rows, gold: GoldLabels, classes: int) -> LabelArrays:
+    return _packed_classes(rows.examples, gold, classes, rows.split.is_first_example)
+
+
+def _pack_pairs(rows: _Rows, gold: GoldLabels, classes: int) -> LabelArrays:
+    split, placement = rows.split, rows.placement
+    has_marks = (split.mark_token >= 0).all(1)
+    marks = np.where(has_marks[:, None], placement.token[:, None] + split.mark_token, 0)
+    packed = _packed_classes(rows.examples, gold, classes, split.is_first_example & has_marks)
+    return packed | {"mark": scatter(rows.slots, (placement.row, placement.slot), marks)}
+
+
+def _pack_words(rows: _Rows, gold: GoldLabels, classes: int) -> LabelArrays:
+    return _packed_classes(rows.words, gold, classes)
+
+
+def _pack_predicates(rows: _Rows, gold: GoldLabels, classes: int) -> LabelArrays:
+    return _packed_classes(rows.predicates, gold, classes)
+
+
+def _pack_targets(rows: _Rows, gold: GoldLabels, classes: int) -> LabelArrays:
+    """The targets of each task have lengths of their own, and tokens that the vocabulary lacks."""
+    places = _target_places(rows.split, gold, (rows.num_rows, rows.capacities.sequence), rows.placement)
+    source = gold.offsets[places.record] + places.index
+    return _packed(places, gold.value[source], gold.known[source])
+
+
+def _packed_classes(
+    places: _LabelPlaces, gold: GoldLabels, classes: int, usable: np.ndarray | bool = True
+) -> LabelArrays:
+    """Labels of unknown classes, and of places that are not `usable`, are masked."""
+    source = gold.offsets[places.record] + places.index
+    value, known = gold.value[source], gold.known[source] & usable
+    return _packed(places, value, known & (value < classes) if value.dtype == np.int32 else known)
+
+
+def _packed(places: _LabelPlaces, value: np.ndarray, known: np.ndarray) -> LabelArrays:
+    return {
+        "value": scatter(places.shape, places.where, value, dtype=value.dtype),
+        "mask": scatter(places.shape, places.where, known, dtype=np.bool_),
+        **places.arrays,
+    }
 
 
 def maskable_tokens(rows: PackedRows, tokenizer: Tokenizer) -> LabelArrays:
@@ -110,25 +161,15 @@ def masked_positions(rows: PackedRows, tokenizer: Tokenizer, least: int = 1) -> 
     }
 
 
-def _label_places(
-    split: EncodedSplit, level: str, capacities: Capacities, placement: ExamplePositions, num_rows: int
+def _word_places(
+    rows: _Rows, example: np.ndarray, begin: np.ndarray, positions: int, predicates: bool = False
 ) -> _LabelPlaces:
-    """The places of labels of level "text", "pair", "word" or "predicate"."""
-    if level in ("text", "pair"):
-        record = split.record.astype(np.int64)
-        slots = (num_rows, capacities.examples)
-        return _LabelPlaces((placement.row, placement.slot), slots, record, np.zeros_like(record), {})
-    if level == "word":  # one sequence for each example
-        example = np.flatnonzero(~split.copy)
-        begin = placement.word[example]
-    else:
-        counts = np.diff(split.sequence_offsets)
-        example, order = concatenated_ranges(np.zeros_like(counts), counts)
-        begin = placement.predicate[example] + order * split.example_words[example]
+    """The places of the words of `example` int64[sequences], that begin at `begin` on Q = `positions`."""
+    split, placement = rows.split, rows.placement
     words = split.example_words[example].astype(np.int64)
     sequence, word = concatenated_ranges(np.zeros_like(words), words)
     row = placement.row[example]
-    where, shape = (row[sequence], begin[sequence] + word), (num_rows, capacities.label_positions(level))
+    where, shape = (row[sequence], begin[sequence] + word), (rows.num_rows, positions)
     start = placement.token[example]
 
     def token(example_word: np.ndarray, which: np.ndarray) -> np.ndarray:
@@ -143,7 +184,7 @@ def _label_places(
     }
     record = split.record[example].astype(np.int64)
     index = split.first_word[example][sequence] + word
-    if level == "predicate":
+    if predicates:
         number = split.sequence.astype(np.int64)
         predicate = split.predicate[split.predicate_offsets[record] + number] - split.first_word[example]
         arrays["predicate"] = scatter(shape, where, token(predicate, np.arange(len(example)))[sequence])
@@ -169,8 +210,8 @@ def _target_places(
     return _LabelPlaces(where, shape, record[sequence], token, arrays)
 
 
-def _choices(split: EncodedSplit, gold: GoldLabels, shape: tuple[int, int], placement: ExamplePositions) -> LabelArrays:
-    """The arrays of level "choice"."""
+def _pack_choices(rows: _Rows, gold: GoldLabels, classes: int) -> LabelArrays:
+    split, placement, shape = rows.split, rows.placement, rows.slots
     where = (placement.row, placement.slot)
     group = placement.slot - split.choice + 1  # 1 + slot of the record's first choice: its examples are consecutive
     source = gold.offsets[split.record]
@@ -182,11 +223,12 @@ def _choices(split: EncodedSplit, gold: GoldLabels, shape: tuple[int, int], plac
     }
 
 
-def _spans(split: EncodedSplit, gold: GoldLabels, shape: tuple[int, int], placement: ExamplePositions) -> LabelArrays:
-    """The arrays of level "span"; the positions of an example are its first token, then its words.
+def _pack_spans(rows: _Rows, gold: GoldLabels, classes: int) -> LabelArrays:
+    """The positions of an example are its first token, then its words.
 
     An example without the answer, which is in another example of its record, has no answer.
     """
+    split, placement, shape = rows.split, rows.placement, (rows.num_rows, rows.capacities.span)
     example = np.flatnonzero(~split.copy)
     words = split.example_words[example].astype(np.int64)
     number, at = concatenated_ranges(np.zeros_like(words), words + 1)
@@ -208,3 +250,15 @@ def _spans(split: EncodedSplit, gold: GoldLabels, shape: tuple[int, int], placem
         "slot": scatter(shape, where, placement.slot[owner]),
         "word": scatter(shape, where, np.where(at > 0, at - 1 + split.first_word[owner], -1)),
     }
+
+
+# How the labels of each level are packed; those of level "token" are drawn in the step, see `maskable_tokens`.
+LEVEL_PACKERS: dict[str, Callable[[_Rows, GoldLabels, int], LabelArrays]] = {
+    "text": _pack_texts,
+    "pair": _pack_pairs,
+    "choice": _pack_choices,
+    "word": _pack_words,
+    "predicate": _pack_predicates,
+    "sequence": _pack_targets,
+    "span": _pack_spans,
+}
