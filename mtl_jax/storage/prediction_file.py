@@ -43,7 +43,7 @@ class PredictionFile:
         if self._file is not None:
             self._file.close()
 
-    def has(
+    def contains(
         self, places: Sequence[Mapping[str, Any]], tasks: Collection[str], compute: Callable[[], list[dict[str, Any]]]
     ) -> bool:
         """Whether the next lines of the file are those of the records at `places`; if not, the file is truncated here.
@@ -80,7 +80,7 @@ class PredictionFile:
         self._file.write("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode("utf-8"))
         self._file.flush()
 
-    def end(self) -> None:
+    def truncate(self) -> None:
         """Removes lines that a longer input has left."""
         if self._comparing:
             self._truncate()
