@@ -19,7 +19,9 @@ from mtl_jax.data.batch import BatchLayout
 from mtl_jax.data.corpus import Corpus
 from mtl_jax.errors import UserError
 from mtl_jax.experiment.meta_spec import make_meta_spec
+from mtl_jax.models.adapters import ADAPTERS
 from mtl_jax.models.ownership import Owners, SliceOwners
+from mtl_jax.models.readouts import READOUTS
 from mtl_jax.training.gradients import aggregated, per_task
 from mtl_jax.training.gradients.aggregated import AggregatedGradient
 from mtl_jax.training.gradients.base import DataGradient
@@ -167,7 +169,8 @@ def _shared_parameters(
             f"(config.sharing.trunk = {config.sharing.trunk!r}{groups}); take method = 'sum', or loss weights that "
             "read losses"
         )
-    if shared.level == "representation" and (config.sharing.readout != "top" or config.sharing.head_layers):
+    readout = READOUTS[config.sharing.readout](**config.sharing.readout_options)
+    if shared.level == "representation" and (readout.reads_all or config.sharing.head_layers):
         raise UserError(
             "config.aggregation.level: 'representation' needs heads that read only the last layer "
             "(config.sharing.readout = 'top', no head_layers)"
@@ -183,10 +186,12 @@ def _shared_parameters(
 
 def _require_separable(config: Config, who: str, objective: Objective) -> None:
     """Raises UserError, naming the method `who`, where the loss of a task reaches shared parameters in several ways."""
+    sharing = config.sharing
+    adapter = ADAPTERS[sharing.adapter](**sharing.adapter_options) if sharing.adapter else None
     for field, joins in (
-        ("mixer", config.sharing.mixer),
-        ("cascades", config.sharing.cascades),
-        ("adapter", config.sharing.adapter == "lora"),
+        ("mixer", sharing.mixer),
+        ("cascades", sharing.cascades),
+        ("adapter", adapter is not None and adapter.bind is not None),  # parameters of a layer that tasks share
     ):
         if joins:
             raise UserError(

@@ -81,9 +81,9 @@ def _with_mixers(
     mixer = _construct("mixer_options", lambda: MIXERS[sharing.mixer](tasks, **sharing.mixer_options.to_dict()))
     if mixer.experts:
         above, gates = ownership.expert_layers(owners, sharing.mixer, chosen, mixer.default_layers)
-        if sharing.mixer == "shared_private" and gates != above[-1:]:
+        if mixer.apply is None and gates != above[-1:]:  # of a task at the top alone
             raise UserError(
-                "config.sharing.mixer_layers: 'shared_private' joins columns at the top only; leave it empty"
+                f"config.sharing.mixer_layers: {sharing.mixer!r} joins columns at the top only; leave it empty"
             )
         if sharing.tied:
             raise UserError(f"config.sharing.tied: the experts of {sharing.mixer!r} are no columns of the tasks")
