@@ -1,5 +1,6 @@
 """The command line: mistakes end in one message that names the place, and in status 2."""
 
+import errno
 import os
 import pathlib
 import re
@@ -26,7 +27,7 @@ def get_config():
     ("flags", "said"),
     [
         (["--config.optimizr.clip=3"], r"optimizr.clip: config has no field 'optimizr'; did you mean 'optimizer'\?"),
-        (["--config.optimizer.clipp=3"], r"config.optimizer has no field 'clipp'; did you mean 'clip'\?"),
+        (["--config.optimizer.clip_nor=3"], r"config.optimizer has no field 'clip_nor'; did you mean 'clip_norm'\?"),
         (["--config.tasks.nerr.weight=3"], r"config.tasks has no field 'nerr'; did you mean 'ner'\?"),
         (["--config.optimizer.clip_norm=abc"], "could not convert string to float: 'abc'"),
         (["--confg=x"], "Unknown command line flag 'confg'"),
@@ -169,3 +170,12 @@ def test_shipped_configs_by_name_and_neighbours_of_a_config(tmp_path, monkeypatc
     assert config_of("mine.py").seed == 3 and list(config_of("mine.py").tasks) == ["ner"]
     (tmp_path / "snips_joint").write_text(GOOD)  # a file of the user's goes before a shipped config
     assert list(config_of("snips_joint").tasks) == ["ner"]
+
+
+def test_what_a_person_can_correct_is_one_message_and_defects_are_none():
+    full = command_line._user_message(OSError(errno.ENOSPC, "No space left on device", "/disk"))
+    assert full.startswith("/disk: No space left on device.") and "resumes from the last complete checkpoint" in full
+    memory = command_line._user_message(RuntimeError("RESOURCE_EXHAUSTED: 3 GiB"))
+    assert memory.startswith("not enough memory: RESOURCE_EXHAUSTED: 3 GiB") and "rows_per_block" in memory
+    for defect in (ValueError("x"), OSError(errno.ENOENT, "no such file"), RuntimeError("INTERNAL")):
+        assert command_line._user_message(defect) is None

@@ -66,10 +66,12 @@ class RequiredFields(NamedTuple):
 
     @property
     def inputs(self) -> tuple[str, ...]:
+        """Fields with text, words or pictures."""
         return self.texts + ((self.words,) if self.words else ()) + ((self.image,) if self.image else ())
 
     @property
     def all(self) -> tuple[str, ...]:
+        """All required fields."""
         return self.inputs + self.additional
 
     def select(self, record: Record) -> Record | None:
@@ -95,6 +97,7 @@ class DatasetGroup(NamedTuple):
 
     @property
     def name(self) -> str:
+        """The name of the first data set."""
         return self.datasets[0]
 
 

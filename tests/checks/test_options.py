@@ -440,9 +440,10 @@ ELSEWHERE = {
     "ablation.intervals": "checks/analyses.py",
     "ablation.data_placement": "analysis/ablation/engine.py",
     **{f"adaptation.{field}": "analysis/adaptation/adapt.py" for field in default.get_config().adaptation},
-    **{f"adaptation.{field}": "analysis/adaptation/lanes.py" for field in ("optimizer", "leaves", "steps")},
-    **{f"adaptation.{field}": "analysis/adaptation/sources.py" for field in ("column", "against")},
+    **{f"adaptation.{field}": "analysis/adaptation/lanes.py" for field in ("optimizer", "params", "steps")},
+    **{f"adaptation.{field}": "analysis/adaptation/sources.py" for field in ("column", "baseline")},
     **{f"relatedness.{field}": "analysis/relatedness/relate.py" for field in default.get_config().relatedness},
+    "relatedness.num_seeds": "analysis/relatedness/transfer.py",
     **{f"merging.{field}": "runs/merge.py" for field in default.get_config().merging},
 }
 

@@ -14,7 +14,7 @@ from jax.stages import Compiled
 from mtl_jax.analysis.ablation import lanes as lane_steps
 from mtl_jax.analysis.ablation import memory
 from mtl_jax.analysis.ablation.device_rows import Draws, ResidentRows, draws, resident_rows
-from mtl_jax.analysis.ablation.lanes import Losses, Shape, no_losses
+from mtl_jax.analysis.ablation.lanes import Losses, Shape, Steps, no_losses
 from mtl_jax.analysis.ablation.program import Built
 from mtl_jax.analysis.ablation.scores import LaneScores
 from mtl_jax.data.batch import Batch
@@ -92,7 +92,7 @@ class Engine:
           the states and losses after them
         """
         inputs = self.inputs(seeds, start, steps)
-        return self._compiled(states, losses, hyper, self.put(active), inputs, self.source, np.int32(steps))
+        return self._compiled((states, losses), hyper, self.put(active), inputs, Steps(self.source, np.int32(steps)))
 
     def inputs(self, seeds: Sequence[int], start: int, steps: int) -> Draws | Batch:
         """The inputs of some steps, leaves [S, `call_steps`, ...]: `Draws`, or a `Batch` where the host sends rows."""
@@ -106,17 +106,15 @@ class Engine:
 
     def _compile(self) -> Compiled:
         spec, experiment = self.built.spec, self.built.experiment
-        advance = lane_steps.over_lanes(functools.partial(lane_steps.advance, spec), "lllls--", self.shape)
+        advance = lane_steps.over_lanes(functools.partial(lane_steps.advance, spec), "llls-", self.shape)
         arguments = (
-            self.abstract_state(),
-            self._abstract(jax.eval_shape(self._no_losses), "l"),
+            (self.abstract_state(), self._abstract(jax.eval_shape(self._no_losses), "l")),
             self._abstract(self.built.hypers[0], "l"),
             self._abstract(np.zeros((), bool), "l"),
             self._abstract(self._inputs(experiment.config.seed, 0, 1), "s"),
-            self._abstract(self.source, "-"),
-            self._abstract(np.int32(0), "-"),
+            self._abstract(Steps(self.source, np.int32(0)), "-"),
         )
-        return jax.jit(advance, donate_argnums=(0, 1)).lower(*arguments).compile()
+        return jax.jit(advance, donate_argnums=0).lower(*arguments).compile()
 
     def _abstract(self, tree: T, leading: str) -> T:
         """Shapes and shardings of leaves with the axes that `Shape.sharding` names."""

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from mtl_jax.analysis.ablation.engine import Engine
 from mtl_jax.analysis.ablation.hypergradient import TunedLane, Tuner
-from mtl_jax.analysis.ablation.lane_log import DROPPED, FROZEN, RUNNING, STOPPED, LaneLog
+from mtl_jax.analysis.ablation.lane_log import DROPPED, FROZEN, RUNNING, STOPPED, LaneLog, LaneResult
 from mtl_jax.analysis.ablation.lane_results import LaneParameters, lane_results
 from mtl_jax.analysis.ablation.lanes import Losses
 from mtl_jax.analysis.ablation.scores import GridScores
@@ -265,7 +265,7 @@ class LaneBatch:
         self.logs |= {(seed, setting): LaneLog(**log) for seed, setting, log in metadata["dropped"]}
         return step
 
-    def results(self, stop: StopSignals) -> dict[tuple[int, int], dict[str, object]] | None:
+    def results(self, stop: StopSignals) -> dict[tuple[int, int], LaneResult] | None:
         """{(seed, setting): see `LaneLog.result`} of all lanes, those dropped earlier included.
 
         None where a signal interrupted the scoring; the trained lanes are saved.

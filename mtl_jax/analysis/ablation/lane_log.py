@@ -7,6 +7,7 @@ from typing import Any
 
 from mtl_jax.evaluation.ranking import is_defined, rank
 
+LaneResult = dict[str, Any]  # the fields of `records.Lane` that training yields
 RUNNING, FINISHED, STOPPED = "running", "finished", "stopped early"
 FROZEN, DROPPED = "frozen: not finite", "dropped"
 
@@ -23,7 +24,7 @@ class LaneLog:
     best_step   step of it
     stale       evaluations since the last higher score, or lower loss at the same score
     curve       see `records.Lane`
-    result      the fields of `records.Lane` that training yields; None before the lane has ended
+    result      None before the lane has ended
     """
 
     status: str = RUNNING
@@ -34,7 +35,7 @@ class LaneLog:
     best_step: int | None = None
     stale: int = 0
     curve: list[dict[str, Any]] = dataclasses.field(default_factory=list)
-    result: dict[str, Any] | None = None
+    result: LaneResult | None = None
 
     def evaluated(self, score: float, loss: float | None, step: int, patience: int) -> bool:
         """Records an evaluation on dev, and whether the parameters are the best so far; of equals the later are.

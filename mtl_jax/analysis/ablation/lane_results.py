@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import chex
 import jax
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mtl_jax.analysis.ablation.engine import Engine, padded
-from mtl_jax.analysis.ablation.lane_log import LaneLog
+from mtl_jax.analysis.ablation.lane_log import LaneLog, LaneResult
 from mtl_jax.analysis.ablation.scores import GridScores
 from mtl_jax.evaluation.scores import mean_score
 from mtl_jax.runtime.stop_signals import StopSignals
@@ -32,8 +32,8 @@ class LaneParameters(NamedTuple):
 
 def lane_results(
     lanes: LaneParameters, logs: Mapping[Cell, LaneLog], uses_last: np.ndarray, stop: StopSignals
-) -> dict[Cell, dict[str, Any]]:
-    """{cell: the fields of `records.Lane` that training yields} of the lanes in `logs`.
+) -> dict[Cell, LaneResult]:
+    """The results of the lanes in `logs`, by cell.
 
     Args:
       lanes: what is scored.

@@ -68,25 +68,26 @@ def batch_at(spec: StepSpec, source: ResidentRows | None, inputs: Draws | Batch,
     return jax.vmap(lambda dataset, row: gather(source, spec.objective.layout, dataset, row))(*batch)
 
 
+class Steps(NamedTuple):
+    """The steps of one call: rows on the devices (None where batches come from the host), and their number."""
+
+    source: ResidentRows | None
+    count: jax.Array
+
+
 def advance(
     spec: StepSpec,
-    state: TrainState,
-    losses: Losses,
+    lane: tuple[TrainState, Losses],
     hyper: Hyperparameters,
     active: jax.Array,
     inputs: Draws | Batch,
-    source: ResidentRows | None,
-    count: jax.Array,
+    steps: Steps,
 ) -> tuple[TrainState, Losses]:
-    """`count` steps of one lane; nothing where it is not `active`.
+    """The state and the losses of one lane after some steps; unchanged where it is not `active`."""
 
-    Returns:
-      the state and the losses after them
-    """
-
-    def step(number, carry):
+    def step(number: jax.Array, carry: tuple[TrainState, Losses]) -> tuple[TrainState, Losses]:
         state, losses = carry
-        state, metrics = train_step(spec, state, batch_at(spec, source, inputs, number), hyper)
+        state, metrics = train_step(spec, state, batch_at(spec, steps.source, inputs, number), hyper)
         counted = metrics["present"] & jnp.isfinite(metrics["losses"])
         total = losses.total + jnp.where(counted, metrics["losses"], 0.0)
         ratio = metrics["penalty_ratio"]
@@ -98,10 +99,7 @@ def advance(
             {name: losses.ratios[name] + finite[name].astype(jnp.float32) for name in ratio},
         )
 
-    def steps(carry):
-        return jax.lax.fori_loop(0, count, step, carry)
-
-    return jax.lax.cond(active, steps, lambda carry: carry, (state, losses))
+    return jax.lax.cond(active, lambda carry: jax.lax.fori_loop(0, steps.count, step, carry), lambda carry: carry, lane)
 
 
 class Shape(NamedTuple):

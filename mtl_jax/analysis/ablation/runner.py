@@ -17,6 +17,7 @@ from tqdm import tqdm
 from mtl_jax.analysis.ablation import exact_optima, fields, halving, hypergradient, lanes, memory, plan, results
 from mtl_jax.analysis.ablation.engine import Engine, resident
 from mtl_jax.analysis.ablation.lane_batch import LaneBatch
+from mtl_jax.analysis.ablation.lane_log import LaneResult
 from mtl_jax.analysis.ablation.lane_warnings import lane_warnings
 from mtl_jax.analysis.ablation.plan import Plan, Program
 from mtl_jax.analysis.ablation.program import Built, Sources, build
@@ -28,6 +29,8 @@ from mtl_jax.storage import run_warnings
 from mtl_jax.storage import workdir as folders
 from mtl_jax.storage.summary import RunWarning
 from mtl_jax.training.placement import require_platform
+
+LaneId = tuple[int, int]  # seed, index of the setting
 
 
 class ProgramResults(TypedDict):
@@ -158,6 +161,7 @@ class _Training(NamedTuple):
 
     @property
     def config(self) -> ConfigDict:
+        """The config of the program."""
         return self.program.config
 
     def run(self, sources: Sources) -> ProgramResults | None:
@@ -198,9 +202,7 @@ class _Training(NamedTuple):
             )
         return _Engines(engine_for, *size)
 
-    def _train_batches(
-        self, built: Built, engines: _Engines
-    ) -> tuple[dict[tuple[int, int], dict[str, Any]], list[float]] | None:
+    def _train_batches(self, built: Built, engines: _Engines) -> tuple[dict[LaneId, LaneResult], list[float]] | None:
         """The results by (seed, setting), and the seconds of steps; None where a signal stopped the training."""
         count, config = len(self.program.settings), self.config
         is_sweep = built.settings[0].line == "sharing"
@@ -219,7 +221,7 @@ class _Training(NamedTuple):
                 f"{engines.seeds} × {engines.settings} of {len(self.seeds)} × {count} fit at once; take fewer, or "
                 "method = 'grid'"
             )
-        lane_results: dict[tuple[int, int], dict[str, Any]] = {}
+        lane_results: dict[LaneId, LaneResult] = {}
         step_seconds: list[float] = []
         for number, (seeds, settings) in enumerate(batches):
             folder = self.folder / f"turn_{number:02}"
@@ -232,9 +234,7 @@ class _Training(NamedTuple):
             self.stop.release()
         return lane_results, step_seconds
 
-    def _train_batch(
-        self, batch: LaneBatch, rungs: Sequence[int], built: Built
-    ) -> dict[tuple[int, int], dict[str, Any]] | None:
+    def _train_batch(self, batch: LaneBatch, rungs: Sequence[int], built: Built) -> dict[LaneId, LaneResult] | None:
         self.bar.update(batch.step * len(batch.logs))
         for rung in (*rungs, self.config.training.steps):
             if not batch.run(rung, self.stop, self.bar):
@@ -255,7 +255,7 @@ class _Training(NamedTuple):
         return True
 
     def _results(
-        self, built: Built, lane_results: Mapping[tuple[int, int], dict[str, Any]], step_seconds: Sequence[float]
+        self, built: Built, lane_results: Mapping[LaneId, LaneResult], step_seconds: Sequence[float]
     ) -> ProgramResults:
         def lane(seed: int, index: int) -> Lane:
             result, setting = lane_results[seed, index], built.settings[index]

@@ -68,7 +68,7 @@ def test_killed_in_the_middle_it_ends_with_the_same_table(tiny, tmp_path, of_lau
     config = grid(tiny, training__steps=60, training__eval_every=20, training__checkpoint_every=7)
     config.ablation.max_lanes = 2  # two turns
     status, output = launch(of_launch, config, tmp_path / "config.py", tmp_path / "whole")
-    assert status == 0 and "1 programs, 4 lanes (2 seeds)" in output and "the rest in turns" in output, output
+    assert status == 0 and "1 programs, 4 lanes (2 seeds)" in output and "the others after them" in output, output
     status, output = launch(of_launch, config, tmp_path / "config.py", tmp_path / "cut", 14, signal.SIGTERM)
     assert status == 128 + signal.SIGTERM and "stopped by a signal, saved" in output, output
     status, output = launch(of_launch, config, tmp_path / "config.py", tmp_path / "cut", kill_after=28)
