@@ -27,9 +27,9 @@ def normalised_words(answer: str) -> list[str]:
 
 
 def comparable_answers(right: Sequence[Any]) -> Sequence[Any]:
-    """The right answers but those of which no word counts; "" where none is left, which is "no answer"."""
-    kept = [answer for answer in right if not isinstance(answer, str) or normalised_words(answer)]
-    return kept or [""]
+    """The right answers without those that have no counting word; [""], "no answer", if none is left."""
+    comparable = [answer for answer in right if not isinstance(answer, str) or normalised_words(answer)]
+    return comparable or [""]
 
 
 def exact_match(right: Any, predicted: Any) -> float:
@@ -39,11 +39,11 @@ def exact_match(right: Any, predicted: Any) -> float:
 
 def overlap_f1(right: Any, predicted: Any) -> float:
     """F1 over the words that both have, as often as both have them; 1 where neither has any."""
-    gold, found = _items(right), _items(predicted)
-    if not gold or not found:
-        return float(gold == found)
-    both = (collections.Counter(gold) & collections.Counter(found)).total()
-    return 2.0 * both / (len(gold) + len(found))
+    gold, guess = _items(right), _items(predicted)
+    if not gold or not guess:
+        return float(gold == guess)
+    both = (collections.Counter(gold) & collections.Counter(guess)).total()
+    return 2.0 * both / (len(gold) + len(guess))
 
 
 def _items(answer: Any) -> list[Hashable]:

@@ -1,4 +1,4 @@
-"""What a kind of task has to provide, and what a head is given."""
+"""The interface of a kind of task, and the inputs of a head."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Labels = Mapping[str, jax.Array]  # see `mtl_jax.data.batch`, leading axis [R]
 
 
 class Noise(Protocol):
-    """What is drawn in training: each draw has a salt of its own; a row's bits do not depend on where it lies."""
+    """Random bits in training: every use has a salt of its own; the bits of a row do not depend on its place."""
 
     def drop(self, salt: int, x: jax.Array) -> jax.Array:
         """Inverted dropout of features x [R, ...]."""
@@ -27,7 +27,7 @@ class Noise(Protocol):
 
 
 class Features(NamedTuple):
-    """What the network computed for the rows that one task reads. R = all rows of all its blocks.
+    """The output of the network for the rows that one task reads. R = all rows of all its blocks.
 
     hidden   compute dtype [R, T, D]
     segment  int32[R, T]  1 + example slot, 0 in the padding
@@ -48,12 +48,12 @@ class Features(NamedTuple):
 
 
 class TaskData(NamedTuple):
-    """What the data of a run give to a task.
+    """Properties of the data that a task depends on.
 
     settings     the options that its config sets
     statistics   of its labels in train
-    spans        whether its classes are tags of spans, None where nothing is known of that
-    join         what makes a text of tokens; None where none are written
+    spans        whether its classes are tags of spans, None if unknown
+    join         tokens -> text; None for a task that generates none
     source       ids of targets by token id, for a task that copies; () elsewhere
     mask_token   id of the token that hides another, None without
     table_width  width of the word vectors

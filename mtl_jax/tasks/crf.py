@@ -1,7 +1,7 @@
 """Linear-chain conditional random field (Lafferty et al. 2001) over packed rows.
 
 A row holds several sequences one after another: segment int32[R, Q] = 1, 2, ... and 0 in the padding. Every recurrence
-restarts where the segment changes, so that each sequence gives what it gives alone. Values of sequences stand at
+restarts where the segment changes, so that each sequence gives what it gives alone. Values of sequences are at
 their last word, [R, Q], zero elsewhere.
 
     score(y) = start[y_1] + Σ_t emission[t, y_t] + Σ_t move[y_t, y_t+1] + end[y_n]

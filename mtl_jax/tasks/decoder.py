@@ -1,7 +1,7 @@
-"""What decoders have in common: a table of them, the scores of the next token, and copying.
+"""What decoders have in common: their interface, the scores of the next token, and copying.
 
-A further decoder is one module with the functions of `Decoder` and one line in `generation.DECODERS`. All float32. W is
-the width of a decoder, S sequences of a row that are written side by side.
+A new decoder is one module with the functions of `Decoder` and one line in `generation.DECODERS`. All float32. W is the
+width of a decoder; S sequences of a row are generated in parallel.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ MASKED_SCORE = -1e30  # in place of -inf: exp of it is 0, and differences of two
 
 
 class TokenScores(NamedTuple):
-    """What the decoder says of the next token.
+    """Scores of the next token.
 
     vocabulary  float32[..., C] unnormalised
     pointer     float32[..., T] log probability of each token of the row as what is copied, MASKED_SCORE for those that
                 are not; None without copying
     gate        float32[...], logit of writing from the vocabulary against copying; None without
-    ids         int32[R, T], what each token of the row is as a target, filled in by the task; None without
+    ids         int32[R, T], the target id of each token of the row, filled in by the task; None without
     """
 
     vocabulary: Array
@@ -36,25 +36,54 @@ class TokenScores(NamedTuple):
     ids: Array | None = None
 
 
+class DecoderSizes(NamedTuple):
+    """Sizes of a decoder: C target tokens, D features of the encoder, W features of its own, layers, and width of the
+    feed-forward layers; `copy`: whether it may copy tokens of the input.
+    """
+
+    classes: int
+    memory_width: int
+    width: int
+    layers: int
+    intermediate: int
+    copy: bool
+
+
+class Targets(NamedTuple):
+    """Packed target sequences whose tokens are all known (teacher forcing).
+
+    tokens    int32[R, Q], the token before each place; ids from C on count as unknown (0)
+    position  int32[R, Q], place in the sequence
+    segment   int32[R, Q], number of the sequence; no sequence reads another
+    """
+
+    tokens: Array
+    position: Array
+    segment: Array
+
+
+class SourceMasks(NamedTuple):
+    """The tokens of a row that a sequence reads.
+
+    member  bool[R, Q, T], tokens of the sequence's example
+    copied  bool[R, Q, T], those of them that may be copied; None without copying
+    """
+
+    member: Array
+    copied: Array | None
+
+
 class Decoder(NamedTuple):
     """A decoder as pure functions.
 
-    init   (key, C, D, W, layers, intermediate, copy) -> params, over features of width D
+    init           (key, sizes: DecoderSizes) -> params
     encode_memory  (params, hidden [R, T, D], heads) -> memory, what all steps read of the features
-    score_targets  (params, memory, tokens, position, segment, member, copied, noise) -> TokenScores [R, Q, ...] of
-                   packed sequences
-           whose tokens are all known (teacher forcing):
-             tokens    int32[R, Q], what stands before each place; ids from C on count as unknown (0)
-             position  int32[R, Q], place in the sequence
-             segment   int32[R, Q], of the sequence; none reads of another
-             member    bool[R, Q, T], which tokens of the row belong to the sequence's example
-             copied    bool[R, Q, T], which of them may be copied; None without copying
-             noise     of training; None elsewhere
-    initial_cache  (params, memory, member bool[R, S, T], length) -> cache of S sequences before their first token;
-                   leaves
-           [R, S, ...]
-    step   (params, memory, cache, tokens int32[R, S], number, member, copied) -> (TokenScores [R, S, ...], cache):
-           `score_targets` for one place, after the tokens before; `number` int32 scalar is the place in the sequence
+    score_targets  (params, memory, targets: Targets, source: SourceMasks, noise) -> TokenScores [R, Q, ...]; `noise` is
+                   that of training, else None
+    initial_cache  (params, memory, member bool[R, S, T], length) -> cache of S sequences before their first token,
+                   leaves [R, S, ...]
+    step           (params, memory, cache, tokens int32[R, S], number, source) -> (TokenScores [R, S, ...], cache):
+                   `score_targets` for one place, after the tokens before; `number` int32 scalar is the place
     """
 
     init: Callable[..., Params]
@@ -64,15 +93,16 @@ class Decoder(NamedTuple):
     step: Callable[..., tuple[TokenScores, Any]]
 
 
-def output_init(key: Array, classes: int, memory_width: int, width: int, copy: bool) -> Params:
-    """The table of C = `classes` vectors that is read and scored with (Press & Wolf 2017), and the pointer."""
+def output_init(key: Array, sizes: DecoderSizes) -> Params:
+    """The tied table of C vectors for inputs and scores (Press & Wolf 2017), and the pointer."""
+    width = sizes.width
     table_key, pointer_key = jax.random.split(key)
-    params = {"embedding": width**-0.5 * jax.random.normal(table_key, (classes, width), jnp.float32)}
-    if copy:
+    params = {"embedding": width**-0.5 * jax.random.normal(table_key, (sizes.classes, width), jnp.float32)}
+    if sizes.copy:
         query_key, key_key, gate_key = jax.random.split(pointer_key, 3)
         params["pointer"] = {
             "query": dense_init(query_key, width, width, INNER_INIT),
-            "key": dense_init(key_key, memory_width, width, INNER_INIT),
+            "key": dense_init(key_key, sizes.memory_width, width, INNER_INIT),
             "gate": dense_init(gate_key, width, 1),
         }
     return params
@@ -102,7 +132,7 @@ def embed_tokens(params: Params, tokens: Array) -> Array:
 
 
 def layer_params(params: Params) -> list[Params]:
-    """The layers in their order."""
+    """Parameters of the layers, in their order."""
     return [params[name] for name in sorted(params) if name.startswith("layer_")]
 
 

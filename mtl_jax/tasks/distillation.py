@@ -1,4 +1,4 @@
-"""Distillation: a student learns from what teachers say of each example, beside its gold label or in its place.
+"""Distillation: a student learns from the predictions of teachers, in addition to gold labels or in place of them.
 
     loss = (1 − s)·L(y) + s·T²·L(q; scores / T),   q = Σ_j w_j softmax(teacher_j / T) / Σ_j w_j
 
@@ -33,22 +33,24 @@ class Distillation(NamedTuple):
     annealing: bool
 
 
-def teacher_share(of: Distillation, weight: jax.Array, progress: jax.Array) -> jax.Array:
-    """s in [0, 1], float32: what the teachers have in the target. `weight` w in [0, 1], `progress` = step / steps."""
-    return weight * (1.0 - progress) if of.annealing else weight
+def teacher_share(distillation: Distillation, weight: jax.Array, progress: jax.Array) -> jax.Array:
+    """s in [0, 1], float32: the share of the teachers in the target. `weight` w in [0, 1], `progress` = step /
+    steps.
+    """
+    return weight * (1.0 - progress) if distillation.annealing else weight
 
 
 def loss(
-    task: Task, of: Distillation, params: Params, logits: jax.Array, labels: Labels, share: jax.Array
+    task: Task, distillation: Distillation, params: Params, logits: jax.Array, labels: Labels, share: jax.Array
 ) -> jax.Array:
     """As `Task.loss`, with the teachers' share; the plain loss where the labels have no teacher."""
     gold = task.loss(params, logits, labels)
     if "teacher" not in labels:
         return gold
-    soft = task.loss(*scale_logits(params, logits, of.temperature), _teacher_labels(labels))
+    soft = task.loss(*scale_logits(params, logits, distillation.temperature), _teacher_labels(labels))
     chex.assert_equal_shape([gold, soft])
     chex.assert_rank(share, 0)
-    return (1.0 - share) * gold + share * of.temperature**2 * soft
+    return (1.0 - share) * gold + share * distillation.temperature**2 * soft
 
 
 def weight(task: Task, labels: Labels, share: jax.Array) -> jax.Array:
@@ -75,23 +77,25 @@ def scale_logits(params: Params, logits: jax.Array, temperature: float) -> tuple
     return params, logits / temperature
 
 
-def average_predictions(said: Sequence[np.ndarray], known: Sequence[np.ndarray], weights: Sequence[float] = ()) -> Any:
-    """The mean of what several teachers say of each label.
+def average_predictions(
+    predictions: Sequence[np.ndarray], known: Sequence[np.ndarray], weights: Sequence[float] = ()
+) -> Any:
+    """The mean of the predictions of several teachers for each label.
 
     Args:
-      said: of each teacher float[n] numbers or float[n, C] probabilities.
-      known: of each teacher bool[n], whether it says anything of the label.
+      predictions: of each teacher float[n] numbers or float[n, C] probabilities.
+      known: of each teacher bool[n], whether it predicts the label.
       weights: of the teachers, above 0; () = equal.
 
     Returns:
-      float32[n] or [n, C], the mean over those who say something, 0 where none does; bool[n], whether one does.
+      float32[n] or [n, C], the mean over the teachers that predict it, 0 for none; bool[n], whether there is one.
     """
-    factors = np.asarray(weights or (1.0,) * len(said), np.float64)[:, None] * np.stack(known)
+    factors = np.asarray(weights or (1.0,) * len(predictions), np.float64)[:, None] * np.stack(known)
     total = factors.sum(axis=0)
-    share = factors / np.where(total > 0, total, 1.0)
-    values = np.stack(said).astype(np.float64)
-    share = share.reshape(*share.shape, *(1,) * (values.ndim - 2))
-    return np.where(share > 0, share * values, 0.0).sum(axis=0).astype(np.float32), total > 0
+    fractions = factors / np.where(total > 0, total, 1.0)
+    values = np.stack(predictions).astype(np.float64)
+    fractions = fractions.reshape(*fractions.shape, *(1,) * (values.ndim - 2))
+    return np.where(fractions > 0, fractions * values, 0.0).sum(axis=0).astype(np.float32), total > 0
 
 
 def _teacher_labels(labels: Labels) -> Labels:

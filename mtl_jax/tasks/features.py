@@ -1,4 +1,4 @@
-"""What the heads read: one vector for each example or word of the packed rows, and sums back to the examples."""
+"""Inputs of the heads: one vector per example or word of the packed rows; and sums by example."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def pool(features: Features, how: str, among: jax.Array | None = None) -> jax.Ar
     """One vector for each example, float32 [R, E, D]; zeros for empty slots.
 
     how = "mean" or "max" over the example's tokens, "first" the token at `start` ([CLS] in the BERT family). `among`
-    bool[R, T]: mean and max over those of the tokens alone; zeros for an example that has none of them.
+    bool[R, T]: mean and max over these tokens only; zeros for an example without any.
     """
     chex.assert_rank(features.hidden, 3)
     chex.assert_shape(features.segment, features.hidden.shape[:2])
@@ -43,7 +43,7 @@ def sum_by_example(values: jax.Array, slot: jax.Array, slots: int | None) -> jax
 
 
 def repeat_at_tokens(values: jax.Array, segment: jax.Array) -> jax.Array:
-    """What examples have, [R, E, C], at each of their tokens: [R, T, C]; zeros in the padding, `segment` = 0."""
+    """Values of examples [R, E, C] repeated at each of their tokens: [R, T, C]; zeros in the padding, `segment` = 0."""
     chex.assert_shape([values, segment], [(segment.shape[0], None, None), (values.shape[0], None)])
     padded = jnp.pad(values, ((0, 0), (1, 0), (0, 0)))
     return jnp.take_along_axis(padded, segment[:, :, None], axis=1, mode="clip")
@@ -85,9 +85,9 @@ def _max(features: Features) -> jax.Array:
 
 def _max_among(features: Features, among: jax.Array) -> jax.Array:
     lowest = jnp.finfo(features.hidden.dtype).min
-    found = _max(features._replace(hidden=jnp.where(among[:, :, None], features.hidden, lowest)))
-    there = jnp.einsum("rte,rt->re", _member(features), among.astype(jnp.float32)) > 0
-    return jnp.where(there[:, :, None], found, 0.0)
+    maximum = _max(features._replace(hidden=jnp.where(among[:, :, None], features.hidden, lowest)))
+    exists = jnp.einsum("rte,rt->re", _member(features), among.astype(jnp.float32)) > 0
+    return jnp.where(exists[:, :, None], maximum, 0.0)
 
 
 def _blank_empty(features: Features, vectors: jax.Array) -> jax.Array:

@@ -25,9 +25,9 @@ class AdversarialClassification(Classification):
     labelled texts are those of the first C. All texts count, labelled or not:
       discriminator  −log(1 − p_fake(x)) − log p_fake(G(z)), a generated text for each text (section 3.2)
       generator      −log(1 − p_fake(G(z))) + ‖mean f(x) − mean f(G(z))‖² / D', f the hidden layer of width D'
-    Each moves its own side alone: the generator's does not reach the discriminator and the encoder, the
-    discriminator's not the generator. The means of f are over the texts of one device and micro-batch. Several such
-    tasks over one shared encoder are MT-GAN-BERT (Breazzano et al. 2021).
+    Each trains its own side only: the generator's loss does not reach the discriminator and the encoder, the
+    discriminator's does not reach the generator. The means of f are over the texts of one device and micro-batch.
+    Several such tasks over one shared encoder are MT-GAN-BERT (Breazzano et al. 2021).
 
     Options as in `Classification`, where `hidden` is the width D' of the discriminator and of the generator, 0 = D;
     besides:
@@ -75,15 +75,15 @@ class AdversarialClassification(Classification):
 
         Args:
           params: of the head.
-          features_: of the rows; texts of length 0 are not there.
+          features_: of the rows; texts of length 0 do not exist.
           keys: typed PRNG keys [R].
         """
-        there = (features_.length > 0).astype(jnp.float32)  # [R, E]
+        exists = (features_.length > 0).astype(jnp.float32)  # [R, E]
         real = features.pool(features_, self.pool)
-        slots = there.shape[1]
+        slots = exists.shape[1]
 
         def draw(key):
-            """z [E, noise] and what the three hidden layers keep."""
+            """z [E, noise], and keys for the dropout of the three hidden layers."""
             z_key, *drops = jax.random.split(key, 4)
             return jax.random.normal(z_key, (slots, self.noise), jnp.float32), jnp.stack(drops)
 
@@ -91,31 +91,31 @@ class AdversarialClassification(Classification):
         generator, discriminator = params["generator"], params["discriminator"]
         fake = heads.dense(generator["output"], self._dropped(_hidden(generator, z), drops[:, 0]))
 
-        def judged(discriminator, x, key):
+        def discriminate(discriminator, x, key):
             inner = self._dropped(_hidden(discriminator, x), key)
             return inner, jax.nn.softmax(heads.dense(discriminator["output"], inner))[..., -1]
 
-        _, real_is_fake = judged(discriminator, real, drops[:, 1])
-        _, fake_is_fake = judged(discriminator, jax.lax.stop_gradient(fake), drops[:, 2])
+        _, real_is_fake = discriminate(discriminator, real, drops[:, 1])
+        _, fake_is_fake = discriminate(discriminator, jax.lax.stop_gradient(fake), drops[:, 2])
         fixed = jax.lax.stop_gradient(discriminator)
-        fake_inner, fooled = judged(fixed, fake, drops[:, 2])
-        real_inner, _ = judged(fixed, jax.lax.stop_gradient(real), drops[:, 1])
+        fake_inner, fooled = discriminate(fixed, fake, drops[:, 2])
+        real_inner, _ = discriminate(fixed, jax.lax.stop_gradient(real), drops[:, 1])
 
-        count = there.sum()
-        share = there[..., None] / jnp.maximum(count, 1.0)
-        apart = (share * real_inner).sum(axis=(0, 1)) - (share * fake_inner).sum(axis=(0, 1))
-        found = -jnp.log(1.0 - real_is_fake + _TINY) - jnp.log(fake_is_fake + _TINY)
+        count = exists.sum()
+        weight = exists[..., None] / jnp.maximum(count, 1.0)
+        difference = (weight * real_inner).sum(axis=(0, 1)) - (weight * fake_inner).sum(axis=(0, 1))
+        losses = -jnp.log(1.0 - real_is_fake + _TINY) - jnp.log(fake_is_fake + _TINY)
         return {
-            "discriminator": (there * found).sum(),
-            "generator": (there * -jnp.log(1.0 - fooled + _TINY)).sum() + count * (apart**2).mean(),
+            "discriminator": (exists * losses).sum(),
+            "generator": (exists * -jnp.log(1.0 - fooled + _TINY)).sum() + count * (difference**2).mean(),
         }
 
     def _dropped(self, x: jax.Array, keys: jax.Array) -> jax.Array:
         """Inverted dropout of x [R, E, D'] by keys [R]."""
         if not self.drop:
             return x
-        kept = jax.vmap(lambda key: jax.random.bernoulli(key, 1.0 - self.drop, x.shape[1:]))(keys)
-        return jnp.where(kept, x / (1.0 - self.drop), 0.0)
+        mask = jax.vmap(lambda key: jax.random.bernoulli(key, 1.0 - self.drop, x.shape[1:]))(keys)
+        return jnp.where(mask, x / (1.0 - self.drop), 0.0)
 
 
 def _hidden(params: Params, x: jax.Array) -> jax.Array:

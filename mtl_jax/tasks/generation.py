@@ -13,7 +13,7 @@ import numpy as np
 
 from mtl_jax.tasks import features, options, recurrent_decoder, search, transformer_decoder
 from mtl_jax.tasks.base import Features, Labels, Params, Task, TaskData
-from mtl_jax.tasks.decoder import MASKED_SCORE, Decoder, TokenScores
+from mtl_jax.tasks.decoder import MASKED_SCORE, Decoder, DecoderSizes, SourceMasks, Targets, TokenScores
 
 UNKNOWN, BEGIN, END = range(3)  # the first names of every vocabulary of targets
 TOKENS = ("words", "tokenizer")
@@ -102,10 +102,10 @@ class Generation(Task):
         """Parameters of the decoder over features of width D = `width`, float32."""
         if not self.width:
             self._check_width(width, "heads")
-        own = self.width or width
-        return self._decoder.init(
-            key, len(self.names), width, own, self.layers, self.intermediate or 4 * own, self.copy
-        )
+        decoder_width = self.width or width
+        intermediate = self.intermediate or 4 * decoder_width
+        sizes = DecoderSizes(len(self.names), width, decoder_width, self.layers, intermediate, self.copy)
+        return self._decoder.init(key, sizes)
 
     def logits(self, params: Params, features_: Features, labels: Labels) -> TokenScores:
         """Scores [R, Q, ...] of each token of the targets given those before it.
@@ -116,10 +116,9 @@ class Generation(Task):
         memory = decoder.encode_memory(params, features_.hidden, self._heads)
         first = labels["position"] == 0
         before = jnp.where(first, BEGIN, jnp.roll(labels["value"], 1, axis=1))
-        member, copied = self._members(features_, labels["slot"])
-        scores = decoder.score_targets(
-            params, memory, before, labels["position"], labels["segment"], member, copied, features_.noise
-        )
+        targets = Targets(before, labels["position"], labels["segment"])
+        source = self._source_masks(features_, labels["slot"])
+        scores = decoder.score_targets(params, memory, targets, source, features_.noise)
         return scores._replace(ids=self._ids(features_)) if self.copy else scores
 
     def loss(self, params: Params, logits: TokenScores, labels: Labels, slots: int | None = None) -> jax.Array:
@@ -152,7 +151,7 @@ class Generation(Task):
         decoder = self._decoder
         memory = decoder.encode_memory(params, features_.hidden, self._heads)
         slot = jnp.repeat(jnp.broadcast_to(jnp.arange(slots), (rows, slots)), beams, axis=1)  # [R, S]
-        member, copied = self._members(features_, slot)
+        source = self._source_masks(features_, slot)
         ids = self._ids(features_) if self.copy else None
         by_row, by_example = (rows, slots * beams), (rows * slots, beams)
 
@@ -160,23 +159,22 @@ class Generation(Task):
             return jax.tree.map(lambda leaf: leaf.reshape(*shape, *leaf.shape[2:]), cache)
 
         def step(cache, tokens, number):
-            scores, cache = decoder.step(
-                params, memory, reshaped(cache, by_row), tokens.reshape(by_row), number, member, copied
-            )
+            cache, tokens = reshaped(cache, by_row), tokens.reshape(by_row)
+            scores, cache = decoder.step(params, memory, cache, tokens, number, source)
             log_p = _distribution(scores._replace(ids=ids))
             log_p = log_p.at[..., jnp.asarray([UNKNOWN, BEGIN])].set(search.IMPOSSIBLE)
             return log_p.reshape(*by_example, -1), reshaped(cache, by_example)
 
-        cache = reshaped(decoder.initial_cache(params, memory, member, length), by_example)
+        cache = reshaped(decoder.initial_cache(params, memory, source.member, length), by_example)
         active = (features_.length > 0).reshape(-1)
         ends = {"begin": BEGIN, "end": END, "max_length": length}
         if beams == 1:
-            found = search.greedy_search(step, cache, active, **ends)
+            result = search.greedy_search(step, cache, active, **ends)
         else:
-            found = search.beam_search(step, cache, active, **ends, width=beams, alpha=self.length_penalty)
+            result = search.beam_search(step, cache, active, **ends, width=beams, alpha=self.length_penalty)
         return {
-            "value": found.tokens[:, 0].reshape(rows, slots, length),
-            "score": found.score[:, 0].reshape(rows, slots),
+            "value": result.tokens[:, 0].reshape(rows, slots, length),
+            "score": result.score[:, 0].reshape(rows, slots),
         }
 
     def to_texts(self, value: Any, sources: Sequence[Sequence[str]] = ()) -> list[str]:
@@ -191,12 +189,12 @@ class Generation(Task):
         names = self.names
         return self.join([names[i] if i < len(names) else source[i - len(names)] for i in ids[ids >= 0].tolist()])
 
-    def _members(self, features_: Features, slot: jax.Array) -> tuple[jax.Array, jax.Array | None]:
-        """bool[R, Q, T]: the tokens of the example that sequences in `slot` [R, Q] belong to, and those to copy."""
+    def _source_masks(self, features_: Features, slot: jax.Array) -> SourceMasks:
+        """The tokens that sequences in the slots `slot` int32[R, Q] read."""
         member = features_.segment[:, None, :] == slot[:, :, None] + 1
         if not self.copy:
-            return member, None
-        return member, member & (self._targets(features_) != -2)[:, None, :]
+            return SourceMasks(member, None)
+        return SourceMasks(member, member & (self._targets(features_) != -2)[:, None, :])
 
     def _targets(self, features_: Features) -> jax.Array:
         """int32[R, T], see `source`."""
@@ -227,13 +225,13 @@ def _log_p(scores: TokenScores, value: jax.Array) -> jax.Array:
     """log p of the tokens `value` int32[R, Q] under scores [R, Q, ...]: [R, Q]."""
     log_p = jax.nn.log_softmax(scores.vocabulary)
     classes = log_p.shape[-1]
-    own = jnp.take_along_axis(log_p, jnp.minimum(value, classes - 1)[..., None], axis=-1)[..., 0]
+    written = jnp.take_along_axis(log_p, jnp.minimum(value, classes - 1)[..., None], axis=-1)[..., 0]
     if scores.gate is None:
-        return own
-    own = jnp.where(value < classes, own + jax.nn.log_sigmoid(scores.gate), MASKED_SCORE)
+        return written
+    written = jnp.where(value < classes, written + jax.nn.log_sigmoid(scores.gate), MASKED_SCORE)
     same = scores.ids[:, None, :] == value[:, :, None]
     copies = jax.nn.logsumexp(jnp.where(same, scores.pointer, MASKED_SCORE), axis=-1)
-    return jnp.logaddexp(own, copies + jax.nn.log_sigmoid(-scores.gate))
+    return jnp.logaddexp(written, copies + jax.nn.log_sigmoid(-scores.gate))
 
 
 def _distribution(scores: TokenScores) -> jax.Array:

@@ -1,4 +1,4 @@
-"""Classification of a text about pictures: every patch is looked at in the light of the words."""
+"""Classification of a text about pictures: every patch is combined with the words."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mtl_jax.tasks import features, heads, options
 from mtl_jax.tasks.base import Features, Labels, Params, Task
 from mtl_jax.tasks.classification import Classification
 
-_DROP = 0  # salt of what is drawn
+_DROP = 0  # salt of the dropout
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +23,7 @@ class GroundedClassification(Classification):
     in the patches; g has two layers of width `hidden` with a GELU between them, f a GELU layer of that width.
 
     Options as in `Classification`, besides:
-    pool      "max" or "mean": q from the features of the example's tokens that are no patches
+    pool      "max" or "mean": q from the features of the example's tokens other than patches
     hidden    width of both layers, 0 = D
     """
 
@@ -54,11 +54,11 @@ class GroundedClassification(Classification):
         del labels
         hidden = features_.hidden.astype(jnp.float32)
         words = features.pool(features_, self.pool, among=~features_.patch)
-        words_there = features.repeat_at_tokens(words, features_.segment)
-        read = jnp.concatenate([hidden, words_there, hidden * words_there], axis=-1)
-        z = heads.dense(params["patch"], jax.nn.gelu(heads.dense(params["hidden"], read)))
-        seen = features_._replace(hidden=z)
-        parts = [features.pool(seen, how, among=features_.patch) for how in ("mean", "max")]
+        words_at_tokens = features.repeat_at_tokens(words, features_.segment)
+        inputs = jnp.concatenate([hidden, words_at_tokens, hidden * words_at_tokens], axis=-1)
+        z = heads.dense(params["patch"], jax.nn.gelu(heads.dense(params["hidden"], inputs)))
+        patches = features_._replace(hidden=z)
+        parts = [features.pool(patches, how, among=features_.patch) for how in ("mean", "max")]
         joined = jax.nn.gelu(heads.dense(params["joined"], jnp.concatenate([*parts, words], axis=-1)))
         if features_.noise is not None:
             joined = features_.noise.drop(_DROP, joined)

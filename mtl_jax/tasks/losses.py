@@ -1,4 +1,4 @@
-"""Losses of single items, and what each item counts in the mean. No reduction: the caller sums and divides once.
+"""Losses and weights of single items. No reduction: the caller sums and divides once.
 
 A wrong shape is refused while the program is traced, here and in the other modules of heads: it would broadcast.
 """

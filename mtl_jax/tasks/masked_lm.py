@@ -1,4 +1,4 @@
-"""Masked language modelling: which tokens were hidden (Devlin et al. 2019), as a task beside others."""
+"""Masked language modelling: which tokens were hidden (Devlin et al. 2019), as one task among others."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CANDIDATES = 5  # candidates of a prediction
 
 @dataclasses.dataclass(frozen=True)
 class MaskedLM(Task):
-    """Some tokens of a row are drawn; most become [MASK], some another token, some stay, and all are to be told.
+    """Some tokens of a row are drawn; most become [MASK], some another token, some stay, and all are predicted.
 
     rate        share of a row's tokens that are drawn, one at least; special and unknown tokens never are
     random      share of the drawn ones that become a token drawn evenly from the vocabulary
@@ -75,13 +75,13 @@ class MaskedLM(Task):
     def init(self, key: jax.Array, width: int) -> Params:
         """Parameters of the head over features of width D = `width`, float32."""
         inner, outer = jax.random.split(key)
-        between = self.table_width if self.tied else width
+        inner_width = self.table_width if self.tied else width
         params: dict[str, Any] = {"bias": jnp.zeros((len(self.names),), jnp.float32)}
         if self.transform:
-            params["transform"] = heads.inner_init(inner, width, between)
-            params["layer_norm"] = {"scale": jnp.ones((between,)), "bias": jnp.zeros((between,))}
+            params["transform"] = heads.inner_init(inner, width, inner_width)
+            params["layer_norm"] = {"scale": jnp.ones((inner_width,)), "bias": jnp.zeros((inner_width,))}
         if not self.tied:
-            params["output"] = {"kernel": heads.dense_init(outer, between, len(self.names))["kernel"]}
+            params["output"] = {"kernel": heads.dense_init(outer, inner_width, len(self.names))["kernel"]}
         return params
 
     def corrupt(
@@ -99,23 +99,29 @@ class MaskedLM(Task):
         """
         count = math.ceil(self.rate * tokens.shape[1])
 
-        def of_row(tokens, segment, maskable, key):
+        def corrupt_row(tokens, segment, maskable, key):
             order, kind, other = (jax.random.fold_in(key, n) for n in range(3))
             drawn = jax.random.uniform(order, tokens.shape)
             _, at = jax.lax.top_k(jnp.where(maskable, -drawn, -2.0), count)
             number = maskable.sum(dtype=jnp.int32)
-            most = jnp.maximum(jnp.round(self.rate * number.astype(jnp.float32)).astype(jnp.int32), 1)
-            chosen = jnp.arange(count, dtype=jnp.int32) < jnp.minimum(most, number)
-            what, clean = jax.random.uniform(kind, (count,)), tokens[at]
+            limit = jnp.maximum(jnp.round(self.rate * number.astype(jnp.float32)).astype(jnp.int32), 1)
+            chosen = jnp.arange(count, dtype=jnp.int32) < jnp.minimum(limit, number)
+            fate, clean = jax.random.uniform(kind, (count,)), tokens[at]
             another = jax.random.randint(other, (count,), 0, len(self.names), jnp.int32)
-            hidden = jnp.where(what < self.keep + self.random, another, self.mask_token)
-            hidden = jnp.where(what < self.keep, clean, hidden)
+            hidden = jnp.where(fate < self.keep + self.random, another, self.mask_token)
+            hidden = jnp.where(fate < self.keep, clean, hidden)
             row = tokens.at[at].set(jnp.where(chosen, hidden, clean).astype(tokens.dtype))
-            own = jnp.where(chosen, segment[at], 0)
-            labels = {"value": clean, "mask": chosen, "token": at, "segment": own, "slot": jnp.maximum(own - 1, 0)}
+            segments = jnp.where(chosen, segment[at], 0)
+            labels = {
+                "value": clean,
+                "mask": chosen,
+                "token": at,
+                "segment": segments,
+                "slot": jnp.maximum(segments - 1, 0),
+            }
             return row, labels
 
-        return jax.vmap(of_row)(tokens, segment, maskable, keys)
+        return jax.vmap(corrupt_row)(tokens, segment, maskable, keys)
 
     def logits(self, params: Params, features_: Features, labels: Labels) -> jax.Array:
         """float32 [R, Q, C]; of `labels` token is read, and params["table"] [C, W] where the head is tied."""
@@ -153,16 +159,16 @@ class MaskedLM(Task):
 
     def decode(self, value: Any, probability: Any, candidates: Any) -> list[dict[str, Any]]:
         """For each [MASK] of a text {"token", "probabilities": {token: p}}, the likeliest first."""
-        found = []
+        predictions = []
         for ids, p in zip(candidates, probability, strict=True):
             ranked = {self.names[i]: float(q) for i, q in zip(ids, p, strict=True)}
-            found.append({"token": self.names[ids[0]], "probabilities": ranked})
-        return found
+            predictions.append({"token": self.names[ids[0]], "probabilities": ranked})
+        return predictions
 
 
 def _log_p(logits: jax.Array, labels: Mapping[str, jax.Array]) -> jax.Array:
-    own = jnp.take_along_axis(logits, labels["value"][..., None], -1, mode="clip")[..., 0]
-    return own - jax.nn.logsumexp(logits, axis=-1)
+    score = jnp.take_along_axis(logits, labels["value"][..., None], -1, mode="clip")[..., 0]
+    return score - jax.nn.logsumexp(logits, axis=-1)
 
 
 def _layer_norm(params: Params, x: jax.Array) -> jax.Array:

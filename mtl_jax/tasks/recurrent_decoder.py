@@ -18,7 +18,15 @@ import jax.numpy as jnp
 
 from mtl_jax.tasks import decoder
 from mtl_jax.tasks.base import Noise, Params
-from mtl_jax.tasks.decoder import INNER_INIT, MASKED_SCORE, TokenScores, drop_features
+from mtl_jax.tasks.decoder import (
+    INNER_INIT,
+    MASKED_SCORE,
+    DecoderSizes,
+    SourceMasks,
+    Targets,
+    TokenScores,
+    drop_features,
+)
 from mtl_jax.tasks.heads import dense, dense_init
 
 Array = jax.Array
@@ -54,22 +62,21 @@ class DropoutFactors(NamedTuple):
     between: tuple[Array, ...]
 
 
-def init(key: Array, classes: int, memory_width: int, width: int, layers: int, intermediate: int, copy: bool) -> Params:
-    """Parameters of a decoder of W = `width` over C = `classes` tokens and features of width D = `memory_width`."""
-    del intermediate  # the task refuses it
+def init(key: Array, sizes: DecoderSizes) -> Params:
+    """Parameters of a decoder."""
+    memory_width, width = sizes.memory_width, sizes.width
     output_key, layers_key, key_key, attended_key = jax.random.split(key, 4)
-    params = decoder.output_init(output_key, classes, memory_width, width, copy)
+    params = decoder.output_init(output_key, sizes)
     params["attention"] = {
         "key": {"kernel": INNER_INIT(key_key, (memory_width, width), jnp.float32)},
         "output": dense_init(attended_key, memory_width + width, width, INNER_INIT),
     }
-    for number in range(layers):
+    for number in range(sizes.layers):
         keys = jax.random.split(jax.random.fold_in(layers_key, number), 3)
         recurrent = [_RECURRENT(k, (width, width), jnp.float32) for k in jax.random.split(keys[1], _GATES)]
         inputs = dense_init(keys[0], width if number else 2 * width, _GATES * width, INNER_INIT)
-        inputs["bias"] = (
-            inputs["bias"].at[width : 2 * width].set(1.0)
-        )  # memory is kept at first (Jozefowicz et al. 2015)
+        # a forget bias of 1 preserves the memory initially (Jozefowicz et al. 2015)
+        inputs["bias"] = inputs["bias"].at[width : 2 * width].set(1.0)
         params[f"layer_{number:02d}"] = {
             "input": inputs,
             "recurrent": {"kernel": jnp.concatenate(recurrent, axis=1)},
@@ -86,36 +93,29 @@ def encode_memory(params: Params, hidden: Array, heads: int) -> Memory:
 
 
 def score_targets(
-    params: Params,
-    memory: Memory,
-    tokens: Array,
-    position: Array,
-    segment: Array,
-    member: Array,
-    copied: Array | None,
-    noise: Noise | None = None,
+    params: Params, memory: Memory, targets: Targets, source: SourceMasks, noise: Noise | None = None
 ) -> TokenScores:
-    """See `decoder.Decoder`: one scan over Q, the state starts anew at each sequence's first place."""
-    del segment
-    inputs = drop_features(noise, 0, decoder.embed_tokens(params, tokens))
+    """See `decoder.Decoder`: one scan over Q, the state restarts at the first place of each sequence."""
+    inputs = drop_features(noise, 0, decoder.embed_tokens(params, targets.tokens))
     count = len(decoder.layer_params(params))
     factors = None
     if noise is not None:
         between = tuple(noise.drop(2 + n, jnp.ones_like(inputs)) for n in range(count - 1))
-        factors = DropoutFactors(noise.drop_attention(1, jnp.ones(member.shape, jnp.float32)), between)
-    start = _start(params, memory, member)
+        factors = DropoutFactors(noise.drop_attention(1, jnp.ones(source.member.shape, jnp.float32)), between)
+    start = _start(params, memory, source.member)
 
     def advance(state, at):
-        x, first, begun, member, factors = jax.tree.map(lambda leaf: leaf[:, None], at)
-        state = jax.tree.map(lambda old, new: jnp.where(first[:, :, None], new, old), state, begun)
+        x, first, initial, member, factors = jax.tree.map(lambda leaf: leaf[:, None], at)
+        state = jax.tree.map(lambda old, new: jnp.where(first[:, :, None], new, old), state, initial)
         state = _advance(params, memory, state, x, member, factors)
         return state, state.attended[:, 0]
 
-    by_time = jax.tree.map(lambda leaf: jnp.swapaxes(leaf, 0, 1), (inputs, position == 0, start, member, factors))
-    nothing = jax.tree.map(lambda leaf: jnp.zeros_like(leaf[:, :1]), start)
-    _, attended = jax.lax.scan(advance, nothing, by_time)
+    arrays = (inputs, targets.position == 0, start, source.member, factors)
+    by_time = jax.tree.map(lambda leaf: jnp.swapaxes(leaf, 0, 1), arrays)
+    zeros = jax.tree.map(lambda leaf: jnp.zeros_like(leaf[:, :1]), start)
+    _, attended = jax.lax.scan(advance, zeros, by_time)
     attended = drop_features(noise, 1 + count, jnp.swapaxes(attended, 0, 1))
-    return decoder.scores(params, memory.pointer, attended, copied)
+    return decoder.scores(params, memory.pointer, attended, source.copied)
 
 
 def initial_cache(params: Params, memory: Memory, member: Array, length: int) -> State:
@@ -125,12 +125,12 @@ def initial_cache(params: Params, memory: Memory, member: Array, length: int) ->
 
 
 def step(
-    params: Params, memory: Memory, state: State, tokens: Array, number: Array, member: Array, copied: Array | None
+    params: Params, memory: Memory, state: State, tokens: Array, number: Array, source: SourceMasks
 ) -> tuple[TokenScores, State]:
     """Scores of the next token of S sequences a row, see `decoder.Decoder`."""
     del number
-    state = _advance(params, memory, state, decoder.embed_tokens(params, tokens), member, None)
-    return decoder.scores(params, memory.pointer, state.attended, copied), state
+    state = _advance(params, memory, state, decoder.embed_tokens(params, tokens), source.member, None)
+    return decoder.scores(params, memory.pointer, state.attended, source.copied), state
 
 
 def _start(params: Params, memory: Memory, member: Array) -> State:

@@ -1,6 +1,6 @@
 """Greedy and beam search with a cache, batched over N examples, inside `jit`.
 
-A step writes one token of each of B hypotheses of each example:
+A step generates one token of each of B hypotheses of each example:
 
     step(cache, tokens int32[N, B], number) -> (log p of the next token float32[N, B, V], cache)
 
@@ -18,11 +18,11 @@ import jax
 import jax.numpy as jnp
 
 Step = Callable[[Any, jax.Array, jax.Array], tuple[jax.Array, Any]]
-IMPOSSIBLE = -1e30  # log p of what must not be; finite, so that differences of two are no NaN
+IMPOSSIBLE = -1e30  # log p of what is excluded; finite, so that the difference of two is no NaN
 
 
 class SearchResult(NamedTuple):
-    """tokens int32[N, B, L], the best hypothesis first, -1 behind its end, the end token left out;
+    """tokens int32[N, B, L], the best hypothesis first, -1 after its end, without the end token;
     score float32[N, B], log p over the length penalty, NEVER where there is no such hypothesis.
     """
 
@@ -36,11 +36,11 @@ def length_penalty(length: jax.Array, alpha: float) -> jax.Array:
 
 
 def greedy_search(step: Step, cache: Any, active: jax.Array, *, begin: int, end: int, max_length: int) -> SearchResult:
-    """The likeliest token each time, until `end` or `max_length` tokens (`end` counted). B = 1, score = log p.
+    """The most likely token at each step, until `end` or `max_length` tokens (`end` counted). B = 1, score = log p.
 
     Args:
       step, cache: see the head of this file; B = 1.
-      active: bool[N], False for places without an example, which get nothing.
+      active: bool[N], False for places without an example, which yield no tokens.
       begin: the token before the first.
     """
     count = active.shape[0]
@@ -86,7 +86,7 @@ def beam_search(
 
     Of the continuations of all open hypotheses the best B non-ended ones stay open. One that ends counts where it is
     among the best B, and an example is done when B have ended (as fairseq does, Ott et al. 2019): width 1 is greedy
-    search. What is still open after `max_length` tokens counts as it stands.
+    search. Hypotheses that are open after `max_length` tokens count as they are.
 
     Args:
       step, cache, active, begin: as in `greedy_search`, for B = `width`.
@@ -117,26 +117,26 @@ def beam_search(
 
         open_score, chosen = jax.lax.top_k(jnp.where(ends | ~possible, IMPOSSIBLE, score), min(width, score.shape[1]))
         chosen, open_score = _widen(chosen, open_score, width)
-        whose = _take(parent, chosen)
+        parents = _take(parent, chosen)
         done = state.done | (ended.score > IMPOSSIBLE / 2).all(axis=1) | (open_score <= IMPOSSIBLE / 2).all(axis=1)
-        cache = jax.tree.map(lambda leaf: _take(leaf, whose), cache)
+        cache = jax.tree.map(lambda leaf: _take(leaf, parents), cache)
         return _Beam(state.number + 1, done, _take(token, chosen), _take(after, chosen), open_score, ended, cache)
 
-    nothing = jnp.full((count, width, max_length), -1, jnp.int32)
+    no_tokens = jnp.full((count, width, max_length), -1, jnp.int32)
     only_first = jnp.where(jnp.arange(width) == 0, 0.0, IMPOSSIBLE)
     state = _Beam(
         jnp.int32(0),
         ~active,
         jnp.full((count, width), begin, jnp.int32),
-        nothing,
+        no_tokens,
         jnp.broadcast_to(only_first, (count, width)),
-        SearchResult(nothing, jnp.full((count, width), IMPOSSIBLE)),
+        SearchResult(no_tokens, jnp.full((count, width), IMPOSSIBLE)),
         cache,
     )
     state = jax.lax.while_loop(more, write, state)
     is_open = ~state.done[:, None] & (state.log_p > IMPOSSIBLE / 2)
-    rest = jnp.where(is_open, state.log_p / length_penalty(state.number, alpha), IMPOSSIBLE)
-    return _best(state.ended, SearchResult(state.tokens, rest), width)
+    open_scores = jnp.where(is_open, state.log_p / length_penalty(state.number, alpha), IMPOSSIBLE)
+    return _best(state.ended, SearchResult(state.tokens, open_scores), width)
 
 
 def _best(left: SearchResult, right: SearchResult, width: int) -> SearchResult:

@@ -1,4 +1,4 @@
-"""Softmax and choice among the positions of a row that belong together: words of a text, choices of a record."""
+"""Softmax and argmax over groups of positions of a row: the words of a text, the choices of a record."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ def log_softmax(scores: jax.Array, group: jax.Array, usable: jax.Array) -> jax.A
     """
     _check_shapes(scores, group, usable)
     scores = jnp.where(usable, scores.astype(jnp.float32), 0.0)
-    highest = jax.lax.stop_gradient(segment_max(scores, group, usable))
+    maximum = jax.lax.stop_gradient(segment_max(scores, group, usable))
     # positions that are not usable never enter the exponential: its overflow would reach the gradient
-    shifted = jnp.where(usable, scores - highest, 0.0)
+    shifted = jnp.where(usable, scores - maximum, 0.0)
     total = _by_group(jax.ops.segment_sum, jnp.where(usable, jnp.exp(shifted), 0.0), group)
     return jnp.where(usable, shifted - jnp.log(jnp.where(usable, total, 1.0)), 0.0)
 
@@ -45,7 +45,7 @@ def _check_shapes(values: jax.Array, group: jax.Array, usable: jax.Array) -> Non
 
 
 def _by_group(reduce, values: jax.Array, group: jax.Array) -> jax.Array:
-    def of_row(values, group):
+    def reduce_row(values, group):
         return reduce(values, group, group.shape[0] + 1)[group]
 
-    return jax.vmap(of_row)(values, group)
+    return jax.vmap(reduce_row)(values, group)

@@ -20,7 +20,7 @@ class Span(Task):
     Where train has unanswerable questions, or texts read through windows of which not all hold the answer, the first
     token stands for "no answer" (section 4.3), with weights of its own, since it may be a word. The loss is the mean of
     both cross-entropies, each window counts. The answer is the best span of all windows of a text, by its probability
-    in the window; none is predicted where that has, in the window that says so least, a higher one.
+    in the window; none is predicted if the lowest probability of "no answer" over all windows is higher.
 
     metrics         names in METRICS, the first is the task's score
     hidden          width of a GELU layer before the scores, 0 = linear
@@ -96,14 +96,14 @@ class Span(Task):
         log_p = self._log_probabilities(logits, labels)
         last_log_p = jnp.take_along_axis(log_p[..., 1], jnp.arange(word.shape[1], dtype=jnp.int32)[None] + length, 1)
 
-        def everywhere(values, where):
+        def segment_max(values, where):
             return segment_softmax.segment_max(values, segment, where)
 
         none = jnp.full(segment.shape, -jnp.inf)
         if self.has_windows_without_answer:
-            none = everywhere(log_p.sum(-1), (segment > 0) & (word < 0))
-        ends = [jnp.maximum(everywhere(w, first), -1).astype(jnp.float32) for w in (word, word + length)]
-        value = jnp.stack([*ends, everywhere(log_p[..., 0] + last_log_p, first), none], -1)
+            none = segment_max(log_p.sum(-1), (segment > 0) & (word < 0))
+        ends = [jnp.maximum(segment_max(w, first), -1).astype(jnp.float32) for w in (word, word + length)]
+        value = jnp.stack([*ends, segment_max(log_p[..., 0] + last_log_p, first), none], -1)
         return {"value": jnp.where((segment == 0)[..., None], -1.0, value)}
 
     def best_answers(self, record: Any, value: Any, count: int) -> dict[str, np.ndarray]:
@@ -119,9 +119,9 @@ class Span(Task):
         """
         record, value = np.asarray(record), np.asarray(value)
         order = np.lexsort((-value[:, 2], record))
-        found, at = np.unique(record[order], return_index=True)
+        records, at = np.unique(record[order], return_index=True)
         chosen = np.full((count, 4), (-1.0, -1.0, -np.inf, -np.inf), np.float32)
-        chosen[found] = value[order[at]]
+        chosen[records] = value[order[at]]
         log_none = np.full(count, np.inf, np.float32)
         np.fmin.at(log_none, record, value[:, 3])
         none = np.isneginf(chosen[:, 2])

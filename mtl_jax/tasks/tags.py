@@ -1,4 +1,4 @@
-"""Tag names: what a B, I, O, E, S tag means, which may follow which, and the spans that a sequence of them marks."""
+"""Tag names: the meaning of B, I, O, E and S, legal transitions, and the spans that a sequence of tags marks."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def tags_outside_scheme(names: Sequence[str], scheme: str) -> list[str]:
 
 
 def marks_spans(names: Sequence[str], known: bool | None = None) -> bool:
-    """Whether spans can be read of tags: what is `known` of the data, else as far as the names tell."""
+    """Whether tags mark spans: `known` from the data, else judged by the names."""
     return tag_schemes.are_span_tags(names) if known is None else known
 
 
@@ -82,15 +82,15 @@ def spans(sequences: Sequence[Sequence[int]], names: Sequence[str]) -> list[tupl
     """The marked spans (sequence, first word, last word, type) of tag ids -1 ... len(names) - 1.
 
     -1 counts as O, as does a name that is no tag of a span. Ill-formed sequences are read as conlleval (Tjong Kim Sang
-    2002) and seqeval's default mode read them: I-X or E-X with nothing open, or with another type open, begins a span
-    of its own.
+    2002) and seqeval's default mode read them: I-X or E-X outside a span, or in one of another type, begins a new
+    span.
     """
     parts = [("O", "_"), *(split_tag(n) for n in names)]
     types = sorted({t for _, t in parts})
     prefix = np.array([p for p, _ in parts])
     kind = np.array([types.index(t) for _, t in parts])
 
-    # all sequences as one, an O behind each, and one before the first
+    # all sequences concatenated, an O after each, and one before the first
     lengths = np.array([len(s) + 1 for s in sequences], int)
     flat = np.zeros(lengths.sum() + 1, int)
     begin = np.cumsum(lengths) - lengths + 1

@@ -65,8 +65,8 @@ def bleu(s: Any) -> float:
         return 0.0
     counts = (s[name][:order].tolist() for name in ("right", "all"))
     lengths = int(s["length"]), int(s["gold"])
-    found = BLEU.compute_bleu(*counts, *lengths, smooth_method="exp", max_ngram_order=order)
-    return float(min(found.score / 100.0, 1.0))  # the mean of logarithms is rounded
+    score = BLEU.compute_bleu(*counts, *lengths, smooth_method="exp", max_ngram_order=order)
+    return float(min(score.score / 100.0, 1.0))  # the mean of logarithms is rounded
 
 
 def rouge(
@@ -126,7 +126,7 @@ def _rouge_words() -> Any:
         def tokenize(self, text: str) -> list[str]:
             if text.isascii():
                 return english.tokenize(text)
-            found = word.findall(unicode.nfc(text.lower()).replace("_", " "))
-            return [part for w in found for part in (english.tokenize(w) if w.isascii() else (w,))]
+            words = word.findall(unicode.nfc(text.lower()).replace("_", " "))
+            return [part for w in words for part in (english.tokenize(w) if w.isascii() else (w,))]
 
     return Words()

@@ -16,7 +16,15 @@ import jax.numpy as jnp
 
 from mtl_jax.tasks import decoder
 from mtl_jax.tasks.base import Noise, Params
-from mtl_jax.tasks.decoder import INNER_INIT, MASKED_SCORE, TokenScores, drop_features
+from mtl_jax.tasks.decoder import (
+    INNER_INIT,
+    MASKED_SCORE,
+    DecoderSizes,
+    SourceMasks,
+    Targets,
+    TokenScores,
+    drop_features,
+)
 from mtl_jax.tasks.heads import dense, dense_init
 
 Array = jax.Array
@@ -35,49 +43,42 @@ class Memory(NamedTuple):
     pointer: Array | None
 
 
-def init(key: Array, classes: int, memory_width: int, width: int, layers: int, intermediate: int, copy: bool) -> Params:
-    """Parameters of a decoder of W = `width` over C = `classes` tokens and features of width D = `memory_width`."""
+def init(key: Array, sizes: DecoderSizes) -> Params:
+    """Parameters of a decoder."""
     output_key, layers_key = jax.random.split(key)
-    params = decoder.output_init(output_key, classes, memory_width, width, copy) | {"norm": _norm_init(width)}
-    for number in range(layers):
+    params = decoder.output_init(output_key, sizes) | {"norm": _norm_init(sizes.width)}
+    for number in range(sizes.layers):
         params[f"layer_{number:02d}"] = _layer_init(
-            jax.random.fold_in(layers_key, number), memory_width, width, intermediate
+            jax.random.fold_in(layers_key, number), sizes.memory_width, sizes.width, sizes.intermediate
         )
     return params
 
 
 def encode_memory(params: Params, hidden: Array, heads: int) -> Memory:
     """What all steps read of the features `hidden` [R, T, D]."""
-    own = decoder.layer_params(params)
-    keys, values = (tuple(_split(dense(p["cross"][name], hidden), heads) for p in own) for name in ("key", "value"))
+    layers = decoder.layer_params(params)
+    keys, values = (tuple(_split(dense(p["cross"][name], hidden), heads) for p in layers) for name in ("key", "value"))
     return Memory(keys, values, decoder.pointer_keys(params, hidden))
 
 
 def score_targets(
-    params: Params,
-    memory: Memory,
-    tokens: Array,
-    position: Array,
-    segment: Array,
-    member: Array,
-    copied: Array | None,
-    noise: Noise | None = None,
+    params: Params, memory: Memory, targets: Targets, source: SourceMasks, noise: Noise | None = None
 ) -> TokenScores:
     """See `decoder.Decoder`: a token attends to the earlier ones of its own segment."""
     heads = memory.keys[0].shape[2]
-    places = jnp.arange(tokens.shape[1])
+    segment, places = targets.segment, jnp.arange(targets.tokens.shape[1])
     causal = (segment[:, :, None] == segment[:, None, :]) & (places[:, None] >= places[None, :])[None]
-    x = drop_features(noise, 0, _embed(params, tokens, position))
-    own = zip(decoder.layer_params(params), memory.keys, memory.values, strict=True)
-    for layer, (p, keys, values) in enumerate(own):
+    x = drop_features(noise, 0, _embed(params, targets.tokens, targets.position))
+    layers = zip(decoder.layer_params(params), memory.keys, memory.values, strict=True)
+    for layer, (p, keys, values) in enumerate(layers):
         salt = 1 + _SALTS * layer
 
         def attend_self(h, p=p, salt=salt):
             query, key, value = (_split(dense(p["self"][n], h), heads) for n in ("query", "key", "value"))
             return _attend(query, key, value, causal, noise, salt)
 
-        x = _layer(p, x, attend_self, keys, values, member, noise, salt + 1)
-    return decoder.scores(params, memory.pointer, _norm(params["norm"], x), copied)
+        x = _layer(p, x, attend_self, _Cross(keys, values, source.member), noise, salt + 1)
+    return decoder.scores(params, memory.pointer, _norm(params["norm"], x), source.copied)
 
 
 class Cache(NamedTuple):
@@ -96,32 +97,33 @@ def initial_cache(params: Params, memory: Memory, member: Array, length: int) ->
 
 
 def step(
-    params: Params, memory: Memory, cache: Cache, tokens: Array, number: Array, member: Array, copied: Array | None
+    params: Params, memory: Memory, cache: Cache, tokens: Array, number: Array, source: SourceMasks
 ) -> tuple[TokenScores, Cache]:
     """Scores of the next token of S sequences a row, see `decoder.Decoder`."""
     heads, length = memory.keys[0].shape[2], cache.keys[0].shape[2]
     until = jnp.broadcast_to(jnp.arange(length) <= number, (*tokens.shape, length))
     x = _embed(params, tokens, jnp.broadcast_to(number, tokens.shape))
-    kept = []
+    updated = []
     for layer, (p, keys, values) in enumerate(
         zip(decoder.layer_params(params), memory.keys, memory.values, strict=True)
     ):
 
         def attend_self(h, p=p, layer=layer):
             query, key, value = (_split(dense(p["self"][n], h), heads) for n in ("query", "key", "value"))
-            own = cache.keys[layer].at[:, :, number].set(key), cache.values[layer].at[:, :, number].set(value)
-            kept.append(own)
-            return _attend_to_cache(query, *own, until)
+            keys_values = cache.keys[layer].at[:, :, number].set(key), cache.values[layer].at[:, :, number].set(value)
+            updated.append(keys_values)
+            return _attend_to_cache(query, *keys_values, until)
 
-        x = _layer(p, x, attend_self, keys, values, member)
-    return decoder.scores(params, memory.pointer, _norm(params["norm"], x), copied), Cache(*zip(*kept, strict=True))
+        x = _layer(p, x, attend_self, _Cross(keys, values, source.member))
+    scores = decoder.scores(params, memory.pointer, _norm(params["norm"], x), source.copied)
+    return scores, Cache(*zip(*updated, strict=True))
 
 
 def _layer_init(key: Array, memory_width: int, width: int, intermediate: int) -> Params:
     keys = iter(jax.random.split(key, 10))
 
-    def attention(of: int) -> Params:
-        inputs = {"query": width, "key": of, "value": of, "output": width}
+    def attention(source_width: int) -> Params:
+        inputs = {"query": width, "key": source_width, "value": source_width, "output": width}
         return {"norm": _norm_init(width)} | {
             name: dense_init(next(keys), size, width, INNER_INIT) for name, size in inputs.items()
         }
@@ -137,22 +139,28 @@ def _layer_init(key: Array, memory_width: int, width: int, intermediate: int) ->
     }
 
 
+class _Cross(NamedTuple):
+    """What cross-attention reads: keys and values [R, T, H, d] of a layer, and which tokens bool[R, Q, T]."""
+
+    keys: Array
+    values: Array
+    member: Array
+
+
 def _layer(
     p: Params,
     x: Array,
     attend_self: Callable[[Array], Array],
-    keys: Array,
-    values: Array,
-    member: Array,
+    cross: _Cross,
     noise: Noise | None = None,
     salt: int = 0,
 ) -> Array:
-    """One layer on x [R, Q, W]; `attend_self` takes the normalised x to [R, Q, H, d]."""
-    said = dense(p["self"]["output"], _join(attend_self(_norm(p["self"]["norm"], x))))
-    x = x + drop_features(noise, salt, said)
-    query = _split(dense(p["cross"]["query"], _norm(p["cross"]["norm"], x)), keys.shape[2])
-    read = _attend(query, keys, values, member, noise, salt + 1)
-    x = x + drop_features(noise, salt + 2, dense(p["cross"]["output"], _join(read)))
+    """One layer on x [R, Q, W]; `attend_self` maps the normalised x to [R, Q, H, d]."""
+    self_attention = dense(p["self"]["output"], _join(attend_self(_norm(p["self"]["norm"], x))))
+    x = x + drop_features(noise, salt, self_attention)
+    query = _split(dense(p["cross"]["query"], _norm(p["cross"]["norm"], x)), cross.keys.shape[2])
+    attended = _attend(query, *cross, noise, salt + 1)
+    x = x + drop_features(noise, salt + 2, dense(p["cross"]["output"], _join(attended)))
     inner = jax.nn.gelu(dense(p["feed"]["inner"], _norm(p["feed"]["norm"], x)))
     return x + drop_features(noise, salt + 3, dense(p["feed"]["outer"], inner))
 

@@ -12,6 +12,7 @@ from mtl_jax.errors import UserError
 from mtl_jax.models.dropout import Noise
 from mtl_jax.tasks import make_task
 from mtl_jax.tasks.base import Features
+from mtl_jax.tasks.decoder import SourceMasks
 from mtl_jax.tasks.generation import BEGIN, DECODERS, END, _distribution
 
 D, E, T, Q = 6, 3, 10, 12
@@ -92,8 +93,8 @@ def test_cached_steps_are_the_whole_target_at_once(decoder, differs):
     memory = jax.jit(lambda hidden: functions.encode_memory(p, hidden, task.heads))(features.hidden)
     member = (features.segment == 1)[:, None]
     cache = jax.jit(lambda memory: functions.initial_cache(p, memory, member, Q))(memory)
-    copied = member & (features.tokens != 0)[:, None]
-    step = jax.jit(lambda cache, last, number: functions.step(p, memory, cache, last, number, member, copied))
+    source = SourceMasks(member, member & (features.tokens != 0)[:, None])
+    step = jax.jit(lambda cache, last, number: functions.step(p, memory, cache, last, number, source))
     last = jnp.full((3, 1), BEGIN, jnp.int32)
     for number in range(4):
         scores, cache = step(cache, last, jnp.int32(number))
