@@ -130,15 +130,15 @@ def _labels(
     for spec in specs:
         if spec not in trained and spec.level != "sequence":
             continue
-        found = task_labels.build_labels(spec, inputs, encoded, tokenizer, settings.max_unseen_labels)
+        labels_of_task = task_labels.build_labels(spec, inputs, encoded, tokenizer, settings.max_unseen_labels)
         if spec.level == "sequence":  # also of other tasks, since the longest target decides how rows are packed
-            lengths = task_labels.longest_targets(found)
+            lengths = task_labels.longest_targets(labels_of_task)
             longest = {split: np.maximum(longest[split], lengths[split]) for split in longest}
         if spec in trained:
             if spec.labelled:
-                train = encoded_labels.limit_labels(found.gold["train"], spec, settings.seed)
-                found = found._replace(gold={**found.gold, "train": train})
-            labels[spec.task] = found
+                train = encoded_labels.limit_labels(labels_of_task.gold["train"], spec, settings.seed)
+                labels_of_task = labels_of_task._replace(gold={**labels_of_task.gold, "train": train})
+            labels[spec.task] = labels_of_task
     return labels, longest
 
 

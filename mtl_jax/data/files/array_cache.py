@@ -40,9 +40,9 @@ def load_or_make(
     """
     name = hashlib.sha256(json.dumps([VERSION, key], sort_keys=True).encode()).hexdigest()
     path = cache_folder() / "encoded" / f"{name}.npz"
-    found = _read(path)
-    if found is not None:
-        return found
+    cached = _read(path)
+    if cached is not None:
+        return cached
     began = time.perf_counter()
     arrays = {name: np.asarray(array) for name, array in make().items()}
     if time.perf_counter() - began < worth:

@@ -108,18 +108,18 @@ class Location:
             return [literal]
         if not _MAGIC & set(os.path.expandvars(pattern) if on_disk else pattern):
             return [self.child(pattern)]
-        found, rest = [self], pattern
+        matches, rest = [self], pattern
         if on_disk:
             first = pattern.split("/")[0]
             if first.startswith("~") and _literal(self, first) is None:
                 rest = os.path.expanduser(pattern)
             if anchor := pathlib.Path(rest).anchor:
-                found, rest = [self.child(anchor)], rest[len(anchor) :]
+                matches, rest = [self.child(anchor)], rest[len(anchor) :]
         for part in rest.split("/"):
-            found = [child for top in found for child in _matching(top, part)]
-        if not found and on_disk:
+            matches = [child for top in matches for child in _matching(top, part)]
+        if not matches and on_disk:
             expand_path(pattern)  # raises where a variable is not set
-        return found
+        return matches
 
     def require(self) -> None:
         """Raises UserError, with the nearest existing names, where the location does not exist."""

@@ -44,10 +44,10 @@ def fetch_wheel(name: str, version: str, sha256: str) -> pathlib.Path:
     target = wheel_path(name, version, sha256)
     if not target.is_file():
         _download(name, version, sha256, target)
-    found = sha256_of_file(target)
-    if found != sha256:
+    actual = sha256_of_file(target)
+    if actual != sha256:
         raise UserError(
-            f"wheel {name} {version}: {target} has another hash: wanted sha256 {sha256}, found {found}; "
+            f"wheel {name} {version}: {target} has another hash: wanted sha256 {sha256}, found {actual}; "
             "delete the file to download it again"
         )
     return target
@@ -102,11 +102,11 @@ def _as_in_wheel(file: pathlib.Path, member: zipfile.ZipInfo) -> bool:
 
 
 def _crc(file: pathlib.Path) -> int:
-    found = 0
+    checksum = 0
     with file.open("rb") as stream:
         while block := stream.read(1 << 20):
-            found = zlib.crc32(block, found)
-    return found
+            checksum = zlib.crc32(block, checksum)
+    return checksum
 
 
 def sha256_of_file(path: pathlib.Path) -> str:

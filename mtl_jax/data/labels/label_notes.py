@@ -40,15 +40,13 @@ def contradictions(spec: LabelSpec, splits: Mapping[str, RawLabels], inputs: Map
     for text, value in zip(_inputs(inputs["train"]), splits["train"].values, strict=True):
         if value is not None:
             labels.setdefault(text, set()).add(_hashable(value))
-    sentences = []
+    notes = []
     for split, raw in splits.items():
         pairs = zip(_inputs(inputs[split]), raw.values, strict=True)
         count = sum(v is not None and bool(labels.get(text, set()) - {_hashable(v)}) for text, v in pairs)
         if count:
-            sentences.append(
-                f"task {spec.task}: {split}: {count} records have a text that train has with another label"
-            )
-    return sentences
+            notes.append(f"task {spec.task}: {split}: {count} records have a text that train has with another label")
+    return notes
 
 
 def _hashable(value: Any) -> Hashable:

@@ -177,10 +177,10 @@ def _canonical(raw: Any, spec: LabelSpec, record: Record) -> Any:
 def _set(raw: Any, spec: LabelSpec, record: Record) -> tuple[str, ...] | None:
     """The names of a set, each once."""
     if isinstance(raw, str) and literals.looks_like_list(raw):
-        found = literals.parse_literal(raw, names=True)
-        if found is None and (raw.strip().startswith("[") or raw.strip().endswith("]")):
+        parsed = literals.parse_literal(raw, names=True)
+        if parsed is None and (raw.strip().startswith("[") or raw.strip().endswith("]")):
             raise _wrong(spec, record, f"field {spec.field!r} looks like a list, but cannot be read: {raw[:80]!r}")
-        raw = raw if found is None else found or []
+        raw = raw if parsed is None else parsed or []
     if isinstance(raw, Mapping):
         return _flags({_name(name): value for name, value in raw.items()}, spec, record)
     if isinstance(raw, str):

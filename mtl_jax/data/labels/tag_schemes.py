@@ -130,8 +130,8 @@ def check_tags(tags: Sequence[str], scheme: str) -> None:
 
 def is_bracketed(tags: Iterable[str]) -> bool:
     """Whether tags are of the scheme "brackets": all have a star or brackets, and one at least has a star."""
-    found = set(tags)
-    return any("*" in tag for tag in found) and all(map(is_bracket, found))
+    names = set(tags)
+    return any("*" in tag for tag in names) and all(map(is_bracket, names))
 
 
 def is_bracket(tag: str) -> bool:
@@ -171,14 +171,14 @@ def _bracketed(tags: Sequence[str], strict: bool) -> list[Span]:
     return [*spans, Span(kind, start, len(tags))] if start >= 0 else spans
 
 
-def tags_from_spans(found: Sequence[Span], length: int, scheme: str) -> list[str]:
+def tags_from_spans(spans: Sequence[Span], length: int, scheme: str) -> list[str]:
     """The tags of a sentence of `length` words in `scheme`. Inverse of `spans_from_tags` for spans that do not
     overlap.
     """
     begin, inside, end, single = LETTERS[scheme] if len(LETTERS[scheme]) == 4 else "BIIB"
     out = ["O"] * length
     previous = Span("", -1, -1)
-    for span in found:
+    for span in spans:
         size = span.end - span.start
         letters = [begin, *[inside] * (size - 2), end] if size > 1 else [single]
         if scheme == "iob1" and not (previous.end == span.start and previous.type == span.type):

@@ -141,10 +141,10 @@ def encode_targets(
             places: dict[str, int] = {}
             for place, token in enumerate(sources[m] if sources else ()):
                 places.setdefault(token, len(vocabulary.names) + place)
-            found = [ids[t] if t in ids else places.get(t, UNKNOWN) for t in tokens[: spec.target.max_length]]
-            unknown += found.count(UNKNOWN)
+            ids_of_target = [ids[t] if t in ids else places.get(t, UNKNOWN) for t in tokens[: spec.target.max_length]]
+            unknown += ids_of_target.count(UNKNOWN)
             cut += len(tokens) >= spec.target.max_length
-            value += found if len(tokens) >= spec.target.max_length else [*found, END]
+            value += ids_of_target if len(tokens) >= spec.target.max_length else [*ids_of_target, END]
         offsets.append(len(value))
     known = np.ones(len(value), bool)
     gold = GoldLabels(np.asarray(value, np.int32), known, np.asarray(offsets, np.int64), raw.texts, sources)
@@ -165,12 +165,12 @@ def source_tokens(inputs: RecordInputs, split: EncodedSplit, tokenizer: Tokenize
         span = slice(split.token_offsets[example], split.token_offsets[example + 1])
         tokens = split.tokens[span].tolist()
         m = int(split.record[example])
-        found = ["" if t in specials else tokenizer.id_to_token(t) for t in tokens]
+        names = ["" if t in specials else tokenizer.id_to_token(t) for t in tokens]
         if isinstance(tokenizer, WordTokenizer):  # a word outside of its vocabulary is known by its letters
             places = [i for i, t in enumerate(tokens) if t not in specials]
             for place, word in zip(places, _surfaces(inputs, m, split, example, tokenizer), strict=True):
-                found[place] = word
-        result[m] = found
+                names[place] = word
+        result[m] = names
     return result
 
 
@@ -185,24 +185,24 @@ def target_notes(spec: LabelSpec, split: str, raw: RawTargets, gold: GoldLabels,
     """Notices about targets that were changed or truncated, unknown tokens and missing targets."""
     lengths = np.diff(gold.offsets)
     count, missing = int((lengths > 0).sum()), int((lengths == 0).sum())
-    found = []
+    notices = []
     if missing:
         text = f"task {spec.task}: {missing} of {len(lengths)} records of {split} have no target"
-        found.append(Notice(text, LABELS, missing, len(lengths)))
+        notices.append(Notice(text, LABELS, missing, len(lengths)))
     if raw.changed:
         first = raw.changed[0]
         text = f"task {spec.task}: {len(raw.changed)} of {count} targets of {split} are written and compared as their "
         text += f"tokens make them, first at {first.file}:{first.line}: {first.what}"
-        found.append(Notice(text, INFORMATION, len(raw.changed), count))
+        notices.append(Notice(text, INFORMATION, len(raw.changed), count))
     if cut:
         share = cut / max(count, 1)
         text = f"task {spec.task}: {cut} of {count} targets of {split} ({share:.1%}) too long, cut to "
-        found.append(Notice(f"{text}{spec.target.max_length} tokens (max_length)", LENGTH, cut, count))
+        notices.append(Notice(f"{text}{spec.target.max_length} tokens (max_length)", LENGTH, cut, count))
     if unknown:
         text = f"task {spec.task}: {unknown} tokens of the targets of {split} ({unknown / len(gold.value):.2%}) are "
         text += "not in the vocabulary of train; no model can write them"
-        found.append(Notice(text, LABELS, unknown, len(gold.value)))
-    return found
+        notices.append(Notice(text, LABELS, unknown, len(gold.value)))
+    return notices
 
 
 def _target(record: Record, spec: LabelSpec) -> str | list[str] | None:
@@ -238,14 +238,14 @@ def _cut(
     lower = isinstance(tokenizer, WordTokenizer) and tokenizer.lower
     if not with_blanks:
         return WordTokenizer.split_words(units, lower)
-    found = []
+    tokens = []
     for unit in units:
         if isinstance(unit, str):
-            found.append(spacing.mark_blanks(*WordTokenizer.split_with_blanks(unit, lower)))
+            tokens.append(spacing.mark_blanks(*WordTokenizer.split_with_blanks(unit, lower)))
         else:
             (words,) = WordTokenizer.split_words([unit], lower)
-            found.append(spacing.mark_blanks(words, [number > 0 for number in range(len(words))]))
-    return found
+            tokens.append(spacing.mark_blanks(words, [number > 0 for number in range(len(words))]))
+    return tokens
 
 
 def _joiner(spec: TargetSpec, tokenizer: Tokenizer, with_blanks: bool) -> Callable[[Sequence[str]], str]:

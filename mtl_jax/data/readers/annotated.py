@@ -140,12 +140,12 @@ def read_conllu_endings(
         words = record.fields["words"]
         if wrong == "others":
             near = by_length[max(rank[number] - reach, 0) : rank[number] + reach + 1]
-            found = [endings[other] for other in near]
+            candidates = [endings[other] for other in near]
         else:
             *moved, last = endings[number].split(" ")
             orders = [drawn.permutation(len(moved)) for _ in range(_NEAR * choices)]
-            found = [" ".join([*(moved[i] for i in order), last]) for order in orders]
-        others = [ending for ending in dict.fromkeys(found) if ending != endings[number]]
+            candidates = [" ".join([*(moved[i] for i in order), last]) for order in orders]
+        others = [ending for ending in dict.fromkeys(candidates) if ending != endings[number]]
         if len(others) < choices - 1:
             what = "sentences left out, since too few endings differ from theirs"
             yield Note(what, record.file, record.line, lost=1)

@@ -84,10 +84,10 @@ def files_of_splits(location: Location, split: str) -> list[Location]:
             f"{location.name} is a folder; then splits name file and key: {f'FILES.json:{split}'!r} instead of "
             f"{split!r}"
         )
-    found = location.glob(pattern)
-    if not found:
+    files = location.glob(pattern)
+    if not files:
         raise UserError(f"{location.name}: nothing matches {pattern!r}")
-    return found
+    return files
 
 
 def read_records(
@@ -99,9 +99,9 @@ def read_records(
     fields: Sequence[str] = (),
 ) -> Iterator[Record]:
     """As `read_jsonl`."""
-    found = read_values(location, encoding)
+    numbered_values = read_values(location, encoding)
     file = location.name
-    first, second = next(found, None), next(found, None)
+    first, second = next(numbered_values, None), next(numbered_values, None)
     if first is None:
         return
     alone = second is None
@@ -116,7 +116,7 @@ def read_records(
             inner = field(record, path) if path else document
             yield from _items(inner, f"{file}:{path}" if path else file, None, key or _KEY, columns)
             return
-    for number, value in itertools.chain([first], [] if second is None else [second], found):
+    for number, value in itertools.chain([first], [] if second is None else [second], numbered_values):
         if records not in ("", "."):
             if not isinstance(value, Mapping):
                 raise UserError(

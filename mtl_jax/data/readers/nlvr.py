@@ -130,13 +130,13 @@ def _details(box: Sequence[Mapping[str, Any]], of_tower: bool) -> list[str]:
     """The contents of a box, as short descriptions."""
     order = sorted(box, key=lambda item: item["y_loc"])
     colors = [item["color"] for item in order]
-    found = {f"{len(box)} items", f"{len(set(colors))} colors"}
-    found |= {f"{colors.count(color)} {color}" for color in colors}
-    found |= {f"{item['color']} {item['type']}" for item in box}
+    details = {f"{len(box)} items", f"{len(set(colors))} colors"}
+    details |= {f"{colors.count(color)} {color}" for color in colors}
+    details |= {f"{item['color']} {item['type']}" for item in box}
     if order and of_tower:
-        found |= {f"top {colors[0]}", f"base {colors[-1]}"}
-        found |= {f"{upper} on {lower}" for upper, lower in itertools.pairwise(colors)}
-    return sorted(found)
+        details |= {f"top {colors[0]}", f"base {colors[-1]}"}
+        details |= {f"{upper} on {lower}" for upper, lower in itertools.pairwise(colors)}
+    return sorted(details)
 
 
 def _boxes(record: Record) -> Sequence[Sequence[Mapping[str, Any]]]:

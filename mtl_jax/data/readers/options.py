@@ -66,7 +66,7 @@ def _fits(value: Any, hint: Any) -> bool:
 def _in_words(hint: Any) -> str:
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
     if origin in (types.UnionType, typing.Union):
-        return " or ".join(_in_words(one) for one in inner)
+        return " or ".join(_in_words(option) for option in inner)
     if origin is collections.abc.Sequence:
         return f"a list with {_in_words(inner[0])} for each item"
     if origin is collections.abc.Mapping:

@@ -49,13 +49,13 @@ def read_parallel(
     first = places[next(iter(places))].name
     for number in range(1, number_of_lines + 1):
         if any(len(values) < number for values in lines.values()):
-            found = ", ".join(f"{count} in {file}" for file, count in counts.items())
-            raise UserError(f"{location.name}: parallel files with different numbers of lines: {found}")
+            listed = ", ".join(f"{count} in {file}" for file, count in counts.items())
+            raise UserError(f"{location.name}: parallel files with different numbers of lines: {listed}")
         fields = {n: split_words(v[number - 1]) if n in split_fields else v[number - 1] for n, v in lines.items()}
         lengths = {places[name].name: len(fields[name]) for name in split_fields}
         if len(set(lengths.values())) > 1:
-            found = ", ".join(f"{length} in {file}:{number}" for file, length in lengths.items())
-            raise UserError(f"different numbers of words: {found}")
+            listed = ", ".join(f"{length} in {file}:{number}" for file, length in lengths.items())
+            raise UserError(f"different numbers of words: {listed}")
         yield Record(fields, first, number)
 
 

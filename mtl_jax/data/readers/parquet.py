@@ -55,10 +55,10 @@ def _rows(content: bytes, name: str) -> tuple[Any, list[dict[str, Any]]]:
 def _features(metadata: Mapping[bytes, bytes]) -> dict[str, Any]:
     """{column: feature} as `datasets` keeps them; {} where the file has none, or others."""
     try:
-        found = json.loads(metadata.get(b"huggingface", b"{}"))["info"]["features"]
+        features = json.loads(metadata.get(b"huggingface", b"{}"))["info"]["features"]
     except (ValueError, KeyError, TypeError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return features if isinstance(features, dict) else {}
 
 
 def _plain(value: Any, feature: Any) -> Any:

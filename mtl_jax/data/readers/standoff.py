@@ -122,8 +122,8 @@ def _brat_records(
                 for m in map(marks.get, overlapping)
                 if m
             ]
-            words, tags, found = _tagged(line, inside, scheme)
-            yield from (Note(what, file.name, number) for what in found)
+            words, tags, changes = _tagged(line, inside, scheme)
+            yield from (Note(what, file.name, number) for what in changes)
             fields = {"words": words, "tags": tags if annotations else None}
             yield Record({**fields, "text": line.strip(), "document": name}, file.name, number)
         begin = end
@@ -140,20 +140,20 @@ def _tagged(text: str, marks: Sequence[_Mark] | None, scheme: str) -> tuple[list
     """(words, tags, what had to be changed)."""
     places = [match.span() for match in unicode.pattern(False, text.isascii()).finditer(text)]
     starts, ends = [start for start, _ in places], [end for _, end in places]
-    found: list[tag_schemes.Span] = []
+    kept_spans: list[tag_schemes.Span] = []
     notes = []
     for mark in sorted(marks or (), key=lambda mark: (mark.start - mark.end, mark.start)):
         first, last = bisect.bisect_right(ends, mark.start), bisect.bisect_left(starts, mark.end)
         if first >= last or mark.start == mark.end:
             notes.append(_NO_WORD)
             continue
-        if any(first < other.end and last > other.start for other in found):
+        if any(first < other.end and last > other.start for other in kept_spans):
             notes.append("spans that overlap another, as long or longer, left out")
             continue
         if mark.start > starts[first] or mark.end < ends[last - 1]:
             notes.append("spans that begin or end inside a word, taken to its ends")
-        found.append(tag_schemes.Span(mark.type, first, last))
-    tags = tag_schemes.tags_from_spans(sorted(found, key=lambda span: span.start), len(places), scheme)
+        kept_spans.append(tag_schemes.Span(mark.type, first, last))
+    tags = tag_schemes.tags_from_spans(sorted(kept_spans, key=lambda span: span.start), len(places), scheme)
     return [text[start:end] for start, end in places], tags, notes
 
 
@@ -168,21 +168,21 @@ def _marks(record: Record, given: str, length: int) -> list[_Mark] | None:
         return None
     if not isinstance(value, list):
         raise UserError(f"{where(record)}: the field {name!r} should be a list of spans, found {value!r:.80}")
-    return [_within(_mark(one, record, name), length, where(record)) for one in value]
+    return [_within(_mark(item, record, name), length, where(record)) for item in value]
 
 
-def _mark(one: Any, record: Record, name: str) -> _Mark:
-    if isinstance(one, dict):
-        parts = [next((one[key] for key in keys if key in one), None) for keys in (_STARTS, _ENDS, _TYPES)]
+def _mark(item: Any, record: Record, name: str) -> _Mark:
+    if isinstance(item, dict):
+        parts = [next((item[key] for key in keys if key in item), None) for keys in (_STARTS, _ENDS, _TYPES)]
     else:
-        parts = list(one) if isinstance(one, list) and len(one) == 3 else [None] * 3
+        parts = list(item) if isinstance(item, list) and len(item) == 3 else [None] * 3
     start, end, kind = parts
     if isinstance(kind, list) and len(kind) == 1:  # as Label Studio has it
         kind = kind[0]
     value = all(isinstance(x, int) and not isinstance(x, bool) for x in (start, end))
     if not value or not isinstance(kind, str) or not kind:
         raise UserError(
-            f"{where(record)}: {one!r:.120} in the field {name!r} is no span: [start, end, type], or an object with "
+            f"{where(record)}: {item!r:.120} in the field {name!r} is no span: [start, end, type], or an object with "
             "start, end and label"
         )
     return _Mark(start, end, kind)
@@ -198,7 +198,7 @@ def _within(mark: _Mark, length: int, place: str) -> _Mark:
 
 def _brat_marks(file: Location, encoding: str, length: int) -> tuple[dict[int, _Mark], list[Note]]:
     """({line: its annotation of the text}, notes on what is changed or not read)."""
-    found, notes = {}, []
+    marks, notes = {}, []
     for number, line in file.lines(encoding):
         if line[:1] in _NO_SPANS:
             notes.append(Note(_OTHERS, file.name, number, harmless=True))
@@ -210,5 +210,5 @@ def _brat_marks(file: Location, encoding: str, length: int) -> tuple[dict[int, _
         if match[3]:
             notes.append(Note(_PIECES, file.name, number))
         mark = _Mark(int(match[2]), int(match[4]), match[1])
-        found[number] = _within(mark, length, f"{file.name}:{number}")
-    return found, notes
+        marks[number] = _within(mark, length, f"{file.name}:{number}")
+    return marks, notes

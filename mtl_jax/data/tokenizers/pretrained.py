@@ -187,8 +187,8 @@ def _unknown_id(path: str, source: dict[str, Any], vocabulary: dict[str, int]) -
     """Id of the unknown token according to the model, the files next to it, or its usual names."""
     if source["model"].get("unk_token") in vocabulary:
         return vocabulary[source["model"]["unk_token"]]
-    found = _named_id(path, "unk_token", ("[UNK]", "<unk>", "<|endoftext|>"), vocabulary.get)
-    return source["model"].get("unk_id") if found is None else found
+    named = _named_id(path, "unk_token", ("[UNK]", "<unk>", "<|endoftext|>"), vocabulary.get)
+    return source["model"].get("unk_id") if named is None else named
 
 
 def _named_id(path: str, role: str, usual: Sequence[str], find: Callable[[str], int | None]) -> int | None:

@@ -96,10 +96,10 @@ class WordTokenizer:
     @staticmethod
     def split_with_blanks(text: str, lower: bool) -> tuple[list[str], list[bool]]:
         """The words of a text, and whether a blank is before each."""
-        found = list(_pattern(text, "").finditer(text))
-        ends = [0, *(match.end() for match in found)]
-        blanks = [match.start() > end for match, end in zip(found, ends, strict=False)]
-        return _normal([match[0] for match in found], lower), [False, *blanks[1:]][: len(found)]
+        matches = list(_pattern(text, "").finditer(text))
+        ends = [0, *(match.end() for match in matches)]
+        blanks = [match.start() > end for match, end in zip(matches, ends, strict=False)]
+        return _normal([match[0] for match in matches], lower), [False, *blanks[1:]][: len(matches)]
 
     def tokenize(self, units: Sequence[str | Sequence[str]]) -> list[list[str]]:
         cut = (
@@ -148,8 +148,8 @@ def _pattern(text: str, before: str) -> re.Pattern[str]:
 
 
 def _split(text: str, lower: bool, before: str = "") -> list[str]:
-    found = _pattern(text, before).findall(text.lower() if lower and text.isascii() else text)
-    return found if text.isascii() else _normal(found, lower)
+    words = _pattern(text, before).findall(text.lower() if lower and text.isascii() else text)
+    return words if text.isascii() else _normal(words, lower)
 
 
 def _normal(words: Sequence[str], lower: bool) -> list[str]:
