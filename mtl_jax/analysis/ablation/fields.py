@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+import typing
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
 
+from mtl_jax.config.default import ENTRIES
+from mtl_jax.config.sections import Config
 from mtl_jax.errors import UserError
 
 # "*" = a name that the user chooses. All other fields change the program.
@@ -25,26 +28,19 @@ TRACED = (
     "distillation.*.weight",
     "meta.inner_learning_rate",
 )
+
+
+def _mappings(section: type) -> Iterator[str]:
+    """The fields of a section, and of those below it, whose keys are free."""
+    for field, kind in typing.get_type_hints(section).items():
+        if isinstance(kind, type):
+            yield from _mappings(kind)
+        elif not hasattr(section, field) and typing.get_args(kind)[1] not in ENTRIES.values():
+            yield field
+
+
 # mappings whose keys the user chooses: an absent key has its default
-_OPEN_MAPPINGS = (
-    "by_layer",
-    "options",
-    "schedule_options",
-    "layer_options",
-    "mixer_options",
-    "readout_options",
-    "adapter_options",
-    "head_layers",
-    "cascades",
-    "auxiliary",
-    "task_groups",
-    "param_groups",
-    "limit",
-    "where",
-    "splits",
-    "penalties",
-    "weights",
-)
+_OPEN_MAPPINGS = {"penalties", *_mappings(Config), *(name for entry in ENTRIES.values() for name in _mappings(entry))}
 
 
 def is_traced(field: str) -> bool:
