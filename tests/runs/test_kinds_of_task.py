@@ -269,7 +269,7 @@ def test_answers_in_windows_are_scored_by_question_and_predicted_as_scored(make,
         file = tmp_path / f"questions.{split}.jsonl"
         file.write_text("".join(line for line in file.open() if '"answers": []' not in line))
     task = build(config).tasks["answer"]
-    assert task.names == ("answer", "elsewhere") and task.has_none and not task.may_have_none
+    assert task.names == ("answer", "elsewhere") and task.has_windows_without_answer and not task.may_lack_answer
 
 
 def test_hidden_tokens_are_keyed_by_seed_step_data_set_and_row(make):
