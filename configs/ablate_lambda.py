@@ -70,8 +70,8 @@ def genres() -> ConfigDict:
             words="words",
             splits={"train": "*train*.conllu", "dev": "*dev*.conllu", "test": "*test*.conllu"},
             options={"genre": "([a-z]+)-"},
-            where={"genre": genre},
-            limit={"train": 100, "dev": 200, "test": 300},
+            filter={"genre": genre},
+            max_examples={"train": 100, "dev": 200, "test": 300},
         )
         default.add_task(
             config, genre, kind="tagging", dataset=genre, label="upos", metrics=("accuracy",), classes=UPOS
@@ -99,7 +99,7 @@ def get_config(size: str = "full"):
     config = genres()
     default.add_penalty(config, "p", kind="l2_to_mean", strength=1.0, proximal=True)
     default.add_sweep(config, "strength", field="penalties.p.strength", low=0.03, high=30.0, count=7)
-    default.add_choice(config, "sentences", field="datasets.*.limit.train", alternatives=(50, 100, 200, 400))
+    default.add_choice(config, "sentences", field="datasets.*.max_examples.train", alternatives=(50, 100, 200, 400))
     settings = {
         name: {
             "penalties": {"p": {"kind": kind, "options": options}},

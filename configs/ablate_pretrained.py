@@ -30,8 +30,8 @@ def add_domains(config, limit, chosen=()) -> None:
                 path=f"{CLINC}/data_full.json",
                 text=("text",),
                 splits={"train": "train", "dev": "val", "test": "test"},
-                where={"label": tuple(intents)},
-                limit=limit,
+                filter={"label": tuple(intents)},
+                max_examples=limit,
             )
             default.add_task(
                 config,
@@ -73,7 +73,7 @@ def get_config(size: str = "full"):
         config.ablation.lr_factors = (1.0,)
     else:
         default.add_sweep(config, "strength", field="penalties.p.strength", low=0.1, high=1e3, count=9)
-        default.add_choice(config, "examples", field="datasets.*.limit.train", alternatives=(75, 150))
+        default.add_choice(config, "examples", field="datasets.*.max_examples.train", alternatives=(75, 150))
         default.add_choice(config, "trunk", field="sharing.trunk", alternatives=("layer_01", "layer_03"))
         config.ablation.num_seeds = 5
     return config

@@ -83,7 +83,7 @@ def get_config(which: str = "ewt"):
 def _genres():
     config = ablate_lambda.genres()
     for genre, size in SIZES.items():
-        config.datasets[genre].limit.train = size
+        config.datasets[genre].max_examples.train = size
     config.sharing.trunk = "all"
     config.ablation.num_seeds = 5
     default.add_sweep(config, "rate", field="optimizer.learning_rate", points=(7.5e-3, 1.5e-2, 3e-2, 6e-2, 1.2e-1))

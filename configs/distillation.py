@@ -26,7 +26,7 @@ def get_config(which: str = "student"):
     if which not in ("teachers", "student", "compare"):
         raise ValueError(f"the argument of this config is 'teachers', 'student' or 'compare', not {which!r}")
     config = snips_joint.get_config("lstm")
-    config.datasets.snips.limit.train = 1000
+    config.datasets.snips.max_examples.train = 1000
     config.tasks.slots.options = {"scheme": "iob2"}  # softmax: learned in fewer steps than a CRF
     config.model.hidden_size = 64
     config.model.dropout = 0.2

@@ -41,9 +41,15 @@ def get_config(which: str = "mt_gan"):
     )
     for name, label in (("snips", "intent"), ("clinc", "label")):
         utterances, labelled = SIZES[name]
-        config.datasets[name].limit = {"train": utterances, "dev": 700, "test": 1500}
+        config.datasets[name].max_examples = {"train": utterances, "dev": 700, "test": 1500}
         default.add_task(
-            config, name, kind="gan_classification", dataset=name, label=label, metrics=("accuracy",), labelled=labelled
+            config,
+            name,
+            kind="gan_classification",
+            dataset=name,
+            label=label,
+            metrics=("accuracy",),
+            max_labels=labelled,
         )
     config.data.row_length = 64
     config.data.rows_per_block = 8

@@ -49,7 +49,7 @@ def get_config(which: str = "abridge"):
         words="source",
         splits={split: form.format(split) for split in ("train", "dev", "test")},
         options={"reader": reader, "way": way, "shortest": 5, "longest": 25, "unchanged": way != "roles"},
-        limit={"dev": 500},
+        max_examples={"dev": 500},
         drop_duplicates="train",
     )
     default.add_task(

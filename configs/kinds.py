@@ -67,7 +67,7 @@ def _span(config):
         text=("question", "context"),
         splits={"train": "train.conll", "dev": "dev.conll", "test": "test.conll"},
         options={"unanswerable": 12},
-        limit={"dev": 1500},
+        max_examples={"dev": 1500},
     )
     default.add_task(config, "answer", kind="span", dataset="questions", label="answers", options={"max_span": 40})
 
@@ -75,7 +75,7 @@ def _span(config):
 def _windows(config):
     _span(config)
     config.datasets.questions.options.sentences = 3
-    config.datasets.questions.limit = {"dev": 500, "test": 2000}
+    config.datasets.questions.max_examples = {"dev": 500, "test": 2000}
     config.tasks.answer.options.none_threshold = 4.0  # chosen on dev: most windows have no answer
     config.data.row_length = 48
     config.data.rows_per_block = 24
@@ -90,7 +90,7 @@ def _relation(config):
         words="words",
         splits={"train": "train.conll", "dev": "dev.conll", "test": "test.conll"},
         marked=("predicate", "argument"),
-        limit={"dev": 1500},
+        max_examples={"dev": 1500},
     )
     default.add_task(config, "role", kind="relation", dataset="roles", label="role")
 

@@ -49,7 +49,7 @@ def get_config(what: str = "maml"):
                 path=f"{CLINC}/data_full.json",
                 text=("text",),
                 splits={"train": "train", "dev": "val", "test": "test"},
-                where={"label": tuple(intents)},
+                filter={"label": tuple(intents)},
             )
             default.add_task(
                 config,
@@ -67,7 +67,7 @@ def get_config(what: str = "maml"):
         config.adaptation.learning_rates = (0.3, 1.0, 3.0, 10.0)
         config.adaptation.steps = (2, 5, 10, 20, 50, 100)
         return config
-    config.train_on = tuple(domain for domain in domains if domain not in (*TUNED_ON, *HELD_OUT))
+    config.train_tasks = tuple(domain for domain in domains if domain not in (*TUNED_ON, *HELD_OUT))
     config.tokenizer.kind = "words"
     config.tokenizer.lowercase = True
     config.model.layer_type = "cnn"

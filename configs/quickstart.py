@@ -18,8 +18,8 @@ def get_config(sharing: str = "soft"):
     add_newsgroups(config)
     add_conll(config)
     set_sharing(config, sharing)
-    config.datasets.newsgroups.limit = {"dev": 300, "test": 1000}
-    config.datasets.conll.limit = {"dev": 300, "test": 1000}
+    config.datasets.newsgroups.max_examples = {"dev": 300, "test": 1000}
+    config.datasets.conll.max_examples = {"dev": 300, "test": 1000}
     config.data.row_length = 128
     config.data.rows_per_block = 8
     config.data.overflow = "truncate"

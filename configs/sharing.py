@@ -71,7 +71,7 @@ def _ways(low: str, high: tuple[str, ...], alike: tuple[tuple[str, ...], ...] = 
         "adapters": {"sharing": {**TRUNK, "adapter": "bottleneck", "adapter_options": {"size": 16}}},
         "adapters_soft": {
             "sharing": {**TRUNK, "adapter": "bottleneck", "adapter_options": {"size": 16}},
-            "penalties": {"l2": default.penalty(**L2, leaves="^adapter_").to_dict()},
+            "penalties": {"l2": default.penalty(**L2, params="^adapter_").to_dict()},
         },
         "lora": {"sharing": {**TRUNK, "adapter": "lora", "adapter_options": {"rank": 4}}},
         "hierarchy": {"sharing": low_head},
@@ -81,7 +81,7 @@ def _ways(low: str, high: tuple[str, ...], alike: tuple[tuple[str, ...], ...] = 
         "subspaces": default.penalty(
             kind="subspace_orthogonality",
             strength=0.001,
-            leaves="^layer_.*/input/kernel",
+            params="^layer_.*/input/kernel",
             scope="layer",
             options={"subspaces": 2, "gates": 4},
         ).to_dict()

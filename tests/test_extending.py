@@ -163,7 +163,7 @@ def test_a_run_with_reader_tokenizer_task_metric_layer_readout_adapter_penalty_a
     ids=["mixer", "weighting", "transform"],
 )
 def test_steps_with(make, changes):
-    config = add_penalty(make(**changes), leaves="^layer_", proximal=True)
+    config = add_penalty(make(**changes), params="^layer_", proximal=True)
     check(config)
     assert {"embed", "layer_00", "heads"} <= moved(config)
 

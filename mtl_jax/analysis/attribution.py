@@ -99,7 +99,7 @@ def _require_attributable(config: Config) -> None:
                 f"{field}, which connects the columns"
             )
     for name, entry in config.tasks.items():
-        if TASK_KINDS[entry.kind].defines("generate") and name in (config.train_on or config.tasks):
+        if TASK_KINDS[entry.kind].defines("generate") and name in (config.train_tasks or config.tasks):
             raise UserError(
                 f"--mode=attribute explains classes and numbers; config.tasks.{name} generates text, which is a search "
                 "without a single score"

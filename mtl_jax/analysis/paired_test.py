@@ -177,7 +177,7 @@ def describe(tests: Mapping[str, PairedTest]) -> str:
 
 def _require_common_tasks(configs: Mapping[pathlib.Path, Config]) -> None:
     """Raises UserError where no task is in all runs; a check that needs no data."""
-    trained = {workdir: list(config.train_on or config.tasks) for workdir, config in configs.items()}
+    trained = {workdir: list(config.train_tasks or config.tasks) for workdir, config in configs.items()}
     if not set.intersection(*map(set, trained.values())):
         listed = "; ".join(f"{workdir}: {', '.join(tasks)}" for workdir, tasks in trained.items())
         raise UserError(f"the runs have no task in common: {listed}")

@@ -71,7 +71,7 @@ def check(config: Any, mode: str = "train") -> dict[str, str]:
         *([MODE_CHECKS[mode]] if mode in MODE_CHECKS else []),
     ):
         section(config, say)
-    check_names("config.train_on", config.train_on, config.tasks, say)
+    check_names("config.train_tasks", config.train_tasks, config.tasks, say)
     check_names("config.evaluation.splits", config.evaluation.splits, SPLITS, say)
     found = idle_settings(config, mode)
     if mode != "ablate":

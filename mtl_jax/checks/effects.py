@@ -93,8 +93,8 @@ def _given(entry, split) -> bool:
 
 
 def _draws_by_data_seed(config) -> bool:
-    return any(_carves(config, entry) or entry.limit for entry in config.datasets.values()) or any(
-        entry.labelled for entry in config.tasks.values()
+    return any(_carves(config, entry) or entry.max_examples for entry in config.datasets.values()) or any(
+        entry.max_labels for entry in config.tasks.values()
     )
 
 
@@ -189,7 +189,7 @@ RULES = (
     Rule(
         ("data.seed",),
         lambda c, _: _draws_by_data_seed(c),
-        "something to draw: dev_fraction, test_fraction or limit of a data set, or labelled of a task",
+        "something to draw: dev_fraction, test_fraction or max_examples of a data set, or max_labels of a task",
     ),
     _tokenizer_rule("lowercase"),
     _tokenizer_rule("min_count"),
@@ -273,7 +273,7 @@ RULES = (
     Rule(("datasets.*.markers",), lambda c, e: bool(e.marked), "marked spans: name them in marked"),
     Rule(("datasets.*.dev_fraction",), lambda c, e: not _given(e, "dev"), "a data set without a split 'dev'"),
     Rule(("datasets.*.test_fraction",), lambda c, e: not _given(e, "test"), "a data set without a split 'test'"),
-    Rule(("datasets.*.group",), _carves, "dev_fraction or test_fraction, which keep groups together"),
+    Rule(("datasets.*.group_by",), _carves, "dev_fraction or test_fraction, which keep groups together"),
     Rule(
         ("tasks.*.classes",),
         lambda c, e: _labels(c, e) in ("class", "set", "tokens"),  # of tokens: see `inputs`

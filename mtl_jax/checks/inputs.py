@@ -40,7 +40,7 @@ def check_datasets(config, say):
             say(f"{where}: a data set has choices or marked spans, not both")
         check_choice(f"{where}.drop_duplicates", entry.drop_duplicates, ("", "train", "test"), say)
         _check_tagged(name, config, say)
-        for field in ("splits", "limit"):
+        for field in ("splits", "max_examples"):
             check_names(f"{where}.{field}", entry[field], SPLITS, say)
 
 
@@ -93,8 +93,8 @@ def _check_kind(config, name, kind, where, say):
         check_choice(f"{where}.level", entry.level, kind.levels, say)
     if dataset is not None:
         _check_texts(entry, kind, dataset, where, say)
-    if entry.labelled and kind.label_type in ("tokens", "hidden"):
-        say(f"{where}.labelled: tasks of kind {entry.kind!r} need every label; limit the data set instead")
+    if entry.max_labels and kind.label_type in ("tokens", "hidden"):
+        say(f"{where}.max_labels: tasks of kind {entry.kind!r} need every label; limit the data set instead")
     if kind.label_type == "hidden":
         _check_masked(config, name, where, say)
     elif not entry.label:

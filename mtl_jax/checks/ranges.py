@@ -64,7 +64,7 @@ STRING_FIELDS = (
     "classes",
     "teachers",
     "freeze",
-    "train_on",
+    "train_tasks",
     "splits",
     "measures",
     "methods",
@@ -130,7 +130,7 @@ RANGES = {
 # likewise of the entries of each section, by the section's place in the config
 ENTRY_RANGES = {
     "datasets": {"dev_fraction": (0.0, 0.9), "test_fraction": (0.0, 0.9)},
-    "tasks": {"weight": (0.0, None), "labelled": (0, None)},
+    "tasks": {"weight": (0.0, None), "max_labels": (0, None)},
     "penalties": {"strength": (0.0, None)},
     "distillation": {"temperature": (1e-3, None), "weight": (0.0, 1.0)},
     "ablation.sweeps": {"low": (None, None), "high": (None, None), "count": (0, 1_000_000)},

@@ -50,7 +50,7 @@ class Dataset(Protocol):
     # (height, width) in pixels that pictures are resized to; (): all have one size already.
     image_size: tuple[int, ...] = ()
     # Field -> value or tuple of values: only these records, e.g. {"genre": "email"}.
-    where: Mapping[str, Any]
+    filter: Mapping[str, Any]
     # Encoding of text files.
     encoding: str = "utf-8"
     # Options of the reader. Of any reader: "empty" ("drop": records without text are left out), "lists"
@@ -63,9 +63,9 @@ class Dataset(Protocol):
     # A field: records with the same value stay together when a split is carved out. "auto": what the reader knows, the
     # context (squad, srl_questions), the document (conll with -DOCSTART-, conllu with "newdoc" or by sent_id, brat),
     # the presentation (nlvr), the line of the file. "": single records.
-    group: str = "auto"
+    group_by: str = "auto"
     # Split -> maximal number of examples, a fixed subset drawn by data.seed.
-    limit: Mapping[str, int]
+    max_examples: Mapping[str, int]
     # Examples whose text is in two splits. "": keep (they are counted). "train": drop them from train, and from dev
     # where test has them. "test": drop them from test, and from dev where train has them.
     drop_duplicates: Literal["", "train", "test"] = ""
@@ -96,7 +96,7 @@ class Task(Protocol):
     missing: tuple[Any, ...] = ()
     # Maximal number of examples of train that keep their label, a fixed subset drawn by data.seed; 0: all. Kinds such
     # as "gan_classification" learn from the others too.
-    labelled: int = 0
+    max_labels: int = 0
     # Options of the kind, e.g. {"crf": True, "scheme": "iob2"} or {"label_smoothing": 0.1}. Multilabel
     # {"delimiter": ";"}: sets as "a;b" (default ","); lists as "['a', 'b']" are recognised.
     options: Mapping[str, Any]
@@ -110,7 +110,7 @@ class Penalty(Protocol):
     # λ ≥ 0.
     strength: float = 0.0
     # Regex, searched in paths of parameters such as layer_03/attention/query/kernel. Heads are never included.
-    leaves: str = ".*"
+    params: str = ".*"
     # Ω of the "tree" of all these parameters | the sum over "layer"s | over each "leaf".
     scope: Literal["tree", "layer", "leaf"] = "tree"
     # Layer -> factor on λ there (scope "layer" or "leaf"); others have 1.
@@ -169,7 +169,7 @@ class Sweep(Protocol):
 class Choice(Protocol):
     """Alternatives that change the program, such as penalty kind or shared layers."""
 
-    # One field, e.g. "datasets.*.limit.train" ("*" as in a sweep). A choice has a field or settings.
+    # One field, e.g. "datasets.*.max_examples.train" ("*" as in a sweep). A choice has a field or settings.
     field: str = ""
     # Values of the field.
     alternatives: tuple[Any, ...] = ()

@@ -383,7 +383,7 @@ class Config(Protocol):
     # Name -> task, see `add_task`. Their order is that of [K] axes.
     tasks: Mapping[str, Task]
     # Names of the tasks to train; () = all. The vocabulary is that of all data sets.
-    train_on: tuple[str, ...] = ()
+    train_tasks: tuple[str, ...] = ()
     # Name -> penalty, see `add_penalty`. The soft-sharing terms λ·Ω.
     penalties: Mapping[str, Penalty]
     data: Data

@@ -114,7 +114,7 @@ def export_refusal(config: Config) -> str:
                 f"--mode=export writes columns as published architectures, which have no {field}s; this run has "
                 f"config.sharing.{field} = {config.sharing[field]!r}"
             )
-    used = {config.tasks[task].dataset for task in (config.train_on or config.tasks)}
+    used = {config.tasks[task].dataset for task in (config.train_tasks or config.tasks)}
     if any(config.datasets[name].image for name in used):
         return "--mode=export writes published text encoders, which have no place for patches of pictures"
     return ""

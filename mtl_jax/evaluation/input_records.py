@@ -35,13 +35,13 @@ FILE_FIELDS = (
     "path",
     "wheel",
     "splits",
-    "where",
+    "filter",
     "encoding",
     "options",
     "dev_fraction",
     "test_fraction",
-    "group",
-    "limit",
+    "group_by",
+    "max_examples",
     "drop_duplicates",
 )
 
@@ -262,7 +262,7 @@ def _layout(saved: Artifacts, specs: Mapping[str, LabelSpec], groups: Sequence[D
 
 def accepts_plain_lines(config: Config) -> bool:
     """Whether some data set of the trained tasks reads a plain line of text: a single field."""
-    specs = [spec for spec in label_specs(config) if not config.train_on or spec.task in config.train_on]
+    specs = [spec for spec in label_specs(config) if not config.train_tasks or spec.task in config.train_tasks]
     names = dict.fromkeys(spec.dataset for spec in specs)
     return any(
         len(_required_fields(config.datasets[name], [spec for spec in specs if spec.dataset == name]).all) == 1
@@ -280,7 +280,7 @@ def _required_fields(entry: Dataset, specs: Sequence[LabelSpec]) -> RequiredFiel
         entry.words,
         entry.image,
         additional,
-        record_filters.parse_conditions(to_plain(entry.where)),
+        record_filters.parse_conditions(to_plain(entry.filter)),
         entry.options.get("empty", "error"),
     )
 

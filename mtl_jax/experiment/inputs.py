@@ -43,7 +43,7 @@ def label_specs(config: Config) -> list[LabelSpec]:
                 classes=tuple(entry.classes),
                 missing=(*(entry.missing or default_missing(level)), None),
                 delimiter=entry.options.get("delimiter", ","),
-                labelled=entry.labelled,
+                labelled=entry.max_labels,
                 **_schemes(config.datasets[entry.dataset].options, entry),
                 target=_target(entry) if kind.label_type == "tokens" else None,
             )
@@ -82,7 +82,7 @@ def load_corpus(
         overflow=config.data.overflow or "auto",
         stride=config.data.window_stride,
         seed=config.data.seed,
-        tasks=tuple(config.train_on) or None,
+        tasks=tuple(config.train_tasks) or None,
         mixing=make_mixing(config),
         max_unseen_labels=config.data.max_unseen_labels,
         cut=patch_spec(config),
@@ -186,7 +186,7 @@ def load_vit(config: Config, form: ImageSpec | None, width: int) -> dict[str, An
 
 def make_mixing(config: Config) -> Mixing:
     """How the batches are divided among the data sets."""
-    data, trained = config.data, tuple(config.train_on) or tuple(config.tasks)
+    data, trained = config.data, tuple(config.train_tasks) or tuple(config.tasks)
     unused = {entry.dataset for entry in config.tasks.values()} - {config.tasks[name].dataset for name in trained}
     weights = tuple((name, weight) for name, weight in data.mixing_weights.items() if name not in unused)
     return Mixing(data.mixing, data.blocks_per_batch, data.mixing_temperature, weights)

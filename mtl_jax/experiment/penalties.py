@@ -98,11 +98,11 @@ def _penalty(context: _Context, shapes: Mapping[str, jax.ShapeDtypeStruct]) -> t
     options = _options(context)
     parameters = inspect.signature(sharing.PENALTIES[entry.kind]).parameters
     anchored = "anchor" in parameters or options.get("center") == "anchor"
-    evaluate = select.build(entry.kind, entry.leaves, entry.scope, options)
+    evaluate = select.build(entry.kind, entry.params, entry.scope, options)
     stacks = jax.eval_shape(lambda flat: task_stacks(flat, owners), dict(shapes))
     if not stacks:
         raise UserError(f"{where}: no task has parameters of its own that could be penalised; {_why_shared(owners)}")
-    groups = select.group_leaves(stacks, entry.leaves, entry.scope)
+    groups = select.group_leaves(stacks, entry.params, entry.scope)
     paths = [path for group in groups.values() for path in group]
     if "factors" in parameters:
         _require_factors(where, entry.kind, paths)
@@ -173,7 +173,7 @@ def _proximal(
                 "narrow `leaves` to layers that each task owns, or set proximal=False"
             )
     try:
-        transform = select.build_proximal(entry.kind, entry.leaves, entry.scope, options)
+        transform = select.build_proximal(entry.kind, entry.params, entry.scope, options)
     except ValueError as error:  # an option of the penalty that the operator does not have
         return None, str(error)
 

@@ -71,13 +71,13 @@ def bottleneck(size: int = 32, activation: str = "relu") -> Adapter:
     return Adapter(init, None, after)
 
 
-def lora(rank: int = 8, alpha: float = 16.0, leaves: str = "(query|value|input)/kernel$") -> Adapter:
+def lora(rank: int = 8, alpha: float = 16.0, params: str = "(query|value|input)/kernel$") -> Adapter:
     """W + (α / r) A B in place of chosen kernels W (Hu et al. 2022, equation 3).
 
     Args:
       rank: r.
       alpha: α.
-      leaves: regex found in the paths of kernels inside the layer; the default are query and value of a transformer,
+      params: regex found in the paths of kernels inside the layer; the default are query and value of a transformer,
         and the input kernels of recurrent layers.
 
     Params: <path of kernel>/{a [inputs, r], b [r, outputs]}; b starts at zero.
@@ -87,22 +87,22 @@ def lora(rank: int = 8, alpha: float = 16.0, leaves: str = "(query|value|input)/
     """
     require_integer("rank", rank, 1)
     try:
-        chosen = re.compile(leaves)
+        chosen = re.compile(params)
     except re.error as error:
-        raise ValueError(f"leaves: {leaves!r} is not a regular expression: {error}") from None
+        raise ValueError(f"params: {params!r} is not a regular expression: {error}") from None
 
     def init(key, layer, width):
         del width
         flat = flatten_dict(layer, sep="/")
         kernels = {path: leaf for path, leaf in flat.items() if chosen.search(path) and leaf.ndim == 2}
         if not kernels:
-            raise ValueError(f"leaves: {leaves!r} finds no kernel of a layer; there are {', '.join(flat)}")
-        params = {}
+            raise ValueError(f"params: {params!r} finds no kernel of a layer; there are {', '.join(flat)}")
+        factors = {}
         for number, (path, leaf) in enumerate(kernels.items()):
             inputs, outputs = leaf.shape
             a = jax.random.normal(jax.random.fold_in(key, number), (inputs, rank), jnp.float32) / inputs**0.5
-            params[f"{path}/a"], params[f"{path}/b"] = a, jnp.zeros((rank, outputs), jnp.float32)
-        return unflatten_dict(params, sep="/")
+            factors[f"{path}/a"], factors[f"{path}/b"] = a, jnp.zeros((rank, outputs), jnp.float32)
+        return unflatten_dict(factors, sep="/")
 
     def bind(params, layer):
         flat, factors = dict(flatten_dict(layer, sep="/")), flatten_dict(params, sep="/")

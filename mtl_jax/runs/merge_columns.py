@@ -112,7 +112,7 @@ def merged_config(runs: Sequence[FinishedRun]) -> ConfigDict:
             if _field(to_plain(first.config), name) != _field(to_plain(run.config), name):
                 raise UserError(
                     f"--runs: {first.workdir} and {run.workdir} differ in config.{name}, so they have no common base. "
-                    "Train them from one config, each with its config.train_on"
+                    "Train them from one config, each with its config.train_tasks"
                 )
     run_of_task: dict[str, pathlib.Path] = {}
     for run in runs:
@@ -121,9 +121,9 @@ def merged_config(runs: Sequence[FinishedRun]) -> ConfigDict:
                 raise UserError(f"--runs: {run_of_task[task]} and {run.workdir} both have a head for task {task!r}")
             run_of_task[task] = run.workdir
     config = from_plain(to_plain(first.config))
-    config.train_on = tuple(task for task in config.tasks if task in run_of_task)
-    if len(config.train_on) == len(config.tasks):
-        config.train_on = ()
+    config.train_tasks = tuple(task for task in config.tasks if task in run_of_task)
+    if len(config.train_tasks) == len(config.tasks):
+        config.train_tasks = ()
     config.sharing.trunk, config.sharing.task_groups, config.sharing.tied = "all", ConfigDict(), False
     config.penalties, config.distillation = ConfigDict(), ConfigDict()
     return config

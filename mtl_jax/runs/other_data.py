@@ -161,7 +161,7 @@ def _single_split(entry: Mapping[str, Any], split: str) -> dict[str, Any]:
     plain = to_plain(entry)
     return plain | {
         "splits": {split: plain["splits"][split]},
-        "limit": {name: count for name, count in plain["limit"].items() if name == split},
+        "max_examples": {name: count for name, count in plain["max_examples"].items() if name == split},
         "dev_fraction": 0.0,
         "test_fraction": 0.0,
         "drop_duplicates": "",

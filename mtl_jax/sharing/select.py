@@ -29,13 +29,13 @@ def flatten_paths(params: Tree) -> dict[str, jax.Array]:
 
 
 def build(
-    kind: str, select: str = ".*", scope: str = "tree", options: Mapping[str, Any] | None = None
+    kind: str, params: str = ".*", scope: str = "tree", options: Mapping[str, Any] | None = None
 ) -> Callable[..., dict[str, jax.Array]]:
     """A penalty by name, on the leaves chosen by path.
 
     Args:
       kind: a name of `PENALTIES`.
-      select: regular expression, searched anywhere in the path ("^" and "$" anchor it).
+      params: regular expression, searched anywhere in the path ("^" and "$" anchor it).
       scope: "tree", "layer" or "leaf": what is one group.
       options: arguments of the penalty other than the tree, such as {"center": "mean"}; center "anchor" is the anchor.
 
@@ -49,19 +49,19 @@ def build(
         the leaves of one group differ in K, or an anchor is needed and absent.
     """
     function = _look_up("penalty", kind, PENALTIES)
-    options = _check(kind, function, select, scope, options)
+    options = _check(kind, function, params, scope, options)
 
     def penalty(leaves: Tree, anchor: Tree | None = None) -> dict[str, jax.Array]:
         return {
             name: function(group, **_arguments(kind, function, options, group, anchor))
-            for name, group in group_leaves(flatten_paths(leaves), select, scope).items()
+            for name, group in group_leaves(flatten_paths(leaves), params, scope).items()
         }
 
     return penalty
 
 
 def build_proximal(
-    kind: str, select: str = ".*", scope: str = "tree", options: Mapping[str, Any] | None = None
+    kind: str, params: str = ".*", scope: str = "tree", options: Mapping[str, Any] | None = None
 ) -> Callable[..., optax.GradientTransformation]:
     """A proximal operator by name, on the leaves chosen by path; arguments as for `build`, kind a name of `PROXIMAL`.
 
@@ -70,14 +70,17 @@ def build_proximal(
       dict of group name to scalar, may be traced; `anchor` as for `build`. Updates of other leaves are unchanged.
     """
     function = _look_up("proximal operator", kind, PROXIMAL)
-    options = _check(kind, function, select, scope, options)
+    options = _check(kind, function, params, scope, options)
+
+    def groups(tree):
+        return group_leaves(flatten_paths(tree), params, scope)
 
     def transform(t: jax.typing.ArrayLike | Mapping[str, jax.typing.ArrayLike], anchor: Tree | None = None):
         def update(updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None):
             if params is None:
                 raise ValueError("a proximal operator acts on parameters: call update(updates, state, params)")
             flat = flatten_paths(updates)
-            for name, group in group_leaves(flatten_paths(params), select, scope).items():
+            for name, group in groups(params).items():
                 arguments = _arguments(kind, function, options, group, anchor)
                 strength = t[name] if isinstance(t, Mapping) else t
                 proximal = as_transform(function, strength, **arguments)
@@ -90,12 +93,12 @@ def build_proximal(
     return transform
 
 
-def group_leaves(leaves: FlatTree, select: str, scope: str) -> dict[str, dict[str, jax.Array]]:
+def group_leaves(leaves: FlatTree, params: str, scope: str) -> dict[str, dict[str, jax.Array]]:
     """The chosen leaves by group name, in the order of the paths. Raises ValueError as `build` says."""
-    chosen = {path: leaf for path, leaf in leaves.items() if re.search(select, path)}
+    chosen = {path: leaf for path, leaf in leaves.items() if re.search(params, path)}
     if not chosen:
         shown = ", ".join(list(leaves)[:8]) + (f", … ({len(leaves)} in all)" if len(leaves) > 8 else "")
-        raise ValueError(f"select={select!r} matches no leaf; the paths are: {shown or 'none'}")
+        raise ValueError(f"params={params!r} matches no leaf; the paths are: {shown or 'none'}")
     groups: dict[str, dict[str, jax.Array]] = {}
     for path, leaf in chosen.items():
         name = {"tree": "tree", "layer": path.split("/")[0], "leaf": path}[scope]
@@ -112,8 +115,8 @@ def _check_task_axis(name: str, group: FlatTree) -> None:
         by_count.setdefault(shape[0] if shape else None, f"{path} {shape}")
     if len(by_count) > 1 or None in by_count:
         raise ValueError(
-            f"a penalty over leaves of different shapes: the first axis must be the tasks, equally long within group "
-            f"{name!r}, but there are {', '.join(by_count.values())}; narrow `select`, or take scope 'layer' or 'leaf'"
+            "a penalty over leaves of different shapes: the first axis must be the tasks, equally long within group "
+            f"{name!r}, but there are {', '.join(by_count.values())}; narrow `params`, or take scope 'layer' or 'leaf'"
         )
 
 
@@ -123,13 +126,13 @@ def _look_up(what: str, kind: str, registry: Mapping[str, Callable]) -> Callable
     return registry[kind]
 
 
-def _check(kind: str, function: Callable, select: str, scope: str, options: Mapping[str, Any] | None) -> dict[str, Any]:
+def _check(kind: str, function: Callable, params: str, scope: str, options: Mapping[str, Any] | None) -> dict[str, Any]:
     if scope not in SCOPES:
         raise ValueError(f"scope must be one of {', '.join(SCOPES)}, not {scope!r}")
     try:
-        re.compile(select)
+        re.compile(params)
     except re.error as error:
-        raise ValueError(f"select={select!r} is not a regular expression: {error}") from error
+        raise ValueError(f"params={params!r} is not a regular expression: {error}") from error
     options = dict(options or {})
     parameters = inspect.signature(function).parameters
     known = [name for name in list(parameters)[1:] if name not in ("t", "anchor", "others")]

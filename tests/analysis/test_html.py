@@ -198,10 +198,10 @@ def test_only_what_differs_from_the_defaults_is_listed():
 def test_the_command_of_a_lane_sets_what_the_lane_had():
     config = default.get_config()
     for name in ("a", "b"):
-        default.add_dataset(config, name, limit={"train": 10} if name == "a" else {})
+        default.add_dataset(config, name, max_examples={"train": 10} if name == "a" else {})
     default.add_penalty(config, "p")
     default.add_sweep(config, "strength", field="penalties.p.strength", points=(0.1, 1.0))
-    default.add_choice(config, "sentences", field="datasets.*.limit.train", alternatives=(50, 100))
+    default.add_choice(config, "sentences", field="datasets.*.max_examples.train", alternatives=(50, 100))
     default.add_choice(config, "penalty", settings={"trace": {"penalties": {"p": {"kind": "trace_norm"}}}})
     grid = fake_grids.grid([lane(0.5, values={"strength": 0.1})])
     grid.sweeps["strength"]["field"] = "penalties.p.strength"
@@ -209,9 +209,9 @@ def test_the_command_of_a_lane_sets_what_the_lane_had():
     lines = settings.command(grid, to_plain(config), choices, {"strength": 0.1}, 3).splitlines()
     assert [line.strip(" \\") for line in lines] == [
         "python launch.py --config=CONFIG.py --workdir=runs/lane",
-        "--config.datasets.a.limit.train=50",
+        "--config.datasets.a.max_examples.train=50",
         "--config.penalties.p.kind=trace_norm",
         "--config.penalties.p.strength=0.1",
         "--config.seed=3",
-        "# with, in CONFIG.py, config.datasets.b.limit.train = 50",
+        "# with, in CONFIG.py, config.datasets.b.max_examples.train = 50",
     ]

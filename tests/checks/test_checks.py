@@ -21,7 +21,7 @@ from mtl_jax.errors import UserError
         ({"optimizer__learning_rate": 300.0}, "config.optimizer.weight_decay: times learning_rate it is 3; above 2"),
         ({"model__layer_type": "lsmt"}, "config.model.layer_type: 'lsmt' is none of 'transformer', 'lstm'"),
         ({"model__hiden_size": 3}, "config.model.hiden_size: no such field; did you mean config.model.hidden_size?"),
-        ({"train_on": ("colour",)}, "config.train_on: 'colour' is none of 'color'"),
+        ({"train_tasks": ("colour",)}, "config.train_tasks: 'colour' is none of 'color'"),
         ({"evaluation__splits": ("tset",)}, "config.evaluation.splits: 'tset' is none of"),
         ({"tasks__color__dataset": "text"}, "config.tasks.color.dataset: 'text' is none of 'texts', 'sentences'"),
         ({"tasks__tags__kind": "tagger"}, "config.tasks.tags.kind: 'tagger' is none of"),
@@ -124,7 +124,7 @@ def test_every_number_has_a_range():
 @pytest.mark.parametrize("field", ["seed", "data__seed"])
 def test_seeds_that_jax_would_fold_into_others_are_refused(tiny, field):
     config = tiny(**{field: 2**32 - 1})
-    config.datasets.texts.limit = {"train": 50}  # something to draw
+    config.datasets.texts.max_examples = {"train": 50}  # something to draw
     checks.check(config)
     for seed in (-1, 2**32, 2**40):
         with pytest.raises(UserError, match=rf"config\.{field.replace('__', '.')}: {seed} should be"):

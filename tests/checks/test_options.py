@@ -216,7 +216,7 @@ CONTEXTS = {
     "pmap": with_(training__placement="pmap"),
     "marked": marked,
     "pictures": pictures,
-    "carved": with_(datasets__data_a__limit={"train": 8}, tasks__task_b__labelled=6),
+    "carved": with_(datasets__data_a__max_examples={"train": 8}, tasks__task_b__max_labels=6),
     "dwa": with_(loss_weights__method="dwa"),
     "private": with_(sharing__trunk="embed", sharing__mixer="shared_private"),
 }
@@ -291,7 +291,7 @@ A, B = "task_a", "task_b"
 # what a field is changed to: the first that it is not yet. "@" stands for the folder of the data
 CHANGES = {
     "seed": (1,),
-    "train_on": ((A,),),
+    "train_tasks": ((A,),),
     "auxiliary": ({"adversarial": 0.3},),
     "data.seed": (1,),
     "data.row_length": (24,),
@@ -380,12 +380,12 @@ CHANGES = {
     "datasets.data_a.markers": (("red", "red", "blue", "blue"),),
     "datasets.data_a.image": ("picture", ""),
     "datasets.data_a.image_size": ((16, 16),),
-    "datasets.data_a.where": ({"source": "s1"},),
+    "datasets.data_a.filter": ({"source": "s1"},),
     "datasets.data_a.encoding": ("latin-1",),
     "datasets.data_a.dev_fraction": (0.2,),
     "datasets.data_a.test_fraction": (0.2,),
-    "datasets.data_a.group": ("source",),
-    "datasets.data_a.limit": ({"train": 6},),
+    "datasets.data_a.group_by": ("source",),
+    "datasets.data_a.max_examples": ({"train": 6},),
     "datasets.data_a.drop_duplicates": ("train",),
     "tasks.task_a.kind": ("multilabel", "classification"),
     "tasks.task_a.dataset": ("data_b",),
@@ -395,11 +395,11 @@ CHANGES = {
     "tasks.task_a.metrics": (("f1",),),
     "tasks.task_a.classes": (("yes", "no", "maybe"),),
     "tasks.task_a.missing": (("no", "red", "O", "1", "x"),),
-    "tasks.task_a.labelled": (5,),
+    "tasks.task_a.max_labels": (5,),
     "tasks.task_a.options": ({"hidden": 3},),
     "penalties.p.kind": ("trace_norm",),
     "penalties.p.strength": (0.5,),
-    "penalties.p.leaves": ("kernel",),
+    "penalties.p.params": ("kernel",),
     "penalties.p.scope": ("leaf",),
     "penalties.p.by_layer": ({"layer_00": 3.0},),
     "penalties.p.schedule": ("rise",),
@@ -510,7 +510,7 @@ UNSEEN = {
 }
 # what names a field too
 ALSO = {
-    "train_on": "tasks",
+    "train_tasks": "tasks",
     "datasets.data_a.marked": "markers",
     f"tasks.{A}.dataset": "data sets",
     f"tasks.{A}.kind": A,
@@ -566,15 +566,15 @@ SINGLE = [  # field, its value, mode, what makes it act (None: nothing does ther
     ("relatedness.num_inputs", 30, "relate", {"relatedness.measures": ("rsa", "mtrl")}),
     ("datasets.data_a.encoding", "latin-1", "train", {"datasets.data_a.reader": "jsonl"}),
     (
-        "datasets.data_a.group",
+        "datasets.data_a.group_by",
         "source",
         "train",
         {"datasets.data_a.splits": {"train": "a"}, "datasets.data_a.dev_fraction": 0.2},
     ),
     ("datasets.data_a.dev_fraction", 0.2, "train", {"datasets.data_a.splits": {"train": "a"}}),
     ("datasets.data_a.test_fraction", 0.2, "train", {"datasets.data_a.splits": {"train": "a"}}),
-    ("data.seed", 1, "train", {"datasets.data_a.limit": {"train": 3}}),
-    ("data.seed", 1, "train", {"tasks.task_a.labelled": 3}),
+    ("data.seed", 1, "train", {"datasets.data_a.max_examples": {"train": 3}}),
+    ("data.seed", 1, "train", {"tasks.task_a.max_labels": 3}),
     ("tasks.task_a.classes", ("a", "b"), "train", {"tasks.task_a.kind": "multilabel"}),
     ("model.pretrained_wheel.version", "1.0", "train", {"model.pretrained_wheel.name": "x"}),
     ("tasks.task_a.options.length_penalty", 0.3, "train", {"tasks.task_a.options.beam": 3}),
@@ -656,7 +656,7 @@ def test_low_rank_is_of_factors(folder):
     with pytest.raises(UserError, match=r"config\.penalties\.p\.kind: 'low_rank' .* weight decay"):
         build(config)
     config.sharing.trunk, config.sharing.adapter = "all", "lora"
-    config.model.layer_type, config.penalties.p.leaves = "lstm", "^adapter_"
+    config.model.layer_type, config.penalties.p.params = "lstm", "^adapter_"
     assert set(build(config).spec.objective.penalties) == {"p"}
 
 
@@ -675,7 +675,7 @@ SOME = (
     "optimizer.schedule_options",
     "optimizer.clip_norm",
     "training.grad_accum_steps",
-    "datasets.data_a.where",
+    "datasets.data_a.filter",
     "tasks.task_a.weight",
     "sharing.tied",
 )

@@ -57,7 +57,7 @@ def test_paths_in_an_entry(tmp_path):
             for i in range(4)
         )
     )
-    entry = {"reader": "jsonl", "path": str(tmp_path / "d.jsonl"), "where": {"q.0.y": "y"}}
+    entry = {"reader": "jsonl", "path": str(tmp_path / "d.jsonl"), "filter": {"q.0.y": "y"}}
     data = datasets.read_dataset("d", {**entry, "text": ("q.0.text",)}, 0)
     assert [field(r, "q.0.text") for r in data.splits["train"]] == ["a1", "a3"]
     assert [label for label in collect_labels(data.splits["train"], LabelSpec("t", "d", "q.0.y")).values] == ["y", "y"]
@@ -68,7 +68,7 @@ def test_paths_in_an_entry(tmp_path):
     with pytest.raises(UserError, match=r"'q' is a list of 2 items; 'q\.0\.text' reads its first item"):
         datasets.read_dataset("d", {**entry, "text": ("q.text",)}, 0)
     with pytest.raises(UserError, match=r"'q' is a list of 2 items; 'q\.0\.y'"):
-        datasets.read_dataset("d", {**entry, "text": ("q.0.text",), "where": {"q.y": "y"}}, 0)
+        datasets.read_dataset("d", {**entry, "text": ("q.0.text",), "filter": {"q.y": "y"}}, 0)
 
 
 def test_notes_are_summed():

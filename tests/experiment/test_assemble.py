@@ -112,7 +112,7 @@ def test_a_finished_run_does_without_the_file_of_its_word_vectors(tiny, tmp_path
 
 
 def test_a_task_left_out_changes_no_other_rows_or_initial_values(tiny):
-    both, alone = build(tiny(sharing__trunk="none")), build(tiny(sharing__trunk="none", train_on=("color",)))
+    both, alone = build(tiny(sharing__trunk="none")), build(tiny(sharing__trunk="none", train_tasks=("color",)))
     for step in (0, 7):
         np.testing.assert_array_equal(both.batches(0).indices(step)[1][0], alone.batches(0).indices(step)[1][0])
     jax.tree.map(

@@ -41,7 +41,7 @@ def config_of(tiny, encoder, **changes):
         model__dropout=0.0,
         data__rows_per_block=2,
         optimizer__name="sgd",
-        **{"optimizer__freeze": ("^embed/", "^layer_00/"), "train_on": ("color", "long"), **changes},
+        **{"optimizer__freeze": ("^embed/", "^layer_00/"), "train_tasks": ("color", "long"), **changes},
     )
 
 
@@ -60,7 +60,7 @@ def trained(experiment, steps=3):
         {},
         {"sharing__trunk": "none"},
         {"aggregation__method": "pcgrad"},
-        {"aggregation__level": "representation", "aggregation__method": "mgda", "train_on": ("tags", "long")},
+        {"aggregation__level": "representation", "aggregation__method": "mgda", "train_tasks": ("tags", "long")},
         {"sharing__head_layers": LOW},
     ],
     ids=["hard", "columns", "balanced", "representation", "a head below the top"],

@@ -16,13 +16,13 @@ from mtl_jax.training.parameter_paths import flatten
 from mtl_jax.training.placement import make_placement
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
-KINDS = {"bottleneck": {"size": 3}, "lora": {"rank": 2, "leaves": "kernel$"}}
+KINDS = {"bottleneck": {"size": 3}, "lora": {"rank": 2, "params": "kernel$"}}
 
 
 def config_of(tiny, kind, **changes):
     return tiny(
         **{
-            "train_on": ("color", "long"),
+            "train_tasks": ("color", "long"),
             "model__num_layers": 2,
             "sharing__adapter": kind,
             "sharing__adapter_options": ConfigDict(KINDS.get(kind, {})),
@@ -48,7 +48,7 @@ def test_bottleneck_in_float64(differs):
 
 
 def test_lora_in_float64(differs):
-    adapter, rng = adapters.lora(rank=2, alpha=6.0, leaves="query"), np.random.default_rng(0)
+    adapter, rng = adapters.lora(rank=2, alpha=6.0, params="query"), np.random.default_rng(0)
     layer = {
         "attention": {"query": {"kernel": rng.normal(size=(4, 5)).astype(np.float32), "bias": np.zeros(5)}},
         "output": {"kernel": np.ones((5, 4), np.float32)},
@@ -91,7 +91,7 @@ def test_nothing_at_the_start_then_a_column_for_each_task(tiny, differs, kind, c
 @pytest.mark.parametrize("kind", sorted(KINDS))
 def test_a_frozen_encoder_with_penalties_on_the_adapters(tiny, kind):
     config = config_of(tiny, kind, optimizer__freeze=("^embed/", "^layer_"))
-    default.add_penalty(config, "l2", strength=5.0, leaves="^adapter_")
+    default.add_penalty(config, "l2", strength=5.0, params="^adapter_")
     experiment = build(config)
     state, metrics = steps(experiment)
     before = flatten(experiment.init_params(0))
@@ -121,8 +121,8 @@ def test_eight_devices_as_one(tiny, differs):
 @pytest.mark.parametrize(
     ("kind", "changes", "message"),
     [
-        ("lora", {"sharing__adapter_options": {"leaves": "nothing"}}, "finds no kernel of a layer; there are"),
-        ("lora", {"sharing__adapter_options": {"leaves": "("}}, "not a regular expression"),
+        ("lora", {"sharing__adapter_options": {"params": "nothing"}}, "finds no kernel of a layer; there are"),
+        ("lora", {"sharing__adapter_options": {"params": "("}}, "not a regular expression"),
         ("lora", {"aggregation__method": "pcgrad"}, "config.sharing.adapter"),
         ("bottleneck", {"sharing__adapter_options": {"size": 0}}, "size must be a whole number ≥ 1"),
         (

@@ -33,7 +33,7 @@ def encoder(tmp_path):
 
 def config_of(tiny, encoder, **changes):
     """As the README says: nothing but the name of the encoder."""
-    config = tiny(train_on=("color",), **changes)
+    config = tiny(train_tasks=("color",), **changes)
     config.model = default.get_config().model
     config.model.pretrained = encoder
     return config

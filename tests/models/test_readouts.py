@@ -25,7 +25,7 @@ LAYERS = {"model__num_layers": 2, "model__dropout": 0.0}
 def config_of(tiny, **changes):
     return tiny(
         **{
-            "train_on": ("color", "long"),
+            "train_tasks": ("color", "long"),
             **LAYERS,
             **{k: ConfigDict(v) if isinstance(v, dict) else v for k, v in changes.items()},
         }
@@ -94,7 +94,7 @@ def test_a_mask_of_ones_is_hard_sharing(tiny, differs):
 @pytest.mark.parametrize("trunk", ["all", "none"])
 @pytest.mark.parametrize("mixing", ["all", "size"])
 def test_a_head_at_a_lower_layer(tiny, differs, trunk, mixing):
-    changes = {"sharing__trunk": trunk, "data__mixing": mixing, "train_on": ("color", "tags", "long")}
+    changes = {"sharing__trunk": trunk, "data__mixing": mixing, "train_tasks": ("color", "tags", "long")}
     low = build(config_of(tiny, sharing__head_layers={"tags": "layer_00"}, **changes))
     top, lower = build(config_of(tiny, **changes)), build(config_of(tiny, **{**changes, "model__num_layers": 1}))
     params, batch = low.init_params(0), low.batches(0).batch(0)
@@ -121,7 +121,7 @@ def feeding(tiny, **changes):
         config_of(
             tiny,
             **{
-                "train_on": ("color", "tags", "long"),
+                "train_tasks": ("color", "tags", "long"),
                 "sharing__head_layers": {"tags": "layer_00"},
                 "sharing__cascades": {"long": ("tags", "color"), "color": ("tags",)},
                 **changes,
@@ -144,7 +144,7 @@ def with_feeds(params, scale, seed=1):
 def test_a_cascade_by_hand(tiny, differs, trunk):
     """tags (low) feeds color and long; color feeds long, both at the top: each step from networks without feeds."""
     experiment = feeding(tiny, sharing__trunk=trunk)
-    depths = {"sharing__head_layers": {"tags": "layer_00"}, "train_on": ("color", "tags", "long")}
+    depths = {"sharing__head_layers": {"tags": "layer_00"}, "train_tasks": ("color", "tags", "long")}
     plain = build(config_of(tiny, sharing__trunk=trunk, **depths))
     names = list(experiment.tasks)
     silent, batch = with_feeds(experiment.init_params(0), 0.0), experiment.batches(0).batch(0)

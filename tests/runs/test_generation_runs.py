@@ -124,7 +124,7 @@ def test_micro_batches_and_tasks_left_out_change_neither_targets_nor_dropout(wri
     )[0]
     moved = (state.params["heads"]["said"]["embedding"] for state in (whole, changed))
     assert np.abs(np.subtract(*moved)).max() > 1e-5
-    config.train_on = ("color",)  # the targets still shape the rows
+    config.train_tasks = ("color",)  # the targets still shape the rows
     rows, alone = experiment.corpus.rows["texts"]["train"], build(config).corpus.rows["texts"]["train"]
     np.testing.assert_array_equal(rows.tokens, alone.tokens)
     assert set(alone.labels) == {"color"}

@@ -233,7 +233,7 @@ def test_steps_scores_lanes_and_predictions(make, tmp_path, differs):
 
 def test_answers_in_windows_are_scored_by_question_and_predicted_as_scored(make, tmp_path):
     """A row holds the question, [SEP] and three words of the text at a time."""
-    config = make(train_on=("answer",), data__row_length=7, data__window_stride=1)
+    config = make(train_tasks=("answer",), data__row_length=7, data__window_stride=1)
     config.tasks.answer.options = {"none_threshold": 3.0}  # else so short a training ends in no answer to all
     experiment = build(config)
     encoded = experiment.corpus.splits["questions"]["dev"].encoded
@@ -274,7 +274,7 @@ def test_answers_in_windows_are_scored_by_question_and_predicted_as_scored(make,
 
 def test_hidden_tokens_are_keyed_by_seed_step_data_set_and_row(make):
     experiment = build(make(data__rows_per_block=2))
-    alone = build(make(train_on=("hidden",), data__rows_per_block=3))
+    alone = build(make(train_tasks=("hidden",), data__rows_per_block=3))
     seen = {}
     for built in (experiment, alone):
         objective = built.objective_for(built.corpus.layout)
@@ -303,7 +303,7 @@ def test_hidden_tokens_are_keyed_by_seed_step_data_set_and_row(make):
 
 
 def test_a_drawn_block_of_another_data_set_is_left_alone(make):
-    config = make(data__mixing="round_robin", train_on=("hidden", "color"))
+    config = make(data__mixing="round_robin", train_tasks=("hidden", "color"))
     built = build(config)
     objective = built.objective_for(built.corpus.layout)
     changed = jax.jit(lambda b, k: corruption.corrupt_batch(objective, b, k))

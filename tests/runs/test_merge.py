@@ -38,7 +38,7 @@ def small(tiny, **changes):
         "model__layer_type": "cnn",
         "training__steps": 4,
         "training__eval_every": 4,
-        "train_on": ("color", "long"),
+        "train_tasks": ("color", "long"),
     }
     return tiny(**(common | {"sharing__trunk": "embed"} | changes))
 
@@ -96,7 +96,7 @@ def test_runs_of_one_seed_merge_as_the_columns_of_one_run_do(tiny, tmp_path):
     joint = held(small(tiny, sharing__trunk="none"), tmp_path / "joint", columns)
     alone = [
         held(
-            small(tiny, sharing__trunk="none", train_on=(task,)),
+            small(tiny, sharing__trunk="none", train_tasks=(task,)),
             tmp_path / task,
             lambda params, k=k: params | jax.tree.map(lambda leaf: leaf[k : k + 1], moved),
         )
@@ -118,8 +118,8 @@ def test_runs_that_do_not_merge_are_named(tiny, tmp_path):
         with pytest.raises(UserError, match=said):
             merge.merge(default.get_config().merging, runs, folders.prepare(tmp_path / "out"))
 
-    one = held(small(tiny, train_on=("color",)), tmp_path / "one")
-    two = held(small(tiny, train_on=("long",), model__hidden_size=4), tmp_path / "two")
+    one = held(small(tiny, train_tasks=("color",)), tmp_path / "one")
+    two = held(small(tiny, train_tasks=("long",), model__hidden_size=4), tmp_path / "two")
     refused("one column for all its tasks", one)
     refused(r"one and .*two differ in config\.model", one, two)
     refused("both have a head for task 'color'", one, one)

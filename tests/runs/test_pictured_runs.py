@@ -59,7 +59,7 @@ def pictured(tiny, tmp_path):
 
 def test_a_run_on_text_pictures_and_both(pictured, tmp_path, capsys):
     options = {"training__steps": 24, "training__eval_every": 12, "training__checkpoint_every": 12}
-    options |= {"model__layer_type": "cnn", "train_on": ("color", "truth", "seen"), "optimizer__learning_rate": 2e-2}
+    options |= {"model__layer_type": "cnn", "train_tasks": ("color", "truth", "seen"), "optimizer__learning_rate": 2e-2}
     config = pictured(**options)
     whole = train.train(config, folders.prepare(tmp_path / "whole"))
     assert set(whole["tasks"]) == {"color", "truth", "seen"}
@@ -115,7 +115,7 @@ def test_tasks_on_text_see_nothing_of_pictures(pictured, kind):
     options = {"model__layer_type": kind, "model__num_layers": 1}
     options |= {"model__num_heads": 2, "model__intermediate_size": 16} if kind == "transformer" else {}
     options["sharing__trunk"] = "none"
-    both, alone = build(pictured(**options)), build(pictured(train_on=("color",), **options))
+    both, alone = build(pictured(**options)), build(pictured(train_tasks=("color",), **options))
     assert alone.corpus.pictures is None and both.corpus.pictures.max_images == 1
     params, own = both.init_params(0), alone.init_params(0)
     assert any("patches" in path for path in flatten(params)) and not any("patches" in path for path in flatten(own))

@@ -173,7 +173,7 @@ def test_what_was_written_is_gone_on_with(tiny, tmp_path, monkeypatch, capsys):
 
 def test_tasks_are_chosen_and_options_of_the_data_set_count(tiny, tmp_path, capsys):
     config = tiny()
-    config.datasets.texts.where = {"genre": ("news", "mail")}
+    config.datasets.texts.filter = {"genre": ("news", "mail")}
     config.datasets.texts.options = {"empty": "drop"}
     for name in ("train", "dev", "test"):
         file = tmp_path / f"texts.{name}.jsonl"

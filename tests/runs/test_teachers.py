@@ -136,7 +136,7 @@ def test_no_weight_is_ordinary_training_and_annealing_follows_the_step(tiny, tmp
 
 
 def test_the_weight_is_an_argument_of_one_program(tiny, teacher):
-    config = student_of(tiny, train_on=("color",))
+    config = student_of(tiny, train_tasks=("color",))
     default.add_distillation(config, "color", teachers=(str(teacher),))
     default.add_sweep(config, "weight", field="distillation.*.weight", points=(0.0, 0.5, 1.0), scale="linear")
     (one,) = plan.make_plan(config, lambda c: checks.check(c, "ablate")).programs
@@ -147,7 +147,7 @@ def test_the_weight_is_an_argument_of_one_program(tiny, teacher):
 
 
 def test_a_run_with_teachers_goes_on_only_with_these_and_is_scored_without_them(tiny, tmp_path, teacher):
-    config = student_of(tiny, train_on=("color",), training__steps=4, training__checkpoint_every=2)
+    config = student_of(tiny, train_tasks=("color",), training__steps=4, training__checkpoint_every=2)
     default.add_distillation(config, "color", teachers=(str(teacher),))
     default.add_distillation(config, "tags", teachers=("nowhere",))  # of a task that is not trained
     workdir = folders.prepare(tmp_path / "student")

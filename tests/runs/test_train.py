@@ -149,7 +149,7 @@ def test_any_optimizer_learns_and_resumes_bitwise(name, rate, options, tiny, tmp
     config = tiny(
         model__layer_type="cnn",
         sharing__trunk="embed",
-        train_on=("color", "long"),
+        train_tasks=("color", "long"),
         optimizer__name=name,
         optimizer__learning_rate=rate,
         training__steps=24,

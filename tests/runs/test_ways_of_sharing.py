@@ -103,7 +103,7 @@ DATA = {
     "one": {},
     "own": {},
     "drawn": {"data.mixing": "size", "data.blocks_per_batch": 2},
-    "part": {"train_on": ("tags", "color")},
+    "part": {"train_tasks": ("tags", "color")},
 }
 FAST = (
     ("hierarchy", "own"),
@@ -178,7 +178,7 @@ def walk(texts, folder, way, data):
     layouts_agree(build(config))
     train.train(config, workdir)
     summary = folders.read_summary(workdir)
-    tasks = tuple(config.train_on) or TASKS
+    tasks = tuple(config.train_tasks) or TASKS
     assert set(summary["tasks"]) == set(tasks)
     for task in tasks:
         assert np.isfinite(summary["tasks"][task]["test"]["loss"])

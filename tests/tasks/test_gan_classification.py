@@ -89,7 +89,7 @@ def test_no_text_at_all(given):
 @pytest.mark.usefixtures("standard_promotion")
 def test_texts_without_a_label_are_used(tiny):
     """The labelled loss is of few texts; the two others are of all, and reach the encoder."""
-    config = tiny(train_on=("color", "long"), data__mixing="size")
+    config = tiny(train_tasks=("color", "long"), data__mixing="size")
     config.tasks.color.kind = "gan_classification"
     config.tasks.color.options = ConfigDict({"hidden": 6, "noise": 4})
     file = pathlib.Path(config.datasets.texts.path) / "texts.train.jsonl"

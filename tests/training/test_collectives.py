@@ -32,7 +32,7 @@ TASKS = ("color", "long")
 def moved(tiny, mesh, penalties):
     """The collectives of a step, (kind, shape) -> how many, and the shapes of the stacks."""
     config = tiny(
-        train_on=TASKS,
+        train_tasks=TASKS,
         sharing__trunk="none",
         model__layer_type="cnn",
         model__hidden_size=16,

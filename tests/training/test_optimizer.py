@@ -169,7 +169,7 @@ def test_one_of_the_users_own_is_a_line(tiny, monkeypatch):
         optimizer__warmup_ratio=0.0,
         optimizer__weight_decay=0.0,
         model__layer_type="cnn",
-        train_on=("color",),
+        train_tasks=("color",),
     )
     config.optimizer.options, config.optimizer.schedule_options = {"scale": 2.0}, {"floor": 0.5}
     experiment = build(config)

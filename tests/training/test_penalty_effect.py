@@ -46,8 +46,8 @@ def test_ratio_and_distance_of_a_step_are_those_of_numpy_on_any_placement(tiny, 
     start = flatten(jax.device_get(before.init(0).params))
     after, _ = steps(before, 1)
     step = {path: leaf - start[path] for path, leaf in flatten(after.params).items()}  # −∇L, as the rate is 1
-    default.add_penalty(config, "gradient", kind="l2_to_mean", strength=0.3, leaves="^layer_00/")
-    default.add_penalty(config, "operator", kind="l2_to_mean", strength=0.02, leaves="^embed/", proximal=True)
+    default.add_penalty(config, "gradient", kind="l2_to_mean", strength=0.3, params="^layer_00/")
+    default.add_penalty(config, "operator", kind="l2_to_mean", strength=0.02, params="^embed/", proximal=True)
     experiment = build(config)
     state, metrics = steps(experiment, 1)
 

@@ -139,7 +139,7 @@ def test_columns_of_numbers_are_not_scored_as_a_matrix():
 @pytest.fixture
 def traced(tiny, standard_promotion):
     """train_step of two tasks with spec and batch as they come, and changes of them; shapes alone."""
-    experiment = build(tiny(train_on=("color", "long"), sharing__trunk="none"))
+    experiment = build(tiny(train_tasks=("color", "long"), sharing__trunk="none"))
     state = jax.eval_shape(experiment.init, 0)
     batch = jax.tree.map(lambda leaf: leaf[None], experiment.batches(0).batch(0))
 

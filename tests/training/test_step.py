@@ -46,7 +46,7 @@ def test_nothing_shared_without_penalty_is_training_alone(tiny, differs):
     """λ = 0 is single-task learning: AdamW, dropout, clipping and all."""
     together, _ = steps(build(tiny(sharing__trunk="none", model__dropout=0.3, optimizer__clip_norm=0.05)), 5)
     for k, task in enumerate(("color", "tags", "long")):
-        config = tiny(sharing__trunk="none", model__dropout=0.3, optimizer__clip_norm=0.05, train_on=(task,))
+        config = tiny(sharing__trunk="none", model__dropout=0.3, optimizer__clip_norm=0.05, train_tasks=(task,))
         alone, _ = steps(build(config), 5)
         column = {
             path: jax.tree.map(lambda leaf, k=k: leaf[k : k + 1], together.params[path])
@@ -82,7 +82,7 @@ def test_task_axis_of_the_mesh(tiny):
 @pytest.mark.parametrize("kind", ["jit", "pmap"])
 def test_factored_moments_on_eight_devices(tiny, differs, kind):
     """Adafactor has a row and a column of moments for each matrix of each owner; where the matrix lies, so do they."""
-    config = tiny(sharing__trunk="none", model__layer_type="cnn", model__hidden_size=16, train_on=("color", "long"))
+    config = tiny(sharing__trunk="none", model__layer_type="cnn", model__hidden_size=16, train_tasks=("color", "long"))
     config.optimizer.name, config.optimizer.options = "adafactor", {"min_dim_size_to_factor": 8}
     config.optimizer.learning_rate, config.model.dropout = 0.03, 0.0
     default.add_penalty(config, "l2", kind="l2_to_mean", strength=0.05)
@@ -214,7 +214,7 @@ def test_one_data_set_at_a_time_trains_all_tasks(tiny, mixing):
             {"sharing__trunk": "all", "penalty": {"kind": "l2_to_mean", "strength": 1.0}},
             "no task has parameters of its own",
         ),
-        ({"sharing__trunk": "none", "penalty": {"kind": "l2_to_mean", "leaves": "typo"}}, "matches no leaf"),
+        ({"sharing__trunk": "none", "penalty": {"kind": "l2_to_mean", "params": "typo"}}, "matches no leaf"),
         ({"sharing__trunk": "none", "penalty": {"kind": "subspace", "options": {"dims": 2}}}, "no option dims"),
         (
             {

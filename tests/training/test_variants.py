@@ -74,7 +74,7 @@ class Variants(chex.TestCase):
 
 @pytest.fixture
 def experiment(tiny, standard_promotion):
-    config = tiny(train_on=("color", "long"), sharing__trunk="none", model__layer_type="cnn", optimizer__name="sgd")
+    config = tiny(train_tasks=("color", "long"), sharing__trunk="none", model__layer_type="cnn", optimizer__name="sgd")
     default.add_penalty(config, "l2", kind="l2_to_mean", strength=0.01)
     return build(config)
 

@@ -251,7 +251,7 @@ def _center(config: Config, kind: str) -> str | None:
     for name, entry in config.penalties.items():
         if entry.kind == kind:
             wrong = {
-                "leaves": not re.search(entry.leaves, "embed/word/embedding"),
+                "params": not re.search(entry.params, "embed/word/embedding"),
                 "by_layer": len(entry.by_layer) > 0,
                 "schedule": entry.schedule != "constant",
                 "options": bool(set(entry.options) - ({"center"} if kind == "trace_norm" else set())),

@@ -64,7 +64,7 @@ class Sources:
             for task, entry in plain["distillation"].items()
             if entry["weight"] > 0
         }
-        data = [plain[name] for name in ("datasets", "tasks", "data", "tokenizer", "train_on")]
+        data = [plain[name] for name in ("datasets", "tasks", "data", "tokenizer", "train_tasks")]
         key = [data, teachers, *encoder_key]
         corpus = self._cached("corpus", key, functools.partial(load_data, config, encoder))
         key += [model["num_layers"], model["dtype"], frozen_layers(config, encoder and encoder.params)]

@@ -137,7 +137,7 @@ def _require_classes(config: Config) -> None:
 
 def _require_column(column: str, run_config: Config) -> None:
     """Raises UserError where a run has no column of the requested task."""
-    tasks = tuple(run_config.train_on) or tuple(run_config.tasks)
+    tasks = tuple(run_config.train_tasks) or tuple(run_config.tasks)
     if column and column not in tasks:
         raise UserError(f"config.adaptation.column: {column!r} is not one of the run's tasks {', '.join(tasks)}")
 

@@ -88,7 +88,7 @@ def relate(config: ConfigDict, workdir: pathlib.Path, check: Callable[[ConfigDic
       UserError: what is wrong with the config, the data or the workdir.
     """
     require_platform(config.training.platform)
-    tasks = tuple(config.train_on) or tuple(config.tasks)
+    tasks = tuple(config.train_tasks) or tuple(config.tasks)
     _require(config, tasks)
     folders.require_unclaimed(workdir, config)
     planned = transfer.transfer_plan(config, tasks)

@@ -29,11 +29,11 @@ _DECISIVE = (
     "text",
     "words",
     "image",
-    "where",
+    "filter",
     "dev_fraction",
     "test_fraction",
-    "group",
-    "limit",
+    "group_by",
+    "max_examples",
     "drop_duplicates",
 )
 
@@ -120,8 +120,8 @@ def _read(name: str, entry: dict[str, Any], seed: int) -> ReadData:
     location, template = split_locations.locate_splits(reader_name, entry)
     parts = split_locations.wanted_splits(reader_name, entry, location, template)
     fractions = subsets.carved_fractions(entry.get("dev_fraction"), entry.get("test_fraction"), tuple(parts))
-    limits = entries.limits(entry.get("limit") or {})
-    conditions = record_filters.parse_conditions(entry.get("where") or {})
+    limits = entries.limits(entry.get("max_examples") or {})
+    conditions = record_filters.parse_conditions(entry.get("filter") or {})
     drop_from = entries.drop_duplicates(entry)
 
     reader = PartReader(reader_name, location, entry.get("encoding") or "utf-8", options)
@@ -132,7 +132,7 @@ def _read(name: str, entry: dict[str, Any], seed: int) -> ReadData:
     for split, records in splits.items():
         splits[split], dropped = check_texts(records, texts, words, empty)
         notes += summarize_notes(split, dropped)
-    record_groups = groups.find_groups(splits, entry.get("group", groups.AUTO), reader_name, options)
+    record_groups = groups.find_groups(splits, entry.get("group_by", groups.AUTO), reader_name, options)
     splits, carving_notes = carving.carve_splits(splits, fractions, name, seed, record_groups, texts)
     notes += carving_notes
     if drop_from:
@@ -206,9 +206,9 @@ def _limited(
     notes: list[str] = []
     for split, limit in limits.items():
         if split not in splits:
-            raise UserError(f"limit.{split}: there is no split {split!r}; there are: {', '.join(splits)}")
+            raise UserError(f"max_examples.{split}: there is no split {split!r}; there are: {', '.join(splits)}")
         count = len(splits[split])
         splits[split] = subsets.subset(splits[split], limit, f"{name}/{split}", seed)
         if count > limit:
-            notes.append(Notice(f"{split}: {limit} of {count} records (limit)", INFORMATION, limit, count))
+            notes.append(Notice(f"{split}: {limit} of {count} records (max_examples)", INFORMATION, limit, count))
     return splits, notes

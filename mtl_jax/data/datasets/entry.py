@@ -64,15 +64,15 @@ def text_fields(entry: dict[str, Any]) -> tuple[tuple[str, ...], str]:
 
 
 def limits(given: Any) -> dict[str, int]:
-    """{split: the largest number of records} from the field `limit`. Raises UserError for any other form."""
+    """{split: the largest number of records} from the field `max_examples`. Raises UserError for any other form."""
     if not isinstance(given, dict):
-        raise UserError(f'limit has to be {{}} or such as {{"train": 1000}}, found {given!r}')
+        raise UserError(f'max_examples has to be {{}} or such as {{"train": 1000}}, found {given!r}')
     given = {split: limit for split, limit in given.items() if limit is not None}
     for split, limit in given.items():
         if split not in SPLITS:
-            raise UserError(f"limit.{split}: splits are called {', '.join(SPLITS)}.{suggestion(split, SPLITS)}")
+            raise UserError(f"max_examples.{split}: splits are called {', '.join(SPLITS)}.{suggestion(split, SPLITS)}")
         if not isinstance(limit, int) or isinstance(limit, bool) or limit < 1:
-            raise UserError(f"limit.{split}: has to be a whole number from 1, found {limit!r}")
+            raise UserError(f"max_examples.{split}: has to be a whole number from 1, found {limit!r}")
     return given
 
 

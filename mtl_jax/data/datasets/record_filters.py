@@ -1,4 +1,4 @@
-"""The records of a file that belong to a data set, by values of their fields: `where` of the entry."""
+"""The records of a file that belong to a data set, by values of their fields: `filter` of the entry."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ _SHOWN = 12  # values named in a message
 
 
 def parse_conditions(given: Any) -> dict[str, tuple[str, ...]]:
-    """{field: its accepted values, as strings} from `where`. Raises UserError for what is neither value nor values."""
+    """{field: its accepted values, as strings} from `filter`. Raises UserError for what is neither value nor values."""
     if not isinstance(given, Mapping):
-        raise UserError(f'where has to be {{}} or such as {{"genre": "email"}}, found {given!r}')
+        raise UserError(f'filter has to be {{}} or such as {{"genre": "email"}}, found {given!r}')
     accepted = {}
     for name, values in given.items():
         values = tuple(values) if isinstance(values, list | tuple) else (values,)
         if not values or not all(isinstance(value, str | int | float) for value in values):
-            raise UserError(f"where.{name}: has to be a value or a tuple of values, found {given[name]!r}")
+            raise UserError(f"filter.{name}: has to be a value or a tuple of values, found {given[name]!r}")
         accepted[name] = tuple(str(value) for value in values)
     return accepted
 
@@ -41,16 +41,16 @@ def filter_records(
         if not any(True for _ in _values(all_records, name)):
             known = sorted({str(key) for record in all_records for key in record.fields})
             raise UserError(
-                f"where.{name}: no record has such a field; fields: {', '.join(known)}.{suggestion(name, known)}"
+                f"filter.{name}: no record has such a field; fields: {', '.join(known)}.{suggestion(name, known)}"
             )
     for split, records in splits.items():
         for name, values in accepted.items():
             counts = collections.Counter(text for _, text in _values(chosen[split], name))
             chosen[split] = [record for record, text in _values(chosen[split], name) if text in values]
             if not chosen[split]:
-                raise UserError(f"where.{name}: no record of {split} has {_either(values)}; {_listed(counts, values)}")
+                raise UserError(f"filter.{name}: no record of {split} has {_either(values)}; {_listed(counts, values)}")
         if accepted:
-            text = f"{split}: {len(chosen[split])} of {len(records)} records (where)"
+            text = f"{split}: {len(chosen[split])} of {len(records)} records (filter)"
             notes.append(Notice(text, INFORMATION, len(chosen[split]), len(records)))
     return chosen, notes
 

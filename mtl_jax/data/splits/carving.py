@@ -46,7 +46,7 @@ def carve_splits(
     keys = {**groups.keys, **{split: [key for _, key in parts[split]] for split in ("train", *carved)}}
     parts |= {split: [record for record, _ in parts[split]] for split in ("train", *carved)}
     counts = ", ".join(f"{split}: {len(parts[split])} records" for split in carved)
-    note = f"carved out with all records of a {groups.name} in one split ({counts}; see `group`)"
+    note = f"carved out with all records of a {groups.name} in one split ({counts}; see `group_by`)"
     return parts, [Notice(note, INFORMATION), *_shared_groups(keys, groups.name)]
 
 
@@ -71,6 +71,6 @@ def _shared_texts(parts: Mapping[str, Sequence[Record]], carved: Sequence[str], 
             count = sum(field(record, name) in in_train for record in parts[split])
             if count:
                 text = f"{split}: {count} of {len(parts[split])} records have a {name!r} that is also in train "
-                text += f"(group={name!r} keeps such records in one split)"
+                text += f"(group_by={name!r} keeps such records in one split)"
                 notices.append(Notice(text, SPLITS, count, len(parts[split])))
     return notices

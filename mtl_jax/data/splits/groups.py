@@ -49,7 +49,7 @@ def find_groups(
         if all(key is None for split_keys in keys.values() for key in split_keys):
             known = sorted({str(name) for records in splits.values() for record in records for name in record.fields})
             raise UserError(
-                f"group: no record has a field {group!r}; fields: {', '.join(known)}.{suggestion(group, known)}"
+                f"group_by: no record has a field {group!r}; fields: {', '.join(known)}.{suggestion(group, known)}"
             )
         return Groups(keys, group)
     if reader == "derived":

@@ -127,7 +127,7 @@ def test_lanes_score_as_the_plain_run_does(tiny, tmp_path):
 
 def test_scores_of_data_sets_of_unlike_size_and_absent_splits(tiny, tmp_path):
     config = grid(tiny)
-    config.datasets.texts.limit = ConfigDict({"dev": 5, "test": 5})
+    config.datasets.texts.max_examples = ConfigDict({"dev": 5, "test": 5})
     del config.datasets.sentences.splits["test"]
     (one,) = plan.make_plan(config, check).programs
     built = program.build(one, program.Sources())

@@ -147,7 +147,7 @@ def test_too_few_examples_are_said():
             "config.model.layer_type: embeddings for 'transformer' have",
         ),
         ({"penalties.p.schedule": "rise"}, "config.penalties.p.schedule"),
-        ({"penalties.p.leaves": "layer_00"}, "config.penalties.p.leaves"),
+        ({"penalties.p.params": "layer_00"}, "config.penalties.p.params"),
         ({"loss_weights.method": "by_size"}, "config.loss_weights.method"),
     ],
 )

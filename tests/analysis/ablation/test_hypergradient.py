@@ -30,7 +30,11 @@ def built(tiny, **changes):
 def test_gradient_against_finite_differences(tiny, differs, optimizer, rate, proximal):
     tasks = ("color", "long") if proximal else ()  # by gradient descent two tasks move λ too little for float32
     made, one = built(
-        tiny, optimizer__name=optimizer, optimizer__learning_rate=rate, model__column_init="independent", train_on=tasks
+        tiny,
+        optimizer__name=optimizer,
+        optimizer__learning_rate=rate,
+        model__column_init="independent",
+        train_tasks=tasks,
     )
     if proximal:
         penalty = made.spec.objective.penalties["l2"]._replace(mode="proximal")

@@ -13,7 +13,7 @@ from mtl_jax.training.step import train_step
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 SEEDS = (0, 1, 2)
-QUICK = {"train_on": ("color", "long")}  # without a CRF, which takes half of the time to compile
+QUICK = {"train_tasks": ("color", "long")}  # without a CRF, which takes half of the time to compile
 
 
 def grid(tiny, **changes):

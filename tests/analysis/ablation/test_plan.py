@@ -50,7 +50,7 @@ def test_ends_stand_beside_the_sweep(swept):
 
 
 def test_programs_are_the_product_of_the_choices_and_share_their_ends(swept):
-    default.add_choice(swept, "sentences", field="datasets.*.limit.train", alternatives=(20, 40))
+    default.add_choice(swept, "sentences", field="datasets.*.max_examples.train", alternatives=(20, 40))
     default.add_choice(
         swept,
         "penalty",
@@ -68,7 +68,7 @@ def test_programs_are_the_product_of_the_choices_and_share_their_ends(swept):
     assert names[:4] == [f"sharing,sentences={n},penalty={p}" for n in (20, 40) for p in ("l2", "pairs")]
     ends = made.programs[4]
     assert dict(ends.choices) == {"sentences": "20"}  # the penalty does not matter to the ends
-    assert all(d.limit.train == 20 for d in ends.config.datasets.values())
+    assert all(d.max_examples.train == 20 for d in ends.config.datasets.values())
     assert len(made.programs[0].settings) == 5 and len(made.programs[1].settings) == 3
     assert made.programs[1].config.penalties.l2.kind == "l2_pairwise"
     assert swept.penalties.l2.kind == "l2_to_mean"  # the config given is not touched

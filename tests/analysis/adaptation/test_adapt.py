@@ -26,7 +26,7 @@ def trained(tiny, folder, **changes):
     """A finished run on the two tasks of sentences; its folder."""
     config = tiny(
         model__num_layers=0,
-        train_on=("tags", "long"),
+        train_tasks=("tags", "long"),
         training__steps=2,
         training__eval_every=0,
         training__checkpoint_every=0,

@@ -121,7 +121,7 @@ def test_columns_are_runs_of_each_task_alone(tiny, differs):
     alone, trunk = build(config), build(quick(tiny))
     found = evidence.SeparateColumns(alone, trunk, 20)(0, lambda: False)
     assert found.representations.shape == (3, 20, 8)
-    single = build(quick(tiny, sharing__trunk="none", train_on=("long",)))
+    single = build(quick(tiny, sharing__trunk="none", train_tasks=("long",)))
     state = single.init(0)
     for step in range(3):
         batch = jax.tree.map(lambda leaf: np.asarray(leaf)[None], single.batches(0).batch(step))
@@ -161,7 +161,7 @@ def test_the_whole_mode(tiny, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"train_on": ("color", "long")}, "2 tasks; pairs can be compared with three"),
+        ({"train_tasks": ("color", "long")}, "2 tasks; pairs can be compared with three"),
         ({"sharing__trunk": "none"}, "config.sharing.trunk: 'none' shares nothing"),
         ({"aggregation__method": "pcgrad"}, "plain sum"),
         ({"relatedness__measures": ("ckka",)}, "did you mean 'cka'"),

@@ -31,11 +31,11 @@ def texts(data, split):
 
 
 def test_config_dict(entry):
-    more = {"wheel": {}, "options": {}, "limit": {"train": 7}, "dev_fraction": 0.1}
+    more = {"wheel": {}, "options": {}, "max_examples": {"train": 7}, "dev_fraction": 0.1}
     config = ml_collections.ConfigDict({**entry, **more})
     data = datasets.read_dataset("d", config, 0)
     assert {split: len(records) for split, records in data.splits.items()} == {"train": 7, "dev": 10, "test": 10}
-    assert data.notes == ["train: 7 of 90 records (limit)"]
+    assert data.notes == ["train: 7 of 90 records (max_examples)"]
     assert data == datasets.read_dataset("d", ml_collections.FrozenConfigDict(config), 0)
 
 
@@ -55,10 +55,12 @@ def test_carving_is_a_partition_keyed_by_name_and_seed(entry):
 
 
 def test_limits_are_nested_and_do_not_depend_on_the_machine(entry):
-    small, large = (texts(datasets.read_dataset("d", {**entry, "limit": {"train": n}}, 0), "train") for n in (5, 20))
+    small, large = (
+        texts(datasets.read_dataset("d", {**entry, "max_examples": {"train": n}}, 0), "train") for n in (5, 20)
+    )
     assert set(small) < set(large) and large == sorted(large, key=lambda text: int(text.split()[1]))
     assert subsets.subset(range(1000), 3, "d/train", 0) == [256, 725, 935]  # of this version, for ever
-    assert len(datasets.read_dataset("d", {**entry, "limit": {"train": 500}}, 0).splits["train"]) == 100
+    assert len(datasets.read_dataset("d", {**entry, "max_examples": {"train": 500}}, 0).splits["train"]) == 100
 
 
 def test_drop_duplicates(entry, tmp_path):
@@ -86,7 +88,7 @@ def test_fingerprint_follows_content_and_choice_not_place(entry, tmp_path):
         (moved / name).write_bytes((tmp_path / name).read_bytes())
     assert datasets.read_dataset("d", {**entry, "path": str(moved)}, 0).fingerprint == base
     assert datasets.read_dataset("d", entry, 1).fingerprint == base  # the seed chooses nothing here
-    limited = {**entry, "limit": {"train": 5}}
+    limited = {**entry, "max_examples": {"train": 5}}
     others = [datasets.read_dataset("d", limited, seed).fingerprint for seed in (0, 1)]
     (moved / "test.jsonl").write_text('{"text": "other"}\n')
     others.append(datasets.read_dataset("d", {**entry, "path": str(moved)}, 0).fingerprint)
@@ -155,10 +157,10 @@ def test_wrong_words(entry, tmp_path, words, message):
         ({"dev_fraction": 1.5}, "dev_fraction has to be a number"),
         ({"dev_fraction": 0.001, "splits": {"train": "one.jsonl"}}, "too few to carve out"),
         ({"splits": {"train": "train.jsonl"}, "dev_fraction": 0.5, "test_fraction": 0.5}, "leave nothing for train"),
-        ({"limit": {"train": 0}}, "limit.train: has to be a whole number from 1"),
-        ({"limit": {"dev": 5}}, "limit.dev: there is no split 'dev'"),
-        ({"limit": {"trian": 5}}, "Did you mean 'train'"),
-        ({"limit": 5}, "limit has to be"),
+        ({"max_examples": {"train": 0}}, "max_examples.train: has to be a whole number from 1"),
+        ({"max_examples": {"dev": 5}}, "max_examples.dev: there is no split 'dev'"),
+        ({"max_examples": {"trian": 5}}, "Did you mean 'train'"),
+        ({"max_examples": 5}, "max_examples has to be"),
         ({"encoding": "no-such"}, "encoding='no-such' is not known"),
         ({"wheel": {"name": "x"}}, r"hold name, version and sha256; look at \['sha256', 'version'\]"),
         ({"splits": {"train": "empty.jsonl"}}, r"empty\.jsonl: no records in it"),

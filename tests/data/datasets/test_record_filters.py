@@ -1,4 +1,4 @@
-"""`where`: one file, several data sets."""
+"""`filter`: one file, several data sets."""
 
 import json
 
@@ -29,28 +29,28 @@ def numbers(data, split):
 
 
 def test_records_are_chosen_before_they_are_carved_and_limited(entry):
-    chosen = {**entry, "where": {"domain": "b", "stars": (1, "2")}}
+    chosen = {**entry, "filter": {"domain": "b", "stars": (1, "2")}}
     right = [i for i in range(60) if i % 3 == 1 and i % 4 in (1, 2)]
     data = datasets.read_dataset("d", ConfigDict(chosen), 0)
     assert numbers(data, "train") == right
     assert numbers(data, "test") == [i for i in range(12) if i in right]
-    assert sorted(data.notes) == ["test: 2 of 12 records (where)", "train: 10 of 60 records (where)"]
-    data = datasets.read_dataset("d", {**chosen, "dev_fraction": 0.2, "limit": {"train": 5}}, 0)
+    assert sorted(data.notes) == ["test: 2 of 12 records (filter)", "train: 10 of 60 records (filter)"]
+    data = datasets.read_dataset("d", {**chosen, "dev_fraction": 0.2, "max_examples": {"train": 5}}, 0)
     assert data.available == {"train": 8, "test": 2, "dev": 2} and len(data.splits["train"]) == 5
     assert set(numbers(data, "train") + numbers(data, "dev")) < set(right)
 
 
 def test_it_is_part_of_the_fingerprint_and_reaches_inside_objects(entry):
-    one, other = ({**entry, "where": {"meta.id": value}} for value in (0, 1))
+    one, other = ({**entry, "filter": {"meta.id": value}} for value in (0, 1))
     assert numbers(datasets.read_dataset("d", other, 0), "test") == [1, 3, 5, 7, 9, 11]
-    prints = {datasets.read_dataset("d", e, 0).fingerprint for e in (entry, one, other, {**entry, "where": {}})}
+    prints = {datasets.read_dataset("d", e, 0).fingerprint for e in (entry, one, other, {**entry, "filter": {}})}
     assert len(prints) == 3
 
 
 def test_an_empty_text_of_a_record_left_out_does_not_matter(entry, tmp_path):
     with (tmp_path / "train.jsonl").open("a") as file:
         file.write('{"text": "", "domain": "other", "stars": 0}\n')
-    assert len(datasets.read_dataset("d", {**entry, "where": {"domain": "a"}}, 0).splits["train"]) == 20
+    assert len(datasets.read_dataset("d", {**entry, "filter": {"domain": "a"}}, 0).splits["train"]) == 20
     with pytest.raises(UserError, match="is empty"):
         datasets.read_dataset("d", entry, 0)
 
@@ -58,17 +58,17 @@ def test_an_empty_text_of_a_record_left_out_does_not_matter(entry, tmp_path):
 @pytest.mark.parametrize(
     ("where", "message"),
     [
-        ({"domian": "a"}, r"where.domian: no record has such a field; fields: domain, file, meta, stars, text"),
-        ({"domain": "d"}, r"where.domain: no record of train has 'd'; there are: 'a' \(20\), 'b' \(20\), 'c' \(20\)"),
-        ({"domain": "b", "stars": ("5", 6)}, "where.stars: no record of train has '5' or '6'; there are: .*'1' "),
-        ({"domain": ()}, "where.domain: has to be a value or a tuple of values"),
-        ({"domain": {"x": 1}}, "where.domain: has to be a value or a tuple of values"),
-        ("domain", "where has to be {} or such as"),
+        ({"domian": "a"}, r"filter.domian: no record has such a field; fields: domain, file, meta, stars, text"),
+        ({"domain": "d"}, r"filter.domain: no record of train has 'd'; there are: 'a' \(20\), 'b' \(20\), 'c' \(20\)"),
+        ({"domain": "b", "stars": ("5", 6)}, "filter.stars: no record of train has '5' or '6'; there are: .*'1' "),
+        ({"domain": ()}, "filter.domain: has to be a value or a tuple of values"),
+        ({"domain": {"x": 1}}, "filter.domain: has to be a value or a tuple of values"),
+        ("domain", "filter has to be {} or such as"),
     ],
 )
 def test_wrong_conditions(entry, where, message):
     with pytest.raises(UserError, match=f"data set 'd': .*{message}"):
-        datasets.read_dataset("d", {**entry, "where": where}, 0)
+        datasets.read_dataset("d", {**entry, "filter": where}, 0)
 
 
 def test_genres_of_ewt(data_dir):
@@ -83,14 +83,14 @@ def test_genres_of_ewt(data_dir):
         "options": {"genre": "([a-z]+)-"},
     }
     found = {
-        genre: datasets.read_dataset("d", {**entry, "where": {"genre": genre}}, 0).splits["train"] for genre in GENRES
+        genre: datasets.read_dataset("d", {**entry, "filter": {"genre": genre}}, 0).splits["train"] for genre in GENRES
     }
     assert {g: [r.fields["sent_id"] for r in records] for g, records in found.items()} == {
         g: [i for i in ids if i.startswith(g)] for g in GENRES
     }
     assert sum(map(len, found.values())) == 2001
     with pytest.raises(UserError, match=r"has 'blog'; there are: 'reviews' \(554\).* Did you mean 'weblog'"):
-        datasets.read_dataset("d", {**entry, "where": {"genre": "blog"}}, 0)
+        datasets.read_dataset("d", {**entry, "filter": {"genre": "blog"}}, 0)
 
 
 def test_domains_of_clinc150(data_dir):
@@ -100,9 +100,9 @@ def test_domains_of_clinc150(data_dir):
         "path": str(data_dir / "clinc150" / "data_full.json"),
         "text": ("text",),
         "splits": {"train": "train", "dev": "val", "test": "test"},
-        "limit": {"train": 150},
+        "max_examples": {"train": 150},
     }
-    entry["where"] = {"label": tuple(domains["banking"])}
+    entry["filter"] = {"label": tuple(domains["banking"])}
     data = datasets.read_dataset("banking", entry, 0)
     assert data.available == {"train": 15 * 100, "dev": 15 * 20, "test": 15 * 30}
     assert {r.fields["label"] for r in data.splits["test"]} == set(domains["banking"])

@@ -147,7 +147,7 @@ def test_every_reader_of_files_names_them(tmp_path):
         data = datasets.read_dataset("d", {**entry, "splits": splits}, 0)
         plain = name.partition(":")[0]
         assert [r.fields["file"] for r in data.splits["train"]] == [plain.format("one"), plain.format("two/three")]
-        chosen = datasets.read_dataset("d", {**entry, "splits": splits, "where": {"file": plain.format("one")}}, 0)
+        chosen = datasets.read_dataset("d", {**entry, "splits": splits, "filter": {"file": plain.format("one")}}, 0)
         assert len(chosen.splits["train"]) == 1
     entry = {"reader": "lines", "path": str(tmp_path / "one" / "f.pos.gz"), "text": ("text",)}
     assert datasets.read_dataset("d", entry, 0).splits["train"][0].fields["file"] == "f.pos"

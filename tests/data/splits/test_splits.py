@@ -191,11 +191,11 @@ def test_no_context_of_squad_stands_in_two_splits(tmp_path):
     assert texts(datasets.read_dataset("d", {**entry, "test_fraction": 0.1}, 0), "test", "id") == texts(
         data, "test", "id"
     )
-    by_title = datasets.read_dataset("d", {**entry, "dev_fraction": 0.2, "group": "title"}, 0)
+    by_title = datasets.read_dataset("d", {**entry, "dev_fraction": 0.2, "group_by": "title"}, 0)
     assert not set(texts(by_title, "train", "title")) & set(texts(by_title, "dev", "title"))
-    single = datasets.read_dataset("d", {**entry, "dev_fraction": 0.2, "group": ""}, 0)
+    single = datasets.read_dataset("d", {**entry, "dev_fraction": 0.2, "group_by": ""}, 0)
     assert len(single.splits["dev"]) == 24
-    told = "24 of 24 records have a 'context' that is also in train (group='context'"
+    told = "24 of 24 records have a 'context' that is also in train (group_by='context'"
     assert [note for note in single.notes if told in note]
     sliced = datasets.read_dataset("d", {**entry, "splits": {"train": "[:-7]", "dev": "[-7:]"}}, 0)
     assert [note for note in sliced.notes if note == "dev: 2 of 7 records share a context with records of train"]
@@ -208,13 +208,15 @@ def test_a_field_of_the_user_keeps_records_together(tmp_path):
     rows = [{"text": f"r {i}", "by": f"author {i % 20}" if i % 10 else None} for i in range(200)]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     entry = {"reader": "jsonl", "path": str(tmp_path / "a.jsonl"), "text": ("text",), "dev_fraction": 0.3}
-    data = datasets.read_dataset("d", {**entry, "group": "by"}, 0)
+    data = datasets.read_dataset("d", {**entry, "group_by": "by"}, 0)
     assert not (set(texts(data, "train", "by")) & set(texts(data, "dev", "by"))) - {None}
     assert None in texts(data, "train", "by") and None in texts(data, "dev", "by")
     assert sum(map(len, data.splits.values())) == 200 and abs(len(data.splits["dev"]) - 60) <= 5
     assert data.fingerprint != datasets.read_dataset("d", entry, 0).fingerprint
-    with pytest.raises(UserError, match=r"group: no record has a field 'bye'; fields: by, file, text\. Did you mean"):
-        datasets.read_dataset("d", {**entry, "group": "bye"}, 0)
+    with pytest.raises(
+        UserError, match=r"group_by: no record has a field 'bye'; fields: by, file, text\. Did you mean"
+    ):
+        datasets.read_dataset("d", {**entry, "group_by": "bye"}, 0)
 
 
 CONLLU = "# sent_id = {id}\n1\tyes{n}\t_\tX\t_\t_\t0\troot\t_\t_\n\n"

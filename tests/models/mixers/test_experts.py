@@ -100,7 +100,7 @@ def test_decided_codes_use_so_many_experts_at_most_and_have_finite_gradients():
 def config_of(tiny, kind, options=(), **changes):
     return tiny(
         **{
-            "train_on": ("color", "long"),
+            "train_tasks": ("color", "long"),
             "sharing__trunk": "embed",
             "sharing__mixer": kind,
             "model__num_layers": 2,

@@ -90,7 +90,7 @@ def test_attention(hidden, differs, level):
 def config_of(tiny, kind="cross_stitch", options=(), **changes):
     return tiny(
         **{
-            "train_on": ("color", "long"),
+            "train_tasks": ("color", "long"),
             "sharing__trunk": "none",
             "sharing__mixer": kind,
             "sharing__mixer_options": ConfigDict(dict(options)),
@@ -104,7 +104,7 @@ def test_the_identity_is_single_task_training(tiny, differs, layer):
     changes = {"model__layer_type": layer, "model__num_heads": 2, "model__intermediate_size": 16}
     changes |= {"optimizer__name": "sgd", "optimizer__learning_rate": 0.3}  # Adam enlarges rounding of zero gradients
     mixed = build(config_of(tiny, options={"own": 1.0}, optimizer__freeze=("^mixer_",), **changes))
-    plain = build(tiny(sharing__trunk="none", train_on=("color", "long"), **changes))
+    plain = build(tiny(sharing__trunk="none", train_tasks=("color", "long"), **changes))
     (found, metrics), (wanted, expected) = steps(mixed), steps(plain)
     assert any(path.startswith("mixer_00") for path in flatten(found.params))
     for path, leaf in flatten(wanted.params).items():

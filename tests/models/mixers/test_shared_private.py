@@ -88,7 +88,7 @@ def test_the_discriminator_in_float64(differs, hidden):
 def config_of(tiny, factors=(), **changes):
     return tiny(
         **{
-            "train_on": ("color", "long"),
+            "train_tasks": ("color", "long"),
             "sharing__trunk": "embed",
             "sharing__mixer": "shared_private",
             "auxiliary": ConfigDict(dict(factors)),
@@ -135,7 +135,7 @@ def test_a_private_column_reads_the_texts_of_its_task_alone(tiny, monkeypatch, m
 
     monkeypatch.setattr(forward_pass, "apply_owned", count)
     options = ConfigDict({"shared": 1, "private": 1} if mixer == "cgc" else {})
-    config = config_of(tiny, train_on=(), sharing__mixer=mixer, sharing__mixer_options=options, data__mixing=mixing)
+    config = config_of(tiny, train_tasks=(), sharing__mixer=mixer, sharing__mixer_options=options, data__mixing=mixing)
     experiment = build(config)
     counted.clear()
     jax.eval_shape(experiment.spec.objective.network.apply, experiment.init_params(0), experiment.batches(0).batch(0))
@@ -155,7 +155,7 @@ def test_it_trains(tiny, changes):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"train_on": ("tags", "long")}, "there is only one data set"),
+        ({"train_tasks": ("tags", "long")}, "there is only one data set"),
         ({"sharing__mixer_options": {"reversal": "never"}}, "reversal must be one of dann, constant"),
         ({"sharing__mixer_layers": ("layer_00", "layer_01"), "model__num_layers": 2}, "joins columns at the top only"),
     ],

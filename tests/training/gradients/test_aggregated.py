@@ -109,7 +109,7 @@ def gram_of(experiment, gradients):
     return flat @ flat.T
 
 
-QUICK = {"model__num_layers": 0, "train_on": ("color", "long")}  # bags of words without a CRF compile quickly
+QUICK = {"model__num_layers": 0, "train_tasks": ("color", "long")}  # bags of words without a CRF compile quickly
 CASES = {
     "hard": {},
     "transformer": {"model__layer_type": "transformer", "model__num_heads": 2, "model__intermediate_size": 16},
@@ -173,7 +173,7 @@ def test_eight_devices_as_one(tiny, kind, differs):
 def test_every_method_trains(tiny, method):
     changes = {"optimizer__learning_rate": 0.3, **QUICK}
     if method in ("krum", "trimmed_mean"):
-        del changes["train_on"]  # these need three tasks
+        del changes["train_tasks"]  # these need three tasks
     if method == "krum":
         changes["aggregation__options"] = {"byzantine": 0}
     experiment = build(config_of(tiny, method, **changes))
@@ -273,7 +273,7 @@ def test_loss_weights_see_the_gradients(tiny, differs):
         ({"sharing__trunk": "none"}, r"config.aggregation.method: 'cagrad'.*sharing.trunk = 'none'"),
         ({"aggregation__options": {"c": 1.5}}, r"config.aggregation.options: c must lie in"),
         ({"aggregation__options": {"cc": 1.5}}, r"config.aggregation.options: .*cc"),
-        ({"train_on": ("color",)}, "needs at least two tasks"),
+        ({"train_tasks": ("color",)}, "needs at least two tasks"),
         ({"aggregation__method": "krum"}, r"config.aggregation.options: krum\(1, 1\) needs at least 4 tasks"),
         (
             {"aggregation__method": "graddrop", "aggregation__gradient_storage": "layers"},
@@ -303,7 +303,7 @@ def test_what_cannot_be_balanced_is_said(tiny, changes, message):
 def test_tasks_on_one_text_share_its_forward_pass(tiny):
     """Products in the program: one forward and K backward passes, where the plain step has one of each."""
     base = {
-        "train_on": ("tags", "long"),
+        "train_tasks": ("tags", "long"),
         "model__layer_type": "transformer",
         "model__num_heads": 2,
         "model__hidden_size": 32,

@@ -24,7 +24,7 @@ from mtl_jax.training.step import train_step
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 RATE = 1e4  # so large that the parameters before do not drown it
 INNER = 0.5
-QUICK = {"model__num_layers": 0, "train_on": ("color", "long")}
+QUICK = {"model__num_layers": 0, "train_tasks": ("color", "long")}
 
 
 def config_of(tiny, method="maml", **changes):
