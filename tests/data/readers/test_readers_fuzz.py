@@ -247,6 +247,7 @@ MADE = {  # reader: (what makes a file of so many records, options)
         {},
     ),
 }
+JSON = ("jsonl", "jsonl pretty", "jsonl list", "jsonl under a key", "jsonl by key", "spans", "json_splits")
 SIGNS = st.sampled_from([*"\t ,'\"{}[]:<>&#_-*()\\/x1", "\x00", "\ufeff", "\u2028", "\x0b", "\x85", "\xa0"])
 
 
@@ -270,6 +271,8 @@ def test_records_in_are_records_out_and_lost(tmp_path, reader, count, places, en
     except UserError as error:
         assert places and str(tmp_path) in str(error)
         return
+    if reader in JSON and any("text" not in record.fields for record in records):
+        return  # the damage made another value of it; a data set refuses records without a field that it names
     hidden = 0
     if reader == "csv":  # lines in quotes that the damage has made
         hidden = sum(value.count("\n") for record in records for value in record.fields.values())
