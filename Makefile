@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 EXTRA ?= $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev/null | grep -q GPU && echo cuda12 || echo cpu)
 RUN := $(BIN)/python launch.py
 
-.PHONY: quickstart quickstart-compare test test-all mutants docs notebooks types wheel benchmark lint clean
+.PHONY: quickstart quickstart-compare test test-all coverage mutants docs notebooks types wheel benchmark lint clean
 
 $(VENV)/.installed: pyproject.toml setup.py
 	$(PYTHON) -m venv $(VENV)
@@ -35,9 +35,13 @@ test-all: $(VENV)/.installed-test
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m pytest -n auto --dist worksteal --durations=15 -m ""
 
+# lines of the package that the tests run; what the processes that tests start run is not counted
+coverage: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -n auto --dist worksteal --cov=mtl_jax --cov-report=term:skip-covered
+
 # breaks the code one operator at a time and lists the changes that no test notices
 mutants: $(VENV)/.installed-test
-	$(BIN)/python tests/mutants.py
+	$(BIN)/python tests/helpers/mutants.py
 
 $(VENV)/.installed-docs: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[$(EXTRA),docs]'

@@ -115,7 +115,7 @@ def arrays_of(workdir: pathlib.Path) -> dict[str, np.ndarray]:
     """{path: array} of the last checkpoint, by whatever processes it was saved."""
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     with ocp.training.Checkpointer((workdir / "checkpoints").absolute()) as checkpointer:
-        step = checkpointer.latest_step.step
+        step = checkpointer.latest.step
         parts = checkpointer.checkpointables_metadata(step).metadata
         shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), parts)
         loaded = jax.device_get(checkpointer.load_checkpointables(step, shapes))

@@ -42,8 +42,8 @@ def data_dir() -> pathlib.Path:
 
 
 @pytest.fixture(scope="session")
-def of_launch() -> dict[str, str]:
-    """The environment of processes that tests start: one device, programs compiled as here."""
+def launch_environment() -> dict[str, str]:
+    """The environment of processes that tests start: one device, programs kept where those of the tests are."""
     return {
         **os.environ,
         "XLA_FLAGS": re.sub(r"\S+device_count=\d+", "", os.environ["XLA_FLAGS"]),
@@ -109,6 +109,7 @@ def tiny(tmp_path, monkeypatch):
             *path, last = field.split("__")
             for key in path:
                 node = node[key]
+            assert len(path) > 1 or last in node, f"{field}: no such field"
             node[last] = value
         return config
 

@@ -23,10 +23,10 @@ def last_numbers(notebook: nbformat.NotebookNode) -> list[float]:
 
 
 @pytest.mark.parametrize("file", NOTEBOOKS, ids=lambda file: file.stem)
-def test_a_notebook_gives_its_numbers_again(file, of_launch):
+def test_a_notebook_gives_its_numbers_again(file, launch_environment):
     committed = nbformat.read(file, as_version=4)
     executed = nbformat.read(file, as_version=4)
-    env = {**of_launch, "PYTHONPATH": str(ROOT)}
+    env = {**launch_environment, "PYTHONPATH": str(ROOT)}
     NotebookClient(executed, timeout=600, kernel_name="python3").execute(cwd=str(ROOT), env=env)
     numbers = last_numbers(committed)
     assert len(numbers) >= 4

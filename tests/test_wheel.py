@@ -72,16 +72,16 @@ def test_the_shipped_configs_are_in_the_wheel(wheel):
         (("python", "-m", "mtl_jax"), "mine.py"),
     ],
 )
-def test_it_trains_anywhere(bin_folder, of_launch, tmp_path, program, config):
+def test_it_trains_anywhere(bin_folder, launch_environment, tmp_path, program, config):
     (tmp_path / "mine.py").write_text(MINE)
     flags = [f"--config={config}", "--workdir=run", "--config.training.steps=2"]
-    output = run(tmp_path, of_launch, bin_folder / program[0], *program[1:], *flags)
+    output = run(tmp_path, launch_environment, bin_folder / program[0], *program[1:], *flags)
     assert (tmp_path / "run" / "summary.json").is_file()
     assert f"{' '.join(program)} --workdir=run --mode=predict" in output
 
 
-def test_what_is_missing_is_named(bin_folder, of_launch, tmp_path):
-    env = {name: value for name, value in of_launch.items() if name != "MTL_JAX_DATA"}
+def test_what_is_missing_is_named(bin_folder, launch_environment, tmp_path):
+    env = {name: value for name, value in launch_environment.items() if name != "MTL_JAX_DATA"}
     done = subprocess.run(
         [bin_folder / "mtl-jax", "--config=snips_joint", "--mode=inspect"],
         cwd=tmp_path,

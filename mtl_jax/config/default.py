@@ -13,6 +13,7 @@
 
 from __future__ import annotations
 
+import functools
 import operator
 import typing
 from typing import Any
@@ -44,10 +45,16 @@ def get_config() -> ConfigDict:
     return defaults(Config)
 
 
+@functools.cache
+def types_of(section: type) -> dict[str, Any]:
+    """{field: its type} of a section or an entry. To resolve the annotations takes longer than all else here."""
+    return typing.get_type_hints(section)
+
+
 def defaults(section: type) -> ConfigDict:
     """A section, or an entry, with the default of each field."""
     config = ConfigDict()
-    for field, kind in typing.get_type_hints(section).items():
+    for field, kind in types_of(section).items():
         if hasattr(section, field):
             config[field] = getattr(section, field)
         elif isinstance(kind, type):

@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from few_steps import steps
 from ml_collections import ConfigDict
+from train_steps import steps
 
 from mtl_jax import checks
 from mtl_jax.config import default

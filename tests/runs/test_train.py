@@ -106,7 +106,7 @@ def test_a_signal_in_an_evaluation_stops_it_and_the_next_start_makes_it(tiny, tm
     assert logs[0] == logs[1] and [line["step"] for line in logs[0] if line["kind"] == "dev"] == [6, 12]
 
 
-def test_killed_and_stopped_runs_end_bitwise_as_the_one_that_was_not(tiny, tmp_path, of_launch):
+def test_killed_and_stopped_runs_end_bitwise_as_the_one_that_was_not(tiny, tmp_path, launch_environment):
     config = tiny(
         model__layer_type="cnn",
         sharing__trunk="none",
@@ -116,16 +116,16 @@ def test_killed_and_stopped_runs_end_bitwise_as_the_one_that_was_not(tiny, tmp_p
         training__checkpoint_every=9,
     )
     file = write_config(tmp_path / "config.py", config)
-    status, output = launch(of_launch, file, tmp_path / "whole")
+    status, output = launch(launch_environment, file, tmp_path / "whole")
     assert status == 0, output
 
-    status, output = launch(of_launch, file, tmp_path / "cut", until=3, send=signal.SIGTERM)
+    status, output = launch(launch_environment, file, tmp_path / "cut", until=3, send=signal.SIGTERM)
     assert status == 128 + signal.SIGTERM and "stopped by a signal" in output, output
     at = random.randrange(40, 100)
-    status, output = launch(of_launch, file, tmp_path / "cut", until=at, send=signal.SIGKILL)
+    status, output = launch(launch_environment, file, tmp_path / "cut", until=at, send=signal.SIGKILL)
     assert status == -signal.SIGKILL, output
     assert not (tmp_path / "cut" / "summary.json").exists()
-    status, output = launch(of_launch, file, tmp_path / "cut")
+    status, output = launch(launch_environment, file, tmp_path / "cut")
     assert status == 0 and "resuming from step" in output, output
 
     whole, cut = (last_state(config, tmp_path / name) for name in ("whole", "cut"))

@@ -45,9 +45,13 @@ def test_no_program_is_compiled_twice(tmp_path, monkeypatch):
     assert compiled and not [step for step in compiled if 21 < step < config.training.steps], compiled
 
 
-def test_the_next_run_finds_the_programs(tmp_path, of_launch):
+def test_the_next_run_finds_the_programs(tmp_path, launch_environment):
     (tmp_path / "config.py").write_text(launching.CONFIG)
-    env = {**of_launch, "MTL_JAX_CACHE": str(tmp_path / "cache"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    env = {
+        **launch_environment,
+        "MTL_JAX_CACHE": str(tmp_path / "cache"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
     del env["JAX_COMPILATION_CACHE_DIR"]
 
     def run(name, *flags):

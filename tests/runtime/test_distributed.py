@@ -3,7 +3,6 @@
 import json
 import os
 import pathlib
-import re
 import signal
 import subprocess
 import sys
@@ -93,9 +92,9 @@ def compare(differs, what, found, wanted):
         differs(what, found[path], leaf, 1e-5)
 
 
-def test_two_processes_as_one(setting, whole, differs, of_launch):
+def test_two_processes_as_one(setting, whole, differs, launch_environment):
     folder, config, _ = setting
-    found = ended(start(of_launch, config, folder / "two"))
+    found = ended(start(launch_environment, config, folder / "two"))
     assert [status for status, _ in found] == [0, 0], found
     assert "test" in found[0][1] and "training" not in found[1][1] and "test" not in found[1][1]  # one of them tells
     compare(differs, "two processes of 4 devices against one of 8, AdamW", folder / "two", whole)
@@ -108,45 +107,37 @@ def test_two_processes_as_one(setting, whole, differs, of_launch):
     assert scores[0].keys() == scores[1].keys()
     differs("their test losses", *([s["test"]["loss"] for s in tasks.values()] for tasks in scores), 1e-5)
 
-    found = ended(start(of_launch, config, folder / "two", "--mode=evaluate"))
+    found = ended(start(launch_environment, config, folder / "two", "--mode=evaluate"))
     assert [status for status, _ in found] == [0, 0] and "task_0" in found[0][1] and "task_0" not in found[1][1], found
     (file,) = (folder / "two").glob("evaluation_*.json")
     again = json.loads(file.read_text())["tasks"]
     differs("losses of --mode=evaluate", *([s["test"]["loss"] for s in t.values()] for t in (again, scores[1])), 1e-5)
 
 
-def test_one_is_asked_to_end_and_one_process_goes_on(setting, whole, differs, of_launch):
+def test_stopped_then_killed_then_finished_by_one_process(setting, whole, differs, launch_environment):
     folder, config, made = setting
-    workdir = folder / "stopped"
-    runs = start(of_launch, config, workdir)
+    workdir = folder / "cut"
+    runs = start(launch_environment, config, workdir)
     wait_for_step(workdir, 2, runs)
     runs[1].send_signal(signal.SIGTERM)
     found = ended(runs)
     assert [status for status, _ in found] == [128 + signal.SIGTERM] * 2, found
     assert "stopped by a signal" in found[0][1] and not (workdir / "summary.json").exists()
-    train.train(made, workdir)  # saved by two processes of four devices, restored by one of eight
-    compare(differs, "saved by two processes, gone on with by one", workdir, whole)
-    assert [line["step"] for line in read_metrics(workdir) if line["kind"] == "train"] == [*range(1, STEPS + 1)]
 
-
-def test_a_process_that_dies_ends_the_other_with_a_word(setting, whole, differs, of_launch):
-    folder, config, _ = setting
-    workdir = folder / "dead"
-    runs = start(of_launch, config, workdir, heartbeat=10)
-    wait_for_step(workdir, 7, runs)
-    wait_until((workdir / "checkpoints" / "6").exists)  # it is written beside the steps
+    stopped = max(line["step"] for line in read_metrics(workdir))
+    runs = start(launch_environment, config, workdir, heartbeat=10)  # saved and restored by two processes
+    wait_for_step(workdir, stopped + 2, runs)
     os.kill(launching.child_of(runs[1].pid), signal.SIGKILL)
     began = time.monotonic()
     (status, output), (other, _) = ended(runs)
-    assert status == 3 and "another process of this run has stopped responding" in output and other == 137, (
-        status,
-        output,
-    )
+    message = "another process of this run has stopped responding"
+    assert status == 3 and message in output and other == 137, (status, output)
     assert time.monotonic() - began < 60
-    found = ended(start(of_launch, config, workdir))
-    assert [status for status, _ in found] == [0, 0], found
-    assert re.search(r"resuming from step (6|12|18) of", found[0][1]), found[0][1]
-    compare(differs, "after a death", workdir, whole)
+    assert f"resuming from step {stopped} of" in output, output
+
+    train.train(made, workdir)  # saved by two processes of four devices, restored by one of eight
+    compare(differs, "stopped and killed with two processes, finished by one", workdir, whole)
+    assert [line["step"] for line in read_metrics(workdir) if line["kind"] == "train"] == [*range(1, STEPS + 1)]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process of its parent's death")

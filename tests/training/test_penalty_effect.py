@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_step import placed, steps
+from train_steps import placed, steps
 
 from mtl_jax import checks
 from mtl_jax.analysis import report, tables

@@ -4,42 +4,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from train_steps import largest_difference, placed, steps
 
 from mtl_jax.config import default
 from mtl_jax.errors import UserError
 from mtl_jax.runs.build import build
 from mtl_jax.training.parameter_paths import flatten
-from mtl_jax.training.placement import make_placement
-from mtl_jax.training.step import train_step
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
-
-
-def placed(experiment, kind="jit", mesh=None):
-    mesh = mesh or {"data": jax.device_count(), "task": 1, "model": 1}
-    return make_placement(kind, mesh, experiment.spec.slices, len(experiment.tasks))
-
-
-def steps(experiment, count, placement=None, hyper=None, state=None):
-    """The state after so many steps, and the metrics of the last; on one device unless a placement is given."""
-    state, metrics = experiment.init(0) if state is None else state, None
-    if placement is None:
-        function, put = jax.jit(lambda s, b, h: train_step(experiment.spec, s, b, h)), lambda batch: batch
-    else:
-        function = placement.train(lambda s, b, h, axis: train_step(experiment.spec, s, b, h, axis))
-        state, put = placement.put_state(state), placement.put_batch
-    accumulate = experiment.config.training.grad_accum_steps
-    for step in range(count):
-        parts = [experiment.batches(0).batch(step * accumulate + i) for i in range(accumulate)]
-        batch = jax.tree.map(lambda *leaves: np.stack(leaves), *parts)
-        state, metrics = function(state, put(batch), hyper or experiment.hyper)
-    return jax.device_get(placement.replicated(state) if placement else state), jax.device_get(metrics)
-
-
-def largest_difference(a, b):
-    a, b = flatten(a), flatten(b)
-    assert a.keys() == b.keys()
-    return max(float(np.abs(a[path] - b[path]).max()) for path in a)
 
 
 def test_nothing_shared_without_penalty_is_training_alone(tiny, differs):

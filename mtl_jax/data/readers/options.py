@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections.abc
+import functools
 import inspect
 import math
 import types
@@ -24,6 +25,11 @@ def declared_options(reader: Callable[..., Any]) -> dict[str, Any]:
     function = reader
     while hasattr(function, "func"):  # of a `Reader`, or of one that is bound to others
         function = function.func
+    return _keyword_options(function)
+
+
+@functools.cache
+def _keyword_options(function: Callable[..., Any]) -> dict[str, Any]:
     hints = typing.get_type_hints(function)
     parameters = inspect.signature(function).parameters.values()
     return {p.name: hints[p.name] for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}

@@ -32,8 +32,10 @@ def check(config):
     checks.check(config, "ablate")
 
 
-def grid(tiny, **changes):
-    config = tiny(sharing__trunk="none", model__layer_type="cnn", model__dropout=0.2, **changes)
+def grid(tiny, crf=False, **changes):
+    """Two strengths for two seeds. Tags are without a CRF unless asked for: it takes most of the time to compile."""
+    crf = {"tasks__tags__options__crf": crf}
+    config = tiny(sharing__trunk="none", model__layer_type="cnn", model__dropout=0.2, **crf, **changes)
     default.add_penalty(config, "l2", kind="l2_to_mean", strength=0.1, proximal=True)
     default.add_sweep(config, "strength", field="penalties.l2.strength", points=(0.1, 10.0))
     config.ablation.num_seeds = 2
@@ -64,16 +66,16 @@ def launch(env, config, file, workdir, kill_after=None, send=signal.SIGKILL):
     return process.returncode, output
 
 
-def test_killed_in_the_middle_it_ends_with_the_same_table(tiny, tmp_path, of_launch):
+def test_killed_in_the_middle_it_ends_with_the_same_table(tiny, tmp_path, launch_environment):
     config = grid(tiny, training__steps=60, training__eval_every=20, training__checkpoint_every=7)
     config.ablation.max_lanes = 2  # two turns
-    status, output = launch(of_launch, config, tmp_path / "config.py", tmp_path / "whole")
+    status, output = launch(launch_environment, config, tmp_path / "config.py", tmp_path / "whole")
     assert status == 0 and "1 programs, 4 lanes (2 seeds)" in output and "the others after them" in output, output
-    status, output = launch(of_launch, config, tmp_path / "config.py", tmp_path / "cut", 14, signal.SIGTERM)
+    status, output = launch(launch_environment, config, tmp_path / "config.py", tmp_path / "cut", 14, signal.SIGTERM)
     assert status == 128 + signal.SIGTERM and "stopped by a signal, saved" in output, output
-    status, output = launch(of_launch, config, tmp_path / "config.py", tmp_path / "cut", kill_after=28)
+    status, output = launch(launch_environment, config, tmp_path / "config.py", tmp_path / "cut", kill_after=28)
     assert status == -signal.SIGKILL and not (tmp_path / "cut" / "ablation.csv").exists(), output
-    status, output = launch(of_launch, config, tmp_path / "config.py", tmp_path / "cut")
+    status, output = launch(launch_environment, config, tmp_path / "config.py", tmp_path / "cut")
     assert status == 0, output
     for name in ("ablation.csv", "ablation.json"):
         whole, cut = ((tmp_path / run / name).read_text() for run in ("whole", "cut"))
@@ -107,7 +109,7 @@ def test_a_signal_while_lanes_are_scored_is_made_up_for(tiny, tmp_path, monkeypa
 
 def test_lanes_score_as_the_plain_run_does(tiny, tmp_path):
     """A lane's table is that of `--mode=train` with its config: best step, dev and test, all metrics."""
-    config = grid(tiny, training__steps=24, training__eval_every=8)
+    config = grid(tiny, crf=True, training__steps=24, training__eval_every=8)
     found = ablate(config, folders.prepare(tmp_path / "grid"), check)
     lane = next(lane for lane in found.lanes if lane.values == {"strength": 10.0} and lane.seed == 1)
     config.seed, config.penalties.l2.strength = 1, 10.0

@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from few_steps import steps
 from ml_collections import ConfigDict
+from train_steps import steps
 
 from mtl_jax.errors import UserError
 from mtl_jax.models import apply_owned, forward_pass

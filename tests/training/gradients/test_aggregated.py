@@ -1,9 +1,12 @@
 """Balanced gradients against K passes of plain autodiff, whatever is shared and however the batch is cut."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from train_steps import DESCENT, batch_of, gradient_of_step, placed, step_of
 
 from mtl_jax.balancing import GRADIENT_TRANSFORMS, WEIGHTINGS
 from mtl_jax.errors import UserError
@@ -11,53 +14,18 @@ from mtl_jax.models import taps
 from mtl_jax.runs.build import build
 from mtl_jax.training import objective as terms
 from mtl_jax.training.parameter_paths import flatten, with_leaves
-from mtl_jax.training.placement import make_placement
 from mtl_jax.training.step import train_step
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
-RATE = 1e4  # so large that the parameters before do not drown it
 TREE = {"embed": (("color", "tags"), ("long",)), "layer_00": (("color",), ("tags", "long"))}
 
 
+PLAIN_TAGS = {"tasks__tags__options__crf": False}  # a CRF takes half of the time to compile
+balanced_by_hand = jax.jit(functools.partial(WEIGHTINGS["cagrad"]().update, state=(), key=None))
+
+
 def config_of(tiny, method="cagrad", **changes):
-    """Plain gradient descent: what a step takes off is RATE times the gradient."""
-    changes = {
-        "optimizer__name": "sgd",
-        "optimizer__learning_rate": RATE,
-        "optimizer__warmup_ratio": 0.0,
-        "optimizer__schedule": "constant",
-        "optimizer__weight_decay": 0.0,
-        "optimizer__clip_norm": 0.0,
-        "model__dropout": 0.2,
-        "data__rows_per_block": 4,
-        "aggregation__method": method,
-        **changes,
-    }
-    return tiny(**changes)
-
-
-def batch_of(experiment, step=0):
-    count = experiment.config.training.grad_accum_steps
-    parts = [experiment.batches(0).batch(step * count + i) for i in range(count)]
-    return jax.tree.map(lambda *leaves: np.stack(leaves), *parts)
-
-
-def stepped(experiment, kind=None):
-    """The gradient that a step descends, {path: leaf}, and its metrics."""
-    state, batch = experiment.init(0), batch_of(experiment)
-    before = jax.device_get(flatten(state.params))
-    if kind is None:
-        function = jax.jit(lambda s, b, h: train_step(experiment.spec, s, b, h))
-    else:
-        mesh = {"data": jax.device_count(), "task": 1, "model": 1}
-        placement = make_placement(kind, mesh, experiment.spec.slices, len(experiment.tasks))
-        function = placement.train(lambda s, b, h, axis: train_step(experiment.spec, s, b, h, axis))
-        state, batch = placement.put_state(state), placement.put_batch(batch)
-    after, metrics = function(state, batch, experiment.hyper)
-    if kind:
-        after = placement.replicated(after)
-    after = jax.device_get(flatten(after.params))
-    return {path: (before[path] - after[path]) / RATE for path in before}, jax.device_get(metrics)
+    return tiny(**{**DESCENT, "model__dropout": 0.2, "aggregation__method": method, **changes})
 
 
 def by_task(experiment):
@@ -110,21 +78,28 @@ def gram_of(experiment, gradients):
 
 
 QUICK = {"model__num_layers": 0, "train_tasks": ("color", "long")}  # bags of words without a CRF compile quickly
+TRANSFORMER = {"model__layer_type": "transformer", "model__num_heads": 2, "model__intermediate_size": 16}
 CASES = {
     "hard": {},
-    "transformer": {"model__layer_type": "transformer", "model__num_heads": 2, "model__intermediate_size": 16},
-    "columns": {"sharing__trunk": "embed"},
-    "tree": {"sharing__task_groups": TREE},
-    "drawn": {"data__mixing": "size"},
-    "micro-batches": {"training__grad_accum_steps": 2},
+    "transformer": TRANSFORMER,
+    "columns": {"sharing__trunk": "embed", **PLAIN_TAGS},
+    "tree": {"sharing__task_groups": TREE, **PLAIN_TAGS},
+    "drawn": {"data__mixing": "size", **PLAIN_TAGS},
+    "micro-batches": {"training__grad_accum_steps": 2, **PLAIN_TAGS},
     "drawn, micro-batches, tree": {
         "data__mixing": "size",
         "training__grad_accum_steps": 3,
         "sharing__task_groups": TREE,
+        **PLAIN_TAGS,
     },
-    "frozen": {"optimizer__freeze": ("^embed/",)},
-    "remat": {"model__remat": True},
-    "in turns": {"model__layer_type": "transformer", "model__num_heads": 2, "model__intermediate_size": 16},
+    "frozen": {"optimizer__freeze": ("^embed/",), **PLAIN_TAGS},
+    "remat": {"model__remat": True, **PLAIN_TAGS},
+    "in turns": {
+        "model__layer_type": "transformer",
+        "model__num_heads": 2,
+        "model__intermediate_size": 16,
+        **PLAIN_TAGS,
+    },
 }
 
 
@@ -137,7 +112,7 @@ def test_gradients_told_apart_are_those_of_k_passes(tiny, case, memory, differs,
         monkeypatch.setattr(taps, "is_single_cpu", lambda: asked.append(True) or True)
     experiment = build(config_of(tiny, aggregation__gradient_storage=memory, **CASES[case]))
     gradients = by_task(experiment)
-    found, metrics = stepped(experiment)
+    found, metrics = gradient_of_step(experiment)
     gram = gram_of(experiment, [{p: g[p] for p in experiment.spec.multipliers} for g in gradients])
     assert bool(asked) == (case == "in turns")
     told = metrics["balanced"]
@@ -154,19 +129,19 @@ def test_gradients_told_apart_are_those_of_k_passes(tiny, case, memory, differs,
         size = np.abs(wanted[path]).max() + 1e-6
         differs("balanced gradients against K passes, relative", found[path] / size, wanted[path] / size, 1e-5)
     present = jnp.asarray(metrics["present"])
-    weights, _ = WEIGHTINGS["cagrad"]().update(jnp.asarray(gram, jnp.float32), (), key=None, present=present)
+    weights, _ = balanced_by_hand(gram.astype(np.float32), present=present)
     differs("weights in the step against those of the products", told["weights"], weights, 1e-5)
 
 
-@pytest.mark.parametrize("kind", ["jit", "pmap"])
-def test_eight_devices_as_one(tiny, kind, differs):
-    config = config_of(tiny, data__rows_per_block=8, training__grad_accum_steps=2)
-    one, told = stepped(build(config))
-    many, told_by_many = stepped(build(config), kind)
-    for path in one:
-        size = np.abs(one[path]).max() + 1e-6
-        differs("balanced gradients on 8 devices against one", many[path] / size, one[path] / size, 1e-5)
-    differs("their weights", told_by_many["balanced"]["weights"], told["balanced"]["weights"], 1e-5)
+def test_eight_devices_as_one(tiny, differs):
+    experiment = build(config_of(tiny, data__rows_per_block=8, training__grad_accum_steps=2, **PLAIN_TAGS))
+    one, on_one = gradient_of_step(experiment)
+    for kind in ("jit", "pmap"):
+        many, on_many = gradient_of_step(experiment, placed(experiment, kind))
+        for path in one:
+            size = np.abs(one[path]).max() + 1e-6
+            differs("balanced gradients on 8 devices against one", many[path] / size, one[path] / size, 1e-5)
+        differs("their weights", on_many["balanced"]["weights"], on_one["balanced"]["weights"], 1e-5)
 
 
 @pytest.mark.parametrize("method", sorted({*WEIGHTINGS, *GRADIENT_TRANSFORMS} - {"sum"}))
@@ -177,7 +152,7 @@ def test_every_method_trains(tiny, method):
     if method == "krum":
         changes["aggregation__options"] = {"byzantine": 0}
     experiment = build(config_of(tiny, method, **changes))
-    state, step = experiment.init(0), jax.jit(lambda s, b, h: train_step(experiment.spec, s, b, h))
+    state, step = experiment.init(0), step_of(experiment)
     losses = []
     for number in range(12):
         state, metrics = step(state, batch_of(experiment, number), experiment.hyper)
@@ -188,7 +163,7 @@ def test_every_method_trains(tiny, method):
 
 def test_representations_of_one_text(tiny, differs):
     """Gradients of what the trunk gives out, by the chain rule through a table of representations."""
-    config = config_of(tiny, "mgda", aggregation__level="representation", model__dropout=0.0)
+    config = config_of(tiny, "mgda", aggregation__level="representation", model__dropout=0.0, **PLAIN_TAGS)
     experiment = build(config)
     state, batch, objective = experiment.init(0), batch_of(experiment), experiment.spec.objective
     micro, layout = _micro(batch)[0], objective.layout
@@ -201,13 +176,17 @@ def test_representations_of_one_text(tiny, differs):
         scores = task.logits(params, terms.features(micro, layout, name, hidden), labels)
         return task.loss(params, scores, labels).sum() / total[layout.tasks.index(name)]
 
-    gradients = {name: jax.grad(lambda h, n=name: loss(n, h))(hidden[name]) for name in layout.tasks}
+    @jax.jit
+    def gradients_of(hidden):
+        return {name: jax.grad(lambda h, n=name: loss(n, h))(hidden[name]) for name in layout.tasks}
+
+    gradients = gradients_of(hidden)
     wanted = np.zeros((3, 3))
     for i, a in enumerate(layout.tasks):
         for j, b in enumerate(layout.tasks):
             if layout.dataset_of[i] == layout.dataset_of[j]:
                 wanted[i, j] = float((gradients[a] * gradients[b]).sum())
-    found, metrics = stepped(experiment)
+    found, metrics = gradient_of_step(experiment)
     told = metrics["balanced"]
     products = told["cosine"] * np.outer(told["task_norms"], told["task_norms"])
     differs("products of gradients of representations", products / wanted.max(), wanted / wanted.max(), 1e-5)
@@ -218,25 +197,28 @@ def test_representations_of_one_text(tiny, differs):
 
 def test_halves_of_a_batch(tiny, differs):
     """The products that MoDo sees: gradients of the mean losses of the two halves of the rows."""
-    experiment = build(config_of(tiny, "modo", model__dropout=0.0))
+    experiment = build(config_of(tiny, "modo", model__dropout=0.0, **PLAIN_TAGS))
     state, batch, objective = experiment.init(0), batch_of(experiment), experiment.spec.objective
+
+    @jax.jit
+    def gradients_of(micro):
+        def losses(flat):
+            params, total = with_leaves(state.params, flat), terms.loss_denominators(objective, micro, experiment.hyper)
+            return terms.loss_contributions(objective, params, micro, experiment.hyper, None, total)
+
+        return jax.jacrev(losses)(flatten(state.params))
+
     of_half = []
     for rows in (slice(0, 2), slice(2, 4)):
         micro = _micro(batch)[0]
         labels = {name: {k: v[:, rows] for k, v in of_task.items()} for name, of_task in micro.labels.items()}
         by_row = {f: v for f, v in micro._asdict().items() if f not in ("labels", "dataset") and v is not None}
         micro = micro._replace(labels=labels, **{f: v[:, rows] for f, v in by_row.items()})
-        total = terms.loss_denominators(objective, micro, experiment.hyper)
-
-        def losses(flat, micro=micro, total=total):
-            params = with_leaves(state.params, flat)
-            return terms.loss_contributions(objective, params, micro, experiment.hyper, None, total)
-
-        found = jax.device_get(jax.jacrev(losses)(flatten(state.params)))
+        found = jax.device_get(gradients_of(micro))
         shared = [path for path in sorted(found) if not path.startswith("heads")]
         of_half.append(np.concatenate([found[path].reshape(3, -1) for path in shared], axis=1))
     wanted = of_half[0] @ of_half[1].T
-    found, metrics = stepped(experiment)
+    found, metrics = gradient_of_step(experiment)
     told = metrics["balanced"]
     products = told["cosine"] * np.outer(told["task_norms"], told["task_norms"])
     norms = np.sqrt(np.maximum(np.diag(wanted), 0))
@@ -251,15 +233,17 @@ def test_halves_of_a_batch(tiny, differs):
 
 def test_loss_weights_see_the_gradients(tiny, differs):
     """GradNorm's slope and DB-MTL's α from the norms of K passes."""
-    experiment = build(config_of(tiny, "sum", loss_weights__method="db_mtl", loss_weights__options={"beta": 0.0}))
+    experiment = build(
+        config_of(tiny, "sum", loss_weights__method="db_mtl", loss_weights__options={"beta": 0.0}, **PLAIN_TAGS)
+    )
     gradients = by_task(experiment)
     norms = np.sqrt(np.diag(gram_of(experiment, gradients)))
-    _, metrics = stepped(experiment)
+    _, metrics = gradient_of_step(experiment)
     logs = norms / metrics["losses"]
     differs("α of DB-MTL, relative", metrics["alpha"] / (logs.max() / norms), np.ones(3), 1e-5)
     for method in ("gradnorm", "excess_mtl", "famo", "kl", "dtp"):
         experiment = build(config_of(tiny, "sum", loss_weights__method=method, optimizer__learning_rate=0.05, **QUICK))
-        state, step = experiment.init(0), jax.jit(lambda s, b, h, e=experiment: train_step(e.spec, s, b, h))
+        state, step = experiment.init(0), step_of(experiment)
         for number in range(4):
             state, metrics = step(state, batch_of(experiment, number), experiment.hyper)
         assert np.isfinite(metrics["alpha"]).all() and int(state.bad_steps) == 0

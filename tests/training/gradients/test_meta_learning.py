@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from train_steps import DESCENT, RATE, batch_of, gradient_of_step, placed, step_of
 
 from mtl_jax import checks
 from mtl_jax.config import default
@@ -18,55 +19,16 @@ from mtl_jax.storage.metrics_log import read_metrics
 from mtl_jax.training import objective as terms
 from mtl_jax.training.gradients import meta_learning
 from mtl_jax.training.parameter_paths import flatten, with_leaves
-from mtl_jax.training.placement import make_placement
 from mtl_jax.training.step import train_step
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
-RATE = 1e4  # so large that the parameters before do not drown it
 INNER = 0.5
 QUICK = {"model__num_layers": 0, "train_tasks": ("color", "long")}
 
 
 def config_of(tiny, method="maml", **changes):
-    """Plain gradient descent: what a step takes off is RATE times the gradient."""
-    return tiny(
-        **{
-            "optimizer__name": "sgd",
-            "optimizer__learning_rate": RATE,
-            "optimizer__warmup_ratio": 0.0,
-            "optimizer__schedule": "constant",
-            "optimizer__weight_decay": 0.0,
-            "optimizer__clip_norm": 0.0,
-            "data__rows_per_block": 4,
-            "meta__method": method,
-            "meta__inner_learning_rate": INNER,
-            "meta__inner_steps": 2,
-            "model__dropout": 0.0,
-            **changes,
-        }
-    )
-
-
-def batch_of(experiment, step=0):
-    count = experiment.config.training.grad_accum_steps
-    parts = [experiment.batches(0).batch(step * count + i) for i in range(count)]
-    return jax.tree.map(lambda *leaves: np.stack(leaves), *parts)
-
-
-def stepped(experiment, kind=None, batch=None):
-    """The gradient that a step descends, {path: leaf}, and its metrics."""
-    state, batch = experiment.init(0), batch_of(experiment) if batch is None else batch
-    before = jax.device_get(flatten(state.params))
-    if kind is None:
-        function = jax.jit(lambda s, b, h: train_step(experiment.spec, s, b, h))
-    else:
-        mesh = {"data": jax.device_count(), "task": 1, "model": 1}
-        placement = make_placement(kind, mesh, experiment.spec.slices, len(experiment.tasks))
-        function = placement.train(lambda s, b, h, axis: train_step(experiment.spec, s, b, h, axis))
-        state, batch = placement.put_state(state), placement.put_batch(batch)
-    after, metrics = function(state, batch, experiment.hyper)
-    after = jax.device_get(flatten((placement.replicated(after) if kind else after).params))
-    return {path: (before[path] - after[path]) / RATE for path in before}, jax.device_get(metrics)
+    meta = {"meta__method": method, "meta__inner_learning_rate": INNER, "meta__inner_steps": 2}
+    return tiny(**{**DESCENT, **meta, "model__dropout": 0.0, **changes})
 
 
 def step_key(experiment):
@@ -145,7 +107,7 @@ def test_each_task_by_itself(tiny, case, differs):
     experiment = build(config_of(tiny, **CASES[case]))
     support, query = sides(experiment, [(0.0, 0.5), (0.5, 1.0)])
     losses, wanted = by_hand(experiment, support, query, experiment.spec.data_gradient.meta.method == "fomaml")
-    found, metrics = stepped(experiment)
+    found, metrics = gradient_of_step(experiment)
     differs("losses after adaptation", metrics["losses"], losses, 1e-5)
     if case.startswith("loss weights"):  # of alike heads and owners the sum is told by any one part
         assert np.ptp(metrics["alpha"]) > 0
@@ -159,25 +121,24 @@ def test_reptile_against_descent_by_hand(tiny, differs):
     experiment = build(config_of(tiny, "reptile", **QUICK))
     parts = sides(experiment, [(0.0, 0.5), (0.5, 1.0)])
     objective, state, wanted = experiment.spec.objective, experiment.init(0), 0
+
+    @jax.jit
+    @jax.grad
+    def gradient_of(flat, part, k):
+        params, total = with_leaves(state.params, flat), terms.loss_denominators(objective, part, experiment.hyper)
+        return terms.loss_contributions(objective, params, part, experiment.hyper, None, total)[k]
+
     for k in range(2):
         flat = begin = flatten(state.params)
         for part in parts:
-
-            def loss(flat, part=part, k=k):
-                params, total = (
-                    with_leaves(state.params, flat),
-                    terms.loss_denominators(objective, part, experiment.hyper),
-                )
-                return terms.loss_contributions(objective, params, part, experiment.hyper, None, total)[k]
-
-            gradient = jax.jit(jax.grad(loss))(flat)
+            gradient = gradient_of(flat, part, k)
             flat = {path: leaf - INNER * gradient[path] for path, leaf in flat.items()}
         own = {path: (leaf - flat[path]) / INNER for path, leaf in begin.items()}
         wanted = own if not wanted else {path: leaf + own[path] for path, leaf in wanted.items()}
-    compare(differs, "Reptile against descent by hand, relative", stepped(experiment)[0], wanted, 1e-4)
+    compare(differs, "Reptile against descent by hand, relative", gradient_of_step(experiment)[0], wanted, 1e-4)
     once = build(config_of(tiny, "reptile", meta__inner_steps=1, **QUICK))
     joint = build(config_of(tiny, "", **QUICK))
-    compare(differs, "Reptile of one step is joint training", stepped(once)[0], stepped(joint)[0])
+    compare(differs, "Reptile of one step is joint training", gradient_of_step(once)[0], gradient_of_step(joint)[0])
 
 
 @pytest.mark.parametrize(
@@ -188,8 +149,8 @@ def test_without_inner_steps_it_is_training_on_the_query(tiny, method, change, d
     changes = {"model__dropout": 0.3, **QUICK}
     experiment = build(config_of(tiny, method, **changes, **change))
     (query,) = sides(experiment, [(0.5, 1.0)])
-    plain = stepped(build(config_of(tiny, "", **changes)), batch=jax.tree.map(lambda leaf: leaf[None], query))
-    found = stepped(experiment)
+    plain = gradient_of_step(build(config_of(tiny, "", **changes)), batch=jax.tree.map(lambda leaf: leaf[None], query))
+    found = gradient_of_step(experiment)
     compare(differs, "no inner step, rate 0", found[0], plain[0])
     differs("their losses", found[1]["losses"], plain[1]["losses"], 1e-6)
 
@@ -223,7 +184,7 @@ def test_sides_are_of_records(tiny):
 def test_tasks_of_a_step_and_tasks_without_examples(tiny, differs):
     experiment = build(config_of(tiny, meta__tasks_per_step=1, **QUICK))
     seen = set()
-    state, step = experiment.init(0), jax.jit(lambda s, b, h: train_step(experiment.spec, s, b, h))
+    state, step = experiment.init(0), step_of(experiment)
     for _ in range(8):
         state, metrics = step(state._replace(params=experiment.init(0).params), batch_of(experiment), experiment.hyper)
         assert metrics["present"].sum() == 1
@@ -231,26 +192,25 @@ def test_tasks_of_a_step_and_tasks_without_examples(tiny, differs):
     assert seen == {0, 1}
     batch = batch_of(experiment)
     batch.labels["color"]["mask"][:] = False
-    found, metrics = stepped(build(config_of(tiny, **QUICK)), batch=batch)
+    found, metrics = gradient_of_step(build(config_of(tiny, **QUICK)), batch=batch)
     assert metrics["present"].tolist() == [False, True] and np.isfinite(metrics["losses"]).all()
     assert all(np.isfinite(leaf).all() for leaf in found.values())
     assert not found["heads/color/output/kernel"].any() and found["heads/long/output/kernel"].any()
 
 
-@pytest.mark.parametrize("kind", ["jit", "pmap"])
-def test_eight_devices_as_one(tiny, kind, differs):
-    config = config_of(
-        tiny, data__rows_per_block=8, training__grad_accum_steps=2, model__dropout=0.2, meta__inner_steps=1, **QUICK
-    )
-    one, _ = stepped(build(config))
-    many, _ = stepped(build(config), kind)
-    compare(differs, "meta-gradients on 8 devices against one", many, one)
+def test_eight_devices_as_one(tiny, differs):
+    changes = {"training__grad_accum_steps": 2, "model__dropout": 0.2, "meta__inner_steps": 1, **QUICK}
+    experiment = build(config_of(tiny, data__rows_per_block=8, **changes))
+    one, _ = gradient_of_step(experiment)
+    for kind in ("jit", "pmap"):
+        many, _ = gradient_of_step(experiment, placed(experiment, kind))
+        compare(differs, "meta-gradients on 8 devices against one", many, one)
 
 
 def test_heads_that_start_from_zero(tiny, differs):
     """The first inner step moves nothing but the head; the task's own head is neither read nor changed."""
     experiment = build(config_of(tiny, "fomaml", meta__head_init="zero", **QUICK))
-    found, metrics = stepped(experiment)
+    found, metrics = gradient_of_step(experiment)
     differs("the loss of a zero head", metrics["support"], np.log([3.0, 2.0]), 1e-6)
     assert not any(leaf.any() for path, leaf in found.items() if path.startswith("heads/"))
     assert found["embed/word/embedding"].any()
@@ -259,10 +219,10 @@ def test_heads_that_start_from_zero(tiny, differs):
 def test_penalties_and_lanes(tiny, differs):
     """λ·∇Ω comes on top; the inner rate is an argument that lanes differ in."""
     config = config_of(tiny, sharing__trunk="none", model__column_init="independent", **QUICK)
-    bare, _ = stepped(build(config))
+    bare, _ = gradient_of_step(build(config))
     default.add_penalty(config, "l2", kind="l2_to_mean", strength=0.5)
     experiment = build(config)
-    found, _ = stepped(experiment)
+    found, _ = gradient_of_step(experiment)
     path = "embed/word/embedding"
     leaf = np.asarray(flatten(experiment.init(0).params)[path])
     differs("with a penalty", found[path] - bare[path], leaf - leaf.mean(axis=0), 1e-5)

@@ -1,7 +1,7 @@
 """Breaks the code one operator at a time and lists the changes that no test of their subject notices.
 
-    python tests/mutants.py                    a sample: 24 changes of each subject
-    python tests/mutants.py crf --changes 0    every change of one subject
+    python tests/helpers/mutants.py                    a sample: 24 changes of each subject
+    python tests/helpers/mutants.py crf --changes 0    every change of one subject
 
 A change is a dropped term or factor, a sign, a comparison, an axis, a constant that is off by one, a mask that is
 ignored, a reduction of another kind. One that survives is a gap in the tests, unless it leaves the value as it is
@@ -27,14 +27,16 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
-STEP = [f"mtl_jax/training/{name}.py" for name in ("step", "penalty", "loss_weighting", "update", "clipping")]
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 SUBJECTS = {  # name: (files or folders of code, their tests)
     "sharing": (["mtl_jax/sharing"], ["tests/sharing"]),
     "balancing": (["mtl_jax/balancing"], ["tests/balancing"]),
     "crf": (["mtl_jax/tasks/crf.py"], ["tests/tasks/test_crf.py"]),
-    "step": (STEP, ["tests/training", "tests/experiment"]),
-    "gradients": (["mtl_jax/training/gradients"], ["tests/training"]),
+    "step": (
+        [f"mtl_jax/training/{name}.py" for name in ("step", "penalty", "penalty_effect", "update", "clipping")],
+        [f"tests/training/test_{name}.py" for name in ("step", "penalty_effect", "optimizer")],
+    ),
+    "gradients": (["mtl_jax/training/gradients", "mtl_jax/training/loss_weighting.py"], ["tests/training/gradients"]),
 }
 LIMIT = 900  # seconds; a change that makes the tests hang is noticed too
 SURVIVED, KILLED, FAULTY = "survived", "killed", "cannot be run"
@@ -206,11 +208,11 @@ def _files(path: str, pattern: str) -> list[pathlib.Path]:
     return sorted((ROOT / path).rglob(pattern)) if (ROOT / path).is_dir() else [ROOT / path]
 
 
-def sample(subject: str, size: int, seed: int, file: str = "") -> list[tuple[Mutant, list[str]]]:
+def sample(subject: str, size: int, seed: int, at: str = "") -> list[tuple[Mutant, list[str]]]:
     """Changes of a subject with the tests that should notice them, as many of one file as of another; size 0: all."""
     code, tests = SUBJECTS[subject]
     paths = sorted({str(file.relative_to(ROOT)) for path in code for file in _files(path, "*.py")})
-    by_file = [mutants_of(path) for path in paths if file in path]
+    by_file = [[mutant for mutant in mutants_of(path) if at in f"{path}:{mutant.line}:"] for path in paths]
     random.Random(seed).shuffle(by_file)
     for mutants in by_file:
         random.Random(seed).shuffle(mutants)
@@ -224,14 +226,14 @@ def main() -> None:
     parser.add_argument("--changes", type=int, default=24, help="how many of each subject; 0: all")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=1, help="changes tried at a time")
-    parser.add_argument("--file", default="", help="only files whose path contains this")
+    parser.add_argument("--at", default="", help="only changes whose place contains this, e.g. crf.py or crf.py:98:")
     parser.add_argument("--list", action="store_true", help="print the changes, run nothing")
     arguments = parser.parse_args()
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     sys.path.insert(0, str(ROOT))
     drawn = []
     for subject in arguments.subjects or SUBJECTS:
-        drawn += sample(subject, arguments.changes, arguments.seed, arguments.file)
+        drawn += sample(subject, arguments.changes, arguments.seed, arguments.at)
     if arguments.list:
         print("\n".join(f"{mutant.path}:{mutant.line}: {mutant.text}" for mutant, _ in drawn))
         return
