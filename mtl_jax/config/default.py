@@ -16,6 +16,7 @@ from __future__ import annotations
 import functools
 import operator
 import typing
+from collections.abc import Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -62,6 +63,26 @@ def defaults(section: type) -> ConfigDict:
         else:  # a mapping; entries stay in the order in which they were added
             config[field] = ConfigDict(sort_keys=typing.get_args(kind)[1] not in ENTRIES.values())
     return config
+
+
+def unknown_field(plain: Mapping[str, Any], section: type = Config, place: str = "config") -> str:
+    """The first field of a plain config, by its place, that the schema lacks; "" where it has all of them."""
+    kinds = typing.get_type_hints(section)
+    for field, value in plain.items():
+        if field not in kinds:
+            return f"{place}.{field}"
+        if hasattr(section, field) or not isinstance(value, Mapping):
+            continue
+        if isinstance(kinds[field], type):
+            inner = {f"{place}.{field}": (value, kinds[field])}
+        else:
+            kind = typing.get_args(kinds[field])[1]
+            entries = value.items() if kind in ENTRIES.values() else ()
+            inner = {f"{place}.{field}.{name}": (entry, kind) for name, entry in entries}
+        for where, (fields, kind) in inner.items():
+            if isinstance(fields, Mapping) and (found := unknown_field(fields, kind, where)):
+                return found
+    return ""
 
 
 def dataset(**fields: Any) -> ConfigDict:

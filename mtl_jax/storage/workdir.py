@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Iterator
 from typing import Any
 
+from mtl_jax.config.default import unknown_field
 from mtl_jax.config.plain import differences, to_plain
 from mtl_jax.config.sections import Config
 from mtl_jax.errors import UserError
@@ -101,15 +102,21 @@ def read_config(workdir: pathlib.Path) -> dict[str, Any]:
     """The plain config of a run.
 
     Raises:
-      UserError: there is none, or it is not JSON.
+      UserError: there is none, it is not JSON, or a version with other fields wrote it.
     """
     file = workdir / "config.json"
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        plain = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{workdir}: no config.json, so this is not the folder of a run") from None
     except json.JSONDecodeError as error:
         raise UserError(f"{file}:{error.lineno}: not JSON: {error.msg}") from None
+    if field := unknown_field(plain):
+        raise UserError(
+            f"{file}: another version of mtl_jax wrote this run, since {field} is no field of this one; train it again "
+            "in another folder, or go on with that version"
+        )
+    return plain
 
 
 def read_summary(workdir: pathlib.Path) -> Summary:

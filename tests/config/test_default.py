@@ -1,6 +1,7 @@
 """Each field has a type, a default of that type and a comment, and the reference of the config lists it."""
 
 import importlib.util
+import json
 import pathlib
 import types
 import typing
@@ -12,11 +13,14 @@ from ml_collections import ConfigDict
 from mtl_jax.analysis.ablation.lanes import LAYOUTS
 from mtl_jax.config import default
 from mtl_jax.config.entries import Penalty
+from mtl_jax.config.plain import to_plain
 from mtl_jax.config.sections import Config
 from mtl_jax.data.sampler import MIXINGS
+from mtl_jax.errors import UserError
 from mtl_jax.experiment.penalties import SCHEDULES
 from mtl_jax.models.apply_owned import COLUMN_EXECUTIONS
 from mtl_jax.sharing import SCOPES
+from mtl_jax.storage import workdir
 
 HOOKS = pathlib.Path(__file__).parents[2] / "docs" / "hooks.py"
 
@@ -85,3 +89,23 @@ def test_choices_of_the_schema_are_those_of_the_code(field, choices):
     section, name = field.split(".")
     kind = Penalty if section == "penalty" else typing.get_type_hints(Config)[section]
     assert set(typing.get_args(typing.get_type_hints(kind)[name])) == set(choices)
+
+
+@pytest.mark.parametrize(
+    ("place", "field"),
+    [("model", "layer"), ("training.mesh", "pipe"), ("penalties.l2", "leaves"), ("ablation.sweeps.s", "values")],
+)
+def test_the_run_of_another_version_is_refused_in_one_sentence(tmp_path, place, field):
+    config = default.get_config()
+    default.add_penalty(config, "l2", options={"center": "mean"})
+    default.add_sweep(config, "s", field="penalties.l2.strength")
+    plain = to_plain(config)
+    workdir.write_json(tmp_path / "config.json", plain)
+    assert workdir.read_config(tmp_path) == json.loads(json.dumps(plain))
+    node = plain
+    for key in place.split("."):
+        node = node[key]
+    node[field] = "lstm"
+    workdir.write_json(tmp_path / "config.json", plain)
+    with pytest.raises(UserError, match=rf"another version .* config\.{place}\.{field} is no field .*; train it again"):
+        workdir.read_config(tmp_path)
