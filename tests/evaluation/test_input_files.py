@@ -77,7 +77,7 @@ def test_options_that_every_data_set_has_are_no_options_of_its_reader(tmp_path, 
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ('{"text": "a", "text": "b"}', "the key 'text' stands twice in one object"),
+        ('{"text": "a", "text": "b"}', "the key 'text' occurs twice in one object"),
         ("{" + '"a": {' * 100000, "broken JSON: "),
         ('{"text": [' + "[" * 100000, "nested too deeply"),
         ('{"text": ', "broken JSON: Expecting value at column"),
