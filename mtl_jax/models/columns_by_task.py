@@ -55,6 +55,7 @@ def columns_to_mix(
     layout: BatchLayout,
     batch: Batch,
     block: int,
+    *,
     outputs: Mapping[Name, jax.Array],
     inputs: Mapping[tuple[int, int], jax.Array],
 ) -> TaskColumns:

@@ -26,7 +26,7 @@ def save_folder(
     Args:
       folder: made if it is not there; files of these names in it are replaced.
       architecture: of the encoder.
-      params: of one column (no leading task axis): {"embed": {...}, "layer_00": {...}, ...}. Paths beside those of
+      params: of one column (no leading task axis): {"embed": {...}, "layer_00": {...}, ...}. Paths other than those of
         the architecture (heads, mixers) are no part of the published layout and are not written.
       tokenizer_folder: where the tokenizer's files are copied from; None copies none.
 

@@ -229,7 +229,13 @@ class ForwardPass:
     def _mixed_by_task(self, mixer: Mixer, params: Params):
         blocks = {
             block: columns_to_mix(
-                self.experts, self.streams, self.static.layout, self.batch, block, self.hidden, self.expert_inputs
+                self.experts,
+                self.streams,
+                self.static.layout,
+                self.batch,
+                block,
+                outputs=self.hidden,
+                inputs=self.expert_inputs,
             )
             for block in self._blocks()
         }

@@ -112,13 +112,13 @@ def mixed_layers(owners: Owners, chosen: Sequence[str], where: str) -> tuple[str
                 f"to be mixed; columns are {', '.join(columns) or 'none'} (config.sharing.trunk, "
                 "config.sharing.task_groups)"
             )
-    found = [path for path in owners if path in chosen] if chosen else [p for p in columns if p != "embed"]
-    if not found:
+    layers = [path for path in owners if path in chosen] if chosen else [p for p in columns if p != "embed"]
+    if not layers:
         raise UserError(
             "config.sharing.mixer: no layer has a column for each task; set config.sharing.trunk = 'none' or to a "
             "lower layer"
         )
-    return tuple(found if chosen or where == "each" else found[-1:])
+    return tuple(layers if chosen or where == "each" else layers[-1:])
 
 
 def expert_layers(owners: Owners, mixer: str, chosen: Sequence[str], where: str) -> tuple[tuple[str, ...], ...]:

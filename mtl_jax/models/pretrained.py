@@ -187,13 +187,15 @@ def _modern(name: str) -> str:
 def _prefix(names: Mapping[str, str], architecture: Architecture, folder: pathlib.Path) -> str:
     """What stands before the family's own names in those of this folder: "", "bert.", "roberta." ..."""
     words = architecture.words
-    found = [name.removesuffix(words) for name in names if name == words or name.endswith("." + words)]
-    if len(found) == 1:
-        return found[0]
-    if not found:
+    prefixes = [name.removesuffix(words) for name in names if name == words or name.endswith("." + words)]
+    if len(prefixes) == 1:
+        return prefixes[0]
+    if not prefixes:
         example = ", ".join(sorted(names)[:3])
         raise UserError(f"{folder}: no tensor {words}; this is no {architecture.published} (it has {example} ...)")
-    raise UserError(f"{folder}: several encoders in one file, with the prefixes {', '.join(map(repr, sorted(found)))}")
+    raise UserError(
+        f"{folder}: several encoders in one file, with the prefixes {', '.join(map(repr, sorted(prefixes)))}"
+    )
 
 
 def _put(tree: dict[str, Any], path: tuple[str, ...], value: np.ndarray) -> None:

@@ -118,6 +118,6 @@ def _metrics(task: str, value: Any, kind: type[Task], names: tuple[str, ...], sp
             )
             raise options.option_error(task, "metrics", problem)
     if metrics and not METRICS[metrics[0]].increasing:
-        problem = f"the first metric is the task's score, more must be better; put {metrics[0]!r} behind another"
+        problem = f"the first metric is the task's score, more must be better; put {metrics[0]!r} after another"
         raise options.option_error(task, "metrics", problem)
     return metrics

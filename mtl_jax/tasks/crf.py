@@ -140,11 +140,11 @@ def reachable(value: jax.Array, mask: jax.Array, segment: jax.Array, legal: Tran
     ends = table[jnp.clip(final - index[None], 0, longest - 1), value, end]
 
     def step(carry, x):
-        kept, gap = carry  # the last label kept and the moves since; `start` where there is none
+        last_tag, gap = carry  # of the last label that stays, and the moves since; `start` for none
         tag, known, is_first, can_end = x
-        kept, gap = jnp.where(is_first, start, kept), jnp.where(is_first, 0, gap)
-        keep = known & can_end & table[jnp.minimum(gap, longest - 1), kept, tag]
-        return (jnp.where(keep, tag, kept), jnp.where(keep, 0, gap + 1)), keep
+        last_tag, gap = jnp.where(is_first, start, last_tag), jnp.where(is_first, 0, gap)
+        keep = known & can_end & table[jnp.minimum(gap, longest - 1), last_tag, tag]
+        return (jnp.where(keep, tag, last_tag), jnp.where(keep, 0, gap + 1)), keep
 
     row = jnp.zeros(segment.shape[0], jnp.int32)
     columns = tuple(jnp.moveaxis(x, 1, 0) for x in (value.astype(jnp.int32), mask & (segment > 0), first, ends))
@@ -201,7 +201,7 @@ def _advance(move: jax.Array, legal: np.ndarray):
 
     The plain formula takes C² exponentials. Here tags that share their set of legal predecessors also share the
     maximum over it, and their sums are one matrix product, which then cannot underflow (but for learned moves into one
-    tag that lie more than 80 nats apart); I-X, with its two predecessors, is summed directly.
+    tag that lie more than 80 nats from each other); I-X, with its two predecessors, is summed directly.
     """
     classes = len(legal)
     column = np.arange(classes)

@@ -143,7 +143,7 @@ class Generation(Task):
         return jnp.stack([right.sum(dtype=jnp.float32), nll.sum(), mask.sum(dtype=jnp.float32)])
 
     def generate(self, params: Params, features_: Features) -> dict[str, jax.Array]:
-        """The best hypothesis of each example: value int32[R, E, L], its tokens, -1 behind them, L = `max_length`;
+        """The best hypothesis of each example: value int32[R, E, L], its tokens, -1 after them, L = `max_length`;
         score float32[R, E], its log probability, with beams over the length penalty.
         """
         rows, slots = features_.start.shape

@@ -149,9 +149,9 @@ def _matthews(s: Statistics) -> float:
 
 def _pairs(gold: Any, predicted: Any, names: Sequence[str]) -> dict[str, np.ndarray]:
     _same_length(gold, predicted)
-    found = {"gold": np.asarray(gold, np.float64), "predicted": np.asarray(predicted, np.float64)}
-    chex.assert_rank([*found.values()], 1)  # [N] against [N, 1] is a matrix of differences
-    return found
+    values = {"gold": np.asarray(gold, np.float64), "predicted": np.asarray(predicted, np.float64)}
+    chex.assert_rank([*values.values()], 1)  # [N] against [N, 1] is a matrix of differences
+    return values
 
 
 def _pearson(s: Statistics) -> float:
@@ -185,8 +185,8 @@ def _span_counts(gold: Any, predicted: Any, names: Sequence[str], without: froze
     _same_length(gold, predicted)
     for g, p in zip(gold, predicted, strict=True):
         _same_length(g, p)
-    found = [{s for s in tags.spans(x, names) if s[-1] not in without} for x in (gold, predicted)]
-    counts = (len(found[0] & found[1]), len(found[0]), len(found[1]))
+    span_sets = [{s for s in tags.spans(x, names) if s[-1] not in without} for x in (gold, predicted)]
+    counts = (len(span_sets[0] & span_sets[1]), len(span_sets[0]), len(span_sets[1]))
     return dict(zip(("both", "gold", "predicted"), map(np.int64, counts), strict=True))
 
 

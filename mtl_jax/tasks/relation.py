@@ -57,11 +57,11 @@ class Relation(Classification):
         joined = jnp.concatenate(spans, axis=-1)
         return heads.apply_head(params, jnp.where((features_.length > 0)[..., None], joined, 0.0))
 
-    def _span(self, hidden: jax.Array, before: jax.Array, behind: jax.Array) -> jax.Array:
-        """float32 [R, E, D] of the spans between markers at `before` and `behind`, int32[R, E] each."""
+    def _span(self, hidden: jax.Array, before: jax.Array, after: jax.Array) -> jax.Array:
+        """float32 [R, E, D] of the spans between markers at `before` and `after`, int32[R, E] each."""
         if self.pool == "start":
             return features.gather_tokens(hidden, before).astype(jnp.float32)
         at = jnp.arange(hidden.shape[1], dtype=jnp.int32)[None, None, :]
-        inside = ((at > before[..., None]) & (at < behind[..., None])).astype(jnp.float32)
+        inside = ((at > before[..., None]) & (at < after[..., None])).astype(jnp.float32)
         total = jnp.einsum("ret,rtd->red", inside, hidden.astype(jnp.float32), precision="highest")
         return total / jnp.maximum(inside.sum(-1), 1.0)[..., None]

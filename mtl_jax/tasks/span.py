@@ -135,7 +135,7 @@ class Span(Task):
     def decode(self, value: Any, probability: Any, text: str = "", place: Any = None) -> dict[str, Any]:
         """One question's answer for JSON.
 
-        {"answer": its text, "start", "end": first character and one behind the last, or first and last word from 0,
+        {"answer": its text, "start", "end": first character and one after the last, or first and last word from 0,
         "probability"}; no answer: "" and null.
         """
         start, end = (None, None) if place is None else (int(p) for p in place)

@@ -94,7 +94,7 @@ class Direction(nn.Module):
         return projected.astype(jnp.float32), recurrent.astype(self.dtype)
 
     def _bias(self, key, shape, dtype=jnp.float32):
-        """1 for the forget gate, so that memory is kept at first (Jozefowicz et al. 2015); 0 elsewhere."""
+        """1 for the forget gate, so that memory is residuals at first (Jozefowicz et al. 2015); 0 elsewhere."""
         return jnp.repeat(jnp.asarray([float(gate == "forget") for gate in self.gates], dtype), self.hidden)
 
 
@@ -124,14 +124,14 @@ class Cell(NamedTuple):
     """A recurrent cell over R rows, all float32, and its derivative by hand.
 
     states   arrays [R, hidden] in its state, h included
-    advance  (pre-activations z [R, G·hidden], memory: the state without its h) -> (the new state (h, *memory), what
-             `retreat` wants to know of it)
-    retreat  (that, gradient of the new state) -> (gradient of z, gradient of the memory)
+    advance  (pre-activations z [R, G·hidden], memory: the state without its h) -> (the new state (h, *memory),
+             residuals)
+    advance_gradient  (residuals, gradient of the new state) -> (gradient of z, gradient of the memory)
     """
 
     states: int
     advance: Callable[[jax.Array, tuple], tuple[tuple, Any]]
-    retreat: Callable[[Any, tuple], tuple[jax.Array, tuple]]
+    advance_gradient: Callable[[Any, tuple], tuple[jax.Array, tuple]]
 
 
 def _advance_tanh(z, memory):
@@ -140,7 +140,7 @@ def _advance_tanh(z, memory):
     return (h,), h
 
 
-def _retreat_tanh(h, gradient):
+def _tanh_gradient(h, gradient):
     (dh,) = gradient
     return dh * (1.0 - h * h), ()
 
@@ -156,8 +156,8 @@ def _advance_lstm(z, memory):
     return (o * shown, after), (gates, c, shown)
 
 
-def _retreat_lstm(kept, gradient):
-    (gates, c, shown), (dh, dc) = kept, gradient
+def _lstm_gradient(residuals, gradient):
+    (gates, c, shown), (dh, dc) = residuals, gradient
     i, f, g, o = jnp.split(gates, len(LSTM_GATES), axis=-1)
     dc = dc + dh * o * (1.0 - shown * shown)
     # σ' = σ − σ², tanh' = 1 − tanh²
@@ -170,12 +170,12 @@ def _by_gates(like: jax.Array, values: tuple[float, ...]) -> jax.Array:
     return jnp.broadcast_to(np.repeat(np.float32(values), like.shape[-1] // len(values)), like.shape)
 
 
-TANH = Cell(1, _advance_tanh, _retreat_tanh)
-LSTM_CELL = Cell(2, _advance_lstm, _retreat_lstm)
+TANH = Cell(1, _advance_tanh, _tanh_gradient)
+LSTM_CELL = Cell(2, _advance_lstm, _lstm_gradient)
 
 
 def scan_directions(cell: Cell, directions) -> list[jax.Array]:
-    """Runs all directions side by side in one scan over T.
+    """Runs all directions in one scan over T.
 
     directions  list of (projected float32 [T, R, G·hidden], kernel [hidden, G·hidden], keep float32 [T, R, 1]: 0 where
                 the state starts from zero, else 1)
@@ -191,23 +191,23 @@ def _over_time(cell: Cell, inputs: list, kernels: list, keep: list) -> list[jax.
     hidden].
 
     Its gradient is by hand, 1.4 times as fast as that of autodiff, which keeps about twice as much of each step and
-    adds up a kernel's gradient in T small products. It may be differentiated again, by either mode; forward mode alone
-    (`jax.jvp` of the model itself) wants `_over_time.fun`.
+    adds up a kernel's gradient in T small products. It can be differentiated again, in either mode; forward mode only
+    (`jax.jvp` of the model itself) needs `_over_time.fun`.
     """
     return [h for h, _ in _forward(cell, inputs, kernels, keep)]
 
 
 def _forward(cell, inputs, kernels, keep):
-    """(h, what `cell.retreat` wants) of each direction, over time."""
+    """(h, residuals) of each direction, over time."""
 
     def advance(state, z, keep, kernel):
         h, *memory = (s * keep for s in state)
-        state, kept = cell.advance(z + _product(h, kernel), tuple(memory))
-        return state, (state[0], kept)
+        state, residuals = cell.advance(z + _product(h, kernel), tuple(memory))
+        return state, (state[0], residuals)
 
     def step(carry, at_t):
-        carry, found = zip(*(advance(*one) for one in zip(carry, *at_t, kernels, strict=True)), strict=True)
-        return list(carry), list(found)
+        carry, outputs = zip(*(advance(*one) for one in zip(carry, *at_t, kernels, strict=True)), strict=True)
+        return list(carry), list(outputs)
 
     rows = inputs[0].shape[1]
     zero = [(jnp.zeros((rows, kernel.shape[0]), jnp.float32),) * cell.states for kernel in kernels]
@@ -215,34 +215,34 @@ def _forward(cell, inputs, kernels, keep):
 
 
 def _over_time_forward(cell, inputs, kernels, keep):
-    found = _forward(cell, inputs, kernels, keep)
-    return [h for h, _ in found], (found, kernels, keep)
+    steps = _forward(cell, inputs, kernels, keep)
+    return [h for h, _ in steps], (steps, kernels, keep)
 
 
 def _over_time_backward(cell, residuals, gradients):
-    found, kernels, keep = residuals
+    steps, kernels, keep = residuals
     transposed = [kernel.T for kernel in kernels]  # once, not in each step
 
-    def retreat(later, shown, kept, keep, kernel):
+    def advance_gradient(later, shown, residuals, keep, kernel):
         dh, *dmemory = later
-        dz, dmemory = cell.retreat(kept, (dh + shown, *dmemory))
+        dz, dmemory = cell.advance_gradient(residuals, (dh + shown, *dmemory))
         return tuple(d * keep for d in (_product(dz, kernel), *dmemory)), dz
 
     def step(carry, at_t):
-        carry, dz = zip(*(retreat(*one) for one in zip(carry, *at_t, transposed, strict=True)), strict=True)
+        carry, dz = zip(*(advance_gradient(*one) for one in zip(carry, *at_t, transposed, strict=True)), strict=True)
         return list(carry), list(dz)
 
-    zero = [(jnp.zeros_like(h[0]),) * cell.states for h, _ in found]
-    at_t = (gradients, [kept for _, kept in found], keep)
-    moved = jax.lax.scan(step, zero, at_t, reverse=True)[1]
+    zero = [(jnp.zeros_like(h[0]),) * cell.states for h, _ in steps]
+    at_t = (gradients, [residuals for _, residuals in steps], keep)
+    input_gradients = jax.lax.scan(step, zero, at_t, reverse=True)[1]
     by_kernel = []
-    for (h, _), k, dz, kernel in zip(found, keep, moved, kernels, strict=True):
+    for (h, _), k, dz, kernel in zip(steps, keep, input_gradients, kernels, strict=True):
         before = jnp.concatenate([jnp.zeros_like(h[:1]), h[:-1]]) * k  # no slice of dz, which would be copied
         product = jnp.einsum(
             "trh,trg->hg", before.astype(kernel.dtype), dz.astype(kernel.dtype), preferred_element_type=jnp.float32
         )
         by_kernel.append(product.astype(kernel.dtype))
-    return moved, by_kernel, [None] * len(keep)
+    return input_gradients, by_kernel, [None] * len(keep)
 
 
 _over_time.defvjp(_over_time_forward, _over_time_backward)

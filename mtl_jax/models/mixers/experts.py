@@ -27,7 +27,7 @@ GATES = ("softmax", "dselect_k")
 
 
 def mmoe(
-    tasks: int, experts: int = 4, gate: str = "softmax", level: str = "token", chosen: int = 2, gamma: float = 1.0
+    tasks: int, experts: int = 4, *, gate: str = "softmax", level: str = "token", chosen: int = 2, gamma: float = 1.0
 ) -> Mixer:
     """Multi-gate mixture of experts: f_k = Σ_e g_k(x)_e f_e(x), g_k = softmax(W_k x) (Ma et al. 2018, equations 6, 7).
 
@@ -47,13 +47,14 @@ def mmoe(
     Raises:
       ValueError: for options that are out of range.
     """
-    return _mixture(_Gates(tasks, experts, 0, gate, level, chosen, gamma), "top")
+    return _mixture(_Gates(tasks, experts, 0, gate=gate, level=level, chosen=chosen, gamma=gamma), "top")
 
 
 def cgc(
     tasks: int,
     shared: int = 2,
     private: int = 2,
+    *,
     gate: str = "softmax",
     level: str = "token",
     chosen: int = 2,
@@ -70,13 +71,14 @@ def cgc(
 
     Params, raises: as `mmoe`.
     """
-    return _mixture(_Gates(tasks, shared, private, gate, level, chosen, gamma), "top")
+    return _mixture(_Gates(tasks, shared, private, gate=gate, level=level, chosen=chosen, gamma=gamma), "top")
 
 
 def ple(
     tasks: int,
     shared: int = 2,
     private: int = 2,
+    *,
     gate: str = "softmax",
     level: str = "token",
     chosen: int = 2,
@@ -88,7 +90,7 @@ def ple(
 
     Args, params, raises: as `cgc`.
     """
-    return _mixture(_Gates(tasks, shared, private, gate, level, chosen, gamma), "each")
+    return _mixture(_Gates(tasks, shared, private, gate=gate, level=level, chosen=chosen, gamma=gamma), "each")
 
 
 def expert_columns(tasks: int, shared: int, private: int) -> tuple[int | None, ...]:
@@ -102,7 +104,7 @@ class _Gates:
     Gate k < K is that of a task; gate K, if any expert is shared, that of the shared stream.
     """
 
-    def __init__(self, tasks: int, shared: int, private: int, gate: str, level: str, chosen: int, gamma: float):
+    def __init__(self, tasks: int, shared: int, private: int, *, gate: str, level: str, chosen: int, gamma: float):
         _check_options(shared, private, gate, level, chosen, gamma)
         self.tasks, self.shared, self.private = tasks, shared, private
         self.is_dselect, self.level, self.chosen, self.gamma = gate == "dselect_k", level, chosen, gamma
