@@ -99,7 +99,7 @@ def _gold(corpus: Corpus, task: str, split: Split, record: int) -> str:
     if level == "token":
         return "(tokens are masked at random, differently in every step)"
     gold = split.encoded.labels[task]
-    value, known = gold.of(int(record))
+    value, known = gold.at_record(int(record))
     if level == "span" and known.all() and value[0, 0] != answer_spans.UNKNOWN:
         whole = split.inputs.texts[record][-1] if split.inputs.words is None else split.inputs.words[record]
         return answer_spans.answer_text(whole, split.encoded, int(record), *value[0].tolist()) or "(no answer)"

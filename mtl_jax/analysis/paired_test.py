@@ -103,7 +103,7 @@ def example_scores(kind: str, gold: GoldLabels, predicted: Sequence[Any], is_sof
     """
     scores = np.full(len(gold.offsets) - 1, np.nan)
     for record in range(len(scores)):
-        value, known = gold.of(record)
+        value, known = gold.at_record(record)
         if not known.any():
             continue
         value = value.argmax(-1) if is_soft else value

@@ -72,7 +72,7 @@ def command(
             comments.append(f"# with the settings of {name} = {alternative}")
             continue
         for field, value in fields:
-            if _has(config, field):
+            if _has_field(config, field):
                 flags.append(_flag(field, value))
             else:  # the command line cannot add a field
                 comments.append(f"# with, in CONFIG.py, {_line(f'config.{field}', value)}")
@@ -87,7 +87,7 @@ def command(
     )
 
 
-def _has(config: Mapping[str, Any], field: str) -> bool:
+def _has_field(config: Mapping[str, Any], field: str) -> bool:
     *parents, last = field.split(".")
     return last in _get(config, parents)
 

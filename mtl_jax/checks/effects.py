@@ -80,12 +80,12 @@ def _height(layer: str) -> int:
 def _carves(config, entry) -> bool:
     del config
     return any(
-        share and not _given(entry, split)
+        share and not _is_named(entry, split)
         for split, share in (("dev", entry.dev_fraction), ("test", entry.test_fraction))
     )
 
 
-def _given(entry, split) -> bool:
+def _is_named(entry, split) -> bool:
     """Whether a split of a data set is named; a reader that reads no files makes all, where none is."""
     return bool(entry.splits.get(split)) or (
         entry.reader in READERS and READERS[entry.reader].generated and not entry.splits
@@ -165,7 +165,7 @@ def _either(names: Iterable[str]) -> str:
     return f"{', '.join(most)} or {last}" if most else last
 
 
-def _of(field: str, *values: Any) -> Callable[[Any, Any], bool]:
+def _field_is(field: str, *values: Any) -> Callable[[Any, Any], bool]:
     """Whether a field of a section has one of the values."""
     section, _, name = field.partition(".")
     return lambda config, _: config[section][name] in values
@@ -179,8 +179,8 @@ RULES = (
         lambda c, _: c.data.mixing != "all",
         "a config.data.mixing by which blocks are drawn; with 'all' each data set has its own",
     ),
-    Rule(("data.mixing_temperature",), _of("data.mixing", "temperature"), "config.data.mixing = 'temperature'"),
-    Rule(("data.mixing_weights",), _of("data.mixing", "weights"), "config.data.mixing = 'weights'"),
+    Rule(("data.mixing_temperature",), _field_is("data.mixing", "temperature"), "config.data.mixing = 'temperature'"),
+    Rule(("data.mixing_weights",), _field_is("data.mixing", "weights"), "config.data.mixing = 'weights'"),
     Rule(
         ("data.window_stride",),
         lambda c, _: not c.data.overflow and any(_labels(c, t) == "span" for t in c.tasks.values()),
@@ -248,7 +248,11 @@ RULES = (
         lambda c, _: bool(c.meta.method) and c.meta.inner_steps > 0,
         "a config.meta.method, and config.meta.inner_steps",
     ),
-    Rule(("meta.support_fraction",), _of("meta.method", "maml", "fomaml"), "config.meta.method = 'maml' or 'fomaml'"),
+    Rule(
+        ("meta.support_fraction",),
+        _field_is("meta.method", "maml", "fomaml"),
+        "config.meta.method = 'maml' or 'fomaml'",
+    ),
     Rule(
         ("training.early_stopping_patience",),
         lambda c, _: 0 < c.training.eval_every < c.training.steps,
@@ -256,7 +260,7 @@ RULES = (
     ),
     Rule(
         ("training.mesh.data",),
-        _of("training.placement", "jit"),
+        _field_is("training.placement", "jit"),
         "config.training.placement = 'jit'; 'pmap' takes all devices",
     ),
     Rule(
@@ -271,8 +275,8 @@ RULES = (
         "a reader of text files; this one reads no text, or knows how it is encoded",
     ),
     Rule(("datasets.*.markers",), lambda c, e: bool(e.marked), "marked spans: name them in marked"),
-    Rule(("datasets.*.dev_fraction",), lambda c, e: not _given(e, "dev"), "a data set without a split 'dev'"),
-    Rule(("datasets.*.test_fraction",), lambda c, e: not _given(e, "test"), "a data set without a split 'test'"),
+    Rule(("datasets.*.dev_fraction",), lambda c, e: not _is_named(e, "dev"), "a data set without a split 'dev'"),
+    Rule(("datasets.*.test_fraction",), lambda c, e: not _is_named(e, "test"), "a data set without a split 'test'"),
     Rule(("datasets.*.group_by",), _carves, "dev_fraction or test_fraction, which keep groups together"),
     Rule(
         ("tasks.*.classes",),

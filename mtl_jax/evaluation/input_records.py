@@ -81,7 +81,7 @@ class RequiredFields(NamedTuple):
                 return None
             line = record.fields[TEXT]
             return record._replace(fields={self.inputs[0]: line.split() if self.words else line})
-        return record if all(_has(record, name) for name in self.all) else None
+        return record if all(_has_field(record, name) for name in self.all) else None
 
     def excludes(self, record: Record) -> bool:
         """Whether `where` leaves the record out."""
@@ -303,7 +303,7 @@ def _groups(config: Config, by_dataset: Mapping[str, Sequence[LabelSpec]]) -> li
     return list(groups.values())
 
 
-def _has(record: Record, name: str) -> bool:
+def _has_field(record: Record, name: str) -> bool:
     """Whether a record has the field or the path; or the two fields of a span "start+end"."""
     return _has_path(record, name) or all(_has_path(record, part) for part in marked_spans.field_names(name))
 

@@ -90,7 +90,7 @@ def _labelled_words(gold: GoldLabels, predicted: Sequence[np.ndarray]) -> tuple[
     golds, predictions = [], []
     for record, sequences in enumerate(predicted):
         sequences = sequences.reshape(-1, sequences.shape[-1])
-        value, known = (array.reshape(sequences.shape) for array in gold.of(record))
+        value, known = (array.reshape(sequences.shape) for array in gold.at_record(record))
         for labels, labelled, tags in zip(value, known, sequences, strict=True):
             if labelled.any():
                 golds.append(labels[labelled])

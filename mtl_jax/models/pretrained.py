@@ -102,7 +102,7 @@ def load(folder: str | pathlib.Path) -> Pretrained:
         for tensor in wanted:
             published = names[prefix + tensor.name]
             value = opened.read(files[published], published, tensor.shape)
-            _put(params, tensor.path, np.ascontiguousarray(value.T) if tensor.transposed else value)
+            _set_leaf(params, tensor.path, np.ascontiguousarray(value.T) if tensor.transposed else value)
     used = {names[prefix + t.name] for t in wanted}
     return Pretrained(architecture, params, tuple(sorted(set(files) - used)), folder)
 
@@ -198,7 +198,7 @@ def _prefix(names: Mapping[str, str], architecture: Architecture, folder: pathli
     )
 
 
-def _put(tree: dict[str, Any], path: tuple[str, ...], value: np.ndarray) -> None:
+def _set_leaf(tree: dict[str, Any], path: tuple[str, ...], value: np.ndarray) -> None:
     for key in path[:-1]:
         tree = tree.setdefault(key, {})
     tree[path[-1]] = value

@@ -56,7 +56,7 @@ def task_arithmetic(stack: Tree, base: Tree, *, key: jax.Array | None = None, sc
       base: Θ_0, leaves [...].
     """
     vectors = subtract_anchor(stack, base)
-    return _moved(base, jax.tree.map(lambda leaf: leaf.sum(axis=0), vectors), scale)
+    return _add_scaled(base, jax.tree.map(lambda leaf: leaf.sum(axis=0), vectors), scale)
 
 
 def slerp(
@@ -101,7 +101,7 @@ def slerp(
             "direction between them; take 'linear' or 'task_arithmetic', or other weights"
         )
     merged = _weighted(trees, direction * inverse * jnp.dot(normalised, norms))
-    return _moved(base, merged, 1.0) if vectors else merged
+    return _add_scaled(base, merged, 1.0) if vectors else merged
 
 
 def ties(stack: Tree, base: Tree, *, key: jax.Array | None = None, scale: float = 1.0, density: float = 0.2) -> Tree:
@@ -129,7 +129,7 @@ def ties(stack: Tree, base: Tree, *, key: jax.Array | None = None, scale: float 
         count = agree.sum(axis=0).astype(leaf.dtype)
         return jnp.where(agree, leaf, jnp.zeros((), leaf.dtype)).sum(axis=0) / jnp.maximum(count, 1)
 
-    return _moved(base, jax.tree.map(elected, trimmed), scale)
+    return _add_scaled(base, jax.tree.map(elected, trimmed), scale)
 
 
 def dare(stack: Tree, base: Tree, *, key: jax.Array, scale: float = 0.4, drop: float = 0.9) -> Tree:
@@ -154,7 +154,7 @@ def dare(stack: Tree, base: Tree, *, key: jax.Array, scale: float = 0.4, drop: f
         keep = jax.random.bernoulli(jax.random.fold_in(key, int.from_bytes(name[:4], "big")), 1.0 - drop, leaf.shape)
         return jnp.where(keep, leaf / (1.0 - drop), jnp.zeros((), leaf.dtype)).sum(axis=0)
 
-    return _moved(base, jax.tree_util.tree_map_with_path(thinned, subtract_anchor(stack, base)), scale)
+    return _add_scaled(base, jax.tree_util.tree_map_with_path(thinned, subtract_anchor(stack, base)), scale)
 
 
 _SCALES = (0.1, 0.2, 0.3, 0.4, 0.6, 0.8, 1.0)
@@ -202,7 +202,7 @@ def _weighted(stack: Tree, coefficients: jax.Array) -> Tree:
     return jax.tree.map(combined, stack)
 
 
-def _moved(base: Tree, vector: Tree, scale: float) -> Tree:
+def _add_scaled(base: Tree, vector: Tree, scale: float) -> Tree:
     return jax.tree.map(lambda start, step: (start + scale * step).astype(step.dtype), base, vector)
 
 

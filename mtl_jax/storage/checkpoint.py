@@ -105,7 +105,7 @@ class Checkpoints:
 
         A failed write raises at the next call, at `check` or at `wait`.
         """
-        self.save_parts(int(state.step), {"params": state.params, "rest": _rest(state)}, metadata)
+        self.save_parts(int(state.step), {"params": state.params, "rest": _other_parts(state)}, metadata)
 
     def save_parts(self, step: int, parts: dict[str, Any], metadata: dict[str, Any]) -> None:
         """As `save`, for named pytrees."""
@@ -164,7 +164,7 @@ class Checkpoints:
           Damaged: it differs from what was written.
           UserError: it is of another model.
         """
-        parts = self.restore_parts(step, {"params": abstract.params, "rest": _rest(abstract)})
+        parts = self.restore_parts(step, {"params": abstract.params, "rest": _other_parts(abstract)})
         return TrainState(params=parts["params"], **parts["rest"])
 
     def restore_parts(self, step: int, abstract: dict[str, Any]) -> dict[str, Any]:
@@ -222,7 +222,7 @@ def _no_checkpoint(workdir: pathlib.Path, which: str) -> UserError:
     return UserError(f"{workdir}: no checkpoint {which!r} in {places}/; train first, or name one with --checkpoint")
 
 
-def _rest(state: TrainState) -> dict[str, Any]:
+def _other_parts(state: TrainState) -> dict[str, Any]:
     return {name: value for name, value in state._asdict().items() if name != "params"}
 
 

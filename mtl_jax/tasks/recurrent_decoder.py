@@ -59,7 +59,7 @@ class DropoutFactors(NamedTuple):
     """Dropout as factors: on the attention weights [R, S, T], and on what each layer but the first reads [R, S, W]."""
 
     attention: Array
-    between: tuple[Array, ...]
+    inputs: tuple[Array, ...]
 
 
 def init(key: Array, sizes: DecoderSizes) -> Params:
@@ -150,7 +150,7 @@ def _advance(
     x = jnp.concatenate([x, state.attended], axis=-1)
     for number, layer in enumerate(decoder.layer_params(params)):
         if number and factors is not None:
-            x = x * factors.between[number - 1]
+            x = x * factors.inputs[number - 1]
         z = dense(layer["input"], x) + state.hidden[number] @ layer["recurrent"]["kernel"]
         i, f, g, o = jnp.split(z, _GATES, axis=-1)
         c = jax.nn.sigmoid(f) * state.cell[number] + jax.nn.sigmoid(i) * jnp.tanh(g)

@@ -169,7 +169,7 @@ class OptimizerSpec:
         @standard_promotion
         def init(params: FlatParams) -> dict[str, PyTree]:
             groups = _grouped(params, multipliers)
-            return {group.key: optimizer(group).init(_of(params, paths)) for group, paths in groups.items()}
+            return {group.key: optimizer(group).init(_select_paths(params, paths)) for group, paths in groups.items()}
 
         @standard_promotion
         def move(
@@ -177,10 +177,10 @@ class OptimizerSpec:
         ) -> tuple[dict[str, jax.Array], dict[str, PyTree]]:
             updates, after = {}, {}
             for group, paths in _grouped(params, multipliers).items():
-                trees = _of(gradient, paths), state[group.key], _of(params, paths)
+                trees = _select_paths(gradient, paths), state[group.key], _select_paths(params, paths)
                 moved, after[group.key] = optimizer(group).update(*trees)
                 updates |= moved
-            return _of(updates, params), after
+            return _select_paths(updates, params), after
 
         def stay(
             gradient: FlatParams, state: dict[str, PyTree], params: FlatParams
@@ -236,7 +236,7 @@ def _grouped(params: FlatParams, multipliers: Mapping[str, float]) -> dict[_Grou
     return groups
 
 
-def _of(flat: FlatParams, paths: Iterable[str]) -> dict[str, jax.Array]:
+def _select_paths(flat: FlatParams, paths: Iterable[str]) -> dict[str, jax.Array]:
     return {path: flat[path] for path in paths}
 
 

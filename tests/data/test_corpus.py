@@ -62,7 +62,9 @@ def test_small_corpus():
     assert corpus.vocabularies["intent"].all_names == ("book", "greet", "new")
     talk = corpus.splits["talk"]["train"].encoded
     assert sorted(talk.record.tolist()) == [0, 1, 2, 2]  # ten words split over rows of eight
-    assert talk.labels["slots"].of(2)[0].tolist() == [0] * 10 and talk.labels["slots"].of(1)[1].tolist() == [False]
+    assert talk.labels["slots"].at_record(2)[0].tolist() == [0] * 10 and talk.labels["slots"].at_record(1)[
+        1
+    ].tolist() == [False]
     assert corpus.splits["pairs"]["train"].encoded.lengths[[0, 1]].tolist() in ([5, 8], [8, 5])  # one [SEP], truncated
     statistics = corpus.statistics
     assert statistics["tasks"]["intent"]["dev"] == {
@@ -195,7 +197,7 @@ def test_some_records_keep_their_labels():
         assert gold["dev"]["all"].known.sum() == gold["train"]["all"].known.sum() == 180
         assert corpus.rows["d"]["train"].labels["few"]["mask"].sum() == gold["train"]["few"].known.sum()
         assert not gold["train"]["few"].value[~gold["train"]["few"].known].any()
-        return {m for m in range(200) if gold["train"]["few"].of(m)[1].any()}, corpus
+        return {m for m in range(200) if gold["train"]["few"].at_record(m)[1].any()}, corpus
 
     few, corpus = known(20)
     assert len(few) == 20 and not any(m % 10 == 0 for m in few) and corpus.vocabularies["few"].names[3] == "c3"

@@ -129,14 +129,14 @@ def test_predictions_come_back_by_record(lengths, row_length, limit):
     np.testing.assert_array_equal(topic[known], split.labels["topic"].value[known])
     pos = gather_words(split, example, labels["pos"], labels["pos"]["value"])
     for n, found in enumerate(pos):
-        np.testing.assert_array_equal(found, split.labels["pos"].of(n)[0])
+        np.testing.assert_array_equal(found, split.labels["pos"].at_record(n)[0])
     soft = np.stack([labels["pos"]["value"], -labels["pos"]["value"]], -1).astype(np.float32)
     assert gather_words(split, example, labels["pos"], soft)[0].shape == (lengths[0], 2)
     roles = gather_words(split, example, labels["srl"], labels["srl"]["value"])
     for n, found in enumerate(roles):
         predicates = records[n].fields["predicates"]
         assert found.shape == (len(predicates), lengths[n])
-        gold = split.labels["srl"].of(n)[0].reshape(found.shape)
+        gold = split.labels["srl"].at_record(n)[0].reshape(found.shape)
         begins = [*sorted(split.first_word[(split.record == n) & ~split.copy]), lengths[n]]
         for number, at in enumerate(predicates):  # roles are read off the example that holds the predicate
             inside = max(begin for begin in begins[:-1] if begin <= at)

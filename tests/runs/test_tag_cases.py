@@ -39,6 +39,6 @@ def test_tags_are_read_as_spans_in_one_scheme(tmp_path, monkeypatch, name, names
     # what is gold, predicted, is scored as 1
     objective = experiment.objective_for(experiment.corpus.layout)
     gold = experiment.corpus.splits["d"]["dev"].encoded.labels[task]
-    whole = [gold.of(m)[0][None] for m in range(len(gold.offsets) - 1)]
+    whole = [gold.at_record(m)[0][None] for m in range(len(gold.offsets) - 1)]
     pair = metric_inputs.gold_and_predicted(experiment.corpus, objective, task, "d", "dev", whole)
     assert evaluate("entity_f1", *pair, experiment.corpus.vocabularies[task].all_names) == 1.0

@@ -27,7 +27,7 @@ class GoldLabels(NamedTuple):
     texts: Sequence[str] = ()
     sources: Sequence[Sequence[str]] = ()
 
-    def of(self, record: int) -> tuple[np.ndarray, np.ndarray]:
+    def at_record(self, record: int) -> tuple[np.ndarray, np.ndarray]:
         """(value, known) of one record."""
         span = slice(self.offsets[record], self.offsets[record + 1])
         return self.value[span], self.known[span]

@@ -26,7 +26,7 @@ def spans_in_text(record: Record, text: str, marked: Sequence[str], ends: str = 
         return text, _pair(_span(record, name, len(text), "character", ends or "excluded") for name in marked)
     for mark in marked:
         if text.count(mark) != 1:
-            raise _at(record, f"{mark!r} should occur once in the text, found {text.count(mark)} times")
+            raise _error_at(record, f"{mark!r} should occur once in the text, found {text.count(mark)} times")
     order = sorted(range(4), key=lambda k: text.index(marked[k]))
     places, removed = [0] * 4, 0
     for k in order:
@@ -45,7 +45,7 @@ def spans_in_words(
         return words, _pair(_span(record, name, len(words), "word", ends or "included") for name in marked)
     for mark in marked:
         if words.count(mark) != 1:
-            raise _at(record, f"{mark!r} should be one of the words, once, found {words.count(mark)} times")
+            raise _error_at(record, f"{mark!r} should be one of the words, once, found {words.count(mark)} times")
     places = [sum(word not in marked for word in words[: words.index(mark)]) for mark in marked]
     return [word for word in words if word not in marked], _closed(record, places, marked)
 
@@ -89,7 +89,7 @@ def token_spans(record: Record, spans: Spans, offsets: Sequence[tuple[int, int]]
     def tokens(begin: int, end: int) -> tuple[int, int]:
         inside = [i for i, (a, b) in enumerate(offsets) if a < end and b > begin]
         if not inside:
-            raise _at(record, f"no token between characters {begin} and {end}, which are marked")
+            raise _error_at(record, f"no token between characters {begin} and {end}, which are marked")
         return inside[0], inside[-1] + 1
 
     return _pair(tokens(*span) for span in spans)
@@ -111,11 +111,15 @@ def _span(record: Record, name: str, length: int, what: str, ends: str) -> tuple
         value = (value.get("start"), value.get("end"))
     pair = [_integer(item) for item in value] if isinstance(value, list | tuple) else []
     if len(pair) != 2 or None in pair:
-        raise _at(record, f"field {name!r} should be the first and the last {what} of a span, found {value!r}"[:200])
+        raise _error_at(
+            record, f"field {name!r} should be the first and the last {what} of a span, found {value!r}"[:200]
+        )
     begin, end = pair[0], pair[1] + (ends == "included")
     if not 0 <= begin < end <= length:
         convention = f"the last {what} {ends}, see marked_ends of the data set"
-        raise _at(record, f"field {name!r}: no such span, {value!r} ({convention}), in a text of {length} {what}s")
+        raise _error_at(
+            record, f"field {name!r}: no such span, {value!r} ({convention}), in a text of {length} {what}s"
+        )
     return begin, end
 
 
@@ -131,7 +135,7 @@ def _integer(value: Any) -> int | None:
 def _closed(record: Record, places: Sequence[int], marked: Sequence[str]) -> Spans:
     for k in (0, 2):
         if places[k] >= places[k + 1]:
-            raise _at(record, f"nothing is between {marked[k]!r} and {marked[k + 1]!r}")
+            raise _error_at(record, f"nothing is between {marked[k]!r} and {marked[k + 1]!r}")
     return (places[0], places[1]), (places[2], places[3])
 
 
@@ -140,5 +144,5 @@ def _pair(spans: Iterable[tuple[int, int]]) -> Spans:
     return first, second
 
 
-def _at(record: Record, message: str) -> UserError:
+def _error_at(record: Record, message: str) -> UserError:
     return UserError(f"{where(record)}: {message}")

@@ -127,18 +127,18 @@ def _text_inputs(
 def _text(record: Record, name: str) -> str:
     value = field(record, name)
     if not isinstance(value, str):
-        raise _at(record, f"field {name!r} should be a string, found {value!r}")
+        raise _error_at(record, f"field {name!r} should be a string, found {value!r}")
     if not value.strip():
-        raise _at(record, f"field {name!r}: empty text")
+        raise _error_at(record, f"field {name!r}: empty text")
     return value
 
 
 def _words(record: Record, name: str) -> list[str]:
     value = field(record, name)
     if not isinstance(value, list | tuple) or not all(isinstance(word, str) for word in value):
-        raise _at(record, f"field {name!r} should be a list of words, found {value!r}"[:200])
+        raise _error_at(record, f"field {name!r} should be a list of words, found {value!r}"[:200])
     if not value:
-        raise _at(record, f"field {name!r}: empty text")
+        raise _error_at(record, f"field {name!r}: empty text")
     return list(value)
 
 
@@ -147,7 +147,7 @@ def _predicates(record: Record, name: str, words: int) -> list[int]:
     if value is None:
         return []
     if not isinstance(value, list | tuple) or not all(isinstance(p, int) and 0 <= p < words for p in value):
-        raise _at(record, f"field {name!r} should list word indices from 0 to {words - 1}, found {value!r}"[:200])
+        raise _error_at(record, f"field {name!r} should list word indices from 0 to {words - 1}, found {value!r}"[:200])
     return list(value)
 
 
@@ -155,16 +155,18 @@ def _choices(record: Record, names: Sequence[str]) -> list[str]:
     values = [field(record, name) for name in names]
     if len(names) == 1:
         if not isinstance(values[0], list | tuple):
-            raise _at(record, f"field {names[0]!r} should be a list of choices, found {values[0]!r}"[:200])
+            raise _error_at(record, f"field {names[0]!r} should be a list of choices, found {values[0]!r}"[:200])
         values = list(values[0])
     present = [value for value in values if value is not None]
     # A table may have fewer choices in a row than columns.
     while present and isinstance(present[-1], str) and not present[-1].strip():
         present.pop()
     if len(present) < 2 or not all(isinstance(value, str) and value.strip() for value in present):
-        raise _at(record, f"{', '.join(names)}: at least two choices, each a string, expected, found {values!r}"[:200])
+        raise _error_at(
+            record, f"{', '.join(names)}: at least two choices, each a string, expected, found {values!r}"[:200]
+        )
     return present
 
 
-def _at(record: Record, message: str) -> UserError:
+def _error_at(record: Record, message: str) -> UserError:
     return UserError(f"{where(record)}: {message}")

@@ -173,7 +173,9 @@ def _raw(record: Record, spec: LabelSpec) -> list[_RawAnswer] | None:
     if isinstance(value, list | tuple) and len(value) == 2 and all(type(v) is int for v in value):
         value = [value]
     if not isinstance(value, list | tuple):
-        raise _wrong(record, spec, f"answers are objects with text and answer_start, or start and end, found {value!r}")
+        raise _label_error(
+            record, spec, f"answers are objects with text and answer_start, or start and end, found {value!r}"
+        )
     answers = [_raw_answer(item, spec, record) for item in value]
     return [answer for answer in answers if answer.start != -1]
 
@@ -183,7 +185,9 @@ def _columns(value: Mapping[str, Any], spec: LabelSpec, record: Record) -> list[
     columns = {name: list(v) if isinstance(v, list | tuple) else [v] for name, v in value.items()}
     used = [name for name in ("text", "answer_start", "start", "end") if name in columns]
     if len({len(columns[name]) for name in used}) > 1:
-        raise _wrong(record, spec, "lists of different lengths: " + ", ".join(f"{len(columns[n])} {n}" for n in used))
+        raise _label_error(
+            record, spec, "lists of different lengths: " + ", ".join(f"{len(columns[n])} {n}" for n in used)
+        )
     return [dict(zip(used, row, strict=True)) for row in zip(*(columns[name] for name in used), strict=True)] or (
         [] if used else [value]
     )
@@ -193,11 +197,11 @@ def _raw_answer(item: Any, spec: LabelSpec, record: Record) -> _RawAnswer:
     if isinstance(item, list | tuple) and len(item) == 2:
         item = {"start": item[0], "end": item[1]}
     if not isinstance(item, Mapping) or not {"answer_start", "start"} & set(item) or not {"text", "end"} & set(item):
-        raise _wrong(record, spec, f"an answer has text and answer_start, or start and end, found {item!r}")
+        raise _label_error(record, spec, f"an answer has text and answer_start, or start and end, found {item!r}")
     start = _integer(item["answer_start"] if "answer_start" in item else item["start"], spec, record)
     if "text" in item:
         if not isinstance(item["text"], str):
-            raise _wrong(record, spec, f"the text of an answer should be a string, found {item['text']!r}")
+            raise _label_error(record, spec, f"the text of an answer should be a string, found {item['text']!r}")
         return _RawAnswer(item["text"], start, None)
     return _RawAnswer(None, start, _integer(item["end"], spec, record))
 
@@ -207,7 +211,7 @@ def _locate_in_text(raw: _RawAnswer, context: str, record: Record, spec: LabelSp
     text, start, end = raw
     if text is None:
         if not 0 <= start < end <= len(context):
-            raise _wrong(record, spec, f"no characters {start} to {end} in a text of {len(context)}")
+            raise _label_error(record, spec, f"no characters {start} to {end} in a text of {len(context)}")
         return Answer(start, end, context[start:end]), ""
     bare = text.strip()
     shifted = start + len(text) - len(text.lstrip())
@@ -230,9 +234,9 @@ def _locate_in_words(raw: _RawAnswer, words: Sequence[str], record: Record, spec
     """As `_locate_in_text`, for an answer among words."""
     _, start, end = raw
     if end is None:
-        raise _wrong(record, spec, "answers in a list of words are given by start and end, the indices of words")
+        raise _label_error(record, spec, "answers in a list of words are given by start and end, the indices of words")
     if not 0 <= start <= end < len(words):
-        raise _wrong(record, spec, f"no words {start} to {end} among {len(words)}")
+        raise _label_error(record, spec, f"no words {start} to {end} among {len(words)}")
     return Answer(start, end + 1, ""), ""
 
 
@@ -242,9 +246,9 @@ def _integer(value: Any, spec: LabelSpec, record: Record) -> int:
     if isinstance(value, str) and value.strip().lstrip("-").isdecimal():
         value = int(value)
     if not isinstance(value, int) or isinstance(value, bool):
-        raise _wrong(record, spec, f"an offset should be an integer, found {value!r}")
+        raise _label_error(record, spec, f"an offset should be an integer, found {value!r}")
     return value
 
 
-def _wrong(record: Record, spec: LabelSpec, message: str) -> UserError:
+def _label_error(record: Record, spec: LabelSpec, message: str) -> UserError:
     return UserError(f"{where(record)}: task {spec.task}: {message[:300]}")

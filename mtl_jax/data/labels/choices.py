@@ -52,12 +52,12 @@ def _number(raw, choices: list[str], spec: LabelSpec, record: Record) -> int | N
             numbers.add(int(raw))
     if len(numbers) > 1:
         both = f"label {raw!r} can mean the choices {sorted(numbers)}, counted from 0"
-        raise _at(record, spec, f"{both}; write a number, or name the labels in order as `classes` of the task")
+        raise _error_at(record, spec, f"{both}; write a number, or name the labels in order as `classes` of the task")
     if not numbers or not 0 <= min(numbers) < len(choices):
         none = f"label {raw!r} is none of the {len(choices)} choices: {', '.join(choices)}"[:300]
-        raise _at(record, spec, none + missing_value_advice(raw, spec))
+        raise _error_at(record, spec, none + missing_value_advice(raw, spec))
     return numbers.pop()
 
 
-def _at(record: Record, spec: LabelSpec, message: str) -> UserError:
+def _error_at(record: Record, spec: LabelSpec, message: str) -> UserError:
     return UserError(f"{where(record)}: task {spec.task}: {message}")

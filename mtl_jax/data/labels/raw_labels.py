@@ -73,7 +73,7 @@ def collect_labels(
             count = None if words is None else words[m]
             given = None if predicates is None else predicates[m]
             parts = [_of_record(find_field(record, name), spec, record, count, given) for name in names]
-            values += parts[0] if len(parts) == 1 else [_joined(p, spec, record) for p in zip(*parts, strict=True)]
+            values += parts[0] if len(parts) == 1 else [_join_labels(p, spec, record) for p in zip(*parts, strict=True)]
         ends.append(len(values))
     return RawLabels(values, np.asarray(ends, np.int64), records)
 
@@ -97,17 +97,17 @@ def _of_record(
         return _sequence(raw, words, spec, record)
     if raw is not None and (not is_list(raw) or len(raw) != len(predicates)):
         found = f"{len(raw)} lists" if is_list(raw) else repr(raw)
-        raise _wrong(spec, record, f"{len(predicates)} predicates want as many lists of labels, found {found}")
+        raise _label_error(spec, record, f"{len(predicates)} predicates want as many lists of labels, found {found}")
     lists = [None] * len(predicates) if raw is None else raw
     return [label for labels in lists for label in _sequence(labels, words, spec, record)]
 
 
-def _joined(parts: Sequence[Any], spec: LabelSpec, record: Record) -> str | None:
+def _join_labels(parts: Sequence[Any], spec: LabelSpec, record: Record) -> str | None:
     """Several labels as one; missing where one of them is."""
     if any(part is None for part in parts):
         return None
     if not all(isinstance(part, str) for part in parts):
-        raise _wrong(spec, record, f"labels of the fields {spec.field!r} should be names, found {parts!r}")
+        raise _label_error(spec, record, f"labels of the fields {spec.field!r} should be names, found {parts!r}")
     return LABEL_SEPARATOR.join(parts)
 
 
@@ -117,7 +117,7 @@ def _flags(values: Mapping[str, Any], spec: LabelSpec, record: Record) -> tuple[
     for name, raw in values.items():
         text = "" if is_missing(raw, spec) else _name(raw).removesuffix(".0").lower()
         if text and text not in (*_YES, *_NO, *_UNKNOWN):
-            raise _wrong(spec, record, f"field {name!r} should be 0 or 1 (-1: not labelled), found {raw!r}")
+            raise _label_error(spec, record, f"field {name!r} should be 0 or 1 (-1: not labelled), found {raw!r}")
         names[name] = text
     return tuple(n for n, t in names.items() if t in _YES) if all(t in (*_YES, *_NO) for t in names.values()) else None
 
@@ -138,9 +138,11 @@ def _sequence(raw: Any, words: int, spec: LabelSpec, record: Record) -> list[Any
     if raw is None:
         return [None] * words
     if not is_list(raw):
-        raise _wrong(spec, record, f"field {spec.field!r} should be a list with a label for each word, found {raw!r}")
+        raise _label_error(
+            spec, record, f"field {spec.field!r} should be a list with a label for each word, found {raw!r}"
+        )
     if len(raw) != words:
-        raise _wrong(spec, record, f"{words} words but {len(raw)} labels in field {spec.field!r}")
+        raise _label_error(spec, record, f"{words} words but {len(raw)} labels in field {spec.field!r}")
     return [_canonical(label, spec, record) for label in raw]
 
 
@@ -160,7 +162,7 @@ def _canonical(raw: Any, spec: LabelSpec, record: Record) -> Any:
             number = math.nan
         if not math.isfinite(number):
             shown = f"{raw!r:.80}{missing_value_advice(raw, spec)}"
-            raise _wrong(spec, record, f"field {spec.field!r} should be a number, found {shown}")
+            raise _label_error(spec, record, f"field {spec.field!r} should be a number, found {shown}")
         return number
     if spec.kind == "set":
         return _set(raw, spec, record)
@@ -169,7 +171,7 @@ def _canonical(raw: Any, spec: LabelSpec, record: Record) -> Any:
     if is_list(raw):
         if raw and all(isinstance(item, str) for item in raw):
             shown = f"{str(raw)[:80]}; kind 'multilabel' reads sets"
-            raise _wrong(spec, record, f"field {spec.field!r} should be one name, found the list {shown}")
+            raise _label_error(spec, record, f"field {spec.field!r} should be one name, found the list {shown}")
         return _distribution(raw, spec, record)
     return _name(raw)
 
@@ -179,7 +181,9 @@ def _set(raw: Any, spec: LabelSpec, record: Record) -> tuple[str, ...] | None:
     if isinstance(raw, str) and literals.looks_like_list(raw):
         parsed = literals.parse_literal(raw, names=True)
         if parsed is None and (raw.strip().startswith("[") or raw.strip().endswith("]")):
-            raise _wrong(spec, record, f"field {spec.field!r} looks like a list, but cannot be read: {raw[:80]!r}")
+            raise _label_error(
+                spec, record, f"field {spec.field!r} looks like a list, but cannot be read: {raw[:80]!r}"
+            )
         raw = raw if parsed is None else parsed or []
     if isinstance(raw, Mapping):
         return _flags({_name(name): value for name, value in raw.items()}, spec, record)
@@ -189,7 +193,7 @@ def _set(raw: Any, spec: LabelSpec, record: Record) -> tuple[str, ...] | None:
     if is_list(raw) and _is_vector(raw, spec):
         return tuple(name for name, flag in zip(spec.classes, raw, strict=True) if flag)
     if any(is_list(item) or isinstance(item, Mapping) for item in items):
-        raise _wrong(spec, record, f"field {spec.field!r} should be a list of names, found {raw!r:.80}")
+        raise _label_error(spec, record, f"field {spec.field!r} should be a list of names, found {raw!r:.80}")
     return tuple(dict.fromkeys(_name(item) for item in items if item is not None and _name(item)))
 
 
@@ -227,9 +231,9 @@ def missing_option_advice(names: Sequence[str], spec: LabelSpec) -> str:
 def _distribution(raw: Sequence[Any], spec: LabelSpec, record: Record) -> tuple[float, ...]:
     """Checked probabilities, normalised where rounding changed their sum (by up to 1e-3)."""
     if any(isinstance(p, bool) or not isinstance(p, int | float) or not math.isfinite(p) or p < 0 for p in raw):
-        raise _wrong(spec, record, f"field {spec.field!r}: probabilities should be numbers >= 0, found {raw!r}")
+        raise _label_error(spec, record, f"field {spec.field!r}: probabilities should be numbers >= 0, found {raw!r}")
     if not math.isclose(sum(raw), 1.0, abs_tol=1e-3):
-        raise _wrong(spec, record, f"field {spec.field!r}: probabilities should sum to 1, found {sum(raw):g}")
+        raise _label_error(spec, record, f"field {spec.field!r}: probabilities should sum to 1, found {sum(raw):g}")
     return tuple(p / sum(raw) for p in raw)
 
 
@@ -247,5 +251,5 @@ def is_list(raw: Any) -> bool:
     return isinstance(raw, list | tuple | np.ndarray)
 
 
-def _wrong(spec: LabelSpec, record: Record, message: str) -> UserError:
+def _label_error(spec: LabelSpec, record: Record, message: str) -> UserError:
     return UserError(f"{where(record)}: task {spec.task}: {message}")

@@ -42,7 +42,7 @@ def bracket_spelling(value: str) -> str:
     return value if tag_schemes.is_bracket(value) else ""
 
 
-def _other(value: str, form: re.Pattern[str], case: Callable[[str], str]) -> str:
+def _normalised_tag(value: str, form: re.Pattern[str], case: Callable[[str], str]) -> str:
     if case(value) == "O":
         return "O"
     match = form.fullmatch(value)
@@ -98,7 +98,7 @@ def detect_spelling(counts: Mapping[str, int]) -> Spelling | None:
         return bracket_spelling
     spellings: list[Spelling] = [untyped]
     if counts.keys() & OUTSIDE:  # other spellings need values outside of all spans as evidence
-        spellings += [functools.partial(_other, form=form, case=case) for form, case in _OTHERS]
+        spellings += [functools.partial(_normalised_tag, form=form, case=case) for form, case in _OTHERS]
     for spelling, letters in itertools.product(spellings, ("BI", "BIES", "BILU", "BMES")):
         parse = functools.partial(_of_letters, parse=spelling, letters=letters)
         if share(parse) > _NEARLY_ALL and marks(parse):

@@ -81,7 +81,7 @@ def collect_targets(records: Sequence[Record], spec: LabelSpec, tokenizer: Token
       UserError: by file and line: neither string nor list of words, or empty and not among `spec.missing`.
     """
     units = [_target(record, spec) for record in records]
-    cut = iter(_cut([unit for unit in units if unit is not None], spec.target, tokenizer, with_blanks))
+    cut = iter(_split_targets([unit for unit in units if unit is not None], spec.target, tokenizer, with_blanks))
     tokens = [None if unit is None else next(cut) for unit in units]
     join = _joiner(spec.target, tokenizer, with_blanks)
     texts = ["" if found is None else join(found) for found in tokens]
@@ -98,7 +98,7 @@ def reference_texts(
 ) -> list[str]:
     """Texts, or lists of words, as the task would write them: what can be compared with targets."""
     with_blanks = _first_word(vocabulary) > len(SPECIALS)
-    return list(map(_joiner(spec, tokenizer, with_blanks), _cut(units, spec, tokenizer, with_blanks)))
+    return list(map(_joiner(spec, tokenizer, with_blanks), _split_targets(units, spec, tokenizer, with_blanks)))
 
 
 def build_vocabulary(
@@ -230,7 +230,7 @@ def _by_words(spec: TargetSpec, tokenizer: Tokenizer) -> bool:
     return spec.tokens == "words" or isinstance(tokenizer, WordTokenizer)
 
 
-def _cut(
+def _split_targets(
     units: Sequence[str | Sequence[str]], spec: TargetSpec, tokenizer: Tokenizer, with_blanks: bool
 ) -> list[list[str]]:
     if not _by_words(spec, tokenizer):

@@ -47,7 +47,7 @@ def read_srl_questions(
         if "{predicate}" not in template:
             raise UserError(f'options.questions[{role!r}]: has to hold "{{predicate}}", found {template!r}')
     lacking = 0
-    for record in _joined(read_srl(location, encoding), sentences):
+    for record in _merge_sentences(read_srl(location, encoding), sentences):
         words = record.fields["words"]
         begins = [0]
         for word in words:
@@ -158,7 +158,7 @@ def read_conllu_endings(
         yield Record(fields, record.file, record.line)
 
 
-def _joined(records: Iterator[Record | Note], count: int) -> Iterator[Record]:
+def _merge_sentences(records: Iterator[Record | Note], count: int) -> Iterator[Record]:
     """Records of `count` sentences each, the last one of the remaining ones: words, predicates and roles."""
     while group := list(itertools.islice(records, count)):
         words = [word for record in group for word in record.fields["words"]]

@@ -95,15 +95,15 @@ def _records(
     rows, behind_a_bad_one = form.rows(at), False
     while (row := next(rows, None)) is not None:
         number = row.first + 1
-        wrong = _wrong(row, form, names, least)
+        wrong = _row_problem(row, form, names, least)
         if behind_a_bad_one and not wrong and form.has_half_a_quote(row):
             wrong = "the end of quotes that begin in a line before"
         behind_a_bad_one = bool(wrong)
         if wrong and not skip:
             hint = ', options.quoting="none"' if form.quoted else ""
+            other = _other_delimiter(row, form, len(names))
             raise UserError(
-                f"{file}:{number}: {wrong}. Ways out: another options.delimiter{_other(row, form, len(names))}{hint}, "
-                'on_bad_line="skip"'
+                f'{file}:{number}: {wrong}. Ways out: another options.delimiter{other}{hint}, on_bad_line="skip"'
             )
         if wrong:
             inner, good = form.inside(row, least, len(names))
@@ -201,13 +201,13 @@ def _splitting(text: str, wanted: int = 0) -> str:
     return best if counts[best] > 1 and (not wanted or counts[best] == wanted) else ""
 
 
-def _other(row: _Row, form: _Form, wanted: int) -> str:
+def _other_delimiter(row: _Row, form: _Form, wanted: int) -> str:
     """The delimiter that makes as many columns as wanted of the line of a row, for the message."""
     other = _splitting(form.lines[row.first], wanted) if wanted > 1 else ""
     return f" ({other!r} makes {wanted} columns)" if other not in ("", form.delimiter) else ""
 
 
-def _wrong(row: _Row, form: _Form, names: list[str], least: int) -> str:
+def _row_problem(row: _Row, form: _Form, names: list[str], least: int) -> str:
     """What is wrong with a row, or nothing; empty cells after the last column are allowed."""
     if type(row.cells) is list and len(row.cells) == len(names):
         return ""

@@ -25,7 +25,7 @@ def place_of_records(document: Record, columns: Sequence[str], fields: Sequence[
     if _by_key(value, columns):
         return ""
     places = list(_places(value, columns))
-    fitting = [path for path in places if fields and _has(document, path, fields)]
+    fitting = [path for path in places if fields and _has_fields(document, path, fields)]
     if len(fitting) == 1:
         return fitting[0]
     plain = [name for name, inner in value.items() if _is_plain(inner)]
@@ -55,7 +55,7 @@ def place_of_records(document: Record, columns: Sequence[str], fields: Sequence[
     return None
 
 
-def _has(document: Record, path: str, fields: Sequence[str]) -> bool:
+def _has_fields(document: Record, path: str, fields: Sequence[str]) -> bool:
     """Whether the first record of a list, or of an object with records by key, has the fields."""
     inner = field(document, path)
     first = next(iter(inner.values() if isinstance(inner, Mapping) else inner))

@@ -102,10 +102,10 @@ class _Reading:
         if name == self.record:
             self.found.append((element.line, element.fields))
         if self.open:
-            _into(self.open[-1].fields, name, value, name in self.lists)
+            _add_field(self.open[-1].fields, name, value, name in self.lists)
 
 
-def _into(fields: dict[str, Any], name: str, value: Any, as_list: bool) -> None:
+def _add_field(fields: dict[str, Any], name: str, value: Any, as_list: bool) -> None:
     """Puts a child into its parent: as one more of a list where there are attributes or children of the same name."""
     before = fields.get(name)
     if isinstance(before, list):

@@ -148,7 +148,7 @@ def combine_gradients(
         leaf = leaf.sum(axis=0) if shared.taps.halves == 2 else leaf
         owner = shared.owners[path]
         by_slice = _one_hot(owner) * slice_factors(owner, weights, alpha)[:, None]  # [K, O]
-        used = jnp.where(_like(by_slice.any(axis=1), leaf), leaf, 0.0)  # with weight 0 not even NaN counts
+        used = jnp.where(_broadcast_flags(by_slice.any(axis=1), leaf), leaf, 0.0)  # with weight 0 not even NaN counts
         flat[path] = jnp.tensordot(by_slice.T, used, 1, precision=_HIGHEST)
     if gradients.tokens is not None:
         owner = shared.owners[EMBEDDING_TABLE]
@@ -299,5 +299,5 @@ def _same_owner(owner: tuple[int, ...]) -> np.ndarray:
     return ((owner_of[:, None] == owner_of[None, :]) & shared[:, None]).astype(np.float32)
 
 
-def _like(flags: jax.Array, leaf: jax.Array) -> jax.Array:
+def _broadcast_flags(flags: jax.Array, leaf: jax.Array) -> jax.Array:
     return flags.reshape(-1, *(1,) * (leaf.ndim - 1))

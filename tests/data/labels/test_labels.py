@@ -60,9 +60,9 @@ def test_tags_outside_first_and_missing_words():
     spec = LabelSpec("t", "d", "y", level="word")
     vocabulary, found, _ = gold(spec, [["B-x", "O", None], ["A"], None], words=[3, 1, 2])
     assert vocabulary.names == ("O", "A", "B-x")
-    value, known = found["train"].of(0)
+    value, known = found["train"].at_record(0)
     assert value.tolist() == [2, 0, 0] and known.tolist() == [True, True, False]
-    assert found["train"].of(2)[1].tolist() == [False, False]
+    assert found["train"].at_record(2)[1].tolist() == [False, False]
     np.testing.assert_array_equal(found["train"].offsets, [0, 3, 4, 6])
 
 

@@ -282,7 +282,7 @@ def test_a_task_on_any_reader_gets_tags_in_one_scheme(tmp_path, monkeypatch, rea
     place = {"jsonl": "dev:1", "conll": "dev:3", "parallel": "dev/w:1"}[reader]
     assert any("'Z' (1)" in note and note.endswith(place) for note in corpus.notes)
     gold = corpus.splits["d"]["dev"].encoded.labels["t"]
-    ids = [gold.of(record)[0] for record in range(2)]
+    ids = [gold.at_record(record)[0] for record in range(2)]
     assert sorted(span[1:] for span in task_tags.spans(ids, vocabulary.all_names)) == [(0, 0, "X"), (1, 2, "W")]
 
 

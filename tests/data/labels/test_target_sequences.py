@@ -61,7 +61,7 @@ def test_targets_are_packed_with_their_examples_and_copied_words_have_places(tmp
     assert seen == wanted
     assert (arrays["mask"] == (arrays["segment"] > 0)).all()
     gold = data.splits["d"]["dev"].encoded.labels["t"]
-    assert gold.of(0)[0].tolist() == [size + 2, 5, 0, END] and gold.texts == ["old b gone"]
+    assert gold.at_record(0)[0].tolist() == [size + 2, 5, 0, END] and gold.texts == ["old b gone"]
     assert gold.sources[0] == ["new", "a", "old"]  # words that the tokenizer does not know, too
     table = copied_ids(data.vocabularies["t"], data.tokenizer)
     assert [table[data.tokenizer.index[w]] for w in ("a", "b", "[UNK]", "[SEP]")] == [-1, 5, -1, -2]

@@ -121,8 +121,8 @@ def test_a_layer_in_parts_is_the_layer(monkeypatch):
     whole = run()(params)
     called = []
     for module in (apply_owned, attention):
-        monkeypatch.setattr(module, "alone_on_cpu", lambda: True)
-        monkeypatch.setattr(module, "in_parts", lambda f, n, *a: called.append(n) or in_row_chunks(f, n, *a))
+        monkeypatch.setattr(module, "is_single_cpu", lambda: True)
+        monkeypatch.setattr(module, "in_row_chunks", lambda f, n, *a: called.append(n) or in_row_chunks(f, n, *a))
     monkeypatch.setattr(apply_owned, "CHUNK_TOKENS", 10)
     monkeypatch.setattr(attention, "CHUNK_BYTES", 500)
     in_two = run()(params)
