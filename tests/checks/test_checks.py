@@ -20,7 +20,6 @@ from mtl_jax.errors import UserError
         ({"optimizer__learning_rate": -1.0}, "config.optimizer.learning_rate: -1.0 should be at least 0.0"),
         ({"optimizer__learning_rate": 300.0}, "config.optimizer.weight_decay: times learning_rate it is 3; above 2"),
         ({"model__layer_type": "lsmt"}, "config.model.layer_type: 'lsmt' is none of 'transformer', 'lstm'"),
-        ({"model__hiden_size": 3}, "config.model.hiden_size: no such field; did you mean config.model.hidden_size?"),
         ({"train_tasks": ("colour",)}, "config.train_tasks: 'colour' is none of 'color'"),
         ({"evaluation__splits": ("tset",)}, "config.evaluation.splits: 'tset' is none of"),
         ({"tasks__color__dataset": "text"}, "config.tasks.color.dataset: 'text' is none of 'texts', 'sentences'"),
@@ -44,6 +43,14 @@ from mtl_jax.errors import UserError
 def test_problems_are_named(tiny, changes, said):
     with pytest.raises(UserError, match=re.escape(said)):
         checks.check(tiny(**changes))
+
+
+def test_a_field_that_is_misspelt(tiny):
+    config = tiny()
+    config.model.hiden_size = 3
+    problem = "config.model.hiden_size: no such field; did you mean config.model.hidden_size?"
+    with pytest.raises(UserError, match=re.escape(problem)):
+        checks.check(config)
 
 
 @pytest.mark.parametrize("strength", [-1.0, float("nan"), float("inf")])
