@@ -12,7 +12,8 @@ from mtl_jax.balancing.loss_weights import LossWeights, Signals, class_divergenc
 from mtl_jax.training import objective as terms
 from mtl_jax.training.collectives import psum
 from mtl_jax.training.gradients.base import Balance, StepInputs
-from mtl_jax.training.objective import FlatParams, Params
+from mtl_jax.training.objective import Params
+from mtl_jax.training.parameter_paths import PyTree
 
 
 class WeightedLosses(NamedTuple):
@@ -29,7 +30,7 @@ def weigh_losses(
     inputs: StepInputs,
     losses: jax.Array,
     present: jax.Array,
-    **of_gradients: jax.Array | FlatParams,
+    **of_gradients: PyTree,
 ) -> WeightedLosses:
     """α_k = weight of the method · `tasks.*.weight`, from the losses [K] of the step.
 
@@ -49,7 +50,7 @@ def make_signals(
     inputs: StepInputs,
     losses: jax.Array,
     present: jax.Array,
-    **of_gradients: jax.Array | FlatParams,
+    **of_gradients: PyTree,
 ) -> Signals:
     """The `Signals` of one step, as far as `needs` asks for them; `losses` and `present` are [K]."""
     divergences = _divergences(inputs) if "divergences" in needs else None

@@ -84,14 +84,14 @@ def features(
     """The inputs of the head of `task`, R = all rows of its blocks. `dropout`, `key`: for heads with dropout."""
     blocks = np.asarray(layout.reads(task))
 
-    def rows(array):
+    def rows(array: jax.Array) -> jax.Array:
         return array[blocks].reshape(-1, array.shape[-1])
 
     noise = None
-    if dropout is not None:
+    if dropout is not None and key is not None:
         noise = Noise(row_keys(key, task, batch, layout), dropout.rate, dropout.attention_rate)
-    fields = map(rows, (batch.segment, batch.start, batch.length, batch.tokens))
-    return Features(hidden, *fields, noise, _patches(batch, layout, blocks))
+    segment, start, length, tokens = map(rows, (batch.segment, batch.start, batch.length, batch.tokens))
+    return Features(hidden, segment, start, length, tokens, noise, _patches(batch, layout, blocks))
 
 
 def _patches(batch: Batch, layout: BatchLayout, blocks: np.ndarray) -> jax.Array | None:

@@ -15,7 +15,7 @@ import dataclasses
 import functools
 import inspect
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -63,7 +63,7 @@ _EPS_ROOT = 1e-30  # changes no value; but √v has a derivative where v = 0, fo
 def _muon(learning_rate: jax.Array, **options: Any) -> optax.GradientTransformation:
     """`optax.contrib.muon` on the matrices of layers; all else by its Adam (Jordan et al. 2024)."""
 
-    def dimensions(params: FlatParams) -> dict[str, optax.contrib.MuonDimensionNumbers | None]:
+    def dimensions(params: PyTree) -> PyTree:
         return {
             path: optax.contrib.MuonDimensionNumbers(tuple(range(leaf.ndim - 1)), leaf.ndim - 1)
             if path.startswith("layer_") and getattr(leaf, "ndim", 0) > 1  # optax masks leaves that are Adam's
@@ -122,7 +122,7 @@ class OptimizerSpec:
         except Exception as error:  # whatever an option of the wrong type does inside
             raise UserError(f"config.optimizer.options, schedule_options: {type(error).__name__}: {error}") from None
 
-    def _tried(self) -> FlatParams:
+    def _tried(self) -> optax.Updates:
         """One step with a matrix, a vector and a head."""
         shapes = {"layer_00/kernel": (1, 3, 2), "layer_00/bias": (1, 2), "heads/task/bias": (2,)}
         leaves = {path: jnp.ones(shape) for path, shape in shapes.items()}
@@ -179,7 +179,7 @@ class OptimizerSpec:
             for group, paths in _grouped(params, multipliers).items():
                 trees = _select_paths(gradient, paths), state[group.key], _select_paths(params, paths)
                 moved, after[group.key] = optimizer(group).update(*trees)
-                updates |= moved
+                updates |= cast(dict[str, jax.Array], moved)
             return _select_paths(updates, params), after
 
         def stay(
@@ -187,13 +187,11 @@ class OptimizerSpec:
         ) -> tuple[dict[str, jax.Array], dict[str, PyTree]]:
             return jax.tree.map(jnp.zeros_like, dict(params)), state
 
-        def update(
-            gradient: FlatParams, state: dict[str, PyTree], params: FlatParams
-        ) -> tuple[FlatParams, dict[str, PyTree]]:
+        def update(updates: PyTree, state: PyTree, params: PyTree = None) -> tuple[PyTree, PyTree]:
             if ok is True:
-                return move(gradient, state, params)
+                return move(updates, state, params)
             # `where` over two states would hold both until the parameters are written
-            return jax.lax.cond(ok, move, stay, gradient, state, params)
+            return jax.lax.cond(ok, move, stay, updates, state, params)
 
         return optax.GradientTransformation(init, update)
 
@@ -208,14 +206,14 @@ def make_optimizer(
     make = OPTIMIZERS[name]
     parameters = inspect.signature(make).parameters
     arguments = {decay: 0.0 if weight_decay is None else weight_decay for decay in _DECAYS if decay in parameters}
-    decayed = bool(arguments) or weight_decay is None
+    has_decay = bool(arguments)
     if "eps_root" in parameters and parameters["eps_root"].default == 0.0:
         arguments["eps_root"] = _EPS_ROOT
     optimizer = make(learning_rate=learning_rate, **{**arguments, **options})
-    if decayed:
+    if has_decay or weight_decay is None:
         return optimizer
 
-    def decay(updates: FlatParams, params: FlatParams) -> FlatParams:
+    def decay(updates: PyTree, params: PyTree) -> PyTree:
         return jax.tree.map(lambda u, p: u - learning_rate * weight_decay * p, updates, params)
 
     return optax.chain(optimizer, optax.stateless(decay))

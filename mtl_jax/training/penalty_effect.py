@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mtl_jax.sharing.gram import accumulation_dtype, squared_deviations
+from mtl_jax.sharing.gram import accumulation_dtype, squared_deviations, total
 
 NEGLIGIBLE_RATIO = 0.001  # mean penalty_ratio below which a penalty hardly acted
 # below this it hardly acted if the columns are farther apart than FREE_DISTANCE times columns that move independently
@@ -61,8 +61,8 @@ def safe_ratio(numerator: jax.Array, denominator: jax.Array) -> jax.Array:
 
 def column_distance(stacks: Mapping[str, jax.Array]) -> jax.Array:
     """√(mean over k of ‖Θ_k − Θ̄‖²) / ‖Θ̄‖ of stacks [K, ...], float32."""
-    deviation, total, count = _squares(stacks)
-    mean = jnp.maximum(total - deviation, 0.0) / count  # Σ‖Θ_k‖² = K‖Θ̄‖² + Σ‖Θ_k − Θ̄‖²
+    deviation, squares, count = _squares(stacks)
+    mean = jnp.maximum(squares - deviation, 0.0) / count  # Σ‖Θ_k‖² = K‖Θ̄‖² + Σ‖Θ_k − Θ̄‖²
     return safe_ratio(tree_norm([jnp.sqrt(deviation / count)]), jnp.sqrt(mean)).astype(jnp.float32)
 
 
@@ -77,7 +77,8 @@ def _squares(stacks: Mapping[str, jax.Array]) -> tuple[jax.Array, jax.Array, int
     """Σ_k ‖Θ_k − Θ̄‖², Σ_k ‖Θ_k‖², K."""
     dtype = accumulation_dtype(dict(stacks))
     leaves = [jnp.asarray(leaf, dtype) for leaf in stacks.values()]
-    return sum(map(squared_deviations, leaves)), sum(jnp.sum(jnp.square(leaf)) for leaf in leaves), len(leaves[0])
+    squares = total((jnp.sum(jnp.square(leaf)) for leaf in leaves), dtype)
+    return total(map(squared_deviations, leaves), dtype), squares, len(leaves[0])
 
 
 def mean_ratio(values: Iterable[float | None]) -> float | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import jax
 import numpy as np
@@ -15,6 +15,8 @@ from mtl_jax.training.parameter_paths import PyTree
 
 AXES = ("data", "task", "model")
 LARGE_LEAF = 1 << 16  # leaves with at least so many elements are split over the axis `model`
+
+MeshAxes: TypeAlias = str | tuple[str, ...] | None  # along which an axis of an array is split
 
 
 class Placement(NamedTuple):
@@ -44,7 +46,7 @@ def require_platform(platform: str) -> None:
         devices = jax.devices()
     except (RuntimeError, AssertionError) as error:
         raise UserError(
-            f"JAX found no device of the requested platform ({jax.config.jax_platforms or 'any'})"
+            f"JAX found no device of the requested platform ({jax.config.values['jax_platforms'] or 'any'})"
             f"{f': {error}' if str(error) else ''}. "
             "Unset JAX_PLATFORMS or install the build for your device: pip install -e '.[cuda12]'"
         ) from None
@@ -105,7 +107,8 @@ def spread_features(stacks: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
 
 
 def _spread_leaf(leaf: jax.Array, tasks: int, models: int) -> jax.Array:
-    before, after = [None] * leaf.ndim, [None] * leaf.ndim
+    before: list[MeshAxes] = [None] * leaf.ndim
+    after: list[MeshAxes] = [None] * leaf.ndim
     if leaf.shape[0] % tasks == 0:
         before[0] = "task"
     split = _over_model(leaf, 1, models)
@@ -129,7 +132,7 @@ def _over_model(leaf: jax.Array, first: int, devices: int) -> int | None:
 
 def _jit(mesh, slices, tasks) -> Placement:
     def leaf_sharding(path, leaf):
-        spec = [None] * len(leaf.shape)
+        spec: list[MeshAxes] = [None] * len(leaf.shape)
         names = [str(getattr(entry, "key", getattr(entry, "name", ""))) for entry in path]
         parameter = next((path for path in _paths(names) if path in slices), None)
         if parameter is not None:  # a parameter, or state of the optimizer for it; all else is on every device

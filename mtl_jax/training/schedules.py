@@ -21,7 +21,7 @@ _KNOWN = ("value", "peak_value", "init_value", "decay_steps", "transition_steps"
 
 def _linear(decay_steps: int) -> optax.Schedule:
     """From 1 to 0 over the steps."""
-    return lambda step: jnp.clip((decay_steps - step.astype(jnp.float32)) / max(decay_steps, 1), 0.0, 1.0)
+    return lambda step: jnp.clip((decay_steps - jnp.asarray(step, jnp.float32)) / max(decay_steps, 1), 0.0, 1.0)
 
 
 def _cosine(decay_steps: int) -> optax.Schedule:
@@ -62,7 +62,7 @@ class ScheduleSpec:
         if "warmup_steps" in parameters:
             return jnp.asarray(make(**self._arguments(parameters, self.steps))(step), jnp.float32)
         schedule = make(**self._arguments(parameters, max(self.steps - self.warmup_steps, 1)))
-        rise = (step.astype(jnp.float32) + 1.0) / max(self.warmup_steps, 1)
+        rise = (jnp.asarray(step, jnp.float32) + 1.0) / max(self.warmup_steps, 1)
         after = jnp.asarray(schedule(jnp.maximum(step - self.warmup_steps, 0)), jnp.float32)
         return jnp.where(step < self.warmup_steps, jnp.minimum(rise, 1.0), after)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import chex
 import jax
@@ -66,9 +66,9 @@ def update(
     ok = ~bad.any() & (bad_steps < spec.max_nonfinite_steps)
     optimizer = spec.optimizer.transformation(inputs.hyper, inputs.step, spec.multipliers, ok)
     updates, opt_state = optimizer.update(gradient, opt_state, inputs.trained)
-    updates, ratios = _proximal(inputs, updates, rate * spec.optimizer.gain, strengths)
+    updates, ratios = _proximal(inputs, cast(FlatParams, updates), rate * spec.optimizer.gain, strengths)
     chex.assert_trees_all_equal_shapes(updates, inputs.trained)
-    trained = optax.apply_updates(inputs.trained, updates)
+    trained = cast(FlatParams, optax.apply_updates(inputs.trained, updates))
     if inputs.hyper.tied is not None:
         trained = _if(inputs.hyper.tied, _tie, dict, trained)
     return Update(trained, opt_state, ok, bad, rate, ratios)
@@ -80,7 +80,7 @@ def _proximal(
     """The updates after the proximal operators, with t = rate · λ, and the ratio of each, see `penalty_effect`."""
     hyper, ratios = inputs.hyper, {}
     for name, penalty in inputs.objective.penalties.items():
-        if penalty.mode == "gradient":
+        if penalty.mode == "gradient" or penalty.proximal is None:
             continue
         acts = hyper.proximal[name] if penalty.mode == "either" else True
         t = rate * strengths[name]

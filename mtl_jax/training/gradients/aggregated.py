@@ -9,7 +9,7 @@ The step adds λ·∇Ω to the result.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import chex
 import jax
@@ -124,6 +124,7 @@ class AggregatedGradient(NamedTuple):
             for path, leaf in per_task.dense_gradients(shared, by_task, shapes).items()
         }
         joined, state = aggregation.update(updates, before, present=present, losses=first.losses, key=key)
+        joined = cast(dict[str, jax.Array], joined)
         chex.assert_trees_all_equal_shapes(joined, {path: shapes[path] for path in joined})
         private = per_task.unshared_slices(shared, by_task, applied, shapes)
         gradient = {path: leaf + private[path] for path, leaf in joined.items()}
@@ -217,12 +218,13 @@ def _of_two(
     """Shared slices from the second pass, in which the losses were weighted; slices of one task from the first."""
     ones, zero = jnp.ones_like(alpha), jnp.zeros_like(alpha)
     gradient = dict(first.gradient)
+    tokens, private_tokens = second.gradients.tokens, first.gradients.tokens
     for path, owner in shared.owners.items():
-        if path == EMBEDDING_TABLE and second.gradients.tokens is not None:
+        if path == EMBEDDING_TABLE and tokens is not None and private_tokens is not None:
             shape = shapes[path].shape
             gradient[path] = per_task.token_sum(
-                second.gradients.tokens, per_task.slice_factors(owner, ones, zero), owner, shape
-            ) + per_task.token_sum(first.gradients.tokens, per_task.slice_factors(owner, zero, alpha), owner, shape)
+                tokens, per_task.slice_factors(owner, ones, zero), owner, shape
+            ) + per_task.token_sum(private_tokens, per_task.slice_factors(owner, zero, alpha), owner, shape)
             continue
         private = clipping.scale({path: first.gradient[path]}, slices, jnp.append(alpha, 0.0))[path]
         is_shared = per_task.shared_slices(owner).reshape(-1, *(1,) * (private.ndim - 1))

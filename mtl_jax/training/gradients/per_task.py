@@ -17,7 +17,7 @@ from mtl_jax.data.batch import Batch, BatchLayout
 from mtl_jax.models.ownership import owner_count, sole_tasks
 from mtl_jax.models.streams import stream_entries
 from mtl_jax.models.taps import Taps, TapSpec
-from mtl_jax.sharing.gram import inner_products
+from mtl_jax.sharing.gram import inner_products, total
 from mtl_jax.training.objective import FlatParams
 
 EMBEDDING_TABLE = "embed/word/embedding"
@@ -104,28 +104,31 @@ def split_by_task(shared: SharedParameters, layout: BatchLayout, batch: Batch, c
     spec, halves = shared.taps, shared.taps.halves
     task_of = _task_of(layout, batch)
     leaves, gram = {}, None
-    if shared.level == "representation":
+    if cotangents.hidden is not None:  # level "representation"
         gram = _by_task_products(_within_blocks(layout, cotangents.hidden, halves), task_of, halves)
     elif spec.products:
         owners = {layer: owner for path, owner in shared.owners.items() for layer in [path.split("/")[0]]}
-        gram = sum(
-            _by_task_products(products, task_of, halves) * _same_owner(owners[layer])
-            for layer, products in cotangents.layers.items()
+        products = (
+            _by_task_products(by_stream, task_of, halves) * _same_owner(owners[layer])
+            for layer, by_stream in cotangents.layers.items()
         )
+        gram = total(products, jnp.float32)
     else:
         leaves = {
             f"{layer}/{leaf}": _by_task(value, task_of, halves)
             for layer, values in cotangents.layers.items()
             for leaf, value in values.items()
         }
-    tokens = _tokens(layout, batch, cotangents.tokens, task_of, halves) if spec.tokens else None
+    tokens = None
+    if cotangents.tokens is not None:
+        tokens = _tokens(layout, batch, cotangents.tokens, task_of, halves)
     return TaskGradients(leaves, tokens, gram)
 
 
 def gradient_products(shared: SharedParameters, gradients: TaskGradients) -> jax.Array:
     """float32[K, K]: the Gram matrix of the K gradients, or the products between their halves."""
     halves = shared.taps.halves
-    total = jnp.zeros(()) if gradients.gram is None else gradients.gram
+    products = jnp.zeros(()) if gradients.gram is None else gradients.gram
     for path, leaf in gradients.leaves.items():
         if halves == 2:
             first, second = leaf[0], leaf[1]
@@ -133,10 +136,10 @@ def gradient_products(shared: SharedParameters, gradients: TaskGradients) -> jax
             product = jnp.tensordot(first, second, (axes, axes), precision=_HIGHEST)
         else:
             product = inner_products(leaf)
-        total = total + product * _same_owner(shared.owners[path])
+        products = products + product * _same_owner(shared.owners[path])
     if gradients.tokens is not None:
-        total = total + _token_products(gradients.tokens, halves) * _same_owner(shared.owners[EMBEDDING_TABLE])
-    return total
+        products = products + _token_products(gradients.tokens, halves) * _same_owner(shared.owners[EMBEDDING_TABLE])
+    return products
 
 
 def combine_gradients(
@@ -147,7 +150,7 @@ def combine_gradients(
     for path, leaf in gradients.leaves.items():
         leaf = leaf.sum(axis=0) if shared.taps.halves == 2 else leaf
         owner = shared.owners[path]
-        by_slice = _one_hot(owner) * slice_factors(owner, weights, alpha)[:, None]  # [K, O]
+        by_slice = slice_factors(owner, weights, alpha)[:, None] * _one_hot(owner)  # [K, O]
         used = jnp.where(_broadcast_flags(by_slice.any(axis=1), leaf), leaf, 0.0)  # with weight 0 not even NaN counts
         flat[path] = jnp.tensordot(by_slice.T, used, 1, precision=_HIGHEST)
     if gradients.tokens is not None:
