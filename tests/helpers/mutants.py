@@ -34,7 +34,7 @@ SUBJECTS = {  # name: (files or folders of code, their tests)
     "crf": (["mtl_jax/tasks/crf.py"], ["tests/tasks/test_crf.py"]),
     "step": (
         [f"mtl_jax/training/{name}.py" for name in ("step", "penalty", "penalty_effect", "update", "clipping")],
-        [f"tests/training/test_{name}.py" for name in ("step", "penalty_effect", "optimizer")],
+        [f"tests/training/test_{name}.py" for name in ("clipping", "penalty", "step", "penalty_effect", "optimizer")],
     ),
     "gradients": (["mtl_jax/training/gradients", "mtl_jax/training/loss_weighting.py"], ["tests/training/gradients"]),
 }
