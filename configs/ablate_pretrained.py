@@ -44,8 +44,6 @@ def add_domains(config, limit, chosen=()) -> None:
             )
     config.data.row_length = 64
     config.data.rows_per_block = 8
-    config.model.dropout = 0.1
-    config.optimizer.learning_rate = 3e-4
     config.optimizer.param_groups = {"heads": {"params": "^heads/", "lr_multiplier": 10.0}}
     config.optimizer.weight_decay = 0.0
     config.training.steps = 150

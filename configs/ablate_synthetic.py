@@ -64,7 +64,6 @@ def _add_linear(config, kind):
     config.optimizer.warmup_ratio = 0.0
     config.optimizer.schedule = "constant"
     config.training.steps = 800
-    config.training.eval_every = 200
     config.training.log_every = 40
     config.evaluation.checkpoint = "last"
     if kind == "trace":

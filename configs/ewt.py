@@ -42,7 +42,6 @@ def get_config():
         options={"crf": True, "scheme": "iob2", "hidden": 200},
     )
     config.data.rows_per_block = 8
-    config.optimizer.learning_rate = 3e-4
     config.optimizer.param_groups = {"heads": {"params": "^heads/", "lr_multiplier": 5.0}}
     config.training.steps = 400
     config.training.eval_every = 400

@@ -25,13 +25,10 @@ def get_config():
     config.images.patch_size = 7
     config.images.num_channels = 1
     config.tokenizer.kind = "words"
-    config.data.row_length = 128
-    config.data.rows_per_block = 16
     config.model.hidden_size = 64
     config.model.intermediate_size = 256
     config.model.initializer_range = 0.1
     config.optimizer.learning_rate = 2e-3
-    config.training.steps = 1000
     config.training.eval_every = 500
     config.training.checkpoint_every = 500
     return config

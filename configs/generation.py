@@ -86,10 +86,8 @@ def get_config(which: str = "abridge"):
     config.model.num_layers = 2
     config.model.hidden_size = 64
     config.model.dropout = 0.2
-    config.data.rows_per_block = 16
     config.data.row_length = 64
     config.optimizer.learning_rate = 3e-3
-    config.training.steps = 1000
     config.training.eval_every = 250
     config.training.checkpoint_every = 250
     return config

@@ -33,7 +33,6 @@ def get_config():
     default.add_task(config, "mrpc", kind="classification", dataset="mrpc", label="Quality", metrics=("accuracy", "f1"))
     default.add_task(config, "rte", kind="classification", dataset="rte", label="label", metrics=("accuracy",))
     default.add_task(config, "stsb", kind="regression", dataset="stsb", label="score", metrics=("pearson", "spearman"))
-    config.data.rows_per_block = 16
     config.data.mixing = "temperature"
     config.data.mixing_temperature = 2.0
     config.optimizer.learning_rate = 2e-4

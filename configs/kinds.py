@@ -47,7 +47,6 @@ def get_config(kind: str = "span"):
     config.tokenizer = ConfigDict({**config.tokenizer.to_dict(), "kind": "words", "lowercase": True, "min_count": 2})
     config.model.layer_type = "bilstm"
     config.model.num_layers = 2
-    config.model.hidden_size = 128
     config.model.dropout = 0.3
     config.data.rows_per_block = 8
     config.optimizer.learning_rate = 4e-3

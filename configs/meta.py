@@ -73,9 +73,7 @@ def get_config(what: str = "maml"):
     config.model.layer_type = "cnn"
     config.model.num_layers = 1
     config.model.hidden_size = 64
-    config.model.dropout = 0.1
     config.data.row_length = 32
-    config.data.rows_per_block = 16
     config.optimizer.learning_rate = 1e-2
     config.optimizer.weight_decay = 0.0
     config.training.steps = 300
@@ -86,5 +84,4 @@ def get_config(what: str = "maml"):
         config.meta.method = what
         config.meta.head_init = "zero"
         config.meta.inner_learning_rate = 10.0
-        config.meta.inner_steps = 3
     return config

@@ -61,12 +61,10 @@ def get_config(way: str = "pictures"):
     config.images.blank = way == "blank"
     config.tokenizer = ConfigDict({**config.tokenizer.to_dict(), "kind": "words", "lowercase": True, "min_count": 3})
     config.data.row_length = 64
-    config.data.rows_per_block = 16
     config.data.mixing = "weights"
     config.data.mixing_weights = ConfigDict({"nlvr": 6.0, "boxes": 2.0, "snips": 0.5})
     config.model.layer_type = "cnn"
     config.model.num_layers = 2
-    config.model.hidden_size = 128
     config.optimizer.learning_rate = 1e-3
     config.training.steps = 15000
     config.training.eval_every = 5000

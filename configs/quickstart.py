@@ -20,11 +20,9 @@ def get_config(sharing: str = "soft"):
     set_sharing(config, sharing)
     config.datasets.newsgroups.max_examples = {"dev": 300, "test": 1000}
     config.datasets.conll.max_examples = {"dev": 300, "test": 1000}
-    config.data.row_length = 128
     config.data.rows_per_block = 8
     config.data.overflow = "truncate"
     config.model.dropout = 0.0
-    config.optimizer.learning_rate = 3e-4
     config.optimizer.param_groups = {"heads": {"params": "^heads/", "lr_multiplier": 10.0}}
     config.training.steps = 110
     config.training.eval_every = 55

@@ -47,10 +47,8 @@ def get_config():
     config.data.overflow = "truncate"
     config.model.layer_type = "bilstm"
     config.model.num_layers = 2
-    config.model.hidden_size = 128
     config.model.dropout = 0.3
     config.optimizer.learning_rate = 2e-3
-    config.training.steps = 1000
     config.training.eval_every = 500
     config.training.checkpoint_every = 250
     return config

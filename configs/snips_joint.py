@@ -34,12 +34,10 @@ def get_config(encoder: str = "lstm"):
         metrics=("entity_f1",),
         options={"crf": True, "scheme": "iob2"},
     )
-    config.data.row_length = 128
     config.optimizer.param_groups = {"heads": {"params": "^heads/", "lr_multiplier": 10.0}}
     if encoder == "bert":
         default.use_minilm(config)
         config.data.rows_per_block = 8
-        config.optimizer.learning_rate = 3e-4
         config.training.steps = 500
         config.training.eval_every = 100
         config.training.checkpoint_every = 100
@@ -49,7 +47,6 @@ def get_config(encoder: str = "lstm"):
         )
         config.model.layer_type = "bilstm"
         config.model.num_layers = 2
-        config.model.hidden_size = 128
         config.model.dropout = 0.4
         config.data.rows_per_block = 4
         config.optimizer.learning_rate = 4e-3

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from mtl_jax.checks.analyses import check_ablation, check_adapt, check_merging, check_relate
 from mtl_jax.checks.effects import MODES, idle_settings
 from mtl_jax.checks.inputs import check_datasets, check_images, check_mixing, check_tasks
@@ -19,12 +17,13 @@ from mtl_jax.checks.learning import (
 from mtl_jax.checks.ranges import CHOICES, ENTRY_RANGES, RANGES, SPLITS
 from mtl_jax.checks.rules import check_choice, check_entry, check_fields, check_names, check_range, get_field
 from mtl_jax.config import default
+from mtl_jax.config.sections import Config
 from mtl_jax.errors import UserError
 
 MODE_CHECKS = {"ablate": check_ablation, "adapt": check_adapt, "relate": check_relate, "merge": check_merging}
 
 
-def check(config: Any, mode: str = "train") -> dict[str, str]:
+def check(config: Config, mode: str = "train") -> dict[str, str]:
     """Checks all fields that can be checked without the data.
 
     What fits together in the sections of a mode (`ablation`, `adapt`, `relate`, `merging`) is checked for that mode

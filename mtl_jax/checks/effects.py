@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from mtl_jax.analysis.relatedness.registry import MEASURES
 from mtl_jax.checks.rules import get_field
 from mtl_jax.config import default
+from mtl_jax.config.sections import Config
 from mtl_jax.data.readers import READERS
 from mtl_jax.data.tokenizers import TOKENIZERS
 from mtl_jax.models.layers import LAYERS
@@ -334,7 +335,7 @@ RULES = (
 )
 
 
-def idle_settings(config: Any, mode: str) -> dict[str, str]:
+def idle_settings(config: Config, mode: str) -> dict[str, str]:
     """What is set and acts in some contexts only.
 
     Args:
