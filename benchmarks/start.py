@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 
 from record import Claim, save
 
@@ -45,8 +46,11 @@ def main():
     save("start", claims, {"From the command to the first step": rows}, numbers)
 
 
-def first_step(config: str, folder: pathlib.Path, number: int) -> float:
-    """Seconds until the first step's numbers are written. Caches lie in the folder, wheels stay where they are."""
+def first_step(config: str, folder: pathlib.Path, number: int, variables: Mapping[str, str] | None = None) -> float:
+    """Seconds until the first step's numbers are written. Caches lie in the folder, wheels stay where they are.
+
+    variables  of the environment, besides those that are set
+    """
     cache = folder / "cache"
     if not cache.exists():
         cache.mkdir()
@@ -55,11 +59,9 @@ def first_step(config: str, folder: pathlib.Path, number: int) -> float:
     workdir = folder / str(number)
     command = [sys.executable, "launch.py", f"--config={config}", f"--workdir={workdir}"]
     command.append("--config.training.log_every=1")
-    env = _as_found()
+    env = {**_as_found(), "MTL_JAX_CACHE": str(cache), **(variables or {})}
     began = time.perf_counter()
-    with subprocess.Popen(
-        command, cwd=ROOT, env={**env, "MTL_JAX_CACHE": str(cache)}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    ) as run:
+    with subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as run:
         metrics, seconds = workdir / "metrics.jsonl", None
         while run.poll() is None and seconds is None:
             if metrics.exists() and metrics.stat().st_size:
