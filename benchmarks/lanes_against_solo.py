@@ -22,7 +22,7 @@ import numpy as np
 
 from configs import ablate_synthetic
 from mtl_jax import checks
-from mtl_jax.analysis.ablation import fields, lanes, plan, program
+from mtl_jax.analysis.ablation import lanes, plan, program, traced_fields
 from mtl_jax.analysis.ablation.engine import Engine, resident
 from mtl_jax.experiment.assemble import assemble
 from mtl_jax.training.step import train_step
@@ -88,7 +88,7 @@ def _lanes(config):
 
 def _alone(built, setting, seed, compiled={}):  # noqa: B006 - one program for all: λ and seed are arguments
     """Parameters and mean losses of one setting after all steps."""
-    config = fields.with_values(built.experiment.config, {**built.settings[setting].fields, "seed": seed})
+    config = traced_fields.with_values(built.experiment.config, {**built.settings[setting].fields, "seed": seed})
     experiment = assemble(config, built.experiment.corpus, None, None)
     key = config.optimizer.name, config.model.layer_type, config.penalties.p.proximal
     if key not in compiled:

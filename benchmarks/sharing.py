@@ -22,7 +22,7 @@ from rounds import Step, timed
 
 from configs import sharing
 from mtl_jax import checks
-from mtl_jax.analysis.ablation import fields
+from mtl_jax.analysis.ablation import traced_fields
 from mtl_jax.config import default
 from mtl_jax.experiment.assemble import assemble
 from mtl_jax.runs.build import build
@@ -78,7 +78,7 @@ def main():
 
 
 def _config(table, settings, way):
-    config = fields.merged(table, settings[way], f"configs/sharing.py:{way}")
+    config = traced_fields.merged(table, settings[way], f"configs/sharing.py:{way}")
     config.ablation = default.get_config().ablation
     checks.check(config)
     return config

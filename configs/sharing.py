@@ -38,7 +38,7 @@ yet.
 
 from ml_collections import ConfigDict
 
-from mtl_jax.analysis.ablation import fields
+from mtl_jax.analysis.ablation import traced_fields
 from mtl_jax.config import default
 
 from . import ewt, snips_joint
@@ -104,7 +104,7 @@ def get_config(which: str = "cross_stitch"):
     if which in three:
         config = _small(snips_joint.get_config("lstm") if which in snips else _ewt())
         config.training.eval_every = config.training.checkpoint_every = 150
-        return fields.merged(config, (snips if which in snips else three)[which], f"configs/sharing.py:{which}")
+        return traced_fields.merged(config, (snips if which in snips else three)[which], f"configs/sharing.py:{which}")
     if which.startswith("snips"):
         config, ways = snips_joint.get_config("lstm"), snips
     else:

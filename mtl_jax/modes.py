@@ -119,24 +119,24 @@ def train(options: Options) -> int | None:
 
 def evaluate(options: Options) -> int | None:
     """Scores a checkpoint, on the data of the run or on others."""
-    from mtl_jax.runs import evaluate, other_data
+    from mtl_jax.runs import evaluate, other_datasets
     from mtl_jax.runtime import distributed
     from mtl_jax.storage.workdir import read_config, write_json
 
     workdir, which = options.finished_run(), options.single_checkpoint()
     config, run_config = options.checked_config(), from_plain(read_config(workdir))
-    other = other_data.changed_splits(config, run_config)
+    other = other_datasets.changed_splits(config, run_config)
     with _prefetching(options):
         if other:
-            result = other_data.evaluate(config, run_config, other, workdir, which)
+            result = other_datasets.evaluate(config, run_config, other, workdir, which)
         else:
             result = evaluate.evaluate(config, workdir, which)
-    file = workdir / (other_data.file_name(result, which) if other else f"evaluation_{which}.json")
+    file = workdir / (other_datasets.file_name(result, which) if other else f"evaluation_{which}.json")
     if distributed.is_first():
         from mtl_jax.analysis import report
 
         write_json(file, result)
-        lines = other_data.format_lines(result) if other else []
+        lines = other_datasets.format_lines(result) if other else []
         lines += [report.results_table(result), *report.warning_lines(result, file)]
         print("\n".join([*lines, "", f"step {result['step']}; numbers in {file}"]))
     return None

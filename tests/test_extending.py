@@ -31,6 +31,7 @@ from mtl_jax.sharing import PENALTIES, PROXIMAL
 from mtl_jax.tasks import TASK_KINDS, Task
 from mtl_jax.tasks.metrics import METRICS
 from mtl_jax.training.optimizer import OPTIMIZERS
+from mtl_jax.training.schedules import PENALTY_SCHEDULES
 from mtl_jax.training.step import train_step
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
@@ -42,6 +43,7 @@ REGISTRIES = (
     GRADIENT_TRANSFORMS,
     LOSS_WEIGHTS,
     OPTIMIZERS,
+    PENALTY_SCHEDULES,
     MIXERS,
     ADAPTERS,
     READOUTS,
@@ -53,8 +55,8 @@ REGISTRIES = (
     METRICS,
     MEASURES,
 )
-TOYS = "ridge ridge inverse_norm sign_vote focus sign_descent mean offset last_two gated tiny pairs capped hinge errors"
-TOYS = (*TOYS.split(), "same_classes")  # in the order of REGISTRIES
+TOYS = "ridge ridge inverse_norm sign_vote focus sign_descent late mean offset last_two gated tiny pairs capped hinge"
+TOYS = (*TOYS.split(), "errors", "same_classes")  # in the order of REGISTRIES
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -143,7 +145,7 @@ def test_a_run_with_reader_tokenizer_task_metric_layer_readout_adapter_penalty_a
         optimizer__name="sign_descent",
         optimizer__options={"scale": 0.5},
     )
-    add_penalty(config, options={"scale": 2.0})
+    add_penalty(config, options={"scale": 2.0}, schedule="late")
     config.tasks.a.kind, config.tasks.a.options = "hinge", {"margin": 0.5}
     config.tasks.b.metrics = ("accuracy", "errors")
     check(config)
@@ -208,6 +210,7 @@ def test_a_measure(make):
         ("loss_weights.method", "focus"),
         ("optimizer.name", "sign_descent"),
         ("penalties.p.kind", "ridge"),
+        ("penalties.p.schedule", "late"),
         ("relatedness.measures", "same_classes"),
     ],
 )

@@ -35,7 +35,7 @@ LATE = {
     "mtl_jax/command_line.py",  # help and mistakes are shown at once
     "mtl_jax/modes.py",  # a mode imports what it needs
     "mtl_jax/__main__.py",  # nothing is imported twice where Python is restarted
-    "mtl_jax/analysis/sections.py",  # matplotlib
+    "mtl_jax/analysis/report_sections.py",  # matplotlib
 }
 
 

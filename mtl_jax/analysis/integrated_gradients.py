@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from mtl_jax.data.batch import Batch
-from mtl_jax.models.taps import TapSpec
+from mtl_jax.models.gradient_taps import TapSpec
 from mtl_jax.training import objective as terms
 from mtl_jax.training.objective import Objective, Params
 

@@ -8,11 +8,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mtl_jax.analysis import html as pages
-from mtl_jax.analysis import sections
+from mtl_jax.analysis import report_sections
 from mtl_jax.analysis.ablation import records, results
 from mtl_jax.analysis.ablation.summary import main_split
 from mtl_jax.analysis.ablation.verdicts import describe_choices
-from mtl_jax.analysis.relatedness import section
+from mtl_jax.analysis.relatedness import report_section
 from mtl_jax.analysis.relatedness.relate import read
 from mtl_jax.analysis.run_figures import draw_balance, draw_comparison, draw_curves
 from mtl_jax.analysis.tables import (
@@ -136,7 +136,7 @@ def ablation_report(folder: pathlib.Path) -> str:
     """
     grid = results.read_grid(folder)
     summary = results.summarise(grid)
-    parts = sections.ablation_section(folder, grid, summary, folder / "figures")
+    parts = report_sections.ablation_section(folder, grid, summary, folder / "figures")
     file = pages.save(folder / "report.html", f"Ablation {folder.name}", parts)
     files = [
         "",
@@ -158,18 +158,18 @@ def relatedness_report(folder: pathlib.Path) -> str:
       folder: with relatedness.json.
     """
     result = read(folder)
-    parts = section.relatedness(folder, result, folder / "figures")
+    parts = report_section.relatedness(folder, result, folder / "figures")
     file = pages.save(folder / "report.html", f"How tasks relate: {folder.name}", parts)
     text = [
-        *text_table(*section.gain_rows(result)).splitlines(),
+        *text_table(*report_section.gain_rows(result)).splitlines(),
         "",
-        *text_table(*section.measure_rows(result)).splitlines(),
+        *text_table(*report_section.measure_rows(result)).splitlines(),
         "",
     ]
     return "\n".join(
         [
             *text,
-            *section.describe_groups(result),
+            *report_section.describe_groups(result),
             *result["notes"],
             *warning_lines(result, folder / "relatedness.json"),
             "",
@@ -227,4 +227,4 @@ def report_page(workdirs: Sequence[pathlib.Path], out: pathlib.Path) -> pathlib.
         names = [str(workdir) for workdir in workdirs]
     named = dict(zip(names, workdirs, strict=True))
     out.mkdir(parents=True, exist_ok=True)
-    return pages.save(out / "report.html", f"Report: {', '.join(names)}", sections.report_sections(named, out))
+    return pages.save(out / "report.html", f"Report: {', '.join(names)}", report_sections.report_sections(named, out))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mtl_jax.checks.analyses import check_ablation, check_adapt, check_merging, check_relate
-from mtl_jax.checks.effects import MODES, idle_settings
+from mtl_jax.checks.idle_options import MODES, idle_settings
 from mtl_jax.checks.inputs import check_datasets, check_images, check_mixing, check_tasks
 from mtl_jax.checks.learning import (
     check_distillation,
@@ -15,7 +15,7 @@ from mtl_jax.checks.learning import (
     check_sharing,
 )
 from mtl_jax.checks.ranges import CHOICES, ENTRY_RANGES, RANGES, SPLITS
-from mtl_jax.checks.rules import check_choice, check_entry, check_fields, check_names, check_range, get_field
+from mtl_jax.checks.value_rules import check_choice, check_entry, check_fields, check_names, check_range, get_field
 from mtl_jax.config import default
 from mtl_jax.config.sections import Config
 from mtl_jax.errors import UserError

@@ -5,7 +5,7 @@ from __future__ import annotations
 from mtl_jax.analysis.ablation.exact_optima import REFERENCES
 from mtl_jax.analysis.relatedness.registry import MEASURES
 from mtl_jax.checks.ranges import RESERVED, SEEDS
-from mtl_jax.checks.rules import check_choice, check_distinct, check_name, check_names, check_range, check_regex
+from mtl_jax.checks.value_rules import check_choice, check_distinct, check_name, check_names, check_range, check_regex
 from mtl_jax.sharing.merging import MERGING
 from mtl_jax.training.optimizer import OPTIMIZERS
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mtl_jax.checks.ranges import RESERVED, SPLITS
-from mtl_jax.checks.rules import check_choice, check_distinct, check_name, check_names, check_range
+from mtl_jax.checks.value_rules import check_choice, check_distinct, check_name, check_names, check_range
 from mtl_jax.data.labels.target_sequences import SPECIALS
 from mtl_jax.data.readers import READERS
 from mtl_jax.data.readers.options import declared_options

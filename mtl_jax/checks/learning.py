@@ -6,7 +6,7 @@ import pathlib
 
 from mtl_jax.balancing import AGGREGATION, LOSS_WEIGHTS
 from mtl_jax.checks.ranges import PENALTY_CHOICES
-from mtl_jax.checks.rules import check_choice, check_distinct, check_name, check_range, check_regex
+from mtl_jax.checks.value_rules import check_choice, check_distinct, check_name, check_range, check_regex
 from mtl_jax.data.tokenizers import TOKENIZERS
 from mtl_jax.models.adapters import ADAPTERS
 from mtl_jax.models.layers import LAYERS

@@ -10,6 +10,7 @@ from mtl_jax.config.sections import Config
 from mtl_jax.data.datasets.split_locations import SPLITS
 from mtl_jax.data.tokenizers import TOKENIZERS
 from mtl_jax.models.layers import LAYERS
+from mtl_jax.training.schedules import PENALTY_SCHEDULES
 
 __all__ = ["CHOICES", "ENTRY_RANGES", "PENALTY_CHOICES", "RANGES", "SPLITS"]
 
@@ -27,7 +28,7 @@ def literals(section: type, place: str = "") -> dict[str, tuple[str, ...]]:
 
 # Fields that name an entry of a registry have the registry itself: what is added to it is a choice.
 CHOICES: dict[str, Iterable[str]] = {**literals(Config), "tokenizer.kind": TOKENIZERS, "model.layer_type": LAYERS}
-PENALTY_CHOICES: dict[str, Iterable[str]] = dict(literals(Penalty))
+PENALTY_CHOICES: dict[str, Iterable[str]] = {**literals(Penalty), "schedule": PENALTY_SCHEDULES}
 
 SIGNS = "/\\.|<>:;\"'`?*=,+"  # of paths, patterns, lists and tables, which no name of the user's own has
 LONGEST_NAME = 100  # bytes; names of folders join several

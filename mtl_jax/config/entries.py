@@ -115,8 +115,9 @@ class Penalty(Protocol):
     scope: Literal["tree", "layer", "leaf"] = "tree"
     # Layer -> factor on λ there (scope "layer" or "leaf"); others have 1.
     by_layer: Mapping[str, float]
-    # λ over the run: "constant" | "rise" (linear from 0) | "fall" (linear to 0).
-    schedule: Literal["constant", "rise", "fall"] = "constant"
+    # λ over the run, a name in PENALTY_SCHEDULES of mtl_jax.training.schedules: "constant" | "rise" (linear from 0) |
+    # "fall" (linear to 0).
+    schedule: str = "constant"
     # By the exact proximal operator after the optimizer's update instead of a gradient.
     proximal: bool = False
     # Options of the kind, e.g. {"dim": 2} or {"center": "mean"}. Matrices are in the order of config.tasks; "edges":

@@ -31,7 +31,7 @@ Labels. `labels[task]` is a dict of arrays; leading axes are `[N]` in `PackedRow
                        value  int32[..., Q] 1 = the answer begins here, 2 = it ends here, 3 = both
                        word   int32[..., Q] index of the token in that text, -1 for "no answer"
     level "token"      in the data: maskable bool[..., T], the tokens that may be hidden. The step draws and hides some
-                       of them (`mtl_jax.training.corruption`); then Q runs over these, and
+                       of them (`mtl_jax.training.token_corruption`); then Q runs over these, and
                        value  int32[..., Q] id of the hidden token
                        mask, token, segment, slot  as for "word"
 

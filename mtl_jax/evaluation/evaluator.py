@@ -14,7 +14,7 @@ import numpy as np
 from mtl_jax.data.batch import Batch, PackedRows
 from mtl_jax.data.corpus import Corpus
 from mtl_jax.data.sampler import evaluation_batches, joint_evaluation_batches
-from mtl_jax.evaluation.levels import LEVELS
+from mtl_jax.evaluation.label_levels import LEVELS
 from mtl_jax.evaluation.metric_inputs import (
     constant_remark,
     gold_and_predicted,
@@ -23,8 +23,8 @@ from mtl_jax.evaluation.metric_inputs import (
     metric_values,
 )
 from mtl_jax.runtime import distributed
-from mtl_jax.training import corruption
 from mtl_jax.training import objective as terms
+from mtl_jax.training import token_corruption
 from mtl_jax.training.objective import Objective, Params
 
 SIZE_RATIO = 1.5  # data sets whose numbers of rows differ by less are scored together; the smaller ones are padded
@@ -248,7 +248,7 @@ def evaluation_program(objective: Objective, tasks: Collection[str] | None = Non
     """
 
     def program(params, batch):
-        batch = corruption.corrupt_for_evaluation(objective, batch)
+        batch = token_corruption.corrupt_for_evaluation(objective, batch)
         hidden = objective.network.apply(params, batch, None, None).hidden
         outputs, sums = {}, {}
         for name in hidden if tasks is None else [name for name in hidden if name in tasks]:

@@ -9,7 +9,7 @@ import numpy as np
 
 from mtl_jax.data.corpus import Corpus
 from mtl_jax.data.labels.target_sequences import END, UNKNOWN
-from mtl_jax.evaluation.levels import LEVELS, Arguments
+from mtl_jax.evaluation.label_levels import LEVELS, Arguments
 from mtl_jax.tasks.base import Task
 from mtl_jax.tasks.metrics import METRICS, evaluate
 from mtl_jax.tasks.text_metrics import GeneratedTexts

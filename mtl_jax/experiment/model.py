@@ -16,7 +16,7 @@ from mtl_jax.models.families import FAMILIES
 from mtl_jax.models.families.base import Architecture
 from mtl_jax.models.layers import LAYERS
 from mtl_jax.models.layers.base import arguments
-from mtl_jax.models.patches import PatchEmbeddings
+from mtl_jax.models.patch_embeddings import PatchEmbeddings
 from mtl_jax.training.objective import Params
 
 RANDOM_LAYERS = 2  # of a network with random initial values, where the config gives no number

@@ -16,11 +16,11 @@ from mtl_jax import sharing
 from mtl_jax.config.entries import Penalty as PenaltyEntry
 from mtl_jax.errors import UserError
 from mtl_jax.models.ownership import ExpertColumns, Owners, owner_count
-from mtl_jax.sharing import select
+from mtl_jax.sharing import leaf_selection
 from mtl_jax.training.objective import FlatParams, Penalty
 from mtl_jax.training.placement import spread_features
+from mtl_jax.training.schedules import PENALTY_SCHEDULES
 
-SCHEDULES = {"constant": jnp.ones_like, "rise": lambda progress: progress, "fall": lambda progress: 1.0 - progress}
 _FACTORS = re.compile(r"^adapter_[^/]+/.*/(a|b)$")  # those of LoRA, see `models.adapters`
 GRAPH_OPTIONS = ("adjacency", "weights")  # arguments of penalties that are a graph of tasks
 
@@ -98,11 +98,11 @@ def _penalty(context: _Context, shapes: Mapping[str, jax.ShapeDtypeStruct]) -> t
     options = _options(context)
     parameters = inspect.signature(sharing.PENALTIES[entry.kind]).parameters
     anchored = "anchor" in parameters or options.get("center") == "anchor"
-    evaluate = select.build(entry.kind, entry.params, entry.scope, options)
+    evaluate = leaf_selection.build(entry.kind, entry.params, entry.scope, options)
     stacks = jax.eval_shape(lambda flat: task_stacks(flat, owners), dict(shapes))
     if not stacks:
         raise UserError(f"{where}: no task has parameters of its own that could be penalised; {_why_shared(owners)}")
-    groups = select.group_leaves(stacks, entry.params, entry.scope)
+    groups = leaf_selection.group_leaves(stacks, entry.params, entry.scope)
     paths = [path for group in groups.values() for path in group]
     if "factors" in parameters:
         _require_factors(where, entry.kind, paths)
@@ -127,7 +127,7 @@ def _penalty(context: _Context, shapes: Mapping[str, jax.ShapeDtypeStruct]) -> t
         stacks = task_stacks(flat, owners)
         return spread_features({path: stacks[path] for path in paths})
 
-    return Penalty(value, proximal, way, curvature, SCHEDULES[entry.schedule], penalised), anchored
+    return Penalty(value, proximal, way, curvature, PENALTY_SCHEDULES[entry.schedule], penalised), anchored
 
 
 def _why_shared(owners: Owners) -> str:
@@ -173,7 +173,7 @@ def _proximal(
                 "narrow `leaves` to layers that each task owns, or set proximal=False"
             )
     try:
-        transform = select.build_proximal(entry.kind, entry.params, entry.scope, options)
+        transform = leaf_selection.build_proximal(entry.kind, entry.params, entry.scope, options)
     except ValueError as error:  # an option of the penalty that the operator does not have
         return None, str(error)
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from mtl_jax.data.batch import Batch, BatchLayout
 from mtl_jax.models.mixers import TaskColumns
 from mtl_jax.models.ownership import ExpertColumns
-from mtl_jax.models.streams import Streams, owner_salts
+from mtl_jax.models.task_streams import Streams, owner_salts
 
 Name = tuple[int, int, int]
 

@@ -1,7 +1,7 @@
 """Input embeddings of one column: tokens int32[R, T] to features [R, T, D].
 
-Looked-up vectors are marked by `perturb`, so that their gradients are available, see `models.taps`. For patches of
-pictures the vectors come from `patches`; a module without it takes no pictures.
+Looked-up vectors are marked by `perturb`, so that their gradients are available, see `models.gradient_taps`. For
+patches of pictures the vectors come from `patches`; a module without it takes no pictures.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from flax import linen as nn
 
 from mtl_jax.models.dropout import Noise, dropout
 from mtl_jax.models.embedding_table import EmbeddingTable
-from mtl_jax.models.patches import PatchEmbeddings, replace_words
+from mtl_jax.models.patch_embeddings import PatchEmbeddings, replace_words
 
 
 class BertEmbeddings(nn.Module):

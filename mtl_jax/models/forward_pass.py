@@ -13,12 +13,12 @@ from mtl_jax.data.batch import Batch, BatchLayout
 from mtl_jax.models.apply_owned import COLUMN_EXECUTIONS, OwnedParams, apply_owned, layer_function
 from mtl_jax.models.columns_by_task import columns_to_compute, columns_to_mix
 from mtl_jax.models.dropout import Noise
+from mtl_jax.models.gradient_taps import TappedLayer, TappedStreams, Taps, TapSpec, apply_tapped_layer
 from mtl_jax.models.mixers import mix, mix_by_task
 from mtl_jax.models.mixers.base import Mixer
 from mtl_jax.models.network_spec import DropoutRates, NetworkSpec
 from mtl_jax.models.ownership import ExpertColumns, adapter_path, mixer_path, name_key, owner_count
-from mtl_jax.models.streams import Streams, owner_salts
-from mtl_jax.models.taps import TappedLayer, TappedStreams, Taps, TapSpec, apply_tapped_layer
+from mtl_jax.models.task_streams import Streams, owner_salts
 
 Params = Mapping[str, Any]
 

@@ -1,6 +1,6 @@
 """The network: layers owned by partitions of the tasks, applied to the blocks of a batch.
 
-The forward pass is in `forward_pass`; which tasks have one computation in common, in `streams`.
+The forward pass is in `forward_pass`; which tasks have one computation in common, in `task_streams`.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from flax.traverse_util import flatten_dict
 
 from mtl_jax.data.batch import Batch, BatchLayout
 from mtl_jax.models.forward_pass import ForwardPass, PassOptions
+from mtl_jax.models.gradient_taps import Taps, TapSpec
 from mtl_jax.models.mixers.base import MixerPlace
 from mtl_jax.models.network_spec import DropoutRates, NetworkSpec, SharingSpec
 from mtl_jax.models.ownership import ExpertColumns, Owner, adapter_path, layer_paths, mixer_path, name_key, owner_count
-from mtl_jax.models.streams import owner_salts, stream_entries
-from mtl_jax.models.taps import Taps, TapSpec
+from mtl_jax.models.task_streams import owner_salts, stream_entries
 
 Params = Mapping[str, Any]
 
@@ -45,7 +45,7 @@ class Network(NamedTuple):
                embeddings of the labels that it receives, feeds/<task>/embedding [C, D]
     apply      (params, batch, dropout: DropoutRates | None, key) -> NetworkOutputs. `key` is that of the step; None
                without dropout. With `taps` and their `tap_spec` every (block, slot) is a stream of its own, see
-               `models.taps`. `progress` = step / steps, float32, in training
+               `models.gradient_taps`. `progress` = step / steps, float32, in training
     taps       (params, batch, tap_spec) -> Taps, zeros
     width      {task: D of the input of its head}
     auxiliary  {name of a loss that mixers add: its default factor}

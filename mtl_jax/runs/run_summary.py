@@ -12,7 +12,7 @@ from mtl_jax.errors import UserError
 from mtl_jax.evaluation.scores import abstract_params, mean_by_split, metric_ceilings, score_splits
 from mtl_jax.evaluation.task_distances import task_distances
 from mtl_jax.experiment.assemble import Experiment
-from mtl_jax.runs.train_line import by_owner
+from mtl_jax.runs.train_metrics import by_owner
 from mtl_jax.runs.training_loop import TrainingLoop
 from mtl_jax.runtime import distributed
 from mtl_jax.storage import run_warnings

@@ -17,7 +17,7 @@ from mtl_jax.errors import Stopped, UserError
 from mtl_jax.evaluation.ranking import is_defined, rank
 from mtl_jax.evaluation.scores import Scored, make_evaluator, mean_loss, mean_score, score_split, task_scores
 from mtl_jax.experiment.assemble import Experiment
-from mtl_jax.runs.train_line import StepMetrics, by_owner, task_losses, train_line
+from mtl_jax.runs.train_metrics import StepMetrics, by_owner, task_losses, train_line
 from mtl_jax.runtime import distributed
 from mtl_jax.runtime.progress import progress_bar
 from mtl_jax.runtime.stop_signals import StopSignals

@@ -12,7 +12,7 @@ import time
 
 import jax
 
-from mtl_jax.data.files import array_cache, wheels
+from mtl_jax.data.files import array_cache, python_wheels
 
 MAX_BYTES = 1 << 30  # of all programs; the least recently used ones are removed first
 MIN_COMPILE_SECONDS = 0.3  # programs that compile faster are not stored
@@ -66,7 +66,7 @@ def _remove_damaged(folder: pathlib.Path) -> None:
         try:
             checksum = program.with_name(program.name + _CHECKSUM)
             if checksum.exists():
-                damaged = checksum.read_text(encoding="utf-8") != wheels.sha256_of_file(program)
+                damaged = checksum.read_text(encoding="utf-8") != python_wheels.sha256_of_file(program)
             else:  # another process may still be writing a new one
                 damaged = time.time() - program.stat().st_mtime > _HOUR
             if damaged:
@@ -86,7 +86,7 @@ def _write_checksums(folder: pathlib.Path, began: float) -> None:
         try:
             if program.stat().st_mtime >= began and not checksum.exists():
                 temporary = checksum.with_name(f"{checksum.name}.{os.getpid()}")
-                temporary.write_text(wheels.sha256_of_file(program), encoding="utf-8")
+                temporary.write_text(python_wheels.sha256_of_file(program), encoding="utf-8")
                 os.replace(temporary, checksum)
         except OSError:  # removed meanwhile, or the disk is full: the program will be compiled again
             continue

@@ -7,9 +7,9 @@ loss = task_loss(params) + strength * sharing.trace_norm(params["encoder"], cent
 from mtl_jax.sharing import registry
 from mtl_jax.sharing.curvature import CURVATURE, curvature
 from mtl_jax.sharing.gram import contrast_gram, gram, normalised_gram
+from mtl_jax.sharing.leaf_selection import SCOPES, build, build_proximal, flatten_paths
 from mtl_jax.sharing.proximal import as_transform
 from mtl_jax.sharing.registry import *  # noqa: F403  every penalty and proximal operator; the registry alone lists them
-from mtl_jax.sharing.select import SCOPES, build, build_proximal, flatten_paths
 from mtl_jax.sharing.spectral import mtrl_covariance
 
 __all__ = [

@@ -29,7 +29,7 @@ from mtl_jax.sharing.gram import (
     subtract_anchor,
     task_count,
 )
-from mtl_jax.sharing.spectrum import eigenvalues, matrix_function, spectrum
+from mtl_jax.sharing.gram_spectrum import eigenvalues, matrix_function, spectrum
 from mtl_jax.sharing.structured import group_norms
 from mtl_jax.sharing.task_matrices import Matrix, kernel_matrix, laplacian_matrix, pairwise_matrix
 

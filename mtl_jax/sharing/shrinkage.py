@@ -11,7 +11,7 @@ from functools import cache
 import jax
 import jax.numpy as jnp
 
-from mtl_jax.sharing.spectrum import MatrixFunction
+from mtl_jax.sharing.gram_spectrum import MatrixFunction
 
 
 def saturating_fraction(x: jax.Array) -> jax.Array:

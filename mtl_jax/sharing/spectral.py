@@ -29,7 +29,7 @@ from mtl_jax.sharing.gram import (
     task_count,
     total,
 )
-from mtl_jax.sharing.spectrum import SpectralFunction, spectral_sum, spectrum
+from mtl_jax.sharing.gram_spectrum import SpectralFunction, spectral_sum, spectrum
 
 UNFOLDINGS = ("last", "tucker", "tt")
 

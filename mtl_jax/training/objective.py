@@ -13,11 +13,11 @@ import numpy as np
 from mtl_jax.data.batch import Batch, BatchLayout
 from mtl_jax.models.dropout import Noise
 from mtl_jax.models.forward_pass import dropout_row_keys
+from mtl_jax.models.gradient_taps import Taps, TapSpec
 from mtl_jax.models.mixers import text_count
 from mtl_jax.models.network import Network
 from mtl_jax.models.network_spec import DropoutRates
 from mtl_jax.models.ownership import name_key
-from mtl_jax.models.taps import Taps, TapSpec
 from mtl_jax.tasks import distillation
 from mtl_jax.tasks.base import Features, Task
 from mtl_jax.tasks.distillation import Distillation
@@ -117,7 +117,7 @@ def logits(
     taps: Taps | None = None,
     tap_spec: TapSpec | None = None,
 ) -> dict[str, jax.Array]:
-    """{task: scores with leading axis P·R}. `taps`, `tap_spec`: see `models.taps`."""
+    """{task: scores with leading axis P·R}. `taps`, `tap_spec`: see `models.gradient_taps`."""
     hidden = objective.network.apply(params, batch, dropout, key, taps, tap_spec).hidden
     return _logits(objective, params, batch, hidden, dropout, key)
 

@@ -1,6 +1,7 @@
-"""The schedule of the learning rate: those of optax by name, and whatever else is registered here.
+"""Schedules: of the learning rate (those of optax by name, and whatever else is registered here), and of λ.
 
-SCHEDULES["mine"] = mine    # mine(**options) -> (step: int32 scalar) -> factor on the learning rate
+SCHEDULES["mine"] = mine            # mine(**options) -> (step: int32 scalar) -> factor on the learning rate
+PENALTY_SCHEDULES["mine"] = mine    # (progress = step / steps, float32 scalar) -> factor on λ
 """
 
 from __future__ import annotations
@@ -39,6 +40,12 @@ SCHEDULES: dict[str, Callable[..., optax.Schedule]] = {
     for name, make in public_functions(optax.schedules).items()
     if not name.startswith(("inject_", "join_"))  # of functions, which no config holds
 } | {"linear": _linear, "cosine": _cosine, "constant": _constant}
+
+PENALTY_SCHEDULES: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "constant": jnp.ones_like,
+    "rise": lambda progress: progress,
+    "fall": lambda progress: 1.0 - progress,
+}
 
 
 @dataclasses.dataclass(frozen=True)

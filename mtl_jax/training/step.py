@@ -11,13 +11,13 @@ from mtl_jax.training import objective as terms
 from mtl_jax.training import penalty_effect
 from mtl_jax.training.clipping import clip
 from mtl_jax.training.collectives import psum
-from mtl_jax.training.corruption import corrupt_batch
 from mtl_jax.training.gradients.base import DataStep, StepInputs
 from mtl_jax.training.hyperparameters import Hyperparameters
 from mtl_jax.training.loss_weighting import mean_losses
 from mtl_jax.training.parameter_paths import PyTree, flatten, with_leaves
 from mtl_jax.training.penalty import PenaltyStep, penalty_gradient
 from mtl_jax.training.state import StepSpec, TrainState, trained_leaves
+from mtl_jax.training.token_corruption import corrupt_batch
 from mtl_jax.training.update import Update, update
 
 

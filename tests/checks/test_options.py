@@ -21,9 +21,9 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 from mtl_jax import checks
-from mtl_jax.analysis.ablation import fields, plan
-from mtl_jax.checks.effects import RULES
-from mtl_jax.checks.effects import idle_settings as config_effects
+from mtl_jax.analysis.ablation import plan, traced_fields
+from mtl_jax.checks.idle_options import RULES
+from mtl_jax.checks.idle_options import idle_settings as config_effects
 from mtl_jax.config import default
 from mtl_jax.errors import UserError
 from mtl_jax.evaluation.scores import placement_from_config
@@ -121,7 +121,7 @@ def with_(**changes):
     """A context: `base` with some fields changed, "__" between the parts of their names."""
 
     def context(folder):
-        return fields.merged(base(folder), nested(changes), "context")
+        return traced_fields.merged(base(folder), nested(changes), "context")
 
     return context
 
@@ -488,7 +488,7 @@ def changed(config, field, folder):
     usual = node[last].to_dict() if hasattr(node[last], "items") else node[last]
     offered = [str(folder) + v[1:] if isinstance(v, str) and v[:1] == "@" else v for v in CHANGES[field]]
     value = next(v for v in offered if v != usual)
-    return fields.with_values(config, {field: ConfigDict(value) if isinstance(value, dict) else value})
+    return traced_fields.with_values(config, {field: ConfigDict(value) if isinstance(value, dict) else value})
 
 
 def refusal(config) -> str:
@@ -619,7 +619,7 @@ def test_rules_of_other_modes_and_entries(folder, field, value, mode, makes_it_a
 
     def set_to(config, changes):
         plain = {f: ConfigDict(v) if isinstance(v, dict) else v for f, v in changes.items()}
-        return config_effects(fields.with_values(config, plain), mode).get(field)
+        return config_effects(traced_fields.with_values(config, plain), mode).get(field)
 
     assert set_to(config, {}) is None
     assert set_to(config, {field: value}).startswith(f"config.{field}: ")

@@ -17,7 +17,6 @@ from mtl_jax.config.plain import to_plain
 from mtl_jax.config.sections import Config
 from mtl_jax.data.sampler import MIXINGS
 from mtl_jax.errors import UserError
-from mtl_jax.experiment.penalties import SCHEDULES
 from mtl_jax.models.apply_owned import COLUMN_EXECUTIONS
 from mtl_jax.sharing import SCOPES
 from mtl_jax.storage import workdir
@@ -82,7 +81,6 @@ def test_every_field_is_in_the_reference_with_a_comment(hooks):
         ("model.column_execution", ("auto", *COLUMN_EXECUTIONS)),
         ("ablation.lane_execution", ("auto", *LAYOUTS)),
         ("penalty.scope", SCOPES),
-        ("penalty.schedule", SCHEDULES),
     ],
 )
 def test_choices_of_the_schema_are_those_of_the_code(field, choices):

@@ -2,7 +2,7 @@
 
 from mtl_jax.data.labels.label_spec import LEVELS as LABEL_LEVELS
 from mtl_jax.data.packing.packed_labels import LEVEL_PACKERS
-from mtl_jax.evaluation.levels import LEVELS
+from mtl_jax.evaluation.label_levels import LEVELS
 from mtl_jax.tasks import TASK_KINDS
 
 

@@ -13,7 +13,7 @@ from mtl_jax.errors import UserError
 from mtl_jax.models import pretrained
 from mtl_jax.models.embeddings import BertEmbeddings, WordEmbeddings
 from mtl_jax.models.families import vit
-from mtl_jax.models.patches import PatchEmbeddings
+from mtl_jax.models.patch_embeddings import PatchEmbeddings
 
 R, T, D, F = 2, 7, 6, 12
 PATCHES = PatchEmbeddings(features=F, rows=2, columns=3, pictures=2, width=D, scale=0.5)

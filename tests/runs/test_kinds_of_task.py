@@ -20,7 +20,7 @@ from mtl_jax.runs.build import build
 from mtl_jax.storage import artifacts, checkpoint
 from mtl_jax.storage import workdir as folders
 from mtl_jax.tasks.metrics import evaluate
-from mtl_jax.training import corruption
+from mtl_jax.training import token_corruption
 from mtl_jax.training.step import train_step
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
@@ -280,7 +280,7 @@ def test_hidden_tokens_are_keyed_by_seed_step_data_set_and_row(make):
         objective = built.objective_for(built.corpus.layout)
         batch = built.batches(0).batch(0)
         block = built.corpus.layout.datasets.index("texts")
-        changed = jax.jit(lambda b, k, o=objective: corruption.corrupt_batch(o, b, k))(batch, jax.random.key(7))
+        changed = jax.jit(lambda b, k, o=objective: token_corruption.corrupt_batch(o, b, k))(batch, jax.random.key(7))
         others = [b for b in range(len(batch.dataset)) if b != block]
         np.testing.assert_array_equal(changed.tokens[np.asarray(others, int)], batch.tokens[np.asarray(others, int)])
         assert (np.asarray(changed.tokens) != batch.tokens).any()
@@ -298,7 +298,9 @@ def test_hidden_tokens_are_keyed_by_seed_step_data_set_and_row(make):
         layout = evaluation_layout(built.corpus.layout, "texts")
         batch = next(evaluation_batches(built.corpus.rows["texts"]["dev"], layout, 4))
         objective = built.objective_for(layout)
-        hidden.append(jax.device_get(jax.jit(lambda b, o=objective: corruption.corrupt_for_evaluation(o, b))(batch)))
+        hidden.append(
+            jax.device_get(jax.jit(lambda b, o=objective: token_corruption.corrupt_for_evaluation(o, b))(batch))
+        )
     jax.tree.map(np.testing.assert_array_equal, *hidden)
 
 
@@ -306,7 +308,7 @@ def test_a_drawn_block_of_another_data_set_is_left_alone(make):
     config = make(data__mixing="round_robin", train_tasks=("hidden", "color"))
     built = build(config)
     objective = built.objective_for(built.corpus.layout)
-    changed = jax.jit(lambda b, k: corruption.corrupt_batch(objective, b, k))
+    changed = jax.jit(lambda b, k: token_corruption.corrupt_batch(objective, b, k))
     for step in range(4):
         batch = built.batches(0).batch(step)
         after = changed(batch, jax.random.key(0))

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from mtl_jax.errors import UserError
-from mtl_jax.runs import evaluate, other_data
+from mtl_jax.runs import evaluate, other_datasets
 from mtl_jax.runs.build import build
 from mtl_jax.storage import artifacts, checkpoint
 from mtl_jax.storage import workdir as folders
@@ -23,37 +23,37 @@ def test_another_test_set_is_scored_and_told(tiny, tmp_path):
     with checkpoint.Checkpoints(workdir, 1) as checkpoints:
         checkpoints.save(experiment.init(0), data_metadata(experiment.corpus))
     own = evaluate.evaluate(run, workdir, "last")
-    assert other_data.changed_splits(run, config) == {}
+    assert other_datasets.changed_splits(run, config) == {}
 
     # the same records in another file: the same scores
     (tmp_path / "elsewhere.jsonl").write_bytes((tmp_path / "texts.test.jsonl").read_bytes())
     config.datasets.texts.splits.test = "elsewhere.jsonl"
-    splits = other_data.changed_splits(config, run)
+    splits = other_datasets.changed_splits(config, run)
     assert splits == {"texts": ("test",)}
-    found = other_data.evaluate(config, run, splits, workdir, "last")
+    found = other_datasets.evaluate(config, run, splits, workdir, "last")
     assert found["tasks"].keys() == {"color"} and found["tasks"]["color"].keys() == {"test"}
     assert found["tasks"]["color"]["test"] == pytest.approx(own["tasks"]["color"]["test"], abs=1e-5)
     fact = found["other_data"]["texts"]["test"]
     assert fact["files"] == [str(tmp_path / "elsewhere.jsonl")] and fact["records"] == 32
     assert found["examples"]["color"]["test"]["scored"] == 32
-    name = other_data.file_name(found, "last")
+    name = other_datasets.file_name(found, "last")
     assert name == f"evaluation_last_on_{fact['fingerprint'][:8]}.json" and "evaluation_last.json" != name
-    assert "texts, test: 32 records of" in other_data.format_lines(found)[1]
+    assert "texts, test: 32 records of" in other_datasets.format_lines(found)[1]
 
     # labels that the run lacks are counted, and every such record is wrong
     lines = [json.loads(line) | {"color": "purple"} for line in (tmp_path / "elsewhere.jsonl").read_text().splitlines()]
     (tmp_path / "purple.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     config.datasets.texts.splits.test = "purple.jsonl"
-    found = other_data.evaluate(config, run, splits, workdir, "last")
+    found = other_datasets.evaluate(config, run, splits, workdir, "last")
     assert found["tasks"]["color"]["test"]["accuracy"] == 0.0
     (told,) = [entry["text"] for entry in found["warnings"] if "purple" in entry["text"]]
     assert "32 labels of test (100.00%) do not occur in train" in told
-    assert other_data.file_name(found, "last") != name
+    assert other_datasets.file_name(found, "last") != name
 
     # records of train are told
     (tmp_path / "seen.jsonl").write_bytes((tmp_path / "texts.train.jsonl").read_bytes())
     config.datasets.texts.splits.test = "seen.jsonl"
-    found = other_data.evaluate(config, run, splits, workdir, "last")
+    found = other_datasets.evaluate(config, run, splits, workdir, "last")
     assert any("96 of 96 of test in train" in entry["text"] for entry in found["warnings"])
 
     # another folder with the same names, and one data set beside the other
@@ -62,7 +62,7 @@ def test_another_test_set_is_scored_and_told(tiny, tmp_path):
     config = tiny()
     config.datasets.texts.path = str(tmp_path / "other")
     config.evaluation.splits = ("test",)
-    found = other_data.evaluate(config, run, other_data.changed_splits(config, run), workdir, "last")
+    found = other_datasets.evaluate(config, run, other_datasets.changed_splits(config, run), workdir, "last")
     assert found["other_data"]["texts"]["test"]["records"] == 5
 
     for field, value, said in (
@@ -77,10 +77,10 @@ def test_another_test_set_is_scored_and_told(tiny, tmp_path):
             node = node[key]
         node[last] = value
         with pytest.raises(UserError, match=said):
-            other_data.changed_splits(config, run)
+            other_datasets.changed_splits(config, run)
     with (tmp_path / "texts.train.jsonl").open("a") as train:
         train.write("".join(json.dumps(line) + "\n" for line in lines))
     config = tiny()
     config.datasets.texts.splits.test = "elsewhere.jsonl"
     with pytest.raises(UserError, match="task color: its classes are no longer those of"):
-        other_data.evaluate(config, run, splits, workdir, "last")
+        other_datasets.evaluate(config, run, splits, workdir, "last")

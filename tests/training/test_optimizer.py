@@ -10,7 +10,7 @@ import optax
 import pytest
 
 from mtl_jax import checks
-from mtl_jax.analysis.ablation import fields
+from mtl_jax.analysis.ablation import traced_fields
 from mtl_jax.config import default
 from mtl_jax.errors import UserError
 from mtl_jax.runs.build import build
@@ -196,7 +196,7 @@ def test_moments_are_overwritten_in_place():
 
 
 def test_options_belong_to_the_program_and_the_learning_rate_does_not():
-    assert fields.is_traced("optimizer.learning_rate") and fields.is_traced("optimizer.weight_decay")
-    assert not fields.is_traced("optimizer.schedule_options.decay_rate")
+    assert traced_fields.is_traced("optimizer.learning_rate") and traced_fields.is_traced("optimizer.weight_decay")
+    assert not traced_fields.is_traced("optimizer.schedule_options.decay_rate")
     config = default.get_config()
-    assert fields.with_values(config, {"optimizer.options.b1": 0.8}).optimizer.options.b1 == 0.8
+    assert traced_fields.with_values(config, {"optimizer.options.b1": 0.8}).optimizer.options.b1 == 0.8

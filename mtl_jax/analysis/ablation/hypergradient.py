@@ -33,10 +33,10 @@ from mtl_jax.data.sampler import BatchSampler
 from mtl_jax.errors import UserError
 from mtl_jax.experiment.inputs import make_mixing
 from mtl_jax.training import objective as terms
-from mtl_jax.training.corruption import corrupt_for_evaluation
 from mtl_jax.training.hyperparameters import Hyperparameters
 from mtl_jax.training.state import StepSpec, TrainState
 from mtl_jax.training.step import train_step
+from mtl_jax.training.token_corruption import corrupt_for_evaluation
 
 DEFAULTS = {"every": 10, "unroll": 5, "rate": 0.2}
 BOUNDS = (-18.0, 18.0)  # of log λ

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from mtl_jax import unicode
-from mtl_jax.analysis.ablation import fields
+from mtl_jax.analysis.ablation import traced_fields
 from mtl_jax.analysis.ablation.sweeps import SWEEPS_FIELD, Sweep, is_strength
 from mtl_jax.config.entries import Choice
 from mtl_jax.config.plain import to_plain
@@ -108,7 +108,7 @@ def make_plan(config: ConfigDict, check: Callable[[ConfigDict], Mapping[str, str
         choices = dict(zip(alternatives, (name for name, _ in combination), strict=True))
         program_config = config
         for choice, (_, changes) in zip(alternatives, combination, strict=True):
-            program_config = fields.merged(program_config, changes, f"config.ablation.choices.{choice}")
+            program_config = traced_fields.merged(program_config, changes, f"config.ablation.choices.{choice}")
         check(program_config)
         sweeps = {name: Sweep.from_config(program_config, name) for name in program_config.ablation.sweeps}
         for name, sweep in sweeps.items():
@@ -144,7 +144,7 @@ def _check_lanes(programs: Sequence[Program], check: Callable[[ConfigDict], Mapp
     for program in programs:
         for setting in program.settings:
             try:
-                lane_effects = check(fields.with_values(program.config, setting.fields))
+                lane_effects = check(traced_fields.with_values(program.config, setting.fields))
             except UserError as error:
                 raise UserError(f"{SWEEPS_FIELD}, at {_describe(setting.values)}: {error}") from None
             if setting.line == "sharing":  # the limits lack what many options are for
@@ -215,10 +215,10 @@ def _limits(config: ConfigDict, choices: Mapping[str, str], sweeps: Mapping[str,
             result.append(Setting(line, values, changes))
         return tuple(result)
 
-    separate = fields.ordered_copy(config)
+    separate = traced_fields.ordered_copy(config)
     separate.penalties = ConfigDict(sort_keys=False)
     separate.sharing.mixer, separate.sharing.mixer_options, separate.sharing.mixer_layers = "", ConfigDict(), ()
-    hard = fields.ordered_copy(separate)
+    hard = traced_fields.ordered_copy(separate)
     hard.sharing.trunk, hard.sharing.task_groups, hard.sharing.tied = "all", ConfigDict(), False
     hard.sharing.adapter, hard.sharing.adapter_options, hard.sharing.adapter_layers = "", ConfigDict(), ()
     columns = settings("single", {})
@@ -242,7 +242,7 @@ def _alternatives(config: Config, name: str, entry: Choice) -> dict[str, dict[st
         return {label: plain_tree(changes) for label, changes in entry.settings.items()}
     if not entry.alternatives:
         raise UserError(f"{where}.alternatives: none")
-    expanded = fields.expand(config, entry.field, f"{where}.field")
+    expanded = traced_fields.expand(config, entry.field, f"{where}.field")
     result: dict[str, dict[str, Any]] = {}
     for value in entry.alternatives:
         label = f"{value:g}" if isinstance(value, float) else str(value)

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from mtl_jax.analysis.ablation import fields
+from mtl_jax.analysis.ablation import traced_fields
 from mtl_jax.analysis.ablation.plan import Program, Setting
 from mtl_jax.config.plain import to_plain
 from mtl_jax.config.sections import Config
@@ -89,7 +89,7 @@ def build(program: Program, sources: Sources) -> Built:
     Raises:
       UserError: what is wrong with the config or the data; a swept λ that has no effect.
     """
-    config = fields.with_values(program.config, program.settings[0].fields)
+    config = traced_fields.with_values(program.config, program.settings[0].fields)
     for rate in ("dropout", "attention_dropout"):  # whether there is dropout is static
         config.model[rate] = max(_config_of(program, setting).model[rate] for setting in program.settings)
     for task, entry in config.distillation.items():  # whether there are teachers is static too
@@ -115,7 +115,7 @@ def build(program: Program, sources: Sources) -> Built:
 
 def _config_of(program: Program, setting: Setting) -> ConfigDict:
     """The config that trains one setting alone."""
-    return fields.with_values(program.config, setting.fields)
+    return traced_fields.with_values(program.config, setting.fields)
 
 
 def _with_proximal(program: Program, experiment: Experiment) -> Built:

@@ -14,7 +14,7 @@ import jax
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from mtl_jax.analysis.ablation import exact_optima, fields, halving, hypergradient, lanes, memory, plan, results
+from mtl_jax.analysis.ablation import exact_optima, halving, hypergradient, lanes, memory, plan, results, traced_fields
 from mtl_jax.analysis.ablation.engine import Engine, resident
 from mtl_jax.analysis.ablation.lane_batch import LaneBatch
 from mtl_jax.analysis.ablation.lane_log import LaneResult
@@ -281,7 +281,7 @@ def _references(program: Program, built: Built) -> list[dict[str, Any]]:
     """The exact optimum at every point of the sweep, for the pictures."""
     exact_optimum, references = exact_optima.REFERENCES[program.config.ablation.exact_optimum], []
     for setting in built.settings if built.settings[0].line == "sharing" else ():
-        config = fields.with_values(program.config, setting.fields)
+        config = traced_fields.with_values(program.config, setting.fields)
         if len(config.penalties) != 1:
             raise UserError("config.ablation.exact_optimum: the exact optimum is known for one penalty, not several")
         (penalty,) = config.penalties.values()

@@ -21,7 +21,7 @@ from mtl_jax.evaluation.evaluator import (
     placeholder_rows,
     without_probabilities,
 )
-from mtl_jax.evaluation.levels import LEVELS
+from mtl_jax.evaluation.label_levels import LEVELS
 from mtl_jax.evaluation.metric_inputs import (
     constant_remark,
     gold_and_predicted,

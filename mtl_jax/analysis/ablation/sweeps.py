@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mtl_jax.analysis.ablation import fields
+from mtl_jax.analysis.ablation import traced_fields
 from mtl_jax.balancing import GRADIENT_TRANSFORMS, LOSS_WEIGHTS, WEIGHTINGS
 from mtl_jax.config import entries
 from mtl_jax.config.sections import Config
@@ -31,13 +31,13 @@ class Sweep(NamedTuple):
     def from_config(cls, config: Config, name: str) -> Sweep:
         """Raises UserError for a field that cannot be swept, or wrong values."""
         entry, where = config.ablation.sweeps[name], f"{SWEEPS_FIELD}.{name}"
-        expanded = fields.expand(config, entry.field, f"{where}.field")
+        expanded = traced_fields.expand(config, entry.field, f"{where}.field")
         for field in expanded:
-            if not fields.is_traced(field):
+            if not traced_fields.is_traced(field):
                 raise UserError(
                     f"{where}.field: {field!r} changes the compiled program, so it cannot differ between its lanes; "
                     f"make it a choice: default.add_choice(config, {name!r}, field={entry.field!r}, "
-                    f"alternatives=(...)). Fields that can be swept: {', '.join(fields.TRACED)}"
+                    f"alternatives=(...)). Fields that can be swept: {', '.join(traced_fields.TRACED)}"
                 )
             _require_option(config, field, where)
         return cls(expanded, _values(config, entry, where, name), entry.random)

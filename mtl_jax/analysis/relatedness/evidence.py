@@ -17,13 +17,13 @@ from mtl_jax.data.sampler import BatchSampler, Mixing, evaluation_batches, evalu
 from mtl_jax.experiment.assemble import Experiment
 from mtl_jax.experiment.penalties import task_stacks
 from mtl_jax.training import objective as terms
-from mtl_jax.training.corruption import corrupt_batch
 from mtl_jax.training.gradients.per_task import SharedParameters, shared_parameters, shared_slices
 from mtl_jax.training.hyperparameters import Hyperparameters
 from mtl_jax.training.objective import Objective, Params
 from mtl_jax.training.parameter_paths import flatten, with_leaves
 from mtl_jax.training.state import TrainState
 from mtl_jax.training.step import train_step
+from mtl_jax.training.token_corruption import corrupt_batch
 
 
 class JointEvidence(NamedTuple):

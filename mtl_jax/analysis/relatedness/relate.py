@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from mtl_jax.analysis.ablation import fields, runner
+from mtl_jax.analysis.ablation import runner, traced_fields
 from mtl_jax.analysis.ablation.program import Sources
 from mtl_jax.analysis.ablation.records import Grid
 from mtl_jax.analysis.relatedness import grouping, transfer
@@ -93,7 +93,7 @@ def relate(config: ConfigDict, workdir: pathlib.Path, check: Callable[[ConfigDic
     folders.require_unclaimed(workdir, config)
     planned = transfer.transfer_plan(config, tasks)
     for setting in planned.programs[0].settings:
-        check(fields.with_values(planned.programs[0].config, setting.fields))
+        check(traced_fields.with_values(planned.programs[0].config, setting.fields))
     print(planned.describe())
     folders.claim(workdir, config)
     sources = Sources()
@@ -196,7 +196,7 @@ def _runs(config: ConfigDict, needs: Set[str]) -> tuple[Corpus, JointRun | None,
     corpus, encoder = Sources().load(config)
 
     def experiment(**changes: Any) -> Experiment:
-        changed = fields.with_values(config, changes)
+        changed = traced_fields.with_values(config, changes)
         return assemble(changed, corpus, encoder and encoder.architecture, encoder and encoder.params)
 
     joint = columns = None

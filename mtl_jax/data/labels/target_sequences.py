@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from mtl_jax import unicode
-from mtl_jax.data.encoding import spacing
+from mtl_jax.data.encoding import word_spacing
 from mtl_jax.data.encoding.encode import EncodedSplit
 from mtl_jax.data.encoding.gold_labels import GoldLabels
 from mtl_jax.data.encoding.record_inputs import RecordInputs
@@ -37,7 +37,7 @@ class TargetSpec:
     """How targets become tokens.
 
     tokens      "words": the words of a list, or a text split into words and punctuation marks, with markers of unusual
-                spacing, see `spacing` | "tokenizer": the tokens of the tokenizer of the inputs
+                spacing, see `word_spacing` | "tokenizer": the tokens of the tokenizer of the inputs
     min_count   tokens that are rarer in the targets of train are unknown
     max_size    size of the vocabulary of the most frequent tokens; 0 = all
     max_length  largest number of tokens of a target, its end included; a longer one is truncated and has no end
@@ -114,7 +114,7 @@ def build_vocabulary(
     """
     if all(tokens is None for tokens in splits["train"].tokens):
         raise no_labels_error(spec, train)
-    markers = spacing.MARKERS if with_blanks else ()
+    markers = word_spacing.MARKERS if with_blanks else ()
     counts = collections.Counter(token for tokens in splits["train"].tokens for token in tokens or ())
     ranked = sorted((-n, token) for token, n in counts.items() if n >= spec.target.min_count and token not in markers)
     names = [token for _, token in ranked[: spec.target.max_size or None]]
@@ -241,23 +241,23 @@ def _split_targets(
     tokens = []
     for unit in units:
         if isinstance(unit, str):
-            tokens.append(spacing.mark_blanks(*WordTokenizer.split_with_blanks(unit, lower)))
+            tokens.append(word_spacing.mark_blanks(*WordTokenizer.split_with_blanks(unit, lower)))
         else:
             (words,) = WordTokenizer.split_words([unit], lower)
-            tokens.append(spacing.mark_blanks(words, [number > 0 for number in range(len(words))]))
+            tokens.append(word_spacing.mark_blanks(words, [number > 0 for number in range(len(words))]))
     return tokens
 
 
 def _joiner(spec: TargetSpec, tokenizer: Tokenizer, with_blanks: bool) -> Callable[[Sequence[str]], str]:
     if not _by_words(spec, tokenizer):
         return tokenizer.join
-    return spacing.join_words if with_blanks else " ".join
+    return word_spacing.join_words if with_blanks else " ".join
 
 
 def _first_word(vocabulary: LabelVocabulary) -> int:
     """The id of the first name that is no special token."""
     first = len(SPECIALS)
-    return first + 2 * (vocabulary.names[first : first + 2] == spacing.MARKERS)
+    return first + 2 * (vocabulary.names[first : first + 2] == word_spacing.MARKERS)
 
 
 def _special_ids(tokenizer: Tokenizer) -> set[int]:

@@ -16,7 +16,7 @@ from mtl_jax.data.labels.label_spec import LabelSpec
 from mtl_jax.data.packing.capacities import Capacities, example_demands, group_demands
 from mtl_jax.data.packing.first_fit import cached_first_fit
 from mtl_jax.data.packing.packed_labels import pack_labels
-from mtl_jax.data.packing.placement import example_positions, scatter
+from mtl_jax.data.packing.row_placement import example_positions, scatter
 from mtl_jax.errors import UserError
 
 

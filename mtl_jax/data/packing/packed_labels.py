@@ -15,7 +15,7 @@ from mtl_jax.data.encoding.gold_labels import GoldLabels
 from mtl_jax.data.labels import answer_spans
 from mtl_jax.data.labels.label_spec import LabelSpec
 from mtl_jax.data.packing.capacities import Capacities
-from mtl_jax.data.packing.placement import ExamplePositions, rank_in_row, scatter
+from mtl_jax.data.packing.row_placement import ExamplePositions, rank_in_row, scatter
 from mtl_jax.data.tokenizers import Tokenizer
 
 START, END = 1, 2  # bits of a span label

@@ -20,7 +20,7 @@ from mtl_jax.data.files.location import Location
 from mtl_jax.data.records import Record, field, where
 from mtl_jax.errors import UserError
 
-BLANK_LEVEL = 128  # of every pixel of a blanked picture: grey, 0.004 on the scale −1 … 1 of `models.patches`
+BLANK_LEVEL = 128  # of every pixel of a blanked picture: grey, 0.004 on the scale −1 … 1 of `models.patch_embeddings`
 _REGION = re.compile(r"#xywh=(\d+),(\d+),(\d+),(\d+)$")
 _MODES = {1: "L", 3: "RGB"}
 

@@ -9,7 +9,7 @@ from mtl_jax.data.readers.base import Reader
 from mtl_jax.data.readers.conll import read_conll
 from mtl_jax.data.readers.conllu import read_conllu
 from mtl_jax.data.readers.csv import read_csv
-from mtl_jax.data.readers.derived import read_derived
+from mtl_jax.data.readers.derived_generation import read_derived
 from mtl_jax.data.readers.dialogue import read_dialogue
 from mtl_jax.data.readers.folders import read_folders
 from mtl_jax.data.readers.idx import read_idx

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from mtl_jax.data.files.location import Location
+from mtl_jax.data.readers.generated_statements import is_tower, normalized, statements_about
 from mtl_jax.data.readers.jsonl import read_records
-from mtl_jax.data.readers.statements import is_tower, normalized, statements_about
 from mtl_jax.data.records import Note, Record, where
 from mtl_jax.errors import UserError
 
@@ -37,8 +37,8 @@ def read_nlvr(
       orders: 1 to 6: records of each picture, with its boxes in so many orders, which leave the label as it is. The
         order as drawn comes first.
       statements: above 0: the number of generated statements that replace NLVR's sentences, true or false by the
-        pictures' structured representations; see `statements`. None of them is a sentence of NLVR. Each is about one
-        order.
+        pictures' structured representations; see `generated_statements`. None of them is a sentence of NLVR. Each
+        is about one order.
       added_to: folders, as "dev/0", that get generated statements in addition to NLVR's sentences; others get only
         NLVR's.
       single: records of single boxes instead, without sentence: image, identifier, and details, the contents of the

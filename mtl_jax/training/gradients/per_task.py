@@ -14,9 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from mtl_jax.data.batch import Batch, BatchLayout
+from mtl_jax.models.gradient_taps import Taps, TapSpec
 from mtl_jax.models.ownership import owner_count, sole_tasks
-from mtl_jax.models.streams import stream_entries
-from mtl_jax.models.taps import Taps, TapSpec
+from mtl_jax.models.task_streams import stream_entries
 from mtl_jax.sharing.gram import inner_products, total
 from mtl_jax.training.objective import FlatParams
 

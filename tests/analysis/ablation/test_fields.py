@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from mtl_jax import checks
-from mtl_jax.analysis.ablation import fields, plan, program
+from mtl_jax.analysis.ablation import plan, program, traced_fields
 from mtl_jax.config import default
 from mtl_jax.data.corpus import Corpus
 from mtl_jax.experiment.assemble import assemble
@@ -47,7 +47,7 @@ def test_each_is_an_argument(tiny):
     config = base(tiny)
     corpora = program.Sources()
     for field, points in SWEEPS.items():
-        assert fields.is_traced(field), field
+        assert traced_fields.is_traced(field), field
         config.ablation.sweeps = type(config.ablation.sweeps)(sort_keys=False)
         default.add_sweep(config, "x", field=field, points=points, scale="linear")
         config.ablation.limits = False
@@ -75,7 +75,7 @@ def test_the_step_reads_them(tiny):
     (one,) = plan.make_plan(config, lambda c: checks.check(c, "ablate")).programs
     built = program.build(one, program.Sources())
     corpus: Corpus = built.experiment.corpus
-    alone = assemble(fields.with_values(config, one.settings[0].fields), corpus, None, None)
+    alone = assemble(traced_fields.with_values(config, one.settings[0].fields), corpus, None, None)
     results = []
     for spec, hyper in ((built.spec, built.hypers[0]), (alone.spec, alone.hyper)):
         step = jax.jit(lambda state, batch, hyper, spec=spec: train_step(spec, state, batch, hyper))

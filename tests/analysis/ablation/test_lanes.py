@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mtl_jax.analysis.ablation import engine as engines
-from mtl_jax.analysis.ablation import fields, lanes, plan, program
+from mtl_jax.analysis.ablation import lanes, plan, program, traced_fields
 from mtl_jax.config import default
 from mtl_jax.runs.build import build
 from mtl_jax.training.step import train_step
@@ -44,7 +44,7 @@ def trained(config, layout, steps, only=None, resident="auto"):
 
 def solo(config, setting, seed, steps):
     """The same lane by the plain step: final state and mean losses."""
-    config = fields.with_values(config, {**setting.fields, "seed": seed})
+    config = traced_fields.with_values(config, {**setting.fields, "seed": seed})
     experiment = build(config)
     step = jax.jit(lambda state, batch: train_step(experiment.spec, state, batch, experiment.hyper))
     state, total = experiment.init(seed), 0.0

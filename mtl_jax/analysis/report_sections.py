@@ -12,7 +12,7 @@ from mtl_jax.analysis.ablation import records, results
 from mtl_jax.analysis.ablation.summary import main_split
 from mtl_jax.analysis.ablation.verdicts import LIMIT_NAMES, describe, describe_choices
 from mtl_jax.analysis.plotting import file_name
-from mtl_jax.analysis.relatedness import section
+from mtl_jax.analysis.relatedness import report_section
 from mtl_jax.analysis.relatedness.relate import read
 from mtl_jax.analysis.run_figures import draw_balance, draw_curves
 from mtl_jax.analysis.settings import command, configuration
@@ -145,7 +145,7 @@ def report_sections(named: Mapping[str, pathlib.Path], out: pathlib.Path) -> Par
             parts += ablation_section(workdir, grids[name], results.summarise(grids[name]), figures)
         if name in relations:
             related = relations[name]
-            parts += [*warnings_section(related["warnings"]), *section.relatedness(workdir, related, figures)]
+            parts += [*warnings_section(related["warnings"]), *report_section.relatedness(workdir, related, figures)]
         elif name in finished:
             parts += _finished(workdir, finished[name], figures)
         elif name not in grids:

@@ -27,7 +27,7 @@ Measure = Callable[[Any, Any], Any]
 
 
 class TapSpec(NamedTuple):
-    """What is tapped; static. M = the entries of the layout, see `streams.stream_entries`, times `halves`.
+    """What is tapped; static. M = the entries of the layout, see `task_streams.stream_entries`, times `halves`.
 
     layers     {path of layer: (paths of its leaves)} whose gradients by stream are needed
     products   whether only the products [M, M] between these gradients are needed, layer by layer

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from mtl_jax.analysis.relatedness.registry import MEASURES
-from mtl_jax.checks.rules import get_field
+from mtl_jax.checks.value_rules import get_field
 from mtl_jax.config import default
 from mtl_jax.config.sections import Config
 from mtl_jax.data.readers import READERS
