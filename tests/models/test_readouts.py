@@ -212,7 +212,7 @@ def test_orders_and_circles():
     [
         ({"sharing__readout": "mean"}, "'mean' is none of 'top', 'mixture', 'attention'"),
         ({"sharing__readout": "mixture", "model__num_layers": 0}, "no layer above the embeddings"),
-        ({"sharing__readout_options": {"hidden": 3}}, "read_options: .*unexpected keyword"),
+        ({"sharing__readout_options": {"hidden": 3}}, "readout_options: .*unexpected keyword"),
         ({"sharing__head_layers": {"colour": "embed"}}, "no task 'colour'"),
         ({"sharing__head_layers": {"color": "layer_05"}}, "'layer_05' is none of the layers"),
         ({"sharing__cascades": {"color": ("color",)}}, "in a circle: color → color"),
@@ -225,7 +225,7 @@ def test_orders_and_circles():
         ),
         (
             {"sharing__cascades": {"color": ("long",)}, "aggregation__method": "pcgrad"},
-            "config.sharing.cascades brings",
+            "which config.sharing.cascades combines",
         ),
     ],
 )
@@ -243,5 +243,5 @@ def test_a_number_has_no_label_set(tiny):
     for file in pathlib.Path(config.datasets.sentences.path).glob("sentences.*.jsonl"):
         lines = [json.loads(line) for line in file.read_text().splitlines()]
         file.write_text("\n".join(json.dumps({**line, "size": len(line["words"])}) for line in lines))
-    with pytest.raises(UserError, match="'long' has no label set"):
+    with pytest.raises(UserError, match="'long' has no classes whose distribution"):
         build(config)

@@ -1,4 +1,4 @@
-"""Runs with a task that writes texts: beside others, resumed, as lanes, in prediction; what is refused."""
+"""Runs with a task that generates text: next to others, resumed, as lanes, in prediction; what is refused."""
 
 import json
 
@@ -82,7 +82,7 @@ def test_a_run_beside_other_tasks_predicts_what_it_scores(writer, tmp_path):
     right = [s == r["said"] for s, r in zip(said, records, strict=True) if r["said"]]
     assert np.mean(right) == pytest.approx(found["exact_match"])
     assert "the input itself: bleu" in inspection.describe_experiment(config)
-    with pytest.raises(UserError, match=r"config\.tasks\.said writes texts"):
+    with pytest.raises(UserError, match=r"config\.tasks\.said generates text"):
         attribute(config, workdir, ("best",), str(target), tmp_path / "why")
 
     # lanes are scored as runs are

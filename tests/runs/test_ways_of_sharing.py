@@ -204,7 +204,7 @@ def walk(texts, folder, way, data):
 
     out = folder / "attributions"
     if config.sharing.mixer or config.sharing.cascades:
-        with pytest.raises(UserError, match="which brings tasks together"):
+        with pytest.raises(UserError, match="which connects the columns"):
             attribution.attribute(config, workdir, ["best"], str(texts / "test.jsonl"), out)
         return
     attribution.attribute(config, workdir, ["best"], str(texts / "test.jsonl"), out)

@@ -201,7 +201,7 @@ def test_the_best_of_a_lane_is_chosen_likewise():
     one._extend_curves = lambda scores: None
     bar = SimpleNamespace(set_postfix_str=lambda *_, **__: None)
     for one.step, now in enumerate(SCRIPT, 1):  # noqa: B007 (read by `scores`)
-        one._evaluate(bar, SimpleNamespace(require=None))
+        one._evaluate(bar, SimpleNamespace(raise_if_stopped=None))
     log = one.logs[0, 0]
     assert kept == [1, 2, 4, 5] and log.best_step == 5 and log.status == "stopped early"
 

@@ -70,7 +70,7 @@ def load_sources(
     sources: dict[str, Source] = {}
     for run, run_config in runs.items():
         experiment, params = inference.load_model(run_config, run, (checkpoint or run_config.evaluation.checkpoint,))
-        layers = _layers(experiment, params, configs[run].adapt.column)
+        layers = _layers(experiment, params, configs[run].adaptation.column)
         sources[run.name] = Source(configs[run], artifacts.load(run), layers, False)
     return sources | {INITIAL_VALUES: _initial_values(next(iter(sources.values())))}
 
@@ -113,7 +113,7 @@ def _with_new_tasks(run_config: Config, given: Config, run: pathlib.Path) -> Con
                 "new task could begin without the others"
             )
     config = default.get_config()
-    for field in ("datasets", "tasks", "adapt", "seed"):
+    for field in ("datasets", "tasks", "adaptation", "seed"):
         config[field] = given[field]
     for field in ("tokenizer", "model", "evaluation", "training"):
         config[field] = run_config[field]

@@ -44,10 +44,10 @@ def test_training_ends_at_the_exact_optimum(kind, strength, differs):
     exact = REFERENCES["linear"](config, experiment.corpus, kind, strength)
     words = slice(4, None)  # special tokens are in no text: they stay where they began, or go to the mean
     found = np.asarray(params["embed"]["word"]["embedding"])[:, words, 0]
-    differs("weights of linear tasks, trained against exact", found, exact["weights"][:, words], 1e-4)
+    differs("weights of linear tasks, trained against exact", found, exact.weights[:, words], 1e-4)
     evaluator = make_evaluator(experiment, placement_from_config(experiment))
     scores = evaluator.score(params, "dev")
-    for task, metrics in exact["scores"].items():
+    for task, metrics in exact.scores.items():
         for metric, value in metrics["dev"].items():
             differs("scores of linear tasks, trained against exact", scores[task][metric], value, 1e-4)
 
