@@ -1,9 +1,12 @@
-"""Parts of speech of UD English-EWT and semantic roles of PropBank on the same sentences, in one model.
+"""Parts of speech of UD English-EWT and semantic roles of PropBank on the same sentences, with one MiniLM.
 
     python launch.py --config=configs/ewt.py --workdir=runs/ewt
 
-The sentence is encoded once; each of its predicates enters in the head of the roles. After these 400 steps (three
-epochs, a quarter of an hour on 2 CPU cores): test POS accuracy 0.967, role F1 0.653; longer training goes on improving.
+A sentence is encoded once; the head for roles reads it once for each predicate. 400 steps (three epochs) take a quarter
+of an hour on 2 CPU cores.
+
+Data: UD English-EWT, $MTL_JAX_DATA/ewt, and its PropBank annotation, $MTL_JAX_DATA/ewt_srl; MiniLM from its wheel.
+Scores: test POS accuracy 0.967, role F1 0.653; both still improve with more steps.
 """
 
 from mtl_jax.config import default

@@ -1,7 +1,10 @@
-"""Fashion-MNIST (Xiao et al. 2017): which of ten garments a picture shows. Pictures alone, in 16 patches.
+"""Fashion-MNIST (Xiao et al. 2017): which of ten garments a picture shows. Pictures without text, in 16 patches.
 
-apt-get install dataset-fashion-mnist
-python launch.py --config=configs/fashion.py --workdir=runs/fashion
+    apt-get install dataset-fashion-mnist
+    python launch.py --config=configs/fashion.py --workdir=runs/fashion
+
+Data: Debian's package dataset-fashion-mnist, /usr/share/datasets/fashion-mnist.
+Scores: not measured.
 """
 
 from mtl_jax.config import default

@@ -1,10 +1,13 @@
-"""Four tasks of GLUE with one shared MiniLM: CoLA, MRPC, RTE, STS-B (single texts, pairs, regression).
+"""Four tasks of GLUE with one shared MiniLM: CoLA, MRPC, RTE, STS-B (single sentences, pairs, regression).
 
     python launch.py --config=configs/glue.py --workdir=runs/glue
 
-GLUE's dev sets are scored as test (its test labels are not public); dev is carved out of train. After these 400 steps:
-CoLA Matthews 0.06, MRPC accuracy 0.777 (F1 0.854), RTE accuracy 0.534, STS-B Pearson 0.842. CoLA and RTE are hardly
-learned: little data each, a small encoder made for sentence similarity, and one step in four.
+GLUE's dev sets serve as test, since its test labels are not public; dev is carved out of train.
+
+Data: GLUE, $MTL_JAX_DATA/glue; MiniLM from its wheel.
+Scores after 400 steps: CoLA Matthews 0.06, MRPC accuracy 0.777 (F1 0.854), RTE accuracy 0.534, STS-B Pearson 0.842.
+CoLA and RTE are hardly learned: they have little data, a small encoder made for sentence similarity, and a quarter of
+the steps each.
 """
 
 from mtl_jax.config import default

@@ -1,10 +1,15 @@
-"""Topics of 20 Newsgroups and named entities of CoNLL-2003, by one pretrained encoder or two: the classic pair.
+"""Topics of 20 Newsgroups and named entities of CoNLL-2003, with one MiniLM or two.
 
     python launch.py --config=configs/newsgroups_conll.py:soft --workdir=runs/newsgroups_conll_soft
 
-Arguments: `single` (each task a model of its own), `hard` (one encoder), `soft` (two encoders drawn together by L2).
-The full run is for a GPU; on 2 CPU cores it takes hours. Aim: test accuracy >= 0.80, F1 >= 0.87 (not yet measured).
-`configs/quickstart.py` is the same pair in minutes on 2 cores.
+    :single  a model for each task
+    :hard    one encoder
+    :soft    two encoders with an L2 penalty on their difference
+
+For a GPU; on 2 CPU cores it takes hours. `configs/quickstart.py` trains the same pair in minutes on 2 cores.
+
+Data: wheels, as MiniLM; they are downloaded and cached.
+Scores: not measured. The aim is test accuracy >= 0.80, F1 >= 0.87.
 """
 
 from mtl_jax.config import default
@@ -79,7 +84,7 @@ def add_conll(config):
 
 
 def set_sharing(config, sharing: str):
-    """`single`, `hard` or `soft`."""
+    """Sets how the encoder is shared: "single", "hard" or "soft". Raises ValueError for any other."""
     if sharing not in ("single", "hard", "soft"):
         raise ValueError(f"the argument of this config is 'single', 'hard' or 'soft', not {sharing!r}")
     config.sharing.trunk = "all" if sharing == "hard" else "none"

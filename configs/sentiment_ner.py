@@ -2,8 +2,10 @@
 
     python launch.py --config=configs/sentiment_ner.py --workdir=runs/sentiment_ner
 
-Shared embeddings and first layer, a layer of its own for each task, no pretrained vectors. Test: sentiment accuracy
-0.788, entity F1 0.722 (ten minutes on 2 CPU cores).
+Embeddings and the first layer are shared, the second layer is not; no pretrained vectors. Ten minutes on 2 CPU cores.
+
+Data: wheels; they are downloaded and cached.
+Scores: test sentiment accuracy 0.788, entity F1 0.722.
 """
 
 from ml_collections import ConfigDict

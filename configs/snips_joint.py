@@ -3,8 +3,11 @@
     python launch.py --config=configs/snips_joint.py:lstm --workdir=runs/snips_lstm
     python launch.py --config=configs/snips_joint.py:bert --workdir=runs/snips_bert
 
-`lstm`: a shared BiLSTM over word embeddings; test intent accuracy 0.979, slot F1 0.936 (minutes on 2 CPU cores).
-`bert`: a shared MiniLM; 0.983 and 0.951.
+    :lstm  a shared BiLSTM over word embeddings; minutes on 2 CPU cores
+    :bert  a shared MiniLM
+
+Data: SNIPS, $MTL_JAX_DATA/snips; MiniLM from its wheel.
+Scores: test intent accuracy 0.979, slot F1 0.936 with `:lstm`; 0.983 and 0.951 with `:bert`.
 """
 
 from ml_collections import ConfigDict

@@ -1,5 +1,6 @@
 """Every config of the repository, with every argument, is accepted for what it is made for."""
 
+import ast
 import importlib
 import inspect
 import pathlib
@@ -48,3 +49,10 @@ def test_every_argument_is_accepted(name, request, monkeypatch):
         if config.ablation.sweeps or config.ablation.choices:
             checks.check(config, "ablate")
             plan.make_plan(config, lambda c: checks.check(c, "ablate"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_docstring_states_command_data_and_scores(name):
+    docstring = ast.get_docstring(ast.parse((FOLDER / f"{name}.py").read_text(encoding="utf-8")))
+    assert f"launch.py --config=configs/{name}.py" in docstring
+    assert re.search(r"^Data: ", docstring, re.M) and re.search(r"^Scores\b.*:", docstring, re.M)
