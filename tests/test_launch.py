@@ -46,7 +46,7 @@ def test_flags(tmp_path, monkeypatch, flags, said):
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (GOOD.replace("    return", GOOD.splitlines()[4] + "\n    return"), ":6: two tasks of one name: 'ner'"),
+        (GOOD.replace("    return", GOOD.splitlines()[4] + "\n    return"), ":6: two tasks with the same name: 'ner'"),
         (GOOD.replace("kind=", "knd="), ":5: a task has no field 'knd'"),
         (GOOD.replace("default.get_config()", "1 / 0"), ":4: ZeroDivisionError: division by zero"),
         (GOOD.replace("get_config():", "get_config(:"), ":3: invalid syntax"),

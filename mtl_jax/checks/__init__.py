@@ -1,4 +1,4 @@
-"""Checks a config before anything is loaded, and says by field what is wrong with it."""
+"""Checks a config before anything is loaded; a problem is reported with the path of its field."""
 
 from __future__ import annotations
 
@@ -14,8 +14,16 @@ from mtl_jax.checks.learning import (
     check_penalties,
     check_sharing,
 )
-from mtl_jax.checks.ranges import CHOICES, ENTRY_RANGES, RANGES, SPLITS
-from mtl_jax.checks.value_rules import check_choice, check_entry, check_fields, check_names, check_range, get_field
+from mtl_jax.checks.ranges import CHOICES, ENTRY_CHOICES, ENTRY_RANGES, RANGES, SPLITS
+from mtl_jax.checks.value_rules import (
+    Report,
+    check_choice,
+    check_entry,
+    check_fields,
+    check_names,
+    check_range,
+    get_field,
+)
 from mtl_jax.config import default
 from mtl_jax.config.sections import Config
 from mtl_jax.errors import UserError
@@ -26,35 +34,39 @@ MODE_CHECKS = {"ablate": check_ablation, "adapt": check_adapt, "relate": check_r
 def check(config: Config, mode: str = "train") -> dict[str, str]:
     """Checks all fields that can be checked without the data.
 
-    What fits together in the sections of a mode (`ablation`, `adapt`, `relate`, `merging`) is checked for that mode
-    alone: a config may hold them for another day.
+    The sections of a mode (`ablation`, `adaptation`, `relatedness`, `merging`) are checked for that mode only: a config
+    may have them without being used for it.
 
     Args:
-      config: an ml_collections ConfigDict.
+      config: from `default.get_config()`, or of the same fields.
       mode: what the config is for, as in `--mode`.
 
     Returns:
-      the `idle_settings` of the options that are set. For an ablation, which may set an option for some of its
-      alternatives alone, it is for the plan to judge them all; for other modes one without an effect is a problem.
+      the `idle_settings`. An ablation may set an option that acts in some of its alternatives only, so its plan decides
+      once all of them are known; in any other mode an option without an effect is a problem.
 
     Raises:
-      UserError: every problem found, a line each, with its field and what would be right.
+      UserError: all problems, one per line, each with its field and what would be right.
     """
     problems: list[str] = []
-    say = problems.append
-    check_fields(config, default.get_config(), "config", say)
+    report = problems.append
+    check_fields(config, default.get_config(), "config", report)
     if not problems:
-        _check_entries(config, say)
-    if problems:  # the rest relies on the fields
+        _check_entries(config, report)
+    if problems:  # the checks below read the fields
         raise UserError("\n".join(problems))
     for field, choices in CHOICES.items():
-        check_choice(f"config.{field}", get_field(config, field), choices, say)
+        check_choice(f"config.{field}", get_field(config, field), choices, report)
     for field, (low, high) in RANGES.items():
-        check_range(f"config.{field}", get_field(config, field), low, high, say)
+        check_range(f"config.{field}", get_field(config, field), low, high, report)
+    for place, choices_of_fields in ENTRY_CHOICES.items():
+        for name, entry in get_field(config, place).items():
+            for field, choices in choices_of_fields.items():
+                check_choice(f"config.{place}.{name}.{field}", entry[field], choices, report)
     for place, ranges in ENTRY_RANGES.items():
         for name, entry in get_field(config, place).items():
             for field, (low, high) in ranges.items():
-                check_range(f"config.{place}.{name}.{field}", entry[field], low, high, say)
+                check_range(f"config.{place}.{name}.{field}", entry[field], low, high, report)
     for section in (
         check_datasets,
         check_tasks,
@@ -69,19 +81,19 @@ def check(config: Config, mode: str = "train") -> dict[str, str]:
         *([check_files] if mode in MODES else []),
         *([MODE_CHECKS[mode]] if mode in MODE_CHECKS else []),
     ):
-        section(config, say)
-    check_names("config.train_tasks", config.train_tasks, config.tasks, say)
-    check_names("config.evaluation.splits", config.evaluation.splits, SPLITS, say)
-    found = idle_settings(config, mode)
+        section(config, report)
+    check_names("config.train_tasks", config.train_tasks, config.tasks, report)
+    check_names("config.evaluation.splits", config.evaluation.splits, SPLITS, report)
+    idle = idle_settings(config, mode)
     if mode != "ablate":
-        problems += filter(None, found.values())
+        problems += filter(None, idle.values())
     if problems:
         raise UserError("\n".join(problems))
-    return found
+    return idle
 
 
-def _check_entries(config, say):
-    """The fields of all that has a name of the user's own."""
+def _check_entries(config: Config, report: Report) -> None:
+    """The fields of data sets, tasks and other entries that the user names."""
     for place, kind in default.ENTRIES.items():
         for name, entry in get_field(config, place).items():
-            check_entry(f"config.{place}.{name}", entry, default.defaults(kind), say)
+            check_entry(f"config.{place}.{name}", entry, default.defaults(kind), report)

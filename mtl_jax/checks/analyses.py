@@ -1,77 +1,91 @@
-"""Checks of what is done with models: ablations, adaptation, relatedness, merging."""
+"""Checks of the sections of a mode: ablation, adaptation, relatedness, merging."""
 
 from __future__ import annotations
 
 from mtl_jax.analysis.ablation.exact_optima import REFERENCES
 from mtl_jax.analysis.relatedness.registry import MEASURES
 from mtl_jax.checks.ranges import RESERVED, SEEDS
-from mtl_jax.checks.value_rules import check_choice, check_distinct, check_name, check_names, check_range, check_regex
+from mtl_jax.checks.value_rules import (
+    Report,
+    check_choice,
+    check_distinct,
+    check_name,
+    check_names,
+    check_range,
+    check_regex,
+)
+from mtl_jax.config.sections import Config
 from mtl_jax.sharing.merging import MERGING
 from mtl_jax.training.optimizer import OPTIMIZERS
 
 
-def check_ablation(config, say):
+def check_ablation(config: Config, report: Report) -> None:
+    """Checks `ablation`: names of sweeps and choices, seeds, learning rates of the limits."""
     ablation = config.ablation
     for name, entry in ablation.sweeps.items():
         where = f"config.ablation.sweeps.{name}"
-        check_name(where, name, say, RESERVED["sweeps"])
-        check_choice(f"{where}.scale", entry.scale, ("log", "linear"), say)
+        check_name(where, name, report, RESERVED["sweeps"])
         if not entry.field:
-            say(f"{where}.field: name a field, e.g. 'penalties.l2.strength'")
+            report(f"{where}.field: name a field, e.g. 'penalties.l2.strength'")
         elif name == "learning_rate" and entry.field != "optimizer.learning_rate":
-            say(
-                f"{where}: 'learning_rate' is that of the ends in what is written; name the sweep of {entry.field!r} "
-                "otherwise"
+            report(
+                f"{where}: 'learning_rate' is a column of the results, the rate of the limits; give the sweep of "
+                f"{entry.field!r} another name"
             )
     for name in ablation.choices:
-        check_name(f"config.ablation.choices.{name}", name, say, (*RESERVED["sweeps"], "learning_rate"))
+        check_name(f"config.ablation.choices.{name}", name, report, (*RESERVED["sweeps"], "learning_rate"))
     for name in set(ablation.sweeps) & set(ablation.choices):
-        say(f"config.ablation: {name!r} is the name of a sweep and of a choice")
+        report(f"config.ablation: {name!r} is the name of both a sweep and a choice")
     check_distinct(
-        "config.ablation", [n for n in ablation.sweeps if n not in ablation.choices] + [*ablation.choices], say
+        "config.ablation", [n for n in ablation.sweeps if n not in ablation.choices] + [*ablation.choices], report
     )
-    _check_seeds(config, "ablation.num_seeds", ablation.num_seeds, say)
+    _check_seeds(config, "ablation.num_seeds", ablation.num_seeds, report)
     for factor in ablation.lr_factors:
-        check_range("config.ablation.lr_factors", factor, 1e-9, None, say)
+        check_range("config.ablation.lr_factors", factor, 1e-9, None, report)
     if ablation.exact_optimum:
-        check_choice("config.ablation.exact_optimum", ablation.exact_optimum, REFERENCES, say)
+        check_choice("config.ablation.exact_optimum", ablation.exact_optimum, REFERENCES, report)
     if ablation.sweeps and ablation.intervals and ablation.num_seeds < 2:
-        say("config.ablation.num_seeds: intervals need two seeds at least; or set config.ablation.intervals=False")
+        report("config.ablation.num_seeds: intervals need two seeds or more; or set config.ablation.intervals=False")
 
 
-def check_adapt(config, say):
+def check_adapt(config: Config, report: Report) -> None:
+    """Checks `adaptation`: numbers of examples and steps, learning rates, tuning tasks."""
     adaptation = config.adaptation
     for field, low in (("shots", 1), ("steps", 0), ("learning_rates", 1e-9)):
         if not adaptation[field]:
-            say(f"config.adaptation.{field}: name one at least")
+            report(f"config.adaptation.{field}: name at least one")
         for value in adaptation[field]:
-            check_range(f"config.adaptation.{field}", value, low, None, say)
+            check_range(f"config.adaptation.{field}", value, low, None, report)
             if field != "learning_rates" and not isinstance(value, int):
-                say(f"config.adaptation.{field}: {value!r} should be a whole number")
-    check_choice("config.adaptation.optimizer", adaptation.optimizer, OPTIMIZERS, say)
-    check_regex("config.adaptation.params", adaptation.params, say)
-    check_names("config.adaptation.tuning_tasks", adaptation.tuning_tasks, config.tasks, say)
+                report(f"config.adaptation.{field}: {value!r} should be a whole number")
+    check_choice("config.adaptation.optimizer", adaptation.optimizer, OPTIMIZERS, report)
+    check_regex("config.adaptation.params", adaptation.params, report)
+    check_names("config.adaptation.tuning_tasks", adaptation.tuning_tasks, config.tasks, report)
     for field in ("num_supports", "num_tuning_supports"):
-        _check_seeds(config, f"adaptation.{field}", adaptation[field], say)
+        _check_seeds(config, f"adaptation.{field}", adaptation[field], report)
     if config.tasks and set(adaptation.tuning_tasks) == set(config.tasks):
-        say("config.adaptation.tuning_tasks: names all tasks, none is left to be reported")
+        report("config.adaptation.tuning_tasks: names all tasks, so that none is left to report")
 
 
-def check_relate(config, say):
+def check_relate(config: Config, report: Report) -> None:
+    """Checks `relatedness`: measures, split, seeds."""
     for name in config.relatedness.measures:
-        check_choice("config.relatedness.measures", name, MEASURES, say)
-    check_choice("config.relatedness.transfer_split", config.relatedness.transfer_split, config.evaluation.splits, say)
-    _check_seeds(config, "relatedness.num_seeds", config.relatedness.num_seeds, say)
+        check_choice("config.relatedness.measures", name, MEASURES, report)
+    check_choice(
+        "config.relatedness.transfer_split", config.relatedness.transfer_split, config.evaluation.splits, report
+    )
+    _check_seeds(config, "relatedness.num_seeds", config.relatedness.num_seeds, report)
 
 
-def check_merging(config, say):
-    check_names("config.merging.methods", config.merging.methods, MERGING, say)
+def check_merging(config: Config, report: Report) -> None:
+    """Checks `merging`: methods."""
+    check_names("config.merging.methods", config.merging.methods, MERGING, report)
 
 
-def _check_seeds(config, field, count, say):
-    """Whether config.seed, config.seed + 1, ... are all seeds."""
+def _check_seeds(config: Config, field: str, count: int, report: Report) -> None:
+    """Whether config.seed, config.seed + 1, ... are all in the range of seeds."""
     if config.seed + count - 1 > SEEDS[1]:
-        say(
-            f"config.{field}: the last of {count} seeds from config.seed = {config.seed} on is above {SEEDS[1]}; begin "
-            "with a smaller one"
+        report(
+            f"config.{field}: the last of {count} seeds from config.seed = {config.seed} on is above {SEEDS[1]}; start "
+            "from a smaller one"
         )

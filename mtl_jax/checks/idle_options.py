@@ -1,7 +1,7 @@
 """Options that act in some contexts only: which setting makes each of them act.
 
-An option that is set, that is to say differs from its default, and has no effect is a mistake of whoever wrote it. What
-needs the data or the parameters to be known is said where they are (`experiment`).
+An option that differs from its default and has no effect is a mistake in the config. Options whose effect depends on
+the data or the parameters are checked where these are known (`experiment`).
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 from mtl_jax.analysis.relatedness.registry import MEASURES
 from mtl_jax.checks.value_rules import get_field
 from mtl_jax.config import default
+from mtl_jax.config.entries import Dataset, Task
+from mtl_jax.config.plain import to_plain
 from mtl_jax.config.sections import Config
 from mtl_jax.data.readers import READERS
 from mtl_jax.data.tokenizers import TOKENIZERS
@@ -20,102 +22,110 @@ from mtl_jax.models.layers import LAYERS
 from mtl_jax.models.mixers import MIXERS
 from mtl_jax.tasks import TASK_KINDS
 
-LANE_MODES = ("ablate", "relate")  # modes that lay many runs over the devices
-MODES = ("train", "inspect", *LANE_MODES)  # that begin something of which all sections of training are read
+LANE_MODES = ("ablate", "relate")  # modes that train many runs as lanes of one program
+MODES = ("train", "inspect", *LANE_MODES)  # modes that build a new model, and read all sections about training
+
+
+Condition = Callable[[Config, Any], bool]
 
 
 class Rule(NamedTuple):
     """Some fields that act under one condition.
 
-    fields  dotted; "*" stands for the names of entries, of which there is one at most. The last part may be a key of
-            a mapping of options, which is set where it is there
-    acts    (config, entry) -> whether they act; `entry` is what "*" stands for, None without
+    fields  dotted paths; at most one part is "*", any entry. The last part may be a key of a mapping of options,
+            which counts as set where it is present
+    acts    (config, entry) -> whether the fields act; `entry` is the one at "*", None without
     needs   what makes them act, the end of a sentence; a function where it names the entries of a registry
-    modes   in which they have to
+    modes   the modes in which the rule is checked
     """
 
     fields: tuple[str, ...]
-    acts: Callable[[Any, Any], bool]
+    acts: Condition
     needs: str | Callable[[], str]
     modes: tuple[str, ...] = MODES
 
 
-def _has_columns(config) -> bool:
-    """Whether some task owns a layer that another does not use."""
+def _has_columns(config: Config) -> bool:
+    """Whether some layer is not shared by all tasks."""
     sharing = config.sharing
-    apart = sharing.trunk != "all" or bool(sharing.task_groups)
-    return len(config.tasks) > 1 and apart and not _has_experts(config)
+    is_split = sharing.trunk != "all" or bool(sharing.task_groups)
+    return len(config.tasks) > 1 and is_split and not _has_experts(config)
 
 
-def _has_experts(config) -> bool:
-    """Whether the mixer's columns belong to no task. What is wrong with its options is reported where it is built."""
-    sharing, tasks = config.sharing, max(len(config.tasks), 1)
+def _has_experts(config: Config) -> bool:
+    """Whether the columns are experts of the mixer. Wrong options of the mixer are reported where it is built."""
+    sharing, num_tasks = config.sharing, max(len(config.tasks), 1)
     if sharing.mixer not in MIXERS:
         return False
-    for options in (sharing.mixer_options.to_dict(), {}):
+    for options in (to_plain(sharing.mixer_options), {}):
         with contextlib.suppress(TypeError, ValueError):
-            return MIXERS[sharing.mixer](tasks, **options).experts
+            return MIXERS[sharing.mixer](num_tasks, **options).experts
     return False
 
 
-def _in_parts(config) -> bool:
-    """Whether parts of the network stand there several times: columns, experts, or adapters."""
+def _has_copies(config: Config) -> bool:
+    """Whether the network has several copies of a layer: columns, experts or adapters."""
     sharing = config.sharing
     return len(config.tasks) > 1 and bool(_has_columns(config) or sharing.mixer or sharing.adapter)
 
 
-def _trunk_acts(config) -> bool:
-    """Whether the trunk ends below where groups begin; those decide from their lowest layer on."""
+def _trunk_acts(config: Config) -> bool:
+    """Whether the trunk ends below the lowest layer with groups of tasks, from which on these decide."""
     if not config.sharing.task_groups:
         return True
-    first, trunk = min(map(_height, config.sharing.task_groups)), config.sharing.trunk
-    return {"all": first, "none": -1}.get(trunk, _height(trunk)) + 1 < first
+    lowest, trunk = min(map(_height, config.sharing.task_groups)), config.sharing.trunk
+    return {"all": lowest, "none": -1}.get(trunk, _height(trunk)) + 1 < lowest
 
 
 def _height(layer: str) -> int:
-    """0 for the embeddings, then 1, 2, ...; what is no layer is said elsewhere."""
+    """0 for the embeddings, then 1, 2, ...; 0 for what is not a layer, which is reported elsewhere."""
     number = layer.removeprefix("layer_")
     return int(number) + 1 if number.isdecimal() else 0
 
 
-def _carves(config, entry) -> bool:
+def _carves(config: Config, entry: Dataset) -> bool:
+    """Whether dev or test is carved out of train."""
     del config
     return any(
-        share and not _is_named(entry, split)
-        for split, share in (("dev", entry.dev_fraction), ("test", entry.test_fraction))
+        fraction and not _has_split(entry, split)
+        for split, fraction in (("dev", entry.dev_fraction), ("test", entry.test_fraction))
     )
 
 
-def _is_named(entry, split) -> bool:
-    """Whether a split of a data set is named; a reader that reads no files makes all, where none is."""
+def _has_split(entry: Dataset, split: str) -> bool:
+    """Whether a data set has a split without carving: it is named, or a reader without files generates all."""
     return bool(entry.splits.get(split)) or (
         entry.reader in READERS and READERS[entry.reader].generated and not entry.splits
     )
 
 
-def _draws_by_data_seed(config) -> bool:
+def _draws_by_data_seed(config: Config) -> bool:
+    """Whether splits or subsets are drawn."""
     return any(_carves(config, entry) or entry.max_examples for entry in config.datasets.values()) or any(
         entry.max_labels for entry in config.tasks.values()
     )
 
 
-def _reads_text(config, entry) -> bool:
+def _reads_text(config: Config, entry: Dataset) -> bool:
+    del config
     return entry.reader not in READERS or not READERS[entry.reader].binary
 
 
-def _labels(config, entry) -> str:
+def _label_type(entry: Task) -> str:
+    """That of the task's kind; "class" for an unknown kind, which is reported elsewhere."""
     return TASK_KINDS[entry.kind].label_type if entry.kind in TASK_KINDS else "class"
 
 
 def _kinds(*label_types: str) -> str:
+    """The kinds of task with these types of labels, as a list in words."""
     return _either(name for name, kind in TASK_KINDS.items() if kind.label_type in label_types)
 
 
-def _pictured(config, _) -> bool:
+def _has_pictures(config: Config, _: None) -> bool:
     return any(entry.image for entry in config.datasets.values())
 
 
-def _sweeps_strength(config) -> bool:
+def _sweeps_strength(config: Config) -> bool:
     return any(
         entry.field.startswith("penalties.") and entry.field.endswith(".strength")
         for entry in config.ablation.sweeps.values()
@@ -128,7 +138,7 @@ def _measure_rule(field: str) -> Rule:
     def readers() -> list[str]:
         return [name for name, measure in MEASURES.items() if field in measure.fields]
 
-    def acts(config, _) -> bool:
+    def acts(config: Config, _: None) -> bool:
         return bool({*readers()} & {*(config.relatedness.measures or MEASURES)})
 
     return Rule(
@@ -137,15 +147,15 @@ def _measure_rule(field: str) -> Rule:
 
 
 def _layer_rule(field: str) -> Rule:
-    """The rule of a field of `config.model` that some layers read, where no pretrained ones bring their own value."""
+    """The rule of a field of `config.model` that some layers read; pretrained layers have values of their own."""
 
-    def acts(config, _) -> bool:
+    def acts(config: Config, _: None) -> bool:
         model = config.model
         return not model.pretrained and model.num_layers != 0 and field in LAYERS[model.layer_type].field_names()
 
     def needs() -> str:
         layers = _either(name for name, layer in LAYERS.items() if field in layer.field_names())
-        return f"config.model.layer_type = {layers}, layers of it, and no config.model.pretrained, which brings its own"
+        return f"config.model.layer_type = {layers}, at least one layer, and {_NOT_PRETRAINED}"
 
     return Rule((f"model.{field}",), acts, needs)
 
@@ -155,7 +165,7 @@ def _tokenizer_rule(field: str) -> Rule:
 
     def needs() -> str:
         kinds = _either(name for name, kind in TOKENIZERS.items() if field in kind.fields)
-        return f"config.tokenizer.kind = {kinds}, which reads it"
+        return f"config.tokenizer.kind = {kinds}"
 
     return Rule((f"tokenizer.{field}",), lambda c, _: field in TOKENIZERS[c.tokenizer.kind].fields, needs)
 
@@ -166,13 +176,14 @@ def _either(names: Iterable[str]) -> str:
     return f"{', '.join(most)} or {last}" if most else last
 
 
-def _field_is(field: str, *values: Any) -> Callable[[Any, Any], bool]:
-    """Whether a field of a section has one of the values."""
+def _field_is(field: str, *values: Any) -> Condition:
+    """The condition that a field of a section has one of the values."""
     section, _, name = field.partition(".")
     return lambda config, _: config[section][name] in values
 
 
-_COLUMNS = "layers of which several tasks have their own (config.sharing.trunk, config.sharing.task_groups)"
+_NOT_PRETRAINED = "no config.model.pretrained, which has its own value"
+_COLUMNS = "layers that not all tasks share (config.sharing.trunk, config.sharing.task_groups)"
 
 RULES = (
     Rule(
@@ -184,7 +195,7 @@ RULES = (
     Rule(("data.mixing_weights",), _field_is("data.mixing", "weights"), "config.data.mixing = 'weights'"),
     Rule(
         ("data.window_stride",),
-        lambda c, _: not c.data.overflow and any(_labels(c, t) == "span" for t in c.tasks.values()),
+        lambda c, _: not c.data.overflow and any(_label_type(t) == "span" for t in c.tasks.values()),
         lambda: f"windows: a task of kind {_kinds('span')}, and config.data.overflow = ''",
     ),
     Rule(
@@ -197,7 +208,9 @@ RULES = (
     _tokenizer_rule("max_vocab_size"),
     _tokenizer_rule("path"),
     Rule(
-        ("images.patch_size", "images.num_channels"), _pictured, "pictures: name their field in config.datasets.*.image"
+        ("images.patch_size", "images.num_channels"),
+        _has_pictures,
+        "pictures: name their field in config.datasets.*.image",
     ),
     Rule(
         ("model.pretrained_wheel.version", "model.pretrained_wheel.sha256"),
@@ -205,7 +218,9 @@ RULES = (
         "config.model.pretrained_wheel.name",
     ),
     Rule(
-        ("model.hidden_size",), lambda c, _: not c.model.pretrained, "no config.model.pretrained, which brings its own"
+        ("model.hidden_size",),
+        lambda c, _: not c.model.pretrained,
+        _NOT_PRETRAINED,
     ),
     _layer_rule("num_heads"),
     _layer_rule("intermediate_size"),
@@ -218,11 +233,11 @@ RULES = (
         lambda: f"config.model.layer_type = {_either(name for name, layer in LAYERS.items() if layer.attends)}",
     ),
     Rule(("model.column_init",), lambda c, _: _has_columns(c), _COLUMNS),
-    Rule(("model.column_execution",), lambda c, _: _in_parts(c), _COLUMNS + ", experts or adapters"),
+    Rule(("model.column_execution",), lambda c, _: _has_copies(c), _COLUMNS + ", experts or adapters"),
     Rule(
         ("sharing.trunk",),
         lambda c, _: _trunk_acts(c),
-        "config.sharing.task_groups that begin above it; they decide for all layers from their lowest on",
+        "config.sharing.task_groups that begin above it; from their lowest layer on they decide",
     ),
     Rule(
         ("sharing.mixer_options.chosen", "sharing.mixer_options.gamma"),
@@ -267,44 +282,44 @@ RULES = (
     Rule(
         ("training.placement", "training.mesh.data", "training.mesh.task", "training.mesh.model"),
         lambda c, _: False,
-        "--mode=train; here lanes are laid over the devices (config.ablation.lane_execution)",
+        "--mode=train; in this mode lanes are placed on the devices (config.ablation.lane_execution)",
         LANE_MODES,
     ),
     Rule(
         ("datasets.*.encoding",),
         _reads_text,
-        "a reader of text files; this one reads no text, or knows how it is encoded",
+        "a reader of text files; this one reads no text, or knows its encoding",
     ),
     Rule(("datasets.*.markers",), lambda c, e: bool(e.marked), "marked spans: name them in marked"),
-    Rule(("datasets.*.dev_fraction",), lambda c, e: not _is_named(e, "dev"), "a data set without a split 'dev'"),
-    Rule(("datasets.*.test_fraction",), lambda c, e: not _is_named(e, "test"), "a data set without a split 'test'"),
+    Rule(("datasets.*.dev_fraction",), lambda c, e: not _has_split(e, "dev"), "a data set without a split 'dev'"),
+    Rule(("datasets.*.test_fraction",), lambda c, e: not _has_split(e, "test"), "a data set without a split 'test'"),
     Rule(("datasets.*.group_by",), _carves, "dev_fraction or test_fraction, which keep groups together"),
     Rule(
         ("tasks.*.classes",),
-        lambda c, e: _labels(c, e) in ("class", "set", "tokens"),  # of tokens: see `inputs`
+        lambda c, e: _label_type(e) in ("class", "set", "tokens"),  # tokens: see `inputs`
         lambda: f"a kind of task whose classes can be named: {_kinds('class', 'set')}",
     ),
     Rule(
         ("tasks.*.label", "tasks.*.missing"),
-        lambda c, e: _labels(c, e) != "hidden",
-        lambda: f"a kind of task with labels; {_kinds('hidden')} has none, it hides tokens",
+        lambda c, e: _label_type(e) != "hidden",
+        lambda: f"a kind of task with labels; {_kinds('hidden')} has none",
     ),
     Rule(
         ("tasks.*.options.length_penalty",),
-        lambda c, e: _labels(c, e) != "tokens" or e.options.get("beam", 1) != 1,
-        "the option beam above 1; a greedy search compares no lengths",
+        lambda c, e: _label_type(e) != "tokens" or e.options.get("beam", 1) != 1,
+        "the option beam above 1; greedy search compares no lengths",
     ),
     Rule(("distillation.*.weights",), lambda c, e: len(e.teachers) != 1, "several teachers"),
     Rule(
         ("ablation.sweeps.*.low", "ablation.sweeps.*.high"),
         lambda c, e: not e.points,
-        "a count of values from low to high, but points names them one by one",
+        "a count of values from low to high; points lists the values themselves",
         ("ablate",),
     ),
     Rule(
         ("ablation.choices.*.alternatives",),
         lambda c, e: not e.settings,
-        "a field that takes them, but settings names the alternatives",
+        "a field that takes them; settings lists the alternatives itself",
         ("ablate",),
     ),
     Rule(
@@ -320,13 +335,13 @@ RULES = (
             and _sweeps_strength(c)
             and not any(entry.field == "optimizer.learning_rate" for entry in c.ablation.sweeps.values())
         ),
-        "ends, that is a sweep of a penalty's strength, and no sweep of the learning rate",
+        "config.ablation.limits, a sweep of a penalty's strength, and no sweep of the learning rate",
         ("ablate",),
     ),
     Rule(
         ("ablation.intervals",),
         lambda c, _: c.ablation.num_seeds == 1,
-        "config.ablation.num_seeds = 1; of several seeds there are intervals",
+        "config.ablation.num_seeds = 1; several seeds always have intervals",
         ("ablate",),
     ),
     _measure_rule("measure_every"),
@@ -336,44 +351,40 @@ RULES = (
 
 
 def idle_settings(config: Config, mode: str) -> dict[str, str]:
-    """What is set and acts in some contexts only.
+    """The options with a rule that differ from their defaults.
 
     Args:
       config: has all fields.
       mode: as in `--mode`.
 
     Returns:
-      {field: "" where it acts, else a line for people that says what would make it act}
+      {field: "" where it acts, else a message with what would make it act}
     """
-    plain, found = default.get_config(), {}
+    defaults, messages = default.get_config(), {}
     for rule in RULES:
         needs = rule.needs if isinstance(rule.needs, str) else rule.needs()
         for pattern in rule.fields if mode in rule.modes else ():
-            place, is_entry, rest = pattern.partition(".*.")
+            section, is_entry, field = pattern.partition(".*.")
             if is_entry:
-                usual = _value(default.defaults(default.ENTRIES[place]), rest)
-                nodes = {
-                    f"{place}.{n}.{rest}": (e, _value(e, rest), usual) for n, e in get_field(config, place).items()
-                }
+                usual = _value(default.defaults(default.ENTRIES[section]), field)
+                settings = [
+                    (f"{section}.{name}.{field}", entry, _value(entry, field))
+                    for name, entry in get_field(config, section).items()
+                ]
             else:
-                nodes = {pattern: (None, _value(config, pattern), _value(plain, pattern))}
-            for field, (entry, value, usual) in nodes.items():
-                if value != usual and not found.get(field):
-                    idle = f"config.{field}: {value!r} has no effect here. It acts with {needs}"
-                    found[field] = "" if rule.acts(config, entry) else idle
-    return found
+                usual = _value(defaults, pattern)
+                settings = [(pattern, None, _value(config, pattern))]
+            for path, entry, value in settings:
+                if value != usual and not messages.get(path):
+                    idle = f"config.{path}: {value!r} has no effect here. It acts with {needs}"
+                    messages[path] = "" if rule.acts(config, entry) else idle
+    return messages
 
 
-def _value(node, field):
-    """What stands in a field, as plain dicts and tuples; None where a mapping has no such key."""
+def _value(node: Any, field: str) -> Any:
+    """The value of a field as plain data; None where a mapping has no such key."""
     for key in field.split("."):
         if key not in node:
             return None
         node = node[key]
-    return _plain(node)
-
-
-def _plain(value):
-    if hasattr(value, "items"):
-        return {key: _plain(item) for key, item in value.items()}
-    return tuple(_plain(item) for item in value) if isinstance(value, list | tuple) else value
+    return to_plain(node)

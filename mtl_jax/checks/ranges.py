@@ -1,24 +1,24 @@
-"""What single fields may be: one of some names, or a number in a range."""
+"""What a single field may hold: one of some names, a number in a range, strings."""
 
 from __future__ import annotations
 
 import typing
 from collections.abc import Iterable
 
-from mtl_jax.config.entries import Penalty
+from mtl_jax.config import default
 from mtl_jax.config.sections import Config
 from mtl_jax.data.datasets.split_locations import SPLITS
 from mtl_jax.data.tokenizers import TOKENIZERS
 from mtl_jax.models.layers import LAYERS
 from mtl_jax.training.schedules import PENALTY_SCHEDULES
 
-__all__ = ["CHOICES", "ENTRY_RANGES", "PENALTY_CHOICES", "RANGES", "SPLITS"]
+__all__ = ["CHOICES", "ENTRY_CHOICES", "ENTRY_RANGES", "RANGES", "SPLITS"]
 
 
 def literals(section: type, place: str = "") -> dict[str, tuple[str, ...]]:
     """The choices of each field of a section, and of those below it, that has a `Literal` for its type."""
     choices = {}
-    for field, kind in typing.get_type_hints(section).items():
+    for field, kind in default.types_of(section).items():
         if typing.get_origin(kind) is typing.Literal:
             choices[f"{place}{field}"] = typing.get_args(kind)
         elif isinstance(kind, type):
@@ -26,17 +26,33 @@ def literals(section: type, place: str = "") -> dict[str, tuple[str, ...]]:
     return choices
 
 
-# Fields that name an entry of a registry have the registry itself: what is added to it is a choice.
-CHOICES: dict[str, Iterable[str]] = {**literals(Config), "tokenizer.kind": TOKENIZERS, "model.layer_type": LAYERS}
-PENALTY_CHOICES: dict[str, Iterable[str]] = {**literals(Penalty), "schedule": PENALTY_SCHEDULES}
+def string_tuples(section: type) -> set[str]:
+    """The names of the fields of a section, and of those below it, that are tuples of strings."""
+    names = set()
+    for field, kind in default.types_of(section).items():
+        if kind == tuple[str, ...]:
+            names.add(field)
+        elif isinstance(kind, type):
+            names |= string_tuples(kind)
+    return names
 
-SIGNS = "/\\.|<>:;\"'`?*=,+"  # of paths, patterns, lists and tables, which no name of the user's own has
+
+# A field that names an entry of a registry has the registry itself, so that what is registered later is a choice too.
+CHOICES: dict[str, Iterable[str]] = {**literals(Config), "tokenizer.kind": TOKENIZERS, "model.layer_type": LAYERS}
+ENTRY_CHOICES: dict[str, dict[str, Iterable[str]]] = {
+    place: dict(literals(kind)) for place, kind in default.ENTRIES.items()
+}
+ENTRY_CHOICES["penalties"]["schedule"] = PENALTY_SCHEDULES
+
+# No name that the user gives has these: they have a meaning in paths, patterns, lists and tables.
+SIGNS = "/\\.|<>:;\"'`?*=,+"
 LONGEST_NAME = 100  # bytes; names of folders join several
-# names that some systems keep for devices, so that no file can have them
+# Some systems reserve these names for devices; no file can have them.
 DEVICES = {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(1, 10))}
-# keys and columns of results beside those that the user names
+# Keys and columns of results that are not names of the user's.
 RESERVED = {
-    "tasks": ("line", "file", "shared"),  # predictions.jsonl; norms, skipped steps and the folder of an exported column
+    # of predictions.jsonl; of norms, skipped steps and the folder of an exported column
+    "tasks": ("line", "file", "shared"),
     "sweeps": (
         "lane",
         "line",
@@ -53,26 +69,12 @@ RESERVED = {
         "value",
     ),
 }
-SEEDS = (0, 2**32 - 1)  # beyond these two seeds give one key
+SEEDS = (0, 2**32 - 1)  # outside of this range two seeds give the same key
 
-# fields, wherever they stand, that are tuples of texts
-STRING_FIELDS = (
-    "text",
-    "choices",
-    "marked",
-    "markers",
-    "metrics",
-    "classes",
-    "teachers",
-    "freeze",
-    "train_tasks",
-    "splits",
-    "measures",
-    "methods",
-    "tuning_tasks",
-)
+# The names of all fields that are tuples of strings.
+STRING_FIELDS = frozenset().union(*map(string_tuples, (Config, *default.ENTRIES.values())))
 
-# field: (lowest, highest), both allowed
+# field: (lowest, highest) allowed value; None: no limit
 RANGES = {
     "seed": SEEDS,
     "data.seed": SEEDS,
@@ -128,7 +130,7 @@ RANGES = {
     "relatedness.max_auxiliary_tasks": (1, None),
 }
 
-# likewise of the entries of each section, by the section's place in the config
+# The same for fields of entries, by where the entries are in the config.
 ENTRY_RANGES = {
     "datasets": {"dev_fraction": (0.0, 0.9), "test_fraction": (0.0, 0.9)},
     "tasks": {"weight": (0.0, None), "max_labels": (0, None)},

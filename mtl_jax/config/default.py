@@ -48,7 +48,7 @@ def get_config() -> ConfigDict:
 
 @functools.cache
 def types_of(section: type) -> dict[str, Any]:
-    """{field: its type} of a section or an entry. To resolve the annotations takes longer than all else here."""
+    """{field: its type} of a section or an entry. Cached, because resolving the annotations is slow."""
     return typing.get_type_hints(section)
 
 
@@ -80,8 +80,8 @@ def unknown_field(plain: Mapping[str, Any], section: type = Config, place: str =
             entries = value.items() if kind in ENTRIES.values() else ()
             inner = {f"{place}.{field}.{name}": (entry, kind) for name, entry in entries}
         for where, (fields, kind) in inner.items():
-            if isinstance(fields, Mapping) and (found := unknown_field(fields, kind, where)):
-                return found
+            if isinstance(fields, Mapping) and (unknown := unknown_field(fields, kind, where)):
+                return unknown
     return ""
 
 
@@ -160,7 +160,7 @@ def _filled(kind: type, fields: dict[str, Any]) -> ConfigDict:
         if name not in entry:
             known = ", ".join(sorted(entry.keys()))
             raise KeyError(f"a {kind.__name__.lower()} has no field {name!r}; the fields are {known}")
-        is_mapping = not hasattr(kind, name)  # of keys of the user's own, in the user's order
+        is_mapping = not hasattr(kind, name)  # with keys that the user gives, in the user's order
         entry[name] = ConfigDict(value, sort_keys=False) if is_mapping else value
     return entry
 
@@ -173,5 +173,5 @@ def _section(config: ConfigDict, path: str) -> ConfigDict:
 def _add(config: ConfigDict, path: str, name: str, entry: ConfigDict, what: str) -> None:
     entries = _section(config, path)
     if name in entries:
-        raise ValueError(f"two {what} of one name: {name!r}")
+        raise ValueError(f"two {what} with the same name: {name!r}")
     entries[name] = entry

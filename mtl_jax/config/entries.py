@@ -78,8 +78,8 @@ class Task(Protocol):
     kind: str = ""
     # Name of the data set.
     dataset: str = ""
-    # Field of its records that holds the label. Generation: the text, or list of words, to write. Span: the answers, in
-    # two fields "text+start" or "start+end". Several fields, "a+b" or ("a", "b"): for a class, joined as "x:y";
+    # Field of its records that holds the label. Generation: the target text or list of words. Span: the answers, in two
+    # fields "text+start" or "start+end". Several fields, "a+b" or ("a", "b"): for a class, joined as "x:y";
     # multilabel: a column of 0 and 1 (true, false, yes, no) for each class, empty or -1 = not labelled.
     label: str = ""
     # Tagging: "word" | "predicate" (roles, one sequence for each predicate); "": the kind's first.
@@ -91,7 +91,7 @@ class Task(Protocol):
     # Order of the classes; (): sorted, from train.
     classes: tuple[str, ...] = ()
     # Raw values that mean "no label"; an absent field, null and the number NaN always do. (): "", "NaN", "nan", "NAN",
-    # "<NA>", "#N/A", "null", "NULL", "Null"; for words (tags) and texts to write, "" alone. NA, None, -, ? may be
+    # "<NA>", "#N/A", "null", "NULL", "Null"; for words (tags) and texts to generate, "" alone. NA, None, -, ? may be
     # classes: they remain so, with a note (SNLI: ("", "-")).
     missing: tuple[Any, ...] = ()
     # Maximal number of examples of train that keep their label, a fixed subset drawn by data.seed; 0: all. Kinds such

@@ -17,7 +17,7 @@ def from_plain(plain: Any) -> Any:
     return tuple(from_plain(item) for item in plain) if isinstance(plain, list) else plain
 
 
-# Fields that may differ when a run is resumed: they change what is seen of the run, not the run.
+# Fields that may differ when a run is resumed: they change what is logged, stored or scored, not what is trained.
 FREE_FIELDS = (
     "training.log_every",
     "training.checkpoint_every",
@@ -31,7 +31,7 @@ FREE_FIELDS = (
 
 
 def to_plain(value: Any) -> Any:
-    """A config as JSON has it: dicts, lists, numbers, texts."""
+    """A config as JSON has it: dicts, lists, numbers, strings."""
     if hasattr(value, "to_dict"):
         value = value.to_dict()
     if isinstance(value, dict):
@@ -43,14 +43,14 @@ def to_plain(value: Any) -> Any:
 
 def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
     """Where two plain configs differ: "field: value in the first, value in the second"."""
-    found = []
+    lines = []
     for key in sorted(old.keys() | new.keys()):
         field = f"{prefix}.{key}" if prefix else key
         if field in FREE_FIELDS:
             continue
         a, b = old.get(key, "(absent)"), new.get(key, "(absent)")
         if isinstance(a, dict) and isinstance(b, dict):
-            found += differences(a, b, field)
+            lines += differences(a, b, field)
         elif a != b:
-            found.append(f"config.{field}: {a!r} there, {b!r} here")
-    return found
+            lines.append(f"config.{field}: {a!r} there, {b!r} here")
+    return lines

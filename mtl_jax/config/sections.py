@@ -392,7 +392,7 @@ class Config(Protocol):
     model: Model
     sharing: Sharing
     # Factors on losses that mixers and kinds of tasks add, e.g. {"adversarial": 0.1}; the others have their default.
-    auxiliary: Mapping[str, float]
+    auxiliary_loss_weights: Mapping[str, float]
     loss_weights: LossWeights
     aggregation: Aggregation
     # Task -> finished runs that teach it, see `add_distillation`.

@@ -170,10 +170,12 @@ def _auxiliary(config: Config, net: Network, tasks: Mapping[str, Task]) -> dict[
     factors = dict(net.auxiliary)
     for name, task in tasks.items():
         factors |= {auxiliary_name(name, loss): factor for loss, factor in task.auxiliary.items()}
-    for name in config.auxiliary:
+    for name in config.auxiliary_loss_weights:
         if name not in factors:
             known = ", ".join(factors) or "none"
-            raise UserError(f"config.auxiliary: nothing in this config adds a loss {name!r}; there are {known}")
+            raise UserError(
+                f"config.auxiliary_loss_weights: nothing in this config adds a loss {name!r}; there are {known}"
+            )
     return factors
 
 

@@ -59,7 +59,7 @@ def hyperparameters_from_config(config, tasks: tuple[str, ...], auxiliary: Mappi
             for name, penalty in config.penalties.items()
         },
         proximal={},
-        auxiliary={name: scalar(config.auxiliary.get(name, factor)) for name, factor in auxiliary.items()},
+        auxiliary={name: scalar(config.auxiliary_loss_weights.get(name, factor)) for name, factor in auxiliary.items()},
         loss_weights={},
         aggregation={},
         teaching={name: scalar(entry.weight) for name, entry in config.distillation.items() if name in tasks},

@@ -193,7 +193,7 @@ def test_names_in_any_script_are_fine(tiny):
 def test_names_that_are_one_file_on_some_systems(tiny, other):
     config = tiny()
     default.add_task(config, other, kind="classification", dataset="texts", label="color")
-    with pytest.raises(UserError, match=f"'color' and '{other}' differ in case alone"):
+    with pytest.raises(UserError, match=f"'color' and '{other}' differ only in case"):
         checks.check(config)
 
 

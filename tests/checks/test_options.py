@@ -292,7 +292,7 @@ A, B = "task_a", "task_b"
 CHANGES = {
     "seed": (1,),
     "train_tasks": ((A,),),
-    "auxiliary": ({"adversarial": 0.3},),
+    "auxiliary_loss_weights": ({"adversarial": 0.3},),
     "data.seed": (1,),
     "data.row_length": (24,),
     "data.rows_per_block": (16,),

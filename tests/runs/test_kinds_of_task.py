@@ -346,7 +346,7 @@ def test_wrong_configs(make, tmp_path):
         (named("datasets.choices.choices", ()), "config.datasets.choices.choices is empty"),
         (named("datasets.pairs.marked", ()), "config.datasets.pairs.marked is empty"),
         (named("datasets.pairs.marked", ("a", "b", "c")), "marked has two fields"),
-        (named("datasets.pairs.marked_ends", "exclusive"), "marked_ends: 'exclusive' is none of 'included'"),
+        (named("datasets.pairs.marked_ends", "exclusive"), "marked_ends: 'exclusive' is none of '', 'included'"),
         (named("datasets.texts.marked_ends", "included"), "texts.marked_ends: is about spans in two fields"),
         (named("datasets.questions.marked", ("a", "b")), "marked in one text"),
         (named("datasets.texts.marked", ("a", "b")), "has marked spans"),

@@ -147,7 +147,7 @@ def sweep(**changes):
         (lambda c: default.add_choice(c, "x", field="model.witdh", alternatives=(1, 2)), "no field"),
         (lambda c: default.add_choice(c, "x", settings={"a": {"model": {"hiden_size": 3}}}), "no field 'hiden_size'"),
         (lambda c: default.add_choice(c, "x", field="model.hidden_size", alternatives=(8, 8)), "twice"),
-        (lambda c: default.add_choice(c, "strength", field="model.hidden_size", alternatives=(8,)), "a sweep and of a"),
+        (lambda c: default.add_choice(c, "strength", field="model.hidden_size", alternatives=(8,)), "both a sweep"),
         (lambda c: c.ablation.baselines.update({"method": ("sum",)}), "baselines.method: no such choice"),
         (baseline("wide"), "'wide' is not one of the alternatives 8, 16"),
         (baseline("8", "16"), "none is compared"),

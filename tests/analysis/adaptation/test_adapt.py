@@ -161,7 +161,7 @@ ERRORS = [
     ({"adaptation__params": "^layer_09"}, "config.adaptation.params: '.layer_09' matches no parameter"),
     ({"adaptation__baseline": "nobody"}, "config.adaptation.baseline: 'nobody' is not one of 'hard', 'initial values'"),
     ({"adaptation__tuning_tasks": ("color",)}, "config.adaptation.tuning_tasks: names all tasks"),
-    ({"adaptation__steps": ()}, "config.adaptation.steps: name one at least"),
+    ({"adaptation__steps": ()}, "config.adaptation.steps: name at least one"),
     ({"adaptation__shots": (1.5,)}, "config.adaptation.shots: 1.5 should be a whole number"),
     ({"tasks__color__kind": "regression"}, "config.tasks.color.kind: 'regression', but --mode=adapt"),
 ]

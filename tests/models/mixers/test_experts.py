@@ -173,7 +173,7 @@ def test_progressive_layered_extraction_layer_by_layer(tiny, differs):
 def test_experts_train(tiny, kind, options):
     changes = {"optimizer__name": "adamw", "optimizer__learning_rate": 1e-2, "data__mixing": "size"}
     factors = ConfigDict({"gate_entropy": 0.1} if "gate" in options else {})
-    experiment = build(config_of(tiny, kind, options, auxiliary=factors, **changes))
+    experiment = build(config_of(tiny, kind, options, auxiliary_loss_weights=factors, **changes))
     state, metrics = steps(experiment)
     assert np.isfinite(metrics["losses"]).all() and np.isfinite(metrics["total"])
     before = flatten(experiment.init_params(0))
@@ -229,7 +229,7 @@ def test_eight_devices_and_lanes_as_one(tiny, differs):
         ({"sharing__head_layers": {"color": "layer_00"}}, "experts without a gate"),
         ({"sharing__adapter": "lora"}, "which belong to no task"),
         ({"sharing__tied": True}, "are no columns of the tasks"),
-        ({"auxiliary": {"adversarial": 1.0}}, "nothing in this config adds a loss 'adversarial'"),
+        ({"auxiliary_loss_weights": {"adversarial": 1.0}}, "nothing in this config adds a loss 'adversarial'"),
         ({"aggregation__method": "cagrad"}, "config.sharing.mixer"),
     ],
 )

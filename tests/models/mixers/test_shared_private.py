@@ -91,7 +91,7 @@ def config_of(tiny, factors=(), **changes):
             "train_tasks": ("color", "long"),
             "sharing__trunk": "embed",
             "sharing__mixer": "shared_private",
-            "auxiliary": ConfigDict(dict(factors)),
+            "auxiliary_loss_weights": ConfigDict(dict(factors)),
             **changes,
         }
     )

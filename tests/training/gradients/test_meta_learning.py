@@ -274,7 +274,7 @@ def test_a_run_that_goes_on_ends_bitwise_as_the_one_that_was_not_cut(tiny, tmp_p
         ({"meta__inner_params": "("}, "config.meta.inner_params: '(' is not a regular expression"),
         (
             {"meta__method": "reptile", "meta__inner_params": "^heads/"},
-            "config.meta.inner_params: reptile moves nothing but",
+            "config.meta.inner_params: reptile updates only",
         ),
         ({"meta__method": "reptile", "meta__inner_steps": 0}, "config.meta.inner_steps: reptile learns"),
         ({"aggregation__method": "pcgrad"}, "config.aggregation.method: 'pcgrad' combines gradients of one pass"),
