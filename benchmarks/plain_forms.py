@@ -36,17 +36,12 @@ from flax import linen as nn
 from record import Claim, save
 from rounds import Step, timed
 
-from mtl_jax.models import apply_owned, attention
 from mtl_jax.models.dense import Dense
 from mtl_jax.models.layers import recurrent, transformer
 from mtl_jax.runs.build import build
 
 GOAL = 1.1  # time of the plain form over that of ours
 PARTS = ("bert_mini", "minilm", "bilstm", "process", "start")
-
-
-def _softmax(query, key, value, segment):
-    return attention._by_softmax(query, key, value, segment, None)
 
 
 class _Affine(Dense):
@@ -64,9 +59,6 @@ def _jax_gelu(x):
 
 
 TRANSFORMER = {  # plain form -> what it replaces: (object, attribute, value)
-    "attention: softmax under autodiff": (attention, "attend_by_sums", _softmax),
-    "attention: all rows at once": (attention, "MAX_CHUNKS", 1),
-    "layers: all rows at once": (apply_owned, "MAX_CHUNKS", 1),
     "affine layers: rows and tokens not joined": (transformer, "Dense", _Affine),
     "GELU of jax.nn": (transformer, "ACTIVATIONS", transformer.ACTIVATIONS | {"gelu": _jax_gelu}),
 }

@@ -11,10 +11,6 @@ import jax
 import jax.numpy as jnp
 
 from mtl_jax.models.dropout import Noise
-from mtl_jax.models.row_chunks import in_row_chunks, is_single_cpu
-
-CHUNK_TOKENS = 512  # tokens of a layer that are computed at once on CPU, see `row_chunks`
-MAX_CHUNKS = 2
 
 
 def layer_function(module: nn.Module, remat: bool):
@@ -23,20 +19,7 @@ def layer_function(module: nn.Module, remat: bool):
     def function(params, inputs, noise):
         return apply_module(module, {"params": params}, inputs, noise)
 
-    layer = jax.checkpoint(function) if remat else function
-    if not getattr(module, "rows_in_parts", False):
-        return layer
-
-    def in_chunks(params, inputs, noise):
-        tokens = inputs[-1].size
-        count = min(MAX_CHUNKS, tokens // CHUNK_TOKENS) if is_single_cpu() else 1
-        if noise is None:
-            return in_row_chunks(lambda *inputs: layer(params, inputs, None), count, *inputs)
-        return in_row_chunks(
-            lambda keys, *inputs: layer(params, inputs, noise._replace(keys=keys)), count, noise.keys, *inputs
-        )
-
-    return in_chunks
+    return jax.checkpoint(function) if remat else function
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -20,7 +20,6 @@ from flax.traverse_util import flatten_dict
 
 from mtl_jax.models.apply_owned import apply_module, group_by_owner, group_by_pictures, layer_function, stack_streams
 from mtl_jax.models.dropout import Noise
-from mtl_jax.models.row_chunks import is_single_cpu
 
 Function = Callable[[Any, Any, Noise | None], jax.Array]
 Measure = Callable[[Any, Any], Any]
@@ -208,7 +207,7 @@ def apply_tapped_layer(
     taps_tokens = path == "embed" and spec.tokens
     function = _embedding_function(module, layer.remat) if taps_tokens else layer_function(module, layer.remat)
     # XLA's CPU compiler would transpose each of K simultaneous gradients of a transformer
-    sequential = is_single_cpu() and getattr(module, "rows_in_parts", False)
+    sequential = _on_single_cpu() and getattr(module, "attends", False)
     halves, outputs = spec.halves, {}
     for owner, groups in _groups(owner_ids, inputs, contents, spec.products):
         members, copies = [member for group in groups for member in group], len(groups[0])
@@ -226,6 +225,10 @@ def apply_tapped_layer(
         result = result.reshape(len(members), -1, *result.shape[4:])
         outputs |= dict(zip(members, result, strict=True))
     return [outputs[number] for number in range(len(inputs))]
+
+
+def _on_single_cpu() -> bool:
+    return jax.default_backend() == "cpu" and jax.device_count() == 1
 
 
 def _groups(owner_ids, inputs, contents: Sequence[Any], products: bool) -> list[tuple[Any, list[list[int]]]]:

@@ -20,13 +20,11 @@ class Layer(nn.Module):
     positions      whether it needs embeddings with positions; else those of words alone are below it
     attends        whether it drops attention weights (`config.model.attention_dropout`)
     family         the model family whose layer it is, a name of `mtl_jax.models.families`; "" for none
-    rows_in_parts  whether many rows go through it in parts, see `mtl_jax.models.row_chunks`: nothing is computed twice
     """
 
     positions: ClassVar[bool] = False
     attends: ClassVar[bool] = False
     family: ClassVar[str] = ""
-    rows_in_parts: ClassVar[bool] = False
 
     @classmethod
     def field_names(cls) -> tuple[str, ...]:

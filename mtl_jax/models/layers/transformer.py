@@ -56,7 +56,6 @@ class TransformerLayer(Layer):
     positions = True
     attends = True
     family = "bert"
-    rows_in_parts = True
 
     hidden_size: int
     num_heads: int

@@ -109,7 +109,7 @@ CASES = {
 def test_gradients_told_apart_are_those_of_k_passes(tiny, case, memory, differs, monkeypatch):
     asked = []
     if case == "in turns":  # as on one CPU device
-        monkeypatch.setattr(gradient_taps, "is_single_cpu", lambda: asked.append(True) or True)
+        monkeypatch.setattr(gradient_taps, "_on_single_cpu", lambda: asked.append(True) or True)
     experiment = build(config_of(tiny, aggregation__gradient_storage=memory, **CASES[case]))
     gradients = by_task(experiment)
     found, metrics = gradient_of_step(experiment)
