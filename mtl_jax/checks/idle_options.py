@@ -222,6 +222,9 @@ RULES = (
         lambda c, _: not c.model.pretrained,
         _NOT_PRETRAINED,
     ),
+    Rule(
+        ("model.layer_options",), lambda c, _: c.model.num_layers != 0, "at least one layer (config.model.num_layers)"
+    ),
     _layer_rule("num_heads"),
     _layer_rule("intermediate_size"),
     _layer_rule("initializer_range"),

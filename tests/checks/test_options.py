@@ -512,7 +512,7 @@ UNSEEN = {
 ALSO = {
     "train_tasks": "tasks",
     "datasets.data_a.marked": "markers",
-    f"tasks.{A}.dataset": "data sets",
+    f"tasks.{A}.dataset": "data set",
     f"tasks.{A}.kind": A,
     f"tasks.{A}.label": A,
     f"tasks.{A}.missing": A,

@@ -125,8 +125,10 @@ def encode(
     if room - max(inputs.patches, default=0) < has_text + paired:
         fixed = f"{template.special_count} special tokens"
         if any(inputs.patches):
-            fixed += f" and {max(inputs.patches)} patches of its pictures"
-        raise UserError(f"max_length {max_length} leaves no room for text in addition to {fixed}")
+            fixed += f" and {max(inputs.patches)} patches of a picture (config.images.patch_size)"
+        raise UserError(
+            f"a row of {max_length} tokens (config.data.row_length) leaves no room for text in addition to {fixed}"
+        )
     if inputs.texts is None:
         return _encode_words(inputs, tokenizer, template, room, overflow, stride)
     if overflow == "split" and has_text:
