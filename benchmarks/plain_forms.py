@@ -9,7 +9,6 @@ is; both take turns in one run. A form that gains less than 10 % of what a user 
 bert_mini, minilm   16 full rows of 128 tokens through transformers, see `encoders.py`
 bilstm              the same rows through two BiLSTM layers
 process             steps of BERT-mini in a process of its own, without large pages of memory
-start               from the command to the first step of the quickstart with full caches, without programs read ahead
 """
 
 from __future__ import annotations
@@ -31,7 +30,6 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 import encoders
 import jax
 import jax.numpy as jnp
-import start
 from flax import linen as nn
 from record import Claim, save
 from rounds import Step, timed
@@ -41,7 +39,7 @@ from mtl_jax.models.layers import recurrent, transformer
 from mtl_jax.runs.build import build
 
 GOAL = 1.1  # time of the plain form over that of ours
-PARTS = ("bert_mini", "minilm", "bilstm", "process", "start")
+PARTS = ("bert_mini", "minilm", "bilstm", "process")
 
 
 class _Affine(Dense):
@@ -76,10 +74,7 @@ def main():
         return _run_steps(options.steps)
     measured = {}
     for part in options.only.split(","):
-        if part in ("process", "start"):
-            measured[part] = {"process": _large_pages, "start": _programs_ahead}[part](options)
-        else:
-            measured[part] = _steps(part, options)
+        measured[part] = _large_pages(options) if part == "process" else _steps(part, options)
     _report(measured)
     return None
 
@@ -118,26 +113,13 @@ def _run_steps(steps: int) -> None:
 
 
 def _large_pages(options) -> dict[str, tuple[list[float], list[float]]]:
-    command = [sys.executable, __file__, "--process", f"--steps={4 * options.steps}"]
+    command = [sys.executable, pathlib.Path(__file__).resolve(), "--process", f"--steps={4 * options.steps}"]
     seconds: tuple[list[float], list[float]] = ([], [])
     for _ in range(options.rounds):
         for side, pages in zip(seconds, (1, 0), strict=True):
             env = {**os.environ, "GLIBC_TUNABLES": f"glibc.malloc.hugetlb={pages}"}
-            side.append(float(subprocess.check_output(command, cwd=start.ROOT, env=env, text=True).splitlines()[-1]))
+            side.append(float(subprocess.check_output(command, env=env, text=True).splitlines()[-1]))
     return {"memory: pages of 4 KiB": seconds}
-
-
-def _programs_ahead(options) -> dict[str, tuple[list[float], list[float]]]:
-    """A cache folder that JAX's own variable names is not read ahead; it is the same folder."""
-    seconds: tuple[list[float], list[float]] = ([], [])
-    with tempfile.TemporaryDirectory() as temporary:
-        folder, config = pathlib.Path(temporary), "configs/quickstart.py:soft"
-        start.first_step(config, folder, 0)  # fills the caches
-        (programs,) = (folder / "cache" / "programs").iterdir()
-        for number in range(1, 1 + options.rounds):
-            for side, env in zip(seconds, ({}, {"JAX_COMPILATION_CACHE_DIR": str(programs)}), strict=True):
-                side.append(start.first_step(config, folder, 2 * number + bool(env), env))
-    return {"programs: read when they are asked for": seconds}
 
 
 def _report(measured) -> None:

@@ -12,12 +12,12 @@ from __future__ import annotations
 import argparse
 import os
 import pathlib
+import signal
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
 
 from record import Claim, save
 
@@ -46,11 +46,8 @@ def main():
     save("start", claims, {"From the command to the first step": rows}, numbers)
 
 
-def first_step(config: str, folder: pathlib.Path, number: int, variables: Mapping[str, str] | None = None) -> float:
-    """Seconds until the first step's numbers are written. Caches lie in the folder, wheels stay where they are.
-
-    variables  of the environment, besides those that are set
-    """
+def first_step(config: str, folder: pathlib.Path, number: int) -> float:
+    """Seconds until the first step's numbers are written. Caches lie in the folder, wheels stay where they are."""
     cache = folder / "cache"
     if not cache.exists():
         cache.mkdir()
@@ -59,7 +56,7 @@ def first_step(config: str, folder: pathlib.Path, number: int, variables: Mappin
     workdir = folder / str(number)
     command = [sys.executable, "launch.py", f"--config={config}", f"--workdir={workdir}"]
     command.append("--config.training.log_every=1")
-    env = {**_as_found(), "MTL_JAX_CACHE": str(cache), **(variables or {})}
+    env = {**_as_found(), "MTL_JAX_CACHE": str(cache)}
     began = time.perf_counter()
     with subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as run:
         metrics, seconds = workdir / "metrics.jsonl", None
@@ -69,7 +66,7 @@ def first_step(config: str, folder: pathlib.Path, number: int, variables: Mappin
             time.sleep(0.01)
         run.terminate()
         output = run.communicate()[0].decode()
-    if run.returncode or seconds is None:
+    if run.returncode not in (0, 128 + signal.SIGTERM) or seconds is None:
         raise SystemExit(output)
     return seconds
 

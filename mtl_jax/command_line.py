@@ -31,7 +31,6 @@ import sys
 from collections.abc import Sequence
 
 from absl import app, flags, logging
-from ml_collections import config_flags
 
 from mtl_jax import modes
 from mtl_jax.errors import Stopped, UserError
@@ -80,11 +79,9 @@ def main(argv: Sequence[str]) -> int | None:
 
 
 def _options() -> modes.Options:
-    config = flags.FLAGS["config"]
     return modes.Options(
         mode=MODE.value,
         config=CONFIG.value,
-        config_source=config_flags.get_config_filename(config) if config.present else "",
         workdir=WORKDIR.value,
         checkpoint=CHECKPOINT.value if CHECKPOINT.present else None,
         input=INPUT.value,

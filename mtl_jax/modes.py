@@ -5,8 +5,6 @@ A mode imports what it needs, so that help and mistakes in flags are shown at on
 
 from __future__ import annotations
 
-import contextlib
-import os
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -24,13 +22,11 @@ WITHOUT_PROGRAMS = ("inspect", "report")  # they compile nothing
 class Options(NamedTuple):
     """The flags, see `command_line`; folders are names where they may not exist yet.
 
-    config_source  what --config names, "" for nothing
     checkpoint     None where the flag is not given
     """
 
     mode: str
     config: ConfigDict | None
-    config_source: str
     workdir: str
     checkpoint: Sequence[str] | None
     input: str
@@ -88,32 +84,22 @@ class Options(NamedTuple):
 Mode = Callable[[Options], int | None]  # returns the exit status, None for 0
 
 
-def _prefetching(options: Options) -> contextlib.AbstractContextManager[None]:
-    """Reads the compiled programs of the last such command while this one starts."""
-    from mtl_jax.runtime import compilation_prefetch, distributed
-
-    if distributed.WORKER_VARIABLE in os.environ:
-        return contextlib.nullcontext()
-    return compilation_prefetch.prefetching(f"{options.mode} {options.config_source or options.workdir}")
-
-
 def train(options: Options) -> int | None:
     """Trains a run, or resumes it."""
     options.require(options.workdir, "--workdir=FOLDER")
     config = options.checked_config()
-    with _prefetching(options):
-        from mtl_jax.runs.train import train
-        from mtl_jax.runtime import distributed
-        from mtl_jax.storage import workdir as folders
+    from mtl_jax.runs.train import train
+    from mtl_jax.runtime import distributed
+    from mtl_jax.storage import workdir as folders
 
-        with folders.locked(options.workdir) as workdir:
-            summary = train(config, workdir)
-        if summary is None:
-            return interruption.exit_status()
-        if distributed.is_first():
-            from mtl_jax.analysis import report  # imports matplotlib, as slow as all else together
+    with folders.locked(options.workdir) as workdir:
+        summary = train(config, workdir)
+    if summary is None:
+        return interruption.exit_status()
+    if distributed.is_first():
+        from mtl_jax.analysis import report  # imports matplotlib, as slow as all else together
 
-            print("\n" + report.training_report(workdir, summary))
+        print("\n" + report.training_report(workdir, summary))
     return None
 
 
@@ -126,11 +112,10 @@ def evaluate(options: Options) -> int | None:
     workdir, which = options.finished_run(), options.single_checkpoint()
     config, run_config = options.checked_config(), from_plain(read_config(workdir))
     other = other_datasets.changed_splits(config, run_config)
-    with _prefetching(options):
-        if other:
-            result = other_datasets.evaluate(config, run_config, other, workdir, which)
-        else:
-            result = evaluate.evaluate(config, workdir, which)
+    if other:
+        result = other_datasets.evaluate(config, run_config, other, workdir, which)
+    else:
+        result = evaluate.evaluate(config, workdir, which)
     file = workdir / (other_datasets.file_name(result, which) if other else f"evaluation_{which}.json")
     if distributed.is_first():
         from mtl_jax.analysis import report
@@ -147,18 +132,17 @@ def predict(options: Options) -> None:
     from mtl_jax.runs.predict import predict
 
     workdir, config = options.finished_run(), options.checked_config()
-    with _prefetching(options):
-        predict(
-            config,
-            workdir,
-            options.checkpoints(),
-            options.input,
-            options.output,
-            options.tasks,
-            dataset=options.dataset,
-            reader=options.reader,
-            split=options.split,
-        )
+    predict(
+        config,
+        workdir,
+        options.checkpoints(),
+        options.input,
+        options.output,
+        options.tasks,
+        dataset=options.dataset,
+        reader=options.reader,
+        split=options.split,
+    )
 
 
 def attribute(options: Options) -> None:
@@ -168,18 +152,17 @@ def attribute(options: Options) -> None:
     workdir = options.finished_run()
     options.require(options.output, "--output=FOLDER")
     out, config = pathlib.Path(options.output).expanduser(), options.checked_config()
-    with _prefetching(options):
-        text = attribute(
-            config,
-            workdir,
-            options.checkpoints(),
-            options.input,
-            out,
-            options.tasks,
-            dataset=options.dataset,
-            reader=options.reader,
-            split=options.split,
-        )
+    text = attribute(
+        config,
+        workdir,
+        options.checkpoints(),
+        options.input,
+        out,
+        options.tasks,
+        dataset=options.dataset,
+        reader=options.reader,
+        split=options.split,
+    )
     print(text)
 
 
