@@ -60,7 +60,7 @@ $(VENV)/.installed-types: $(VENV)/.installed
 	touch $@
 
 types: $(VENV)/.installed-types
-	$(BIN)/python -m pyright
+	$(BIN)/python -m pyright --pythonpath $(BIN)/python
 
 wheel:
 	$(PYTHON) -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .

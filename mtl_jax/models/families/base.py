@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, NamedTuple, Self
 
@@ -24,7 +25,7 @@ class PublishedTensor(NamedTuple):
     transposed: bool
 
 
-class Architecture:
+class Architecture(abc.ABC):
     """Hyperparameters of an encoder of a published family. A family is a subclass that is a frozen dataclass, hashable,
     whose fields are numbers, strings or None: they are written as JSON.
 
@@ -47,27 +48,27 @@ class Architecture:
     initializer_range: float
 
     @classmethod
+    @abc.abstractmethod
     def from_config(cls, config: Mapping[str, Any], where: str) -> Self:
         """The architecture that a published config.json describes. `where` names it in errors (UserError)."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def published_config(self) -> dict[str, Any]:
         """config.json: the inverse of `from_config`."""
-        raise NotImplementedError
 
     @property
+    @abc.abstractmethod
     def max_length(self) -> int:
         """Tokens of the longest text."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def embeddings(self, dtype: Any = jnp.float32) -> nn.Module:
         """The module of the path `embed`."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def layer(self, number: int, dtype: Any = jnp.float32) -> nn.Module:
         """The module of the path `layer_NN`."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def published_tensors(self) -> Iterator[PublishedTensor]:
         """Every tensor of an encoder, embeddings first."""
-        raise NotImplementedError
