@@ -307,3 +307,10 @@ def test_subspaces_of_one_layer_only():
     np.testing.assert_allclose(kind(leaves), sum(kind({k: v}) for k, v in leaves.items()), rtol=1e-6)
     with pytest.raises(ValueError, match="cannot be cut into 3 subspaces"):
         kind(leaves, subspaces=3)
+
+
+def test_orthogonality_of_vectors_is_of_their_inner_products():
+    vectors = np.asarray([[1.0, 2.0, 0.5, -1.0], [0.0, 1.0, 2.0, 3.0], [2.0, -1.0, 1.0, 0.5]])
+    expected = sum((vectors[i] @ vectors[j]) ** 2 for i in range(3) for j in range(i))
+    value = sharing.orthogonality({"bias": jnp.asarray(vectors, jnp.float32)})
+    np.testing.assert_allclose(value, expected, rtol=1e-6)
