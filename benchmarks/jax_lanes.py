@@ -18,7 +18,7 @@ import workloads
 from workers import peak_memory, serve
 
 from mtl_jax import checks
-from mtl_jax.analysis.ablation import lanes, memory, plan, program
+from mtl_jax.analysis.ablation import lane_program, lanes, memory, plan
 from mtl_jax.analysis.ablation.engine import Engine, resident
 from mtl_jax.training.step import train_step
 
@@ -32,7 +32,7 @@ class Side:
         planned = plan.make_plan(self.config, lambda config: checks.check(config, "ablate"))
         (one,) = planned.programs
         began = time.perf_counter()
-        self.built, self.seeds = program.build(one, program.Sources()), planned.seeds
+        self.built, self.seeds = lane_program.build(one, lane_program.Sources()), planned.seeds
         layout = "map" if jax.default_backend() == "cpu" else "vmap"
         shape = lanes.shape_of(len(self.seeds), len(one.settings), layout)
         rows = resident(self.built, shape.mesh, memory.available_bytes(self.config.ablation.memory_fraction))

@@ -22,7 +22,7 @@ import numpy as np
 
 from configs import ablate_synthetic
 from mtl_jax import checks
-from mtl_jax.analysis.ablation import lanes, plan, program, traced_fields
+from mtl_jax.analysis.ablation import lane_program, lanes, plan, traced_fields
 from mtl_jax.analysis.ablation.engine import Engine, resident
 from mtl_jax.experiment.assemble import assemble
 from mtl_jax.training.step import train_step
@@ -71,7 +71,7 @@ def _config(layer, optimizer, rate):
 def _lanes(config):
     """What was built, and {layout: (states, losses) [S, L]} after the last step."""
     (one,) = plan.make_plan(config, lambda c: None).programs
-    built = program.build(one, program.Sources())
+    built = lane_program.build(one, lane_program.Sources())
     trained = {}
     for layout in lanes.LAYOUTS:
         shape = lanes.shape_of(4, 8, layout)

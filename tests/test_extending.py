@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from mtl_jax.analysis.relatedness.evidence import Evidence
+from mtl_jax.analysis.relatedness.measure_inputs import Evidence
 from mtl_jax.analysis.relatedness.registry import MEASURES
 from mtl_jax.balancing.aggregation import AGGREGATION, GRADIENT_TRANSFORMS
 from mtl_jax.balancing.loss_weights import LOSS_WEIGHTS

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import stats
 
-from mtl_jax.analysis.ablation.verdicts import p_value
+from mtl_jax.analysis.ablation.conclusions import p_value
 from mtl_jax.analysis.tables import text_table
 from mtl_jax.config.sections import Config
 from mtl_jax.data.corpus import Corpus, Split

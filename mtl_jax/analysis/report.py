@@ -10,8 +10,8 @@ from typing import Any
 from mtl_jax.analysis import html as pages
 from mtl_jax.analysis import report_sections
 from mtl_jax.analysis.ablation import records, results
+from mtl_jax.analysis.ablation.conclusions import describe_choices
 from mtl_jax.analysis.ablation.summary import main_split
-from mtl_jax.analysis.ablation.verdicts import describe_choices
 from mtl_jax.analysis.relatedness import report_section
 from mtl_jax.analysis.relatedness.relate import read
 from mtl_jax.analysis.run_figures import draw_balance, draw_comparison, draw_curves
@@ -129,7 +129,7 @@ def ablation_report(folder: pathlib.Path) -> str:
       folder: with ablation.json, see `results.write_grid`; its config.json is shown where there is one.
 
     Returns:
-      the text for the terminal: tables, verdicts, files.
+      the text for the terminal: tables, conclusions, files.
 
     Raises:
       UserError: no ablation.json, or a damaged one.

@@ -9,8 +9,8 @@ from typing import Any
 
 from mtl_jax.analysis import html, tables
 from mtl_jax.analysis.ablation import records, results
+from mtl_jax.analysis.ablation.conclusions import LIMIT_NAMES, describe, describe_choices
 from mtl_jax.analysis.ablation.summary import main_split
-from mtl_jax.analysis.ablation.verdicts import LIMIT_NAMES, describe, describe_choices
 from mtl_jax.analysis.plotting import file_name
 from mtl_jax.analysis.relatedness import report_section
 from mtl_jax.analysis.relatedness.relate import read

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mtl_jax.analysis.ablation.verdicts import LIMIT_NAMES, conclusion, describe, p_value
+from mtl_jax.analysis.ablation.conclusions import LIMIT_NAMES, conclusion, describe, p_value
 from mtl_jax.evaluation.scores import mean_by_split
 from mtl_jax.runs.merge import MergeResult
 from mtl_jax.storage.summary import Evaluation, Summary

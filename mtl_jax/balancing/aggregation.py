@@ -21,8 +21,8 @@ import jax
 import optax
 
 from mtl_jax.balancing import weightings
-from mtl_jax.balancing.combination import AggregationState, as_transform, combine, cross_gram, mean_of_halves
 from mtl_jax.balancing.elementwise import graddrop, trimmed_mean
+from mtl_jax.balancing.gradient_combination import AggregationState, as_transform, combine, cross_gram, mean_of_halves
 from mtl_jax.balancing.moving_averages import db_mtl, moco
 from mtl_jax.balancing.options import Number
 from mtl_jax.balancing.weightings import Weighting

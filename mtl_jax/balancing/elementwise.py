@@ -11,7 +11,7 @@ import numpy as np
 import optax
 
 from mtl_jax.balancing import options
-from mtl_jax.balancing.combination import Transform, first_key, next_key, transformation, zero_unused
+from mtl_jax.balancing.gradient_combination import Transform, first_key, next_key, transformation, zero_unused
 from mtl_jax.sharing.gram import Tree, accumulation_dtype, task_count
 
 

@@ -8,7 +8,14 @@ import jax
 import jax.numpy as jnp
 
 from mtl_jax.balancing import options
-from mtl_jax.balancing.combination import Transform, combine, cross_gram, mean_of_halves, transformation, zero_unused
+from mtl_jax.balancing.gradient_combination import (
+    Transform,
+    combine,
+    cross_gram,
+    mean_of_halves,
+    transformation,
+    zero_unused,
+)
 from mtl_jax.balancing.interior_point import project_on_simplex
 from mtl_jax.balancing.options import Number
 from mtl_jax.balancing.weightings.base import dot, mask_absent, require_task_count, safe_divide, safe_sqrt

@@ -17,7 +17,7 @@ from mtl_jax.data import corpus as corpora
 from mtl_jax.data import sampler
 from mtl_jax.data.batch import BatchLayout, PackedRows
 from mtl_jax.data.corpus import Corpus
-from mtl_jax.data.datasets import list_cells, record_filters
+from mtl_jax.data.datasets import list_parsing, record_filters
 from mtl_jax.data.datasets.text_checks import check_texts
 from mtl_jax.data.encoding import marked_spans
 from mtl_jax.data.files.location import Location
@@ -152,12 +152,12 @@ class RecordReading:
           UserError: a record that no task can read, or not as training reads it, with its place.
         """
         readers: dict[str, dict[int, Record]] = {name: {} for name in self.datasets}
-        listed = {name: list_cells.parse_list_cells(records, entry)[0] for name, entry in self.datasets.items()}
+        listed = {name: list_parsing.parse_list_cells(records, entry)[0] for name, entry in self.datasets.items()}
         for number, record in enumerate(records):
             self._assign(number, record, {name: by_number[number] for name, by_number in listed.items()}, readers)
         for name, by_number in readers.items():
             required = self._required[name]
-            listed, _ = list_cells.parse_list_cells(list(by_number.values()), self.datasets[name])
+            listed, _ = list_parsing.parse_list_cells(list(by_number.values()), self.datasets[name])
             by_number = dict(zip(by_number, listed, strict=True))
             complete, empty = check_texts(listed, required.texts, required.words, required.empty)
             self.notes += empty

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from mtl_jax.balancing import GRADIENT_TRANSFORMS, WEIGHTINGS, loss_weights, weightings
-from mtl_jax.balancing.combination import Aggregation, initial_state
+from mtl_jax.balancing.gradient_combination import Aggregation, initial_state
 from mtl_jax.balancing.loss_weights import LossWeights
 from mtl_jax.balancing.weightings import Weighting
 from mtl_jax.config.sections import Config

@@ -9,7 +9,7 @@ from safetensors.numpy import save_file
 from configs import quickstart
 from mtl_jax import checks
 from mtl_jax.analysis import inspection
-from mtl_jax.analysis.ablation import plan, program
+from mtl_jax.analysis.ablation import lane_program, plan
 from mtl_jax.config import default
 from mtl_jax.errors import UserError
 from mtl_jax.experiment import model
@@ -65,8 +65,8 @@ def test_an_ablation_tells_it_too(tiny, encoder):
     config = config_of(tiny, encoder)
     default.add_choice(config, "depth", field="model.num_layers", alternatives=(-1, 1))
     planned = plan.make_plan(config, lambda c: checks.check(c, "ablate"))
-    sources = program.Sources()
-    whole, cut = (program.build(one, sources) for one in planned.programs)
+    sources = lane_program.Sources()
+    whole, cut = (lane_program.build(one, sources) for one in planned.programs)
     assert (layers(whole.experiment), layers(cut.experiment)) == (LAYERS, 1)
     assert not any("of its 4 layers" in note for note in whole.notes)
     assert any("the first 1 of its 4 layers" in note for note in cut.notes)

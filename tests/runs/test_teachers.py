@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mtl_jax import checks
-from mtl_jax.analysis.ablation import plan, program
+from mtl_jax.analysis.ablation import lane_program, plan
 from mtl_jax.config import default
 from mtl_jax.config.plain import from_plain
 from mtl_jax.errors import UserError
@@ -140,7 +140,7 @@ def test_the_weight_is_an_argument_of_one_program(tiny, teacher):
     default.add_distillation(config, "color", teachers=(str(teacher),))
     default.add_sweep(config, "weight", field="distillation.*.weight", points=(0.0, 0.5, 1.0), scale="linear")
     (one,) = plan.make_plan(config, lambda c: checks.check(c, "ablate")).programs
-    built = program.build(one, program.Sources())
+    built = lane_program.build(one, lane_program.Sources())
     assert [float(hyper.teaching["color"]) for hyper in built.hypers] == [0.0, 0.5, 1.0]
     assert list(built.spec.objective.teaching) == ["color"]  # though the first lane has none
     assert "teacher" in built.experiment.corpus.rows["texts"]["train"].labels["color"]

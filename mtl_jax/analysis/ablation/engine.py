@@ -14,8 +14,8 @@ from jax.stages import Compiled
 from mtl_jax.analysis.ablation import lanes as lane_steps
 from mtl_jax.analysis.ablation import memory
 from mtl_jax.analysis.ablation.device_rows import Draws, ResidentRows, draws, resident_rows
+from mtl_jax.analysis.ablation.lane_program import Built
 from mtl_jax.analysis.ablation.lanes import Losses, Shape, Steps, no_losses
-from mtl_jax.analysis.ablation.program import Built
 from mtl_jax.analysis.ablation.scores import LaneScores
 from mtl_jax.data.batch import Batch
 from mtl_jax.training.hyperparameters import Hyperparameters

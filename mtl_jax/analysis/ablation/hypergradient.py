@@ -25,8 +25,8 @@ import optax
 from mtl_jax.analysis.ablation import lanes as lane_steps
 from mtl_jax.analysis.ablation.device_rows import Draws, ResidentRows, draws, gather, resident_rows
 from mtl_jax.analysis.ablation.engine import Engine, padded
+from mtl_jax.analysis.ablation.lane_program import Built
 from mtl_jax.analysis.ablation.lanes import Losses
-from mtl_jax.analysis.ablation.program import Built
 from mtl_jax.config.sections import Config
 from mtl_jax.data.batch import Batch
 from mtl_jax.data.sampler import BatchSampler

@@ -18,9 +18,9 @@ from mtl_jax.analysis.ablation import exact_optima, halving, hypergradient, lane
 from mtl_jax.analysis.ablation.engine import Engine, resident
 from mtl_jax.analysis.ablation.lane_batch import LaneBatch
 from mtl_jax.analysis.ablation.lane_log import LaneResult
+from mtl_jax.analysis.ablation.lane_program import Built, Sources, build
 from mtl_jax.analysis.ablation.lane_warnings import lane_warnings
 from mtl_jax.analysis.ablation.plan import Plan, Program
-from mtl_jax.analysis.ablation.program import Built, Sources, build
 from mtl_jax.analysis.ablation.records import Grid, Lane
 from mtl_jax.errors import Stopped, UserError
 from mtl_jax.runtime.progress import progress_bar

@@ -9,8 +9,8 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from typing import Any, NamedTuple
 
+from mtl_jax.analysis.ablation.conclusions import combination_warnings, verdict
 from mtl_jax.analysis.ablation.records import COUNTED_STATUSES, ENDS, Grid, Lane
-from mtl_jax.analysis.ablation.verdicts import combination_warnings, verdict
 from mtl_jax.analysis.intervals import finite_or_none, holm, interval, paired_difference, with_corrected_p
 from mtl_jax.evaluation.ranking import rank
 from mtl_jax.training.penalty_effect import Effect, is_negligible, mean_ratio, ties_columns

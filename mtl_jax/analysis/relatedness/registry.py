@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from mtl_jax.analysis.relatedness import measures
-from mtl_jax.analysis.relatedness.evidence import Evidence
+from mtl_jax.analysis.relatedness.measure_inputs import Evidence
 from mtl_jax.data.corpus import Corpus
 
 

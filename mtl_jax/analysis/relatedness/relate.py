@@ -14,10 +14,10 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from mtl_jax.analysis.ablation import runner, traced_fields
-from mtl_jax.analysis.ablation.program import Sources
+from mtl_jax.analysis.ablation.lane_program import Sources
 from mtl_jax.analysis.ablation.records import Grid
 from mtl_jax.analysis.relatedness import grouping, transfer
-from mtl_jax.analysis.relatedness.evidence import Evidence, JointRun, SeparateColumns, shared_leaves
+from mtl_jax.analysis.relatedness.measure_inputs import Evidence, JointRun, SeparateColumns, shared_leaves
 from mtl_jax.analysis.relatedness.registry import MEASURES
 from mtl_jax.analysis.relatedness.transfer import TransferGains
 from mtl_jax.analysis.relatedness.validation import correlation

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mtl_jax.analysis import html, tables
-from mtl_jax.analysis.ablation.verdicts import p_value
+from mtl_jax.analysis.ablation.conclusions import p_value
 from mtl_jax.analysis.relatedness.figures import draw
 from mtl_jax.analysis.relatedness.relate import Relatedness
 from mtl_jax.analysis.settings import configuration

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from mtl_jax.data.datasets import entry as entries
-from mtl_jax.data.datasets import list_cells, overlaps, record_filters, split_locations
+from mtl_jax.data.datasets import list_parsing, overlaps, record_filters, split_locations
 from mtl_jax.data.datasets.part_reader import PartReader
 from mtl_jax.data.datasets.split_locations import SPLITS
 from mtl_jax.data.datasets.text_checks import check_texts
@@ -171,7 +171,7 @@ def _read_splits(
             part_items, content = reader.read(part)
             items += part_items
             contents[split].append(content)
-        splits[split], changed = list_cells.parse_list_cells(
+        splits[split], changed = list_parsing.parse_list_cells(
             [item for item in items if isinstance(item, Record)], entry
         )
         notes += summarize_notes(split, [item for item in items if isinstance(item, Note)])
@@ -180,7 +180,7 @@ def _read_splits(
             notes.append(Notice(text, INFORMATION, changed))
     if "lists" not in reader.options:  # otherwise it is the reader's own option
         separators = (entry.get("options") or {}).get("lists") or {}
-        list_cells.check_fields(separators, [record for records in splits.values() for record in records])
+        list_parsing.check_fields(separators, [record for records in splits.values() for record in records])
     return splits, contents, notes
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from mtl_jax.data.datasets import list_cells
+from mtl_jax.data.datasets import list_parsing
 from mtl_jax.data.datasets.split_locations import SPLITS
 from mtl_jax.data.labels import tag_schemes
 from mtl_jax.data.readers import READERS
@@ -44,7 +44,7 @@ def reader_options(reader: str, options: dict[str, Any]) -> tuple[dict[str, Any]
     check_options(read, options, further=COMMON_OPTIONS)
     _check_schemes(options)
     if "lists" not in declared_options(read):
-        list_cells.check_separators(options.get("lists") or {})
+        list_parsing.check_separators(options.get("lists") or {})
     empty = options.get("empty", "error")
     if empty not in ("error", "drop"):
         raise UserError(f'options.empty has to be "error" or "drop", not {empty!r}')

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from mtl_jax.data.literals import MISSING
 from mtl_jax.data.records import Note, Record, field, where
+from mtl_jax.data.string_values import MISSING
 from mtl_jax.errors import UserError
 
 _LOOKS_MISSING = 'records whose text is a word for a missing value such as "nan" (options.empty="drop" leaves them out)'

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mtl_jax import unicode
-from mtl_jax.data import literals
+from mtl_jax.data import string_values
 from mtl_jax.data.encoding.encode import EncodedSplit
 from mtl_jax.data.encoding.gold_labels import GoldLabels
 from mtl_jax.data.encoding.record_inputs import RecordInputs
@@ -166,7 +166,7 @@ def _raw(record: Record, spec: LabelSpec) -> list[_RawAnswer] | None:
     value = find_field(record, spec.field)
     if is_missing(value, spec):
         return None
-    if isinstance(value, str) and (parsed := literals.parse_literal(value)) is not None:
+    if isinstance(value, str) and (parsed := string_values.parse_literal(value)) is not None:
         value = parsed
     if isinstance(value, Mapping):
         value = _columns(value, spec, record)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from mtl_jax.data.literals import MISSING
+from mtl_jax.data.string_values import MISSING
 from mtl_jax.errors import UserError
 from mtl_jax.unicode import nfc
 
@@ -31,9 +31,9 @@ class LabelSpec:
     level          "text" | "word" | "predicate" | "sequence" | "pair" (a text with two marked spans) | "choice" (one of
                    several texts) | "span" (of a text) | "token" (the text itself, with hidden tokens)
     kind           "class": one class, or a distribution as {class: probability} or C numbers in the order of `classes`
-                   "set": several classes (level "text"): a list of names, also one that is written as a string (see
-                   `literals`); a string with `delimiter` between them, " " for any blanks; {name: 0 or 1}; a list with
-                   0 or 1 for each of `classes`
+                   "set": several classes (level "text"): a list of names, also as one string (see
+                   `string_values`); a string with `delimiter` between them, " " for any blanks; {name: 0 or 1}; a list
+                   with 0 or 1 for each of `classes`
                    "real": a number (level "text")
                    "tokens": a target sequence (level "sequence"), tokenized and encoded by `target`
                    "choice", "span": of the levels of these names, see `choices` and `answer_spans`

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mtl_jax.data import literals
+from mtl_jax.data import string_values
 from mtl_jax.data.labels.label_spec import RECORD_LEVELS, LabelSpec
 from mtl_jax.data.records import Record, find_field, where
 from mtl_jax.errors import UserError
@@ -91,8 +91,8 @@ def _of_record(
     """The canonical labels of one field of a record: one, or one for each word (for each predicate)."""
     if spec.level in RECORD_LEVELS:
         return [_canonical(raw, spec, record)]
-    if isinstance(raw, str) and literals.looks_like_list(raw):
-        raw = literals.parse_literal(raw) or raw
+    if isinstance(raw, str) and string_values.looks_like_list(raw):
+        raw = string_values.parse_literal(raw) or raw
     if spec.level == "word":
         return _sequence(raw, words, spec, record)
     if raw is not None and (not is_list(raw) or len(raw) != len(predicates)):
@@ -178,8 +178,8 @@ def _canonical(raw: Any, spec: LabelSpec, record: Record) -> Any:
 
 def _set(raw: Any, spec: LabelSpec, record: Record) -> tuple[str, ...] | None:
     """The names of a set, each once."""
-    if isinstance(raw, str) and literals.looks_like_list(raw):
-        parsed = literals.parse_literal(raw, names=True)
+    if isinstance(raw, str) and string_values.looks_like_list(raw):
+        parsed = string_values.parse_literal(raw, names=True)
         if parsed is None and (raw.strip().startswith("[") or raw.strip().endswith("]")):
             raise _label_error(
                 spec, record, f"field {spec.field!r} looks like a list, but cannot be read: {raw[:80]!r}"

@@ -12,7 +12,7 @@ from mtl_jax.data import statistics
 from mtl_jax.data.encoding.encode import EncodedSplit
 from mtl_jax.data.encoding.gold_labels import GoldLabels
 from mtl_jax.data.encoding.record_inputs import RecordInputs
-from mtl_jax.data.labels import encoded_labels, label_notes, raw_labels, tag_columns, target_sequences, vocabulary
+from mtl_jax.data.labels import encoded_labels, raw_labels, suspicious_labels, tag_columns, target_sequences, vocabulary
 from mtl_jax.data.labels.label_spec import LabelSpec
 from mtl_jax.data.labels.vocabulary import LabelVocabulary, TaskLabels
 from mtl_jax.data.tokenizers import Tokenizer
@@ -80,7 +80,7 @@ def _classes(spec: LabelSpec, inputs: Mapping[str, RecordInputs], max_unseen_lab
         spec, raw, spans, notes = tag_columns.unify_tags(spec, raw, {s: i.word_counts for s, i in inputs.items()})
     names, vocabulary_notes = vocabulary.build_vocabulary(spec, raw, max_unseen_labels)
     gold = {split: vocabulary.encode_labels(values, spec, names) for split, values in raw.items()}
-    notes += [*vocabulary_notes, *label_notes.contradictions(spec, raw, inputs)]
+    notes += [*vocabulary_notes, *suspicious_labels.contradictions(spec, raw, inputs)]
     return TaskLabels(dataclasses.replace(names, spans=spans), gold, notes)
 
 

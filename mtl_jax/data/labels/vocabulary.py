@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mtl_jax.data.encoding.gold_labels import GoldLabels
-from mtl_jax.data.labels import label_notes
+from mtl_jax.data.labels import suspicious_labels
 from mtl_jax.data.labels.label_spec import LabelSpec
 from mtl_jax.data.labels.raw_labels import RawLabels, label_fields
 from mtl_jax.data.notices import LABELS, Notice
@@ -63,7 +63,7 @@ def build_vocabulary(
     if all(value is None for value in train.values):
         raise no_labels_error(spec, train.records)
     if spec.kind == "real":
-        return LabelVocabulary(()), label_notes.notes(spec, splits, ())
+        return LabelVocabulary(()), suspicious_labels.notes(spec, splits, ())
     types = {kind for raw in splits.values() for kind in set(map(type, raw.values))}
     lists = spec.kind == "class" and tuple in types
     soft = lists or dict in types
@@ -92,14 +92,14 @@ def build_vocabulary(
         if soft:
             raise UserError(f"{text}; first at {raw.where(index)}. Labels as distributions need all names in `classes`")
         if share > max_unseen_labels:
-            way_out = label_notes.advice(unseen, names, spec)
+            way_out = suspicious_labels.advice(unseen, names, spec)
             raise UserError(
                 f"{text}; first at {raw.where(index)}. At most {max_unseen_labels:.0%} may (max_unseen_labels){way_out}"
             )
         scored = "left out of the sets" if spec.kind == "set" else "counted as wrong"
         notes.append(Notice(f"{text}; they are {scored}", LABELS, total, sum(counts[split].values())))
         extra.update(unseen)
-    notes += label_notes.notes(spec, splits, (*names, *sorted(extra)))
+    notes += suspicious_labels.notes(spec, splits, (*names, *sorted(extra)))
     if len(names) < 2 and spec.kind == "class":
         text = f"task {spec.task}: train has one class only, {names[0]!r}: there is nothing to learn"
         notes.append(Notice(text, LABELS))

@@ -15,7 +15,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from mtl_jax import checks
-from mtl_jax.analysis.ablation import lanes, plan, program, results, scores
+from mtl_jax.analysis.ablation import lane_program, lanes, plan, results, scores
 from mtl_jax.analysis.ablation.runner import ablate
 from mtl_jax.config import default
 from mtl_jax.config.plain import to_plain
@@ -132,7 +132,7 @@ def test_scores_of_data_sets_of_unlike_size_and_absent_splits(tiny, tmp_path):
     config.datasets.texts.max_examples = ConfigDict({"dev": 5, "test": 5})
     del config.datasets.sentences.splits["test"]
     (one,) = plan.make_plan(config, check).programs
-    built = program.build(one, program.Sources())
+    built = lane_program.build(one, lane_program.Sources())
     params = built.experiment.init_params(0)
     shape = lanes.shape_of(1, 1, "map")
     stacked = jax.tree.map(lambda x: np.broadcast_to(x, (shape.seeds, shape.lanes, *x.shape)), params)

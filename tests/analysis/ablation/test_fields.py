@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from mtl_jax import checks
-from mtl_jax.analysis.ablation import plan, program, traced_fields
+from mtl_jax.analysis.ablation import lane_program, plan, traced_fields
 from mtl_jax.config import default
 from mtl_jax.data.corpus import Corpus
 from mtl_jax.experiment.assemble import assemble
@@ -45,7 +45,7 @@ def base(tiny):
 def test_each_is_an_argument(tiny):
     """Two settings of one program differ, and each takes the step that its own config takes."""
     config = base(tiny)
-    corpora = program.Sources()
+    corpora = lane_program.Sources()
     for field, points in SWEEPS.items():
         assert traced_fields.is_traced(field), field
         config.ablation.sweeps = type(config.ablation.sweeps)(sort_keys=False)
@@ -54,7 +54,7 @@ def test_each_is_an_argument(tiny):
         if field.startswith("meta."):
             config.meta.method, config.aggregation.method, config.aggregation.options = "maml", "sum", {}
         (one,) = plan.make_plan(config, lambda c: checks.check(c, "ablate")).programs
-        built = program.build(one, corpora)
+        built = lane_program.build(one, corpora)
         moved = [flat(hyper) for hyper in built.hypers]
         assert moved[0].keys() == moved[1].keys()
         different = [path for path in moved[0] if moved[0][path] != moved[1][path]]
@@ -73,7 +73,7 @@ def test_the_step_reads_them(tiny):
     for field in ("penalties.l2.by_layer.layer_00", "loss_weights.options.temperature", "aggregation.options.c"):
         default.add_sweep(config, field.split(".")[-1], field=field, points=SWEEPS[field][1:], scale="linear")
     (one,) = plan.make_plan(config, lambda c: checks.check(c, "ablate")).programs
-    built = program.build(one, program.Sources())
+    built = lane_program.build(one, lane_program.Sources())
     corpus: Corpus = built.experiment.corpus
     alone = assemble(traced_fields.with_values(config, one.settings[0].fields), corpus, None, None)
     results = []

@@ -6,7 +6,7 @@ import optax
 import pytest
 from ml_collections import ConfigDict
 
-from mtl_jax.analysis.ablation import hypergradient, lanes, plan, program
+from mtl_jax.analysis.ablation import hypergradient, lane_program, lanes, plan
 from mtl_jax.analysis.ablation.device_rows import draws, resident_rows
 from mtl_jax.config import default
 from mtl_jax.errors import UserError
@@ -23,7 +23,7 @@ def built(tiny, **changes):
     config.ablation.method = "hypergradient"
     config.ablation.limits = False
     (one,) = plan.make_plan(config, lambda c: None).programs
-    return program.build(one, program.Sources()), one
+    return lane_program.build(one, lane_program.Sources()), one
 
 
 @pytest.mark.parametrize(("optimizer", "rate", "proximal"), [("adamw", 0.02, True), ("sgd", 1.0, False)])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mtl_jax.analysis.ablation import engine as engines
-from mtl_jax.analysis.ablation import lanes, plan, program, traced_fields
+from mtl_jax.analysis.ablation import lane_program, lanes, plan, traced_fields
 from mtl_jax.config import default
 from mtl_jax.runs.build import build
 from mtl_jax.training.step import train_step
@@ -28,7 +28,7 @@ def trained(config, layout, steps, only=None, resident="auto"):
     """The states [S, L] of the sweep's program (or the ends) after some steps, and what was built."""
     config.ablation.data_placement = resident
     one = next(p for p in plan.make_plan(config, lambda c: None).programs if p.name == (only or "sharing"))
-    built = program.build(one, program.Sources())
+    built = lane_program.build(one, lane_program.Sources())
     shape = lanes.shape_of(len(SEEDS), len(built.settings), layout)
     engine = engines.Engine(built, shape, engines.resident(built, shape.mesh, 1 << 30))
     states, losses = engine.init(SEEDS)

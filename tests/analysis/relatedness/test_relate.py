@@ -12,7 +12,7 @@ from scipy import stats
 
 from mtl_jax import checks
 from mtl_jax.analysis import report
-from mtl_jax.analysis.relatedness import evidence, transfer
+from mtl_jax.analysis.relatedness import measure_inputs, transfer
 from mtl_jax.analysis.relatedness import relate as modes
 from mtl_jax.analysis.relatedness.figures import clustered
 from mtl_jax.analysis.relatedness.registry import MEASURES
@@ -102,7 +102,7 @@ def test_correlations_over_pairs(differs):
 def test_cosines_are_those_of_the_balanced_step(tiny, differs):
     """The probe's K backward passes against the step's one pass, on the same batch, parameters and dropout."""
     experiment = build(quick(tiny))
-    joint = evidence.JointRun(experiment, 2, 1e-3)(0, lambda: False)
+    joint = measure_inputs.JointRun(experiment, 2, 1e-3)(0, lambda: False)
     assert joint.steps == [0, 2] and joint.cosines.shape == joint.affinities.shape == (2, 3, 3)
     balanced = build(quick(tiny, aggregation__method="mean"))
     batch = jax.tree.map(lambda leaf: np.asarray(leaf)[None], balanced.batches(0).batch(0))
@@ -119,7 +119,7 @@ def test_cosines_are_those_of_the_balanced_step(tiny, differs):
 def test_columns_are_runs_of_each_task_alone(tiny, differs):
     config = quick(tiny, sharing__trunk="none")
     alone, trunk = build(config), build(quick(tiny))
-    found = evidence.SeparateColumns(alone, trunk, 20)(0, lambda: False)
+    found = measure_inputs.SeparateColumns(alone, trunk, 20)(0, lambda: False)
     assert found.representations.shape == (3, 20, 8)
     single = build(quick(tiny, sharing__trunk="none", train_tasks=("long",)))
     state = single.init(0)

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from mtl_jax.analysis import plotting
-from mtl_jax.analysis.ablation.verdicts import SIGNIFICANCE, describe_choices
+from mtl_jax.analysis.ablation.conclusions import SIGNIFICANCE, describe_choices
 
 
 def draw_baseline(compared: Mapping[str, Any], split: str, folder: pathlib.Path, number: int) -> plotting.Picture:

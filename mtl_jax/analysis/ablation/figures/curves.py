@@ -15,9 +15,9 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LogNorm, Normalize
 
 from mtl_jax.analysis import plotting
+from mtl_jax.analysis.ablation.conclusions import describe_choices
 from mtl_jax.analysis.ablation.records import COUNTED_STATUSES, Grid, Lane
 from mtl_jax.analysis.ablation.summary import profile
-from mtl_jax.analysis.ablation.verdicts import describe_choices
 
 MAX_COLUMNS = 4  # combinations in one figure
 

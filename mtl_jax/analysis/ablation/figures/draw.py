@@ -12,13 +12,13 @@ from typing import Any
 from matplotlib.axes import Axes
 
 from mtl_jax.analysis import plotting
+from mtl_jax.analysis.ablation.conclusions import describe_choices
 from mtl_jax.analysis.ablation.figures.baselines import draw_baseline
 from mtl_jax.analysis.ablation.figures.curves import draw_curves
 from mtl_jax.analysis.ablation.figures.gains import draw_gains
 from mtl_jax.analysis.ablation.figures.surfaces import draw_surface
 from mtl_jax.analysis.ablation.records import Grid
 from mtl_jax.analysis.ablation.summary import main_split, profile
-from mtl_jax.analysis.ablation.verdicts import describe_choices
 
 Combination = Mapping[str, Any]  # of choices, see `summary.summarise`
 Combinations = Sequence[Combination]

@@ -12,9 +12,9 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import NullLocator
 
 from mtl_jax.analysis import plotting
+from mtl_jax.analysis.ablation.conclusions import LIMIT_NAMES, describe_choices
 from mtl_jax.analysis.ablation.records import Grid
 from mtl_jax.analysis.ablation.summary import main_split
-from mtl_jax.analysis.ablation.verdicts import LIMIT_NAMES, describe_choices
 
 
 def draw_gains(

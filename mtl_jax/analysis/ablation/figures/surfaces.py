@@ -13,9 +13,9 @@ from matplotlib.collections import PathCollection
 from matplotlib.image import AxesImage
 
 from mtl_jax.analysis import plotting
+from mtl_jax.analysis.ablation.conclusions import describe_choices
 from mtl_jax.analysis.ablation.records import Grid
 from mtl_jax.analysis.ablation.summary import profile
-from mtl_jax.analysis.ablation.verdicts import describe_choices
 
 MAX_NUMBERED_CELLS = 64  # up to which each cell shows its value
 

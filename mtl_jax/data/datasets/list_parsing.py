@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from mtl_jax.data import literals
 from mtl_jax.data.records import Record, suggestion, where
+from mtl_jax.data.string_values import looks_like_list, parse_literal
 from mtl_jax.errors import UserError
 
 
@@ -43,10 +43,10 @@ def parse_list_cells(records: Sequence[Record], entry: Mapping[str, Any]) -> tup
     result, count = [], 0
     for record in records:
         cells = {name: record.fields.get(name) for name in list_fields}
-        cells = {name: cell for name, cell in cells.items() if isinstance(cell, str) and literals.looks_like_list(cell)}
+        cells = {name: cell for name, cell in cells.items() if isinstance(cell, str) and looks_like_list(cell)}
         if words in cells:
-            cells = {n: c for n, c in record.fields.items() if isinstance(c, str) and literals.looks_like_list(c)}
-        lists = {name: items for name, cell in cells.items() if (items := literals.parse_literal(cell)) is not None}
+            cells = {n: c for n, c in record.fields.items() if isinstance(c, str) and looks_like_list(c)}
+        lists = {name: items for name, cell in cells.items() if (items := parse_literal(cell)) is not None}
         if words in cells and words not in lists:
             cell = cells[words][:60]
             raise UserError(f"{where(record)}: field {words!r} looks like a list, but cannot be read: {cell!r}")

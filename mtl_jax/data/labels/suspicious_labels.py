@@ -7,7 +7,7 @@ import unicodedata
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
-from mtl_jax.data import literals
+from mtl_jax.data import string_values
 from mtl_jax.data.encoding.record_inputs import RecordInputs
 from mtl_jax.data.labels.label_spec import RECORD_LEVELS, LabelSpec
 from mtl_jax.data.labels.raw_labels import RawLabels, is_list, is_missing, label_fields, missing_option_advice
@@ -123,7 +123,7 @@ def _lists(spec: LabelSpec, splits: Mapping[str, RawLabels], names: Sequence[str
         odd = [
             name
             for name in names
-            if "[" in name and literals.looks_like_list(name) and literals.parse_literal(name) is not None
+            if "[" in name and string_values.looks_like_list(name) and string_values.parse_literal(name) is not None
         ]
         if odd:
             yield f"classes such as {odd[0]!r} are lists written as a string; kind 'multilabel' reads them as sets"
@@ -134,7 +134,7 @@ def _lists(spec: LabelSpec, splits: Mapping[str, RawLabels], names: Sequence[str
         for record in raw.records:
             value = find_field(record, spec.field)
             if isinstance(value, str) and value.strip() and value.strip() not in spec.missing:
-                (lists if literals.looks_like_list(value) else others).append(record)
+                (lists if string_values.looks_like_list(value) else others).append(record)
             elif is_list(value):
                 repeats += len({str(item) for item in value}) < len(value)
     if lists and others:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mtl_jax.config import default
-from mtl_jax.data import corpus, datasets, literals
+from mtl_jax.data import corpus, datasets, string_values
 from mtl_jax.data.labels.label_spec import LabelSpec
 from mtl_jax.data.readers import READERS
 from mtl_jax.data.readers.options import select_options
@@ -56,15 +56,15 @@ FUZZ = int(os.environ.get("FUZZ", 100))
     ],
 )
 def test_parse(text, value):
-    assert literals.parse_literal(text) == value
-    assert literals.looks_like_list(text) or value is None
+    assert string_values.parse_literal(text) == value
+    assert string_values.looks_like_list(text) or value is None
 
 
 def test_names_without_quotes():
     for text in ("{a,b c}", "(a, b c)", "[a, b c]"):
-        assert literals.parse_literal(text, names=True) == ["a", "b c"]
-    assert literals.parse_literal("{a}", names=True) == ["a"] and literals.parse_literal("{a,b c}") is None
-    assert literals.parse_literal("(a)", names=True) is literals.parse_literal("{a: b}", names=True) is None
+        assert string_values.parse_literal(text, names=True) == ["a", "b c"]
+    assert string_values.parse_literal("{a}", names=True) == ["a"] and string_values.parse_literal("{a,b c}") is None
+    assert string_values.parse_literal("(a)", names=True) is string_values.parse_literal("{a: b}", names=True) is None
 
 
 def test_what_python_and_json_write_comes_back():
@@ -73,10 +73,10 @@ def test_what_python_and_json_write_comes_back():
     for _ in range(FUZZ):
         items = ["".join(rng.choice(letters, rng.integers(0, 6))) for _ in range(rng.integers(0, 5))]
         whole = [item.encode("utf-16", "surrogatepass").decode("utf-16", "replace") for item in items]
-        assert literals.parse_literal(repr(items)) in (items, whole), items
-        literals.parse_literal("".join(rng.choice([*"[](){}'\",:. \\", *letters], rng.integers(0, 12))))
+        assert string_values.parse_literal(repr(items)) in (items, whole), items
+        string_values.parse_literal("".join(rng.choice([*"[](){}'\",:. \\", *letters], rng.integers(0, 12))))
         if len(set(whole)) == len(items) and items:
-            assert set(literals.parse_literal(repr(set(whole)))) == set(whole)
+            assert set(string_values.parse_literal(repr(set(whole)))) == set(whole)
 
 
 def table(path, header, *rows):
