@@ -5,9 +5,12 @@ import pathlib
 import re
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mtl_jax.analysis.ablation.exact_optima import REFERENCES
+from mtl_jax.analysis.ablation.runner import ablate
 from mtl_jax.analysis.relatedness.measure_inputs import Evidence
 from mtl_jax.analysis.relatedness.registry import MEASURES
 from mtl_jax.balancing.aggregation import AGGREGATION, GRADIENT_TRANSFORMS
@@ -28,10 +31,11 @@ from mtl_jax.models.readouts import READOUTS
 from mtl_jax.runs.build import build
 from mtl_jax.runs.train import train
 from mtl_jax.sharing import PENALTIES, PROXIMAL
+from mtl_jax.sharing.merging import MERGING
 from mtl_jax.tasks import TASK_KINDS, Task
 from mtl_jax.tasks.metrics import METRICS
 from mtl_jax.training.optimizer import OPTIMIZERS
-from mtl_jax.training.schedules import PENALTY_SCHEDULES
+from mtl_jax.training.schedules import PENALTY_SCHEDULES, SCHEDULES
 from mtl_jax.training.step import train_step
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
@@ -54,9 +58,12 @@ REGISTRIES = (
     TASK_KINDS,
     METRICS,
     MEASURES,
+    SCHEDULES,
+    MERGING,
+    REFERENCES,
 )
 TOYS = "ridge ridge inverse_norm sign_vote focus sign_descent late mean offset last_two gated tiny pairs capped hinge"
-TOYS = (*TOYS.split(), "errors", "same_classes")  # in the order of REGISTRIES
+TOYS = (*TOYS.split(), "errors", "same_classes", "halvings", "middle", "majority")  # in the order of REGISTRIES
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -144,6 +151,8 @@ def test_a_run_with_reader_tokenizer_task_metric_layer_readout_adapter_penalty_a
         loss_weights__options={"power": 0.5},
         optimizer__name="sign_descent",
         optimizer__options={"scale": 0.5},
+        optimizer__schedule="halvings",
+        optimizer__schedule_options={"times": 2.0},
     )
     add_penalty(config, options={"scale": 2.0}, schedule="late")
     config.tasks.a.kind, config.tasks.a.options = "hinge", {"margin": 0.5}
@@ -195,6 +204,29 @@ def test_a_measure(make):
     np.testing.assert_array_equal(matrix, np.ones((2, 2)))
 
 
+def test_a_way_to_merge(make):
+    config = make(merging__methods=("middle",))
+    check(config, "merge")
+    config.merging.methods = ("wrong",)
+    with pytest.raises(UserError, match=r"config\.merging\.methods: 'wrong'.*'middle'"):
+        check(config, "merge")
+    stack, base = {"w": jnp.asarray([[1.0, 5.0], [2.0, 0.0], [9.0, 1.0]])}, {"w": jnp.ones(2)}
+    merged = [MERGING["middle"].merge(stack, base, trust=trust)["w"] for trust in MERGING["middle"].options["trust"]]
+    np.testing.assert_allclose(merged, [[1.5, 1.0], [2.0, 1.0]])
+
+
+def test_an_exact_optimum_and_a_schedule_in_an_ablation(make, tmp_path):
+    config = add_penalty(make(ablation__exact_optimum="majority", optimizer__schedule="halvings"))
+    default.add_sweep(config, "lambda", field="penalties.p.strength", points=(0.1, 1.0))
+    config.ablation.exact_optimum = "wrong"
+    with pytest.raises(UserError, match=r"config\.ablation\.exact_optimum: 'wrong'.*'majority'"):
+        check(config, "ablate")
+    config.ablation.exact_optimum = "majority"
+    (tmp_path / "ablation").mkdir()
+    references = ablate(config, tmp_path / "ablation", lambda c: check(c, "ablate")).references
+    assert [r["scores"]["a"]["dev"]["accuracy"] for r in references] == [0.5, 0.5]
+
+
 @pytest.mark.parametrize(
     ("field", "name"),
     [
@@ -211,6 +243,7 @@ def test_a_measure(make):
         ("optimizer.name", "sign_descent"),
         ("penalties.p.kind", "ridge"),
         ("penalties.p.schedule", "late"),
+        ("optimizer.schedule", "halvings"),
         ("relatedness.measures", "same_classes"),
     ],
 )

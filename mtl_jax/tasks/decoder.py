@@ -84,6 +84,8 @@ class Decoder(NamedTuple):
                    leaves [R, S, ...]
     step           (params, memory, cache, tokens int32[R, S], number, source) -> (TokenScores [R, S, ...], cache):
                    `score_targets` for one place, after the tokens before; `number` int32 scalar is the place
+    multi_head     whether it has attention of several heads and feed-forward layers: then the options `heads` and
+                   `intermediate` of a task are its, and its width is even and a multiple of the heads
     """
 
     init: Callable[..., Params]
@@ -91,6 +93,7 @@ class Decoder(NamedTuple):
     score_targets: Callable[..., TokenScores]
     initial_cache: Callable[..., Any]
     step: Callable[..., tuple[TokenScores, Any]]
+    multi_head: bool
 
 
 def output_init(key: Array, sizes: DecoderSizes) -> Params:

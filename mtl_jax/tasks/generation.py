@@ -81,10 +81,10 @@ class Generation(Task):
         for field in ("heads", "width", "intermediate", "max_size"):
             options.require_integer(self.name, field, getattr(self, field))
         for field in ("heads", "intermediate"):
-            if self.decoder == "lstm" and getattr(self, field):
-                raise options.option_error(
-                    self.name, field, "belongs to the transformer decoder; leave it out with an LSTM"
-                )
+            if getattr(self, field) and not self._decoder.multi_head:
+                having = ", ".join(name for name, decoder in DECODERS.items() if decoder.multi_head)
+                problem = f"belongs to decoders with several heads ({having}); leave it out with {self.decoder!r}"
+                raise options.option_error(self.name, field, problem)
         options.require_integer(self.name, "max_length", self.max_length, 2)
         options.require_flag(self.name, "copy", self.copy)
         options.require_choice(self.name, "tokens", self.tokens, TOKENS)
@@ -216,7 +216,7 @@ class Generation(Task):
         return self.heads or _HEADS
 
     def _check_width(self, width: int, field: str) -> None:
-        if self.decoder == "transformer" and (width % self._heads or width % 2):
+        if self._decoder.multi_head and (width % self._heads or width % 2):
             problem = f"a decoder of width {width} with {self._heads} heads; the width has to be even and a multiple"
             raise options.option_error(self.name, field, problem)
 

@@ -166,4 +166,4 @@ def _advance(
     return State(tuple(hidden), tuple(cell), attended)
 
 
-LSTM = decoder.Decoder(init, encode_memory, score_targets, initial_cache, step)
+LSTM = decoder.Decoder(init, encode_memory, score_targets, initial_cache, step, multi_head=False)

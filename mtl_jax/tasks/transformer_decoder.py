@@ -209,4 +209,4 @@ def _norm(params: dict[str, Any], x: Array) -> Array:
     return x * jnp.broadcast_to(params["scale"], x.shape) + jnp.broadcast_to(params["bias"], x.shape)
 
 
-TRANSFORMER = decoder.Decoder(init, encode_memory, score_targets, initial_cache, step)
+TRANSFORMER = decoder.Decoder(init, encode_memory, score_targets, initial_cache, step, multi_head=True)

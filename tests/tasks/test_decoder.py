@@ -215,8 +215,8 @@ def test_smoothing_is_the_mean_over_the_vocabulary():
     [
         ({"layers": 0}, r"config\.tasks\.t\.options\.layers: 0 leaves no decoder"),
         ({"decoder": "gru"}, r"options\.decoder: 'gru' is not one of 'lstm', 'transformer'"),
-        ({"decoder": "lstm", "heads": 2}, r"options\.heads: belongs to the transformer"),
-        ({"decoder": "lstm", "intermediate": 8}, r"options\.intermediate: belongs to the transformer"),
+        ({"decoder": "lstm", "heads": 2}, r"options\.heads: belongs to decoders with several heads"),
+        ({"decoder": "lstm", "intermediate": 8}, r"options\.intermediate: belongs to decoders with several heads"),
         ({"beam": 0}, r"options\.beam: 0 should be a whole number >= 1"),
         ({"width": 9, "heads": 3}, r"options\.width: a decoder of width 9 with 3 heads"),
         ({"width": 0, "heads": 4}, r"options\.heads: a decoder of width 6 with 4 heads"),
