@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
@@ -14,6 +15,7 @@ from mtl_jax.models.apply_owned import COLUMN_EXECUTIONS, OwnedParams, apply_own
 from mtl_jax.models.columns_by_task import columns_to_compute, columns_to_mix
 from mtl_jax.models.dropout import Noise
 from mtl_jax.models.gradient_taps import TappedLayer, TappedStreams, Taps, TapSpec, apply_tapped_layer
+from mtl_jax.models.head_inputs import HeadInputs
 from mtl_jax.models.mixers import mix, mix_by_task
 from mtl_jax.models.mixers.base import Mixer
 from mtl_jax.models.network_spec import DropoutRates, NetworkSpec
@@ -88,8 +90,8 @@ class ForwardPass:
             self.joint = Streams(layout)
             self.streams.separate_all()
 
-    def run(self) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
-        """({task: [P·R, T, D]}, {name: sum}); see `network.Network.apply`."""
+    def run(self) -> tuple[HeadInputs, dict[str, jax.Array]]:
+        """(the inputs of the heads, {name: sum}); see `network.Network.apply`."""
         for path in self.static.modules:
             self._layer(path)
             if path in self.to_mix:
@@ -100,9 +102,20 @@ class ForwardPass:
             self._read_layer(path)
             if not self._pairs_read_above():
                 break  # no task of this batch reads a higher layer
+        return self._head_inputs(), self.auxiliary
+
+    def _head_inputs(self) -> HeadInputs:
         layout = self.static.layout
-        by_task = {task: [self.features[task][block] for block in layout.reads(task)] for task in layout.tasks}
-        return {task: jnp.concatenate(blocks) for task, blocks in by_task.items() if blocks}, self.auxiliary
+        unique = {id(array): array for blocks in self.features.values() for array in blocks.values()}
+        by_width = sorted(unique.items(), key=lambda item: item[1].shape[-1])
+        number = {key: index for index, (key, _) in enumerate(by_width)}
+        places = np.full((len(layout.tasks), len(layout.candidates)), -1)
+        for k, task in enumerate(layout.tasks):
+            for block, array in self.features[task].items():
+                places[k, block] = number[id(array)]
+        groups = [list(arrays) for _, arrays in itertools.groupby(by_width, key=lambda item: item[1].shape[-1])]
+        stacked = tuple(jnp.stack([array for _, array in arrays]) for arrays in groups)
+        return HeadInputs(stacked, self.batch.dataset, tuple(map(tuple, places.tolist())), layout)
 
     # ---- layers
 

@@ -19,6 +19,7 @@ from flax.traverse_util import flatten_dict
 from mtl_jax.data.batch import Batch, BatchLayout
 from mtl_jax.models.forward_pass import ForwardPass, PassOptions
 from mtl_jax.models.gradient_taps import Taps, TapSpec
+from mtl_jax.models.head_inputs import HeadInputs
 from mtl_jax.models.mixers.base import MixerPlace
 from mtl_jax.models.network_spec import DropoutRates, NetworkSpec, SharingSpec
 from mtl_jax.models.ownership import ExpertColumns, Owner, adapter_path, layer_paths, mixer_path, name_key, owner_count
@@ -28,13 +29,20 @@ Params = Mapping[str, Any]
 
 
 class NetworkOutputs(NamedTuple):
-    """hidden     {task: [P·R, T, D]}; P·R = the rows of the blocks in `layout.reads(task)`, in that order
+    """features   the inputs of the heads: `features.take(blocks, tasks)` gives those of any (block, task) entries as
+               one array [E, R, T, D]. `tasks` int[E, N] has a column for each data set, since a drawn block may hold
+               any of them: the task whose features are wanted then, such as the m-th task on that data set
     auxiliary  {name: float32 scalar}, sums over the texts of the batch of the losses that mixers add; {} without
                progress
     """
 
-    hidden: dict[str, jax.Array]
+    features: HeadInputs
     auxiliary: dict[str, jax.Array]
+
+    @property
+    def hidden(self) -> dict[str, jax.Array]:
+        """{task: [P·R, T, D]}, see `HeadInputs.by_task`."""
+        return self.features.by_task()
 
 
 class Network(NamedTuple):

@@ -158,7 +158,7 @@ def test_a_batch_of_all_kinds_is_its_blocks_alone(pictured, trunk, differs):
     params, batch = experiment.init_params(1), experiment.batches(0).batch(3)
     apply = experiment.spec.objective.network.apply
     assert batch.pixels.shape[0] == 2 and batch.tokens.shape[0] == 4
-    together = jax.jit(apply)(params, batch)[0]
+    together = jax.jit(apply)(params, batch).hidden
     from mtl_jax.data.sampler import evaluation_layout
 
     for name, task in (("texts", "color"), ("shown", "truth"), ("alone", "seen")):
@@ -172,7 +172,7 @@ def test_a_batch_of_all_kinds_is_its_blocks_alone(pictured, trunk, differs):
             place = layout.pictured.index(block) if block in layout.pictured else None
             apart[field] = None if place is None else getattr(batch, field)[place][None]
         one = batch._replace(**apart)
-        alone = jax.jit(experiment.objective_for(layout).network.apply)(params, one)[0]
+        alone = jax.jit(experiment.objective_for(layout).network.apply)(params, one).hidden
         differs("blocks together and alone", alone[task], together[task], 1e-5)
         seen = features(batch, experiment.corpus.layout, task, together[task]).patch
         shown = np.zeros_like(seen) if place is None else np.asarray(batch.pixels[place]).any(-1)  # none is all black
