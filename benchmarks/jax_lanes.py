@@ -20,6 +20,7 @@ from workers import peak_memory, serve
 from mtl_jax import checks
 from mtl_jax.analysis.ablation import lane_program, lanes, memory, plan
 from mtl_jax.analysis.ablation.engine import Engine, resident
+from mtl_jax.runtime import cpu_devices
 from mtl_jax.training.step import train_step
 
 
@@ -130,6 +131,6 @@ def peak() -> int:
 
 
 if __name__ == "__main__":
-    lanes.use_all_cores()
+    cpu_devices.use_all_cores()
     side = Side()
     serve({"load": side.load, "lanes": side.lanes, "ceiling": ceiling, "memory": peak})

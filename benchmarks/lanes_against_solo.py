@@ -25,6 +25,7 @@ from mtl_jax import checks
 from mtl_jax.analysis.ablation import lane_program, lanes, plan, traced_fields
 from mtl_jax.analysis.ablation.engine import Engine, resident
 from mtl_jax.experiment.assemble import assemble
+from mtl_jax.runtime import cpu_devices
 from mtl_jax.training.step import train_step
 
 STEPS = 100
@@ -35,7 +36,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--layer", default="bilstm", choices=("bilstm", "transformer", "cnn"))
     options = parser.parse_args()
-    lanes.use_all_cores()
+    cpu_devices.use_all_cores()
     for optimizer, rate in (("sgd", SGD_RATE[options.layer]), ("adamw", 3e-3)):
         largest = {layout: 0.0 for layout in lanes.LAYOUTS}
         built, trained = _lanes(_config(options.layer, optimizer, rate))

@@ -28,6 +28,7 @@ import pathlib
 import shlex
 import signal
 import sys
+import traceback
 from collections.abc import Sequence
 
 from absl import app, flags, logging
@@ -71,11 +72,20 @@ def main(argv: Sequence[str]) -> int | None:
         from mtl_jax.runtime import compilation_cache
 
         compilation_cache.enable()
-    if mode in ("train", "evaluate") and (several or _is_distributed()):
+    if mode not in modes.SINGLE_PROCESS and (several or _is_distributed()):
         return _run_distributed()
     if several or PROCESS.value >= 0:
         raise UserError(f"--mode={mode} is for one process; leave out --coordinator, --processes and --process")
+    _use_all_cores()
     return modes.MODES[mode](_options())
+
+
+def _use_all_cores() -> None:
+    """On CPU: a device for each core where lanes are trained; before JAX is used."""
+    if MODE.value in modes.WITH_LANES:
+        from mtl_jax.runtime import cpu_devices
+
+        cpu_devices.use_all_cores()
 
 
 def _options() -> modes.Options:
@@ -122,8 +132,9 @@ def _run_distributed() -> int | None:
     from mtl_jax.runtime import distributed
 
     if distributed.WORKER_VARIABLE not in os.environ:
-        return distributed.supervise(sys.orig_argv[1:], HEARTBEAT_SECONDS.value, saves=MODE.value == "train")
+        return distributed.supervise(sys.orig_argv[1:], HEARTBEAT_SECONDS.value, MODE.value in modes.WITH_CHECKPOINTS)
     distributed.end_with_parent()
+    _use_all_cores()
     distributed.initialize(
         COORDINATOR.value, PROCESSES.value, PROCESS.value, START_SECONDS.value, HEARTBEAT_SECONDS.value
     )
@@ -131,9 +142,17 @@ def _run_distributed() -> int | None:
         if not distributed.is_first():
             null = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
             stack.enter_context(contextlib.redirect_stdout(null))
-        status = modes.MODES[MODE.value](_options())
-        distributed.wait_for_all("the end")
-        return status
+        stack.enter_context(distributed.ending_together(_describe_error))
+        return modes.MODES[MODE.value](_options())
+
+
+def _describe_error(error: Exception) -> tuple[str, int]:
+    """The message of an error and the exit status; a defect is printed with its traceback, too."""
+    message = _user_message(error)
+    if message is not None:
+        return message, 2
+    traceback.print_exception(error)
+    return f"{type(error).__name__}: {error}", 1
 
 
 def run() -> None:

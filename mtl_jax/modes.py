@@ -16,7 +16,10 @@ from mtl_jax.errors import UserError
 from mtl_jax.runtime import interruption
 
 TRAINING_MODES = ("train", "ablate", "relate")  # they need --config
+WITH_LANES = ("ablate", "relate", "adapt")  # many small models, each on a core
+WITH_CHECKPOINTS = ("train", "ablate", "relate")  # they save when a signal stops them
 WITHOUT_PROGRAMS = ("inspect", "report")  # they compile nothing
+SINGLE_PROCESS = ("inspect", "export", "compare", "report")
 
 
 class Options(NamedTuple):
@@ -233,16 +236,16 @@ def _train_lanes(
 ) -> int | None:
     """Trains lanes in --workdir and prints the report."""
     from mtl_jax import checks
-    from mtl_jax.analysis.ablation import lanes
+    from mtl_jax.runtime import distributed
     from mtl_jax.storage import workdir as folders
 
     options.require(options.workdir, "--workdir=FOLDER")
-    lanes.use_all_cores()
     config = options.checked_config()
     with folders.locked(options.workdir) as workdir:
         if run(config, workdir, lambda lane_config: checks.check(lane_config, options.mode)) is None:
             return interruption.exit_status()
-        print("\n" + make_report(workdir))
+        if distributed.is_first():
+            print("\n" + make_report(workdir))
     return None
 
 
@@ -261,7 +264,6 @@ def merge(options: Options) -> None:
 def adapt(options: Options) -> None:
     """Adapts runs to new tasks from few examples."""
     from mtl_jax import checks
-    from mtl_jax.analysis.ablation import lanes
     from mtl_jax.analysis.adaptation import report
     from mtl_jax.analysis.adaptation.adapt import adapt
     from mtl_jax.storage.workdir import prepare, read_config
@@ -272,7 +274,6 @@ def adapt(options: Options) -> None:
         "--workdir=RUN or --runs=RUN,RUN,..., --config=FILE that names the new tasks, and --output=FOLDER",
     )
     which = options.single_checkpoint()
-    lanes.use_all_cores()
     out = prepare(options.output, "--output")
     run_configs = {run: from_plain(read_config(run)) for run in runs}
     for config in run_configs.values():

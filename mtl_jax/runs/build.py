@@ -13,6 +13,7 @@ from mtl_jax.experiment.assemble import Experiment, assemble
 from mtl_jax.experiment.inputs import encoder_notes, load_corpus, load_encoder, load_vit, metric_notes
 from mtl_jax.models.pretrained import Pretrained
 from mtl_jax.runs import teachers
+from mtl_jax.storage.data_identity import require_same_on_all_hosts
 
 ReadDataset = Callable[[str, Mapping[str, Any], int], ReadData]  # of a name, its entry in the config, and a seed
 
@@ -42,7 +43,12 @@ def build(config: Config, soft_labels: bool = True, read: ReadDataset | None = N
 def load_data(
     config: Config, encoder: Pretrained | None, soft_labels: bool = True, read: ReadDataset | None = None
 ) -> Corpus:
-    """The data of a config, with the soft labels of its teachers."""
+    """The data of a config, with the soft labels of its teachers.
+
+    Raises:
+      UserError: what is wrong with the data; processes that have read different data.
+    """
     data = load_corpus(config, encoder, read)
+    require_same_on_all_hosts(data)
     data = data._replace(notes=(*data.notes, *metric_notes(config, data)))
     return teachers.with_soft_labels(config, data) if soft_labels else data

@@ -5,19 +5,22 @@ JAX's runtime does the work. With a single process these functions do nothing.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import itertools
 import os
+import pickle
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 from typing import Any, TypeVar
 
 import jax
 import numpy as np
+from jax._src import distributed as jax_distributed  # its client's key-value store has no public name
 from jax.experimental import multihost_utils
 
 from mtl_jax.errors import Stopped, UserError
@@ -25,7 +28,10 @@ from mtl_jax.errors import Stopped, UserError
 _PR_SET_PDEATHSIG = 1  # of prctl(2)
 WORKER_VARIABLE = "MTL_JAX_WORKER"  # set in the environment of processes that `supervise` starts
 GRACE_SECONDS = 20.0  # seconds from a signal to the end of a worker that has nothing to save
+ACKNOWLEDGE_SECONDS = 10  # that a failing process waits for the others to print its error
+_ERROR_KEY = "mtl_jax/error"  # in the key-value store: (process number, message); (-1, "") at the regular end
 T = TypeVar("T")
+_ended = threading.Lock()  # taken by what ends this process with an error: one message only
 _calls = itertools.count()  # number of calls of `is_preempted`
 
 
@@ -112,6 +118,64 @@ def supervise(arguments: Sequence[str], heartbeat_seconds: int, saves: bool = Tr
     return 128 - status if status < 0 else status
 
 
+@contextlib.contextmanager
+def ending_together(describe: Callable[[Exception], tuple[str, int]]) -> Iterator[None]:
+    """In this context an error in one process ends all of them, each with the error as its only message.
+
+    Without it the others would wait in a collective until the heartbeat of the one that failed is missed.
+
+    Args:
+      describe: error -> (message, exit status); it may print more, in the process that fails.
+    """
+    if jax.process_count() == 1:
+        yield
+        return
+    client = jax_distributed.global_state.client
+    watcher = threading.Thread(target=_watch_errors, args=(client,), daemon=True)
+    watcher.start()
+
+    def end() -> None:
+        wait_for_all("the end")
+        if is_first():
+            client.key_value_set(_ERROR_KEY, "-1 0 ")
+        watcher.join()
+
+    try:
+        yield
+    except Stopped:  # by all of them at the same call
+        end()
+        raise
+    except Exception as error:
+        message, status = describe(error)
+        number = jax.process_index()
+        with contextlib.suppress(Exception):  # another process has failed before
+            client.key_value_set(_ERROR_KEY, f"{number} {status} {message}")
+        _leave(client, number, message, status)
+    end()
+
+
+def _watch_errors(client: Any) -> None:
+    """Ends this process when another one has failed; runs in a thread."""
+    try:
+        number, status, message = client.blocking_key_value_get(_ERROR_KEY, 2**31 - 1).split(" ", 2)
+    except Exception:  # the runtime has ended
+        return
+    if int(number) not in (-1, jax.process_index()):
+        _leave(client, int(number), message, int(status))
+
+
+def _leave(client: Any, failed: int, message: str, status: int) -> None:
+    """Prints the error of process `failed` and ends this one; the first, which has the store, after the others."""
+    own = jax.process_index()
+    with _ended:
+        print(f"error: {message if failed == own else f'process {failed}: {message}'}", file=sys.stderr, flush=True)
+        with contextlib.suppress(Exception):
+            client.key_value_set(f"{_ERROR_KEY}/{own}", "")
+            for other in range(1, jax.process_count()) if is_first() else ():
+                client.blocking_key_value_get(f"{_ERROR_KEY}/{other}", 1000 * ACKNOWLEDGE_SECONDS)
+        os._exit(status)
+
+
 def end_with_parent() -> None:
     """On Linux: this process gets SIGTERM when its supervisor dies, so that it never outlives it."""
     if sys.platform != "linux":
@@ -138,6 +202,40 @@ def any_process(flag: bool) -> bool:
     if jax.process_count() == 1:
         return flag
     return bool(np.any(multihost_utils.process_allgather(np.asarray(flag))))
+
+
+def gather(value: T) -> list[T]:
+    """The values of all processes, by their number; all have to call this. A value is anything that can be pickled."""
+    if jax.process_count() == 1:
+        return [value]
+    raw = np.frombuffer(pickle.dumps(value), np.uint8)
+    sizes = multihost_utils.process_allgather(np.asarray(raw.size, np.int32))
+    padded = np.zeros(
+        1 << int(sizes.max() - 1).bit_length(), np.uint8
+    )  # few lengths, so that few programs are compiled
+    padded[: raw.size] = raw
+    rows = multihost_utils.process_allgather(padded)
+    return [pickle.loads(row[:size].tobytes()) for row, size in zip(rows, sizes, strict=True)]
+
+
+def from_first(make: Callable[[], T]) -> T:
+    """What `make` returns in the first process, the only one that calls it; all have to call this.
+
+    For what reads or writes files: another host may see a shared folder a moment later.
+    """
+    return gather(make() if is_first() else None)[0]
+
+
+def place(tree: T, sharding: jax.sharding.Sharding) -> T:
+    """Leaves that every process has on its host, placed over the devices of all processes."""
+    if jax.process_count() == 1:
+        return jax.device_put(tree, sharding)
+
+    def placed(leaf: Any) -> jax.Array:
+        array = np.asarray(leaf)
+        return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+
+    return jax.tree.map(placed, tree)
 
 
 def to_host(tree: T) -> T:

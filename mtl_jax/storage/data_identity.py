@@ -4,8 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
+import numpy as np
+
 from mtl_jax.data.corpus import Corpus
+from mtl_jax.data.files import array_cache
 from mtl_jax.errors import UserError
+from mtl_jax.runtime import distributed
 
 
 def data_metadata(corpus: Corpus) -> dict[str, Any]:
@@ -49,3 +54,30 @@ def require_same_data(metadata: dict[str, Any], corpus: Corpus, step: int) -> No
         f"{current['data'][:12]} now; {'; '.join(differing) or 'as many examples, rows and labels, other contents'}). "
         "Restore the data, or take another --workdir"
     )
+
+
+def require_same_on_all_hosts(corpus: Corpus) -> None:
+    """Raises UserError, with the data sets that differ, where the processes of a run have read different data."""
+    fingerprints = distributed.gather(corpus.fingerprint)
+    number = next((i for i, fingerprint in enumerate(fingerprints) if fingerprint != fingerprints[0]), None)
+    if number is None:
+        return
+    by_process = distributed.gather({name: _content(corpus, name) for name in corpus.rows})
+    first, other = by_process[0], by_process[number]
+    differing = [
+        f"data set {name} ({first[name][0]} in process 0, {other[name][0]} in process {number})"
+        for name in first
+        if first[name] != other[name]
+    ]
+    raise UserError(
+        f"processes 0 and {number} read different data: {'; '.join(differing) or 'the vocabularies or tokenizers'}. "
+        "The same files have to be on every host"
+    )
+
+
+def _content(corpus: Corpus, dataset: str) -> tuple[str, list[str]]:
+    """The numbers of rows of a data set's splits for people, and the hashes of their arrays."""
+    splits = corpus.rows[dataset]
+    arrays = [[x for x in jax.tree.leaves(rows) if isinstance(x, np.ndarray)] for _, rows in sorted(splits.items())]
+    hashes = [array_cache.checksum({str(i): x for i, x in enumerate(of_split)}) for of_split in arrays]
+    return ", ".join(f"{len(rows.tokens)} rows of {split}" for split, rows in splits.items()), hashes

@@ -18,6 +18,7 @@ from mtl_jax.runs import train
 from mtl_jax.runtime import distributed
 from mtl_jax.storage import workdir as folders
 from mtl_jax.storage.metrics_log import read_metrics
+from tests.helpers.processes import ended, start
 
 ROOT = pathlib.Path(__file__).parents[2]
 STEPS = 24
@@ -47,35 +48,6 @@ def whole(setting):
     with jax.numpy_dtype_promotion("standard"):
         train.train(config, folders.prepare(folder / "whole"))
     return folder / "whole"
-
-
-def start(env, config, workdir, *flags, heartbeat=100):
-    """Both processes of a run."""
-    port = launching.free_port()
-    env = {**env, "XLA_FLAGS": env["XLA_FLAGS"] + " --xla_force_host_platform_device_count=4"}
-    env["MTL_JAX_CACHE"] = str(config.parent / "cache")
-    found = []
-    for number in range(2):
-        command = [
-            sys.executable,
-            "launch.py",
-            f"--config={config}",
-            f"--workdir={workdir}",
-            "--processes=2",
-            f"--process={number}",
-            f"--coordinator=127.0.0.1:{port}",
-            f"--heartbeat_seconds={heartbeat}",
-            *flags,
-        ]
-        found.append(
-            subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        )
-    return found
-
-
-def ended(runs):
-    """[(status, output)]"""
-    return [(run.returncode, output) for run in runs for output in [run.communicate(timeout=240)[0]]]
 
 
 def wait_for_step(workdir, step, runs):

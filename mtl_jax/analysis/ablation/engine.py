@@ -18,6 +18,7 @@ from mtl_jax.analysis.ablation.lane_program import Built
 from mtl_jax.analysis.ablation.lanes import Losses, Shape, Steps, no_losses
 from mtl_jax.analysis.ablation.scores import LaneScores
 from mtl_jax.data.batch import Batch
+from mtl_jax.runtime import distributed
 from mtl_jax.training.hyperparameters import Hyperparameters
 from mtl_jax.training.state import TrainState
 
@@ -73,7 +74,7 @@ class Engine:
 
     def put(self, tree: T) -> T:
         """Places leaves [S, L, ...]."""
-        return jax.device_put(tree, self.shape.sharding("l"))
+        return distributed.place(tree, self.shape.sharding("l"))
 
     def advance(
         self,
@@ -98,17 +99,21 @@ class Engine:
         """The inputs of some steps, leaves [S, `call_steps`, ...]: `Draws`, or a `Batch` where the host sends rows."""
         by_seed = {seed: self._inputs(seed, start, steps) for seed in dict.fromkeys(seeds)}
         selected = (by_seed[seed] for seed in padded(seeds, self.shape.seeds))
-        return jax.device_put(jax.tree.map(lambda *x: np.stack(x), *selected), self.shape.sharding("s"))
+        return distributed.place(jax.tree.map(lambda *x: np.stack(x), *selected), self.shape.sharding("s"))
 
     def abstract_state(self) -> TrainState:
         """Shapes and shardings of the states [S, L]."""
         return self._abstract(jax.eval_shape(lambda: self.built.experiment.init(0)), "l")
 
+    def abstract_losses(self) -> Losses:
+        """Shapes and shardings of the sums [S, L]."""
+        return self._abstract(jax.eval_shape(self._no_losses), "l")
+
     def _compile(self) -> Compiled:
         spec, experiment = self.built.spec, self.built.experiment
         advance = lane_steps.over_lanes(functools.partial(lane_steps.advance, spec), "llls-", self.shape)
         arguments = (
-            (self.abstract_state(), self._abstract(jax.eval_shape(self._no_losses), "l")),
+            (self.abstract_state(), self.abstract_losses()),
             self._abstract(self.built.hypers[0], "l"),
             self._abstract(np.zeros((), bool), "l"),
             self._abstract(self._inputs(experiment.config.seed, 0, 1), "s"),
@@ -145,7 +150,7 @@ def resident(built: Built, mesh: jax.sharding.Mesh, budget: int) -> ResidentRows
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(rows))
     if where == "auto" and size > MAX_RESIDENT_FRACTION * budget:
         return None
-    return jax.device_put(rows, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
+    return distributed.place(rows, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
 
 
 def _select(condition: jax.Array, new: T, old: T) -> T:

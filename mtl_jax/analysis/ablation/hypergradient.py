@@ -32,6 +32,7 @@ from mtl_jax.data.batch import Batch
 from mtl_jax.data.sampler import BatchSampler
 from mtl_jax.errors import UserError
 from mtl_jax.experiment.inputs import make_mixing
+from mtl_jax.runtime import distributed
 from mtl_jax.training import objective as terms
 from mtl_jax.training.hyperparameters import Hyperparameters
 from mtl_jax.training.state import StepSpec, TrainState
@@ -119,7 +120,7 @@ class Tuner:
         self._engine, self._fields = engine, dict(fields)
         self._adam = optax.adam(settings["rate"])
         self._dev_rows = dev_batches(built, config.seed)
-        dev_source = jax.device_put(resident_rows(self._dev_rows), shape.sharding("-"))
+        dev_source = distributed.place(resident_rows(self._dev_rows), shape.sharding("-"))
         self._sources = Sources(engine.source, dev_source)
         function = functools.partial(move, Move(built.spec, self._fields, self._adam, self.unroll))
         self._compiled = jax.jit(lane_steps.over_lanes(function, "llls-", shape), donate_argnums=0)
@@ -150,7 +151,7 @@ class Tuner:
         engine = self._engine
         by_seed = {seed: draws(self._dev_rows.with_seed(seed), start // self.every, 1, 1) for seed in set(seeds)}
         dev = jax.tree.map(lambda *x: np.stack(x), *(by_seed[s] for s in padded(seeds, engine.shape.seeds)))
-        inputs = Inputs(engine.inputs(seeds, start, self.unroll), jax.device_put(dev, engine.shape.sharding("s")))
+        inputs = Inputs(engine.inputs(seeds, start, self.unroll), distributed.place(dev, engine.shape.sharding("s")))
         return self._compiled(lanes, hyper, engine.put(active), inputs, self._sources)
 
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
+import itertools
 import pathlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import chex
 import jax
@@ -14,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from mtl_jax.analysis.ablation.engine import Engine
+from mtl_jax.analysis.ablation.engine import Engine, padded
 from mtl_jax.analysis.ablation.hypergradient import TunedLane, Tuner
 from mtl_jax.analysis.ablation.lane_log import DROPPED, FROZEN, RUNNING, STOPPED, LaneLog, LaneResult
 from mtl_jax.analysis.ablation.lane_results import LaneParameters, lane_results
@@ -23,6 +26,7 @@ from mtl_jax.analysis.ablation.scores import GridScores
 from mtl_jax.errors import Stopped
 from mtl_jax.evaluation.ranking import is_defined, rank
 from mtl_jax.evaluation.scores import mean_loss, mean_score, task_scores
+from mtl_jax.runtime import distributed
 from mtl_jax.runtime.stop_signals import StopSignals
 from mtl_jax.storage.checkpoint import Checkpoints
 from mtl_jax.storage.data_identity import data_metadata, require_same_data
@@ -45,6 +49,7 @@ class LaneBatch:
         settings: Sequence[int],
         folder: pathlib.Path,
         tuner_for: Callable[[Engine], Tuner] | None = None,
+        parent: pathlib.Path | None = None,
     ):
         """
         Args:
@@ -53,6 +58,7 @@ class LaneBatch:
           settings: indices of the program's settings.
           folder: of the checkpoints.
           tuner_for: moves the hyperparameters of an engine's lanes; None where they are constant.
+          parent: of the checkpoints of a batch of which these lanes are a part, for where `folder` has none.
         """
         self._engine_for, self._tuner_for = engine_for, tuner_for
         self.seeds, self.settings = list(seeds), list(settings)
@@ -60,15 +66,25 @@ class LaneBatch:
         self.step = 0
         self.unscored = False  # whether a signal interrupted the evaluation of this step: the next start repeats it
         self.step_seconds: list[float] = []  # of a step of one lane, by call
-        self._checkpoints = Checkpoints(folder, keep=1)
+        self._checkpoints, self._parent = Checkpoints(folder, keep=1), parent
         self._steps_per_call = 1
 
     def __enter__(self) -> LaneBatch:
-        if self._checkpoints.restore_newest(self._restore) is None:
+        if not self._restore_newest(self._checkpoints) and not self._restore_parent():
             self._set_engine(self._engine_for(len(self.seeds), len(self.settings)))
             self.states, self.losses = self.engine.init(self.seeds)
             self.best = jax.tree.map(jnp.copy, self.states.params)
         return self
+
+    def _restore_newest(self, checkpoints: Checkpoints) -> bool:
+        """Whether there is a checkpoint, which is restored."""
+        return checkpoints.restore_newest(functools.partial(self._restore, checkpoints)) is not None
+
+    def _restore_parent(self) -> bool:
+        if self._parent is None:
+            return False
+        with Checkpoints(self._parent, keep=1) as checkpoints:
+            return self._restore_newest(checkpoints)
 
     def __exit__(self, *error: object) -> None:
         self._checkpoints.__exit__(*error)
@@ -87,7 +103,7 @@ class LaneBatch:
         """Trains up to step `until`; False where a signal stopped it after a checkpoint."""
         if self.unscored:
             self._evaluate(bar, stop)
-        while self.step < until and not stop.asked:
+        while self.step < until and not stop.should_stop():
             if not self._active().any():
                 bar.update((until - self.step) * len(self.logs))
                 self.step = until
@@ -123,7 +139,7 @@ class LaneBatch:
             steps=steps,
         )
         self._record_steps(steps, active)
-        seconds = time.monotonic() - began
+        seconds = max(distributed.gather(time.monotonic() - began))
         if self.step > steps:  # the first call warms up
             self.step_seconds.append(seconds / (steps * int(active.sum())))
             current = self._steps_per_call
@@ -140,7 +156,7 @@ class LaneBatch:
 
     def _record_steps(self, steps: int, active: np.ndarray) -> None:
         """Counts the steps of the active lanes; freezes those with too many bad steps."""
-        bad, left_out = jax.device_get((self.states.bad_steps, self.states.left_out))
+        bad, left_out = distributed.to_host((self.states.bad_steps, self.states.left_out))
         self.step += steps
         for cell, log in self._lanes():
             if active[cell]:
@@ -215,8 +231,8 @@ class LaneBatch:
 
     def _extend_curves(self, scores: GridScores | None) -> None:
         """Adds the losses since the last point, and the dev scores if any, to the curve of each lane."""
-        losses = jax.device_get(self.losses)
-        learned = jax.device_get(self.tuned[0]) if self.tuner else {}
+        losses = distributed.to_host(self.losses)
+        learned = distributed.to_host(self.tuned[0]) if self.tuner else {}
         tasks = list(self.engine.built.experiment.tasks)
         for cell, log in self._lanes():
             if log.steps < self.step:
@@ -236,7 +252,9 @@ class LaneBatch:
         """Starts to write a checkpoint."""
         dropped = [lane for lane in self.logs if lane[1] not in self.settings]
         metadata = data_metadata(self.engine.built.experiment.corpus) | {
+            "seeds": self.seeds,
             "settings": self.settings,
+            "size": [self.engine.shape.seeds, self.engine.shape.lanes],
             "logs": [dataclasses.asdict(log) for _, log in self._lanes()],
             "unscored": self.unscored,
             "dropped": [[*lane, dataclasses.asdict(self.logs[lane])] for lane in dropped],
@@ -245,25 +263,43 @@ class LaneBatch:
         # a copy, since the logs change while it is written
         self._checkpoints.save_parts(self.step, parts, copy.deepcopy(metadata))
 
-    def _restore(self, step: int) -> int:
-        """Restores everything from the checkpoint of a step; returns the step."""
-        metadata = self._checkpoints.metadata(step)
-        self.settings = metadata["settings"]
+    def _restore(self, checkpoints: Checkpoints, step: int) -> int:
+        """Restores everything from the checkpoint of a step, which may have further lanes; returns the step."""
+        metadata = checkpoints.metadata(step)
+        self.settings = [i for i in metadata["settings"] if i in self.settings]
         self._set_engine(self._engine_for(len(self.seeds), len(self.settings)))
         require_same_data(metadata, self.engine.built.experiment.corpus, step)
-        state, losses = self.engine.abstract_state(), jax.eval_shape(self.engine.zero_losses)
-        sharding = self.engine.shape.sharding("l")
-        losses = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), losses)
+        state = self.engine.abstract_state()
         tuned = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), self.tuned)
-        parts = self._checkpoints.restore_parts(step, _parts(state, state.params, losses, tuned))
+        parts = self._restore_parts(
+            checkpoints, step, metadata, _parts(state, state.params, self.engine.abstract_losses(), tuned)
+        )
         self.tuned = parts.get("tuned", ())
         self.states = TrainState(params=parts["params"], **parts["rest"])
         self.best, self.losses = parts["best"], Losses(**parts["losses"])
         self.step, self.unscored = step, metadata.get("unscored", False)
-        for ((s, i), _), log in zip(self._lanes(), metadata["logs"], strict=True):
-            self.logs[self.seeds[s], self.settings[i]] = LaneLog(**log)
-        self.logs |= {(seed, setting): LaneLog(**log) for seed, setting, log in metadata["dropped"]}
+        lanes = itertools.product(metadata["seeds"], metadata["settings"])
+        saved = {lane: LaneLog(**log) for lane, log in zip(lanes, metadata["logs"], strict=True)}
+        saved |= {(seed, setting): LaneLog(**log) for seed, setting, log in metadata["dropped"]}
+        self.logs = {lane: saved[lane] for lane in self.logs}
         return step
+
+    def _restore_parts(
+        self, checkpoints: Checkpoints, step: int, metadata: Mapping[str, Any], abstract: dict[str, chex.ArrayTree]
+    ) -> dict[str, chex.ArrayTree]:
+        """The arrays of these lanes; by way of the host where they were saved with other lanes or devices."""
+        shape = self.engine.shape
+        if (metadata["seeds"], metadata["settings"], metadata["size"]) == (
+            self.seeds,
+            self.settings,
+            [shape.seeds, shape.lanes],
+        ):
+            return checkpoints.restore_parts(step, abstract)
+        on_host = jax.tree.map(lambda x: np.empty((*metadata["size"], *x.shape[2:]), x.dtype), abstract)
+        rows = padded([metadata["seeds"].index(seed) for seed in self.seeds], shape.seeds)
+        columns = padded([metadata["settings"].index(setting) for setting in self.settings], shape.lanes)
+        parts = checkpoints.restore_parts(step, on_host)
+        return self.engine.put(jax.tree.map(lambda x: x[np.ix_(rows, columns)], parts))
 
     def results(self, stop: StopSignals) -> dict[tuple[int, int], LaneResult] | None:
         """{(seed, setting): see `LaneLog.result`} of all lanes, those dropped earlier included.
@@ -320,9 +356,11 @@ class LaneBatch:
         self._set_engine(self._engine_for(len(self.seeds), len(self.settings)))
         columns += [columns[-1]] * (self.engine.shape.lanes - len(columns))
         rows = [min(s, len(self.seeds) - 1) for s in range(self.engine.shape.seeds)]
-        take = jax.jit(lambda tree: jax.tree.map(lambda leaf: leaf[np.asarray(rows)][:, np.asarray(columns)], tree))
-        taken = take((self.states, self.best, self.losses))
-        self.states, self.best, self.losses = (self.engine.put(tree) for tree in taken)
+        take = jax.jit(
+            lambda tree: jax.tree.map(lambda leaf: leaf[np.asarray(rows)][:, np.asarray(columns)], tree),
+            out_shardings=self.engine.shape.sharding("l"),
+        )
+        self.states, self.best, self.losses = take((self.states, self.best, self.losses))
 
     def _score(self, settings: Sequence[int], stop: StopSignals) -> None:
         """Writes the results of these settings' lanes into their logs."""

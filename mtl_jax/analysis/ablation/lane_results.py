@@ -12,13 +12,12 @@ import numpy as np
 
 from mtl_jax.analysis.ablation.engine import Engine, padded
 from mtl_jax.analysis.ablation.lane_log import LaneLog, LaneResult
-from mtl_jax.analysis.ablation.scores import GridScores
+from mtl_jax.analysis.ablation.scores import Cell, GridScores
 from mtl_jax.evaluation.scores import mean_score
+from mtl_jax.runtime import distributed
 from mtl_jax.runtime.stop_signals import StopSignals
 from mtl_jax.training.hyperparameters import Hyperparameters
 from mtl_jax.training.penalty_effect import Effect, mean_ratio
-
-Cell = tuple[int, int]  # of an array [S, L]
 
 
 class LaneParameters(NamedTuple):
@@ -88,8 +87,8 @@ def _effects(lanes: LaneParameters, logs: Mapping[Cell, LaneLog]) -> dict[Cell, 
     by_seed = {seed: built.experiment.init_params(seed) for seed in lanes.seeds}
     shape = lanes.engine.shape
     initial = jax.tree.map(lambda *x: jnp.stack(x), *(by_seed[seed] for seed in padded(lanes.seeds, shape.seeds)))
-    distances = lanes.engine.scores.penalty_distances(lanes.params, jax.device_put(initial, shape.sharding("s")))
-    strength = jax.device_get(lanes.hyper.strength)
+    distances = lanes.engine.scores.penalty_distances(lanes.params, distributed.place(initial, shape.sharding("s")))
+    strength = distributed.to_host(lanes.hyper.strength)
 
     def effect(name: str, cell: Cell, log: LaneLog) -> Effect:
         ratio = mean_ratio(point["penalty_ratio"][name] for point in log.curve if "penalty_ratio" in point)

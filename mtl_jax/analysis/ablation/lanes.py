@@ -6,7 +6,7 @@ computes the same as when it is trained alone.
 
 from __future__ import annotations
 
-import os
+import itertools
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
@@ -17,21 +17,12 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from mtl_jax.analysis.ablation.device_rows import Draws, ResidentRows, gather
 from mtl_jax.data.batch import Batch
+from mtl_jax.runtime import distributed
 from mtl_jax.training.hyperparameters import Hyperparameters
 from mtl_jax.training.state import StepSpec, TrainState
 from mtl_jax.training.step import train_step
 
 LAYOUTS = ("vmap", "map")
-
-
-def use_all_cores() -> None:
-    """On CPU, one device for each core, among which the lanes are divided. Call before JAX is used.
-
-    A lane of a small model would leave all cores but one idle. GPUs and TPUs stay as they are.
-    """
-    if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        jax.config.update("jax_num_cpu_devices", cores)
 
 
 class Losses(NamedTuple):
@@ -123,7 +114,14 @@ class Shape(NamedTuple):
 
     def _spec(self, leading: str) -> PartitionSpec:
         axes = {"l": 2, "s": 1, "-": 0}[leading]
-        return PartitionSpec(*("lanes" if i == self.axis else None for i in range(axes)))
+        return PartitionSpec(*("lane" if i == self.axis else None for i in range(axes)))
+
+    def local_cells(self) -> list[tuple[int, int]]:
+        """The cells [s, i] that are on devices of this process, and not on those of an earlier one."""
+        size = (self.seeds, self.lanes)[self.axis] // len(self.mesh.devices)
+        owners = [np.ravel(devices)[0].process_index for devices in self.mesh.devices]
+        cells = itertools.product(range(self.seeds), range(self.lanes))
+        return [cell for cell in cells if owners[cell[self.axis] // size] == jax.process_index()]
 
 
 def shape_of(seeds: int, lanes: int, layout: str) -> Shape:
@@ -131,7 +129,7 @@ def shape_of(seeds: int, lanes: int, layout: str) -> Shape:
     devices = jax.devices()
     padded = [(seeds + -seeds % len(devices), lanes), (seeds, lanes + -lanes % len(devices))]
     axis = min((1, 0), key=lambda i: padded[i][0] * padded[i][1])
-    mesh = Mesh(np.asarray(devices), ("lanes",), axis_types=(AxisType.Auto,))
+    mesh = Mesh(np.asarray(devices), ("lane",), axis_types=(AxisType.Auto,))
     return Shape(*padded[axis], axis, layout, mesh)
 
 
@@ -183,4 +181,5 @@ def stack_states(states: Sequence[TrainState], shape: Shape) -> TrainState:
         stacked = jnp.stack(leaves)
         return jnp.broadcast_to(stacked[:, None], (shape.seeds, shape.lanes, *stacked.shape[1:]))
 
-    return jax.jit(lambda states: jax.tree.map(spread, *states), out_shardings=shape.sharding("l"))(list(states))
+    arguments = [distributed.place(state, shape.sharding("-")) for state in states]
+    return jax.jit(lambda states: jax.tree.map(spread, *states), out_shardings=shape.sharding("l"))(arguments)

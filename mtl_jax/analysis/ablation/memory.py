@@ -10,6 +10,7 @@ import jax
 from jax.stages import Compiled
 
 from mtl_jax.errors import UserError
+from mtl_jax.runtime import distributed
 
 GIB = 1 << 30
 
@@ -24,12 +25,10 @@ def required_bytes(compiled: Compiled) -> int:
 
 
 def available_bytes(share: float) -> int:
-    """Bytes that programs may take on each device."""
-    device = jax.devices()[0]
-    statistics = device.memory_stats() or {}
-    if "bytes_limit" in statistics:
-        return int(share * statistics["bytes_limit"])
-    return int(share * _host_memory() / jax.local_device_count())
+    """Bytes that programs may take on each device: of several processes the least."""
+    statistics = jax.local_devices()[0].memory_stats() or {}
+    total = statistics.get("bytes_limit") or _host_memory() / jax.local_device_count()
+    return int(share * min(distributed.gather(total)))
 
 
 def _host_memory() -> int:

@@ -23,6 +23,7 @@ from mtl_jax.analysis.ablation.lane_warnings import lane_warnings
 from mtl_jax.analysis.ablation.plan import Plan, Program
 from mtl_jax.analysis.ablation.records import Grid, Lane
 from mtl_jax.errors import Stopped, UserError
+from mtl_jax.runtime import distributed
 from mtl_jax.runtime.progress import progress_bar
 from mtl_jax.runtime.stop_signals import StopSignals
 from mtl_jax.storage import run_warnings
@@ -72,11 +73,13 @@ def ablate(config: ConfigDict, workdir: pathlib.Path, check: Callable[[ConfigDic
     folders.require_unclaimed(workdir, config)
     planned = plan.make_plan(config, check)
     print(planned.describe())
-    folders.claim(workdir, config)
+    if distributed.is_first():
+        folders.claim(workdir, config)
     method = {"name": config.ablation.method, **config.ablation.options.to_dict()}
     grid = train(planned, method, workdir, "ablation")
     if grid is not None:
-        results.write_grid(workdir, grid)
+        if distributed.is_first():
+            results.write_grid(workdir, grid)
         _require_training(workdir, grid)
     return grid
 
@@ -109,7 +112,7 @@ def train(
     with StopSignals() as stop, progress_bar(description, "step", planned.lane_steps) as bar:
         for program in planned.programs:
             folder = workdir / "programs" / program.name
-            done[program.name] = _read(folder / "lanes.json")
+            done[program.name] = distributed.from_first(lambda folder=folder: _read(folder / "lanes.json"))
             if done[program.name] is not None:
                 bar.update(len(program.settings) * len(planned.seeds) * program.config.training.steps)
                 continue
@@ -174,9 +177,11 @@ class _Training(NamedTuple):
         if batches is None:
             return None
         done = self._results(built, *batches)
-        folders.write_json(self.folder / "lanes.json", done)
-        for folder in self.folder.glob("turn_*"):
-            shutil.rmtree(folder)
+        distributed.wait_for_all("checkpoints closed")
+        if distributed.is_first():
+            folders.write_json(self.folder / "lanes.json", done)
+            for folder in self.folder.glob("turn_*"):
+                shutil.rmtree(folder)
         jax.clear_caches()  # or the programs that are done stay in memory
         return done
 
@@ -195,7 +200,9 @@ class _Training(NamedTuple):
         wanted = (seeds, count)
         if ablation.max_lanes:
             wanted = (min(seeds, ablation.max_lanes), max(1, min(count, ablation.max_lanes // seeds)))
-        size = memory.fit_lanes(lambda *size: engine_for(*size).needed, *wanted, budget, self.program.name)
+        size = memory.fit_lanes(
+            lambda *size: max(distributed.gather(engine_for(*size).needed)), *wanted, budget, self.program.name
+        )
         if size != (seeds, count):
             self.bar.write(
                 f"  {self.program.name}: {size[0]} seeds × {size[1]} settings at once, the others after them"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -31,6 +31,7 @@ from mtl_jax.evaluation.metric_inputs import (
 )
 from mtl_jax.experiment.assemble import Experiment
 from mtl_jax.experiment.penalties import task_stacks
+from mtl_jax.runtime import distributed
 from mtl_jax.sharing import gram
 from mtl_jax.storage.summary import Scores
 from mtl_jax.training.objective import Objective, Params
@@ -38,6 +39,7 @@ from mtl_jax.training.parameter_paths import flatten
 from mtl_jax.training.penalty_effect import distances
 
 GridScores = list[list[Scores]]  # [S][L]
+Cell = tuple[int, int]  # of an array [S, L]
 
 
 class Spread(NamedTuple):
@@ -69,6 +71,7 @@ class LaneScores:
 
     def __init__(self, experiment: Experiment, shape: Shape):
         self.experiment, self.corpus = experiment, experiment.corpus
+        self._shape, self._cells = shape, shape.local_cells()
         self._rows = experiment.config.evaluation.rows_per_batch
         self._groups = []
         for datasets in group_by_size(self.corpus, 2.0):
@@ -89,14 +92,16 @@ class LaneScores:
     ) -> GridScores:
         """{task: {metric: value, ..., "loss": mean loss}} of each lane, for the tasks with a label in the split.
 
+        Each process computes the metrics of the lanes on its devices; all return those of all lanes.
+
         Args:
           params: leaves [S, L, ...].
           split: to score.
           listen: called after each batch; raises `Stopped` where a signal asked to.
           remark: called with the indices in S and L, a task, and a sentence where all its predictions are alike.
         """
-        seeds, lanes = jax.tree.leaves(params)[0].shape[:2]
-        scores: GridScores = [[{} for _ in range(lanes)] for _ in range(seeds)]
+        scores: dict[Cell, Scores] = {cell: {} for cell in self._cells}
+        remarks: list[tuple[int, int, str, str]] = []
         for datasets, objective, predict in self._groups:
             with_split = [name for name in datasets if split in self.corpus.rows[name]]
             if not with_split:
@@ -109,15 +114,41 @@ class LaneScores:
             for batch in joint_evaluation_batches(rows, objective.layout, self._rows):
                 outputs.append(predict(params, batch))
                 if len(outputs) > 1:  # a batch is fetched while the next one is computed
-                    outputs[-2] = jax.device_get(outputs[-2])
+                    outputs[-2] = self._local(outputs[-2])
                 listen()
-            outputs[-1] = jax.device_get(outputs[-1])
+            outputs[-1] = self._local(outputs[-1])
             for task in outputs[0][0]:
                 dataset = self.corpus.specs[task].dataset
                 if dataset in with_split and has_labels(self.corpus, task, split):
-                    self._score_task(task, objective, split, outputs, scores=scores, remark=remark)
+                    remarks += self._score_task(task, objective, split, outputs, scores)
+        everywhere = distributed.gather((scores, remarks))
+        for _, by_process in everywhere:
+            for arguments in by_process:
+                remark(*arguments)
+        all_scores = {cell: values for by_cell, _ in everywhere for cell, values in by_cell.items()}
         order = self.corpus.layout.tasks
-        return [[{task: lane[task] for task in order if task in lane} for lane in seed] for seed in scores]
+        return [
+            [{t: all_scores[s, i][t] for t in order if t in all_scores[s, i]} for i in range(self._shape.lanes)]
+            for s in range(self._shape.seeds)
+        ]
+
+    def _local(self, tree: Any) -> Any:
+        """Leaves [S, L, ...] on the host, with the cells of this process as their first axis."""
+        axis = self._shape.axis
+        cells = np.asarray(self._cells, np.int64).reshape(-1, 2).T
+
+        def local(leaf: jax.Array) -> np.ndarray:
+            shards = [shard for shard in leaf.addressable_shards if shard.replica_id == 0]
+            if not shards:
+                return np.zeros((0, *leaf.shape[2:]), leaf.dtype)
+            places = np.concatenate([np.arange(leaf.shape[axis])[shard.index[axis]] for shard in shards])
+            rows = np.zeros(leaf.shape[axis], np.int64)
+            rows[places] = np.arange(len(places))
+            index = [*cells]
+            index[axis] = rows[cells[axis]]
+            return np.concatenate([np.asarray(shard.data) for shard in shards], axis=axis)[tuple(index)]
+
+        return jax.tree.map(local, tree)
 
     def _score_task(
         self,
@@ -125,30 +156,29 @@ class LaneScores:
         objective: Objective,
         split: str,
         outputs: Sequence[tuple[Outputs, Sums]],
-        *,
-        scores: GridScores,
-        remark: Callable[[int, int, str, str], None],
-    ) -> None:
-        """Writes the scores of one task into those of all lanes."""
-        values = np.concatenate([output[task]["value"] for output, _ in outputs], axis=2)  # [S, L, N, E or Q, ...]
-        sums = np.sum([np.asarray(batch_sums[task], np.float64) for _, batch_sums in outputs], axis=0)  # [S, L, ≥ 2]
+        scores: Mapping[Cell, Scores],
+    ) -> list[tuple[int, int, str, str]]:
+        """Writes the scores of one task into those of the local lanes, and returns the arguments of `remark`."""
+        values = np.concatenate([output[task]["value"] for output, _ in outputs], axis=1)  # [cells, N, E or Q, ...]
+        sums = np.sum([np.asarray(batch_sums[task], np.float64) for _, batch_sums in outputs], axis=0)  # [cells, ≥ 2]
         gold = self._gold_of(task, objective, split)
         names = self.corpus.vocabularies[task].all_names
-        for seed in range(len(scores)):
-            for lane in range(len(scores[seed])):
-                flat = values[seed, lane, :, : gold.width].reshape(-1, *values.shape[4:])
-                predicted = flat
-                if gold.positions is not None:
-                    predicted = flat[gold.positions]
-                    predicted[gold.positions < 0] = -1
-                if gold.ends is not None:
-                    predicted = np.split(predicted, gold.ends)
-                loss, weight, *further = sums[seed, lane]
-                labels, predicted = gold.to_arguments(gold.gold, predicted, np.asarray(further))
-                if text := constant_remark(labels, predicted, names):
-                    remark(seed, lane, task, text)
-                metrics = metric_values(objective.tasks[task], labels, predicted, names)
-                scores[seed][lane][task] = metrics | {"loss": float(loss / weight) if weight > 0 else None}
+        remarks = []
+        for number, cell in enumerate(self._cells):
+            flat = values[number, :, : gold.width].reshape(-1, *values.shape[3:])
+            predicted = flat
+            if gold.positions is not None:
+                predicted = flat[gold.positions]
+                predicted[gold.positions < 0] = -1
+            if gold.ends is not None:
+                predicted = np.split(predicted, gold.ends)
+            loss, weight, *further = sums[number]
+            labels, predicted = gold.to_arguments(gold.gold, predicted, np.asarray(further))
+            if text := constant_remark(labels, predicted, names):
+                remarks.append((*cell, task, text))
+            metrics = metric_values(objective.tasks[task], labels, predicted, names)
+            scores[cell][task] = metrics | {"loss": float(loss / weight) if weight > 0 else None}
+        return remarks
 
     def _gold_of(self, task: str, objective: Objective, split: str) -> _Gold:
         if (task, split) not in self._gold:
@@ -175,7 +205,7 @@ class LaneScores:
 
     def spread(self, params: Params) -> list[list[Spread]]:
         """Of each lane; `params` leaves [S, L, ...]."""
-        grams = jax.device_get(self._stacks(params))
+        grams = distributed.to_host(self._stacks(params))
         seeds, lanes = jax.tree.leaves(params)[0].shape[:2]
         if grams is None:
             return [[Spread(None, None)] * lanes] * seeds
@@ -187,7 +217,7 @@ class LaneScores:
 
         `params` has leaves [S, L, ...]; `initial`, the parameters before the first step, [S, ...].
         """
-        return jax.device_get(self._effects(params, initial))
+        return distributed.to_host(self._effects(params, initial))
 
 
 def _penalty_distances(experiment: Experiment, params: Params, initial: Params) -> dict[str, jax.Array]:

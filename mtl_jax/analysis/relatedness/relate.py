@@ -14,6 +14,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from mtl_jax.analysis.ablation import runner, traced_fields
+from mtl_jax.analysis.ablation.engine import padded
 from mtl_jax.analysis.ablation.lane_program import Sources
 from mtl_jax.analysis.ablation.records import Grid
 from mtl_jax.analysis.relatedness import grouping, transfer
@@ -26,6 +27,7 @@ from mtl_jax.data.corpus import Corpus
 from mtl_jax.errors import UserError
 from mtl_jax.evaluation.metric_inputs import has_labels
 from mtl_jax.experiment.assemble import Experiment, assemble
+from mtl_jax.runtime import distributed
 from mtl_jax.runtime.progress import progress_bar
 from mtl_jax.runtime.stop_signals import StopSignals
 from mtl_jax.storage import workdir as folders
@@ -95,7 +97,8 @@ def relate(config: ConfigDict, workdir: pathlib.Path, check: Callable[[ConfigDic
     for setting in planned.programs[0].settings:
         check(traced_fields.with_values(planned.programs[0].config, setting.fields))
     print(planned.describe())
-    folders.claim(workdir, config)
+    if distributed.is_first():
+        folders.claim(workdir, config)
     sources = Sources()
     _require_scores(config, sources)
     grid = runner.train(planned, {"name": "grid"}, workdir / "transfer", "transfer", sources)
@@ -111,8 +114,9 @@ def relate(config: ConfigDict, workdir: pathlib.Path, check: Callable[[ConfigDic
         print(f"{workdir}: stopped by a signal, saved; the same command resumes from there")
         return None
     result = _result(config, grid, measured, by_seed)
-    folders.write_json(workdir / "relatedness.json", result)
-    _write_csv(workdir / "relatedness.csv", result)
+    if distributed.is_first():
+        folders.write_json(workdir / "relatedness.json", result)
+        _write_csv(workdir / "relatedness.csv", result)
     return result
 
 
@@ -164,31 +168,40 @@ def _require_scores(config: Config, sources: Sources) -> None:
 
 
 def _measure_seeds(config: ConfigDict, folder: pathlib.Path, seeds: Sequence[int]) -> list[_SeedMeasures] | None:
-    """The measures of each seed, written to `folder`; None where a signal stopped it."""
+    """The measures of each seed, written to `folder`; None where a signal stopped it. Processes divide the seeds."""
     folder.mkdir(parents=True, exist_ok=True)
     names = tuple(config.relatedness.measures) or tuple(MEASURES)
-    needs = {MEASURES[name].needs for name in names}
     files = {seed: folder / f"seed_{seed}.json" for seed in seeds}
-    missing = [seed for seed, file in files.items() if not file.exists()]
+    by_seed = distributed.from_first(
+        lambda: {s: json.loads(file.read_text(encoding="utf-8")) for s, file in files.items() if file.exists()}
+    )
+    missing = [seed for seed in seeds if seed not in by_seed]
     if missing:
-        corpus, joint, columns = _runs(config, needs)
-        total = len(missing) * config.training.steps * ((joint is not None) + (columns is not None))
+        corpus, joint, columns = _runs(config, {MEASURES[name].needs for name in names})
+        processes = jax.process_count()
+        total = -(-len(missing) // processes) * config.training.steps * ((joint is not None) + (columns is not None))
         with StopSignals() as stop, progress_bar("measures", "step", total) as bar:
 
             def tick() -> bool:
                 bar.update(1)
-                return stop.asked
+                return stop.should_stop()
 
-            for seed in missing:
+            for first in range(0, len(missing), processes):
+                together = missing[first : first + processes]
+                # without a seed of its own a process repeats the last one: a stop is agreed on step by step
+                seed = padded(together, processes)[jax.process_index()]
                 evidence = Evidence(joint and joint(seed, tick), columns and columns(seed, tick), corpus)
                 if stop.asked:
                     return None
                 matrices = {name: np.asarray(MEASURES[name].compute(evidence), np.float64).tolist() for name in names}
                 run = evidence.joint
                 looks = run and {"steps": run.steps, "cosines": run.cosines.tolist()}
-                folders.write_json(files[seed], {"matrices": matrices, "looks": looks})
+                measured = distributed.gather(_SeedMeasures(matrices=matrices, looks=looks))
+                by_seed |= dict(zip(together, measured, strict=False))
+                for seed in together if distributed.is_first() else ():
+                    folders.write_json(files[seed], by_seed[seed])
         jax.clear_caches()
-    return [json.loads(file.read_text(encoding="utf-8")) for file in files.values()]
+    return [folders.finite_json(by_seed[seed]) for seed in seeds]
 
 
 def _runs(config: ConfigDict, needs: Set[str]) -> tuple[Corpus, JointRun | None, SeparateColumns | None]:
