@@ -5,7 +5,7 @@
 
 K tasks, each with a column of all-MiniLM-L6-v2's shapes (6 layers, width 384, 12 heads, 30,522 word pieces; random
 values would do, none are made) drawn together by L2 to the mean, AdamW in float32, 16 rows of 128 tokens a task and
-step. With and without recomputation of activations (config.model.remat), and the same rows in 4 micro-batches
+step. With and without recomputation of activations (config.model.remat_policy), and the same rows in 4 micro-batches
 (config.training.grad_accum_steps). The plan: arguments (state and batch) + outputs − outputs that take a donated
 argument's place + temporaries. Checked: the whole state is donated. The largest K follows from the slope between the
 last two K.
@@ -33,9 +33,9 @@ from mtl_jax.training.step import train_step
 
 WAYS = {
     "plain": {},
-    "remat": {"remat": True},
+    "remat": {"remat_policy": "nothing_saveable"},
     "4 micro-batches": {"grad_accum_steps": 4},
-    "remat, 4 micro-batches": {"remat": True, "grad_accum_steps": 4},
+    "remat, 4 micro-batches": {"remat_policy": "nothing_saveable", "grad_accum_steps": 4},
 }
 WORDS = 30522
 LIMITS = {"24 GiB of host memory": 24, "139 GiB of an H200": 139}
@@ -104,10 +104,10 @@ def _largest(of_way) -> tuple[float, dict[str, int]]:
     return slope, most
 
 
-def _planned(options, tasks: int, remat: bool = False, accumulate: int = 1) -> dict:
+def _planned(options, tasks: int, remat_policy: str = "everything_saveable", accumulate: int = 1) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         config = _config(options, tasks, folder)
-        config.model.remat, config.training.grad_accum_steps = remat, accumulate
+        config.model.remat_policy, config.training.grad_accum_steps = remat_policy, accumulate
         config.data.rows_per_block = options.rows // accumulate
         checks.check(config)
         experiment = build(config)

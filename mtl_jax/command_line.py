@@ -194,6 +194,7 @@ def _user_message(error: Exception) -> str | None:
         reason = (str(error).strip() or "the machine has no more").splitlines()[0][:300]
         return (
             f"not enough memory: {reason}. Smaller config.data.rows_per_block (with config.training.grad_accum_steps), "
-            "config.data.row_length or config.model.hidden_size need less; config.model.remat does too"
+            "config.data.row_length or config.model.hidden_size need less; so do config.model.remat_policy = "
+            "'nothing_saveable', and devices along config.training.mesh.fsdp"
         )
     return None

@@ -26,6 +26,8 @@ FREE_FIELDS = (
     "training.platform",
     "training.placement",
     "training.mesh",
+    "training.offload_optimizer",
+    "model.remat_policy",
     "evaluation",
 )
 

@@ -120,8 +120,17 @@ class Model(Protocol):
     dropout: float = 0.1
     # On attention probabilities.
     attention_dropout: float = 0.0
-    # Recompute activations in the backward pass: less memory, about a third more time.
-    remat: bool = False
+    # Activations of a layer that are kept for the backward pass, the others are computed again: "nothing_saveable"
+    # takes the least memory and about a third more time. Names of jax.checkpoint_policies; "offload_dots" keeps matrix
+    # products, "offload_inputs" what enters each layer, in host memory.
+    remat_policy: Literal[
+        "everything_saveable",
+        "nothing_saveable",
+        "dots_saveable",
+        "dots_with_no_batch_dims_saveable",
+        "offload_dots",
+        "offload_inputs",
+    ] = "everything_saveable"
 
 
 class Sharing(Protocol):
@@ -237,11 +246,15 @@ class Optimizer(Protocol):
 class Mesh(Protocol):
     """Devices on each axis; -1 = all that are left."""
 
-    # Rows of a batch.
+    # Rows of a batch; parameters are on every device.
     data: int = -1
+    # Rows of a batch too; parameters and optimizer state are split, and gathered where a layer needs them.
+    fsdp: int = 1
     # Columns of the tasks.
     task: int = 1
-    # Features of a layer.
+    # Tokens of a row between the layers; keys and values are gathered.
+    sequence: int = 1
+    # Attention heads and intermediate features (tensor parallelism); the largest parameters of other layers.
     model: int = 1
 
 
@@ -268,6 +281,8 @@ class Training(Protocol):
     placement: Literal["jit", "pmap"] = "jit"
     # Devices on each axis, for "jit".
     mesh: Mesh
+    # Keep the large arrays of the optimizer's state in host memory between updates; for "jit".
+    offload_optimizer: bool = False
     # An error where it is absent; "": what there is.
     platform: Literal["", "cpu", "gpu", "tpu"] = ""
 

@@ -13,6 +13,7 @@ from mtl_jax.errors import UserError
 from mtl_jax.evaluation.evaluator import Evaluator
 from mtl_jax.evaluation.metric_inputs import metric_ceiling
 from mtl_jax.experiment.assemble import Experiment
+from mtl_jax.models.layers import Layer
 from mtl_jax.runtime import distributed
 from mtl_jax.runtime.progress import Forecast, progress_bar
 from mtl_jax.storage.summary import Scores, SplitScores
@@ -48,15 +49,37 @@ def placement_from_config(experiment: Experiment) -> Placement:
     """
     training = experiment.config.training
     placement = make_placement(
-        training.placement, training.mesh.to_dict(), experiment.spec.slices, len(experiment.tasks)
+        training.placement,
+        training.mesh.to_dict(),
+        experiment.spec.slices,
+        len(experiment.tasks),
+        offload_optimizer=training.offload_optimizer,
     )
-    if experiment.config.data.rows_per_block % placement.row_shards:
-        raise UserError(
-            f"config.data.rows_per_block: {experiment.config.data.rows_per_block} rows cannot be split over "
-            f"{placement.row_shards} "
-            f"devices; take a multiple of {placement.row_shards}"
-        )
+    _require_even(experiment, placement)
     return placement
+
+
+def _require_even(experiment: Experiment, placement: Placement) -> None:
+    """Raises UserError where an axis of the mesh does not divide what it splits."""
+    data, sizes = experiment.config.data, placement.mesh_shape
+    splits = [("data.rows_per_block", data.rows_per_block, "data × fsdp", placement.row_shards)]
+    splits.append(("data.row_length", data.row_length, "sequence", sizes.get("sequence", 1)))
+    layers = [layer for layer in experiment.model.layers if isinstance(layer, Layer)]
+    for layer in dict.fromkeys(layers):
+        splits += [(f"model.{name}", getattr(layer, name), "model", sizes.get("model", 1)) for name in layer.divisors]
+    for field, count, axis, devices in splits:
+        if count % devices:
+            raise UserError(
+                f"config.{field}: {count} cannot be split over {devices} devices (config.training.mesh, {axis}); "
+                f"{_what_would(field, count, axis, devices)}"
+            )
+
+
+def _what_would(field: str, count: int, axis: str, devices: int) -> str:
+    divisors = [str(n) for n in range(1, count + 1) if count % n == 0 and n <= jax.device_count()]
+    if field.startswith("data."):
+        return f"take a multiple of {devices}, or so many devices: {', '.join(divisors)}"
+    return f"{axis} may be {', '.join(divisors)}; config.training.mesh.fsdp splits parameters of any size"
 
 
 def make_evaluator(experiment: Experiment, placement: Placement, tasks: Collection[str] | None = None) -> Evaluator:

@@ -131,7 +131,7 @@ def _network(
         layout,
         column_init=config.model.column_init,
         column_execution=_fastest_columns(model, owners) if columns == "auto" else columns,
-        remat=config.model.remat,
+        remat_policy=config.model.remat_policy,
         cached_layers=cached,
         sharing=sharing,
     )

@@ -10,16 +10,18 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from mtl_jax.models.activation_sharding import join_rows, shard_activations, split_rows
 from mtl_jax.models.dropout import Noise
+from mtl_jax.models.remat import with_remat
 
 
-def layer_function(module: nn.Module, remat: bool):
+def layer_function(module: nn.Module, remat_policy: str):
     """(params of one owner, inputs, noise) -> [R, T, D]."""
 
     def function(params, inputs, noise):
-        return apply_module(module, {"params": params}, inputs, noise)
+        return shard_activations(apply_module(module, {"params": params}, inputs, noise))
 
-    return jax.checkpoint(function) if remat else function
+    return with_remat(function, remat_policy)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -78,7 +80,6 @@ def apply_owned(function, parts: Sequence[OwnedParams], inputs, noises, run_colu
             kind_outputs = apply_owned(function, kind_parts, kind_inputs, kind_noises, run_columns)
             outputs |= dict(zip(kind, kind_outputs, strict=True))
         return [outputs[index] for index in range(len(inputs))]
-    rows = inputs[0][-1].shape[0]
     noises = noises or [None] * len(inputs)
     members = list(groups.values())
     merged = [_concatenate([(inputs[i], noises[i]) for i in group]) for group in members]
@@ -100,8 +101,7 @@ def apply_owned(function, parts: Sequence[OwnedParams], inputs, noises, run_colu
         outputs = run_columns(call, [params for _, params in by_group], merged)
     result: dict[int, jax.Array] = {}
     for group, output in zip(members, outputs, strict=True):
-        for place, number in enumerate(group):
-            result[number] = output[place * rows : (place + 1) * rows]
+        result |= dict(zip(group, split_rows(output, len(group)), strict=True))
     return [result[number] for number in range(len(inputs))]
 
 
@@ -127,13 +127,13 @@ def group_by_owner(owners: Sequence[tuple[int | jax.Array, ...]]) -> dict[Any, l
 
 
 def _concatenate(parts):
-    """Concatenates (inputs, noise) of several streams on the row axis; the rates are scalars, the same in all."""
+    """Joins (inputs, noise) of several streams on the row axis; the rates are scalars, the same in all."""
     if len(parts) == 1:
         return parts[0]
-    inputs = tuple(jnp.concatenate(arrays) for arrays in zip(*(p[0] for p in parts), strict=True))
+    inputs = tuple(join_rows(arrays) for arrays in zip(*(p[0] for p in parts), strict=True))
     noise = parts[0][1]
     if noise is not None:
-        noise = noise._replace(keys=jnp.concatenate([p[1].keys for p in parts]))
+        noise = noise._replace(keys=join_rows([p[1].keys for p in parts]))
     return inputs, noise
 
 

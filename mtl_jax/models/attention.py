@@ -6,6 +6,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from mtl_jax.models.activation_sharding import gather_tokens
 from mtl_jax.models.dropout import Noise, attention_dropout
 
 
@@ -19,6 +20,7 @@ def attend(query: jax.Array, key: jax.Array, value: jax.Array, segment: jax.Arra
     chex.assert_equal_shape([query, key, value])
     chex.assert_shape(segment, query.shape[:2])
     chex.assert_type(segment, int)
+    key, value = gather_tokens(key), gather_tokens(value)
     query, key, value = (jnp.swapaxes(x, 1, 2) for x in (query, key, value))  # heads first: faster products on CPU
     weights = jax.nn.softmax(_scores(query, key, segment), axis=-1).astype(value.dtype)
     weights = attention_dropout(noise, 0, weights)

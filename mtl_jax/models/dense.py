@@ -9,12 +9,15 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from mtl_jax.models.activation_sharding import axis_size
+
 
 class Dense(nn.Module):
     """x [..., D] -> dtype [..., features]. Parameters as of `flax.linen.Dense`: kernel [D, features], bias [features].
 
     All leading axes are joined for the product. On CPU the gradient of the kernel then takes two thirds of the time:
-    of a sum over two axes XLA makes a product of two transposed matrices, one of which it copies.
+    of a sum over two axes XLA makes a product of two transposed matrices, one of which it copies. Not where the tokens
+    of a row are on several devices, which would have to be gathered for that.
     """
 
     features: int
@@ -26,6 +29,7 @@ class Dense(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features), jnp.float32)
         bias = self.param("bias", self.bias_init, (self.features,), jnp.float32)
-        y = x.reshape(-1, x.shape[-1]).astype(self.dtype) @ kernel.astype(self.dtype)
+        y = x if axis_size("sequence") > 1 else x.reshape(-1, x.shape[-1])
+        y = y.astype(self.dtype) @ kernel.astype(self.dtype)
         y = y + jnp.broadcast_to(bias.astype(self.dtype), y.shape)
         return y.reshape(*x.shape[:-1], self.features)

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from mtl_jax.models.activation_sharding import gather_table
+
 
 class EmbeddingTable(nn.Module):
     """A table of vectors, float32 [rows, D]. An index outside of it gives NaN, never the vector of another row."""
@@ -17,4 +19,4 @@ class EmbeddingTable(nn.Module):
     @nn.compact
     def __call__(self, index: jax.Array) -> jax.Array:
         embedding = self.param("embedding", nn.initializers.normal(self.scale), (self.rows, self.width), jnp.float32)
-        return jnp.take(embedding, index, axis=0, mode="fill", fill_value=jnp.nan)
+        return jnp.take(gather_table(embedding), index, axis=0, mode="fill", fill_value=jnp.nan)

@@ -174,10 +174,10 @@ class ForwardPass:
         if self.joint is not None:
             contents = [self.joint.parent[name] for name in self.streams.names]
             if path in self.tap_spec.layers or len(set(contents)) < len(contents):
-                layer = TappedLayer(module, path, static.remat)
+                layer = TappedLayer(module, path, static.remat_policy)
                 streams = TappedStreams(owner_ids, inputs, noises, contents)
                 return apply_tapped_layer(layer, params[path], self.taps, self.tap_spec, streams)
-        plain = layer_function(module, static.remat)
+        plain = layer_function(module, static.remat_policy)
         parts, function = [OwnedParams(params[path], owner_ids)], lambda parts, *inputs: plain(parts[0], *inputs)
         if adapter and adapter.bind:
             parts.append(OwnedParams(params[adapter_path(path)], self._adapter_ids(path)))

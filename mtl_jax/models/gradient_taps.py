@@ -18,8 +18,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict
 
+from mtl_jax.models.activation_sharding import shard_activations
 from mtl_jax.models.apply_owned import apply_module, group_by_owner, group_by_pictures, layer_function, stack_streams
 from mtl_jax.models.dropout import Noise
+from mtl_jax.models.remat import with_remat
 
 Function = Callable[[Any, Any, Noise | None], jax.Array]
 Measure = Callable[[Any, Any], Any]
@@ -175,11 +177,11 @@ def _batched_residuals(function: Callable, arguments: tuple, batched: tuple[bool
 
 
 class TappedLayer(NamedTuple):
-    """A layer: its module, its path, and whether it is recomputed in the backward pass."""
+    """A layer: its module, its path, and what of it is kept for the backward pass."""
 
     module: nn.Module
     path: str
-    remat: bool
+    remat_policy: str
 
 
 class TappedStreams(NamedTuple):
@@ -197,7 +199,7 @@ def apply_tapped_layer(
     """As `apply_owned.apply_owned`, for a tapped layer: streams of one owner are joint, owners are sequential.
 
     Args:
-      layer: the module, its path, and whether to recompute it in the backward pass.
+      layer: the module, its path, and what of it is kept for the backward pass.
       params: leaves [O, ...].
       taps, spec: of the network.
       streams: owner, inputs and noise of each.
@@ -205,7 +207,8 @@ def apply_tapped_layer(
     module, path = layer.module, layer.path
     owner_ids, inputs, noises, contents = streams
     taps_tokens = path == "embed" and spec.tokens
-    function = _embedding_function(module, layer.remat) if taps_tokens else layer_function(module, layer.remat)
+    make = _embedding_function if taps_tokens else layer_function
+    function = make(module, layer.remat_policy)
     # XLA's CPU compiler would transpose each of K simultaneous gradients of a transformer
     sequential = _on_single_cpu() and getattr(module, "attends", False)
     halves, outputs = spec.halves, {}
@@ -297,13 +300,13 @@ def _gradient_products(gradients, tap, leaves):
     return sum((leaf_products(flat[leaf].astype(jnp.float32)) for leaf in leaves), jnp.zeros_like(tap))
 
 
-def _embedding_function(module: nn.Module, remat: bool):
+def _embedding_function(module: nn.Module, remat_policy: str):
     """The embedding with tapped word vectors; their table gets no gradient, which the tap provides."""
 
     def function(params, inputs, noise):
         *inputs, tap = inputs
         table = jax.tree.map(jax.lax.stop_gradient, params["word"])
         variables = {"params": {**params, "word": table}, "perturbations": {"words": tap}}
-        return apply_module(module, variables, inputs, noise)
+        return shard_activations(apply_module(module, variables, inputs, noise))
 
-    return jax.checkpoint(function) if remat else function
+    return with_remat(function, remat_policy)

@@ -75,7 +75,7 @@ def network(
     *,
     column_init: str = "same",
     column_execution: str = "vmap",
-    remat: bool = False,
+    remat_policy: str = "everything_saveable",
     cached_layers: tuple[str, ...] = (),
     sharing: SharingSpec = SharingSpec(),  # noqa: B008 (immutable)
 ) -> Network:
@@ -91,14 +91,14 @@ def network(
         by the name of the task if only one owns the slice. Experts are always independent.
       column_execution: how the columns of several owners are computed: "vmap", "map" (sequentially, by scan) or
         "unroll" (sequentially, unrolled).
-      remat: recompute each layer in the backward pass.
+      remat_policy: what of each layer is kept for the backward pass, a name in `remat.REMAT_POLICIES`.
       cached_layers: the lowest layers, whose outputs are in batches that have `hidden`; they are frozen, and the same
         in all columns.
       sharing: mixers, adapters, readout and cascades.
     """
     modules = dict(zip(layer_paths(len(layers)), [embed, *layers], strict=True))
     sharing = sharing._replace(cascade_order=sharing.cascade_order or layout.tasks)
-    spec = NetworkSpec(modules, owners, layout, sharing, column_execution, remat, cached_layers)
+    spec = NetworkSpec(modules, owners, layout, sharing, column_execution, remat_policy, cached_layers)
     functions = _Functions(spec, column_init)
     auxiliary = {name: factor for mixer in sharing.mixers.values() for name, factor in mixer.auxiliary.items()}
     width = {task: functions.head_width(task) for task in layout.tasks}

@@ -65,5 +65,5 @@ class NetworkSpec(NamedTuple):
     layout: BatchLayout
     sharing: SharingSpec
     column_execution: str
-    remat: bool
+    remat_policy: str
     cached_layers: tuple[str, ...]

@@ -1,7 +1,8 @@
-"""Where a pure step runs: `jit` on a mesh with axes data, task, model (default), or `pmap` over rows."""
+"""Where a pure step runs: `jit` on a mesh with the axes `AXES` (default), or `pmap` over rows."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import NamedTuple, TypeAlias
 
@@ -11,10 +12,13 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from mtl_jax.data.batch import Batch
 from mtl_jax.errors import UserError
+from mtl_jax.models import activation_sharding
+from mtl_jax.models.activation_sharding import ROW_AXES, longest_axis
+from mtl_jax.models.tensor_parallel import split_axes
 from mtl_jax.training.parameter_paths import PyTree
 
-AXES = ("data", "task", "model")
-LARGE_LEAF = 1 << 16  # leaves with at least so many elements are split over the axis `model`
+AXES = ("data", "fsdp", "task", "sequence", "model")  # the last has the nearest neighbours
+HOST_MEMORY = "pinned_host"
 
 MeshAxes: TypeAlias = str | tuple[str, ...] | None  # along which an axis of an array is split
 
@@ -29,6 +33,7 @@ class Placement(NamedTuple):
     replicated   a placed state -> one for ordinary jitted functions (a view under jit, device 0 under pmap)
     shardings    abstract state -> shardings to restore a checkpoint with
     row_shards   R must be a multiple of this
+    mesh_shape   devices on each axis
     """
 
     train: Callable[[Callable], Callable]
@@ -38,6 +43,7 @@ class Placement(NamedTuple):
     replicated: Callable[[PyTree], PyTree]
     shardings: Callable[[PyTree], PyTree]
     row_shards: int
+    mesh_shape: Mapping[str, int]
 
 
 def require_platform(platform: str) -> None:
@@ -60,38 +66,58 @@ def require_platform(platform: str) -> None:
 
 
 def make_placement(
-    kind: str, mesh_shape: Mapping[str, int], slices: Mapping[str, tuple[int, ...]], tasks: int
+    kind: str,
+    mesh_shape: Mapping[str, int],
+    slices: Mapping[str, tuple[int, ...]],
+    tasks: int,
+    *,
+    offload_optimizer: bool = False,
 ) -> Placement:
     """The placement for a config.
 
     Args:
       kind: "jit" or "pmap".
-      mesh_shape: devices for each axis; -1 once = all that are left.
+      mesh_shape: devices for each of `AXES`, 1 where it is absent; -1 once = all that are left.
       slices: owner groups of each leaf, by which stacks [K, ...] are recognised.
       tasks: K.
+      offload_optimizer: between steps the large leaves of the optimizer's state are in host memory.
 
     Raises:
-      UserError: sizes that do not fit the devices; axes other than data under pmap.
+      UserError: sizes that do not fit the devices; what pmap, or the platform, does not have.
     """
     count = jax.device_count()
     if kind == "pmap":
-        if any(mesh_shape.get(axis, 1) > 1 for axis in ("task", "model")):
-            raise UserError("config.training.mesh: 'pmap' splits rows only; task and model must be 1, or use 'jit'")
+        if split := [axis for axis in AXES[1:] if mesh_shape.get(axis, 1) > 1]:
+            raise UserError(f"config.training.mesh.{split[0]}: 'pmap' splits rows only; set it to 1, or use 'jit'")
+        if offload_optimizer:
+            raise UserError("config.training.offload_optimizer: 'pmap' has one kind of memory; use 'jit'")
         return _pmap(count)
     if kind != "jit":
         raise UserError(f"config.training.placement: {kind!r} is none of 'jit', 'pmap'")
-    sizes = [int(mesh_shape[axis]) for axis in AXES]
+    sizes = [int(mesh_shape.get(axis, 1)) for axis in AXES]
     if sizes.count(-1) > 1 or any(size == 0 or size < -1 for size in sizes):
         raise UserError(
             f"config.training.mesh: sizes are positive, one may be -1 = all that are left; got {dict(mesh_shape)}"
         )
-    known = int(np.prod([size for size in sizes if size > 0]))
+    known = math.prod(size for size in sizes if size > 0)
     if -1 in sizes:
         sizes[sizes.index(-1)] = count // known
-    if int(np.prod(sizes)) != count:
+    if math.prod(sizes) != count:
         raise UserError(f"config.training.mesh: {dict(zip(AXES, sizes, strict=True))} does not make {count} devices")
+    if offload_optimizer:
+        require_host_memory("config.training.offload_optimizer")
     mesh = jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES))
-    return _jit(mesh, slices, tasks)
+    return mesh_placement(mesh, slices, tasks, offload_optimizer)
+
+
+def require_host_memory(field: str) -> None:
+    """Raises UserError where the platform cannot move arrays of a program to host memory and back."""
+    device = jax.local_devices()[0]
+    if HOST_MEMORY not in (kinds := [memory.kind for memory in device.addressable_memories()]):
+        raise UserError(
+            f"{field}: {device.platform} has no memory of kind {HOST_MEMORY!r} here, only {', '.join(kinds)}; it is "
+            "there on TPUs, on NVIDIA GPUs and on CPUs"
+        )
 
 
 def spread_features(stacks: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
@@ -101,55 +127,68 @@ def spread_features(stacks: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
     compiler gathers complete stacks. Unchanged where no step on a mesh is traced, or `task` is 1.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.shape.get("task", 1) == 1:
+    if mesh.shape.get("task", 1) == 1:
         return dict(stacks)
-    return {path: _spread_leaf(leaf, mesh.shape["task"], mesh.shape["model"]) for path, leaf in stacks.items()}
+    return {path: _spread_leaf(path, leaf, mesh.shape) for path, leaf in stacks.items()}
 
 
-def _spread_leaf(leaf: jax.Array, tasks: int, models: int) -> jax.Array:
-    before: list[MeshAxes] = [None] * leaf.ndim
-    after: list[MeshAxes] = [None] * leaf.ndim
-    if leaf.shape[0] % tasks == 0:
-        before[0] = "task"
-    split = _over_model(leaf, 1, models)
-    if split is not None:
-        before[split] = after[split] = "model"
-    free = [i for i in range(1, leaf.ndim) if i != split and leaf.shape[i] % tasks == 0]
+def _spread_leaf(path: str, leaf: jax.Array, sizes: Mapping[str, int]) -> jax.Array:
+    before = _parameter_spec(path, leaf.shape, sizes, leaf.shape[0])
+    after = [None, *before[1:]]
+    free = [i for i in range(1, leaf.ndim) if after[i] is None and leaf.shape[i] % sizes["task"] == 0]
     if free:
         after[max(free, key=lambda i: leaf.shape[i])] = "task"
-    elif split is not None and leaf.shape[split] % (tasks * models) == 0:
-        after[split] = ("model", "task")
+    else:
+        for i in range(1, leaf.ndim):
+            if isinstance(split := after[i], str) and leaf.shape[i] % (sizes["task"] * sizes[split]) == 0:
+                after[i] = (split, "task")
+                break
     for spec in (before, after):  # both, or the gradient would change the sharding of the rest of the step
         leaf = jax.lax.with_sharding_constraint(leaf, PartitionSpec(*spec))
     return leaf
 
 
-def _over_model(leaf: jax.Array, first: int, devices: int) -> int | None:
-    """The axis, from `first` on, along which a leaf is split over `model`; None where it is not."""
-    free = [i for i in range(first, len(leaf.shape)) if leaf.shape[i] % devices == 0]
-    return max(free, key=lambda i: leaf.shape[i]) if free and devices > 1 and leaf.size >= LARGE_LEAF else None
+def _parameter_spec(path: str, shape: tuple[int, ...], sizes: Mapping[str, int], tasks: int) -> list[MeshAxes]:
+    """The mesh axis that splits each axis of a parameter, or of a state of the optimizer for it."""
+    spec: list[MeshAxes] = [None] * len(shape)
+    stacked = int(not path.startswith("heads/"))
+    if stacked and shape[0] == tasks > 1 and tasks % sizes["task"] == 0:
+        spec[0] = "task"
+    axes = split_axes(path) if stacked else None
+    if axes is None:
+        longest = longest_axis(shape, sizes["model"], range(stacked, len(shape)))
+        axes = tuple(i == longest for i in range(stacked, len(shape)))
+    if len(axes) == len(shape) - stacked:  # factored moments have fewer axes
+        for i, split in enumerate(axes, stacked):
+            if split and sizes["model"] > 1 and shape[i] % sizes["model"] == 0:
+                spec[i] = "model"
+    free = [i for i in range(stacked, len(shape)) if spec[i] is None]
+    if (axis := longest_axis(shape, sizes["fsdp"], free)) is not None:
+        spec[axis] = "fsdp"
+    return spec
 
 
-def _jit(mesh, slices, tasks) -> Placement:
+def mesh_placement(
+    mesh: jax.sharding.Mesh, slices: Mapping[str, tuple[int, ...]], tasks: int, offload_optimizer: bool
+) -> Placement:
+    """`make_placement` on a mesh with the axes `AXES`, of any devices."""
+
     def leaf_sharding(path, leaf):
-        spec: list[MeshAxes] = [None] * len(leaf.shape)
         names = [str(getattr(entry, "key", getattr(entry, "name", ""))) for entry in path]
         parameter = next((path for path in _paths(names) if path in slices), None)
-        if parameter is not None:  # a parameter, or state of the optimizer for it; all else is on every device
-            stacked = not parameter.startswith("heads/")
-            if stacked and leaf.shape[0] == tasks > 1 and tasks % mesh.shape["task"] == 0:
-                spec[0] = "task"
-            split = _over_model(leaf, int(stacked), mesh.shape["model"])
-            if split is not None:
-                spec[split] = "model"
-        return NamedSharding(mesh, PartitionSpec(*spec))
+        if parameter is None:  # neither a parameter, nor state of the optimizer for it: on every device
+            return NamedSharding(mesh, PartitionSpec())
+        sharding = NamedSharding(mesh, PartitionSpec(*_parameter_spec(parameter, leaf.shape, mesh.shape, tasks)))
+        large = math.prod(leaf.shape) >= activation_sharding.LARGE_LEAF
+        offload = offload_optimizer and large and names[0] == "opt_state"
+        return sharding.with_memory_kind(HOST_MEMORY) if offload else sharding
 
     def shardings(state):
         return jax.tree_util.tree_map_with_path(leaf_sharding, state)
 
     def rows_on(axis: int, by_process: bool):
-        """Placement with rows over `data`. `by_process`: each process has a part of the rows, else all of them."""
-        split = NamedSharding(mesh, PartitionSpec(*(None,) * axis, "data"))
+        """Placement with rows over `data` and `fsdp`. `by_process`: each process has a part of the rows, else all."""
+        split = NamedSharding(mesh, PartitionSpec(*(None,) * axis, ROW_AXES))
         replicated = NamedSharding(mesh, PartitionSpec())
 
         def put(batch):
@@ -164,13 +203,21 @@ def _jit(mesh, slices, tasks) -> Placement:
 
         return put
 
+    def on_device(state):
+        return jax.tree.map(lambda sharding: sharding.with_memory_kind("device"), shardings(state))
+
     def train(function):
-        def constrained(state, batch, hyper):
-            with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # for `spread_features`
+        def placed(state, batch, hyper):
+            if offload_optimizer:
+                state = jax.device_put(state, on_device(state))
+            with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # for `spread_features`, `activation_sharding`
                 new, metrics = function(state, batch, hyper, None)
+            if offload_optimizer:
+                new = jax.lax.with_sharding_constraint(new, on_device(new))
+                return jax.device_put(new, shardings(new)), metrics
             return jax.lax.with_sharding_constraint(new, shardings(new)), metrics
 
-        return jax.jit(constrained, donate_argnums=0)
+        return jax.jit(placed, donate_argnums=0)
 
     return Placement(
         train=train,
@@ -179,7 +226,8 @@ def _jit(mesh, slices, tasks) -> Placement:
         put_eval=rows_on(1, False),
         replicated=lambda state: state,
         shardings=shardings,
-        row_shards=mesh.shape["data"],
+        row_shards=math.prod(mesh.shape[axis] for axis in ROW_AXES),
+        mesh_shape=dict(mesh.shape),
     )
 
 
@@ -243,4 +291,5 @@ def _pmap(count: int) -> Placement:
         replicated=lambda state: jax.tree.map(lambda leaf: jax.device_put(leaf[0], devices[0]), state),
         shardings=lambda state: jax.tree.map(lambda _: None, state),
         row_shards=count,
+        mesh_shape={"data": count},
     )

@@ -133,9 +133,9 @@ def test_remat_changes_nothing():
     params, batch = random_params(PAIR, owners), make_batch(PAIR)
 
     def total(p, remat):
-        return sum(h.sum() for h in run(PAIR, owners, p, batch, remat=remat).values())
+        return sum(h.sum() for h in run(PAIR, owners, p, batch, remat_policy=remat).values())
 
-    plain, again = jax.grad(total)(params, False), jax.grad(total)(params, True)
+    plain, again = jax.grad(total)(params, "everything_saveable"), jax.grad(total)(params, "nothing_saveable")
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), plain, again)
 
 
@@ -172,7 +172,7 @@ def test_layers_of_one_form_are_traced_once():
             ownership.assign_owners(PAIR.tasks, depth, "none"),
             PAIR,
             column_execution="unroll",
-            remat=remat,
+            remat_policy=remat,
         )
         params, batch = net.init(jax.random.key(0)), make_batch(PAIR)
         traced.clear()
@@ -182,4 +182,5 @@ def test_layers_of_one_form_are_traced_once():
         )(params)
         return len(traced)
 
-    assert count(8, False) == count(1, False) and count(8, True) == count(1, True)
+    for policy in ("everything_saveable", "nothing_saveable"):
+        assert count(8, policy) == count(1, policy)

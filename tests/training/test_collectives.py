@@ -10,8 +10,8 @@ from benchmarks.hlo import collectives
 from mtl_jax.config import default
 from mtl_jax.evaluation.scores import abstract_arrays, placement_from_config
 from mtl_jax.experiment.penalties import task_stacks
+from mtl_jax.models import activation_sharding
 from mtl_jax.runs.build import build
-from mtl_jax.training import placement
 from mtl_jax.training.parameter_paths import flatten
 from mtl_jax.training.step import train_step
 
@@ -56,7 +56,7 @@ def moved(tiny, mesh, penalties):
 @pytest.fixture
 def small_leaves_too(monkeypatch):
     """Leaves of this size are split over `model` as large ones are."""
-    monkeypatch.setattr(placement, "LARGE_LEAF", 256)
+    monkeypatch.setattr(activation_sharding, "LARGE_LEAF", 256)
 
 
 def test_a_penalty_of_the_gram_moves_no_more_than_the_gram(tiny, small_leaves_too):

@@ -62,7 +62,7 @@ def fit_lanes(needed_by: Callable[[int, int], int], seeds: int, lanes: int, budg
             raise UserError(
                 f"{where}: one lane needs {bytes_needed / GIB:.2f} GiB, and {budget / GIB:.2f} GiB are allowed "
                 "(config.ablation.memory_fraction of the device's memory); make the model or "
-                "config.data.rows_per_block smaller, or set config.model.remat=True"
+                "config.data.rows_per_block smaller, or set config.model.remat_policy=nothing_saveable"
             )
         size = _smaller(size, budget / bytes_needed)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from flax import linen as nn
@@ -20,11 +21,17 @@ class Layer(nn.Module):
     positions      whether it needs embeddings with positions; else those of words alone are below it
     attends        whether it drops attention weights (`config.model.attention_dropout`)
     family         the model family whose layer it is, a name of `mtl_jax.models.families`; "" for none
+    tensor_parallel  {path of a parameter in the layer: for each of its axes whether the mesh axis `model` splits it};
+                   other parameters are not split. {}: the layer has no such form, and its largest parameters are split
+                   along their longest axis, wherever that is
+    divisors       fields that have to be multiples of the size of `model`
     """
 
     positions: ClassVar[bool] = False
     attends: ClassVar[bool] = False
     family: ClassVar[str] = ""
+    tensor_parallel: ClassVar[Mapping[str, tuple[bool, ...]]] = {}
+    divisors: ClassVar[tuple[str, ...]] = ()
 
     @classmethod
     def field_names(cls) -> tuple[str, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -46,6 +46,9 @@ def activation_named(name: str):
     return ACTIVATIONS[name]
 
 
+_COLUMNS, _ROWS = (False, True), (True, False)  # which axis of a kernel [in, out] is split
+
+
 class TransformerLayer(Layer):
     """Post-LayerNorm encoder layer (Vaswani et al. 2017) exactly as in BERT and RoBERTa.
 
@@ -56,6 +59,17 @@ class TransformerLayer(Layer):
     positions = True
     attends = True
     family = "bert"
+    # Shoeybi et al. 2019, section 3: a device has some heads and some of the intermediate features, and sums follow
+    # the two output projections
+    tensor_parallel: ClassVar = {
+        **{f"attention/{name}/kernel": _COLUMNS for name in ("query", "key", "value")},
+        **{f"attention/{name}/bias": (True,) for name in ("query", "key", "value")},
+        "attention/output/kernel": _ROWS,
+        "intermediate/kernel": _COLUMNS,
+        "intermediate/bias": (True,),
+        "output/kernel": _ROWS,
+    }
+    divisors = ("num_heads", "intermediate_size")
 
     hidden_size: int
     num_heads: int
