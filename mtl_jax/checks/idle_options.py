@@ -21,7 +21,6 @@ from mtl_jax.data.tokenizers import TOKENIZERS
 from mtl_jax.models.layers import LAYERS
 from mtl_jax.models.mixers import MIXERS
 from mtl_jax.tasks import TASK_KINDS
-from mtl_jax.training.placement import AXES
 
 LANE_MODES = ("ablate", "relate")  # modes that train many runs as lanes of one program
 MODES = ("train", "inspect", *LANE_MODES)  # modes that build a new model, and read all sections about training
@@ -284,9 +283,10 @@ RULES = (
         "config.training.placement = 'jit'; 'pmap' takes all devices",
     ),
     Rule(
-        ("training.placement", "training.offload_optimizer", *(f"training.mesh.{axis}" for axis in AXES)),
+        ("training.placement", "training.offload_optimizer"),
         lambda c, _: False,
-        "--mode=train; in this mode lanes are placed on the devices (config.ablation.lane_execution)",
+        "--mode=train; in this mode lanes are placed on the devices (config.ablation.lane_execution), each on those of "
+        "config.training.mesh",
         LANE_MODES,
     ),
     Rule(

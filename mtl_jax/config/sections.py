@@ -244,7 +244,7 @@ class Optimizer(Protocol):
 
 
 class Mesh(Protocol):
-    """Devices on each axis; -1 = all that are left."""
+    """Devices on each axis; -1 = all that are left. In an ablation: of each lane, where -1 is 1."""
 
     # Rows of a batch; parameters are on every device.
     data: int = -1

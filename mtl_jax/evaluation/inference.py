@@ -20,6 +20,7 @@ from mtl_jax.evaluation.input_records import INPUT_SPLIT, ReadRecords, RecordRea
 from mtl_jax.evaluation.scores import abstract_params, make_evaluator
 from mtl_jax.experiment.assemble import Experiment, assemble
 from mtl_jax.models.layers import LAYERS
+from mtl_jax.runtime import distributed
 from mtl_jax.storage import artifacts
 from mtl_jax.storage.checkpoint import load_params
 from mtl_jax.tasks.base import Task
@@ -124,7 +125,8 @@ def load_model(config: Config, workdir: pathlib.Path, which: Sequence[str]) -> t
     """A run's model without any data, and its parameters (of several checkpoints their mean) as numpy arrays."""
     saved = artifacts.load(workdir)
     experiment = assemble(config, build_corpus(config, saved, {}), saved.architecture, None)
-    return experiment, jax.device_get(average_params(experiment, placement_over_devices(experiment), workdir, which))
+    params = average_params(experiment, placement_over_devices(experiment), workdir, which)
+    return experiment, distributed.to_host(params)
 
 
 def average_params(experiment: Experiment, placement: Placement, workdir: pathlib.Path, which: Sequence[str]) -> Params:

@@ -55,11 +55,11 @@ def placement_from_config(experiment: Experiment) -> Placement:
         len(experiment.tasks),
         offload_optimizer=training.offload_optimizer,
     )
-    _require_even(experiment, placement)
+    require_even(experiment, placement)
     return placement
 
 
-def _require_even(experiment: Experiment, placement: Placement) -> None:
+def require_even(experiment: Experiment, placement: Placement) -> None:
     """Raises UserError where an axis of the mesh does not divide what it splits."""
     data, sizes = experiment.config.data, placement.mesh_shape
     splits = [("data.rows_per_block", data.rows_per_block, "data × fsdp", placement.row_shards)]

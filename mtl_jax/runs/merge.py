@@ -44,6 +44,7 @@ from mtl_jax.runs.merge_columns import (
     require_same_model,
     stack_different_leaves,
 )
+from mtl_jax.runtime import distributed
 from mtl_jax.runtime.progress import progress_bar
 from mtl_jax.sharing.merging import MERGING
 from mtl_jax.storage import artifacts, run_warnings
@@ -146,7 +147,7 @@ def merge(merging: Merging, workdirs: Sequence[pathlib.Path], out: pathlib.Path)
     if best is None:
         raise UserError(f"--mode=merge: {refused[0]['text']}; name others in config.merging.methods")
     seconds = time.monotonic() - began
-    summary = _write(out, config, merger.experiment, loaded, best, refused=refused, seconds=seconds)
+    summary = _write(out, config, merger, loaded, best, refused=refused, seconds=seconds)
     result: MergeResult = {
         "runs": [str(run.workdir) for run in runs],
         "columns": [{"run": str(column.run), "tasks": list(column.tasks)} for column in columns],
@@ -159,7 +160,8 @@ def merge(merging: Merging, workdirs: Sequence[pathlib.Path], out: pathlib.Path)
         "chosen": best.row["name"],
         "warnings": summary["warnings"],
     }
-    folders.write_json(out / "merging.json", result)
+    if distributed.is_first():
+        folders.write_json(out / "merging.json", result)
     return result
 
 
@@ -228,7 +230,7 @@ def _row(name: str, scores: SplitScores, options: dict[str, float] | None = None
 def _write(
     out: pathlib.Path,
     config: Config,
-    experiment: Experiment,
+    merger: _Merger,
     runs: Sequence[LoadedRun],
     best: _Merged,
     *,
@@ -236,9 +238,12 @@ def _write(
     seconds: float,
 ) -> Summary:
     """Writes the merged model as the folder of a run at step 0, and returns its summary."""
-    folders.claim(out, config)
-    artifacts.save(out, experiment.corpus, experiment.model.architecture)
-    state = experiment.init(config.seed)._replace(params=jax.device_get(best.params))
+    experiment, placement = merger.experiment, merger.placement
+    if distributed.is_first():
+        folders.claim(out, config)
+        artifacts.save(out, experiment.corpus, experiment.model.architecture)
+    state = experiment.init(config.seed)._replace(params=distributed.to_host(best.params))
+    state = placement.replicated(placement.put_state(state))
     metadata = data_metadata(experiment.corpus) | {"progress": {"seconds": seconds}}
     with Checkpoints(out, 1) as checkpoints:
         checkpoints.save(state, metadata)
@@ -262,7 +267,8 @@ def _write(
             ]
         ),
     }
-    folders.write_json(out / "summary.json", summary)
+    if distributed.is_first():
+        folders.write_json(out / "summary.json", summary)
     return summary
 
 

@@ -16,6 +16,7 @@ from mtl_jax.errors import UserError
 from mtl_jax.evaluation.scores import abstract_params, placement_from_config
 from mtl_jax.experiment.assemble import Experiment
 from mtl_jax.runs.build import build
+from mtl_jax.runtime import distributed
 from mtl_jax.sharing.merging import first_difference
 from mtl_jax.storage import artifacts
 from mtl_jax.storage import workdir as folders
@@ -153,13 +154,13 @@ def load_run(run: FinishedRun) -> LoadedRun:
             path: jax.tree.map(lambda leaf, index=index: leaf[index], params[path])
             for path, index in zip(owners, column, strict=True)
         }
-        return flatten(jax.device_get(slices))
+        return flatten(distributed.to_host(slices))
 
     columns = [
         Column(run.workdir, tuple(tasks), column_leaves(saved.params, column), column_leaves(base, column))
         for column, tasks in tasks_of_column.items()
     ]
-    return LoadedRun(run, jax.device_get(saved.params), columns)
+    return LoadedRun(run, distributed.to_host(saved.params), columns)
 
 
 def require_one_base(columns: Sequence[Column]) -> None:

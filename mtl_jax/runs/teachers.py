@@ -30,6 +30,7 @@ from mtl_jax.errors import UserError
 from mtl_jax.evaluation.inference import average_params, placement_over_devices
 from mtl_jax.evaluation.input_records import build_corpus
 from mtl_jax.experiment.assemble import Experiment, assemble
+from mtl_jax.runtime import distributed
 from mtl_jax.runtime.progress import progress_bar
 from mtl_jax.storage import artifacts
 from mtl_jax.storage import workdir as folders
@@ -136,15 +137,16 @@ def _soft_labels(run: _Teacher, config: Config, data: Corpus, task: str) -> _Sof
     inputs = {name: array for name, array in rows._asdict().items() if isinstance(array, np.ndarray)}
     labels = {f"labels/{name}": array for name, array in rows.labels[teacher_task].items()}
     key = {
-        "parameters": array_cache.checksum(jax.device_get(flatten(params))),
+        "parameters": array_cache.checksum(distributed.to_host(flatten(params))),
         "model": to_plain({name: run.config[name] for name in ("model", "tasks", "sharing", "images")}),
         "texts": array_cache.checksum(inputs | labels),
         "task": teacher_task,
         "temperature": float(entry.temperature),
     }
-    arrays = array_cache.load_or_make(
-        key, lambda: _predict(experiment, placement, params, dataset, teacher_task, entry.temperature)
-    )
+    arrays = array_cache.load(key)
+    if distributed.any_process(arrays is None):  # all of them predict together
+        arrays = _predict(experiment, placement, params, dataset, teacher_task, entry.temperature)
+        array_cache.store(key, arrays)
     value = arrays["value"] if order is None else arrays["value"][:, order]
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
     return _SoftLabels(value, arrays["known"], digest)
@@ -171,7 +173,7 @@ def _predict(
     outputs = []
     with progress_bar(f"teacher of {name}", "row", len(rows.tokens), leave=False) as bar:
         for batch in evaluation_batches(rows, objective.layout, rows_per_batch):
-            outputs.append(jax.device_get(soften(params, placement.put_eval(batch))))
+            outputs.append(distributed.to_host(soften(params, placement.put_eval(batch))))
             bar.update(int((batch.row >= 0).sum()))
     values = np.concatenate(outputs)[: len(rows.tokens)]
 

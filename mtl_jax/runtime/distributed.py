@@ -226,16 +226,21 @@ def from_first(make: Callable[[], T]) -> T:
     return gather(make() if is_first() else None)[0]
 
 
-def place(tree: T, sharding: jax.sharding.Sharding) -> T:
-    """Leaves that every process has on its host, placed over the devices of all processes."""
-    if jax.process_count() == 1:
-        return jax.device_put(tree, sharding)
+def place(tree: T, shardings: Any) -> T:
+    """Leaves that every process has on its host, placed over the devices of all processes.
 
-    def placed(leaf: Any) -> jax.Array:
+    `shardings`: one for all leaves, or a tree of them.
+    """
+    if jax.process_count() == 1:
+        return jax.device_put(tree, shardings)
+
+    def placed(leaf: Any, sharding: jax.sharding.Sharding) -> jax.Array:
         array = np.asarray(leaf)
         return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
-    return jax.tree.map(placed, tree)
+    if isinstance(shardings, jax.sharding.Sharding):
+        return jax.tree.map(lambda leaf: placed(leaf, shardings), tree)
+    return jax.tree.map(placed, tree, shardings)
 
 
 def to_host(tree: T) -> T:

@@ -559,7 +559,7 @@ SINGLE = [  # field, its value, mode, what makes it act (None: nothing does ther
     ("training.early_stopping_patience", 2, "train", {"training.eval_every": 5}),
     ("training.placement", "pmap", "ablate", None),
     ("training.placement", "pmap", "relate", None),
-    ("training.mesh.task", 2, "ablate", None),
+    ("training.placement", "pmap", "ablate", None),
     ("ablation.options", {"eta": 2}, "ablate", {"ablation.method": "halving"}),
     ("ablation.lr_factors", (1.0,), "ablate", {"ablation.sweeps.rate.field": "penalties.p.strength"}),
     ("ablation.intervals", False, "ablate", {"ablation.num_seeds": 1}),

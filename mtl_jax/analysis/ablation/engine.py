@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
 from typing import TypeVar
 
@@ -18,8 +19,10 @@ from mtl_jax.analysis.ablation.lane_program import Built
 from mtl_jax.analysis.ablation.lanes import Losses, Shape, Steps, no_losses
 from mtl_jax.analysis.ablation.scores import LaneScores
 from mtl_jax.data.batch import Batch
+from mtl_jax.evaluation.scores import require_even
 from mtl_jax.runtime import distributed
 from mtl_jax.training.hyperparameters import Hyperparameters
+from mtl_jax.training.placement import AXES, mesh_placement
 from mtl_jax.training.state import TrainState
 
 T = TypeVar("T")
@@ -38,6 +41,9 @@ class Engine:
 
     def __init__(self, built: Built, shape: Shape, resident: ResidentRows | None):
         self.built, self.shape = built, shape
+        lane_mesh = jax.sharding.Mesh(shape.mesh.devices[0], AXES)
+        self._lane = mesh_placement(lane_mesh, built.spec.slices, len(built.experiment.tasks), offload_optimizer=False)
+        require_even(built.experiment, self._lane)
         self.scores = LaneScores(built.experiment, shape)
         self._accumulate = built.experiment.config.training.grad_accum_steps
         self.source = resident
@@ -47,17 +53,16 @@ class Engine:
             size = sum(leaf.nbytes for leaf in jax.tree.leaves(first)) * shape.seeds
             self.call_steps = max(1, min(MAX_CALL_STEPS, MAX_HOST_BYTES // size))
         self._compiled = self._compile()
-        params = jax.eval_shape(lambda: built.experiment.init_params(0))
-        lanes = shape.seeds * shape.lanes / shape.mesh.size
-        best = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params)) * lanes
-        self.needed = memory.required_bytes(self._compiled) + int(best)
-        self.select = jax.jit(_select, donate_argnums=2)
+        best = jax.tree.leaves(self.abstract_state().params)
+        best_bytes = sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in best)
+        self.needed = memory.required_bytes(self._compiled) + best_bytes
+        self.select = jax.jit(_select, donate_argnums=2, out_shardings=self.lane_shardings()[0].params)
 
     def init(self, seeds: Sequence[int]) -> tuple[TrainState, Losses]:
         """The states [S, L] before the first step. The last seed is repeated to fill the shape."""
         by_seed = {seed: self.built.experiment.init(seed) for seed in dict.fromkeys(seeds)}
         states = [by_seed[seed] for seed in padded(seeds, self.shape.seeds)]
-        return lane_steps.stack_states(states, self.shape), self.zero_losses()
+        return lane_steps.stack_states(states, self.shape, self.shardings), self.zero_losses()
 
     def zero_losses(self) -> Losses:
         """Sums [S, L] before any step."""
@@ -74,7 +79,19 @@ class Engine:
 
     def put(self, tree: T) -> T:
         """Places leaves [S, L, ...]."""
-        return distributed.place(tree, self.shape.sharding("l"))
+        one_lane = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(np.shape(leaf)[2:], leaf.dtype), tree)
+        return distributed.place(tree, self.shardings(one_lane, "l"))
+
+    def shardings(self, one_lane: T, leading: str) -> T:
+        """Of one lane's leaves after the axes that `Shape.sharding` names: parameters are split as in a single run."""
+        return jax.tree.map(lambda of_lane: self.shape.sharding(leading, of_lane.spec), self._lane.shardings(one_lane))
+
+    def constrain(self, state: TrainState) -> TrainState:
+        """The state of one lane, in a program over lanes, with its shardings."""
+        if self.shape.one_device:
+            return state
+        specs = jax.tree.map(lambda sharding: sharding.spec, self._lane.shardings(state))
+        return jax.lax.with_sharding_constraint(state, specs)
 
     def advance(
         self,
@@ -109,9 +126,15 @@ class Engine:
         """Shapes and shardings of the sums [S, L]."""
         return self._abstract(jax.eval_shape(self._no_losses), "l")
 
+    def lane_shardings(self) -> tuple[TrainState, Losses]:
+        """Of the states and the losses [S, L]."""
+        return jax.tree.map(lambda leaf: leaf.sharding, (self.abstract_state(), self.abstract_losses()))
+
     def _compile(self) -> Compiled:
         spec, experiment = self.built.spec, self.built.experiment
-        advance = lane_steps.over_lanes(functools.partial(lane_steps.advance, spec), "llls-", self.shape)
+        advance = lane_steps.over_lanes(
+            functools.partial(lane_steps.advance, spec, self.constrain), "llls-", self.shape
+        )
         arguments = (
             (self.abstract_state(), self.abstract_losses()),
             self._abstract(self.built.hypers[0], "l"),
@@ -119,14 +142,15 @@ class Engine:
             self._abstract(self._inputs(experiment.config.seed, 0, 1), "s"),
             self._abstract(Steps(self.source, np.int32(0)), "-"),
         )
-        return jax.jit(advance, donate_argnums=0).lower(*arguments).compile()
+        return jax.jit(advance, donate_argnums=0, out_shardings=self.lane_shardings()).lower(*arguments).compile()
 
     def _abstract(self, tree: T, leading: str) -> T:
         """Shapes and shardings of leaves with the axes that `Shape.sharding` names."""
         axes = {"l": (self.shape.seeds, self.shape.lanes), "s": (self.shape.seeds,), "-": ()}[leading]
-        sharding = self.shape.sharding(leading)
         return jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct((*axes, *leaf.shape), leaf.dtype, sharding=sharding), tree
+            lambda leaf, sharding: jax.ShapeDtypeStruct((*axes, *leaf.shape), leaf.dtype, sharding=sharding),
+            tree,
+            self.shardings(tree, leading),
         )
 
     def _inputs(self, seed: int, start: int, steps: int) -> Draws | Batch:

@@ -14,7 +14,7 @@ config.ablation.method = "hypergradient", with the options
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -76,12 +76,19 @@ class TunedLane(NamedTuple):
 
 
 class Move(NamedTuple):
-    """What is static about a move: the optimizer of log λ, {sweep: fields that it sets}, differentiated steps."""
+    """What is static about a move.
+
+    fields     {sweep: fields that it sets}
+    optimizer  of log λ
+    unroll     differentiated steps
+    constrain  see `lanes.advance`
+    """
 
     spec: StepSpec
     fields: Mapping[str, Sequence[str]]
     optimizer: optax.GradientTransformation
     unroll: int
+    constrain: Callable[[TrainState], TrainState] = lambda state: state
 
 
 class Inputs(NamedTuple):
@@ -122,8 +129,11 @@ class Tuner:
         self._dev_rows = dev_batches(built, config.seed)
         dev_source = distributed.place(resident_rows(self._dev_rows), shape.sharding("-"))
         self._sources = Sources(engine.source, dev_source)
-        function = functools.partial(move, Move(built.spec, self._fields, self._adam, self.unroll))
-        self._compiled = jax.jit(lane_steps.over_lanes(function, "llls-", shape), donate_argnums=0)
+        static = Move(built.spec, self._fields, self._adam, self.unroll, engine.constrain)
+        function = lane_steps.over_lanes(functools.partial(move, static), "llls-", shape)
+        lanes = shape.sharding("l")
+        shardings = TunedLane(*engine.lane_shardings(), logs=lanes, moments=lanes)
+        self._compiled = jax.jit(function, donate_argnums=0, out_shardings=shardings)
 
     def init(self, settings: Sequence[int]) -> tuple[dict[str, jax.Array], optax.OptState]:
         """log λ {sweep: [S, L]} and Adam's state, before the first move."""
@@ -179,7 +189,7 @@ def move(
     """
     spec, fields = static.spec, static.fields
     dev_rows = jax.tree.map(lambda leaf: leaf[0, 0], inputs.dev)
-    batch = gather(sources.dev, spec.objective.layout, *dev_rows)
+    batch = lane_steps.split_rows(gather(sources.dev, spec.objective.layout, *dev_rows), 1)
 
     def dev_loss(logs):
         moved = _with(hyper, fields, jax.tree.map(jnp.exp, logs))
@@ -187,7 +197,7 @@ def move(
         def step(carry, number):
             batch = lane_steps.batch_at(spec, sources.train, inputs.train, number)
             state, metrics = train_step(spec, carry, batch, moved)
-            return state, (metrics["losses"], metrics["present"])
+            return static.constrain(state), (metrics["losses"], metrics["present"])
 
         after, (losses, present) = jax.lax.scan(step, lane.state, jnp.arange(static.unroll, dtype=jnp.int32))
         return _mean_loss(spec, after, batch, moved), (after, losses, present)

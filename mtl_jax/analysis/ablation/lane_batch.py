@@ -356,9 +356,10 @@ class LaneBatch:
         self._set_engine(self._engine_for(len(self.seeds), len(self.settings)))
         columns += [columns[-1]] * (self.engine.shape.lanes - len(columns))
         rows = [min(s, len(self.seeds) - 1) for s in range(self.engine.shape.seeds)]
+        state_shardings, loss_shardings = self.engine.lane_shardings()
         take = jax.jit(
             lambda tree: jax.tree.map(lambda leaf: leaf[np.asarray(rows)][:, np.asarray(columns)], tree),
-            out_shardings=self.engine.shape.sharding("l"),
+            out_shardings=(state_shardings, state_shardings.params, loss_shardings),
         )
         self.states, self.best, self.losses = take((self.states, self.best, self.losses))
 

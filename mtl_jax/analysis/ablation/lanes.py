@@ -7,8 +7,9 @@ computes the same as when it is trained alone.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,12 +18,19 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from mtl_jax.analysis.ablation.device_rows import Draws, ResidentRows, gather
 from mtl_jax.data.batch import Batch
+from mtl_jax.errors import UserError
+from mtl_jax.models.activation_sharding import ROW_AXES, axis_size
 from mtl_jax.runtime import distributed
 from mtl_jax.training.hyperparameters import Hyperparameters
+from mtl_jax.training.placement import AXES
 from mtl_jax.training.state import StepSpec, TrainState
 from mtl_jax.training.step import train_step
 
 LAYOUTS = ("vmap", "map")
+NO_MESH: Mapping[str, int] = {}  # each lane on one device
+_WHOLE = PartitionSpec()
+
+LaneShardings = Callable[[Any, str], Any]  # tree of one lane, leading axes as in `Shape.sharding` -> shardings
 
 
 class Losses(NamedTuple):
@@ -54,9 +62,9 @@ def batch_at(spec: StepSpec, source: ResidentRows | None, inputs: Draws | Batch,
       number: index of the batch.
     """
     batch = jax.tree.map(lambda leaf: leaf[number], inputs)
-    if source is None:
-        return batch
-    return jax.vmap(lambda dataset, row: gather(source, spec.objective.layout, dataset, row))(*batch)
+    if source is not None:
+        batch = jax.vmap(lambda dataset, row: gather(source, spec.objective.layout, dataset, row))(*batch)
+    return split_rows(batch, 2)
 
 
 class Steps(NamedTuple):
@@ -68,13 +76,17 @@ class Steps(NamedTuple):
 
 def advance(
     spec: StepSpec,
+    constrain: Callable[[TrainState], TrainState],
     lane: tuple[TrainState, Losses],
     hyper: Hyperparameters,
     active: jax.Array,
     inputs: Draws | Batch,
     steps: Steps,
 ) -> tuple[TrainState, Losses]:
-    """The state and the losses of one lane after some steps; unchanged where it is not `active`."""
+    """The state and the losses of one lane after some steps; unchanged where it is not `active`.
+
+    `constrain` gives a state its shardings on the mesh of the lane.
+    """
 
     def step(number: jax.Array, carry: tuple[TrainState, Losses]) -> tuple[TrainState, Losses]:
         state, losses = carry
@@ -83,7 +95,7 @@ def advance(
         total = losses.total + jnp.where(counted, metrics["losses"], 0.0)
         ratio = metrics["penalty_ratio"]
         finite = {name: jnp.isfinite(value) for name, value in ratio.items()}
-        return state, Losses(
+        return constrain(state), Losses(
             total,
             losses.count + counted.astype(jnp.float32),
             {name: losses.ratio[name] + jnp.where(finite[name], value, 0.0) for name, value in ratio.items()},
@@ -96,10 +108,10 @@ def advance(
 class Shape(NamedTuple):
     """How S seeds × L settings are placed on the devices.
 
-    seeds, lanes  S and L, padded so that they can be divided evenly among the devices
-    axis          0 if the seeds are divided among the devices, 1 for the settings
-    layout        "vmap", the lanes of a device at once, or "map", sequentially
-    mesh          the devices
+    seeds, lanes  S and L, padded so that they can be divided evenly along the axis `lane` of the mesh
+    axis          0 if the seeds are divided, 1 for the settings
+    layout        "vmap", the lanes of a part at once, or "map", sequentially
+    mesh          all devices: `lane`, and the axes of the mesh on which each lane is trained
     """
 
     seeds: int
@@ -108,13 +120,19 @@ class Shape(NamedTuple):
     layout: str
     mesh: Mesh
 
-    def sharding(self, leading: str) -> NamedSharding:
-        """Of leaves [S, L, ...] ("l"), [S, ...] ("s") or others ("-")."""
-        return NamedSharding(self.mesh, self._spec(leading))
+    def sharding(self, leading: str, spec: PartitionSpec = _WHOLE) -> NamedSharding:
+        """Of leaves [S, L, ...] ("l"), [S, ...] ("s") or others ("-"); `spec` of what follows these axes."""
+        return NamedSharding(self.mesh, PartitionSpec(*self.leading_spec(leading), *spec))
 
-    def _spec(self, leading: str) -> PartitionSpec:
+    def leading_spec(self, leading: str) -> PartitionSpec:
+        """Of the axes of the lanes alone."""
         axes = {"l": 2, "s": 1, "-": 0}[leading]
         return PartitionSpec(*("lane" if i == self.axis else None for i in range(axes)))
+
+    @property
+    def one_device(self) -> bool:
+        """Whether each lane is on one device."""
+        return self.mesh.size == self.mesh.shape["lane"]
 
     def local_cells(self) -> list[tuple[int, int]]:
         """The cells [s, i] that are on devices of this process, and not on those of an earlier one."""
@@ -124,13 +142,32 @@ class Shape(NamedTuple):
         return [cell for cell in cells if owners[cell[self.axis] // size] == jax.process_index()]
 
 
-def shape_of(seeds: int, lanes: int, layout: str) -> Shape:
-    """S × L on all devices, with as few padding lanes as possible."""
-    devices = jax.devices()
-    padded = [(seeds + -seeds % len(devices), lanes), (seeds, lanes + -lanes % len(devices))]
+def shape_of(seeds: int, lanes: int, layout: str, mesh: Mapping[str, int] = NO_MESH) -> Shape:
+    """S × L on all devices, with as few padding lanes as possible.
+
+    Args:
+      seeds, lanes: S and L.
+      layout: see `Shape`.
+      mesh: devices of each lane, by axis of `AXES`; -1, all that are left, is 1: other lanes are trained on them.
+
+    Raises:
+      UserError: the devices cannot be divided so.
+    """
+    sizes = [abs(int(mesh.get(axis, 1))) for axis in AXES]
+    count, each = jax.device_count(), math.prod(sizes)
+    if count % each:
+        fitting = ", ".join(str(n) for n in range(1, count + 1) if count % n == 0)
+        raise UserError(
+            f"config.training.mesh: a lane on {' × '.join(map(str, sizes))} devices ({', '.join(AXES)}) takes {each}, "
+            f"which {count} devices cannot be divided by; together the sizes may be {fitting}"
+        )
+    parts = count // each
+    padded = [(seeds + -seeds % parts, lanes), (seeds, lanes + -lanes % parts)]
     axis = min((1, 0), key=lambda i: padded[i][0] * padded[i][1])
-    mesh = Mesh(np.asarray(devices), ("lane",), axis_types=(AxisType.Auto,))
-    return Shape(*padded[axis], axis, layout, mesh)
+    names = ("lane", *AXES)
+    return Shape(
+        *padded[axis], axis, layout, jax.make_mesh((parts, *sizes), names, axis_types=(AxisType.Auto,) * len(names))
+    )
 
 
 def over_lanes(function: Callable, axes: str, shape: Shape) -> Callable:
@@ -151,8 +188,22 @@ def over_lanes(function: Callable, axes: str, shape: Shape) -> Callable:
         mapped = _sequential(_sequential(function, [a == "l" for a in axes]), [a != "-" for a in axes])
     if shape.mesh.size == 1:
         return mapped
-    specs = tuple(shape.sharding(a).spec for a in axes)
-    return jax.shard_map(mapped, mesh=shape.mesh, in_specs=specs, out_specs=shape.sharding("l").spec, check_vma=False)
+    return jax.shard_map(
+        mapped,
+        mesh=shape.mesh,
+        in_specs=tuple(map(shape.leading_spec, axes)),
+        out_specs=shape.leading_spec("l"),
+        axis_names=set(shape.mesh.axis_names if shape.one_device else ("lane",)),  # the compiler divides the others
+        check_vma=False,
+    )
+
+
+def split_rows(batch: Batch, axis: int) -> Batch:
+    """A batch of one lane with its rows, an axis of its leaves, over the devices of the lane."""
+    if axis_size(*ROW_AXES) == 1:
+        return batch
+    spec = PartitionSpec(*(None,) * axis, ROW_AXES)
+    return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, spec) if x.ndim > axis else x, batch)
 
 
 def _sequential(function: Callable, is_mapped: Sequence[bool]) -> Callable:
@@ -174,12 +225,12 @@ def stack_hypers(hypers: Sequence[Hyperparameters], seeds: int) -> Hyperparamete
     return jax.tree.map(lambda leaf: np.broadcast_to(leaf, (seeds, *leaf.shape)), stacked)
 
 
-def stack_states(states: Sequence[TrainState], shape: Shape) -> TrainState:
+def stack_states(states: Sequence[TrainState], shape: Shape, shardings: LaneShardings) -> TrainState:
     """The initial states of S seeds as one tree with leaves [S, L, ...], placed."""
 
     def spread(*leaves):
         stacked = jnp.stack(leaves)
         return jnp.broadcast_to(stacked[:, None], (shape.seeds, shape.lanes, *stacked.shape[1:]))
 
-    arguments = [distributed.place(state, shape.sharding("-")) for state in states]
-    return jax.jit(lambda states: jax.tree.map(spread, *states), out_shardings=shape.sharding("l"))(arguments)
+    arguments = [distributed.place(state, shardings(state, "-")) for state in states]
+    return jax.jit(lambda states: jax.tree.map(spread, *states), out_shardings=shardings(states[0], "l"))(arguments)

@@ -190,12 +190,13 @@ class _Training(NamedTuple):
         layout = ablation.lane_execution
         if layout == "auto":
             layout = "map" if jax.default_backend() == "cpu" else "vmap"
+        shape_of = functools.partial(lanes.shape_of, layout=layout, mesh=self.config.training.mesh.to_dict())
         budget = memory.available_bytes(ablation.memory_fraction)
-        rows = resident(built, lanes.shape_of(seeds, count, layout).mesh, budget)
+        rows = resident(built, shape_of(seeds, count).mesh, budget)
 
         @functools.lru_cache(maxsize=2)
         def engine_for(seeds: int, settings: int) -> Engine:
-            return Engine(built, lanes.shape_of(seeds, settings, layout), rows)
+            return Engine(built, shape_of(seeds, settings), rows)
 
         wanted = (seeds, count)
         if ablation.max_lanes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -11,9 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mtl_jax.analysis.ablation.lanes import Shape, over_lanes
+from mtl_jax.analysis.ablation.lanes import Shape, over_lanes, split_rows
+from mtl_jax.data.batch import Batch
 from mtl_jax.data.sampler import joint_evaluation_batches
 from mtl_jax.evaluation.evaluator import (
+    EvaluationProgram,
     Outputs,
     Sums,
     evaluation_program,
@@ -31,6 +34,7 @@ from mtl_jax.evaluation.metric_inputs import (
 )
 from mtl_jax.experiment.assemble import Experiment
 from mtl_jax.experiment.penalties import task_stacks
+from mtl_jax.models.activation_sharding import ROW_AXES
 from mtl_jax.runtime import distributed
 from mtl_jax.sharing import gram
 from mtl_jax.storage.summary import Scores
@@ -72,15 +76,20 @@ class LaneScores:
     def __init__(self, experiment: Experiment, shape: Shape):
         self.experiment, self.corpus = experiment, experiment.corpus
         self._shape, self._cells = shape, shape.local_cells()
-        self._rows = experiment.config.evaluation.rows_per_batch
+        rows, shards = experiment.config.evaluation.rows_per_batch, math.prod(shape.mesh.shape[a] for a in ROW_AXES)
+        self._rows = rows + -rows % shards
         self._groups = []
+
+        def jitted(function: Callable, axes: str) -> Callable:
+            return jax.jit(over_lanes(function, axes, shape), out_shardings=shape.sharding("l"))
+
         for datasets in group_by_size(self.corpus, 2.0):
             blocks = tuple((self.corpus.layout.datasets.index(name),) for name in datasets)
             objective = experiment.objective_for(dataclasses.replace(self.corpus.layout, candidates=blocks))
-            predict = jax.jit(over_lanes(without_probabilities(evaluation_program(objective)), "l-", shape))
+            predict = jitted(functools.partial(_predict, without_probabilities(evaluation_program(objective))), "l-")
             self._groups.append((datasets, objective, predict))
-        self._stacks = jax.jit(over_lanes(lambda params: _grams(params, experiment), "l", shape))
-        self._effects = jax.jit(over_lanes(functools.partial(_penalty_distances, experiment), "ls", shape))
+        self._stacks = jitted(lambda params: _grams(params, experiment), "l")
+        self._effects = jitted(functools.partial(_penalty_distances, experiment), "ls")
         self._gold: dict[tuple[str, str], _Gold] = {}
 
     def score(
@@ -218,6 +227,10 @@ class LaneScores:
         `params` has leaves [S, L, ...]; `initial`, the parameters before the first step, [S, ...].
         """
         return distributed.to_host(self._effects(params, initial))
+
+
+def _predict(program: EvaluationProgram, params: Params, batch: Batch) -> tuple[Outputs, Sums]:
+    return program(params, split_rows(batch, 1))
 
 
 def _penalty_distances(experiment: Experiment, params: Params, initial: Params) -> dict[str, jax.Array]:

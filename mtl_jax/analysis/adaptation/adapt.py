@@ -23,6 +23,7 @@ from mtl_jax.analysis.adaptation.sources import INITIAL_VALUES, Source, load_sou
 from mtl_jax.analysis.intervals import interval, paired_difference, with_corrected_p
 from mtl_jax.config.sections import Config
 from mtl_jax.evaluation.ranking import rank
+from mtl_jax.runtime import distributed
 from mtl_jax.runtime.progress import progress_bar
 from mtl_jax.storage import run_warnings
 from mtl_jax.storage.summary import RunWarning
@@ -133,8 +134,9 @@ def adapt(
         warning for tasks in tasks_by_key.values() for task in tasks.values() for warning in task.warnings
     )
     result["differences"] = _differences(result["scores"], result["against"])
-    out.mkdir(parents=True, exist_ok=True)
-    write_json(out / "adapt.json", result)
+    if distributed.is_first():
+        out.mkdir(parents=True, exist_ok=True)
+        write_json(out / "adapt.json", result)
     return result
 
 

@@ -16,6 +16,7 @@ from mtl_jax.analysis.adaptation.episodes import Episode, as_chunks, single_bloc
 from mtl_jax.data.batch import PackedRows
 from mtl_jax.errors import UserError
 from mtl_jax.experiment.assemble import Experiment
+from mtl_jax.runtime import distributed
 from mtl_jax.training import objective as terms
 from mtl_jax.training.objective import Params
 from mtl_jax.training.optimizer import OptimizerSpec
@@ -77,13 +78,13 @@ class Learner:
         if by_draw:
             layers = jax.tree.map(lambda leaf: leaf[order], layers)
         rows = self._episode.rows
-        predicted = self._program(shape, by_draw)(
-            layers, rows["train"], as_chunks(rows[split]), supports[order], order.astype(np.int32), by_lane
-        )
-        return np.asarray(predicted)[:draws, : len(rates), :, : len(self._episode.gold[split])]
+        arguments = (layers, rows["train"], as_chunks(rows[split]), supports[order], order.astype(np.int32), by_lane)
+        placed = [distributed.place(x, shape.sharding(a)) for x, a in zip(arguments, _axes(by_draw), strict=True)]
+        predicted = distributed.to_host(self._program(shape, by_draw)(*placed))
+        return predicted[:draws, : len(rates), :, : len(self._episode.gold[split])]
 
     def _compile(self, shape: Shape, by_draw: bool) -> Callable[..., jax.Array]:
-        return jax.jit(over_lanes(self._lane, f"{'s' if by_draw else '-'}--ssl", shape))
+        return jax.jit(over_lanes(self._lane, _axes(by_draw), shape))
 
     def _lane(
         self,
@@ -137,3 +138,8 @@ class Learner:
             carry = jax.lax.fori_loop(jnp.int32(begin), jnp.int32(end), step, carry)
             predictions.append(predict(carry[0]))
         return jnp.stack(predictions)
+
+
+def _axes(by_draw: bool) -> str:
+    """The leading axes of the arguments of `Learner._lane`, see `over_lanes`."""
+    return f"{'s' if by_draw else '-'}--ssl"

@@ -20,6 +20,7 @@ from mtl_jax.experiment.assemble import Experiment, assemble
 from mtl_jax.experiment.inputs import label_specs, load_encoder, max_length
 from mtl_jax.storage import artifacts
 from mtl_jax.storage.checkpoint import require_checkpoint
+from mtl_jax.storage.data_identity import require_same_on_all_hosts
 from mtl_jax.training.objective import Params
 from mtl_jax.training.placement import require_platform
 
@@ -90,6 +91,7 @@ def task_experiment(source: Source, task: str, pretrained_params: Params | None 
         tasks=(task,),
         max_unseen_labels=config.data.max_unseen_labels,
     )
+    require_same_on_all_hosts(data)
     return assemble(config, data, saved.architecture, pretrained_params)
 
 

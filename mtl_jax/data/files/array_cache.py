@@ -38,20 +38,33 @@ def load_or_make(
 
     A cache that cannot be written costs time only, with a warning.
     """
-    name = hashlib.sha256(json.dumps([VERSION, key], sort_keys=True).encode()).hexdigest()
-    path = cache_folder() / "encoded" / f"{name}.npz"
-    cached = _read(path)
+    cached = load(key)
     if cached is not None:
         return cached
     began = time.perf_counter()
     arrays = {name: np.asarray(array) for name, array in make().items()}
-    if time.perf_counter() - began < worth:
-        return arrays
+    if time.perf_counter() - began >= worth:
+        store(key, arrays)
+    return arrays
+
+
+def load(key: Mapping[str, Any]) -> dict[str, np.ndarray] | None:
+    """The arrays of a key; None where the cache lacks them."""
+    return _read(_path(key))
+
+
+def store(key: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
+    """Writes arrays to the cache; one that cannot be written costs a warning."""
+    path = _path(key)
     try:
         _write(path, arrays)
     except OSError as error:
         logging.getLogger(__name__).warning("cannot write to the cache %s: %s", path.parent, error)
-    return arrays
+
+
+def _path(key: Mapping[str, Any]) -> pathlib.Path:
+    name = hashlib.sha256(json.dumps([VERSION, key], sort_keys=True).encode()).hexdigest()
+    return cache_folder() / "encoded" / f"{name}.npz"
 
 
 def checksum(arrays: Mapping[str, np.ndarray]) -> str:

@@ -8,6 +8,8 @@ import pytest
 from mtl_jax.analysis.ablation import engine as engines
 from mtl_jax.analysis.ablation import lane_program, lanes, plan, traced_fields
 from mtl_jax.config import default
+from mtl_jax.errors import UserError
+from mtl_jax.models import activation_sharding
 from mtl_jax.runs.build import build
 from mtl_jax.training.step import train_step
 
@@ -24,12 +26,12 @@ def grid(tiny, **changes):
     return config
 
 
-def trained(config, layout, steps, only=None, resident="auto"):
+def trained(config, layout, steps, only=None, resident="auto", mesh=lanes.NO_MESH):
     """The states [S, L] of the sweep's program (or the ends) after some steps, and what was built."""
     config.ablation.data_placement = resident
     one = next(p for p in plan.make_plan(config, lambda c: None).programs if p.name == (only or "sharing"))
     built = lane_program.build(one, lane_program.Sources())
-    shape = lanes.shape_of(len(SEEDS), len(built.settings), layout)
+    shape = lanes.shape_of(len(SEEDS), len(built.settings), layout, mesh)
     engine = engines.Engine(built, shape, engines.resident(built, shape.mesh, 1 << 30))
     states, losses = engine.init(SEEDS)
     active = np.zeros((shape.seeds, shape.lanes), bool)
@@ -39,6 +41,8 @@ def trained(config, layout, steps, only=None, resident="auto"):
         states, losses = engine.advance(
             states, losses, hyper, active=active, seeds=SEEDS, start=start, steps=min(25, steps - start)
         )
+    used = {axis for leaf in jax.tree.leaves(states.params) for axis in leaf.sharding.spec}
+    assert used >= {axis for axis in mesh if axis != "data"}  # parameters are split
     return jax.device_get(states), jax.device_get(losses), built
 
 
@@ -137,6 +141,28 @@ def test_a_lane_that_goes_non_finite_is_frozen_alone(tiny):
     alone = solo(config, plan.Setting("sharing", {}, {"optimizer.learning_rate": 0.01}), 0, 30)[0]
     first = jax.tree.map(lambda leaf: leaf[0, 0], states.params)
     assert distance(first, alone.params) <= 1e-6
+
+
+@pytest.mark.parametrize(
+    ("mesh", "layout", "resident"),
+    [({"model": 2}, "map", "device"), ({"data": 2, "task": 2}, "vmap", "host"), ({"fsdp": 4}, "map", "device")],
+)
+def test_a_lane_on_a_mesh_is_the_lane_on_one_device(tiny, differs, monkeypatch, mesh, layout, resident):
+    monkeypatch.setattr(activation_sharding, "LARGE_LEAF", 64)
+    changes = {"model__layer_type": "transformer", "model__num_heads": 2, "model__intermediate_size": 16, **QUICK}
+    config = grid(tiny, optimizer__name="sgd", optimizer__learning_rate=0.05, model__dropout=0.1, **changes)
+    want, want_losses, _ = trained(config, layout, 30, resident=resident)
+    found, found_losses, _ = trained(config, layout, 30, resident=resident, mesh=mesh)
+    cells = len(SEEDS), len(config.ablation.sweeps.strength.points)
+    found, want = (jax.tree.map(lambda x: x[: cells[0], : cells[1]], s.params) for s in (found, want))
+    differs(f"lanes on {mesh}, by {layout}", distance(found, want), 0.0, 1e-5)
+    totals = (x.total[: cells[0], : cells[1]] for x in (found_losses, want_losses))
+    differs("their losses", *totals, 1e-4)
+
+
+def test_a_mesh_that_does_not_divide_the_devices():
+    with pytest.raises(UserError, match=r"takes 3, which 8 devices cannot be divided by; together .* 1, 2, 4, 8"):
+        lanes.shape_of(1, 1, "map", {"model": 3})
 
 
 def test_over_lanes_splits_either_axis():
