@@ -266,6 +266,7 @@ def adapt(options: Options) -> None:
     from mtl_jax import checks
     from mtl_jax.analysis.adaptation import report
     from mtl_jax.analysis.adaptation.adapt import adapt
+    from mtl_jax.runtime import distributed
     from mtl_jax.storage.workdir import prepare, read_config
 
     runs = options.all_runs()
@@ -280,7 +281,8 @@ def adapt(options: Options) -> None:
         checks.check(config, "evaluate")
     checkpoint = which if options.checkpoint else None
     result = adapt(options.config, run_configs, checkpoint, out, lambda config: checks.check(config, options.mode))
-    print(report.render(result, out))
+    if distributed.is_first():
+        print(report.render(result, out))
 
 
 def report(options: Options) -> None:

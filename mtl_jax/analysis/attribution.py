@@ -24,6 +24,7 @@ from mtl_jax.evaluation import inference, input_files
 from mtl_jax.evaluation.input_records import ReadRecords
 from mtl_jax.experiment.assemble import Experiment
 from mtl_jax.models.ownership import adapter_path
+from mtl_jax.runtime import distributed
 from mtl_jax.runtime.progress import progress_bar
 from mtl_jax.tasks import TASK_KINDS
 from mtl_jax.training.placement import require_platform
@@ -84,10 +85,11 @@ def attribute(
         read = predictor.reading.read(records, opened.folder)
         lines = predictor.predict_read(read, opened)
         attributions = _attributions(predictor, read)
-    out.mkdir(parents=True, exist_ok=True)
-    _write_lines(out / "attributions.jsonl", lines, attributions)
-    parts = _page(predictor, lines, attributions)
-    file = html.save(out / "attribution.html", f"Attributions, {workdir.name}", parts)
+    file = out / "attribution.html"
+    if distributed.is_first():  # all processes have computed the same: there are few records
+        out.mkdir(parents=True, exist_ok=True)
+        _write_lines(out / "attributions.jsonl", lines, attributions)
+        html.save(file, f"Attributions, {workdir.name}", _page(predictor, lines, attributions))
     return f"{len(attributions)} records\npage     {file}\nnumbers  {out / 'attributions.jsonl'}"
 
 
@@ -165,7 +167,7 @@ def _attributions(predictor: inference.Predictor, read: ReadRecords) -> list[dic
             # no more rows than there are: empty rows cost as much as full ones
             rows_per_batch = min(experiment.config.evaluation.rows_per_batch, len(rows.tokens))
             for batch in evaluation_batches(rows, layout, rows_per_batch):
-                by_task = jax.device_get(run(predictor.params, batch))
+                by_task = distributed.to_host(run(predictor.params, batch))
                 _add_batch(results, predictor, read, dataset, batch, {task: by_task[task] for task in tasks})
                 bar.update(int((batch.row >= 0).sum()))
     return results

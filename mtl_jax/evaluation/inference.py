@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import pathlib
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
@@ -25,7 +26,7 @@ from mtl_jax.storage import artifacts
 from mtl_jax.storage.checkpoint import load_params
 from mtl_jax.tasks.base import Task
 from mtl_jax.training.objective import Params
-from mtl_jax.training.placement import Placement, make_placement
+from mtl_jax.training.placement import AXES, Placement, mesh_placement
 
 
 def location_fields(record: Record, opened: OpenInput) -> dict[str, Any]:
@@ -36,7 +37,11 @@ def location_fields(record: Record, opened: OpenInput) -> dict[str, Any]:
 
 
 class Predictor:
-    """A run's model, for any records. Its programs are compiled once, for the shapes of the first records."""
+    """A run's model, for any records. Its programs are compiled once, for the shapes of the first records.
+
+    alone  whether each of several processes predicts records of its own; otherwise all predict the same together,
+           since the parameters are split over more devices than one of them has
+    """
 
     def __init__(self, config: Config, workdir: pathlib.Path, which: Sequence[str], tasks: Sequence[str] = ()):
         """Loads the checkpoints `which` of a run; the parameters of several are averaged. `tasks`: () for all."""
@@ -44,7 +49,8 @@ class Predictor:
         self.reading = RecordReading(config, saved, tasks)
         experiment = assemble(config, build_corpus(config, saved, {}), saved.architecture, None)
         self.experiment = experiment._replace(corpus=self.reading.read([]).corpus)
-        self._placement = placement_over_devices(self.experiment)
+        self.alone = jax.process_count() == 1 or _mesh_over(config, jax.local_device_count()) is not None
+        self._placement = placement_over_devices(self.experiment, self.alone)
         self.params = average_params(self.experiment, self._placement, workdir, which)
         self._evaluator = make_evaluator(self.experiment, self._placement, self.reading.tasks)
         self._rows: dict[str, int] = {}  # R of the batches of each group
@@ -56,13 +62,20 @@ class Predictor:
     def predict_read(self, read: ReadRecords, opened: OpenInput) -> list[dict[str, Any]]:
         """As `predict`, of records that `reading.read` returned."""
         lines = [location_fields(record, opened) for record in read.records]
+        self.set_rows(read)
         for group, numbers in read.numbers.items():
-            rows = self._rows.setdefault(group, self._rows_per_batch(read.corpus.rows[group][INPUT_SPLIT]))
-            predicted = self._evaluator.for_corpus(read.corpus, rows).predict(self.params, group, INPUT_SPLIT)
+            predicted = self._evaluator.for_corpus(read.corpus, self._rows[group]).predict(
+                self.params, group, INPUT_SPLIT
+            )
             split = read.corpus.splits[group][INPUT_SPLIT]
             for name, values in predicted.values.items():
                 self._fill(lines, name, values, split, numbers, read.readers[self.reading.dataset_of[name]])
         return lines
+
+    def set_rows(self, read: ReadRecords) -> None:
+        """Sets R, rows of a batch, of the groups that had no records before."""
+        for group in read.numbers:
+            self._rows.setdefault(group, self._rows_per_batch(read.corpus.rows[group][INPUT_SPLIT]))
 
     def _rows_per_batch(self, rows: PackedRows) -> int:
         """R: no more rows than there are, so that a few records are not a batch of empty rows."""
@@ -139,10 +152,27 @@ def average_params(experiment: Experiment, placement: Placement, workdir: pathli
     return jax.tree.map(lambda leaf: leaf / len(which), total) if len(which) > 1 else total
 
 
-def placement_over_devices(experiment: Experiment) -> Placement:
-    """PackedRows split over all devices."""
-    shape = {"data": jax.device_count(), "task": 1, "model": 1}
-    return make_placement("jit", shape, experiment.spec.slices, len(experiment.tasks))
+def placement_over_devices(experiment: Experiment, alone: bool = False) -> Placement:
+    """Rows over all devices, or with `alone` those of this process; parameters as `config.training.mesh` splits them.
+
+    A run may have been trained on other devices: where the mesh does not divide these, each has all parameters.
+    """
+    devices = jax.local_devices() if alone else jax.devices()
+    sizes = _mesh_over(experiment.config, len(devices)) or dict.fromkeys(AXES, 1) | {"data": len(devices)}
+    names = tuple(sizes)
+    mesh = jax.make_mesh(
+        tuple(sizes.values()), names, devices=devices, axis_types=(jax.sharding.AxisType.Auto,) * len(names)
+    )
+    return mesh_placement(mesh, experiment.spec.slices, len(experiment.tasks), offload_optimizer=False)
+
+
+def _mesh_over(config: Config, count: int) -> dict[str, int] | None:
+    """Devices for each axis where `config.training.mesh` divides so many, with all that are left along `data`."""
+    sizes = {axis: int(config.training.mesh[axis]) for axis in AXES if axis != "data"}
+    split = math.prod(size for size in sizes.values() if size > 0)
+    sizes = {axis: size if size > 0 else max(1, count // split) for axis, size in sizes.items()}
+    split = math.prod(sizes.values())
+    return None if count % split else {axis: sizes.get(axis, count // split) for axis in AXES}
 
 
 def _answers(split: Split, spans: np.ndarray) -> dict[str, list[Any]]:

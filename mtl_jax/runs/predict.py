@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
+import itertools
 import pathlib
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import jax
 
 from mtl_jax.config.sections import Config
 from mtl_jax.data.records import Note, Record, summarize_notes
 from mtl_jax.errors import UserError
 from mtl_jax.evaluation.inference import Predictor, location_fields
-from mtl_jax.evaluation.input_files import InputRequest, open_input
+from mtl_jax.evaluation.input_files import InputRequest, OpenInput, open_input
+from mtl_jax.runtime import distributed
 from mtl_jax.runtime.progress import progress_bar
 from mtl_jax.storage.prediction_file import PredictionFile
 from mtl_jax.training.placement import require_platform
@@ -40,6 +46,8 @@ def predict(
     line is the text, the words separated by blanks, or the path of the picture of every data set that reads one field.
     Paths of pictures are relative to the folder of the file.
 
+    Of several processes each predicts every so many-th `CHUNK` records, and the first writes all.
+
     Predictions are written at once, `CHUNK` records at a time. If the target has the first predictions already, because
     the same command was stopped, the rest is appended; any other content is replaced.
 
@@ -58,30 +66,83 @@ def predict(
     require_platform(config.training.platform)
     if target and source != "-" and pathlib.Path(source).resolve() == pathlib.Path(target).resolve():
         raise UserError(f"--output={target} is the input; name another file")
+    if source == "-" and jax.process_count() > 1:
+        raise UserError("--input=-: several processes have no common standard input; name a file")
     predictor = Predictor(config, workdir, which, tasks)
     notes: list[Note] = []
     with contextlib.ExitStack() as stack:
         opened = stack.enter_context(
             open_input(InputRequest(source, dataset, reader, split), predictor.reading.datasets)
         )
-        output = stack.enter_context(PredictionFile(target))
+        output = stack.enter_context(PredictionFile(target)) if distributed.is_first() else None
         bar = stack.enter_context(progress_bar("predicting", "record"))
         count = 0
-        for records in _chunks(opened.items, notes, CHUNK):
-            lines = functools.cache(lambda records=tuple(records): predictor.predict(records, opened))
-            if not output.contains(
-                [location_fields(record, opened) for record in records], predictor.reading.tasks, lines
-            ):
-                output.write(lines())
-            count += len(records)
-            bar.update(len(records))
-        output.truncate()
+        chunks = _chunks(opened.items, notes, CHUNK)
+        while together := list(itertools.islice(chunks, jax.process_count() if predictor.alone else 1)):
+            for lines in _predict(predictor, opened, together, output, verify=not count):
+                output.write(lines)
+            count += sum(map(len, together))
+            bar.update(sum(map(len, together)))
+            distributed.require_no_signal()
+        if output is not None:
+            output.truncate()
     if not count:
         raise UserError(f"--input={source}: no records in it")
-    for note in summarize_notes("input", [*notes, *predictor.reading.notes]):
+    notes += [note for of_process in distributed.gather(predictor.reading.notes) for note in of_process]
+    for note in summarize_notes("input", notes) if distributed.is_first() else ():
         print(note, file=sys.stderr)
     if target:
         print(f"{count} predictions in {target}")
+
+
+def _predict(
+    predictor: Predictor,
+    opened: OpenInput,
+    chunks: Sequence[Sequence[Record]],
+    output: PredictionFile | None,
+    verify: bool,
+) -> list[list[dict[str, Any]]]:
+    """The lines to write of some chunks, in the first process; each process predicts one of them.
+
+    Args:
+      predictor: of the run.
+      opened: the input.
+      chunks: no more than there are processes.
+      output: in the first process: what it has already is not predicted, except where `verify` is set.
+      verify: whether these are the first records.
+    """
+    _require_same(chunks)
+    number = jax.process_index() if predictor.alone else 0
+    own = list(chunks[number]) if number < len(chunks) else []
+    predict = functools.cache(lambda: predictor.predict(own, opened) if own else [])
+    if verify:
+        if number:  # the first records determine the shapes of all batches, as in one process
+            predictor.set_rows(predictor.reading.read(chunks[0], opened.folder))
+            predictor.reading.notes.clear()
+        predict()
+
+    def complete(chunk: Sequence[Record]) -> bool:
+        places = [location_fields(record, opened) for record in chunk]
+        return output.contains(places, predictor.reading.tasks, predict)
+
+    done = distributed.from_first(lambda: sum(1 for _ in itertools.takewhile(complete, chunks)))
+    lines = distributed.gather(predict() if number >= done else [])
+    return lines[done : len(chunks)] if distributed.is_first() else []
+
+
+def _require_same(chunks: Sequence[Sequence[Record]]) -> None:
+    """Raises UserError where the processes read different records."""
+    if jax.process_count() == 1:
+        return
+    digests = [hashlib.sha256(repr([record.fields for record in chunk]).encode()).hexdigest() for chunk in chunks]
+    by_process = distributed.gather(digests)
+    number = next((i for i, other in enumerate(by_process) if other != by_process[0]), None)
+    if number is not None:
+        first = chunks[0][0]
+        raise UserError(
+            f"{first.file}: processes 0 and {number} read different records, from line {first.line} on. The same file "
+            "has to be on every host"
+        )
 
 
 def _chunks(items: Iterable[Record | Note], notes: list[Note], size: int) -> Iterator[list[Record]]:
