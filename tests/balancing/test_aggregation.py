@@ -292,6 +292,16 @@ def test_multi_krum_leaves_out_the_stranger():
     np.testing.assert_allclose(weights, [0.25, 0.25, 0, 0.25, 0.25])
 
 
+def test_a_preference_may_leave_a_task_out():
+    gram = JACOBIAN @ JACOBIAN.T
+    preferred, _ = weigh(weightings.config([1.0, 0.0] + [1.0] * (len(gram) - 2)), gram)
+    assert np.isfinite(preferred).all()
+
+
+def test_both_registries_are_counted():
+    assert len(AGGREGATION) == len(list(AGGREGATION)) > len(weightings.WEIGHTINGS)
+
+
 @pytest.mark.parametrize("name", AGGREGATION)
 def test_in_an_optax_chain(name):
     params = {"w": jnp.ones((3, 2)), "b": jnp.zeros(2, jnp.bfloat16)}

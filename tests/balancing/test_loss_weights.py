@@ -253,6 +253,15 @@ def test_excess_mtl_follows_the_algorithm():
         np.testing.assert_allclose(alpha, weights, rtol=1e-4)
 
 
+def test_excess_mtl_learns_nothing_of_an_absent_task():
+    method = loss_weights.excess_mtl(0.5)
+    given = full([1.0, 2.0, 3.0])
+    absent = given._replace(present=jnp.asarray([True, False, True]))
+    _, _, state = method.update(absent, method.init(3, SHARED))
+    np.testing.assert_array_equal(state.squares["w"][1], np.zeros_like(state.squares["w"][1]))
+    np.testing.assert_array_equal(state.squares["w"][0], given.gradients["w"][0] ** 2)
+
+
 def test_db_mtl_makes_the_gradients_of_the_logarithms_equally_long():
     given = full([0.5, 2.0, 4.0])
     method = loss_weights.db_mtl(0.0)
