@@ -93,6 +93,8 @@ def with_equal_slots(rows: Sequence[PackedRows]) -> list[PackedRows]:
     slots = max(r.start.shape[1] for r in rows)
 
     def pad(array: np.ndarray, fill: int = 0) -> np.ndarray:
+        if array.shape[1] == slots:
+            return array  # perhaps mapped from disk
         width = [(0, 0), (0, slots - array.shape[1])] + [(0, 0)] * (array.ndim - 2)
         return np.pad(array, width, constant_values=fill)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import collections
+import dataclasses
 import hashlib
 import itertools
 import json
@@ -14,8 +16,8 @@ from mtl_jax.data import datasets as datasets_module
 from mtl_jax.data import packing, sampler
 from mtl_jax.data.batch import BatchLayout, PackedRows
 from mtl_jax.data.encoding.encode import OVERFLOW, EncodedSplit, copy_for_predicates
-from mtl_jax.data.encoding.record_inputs import RecordInputs
-from mtl_jax.data.files import array_cache
+from mtl_jax.data.encoding.record_inputs import RecordInputs, extract_inputs
+from mtl_jax.data.files import array_cache, workers
 from mtl_jax.data.files.location import Location
 from mtl_jax.data.labels import task_labels
 from mtl_jax.data.labels.label_spec import LabelSpec
@@ -33,8 +35,9 @@ from mtl_jax.data.preparation import (
     prepare_dataset,
     resolve_overflow,
 )
+from mtl_jax.data.record_sequences import map_chunks
 from mtl_jax.data.records import Record, suggestion
-from mtl_jax.data.tokenizers import Tokenizer
+from mtl_jax.data.tokenizers import Tokenizer, WordVocabulary
 from mtl_jax.errors import UserError
 
 TokenizerFactory = Callable[[Iterable[str | Sequence[str]]], Tokenizer]
@@ -128,8 +131,7 @@ def load(
     read_data = {name: read(name, datasets[name], seed) for name in datasets if is_factory or name in used}
     inputs = {name: _inputs_by_split(name, datasets[name], data, specs) for name, data in read_data.items()}
     if is_factory:
-        train = [inputs[name]["train"] for name in datasets]
-        tokenizer = tokenizer(text for split_inputs in train for text in _texts(split_inputs))
+        tokenizer = _make_tokenizer(tokenizer, [inputs[name]["train"] for name in datasets])
     stores = {}
     for name in used:
         if datasets[name].get("image"):
@@ -141,6 +143,7 @@ def load(
         prepared[name] = _prepare(name, inputs[name], specs, trained, tokenizer, settings)
         for split, count in read_data[name].available.items():
             prepared[name].dataset_statistics[split]["available"] = count
+    workers.close()
     read_notes = [notice(note).prefixed(name) for name in used for note in read_data[name].notes]
     return _assemble(prepared, inputs, stores, trained, tokenizer, mixing or sampler.Mixing())._replace(
         notes=(*read_notes, *(note for data in prepared.values() for note in data.notes))
@@ -179,7 +182,9 @@ def _assemble(
         specs={spec.task: spec for spec in trained},
         tokenizer=tokenizer,
         notes=(),
-        fingerprint=_fingerprint(layout, rows, vocabularies, tokenizer),
+        fingerprint=_fingerprint(
+            layout, rows, vocabularies, tokenizer, {name: data.keys for name, data in prepared.items()}
+        ),
         statistics={
             "datasets": {name: data.dataset_statistics for name, data in prepared.items()},
             "tasks": {task: counts for data in prepared.values() for task, counts in data.task_statistics.items()},
@@ -301,11 +306,40 @@ def _inputs_by_split(
     return {split: inputs_for_tasks(records, what, entry, specs) for split, records in data.splits.items()}
 
 
+def _make_tokenizer(factory: TokenizerFactory, train: Sequence[RecordInputs]) -> Tokenizer:
+    """The tokenizer of training texts; the workers count the words of those on disk."""
+    if not isinstance(factory, WordVocabulary) or all(inputs.options is None for inputs in train):
+        return factory(text for inputs in train for text in _texts(inputs))
+
+    def make() -> dict[str, np.ndarray]:
+        counts: collections.Counter[str] = collections.Counter()
+        for inputs in train:
+            for chunk_counts in (
+                map_chunks(count_words, inputs.records, (inputs.options, factory))
+                if inputs.options
+                else [factory.count(_texts(inputs))]
+            ):
+                counts.update(chunk_counts)
+        return {"words": np.frombuffer(json.dumps(factory.ranked(counts)).encode(), np.uint8)}
+
+    key = {"vocabulary": [dataclasses.astuple(factory), [inputs.fingerprint() for inputs in train]]}
+    return factory.make(json.loads(array_cache.load_or_make(key, make)["words"].tobytes()))
+
+
+def count_words(
+    records: Sequence[Record], options: Mapping[str, Any], vocabulary: WordVocabulary
+) -> collections.Counter[str]:
+    """The words of a chunk of records on disk."""
+    return vocabulary.count(_texts(extract_inputs(list(records), **options)))
+
+
 def _texts(inputs: RecordInputs) -> Iterable[str | Sequence[str]]:
     """All texts (str) or sentences (lists of words)."""
     if inputs.texts is None:
         return inputs.words
-    return itertools.chain.from_iterable([*inputs.texts, *(inputs.choices or ())])
+    return itertools.chain(
+        itertools.chain.from_iterable(inputs.texts), itertools.chain.from_iterable(inputs.choices or ())
+    )
 
 
 def _fingerprint(
@@ -313,8 +347,9 @@ def _fingerprint(
     rows: Mapping[str, Mapping[str, PackedRows]],
     vocabularies: Mapping[str, LabelVocabulary],
     tokenizer: Tokenizer,
+    keys: Mapping[str, Mapping[str, str]],
 ) -> str:
-    """Hash of everything that training reads."""
+    """Hash of everything that training reads; `keys` {data set: {split: what identifies its rows}} of those on disk."""
     digest = hashlib.sha256()
     names = {task: [v.names, v.extra, v.soft] for task, v in vocabularies.items()}
     digest.update(json.dumps([layout.datasets, layout.tasks, names, tokenizer.fingerprint], sort_keys=True).encode())
@@ -325,5 +360,17 @@ def _fingerprint(
             del packed["hidden"]  # a function of the rest and of the parameters
             packed = {name: array for name, array in packed.items() if array is not None}
             arrays = packed | {f"labels/{task}/{n}": a for task, named in tasks.items() for n, a in named.items()}
-            digest.update(f"{name} {split} {array_cache.checksum(arrays)}\n".encode())
+            checksum = (
+                _stored_checksum(arrays, keys[name][split]) if split in keys[name] else array_cache.checksum(arrays)
+            )
+            digest.update(f"{name} {split} {checksum}\n".encode())
     return digest.hexdigest()
+
+
+def _stored_checksum(arrays: Mapping[str, np.ndarray], key: str) -> str:
+    """The checksum of arrays on disk, which were verified when they were opened."""
+
+    def make() -> dict[str, np.ndarray]:
+        return {"checksum": np.frombuffer(array_cache.checksum(arrays).encode(), np.uint8)}
+
+    return array_cache.load_or_make({"checksum": key}, make)["checksum"].tobytes().decode()

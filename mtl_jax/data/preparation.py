@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from mtl_jax.data import packing, sampler, statistics
+from mtl_jax.data import packing, sampler, statistics, stored_splits
 from mtl_jax.data.batch import PackedRows
 from mtl_jax.data.encoding import encode as encoding
 from mtl_jax.data.encoding import marked_spans
 from mtl_jax.data.encoding.encode import EncodedSplit
 from mtl_jax.data.encoding.record_inputs import RecordInputs, extract_inputs
-from mtl_jax.data.files import array_cache
+from mtl_jax.data.files import array_cache, shards
 from mtl_jax.data.labels import encoded_labels, task_labels
 from mtl_jax.data.labels.label_spec import LabelSpec
 from mtl_jax.data.labels.vocabulary import LabelVocabulary, TaskLabels
 from mtl_jax.data.notices import INFORMATION, LENGTH, Notice
 from mtl_jax.data.packing import capacities as row_capacities
 from mtl_jax.data.packing import packed_labels
-from mtl_jax.data.packing.capacities import Capacities
 from mtl_jax.data.pictures import patches
 from mtl_jax.data.records import Record
 from mtl_jax.data.tokenizers import Tokenizer
@@ -48,6 +48,7 @@ class PreparedDataset(NamedTuple):
     dataset_statistics  {"capacities": ..., split: numbers of `statistics.length_statistics`}
     task_statistics     {task: {split: counts}}
     notes               what was changed or looks wrong, with counts
+    keys                what identifies the rows of the splits that are on disk
     """
 
     rows: dict[str, PackedRows]
@@ -56,6 +57,7 @@ class PreparedDataset(NamedTuple):
     dataset_statistics: dict[str, Any]
     task_statistics: dict[str, Any]
     notes: list[str]
+    keys: dict[str, str]
 
 
 def prepare_dataset(
@@ -80,6 +82,7 @@ def prepare_dataset(
     """
     row_length, pack = settings.row_length, settings.pack
     encoded = {split: _cached_encoding(i, tokenizer, settings) for split, i in inputs.items()}
+    stored = [split for split, split_inputs in inputs.items() if split_inputs.options is not None]
     notes: list[str] = [note for split, e in encoded.items() if (note := encoding.overlong_note(f"{name}/{split}", e))]
     if any(spec.level == "pair" for spec in specs):
         lost = {split: int((e.is_first_example & (e.mark_token < 0).any(1)).sum()) for split, e in encoded.items()}
@@ -87,23 +90,41 @@ def prepare_dataset(
         notes += [Notice(f"{name}/{s}: {n} {what}", LENGTH, n, len(encoded[s].words)) for s, n in lost.items() if n]
     labels, longest = _labels(inputs, encoded, specs, trained, tokenizer, settings)
     notes += [note for task in labels.values() for note in task.notes]
-    encoded = {
-        split: e._replace(labels={task: found.gold[split] for task, found in labels.items()}, targets=longest[split])
-        for split, e in encoded.items()
-    }
+    key = _key(name, inputs, specs, labels, tokenizer, settings) if stored else None
+    for split, e in encoded.items():
+        gold = {task: found.gold[split] for task, found in labels.items()}
+        targets = longest[split]
+        if split in stored:
+            gold = {task: stored_splits.saved_gold(g, [key, split, task]) for task, g in gold.items()}
+            targets = shards.save("gold", [key, split, "targets"], targets)
+        encoded[split] = e._replace(labels=gold, targets=targets)
     levels = sorted({spec.level for spec in specs})
     if "predicate" in levels:
         limit = row_capacities.predicate_limit(list(encoded.values()), row_length, pack)
-        encoded = {split: encoding.copy_for_predicates(e, limit) for split, e in encoded.items()}
+        encoded = {
+            split: stored_splits.copy_for_predicates(e, limit, [key, split])
+            if split in stored
+            else encoding.copy_for_predicates(e, limit)
+            for split, e in encoded.items()
+        }
         copies = {split: int(e.copy.sum()) for split, e in encoded.items()}
         what = "copies of sentences with many predicates"
         notes += [Notice(f"{name}/{s}: {n} {what}", INFORMATION, n) for s, n in copies.items() if n]
     # Files are often sorted by class or by source; a row should mix them.
     orders = {s: _shuffled(e, f"pieces {name}/{s}") for s, e in encoded.items()}
-    encoded = {split: encoding.select_examples(e, orders[split]) for split, e in encoded.items()}
-    capacities = row_capacities.choose_capacities(list(encoded.values()), levels, row_length, pack)
+    encoded = {s: e if s in stored else encoding.select_examples(e, orders[s]) for s, e in encoded.items()}
+    sample = _sample(encoded["train"], orders["train"]) if "train" in stored else None
+    capacities = row_capacities.choose_capacities(list(encoded.values()), levels, row_length, pack, sample)
     classes = {task: len(found.vocabulary.names) for task, found in labels.items()}
-    rows = {split: _rows(e, trained, classes, capacities, tokenizer, pack) for split, e in encoded.items()}
+    pack_settings = stored_splits.PackSettings(tuple(trained), classes, capacities, pack, tokenizer)
+    rows, keys = {}, {}
+    for split, e in encoded.items():
+        if split in stored:
+            keys[split] = shards.digest([key, split, capacities])
+            rows[split], encoded[split] = stored_splits.pack_in_shards(e, orders.pop(split), pack_settings, keys[split])
+        else:
+            packed = packing.pack(e, trained, classes, capacities, pack)
+            rows[split] = packed_labels.with_maskable(packed, trained, tokenizer)
     text = f"{name}: {packing.fill_ratio(rows['train']):.1%} of the token positions of train hold real tokens "
     text += f"({len(encoded['train'].record)} examples in {len(rows['train'].tokens)} rows of {row_length})"
     notes.append(Notice(text, INFORMATION))
@@ -113,7 +134,29 @@ def prepare_dataset(
         for spec in trained
     }
     vocabularies = {task: found.vocabulary for task, found in labels.items()}
-    return PreparedDataset(rows, encoded, vocabularies, {"capacities": capacities._asdict()} | lengths, counts, notes)
+    numbers = {"capacities": capacities._asdict()} | lengths
+    return PreparedDataset(rows, encoded, vocabularies, numbers, counts, notes, keys)
+
+
+def _key(
+    name: str,
+    inputs: Mapping[str, RecordInputs],
+    specs: Sequence[LabelSpec],
+    labels: Mapping[str, TaskLabels],
+    tokenizer: Tokenizer,
+    settings: EncodingSettings,
+) -> str:
+    """What identifies the examples and the labels of a data set that has splits on disk."""
+    split_keys = {split: split_inputs.fingerprint() for split, split_inputs in inputs.items()}
+    vocabularies = {task: dataclasses.astuple(found.vocabulary) for task, found in labels.items()}
+    tasks = [dataclasses.astuple(spec) for spec in specs]
+    return shards.digest([name, split_keys, tasks, vocabularies, tokenizer.fingerprint, settings])
+
+
+def _sample(train: EncodedSplit, order: np.ndarray) -> EncodedSplit:
+    """The first examples of train in `order`, which is random."""
+    end = encoding.example_ranges(train.choice[order], row_capacities.SAMPLE)[0][1]
+    return encoding.select_examples(train, order[:end])
 
 
 def _labels(
@@ -140,20 +183,6 @@ def _labels(
                 labels_of_task = labels_of_task._replace(gold={**labels_of_task.gold, "train": train})
             labels[spec.task] = labels_of_task
     return labels, longest
-
-
-def _rows(
-    split: EncodedSplit,
-    specs: Sequence[LabelSpec],
-    classes: Mapping[str, int],
-    capacities: Capacities,
-    tokenizer: Tokenizer,
-    pack: bool,
-) -> PackedRows:
-    """The packed rows of a split, with the labels of every level."""
-    rows = packing.pack(split, specs, classes, capacities, pack)
-    hidden = {s.task: packed_labels.maskable_tokens(rows, tokenizer) for s in specs if s.level == "token"}
-    return rows._replace(labels=rows.labels | hidden)
 
 
 def inputs_for_tasks(
@@ -183,6 +212,8 @@ def inputs_for_tasks(
 
 def _shuffled(split: EncodedSplit, name: str) -> np.ndarray:
     """int64[N], a permutation of the examples keyed by `name` that keeps the choices of a record together."""
+    if not split.choice.any():
+        return sampler.permutation(len(split.choice), 0, name, 0)
     first = np.flatnonzero(split.choice == 0)
     sizes = np.diff(np.append(first, len(split.choice)))
     order = sampler.permutation(len(first), 0, name, 0)
@@ -209,6 +240,10 @@ def _cached_encoding(inputs: RecordInputs, tokenizer: Tokenizer, settings: Encod
         "overflow": settings.overflow,
         "stride": settings.stride,
     }
+
+    if inputs.options is not None:
+        arguments = (settings.max_length, settings.overflow, settings.stride)
+        return stored_splits.encode_inputs(inputs, tokenizer, arguments, key)
 
     def make() -> dict[str, np.ndarray]:
         arrays = encode_with_patches(

@@ -241,7 +241,8 @@ def _packed(config: Config, data: Corpus, task: str, soft: GoldLabels) -> dict[s
     capacities = Capacities(**data.statistics["datasets"][dataset]["capacities"])
     classes = {spec.task: len(data.vocabularies[spec.task].names) for spec in specs}
     encoded = encoded._replace(labels={**encoded.labels, task: soft})
-    arrays = packing.pack(encoded, specs, classes, capacities, config.data.packing).labels[task]
+    rows = packing.rows_of_groups(data.rows[dataset]["train"], encoded)
+    arrays = packing.pack(encoded, specs, classes, capacities, config.data.packing, lambda *_: rows).labels[task]
     return {"teacher": arrays["value"], "teacher_mask": arrays["mask"]}
 
 

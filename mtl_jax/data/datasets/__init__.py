@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from mtl_jax.data import record_sequences
 from mtl_jax.data.datasets import entry as entries
 from mtl_jax.data.datasets import list_parsing, overlaps, record_filters, split_locations
 from mtl_jax.data.datasets.part_reader import PartReader
@@ -16,7 +17,8 @@ from mtl_jax.data.files.location import Location
 from mtl_jax.data.notices import INFORMATION, Notice
 from mtl_jax.data.readers import READERS
 from mtl_jax.data.readers.options import declared_options
-from mtl_jax.data.records import Note, Record, summarize_notes
+from mtl_jax.data.record_sequences import Records
+from mtl_jax.data.records import summarize_notes
 from mtl_jax.data.splits import carving, duplicates, groups, subsets
 from mtl_jax.errors import UserError
 
@@ -49,7 +51,7 @@ class ReadData(NamedTuple):
     folder       the folder that relative paths in the records start from; None for a reader that generates records
     """
 
-    splits: dict[str, list[Record]]
+    splits: dict[str, Records]
     available: dict[str, int]
     notes: list[str]
     fingerprint: str
@@ -86,7 +88,7 @@ def read_dataset(name: str, entry: Mapping[str, Any], seed: int) -> ReadData:
         group          records that stay together then, see `groups.find_groups`; by default "auto"
         limit          {split: largest number of records}, a fixed random subset in the order of the file
         drop_duplicates  "" | "train" | "test": the split from which records are dropped whose text (without text:
-                       picture) is in another split, see `duplicates.drop_duplicates`
+                       picture) is in another split, see `duplicates.find_duplicates`
 
     Raises UserError beginning with the data set's name.
     """
@@ -103,7 +105,7 @@ def folder_of(entry: Mapping[str, Any]) -> Location | None:
     return location and location.folder()
 
 
-def duplicate_notices(splits: Mapping[str, Sequence[Record]], entry: Mapping[str, Any]) -> list[str]:
+def duplicate_notices(splits: Mapping[str, Records], entry: Mapping[str, Any]) -> list[str]:
     """Notices about records that are in two splits, or twice in one; `entry` as for `read_dataset`."""
     plain_entry = entries.plain(entry)
     content = overlaps.equal_content(splits, plain_entry, *entries.text_fields(plain_entry))
@@ -124,7 +126,7 @@ def _read(name: str, entry: dict[str, Any], seed: int) -> ReadData:
     conditions = record_filters.parse_conditions(entry.get("filter") or {})
     drop_from = entries.drop_duplicates(entry)
 
-    reader = PartReader(reader_name, location, entry.get("encoding") or "utf-8", options)
+    reader = PartReader(reader_name, location, entry.get("encoding") or "utf-8", options, bool(entry.get("image")))
     splits, contents, notes = _read_splits(reader, parts, entry)
     notes += overlaps.equal_places(splits)
     splits, filter_notes = record_filters.filter_records(splits, conditions)
@@ -142,7 +144,7 @@ def _read(name: str, entry: dict[str, Any], seed: int) -> ReadData:
     splits, limit_notes = _limited(splits, limits, name, seed)
     notes += limit_notes
     for split, records in splits.items():
-        if not records:
+        if not len(records):
             raise UserError(f"split {split!r} has no records left")
     notes += overlaps.equal_content(splits, entry, texts, words)
     decisive = {key: entry[key] for key in _DECISIVE if entry.get(key)}
@@ -159,37 +161,34 @@ def _read(name: str, entry: dict[str, Any], seed: int) -> ReadData:
 
 def _read_splits(
     reader: PartReader, parts: Mapping[str, Sequence[str]], entry: dict[str, Any]
-) -> tuple[dict[str, list[Record]], dict[str, list[str]], list[str]]:
+) -> tuple[dict[str, Records], dict[str, list[str]], list[str]]:
     """(records by split, hashes of the contents by split, notes) of the parts of each split."""
     notes: list[str] = []
-    splits: dict[str, list[Record]] = {}
+    splits: dict[str, Records] = {}
     contents: dict[str, list[str]] = {}
     for split, names in parts.items():
-        items: list[Record | Note] = []
-        contents[split] = []
-        for part in names:
-            part_items, content = reader.read(part)
-            items += part_items
-            contents[split].append(content)
-        splits[split], changed = list_parsing.parse_list_cells(
-            [item for item in items if isinstance(item, Record)], entry
-        )
-        notes += summarize_notes(split, [item for item in items if isinstance(item, Note)])
+        read = [reader.read(part) for part in names]
+        contents[split] = [part.content for part in read]
+        records = record_sequences.joined([part.items.records for part in read], [split, names, contents[split]])
+        splits[split], changed = list_parsing.parse_list_cells(records, entry)
+        notes += summarize_notes(split, [note for part in read for _, note in part.items.notes])
         if changed:
             text = f"{split}: {changed} records have lists that are written as strings"
             notes.append(Notice(text, INFORMATION, changed))
     if "lists" not in reader.options:  # otherwise it is the reader's own option
         separators = (entry.get("options") or {}).get("lists") or {}
-        list_parsing.check_fields(separators, [record for records in splits.values() for record in records])
+        list_parsing.check_fields(separators, list(splits.values()))
     return splits, contents, notes
 
 
 def _without_duplicates(
-    splits: dict[str, list[Record]], entry: dict[str, Any], drop_from: str
-) -> tuple[dict[str, list[Record]], list[str]]:
+    splits: dict[str, Records], entry: dict[str, Any], drop_from: str
+) -> tuple[dict[str, Records], list[str]]:
     """The splits without records of the same content in two of them, and notes with their numbers."""
     texts, words = entries.text_fields(entry)
-    splits, removed = duplicates.drop_duplicates(splits, overlaps.content_key(entry, texts, words), drop_from)
+    keys = {split: overlaps.content_keys(records, entry, texts, words) for split, records in splits.items()}
+    stays, removed = duplicates.find_duplicates(keys, drop_from)
+    splits = {split: record_sequences.selected(records, stays[split]) for split, records in splits.items()}
     what = "text" if texts or words else "picture"
     notes: list[str] = [
         Notice(f"{split}: {count} records removed, their {what} is in {other}", INFORMATION, count)
@@ -200,15 +199,16 @@ def _without_duplicates(
 
 
 def _limited(
-    splits: dict[str, list[Record]], limits: Mapping[str, int], name: str, seed: int
-) -> tuple[dict[str, list[Record]], list[str]]:
+    splits: dict[str, Records], limits: Mapping[str, int], name: str, seed: int
+) -> tuple[dict[str, Records], list[str]]:
     """The splits with at most as many records as `limits` says, and notes with their numbers."""
     notes: list[str] = []
     for split, limit in limits.items():
         if split not in splits:
             raise UserError(f"max_examples.{split}: there is no split {split!r}; there are: {', '.join(splits)}")
         count = len(splits[split])
-        splits[split] = subsets.subset(splits[split], limit, f"{name}/{split}", seed)
         if count > limit:
+            index = subsets.subset(count, limit, f"{name}/{split}", seed)
+            splits[split] = record_sequences.selected(splits[split], index)
             notes.append(Notice(f"{split}: {limit} of {count} records (max_examples)", INFORMATION, limit, count))
     return splits, notes

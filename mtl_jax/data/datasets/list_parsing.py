@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
+from mtl_jax.data.files import parse_cache
+from mtl_jax.data.record_sequences import Records, StoredRecords, arrays_of_chunks, map_chunks, store
 from mtl_jax.data.records import Record, suggestion, where
 from mtl_jax.data.string_values import looks_like_list, parse_literal
 from mtl_jax.errors import UserError
@@ -16,16 +21,16 @@ def check_separators(separators: Any) -> None:
         raise UserError(f'options.lists has to be such as {{"tokens": " "}}, field to separator; found {separators!r}')
 
 
-def check_fields(names: Iterable[str], records: Sequence[Record]) -> None:
-    """Raises UserError for a name in `options.lists` that no record has as a field."""
+def check_fields(names: Iterable[str], parts: Sequence[Records]) -> None:
+    """Raises UserError for a name in `options.lists` that no record of any part has as a field."""
     for name in names:
-        if not any(name in record.fields for record in records):
-            known = sorted({str(field) for record in records for field in record.fields})
+        if not any(name in record.fields for records in parts for record in records):
+            known = sorted({str(field) for records in parts for record in records for field in record.fields})
             near = suggestion(name, known)
             raise UserError(f"options.lists: no record has a field {name!r}; fields: {', '.join(known)}.{near}")
 
 
-def parse_list_cells(records: Sequence[Record], entry: Mapping[str, Any]) -> tuple[list[Record], int]:
+def parse_list_cells(records: Records, entry: Mapping[str, Any]) -> tuple[Records, int]:
     """The records with lists in the fields that an entry reads as lists, and how many records were changed.
 
     Such fields are `words`, a single field of `choices`, two of `marked`, `image`, and the first field of a path such
@@ -39,7 +44,30 @@ def parse_list_cells(records: Sequence[Record], entry: Mapping[str, Any]) -> tup
     words = entry.get("words") or ""
     list_fields = _list_fields(entry)
     if not list_fields and not separators:
-        return list(records), 0
+        return records, 0
+    if not isinstance(records, StoredRecords):
+        return parse_chunk(records, words, list_fields, separators)
+    common = (words, sorted(list_fields), separators)
+    key = {"lists": common, "code": parse_cache.code_digest()}
+    changed = arrays_of_chunks("lists", changed_chunk, records, common, key).arrays["changed"]
+    if not changed.any():
+        return records, 0
+    chunks = (chunk for chunk, _ in map_chunks(parse_chunk, records, common))
+    return store(itertools.chain.from_iterable(chunks), [records.key, key]), int(changed.sum())
+
+
+def changed_chunk(records: Sequence[Record], *arguments: Any) -> tuple[dict[str, np.ndarray], None]:
+    """Which records `parse_chunk` changes."""
+    records = list(records)
+    parsed, _ = parse_chunk(records, *arguments)
+    changed = (new is not old for new, old in zip(parsed, records, strict=True))
+    return {"changed": np.fromiter(changed, bool, len(parsed))}, None
+
+
+def parse_chunk(
+    records: Sequence[Record], words: str, list_fields: Iterable[str], separators: Mapping[str, str]
+) -> tuple[list[Record], int]:
+    """As `parse_list_cells`."""
     result, count = [], 0
     for record in records:
         cells = {name: record.fields.get(name) for name in list_fields}

@@ -2,39 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from mtl_jax.data.datasets.text_checks import text_key
+from mtl_jax.data.files import parse_cache
 from mtl_jax.data.notices import INFORMATION, SPLITS, Notice
 from mtl_jax.data.pictures.image_store import picture_key
+from mtl_jax.data.record_sequences import Places, Records, arrays_of_chunks, places
 from mtl_jax.data.records import Record, field, where
 from mtl_jax.data.splits import duplicates
 from mtl_jax.unicode import nfc
 
 
-def content_key(
-    entry: Mapping[str, Any], texts: tuple[str, ...], words: str, pictures: bool = False
-) -> Callable[[Record], bytes]:
-    """A function from a record to a key that duplicates share: of its text, without text of its picture.
+def content_keys(
+    records: Records, entry: Mapping[str, Any], texts: tuple[str, ...], words: str, pictures: bool = False
+) -> np.ndarray:
+    """uint64[M], a key that duplicates share: of a record's text, without text of its picture.
 
     `pictures`: the picture counts as well as the text.
     """
+    common = (entry.get("image") or "", texts, words, pictures)
+    key = {"content": common, "code": parse_cache.code_digest()}
+    return arrays_of_chunks("keys", content_keys_of_chunk, records, common, key).arrays["key"]
 
-    def key(record: Record) -> bytes:
+
+def content_keys_of_chunk(
+    records: Sequence[Record], image: str, texts: tuple[str, ...], words: str, pictures: bool
+) -> tuple[dict[str, np.ndarray], None]:
+    """As `content_keys`."""
+
+    def digest(record: Record) -> bytes:
         parts = text_key(record, texts, words) if texts or words else ()
-        if entry.get("image") and (pictures or not parts):
-            parts = (*parts, picture_key(field(record, entry["image"])))
+        if image and (pictures or not parts):
+            parts = (*parts, picture_key(field(record, image)))
         return duplicates.text_digest([nfc(part) for part in parts])
 
-    return key
+    return {"key": np.frombuffer(b"".join(map(digest, records)), np.uint64)}, None
 
 
 def equal_content(
-    splits: Mapping[str, Sequence[Record]], entry: Mapping[str, Any], texts: tuple[str, ...], words: str
+    splits: Mapping[str, Records], entry: Mapping[str, Any], texts: tuple[str, ...], words: str
 ) -> list[str]:
     """Notices about records with the same text and picture in two splits, or in one."""
-    between, inside = duplicates.count_duplicates(splits, content_key(entry, texts, words, pictures=True))
+    keys = {split: content_keys(records, entry, texts, words, pictures=True) for split, records in splits.items()}
+    between, inside = duplicates.count_duplicates(keys)
     what = "texts" if texts or words else "pictures"
     sizes = {split: len(records) for split, records in splits.items()}
     notices = []
@@ -50,16 +64,26 @@ def equal_content(
     return notices
 
 
-def equal_places(splits: Mapping[str, Sequence[Record]]) -> list[str]:
+def equal_places(splits: Mapping[str, Records]) -> list[str]:
     """Notices about records of the same file and line in two splits."""
     notices = []
-    files = {split: {record.file for record in records} for split, records in splits.items()}
+    found = {split: places(records) for split, records in splits.items()}
     for split, other in (("dev", "train"), ("test", "train"), ("test", "dev")):
-        if both := files.get(split, set()) & files.get(other, set()):
-            places = {(record.file, record.line) for record in splits[other] if record.file in both}
-            shared = [record for record in splits[split] if (record.file, record.line) in places]
-            if shared:
-                text = f"{split}: {len(shared)} of {len(splits[split])} records are also records of {other}, from the "
-                text += f"same place; first {where(shared[0])}"
-                notices.append(Notice(text, SPLITS, len(shared), len(splits[split])))
+        if split not in found or other not in found or not set(found[split].names) & set(found[other].names):
+            continue
+        shared = _shared_places(found[split], found[other])
+        if count := int(shared.sum()):
+            text = f"{split}: {count} of {len(splits[split])} records are also records of {other}, from the "
+            text += f"same place; first {where(splits[split][int(shared.argmax())])}"
+            notices.append(Notice(text, SPLITS, count, len(splits[split])))
     return notices
+
+
+def _shared_places(some: Places, others: Places) -> np.ndarray:
+    """bool[M], which of `some` are among `others`."""
+    shared = np.zeros(len(some.line), bool)
+    for name in set(some.names) & set(others.names):
+        mine = some.file == some.names.index(name)
+        theirs = others.line[others.file == others.names.index(name)]
+        shared[mine] = np.isin(some.line[mine], theirs)
+    return shared

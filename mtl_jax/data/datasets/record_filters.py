@@ -6,8 +6,11 @@ import collections
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from mtl_jax.data.notices import INFORMATION, Notice
-from mtl_jax.data.records import Record, find_field, suggestion
+from mtl_jax.data.record_sequences import Records, selected
+from mtl_jax.data.records import find_field, suggestion
 from mtl_jax.errors import UserError
 
 _SHOWN = 12  # values named in a message
@@ -27,8 +30,8 @@ def parse_conditions(given: Any) -> dict[str, tuple[str, ...]]:
 
 
 def filter_records(
-    splits: Mapping[str, list[Record]], accepted: Mapping[str, tuple[str, ...]]
-) -> tuple[dict[str, list[Record]], list[str]]:
+    splits: Mapping[str, Records], accepted: Mapping[str, tuple[str, ...]]
+) -> tuple[dict[str, Records], list[str]]:
     """The records whose fields have accepted values, in their order, and a note for each split.
 
     Values are compared as strings; a field may be a path, see `records.field`; a record without it is left out.
@@ -36,18 +39,19 @@ def filter_records(
     exist.
     """
     chosen, notes = dict(splits), []
-    all_records = [record for records in splits.values() for record in records]
     for name in accepted:
-        if not any(True for _ in _values(all_records, name)):
-            known = sorted({str(key) for record in all_records for key in record.fields})
+        if not any(text is not None for records in splits.values() for text in _values(records, name)):
+            known = sorted({str(key) for records in splits.values() for record in records for key in record.fields})
             raise UserError(
                 f"filter.{name}: no record has such a field; fields: {', '.join(known)}.{suggestion(name, known)}"
             )
     for split, records in splits.items():
         for name, values in accepted.items():
-            counts = collections.Counter(text for _, text in _values(chosen[split], name))
-            chosen[split] = [record for record, text in _values(chosen[split], name) if text in values]
-            if not chosen[split]:
+            before = chosen[split]
+            is_accepted = np.fromiter((text in values for text in _values(before, name)), bool, len(before))
+            chosen[split] = selected(before, np.flatnonzero(is_accepted))
+            if not is_accepted.any():
+                counts = collections.Counter(text for text in _values(before, name) if text is not None)
                 raise UserError(f"filter.{name}: no record of {split} has {_either(values)}; {_listed(counts, values)}")
         if accepted:
             text = f"{split}: {len(chosen[split])} of {len(records)} records (filter)"
@@ -55,12 +59,11 @@ def filter_records(
     return chosen, notes
 
 
-def _values(records: Sequence[Record], name: str) -> Iterator[tuple[Record, str]]:
-    """Each record that has the field, with the field's value as a string."""
+def _values(records: Records, name: str) -> Iterator[str | None]:
+    """The field's value of each record as a string; None where it has none."""
     for record in records:
         value = find_field(record, name)
-        if value is not None:
-            yield record, str(value)
+        yield None if value is None else str(value)
 
 
 def _either(values: Sequence[str]) -> str:

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
+
+from mtl_jax.data.files import parse_cache
+from mtl_jax.data.record_sequences import Records, arrays_of_chunks, selected
 from mtl_jax.data.records import Note, Record, field, where
 from mtl_jax.data.string_values import MISSING
 from mtl_jax.errors import UserError
@@ -12,15 +17,27 @@ from mtl_jax.errors import UserError
 _LOOKS_MISSING = 'records whose text is a word for a missing value such as "nan" (options.empty="drop" leaves them out)'
 
 
-def check_texts(
-    records: Sequence[Record], texts: Sequence[str], words: str, empty: str
-) -> tuple[list[Record], list[Note]]:
+def check_texts(records: Records, texts: Sequence[str], words: str, empty: str) -> tuple[Records, list[Note]]:
     """The records with a text, and a note for each that was dropped, or whose text is in `literals.MISSING`.
 
     `empty` = "drop": both are dropped; "error": raises UserError for the first record without a text.
     """
-    with_text, notes = [], []
-    for record in records:
+    checked = arrays_of_chunks("checked", check_chunk, records, (tuple(texts), words, empty), _key(texts, words, empty))
+    notes = [Note(*note) for chunk in checked.info for note in chunk]
+    has_text = checked.arrays["has_text"]
+    return (records if has_text.all() else selected(records, np.flatnonzero(has_text))), notes
+
+
+def _key(*values: Any) -> dict[str, Any]:
+    return {"values": values, "code": parse_cache.code_digest()}
+
+
+def check_chunk(
+    records: Sequence[Record], texts: Sequence[str], words: str, empty: str
+) -> tuple[dict[str, np.ndarray], list[Note]]:
+    """As `check_texts`: whether each record stays, and the notes."""
+    has_text, notes = np.ones(len(records), bool), []
+    for number, record in enumerate(records):
         problem = _empty_words(record, words) if words else _empty_text(record, texts)
         looks_missing = not problem and any(field(record, name) in MISSING for name in texts)
         if problem and empty != "drop":
@@ -29,9 +46,8 @@ def check_texts(
             notes.append(Note(_LOOKS_MISSING, record.file, record.line))
         if problem or (looks_missing and empty == "drop"):
             notes.append(Note("records without text dropped (options.empty)", record.file, record.line, lost=1))
-        else:
-            with_text.append(record)
-    return with_text, notes
+            has_text[number] = False
+    return {"has_text": has_text}, notes
 
 
 def _empty_text(record: Record, names: Sequence[str]) -> str:

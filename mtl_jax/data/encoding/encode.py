@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from mtl_jax.data.encoding import marked_spans
 from mtl_jax.data.encoding.gold_labels import GoldLabels
-from mtl_jax.data.encoding.record_inputs import RecordInputs
+from mtl_jax.data.encoding.record_inputs import RecordInputs, extract_inputs
 from mtl_jax.data.encoding.text_examples import (
     append_example,
     encode_choices,
@@ -19,6 +19,7 @@ from mtl_jax.data.encoding.text_examples import (
     too_long_error,
 )
 from mtl_jax.data.notices import INFORMATION, LENGTH, Notice
+from mtl_jax.data.records import Record
 from mtl_jax.data.tokenizers import Template, Tokenizer
 from mtl_jax.errors import UserError
 
@@ -208,6 +209,54 @@ def select_examples(split: EncodedSplit, example: np.ndarray) -> EncodedSplit:
         mark_token=split.mark_token[example],
         **by_token,
     )
+
+
+# Arrays of `EncodedSplit` with an entry for each example, or for each of its tokens, words or predicates.
+OFFSETS = ("token_offsets", "word_offsets", "sequence_offsets")
+BY_EXAMPLE = ("record", "first_word", "example_words", "copy", "choice", "mark_token")
+_INSIDE = ("tokens", "token_type", "word_token", "sequence")
+_BY_RECORD = ("words", "predicate", "char_offsets")
+CUMULATIVE = (*OFFSETS, "predicate_offsets")
+
+
+def example_arrays(split: EncodedSplit) -> dict[str, np.ndarray]:
+    """The arrays of the examples of a split without pictures; of the offsets all but the first, which is 0."""
+    arrays = {name: getattr(split, name) for name in (*BY_EXAMPLE, *_INSIDE)}
+    return arrays | {name: getattr(split, name)[1:] for name in OFFSETS}
+
+
+def encode_chunk(
+    records: Sequence[Record],
+    begin: int,
+    options: Mapping[str, Any],
+    tokenizer: Tokenizer,
+    settings: tuple[int, str, int],
+) -> tuple[dict[str, np.ndarray], list[int]]:
+    """The arrays of an encoded chunk of records, the first of which has the number `begin`; and `overlong`.
+
+    `options` of `extract_inputs`, `settings` the further arguments of `encode`.
+    """
+    split = encode(extract_inputs(list(records), **options), tokenizer, *settings)
+    arrays = example_arrays(split) | {name: getattr(split, name) for name in _BY_RECORD}
+    arrays |= {"record": split.record + np.int32(begin), "predicate_offsets": split.predicate_offsets[1:]}
+    return arrays, split.overlong.tolist()
+
+
+def example_ranges(choice: np.ndarray, size: int) -> list[tuple[int, int]]:
+    """[begin, end) of about `size` examples each, whose choices are given; those of a record stay together."""
+    count = len(choice)
+    begins = np.arange(0, count, size)
+    while len(late := np.flatnonzero(choice[begins] > 0)):
+        begins[late] -= 1
+    begins = np.unique(begins).tolist()
+    return list(zip(begins, [*begins[1:], count], strict=True))
+
+
+def example_range(split: EncodedSplit, begin: int, end: int) -> EncodedSplit:
+    """The same records with the examples [begin, end)."""
+    if (begin, end) == (0, len(split.record)):
+        return split
+    return select_examples(split, np.arange(begin, end))
 
 
 def concatenated_ranges(begin: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -19,6 +19,7 @@ class GoldLabels(NamedTuple):
     texts    level "sequence": [M] the complete targets, joined from their tokens; generated texts are compared with
              them
     sources  level "sequence", where the task copies: [M] lists of the input's tokens, see `labels.target_sequences`
+    complete level "span": bool[M], whether an example of the record holds its whole answer; None in other levels
     """
 
     value: np.ndarray
@@ -26,6 +27,7 @@ class GoldLabels(NamedTuple):
     offsets: np.ndarray
     texts: Sequence[str] = ()
     sources: Sequence[Sequence[str]] = ()
+    complete: np.ndarray | None = None
 
     def at_record(self, record: int) -> tuple[np.ndarray, np.ndarray]:
         """(value, known) of one record."""

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from mtl_jax.data.encoding import marked_spans
+from mtl_jax.data.files import parse_cache, shards
+from mtl_jax.data.record_sequences import StoredRecords
 from mtl_jax.data.records import Record, field, find_field, where
 from mtl_jax.errors import UserError
 
@@ -24,6 +26,7 @@ class RecordInputs(NamedTuple):
     aligned     whether the character offsets of the tokens of the last text are needed
     pictures    [M] tuples of numbers of pictures in the data set's image store; None where it has no pictures
     grid        (rows, columns) of the patches of every picture
+    options     of records on disk: the arguments of `extract_inputs`; their texts, words, … are read as needed
     """
 
     texts: list[tuple[str, ...]] | None
@@ -36,6 +39,7 @@ class RecordInputs(NamedTuple):
     aligned: bool = False
     pictures: Sequence[tuple[int, ...]] | None = None
     grid: tuple[int, int] = (0, 0)
+    options: Mapping[str, Any] | None = None
 
     @property
     def patches(self) -> list[int]:
@@ -51,6 +55,8 @@ class RecordInputs(NamedTuple):
 
     def fingerprint(self) -> str:
         """Hash of everything that encoding reads."""
+        if self.options is not None:
+            return shards.digest([self.records.key, self.options, parse_cache.code_digest()])
         digest = hashlib.sha256()
         parts = (self.texts, self.words, self.predicates, self.choices, self.marks, self.markers, self.aligned)
         pictures = () if self.pictures is None else (self.pictures, self.grid)
@@ -91,6 +97,10 @@ def extract_inputs(
         span outside the text, fewer than two choices.
     """
     text = (text,) if isinstance(text, str) and text else tuple(text)
+    if isinstance(records, StoredRecords):
+        options = {"text": text, "words": words, "predicates": predicates, "choices": tuple(choices)}
+        options |= {"marked": tuple(marked), "markers": tuple(markers), "marked_ends": marked_ends, "aligned": aligned}
+        return _stored_inputs(records, options)
     if (text and words) or not (text or words or pictured) or len(text) > 2:
         raise UserError("a data set needs either `text` (one or two field names) or `words` (one field name)")
     if not words:
@@ -122,6 +132,34 @@ def _text_inputs(
         without_marks = [marked_spans.spans_in_text(record, text, marked, marked_ends) for record, (text,) in pairs]
         texts, spans = [(text,) for text, _ in without_marks], [spans for _, spans in without_marks]
     return RecordInputs(texts, None, [[] for _ in records], records, choices_of, spans)
+
+
+class Column(Sequence):
+    """One field of the inputs of records on disk, extracted as it is read."""
+
+    def __init__(self, records: StoredRecords, options: Mapping[str, Any], name: str):
+        self._records, self._options, self._name = records, options, name
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return list(Column(self._records[index], self._options, self._name))
+        return getattr(extract_inputs([self._records[index]], **self._options), self._name)[0]
+
+    def __iter__(self) -> Iterator[Any]:
+        for begin, end in shards.ranges(len(self), 1 << 12):
+            yield from getattr(extract_inputs(list(self._records[begin:end]), **self._options), self._name)
+
+
+def _stored_inputs(records: StoredRecords, options: dict[str, Any]) -> RecordInputs:
+    first = extract_inputs(records[:1].in_memory(), **options)
+    columns = {
+        name: None if getattr(first, name) is None else Column(records, options, name)
+        for name in ("texts", "words", "predicates", "choices", "marks")
+    }
+    return first._replace(**columns, records=records, options=options)
 
 
 def _text(record: Record, name: str) -> str:

@@ -16,6 +16,7 @@ import numpy as np
 
 VERSION = 4  # to be raised when the same key gives other arrays
 _SEAL = "__sha256__"
+_BLOCK = 1 << 24  # bytes that are hashed at a time
 
 
 def cache_folder() -> pathlib.Path:
@@ -71,11 +72,14 @@ def checksum(arrays: Mapping[str, np.ndarray]) -> str:
     """sha256 over names, dtypes, shapes and contents, independent of the order."""
     digest = hashlib.sha256()
     for name in sorted(arrays):
-        array = np.ascontiguousarray(arrays[name])
+        array = arrays[name]
         if array.dtype.hasobject:
             raise TypeError(f"{name}: objects have no contents to be sealed, only addresses")
-        digest.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
-        digest.update(array.data if array.size else b"")
+        digest.update(f"{name} {array.dtype.str} {array.shape or (1,)}\n".encode())
+        array = np.atleast_1d(array)
+        step = max(_BLOCK // max(array[:1].nbytes, 1), 1)  # a mapped array need not fit into memory
+        for begin in range(0, len(array) if array.size else 0, step):
+            digest.update(np.ascontiguousarray(array[begin : begin + step]).data)
     return digest.hexdigest()
 
 

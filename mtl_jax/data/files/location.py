@@ -209,6 +209,16 @@ class Location:
         """The complete file with its line ends."""
         return "".join(self.raw_lines(encoding))
 
+    def size(self) -> int:
+        """Bytes of the file, as they are stored; of a folder those of all files below it."""
+        sizes = [
+            file.place.stat().st_size
+            if isinstance(file.place, pathlib.Path)
+            else file.place.root.getinfo(file.place.at).file_size
+            for file in self.files()
+        ]
+        return sum(sizes)
+
     def sha256(self) -> str:
         """Hash of the file's bytes, or of the names and bytes of all files below a folder. Hexadecimal."""
         digest = hashlib.sha256()

@@ -37,7 +37,7 @@ def cached_items(key: Mapping[str, Any], name: str, read: Callable[[], Iterable[
         return {"items": np.frombuffer(json.dumps(rows).encode("ascii"), np.uint8)}
 
     # The first run reads the JSON as well: no result may depend on the state of the cache.
-    arrays = array_cache.load_or_make({**key, "file": name, "code": _code()}, make, MIN_SECONDS)
+    arrays = array_cache.load_or_make({**key, "file": name, "code": code_digest()}, make, MIN_SECONDS)
     rows = json.loads(arrays["items"].tobytes())
     return [
         Record(row[0], name, row[1], line_numbers(row[2])) if len(row) == 3 else Note(row[0], name, *row[1:])
@@ -46,7 +46,7 @@ def cached_items(key: Mapping[str, Any], name: str, read: Callable[[], Iterable[
 
 
 @functools.cache
-def _code() -> str:
+def code_digest() -> str:
     """Hash of the modules that read data: another version of a reader may give other items."""
     digest = hashlib.sha256()
     for file in sorted(pathlib.Path(__file__).parents[1].rglob("*.py")):

@@ -60,6 +60,7 @@ def _spans(spec: LabelSpec, inputs: Mapping[str, RecordInputs], encoded: Mapping
     for split, split_inputs in inputs.items():
         raw[split], raw_notes = answer_spans.collect_answers(split_inputs, spec)
         gold[split], token_notes = answer_spans.encode_answers(raw[split], encoded[split])
+        gold[split] = gold[split]._replace(complete=answer_spans.complete_answers(encoded[split], gold[split])[1])
         notes += [n.prefixed(f"task {spec.task}") for n in summarize_notes(split, [*raw_notes, *token_notes])]
         if lost := answer_spans.count_truncated(encoded[split], gold[split]):
             count = int(gold[split].known.sum())
@@ -80,13 +81,16 @@ def unknown_labels(spec: LabelSpec, inputs: RecordInputs) -> GoldLabels:
     count = len(inputs.records)
     shape = (count, 2) if spec.kind == "span" else (count,)
     value = np.full(shape, answer_spans.UNKNOWN if spec.kind == "span" else 0, np.int32)
-    return GoldLabels(value, np.full(count, spec.kind == "hidden"), np.arange(count + 1, dtype=np.int64))
+    complete = np.zeros(count, bool) if spec.kind == "span" else None
+    offsets = np.arange(count + 1, dtype=np.int64)
+    return GoldLabels(value, np.full(count, spec.kind == "hidden"), offsets, complete=complete)
 
 
 def limit_labels(gold: GoldLabels, spec: LabelSpec, seed: int) -> GoldLabels:
     """The labels of `spec.labelled` records, drawn from those that have one; others lose theirs."""
     record = np.repeat(np.arange(len(gold.offsets) - 1), np.diff(gold.offsets))
-    chosen = subsets.subset(np.unique(record[gold.known]).tolist(), spec.labelled, f"{spec.task}/labelled", seed)
+    labelled = np.unique(record[gold.known])
+    chosen = labelled[subsets.subset(len(labelled), spec.labelled, f"{spec.task}/labelled", seed)]
     known = gold.known & np.isin(record, chosen)
     value = gold.value.copy()
     value[~known] = answer_spans.UNKNOWN if spec.kind == "span" else 0

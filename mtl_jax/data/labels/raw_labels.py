@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -9,7 +10,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mtl_jax.data import string_values
+from mtl_jax.data.encoding.record_inputs import RecordInputs, extract_inputs
 from mtl_jax.data.labels.label_spec import RECORD_LEVELS, LabelSpec
+from mtl_jax.data.labels.label_values import CodedValues, NumberValues, packed_table, unpacked_table
+from mtl_jax.data.record_sequences import arrays_of_chunks
 from mtl_jax.data.records import Record, find_field, where
 from mtl_jax.errors import UserError
 from mtl_jax.unicode import nfc
@@ -21,12 +25,12 @@ _YES, _NO, _UNKNOWN = ("1", "true", "yes"), ("0", "false", "no"), ("-1",)
 class RawLabels(NamedTuple):
     """Labels of a split as read, flat over records (and words, and predicates).
 
-    values   list of None (missing), str (class), dict or tuple of floats (distribution), tuple of str (set), float
+    values   [n] None (missing), str (class), dict or tuple of floats (distribution), tuple of str (set), float
     offsets  int64[M+1], record m has values[offsets[m]:offsets[m+1]]
     records  the M records, whose places messages name
     """
 
-    values: list[Any]
+    values: CodedValues | NumberValues | list[Any]
     offsets: np.ndarray
     records: Sequence[Record]
 
@@ -75,7 +79,35 @@ def collect_labels(
             parts = [_of_record(find_field(record, name), spec, record, count, given) for name in names]
             values += parts[0] if len(parts) == 1 else [_join_labels(p, spec, record) for p in zip(*parts, strict=True)]
         ends.append(len(values))
-    return RawLabels(values, np.asarray(ends, np.int64), records)
+    coded = NumberValues.encode(values) if spec.kind == "real" else CodedValues.encode(values)
+    return RawLabels(coded, np.asarray(ends, np.int64), records)
+
+
+def labels_of_inputs(inputs: RecordInputs, spec: LabelSpec) -> RawLabels:
+    """The raw labels of a split, see `collect_labels`; those of records on disk are collected by the workers."""
+    if inputs.options is None:
+        return collect_labels(inputs.records, spec, inputs.word_counts, inputs.predicates)
+    key = {"inputs": inputs.fingerprint(), "spec": dataclasses.astuple(dataclasses.replace(spec, labelled=0))}
+    made = arrays_of_chunks("labels", collect_chunk, inputs.records, (inputs.options, spec), key, cumulative=("end",))
+    offsets, labels = made.arrays["end"], made.arrays["label"]
+    if spec.kind == "real":
+        return RawLabels(NumberValues(labels), offsets, inputs.records)
+    parts, begin = [], 0
+    for table, count in made.info:
+        parts.append(CodedValues(unpacked_table(table), labels[begin : begin + count]))
+        begin += count
+    return RawLabels(CodedValues.join(parts), offsets, inputs.records)
+
+
+def collect_chunk(
+    records: Sequence[Record], options: Mapping[str, Any], spec: LabelSpec
+) -> tuple[dict[str, np.ndarray], tuple[str, int]]:
+    """The labels of a chunk of records: codes or numbers, the table of the codes, and how many there are."""
+    inputs = extract_inputs(list(records), **options)
+    values, offsets, _ = collect_labels(inputs.records, spec, inputs.word_counts, inputs.predicates)
+    if spec.kind == "real":
+        return {"label": values.numbers, "end": offsets[1:]}, ("", len(values))
+    return {"label": values.codes, "end": offsets[1:]}, (packed_table(values), len(values))
 
 
 def label_fields(record: Record, spec: LabelSpec) -> list[str]:

@@ -7,12 +7,17 @@ import unicodedata
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from mtl_jax.data import string_values
-from mtl_jax.data.encoding.record_inputs import RecordInputs
+from mtl_jax.data.encoding.record_inputs import RecordInputs, extract_inputs
 from mtl_jax.data.labels.label_spec import RECORD_LEVELS, LabelSpec
+from mtl_jax.data.labels.label_values import CodedValues, NumberValues, hashable
 from mtl_jax.data.labels.raw_labels import RawLabels, is_list, is_missing, label_fields, missing_option_advice
 from mtl_jax.data.notices import LABELS, Notice
-from mtl_jax.data.records import find_field, where
+from mtl_jax.data.record_sequences import arrays_of_chunks, selected
+from mtl_jax.data.records import Record, find_field, where
+from mtl_jax.data.splits.duplicates import text_digest
 
 # How files write a missing value, ignoring case; in other files some of these are names of classes.
 SUSPICIOUS = frozenset(
@@ -34,30 +39,56 @@ def notes(spec: LabelSpec, splits: Mapping[str, RawLabels], names: Sequence[str]
 
 def contradictions(spec: LabelSpec, splits: Mapping[str, RawLabels], inputs: Mapping[str, RecordInputs]) -> list[str]:
     """Notes on equal texts (and pictures) with different labels: within train, and between other splits and train."""
-    if spec.level != "text" or not splits["train"].values:
+    if spec.level != "text" or not len(splits["train"].values):
         return []
-    labels: dict[Hashable, set[Hashable]] = {}
-    for text, value in zip(_inputs(inputs["train"]), splits["train"].values, strict=True):
-        if value is not None:
-            labels.setdefault(text, set()).add(_hashable(value))
+    labels, size = _numbered({split: raw.values for split, raw in splits.items()})
+    texts = {split: text_keys(inputs[split]) for split in splits}
+    known = labels["train"] >= 0
+    different = np.unique(texts["train"][known])
+    pairs = np.unique(np.searchsorted(different, texts["train"][known]) * size + labels["train"][known])
+    labels_of_text = np.bincount(pairs // size, minlength=len(different))
     notes = []
-    for split, raw in splits.items():
-        pairs = zip(_inputs(inputs[split]), raw.values, strict=True)
-        count = sum(v is not None and bool(labels.get(text, set()) - {_hashable(v)}) for text, v in pairs)
-        if count:
+    for split in splits if len(different) else ():
+        at = np.minimum(np.searchsorted(different, texts[split]), len(different) - 1)
+        in_train = (labels[split] >= 0) & (different[at] == texts[split])
+        others = labels_of_text[at[in_train]] - np.isin(at[in_train] * size + labels[split][in_train], pairs)
+        if count := int((others > 0).sum()):
             notes.append(f"task {spec.task}: {split}: {count} records have a text that train has with another label")
     return notes
 
 
-def _hashable(value: Any) -> Hashable:
-    if isinstance(value, dict):
-        return frozenset(value.items())
-    return frozenset(value) if isinstance(value, tuple) else value
+def _numbered(splits: Mapping[str, CodedValues | NumberValues]) -> tuple[dict[str, np.ndarray], int]:
+    """({split: int64[M], a number that equal labels share, -1 = missing}, how many numbers there are)."""
+    if all(isinstance(values, NumberValues) for values in splits.values()):
+        different = np.unique(np.concatenate([values.numbers for values in splits.values()]))
+        numbers = {split: np.searchsorted(different, values.numbers) for split, values in splits.items()}
+        return {split: np.where(np.isnan(v.numbers), -1, numbers[split]) for split, v in splits.items()}, len(different)
+    codes: dict[Hashable, int] = {None: -1}
+    result = {}
+    for split, values in splits.items():
+        of_table = [codes.setdefault(hashable(value), len(codes) - 1) for value in values.table]
+        result[split] = np.asarray(of_table, np.int64)[values.codes]
+    return result, len(codes)
 
 
-def _inputs(inputs: RecordInputs) -> Iterable[Hashable]:
-    texts = inputs.texts if inputs.words is None else map(tuple, inputs.words)
-    return texts if inputs.pictures is None else zip(texts, inputs.pictures, strict=True)
+def text_keys(inputs: RecordInputs) -> np.ndarray:
+    """uint64[M], a key that records with the same text (and pictures) share."""
+    if inputs.options is None:
+        return _keys(inputs)
+    key = {"inputs": inputs.fingerprint()}
+    return arrays_of_chunks("texts", text_keys_of_chunk, inputs.records, (inputs.options,), key).arrays["key"]
+
+
+def text_keys_of_chunk(records: Sequence[Record], options: Mapping[str, Any]) -> tuple[dict[str, np.ndarray], None]:
+    """As `text_keys`, of a chunk of records on disk."""
+    return {"key": _keys(extract_inputs(list(records), **options))}, None
+
+
+def _keys(inputs: RecordInputs) -> np.ndarray:
+    parts = inputs.texts if inputs.words is None else inputs.words
+    if inputs.pictures is not None:
+        parts = [(*texts, repr(numbers)) for texts, numbers in zip(parts, inputs.pictures, strict=True)]
+    return np.frombuffer(b"".join(map(text_digest, parts)), np.uint64)
 
 
 def advice(unseen: Iterable[str], names: Iterable[str], spec: LabelSpec) -> str:
@@ -78,17 +109,16 @@ def _missing(spec: LabelSpec, splits: Mapping[str, RawLabels]) -> Iterable[str]:
     for split, raw in splits.items():
         words: collections.Counter[str] = collections.Counter()
         partly = 0
-        for value, record in zip(raw.values, raw.records, strict=True):
-            if value is None:
-                fields = [find_field(record, name) for name in label_fields(record, spec)]
-                words.update({str(field).strip() for field in fields if field is not None and str(field).strip()})
-                partly += len({is_missing(field, spec) or str(field).strip() == "-1" for field in fields}) > 1
+        without_label = selected(raw.records, raw.values.satisfying(lambda value: value is None))
+        for record in without_label:
+            fields = [find_field(record, name) for name in label_fields(record, spec)]
+            words.update({str(field).strip() for field in fields if field is not None and str(field).strip()})
+            partly += len({is_missing(field, spec) or str(field).strip() == "-1" for field in fields}) > 1
         if words and not partly:
             counted = ", ".join(f"{word[:40]!r} ({count})" for word, count in words.most_common(_SHOWN))
             yield f"{split}: {counted} in place of a label count as missing (tasks.*.missing)"
-        pairs = zip(raw.values, raw.records, strict=True)
-        empty = sum(value is None and find_field(record, spec.field) == "" for value, record in pairs)
-        if spec.kind == "set" and empty:
+        empty = sum(find_field(record, spec.field) == "" for record in without_label) if spec.kind == "set" else 0
+        if empty:
             names = tuple(name for name in spec.missing if name)
             yield (
                 f"{split}: {empty} empty strings count as not labelled; if they are empty sets, set "
@@ -104,10 +134,10 @@ def _suspicious(spec: LabelSpec, splits: Mapping[str, RawLabels], names: Sequenc
         return
     counts = {name: collections.Counter() for name in odd}
     for split, raw in splits.items():
-        for value in raw.values:
+        for value, count in zip(raw.values.table, raw.values.counts(), strict=True):
             for name in (value,) if isinstance(value, str) else value if isinstance(value, tuple) else ():
                 if name in odd:
-                    counts[name][split] += 1
+                    counts[name][split] += count
     counted = ", ".join(f"{name!r} ({_by_split(counts[name])})" for name in sorted(odd))
     which = f"the class {counted}" if len(odd) == 1 else f"the classes {counted}"
     yield f"{which} may mean that there is no label; if so, name it: {missing_option_advice(sorted(odd), spec)}"
@@ -129,19 +159,22 @@ def _lists(spec: LabelSpec, splits: Mapping[str, RawLabels], names: Sequence[str
             yield f"classes such as {odd[0]!r} are lists written as a string; kind 'multilabel' reads them as sets"
     if spec.kind != "set":
         return
-    lists, others, repeats = [], [], 0
+    lists, others, repeats = 0, 0, 0
+    first_list, first_other = None, None
     for raw in splits.values():
         for record in raw.records:
             value = find_field(record, spec.field)
             if isinstance(value, str) and value.strip() and value.strip() not in spec.missing:
-                (lists if string_values.looks_like_list(value) else others).append(record)
+                if string_values.looks_like_list(value):
+                    lists, first_list = lists + 1, first_list or record
+                else:
+                    others, first_other = others + 1, first_other or record
             elif is_list(value):
                 repeats += len({str(item) for item in value}) < len(value)
     if lists and others:
-        few = min(lists, others, key=len)
-        what = "are written as a list" if few is lists else "are not written as a list, as the others are"
-        share = f"{len(few)} of {len(lists) + len(others)} values of the field {spec.field!r}"
-        yield f"{share} {what}; first at {where(few[0])}"
+        few, first = min((lists, first_list), (others, first_other), key=lambda pair: pair[0])
+        what = "are written as a list" if first is first_list else "are not written as a list, as the others are"
+        yield f"{few} of {lists + others} values of the field {spec.field!r} {what}; first at {where(first)}"
     if set(names) == {"0", "1"} and repeats:
         yield "the lists look like vectors of 0 and 1; name their classes, in order, as `classes` of the task"
 

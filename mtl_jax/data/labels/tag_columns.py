@@ -9,13 +9,15 @@ from __future__ import annotations
 import collections
 import dataclasses
 import itertools
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from typing import NamedTuple
 
 import numpy as np
 
+from mtl_jax.data.files import shards
 from mtl_jax.data.labels import tag_schemes, tag_spellings
 from mtl_jax.data.labels.label_spec import LabelSpec
+from mtl_jax.data.labels.label_values import CodedValues
 from mtl_jax.data.labels.raw_labels import RawLabels
 from mtl_jax.data.notices import INFORMATION, LABELS, Notice
 from mtl_jax.errors import UserError
@@ -50,11 +52,10 @@ def unify_tags(spec: LabelSpec, splits: Mapping[str, RawLabels], words: Mapping[
       UserError: a tag that violates the scheme named by the user, by file and line.
     """
     splits = dict(splits)
-    if any(set(map(type, raw.values)) - {str, type(None)} for raw in splits.values()):
+    if any(set(map(type, raw.values.table)) - {str, type(None)} for raw in splits.values()):
         return UnifiedTags(spec, splits, None, [])
     splits, numbered = _named(spec, splits)
-    counts = collections.Counter(itertools.chain.from_iterable(raw.values for raw in splits.values()))
-    del counts[None]
+    counts = _counts(splits.values())
     if spec.source_scheme == "none":
         return UnifiedTags(spec, splits, False, numbered)
     parse = (
@@ -79,7 +80,7 @@ def unify_tags(spec: LabelSpec, splits: Mapping[str, RawLabels], words: Mapping[
             count, first = broken
             text = f"{_task(spec)}: {count} sentences of {split} with a broken {source} sequence repaired; {first}"
             notes.append(Notice(text, LABELS, count))
-    present = set().union(*(raw.values for raw in splits.values())) - {None}
+    present = set().union(*(raw.values.table for raw in splits.values())) - {None}
     classes = _classes(spec, parse, present - counts.keys(), counts.keys())
     return UnifiedTags(dataclasses.replace(spec, classes=classes), splits, bool(present - {"O"}), notes)
 
@@ -90,7 +91,7 @@ def _task(spec: LabelSpec) -> str:
 
 def _named(spec: LabelSpec, splits: dict[str, RawLabels]) -> tuple[dict[str, RawLabels], list[str]]:
     """Class numbers replaced by their names in `spec.classes`; a note where there are no names."""
-    values = set().union(*(raw.values for raw in splits.values())) - {None}
+    values = set().union(*(raw.values.table for raw in splits.values())) - {None}
     if not values or not all(value.isascii() and value.isdigit() and len(value) < 10 for value in values):
         return splits, []
     if not spec.classes:
@@ -99,7 +100,16 @@ def _named(spec: LabelSpec, splits: dict[str, RawLabels]) -> tuple[dict[str, Raw
     if values <= set(spec.classes) or max(map(int, values)) >= len(spec.classes):
         return splits, []
     names = {value: spec.classes[int(value)] for value in values} | {None: None}
-    return {s: raw._replace(values=[names[value] for value in raw.values]) for s, raw in splits.items()}, []
+    return {s: raw._replace(values=raw.values.mapped(names.__getitem__)) for s, raw in splits.items()}, []
+
+
+def _counts(splits: Iterable[RawLabels]) -> collections.Counter[str]:
+    """How often each value occurs in all splits together."""
+    counts: collections.Counter[str] = collections.Counter()
+    for raw in splits:
+        counts.update(dict(zip(raw.values.table, raw.values.counts(), strict=True)))
+    counts.pop(None, None)
+    return counts
 
 
 # Values that are no tags.
@@ -110,13 +120,14 @@ def _odd(spec: LabelSpec, splits: Mapping[str, RawLabels], tags: Mapping[str, st
     notes = []
     odd = {value for value, tag in tags.items() if not tag}
     for split, raw in splits.items():
-        if places := [i for i, value in enumerate(raw.values) if value in odd] if odd else []:
-            counts = collections.Counter(raw.values[i] for i in places)
+        places = raw.values.satisfying(odd.__contains__)
+        if len(places):
+            counts = collections.Counter({value: n for value, n in _counts([raw]).items() if value in odd})
             listed = ", ".join(f"{value!r} ({n})" for value, n in counts.most_common(_SHOWN))
             more = ", …" if len(counts) > _SHOWN else ""
-            known = sum(value is not None for value in raw.values)
+            known = _counts([raw]).total()
             text = f"{_task(spec)}: {len(places)} of {known} of {split} are no tags of spans and count as O: "
-            text += f"{listed}{more}; first at {raw.where(places[0])}"
+            text += f"{listed}{more}; first at {raw.where(int(places[0]))}"
             notes.append(Notice(text, LABELS, len(places), known))
     respelled = next((value for value, tag in tags.items() if tag not in ("", "O", value)), None)
     if respelled:
@@ -141,11 +152,12 @@ def _no_spans(spec: LabelSpec, counts: Mapping[str, int], splits: Mapping[str, R
             "for each beginning"
         ]
     other = max(others, key=lambda value: inner[value])
-    raw = next(raw for raw in splits.values() if other in raw.values)
+    raw = next(raw for raw in splits.values() if other in raw.values.table)
+    first = int(raw.values.satisfying(lambda value: value == other)[0])
     return [
         f"{_task(spec)} are read as labels without spans: {sum(some.values())} of {sum(inner.values())} that are not O "
         f"are tags such as {next(iter(some))!r}, most are others such as {other!r} at "
-        f"{raw.where(raw.values.index(other))}"
+        f"{raw.where(first)}"
     ]
 
 
@@ -158,9 +170,9 @@ def _refuse(
     if spec.source_scheme == "brackets":
         odd = {value for value, tag in tags.items() if not tag}
     for raw in splits.values():
-        for i, value in enumerate(raw.values):
-            if value in odd:
-                raise _broken(spec, raw.where(i), f"{value!r} is no tag of the scheme {spec.source_scheme}", counts)
+        for i in raw.values.satisfying(odd.__contains__)[:1].tolist():
+            value = raw.values[i]
+            raise _broken(spec, raw.where(i), f"{value!r} is no tag of the scheme {spec.source_scheme}", counts)
 
 
 def _broken(spec: LabelSpec, place: str, problem: str, counts: Mapping[str, int]) -> UserError:
@@ -179,7 +191,7 @@ class _Flat:
     """The tags of a split, concatenated, without the words that have no label.
 
     names   the different tags
-    ids     int[n], each tag's number in `names`
+    ids     int32[n], each tag's number in `names`
     at      int[n], their indices among all labels of the split
     begins  [S + 1], where each sentence (for one predicate) begins
     """
@@ -189,7 +201,7 @@ class _Flat:
         lengths = np.repeat(words, np.diff(raw.offsets) // np.maximum(words, 1))
         self.names = sorted(set(tags.values()))
         numbers = {value: self.names.index(tag) for value, tag in tags.items()} | {None: -1}
-        ids = np.fromiter(map(numbers.__getitem__, raw.values), np.int64, len(raw.values))
+        ids = np.asarray([numbers[value] for value in raw.values.table], np.int32)[raw.values.codes]
         self.at = np.flatnonzero(ids >= 0)
         self.ids = ids[self.at]
         self.begins = np.concatenate([[0], np.cumsum(ids >= 0)])[np.concatenate([[0], np.cumsum(lengths)])]
@@ -198,9 +210,10 @@ class _Flat:
         """The tags number begin, ..., end - 1."""
         return [self.names[n] for n in self.ids[begin:end].tolist()]
 
-    def sentences(self) -> list[tuple[int, int]]:
+    def sentences(self) -> Iterator[tuple[int, int]]:
         """(begin, end) of each sentence with a known tag."""
-        return [(a, b) for a, b in itertools.pairwise(self.begins.tolist()) if a < b]
+        for first, last in shards.ranges(len(self.begins) - 1):
+            yield from ((a, b) for a, b in itertools.pairwise(self.begins[first : last + 1].tolist()) if a < b)
 
     def breaks(self, scheme: str) -> np.ndarray:
         """int[...], indices of the tags that a scheme of letters does not know, or does not allow at their position."""
@@ -234,8 +247,9 @@ def _scheme(flat: Mapping[str, _Flat]) -> str:
 
 def _converted(spec: LabelSpec, raw: RawLabels, flat: _Flat, source: str) -> tuple[RawLabels, tuple[int, str] | None]:
     """The labels in the target scheme, and (number of broken sentences, "first at file:line")."""
-    new = np.full(len(raw.values), None, object)
-    new[flat.at] = np.array(flat.names, object)[flat.ids]
+    ids = {name: number for number, name in enumerate(flat.names)}
+    new = np.full(len(raw.values), -1, np.int32)
+    new[flat.at] = flat.ids
     if source == spec.target_scheme == "iob2":  # only broken sentences change
         numbers = np.unique(np.searchsorted(flat.begins, flat.breaks("iob2"), side="right") - 1)
         where = [(int(flat.begins[n]), int(flat.begins[n + 1])) for n in numbers]
@@ -249,11 +263,14 @@ def _converted(spec: LabelSpec, raw: RawLabels, flat: _Flat, source: str) -> tup
         except tag_schemes.TagError as error:
             place = raw.where(int(flat.at[begin + error.word]))
             if spec.source_scheme:
-                raise _broken(spec, place, str(error), collections.Counter(raw.values)) from error
+                raise _broken(spec, place, str(error), _counts([raw])) from error
             broken, first = broken + 1, first or f"first at {place}"
         values = tag_schemes.convert_tags(sentence, source, spec.target_scheme, strict=False)
-        new[flat.at[begin:end]] = values
-    return raw._replace(values=new.tolist()), (broken, first) if broken else None
+        new[flat.at[begin:end]] = [ids.setdefault(value, len(ids)) for value in values]
+    different, codes = np.unique(new, return_inverse=True)
+    names = [*ids, None]
+    coded = CodedValues([names[number] for number in different.tolist()], codes.astype(np.int32))
+    return raw._replace(values=coded), (broken, first) if broken else None
 
 
 def _classes(spec: LabelSpec, parse: tag_spellings.Spelling, further: set[str], values: Set[str]) -> tuple[str, ...]:

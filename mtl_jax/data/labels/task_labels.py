@@ -30,7 +30,7 @@ def build_labels(
         return _targets(spec, inputs, encoded, tokenizer)
     if spec.kind in encoded_labels.ENCODED_LABEL_TYPES:
         return encoded_labels.build(spec, inputs, encoded, tokenizer)
-    return _classes(spec, inputs, max_unseen_labels)
+    return _classes(spec, inputs, encoded, max_unseen_labels)
 
 
 def unknown_labels(
@@ -69,15 +69,18 @@ def copy_sources(
     return target_sequences.source_tokens(inputs, encoded, tokenizer) if spec.target.copy else ()
 
 
-def _classes(spec: LabelSpec, inputs: Mapping[str, RecordInputs], max_unseen_labels: float) -> TaskLabels:
+def _classes(
+    spec: LabelSpec,
+    inputs: Mapping[str, RecordInputs],
+    encoded: Mapping[str, EncodedSplit],
+    max_unseen_labels: float,
+) -> TaskLabels:
     """Labels that are classes, sets or numbers; tags of spans are converted to one scheme."""
-    raw = {
-        split: raw_labels.collect_labels(i.records, spec, i.word_counts, i.predicates) for split, i in inputs.items()
-    }
+    raw = {split: raw_labels.labels_of_inputs(i, spec) for split, i in inputs.items()}
     notes: list[str] = []
     spans = None
     if spec.level in ("word", "predicate"):
-        spec, raw, spans, notes = tag_columns.unify_tags(spec, raw, {s: i.word_counts for s, i in inputs.items()})
+        spec, raw, spans, notes = tag_columns.unify_tags(spec, raw, {s: e.words for s, e in encoded.items()})
     names, vocabulary_notes = vocabulary.build_vocabulary(spec, raw, max_unseen_labels)
     gold = {split: vocabulary.encode_labels(values, spec, names) for split, values in raw.items()}
     notes += [*vocabulary_notes, *suspicious_labels.contradictions(spec, raw, inputs)]

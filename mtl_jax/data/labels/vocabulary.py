@@ -12,6 +12,7 @@ import numpy as np
 from mtl_jax.data.encoding.gold_labels import GoldLabels
 from mtl_jax.data.labels import suspicious_labels
 from mtl_jax.data.labels.label_spec import LabelSpec
+from mtl_jax.data.labels.label_values import CodedValues, NumberValues
 from mtl_jax.data.labels.raw_labels import RawLabels, label_fields
 from mtl_jax.data.notices import LABELS, Notice
 from mtl_jax.data.records import Record, find_field, suggestion
@@ -60,11 +61,11 @@ def build_vocabulary(
         than `max_unseen_labels` of a split's labels, or occur where labels are distributions; a bad distribution.
     """
     train = splits["train"]
-    if all(value is None for value in train.values):
+    if train.values.none_known:
         raise no_labels_error(spec, train.records)
     if spec.kind == "real":
         return LabelVocabulary(()), suspicious_labels.notes(spec, splits, ())
-    types = {kind for raw in splits.values() for kind in set(map(type, raw.values))}
+    types = {kind for raw in splits.values() for kind in set(map(type, raw.values.table))}
     lists = spec.kind == "class" and tuple in types
     soft = lists or dict in types
     if lists and not spec.classes:
@@ -74,7 +75,7 @@ def build_vocabulary(
     names = spec.classes or (tuple(columns) if len(columns) > 1 else _ordered(set(counts["train"]), spec))
     known = set(names)
     if outside := sorted(set(counts["train"]) - known):
-        index = next(i for i, value in enumerate(train.values) if outside[0] in _names(value))
+        index = int(train.values.satisfying(lambda value: outside[0] in _names(value))[0])
         raise UserError(
             f"{train.where(index)}: task {spec.task}: training label {outside[0]!r} is not among its `classes`: "
             f"{', '.join(names[:20])}.{suggestion(outside[0], names)}"
@@ -85,7 +86,7 @@ def build_vocabulary(
         unseen = {name: n for name, n in counts[split].items() if name not in known}
         if not unseen:
             continue
-        index = next(i for i, value in enumerate(raw.values) if not known.issuperset(_names(value)))
+        index = int(raw.values.satisfying(lambda value: not known.issuperset(_names(value)))[0])
         total, share = sum(unseen.values()), sum(unseen.values()) / sum(counts[split].values())
         listed = ", ".join(sorted(unseen)[:5]) + (", …" if len(unseen) > 5 else "")
         text = f"task {spec.task}: {total} labels of {split} ({share:.2%}) do not occur in train: {listed}"
@@ -108,36 +109,47 @@ def build_vocabulary(
 
 def encode_labels(raw: RawLabels, spec: LabelSpec, vocabulary: LabelVocabulary) -> GoldLabels:
     """The gold labels of a split; see `GoldLabels`. Names outside the vocabulary are refused by file and line."""
-    count, size = len(raw.values), len(vocabulary.names)
-    known = np.fromiter((value is not None for value in raw.values), bool, count)
-    if spec.kind == "real":
-        value = np.fromiter((0.0 if v is None else v for v in raw.values), np.float32, count)
-        return GoldLabels(value, known, raw.offsets)
+    if isinstance(raw.values, NumberValues):
+        known = ~np.isnan(raw.values.numbers)
+        return GoldLabels(np.where(known, raw.values.numbers, 0).astype(np.float32), known, raw.offsets)
+    table, codes = raw.values.table, raw.values.codes
+    known = np.fromiter((value is not None for value in table), bool, len(table))
     ids = {name: i for i, name in enumerate(vocabulary.all_names)}
     if spec.kind == "class" and not vocabulary.soft:
-        try:
-            value = np.fromiter((0 if v is None else ids[v] for v in raw.values), np.int32, count)
-        except (KeyError, TypeError):
-            known_names = {None, *ids}
-            index = next(i for i, v in enumerate(raw.values) if not isinstance(v, str | None) or v not in known_names)
-            raise _unknown(raw, index, raw.values[index], spec) from None
-        return GoldLabels(value, known, raw.offsets)
-    value = np.zeros((count, size), np.float32)
-    for i, v in enumerate(raw.values):
+        known_names = {None, *ids}
+        if unknown := [v for v in table if not isinstance(v, str | None) or v not in known_names]:
+            index = int(raw.values.satisfying(lambda value: value in unknown)[0])
+            raise _unknown(raw, index, raw.values[index], spec)
+        value = np.fromiter((0 if v is None else ids[v] for v in table), np.int32, len(table))
+    else:
+        value = _soft_labels(raw, spec, vocabulary, ids)
+    return GoldLabels(value[codes], known[codes], raw.offsets)
+
+
+def _soft_labels(raw: RawLabels, spec: LabelSpec, vocabulary: LabelVocabulary, ids: Mapping[str, int]) -> np.ndarray:
+    """float32[V, C], the distribution or the set of each of the different labels."""
+    size = len(vocabulary.names)
+    value = np.zeros((len(raw.values.table), size), np.float32)
+
+    def place(label: Any) -> int:
+        return int(raw.values.satisfying(lambda other: other is label)[0])
+
+    for i, v in enumerate(raw.values.table):
         if v is None:
             continue
         if spec.kind == "set":
             value[i, [ids[name] for name in v if name in ids]] = 1.0
             continue
+        weights = v
         if isinstance(v, tuple) and len(v) != size:
-            raise UserError(f"{raw.where(i)}: task {spec.task}: {len(v)} probabilities for {size} classes")
+            raise UserError(f"{raw.where(place(v))}: task {spec.task}: {len(v)} probabilities for {size} classes")
         if isinstance(v, tuple):
-            v = dict(zip(vocabulary.names, v, strict=True))
-        for name, weight in v.items() if isinstance(v, dict) else ((v, 1.0),):
+            weights = dict(zip(vocabulary.names, v, strict=True))
+        for name, weight in weights.items() if isinstance(weights, dict) else ((v, 1.0),):
             if name not in ids or ids[name] >= size:
-                raise _unknown(raw, i, name, spec)
+                raise _unknown(raw, place(v), name, spec)
             value[i, ids[name]] = weight
-    return GoldLabels(value, known, raw.offsets)
+    return value
 
 
 def _ordered(names: set[str], spec: LabelSpec) -> tuple[str, ...]:
@@ -150,13 +162,13 @@ def _ordered(names: set[str], spec: LabelSpec) -> tuple[str, ...]:
     return tuple(ordered)
 
 
-def _counts(values: list[Any]) -> collections.Counter[str]:
+def _counts(values: CodedValues) -> collections.Counter[str]:
     """How often each class is named."""
-    if set(map(type, values)) <= {str, type(None)}:  # fast for a million tags
-        counts = collections.Counter(values)
-        del counts[None]
-        return counts
-    return collections.Counter(name for value in values for name in _names(value))
+    counts: collections.Counter[str] = collections.Counter()
+    for value, count in zip(values.table, values.counts(), strict=True):
+        for name in _names(value):
+            counts[name] += count
+    return counts
 
 
 def _names(value: Any) -> tuple[str, ...]:

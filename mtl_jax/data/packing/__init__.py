@@ -6,12 +6,13 @@ example goes to the oldest open row in which all of them fit, else to a new row;
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
 from mtl_jax.data.batch import PackedRows
 from mtl_jax.data.encoding.encode import EncodedSplit, concatenated_ranges
+from mtl_jax.data.files import shards
 from mtl_jax.data.labels.label_spec import LabelSpec
 from mtl_jax.data.packing.capacities import Capacities, example_demands, group_demands
 from mtl_jax.data.packing.first_fit import cached_first_fit
@@ -26,6 +27,7 @@ def pack(
     classes: Mapping[str, int],
     capacities: Capacities,
     packed: bool = True,
+    fit: Callable[[np.ndarray, np.ndarray], np.ndarray] = cached_first_fit,
 ) -> PackedRows:
     """Rows of a split, with the labels of `split.labels` of all levels but "token".
 
@@ -35,13 +37,14 @@ def pack(
       classes: C of each task, the number of training classes; labels at or above it have mask False.
       capacities: see `choose_capacities`.
       packed: False for one example a row.
+      fit: how rows are chosen.
     """
     demand = example_demands(split, [spec.level for spec in specs])
     limits = np.asarray(capacities, np.int64)
     group_demand = group_demands(split, demand)
     if len(demand) and (group_demand.max(0) > limits).any():
         raise UserError(f"an example needs {tuple(group_demand.max(0).tolist())}, rows hold {tuple(limits.tolist())}")
-    row = (cached_first_fit(group_demand, limits) if packed else np.arange(len(group_demand)))[split.example_groups]
+    row = (fit(group_demand, limits) if packed else np.arange(len(group_demand)))[split.example_groups]
     placement = example_positions(row, demand)
     num_rows = int(row.max()) + 1 if len(row) else 0
     shape, slots = (num_rows, capacities.tokens), (num_rows, capacities.examples)
@@ -61,6 +64,16 @@ def pack(
     )
 
 
+def rows_of_groups(rows: PackedRows, split: EncodedSplit) -> np.ndarray:
+    """int64[G], the row that has each group of examples that have to be in one row."""
+    row, slot = np.nonzero(rows.example >= 0)
+    result = np.empty(len(split.record), np.int64)
+    result[rows.example[row, slot]] = row
+    return result[split.choice == 0]
+
+
 def fill_ratio(rows: PackedRows) -> float:
     """The share of token positions that hold a real token."""
-    return float((rows.segment > 0).mean()) if rows.segment.size else 0.0
+    chunks = shards.ranges(len(rows.segment))
+    real = sum(int(np.count_nonzero(rows.segment[begin:end])) for begin, end in chunks)
+    return real / rows.segment.size if rows.segment.size else 0.0

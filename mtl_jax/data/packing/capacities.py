@@ -2,7 +2,8 @@
 
 E and Q come from the data. Examples are first packed by tokens alone; then E and Q are the 90th, else the 95th, else
 the 99th percentile of what those rows hold, whichever first needs at most 2 % more rows; else the largest. They are
-never smaller than what the longest example needs. The choices of a record are packed together.
+never smaller than what the longest example needs. The choices of a record are packed together. Of more than `SAMPLE`
+examples of train a random sample decides.
 """
 
 from __future__ import annotations
@@ -13,10 +14,12 @@ from typing import NamedTuple
 import numpy as np
 
 from mtl_jax.data.batch import PackedRows
-from mtl_jax.data.encoding.encode import EncodedSplit
+from mtl_jax.data.encoding.encode import EncodedSplit, example_range, example_ranges, select_examples
 from mtl_jax.data.labels.label_spec import LabelSpec
 from mtl_jax.data.packing.first_fit import cached_first_fit
 from mtl_jax.errors import UserError
+
+SAMPLE = 1 << 17  # examples
 
 
 class Capacities(NamedTuple):
@@ -56,27 +59,42 @@ def group_demands(split: EncodedSplit, demand: np.ndarray) -> np.ndarray:
     return np.add.reduceat(demand, np.flatnonzero(split.choice == 0)) if len(demand) else demand
 
 
-def choose_capacities(splits: Sequence[EncodedSplit], levels: Sequence[str], row_length: int, pack: bool) -> Capacities:
-    """Capacities for all splits of a data set, derived from the first (train); see the head of this file.
+def largest_demand(split: EncodedSplit, levels: Sequence[str]) -> np.ndarray:
+    """int64[6], the largest of `group_demands`."""
+    parts = (example_range(split, begin, end) for begin, end in example_ranges(split.choice, SAMPLE))
+    demands = [group_demands(part, example_demands(part, levels)).max(0) for part in parts]
+    return np.max(demands, axis=0) if demands else np.zeros(6, np.int64)
+
+
+def choose_capacities(
+    splits: Sequence[EncodedSplit],
+    levels: Sequence[str],
+    row_length: int,
+    pack: bool,
+    sample: EncodedSplit | None = None,
+) -> Capacities:
+    """Capacities for all splits of a data set, derived from the first (train), or a sample of it; see the head of this
+    file.
 
     With `pack=False` a row holds one example.
     """
-    demands = [group_demands(split, example_demands(split, levels)) for split in splits]
-    largest = np.max([demand.max(0, initial=0) for demand in demands], axis=0)
+    largest = np.max([largest_demand(split, levels) for split in splits], axis=0)
+    sample = splits[0] if sample is None else sample
+    demand = group_demands(sample, example_demands(sample, levels))
     if "sequence" in levels:
         largest[4] = max(largest[4], 1)  # a row without targets, as in prediction, has a position as well
     _check_length(largest[0], row_length)
-    if not pack or not len(demands[0]):
+    if not pack or not len(demand):
         return Capacities(row_length, *map(int, largest[1:]))
-    unlimited = demands[0].sum(0) + largest + 1
+    unlimited = demand.sum(0) + largest + 1
     unlimited[0] = row_length
-    row = cached_first_fit(demands[0], unlimited)
+    row = cached_first_fit(demand, unlimited)
     rows = row.max() + 1
-    contents = np.stack([np.bincount(row, demand) for demand in demands[0].T], axis=1)
+    contents = np.stack([np.bincount(row, column) for column in demand.T], axis=1)
     for percentile in (90, 95, 99):
         limits = np.maximum(np.ceil(np.percentile(contents, percentile, axis=0)), largest).astype(np.int64)
         limits[0] = row_length
-        if cached_first_fit(demands[0], limits).max() + 1 <= 1.02 * rows:
+        if cached_first_fit(demand, limits).max() + 1 <= 1.02 * rows:
             break
     else:
         limits = np.maximum(contents.max(0), largest).astype(np.int64)
@@ -94,7 +112,7 @@ def capacities_of(rows: PackedRows, specs: Sequence[LabelSpec]) -> Capacities:
 
 def enlarged_capacities(capacities: Capacities, split: EncodedSplit, levels: Sequence[str]) -> Capacities:
     """`capacities`, enlarged where an example of `split` takes more."""
-    largest = group_demands(split, example_demands(split, levels)).max(0, initial=0)
+    largest = largest_demand(split, levels)
     _check_length(largest[0], capacities.tokens)
     return Capacities(capacities.tokens, *(max(c, int(n)) for c, n in zip(capacities[1:], largest[1:], strict=True)))
 
@@ -106,7 +124,9 @@ def predicate_limit(splits: Sequence[EncodedSplit], row_length: int, pack: bool)
     the 99th percentile over its examples; at least one sequence of the longest example of all splits.
     """
     longest = max(int(split.example_words.max(initial=0)) for split in splits)
-    demand = example_demands(splits[0], ["predicate"])
+    count = len(splits[0].record)
+    sample = splits[0] if count <= SAMPLE else select_examples(splits[0], np.arange(0, count, -(-count // SAMPLE)))
+    demand = example_demands(sample, ["predicate"])
     if not len(demand):
         return longest
     if not pack:

@@ -17,27 +17,41 @@ def first_fit(demand: np.ndarray, limits: np.ndarray, window: int = WINDOW) -> n
       limits: int64[A], what a row holds; no example takes more.
     """
     row = np.empty(len(demand), np.int64)
-    free = np.empty((window, demand.shape[1]), np.int64)
-    name = np.empty(window, np.int64)
-    smallest = demand.min(0) if len(demand) else limits
-    count = opened = 0
-    for n in range(len(demand)):
-        fits = (free[:count] >= demand[n]).all(1)
-        place = int(fits.argmax()) if count else 0
-        if not count or not fits[place]:
-            if count == window:  # close the oldest
-                free[:-1], name[:-1] = free[1:], name[1:]
-                count -= 1
-            place = count
-            free[place], name[place] = limits, opened
-            count += 1
+    if not len(demand):
+        return row
+    used = np.flatnonzero(demand.any(0))
+    bits = int(limits.max()).bit_length() + 1
+    # All capacities of a row are digits of one number, each with a guard bit that a subtraction clears where it fails.
+    guard = sum(1 << (bits * (n + 1) - 1) for n in range(len(used)))
+    full = _digits(limits[None, used], bits)[0] | guard
+    demands = _digits(demand[:, used], bits)
+    smallest = _digits(demand[:, used].min(0)[None], bits)[0]
+    free: list[int] = []
+    names: list[int] = []
+    opened = 0
+    for n, wanted in enumerate(demands):
+        place = next((at for at, left in enumerate(free) if (left - wanted) & guard == guard), -1)
+        if place < 0:
+            if len(free) == window:  # close the oldest
+                del free[0], names[0]
+            place = len(free)
+            free.append(full)
+            names.append(opened)
             opened += 1
-        free[place] -= demand[n]
-        row[n] = name[place]
-        if (free[place] < smallest).any():  # no further example fits
-            free[place : count - 1], name[place : count - 1] = free[place + 1 : count], name[place + 1 : count]
-            count -= 1
+        left = free[place] - wanted
+        row[n] = names[place]
+        if (left - smallest) & guard == guard:
+            free[place] = left
+        else:  # no further example fits
+            del free[place], names[place]
     return row
+
+
+def _digits(values: np.ndarray, bits: int) -> list[int]:
+    """Each line of values as one number with digits of so many bits."""
+    if bits * values.shape[1] < 63:
+        return (values << (bits * np.arange(values.shape[1]))).sum(1).tolist()
+    return [sum(v << (bits * n) for n, v in enumerate(line)) for line in values.tolist()]
 
 
 def cached_first_fit(demand: np.ndarray, limits: np.ndarray) -> np.ndarray:

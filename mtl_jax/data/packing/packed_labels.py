@@ -143,6 +143,12 @@ def maskable_tokens(rows: PackedRows, tokenizer: Tokenizer) -> LabelArrays:
     return {"maskable": (rows.segment > 0) & ~special}
 
 
+def with_maskable(rows: PackedRows, specs: Sequence[LabelSpec], tokenizer: Tokenizer) -> PackedRows:
+    """The rows with the arrays of the tasks of level "token"."""
+    hidden = {spec.task: maskable_tokens(rows, tokenizer) for spec in specs if spec.level == "token"}
+    return rows._replace(labels=rows.labels | hidden)
+
+
 def masked_positions(rows: PackedRows, tokenizer: Tokenizer, least: int = 1) -> LabelArrays:
     """The arrays of level "token" for texts that contain [MASK]: one position of unknown value for each.
 
@@ -199,7 +205,7 @@ def _target_places(
     """The places of the targets of one task: those of a record are at its first example."""
     example = np.flatnonzero(split.is_first_example)
     record = split.record[example].astype(np.int64)
-    sequence, token = concatenated_ranges(np.zeros_like(record), np.diff(gold.offsets)[record])
+    sequence, token = concatenated_ranges(np.zeros_like(record), gold.offsets[record + 1] - gold.offsets[record])
     row = placement.row[example]
     where = (row[sequence], placement.sequence[example][sequence] + token)
     arrays = {
@@ -234,9 +240,9 @@ def _pack_spans(rows: _Rows, gold: GoldLabels, classes: int) -> LabelArrays:
     number, at = concatenated_ranges(np.zeros_like(words), words + 1)
     owner = example[number]
     where = (placement.row[owner], placement.span[owner] + at)
-    has_answer, is_answerable = answer_spans.complete_answers(split, gold)
+    has_answer, _ = answer_spans.complete_answers(split, gold)
     none = gold.value[:, 0] == answer_spans.NONE
-    known = (gold.known & (is_answerable | none))[split.record[example]]
+    known = (gold.known & (gold.complete | none))[split.record[example]]
     value = gold.value[split.record] - split.first_word[:, None]
     value = np.where(has_answer[:, None], value, -1)[example]
     bits = START * (at == value[number, 0] + 1) + END * (at == value[number, 1] + 1)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
 import re
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from mtl_jax.data.record_sequences import places
 from mtl_jax.data.records import Record, find_field, suggestion
 from mtl_jax.errors import UserError
 
@@ -55,6 +55,8 @@ def find_groups(
     if reader == "derived":
         reader = options.get("reader", "conllu")
     grouping = _GROUPINGS.get(reader, _by_line)
+    if grouping is _by_line and not any(map(_repeats_lines, splits.values())):
+        return None
     keyed = {split: grouping(records) for split, records in splits.items()}
     keys = {split: keys for split, (keys, _, _) in keyed.items()}
     if not _repeats([key for split_keys in keys.values() for key in split_keys]):
@@ -74,9 +76,15 @@ _Keyed = tuple[list[Hashable], str, bool]  # keys, name, sure
 
 def _by_line(records: Sequence[Record]) -> _Keyed:
     """Several records of one line are consecutive."""
-    if not any(a.line == b.line and a.file == b.file for a, b in itertools.pairwise(records)):
+    if not _repeats_lines(records):
         return [None] * len(records), "line of the file", True
     return [(record.file, record.line) if record.line else None for record in records], "line of the file", True
+
+
+def _repeats_lines(records: Sequence[Record]) -> bool:
+    """Whether two records that follow each other are of one line."""
+    _, file, line = places(records)
+    return bool(((file[1:] == file[:-1]) & (line[1:] == line[:-1])).any())
 
 
 def _by_context(records: Sequence[Record]) -> _Keyed:

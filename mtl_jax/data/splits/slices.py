@@ -6,10 +6,13 @@ from __future__ import annotations
 
 import collections
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from mtl_jax.data.records import Note, Record, find_field, suggestion
+import numpy as np
+
+from mtl_jax.data.record_sequences import ReadItems, selected
+from mtl_jax.data.records import Record, find_field, suggestion
 from mtl_jax.errors import UserError
 
 _PART = re.compile(r"(.*)\[([^\[\]]*)\]", re.DOTALL)
@@ -55,13 +58,13 @@ def parse_part(part: str) -> tuple[str, Slice | Condition | None]:
     return stem, Slice(*bounds)
 
 
-def take_part(items: Sequence[Record | Note], selection: Slice | Condition, part: str) -> list[Record | Note]:
+def take_part(items: ReadItems, selection: Slice | Condition, part: str) -> ReadItems:
     """The selected records, each with the notes directly before it (the last one also with those after it).
 
     Complementary slices ([:x] and [x:], [:-x] and [-x:]) share no record and leave none out. Raises UserError where a
     bound is beyond the records, no record has the field, or none is selected.
     """
-    records = [item for item in items if isinstance(item, Record)]
+    records, notes = items
     if isinstance(selection, Condition):
         is_selected = _with_value(records, selection, part)
     else:
@@ -69,22 +72,25 @@ def take_part(items: Sequence[Record | Note], selection: Slice | Condition, part
         last = _position(selection.last, len(records), part) if selection.last else len(records)
         if first >= last:
             raise UserError(f"{part!r}: the slice is empty, there are {len(records)} records")
-        is_selected = [first <= number < last for number in range(len(records))]
-    selected, number = [], 0
-    for item in items:
-        if is_selected[min(number, len(records) - 1)]:
-            selected.append(item)
-        number += isinstance(item, Record)
-    return selected
+        is_selected = np.zeros(len(records), bool)
+        is_selected[first:last] = True
+    before = np.concatenate([[0], np.cumsum(is_selected)])
+    selected_notes = [
+        (int(before[number]), note) for number, note in notes if is_selected[min(number, len(records) - 1)]
+    ]
+    return ReadItems(selected(records, np.flatnonzero(is_selected)), selected_notes)
 
 
-def _with_value(records: Sequence[Record], condition: Condition, part: str) -> list[bool]:
-    """Whether each record meets the condition. Raises UserError where none does."""
-    raw = [find_field(record, condition.field) for record in records]
-    values = [None if value is None else str(value).strip() for value in raw]
-    is_met = [value == condition.value for value in values]
-    if not any(is_met):
-        counts = collections.Counter(value for value in values if value is not None)
+def _with_value(records: Sequence[Record], condition: Condition, part: str) -> np.ndarray:
+    """bool[M], whether each record meets the condition. Raises UserError where none does."""
+
+    def values() -> Iterator[str | None]:
+        raw = (find_field(record, condition.field) for record in records)
+        return (None if value is None else str(value).strip() for value in raw)
+
+    is_met = np.fromiter((value == condition.value for value in values()), bool, len(records))
+    if not is_met.any():
+        counts = collections.Counter(value for value in values() if value is not None)
         if not counts:
             known = sorted({str(name) for record in records for name in record.fields})
             near = suggestion(condition.field, known)

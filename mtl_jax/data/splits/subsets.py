@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Hashable, Mapping, Sequence
-from typing import TypeVar
 
 import numpy as np
 
 from mtl_jax.errors import UserError
-
-T = TypeVar("T")
 
 
 def random_generator(name: str, seed: int) -> np.random.Generator:
@@ -19,12 +16,13 @@ def random_generator(name: str, seed: int) -> np.random.Generator:
     return np.random.Generator(np.random.PCG64(int.from_bytes(digest[:16], "little")))
 
 
-def subset(items: Sequence[T], size: int, name: str, seed: int) -> list[T]:
-    """At most `size` items in their order; a smaller subset with the same name and seed is part of a larger one."""
-    if len(items) <= size:
-        return list(items)
-    chosen = random_generator(f"{name}/limit", seed).permutation(len(items))[:size]
-    return [items[i] for i in np.sort(chosen)]
+def subset(count: int, size: int, name: str, seed: int) -> np.ndarray:
+    """int64: at most `size` of `count` indices, ascending; a smaller subset with the same name and seed is part of a
+    larger one.
+    """
+    if count <= size:
+        return np.arange(count)
+    return np.sort(random_generator(f"{name}/limit", seed).permutation(count)[:size])
 
 
 def carved_fractions(dev: float | None, test: float | None, given: Sequence[str]) -> dict[str, float]:
@@ -42,18 +40,19 @@ def carved_fractions(dev: float | None, test: float | None, given: Sequence[str]
 
 
 def carve_random(
-    splits: Mapping[str, list[T]],
+    count: int,
     shares: Mapping[str, float],
     name: str,
     seed: int,
     groups: Sequence[Hashable] | None = None,
-) -> dict[str, list[T]]:
-    """Moves a random fraction of train into dev and test, at least one record each; every split keeps its order.
+) -> dict[str, np.ndarray]:
+    """The indices of the records of train that make up each split: a random fraction for dev and test, at least one
+    record each, in ascending order.
 
     Test is drawn first, so that it does not depend on the fraction of dev.
 
     Args:
-      splits: the records by split.
+      count: M records of train.
       shares: fractions of train, by split, see `carved_fractions`.
       name, seed: key the random draw.
       groups: [M] keys of the records of train: records with equal keys stay together, None is a group of its own;
@@ -62,46 +61,47 @@ def carve_random(
     Raises UserError where there are too few records or groups.
     """
     if not any(shares.values()):
-        return dict(splits)
-    train = splits["train"]
-    sizes = {split: max(1, round(share * len(train))) for split, share in shares.items() if share}
-    members: dict[Hashable, list[int]] = {}
-    for i in range(len(train)):
-        key = None if groups is None else groups[i]
-        members.setdefault((i,) if key is None else (key, "group"), []).append(i)
-    indices_of_groups = list(members.values())
-    count = len(indices_of_groups)
-    if sum(sizes.values()) >= len(train) or len(sizes) >= count:
-        in_groups = "" if count == len(train) else f" in {count} groups"
-        raise UserError(f"{len(train)} records of train{in_groups} are too few to carve out {sizes}")
-    remaining = random_generator(f"{name}/carve", seed).permutation(count).tolist()
-    parts = {}
-    for split in ("test", "dev"):
+        return {"train": np.arange(count)}
+    sizes = {split: max(1, round(share * count)) for split, share in shares.items() if share}
+    group = np.arange(count) if groups is None else _group_numbers(groups)
+    lengths = np.bincount(group, minlength=0)
+    if sum(sizes.values()) >= count or len(sizes) >= len(lengths):
+        in_groups = "" if len(lengths) == count else f" in {len(lengths)} groups"
+        raise UserError(f"{count} records of train{in_groups} are too few to carve out {sizes}")
+    remaining = random_generator(f"{name}/carve", seed).permutation(len(lengths))
+    split_of = np.zeros(len(lengths), np.int8)
+    for number, split in enumerate(("test", "dev"), start=1):
         if split in sizes:
-            parts[split], remaining = _take_groups(remaining, list(map(len, indices_of_groups)), sizes[split])
-    if not remaining:
-        raise UserError(f"{count} groups of train are too large to carve out {sizes} and to leave any")
-    parts["train"] = remaining
-    indices = {
-        split: sorted(i for group in chosen for i in indices_of_groups[group]) for split, chosen in parts.items()
-    }
-    return {**splits, **{split: [train[i] for i in chosen] for split, chosen in indices.items()}}
+            chosen, remaining = _take_groups(remaining, lengths, sizes[split])
+            split_of[chosen] = number
+    if not len(remaining):
+        raise UserError(f"{len(lengths)} groups of train are too large to carve out {sizes} and to leave any")
+    names = [(number, split) for number, split in enumerate(("train", "test", "dev")) if split in {"train", *sizes}]
+    return {split: np.flatnonzero(split_of[group] == number) for number, split in names}
 
 
-def _take_groups(order: Sequence[int], lengths: Sequence[int], size: int) -> tuple[list[int], list[int]]:
+def _group_numbers(groups: Sequence[Hashable]) -> np.ndarray:
+    """int64[M], the number of each record's group, in the order of their first records."""
+    numbers: dict[Hashable, int] = {}
+    return np.fromiter(
+        (numbers.setdefault((i,) if key is None else (key, "group"), len(numbers)) for i, key in enumerate(groups)),
+        np.int64,
+        len(groups),
+    )
+
+
+def _take_groups(order: np.ndarray, lengths: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
     """(groups with about `size` records, at least one group; the remaining groups), in the given order.
 
     A group is skipped where taking it would exceed `size` by more than `size` is missed without it.
     """
-    chosen, remaining, count = [], [], 0
-    for group in order:
-        if count < size and count + lengths[group] - size <= size - count:
-            chosen.append(group)
-            count += lengths[group]
-        else:
-            remaining.append(group)
-    if not chosen:
-        smallest = min(remaining, key=lambda group: lengths[group])
-        chosen = [smallest]
-        remaining.remove(smallest)
-    return chosen, remaining
+    is_chosen, count = np.zeros(len(order), bool), 0
+    for at, length in enumerate(lengths[order].tolist()):
+        if count >= size:
+            break
+        if count + length - size <= size - count:
+            is_chosen[at] = True
+            count += length
+    if not is_chosen.any():
+        is_chosen[int(lengths[order].argmin())] = True
+    return order[is_chosen], order[~is_chosen]

@@ -64,17 +64,8 @@ class WordTokenizer:
         training never sees [UNK], whose vector keeps its initial value. Without any text, where all data are pictures,
         the special tokens alone.
         """
-        counts: collections.Counter[str] = collections.Counter()
-        read = 0
-        for unit in units:
-            read += 1
-            counts.update(_split(unit, lower) if isinstance(unit, str) else _normal(unit, lower))
-        for special in (*cls.SPECIALS, *extra, *_normal(extra, lower)):
-            counts.pop(special, None)
-        ranked = sorted((-count, word) for word, count in counts.items() if count >= min_count)
-        if read and not ranked:
-            raise UserError(f"no word of the training data occurs {min_count} times or more (tokenizer.min_count)")
-        return cls([word for _, word in ranked[:max_size]], lower, cls_token, extra)
+        vocabulary = WordVocabulary(min_count, max_size, lower, cls_token, extra)
+        return vocabulary(units)
 
     def encode_texts(self, texts: Sequence[str]) -> list[list[int]]:
         return [[self._known.get(word, 1) for word in _split(t, self.lower, self._before)] or [1] for t in texts]
@@ -140,7 +131,29 @@ class WordVocabulary:
 
     def __call__(self, units: Iterable[str | Sequence[str]]) -> WordTokenizer:
         """The tokenizer over `units`, training texts (str) and sentences (lists of words)."""
-        return WordTokenizer.build(units, self.min_count, self.max_size, self.lower, self.cls_token, self.extra)
+        return self.make(self.ranked(self.count(units)))
+
+    def count(self, units: Iterable[str | Sequence[str]]) -> collections.Counter[str]:
+        """How often each word occurs; "" is counted for each unit."""
+        counts: collections.Counter[str] = collections.Counter()
+        read = 0
+        for unit in units:
+            read += 1
+            counts.update(_split(unit, self.lower) if isinstance(unit, str) else _normal(unit, self.lower))
+        counts[""] += read
+        return counts
+
+    def ranked(self, counts: collections.Counter[str]) -> list[str]:
+        """The words of the vocabulary. Raises UserError where units were counted, but no word is frequent enough."""
+        specials = {"", *WordTokenizer.SPECIALS, *self.extra, *_normal(self.extra, self.lower)}
+        ranked = sorted((-n, word) for word, n in counts.items() if n >= self.min_count and word not in specials)
+        if counts[""] and not ranked:
+            raise UserError(f"no word of the training data occurs {self.min_count} times or more (tokenizer.min_count)")
+        return [word for _, word in ranked[: self.max_size]]
+
+    def make(self, words: Sequence[str]) -> WordTokenizer:
+        """The tokenizer of the words that `ranked` gives."""
+        return WordTokenizer(words, self.lower, self.cls_token, self.extra)
 
 
 def _pattern(text: str, before: str) -> re.Pattern[str]:

@@ -61,7 +61,7 @@ def test_read_once_until_something_changes(tmp_path, calls):
 def test_other_code_reads_anew(tmp_path, calls, monkeypatch):
     (tmp_path / "a.txt").write_text("a O\n")
     read(tmp_path / "a.txt")
-    monkeypatch.setattr(parse_cache, "_code", lambda: "of another version")
+    monkeypatch.setattr(parse_cache, "code_digest", lambda: "of another version")
     read(tmp_path / "a.txt")
     assert len(calls) == 2
 

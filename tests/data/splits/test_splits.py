@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from mtl_jax.data import datasets
+from mtl_jax.data.datasets import overlaps
+from mtl_jax.data.record_sequences import ReadItems
 from mtl_jax.data.records import Note, Record
 from mtl_jax.data.splits import duplicates, groups, slices, subsets
 from mtl_jax.errors import UserError
@@ -115,18 +117,19 @@ def test_complementary_slices_lose_nothing():
     rng = np.random.default_rng(0)
     for _ in range(FUZZ):
         count = int(rng.integers(1, 60))
-        items = [Record({}, "f", i) for i in range(count)]
-        for at in sorted(rng.integers(0, count + 1, 3).tolist(), reverse=True):
-            items.insert(at, Note("odd", "f", at))
+        records = [Record({}, "f", i) for i in range(count)]
+        notes = [(at, Note("odd", "f", at)) for at in sorted(rng.integers(0, count + 1, 3).tolist())]
         number, percent = int(rng.integers(1, count + 1)), int(rng.integers(0, 101))
         for bound in (str(number), f"-{number}", f"{percent}%", f"-{percent}%"):
-            found = []
+            found_records, found_notes = [], []
             for part in (f"a[:{bound}]", f"a[{bound}:]"):
                 try:
-                    found += slices.take_part(items, slices.parse_part(part)[1], part)
+                    taken = slices.take_part(ReadItems(records, notes), slices.parse_part(part)[1], part)
+                    found_notes += [(len(found_records) + at, note) for at, note in taken.notes]
+                    found_records += taken.records
                 except UserError as error:
                     assert "empty" in str(error)
-            assert found == items
+            assert (found_records, found_notes) == (records, notes)
 
 
 def test_a_template_names_all_splits(tmp_path):
@@ -263,10 +266,10 @@ def test_documents_of_conllu_conll_and_dialogues_stay_together(tmp_path):
 
 def test_the_carving_of_single_records_is_as_it_was():
     """Of this version for ever, with or without groups of one record each."""
-    splits = {"train": list(range(1000))}
-    parts = subsets.carve_random(splits, {"dev": 0.003, "test": 0.002}, "d", 0)
-    assert parts["test"] == [528, 726] and parts["dev"] == [52, 213, 255]
-    assert subsets.carve_random(splits, {"dev": 0.003, "test": 0.002}, "d", 0, list(range(1000))) == parts
+    for keys in (None, list(range(1000))):
+        parts = subsets.carve_random(1000, {"dev": 0.003, "test": 0.002}, "d", 0, keys)
+        assert parts["test"].tolist() == [528, 726] and parts["dev"].tolist() == [52, 213, 255]
+        assert sorted(np.concatenate(list(parts.values())).tolist()) == list(range(1000))
 
 
 def test_groups_are_never_cut():
@@ -276,12 +279,14 @@ def test_groups_are_never_cut():
         keys = [None if rng.random() < 0.2 else int(key) for key in rng.integers(0, rng.integers(1, count + 1), count)]
         shares = {"dev": float(rng.choice([0.0, 0.1, 0.5])), "test": float(rng.choice([0.1, 0.3]))}
         try:
-            parts = subsets.carve_random({"train": list(range(count))}, shares, "d", trial, keys)
+            parts = subsets.carve_random(count, shares, "d", trial, keys)
         except UserError as error:
             assert "too few" in str(error) or "too large" in str(error)
             continue
-        assert sorted(i for part in parts.values() for i in part) == list(range(count)) and all(parts.values())
-        own = {split: {keys[i] for i in part} - {None} for split, part in parts.items()}
+        assert sorted(i for part in parts.values() for i in part) == list(range(count)) and all(
+            map(len, parts.values())
+        )
+        own = {split: {keys[i] for i in part.tolist()} - {None} for split, part in parts.items()}
         assert sum(map(len, own.values())) == len(set().union(*own.values()))
 
 
@@ -338,6 +343,8 @@ def test_fdu_mtl_has_539_test_rows_in_train(data_dir):
         entry = {"splits": {"train": f"{name}.task.train", "test": f"{name}.task.test"}, "encoding": "latin-1"}
         entry |= {"reader": "lines", "options": {"pattern": r"(?P<label>[01])\t(?P<text>.*)", "empty": "drop"}}
         splits = read(folder, **entry).splits
-        pairs, _ = duplicates.count_duplicates(splits, lambda record: " ".join(record.fields["text"].split()))
+        pairs, _ = duplicates.count_duplicates(
+            {split: overlaps.content_keys(records, {}, ("text",), "") for split, records in splits.items()}
+        )
         total, rows = total + pairs.get(("test", "train"), 0), rows + len(splits["test"])
     assert (total, rows) == (539, 6400)
