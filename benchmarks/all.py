@@ -51,6 +51,8 @@ OTHERS = {
         "gradient_methods.py --layer=bilstm --tasks=8 --methods=upgrad --rounds=5 --steps=1",
     ),
     "faults": ("Faults", "faults.py"),
+    "process_faults": ("Faults of two processes", "process_faults.py"),
+    "process_ablation": ("An ablation in several processes", "process_ablation.py"),
     "scoring": ("Scoring and predicting", "scoring.py"),
     "sharing_snips": ("Ways of sharing, SNIPS", "sharing.py"),
     "sharing_ewt": ("Ways of sharing, UD EWT", "sharing.py --table=ewt"),

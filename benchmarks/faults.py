@@ -72,6 +72,16 @@ def result_of(workdir: pathlib.Path) -> str:
 
 def judged(kind: str, detail: str, workdir: pathlib.Path, ended: Ended, wanted: str) -> Case:
     """What became of a run that had a fault and should be finished now."""
+    complete = (workdir / "summary.json").exists
+    return _judged(kind, detail, ended, lambda: complete() and result_of(workdir) == wanted)
+
+
+def judged_files(kind: str, detail: str, file: pathlib.Path, ended: Ended, wanted: str) -> Case:
+    """As `judged`, of a command that leaves one file with this content."""
+    return _judged(kind, detail, ended, lambda: file.exists() and file.read_text() == wanted)
+
+
+def _judged(kind: str, detail: str, ended: Ended, is_equal: Callable[[], bool]) -> Case:
     said = (ended.output.strip().splitlines() or [""])[-1]
     if ended.status is None:
         outcome = "hang"
@@ -79,7 +89,7 @@ def judged(kind: str, detail: str, workdir: pathlib.Path, ended: Ended, wanted: 
         outcome = "traceback"
     elif ended.status == 2 and "error:" in ended.output:
         outcome = "refused"
-    elif ended.status == 0 and (workdir / "summary.json").exists() and result_of(workdir) == wanted:
+    elif ended.status == 0 and is_equal():
         outcome = "equal"
     else:
         outcome = "different"

@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -59,15 +59,23 @@ class Launcher:
         self.env |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "MTL_JAX_CACHE": str(folder / "data")}
 
     def start(self, workdir: pathlib.Path, *flags: str, devices: int = 1) -> subprocess.Popen:
-        command = [sys.executable, "launch.py", f"--config={self.folder / 'config.py'}", f"--workdir={workdir}", *flags]
+        given = [f"--config={self.folder / 'config.py'}", f"--workdir={workdir}", *flags]
+        return self.start_mode("train", given, devices)
+
+    def start_mode(self, mode: str, flags: Sequence[str], devices: int) -> subprocess.Popen:
+        command = [sys.executable, "launch.py", f"--mode={mode}", *flags]
         others = re.sub(r"\S+device_count=\d+", "", self.env.get("XLA_FLAGS", ""))
         env = {**self.env, "XLA_FLAGS": f"{others} --xla_force_host_platform_device_count={devices}"}
         return subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
     def start_both(self, workdir: pathlib.Path, *flags: str, heartbeat: int = 10) -> list[subprocess.Popen]:
         """Two processes of four devices each."""
-        together = ("--processes=2", f"--coordinator=127.0.0.1:{free_port()}", f"--heartbeat_seconds={heartbeat}")
+        together = self.together(2, heartbeat)
         return [self.start(workdir, f"--process={number}", *together, *flags, devices=4) for number in range(2)]
+
+    def together(self, count: int, heartbeat: int) -> tuple[str, ...]:
+        """Flags that all of several processes have in common."""
+        return (f"--processes={count}", f"--coordinator=127.0.0.1:{free_port()}", f"--heartbeat_seconds={heartbeat}")
 
     def finish_both(self, workdir: pathlib.Path) -> list[Ended]:
         return [self.end(process) for process in self.start_both(workdir)]

@@ -47,6 +47,7 @@ class Experiment(NamedTuple):
     hyper          the hyperparameters in the config
     init_params    (seed) -> parameters before the first step, with the pretrained values
     init           (seed) -> state before the first step
+    init_from      (parameters, seed) -> the same state, on the devices of the parameters
     model          the modules
     """
 
@@ -60,6 +61,7 @@ class Experiment(NamedTuple):
     hyper: Hyperparameters
     init_params: Callable[[int], Params]
     init: Callable[[int], TrainState]
+    init_from: Callable[[Params, int], TrainState]
     model: Model
 
 
@@ -112,11 +114,23 @@ def assemble(
 
     make_state = jax.jit(lambda params, hyper, key: init_state(spec, params, hyper, key, anchored))
 
-    def init(seed: int) -> TrainState:
-        return make_state(init_params(seed), hyper, jax.random.key(seed))
+    def init_from(params: Params, seed: int) -> TrainState:
+        return make_state(params, hyper, jax.random.key(seed))
 
-    batches = _batches(config, data)
-    return Experiment(config, data, batches, tasks, owners, objective_for, spec, hyper, init_params, init, model)
+    return Experiment(
+        config,
+        data,
+        _batches(config, data),
+        tasks,
+        owners,
+        objective_for,
+        spec,
+        hyper,
+        init_params,
+        init=lambda seed: init_from(init_params(seed), seed),
+        init_from=init_from,
+        model=model,
+    )
 
 
 def _network(

@@ -60,9 +60,19 @@ class Engine:
 
     def init(self, seeds: Sequence[int]) -> tuple[TrainState, Losses]:
         """The states [S, L] before the first step. The last seed is repeated to fill the shape."""
-        by_seed = {seed: self.built.experiment.init(seed) for seed in dict.fromkeys(seeds)}
+        by_seed = {seed: self._init(seed) for seed in dict.fromkeys(seeds)}
         states = [by_seed[seed] for seed in padded(seeds, self.shape.seeds)]
         return lane_steps.stack_states(states, self.shape, self.shardings), self.zero_losses()
+
+    def _init(self, seed: int) -> TrainState:
+        """The state of one lane; on a mesh of several devices only its parameters are ever on one of them."""
+        experiment = self.built.experiment
+        if self.shape.one_device:
+            return experiment.init(seed)
+        params = experiment.init_params(seed)
+        params = distributed.place(params, self.shardings(params, "-"))
+        state = functools.partial(experiment.init_from, seed=seed)
+        return jax.jit(state, out_shardings=self.shardings(jax.eval_shape(state, params), "-"))(params)
 
     def zero_losses(self) -> Losses:
         """Sums [S, L] before any step."""

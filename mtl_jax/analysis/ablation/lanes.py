@@ -232,5 +232,6 @@ def stack_states(states: Sequence[TrainState], shape: Shape, shardings: LaneShar
         stacked = jnp.stack(leaves)
         return jnp.broadcast_to(stacked[:, None], (shape.seeds, shape.lanes, *stacked.shape[1:]))
 
-    arguments = [distributed.place(state, shardings(state, "-")) for state in states]
-    return jax.jit(lambda states: jax.tree.map(spread, *states), out_shardings=shardings(states[0], "l"))(arguments)
+    if shape.one_device:  # otherwise they are placed already
+        states = [distributed.place(state, shardings(state, "-")) for state in states]
+    return jax.jit(lambda states: jax.tree.map(spread, *states), out_shardings=shardings(states[0], "l"))(list(states))

@@ -22,16 +22,16 @@ from mtl_jax.analysis.ablation.lane_program import Built, Sources, build
 from mtl_jax.analysis.ablation.lane_warnings import lane_warnings
 from mtl_jax.analysis.ablation.plan import Plan, Program
 from mtl_jax.analysis.ablation.records import Grid, Lane
+from mtl_jax.analysis.ablation.turns import LaneId, plan_turns, write_results
 from mtl_jax.errors import Stopped, UserError
 from mtl_jax.runtime import distributed
 from mtl_jax.runtime.progress import progress_bar
 from mtl_jax.runtime.stop_signals import StopSignals
 from mtl_jax.storage import run_warnings
 from mtl_jax.storage import workdir as folders
+from mtl_jax.storage.data_identity import data_metadata, require_same_data
 from mtl_jax.storage.summary import RunWarning
 from mtl_jax.training.placement import require_platform
-
-LaneId = tuple[int, int]  # seed, index of the setting
 
 
 class ProgramResults(TypedDict):
@@ -218,29 +218,29 @@ class _Training(NamedTuple):
         tuner_for = None
         if is_sweep and config.ablation.method == "hypergradient":
             tuner_for = functools.partial(hypergradient.Tuner, fields=self.program.moves)
-        batches = [
-            (self.seeds[s : s + engines.seeds], range(i, min(i + engines.settings, count)))
-            for s in range(0, len(self.seeds), engines.seeds)
-            for i in range(0, count, engines.settings)
-        ]
-        if rungs and len(batches) > 1:
+        lane_ids = [(seed, i) for i in range(count) for seed in self.seeds]
+        turns, done = plan_turns(self.folder, lane_ids, (engines.seeds, engines.settings))
+        if rungs and len(turns) > 1:
             raise UserError(
                 f"{self.program.name}: config.ablation.method = 'halving' compares all lanes at each rung, but only "
                 f"{engines.seeds} × {engines.settings} of {len(self.seeds)} × {count} fit at once; take fewer, or "
                 "method = 'grid'"
             )
-        lane_results: dict[LaneId, LaneResult] = {}
-        step_seconds: list[float] = []
-        for number, (seeds, settings) in enumerate(batches):
-            folder = self.folder / f"turn_{number:02}"
-            with LaneBatch(engines.engine_for, seeds, settings, folder, tuner_for) as batch:
+        data = data_metadata(built.experiment.corpus)
+        for part in done:
+            require_same_data(part["data"], built.experiment.corpus, config.training.steps)
+            self.bar.update(config.training.steps * len(part["lanes"]))
+        for turn in turns:
+            with LaneBatch(engines.engine_for, turn.seeds, turn.settings, turn.folder, tuner_for, turn.parent) as batch:
                 batch_results = self._train_batch(batch, rungs, built)
             if batch_results is None:
                 return None
-            lane_results |= batch_results
-            step_seconds += batch.step_seconds
+            lanes = [(*lane, result) for lane, result in batch_results.items()]
+            done.append({"lanes": lanes, "step_seconds": batch.step_seconds, "data": data})
+            write_results(turn, done[-1])
             self.stop.release()
-        return lane_results, step_seconds
+        lane_results = {(seed, i): result for part in done for seed, i, result in part["lanes"]}
+        return lane_results, [seconds for part in done for seconds in part["step_seconds"]]
 
     def _train_batch(self, batch: LaneBatch, rungs: Sequence[int], built: Built) -> dict[LaneId, LaneResult] | None:
         self.bar.update(batch.step * len(batch.logs))
