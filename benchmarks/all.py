@@ -58,6 +58,8 @@ OTHERS = {
     "sharing_ewt": ("Ways of sharing, UD EWT", "sharing.py --table=ewt"),
     "experts_bilstm": ("Shared and private columns, K = 16", "experts.py"),
     "topologies": ("One device and several", "topologies.py"),
+    "on_paper": ("On paper: large trunks on machines that are not here", "on_paper.py"),
+    "gpu": ("One card", "gpu.py"),
 }
 PLOTS = ("packing", "gradient_methods", "ablation_small", "ablation_bilstm")
 

@@ -3,6 +3,8 @@
 bert_mini   4 layers of width 256 (Turc et al. 2019), random values, the vocabulary of BERT
 bert_base, bert_large   12 layers of 768, 24 of 1,024 (Devlin et al. 2019), likewise
 minilm      all-MiniLM-L6-v2: 6 layers of width 384, its published values
+smollm2_135m  30 layers of 576, likewise: SmolLM2-135M's shapes, attention in both directions, an MLP of two matrices
+tiny        2 layers of width 64 over a vocabulary of 10,000 words, to try things
 bilstm      2 bidirectional layers of 256 units over word vectors of 256, a vocabulary of 10,000 words
 """
 
@@ -17,14 +19,17 @@ from ml_collections import ConfigDict
 from mtl_jax.config import default
 from mtl_jax.data.files import python_wheels
 
-MODELS = ("bert_mini", "minilm", "bilstm", "bert_base", "bert_large")
+MODELS = ("bert_mini", "minilm", "bilstm", "bert_base", "bert_large", "smollm2_135m", "tiny")
+OF_WORDS = ("bilstm", "tiny")  # no subwords
 BERT = {  # layers, width, heads, intermediate
     "bert_mini": (4, 256, 4, 1024),
     "bert_base": (12, 768, 12, 3072),
     "bert_large": (24, 1024, 16, 4096),
+    "smollm2_135m": (30, 576, 9, 2304),
+    "tiny": (2, 64, 4, 256),
 }
 CLASSES = 20
-WORDS = 10_000  # of the BiLSTM's texts
+WORDS = 10_000  # of the texts of `OF_WORDS`
 
 
 def minilm_folder() -> pathlib.Path:
@@ -64,12 +69,14 @@ def get_config(
     if model == "minilm":
         default.use_minilm(config)
     elif model in BERT:
-        config.tokenizer.path = str(minilm_folder())  # BERT's uncased vocabulary
+        if model not in OF_WORDS:
+            config.tokenizer.path = str(minilm_folder())  # BERT's uncased vocabulary
         config.model.num_layers, config.model.hidden_size, config.model.num_heads, config.model.intermediate_size = (
             BERT[model]
         )
-    else:
+    if model in OF_WORDS:
         config.tokenizer = ConfigDict({**config.tokenizer.to_dict(), "kind": "words"})
+    if model == "bilstm":
         config.model.layer_type, config.model.num_layers, config.model.hidden_size = "bilstm", 2, 256
         config.optimizer.learning_rate = 1e-3
     return config
@@ -78,7 +85,7 @@ def get_config(
 def write_full_texts(model: str, file: str, texts: int, length: int) -> None:
     """Texts of exactly `length` tokens each, words by Zipf's law, with random labels: rows without any padding."""
     random = np.random.default_rng(0)
-    if model == "bilstm":
+    if model in OF_WORDS:
         words, count = [f"w{i}" for i in range(WORDS)], length
     else:
         lines = (minilm_folder() / "vocab.txt").read_text(encoding="utf-8").splitlines()

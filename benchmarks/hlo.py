@@ -31,12 +31,23 @@ class Moved(NamedTuple):
     shape   of the array; a collective of several arrays stands once for each
     bytes   of the array
     times   how often it runs in a step: in loops as often as these are known to
+    group   devices among which it runs; 0: all
     """
 
     kind: str
     shape: tuple[int, ...]
     bytes: int
     times: int
+    group: int
+
+    def sent(self, devices: int) -> float:
+        """Bytes that each of the devices sends, in rings of the group."""
+        n = self.group or devices
+        if self.kind == "reduce-scatter":  # it gives out one part of n
+            return self.bytes * (n - 1)
+        if self.kind == "collective-permute":
+            return self.bytes
+        return self.bytes * (n - 1) / n * (2 if self.kind == "all-reduce" else 1)
 
 
 def collectives(program: str) -> list[Moved]:
@@ -45,10 +56,11 @@ def collectives(program: str) -> list[Moved]:
     times = _times(bodies)
     found = []
     for body in bodies:
-        for shapes, kind in re.findall(rf"= (.+?) ({'|'.join(COLLECTIVE_KINDS)})(?:-start)?\(", body):
+        for shapes, kind, rest in re.findall(rf"= (.+?) ({'|'.join(COLLECTIVE_KINDS)})(?:-start)?\((.*)", body):
             for dtype, dims in re.findall(r"(\w+)\[([\d,]*)\]", shapes):
                 shape = tuple(int(dim) for dim in dims.split(",") if dim)
-                found.append(Moved(kind, shape, math.prod(shape) * BYTES[dtype], times.get(_name(body), 1)))
+                size = math.prod(shape) * BYTES[dtype]
+                found.append(Moved(kind, shape, size, times.get(_name(body), 1), _group_size(rest)))
     return found
 
 
@@ -64,6 +76,18 @@ def _times(bodies: list[str]) -> dict[str, int]:
         return own[name][1] * total(own[name][0]) if name in own else 1
 
     return {name: total(name) for name in own}
+
+
+def _group_size(operation: str) -> int:
+    """The devices of a group; `replica_groups` is a list, [groups, devices], or axes of a mesh."""
+    if found := re.search(r"replica_groups=mesh\[(.*?)\] \{(.*?)\}", operation):
+        sizes = dict(re.findall(r"'(\w+)'=(\d+)", found[1]))
+        return math.prod(int(sizes[axis]) for axis in re.findall(r"'(\w+)'", found[2]))
+    if found := re.search(r"replica_groups=\[\d+,(\d+)\]", operation):
+        return int(found[1])
+    if found := re.search(r"replica_groups=\{\{([\d,]*)\}", operation):
+        return found[1].count(",") + 1
+    return 0
 
 
 def _name(body: str) -> str:

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-FOLDER = pathlib.Path(__file__).resolve().parent / "results"
+FOLDER = pathlib.Path(os.environ.get("MTL_JAX_BENCHMARK_RESULTS", pathlib.Path(__file__).resolve().parent / "results"))
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "torch", "transformers", "LibMTL", "torchjd")
 

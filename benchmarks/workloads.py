@@ -5,7 +5,8 @@
 
 `small`: polarity of generated sentences, 8 tasks, a CNN for each (experiment 1, `configs/ablate_synthetic.py:text`).
 `bilstm`: parts of speech in 5 genres of UD English-EWT (experiment 2, `configs/ablate_lambda.py`). `transformer`: the
-same with 2 layers of width 128 on rows of 128 tokens. `transformer4`: 4 layers of width 256, for a GPU.
+same with 2 layers of width 128 on rows of 128 tokens. `transformer4`: 4 layers of width 256, for a GPU;
+`transformer4_text`: on the generated sentences.
 """
 
 from ml_collections import ConfigDict
@@ -13,19 +14,21 @@ from ml_collections import ConfigDict
 from configs import ablate_lambda, ablate_synthetic
 from mtl_jax.config import default
 
-MODELS = ("small", "bilstm", "transformer", "transformer4")
+MODELS = ("small", "bilstm", "transformer", "transformer4", "transformer4_text")
 
 
 def get_config(model: str = "bilstm"):
     if model not in MODELS:
         raise ValueError(f"the argument of this config is one of {', '.join(MODELS)}, not {model!r}")
-    config = ablate_synthetic.get_config("text") if model == "small" else ablate_lambda.get_config()
+    config = (
+        ablate_synthetic.get_config("text") if model in ("small", "transformer4_text") else ablate_lambda.get_config()
+    )
     config.ablation.choices = ConfigDict(sort_keys=False)
     config.ablation.sweeps = ConfigDict(sort_keys=False)
     default.add_sweep(config, "strength", field="penalties.p.strength", low=0.1, high=100.0, count=8)
     config.ablation.num_seeds = 4
     config.ablation.limits = False
-    if model in ("transformer", "transformer4"):
+    if model.startswith("transformer"):
         config.model.layer_type = "transformer"
         config.model.num_layers, config.model.hidden_size = (2, 128) if model == "transformer" else (4, 256)
         config.model.num_heads, config.model.intermediate_size = 4, 4 * config.model.hidden_size
