@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from mtl_jax.models.dense import FACTORS
 from mtl_jax.models.mixers.base import require_choice, require_integer
 
 Params = Mapping[str, Any]
@@ -25,12 +26,13 @@ class Adapter(NamedTuple):
     """Pure functions; one of the last two, the other is None.
 
     init   (key, params of the layer, width of its output) -> params of one task, float32
-    bind   (params, params of the layer) -> params that the layer is applied with
+    bind   (params, params of the layer, the layer) -> params that the layer is applied with; without the layer its
+           parameters as they would be without an adapter
     after  (params, output [R, T, D]) -> [R, T, D], in its dtype
     """
 
     init: Callable[[jax.Array, Params, int], Params]
-    bind: Callable[[Params, Params], Params] | None
+    bind: Callable[..., Params] | None
     after: Callable[[Params, jax.Array], jax.Array] | None
 
 
@@ -74,6 +76,9 @@ def bottleneck(size: int = 32, activation: str = "relu") -> Adapter:
 def lora(rank: int = 8, alpha: float = 16.0, params: str = "(query|value|input)/kernel$") -> Adapter:
     """W + (α / r) A B in place of chosen kernels W (Hu et al. 2022, equation 3).
 
+    For kernels of a layer's `dense` modules the sum is not formed: a token costs r·(inputs + outputs) products more,
+    and no gradient has the size of W.
+
     Args:
       rank: r.
       alpha: α.
@@ -104,13 +109,15 @@ def lora(rank: int = 8, alpha: float = 16.0, params: str = "(query|value|input)/
             factors[f"{path}/a"], factors[f"{path}/b"] = a, jnp.zeros((rank, outputs), jnp.float32)
         return unflatten_dict(factors, sep="/")
 
-    def bind(params, layer):
+    def bind(params, layer, module=None):
         flat, factors = dict(flatten_dict(layer, sep="/")), flatten_dict(params, sep="/")
-        for path in factors:
-            if path.endswith("/a"):
-                kernel = path.removesuffix("/a")
-                change = jnp.matmul(factors[path], factors[f"{kernel}/b"], precision=_HIGHEST)
-                flat[kernel] = flat[kernel] + (alpha / rank) * change
+        for kernel in [path.removesuffix("/a") for path in factors if path.endswith("/a")]:
+            a, b = factors[f"{kernel}/a"], (alpha / rank) * factors[f"{kernel}/b"]
+            owner = kernel.removesuffix("/kernel")
+            if owner in getattr(module, "dense", ()):
+                flat[f"{owner}/{FACTORS}/a"], flat[f"{owner}/{FACTORS}/b"] = a, b
+            else:
+                flat[kernel] = flat[kernel] + jnp.matmul(a, b, precision=_HIGHEST)
         return unflatten_dict(flat, sep="/")
 
     return Adapter(init, bind, None)

@@ -11,6 +11,8 @@ from flax import linen as nn
 
 from mtl_jax.models.activation_sharding import axis_size
 
+FACTORS = "low_rank"
+
 
 class Dense(nn.Module):
     """x [..., D] -> dtype [..., features]. Parameters as of `flax.linen.Dense`: kernel [D, features], bias [features].
@@ -18,6 +20,8 @@ class Dense(nn.Module):
     All leading axes are joined for the product. On CPU the gradient of the kernel then takes two thirds of the time:
     of a sum over two axes XLA makes a product of two transposed matrices, one of which it copies. Not where the tokens
     of a row are on several devices, which would have to be gathered for that.
+
+    Where the params have `FACTORS`, {a [D, r], b [r, features]}, a @ b is added to the kernel, without forming it.
     """
 
     features: int
@@ -30,6 +34,10 @@ class Dense(nn.Module):
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features), jnp.float32)
         bias = self.param("bias", self.bias_init, (self.features,), jnp.float32)
         y = x if axis_size("sequence") > 1 else x.reshape(-1, x.shape[-1])
-        y = y.astype(self.dtype) @ kernel.astype(self.dtype)
+        inputs = y.astype(self.dtype)
+        y = inputs @ kernel.astype(self.dtype)
+        if self.has_variable("params", FACTORS):
+            a, b = (self.get_variable("params", FACTORS)[name].astype(self.dtype) for name in ("a", "b"))
+            y = y + (inputs @ a) @ b
         y = y + jnp.broadcast_to(bias.astype(self.dtype), y.shape)
         return y.reshape(*x.shape[:-1], self.features)

@@ -181,7 +181,7 @@ class ForwardPass:
         parts, function = [OwnedParams(params[path], owner_ids)], lambda parts, *inputs: plain(parts[0], *inputs)
         if adapter and adapter.bind:
             parts.append(OwnedParams(params[adapter_path(path)], self._adapter_ids(path)))
-            function = lambda parts, *inputs: plain(adapter.bind(parts[1], parts[0]), *inputs)  # noqa: E731
+            function = lambda parts, *inputs: plain(adapter.bind(parts[1], parts[0], module), *inputs)  # noqa: E731
         return apply_owned(function, parts, inputs, noises, COLUMN_EXECUTIONS[static.column_execution])
 
     def _adapter_ids(self, path):

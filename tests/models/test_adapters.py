@@ -11,6 +11,7 @@ from mtl_jax import checks
 from mtl_jax.config import default
 from mtl_jax.errors import UserError
 from mtl_jax.models import adapters
+from mtl_jax.models.layers import LAYERS
 from mtl_jax.runs.build import build
 from mtl_jax.training.parameter_paths import flatten
 from mtl_jax.training.placement import make_placement
@@ -61,6 +62,33 @@ def test_lora_in_float64(differs):
     wanted = layer["attention"]["query"]["kernel"] + change
     differs("LoRA in float64", bound["attention"]["query"]["kernel"], wanted, 2e-6)
     np.testing.assert_array_equal(bound["output"]["kernel"], layer["output"]["kernel"])
+
+
+def test_lora_of_a_transformer_is_that_of_its_kernels_and_forms_none(differs):
+    """The layer with factors for all its kernels, against the layer with the sums; nothing has a kernel's shape."""
+    layer, adapter = LAYERS["transformer"](8, 2, 12), adapters.lora(rank=2, alpha=6.0, params="kernel$")
+    x, segment = jax.random.normal(jax.random.key(0), (2, 5, 8)), jnp.ones((2, 5), jnp.int32)
+    params = random_like(layer.init(jax.random.key(1), x, segment)["params"])
+    own = random_like(adapter.init(jax.random.key(2), params, 8), 1)
+
+    def output(own, *module):
+        return layer.apply({"params": adapter.bind(own, params, *module)}, x, segment)
+
+    differs("LoRA by its factors", output(own, layer), output(own), 1e-4)
+    gradients = [jax.grad(lambda own, m=m: jnp.sum(output(own, *m) ** 2))(own) for m in ((layer,), ())]
+    for path, leaf in flatten(gradients[1]).items():
+        differs("gradient of LoRA by its factors", flatten(gradients[0])[path] / 100, leaf / 100, 1e-3)
+    traced = jax.make_jaxpr(jax.grad(lambda own: jnp.sum(output(own, layer) ** 2)))(own)
+    shapes = {variable.aval.shape for equation in _equations(traced.jaxpr) for variable in equation.outvars}
+    assert (2, 5, 12) in shapes and not shapes & {(8, 8), (8, 12), (12, 8)}, shapes
+
+
+def _equations(jaxpr):
+    for equation in jaxpr.eqns:
+        yield equation
+        for part in equation.params.values():
+            if hasattr(getattr(part, "jaxpr", part), "eqns"):
+                yield from _equations(getattr(part, "jaxpr", part))
 
 
 @pytest.mark.parametrize("columns", ["vmap", "unroll", "map"])

@@ -24,6 +24,7 @@ class Layer(nn.Module):
     tensor_parallel  {path of a parameter in the layer: for each of its axes whether the mesh axis `model` splits it};
                    other parameters are not split. {}: the layer has no such form, and its largest parameters are split
                    along their longest axis, wherever that is
+    dense          paths of the `Dense` modules in it, whose kernels LoRA changes without forming the sum
     divisors       fields that have to be multiples of the size of `model`
     """
 
@@ -32,6 +33,7 @@ class Layer(nn.Module):
     family: ClassVar[str] = ""
     tensor_parallel: ClassVar[Mapping[str, tuple[bool, ...]]] = {}
     divisors: ClassVar[tuple[str, ...]] = ()
+    dense: ClassVar[tuple[str, ...]] = ()
 
     @classmethod
     def field_names(cls) -> tuple[str, ...]:

@@ -69,6 +69,7 @@ class TransformerLayer(Layer):
         "intermediate/bias": (True,),
         "output/kernel": _ROWS,
     }
+    dense = tuple(path.removesuffix("/kernel") for path in tensor_parallel if path.endswith("/kernel"))
     divisors = ("num_heads", "intermediate_size")
 
     hidden_size: int
