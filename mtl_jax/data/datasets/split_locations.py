@@ -55,7 +55,7 @@ def locate_splits(reader_name: str, entry: dict[str, Any]) -> tuple[Location | N
         location = at(folders or ("/" if path.startswith("/") else "."))
         if "split" in declared_options(READERS[reader_name]):
             raise UserError(f"path: the reader {reader_name!r} finds all splits in one place; leave {{split}} out")
-    if reader_name == "tfds":  # a name of TFDS is no path and must stay as it is written
+    if READERS[reader_name].named:  # a name of TFDS or the Hub is no path and must stay as it is written
         return (location if location.exists() else Location(location.place, path)), ""
     location.require()
     return location, template

@@ -12,6 +12,7 @@ from mtl_jax.data.readers.csv import read_csv
 from mtl_jax.data.readers.derived_generation import read_derived
 from mtl_jax.data.readers.dialogue import read_dialogue
 from mtl_jax.data.readers.folders import read_folders
+from mtl_jax.data.readers.hub import hub_identity, read_hub
 from mtl_jax.data.readers.idx import read_idx
 from mtl_jax.data.readers.jsonl import files_of_splits, read_json_splits, read_jsonl
 from mtl_jax.data.readers.lines import read_lines
@@ -22,7 +23,7 @@ from mtl_jax.data.readers.squad import read_squad
 from mtl_jax.data.readers.srl import read_srl
 from mtl_jax.data.readers.standoff import read_brat, read_spans
 from mtl_jax.data.readers.synthetic import read_synthetic
-from mtl_jax.data.readers.tfds import read_tfds
+from mtl_jax.data.readers.tfds import read_tfds, tfds_identity
 from mtl_jax.data.readers.xml import read_xml
 
 READERS: dict[str, Reader] = {
@@ -44,7 +45,8 @@ READERS: dict[str, Reader] = {
     "json_splits": Reader(
         read_json_splits, list_files=lambda location, split, options: files_of_splits(location, split)
     ),
-    "tfds": Reader(read_tfds),
+    "tfds": Reader(read_tfds, identity=tfds_identity, named=True),
+    "hub": Reader(read_hub, identity=hub_identity, named=True, binary=True),
     "dialogue": Reader(read_dialogue),
     "squad": Reader(read_squad),
     "srl_questions": Reader(read_srl_questions, cached=True),
@@ -52,6 +54,6 @@ READERS: dict[str, Reader] = {
     "conllu_endings": Reader(read_conllu_endings, cached=True),
     "nlvr": Reader(read_nlvr),
     "idx": Reader(read_idx, binary=True),
-    "synthetic": Reader(read_synthetic, generated=True, binary=True),
+    "synthetic": Reader(read_synthetic, identity=lambda *_: "generated", generated=True, binary=True),
 }
 READERS["derived"] = Reader(functools.partial(read_derived, READERS))  # it reads through another of them

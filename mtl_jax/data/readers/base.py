@@ -23,6 +23,7 @@ class Reader:
     list_files  (location, split, options) -> the files that are read, for a reader that finds them itself
     identity    (location, split, options) -> what identifies records that are in no file, so that they need not be read
                 to know whether they are in the cache
+    named       True where `path` may be a name that the reader knows, and nothing on disk
     generated   True where records are made from the options alone: the location is None
     binary      True where no text is decoded: the encoding is not used
     cached      True to cache records between runs, see `mtl_jax.data.files.parse_cache`: the function reads only its
@@ -32,6 +33,7 @@ class Reader:
     func: Callable[..., Iterator[Record | Note]]
     list_files: Callable[[Location, str, Mapping[str, Any]], list[Location]] | None = None
     identity: Callable[[Location | None, str, Mapping[str, Any]], str] | None = None
+    named: bool = False
     generated: bool = False
     binary: bool = False
     cached: bool = False

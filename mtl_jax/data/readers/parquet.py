@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import io
 import json
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, BinaryIO
 
 from mtl_jax.data.files.location import Location
 from mtl_jax.data.records import Note, Record
 from mtl_jax.errors import UserError
 
 _PARQUET, _ARROW_FILE = b"PAR1", b"ARROW1"
+_BATCH = 1 << 13  # rows
 
 
 def read_parquet(location: Location, encoding: str) -> Iterator[Record | Note]:
@@ -25,28 +25,35 @@ def read_parquet(location: Location, encoding: str) -> Iterator[Record | Note]:
     """
     del encoding
     with location.open() as stream:
-        content = stream.read()
-    schema, rows = _rows(content, location.name)
-    features = _features(schema.metadata or {})
-    for number, row in enumerate(rows, start=1):
-        try:
-            yield Record({name: _plain(v, features.get(name)) for name, v in row.items()}, location.name, number)
-        except IndexError as error:
-            raise UserError(f"{location.name}:{number}: {error}") from error
+        for number, (row, features) in enumerate(_rows(stream, location.name), start=1):
+            try:
+                fields = {name: plain_value(v, features.get(name)) for name, v in row.items()}
+            except IndexError as error:
+                raise UserError(f"{location.name}:{number}: {error}") from error
+            yield Record(fields, location.name, number)
 
 
-def _rows(content: bytes, name: str) -> tuple[Any, list[dict[str, Any]]]:
+def _rows(stream: BinaryIO, name: str) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """(row, features) of each row; a batch of them is in memory at a time."""
     import pyarrow  # late: it takes a while, and most runs need none of it
     from pyarrow import ipc, parquet
 
     try:
-        if content.startswith(_PARQUET):
-            table = parquet.read_table(io.BytesIO(content))
-        elif content.startswith(_ARROW_FILE):
-            table = ipc.open_file(io.BytesIO(content)).read_all()
+        begin = stream.read(8)
+        stream.seek(0)
+        if begin.startswith(_PARQUET):
+            file = parquet.ParquetFile(stream)
+            schema, batches = file.schema_arrow, file.iter_batches(_BATCH)
+        elif begin.startswith(_ARROW_FILE):
+            file = ipc.open_file(stream)
+            schema, batches = file.schema, map(file.get_batch, range(file.num_record_batches))
         else:
-            table = ipc.open_stream(io.BytesIO(content)).read_all()
-        return table.schema, table.to_pylist()
+            batches = ipc.open_stream(stream)
+            schema = batches.schema
+        features = _features(schema.metadata or {})
+        for batch in batches:
+            for row in batch.to_pylist():
+                yield row, features
     except (pyarrow.ArrowException, OSError, ValueError, TypeError, MemoryError) as error:
         reason = (str(error).strip() or repr(error)).splitlines()[0][:200]
         raise UserError(f"{name}: cannot be read as Parquet or Arrow: {reason}") from error
@@ -61,15 +68,16 @@ def _features(metadata: Mapping[bytes, bytes]) -> dict[str, Any]:
     return features if isinstance(features, dict) else {}
 
 
-def _plain(value: Any, feature: Any) -> Any:
+def plain_value(value: Any, feature: Any) -> Any:
+    """A value as plain Python, by its feature in `datasets`. Raises IndexError for a class without a name."""
     if isinstance(feature, list) and len(feature) == 1:  # an older form of a list
         feature = {"feature": feature[0]}
     feature = feature if isinstance(feature, dict) else {}
     if isinstance(value, list):
-        return [_plain(item, feature.get("feature")) for item in value]
+        return [plain_value(item, feature.get("feature")) for item in value]
     if isinstance(value, dict):
         inner = feature.get("feature") if isinstance(feature.get("feature"), dict) else feature
-        return {key: _plain(item, _inside(inner.get(key), feature)) for key, item in value.items()}
+        return {key: plain_value(item, _inside(inner.get(key), feature)) for key, item in value.items()}
     if isinstance(value, float) and math.isnan(value):
         return None
     if feature.get("_type") == "ClassLabel" and isinstance(value, int) and isinstance(feature.get("names"), list):

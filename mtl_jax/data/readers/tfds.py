@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -27,14 +27,9 @@ def read_tfds(location: Location, encoding: str, *, split: str, data_dir: str = 
     Raises UserError where the data set is unknown, cannot be prepared, has no such split or is in TFRecord files,
     which only TensorFlow reads.
     """
-    import tensorflow_datasets
-    import tensorflow_datasets.text  # registers the builders of text data sets
-
     try:
-        if location.is_folder():
-            builder = tensorflow_datasets.builder_from_directory(location.name)
-        else:
-            builder = tensorflow_datasets.builder(location.name, data_dir=data_dir or None)
+        builder = _builder(location, data_dir)
+        if not location.is_folder():
             builder.download_and_prepare(file_format="array_record")
         source = builder.as_data_source(split=split)
         size = builder.info.splits[split].num_examples
@@ -57,6 +52,23 @@ def read_tfds(location: Location, encoding: str, *, split: str, data_dir: str = 
         except (UnicodeError, LookupError) as error:
             raise UserError(f"{file}:{index + 1}: text is not {encoding}; set `encoding` of the data set") from error
         yield Record(fields, file, index + 1)
+
+
+def tfds_identity(location: Location, split: str, options: Mapping[str, Any]) -> str:
+    """Name, configuration and version; "" where TFDS does not know the data set, as the reader will say."""
+    try:
+        return _builder(location, options.get("data_dir", "")).info.full_name
+    except Exception:  # TFDS has no exception type of its own
+        return ""
+
+
+def _builder(location: Location, data_dir: str) -> Any:
+    import tensorflow_datasets
+    import tensorflow_datasets.text  # registers the builders of text data sets
+
+    if location.is_folder():
+        return tensorflow_datasets.builder_from_directory(location.name)
+    return tensorflow_datasets.builder(location.name, data_dir=data_dir or None)
 
 
 def _plain(value: Any, feature: Any, encoding: str) -> Any:

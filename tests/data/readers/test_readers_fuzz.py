@@ -115,7 +115,7 @@ SETTINGS = hypothesis.settings(
 )
 
 
-@pytest.mark.parametrize("reader", sorted(set(READERS) - {"synthetic", "tfds"}))
+@pytest.mark.parametrize("reader", sorted(set(READERS) - {"synthetic", "tfds", "hub"}))
 @SETTINGS
 @hypothesis.given(content=CONTENT, encoding=st.sampled_from(["utf-8", "utf-16", "latin-1", "utf-8|cp1252"]))
 def test_records_or_user_error(tmp_path, reader, content, encoding):
