@@ -48,7 +48,7 @@ class Side:
                     "tasks": list(experiment.tasks),
                     "classes": [len(task.names) for task in tasks],
                     "level": tasks[0].level,
-                    "batches": batches,
+                    "batches": {seed: [self._by_task(batch) for batch in found] for seed, found in batches.items()},
                 },
                 file,
             )
@@ -63,6 +63,12 @@ class Side:
             "device": f"{jax.device_count()} × {jax.devices()[0].device_kind}, lanes by {layout}",
             "version": jax.__version__,
         }
+
+    def _by_task(self, batch):
+        """A batch with its labels by task."""
+        experiment = self.built.experiment
+        layout = experiment.corpus.layout
+        return batch._replace(labels={task: layout.labels_of(batch, task) for task in experiment.tasks})
 
     def _flops(self, batch):
         state = jax.eval_shape(lambda: self.built.experiment.init(0))

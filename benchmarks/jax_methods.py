@@ -43,13 +43,14 @@ class Side:
         self.steps: dict[tuple[str, str], _Step] = {}  # by method and level
         made = self.experiment.batches(0)
         self.batches = [made.batch(number) for number in range(BATCHES)]
-        params = jax.device_get(flatten(self.experiment.init_params(self.config.seed)))
+        params = flatten(self.experiment.by_name(jax.device_get(self.experiment.init_params(self.config.seed))))
         arrays = {f"params:{path}": leaf for path, leaf in params.items()}
         for number, batch in enumerate(self.batches):
             assert (batch.segment == 1).all(), "a row holds something else than one text"
             arrays[f"tokens:{number}"] = batch.tokens  # [B, R, T]
             for k, name in enumerate(self.experiment.tasks):
-                arrays[f"labels:{number}:{k}"] = batch.labels[name]["value"][0, :, 0]  # [R]
+                labels = self.experiment.corpus.layout.labels_of(batch, name)
+                arrays[f"labels:{number}:{k}"] = labels["value"][0, :, 0]  # [R]
         np.savez(file, **arrays)
         return {
             "names": list(self.experiment.tasks),

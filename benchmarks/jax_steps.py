@@ -43,7 +43,7 @@ class Side:
         self.steps = steps or int(self.experiment.batches(0).steps_per_epoch("texts"))
         self.batches = self.experiment.batches(0)
         self.state, self.number = None, 0
-        params = jax.device_get(self.experiment.init_params(0))
+        params = self.experiment.by_name(jax.device_get(self.experiment.init_params(0)))
         texts, labels, plan = _texts([self.batches.batch(step) for step in range(self.steps)])
         optimizer = self.experiment.spec.optimizer
         rate, classes = optimizer.schedule.rate, len(self.experiment.tasks["task"].names)

@@ -78,10 +78,14 @@ def _our_losses(side, strength, steps):
 def _peer_losses(peer, side, strength, layout, stacked):
     """Losses [steps, K] of the peer from the initial values of `side`."""
     columns = Columns(peer.spec, stacked)
-    _copy(columns, peer.spec, flatten(jax.device_get(side.built.experiment.init_params(0))), peer.data["tasks"])
+    _copy(columns, peer.spec, _initial(side.built.experiment), peer.data["tasks"])
     recipe = Recipe.of(peer.config)._replace(dropout=0.0)
     batches = torch_data.batches(peer.spec, peer.data["batches"][0], peer.data["tasks"], layout, stacked, "cpu")
     return train(columns, recipe, strength, batches).numpy()
+
+
+def _initial(experiment) -> dict[str, np.ndarray]:
+    return flatten(experiment.by_name(jax.device_get(experiment.init_params(0))))
 
 
 def _copy(columns: Columns, spec: Spec, values: dict[str, np.ndarray], tasks: list[str]) -> None:

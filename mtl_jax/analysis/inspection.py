@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 
-import jax
 import numpy as np
 
 from mtl_jax.analysis.report import text_table
@@ -17,7 +16,6 @@ from mtl_jax.experiment.assemble import Experiment
 from mtl_jax.models.ownership import ExpertColumns, sole_tasks
 from mtl_jax.runs.build import build
 from mtl_jax.storage import run_warnings
-from mtl_jax.training.parameter_paths import flatten
 
 MAX_EXAMPLES = 2  # shown for each data set
 MAX_CLASSES = 12  # shown for each task
@@ -206,10 +204,9 @@ def _input_scores(experiment: Experiment, task: str, split: str) -> dict[str, fl
 
 def _parameters(experiment: Experiment) -> str:
     """Sizes by layer, and the tasks that use it."""
-    shapes = flatten(jax.eval_shape(lambda: experiment.init_params(0)))
     sizes: dict[tuple[str, str], int] = collections.Counter()
     names = list(experiment.tasks)
-    for path, leaf in shapes.items():
+    for path, leaf in experiment.shapes.items():
         layer = path.split("/")[0]
         if layer == "heads":
             sizes[layer, path.split("/")[1]] += leaf.size

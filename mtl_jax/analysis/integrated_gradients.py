@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from mtl_jax.data.batch import Batch
 from mtl_jax.models.gradient_taps import TapSpec
 from mtl_jax.training import objective as terms
+from mtl_jax.training.group_batch import GroupBatch
 from mtl_jax.training.objective import Objective, Params
 
 STEPS = 32  # of the path from no words to the text
@@ -50,23 +51,23 @@ def integrated_gradients(
         table = params["embed"]["word"]["embedding"]
         words = jnp.stack([table[owner[layout.tasks.index(task)]][batch.tokens[0]] for task in streams])  # [M, R, T, D]
         taps = objective.network.taps(params, batch, spec)
+        parts = {task: terms.task_batch(objective, batch, task) for task in tasks}
 
         def logits(tap):
-            hidden = objective.network.apply(params, batch, None, None, taps._replace(tokens=tap), spec).hidden
-            return {task: logits_of(task, hidden[task]) for task in tasks}
+            head_inputs = objective.network.apply(params, batch, None, None, taps._replace(tokens=tap), spec).features
+            return {task: logits_of(task, head_inputs) for task in tasks}
 
-        def logits_of(task, hidden):
-            head, labels = terms.head_params(objective, params, task), terms.join_blocks(batch.labels[task])
-            return objective.tasks[task].logits(head, terms.features(batch, layout, task, hidden), labels)
+        def logits_of(task, head_inputs):
+            return parts[task].logits(terms.task_params(objective, params, task), head_inputs)
 
         masks = {
-            task: _predicted_mask(objective, params, batch, task, values)
+            task: _predicted_mask(parts[task], terms.task_params(objective, params, task), values)
             for task, values in logits(taps.tokens).items()
         }
 
         def scores(tap):
             return {
-                task: _by_example(batch, task, jnp.sum(values * masks[task], axis=tuple(range(2, values.ndim))))
+                task: _by_example(parts[task], jnp.sum(values * masks[task], axis=tuple(range(2, values.ndim))))
                 for task, values in logits(tap).items()
             }
 
@@ -85,12 +86,12 @@ def integrated_gradients(
     return run
 
 
-def _predicted_mask(objective: Objective, params: Params, batch: Batch, task: str, logits: jax.Array) -> jax.Array:
+def _predicted_mask(part: GroupBatch, params: Params, logits: jax.Array) -> jax.Array:
     """1 at the logits [R, E or Q, ...] of what was predicted, else 0."""
-    kind, labels = objective.tasks[task], terms.join_blocks(batch.labels[task])
+    kind, labels = part.group.form, part.labels
     if logits.ndim == 2:  # a number
         return jnp.ones_like(logits)
-    value = kind.predict(params["heads"][task], logits, labels)["value"]
+    value = kind.predict(part.heads(params), logits, labels)["value"]
     if value.ndim == logits.ndim:  # any set of classes
         return value.astype(logits.dtype)
     mask = jax.nn.one_hot(value, logits.shape[-1], dtype=logits.dtype)
@@ -101,9 +102,9 @@ def _predicted_mask(objective: Objective, params: Params, batch: Batch, task: st
     return mask
 
 
-def _by_example(batch: Batch, task: str, scores: jax.Array) -> jax.Array:
+def _by_example(part: GroupBatch, scores: jax.Array) -> jax.Array:
     """Scores [R, E] of the examples, from scores [R, E] of texts or [R, Q] of words."""
-    labels = terms.join_blocks(batch.labels[task])
+    batch, labels = part.batch, part.labels
     if "slot" not in labels:
         return jnp.where(batch.length[0] > 0, scores, 0.0)
     member = jax.nn.one_hot(labels["slot"], batch.length.shape[-1], dtype=scores.dtype)

@@ -16,9 +16,9 @@ from mtl_jax.data.corpus import Corpus, Split
 from mtl_jax.data.encoding.gold_labels import GoldLabels
 from mtl_jax.data.records import field, find_field
 from mtl_jax.errors import UserError
-from mtl_jax.evaluation.scores import abstract_params, make_evaluator, placement_from_config
+from mtl_jax.evaluation.scores import make_evaluator, placement_from_config, restore_params
 from mtl_jax.runs.build import build
-from mtl_jax.storage.checkpoint import load_params, require_checkpoint
+from mtl_jax.storage.checkpoint import require_checkpoint
 
 DRAWS = 10_000  # random signs, and bootstrap samples of groups
 
@@ -191,7 +191,7 @@ def _score_run(
     if first:
         _require_same_examples(workdir, experiment.corpus, split, *first)
     placement = placement_from_config(experiment)
-    params = load_params(workdir, config.evaluation.checkpoint, abstract_params(experiment, placement)).params
+    params = restore_params(experiment, placement, workdir, config.evaluation.checkpoint).params
     evaluator = make_evaluator(experiment, placement)
     by_task = {}
     for dataset, splits in experiment.corpus.splits.items():

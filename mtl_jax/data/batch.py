@@ -2,7 +2,7 @@
 
 NamedTuples of numpy arrays and dicts, so that they are pytrees to JAX without importing it here.
 
-Labels. `labels[task]` is a dict of arrays; leading axes are `[N]` in `PackedRows` and `[P, R]` in `Batch`:
+Labels. Of one task they are a dict of arrays; leading axes are `[N]` in `PackedRows` and `[entry, R]` in `Batch`:
 
     level "text"       value  int32[..., E] class id | float32[..., E] real | float32[..., E, C] distribution, 0/1 set
                        mask   bool[..., E], True where the label is known
@@ -45,8 +45,11 @@ them. The loss must leave them out (`mask` is False there); metrics count them a
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
+
+import numpy as np
 
 Array = Any  # numpy on the host, jax inside the step
 GRID_SIDE = 1 << 8  # a position in the grid of a picture's patches is row · SIDE + column
@@ -88,8 +91,9 @@ class Batch(NamedTuple):
     dataset     int32[B]        index of the block's data set in `BatchLayout.datasets`
     row         int32[B, R]     index of the row in its split, -1 for an empty row
     tokens ...  int32[B, R, T] or int32[B, R, E], as in `PackedRows`
-    labels      {task: {name: array [P, R, ...]}}: the P blocks in `BatchLayout.reads(task)`, in that order. Where a
-                block holds another data set in this step, mask is False, segment 0.
+    labels      {group of tasks: {name: array [E, R, ...]}}: of the entries `BatchLayout.entries[group]`, E, Q and C as
+                large as those of any task of the group, zeros beyond those of the task. Where a block holds a data
+                set without such a task in this step, mask is False, segment 0.
     hidden      float[B, R, T, D], as in `PackedRows`; None where they are not stored
     patch       bool[P, R, T], True at a patch, of the P blocks in `BatchLayout.picture_blocks`; None without pictures
     pixels      uint8[P, R, T, F] of the patches, 0 elsewhere; None without pictures
@@ -110,6 +114,24 @@ class Batch(NamedTuple):
     pixels: Array | None = None
 
 
+class GroupEntries(NamedTuple):
+    """Where the tasks of a group stand in a batch. An entry is a block, and a place among those tasks of the group that
+    read the data set of the block.
+
+    tasks    names of the tasks of the group
+    blocks   int32[E]
+    places   int32[E]
+    task_at  int32[data sets, places]: index in the group of the task at a place, -1 where there is none
+    fixed    int32[E]: index in the group of the task of each entry, -1 for none; None where it depends on the draw
+    """
+
+    tasks: tuple[str, ...]
+    blocks: np.ndarray
+    places: np.ndarray
+    task_at: np.ndarray
+    fixed: np.ndarray | None
+
+
 @dataclasses.dataclass(frozen=True)
 class BatchLayout:
     """The static properties of every batch of a run. Hashable.
@@ -120,6 +142,7 @@ class BatchLayout:
     candidates  for each of the B blocks, the indices of the data sets it may hold: one where every data set has
                 a block of its own in every batch, all where a block's data set is drawn
     pictured    indices of the data sets that have pictures
+    groups      the names of the tasks that are computed together, see `mtl_jax.tasks.groups`; () = each by itself
     """
 
     datasets: tuple[str, ...]
@@ -127,10 +150,59 @@ class BatchLayout:
     dataset_of: tuple[int, ...]
     candidates: tuple[tuple[int, ...], ...]
     pictured: tuple[int, ...] = ()
+    groups: tuple[tuple[str, ...], ...] = ()
+
+    @functools.cached_property
+    def entries(self) -> dict[str, GroupEntries]:
+        """The entries of each group of tasks; of a group that reads no block E = 0."""
+        groups = self.groups or tuple((task,) for task in self.tasks)
+        return {group_name(tasks): self._entries_of(tasks) for tasks in groups}
+
+    @functools.cached_property
+    def member(self) -> dict[str, tuple[str, int]]:
+        """For each task the name of its group, and its index there."""
+        return {
+            task: (name, index) for name, entries in self.entries.items() for index, task in enumerate(entries.tasks)
+        }
+
+    @functools.cached_property
+    def _number(self) -> dict[str, int]:
+        return {task: k for k, task in enumerate(self.tasks)}
+
+    def _entries_of(self, tasks: tuple[str, ...]) -> GroupEntries:
+        on: list[list[int]] = [[] for _ in self.datasets]
+        for index, task in enumerate(tasks):
+            on[self.dataset_of[self._number[task]]].append(index)
+        task_at = np.full((len(on), max(map(len, on))), -1, np.int32)
+        for dataset, indices in enumerate(on):
+            task_at[dataset, : len(indices)] = indices
+        places = [max((len(on[d]) for d in candidates), default=0) for candidates in self.candidates]
+        pairs = [(block, place) for block, count in enumerate(places) for place in range(count)]
+        fixed = None
+        if all(len(self.candidates[block]) == 1 for block, _ in pairs):
+            # in the order of the tasks, so that the parameters of a whole group are taken as they are
+            pairs.sort(key=lambda pair: task_at[self.candidates[pair[0]][0], pair[1]])
+            fixed = np.asarray([task_at[self.candidates[block][0], place] for block, place in pairs], np.int32)
+        blocks, place_of = (np.asarray([pair[i] for pair in pairs], np.int32) for i in (0, 1))
+        return GroupEntries(tasks, blocks, place_of, task_at, fixed)
+
+    def labels_of(self, batch: Batch, task: str) -> dict[str, Array]:
+        """The labels [P, R, ...] of a task in the blocks that it `reads`, as large as those of its group.
+
+        Raises:
+          ValueError: its blocks are drawn, so that they hold it in some steps only.
+        """
+        group, index = self.member[task]
+        entries, labels = self.entries[group], batch.labels[group]
+        if len(entries.tasks) == 1:
+            return dict(labels)
+        if entries.fixed is None:
+            raise ValueError(f"the data set of task {task!r} is drawn")
+        return {name: array[np.flatnonzero(entries.fixed == index)] for name, array in labels.items()}
 
     def reads(self, task: str) -> tuple[int, ...]:
         """The blocks in which `task` may find rows of its data set: the P axis of its labels."""
-        dataset = self.dataset_of[self.tasks.index(task)]
+        dataset = self.dataset_of[self._number[task]]
         return tuple(b for b, names in enumerate(self.candidates) if dataset in names)
 
     def picture_blocks(self) -> tuple[int, ...]:
@@ -140,3 +212,8 @@ class BatchLayout:
     def tasks_on(self, dataset: int) -> tuple[int, ...]:
         """Indices of the tasks that read labels from data set number `dataset`."""
         return tuple(k for k, d in enumerate(self.dataset_of) if d == dataset)
+
+
+def group_name(tasks: tuple[str, ...]) -> str:
+    """The name of a group of tasks: that of its task, "first + n" of more."""
+    return tasks[0] if len(tasks) == 1 else f"{tasks[0]} + {len(tasks) - 1}"

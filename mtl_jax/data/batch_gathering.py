@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from mtl_jax.data.batch import Batch, BatchLayout, PackedRows
+from mtl_jax.data.batch import Batch, BatchLayout, GroupEntries, PackedRows
 
 _TOKEN_ARRAYS = ("tokens", "segment", "position", "token_type")
 _EXAMPLE_ARRAYS = ("start", "length", "example")
@@ -32,24 +32,29 @@ def gather_batch(
         name: np.stack([_take_rows(getattr(source, name), r, -1 if name == "example" else 0) for source, r in blocks])
         for name in names
     }
-    labels = {}
-    for task, arrays in blank.items():
-        task_dataset = layout.dataset_of[layout.tasks.index(task)]
-        reads = layout.reads(task)
-        labels[task] = {
-            name: np.stack(
-                [
-                    _take_rows(rows[task_dataset].labels[task][name], row[b], 0)
-                    if dataset[b] == task_dataset
-                    else np.zeros((row.shape[1], *empty.shape), empty.dtype)
-                    for b in reads
-                ]
-            )
-            for name, empty in arrays.items()
-        }
+    labels = {group: _labels(rows, arrays, layout.entries[group], dataset, row) for group, arrays in blank.items()}
     if layout.picture_blocks():
         fields |= _pictures(rows, layout, dataset, row)
     return Batch(dataset, row, **fields, labels=labels)
+
+
+def _labels(
+    rows: Sequence[PackedRows | None],
+    blank: Mapping[str, np.ndarray],
+    entries: GroupEntries,
+    dataset: np.ndarray,
+    row: np.ndarray,
+) -> dict[str, np.ndarray]:
+    """The labels [E, R, ...] of a group of tasks."""
+    of_block = dataset[entries.blocks]
+    labels = {name: np.zeros((len(of_block), row.shape[1], *a.shape), a.dtype) for name, a in blank.items()}
+    for entry, task in enumerate(entries.task_at[of_block, entries.places].tolist()):
+        if task < 0:
+            continue
+        for name, array in rows[of_block[entry]].labels[entries.tasks[task]].items():
+            taken = _take_rows(array, row[entries.blocks[entry]], 0)
+            labels[name][(entry, slice(None), *map(slice, taken.shape[1:]))] = taken
+    return labels
 
 
 def _pictures(
@@ -80,12 +85,24 @@ def _take_rows(array: np.ndarray, row: np.ndarray, fill: int) -> np.ndarray:
 
 
 def blank_labels(rows: Sequence[PackedRows | None], layout: BatchLayout) -> dict[str, dict[str, np.ndarray]]:
-    """{task: {name: array of one empty row}} of each task that reads a block."""
-    return {
-        task: {name: np.zeros(a.shape[1:], a.dtype) for name, a in rows[layout.dataset_of[k]].labels[task].items()}
-        for k, task in enumerate(layout.tasks)
-        if layout.reads(task)
-    }
+    """{group: {name: array of one empty row, as large as that of any of its tasks}} of the groups that read a block."""
+    blank = {}
+    for group, entries in layout.entries.items():
+        read = {d for block in entries.blocks for d in layout.candidates[block]}
+        arrays = [
+            rows[d].labels[entries.tasks[task]]
+            for d in sorted(read)
+            for task in entries.task_at[d].tolist()
+            if task >= 0
+        ]
+        if arrays:
+            blank[group] = {name: _largest([of_task[name] for of_task in arrays]) for name in arrays[0]}
+    return blank
+
+
+def _largest(arrays: Sequence[np.ndarray]) -> np.ndarray:
+    """One empty row in which a row of any of these arrays finds place."""
+    return np.zeros(np.max([array.shape[1:] for array in arrays], axis=0), arrays[0].dtype)
 
 
 def with_equal_slots(rows: Sequence[PackedRows]) -> list[PackedRows]:

@@ -23,6 +23,8 @@ from mtl_jax.evaluation.metric_inputs import (
     metric_values,
 )
 from mtl_jax.runtime import distributed
+from mtl_jax.tasks.base import Features, Labels, Task
+from mtl_jax.tasks.groups import unpadded_predictions
 from mtl_jax.training import objective as terms
 from mtl_jax.training import token_corruption
 from mtl_jax.training.objective import Objective, Params
@@ -31,8 +33,10 @@ SIZE_RATIO = 1.5  # data sets whose numbers of rows differ by less are scored to
 SMALL_BATCHES = 4  # data sets of at most so many batches are scored together too
 
 
-Outputs = Mapping[str, Mapping[str, jax.Array]]  # {task: {name: predictions [R, ...]}}
-Sums = Mapping[str, jax.Array]  # {task: sums over a batch}
+Outputs = Mapping[str, Mapping[str, jax.Array]]  # {group of tasks: {name: predictions [E, R, ...]}}
+Sums = Mapping[str, jax.Array]  # {group of tasks: sums over a batch [E, S]}
+TaskOutputs = Mapping[str, Mapping[str, np.ndarray]]  # {task: {name: predictions [R, ...]}}
+TaskSums = Mapping[str, np.ndarray]  # {task: sums over a batch [S]}
 EvaluationProgram = Callable[[Params, Batch], tuple[Outputs, Sums]]
 
 
@@ -78,6 +82,7 @@ class Evaluator:
         self._rows = rows_per_block
         self._put = put
         self._multiple = multiple
+        self._tasks = frozenset(corpus.layout.tasks if tasks is None else tasks)
 
         @functools.cache
         def compiled(datasets: tuple[str, ...], values_only: bool) -> tuple[Objective, EvaluationProgram]:
@@ -104,19 +109,25 @@ class Evaluator:
         objective, program = self._compiled((dataset,), False)
         rows = self._corpus.rows[dataset][split]
         batches = evaluation_batches(rows, objective.layout, self._rows)
-        outputs, sums = self._outputs(program, params, batches, progress)
+        outputs, sums = self._outputs(objective, program, params, batches, progress)
         return self._predictions(objective, outputs, sums, dataset, split)
 
     def _outputs(
-        self, program: EvaluationProgram, params: Params, batches: Iterable[Batch], progress: Callable[[int], None]
-    ) -> tuple[list[Outputs], list[Sums]]:
-        """The outputs and the sums of each batch, on the host."""
+        self,
+        objective: Objective,
+        program: EvaluationProgram,
+        params: Params,
+        batches: Iterable[Batch],
+        progress: Callable[[int], None],
+    ) -> tuple[list[TaskOutputs], list[TaskSums]]:
+        """The outputs and the sums of each batch by task, on the host."""
         outputs, sums = [], []
 
         def fetch(result: tuple[Outputs, Sums], rows: int) -> None:
             output, batch_sums = distributed.to_host(result)
-            outputs.append(output)
-            sums.append(batch_sums)
+            output, batch_sums = split_outputs(objective, output), split_sums(objective, batch_sums)
+            outputs.append({task: arrays for task, arrays in output.items() if task in self._tasks})
+            sums.append({task: arrays for task, arrays in batch_sums.items() if task in self._tasks})
             progress(rows)
 
         pending = None  # a batch is fetched while the next one is computed, and never more are in progress
@@ -130,7 +141,7 @@ class Evaluator:
         return outputs, sums
 
     def _predictions(
-        self, objective: Objective, outputs: Sequence[Outputs], sums: Sequence[Sums], dataset: str, split: str
+        self, objective: Objective, outputs: Sequence[TaskOutputs], sums: Sequence[TaskSums], dataset: str, split: str
     ) -> Predictions:
         """The predictions for one data set, from batches in which it has a block."""
         rows, encoded = self._corpus.rows[dataset][split], self._corpus.splits[dataset][split].encoded
@@ -143,16 +154,16 @@ class Evaluator:
         }
         values = {}
         for task in total:
-            level, slots = LEVELS[objective.tasks[task].level], rows.example.shape[1]
+            level, labels = LEVELS[objective.tasks[task].level], rows.labels[task]
             joined = {
                 name: np.concatenate([output[task][name] for output in outputs])[: len(rows.tokens)]
                 for name in outputs[0][task]
             }
-            if level.in_slots:  # other data sets in the batch may have more
-                joined = {name: array[:, :slots] for name, array in joined.items()}
+            if not level.drawn:  # other data sets in the batch, and other tasks of the group, may have more
+                places = (rows.example if level.in_slots else labels["segment"]).shape[1]
+                joined = {name: array[:, :places] for name, array in joined.items()}
             values[task] = {
-                name: level.gather(encoded, rows.example, rows.labels[task], name, array)
-                for name, array in joined.items()
+                name: level.gather(encoded, rows.example, labels, name, array) for name, array in joined.items()
             }
         loss = {task: float(loss / weight) if weight > 0 else None for task, (loss, weight, *_) in total.items()}
         return Predictions(values, loss, {task: task_sums[2:] for task, task_sums in total.items()})
@@ -187,7 +198,7 @@ class Evaluator:
             }
             count = -(-self._rows // len(datasets))
             batches = joint_evaluation_batches(rows, objective.layout, count + -count % self._multiple)
-            outputs, sums = self._outputs(program, params, batches, progress)
+            outputs, sums = self._outputs(objective, program, params, batches, progress)
             for dataset in [name for name in datasets if split in self._corpus.rows[name]]:
                 predictions = self._predictions(objective, outputs, sums, dataset, split)
                 for task, values in predictions.values.items():
@@ -234,14 +245,14 @@ def without_probabilities(program: EvaluationProgram) -> EvaluationProgram:
 
     def values(params, batch):
         outputs, sums = program(params, batch)
-        return {task: {"value": output["value"]} for task, output in outputs.items()}, sums
+        return {group: {"value": output["value"]} for group, output in outputs.items()}, sums
 
     return values
 
 
 def evaluation_program(objective: Objective, tasks: Collection[str] | None = None) -> EvaluationProgram:
-    """(params, batch) -> ({task: predictions [R, ...]}, {task: [Σ loss, Σ weight, further sums of
-    `Task.metric_sums`]}).
+    """(params, batch) -> ({group: predictions [E, R, ...]}, {group: [E] of [Σ loss, Σ weight, further sums of
+    `Task.metric_sums`]}); see `split_outputs` and `split_sums`.
 
     A task that generates text searches here, with a cache, until the last sequence of the batch has ended. With `tasks`
     only these are predicted, and XLA removes what only the others need.
@@ -249,17 +260,53 @@ def evaluation_program(objective: Objective, tasks: Collection[str] | None = Non
 
     def program(params, batch):
         batch = token_corruption.corrupt_for_evaluation(objective, batch)
-        hidden = objective.network.apply(params, batch, None, None).hidden
+        head_inputs = objective.network.apply(params, batch, None, None).features
         outputs, sums = {}, {}
-        for name in hidden if tasks is None else [name for name in hidden if name in tasks]:
-            task, labels = objective.tasks[name], terms.join_blocks(batch.labels[name])
-            head = terms.head_params(objective, params, name)
-            features = terms.features(batch, objective.layout, name, hidden[name])
-            logits = task.logits(head, features, labels)
-            generates = task.defines("generate")
-            outputs[name] = task.generate(head, features) if generates else task.predict(head, logits, labels)
-            task_sums = [task.loss(head, logits, labels).sum(), task.weight(labels).sum()]
-            sums[name] = jax.numpy.stack([*task_sums, *task.metric_sums(logits, labels)])
+        for part in terms.group_batches(objective, batch, tasks):
+            name, heads, features = part.group.name, part.heads(params), part.features(head_inputs)
+            logits = part.apply(_logits, heads, params, features, part.labels)
+            predictions = part.apply(_predictions, heads, params, features, logits, part.labels)
+            outputs[name] = jax.tree.map(part.split, predictions)
+            sums[name] = part.sums(_sums, heads, params, logits, part.labels)
         return outputs, sums
 
     return program
+
+
+def _logits(task: Task, head: Params, features: Features, labels: Labels) -> Any:
+    return task.logits(head, features, labels)
+
+
+def _predictions(task: Task, head: Params, features: Features, logits: Any, labels: Labels) -> dict[str, jax.Array]:
+    return task.generate(head, features) if task.defines("generate") else task.predict(head, logits, labels)
+
+
+def _sums(task: Task, head: Params, logits: Any, labels: Labels) -> jax.Array:
+    values = [task.loss(head, logits, labels).sum(), task.weight(labels).sum()]
+    return jax.numpy.stack([*values, *task.metric_sums(logits, labels)])
+
+
+def split_outputs(objective: Objective, outputs: Outputs, axis: int = 0) -> dict[str, dict[str, np.ndarray]]:
+    """{task: predictions [..., R, ...]} from those of a program [..., E, R, ...], on the host.
+
+    Args:
+      objective: of the program; its layout has a block for each of some data sets.
+      outputs: of the program.
+      axis: of the entries.
+    """
+    by_task: dict[str, dict[str, np.ndarray]] = {}
+    for group in objective.groups:
+        if group.name in outputs:
+            entries = objective.layout.entries[group.name].fixed
+            by_task |= unpadded_predictions(group, outputs[group.name], entries, axis)
+    return by_task
+
+
+def split_sums(objective: Objective, sums: Sums, axis: int = 0) -> dict[str, np.ndarray]:
+    """{task: sums [..., S]} from those of a program [..., E, S]."""
+    return {
+        list(group.tasks)[index]: sums[group.name][(slice(None),) * axis + (entry,)]
+        for group in objective.groups
+        if group.name in sums
+        for entry, index in enumerate(objective.layout.entries[group.name].fixed)
+    }

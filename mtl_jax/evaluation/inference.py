@@ -18,12 +18,11 @@ from mtl_jax.data.packing import unpacking
 from mtl_jax.data.records import Record
 from mtl_jax.evaluation.input_files import OpenInput
 from mtl_jax.evaluation.input_records import INPUT_SPLIT, ReadRecords, RecordReading, build_corpus
-from mtl_jax.evaluation.scores import abstract_params, make_evaluator
+from mtl_jax.evaluation.scores import make_evaluator, restore_params
 from mtl_jax.experiment.assemble import Experiment, assemble
 from mtl_jax.models.layers import LAYERS
 from mtl_jax.runtime import distributed
 from mtl_jax.storage import artifacts
-from mtl_jax.storage.checkpoint import load_params
 from mtl_jax.tasks.base import Task
 from mtl_jax.training.objective import Params
 from mtl_jax.training.placement import AXES, Placement, mesh_placement
@@ -144,10 +143,9 @@ def load_model(config: Config, workdir: pathlib.Path, which: Sequence[str]) -> t
 
 def average_params(experiment: Experiment, placement: Placement, workdir: pathlib.Path, which: Sequence[str]) -> Params:
     """The mean of the parameters of several checkpoints."""
-    abstract = abstract_params(experiment, placement)
     total = None
     for name in which:
-        params = load_params(workdir, name, abstract).params
+        params = restore_params(experiment, placement, workdir, name).params
         total = params if total is None else jax.tree.map(lambda a, b: a + b, total, params)
     return jax.tree.map(lambda leaf: leaf / len(which), total) if len(which) > 1 else total
 

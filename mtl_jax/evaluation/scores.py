@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pathlib
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ from mtl_jax.experiment.assemble import Experiment
 from mtl_jax.models.layers import Layer
 from mtl_jax.runtime import distributed
 from mtl_jax.runtime.progress import Forecast, progress_bar
+from mtl_jax.storage.checkpoint import SavedParams, load_params
 from mtl_jax.storage.summary import Scores, SplitScores
 from mtl_jax.training.objective import Params
 from mtl_jax.training.placement import Placement, make_placement
@@ -98,6 +100,12 @@ def abstract_arrays(shapes: chex.ArrayTree, placement: Placement) -> chex.ArrayT
 def abstract_params(experiment: Experiment, placement: Placement) -> chex.ArrayTree:
     """Shapes and shardings of the parameters."""
     return abstract_arrays(jax.eval_shape(lambda: experiment.init_params(experiment.config.seed)), placement)
+
+
+def restore_params(experiment: Experiment, placement: Placement, workdir: pathlib.Path, which: str) -> SavedParams:
+    """The parameters of a run, placed; see `checkpoint.load_params`."""
+    abstract = abstract_params(experiment, placement)
+    return load_params(workdir, which, abstract, experiment.spec.objective.groups)
 
 
 def score_split(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 
@@ -20,7 +21,8 @@ from mtl_jax.experiment.inputs import make_mixing
 from mtl_jax.experiment.model import Model, make_model
 from mtl_jax.experiment.penalties import build_penalties
 from mtl_jax.experiment.sharing import build_sharing
-from mtl_jax.experiment.step_spec import make_step_spec
+from mtl_jax.experiment.step_spec import make_step_spec, treat
+from mtl_jax.experiment.task_groups import build_groups, group_names, head_shapes
 from mtl_jax.models import ownership
 from mtl_jax.models.families.base import Architecture
 from mtl_jax.models.layers.transformer import TransformerLayer
@@ -29,6 +31,7 @@ from mtl_jax.models.network_spec import SharingSpec
 from mtl_jax.models.ownership import Owners
 from mtl_jax.tasks import TASK_KINDS, Task, TaskData, make_task
 from mtl_jax.tasks.distillation import Distillation
+from mtl_jax.tasks.groups import split_heads
 from mtl_jax.training.hyperparameters import Hyperparameters, hyperparameters_from_config
 from mtl_jax.training.objective import Objective, Params, auxiliary_name
 from mtl_jax.training.parameter_paths import flatten
@@ -49,6 +52,7 @@ class Experiment(NamedTuple):
     init           (seed) -> state before the first step
     init_from      (parameters, seed) -> the same state, on the devices of the parameters
     model          the modules
+    shapes         {path: shape} of all parameters, those of heads by the name of their task
     """
 
     config: Config
@@ -63,6 +67,11 @@ class Experiment(NamedTuple):
     init: Callable[[int], TrainState]
     init_from: Callable[[Params, int], TrainState]
     model: Model
+    shapes: Mapping[str, jax.ShapeDtypeStruct]
+
+    def by_name(self, params: Params) -> Params:
+        """The parameters with the head of each task by its name, in its true shapes, as in files."""
+        return {**params, "heads": split_heads(self.spec.objective.groups, params["heads"])}
 
 
 def assemble(
@@ -87,26 +96,40 @@ def assemble(
     network_for = functools.partial(_network, config, model, owners, cached, sharing)
     train_network = network_for(data.layout)
     auxiliary = _auxiliary(config, train_network, tasks)
-    draw = functools.partial(random_params, train_network, tasks)
-    shapes = _shapes(config, draw)
-    draw = jax.jit(functools.partial(draw, known=pretrained_layers(model, shapes)))
+    shapes, heads = _shapes(config, train_network, sharing, tasks)
+    treatment, teaching = treat(config, shapes), _teaching(config, tasks)
+    groups = build_groups(
+        data,
+        tasks,
+        heads,
+        network=train_network,
+        sharing=sharing,
+        treatment=treatment,
+        teaching=teaching,
+        tables=tables,
+        optimizer=config.optimizer.name,
+    )
+    data = data._replace(layout=dataclasses.replace(data.layout, groups=group_names(groups)))
+    known = pretrained_layers(model, shapes)
+    draw = jax.jit(functools.partial(random_params, train_network, groups, known=known))
     penalties, anchored = build_penalties(config.penalties, owners, names, tuple(config.tasks), shapes)
     objective = Objective(
         data.layout,
         tasks,
-        train_network,
+        network_for(data.layout),
         penalties,
         dropout=config.model.dropout > 0,
         attention_dropout=config.model.attention_dropout > 0,
         auxiliary=tuple(auxiliary),
-        tables=tables,
-        teaching=_teaching(config, tasks),
+        teaching=teaching,
+        groups=groups,
     )
 
     def objective_for(layout: BatchLayout) -> Objective:
+        layout = dataclasses.replace(layout, groups=data.layout.groups)
         return objective._replace(layout=layout, network=network_for(layout))
 
-    spec = make_step_spec(config, objective_for, owners, shapes, data)
+    spec = make_step_spec(config, objective_for, owners, treatment, data)
     hyper = hyperparameters_from_config(config, names, auxiliary)
 
     def init_params(seed: int) -> Params:
@@ -130,6 +153,7 @@ def assemble(
         init=lambda seed: init_from(init_params(seed), seed),
         init_from=init_from,
         model=model,
+        shapes=shapes,
     )
 
 
@@ -151,10 +175,15 @@ def _network(
     )
 
 
-def _shapes(config: Config, draw: Callable[[jax.Array], Params]) -> dict[str, jax.ShapeDtypeStruct]:
-    """{path: shape} of all parameters. Raises UserError for options of `config.sharing` that fit no layer."""
+def _shapes(
+    config: Config, net: Network, sharing: SharingSpec, tasks: Mapping[str, Task]
+) -> tuple[dict[str, jax.ShapeDtypeStruct], dict[str, Any]]:
+    """{path: shape} of all parameters, and the shapes of the heads by task.
+
+    Raises UserError for options of `config.sharing` that fit no layer."""
     try:
-        return flatten(jax.eval_shape(draw, jax.random.key(0)))
+        heads = head_shapes(net, sharing, tasks)
+        return flatten({**jax.eval_shape(net.init, jax.random.key(0)), "heads": heads}), heads
     except ValueError as error:
         fields = {field: config.sharing[field] for field in ("mixer", "adapter", "readout")}
         used = [f"{field} = {value!r}" for field, value in fields.items() if value not in ("", "top")]

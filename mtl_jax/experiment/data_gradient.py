@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -36,9 +36,11 @@ MakeAggregation = Callable[..., Aggregation]  # (**traced options) -> the method
 
 
 class TrainedParameters(NamedTuple):
-    """paths of the trained parameters; owners of layers; slices {path: owner group of each slice}."""
+    """paths of the trained parameters, with the names of tasks; owners of layers; slices {path: owner group of each
+    slice}.
+    """
 
-    paths: Sequence[str]
+    paths: Collection[str]
     owners: Owners
     slices: SliceOwners
 

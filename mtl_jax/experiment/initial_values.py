@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import functools
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -17,6 +18,7 @@ from mtl_jax.experiment.model import Model
 from mtl_jax.models import ownership
 from mtl_jax.models.network import Network
 from mtl_jax.tasks.base import Task
+from mtl_jax.tasks.groups import TaskGroup, pad_stacked
 from mtl_jax.training.parameter_paths import flatten
 
 
@@ -27,16 +29,38 @@ def pretrained_layers(model: Model, shapes: Collection[str]) -> tuple[str, ...]:
 
 
 def random_params(
-    net: Network, tasks: Mapping[str, Task], key: jax.Array, known: Collection[str] = ()
+    net: Network, groups: Sequence[TaskGroup], key: jax.Array, known: Collection[str] = ()
 ) -> dict[str, Any]:
-    """Random initial values: layers keyed by path, heads by the name of their task. Zeros in the layers `known`."""
+    """Random initial values: layers keyed by path, heads by the names of their tasks. Zeros in the layers `known`.
+
+    The heads of a group are leaves [K_g, ...]; those of equal shapes are drawn at once.
+    """
     heads, readouts = (jax.random.fold_in(key, ownership.name_key(name)) for name in ("heads", "reads"))
 
-    def head(name: str, task: Task) -> dict[str, Any]:
-        params = task.init(jax.random.fold_in(heads, ownership.name_key(name)), net.width[name])
-        return {**params, **net.init_head(name, jax.random.fold_in(readouts, ownership.name_key(name)))}
+    def drawn(name: str, task: Task, salt: jax.Array) -> dict[str, Any]:
+        params = task.init(jax.random.fold_in(heads, salt), net.width[name])
+        return {**params, **net.init_head(name, jax.random.fold_in(readouts, salt))}
 
-    return {**net.init(key, known), "heads": {name: head(name, task) for name, task in tasks.items()}}
+    def stacked(group: TaskGroup) -> Any:
+        alike: dict[int, list[int]] = {}  # tasks by the number of their classes, on which alone shapes depend
+        for index, task in enumerate(group.tasks.values()):
+            alike.setdefault(len(task.names), []).append(index)
+        parts = []
+        for indices in alike.values():
+            names = [list(group.tasks)[index] for index in indices]
+            draw = functools.partial(drawn, names[0], group.tasks[names[0]])
+            salts = jnp.asarray([ownership.name_key(name) for name in names], jnp.uint32)
+            one = len(names) == 1
+            heads = jax.tree.map(lambda leaf: leaf[None], draw(salts[0])) if one else jax.lax.map(draw, salts)
+            parts.append(pad_stacked(group, heads))
+        order = np.argsort([index for indices in alike.values() for index in indices])
+        return jax.tree.map(lambda *leaves: _ordered(jnp.concatenate(leaves), order), *parts)
+
+    return {**net.init(key, known), "heads": {group.name: stacked(group) for group in groups}}
+
+
+def _ordered(leaf: jax.Array, order: np.ndarray) -> jax.Array:
+    return leaf if np.array_equal(order, np.arange(len(order))) else leaf[order]
 
 
 def insert_pretrained(config: Config, model: Model, data: Corpus, params: dict[str, Any]) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection
 
 import numpy as np
 
@@ -12,6 +12,7 @@ from mtl_jax.config.sections import Config
 from mtl_jax.data.batch import BatchLayout
 from mtl_jax.data.corpus import Corpus
 from mtl_jax.errors import UserError
+from mtl_jax.experiment.task_groups import grouped_path
 from mtl_jax.training.gradients.meta_learning import MetaSpec, task_view_layout
 from mtl_jax.training.objective import Objective
 from mtl_jax.training.parameter_paths import matching
@@ -20,7 +21,7 @@ from mtl_jax.training.parameter_paths import matching
 def make_meta_spec(
     config: Config,
     objective_for: Callable[[BatchLayout], Objective],
-    trained: Sequence[str],
+    trained: Collection[str],
     data: Corpus,
     method: Callable[[], LossWeights],
 ) -> MetaSpec | None:
@@ -29,7 +30,7 @@ def make_meta_spec(
     Args:
       config: checked.
       objective_for: layout -> objective.
-      trained: paths.
+      trained: paths, with the names of the tasks.
       data: of the run.
       method: () -> the loss weights.
 
@@ -57,7 +58,7 @@ def make_meta_spec(
     if not adapts:
         raise UserError(
             f"config.meta.inner_params: {meta.inner_params!r} matches no parameter that is trained; paths look like "
-            f"{trained[0]}"
+            f"{next(iter(trained))}"
         )
     zeroed = matching(adapts, ("^heads/[^/]+/output/",)) if meta.head_init == "zero" else set()
     if meta.head_init == "zero" and (
@@ -71,8 +72,8 @@ def make_meta_spec(
         steps=meta.inner_steps,
         support_fraction=meta.support_fraction,
         tasks_per_step=meta.tasks_per_step or len(tasks),
-        adapts=frozenset(adapts),
-        zeroed=frozenset(zeroed),
+        adapts=frozenset(grouped_path(data.layout, path) for path in adapts),
+        zeroed=frozenset(grouped_path(data.layout, path) for path in zeroed),
         view=view,
         records=_records(data),
     )

@@ -11,6 +11,7 @@ from mtl_jax.data.batch import BatchLayout
 from mtl_jax.data.corpus import Corpus
 from mtl_jax.errors import UserError
 from mtl_jax.experiment.data_gradient import TrainedParameters, make_data_gradient
+from mtl_jax.experiment.task_groups import Treatment, grouped_path
 from mtl_jax.models import ownership
 from mtl_jax.models.ownership import Owners
 from mtl_jax.training.objective import Objective
@@ -24,7 +25,7 @@ def make_step_spec(
     config: Config,
     objective_for: Callable[[BatchLayout], Objective],
     owners: Owners,
-    shapes: Mapping[str, jax.ShapeDtypeStruct],
+    treatment: Treatment,
     data: Corpus,
 ) -> StepSpec:
     """The static settings of the step.
@@ -33,19 +34,20 @@ def make_step_spec(
       config: checked.
       objective_for: layout -> objective.
       owners: path of layer -> owner of each task.
-      shapes: {path: shape of the parameter}.
-      data: of the run.
+      treatment: of the parameters.
+      data: of the run, its layout with the groups of tasks.
 
     Raises:
-      UserError: regexes that match nothing, methods that do not fit.
+      UserError: methods that do not fit.
     """
     optimizer, steps, objective = config.optimizer, config.training.steps, objective_for(data.layout)
-    trained = _trained_paths(optimizer, shapes)
-    factors = multipliers(shapes, optimizer.param_groups)
-    slices = ownership.slice_owners(shapes, owners, tuple(objective.tasks))
+    numbers = {group.name: group.numbers for group in objective.groups}
+    paths = {path: grouped_path(data.layout, path) for path in treatment.multipliers}
+    slices = ownership.slice_owners(dict.fromkeys(paths.values()), owners, numbers, len(objective.tasks))
+    parameters = TrainedParameters(treatment.trained, owners, slices)
     return StepSpec(
         objective=objective,
-        data_gradient=make_data_gradient(config, objective_for, TrainedParameters(trained, owners, slices), data),
+        data_gradient=make_data_gradient(config, objective_for, parameters, data),
         optimizer=OptimizerSpec(
             name=optimizer.name,
             options=optimizer.options.to_dict(),
@@ -54,10 +56,22 @@ def make_step_spec(
             ),
         ),
         slices=slices,
-        multipliers={path: factors[path] for path in trained},
+        multipliers={paths[path]: treatment.multipliers[path] for path in treatment.trained},
         clip_norm=optimizer.clip_norm,
         max_nonfinite_steps=config.training.max_nonfinite_steps,
     )
+
+
+def treat(config: Config, shapes: Mapping[str, jax.ShapeDtypeStruct]) -> Treatment:
+    """How the config treats the parameters of these paths, which have the names of the tasks.
+
+    Raises:
+      UserError: regexes that match nothing.
+    """
+    trained = _trained_paths(config.optimizer, shapes)
+    factors = multipliers(shapes, config.optimizer.param_groups)
+    adapted = matching(trained, (config.meta.inner_params,)) if config.meta.method else set()
+    return Treatment(factors, dict.fromkeys(trained), adapted)
 
 
 def _trained_paths(optimizer: Optimizer, shapes: Mapping[str, jax.ShapeDtypeStruct]) -> list[str]:

@@ -332,21 +332,26 @@ class ForwardPass:
         return {pair for pair in self.streams.parent if everywhere or pair[0] in blocks}
 
     def _features(self, task: str, path: str, pair: Pair) -> jax.Array:
-        reader, head = self.static.sharing.readout, self.params.get("heads", {}).get(task, {})
+        reader, head = self.static.sharing.readout, self._head(task)
         order = list(self.static.modules)
         layers = order[: order.index(path) + 1] if reader.reads_all else [path]
         return reader.apply(head, [hidden[parent[pair]] for parent, hidden in map(self.passed.get, layers)])
 
+    def _head(self, task: str) -> Params:
+        """The parameters of the head of a task, with as many classes as its group has."""
+        group, index = self.static.layout.member[task]
+        return jax.tree.map(lambda leaf: leaf[index], self.params.get("heads", {}).get(group, {}))
+
     def _cascade_labels(self, source: str, receiver: str, path: str) -> None:
         """Adds the embedded label distribution of `source` to streams of `receiver` (Hashimoto et al. 2017, eq. 3)."""
         batch, static = self.batch, self.static
-        table = self.params["heads"][receiver]["feeds"][source]["embedding"]  # [C, D]
+        table = self._head(receiver)["feeds"][source]["embedding"]  # [C, D]
         pairs = self.streams.slots(static.layout.tasks.index(receiver))
         self._regroup(lambda: self.streams.separate(pairs))
         for block, slot in pairs:
             distribution = static.sharing.label_distribution(
                 source,
-                self.params["heads"][source],
+                self._head(source),
                 self.features[source][block],
                 batch.segment[block],
                 batch.start[block],

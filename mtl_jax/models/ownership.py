@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from mtl_jax.errors import UserError
 
@@ -240,17 +240,22 @@ def name_key(name: str) -> int:
 SliceOwners = Mapping[str, tuple[int, ...]]
 
 
-def slice_owners(paths, owners: Mapping[str, tuple[int, ...]], tasks: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
+def slice_owners(
+    paths: Iterable[str], owners: Owners, groups: Mapping[str, tuple[int, ...]], tasks: int
+) -> dict[str, tuple[int, ...]]:
     """For each path the owner group of each slice of its leaf: 0..K-1 a task, K shared by several.
 
-    Leaves of layers have one entry for each of their O slices; leaves of heads, which have no leading owner axis,
-    have one entry.
+    Args:
+      paths: of layers, leaves [O, ...], and of heads by group of tasks, leaves [K_g, ...].
+      owners: of each layer.
+      groups: {group of tasks: indices of its tasks}.
+      tasks: K.
     """
     result = {}
     for path in paths:
         layer, *rest = path.split("/")
         if layer == "heads":
-            result[path] = (tasks.index(rest[0]),)
+            result[path] = groups[rest[0]]
         else:
-            result[path] = tuple(len(tasks) if task is None else task for task in sole_tasks(owners[layer]))
+            result[path] = tuple(tasks if task is None else task for task in sole_tasks(owners[layer]))
     return result

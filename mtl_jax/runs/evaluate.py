@@ -6,16 +6,16 @@ import pathlib
 
 from mtl_jax.config.sections import Config
 from mtl_jax.evaluation.scores import (
-    abstract_params,
     make_evaluator,
     mean_by_split,
     metric_ceilings,
     placement_from_config,
+    restore_params,
     score_splits,
 )
 from mtl_jax.runs.build import build
 from mtl_jax.storage import run_warnings
-from mtl_jax.storage.checkpoint import load_params, require_checkpoint
+from mtl_jax.storage.checkpoint import require_checkpoint
 from mtl_jax.storage.data_identity import require_same_data
 from mtl_jax.storage.summary import Evaluation
 from mtl_jax.training.placement import require_platform
@@ -31,7 +31,7 @@ def evaluate(config: Config, workdir: pathlib.Path, which: str) -> Evaluation:
     require_checkpoint(workdir, which)
     experiment = build(config, soft_labels=False)
     placement = placement_from_config(experiment)
-    saved = load_params(workdir, which, abstract_params(experiment, placement))
+    saved = restore_params(experiment, placement, workdir, which)
     require_same_data(saved.metadata, experiment.corpus, saved.step)
     scored = score_splits(make_evaluator(experiment, placement), experiment, saved.params)
     return {

@@ -245,7 +245,7 @@ def _write(
     state = experiment.init(config.seed)._replace(params=distributed.to_host(best.params))
     state = placement.replicated(placement.put_state(state))
     metadata = data_metadata(experiment.corpus) | {"progress": {"seconds": seconds}}
-    with Checkpoints(out, 1) as checkpoints:
+    with Checkpoints(out, 1, experiment.spec.objective.groups) as checkpoints:
         checkpoints.save(state, metadata)
         checkpoints.save_best(state, metadata)
     summary: Summary = {

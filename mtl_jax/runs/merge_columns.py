@@ -13,16 +13,17 @@ from ml_collections import ConfigDict
 from mtl_jax.config.plain import from_plain, to_plain
 from mtl_jax.config.sections import Config
 from mtl_jax.errors import UserError
-from mtl_jax.evaluation.scores import abstract_params, placement_from_config
+from mtl_jax.evaluation.scores import placement_from_config, restore_params
 from mtl_jax.experiment.assemble import Experiment
 from mtl_jax.runs.build import build
 from mtl_jax.runtime import distributed
 from mtl_jax.sharing.merging import first_difference
 from mtl_jax.storage import artifacts
 from mtl_jax.storage import workdir as folders
-from mtl_jax.storage.checkpoint import load_params, require_checkpoint
+from mtl_jax.storage.checkpoint import require_checkpoint
 from mtl_jax.storage.data_identity import require_same_data
 from mtl_jax.storage.summary import SplitScores, Summary
+from mtl_jax.tasks.groups import join_heads, split_heads
 from mtl_jax.training.objective import Params
 from mtl_jax.training.parameter_paths import flatten, with_leaves
 
@@ -74,7 +75,7 @@ class Column(NamedTuple):
 
 
 class LoadedRun(NamedTuple):
-    """A finished run with its parameters, and its columns."""
+    """A finished run with its parameters, heads by the names of their tasks, and its columns."""
 
     run: FinishedRun
     params: Params
@@ -139,9 +140,7 @@ def _field(plain: Mapping[str, Any], path: str) -> Any:
 def load_run(run: FinishedRun) -> LoadedRun:
     """Builds the experiment of a run and loads its parameters."""
     experiment = build(run.config, soft_labels=False)
-    saved = load_params(
-        run.workdir, str(run.summary["step"]), abstract_params(experiment, placement_from_config(experiment))
-    )
+    saved = restore_params(experiment, placement_from_config(experiment), run.workdir, str(run.summary["step"]))
     require_same_data(saved.metadata, experiment.corpus, saved.step)
     base = experiment.init_params(run.config.seed)
     owners = experiment.owners
@@ -160,7 +159,9 @@ def load_run(run: FinishedRun) -> LoadedRun:
         Column(run.workdir, tuple(tasks), column_leaves(saved.params, column), column_leaves(base, column))
         for column, tasks in tasks_of_column.items()
     ]
-    return LoadedRun(run, distributed.to_host(saved.params), columns)
+    params = distributed.to_host(saved.params)
+    params["heads"] = split_heads(experiment.spec.objective.groups, params["heads"])
+    return LoadedRun(run, params, columns)
 
 
 def require_one_base(columns: Sequence[Column]) -> None:
@@ -193,7 +194,7 @@ def merged_template(experiment: Experiment, runs: Sequence[LoadedRun]) -> Params
         {path: tree for path, tree in initial.items() if path != "heads"},
         {path: leaf[None] for path, leaf in runs[0].columns[0].leaves.items()},
     )
-    return {**trunk, "heads": {task: heads[task] for task in experiment.tasks}}
+    return {**trunk, "heads": join_heads(experiment.spec.objective.groups, heads)}
 
 
 def stack_different_leaves(columns: Sequence[Column]) -> tuple[Leaves, Leaves]:

@@ -21,15 +21,14 @@ from mtl_jax.data.records import Record
 from mtl_jax.errors import UserError
 from mtl_jax.evaluation.input_records import FILE_FIELDS
 from mtl_jax.evaluation.scores import (
-    abstract_params,
     make_evaluator,
     metric_ceilings,
     placement_from_config,
+    restore_params,
     score_splits,
 )
 from mtl_jax.runs.build import ReadDataset, build
 from mtl_jax.storage import artifacts, run_warnings
-from mtl_jax.storage.checkpoint import load_params
 from mtl_jax.storage.summary import Evaluation
 from mtl_jax.training.placement import require_platform
 
@@ -93,7 +92,7 @@ def evaluate(
     experiment = build(config, soft_labels=False, read=read)
     _require_same_model(experiment.corpus, artifacts.load(workdir), workdir)
     placement = placement_from_config(experiment)
-    saved = load_params(workdir, which, abstract_params(experiment, placement))
+    saved = restore_params(experiment, placement, workdir, which)
     _require_same_training_size(saved.metadata, experiment.corpus, workdir)
     scored = score_splits(make_evaluator(experiment, placement), experiment, saved.params)
     scores = _only(scored.scores, config, splits)

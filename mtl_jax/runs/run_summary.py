@@ -9,14 +9,13 @@ import jax
 import numpy as np
 
 from mtl_jax.errors import UserError
-from mtl_jax.evaluation.scores import abstract_params, mean_by_split, metric_ceilings, score_splits
+from mtl_jax.evaluation.scores import mean_by_split, metric_ceilings, restore_params, score_splits
 from mtl_jax.evaluation.task_distances import task_distances
 from mtl_jax.experiment.assemble import Experiment
 from mtl_jax.runs.train_metrics import by_owner
 from mtl_jax.runs.training_loop import TrainingLoop
 from mtl_jax.runtime import distributed
 from mtl_jax.storage import run_warnings
-from mtl_jax.storage.checkpoint import load_params
 from mtl_jax.storage.metrics_log import read_metrics
 from mtl_jax.storage.summary import Summary
 from mtl_jax.storage.workdir import write_json
@@ -44,7 +43,7 @@ def summarize(loop: TrainingLoop, workdir: pathlib.Path, state: TrainState) -> S
         )
     best = loop.progress.best_step
     if loop.config.evaluation.checkpoint == "best" and best not in (None, step):
-        params, step, _ = load_params(workdir, str(best), abstract_params(experiment, loop.placement))
+        params, step, _ = restore_params(experiment, loop.placement, workdir, str(best))
     scored = score_splits(loop.evaluator, experiment, params, {"dev": loop.scores_by_step.get(step)})
     effects = _penalty_effects(experiment, loop.placement, workdir, params)
     summary: Summary = {

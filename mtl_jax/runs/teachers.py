@@ -161,10 +161,9 @@ def _predict(
 
     @jax.jit
     def soften(params, batch):
-        scores = terms.logits(objective, params, batch, None, None)[name]
-        return distillation.soften_targets(
-            task, params["heads"][name], scores, terms.join_blocks(batch.labels[name]), temperature
-        )
+        part, params = terms.task_batch(objective, batch, name), terms.task_params(objective, params, name)
+        scores = part.logits(params, objective.network.apply(params, batch).features)
+        return distillation.soften_targets(task, part.heads(params), scores, part.labels, temperature)
 
     rows = experiment.corpus.rows[dataset]["input"]
     encoded = experiment.corpus.splits[dataset]["input"].encoded

@@ -62,7 +62,8 @@ def _train_or_resume(config: Config, workdir: pathlib.Path, began: float) -> Sum
     step_function = placement.train(
         lambda state, batch, hyper, axis: train_step(experiment.spec, state, batch, hyper, axis)
     )
-    with StopSignals() as stop, Checkpoints(workdir, config.training.max_to_keep) as checkpoints:
+    groups = experiment.spec.objective.groups
+    with StopSignals() as stop, Checkpoints(workdir, config.training.max_to_keep, groups) as checkpoints:
         state, progress = _first_state(experiment, placement, checkpoints)
         distributed.wait_for_all("checkpoint read")
         if distributed.is_first():

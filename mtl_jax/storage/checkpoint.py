@@ -16,7 +16,7 @@ import itertools
 import pathlib
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import chex
@@ -25,8 +25,9 @@ from orbax.checkpoint import v1 as ocp
 
 from mtl_jax.errors import UserError
 from mtl_jax.runtime import distributed
-from mtl_jax.storage import checksums
+from mtl_jax.storage import checksums, named_heads
 from mtl_jax.storage.checksums import DamagedError
+from mtl_jax.tasks.groups import TaskGroup
 from mtl_jax.training.state import TrainState
 
 T = TypeVar("T")
@@ -35,7 +36,8 @@ T = TypeVar("T")
 class Checkpoints:
     """The checkpoints of one workdir. Use as a context manager: its exit waits for pending writes."""
 
-    def __init__(self, workdir: pathlib.Path, keep: int):
+    def __init__(self, workdir: pathlib.Path, keep: int, groups: Sequence[TaskGroup] = ()):
+        """`keep`: the number of the newest checkpoints that stay. `groups` of the tasks whose states it saves."""
         latest = ocp.training.preservation_policies.LatestN
         always = ocp.training.save_decision_policies.FixedIntervalPolicy(1)
 
@@ -52,6 +54,7 @@ class Checkpoints:
         self._pending: Any = None
         self._pending_step = 0
         self._folder = workdir
+        self._groups = groups
 
     def __enter__(self):
         return self
@@ -105,7 +108,8 @@ class Checkpoints:
 
         A failed write raises at the next call, at `check` or at `wait`.
         """
-        self.save_parts(int(state.step), {"params": state.params, "rest": _other_parts(state)}, metadata)
+        params = named_heads.by_name(self._groups, state.params)
+        self.save_parts(int(state.step), {"params": params, "rest": _other_parts(state)}, metadata)
 
     def save_parts(self, step: int, parts: dict[str, Any], metadata: dict[str, Any]) -> None:
         """As `save`, for named pytrees."""
@@ -119,7 +123,7 @@ class Checkpoints:
         step = int(state.step)
         for later in [saved.step for saved in self._best.checkpoints if saved.step > step]:
             self._best.delete(later)  # Orbax would silently refuse to save an earlier step
-        self._start(self._best, step, {"params": state.params}, metadata)
+        self._start(self._best, step, {"params": named_heads.by_name(self._groups, state.params)}, metadata)
 
     def _start(self, checkpointer, step, parts, metadata):
         with _clear_errors("write", step, self._folder):
@@ -164,8 +168,9 @@ class Checkpoints:
           Damaged: it differs from what was written.
           UserError: it is of another model.
         """
-        parts = self.restore_parts(step, {"params": abstract.params, "rest": _other_parts(abstract)})
-        return TrainState(params=parts["params"], **parts["rest"])
+        params = named_heads.abstract_by_name(self._groups, abstract.params)
+        parts = self.restore_parts(step, {"params": params, "rest": _other_parts(abstract)})
+        return TrainState(params=named_heads.by_group(self._groups, parts["params"], abstract.params), **parts["rest"])
 
     def restore_parts(self, step: int, abstract: dict[str, Any]) -> dict[str, Any]:
         """As `restore`, for named pytrees."""
@@ -180,8 +185,10 @@ class SavedParams(NamedTuple):
     metadata: dict[str, Any]
 
 
-def load_params(workdir: pathlib.Path, which: str, abstract_params: chex.ArrayTree) -> SavedParams:
-    """The parameters of a workdir: `which` = "best" | "last" | the number of a step.
+def load_params(
+    workdir: pathlib.Path, which: str, abstract_params: chex.ArrayTree, groups: Sequence[TaskGroup]
+) -> SavedParams:
+    """The parameters of a workdir: `which` = "best" | "last" | the number of a step. `groups` of its tasks.
 
     Raises:
       Damaged: it differs from what was written.
@@ -195,8 +202,9 @@ def load_params(workdir: pathlib.Path, which: str, abstract_params: chex.ArrayTr
             steps = {saved.step for saved in checkpointer.checkpoints}
             step = int(which) if which.isdigit() else max(steps, default=None)
             if step in steps:
-                parts, metadata = _restore(checkpointer, step, {"params": abstract_params}, folder)
-                return SavedParams(parts["params"], step, metadata)
+                named = named_heads.abstract_by_name(groups, abstract_params)
+                parts, metadata = _restore(checkpointer, step, {"params": named}, folder)
+                return SavedParams(named_heads.by_group(groups, parts["params"], abstract_params), step, metadata)
     raise _no_checkpoint(workdir, which)
 
 

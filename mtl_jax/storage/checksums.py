@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mtl_jax.errors import UserError
 
@@ -31,8 +32,10 @@ def array_checksums(parts: Mapping[str, Any]) -> dict[str, int]:
     """
     leaves, _ = jax.tree_util.tree_flatten_with_path(dict(parts))
     names = ["/".join(map(path_entry_name, path)) for path, _ in leaves]
-    values = jax.device_get(_sums([leaf for _, leaf in leaves]))
-    return dict(zip(names, map(int, values), strict=True))
+    on_host = [isinstance(leaf, np.ndarray) for _, leaf in leaves]  # such as many small heads: nothing to compile
+    values = iter(jax.device_get(_sums([leaf for (_, leaf), host in zip(leaves, on_host, strict=True) if not host])))
+    sums = [_sum_on_host(leaf) if host else next(values) for (_, leaf), host in zip(leaves, on_host, strict=True)]
+    return dict(zip(names, map(int, sums), strict=True))
 
 
 def with_checksums(metadata: Mapping[str, Any], parts: Mapping[str, Any]) -> dict[str, Any]:
@@ -87,6 +90,14 @@ def _sum(leaf: jax.Array) -> jax.Array:
     for axis, stride in enumerate(strides):
         index += jax.lax.broadcasted_iota(jnp.uint32, unsigned.shape, axis) * jnp.uint32(stride % 2**32)
     return (unsigned * (jnp.uint32(2) * index + jnp.uint32(1))).sum(dtype=jnp.uint32)
+
+
+def _sum_on_host(leaf: np.ndarray) -> np.uint32:
+    """As `_sum`."""
+    bits = 8 * leaf.dtype.itemsize
+    unsigned = np.ascontiguousarray(leaf).reshape(-1).view(f"uint{min(bits, 32)}").astype(np.uint32)
+    index = np.arange(len(unsigned), dtype=np.uint32)
+    return (unsigned * (np.uint32(2) * index + np.uint32(1))).sum(dtype=np.uint32)
 
 
 def _hash(metadata: Mapping[str, Any]) -> str:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol, Self
 
 import jax
 import jax.numpy as jnp
@@ -73,9 +74,10 @@ class Task:
     fields besides `name`, `names`, `level` and those in `from_data` are the options in a config. Everything that is
     learned is in `params`.
 
-    Every kind defines init, logits, loss, weight, predict and decode; what else is declared here is optional, and
-    raises UserError where it is missing (`defines` asks). The loss of task k over any set of rows is Σ loss / Σ weight,
-    summed first and divided once, so that it is the same however the rows are split over devices and micro-batches.
+    Every kind defines init, logits, loss, weight, predict and decode; what else is declared here is optional, and has a
+    default, or raises UserError where it is missing (`defines` asks). The loss of task k over any set of rows is
+    Σ loss / Σ weight, summed first and divided once, so that it is the same however the rows are split over devices and
+    micro-batches.
 
     predicts        what it predicts, see `Metric.predictions`
     label_type      "class" | "set" | "real" | "tokens" | "choice" | "span" | "hidden", see `mtl_jax.data.labels`
@@ -96,6 +98,7 @@ class Task:
     names: tuple[str, ...]  # the classes of train, in the order of their ids
     level: str  # of its labels
     metrics: tuple[str, ...]  # names in `mtl_jax.tasks.metrics.METRICS`, the first is the task's score
+    class_count: jax.Array | int | None = None  # inside of a group: its classes, where others of the group have more
     tied = False  # whether its scores are products with the word vectors, params["table"]
 
     @classmethod
@@ -107,6 +110,31 @@ class Task:
     def data_fields(cls, data: TaskData) -> dict[str, Any]:
         """The values of `from_data`, and of options that follow from the data where a config does not set them."""
         return {}
+
+    def form(self, classes: int) -> Task | None:
+        """The task that stands for all that differ from this one in names and `values` only: they are computed
+        together, with as many classes as the one of most, see `mtl_jax.tasks.groups`. Equal forms have equal programs.
+
+        None, the default, for a kind whose tasks are computed each by itself.
+
+        Args:
+          classes: number of classes of the form, at least as many as the task has.
+        """
+        return None
+
+    def values(self, classes: int) -> dict[str, Any]:
+        """{attribute: pytree of numpy arrays} of what differs between tasks of one form; `classes` as in `form`."""
+        return {}
+
+    def unpadded(self, predictions: Mapping[str, Any]) -> dict[str, Any]:
+        """The arrays of `predict` of a group without the classes that this task does not have."""
+        return dict(predictions)
+
+    def with_attributes(self, **attributes: Any) -> Self:
+        """A copy in which these attributes have other values, unchecked; they may be traced."""
+        other = copy.copy(self)
+        other.__dict__.update(attributes)
+        return other
 
     def init(self, key: jax.Array, width: int) -> Params:
         """Parameters of the head over features of width D = `width`, float32."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -43,13 +44,26 @@ class Classification(Task):
         check_text_head(self)
         check_loss(self)
 
+    def form(self, classes: int) -> Task:
+        """See `Task.form`."""
+        return class_form(self, classes)
+
+    def values(self, classes: int) -> dict[str, Any]:
+        """See `Task.values`."""
+        return class_values(self, classes)
+
+    def unpadded(self, predictions: Mapping[str, Any]) -> dict[str, Any]:
+        """See `Task.unpadded`."""
+        count = len(self.names)
+        return {name: array[..., :count] if name == "probability" else array for name, array in predictions.items()}
+
     def init(self, key: jax.Array, width: int) -> Params:
         """Parameters of the head over features of width D = `width`, float32."""
         return heads.init_head(key, width, len(self.names), self.hidden, self.pooler)
 
     def logits(self, params: Params, features_: Features, labels: Labels) -> jax.Array:
         """float32 [R, E, C]; `labels` is not read."""
-        return heads.apply_head(params, features.pool(features_, self.pool))
+        return losses.blank_padding(heads.apply_head(params, features.pool(features_, self.pool)), self.class_count)
 
     def loss(self, params: Params, logits: jax.Array, labels: Labels) -> jax.Array:
         """Cross-entropy of each example, float32 [R, E]."""
@@ -57,7 +71,7 @@ class Classification(Task):
 
     def weight(self, labels: Labels) -> jax.Array:
         """Weight of each labelled example's class, float32 [R, E]."""
-        return losses.item_weight(losses.soft_targets(labels, len(self.names)), self.class_weights or None)
+        return losses.item_weight(losses.soft_targets(labels, len(self.names)), class_weights(self))
 
     def class_sums(self, logits: jax.Array, labels: Labels) -> tuple[jax.Array, jax.Array]:
         """How often each class is the label and is predicted, float32 [C] each, see `losses.class_sums`."""
@@ -114,13 +128,25 @@ class Multilabel(Task):
         check_loss(self)
         options.require_number(self.name, "threshold", self.threshold, 0.0, 1.0)
 
+    def form(self, classes: int) -> Task:
+        """See `Task.form`."""
+        return class_form(self, classes)
+
+    def values(self, classes: int) -> dict[str, Any]:
+        """See `Task.values`."""
+        return class_values(self, classes)
+
+    def unpadded(self, predictions: Mapping[str, Any]) -> dict[str, Any]:
+        """See `Task.unpadded`."""
+        return {name: array[..., : len(self.names)] for name, array in predictions.items()}
+
     def init(self, key: jax.Array, width: int) -> Params:
         """Parameters of the head over features of width D = `width`, float32."""
         return heads.init_head(key, width, len(self.names), self.hidden, self.pooler)
 
     def logits(self, params: Params, features_: Features, labels: Labels) -> jax.Array:
         """float32 [R, E, C]; `labels` is not read."""
-        return heads.apply_head(params, features.pool(features_, self.pool))
+        return losses.blank_padding(heads.apply_head(params, features.pool(features_, self.pool)), self.class_count)
 
     def loss(self, params: Params, logits: jax.Array, labels: Labels) -> jax.Array:
         """Mean binary cross-entropy over the labels, of each example, float32 [R, E]."""
@@ -151,9 +177,27 @@ class Multilabel(Task):
         return {"labels": [self.names[c] for c in order if value[c]], "probabilities": ranked}
 
 
-def loss_options(task: Any) -> tuple[tuple[float, ...] | None, float, float]:
-    """(class weights or None, ε, γ), the last arguments of the functions in `losses`."""
-    return task.class_weights or None, task.label_smoothing, task.focal_gamma
+def loss_options(task: Any) -> tuple[tuple[float, ...] | None, float, float, Any]:
+    """(class weights or None, ε, γ, number of classes or None), the last arguments of the functions in `losses`."""
+    return class_weights(task), task.label_smoothing, task.focal_gamma, task.class_count
+
+
+def class_weights(task: Any) -> tuple[float, ...] | None:
+    """The class weights of a task, None where it has none. Inside of a group they may be traced."""
+    return task.class_weights if len(task.class_weights) else None
+
+
+def class_form(task: Any, classes: int, **attributes: Any) -> Any:
+    """`Task.form` of a task whose names are those of its classes alone."""
+    weights = (1.0,) * classes if task.class_weights else ()
+    return task.with_attributes(name="", names=("",) * classes, metrics=(), class_weights=weights, **attributes)
+
+
+def class_values(task: Any, classes: int) -> dict[str, Any]:
+    """`Task.values` of such a task: the class weights."""
+    weights = np.ones(classes, np.float32)
+    weights[: len(task.class_weights)] = task.class_weights
+    return {"class_weights": weights} if task.class_weights else {}
 
 
 def check_loss(task: Any) -> None:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from mtl_jax.tasks import features, heads, options
-from mtl_jax.tasks.base import Features, Labels, Params
+from mtl_jax.tasks.base import Features, Labels, Params, Task
 from mtl_jax.tasks.classification import Classification
 
 _SLOPE = 0.2  # of the leaky ReLUs, as published
@@ -36,6 +36,8 @@ class AdversarialClassification(Classification):
     """
 
     auxiliary: ClassVar[Mapping[str, float]] = {"discriminator": 1.0, "generator": 1.0}
+
+    form = Task.form  # there is none: the last class of the discriminator is no class of the task
 
     noise: int = 100
     drop: float = 0.1

@@ -7,7 +7,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from mtl_jax.tasks import features, heads, options
+from mtl_jax.tasks import features, heads, losses, options
 from mtl_jax.tasks.base import Features, Labels, Params, Task
 from mtl_jax.tasks.classification import Classification
 
@@ -62,4 +62,4 @@ class GroundedClassification(Classification):
         joined = jax.nn.gelu(heads.dense(params["joined"], jnp.concatenate([*parts, words], axis=-1)))
         if features_.noise is not None:
             joined = features_.noise.drop(_DROP, joined)
-        return heads.dense(params["output"], joined)
+        return losses.blank_padding(heads.dense(params["output"], joined), self.class_count)

@@ -36,6 +36,10 @@ class MultipleChoice(Task):
     def __post_init__(self):
         check_text_head(self, "choice")
 
+    def form(self, classes: int) -> Task:
+        """See `Task.form`."""
+        return self.with_attributes(name="", names=(), metrics=())
+
     def init(self, key: jax.Array, width: int) -> Params:
         """Parameters of the head over features of width D = `width`, float32."""
         return heads.init_head(key, width, 1, self.hidden, self.pooler)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mtl_jax.tasks import features, heads, options
 from mtl_jax.tasks.base import Features, Labels, Params, Task, TaskData
@@ -65,12 +67,22 @@ class Regression(Task):
             return {}
         return {"mean": data.statistics["mean"], "scale": data.statistics["std"] or 1.0}
 
-    @property
+    @functools.cached_property
     def scaling(self) -> tuple[float, float]:
         """(offset, unit): what is learned is (y - offset) / unit."""
         if self.low is not None:
             return float(self.low), float(self.high - self.low)
         return float(self.mean or 0.0), float(self.scale or 1.0)
+
+    def form(self, classes: int) -> Task:
+        """See `Task.form`."""
+        form = self.with_attributes(name="", names=(), metrics=(), low=None, high=None, mean=None, scale=None)
+        form.__dict__.pop("scaling", None)
+        return form
+
+    def values(self, classes: int) -> dict[str, Any]:
+        """See `Task.values`: offset and unit."""
+        return {"scaling": np.asarray(self.scaling, np.float32)}
 
     def init(self, key: jax.Array, width: int) -> Params:
         """Parameters of the head over features of width D = `width`, float32; {} where it has none."""

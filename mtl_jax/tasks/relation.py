@@ -7,7 +7,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from mtl_jax.tasks import features, heads, options
+from mtl_jax.tasks import features, heads, losses, options
 from mtl_jax.tasks.base import Features, Labels, Params, Task
 from mtl_jax.tasks.classification import Classification, check_loss
 
@@ -50,12 +50,16 @@ class Relation(Classification):
 
     def logits(self, params: Params, features_: Features, labels: Labels) -> jax.Array:
         """float32 [R, E, C]; of `labels` the markers are read."""
+        return losses.blank_padding(heads.apply_head(params, self._vectors(features_, labels)), self.class_count)
+
+    def _vectors(self, features_: Features, labels: Labels) -> jax.Array:
+        """What the classes are scored by, [R, E, D] or [R, E, 2 D]."""
         if self.pool == "first":
-            return heads.apply_head(params, features.pool(features_, "first"))
+            return features.pool(features_, "first")
         mark = labels["mark"]
         spans = [self._span(features_.hidden, mark[..., 2 * n], mark[..., 2 * n + 1]) for n in (0, 1)]
         joined = jnp.concatenate(spans, axis=-1)
-        return heads.apply_head(params, jnp.where((features_.length > 0)[..., None], joined, 0.0))
+        return jnp.where((features_.length > 0)[..., None], joined, 0.0)
 
     def _span(self, hidden: jax.Array, before: jax.Array, after: jax.Array) -> jax.Array:
         """float32 [R, E, D] of the spans between markers at `before` and `after`, int32[R, E] each."""

@@ -59,6 +59,10 @@ class Span(Task):
         """Whether a window may have no answer."""
         return len(self.names) > 1
 
+    def form(self, classes: int) -> Task:
+        """See `Task.form`."""
+        return self.with_attributes(name="", metrics=())
+
     def init(self, key: jax.Array, width: int) -> Params:
         """Parameters of the head over features of width D = `width`, float32."""
         return heads.init_head(key, width, 4 if self.has_windows_without_answer else 2, self.hidden)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from mtl_jax.tasks import crf, features, heads, losses, options, tags
 from mtl_jax.tasks.base import Features, Labels, Params, Task, TaskData
-from mtl_jax.tasks.classification import check_loss, loss_options
+from mtl_jax.tasks.classification import check_loss, class_form, class_values, class_weights, loss_options
 
 PREDICATE_HIDDEN = 256
 
@@ -69,6 +69,17 @@ class Tagging(Task):
         """See `Task.data_fields`."""
         return {"spans": data.spans}
 
+    def form(self, classes: int) -> Task:
+        """See `Task.form`. Where moves between tags count, only tasks with as many tags are of one form, with a scheme
+        only those with the same legal moves.
+        """
+        form = class_form(self, len(self.names) if self.crf or self.scheme else classes, spans=False)
+        return form.with_attributes(names=tags.without_types(self.names)) if self.scheme else form
+
+    def values(self, classes: int) -> dict[str, Any]:
+        """See `Task.values`."""
+        return class_values(self, classes)
+
     def init(self, key: jax.Array, width: int) -> Params:
         """Parameters of the head over features of width D = `width`, float32."""
         if self.level == "predicate":
@@ -80,8 +91,10 @@ class Tagging(Task):
     def logits(self, params: Params, features_: Features, labels: Labels) -> jax.Array:
         """float32 [R, Q, C]. Of `labels` only token and predicate are read."""
         if self.level == "predicate":
-            return heads.predicate_apply(params, features_.hidden, labels["token"], labels["predicate"])
-        return heads.apply_head(params, features.gather_tokens(features_.hidden, labels["token"]))
+            scores = heads.predicate_apply(params, features_.hidden, labels["token"], labels["predicate"])
+        else:
+            scores = heads.apply_head(params, features.gather_tokens(features_.hidden, labels["token"]))
+        return losses.blank_padding(scores, self.class_count)
 
     def loss(self, params: Params, logits: jax.Array, labels: Labels, slots: int | None = None) -> jax.Array:
         """Summed loss of each example's words, float32 [R, E] with E = `slots`.
@@ -104,7 +117,7 @@ class Tagging(Task):
         if self.crf and not self._has_soft_labels(labels):
             values = self._usable(labels).astype(jnp.float32)
         else:
-            values = losses.item_weight(losses.soft_targets(labels, len(self.names)), self.class_weights or None)
+            values = losses.item_weight(losses.soft_targets(labels, len(self.names)), class_weights(self))
         return features.sum_by_example(values, labels["slot"], slots)
 
     def class_sums(self, logits: jax.Array, labels: Labels) -> tuple[jax.Array, jax.Array]:
@@ -134,7 +147,7 @@ class Tagging(Task):
             raise options.option_error(
                 self.name, "level", "'predicate' has several tags a word, which cannot be fed upwards"
             )
-        probability = jax.nn.softmax(heads.apply_head(params, features_.hidden))
+        probability = jax.nn.softmax(losses.blank_padding(heads.apply_head(params, features_.hidden), self.class_count))
         return jnp.where((features_.segment > 0)[..., None], probability, 0.0)
 
     def soft_labels(self, params: Params, logits: jax.Array, labels: Labels) -> jax.Array:

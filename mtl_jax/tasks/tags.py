@@ -53,6 +53,13 @@ def no_spans_reason(names: Sequence[str]) -> str:
     return f"the tags of train mark none, which look like B-PER, or B where there is one type: {listed}"
 
 
+def without_types(names: Sequence[str]) -> tuple[str, ...]:
+    """Tags of spans with numbers in the place of the names of their types: ("B-0", "O", "I-0") for B-PER, O, I-PER."""
+    number: dict[str, int] = {}
+    parts = [split_tag(name) for name in names]
+    return tuple(prefix if prefix == "O" else f"{prefix}-{number.setdefault(t, len(number))}" for prefix, t in parts)
+
+
 @functools.lru_cache(maxsize=64)
 def legal_transitions(names: tuple[str, ...], scheme: str) -> TransitionMask:
     """The moves that the scheme allows: "" all, "iob2" (Ratnaparkhi 1998), "bioes" (also written IOBES).

@@ -21,8 +21,8 @@ def squared_norms(flat: FlatParams, groups: SliceOwners, count: int) -> jax.Arra
     """Squared norm of the slices of each owner group, float32 [K + 1]; the last is that of the shared ones."""
     total = jnp.zeros((count + 1,), jnp.float32)
     for path, leaf in flat.items():
-        squares = _per_slice(path, jnp.square(leaf.astype(jnp.float32)))
-        total = total.at[np.asarray(groups[path])].add(squares)
+        squares = jnp.square(leaf.astype(jnp.float32))
+        total = total.at[np.asarray(groups[path])].add(squares.sum(axis=tuple(range(1, squares.ndim))))
     return total
 
 
@@ -30,11 +30,8 @@ def scale(flat: FlatParams, groups: SliceOwners, factors: jax.Array) -> dict[str
     """Multiplies every slice by the factor of its owner group, float32 [K + 1]."""
     scaled = {}
     for path, leaf in flat.items():
-        if path.startswith("heads/"):
-            scaled[path] = leaf * factors[groups[path][0]]
-        else:
-            by_slice = factors[np.asarray(groups[path])]
-            scaled[path] = leaf * by_slice.reshape((-1,) + (1,) * (leaf.ndim - 1))
+        by_slice = factors[np.asarray(groups[path])]
+        scaled[path] = leaf * by_slice.reshape((-1,) + (1,) * (leaf.ndim - 1))
     return scaled
 
 
@@ -46,8 +43,3 @@ def clip(flat: FlatParams, groups: SliceOwners, count: int, largest: float) -> t
     if not largest:
         return dict(flat), norms
     return scale(flat, groups, jnp.minimum(1.0, largest / jnp.maximum(norms, 1e-12))), norms
-
-
-def _per_slice(path: str, squares: jax.Array) -> jax.Array:
-    """Sums float32 [O] over the slices of a leaf, [1] of a head."""
-    return squares.sum()[None] if path.startswith("heads/") else squares.sum(axis=tuple(range(1, squares.ndim)))

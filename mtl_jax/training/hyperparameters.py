@@ -10,10 +10,11 @@ import jax.numpy as jnp
 
 
 class Hyperparameters(NamedTuple):
-    """Hyperparameters as arguments of the step: float32 scalars that may be traced, so that one program serves all.
+    """Hyperparameters as arguments of the step: float32 that may be traced, so that one program serves all;
+    scalars but for `alpha`.
 
     learning_rate, weight_decay, dropout, attention_dropout   scalars
-    alpha         {task: α_k}
+    alpha         float32 [K], α_k
     strength      {penalty: λ}
     by_layer      {penalty: {layer: factor on λ}}
     proximal      {penalty: bool, whether its proximal operator acts}, of penalties with `mode` = "either"
@@ -29,7 +30,7 @@ class Hyperparameters(NamedTuple):
     weight_decay: jax.Array
     dropout: jax.Array
     attention_dropout: jax.Array
-    alpha: Mapping[str, jax.Array]
+    alpha: jax.Array
     strength: Mapping[str, jax.Array]
     by_layer: Mapping[str, Mapping[str, jax.Array]]
     proximal: Mapping[str, jax.Array]
@@ -52,7 +53,7 @@ def hyperparameters_from_config(config, tasks: tuple[str, ...], auxiliary: Mappi
         weight_decay=scalar(config.optimizer.weight_decay),
         dropout=scalar(config.model.dropout),
         attention_dropout=scalar(config.model.attention_dropout),
-        alpha={name: scalar(config.tasks[name].weight) for name in tasks},
+        alpha=jnp.asarray([config.tasks[name].weight for name in tasks], jnp.float32),
         strength={name: scalar(penalty.strength) for name, penalty in config.penalties.items()},
         by_layer={
             name: {layer: scalar(factor) for layer, factor in penalty.by_layer.items()}

@@ -7,12 +7,14 @@ from typing import NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mtl_jax.balancing.loss_weights import LossWeights, Signals, class_divergence
 from mtl_jax.training import objective as terms
 from mtl_jax.training.collectives import psum
 from mtl_jax.training.gradients.base import Balance, StepInputs
-from mtl_jax.training.objective import Params
+from mtl_jax.training.group_batch import GroupBatch
+from mtl_jax.training.objective import Objective, Params
 from mtl_jax.training.parameter_paths import PyTree
 
 
@@ -40,7 +42,7 @@ def weigh_losses(
     signals = make_signals(method.needs, inputs, losses, present, **of_gradients)
     alpha, extra, after = method.update(signals, before.loss_weights)
     chex.assert_equal_shape([alpha, losses])  # one number for all tasks would broadcast
-    alpha = alpha * jnp.stack([inputs.hyper.alpha[name] for name in inputs.objective.tasks])
+    alpha = alpha * inputs.hyper.alpha
     applied = jnp.where(present, alpha, 0.0)
     return WeightedLosses(alpha, applied, extra, before._replace(loss_weights=after))
 
@@ -76,12 +78,22 @@ def _divergences(inputs: StepInputs) -> jax.Array:
     def sums(micro):
         scores = terms.training_logits(objective, inputs.params, micro, inputs.hyper, inputs.key)
         return {
-            name: task.class_sums(scores[name], terms.join_blocks(micro.labels[name]))
-            for name, task in objective.tasks.items()
-            if task.defines("class_sums")
+            part.group.name: _class_sums(objective, part, logits)
+            for part, logits in scores
+            if part.group.form.defines("class_sums")
         }
 
-    by_task = psum(jax.tree.map(lambda leaf: leaf.sum(axis=0), jax.lax.map(sums, inputs.batch)), inputs.axis)
-    return jnp.stack(
-        [class_divergence(*by_task[name]) if name in by_task else jnp.full((), jnp.nan) for name in objective.tasks]
-    )
+    by_group = psum(jax.tree.map(lambda leaf: leaf.sum(axis=0), jax.lax.map(sums, inputs.batch)), inputs.axis)
+    divergences = jnp.full((len(objective.tasks),), jnp.nan)
+    for group in objective.groups:
+        if group.name in by_group:
+            of_group = jax.vmap(class_divergence)(*by_group[group.name])
+            divergences = divergences.at[np.asarray(group.numbers)].set(of_group)
+    return divergences
+
+
+def _class_sums(objective: Objective, part: GroupBatch, logits: PyTree) -> tuple[jax.Array, jax.Array]:
+    """How often each class is the label, and is predicted, float32 [K_g, C] each."""
+    sums = part.sums(lambda task, head, *arguments: task.class_sums(*arguments), {}, {}, logits, part.labels)
+    numbers = np.asarray(part.group.numbers)
+    return jax.tree.map(lambda leaf: terms.by_task(objective, [(part, leaf)])[numbers], sums)

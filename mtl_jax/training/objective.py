@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from types import MappingProxyType
+import dataclasses
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -11,16 +11,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from mtl_jax.data.batch import Batch, BatchLayout
-from mtl_jax.models.dropout import Noise
-from mtl_jax.models.forward_pass import dropout_row_keys
 from mtl_jax.models.gradient_taps import Taps, TapSpec
+from mtl_jax.models.head_inputs import HeadInputs
 from mtl_jax.models.mixers import text_count
 from mtl_jax.models.network import Network
 from mtl_jax.models.network_spec import DropoutRates
-from mtl_jax.models.ownership import name_key
 from mtl_jax.tasks import distillation
-from mtl_jax.tasks.base import Features, Task
+from mtl_jax.tasks.base import Task
 from mtl_jax.tasks.distillation import Distillation
+from mtl_jax.tasks.groups import TaskGroup, split_heads
+from mtl_jax.training.group_batch import GroupBatch, group_batch
 from mtl_jax.training.hyperparameters import Hyperparameters
 
 Params = Mapping[str, Any]
@@ -38,7 +38,7 @@ class Objective(NamedTuple):
     auxiliary  names of what is added to the losses by mixers and heads, the A axis; the factors are in
                `Hyperparameters`
     teaching  {task: how it learns from its teachers}; their weight is in `Hyperparameters`
-    tables   {task: slice of the word vectors} of heads that are tied to them
+    groups   of tasks that are computed together
     """
 
     layout: BatchLayout
@@ -49,7 +49,7 @@ class Objective(NamedTuple):
     attention_dropout: bool
     auxiliary: tuple[str, ...] = ()
     teaching: Mapping[str, Distillation] = {}
-    tables: Mapping[str, int] = MappingProxyType({})
+    groups: tuple[TaskGroup, ...] = ()
 
 
 class Penalty(NamedTuple):
@@ -73,38 +73,51 @@ class Penalty(NamedTuple):
     stacks: Callable[[FlatParams], FlatParams]
 
 
-def features(
-    batch: Batch,
-    layout: BatchLayout,
-    task: str,
-    hidden: jax.Array,
-    dropout: DropoutRates | None = None,
-    key: jax.Array | None = None,
-) -> Features:
-    """The inputs of the head of `task`, R = all rows of its blocks. `dropout`, `key`: for heads with dropout."""
-    blocks = np.asarray(layout.reads(task))
-
-    def rows(array: jax.Array) -> jax.Array:
-        return array[blocks].reshape(-1, array.shape[-1])
-
-    noise = None
-    if dropout is not None and key is not None:
-        noise = Noise(row_keys(key, task, batch, layout), dropout.rate, dropout.attention_rate)
-    segment, start, length, tokens = map(rows, (batch.segment, batch.start, batch.length, batch.tokens))
-    return Features(hidden, segment, start, length, tokens, noise, _patches(batch, layout, blocks))
+def group_batches(objective: Objective, batch: Batch, tasks: Collection[str] | None = None) -> list[GroupBatch]:
+    """The groups that read a block of a batch [B, R, ...]; with `tasks` only those with one of them."""
+    return [
+        group_batch(objective.layout, group, batch)
+        for group in objective.groups
+        if len(objective.layout.entries[group.name].blocks)
+        and (tasks is None or not set(tasks).isdisjoint(group.tasks))
+    ]
 
 
-def _patches(batch: Batch, layout: BatchLayout, blocks: np.ndarray) -> jax.Array | None:
-    """Which tokens of the rows of these blocks are patches of pictures; None without pictures."""
-    if batch.patch is None:
-        return None
-    pictured, no_patches = layout.picture_blocks(), jnp.zeros(batch.patch.shape[1:], bool)
-    return jnp.concatenate([batch.patch[pictured.index(b)] if b in pictured else no_patches for b in blocks.tolist()])
+def task_batch(objective: Objective, batch: Batch, task: str) -> GroupBatch:
+    """One task as a group of its own, its labels with the classes that it has; not where data sets are drawn.
+
+    `params` of its methods are those of `task_params`.
+    """
+    layout, group = objective.layout, group_of(objective, task)
+    index = list(group.tasks).index(task)
+    single = dataclasses.replace(layout, groups=((task,),))
+    kind, labels = objective.tasks[task], layout.labels_of(batch, task)
+    for name in ("value", "teacher"):
+        if name in labels and labels[name].ndim > labels["mask"].ndim:
+            labels[name] = labels[name][..., : len(kind.names)]
+    alone = TaskGroup(
+        {task: kind}, (group.numbers[index],), kind, {}, (group.shapes[index],), group.teaching, group.table
+    )
+    return group_batch(single, alone, batch._replace(labels={task: labels}))
 
 
-def join_blocks(labels: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-    """A task's labels with the axes [P, R, ...] joined to [P·R, ...]."""
-    return {name: array.reshape(-1, *array.shape[2:]) for name, array in labels.items()}
+def task_params(objective: Objective, params: Params, task: str) -> Params:
+    """The parameters with the head of this task alone, in its true shapes [1, ...]."""
+    group = group_of(objective, task)
+    head = split_heads((group,), params["heads"])[task]
+    return {**params, "heads": {task: jax.tree.map(lambda leaf: leaf[None], head)}}
+
+
+def group_of(objective: Objective, task: str) -> TaskGroup:
+    """The group of a task."""
+    return next(group for group in objective.groups if task in group.tasks)
+
+
+def by_task(objective: Objective, parts: Sequence[tuple[GroupBatch, jax.Array]]) -> jax.Array:
+    """float32 [K, ...]: the sums [n, ...] of the groups added up by task."""
+    total = jnp.zeros((len(objective.tasks), *parts[0][1].shape[1:]), jnp.float32)
+    numbers = jnp.concatenate([jnp.asarray(group.numbers) for group, _ in parts])
+    return total.at[numbers].add(jnp.concatenate([sums for _, sums in parts]), mode="drop")
 
 
 def logits(
@@ -116,46 +129,35 @@ def logits(
     *,
     taps: Taps | None = None,
     tap_spec: TapSpec | None = None,
-) -> dict[str, jax.Array]:
-    """{task: scores with leading axis P·R}. `taps`, `tap_spec`: see `models.gradient_taps`."""
-    hidden = objective.network.apply(params, batch, dropout, key, taps, tap_spec).hidden
-    return _logits(objective, params, batch, hidden, dropout, key)
+) -> list[tuple[GroupBatch, Any]]:
+    """The scores of each group. `taps`, `tap_spec`: see `models.gradient_taps`."""
+    head_inputs = objective.network.apply(params, batch, dropout, key, taps, tap_spec).features
+    return _logits(objective, params, batch, head_inputs, dropout, key)
 
 
 def _logits(
     objective: Objective,
     params: Params,
     batch: Batch,
-    hidden: Mapping[str, jax.Array],
+    head_inputs: HeadInputs,
     dropout: DropoutRates | None,
     key: jax.Array | None,
-) -> dict[str, jax.Array]:
-    """The outputs of the heads, from the features {task: hidden} of the network."""
-
-    def task_logits(name: str, task: Task) -> jax.Array:
-        inputs = features(batch, objective.layout, name, hidden[name], dropout, key)
-        return task.logits(head_params(objective, params, name), inputs, join_blocks(batch.labels[name]))
-
-    return {name: task_logits(name, task) for name, task in objective.tasks.items() if name in hidden}
+) -> list[tuple[GroupBatch, Any]]:
+    """The outputs of the heads, from the features of the network."""
+    return [(group, group.logits(params, head_inputs, dropout, key)) for group in group_batches(objective, batch)]
 
 
 def training_logits(
     objective: Objective, params: Params, batch: Batch, hyper: Hyperparameters, key: jax.Array | None
-) -> dict[str, jax.Array]:
+) -> list[tuple[GroupBatch, Any]]:
     """`logits` with the dropout of training."""
     return logits(objective, params, batch, dropout_rates(objective, hyper), key)
 
 
 def loss_denominators(objective: Objective, batch: Batch, hyper: Hyperparameters) -> jax.Array:
     """The denominators of the K mean losses, float32 [K], from the labels alone, before any forward pass."""
-
-    def count(name: str, task: Task) -> jax.Array:
-        labels = join_blocks(batch.labels[name])
-        if name in objective.teaching:
-            return distillation.weight(task, labels, hyper.teaching[name]).sum()
-        return task.weight(labels).sum()
-
-    return jnp.stack([count(name, task) for name, task in objective.tasks.items()])
+    groups = group_batches(objective, batch)
+    return by_task(objective, [(group, group.weight_sums(hyper.teaching)) for group in groups])
 
 
 def auxiliary_denominators(objective: Objective, batch: Batch) -> jax.Array:
@@ -208,23 +210,17 @@ def contributions(
     """
     dropout = dropout_rates(objective, hyper)
     outputs = objective.network.apply(params, batch, dropout, key, progress=progress)
-    logits_by_task = _logits(objective, params, batch, outputs.hidden, dropout, key)
-    losses = _loss_sums(objective, params, batch, hyper, logits_by_task)
+    scores = _logits(objective, params, batch, outputs.features, dropout, key)
+    losses = _loss_sums(objective, params, hyper, scores)
     added = dict(outputs.auxiliary)
-    for name, task in objective.tasks.items():
-        if task.auxiliary:
-            inputs = features(batch, objective.layout, name, outputs.hidden[name])
-            inputs = inputs._replace(length=_lengths(objective, batch, name))
-            sums = task.auxiliary_losses(params["heads"][name], inputs, row_keys(key, name, batch, objective.layout))
+    for group, _ in scores:
+        if group.group.form.auxiliary:  # such a task is a group by itself
+            task, name = group.group.form, group.group.name
+            inputs = group.features(outputs.features)._replace(length=_lengths(objective, batch, name))
+            sums = task.auxiliary_losses(group.heads(params), inputs, group.row_keys(key))
             added |= {auxiliary_name(name, loss): value for loss, value in sums.items()}
     auxiliary = jnp.stack([added[name] for name in objective.auxiliary]) if objective.auxiliary else jnp.zeros((0,))
     return _divided(losses, totals.losses), _divided(auxiliary, totals.auxiliary)
-
-
-def row_keys(key: jax.Array, task: str, batch: Batch, layout: BatchLayout) -> jax.Array:
-    """Keys [P·R] for what the head of a task draws in the rows that it reads; they do not depend on a row's place."""
-    keys = dropout_row_keys(jax.random.fold_in(key, name_key(task)), batch, layout)
-    return keys[np.asarray(layout.reads(task))].reshape(-1)
 
 
 def loss_contributions(
@@ -243,31 +239,16 @@ def loss_contributions(
     `total` [K] is the sum of `loss_denominators` over all devices and micro-batches of the step.
     """
     dropout = dropout_rates(objective, hyper)
-    logits_by_task = logits(objective, params, batch, dropout, key, taps=taps, tap_spec=tap_spec)
-    return _divided(_loss_sums(objective, params, batch, hyper, logits_by_task), total)
+    scores = logits(objective, params, batch, dropout, key, taps=taps, tap_spec=tap_spec)
+    return _divided(_loss_sums(objective, params, hyper, scores), total)
 
 
 def _loss_sums(
-    objective: Objective,
-    params: Params,
-    batch: Batch,
-    hyper: Hyperparameters,
-    logits_by_task: Mapping[str, jax.Array],
+    objective: Objective, params: Params, hyper: Hyperparameters, scores: Sequence[tuple[GroupBatch, Any]]
 ) -> jax.Array:
     """float32 [K]."""
-    return jnp.stack(
-        [loss_sum(objective, name, params, batch, hyper, logits_by_task[name]) for name in objective.tasks]
-    )
-
-
-def loss_sum(
-    objective: Objective, name: str, params: Params, batch: Batch, hyper: Hyperparameters, scores: jax.Array
-) -> jax.Array:
-    """Σ loss of one task over the rows that it reads, from its `scores`; float32 scalar."""
-    task, arguments = objective.tasks[name], (params["heads"][name], scores, join_blocks(batch.labels[name]))
-    if name in objective.teaching:
-        return distillation.loss(task, objective.teaching[name], *arguments, hyper.teaching[name]).sum()
-    return task.loss(*arguments).sum()
+    sums = [(group, group.loss_sums(params, logits, hyper.teaching)) for group, logits in scores]
+    return by_task(objective, sums)
 
 
 def _divided(sums: jax.Array, total: jax.Array) -> jax.Array:
@@ -286,14 +267,6 @@ def hyper_at_progress(objective: Objective, hyper: Hyperparameters, progress: ja
         for name, teaching in objective.teaching.items()
     }
     return hyper._replace(teaching=weights)
-
-
-def head_params(objective: Objective, params: Params, task: str) -> Params:
-    """The parameters of a task's head, with the word vectors as `table` where it is tied to them."""
-    output_params = params["heads"][task]
-    if task not in objective.tables:
-        return output_params
-    return {**output_params, "table": params["embed"]["word"]["embedding"][objective.tables[task]]}
 
 
 def dropout_rates(objective: Objective, hyper: Hyperparameters) -> DropoutRates | None:

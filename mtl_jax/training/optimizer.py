@@ -3,10 +3,11 @@
     OPTIMIZERS["mine"] = mine   # mine(learning_rate, **options) -> optax.GradientTransformation
 
 An optimizer is built inside the step, from traced hyperparameters. It sees layers [O, ...] as O trees without the owner
-axis, as if each task was trained alone: what it computes from a whole tensor (the trust ratio of LAMB, the factors of
-Adafactor, the orthogonalisation of Muon) never mixes the columns of two tasks. Leaves that differ in the number of
-owners, the learning rate or weight decay are separate trees: what an optimizer estimates over a whole tree (the
-distance of Prodigy) it estimates for each of them.
+axis, and the heads [K_g, ...] of a group of tasks as K_g trees, as if each task was trained alone: what it computes
+from a whole tensor (the trust ratio of LAMB, the factors of Adafactor, the orthogonalisation of Muon) never mixes two
+tasks.
+Layers and heads, and leaves that differ in the number of owners, the learning rate or weight decay, are separate trees:
+what an optimizer estimates over a whole tree (the distance of Prodigy) it estimates for each of them.
 """
 
 from __future__ import annotations
@@ -82,20 +83,30 @@ OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
     if not name.startswith(("scale_by_", "schedule_free_eval")) and name not in UNSUPPORTED
 } | {"muon": _muon}
 
+# optimizers whose update of a value depends on zeros elsewhere in its array, or that move a zero without a gradient
+_READS_ZEROS = ("adafactor", "galore", "yogi")
+
+
+def ignores_zeros(name: str) -> bool:
+    """Whether zeros that are added to an array change no update of its other values, and stay zeros."""
+    return name not in _READS_ZEROS
+
 
 class _Group(NamedTuple):
-    """Leaves of one instance of the optimizer: their owners O (0 for heads, which have no such axis), the factor on the
-    learning rate, whether weight decay acts.
+    """Leaves of one instance of the optimizer: their owners O, the group of tasks whose heads they are ("" for layers),
+    the factor on the learning rate, whether weight decay acts.
     """
 
     owners: int
+    heads: str
     multiplier: float
     decays: bool
 
     @property
     def key(self) -> str:
         """Its name in the state of the optimizer."""
-        return f"owners {self.owners}, rate {self.multiplier}{', decay' * self.decays}"
+        heads = f"heads {self.heads}, " * bool(self.heads)
+        return f"{heads}owners {self.owners}, rate {self.multiplier}{', decay' * self.decays}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,7 +135,7 @@ class OptimizerSpec:
 
     def _tried(self) -> optax.Updates:
         """One step with a matrix, a vector and a head."""
-        shapes = {"layer_00/kernel": (1, 3, 2), "layer_00/bias": (1, 2), "heads/task/bias": (2,)}
+        shapes = {"layer_00/kernel": (1, 3, 2), "layer_00/bias": (1, 2), "heads/task/bias": (1, 2)}
         leaves = {path: jnp.ones(shape) for path, shape in shapes.items()}
         one, multipliers = jnp.ones((), jnp.float32), dict.fromkeys(leaves, 1.0)
         optimizer = self._transformation(one * self.schedule.rate(jnp.int32(0)), one, multipliers, jnp.asarray(True))
@@ -162,8 +173,6 @@ class OptimizerSpec:
             """Over the trees [O, ...] of a group."""
             decay = weight_decay if group.decays else None
             single = make_optimizer(self.name, self.options, rate * group.multiplier, decay)
-            if not group.owners:
-                return single
             return optax.GradientTransformation(jax.vmap(single.init), jax.vmap(single.update))
 
         @standard_promotion
@@ -229,8 +238,9 @@ def optimizer_problem(name: str, options: Mapping[str, Any]) -> str:
 def _grouped(params: FlatParams, multipliers: Mapping[str, float]) -> dict[_Group, list[str]]:
     groups: dict[_Group, list[str]] = {}
     for path, leaf in params.items():
-        owners = 0 if path.startswith("heads/") else leaf.shape[0]
-        groups.setdefault(_Group(owners, multipliers[path], decays(path)), []).append(path)
+        layer, name, *_ = path.split("/")
+        heads = name if layer == "heads" else ""
+        groups.setdefault(_Group(leaf.shape[0], heads, multipliers[path], decays(path)), []).append(path)
     return groups
 
 

@@ -151,18 +151,18 @@ def _spread_leaf(path: str, leaf: jax.Array, sizes: Mapping[str, int]) -> jax.Ar
 def _parameter_spec(path: str, shape: tuple[int, ...], sizes: Mapping[str, int], tasks: int) -> list[MeshAxes]:
     """The mesh axis that splits each axis of a parameter, or of a state of the optimizer for it."""
     spec: list[MeshAxes] = [None] * len(shape)
-    stacked = int(not path.startswith("heads/"))
-    if stacked and shape[0] == tasks > 1 and tasks % sizes["task"] == 0:
+    is_layer = not path.startswith("heads/")
+    if is_layer and shape[0] == tasks > 1 and tasks % sizes["task"] == 0:
         spec[0] = "task"
-    axes = split_axes(path) if stacked else None
+    axes = split_axes(path) if is_layer else None
     if axes is None:
-        longest = longest_axis(shape, sizes["model"], range(stacked, len(shape)))
-        axes = tuple(i == longest for i in range(stacked, len(shape)))
-    if len(axes) == len(shape) - stacked:  # factored moments have fewer axes
-        for i, split in enumerate(axes, stacked):
+        longest = longest_axis(shape, sizes["model"], range(1, len(shape)))
+        axes = tuple(i == longest for i in range(1, len(shape)))
+    if len(axes) == len(shape) - 1:  # factored moments have fewer axes
+        for i, split in enumerate(axes, 1):
             if split and sizes["model"] > 1 and shape[i] % sizes["model"] == 0:
                 spec[i] = "model"
-    free = [i for i in range(stacked, len(shape)) if spec[i] is None]
+    free = [i for i in range(1, len(shape)) if spec[i] is None]
     if (axis := longest_axis(shape, sizes["fsdp"], free)) is not None:
         spec[axis] = "fsdp"
     return spec

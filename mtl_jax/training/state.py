@@ -19,7 +19,7 @@ class TrainState(NamedTuple):
     """Everything that a run carries from step to step, and that a checkpoint stores.
 
     step       int32 scalar, the number of the next step
-    params     {path of layer: leaves [O, ...], "heads": {task: leaves}}, float32
+    params     {path of layer: leaves [O, ...], "heads": {group of tasks: leaves [K_g, ...]}}, float32
     opt_state  of optax, over the flat dict of trained leaves
     balance    states of the loss weights and of the aggregation
     anchor     flat dict of the initial values, for penalties that draw towards them; empty where there are none

@@ -7,10 +7,9 @@ Evaluation has a separate key that never changes.
 from __future__ import annotations
 
 import jax
-import numpy as np
 
 from mtl_jax.data.batch import Batch
-from mtl_jax.training.objective import Objective, row_keys
+from mtl_jax.training.objective import Objective, group_batches
 
 EVALUATION_SEED = 20181011  # seed of the tokens hidden in evaluation, the same for all runs
 
@@ -24,14 +23,13 @@ def corrupt_batch(objective: Objective, batch: Batch, key: jax.Array) -> Batch:
       key: of the step, or of evaluation.
     """
     tokens, labels = batch.tokens, dict(batch.labels)
-    for name, task in objective.tasks.items():
-        if "maskable" not in labels.get(name, ()):
+    for part in group_batches(objective, batch):
+        name, blocks = part.group.name, part.entries.blocks
+        if "maskable" not in labels[name]:
             continue
-        blocks = np.asarray(objective.layout.reads(name))
-        keys = row_keys(key, name, batch, objective.layout).reshape(len(blocks), -1)
-        hidden, labels[name] = jax.vmap(task.corrupt)(
-            tokens[blocks], batch.segment[blocks], labels[name]["maskable"], keys
-        )
+        keys = part.split(part.row_keys(key))
+        corrupt = part.group.form.corrupt  # such a task is a group by itself
+        hidden, labels[name] = jax.vmap(corrupt)(tokens[blocks], batch.segment[blocks], labels[name]["maskable"], keys)
         tokens = tokens.at[blocks].set(hidden)
     return batch._replace(tokens=tokens, labels=labels)
 

@@ -32,10 +32,11 @@ def test_of_a_bag_of_words_they_are_its_terms(tiny, differs):
     experiment = build(tiny(model__num_layers=0, model__dropout=0.0))
     objective, params, batch, found = attributed(experiment, "texts", steps=2)
     attributions, score, baseline = found["color"]
-    said = np.asarray(logits(objective, params, batch, None, None)["color"])
+    ((_, said),) = logits(objective, params, batch, None, None)
+    said = np.asarray(said)
     differs("score", score[batch.length[0] > 0], said.max(-1)[batch.length[0] > 0], 1e-6)
     table = np.asarray(params["embed"]["word"]["embedding"][0])
-    kernel = np.asarray(params["heads"]["color"]["output"]["kernel"])
+    kernel = np.asarray(params["heads"]["color"]["output"]["kernel"][0])
     row, slot = 0, 0
     begin, length = batch.start[0, row, slot], batch.length[0, row, slot]
     words = table[batch.tokens[0, row, begin : begin + length]]

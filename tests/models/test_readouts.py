@@ -42,10 +42,10 @@ def test_heads_read_a_mixture_of_layers(tiny, differs):
     mixture = build(config_of(tiny, sharing__readout="mixture", **mixed))
     top, lower = build(config_of(tiny, **mixed)), build(config_of(tiny, **{**mixed, "model__num_layers": 1}))
     params, batch = mixture.init_params(0), mixture.batches(0).batch(0)
-    assert params["heads"]["color"]["layers"].tolist() == [0.5, 0.5]
+    assert params["heads"]["color"]["layers"].tolist() == [[0.5, 0.5]]
     by_layer = [hidden(e, params, batch) for e in (lower, top)]
     for beta in ([0.0, 1.0], [0.3, -0.7]):
-        heads = {task: {**head, "layers": jnp.asarray(beta)} for task, head in params["heads"].items()}
+        heads = {task: {**head, "layers": jnp.asarray([beta])} for task, head in params["heads"].items()}
         found = hidden(mixture, {**params, "heads": heads}, batch)
         for task in mixture.tasks:
             wanted = beta[0] * by_layer[0][task] + beta[1] * by_layer[1][task]
@@ -159,9 +159,12 @@ def test_a_cascade_by_hand(tiny, differs, trunk):
         o = experiment.owners[path][names.index(task)]
         return {"params": jax.tree.map(lambda leaf: leaf[o], params[path])}
 
+    def head_of(task):
+        return jax.tree.map(lambda leaf: leaf[0], params["heads"][task])
+
     def probabilities(task, x, block):
         arrays = batch.segment[block], batch.start[block], batch.length[block]
-        return experiment.tasks[task].distribution(params["heads"][task], Features(x, *arrays))
+        return experiment.tasks[task].distribution(head_of(task), Features(x, *arrays))
 
     def climb(task, block):
         """Features of a task on any block, from the bottom up."""
@@ -170,7 +173,7 @@ def test_a_cascade_by_hand(tiny, differs, trunk):
         x = module.apply(of(task, "layer_00"), experiment.model.embed.apply(of(task, "embed"), *tokens), segment)
         if task == "tags":
             return x
-        fed = params["heads"][task]["feeds"]
+        fed = head_of(task)["feeds"]
         x = x + probabilities("tags", climb("tags", block), block) @ fed["tags"]["embedding"]
         x = module.apply(of(task, "layer_01"), x, segment)
         if task == "long":

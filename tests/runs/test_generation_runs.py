@@ -20,7 +20,6 @@ from mtl_jax.evaluation import scores
 from mtl_jax.runs import predict, train
 from mtl_jax.runs.build import build
 from mtl_jax.storage import workdir as folders
-from mtl_jax.storage.checkpoint import load_params
 from mtl_jax.training.step import train_step
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
@@ -87,8 +86,8 @@ def test_a_run_beside_other_tasks_predicts_what_it_scores(writer, tmp_path):
 
     # lanes are scored as runs are
     experiment = build(config)
-    abstract = scores.abstract_params(experiment, scores.placement_from_config(experiment))
-    params, shape = load_params(workdir, "best", abstract).params, shape_of(1, 1, "map")
+    placement, shape = scores.placement_from_config(experiment), shape_of(1, 1, "map")
+    params = scores.restore_params(experiment, placement, workdir, "best").params
     stacked = jax.tree.map(lambda x: np.broadcast_to(x, (shape.seeds, shape.lanes, *x.shape)), jax.device_get(params))
     lane = LaneScores(experiment, shape).score(stacked, "test", lambda: None)[0][0]
     assert lane["said"] == pytest.approx(found, rel=1e-4)

@@ -201,7 +201,7 @@ def test_steps_scores_lanes_and_predictions(make, tmp_path, differs):
     workdir = folders.prepare(tmp_path / "run")
     folders.claim(workdir, config)
     artifacts.save(workdir, experiment.corpus, None)
-    with checkpoint.Checkpoints(workdir, 1) as checkpoints:
+    with checkpoint.Checkpoints(workdir, 1, experiment.spec.objective.groups) as checkpoints:
         checkpoints.save(jax.tree.map(np.asarray, whole), {})
 
     read = {
@@ -251,7 +251,7 @@ def test_answers_in_windows_are_scored_by_question_and_predicted_as_scored(make,
     workdir = folders.prepare(tmp_path / "run")
     folders.claim(workdir, config)
     artifacts.save(workdir, experiment.corpus, None)
-    with checkpoint.Checkpoints(workdir, 1) as checkpoints:
+    with checkpoint.Checkpoints(workdir, 1, experiment.spec.objective.groups) as checkpoints:
         checkpoints.save(jax.tree.map(np.asarray, state), {})
     source = tmp_path / "questions.dev.jsonl"
     predict.predict(config, workdir, ["last"], str(source), str(tmp_path / "output"))

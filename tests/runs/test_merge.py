@@ -8,13 +8,13 @@ from mtl_jax.analysis import report
 from mtl_jax.config import default
 from mtl_jax.config.plain import from_plain
 from mtl_jax.errors import UserError
-from mtl_jax.evaluation.scores import abstract_params, placement_from_config
+from mtl_jax.evaluation.scores import placement_from_config, restore_params
 from mtl_jax.runs import merge, train
 from mtl_jax.runs.build import build
 from mtl_jax.runs.evaluate import evaluate
 from mtl_jax.storage import artifacts
 from mtl_jax.storage import workdir as folders
-from mtl_jax.storage.checkpoint import Checkpoints, load_params
+from mtl_jax.storage.checkpoint import Checkpoints
 from mtl_jax.storage.data_identity import data_metadata
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
@@ -28,9 +28,7 @@ def trained(config, workdir):
 
 def params_of(workdir, config, step):
     experiment = build(config)
-    return jax.device_get(
-        load_params(workdir, step, abstract_params(experiment, placement_from_config(experiment))).params
-    )
+    return jax.device_get(restore_params(experiment, placement_from_config(experiment), workdir, step).params)
 
 
 def small(tiny, **changes):
@@ -77,7 +75,7 @@ def held(config, workdir, change=lambda params: params):
     folders.claim(folders.prepare(workdir), config)
     artifacts.save(workdir, experiment.corpus, experiment.model.architecture)
     state = experiment.init(config.seed)
-    with Checkpoints(workdir, 1) as checkpoints:
+    with Checkpoints(workdir, 1, experiment.spec.objective.groups) as checkpoints:
         metadata = data_metadata(experiment.corpus) | {"progress": {}}
         checkpoints.save(state._replace(params=change(jax.device_get(state.params))), metadata)
     folders.write_json(workdir / "summary.json", {"step": 0, "tasks": {name: {} for name in experiment.tasks}})

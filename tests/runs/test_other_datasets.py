@@ -20,7 +20,7 @@ def test_another_test_set_is_scored_and_told(tiny, tmp_path):
     experiment = build(run)
     folders.claim(workdir, run)
     artifacts.save(workdir, experiment.corpus, experiment.model.architecture)
-    with checkpoint.Checkpoints(workdir, 1) as checkpoints:
+    with checkpoint.Checkpoints(workdir, 1, experiment.spec.objective.groups) as checkpoints:
         checkpoints.save(experiment.init(0), data_metadata(experiment.corpus))
     own = evaluate.evaluate(run, workdir, "last")
     assert other_datasets.changed_splits(run, config) == {}

@@ -17,7 +17,7 @@ from mtl_jax.errors import UserError
 from mtl_jax.runs import export, predict, train
 from mtl_jax.runs.build import build
 from mtl_jax.storage import workdir as folders
-from mtl_jax.training.objective import features
+from mtl_jax.training.objective import task_batch
 from mtl_jax.training.parameter_paths import flatten
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
@@ -134,12 +134,8 @@ def test_tasks_on_text_see_nothing_of_pictures(pictured, kind):
         assert batch.pixels is None
 
         def loss(params):
-            logits = terms.logits(objective, params, batch, None, None)["color"]
-            return (
-                objective.tasks["color"]
-                .loss(params["heads"]["color"], logits, terms.join_blocks(batch.labels["color"]))
-                .sum()
-            )
+            ((part, logits),) = terms.logits(objective, params, batch, None, None)
+            return part.loss_sums(params, logits, {}).sum()
 
         return jax.jit(jax.value_and_grad(loss))(params)
 
@@ -174,7 +170,8 @@ def test_a_batch_of_all_kinds_is_its_blocks_alone(pictured, trunk, differs):
         one = batch._replace(**apart)
         alone = jax.jit(experiment.objective_for(layout).network.apply)(params, one).hidden
         differs("blocks together and alone", alone[task], together[task], 1e-5)
-        seen = features(batch, experiment.corpus.layout, task, together[task]).patch
+        objective = experiment.spec.objective
+        seen = task_batch(objective, batch, task).features(objective.network.apply(params, batch).features).patch
         shown = np.zeros_like(seen) if place is None else np.asarray(batch.pixels[place]).any(-1)  # none is all black
         np.testing.assert_array_equal(seen, shown)
 

@@ -77,7 +77,7 @@ def test_lines_and_objects_and_what_no_task_can_read(tiny, tmp_path, monkeypatch
         jax.device_get(inference.average_params(experiment, placement, workdir, which))
         for which in (["8"], ["12"], ["8", "12"])
     ]
-    assert checkpoint.load_params(workdir, "last", inference.abstract_params(experiment, placement)).step == 12
+    assert inference.restore_params(experiment, placement, workdir, "last").step == 12
     jax.tree.map(lambda a, b, mean: np.testing.assert_allclose((a + b) / 2, mean, atol=1e-6), *params)
     with pytest.raises(UserError, match=r"config\.model\.layer_type = 'bilstm'"):
         export.export(config, workdir, ["best"], tmp_path / "export")
@@ -99,7 +99,7 @@ def test_export_writes_each_column_so_that_it_loads_again(tiny, tmp_path):
     experiment = build(config)
     folders.claim(workdir, config)
     artifacts.save(workdir, experiment.corpus, experiment.model.architecture)
-    with checkpoint.Checkpoints(workdir, 1) as checkpoints:
+    with checkpoint.Checkpoints(workdir, 1, experiment.spec.objective.groups) as checkpoints:
         checkpoints.save(experiment.init(0), {})
     lines = export.export(config, workdir, ["last"], tmp_path / "export")
     assert len(lines) == 3
@@ -119,7 +119,7 @@ def untrained(tmp_path, config, name="run"):
     experiment = build(config)
     folders.claim(workdir, config)
     artifacts.save(workdir, experiment.corpus, experiment.model.architecture)
-    with checkpoint.Checkpoints(workdir, 1) as checkpoints:
+    with checkpoint.Checkpoints(workdir, 1, experiment.spec.objective.groups) as checkpoints:
         checkpoints.save(experiment.init(0), {})
     return workdir, experiment
 

@@ -160,7 +160,7 @@ def test_a_run_with_teachers_goes_on_only_with_these_and_is_scored_without_them(
     own = build(from_plain(folders.read_config(teacher)))
     for name in ("best", "checkpoints"):
         shutil.rmtree(teacher / name)
-    with Checkpoints(teacher, 1) as checkpoints:  # other values in the same folder
+    with Checkpoints(teacher, 1, own.spec.objective.groups) as checkpoints:  # other values in the same folder
         checkpoints.save(own.init(1)._replace(step=jnp.asarray(6, jnp.int32)), data_metadata(own.corpus))
     with pytest.raises(UserError, match="other teachers than those that are now"):
         train.train(config, workdir)

@@ -58,7 +58,7 @@ def launch(env, config_file, workdir, until=None, send=None):
 def last_state(config, workdir):
     """All arrays of the newest checkpoint by path, and the progress of the loop less its seconds."""
     experiment = build(config)
-    with checkpoint.Checkpoints(workdir, 2) as checkpoints:
+    with checkpoint.Checkpoints(workdir, 2, experiment.spec.objective.groups) as checkpoints:
         shapes = scores.abstract_arrays(
             jax.eval_shape(lambda: experiment.init(0)), scores.placement_from_config(experiment)
         )

@@ -45,7 +45,12 @@ def spec_of(name="adamw", options=None, schedule="constant", schedule_options=No
 
 def draw(seed):
     rng = np.random.default_rng(seed)
-    shapes = {"layer_00/kernel": (2, 6, 4), "layer_00/bias": (2, 4), "embed/table": (1, 5, 4), "heads/a/kernel": (4, 3)}
+    shapes = {
+        "layer_00/kernel": (2, 6, 4),
+        "layer_00/bias": (2, 4),
+        "embed/table": (1, 5, 4),
+        "heads/a/kernel": (2, 4, 3),
+    }
     return {path: jnp.asarray(rng.normal(size=shape), jnp.float32) for path, shape in shapes.items()}
 
 
@@ -71,9 +76,9 @@ def ours(name, gradients):
 
 
 def theirs(name, path, gradients):
-    """The same two steps of one leaf by optax, the columns of a layer one after another."""
+    """The same two steps of one leaf by optax, the columns of a layer, or the heads of a group, one after another."""
     make = getattr(optax, name, None) or getattr(optax.contrib, name)
-    signature, is_layer = inspect.signature(make).parameters, not path.startswith("heads/")
+    signature = inspect.signature(make).parameters
     rate, decay = RATE * MULTIPLIERS[path], 0.0 if path.endswith("bias") else DECAY
     options = {a: decay for a in ("weight_decay", "adam_weight_decay") if a in signature} | OPTIONS.get(name, {})
     if name == "muon":
@@ -83,15 +88,15 @@ def theirs(name, path, gradients):
     if "weight_decay" not in signature:  # decoupled
         transform = optax.chain(transform, optax.stateless(lambda u, p: {path: u[path] - rate * decay * p[path]}))
     columns = []
-    for column in range(len(draw(0)[path]) if is_layer else 1):
-        leaf = {path: draw(0)[path][column] if is_layer else draw(0)[path]}
+    for column in range(len(draw(0)[path])):
+        leaf = {path: draw(0)[path][column]}
         state = transform.init(leaf)
         for gradient in gradients:
-            part = {path: gradient[path][column] if is_layer else gradient[path]}
+            part = {path: gradient[path][column]}
             updates, state = jax.jit(transform.update)(part, state, leaf)
             leaf = optax.apply_updates(leaf, updates)
         columns.append(leaf[path])
-    return jnp.stack(columns) if is_layer else columns[0]
+    return jnp.stack(columns)
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)

@@ -83,7 +83,7 @@ def test_accumulation_equals_the_whole_batch(tiny):
 def test_a_step_that_is_not_finite_is_left_out_and_counted(tiny):
     experiment = build(tiny(sharing__trunk="none"))
     before = experiment.init(0)
-    broken = experiment.hyper._replace(alpha={**experiment.hyper.alpha, "tags": jnp.float32(jnp.nan)})
+    broken = experiment.hyper._replace(alpha=experiment.hyper.alpha.at[1].set(jnp.nan))
     after, _ = steps(experiment, 2, hyper=broken)
     assert largest_difference(after.params, jax.device_get(before.params)) == 0.0
     assert after.skipped.tolist() == [0, 2, 0, 0] and int(after.bad_steps) == 2 and int(after.step) == 2

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mtl_jax.data.batch import Batch, BatchLayout, PackedRows
+from mtl_jax.data.batch_gathering import blank_labels
 from mtl_jax.data.sampler import BatchSampler
 
 
@@ -18,13 +19,15 @@ class ResidentRows(NamedTuple):
 
     offset  int32 [data sets]  the first row of each
     fields  {name: [N, ...]} of `Batch`
-    labels  {task: {name: [N of its data set, ...]}}
+    labels  {group of tasks: {name: [rows of all tasks of the group, ...]}}
+    first   {group of tasks: int32 [K_g], the first row of each task there}
     pixels  uint8[n, F], the patches of all pictures, indexed by `fields["patch"]`; None without pictures
     """
 
     offset: jax.Array
     fields: dict[str, jax.Array]
     labels: dict[str, dict[str, jax.Array]]
+    first: dict[str, jax.Array]
     pixels: jax.Array | None = None
 
 
@@ -45,15 +48,28 @@ def resident_rows(batches: BatchSampler) -> ResidentRows:
     pixels = None
     if batches.layout.pictured:
         fields["patch"], pixels = _joined_patches(rows)
+    labels, first = {}, {}
+    for group, blank in blank_labels(rows, batches.layout).items():
+        tasks = batches.layout.entries[group].tasks
+        of_tasks = [rows[batches.layout.dataset_of[batches.layout.tasks.index(task)]].labels[task] for task in tasks]
+        labels[group] = {
+            name: np.concatenate([_padded(arrays[name], empty.shape) for arrays in of_tasks])
+            for name, empty in blank.items()
+        }
+        lengths = [len(next(iter(arrays.values()))) for arrays in of_tasks]
+        first[group] = np.cumsum([0, *lengths[:-1]]).astype(np.int32)
     return ResidentRows(
         offset=np.cumsum([0, *counts[:-1]]).astype(np.int32),
         fields=fields,
-        labels={
-            task: dict(rows[d].labels[task])
-            for task, d in zip(batches.layout.tasks, batches.layout.dataset_of, strict=True)
-        },
+        labels=labels,
+        first=first,
         pixels=pixels,
     )
+
+
+def _padded(array: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+    """[N, ...] with zeros up to [N, *shape]."""
+    return np.pad(array, [(0, 0), *((0, most - length) for length, most in zip(array.shape[1:], shape, strict=True))])
 
 
 def _joined_patches(rows: Sequence[PackedRows]) -> tuple[np.ndarray, np.ndarray]:
@@ -81,14 +97,16 @@ def gather(rows: ResidentRows, layout: BatchLayout, dataset: jax.Array, row: jax
     """The batch of rows `row` int32 [B, R] of the data sets `dataset` int32 [B], as `BatchSampler.batch` makes it."""
     index = rows.offset[dataset][:, None] + row
     labels = {}
-    for task, arrays in rows.labels.items():
-        reads = np.asarray(layout.reads(task))
-        task_dataset = layout.dataset_of[layout.tasks.index(task)]
-        if all(layout.candidates[b] == (task_dataset,) for b in reads):
-            labels[task] = {name: array[row[reads]] for name, array in arrays.items()}
+    for group, arrays in rows.labels.items():
+        entries = layout.entries[group]
+        of_entries = row[entries.blocks]
+        if entries.fixed is not None:
+            of_entries = of_entries + rows.first[group][entries.fixed][:, None]
+            labels[group] = {name: array[of_entries] for name, array in arrays.items()}
             continue
-        is_read = dataset[reads] == task_dataset
-        labels[task] = {name: _masked_rows(is_read, array, row[reads]) for name, array in arrays.items()}
+        task = jnp.asarray(entries.task_at)[dataset[entries.blocks], entries.places]
+        of_entries = of_entries + rows.first[group][jnp.maximum(task, 0)][:, None]
+        labels[group] = {name: _masked_rows(task >= 0, array, of_entries) for name, array in arrays.items()}
     fields = {name: array[index] for name, array in rows.fields.items() if name != "patch"}
     if rows.pixels is not None:
         patch = rows.fields["patch"][index[np.asarray(layout.picture_blocks())]]

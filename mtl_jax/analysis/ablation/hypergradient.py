@@ -152,7 +152,7 @@ class Tuner:
 
     def hyper(self, hyper: Hyperparameters, logs: Mapping[str, jax.Array]) -> Hyperparameters:
         """The hyperparameters [S, L] with the learned values."""
-        return _with(hyper, self._fields, jax.tree.map(jnp.exp, logs))
+        return _with(hyper, self._fields, jax.tree.map(jnp.exp, logs), tuple(self._engine.built.experiment.tasks))
 
     def move(
         self, lanes: TunedLane, hyper: Hyperparameters, active: np.ndarray, seeds: Sequence[int], start: int
@@ -192,7 +192,7 @@ def move(
     batch = lane_steps.split_rows(gather(sources.dev, spec.objective.layout, *dev_rows), 1)
 
     def dev_loss(logs):
-        moved = _with(hyper, fields, jax.tree.map(jnp.exp, logs))
+        moved = _with(hyper, fields, jax.tree.map(jnp.exp, logs), tuple(spec.objective.tasks))
 
         def step(carry, number):
             batch = lane_steps.batch_at(spec, sources.train, inputs.train, number)
@@ -235,16 +235,19 @@ def _mean_loss(spec: StepSpec, state: TrainState, batch: Batch, hyper: Hyperpara
 
 
 def _with(
-    hyper: Hyperparameters, fields: Mapping[str, Sequence[str]], values: Mapping[str, jax.Array]
+    hyper: Hyperparameters,
+    fields: Mapping[str, Sequence[str]],
+    values: Mapping[str, jax.Array],
+    tasks: tuple[str, ...],
 ) -> Hyperparameters:
-    """Hyperparameters with the fields of each sweep set to its value."""
+    """Hyperparameters with the fields of each sweep set to its value. `tasks`: names on the K axis."""
     for name, value in values.items():
         for field in fields[name]:
-            hyper = _set(hyper, field.split("."), value)
+            hyper = _set(hyper, field.split("."), value, tasks)
     return hyper
 
 
-def _set(hyper: Hyperparameters, parts: Sequence[str], value: jax.Array) -> Hyperparameters:
+def _set(hyper: Hyperparameters, parts: Sequence[str], value: jax.Array, tasks: tuple[str, ...]) -> Hyperparameters:
     match parts:
         case ["penalties", penalty, "strength"]:
             return hyper._replace(strength={**hyper.strength, penalty: value})
@@ -252,7 +255,7 @@ def _set(hyper: Hyperparameters, parts: Sequence[str], value: jax.Array) -> Hype
             factors = {**hyper.by_layer[penalty], layer: value}
             return hyper._replace(by_layer={**hyper.by_layer, penalty: factors})
         case ["tasks", task, "weight"]:
-            return hyper._replace(alpha={**hyper.alpha, task: value})
+            return hyper._replace(alpha=hyper.alpha.at[..., tasks.index(task)].set(value))
         case ["loss_weights", "options", option]:
             return hyper._replace(loss_weights={**hyper.loss_weights, option: value})
         case ["distillation", task, "weight"]:

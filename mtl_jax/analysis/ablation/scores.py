@@ -22,6 +22,8 @@ from mtl_jax.evaluation.evaluator import (
     evaluation_program,
     group_by_size,
     placeholder_rows,
+    split_outputs,
+    split_sums,
     without_probabilities,
 )
 from mtl_jax.evaluation.label_levels import LEVELS
@@ -126,6 +128,7 @@ class LaneScores:
                     outputs[-2] = self._local(outputs[-2])
                 listen()
             outputs[-1] = self._local(outputs[-1])
+            outputs = [(split_outputs(objective, o, 1), split_sums(objective, sums, 1)) for o, sums in outputs]
             for task in outputs[0][0]:
                 dataset = self.corpus.specs[task].dataset
                 if dataset in with_split and has_labels(self.corpus, task, split):

@@ -103,7 +103,8 @@ class Learner:
         network = objective.network
         # its output layer is zero: all classes are equally likely at first, as with config.meta.head_init = "zero"
         head = {**task.init(key, network.width[name]), **network.init_head(name, key)}
-        params = {**layers, "heads": {name: {**head, "output": jax.tree.map(jnp.zeros_like, head["output"])}}}
+        head = {**head, "output": jax.tree.map(jnp.zeros_like, head["output"])}
+        params = {**layers, "heads": {name: jax.tree.map(lambda leaf: leaf[None], head)}}
         hyper = experiment.hyper._replace(learning_rate=rate, weight_decay=jnp.zeros((), jnp.float32))
         few = single_block(jax.tree.map(lambda leaf: leaf[support], train))
         total, flat = terms.loss_denominators(objective, few, hyper), flatten(params)
@@ -124,11 +125,8 @@ class Learner:
             adapted = with_leaves(params, {**flat, **trained})
 
             def classes(rows):
-                block = single_block(rows)
-                logits = terms.logits(objective, adapted, block, None, None)[name]
-                return task.predict(adapted["heads"][name], logits, terms.join_blocks(block.labels[name]))["value"][
-                    :, 0
-                ]
+                ((part, logits),) = terms.logits(objective, adapted, single_block(rows), None, None)
+                return task.predict(part.heads(adapted), logits, part.labels)["value"][:, 0]
 
             return jax.lax.map(classes, scored).reshape(-1)
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mtl_jax.analysis.relatedness import measures
-from mtl_jax.data.batch import Batch, BatchLayout
+from mtl_jax.data.batch import Batch
 from mtl_jax.data.corpus import Corpus
 from mtl_jax.data.sampler import BatchSampler, Mixing, evaluation_batches, evaluation_layout, make_layout
 from mtl_jax.experiment.assemble import Experiment
@@ -90,8 +90,9 @@ class JointRun:
             corpus.layout.datasets, corpus.layout.tasks, corpus.layout.dataset_of, Mixing(), corpus.layout.pictured
         )
         train = {name: rows["train"] for name, rows in corpus.rows.items()}
-        self._batches = BatchSampler(train, layout, config.seed, config.data.rows_per_block)
-        self._probe = jax.jit(_make_probe(experiment, layout, lookahead))
+        objective = experiment.objective_for(layout)  # its layout knows the groups of tasks
+        self._batches = BatchSampler(train, objective.layout, config.seed, config.data.rows_per_block)
+        self._probe = jax.jit(_make_probe(experiment, objective, lookahead))
         self._training, self._every = _Training(experiment), every
 
     def __call__(self, seed: int, tick: ShouldStop) -> JointEvidence | None:
@@ -113,9 +114,9 @@ class JointRun:
 
 
 def _make_probe(
-    experiment: Experiment, layout: BatchLayout, lookahead: float
+    experiment: Experiment, objective: Objective, lookahead: float
 ) -> Callable[[TrainState, Batch, Hyperparameters], _Probe]:
-    objective, owners = experiment.objective_for(layout), shared_leaves(experiment).owners
+    owners = shared_leaves(experiment).owners
     count = len(experiment.tasks)
 
     def probe(state: TrainState, batch: Batch, hyper: Hyperparameters) -> _Probe:

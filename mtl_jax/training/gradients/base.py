@@ -36,7 +36,7 @@ class StepInputs(NamedTuple):
     """The inputs of every part of one step.
 
     objective  static
-    params     {path of layer: leaves [O, ...], "heads": {task: leaves}} before the step
+    params     {path of layer: leaves [O, ...], "heads": {group: leaves [K_g, ...]}} before the step
     flat       the same leaves by path
     trained    those of `flat` that are trained
     anchor     flat dict of initial values; empty where no penalty draws towards them

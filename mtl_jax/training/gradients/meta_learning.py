@@ -17,11 +17,14 @@ import numpy as np
 
 from mtl_jax.balancing.loss_weights import LossWeights
 from mtl_jax.data.batch import Batch, BatchLayout
+from mtl_jax.models.head_inputs import HeadInputs
 from mtl_jax.models.ownership import name_key
+from mtl_jax.tasks.groups import TaskGroup
 from mtl_jax.training import objective as terms
 from mtl_jax.training.collectives import psum
 from mtl_jax.training.gradients import inner_loop
 from mtl_jax.training.gradients.base import Balance, DataStep, StepInputs, initial_balance
+from mtl_jax.training.group_batch import group_batch
 from mtl_jax.training.loss_weighting import weigh_losses
 from mtl_jax.training.objective import FlatParams, Objective
 from mtl_jax.training.parameter_paths import with_leaves
@@ -54,17 +57,43 @@ def task_view_layout(layout: BatchLayout) -> BatchLayout:
     """The layout of `task_view`: a separate data set for each task, and blocks that may hold any of them."""
     tasks = tuple(range(len(layout.tasks)))
     blocks = len(layout.reads(layout.tasks[0]))
-    return BatchLayout(tuple(layout.datasets[d] for d in layout.dataset_of), layout.tasks, tasks, (tasks,) * blocks)
+    datasets = tuple(layout.datasets[d] for d in layout.dataset_of)
+    return BatchLayout(datasets, layout.tasks, tasks, (tasks,) * blocks, groups=layout.groups)
 
 
 def task_view(layout: BatchLayout, batch: Batch, task: jax.Array) -> Batch:
-    """The blocks of task number `task` (traced), leaves [P, R, ...]; labels are those of all tasks."""
+    """The blocks of task number `task` (traced), leaves [P, R, ...], without labels, see `view_labels`."""
     if all(len(names) == 1 for names in layout.candidates):
         block = jnp.asarray(np.asarray([layout.reads(name) for name in layout.tasks]))[task]  # [P]
-        rows = jax.tree.map(lambda leaf: jnp.asarray(leaf)[block], batch._replace(labels={}))
-        batch = rows._replace(labels=batch.labels)
+        batch = jax.tree.map(lambda leaf: jnp.asarray(leaf)[block], batch._replace(labels={}))
     # where data sets are drawn, blocks of other data sets remain, without labels that count
-    return batch._replace(dataset=jnp.full(batch.dataset.shape, task, jnp.int32))
+    return batch._replace(labels={}, dataset=jnp.full(batch.dataset.shape, task, jnp.int32))
+
+
+def view_labels(layout: BatchLayout, batch: Batch, group: str, task: jax.Array) -> dict[str, jax.Array]:
+    """The labels [P, R, ...] of task number `task` (traced) of a group in the blocks of its `task_view`.
+
+    Zeros in blocks that hold another data set.
+    """
+    entries, labels = layout.entries[group], batch.labels[group]
+    numbers = np.asarray([layout.tasks.index(name) for name in entries.tasks])
+    if entries.fixed is not None:
+        entry = np.zeros(len(layout.tasks), np.int32)
+        entry[numbers[entries.fixed]] = np.arange(len(entries.fixed))
+        return jax.tree.map(lambda leaf: jnp.asarray(leaf)[jnp.asarray(entry)[task]][None], dict(labels))
+    # each drawn block has an entry for each place: that of the task, if the block holds its data set
+    places = entries.task_at.shape[1]
+    place_of = np.zeros(len(layout.tasks), np.int32)
+    for index, number in enumerate(numbers):
+        place_of[number] = np.flatnonzero(entries.task_at[layout.dataset_of[number]] == index)[0]
+    entry = np.arange(len(entries.blocks) // places) * places + jnp.asarray(place_of)[task]
+    held = batch.dataset == jnp.asarray(np.asarray(layout.dataset_of))[task]
+
+    def of_task(leaf: jax.Array) -> jax.Array:
+        leaf = jnp.asarray(leaf)[entry]
+        return jnp.where(held.reshape(-1, *(1,) * (leaf.ndim - 1)), leaf, jnp.zeros((), leaf.dtype))
+
+    return jax.tree.map(of_task, dict(labels))
 
 
 def assign_split(layout: BatchLayout, records: np.ndarray | None, batch: Batch, key: jax.Array) -> jax.Array:
@@ -98,8 +127,8 @@ def mask_labels(
     """
     chosen = (number >= low) & (number < high)
 
-    def masked(name: str, labels: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-        of_task = chosen[:, np.asarray(layout.reads(name))]
+    def masked(group: str, labels: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+        of_task = chosen[:, layout.entries[group].blocks]
         if "slot" in labels:
             of_task = jnp.take_along_axis(of_task, labels["slot"], axis=-1)
         masks = {field: labels[field] & of_task for field in ("mask", "teacher_mask") if field in labels}
@@ -227,15 +256,17 @@ def _task_loss(meta: MetaSpec, inputs: StepInputs, micro: Batch, task: jax.Array
     objective, params, hyper = meta.view, inputs.params, inputs.hyper
     task_batch = task_view(inputs.objective.layout, micro, task)
     dropout = terms.dropout_rates(objective, hyper)
-    hidden = objective.network.apply(params, task_batch, dropout, inputs.key).hidden
+    head_inputs = objective.network.apply(params, task_batch, dropout, inputs.key).features
 
-    def branch(name: str) -> Callable[[dict[str, jax.Array]], jax.Array]:
-        def loss(hidden):
-            head, labels = params["heads"][name], terms.join_blocks(task_batch.labels[name])
-            features = terms.features(task_batch, objective.layout, name, hidden[name], dropout, inputs.key)
-            scores = objective.tasks[name].logits(head, features, labels)
-            return terms.loss_sum(objective, name, params, task_batch, hyper, scores)
+    def branch(group: TaskGroup) -> Callable[[HeadInputs], jax.Array]:
+        def loss(head_inputs):
+            labels = view_labels(inputs.objective.layout, micro, group.name, task)
+            part = group_batch(objective.layout, group, task_batch._replace(labels={group.name: labels}))
+            scores = part.logits(params, head_inputs, dropout, inputs.key)
+            return part.loss_sums(params, scores, hyper.teaching).sum()
 
         return loss
 
-    return jax.lax.switch(task, [branch(name) for name in objective.tasks], hidden)
+    group_of = {number: index for index, group in enumerate(objective.groups) for number in group.numbers}
+    which = jnp.asarray([group_of[number] for number in range(len(objective.tasks))])[task]
+    return jax.lax.switch(which, [branch(group) for group in objective.groups], head_inputs)

@@ -104,12 +104,12 @@ def test_draws_and_one_adaptation_by_hand(tiny, run):
         real = (held.segment[index] > 0).astype(np.float32)
         vectors = params["embed"]["word"]["embedding"][0][held.tokens[index]]
         mean = (vectors * real[..., None]).sum(1) / real.sum(1, keepdims=True)
-        head = params["heads"]["color"]["output"]
+        head = jax.tree.map(lambda leaf: leaf[0], params["heads"]["color"]["output"])
         return mean @ head["kernel"] + jnp.broadcast_to(head["bias"], (len(index), len(head["bias"])))
 
     for draw in range(2):
         width = source.layers["embed"]["word"]["embedding"].shape[-1]
-        head = {"output": {"kernel": jnp.zeros((width, classes)), "bias": jnp.zeros((classes,))}}
+        head = {"output": {"kernel": jnp.zeros((1, width, classes)), "bias": jnp.zeros((1, classes))}}
         params = jax.tree.map(jnp.asarray, {**source.layers, "heads": {"color": head}})
         gold = one.episode.gold["train"][few[draw]]
         assert np.bincount(gold).tolist() == [4, 4, 4]

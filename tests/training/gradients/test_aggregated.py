@@ -167,14 +167,16 @@ def test_representations_of_one_text(tiny, differs):
     experiment = build(config)
     state, batch, objective = experiment.init(0), batch_of(experiment), experiment.spec.objective
     micro, layout = _micro(batch)[0], objective.layout
-    hidden = objective.network.apply(state.params, micro).hidden
+    features = objective.network.apply(state.params, micro).features
+    hidden = features.by_task()
+    parts = {name: terms.task_batch(objective, micro, name) for name in layout.tasks}
     total = terms.loss_denominators(objective, micro, experiment.hyper)
 
     def loss(name, hidden):
-        labels = terms.join_blocks(micro.labels[name])
-        task, params = objective.tasks[name], state.params["heads"][name]
-        scores = task.logits(params, terms.features(micro, layout, name, hidden), labels)
-        return task.loss(params, scores, labels).sum() / total[layout.tasks.index(name)]
+        part, head = parts[name], parts[name].heads(state.params)
+        read = part.features(features)._replace(hidden=hidden)
+        scores = part.group.form.logits(head, read, part.labels)
+        return part.group.form.loss(head, scores, part.labels).sum() / total[layout.tasks.index(name)]
 
     @jax.jit
     def gradients_of(hidden):

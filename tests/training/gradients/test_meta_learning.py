@@ -11,10 +11,10 @@ from train_steps import DESCENT, RATE, batch_of, gradient_of_step, placed, step_
 from mtl_jax import checks
 from mtl_jax.config import default
 from mtl_jax.errors import UserError
+from mtl_jax.evaluation.scores import placement_from_config, restore_params
 from mtl_jax.runs import train
 from mtl_jax.runs.build import build
 from mtl_jax.storage import workdir as folders
-from mtl_jax.storage.checkpoint import load_params
 from mtl_jax.storage.metrics_log import read_metrics
 from mtl_jax.training import objective as terms
 from mtl_jax.training.gradients import meta_learning
@@ -253,8 +253,9 @@ def test_a_run_that_goes_on_ends_bitwise_as_the_one_that_was_not_cut(tiny, tmp_p
     (cut / "summary.json").unlink()
     shutil.rmtree(cut / "checkpoints" / "6")
     train.train(config, cut)
-    shapes = jax.eval_shape(lambda: build(config).init_params(0))
-    for one, other in zip(*(jax.tree.leaves(load_params(d, "6", shapes).params) for d in (whole, cut)), strict=True):
+    experiment = build(config)
+    saved = (restore_params(experiment, placement_from_config(experiment), d, "6").params for d in (whole, cut))
+    for one, other in zip(*map(jax.tree.leaves, saved), strict=True):
         np.testing.assert_array_equal(one, other)
     lines = read_metrics(cut)
     assert lines == read_metrics(whole) and [line["step"] for line in lines if line["kind"] == "train"] == [
