@@ -187,7 +187,7 @@ _COLUMNS = "layers that not all tasks share (config.sharing.trunk, config.sharin
 
 RULES = (
     Rule(
-        ("data.blocks_per_batch",),
+        ("data.blocks_per_batch", "optimizer.skip_absent_tasks"),
         lambda c, _: c.data.mixing != "all",
         "a config.data.mixing by which blocks are drawn; with 'all' each data set has its own",
     ),

@@ -241,6 +241,9 @@ class Optimizer(Protocol):
     # With `pretrained`: the output of the layers below the first trained one is computed once for each row, without
     # dropout, and stored in memory.
     cache_frozen: bool = False
+    # Where blocks are drawn: heads and columns of tasks that have no block in a step keep their values, and their state
+    # of the optimizer; with False the moments of Adam decay and weight decay acts in every step.
+    skip_absent_tasks: bool = False
 
 
 class Mesh(Protocol):

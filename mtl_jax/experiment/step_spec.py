@@ -54,11 +54,19 @@ def make_step_spec(
             schedule=ScheduleSpec(
                 optimizer.schedule, optimizer.schedule_options.to_dict(), round(optimizer.warmup_ratio * steps), steps
             ),
+            columns=_columns(owners) if optimizer.skip_absent_tasks else None,
         ),
         slices=slices,
         multipliers={paths[path]: treatment.multipliers[path] for path in treatment.trained},
         clip_norm=optimizer.clip_norm,
         max_nonfinite_steps=config.training.max_nonfinite_steps,
+    )
+
+
+def _columns(owners: Owners) -> frozenset[str]:
+    """The layers of which each task owns a column."""
+    return frozenset(
+        path for path, owner in owners.items() if isinstance(owner, tuple) and len(set(owner)) == len(owner) > 1
     )
 
 

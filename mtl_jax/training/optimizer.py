@@ -15,7 +15,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -94,28 +94,35 @@ def ignores_zeros(name: str) -> bool:
 
 class _Group(NamedTuple):
     """Leaves of one instance of the optimizer: their owners O, the group of tasks whose heads they are ("" for layers),
-    the factor on the learning rate, whether weight decay acts.
+    whether they are columns of which only those of present tasks are updated, the factor on the learning rate, whether
+    weight decay acts.
     """
 
     owners: int
     heads: str
+    columns: bool
     multiplier: float
     decays: bool
 
     @property
     def key(self) -> str:
         """Its name in the state of the optimizer."""
-        heads = f"heads {self.heads}, " * bool(self.heads)
-        return f"{heads}owners {self.owners}, rate {self.multiplier}{', decay' * self.decays}"
+        kind = f"heads {self.heads}, " if self.heads else "columns, " * self.columns
+        return f"{kind}owners {self.owners}, rate {self.multiplier}{', decay' * self.decays}"
 
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerSpec:
-    """The static settings of the optimizer: its name and options, the schedule of its learning rate."""
+    """The static settings of the optimizer: its name and options, the schedule of its learning rate.
+
+    columns  paths of the layers of which each task owns a column, if only what belongs to tasks that are present is
+             updated; None: everything is
+    """
 
     name: str
     options: Mapping[str, Any]
     schedule: ScheduleSpec
+    columns: frozenset[str] | None = None
 
     def __post_init__(self):
         """Raises UserError for options that do not fit."""
@@ -138,7 +145,9 @@ class OptimizerSpec:
         shapes = {"layer_00/kernel": (1, 3, 2), "layer_00/bias": (1, 2), "heads/task/bias": (1, 2)}
         leaves = {path: jnp.ones(shape) for path, shape in shapes.items()}
         one, multipliers = jnp.ones((), jnp.float32), dict.fromkeys(leaves, 1.0)
-        optimizer = self._transformation(one * self.schedule.rate(jnp.int32(0)), one, multipliers, jnp.asarray(True))
+        optimizer = self._transformation(
+            one * self.schedule.rate(jnp.int32(0)), one, multipliers, jnp.asarray(True), {}
+        )
         updates, _ = optimizer.update(leaves, optimizer.init(leaves), leaves)
         if jax.tree.map(jnp.shape, updates) != jax.tree.map(jnp.shape, leaves):
             raise ValueError(f"updates of {self.name!r} have other shapes than the parameters")
@@ -154,7 +163,12 @@ class OptimizerSpec:
         return 1.0 / (1.0 - (self.option("momentum") or 0.0)) if self.name == "sgd" else 1.0
 
     def transformation(
-        self, hyper: Hyperparameters, step: jax.Array, multipliers: Mapping[str, float], ok: jax.Array | bool = True
+        self,
+        hyper: Hyperparameters,
+        step: jax.Array,
+        multipliers: Mapping[str, float],
+        ok: jax.Array | bool = True,
+        present: Mapping[str, jax.Array] | None = None,
     ) -> optax.GradientTransformation:
         """The optax transformation of this step, over a flat dict. Its state has the same structure at every step.
 
@@ -163,11 +177,19 @@ class OptimizerSpec:
           step: int32 scalar.
           multipliers: {path: factor on the learning rate}.
           ok: where it is False the state stays as it is, and the updates are 0.
+          present: {group of tasks: int32[n] indices of those that are present, K_g for none}, and "" for columns; the
+            others keep their state. None: all are.
         """
-        return self._transformation(hyper.learning_rate * self.schedule.rate(step), hyper.weight_decay, multipliers, ok)
+        rate = hyper.learning_rate * self.schedule.rate(step)
+        return self._transformation(rate, hyper.weight_decay, multipliers, ok, present or {})
 
     def _transformation(
-        self, rate: jax.Array, weight_decay: jax.Array, multipliers: Mapping[str, float], ok: jax.Array | bool
+        self,
+        rate: jax.Array,
+        weight_decay: jax.Array,
+        multipliers: Mapping[str, float],
+        ok: jax.Array | bool,
+        present: Mapping[str, jax.Array],
     ) -> optax.GradientTransformation:
         def optimizer(group: _Group) -> optax.GradientTransformation:
             """Over the trees [O, ...] of a group."""
@@ -177,7 +199,7 @@ class OptimizerSpec:
 
         @standard_promotion
         def init(params: FlatParams) -> dict[str, PyTree]:
-            groups = _grouped(params, multipliers)
+            groups = _grouped(params, multipliers, self.columns or ())
             return {group.key: optimizer(group).init(_select_paths(params, paths)) for group, paths in groups.items()}
 
         @standard_promotion
@@ -185,9 +207,10 @@ class OptimizerSpec:
             gradient: FlatParams, state: dict[str, PyTree], params: FlatParams
         ) -> tuple[dict[str, jax.Array], dict[str, PyTree]]:
             updates, after = {}, {}
-            for group, paths in _grouped(params, multipliers).items():
+            for group, paths in _grouped(params, multipliers, self.columns or ()).items():
                 trees = _select_paths(gradient, paths), state[group.key], _select_paths(params, paths)
-                moved, after[group.key] = optimizer(group).update(*trees)
+                slices = present.get(group.heads) if group.heads or group.columns else None
+                moved, after[group.key] = _update_slices(optimizer(group), trees, slices)
                 updates |= cast(dict[str, jax.Array], moved)
             return _select_paths(updates, params), after
 
@@ -203,6 +226,24 @@ class OptimizerSpec:
             return jax.lax.cond(ok, move, stay, updates, state, params)
 
         return optax.GradientTransformation(init, update)
+
+
+def _update_slices(
+    optimizer: optax.GradientTransformation, trees: tuple[PyTree, PyTree, PyTree], slices: jax.Array | None
+) -> tuple[PyTree, PyTree]:
+    """(updates, state) of trees [O, ...]: gradient, state and parameters; only of the `slices` int32[n], O for none."""
+    if slices is None:
+        return optimizer.update(*trees)
+    taken = jax.tree.map(lambda leaf: jnp.take(leaf, slices, axis=0, mode="clip"), trees)
+    updates, after = optimizer.update(*taken)
+
+    def put(leaf: jax.Array, new: jax.Array) -> jax.Array:
+        return leaf.at[slices].set(new, mode="drop")  # a task that is there twice has the same values twice
+
+    gradient, state, _ = trees
+    return jax.tree.map(lambda leaf, new: put(jnp.zeros_like(leaf), new), gradient, updates), jax.tree.map(
+        put, state, after
+    )
 
 
 def make_optimizer(
@@ -235,12 +276,14 @@ def optimizer_problem(name: str, options: Mapping[str, Any]) -> str:
     return option_problem("config.optimizer.options", name, OPTIMIZERS[name], options, _FIELDS)
 
 
-def _grouped(params: FlatParams, multipliers: Mapping[str, float]) -> dict[_Group, list[str]]:
+def _grouped(params: FlatParams, multipliers: Mapping[str, float], columns: Collection[str]) -> dict[_Group, list[str]]:
     groups: dict[_Group, list[str]] = {}
     for path, leaf in params.items():
         layer, name, *_ = path.split("/")
         heads = name if layer == "heads" else ""
-        groups.setdefault(_Group(leaf.shape[0], heads, multipliers[path], decays(path)), []).append(path)
+        groups.setdefault(_Group(leaf.shape[0], heads, layer in columns, multipliers[path], decays(path)), []).append(
+            path
+        )
     return groups
 
 

@@ -64,7 +64,8 @@ def update(
     length = norms * jnp.maximum(rate * spec.optimizer.gain, 1.0)  # a step of this length must not overflow
     bad = ~jnp.isfinite(length) | jnp.append(~jnp.isfinite(losses), False)
     ok = ~bad.any() & (bad_steps < spec.max_nonfinite_steps)
-    optimizer = spec.optimizer.transformation(inputs.hyper, inputs.step, spec.multipliers, ok)
+    present = None if spec.optimizer.columns is None else present_slices(inputs)
+    optimizer = spec.optimizer.transformation(inputs.hyper, inputs.step, spec.multipliers, ok, present)
     updates, opt_state = optimizer.update(gradient, opt_state, inputs.trained)
     updates, ratios = _proximal(inputs, cast(FlatParams, updates), rate * spec.optimizer.gain, strengths)
     chex.assert_trees_all_equal_shapes(updates, inputs.trained)
@@ -72,6 +73,24 @@ def update(
     if inputs.hyper.tied is not None:
         trained = _if(inputs.hyper.tied, _tie, dict, trained)
     return Update(trained, opt_state, ok, bad, rate, ratios)
+
+
+def present_slices(inputs: StepInputs) -> dict[str, jax.Array]:
+    """{group of tasks: int32[n] indices of those that have a block in this step, K_g for none}, and "" for the indices
+    on the K axis; {} where every task has a block in each step.
+    """
+    layout, found = inputs.objective.layout, {}
+    every = []
+    for group in inputs.objective.groups:
+        entries = layout.entries[group.name]
+        if entries.fixed is not None:
+            return {}
+        dataset = inputs.batch.dataset[:, entries.blocks]  # [A, E]
+        index = jnp.asarray(entries.task_at)[dataset, entries.places].reshape(-1)
+        found[group.name] = jnp.where(index >= 0, index, len(group.tasks))
+        numbers = jnp.asarray((*group.numbers, len(layout.tasks)), jnp.int32)
+        every.append(numbers[found[group.name]])
+    return {**found, "": jnp.concatenate(every)}
 
 
 def _proximal(

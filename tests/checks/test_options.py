@@ -364,6 +364,7 @@ CHANGES = {
     "optimizer.param_groups": ({"x": {"params": "^embed/", "lr_multiplier": 2.0}},),
     "optimizer.freeze": (("^layer_",),),
     "optimizer.cache_frozen": (True,),
+    "optimizer.skip_absent_tasks": (True,),
     "training.steps": (40,),
     "training.grad_accum_steps": (2,),
     "training.max_nonfinite_steps": (3,),

@@ -291,3 +291,34 @@ def test_entries_of_static_and_drawn_layouts():
     assert entries.fixed is None and entries.blocks.tolist() == [0, 0, 1, 1] and entries.places.tolist() == [0, 1] * 2
     assert entries.task_at.tolist() == [[1, -1], [0, 2]]
     assert drawn.member == {"p": ("p + 2", 0), "r": ("p + 2", 1), "s": ("p + 2", 2), "q": ("q", 0)}
+
+
+@pytest.mark.parametrize("trunk", ["all", "none"])
+def test_absent_tasks_keep_values_and_state(make, trunk):
+    """Of drawn blocks a step moves the tasks of its data set alone; a task that is there moves as it does otherwise."""
+    drawn = {"data__mixing": "round_robin", "sharing__trunk": trunk, "optimizer__weight_decay": 0.5}
+    skipping = build(make(**drawn, optimizer__skip_absent_tasks=True))
+    plain = build(make(**drawn))
+    start, after = skipping.init(0), []
+    for experiment in (skipping, plain):
+        state, metrics = steps(experiment, 1, state=experiment.init(0)._replace(step=jnp.int32(2)))
+        after.append((state, named(experiment, state.params)))
+    before, present = named(skipping, start.params), dict(zip(skipping.tasks, metrics["present"].tolist(), strict=True))
+    assert 0 < sum(present.values()) < len(present)
+    for task, is_present in present.items():
+        path = f"heads/{task}/output/kernel"
+        wanted = after[1][1][path] if is_present else before[path]
+        np.testing.assert_array_equal(after[0][1][path], wanted, err_msg=task)
+        assert (after[1][1][path] != before[path]).any()  # of an absent task by weight decay
+    if trunk == "none":
+        wanted = np.where(
+            np.asarray(list(present.values()))[:, None], after[1][1]["layer_00/bias"], before["layer_00/bias"]
+        )
+        np.testing.assert_array_equal(after[0][1]["layer_00/bias"], wanted)
+    changed = [
+        np.asarray(a != b).reshape(len(a), -1).any(axis=1).tolist()
+        for path, leaf in jax.tree_util.tree_leaves_with_path(after[0][0].opt_state)
+        if "heads small + 1" in str(path)
+        for a, b in [(np.asarray(leaf), np.asarray(dict(jax.tree_util.tree_leaves_with_path(start.opt_state))[path]))]
+    ]
+    assert changed and {tuple(c) for c in changed} <= {(present["small"], present["large"]), (False, False)}
