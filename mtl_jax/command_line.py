@@ -9,6 +9,7 @@
     python launch.py --workdir=runs/x --mode=export --output=folder              a Hugging Face folder for each column
     python launch.py --config=configs/x.py --workdir=runs/x --mode=ablate        a grid of settings, or resume it
     python launch.py --config=configs/x.py --workdir=runs/x --mode=relate        which tasks help which
+    python launch.py --config=configs/x.py --workdir=runs/x --mode=ablate --shard=0/4    a part of the grid; then report
     python launch.py --mode=merge --runs=runs/a,runs/b --output=runs/merged      columns of runs as one encoder
     python launch.py --workdir=runs/x --mode=adapt --config=configs/new.py --output=folder    new tasks, few examples
     python launch.py --mode=report --runs=runs/a,runs/b --output=runs/report     report.html of runs and ablations
@@ -37,6 +38,8 @@ from mtl_jax import modes
 from mtl_jax.errors import Stopped, UserError
 from mtl_jax.runtime import config_file, interruption, terminal
 from mtl_jax.runtime.flags import entry_point, parse
+from mtl_jax.runtime.shards import Shard
+from mtl_jax.runtime.shards import parse as parse_shard
 
 CONFIG = config_file.define_config_flag("config")
 WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the run.")
@@ -57,6 +60,7 @@ PROCESSES = flags.DEFINE_integer("processes", 0, "Several processes: how many; 0
 PROCESS = flags.DEFINE_integer("process", -1, "Several processes: the number of this one, from 0; -1 asks the cluster.")
 START_SECONDS = flags.DEFINE_integer("start_seconds", 300, "Several processes: how long to wait for all others.")
 HEARTBEAT_SECONDS = flags.DEFINE_integer("heartbeat_seconds", 100, "Several processes: how long one may be silent.")
+SHARD = flags.DEFINE_string("shard", "", "ablate, relate, predict: only part i of n, written i/n, e.g. 0/4.")
 BY = flags.DEFINE_string("by", "", "compare --against: a field of records; examples with one value form a group.")
 
 
@@ -103,7 +107,16 @@ def _options() -> modes.Options:
         runs=_folders(RUNS),
         against=_folders(AGAINST),
         by=BY.value,
+        shard=_shard(),
     )
+
+
+def _shard() -> Shard | None:
+    """The shard of --shard. Raises UserError where the mode has no shards."""
+    shard = parse_shard(SHARD.value)
+    if shard is not None and MODE.value not in modes.IN_SHARDS:
+        raise UserError(f"--shard: --mode={MODE.value} has no shards; {', '.join(modes.IN_SHARDS)} have")
+    return shard
 
 
 def _folders(flag: flags.FlagHolder) -> list[pathlib.Path]:

@@ -7,17 +7,19 @@ from __future__ import annotations
 
 import pathlib
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
 from mtl_jax.config.plain import from_plain
 from mtl_jax.errors import UserError
 from mtl_jax.runtime import interruption
+from mtl_jax.runtime.shards import Shard, shards_in
 
 TRAINING_MODES = ("train", "ablate", "relate")  # they need --config
 WITH_LANES = ("ablate", "relate", "adapt")  # many small models, each on a core
 WITH_CHECKPOINTS = ("train", "ablate", "relate")  # they save when a signal stops them
+IN_SHARDS = ("ablate", "relate", "predict")  # modes that take --shard
 WITHOUT_PROGRAMS = ("inspect", "report")  # they compile nothing
 SINGLE_PROCESS = ("inspect", "export", "compare", "report")
 
@@ -41,6 +43,7 @@ class Options(NamedTuple):
     runs: Sequence[pathlib.Path]
     against: Sequence[pathlib.Path]
     by: str
+    shard: Shard | None
 
     def checkpoints(self) -> Sequence[str]:
         """Those of the flag, or the best."""
@@ -145,6 +148,7 @@ def predict(options: Options) -> None:
         dataset=options.dataset,
         reader=options.reader,
         split=options.split,
+        shard=options.shard,
     )
 
 
@@ -231,18 +235,33 @@ def relate(options: Options) -> int | None:
     return _train_lanes(options, relate, report.relatedness_report)
 
 
-def _train_lanes(
-    options: Options, run: Callable[..., object], make_report: Callable[[pathlib.Path], str]
-) -> int | None:
+def _train_lanes(options: Options, run: Callable[..., Any], make_report: Callable[[pathlib.Path], str]) -> int | None:
     """Trains lanes in --workdir and prints the report."""
     from mtl_jax import checks
+    from mtl_jax.analysis.ablation import gathering
+    from mtl_jax.runs import commands
     from mtl_jax.runtime import distributed
     from mtl_jax.storage import workdir as folders
 
     options.require(options.workdir, "--workdir=FOLDER")
-    config = options.checked_config()
+    config, shard = options.checked_config(), options.shard
+
+    def check(lane_config: ConfigDict) -> dict[str, str]:
+        return checks.check(lane_config, options.mode)
+
+    if shard is not None:
+        common = folders.prepare(options.workdir)
+        with folders.locked(shard.folder(common)) as workdir:
+            distributed.from_first(lambda: gathering.claim(common, shard, config, options.mode))
+            trained = run(config, workdir, check, shard)
+        if trained is None:
+            return interruption.exit_status()
+        print(f"\n{shard}: {len(trained.lanes)} lanes in {workdir}\nnext  {commands.gather_command(common)}")
+        return None
     with folders.locked(options.workdir) as workdir:
-        if run(config, workdir, lambda lane_config: checks.check(lane_config, options.mode)) is None:
+        if shards_in(workdir):
+            raise UserError(f"{workdir} holds shards, which --mode=report gathers; take another --workdir")
+        if run(config, workdir, check) is None:
             return interruption.exit_status()
         if distributed.is_first():
             print("\n" + make_report(workdir))
@@ -293,7 +312,46 @@ def report(options: Options) -> None:
     options.require(runs, "--workdir=FOLDER, or --runs=FOLDER,FOLDER,... and --output=FOLDER")
     if len(runs) > 1 and not options.output:
         raise UserError("--mode=report of several --runs needs --output=FOLDER")
-    print(report.report_page(runs, pathlib.Path(options.output or runs[0]).expanduser()))
+    print(report.report_page(_gathered(runs, options.output), pathlib.Path(options.output or runs[0]).expanduser()))
+
+
+def _gathered(runs: Sequence[pathlib.Path], output: str) -> Sequence[pathlib.Path]:
+    """The runs; those in shards are gathered first, each in its folder.
+
+    Folders that hold some of the shards each are one experiment, which is gathered in --output.
+    """
+    held = {run: shards_in(run) for run in dict.fromkeys(runs)}
+    parts = [run for run, shards in held.items() if shards and len(shards) < next(iter(shards)).count]
+    if len(parts) < 2:
+        parts = []
+    for run in (run for run, shards in held.items() if shards and run not in parts):
+        _gather([run], run)
+    if not parts:
+        return runs
+    out = pathlib.Path(output).expanduser()
+    _gather(parts, out)
+    return [*(run for run in runs if run not in parts), out]
+
+
+def _gather(workdirs: Sequence[pathlib.Path], out: pathlib.Path) -> None:
+    """The results of the shards in some workdirs, written to a folder as a run without shards writes them."""
+    from mtl_jax import checks
+    from mtl_jax.analysis.ablation import gathering
+    from mtl_jax.analysis.relatedness import relate
+    from mtl_jax.storage import run_warnings
+    from mtl_jax.storage import workdir as folders
+
+    found = gathering.find(workdirs)
+    with folders.locked(out):
+        if found.mode == "relate":
+            warnings, file = relate.gather(found, out)["warnings"], "relatedness.json"
+        else:
+            grid = gathering.gather_ablation(found, out, lambda config: checks.check(config, found.mode))
+            warnings, file = grid.warnings, "ablation.json"
+    print(f"gathered from {len(found.folders)} of {found.count} shards: {out / file}")
+    for warning in warnings:
+        if warning["kind"] == run_warnings.PARTIAL:
+            print(f"  {warning['text']}")
 
 
 MODES: dict[str, Mode] = {

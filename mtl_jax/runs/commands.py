@@ -17,6 +17,11 @@ def launch_command(**flags: object) -> str:
     return " ".join([entry_point(), *(f"--{name}={shlex.quote(str(value))}" for name, value in flags.items())])
 
 
+def gather_command(workdir: pathlib.Path) -> str:
+    """What gathers the shards in a workdir, once all of them are done."""
+    return launch_command(workdir=workdir, mode="report")
+
+
 def next_commands(workdir: pathlib.Path) -> list[str]:
     """What a finished run can be used for."""
     config = from_plain(read_config(workdir))

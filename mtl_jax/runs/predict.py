@@ -20,7 +20,11 @@ from mtl_jax.evaluation.inference import Predictor, location_fields
 from mtl_jax.evaluation.input_files import InputRequest, OpenInput, open_input
 from mtl_jax.runtime import distributed
 from mtl_jax.runtime.progress import progress_bar
+from mtl_jax.runtime.shards import Shard
+from mtl_jax.storage import workdir as folders
 from mtl_jax.storage.prediction_file import PredictionFile
+from mtl_jax.storage.prediction_parts import PartIdentity, PredictionPart
+from mtl_jax.training.parameter_paths import flatten
 from mtl_jax.training.placement import require_platform
 
 CHUNK = 256  # records read, predicted and written at a time
@@ -37,6 +41,7 @@ def predict(
     dataset: str = "",
     reader: str = "",
     split: str = "",
+    shard: Shard | None = None,
 ) -> None:
     """Reads records and writes a JSON line for each: {"line": its number, task: labels, tags, answers, probabilities}.
 
@@ -59,6 +64,7 @@ def predict(
       target: file, "" for the standard output.
       tasks: of the run; () for all.
       dataset, reader, split: how the source is read, see `input_files.InputRequest`.
+      shard: predicts its part of the records only, see `prediction_parts`; the last one to end joins them.
 
     Raises:
       UserError: no such file or checkpoint; a record that no task can read, with its place.
@@ -68,16 +74,33 @@ def predict(
         raise UserError(f"--output={target} is the input; name another file")
     if source == "-" and jax.process_count() > 1:
         raise UserError("--input=-: several processes have no common standard input; name a file")
+    if shard is not None and (source == "-" or not target):
+        raise UserError("--shard: a shard reads a part of a file and writes a file; name both by --input and --output")
     predictor = Predictor(config, workdir, which, tasks)
+    request = InputRequest(source, dataset, reader, split)
+    if shard is not None:
+        _predict_part(predictor, request, PredictionPart(pathlib.Path(target).expanduser(), shard))
+        return
+    count = _predict_chunks(predictor, request, target)
+    if target:
+        print(f"{count} predictions in {target}")
+
+
+def _predict_chunks(predictor: Predictor, request: InputRequest, target: str, selected: range | None = None) -> int:
+    """Writes the predictions of the chunks `selected` (None: all); returns their number.
+
+    Raises:
+      UserError: there are no records.
+    """
     notes: list[Note] = []
     with contextlib.ExitStack() as stack:
-        opened = stack.enter_context(
-            open_input(InputRequest(source, dataset, reader, split), predictor.reading.datasets)
-        )
+        opened = stack.enter_context(open_input(request, predictor.reading.datasets))
         output = stack.enter_context(PredictionFile(target)) if distributed.is_first() else None
         bar = stack.enter_context(progress_bar("predicting", "record"))
         count = 0
         chunks = _chunks(opened.items, notes, CHUNK)
+        if selected is not None:
+            chunks = itertools.islice(chunks, selected.start, selected.stop)
         while together := list(itertools.islice(chunks, jax.process_count() if predictor.alone else 1)):
             for lines in _predict(predictor, opened, together, output, verify=not count):
                 output.write(lines)
@@ -86,13 +109,45 @@ def predict(
             distributed.require_no_signal()
         if output is not None:
             output.truncate()
-    if not count:
-        raise UserError(f"--input={source}: no records in it")
+    if not count and selected is None:
+        raise UserError(f"--input={request.source}: no records in it")
     notes += [note for of_process in distributed.gather(predictor.reading.notes) for note in of_process]
     for note in summarize_notes("input", notes) if distributed.is_first() else ():
         print(note, file=sys.stderr)
-    if target:
-        print(f"{count} predictions in {target}")
+    return count
+
+
+def _predict_part(predictor: Predictor, request: InputRequest, part: PredictionPart) -> None:
+    """Writes the part of a shard, and joins all parts if it is the last."""
+    with folders.locked(part.folder):
+        distributed.from_first(part.begin)
+        identity = _identity(predictor, request)
+        selected = part.shard.part(range(-(-identity["records"] // CHUNK)))
+        count = _predict_chunks(predictor, request, str(part.file), selected)
+        missing = distributed.from_first(lambda: part.finish(identity))
+    print(f"{part.shard}: {count} of {identity['records']} predictions in {part.file}")
+    if missing:
+        print(f"{part.target} is not complete yet: {', '.join(map(str, missing))} missing")
+    else:
+        print(f"all {part.shard.count} shards are done: {identity['records']} predictions in {part.target}")
+
+
+def _identity(predictor: Predictor, request: InputRequest) -> PartIdentity:
+    """What the parts have in common; the first records determine the shapes of all batches, as without shards."""
+    digest, count = hashlib.sha256(), 0
+    with open_input(request, predictor.reading.datasets) as opened:
+        for records in _chunks(opened.items, [], CHUNK):
+            if not count:
+                predictor.set_rows(predictor.reading.read(records, opened.folder))
+                predictor.reading.notes.clear()
+            count += len(records)
+            digest.update(repr([(record.line, record.fields) for record in records]).encode())
+    if not count:
+        raise UserError(f"--input={request.source}: no records in it")
+    model = hashlib.sha256(repr(sorted(predictor.reading.tasks)).encode())
+    for path, leaf in sorted(flatten(distributed.to_host(predictor.params)).items()):
+        model.update(path.encode() + leaf.tobytes())
+    return {"input": digest.hexdigest(), "records": count, "model": model.hexdigest()}
 
 
 def _predict(

@@ -42,17 +42,26 @@ def require_same_data(metadata: dict[str, Any], corpus: Corpus, step: int) -> No
         )
     if metadata["data"] == current["data"]:
         return
+    raise UserError(
+        f"the checkpoint of step {step} was trained on other data ({data_differences(metadata, current)}). Restore the "
+        "data, or take another --workdir"
+    )
+
+
+def data_differences(
+    first: dict[str, Any], second: dict[str, Any], name_of_first: str = "then", name_of_second: str = "now"
+) -> str:
+    """How two `data_metadata` differ, for messages."""
     differing = [
-        f"{kind} {name}: {saved.get(name, 'none')} then, {numbers.get(name, 'none')} now"
-        for kind, numbers in current["numbers"].items()
-        for saved in [metadata.get("numbers", {}).get(kind, {})]
+        f"{kind} {name}: {saved.get(name, 'none')} {name_of_first}, {numbers.get(name, 'none')} {name_of_second}"
+        for kind, numbers in second["numbers"].items()
+        for saved in [first.get("numbers", {}).get(kind, {})]
         for name in sorted(saved.keys() | numbers.keys())
         if saved.get(name) != numbers.get(name)
     ]
-    raise UserError(
-        f"the checkpoint of step {step} was trained on other data (fingerprint {metadata['data'][:12]} then, "
-        f"{current['data'][:12]} now; {'; '.join(differing) or 'as many examples, rows and labels, other contents'}). "
-        "Restore the data, or take another --workdir"
+    return (
+        f"fingerprint {first['data'][:12]} {name_of_first}, {second['data'][:12]} {name_of_second}; "
+        f"{'; '.join(differing) or 'as many examples, rows and labels, other contents'}"
     )
 
 

@@ -11,12 +11,13 @@ from mtl_jax.storage.summary import RunWarning, Summary
 from mtl_jax.storage.workdir import read_summary
 from mtl_jax.training import penalty_effect
 
+PARTIAL = "partial"  # lanes that are missing
 STEPS = "steps"  # skipped, because a loss or gradient was not finite
 SCORE = "score"  # not defined
 PREDICTIONS = "predictions"  # all alike
 PENALTY = "penalty"  # has hardly any effect, or ties everything
 RUNS = "runs"  # other runs or lanes that the result depends on
-SEVERITY = (STEPS, SCORE, PREDICTIONS, PENALTY, RUNS, SPLITS, RECORDS, LABELS, LENGTH, OTHER)  # in this order
+SEVERITY = (PARTIAL, STEPS, SCORE, PREDICTIONS, PENALTY, RUNS, SPLITS, RECORDS, LABELS, LENGTH, OTHER)  # in this order
 LINES_PER_KIND = 3  # lines shown of each kind
 
 

@@ -90,7 +90,8 @@ def require_unclaimed(workdir: pathlib.Path, config: Config) -> None:
 
 def is_ablation(workdir: pathlib.Path) -> bool:
     """Whether the folder is of many lanes (--mode=ablate or relate) and not of a single run."""
-    return any((workdir / name).exists() for name in ("programs", "ablation.json", "transfer", "relatedness.json"))
+    names = ("programs", "ablation.json", "transfer", "relatedness.json", "shards")
+    return any((workdir / name).exists() for name in names)
 
 
 def claim(workdir: pathlib.Path, config: Config) -> None:

@@ -1,70 +1,46 @@
-"""An ablation from its config to its lanes: programs sequentially, each in the largest batches that fit into memory."""
+"""An ablation from its config to its lanes: programs sequentially, those that are done are read."""
 
 from __future__ import annotations
 
-import functools
-import json
 import pathlib
-import shutil
-import statistics
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, TypedDict
+from collections.abc import Callable, Mapping
+from typing import Any
 
-import jax
 from ml_collections import ConfigDict
-from tqdm import tqdm
 
-from mtl_jax.analysis.ablation import exact_optima, halving, hypergradient, lanes, memory, plan, results, traced_fields
-from mtl_jax.analysis.ablation.engine import Engine, resident
-from mtl_jax.analysis.ablation.lane_batch import LaneBatch
-from mtl_jax.analysis.ablation.lane_log import LaneResult
-from mtl_jax.analysis.ablation.lane_program import Built, Sources, build
+from mtl_jax.analysis.ablation import parts, plan, results
+from mtl_jax.analysis.ablation.lane_program import Sources
 from mtl_jax.analysis.ablation.lane_warnings import lane_warnings
-from mtl_jax.analysis.ablation.plan import Plan, Program
+from mtl_jax.analysis.ablation.parts import Parts
+from mtl_jax.analysis.ablation.plan import Plan
+from mtl_jax.analysis.ablation.program_training import ProgramResults, ProgramTraining, read_program
 from mtl_jax.analysis.ablation.records import Grid, Lane
-from mtl_jax.analysis.ablation.turns import LaneId, plan_turns, write_results
-from mtl_jax.errors import Stopped, UserError
+from mtl_jax.errors import UserError
 from mtl_jax.runtime import distributed
 from mtl_jax.runtime.progress import progress_bar
+from mtl_jax.runtime.shards import Shard
 from mtl_jax.runtime.stop_signals import StopSignals
 from mtl_jax.storage import run_warnings
 from mtl_jax.storage import workdir as folders
-from mtl_jax.storage.data_identity import data_metadata, require_same_data
-from mtl_jax.storage.summary import RunWarning
 from mtl_jax.training.placement import require_platform
 
 
-class ProgramResults(TypedDict):
-    """lanes.json: what a program has yielded.
-
-    lanes       `records.Lane` as dicts
-    fields      fields of the config that each setting changes
-    references  see `records.Grid`
-    cost        "parameters" and "step_seconds", see `records.Grid`
-    notes       sentences for people
-    warnings    about the data
-    tasks       task -> its metrics
-    """
-
-    lanes: list[dict[str, Any]]
-    fields: list[dict[str, Any]]
-    references: list[dict[str, Any]]
-    cost: dict[str, Any]
-    notes: list[str]
-    warnings: list[RunWarning]
-    tasks: dict[str, list[str]]
-
-
-def ablate(config: ConfigDict, workdir: pathlib.Path, check: Callable[[ConfigDict], Mapping[str, str]]) -> Grid | None:
+def ablate(
+    config: ConfigDict,
+    workdir: pathlib.Path,
+    check: Callable[[ConfigDict], Mapping[str, str]],
+    shard: Shard | None = None,
+) -> Grid | None:
     """Trains every lane of an ablation; resumes what the workdir has.
 
     Args:
       config: with `config.ablation`.
       workdir: gets config.json, programs/<name>/lanes.json, ablation.csv and ablation.json.
       check: as in `plan.make_plan`.
+      shard: trains the lanes of this one only, and writes no ablation.csv and ablation.json: see `gathering`.
 
     Returns:
-      all lanes; None where SIGTERM or Ctrl-C stopped it after a checkpoint.
+      all lanes that it is for; None where SIGTERM or Ctrl-C stopped it after a checkpoint.
 
     Raises:
       UserError: what is wrong with the config, the data or the workdir; a lane that does not fit into memory.
@@ -72,16 +48,21 @@ def ablate(config: ConfigDict, workdir: pathlib.Path, check: Callable[[ConfigDic
     require_platform(config.training.platform)
     folders.require_unclaimed(workdir, config)
     planned = plan.make_plan(config, check)
+    selected = parts.part(planned, shard) if shard else parts.whole(planned)
     print(planned.describe())
     if distributed.is_first():
         folders.claim(workdir, config)
-    method = {"name": config.ablation.method, **config.ablation.options.to_dict()}
-    grid = train(planned, method, workdir, "ablation")
-    if grid is not None:
+    grid = train(planned, method_of(config), workdir, "ablation", selected=selected)
+    if grid is not None and shard is None:
         if distributed.is_first():
             results.write_grid(workdir, grid)
         _require_training(workdir, grid)
     return grid
+
+
+def method_of(config: ConfigDict) -> dict[str, Any]:
+    """`Grid.method` of an ablation."""
+    return {"name": config.ablation.method, **config.ablation.options.to_dict()}
 
 
 def _require_training(workdir: pathlib.Path, grid: Grid) -> None:
@@ -94,9 +75,15 @@ def _require_training(workdir: pathlib.Path, grid: Grid) -> None:
 
 
 def train(
-    planned: Plan, method: Mapping[str, Any], workdir: pathlib.Path, description: str, sources: Sources | None = None
+    planned: Plan,
+    method: Mapping[str, Any],
+    workdir: pathlib.Path,
+    description: str,
+    sources: Sources | None = None,
+    *,
+    selected: Parts | None = None,
 ) -> Grid | None:
-    """Trains all lanes of a plan, in workdir/programs, or resumes them.
+    """Trains lanes of a plan, in workdir/programs, or resumes them.
 
     Args:
       planned: programs and seeds.
@@ -104,27 +91,34 @@ def train(
       workdir: gets programs/<name>/lanes.json.
       description: of the progress bar.
       sources: data and encoder that were read already.
+      selected: the lanes to train; None: all of them.
 
     Returns:
-      the grid; None where a signal stopped the training.
+      the grid of these lanes; None where a signal stopped the training.
     """
     sources, done = sources or Sources(), {}
-    with StopSignals() as stop, progress_bar(description, "step", planned.lane_steps) as bar:
-        for program in planned.programs:
+    selected = parts.whole(planned) if selected is None else selected
+    programs = [program for program in planned.programs if program.name in selected]
+    lane_steps = {p.name: p.config.training.steps * len(selected[p.name]) for p in programs}
+    with StopSignals() as stop, progress_bar(description, "step", sum(lane_steps.values())) as bar:
+        for program in programs:
             folder = workdir / "programs" / program.name
-            done[program.name] = distributed.from_first(lambda folder=folder: _read(folder / "lanes.json"))
-            if done[program.name] is not None:
-                bar.update(len(program.settings) * len(planned.seeds) * program.config.training.steps)
+            results_before = distributed.from_first(lambda folder=folder: read_program(folder))
+            if results_before is not None:
+                done[program.name] = results_before
+                bar.update(lane_steps[program.name])
                 continue
-            done[program.name] = _Training(program, planned.seeds, folder, stop, bar).run(sources)
-            if done[program.name] is None:
+            trained = ProgramTraining(program, selected[program.name], folder, stop, bar).run(sources)
+            if trained is None:
                 bar.close()
                 print(f"{workdir}: stopped by a signal, saved; the same command resumes from there")
                 return None
-    return _grid(planned, method, done)
+            done[program.name] = trained
+    return make_grid(planned, method, done)
 
 
-def _grid(planned: Plan, method: Mapping[str, Any], done: Mapping[str, ProgramResults]) -> Grid:
+def make_grid(planned: Plan, method: Mapping[str, Any], done: Mapping[str, ProgramResults]) -> Grid:
+    """The grid of a plan from the results of its programs, of which some may be absent."""
     all_lanes = [Lane(**lane) for program in done.values() for lane in program["lanes"]]
     warnings = [warning for program in done.values() for warning in program["warnings"]]
     return Grid(
@@ -134,181 +128,12 @@ def _grid(planned: Plan, method: Mapping[str, Any], done: Mapping[str, ProgramRe
         costs=[
             {"choices": dict(program.choices), **done[program.name]["cost"]}
             for program in planned.programs
-            if program.settings[0].line == "sharing"
+            if program.settings[0].line == "sharing" and program.name in done
         ],
-        tasks=done[planned.programs[-1].name]["tasks"],
+        tasks=[*done.values()][-1]["tasks"],
         lanes=all_lanes,
         references=[reference for program in done.values() for reference in program["references"]],
         notes=[f"{name}: {note}" for name, program in done.items() for note in program["notes"]],
         method=dict(method),
         warnings=run_warnings.by_severity([*lane_warnings(all_lanes), *warnings]),
     )
-
-
-class _Engines(NamedTuple):
-    """(S, L) -> the engine of that shape; and S and L of a batch of lanes."""
-
-    engine_for: Callable[[int, int], Engine]
-    seeds: int
-    settings: int
-
-
-class _Training(NamedTuple):
-    """The training of one program's lanes."""
-
-    program: Program
-    seeds: tuple[int, ...]
-    folder: pathlib.Path
-    stop: StopSignals
-    bar: tqdm
-
-    @property
-    def config(self) -> ConfigDict:
-        """The config of the program."""
-        return self.program.config
-
-    def run(self, sources: Sources) -> ProgramResults | None:
-        """Trains all lanes and writes lanes.json; None where a signal stopped it."""
-        self.bar.set_description(self.program.name, refresh=False)
-        built = build(self.program, sources)
-        for note in (*sources.new_notes(built.experiment.corpus), *built.notes):
-            self.bar.write(f"  {note}")
-        batches = self._train_batches(built, self._engines(built))
-        if batches is None:
-            return None
-        done = self._results(built, *batches)
-        distributed.wait_for_all("checkpoints closed")
-        if distributed.is_first():
-            folders.write_json(self.folder / "lanes.json", done)
-            for folder in self.folder.glob("turn_*"):
-                shutil.rmtree(folder)
-        jax.clear_caches()  # or the programs that are done stay in memory
-        return done
-
-    def _engines(self, built: Built) -> _Engines:
-        ablation, seeds, count = self.config.ablation, len(self.seeds), len(self.program.settings)
-        layout = ablation.lane_execution
-        if layout == "auto":
-            layout = "map" if jax.default_backend() == "cpu" else "vmap"
-        shape_of = functools.partial(lanes.shape_of, layout=layout, mesh=self.config.training.mesh.to_dict())
-        budget = memory.available_bytes(ablation.memory_fraction)
-        rows = resident(built, shape_of(seeds, count).mesh, budget)
-
-        @functools.lru_cache(maxsize=2)
-        def engine_for(seeds: int, settings: int) -> Engine:
-            return Engine(built, shape_of(seeds, settings), rows)
-
-        wanted = (seeds, count)
-        if ablation.max_lanes:
-            wanted = (min(seeds, ablation.max_lanes), max(1, min(count, ablation.max_lanes // seeds)))
-        size = memory.fit_lanes(
-            lambda *size: max(distributed.gather(engine_for(*size).needed)), *wanted, budget, self.program.name
-        )
-        if size != (seeds, count):
-            self.bar.write(
-                f"  {self.program.name}: {size[0]} seeds × {size[1]} settings at once, the others after them"
-            )
-        return _Engines(engine_for, *size)
-
-    def _train_batches(self, built: Built, engines: _Engines) -> tuple[dict[LaneId, LaneResult], list[float]] | None:
-        """The results by (seed, setting), and the seconds of steps; None where a signal stopped the training."""
-        count, config = len(self.program.settings), self.config
-        is_sweep = built.settings[0].line == "sharing"
-        rungs = halving.rungs(config, count) if is_sweep and config.ablation.method == "halving" else ()
-        tuner_for = None
-        if is_sweep and config.ablation.method == "hypergradient":
-            tuner_for = functools.partial(hypergradient.Tuner, fields=self.program.moves)
-        lane_ids = [(seed, i) for i in range(count) for seed in self.seeds]
-        turns, done = plan_turns(self.folder, lane_ids, (engines.seeds, engines.settings))
-        if rungs and len(turns) > 1:
-            raise UserError(
-                f"{self.program.name}: config.ablation.method = 'halving' compares all lanes at each rung, but only "
-                f"{engines.seeds} × {engines.settings} of {len(self.seeds)} × {count} fit at once; take fewer, or "
-                "method = 'grid'"
-            )
-        data = data_metadata(built.experiment.corpus)
-        for part in done:
-            require_same_data(part["data"], built.experiment.corpus, config.training.steps)
-            self.bar.update(config.training.steps * len(part["lanes"]))
-        for turn in turns:
-            with LaneBatch(engines.engine_for, turn.seeds, turn.settings, turn.folder, tuner_for, turn.parent) as batch:
-                batch_results = self._train_batch(batch, rungs, built)
-            if batch_results is None:
-                return None
-            lanes = [(*lane, result) for lane, result in batch_results.items()]
-            done.append({"lanes": lanes, "step_seconds": batch.step_seconds, "data": data})
-            write_results(turn, done[-1])
-            self.stop.release()
-        lane_results = {(seed, i): result for part in done for seed, i, result in part["lanes"]}
-        return lane_results, [seconds for part in done for seconds in part["step_seconds"]]
-
-    def _train_batch(self, batch: LaneBatch, rungs: Sequence[int], built: Built) -> dict[LaneId, LaneResult] | None:
-        self.bar.update(batch.step * len(batch.logs))
-        for rung in (*rungs, self.config.training.steps):
-            if not batch.run(rung, self.stop, self.bar):
-                return None
-            if rung in rungs and not self._halve(batch, built):
-                return None
-        return batch.results(self.stop)
-
-    def _halve(self, batch: LaneBatch, built: Built) -> bool:
-        """Drops the worse lanes; False where a signal arrived meanwhile, which leaves all of them, saved."""
-        batch.save()
-        eta = halving.options(self.config)["eta"]
-        try:
-            ranks = batch.dev_ranks(self.stop)
-            batch.drop_others(halving.survivors(ranks, batch.settings, built.settings, eta), self.stop)
-        except Stopped:
-            return False
-        return True
-
-    def _results(
-        self, built: Built, lane_results: Mapping[LaneId, LaneResult], step_seconds: Sequence[float]
-    ) -> ProgramResults:
-        def lane(seed: int, index: int) -> Lane:
-            result, setting = lane_results[seed, index], built.settings[index]
-            values = {**setting.values, **result["values"]}
-            return Lane(line=setting.line, choices=dict(self.program.choices), seed=seed, **result | {"values": values})
-
-        shapes = jax.eval_shape(lambda: built.experiment.init_params(0))
-        return {
-            "lanes": [lane(seed, i)._asdict() for i in range(len(built.settings)) for seed in self.seeds],
-            "fields": [dict(setting.fields) for setting in built.settings],
-            "references": _references(self.program, built) if self.config.ablation.exact_optimum else [],
-            "cost": {
-                "parameters": sum(leaf.size for leaf in jax.tree.leaves(shapes)),
-                "step_seconds": statistics.median(step_seconds) if step_seconds else None,
-            },
-            "notes": list(built.notes),
-            "warnings": run_warnings.data_warnings(built.experiment.corpus),
-            "tasks": {name: list(task.metrics) for name, task in built.experiment.tasks.items()},
-        }
-
-
-def _references(program: Program, built: Built) -> list[dict[str, Any]]:
-    """The exact optimum at every point of the sweep, for the pictures."""
-    exact_optimum, references = exact_optima.REFERENCES[program.config.ablation.exact_optimum], []
-    for setting in built.settings if built.settings[0].line == "sharing" else ():
-        config = traced_fields.with_values(program.config, setting.fields)
-        if len(config.penalties) != 1:
-            raise UserError("config.ablation.exact_optimum: the exact optimum is known for one penalty, not several")
-        (penalty,) = config.penalties.values()
-        references.append(
-            {
-                "label": "exact optimum",
-                "choices": dict(program.choices),
-                "values": dict(setting.values),
-                "scores": exact_optimum(config, built.experiment.corpus, penalty.kind, penalty.strength).scores,
-            }
-        )
-    return references
-
-
-def _read(file: pathlib.Path) -> ProgramResults | None:
-    """lanes.json of a program that was trained already."""
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except json.JSONDecodeError:
-        raise UserError(f"{file}: damaged; delete it to train this program's lanes again") from None

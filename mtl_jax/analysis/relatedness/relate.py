@@ -13,8 +13,9 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from mtl_jax.analysis.ablation import runner, traced_fields
+from mtl_jax.analysis.ablation import parts, runner, traced_fields
 from mtl_jax.analysis.ablation.engine import padded
+from mtl_jax.analysis.ablation.gathering import Shards, gather_programs
 from mtl_jax.analysis.ablation.lane_program import Sources
 from mtl_jax.analysis.ablation.records import Grid
 from mtl_jax.analysis.relatedness import grouping, transfer
@@ -29,12 +30,15 @@ from mtl_jax.evaluation.metric_inputs import has_labels
 from mtl_jax.experiment.assemble import Experiment, assemble
 from mtl_jax.runtime import distributed
 from mtl_jax.runtime.progress import progress_bar
+from mtl_jax.runtime.shards import Shard
 from mtl_jax.runtime.stop_signals import StopSignals
+from mtl_jax.storage import run_warnings
 from mtl_jax.storage import workdir as folders
 from mtl_jax.storage.summary import RunWarning
 from mtl_jax.training.placement import require_platform
 
 VERSION = 2  # of relatedness.json
+METHOD = {"name": "grid"}  # of the lanes
 
 
 class Relatedness(TypedDict):
@@ -75,16 +79,19 @@ class _SeedMeasures(TypedDict):
     looks: dict[str, Any] | None
 
 
-def relate(config: ConfigDict, workdir: pathlib.Path, check: Callable[[ConfigDict], object]) -> Relatedness | None:
+def relate(
+    config: ConfigDict, workdir: pathlib.Path, check: Callable[[ConfigDict], object], shard: Shard | None = None
+) -> Relatedness | Grid | None:
     """Measures how the tasks of a config relate; resumes what the workdir has.
 
     Args:
       config: with `config.relatedness`. Its sharing and training are those of the joint runs.
       workdir: gets config.json, transfer/, measures/seed_*.json, relatedness.csv and relatedness.json.
       check: raises UserError for a wrong config.
+      shard: trains its part of the pairs, and measures its part of the seeds; what is compared is left to `gather`.
 
     Returns:
-      what is written; None where SIGTERM or Ctrl-C stopped it.
+      what is written, of a shard its lanes; None where SIGTERM or Ctrl-C stopped it.
 
     Raises:
       UserError: what is wrong with the config, the data or the workdir.
@@ -94,6 +101,7 @@ def relate(config: ConfigDict, workdir: pathlib.Path, check: Callable[[ConfigDic
     _require(config, tasks)
     folders.require_unclaimed(workdir, config)
     planned = transfer.transfer_plan(config, tasks)
+    selected = parts.part(planned, shard) if shard else parts.whole(planned)
     for setting in planned.programs[0].settings:
         check(traced_fields.with_values(planned.programs[0].config, setting.fields))
     print(planned.describe())
@@ -101,18 +109,44 @@ def relate(config: ConfigDict, workdir: pathlib.Path, check: Callable[[ConfigDic
         folders.claim(workdir, config)
     sources = Sources()
     _require_scores(config, sources)
-    grid = runner.train(planned, {"name": "grid"}, workdir / "transfer", "transfer", sources)
+    grid = runner.train(planned, METHOD, workdir / "transfer", "transfer", sources, selected=selected)
     if grid is None:
         return None
+    by_seed = _measure_seeds(config, workdir / "measures", shard.part(planned.seeds) if shard else planned.seeds)
+    if by_seed is None:
+        print(f"{workdir}: stopped by a signal, saved; the same command resumes from there")
+        return None
+    return grid if shard else _write(config, workdir, grid, by_seed)
+
+
+def gather(shards: Shards, out: pathlib.Path) -> Relatedness:
+    """relatedness.json and relatedness.csv of all shards in `out`; where some are missing, a warning says so.
+
+    Raises:
+      UserError: see `gathering.gather_programs`; no shard has measured a seed yet.
+    """
+    config = shards.config
+    planned = transfer.transfer_plan(config, tuple(config.train_tasks) or tuple(config.tasks))
+    grid = gather_programs(shards, planned, METHOD, {s: folder / "transfer" for s, folder in shards.folders.items()})
+    files = sorted(file for folder in shards.folders.values() for file in (folder / "measures").glob("seed_*.json"))
+    if not files:
+        raise UserError(f"no shard of {shards.count} has measured a seed yet; start them, or wait")
+    if lost := len(planned.seeds) - len(files):
+        text = f"partial: the measures are of {len(files)} of {len(planned.seeds)} seeds; start the other shards again"
+        warning = run_warnings.warning(run_warnings.PARTIAL, text, lost, len(planned.seeds))
+        grid = grid._replace(warnings=run_warnings.by_severity([warning, *grid.warnings]))
+    by_number = sorted(files, key=lambda file: int(file.stem.removeprefix("seed_")))
+    folders.claim(out, config)
+    return _write(config, out, grid, [json.loads(file.read_text(encoding="utf-8")) for file in by_number])
+
+
+def _write(config: Config, workdir: pathlib.Path, grid: Grid, by_seed: Sequence[_SeedMeasures]) -> Relatedness:
+    """Compares, and writes relatedness.json and relatedness.csv."""
     measured = transfer.transfer_gains(grid, config.relatedness.transfer_split)
     if all(value["mean"] is None for value in measured["alone"].values()):
         raise UserError(
             f"config.relatedness.transfer_split: no task has a score on {config.relatedness.transfer_split!r}"
         )
-    by_seed = _measure_seeds(config, workdir / "measures", planned.seeds)
-    if by_seed is None:
-        print(f"{workdir}: stopped by a signal, saved; the same command resumes from there")
-        return None
     result = _result(config, grid, measured, by_seed)
     if distributed.is_first():
         folders.write_json(workdir / "relatedness.json", result)

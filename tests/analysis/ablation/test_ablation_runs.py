@@ -43,7 +43,7 @@ def grid(tiny, crf=False, **changes):
     return config
 
 
-def launch(env, config, file, workdir, kill_after=None, send=signal.SIGKILL):
+def launch(env, config, file, workdir, kill_after=None, send=signal.SIGKILL, shard=None):
     """Runs launch.py; sends it a signal once a checkpoint of that step or a later one is there. Returns status and
     output.
     """
@@ -54,10 +54,11 @@ def launch(env, config, file, workdir, kill_after=None, send=signal.SIGKILL):
         "def get_config():\n    return from_plain(json.loads(FILE.read_text()))\n"
     )
     command = [sys.executable, "launch.py", f"--config={file}", f"--workdir={workdir}", "--mode=ablate"]
+    command += [f"--shard={shard.index}/{shard.count}"] if shard else []
     process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     deadline = time.monotonic() + 180
     while kill_after and process.poll() is None and time.monotonic() < deadline:
-        saved = (workdir / "programs").glob("*/turn_*/checkpoints/*")
+        saved = ((shard.folder(workdir) if shard else workdir) / "programs").glob("*/turn_*/checkpoints/*")
         if any(folder.name.isdigit() and int(folder.name) >= kill_after for folder in saved):
             process.send_signal(send)
             break
