@@ -15,12 +15,13 @@ from mtl_jax.evaluation.evaluator import Evaluator
 from mtl_jax.evaluation.metric_inputs import metric_ceiling
 from mtl_jax.experiment.assemble import Experiment
 from mtl_jax.models.layers import Layer
+from mtl_jax.models.remat import OFFLOADING
 from mtl_jax.runtime import distributed
 from mtl_jax.runtime.progress import Forecast, progress_bar
 from mtl_jax.storage.checkpoint import SavedParams, load_params
 from mtl_jax.storage.summary import Scores, SplitScores
 from mtl_jax.training.objective import Params
-from mtl_jax.training.placement import Placement, make_placement
+from mtl_jax.training.placement import Placement, make_placement, require_host_memory
 
 
 class Scored(NamedTuple):
@@ -47,7 +48,7 @@ def placement_from_config(experiment: Experiment) -> Placement:
     """The placement that the config asks for.
 
     Raises:
-      UserError: rows or mesh that do not fit the devices.
+      UserError: rows or mesh that do not fit the devices; a platform without the memory that is asked for.
     """
     training = experiment.config.training
     placement = make_placement(
@@ -58,6 +59,8 @@ def placement_from_config(experiment: Experiment) -> Placement:
         offload_optimizer=training.offload_optimizer,
     )
     require_even(experiment, placement)
+    if experiment.config.model.remat_policy in OFFLOADING:
+        require_host_memory("config.model.remat_policy")
     return placement
 
 

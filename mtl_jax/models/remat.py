@@ -24,6 +24,8 @@ REMAT_POLICIES: dict[str, Callable | None] = {  # names of `jax.checkpoint_polic
     ),
 }
 
+OFFLOADING = ("offload_dots", "offload_inputs")
+
 
 def with_remat(function: Callable, policy: str) -> Callable:
     """`function` of (params, inputs, noise) under one of `REMAT_POLICIES`."""

@@ -79,7 +79,9 @@ def place(config) -> Placed:
     placement = placement_from_config(experiment)
     state = abstract_arrays(jax.eval_shape(lambda: experiment.init(0)), placement)
     step = placement.train(functools.partial(train_step, experiment.spec))
-    compiled = step.lower(state, placement.put_batch(batch_of(experiment)), experiment.hyper).compile()
+    compiled = step  # under pmap
+    if config.training.placement == "jit":
+        compiled = step.lower(state, placement.put_batch(batch_of(experiment)), experiment.hyper).compile()
     return Placed(experiment, placement, compiled, state)
 
 
@@ -110,6 +112,11 @@ WAYS = {
         {**HARD, "training__grad_accum_steps": 2, "training__offload_optimizer": True, **MOMENTUM},
         None,
     ),
+    "pmap, inputs in host memory": (
+        {"data": -1},
+        {**HARD, "training__placement": "pmap", "model__remat_policy": "offload_inputs"},
+        None,
+    ),
     "a recurrent layer": (
         {"fsdp": 2, "sequence": 2, "model": 2},
         {**HARD, **RECURRENT},
@@ -130,7 +137,7 @@ def test_equals_one_device(transformer, differs, name):
         state, _ = compiled(state, placement.put_batch(batch_of(experiment, number)), experiment.hyper)
     one, _ = steps(experiment, 3)
     assert largest_difference(one.params, jax.device_get(experiment.init(0).params)) > 1e-2
-    spread = jax.device_get(state.params)
+    spread = jax.device_get(placement.replicated(state).params)
     differs(f"parameters, {name} on 8 devices against one", largest_difference(spread, one.params), 0, 1e-5)
 
 
@@ -239,9 +246,14 @@ def test_what_cannot_be_placed_is_named(transformer, mesh, changes, said):
         placement_from_config(experiment)
 
 
-def test_a_platform_without_host_memory_is_named(monkeypatch):
+def test_a_platform_without_host_memory_is_named(transformer, monkeypatch):
     memory = [types.SimpleNamespace(kind="device")]
     device = types.SimpleNamespace(platform="metal", addressable_memories=lambda: memory)
+    policies = ("dots_saveable", "offload_dots")
+    keeps, offloads = (build(transformer({"data": 8}, **HARD, model__remat_policy=name)) for name in policies)
     monkeypatch.setattr(jax, "local_devices", lambda: [device])
+    placement_from_config(keeps)
+    with pytest.raises(UserError, match=r"config\.model\.remat_policy: metal has no memory"):
+        placement_from_config(offloads)
     with pytest.raises(UserError, match=r"config\.x: metal has no memory of kind 'pinned_host' here, only device"):
         placements.require_host_memory("config.x")
