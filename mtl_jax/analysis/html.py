@@ -9,6 +9,8 @@ import pathlib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from mtl_jax.evaluation.many_tasks import TABLE_ROWS
+
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 68rem; margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.6rem; } h2 { font-size: 1.25rem; margin-top: 2.2rem; border-bottom: 1px solid #ccc; }
@@ -66,7 +68,7 @@ def details(title: str, part: Html) -> Html:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> Html:
-    """A table; columns of numbers are aligned to the right."""
+    """A table, folded where it is long; columns of numbers are aligned to the right."""
     right = [not all(isinstance(row[i], str) for row in rows) for i in range(len(header))]
 
     def cells(tag: str, row: Sequence[Any]) -> str:
@@ -75,7 +77,8 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> Html:
 
     body = "".join(f"<tr>{cells('td', row)}</tr>" for row in rows)
     head = f"<thead><tr>{cells('th', header)}</tr></thead>"
-    return Html(f'<div class="wide"><table>{head}<tbody>{body}</tbody></table></div>')
+    whole = Html(f'<div class="wide"><table>{head}<tbody>{body}</tbody></table></div>')
+    return whole if len(rows) <= TABLE_ROWS else details(f"{len(rows)} rows", whole)
 
 
 def small_print(text: Any) -> Html:

@@ -28,6 +28,7 @@ from mtl_jax.analysis.tables import (
     text_table,
 )
 from mtl_jax.errors import UserError
+from mtl_jax.evaluation.many_tasks import TABLE_ROWS, first_and_last
 from mtl_jax.runs import commands
 from mtl_jax.runs.merge import MergeResult
 from mtl_jax.storage import run_warnings
@@ -49,13 +50,24 @@ def warning_lines(result: Mapping[str, Any], file: pathlib.Path) -> list[str]:
 
 
 def results_table(summary: Evaluation) -> str:
-    """Scores by task and metric, a column for each split, with the number of examples scored."""
-    return text_table(*results_rows(summary))
+    """Scores by task and metric, a column for each split, with the number of examples scored.
+
+    Of many tasks the worst and the best by their first metric, and the means.
+    """
+    header, rows = results_rows(summary)
+    if len(rows) > TABLE_ROWS:
+        firsts = {next(iter(scores[max(scores)])) for scores in summary["tasks"].values() if scores}
+        last = len(header) - 2  # the last split
+        chosen = [row for row in rows if row[1] in firsts]
+        tasks = first_and_last(chosen, lambda row: -1.0 if row[last] is None else row[last])
+        rows = [*tasks, *(row for row in rows if row[0] == "(all)")]
+    return text_table(header, rows)
 
 
 def distances_table(distances: Mapping[str, Mapping[str, float]]) -> str:
-    """Distances between the tasks' parameters, pairs of tasks in rows."""
-    return text_table(*distances_rows(distances))
+    """Distances between the tasks' parameters, pairs of tasks in rows; of many the closest and the farthest."""
+    header, rows = distances_rows(distances)
+    return text_table(header, first_and_last(rows, lambda row: row[1]))
 
 
 def training_report(workdir: pathlib.Path, summary: Summary) -> str:

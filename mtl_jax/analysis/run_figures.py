@@ -6,6 +6,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from mtl_jax.evaluation.many_tasks import LISTED_TASKS, summarized_curves
 from mtl_jax.storage.metrics_log import read_metrics
 
 
@@ -27,14 +28,21 @@ def draw_curves(workdir: pathlib.Path, file: pathlib.Path | None = None) -> path
     from matplotlib import pyplot
 
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4), layout="constrained")
-    for task in train[0]["loss"]:
-        points = [(line["step"], line["loss"][task]) for line in train if line["loss"].get(task) is not None]
-        left.plot(*zip(*points, strict=True), label=task, linewidth=1.2) if points else None
+    losses = {
+        task: [(line["step"], line["loss"][task]) for line in train if line["loss"].get(task) is not None]
+        for task in train[0]["loss"]
+    }
+    for task, points in summarized_curves(losses, lambda x: x).items():
+        left.plot(*zip(*points, strict=True), label=task, linewidth=1.2)
     left.set(title="training loss", xlabel="step", yscale="log")
-    for task in dev[0]["tasks"] if dev else ():
-        metric = next(iter(dev[0]["tasks"][task]))
-        points = [(line["step"], line["tasks"][task][metric]) for line in dev]
-        right.plot(*zip(*points, strict=True), label=f"{task} ({metric})", marker="o", markersize=3)
+    metrics = {task: next(iter(scores)) for task, scores in dev[0]["tasks"].items()} if dev else {}
+    scores = {
+        task: [(line["step"], value) for line in dev if (value := line["tasks"][task][name]) is not None]
+        for task, name in metrics.items()
+    }
+    for task, points in summarized_curves(scores, lambda x: -x).items():
+        label = f"{task} ({metrics[task]})" if task in metrics else task
+        right.plot(*zip(*points, strict=True), label=label, marker="o", markersize=3)
     right.set(title="dev score", xlabel="step")
     for axes in (left, right):
         axes.grid(alpha=0.3)
@@ -53,6 +61,7 @@ BALANCE = {  # field of a line of the log: title of its panel
     "task_norms": "norms of gradients over the shared parameters",
     "lowest_cosine": "lowest cosine to another task's gradient",
 }
+LARGEST_OF = {"lowest_cosine": lambda cosine: -cosine}  # of many tasks those are drawn where this is largest, or |x|
 
 
 def draw_balance(workdir: pathlib.Path, file: pathlib.Path | None = None) -> pathlib.Path | None:
@@ -86,9 +95,8 @@ def draw_balance(workdir: pathlib.Path, file: pathlib.Path | None = None) -> pat
         1, len(panels), figsize=(1 + 4.5 * len(panels), 3.8), layout="constrained", squeeze=False
     )
     for axes, (field, by_task) in zip(drawn[0], panels.items(), strict=True):
-        for task, points in by_task.items():
-            if points:
-                axes.plot(*zip(*points, strict=True), label=task, linewidth=1.2)
+        for task, points in summarized_curves(by_task, LARGEST_OF.get(field, abs)).items():
+            axes.plot(*zip(*points, strict=True), label=task, linewidth=1.2)
         axes.set(title=BALANCE[field], xlabel="step")
         if field == "task_norms":
             axes.set_yscale("log")
@@ -105,7 +113,7 @@ def draw_comparison(result: Mapping[str, Any], names: Sequence[str], file: pathl
     """Bars of each task's first metric on test (dev where there is no test), one for each run.
 
     Args:
-      result: {task: {split: {metric: {run: value}}}}.
+      result: {task: {split: {metric: {run: value}}}}; of many tasks those are drawn on which the runs differ most.
       names: of the runs.
       file: the PNG.
     """
@@ -114,12 +122,12 @@ def draw_comparison(result: Mapping[str, Any], names: Sequence[str], file: pathl
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
+    result = _most_different(result, names)
     figure, panels = pyplot.subplots(
         1, len(result), figsize=(1.5 + 3 * len(result), 3.6), layout="constrained", squeeze=False
     )
     for axes, (task, splits) in zip(panels[0], result.items(), strict=True):
-        split = "test" if "test" in splits else next(iter(splits))
-        metric, values = next(iter(splits[split].items()))
+        split, metric, values = _first_scores(splits)
         heights = [0.0 if values[name] is None else values[name] for name in names]
         bars = axes.bar(names, heights, color=[f"C{i}" for i in range(len(names))])
         axes.bar_label(bars, ["–" if values[name] is None else f"{values[name]:.3f}" for name in names], fontsize=8)
@@ -128,3 +136,23 @@ def draw_comparison(result: Mapping[str, Any], names: Sequence[str], file: pathl
     file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file, dpi=130)
     pyplot.close(figure)
+
+
+def _first_scores(splits: Mapping[str, Any]) -> tuple[str, str, Mapping[str, float | None]]:
+    """Split, first metric and its values by run: of test, or else of the first split."""
+    split = "test" if "test" in splits else next(iter(splits))
+    metric, values = next(iter(splits[split].items()))
+    return split, metric, values
+
+
+def _most_different(result: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """The tasks of `draw_comparison`; of many those whose first metric differs most between runs."""
+    if len(result) <= LISTED_TASKS:
+        return dict(result)
+
+    def spread(task: str) -> float:
+        _, _, values = _first_scores(result[task])
+        known = [values[name] for name in names if values[name] is not None]
+        return max(known, default=0.0) - min(known, default=0.0)
+
+    return {task: result[task] for task in sorted(result, key=spread, reverse=True)[:LISTED_TASKS]}

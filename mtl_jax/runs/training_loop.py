@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from mtl_jax.data.batch import Batch
 from mtl_jax.errors import Stopped, UserError
+from mtl_jax.evaluation import many_tasks
 from mtl_jax.evaluation.ranking import is_defined, rank
 from mtl_jax.evaluation.scores import Scored, make_evaluator, mean_loss, mean_score, score_split, task_scores
 from mtl_jax.experiment.assemble import Experiment
@@ -161,9 +162,10 @@ class TrainingLoop:
         tasks = list(self.experiment.tasks)
         losses = task_losses(metrics, tasks)
         self._last_losses |= {task: loss for task, loss in losses.items() if loss is not None}
-        shown = " ".join(f"{task} {self._last_losses[task]:.3f}" for task in tasks if task in self._last_losses)
+        known = {task: self._last_losses[task] for task in tasks if task in self._last_losses}
+        shown = " ".join(f"{task} {loss:.3f}" for task, loss in many_tasks.summarized(known, lambda x: x).items())
         bar.set_postfix_str(f"loss {shown}", refresh=False)
-        bad, skipped = int(metrics["bad_steps"]), by_owner(metrics["skipped"], tasks)
+        bad, skipped = int(metrics["bad_steps"]), many_tasks.nonzero(by_owner(metrics["skipped"], tasks))
         if bad == 1:
             bar.write(f"step {step} was skipped: a loss or gradient is not finite; skipped so far: {skipped}")
         if bad >= self.config.training.max_nonfinite_steps:
@@ -203,10 +205,14 @@ class TrainingLoop:
     def _first_metrics(self, scored: Scored) -> str:
         """ "task metric value" of each task, with the remark on its predictions."""
         parts = []
-        for task, values in scored.scores.items():
+        firsts = {task: values[self.experiment.tasks[task].metrics[0]] for task, values in scored.scores.items()}
+        for task, value in many_tasks.summarized(firsts, lambda x: -x).items():
+            if task not in firsts:
+                parts.append(f"{task} {value:.4f}")
+                continue
             name = self.experiment.tasks[task].metrics[0]
             remark = f" ({scored.remarks[task]})" if task in scored.remarks else ""
-            parts.append(f"{task} {name} {values[name]:.4f}{remark}")
+            parts.append(f"{task} {name} {value:.4f}{remark}")
         return "  ".join(parts)
 
     def _with_scores(self, state: TrainState, step: int) -> TrainState:

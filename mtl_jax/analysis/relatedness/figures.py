@@ -14,6 +14,7 @@ from scipy.spatial.distance import squareform
 
 from mtl_jax.analysis import plotting
 from mtl_jax.analysis.relatedness.relate import Relatedness
+from mtl_jax.evaluation.many_tasks import NAMED_TASKS
 
 MAX_NUMBERED_TASKS = 12  # up to which cells show their numbers
 MAX_NAMED_PAIRS = 8  # up to which the lines of all pairs are named
@@ -76,8 +77,9 @@ def _heat(
     np.fill_diagonal(shown, np.nan)
     image = axes.imshow(shown, cmap="PuOr" if diverging else "viridis", vmin=limits[0], vmax=limits[1])
     names = [tasks[k] for k in order]
-    axes.set_xticks(range(len(names)), names, rotation=45, ha="right", fontsize=8)
-    axes.set_yticks(range(len(names)), names, fontsize=8)
+    if len(names) <= NAMED_TASKS:
+        axes.set_xticks(range(len(names)), names, rotation=45, ha="right", fontsize=8)
+        axes.set_yticks(range(len(names)), names, fontsize=8)
     if len(order) <= MAX_NUMBERED_TASKS:
         middle, half = (limits[0] + limits[1]) / 2, max((limits[1] - limits[0]) / 2, 1e-12)
         for (row, column), value in np.ndenumerate(shown):
@@ -91,7 +93,7 @@ def _heat(
 
 def _gains(result: Relatedness, order: Sequence[int], folder: pathlib.Path) -> plotting.Picture:
     tasks = result["tasks"]
-    size = max(4.5, 1.6 + 0.62 * len(tasks))
+    size = max(4.5, 1.6 + 0.62 * min(len(tasks), NAMED_TASKS))
     figure = Figure(figsize=(size + 1.2, size), layout="constrained")
     axes = figure.subplots()
     image = _heat(axes, gains_of(result), tasks, order, True, lambda v: f"{v:+.3f}")
@@ -120,7 +122,7 @@ def _frame(column, row):
 def _measures(result: Relatedness, order: Sequence[int], folder: pathlib.Path) -> plotting.Picture:
     names = list(result["measures"])
     shape = plotting.grid_shape(len(names), 3)
-    side = max(3.4, 0.9 + 0.42 * len(result["tasks"]))
+    side = max(3.4, 0.9 + 0.42 * min(len(result["tasks"]), NAMED_TASKS))
     figure = Figure(figsize=(side * shape[1] + 0.8, (side - 0.2) * shape[0]), layout="constrained")
     axes = figure.subplots(*shape, squeeze=False)
     for name, panel in zip(names, axes.flat, strict=False):
