@@ -63,7 +63,9 @@ def test_each_is_an_argument(tiny):
 
 
 def flat(tree):
-    return {jax.tree_util.keystr(path): np.asarray(x) for path, x in jax.tree_util.tree_leaves_with_path(tree)}
+    """Every number of a tree, by path and index."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {f"{jax.tree_util.keystr(path)} {at}": x for path, leaf in leaves for at, x in np.ndenumerate(leaf)}
 
 
 def test_the_step_reads_them(tiny):
