@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -51,6 +51,22 @@ class LayerStreams(NamedTuple):
     owner_ids: list[int | jax.Array]
     salts: Mapping[Any, jax.Array]
     inputs: Mapping[Any, jax.Array]
+
+
+class _TaskHead(Mapping):
+    """The parameters of the head of one task, from leaves [K_g, ...] of its group. What is not read is not traced."""
+
+    def __init__(self, stacked: Params, index: int):
+        self._stacked, self._index = stacked, index
+
+    def __getitem__(self, name: str) -> Any:
+        return jax.tree.map(lambda leaf: leaf[self._index], self._stacked[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._stacked)
+
+    def __len__(self) -> int:
+        return len(self._stacked)
 
 
 class ForwardPass:
@@ -340,7 +356,7 @@ class ForwardPass:
     def _head(self, task: str) -> Params:
         """The parameters of the head of a task, with as many classes as its group has."""
         group, index = self.static.layout.member[task]
-        return jax.tree.map(lambda leaf: leaf[index], self.params.get("heads", {}).get(group, {}))
+        return _TaskHead(self.params.get("heads", {}).get(group, {}), index)
 
     def _cascade_labels(self, source: str, receiver: str, path: str) -> None:
         """Adds the embedded label distribution of `source` to streams of `receiver` (Hashimoto et al. 2017, eq. 3)."""
