@@ -50,10 +50,13 @@ class RecordStore:
     def records(self, index: np.ndarray) -> list[Record]:
         """The records of the given indices."""
         ends, blob = self._arrays["end"], self._arrays["blob"]
-        begins, stops = ends[index].tolist(), ends[index + 1].tolist()
+        begins, stops = ends[index], ends[index + 1]
         files, lines = self.file(index).tolist(), self.line(index).tolist()
+        if len(index) and (begins[1:] == stops[:-1]).all():  # one after the other, as usual: one copy of all
+            blob = blob[begins[0] : stops[-1]].tobytes()
+            begins, stops = begins - begins[0], stops - begins[0]
         result = []
-        for begin, stop, file, line in zip(begins, stops, files, lines, strict=True):
+        for begin, stop, file, line in zip(begins.tolist(), stops.tolist(), files, lines, strict=True):
             fields, words = marshal.loads(blob[begin:stop])
             words = range(words[1], words[2] + 1) if words[:1] == (_RANGE,) else words
             result.append(Record(fields, self.names[file], line, words))
@@ -130,6 +133,8 @@ class StoredRecords(Sequence[Record]):
         return Places(names, file, line)
 
     def _gathered(self, index: np.ndarray) -> list[Record]:
+        if len(self.folders) == 1:
+            return _opened(self.folders[0]).records(index)
         number = np.searchsorted(self._first, index, "right") - 1
         parts = {
             n: iter(_opened(self.folders[n]).records(index[number == n] - self._first[n]))

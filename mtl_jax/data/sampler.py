@@ -182,7 +182,7 @@ class BatchSampler:
             epoch, at = divmod(begin, count)
             length = min(end - begin, count - at)
             order = self._cached(
-                ("rows", name, epoch), lambda e=epoch: permutation(count, self.seed, f"rows {name}", e)
+                ("rows", name, epoch), lambda e=epoch: permutation(count, self.seed, f"rows {name}", e).astype(np.int32)
             )
             parts.append(order[at : at + length])
             begin += length

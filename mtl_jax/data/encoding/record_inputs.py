@@ -7,10 +7,13 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from mtl_jax.data.encoding import marked_spans
 from mtl_jax.data.files import parse_cache, shards
 from mtl_jax.data.record_sequences import StoredRecords
 from mtl_jax.data.records import Record, field, find_field, where
+from mtl_jax.data.splits.duplicates import text_digest
 from mtl_jax.errors import UserError
 
 
@@ -52,6 +55,13 @@ class RecordInputs(NamedTuple):
     def word_counts(self) -> list[int] | None:
         """[M] numbers of words, None for plain texts."""
         return None if self.words is None else [len(words) for words in self.words]
+
+    def text_keys(self) -> np.ndarray:
+        """uint64[M], a key that records with the same text (and pictures) share."""
+        parts = self.texts if self.words is None else self.words
+        if self.pictures is not None:
+            parts = [(*texts, repr(numbers)) for texts, numbers in zip(parts, self.pictures, strict=True)]
+        return np.frombuffer(b"".join(map(text_digest, parts)), np.uint64)
 
     def fingerprint(self) -> str:
         """Hash of everything that encoding reads."""

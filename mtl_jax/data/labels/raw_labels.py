@@ -28,11 +28,13 @@ class RawLabels(NamedTuple):
     values   [n] None (missing), str (class), dict or tuple of floats (distribution), tuple of str (set), float
     offsets  int64[M+1], record m has values[offsets[m]:offsets[m+1]]
     records  the M records, whose places messages name
+    texts    uint64[M], see `RecordInputs.text_keys`; of level "text" where the records are on disk, else None
     """
 
     values: CodedValues | NumberValues | list[Any]
     offsets: np.ndarray
     records: Sequence[Record]
+    texts: np.ndarray | None = None
 
     def where(self, index: int) -> str:
         """file:line of value number `index`: of its word where the line is known, else of its record."""
@@ -89,14 +91,14 @@ def labels_of_inputs(inputs: RecordInputs, spec: LabelSpec) -> RawLabels:
         return collect_labels(inputs.records, spec, inputs.word_counts, inputs.predicates)
     key = {"inputs": inputs.fingerprint(), "spec": dataclasses.astuple(dataclasses.replace(spec, labelled=0))}
     made = arrays_of_chunks("labels", collect_chunk, inputs.records, (inputs.options, spec), key, cumulative=("end",))
-    offsets, labels = made.arrays["end"], made.arrays["label"]
+    offsets, labels, texts = made.arrays["end"], made.arrays["label"], made.arrays.get("text")
     if spec.kind == "real":
-        return RawLabels(NumberValues(labels), offsets, inputs.records)
+        return RawLabels(NumberValues(labels), offsets, inputs.records, texts)
     parts, begin = [], 0
     for table, count in made.info:
         parts.append(CodedValues(unpacked_table(table), labels[begin : begin + count]))
         begin += count
-    return RawLabels(CodedValues.join(parts), offsets, inputs.records)
+    return RawLabels(CodedValues.join(parts), offsets, inputs.records, texts)
 
 
 def collect_chunk(
@@ -104,10 +106,11 @@ def collect_chunk(
 ) -> tuple[dict[str, np.ndarray], tuple[str, int]]:
     """The labels of a chunk of records: codes or numbers, the table of the codes, and how many there are."""
     inputs = extract_inputs(list(records), **options)
-    values, offsets, _ = collect_labels(inputs.records, spec, inputs.word_counts, inputs.predicates)
+    values, offsets, *_ = collect_labels(inputs.records, spec, inputs.word_counts, inputs.predicates)
+    arrays = {"end": offsets[1:]} | ({"text": inputs.text_keys()} if spec.level == "text" else {})
     if spec.kind == "real":
-        return {"label": values.numbers, "end": offsets[1:]}, ("", len(values))
-    return {"label": values.codes, "end": offsets[1:]}, (packed_table(values), len(values))
+        return arrays | {"label": values.numbers}, ("", len(values))
+    return arrays | {"label": values.codes}, (packed_table(values), len(values))
 
 
 def label_fields(record: Record, spec: LabelSpec) -> list[str]:

@@ -5,19 +5,17 @@ from __future__ import annotations
 import collections
 import unicodedata
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
 from mtl_jax.data import string_values
-from mtl_jax.data.encoding.record_inputs import RecordInputs, extract_inputs
+from mtl_jax.data.encoding.record_inputs import RecordInputs
 from mtl_jax.data.labels.label_spec import RECORD_LEVELS, LabelSpec
 from mtl_jax.data.labels.label_values import CodedValues, NumberValues, hashable
 from mtl_jax.data.labels.raw_labels import RawLabels, is_list, is_missing, label_fields, missing_option_advice
 from mtl_jax.data.notices import LABELS, Notice
-from mtl_jax.data.record_sequences import arrays_of_chunks, selected
-from mtl_jax.data.records import Record, find_field, where
-from mtl_jax.data.splits.duplicates import text_digest
+from mtl_jax.data.record_sequences import selected
+from mtl_jax.data.records import find_field, where
 
 # How files write a missing value, ignoring case; in other files some of these are names of classes.
 SUSPICIOUS = frozenset(
@@ -42,7 +40,7 @@ def contradictions(spec: LabelSpec, splits: Mapping[str, RawLabels], inputs: Map
     if spec.level != "text" or not len(splits["train"].values):
         return []
     labels, size = _numbered({split: raw.values for split, raw in splits.items()})
-    texts = {split: text_keys(inputs[split]) for split in splits}
+    texts = {split: inputs[split].text_keys() if raw.texts is None else raw.texts for split, raw in splits.items()}
     known = labels["train"] >= 0
     different = np.unique(texts["train"][known])
     pairs = np.unique(np.searchsorted(different, texts["train"][known]) * size + labels["train"][known])
@@ -69,26 +67,6 @@ def _numbered(splits: Mapping[str, CodedValues | NumberValues]) -> tuple[dict[st
         of_table = [codes.setdefault(hashable(value), len(codes) - 1) for value in values.table]
         result[split] = np.asarray(of_table, np.int64)[values.codes]
     return result, len(codes)
-
-
-def text_keys(inputs: RecordInputs) -> np.ndarray:
-    """uint64[M], a key that records with the same text (and pictures) share."""
-    if inputs.options is None:
-        return _keys(inputs)
-    key = {"inputs": inputs.fingerprint()}
-    return arrays_of_chunks("texts", text_keys_of_chunk, inputs.records, (inputs.options,), key).arrays["key"]
-
-
-def text_keys_of_chunk(records: Sequence[Record], options: Mapping[str, Any]) -> tuple[dict[str, np.ndarray], None]:
-    """As `text_keys`, of a chunk of records on disk."""
-    return {"key": _keys(extract_inputs(list(records), **options))}, None
-
-
-def _keys(inputs: RecordInputs) -> np.ndarray:
-    parts = inputs.texts if inputs.words is None else inputs.words
-    if inputs.pictures is not None:
-        parts = [(*texts, repr(numbers)) for texts, numbers in zip(parts, inputs.pictures, strict=True)]
-    return np.frombuffer(b"".join(map(text_digest, parts)), np.uint64)
 
 
 def advice(unseen: Iterable[str], names: Iterable[str], spec: LabelSpec) -> str:

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 
@@ -86,6 +87,26 @@ def test_a_damaged_shard_is_made_again(tmp_path, monkeypatch, caplog):
     assert log.read_text().split() == ["30", "70"] and "shards 3, 7: made again" in caplog.text
     os.truncate(folder / "number.bin", 100)
     check(shards.make(job(), TASKS, True))
+
+
+def chunk_until_killed(begin, end, log):
+    """As `chunk`, but the process is killed at 40."""
+    if begin == 40:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return chunk(begin, end, log)
+
+
+def test_a_killed_process_loses_the_shard_that_it_was_making(tmp_path, cache, monkeypatch):
+    log = str(tmp_path / "log")
+    script = (
+        "import sys; sys.path[:0] = ['tests/data/files']; import test_shards as t\n"
+        "t.shards.make(t.job(common=(sys.argv[1],))._replace(function=t.chunk_until_killed), t.TASKS, True)"
+    )
+    environment = {**os.environ, workers.VARIABLE: "1", "PYTHONPATH": str(ROOT)}
+    assert subprocess.run([sys.executable, "-c", script, log], cwd=ROOT, env=environment).returncode == -signal.SIGKILL
+    monkeypatch.setenv(workers.VARIABLE, "1")
+    check(shards.make(job(common=(log,)), TASKS, True))
+    assert pathlib.Path(log).read_text().split() == [str(begin) for begin, _ in TASKS]
 
 
 def test_what_comes_out_otherwise_is_refused(monkeypatch):
