@@ -65,7 +65,7 @@ class WordTokenizer:
         the special tokens alone.
         """
         vocabulary = WordVocabulary(min_count, max_size, lower, cls_token, extra)
-        return vocabulary(units)
+        return cls(vocabulary.ranked(vocabulary.count(units)), lower, cls_token, extra)
 
     def encode_texts(self, texts: Sequence[str]) -> list[list[int]]:
         return [[self._known.get(word, 1) for word in _split(t, self.lower, self._before)] or [1] for t in texts]
