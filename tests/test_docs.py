@@ -11,6 +11,8 @@ import pytest
 
 from mtl_jax.analysis.ablation import plan
 from mtl_jax.checks import check
+from mtl_jax.errors import UserError
+from mtl_jax.models import families
 from mtl_jax.sharing import PENALTIES
 from mtl_jax.training import optimizer, schedules
 
@@ -75,6 +77,17 @@ def test_a_loop_of_one_s_own(page, number, capsys):
     assert np.isfinite(scope["losses"]).all() and scope["losses"].mean() < 1.0
 
 
+def test_a_family(monkeypatch):
+    (block,) = blocks("docs/families.md")
+    monkeypatch.setattr(families, "FAMILIES", dict(families.FAMILIES))
+    exec(compile(block, "docs/families.md", "exec"), {})
+    config = {"model_type": "plain", "depth": 1, "hidden_size": 12}
+    names = [tensor.name for tensor in families.architecture_from_config(config, "plain").published_tensors()]
+    assert "blocks.0.attn.q.weight" in names and "embeddings.token_type_embeddings.weight" not in names
+    with pytest.raises(UserError, match="use_sparse_attention = True is not supported, only False"):
+        families.architecture_from_config({**config, "use_sparse_attention": True}, "plain")
+
+
 def test_no_python_is_left_untried():
     tried = {
         "README.md": 2,
@@ -82,6 +95,7 @@ def test_no_python_is_left_untried():
         "docs/own_loop.md": 1,
         "docs/ablation.md": 1,
         "docs/optimizer.md": 2,
+        "docs/families.md": 1,
     }
     for page in PAGES:
         name = str(page.relative_to(ROOT))

@@ -23,7 +23,8 @@ from mtl_jax.errors import UserError
 from mtl_jax.evaluation import inference, input_files
 from mtl_jax.evaluation.input_records import ReadRecords
 from mtl_jax.experiment.assemble import Experiment
-from mtl_jax.models.ownership import adapter_path
+from mtl_jax.models.encoder_parts import encoder_parts
+from mtl_jax.models.ownership import adapter_path, layer_paths, mixer_path
 from mtl_jax.runtime import distributed
 from mtl_jax.runtime.progress import progress_bar
 from mtl_jax.tasks import TASK_KINDS
@@ -238,11 +239,14 @@ def _summary(predicted: Any) -> str:
 def _layers_by_task(experiment: Experiment) -> list[list[str]]:
     """For each task and layer, the tasks with which it shares the layer; "–" above the layer that its head reads."""
     tasks, depths = list(experiment.tasks), experiment.config.sharing.head_layers
-    order = [path for path in experiment.owners if not path.startswith("adapter_")]
+    layers = layer_paths(len(experiment.model.layers))
     rows = []
     for k, task in enumerate(tasks):
-        row, below = [task], order[: order.index(depths.get(task, order[-1])) + 1]
-        read = {*below, *map(adapter_path, below)}
+        row, count = [task], layers.index(depths.get(task, layers[-1])) + 1
+        below, modules = layers[:count], experiment.model.layers[: count - 1]
+        read = {*below, *map(adapter_path, below), *(name for module in modules for name in encoder_parts(module))}
+        if task not in depths:
+            read |= set(map(mixer_path, below))
         for path, owner in experiment.owners.items():
             if path not in read:
                 row.append("–")

@@ -24,8 +24,8 @@ from mtl_jax.experiment.sharing import build_sharing
 from mtl_jax.experiment.step_spec import make_step_spec, treat
 from mtl_jax.experiment.task_groups import build_groups, group_names, head_shapes
 from mtl_jax.models import ownership
+from mtl_jax.models.encoder_parts import part_owners, weight_paths
 from mtl_jax.models.families.base import Architecture
-from mtl_jax.models.layers.transformer import TransformerLayer
 from mtl_jax.models.network import Network, network
 from mtl_jax.models.network_spec import SharingSpec
 from mtl_jax.models.ownership import Owners
@@ -44,7 +44,8 @@ class Experiment(NamedTuple):
     corpus         the data
     batches        (seed) -> training batches; None where there is no training data (prediction)
     tasks          {task: Task}
-    owners         path of layer -> owner of each task
+    owners         path of what has parameters (layer, mixer, adapters, part of the encoder as a whole) -> owner of each
+                   task
     objective_for  layout -> objective over batches of that layout
     spec           static settings of the train step
     hyper          the hyperparameters in the config
@@ -87,11 +88,12 @@ def assemble(
     names = data.layout.tasks
     model = make_model(config, architecture, pretrained_params, data)
     tasks = {name: _task(config, name, data, model.embed.width) for name in names}
-    cached = frozen_layers.frozen_layers(config, pretrained_params) if pretrained_params is not None else ()
+    cached = frozen_layers.frozen_layers(config, architecture, pretrained_params)
     owners = ownership.assign_owners(
         names, len(model.layers), config.sharing.trunk, config.sharing.task_groups.to_dict(), tuple(config.tasks)
     )
     owners, sharing = build_sharing(config, owners, tasks, data.layout, cached)
+    owners |= part_owners(owners, model.layers)
     tables = _tables(config, owners, tasks)
     network_for = functools.partial(_network, config, model, owners, cached, sharing)
     train_network = network_for(data.layout)
@@ -140,12 +142,13 @@ def assemble(
     def init_from(params: Params, seed: int) -> TrainState:
         return make_state(params, hyper, jax.random.key(seed))
 
+    weights = weight_paths(owners, len(model.layers), _tied(model))
     return Experiment(
         config,
         data,
         _batches(config, data),
         tasks,
-        owners,
+        {path: owner for path, owner in owners.items() if weights.get(path, path) == path},
         objective_for,
         spec,
         hyper,
@@ -172,7 +175,12 @@ def _network(
         remat_policy=config.model.remat_policy,
         cached_layers=cached,
         sharing=sharing,
+        tied_layers=_tied(model),
     )
+
+
+def _tied(model: Model) -> bool:
+    return bool(model.architecture and model.architecture.tied_layers)
 
 
 def _shapes(
@@ -235,7 +243,7 @@ def _tables(config: Config, owners: Owners, tasks: Mapping[str, Task]) -> dict[s
 
 def _fastest_columns(model: Model, owners: Owners) -> str:
     """As measured: transformers on CPU are fastest unrolled. That compiles each column, so only up to eight."""
-    if jax.default_backend() != "cpu" or not any(isinstance(layer, TransformerLayer) for layer in model.layers):
+    if jax.default_backend() != "cpu" or not any(getattr(layer, "attends", False) for layer in model.layers):
         return "vmap"
     return "unroll" if max(ownership.owner_count(owner) for owner in owners.values()) <= 8 else "map"
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import numpy as np
 
@@ -11,6 +13,8 @@ from mtl_jax.data.corpus import Corpus
 from mtl_jax.data.notices import INFORMATION, Notice
 from mtl_jax.errors import UserError
 from mtl_jax.experiment.model import layer_count, make_model
+from mtl_jax.models.encoder_parts import encoder_parts, layer_params
+from mtl_jax.models.families.base import Architecture
 from mtl_jax.models.ownership import layer_paths
 from mtl_jax.models.pretrained import Pretrained
 from mtl_jax.runtime.progress import progress_bar
@@ -20,17 +24,23 @@ from mtl_jax.training.parameter_paths import flatten, matching
 OUTPUT_ROWS = 32  # of a batch
 
 
-def frozen_layers(config: Config, pretrained_params: Params) -> tuple[str, ...]:
-    """The layers, "embed" first, below the first one with a trained parameter. () without caching.
+def frozen_layers(
+    config: Config, architecture: Architecture | None, pretrained_params: Params | None
+) -> tuple[str, ...]:
+    """The layers of a pretrained encoder, "embed" first, below the first one with a trained parameter. () without
+    caching.
 
     Raises:
       UserError: `config.optimizer.cache_frozen` without a frozen layer.
     """
-    if not config.optimizer.cache_frozen:
+    if architecture is None or pretrained_params is None or not config.optimizer.cache_frozen:
         return ()
+    architecture = dataclasses.replace(architecture, layers=layer_count(config, architecture.layers))
+    modules = [architecture.embeddings(), *map(architecture.layer, range(architecture.layers))]
     frozen = []
-    for path in layer_paths(layer_count(config, len(pretrained_params) - 1)):
-        leaves = flatten({path: pretrained_params[path]})
+    for path, module in zip(layer_paths(architecture.layers), modules, strict=True):
+        paths = (path, *encoder_parts(module))
+        leaves = flatten({name: pretrained_params[name] for name in paths})
         if len(matching(leaves, config.optimizer.freeze)) < len(leaves):
             break
         frozen.append(path)
@@ -44,7 +54,7 @@ def frozen_layers(config: Config, pretrained_params: Params) -> tuple[str, ...]:
 
 def cache_frozen_outputs(config: Config, data: Corpus, encoder: Pretrained | None) -> Corpus:
     """The corpus with the outputs of the frozen layers, without dropout, in its rows; unchanged without caching."""
-    layers = frozen_layers(config, encoder and encoder.params)
+    layers = frozen_layers(config, encoder and encoder.architecture, encoder and encoder.params)
     if not layers:
         return data
     model = make_model(config, encoder.architecture, encoder.params, data)
@@ -54,11 +64,12 @@ def cache_frozen_outputs(config: Config, data: Corpus, encoder: Pretrained | Non
     def outputs(params, tokens, position, token_type, segment):
         inputs = (tokens, position, token_type, segment)
         for path in layers:
-            x = modules[path].apply({"params": params[path]}, *inputs, None)
+            x = modules[path].apply({"params": layer_params(modules[path], params, path)}, *inputs, None)
             inputs = (x, segment)
         return x
 
-    params = jax.device_put({path: encoder.params[path] for path in layers})
+    used = [*layers, *(name for path in layers for name in encoder_parts(modules[path]))]
+    params = jax.device_put({path: encoder.params[path] for path in used})
     total = sum(len(rows.tokens) for by_split in data.rows.values() for rows in by_split.values())
     with progress_bar("frozen layers", "row", total) as bar:
 

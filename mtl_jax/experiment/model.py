@@ -85,7 +85,7 @@ def make_model(
                 f"{architecture.vocab_size}; use the tokenizer of the model"
             )
         architecture = dataclasses.replace(architecture, layers=layer_count(config, architecture.layers))
-        patches = _patches(data, architecture.width, architecture.initializer_range, dtype)
+        patches = _patches(data, architecture.table_width, architecture.initializer_range, dtype)
         return Model(
             architecture.embeddings(dtype).clone(patches=patches),
             [architecture.layer(number, dtype) for number in range(architecture.layers)],

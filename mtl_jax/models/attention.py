@@ -5,31 +5,63 @@ from __future__ import annotations
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mtl_jax.models.activation_sharding import gather_tokens
 from mtl_jax.models.dropout import Noise, attention_dropout
 
 
-def attend(query: jax.Array, key: jax.Array, value: jax.Array, segment: jax.Array, noise: Noise | None) -> jax.Array:
+def attend(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    segment: jax.Array,
+    noise: Noise | None,
+    *,
+    bias: jax.Array | None = None,
+    scale: float | None = None,
+    window: int = 0,
+) -> jax.Array:
     """Attention of each token to the tokens of its own segment.
 
-    query, key, value [R, T, H, D/H], segment int32[R, T] -> [R, T, H, D/H], in the dtype of the values. Scores and
-    softmax are float32. Padding (segment 0) attends to padding, so that no row of the softmax is empty.
+    Args:
+      query: [R, T, H, D/H].
+      key, value: the same, or with a divisor of H as number of heads: each serves as many consecutive queries.
+      segment: int32[R, T]. Padding (segment 0) attends to padding, so that no row of the softmax is empty.
+      noise: drops attention weights.
+      bias: float32 [H, T, T] or [R, H, T, T], added to the scores.
+      scale: of the products; None: (D/H)^−½.
+      window: the largest distance between tokens that attend to each other; 0: any.
+
+    Returns:
+      [R, T, H, D/H], in the dtype of the values. Scores and softmax are float32.
     """
-    chex.assert_rank(query, 4)
-    chex.assert_equal_shape([query, key, value])
+    chex.assert_rank([query, key, value], 4)
+    chex.assert_equal_shape([key, value])
     chex.assert_shape(segment, query.shape[:2])
     chex.assert_type(segment, int)
     key, value = gather_tokens(key), gather_tokens(value)
+    if (groups := query.shape[2] // key.shape[2]) > 1:
+        key, value = jnp.repeat(key, groups, axis=2), jnp.repeat(value, groups, axis=2)
     query, key, value = (jnp.swapaxes(x, 1, 2) for x in (query, key, value))  # heads first: faster products on CPU
-    weights = jax.nn.softmax(_scores(query, key, segment), axis=-1).astype(value.dtype)
+    scores = _scores(query, key, query.shape[-1] ** -0.5 if scale is None else scale)
+    if bias is not None:
+        scores = scores + (bias if bias.ndim == 4 else jnp.broadcast_to(bias[None], scores.shape))
+    weights = jax.nn.softmax(_masked(scores, segment, window), axis=-1).astype(value.dtype)
     weights = attention_dropout(noise, 0, weights)
     return jnp.swapaxes(jnp.einsum("rhts,rhsd->rhtd", weights, value), 1, 2)
 
 
-def _scores(query: jax.Array, key: jax.Array, segment: jax.Array) -> jax.Array:
-    """float32 [R, H, T, T] of query and key [R, H, T, D/H]; next to −∞ between segments."""
-    scale = jnp.asarray(query.shape[-1] ** -0.5, jnp.float32)
-    scores = jnp.einsum("rhtd,rhsd->rhts", query, key, preferred_element_type=jnp.float32) * scale
-    same = segment[:, None, :, None] == segment[:, None, None, :]
-    return jnp.where(same, scores, jnp.finfo(jnp.float32).min)
+def _scores(query: jax.Array, key: jax.Array, scale: float) -> jax.Array:
+    """float32 [R, H, T, T] of query and key [R, H, T, D/H]."""
+    product = jnp.einsum("rhtd,rhsd->rhts", query, key, preferred_element_type=jnp.float32)
+    return product * jnp.asarray(scale, jnp.float32)
+
+
+def _masked(scores: jax.Array, segment: jax.Array, window: int) -> jax.Array:
+    """Scores [R, H, T, T], next to −∞ between segments and beyond the window."""
+    allowed = segment[:, None, :, None] == segment[:, None, None, :]
+    if window:
+        place = np.arange(segment.shape[1])
+        allowed = allowed & jnp.asarray(np.abs(place[:, None] - place[None, :]) <= window)[None, None]
+    return jnp.where(allowed, scores, jnp.finfo(jnp.float32).min)

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from mtl_jax.models.dense import Dense
 from mtl_jax.models.dropout import Noise, dropout
 from mtl_jax.models.embedding_table import EmbeddingTable
 from mtl_jax.models.patch_embeddings import PatchEmbeddings, replace_words
@@ -20,9 +21,13 @@ from mtl_jax.models.patch_embeddings import PatchEmbeddings, replace_words
 class BertEmbeddings(nn.Module):
     """Word + position + token type, LayerNorm, dropout (Devlin et al. 2019; RoBERTa: Liu et al. 2019).
 
+    max_positions    rows of the position table; 0 (relative or rotary positions): there is none.
     position_offset  RoBERTa's tables count positions from padding_idx + 1; 0 for BERT. Texts may have
                      max_positions − position_offset tokens.
-    type_vocab       1 (RoBERTa) ignores the token types of the input.
+    type_vocab       1 (RoBERTa) ignores the token types of the input; 0: there is no table.
+    norm_bias        whether the LayerNorm has an offset.
+    projected_width  D where the tables have fewer features (ELECTRA: Clark et al. 2020; ALBERT): an affine map after
+                     dropout; 0 for none.
     """
 
     vocab_size: int
@@ -34,6 +39,8 @@ class BertEmbeddings(nn.Module):
     initializer_range: float = 0.02
     dtype: Any = jnp.float32
     patches: PatchEmbeddings | None = None
+    norm_bias: bool = True
+    projected_width: int = 0
 
     @nn.compact
     def __call__(
@@ -59,11 +66,18 @@ class BertEmbeddings(nn.Module):
             return EmbeddingTable(rows, self.width, self.initializer_range, name=name)
 
         x = self.perturb("words", table("word", self.vocab_size)(tokens))
-        x = x + table("position", self.max_positions)(position + self.position_offset)
-        x = x + table("token_type", self.type_vocab)(jnp.minimum(token_type, self.type_vocab - 1))
+        if self.max_positions:
+            x = x + table("position", self.max_positions)(position + self.position_offset)
+        if self.type_vocab:
+            x = x + table("token_type", self.type_vocab)(jnp.minimum(token_type, self.type_vocab - 1))
         x = replace_words(self.patches, x, patch, pixels, grid, number)
-        x = nn.LayerNorm(self.layer_norm_eps, dtype=jnp.float32, use_fast_variance=False, name="layer_norm")(x)
-        return dropout(noise, 0, x.astype(self.dtype))
+        norm = {"dtype": jnp.float32, "use_fast_variance": False, "use_bias": self.norm_bias}
+        x = nn.LayerNorm(self.layer_norm_eps, **norm, name="layer_norm")(x)
+        x = dropout(noise, 0, x.astype(self.dtype))
+        if not self.projected_width:
+            return x
+        init = nn.initializers.normal(self.initializer_range)
+        return Dense(self.projected_width, dtype=self.dtype, kernel_init=init, name="projection")(x)
 
 
 class WordEmbeddings(nn.Module):

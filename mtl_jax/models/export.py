@@ -12,6 +12,7 @@ import numpy as np
 
 from mtl_jax.errors import UserError
 from mtl_jax.models.families.base import Architecture
+from mtl_jax.models.ownership import layer_path
 from mtl_jax.models.pretrained import TOKENIZER_FILES
 
 
@@ -36,17 +37,7 @@ def save_folder(
     """
     from safetensors.numpy import save_file
 
-    folder = pathlib.Path(folder)
-    published = {}
-    for tensor in architecture.published_tensors():
-        value = np.asarray(_leaf(params, tensor.path), np.float32)
-        value = np.ascontiguousarray(value.T) if tensor.transposed else np.ascontiguousarray(value)
-        if value.shape != tensor.shape:
-            raise UserError(
-                f"export: {'/'.join(tensor.path)} gives {tensor.name} the shape {list(value.shape)} instead of "
-                f"{list(tensor.shape)}; one column has no leading task axis"
-            )
-        published[tensor.name] = value
+    folder, published = pathlib.Path(folder), published_values(architecture, params)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if tokenizer_folder is not None:
@@ -58,6 +49,33 @@ def save_folder(
     except OSError as error:
         raise UserError(f"export: cannot write {folder}: {error}") from error
     return list(published)
+
+
+def published_values(architecture: Architecture, params: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """{published name: float32 array} of the parameters of one column, or of a gradient of their form.
+
+    UserError: a leaf that is missing or has another shape.
+    """
+    if architecture.tied_layers and (others := [p for p in params if p.startswith("layer_") and p != layer_path(0)]):
+        if any(params[path] is not params[layer_path(0)] for path in others):
+            raise UserError(
+                f"export: {architecture.published} has one set of weights for all layers, but {others[0]} has others "
+                f"than {layer_path(0)}: there is no such published model (config.sharing.trunk = 'all', 'embed' or "
+                "'none')"
+            )
+    parts: dict[str, list[np.ndarray]] = {}
+    for tensor in architecture.published_tensors():
+        value = np.asarray(_leaf(params, tensor.path), np.float32)
+        value = value.T if tensor.transposed else value
+        first, end = tensor.rows or (0, tensor.shape[0])
+        shape = (end - first, *tensor.shape[1:])
+        if value.shape != shape:
+            raise UserError(
+                f"export: {'/'.join(tensor.path)} gives {tensor.name} the shape {list(value.shape)} instead of "
+                f"{list(shape)}; one column has no leading task axis"
+            )
+        parts.setdefault(tensor.name, []).append(value)
+    return {name: np.ascontiguousarray(np.concatenate(values)) for name, values in parts.items()}
 
 
 def _leaf(params: Mapping[str, Any], path: tuple[str, ...]) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -14,6 +14,7 @@ from mtl_jax.data.batch import Batch, BatchLayout
 from mtl_jax.models.apply_owned import COLUMN_EXECUTIONS, OwnedParams, apply_owned, layer_function
 from mtl_jax.models.columns_by_task import columns_to_compute, columns_to_mix
 from mtl_jax.models.dropout import Noise
+from mtl_jax.models.encoder_parts import encoder_parts, tapped_parts
 from mtl_jax.models.gradient_taps import TappedLayer, TappedStreams, Taps, TapSpec, apply_tapped_layer
 from mtl_jax.models.head_inputs import HeadInputs
 from mtl_jax.models.mixers import mix, mix_by_task
@@ -189,16 +190,33 @@ class ForwardPass:
         module, adapter = static.modules[path], static.sharing.adapters.get(path)
         if self.joint is not None:
             contents = [self.joint.parent[name] for name in self.streams.names]
-            if path in self.tap_spec.layers or len(set(contents)) < len(contents):
+            sources = {"": static.weight_paths[path], **{name: name for name in encoder_parts(module)}}
+            if self.tap_spec.layers.keys() & set(sources.values()) or len(set(contents)) < len(contents):
+                ids = [owner_ids, *(self._part_ids(name, path, owner_ids) for name in encoder_parts(module))]
+                tapped = tapped_parts(path, sources, params, ids, self.taps, self.tap_spec)
                 layer = TappedLayer(module, path, static.remat_policy)
-                streams = TappedStreams(owner_ids, inputs, noises, contents)
-                return apply_tapped_layer(layer, params[path], self.taps, self.tap_spec, streams)
-        plain = layer_function(module, static.remat_policy)
-        parts, function = [OwnedParams(params[path], owner_ids)], lambda parts, *inputs: plain(parts[0], *inputs)
+                streams = TappedStreams(tapped.owner_ids, inputs, noises, contents)
+                return apply_tapped_layer(layer, tapped.params, tapped.taps, tapped.spec, streams)
+        plain, names = layer_function(module, static.remat_policy), encoder_parts(module)
+        parts = [OwnedParams(params[static.weight_paths[path]], owner_ids)]
+        parts += [OwnedParams(params[name], self._part_ids(name, path, owner_ids)) for name in names]
         if adapter and adapter.bind:
             parts.append(OwnedParams(params[adapter_path(path)], self._adapter_ids(path)))
-            function = lambda parts, *inputs: plain(adapter.bind(parts[1], parts[0], module), *inputs)  # noqa: E731
+
+        def function(parts, *inputs):
+            layer = adapter.bind(parts[-1], parts[0], module) if adapter and adapter.bind else parts[0]
+            return plain({**layer, **dict(zip(names, parts[1 : 1 + len(names)], strict=True))}, *inputs)
+
         return apply_owned(function, parts, inputs, noises, COLUMN_EXECUTIONS[static.column_execution])
+
+    def _part_ids(self, name: str, path: str, owner_ids: Sequence[int | jax.Array]) -> Sequence[int | jax.Array]:
+        """The owner of each stream of the layer `path` in a part of the encoder as a whole."""
+        owner = self.static.owners[name]
+        if owner == self.static.owners[path]:
+            return owner_ids
+        if owner_count(owner) == 1:
+            return [0] * len(owner_ids)
+        return self.streams.owner_ids(owner, self.batch)
 
     def _adapter_ids(self, path):
         return self.streams.owner_ids(self.static.owners[adapter_path(path)], self.batch)

@@ -17,6 +17,8 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 
 from mtl_jax.data.batch import Batch, BatchLayout
+from mtl_jax.errors import UserError
+from mtl_jax.models.encoder_parts import encoder_parts, weight_paths
 from mtl_jax.models.forward_pass import ForwardPass, PassOptions
 from mtl_jax.models.gradient_taps import Taps, TapSpec
 from mtl_jax.models.head_inputs import HeadInputs
@@ -78,6 +80,7 @@ def network(
     remat_policy: str = "everything_saveable",
     cached_layers: tuple[str, ...] = (),
     sharing: SharingSpec = SharingSpec(),  # noqa: B008 (immutable)
+    tied_layers: bool = False,
 ) -> Network:
     """A network of `embed` and `layers`, each with one set of parameters per owner.
 
@@ -86,6 +89,7 @@ def network(
         pixels, after the noise.
       layers: modules of (x [R, T, D], segment, noise) -> [R, T, D'].
       owners: path -> owner of each of the K tasks, from `ownership.assign_owners`; for layers of experts their columns.
+        Those of parts of the encoder as a whole, too, see `encoder_parts.part_owners`.
       layout: what is static about the batches.
       column_init: "same": all owners of a layer start from the same values; "independent": each from its own, keyed
         by the name of the task if only one owns the slice. Experts are always independent.
@@ -95,10 +99,12 @@ def network(
       cached_layers: the lowest layers, whose outputs are in batches that have `hidden`; they are frozen, and the same
         in all columns.
       sharing: mixers, adapters, readout and cascades.
+      tied_layers: whether the layers of one owner have one set of weights.
     """
     modules = dict(zip(layer_paths(len(layers)), [embed, *layers], strict=True))
     sharing = sharing._replace(cascade_order=sharing.cascade_order or layout.tasks)
-    spec = NetworkSpec(modules, owners, layout, sharing, column_execution, remat_policy, cached_layers)
+    weights = weight_paths(owners, len(layers), tied_layers)
+    spec = NetworkSpec(modules, owners, layout, sharing, column_execution, remat_policy, cached_layers, weights)
     functions = _Functions(spec, column_init)
     auxiliary = {name: factor for mixer in sharing.mixers.values() for name, factor in mixer.auxiliary.items()}
     width = {task: functions.head_width(task) for task in layout.tasks}
@@ -124,6 +130,13 @@ class _Functions:
             for path in modules
         }
         params = _initial_layers(modules, self.examples, keys, known)
+        weights = self.spec.weight_paths
+        for path, module in modules.items():
+            for name in encoder_parts(module):
+                part = params[path].pop(name)
+                params.setdefault(name, part)
+            if weights[path] != path:
+                del params[path]
         below, expert_inputs = None, None  # widths below a layer, and below the first expert since the last mixer
         for path in modules:
             if isinstance(owners[path], ExpertColumns) and expert_inputs is None:
@@ -132,7 +145,7 @@ class _Functions:
                 params[mixer_path(path)] = self._init_mixer(key, path, expert_inputs or self.widths[path])
                 expert_inputs = None
             if path in sharing.adapters:
-                params[adapter_path(path)] = self._init_adapter(key, path, params[path])
+                params[adapter_path(path)] = self._init_adapter(key, path, params[weights[path]])
             below = self.widths[path]
         return params
 
@@ -185,6 +198,13 @@ class _Functions:
 
     def taps(self, params: Params, batch: Batch, tap_spec: TapSpec) -> Taps:
         count = len(stream_entries(self.spec.layout)) * tap_spec.halves
+        across = [path for path, source in self.spec.weight_paths.items() if path != source]
+        across += [name for module in self.spec.modules.values() for name in encoder_parts(module)]
+        if tap_spec.products and across:
+            raise UserError(
+                "config.aggregation.gradient_storage: 'layers' needs the products of one layer after another, but this "
+                f"encoder has weights that several layers read ({across[0]}); take 'copies'"
+            )
 
         def layer_taps(path: str, leaves: tuple[str, ...]):
             if tap_spec.products:

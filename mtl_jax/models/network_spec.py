@@ -58,7 +58,10 @@ class SharingSpec(NamedTuple):
 
 
 class NetworkSpec(NamedTuple):
-    """The static arguments of `network.network`; `modules` by path, bottom first."""
+    """The static arguments of `network.network`; `modules` by path, bottom first.
+
+    weight_paths  path of a layer -> path of its parameters, see `encoder_parts`
+    """
 
     modules: Mapping[str, nn.Module]
     owners: Mapping[str, Owner]
@@ -67,3 +70,4 @@ class NetworkSpec(NamedTuple):
     column_execution: str
     remat_policy: str
     cached_layers: tuple[str, ...]
+    weight_paths: Mapping[str, str]

@@ -17,6 +17,7 @@ import safetensors
 from mtl_jax.errors import UserError
 from mtl_jax.models.families import architecture_from_config
 from mtl_jax.models.families.base import Architecture
+from mtl_jax.models.ownership import layer_path
 
 TOKENIZER_FILES = (
     "tokenizer*",
@@ -37,7 +38,8 @@ class Pretrained(NamedTuple):
     """One encoder as read from a folder.
 
     architecture  its hyperparameters; builds the modules
-    params        {"embed": {...}, "layer_00": {...}, ...}, numpy float32
+    params        {"embed": {...}, "layer_00": {...}, ...}, numpy float32; the same arrays in layers whose weights are
+                  tied
     unused        names of the tensors in the folder that have no place here (pooler, heads, buffers), sorted
     folder        where it was read from; the tokenizer's files lie there too
     """
@@ -89,6 +91,7 @@ def load(folder: str | pathlib.Path) -> Pretrained:
     architecture = architecture_from_config(config, str(folder / "config.json"))
     files = tensor_files(folder)
     names = {_modern(name): name for name in files}
+    copies = _named_copies(names, architecture)
     prefix = _prefix(names, architecture, folder)
     wanted = list(architecture.published_tensors())
     missing = [t for t in wanted if prefix + t.name not in names]
@@ -101,10 +104,12 @@ def load(folder: str | pathlib.Path) -> Pretrained:
     with SafetensorsFiles(folder) as opened:
         for tensor in wanted:
             published = names[prefix + tensor.name]
-            value = opened.read(files[published], published, tensor.shape)
+            value = opened.read(files[published], published, tensor.shape)[slice(*tensor.rows or (None,))]
             _set_leaf(params, tensor.path, np.ascontiguousarray(value.T) if tensor.transposed else value)
+    if architecture.tied_layers:
+        params |= {layer_path(number): params[layer_path(0)] for number in range(architecture.layers)}
     used = {names[prefix + t.name] for t in wanted}
-    return Pretrained(architecture, params, tuple(sorted(set(files) - used)), folder)
+    return Pretrained(architecture, params, tuple(sorted(set(files) - used - copies)), folder)
 
 
 def tensor_files(folder: pathlib.Path) -> dict[str, str]:
@@ -182,6 +187,14 @@ class SafetensorsFiles:
 def _modern(name: str) -> str:
     """Published name with the old gamma and beta of LayerNorm as weight and bias."""
     return re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", name))
+
+
+def _named_copies(names: dict[str, str], architecture: Architecture) -> set[str]:
+    """The tensors that are the table of word vectors under its other name, which gets its own name, too."""
+    copies = {name for name in names if architecture.other_words and name.endswith(architecture.other_words)}
+    for name in copies:
+        names.setdefault(name.removesuffix(architecture.other_words) + architecture.words, names[name])
+    return {names[name] for name in copies}
 
 
 def _prefix(names: Mapping[str, str], architecture: Architecture, folder: pathlib.Path) -> str:

@@ -31,7 +31,8 @@ def build(config: Config, soft_labels: bool = True, read: ReadDataset | None = N
     """
     encoder = load_encoder(config)
     data = frozen_layers.cache_frozen_outputs(config, load_data(config, encoder, soft_labels, read), encoder)
-    patches = load_vit(config, data.pictures, encoder.architecture.width if encoder else config.model.hidden_size)
+    width = encoder.architecture.table_width if encoder else config.model.hidden_size
+    patches = load_vit(config, data.pictures, width)
     if encoder is None:
         return assemble(config, data, None, {"embed": {"patches": patches}} if patches else None)
     if patches:

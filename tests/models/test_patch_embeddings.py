@@ -154,5 +154,5 @@ def test_what_does_not_fit_is_named(tmp_path, change, arguments, said):
 
 
 def test_a_vit_is_no_trunk(tmp_path):
-    with pytest.raises(UserError, match=r"normalise before attention.*config\.images\.pretrained"):
+    with pytest.raises(UserError, match=r"is an encoder of pictures.*config\.images\.pretrained"):
         pretrained.load(vit_folder(tmp_path))

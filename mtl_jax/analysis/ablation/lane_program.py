@@ -67,7 +67,8 @@ class Sources:
         data = [plain[name] for name in ("datasets", "tasks", "data", "tokenizer", "train_tasks")]
         key = [data, teachers, *encoder_key]
         corpus = self._cached("corpus", key, functools.partial(load_data, config, encoder))
-        key += [model["num_layers"], model["dtype"], frozen_layers(config, encoder and encoder.params)]
+        frozen = frozen_layers(config, encoder and encoder.architecture, encoder and encoder.params)
+        key += [model["num_layers"], model["dtype"], frozen]
         return self._cached("outputs", key, functools.partial(cache_frozen_outputs, config, corpus, encoder)), encoder
 
     def new_notes(self, corpus: Corpus) -> list[str]:

@@ -17,12 +17,49 @@ class PublishedTensor(NamedTuple):
     path        keys in the params here
     shape       published shape
     transposed  published as [out, in], here a kernel [in, out]
+    rows        (first, end) of the published tensor, where it holds several leaves: its other rows are other entries of
+                the same name, in order; None for all
     """
 
     name: str
     path: tuple[str, ...]
     shape: tuple[int, ...]
     transposed: bool
+    rows: tuple[int, int] | None = None
+
+
+def table_tensor(name: str, path: tuple[str, ...], rows: int, width: int) -> PublishedTensor:
+    """A table of vectors [rows, width]."""
+    return PublishedTensor(f"{name}.weight", (*path, "embedding"), (rows, width), False)
+
+
+def norm_tensors(name: str, path: tuple[str, ...], width: int, bias: bool = True) -> Iterator[PublishedTensor]:
+    """Scale and, with `bias`, offset of a normalisation."""
+    yield PublishedTensor(f"{name}.weight", (*path, "scale"), (width,), False)
+    if bias:
+        yield PublishedTensor(f"{name}.bias", (*path, "bias"), (width,), False)
+
+
+def dense_tensors(
+    name: str, path: tuple[str, ...], inputs: int, outputs: int, *, bias: bool = True
+) -> Iterator[PublishedTensor]:
+    """Kernel and, with `bias`, bias of an affine layer."""
+    yield PublishedTensor(f"{name}.weight", (*path, "kernel"), (outputs, inputs), True)
+    if bias:
+        yield PublishedTensor(f"{name}.bias", (*path, "bias"), (outputs,), False)
+
+
+def joint_dense_tensors(
+    name: str, paths: list[tuple[str, ...]], inputs: int, outputs: int, *, bias: bool = True
+) -> Iterator[PublishedTensor]:
+    """Affine layers of one input whose kernels are one published tensor, one after another, `outputs` rows each."""
+    total = outputs * len(paths)
+    for number, path in enumerate(paths):
+        rows = (number * outputs, (number + 1) * outputs)
+        yield PublishedTensor(f"{name}.weight", (*path, "kernel"), (total, inputs), True, rows)
+    for number, path in enumerate(paths if bias else []):
+        rows = (number * outputs, (number + 1) * outputs)
+        yield PublishedTensor(f"{name}.bias", (*path, "bias"), (total,), False, rows)
 
 
 class Architecture(abc.ABC):
@@ -31,6 +68,8 @@ class Architecture(abc.ABC):
 
     published   name of the class in `transformers`
     words       published name of the table of word vectors; what stands before it is the prefix of a model with heads
+    other_words  another name of the same table, under which it may stand instead or as well; "" for none
+    tied_layers  whether all layers have the weights of the lowest, at the path `layer_00`
     model_type  as in config.json, a key of `FAMILIES`
     layers      their number; a config may cut it
     width       D, features of each token
@@ -40,6 +79,8 @@ class Architecture(abc.ABC):
 
     published: ClassVar[str]
     words: ClassVar[str]
+    tied_layers: ClassVar[bool] = False
+    other_words: ClassVar[str] = ""
 
     model_type: str
     layers: int
@@ -60,6 +101,11 @@ class Architecture(abc.ABC):
     @abc.abstractmethod
     def max_length(self) -> int:
         """Tokens of the longest text."""
+
+    @property
+    def table_width(self) -> int:
+        """Features of the word vectors; patches of pictures take their place."""
+        return self.width
 
     @abc.abstractmethod
     def embeddings(self, dtype: Any = jnp.float32) -> nn.Module:

@@ -10,17 +10,10 @@ import jax.numpy as jnp
 
 from mtl_jax.errors import UserError
 from mtl_jax.models.embeddings import BertEmbeddings
-from mtl_jax.models.families.base import Architecture, PublishedTensor
-from mtl_jax.models.layers.transformer import ACTIVATIONS, TransformerLayer
+from mtl_jax.models.families.base import Architecture, PublishedTensor, dense_tensors, norm_tensors, table_tensor
+from mtl_jax.models.families.config_fields import ENCODER_ONLY, ConfigFields
+from mtl_jax.models.layers.transformer import TransformerLayer
 from mtl_jax.models.ownership import layer_path
-
-# Fields that change what the model computes, and the only value that the layers here compute.
-_REQUIRED = {
-    "position_embedding_type": "absolute",
-    "is_decoder": False,
-    "add_cross_attention": False,
-    "quantization_config": None,
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +22,10 @@ class Bert(Architecture):
 
     max_positions  rows of the position table
     defaults       fields of config.json and the values that transformers takes where one is left out
+    config_names   those fields that the family calls otherwise
+    required       fields that change what the model computes, and the only value that is computed here
+    layer_name     published name of a layer; `{}` is its number
+    part_names     published names within a layer
     """
 
     published = "BertModel"
@@ -42,6 +39,21 @@ class Bert(Architecture):
         "max_position_embeddings": 512,
         "type_vocab_size": 2,
         "pad_token_id": 0,
+    }
+    config_names: ClassVar[Mapping[str, str]] = {}
+    required: ClassVar[Mapping[str, Any]] = {**ENCODER_ONLY, "position_embedding_type": "absolute"}
+    default_activation: ClassVar[str] = "gelu"
+    default_eps: ClassVar[float] = 1e-12
+    layer_name: ClassVar[str] = "encoder.layer.{}"
+    part_names: ClassVar[Mapping[str, str]] = {
+        "query": "attention.self.query",
+        "key": "attention.self.key",
+        "value": "attention.self.value",
+        "attention_output": "attention.output.dense",
+        "attention_norm": "attention.output.LayerNorm",
+        "intermediate": "intermediate.dense",
+        "output": "output.dense",
+        "norm": "output.LayerNorm",
     }
 
     model_type: str
@@ -63,6 +75,11 @@ class Bert(Architecture):
         return 0
 
     @property
+    def position_rows(self) -> int:
+        """Rows of the position table; 0 where there is none."""
+        return self.max_positions
+
+    @property
     def max_length(self) -> int:
         return self.max_positions - self.position_offset
 
@@ -70,8 +87,8 @@ class Bert(Architecture):
         """The module of the path `embed`."""
         return BertEmbeddings(
             vocab_size=self.vocab_size,
-            width=self.width,
-            max_positions=self.max_positions,
+            width=self.table_width,
+            max_positions=self.position_rows,
             type_vocab=self.type_vocab,
             position_offset=self.position_offset,
             layer_norm_eps=self.layer_norm_eps,
@@ -82,52 +99,44 @@ class Bert(Architecture):
     def layer(self, number: int, dtype: Any = jnp.float32) -> TransformerLayer:
         """The module of the path `layer_NN`; all are alike."""
         del number
-        return TransformerLayer(
-            hidden_size=self.width,
-            num_heads=self.heads,
-            intermediate_size=self.intermediate,
-            activation=self.activation,
-            layer_norm_eps=self.layer_norm_eps,
-            initializer_range=self.initializer_range,
-            dtype=dtype,
-        )
+        return TransformerLayer(**self.layer_fields(), dtype=dtype)
+
+    def layer_fields(self) -> dict[str, Any]:
+        """The fields of a `TransformerLayer`, without its dtype."""
+        return {
+            "hidden_size": self.width,
+            "num_heads": self.heads,
+            "intermediate_size": self.intermediate,
+            "activation": self.activation,
+            "layer_norm_eps": self.layer_norm_eps,
+            "initializer_range": self.initializer_range,
+        }
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], where: str) -> Self:
         """The architecture that a published config.json describes. `where` names it in errors (UserError)."""
-        for field, wanted in _REQUIRED.items():
-            if config.get(field, wanted) not in (wanted, None):
-                raise UserError(f"{where}: {field} = {config[field]!r} is not supported, only {wanted!r}")
-        sizes = dict(cls.defaults)
-        for field, default in sizes.items():
-            value = default if config.get(field) is None else config[field]
-            lowest = 0 if field == "pad_token_id" else 1
-            if isinstance(value, bool) or not isinstance(value, int) or value < lowest:
-                raise UserError(f"{where}: {field} = {value!r}; it has to be an integer of at least {lowest}")
-            sizes[field] = value
-        if sizes["hidden_size"] % sizes["num_attention_heads"]:
-            raise UserError(
-                f"{where}: hidden_size {sizes['hidden_size']} is not a multiple of "
-                f"num_attention_heads {sizes['num_attention_heads']}"
-            )
-        activation = config.get("hidden_act", "gelu")
-        if activation not in ACTIVATIONS:
-            raise UserError(f"{where}: hidden_act = {activation!r}; supported are {', '.join(ACTIVATIONS)}")
-        eps = config.get("layer_norm_eps", 1e-12)
-        if isinstance(eps, bool) or not isinstance(eps, int | float) or not eps > 0:
-            raise UserError(f"{where}: layer_norm_eps = {eps!r}; it has to be a number above 0")
+        fields, names = ConfigFields(config, where), cls.config_names
+        fields.require(cls.required)
+        sizes = {
+            field: fields.integer(names.get(field, field), default, cls._lowest(field))
+            for field, default in cls.defaults.items()
+        }
+        heads = names.get("num_attention_heads", "num_attention_heads")
+        width = names.get("hidden_size", "hidden_size")
+        fields.multiple(width, sizes["hidden_size"], heads, sizes["num_attention_heads"])
         architecture = cls(
             model_type=config["model_type"],
             layers=sizes["num_hidden_layers"],
             width=sizes["hidden_size"],
             heads=sizes["num_attention_heads"],
             intermediate=sizes["intermediate_size"],
-            activation=activation,
-            layer_norm_eps=float(eps),
+            activation=fields.activation(names.get("hidden_act", "hidden_act"), cls.default_activation),
+            layer_norm_eps=fields.positive("layer_norm_eps", cls.default_eps),
             vocab_size=sizes["vocab_size"],
             max_positions=sizes["max_position_embeddings"],
-            type_vocab=sizes["type_vocab_size"],
+            type_vocab=sizes.get("type_vocab_size", 0),
             pad_token=sizes["pad_token_id"],
+            **cls.more_fields(fields),
         )
         if architecture.max_length < 1:
             raise UserError(
@@ -136,11 +145,19 @@ class Bert(Architecture):
             )
         return architecture
 
+    @classmethod
+    def _lowest(cls, field: str) -> int:
+        return 0 if field == "pad_token_id" or cls.defaults[field] == 0 else 1
+
+    @classmethod
+    def more_fields(cls, fields: ConfigFields) -> dict[str, Any]:
+        """The dataclass's fields that BERT has not, from config.json."""
+        del fields
+        return {}
+
     def published_config(self) -> dict[str, Any]:
         """config.json: the inverse of `from_config`."""
-        return {
-            "architectures": [self.published],
-            "model_type": self.model_type,
+        sizes = {
             "num_hidden_layers": self.layers,
             "hidden_size": self.width,
             "num_attention_heads": self.heads,
@@ -149,37 +166,41 @@ class Bert(Architecture):
             "layer_norm_eps": self.layer_norm_eps,
             "vocab_size": self.vocab_size,
             "max_position_embeddings": self.max_positions,
-            "type_vocab_size": self.type_vocab,
+            **({"type_vocab_size": self.type_vocab} if "type_vocab_size" in self.defaults else {}),
             "pad_token_id": self.pad_token,
-            "position_embedding_type": "absolute",
+        }
+        return {
+            "architectures": [self.published],
+            "model_type": self.model_type,
+            **{self.config_names.get(field, field): value for field, value in sizes.items()},
             "dtype": "float32",
         }
 
     def published_tensors(self) -> Iterator[PublishedTensor]:
         """Every tensor of an encoder, embeddings first."""
+        table = self.table_width
+        yield table_tensor("embeddings.word_embeddings", ("embed", "word"), self.vocab_size, table)
+        if self.position_rows:
+            yield table_tensor("embeddings.position_embeddings", ("embed", "position"), self.position_rows, table)
+        if self.type_vocab:
+            yield table_tensor("embeddings.token_type_embeddings", ("embed", "token_type"), self.type_vocab, table)
+        yield from norm_tensors("embeddings.LayerNorm", ("embed", "layer_norm"), table)
+        yield from self.encoder_tensors()
+        for number in range(1 if self.tied_layers else self.layers):
+            yield from self.layer_tensors(self.layer_name.format(number), layer_path(number))
+
+    def encoder_tensors(self) -> Iterator[PublishedTensor]:
+        """Tensors between the tables and the layers, and those of the encoder as a whole."""
+        return iter(())
+
+    def layer_tensors(self, name: str, path: str) -> Iterator[PublishedTensor]:
+        """The tensors of one layer, `name` in the published model."""
         width, wide = self.width, self.intermediate
-
-        def table(name, key, rows):
-            return PublishedTensor(f"embeddings.{name}.weight", ("embed", key, "embedding"), (rows, width), False)
-
-        def norm(name, path):
-            yield PublishedTensor(f"{name}.LayerNorm.weight", (*path, "layer_norm", "scale"), (width,), False)
-            yield PublishedTensor(f"{name}.LayerNorm.bias", (*path, "layer_norm", "bias"), (width,), False)
-
-        def dense(name, path, inputs, outputs):
-            yield PublishedTensor(f"{name}.weight", (*path, "kernel"), (outputs, inputs), True)
-            yield PublishedTensor(f"{name}.bias", (*path, "bias"), (outputs,), False)
-
-        yield table("word_embeddings", "word", self.vocab_size)
-        yield table("position_embeddings", "position", self.max_positions)
-        yield table("token_type_embeddings", "token_type", self.type_vocab)
-        yield from norm("embeddings", ("embed",))
-        for number in range(self.layers):
-            name, path = f"encoder.layer.{number}", layer_path(number)
-            for part in ("query", "key", "value"):
-                yield from dense(f"{name}.attention.self.{part}", (path, "attention", part), width, width)
-            yield from dense(f"{name}.attention.output.dense", (path, "attention", "output"), width, width)
-            yield from norm(f"{name}.attention.output", (path, "attention"))
-            yield from dense(f"{name}.intermediate.dense", (path, "intermediate"), width, wide)
-            yield from dense(f"{name}.output.dense", (path, "output"), wide, width)
-            yield from norm(f"{name}.output", (path,))
+        names = {part: f"{name}.{published}" for part, published in self.part_names.items()}
+        for part in ("query", "key", "value"):
+            yield from dense_tensors(names[part], (path, "attention", part), width, width)
+        yield from dense_tensors(names["attention_output"], (path, "attention", "output"), width, width)
+        yield from norm_tensors(names["attention_norm"], (path, "attention", "layer_norm"), width)
+        yield from dense_tensors(names["intermediate"], (path, "intermediate"), width, wide)
+        yield from dense_tensors(names["output"], (path, "output"), wide, width)
+        yield from norm_tensors(names["norm"], (path, "layer_norm"), width)

@@ -1,7 +1,6 @@
 """What of a published Vision Transformer is taken over: its patch projection and its positions.
 
-Its layers normalise before attention and feed-forward (pre-LayerNorm), those of the trunk here after them, as BERT's
-do: weights of the ones mean nothing in the others.
+The layers of the trunk are those of a text encoder: weights of the layers of a ViT mean nothing in them.
 """
 
 from __future__ import annotations

@@ -87,14 +87,21 @@ class TransformerLayer(Layer):
             raise UserError(
                 f"a transformer layer of width {self.hidden_size} cannot read features of width {x.shape[-1]}"
             )
-        x = SelfAttention(
-            self.hidden_size, self.num_heads, self.layer_norm_eps, self.initializer_range, self.dtype, name="attention"
-        )(x, segment, noise)
+        x = self.self_attention(x, segment, noise)
         init = nn.initializers.normal(self.initializer_range)
         y = Dense(self.intermediate_size, dtype=self.dtype, kernel_init=init, name="intermediate")(x)
         y = activation_named(self.activation)(y)
         y = Dense(self.hidden_size, dtype=self.dtype, kernel_init=init, name="output")(y)
-        return _add_and_normalise(x, dropout(noise, 2, y), self.layer_norm_eps, self.dtype)
+        return add_and_normalise(x, dropout(noise, 2, y), self.layer_norm_eps, self.dtype)
+
+    def self_attention(self, x: jax.Array, segment: jax.Array, noise: Noise | None) -> jax.Array:
+        """x [R, T, D] -> dtype [R, T, D], with residual and LayerNorm. Families whose attention differs replace it."""
+        return self.attention_module()(x, segment, noise)
+
+    def attention_module(self) -> SelfAttention:
+        """Attention as in BERT, at `attention`."""
+        sizes = self.hidden_size, self.num_heads, self.layer_norm_eps, self.initializer_range
+        return SelfAttention(*sizes, self.dtype, name="attention")
 
 
 class SelfAttention(nn.Module):
@@ -107,7 +114,10 @@ class SelfAttention(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x: jax.Array, segment: jax.Array, noise: Noise | None = None) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, segment: jax.Array, noise: Noise | None = None, bias: jax.Array | None = None
+    ) -> jax.Array:
+        """x [R, T, D], bias float32 [H, T, T] of the scores -> dtype [R, T, D]."""
         if self.width % self.heads:
             raise UserError(f"width {self.width} is not a multiple of the {self.heads} attention heads")
 
@@ -117,11 +127,11 @@ class SelfAttention(nn.Module):
 
         split = (*x.shape[:-1], self.heads, self.width // self.heads)
         query, key, value = (dense(name)(x).reshape(split) for name in ("query", "key", "value"))
-        y = dense("output")(attend(query, key, value, segment, noise).reshape(x.shape))
-        return _add_and_normalise(x, dropout(noise, 1, y), self.layer_norm_eps, self.dtype)
+        y = dense("output")(attend(query, key, value, segment, noise, bias=bias).reshape(x.shape))
+        return add_and_normalise(x, dropout(noise, 1, y), self.layer_norm_eps, self.dtype)
 
 
-def _add_and_normalise(x: jax.Array, y: jax.Array, eps: float, dtype: Any) -> jax.Array:
+def add_and_normalise(x: jax.Array, y: jax.Array, eps: float, dtype: Any) -> jax.Array:
     """LayerNorm(x + y) in float32. Its module becomes `layer_norm` of the module that calls."""
     total = x.astype(jnp.float32) + y.astype(jnp.float32)
     return nn.LayerNorm(eps, dtype=jnp.float32, use_fast_variance=False, name="layer_norm")(total).astype(dtype)

@@ -84,7 +84,8 @@ def shared_parameters(
     layers: dict[str, tuple[str, ...]] = {}
     if level == "representation":
         # streams split above the last layer that all share; the layers below are pulled back once
-        common = [layer for layer, owner in owners.items() if owner_count(owner) == 1]
+        layers_of = [path for path in owners if path == "embed" or path.startswith("layer_")]
+        common = [path for path in layers_of if owner_count(owners[path]) == 1]
         return (
             SharedParameters(TapSpec({}, hidden_at=common[-1], halves=halves), owner_of, level, gradient_storage)
             if common

@@ -177,3 +177,42 @@ def test_vectors_and_words_may_be_spelled_in_different_characters(tmp_path):
     file = tmp_path / "vectors.txt"
     file.write_text("cafe\u0301 1 2\n", encoding="utf-8")
     assert read_vectors(str(file), ("the", "café"))[1].tolist() == [False, True]
+
+
+@pytest.fixture
+def sentencepiece(tmp_path):
+    """Pieces of a unigram model as T5, ALBERT and DeBERTa-v3 have them: words begin with ▁; T5's template, which has
+    nothing before a text.
+    """
+    special = [(name, 0.0) for name in ("<pad>", "</s>", "<unk>")]
+    pieces = [("▁", -3.0), ("▁play", -1.0), ("ing", -1.0), ("▁song", -1.5), *((letter, -5.0) for letter in "aeghnst")]
+    tokenizer = Tokenizer(models.Unigram([*special, *pieces], unk_id=2))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always")
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A </s>", pair="$A </s> $B </s>", special_tokens=[("</s>", 1)]
+    )
+    folder = tmp_path / "sentencepiece"
+    folder.mkdir()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+def test_pieces_of_words_equal_transformers(sentencepiece, roberta):
+    from transformers import PreTrainedTokenizerFast
+
+    words = ["playing", "song", "hats", "\u4e2d", "the"]
+    for folder, prefix in ((sentencepiece, None), (roberta[0], True)):
+        backend = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        if prefix:
+            backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)  # as transformers asks for words
+        published = PreTrainedTokenizerFast(tokenizer_object=backend)
+        ours = PretrainedTokenizer(str(folder))
+        expected = published(words, is_split_into_words=True)
+        (found,) = ours.encode_words([words])
+        assert [i for i, _ in assemble(ours.single, [i for ids in found for i in ids])] == expected["input_ids"]
+        assert [w for w, ids in enumerate(found) for _ in ids] == [w for w in expected.word_ids() if w is not None]
+        first, second = found[0], found[1]
+        pair = published(words[:1], words[1:2], is_split_into_words=True)["input_ids"]
+        assert [i for i, _ in assemble(ours.pair, first, second)] == pair
+    assert ours.single.before
+    assert not PretrainedTokenizer(str(sentencepiece)).single.before
