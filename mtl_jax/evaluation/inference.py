@@ -48,7 +48,7 @@ class Predictor:
         self.reading = RecordReading(config, saved, tasks)
         experiment = assemble(config, build_corpus(config, saved, {}), saved.architecture, None)
         self.experiment = experiment._replace(corpus=self.reading.read([]).corpus)
-        self.alone = jax.process_count() == 1 or _mesh_over(config, jax.local_device_count()) is not None
+        self.alone = fits_a_process(config)
         self._placement = placement_over_devices(self.experiment, self.alone)
         self.params = average_params(self.experiment, self._placement, workdir, which)
         self._evaluator = make_evaluator(self.experiment, self._placement, self.reading.tasks)
@@ -150,13 +150,18 @@ def average_params(experiment: Experiment, placement: Placement, workdir: pathli
     return jax.tree.map(lambda leaf: leaf / len(which), total) if len(which) > 1 else total
 
 
+def fits_a_process(config: Config) -> bool:
+    """Whether the devices of one process are enough to split parameters as `config.training.mesh` says."""
+    return jax.process_count() == 1 or mesh_over(config, jax.local_device_count()) is not None
+
+
 def placement_over_devices(experiment: Experiment, alone: bool = False) -> Placement:
     """Rows over all devices, or with `alone` those of this process; parameters as `config.training.mesh` splits them.
 
     A run may have been trained on other devices: where the mesh does not divide these, each has all parameters.
     """
     devices = jax.local_devices() if alone else jax.devices()
-    sizes = _mesh_over(experiment.config, len(devices)) or dict.fromkeys(AXES, 1) | {"data": len(devices)}
+    sizes = mesh_over(experiment.config, len(devices)) or dict.fromkeys(AXES, 1) | {"data": len(devices)}
     names = tuple(sizes)
     mesh = jax.make_mesh(
         tuple(sizes.values()), names, devices=devices, axis_types=(jax.sharding.AxisType.Auto,) * len(names)
@@ -164,7 +169,7 @@ def placement_over_devices(experiment: Experiment, alone: bool = False) -> Place
     return mesh_placement(mesh, experiment.spec.slices, len(experiment.tasks), offload_optimizer=False)
 
 
-def _mesh_over(config: Config, count: int) -> dict[str, int] | None:
+def mesh_over(config: Config, count: int) -> dict[str, int] | None:
     """Devices for each axis where `config.training.mesh` divides so many, with all that are left along `data`."""
     sizes = {axis: int(config.training.mesh[axis]) for axis in AXES if axis != "data"}
     split = math.prod(size for size in sizes.values() if size > 0)

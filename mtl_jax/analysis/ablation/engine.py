@@ -22,7 +22,6 @@ from mtl_jax.data.batch import Batch
 from mtl_jax.evaluation.scores import require_even
 from mtl_jax.runtime import distributed
 from mtl_jax.training.hyperparameters import Hyperparameters
-from mtl_jax.training.placement import AXES, mesh_placement
 from mtl_jax.training.state import TrainState
 
 T = TypeVar("T")
@@ -41,8 +40,7 @@ class Engine:
 
     def __init__(self, built: Built, shape: Shape, resident: ResidentRows | None):
         self.built, self.shape = built, shape
-        lane_mesh = jax.sharding.Mesh(shape.mesh.devices[0], AXES)
-        self._lane = mesh_placement(lane_mesh, built.spec.slices, len(built.experiment.tasks), offload_optimizer=False)
+        self._lane = lane_steps.lane_placement(shape, built.spec.slices, len(built.experiment.tasks))
         require_even(built.experiment, self._lane)
         self.scores = LaneScores(built.experiment, shape)
         self._accumulate = built.experiment.config.training.grad_accum_steps
@@ -94,7 +92,7 @@ class Engine:
 
     def shardings(self, one_lane: T, leading: str) -> T:
         """Of one lane's leaves after the axes that `Shape.sharding` names: parameters are split as in a single run."""
-        return jax.tree.map(lambda of_lane: self.shape.sharding(leading, of_lane.spec), self._lane.shardings(one_lane))
+        return lane_steps.lane_shardings(self.shape, self._lane, one_lane, leading)
 
     def constrain(self, state: TrainState) -> TrainState:
         """The state of one lane, in a program over lanes, with its shardings."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -22,10 +22,11 @@ from mtl_jax.errors import UserError
 from mtl_jax.models.activation_sharding import ROW_AXES, axis_size
 from mtl_jax.runtime import distributed
 from mtl_jax.training.hyperparameters import Hyperparameters
-from mtl_jax.training.placement import AXES
+from mtl_jax.training.placement import AXES, Placement, mesh_placement
 from mtl_jax.training.state import StepSpec, TrainState
 from mtl_jax.training.step import train_step
 
+T = TypeVar("T")
 LAYOUTS = ("vmap", "map")
 NO_MESH: Mapping[str, int] = {}  # each lane on one device
 _WHOLE = PartitionSpec()
@@ -168,6 +169,16 @@ def shape_of(seeds: int, lanes: int, layout: str, mesh: Mapping[str, int] = NO_M
     return Shape(
         *padded[axis], axis, layout, jax.make_mesh((parts, *sizes), names, axis_types=(AxisType.Auto,) * len(names))
     )
+
+
+def lane_placement(shape: Shape, slices: Mapping[str, tuple[int, ...]], tasks: int) -> Placement:
+    """The placement of a single run on the mesh of one lane; see `make_placement` for the arguments."""
+    return mesh_placement(Mesh(shape.mesh.devices[0], AXES), slices, tasks, offload_optimizer=False)
+
+
+def lane_shardings(shape: Shape, placement: Placement, one_lane: T, leading: str) -> T:
+    """Of one lane's leaves after the axes that `Shape.sharding` names: parameters are split as in a single run."""
+    return jax.tree.map(lambda of_lane: shape.sharding(leading, of_lane.spec), placement.shardings(one_lane))
 
 
 def over_lanes(function: Callable, axes: str, shape: Shape) -> Callable:

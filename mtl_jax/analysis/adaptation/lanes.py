@@ -11,10 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from mtl_jax.analysis.ablation.engine import padded
-from mtl_jax.analysis.ablation.lanes import Shape, over_lanes, shape_of
+from mtl_jax.analysis.ablation.lanes import Shape, lane_placement, lane_shardings, over_lanes, shape_of
 from mtl_jax.analysis.adaptation.episodes import Episode, as_chunks, single_block
 from mtl_jax.data.batch import PackedRows
 from mtl_jax.errors import UserError
+from mtl_jax.evaluation import inference
 from mtl_jax.experiment.assemble import Experiment
 from mtl_jax.runtime import distributed
 from mtl_jax.training import objective as terms
@@ -52,6 +53,8 @@ class Learner:
                 f"{next(iter(shapes))}"
             )
         self._experiment, self._episode = experiment, episode
+        # where the mesh of the run does not divide these devices, each has all parameters; few records are not split
+        self._mesh = {**(inference.mesh_over(experiment.config, jax.device_count()) or {}), "data": 1}
         self._optimizer = OptimizerSpec(
             name=settings.optimizer,
             options={},
@@ -72,14 +75,19 @@ class Learner:
           rates: learning rates.
         """
         draws = len(supports)
-        shape = shape_of(draws, len(rates), "map" if jax.default_backend() == "cpu" else "vmap")
+        experiment, layout = self._experiment, "map" if jax.default_backend() == "cpu" else "vmap"
+        shape = shape_of(draws, len(rates), layout, self._mesh)
         order = np.asarray(padded(range(draws), shape.seeds))
         by_lane = np.broadcast_to(np.asarray(padded(rates, shape.lanes), np.float32), (shape.seeds, shape.lanes))
         if by_draw:
             layers = jax.tree.map(lambda leaf: leaf[order], layers)
         rows = self._episode.rows
         arguments = (layers, rows["train"], as_chunks(rows[split]), supports[order], order.astype(np.int32), by_lane)
-        placed = [distributed.place(x, shape.sharding(a)) for x, a in zip(arguments, _axes(by_draw), strict=True)]
+        one_lane = jax.tree.map(lambda leaf: leaf[0], layers) if by_draw else layers
+        placement = lane_placement(shape, experiment.spec.slices, len(experiment.tasks))
+        shardings = [shape.sharding(a) for a in _axes(by_draw)]
+        shardings[0] = lane_shardings(shape, placement, one_lane, _axes(by_draw)[0])
+        placed = [distributed.place(x, sharding) for x, sharding in zip(arguments, shardings, strict=True)]
         predicted = distributed.to_host(self._program(shape, by_draw)(*placed))
         return predicted[:draws, : len(rates), :, : len(self._episode.gold[split])]
 

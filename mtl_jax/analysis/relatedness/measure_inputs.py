@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +15,10 @@ from mtl_jax.analysis.relatedness import measures
 from mtl_jax.data.batch import Batch
 from mtl_jax.data.corpus import Corpus
 from mtl_jax.data.sampler import BatchSampler, Mixing, evaluation_batches, evaluation_layout, make_layout
+from mtl_jax.evaluation import inference
 from mtl_jax.experiment.assemble import Experiment
 from mtl_jax.experiment.penalties import task_stacks
+from mtl_jax.runtime import distributed
 from mtl_jax.training import objective as terms
 from mtl_jax.training.gradients.per_task import SharedParameters, shared_parameters, shared_slices
 from mtl_jax.training.hyperparameters import Hyperparameters
@@ -24,6 +27,8 @@ from mtl_jax.training.parameter_paths import flatten, with_leaves
 from mtl_jax.training.state import TrainState
 from mtl_jax.training.step import train_step
 from mtl_jax.training.token_corruption import corrupt_batch
+
+T = TypeVar("T")
 
 
 class JointEvidence(NamedTuple):
@@ -106,10 +111,10 @@ class JointRun:
                 batch = batches.batch(step // self._every)
                 probe = self._probe(state, batch, experiment.hyper)
                 steps.append(step)
-                cosines.append(np.asarray(probe.cosine))
-                affinities.append(np.asarray(probe.affinity))
+                cosines.append(distributed.to_host(probe.cosine))
+                affinities.append(distributed.to_host(probe.affinity))
                 fisher = probe.squares if fisher is None else jax.tree.map(jnp.add, fisher, probe.squares)
-        mean = jax.tree.map(lambda leaf: leaf / len(steps), fisher)
+        mean = self._training.gathered(jax.tree.map(lambda leaf: leaf / len(steps), fisher))
         return JointEvidence(steps, np.stack(cosines), np.stack(affinities), mean)
 
 
@@ -169,16 +174,28 @@ class _Probe(NamedTuple):
 
 
 class _Training:
-    """The training steps of an experiment."""
+    """The training steps of an experiment, with parameters split as `config.training.mesh` says; rows are not split."""
 
     def __init__(self, experiment: Experiment):
         self.experiment = experiment
-        self._advance = jax.jit(lambda s, b, h: train_step(experiment.spec, s, b, h)[0], donate_argnums=0)
+        placement = inference.placement_over_devices(experiment, inference.fits_a_process(experiment.config))
+        self._put = None
+        if math.prod(size for axis, size in placement.mesh_shape.items() if axis != "data") == 1:
+            self._advance = jax.jit(lambda s, b, h: train_step(experiment.spec, s, b, h)[0], donate_argnums=0)
+            return
+        self._put = placement.put_state
+        advance = placement.train(lambda s, b, h, axis: (train_step(experiment.spec, s, b, h, axis)[0], None))
+        self._advance = lambda *arguments: advance(*arguments)[0]
+
+    def gathered(self, tree: T) -> T:
+        """Split arrays on the host; others as they are."""
+        return distributed.to_host(tree) if self._put else tree
 
     def states(self, seed: int, tick: ShouldStop) -> Iterator[tuple[int, TrainState | None]]:
         """(step, state) before every step and after the last; it ends with (step, None) where `tick` asked to stop."""
         training = self.experiment.config.training
         state, batches = self.experiment.init(seed), self.experiment.batches(seed)
+        state = self._put(state) if self._put else state
         for step in range(training.steps):
             yield step, state
             parts = [batches.batch(step * training.grad_accum_steps + i) for i in range(training.grad_accum_steps)]
@@ -224,7 +241,7 @@ class SeparateColumns:
             }
 
         representations = [self._represent(column(k)) for k in range(len(experiment.tasks))]
-        return ColumnEvidence(start, end, jnp.stack(representations))
+        return ColumnEvidence(start, self._training.gathered(end), jnp.stack(representations))
 
     def _represent(self, params: Params) -> jax.Array:
         """float32[N, D]: the same number of texts of each data set, from dev where there is one."""
@@ -234,7 +251,7 @@ class SeparateColumns:
             objective, pool = self._pool_functions[dataset]
             parts, size = [], 0
             for batch in evaluation_batches(rows[split], objective.layout, self._rows):
-                parts.append(np.asarray(pool(params, batch))[batch.length[0].reshape(-1) > 0])
+                parts.append(distributed.to_host(pool(params, batch))[batch.length[0].reshape(-1) > 0])
                 size += len(parts[-1])
                 if size >= self._inputs:
                     break

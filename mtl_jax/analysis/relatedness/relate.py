@@ -26,6 +26,7 @@ from mtl_jax.analysis.relatedness.validation import correlation
 from mtl_jax.config.sections import Config
 from mtl_jax.data.corpus import Corpus
 from mtl_jax.errors import UserError
+from mtl_jax.evaluation import inference
 from mtl_jax.evaluation.metric_inputs import has_labels
 from mtl_jax.experiment.assemble import Experiment, assemble
 from mtl_jax.runtime import distributed
@@ -212,7 +213,7 @@ def _measure_seeds(config: ConfigDict, folder: pathlib.Path, seeds: Sequence[int
     missing = [seed for seed in seeds if seed not in by_seed]
     if missing:
         corpus, joint, columns = _runs(config, {MEASURES[name].needs for name in names})
-        processes = jax.process_count()
+        processes = jax.process_count() if inference.fits_a_process(config) else 1  # otherwise all measure together
         total = -(-len(missing) // processes) * config.training.steps * ((joint is not None) + (columns is not None))
         with StopSignals() as stop, progress_bar("measures", "step", total) as bar:
 
@@ -223,7 +224,7 @@ def _measure_seeds(config: ConfigDict, folder: pathlib.Path, seeds: Sequence[int
             for first in range(0, len(missing), processes):
                 together = missing[first : first + processes]
                 # without a seed of its own a process repeats the last one: a stop is agreed on step by step
-                seed = padded(together, processes)[jax.process_index()]
+                seed = padded(together, processes)[jax.process_index() % processes]
                 evidence = Evidence(joint and joint(seed, tick), columns and columns(seed, tick), corpus)
                 if stop.asked:
                     return None

@@ -15,7 +15,9 @@ from mtl_jax.analysis.adaptation.episodes import draw_supports
 from mtl_jax.analysis.adaptation.sources import INITIAL_VALUES, load_sources
 from mtl_jax.config.plain import from_plain
 from mtl_jax.errors import UserError
+from mtl_jax.models import activation_sharding
 from mtl_jax.runs import train
+from mtl_jax.runtime import distributed
 from mtl_jax.storage import workdir as folders
 from mtl_jax.training.parameter_paths import flatten, with_leaves
 
@@ -90,12 +92,20 @@ def test_the_whole_mode(tiny, tmp_path, run, differs):
     assert {file.name for file in (tmp_path / "out" / "figures").iterdir()} == {"adapt_steps.png", "adapt_shots.png"}
 
 
-def test_draws_and_one_adaptation_by_hand(tiny, run):
-    """Plain descent from a zero head on the mean loss of the support."""
+@pytest.mark.parametrize("devices", [1, 2])
+def test_draws_and_one_adaptation_by_hand(tiny, run, monkeypatch, devices):
+    """Plain descent from a zero head on the mean loss of the support, on so many devices."""
+    monkeypatch.setattr(activation_sharding, "LARGE_LEAF", 64)
     (source, *_) = sources(new_task(tiny), run).values()
+    source.config.training.mesh.fsdp = devices
     one = modes._make_task(source, "color")
     few = draw_supports(one.episode, one.classes, 4, draws=2, seed=0, purpose="test")
+    placed = []
+    place = distributed.place
+    monkeypatch.setattr(distributed, "place", lambda tree, to: placed.append(place(tree, to)) or placed[-1])
     said = one.learner.predictions("test", source.layers, False, few, [5.0])
+    specs = {axis for leaf in jax.tree.leaves(placed[0]) for axis in leaf.sharding.spec}
+    assert ("fsdp" in specs) == (devices > 1)
     rows, classes = one.episode.rows, len(one.classes)
 
     def bag(params, split, index):

@@ -19,6 +19,7 @@ from mtl_jax.analysis.relatedness.registry import MEASURES
 from mtl_jax.analysis.relatedness.validation import correlation
 from mtl_jax.config import default
 from mtl_jax.errors import UserError
+from mtl_jax.models import activation_sharding
 from mtl_jax.runs.build import build
 from mtl_jax.training.step import train_step
 
@@ -114,6 +115,20 @@ def test_cosines_are_those_of_the_balanced_step(tiny, differs):
     rate = 1e-3 * np.linalg.norm(table) / norms.mean()
     first = rate * joint.cosines[0] * np.outer(norms, norms) / losses[None]
     differs("TAG to first order", joint.affinities[0], first, 0.02 * np.abs(first).max())
+
+
+def test_measures_of_split_parameters_are_the_same(tiny, differs, monkeypatch):
+    monkeypatch.setattr(activation_sharding, "LARGE_LEAF", 64)
+    joints, columns = [], []
+    for devices in (1, 2):
+        mesh = {"data": -1, "fsdp": devices, "task": 1, "sequence": 1, "model": 1}
+        shared, alone = (build(quick(tiny, training__mesh=mesh, sharing__trunk=trunk)) for trunk in ("all", "none"))
+        joints.append(measure_inputs.JointRun(shared, 2, 1e-3)(0, lambda: False))
+        columns.append(measure_inputs.SeparateColumns(alone, shared, 20)(0, lambda: False))
+    differs("cosines, parameters on two devices", joints[1].cosines, joints[0].cosines, 1e-5)
+    for path, leaf in columns[0].end.items():
+        differs("columns, parameters on two devices", columns[1].end[path], leaf, 2e-6)
+    differs("texts by them", columns[1].representations, columns[0].representations, 1e-5)
 
 
 def test_columns_are_runs_of_each_task_alone(tiny, differs):
