@@ -32,6 +32,7 @@ ACKNOWLEDGE_SECONDS = 10  # that a failing process waits for the others to print
 _ERROR_KEY = "mtl_jax/error"  # in the key-value store: (process number, message); (-1, "") at the regular end
 T = TypeVar("T")
 _ended = threading.Lock()  # taken by what ends this process with an error: one message only
+_alignments = itertools.count()  # number of calls of `_align`
 _calls = itertools.count()  # number of calls of `is_preempted`
 
 
@@ -194,13 +195,21 @@ def is_first() -> bool:
 def wait_for_all(what: str) -> None:
     """A barrier: returns when every process has called it; `what` names it."""
     if jax.process_count() > 1:
+        _align()
         multihost_utils.sync_global_devices(what)
+
+
+def _align() -> None:
+    """All processes at one point, on CPU: gloo gives up where one begins a first collective 30 s after another."""
+    if jax.default_backend() == "cpu":
+        jax_distributed.global_state.client.wait_at_barrier(f"mtl_jax/{next(_alignments)}", 2**31 - 1)
 
 
 def any_process(flag: bool) -> bool:
     """Whether the flag of any process is set; all have to call this."""
     if jax.process_count() == 1:
         return flag
+    _align()
     return bool(np.any(multihost_utils.process_allgather(np.asarray(flag))))
 
 
@@ -208,6 +217,7 @@ def gather(value: T) -> list[T]:
     """The values of all processes, by their number; all have to call this. A value is anything that can be pickled."""
     if jax.process_count() == 1:
         return [value]
+    _align()
     raw = np.frombuffer(pickle.dumps(value), np.uint8)
     sizes = multihost_utils.process_allgather(np.asarray(raw.size, np.int32))
     padded = np.zeros(
@@ -249,6 +259,7 @@ def to_host(tree: T) -> T:
     def gathered(leaf: Any) -> Any:
         if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable or leaf.is_fully_replicated:
             return leaf
+        _align()
         return multihost_utils.process_allgather(leaf, tiled=True)
 
     return jax.device_get(jax.tree.map(gathered, tree))
