@@ -36,4 +36,4 @@ def start(env, config, workdir, *flags, heartbeat=100, devices=4, count=2, other
 
 def ended(runs):
     """[(status, output)]"""
-    return [(run.returncode, output) for run in runs for output in [run.communicate(timeout=240)[0]]]
+    return [(run.returncode, output) for run in runs for output in [run.communicate(timeout=900)[0]]]

@@ -26,11 +26,9 @@ def run_all(folder: pathlib.Path, target: str) -> dict[str, str]:
     printed = {}
     for mode, given in calls:
         defaults = dict.fromkeys(("workdir", "input", "dataset", "reader", "split", "output", "by"), "")
-        defaults |= {"config": None, "checkpoint": None, "tasks": (), "runs": (), "against": ()}
+        defaults |= {"config": None, "checkpoint": None, "tasks": (), "runs": (), "against": (), "shard": None}
         given = {key: str(value) if isinstance(value, pathlib.Path) else value for key, value in given.items()}
-        options = {
-            key: value for key, value in (defaults | given | {"mode": mode}).items() if key in modes.Options._fields
-        }
+        options = {**defaults, **given, "mode": mode}
         with contextlib.redirect_stdout(io.StringIO()) as text:
             assert modes.MODES[mode](modes.Options(**options)) in (None, 0), mode
         printed[mode] = text.getvalue()

@@ -51,9 +51,9 @@ def saved_steps(workdir):
 def test_killed_in_two_processes_and_finished_by_others(setting, tmp_path, launch_environment, monkeypatch):
     file, config, table = setting
     runs = start(launch_environment, file, tmp_path / "cut", "--mode=ablate", heartbeat=10, devices=2)
-    deadline = time.monotonic() + 200
-    while not any(step >= 8 for step in saved_steps(tmp_path / "cut")) and time.monotonic() < deadline:
-        assert all(run.poll() is None for run in runs), ended(runs)
+    deadline = time.monotonic() + 900
+    while not any(step >= 8 for step in saved_steps(tmp_path / "cut")):
+        assert all(run.poll() is None for run in runs) and time.monotonic() < deadline, ended(runs)
         time.sleep(0.01)
     os.kill(launching.child_of(runs[1].pid), signal.SIGKILL)
     (status, output), (other, _) = ended(runs)
