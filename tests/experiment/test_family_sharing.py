@@ -145,7 +145,7 @@ def train_one(experiment):
 @pytest.mark.parametrize("family", ["modernbert", "albert"])
 def test_a_run_is_trained_and_its_columns_exported(make, tmp_path, family):
     config = make(family, sharing__trunk="none")
-    config.training.steps, config.training.eval_every = 4, 4
+    config.data.rows_per_block, config.training.steps, config.training.eval_every = 8, 4, 4
     checks.check(config)
     workdir = folders.prepare(tmp_path / "run")
     train.train(config, workdir)
