@@ -113,9 +113,9 @@ MESHES = {  # (workload, machine) -> meshes, and what of a layer is kept for the
     ("hard", "v5e-256"): (
         {"data": 256, **NOTHING},
         {"fsdp": 256, **NOTHING},
-        {"data": 16, "fsdp": 16, **NOTHING},
         {"fsdp": 64, "model": 4, **NOTHING},
         {"fsdp": 64, "sequence": 4, **NOTHING},
+        {"data": 16, "fsdp": 16, **NOTHING},
         {"fsdp": 256, **ALL},
     ),
     ("hard", "8 H200"): (
@@ -127,16 +127,14 @@ MESHES = {  # (workload, machine) -> meshes, and what of a layer is kept for the
     ("lora", "v5e-256"): (
         {"fsdp": 256, **NOTHING},
         {"fsdp": 64, "model": 4, **NOTHING},
-        {"fsdp": 16, "model": 16, **NOTHING},
         {"fsdp": 16, "task": 16, **NOTHING},
-        {"fsdp": 32, "task": 4, "model": 2, **NOTHING},
+        {"fsdp": 16, "model": 16, **NOTHING},
     ),
     ("lora", "8 H200"): (
         {"data": 8, **NOTHING},
         {"fsdp": 8, **NOTHING},
         {"fsdp": 4, "model": 2, **NOTHING},
         {"model": 8, **NOTHING},
-        {"fsdp": 2, "task": 4, **NOTHING},
     ),
 }
 
@@ -163,8 +161,9 @@ def main():
     parser.add_argument("--compiler", choices=("tpu", "cpu"), default="tpu")
     parser.add_argument("--machine", default=",".join(MACHINES))
     parser.add_argument("--workload", default=",".join(WORKLOADS))
-    parser.add_argument("--layers", default="1,2", help="of the programs that are compiled: two numbers")
+    parser.add_argument("--layers", default="2,3", help="of the programs that are compiled: two numbers")
     parser.add_argument("--meshes", type=int, default=99, help="so many of each list")
+    parser.add_argument("--tasks", type=int, help="compile with so many: a further one adds a head")
     parser.add_argument("--effort", type=float, default=-1.0, help="of the compiler for TPUs, from -1 to 1")
     parser.add_argument("--small", action="store_true", help="tiny shapes, to try the command")
     options = parser.parse_args()
@@ -183,6 +182,7 @@ def main():
 
 def _plans(options, name: str, machine_name: str) -> list[dict]:
     workload, machine = (SMALL if options.small else WORKLOADS)[name], MACHINES[machine_name]
+    workload = workload._replace(tasks=options.tasks or workload.tasks)
     devices = _devices(options.compiler, machine)
     few, more = map(int, options.layers.split(","))
     found = []

@@ -31,6 +31,7 @@ MESHES = {  # name -> flags, on eight devices of one process
     "8 devices, pmap": ("--config.training.placement=pmap",),
     "8 devices, 4 × data, 2 × task": ("--config.training.mesh.data=4", "--config.training.mesh.task=2"),
     "8 devices, 4 × data, 2 × model": ("--config.training.mesh.data=4", "--config.training.mesh.model=2"),
+    "8 devices, 8 × fsdp": ("--config.training.mesh.data=1", "--config.training.mesh.fsdp=8"),
 }
 
 
