@@ -10,7 +10,8 @@ the topology of a machine that is not there (`jax.experimental.topologies`); --c
 fake CPU devices, which needs no libtpu and overestimates memory. Programs with few layers are compiled, as many as
 --layers names, and a further layer is what they differ by. For 8 H200 the program for 8 v5p chips stands in, of as much
 memory as a compiler for TPUs knows (95 GiB). The compiler runs at its lowest effort: at --effort=0 it takes three times
-as long, and plans a fifth less memory.
+as long and plans less memory. With --compiler=cpu the peak means nothing (bfloat16 is computed in float32, nothing is
+fused), and what `model` sums is an upper bound.
 
 Shapes (the layers that the project has: attention in both directions, an MLP of two matrices; the gated MLP of the
 model named has three, so that `intermediate_size` is 1.5 times its own):
