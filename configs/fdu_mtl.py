@@ -16,7 +16,7 @@ Any way is also an argument. No word vectors from outside; the vocabulary is tha
 
 Data: $MTL_JAX_DATA/fdu_mtl: 14 kinds of products of Amazon, IMDb and MR. 559 of 6,400 test texts are also in train, of
 magazines 169 of 400. The last 200 examples of train are dev, by convention.
-Cost: CPU seconds of a step, all sixteen domains in it, on 2 busy cores: tree 0.3, hard 0.4, single 0.4, soft 0.7, shared
+Cost: CPU seconds of a step with all domains, on 2 busy cores: tree 0.3, hard 0.4, single 0.4, soft 0.7, shared
 and private 0.9, MMoE 1.4, PLE 9, cross-stitch 10. By these `:table` takes about 160 hours of a core, `:first` 1.3.
 Scores: not measured. Test errors in percent: Liu et al. with word vectors LSTM 18.2, BiLSTM 17.4, MT-DNN 15.7, MT-CNN
 15.5, FS 15.3, SP 14.9, ASP 13.9; TF-IDF with a linear SVM (benchmarks/fdu_svm.py) 14.9 for each domain, 11.4 for all
