@@ -66,21 +66,19 @@ def longest_axis(shape: Sequence[int], devices: int, free: Collection[int] | Non
     return max(axes, key=lambda i: shape[i]) if axes and large else None
 
 
-def join_rows(arrays: Sequence[jax.Array]) -> jax.Array:
-    """S arrays [R, ...] as one [S·R, ...], see `split_rows`.
+def join_rows(x: jax.Array) -> jax.Array:
+    """[S, R, ...] as [S·R, ...], see `split_rows`.
 
     Where rows are split over devices, those of equal number become neighbours: an array after the other would move
     rows from device to device.
     """
-    if axis_size(*ROW_AXES) == 1:
-        return jnp.concatenate(arrays)
-    return jnp.stack(arrays, axis=1).reshape(-1, *arrays[0].shape[1:])
+    if axis_size(*ROW_AXES) > 1:
+        x = jnp.swapaxes(x, 0, 1)
+    return x.reshape(-1, *x.shape[2:])
 
 
-def split_rows(x: jax.Array, count: int) -> list[jax.Array]:
-    """The arrays that `join_rows` joined."""
-    if axis_size(*ROW_AXES) == 1:
-        rows = x.shape[0] // count
-        return [x[number * rows : (number + 1) * rows] for number in range(count)]
-    parts = x.reshape(-1, count, *x.shape[1:])
-    return [parts[:, number] for number in range(count)]
+def split_rows(x: jax.Array, count: int) -> jax.Array:
+    """The [S, R, ...] that `join_rows` joined, S = `count`."""
+    if axis_size(*ROW_AXES) > 1:
+        return jnp.swapaxes(x.reshape(-1, count, *x.shape[1:]), 0, 1)
+    return x.reshape(count, -1, *x.shape[1:])

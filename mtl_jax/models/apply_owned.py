@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mtl_jax.models.activation_sharding import join_rows, shard_activations, split_rows
 from mtl_jax.models.dropout import Noise
 from mtl_jax.models.remat import with_remat
+from mtl_jax.models.static_gather import inverse, take
+from mtl_jax.models.task_streams import Owners
 
 
 def layer_function(module: nn.Module, remat_policy: str):
@@ -34,134 +37,111 @@ def apply_module(module: nn.Module, variables, inputs, noise) -> jax.Array:
     return module.apply(variables, *inputs[:4], noise, *inputs[4:])
 
 
-def group_by_pictures(inputs) -> list[list[int]]:
-    """Indices of the streams in two groups: those with pictures, and those of text only."""
-    groups: dict[int, list[int]] = {}
-    for index, arrays in enumerate(inputs):
-        groups.setdefault(len(arrays), []).append(index)
-    return list(groups.values())
-
-
 class OwnedParams(NamedTuple):
-    """Some of a layer's parameters, and the owners of the streams.
-
-    params  leaves [O, ...]
-    owners  of each stream: an int where it is static, else an int32 scalar
-    """
+    """Some of a layer's parameters, leaves [O, ...], and the owner of each stream."""
 
     params: Any
-    owners: Sequence[int | jax.Array]
+    owners: Owners
 
 
-def apply_owned(function, parts: Sequence[OwnedParams], inputs, noises, run_columns) -> list[jax.Array]:
-    """Applies a layer to S streams, each with the parameters of its owners. Returns S arrays [R, T, D].
+def apply_owned(
+    function: Callable, parts: Sequence[OwnedParams], inputs: Any, noise: Noise | None, run_columns: Callable
+) -> jax.Array:
+    """Applies a layer to S streams, each with the parameters of its owners: [S, R, T, D].
+
+    The streams of one owner are joined on the row axis, into one larger matrix product; owners of equally many streams
+    are computed at once.
 
     Args:
       function: (params of each part, inputs, noise) -> [R, T, D].
       parts: the parameters, from several sources (layer, adapter).
-      inputs: of each stream.
-      noises: of each stream, or None.
+      inputs: leaves [S, R, ...].
+      noise: keys [S, R], or None.
       run_columns: one of `COLUMN_EXECUTIONS`.
     """
-    groups = group_by_owner(
-        list(zip(*(part.owners for part in parts), strict=True))
-    )  # one owner: a larger matrix product
-    kinds = group_by_pictures(inputs)
-    if len(kinds) == 1:  # owners of equally many streams are computed at once
-        by_size: dict[int, list[int]] = {}
-        for group in groups.values():
-            by_size.setdefault(len(group), []).extend(group)
-        kinds = list(by_size.values())
-    if len(kinds) > 1:
-        outputs = {}
-        for kind in kinds:
-            kind_parts = [OwnedParams(part.params, [part.owners[i] for i in kind]) for part in parts]
-            kind_inputs, kind_noises = ([values[i] for i in kind] if values else None for values in (inputs, noises))
-            kind_outputs = apply_owned(function, kind_parts, kind_inputs, kind_noises, run_columns)
-            outputs |= dict(zip(kind, kind_outputs, strict=True))
-        return [outputs[index] for index in range(len(inputs))]
-    noises = noises or [None] * len(inputs)
-    members = list(groups.values())
-    merged = [_concatenate([(inputs[i], noises[i]) for i in group]) for group in members]
-    by_group, common = [], []  # (index in `parts`, parameters): different by group; the same for all
+    classes = classes_by_size(np.column_stack([part.owners.known for part in parts]))
+    outputs = [_apply_class(function, parts, members, inputs, noise, run_columns) for members in classes]
+    order = np.concatenate([members.ravel() for members in classes])
+    return take(outputs[0] if len(outputs) == 1 else jnp.concatenate(outputs), inverse(order))
+
+
+def classes_by_size(owners: np.ndarray) -> list[np.ndarray]:
+    """For each number n of streams that an owner has: int[G, n], the streams of each of the G owners that have n.
+
+    `owners` int[S, parts], equal rows have equal owners. A stream with −1, a drawn owner, counts as one with an owner
+    of its own.
+    """
+    groups: dict[Any, list[int]] = {}
+    for number, owner in enumerate(map(tuple, owners.tolist())):
+        groups.setdefault(("drawn", number) if -1 in owner else owner, []).append(number)
+    by_size: dict[int, list[list[int]]] = {}
+    for members in groups.values():
+        by_size.setdefault(len(members), []).append(members)
+    return [np.asarray(members) for members in by_size.values()]
+
+
+def _apply_class(function, parts, members: np.ndarray, inputs, noise: Noise | None, run_columns) -> jax.Array:
+    """[G·n, R, T, D] for the streams `members` int[G, n] of G owners."""
+    by_owner, common = [], []  # (index in `parts`, parameters): different by owner; the same for all
     for place, part in enumerate(parts):
-        chosen = [part.owners[group[0]] for group in members]
-        if len(members) == 1 or all(isinstance(o, int) and o == chosen[0] for o in chosen):
-            common.append((place, _slice(part.params, chosen[0])))
+        owners = part.owners.take(members[:, 0])
+        if len(members) == 1 or (owners.known[0] >= 0 and (owners.known == owners.known[0]).all()):
+            common.append((place, _slice(part.params, owners.index[0])))
         else:
-            by_group.append((place, _select_owners(part.params, chosen)))
+            by_owner.append((place, select_owners(part.params, owners)))
 
-    def call(group_params, inputs, noise):
-        params = dict([*common, *zip((place for place, _ in by_group), group_params, strict=True)])
-        return function([params[place] for place in range(len(parts))], inputs, noise)
+    def call(owner_params, inputs, noise):
+        """One owner; rows [n, R, ...]."""
+        params = dict([*common, *zip((place for place, _ in by_owner), owner_params, strict=True)])
+        rows, keys = jax.tree.map(join_rows, (inputs, None if noise is None else noise.keys))
+        noise = None if noise is None else noise._replace(keys=keys)
+        return split_rows(function([params[place] for place in range(len(parts))], rows, noise), members.shape[1])
 
+    inputs, keys = jax.tree.map(lambda leaf: take(leaf, members), (inputs, None if noise is None else noise.keys))
+    noise = None if noise is None else noise._replace(keys=keys)
     if len(members) == 1:
-        outputs = [call([], *merged[0])]
-    else:
-        outputs = run_columns(call, [params for _, params in by_group], merged)
-    result: dict[int, jax.Array] = {}
-    for group, output in zip(members, outputs, strict=True):
-        result |= dict(zip(group, split_rows(output, len(group)), strict=True))
-    return [result[number] for number in range(len(inputs))]
+        first = jax.tree.map(lambda leaf: leaf[0], (inputs, keys))
+        return call([], first[0], None if noise is None else noise._replace(keys=first[1]))
+    outputs = run_columns(call, [params for _, params in by_owner], inputs, noise)
+    return outputs.reshape(-1, *outputs.shape[2:])
 
 
 def _slice(params, owner):
     return jax.tree.map(lambda leaf: leaf[owner], params)
 
 
-def _select_owners(params, owners):
-    """Leaves [groups, ...]."""
-    if all(isinstance(o, int) for o in owners) and owners == list(range(owners[0], owners[0] + len(owners))):
-        return _slice(params, slice(owners[0], owners[0] + len(owners)))
-    index = jnp.stack([jnp.asarray(o, jnp.int32) for o in owners])
-    return _slice(params, index)
+def select_owners(params, owners: Owners):
+    """Leaves [G, ...], those of each owner."""
+    if (owners.known >= 0).all():
+        return jax.tree.map(lambda leaf: take(leaf, owners.known), params)
+    return _slice(params, owners.index)
 
 
-def group_by_owner(owners: Sequence[tuple[int | jax.Array, ...]]) -> dict[Any, list[int]]:
-    """{owners: indices of the streams that have them}; a stream with a drawn owner is a group of its own."""
-    groups: dict[Any, list[int]] = {}
-    for number, owner in enumerate(owners):
-        static = all(isinstance(o, int) for o in owner)
-        groups.setdefault(owner if static else ("drawn", number), []).append(number)
-    return groups
+# Each runs function(params, inputs, noise) for G owners: leaves [G, ...] of params, inputs and keys -> [G, ...]
 
 
-def _concatenate(parts):
-    """Joins (inputs, noise) of several streams on the row axis; the rates are scalars, the same in all."""
-    if len(parts) == 1:
-        return parts[0]
-    inputs = tuple(join_rows(arrays) for arrays in zip(*(p[0] for p in parts), strict=True))
-    noise = parts[0][1]
-    if noise is not None:
-        noise = noise._replace(keys=join_rows([p[1].keys for p in parts]))
-    return inputs, noise
+def _vmap(function, params, inputs, noise):
+    return jax.vmap(function, (0, 0, noise_axes(noise)))(params, inputs, noise)
 
 
-def stack_streams(merged):
-    """[S] trees to one tree with leading axis S; the rates of the noise stay scalars, with axis None."""
-    inputs = tuple(jnp.stack(arrays) for arrays in zip(*(m[0] for m in merged), strict=True))
-    noise = merged[0][1]
+def noise_axes(noise: Noise | None) -> Noise | None:
+    """The axes of `vmap` for noise: keys differ, the rates are those of all."""
+    return None if noise is None else Noise(0, None, None)
+
+
+def _map(function, params, inputs, noise):
     if noise is None:
-        return inputs, None, None
-    axes = Noise(0, None, None)
-    return inputs, noise._replace(keys=jnp.stack([m[1].keys for m in merged])), axes
+        return jax.lax.map(lambda args: function(*args, None), (params, inputs))
+    one = lambda params, inputs, keys: function(params, inputs, noise._replace(keys=keys))  # noqa: E731
+    return jax.lax.map(lambda args: one(*args), (params, inputs, noise.keys))
 
 
-def _vmap(function, params, merged):
-    inputs, noise, axes = stack_streams(merged)
-    return list(jax.vmap(function, in_axes=(0, 0, axes))(params, inputs, noise))
+def _unroll(function, params, inputs, noise):
+    def one(number):
+        at = jax.tree.map(lambda leaf: leaf[number], (params, inputs, None if noise is None else noise.keys))
+        return function(at[0], at[1], None if noise is None else noise._replace(keys=at[2]))
 
-
-def _map(function, params, merged):
-    inputs, noise, _ = stack_streams(merged)
-    if noise is None:
-        return list(jax.lax.map(lambda args: function(args[0], args[1], None), (params, inputs)))
-    rebuild = functools.partial(Noise, rate=noise.rate, attention_rate=noise.attention_rate)
-    return list(jax.lax.map(lambda args: function(args[0], args[1], rebuild(args[2])), (params, inputs, noise.keys)))
-
-
-def _unroll(function, params, merged):
-    return [function(jax.tree.map(lambda leaf, i=i: leaf[i], params), *m) for i, m in enumerate(merged)]
+    return jnp.stack([one(number) for number in range(jax.tree.leaves(inputs)[0].shape[0])])
 
 
 COLUMN_EXECUTIONS = {"vmap": _vmap, "map": _map, "unroll": _unroll}

@@ -12,11 +12,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
-import jax
-import jax.numpy as jnp
+import numpy as np
 
+from mtl_jax.models.apply_owned import select_owners
 from mtl_jax.models.gradient_taps import Taps, TapSpec
 from mtl_jax.models.ownership import Owner, layer_path, layer_paths
+from mtl_jax.models.task_streams import Owners
 
 
 def encoder_parts(module: nn.Module) -> tuple[str, ...]:
@@ -51,7 +52,7 @@ class TappedParts(NamedTuple):
     """A tapped layer with all parameters that it reads: stacks of owners, and the owner of each stream in them."""
 
     params: dict[str, Any]
-    owner_ids: Sequence[int | jax.Array]
+    owners: Owners
     taps: Taps
     spec: TapSpec
 
@@ -60,7 +61,7 @@ def tapped_parts(
     path: str,
     sources: Mapping[str, str],
     params: Mapping[str, Any],
-    owner_ids: Sequence[Sequence[int | jax.Array]],
+    owners: Sequence[Owners],
     taps: Taps,
     spec: TapSpec,
 ) -> TappedParts:
@@ -70,22 +71,22 @@ def tapped_parts(
       path: of the layer.
       sources: sub-tree of its parameters -> the path where it stands; "" for its own.
       params, taps, spec: of the network. A tap that several layers read collects the sum of their gradients.
-      owner_ids: for each source the owner of each stream.
+      owners: for each source the owner of each stream.
     """
     if list(sources.values()) == [path]:
-        return TappedParts(params[path], owner_ids[0], taps, spec)
-    combinations = list(zip(*owner_ids, strict=True))
-    static = [combination if all(isinstance(o, int) for o in combination) else object() for combination in combinations]
-    numbers = {name: number for number, name in enumerate(dict.fromkeys(static))}
-    firsts = [combinations[static.index(name)] for name in numbers]
+        return TappedParts(params[path], owners[0], taps, spec)
+    known = np.column_stack([part.known for part in owners])
+    drawn = (known < 0).any(axis=1)  # each of those is a combination of its own
+    rows = np.column_stack([np.where(drawn, 1 + np.arange(len(known)), 0), known])
+    _, first, number = np.unique(rows, axis=0, return_index=True, return_inverse=True)
+    number = number.reshape(-1)
     merged, leaf_taps, leaves = {}, {}, []
-    for column, (name, source) in enumerate(sources.items()):
-        index = jnp.stack([jnp.asarray(first[column], jnp.int32) for first in firsts])
-        tree = jax.tree.map(lambda leaf, index=index: leaf[index], params[source])
+    for part, (name, source) in zip(owners, sources.items(), strict=True):
+        tree = select_owners(params[source], part.take(first))
         merged |= {name: tree} if name else tree
         for leaf in spec.layers.get(source, ()):
             leaves.append(f"{name}/{leaf}" if name else leaf)
             leaf_taps[leaves[-1]] = taps.layers[source][leaf]
     layers = {path: tuple(leaves)} if leaves else {}
-    ids = [numbers[name] for name in static]
-    return TappedParts(merged, ids, taps._replace(layers={path: leaf_taps}), spec._replace(layers=layers))
+    taps, spec = taps._replace(layers={path: leaf_taps}), spec._replace(layers=layers)
+    return TappedParts(merged, Owners(number, number), taps, spec)

@@ -8,7 +8,7 @@ stream, or only the products between them.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -19,9 +19,11 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 
 from mtl_jax.models.activation_sharding import shard_activations
-from mtl_jax.models.apply_owned import apply_module, group_by_owner, group_by_pictures, layer_function, stack_streams
+from mtl_jax.models.apply_owned import apply_module, classes_by_size, layer_function, select_owners
 from mtl_jax.models.dropout import Noise
 from mtl_jax.models.remat import with_remat
+from mtl_jax.models.static_gather import inverse, take
+from mtl_jax.models.task_streams import Owners
 
 Function = Callable[[Any, Any, Noise | None], jax.Array]
 Measure = Callable[[Any, Any], Any]
@@ -185,18 +187,21 @@ class TappedLayer(NamedTuple):
 
 
 class TappedStreams(NamedTuple):
-    """The streams of a layer. Those with one name in `contents` have equal inputs and noise, and are computed once."""
+    """The streams of a layer, leaves [S, R, ...].
 
-    owner_ids: Sequence[int | jax.Array]
-    inputs: Sequence[Any]
-    noises: Sequence[Noise] | None
-    contents: Sequence[Any]
+    contents  int[S]; streams with one number have equal inputs and noise, and are computed once
+    entries   int[S], which of the M entries of the taps they are
+    """
+
+    owners: Owners
+    inputs: Any
+    noise: Noise | None
+    contents: np.ndarray
+    entries: np.ndarray
 
 
-def apply_tapped_layer(
-    layer: TappedLayer, params: Any, taps: Taps, spec: TapSpec, streams: TappedStreams
-) -> list[jax.Array]:
-    """As `apply_owned.apply_owned`, for a tapped layer: streams of one owner are joint, owners are sequential.
+def apply_tapped_layer(layer: TappedLayer, params: Any, taps: Taps, spec: TapSpec, streams: TappedStreams) -> jax.Array:
+    """As `apply_owned.apply_owned`, for a tapped layer.
 
     Args:
       layer: the module, its path, and what of it is kept for the backward pass.
@@ -204,83 +209,90 @@ def apply_tapped_layer(
       taps, spec: of the network.
       streams: owner, inputs and noise of each.
     """
-    module, path = layer.module, layer.path
-    owner_ids, inputs, noises, contents = streams
+    classes = _classes(streams.owners.known, streams.contents, spec.products)
+    outputs = [_apply_class(layer, params, taps, spec, streams, members) for members in classes]
+    order = np.concatenate([members.ravel() for members in classes])
+    return take(jnp.concatenate(outputs), inverse(order))
+
+
+def _apply_class(layer, params, taps: Taps, spec: TapSpec, streams: TappedStreams, members: np.ndarray) -> jax.Array:
+    """[G·g·m, R, T, D] for the streams `members` int[G, g, m]: of G owners, in g groups of m with equal contents."""
+    module, path, halves = layer.module, layer.path, spec.halves
     taps_tokens = path == "embed" and spec.tokens
-    make = _embedding_function if taps_tokens else layer_function
-    function = make(module, layer.remat_policy)
+    function = (_embedding_function if taps_tokens else layer_function)(module, layer.remat_policy)
     # XLA's CPU compiler would transpose each of K simultaneous gradients of a transformer
     sequential = _on_single_cpu() and getattr(module, "attends", False)
-    halves, outputs = spec.halves, {}
-    for owner, groups in _groups(owner_ids, inputs, contents, spec.products):
-        members, copies = [member for group in groups for member in group], len(groups[0])
-        stacked, noise, _ = stack_streams([(inputs[i], noises[i] if noises else None) for i in members])
-        if taps_tokens:
-            token_taps = taps.tokens.reshape(len(inputs), *stacked[0].shape[1:], -1)
-            stacked = (*stacked, _rows(token_taps, np.asarray(members)))
-        stacked, keys = _split_rows((stacked, None if noise is None else noise.keys), copies, halves)
-        entry = np.asarray(members).reshape(-1, 1, copies) * halves + np.arange(halves)[:, None]  # [groups, halves, m]
-        tap, measure = _tap_of_streams(taps, spec, path, entry.ravel())
-        noise = None if noise is None else noise._replace(keys=keys)
-        tapped = TappedFunction(function, measure, sequential)
-        result = apply_with_tap(tapped, _slice(params, owner), tap, stacked, noise)
-        result = jnp.swapaxes(result.reshape(-1, halves, copies, *result.shape[2:]), 1, 2)
-        result = result.reshape(len(members), -1, *result.shape[4:])
-        outputs |= dict(zip(members, result, strict=True))
-    return [outputs[number] for number in range(len(inputs))]
+    copies, noise, inputs = members.shape[2], streams.noise, streams.inputs
+    stacked, keys = jax.tree.map(lambda leaf: take(leaf, members), (inputs, None if noise is None else noise.keys))
+    entries = streams.entries[members]
+    if taps_tokens:
+        token_taps = taps.tokens.reshape(-1, *inputs[0].shape[1:], taps.tokens.shape[-1])
+        stacked = (*stacked, take(token_taps, entries))
+    stacked, keys = jax.vmap(lambda tree: _split_rows(tree, halves))((stacked, keys))
+    entries = entries[:, :, None, :] * halves + np.arange(halves)[:, None]  # [G, g, halves, m]
+    tap, measure = _tap_of_streams(taps, spec, path, entries.reshape(len(members), -1))
+    tapped = TappedFunction(function, measure, sequential)
+
+    def apply_owner(params, tap, inputs, keys):
+        owner_noise = None if noise is None else noise._replace(keys=keys)
+        return apply_with_tap(tapped, params, tap, inputs, owner_noise)
+
+    owners = streams.owners.take(members[:, 0, 0])
+    if len(members) == 1:
+        first = jax.tree.map(lambda leaf: leaf[0], (tap, stacked, keys))
+        result = apply_owner(jax.tree.map(lambda leaf: leaf[owners.index[0]], params), *first)[None]
+    else:
+        arguments = select_owners(params, owners), tap, stacked, keys
+        result = jax.lax.map(lambda a: apply_owner(*a), arguments) if sequential else jax.vmap(apply_owner)(*arguments)
+    result = jnp.swapaxes(result.reshape(-1, halves, copies, *result.shape[3:]), 1, 2)
+    return result.reshape(members.size, -1, *result.shape[4:])
 
 
 def _on_single_cpu() -> bool:
     return jax.default_backend() == "cpu" and jax.device_count() == 1
 
 
-def _groups(owner_ids, inputs, contents: Sequence[Any], products: bool) -> list[tuple[Any, list[list[int]]]]:
-    """[(owner, groups of equally many streams)]: the streams of a group have equal contents.
+def _classes(owners: np.ndarray, contents: np.ndarray, products: bool) -> list[np.ndarray]:
+    """Owners of one form are computed at once: [streams int[G, g, m]], G owners with g groups of m equal streams each.
 
-    For products all streams of an owner stay together; if the groups have different sizes, each stream is a group.
+    For products all streams of an owner stay together; if its groups have different sizes, each stream is a group.
     """
-    result = []
-    for kind in group_by_pictures(inputs):
-        for members in group_by_owner([(owner_ids[i],) for i in kind]).values():
-            together: dict[Any, list[int]] = {}
-            for number in members:
-                together.setdefault(contents[kind[number]], []).append(kind[number])
-            by_size: dict[int, list[list[int]]] = {}
-            for group in together.values():
-                by_size.setdefault(len(group), []).append(group)
-            if products and len(by_size) > 1:
-                by_size = {1: [[kind[number]] for number in members]}
-            result += [(owner_ids[kind[members[0]]], groups) for groups in by_size.values()]
-    return result
+    classes: dict[tuple[int, int], list[list[list[int]]]] = {}
+    for members in (row for kind in classes_by_size(owners[:, None]) for row in kind.tolist()):
+        together: dict[int, list[int]] = {}
+        for stream in members:
+            together.setdefault(int(contents[stream]), []).append(stream)
+        by_size: dict[int, list[list[int]]] = {}
+        for group in together.values():
+            by_size.setdefault(len(group), []).append(group)
+        if products and len(by_size) > 1:
+            by_size = {1: [[stream] for stream in members]}
+        for copies, groups in by_size.items():
+            classes.setdefault((len(groups), copies), []).append(groups)
+    return [np.asarray(groups) for groups in classes.values()]
 
 
-def _split_rows(tree, copies: int, halves: int):
-    """Leaves [g · m, R, ...] -> [g · halves, m, R / halves, ...]."""
+def _split_rows(tree, halves: int):
+    """Leaves [g, m, R, ...] -> [g · halves, m, R / halves, ...]."""
 
     def split_leaf(a):
-        parts = a.reshape(-1, copies, halves, a.shape[1] // halves, *a.shape[2:])
-        return jnp.swapaxes(parts, 1, 2).reshape(-1, copies, *parts.shape[3:])
+        parts = a.reshape(*a.shape[:2], halves, a.shape[2] // halves, *a.shape[3:])
+        return jnp.swapaxes(parts, 1, 2).reshape(-1, a.shape[1], *parts.shape[3:])
 
     return jax.tree.map(split_leaf, tree)
 
 
-def _tap_of_streams(taps: Taps, spec: TapSpec, path: str, places: np.ndarray):
-    """The part of a layer's tap that belongs to some streams, and its measure."""
+def _tap_of_streams(taps: Taps, spec: TapSpec, path: str, entries: np.ndarray):
+    """The parts of a layer's tap that belong to the entries int[G, n] of G owners, leading axis G; and the measure."""
     if path not in spec.layers:
         return {}, _leaf_gradients
     tap = taps.layers[path]
     if spec.products:
-        return tap[np.ix_(places, places)], functools.partial(_gradient_products, leaves=spec.layers[path])
-    return jax.tree.map(lambda leaf: _rows(leaf, places), tap), _leaf_gradients
-
-
-def _rows(leaf: jax.Array, places: np.ndarray) -> jax.Array:
-    """leaf[places]; the leaf itself for all places, since the compiler would constant-fold a gather of its zeros."""
-    return leaf if np.array_equal(places, np.arange(leaf.shape[0])) else leaf[places]
-
-
-def _slice(params, owner):
-    return jax.tree.map(lambda leaf: leaf[owner], params)
+        measure = functools.partial(_gradient_products, leaves=spec.layers[path])
+        if np.array_equal(entries, np.arange(len(tap))[None]):  # a gather of its zeros would be folded by the compiler
+            return tap[None], measure
+        return tap[entries[:, :, None], entries[:, None, :]], measure
+    return jax.tree.map(lambda leaf: take(leaf, entries), tap), _leaf_gradients
 
 
 def _leaf_gradients(gradients, tap):

@@ -8,13 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from mtl_jax.data.batch import BatchLayout
+from mtl_jax.models.static_gather import take
 
 
 @flax.struct.dataclass
 class HeadInputs:
     """The features that the heads of the tasks read.
 
-    arrays   [n, R, T, D] each, with different D
+    arrays   [n, R, T, D] each
     dataset  int32[B], of the batch
     places   static, [K][B]: where task k finds its features in block b, an index into the joined arrays; −1 where it
              has none
@@ -40,16 +41,14 @@ class HeadInputs:
         """
         index = self._index(np.asarray(blocks), np.asarray(tasks))  # [E, N], −1 = arbitrary
         bounds = np.cumsum([0, *(len(array) for array in self.arrays)])
-        number = int(np.searchsorted(bounds, index.max(), side="right")) - 1
-        if (used := index[index >= 0]).size and used.min() < bounds[number]:
+        used = [n for n, low in enumerate(bounds[:-1]) if ((index >= low) & (index < bounds[n + 1])).any()] or [0]
+        if len({self.arrays[n].shape[-1] for n in used}) > 1:
             raise ValueError("the heads read features of different widths")
-        array = self.arrays[number]
-        first = index.max(axis=1)
-        index = np.where(index >= 0, index, first[:, None]) - bounds[number]
-        index = np.maximum(index, 0)
+        array = self.arrays[used[0]] if len(used) == 1 else jnp.concatenate([self.arrays[n] for n in used])
+        moved = np.concatenate([np.arange(bounds[n], bounds[n + 1]) for n in used])  # where they lie now
+        index = np.searchsorted(moved, np.where(index >= 0, index, index.max(axis=1, keepdims=True)))
         if (index == index[:, :1]).all():
-            index = index[:, 0]
-            return array if np.array_equal(index, np.arange(len(array))) else array[index]
+            return take(array, index[:, 0])
         return array[jnp.asarray(index)[np.arange(len(index)), self.dataset[np.asarray(blocks)]]]
 
     def _index(self, blocks: np.ndarray, tasks: np.ndarray) -> np.ndarray:

@@ -129,7 +129,8 @@ class _Functions:
             path: _column_keys(jax.random.fold_in(key, name_key(path)), owners[path], layout, self.column_init)
             for path in modules
         }
-        params = _initial_layers(modules, self.examples, keys, known)
+        counts = {path: owner_count(owners[path]) for path in modules}
+        params = _initial_layers(modules, self.examples, keys, counts, known)
         weights = self.spec.weight_paths
         for path, module in modules.items():
             for name in encoder_parts(module):
@@ -160,10 +161,9 @@ class _Functions:
         """Parameters of the adapters on a layer, leaves [K, ...]; `layer` has leaves [O, ...]."""
         key, layer = jax.random.fold_in(key, name_key(adapter_path(path))), jax.tree.map(lambda leaf: leaf[0], layer)
         adapter, width = self.spec.sharing.adapters[path], self.widths[path]
-        by_task = [
-            adapter.init(jax.random.fold_in(key, name_key(task)), layer, width) for task in self.spec.layout.tasks
-        ]
-        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *by_task)
+        names = np.asarray([name_key(task) for task in self.spec.layout.tasks], np.uint32)
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, names)
+        return jax.lax.map(lambda key: adapter.init(key, layer, width), keys)
 
     def init_head(self, task: str, key: jax.Array) -> Params:
         sharing = self.spec.sharing
@@ -234,20 +234,21 @@ class _Functions:
         return [self.widths[path] for path in paths[: top + 1]]
 
 
-def _column_keys(key, owner: Owner, layout: BatchLayout, column_init: str) -> list[jax.Array]:
-    """The keys of a layer's columns. The first expert starts like a trunk, so that one expert equals a trunk."""
-    salts = owner_salts(owner, layout)
-    if isinstance(owner, ExpertColumns):
-        return [jax.random.fold_in(key, salt) if number else key for number, salt in enumerate(salts)]
-    if column_init == "same":
-        return [key] * owner_count(owner)
-    return [jax.random.fold_in(key, salt) for salt in salts]
+def _column_keys(key: jax.Array, owner: Owner, layout: BatchLayout, column_init: str) -> jax.Array:
+    """The keys of a layer's columns, [O]; [1] where all start alike. The first expert starts like a trunk, so that one
+    expert equals a trunk.
+    """
+    if not isinstance(owner, ExpertColumns) and column_init == "same":
+        return key[None]
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, owner_salts(owner, layout))
+    return jnp.concatenate([key[None], keys[1:]]) if isinstance(owner, ExpertColumns) else keys
 
 
 def _initial_layers(
     modules: Mapping[str, nn.Module],
     examples: Mapping[str, Any],
-    keys: Mapping[str, list[jax.Array]],
+    keys: Mapping[str, jax.Array],
+    counts: Mapping[str, int],
     known: Collection[str],
 ) -> dict[str, Any]:
     """Random parameters of each layer, leaves [O, ...]; zeros for `known` ones. Equal layers are drawn in one loop, so
@@ -261,20 +262,25 @@ def _initial_layers(
     for path, module in modules.items():
         if path in known:
             shapes = jax.eval_shape(module.init, keys[path][0], *examples[path])["params"]
-            count = len(keys[path])
-            params[path] = jax.tree.map(lambda leaf, n=count: jnp.zeros((n, *leaf.shape), leaf.dtype), shapes)
+            params[path] = jax.tree.map(lambda leaf, n=counts[path]: jnp.zeros((n, *leaf.shape), leaf.dtype), shapes)
             continue
         shapes = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), examples[path])
         equal_layers.setdefault((module, shapes), []).append(path)
     for (module, _), paths in equal_layers.items():
-        all_keys = jnp.stack([key for path in paths for key in keys[path]])
+        all_keys = jnp.concatenate([keys[path] for path in paths])
         drawn = jax.lax.map(lambda key, m=module, x=examples[paths[0]]: m.init(key, *x)["params"], all_keys)
         start = 0
         for path in paths:
             end = start + len(keys[path])
-            params[path] = jax.tree.map(lambda leaf, a=start, b=end: leaf[a:b], drawn)
+            values = jax.tree.map(lambda leaf, a=start, b=end: leaf[a:b], drawn)
+            params[path] = jax.tree.map(lambda leaf, n=counts[path]: _of_all(leaf, n), values)
             start = end
     return params
+
+
+def _of_all(leaf: jax.Array, count: int) -> jax.Array:
+    """[O, ...] from [O, ...], or from the values [1, ...] of all owners."""
+    return leaf if leaf.shape[0] == count else jnp.broadcast_to(leaf, (count, *leaf.shape[1:]))
 
 
 def _example_inputs(modules: Mapping[str, nn.Module]) -> tuple[dict[str, tuple[Any, ...]], dict[str, int]]:

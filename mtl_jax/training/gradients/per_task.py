@@ -16,7 +16,7 @@ import numpy as np
 from mtl_jax.data.batch import Batch, BatchLayout
 from mtl_jax.models.gradient_taps import Taps, TapSpec
 from mtl_jax.models.ownership import owner_count, sole_tasks
-from mtl_jax.models.task_streams import stream_entries
+from mtl_jax.models.task_streams import Streams, stream_entries
 from mtl_jax.sharing.gram import inner_products, total
 from mtl_jax.training.objective import FlatParams
 
@@ -182,16 +182,9 @@ def dense_gradients(shared: SharedParameters, gradients: TaskGradients, shapes: 
     if gradients.tokens is not None:
         owner = shared.owners[EMBEDDING_TABLE]
         is_shared = jnp.asarray(shared_slices(owner)[np.asarray(owner)], jnp.float32)
-        flat[EMBEDDING_TABLE] = jnp.stack(
-            [
-                token_sum(
-                    gradients.tokens,
-                    is_shared * np.eye(count, dtype=np.float32)[k],
-                    owner,
-                    shapes[EMBEDDING_TABLE].shape,
-                )
-                for k in range(count)
-            ]
+        shape, one_hot = shapes[EMBEDDING_TABLE].shape, np.eye(count, dtype=np.float32)
+        flat[EMBEDDING_TABLE] = jax.lax.map(
+            lambda task: token_sum(gradients.tokens, is_shared * task, owner, shape), jnp.asarray(one_hot)
         )
     return flat
 
@@ -220,15 +213,10 @@ def task_count(shared: SharedParameters) -> int:
 
 def _task_of(layout: BatchLayout, batch: Batch) -> np.ndarray | jax.Array:
     """[M, K] one-hot: the task of each stream (block, slot). numpy where it does not depend on the batch."""
-    count, static = len(layout.tasks), all(len(candidates) == 1 for candidates in layout.candidates)
-    rows = []
-    for block, slot in stream_entries(layout):
-        table = np.zeros((len(layout.datasets), count), np.float32)
-        for dataset in layout.candidates[block]:
-            if slot < len(tasks := layout.tasks_on(dataset)):
-                table[dataset, tasks[slot]] = 1.0
-        rows.append(table[layout.candidates[block][0]] if static else jnp.asarray(table)[batch.dataset[block]])
-    return np.stack(rows) if static else jnp.stack(rows)
+    tasks, count = Streams(layout).task_numbers(batch), len(layout.tasks)
+    if isinstance(tasks, np.ndarray):
+        return (tasks[:, None] == np.arange(count)).astype(np.float32)
+    return jax.nn.one_hot(tasks, count, dtype=jnp.float32)
 
 
 def _by_task(value: jax.Array, task_of: np.ndarray | jax.Array, halves: int) -> jax.Array:

@@ -93,7 +93,7 @@ CASES = {
         **PLAIN_TAGS,
     },
     "frozen": {"optimizer__freeze": ("^embed/",), **PLAIN_TAGS},
-    "remat": {"model__remat": True, **PLAIN_TAGS},
+    "remat": {"model__remat_policy": "nothing_saveable", **PLAIN_TAGS},
     "in turns": {
         "model__layer_type": "transformer",
         "model__num_heads": 2,
