@@ -53,6 +53,8 @@ OTHERS = {
     "faults": ("Faults", "faults.py"),
     "process_faults": ("Faults of two processes", "process_faults.py"),
     "process_ablation": ("An ablation in several processes", "process_ablation.py"),
+    "growth": ("Growth in the number of tasks", "growth.py"),
+    "growth_trunk": ("Growth in the number of tasks: the trunk alone", "growth.py --trunk"),
     "scoring": ("Scoring and predicting", "scoring.py"),
     "sharing_snips": ("Ways of sharing, SNIPS", "sharing.py"),
     "sharing_ewt": ("Ways of sharing, UD EWT", "sharing.py --table=ewt"),
@@ -113,7 +115,7 @@ def _page(found: dict[str, dict], titles: dict[str, str]) -> str:
             lines += ["", f"**{title}**", "", _row(header), "|---" * len(header) + "|", *map(_row, rows)]
         if one["notes"]:
             lines += ["", one["notes"]]
-        if name in PLOTS:
+        if (HERE / "figures" / f"{name}.png").exists():
             lines += ["", f"![{titles[name]}](figures/{name}.png)"]
     return "\n".join(lines) + "\n"
 
