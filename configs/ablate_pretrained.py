@@ -9,18 +9,15 @@
 Each task has the fifteen intents of its domain and about 5 or 10 utterances of each (75 or 150 in all, drawn at
 random).
 
-Data: CLINC150, $MTL_JAX_DATA/clinc150; MiniLM from its wheel.
+Data: clinc150; MiniLM from its wheel.
 Scores: not measured.
 """
 
 import json
-import pathlib
 
 from mtl_jax.config import default
+from mtl_jax.data import origins
 
-from . import data_path
-
-CLINC = data_path("clinc150")
 SMALL = ("banking", "travel", "kitchen_and_dining")
 
 
@@ -33,7 +30,8 @@ def add_domains(config, limit, chosen=()) -> None:
                 config,
                 domain,
                 reader="json_splits",
-                path=f"{CLINC}/data_full.json",
+                origin="clinc150",
+                path="data_full.json",
                 text=("text",),
                 splits={"train": "train", "dev": "val", "test": "test"},
                 filter={"label": tuple(intents)},
@@ -85,4 +83,4 @@ def get_config(size: str = "full"):
 
 def _domains() -> dict[str, list[str]]:
     """{domain: its intents}, as published with the data."""
-    return json.loads((pathlib.Path(CLINC).expanduser() / "domains.json").read_text(encoding="utf-8"))
+    return json.loads((origins.folder("clinc150") / "domains.json").read_text(encoding="utf-8"))

@@ -13,7 +13,7 @@ Each method has the options of its paper, and the same steps and five learning r
 training (in `:glue` one rate, the middle one). The rate is chosen on dev; tests are paired by seed and corrected over
 the methods.
 
-Data: $MTL_JAX_DATA/ewt or $MTL_JAX_DATA/glue; MiniLM from its wheel.
+Data: ewt or glue; MiniLM from its wheel.
 Scores: `:ewt` has test accuracy 0.848 with the plain sum, which no method beats, and 0.775 single-task. `:glue`, too
 short to learn any task but STS-B, has mean test score 0.418 with the plain sum and 0.424 single-task; no method is
 better than the sum. `:glue_full`, `:smoke`: not measured.

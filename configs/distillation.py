@@ -11,7 +11,7 @@
                Clark et al. 2019)
     :compare   without teachers; annealed; with teachers only, to the end. Three seeds, paired tests
 
-Data: SNIPS, $MTL_JAX_DATA/snips.
+Data: snips.
 Scores: test intent accuracy and slot F1, means of three seeds: teachers 0.946 and 0.697; the student without teachers
 0.952 and 0.660, annealed 0.952 and 0.670, with teachers only 0.955 and 0.654. Annealed against none, mean of both
 scores: +0.005 (-0.009 to +0.018, p = 0.57), no significant difference.

@@ -5,13 +5,11 @@
 A sentence is encoded once; the head for roles reads it once for each predicate. 400 steps (three epochs) take a quarter
 of an hour on 2 CPU cores.
 
-Data: UD English-EWT, $MTL_JAX_DATA/ewt, and its PropBank annotation, $MTL_JAX_DATA/ewt_srl; MiniLM from its wheel.
+Data: ewt (UD English-EWT) and ewt_srl (its PropBank annotation); MiniLM from its wheel.
 Scores: test POS accuracy 0.967, role F1 0.653; both still improve with more steps.
 """
 
 from mtl_jax.config import default
-
-from . import data_path
 
 
 def get_config():
@@ -21,7 +19,7 @@ def get_config():
         config,
         "ewt",
         reader="conllu",
-        path=data_path("ewt"),
+        origin="ewt",
         words="words",
         splits={"train": "*train*.conllu", "dev": "*dev*.conllu", "test": "*test*.conllu"},
     )
@@ -29,7 +27,7 @@ def get_config():
         config,
         "propbank",
         reader="srl",
-        path=data_path("ewt_srl"),
+        origin="ewt_srl",
         words="words",
         splits={"train": "train.conll", "dev": "dev.conll", "test": "test.conll"},
     )

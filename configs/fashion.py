@@ -1,9 +1,8 @@
 """Fashion-MNIST (Xiao et al. 2017): which of ten garments a picture shows. Pictures without text, in 16 patches.
 
-    apt-get install dataset-fashion-mnist
     python launch.py --config=configs/fashion.py --workdir=runs/fashion
 
-Data: Debian's package dataset-fashion-mnist, /usr/share/datasets/fashion-mnist.
+Data: fashion_mnist; Debian's package dataset-fashion-mnist has it too.
 Scores: not measured.
 """
 
@@ -18,7 +17,7 @@ def get_config():
         config,
         "fashion",
         reader="idx",
-        path="/usr/share/datasets/fashion-mnist",
+        origin="fashion_mnist",
         image="image",
         dev_fraction=0.05,
         splits={"train": "train-images-idx3-ubyte.gz", "test": "t10k-images-idx3-ubyte.gz"},

@@ -14,8 +14,8 @@
 
 Any way is also an argument. No word vectors from outside; the vocabulary is that of all domains.
 
-Data: $MTL_JAX_DATA/fdu_mtl: 14 kinds of products of Amazon, IMDb and MR. 559 of 6,400 test texts are also in train, of
-magazines 169 of 400. The last 200 examples of train are dev, by convention.
+Data: fdu_mtl, put in place by hand: 14 kinds of products of Amazon, IMDb and MR. 559 of 6,400 test texts are also in
+train, of magazines 169 of 400. The last 200 examples of train are dev, by convention.
 Cost: CPU seconds of a step with all domains, on 2 busy cores: tree 0.3, hard 0.4, single 0.4, soft 0.7, shared
 and private 0.9, MMoE 1.4, PLE 9, cross-stitch 10. By these `:table` takes about 160 hours of a core, `:first` 1.3.
 Scores: not measured. Test errors in percent: Liu et al. with word vectors LSTM 18.2, BiLSTM 17.4, MT-DNN 15.7, MT-CNN
@@ -25,8 +25,6 @@ domains in one, and on test texts that are not in train 16.1 and 12.4.
 
 from mtl_jax.analysis.ablation import traced_fields
 from mtl_jax.config import default
-
-from . import data_path
 
 GOODS = ("apparel", "baby", "camera_photo", "electronics", "health_personal_care", "kitchen_housewares", "software")
 GOODS += ("sports_outdoors", "toys_games")
@@ -113,7 +111,7 @@ def _add_domains(config, drop_duplicates: str) -> None:
             config,
             name,
             reader="lines",
-            path=data_path("fdu_mtl"),
+            origin="fdu_mtl",
             splits={"train": f"{train}[:-200]", "dev": f"{train}[-200:]", "test": f"{name}.task.test"},
             text=("text",),
             encoding="latin-1",

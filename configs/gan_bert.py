@@ -10,13 +10,11 @@
 Labelled are 70 of 700 utterances of SNIPS and 300 of 1,500 of CLINC150. The last layer of MiniLM is trained; the other
 layers are frozen and their outputs cached.
 
-Data: $MTL_JAX_DATA/snips and $MTL_JAX_DATA/clinc150; MiniLM from its wheel.
+Data: snips and clinc150; MiniLM from its wheel.
 Scores: not measured.
 """
 
 from mtl_jax.config import default
-
-from . import data_path
 
 SIZES = {"snips": (700, 70), "clinc": (1500, 300)}  # utterances of train, labelled ones
 
@@ -30,7 +28,7 @@ def get_config(which: str = "mt_gan"):
         config,
         "snips",
         reader="parallel",
-        path=data_path("snips"),
+        origin="snips",
         words="words",
         splits={"train": "train", "dev": "valid", "test": "test"},
     )
@@ -38,7 +36,8 @@ def get_config(which: str = "mt_gan"):
         config,
         "clinc",
         reader="json_splits",
-        path=data_path("clinc150/data_full.json"),
+        origin="clinc150",
+        path="data_full.json",
         text=("text",),
         splits={"train": "train", "dev": "val", "test": "test"},
     )

@@ -10,7 +10,7 @@
     :infill    a sentence with a gap of up to three words -> these words; masked words of the same sentences as a
                second task
 
-Data: UD English-EWT, $MTL_JAX_DATA/ewt; for `:roles` $MTL_JAX_DATA/ewt_srl.
+Data: ewt (UD English-EWT); for `:roles` ewt_srl.
 Scores on test: one seed, greedy search, 1,000 steps, three to five minutes of CPU time each; --mode=inspect gives those
 of the input:
 
@@ -31,8 +31,6 @@ BLEU 0.712 against 0.723, exact 0.369 against 0.452. Where all sentences change,
 
 from mtl_jax.config import default
 
-from . import data_path
-
 WHICH = ("abridge", "lstm", "shared", "roles", "reorder", "infill")
 
 
@@ -47,7 +45,7 @@ def get_config(which: str = "abridge"):
         config,
         "ewt",
         reader="derived",
-        path=data_path(folder),
+        origin=folder,
         words="source",
         splits={split: form.format(split) for split in ("train", "dev", "test")},
         options={"reader": reader, "way": way, "shortest": 5, "longest": 25, "unchanged": way != "roles"},
@@ -73,7 +71,7 @@ def get_config(which: str = "abridge"):
             config,
             "sentences",
             reader="conllu",
-            path=data_path("ewt"),
+            origin="ewt",
             words="words",
             splits={split: f"*{split}*.conllu" for split in ("train", "dev")},
         )

@@ -13,7 +13,7 @@
     :tied    λ → ∞
     :hard    one encoder
 
-Data: UD English-EWT, $MTL_JAX_DATA/ewt.
+Data: ewt (UD English-EWT).
 Scores: mean test accuracy, one seed, options chosen on dev: single 0.724, merged 0.505 (slerp of task vectors); soft
 with λ = 1 0.774, merged 0.682 (slerp); with λ = 10 0.796, merged 0.796 (ties); tied 0.804; hard 0.816.
 """

@@ -8,7 +8,7 @@
     :compare  trees by measured transfer, by gradient cosine and by label distributions, against one model for all and a
               model for each; five learning rates, five seeds, paired tests. 4 minutes on 2 CPU cores
 
-Data: UD English-EWT, $MTL_JAX_DATA/ewt, and the finished run runs/relate_ewt.
+Data: ewt (UD English-EWT), and the finished run runs/relate_ewt.
 Scores: mean test accuracy of `:compare` at the rate chosen on dev, ± 95 %: tree by label distributions 0.796 ± 0.012,
 by gradient cosine 0.794 ± 0.021, by transfer 0.791 ± 0.020; one model for all 0.787 ± 0.020, one for each
 0.700 ± 0.022. All trees are better than a model for each (p ≤ 0.002), but not significantly better than one model for

@@ -23,6 +23,7 @@ REGISTRIES = {
     "loss weights": ("mtl_jax.balancing", "LOSS_WEIGHTS"),
     "aggregation": ("mtl_jax.balancing", "AGGREGATION"),
     "merging": ("mtl_jax.sharing.merging", "MERGING"),
+    "origins": ("mtl_jax.data.origins", "ORIGINS"),
     "readers": ("mtl_jax.data.readers", "READERS"),
     "metrics": ("mtl_jax.tasks.metrics", "METRICS"),
     "mixers": ("mtl_jax.models.mixers", "MIXERS"),

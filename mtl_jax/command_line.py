@@ -15,6 +15,7 @@
     python launch.py --mode=report --runs=runs/a,runs/b --output=runs/report     report.html of runs and ablations
     python launch.py --mode=compare --runs=runs/a,runs/b --output=runs/compare   runs side by side
     python launch.py --mode=compare --runs=runs/a0,runs/a1 --against=runs/b0,runs/b1 --output=runs/test    a paired test
+    python launch.py data list | show NAME | fetch CONFIG                        data sets: where from, download
 
 Modes that read a finished run use its config.json unless --config names another; --config.FIELD=VALUE changes it
 for this command. A command that a signal stops ends with status 128 + the signal.
@@ -34,7 +35,7 @@ from collections.abc import Sequence
 
 from absl import app, flags, logging
 
-from mtl_jax import modes
+from mtl_jax import data_command, modes
 from mtl_jax.errors import Stopped, UserError
 from mtl_jax.runtime import config_file, interruption, terminal
 from mtl_jax.runtime.flags import entry_point, parse
@@ -176,7 +177,10 @@ def run() -> None:
         flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
     try:
         with interruption.raising_on_sigterm():
-            app.run(main, flags_parser=parse)
+            if sys.argv[1:2] == ["data"]:
+                data_command.run(sys.argv[2:])
+            else:
+                app.run(main, flags_parser=parse)
     except BrokenPipeError:  # the reader of the output has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(128 + signal.SIGPIPE)

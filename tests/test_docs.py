@@ -141,10 +141,3 @@ def test_files_that_are_named_exist():
 
 def test_the_readme_is_short():
     assert (ROOT / "README.md").stat().st_size <= 6144
-
-
-def test_raw_data_of_the_shipped_configs_are_in_the_table():
-    sources = "".join(file.read_text(encoding="utf-8") for file in (ROOT / "configs").glob("*.py"))
-    folders = set(re.findall(r'data_path\("(\w+)', sources)) | {"ewt_srl"}
-    table = (ROOT / "docs" / "data.md").read_text(encoding="utf-8").partition("## Data of the shipped configs")[2]
-    assert folders == set(re.findall(r"^\| `(\w+)` \|", table, flags=re.M))

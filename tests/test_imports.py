@@ -22,6 +22,7 @@ ORDER = (
     "analysis",
     "checks",
     "modes",
+    "data_command",
     "command_line",
     "__main__",
 )
@@ -33,6 +34,7 @@ THIRD_PARTY = {"sharing": {"jax", "optax", "numpy"}, "balancing": {"jax", "optax
 LATE = {
     "mtl_jax/runtime/config_file.py",  # mistakes in flags are told at once
     "mtl_jax/command_line.py",  # help and mistakes are shown at once
+    "mtl_jax/data_command.py",  # a command imports what it needs
     "mtl_jax/modes.py",  # a mode imports what it needs
     "mtl_jax/__main__.py",  # nothing is imported twice where Python is restarted
     "mtl_jax/analysis/report_sections.py",  # matplotlib

@@ -82,6 +82,7 @@ def test_it_trains_anywhere(bin_folder, launch_environment, tmp_path, program, c
 
 def test_what_is_missing_is_named(bin_folder, launch_environment, tmp_path):
     env = {name: value for name, value in launch_environment.items() if name != "MTL_JAX_DATA"}
+    env |= {"https_proxy": "http://127.0.0.1:9", "no_proxy": "", "MTL_JAX_CACHE": str(tmp_path)}  # no network
     done = subprocess.run(
         [bin_folder / "mtl-jax", "--config=snips_joint", "--mode=inspect"],
         cwd=tmp_path,

@@ -6,6 +6,7 @@ from mtl_jax.checks.ranges import RESERVED, SPLITS
 from mtl_jax.checks.value_rules import Report, check_choice, check_distinct, check_name, check_names, check_range
 from mtl_jax.config.entries import Dataset, Task
 from mtl_jax.config.sections import Config
+from mtl_jax.data import origins
 from mtl_jax.data.labels.target_sequences import SPECIALS
 from mtl_jax.data.readers import READERS
 from mtl_jax.data.readers.options import declared_options
@@ -24,6 +25,11 @@ def check_datasets(config: Config, report: Report) -> None:
         where = f"config.datasets.{name}"
         check_name(where, name, report)
         check_choice(f"{where}.reader", entry.reader, READERS, report)
+        if entry.origin:
+            try:
+                origins.parse(entry.origin)
+            except UserError as error:
+                report(f"{where}.{error}")
         if bool(entry.text) == bool(entry.words) and not (entry.image and not entry.words):
             report(
                 f"{where}: give either text (one or two fields of plain text) or words (the field with a list of "

@@ -19,9 +19,13 @@ class Dataset(Protocol):
 
     # A name in mtl_jax.data.readers.READERS: "jsonl", "csv", "conll", "conllu", "parallel", "folders", ...
     reader: str = ""
-    # File or folder; with `wheel`, inside it. `~` and $VARIABLES are expanded. A template such as "data/{split}-*.csv"
-    # stands for the files of all splits: {split} is replaced by the names in `splits`, by default by those of train,
-    # dev (val, valid, validation, ...) and test that exist.
+    # Where the data come from, downloaded and verified where they are not here yet: a name in
+    # mtl_jax.data.origins.ORIGINS (`python -m mtl_jax data list`), "hf://datasets/owner/name@revision" on the Hugging
+    # Face Hub, or "https://host/file.zip#sha256=…", a file or an archive. "": `path` is on this machine.
+    origin: str = ""
+    # File or folder; with `origin` or `wheel`, inside it. `~` and $VARIABLES are expanded. A template such as
+    # "data/{split}-*.csv" stands for the files of all splits: {split} is replaced by the names in `splits`, by default
+    # by those of train, dev (val, valid, validation, ...) and test that exist.
     path: str = ""
     # {"name", "version", "sha256"} of a wheel that holds the files.
     wheel: Mapping[str, str]

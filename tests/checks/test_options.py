@@ -428,6 +428,7 @@ ELSEWHERE = {
     "evaluation.checkpoint": "runs/run_summary.py",
     "datasets.data_a.reader": "data/datasets/entry.py",
     "datasets.data_a.path": "data/datasets/split_locations.py",
+    "datasets.data_a.origin": "data/datasets/split_locations.py",
     "datasets.data_a.wheel": "data/datasets/split_locations.py",
     "datasets.data_a.options": "data/datasets/__init__.py",
     **{f"distillation.{A}.{field}": "runs/teachers.py" for field in ("teachers", "weights", "task", "weight")},

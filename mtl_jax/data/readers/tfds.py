@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
-from mtl_jax.data.files.location import Location
+from mtl_jax.data.files.location import Location, local_path
 from mtl_jax.data.records import Note, Record
 from mtl_jax.errors import UserError
 
@@ -28,9 +29,7 @@ def read_tfds(location: Location, encoding: str, *, split: str, data_dir: str = 
     which only TensorFlow reads.
     """
     try:
-        builder = _builder(location, data_dir)
-        if not location.is_folder():
-            builder.download_and_prepare(file_format="array_record")
+        builder = _prepared(_builder(location, data_dir), location)
         source = builder.as_data_source(split=split)
         size = builder.info.splits[split].num_examples
     except Exception as error:  # TFDS has no exception type of its own
@@ -60,6 +59,30 @@ def tfds_identity(location: Location, split: str, options: Mapping[str, Any]) ->
         return _builder(location, options.get("data_dir", "")).info.full_name
     except Exception:  # TFDS has no exception type of its own
         return ""
+
+
+def prepare(name: str, data_dir: str = "") -> str:
+    """The folder of a data set by its name in TFDS, downloaded where it is not there; a folder stays as it is.
+
+    Raises UserError with the message of TFDS.
+    """
+    place = local_path(name)
+    try:
+        return str(_prepared(_builder(Location(place.place, name), data_dir), place).data_dir)
+    except Exception as error:  # TFDS has no exception type of its own
+        cause = str(error).strip().splitlines() or [type(error).__name__]
+        raise UserError(f"TFDS data set {name!r}: {cause[0]}") from error
+
+
+def _prepared(builder: Any, location: Location) -> Any:
+    """The builder, its files downloaded; what is downloaded, and how much, is printed on standard error before."""
+    if location.is_folder():
+        return builder
+    if not builder.is_prepared():
+        info = builder.info
+        print(f"TFDS {info.full_name}: downloading {info.download_size}, to {builder.data_dir}", file=sys.stderr)
+    builder.download_and_prepare(file_format="array_record")
+    return builder
 
 
 def _builder(location: Location, data_dir: str) -> Any:
