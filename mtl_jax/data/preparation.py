@@ -14,7 +14,7 @@ from mtl_jax.data.encoding import encode as encoding
 from mtl_jax.data.encoding import marked_spans
 from mtl_jax.data.encoding.encode import EncodedSplit
 from mtl_jax.data.encoding.record_inputs import RecordInputs, extract_inputs
-from mtl_jax.data.files import array_cache, shards
+from mtl_jax.data.files import array_cache, array_shards
 from mtl_jax.data.labels import encoded_labels, task_labels
 from mtl_jax.data.labels.label_spec import LabelSpec
 from mtl_jax.data.labels.vocabulary import LabelVocabulary, TaskLabels
@@ -96,7 +96,7 @@ def prepare_dataset(
         targets = longest[split]
         if split in stored:
             gold = {task: stored_splits.saved_gold(g, [key, split, task]) for task, g in gold.items()}
-            targets = shards.save("gold", [key, split, "targets"], targets)
+            targets = array_shards.save("gold", [key, split, "targets"], targets)
         encoded[split] = e._replace(labels=gold, targets=targets)
     levels = sorted({spec.level for spec in specs})
     if "predicate" in levels:
@@ -120,7 +120,7 @@ def prepare_dataset(
     rows, keys = {}, {}
     for split, e in encoded.items():
         if split in stored:
-            keys[split] = shards.digest([key, split, capacities])
+            keys[split] = array_shards.digest([key, split, capacities])
             rows[split], encoded[split] = stored_splits.pack_in_shards(e, orders.pop(split), pack_settings, keys[split])
         else:
             packed = packing.pack(e, trained, classes, capacities, pack)
@@ -150,7 +150,7 @@ def _key(
     split_keys = {split: split_inputs.fingerprint() for split, split_inputs in inputs.items()}
     vocabularies = {task: dataclasses.astuple(found.vocabulary) for task, found in labels.items()}
     tasks = [dataclasses.astuple(spec) for spec in specs]
-    return shards.digest([name, split_keys, tasks, vocabularies, tokenizer.fingerprint, settings])
+    return array_shards.digest([name, split_keys, tasks, vocabularies, tokenizer.fingerprint, settings])
 
 
 def _sample(train: EncodedSplit, order: np.ndarray) -> EncodedSplit:

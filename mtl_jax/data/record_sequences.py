@@ -1,6 +1,6 @@
 """Records in memory or on disk as sequences, and functions of chunks of them.
 
-A list that grows beyond `shards.IN_MEMORY` records goes to disk while it is read: the fields of each record, found by
+A list of more than `array_shards.IN_MEMORY` records goes to disk while it is read: the fields of each record, found by
 their offset. Everything after that handles records by index, in chunks.
 """
 
@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mtl_jax.data.files import array_cache, shards, workers
+from mtl_jax.data.files import array_cache, array_shards, workers
 from mtl_jax.data.records import Note, Record
 from mtl_jax.errors import UserError
 
@@ -37,7 +37,7 @@ class RecordStore:
 
     def __init__(self, folder: pathlib.Path):
         self.folder = folder
-        opened = shards.open_arrays(folder)
+        opened = array_shards.open_arrays(folder)
         self._arrays = opened.arrays
         self.names = list(dict.fromkeys(name for info in opened.info for name in info["files"]))
         numbers = {name: number for number, name in enumerate(self.names)}
@@ -102,13 +102,13 @@ class StoredRecords(Sequence[Record]):
         return next(iter(self._gathered(self.index[range(len(self))[index]][None])))
 
     def __iter__(self) -> Iterator[Record]:
-        for begin, end in shards.ranges(len(self), _STEP):
+        for begin, end in array_shards.ranges(len(self), _STEP):
             yield from self._gathered(self.index[begin:end])
 
     @functools.cached_property
     def key(self) -> str:
         """What identifies the records and their order."""
-        return shards.digest([[f.name for f in self.folders], array_cache.checksum({"index": self.index})])
+        return array_shards.digest([[f.name for f in self.folders], array_cache.checksum({"index": self.index})])
 
     def in_memory(self) -> list[Record]:
         """The records as a list."""
@@ -196,21 +196,21 @@ def collect(items: Iterable[Record | Note], key: Any, in_memory: bool = False) -
     `key` (JSON values) determines the items: where they have been stored, they are not read.
     """
     job = _store_job(key)
-    if not in_memory and shards.exists(job):
-        return _stored(shards.make_sequentially(job, lambda: _chunks(items)))
+    if not in_memory and array_shards.exists(job):
+        return _stored(array_shards.make_sequentially(job, lambda: _chunks(items)))
     items, first = iter(items), []
     count = 0
     for item in items:
         first.append(item)
         count += isinstance(item, Record)
-        if count > shards.IN_MEMORY and not in_memory:
-            return _stored(shards.make_sequentially(job, lambda: _chunks(itertools.chain(first, items))))
+        if count > array_shards.IN_MEMORY and not in_memory:
+            return _stored(array_shards.make_sequentially(job, lambda: _chunks(itertools.chain(first, items))))
     return _read(first)
 
 
 def store(records: Iterable[Record], key: Any) -> StoredRecords:
     """Records written to disk."""
-    return _stored(shards.make_sequentially(_store_job(key), lambda: _chunks(records))).records
+    return _stored(array_shards.make_sequentially(_store_job(key), lambda: _chunks(records))).records
 
 
 def _read(items: Iterable[Record | Note]) -> ReadItems:
@@ -224,15 +224,15 @@ def _read(items: Iterable[Record | Note]) -> ReadItems:
     return ReadItems(records, notes)
 
 
-def _store_job(key: Any) -> shards.Job:
-    return shards.Job("records", {"records": key}, store_chunk, cumulative=("end",))
+def _store_job(key: Any) -> array_shards.Job:
+    return array_shards.Job("records", {"records": key}, store_chunk, cumulative=("end",))
 
 
 def _chunks(items: Iterable[Record | Note]) -> Iterator[tuple]:
     chunk: list[Record | Note] = []
     for item in items:
         chunk.append(item)
-        if len(chunk) == shards.CHUNK:
+        if len(chunk) == array_shards.CHUNK:
             yield (chunk,)
             chunk = []
     yield (chunk,)
@@ -267,7 +267,7 @@ def _is_plain(value: Any) -> bool:
     return value is None or type(value) in (bool, int, float, str, bytes)
 
 
-def _stored(made: shards.Arrays) -> ReadItems:
+def _stored(made: array_shards.Arrays) -> ReadItems:
     notes, before = [], 0
     for info in made.info:
         notes += [(before + at, Note(*note)) for at, *note in info["notes"]]
@@ -280,15 +280,15 @@ def map_chunks(function: Callable[..., Any], records: Records, common: tuple = (
     if not isinstance(records, StoredRecords):
         yield function(records, *common)
         return
-    tasks = ((records[begin:end],) for begin, end in shards.ranges(len(records)))
+    tasks = ((records[begin:end],) for begin, end in array_shards.ranges(len(records)))
     yield from workers.run(function, tasks, common)
 
 
 def arrays_of_chunks(
     kind: str, function: Callable[..., Any], records: Records, common: tuple, key: Mapping[str, Any], **options: Any
-) -> shards.Arrays:
-    """The arrays that `function(chunk, *common)` makes of chunks of records, joined; see `shards.Job`."""
+) -> array_shards.Arrays:
+    """The arrays that `function(chunk, *common)` makes of chunks of records, joined; see `array_shards.Job`."""
     if not isinstance(records, StoredRecords):
-        return shards.make(shards.Job(kind, key, function, common, **options), [(records,)], False)
-    job = shards.Job(kind, {**key, "records": records.key}, function, common, **options)
-    return shards.make(job, [(records[begin:end],) for begin, end in shards.ranges(len(records))], True)
+        return array_shards.make(array_shards.Job(kind, key, function, common, **options), [(records,)], False)
+    job = array_shards.Job(kind, {**key, "records": records.key}, function, common, **options)
+    return array_shards.make(job, [(records[begin:end],) for begin, end in array_shards.ranges(len(records))], True)

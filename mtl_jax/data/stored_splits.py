@@ -13,7 +13,7 @@ from mtl_jax.data.encoding import encode as encoding
 from mtl_jax.data.encoding.encode import EncodedSplit
 from mtl_jax.data.encoding.gold_labels import GoldLabels
 from mtl_jax.data.encoding.record_inputs import RecordInputs
-from mtl_jax.data.files import shards
+from mtl_jax.data.files import array_shards
 from mtl_jax.data.labels.label_spec import LabelSpec
 from mtl_jax.data.packing import packed_labels
 from mtl_jax.data.packing.capacities import Capacities
@@ -28,16 +28,16 @@ def encode_inputs(
 ) -> EncodedSplit:
     """The examples of records on disk; `settings` as for `encoding.encode_chunk`, `key` (JSON values) names all."""
     common = (inputs.options, tokenizer, settings)
-    job = shards.Job("encoded", key, encoding.encode_chunk, common, encoding.CUMULATIVE)
-    tasks = [(inputs.records[begin:end], begin) for begin, end in shards.ranges(len(inputs.records))]
-    made = shards.make(job, tasks, True)
+    job = array_shards.Job("encoded", key, encoding.encode_chunk, common, encoding.CUMULATIVE)
+    tasks = [(inputs.records[begin:end], begin) for begin, end in array_shards.ranges(len(inputs.records))]
+    made = array_shards.make(job, tasks, True)
     return EncodedSplit(**made.arrays, overlong=np.sum(made.info, axis=0, dtype=np.int64))
 
 
 def copy_for_predicates(split: EncodedSplit, limit: int, key: Any) -> EncodedSplit:
     """As `encoding.copy_for_predicates`."""
-    job = shards.Job("copies", {"copies": key, "limit": limit}, copied_examples, (split, limit), encoding.OFFSETS)
-    made = shards.make(job, encoding.example_ranges(split.choice, shards.CHUNK), True)
+    job = array_shards.Job("copies", {"copies": key, "limit": limit}, copied_examples, (split, limit), encoding.OFFSETS)
+    made = array_shards.make(job, encoding.example_ranges(split.choice, array_shards.CHUNK), True)
     return split._replace(**made.arrays)
 
 
@@ -50,12 +50,12 @@ def copied_examples(begin: int, end: int, split: EncodedSplit, limit: int) -> tu
 def saved_gold(gold: GoldLabels, key: Any) -> GoldLabels:
     """The same labels with mapped arrays, which workers open by name."""
     arrays = {
-        "value": shards.save("gold", [key, "value"], gold.value),
-        "known": shards.save("gold", [key, "known"], gold.known),
-        "offsets": shards.save("gold", [key, "offsets"], gold.offsets[1:], cumulative=True),
+        "value": array_shards.save("gold", [key, "value"], gold.value),
+        "known": array_shards.save("gold", [key, "known"], gold.known),
+        "offsets": array_shards.save("gold", [key, "offsets"], gold.offsets[1:], cumulative=True),
     }
     if gold.complete is not None:
-        arrays["complete"] = shards.save("gold", [key, "complete"], gold.complete)
+        arrays["complete"] = array_shards.save("gold", [key, "complete"], gold.complete)
     return gold._replace(**arrays)
 
 
@@ -79,9 +79,9 @@ def pack_in_shards(
     ends = tuple(f"encoded/{name}" for name in encoding.OFFSETS)
     bare = {task: gold._replace(texts=(), sources=()) for task, gold in split.labels.items()}
     common = (split._replace(labels=bare, char_offsets=split.char_offsets[:0]), settings)
-    job = shards.Job("rows", {"rows": key}, pack_chunk, common, ends)
-    ranges = encoding.example_ranges(split.choice[order], shards.CHUNK)
-    made = shards.make(job, [(order[begin:end], begin) for begin, end in ranges], True)
+    job = array_shards.Job("rows", {"rows": key}, pack_chunk, common, ends)
+    ranges = encoding.example_ranges(split.choice[order], array_shards.CHUNK)
+    made = array_shards.make(job, [(order[begin:end], begin) for begin, end in ranges], True)
     groups: dict[str, dict[str, np.ndarray]] = {"rows": {}, "labels": {}, "encoded": {}}
     for name, array in made.arrays.items():
         group, _, inner = name.partition("/")

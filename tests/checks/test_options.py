@@ -439,7 +439,7 @@ ELSEWHERE = {
         f"ablation.{field}": "analysis/ablation/plan.py" for field in ("baselines", "num_seeds", "limits", "lr_factors")
     },
     **{
-        f"ablation.{field}": "analysis/ablation/runner.py"
+        f"ablation.{field}": "analysis/ablation/program_training.py"
         for field in ("method", "options", "lane_execution", "max_lanes", "memory_fraction", "exact_optimum")
     },
     "ablation.intervals": "checks/analyses.py",

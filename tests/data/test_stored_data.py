@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mtl_jax.data import corpus, record_sequences
-from mtl_jax.data.files import shards, workers
+from mtl_jax.data.files import array_shards, workers
 from mtl_jax.data.labels.label_spec import LabelSpec
 from mtl_jax.data.records import Note, Record
 from mtl_jax.data.tokenizers import WordVocabulary
@@ -73,7 +73,7 @@ def load(entries, **options):
 def test_the_corpus_is_the_same(entries, monkeypatch):
     """Also when it is read again; with one shard the examples are packed in the same way."""
     in_memory = load(entries)
-    monkeypatch.setattr(shards, "IN_MEMORY", 20)
+    monkeypatch.setattr(array_shards, "IN_MEMORY", 20)
     for _ in range(2):
         stored = load(entries)
         assert isinstance(stored.splits["a"]["train"].records, record_sequences.StoredRecords)
@@ -92,8 +92,8 @@ def test_the_corpus_is_the_same(entries, monkeypatch):
 @pytest.mark.parametrize("count", ["1", "2"])
 def test_shards_and_workers_change_neither_examples_nor_labels(entries, monkeypatch, count):
     in_memory = load(entries)
-    monkeypatch.setattr(shards, "IN_MEMORY", 20)
-    monkeypatch.setattr(shards, "CHUNK", 32)
+    monkeypatch.setattr(array_shards, "IN_MEMORY", 20)
+    monkeypatch.setattr(array_shards, "CHUNK", 32)
     monkeypatch.setenv(workers.VARIABLE, count)
     stored = load(entries)
     assert [n for n in stored.notes if "hold real" not in n] == [n for n in in_memory.notes if "hold real" not in n]
@@ -132,8 +132,8 @@ def contents(data, name, split):
 
 def test_records_come_back_as_they_were(tmp_path, monkeypatch):
     monkeypatch.setenv("MTL_JAX_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(shards, "IN_MEMORY", 3)
-    monkeypatch.setattr(shards, "CHUNK", 4)
+    monkeypatch.setattr(array_shards, "IN_MEMORY", 3)
+    monkeypatch.setattr(array_shards, "CHUNK", 4)
     records = [
         Record(
             {"a": [1, None, {"b": "\ud800"}], "t": (1.5, True)},
@@ -159,8 +159,8 @@ def test_records_come_back_as_they_were(tmp_path, monkeypatch):
 
 
 def test_errors_name_the_same_place(entries, tmp_path, monkeypatch):
-    monkeypatch.setattr(shards, "IN_MEMORY", 20)
-    monkeypatch.setattr(shards, "CHUNK", 32)
+    monkeypatch.setattr(array_shards, "IN_MEMORY", 20)
+    monkeypatch.setattr(array_shards, "CHUNK", 32)
     lines = (tmp_path / "train.jsonl").read_text().splitlines(keepends=True)
     lines[200] = json.dumps({"text": " ", "words": ["a"]}) + "\n"
     (tmp_path / "train.jsonl").write_text("".join(lines))

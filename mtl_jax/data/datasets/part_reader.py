@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from mtl_jax.data import record_sequences
-from mtl_jax.data.files import parse_cache, shards
+from mtl_jax.data.files import array_shards, parse_cache
 from mtl_jax.data.files.location import Location
 from mtl_jax.data.readers import READERS
 from mtl_jax.data.readers.options import declared_options
@@ -122,7 +122,7 @@ class PartReader:
             for record in read.records:
                 digest.update(record)
         elif identity:
-            return Part(read, shards.digest([self.reader_name, self.options, key]))
+            return Part(read, array_shards.digest([self.reader_name, self.options, key]))
         return Part(read, digest.hexdigest())
 
     def _collected(self, items: Iterable[Record | Note], key: Any, files: Sequence[Location]) -> ReadItems:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mtl_jax.data.encoding import marked_spans
-from mtl_jax.data.files import parse_cache, shards
+from mtl_jax.data.files import array_shards, parse_cache
 from mtl_jax.data.record_sequences import StoredRecords
 from mtl_jax.data.records import Record, field, find_field, where
 from mtl_jax.data.splits.duplicates import text_digest
@@ -66,7 +66,7 @@ class RecordInputs(NamedTuple):
     def fingerprint(self) -> str:
         """Hash of everything that encoding reads."""
         if self.options is not None:
-            return shards.digest([self.records.key, self.options, parse_cache.code_digest()])
+            return array_shards.digest([self.records.key, self.options, parse_cache.code_digest()])
         digest = hashlib.sha256()
         parts = (self.texts, self.words, self.predicates, self.choices, self.marks, self.markers, self.aligned)
         pictures = () if self.pictures is None else (self.pictures, self.grid)
@@ -159,7 +159,7 @@ class Column(Sequence):
         return getattr(extract_inputs([self._records[index]], **self._options), self._name)[0]
 
     def __iter__(self) -> Iterator[Any]:
-        for begin, end in shards.ranges(len(self), 1 << 12):
+        for begin, end in array_shards.ranges(len(self), 1 << 12):
             yield from getattr(extract_inputs(list(self._records[begin:end]), **self._options), self._name)
 
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mtl_jax.data.files import shards
+from mtl_jax.data.files import array_shards
 from mtl_jax.data.labels import tag_schemes, tag_spellings
 from mtl_jax.data.labels.label_spec import LabelSpec
 from mtl_jax.data.labels.label_values import CodedValues
@@ -212,7 +212,7 @@ class _Flat:
 
     def sentences(self) -> Iterator[tuple[int, int]]:
         """(begin, end) of each sentence with a known tag."""
-        for first, last in shards.ranges(len(self.begins) - 1):
+        for first, last in array_shards.ranges(len(self.begins) - 1):
             yield from ((a, b) for a, b in itertools.pairwise(self.begins[first : last + 1].tolist()) if a < b)
 
     def breaks(self, scheme: str) -> np.ndarray:

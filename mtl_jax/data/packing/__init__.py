@@ -12,7 +12,7 @@ import numpy as np
 
 from mtl_jax.data.batch import PackedRows
 from mtl_jax.data.encoding.encode import EncodedSplit, concatenated_ranges
-from mtl_jax.data.files import shards
+from mtl_jax.data.files import array_shards
 from mtl_jax.data.labels.label_spec import LabelSpec
 from mtl_jax.data.packing.capacities import Capacities, example_demands, group_demands
 from mtl_jax.data.packing.first_fit import cached_first_fit
@@ -74,6 +74,6 @@ def rows_of_groups(rows: PackedRows, split: EncodedSplit) -> np.ndarray:
 
 def fill_ratio(rows: PackedRows) -> float:
     """The share of token positions that hold a real token."""
-    chunks = shards.ranges(len(rows.segment))
+    chunks = array_shards.ranges(len(rows.segment))
     real = sum(int(np.count_nonzero(rows.segment[begin:end])) for begin, end in chunks)
     return real / rows.segment.size if rows.segment.size else 0.0

@@ -6,7 +6,7 @@ import types
 import pytest
 
 from mtl_jax.data import datasets
-from mtl_jax.data.files import shards
+from mtl_jax.data.files import array_shards
 from mtl_jax.errors import UserError
 
 ENTRY = {"reader": "hub", "path": "who/what", "splits": {"train": "train", "dev": "test[:2]"}, "text": ("text",)}
@@ -53,7 +53,7 @@ def test_rows_become_records(hub):
 
 
 def test_a_stored_split_is_not_read_again(hub, monkeypatch):
-    monkeypatch.setattr(shards, "IN_MEMORY", 3)
+    monkeypatch.setattr(array_shards, "IN_MEMORY", 3)
     found = [datasets.read_dataset("d", ENTRY, 0) for _ in range(2)]
     assert Rows.read == 2  # train and test, once each
     assert list(found[0].splits["train"]) == list(found[1].splits["train"])

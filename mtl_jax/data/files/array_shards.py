@@ -124,7 +124,7 @@ def exists(job: Job) -> bool:
 @functools.lru_cache(maxsize=64)
 def open_arrays(folder: pathlib.Path) -> Arrays:
     """The arrays of a complete folder, mapped read-only; a worker opens them by the folder's name."""
-    manifest = json.loads((folder / _MANIFEST).read_text())
+    manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
     arrays = {}
     for name, entry in manifest["arrays"].items():
         dtype, shape = np.dtype(entry["dtype"]), tuple(entry["shape"])
@@ -293,7 +293,7 @@ def _crc32(array: np.ndarray) -> int:
 
 def _damaged(folder: pathlib.Path) -> list[int]:
     """The numbers of the shards that do not match their checksums."""
-    manifest = json.loads((folder / _MANIFEST).read_text())
+    manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
     damaged = set()
     for name, entry in manifest["arrays"].items():
         if entry["constant"] is not None:
@@ -319,7 +319,7 @@ def _repair(folder: pathlib.Path, job: Job, tasks: Sequence[tuple]) -> None:
         return
     logging.getLogger(__name__).warning("damaged %s, shards %s: made again", folder, ", ".join(map(str, damaged)))
     with _locked(folder / "lock"):
-        manifest = json.loads((folder / _MANIFEST).read_text())
+        manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
         for name, entry in manifest["arrays"].items():
             with _file(folder, name).open("ab") as file:  # a file that was cut off, or is missing
                 if entry["constant"] is None:
@@ -382,6 +382,6 @@ def _file(folder: pathlib.Path, name: str) -> pathlib.Path:
 
 def _write_text(path: pathlib.Path, text: str) -> None:
     handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
-    with os.fdopen(handle, "w") as file:
+    with os.fdopen(handle, "w", encoding="utf-8") as file:
         file.write(text)
     os.replace(temporary, path)

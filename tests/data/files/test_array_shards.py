@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 
-from mtl_jax.data.files import shards, workers
+from mtl_jax.data.files import array_shards, workers
 from mtl_jax.errors import UserError
 
 ROOT = pathlib.Path(__file__).parents[3]
@@ -36,7 +36,7 @@ def chunk(begin, end, log=None):
 
 
 def job(**options):
-    return shards.Job("test", {"k": 1}, chunk, cumulative=("end",), **options)
+    return array_shards.Job("test", {"k": 1}, chunk, cumulative=("end",), **options)
 
 
 TASKS = [(begin, begin + 10) for begin in range(0, 100, 10)]
@@ -52,9 +52,9 @@ def check(made):
 @pytest.mark.parametrize("count", ["1", "2"])
 def test_the_arrays_do_not_depend_on_the_workers(count, monkeypatch):
     monkeypatch.setenv(workers.VARIABLE, count)
-    made = shards.make(job(), TASKS, True)
+    made = array_shards.make(job(), TASKS, True)
     check(made)
-    check(shards.make(job(), TASKS, False))
+    check(array_shards.make(job(), TASKS, False))
     assert not made.arrays["number"].flags.writeable and made.folder.is_dir()
     workers.close()
 
@@ -70,23 +70,23 @@ def test_it_goes_on_at_the_first_missing_shard(cache, tmp_path, monkeypatch):
         return chunk(*task)
 
     with pytest.raises(KeyboardInterrupt):
-        shards.make(logged._replace(function=stop), TASKS, True)
-    check(shards.make(logged, TASKS, True))
+        array_shards.make(logged._replace(function=stop), TASKS, True)
+    check(array_shards.make(logged, TASKS, True))
     assert log.read_text().split() == [str(begin) for begin, _ in TASKS]
 
 
 def test_a_damaged_shard_is_made_again(tmp_path, monkeypatch, caplog):
     monkeypatch.setenv(workers.VARIABLE, "1")
-    folder = shards.make(job(), TASKS, True).folder
+    folder = array_shards.make(job(), TASKS, True).folder
     for name, at in (("number", 8 * 35), ("end", 8 * 72)):
         content = bytearray((folder / f"{name}.bin").read_bytes())
         content[at] ^= 1
         (folder / f"{name}.bin").write_bytes(content)
     log = tmp_path / "log"
-    check(shards.make(job(common=(str(log),)), TASKS, True))
+    check(array_shards.make(job(common=(str(log),)), TASKS, True))
     assert log.read_text().split() == ["30", "70"] and "shards 3, 7: made again" in caplog.text
     os.truncate(folder / "number.bin", 100)
-    check(shards.make(job(), TASKS, True))
+    check(array_shards.make(job(), TASKS, True))
 
 
 def chunk_until_killed(begin, end, log):
@@ -99,19 +99,19 @@ def chunk_until_killed(begin, end, log):
 def test_a_killed_process_loses_the_shard_that_it_was_making(tmp_path, cache, monkeypatch):
     log = str(tmp_path / "log")
     script = (
-        "import sys; sys.path[:0] = ['tests/data/files']; import test_shards as t\n"
-        "t.shards.make(t.job(common=(sys.argv[1],))._replace(function=t.chunk_until_killed), t.TASKS, True)"
+        "import sys; sys.path[:0] = ['tests/data/files']; import test_array_shards as t\n"
+        "t.array_shards.make(t.job(common=(sys.argv[1],))._replace(function=t.chunk_until_killed), t.TASKS, True)"
     )
     environment = {**os.environ, workers.VARIABLE: "1", "PYTHONPATH": str(ROOT)}
     assert subprocess.run([sys.executable, "-c", script, log], cwd=ROOT, env=environment).returncode == -signal.SIGKILL
     monkeypatch.setenv(workers.VARIABLE, "1")
-    check(shards.make(job(common=(log,)), TASKS, True))
+    check(array_shards.make(job(common=(log,)), TASKS, True))
     assert pathlib.Path(log).read_text().split() == [str(begin) for begin, _ in TASKS]
 
 
 def test_what_comes_out_otherwise_is_refused(monkeypatch):
     monkeypatch.setenv(workers.VARIABLE, "1")
-    folder = shards.make(job(), TASKS, True).folder
+    folder = array_shards.make(job(), TASKS, True).folder
     (folder / "number.bin").write_bytes(bytes((folder / "number.bin").stat().st_size))
 
     def other(begin, end):
@@ -119,18 +119,18 @@ def test_what_comes_out_otherwise_is_refused(monkeypatch):
         return arrays | {"number": arrays["number"] + 1}, info
 
     with pytest.raises(UserError, match="damaged and come out otherwise"):
-        shards.make(job()._replace(function=other), TASKS, True)
-    check(shards.make(job(), TASKS, True))
+        array_shards.make(job()._replace(function=other), TASKS, True)
+    check(array_shards.make(job(), TASKS, True))
 
 
 def test_processes_share_the_work_and_a_dead_owner_gives_it_back(tmp_path, cache):
     """Three processes at once make every shard once; a lock file of a process that died does not hinder them."""
-    folder = shards._folder(job())
+    folder = array_shards._folder(job())
     (folder / "locks").mkdir(parents=True)
     (folder / "locks" / "00003").touch()
     script = (
-        "import sys; sys.path[:0] = ['tests/data/files']; import test_shards as t\n"
-        "t.check(t.shards.make(t.job(common=(sys.argv[1],)), t.TASKS, True))"
+        "import sys; sys.path[:0] = ['tests/data/files']; import test_array_shards as t\n"
+        "t.check(t.array_shards.make(t.job(common=(sys.argv[1],)), t.TASKS, True))"
     )
     environment = {**os.environ, "MTL_JAX_CACHE": str(cache), workers.VARIABLE: "1", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", script, str(tmp_path / "log")]
@@ -142,7 +142,7 @@ def test_processes_share_the_work_and_a_dead_owner_gives_it_back(tmp_path, cache
 def test_a_cache_that_cannot_be_written_is_one_sentence(cache):
     cache.write_text("a file where the folder should be")
     with pytest.raises(UserError, match=r"cache/test/.*cannot be written there.*MTL_JAX_CACHE"):
-        shards.make(job(), TASKS, True)
+        array_shards.make(job(), TASKS, True)
 
 
 def test_errors_of_a_worker_are_those_of_the_first_task(monkeypatch):
