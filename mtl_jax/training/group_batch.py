@@ -143,7 +143,7 @@ class GroupBatch(NamedTuple):
         keys = None if dropout is None or key is None else self.row_keys(key)
 
         def scores(task: Task, head: Params, features: Features, keys: jax.Array | None, labels: Any) -> Any:
-            noise = None if keys is None else Noise(keys, dropout.rate, dropout.attention_rate)
+            noise = None if dropout is None or keys is None else Noise(keys, dropout.rate, dropout.attention_rate)
             return task.logits(head, features._replace(noise=noise), labels)
 
         return self.apply(scores, self.heads(params), params, self.features(head_inputs), keys, self.labels)
@@ -152,7 +152,7 @@ class GroupBatch(NamedTuple):
         """Σ loss over the rows, float32 [n]. `teaching`: {task: the share of its teachers}."""
 
         def loss(task: Task, head: Params, logits: Any, labels: Any, share: jax.Array | None) -> jax.Array:
-            if share is None:
+            if self.group.teaching is None or share is None:
                 return task.loss(head, logits, labels).sum()
             return distillation.loss(task, self.group.teaching, head, logits, labels, share).sum()
 

@@ -179,12 +179,12 @@ def dense_gradients(shared: SharedParameters, gradients: TaskGradients, shapes: 
     for path, leaf in gradients.leaves.items():
         mask = _one_hot(shared.owners[path]) * shared_slices(shared.owners[path])[None, :]
         flat[path] = leaf[:, None] * mask.reshape(*mask.shape, *(1,) * (leaf.ndim - 1))
-    if gradients.tokens is not None:
+    if (tokens := gradients.tokens) is not None:
         owner = shared.owners[EMBEDDING_TABLE]
         is_shared = jnp.asarray(shared_slices(owner)[np.asarray(owner)], jnp.float32)
         shape, one_hot = shapes[EMBEDDING_TABLE].shape, np.eye(count, dtype=np.float32)
         flat[EMBEDDING_TABLE] = jax.lax.map(
-            lambda task: token_sum(gradients.tokens, is_shared * task, owner, shape), jnp.asarray(one_hot)
+            lambda task: token_sum(tokens, is_shared * task, owner, shape), jnp.asarray(one_hot)
         )
     return flat
 
