@@ -320,11 +320,11 @@ def _gathered(runs: Sequence[pathlib.Path], output: str) -> Sequence[pathlib.Pat
 
     Folders that hold some of the shards each are one experiment, which is gathered in --output.
     """
-    held = {run: shards_in(run) for run in dict.fromkeys(runs)}
-    parts = [run for run, shards in held.items() if shards and len(shards) < next(iter(shards)).count]
+    shards_of = {run: shards_in(run) for run in dict.fromkeys(runs)}
+    parts = [run for run, shards in shards_of.items() if shards and len(shards) < next(iter(shards)).count]
     if len(parts) < 2:
         parts = []
-    for run in (run for run, shards in held.items() if shards and run not in parts):
+    for run in (run for run, shards in shards_of.items() if shards and run not in parts):
         _gather([run], run)
     if not parts:
         return runs
@@ -341,14 +341,14 @@ def _gather(workdirs: Sequence[pathlib.Path], out: pathlib.Path) -> None:
     from mtl_jax.storage import run_warnings
     from mtl_jax.storage import workdir as folders
 
-    found = gathering.find(workdirs)
+    shards = gathering.find_shards(workdirs)
     with folders.locked(out):
-        if found.mode == "relate":
-            warnings, file = relate.gather(found, out)["warnings"], "relatedness.json"
+        if shards.mode == "relate":
+            warnings, file = relate.gather(shards, out)["warnings"], "relatedness.json"
         else:
-            grid = gathering.gather_ablation(found, out, lambda config: checks.check(config, found.mode))
+            grid = gathering.gather_ablation(shards, out, lambda config: checks.check(config, shards.mode))
             warnings, file = grid.warnings, "ablation.json"
-    print(f"gathered from {len(found.folders)} of {found.count} shards: {out / file}")
+    print(f"gathered from {len(shards.folders)} of {shards.count} shards: {out / file}")
     for warning in warnings:
         if warning["kind"] == run_warnings.PARTIAL:
             print(f"  {warning['text']}")

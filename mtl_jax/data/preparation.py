@@ -92,7 +92,7 @@ def prepare_dataset(
     notes += [note for task in labels.values() for note in task.notes]
     key = _key(name, inputs, specs, labels, tokenizer, settings) if stored else None
     for split, e in encoded.items():
-        gold = {task: found.gold[split] for task, found in labels.items()}
+        gold = {task: prepared.gold[split] for task, prepared in labels.items()}
         targets = longest[split]
         if split in stored:
             gold = {task: stored_splits.saved_gold(g, [key, split, task]) for task, g in gold.items()}
@@ -115,7 +115,7 @@ def prepare_dataset(
     encoded = {s: e if s in stored else encoding.select_examples(e, orders[s]) for s, e in encoded.items()}
     sample = _sample(encoded["train"], orders["train"]) if "train" in stored else None
     capacities = row_capacities.choose_capacities(list(encoded.values()), levels, row_length, pack, sample)
-    classes = {task: len(found.vocabulary.names) for task, found in labels.items()}
+    classes = {task: len(prepared.vocabulary.names) for task, prepared in labels.items()}
     pack_settings = stored_splits.PackSettings(tuple(trained), classes, capacities, pack, tokenizer)
     rows, keys = {}, {}
     for split, e in encoded.items():
@@ -133,7 +133,7 @@ def prepare_dataset(
         spec.task: {split: task_labels.label_counts(labels[spec.task], spec, split) for split in inputs}
         for spec in trained
     }
-    vocabularies = {task: found.vocabulary for task, found in labels.items()}
+    vocabularies = {task: prepared.vocabulary for task, prepared in labels.items()}
     numbers = {"capacities": capacities._asdict()} | lengths
     return PreparedDataset(rows, encoded, vocabularies, numbers, counts, notes, keys)
 
@@ -148,7 +148,7 @@ def _key(
 ) -> str:
     """What identifies the examples and the labels of a data set that has splits on disk."""
     split_keys = {split: split_inputs.fingerprint() for split, split_inputs in inputs.items()}
-    vocabularies = {task: dataclasses.astuple(found.vocabulary) for task, found in labels.items()}
+    vocabularies = {task: dataclasses.astuple(prepared.vocabulary) for task, prepared in labels.items()}
     tasks = [dataclasses.astuple(spec) for spec in specs]
     return array_shards.digest([name, split_keys, tasks, vocabularies, tokenizer.fingerprint, settings])
 

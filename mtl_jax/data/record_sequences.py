@@ -78,7 +78,7 @@ class RecordStore:
 
 
 @functools.lru_cache(maxsize=64)
-def _opened(folder: pathlib.Path) -> RecordStore:
+def _open_store(folder: pathlib.Path) -> RecordStore:
     return RecordStore(folder)
 
 
@@ -87,7 +87,7 @@ class StoredRecords(Sequence[Record]):
 
     def __init__(self, folders: tuple[pathlib.Path, ...], index: np.ndarray | None = None):
         self.folders = folders
-        self._first = np.cumsum([0, *(len(_opened(folder)) for folder in folders)])
+        self._first = np.cumsum([0, *(len(_open_store(folder)) for folder in folders)])
         self.index = np.arange(self._first[-1]) if index is None else index
 
     def __reduce__(self) -> tuple:
@@ -123,7 +123,7 @@ class StoredRecords(Sequence[Record]):
         names: list[str] = []
         file, line = np.empty(len(self), np.int32), np.empty(len(self), np.int64)
         for number, folder in enumerate(self.folders):
-            store = _opened(folder)
+            store = _open_store(folder)
             mine = (self.index >= self._first[number]) & (self.index < self._first[number + 1])
             inside = self.index[mine] - self._first[number]
             known = {name: at for at, name in enumerate(names)}
@@ -134,10 +134,10 @@ class StoredRecords(Sequence[Record]):
 
     def _gathered(self, index: np.ndarray) -> list[Record]:
         if len(self.folders) == 1:
-            return _opened(self.folders[0]).records(index)
+            return _open_store(self.folders[0]).records(index)
         number = np.searchsorted(self._first, index, "right") - 1
         parts = {
-            n: iter(_opened(self.folders[n]).records(index[number == n] - self._first[n]))
+            n: iter(_open_store(self.folders[n]).records(index[number == n] - self._first[n]))
             for n in np.unique(number).tolist()
         }
         return [next(parts[n]) for n in number.tolist()]
@@ -164,7 +164,7 @@ def joined(parts: Sequence[Records], key: Any) -> Records:
         for number, part in enumerate(parts)
     ]
     folders = tuple(dict.fromkeys(folder for part in stored for folder in part.folders))
-    first = dict(zip(folders, np.cumsum([0, *(len(_opened(folder)) for folder in folders)]).tolist(), strict=False))
+    first = dict(zip(folders, np.cumsum([0, *(len(_open_store(folder)) for folder in folders)]).tolist(), strict=False))
     indices = []
     for part in stored:
         begins = np.asarray([first[folder] for folder in part.folders])

@@ -53,10 +53,10 @@ class HeadInputs:
 
     def _index(self, blocks: np.ndarray, tasks: np.ndarray) -> np.ndarray:
         """int[E, N]: places of the features by data set of the block, −1 where there are none."""
-        held = np.zeros((len(self.layout.candidates), len(self.layout.datasets)), bool)
+        candidates_of = np.zeros((len(self.layout.candidates), len(self.layout.datasets)), bool)
         for block, candidates in enumerate(self.layout.candidates):
-            held[block, list(candidates)] = True
-        wanted = held[blocks] & (tasks >= 0)
+            candidates_of[block, list(candidates)] = True
+        wanted = candidates_of[blocks] & (tasks >= 0)
         index = np.where(wanted, np.asarray(self.places)[tasks, blocks[:, None]], -1)
         if (wanted & (index < 0)).any():
             entry, dataset = np.argwhere(wanted & (index < 0))[0]

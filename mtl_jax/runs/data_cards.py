@@ -39,7 +39,7 @@ def place(name: str, origin: Origin) -> str:
     if origin.wheel:
         wheel = python_wheels.wheel_path(**origin.wheel)
         return str(wheel) if wheel.is_file() else ""
-    return str(origins.found(name, origin) or "")
+    return str(origins.local_folder(name, origin) or "")
 
 
 def show(name: str, config_name: str) -> None:

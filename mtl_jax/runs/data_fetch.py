@@ -73,7 +73,7 @@ def _of_dataset(entry: Mapping[str, Any]) -> dict[str, Callable[[], pathlib.Path
 
 def _verified(name: str, known: origins.Origin) -> pathlib.Path:
     """Data that a person put somewhere are taken as they are; the cache is compared with the hashes."""
-    place = origins.found(name, known)
+    place = origins.local_folder(name, known)
     if place not in (None, store.folder_in_cache(name)):
         return place
     return store.fetch(name, known, origins.folder, verify=True)

@@ -57,9 +57,9 @@ def parse(text: str) -> Shard | None:
 
 def shards_in(workdir: pathlib.Path) -> dict[Shard, pathlib.Path]:
     """The shards that a workdir holds, with their folders; of those that were refused only a lock is left."""
-    found = {}
+    folders = {}
     for folder in (workdir / FOLDER).glob("*_of_*"):
         match = re.fullmatch(r"(\d+)_of_(\d+)", folder.name)
         if match and (folder / "config.json").exists():
-            found[Shard(int(match[1]), int(match[2]))] = folder
-    return dict(sorted(found.items()))
+            folders[Shard(int(match[1]), int(match[2]))] = folder
+    return dict(sorted(folders.items()))

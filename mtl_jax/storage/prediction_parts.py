@@ -59,11 +59,11 @@ class PredictionPart(NamedTuple):
         write_json(self.folder / "done.json", identity)
         others = [Shard(i, self.shard.count) for i in range(self.shard.count)]
         done = {other: _read(self._folder(other) / "done.json") for other in others}
-        for other, found in done.items():
-            if found is not None and found != identity:
-                what = " and ".join(text for key, text in _WHAT.items() if found.get(key) != identity[key])
+        for other, saved in done.items():
+            if saved is not None and saved != identity:
+                what = " and ".join(text for key, text in _WHAT.items() if saved.get(key) != identity[key])
                 raise UserError(f"{self._folder(other)}: {other} predicted {what} than {self.shard}; start it again")
-        missing = [other for other, found in done.items() if found is None]
+        missing = [other for other, saved in done.items() if saved is None]
         if not missing:
             self._join(others)
         return missing

@@ -67,28 +67,28 @@ def read_mode(folder: pathlib.Path) -> str:
         raise UserError(f"{folder}: no {SHARD_FILE} that can be read; start this shard again") from None
 
 
-def find(workdirs: Sequence[pathlib.Path]) -> Shards:
+def find_shards(workdirs: Sequence[pathlib.Path]) -> Shards:
     """The shards that workdirs hold together.
 
     Raises:
       UserError: they are not of one experiment: another number of shards, a shard twice, other modes or configs.
     """
-    found: dict[Shard, pathlib.Path] = {}
+    by_shard: dict[Shard, pathlib.Path] = {}
     for workdir in workdirs:
         for shard, folder in shards_in(workdir).items():
-            if shard in found:
-                raise UserError(f"{shard} is in {found[shard]} and in {folder}; leave out one of them")
-            found[shard] = folder
-    counts = sorted({shard.count for shard in found})
+            if shard in by_shard:
+                raise UserError(f"{shard} is in {by_shard[shard]} and in {folder}; leave out one of them")
+            by_shard[shard] = folder
+    counts = sorted({shard.count for shard in by_shard})
     if len(counts) > 1:
         raise UserError(
             f"{', '.join(map(str, workdirs))}: shards of {' and of '.join(map(str, counts))}; keep one kind"
         )
-    (first, folder), *_ = found.items()
+    (first, folder), *_ = by_shard.items()
     mode, plain = read_mode(folder), folders.read_config(folder)
-    for other in [*found.values()][1:]:
+    for other in [*by_shard.values()][1:]:
         _require_same(other, read_mode(other), plain, mode, str(first))
-    return Shards(mode, from_plain(plain), first.count, dict(sorted(found.items())))
+    return Shards(mode, from_plain(plain), first.count, dict(sorted(by_shard.items())))
 
 
 def _require_same(folder: pathlib.Path, mode: str, plain: Mapping[str, Any], wanted: str, other: str) -> None:

@@ -242,11 +242,11 @@ def _join_shards(folder: pathlib.Path, count: int, cumulative: Sequence[str]) ->
         opened = {}
         for number in range(count):
             try:
-                arrays, told = _read_shard(_shard(folder, number))
+                arrays, shard_info = _read_shard(_shard(folder, number))
             except Exception as error:  # whatever a damaged archive raises
                 _shard(folder, number).unlink(missing_ok=True)
                 raise UserError(f"{_shard(folder, number)}: damaged ({error}); start again to make it again") from error
-            info.append(told)
+            info.append(shard_info)
             for name, array in arrays.items():
                 if name not in entries:
                     first = b"" if name not in cumulative else np.zeros(1, array.dtype).tobytes()

