@@ -185,9 +185,9 @@ def _fastest(model, data, lane, steps):
 
 
 def _report(model, known, peer, flops, best, times, memory, trials, peer_lanes):
-    median = {side: statistics.median(found) for side, found in times.items()}
+    median = {side: statistics.median(results) for side, results in times.items()}
     ours = next(iter(median.values()))
-    top = max(found["flops"] for found in best.values())
+    top = max(results["flops"] for results in best.values())
     rows = [("side", "ms a lane-step", "ratio", "tokens/s", "peak memory", "bound")]
     rows += [
         (

@@ -75,11 +75,13 @@ def main():
     if unknown := set(names) - known.keys():
         raise SystemExit(f"{', '.join(sorted(unknown))}: no benchmark; there are {', '.join(known)}")
     failed = [] if options.page else [name for name in names if not _measure(name, known[name][1])]
-    found = {name: json.loads(file.read_text()) for name in known if (file := record.FOLDER / f"{name}.json").exists()}
+    results = {
+        name: json.loads(file.read_text()) for name in known if (file := record.FOLDER / f"{name}.json").exists()
+    }
     for name in PLOTS:
-        if name in found:
-            _plot(found[name], known[name][0], HERE / "figures" / f"{name}.png")
-    (HERE / "RESULTS.md").write_text(_page(found, {name: title for name, (title, _) in known.items()}))
+        if name in results:
+            _plot(results[name], known[name][0], HERE / "figures" / f"{name}.png")
+    (HERE / "RESULTS.md").write_text(_page(results, {name: title for name, (title, _) in known.items()}))
     print(f"\n{HERE / 'RESULTS.md'}")
     if failed:
         raise SystemExit(f"failed: {', '.join(failed)}")
@@ -94,22 +96,22 @@ def _measure(name: str, command: str) -> bool:
     return not done.returncode
 
 
-def _page(found: dict[str, dict], titles: dict[str, str]) -> str:
+def _page(results: dict[str, dict], titles: dict[str, str]) -> str:
     """RESULTS.md: machine, all claims, then the tables of each benchmark."""
     lines = ["# What was measured", "", "Written by `make benchmark`, from what lies in `benchmarks/results/`."]
     machines = []
-    for one in found.values():
+    for one in results.values():
         if one["machine"] not in machines:
             machines.append(one["machine"])
     for machine in machines:
         versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
         lines.append(f"{machine['processor']}, {machine['cores']} cores, Python {machine['python']}; {versions}.")
     lines += ["", "| claim | goal | median (lowest to highest) | reached | what bounds it |", "|---|---|---|---|---|"]
-    for one in found.values():
+    for one in results.values():
         for claim in (record.Claim(**fields) for fields in one["claims"]):
             reached = "yes" if claim.reached else "**no**"
             lines.append(f"| {claim.what} | {claim.goal} | {record.figure(claim)} | {reached} | {claim.bound} |")
-    for name, one in found.items():
+    for name, one in results.items():
         lines += ["", f"## {titles[name]}", "", f"    {one['command']}"]
         for title, (header, *rows) in one["tables"].items():
             lines += ["", f"**{title}**", "", _row(header), "|---" * len(header) + "|", *map(_row, rows)]
@@ -124,14 +126,14 @@ def _row(cells) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _plot(found: dict, title: str, file: pathlib.Path) -> None:
+def _plot(results: dict, title: str, file: pathlib.Path) -> None:
     """The claims of a benchmark: median and spread as a point with a bar, the goal as a mark."""
     import matplotlib
 
     matplotlib.use("agg")
     from matplotlib import pyplot
 
-    claims = [record.Claim(**fields) for fields in found["claims"]]
+    claims = [record.Claim(**fields) for fields in results["claims"]]
     figure, axes = pyplot.subplots(figsize=(9, 1.2 + 0.5 * len(claims)), layout="constrained")
     for place, claim in enumerate(reversed(claims)):
         axes.errorbar(

@@ -42,12 +42,12 @@ def main():
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--steps", type=int, default=3, help="steps of a method in a round")
     options = parser.parse_args()
-    found = []
+    results = []
     for count in map(int, options.tasks.split(",")):
-        found += _measured(options, count)
+        results += _measured(options, count)
     file = ROOT / "benchmarks" / "results" / f"balancing_{options.layer}_{time.strftime('%Y%m%d_%H%M%S')}.json"
     file.parent.mkdir(exist_ok=True)
-    file.write_text(json.dumps(found, indent=2))
+    file.write_text(json.dumps(results, indent=2))
     print(f"\nnumbers in {file}")
 
 
@@ -58,7 +58,7 @@ def _measured(options, count: int) -> list[dict]:
     first = Step(experiment)
     chosen = options.methods.split(",") if options.methods else None
     methods = [(name, c) for name, c in _methods(count) if chosen is None or name.split(" ")[0] in chosen]
-    found = []
+    results = []
     for start in range(0, len(methods), TOGETHER):
         steps = {"equal, sum": first}
         for name, changes in methods[start : start + TOGETHER]:
@@ -68,7 +68,7 @@ def _measured(options, count: int) -> list[dict]:
             steps[name] = Step(assemble(config, experiment.corpus, None, None))
             print(f"K = {count}: {name} compiled", file=sys.stderr)
         of_all = list(timed(steps, options.rounds, options.steps).items())[start > 0 :]
-        found += [
+        results += [
             {
                 "layer": options.layer,
                 "tasks": count,
@@ -82,11 +82,11 @@ def _measured(options, count: int) -> list[dict]:
         del steps
         jax.clear_caches()
     rows = [(f"{options.layer}, K = {count}", "ms a step", "ratio", "lowest to highest", "MiB of temporaries")]
-    for one in found:
+    for one in results:
         size = f"{one['bytes'] / 2**20:.0f}"
         rows.append((one["method"], f"{one['ms']:.1f}", f"{one['ratio']:.2f}", one["spread"], size))
     table(rows)
-    return found
+    return results
 
 
 def _methods(count: int):

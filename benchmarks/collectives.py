@@ -67,7 +67,7 @@ def main():
     parser.add_argument("--gbytes", type=float, default=100.0)
     options = parser.parse_args()
     counts, devices = [[int(n) for n in text.split(",")] for text in (options.tasks, options.devices)]
-    found = []
+    results = []
     for mesh in options.meshes.split(","):
         for tasks in counts:
             plain, sizes = _moved(options, tasks, MESHES[mesh], lambda config: None)
@@ -84,7 +84,7 @@ def main():
                 seconds = [
                     sum(_sent(kind, size, n) for kind, size in moved.items()) / (1e9 * options.gbytes) for n in devices
                 ]
-                found.append(
+                results.append(
                     {
                         "mesh": mesh,
                         "tasks": tasks,
@@ -97,7 +97,7 @@ def main():
                 )
             print(f"{mesh}, K = {tasks}: compiled", file=sys.stderr)
     rows = [("mesh", "K", "part", *COLLECTIVE_KINDS, "largest array", *(f"ms, {n} devices" for n in devices))]
-    for one in found:
+    for one in results:
         moved = [f"{one['bytes'][kind]:,}" if one["bytes"][kind] else "" for kind in COLLECTIVE_KINDS]
         rows.append(
             (
@@ -109,20 +109,22 @@ def main():
                 *(f"{1e3 * seconds:.3f}" for seconds in one["seconds"].values()),
             )
         )
-    claims = [claim for mesh in options.meshes.split(",") for claim in _claims(mesh, found)]
+    claims = [claim for mesh in options.meshes.split(",") for claim in _claims(mesh, results)]
     sizes = ", ".join(
         f"K = {tasks}: K² float32 are {4 * tasks**2:,}, the stacks {4 * one['stacks']:,}, all parameters "
         f"{4 * one['parameters']:,}"
         for tasks in counts
-        for one in [next(one for one in found if one["tasks"] == tasks)]
+        for one in [next(one for one in results if one["tasks"] == tasks)]
     )
-    save("collectives", claims, {"bytes a step": rows}, found, f"Bytes: {sizes}. Times are extrapolated, not measured.")
+    save(
+        "collectives", claims, {"bytes a step": rows}, results, f"Bytes: {sizes}. Times are extrapolated, not measured."
+    )
 
 
-def _claims(mesh: str, found) -> list[Claim]:
+def _claims(mesh: str, results) -> list[Claim]:
     """Of penalties that are functions of the Gram matrix: over `model` no array beyond K×K, over `task` no stack."""
     claims = []
-    for one in found:
+    for one in results:
         if one["mesh"] != mesh or one["part"].removeprefix("penalty ") not in GRAM:
             continue
         # over `task` each device gives its features of all tasks for all features of its own: 1/4 of the stacks

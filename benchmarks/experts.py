@@ -47,7 +47,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--steps", type=int, default=2, help="steps of a side in a round")
     options = parser.parse_args()
-    chosen, found = ["hard", *options.ways.split(",")], []
+    chosen, results = ["hard", *options.ways.split(",")], []
     if unknown := set(chosen) - WAYS.keys():
         parser.error(f"--ways: {', '.join(sorted(unknown))} is none of {', '.join(WAYS)}")
     for tasks in map(int, options.tasks.split(",")):
@@ -57,13 +57,13 @@ def main():
             steps[way] = Step(assemble(_config(options, tasks, way), first.corpus, None, None))
             print(f"{way}, K = {tasks}: compiled", file=sys.stderr)
         for way, one in timed(steps, options.rounds, options.steps).items():
-            found.append(
+            results.append(
                 {"way": way, "tasks": tasks, **one.numbers(), "spread": one.spread, "bytes": steps[way].temporaries}
             )
         del steps
         jax.clear_caches()
     rows = [("way", "K", "ms a step", "ratio", "lowest to highest", "MiB of temporaries")]
-    for one in found:
+    for one in results:
         rows.append(
             (
                 one["way"],
@@ -76,7 +76,7 @@ def main():
         )
     tokens = options.rows * options.length
     title = f"a step of each way over that of hard sharing, {options.layer}, {tokens} tokens a task"
-    save(f"experts_{options.layer}", [c for one in found if (c := _claim(options, one))], {title: rows}, found)
+    save(f"experts_{options.layer}", [c for one in results if (c := _claim(options, one))], {title: rows}, results)
 
 
 def _claim(options, one) -> Claim | None:

@@ -82,7 +82,7 @@ def judged_files(kind: str, detail: str, file: pathlib.Path, ended: Ended, wante
 
 
 def _judged(kind: str, detail: str, ended: Ended, is_equal: Callable[[], bool]) -> Case:
-    said = (ended.output.strip().splitlines() or [""])[-1]
+    message = (ended.output.strip().splitlines() or [""])[-1]
     if ended.status is None:
         outcome = "hang"
     elif "Traceback" in ended.output:
@@ -93,7 +93,7 @@ def _judged(kind: str, detail: str, ended: Ended, is_equal: Callable[[], bool]) 
         outcome = "equal"
     else:
         outcome = "different"
-    return Case(kind, detail, outcome, said)
+    return Case(kind, detail, outcome, message)
 
 
 def damage(workdir: pathlib.Path, kind: str, rng: random.Random) -> str:
@@ -150,7 +150,7 @@ def writing(workdir: pathlib.Path, passed: int, delay: float) -> Callable[[], bo
 
 def kills(launcher: Launcher, count: int, seconds: float, wanted: str, in_a_row: int = 5) -> list[Case]:
     """Runs that are killed `in_a_row` times, then finished; each kill is a case, with the outcome of its run."""
-    found, number = [], 0
+    results, number = [], 0
     while number < count:
         workdir, details = launcher.folder / f"kill_{number}", []
         for n in range(min(in_a_row, count - number)):
@@ -165,28 +165,28 @@ def kills(launcher: Launcher, count: int, seconds: float, wanted: str, in_a_row:
             ended = launcher.cut(workdir, signal.SIGKILL, moment)
             details.append(detail if ended.status == -signal.SIGKILL else f"{detail}: it had ended")
             if ended.status not in (0, -signal.SIGKILL):
-                return [*found, judged("kill -9", detail, workdir, ended, wanted)]
+                return [*results, judged("kill -9", detail, workdir, ended, wanted)]
         last = judged("kill -9", "", workdir, launcher.finish(workdir), wanted)
-        found += [last._replace(detail=detail) for detail in details]
+        results += [last._replace(detail=detail) for detail in details]
         number += len(details)
-    return found
+    return results
 
 
 def stops(launcher: Launcher, count: int, seconds: float, wanted: str) -> list[Case]:
-    found = []
+    results = []
     for number in range(count):
         workdir, delay = launcher.folder / f"stop_{number}", random.Random(f"stop {number}").uniform(0.4, 1.0) * seconds
         ended = launcher.cut(workdir, signal.SIGTERM, after(delay))
         detail = f"after {delay:.1f} s"
         if ended.status in (-signal.SIGTERM, 128 + signal.SIGTERM, 0):  # by itself while imported, stopped, done before
             ended = launcher.finish(workdir)
-        found.append(judged("SIGTERM", detail, workdir, ended, wanted))
-    return found
+        results.append(judged("SIGTERM", detail, workdir, ended, wanted))
+    return results
 
 
 def deaths(launcher: Launcher, count: int) -> list[Case]:
     """One of two processes dies behind a random step; both are started again."""
-    whole, found = launcher.folder / "both", []
+    whole, results = launcher.folder / "both", []
     if count and any(ended.status for ended in launcher.finish_both(whole)):
         raise SystemExit("two processes without faults failed")
     for number in range(count):
@@ -204,13 +204,13 @@ def deaths(launcher: Launcher, count: int) -> list[Case]:
         left = ends[1 - dying]
         if left.status == 3 and "another process of this run has stopped responding" in left.output:
             again = launcher.finish_both(workdir)
-            found.append(judged("dead peer", detail, workdir, again[0], result_of(whole)))
+            results.append(judged("dead peer", detail, workdir, again[0], result_of(whole)))
         elif left.status == 0:
-            found.append(judged("dead peer", f"{detail}: it had ended", workdir, left, result_of(whole)))
+            results.append(judged("dead peer", f"{detail}: it had ended", workdir, left, result_of(whole)))
         else:
             outcome = "hang" if left.status is None else "traceback"
-            found.append(Case("dead peer", detail, outcome, (left.output.strip().splitlines() or [""])[-1]))
-    return found
+            results.append(Case("dead peer", detail, outcome, (left.output.strip().splitlines() or [""])[-1]))
+    return results
 
 
 def reached(workdir: pathlib.Path, step: int) -> Callable[[], bool]:
@@ -300,7 +300,8 @@ def summary(cases: list[Case]) -> list[tuple[str, ...]]:
     for case in cases:
         counts.setdefault(case.kind, collections.Counter())[case.outcome] += 1
     return [("fault", "cases", *outcomes)] + [
-        (kind, str(sum(found.values())), *(str(found[o] or "") for o in outcomes)) for kind, found in counts.items()
+        (kind, str(sum(results.values())), *(str(results[o] or "") for o in outcomes))
+        for kind, results in counts.items()
     ]
 
 

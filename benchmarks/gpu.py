@@ -104,8 +104,8 @@ def run_part(command: Sequence[str], seconds: float) -> Ended:
     taken = time.monotonic() - began
     if process.returncode:
         return Ended(None, f"failed: {lines[-1].strip()[:MESSAGE] if lines else process.returncode}", taken)
-    found = json.loads(out)
-    return Ended(found, found.get("left_out", ""), taken)
+    results = json.loads(out)
+    return Ended(results, results.get("left_out", ""), taken)
 
 
 def _save(options, ended: dict[str, Ended]) -> None:
@@ -151,10 +151,10 @@ def parity(small: bool) -> dict[str, Any]:
         rounding = _apart(losses["cpu", "bfloat16"], losses["cpu", "float32"])
         allowed = {"float32": FLOAT32, "bfloat16": ROUNDING * rounding + FLOAT32}
         for dtype, most in allowed.items():
-            found = _apart(losses["", dtype], losses["cpu", "float32"])
-            rows.append((model, dtype, f"{found:.1e}", f"{most:.1e}"))
+            results = _apart(losses["", dtype], losses["cpu", "float32"])
+            rows.append((model, dtype, f"{results:.1e}", f"{most:.1e}"))
             what = f"{model}, {dtype}: largest difference of a loss from the CPU's in float32"
-            claims.append(_claim(what, f"≤ {most:.1e}", [found], found <= most))
+            claims.append(_claim(what, f"≤ {most:.1e}", [results], results <= most))
     return {"rows": rows, "claims": claims, "device": device}
 
 
@@ -356,9 +356,9 @@ def torch(small: bool) -> dict[str, Any]:
         return {"left_out": "left out: torch sees no GPU" if not small else "left out: --small"}
     shapes = ["--model=bert_base", "--length=512", "--rows=32", "--dtype=bfloat16", "--rounds=3"]
     subprocess.run([sys.executable, f"{ROOT}/benchmarks/steps.py", *shapes], check=True, stdout=sys.stderr)
-    found = json.loads((ROOT / "benchmarks/results/steps_bert_base_bfloat16.json").read_text())
-    (table,) = found["tables"].values()
-    return {"rows": table, "claims": found["claims"], "numbers": found["numbers"]}
+    results = json.loads((ROOT / "benchmarks/results/steps_bert_base_bfloat16.json").read_text())
+    (table,) = results["tables"].values()
+    return {"rows": table, "claims": results["claims"], "numbers": results["numbers"]}
 
 
 def _device() -> str:

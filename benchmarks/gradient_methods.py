@@ -49,11 +49,11 @@ def main():
     parser.add_argument("--steps", type=int, default=2, help="steps of a side in a round")
     parser.add_argument("--threads", type=int, default=CORES, help="of PyTorch")
     options = parser.parse_args()
-    found = []
+    results = []
     for setting in options.settings.split(","):
         for tasks in map(int, options.tasks.split(",")):
-            found += _measured(options, setting, tasks)
-    claims = [claim for setting in options.settings.split(",") for claim in _claims(options.layer, setting, found)]
+            results += _measured(options, setting, tasks)
+    claims = [claim for setting in options.settings.split(",") for claim in _claims(options.layer, setting, results)]
     notes = (
         'Ratios are to the side\'s own plain sum. Bound of "shared": one forward and K backward passes are '
         "(1 + 2K)/3 of the plain step's products, 5.7 at K = 8; below it go AdamW and small products that K cotangents "
@@ -61,7 +61,7 @@ def main():
     )
     name = "gradient_methods" + ("" if options.layer == "transformer" else f"_{options.layer}")
     name += "" if "8" in options.tasks.split(",") else f"_{options.tasks.replace(',', '_')}"
-    save(name, claims, _tables(options.layer, found), found, notes)
+    save(name, claims, _tables(options.layer, results), results, notes)
 
 
 def _measured(options, setting: str, tasks: int) -> list[dict]:
@@ -85,14 +85,14 @@ def _measured(options, setting: str, tasks: int) -> list[dict]:
             losses = ours("gradients", method=method, file=gradients)["losses"]
             for variant, trial in _kept(peer, method, variants.get(method, ()), gradients, losses, known).items():
                 sides[method, variant] = trial
-        found = _timed(options, ours, peer, sides)
-    for one in found:
+        results = _timed(options, ours, peer, sides)
+    for one in results:
         one |= {"layer": options.layer, "setting": setting, "tasks": tasks}
         one["bytes"] = temporaries.get((one["method"], one["side"]), one["bytes"])
     ours.close()
     peer.close()
     print(f"{setting}, K = {tasks}: measured", file=sys.stderr)
-    return found
+    return results
 
 
 def _kept(peer, method: str, variants, gradients: str, losses, known) -> dict[str, dict]:
@@ -135,11 +135,11 @@ def _timed(options, ours, peer, sides) -> list[dict]:
                     size[method, side] = peer("memory")
             if number:  # the first warms up
                 seconds[method, side].append(spent)
-    found = []
+    results = []
     for (method, side), spent in seconds.items():
         first = seconds["sum", OURS if side in LEVELS else "plain"]
         ratios = [a / b for a, b in zip(spent, first, strict=True)]
-        found.append(
+        results.append(
             {
                 "method": method,
                 "side": side,
@@ -150,17 +150,17 @@ def _timed(options, ours, peer, sides) -> list[dict]:
                 "apart": sides[method, side]["apart"],
             }
         )
-    return found
+    return results
 
 
-def _claims(layer: str, setting: str, found) -> list[Claim]:
-    counts = sorted({one["tasks"] for one in found if one["setting"] == setting})
+def _claims(layer: str, setting: str, results) -> list[Claim]:
+    counts = sorted({one["tasks"] for one in results if one["setting"] == setting})
     sides = list(LEVELS) if setting == "shared" else [OURS]
-    return [_claim(layer, setting, n, side, found) for n in counts if setting == "own" or n == 8 for side in sides]
+    return [_claim(layer, setting, n, side, results) for n in counts if setting == "own" or n == 8 for side in sides]
 
 
-def _claim(layer: str, setting: str, count: int, side: str, found) -> Claim:
-    of_setting = [one for one in found if (one["setting"], one["tasks"]) == (setting, count)]
+def _claim(layer: str, setting: str, count: int, side: str, results) -> Claim:
+    of_setting = [one for one in results if (one["setting"], one["tasks"]) == (setting, count)]
     ours = [one for one in of_setting if one["side"] == side and one["method"] != "sum"]
     middle = statistics.median(one["ratio"] for one in ours)
     every = [ratio for one in ours for ratio in one["ratios"]]
@@ -177,12 +177,12 @@ def _claim(layer: str, setting: str, count: int, side: str, found) -> Claim:
     return Claim(what, f"≤ {GOALS[setting]}×", middle, min(every), max(every), reached, bound)
 
 
-def _tables(layer: str, found) -> dict[str, list[tuple[str, ...]]]:
+def _tables(layer: str, results) -> dict[str, list[tuple[str, ...]]]:
     tables = {}
-    for setting in dict.fromkeys(one["setting"] for one in found):
+    for setting in dict.fromkeys(one["setting"] for one in results):
         rows = [("K", "method", "side", "ms a step", "ratio", "lowest to highest", "MiB of a step", "gradient apart")]
-        for one in (one for one in found if one["setting"] == setting):
-            held = f"{one['bytes'] / 2**20:.0f}" if one["bytes"] is not None else ""
+        for one in (one for one in results if one["setting"] == setting):
+            locked = f"{one['bytes'] / 2**20:.0f}" if one["bytes"] is not None else ""
             spread = f"{min(one['ratios']):.2f} to {max(one['ratios']):.2f}"
             rows.append(
                 (
@@ -192,7 +192,7 @@ def _tables(layer: str, found) -> dict[str, list[tuple[str, ...]]]:
                     f"{one['ms']:.1f}",
                     f"{one['ratio']:.2f}",
                     spread,
-                    held,
+                    locked,
                     "" if one["apart"] is None else f"{one['apart']:.0e}",
                 )
             )

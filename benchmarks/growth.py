@@ -52,14 +52,14 @@ def main():
     options = parser.parse_args()
     counts = sorted(map(int, options.tasks.split(",")))
     has_peer = importlib.util.find_spec("torch") is not None and not options.trunk
-    found, claims = {}, []
+    results, claims = {}, []
     for way in options.ways.split(","):
-        found[way] = _measured(way, counts, options, has_peer)
-        claims += _claims(way, counts, found[way])
+        results[way] = _measured(way, counts, options, has_peer)
+        claims += _claims(way, counts, results[way])
     name = "growth_trunk" if options.trunk else "growth"
     notes = "" if has_peer or options.trunk else "PyTorch is not installed here and was left out (`make benchmark`)."
-    save(name, claims, {_TITLES[way]: _rows(found[way]) for way in found}, found, notes)
-    _draw(found, counts, HERE / "figures" / f"{name}.png")
+    save(name, claims, {_TITLES[way]: _rows(results[way]) for way in results}, results, notes)
+    _draw(results, counts, HERE / "figures" / f"{name}.png")
 
 
 _TITLES = {
@@ -71,54 +71,57 @@ _TITLES = {
 
 def _measured(way: str, counts: list[int], options, has_peer: bool) -> dict[int, dict]:
     """{K: what was measured}"""
-    ours, peers, found = {}, {}, {}
+    ours, peers, results = {}, {}, {}
     for count in counts:
         ours[count] = Worker("growth_worker.py")
         one = ours[count]("load", way=way, tasks=count, trunk=options.trunk)
         print(f"{way}, K = {count}: {one}", file=sys.stderr, flush=True)
-        found[count] = {**one, "compile": one["lower"] + one["compile"], "lower": one["lower"]}
+        results[count] = {**one, "compile": one["lower"] + one["compile"], "lower": one["lower"]}
         if has_peer:
             peers[count] = Worker("torch_growth.py")
-            found[count]["peer_parameters"] = peers[count]("load", way=way, tasks=count)["parameters"]
+            results[count]["peer_parameters"] = peers[count]("load", way=way, tasks=count)["parameters"]
     sides = {("", count): worker for count, worker in ours.items()}
     sides |= {("peer_", count): worker for count, worker in peers.items()}
     for worker in sides.values():
         worker("run", steps=2)  # warms up
     seconds = in_turns({s: lambda w=w: w("run", steps=options.steps) for s, w in sides.items()}, options.rounds)
     for (side, count), worker in sides.items():
-        found[count][f"{side}seconds"] = seconds[side, count]
-        found[count][f"{side}token"] = 1e6 * statistics.median(seconds[side, count]) / found[count]["tokens"]
-        found[count][f"{side}peak"] = worker("peak") / 2**20
+        results[count][f"{side}seconds"] = seconds[side, count]
+        results[count][f"{side}token"] = 1e6 * statistics.median(seconds[side, count]) / results[count]["tokens"]
+        results[count][f"{side}peak"] = worker("peak") / 2**20
         worker.close()
     if not (options.no_start or options.trunk):
         for count in counts:
             with tempfile.TemporaryDirectory() as folder:
                 config = f"benchmarks/growth_config.py:{way},{count}"
-                found[count]["first"], found[count]["cached"] = (
+                results[count]["first"], results[count]["cached"] = (
                     first_step(config, pathlib.Path(folder), number) for number in range(2)
                 )
-    return found
+    return results
 
 
-def _claims(way: str, counts: list[int], found: dict[int, dict]) -> list[Claim]:
+def _claims(way: str, counts: list[int], results: dict[int, dict]) -> list[Claim]:
     low, high = counts[0], counts[-1]
-    size = found[high]["compile"] / found[low]["compile"]
+    size = results[high]["compile"] / results[low]["compile"]
     what = f"{way}: CPU seconds of compiling, K = {high} / K = {low}"
     claims = [Claim(what, "≤ 1.5×", size, size, size, size <= 1.5)]
-    tokens = found[high]["tokens"] / found[low]["tokens"]
-    of_rounds = ratios([s / tokens for s in found[high]["seconds"]], found[low]["seconds"])
+    tokens = results[high]["tokens"] / results[low]["tokens"]
+    of_rounds = ratios([s / tokens for s in results[high]["seconds"]], results[low]["seconds"])
     what = f"{way}: step time a token, K = {high} / K = {low}"
     claims.append(Claim(what, "≤ 1.1×", *of_rounds, of_rounds[0] <= 1.1))
-    if "first" in found.get(64, {}):
-        first = found[64]["first"]
+    if "first" in results.get(64, {}):
+        first = results[64]["first"]
         what = f"{way}: seconds from command to first step, K = 64, nothing cached"
         claims.append(Claim(what, "≤ 60 s", first, first, first, first <= 60))
     return claims
 
 
-def _rows(found: dict[int, dict]) -> list[tuple[str, ...]]:
+def _rows(results: dict[int, dict]) -> list[tuple[str, ...]]:
     keys = [
-        key for curve, (_, peer) in CURVES.items() for key in (curve, peer) if key and key in next(iter(found.values()))
+        key
+        for curve, (_, peer) in CURVES.items()
+        for key in (curve, peer)
+        if key and key in next(iter(results.values()))
     ]
     labels = {
         key: label
@@ -135,23 +138,23 @@ def _rows(found: dict[int, dict]) -> list[tuple[str, ...]]:
                 f"{one['plan'] / 2**20:.1f}",
                 *(f"{one[key]:,}" if isinstance(one[key], int) else f"{one[key]:.3g}" for key in keys),
             )
-            for count, one in found.items()
+            for count, one in results.items()
         ),
     ]
 
 
-def _draw(found: dict[str, dict[int, dict]], counts: list[int], file: pathlib.Path) -> None:
+def _draw(results: dict[str, dict[int, dict]], counts: list[int], file: pathlib.Path) -> None:
     """A panel for each curve, a line for each way of sharing; dashed: PyTorch."""
     import matplotlib
 
     matplotlib.use("agg")
     from matplotlib import pyplot
 
-    some = next(iter(found.values()))[counts[0]]
+    some = next(iter(results.values()))[counts[0]]
     curves = {key: labels for key, labels in CURVES.items() if key in some}
     figure, panels = pyplot.subplots(2, 3, figsize=(12, 6.5), layout="constrained")
     for panel, (key, (label, peer)) in zip(panels.flat, curves.items(), strict=False):
-        for number, (way, by_count) in enumerate(found.items()):
+        for number, (way, by_count) in enumerate(results.items()):
             for name, style in ((key, "o-"), (peer, "x--")):
                 if name in by_count[counts[0]]:
                     legend = _TITLES[way] if style == "o-" else f"{_TITLES[way]}, PyTorch"

@@ -71,12 +71,12 @@ def main():
     if options.start:
         print(json.dumps(start(options.start, options.tokenizer)))
         return
-    found = []
+    results = []
     for count in map(int, options.records.split(",")):
         with tempfile.TemporaryDirectory(dir=options.folder or None) as folder:
-            found.append(measure(pathlib.Path(folder), count, options))
-        print(json.dumps(found[-1]), file=sys.stderr)
-    report(found, options)
+            results.append(measure(pathlib.Path(folder), count, options))
+        print(json.dumps(results[-1]), file=sys.stderr)
+    report(results, options)
 
 
 def measure(folder: pathlib.Path, count: int, options: argparse.Namespace) -> dict[str, float]:
@@ -161,7 +161,7 @@ class Memory:
         return 1024 * int(lines.get("RssAnon", "0").split()[0]) if mine else 0
 
 
-def report(found: list[dict[str, float]], options: argparse.Namespace) -> None:
+def report(results: list[dict[str, float]], options: argparse.Namespace) -> None:
     """The table, and the claims about the largest numbers."""
     kind = "pretrained" if options.tokenizer else "words"
     header = (
@@ -175,22 +175,22 @@ def report(found: list[dict[str, float]], options: argparse.Namespace) -> None:
         "batch CPU µs",
     )
     rows = [(*header, "map of datasets: CPU s", "s") if options.peer else header]
-    for one in found:
+    for one in results:
         rate = one["records"] * CORES / one["cpu"]
         row = [f"{one['records']:,}", f"{one['records'] / one['seconds']:,.0f}", f"{one['cpu']:.1f}", f"{rate:,.0f}"]
         row += [f"{one['memory']:.2f}", f"{one['disk']:.2f}", f"{one['again_seconds']:.1f}", f"{one['batch_us']:.0f}"]
         rows.append((*row, f"{one['peer_cpu']:.1f}", f"{one['peer_seconds']:.1f}") if options.peer else tuple(row))
-    last = found[-1]
-    rate, flat = last["records"] * CORES / last["cpu"], last["batch_us"] / found[0]["batch_us"]
+    last = results[-1]
+    rate, flat = last["records"] * CORES / last["cpu"], last["batch_us"] / results[0]["batch_us"]
     what = f"{last['records']:,} records of {options.words} words, {kind}"
     values = (
         (f"{what}: records a second on {CORES} cores, by CPU seconds", f"≥ {GOALS[kind]:,}", rate, rate >= GOALS[kind]),
         (f"{what}: memory in GB", "≤ 2", last["memory"], last["memory"] <= 2),
         (f"{what}: seconds of the second start", "≤ 15", last["again_seconds"], last["again_seconds"] <= 15),
-        (f"{what}: CPU time of a batch / that of {found[0]['records']:,} records", "≤ 1.1", flat, flat <= 1.1),
+        (f"{what}: CPU time of a batch / that of {results[0]['records']:,} records", "≤ 1.1", flat, flat <= 1.1),
     )
     claims = [Claim(text, goal, value, value, value, bool(reached)) for text, goal, value, reached in values]
-    save(f"growth_data_{kind}", claims, {"by the number of records": rows}, found)
+    save(f"growth_data_{kind}", claims, {"by the number of records": rows}, results)
 
 
 if __name__ == "__main__":

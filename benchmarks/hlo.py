@@ -54,14 +54,14 @@ def collectives(program: str) -> list[Moved]:
     """All collectives in the text of a compiled program."""
     bodies = re.split(r"\n(?=(?:ENTRY )?%?[\w.\-]+ \([^\n]*\{\n)", program)
     times = _times(bodies)
-    found = []
+    results = []
     for body in bodies:
         for shapes, kind, rest in re.findall(rf"= (.+?) ({'|'.join(COLLECTIVE_KINDS)})(?:-start)?\((.*)", body):
             for dtype, dims in re.findall(r"(\w+)\[([\d,]*)\]", shapes):
                 shape = tuple(int(dim) for dim in dims.split(",") if dim)
                 size = math.prod(shape) * BYTES[dtype]
-                found.append(Moved(kind, shape, size, times.get(_name(body), 1), _group_size(rest)))
-    return found
+                results.append(Moved(kind, shape, size, times.get(_name(body), 1), _group_size(rest)))
+    return results
 
 
 def _times(bodies: list[str]) -> dict[str, int]:
@@ -80,16 +80,16 @@ def _times(bodies: list[str]) -> dict[str, int]:
 
 def _group_size(operation: str) -> int:
     """The devices of a group; `replica_groups` is a list, [groups, devices], or axes of a mesh."""
-    if found := re.search(r"replica_groups=mesh\[(.*?)\] \{(.*?)\}", operation):
-        sizes = dict(re.findall(r"'(\w+)'=(\d+)", found[1]))
-        return math.prod(int(sizes[axis]) for axis in re.findall(r"'(\w+)'", found[2]))
-    if found := re.search(r"replica_groups=\[\d+,(\d+)\]", operation):
-        return int(found[1])
-    if found := re.search(r"replica_groups=\{\{([\d,]*)\}", operation):
-        return found[1].count(",") + 1
+    if results := re.search(r"replica_groups=mesh\[(.*?)\] \{(.*?)\}", operation):
+        sizes = dict(re.findall(r"'(\w+)'=(\d+)", results[1]))
+        return math.prod(int(sizes[axis]) for axis in re.findall(r"'(\w+)'", results[2]))
+    if results := re.search(r"replica_groups=\[\d+,(\d+)\]", operation):
+        return int(results[1])
+    if results := re.search(r"replica_groups=\{\{([\d,]*)\}", operation):
+        return results[1].count(",") + 1
     return 0
 
 
 def _name(body: str) -> str:
-    found = re.match(r"(?:ENTRY )?%?([\w.\-]+)", body)
-    return found.group(1) if found else ""
+    results = re.match(r"(?:ENTRY )?%?([\w.\-]+)", body)
+    return results.group(1) if results else ""

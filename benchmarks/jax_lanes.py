@@ -48,7 +48,7 @@ class Side:
                     "tasks": list(experiment.tasks),
                     "classes": [len(task.names) for task in tasks],
                     "level": tasks[0].level,
-                    "batches": {seed: [self._by_task(batch) for batch in found] for seed, found in batches.items()},
+                    "batches": {seed: [self._by_task(batch) for batch in results] for seed, results in batches.items()},
                 },
                 file,
             )
@@ -57,7 +57,7 @@ class Side:
             "steps": steps,
             "build_seconds": time.perf_counter() - began,
             "parameters": sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(experiment.init_params, 0))),
-            "tokens": float(np.mean([(b.segment > 0).sum() for found in batches.values() for b in found])),
+            "tokens": float(np.mean([(b.segment > 0).sum() for results in batches.values() for b in results])),
             "positions": batches[self.seeds[0]][0].tokens.size,
             "flops": self._flops(batches[self.seeds[0]][0]),
             "device": f"{jax.device_count()} × {jax.devices()[0].device_kind}, lanes by {layout}",
@@ -119,7 +119,7 @@ def ceiling(dtype: str = "float32") -> dict:
     """The best flops/s of a large product: on one device, and on all at once."""
     size = 1536 if jax.default_backend() == "cpu" else 8192
     product = jax.jit(lambda a, b: a @ b)
-    found = []
+    results = []
     for devices in (jax.devices()[:1], jax.devices()):
         pairs = [tuple(jax.device_put(jnp.ones((2, size, size), dtype), device)) for device in devices]
         times = []
@@ -127,8 +127,8 @@ def ceiling(dtype: str = "float32") -> dict:
             began = time.perf_counter()
             jax.block_until_ready([product(a, b) for a, b in pairs])
             times.append(time.perf_counter() - began)
-        found.append(2 * size**3 * len(devices) / min(times))
-    return {"flops": max(found)}
+        results.append(2 * size**3 * len(devices) / min(times))
+    return {"flops": max(results)}
 
 
 def peak() -> int:

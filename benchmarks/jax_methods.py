@@ -95,8 +95,8 @@ class Side:
         moment = {path: leaf for _, group in moments for path, leaf in group.items()}
         scale = 1.0 - self.experiment.spec.optimizer.option("b1")
         np.savez(file, **{path: np.asarray(leaf) / scale for path, leaf in moment.items()})
-        told = jax.device_get(metrics.get("balanced", {}))
-        return {"losses": metrics["losses"].tolist(), **{name: value.tolist() for name, value in told.items()}}
+        notes = jax.device_get(metrics.get("balanced", {}))
+        return {"losses": metrics["losses"].tolist(), **{name: value.tolist() for name, value in notes.items()}}
 
 
 class _Step:
@@ -134,8 +134,8 @@ def config_of(layer: str, setting: str, tasks: int, rows: int, tokens: int, fold
                 record |= {f"label_{task}": f"c{place}" for task in range(tasks)}
             lines.append(json.dumps(record))
         for split in ("train", "dev", "test"):
-            kept = lines if split == "train" else lines[:CLASSES]
-            pathlib.Path(folder, f"data_{k}.{split}.jsonl").write_text("\n".join(kept) + "\n")
+            remaining = lines if split == "train" else lines[:CLASSES]
+            pathlib.Path(folder, f"data_{k}.{split}.jsonl").write_text("\n".join(remaining) + "\n")
         splits = {split: f"data_{k}.{split}.jsonl" for split in ("train", "dev", "test")}
         default.add_dataset(config, f"data_{k}", reader="jsonl", path=folder, splits=splits, text=("text",))
     for k in range(tasks):

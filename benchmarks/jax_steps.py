@@ -104,9 +104,9 @@ class Side:
         spec = self.experiment.spec
         plain = spec.objective._replace(dropout=False, attention_dropout=False)
         self._start(spec._replace(objective=plain))
-        found = [float(self._step(number)["losses"][0]) for number in range(steps)]
+        results = [float(self._step(number)["losses"][0]) for number in range(steps)]
         self.state = None
-        return found
+        return results
 
     def busy(self, steps: int) -> float | None:
         """The share of `steps` steps in which an accelerator works, from a trace; None on CPU."""
@@ -126,8 +126,8 @@ class Side:
         for step in range(self.steps):
             for row in self.batches.batch(step).segment[0]:
                 blocks = row.reshape(-1, block)
-                held = (np.arange(1, row.max() + 1)[:, None, None] == blocks).any(2)  # [texts, T/block]
-                shares.append((held[:, :, None] & held[:, None, :]).any(0).mean())
+                locked = (np.arange(1, row.max() + 1)[:, None, None] == blocks).any(2)  # [texts, T/block]
+                shares.append((locked[:, :, None] & locked[:, None, :]).any(0).mean())
         return float(np.mean(shares))
 
     def run(self, steps: int) -> float:

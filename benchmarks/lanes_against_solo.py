@@ -45,10 +45,10 @@ def main():
                 params, losses = _alone(built, i, seed)
                 for layout, (states, sums) in trained.items():
                     if optimizer == "sgd":
-                        found = _distance(jax.tree.map(lambda leaf: leaf[s, i], states.params), params)  # noqa: B023
+                        results = _distance(jax.tree.map(lambda leaf: leaf[s, i], states.params), params)  # noqa: B023
                     else:
-                        found = np.abs(sums.total[s, i] / sums.count[s, i] - losses).max()
-                    largest[layout] = max(largest[layout], float(found))
+                        results = np.abs(sums.total[s, i] / sums.count[s, i] - losses).max()
+                    largest[layout] = max(largest[layout], float(results))
         what = "‖a − b‖/‖b‖ of the parameters" if optimizer == "sgd" else "mean losses"
         for layout, value in largest.items():
             print(f"{options.layer}, {optimizer}, lanes by {layout}: {what} differ by {value:.2e} at most")

@@ -102,9 +102,9 @@ class Launcher:
 
 
 def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
+    with socket.socket() as results:
+        results.bind(("127.0.0.1", 0))
+        return results.getsockname()[1]
 
 
 def child_of(parent: int) -> int | None:

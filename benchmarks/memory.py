@@ -51,14 +51,14 @@ def main():
         "--columns", default="vmap", help="config.model.column_execution; written out they compile for long"
     )
     options = parser.parse_args()
-    found = []
+    results = []
     for way in options.ways.split(";"):
         for tasks in sorted(map(int, options.tasks.split(","))):
-            found.append({"way": way, "tasks": tasks, **_planned(options, tasks, **WAYS[way])})
-            print(f"{way}, K = {tasks}: {_mib(found[-1]['total'])} MiB planned", file=sys.stderr)
+            results.append({"way": way, "tasks": tasks, **_planned(options, tasks, **WAYS[way])})
+            print(f"{way}, K = {tasks}: {_mib(results[-1]['total'])} MiB planned", file=sys.stderr)
             jax.clear_caches()
     rows = [("way", "K", "M parameters", "state MiB", "temporaries MiB", "in all MiB", "of the state donated")]
-    for one in found:
+    for one in results:
         rows.append(
             (
                 one["way"],
@@ -71,13 +71,13 @@ def main():
             )
         )
     largest = [("way", "MiB a further column", *LIMITS)]
-    for way in dict.fromkeys(one["way"] for one in found):
-        of_way = [one for one in found if one["way"] == way]
+    for way in dict.fromkeys(one["way"] for one in results):
+        of_way = [one for one in results if one["way"] == way]
         if len(of_way) > 1:
             slope, most = _largest(of_way)
             largest.append((way, _mib(slope), *(str(most[limit]) for limit in LIMITS)))
-            found.append({"way": way, "slope": slope, "largest": most})
-    measured = [one for one in found if "donated" in one]
+            results.append({"way": way, "slope": slope, "largest": most})
+    measured = [one for one in results if "donated" in one]
     least = min(one["donated"] for one in measured)
     claims = [
         Claim(
@@ -93,7 +93,7 @@ def main():
         "Planned by XLA for CPU, not measured; for an H200 the same plan is taken, though a GPU's compiler may choose "
         "other temporaries. Beside it stand the program itself, the batches and, on a host, Python (about 0.5 GiB)."
     )
-    save("memory", claims, {"the plan": rows, "the largest K, by the plan": largest}, found, notes)
+    save("memory", claims, {"the plan": rows, "the largest K, by the plan": largest}, results, notes)
 
 
 def _largest(of_way) -> tuple[float, dict[str, int]]:
@@ -117,14 +117,14 @@ def _planned(options, tasks: int, remat_policy: str = "everything_saveable", acc
     spec, began = experiment.spec, time.perf_counter()
     function = jax.jit(lambda s, b, h: train_step(spec, s, b, h), donate_argnums=0)
     plan = function.lower(state, batch, experiment.hyper).compile().memory_analysis()
-    held = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+    locked = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
     total = plan.argument_size_in_bytes + plan.output_size_in_bytes - plan.alias_size_in_bytes + plan.temp_size_in_bytes
     return {
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
-        "state": held,
+        "state": locked,
         "temporaries": plan.temp_size_in_bytes,
         "total": total,
-        "donated": plan.alias_size_in_bytes / held,
+        "donated": plan.alias_size_in_bytes / locked,
         "seconds": time.perf_counter() - began,
     }
 

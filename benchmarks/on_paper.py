@@ -186,7 +186,7 @@ def _plans(options, name: str, machine_name: str) -> list[dict]:
     workload = workload._replace(tasks=options.tasks or workload.tasks)
     devices = _devices(options.compiler, machine)
     few, more = map(int, options.layers.split(","))
-    found = []
+    results = []
     for settings in MESHES[name, machine_name][: options.meshes]:
         mesh = {axis: settings[axis] for axis in AXES if axis in settings}
         began = time.perf_counter()
@@ -206,8 +206,8 @@ def _plans(options, name: str, machine_name: str) -> list[dict]:
             row |= {"refused": (re.search(r"\d[\d.]*[GM]\b", str(error)) or ["?"])[0], "fits": False}
         row["compile_seconds"] = time.perf_counter() - began
         print(name, machine_name, row, file=sys.stderr, flush=True)
-        found.append(row)
-    return found
+        results.append(row)
+    return results
 
 
 def _devices(compiler: str, machine: Machine):
@@ -238,12 +238,12 @@ def _plan(workload: Workload, machine: str, settings, devices, layers: int) -> P
     plan, cost = compiled.memory_analysis(), compiled.cost_analysis()
     peak = plan.argument_size_in_bytes + plan.output_size_in_bytes - plan.alias_size_in_bytes + plan.temp_size_in_bytes
     shards = [leaf.sharding.shard_shape(leaf.shape) for leaf in jax.tree.leaves(state)]
-    held = sum(np.prod(s) * leaf.dtype.itemsize for s, leaf in zip(shards, jax.tree.leaves(state), strict=True))
+    locked = sum(np.prod(s) * leaf.dtype.itemsize for s, leaf in zip(shards, jax.tree.leaves(state), strict=True))
     moved = dict.fromkeys(COLLECTIVE_KINDS, 0.0)
     for one in collectives(compiled.as_text()):
         moved[one.kind] += one.times * one.sent(len(mesh.devices.flat))
     jax.clear_caches()
-    return Plan(float(held), float(peak), moved, float(cost["flops"]))
+    return Plan(float(locked), float(peak), moved, float(cost["flops"]))
 
 
 @functools.lru_cache(maxsize=2)  # the meshes of a workload have it in common

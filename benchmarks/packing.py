@@ -57,12 +57,12 @@ def main():
         }
         difference = peers.require_same_losses(folder, loads)
         ours, peer = peers.workers()
-        known, found = ours("load", folder=folder, **loads), peer("load", folder=folder)
+        known, results = ours("load", folder=folder, **loads), peer("load", folder=folder)
         top = max(ours("ceiling")["flops"], peer("ceiling", threads=CORES)["flops"])
         block = math.gcd(BLOCK, options.length)
         known["compared"] = {"texts": ours("compared", block=1), f"blocks of {block}": ours("compared", block=block)}
         known["padded"] = {order: peer("positions", order=order) / known["steps"] for order in ORDERS}
-        variant, threads, trials, failed = peers.fastest(peer, found["variants"], 2, options, "random")
+        variant, threads, trials, failed = peers.fastest(peer, results["variants"], 2, options, "random")
         ours("run", steps=1)  # compiles
         steps = known["steps"]
         sides = {"mtl_jax": lambda: ours("run", steps=steps)}

@@ -36,8 +36,8 @@ def require_same_losses(folder: str, loads: Mapping[str, Any]) -> float:
     worst = 0.0
     for variant in peer("load", folder=folder)["variants"]:
         if not variant[1]:  # what is compiled is the same model
-            found = peer("losses", variant=variant, steps=steps)
-            worst = max(worst, *(abs(a - b) for a, b in zip(expected, found, strict=True)))
+            results = peer("losses", variant=variant, steps=steps)
+            worst = max(worst, *(abs(a - b) for a, b in zip(expected, results, strict=True)))
     ours.close()
     peer.close()
     print(f"losses of {steps} steps differ by {worst:.1e} at most", file=sys.stderr)
@@ -104,8 +104,8 @@ def in_turns(sides: Mapping[str, Callable[[], float]], rounds: int) -> dict[str,
 
 def ratios(seconds: list[float], ours: list[float]) -> tuple[float, float, float]:
     """(median, smallest, largest) of peer / mtl_jax within a round."""
-    found = [a / b for a, b in zip(seconds, ours, strict=True)]
-    return statistics.median(found), min(found), max(found)
+    results = [a / b for a, b in zip(seconds, ours, strict=True)]
+    return statistics.median(results), min(results), max(results)
 
 
 def tried(trials: Mapping[str, float], failed: list[str]) -> str:

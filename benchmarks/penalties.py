@@ -47,13 +47,13 @@ def main():
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--steps", type=int, default=2, help="steps of a side in a round")
     options = parser.parse_args()
-    found = []
+    results = []
     for layer in options.layers.split(","):
         for tasks in map(int, options.tasks.split(",")):
-            found += _measured(options, layer, tasks)
+            results += _measured(options, layer, tasks)
             jax.clear_caches()
     rows = [("columns", "K", "penalty", "ms a step", "ratio", "lowest to highest", "MiB of temporaries")]
-    for one in found:
+    for one in results:
         spread = f"{min(one['ratios']):.3f} to {max(one['ratios']):.3f}"
         rows.append(
             (
@@ -66,9 +66,9 @@ def main():
                 f"{one['bytes'] / 2**20:.0f}",
             )
         )
-    claims = [claim for one in found if (claim := _claim(one))]
+    claims = [claim for one in results if (claim := _claim(one))]
     name = "_".join(["penalties", *(count for count in options.tasks.split(",") if count != "4")])
-    save(name, claims, {f"a step over that without penalty; {128 * options.rows} tokens a task": rows}, found)
+    save(name, claims, {f"a step over that without penalty; {128 * options.rows} tokens a task": rows}, results)
 
 
 def _claim(one) -> Claim | None:
@@ -105,7 +105,7 @@ def _measured(options, layer: str, tasks: int) -> list[dict]:
         theirs = factor * float(steps[name].take()["penalty"]["p"])
         if abs(ours - theirs) > 1e-4 * abs(theirs):
             sys.exit(f"{kind}: {ours}, {name} {theirs}: not the same work")
-    found = timed(steps, options.rounds, options.steps, slow)
+    results = timed(steps, options.rounds, options.steps, slow)
     parameters = sum(leaf.size for leaf in task_stacks(flatten(first.init_params(0)), first.owners).values())
     return [
         {
@@ -116,7 +116,7 @@ def _measured(options, layer: str, tasks: int) -> list[dict]:
             "bytes": steps[name].temporaries,
             "parameters": parameters,
         }
-        for name, one in found.items()
+        for name, one in results.items()
     ]
 
 

@@ -54,7 +54,7 @@ def save(
     FOLDER.mkdir(exist_ok=True)
     file = FOLDER / f"{name}.json"
     command = f"python benchmarks/{pathlib.Path(sys.argv[0]).name} {shlex.join(sys.argv[1:])}".strip()
-    found = {
+    results = {
         "command": command,
         "machine": machine(),
         "claims": [claim._asdict() for claim in claims],
@@ -62,7 +62,7 @@ def save(
         "notes": notes,
         "numbers": numbers,
     }
-    file.write_text(json.dumps(found, indent=1, ensure_ascii=False))
+    file.write_text(json.dumps(results, indent=1, ensure_ascii=False))
     print(f"\nnumbers in {file}")
 
 

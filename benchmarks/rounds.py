@@ -70,7 +70,7 @@ def timed(
 
     rare  {side: n}: slow sides, which take a single step, in every n-th round from the first
     """
-    found = {name: Timed([], []) for name in steps}
+    results = {name: Timed([], []) for name in steps}
     rare = rare or {}
     for number in range(rounds + 1):
         first = None
@@ -80,6 +80,6 @@ def timed(
             seconds = step.run(1 if name in rare else count)
             first = first or seconds
             if number:
-                found[name].seconds.append(seconds)
-                found[name].ratios.append(seconds / first)
-    return found
+                results[name].seconds.append(seconds)
+                results[name].ratios.append(seconds / first)
+    return results

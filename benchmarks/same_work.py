@@ -43,21 +43,21 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         file = f"{folder}/batches.pkl"
         known = ours.load(model, file, STEPS)
-        found = peer.load(model, file)
+        results = peer.load(model, file)
     strength = known["lanes"][2][1]
-    print(f"{model}: {known['parameters']:,} and {found['parameters']:,} parameters")
+    print(f"{model}: {known['parameters']:,} and {results['parameters']:,} parameters")
     flops = (known["flops"], peer.flops())
     share = known["tokens"] / known["positions"]
     print(f"flops of products in a step: {flops[0]:,} and {flops[1]:,}; {share:.1%} of our positions hold tokens")
     expected = _our_losses(ours, strength, known["steps"])
     worst = 0.0
-    for variant in sorted({(layout, stacked) for layout, stacked, _ in found["variants"]}):
+    for variant in sorted({(layout, stacked) for layout, stacked, _ in results["variants"]}):
         losses = _peer_losses(peer, ours, strength, *variant)[: known["steps"]]
         worst = max(worst, float(np.abs(losses - expected).max()))
         for step in (0, 1, known["steps"] - 1):
             print(f"{variant} step {step}: {np.round(expected[step], 4)} and {np.round(losses[step], 4)}")
     print(f"largest difference of a loss: {worst:.1e}")
-    same = known["parameters"] == found["parameters"] and flops[1] <= 1.05 * flops[0] and worst < 1e-4
+    same = known["parameters"] == results["parameters"] and flops[1] <= 1.05 * flops[0] and worst < 1e-4
     sys.exit(0 if same else 1)
 
 
@@ -67,12 +67,12 @@ def _our_losses(side, strength, steps):
     spec = spec._replace(objective=spec.objective._replace(dropout=False))
     lane = min(side.built.hypers, key=lambda hyper: abs(float(hyper.strength["p"]) - strength))
     step = jax.jit(lambda state, batch: train_step(spec, state, batch, lane))
-    state, found = experiment.init(0), []
+    state, results = experiment.init(0), []
     for number in range(steps):
         batch = jax.tree.map(lambda leaf: leaf[None], experiment.batches(0).batch(number))
         state, metrics = step(state, batch)
-        found.append(np.asarray(metrics["losses"]))
-    return np.stack(found)
+        results.append(np.asarray(metrics["losses"]))
+    return np.stack(results)
 
 
 def _peer_losses(peer, side, strength, layout, stacked):

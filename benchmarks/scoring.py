@@ -50,16 +50,18 @@ def main():
     parser.add_argument("--steps", type=int, default=3, help="train steps of a round")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        found = measured(options, pathlib.Path(folder))
+        results = measured(options, pathlib.Path(folder))
     rows = [("what", "median", "lowest to highest")]
     rows += [
         (name, f"{statistics.median(values):.1f}", f"{min(values):.1f} to {max(values):.1f}")
-        for name, values in found.items()
+        for name, values in results.items()
     ]
-    rates = zip(found["rows scored a second, together"], found["rows trained a second"], strict=True)
+    rates = zip(results["rows scored a second, together"], results["rows trained a second"], strict=True)
     scored = [one / other for one, other in rates]
-    (first,), (each,) = (found[f"seconds of the first evaluation, {how}"] for how in ("together", "each by itself"))
-    passes = [o / a for o, a in zip(found["texts a second, one pass"], found["texts a second, K passes"], strict=True)]
+    (first,), (each,) = (results[f"seconds of the first evaluation, {how}"] for how in ("together", "each by itself"))
+    passes = [
+        o / a for o, a in zip(results["texts a second, one pass"], results["texts a second, K passes"], strict=True)
+    ]
     what = f"{options.layer}, K = {options.tasks}"
     claims = [
         Claim(
@@ -87,7 +89,7 @@ def main():
             statistics.median(passes) >= 2,
         ),
     ]
-    save("scoring", claims, {f"{what}, {options.texts} texts": rows}, found)
+    save("scoring", claims, {f"{what}, {options.texts} texts": rows}, results)
 
 
 def measured(options, folder: pathlib.Path) -> dict[str, list[float]]:
@@ -103,10 +105,10 @@ def measured(options, folder: pathlib.Path) -> dict[str, list[float]]:
     with Checkpoints(workdir, 1) as checkpoints:
         checkpoints.save(placement.replicated(state), {})
     batches = experiment.batches(0)
-    found: dict[str, list[float]] = {}
+    results: dict[str, list[float]] = {}
 
     def note(what, value):
-        found.setdefault(what, []).append(value)
+        results.setdefault(what, []).append(value)
 
     def train(state, first, count):
         for number in range(first, first + count):
@@ -146,7 +148,7 @@ def measured(options, folder: pathlib.Path) -> dict[str, list[float]]:
             began = time.perf_counter()
             _predict(model, _texts(options.texts, number))
             note(f"texts a second, {what}", options.texts / (time.perf_counter() - began))
-    return found
+    return results
 
 
 def _predict(model, texts):

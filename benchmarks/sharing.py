@@ -42,7 +42,7 @@ def main():
     chosen = options.ways.split(",") if options.ways else [way for way in settings if way != "single"]
     base = _config(table, settings, "single")
     single = build(base)
-    first, found = Step(single), []
+    first, results = Step(single), []
     for start in range(0, len(chosen), TOGETHER):
         steps = {"single": first}
         for way in chosen[start : start + TOGETHER]:
@@ -51,7 +51,7 @@ def main():
         for way, one in timed(steps, options.rounds, options.steps).items():
             if way != "single" or not start:
                 shapes = jax.eval_shape(lambda experiment=steps[way].experiment: experiment.init_params(0))
-                found.append(
+                results.append(
                     {
                         "way": way,
                         **one.numbers(),
@@ -63,7 +63,7 @@ def main():
         del steps
         jax.clear_caches()
     rows = [("way", "parameters", "ms a step", "ratio", "lowest to highest", "MiB of temporaries")]
-    for one in found:
+    for one in results:
         rows.append(
             (
                 one["way"],
@@ -74,7 +74,7 @@ def main():
                 f"{one['bytes'] / 2**20:.0f}",
             )
         )
-    save(f"sharing_{options.table}", [], {f"a step of each way over that of `single`, {options.table}": rows}, found)
+    save(f"sharing_{options.table}", [], {f"a step of each way over that of `single`, {options.table}": rows}, results)
 
 
 def _config(table, settings, way):

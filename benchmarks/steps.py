@@ -60,10 +60,10 @@ def main():
         }
         difference = peers.require_same_losses(folder, loads)
         ours, peer = peers.workers()
-        known, found = ours("load", folder=folder, **loads), peer("load", folder=folder)
+        known, results = ours("load", folder=folder, **loads), peer("load", folder=folder)
         best, peers_best = ours("ceiling", dtype=options.dtype), peer("ceiling", threads=CORES)
         ceilings = {"mtl_jax": best["flops"], "PyTorch": peers_best["flops"]}
-        variant, threads, trials, failed = peers.fastest(peer, found["variants"], 2, options)
+        variant, threads, trials, failed = peers.fastest(peer, results["variants"], 2, options)
         ours("run", steps=1)  # compiles
         steps = options.steps
         seconds = peers.in_turns(

@@ -45,7 +45,7 @@ def main():
             numbers[name] = _differences(launcher, name, flags)
     for topology in numbers["SGD"]:
         rows.append((topology, *(f"{value:.1e}" for name in OPTIMIZERS for value in numbers[name][topology])))
-    worst = max(value for found in numbers.values() for pair in found.values() for value in pair)
+    worst = max(value for results in numbers.values() for pair in results.values() for value in pair)
     save(
         "topologies",
         [Claim("largest difference from one device", "≤ 1e-5", worst, worst, worst, worst <= 1e-5)],
@@ -58,16 +58,16 @@ def _differences(launcher: Launcher, name: str, flags: tuple[str, ...]) -> dict[
     """{topology: largest difference of (parameters, losses) from the run on one device}"""
     one = launcher.folder / f"{name}_one"
     _require(launcher.end(launcher.start(one, *flags)))
-    found = {}
+    results = {}
     for number, (mesh, more) in enumerate(MESHES.items()):
         workdir = launcher.folder / f"{name}_{number}"
         _require(launcher.end(launcher.start(workdir, *flags, *more, devices=8)))
-        found[mesh] = _apart(workdir, one)
+        results[mesh] = _apart(workdir, one)
     workdir = launcher.folder / f"{name}_both"
     for ended in [launcher.end(process) for process in launcher.start_both(workdir, *flags)]:
         _require(ended)
-    found["2 processes × 4 devices"] = _apart(workdir, one)
-    return found
+    results["2 processes × 4 devices"] = _apart(workdir, one)
+    return results
 
 
 def _require(ended) -> None:

@@ -39,11 +39,11 @@ class Side:
         known = self.data
         self.spec = torch_models.Spec.of(self.config, known["vocabulary"], tuple(known["classes"]), known["level"])
         self.batches = functools.lru_cache(None)(self._batches)
-        found = [[layout, stacked, False] for layout, stacked in VARIANTS[self.spec.layer]]
+        results = [[layout, stacked, False] for layout, stacked in VARIANTS[self.spec.layer]]
         if self.spec.layer != "bilstm":  # nothing to compile between the calls of the library's LSTM
-            found += [[layout, stacked, True] for layout, stacked, _ in found if layout != "packed"]
+            results += [[layout, stacked, True] for layout, stacked, _ in results if layout != "packed"]
         count = torch_models.Columns(self.spec, False).count()
-        return {"variants": found, "parameters": count, "device": DEVICE, "version": torch.__version__}
+        return {"variants": results, "parameters": count, "device": DEVICE, "version": torch.__version__}
 
     def _batches(self, seed, layout, stacked):
         data = self.data["batches"][seed]

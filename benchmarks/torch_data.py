@@ -82,8 +82,8 @@ def batches(
     def put(part):
         return Examples(**{name: a if name == "sizes" else a.to(device) for name, a in part._asdict().items()})
 
-    found = []
+    results = []
     for batch in data:
         parts = [examples(spec, batch, task, block, layout) for block, task in enumerate(tasks)]
-        found.append(put(stack(parts)) if stacked else [put(part) for part in parts])
-    return found
+        results.append(put(stack(parts)) if stacked else [put(part) for part in parts])
+    return results

@@ -129,15 +129,18 @@ class Side:
         ]
         self.variants = self._variants()
         self.current, self.step = None, None
-        return {"variants": {name: list(found) for name, found in self.variants.items()}, "version": torch.__version__}
+        return {
+            "variants": {name: list(results) for name, results in self.variants.items()},
+            "version": torch.__version__,
+        }
 
     def _variants(self) -> dict[str, dict[str, Callable]]:
         """{method: {variant: (encoder, heads) -> step(tokens, labels)}}"""
-        found = {"sum": {"plain": _Plain}}
+        results = {"sum": {"plain": _Plain}}
         for method, chosen in LIBMTL.items():
-            found.setdefault(method, {})["LibMTL"] = lambda *a, c=chosen: _LibMTL(*a, *c)
+            results.setdefault(method, {})["LibMTL"] = lambda *a, c=chosen: _LibMTL(*a, *c)
         for method, (aggregator, weighting) in TORCHJD.items():
-            of_method = found.setdefault(method, {})
+            of_method = results.setdefault(method, {})
             ways = {"at once": (None, False), "in turns": (1, False)}
             if self.spec.layer == "transformer":  # fused attention cannot be batched: plain is faster at once
                 ways["at once, plain attention"] = (None, True)
@@ -145,7 +148,7 @@ class Side:
                 of_method[f"TorchJD, {name}"] = lambda *a, m=aggregator, w=way: _TorchJD(*a, m, *w)
             if weighting is not None:
                 of_method["TorchJD autogram"] = lambda *a, w=weighting: _Autogram(*a, w)
-        return found
+        return results
 
     def choose(self, method: str, variant: str) -> int:
         """Starts a variant from the initial values. Returns its number of parameters."""
@@ -283,11 +286,11 @@ class _LibMTL(_Peer):
     def __call__(self, tokens, labels):
         names, losses = self.model.task_name, torch.zeros(len(labels))
         if self.setting == "own":
-            found = [self.model(rows, name)[name] for rows, name in zip(tokens, names, strict=True)]
+            results = [self.model(rows, name)[name] for rows, name in zip(tokens, names, strict=True)]
         else:
             outputs = self.model(tokens[0])
-            found = [outputs[name] for name in names]
-        for k, (scores, y) in enumerate(zip(found, labels, strict=True)):
+            results = [outputs[name] for name in names]
+        for k, (scores, y) in enumerate(zip(results, labels, strict=True)):
             losses[k] = F.cross_entropy(scores, y)
         self.model.backward(losses, **self.arguments)
         return losses.detach()

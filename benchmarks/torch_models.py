@@ -81,25 +81,25 @@ class Examples(NamedTuple):
 def shapes(spec: Spec) -> dict[str, tuple[int, ...]]:
     """Name -> shape of one column's parameters."""
     width, wide = spec.width, spec.intermediate
-    found: dict[str, tuple[int, ...]] = {"embed/word": (spec.vocab, width)}
+    results: dict[str, tuple[int, ...]] = {"embed/word": (spec.vocab, width)}
     if spec.layer == "transformer":
-        found |= {"embed/position": (spec.positions, width), "embed/type": (2, width)}
-        found |= _norm("embed", width)
+        results |= {"embed/position": (spec.positions, width), "embed/type": (2, width)}
+        results |= _norm("embed", width)
     size = width
     for number in range(spec.layers):
         path = f"layer_{number:02d}"
         if spec.layer == "transformer":
-            found |= _linear(f"{path}/qkv", width, 3 * width) | _linear(f"{path}/attention", width, width)
-            found |= _norm(f"{path}/attention", width) | _linear(f"{path}/in", width, wide)
-            found |= _linear(f"{path}/out", wide, width) | _norm(path, width)
+            results |= _linear(f"{path}/qkv", width, 3 * width) | _linear(f"{path}/attention", width, width)
+            results |= _norm(f"{path}/attention", width) | _linear(f"{path}/in", width, wide)
+            results |= _linear(f"{path}/out", wide, width) | _norm(path, width)
         elif spec.layer == "cnn":
-            found |= _linear(path, spec.window * width, width)
+            results |= _linear(path, spec.window * width, width)
         else:
             for way in ("forward", "backward"):
-                found |= _linear(f"{path}/{way}", size, 4 * width)
-                found[f"{path}/{way}/recurrent"] = (4 * width, width)
+                results |= _linear(f"{path}/{way}", size, 4 * width)
+                results[f"{path}/{way}/recurrent"] = (4 * width, width)
             size = 2 * width
-    return found
+    return results
 
 
 def _linear(path, inputs, outputs):

@@ -105,8 +105,8 @@ class Training:
         self.loss = torch.compile(model, dynamic=dynamic) if compiled else model
         trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
         plain = [p for name, p in trained.items() if name.endswith("bias") or "bias_" in name or "LayerNorm" in name]
-        kept = {id(p) for p in plain}
-        decayed = [p for p in trained.values() if id(p) not in kept]
+        remaining = {id(p) for p in plain}
+        decayed = [p for p in trained.values() if id(p) not in remaining]
         self.parameters = [*decayed, *plain]
         self.optimizer = torch.optim.AdamW(
             [{"params": decayed, "weight_decay": known["weight_decay"]}, {"params": plain, "weight_decay": 0.0}],

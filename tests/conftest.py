@@ -121,8 +121,8 @@ def differs(record_property):
     """differs(what, found, wanted, most): asserts |found − wanted| <= most; the end of the run lists the largest."""
     import numpy as np
 
-    def check(what, found, wanted, most):
-        largest = float(np.max(np.abs(np.asarray(found, np.float64) - np.asarray(wanted, np.float64)), initial=0.0))
+    def check(what, actual, wanted, most):
+        largest = float(np.max(np.abs(np.asarray(actual, np.float64) - np.asarray(wanted, np.float64)), initial=0.0))
         assert largest <= most, f"{what}: {largest:.3g} > {most:.3g}"
         record_property(f"difference: {what}", (largest, float(most)))
 
@@ -145,5 +145,5 @@ def pytest_terminal_summary(terminalreporter):
                 largest[name] = max(largest.get(name, (0.0, 0.0)), tuple(value))
     if largest:
         terminalreporter.section("largest differences (allowed)")
-        for name, (found, most) in sorted(largest.items()):
-            terminalreporter.write_line(f"{name.removeprefix('difference: '):60} {found:9.2e}  ({most:.0e})")
+        for name, (actual, most) in sorted(largest.items()):
+            terminalreporter.write_line(f"{name.removeprefix('difference: '):60} {actual:9.2e}  ({most:.0e})")

@@ -24,10 +24,10 @@ def test_a_part_of_the_gpu_benchmark_on_cpu(launch_environment, tmp_path):
     environment = {**launch_environment, "MTL_JAX_BENCHMARK_RESULTS": str(tmp_path), "PYTHONPATH": str(ROOT)}
     ended = run(["benchmarks/gpu.py", "--small", "--only=attention,torch"], environment)
     assert not ended.returncode, ended.stderr
-    found = json.loads((tmp_path / "gpu_small.json").read_text())
-    outcomes = {name: outcome for name, _, outcome in found["tables"]["parts"][1:]}
+    actual = json.loads((tmp_path / "gpu_small.json").read_text())
+    outcomes = {name: outcome for name, _, outcome in actual["tables"]["parts"][1:]}
     assert outcomes["attention"] == "done" and outcomes["torch"].startswith("left out")
-    rows = found["tables"]["attention"][1:]
+    rows = actual["tables"]["attention"][1:]
     assert len(rows) == 6 and {name: not time for _, name, time, _ in rows} == {
         "the project's": False,
         "jax.nn, XLA": False,

@@ -24,7 +24,7 @@ def get_config():
 
 
 @pytest.mark.parametrize(
-    ("flags", "said"),
+    ("flags", "message"),
     [
         (["--config.optimizr.clip=3"], r"optimizr.clip: config has no field 'optimizr'; did you mean 'optimizer'\?"),
         (["--config.optimizer.clip_nor=3"], r"config.optimizer has no field 'clip_nor'; did you mean 'clip_norm'\?"),
@@ -34,17 +34,17 @@ def get_config():
         (["--mode=tran"], "<train|evaluate|"),
     ],
 )
-def test_flags(tmp_path, monkeypatch, flags, said):
+def test_flags(tmp_path, monkeypatch, flags, message):
     file = tmp_path / "config.py"
     file.write_text(GOOD)
     # ml_collections reads the overrides there
     monkeypatch.setattr(sys, "argv", ["launch.py", f"--config={file}", *flags])
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         parse(["launch.py", f"--config={file}", *flags])
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         (GOOD.replace("    return", GOOD.splitlines()[4] + "\n    return"), ":6: two tasks with the same name: 'ner'"),
         (GOOD.replace("kind=", "knd="), ":5: a task has no field 'knd'"),
@@ -66,10 +66,10 @@ def test_flags(tmp_path, monkeypatch, flags, said):
         ("\udcff".encode("utf-8", "surrogatepass").decode("latin-1"), ":1: "),
     ],
 )
-def test_config_files(tmp_path, content, said):
+def test_config_files(tmp_path, content, message):
     file = tmp_path / "config.py"
     file.write_text(content)
-    with pytest.raises(UserError, match=re.escape(str(file)) + said) as error:
+    with pytest.raises(UserError, match=re.escape(str(file)) + message) as error:
         parse(["launch.py", f"--config={file}"])
     assert "\n" not in str(error.value)
     with pytest.raises(UserError, match="is a folder"):
@@ -95,9 +95,9 @@ def test_overrides_without_a_config_are_of_the_run(tmp_path, monkeypatch):
     ]
     monkeypatch.setattr(sys, "argv", flags)
     parse(flags)
-    found = command_line.CONFIG.value
-    assert found.evaluation.rows_per_batch == 4 and found.datasets.news.words == "words"
-    assert found.datasets.news.splits.to_dict() == {"train": ("a", "b"), "dev": "y.jsonl", "test": "x.jsonl"}
+    actual = command_line.CONFIG.value
+    assert actual.evaluation.rows_per_batch == 4 and actual.datasets.news.words == "words"
+    assert actual.datasets.news.splits.to_dict() == {"train": ("a", "b"), "dev": "y.jsonl", "test": "x.jsonl"}
     monkeypatch.setattr(sys, "argv", flags := ["launch.py", "--mode=train", "--config.seed=4"])
     with pytest.raises(UserError, match=r"--config\.seed sets a field of a config; name it by --config=FILE"):
         parse(flags)
@@ -107,7 +107,7 @@ def test_overrides_without_a_config_are_of_the_run(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("flags", "said"),
+    ("flags", "message"),
     [
         (["--mode=train"], "--mode=train needs --workdir=FOLDER"),
         (["--mode=train", "--workdir=x"], "--mode=train needs --config=FILE"),
@@ -119,13 +119,13 @@ def test_overrides_without_a_config_are_of_the_run(tmp_path, monkeypatch):
         (["stray"], "what is 'stray'?"),
     ],
 )
-def test_modes_name_the_flags_that_they_need(flags, said):
+def test_modes_name_the_flags_that_they_need(flags, message):
     command_line.flags.FLAGS.unparse_flags()
     for name in ("config", "workdir", "mode", "input", "output", "runs"):
         command_line.flags.FLAGS[name].unparse()
     with pytest.raises(UserError) as error:
         command_line.main(parse(["launch.py", *flags]))
-    assert said in str(error.value)
+    assert message in str(error.value)
 
 
 def test_a_device_that_is_not_there_ends_in_one_line_and_status_2(tmp_path):

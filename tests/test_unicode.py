@@ -113,10 +113,10 @@ def test_two_spellings_are_one_word_with_the_offsets_of_the_text_as_it_stands():
 @SETTINGS
 @hypothesis.given(text=TEXTS, lower=st.booleans(), apostrophes=st.booleans())
 def test_no_character_but_blanks_is_lost(text, lower, apostrophes):
-    found = [match.span() for match in unicode.pattern(apostrophes, text.isascii()).finditer(text)]
-    kept = "".join(text[a:b] for a, b in found)
-    assert kept == "".join(c for c in text if not c.isspace() and c != "\u200b")
-    assert found == [match.span() for match in unicode.pattern(apostrophes, False).finditer(text)]
+    actual = [match.span() for match in unicode.pattern(apostrophes, text.isascii()).finditer(text)]
+    remaining = "".join(text[a:b] for a, b in actual)
+    assert remaining == "".join(c for c in text if not c.isspace() and c != "\u200b")
+    assert actual == [match.span() for match in unicode.pattern(apostrophes, False).finditer(text)]
     words = WordTokenizer.split_words([text], lower)[0]
     tokenizer = WordTokenizer.build(["a", text], lower=lower)
     assert len(tokenizer.offsets([text])[0]) == len(tokenizer.encode_texts([text])[0]) == max(len(words), 1)

@@ -30,18 +30,18 @@ def attributed(experiment, dataset, steps=64):
 def test_of_a_bag_of_words_they_are_its_terms(tiny, differs):
     """Mean pooling and a linear head: S = Σ_t w·x_t / T + b, so A_t = w·x_t / T, without any error of the rule."""
     experiment = build(tiny(model__num_layers=0, model__dropout=0.0))
-    objective, params, batch, found = attributed(experiment, "texts", steps=2)
-    attributions, score, baseline = found["color"]
-    ((_, said),) = logits(objective, params, batch, None, None)
-    said = np.asarray(said)
-    differs("score", score[batch.length[0] > 0], said.max(-1)[batch.length[0] > 0], 1e-6)
+    objective, params, batch, actual = attributed(experiment, "texts", steps=2)
+    attributions, score, baseline = actual["color"]
+    ((_, message),) = logits(objective, params, batch, None, None)
+    message = np.asarray(message)
+    differs("score", score[batch.length[0] > 0], message.max(-1)[batch.length[0] > 0], 1e-6)
     table = np.asarray(params["embed"]["word"]["embedding"][0])
     kernel = np.asarray(params["heads"]["color"]["output"]["kernel"][0])
     row, slot = 0, 0
     begin, length = batch.start[0, row, slot], batch.length[0, row, slot]
     words = table[batch.tokens[0, row, begin : begin + length]]
     assert np.abs(words).max() > 1e-2 and np.abs(kernel).max() > 1e-3
-    wanted = words @ kernel[:, said[row, slot].argmax()] / length
+    wanted = words @ kernel[:, message[row, slot].argmax()] / length
     differs("attributions of a bag of words", attributions[row, begin : begin + length], wanted, 1e-6)
     differs("completeness", wanted.sum(), score[row, slot] - baseline[row, slot], 1e-6)
 
@@ -53,8 +53,8 @@ def test_they_add_up_to_the_score(tiny, differs, layer, trunk):
         tiny(model__layer_type=layer, model__num_heads=2, model__intermediate_size=16, sharing__trunk=trunk)
     )
     for dataset in ("texts", "sentences"):
-        _, _, batch, found = attributed(experiment, dataset)
-        for task, (attributions, score, baseline) in found.items():
+        _, _, batch, actual = attributed(experiment, dataset)
+        for task, (attributions, score, baseline) in actual.items():
             member = batch.segment[0][:, None, :] == np.arange(1, batch.start.shape[-1] + 1)[None, :, None]
             sums = (attributions[:, None, :] * member).sum(-1)
             assert np.abs(score).max() > 0, task
@@ -66,9 +66,9 @@ def test_beside_a_task_that_is_not_explained_and_below_the_top(tiny, differs):
     config = tiny(model__num_layers=2, sharing__head_layers=ConfigDict({"color": "layer_00"}))
     default.add_task(config, "words", kind="masked_lm", dataset="texts")
     experiment = build(config)
-    _, _, batch, found = attributed(experiment, "texts")
-    assert set(found) == {"color"}
-    attributions, score, baseline = found["color"]
+    _, _, batch, actual = attributed(experiment, "texts")
+    assert set(actual) == {"color"}
+    attributions, score, baseline = actual["color"]
     member = batch.segment[0][:, None, :] == np.arange(1, batch.start.shape[-1] + 1)[None, :, None]
     differs("completeness, bilstm", (attributions[:, None, :] * member).sum(-1), score - baseline, 1e-4)
     color, tags, *_ = attribution._layers_by_task(experiment)

@@ -54,12 +54,12 @@ class Reader(html.parser.HTMLParser):
 
 
 def read(file):
-    found = Reader(file.read_text(encoding="utf-8"))
-    for tag, attributes in found.tags:  # nothing is fetched
+    actual = Reader(file.read_text(encoding="utf-8"))
+    for tag, attributes in actual.tags:  # nothing is fetched
         assert tag not in ("script", "link", "iframe")
         assert not {name for name in attributes if name.startswith("on")}
         assert attributes.get("src", "data:image/png;base64,").startswith("data:image/png;base64,")
-    return found
+    return actual
 
 
 def make_run(folder, accuracy, tasks=("pos", "ner"), done=True):
@@ -96,9 +96,9 @@ def test_everything_is_escaped():
         EVIL,
     ]
     text = page.page(EVIL, parts)
-    found = Reader(text)
-    assert "<script" not in text and found.text.count(EVIL) == 2 + 9
-    assert found.tables == [[[EVIL], [EVIL]]]
+    actual = Reader(text)
+    assert "<script" not in text and actual.text.count(EVIL) == 2 + 9
+    assert actual.tables == [[[EVIL], [EVIL]]]
 
 
 def test_pictures_are_embedded_and_their_captions_escaped(tmp_path):
@@ -119,17 +119,17 @@ def test_report_of_an_ablation(tmp_path):
     results.write_grid(tmp_path, grid)
     text = report.ablation_report(tmp_path)
     assert len(text.splitlines()) <= 60
-    found, summary = read(tmp_path / "report.html"), results.summarise(grid)
+    actual, summary = read(tmp_path / "report.html"), results.summarise(grid)
     for combination in summary["combinations"]:
-        assert combination["verdict"] in found.text and combination["verdict"] in text
-    pictures = {attributes["src"] for tag, attributes in found.tags if tag == "img"}
+        assert combination["verdict"] in actual.text and combination["verdict"] in text
+    pictures = {attributes["src"] for tag, attributes in actual.tags if tag == "img"}
     assert len(pictures) == len(list((tmp_path / "figures").glob("*.png"))) > 3
     chosen = summary["combinations"][0]["points"][summary["combinations"][0]["chosen"]]
     mean, high = chosen["average"]["test"]["mean"], chosen["average"]["test"]["high"]
-    assert any(f"{mean:.3f} ± {high - mean:.3f}" in row for table in found.tables for row in table)
-    assert f"--config.penalties.l2.strength={chosen['values']['strength']!r}" in found.text
+    assert any(f"{mean:.3f} ± {high - mean:.3f}" in row for table in actual.tables for row in table)
+    assert f"--config.penalties.l2.strength={chosen['values']['strength']!r}" in actual.text
     for note in grid.notes:
-        assert note in found.text and note in text
+        assert note in actual.text and note in text
     with pytest.raises(UserError, match=re.escape("no ablation.json")):
         report.ablation_report(tmp_path / "figures")
 
@@ -150,17 +150,17 @@ def test_report_of_runs_and_ablations_mixed(tmp_path):
     make_run(tmp_path / "half", 0.25, done=False)
     results.write_grid(tmp_path / "grid", fake_grids.grid([lane(0.7, values={"strength": x}) for x in (0.1, 1.0)]))
     file = report.report_page([tmp_path / n for n in ("soft", "hard", "half", "grid")], tmp_path / "out")
-    found = read(file)
+    actual = read(file)
     assert file == tmp_path / "out" / "report.html"
-    side = found.tables[0]
+    side = actual.tables[0]
     assert ["task", "split", "metric", "soft", "hard"] in side
     assert ["ner", "test", "accuracy", "0.6500", "0.4000"] in side
-    assert any(["pos | ner", "2.5000", "0.5000"] in table for table in found.tables)
-    assert "<b> 4 cut" in found.text and "… and 2 more of this kind" in found.text
-    assert "optimizer.learning_rate = 0.125" in found.text
-    assert "Not finished: there is no summary.json" in found.text and "Logged up to step 2 of 1000" in found.text
-    assert "Soft sharing at strength 0.1" in found.text
-    assert sum(tag == "img" for tag, _ in found.tags) >= 3 + 2
+    assert any(["pos | ner", "2.5000", "0.5000"] in table for table in actual.tables)
+    assert "<b> 4 cut" in actual.text and "… and 2 more of this kind" in actual.text
+    assert "optimizer.learning_rate = 0.125" in actual.text
+    assert "Not finished: there is no summary.json" in actual.text and "Logged up to step 2 of 1000" in actual.text
+    assert "Soft sharing at strength 0.1" in actual.text
+    assert sum(tag == "img" for tag, _ in actual.tags) >= 3 + 2
 
 
 def test_an_ablation_that_is_not_finished(tmp_path):

@@ -12,10 +12,10 @@ from mtl_jax.analysis.intervals import holm, interval, paired_difference, with_c
 @pytest.mark.parametrize("n", [2, 3, 5, 30])
 def test_interval_is_that_of_scipy(n, differs):
     values = np.random.default_rng(n).normal(3.0, 2.0, n)
-    found = interval(values)
+    actual = interval(values)
     low, high = stats.t.interval(0.95, n - 1, loc=values.mean(), scale=stats.sem(values))
-    differs("interval against scipy", found[:4], [values.mean(), low, high, values.std(ddof=1)], 1e-12)
-    assert found.n == n
+    differs("interval against scipy", actual[:4], [values.mean(), low, high, values.std(ddof=1)], 1e-12)
+    assert actual.n == n
 
 
 def test_interval_of_too_few_values_and_of_equal_ones():
@@ -30,17 +30,17 @@ def test_paired_test_is_that_of_scipy(n, differs):
     rng = np.random.default_rng(n)
     first = rng.normal(0.8, 0.05, n)
     second = first - 0.01 + rng.normal(0.0, 0.02, n)
-    found = paired_difference(dict(enumerate(first)), dict(enumerate(second)))
+    actual = paired_difference(dict(enumerate(first)), dict(enumerate(second)))
     wanted = stats.ttest_rel(first, second)
     bounds = wanted.confidence_interval(0.95)
-    differs("paired t-test against scipy", found[:3], [(first - second).mean(), bounds.low, bounds.high], 1e-12)
-    differs("p of a paired t-test against scipy", found.p, wanted.pvalue, 1e-12)
-    assert found.n == n and found.note == ""
+    differs("paired t-test against scipy", actual[:3], [(first - second).mean(), bounds.low, bounds.high], 1e-12)
+    differs("p of a paired t-test against scipy", actual.p, wanted.pvalue, 1e-12)
+    assert actual.n == n and actual.note == ""
 
 
 def test_pairs_are_made_by_seed_and_need_both_sides():
-    found = paired_difference({0: 1.0, 1: 2.0, 2: None, 3: 5.0}, {1: 1.5, 0: 0.25, 2: 9.0})
-    assert found.n == 2 and found.mean == pytest.approx((0.75 + 0.5) / 2)
+    actual = paired_difference({0: 1.0, 1: 2.0, 2: None, 3: 5.0}, {1: 1.5, 0: 0.25, 2: 9.0})
+    assert actual.n == 2 and actual.mean == pytest.approx((0.75 + 0.5) / 2)
 
 
 @pytest.mark.parametrize(
@@ -53,10 +53,10 @@ def test_pairs_are_made_by_seed_and_need_both_sides():
     ],
 )
 def test_what_cannot_be_tested_is_said(first, second, note, mean):
-    found = paired_difference(first, second)
-    assert found.note == note and found.p is None
-    assert found.mean == (None if mean is None else pytest.approx(mean))
-    assert not any(isinstance(value, float) and math.isnan(value) for value in found)
+    actual = paired_difference(first, second)
+    assert actual.note == note and actual.p is None
+    assert actual.mean == (None if mean is None else pytest.approx(mean))
+    assert not any(isinstance(value, float) and math.isnan(value) for value in actual)
 
 
 def test_holm_by_hand():

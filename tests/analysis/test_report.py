@@ -48,9 +48,9 @@ def test_means_over_tasks_name_their_metrics_and_take_common_tasks(tmp_path):
         "b": {"dev": {"entity_f1": 0.8}, "test": {}},
         "c": {"dev": {"accuracy": 0.9}, "test": {"accuracy": None}},
     }
-    found = mean_by_split(scores)
-    assert found["dev"]["mean"] == pytest.approx(0.7) and found["dev"]["metrics"] == ["accuracy", "entity_f1"]
-    assert found["test"] == {"mean": None, "tasks": ["a", "c"], "metrics": ["accuracy"]}
+    actual = mean_by_split(scores)
+    assert actual["dev"]["mean"] == pytest.approx(0.7) and actual["dev"]["metrics"] == ["accuracy", "entity_f1"]
+    assert actual["test"] == {"mean": None, "tasks": ["a", "c"], "metrics": ["accuracy"]}
     assert mean_by_split({"a": scores["a"]}) == {}
     other = {task: {"dev": {"accuracy": 0.1}} for task in "abc"}
     compared = tables.comparison_means({"x": {"tasks": scores}, "y": {"tasks": other}})
@@ -61,7 +61,7 @@ def test_means_over_tasks_name_their_metrics_and_take_common_tasks(tmp_path):
 
 def test_balance_of_a_run(tmp_path):
     summary = make_run(tmp_path / "a", 0.5)
-    told = {"weights": {"topic": 0.4, "ner": None}, "task_norms": {"topic": 1.0, "ner": 2.0}}
+    notes = {"weights": {"topic": 0.4, "ner": None}, "task_norms": {"topic": 1.0, "ner": 2.0}}
     with MetricsLog(tmp_path / "a", 0) as log:
         for step in (1, 2):
             alpha = {"topic": 1.0, "ner": 1.0}
@@ -72,7 +72,7 @@ def test_balance_of_a_run(tmp_path):
     assert "balance.png" in report.training_report(tmp_path / "a", summary)
     with MetricsLog(tmp_path / "a", 0) as log:
         for step in (1, 2):
-            log.write(step, "train", {"loss": alpha, "alpha": alpha, **told})
+            log.write(step, "train", {"loss": alpha, "alpha": alpha, **notes})
     (tmp_path / "a" / "figures" / "balance.png").unlink()
     assert "balance.png" in report.training_report(tmp_path / "a", summary)
     assert (tmp_path / "a" / "figures" / "balance.png").read_bytes().startswith(b"\x89PNG")

@@ -39,8 +39,8 @@ def weigh(weighting, gram, present=None, seed=0, state=None):
 def test_goldens(name, differs):
     options, wanted, most = GOLDENS[name]
     with jax.enable_x64(True):
-        found, _ = weigh(weightings.WEIGHTINGS[name](**options), JACOBIAN @ JACOBIAN.T)
-    differs(f"{name}: golden weights", found, wanted, most)
+        actual, _ = weigh(weightings.WEIGHTINGS[name](**options), JACOBIAN @ JACOBIAN.T)
+    differs(f"{name}: golden weights", actual, wanted, most)
 
 
 def test_config_against_the_pseudo_inverse():
@@ -50,8 +50,8 @@ def test_config_against_the_pseudo_inverse():
         direction = np.linalg.pinv(units) @ (np.ones(4) if preference is None else preference)
         direction /= np.linalg.norm(direction)
         with jax.enable_x64(True):
-            found, _ = weigh(weightings.config(preference), gradients @ gradients.T)
-        np.testing.assert_allclose(found @ gradients, (gradients @ direction).sum() * direction, atol=1e-10)
+            actual, _ = weigh(weightings.config(preference), gradients @ gradients.T)
+        np.testing.assert_allclose(actual @ gradients, (gradients @ direction).sum() * direction, atol=1e-10)
 
 
 def test_mgda_of_two_equals_a_search_along_the_segment():
@@ -104,9 +104,9 @@ def test_pcgrad_equals_the_algorithm_on_gradients_in_some_order():
     assert len(sums) > 1, "the order matters in this example"
     pcgrad = weightings.pcgrad()
     with jax.enable_x64(True):
-        found = [weigh(pcgrad, gradients @ gradients.T, seed=seed)[0] @ gradients for seed in range(8)]
-    assert all(min(np.abs(s - f).max() for s in sums) < 1e-8 for f in found)
-    assert len({tuple(np.round(f, 6)) for f in found}) > 1, "the key draws the order"
+        actual = [weigh(pcgrad, gradients @ gradients.T, seed=seed)[0] @ gradients for seed in range(8)]
+    assert all(min(np.abs(s - f).max() for s in sums) < 1e-8 for f in actual)
+    assert len({tuple(np.round(f, 6)) for f in actual}) > 1, "the key draws the order"
 
 
 def test_gradvac_equals_the_algorithm_on_gradients():
@@ -170,7 +170,7 @@ def test_projection_on_the_simplex_against_scipy():
     with jax.enable_x64(True):
         for present in ([True] * 4, [True, False, True, True]):
             point, here = rng.normal(size=4), np.array(present)
-            found = np.asarray(project_on_simplex(jnp.asarray(point), jnp.asarray(here), jnp.asarray(0.7)))
+            actual = np.asarray(project_on_simplex(jnp.asarray(point), jnp.asarray(here), jnp.asarray(0.7)))
             solved = minimize(
                 lambda w, aim=point[here]: np.sum((w - aim) ** 2),
                 np.full(here.sum(), 0.7 / here.sum()),
@@ -178,8 +178,8 @@ def test_projection_on_the_simplex_against_scipy():
                 constraints={"type": "eq", "fun": lambda w: w.sum() - 0.7},
                 options={"ftol": 1e-15},
             )
-            np.testing.assert_allclose(found[here], solved.x, atol=1e-6)
-            assert not found[~here].any()
+            np.testing.assert_allclose(actual[here], solved.x, atol=1e-6)
+            assert not actual[~here].any()
 
 
 def halves_of(seed=0, count=3):
@@ -211,18 +211,18 @@ def test_modo_and_sdmgrad_take_halves():
         first, second = np.asarray(halves["a"])
         products, mean = first @ second.T, (first + second) / 2
         weights = simplex(weights - np.float32(0.1) * (products @ weights + np.float32(0.2) * weights))
-        found, state = modo.update(halves, states[0])
-        np.testing.assert_allclose(found["a"], weights @ mean, atol=1e-5)
+        actual, state = modo.update(halves, states[0])
+        np.testing.assert_allclose(actual["a"], weights @ mean, atol=1e-5)
         relative = products / np.mean(np.sqrt(np.maximum(np.diag(products), 0))) ** 2
         velocity = np.zeros(3, np.float32)
         for _ in range(4):
             velocity = np.float32(0.5) * velocity + relative @ (w + np.float32(0.1))
             w = simplex(w - velocity)
-        found, states = sdmgrad.update(halves, states[1])[0], (state, sdmgrad.update(halves, states[1])[1])
-        np.testing.assert_allclose(found["a"], (w + 0.1) / 1.3 @ mean, atol=1e-5)
+        actual, states = sdmgrad.update(halves, states[1])[0], (state, sdmgrad.update(halves, states[1])[1])
+        np.testing.assert_allclose(actual["a"], (w + 0.1) / 1.3 @ mean, atol=1e-5)
     part, _ = modo.update(halves, states[0], present=jnp.array([True, False, True]))
-    kept = weights * [1, 0, 1] / weights[[0, 2]].sum()
-    assert np.linalg.norm(np.asarray(part["a"]) - kept @ mean) < 0.3 * np.linalg.norm(kept @ mean)
+    remaining = weights * [1, 0, 1] / weights[[0, 2]].sum()
+    assert np.linalg.norm(np.asarray(part["a"]) - remaining @ mean) < 0.3 * np.linalg.norm(remaining @ mean)
 
 
 def test_moco_tracks_gradients():
@@ -236,8 +236,8 @@ def test_moco_tracks_gradients():
             products = y[0] @ y[1].T if halves else y @ y.T
             rate = np.float32(0.1 / step**0.5)
             weights = simplex(weights - rate * (products @ weights + np.float32(0.2) * weights))
-            found, state = moco.update({"a": jnp.asarray(g)}, state)
-            np.testing.assert_allclose(found["a"], weights @ (y.mean(0) if halves else y), atol=1e-5)
+            actual, state = moco.update({"a": jnp.asarray(g)}, state)
+            np.testing.assert_allclose(actual["a"], weights @ (y.mean(0) if halves else y), atol=1e-5)
     before = state
     _, state = moco.update({"a": jnp.full_like(g, jnp.nan)}, state, present=jnp.array([False] * 3))
     np.testing.assert_array_equal(state.gradients["a"], before.gradients["a"])
@@ -252,8 +252,8 @@ def test_db_mtl_scales_to_the_largest_norm():
         keep = 0.8 / step**0.5
         y = keep * y + (1 - keep) * g / losses[:, None]
         norms = np.linalg.norm(y, axis=1)
-        found, state = transform.update({"a": jnp.asarray(g)}, state, losses=jnp.asarray(losses, jnp.float32))
-        np.testing.assert_allclose(found["a"], norms.max() * (y / norms[:, None]).sum(0), rtol=1e-4)
+        actual, state = transform.update({"a": jnp.asarray(g)}, state, losses=jnp.asarray(losses, jnp.float32))
+        np.testing.assert_allclose(actual["a"], norms.max() * (y / norms[:, None]).sum(0), rtol=1e-4)
 
 
 def test_graddrop_keeps_one_sign_with_its_probability():
@@ -261,13 +261,13 @@ def test_graddrop_keeps_one_sign_with_its_probability():
     g = np.array([3.0, -1.0, 2.0], np.float32)[:, None] * np.ones((1, many), np.float32)  # purity ½ (1 + 4/6) = 5/6
     transform = aggregation.graddrop()
     out, state = transform.update({"a": jnp.asarray(g)}, transform.init({}))
-    kept = np.asarray(out["a"])
-    assert set(np.unique(kept)) == {5.0, -1.0}
-    assert abs(np.mean(kept == 5.0) - 5 / 6) < 0.01
+    remaining = np.asarray(out["a"])
+    assert set(np.unique(remaining)) == {5.0, -1.0}
+    assert abs(np.mean(remaining == 5.0) - 5 / 6) < 0.01
     again, _ = transform.update({"a": jnp.asarray(g)}, state)
-    assert np.mean(np.asarray(again["a"]) != kept) > 0.1, "the key goes on"
+    assert np.mean(np.asarray(again["a"]) != remaining) > 0.1, "the key goes on"
     leaky, _ = aggregation.graddrop(leak=[0.5, 1.0, 0.0]).update({"a": jnp.asarray(g)}, transform.init({}))
-    np.testing.assert_allclose(leaky["a"], np.where(kept == 5.0, 3 - 1 + 2, 1.5 - 1), rtol=1e-6)
+    np.testing.assert_allclose(leaky["a"], np.where(remaining == 5.0, 3 - 1 + 2, 1.5 - 1), rtol=1e-6)
     g[1] = np.nan
     alone, _ = transform.update({"a": jnp.asarray(g)}, state, present=jnp.array([True, False, True]))
     np.testing.assert_array_equal(alone["a"], 5.0)
@@ -276,13 +276,13 @@ def test_graddrop_keeps_one_sign_with_its_probability():
 def test_trimmed_mean_against_sorting():
     g = np.random.default_rng(0).normal(size=(6, 3, 2)).astype(np.float32)
     transform = aggregation.trimmed_mean(2)
-    found, _ = transform.update({"a": jnp.asarray(g)}, transform.init({}))
-    np.testing.assert_allclose(found["a"], np.sort(g, axis=0)[2:4].mean(0), rtol=1e-5)
+    actual, _ = transform.update({"a": jnp.asarray(g)}, transform.init({}))
+    np.testing.assert_allclose(actual["a"], np.sort(g, axis=0)[2:4].mean(0), rtol=1e-5)
     g[4:] = np.nan
-    for here, kept in ((4, slice(1, 3)), (3, slice(1, 2)), (1, slice(0, 1))):
+    for here, remaining in ((4, slice(1, 3)), (3, slice(1, 2)), (1, slice(0, 1))):
         present = np.arange(6) < here
-        found, _ = transform.update({"a": jnp.asarray(g)}, transform.init({}), present=jnp.asarray(present))
-        np.testing.assert_allclose(found["a"], np.sort(g[:here], axis=0)[kept].mean(0), rtol=1e-5)
+        actual, _ = transform.update({"a": jnp.asarray(g)}, transform.init({}), present=jnp.asarray(present))
+        np.testing.assert_allclose(actual["a"], np.sort(g[:here], axis=0)[remaining].mean(0), rtol=1e-5)
 
 
 def test_multi_krum_leaves_out_the_stranger():
@@ -345,11 +345,11 @@ def test_random_orders_go_on_from_the_state():
 
 def test_smoothing_as_an_option():
     transform = aggregation.aligned_mtl("rmse", tasks=2, smoothing=0.9)
-    found, _ = transform.update({"w": jnp.asarray(JACOBIAN, jnp.float32)}, transform.init({}))
+    actual, _ = transform.update({"w": jnp.asarray(JACOBIAN, jnp.float32)}, transform.init({}))
     weights, _ = weigh(
         weightings.cr_mogm(weightings.aligned_mtl("rmse"), 0.9), (JACOBIAN @ JACOBIAN.T).astype(np.float32)
     )
-    np.testing.assert_allclose(found["w"], weights @ JACOBIAN, rtol=1e-5)
+    np.testing.assert_allclose(actual["w"], weights @ JACOBIAN, rtol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -196,8 +196,8 @@ def test_gradnorm_follows_the_algorithm():
     for step in range(1, 6):
         losses, norms = np.array([1.0, 2.0, 0.5]) * np.array([0.9, 0.5, 1.0]) ** step, np.array([1.0, 3.0, 0.1 * step])
         before = losses if before is None else before
-        found, extra, state = update(signals(losses, gradient_norms=norms), state)
-        np.testing.assert_allclose(found, w, rtol=1e-5)
+        actual, extra, state = update(signals(losses, gradient_norms=norms), state)
+        np.testing.assert_allclose(actual, w, rtol=1e-5)
         assert extra == 0
         rates = losses / before / np.mean(losses / before)
         goal = np.mean(w * norms) * rates**alpha
@@ -231,8 +231,8 @@ def test_famo_follows_the_algorithm():
             first, second = 0.9 * first + 0.1 * slopes, 0.999 * second + 0.001 * slopes**2
             logits = logits - rate * first / (1 - 0.9**step) / (np.sqrt(second / (1 - 0.999**step)) + 1e-8)
         z = np.exp(logits) / np.exp(logits).sum()
-        found, _, state = update(signals(losses, losses_after=after), state)
-        np.testing.assert_allclose(found, z / losses / np.sum(z / losses), rtol=1e-4)
+        actual, _, state = update(signals(losses, losses_after=after), state)
+        np.testing.assert_allclose(actual, z / losses / np.sum(z / losses), rtol=1e-4)
         last = losses
 
 
@@ -294,8 +294,8 @@ def test_class_divergence_against_scipy():
     from scipy.stats import entropy
 
     labels, predictions = np.array([3.0, 0.0, 5.0]), np.array([2.0, 1.5, 4.5])
-    found = class_divergence(jnp.asarray(labels, jnp.float32), jnp.asarray(predictions, jnp.float32))
-    np.testing.assert_allclose(found, entropy(labels, predictions), rtol=1e-5)
+    actual = class_divergence(jnp.asarray(labels, jnp.float32), jnp.asarray(predictions, jnp.float32))
+    np.testing.assert_allclose(actual, entropy(labels, predictions), rtol=1e-5)
     assert class_divergence(jnp.ones(2), jnp.ones(2)) == 0
     assert jnp.isnan(class_divergence(jnp.zeros(3), jnp.ones(3)))
     assert jnp.isfinite(class_divergence(jnp.array([1.0, 1]), jnp.array([2.0, 0])))
@@ -352,9 +352,9 @@ def test_numbers_may_be_traced_and_swept(name, option, value, other):
     lanes = jax.jit(jax.vmap(lambda x: updates(**{option: x})))(jnp.array([value, other]))
     alone = [jax.jit(functools.partial(updates, **{option: x}))() for x in (value, other)]
     for lane, one in enumerate(alone):
-        for found, wanted in zip(lanes, one, strict=True):
+        for actual, wanted in zip(lanes, one, strict=True):
             # extra is what is left of an objective of order 5 after the weighted losses: its rounding is that of 5
-            np.testing.assert_allclose(found[lane], wanted, rtol=1e-5, atol=1e-6)
+            np.testing.assert_allclose(actual[lane], wanted, rtol=1e-5, atol=1e-6)
     assert any(np.abs(np.asarray(a) - np.asarray(b)).max() > 1e-7 for a, b in zip(*alone, strict=True)), "it acts"
 
 

@@ -54,8 +54,8 @@ def weigh_all(name, gradients, present):
         return np.asarray(batched(name)(jnp.asarray(grams), jnp.asarray(present)))
 
 
-def relative(found, wanted):
-    return np.max(np.abs(found - wanted)) / np.max(np.abs(wanted))
+def relative(actual, wanted):
+    return np.max(np.abs(actual - wanted)) / np.max(np.abs(wanted))
 
 
 def mgda(j, w, kind):
@@ -224,9 +224,9 @@ def test_the_order_of_the_tasks_does_not_matter(name):
 def test_scaling_all_gradients(name, degree):
     gradients, present = problems()
     scale = 1e3
-    found = weigh_all(name, scale * gradients, present)[::4]
+    actual = weigh_all(name, scale * gradients, present)[::4]
     wanted = weigh_all(name, gradients, present)[::4] * scale**degree
-    np.testing.assert_allclose(found, wanted, rtol=1e-6, atol=1e-9 * np.abs(wanted).max())
+    np.testing.assert_allclose(actual, wanted, rtol=1e-6, atol=1e-9 * np.abs(wanted).max())
 
 
 def hard():

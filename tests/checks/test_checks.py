@@ -14,7 +14,7 @@ from mtl_jax.errors import UserError
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"optimizer__learning_rate": float("nan")}, "config.optimizer.learning_rate: nan should be a finite number"),
         ({"optimizer__learning_rate": -1.0}, "config.optimizer.learning_rate: -1.0 should be at least 0.0"),
@@ -40,8 +40,8 @@ from mtl_jax.errors import UserError
         ({"loss_weights__method": "eqal"}, "config.loss_weights.method: 'eqal' is none of 'equal'"),
     ],
 )
-def test_problems_are_named(tiny, changes, said):
-    with pytest.raises(UserError, match=re.escape(said)):
+def test_problems_are_named(tiny, changes, message):
+    with pytest.raises(UserError, match=re.escape(message)):
         checks.check(tiny(**changes))
 
 
@@ -66,12 +66,12 @@ def test_types(tiny):
     fields["training"]["steps"], fields["data"]["packing"], fields["seed"] = 1.5, 1, None
     with pytest.raises(UserError) as error:
         checks.check(from_plain(fields))
-    for said in (
+    for message in (
         "training.steps: 1.5 should be a whole number",
         "data.packing: 1 should be True or False",
         "seed: None",
     ):
-        assert f"config.{said}" in str(error.value)
+        assert f"config.{message}" in str(error.value)
 
 
 def test_all_problems_at_once(tiny):

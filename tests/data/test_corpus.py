@@ -37,7 +37,7 @@ def small(name, entry, seed):
         splits = {
             "train": [{"a": "one two three", "b": "four", "score": "1.5"}, {"a": "x " * 50, "b": "y", "score": 2}]
         }
-    records = {s: [Record(f, f"{name}.{s}", n) for n, f in enumerate(found, 1)] for s, found in splits.items()}
+    records = {s: [Record(f, f"{name}.{s}", n) for n, f in enumerate(actual, 1)] for s, actual in splits.items()}
     available = {split: len(part) for split, part in records.items()}
     return datasets.ReadData(records, available, ["train: read"], f"{name}-fingerprint")
 
@@ -192,7 +192,7 @@ def test_some_records_keep_their_labels():
     def known(labelled, seed=0, level="text", field="c"):
         specs = [LabelSpec("few", "d", field, level, labelled=labelled), LabelSpec("all", "d", "c")]
         corpus = load({"d": {"words": "w"}}, specs, WordVocabulary(), row_length=8, read=many, seed=seed)
-        gold = {split: found.encoded.labels for split, found in corpus.splits["d"].items()}
+        gold = {split: actual.encoded.labels for split, actual in corpus.splits["d"].items()}
         assert len(corpus.vocabularies["all"].names) == 4
         assert gold["dev"]["all"].known.sum() == gold["train"]["all"].known.sum() == 180
         assert corpus.rows["d"]["train"].labels["few"]["mask"].sum() == gold["train"]["few"].known.sum()
@@ -220,8 +220,8 @@ def test_new_records_are_packed_without_their_labels():
     assert rows.length.sum() == 4 and split.records is records
     slots = rows.labels["slots"]
     assert (slots["segment"] > 0).sum() == 4 and not slots["mask"].any() and not rows.labels["intent"]["mask"].any()
-    found = gather_words(split.encoded, rows.example, slots, slots["token"])
-    assert [len(words) for words in found] == [3, 1]
+    actual = gather_words(split.encoded, rows.example, slots, slots["token"])
+    assert [len(words) for words in actual] == [3, 1]
 
 
 def test_snips(data_dir):
@@ -244,8 +244,8 @@ def test_snips(data_dir):
         assert fill_ratio(rows) >= 0.9
     rows, (records, encoded, _) = corpus.rows["snips"]["dev"], corpus.splits["snips"]["dev"]
     names = np.asarray(corpus.vocabularies["slots"].all_names)
-    found = gather_words(encoded, rows.example, rows.labels["slots"], rows.labels["slots"]["value"])
-    assert [names[tags].tolist() for tags in found] == [record.fields["slots"] for record in records]
+    actual = gather_words(encoded, rows.example, rows.labels["slots"], rows.labels["slots"]["value"])
+    assert [names[tags].tolist() for tags in actual] == [record.fields["slots"] for record in records]
 
 
 def test_semantic_roles(data_dir):
@@ -264,8 +264,8 @@ def test_semantic_roles(data_dir):
         rows, (records, encoded, _) = corpus.rows["ewt"][split], corpus.splits["ewt"][split]
         assert fill_ratio(rows) >= 0.9
         labels = rows.labels["srl"]
-        found = gather_words(encoded, rows.example, labels, labels["value"])
-        assert [names[roles].tolist() for roles in found] == [record.fields["roles"] for record in records]
+        actual = gather_words(encoded, rows.example, labels, labels["value"])
+        assert [names[roles].tolist() for roles in actual] == [record.fields["roles"] for record in records]
         unseen = labels["value"] >= len(vocabulary.names)
         assert unseen.sum() == {"dev": 1, "test": 2}[split] and not labels["mask"][unseen].any()
     train = corpus.splits["ewt"]["train"]

@@ -128,28 +128,28 @@ def test_predictions_come_back_by_record(lengths, row_length, limit):
     known = split.labels["topic"].known
     np.testing.assert_array_equal(topic[known], split.labels["topic"].value[known])
     pos = gather_words(split, example, labels["pos"], labels["pos"]["value"])
-    for n, found in enumerate(pos):
-        np.testing.assert_array_equal(found, split.labels["pos"].at_record(n)[0])
+    for n, actual in enumerate(pos):
+        np.testing.assert_array_equal(actual, split.labels["pos"].at_record(n)[0])
     soft = np.stack([labels["pos"]["value"], -labels["pos"]["value"]], -1).astype(np.float32)
     assert gather_words(split, example, labels["pos"], soft)[0].shape == (lengths[0], 2)
     roles = gather_words(split, example, labels["srl"], labels["srl"]["value"])
-    for n, found in enumerate(roles):
+    for n, actual in enumerate(roles):
         predicates = records[n].fields["predicates"]
-        assert found.shape == (len(predicates), lengths[n])
-        gold = split.labels["srl"].at_record(n)[0].reshape(found.shape)
+        assert actual.shape == (len(predicates), lengths[n])
+        gold = split.labels["srl"].at_record(n)[0].reshape(actual.shape)
         begins = [*sorted(split.first_word[(split.record == n) & ~split.copy]), lengths[n]]
         for number, at in enumerate(predicates):  # roles are read off the example that holds the predicate
             inside = max(begin for begin in begins[:-1] if begin <= at)
             example = slice(inside, begins[begins.index(inside) + 1])
-            np.testing.assert_array_equal(found[number, example], gold[number, example])
-            assert (np.delete(found[number], np.arange(example.start, example.stop)) == -1).all()
+            np.testing.assert_array_equal(actual[number, example], gold[number, example])
+            assert (np.delete(actual[number], np.arange(example.start, example.stop)) == -1).all()
 
 
 def test_rows_not_seen_are_minus_one():
     _, split, rows, _ = make([3, 4], 8, False)
     one = {name: a[:1] for name, a in rows.labels["pos"].items()}
-    found = gather_words(split, rows.example[:1], one, one["value"])
-    assert (found[0] >= 0).all() and found[1].tolist() == [-1] * 4
+    actual = gather_words(split, rows.example[:1], one, one["value"])
+    assert (actual[0] >= 0).all() and actual[1].tolist() == [-1] * 4
     assert gather_text(split, rows.example[:1], np.ones((1, 1), np.int32)).tolist() == [1, -1]
 
 

@@ -98,7 +98,7 @@ def test_rows_do_not_depend_on_other_data_sets():
 def test_the_order_is_the_same_in_every_process():
     # PYTHONHASHSEED changes hash(), and must change nothing here.
     code = "from mtl_jax.data.sampler import permutation; print(permutation(6, 3, 'rows conll', 2).tolist())"
-    found = {
+    actual = {
         subprocess.run(
             [sys.executable, "-c", code],
             env={"PYTHONHASHSEED": seed, "PYTHONPATH": "."},
@@ -107,7 +107,7 @@ def test_the_order_is_the_same_in_every_process():
         ).stdout
         for seed in ("1", "2")
     }
-    assert found == {"[3, 0, 4, 5, 2, 1]\n"}  # frozen: a run resumed by a later version has to go on with it
+    assert actual == {"[3, 0, 4, 5, 2, 1]\n"}  # frozen: a run resumed by a later version has to go on with it
 
 
 @pytest.mark.parametrize(
@@ -173,11 +173,11 @@ def test_processes_take_parts(step, processes):
 def test_evaluation_sees_every_row_once_in_order():
     layout = evaluation_layout(batches().layout, "conll")
     assert layout.reads("conll_tags") == (0,) and layout.reads("news") == ()
-    found = list(evaluation_batches(ROWS["conll"], layout, 8))
-    assert len(found) == 4 and {batch.tokens.shape for batch in found} == {(1, 8, T)}
-    row = np.concatenate([batch.row[0] for batch in found])
+    actual = list(evaluation_batches(ROWS["conll"], layout, 8))
+    assert len(actual) == 4 and {batch.tokens.shape for batch in actual} == {(1, 8, T)}
+    row = np.concatenate([batch.row[0] for batch in actual])
     assert row.tolist() == [*range(30), -1, -1]
-    last = found[-1]
+    last = actual[-1]
     assert last.dataset.tolist() == [1] and last.labels.keys() == {"conll", "conll_tags"}
     assert not last.segment[0, 6:].any() and (last.example[0, 6:] == -1).all()
     assert not last.labels["conll"]["mask"][0, 6:].any() and last.labels["conll"]["mask"][0, :6].all()

@@ -82,11 +82,11 @@ def test_the_corpus_is_the_same(entries, monkeypatch):
         assert list(stored.notes) == list(in_memory.notes)
         for name, splits in in_memory.splits.items():
             for split, expected in splits.items():
-                found = stored.splits[name][split]
-                assert list(found.records) == list(expected.records)
+                actual = stored.splits[name][split]
+                assert list(actual.records) == list(expected.records)
                 for field in ("texts", "words", "choices", "predicates"):
                     values = getattr(expected.inputs, field)
-                    assert values is None or list(getattr(found.inputs, field)) == values
+                    assert values is None or list(getattr(actual.inputs, field)) == values
 
 
 @pytest.mark.parametrize("count", ["1", "2"])
@@ -99,10 +99,10 @@ def test_shards_and_workers_change_neither_examples_nor_labels(entries, monkeypa
     assert [n for n in stored.notes if "hold real" not in n] == [n for n in in_memory.notes if "hold real" not in n]
     for name, splits in in_memory.splits.items():
         for split, expected in splits.items():
-            found = stored.splits[name][split].encoded
+            actual = stored.splits[name][split].encoded
             for task, gold in expected.encoded.labels.items():
                 for array in ("value", "known", "offsets"):
-                    np.testing.assert_array_equal(getattr(found.labels[task], array), getattr(gold, array))
+                    np.testing.assert_array_equal(getattr(actual.labels[task], array), getattr(gold, array))
             assert contents(stored, name, split) == contents(in_memory, name, split)
 
 
@@ -145,11 +145,11 @@ def test_records_come_back_as_they_were(tmp_path, monkeypatch):
     ]
     items = [Note("first", "f", 1), *records[:5], Note("odd", "f", 9, 2, lost=1), *records[5:]]
     for _ in range(2):
-        found = record_sequences.collect(iter(items), "key")
-        assert list(found.records) == records and found.records[-1] == records[-1]
-        assert found.notes == [(0, items[0]), (5, items[6])]
-    part = found.records[2:9]
-    other = record_sequences.selected(found.records, np.asarray([10, 0]))
+        actual = record_sequences.collect(iter(items), "key")
+        assert list(actual.records) == records and actual.records[-1] == records[-1]
+        assert actual.notes == [(0, items[0]), (5, items[6])]
+    part = actual.records[2:9]
+    other = record_sequences.selected(actual.records, np.asarray([10, 0]))
     both = record_sequences.joined([part, records[:1], other], "both")
     assert list(both) == [*records[2:9], records[0], records[10], records[0]]
     names, file, line = record_sequences.places(both)

@@ -143,8 +143,8 @@ def test_tags_in_cells_are_trained_on_and_predicted(tmp_path):
     config = default.get_config()
     default.add_dataset(config, "d", **entry)
     default.add_task(config, "ner", kind="tagging", dataset="d", label="tags")
-    kept = Artifacts(data.tokenizer, None, data.vocabularies, data.statistics["tasks"], None)
-    read = RecordReading(config, kept).read([Record({"tokens": "['He', 'rejects']"}, "in.csv", 1)])
+    remaining = Artifacts(data.tokenizer, None, data.vocabularies, data.statistics["tasks"], None)
+    read = RecordReading(config, remaining).read([Record({"tokens": "['He', 'rejects']"}, "in.csv", 1)])
     assert read.corpus.splits["d"]["input"].inputs.words == [["He", "rejects"]]
 
 
@@ -172,9 +172,9 @@ def test_answers_in_cells(tmp_path):
     cells = ("{'text': ['b'], 'answer_start': [2]}", "{'text': array(['a'], dtype=object), 'answer_start': array([0])}")
     entry = table(tmp_path / "a.csv", ("question", "context", "answers"), *(("q", "a b", cell) for cell in cells))
     entry |= {"text": ("question", "context")}
-    found = load({"d": entry}, LabelSpec("s", "d", "answers", "span", "span"))
-    assert not [note for note in found.notes if "answers" in note]
-    assert found.splits["d"]["train"].encoded.labels["s"].value.tolist() == [[1, 1], [0, 0]]
+    actual = load({"d": entry}, LabelSpec("s", "d", "answers", "span", "span"))
+    assert not [note for note in actual.notes if "answers" in note]
+    assert actual.splits["d"]["train"].encoded.labels["s"].value.tolist() == [[1, 1], [0, 0]]
 
 
 def test_missing_texts(tmp_path):

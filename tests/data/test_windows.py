@@ -60,10 +60,10 @@ def test_windows_are_those_of_bert(lengths, room, stride):
     assert list(zip(split.record, split.first_word, split.example_words, strict=True)) == wanted
     for example, (n, begin, count) in enumerate(wanted):
         span = slice(split.token_offsets[example], split.token_offsets[example + 1])
-        said = [tokenizer.id_to_token(t) for t in split.tokens[span]]
-        assert said == ["which", "one", "?", "[SEP]", *texts[n][0][begin : begin + count]]
+        message = [tokenizer.id_to_token(t) for t in split.tokens[span]]
+        assert message == ["which", "one", "?", "[SEP]", *texts[n][0][begin : begin + count]]
         at = split.word_token[split.word_offsets[example] : split.word_offsets[example + 1]]
-        assert [said[t] for t in at] == said[4:]
+        assert [message[t] for t in at] == message[4:]
     assert split.words.tolist() == lengths and split.overlong[0] == sum(length > size for length in lengths)
     assert split.is_first_example.sum() == len(lengths)
 
@@ -98,17 +98,17 @@ def test_each_window_has_the_answer_or_none(packed):
     corpus = corpus_of([record for _, record in texts], pack=packed, stride=7)
     assert corpus.vocabularies["answer"].names == ("answer", "no answer")
     rows, seen = corpus.rows["d"]["train"], {}
-    found = rows.labels["answer"]
+    actual = rows.labels["answer"]
     for row in range(len(rows.tokens)):
-        for segment in range(1, found["segment"][row].max() + 1):
-            at = np.flatnonzero(found["segment"][row] == segment)
-            tokens = [corpus.tokenizer.id_to_token(t) for t in rows.tokens[row, found["token"][row, at[1:]]]]
+        for segment in range(1, actual["segment"][row].max() + 1):
+            at = np.flatnonzero(actual["segment"][row] == segment)
+            tokens = [corpus.tokenizer.id_to_token(t) for t in rows.tokens[row, actual["token"][row, at[1:]]]]
             n = int(tokens[0][1:].split("w")[0])
             begin = int(tokens[0].split("w")[1])
             assert tokens == texts[n][0][begin : begin + len(tokens)]
-            assert found["word"][row, at].tolist() == [-1, *range(begin, begin + len(tokens))]
-            value, place = found["value"][row, at], places[n]
-            assert found["mask"][row, at].all() == (place is not None)
+            assert actual["word"][row, at].tolist() == [-1, *range(begin, begin + len(tokens))]
+            value, place = actual["value"][row, at], places[n]
+            assert actual["mask"][row, at].all() == (place is not None)
             inside = bool(place) and begin <= place[0] and place[1] < begin + len(tokens)
             seen.setdefault(n, []).append(inside)
             if inside:
@@ -133,11 +133,11 @@ def test_windows_without_the_answer_do_not_make_questions_unanswerable():
     long = corpus_of([context(0, 60, (3, 40))[1], context(1, 60, (3, 4))[1]])
     assert any("1 of 2 answers are cut off" in note for note in long.notes)
     rows, encoded = long.rows["d"]["train"], long.splits["d"]["train"].encoded
-    found = rows.labels["answer"]
-    row, at = np.nonzero(found["word"] < 0)
-    real = found["segment"][row, at] > 0
-    record = encoded.record[rows.example[row, found["slot"][row, at]]][real]
-    assert (found["mask"][row, at][real] == (record == 1)).all()
+    actual = rows.labels["answer"]
+    row, at = np.nonzero(actual["word"] < 0)
+    real = actual["segment"][row, at] > 0
+    record = encoded.record[rows.example[row, actual["slot"][row, at]]][real]
+    assert (actual["mask"][row, at][real] == (record == 1)).all()
 
 
 def test_windows_are_refused_by_name_where_they_cannot_be():

@@ -75,7 +75,7 @@ def test_options_that_every_data_set_has_are_no_options_of_its_reader(tmp_path, 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.txt"])
 @pytest.mark.parametrize(
-    ("line", "said"),
+    ("line", "message"),
     [
         ('{"text": "a", "text": "b"}', "the key 'text' occurs twice in one object"),
         ("{" + '"a": {' * 100000, "broken JSON: "),
@@ -84,9 +84,9 @@ def test_options_that_every_data_set_has_are_no_options_of_its_reader(tmp_path, 
         ('{"text": Infinity}', "Infinity is no JSON number"),
     ],
 )
-def test_json_is_refused_as_in_training(tmp_path, run, name, line, said):
+def test_json_is_refused_as_in_training(tmp_path, run, name, line, message):
     (tmp_path / name).write_text('{"text": "a"}\n' + line + "\n")
-    with pytest.raises(UserError, match=rf"{re.escape(name)}:2: .*{re.escape(said)}"):
+    with pytest.raises(UserError, match=rf"{re.escape(name)}:2: .*{re.escape(message)}"):
         read(run(), tmp_path / name)
 
 
@@ -126,7 +126,7 @@ def test_where_readers_differ_the_user_says_which(tmp_path, run):
     assert read(datasets, file, dataset="reviews") == [{"a": "c", "b": "d"}]
     (tmp_path / "train.csv").write_text("x,y\n1,2\n")
     assert read(run(reviews=REVIEWS, other=other | {"splits": {"train": "o.csv"}}), tmp_path / "train.csv")
-    for asked, said in (
+    for asked, message in (
         ({"dataset": "revews"}, "no such data set; it has: reviews, other. Did you mean 'reviews'"),
         ({"reader": "csvv"}, "no such reader.*Did you mean 'csv'"),
         ({"reader": "csv"}, "can be read as"),
@@ -134,7 +134,7 @@ def test_where_readers_differ_the_user_says_which(tmp_path, run):
         ({"reader": "json_splits"}, "--split=NAME"),
         ({"reader": "synthetic"}, "reads no files"),
     ):
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=message):
             read(datasets, file, **asked)
     with pytest.raises(UserError, match="no such file"):
         read(datasets, tmp_path / "nowhere.csv")

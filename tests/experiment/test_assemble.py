@@ -65,8 +65,8 @@ def test_packed_rows_give_what_single_rows_give(tiny, layer, differs):
         first, second = (evaluator(e).predict(params, dataset, "dev") for e in (packed, single))
         for task, values in first.values.items():
             assert first.loss[task] == pytest.approx(second.loss[task], abs=1e-5)
-            for name, found in values.items():
-                for a, b in zip(found, second.values[task][name], strict=True):
+            for name, actual in values.items():
+                for a, b in zip(actual, second.values[task][name], strict=True):
                     differs(f"packed against single rows, {layer}, {task}", a, b, 1e-5)
 
 
@@ -139,7 +139,7 @@ def test_data_sets_are_scored_together_as_each_by_itself(tiny):
     config = tiny()
     del config.datasets.sentences.splits["test"]
     experiment = build(config)
-    params, found, programs = experiment.init_params(0), {}, []
+    params, actual, programs = experiment.init_params(0), {}, []
     for like, small in ((1.5, 4), (0.0, 0)):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(evaluator_module, "SIZE_RATIO", like)
@@ -150,10 +150,10 @@ def test_data_sets_are_scored_together_as_each_by_itself(tiny):
                 lambda run: programs.append(run) or without_probabilities(run),
             )
             one = evaluator(experiment)
-            found[like] = {split: one.score(params, split) for split in ("dev", "test")}
+            actual[like] = {split: one.score(params, split) for split in ("dev", "test")}
         programs.append("|")
     assert [len(list(group)) for is_run, group in itertools.groupby(programs, callable) if is_run] == [1, 2]
-    assert found[1.5]["dev"].keys() == {"color", "tags", "long"} and found[1.5]["test"].keys() == {"color"}
-    for split, scores in found[0.0].items():
+    assert actual[1.5]["dev"].keys() == {"color", "tags", "long"} and actual[1.5]["test"].keys() == {"color"}
+    for split, scores in actual[0.0].items():
         for task, values in scores.items():
-            assert found[1.5][split][task] == pytest.approx(values, abs=1e-5), (split, task)
+            assert actual[1.5][split][task] == pytest.approx(values, abs=1e-5), (split, task)

@@ -67,28 +67,30 @@ def trained(experiment, steps=3):
 )
 def test_kept_outputs_change_nothing(tiny, encoder, differs, changes):
     plain = build(config_of(tiny, encoder, **changes))
-    kept = build(config_of(tiny, encoder, optimizer__cache_frozen=True, **changes))
-    assert any("frozen layers up to layer_00" in note for note in kept.corpus.notes)
-    (found, metrics), (wanted, expected) = trained(kept), trained(plain)
+    remaining = build(config_of(tiny, encoder, optimizer__cache_frozen=True, **changes))
+    assert any("frozen layers up to layer_00" in note for note in remaining.corpus.notes)
+    (actual, metrics), (wanted, expected) = trained(remaining), trained(plain)
     for path, leaf in flatten(wanted).items():
-        differs("trained on kept outputs", flatten(found)[path], leaf, 1e-5)
+        differs("trained on kept outputs", flatten(actual)[path], leaf, 1e-5)
     differs("losses on kept outputs", metrics["losses"], expected["losses"], 1e-5)
-    scores = [Evaluator(e.objective_for, e.corpus, 4, lambda batch: batch).score(found, "dev") for e in (plain, kept)]
+    scores = [
+        Evaluator(e.objective_for, e.corpus, 4, lambda batch: batch).score(actual, "dev") for e in (plain, remaining)
+    ]
     for task, by_metric in scores[0].items():
         differs("scores on kept outputs", list(by_metric.values()), list(scores[1][task].values()), 1e-5)
 
 
 def test_they_are_what_the_layers_read_and_are_gathered_on_the_device(tiny, encoder):
-    kept = build(config_of(tiny, encoder, optimizer__cache_frozen=True))
-    batches = kept.batches(0)
+    remaining = build(config_of(tiny, encoder, optimizer__cache_frozen=True))
+    batches = remaining.batches(0)
     drawn = draws(batches, 0, 1, 1)
     batch = gather(resident_rows(batches), batches.layout, drawn.dataset[0, 0], drawn.row[0, 0])
     jax.tree.map(np.testing.assert_array_equal, batch, batches.batch(0))
     wrong = jax.tree.map(lambda leaf: np.asarray(leaf)[None], batches.batch(0))
     wrong = wrong._replace(hidden=wrong.hidden + 1.0, tokens=np.zeros_like(wrong.tokens))
-    _, right = trained(kept, 1)
-    _, found = jax.jit(lambda s, b, h: train_step(kept.spec, s, b, h))(kept.init(0), wrong, kept.hyper)
-    assert not np.allclose(found["losses"], right["losses"])
+    _, right = trained(remaining, 1)
+    _, actual = jax.jit(lambda s, b, h: train_step(remaining.spec, s, b, h))(remaining.init(0), wrong, remaining.hyper)
+    assert not np.allclose(actual["losses"], right["losses"])
 
 
 def test_nothing_to_keep_is_an_error(tiny, encoder):

@@ -115,7 +115,7 @@ def expressions(node: ast.AST) -> Iterator[tuple[ast.AST, str, int | None]]:
 
 def mutants_of(path: str) -> list[Mutant]:
     """Every change of one file."""
-    tree, found = ast.parse((ROOT / path).read_text()), []
+    tree, actual = ast.parse((ROOT / path).read_text()), []
     for parent, field, index in expressions(tree):
         slot = getattr(parent, field)
         before = slot if index is None else slot[index]
@@ -129,9 +129,9 @@ def mutants_of(path: str) -> list[Mutant]:
         for after in variants(before):
             put(after)
             text = f"{ast.unparse(before)}  ->  {ast.unparse(after)}"
-            found.append(Mutant(path, before.lineno, text, ast.unparse(ast.fix_missing_locations(tree))))
+            actual.append(Mutant(path, before.lineno, text, ast.unparse(ast.fix_missing_locations(tree))))
         put(before)
-    return found
+    return actual
 
 
 class MutatedModule(importlib.abc.MetaPathFinder, importlib.machinery.SourceFileLoader):

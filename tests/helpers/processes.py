@@ -14,7 +14,7 @@ def start(env, config, workdir, *flags, heartbeat=100, devices=4, count=2, other
     port = launching.free_port()
     env = {**env, "XLA_FLAGS": env["XLA_FLAGS"] + f" --xla_force_host_platform_device_count={devices}"}
     env["MTL_JAX_CACHE"] = str(config.parent / "cache")
-    found = []
+    actual = []
     for number in range(count):
         command = [
             sys.executable,
@@ -27,11 +27,11 @@ def start(env, config, workdir, *flags, heartbeat=100, devices=4, count=2, other
             f"--heartbeat_seconds={heartbeat}",
             *flags,
         ]
-        found.append(
+        actual.append(
             subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         )
         env |= others or {}
-    return found
+    return actual
 
 
 def ended(runs):

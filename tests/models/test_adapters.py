@@ -102,18 +102,18 @@ def test_nothing_at_the_start_then_a_column_for_each_task(tiny, differs, kind, c
     for task, value in plain(params, batch).hidden.items():
         differs("adapters at the start", apply(params, batch).hidden[task], value, 1e-6)
     params = {path: random_like(tree) if path.startswith("adapter") else tree for path, tree in params.items()}
-    found = apply(params, batch).hidden
-    kept = adapters.ADAPTERS[kind](**KINDS[kind])
+    actual = apply(params, batch).hidden
+    remaining = adapters.ADAPTERS[kind](**KINDS[kind])
     module, drawn = adapted.model.layers[0], int(batch.dataset[0])  # the one block holds a drawn data set
     task = adapted.corpus.layout.tasks[adapted.corpus.layout.dataset_of.index(drawn)]
     x = params["embed"]["word"]["embedding"][0][batch.tokens[0]]
     for number in range(2):
         layer = jax.tree.map(lambda leaf: leaf[0], params[f"layer_{number:02d}"])
         own = jax.tree.map(lambda leaf: leaf[list(adapted.tasks).index(task)], params[f"adapter_{number:02d}"])
-        layer = kept.bind(own, layer) if kept.bind else layer
+        layer = remaining.bind(own, layer) if remaining.bind else layer
         x = module.apply({"params": layer}, x, batch.segment[0])
-        x = kept.after(own, x) if kept.after else x
-    differs("a task with its adapters", found[task], x, 1e-5)
+        x = remaining.after(own, x) if remaining.after else x
+    differs("a task with its adapters", actual[task], x, 1e-5)
 
 
 @pytest.mark.parametrize("kind", sorted(KINDS))

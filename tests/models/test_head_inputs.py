@@ -35,7 +35,7 @@ def test_the_task_of_a_drawn_block_is_picked_by_its_data_set(dataset):
     stored = features(6)
     inputs = HeadInputs((stored,), jnp.asarray(dataset), ((0, 3), (1, 4), (2, 5)), DRAWN)
     taken = inputs.take(np.asarray([0, 1]), np.asarray([[1, 2], [1, 2]]))  # y on a, z on b
-    for block, held in enumerate(dataset):
-        np.testing.assert_array_equal(taken[block], stored[(1, 2)[held] + 3 * block])
+    for block, locked in enumerate(dataset):
+        np.testing.assert_array_equal(taken[block], stored[(1, 2)[locked] + 3 * block])
     # where a block has no such task, anything but NaN
     assert np.isfinite(inputs.take(np.asarray([0, 1]), np.asarray([[-1, 2], [0, -1]]))).all()

@@ -83,9 +83,9 @@ def test_drawn_blocks_equal_blocks_of_their_own(trunk):
     dropout, key = DropoutRates(jnp.float32(0.3), None), jax.random.key(3)
     expected = run(PAIR, owners, params, batch, dropout, key)
     other = batch._replace(**{n: getattr(batch, n)[::-1] for n in ("dataset", "row", "tokens", "segment", "position")})
-    found = jax.jit(lambda b: run(drawn, owners, params, b, dropout, key))(other)
+    actual = jax.jit(lambda b: run(drawn, owners, params, b, dropout, key))(other)
     for task, block in (("x", 1), ("y", 1), ("z", 0)):
-        np.testing.assert_allclose(found[task].reshape(2, ROWS, LENGTH, -1)[block], expected[task], atol=1e-6)
+        np.testing.assert_allclose(actual[task].reshape(2, ROWS, LENGTH, -1)[block], expected[task], atol=1e-6)
 
 
 def test_a_column_draws_the_same_dropout_alone_and_together():
@@ -140,7 +140,7 @@ def test_remat_changes_nothing():
 
 
 @pytest.mark.parametrize(
-    ("trunk", "groups", "said"),
+    ("trunk", "groups", "message"),
     [
         ("layer_07", {}, "trunk"),
         ("all", {"layer_09": ((),)}, "no layer 'layer_09'"),
@@ -150,8 +150,8 @@ def test_remat_changes_nothing():
         ("all", {"layer_00": ("x",)}, "tuple of task names"),
     ],
 )
-def test_wrong_owners_are_named(trunk, groups, said):
-    with pytest.raises(UserError, match=said):
+def test_wrong_owners_are_named(trunk, groups, message):
+    with pytest.raises(UserError, match=message):
         ownership.assign_owners(PAIR.tasks, 2, trunk, groups)
 
 

@@ -62,8 +62,8 @@ def test_against_float64(kind, differs):
             if kind == "bert":
                 x = (x - x.mean()) / np.sqrt(x.var() + 1e-12)
             wanted[r, t] = x
-    found = jax.jit(module.apply)({"params": params}, *text, None, patch, pixels)
-    differs(f"patch embeddings, {kind}", found, wanted, 1e-5)
+    actual = jax.jit(module.apply)({"params": params}, *text, None, patch, pixels)
+    differs(f"patch embeddings, {kind}", actual, wanted, 1e-5)
 
     def total(params, weights):
         return jnp.sum(weights * module.apply({"params": params}, *text, None, patch, pixels))
@@ -121,23 +121,23 @@ def vit_folder(folder, prefix="", config=None, processor=True, **tensors):
 @pytest.mark.parametrize("prefix", ["", "vit."])
 def test_a_vit_gives_torchs_vectors(tmp_path, prefix, differs):
     golden = json.loads(GOLDENS.read_text())
-    found = vit.load_patches(vit_folder(tmp_path, prefix), WIDTH, SIDE, 3, (2, 3))
+    actual = vit.load_patches(vit_folder(tmp_path, prefix), WIDTH, SIDE, 3, (2, 3))
     picture = (np.arange(8 * 12 * 3) * 37 % 256).reshape(8, 12, 3).astype(np.uint8)
     cut = picture.reshape(2, SIDE, 3, SIDE, 3).swapaxes(1, 2).reshape(1, 6, 48)
     module = PatchEmbeddings(features=48, rows=2, columns=3, pictures=1, width=WIDTH)
-    params = {**found, "picture": {"embedding": jnp.zeros((1, WIDTH))}}
+    params = {**actual, "picture": {"embedding": jnp.zeros((1, WIDTH))}}
     place = jnp.asarray([[256 * r + c for r in range(2) for c in range(3)]], jnp.int32)
     x = module.apply({"params": params}, jnp.asarray(cut), place, jnp.zeros_like(place))
     differs("patches of a ViT", x[0], np.add(golden["projected"], golden["interpolated"]), 5e-5)
-    large = vit.interpolate_positions(found["position"]["embedding"].reshape(2, 3, WIDTH), (2, 3))
-    np.testing.assert_array_equal(large.reshape(-1, WIDTH), found["position"]["embedding"])
+    large = vit.interpolate_positions(actual["position"]["embedding"].reshape(2, 3, WIDTH), (2, 3))
+    np.testing.assert_array_equal(large.reshape(-1, WIDTH), actual["position"]["embedding"])
     five = vit.load_patches(tmp_path, WIDTH, SIDE, 3, (5, 4))["position"]["embedding"].reshape(5, 4, WIDTH)
     differs("interpolated positions", five[:, :, 0], golden["larger"], 1e-5)
     differs("interpolated positions, sum", float((five * np.arange(1.0, 7.0)).sum()), golden["larger_sum"], 1e-4)
 
 
 @pytest.mark.parametrize(
-    ("change", "arguments", "said"),
+    ("change", "arguments", "message"),
     [
         ({"config": {"model_type": "bert"}}, {}, "model_type is 'bert'; config.images.pretrained takes"),
         ({}, {"width": 8}, "hidden_size = 6, but the width of the model is 8"),
@@ -147,9 +147,9 @@ def test_a_vit_gives_torchs_vectors(tmp_path, prefix, differs):
         ({f"{vit.PROJECTION}.bias": None}, {}, "no tensor .*projection.bias"),
     ],
 )
-def test_what_does_not_fit_is_named(tmp_path, change, arguments, said):
+def test_what_does_not_fit_is_named(tmp_path, change, arguments, message):
     vit_folder(tmp_path, **change)
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         vit.load_patches(tmp_path, **{"width": WIDTH, "patch": SIDE, "channels": 3, "grid": (3, 3), **arguments})
 
 

@@ -56,9 +56,9 @@ def test_fewer_are_a_choice_that_is_told(tiny, encoder):
     config.model.num_layers = 3
     experiment = build(config)
     assert layers(experiment) == experiment.model.architecture.layers == 3
-    said = f"{encoder}: the first 3 of its 4 layers are used"
-    assert any(said in note for note in experiment.corpus.notes)  # printed at the start of a run
-    assert said in inspection.describe_experiment(config)
+    message = f"{encoder}: the first 3 of its 4 layers are used"
+    assert any(message in note for note in experiment.corpus.notes)  # printed at the start of a run
+    assert message in inspection.describe_experiment(config)
 
 
 def test_an_ablation_tells_it_too(tiny, encoder):

@@ -46,10 +46,10 @@ def test_heads_read_a_mixture_of_layers(tiny, differs):
     by_layer = [hidden(e, params, batch) for e in (lower, top)]
     for beta in ([0.0, 1.0], [0.3, -0.7]):
         heads = {task: {**head, "layers": jnp.asarray([beta])} for task, head in params["heads"].items()}
-        found = hidden(mixture, {**params, "heads": heads}, batch)
+        actual = hidden(mixture, {**params, "heads": heads}, batch)
         for task in mixture.tasks:
             wanted = beta[0] * by_layer[0][task] + beta[1] * by_layer[1][task]
-            differs("a mixture of layers", found[task], wanted, 1e-6)
+            differs("a mixture of layers", actual[task], wanted, 1e-6)
     state, _ = steps(mixture)
     assert np.abs(np.asarray(state.params["heads"]["color"]["layers"]) - 0.5).max() > 1e-4
 
@@ -61,7 +61,7 @@ def test_attention_over_the_trunk_in_float64(differs):
     start = reader.init(jax.random.key(0), widths)
     params = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape), jnp.float32), start)
     layers = [rng.normal(size=(R, T, width)) for width in widths]
-    found = reader.apply(params, [jnp.asarray(layer, jnp.float32) for layer in layers])
+    actual = reader.apply(params, [jnp.asarray(layer, jnp.float32) for layer in layers])
     own = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params["attention"])
 
     def affine(p, x):
@@ -73,7 +73,7 @@ def test_attention_over_the_trunk_in_float64(differs):
     picked = mask(own["00"], layers[0]) * layers[1]
     passed = np.maximum(affine(own["01"]["pass"], picked), 0)
     picked = mask(own["01"], np.concatenate([layers[1], passed], axis=-1)) * layers[2]
-    differs("MTAN in float64", found, picked, 5e-6)
+    differs("MTAN in float64", actual, picked, 5e-6)
 
 
 def test_a_mask_of_ones_is_hard_sharing(tiny, differs):
@@ -82,9 +82,9 @@ def test_a_mask_of_ones_is_hard_sharing(tiny, differs):
     for head in params["heads"].values():
         for layer in head["attention"].values():
             layer["second"] = {"kernel": 0 * layer["second"]["kernel"], "bias": layer["second"]["bias"] + 30.0}
-    found, wanted = hidden(attending, params, batch), hidden(hard, params, batch)
+    actual, wanted = hidden(attending, params, batch), hidden(hard, params, batch)
     for task in attending.tasks:
-        differs("masks of ones", found[task], wanted[task], 1e-6)
+        differs("masks of ones", actual[task], wanted[task], 1e-6)
     state, metrics = steps(attending)
     before = flatten(attending.init_params(0))
     assert np.isfinite(metrics["losses"]).all()
@@ -98,10 +98,10 @@ def test_a_head_at_a_lower_layer(tiny, differs, trunk, mixing):
     low = build(config_of(tiny, sharing__head_layers={"tags": "layer_00"}, **changes))
     top, lower = build(config_of(tiny, **changes)), build(config_of(tiny, **{**changes, "model__num_layers": 1}))
     params, batch = low.init_params(0), low.batches(0).batch(0)
-    found, wanted = hidden(low, params, batch), hidden(top, params, batch)
+    actual, wanted = hidden(low, params, batch), hidden(top, params, batch)
     for task in ("color", "long"):
-        differs("heads at the top", found[task], wanted[task], 0.0)
-    differs("a head at a lower layer", found["tags"], hidden(lower, params, batch)["tags"], 0.0)
+        differs("heads at the top", actual[task], wanted[task], 0.0)
+    differs("a head at a lower layer", actual["tags"], hidden(lower, params, batch)["tags"], 0.0)
 
 
 def test_a_column_whose_head_is_low_is_mixed_into_those_above(tiny, differs):
@@ -111,9 +111,9 @@ def test_a_column_whose_head_is_low_is_mixed_into_those_above(tiny, differs):
         build(config_of(tiny, **mixed)),
     )
     params, batch = low.init_params(0), low.batches(0).batch(0)
-    found, wanted = hidden(low, params, batch), hidden(top, params, batch)
-    differs("a column above that of a low head", found["long"], wanted["long"], 0.0)
-    assert np.abs(found["color"] - wanted["color"]).max() > 1e-3
+    actual, wanted = hidden(low, params, batch), hidden(top, params, batch)
+    differs("a column above that of a low head", actual["long"], wanted["long"], 0.0)
+    assert np.abs(actual["color"] - wanted["color"]).max() > 1e-3
 
 
 def feeding(tiny, **changes):
@@ -152,7 +152,7 @@ def test_a_cascade_by_hand(tiny, differs, trunk):
         differs("labels embedded as zeros", hidden(experiment, silent, batch)[task], value, 0.0)
 
     params = with_feeds(experiment.init_params(0), 1.0)
-    found = hidden(experiment, params, batch)
+    actual = hidden(experiment, params, batch)
     module = experiment.model.layers[0]
 
     def of(task, path):
@@ -182,7 +182,7 @@ def test_a_cascade_by_hand(tiny, differs, trunk):
 
     for task in names:
         block = experiment.corpus.layout.dataset_of[names.index(task)]
-        differs("a cascade by hand", found[task], climb(task, block), 2e-6)
+        differs("a cascade by hand", actual[task], climb(task, block), 2e-6)
 
 
 def test_a_cascade_trains_and_tells_the_head_below(tiny):

@@ -57,11 +57,11 @@ def test_attention_with_bias_window_scale_and_fewer_keys():
     key, value = rng.normal(size=(2, 2, length, keys, width)).astype(np.float32)
     bias = rng.normal(size=(heads, length, length)).astype(np.float32)
     segment = np.asarray([[1, 1, 1, 1, 2, 2], [3, 3, 3, 3, 3, 0]], np.int32)
-    found = jax.jit(lambda *a: attend(*a, None, bias=jnp.asarray(bias), scale=0.7, window=2))(
+    actual = jax.jit(lambda *a: attend(*a, None, bias=jnp.asarray(bias), scale=0.7, window=2))(
         query, key, value, segment
     )
     for r, t, h in np.ndindex(2, length, heads):
         near = [s for s in range(length) if segment[r, s] == segment[r, t] and abs(s - t) <= 2]
         scores = [0.7 * query[r, t, h] @ key[r, s, h // 2] + bias[h, t, s] for s in near]
         weights = np.exp(scores) / np.exp(scores).sum()
-        np.testing.assert_allclose(found[r, t, h], weights @ value[r, near, h // 2], atol=1e-5)
+        np.testing.assert_allclose(actual[r, t, h], weights @ value[r, near, h // 2], atol=1e-5)

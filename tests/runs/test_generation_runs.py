@@ -32,8 +32,8 @@ def writer(tiny, tmp_path):
         file = tmp_path / f"texts.{split}.jsonl"
         records = [json.loads(line) for line in file.read_text().splitlines()]
         for number, record in enumerate(records):
-            said = f"{record['color']} {record['text'].split()[-1]}"
-            record["said"] = None if number % 5 == 4 else said
+            message = f"{record['color']} {record['text'].split()[-1]}"
+            record["said"] = None if number % 5 == 4 else message
         file.write_text("".join(json.dumps(record) + "\n" for record in records))
 
     def make(options=None, **changes):
@@ -70,16 +70,16 @@ def test_a_run_beside_other_tasks_predicts_what_it_scores(writer, tmp_path):
     checks.check(config)
     workdir = folders.prepare(tmp_path / "run")
     summary = train.train(config, workdir)
-    found = summary["tasks"]["said"]["test"]
-    assert set(found) == {"bleu", "rougeL", "exact_match", "token_accuracy", "perplexity", "loss"}
+    actual = summary["tasks"]["said"]["test"]
+    assert set(actual) == {"bleu", "rougeL", "exact_match", "token_accuracy", "perplexity", "loss"}
     assert summary["tasks"]["color"]["test"]["accuracy"] is not None
 
     target = tmp_path / "said.jsonl"
     predict.predict(config, workdir, ("best",), str(tmp_path / "texts.test.jsonl"), str(target))
-    said = [json.loads(line)["said"]["text"] for line in target.read_text().splitlines()]
+    message = [json.loads(line)["said"]["text"] for line in target.read_text().splitlines()]
     records = [json.loads(line) for line in (tmp_path / "texts.test.jsonl").read_text().splitlines()]
-    right = [s == r["said"] for s, r in zip(said, records, strict=True) if r["said"]]
-    assert np.mean(right) == pytest.approx(found["exact_match"])
+    right = [s == r["said"] for s, r in zip(message, records, strict=True) if r["said"]]
+    assert np.mean(right) == pytest.approx(actual["exact_match"])
     assert "the input itself: bleu" in inspection.describe_experiment(config)
     with pytest.raises(UserError, match=r"config\.tasks\.said generates text"):
         attribute(config, workdir, ("best",), str(target), tmp_path / "why")
@@ -90,7 +90,7 @@ def test_a_run_beside_other_tasks_predicts_what_it_scores(writer, tmp_path):
     params = scores.restore_params(experiment, placement, workdir, "best").params
     stacked = jax.tree.map(lambda x: np.broadcast_to(x, (shape.seeds, shape.lanes, *x.shape)), jax.device_get(params))
     lane = LaneScores(experiment, shape).score(stacked, "test", lambda: None)[0][0]
-    assert lane["said"] == pytest.approx(found, rel=1e-4)
+    assert lane["said"] == pytest.approx(actual, rel=1e-4)
 
 
 def test_a_split_without_targets_has_no_score_of_the_task(writer, tmp_path):
@@ -100,8 +100,8 @@ def test_a_split_without_targets_has_no_score_of_the_task(writer, tmp_path):
     file.write_text("".join(json.dumps(record) + "\n" for record in records))
     experiment = build(config)
     params = jax.device_get(experiment.init_params(0))
-    found = scores.make_evaluator(experiment, scores.placement_from_config(experiment)).score(params, "test")
-    assert list(found) == ["color"]
+    actual = scores.make_evaluator(experiment, scores.placement_from_config(experiment)).score(params, "test")
+    assert list(actual) == ["color"]
     stacked = jax.tree.map(lambda x: np.broadcast_to(x, (1, 8, *x.shape)), params)
     assert list(LaneScores(experiment, shape_of(1, 1, "map")).score(stacked, "test", lambda: None)[0][0]) == ["color"]
 
@@ -144,16 +144,16 @@ def test_a_batch_without_the_task_leaves_its_decoder_as_it_is(writer):
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"layers": 0}, r"config\.tasks\.said\.options\.layers: 0 leaves no decoder"),
         ({"copies": True}, r"config\.tasks\.said\.options\.copies: .*no such option. Did you mean 'copy'"),
         ({"min_count": 0}, r"config\.tasks\.said\.options\.min_count: 0 should be a whole number >= 1"),
     ],
 )
-def test_options_are_checked_before_anything_is_read(writer, options, said):
+def test_options_are_checked_before_anything_is_read(writer, options, message):
     config = writer(options)
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         checks.check(config)
     config = writer()
     config.tasks.said.classes = ("a",)

@@ -36,10 +36,10 @@ def records(rng, name):
         if name == "questions":
             words[place] = color
             start = len(" ".join(words[:place])) + (place > 0)
-            found = (
+            actual = (
                 [] if n % 4 == 3 else [{"text": color, "answer_start": start}, {"text": f"{color}!", "answer_start": 0}]
             )
-            yield {"question": "which color ?", "context": " ".join(words), "answers": found}
+            yield {"question": "which color ?", "context": " ".join(words), "answers": actual}
         elif name == "pairs":
             words[0] = color
             yield {"words": words, "a": [0, 0], "b": [place, len(words) - 1], "color": color if n != 5 else None}
@@ -178,21 +178,21 @@ def test_steps_scores_lanes_and_predictions(make, tmp_path, differs):
 
     # scores: packed as alone, lanes as solo, the same hidden tokens whoever asks
     evaluator = make_evaluator(experiment, placement_from_config(experiment))
-    found = evaluator.score(whole.params, "dev")
-    assert {task: list(by_metric) for task, by_metric in found.items()} == {
+    actual = evaluator.score(whole.params, "dev")
+    assert {task: list(by_metric) for task, by_metric in actual.items()} == {
         "answer": ["answer_f1", "answer_exact", "loss"],
         "color": ["accuracy", "macro_f1", "loss"],
         "right": ["accuracy", "loss"],
         "hidden": ["masked_accuracy", "masked_perplexity", "loss"],
     }
-    assert found["hidden"]["masked_perplexity"] == pytest.approx(np.exp(found["hidden"]["loss"]), rel=1e-4)
+    assert actual["hidden"]["masked_perplexity"] == pytest.approx(np.exp(actual["hidden"]["loss"]), rel=1e-4)
     stacked = jax.tree.map(lambda leaf: leaf[None, None], whole.params)
     lane = scores.LaneScores(experiment, lanes.shape_of(1, 1, "map")).score(
         jax.tree.map(lambda leaf: np.repeat(leaf, 8, 1), stacked), "dev", lambda: None
     )[0][0]
     alone = build(make(data__packing=False))
     one_by_one = make_evaluator(alone, placement_from_config(alone)).score(whole.params, "dev")
-    for task, values in found.items():
+    for task, values in actual.items():
         differs(f"scores of lanes, {task}", list(lane[task].values()), list(values.values()), 1e-4)
         if task != "hidden":
             differs(f"scores one by one, {task}", list(one_by_one[task].values()), list(values.values()), 1e-4)
@@ -212,20 +212,20 @@ def test_steps_scores_lanes_and_predictions(make, tmp_path, differs):
     (tmp_path / "input").write_text("\n".join(lines) + "\n")
     predict.predict(config, workdir, ["last"], str(tmp_path / "input"), str(tmp_path / "output"))
     output = [json.loads(line) for line in (tmp_path / "output").read_text().splitlines()]
-    said = {name: output[24 * n : 24 * n + 24] for n, name in enumerate(read)}
-    answers = [line["answer"] for line in said["questions"]]
+    message = {name: output[24 * n : 24 * n + 24] for n, name in enumerate(read)}
+    answers = [line["answer"] for line in message["questions"]]
     right = [[a["text"] for a in record["answers"]] for record in gold["questions"]]
     matched = evaluate("answer_exact", right, [answer["answer"] for answer in answers], ())
-    assert matched == pytest.approx(found["answer"]["answer_exact"])
+    assert matched == pytest.approx(actual["answer"]["answer_exact"])
     for answer, record in zip(answers, gold["questions"], strict=True):
         assert 0 <= answer["probability"] <= 1.00001
         assert answer["answer"] == (record["context"][answer["start"] : answer["end"]] if answer["answer"] else "")
-    choices = [line["right"] for line in said["choices"]]
+    choices = [line["right"] for line in message["choices"]]
     assert all(len(c["probabilities"]) == len(r["choices"]) for c, r in zip(choices, gold["choices"], strict=True))
     pairs = [(c["choice"], r["right"]) for c, r in zip(choices, gold["choices"], strict=True) if r["right"] is not None]
-    assert np.mean([c == r for c, r in pairs]) == pytest.approx(found["right"]["accuracy"])
-    colors = [(line["color"]["label"], r["color"]) for line, r in zip(said["pairs"], gold["pairs"], strict=True)]
-    assert np.mean([c == r for c, r in colors if r]) == pytest.approx(found["color"]["accuracy"])
+    assert np.mean([c == r for c, r in pairs]) == pytest.approx(actual["right"]["accuracy"])
+    colors = [(line["color"]["label"], r["color"]) for line, r in zip(message["pairs"], gold["pairs"], strict=True)]
+    assert np.mean([c == r for c, r in colors if r]) == pytest.approx(actual["color"]["accuracy"])
     one, two = output[-2:]
     assert [set(fill) for fill in one["hidden"]] == [{"token", "probabilities"}] * 2 and two["hidden"] == []
     assert not {"answer", "color", "right"} & set(one)
@@ -242,11 +242,11 @@ def test_answers_in_windows_are_scored_by_question_and_predicted_as_scored(make,
     state, metrics = advance(experiment.init(0), 0, 4)
     assert np.isfinite(metrics["losses"]).all()
     evaluator = make_evaluator(experiment, placement_from_config(experiment))
-    found = evaluator.score(state.params, "dev")["answer"]
+    actual = evaluator.score(state.params, "dev")["answer"]
     stacked = jax.tree.map(lambda leaf: np.repeat(leaf[None, None], 8, 1), state.params)
     lane_scores = scores.LaneScores(experiment, lanes.shape_of(1, 1, "map"))
     lane = lane_scores.score(stacked, "dev", lambda: None)[0][0]["answer"]
-    assert lane == pytest.approx(found, rel=1e-4)
+    assert lane == pytest.approx(actual, rel=1e-4)
 
     workdir = folders.prepare(tmp_path / "run")
     folders.claim(workdir, config)
@@ -255,14 +255,14 @@ def test_answers_in_windows_are_scored_by_question_and_predicted_as_scored(make,
         checkpoints.save(jax.tree.map(np.asarray, state), {})
     source = tmp_path / "questions.dev.jsonl"
     predict.predict(config, workdir, ["last"], str(source), str(tmp_path / "output"))
-    said = [json.loads(line)["answer"] for line in (tmp_path / "output").read_text().splitlines()]
+    message = [json.loads(line)["answer"] for line in (tmp_path / "output").read_text().splitlines()]
     gold = [json.loads(line) for line in source.read_text().splitlines()]
     right = [[a["text"] for a in record["answers"]] for record in gold]
     for metric in ("answer_f1", "answer_exact"):
-        assert evaluate(metric, right, [s["answer"] for s in said], ()) == pytest.approx(found[metric])
-    for answer, record in zip(said, gold, strict=True):
+        assert evaluate(metric, right, [s["answer"] for s in message], ()) == pytest.approx(actual[metric])
+    for answer, record in zip(message, gold, strict=True):
         assert answer["answer"] == (record["context"][answer["start"] : answer["end"]] if answer["answer"] else "")
-    assert any(answer["start"] and answer["start"] > 9 for answer in said)  # behind the first window
+    assert any(answer["start"] and answer["start"] > 9 for answer in message)  # behind the first window
 
     # windows without the answer, but no question without one
     for split in ("train", "dev"):
@@ -287,9 +287,9 @@ def test_hidden_tokens_are_keyed_by_seed_step_data_set_and_row(make):
         assert built.corpus.tokenizer.id_to_token(4) == "[MASK]"
         for row, tokens in zip(batch.row[block], np.asarray(changed.tokens[block]), strict=True):
             seen.setdefault(int(row), []).append(tokens)
-    assert any(len(found) == 2 for found in seen.values())
-    for found in seen.values():
-        np.testing.assert_array_equal(found[0], found[-1])
+    assert any(len(actual) == 2 for actual in seen.values())
+    for actual in seen.values():
+        np.testing.assert_array_equal(actual[0], actual[-1])
 
     # evaluation hides the same tokens whatever the seed, and at every time
     hidden = []
@@ -340,7 +340,7 @@ def test_wrong_configs(make, tmp_path):
 
         return change
 
-    for change, said in (
+    for change, message in (
         (choices_of, "config.tasks.topic.dataset: 'choices' has choices"),
         (hidden_of, "config.tasks.hidden.dataset: tokens of 'texts' are hidden, which 'pos' has to see"),
         (named("datasets.choices.choices", ()), "config.datasets.choices.choices is empty"),
@@ -357,7 +357,7 @@ def test_wrong_configs(make, tmp_path):
     ):
         config = make()
         change(config)
-        with pytest.raises(UserError, match=re.escape(said)):
+        with pytest.raises(UserError, match=re.escape(message)):
             checks.check(config)
     with pytest.raises(UserError, match=r"reaches the word vectors through its head too"):
         build(make(aggregation__method="pcgrad"))

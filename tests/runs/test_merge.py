@@ -112,8 +112,8 @@ def test_runs_of_one_seed_merge_as_the_columns_of_one_run_do(tiny, tmp_path):
 
 
 def test_runs_that_do_not_merge_are_named(tiny, tmp_path):
-    def refused(said, *runs):
-        with pytest.raises(UserError, match=said):
+    def refused(message, *runs):
+        with pytest.raises(UserError, match=message):
             merge.merge(default.get_config().merging, runs, folders.prepare(tmp_path / "out"))
 
     one = held(small(tiny, train_tasks=("color",)), tmp_path / "one")

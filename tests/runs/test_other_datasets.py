@@ -30,31 +30,31 @@ def test_another_test_set_is_scored_and_told(tiny, tmp_path):
     config.datasets.texts.splits.test = "elsewhere.jsonl"
     splits = other_datasets.changed_splits(config, run)
     assert splits == {"texts": ("test",)}
-    found = other_datasets.evaluate(config, run, splits, workdir, "last")
-    assert found["tasks"].keys() == {"color"} and found["tasks"]["color"].keys() == {"test"}
-    assert found["tasks"]["color"]["test"] == pytest.approx(own["tasks"]["color"]["test"], abs=1e-5)
-    fact = found["other_data"]["texts"]["test"]
+    actual = other_datasets.evaluate(config, run, splits, workdir, "last")
+    assert actual["tasks"].keys() == {"color"} and actual["tasks"]["color"].keys() == {"test"}
+    assert actual["tasks"]["color"]["test"] == pytest.approx(own["tasks"]["color"]["test"], abs=1e-5)
+    fact = actual["other_data"]["texts"]["test"]
     assert fact["files"] == [str(tmp_path / "elsewhere.jsonl")] and fact["records"] == 32
-    assert found["examples"]["color"]["test"]["scored"] == 32
-    name = other_datasets.file_name(found, "last")
+    assert actual["examples"]["color"]["test"]["scored"] == 32
+    name = other_datasets.file_name(actual, "last")
     assert name == f"evaluation_last_on_{fact['fingerprint'][:8]}.json" and "evaluation_last.json" != name
-    assert "texts, test: 32 records of" in other_datasets.format_lines(found)[1]
+    assert "texts, test: 32 records of" in other_datasets.format_lines(actual)[1]
 
     # labels that the run lacks are counted, and every such record is wrong
     lines = [json.loads(line) | {"color": "purple"} for line in (tmp_path / "elsewhere.jsonl").read_text().splitlines()]
     (tmp_path / "purple.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     config.datasets.texts.splits.test = "purple.jsonl"
-    found = other_datasets.evaluate(config, run, splits, workdir, "last")
-    assert found["tasks"]["color"]["test"]["accuracy"] == 0.0
-    (told,) = [entry["text"] for entry in found["warnings"] if "purple" in entry["text"]]
-    assert "32 labels of test (100.00%) do not occur in train" in told
-    assert other_datasets.file_name(found, "last") != name
+    actual = other_datasets.evaluate(config, run, splits, workdir, "last")
+    assert actual["tasks"]["color"]["test"]["accuracy"] == 0.0
+    (notes,) = [entry["text"] for entry in actual["warnings"] if "purple" in entry["text"]]
+    assert "32 labels of test (100.00%) do not occur in train" in notes
+    assert other_datasets.file_name(actual, "last") != name
 
     # records of train are told
     (tmp_path / "seen.jsonl").write_bytes((tmp_path / "texts.train.jsonl").read_bytes())
     config.datasets.texts.splits.test = "seen.jsonl"
-    found = other_datasets.evaluate(config, run, splits, workdir, "last")
-    assert any("96 of 96 of test in train" in entry["text"] for entry in found["warnings"])
+    actual = other_datasets.evaluate(config, run, splits, workdir, "last")
+    assert any("96 of 96 of test in train" in entry["text"] for entry in actual["warnings"])
 
     # another folder with the same names, and one data set beside the other
     (tmp_path / "other").mkdir()
@@ -62,10 +62,10 @@ def test_another_test_set_is_scored_and_told(tiny, tmp_path):
     config = tiny()
     config.datasets.texts.path = str(tmp_path / "other")
     config.evaluation.splits = ("test",)
-    found = other_datasets.evaluate(config, run, other_datasets.changed_splits(config, run), workdir, "last")
-    assert found["other_data"]["texts"]["test"]["records"] == 5
+    actual = other_datasets.evaluate(config, run, other_datasets.changed_splits(config, run), workdir, "last")
+    assert actual["other_data"]["texts"]["test"]["records"] == 5
 
-    for field, value, said in (
+    for field, value, message in (
         ("splits__train", "elsewhere.jsonl", "splits.train: the run was trained on other data"),
         ("text", ("color",), r"texts\.text: .* other data have to be read in the same way as those of the run"),
         ("splits__test", "", "no other split to score; name one by --config.datasets.texts.splits.test=FILE"),
@@ -76,7 +76,7 @@ def test_another_test_set_is_scored_and_told(tiny, tmp_path):
         for key in path:
             node = node[key]
         node[last] = value
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=message):
             other_datasets.changed_splits(config, run)
     with (tmp_path / "texts.train.jsonl").open("a") as train:
         train.write("".join(json.dumps(line) + "\n" for line in lines))

@@ -35,9 +35,9 @@ def pictured(tiny, tmp_path):
         color = str(rng.choice(list(COLORS)))
         pixels = np.clip(np.asarray(COLORS[color]) + rng.integers(-20, 20, (8, 8, 3)), 0, 255).astype(np.uint8)
         Image.fromarray(pixels).save(tmp_path / f"{n}.png")
-        said = str(rng.choice(list(COLORS)))
-        truth = "true" if said == color else "false"
-        lines["shown"].append({"text": f"w1 {said} w2", "image": f"{n}.png", "truth": truth})
+        message = str(rng.choice(list(COLORS)))
+        truth = "true" if message == color else "false"
+        lines["shown"].append({"text": f"w1 {message} w2", "image": f"{n}.png", "truth": truth})
         lines["alone"].append({"image": [f"{n}.png"], "color": color})
     for name, records in lines.items():
         for split, part in (("train", records[:64]), ("dev", records[64:80]), ("test", records[80:])):
@@ -82,10 +82,10 @@ def test_a_run_on_text_pictures_and_both(pictured, tmp_path, capsys):
     source, target = tmp_path / "input.jsonl", tmp_path / "said.jsonl"
     source.write_text((tmp_path / "alone.test.jsonl").read_text() + (tmp_path / "shown.test.jsonl").read_text())
     predict.predict(config, tmp_path / "whole", ["best"], str(source), str(target))
-    said = [json.loads(line) for line in target.read_text().splitlines()]
+    message = [json.loads(line) for line in target.read_text().splitlines()]
     gold = [json.loads(line) for line in source.read_text().splitlines()]
-    assert {"seen"} == said[0].keys() - {"line"} and {"truth", "seen", "color"} == said[-1].keys() - {"line"}
-    right = np.mean([s["seen"]["label"] == g["color"] for s, g in zip(said[:16], gold[:16], strict=True)])
+    assert {"seen"} == message[0].keys() - {"line"} and {"truth", "seen", "color"} == message[-1].keys() - {"line"}
+    right = np.mean([s["seen"]["label"] == g["color"] for s, g in zip(message[:16], gold[:16], strict=True)])
     assert right == pytest.approx(whole["tasks"]["seen"]["test"]["accuracy"])
     Image.new("RGB", (8, 12)).save(tmp_path / "tall.png")
     for line, wrong in (
@@ -143,8 +143,8 @@ def test_tasks_on_text_see_nothing_of_pictures(pictured, kind):
     np.testing.assert_array_equal(loss, own_loss)
     gradient, own_gradient = flatten(gradient), flatten(own_gradient)
     for path, leaf in own_gradient.items():
-        found = gradient[path] if path.startswith("heads/") else gradient[path][:1]
-        np.testing.assert_array_equal(found, leaf, err_msg=path)
+        actual = gradient[path] if path.startswith("heads/") else gradient[path][:1]
+        np.testing.assert_array_equal(actual, leaf, err_msg=path)
 
 
 @pytest.mark.parametrize("trunk", ["all", "none"])
@@ -221,7 +221,7 @@ def test_a_transformer_with_patches_of_a_vit_is_not_exported(pictured, tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"tasks__color__kind": "grounded_classification"}, r"tasks\.color\.kind: .* name both in .*texts: image, and"),
         ({"datasets__shown__image_size": (8,)}, r"datasets\.shown\.image_size: .*\(height, width\)"),
@@ -232,7 +232,7 @@ def test_a_transformer_with_patches_of_a_vit_is_not_exported(pictured, tmp_path)
         ({"optimizer__cache_frozen": True}, "config.optimizer.cache_frozen: .*False with pictures"),
     ],
 )
-def test_configs_that_cannot_work(pictured, changes, said):
+def test_configs_that_cannot_work(pictured, changes, message):
     config = pictured()
     for field, value in changes.items():
         *path, last = field.split("__")
@@ -240,7 +240,7 @@ def test_configs_that_cannot_work(pictured, changes, said):
         for key in path:
             node = node[key]
         node[last] = value
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         checks.check(config)
 
 

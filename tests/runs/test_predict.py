@@ -47,7 +47,7 @@ def test_lines_and_objects_and_what_no_task_can_read(tiny, tmp_path, monkeypatch
     summary = folders.read_summary(workdir)
     assert right == pytest.approx(summary["tasks"]["color"]["test"]["accuracy"])
 
-    for content, said in (
+    for content, message in (
         ('w1\n{"text": ', "input:2: broken JSON"),
         ('{"txt": "w1"}', "input:1: no task can read this line.*'text' or 'words'"),
         ('{"text": ""}', "input:1: the text 'text' is empty"),
@@ -55,7 +55,7 @@ def test_lines_and_objects_and_what_no_task_can_read(tiny, tmp_path, monkeypatch
         ("\n", "no records in it"),
     ):
         source.write_text(content)
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=message):
             predicted(config, workdir, source)
     source.write_bytes("caf\xe9".encode("latin-1"))
     with pytest.raises(UserError, match=r"input:1: byte 3 is not utf-8"):
@@ -193,9 +193,9 @@ def test_tasks_are_chosen_and_options_of_the_data_set_count(tiny, tmp_path, caps
 
     keys = [set(line) - {"line"} for line in predict()]
     assert keys == [{"color", "tags", "long"}, set(), {"color"}, set(), {"color"}, {"tags", "long"}]
-    told = capsys.readouterr().err
-    assert "input: 1 records that no data set takes (where); first at" in told and "input.txt:2" in told
-    assert "records without text dropped (options.empty); first at" in told and "input.txt:4" in told
+    notes = capsys.readouterr().err
+    assert "input: 1 records that no data set takes (where); first at" in notes and "input.txt:2" in notes
+    assert "records without text dropped (options.empty); first at" in notes and "input.txt:4" in notes
     source.write_text("w1 red\n")
     assert set(predict(tasks=["long"])[0]) == {"line", "long"}
     with pytest.raises(UserError, match=r"no task 'colour'; it has: color, tags, long. Did you mean 'color'"):

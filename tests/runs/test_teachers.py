@@ -56,8 +56,8 @@ def run_steps(experiment, count, hyper=None):
     metrics = []
     for step in range(count):
         batch = jax.tree.map(lambda leaf: leaf[None], experiment.batches(0).batch(step))
-        state, found = function(state, batch, hyper or experiment.hyper)
-        metrics.append(jax.device_get(found))
+        state, actual = function(state, batch, hyper or experiment.hyper)
+        metrics.append(jax.device_get(actual))
     return jax.device_get(state), metrics
 
 
@@ -80,18 +80,18 @@ def test_soft_labels_are_what_prediction_says_of_each_record_and_word(tiny, tmp_
     assert any("32 of them have no gold label" in note for note in data.notes)
 
     own = from_plain(folders.read_config(teacher))
-    said = {}
+    message = {}
     for name in ("texts", "sentences"):
         source, target = tmp_path / f"{name}.train.jsonl", tmp_path / "said.jsonl"
         predict.predict(own, teacher, ["best"], str(source), str(target))
-        said[name] = [json.loads(line) for line in target.read_text().splitlines()]
+        message[name] = [json.loads(line) for line in target.read_text().splitlines()]
     for task, dataset in (("color", "texts"), ("long", "sentences"), ("tags", "sentences")):
         rows, encoded = data.rows[dataset]["train"], data.splits[dataset]["train"].encoded
         arrays, names = rows.labels[task], data.vocabularies[task].names
         seen = 0
         for row, slot in zip(*np.nonzero(rows.example >= 0), strict=True):
             record = encoded.record[rows.example[row, slot]]
-            line = said[dataset][record][task]
+            line = message[dataset][record][task]
             if task != "tags":
                 assert arrays["teacher_mask"][row, slot]
                 wanted = [line["probabilities"][name] for name in names]
@@ -100,10 +100,10 @@ def test_soft_labels_are_what_prediction_says_of_each_record_and_word(tiny, tmp_
                 continue
             for at in np.flatnonzero((arrays["slot"][row] == slot) & (arrays["segment"][row] > 0)):
                 word = arrays["word"][row, at]
-                found = arrays["teacher"][row, at]
-                assert found.sum() == pytest.approx(1.0, abs=1e-4)
+                actual = arrays["teacher"][row, at]
+                assert actual.sum() == pytest.approx(1.0, abs=1e-4)
                 tag = names.index(line["tags"][word])
-                differs("soft tag against prediction", found[tag], line["probabilities"][word], 1e-5)
+                differs("soft tag against prediction", actual[tag], line["probabilities"][word], 1e-5)
                 seen += 1
         assert seen == sum(
             len(r.fields["words"]) if task == "tags" else 1 for r in data.splits[dataset]["train"].records
@@ -126,10 +126,10 @@ def test_no_weight_is_ordinary_training_and_annealing_follows_the_step(tiny, tmp
         entry.weight, entry.teachers = 0.0, ("nowhere",)
     assert not build(config).spec.objective.teaching
     taught, metrics = run_steps(experiment, 5)
-    for step, found in enumerate(metrics):
+    for step, actual in enumerate(metrics):
         wanted = {"color": 1 - step / 12, "tags": 1.0, "long": 1 - step / 12}
-        assert found["teaching"] == pytest.approx(wanted)
-        assert np.isfinite(found["losses"]).all() and found["present"].all()
+        assert actual["teaching"] == pytest.approx(wanted)
+        assert np.isfinite(actual["losses"]).all() and actual["present"].all()
     assert not int(taught.skipped.sum())
     moved = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), taught.params["heads"], plain.params["heads"])
     assert min(max(jax.tree.leaves(of_task)) for of_task in moved.values()) > 1e-3
@@ -169,11 +169,11 @@ def test_a_run_with_teachers_goes_on_only_with_these_and_is_scored_without_them(
 
 
 def test_runs_that_cannot_teach_are_named(tiny, tmp_path, teacher):
-    def refused(said, task="color", change=lambda config: None, **fields):
+    def refused(message, task="color", change=lambda config: None, **fields):
         config = student_of(tiny)
         default.add_distillation(config, task, **({"teachers": (str(teacher),)} | fields))
         change(config)
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=message):
             checks.check(config)
             build(config)
 

@@ -184,8 +184,8 @@ def test_a_run_leaves_what_it_says(tiny, tmp_path, capsys):
     summary = train.train(config, workdir)
     assert set(summary) >= {"tasks", "step", "seconds"}
     for task, metrics in (("color", {"accuracy", "macro_f1", "loss"}), ("tags", {"entity_f1", "accuracy", "loss"})):
-        found = {split: set(values) for split, values in summary["tasks"][task].items()}
-        assert found == {"dev": metrics, "test": metrics}
+        actual = {split: set(values) for split, values in summary["tasks"][task].items()}
+        assert actual == {"dev": metrics, "test": metrics}
     assert json.loads((workdir / "summary.json").read_text()) == summary
     # the scores kept from training are those of the parameters that were saved
     again = evaluate.evaluate(config, workdir, "best")

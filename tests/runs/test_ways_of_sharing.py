@@ -209,9 +209,9 @@ def walk(texts, folder, way, data):
         return
     attribution.attribute(config, workdir, ["best"], str(texts / "test.jsonl"), out)
     for line in (out / "attributions.jsonl").read_text().splitlines():
-        found = json.loads(line)["tasks"]
-        assert set(found) == set(tasks)
-        for of_task in found.values():
+        actual = json.loads(line)["tasks"]
+        assert set(actual) == set(tasks)
+        for of_task in actual.values():
             assert np.isfinite(of_task["attributions"]).all() and len(of_task["tokens"]) >= 4
 
 
@@ -233,10 +233,10 @@ def layouts_agree(experiment):
         dataset = int(batch.dataset[block])
         alone = experiment.objective_for(evaluation_layout(corpus.layout, corpus.layout.datasets[dataset]))
         one = jax.tree.map(lambda leaf, b=block: leaf[b : b + 1], batch._replace(labels={}))
-        found = jax.jit(lambda p, b, net=alone.network: net.apply(p, b).hidden)(params, one)
+        actual = jax.jit(lambda p, b, net=alone.network: net.apply(p, b).hidden)(params, one)
         rows = batch.tokens.shape[1]
-        assert set(found) == {corpus.layout.tasks[k] for k in corpus.layout.tasks_on(dataset)}
-        for task, hidden in found.items():
+        assert set(actual) == {corpus.layout.tasks[k] for k in corpus.layout.tasks_on(dataset)}
+        for task, hidden in actual.items():
             place = objective.layout.reads(task).index(block)
             np.testing.assert_allclose(together[task][place * rows : (place + 1) * rows], hidden, atol=2e-5)
 

@@ -57,18 +57,18 @@ def wait_for_step(workdir, step, runs):
         time.sleep(0.01)
 
 
-def compare(differs, what, found, wanted):
-    found, wanted = launching.arrays_of(found), launching.arrays_of(wanted)
-    assert found.keys() == wanted.keys()
+def compare(differs, what, actual, wanted):
+    actual, wanted = launching.arrays_of(actual), launching.arrays_of(wanted)
+    assert actual.keys() == wanted.keys()
     for path, leaf in wanted.items():
-        differs(what, found[path], leaf, 1e-5)
+        differs(what, actual[path], leaf, 1e-5)
 
 
 def test_two_processes_as_one(setting, whole, differs, launch_environment):
     folder, config, _ = setting
-    found = ended(start(launch_environment, config, folder / "two"))
-    assert [status for status, _ in found] == [0, 0], found
-    assert "test" in found[0][1] and "training" not in found[1][1] and "test" not in found[1][1]  # one of them tells
+    actual = ended(start(launch_environment, config, folder / "two"))
+    assert [status for status, _ in actual] == [0, 0], actual
+    assert "test" in actual[0][1] and "training" not in actual[1][1] and "test" not in actual[1][1]  # one of them tells
     compare(differs, "two processes of 4 devices against one of 8, AdamW", folder / "two", whole)
     logs = [read_metrics(workdir) for workdir in (folder / "two", whole)]
     losses = [[line["loss"] for line in log if line["kind"] == "train"] for log in logs]
@@ -79,8 +79,10 @@ def test_two_processes_as_one(setting, whole, differs, launch_environment):
     assert scores[0].keys() == scores[1].keys()
     differs("their test losses", *([s["test"]["loss"] for s in tasks.values()] for tasks in scores), 1e-5)
 
-    found = ended(start(launch_environment, config, folder / "two", "--mode=evaluate"))
-    assert [status for status, _ in found] == [0, 0] and "task_0" in found[0][1] and "task_0" not in found[1][1], found
+    actual = ended(start(launch_environment, config, folder / "two", "--mode=evaluate"))
+    assert [status for status, _ in actual] == [0, 0] and "task_0" in actual[0][1] and "task_0" not in actual[1][1], (
+        actual
+    )
     (file,) = (folder / "two").glob("evaluation_*.json")
     again = json.loads(file.read_text())["tasks"]
     differs("losses of --mode=evaluate", *([s["test"]["loss"] for s in t.values()] for t in (again, scores[1])), 1e-5)
@@ -92,9 +94,9 @@ def test_stopped_then_killed_then_finished_by_one_process(setting, whole, differ
     runs = start(launch_environment, config, workdir)
     wait_for_step(workdir, 2, runs)
     runs[1].send_signal(signal.SIGTERM)
-    found = ended(runs)
-    assert [status for status, _ in found] == [128 + signal.SIGTERM] * 2, found
-    assert "stopped by a signal" in found[0][1] and not (workdir / "summary.json").exists()
+    actual = ended(runs)
+    assert [status for status, _ in actual] == [128 + signal.SIGTERM] * 2, actual
+    assert "stopped by a signal" in actual[0][1] and not (workdir / "summary.json").exists()
 
     stopped = max(line["step"] for line in read_metrics(workdir))
     runs = start(launch_environment, config, workdir, heartbeat=10)  # saved and restored by two processes

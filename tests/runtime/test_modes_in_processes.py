@@ -85,26 +85,26 @@ def results(tmp_path_factory, launch_environment):
         )
         for number in range(2)
     ]
-    found = ended(runs)
-    assert [status for status, _ in found] == [0, 0], found
+    actual = ended(runs)
+    assert [status for status, _ in actual] == [0, 0], actual
     return folder, alone, [json.loads((folder / f"printed_{number}.json").read_text()) for number in range(2)]
 
 
-def require_close(found, wanted, where):
+def require_close(actual, wanted, where):
     """JSON values are equal up to the rounding of numbers."""
-    assert type(found) is type(wanted), where
+    assert type(actual) is type(wanted), where
     if isinstance(wanted, dict):
-        assert found.keys() == wanted.keys(), where
+        assert actual.keys() == wanted.keys(), where
         for key in wanted.keys() - {"seconds", "runs", "step_seconds"}:
-            require_close(found[key], wanted[key], f"{where}.{key}")
+            require_close(actual[key], wanted[key], f"{where}.{key}")
     elif isinstance(wanted, list):
-        assert len(found) == len(wanted), where
-        for number, pair in enumerate(zip(found, wanted, strict=True)):
+        assert len(actual) == len(wanted), where
+        for number, pair in enumerate(zip(actual, wanted, strict=True)):
             require_close(*pair, f"{where}[{number}]")
     elif isinstance(wanted, float):
-        assert found == pytest.approx(wanted, abs=1e-5, nan_ok=True), where
+        assert actual == pytest.approx(wanted, abs=1e-5, nan_ok=True), where
     else:
-        assert found == wanted, where
+        assert actual == wanted, where
 
 
 FILES = {

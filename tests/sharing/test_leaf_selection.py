@@ -92,10 +92,10 @@ def test_proximal_by_path_with_a_strength_by_layer():
         moved, _ = transform.update(updates, transform.init(params), params)
         return optax.apply_updates(params, moved)
 
-    found = apply(PARAMS, 2.0)
+    actual = apply(PARAMS, 2.0)
     np.testing.assert_allclose(
-        found["layer_00"]["query"]["kernel"], sharing.prox_trace_norm(KERNEL_0 + 0.1, 2.0), rtol=1e-5, atol=1e-5
+        actual["layer_00"]["query"]["kernel"], sharing.prox_trace_norm(KERNEL_0 + 0.1, 2.0), rtol=1e-5, atol=1e-5
     )
-    np.testing.assert_allclose(found["layer_01"]["query"]["kernel"], KERNEL_1 + 0.1, rtol=1e-6)
-    np.testing.assert_array_equal(found["layer_00"]["query"]["bias"], BIAS_0 + 0.1)
-    np.testing.assert_array_equal(found["embed"]["table"], PARAMS["embed"]["table"] + 0.1)
+    np.testing.assert_allclose(actual["layer_01"]["query"]["kernel"], KERNEL_1 + 0.1, rtol=1e-6)
+    np.testing.assert_array_equal(actual["layer_00"]["query"]["bias"], BIAS_0 + 0.1)
+    np.testing.assert_array_equal(actual["embed"]["table"], PARAMS["embed"]["table"] + 0.1)

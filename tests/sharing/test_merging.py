@@ -46,33 +46,33 @@ def test_slerp_of_two_divides_the_angle(differs, vectors):
     u, v = x - origin
     angle = np.arccos(u @ v / np.linalg.norm(u) / np.linalg.norm(v))
     for t in (0.0, 0.25, 0.5, 1.0):
-        found = merged("slerp", stack, base, weights=(1 - t, t), vectors=vectors) - origin
+        actual = merged("slerp", stack, base, weights=(1 - t, t), vectors=vectors) - origin
         direction = np.sin((1 - t) * angle) * u / np.linalg.norm(u) + np.sin(t * angle) * v / np.linalg.norm(v)
         norm = (1 - t) * np.linalg.norm(u) + t * np.linalg.norm(v)
-        differs("slerp of two", found, norm * direction / np.sin(angle), 1e-5)
-        cosine = found @ u / np.linalg.norm(found) / np.linalg.norm(u)
+        differs("slerp of two", actual, norm * direction / np.sin(angle), 1e-5)
+        cosine = actual @ u / np.linalg.norm(actual) / np.linalg.norm(u)
         differs("angle of slerp", np.arccos(np.clip(cosine, -1, 1)), t * angle, 2e-3)
 
 
 def test_slerp_of_many_is_where_the_weighted_angles_balance(differs):
     stack, base, x, _ = trees(4)
     weights = np.asarray([0.1, 0.2, 0.3, 0.4])
-    found = merged("slerp", stack, base, weights=weights)
-    m, u = found / np.linalg.norm(found), x / np.linalg.norm(x, axis=1, keepdims=True)
+    actual = merged("slerp", stack, base, weights=weights)
+    m, u = actual / np.linalg.norm(actual), x / np.linalg.norm(x, axis=1, keepdims=True)
     cosine = u @ m
     pull = (weights * np.arccos(cosine) / np.sqrt(1 - cosine**2)) @ (u - cosine[:, None] * m)
     differs("pull on the mean of the sphere", pull, 0.0, 1e-5)
-    differs("norm of slerp", np.linalg.norm(found), weights @ np.linalg.norm(x, axis=1), 1e-5)
+    differs("norm of slerp", np.linalg.norm(actual), weights @ np.linalg.norm(x, axis=1), 1e-5)
 
 
 def ties_by_hand(x, b, scale, density):
     tau = x - b
-    kept = np.zeros_like(tau)
+    remaining = np.zeros_like(tau)
     for k, row in enumerate(tau):
         top = np.argsort(-np.abs(row))[: round(density * len(row))]
-        kept[k, top] = row[top]
+        remaining[k, top] = row[top]
     result = np.zeros_like(b)
-    for i, column in enumerate(kept.T):
+    for i, column in enumerate(remaining.T):
         agree = column[np.sign(column) == np.sign(column.sum())]
         agree = agree[agree != 0]
         result[i] = agree.mean() if len(agree) else 0.0
@@ -82,28 +82,28 @@ def ties_by_hand(x, b, scale, density):
 def test_ties_by_hand_and_its_reductions(differs):
     stack, base, x, b = trees(3)
     for density in (0.2, 0.5, 1.0):
-        found = merged("ties", stack, base, density=density, scale=0.7)
-        differs("ties", found, ties_by_hand(x, b, 0.7, density), 2e-6)
+        actual = merged("ties", stack, base, density=density, scale=0.7)
+        differs("ties", actual, ties_by_hand(x, b, 0.7, density), 2e-6)
     # no conflict of signs, nothing trimmed: the mean of the task vectors
     one_sided = jax.tree.map(lambda leaf, start: start[None] + jnp.abs(leaf - start[None]), stack, base)
-    found = merged("ties", one_sided, base, density=1.0, scale=1.0)
-    differs("ties without conflict", found, merged("task_arithmetic", one_sided, base, scale=1 / 3), 1e-6)
+    actual = merged("ties", one_sided, base, density=1.0, scale=1.0)
+    differs("ties without conflict", actual, merged("task_arithmetic", one_sided, base, scale=1 / 3), 1e-6)
 
 
 def test_dare_without_dropping_is_task_arithmetic_and_keeps_the_mean(differs):
     stack, base, x, b = trees(3)
-    found = merged("dare", stack, base, drop=0.0, scale=0.4)
-    np.testing.assert_array_equal(found, merged("task_arithmetic", stack, base, scale=0.4))
+    actual = merged("dare", stack, base, drop=0.0, scale=0.4)
+    np.testing.assert_array_equal(actual, merged("task_arithmetic", stack, base, scale=0.4))
     # each entry is a sum of τ_k / (1 − p) over a subset of the tasks, and in the mean that of task arithmetic
     p, draws = 0.5, 400
     keys = jax.random.split(jax.random.key(1), draws)
-    found = jax.vmap(lambda key: merging.dare(stack, base, key=key, drop=p, scale=1.0))(keys)
-    found = vector(found, draws) - b
+    actual = jax.vmap(lambda key: merging.dare(stack, base, key=key, drop=p, scale=1.0))(keys)
+    actual = vector(actual, draws) - b
     subsets = np.asarray([[(s >> k) & 1 for k in range(3)] for s in range(8)]) @ (x - b) / (1 - p)
-    nearest = np.abs(found[:, None] - subsets[None]).min(axis=1)
+    nearest = np.abs(actual[:, None] - subsets[None]).min(axis=1)
     differs("dare: entries are sums over subsets", nearest, 0.0, 1e-5)
     deviation = np.sqrt((p / (1 - p)) * ((x - b) ** 2).sum(0) / draws)
-    assert (np.abs(found.mean(0) - (x - b).sum(0)) < 4.5 * deviation).all()
+    assert (np.abs(actual.mean(0) - (x - b).sum(0)) < 4.5 * deviation).all()
 
 
 @pytest.mark.parametrize("name", merging.MERGING)

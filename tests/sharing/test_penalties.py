@@ -194,8 +194,8 @@ def test_gradient_of_trace_norm_at_rank_deficiency_is_the_polar_factor():
     x = CORNERS["two equal"].reshape(SHAPE[0], -1)
     u, sigma, vt = np.linalg.svd(x, full_matrices=False)
     expected = u[:, sigma > 1e-9] @ vt[sigma > 1e-9]
-    found = jax.grad(sharing.trace_norm)(jnp.asarray(x, jnp.float32))
-    np.testing.assert_allclose(found, expected, atol=1e-5)
+    actual = jax.grad(sharing.trace_norm)(jnp.asarray(x, jnp.float32))
+    np.testing.assert_allclose(actual, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", [n for n in penalties(None) if n not in ("tucker", "tt", "orthogonality", "low_rank")])
@@ -295,10 +295,10 @@ def test_subspaces_orthogonal_by_brute_force(subspaces, gates):
                 np.linalg.norm(parts[s].T @ parts[u]) ** 2 for s in range(subspaces) for u in range(s + 1, subspaces)
             )
     with jax.enable_x64(True):
-        found = sharing.PENALTIES["subspace_orthogonality"](
+        actual = sharing.PENALTIES["subspace_orthogonality"](
             {k: jnp.asarray(v) for k, v in leaves.items()}, subspaces=subspaces, gates=gates
         )
-    np.testing.assert_allclose(found, total, rtol=1e-12)
+    np.testing.assert_allclose(actual, total, rtol=1e-12)
 
 
 def test_subspaces_of_one_layer_only():

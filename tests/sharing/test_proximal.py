@@ -68,8 +68,8 @@ def test_quadratic_ones_by_dense_matrices(t, differs):
         "kernel_given": np.linalg.inv(KERNEL),
     }.items():
         values, vectors = np.linalg.eigh(matrix)
-        kept = 1 / (1 + 2 * t * np.where(values > 1e-12, values, 0))
-        expected = np.tensordot(vectors * kept @ vectors.T, x, 1)
+        remaining = 1 / (1 + 2 * t * np.where(values > 1e-12, values, 0))
+        expected = np.tensordot(vectors * remaining @ vectors.T, x, 1)
         with jax.enable_x64(True):
             differs("proximal operators of quadratic penalties", OPERATORS[name][0](jnp.asarray(x), t), expected, 1e-14)
 
@@ -115,12 +115,12 @@ def test_against_brute_force_minimisation(name):
     x = samples(1)
     with jax.enable_x64(True):
         objective = jax.jit(lambda z: 0.4 * penalty(z.reshape(x.shape)) + 0.5 * jnp.sum((z - x.reshape(-1)) ** 2))
-        found = np.asarray(prox(jnp.asarray(x), 0.4)).reshape(-1)
-        least = objective(found)
+        actual = np.asarray(prox(jnp.asarray(x), 0.4)).reshape(-1)
+        least = objective(actual)
         best = scipy.optimize.minimize(objective, x.reshape(-1), jac=jax.jit(jax.grad(objective)), method="BFGS")
-        around = [found + 10.0**scale * rng.normal(size=found.size) for scale in np.linspace(-4, 1, 200)]
+        around = [actual + 10.0**scale * rng.normal(size=actual.size) for scale in np.linspace(-4, 1, 200)]
         for z in (best.x, x.reshape(-1), *around):
-            margin = 0.5 * np.sum((z - found) ** 2) if name in CONVEX else 0.0
+            margin = 0.5 * np.sum((z - actual) ** 2) if name in CONVEX else 0.0
             assert objective(z) >= least + margin - 1e-12
 
 
@@ -144,11 +144,11 @@ def test_identity_at_zero_and_lanes_of_t_and_nonexpansive(name):
 def test_a_tree_is_one_matrix_and_keeps_its_dtypes(name):
     x = jnp.asarray(samples(2), jnp.float32)
     tree = {"a": x[..., :1].astype(jnp.bfloat16), "b": [x[..., 1:]]}
-    found = compiled(name)(tree, 0.3)
-    assert found["a"].dtype == jnp.bfloat16 and found["b"][0].dtype == jnp.float32
+    actual = compiled(name)(tree, 0.3)
+    assert actual["a"].dtype == jnp.bfloat16 and actual["b"][0].dtype == jnp.float32
     expected = compiled(name)(jnp.concatenate([tree["a"].astype(jnp.float32), x[..., 1:]], -1), 0.3)
-    np.testing.assert_allclose(found["a"].astype(jnp.float32), expected[..., :1], rtol=2**-8)
-    np.testing.assert_allclose(found["b"][0], expected[..., 1:], atol=1e-6)
+    np.testing.assert_allclose(actual["a"].astype(jnp.float32), expected[..., :1], rtol=2**-8)
+    np.testing.assert_allclose(actual["b"][0], expected[..., 1:], atol=1e-6)
 
 
 @pytest.mark.parametrize("name", OPERATORS)
@@ -201,12 +201,12 @@ def test_finite_at_corners(name):
     }
     for corner, x in corners.items():
         for t in (0.0, 1e-12, 0.5, 1.0, 1e12, np.inf):
-            found = compute(x.astype(np.float32), jnp.float32(t))
-            for what in jax.tree.leaves(found):
+            actual = compute(x.astype(np.float32), jnp.float32(t))
+            for what in jax.tree.leaves(actual):
                 assert what.dtype == jnp.float32 and jnp.isfinite(what).all(), (corner, t)
             if t == 0.0:
-                np.testing.assert_array_equal(found[0], x.astype(np.float32), corner)
-                np.testing.assert_array_equal(found[1], direction, corner)
+                np.testing.assert_array_equal(actual[0], x.astype(np.float32), corner)
+                np.testing.assert_array_equal(actual[1], direction, corner)
 
 
 def test_derivatives_where_singular_values_repeat():
@@ -215,9 +215,9 @@ def test_derivatives_where_singular_values_repeat():
     with jax.enable_x64(True):
         for prox in (sharing.prox_trace_norm, sharing.prox_mtrl):
             at = jax.jit(lambda x, prox=prox: jax.jvp(lambda x: prox(x, 0.1), (x,), (direction,)))
-            found = at(x)[1]
+            actual = at(x)[1]
             expected = (at(x + 1e-6 * direction)[0] - at(x - 1e-6 * direction)[0]) / 2e-6
-            np.testing.assert_allclose(found, expected, atol=1e-8)
+            np.testing.assert_allclose(actual, expected, atol=1e-8)
 
 
 def test_one_task_and_two_derivatives():
@@ -229,8 +229,8 @@ def test_one_task_and_two_derivatives():
         total = lambda kind, x, t: jnp.sum(sharing.PROXIMAL[kind](x, t, **matrices.get(kind, {})))  # noqa: E731
         return {kind: jax.value_and_grad(total, (1, 2))(kind, x, t) for kind in sharing.PROXIMAL}
 
-    for kind, found in compute(one, 0.3).items():
-        assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(found)), kind
+    for kind, actual in compute(one, 0.3).items():
+        assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(actual)), kind
     with pytest.raises(NotImplementedError, match="once"):
         jax.hessian(lambda x: sharing.prox_trace_norm(x, 0.1).sum())(one)
 
@@ -248,9 +248,9 @@ def test_matrices_of_the_tasks_may_be_traced():
             call = jax.jit(lambda given, name=name, key=key: sharing.PROXIMAL[name](x, 0.4, **{key: given}))
             seen = sharing.PROXIMAL[name](jnp.asarray(x), 0.4, **{key: given})
             np.testing.assert_allclose(call(given), seen, atol=1e-13)
-            found = jax.jvp(call, (jnp.asarray(given),), (jnp.asarray(change),))[1]
+            actual = jax.jvp(call, (jnp.asarray(given),), (jnp.asarray(change),))[1]
             expected = (call(given + 1e-6 * change) - call(given - 1e-6 * change)) / 2e-6
-            np.testing.assert_allclose(found, expected, atol=1e-8)
+            np.testing.assert_allclose(actual, expected, atol=1e-8)
 
 
 @pytest.mark.parametrize("traced", [False, True])
@@ -279,10 +279,10 @@ def test_a_small_strength_is_exact_in_float32(name):
     """t = lr·λ = 1e-9 moves a task at zero by 1e-9 times what it is drawn to; 1 − 1/(1 + 2t) would be 0."""
     x = samples(6)
     x[0] = 0.0
-    found = compiled(name)(x.astype(np.float32), 1e-9)[0]
+    actual = compiled(name)(x.astype(np.float32), 1e-9)[0]
     with jax.enable_x64(True):
         expected = compiled(name)(x.astype(np.float32).astype(np.float64), 1e-9)[0]
-    np.testing.assert_allclose(found, expected, atol=1e-6 * np.abs(expected).max())
+    np.testing.assert_allclose(actual, expected, atol=1e-6 * np.abs(expected).max())
 
 
 def test_infinite_strength_ties_the_tasks_and_large_strength_gives_exact_zeros():

@@ -62,11 +62,11 @@ def test_sharded_leaves_have_the_same_sums_and_are_not_gathered():
 def test_sealed_metadata():
     parts = {"x": {"w": jnp.arange(4.0)}}
     sealed = json.loads(json.dumps(checksums.with_checksums({"step": 3, "score": 0.25}, parts)))
-    told = checksums.verified(sealed)
-    assert told["score"] == 0.25
-    checksums.require_checksums(told, parts)
+    notes = checksums.verified(sealed)
+    assert notes["score"] == 0.25
+    checksums.require_checksums(notes, parts)
     with pytest.raises(checksums.DamagedError, match="x/w"):
-        checksums.require_checksums(told, {"x": {"w": jnp.arange(4.0) + 1}})
+        checksums.require_checksums(notes, {"x": {"w": jnp.arange(4.0) + 1}})
     for field in sealed:
         with pytest.raises(checksums.DamagedError):
             checksums.verified({**sealed, field: 4})
@@ -118,8 +118,12 @@ def test_a_damaged_checkpoint_is_set_aside_for_the_one_before(saved, capsys):
     file = data_file(saved / "checkpoints" / "3")
     flip(file, file.stat().st_size // 2)
     assert restored(saved) == (2, 2, 2.0)
-    said = capsys.readouterr().out
-    assert "step 3" in said and str(saved / "damaged" / "checkpoints_3") in said and "resuming from step 2" in said
+    message = capsys.readouterr().out
+    assert (
+        "step 3" in message
+        and str(saved / "damaged" / "checkpoints_3") in message
+        and "resuming from step 2" in message
+    )
     assert sorted(f.name for f in (saved / "checkpoints").iterdir()) == ["1", "2"]
     with checkpoint.Checkpoints(saved, 3) as checkpoints:  # the step can be made again
         checkpoints.save_parts(3, parts_of(3.0), {"number": 3})
@@ -133,25 +137,25 @@ def test_a_damaged_checkpoint_is_set_aside_for_the_one_before(saved, capsys):
 
 
 def test_late_replies_to_a_read_that_failed_are_not_printed_and_other_errors_are(monkeypatch):
-    said = []
-    monkeypatch.setattr(sys, "unraisablehook", said.append)
+    message = []
+    monkeypatch.setattr(sys, "unraisablehook", message.append)
     checkpoint._silence_unfinished_reads.__wrapped__()
     for error in (RuntimeError("Event loop is closed"), RuntimeError("else"), OSError("Event loop is closed")):
         sys.unraisablehook(types.SimpleNamespace(object=None, exc_value=error))
     sys.unraisablehook(types.SimpleNamespace(object=print, exc_value=RuntimeError("Event loop is closed")))
-    assert [(str(one.exc_value), one.object) for one in said] == [
+    assert [(str(one.exc_value), one.object) for one in message] == [
         ("else", None),
         ("Event loop is closed", None),
         ("Event loop is closed", print),
     ]
-    said.clear()
+    message.clear()
     for file in ("/site-packages/orbax/checkpoint/a.py", "/elsewhere/orbax.py"):
         scope = {}
         exec(compile("async def read(): pass", file, "exec"), scope)
         coroutine = scope["read"]()
         sys.unraisablehook(types.SimpleNamespace(object=coroutine, exc_value=ValueError(file)))
         coroutine.close()
-    assert [str(one.exc_value) for one in said] == ["/elsewhere/orbax.py"]
+    assert [str(one.exc_value) for one in message] == ["/elsewhere/orbax.py"]
 
 
 def test_other_shapes_are_refused_and_not_set_aside(saved):

@@ -115,9 +115,9 @@ def test_a_run_in_which_no_step_was_taken_is_an_error(tmp_path, monkeypatch):
 def test_the_order_of_warnings_and_how_they_are_folded():
     cut = [run_warnings.warning(LENGTH, f"{n} cut", n, 100) for n in range(1, 8)]
     steps = run_warnings.warning(run_warnings.STEPS, "1 of 9 steps", 1, 9)
-    found = run_warnings.by_severity([*cut, run_warnings.warning("other", "plain"), steps, cut[0]])
-    assert [w["text"] for w in found] == ["1 of 9 steps", *(f"{n} cut" for n in range(7, 0, -1)), "plain"]
-    assert run_warnings.format_lines(found, "x.json") == [
+    actual = run_warnings.by_severity([*cut, run_warnings.warning("other", "plain"), steps, cut[0]])
+    assert [w["text"] for w in actual] == ["1 of 9 steps", *(f"{n} cut" for n in range(7, 0, -1)), "plain"]
+    assert run_warnings.format_lines(actual, "x.json") == [
         "1 of 9 steps",
         "7 cut",
         "6 cut",
@@ -184,7 +184,7 @@ def test_the_best_of_a_run_is_chosen_by_score_then_loss_then_time(tmp_path, monk
 
 
 def test_the_best_of_a_lane_is_chosen_likewise():
-    one, kept = lane_batch.LaneBatch.__new__(lane_batch.LaneBatch), []
+    one, remaining = lane_batch.LaneBatch.__new__(lane_batch.LaneBatch), []
     experiment = SimpleNamespace(tasks={"c": SimpleNamespace(metrics=("accuracy",))})
     training = SimpleNamespace(early_stopping_patience=2, steps=99, eval_every=1)
     one.config = SimpleNamespace(training=training, evaluation=SimpleNamespace(checkpoint="best"))
@@ -195,7 +195,7 @@ def test_the_best_of_a_lane_is_chosen_likewise():
         scores=scores,
         shape=SimpleNamespace(seeds=1, lanes=1),
         put=lambda better: better,
-        select=lambda better, new, old: kept.append(one.step),
+        select=lambda better, new, old: remaining.append(one.step),
     )
     one.states, one.best = SimpleNamespace(params=None, balance=SimpleNamespace(scores=None)), None
     one._extend_curves = lambda scores: None
@@ -203,7 +203,7 @@ def test_the_best_of_a_lane_is_chosen_likewise():
     for one.step, now in enumerate(SCRIPT, 1):  # noqa: B007 (read by `scores`)
         one._evaluate(bar, SimpleNamespace(raise_if_stopped=None))
     log = one.logs[0, 0]
-    assert kept == [1, 2, 4, 5] and log.best_step == 5 and log.status == "stopped early"
+    assert remaining == [1, 2, 4, 5] and log.best_step == 5 and log.status == "stopped early"
 
 
 def test_lanes_that_froze_lost_steps_or_predict_one_class_are_counted(tmp_path):
@@ -214,11 +214,11 @@ def test_lanes_that_froze_lost_steps_or_predict_one_class_are_counted(tmp_path):
         fake_grids.lane(None, seed=0, values={"strength": 9.0}, status="frozen: not finite", left_out=10),
         fake_grids.lane(0.4, seed=1, values={"strength": 9.0}, status="dropped"),
     ]
-    found = run_warnings.by_severity(lane_warnings(lanes))
-    assert [(w["kind"], w["count"], w["total"]) for w in found] == [("steps", 1, 4)] * 3 + [("predictions", 1, 4)]
-    texts = "\n".join(w["text"] for w in found)
+    actual = run_warnings.by_severity(lane_warnings(lanes))
+    assert [(w["kind"], w["count"], w["total"]) for w in actual] == [("steps", 1, 4)] * 3 + [("predictions", 1, 4)]
+    texts = "\n".join(w["text"] for w in actual)
     assert "1 of 4 lanes: frozen: not finite" in texts and "at most 3 of 10" in texts and "only 'a'" in texts
-    grid = fake_grids.grid(lanes)._replace(warnings=found)
+    grid = fake_grids.grid(lanes)._replace(warnings=actual)
     runner._require_training(tmp_path, grid)
     (combination,) = results.summarise(grid)["combinations"]
     assert any("in 1 of 4 lanes; most at strength 0.1 (seed 1): 3 of 10" in text for text in combination["warnings"])

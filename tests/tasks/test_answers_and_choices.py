@@ -65,7 +65,7 @@ def test_the_best_span_is_that_of_all_legal_ones(names, max_span):
         value = jax.device_get(predict(logits, labels)["value"])
         segment, word = np.asarray(labels["segment"][0]), np.asarray(labels["word"][0])
         assert (value[0, segment == 0] == -1).all()
-        found = task.best_answers(np.arange(4), value[0, [np.flatnonzero(segment == e + 1)[0] for e in range(4)]], 4)
+        actual = task.best_answers(np.arange(4), value[0, [np.flatnonzero(segment == e + 1)[0] for e in range(4)]], 4)
         for e, n in enumerate(lengths):
             at = np.flatnonzero(segment == e + 1)
             s, t = logits[0, at, 0].astype(float), logits[0, at, 1].astype(float)
@@ -82,8 +82,8 @@ def test_the_best_span_is_that_of_all_legal_ones(names, max_span):
             if len(names) == 2 and s[0] + t[0] > best + 0.5:
                 wanted, chance = (-1, -1), p[0] * q[0]
                 nones += bool(spans)
-            assert tuple(found["value"][e].tolist()) == wanted
-            assert found["probability"][e] == pytest.approx(chance, rel=1e-4, abs=1e-7)
+            assert tuple(actual["value"][e].tolist()) == wanted
+            assert actual["probability"][e] == pytest.approx(chance, rel=1e-4, abs=1e-7)
             assert word[at[0]] == -1
     assert nones > 0 or len(names) == 1
 
@@ -104,7 +104,7 @@ def test_the_answer_is_the_best_of_all_windows(names):
             word[0, (segment == w + 1) & (word[0] >= 0)] += begin
         logits = rng.normal(size=(*word.shape, 2)).astype(np.float32) * (1 + seed % 3)
         value = np.asarray(predict(logits, labels | {"word": jnp.asarray(word)}))[0]
-        found = task.best_answers(record, value[[np.flatnonzero(segment == w + 1)[0] for w in range(windows)]], 4)
+        actual = task.best_answers(record, value[[np.flatnonzero(segment == w + 1)[0] for w in range(windows)]], 4)
         for m in range(4):
             spans, none = [], []
             for w in np.flatnonzero(record == m):
@@ -118,8 +118,8 @@ def test_the_answer_is_the_best_of_all_windows(names):
             if not spans or (names == BOTH and math.log(min(none)) > math.log(chance) - 0.3):
                 chance, wanted = min(none), (-1, -1)
                 nones += bool(spans)
-            assert tuple(found["value"][m].tolist()) == wanted
-            assert found["probability"][m] == pytest.approx(chance, rel=1e-4)
+            assert tuple(actual["value"][m].tolist()) == wanted
+            assert actual["probability"][m] == pytest.approx(chance, rel=1e-4)
     assert (nones > 0) == (names == BOTH)
     lost = task.best_answers(
         record, np.asarray([[0, 1, np.nan, np.nan]] * windows, np.float32), 4
@@ -170,9 +170,9 @@ def test_softmax_in_groups_does_not_see_what_is_not_usable():
     group = jnp.asarray([[1, 1, 2, 2, 2, 0, 3]], jnp.int32)
     scores = jnp.asarray([[1e4, -1e4, 3.0, jnp.inf, 5.0, jnp.nan, 2.0]])
     usable = jnp.asarray([[True, True, True, False, True, False, False]])
-    found = segment_softmax.log_softmax(scores, group, usable)
+    actual = segment_softmax.log_softmax(scores, group, usable)
     np.testing.assert_allclose(
-        found[0], [0, -2e4, *np.log(softmax([3, 5]))[:1], 0, np.log(softmax([3, 5]))[1], 0, 0], rtol=1e-5
+        actual[0], [0, -2e4, *np.log(softmax([3, 5]))[:1], 0, np.log(softmax([3, 5]))[1], 0, 0], rtol=1e-5
     )
     slope = jax.jit(jax.grad(lambda x: segment_softmax.log_softmax(x, group, usable).sum()))(scores)
     assert np.isfinite(slope).all() and not np.asarray(slope)[0, [3, 5, 6]].any()
@@ -216,12 +216,12 @@ def test_metrics_of_answers_are_those_of_squad():
         return " ".join(rng.choice(parts, rng.integers(0, 5)))
 
     golds = [[text() for _ in range(rng.integers(0, 4))] for _ in range(300)]
-    said = [text() for _ in golds]
-    wanted = np.mean([reference(p, g) for p, g in zip(said, golds, strict=True)], axis=0)
-    assert evaluate("answer_exact", golds, said, ()) == pytest.approx(wanted[0], abs=1e-12) and 0 < wanted[0] < 1
-    assert evaluate("answer_f1", golds, said, ()) == pytest.approx(wanted[1], abs=1e-12) and wanted[0] < wanted[1]
+    message = [text() for _ in golds]
+    wanted = np.mean([reference(p, g) for p, g in zip(message, golds, strict=True)], axis=0)
+    assert evaluate("answer_exact", golds, message, ()) == pytest.approx(wanted[0], abs=1e-12) and 0 < wanted[0] < 1
+    assert evaluate("answer_f1", golds, message, ()) == pytest.approx(wanted[1], abs=1e-12) and wanted[0] < wanted[1]
     metric = METRICS["answer_f1"]
-    both = metric.merge(metric.statistics(golds[:9], said[:9], ()), metric.statistics(golds[9:], said[9:], ()))
+    both = metric.merge(metric.statistics(golds[:9], message[:9], ()), metric.statistics(golds[9:], message[9:], ()))
     assert metric.value(both) == pytest.approx(wanted[1], abs=1e-12)
     words = ([[(1, 2, 3)], [(4,), (5, 6)], [()]], [(2, 3, 4), (5, 6), ()])
     assert evaluate("answer_f1", *words, ()) == pytest.approx((2 / 3 + 1 + 1) / 3)
@@ -238,8 +238,8 @@ def choice_rows():
 
 
 def test_metrics_of_answers_beyond_english():
-    def score(right, said):
-        return evaluate("answer_exact", [[right]], [said], ()), evaluate("answer_f1", [[right]], [said], ())
+    def score(right, message):
+        return evaluate("answer_exact", [[right]], [message], ()), evaluate("answer_f1", [[right]], [message], ())
 
     assert score("दिल्ली।", "दिल्ली") == score("北京", "北京。") == score("café", "cafe\u0301") == (1.0, 1.0)
     assert score("北京大学", "大学") == (0.0, pytest.approx(2 / 3))  # of Han characters each is a word
@@ -255,11 +255,11 @@ def test_choices_compete_within_their_record_alone(differs):
     wanted = [-np.log(softmax(logits[row, at])[right]) for row, at, right in records if right is not None]
     differs("loss of choices against float64", float(loss.sum()), sum(wanted), 1e-5)
     assert weight.sum() == 2 and loss[0, 1] == pytest.approx(wanted[0], rel=1e-5)
-    found = jax.device_get(task.predict({}, jnp.asarray(logits), labels))
+    actual = jax.device_get(task.predict({}, jnp.asarray(logits), labels))
     for row, at, _ in records:
-        np.testing.assert_allclose(found["probability"][row, at], softmax(logits[row, at]), rtol=1e-5)
-        assert (found["value"][row, at] == logits[row, at].argmax()).all()
-    assert (found["value"][np.asarray(labels["group"]) == 0] == -1).all()
+        np.testing.assert_allclose(actual["probability"][row, at], softmax(logits[row, at]), rtol=1e-5)
+        assert (actual["value"][row, at] == logits[row, at].argmax()).all()
+    assert (actual["value"][np.asarray(labels["group"]) == 0] == -1).all()
     assert task.decode(2, [0.1, 0.2, 0.7]) == {"choice": 2, "probabilities": [0.1, 0.2, 0.7]}
     equal = task.predict({}, jnp.zeros((2, 6)), labels)
     assert (np.asarray(equal["value"])[np.asarray(labels["group"]) > 0] == 0).all()
@@ -280,7 +280,7 @@ def test_relations_read_the_marked_spans(pool, differs):
     features = Features(jnp.asarray(hidden), **jax.tree.map(jnp.asarray, arrays))
     labels = jax.tree.map(jnp.asarray, labels)
     params = noisy(task)
-    found = task.logits(params, features, labels)
+    actual = task.logits(params, features, labels)
     for e, (a, b, c, d) in enumerate(mark[0]):
         joined = {
             "start": np.concatenate([hidden[0, a], hidden[0, c]]),
@@ -288,8 +288,8 @@ def test_relations_read_the_marked_spans(pool, differs):
             "first": hidden[0, arrays["start"][0, e]],
         }[pool].astype(float)
         wanted = joined @ np.float64(params["output"]["kernel"]) + np.float64(params["output"]["bias"])
-        differs(f"relation of marked spans, {pool}", found[0, e], wanted, 1e-5)
-    assert task.loss(params, found, labels).shape == (1, 2)
+        differs(f"relation of marked spans, {pool}", actual[0, e], wanted, 1e-5)
+    assert task.loss(params, actual, labels).shape == (1, 2)
     assert task.decode(1, [0.2, 0.5, 0.3])["label"] == "y"
 
 
@@ -345,8 +345,8 @@ def test_hidden_tokens_are_drawn_as_bert_does():
     np.testing.assert_array_equal(one[0], hidden[7])
     other, _ = corrupt(tokens, segment, maskable, jax.random.split(jax.random.key(1), 400))
     assert (np.asarray(other) != hidden).any(1)[1:].mean() > 0.9
-    kept, labels = masked(keep=1.0, random=0.0).corrupt(tokens, segment, maskable, keys)
-    np.testing.assert_array_equal(kept, tokens)
+    remaining, labels = masked(keep=1.0, random=0.0).corrupt(tokens, segment, maskable, keys)
+    np.testing.assert_array_equal(remaining, tokens)
     assert labels["mask"].sum() > 0
 
 
@@ -378,16 +378,16 @@ def test_the_scores_of_hidden_tokens(options, differs):
     differs("loss of hidden tokens against float64", loss, np.where(known, surprise, 0), 1e-4)
     assert float(task.weight(labels).sum()) == known.sum()
     differs("the same, by example", task.loss(params, logits, labels, E).sum(), loss.sum(), 1e-4)
-    found = jax.device_get(task.predict(params, logits, labels))
-    value = found["value"].reshape(-1, 4)[known.reshape(-1)]
+    actual = jax.device_get(task.predict(params, logits, labels))
+    value = actual["value"].reshape(-1, 4)[known.reshape(-1)]
     assert evaluate("masked_accuracy", value[:, 1].astype(int), value[:, [0, 2]], VOCABULARY) == pytest.approx(
         (wanted.argmax(-1) == gold)[known].mean()
     )
     perplexity = evaluate("masked_perplexity", value[:, 1].astype(int), value[:, [0, 2]], VOCABULARY)
     assert perplexity == pytest.approx(np.exp(surprise[known].mean()), rel=1e-4)
-    said = task.decode(found["value"][1], found["probability"][1], found["candidates"][1])
-    assert said[0]["token"] == VOCABULARY[wanted[1, 0].argmax()] and len(said[0]["probabilities"]) == 5
-    json.dumps(said)
+    message = task.decode(actual["value"][1], actual["probability"][1], actual["candidates"][1])
+    assert message[0]["token"] == VOCABULARY[wanted[1, 0].argmax()] and len(message[0]["probabilities"]) == 5
+    json.dumps(message)
 
 
 def test_wrong_options():
@@ -395,7 +395,7 @@ def test_wrong_options():
         functools.partial(make_task, "t", level="span", names=BOTH),
         functools.partial(make_task, "t", level="token"),
     )
-    for build, said in (
+    for build, message in (
         (lambda: span({"kind": "span", "max_span": -1}), r"options\.max_span: -1"),
         (lambda: span({"kind": "span", "metrics": ("accuracy",)}), "'accuracy' is not one of"),
         (lambda: masking({"kind": "masked_lm", "rate": 0.0}, names=VOCABULARY), r"options\.rate: nothing"),
@@ -408,5 +408,5 @@ def test_wrong_options():
         (lambda: make_task("t", {"kind": "relation"}, "text", ("a", "b")), "needs two marked spans"),
         (lambda: make_task("t", {"kind": "multiple_choice", "pool": "last"}, "choice"), r"options\.pool: 'last'"),
     ):
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=message):
             build()

@@ -68,8 +68,8 @@ def rows(packed, copy=True):
 @functools.partial(jax.jit, static_argnums=0)
 def run(task, p, features, labels):
     logits = task.logits(p, features, labels)
-    found = task.generate(p, features)
-    return task.loss(p, logits, labels, E), task.weight(labels, E), found, task.metric_sums(logits, labels), logits
+    actual = task.generate(p, features)
+    return task.loss(p, logits, labels, E), task.weight(labels, E), actual, task.metric_sums(logits, labels), logits
 
 
 @both
@@ -142,7 +142,7 @@ def test_a_wide_beam_writes_what_scoring_all_texts_would_choose(decoder):
     """Each text of up to two tokens and its end, and each of three, scored by teacher forcing."""
     plain, p, (features, _) = build(decoder=decoder), params(decoder=decoder), rows(packed=False)
     task = build(decoder=decoder, beam=150, length_penalty=0.0, max_length=3)
-    found = np.asarray(jax.jit(task.generate)(p, features)["value"][:, 0])
+    actual = np.asarray(jax.jit(task.generate)(p, features)["value"][:, 0])
     for n, text in enumerate(TEXTS[:2]):
         tokens = [3, 4, 5, *(C + place for place, t in enumerate(text) if SOURCE[t] == -1)]
         every = [(*s, END) for length in range(3) for s in itertools.product(tokens, repeat=length)]
@@ -153,7 +153,7 @@ def test_a_wide_beam_writes_what_scoring_all_texts_would_choose(decoder):
             part = every[begin : begin + 3]
             loss = np.asarray(teacher_forced(plain, p, same, part)[0])[:, 0]
             nll |= dict(zip(part, loss.tolist(), strict=False))
-        assert [t for t in min(nll, key=nll.get) if t != END] == [t for t in found[n].tolist() if t >= 0]
+        assert [t for t in min(nll, key=nll.get) if t != END] == [t for t in actual[n].tolist() if t >= 0]
 
 
 def test_copying_adds_up_and_is_the_mixture_in_float64(differs):
@@ -211,7 +211,7 @@ def test_smoothing_is_the_mean_over_the_vocabulary():
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "message"),
     [
         ({"layers": 0}, r"config\.tasks\.t\.options\.layers: 0 leaves no decoder"),
         ({"decoder": "gru"}, r"options\.decoder: 'gru' is not one of 'lstm', 'transformer'"),
@@ -226,8 +226,8 @@ def test_smoothing_is_the_mean_over_the_vocabulary():
         ({"metrics": ("perplexity",)}, r"metrics: the first metric is the task's score"),
     ],
 )
-def test_wrong_options_are_told_by_field(settings, said):
-    with pytest.raises(UserError, match=said):
+def test_wrong_options_are_told_by_field(settings, message):
+    with pytest.raises(UserError, match=message):
         build(**settings).init(jax.random.key(0), D)
 
 
@@ -243,7 +243,7 @@ def lstm_in_float64(p, hidden, tokens):
 
     layers = [p["layer_00"], p["layer_01"]]
     h = [np.tanh(affine(layer["start"], hidden.mean(0))) for layer in layers]
-    c, a, found = [np.zeros(8), np.zeros(8)], np.zeros(8), []
+    c, a, actual = [np.zeros(8), np.zeros(8)], np.zeros(8), []
     for token in tokens:
         x = np.concatenate([p["embedding"][token] * 8**0.5, a])
         for n, layer in enumerate(layers):
@@ -252,8 +252,8 @@ def lstm_in_float64(p, hidden, tokens):
             x = h[n] = sigmoid(o) * np.tanh(c[n])
         weights = np.exp(hidden @ p["attention"]["key"]["kernel"] @ x)
         a = np.tanh(affine(p["attention"]["output"], np.concatenate([weights / weights.sum() @ hidden, x])))
-        found.append(a)
-    return np.stack(found)
+        actual.append(a)
+    return np.stack(actual)
 
 
 def test_the_recurrent_decoder_is_luongs_in_float64(differs):

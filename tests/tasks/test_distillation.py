@@ -53,11 +53,11 @@ def test_no_weight_is_the_plain_loss_and_gradient(name):
     of = Distillation(1.0 if name == "score" else 2.0, True)
     for weight, progress in ((0.0, 0.0), (1.0, 1.0)):
         share = distillation.teacher_share(of, jnp.float32(weight), jnp.float32(progress))
-        found, gradient = jax.value_and_grad(
+        actual, gradient = jax.value_and_grad(
             lambda z, share=share: distillation.loss(task, of, params, z, labels, share).sum()
         )(logits)
         wanted, slope = jax.value_and_grad(lambda z: task.loss(params, z, plain).sum())(logits)
-        np.testing.assert_array_equal(found, wanted)
+        np.testing.assert_array_equal(actual, wanted)
         np.testing.assert_array_equal(gradient, slope)
         np.testing.assert_array_equal(distillation.weight(task, labels, share), task.weight(plain))
 
@@ -70,8 +70,8 @@ def test_a_teacher_that_says_gold_is_gold(name, differs):
     labels["teacher"] = jax.nn.one_hot(value, 3) if name == "color" else value
     of, share = Distillation(1.0, False), jnp.float32(0.3)
     plain = without_teacher(labels)
-    found = distillation.loss(task, of, params, logits, labels, share)
-    differs("teacher = gold, loss", found, task.loss(params, logits, plain), 1e-6)
+    actual = distillation.loss(task, of, params, logits, labels, share)
+    differs("teacher = gold, loss", actual, task.loss(params, logits, plain), 1e-6)
     differs("teacher = gold, weight", distillation.weight(task, labels, share), task.weight(plain), 1e-6)
 
 
@@ -106,8 +106,8 @@ def test_annealed_loss_is_that_of_the_mixed_target(differs):
     target = progress * np.eye(3)[np.asarray(labels["value"])] + (1 - progress) * np.asarray(labels["teacher"])
     z = np.asarray(logits, np.float64)
     log_p = z - np.log(np.exp(z).sum(-1, keepdims=True))
-    found = distillation.loss(task, of, params, logits, labels, share)
-    differs("loss of the mixed target", found, -(target * log_p).sum(-1), 1e-6)
+    actual = distillation.loss(task, of, params, logits, labels, share)
+    differs("loss of the mixed target", actual, -(target * log_p).sum(-1), 1e-6)
 
 
 def test_a_crf_at_a_temperature_is_the_chain_of_scores_divided_by_it(differs):
@@ -130,23 +130,23 @@ def test_a_crf_at_a_temperature_is_the_chain_of_scores_divided_by_it(differs):
         total += mass
         for t, c in enumerate(path):
             marginals[t, c] += mass
-    found = distillation.soften_targets(task, params, logits, labels, temperature)[0]
-    differs("marginals of a CRF at a temperature", found, marginals / total, 1e-6)
+    actual = distillation.soften_targets(task, params, logits, labels, temperature)[0]
+    differs("marginals of a CRF at a temperature", actual, marginals / total, 1e-6)
     of = Distillation(temperature, False)
-    found = distillation.loss(task, of, params, logits, labels, jnp.float32(1.0)).sum()
+    actual = distillation.loss(task, of, params, logits, labels, jnp.float32(1.0)).sum()
     q = np.asarray(labels["teacher"], np.float64)[0]
     wanted = -(temperature**2) * (q * np.log(np.maximum(marginals / total, 1e-9))).sum()
-    differs("loss of a CRF at a temperature, relative", float(found) / wanted, 1.0, 1e-5)
+    differs("loss of a CRF at a temperature, relative", float(actual) / wanted, 1.0, 1e-5)
 
 
 def test_average_over_those_who_say_something():
     rng = np.random.default_rng(0)
-    said = [rng.dirichlet(np.ones(4), size=5).astype(np.float32) for _ in range(3)]
+    message = [rng.dirichlet(np.ones(4), size=5).astype(np.float32) for _ in range(3)]
     known = [np.asarray(k, bool) for k in ([1, 1, 0, 0, 1], [1, 0, 1, 0, 1], [1, 1, 1, 0, 0])]
-    said[0][2] = np.nan  # what is said where nothing is known does not matter
-    value, any_known = distillation.average_predictions(said, known, (1.0, 2.0, 5.0))
+    message[0][2] = np.nan  # what is said where nothing is known does not matter
+    value, any_known = distillation.average_predictions(message, known, (1.0, 2.0, 5.0))
     for i in range(5):
-        own = [(w, s[i].astype(np.float64)) for w, s, k in zip((1.0, 2.0, 5.0), said, known, strict=True) if k[i]]
+        own = [(w, s[i].astype(np.float64)) for w, s, k in zip((1.0, 2.0, 5.0), message, known, strict=True) if k[i]]
         wanted = sum(w * s for w, s in own) / sum(w for w, _ in own) if own else np.zeros(4)
         np.testing.assert_allclose(value[i], wanted, atol=1e-7)
         assert any_known[i] == bool(own)

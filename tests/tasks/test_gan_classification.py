@@ -32,7 +32,7 @@ def given():
 
 
 def test_both_losses_in_float64(given, differs):
-    params, found, keys = given
+    params, actual, keys = given
     own = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
 
     def layer(p, x):
@@ -51,7 +51,7 @@ def test_both_losses_in_float64(given, differs):
         z = np.asarray(jax.random.normal(jax.random.split(keys[r], 4)[0], (E, 7), jnp.float32), np.float64)
         for e in range(E):
             if LENGTH[r, e]:
-                texts.append(np.asarray(found.hidden[r], np.float64)[SEGMENT[r] == e + 1].mean(axis=0))
+                texts.append(np.asarray(actual.hidden[r], np.float64)[SEGMENT[r] == e + 1].mean(axis=0))
                 fakes.append(layer(own["generator"]["output"], inner(own["generator"], z[e])))
     real, fake = (np.asarray([is_fake(x) for x in xs]) for xs in (texts, fakes))
     features = [np.mean([inner(own["discriminator"], x) for x in xs], axis=0) for xs in (texts, fakes)]
@@ -61,27 +61,27 @@ def test_both_losses_in_float64(given, differs):
     }
     for name, value in jax.jit(TASK.auxiliary_losses)(*given).items():
         differs(f"GAN-BERT, {name}", value / wanted[name], 1.0, 2e-6)
-    logits = TASK.logits(params, found, {})
+    logits = TASK.logits(params, actual, {})
     scores = [layer(own["discriminator"]["output"], inner(own["discriminator"], x))[:-1] for x in texts]
     differs("GAN-BERT, logits", logits.reshape(-1, 3)[np.flatnonzero(LENGTH)], scores, 5e-6)
 
 
 def test_each_loss_moves_its_own_side(given):
-    params, found, keys = given
+    params, actual, keys = given
 
     def total(params, hidden, name):
-        return TASK.auxiliary_losses(params, found._replace(hidden=hidden), keys)[name]
+        return TASK.auxiliary_losses(params, actual._replace(hidden=hidden), keys)[name]
 
     for name, other in (("discriminator", "generator"), ("generator", "discriminator")):
-        of_params, of_hidden = jax.grad(total, (0, 1))(params, found.hidden, name)
+        of_params, of_hidden = jax.grad(total, (0, 1))(params, actual.hidden, name)
         assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(of_params[name]))
         assert not any(np.abs(leaf).any() for leaf in jax.tree.leaves(of_params[other]))
         assert (np.abs(of_hidden).max() > 0) == (name == "discriminator")
 
 
 def test_no_text_at_all(given):
-    params, found, keys = given
-    empty = found._replace(length=np.zeros_like(LENGTH))
+    params, actual, keys = given
+    empty = actual._replace(length=np.zeros_like(LENGTH))
     value, gradient = jax.value_and_grad(lambda p: sum(TASK.auxiliary_losses(p, empty, keys).values()))(params)
     assert value == 0 and all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
 

@@ -50,8 +50,8 @@ def test_each_example_as_if_alone(pool):
     assert logits.shape == (2, E, 3) and logits.dtype == jnp.float32
     rows = np.asarray(features.hidden[0], np.float64)
     for e, (patches, words) in enumerate([((0, 1), (2, 3)), ((), (4, 5)), ((6, 7, 8), ())]):
-        said = alone(params, rows[list(patches)], rows[list(words)], pool)
-        np.testing.assert_allclose(logits[0, e], said, rtol=2e-5, atol=2e-5)
+        message = alone(params, rows[list(patches)], rows[list(words)], pool)
+        np.testing.assert_allclose(logits[0, e], message, rtol=2e-5, atol=2e-5)
 
     def total(params, hidden):
         return (task.logits(params, features._replace(hidden=hidden), {}) ** 2).sum()

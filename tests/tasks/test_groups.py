@@ -131,9 +131,9 @@ def test_steps_are_those_of_tasks_by_themselves(make, monkeypatch, differs, way)
     (state, metrics), (expected, wanted) = steps(grouped, 2), steps(alone, 2)
     differs(f"losses of groups, {way}", metrics["losses"], wanted["losses"], 2e-5)
     differs(f"norms of gradients of groups, {way}", metrics["gradient_norm"], wanted["gradient_norm"], 2e-5)
-    found = named(grouped, state.params)
+    actual = named(grouped, state.params)
     for path, leaf in named(alone, expected.params).items():
-        differs(f"parameters of groups, {way}", found[path], leaf, 2e-5)
+        differs(f"parameters of groups, {way}", actual[path], leaf, 2e-5)
 
 
 def test_scores_and_predictions_are_those_of_tasks_by_themselves(make, monkeypatch, differs):
@@ -146,13 +146,13 @@ def test_scores_and_predictions_are_those_of_tasks_by_themselves(make, monkeypat
     for task in grouped.tasks:
         differs("scores of groups", list(scores[0][task].values()), list(scores[1][task].values()), 1e-6)
     for dataset in "abc":
-        found, wanted = (
+        actual, wanted = (
             e.predict(p, dataset, "dev").values for e, p in zip(evaluators, (state.params, own), strict=True)
         )
-        assert found.keys() == wanted.keys()
+        assert actual.keys() == wanted.keys()
         for task, values in wanted.items():
             for name, arrays in values.items():
-                for a, b in zip(found[task][name], arrays, strict=True):
+                for a, b in zip(actual[task][name], arrays, strict=True):
                     differs("predictions of groups", a, b, 1e-6)
 
 
@@ -225,8 +225,8 @@ def test_padded_classes_change_neither_loss_nor_slope(loss, differs):
         wide = jnp.pad(target, ((0, 0), (0, 2))), jnp.pad(weights, (0, 2), constant_values=1.0)
         return loss(s, *wide, *options, 3).sum()
 
-    found, found_slope = jax.value_and_grad(padded)(scores)
-    differs("loss with padded classes", found, plain, 2e-6)
+    actual, found_slope = jax.value_and_grad(padded)(scores)
+    differs("loss with padded classes", actual, plain, 2e-6)
     differs("slope with padded classes", found_slope, slope, 2e-6)
 
 

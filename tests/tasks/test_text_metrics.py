@@ -36,7 +36,7 @@ def test_perplexity_and_accuracy_of_tokens():
 
 
 @pytest.mark.parametrize(
-    ("gold", "said", "wanted"),
+    ("gold", "message", "wanted"),
     [
         (["привет мир как дела"], ["привет мир как дела"], 1.0),
         (["привет 5"], ["пока 5"], 0.5),  # not the digit alone
@@ -46,8 +46,8 @@ def test_perplexity_and_accuracy_of_tokens():
         (["naïve running"], ["naïve runs"], 1.0),  # English words have their stem here too
     ],
 )
-def test_rouge_reads_words_of_any_script(gold, said, wanted):
-    assert evaluate("rougeL", gold, said, ()) == evaluate("rouge1", gold, said, ()) == pytest.approx(wanted)
+def test_rouge_reads_words_of_any_script(gold, message, wanted):
+    assert evaluate("rougeL", gold, message, ()) == evaluate("rouge1", gold, message, ()) == pytest.approx(wanted)
 
 
 def test_bleu_of_short_texts_and_of_texts_without_blanks():
@@ -57,10 +57,10 @@ def test_bleu_of_short_texts_and_of_texts_without_blanks():
         assert evaluate("bleu", texts, texts, ()) == 1.0
     assert evaluate("bleu", ["yes", "no"], ["yes", "yes"], ()) == pytest.approx(0.5)
     assert evaluate("bleu", ["a b c d"], ["a b c"], ()) == 0.0  # as sacrebleu: the gold text has one
-    gold, said = ["我今天去北京大学。"], ["我今天去上海大学。"]
+    gold, message = ["我今天去北京大学。"], ["我今天去上海大学。"]
     for name, tokenize in (("bleu_zh", "zh"), ("bleu_char", "char")):
-        wanted = sacrebleu.corpus_bleu(said, [gold], tokenize=tokenize).score / 100
-        assert evaluate(name, gold, said, ()) == pytest.approx(wanted) and 0.3 < wanted < 1.0
+        wanted = sacrebleu.corpus_bleu(message, [gold], tokenize=tokenize).score / 100
+        assert evaluate(name, gold, message, ()) == pytest.approx(wanted) and 0.3 < wanted < 1.0
 
 
 def test_exact_match_of_two_spellings():

@@ -23,8 +23,8 @@ def test_only_the_norm_of_an_owner_that_is_too_large_is_cut_to_the_limit(largest
     norms = np.sqrt(norms)
     assert norms[0] > 2 and norms[1] < 2 and norms[2] > 2
     slices = {path: tuple(int(o) for o in numbers) for path, numbers in owners.items()}
-    clipped, found = clip({path: jnp.asarray(leaf) for path, leaf in gradient.items()}, slices, 2, largest)
-    np.testing.assert_allclose(found, norms, rtol=1e-6)
+    clipped, actual = clip({path: jnp.asarray(leaf) for path, leaf in gradient.items()}, slices, 2, largest)
+    np.testing.assert_allclose(actual, norms, rtol=1e-6)
     factors = np.minimum(1.0, largest / norms) if largest else np.ones(3)
     for path, leaf in gradient.items():
         wanted = leaf * factors[owners[path]].reshape(-1, *(1,) * (leaf.ndim - 1))

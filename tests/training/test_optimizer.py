@@ -102,10 +102,10 @@ def theirs(name, path, gradients):
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_each_is_that_of_optax_and_a_bad_step_leaves_no_trace(name):
     gradients = [draw(1), draw(2)]
-    found = ours(name, gradients)
-    for path in found:
+    actual = ours(name, gradients)
+    for path in actual:
         wanted = theirs(name, path, gradients)
-        np.testing.assert_allclose(found[path], wanted, rtol=2e-5, atol=1e-6, err_msg=path)
+        np.testing.assert_allclose(actual[path], wanted, rtol=2e-5, atol=1e-6, err_msg=path)
 
 
 def test_every_optimizer_of_optax_is_there_or_says_why_not():
@@ -124,10 +124,10 @@ def test_every_optimizer_of_optax_is_there_or_says_why_not():
 def test_each_schedule_is_that_of_optax(name):
     """Values are factors; a warm-up of ours stands before those that have none."""
     spec = spec_of(schedule=name, schedule_options=SCHEDULE_OPTIONS.get(name), warmup_steps=2)
-    found = np.asarray([spec.schedule.rate(jnp.int32(step)) for step in range(STEPS)])
-    assert found.dtype == np.float32 and (found >= 0).all() and (found <= 1).all()
+    actual = np.asarray([spec.schedule.rate(jnp.int32(step)) for step in range(STEPS)])
+    assert actual.dtype == np.float32 and (actual >= 0).all() and (actual <= 1).all()
     if "warmup" not in name:
-        np.testing.assert_allclose(found[:2], [0.5, 1.0])
+        np.testing.assert_allclose(actual[:2], [0.5, 1.0])
     wanted = {
         "linear": lambda step: 1 - (step - 2) / 8,
         "cosine": lambda step: optax.cosine_decay_schedule(1.0, 8)(step - 2),
@@ -137,7 +137,7 @@ def test_each_schedule_is_that_of_optax(name):
         "warmup_cosine_decay_schedule": optax.warmup_cosine_decay_schedule(0.0, 1.0, 2, STEPS),
     }.get(name)
     if wanted:
-        np.testing.assert_allclose(found[2:], [wanted(step) for step in range(2, STEPS)], rtol=1e-5)
+        np.testing.assert_allclose(actual[2:], [wanted(step) for step in range(2, STEPS)], rtol=1e-5)
 
 
 @pytest.mark.parametrize(

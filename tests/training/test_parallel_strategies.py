@@ -229,7 +229,7 @@ def test_policies_are_the_choices_of_the_config():
 
 
 @pytest.mark.parametrize(
-    ("mesh", "changes", "said"),
+    ("mesh", "changes", "message"),
     [
         ({"data": 1, "model": 8}, {}, r"config.model.num_heads: 4 cannot be split over 8 .*model may be 1, 2, 4"),
         ({"data": 2, "model": 4}, {"model__intermediate_size": 30}, "intermediate_size: 30 .*model may be 1, 2, 3, 5"),
@@ -240,9 +240,9 @@ def test_policies_are_the_choices_of_the_config():
         ({"data": 3}, {}, "does not make 8 devices"),
     ],
 )
-def test_what_cannot_be_placed_is_named(transformer, mesh, changes, said):
+def test_what_cannot_be_placed_is_named(transformer, mesh, changes, message):
     experiment = build(transformer(mesh, **HARD, **changes))
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         placement_from_config(experiment)
 
 

@@ -27,5 +27,5 @@ def test_either_way_is_the_way_that_the_argument_says(tiny):
     (by_gradient, gradient_ratio), (by_proximal, proximal_ratio) = after("gradient"), after("proximal", True)
     assert largest_difference(by_gradient, by_proximal) > 1e-4 and gradient_ratio != proximal_ratio
     for proximal, wanted, ratio in ((False, by_gradient, gradient_ratio), (True, by_proximal, proximal_ratio)):
-        params, found = after("either", proximal)
-        assert largest_difference(params, wanted) < 1e-6 and found == pytest.approx(ratio, rel=1e-4)
+        params, actual = after("either", proximal)
+        assert largest_difference(params, wanted) < 1e-6 and actual == pytest.approx(ratio, rel=1e-4)

@@ -58,16 +58,16 @@ def test_ratio_and_distance_of_a_step_are_those_of_numpy_on_any_placement(tiny, 
     wanted = {"gradient": strength["gradient"] * np.linalg.norm(2 * deviations(x)) / np.linalg.norm(u)}
     distance = {"gradient": np.sqrt((deviations(x) ** 2).sum() / 3) / np.linalg.norm(x.mean(axis=0))}
     x, u = columns(start, "embed/"), columns(step, "embed/")
-    kept = 1 / (1 + 2 * strength["operator"])
-    wanted["operator"] = np.linalg.norm((1 - kept) * deviations(x + u)) / np.linalg.norm(u)
+    remaining = 1 / (1 + 2 * strength["operator"])
+    wanted["operator"] = np.linalg.norm((1 - remaining) * deviations(x + u)) / np.linalg.norm(u)
     distance["operator"] = np.sqrt((deviations(x) ** 2).sum() / 3) / np.linalg.norm(x.mean(axis=0))
     for name in wanted:
         differs(f"penalty_ratio, {name}, relative", metrics["penalty_ratio"][name] / wanted[name], 1.0, 1e-4)
         differs(f"column_distance, {name}", metrics["column_distance"][name] / distance[name], 1.0, 1e-5)
     # what the penalties do to the parameters is what it was
     moved = columns(start, "embed/") + columns(step, "embed/")
-    found = columns(flatten(state.params), "embed/")
-    differs("behind the operator", found, moved - (1 - kept) * deviations(moved), 1e-5)
+    actual = columns(flatten(state.params), "embed/")
+    differs("behind the operator", actual, moved - (1 - remaining) * deviations(moved), 1e-5)
     for placement in (placed(experiment), placed(experiment, "pmap")):
         _, again = steps(experiment, 1, placement)
         for field in ("penalty_ratio", "column_distance"):
@@ -94,13 +94,13 @@ def test_columns_that_are_equal_have_ratio_and_distance_0_and_nothing_is_nan():
     assert penalty_effect.mean_ratio([0.5, None, float("nan"), float("inf"), 1.5]) == 1.0
     assert penalty_effect.mean_ratio([None]) is None
     first, last = np.asarray([[1.0, 2.0], [3.0, 5.0]]), np.asarray([[1.5, 2.0], [1.5, 4.0]])
-    found = penalty_effect.distances({"x": jnp.asarray(last)}, {"x": jnp.asarray(first)})
+    actual = penalty_effect.distances({"x": jnp.asarray(last)}, {"x": jnp.asarray(first)})
 
     def rms(x):
         return np.sqrt((x**2).sum() / 2)
 
     np.testing.assert_allclose(
-        found, [rms(last - last.mean(0)), rms(first - first.mean(0)), rms(last - first)], rtol=1e-6
+        actual, [rms(last - last.mean(0)), rms(first - first.mean(0)), rms(last - first)], rtol=1e-6
     )
 
 

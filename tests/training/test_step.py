@@ -97,8 +97,8 @@ def test_strength_and_tied_weights_order_the_distances(tiny):
     def distance(config, strength):
         experiment = build(config)
         hyper = experiment.hyper._replace(strength={"l2": jnp.float32(strength)})
-        found = task_distances(experiment, steps(experiment, 10, hyper=hyper)[0].params)
-        return max(pair["distance"] for pair in found.values())
+        actual = task_distances(experiment, steps(experiment, 10, hyper=hyper)[0].params)
+        return max(pair["distance"] for pair in actual.values())
 
     config = tiny(sharing__trunk="none")
     default.add_penalty(config, "l2", kind="l2_to_mean", strength=1.0)
@@ -169,7 +169,7 @@ def test_one_data_set_at_a_time_trains_all_tasks(tiny, mixing):
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"optimizer__freeze": ("nothing",)}, "config.optimizer.freeze: 'nothing' matches no parameter"),
         (
@@ -208,13 +208,13 @@ def test_one_data_set_at_a_time_trains_all_tasks(tiny, mixing):
         ),
     ],
 )
-def test_what_does_not_fit_is_named(tiny, changes, said):
+def test_what_does_not_fit_is_named(tiny, changes, message):
     changes = dict(changes)
     penalty = changes.pop("penalty", None)
     config = tiny(**changes)
     if penalty:
         default.add_penalty(config, "p", **penalty)
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         build(config)
 
 

@@ -29,11 +29,11 @@ COLUMNS = RNG.normal(size=(3, 2, 4)).astype(np.float32)
 
 def scores():
     """{path: score} of all paths through `EMISSIONS`."""
-    found = {}
+    actual = {}
     for path in itertools.product(range(C), repeat=len(EMISSIONS)):
         moves = sum(MOVE[a, b] for a, b in itertools.pairwise(path))
-        found[path] = START[path[0]] + END[path[-1]] + moves + EMISSIONS[range(len(path)), path].sum()
-    return found
+        actual[path] = START[path[0]] + END[path[-1]] + moves + EMISSIONS[range(len(path)), path].sum()
+    return actual
 
 
 class Variants(chex.TestCase):
@@ -55,21 +55,21 @@ class Variants(chex.TestCase):
     @chex.variants(with_jit=True, without_jit=True, with_pmap=True)
     def test_losses(self):
         target = np.eye(C, dtype=np.float32)[[0, 2, 1, 1]]
-        found = self.variant(functools.partial(losses.cross_entropy, smoothing=0.1))(EMISSIONS, target)
+        actual = self.variant(functools.partial(losses.cross_entropy, smoothing=0.1))(EMISSIONS, target)
         p = np.exp(EMISSIONS) / np.exp(EMISSIONS).sum(-1, keepdims=True)
-        np.testing.assert_allclose(found, -((0.9 * target + 0.1 / C) * np.log(p)).sum(-1), rtol=1e-5)
+        np.testing.assert_allclose(actual, -((0.9 * target + 0.1 / C) * np.log(p)).sum(-1), rtol=1e-5)
         group, usable = np.asarray([[1, 1, 2]], np.int32), np.asarray([[True, True, True]])
-        found = self.variant(segment_softmax.log_softmax)(EMISSIONS[:1], group, usable)
+        actual = self.variant(segment_softmax.log_softmax)(EMISSIONS[:1], group, usable)
         first = np.exp(EMISSIONS[0, :2])
-        np.testing.assert_allclose(found, [[*np.log(first / first.sum()), 0.0]], atol=1e-6)
+        np.testing.assert_allclose(actual, [[*np.log(first / first.sum()), 0.0]], atol=1e-6)
 
     @chex.variants(with_jit=True, without_jit=True, with_device=True)
     def test_penalties(self):
         mean = COLUMNS.mean(0)
-        found = self.variant(sharing.PENALTIES["l2_to_mean"])(COLUMNS)
-        np.testing.assert_allclose(found, ((COLUMNS - mean) ** 2).sum(), rtol=1e-5)
-        found = self.variant(sharing.PENALTIES["trace_norm"])(COLUMNS)
-        np.testing.assert_allclose(found, np.linalg.svd(COLUMNS.reshape(3, -1), compute_uv=False).sum(), rtol=1e-4)
+        actual = self.variant(sharing.PENALTIES["l2_to_mean"])(COLUMNS)
+        np.testing.assert_allclose(actual, ((COLUMNS - mean) ** 2).sum(), rtol=1e-5)
+        actual = self.variant(sharing.PENALTIES["trace_norm"])(COLUMNS)
+        np.testing.assert_allclose(actual, np.linalg.svd(COLUMNS.reshape(3, -1), compute_uv=False).sum(), rtol=1e-4)
 
 
 @pytest.fixture
@@ -113,8 +113,8 @@ def test_evaluations_of_all_splits_and_of_data_sets_of_like_size_are_one_trace(e
     monkeypatch.setattr(evaluator_module, "evaluation_program", counted)
     evaluator = make_evaluator(experiment, placement_from_config(experiment))
     params = experiment.init_params(0)
-    found = [evaluator.score(params, split) for split in ("dev", "test", "dev")]
-    assert len(made) == 1 and found[0] == found[2] and set(found[1]) == {"color", "long"}
+    actual = [evaluator.score(params, split) for split in ("dev", "test", "dev")]
+    assert len(made) == 1 and actual[0] == actual[2] and set(actual[1]) == {"color", "long"}
 
 
 def test_pmap_is_faked_on_one_device(experiment):

@@ -68,9 +68,9 @@ def test_killed_in_two_processes_and_finished_by_others(setting, tmp_path, launc
 
 def test_two_processes_have_the_table_of_one(setting, tmp_path, launch_environment):
     file, _, table = setting
-    found = ended(start(launch_environment, file, tmp_path / "two", "--mode=ablate", devices=2))
-    assert [status for status, _ in found] == [0, 0], found
-    assert "chosen on dev" in found[0][1] and "chosen on dev" not in found[1][1]
+    actual = ended(start(launch_environment, file, tmp_path / "two", "--mode=ablate", devices=2))
+    assert [status for status, _ in actual] == [0, 0], actual
+    assert "chosen on dev" in actual[0][1] and "chosen on dev" not in actual[1][1]
     assert (tmp_path / "two" / "ablation.csv").read_text() == table
     assert (tmp_path / "two" / "report.html").exists()
 

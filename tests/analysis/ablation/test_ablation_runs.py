@@ -111,8 +111,8 @@ def test_a_signal_while_lanes_are_scored_is_made_up_for(tiny, tmp_path, monkeypa
 def test_lanes_score_as_the_plain_run_does(tiny, tmp_path):
     """A lane's table is that of `--mode=train` with its config: best step, dev and test, all metrics."""
     config = grid(tiny, crf=True, training__steps=24, training__eval_every=8)
-    found = ablate(config, folders.prepare(tmp_path / "grid"), check)
-    lane = next(lane for lane in found.lanes if lane.values == {"strength": 10.0} and lane.seed == 1)
+    actual = ablate(config, folders.prepare(tmp_path / "grid"), check)
+    lane = next(lane for lane in actual.lanes if lane.values == {"strength": 10.0} and lane.seed == 1)
     config.seed, config.penalties.l2.strength = 1, 10.0
     summary = train.train(config, folders.prepare(tmp_path / "solo"))
     assert summary["step"] == lane.step and lane.status == "finished" and lane.steps == 24
@@ -125,7 +125,7 @@ def test_lanes_score_as_the_plain_run_does(tiny, tmp_path):
     steps = [line["step"] for line in lane.curve if "dev" in line]
     assert steps == [8, 16, 24]
     written = results.read_grid(tmp_path / "grid")
-    assert written.lanes == found.lanes
+    assert written.lanes == actual.lanes
 
 
 def test_scores_of_data_sets_of_unlike_size_and_absent_splits(tiny, tmp_path):
@@ -139,11 +139,11 @@ def test_scores_of_data_sets_of_unlike_size_and_absent_splits(tiny, tmp_path):
     stacked = jax.tree.map(lambda x: np.broadcast_to(x, (shape.seeds, shape.lanes, *x.shape)), params)
     evaluator = make_evaluator(built.experiment, placement_from_config(built.experiment))
     for split in ("dev", "test"):
-        found = scores.LaneScores(built.experiment, shape).score(stacked, split, lambda: None)[0][0]
+        actual = scores.LaneScores(built.experiment, shape).score(stacked, split, lambda: None)[0][0]
         wanted = evaluator.score(params, split)
-        assert list(found) == list(wanted)
+        assert list(actual) == list(wanted)
         for task, metrics in wanted.items():
-            assert found[task] == pytest.approx(metrics, abs=1e-6)
+            assert actual[task] == pytest.approx(metrics, abs=1e-6)
 
 
 @pytest.mark.parametrize("method", ["halving", "hypergradient"])
@@ -153,9 +153,9 @@ def test_beyond_the_grid(tiny, tmp_path, method):
     if method == "halving":
         config.ablation.sweeps.strength.points = (0.1, 1.0, 10.0, 100.0)
         config.ablation.options = ConfigDict({"eta": 2, "min_steps": 5})
-    found = ablate(config, folders.prepare(tmp_path / "grid"), check)
+    actual = ablate(config, folders.prepare(tmp_path / "grid"), check)
     by_setting = {}
-    for lane in found.lanes:
+    for lane in actual.lanes:
         by_setting.setdefault(lane.values["strength"], []).append((lane.status, lane.steps))
     if method == "halving":
         assert sorted(v[0] for v in by_setting.values()) == [
@@ -169,7 +169,7 @@ def test_beyond_the_grid(tiny, tmp_path, method):
         assert len(by_setting) == 4 and all(
             value not in (0.1, 10.0) for value in by_setting
         )  # every lane learned its own
-        assert all(lane.curve[-1]["values"] == lane.values for lane in found.lanes if lane.step == lane.steps)
+        assert all(lane.curve[-1]["values"] == lane.values for lane in actual.lanes if lane.step == lane.steps)
 
 
 def test_swept_strength_without_columns_is_refused(tiny, tmp_path):

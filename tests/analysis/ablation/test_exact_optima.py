@@ -22,7 +22,7 @@ def solved(kind="l2_to_mean", strength=0.02, **changes):
     config = linear_config(kind if kind != "tied" else "l2_to_mean", **changes)
     checks.check(config)
     corpus = load_corpus(config, None)
-    found = REFERENCES["linear"](config, corpus, kind, strength)
+    actual = REFERENCES["linear"](config, corpus, kind, strength)
     data = {}
     for k in range(3):
         splits = {s: split.records for s, split in corpus.splits[f"d{k}"].items()}
@@ -36,7 +36,7 @@ def solved(kind="l2_to_mean", strength=0.02, **changes):
                     row[corpus.tokenizer.vocabulary.index(word)] += 1 / 3
             y = np.array([r.fields["label"] for r in records], np.float32).astype(float)
             data[f"t{k}"][split] = x, (y - mean) / scale, y, mean, scale
-    return config, data, np.array([1.0, 1.0, 0.5]), found
+    return config, data, np.array([1.0, 1.0, 0.5]), actual
 
 
 def loss(weights, data, alpha):
@@ -49,17 +49,17 @@ def l2_to_mean(weights):
 
 
 def test_l2_to_mean_is_what_a_minimiser_finds():
-    _, data, alpha, found = solved()
+    _, data, alpha, actual = solved()
 
     def objective(flat):
         weights = flat.reshape(3, -1)
         return loss(weights, data, alpha) + 0.02 * l2_to_mean(weights)
 
-    best = scipy.optimize.minimize(objective, np.zeros(found.weights.size), method="BFGS", options={"gtol": 1e-9})
-    assert found.objective == pytest.approx(objective(found.weights.ravel()), rel=1e-7)  # float32 mean and std
-    assert found.objective <= best.fun + 1e-7
-    np.testing.assert_allclose(found.weights, best.x.reshape(3, -1), atol=2e-4)
-    assert found.notes == []
+    best = scipy.optimize.minimize(objective, np.zeros(actual.weights.size), method="BFGS", options={"gtol": 1e-9})
+    assert actual.objective == pytest.approx(objective(actual.weights.ravel()), rel=1e-7)  # float32 mean and std
+    assert actual.objective <= best.fun + 1e-7
+    np.testing.assert_allclose(actual.weights, best.x.reshape(3, -1), atol=2e-4)
+    assert actual.notes == []
 
 
 def test_pairwise_is_k_times_the_distance_to_the_mean():
@@ -90,8 +90,8 @@ def test_its_ends_are_single_tasks_and_tied_ones():
 @pytest.mark.parametrize("strength", [0.003, 0.05, 0.3])
 def test_trace_norm_has_no_duality_gap(strength):
     """min Σ a_k‖X_k w_k − y_k‖² + λ‖W‖* = max −Σ (θ_kᵀy_k + ‖θ_k‖²/4a_k) over ‖[X_kᵀθ_k]‖₂ ≤ λ."""
-    _, data, alpha, found = solved("trace_norm", strength)
-    weights = found.weights
+    _, data, alpha, actual = solved("trace_norm", strength)
+    weights = actual.weights
     thetas = [
         2 * a / 32 * (d["train"][0] @ w - d["train"][1]) for a, w, d in zip(alpha, weights, data.values(), strict=True)
     ]
@@ -99,9 +99,9 @@ def test_trace_norm_has_no_duality_gap(strength):
     thetas = [t * min(1.0, strength / norm) for t in thetas]
     dual = -sum(t @ d["train"][1] + t @ t / (4 * a / 32) for a, t, d in zip(alpha, thetas, data.values(), strict=True))
     primal = loss(weights, data, alpha) + strength * np.linalg.svd(weights, compute_uv=False).sum()
-    assert found.objective == pytest.approx(primal, rel=1e-7)
+    assert actual.objective == pytest.approx(primal, rel=1e-7)
     assert -1e-9 < primal - dual < 1e-6 * primal  # the mean and scale of the labels are float32
-    assert found.notes == []
+    assert actual.notes == []
 
 
 def test_trace_norm_at_its_ends():
@@ -110,12 +110,12 @@ def test_trace_norm_at_its_ends():
 
 
 def test_scores_are_scikit_learns():
-    _, data, _, found = solved()
-    for (name, splits), w in zip(data.items(), found.weights, strict=True):
-        assert set(found.scores[name]) == {"dev"}
+    _, data, _, actual = solved()
+    for (name, splits), w in zip(data.items(), actual.weights, strict=True):
+        assert set(actual.scores[name]) == {"dev"}
         x, scaled, y, mean, scale = splits["dev"]
         predicted = x @ w * scale + mean
-        scores = found.scores[name]["dev"]
+        scores = actual.scores[name]["dev"]
         assert scores["r2"] == pytest.approx(sklearn.metrics.r2_score(y, predicted), abs=1e-6)
         assert scores["mse"] == pytest.approx(np.mean((predicted - y) ** 2), rel=1e-6)
         assert scores["loss"] == pytest.approx(np.mean((x @ w - scaled) ** 2), rel=1e-6)
@@ -130,9 +130,9 @@ def test_packing_changes_nothing():
 
 def test_too_few_examples_are_said():
     config = linear_config(strength=0.0, examples={"train": 3, "dev": 5})
-    found = REFERENCES["linear"](config, load_corpus(config, None), "l2_to_mean", 0.0)
-    assert len(found.notes) == 3
-    assert "rank 3: least squares has many solutions" in found.notes[0]
+    actual = REFERENCES["linear"](config, load_corpus(config, None), "l2_to_mean", 0.0)
+    assert len(actual.notes) == 3
+    assert "rank 3: least squares has many solutions" in actual.notes[0]
 
 
 @pytest.mark.parametrize(

@@ -160,5 +160,5 @@ def test_baselines_are_drawn_and_many_alternatives_kept_readable(tmp_path):
     drawn = draw(grid, tmp_path)
     assert drawn[:2] == ["baseline_method_0.png", "baseline_method_1.png"] and "choice_method_0.png" not in drawn
     summary = results.summarise(grid)
-    kept = figures._best(summary["combinations"])
-    assert [c["choices"]["method"] for c in kept] == names[4:]
+    remaining = figures._best(summary["combinations"])
+    assert [c["choices"]["method"] for c in remaining] == names[4:]

@@ -73,11 +73,11 @@ def test_a_lane_is_its_solo_run_sgd(tiny, differs, layer, rate):
     quick = QUICK if layer == "transformer" else {}
     config = grid(tiny, model__layer_type=layer, optimizer__name="sgd", optimizer__learning_rate=rate, **quick)
     states, _, built = trained(config, "map", 100)
-    found = lambda s, i: jax.tree.map(lambda leaf: leaf[s, i], states.params)  # noqa: E731
+    actual = lambda s, i: jax.tree.map(lambda leaf: leaf[s, i], states.params)  # noqa: E731
     for s, i in ((2, 1), (1, 3)):
         alone, _ = solo(config, built.settings[i], SEEDS[s], 100)
-        differs(f"lane against its solo run, SGD, {layer}", distance(found(s, i), alone.params), 0.0, 1e-6)
-    assert distance(found(0, 0), found(0, 2)) > 1e-3 and distance(found(0, 0), found(1, 0)) > 1e-3
+        differs(f"lane against its solo run, SGD, {layer}", distance(actual(s, i), alone.params), 0.0, 1e-6)
+    assert distance(actual(0, 0), actual(0, 2)) > 1e-3 and distance(actual(0, 0), actual(1, 0)) > 1e-3
     assert built.settings[3].fields["penalties.l2.proximal"]  # λ = 200 diverges as a gradient
     assert "penalties.l2.proximal" not in built.settings[2].fields
 
@@ -126,8 +126,8 @@ def test_layout_and_place_of_the_data_change_nothing(tiny, differs, layout, resi
         **QUICK,
     )
     want, want_losses, _ = trained(config, "map", 30, resident="device")
-    found, found_losses, _ = trained(config, layout, 30, resident=resident)
-    differs(f"lanes by {layout}, rows on the {resident}", distance(found.params, want.params), 0.0, 1e-6)
+    actual, found_losses, _ = trained(config, layout, 30, resident=resident)
+    differs(f"lanes by {layout}, rows on the {resident}", distance(actual.params, want.params), 0.0, 1e-6)
     differs("their losses", found_losses.total, want_losses.total, 1e-4)
 
 
@@ -152,10 +152,10 @@ def test_a_lane_on_a_mesh_is_the_lane_on_one_device(tiny, differs, monkeypatch, 
     changes = {"model__layer_type": "transformer", "model__num_heads": 2, "model__intermediate_size": 16, **QUICK}
     config = grid(tiny, optimizer__name="sgd", optimizer__learning_rate=0.05, model__dropout=0.1, **changes)
     want, want_losses, _ = trained(config, layout, 30, resident=resident)
-    found, found_losses, _ = trained(config, layout, 30, resident=resident, mesh=mesh)
+    actual, found_losses, _ = trained(config, layout, 30, resident=resident, mesh=mesh)
     cells = len(SEEDS), len(config.ablation.sweeps.strength.points)
-    found, want = (jax.tree.map(lambda x: x[: cells[0], : cells[1]], s.params) for s in (found, want))
-    differs(f"lanes on {mesh}, by {layout}", distance(found, want), 0.0, 1e-5)
+    actual, want = (jax.tree.map(lambda x: x[: cells[0], : cells[1]], s.params) for s in (actual, want))
+    differs(f"lanes on {mesh}, by {layout}", distance(actual, want), 0.0, 1e-5)
     totals = (x.total[: cells[0], : cells[1]] for x in (found_losses, want_losses))
     differs("their losses", *totals, 1e-4)
 

@@ -62,7 +62,7 @@ def test_tidy_table_has_a_row_for_each_score(tmp_path):
         "metric",
         "value",
     ]
-    found = {(int(r["lane"]), r["task"], r["split"], r["metric"]): r["value"] for r in rows}
+    actual = {(int(r["lane"]), r["task"], r["split"], r["metric"]): r["value"] for r in rows}
     wanted = {
         (i, task, split, metric): value
         for i, one in enumerate(grid.lanes)
@@ -70,7 +70,7 @@ def test_tidy_table_has_a_row_for_each_score(tmp_path):
         for split, metrics in splits.items()
         for metric, value in metrics.items()
     }
-    assert {key: float(value) for key, value in found.items() if key[1]} == wanted
+    assert {key: float(value) for key, value in actual.items() if key[1]} == wanted
     lost = [r for r in rows if not r["task"]]  # lanes that froze are there, without a score
     assert len(lost) == sum(not one.scores for one in grid.lanes) and {r["status"] for r in lost} == {
         "frozen: not finite"
@@ -122,10 +122,10 @@ def test_unknown_line_is_named(tmp_path):
 def test_means_choice_and_differences(differs):
     table = {0.1: [0.70, 0.72, 0.71], 1.0: [0.75, 0.78, 0.73], 10.0: [0.74, 0.71, 0.72]}
     single = {1e-3: [0.70, 0.71, 0.70], 2e-3: [0.69, 0.74, 0.72], 4e-3: [0.60, 0.61, 0.62]}
-    found = only(fake_grids.grid(scored(table) + ends("single", single)))
-    assert found["chosen"] == 1 and found["points"][1]["values"] == {"strength": 1.0}
-    assert found["ends"]["single"]["values"] == {"learning_rate": 2e-3}  # the highest mean
-    assert [t["values"]["learning_rate"] for t in found["ends"]["single"]["tried"]] == [1e-3, 2e-3, 4e-3]
+    actual = only(fake_grids.grid(scored(table) + ends("single", single)))
+    assert actual["chosen"] == 1 and actual["points"][1]["values"] == {"strength": 1.0}
+    assert actual["ends"]["single"]["values"] == {"learning_rate": 2e-3}  # the highest mean
+    assert [t["values"]["learning_rate"] for t in actual["ends"]["single"]["tried"]] == [1e-3, 2e-3, 4e-3]
     tests = [stats.ttest_rel(scores, single[2e-3]) for scores in table.values()]
     p = [test.pvalue for test in tests]
     first, second, third = np.argsort(p)
@@ -133,7 +133,7 @@ def test_means_choice_and_differences(differs):
     corrected[first] = min(1, 3 * p[first])
     corrected[second] = min(1, max(corrected[first], 2 * p[second]))
     corrected[third] = min(1, max(corrected[second], p[third]))
-    for point, test, scores, adjusted in zip(found["points"], tests, table.values(), corrected, strict=True):
+    for point, test, scores, adjusted in zip(actual["points"], tests, table.values(), corrected, strict=True):
         low, high = stats.t.interval(0.95, 2, loc=np.mean(scores), scale=stats.sem(scores))
         against, bounds = point["against"]["single"], test.confidence_interval(0.95)
         differs(
@@ -160,9 +160,9 @@ def test_means_choice_and_differences(differs):
             ],
             1e-12,
         )
-    assert found["comparison"]["single"]["average"]["dev"] == found["points"][1]["against"]["single"]
-    assert "at strength 1 (chosen on dev)" in found["verdict"] and "against single-task training" in found["verdict"]
-    assert "one of" not in found["verdict"] and "nan" not in json.dumps(found).lower()
+    assert actual["comparison"]["single"]["average"]["dev"] == actual["points"][1]["against"]["single"]
+    assert "at strength 1 (chosen on dev)" in actual["verdict"] and "against single-task training" in actual["verdict"]
+    assert "one of" not in actual["verdict"] and "nan" not in json.dumps(actual).lower()
 
 
 def test_test_scores_decide_what_dev_chose():
@@ -176,19 +176,19 @@ def test_test_scores_decide_what_dev_chose():
             *lanes("single", {"learning_rate": 1.0}, [0.70, 0.72, 0.71], [0.70, 0.71, 0.72]),
         ]
     )
-    found = only(grid)
-    assert found["chosen"] == 1  # though the other is better on test
-    test = found["comparison"]["single"]["average"]["test"]
+    actual = only(grid)
+    assert actual["chosen"] == 1  # though the other is better on test
+    test = actual["comparison"]["single"]["average"]["test"]
     assert test["mean"] == pytest.approx(-0.28 / 3) and test["corrected_p"] is None
-    assert found["comparison"]["single"]["tasks"]["pos"]["test"]["mean"] == pytest.approx(test["mean"])
-    assert found["verdict"].endswith(": worse.") and "on dev" in found["verdict"] and "on test" in found["verdict"]
+    assert actual["comparison"]["single"]["tasks"]["pos"]["test"]["mean"] == pytest.approx(test["mean"])
+    assert actual["verdict"].endswith(": worse.") and "on dev" in actual["verdict"] and "on test" in actual["verdict"]
 
 
 def test_no_difference_is_said_as_such():
-    found = only(fake_grids.grid(scored({0.1: [0.7, 0.72]}) + ends("hard", {1.0: [0.71, 0.7]})))
-    assert "against hard sharing" in found["verdict"] and found["verdict"].endswith(": no difference shown.")
-    found = only(fake_grids.grid(scored({0.1: [0.7, 0.72]}) + ends("hard", {1.0: [0.7, 0.72]})))
-    assert found["verdict"].endswith(": equal.")
+    actual = only(fake_grids.grid(scored({0.1: [0.7, 0.72]}) + ends("hard", {1.0: [0.71, 0.7]})))
+    assert "against hard sharing" in actual["verdict"] and actual["verdict"].endswith(": no difference shown.")
+    actual = only(fake_grids.grid(scored({0.1: [0.7, 0.72]}) + ends("hard", {1.0: [0.7, 0.72]})))
+    assert actual["verdict"].endswith(": equal.")
 
 
 def test_frozen_and_dropped_lanes_are_never_chosen_and_in_no_mean():
@@ -196,36 +196,36 @@ def test_frozen_and_dropped_lanes_are_never_chosen_and_in_no_mean():
     lanes[3] = lanes[3]._replace(status="frozen: not finite")
     lanes[4] = lanes[4]._replace(status="dropped", steps=2)
     lanes[0] = lanes[0]._replace(status="stopped early")
-    found = only(fake_grids.grid(lanes, method="halving"))
-    assert [point["eligible"] for point in found["points"]] == [True, False, False, True]
-    assert found["chosen"] == 0
-    assert found["points"][1]["score"]["n"] == 1 and found["points"][1]["score"]["mean"] == 0.8
-    text = " ".join(found["warnings"])
+    actual = only(fake_grids.grid(lanes, method="halving"))
+    assert [point["eligible"] for point in actual["points"]] == [True, False, False, True]
+    assert actual["chosen"] == 0
+    assert actual["points"][1]["score"]["n"] == 1 and actual["points"][1]["score"]["mean"] == 0.8
+    text = " ".join(actual["warnings"])
     assert "strength 1 (seed 1)" in text and "1 lanes were dropped" in text
     assert "lowest of its values: widen the sweep" in text
 
 
 def test_nothing_to_choose():
     lanes = [x._replace(status="dropped") for x in scored({0.1: [0.7], 1.0: [0.8]})]
-    found = only(fake_grids.grid(lanes))
-    assert found["chosen"] is None and found["verdict"].startswith("Nothing can be chosen")
+    actual = only(fake_grids.grid(lanes))
+    assert actual["chosen"] is None and actual["verdict"].startswith("Nothing can be chosen")
     frozen = [x._replace(status="frozen: not finite", score=None) for x in ends("hard", {1.0: [0.5], 2.0: [0.6]})]
-    found = only(fake_grids.grid(scored({0.1: [0.7]}) + frozen))
-    assert found["ends"]["hard"] is None and found["comparison"] == {}
-    assert any("hard sharing: no learning rate finished" in warning for warning in found["warnings"])
+    actual = only(fake_grids.grid(scored({0.1: [0.7]}) + frozen))
+    assert actual["ends"]["hard"] is None and actual["comparison"] == {}
+    assert any("hard sharing: no learning rate finished" in warning for warning in actual["warnings"])
 
 
 def test_one_seed_is_said():
-    found = only(fake_grids.grid(scored({0.1: [0.7], 1.0: [0.8]}) + ends("single", {1.0: [0.6]})))
-    assert found["points"][1]["score"] == {"mean": 0.8, "low": None, "high": None, "sd": None, "n": 1}
-    assert "+0.200 (one seed)" in found["verdict"] and "one seed shows nothing" in found["verdict"]
-    assert any("no intervals" in warning for warning in found["warnings"])
+    actual = only(fake_grids.grid(scored({0.1: [0.7], 1.0: [0.8]}) + ends("single", {1.0: [0.6]})))
+    assert actual["points"][1]["score"] == {"mean": 0.8, "low": None, "high": None, "sd": None, "n": 1}
+    assert "+0.200 (one seed)" in actual["verdict"] and "one seed shows nothing" in actual["verdict"]
+    assert any("no intervals" in warning for warning in actual["warnings"])
 
 
 def test_an_end_at_the_edge_of_its_rates_is_said():
     rates = ends("single", {1.0: [0.5], 2.0: [0.6], 4.0: [0.7]})
-    found = only(fake_grids.grid(scored({0.1: [0.7], 1.0: [0.8], 9.0: [0.1]}) + rates))
-    assert "single-task training is best at the highest of its learning rates: try ones beyond" in found["warnings"]
+    actual = only(fake_grids.grid(scored({0.1: [0.7], 1.0: [0.8], 9.0: [0.1]}) + rates))
+    assert "single-task training is best at the highest of its learning rates: try ones beyond" in actual["warnings"]
 
 
 def test_ends_that_leave_out_a_choice_are_everyones_unless_one_is_closer():
@@ -249,25 +249,25 @@ def test_without_a_sweep_over_lambda_there_are_no_ends():
         for i, s in enumerate(both)
     ]
     summary = results.summarise(fake_grids.grid(lanes, sweeps))
-    (found,) = summary["combinations"]
-    assert summary["strengths"] == [] and found["ends"] == {} and found["chosen"] == 1
-    assert found["verdict"].startswith("The best setting at rate 1, chosen on dev: dev 0.750 (95 % interval")
+    (actual,) = summary["combinations"]
+    assert summary["strengths"] == [] and actual["ends"] == {} and actual["chosen"] == 1
+    assert actual["verdict"].startswith("The best setting at rate 1, chosen on dev: dev 0.750 (95 % interval")
 
 
 def test_learned_values_belong_together_by_seed():
     learned = [(0, 0.01, 0.7), (1, 0.04, 0.8), (0, 2.0, 0.5), (1, 8.0, 0.6)]
     lanes = [lane(s, seed=seed, values={"strength": x}) for seed, x, s in learned]
-    (found,) = results.summarise(fake_grids.grid(lanes, method="hypergradient"))["combinations"]
-    assert [point["values"]["strength"] for point in found["points"]] == pytest.approx([0.02, 4.0])  # geometric means
-    assert found["points"][0]["ranges"] == {"strength": [0.01, 0.04]} and found["points"][0]["seeds"] == [0, 1]
-    assert found["chosen"] == 0 and not any("widen" in warning for warning in found["warnings"])
+    (actual,) = results.summarise(fake_grids.grid(lanes, method="hypergradient"))["combinations"]
+    assert [point["values"]["strength"] for point in actual["points"]] == pytest.approx([0.02, 4.0])  # geometric means
+    assert actual["points"][0]["ranges"] == {"strength": [0.01, 0.04]} and actual["points"][0]["seeds"] == [0, 1]
+    assert actual["chosen"] == 0 and not any("widen" in warning for warning in actual["warnings"])
 
 
 def test_a_task_without_a_split_is_left_out_of_its_mean_and_one_without_a_value_is_not():
     scores = {"a": {"dev": {"accuracy": 0.5}, "test": {"accuracy": 0.6}}, "b": {"dev": {"accuracy": 0.7}}}
     one = lane(0.6, values={"strength": 1.0})._replace(scores=scores)
-    found = only(fake_grids.grid([one], tasks=("a", "b")))
-    assert found["points"][0]["average"]["test"]["mean"] == 0.6
+    actual = only(fake_grids.grid([one], tasks=("a", "b")))
+    assert actual["points"][0]["average"]["test"]["mean"] == 0.6
     undefined = one._replace(scores=scores | {"b": {"dev": {"accuracy": 0.7}, "test": {"accuracy": None}}})
     assert only(fake_grids.grid([undefined], tasks=("a", "b")))["points"][0]["average"]["test"]["mean"] is None
 
@@ -276,8 +276,8 @@ def methods(scores, **rest):
     """A grid of a choice "method" without a sweep; {alternative: scores of seeds 0, 1, …}."""
     lanes = [
         lane(s, seed=i, choices={"method": name}, test=s - 0.1)
-        for name, found in scores.items()
-        for i, s in enumerate(found)
+        for name, actual in scores.items()
+        for i, s in enumerate(actual)
     ]
     return fake_grids.grid(lanes, {}, {"method": list(scores)}, baselines={"method": ["sum", "single"]}, **rest)
 
@@ -292,13 +292,13 @@ def test_alternatives_against_baselines_are_paired_and_corrected_over_the_altern
     assert (against_sum["baseline"], against_single["baseline"]) == ("sum", "single")
     assert [o["alternative"] for o in against_sum["others"]] == ["single", "pcgrad", "cagrad"]
     assert [o["alternative"] for o in against_single["others"]] == ["pcgrad", "cagrad"]  # the sum was told already
-    found = [o["average"]["test"] for o in against_sum["others"]]
+    actual = [o["average"]["test"] for o in against_sum["others"]]
     tests = [stats.ttest_rel(scores[o["alternative"]], scores["sum"]) for o in against_sum["others"]]
-    differs("p against a baseline", [f["p"] for f in found], [t.pvalue for t in tests], 1e-9)
+    differs("p against a baseline", [f["p"] for f in actual], [t.pvalue for t in tests], 1e-9)
     ordered = np.sort([t.pvalue for t in tests])
     holm = np.maximum.accumulate(ordered * [3, 2, 1]).clip(max=1.0)
-    differs("Holm over the alternatives", np.sort([f["corrected_p"] for f in found]), holm, 1e-9)
-    assert against_sum["others"][1]["tasks"]["pos"]["test"]["mean"] == pytest.approx(found[1]["mean"])
+    differs("Holm over the alternatives", np.sort([f["corrected_p"] for f in actual]), holm, 1e-9)
+    assert against_sum["others"][1]["tasks"]["pos"]["test"]["mean"] == pytest.approx(actual[1]["mean"])
     assert results.summarise(methods({k: v for k, v in scores.items() if k != "sum"}))["baselines"][0]["baseline"] == (
         "single"
     )

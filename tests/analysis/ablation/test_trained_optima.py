@@ -42,8 +42,8 @@ def test_training_ends_at_the_exact_optimum(kind, strength, differs):
     params = run(experiment.init(0)).params
     exact = REFERENCES["linear"](config, experiment.corpus, kind, strength)
     words = slice(4, None)  # special tokens are in no text: they stay where they began, or go to the mean
-    found = np.asarray(params["embed"]["word"]["embedding"])[:, words, 0]
-    differs("weights of linear tasks, trained against exact", found, exact.weights[:, words], 1e-4)
+    actual = np.asarray(params["embed"]["word"]["embedding"])[:, words, 0]
+    differs("weights of linear tasks, trained against exact", actual, exact.weights[:, words], 1e-4)
     evaluator = make_evaluator(experiment, placement_from_config(experiment))
     scores = evaluator.score(params, "dev")
     for task, metrics in exact.scores.items():

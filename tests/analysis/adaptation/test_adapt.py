@@ -74,20 +74,20 @@ def run(tiny, tmp_path):
 
 def test_the_whole_mode(tiny, tmp_path, run, differs):
     columns = trained(tiny, tmp_path / "columns", sharing__trunk="none", model__column_init="independent")
-    found = adapted(new_task(tiny), [run, columns], tmp_path / "out")
-    assert json.loads((tmp_path / "out" / "adapt.json").read_text()) == json.loads(json.dumps(found))
-    assert list(found["runs"]) == ["hard", "columns", INITIAL_VALUES] and found["metric"] == "accuracy"
-    for name in found["runs"]:
+    actual = adapted(new_task(tiny), [run, columns], tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "adapt.json").read_text()) == json.loads(json.dumps(actual))
+    assert list(actual["runs"]) == ["hard", "columns", INITIAL_VALUES] and actual["metric"] == "accuracy"
+    for name in actual["runs"]:
         for k in ("2", "5"):
-            scores, chosen = np.asarray(found["scores"][name][k]["color"]), found["chosen"][name][k]
+            scores, chosen = np.asarray(actual["scores"][name][k]["color"]), actual["chosen"][name][k]
             assert scores.shape == (3,) and chosen["rate"] in (0.1, 5.0) and chosen["steps"] in (0, 1, 4)
-            differs("mean over draws", found["mean"][name][k]["mean"], scores.mean(), 1e-12)
-            at = found["steps"].index(chosen["steps"])
-            assert found["curves"][name][k][at] == found["mean"][name][k]
+            differs("mean over draws", actual["mean"][name][k]["mean"], scores.mean(), 1e-12)
+            at = actual["steps"].index(chosen["steps"])
+            assert actual["curves"][name][k][at] == actual["mean"][name][k]
             if name != INITIAL_VALUES:
-                other = np.asarray(found["scores"][INITIAL_VALUES][k]["color"])
-                differs("paired", found["differences"][name][k]["mean"], (scores - other).mean(), 1e-12)
-    text = report.render(found, tmp_path / "out")
+                other = np.asarray(actual["scores"][INITIAL_VALUES][k]["color"])
+                differs("paired", actual["differences"][name][k]["mean"], (scores - other).mean(), 1e-12)
+    text = report.render(actual, tmp_path / "out")
     assert "initial values" in text and "columns" in text
     assert {file.name for file in (tmp_path / "out" / "figures").iterdir()} == {"adapt_steps.png", "adapt_shots.png"}
 
@@ -103,16 +103,16 @@ def test_draws_and_one_adaptation_by_hand(tiny, run, monkeypatch, devices):
     placed = []
     place = distributed.place
     monkeypatch.setattr(distributed, "place", lambda tree, to: placed.append(place(tree, to)) or placed[-1])
-    said = one.learner.predictions("test", source.layers, False, few, [5.0])
+    message = one.learner.predictions("test", source.layers, False, few, [5.0])
     specs = {axis for leaf in jax.tree.leaves(placed[0]) for axis in leaf.sharding.spec}
     assert ("fsdp" in specs) == (devices > 1)
     rows, classes = one.episode.rows, len(one.classes)
 
     def bag(params, split, index):
         """Mean word vectors and logits by hand: the model has no layer above the embeddings."""
-        held = rows[split]
-        real = (held.segment[index] > 0).astype(np.float32)
-        vectors = params["embed"]["word"]["embedding"][0][held.tokens[index]]
+        locked = rows[split]
+        real = (locked.segment[index] > 0).astype(np.float32)
+        vectors = params["embed"]["word"]["embedding"][0][locked.tokens[index]]
         mean = (vectors * real[..., None]).sum(1) / real.sum(1, keepdims=True)
         head = jax.tree.map(lambda leaf: leaf[0], params["heads"]["color"]["output"])
         return mean @ head["kernel"] + jnp.broadcast_to(head["bias"], (len(index), len(head["bias"])))
@@ -135,8 +135,8 @@ def test_draws_and_one_adaptation_by_hand(tiny, run, monkeypatch, devices):
                 steps.append(np.asarray(bag(with_leaves(params, flat), "test", everything).argmax(-1)))
             gradient = jax.grad(loss)(flat)
             flat = {path: leaf - 5.0 * gradient[path] for path, leaf in flat.items()}
-        assert np.mean(np.stack(steps)[1:] == said[draw, 0, 1:]) > 0.99  # ties of float32 aside
-        assert not said[draw, 0, 0].any()  # a head of zeros says the first class
+        assert np.mean(np.stack(steps)[1:] == message[draw, 0, 1:]) > 0.99  # ties of float32 aside
+        assert not message[draw, 0, 0].any()  # a head of zeros says the first class
     # what is drawn
     gold = one.episode.gold["train"]
     some = draw_supports(one.episode, one.classes, 3, draws=4, seed=0, purpose="test")
@@ -178,7 +178,7 @@ ERRORS = [
 
 
 def test_what_cannot_be_adapted_is_said(tiny, tmp_path, run):
-    for changes, said in ERRORS:
+    for changes, message in ERRORS:
         config = new_task(tiny)
         for field, value in changes.items():
             *path, last = field.split("__")
@@ -186,15 +186,15 @@ def test_what_cannot_be_adapted_is_said(tiny, tmp_path, run):
             for key in path:
                 node = node[key]
             node[last] = value
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=message):
             adapted(config, [run], tmp_path / "out")
     twin = shutil.copytree(run, tmp_path / "elsewhere" / "hard")
     config = new_task(tiny)
     del config.datasets.texts.splits["dev"]
-    for runs, given, said in (
+    for runs, given, message in (
         ([tmp_path / "nowhere"], new_task(tiny), "nowhere: no config.json"),
         ([run, twin], new_task(tiny), "two folders are named 'hard'"),
         ([run], config, "data set texts: .*there is no dev"),
     ):
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=message):
             adapted(given, runs, tmp_path / "out")

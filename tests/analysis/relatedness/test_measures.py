@@ -84,9 +84,9 @@ def test_representations(differs):
             for a in centred
         ]
     )
-    found = measures.cka(x)
-    differs("CKA", found, wanted, 1e-5)
-    assert found[0, 1] == pytest.approx(1.0, abs=1e-5)
+    actual = measures.cka(x)
+    differs("CKA", actual, wanted, 1e-5)
+    assert actual[0, 1] == pytest.approx(1.0, abs=1e-5)
     above = np.triu_indices(20, 1)
     pairs = [1 - np.corrcoef(column)[above] for column in x.astype(np.float64)]
     wanted = np.array([[stats.spearmanr(a, b).statistic for b in pairs] for a in pairs])
@@ -121,13 +121,13 @@ def test_best_groups_are_the_best_of_all(count, budget):
         best = -np.inf
         for size in range(1, budget + 1):
             for chosen in itertools.combinations(groups, size):
-                held = np.full(count, -np.inf)
+                locked = np.full(count, -np.inf)
                 for group in chosen:
-                    held[list(group)] = np.maximum(held[list(group)], of(group))
-                best = max(best, held.sum())
-        found = grouping.best_groups(count, budget, of)
-        assert found.exact and found.gain == pytest.approx(best) and len(found.groups) <= budget
-        served = [of(found.groups[g])[found.groups[g].index(k)] for k, g in enumerate(found.served)]
+                    locked[list(group)] = np.maximum(locked[list(group)], of(group))
+                best = max(best, locked.sum())
+        actual = grouping.best_groups(count, budget, of)
+        assert actual.exact and actual.gain == pytest.approx(best) and len(actual.groups) <= budget
+        served = [of(actual.groups[g])[actual.groups[g].index(k)] for k, g in enumerate(actual.served)]
         assert sum(served) == pytest.approx(best)
 
 
@@ -135,9 +135,9 @@ def test_many_tasks_are_grouped_greedily():
     """Two families of tasks that help within and harm across."""
     family = np.arange(12) % 2
     gains = np.where(family[:, None] == family[None, :], 0.1, -0.1)
-    found = grouping.best_groups(12, 2, grouping.gains_from_pairs(gains))
-    assert not found.exact and found.gain == pytest.approx(1.2)
-    assert {tuple(group) for group in found.groups} == {tuple(range(0, 12, 2)), tuple(range(1, 12, 2))}
+    actual = grouping.best_groups(12, 2, grouping.gains_from_pairs(gains))
+    assert not actual.exact and actual.gain == pytest.approx(1.2)
+    assert {tuple(group) for group in actual.groups} == {tuple(range(0, 12, 2)), tuple(range(1, 12, 2))}
     with pytest.raises(ValueError, match="a task and a group"):
         grouping.best_groups(3, 0, grouping.gains_from_pairs(np.zeros((3, 3))))
 
@@ -162,11 +162,11 @@ def test_a_tree_of_tasks_by_hand(tmp_path):
     assert grouping.similarity_tree(similarity, tasks, counts) == wanted
     gain = [[None if i == j else {"mean": s} for j, s in enumerate(row)] for i, row in enumerate(similarity.tolist())]
     measures_ = {"kl": {"distance": True, "matrix": (-similarity).tolist()}}
-    told = {"tasks": list(tasks), "gain": gain, "measures": measures_}
-    (tmp_path / "relatedness.json").write_text(json.dumps(told))
+    notes = {"tasks": list(tasks), "gain": gain, "measures": measures_}
+    (tmp_path / "relatedness.json").write_text(json.dumps(notes))
     assert grouping.tree_of_run(tmp_path, counts) == wanted == grouping.tree_of_run(tmp_path, counts, "kl")
-    for bad, said in (({"layer_00": 3, "layer_01": 2}, "do not decrease"), ({"layer_00": 5}, "from 1 to 4")):
-        with pytest.raises(UserError, match=said):
+    for bad, message in (({"layer_00": 3, "layer_01": 2}, "do not decrease"), ({"layer_00": 5}, "from 1 to 4")):
+        with pytest.raises(UserError, match=message):
             grouping.similarity_tree(similarity, tasks, bad)
     with pytest.raises(UserError, match="no measure 'tag'"):
         grouping.tree_of_run(tmp_path, counts, "tag")

@@ -49,8 +49,8 @@ def test_lanes_are_all_tasks_and_all_pairs(tiny):
     config = quick(tiny)
     config.tasks.tags.weight = 0.5
     planned = transfer.transfer_plan(config, tuple(config.tasks))
-    found = [tuple(s.fields[f"tasks.{t}.weight"] for t in config.tasks) for s in planned.programs[0].settings]
-    assert found == [(1, 0, 0), (0, 0.5, 0), (0, 0, 1), (1, 0.5, 0), (1, 0, 1), (0, 0.5, 1)]
+    actual = [tuple(s.fields[f"tasks.{t}.weight"] for t in config.tasks) for s in planned.programs[0].settings]
+    assert actual == [(1, 0, 0), (0, 0.5, 0), (0, 0, 1), (1, 0.5, 0), (1, 0, 1), (0, 0.5, 1)]
     assert planned.seeds == (0, 1) and planned.lane_steps == 6 * 2 * 3
     assert planned.programs[0].config.evaluation.checkpoint == "last"
 
@@ -64,31 +64,31 @@ def test_gains_are_paired_differences(differs):
             values = {"first": first, "last": last}
             scores = {t: {"dev": {"accuracy": float(s)}} for t, s in zip(tasks, table[first, last, seed], strict=True)}
             lanes.append(fake_grids.lane(0.5, seed=seed, values=values)._replace(scores=scores))
-    found = transfer.transfer_gains(fake_grids.grid(lanes, {}, tasks=tasks), "dev")
+    actual = transfer.transfer_gains(fake_grids.grid(lanes, {}, tasks=tasks), "dev")
     for i, j in itertools.permutations(range(3), 2):
         pair = [table[min(i, j), max(i, j), s][j] for s in range(4)]
         alone = [table[j, j, s][j] for s in range(4)]
-        differs("gain of a pair", found["gain"][i][j]["mean"], np.mean(np.subtract(pair, alone)), 1e-12)
-        differs("its p", found["gain"][i][j]["p"], stats.ttest_rel(pair, alone).pvalue, 1e-9)
-    assert found["gain"][1][1] is None and found["alone"]["b"]["n"] == 4
+        differs("gain of a pair", actual["gain"][i][j]["mean"], np.mean(np.subtract(pair, alone)), 1e-12)
+        differs("its p", actual["gain"][i][j]["p"], stats.ttest_rel(pair, alone).pvalue, 1e-9)
+    assert actual["gain"][1][1] is None and actual["alone"]["b"]["n"] == 4
 
 
 def test_correlations_over_pairs(differs):
     rng = np.random.default_rng(1)
     gains, measure = rng.normal(size=(5, 5)), rng.normal(size=(5, 5))
     off = ~np.eye(5, dtype=bool)
-    found = correlation(measure, gains)
-    differs("Spearman against scipy", found.rho, stats.spearmanr(measure[off], gains[off]).statistic, 1e-12)
+    actual = correlation(measure, gains)
+    differs("Spearman against scipy", actual.rho, stats.spearmanr(measure[off], gains[off]).statistic, 1e-12)
     same = correlation(gains, gains)
     assert same.rho == pytest.approx(1.0) and same.p == pytest.approx(1 / 120) and same.low == pytest.approx(1.0)
-    assert found.low < found.rho < found.high and found.pairs == 20
+    assert actual.low < actual.rho < actual.high and actual.pairs == 20
     without = [np.delete(np.arange(5), k) for k in range(5)]
     z = [
         np.arctanh(stats.spearmanr(*(m[np.ix_(w, w)][~np.eye(4, dtype=bool)] for m in (measure, gains))).statistic)
         for w in without
     ]
     half = stats.t.ppf(0.975, 4) * np.sqrt(4 / 5) * np.linalg.norm(np.asarray(z) - np.mean(z))
-    differs("jackknife", [found.low, found.high], np.tanh(np.arctanh(found.rho) + np.asarray([-half, half])), 1e-12)
+    differs("jackknife", [actual.low, actual.high], np.tanh(np.arctanh(actual.rho) + np.asarray([-half, half])), 1e-12)
     many = rng.normal(size=(9, 9))
     assert correlation(many, many).p < 1e-3
     constant = correlation(np.ones((5, 5)), gains)
@@ -134,41 +134,41 @@ def test_measures_of_split_parameters_are_the_same(tiny, differs, monkeypatch):
 def test_columns_are_runs_of_each_task_alone(tiny, differs):
     config = quick(tiny, sharing__trunk="none")
     alone, trunk = build(config), build(quick(tiny))
-    found = measure_inputs.SeparateColumns(alone, trunk, 20)(0, lambda: False)
-    assert found.representations.shape == (3, 20, 8)
+    actual = measure_inputs.SeparateColumns(alone, trunk, 20)(0, lambda: False)
+    assert actual.representations.shape == (3, 20, 8)
     single = build(quick(tiny, sharing__trunk="none", train_tasks=("long",)))
     state = single.init(0)
     for step in range(3):
         batch = jax.tree.map(lambda leaf: np.asarray(leaf)[None], single.batches(0).batch(step))
         state, _ = train_step(single.spec, state, batch, single.hyper)
     path = "embed/word/embedding"
-    differs("a column and its task alone", found.end[path][2], state.params["embed"]["word"]["embedding"][0], 2e-6)
+    differs("a column and its task alone", actual.end[path][2], state.params["embed"]["word"]["embedding"][0], 2e-6)
     # a bag of words: the mean over the tokens is the mean of their vectors
     rows = trunk.corpus.rows["texts"]["dev"]
     tokens = rows.tokens[0][rows.segment[0] == 1]
-    wanted = np.asarray(found.end[path])[:, tokens].mean(axis=1)
-    differs("a text by each column", found.representations[:, 0], wanted, 1e-6)
+    wanted = np.asarray(actual.end[path])[:, tokens].mean(axis=1)
+    differs("a text by each column", actual.representations[:, 0], wanted, 1e-6)
 
 
 def test_the_whole_mode(tiny, tmp_path, capsys):
     config, folder = quick(tiny), tmp_path / "run"
     folder.mkdir()
-    found = modes.relate(config, folder, check)
-    assert set(found["measures"]) <= set(MEASURES) and {"gradient_cosine", "cka", "fisher"} <= set(found["measures"])
-    assert found["tasks"] == ["color", "tags", "long"] and len(found["looks"]["steps"]) == 2
-    assert any("KL of labels" in note for note in found["notes"])  # no two tasks have the same classes
-    assert {task for group in found["groups"]["groups"] for task in group} == set(found["tasks"])
+    actual = modes.relate(config, folder, check)
+    assert set(actual["measures"]) <= set(MEASURES) and {"gradient_cosine", "cka", "fisher"} <= set(actual["measures"])
+    assert actual["tasks"] == ["color", "tags", "long"] and len(actual["looks"]["steps"]) == 2
+    assert any("KL of labels" in note for note in actual["notes"])  # no two tasks have the same classes
+    assert {task for group in actual["groups"]["groups"] for task in group} == set(actual["tasks"])
     before = {file: file.stat().st_mtime_ns for file in (folder / "measures").iterdir()}
     again = modes.relate(config, folder, check)  # goes on where it stands: nothing is left to train
-    assert again == found and before == {file: file.stat().st_mtime_ns for file in (folder / "measures").iterdir()}
+    assert again == actual and before == {file: file.stat().st_mtime_ns for file in (folder / "measures").iterdir()}
     rows = list(csv.DictReader((folder / "relatedness.csv").open()))
-    assert len(rows) == 6 and float(rows[0]["gain"]) == pytest.approx(found["gain"][0][1]["mean"])
+    assert len(rows) == 6 and float(rows[0]["gain"]) == pytest.approx(actual["gain"][0][1]["mean"])
     text = report.relatedness_report(folder)
     assert "groups to train together" in text and "Spearman" in text
     drawn = {file.name for file in (folder / "figures").iterdir()}
     assert drawn == {"gains.png", "graph.png", "measures.png", "scatters.png", "cosines.png"}
     assert report.report_page([folder], tmp_path / "out").exists()
-    (folder / "relatedness.json").write_text(json.dumps(found)[:50])
+    (folder / "relatedness.json").write_text(json.dumps(actual)[:50])
     with pytest.raises(UserError, match=r"relatedness\.json: not complete JSON"):
         report.relatedness_report(folder)
 

@@ -82,13 +82,13 @@ def test_genres_of_ewt(data_dir):
         "splits": {"train": "*dev*.conllu"},
         "options": {"genre": "([a-z]+)-"},
     }
-    found = {
+    actual = {
         genre: datasets.read_dataset("d", {**entry, "filter": {"genre": genre}}, 0).splits["train"] for genre in GENRES
     }
-    assert {g: [r.fields["sent_id"] for r in records] for g, records in found.items()} == {
+    assert {g: [r.fields["sent_id"] for r in records] for g, records in actual.items()} == {
         g: [i for i in ids if i.startswith(g)] for g in GENRES
     }
-    assert sum(map(len, found.values())) == 2001
+    assert sum(map(len, actual.values())) == 2001
     with pytest.raises(UserError, match=r"has 'blog'; there are: 'reviews' \(554\).* Did you mean 'weblog'"):
         datasets.read_dataset("d", {**entry, "filter": {"genre": "blog"}}, 0)
 

@@ -157,13 +157,13 @@ def test_bad_settings():
 def test_every_word_is_in_one_example(values, max_length):
     split = encode(sentences(*values), Letters(), max_length, "split")
     assert (split.lengths <= max_length).all()
-    found = [[] for _ in values]
+    actual = [[] for _ in values]
     for n, record in enumerate(split.record):
         body = example(split, n)[1:-1]
         starts = split.word_token[split.word_offsets[n] : split.word_offsets[n + 1]] - 1
-        assert split.first_word[n] == len(found[record])
-        found[record] += [body[a:b] for a, b in zip(starts, [*starts[1:], len(body)], strict=True)]
-    assert found == [[word[: max_length - 2] for word in value] for value in values]
+        assert split.first_word[n] == len(actual[record])
+        actual[record] += [body[a:b] for a, b in zip(starts, [*starts[1:], len(body)], strict=True)]
+    assert actual == [[word[: max_length - 2] for word in value] for value in values]
     lost = sum(max(len(word) - max_length + 2, 0) for value in values for word in value)
     assert split.overlong[1] == lost and split.overlong[2] == 0
 

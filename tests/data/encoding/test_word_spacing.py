@@ -23,9 +23,9 @@ PIECES = st.sampled_from([*" \n\u200b.,;:!?-/'\"()[]“”‘’«»$%#@¿…", 
 def test_a_text_comes_back(text):
     words, blanks = WordTokenizer.split_with_blanks(text, lower=False)
     assert words == WordTokenizer.split_words([text], lower=False)[0] and len(blanks) == len(words)
-    found = word_spacing.join_words(word_spacing.mark_blanks(words, blanks))
+    actual = word_spacing.join_words(word_spacing.mark_blanks(words, blanks))
     # each word is composed by itself: what is left of a text is composed once more
-    assert unicode.nfc(found) == unicode.nfc(re.sub(r"[\s\u200b]+", " ", text).strip(" "))
+    assert unicode.nfc(actual) == unicode.nfc(re.sub(r"[\s\u200b]+", " ", text).strip(" "))
 
 
 def test_usual_blanks_need_no_token():

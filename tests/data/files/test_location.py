@@ -52,8 +52,8 @@ def top(request, tmp_path):
 
 @pytest.mark.parametrize("name", ODD)
 def test_a_name_that_is_there_is_that_file(top, name):
-    (found,) = top.glob(name)
-    assert found.text("utf-8") == f"text\n{name}\n"
+    (actual,) = top.glob(name)
+    assert actual.text("utf-8") == f"text\n{name}\n"
     assert top.child(name).text("utf-8") == f"text\n{name}\n"
 
 
@@ -77,9 +77,9 @@ def test_absolute_paths_and_variables(tmp_path, monkeypatch):
     elsewhere = location.local_path("/usr")
     for name in ODD:
         for path in (f"{tmp_path}/{name}", f"$FOLDER/{name}", f"${{FOLDER}}/{name}"):
-            (found,) = elsewhere.glob(path)
+            (actual,) = elsewhere.glob(path)
             assert (
-                found.text("utf-8")
+                actual.text("utf-8")
                 == name
                 == elsewhere.child(path).text("utf-8")
                 == location.local_path(path).text("utf-8")

@@ -22,16 +22,16 @@ def kept_always(tmp_path, monkeypatch):
 @pytest.fixture
 def calls(monkeypatch):
     """What the reader "conll" was called for."""
-    found = []
+    actual = []
 
     @functools.wraps(READERS["conll"].func)
     def reader(location, encoding, **options):
-        found.append((location.name, encoding, options))
+        actual.append((location.name, encoding, options))
         yield from original(location, encoding, **options)
 
     original = READERS["conll"]
     monkeypatch.setitem(READERS, "conll", dataclasses.replace(original, func=reader))
-    return found
+    return actual
 
 
 def read(file, **entry):
@@ -74,17 +74,17 @@ def test_what_is_damaged_or_fails_is_read_again(tmp_path, calls):
             read(file)
     file.write_text("a O\n")
     first = read(file)
-    (kept,) = (array_cache.cache_folder() / "encoded").iterdir()
-    content = bytearray(kept.read_bytes())
+    (remaining,) = (array_cache.cache_folder() / "encoded").iterdir()
+    content = bytearray(remaining.read_bytes())
     content[len(content) // 2] ^= 1
-    kept.write_bytes(content)
+    remaining.write_bytes(content)
     assert read(file) == first and len(calls) == 4
 
 
 def test_bytes_that_are_no_text_and_notes_come_back():
     items = [Record({"words": ["\udcff", "\x00", "日"], "n": 3, "none": None}, "f", 7), Note("odd", "f", 2)]
-    found = [parse_cache.cached_items({"a": 1}, "f", lambda given=given: given) for given in (items, ["not asked"])]
-    assert found == [items, items]
+    actual = [parse_cache.cached_items({"a": 1}, "f", lambda given=given: given) for given in (items, ["not asked"])]
+    assert actual == [items, items]
 
 
 def test_what_is_soon_read_is_not_kept(monkeypatch):

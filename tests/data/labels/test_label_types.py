@@ -42,8 +42,8 @@ def asked(label, context=CONTEXT, spec=SPAN, **fields):
     raw, read = answer_spans.collect_answers(inputs, spec)
     split = encode(inputs, words_of(context, "where ?"), 64)
     gold, fitted = answer_spans.encode_answers(raw, split)
-    found = raw.values[0] and tuple(a.begin for a in raw.values[0])
-    return found, tuple(gold.value[0].tolist()), [note.what.split(",")[0] for note in (*read, *fitted)]
+    actual = raw.values[0] and tuple(a.begin for a in raw.values[0])
+    return actual, tuple(gold.value[0].tolist()), [note.what.split(",")[0] for note in (*read, *fitted)]
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,7 @@ def test_dirt_is_mended_or_left_out_and_counted():
     assert asked([{"text": "ca", "answer_start": 4}])[1:] == ((1, 1), ["answers begin or end inside a token"])
     assert asked([]) == ((), (-1, -1), []) and asked(None)[0] is None
     assert asked({"text": [], "answer_start": []})[1] == (-1, -1)
-    for wrong, said in (
+    for wrong, message in (
         ("mat", "objects with text"),
         ([{"text": "mat"}], "has text"),
         ([[3, 99]], "no characters 3 to 99"),
@@ -99,7 +99,7 @@ def test_dirt_is_mended_or_left_out_and_counted():
         ([{"text": 3, "answer_start": 1}], "should be a string"),
         ([{"text": "a", "answer_start": "x"}], "an integer"),
     ):
-        with pytest.raises(UserError, match=f"f:1: task answer: .*({said})"):
+        with pytest.raises(UserError, match=f"f:1: task answer: .*({message})"):
             asked(wrong)
 
 
@@ -181,8 +181,13 @@ def test_choices_and_their_labels():
 
     assert [number(v) for v in (1, "blue", "A", "2", "C", None, "")] == [1, 1, 0, 2, 2, None, None]
     assert number("1", spec=LabelSpec("right", "d", "label", "choice", "choice", classes=("1", "2", "3"))) == 0
-    for label, said in ((3, "none of the 3"), ("green", "none of the 3"), (-1, "none"), ("B", r"can mean .*\[1, 2\]")):
-        with pytest.raises(UserError, match=f"f:1: task right: .*{said}"):
+    for label, message in (
+        (3, "none of the 3"),
+        ("green", "none of the 3"),
+        (-1, "none"),
+        ("B", r"can mean .*\[1, 2\]"),
+    ):
+        with pytest.raises(UserError, match=f"f:1: task right: .*{message}"):
             number(label)
     record = Record({"text": "x", "a": "red", "b": "blue", "c": ""}, "f", 1)
     assert extract_inputs([record], text="text", choices=("a", "b", "c")).choices == [["red", "blue"]]
@@ -237,12 +242,12 @@ def test_marks_in_fields_and_in_the_text_are_the_same():
         assert " ".join(map(tokenizer.id_to_token, encode(inputs, tokenizer, 32).tokens)).startswith(wanted)
     cut = encode(extract_inputs([Record(by_words, "f", 1)], words="words", marked=("a", "b")), tokenizer, 8)
     assert cut.mark_token.tolist() == [[1, 4, -1, -1]]
-    for change, said in (
+    for change, message in (
         ({"a": [1, 9]}, "no such span"),
         ({"a": [2, 1]}, "no such span"),
         ({"a": "cat"}, "first and the last"),
     ):
-        with pytest.raises(UserError, match=f"f:1: .*{said}"):
+        with pytest.raises(UserError, match=f"f:1: .*{message}"):
             extract_inputs([Record(by_words | change, "f", 1)], words="words", marked=("a", "b"))
     with pytest.raises(UserError, match="'\\[E1\\]' is not in the vocabulary"):
         encode(extract_inputs([Record(by_words, "f", 1)], words="words", marked=("a", "b")), words_of(text), 32)
@@ -278,23 +283,23 @@ def test_all_choices_of_a_record_stand_in_one_row(shapes, packed):
     spec = LabelSpec("right", "d", "label", "choice", "choice")
     corpus = corpus_of(records, {"text": ("text",), "choices": ("choices",)}, spec, pack=packed)
     rows, encoded = corpus.rows["d"]["train"], corpus.splits["d"]["train"].encoded
-    found, seen = rows.labels["right"], {}
+    actual, seen = rows.labels["right"], {}
     for row, slot in np.argwhere(rows.example >= 0):
         start, length = rows.start[row, slot], rows.length[row, slot]
         tokens = [corpus.tokenizer.id_to_token(t) for t in rows.tokens[row, start : start + length]]
-        record, choice = int(tokens[0][1:]), int(found["choice"][row, slot])
+        record, choice = int(tokens[0][1:]), int(actual["choice"][row, slot])
         at = tokens.index("[SEP]")
         assert tokens[at + 1 :] in ([f"c{record}", f"c{choice}"], [f"c{record}"], [])  # what truncation leaves
         label = records[record].fields["label"]
-        assert found["mask"][row, slot] == (label is not None)
-        assert not label is not None or found["value"][row, slot] == (choice == label)
-        seen.setdefault(record, set()).add((int(row), int(found["group"][row, slot]), choice))
+        assert actual["mask"][row, slot] == (label is not None)
+        assert not label is not None or actual["value"][row, slot] == (choice == label)
+        seen.setdefault(record, set()).add((int(row), int(actual["group"][row, slot]), choice))
         assert encoded.record[rows.example[row, slot]] == record
     for record, places in seen.items():
         assert len({(row, group) for row, group, _ in places}) == 1 and len(places) == shapes[record][1]
     groups = [(row, group) for places in seen.values() for row, group, _ in places]
     assert len(seen) == len(shapes) and len(set(groups)) == len(shapes)
-    assert not found["mask"][rows.example < 0].any() and not found["group"][rows.example < 0].any()
+    assert not actual["mask"][rows.example < 0].any() and not actual["group"][rows.example < 0].any()
 
 
 @settings(max_examples=25, deadline=None)
@@ -319,25 +324,25 @@ def test_spans_of_every_example_are_in_the_rows_once(lengths, packed):
         records.append(Record(fields, "f", n))
     corpus = corpus_of(records, {"text": ("q", "c")}, SPAN, pack=packed, overflow="truncate")
     rows = corpus.rows["d"]["train"]
-    found, seen, cut = rows.labels["answer"], set(), 0
+    actual, seen, cut = rows.labels["answer"], set(), 0
     for row in range(len(rows.tokens)):
-        for segment in range(1, found["segment"][row].max() + 1):
-            at = np.flatnonzero(found["segment"][row] == segment)
-            slot = found["slot"][row, at[0]]
-            assert (found["slot"][row, at] == slot).all() and found["word"][row, at].tolist() == list(
+        for segment in range(1, actual["segment"][row].max() + 1):
+            at = np.flatnonzero(actual["segment"][row] == segment)
+            slot = actual["slot"][row, at[0]]
+            assert (actual["slot"][row, at] == slot).all() and actual["word"][row, at].tolist() == list(
                 range(-1, len(at) - 1)
             )
-            assert found["token"][row, at[0]] == rows.start[row, slot]
-            tokens = [corpus.tokenizer.id_to_token(t) for t in rows.tokens[row, found["token"][row, at[1:]]]]
+            assert actual["token"][row, at[0]] == rows.start[row, slot]
+            tokens = [corpus.tokenizer.id_to_token(t) for t in rows.tokens[row, actual["token"][row, at[1:]]]]
             n = int(tokens[0][1:].split("w")[0])
             assert tokens == [f"r{n}w{i}" for i in range(len(tokens))]
             seen.add(n)
-            value, fields = found["value"][row, at], records[n].fields
-            kept = not fields["answers"] or fields["answers"][0]["text"].split()[-1] in tokens
-            assert found["mask"][row, at].all() == (fields["answers"] is not None and kept)
-            assert len(set(found["mask"][row, at])) == 1
-            cut += not kept
-            if not kept or fields["answers"] is None:
+            value, fields = actual["value"][row, at], records[n].fields
+            remaining = not fields["answers"] or fields["answers"][0]["text"].split()[-1] in tokens
+            assert actual["mask"][row, at].all() == (fields["answers"] is not None and remaining)
+            assert len(set(actual["mask"][row, at])) == 1
+            cut += not remaining
+            if not remaining or fields["answers"] is None:
                 assert not value.any()
             elif not fields["answers"]:
                 assert value[0] == 3 and not value[1:].any()
@@ -379,11 +384,11 @@ def test_squad_files(tmp_path):
     text = json.dumps({"data": [{"title": None, "paragraphs": [{"context": "a b", "qas": odd}]}]})
     for encoding in ("utf-8-sig", "utf-16"):
         (tmp_path / "marked").write_text(text, encoding)
-        found = list(READERS["squad"](location.local_path(str(tmp_path / "marked")), encoding.removesuffix("-sig")))
-        said = {r.fields["question"]: r.fields.get("answers") for r in found if isinstance(r, Record)}
-        assert said == {"q1": odd[0]["answers"][1:], "q3": None, "q4": [], "q5": None, "q6": None, "q7": []}
-        assert [note.line for note in found if not isinstance(note, Record)] == [1, 2, 3, 5]
-    for broken, said in (
+        actual = list(READERS["squad"](location.local_path(str(tmp_path / "marked")), encoding.removesuffix("-sig")))
+        message = {r.fields["question"]: r.fields.get("answers") for r in actual if isinstance(r, Record)}
+        assert message == {"q1": odd[0]["answers"][1:], "q3": None, "q4": [], "q5": None, "q6": None, "q7": []}
+        assert [note.line for note in actual if not isinstance(note, Record)] == [1, 2, 3, 5]
+    for broken, message in (
         (
             {"data": [{"paragraphs": [{"context": "a", "qas": [{"question": "q", "is_impossible": "no"}]}]}]},
             "'is_impossible' has to be true or false, found a string",
@@ -393,7 +398,7 @@ def test_squad_files(tmp_path):
         ({"data": [{"paragraphs": [{"qas": []}]}]}, r"data\[0\]\.paragraphs\[0\]: 'context' has to be a string"),
         ({"data": [{"paragraphs": [{"context": "a", "qas": [3]}]}]}, r"qas\[0\]: has to be an object"),
     ):
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=message):
             list(READERS["squad"](place(tmp_path, json.dumps(broken)), "utf-8"))
 
 
@@ -406,16 +411,18 @@ SRL = """1\tShe\tPRON\tPRP\t-\tB-ARG0\tB-ARG0
 
 
 def test_questions_and_pairs_from_roles(tmp_path):
-    found = list(READERS["srl_questions"](place(tmp_path, SRL), "utf-8", unanswerable=2))
-    by_question = {r.fields["question"]: r.fields["answers"] for r in found}
+    actual = list(READERS["srl_questions"](place(tmp_path, SRL), "utf-8", unanswerable=2))
+    by_question = {r.fields["question"]: r.fields["answers"] for r in actual}
     assert by_question["Whom or what does it said?"] == {"text": ["Bo left today"], "answer_start": [9]}
     assert by_question["When does it left?"] == {"text": ["today"], "answer_start": [17]}
     joined = list(READERS["srl_questions"](place(tmp_path, SRL + "\n" + SRL + "\n" + SRL), "utf-8", sentences=2))
-    assert len(joined) == 3 * 4 and joined[-1].fields["context"] == found[0].fields["context"]  # one is left over
+    assert len(joined) == 3 * 4 and joined[-1].fields["context"] == actual[0].fields["context"]  # one is left over
     (second,) = (r for r in joined if r.fields["question"] == "When does it left (2)?")
     start = second.fields["answers"]["answer_start"][0]
     assert second.fields["context"][start:] == "today" and start > len("She said Bo left today")
-    assert len(found) == 4 + 2 and sum(not r.fields["answers"]["text"] for r in found) == 2  # of four that are lacking
+    assert (
+        len(actual) == 4 + 2 and sum(not r.fields["answers"]["text"] for r in actual) == 2
+    )  # of four that are lacking
     pairs = [
         tuple(r.fields[name] for name in ("predicate", "argument", "role"))
         for r in READERS["srl_pairs"](place(tmp_path, SRL), "utf-8")
@@ -443,17 +450,17 @@ def test_derived_sets_of_real_data(data_dir):
         assert record.fields["context"][start:].startswith(text)
     whole = location.local_path(str(data_dir / "ewt/en_ewt-ud-dev.conllu"))
     items = list(READERS["conllu_endings"](whole, "utf-8"))
-    found = [r for r in items if isinstance(r, Record)]
-    assert len(found) + sum(n.lost for n in items if isinstance(n, Note)) == 2001
-    assert len(found) == 1222 and all(len(set(r.fields["endings"])) == 4 for r in found)
-    shares = np.bincount([r.fields["label"] for r in found], minlength=4) / len(found)
+    actual = [r for r in items if isinstance(r, Record)]
+    assert len(actual) + sum(n.lost for n in items if isinstance(n, Note)) == 2001
+    assert len(actual) == 1222 and all(len(set(r.fields["endings"])) == 4 for r in actual)
+    shares = np.bincount([r.fields["label"] for r in actual], minlength=4) / len(actual)
     assert np.abs(shares - 0.25).max() < 0.04
     # halves of one sentence have the same length: it must not tell the true ending from the others
     nearest = [
         np.argmin([abs(len(e.split()) - len(r.fields["beginning"].split()) - 0.1) for e in r.fields["endings"]])
-        for r in found
+        for r in actual
     ]
-    assert np.mean([n == r.fields["label"] for n, r in zip(nearest, found, strict=True)]) < 0.4
+    assert np.mean([n == r.fields["label"] for n, r in zip(nearest, actual, strict=True)]) < 0.4
     for record in READERS["conllu_endings"](whole, "utf-8", wrong="reordered"):
         if isinstance(record, Record):
             sorts = {tuple(sorted(e.split())) for e in record.fields["endings"]}

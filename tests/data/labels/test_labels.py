@@ -23,26 +23,26 @@ def gold(spec, train, dev=None, max_unseen_labels=0.05, **more):
 
 
 def test_classes_are_sorted_and_numbers_are_names():
-    vocabulary, found, _ = gold(LabelSpec("t", "d", "y"), [10, "2", 2.0, None, "", True])
+    vocabulary, actual, _ = gold(LabelSpec("t", "d", "y"), [10, "2", 2.0, None, "", True])
     assert vocabulary.names == ("10", "2", "true")
-    np.testing.assert_array_equal(found["train"].value[[0, 1, 2, 5]], [0, 1, 1, 2])
-    np.testing.assert_array_equal(found["train"].known, [1, 1, 1, 0, 0, 1])
+    np.testing.assert_array_equal(actual["train"].value[[0, 1, 2, 5]], [0, 1, 1, 2])
+    np.testing.assert_array_equal(actual["train"].known, [1, 1, 1, 0, 0, 1])
     assert gold(LabelSpec("t", "d", "y"), [10, "2", 1])[0].names == ("1", "2", "10")
 
 
 def test_given_order_and_labels_outside_it():
     spec = LabelSpec("t", "d", "y", classes=("b", "a"))
-    vocabulary, found, _ = gold(spec, ["a", "b"])
-    assert vocabulary.names == ("b", "a") and found["train"].value.tolist() == [1, 0]
+    vocabulary, actual, _ = gold(spec, ["a", "b"])
+    assert vocabulary.names == ("b", "a") and actual["train"].value.tolist() == [1, 0]
     with pytest.raises(UserError, match=r"data\.jsonl:2.*'aa'.*Did you mean 'a'"):
         gold(spec, ["a", "aa"])
 
 
 def test_unseen_labels_are_counted_then_refused():
     spec = LabelSpec("t", "d", "y")
-    vocabulary, found, notes = gold(spec, ["a", "b"], ["a"] * 39 + ["new"])
+    vocabulary, actual, notes = gold(spec, ["a", "b"], ["a"] * 39 + ["new"])
     assert vocabulary == LabelVocabulary(("a", "b"), ("new",))
-    assert found["dev"].value[-1] == 2 and found["dev"].known[-1]
+    assert actual["dev"].value[-1] == 2 and actual["dev"].known[-1]
     assert "1 labels of dev (2.50%)" in notes[0] and "new" in notes[0]
     with pytest.raises(UserError, match=r"10\.00%.*data\.jsonl:10.*max_unseen_labels"):
         gold(spec, ["a", "b"], ["a"] * 9 + ["new"])
@@ -58,12 +58,12 @@ def test_no_training_label_at_all():
 
 def test_tags_outside_first_and_missing_words():
     spec = LabelSpec("t", "d", "y", level="word")
-    vocabulary, found, _ = gold(spec, [["B-x", "O", None], ["A"], None], words=[3, 1, 2])
+    vocabulary, actual, _ = gold(spec, [["B-x", "O", None], ["A"], None], words=[3, 1, 2])
     assert vocabulary.names == ("O", "A", "B-x")
-    value, known = found["train"].at_record(0)
+    value, known = actual["train"].at_record(0)
     assert value.tolist() == [2, 0, 0] and known.tolist() == [True, True, False]
-    assert found["train"].at_record(2)[1].tolist() == [False, False]
-    np.testing.assert_array_equal(found["train"].offsets, [0, 3, 4, 6])
+    assert actual["train"].at_record(2)[1].tolist() == [False, False]
+    np.testing.assert_array_equal(actual["train"].offsets, [0, 3, 4, 6])
 
 
 def test_word_labels_of_other_length_name_the_line():
@@ -87,9 +87,9 @@ def test_predicates():
 
 def test_distributions():
     spec = LabelSpec("t", "d", "y")
-    vocabulary, found, _ = gold(spec, [{"a": 0.25, "b": 0.75}, "b", None])
+    vocabulary, actual, _ = gold(spec, [{"a": 0.25, "b": 0.75}, "b", None])
     assert vocabulary.soft
-    np.testing.assert_array_equal(found["train"].value, np.asarray([[0.25, 0.75], [0, 1], [0, 0]], np.float32))
+    np.testing.assert_array_equal(actual["train"].value, np.asarray([[0.25, 0.75], [0, 1], [0, 0]], np.float32))
     spec = LabelSpec("t", "d", "y", classes=("b", "a"))
     np.testing.assert_array_equal(gold(spec, [[0.5, 0.5], "a"])[1]["train"].value, [[0.5, 0.5], [0, 1]])
     words = LabelSpec("t", "d", "y", level="word")
@@ -119,18 +119,18 @@ def test_lists_of_probabilities():
 
 def test_sets():
     spec = LabelSpec("t", "d", "y", kind="set", delimiter="|", missing=(None,))
-    vocabulary, found, notes = gold(spec, ["a| b", ["b"], "", None], ["c|a"] + ["a"] * 30)
+    vocabulary, actual, notes = gold(spec, ["a| b", ["b"], "", None], ["c|a"] + ["a"] * 30)
     assert vocabulary == LabelVocabulary(("a", "b")) and "left out" in notes[0]
-    np.testing.assert_array_equal(found["train"].value, [[1, 1], [0, 1], [0, 0], [0, 0]])
-    np.testing.assert_array_equal(found["train"].known, [1, 1, 1, 0])
-    assert found["dev"].value[0].tolist() == [1, 0]
+    np.testing.assert_array_equal(actual["train"].value, [[1, 1], [0, 1], [0, 0], [0, 0]])
+    np.testing.assert_array_equal(actual["train"].known, [1, 1, 1, 0])
+    assert actual["dev"].value[0].tolist() == [1, 0]
 
 
 def test_real():
     spec = LabelSpec("t", "d", "y", kind="real")
-    _, found, _ = gold(spec, ["3.8", 1, "", None])
-    np.testing.assert_array_equal(found["train"].value, np.asarray([3.8, 1, 0, 0], np.float32))
-    np.testing.assert_array_equal(found["train"].known, [1, 1, 0, 0])
+    _, actual, _ = gold(spec, ["3.8", 1, "", None])
+    np.testing.assert_array_equal(actual["train"].value, np.asarray([3.8, 1, 0, 0], np.float32))
+    np.testing.assert_array_equal(actual["train"].known, [1, 1, 0, 0])
     for bad in ("x", "nan", float("inf"), [1]):
         with pytest.raises(UserError, match=r"data\.jsonl:2: task t: .*should be a number"):
             gold(spec, [1, bad])
@@ -153,16 +153,16 @@ SET = {"kind": "set", "missing": (None,)}
 
 def test_sets_are_cut_at_what_the_task_names():
     for delimiter, values in ((";", ["a;b", "b; c", ""]), ("|", ["a|b", "b|c", ""]), ("#", ["a#b", "b#c", ""])):
-        vocabulary, found, notes = gold(LabelSpec("t", "d", "y", delimiter=delimiter, **SET), values)
+        vocabulary, actual, notes = gold(LabelSpec("t", "d", "y", delimiter=delimiter, **SET), values)
         assert vocabulary.names == ("a", "b", "c") and notes == []
-        assert found["train"].value.tolist() == [[1, 1, 0], [0, 1, 1], [0, 0, 0]]
+        assert actual["train"].value.tolist() == [[1, 1, 0], [0, 1, 1], [0, 0, 0]]
     assert gold(LabelSpec("t", "d", "y", delimiter=" ", **SET), ["a  b", "b\tc "])[0].names == ("a", "b", "c")
     with pytest.raises(UserError, match=r"config\.tasks\.t\.options\.delimiter: '' should be"):
         LabelSpec("t", "d", "y", delimiter="", **SET)
 
 
 @pytest.mark.parametrize(
-    ("values", "told"),
+    ("values", "messages"),
     [
         (
             ["a;b", "a;c"],
@@ -175,11 +175,11 @@ def test_sets_are_cut_at_what_the_task_names():
         (["he said; she said"], None),
     ],
 )
-def test_a_delimiter_that_nobody_declared(values, told):
+def test_a_delimiter_that_nobody_declared(values, messages):
     _, _, notes = gold(LabelSpec("t", "d", "y", **SET), values)
-    assert len(notes) == bool(told)
-    if told:
-        with pytest.raises(AssertionError, match=told):
+    assert len(notes) == bool(messages)
+    if messages:
+        with pytest.raises(AssertionError, match=messages):
             raise AssertionError(notes[0])
 
 
@@ -193,10 +193,10 @@ def test_classes_that_are_several_of_the_others():
 
 def test_lists_written_as_texts_are_sets():
     values = ["['a', 'b']", '["b", "c"]', "['a' 'c']", "[]", "{'a'}", "('b',)", "array(['c'], dtype=object)", "{a,b}"]
-    vocabulary, found, notes = gold(LabelSpec("t", "d", "y", **SET), values)
+    vocabulary, actual, notes = gold(LabelSpec("t", "d", "y", **SET), values)
     assert vocabulary.names == ("a", "b", "c") and notes == []
     wanted = [[1, 1, 0], [0, 1, 1], [1, 0, 1], [0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 0]]
-    assert found["train"].value.tolist() == wanted
+    assert actual["train"].value.tolist() == wanted
     assert gold(LabelSpec("t", "d", "y", **SET), ["[0, 3]", "[3]"])[0].names == ("0", "3")
     _, _, notes = gold(LabelSpec("t", "d", "y", **SET), ["['a']"] * 9 + ["a"])
     assert notes == [
@@ -265,9 +265,9 @@ def test_two_fields_joined_as_one_label():
 def test_words_for_missing_labels():
     missing = (*default_missing("text"), None)
     values = ["pos", "neg", "NaN", "nan", "null", "", None, float("nan"), "NA", "None", "-", "pos"]
-    vocabulary, found, notes = gold(LabelSpec("t", "d", "y", missing=missing), values)
+    vocabulary, actual, notes = gold(LabelSpec("t", "d", "y", missing=missing), values)
     assert vocabulary.names == ("-", "NA", "None", "neg", "pos")
-    assert found["train"].known.tolist() == [True, True, *[False] * 6, True, True, True, True]
+    assert actual["train"].known.tolist() == [True, True, *[False] * 6, True, True, True, True]
     assert notes[0].startswith("task t: train: 'nan' (2), 'NaN' (1), 'null' (1) in place of a label")
     assert "the classes '-' (1 of train), 'NA' (1 of train), 'None' (1 of train) may mean" in notes[1]
     assert notes[1].endswith("'Null', '-', 'NA', 'None')") and "config.tasks.t.missing=('', 'NaN'" in notes[1]
@@ -284,8 +284,8 @@ def test_labels_of_dev_in_another_form_than_in_train():
 
 
 def test_empty_texts_of_sets_and_lists_of_one_class():
-    _, found, notes = gold(LabelSpec("t", "d", "y", kind="set", missing=("", "nan", None)), ["a", "", "b"])
-    assert found["train"].known.tolist() == [True, False, True]
+    _, actual, notes = gold(LabelSpec("t", "d", "y", kind="set", missing=("", "nan", None)), ["a", "", "b"])
+    assert actual["train"].known.tolist() == [True, False, True]
     assert notes[0].startswith("task t: train: 1 empty strings count as not labelled; if they are empty sets")
     assert notes[0].endswith("config.tasks.t.missing=('nan',)")
     with pytest.raises(UserError, match=r"data\.jsonl:1: .*one name, found the list \['a'\]; kind 'multilabel'"):
@@ -303,8 +303,8 @@ def test_words_for_missing_numbers():
 
 def test_one_class_in_two_spellings_of_unicode():
     composed, decomposed = "caf\u00e9", "cafe\u0301"
-    vocabulary, found, notes = gold(LabelSpec("t", "d", "y"), [composed, decomposed, "x"])
-    assert vocabulary.names == (composed, "x") and found["train"].value.tolist() == [0, 0, 1] and notes == []
+    vocabulary, actual, notes = gold(LabelSpec("t", "d", "y"), [composed, decomposed, "x"])
+    assert vocabulary.names == (composed, "x") and actual["train"].value.tolist() == [0, 0, 1] and notes == []
     spec = LabelSpec("t", "d", "y", classes=(decomposed, "x"))
     assert gold(spec, [composed, "x"])[1]["train"].value.tolist() == [0, 1]
     assert collect_labels(records([composed, decomposed]), LabelSpec("t", "d", "y", **SET)).values == [(composed,)]

@@ -42,12 +42,12 @@ def unify(spec=None, **splits):
         ]
         counts[split] = [len(s) for s in sentences]
         raw[split] = raw_labels.collect_labels(records, spec, counts[split])
-    found = tag_columns.unify_tags(spec, raw, counts)
+    actual = tag_columns.unify_tags(spec, raw, counts)
     texts = {
         split: [list(values.values[a:b]) for a, b in itertools.pairwise(values.offsets.tolist())]
-        for split, values in found.splits.items()
+        for split, values in actual.splits.items()
     }
-    return found, texts
+    return actual, texts
 
 
 def spec(**fields):
@@ -68,9 +68,9 @@ WRITTEN = {
 @pytest.mark.parametrize("scheme", WRITTEN)
 def test_every_scheme_becomes_the_one_wanted(scheme, target):
     outside = "*" if scheme == "brackets" else "O"
-    found, texts = unify(spec(target_scheme=target), train=[WRITTEN[scheme]], dev=[outside])
-    assert texts == {"train": [WRITTEN[target].split()], "dev": [["O"]]} and found.spans
-    assert found.notes == (
+    actual, texts = unify(spec(target_scheme=target), train=[WRITTEN[scheme]], dev=[outside])
+    assert texts == {"train": [WRITTEN[target].split()], "dev": [["O"]]} and actual.spans
+    assert actual.notes == (
         [] if scheme == target else [f"task t: tags in field 'y' written in {scheme} and converted to {target}"]
     )
     _, explicit = unify(spec(target_scheme=target, source_scheme=scheme), train=[WRITTEN[scheme]])
@@ -79,55 +79,57 @@ def test_every_scheme_becomes_the_one_wanted(scheme, target):
 
 def test_the_decision_is_that_of_all_splits():
     # dev alone could be IOB2, and what dev has in train's scheme depends on train
-    found, texts = unify(train=["O I-X I-X", "I-X B-X"], dev=["B-X I-X", "B-X"])
+    actual, texts = unify(train=["O I-X I-X", "I-X B-X"], dev=["B-X I-X", "B-X"])
     assert texts == {"train": [["O", "B-X", "I-X"], ["B-X", "B-X"]], "dev": [["B-X", "I-X"], ["B-X"]]}
-    found, texts = unify(train=["B-X I-X O", "O O B-X"], test=["U-X O B-X L-X"], dev=["S-X"])
-    assert texts["test"] == [["B-X", "O", "B-X", "I-X"]] and texts["dev"] == [["B-X"]] and found.spans
-    assert found.notes == [
+    actual, texts = unify(train=["B-X I-X O", "O O B-X"], test=["U-X O B-X L-X"], dev=["S-X"])
+    assert texts["test"] == [["B-X", "O", "B-X", "I-X"]] and texts["dev"] == [["B-X"]] and actual.spans
+    assert actual.notes == [
         "task t: tags in field 'y': 1 sentences of test with a broken iob2 sequence repaired; first at test:1",
         "task t: tags in field 'y': 1 sentences of dev with a broken iob2 sequence repaired; first at dev:1",
     ]
     # a letter of another scheme is no reason to take the column for that scheme, with types and without
     for kind in ("-X", ""):
-        found, texts = unify(train=[f"B{kind} I{kind} O"] * 20, dev=[f"O B{kind} I{kind} E{kind} S{kind}"])
+        actual, texts = unify(train=[f"B{kind} I{kind} O"] * 20, dev=[f"O B{kind} I{kind} E{kind} S{kind}"])
         assert texts["train"][0] == [f"B{kind}", f"I{kind}", "O"]
         wanted = "O B-X I-X I-X B-X" if kind else "O B I O O"
-        assert texts["dev"] == [wanted.split()] and len(found.notes) == 1
-        assert "repaired; first at dev:4" in found.notes[0] or "'E' (1), 'S' (1); first at dev:4" in found.notes[0]
-    found, texts = unify(train=["O O"], dev=["B-X"])
-    assert found.spans and texts["dev"] == [["B-X"]]
+        assert texts["dev"] == [wanted.split()] and len(actual.notes) == 1
+        assert "repaired; first at dev:4" in actual.notes[0] or "'E' (1), 'S' (1); first at dev:4" in actual.notes[0]
+    actual, texts = unify(train=["O O"], dev=["B-X"])
+    assert actual.spans and texts["dev"] == [["B-X"]]
 
 
 def test_of_iob1_and_iob2_fewer_breaks_decide():
-    found, texts = unify(train=["O I-X I-X O"] * 9 + ["O B-X"])
-    assert texts["train"][0] == ["O", "B-X", "I-X", "O"] and found.notes == [
+    actual, texts = unify(train=["O I-X I-X O"] * 9 + ["O B-X"])
+    assert texts["train"][0] == ["O", "B-X", "I-X", "O"] and actual.notes == [
         "task t: tags in field 'y' written in iob1 and converted to iob2",
         "task t: tags in field 'y': 1 sentences of train with a broken iob1 sequence repaired; first at train:902",
     ]
-    found, texts = unify(train=["O B-X I-X O"] * 9, dev=["O I-X", "B-X I-Y I-X"])
-    assert texts["dev"] == [["O", "B-X"], ["B-X", "B-Y", "B-X"]] and found.notes == [
+    actual, texts = unify(train=["O B-X I-X O"] * 9, dev=["O I-X", "B-X I-Y I-X"])
+    assert texts["dev"] == [["O", "B-X"], ["B-X", "B-Y", "B-X"]] and actual.notes == [
         "task t: tags in field 'y': 2 sentences of dev with a broken iob2 sequence repaired; first at dev:2"
     ]
 
 
 @pytest.mark.parametrize("odd", "o - 0 . _ B_PER b-PER i-PER PER B- B X-PER Ö O-".split())
 def test_odd_tags_count_as_o_and_are_named(odd):
-    found, texts = unify(train=["B-PER I-PER O"] * 9, dev=["O O", ["B-PER", odd, "I-PER", odd]])
-    assert texts["dev"] == [["O", "O"], ["B-PER", "O", "B-PER", "O"]] and found.spans
-    assert found.notes[0] == (
+    actual, texts = unify(train=["B-PER I-PER O"] * 9, dev=["O O", ["B-PER", odd, "I-PER", odd]])
+    assert texts["dev"] == [["O", "O"], ["B-PER", "O", "B-PER", "O"]] and actual.spans
+    assert actual.notes[0] == (
         f"task t: tags in field 'y': 2 of 6 of dev are no tags of spans and count as O: {odd!r} (2); first at dev:102"
     )
 
 
 def test_another_sign_for_outside():
     for sign in ("0", "-", "_", "o"):
-        found, texts = unify(train=[f"{sign} {sign} {sign} B-X I-X {sign}"])
-        assert texts["train"] == [["O", "O", "O", "B-X", "I-X", "O"]] and found.spans and "count as O" in found.notes[0]
+        actual, texts = unify(train=[f"{sign} {sign} {sign} B-X I-X {sign}"])
+        assert (
+            texts["train"] == [["O", "O", "O", "B-X", "I-X", "O"]] and actual.spans and "count as O" in actual.notes[0]
+        )
 
 
 def test_one_name_for_outside():
-    found, texts = unify(train=["OTHER OTHER OTHER B-X I-X OTHER"])
-    assert texts["train"] == ["O O O B-X I-X O".split()] and "count as O: 'OTHER' (4)" in found.notes[0]
+    actual, texts = unify(train=["OTHER OTHER OTHER B-X I-X OTHER"])
+    assert texts["train"] == ["O O O B-X I-X O".split()] and "count as O: 'OTHER' (4)" in actual.notes[0]
 
 
 @pytest.mark.parametrize(
@@ -149,12 +151,12 @@ def test_one_name_for_outside():
     ],
 )
 def test_letters_alone_and_other_spellings(text, wanted):
-    found, texts = unify(train=[text])
-    assert texts["train"] == [wanted.split()] and found.spans
+    actual, texts = unify(train=[text])
+    assert texts["train"] == [wanted.split()] and actual.spans
     respelled = {t.removesuffix("-") for t in text.split()} - {"O"} and not all(
         tag_schemes.split_tag(t)[0] and t[-1] != "-" for t in text.split()
     )
-    assert any("spelled in another way" in note for note in found.notes) == bool(respelled)
+    assert any("spelled in another way" in note for note in actual.notes) == bool(respelled)
 
 
 @pytest.mark.parametrize(
@@ -176,26 +178,26 @@ def test_letters_alone_and_other_spellings(text, wanted):
     ],
 )
 def test_columns_that_mark_no_spans_stay_as_they_are(text):
-    found, texts = unify(train=[text])
-    assert texts["train"] == [text.split()] and found.spans is False
+    actual, texts = unify(train=[text])
+    assert texts["train"] == [text.split()] and actual.spans is False
 
 
 def test_a_note_where_letters_are_those_of_no_scheme():
-    found, texts = unify(train=["B I O E", "B I I I B E S"])
-    assert found.spans is False and texts["train"][0] == ["B", "I", "O", "E"]
-    assert "'B' (3), 'I' (4), 'E' (2), 'S' (1) are not the letters of one scheme" in found.notes[0]
+    actual, texts = unify(train=["B I O E", "B I I I B E S"])
+    assert actual.spans is False and texts["train"][0] == ["B", "I", "O", "E"]
+    assert "'B' (3), 'I' (4), 'E' (2), 'S' (1) are not the letters of one scheme" in actual.notes[0]
 
 
 def test_a_note_where_few_are_tags_of_spans_and_where_tags_are_numbers():
-    found, _ = unify(train=["B-X NNP NNP O", "B-X VB"])
-    assert found.notes == [
+    actual, _ = unify(train=["B-X NNP NNP O", "B-X VB"])
+    assert actual.notes == [
         "task t: tags in field 'y' are read as labels without spans: 2 of 5 that are not O are tags such as 'B-X', "
         "most are others such as 'NNP' at train:2"
     ]
-    found, _ = unify(train=[[0, 3, 4]])
-    assert "are numbers, of which no spans are read" in found.notes[0] and "`classes`" in found.notes[0]
-    found, texts = unify(spec(classes=("O", "B-X", "I-X")), train=[[0, 1, 2]], dev=[[2, 0, 0]])
-    assert texts == {"train": [["O", "B-X", "I-X"]], "dev": [["B-X", "O", "O"]]} and found.spans
+    actual, _ = unify(train=[[0, 3, 4]])
+    assert "are numbers, of which no spans are read" in actual.notes[0] and "`classes`" in actual.notes[0]
+    actual, texts = unify(spec(classes=("O", "B-X", "I-X")), train=[[0, 1, 2]], dev=[[2, 0, 0]])
+    assert texts == {"train": [["O", "B-X", "I-X"]], "dev": [["B-X", "O", "O"]]} and actual.spans
 
 
 def test_a_scheme_that_the_user_names_is_strict_and_none_leaves_all_as_it_is():
@@ -212,8 +214,8 @@ def test_a_scheme_that_the_user_names_is_strict_and_none_leaves_all_as_it_is():
             unify(spec(source_scheme="iob2"), train=[text])
     with pytest.raises(UserError, match="without it these are no spans"):
         unify(spec(source_scheme="iob2"), train=["NN VB"])
-    found, texts = unify(spec(source_scheme="none"), train=["I-X I-Y"])
-    assert texts["train"] == [["I-X", "I-Y"]] and found.spans is False and not found.notes
+    actual, texts = unify(spec(source_scheme="none"), train=["I-X I-Y"])
+    assert texts["train"] == [["I-X", "I-Y"]] and actual.spans is False and not actual.notes
 
 
 def test_classes_follow_the_tags():
@@ -222,18 +224,18 @@ def test_classes_follow_the_tags():
         (("O", "I-X", "B-X"), ("O", "I-X", "B-X")),
         (("O", "U-X"), ("O", "B-X", "I-X")),
     ):
-        found, _ = unify(spec(classes=classes), train=["U-X O B-X L-X"])
-        assert found.spec.classes == wanted
-    found, _ = unify(spec(classes=("O", "I-X")), train=["I-X I-X O", "I-Y"])
-    assert found.spec.classes == ("O", "I-X", "B-X")  # B-Y is left to be refused, as Y is none of the types
+        actual, _ = unify(spec(classes=classes), train=["U-X O B-X L-X"])
+        assert actual.spec.classes == wanted
+    actual, _ = unify(spec(classes=("O", "I-X")), train=["I-X I-X O", "I-Y"])
+    assert actual.spec.classes == ("O", "I-X", "B-X")  # B-Y is left to be refused, as Y is none of the types
 
 
 def test_classes_that_are_no_tags_are_refused():
     with pytest.raises(UserError, match=r"tags in field 'y' mark spans, but its classes name 'yes', which is no"):
         unify(spec(classes=("O", "B-X", "I-X", "yes")), train=["B-X I-X O"])
     tags = [f"B-X I-X {'odd' if n == 0 else 'O'}" for n in range(100)]  # an odd tag of the file may be listed: it is O
-    found, _ = unify(spec(classes=("O", "B-X", "I-X", "odd")), train=tags)
-    assert found.spec.classes == ("O", "B-X", "I-X")
+    actual, _ = unify(spec(classes=("O", "B-X", "I-X", "odd")), train=tags)
+    assert actual.spec.classes == ("O", "B-X", "I-X")
 
 
 def test_words_without_a_label_are_passed_over():
@@ -245,14 +247,14 @@ def test_predicates_have_a_sequence_each():
     records = [Record({"y": [["B-A", "I-A"], ["I-A", "B-V"]], "p": [0, 1]}, "f", 1), Record({"y": []}, "f", 9)]
     role = LabelSpec("t", "d", "y", level="predicate")
     raw = {"train": raw_labels.collect_labels(records, role, [2, 3], [[0, 1], []])}
-    found = tag_columns.unify_tags(role, raw, {"train": [2, 3]})
-    assert found.splits["train"].values == ["B-A", "I-A", "B-A", "B-V"]
-    assert "1 sentences of train with a broken iob2" in found.notes[0]
+    actual = tag_columns.unify_tags(role, raw, {"train": [2, 3]})
+    assert actual.splits["train"].values == ["B-A", "I-A", "B-A", "B-V"]
+    assert "1 sentences of train with a broken iob2" in actual.notes[0]
 
 
 def test_distributions_are_left_alone():
-    found, _ = unify(train=[[{"B-X": 0.5, "O": 0.5}, "O"]])
-    assert found.spans is None
+    actual, _ = unify(train=[[{"B-X": 0.5, "O": 0.5}, "O"]])
+    assert actual.spans is None
 
 
 @pytest.mark.parametrize("reader", ["jsonl", "conll", "parallel"])
@@ -311,13 +313,13 @@ def test_total(train, dev, target, source):
     """Nothing crashes, no label is lost, and what comes out is strictly of the scheme and stays as it is."""
     wanted = spec(target_scheme=target, source_scheme=source, missing=(None,))
     try:
-        found, texts = unify(wanted, train=train, dev=dev)
+        actual, texts = unify(wanted, train=train, dev=dev)
     except UserError as error:
         assert source
         assert str(error).startswith(("train:", "dev:"))
         return
     assert [[len(s) for s in texts[split]] for split in texts] == [[len(s) for s in split] for split in (train, dev)]
-    if not found.spans:
+    if not actual.spans:
         plain = {name: [[nfc(t.strip()) for t in s] for s in split] for name, split in (("train", train), ("dev", dev))}
         outside = {t for split in texts.values() for s in split for t in s} == {"O"}
         assert outside or texts == plain
@@ -346,11 +348,11 @@ names = st.lists(st.sampled_from(SOME) | st.text(max_size=5), min_size=1, max_si
 def test_spans_of_ids_lie_within_their_sentences(data, names):
     """Any names and any ids: each sentence alone gives its spans, in it, in order, none in another."""
     split = data.draw(st.lists(st.lists(st.integers(-1, len(names) - 1), max_size=6), max_size=4))
-    found = task_tags.spans(split, names)
+    actual = task_tags.spans(split, names)
     alone = [(n, *span[1:]) for n, s in enumerate(split) for span in task_tags.spans([s], names)]
-    assert found == alone
-    assert all(0 <= a <= b < len(split[n]) for n, a, b, _ in found)
-    assert all(b < c for (n, _, b, _), (m, c, _, _) in itertools.pairwise(found) if n == m)
+    assert actual == alone
+    assert all(0 <= a <= b < len(split[n]) for n, a, b, _ in actual)
+    assert all(b < c for (n, _, b, _), (m, c, _, _) in itertools.pairwise(actual) if n == m)
 
 
 @fuzz

@@ -52,8 +52,8 @@ def test_strict_names_the_word(tags, scheme, word):
 
 @given(st.lists(st.sampled_from(["O", "B-X", "I-X", "B-Y", "I-Y"]), max_size=8))
 def test_lenient_is_conlleval(tags):
-    found = tag_schemes.spans_from_tags(tags, "iob2", strict=False)
-    assert [(kind, start, end - 1) for kind, start, end in found] == get_entities(tags)
+    actual = tag_schemes.spans_from_tags(tags, "iob2", strict=False)
+    assert [(kind, start, end - 1) for kind, start, end in actual] == get_entities(tags)
 
 
 @pytest.mark.parametrize(("scheme", "peer"), [("iob1", IOB1), ("iob2", IOB2), ("bioes", IOBES), ("bilou", BILOU)])
@@ -65,12 +65,12 @@ def test_all_short_sentences_against_seqeval(scheme, peer):
     for length in range(1, 5):
         for sentence in itertools.product(tags, repeat=length):
             try:
-                found = tag_schemes.spans_from_tags(sentence, scheme)
+                actual = tag_schemes.spans_from_tags(sentence, scheme)
             except tag_schemes.TagError:
                 continue
             legal += 1
             (entities,) = Entities([list(sentence)], peer).entities
-            assert [tuple(span) for span in found] == [(e.tag, e.start, e.end) for e in entities]
-            assert tag_schemes.tags_from_spans(found, length, scheme) == list(sentence)
+            assert [tuple(span) for span in actual] == [(e.tag, e.start, e.end) for e in entities]
+            assert tag_schemes.tags_from_spans(actual, length, scheme) == list(sentence)
     # one sequence for each way to lay spans of two types over up to four words, whatever the scheme
     assert legal == 3 + 11 + 41 + 153

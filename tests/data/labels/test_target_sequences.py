@@ -65,9 +65,9 @@ def test_targets_are_packed_with_their_examples_and_copied_words_have_places(tmp
     assert gold.sources[0] == ["new", "a", "old"]  # words that the tokenizer does not know, too
     table = copied_ids(data.vocabularies["t"], data.tokenizer)
     assert [table[data.tokenizer.index[w]] for w in ("a", "b", "[UNK]", "[SEP]")] == [-1, 5, -1, -2]
-    said = "\n".join(data.notes)
+    message = "\n".join(data.notes)
     for part in ("1 of 4 records of train have no target", "too long, cut to 4 tokens", "not in the vocabulary"):
-        assert part in said
+        assert part in message
     assert data.statistics["tasks"]["t"]["train"] == {
         "known": 3,
         "missing": 1,
@@ -79,7 +79,7 @@ def test_targets_are_packed_with_their_examples_and_copied_words_have_places(tmp
 
 
 @pytest.mark.parametrize(
-    ("train", "missing", "said"),
+    ("train", "missing", "message"),
     [
         ([{"x": "a", "z": "b"}] * 2, ("", None), "task t: data set d has no field 'y'.*known fields: file, x, z"),
         ([{"x": "a", "y": ""}] * 2, ("", None), "every label in field 'y' of the train split is missing"),
@@ -92,8 +92,8 @@ def test_targets_are_packed_with_their_examples_and_copied_words_have_places(tmp
         ([{"x": "a a", "y": ["b", 1]}], ("", None), r"train\.jsonl:1: .*should be a string or a list of words"),
     ],
 )
-def test_bad_targets_are_told_by_file_and_line(tmp_path, train, missing, said):
-    with pytest.raises(UserError, match=said):
+def test_bad_targets_are_told_by_file_and_line(tmp_path, train, missing, message):
+    with pytest.raises(UserError, match=message):
         load(tmp_path, train, missing=missing)
     with pytest.raises(UserError, match=r"occurs 9 times or more .config\.tasks\.t\.options\.min_count"):
         load(tmp_path, TRAIN, target=TargetSpec(min_count=9))
@@ -193,7 +193,7 @@ def test_derived_sentences(tmp_path):
     assert filled == gap["words"] and 1 <= len(gap["target"]) <= 4
     (note,) = derived(tmp_path, way="reorder", shortest=11)
     assert isinstance(note, Note)
-    for options, said in (
+    for options, message in (
         ({"way": "abridg"}, r"options\.way: 'abridg' is none of .*Did you mean 'abridge'"),
         ({"way": "reorder", "reader": "tfds"}, r"options\.reader: 'tfds' is none of"),
         ({"way": "reorder", "options": {"genr": "x"}}, r"options\.genr: this reader has no such option"),
@@ -201,7 +201,7 @@ def test_derived_sentences(tmp_path):
         ({"way": "abridge", "reader": "folders"}, r"a folder is needed"),
         ({"way": "reorder", "words": "wrds"}, r"x\.conllu:1: there is no field 'wrds'"),
     ):
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=message):
             derived(tmp_path, **options)
 
 
@@ -209,8 +209,8 @@ def test_turns_of_dialogues(tmp_path):
     lines = [{"id": 1, "turns": ["hi", {"text": "hello"}, "how are you ?"]}, {"turns": ["alone"]}]
     (tmp_path / "d.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     entry = {"reader": "dialogue", "path": str(tmp_path), "splits": {"train": "d.jsonl"}, "text": ("context",)}
-    found = [r.fields for r in read_dataset("d", entry | {"options": {"before": 1}}, 0).splits["train"]]
-    assert found == [
+    actual = [r.fields for r in read_dataset("d", entry | {"options": {"before": 1}}, 0).splits["train"]]
+    assert actual == [
         {"id": 1, "context": "hi", "reply": "hello", "turn": 2, "file": "d.jsonl"},
         {"id": 1, "context": "hello", "reply": "how are you ?", "turn": 3, "file": "d.jsonl"},
     ]

@@ -55,8 +55,8 @@ def test_from_the_cache(cache):
     data = datasets.read_dataset("d", ENTRY, 0)
     assert [record.fields["text"] for record in data.splits["train"]] == ["a0", "b0", "a1"]
     for revision in ("main", COMMIT):
-        found = hub.snapshot(hub.HubName("me/reviews", revision), ENTRY)
-        assert found == cache / "hub" / "datasets--me--reviews" / "snapshots" / COMMIT
+        actual = hub.snapshot(hub.HubName("me/reviews", revision), ENTRY)
+        assert actual == cache / "hub" / "datasets--me--reviews" / "snapshots" / COMMIT
 
 
 def test_a_shard_that_is_missing_is_not_overlooked(cache, monkeypatch):

@@ -99,7 +99,7 @@ def test_wrong_pictures_are_named(tmp_path):
     (tmp_path / "cut.png").write_bytes((tmp_path / whole).read_bytes()[:120])
     (tmp_path / "text.png").write_text("no picture")
     other = write(tmp_path, "b.png", noise(0, 8, 16))
-    for values, cut, said in (
+    for values, cut, message in (
         (["cut.png"], {}, r"f\.jsonl:1: picture .*cut\.png cannot be decoded .*a complete PNG or JPEG file is needed"),
         (["text.png"], {}, r"text\.png cannot be decoded \(UnidentifiedImageError"),
         ([whole, "c.png"], {}, r"f\.jsonl:2: picture c\.png: .*no such file.* holds: .*a\.png"),
@@ -110,7 +110,7 @@ def test_wrong_pictures_are_named(tmp_path):
         ([[]], {}, "names no picture"),
         ([np.zeros((8, 8))], {}, r"should be uint8 .* found float64 \[8, 8\]"),
     ):
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=message):
             album_of(tmp_path, values, **cut)
 
 
@@ -126,8 +126,8 @@ def illustrated(tmp_path, **settings):
         lines["both"].append({"text": text, "image": image, "y": str(n % 2)})
         lines["alone"].append({"image": image[0], "y": str(n % 3)})
         lines["text"].append({"words": text.split(), "y": str(n % 2), "tags": ["a"] * len(text.split())})
-    for name, found in lines.items():
-        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in found))
+    for name, actual in lines.items():
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in actual))
     entries = {
         name: {"reader": "jsonl", "path": str(tmp_path), "splits": {"train": f"{name}.jsonl"}, **fields}
         for name, fields in (
@@ -202,24 +202,24 @@ def test_marks_choices_and_hidden_tokens_beside_patches():
     for options in ({"marked": ("a", "b"), "aligned": True}, {"choices": ("answers",)}):
         units = extract_inputs(records, text=("text",), **options)
         plain, pictured = encode(units, tokenizer, 40), encode(units._replace(**shown), tokenizer, 40)
-        found = patches.insert_patches(pictured, units._replace(**shown), leading_special_tokens(units, tokenizer))
+        actual = patches.insert_patches(pictured, units._replace(**shown), leading_special_tokens(units, tokenizer))
         for n, record in enumerate(plain.record):
             count = 2 * len(shown["pictures"][record])
-            spans = [slice(s.token_offsets[n], s.token_offsets[n + 1]) for s in (plain, found)]
+            spans = [slice(s.token_offsets[n], s.token_offsets[n + 1]) for s in (plain, actual)]
             tokens = plain.tokens[spans[0]].tolist()
-            assert found.tokens[spans[1]].tolist() == [*tokens[:1], *[0] * count, *tokens[1:]]
+            assert actual.tokens[spans[1]].tolist() == [*tokens[:1], *[0] * count, *tokens[1:]]
             for name in ("mark_token", "word_token"):
-                at, moved = (getattr(s, name) for s in (plain, found))
+                at, moved = (getattr(s, name) for s in (plain, actual))
                 if name == "word_token":
                     at, moved = (a[plain.word_offsets[n] : plain.word_offsets[n + 1]] for a in (at, moved))
                 else:
                     at, moved = at[n][at[n] >= 0], moved[n][moved[n] >= 0]
                 assert moved.tolist() == (at + count).tolist()
-        assert found.choice.tolist() == plain.choice.tolist()
+        assert actual.choice.tolist() == plain.choice.tolist()
     with pytest.raises(UserError, match=r"2 choices share max_length 12, .* special tokens and 4 patches each"):
         encode(units._replace(**shown), tokenizer, 12)
-    levels_of = choose_capacities([found], ["text"], 40, True)
-    rows = pack(found, [], {}, levels_of)
+    levels_of = choose_capacities([actual], ["text"], 40, True)
+    rows = pack(actual, [], {}, levels_of)
     hidden = packed_labels.maskable_tokens(rows, tokenizer)["maskable"]
     assert hidden.any() and not (hidden & (rows.patch > 0)).any()
     words = np.isin(rows.tokens, [tokenizer.index[word] for word in WORDS]) & (rows.segment > 0)
@@ -251,7 +251,7 @@ def test_batches_from_the_host_and_the_device_are_the_same(tmp_path, mixing):
 
 
 def test_pictures_decide_the_fingerprint(tmp_path):
-    found = [illustrated(tmp_path)[0].fingerprint for _ in range(2)]
+    actual = [illustrated(tmp_path)[0].fingerprint for _ in range(2)]
     changed = noise(1)
     changed[0, 0, 0] ^= 1
     corpus, _ = illustrated(tmp_path)
@@ -261,7 +261,7 @@ def test_pictures_decide_the_fingerprint(tmp_path):
     after = load({"alone": entry}, spec, corpus.tokenizer, row_length=32, cut=PatchSpec(patch=4)).fingerprint
     write(tmp_path, "1.png", noise(1))
     before = load({"alone": entry}, spec, corpus.tokenizer, row_length=32, cut=PatchSpec(patch=4)).fingerprint
-    assert found[0] == found[1] and before != after
+    assert actual[0] == actual[1] and before != after
 
 
 def test_duplicates_of_pictures_alone(tmp_path):
@@ -277,9 +277,9 @@ def test_duplicates_of_pictures_alone(tmp_path):
         "drop_duplicates": "train",
         "splits": {"train": "train.jsonl", "test": "test.jsonl"},
     }
-    found = datasets.read_dataset("d", entry, 0)
-    assert [r.fields["image"] for r in found.splits["train"]] == ["0.png", "2.png"]
-    assert found.notes == ["train: 2 records removed, their picture is in test"]
+    actual = datasets.read_dataset("d", entry, 0)
+    assert [r.fields["image"] for r in actual.splits["train"]] == ["0.png", "2.png"]
+    assert actual.notes == ["train: 2 records removed, their picture is in test"]
 
 
 # readers
@@ -299,7 +299,7 @@ def test_idx_files(tmp_path):
     records = datasets.read_dataset("d", entry | {"options": options}, 0).splits["train"]
     assert [r.fields["label"] for r in records] == ["bag", "shirt", "coat", "coat", "bag"]
     np.testing.assert_array_equal([r.fields["image"] for r in records], images)
-    for content, said in (
+    for content, message in (
         (idx(labels[:4]), "5 pictures, but .*labels-idx1-ubyte has 4 labels"),
         (idx(labels)[:-1], "12 bytes, its header promises 13"),
         (b"PNG", "not an IDX file of unsigned bytes with 1 dim"),
@@ -307,7 +307,7 @@ def test_idx_files(tmp_path):
         (idx(labels + 1), "label 3 of picture 3, but options.names has 3"),
     ):
         (tmp_path / "t-labels-idx1-ubyte").write_bytes(content)
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=message):
             datasets.read_dataset("d", entry | {"options": options}, 0)
 
 
@@ -348,10 +348,10 @@ def test_nlvr_folders_orders_and_statements(tmp_path):
     box = Image.fromarray(noise(0, 100, 400)[:, 150:250]).resize((20, 20), Image.Resampling.BILINEAR)
     np.testing.assert_array_equal(shown(album, 1)[0], np.asarray(box).ravel())
 
-    said = datasets.read_dataset("d", entry | {"options": {"statements": 300}}, 0).splits["train"]
-    assert len(said) == 600 and not any(r.fields["sentence"] == "there is a black block" for r in said)
+    message = datasets.read_dataset("d", entry | {"options": {"statements": 300}}, 0).splits["train"]
+    assert len(message) == 600 and not any(r.fields["sentence"] == "there is a black block" for r in message)
     by_sentence = {}
-    for record in said:
+    for record in message:
         by_sentence.setdefault(record.fields["sentence"], []).append(record.fields["label"])
     assert all(labels.count("true") == labels.count("false") for labels in by_sentence.values())
     added = entry | {"options": {"statements": 20, "added_to": ("dev/3",)}}
@@ -365,13 +365,13 @@ def test_nlvr_folders_orders_and_statements(tmp_path):
     assert len(single) == 36
     for n, record in enumerate(single):
         items = lines[n // 3]["structured_rep"][n % 3]
-        found, names = set(record.fields["details"]), {"Yellow": "yellow", "Black": "black", "#0099ff": "blue"}
-        assert f"{len(items)} items" in found and record.fields["image"] == plain[n // 3].fields["image"][n % 3]
+        actual, names = set(record.fields["details"]), {"Yellow": "yellow", "Black": "black", "#0099ff": "blue"}
+        assert f"{len(items)} items" in actual and record.fields["image"] == plain[n // 3].fields["image"][n % 3]
         upwards = [names[item["color"]] for item in items]  # as they were made, the lowest first
-        assert {f"{upwards.count(color)} {color}" for color in upwards} <= found
+        assert {f"{upwards.count(color)} {color}" for color in upwards} <= actual
         of_tower = {f"top {upwards[-1]}", f"base {upwards[0]}"}
         of_tower |= {f"{upper} on {lower}" for lower, upper in itertools.pairwise(upwards)}
-        assert {label for label in found if label.startswith(("top", "base")) or " on " in label} == (
+        assert {label for label in actual if label.startswith(("top", "base")) or " on " in label} == (
             of_tower if n // 3 % 2 == 0 else set()
         )
     with pytest.raises(UserError, match="there are 1 to 6 orders"):
@@ -417,9 +417,9 @@ def test_nlvr_itself(data_dir):
         "image": "image",
         "splits": {"train": "dev/images/[0-5]", "test": "test/images/*"},
     }
-    found = datasets.read_dataset("nlvr", entry, 0).splits
-    assert (len(found["train"]), len(found["test"])) == (989, 990)
-    _, numbers = read_images({"test": found["test"][:5]}, "image", local_path("."), PatchSpec(20, size=(40, 40)))
+    actual = datasets.read_dataset("nlvr", entry, 0).splits
+    assert (len(actual["train"]), len(actual["test"])) == (989, 990)
+    _, numbers = read_images({"test": actual["test"][:5]}, "image", local_path("."), PatchSpec(20, size=(40, 40)))
     assert len(numbers["test"]) == 5
 
 

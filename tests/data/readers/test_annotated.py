@@ -35,8 +35,8 @@ def test_packed_files(tmp_path, pack):
     content = "".join(json.dumps({"a": n}) + "\n" for n in range(3000)).encode()
     place = written(tmp_path, pack(content))
     for encoding in ("utf-8", "utf-8|cp1252"):
-        found = list(READERS["jsonl"](location.local_path(place), encoding))
-        assert [record.fields["a"] for record in found] == list(range(3000)) and found[-1].line == 3000
+        actual = list(READERS["jsonl"](location.local_path(place), encoding))
+        assert [record.fields["a"] for record in actual] == list(range(3000)) and actual[-1].line == 3000
     with pytest.raises(UserError, match="f: cannot be read"):
         run(written(tmp_path, pack(content)[:-40]), "jsonl")
     with pytest.raises(UserError, match=r"f:2: byte 4 is not utf-8"):
@@ -69,11 +69,11 @@ SPANS = ((0, 12, "PER"), (17, 24, "PER"), (28, 34, "LOC"))
 )
 def test_spans_of_annotation_tools(tmp_path, fields):
     place = written(tmp_path, json.dumps({"text": TEXT, **fields}))
-    (found,), notes = run(place, "spans")
-    assert found["words"] == ["Ada", "Lovelace", "met", "Babbage", "in", "London", "."] and not notes
-    assert found["tags"] == ["B-PER", "I-PER", "O", "B-PER", "O", "B-LOC", "O"] and found["text"] == TEXT
-    (found,), _ = run(place, "spans", scheme="bioes")
-    assert found["tags"] == ["B-PER", "E-PER", "O", "S-PER", "O", "S-LOC", "O"]
+    (actual,), notes = run(place, "spans")
+    assert actual["words"] == ["Ada", "Lovelace", "met", "Babbage", "in", "London", "."] and not notes
+    assert actual["tags"] == ["B-PER", "I-PER", "O", "B-PER", "O", "B-LOC", "O"] and actual["text"] == TEXT
+    (actual,), _ = run(place, "spans", scheme="bioes")
+    assert actual["tags"] == ["B-PER", "E-PER", "O", "S-PER", "O", "S-LOC", "O"]
 
 
 def test_spans_of_words_with_marks_and_of_characters(tmp_path):
@@ -92,10 +92,10 @@ def test_spans_of_words_with_marks_and_of_characters(tmp_path):
 
 def test_dirt_in_spans(tmp_path):
     spans = [[0, 3, "A"], [0, 12, "B"], [16, 23, "C"], [3, 4, "D"], [26, 29, "E"], [5, 5, "F"]]
-    (found, bare), notes = run(
+    (actual, bare), notes = run(
         written(tmp_path, json.dumps([{"text": TEXT, "spans": spans}, {"text": "a", "spans": None}])), "spans"
     )
-    assert found["tags"] == ["B-B", "I-B", "O", "B-C", "B-E", "I-E", "O"] and bare["tags"] is None
+    assert actual["tags"] == ["B-B", "I-B", "O", "B-C", "B-E", "I-E", "O"] and bare["tags"] is None
     assert collections.Counter(notes) == {
         "spans that begin or end inside a word, taken to its ends": 2,
         "spans that overlap another, as long or longer, left out": 1,
@@ -104,7 +104,7 @@ def test_dirt_in_spans(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("record", "said"),
+    ("record", "message"),
     [
         ({"txt": "a", "spans": []}, "f:1: no text in the field 'text'"),
         ({"text": "a"}, "f:1: no field 'spans' or"),
@@ -115,8 +115,8 @@ def test_dirt_in_spans(tmp_path):
         ({"text": "a", "spans": [[-1, 1, "X"]]}, "is not inside"),
     ],
 )
-def test_wrong_spans(tmp_path, record, said):
-    with pytest.raises(UserError, match=said):
+def test_wrong_spans(tmp_path, record, message):
+    with pytest.raises(UserError, match=message):
         run(written(tmp_path, json.dumps(record)), "spans")
 
 
@@ -127,8 +127,8 @@ def test_brat(tmp_path):
     lines = [f"T{n}\t{kind} {at}\tx" for n, (kind, at) in enumerate(marks)]
     written(tmp_path, "\n".join([*lines, "R1\tRel Arg1:T0 Arg2:T1", "#1\tNote T0\tyes"]), "one.ann")
     written(tmp_path, "no marks", "two.txt")
-    found, notes = run(tmp_path, "brat")
-    assert [(one["text"], one["document"], one["words"], one["tags"]) for one in found] == [
+    actual, notes = run(tmp_path, "brat")
+    assert [(one["text"], one["document"], one["words"], one["tags"]) for one in actual] == [
         ("Ada met", "one", ["Ada", "met"], ["B-PER", "O"]),
         ("Charles Babbage", "one", ["Charles", "Babbage"], ["B-PER", "I-PER"]),
         ("in London", "one", ["in", "London"], ["B-X", "B-LOC"]),
@@ -139,8 +139,8 @@ def test_brat(tmp_path):
     assert notes.count("spans in several pieces, taken from their first to their last character") == 1
     written(tmp_path, "T1\tPER 7 8\t\nT2\tPER 0 0\t\nT3\tPER 4 4\t\nT4\tPER 0 3\tAda", "one.ann")
     written(tmp_path, "T1\tPER 0 3\tAda", "lost.ann")
-    found, notes = run(tmp_path, "brat")
-    assert found[0]["tags"] == ["B-PER", "O"] and notes.count("spans without a word in them left out") == 3
+    actual, notes = run(tmp_path, "brat")
+    assert actual[0]["tags"] == ["B-PER", "O"] and notes.count("spans without a word in them left out") == 3
     assert notes.count("annotations without a text of their name (.ann without .txt) left out") == 1
     written(tmp_path, "T1\tPER 0 300\tAda", "one.ann")
     with pytest.raises(UserError, match=r"one\.ann:1: the span 0 to 300"):
@@ -175,11 +175,15 @@ def test_parquet_and_arrow(tmp_path, form):
         with pyarrow.OSFile(str(place), "wb") as sink:
             with (ipc.new_file if form == "file" else ipc.new_stream)(sink, table.schema) as writer:
                 writer.write_table(table)
-    found, _ = run(place, "parquet")
-    assert [one["text"] for one in found] == ["a", None, "c"] and [one["label"] for one in found] == ["yes", "no", None]
-    assert [one["tags"] for one in found] == [["no", "yes"], [], None]
-    assert [one["score"] for one in found] == [0.5, None, 2.0]
-    assert found[0]["day"] == "2020-01-02" and found[0]["more"] == {"inner": "yes", "x": "y"}
+    actual, _ = run(place, "parquet")
+    assert [one["text"] for one in actual] == ["a", None, "c"] and [one["label"] for one in actual] == [
+        "yes",
+        "no",
+        None,
+    ]
+    assert [one["tags"] for one in actual] == [["no", "yes"], [], None]
+    assert [one["score"] for one in actual] == [0.5, None, 2.0]
+    assert actual[0]["day"] == "2020-01-02" and actual[0]["more"] == {"inner": "yes", "x": "y"}
 
 
 def test_parquet_without_names_and_broken(tmp_path):
@@ -220,7 +224,10 @@ def test_roles_and_names_in_brackets(tmp_path):
     rows = ["He * - (A0*) * c", "gave (PER* give.01 (V*) * c", "it *) - (A1*) (A0*) c", "up * give.02 * (V*) c"]
     place = written(tmp_path, "\n".join(rows) + "\n")
     columns = ("words", "_", "rolesets")
-    (found,), _ = run(place, "srl", columns=columns, separator=None, columns_after=1)
-    assert found["roles"] == [["B-A0", "B-V", "B-A1", "O"], ["O", "O", "B-A0", "B-V"]] and found["predicates"] == [1, 3]
+    (actual,), _ = run(place, "srl", columns=columns, separator=None, columns_after=1)
+    assert actual["roles"] == [["B-A0", "B-V", "B-A1", "O"], ["O", "O", "B-A0", "B-V"]] and actual["predicates"] == [
+        1,
+        3,
+    ]
     with pytest.raises(UserError, match="3 columns of roles for 2 predicates"):
         run(place, "srl", columns=columns, separator=None)

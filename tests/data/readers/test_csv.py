@@ -23,7 +23,7 @@ def fields(tmp_path, content, **options):
 
 
 @pytest.mark.parametrize(
-    ("content", "kept", "skipped"),
+    ("content", "remaining", "skipped"),
     [
         # a quote that is never closed costs its line, not the rest of the file
         ('a,b\n1,2\n"he said,3\n4,5\n6,7\n', [2, 4, 5], [(3, 1, 1)]),
@@ -39,9 +39,9 @@ def fields(tmp_path, content, **options):
         ('a,b\n"open,1\n', [], [(2, 1, 1)]),
     ],
 )
-def test_goes_on_behind_the_bad_line(tmp_path, content, kept, skipped):
+def test_goes_on_behind_the_bad_line(tmp_path, content, remaining, skipped):
     records, notes = run(tmp_path, content, on_bad_line="skip")
-    assert [r.line for r in records] == kept
+    assert [r.line for r in records] == remaining
     assert [(n.line, n.count, n.lost) for n in notes] == skipped
     if skipped:
         with pytest.raises(UserError, match=rf"f\.csv:{skipped[0][0]}: "):

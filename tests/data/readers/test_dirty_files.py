@@ -264,13 +264,13 @@ def test_folders(tmp_path):
         (tmp_path / name).write_text(f" {name}\n")
     reader, place = READERS["folders"], location.local_path(tmp_path)
     items = list(reader(place, "utf-8", pattern="*.txt", labels=("pos", "neg")))
-    found = [tuple(r.fields.values()) for r in items if isinstance(r, Record)]
+    actual = [tuple(r.fields.values()) for r in items if isinstance(r, Record)]
     assert [(n.what, n.file.removeprefix(f"{tmp_path}/"), n.count, n.lost) for n in items if isinstance(n, Note)] == [
         ("files outside of the labels' folders left out", "README", 1, 0),
         ("files of other names left out (options.pattern)", "pos/x.md", 1, 1),
         ("files of other labels left out (options.labels)", "unsup/4.txt", 1, 1),
     ]
-    assert found == [("neg/3.txt", "neg", "3.txt"), ("pos/1.txt", "pos", "1.txt"), ("pos/2.txt", "pos", "2.txt")]
+    assert actual == [("neg/3.txt", "neg", "3.txt"), ("pos/1.txt", "pos", "1.txt"), ("pos/2.txt", "pos", "2.txt")]
     with pytest.raises(UserError, match=r"no folder for the label 'poss'.*Did you mean 'pos'"):
         list(reader(place, "utf-8", labels=("poss",)))
     with pytest.raises(UserError, match="holds no folders"):
@@ -297,8 +297,8 @@ def test_srl_errors(tmp_path, rows, message):
 
 def test_srl_column_order(tmp_path):
     content = "- I B-A0\ngo.01 go B-V\n"
-    found = fields(tmp_path, "srl", content, columns=("rolesets", "words"), separator=None)
-    assert found == [{"words": ["I", "go"], "predicates": [1], "rolesets": ["go.01"], "roles": [["B-A0", "B-V"]]}]
+    actual = fields(tmp_path, "srl", content, columns=("rolesets", "words"), separator=None)
+    assert actual == [{"words": ["I", "go"], "predicates": [1], "rolesets": ["go.01"], "roles": [["B-A0", "B-V"]]}]
 
 
 # json_splits

@@ -54,10 +54,10 @@ def test_rows_become_records(hub):
 
 def test_a_stored_split_is_not_read_again(hub, monkeypatch):
     monkeypatch.setattr(array_shards, "IN_MEMORY", 3)
-    found = [datasets.read_dataset("d", ENTRY, 0) for _ in range(2)]
+    actual = [datasets.read_dataset("d", ENTRY, 0) for _ in range(2)]
     assert Rows.read == 2  # train and test, once each
-    assert list(found[0].splits["train"]) == list(found[1].splits["train"])
-    assert found[0].fingerprint == found[1].fingerprint
+    assert list(actual[0].splits["train"]) == list(actual[1].splits["train"])
+    assert actual[0].fingerprint == actual[1].fingerprint
 
 
 def test_what_is_missing_is_said(hub, monkeypatch):

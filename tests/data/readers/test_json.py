@@ -35,9 +35,9 @@ FORMS = {
 
 @pytest.mark.parametrize("form", FORMS)
 def test_forms_that_are_found_out(tmp_path, form):
-    found = read(tmp_path, FORMS[form])
-    assert [record.fields for record in found] == ROWS
-    assert len({(record.file, record.line) for record in found}) == len(ROWS)  # each has a place of its own
+    actual = read(tmp_path, FORMS[form])
+    assert [record.fields for record in actual] == ROWS
+    assert len({(record.file, record.line) for record in actual}) == len(ROWS)  # each has a place of its own
 
 
 def test_lines_are_where_values_begin(tmp_path):

@@ -95,7 +95,7 @@ def test_pairs_of_translations(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("texts", "labels", "found"),
+    ("texts", "labels", "actual"),
     [
         ("a\nb\n", "x\ny\n", 2),
         ("a\nb", "x\ny\n", 2),
@@ -109,15 +109,15 @@ def test_pairs_of_translations(tmp_path):
     ],
 )
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
-def test_numbers_of_lines(tmp_path, texts, labels, found, end):
+def test_numbers_of_lines(tmp_path, texts, labels, actual, end):
     for name, content in (("a", texts), ("b", labels)):
         (tmp_path / name).write_bytes(content.replace("\n", end).encode())
     place, options = location.local_path(tmp_path), {"files": {"text": "a", "label": "b"}}
-    if isinstance(found, int):
+    if isinstance(actual, int):
         records = list(READERS["parallel"](place, "utf-8", **options))
-        assert len(records) == found and all(r.fields["label"] for r in records)
+        assert len(records) == actual and all(r.fields["label"] for r in records)
     else:
-        with pytest.raises(UserError, match=rf"different numbers of lines: {found[0]} in .*a, {found[1]} in .*b$"):
+        with pytest.raises(UserError, match=rf"different numbers of lines: {actual[0]} in .*a, {actual[1]} in .*b$"):
             list(READERS["parallel"](place, "utf-8", **options))
 
 
@@ -158,5 +158,5 @@ def test_every_reader_of_files_names_them(tmp_path):
         (tmp_path / "imdb" / folder).mkdir(parents=True)
         (tmp_path / "imdb" / folder / "1.txt").write_text(folder)
     entry = {"reader": "folders", "path": str(tmp_path), "splits": {"train": "imdb"}, "text": ("text",)}
-    found = datasets.read_dataset("d", entry, 0).splits["train"]
-    assert [r.fields["file"] for r in found] == ["imdb/neg/1.txt", "imdb/pos/1.txt"]
+    actual = datasets.read_dataset("d", entry, 0).splits["train"]
+    assert [r.fields["file"] for r in actual] == ["imdb/neg/1.txt", "imdb/pos/1.txt"]

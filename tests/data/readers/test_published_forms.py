@@ -19,12 +19,12 @@ def read(reader, file, content, encoding="utf-8", **options):
 def test_fasttext(tmp_path):
     content = "__label__sauce __label__cheese How much does\tit cost?\r\n\n__label__a-b Zürich\n"
     pattern = r"(?P<labels>(?:__label__\S+\s+)+)(?P<text>.+)"
-    found = read("lines", tmp_path / "cooking.train", content, pattern=pattern, lists={"labels": "__label__"})
-    assert [r.fields for r in found] == [
+    actual = read("lines", tmp_path / "cooking.train", content, pattern=pattern, lists={"labels": "__label__"})
+    assert [r.fields for r in actual] == [
         {"labels": ["sauce", "cheese"], "text": "How much does\tit cost?"},
         {"labels": ["a-b"], "text": "Zürich"},
     ]
-    assert [r.line for r in found] == [1, 3]
+    assert [r.line for r in actual] == [1, 3]
 
 
 def test_trec(tmp_path):
@@ -40,10 +40,10 @@ def test_a_file_for_each_label(tmp_path):
     (tmp_path / "rt-polarity.pos").write_text("good\nfine\n")
     (tmp_path / "rt-polarity.neg.gz").write_bytes(gzip.compress(b"bad\n"))
     splits = {"train": ("rt-polarity.pos", "rt-polarity.neg.gz")}
-    found = datasets.read_dataset(
+    actual = datasets.read_dataset(
         "d", {"reader": "lines", "path": str(tmp_path), "text": ("text",), "splits": splits}, 0
     )
-    assert [(r.fields["text"], r.fields["file"]) for r in found.splits["train"]] == [
+    assert [(r.fields["text"], r.fields["file"]) for r in actual.splits["train"]] == [
         ("good", "rt-polarity.pos"),
         ("fine", "rt-polarity.pos"),
         ("bad", "rt-polarity.neg"),
@@ -52,9 +52,9 @@ def test_a_file_for_each_label(tmp_path):
 
 def test_groups_that_take_no_part_and_lines_that_do_not_match(tmp_path):
     options = {"pattern": r"(?:(?P<id>\d+) )?(?P<text>[a-z ]+)", "on_bad_line": "skip"}
-    found = read("lines", tmp_path / "f", "12 a b\nc\nX\n", **options)
-    assert [i.fields["id"] for i in found if isinstance(i, Record)] == ["12", None]
-    assert [i.line for i in found if isinstance(i, Note)] == [3]
+    actual = read("lines", tmp_path / "f", "12 a b\nc\nX\n", **options)
+    assert [i.fields["id"] for i in actual if isinstance(i, Record)] == ["12", None]
+    assert [i.line for i in actual if isinstance(i, Note)] == [3]
     with pytest.raises(UserError, match=r"f:3: the line does not match options.pattern .*'X'"):
         read("lines", tmp_path / "f", "12 a b\nc\nX\n", pattern=options["pattern"])
 
@@ -74,9 +74,9 @@ RELATION = r'(?P<id>\d+)\t"(?P<text>.+)"\n(?P<relation>.+)\nComment:(?P<comment>
 @pytest.mark.parametrize("ends", ["\n", "\r\n"])
 def test_records_up_to_a_blank_line(tmp_path, ends):
     options = {"pattern": RELATION, "lines_per_record": 0}
-    found = read("lines", tmp_path / "TRAIN_FILE.TXT", SEMEVAL.replace("\n", ends), **options)
-    assert [r.fields["relation"] for r in found] == ["Component-Whole(e2,e1)", "Other"] and found[1].line == 5
-    assert found[0].fields["text"] == 'The <e1>configuration</e1> of antenna <e2>elements</e2> is "old".'
+    actual = read("lines", tmp_path / "TRAIN_FILE.TXT", SEMEVAL.replace("\n", ends), **options)
+    assert [r.fields["relation"] for r in actual] == ["Component-Whole(e2,e1)", "Other"] and actual[1].line == 5
+    assert actual[0].fields["text"] == 'The <e1>configuration</e1> of antenna <e2>elements</e2> is "old".'
     broken = SEMEVAL.replace("Other\n", "").replace("\n\n2", "\n \t\n2").rstrip("\n")
     with pytest.raises(UserError, match=r"f:5: the record does not match options.pattern .*cradle"):
         read("lines", tmp_path / "f", broken, **options)
@@ -88,8 +88,8 @@ def test_records_of_so_many_lines(tmp_path):
     """The targets of Dong et al. (2014); after a line that is missing, reading goes on at the next record."""
     content = "i love $T$\nfoo\n1\n$T$ is bad\nbar\n-1\n\nso $T$\nbaz\n0\n"
     options = {"pattern": r"(?P<text>.*\$T\$.*)\n(?P<target>.+)\n(?P<label>-?[01])", "lines_per_record": 3}
-    found = read("lines", tmp_path / "f", content, **options)
-    assert [(r.fields["target"], r.fields["label"], r.line) for r in found] == [
+    actual = read("lines", tmp_path / "f", content, **options)
+    assert [(r.fields["target"], r.fields["label"], r.line) for r in actual] == [
         ("foo", "1", 1),
         ("bar", "-1", 4),
         ("baz", "0", 8),
@@ -104,7 +104,7 @@ def test_records_of_so_many_lines(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"pattern": "(?P<text>"}, "no regular expression"),
         ({"pattern": ".*"}, "names no group"),
@@ -113,8 +113,8 @@ def test_records_of_so_many_lines(tmp_path):
         ({"on_bad_line": "ignore"}, "on_bad_line"),
     ],
 )
-def test_wrong_options_of_lines(tmp_path, options, said):
-    with pytest.raises(UserError, match=said):
+def test_wrong_options_of_lines(tmp_path, options, message):
+    with pytest.raises(UserError, match=message):
         read("lines", tmp_path / "f", "a\n", **options)
 
 
@@ -143,17 +143,17 @@ def test_rte(tmp_path):
 
 
 def test_absa(tmp_path):
-    found = read("xml", tmp_path / "r.xml", ABSA, record="sentence", lists=("aspectTerm",))
-    terms = [[t["term"] for t in field(r, "aspectTerms.aspectTerm")] for r in found if "aspectTerms" in r.fields]
-    assert terms == [["food"], ["Staff", "menu"]] and [r.fields["text"] for r in found][1] == "Meh."
+    actual = read("xml", tmp_path / "r.xml", ABSA, record="sentence", lists=("aspectTerm",))
+    terms = [[t["term"] for t in field(r, "aspectTerms.aspectTerm")] for r in actual if "aspectTerms" in r.fields]
+    assert terms == [["food"], ["Staff", "menu"]] and [r.fields["text"] for r in actual][1] == "Meh."
     alone = read("xml", tmp_path / "r.xml", ABSA, record="sentence")[0]
     assert field(alone, "aspectTerms.aspectTerm.polarity") == "positive"  # without `lists` one child is no list
 
 
 def test_text_with_marks_inside(tmp_path):
     content = '<d><s n="1">The <e t="PER">old\nman</e> sat.</s><s>bare</s><s>a<s>b</s></s></d>'
-    found = read("xml", tmp_path / "f", content, record="s")
-    assert [r.fields for r in found] == [
+    actual = read("xml", tmp_path / "f", content, record="s")
+    assert [r.fields for r in actual] == [
         {"n": "1", "e": {"t": "PER", "text": "old\nman"}, "text": "The old\nman sat."},
         {"text": "bare"},
         {"text": "b"},
@@ -168,7 +168,7 @@ def test_other_encodings_are_those_of_the_config(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         ("<a>\n<b></a>", "f:2: not well-formed XML: mismatched tag"),
         ("<a><c/></a>", "no element 'b'.*there are a, c"),
@@ -178,6 +178,6 @@ def test_other_encodings_are_those_of_the_config(tmp_path):
         ("", "f:1: not well-formed XML: no element found"),
     ],
 )
-def test_wrong_xml(tmp_path, content, said):
-    with pytest.raises(UserError, match=said):
+def test_wrong_xml(tmp_path, content, message):
+    with pytest.raises(UserError, match=message):
         read("xml", tmp_path / "f", content, record="b")

@@ -373,11 +373,11 @@ VALUES = st.recursive(
 def test_any_document_gives_records_or_says_what_to_do(tmp_path, value, records, key, columns, fields):
     (tmp_path / "f").write_text(json.dumps(value))
     try:
-        found, _ = items_of(tmp_path / "f", "jsonl", records=records, key=key, columns=columns, fields=fields)
+        actual, _ = items_of(tmp_path / "f", "jsonl", records=records, key=key, columns=columns, fields=fields)
     except UserError as error:
         assert str(tmp_path) in str(error)
         return
-    assert len({(record.file, record.line) for record in found}) == len(found)
-    assert all(isinstance(record.fields, dict) for record in found)
+    assert len({(record.file, record.line) for record in actual}) == len(actual)
+    assert all(isinstance(record.fields, dict) for record in actual)
     if isinstance(value, list) and records in ("", "."):
-        assert len(found) in (len(value), 1)
+        assert len(actual) in (len(value), 1)

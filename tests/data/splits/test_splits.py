@@ -187,7 +187,7 @@ def test_no_context_of_squad_stands_in_two_splits(tmp_path):
     entry = {"reader": "squad", "path": str(tmp_path / "train.json"), "text": ("question", "context")}
     data = datasets.read_dataset("d", {**entry, "dev_fraction": 0.2, "test_fraction": 0.1}, 0)
     contexts = [set(texts(data, split, "context")) for split in data.splits]
-    assert [len(found) for found in contexts] == [17, 5, 2]  # 24 contexts of 5 questions; of 120: 24 and 12 wanted
+    assert [len(actual) for actual in contexts] == [17, 5, 2]  # 24 contexts of 5 questions; of 120: 24 and 12 wanted
     assert len(set.union(*contexts)) == sum(map(len, contexts)) == 24
     assert sum(map(len, data.splits.values())) == 120
     assert [note for note in data.notes if "all records of a context in one split (dev: 25 records, test: 10" in note]
@@ -198,8 +198,8 @@ def test_no_context_of_squad_stands_in_two_splits(tmp_path):
     assert not set(texts(by_title, "train", "title")) & set(texts(by_title, "dev", "title"))
     single = datasets.read_dataset("d", {**entry, "dev_fraction": 0.2, "group_by": ""}, 0)
     assert len(single.splits["dev"]) == 24
-    told = "24 of 24 records have a 'context' that is also in train (group_by='context'"
-    assert [note for note in single.notes if told in note]
+    notes = "24 of 24 records have a 'context' that is also in train (group_by='context'"
+    assert [note for note in single.notes if notes in note]
     sliced = datasets.read_dataset("d", {**entry, "splits": {"train": "[:-7]", "dev": "[-7:]"}}, 0)
     assert [note for note in sliced.notes if note == "dev: 2 of 7 records share a context with records of train"]
     (tmp_path / "train.json").write_text(json.dumps(squad(1, 1)))

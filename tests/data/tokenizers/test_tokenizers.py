@@ -65,15 +65,15 @@ def test_bert_equals_transformers(bert):
     )
     words = ["Playing", "the", "song", ","]
     expected = published(words, is_split_into_words=True)
-    (found,) = ours.encode_words([words])
-    assert [i for ids in found for i in ids] == expected["input_ids"][1:-1]
-    assert [w for w, ids in enumerate(found) for _ in ids] == expected.word_ids()[1:-1]
+    (actual,) = ours.encode_words([words])
+    assert [i for ids in actual for i in ids] == expected["input_ids"][1:-1]
+    assert [w for w, ids in enumerate(actual) for _ in ids] == expected.word_ids()[1:-1]
 
 
 def test_a_word_without_subwords_keeps_its_place(bert):
     ours = PretrainedTokenizer(str(bert))
-    (found,) = ours.encode_words([["the", "\u200b", "song"]])
-    assert found == [[6], [1], [7]]
+    (actual,) = ours.encode_words([["the", "\u200b", "song"]])
+    assert actual == [[6], [1], [7]]
     assert ours.encode_texts(["\u200b"]) == [[1]]
 
 
@@ -156,8 +156,8 @@ def test_case_is_kept_where_wanted():
 def test_vectors(tmp_path, header):
     file = tmp_path / "vectors.txt"
     file.write_text(header + "the 1 2\n. . . 3 4\ncat 5 -6e-1 \nthe 9 9\n", encoding="utf-8")
-    matrix, found = read_vectors(str(file), ("[PAD]", "cat", "the", ". . ."))
-    np.testing.assert_array_equal(found, [False, True, True, True])
+    matrix, actual = read_vectors(str(file), ("[PAD]", "cat", "the", ". . ."))
+    np.testing.assert_array_equal(actual, [False, True, True, True])
     np.testing.assert_array_equal(matrix, np.asarray([[0, 0], [5, -0.6], [1, 2], [3, 4]], np.float32))
 
 
@@ -208,10 +208,10 @@ def test_pieces_of_words_equal_transformers(sentencepiece, roberta):
         published = PreTrainedTokenizerFast(tokenizer_object=backend)
         ours = PretrainedTokenizer(str(folder))
         expected = published(words, is_split_into_words=True)
-        (found,) = ours.encode_words([words])
-        assert [i for i, _ in assemble(ours.single, [i for ids in found for i in ids])] == expected["input_ids"]
-        assert [w for w, ids in enumerate(found) for _ in ids] == [w for w in expected.word_ids() if w is not None]
-        first, second = found[0], found[1]
+        (actual,) = ours.encode_words([words])
+        assert [i for i, _ in assemble(ours.single, [i for ids in actual for i in ids])] == expected["input_ids"]
+        assert [w for w, ids in enumerate(actual) for _ in ids] == [w for w in expected.word_ids() if w is not None]
+        first, second = actual[0], actual[1]
         pair = published(words[:1], words[1:2], is_split_into_words=True)["input_ids"]
         assert [i for i, _ in assemble(ours.pair, first, second)] == pair
     assert ours.single.before

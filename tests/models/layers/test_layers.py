@@ -180,13 +180,13 @@ def recurrent_loop(kind, params, x):
 def test_recurrence_equals_a_numpy_loop(kind):
     module, params = build(kind)
     x, segment, places = packed()
-    found = forward(module)(params, x, segment)
+    actual = forward(module)(params, x, segment)
     for row, place in places:
         wanted = recurrent_loop(kind, params["forward"], x[row, place])
         if kind == "bilstm":
             right = recurrent_loop(kind, params["backward"], x[row, place][::-1])[::-1]
             wanted = np.concatenate([wanted, right], axis=-1)
-        np.testing.assert_allclose(found[row, place], wanted, rtol=0, atol=1e-5)
+        np.testing.assert_allclose(actual[row, place], wanted, rtol=0, atol=1e-5)
 
 
 def test_lstm_starts_with_forget_bias_one_and_orthogonal_gates():
@@ -202,7 +202,7 @@ def test_lstm_starts_with_forget_bias_one_and_orthogonal_gates():
 def test_convolution_equals_a_numpy_loop(window, residual):
     module, params = build("cnn", kernel_size=window, residual=residual)
     x, segment, places = packed()
-    found = forward(module)(params, x, segment)
+    actual = forward(module)(params, x, segment)
     kernel, bias = (np.asarray(params[n], np.float64) for n in ("kernel", "bias"))
     for row, place in places:
         text = np.asarray(x[row, place], np.float64)
@@ -213,7 +213,7 @@ def test_convolution_equals_a_numpy_loop(window, residual):
                 if 0 <= source < len(text):
                     wanted = wanted + text[source] @ kernel[tap]
             wanted = np.maximum(wanted, 0) + (text[t] if residual else 0)
-            np.testing.assert_allclose(found[row, place.start + t], wanted, rtol=0, atol=1e-5)
+            np.testing.assert_allclose(actual[row, place.start + t], wanted, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["rnn", "lstm", "bilstm"])

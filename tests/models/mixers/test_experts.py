@@ -45,7 +45,7 @@ def test_gates_weigh_what_a_task_may_use(level, top, differs):
     assert params["kernel"].shape == (K if top else K + 1, WIDTH, 4)
     rng = np.random.default_rng(1)
     outputs, inputs = rng.normal(size=(4, R, T, D)), rng.normal(size=(3, R, T, WIDTH))
-    found = jax.jit(mixer.apply)(params, outputs.astype(np.float32), inputs.astype(np.float32), SEGMENT)
+    actual = jax.jit(mixer.apply)(params, outputs.astype(np.float32), inputs.astype(np.float32), SEGMENT)
     wanted = np.zeros((len(params["kernel"]), R, T, D))
     for g, r, t in np.ndindex(wanted.shape[:3]):
         x = inputs[g, r, t] if level == "token" else inputs[g, r, SEGMENT[r] == SEGMENT[r, t]].mean(axis=0)
@@ -53,7 +53,7 @@ def test_gates_weigh_what_a_task_may_use(level, top, differs):
         kernel, bias = (np.asarray(params[name][g], np.float64) for name in ("kernel", "bias"))
         weights = softmax((x @ kernel + bias)[may])
         wanted[g, r, t] = weights @ outputs[may, r, t]
-    differs("gates of experts", found, wanted, 2e-6)
+    differs("gates of experts", actual, wanted, 2e-6)
 
 
 @pytest.mark.parametrize("columns", [3, 4, 5])
@@ -65,7 +65,7 @@ def test_dselect_by_enumeration_of_codes(columns, differs):
     assert np.abs(np.asarray(start) - 1 / columns).max() < 0.25  # near uniform, uneven where codes are wrapped
     params = random_like(params)
     x = np.random.default_rng(2).normal(size=(1, R, T, WIDTH)).astype(np.float32)
-    found = np.asarray(experts.dselect_weights(params, jnp.asarray(x), seen, gamma))
+    actual = np.asarray(experts.dselect_weights(params, jnp.asarray(x), seen, gamma))
     entropy = np.asarray(experts.dselect_entropy(params, jnp.asarray(x), gamma))
     own = {name: np.asarray(leaf[0], np.float64) for name, leaf in params.items()}
     for r, t in np.ndindex(R, T):
@@ -80,9 +80,9 @@ def test_dselect_by_enumeration_of_codes(columns, differs):
                 p = np.prod([s[k, j] if bit else 1 - s[k, j] for j, bit in enumerate(bits)])
                 weights[number % columns] += alpha[k] * p
                 h -= p * np.log(p) if p > 0 else 0.0
-        np.testing.assert_allclose(found[0, r, t], weights, atol=2e-6)
+        np.testing.assert_allclose(actual[0, r, t], weights, atol=2e-6)
         np.testing.assert_allclose(entropy[0, r, t], h, atol=5e-6)
-    assert abs(found.sum(axis=-1) - 1).max() < 1e-6
+    assert abs(actual.sum(axis=-1) - 1).max() < 1e-6
 
 
 def test_decided_codes_use_so_many_experts_at_most_and_have_finite_gradients():
@@ -117,18 +117,18 @@ def test_one_expert_is_hard_sharing(tiny, differs, layer):
     changes = {"model__layer_type": layer, "model__num_heads": 2, "model__intermediate_size": 16}
     one = build(config_of(tiny, "mmoe", {"experts": 1}, **changes))
     hard = build(config_of(tiny, "", sharing__trunk="all", **changes))
-    (found, metrics), (wanted, expected) = steps(one), steps(hard)
+    (actual, metrics), (wanted, expected) = steps(one), steps(hard)
     for path, leaf in flatten(wanted.params).items():
-        differs("one expert against hard sharing", flatten(found.params)[path], leaf, 1e-6)
+        differs("one expert against hard sharing", flatten(actual.params)[path], leaf, 1e-6)
     differs("their losses", metrics["losses"], expected["losses"], 1e-6)
 
 
 def test_without_private_experts_it_is_mmoe(tiny, differs):
     mmoe = build(config_of(tiny, "mmoe", {"experts": 3}))
     cgc = build(config_of(tiny, "cgc", {"shared": 3, "private": 0}))
-    (found, _), (wanted, _) = steps(cgc), steps(mmoe)
+    (actual, _), (wanted, _) = steps(cgc), steps(mmoe)
     for path, leaf in flatten(wanted.params).items():
-        differs("CGC without private experts against MMoE", flatten(found.params)[path], leaf, 0.0)
+        differs("CGC without private experts against MMoE", flatten(actual.params)[path], leaf, 0.0)
 
 
 def test_progressive_layered_extraction_layer_by_layer(tiny, differs):
@@ -136,7 +136,7 @@ def test_progressive_layered_extraction_layer_by_layer(tiny, differs):
     experiment = build(config_of(tiny, "ple", {"shared": 1, "private": 1}, model__dropout=0.0))
     params, batch = experiment.init_params(0), experiment.batches(0).batch(0)
     params = {path: random_like(tree, 3) if path.startswith("mixer") else tree for path, tree in params.items()}
-    found = experiment.spec.objective.network.apply(params, batch).hidden
+    actual = experiment.spec.objective.network.apply(params, batch).hidden
     module = LAYERS["bilstm"](hidden_size=8)
     for k, task in enumerate(experiment.tasks):
         block = experiment.corpus.layout.dataset_of[k]
@@ -158,7 +158,7 @@ def test_progressive_layered_extraction_layer_by_layer(tiny, differs):
                 weights = np.apply_along_axis(softmax, -1, scores[..., may[g]])
                 new.append(sum(weights[..., i, None] * np.asarray(out[c]) for i, c in enumerate(may[g])))
             streams = [np.asarray(x, np.float32) for x in new]
-        differs("PLE against layers by hand", found[task], streams[k], 2e-6)
+        differs("PLE against layers by hand", actual[task], streams[k], 2e-6)
 
 
 @pytest.mark.parametrize(
@@ -242,7 +242,7 @@ def test_bad_input(tiny, changes, message):
 
 @pytest.mark.parametrize(("proximal", "private"), [(False, 1), (True, 1), (True, 2)])
 def test_a_penalty_draws_the_experts_of_the_tasks_together_and_no_shared_one(tiny, proximal, private):
-    found = {}
+    actual = {}
     for strength in (0.0, 1.0):
         config = config_of(
             tiny,
@@ -255,10 +255,10 @@ def test_a_penalty_draws_the_experts_of_the_tasks_together_and_no_shared_one(tin
         )
         default.add_penalty(config, "p", kind="l2_to_mean", strength=strength, proximal=proximal)
         experiment = build(config)
-        found[strength] = flatten(steps(experiment, 1)[0].params)
+        actual[strength] = flatten(steps(experiment, 1)[0].params)
     own = slice(1, None)
-    for path, without in found[0.0].items():
-        with_ = found[1.0][path]
+    for path, without in actual[0.0].items():
+        with_ = actual[1.0][path]
         if not path.startswith("layer_"):
             np.testing.assert_allclose(with_, without, atol=1e-6, err_msg=path)
             continue

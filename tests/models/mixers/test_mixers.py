@@ -37,8 +37,8 @@ def test_cross_stitch(hidden, differs, blocks):
     for i in range(K):
         for d in range(D):
             wanted[i, ..., d] = sum(alpha[d // (D // blocks), i, j] * hidden[j, ..., d].astype(float) for j in range(K))
-    found = jax.jit(mixer.apply)({"alpha": jnp.asarray(alpha, jnp.float32)}, hidden, hidden, SEGMENT)
-    differs("cross-stitch", found, wanted, 1e-6)
+    actual = jax.jit(mixer.apply)({"alpha": jnp.asarray(alpha, jnp.float32)}, hidden, hidden, SEGMENT)
+    differs("cross-stitch", actual, wanted, 1e-6)
 
 
 def test_sluice(hidden, differs):
@@ -49,8 +49,8 @@ def test_sluice(hidden, differs):
     parts = [hidden[j, ..., 2 * u : 2 * u + 2].astype(float) for j in range(K) for u in range(2)]  # (j, u) is 2 j + u
     mixed = [sum(a * part for a, part in zip(row, parts, strict=True)) for row in alpha]
     wanted = np.stack([np.concatenate([mixed[2 * i], mixed[2 * i + 1]], axis=-1) for i in range(K)])
-    found = mixer.apply({"alpha": jnp.asarray(alpha, jnp.float32)}, hidden, hidden, SEGMENT)
-    differs("sluice", found, wanted, 2e-6)
+    actual = mixer.apply({"alpha": jnp.asarray(alpha, jnp.float32)}, hidden, hidden, SEGMENT)
+    differs("sluice", actual, wanted, 2e-6)
     one = {"alpha": jnp.asarray(alpha[:K, :K], jnp.float32)}
     stitched = column_mixers.cross_stitch(K).apply({"alpha": one["alpha"][None]}, hidden, hidden, SEGMENT)
     differs(
@@ -76,8 +76,8 @@ def test_attention(hidden, differs, level):
                 scores = np.concatenate(list(features[:, r, t])) @ params["kernel"][i] + params["bias"][i]
                 weights = np.exp(scores - scores.max())
                 wanted[i, r, t] = (weights / weights.sum()) @ h[:, r, t]
-    found = mixer.apply(jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), params), hidden, hidden, SEGMENT)
-    differs("attention over columns", found, wanted, 2e-6)
+    actual = mixer.apply(jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), params), hidden, hidden, SEGMENT)
+    differs("attention over columns", actual, wanted, 2e-6)
     start = mixer.init(jax.random.key(0), PLACE)
     weights = column_mixers.attention_weights(
         {**start, "kernel": 0 * start["kernel"]}, jnp.asarray(hidden), SEGMENT, level
@@ -105,10 +105,10 @@ def test_the_identity_is_single_task_training(tiny, differs, layer):
     changes |= {"optimizer__name": "sgd", "optimizer__learning_rate": 0.3}  # Adam enlarges rounding of zero gradients
     mixed = build(config_of(tiny, options={"own": 1.0}, optimizer__freeze=("^mixer_",), **changes))
     plain = build(tiny(sharing__trunk="none", train_tasks=("color", "long"), **changes))
-    (found, metrics), (wanted, expected) = steps(mixed), steps(plain)
-    assert any(path.startswith("mixer_00") for path in flatten(found.params))
+    (actual, metrics), (wanted, expected) = steps(mixed), steps(plain)
+    assert any(path.startswith("mixer_00") for path in flatten(actual.params))
     for path, leaf in flatten(wanted.params).items():
-        differs("cross-stitch with the identity against alone", flatten(found.params)[path], leaf, 1e-6)
+        differs("cross-stitch with the identity against alone", flatten(actual.params)[path], leaf, 1e-6)
     differs("their losses", metrics["losses"], expected["losses"], 1e-7)
 
 

@@ -22,8 +22,8 @@ SEGMENT = np.asarray([[1, 1, 2, 2, 0], [1, 1, 1, 0, 0]], np.int32)
 
 def test_reversal():
     x = jnp.asarray([1.0, -2.0])
-    found, gradient = jax.value_and_grad(lambda x: (reverse_gradient(x, 0.3) ** 2).sum())(x)
-    np.testing.assert_allclose(found, 5.0)
+    actual, gradient = jax.value_and_grad(lambda x: (reverse_gradient(x, 0.3) ** 2).sum())(x)
+    np.testing.assert_allclose(actual, 5.0)
     np.testing.assert_allclose(gradient, -0.3 * 2 * x, rtol=1e-6)
 
 
@@ -31,15 +31,15 @@ def test_overlap_is_the_norm_of_the_product(differs):
     rng = np.random.default_rng(0)
     shared, private = rng.normal(size=(2, R, T, D))
     given = (jnp.asarray(x, jnp.float32) for x in (shared, private))
-    found = np.asarray(subspace_overlap(*given, SEGMENT))
+    actual = np.asarray(subspace_overlap(*given, SEGMENT))
     for r in range(R):
         for text in (1, 2):
             own = SEGMENT[r] == text
             if own.any():
                 s, p = (x[r, own] / np.linalg.norm(x[r, own], axis=1, keepdims=True) for x in (shared, private))
                 wanted = np.linalg.norm(s.T @ p) ** 2 / own.sum() ** 2
-                differs("orthogonality of features", found[r, own].mean(), wanted, 1e-6)
-    assert 0 <= found.min()
+                differs("orthogonality of features", actual[r, own].mean(), wanted, 1e-6)
+    assert 0 <= actual.min()
     value, gradient = jax.value_and_grad(lambda x: subspace_overlap(x, x, SEGMENT).sum())(jnp.zeros((R, T, D)))
     assert value == 0 and np.isfinite(gradient).all()
 
@@ -105,12 +105,12 @@ def test_the_reversed_gradient_reaches_the_shared_column_alone(tiny):
     }
     changes |= {"optimizer__weight_decay": 0.0}
     options = {"sharing__mixer_options": ConfigDict({"reversal": "constant"}), **changes}
-    found = {}
+    actual = {}
     for factor in (0.0, 1.0):
         config = config_of(tiny, {"adversarial": factor, "orthogonality": 0.0}, **options)
         experiment = build(config)
-        found[factor] = flatten(steps(experiment, 1)[0].params), flatten(experiment.init_params(0))
-    (without, start), (with_, _) = found[0.0], found[1.0]
+        actual[factor] = flatten(steps(experiment, 1)[0].params), flatten(experiment.init_params(0))
+    (without, start), (with_, _) = actual[0.0], actual[1.0]
     for path, leaf in with_.items():
         if path.startswith("layer_00"):
             assert not np.array_equal(leaf[0], without[path][0]), path

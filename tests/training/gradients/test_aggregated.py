@@ -43,8 +43,8 @@ def by_task(experiment):
 
         return jax.jacrev(losses)(flatten(state.params))
 
-    found = [jax.device_get(gradients(micro)) for micro in _micro(batch)]
-    summed = jax.tree.map(lambda *leaves: sum(np.asarray(leaf, np.float64) for leaf in leaves), *found)
+    actual = [jax.device_get(gradients(micro)) for micro in _micro(batch)]
+    summed = jax.tree.map(lambda *leaves: sum(np.asarray(leaf, np.float64) for leaf in leaves), *actual)
     return [jax.tree.map(lambda leaf, k=k: leaf[k], summed) for k in range(len(experiment.tasks))]
 
 
@@ -112,25 +112,25 @@ def test_gradients_told_apart_are_those_of_k_passes(tiny, case, memory, differs,
         monkeypatch.setattr(gradient_taps, "_on_single_cpu", lambda: asked.append(True) or True)
     experiment = build(config_of(tiny, aggregation__gradient_storage=memory, **CASES[case]))
     gradients = by_task(experiment)
-    found, metrics = gradient_of_step(experiment)
+    actual, metrics = gradient_of_step(experiment)
     gram = gram_of(experiment, [{p: g[p] for p in experiment.spec.multipliers} for g in gradients])
     assert bool(asked) == (case == "in turns")
-    told = metrics["balanced"]
+    notes = metrics["balanced"]
     scale = np.sqrt(np.outer(np.diag(gram), np.diag(gram)))
-    products = told["cosine"] * np.outer(told["task_norms"], told["task_norms"])
+    products = notes["cosine"] * np.outer(notes["task_norms"], notes["task_norms"])
     differs(
         f"products of gradients against {len(gradients)} passes, relative",
         products / (scale + 1e-9),
         gram / (scale + 1e-9),
         1e-5,
     )
-    wanted = expected(experiment, gradients, told["weights"])
+    wanted = expected(experiment, gradients, notes["weights"])
     for path in experiment.spec.multipliers:
         size = np.abs(wanted[path]).max() + 1e-6
-        differs("balanced gradients against K passes, relative", found[path] / size, wanted[path] / size, 1e-5)
+        differs("balanced gradients against K passes, relative", actual[path] / size, wanted[path] / size, 1e-5)
     present = jnp.asarray(metrics["present"])
     weights, _ = balanced_by_hand(gram.astype(np.float32), present=present)
-    differs("weights in the step against those of the products", told["weights"], weights, 1e-5)
+    differs("weights in the step against those of the products", notes["weights"], weights, 1e-5)
 
 
 def test_eight_devices_as_one(tiny, differs):
@@ -188,13 +188,13 @@ def test_representations_of_one_text(tiny, differs):
         for j, b in enumerate(layout.tasks):
             if layout.dataset_of[i] == layout.dataset_of[j]:
                 wanted[i, j] = float((gradients[a] * gradients[b]).sum())
-    found, metrics = gradient_of_step(experiment)
-    told = metrics["balanced"]
-    products = told["cosine"] * np.outer(told["task_norms"], told["task_norms"])
+    actual, metrics = gradient_of_step(experiment)
+    notes = metrics["balanced"]
+    products = notes["cosine"] * np.outer(notes["task_norms"], notes["task_norms"])
     differs("products of gradients of representations", products / wanted.max(), wanted / wanted.max(), 1e-5)
-    for path, leaf in expected(experiment, by_task(experiment), told["weights"]).items():
+    for path, leaf in expected(experiment, by_task(experiment), notes["weights"]).items():
         size = np.abs(leaf).max() + 1e-6
-        differs("gradients balanced by representations, relative", found[path] / size, leaf / size, 1e-5)
+        differs("gradients balanced by representations, relative", actual[path] / size, leaf / size, 1e-5)
 
 
 def test_halves_of_a_batch(tiny, differs):
@@ -216,21 +216,21 @@ def test_halves_of_a_batch(tiny, differs):
         labels = {name: {k: v[:, rows] for k, v in of_task.items()} for name, of_task in micro.labels.items()}
         by_row = {f: v for f, v in micro._asdict().items() if f not in ("labels", "dataset") and v is not None}
         micro = micro._replace(labels=labels, **{f: v[:, rows] for f, v in by_row.items()})
-        found = jax.device_get(gradients_of(micro))
-        shared = [path for path in sorted(found) if not path.startswith("heads")]
-        of_half.append(np.concatenate([found[path].reshape(3, -1) for path in shared], axis=1))
+        actual = jax.device_get(gradients_of(micro))
+        shared = [path for path in sorted(actual) if not path.startswith("heads")]
+        of_half.append(np.concatenate([actual[path].reshape(3, -1) for path in shared], axis=1))
     wanted = of_half[0] @ of_half[1].T
-    found, metrics = gradient_of_step(experiment)
-    told = metrics["balanced"]
-    products = told["cosine"] * np.outer(told["task_norms"], told["task_norms"])
+    actual, metrics = gradient_of_step(experiment)
+    notes = metrics["balanced"]
+    products = notes["cosine"] * np.outer(notes["task_norms"], notes["task_norms"])
     norms = np.sqrt(np.maximum(np.diag(wanted), 0))
-    differs("norms from halves", told["task_norms"] / norms.max(), norms / norms.max(), 1e-5)
+    differs("norms from halves", notes["task_norms"] / norms.max(), norms / norms.max(), 1e-5)
     live = np.outer(norms, norms) > 0
     differs("products of halves", np.where(live, products - wanted, 0) / wanted.max(), 0 * wanted, 1e-5)
-    weighed = expected(experiment, by_task(experiment), told["weights"])
+    weighed = expected(experiment, by_task(experiment), notes["weights"])
     for path, leaf in weighed.items():
         size = np.abs(leaf).max() + 1e-6
-        differs("gradient from halves, relative", found[path] / size, leaf / size, 1e-5)
+        differs("gradient from halves, relative", actual[path] / size, leaf / size, 1e-5)
 
 
 def test_loss_weights_see_the_gradients(tiny, differs):

@@ -39,7 +39,7 @@ def test_second_and_first_order_on_quadratics(x64, differs):
     x = np.random.default_rng(2).normal(size=5)
     after, jacobian = closed(a, b, x)
     for first_order, wanted in ((False, jacobian.T @ (c @ after - d)), (True, c @ after - d)):
-        found = inner_loop.maml(
+        actual = inner_loop.maml(
             lambda fast, slow, i: support(fast),
             lambda fast, slow: query(fast),
             jnp.asarray(x),
@@ -48,17 +48,17 @@ def test_second_and_first_order_on_quadratics(x64, differs):
             STEPS,
             first_order=first_order,
         )
-        differs("meta-gradients on quadratics", found.fast, wanted, 1e-12)
-        differs("their losses", found.loss, 0.5 * after @ c @ after - d @ after, 1e-12)
-        differs("losses before", found.loss_before, 0.5 * x @ a @ x - b @ x, 1e-12)
+        differs("meta-gradients on quadratics", actual.fast, wanted, 1e-12)
+        differs("their losses", actual.loss, 0.5 * after @ c @ after - d @ after, 1e-12)
+        differs("losses before", actual.loss_before, 0.5 * x @ a @ x - b @ x, 1e-12)
 
 
 def test_reptile_on_quadratics(x64, differs):
     a, b, loss = quadratic(0)
     x = np.random.default_rng(2).normal(size=5)
     after, _ = closed(a, b, x)
-    found = inner_loop.reptile(lambda fast, slow, i: loss(fast), jnp.asarray(x), (), jnp.asarray(RATE), STEPS)
-    differs("Reptile against (Θ − Θ') / rate", found.fast, (x - after) / RATE, 1e-12)
+    actual = inner_loop.reptile(lambda fast, slow, i: loss(fast), jnp.asarray(x), (), jnp.asarray(RATE), STEPS)
+    differs("Reptile against (Θ − Θ') / rate", actual.fast, (x - after) / RATE, 1e-12)
     still = inner_loop.reptile(lambda fast, slow, i: loss(fast), jnp.asarray(x), (), jnp.asarray(0.0), STEPS)
     differs("Reptile at rate 0 is the sum of gradients", still.fast, STEPS * (a @ x - b), 1e-12)
 
@@ -66,7 +66,7 @@ def test_reptile_on_quadratics(x64, differs):
 def test_what_does_not_adapt_still_learns_through_what_does(x64, differs):
     """ANIL: query(θ' , φ) with θ' = θ − r ∇_θ support(θ, φ); support = ½‖θ − φ‖², query = ½‖θ'‖² + 2φ."""
     theta, phi = jnp.asarray([1.0, -2.0]), jnp.asarray([0.5, 3.0])
-    found = inner_loop.maml(
+    actual = inner_loop.maml(
         lambda fast, slow, i: 0.5 * jnp.sum((fast - slow) ** 2),
         lambda fast, slow: 0.5 * jnp.sum(fast**2) + 2.0 * jnp.sum(slow),
         theta,
@@ -75,8 +75,8 @@ def test_what_does_not_adapt_still_learns_through_what_does(x64, differs):
         1,
     )
     moved = (1 - RATE) * theta + RATE * phi
-    differs("gradient of what adapts", found.fast, (1 - RATE) * moved, 1e-12)
-    differs("gradient of what does not", found.slow, RATE * moved + 2.0, 1e-12)
+    differs("gradient of what adapts", actual.fast, (1 - RATE) * moved, 1e-12)
+    differs("gradient of what does not", actual.slow, RATE * moved + 2.0, 1e-12)
 
 
 def classifier(params, x):

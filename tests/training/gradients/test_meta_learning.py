@@ -41,12 +41,12 @@ def sides(experiment, bounds):
     number = jax.jit(
         lambda key: meta_learning.assign_split(layout, experiment.spec.data_gradient.meta.records, batch, key)
     )(step_key(experiment))
-    found = []
+    actual = []
     for low, high in bounds:
         part = meta_learning.mask_labels(layout, batch, number, low, high)
         joined = jax.tree.map(lambda leaf: np.concatenate(list(leaf), axis=1), part._replace(dataset=None))
-        found.append(joined._replace(dataset=batch.dataset[0]))
-    return found
+        actual.append(joined._replace(dataset=batch.dataset[0]))
+    return actual
 
 
 def by_hand(experiment, support, query, first_order=False):
@@ -70,16 +70,16 @@ def by_hand(experiment, support, query, first_order=False):
 
     @jax.jit
     def total(trained):
-        found = [jax.value_and_grad(after)(trained, k) for k in range(len(objective.tasks))]
-        return jnp.stack([value for value, _ in found]), jax.tree.map(lambda *g: sum(g), *[g for _, g in found])
+        actual = [jax.value_and_grad(after)(trained, k) for k in range(len(objective.tasks))]
+        return jnp.stack([value for value, _ in actual]), jax.tree.map(lambda *g: sum(g), *[g for _, g in actual])
 
     return jax.device_get(total(trained))
 
 
-def compare(differs, what, found, wanted, most=2e-5):
+def compare(differs, what, actual, wanted, most=2e-5):
     for path, leaf in wanted.items():
         size = np.abs(leaf).max() + 1e-6
-        differs(what, found[path] / size, leaf / size, most)
+        differs(what, actual[path] / size, leaf / size, most)
 
 
 CASES = {
@@ -107,13 +107,13 @@ def test_each_task_by_itself(tiny, case, differs):
     experiment = build(config_of(tiny, **CASES[case]))
     support, query = sides(experiment, [(0.0, 0.5), (0.5, 1.0)])
     losses, wanted = by_hand(experiment, support, query, experiment.spec.data_gradient.meta.method == "fomaml")
-    found, metrics = gradient_of_step(experiment)
+    actual, metrics = gradient_of_step(experiment)
     differs("losses after adaptation", metrics["losses"], losses, 1e-5)
     if case.startswith("loss weights"):  # of alike heads and owners the sum is told by any one part
         assert np.ptp(metrics["alpha"]) > 0
         path = "heads/color/output/kernel"
-        wanted, found = {path: wanted[path] * metrics["alpha"][0]}, {path: found[path]}
-    compare(differs, f"meta-gradients, {case}, relative", found, wanted)
+        wanted, actual = {path: wanted[path] * metrics["alpha"][0]}, {path: actual[path]}
+    compare(differs, f"meta-gradients, {case}, relative", actual, wanted)
 
 
 def test_reptile_against_descent_by_hand(tiny, differs):
@@ -150,9 +150,9 @@ def test_without_inner_steps_it_is_training_on_the_query(tiny, method, change, d
     experiment = build(config_of(tiny, method, **changes, **change))
     (query,) = sides(experiment, [(0.5, 1.0)])
     plain = gradient_of_step(build(config_of(tiny, "", **changes)), batch=jax.tree.map(lambda leaf: leaf[None], query))
-    found = gradient_of_step(experiment)
-    compare(differs, "no inner step, rate 0", found[0], plain[0])
-    differs("their losses", found[1]["losses"], plain[1]["losses"], 1e-6)
+    actual = gradient_of_step(experiment)
+    compare(differs, "no inner step, rate 0", actual[0], plain[0])
+    differs("their losses", actual[1]["losses"], plain[1]["losses"], 1e-6)
 
 
 def test_sides_are_of_records(tiny):
@@ -192,10 +192,10 @@ def test_tasks_of_a_step_and_tasks_without_examples(tiny, differs):
     assert seen == {0, 1}
     batch = batch_of(experiment)
     batch.labels["color"]["mask"][:] = False
-    found, metrics = gradient_of_step(build(config_of(tiny, **QUICK)), batch=batch)
+    actual, metrics = gradient_of_step(build(config_of(tiny, **QUICK)), batch=batch)
     assert metrics["present"].tolist() == [False, True] and np.isfinite(metrics["losses"]).all()
-    assert all(np.isfinite(leaf).all() for leaf in found.values())
-    assert not found["heads/color/output/kernel"].any() and found["heads/long/output/kernel"].any()
+    assert all(np.isfinite(leaf).all() for leaf in actual.values())
+    assert not actual["heads/color/output/kernel"].any() and actual["heads/long/output/kernel"].any()
 
 
 def test_eight_devices_as_one(tiny, differs):
@@ -210,10 +210,10 @@ def test_eight_devices_as_one(tiny, differs):
 def test_heads_that_start_from_zero(tiny, differs):
     """The first inner step moves nothing but the head; the task's own head is neither read nor changed."""
     experiment = build(config_of(tiny, "fomaml", meta__head_init="zero", **QUICK))
-    found, metrics = gradient_of_step(experiment)
+    actual, metrics = gradient_of_step(experiment)
     differs("the loss of a zero head", metrics["support"], np.log([3.0, 2.0]), 1e-6)
-    assert not any(leaf.any() for path, leaf in found.items() if path.startswith("heads/"))
-    assert found["embed/word/embedding"].any()
+    assert not any(leaf.any() for path, leaf in actual.items() if path.startswith("heads/"))
+    assert actual["embed/word/embedding"].any()
 
 
 def test_penalties_and_lanes(tiny, differs):
@@ -222,16 +222,16 @@ def test_penalties_and_lanes(tiny, differs):
     bare, _ = gradient_of_step(build(config))
     default.add_penalty(config, "l2", kind="l2_to_mean", strength=0.5)
     experiment = build(config)
-    found, _ = gradient_of_step(experiment)
+    actual, _ = gradient_of_step(experiment)
     path = "embed/word/embedding"
     leaf = np.asarray(flatten(experiment.init(0).params)[path])
-    differs("with a penalty", found[path] - bare[path], leaf - leaf.mean(axis=0), 1e-5)
+    differs("with a penalty", actual[path] - bare[path], leaf - leaf.mean(axis=0), 1e-5)
 
     state, batch, rates = experiment.init(0), batch_of(experiment), jnp.asarray([0.0, INNER, 2.0])
     hypers = jax.vmap(lambda rate: experiment.hyper._replace(inner_learning_rate=rate))(rates)
     lanes, _ = jax.jit(jax.vmap(lambda h: train_step(experiment.spec, state, batch, h)))(hypers)
     moved = (leaf - np.asarray(flatten(lanes.params)[path])) / RATE
-    differs("a lane against the step alone", moved[1], found[path], 1e-5)
+    differs("a lane against the step alone", moved[1], actual[path], 1e-5)
     assert np.abs(moved[2] - moved[0]).max() > 1e-4
 
 
@@ -268,7 +268,7 @@ def test_a_run_that_goes_on_ends_bitwise_as_the_one_that_was_not_cut(tiny, tmp_p
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"meta__method": "mamla"}, "config.meta.method: 'mamla' is none of '', 'maml'"),
         ({"meta__support_fraction": 1.0}, "config.meta.support_fraction: 1.0 should be at least 0.0 and at most 0.99"),
@@ -281,14 +281,14 @@ def test_a_run_that_goes_on_ends_bitwise_as_the_one_that_was_not_cut(tiny, tmp_p
         ({"aggregation__method": "pcgrad"}, "config.aggregation.method: 'pcgrad' combines gradients of one pass"),
     ],
 )
-def test_configs_are_checked(tiny, changes, said):
+def test_configs_are_checked(tiny, changes, message):
     with pytest.raises(UserError) as error:
         checks.check(config_of(tiny, **changes))
-    assert said in str(error.value)
+    assert message in str(error.value)
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"meta__inner_params": "^layer_07/"}, "config.meta.inner_params: '^layer_07/' matches no parameter"),
         ({"meta__tasks_per_step": 3}, "config.meta.tasks_per_step: 3 tasks a step, but 2 are trained"),
@@ -303,7 +303,7 @@ def test_configs_are_checked(tiny, changes, said):
         ({"loss_weights__method": "famo"}, "config.loss_weights.method: 'famo' needs more than losses"),
     ],
 )
-def test_what_does_not_fit_the_model_is_said(tiny, changes, said):
+def test_what_does_not_fit_the_model_is_said(tiny, changes, message):
     with pytest.raises(UserError) as error:
         build(config_of(tiny, **{**QUICK, **changes}))
-    assert said in str(error.value)
+    assert message in str(error.value)
