@@ -5,8 +5,9 @@
     python benchmarks/all.py --page
 
 The commands are shortened to take half an hour together on 2 cores; by itself, without the options given here, each
-measures more: other K and meshes, `torch.compile`, more methods and rounds. --page writes RESULTS.md anew from the
-numbers in benchmarks/results/ and measures nothing. Nothing else should run on the machine meanwhile.
+measures more: other K and meshes, `torch.compile`, more methods and rounds. RESULTS.md gets a section for each file in
+benchmarks/results/; sections of what was measured elsewhere stay. --page measures nothing. Nothing else should run on
+the machine meanwhile.
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ PLOTS = ("packing", "gradient_methods", "ablation_small", "ablation_bilstm")
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default=",".join(BENCHMARKS), help="names, with commas")
-    parser.add_argument("--page", action="store_true", help="measure nothing")
+    parser.add_argument("--page", action="store_true", help="write RESULTS.md from benchmarks/results, measure nothing")
     options = parser.parse_args()
     known, names = BENCHMARKS | OTHERS, options.only.split(",")
     if unknown := set(names) - known.keys():
@@ -81,8 +82,10 @@ def main():
     for name in PLOTS:
         if name in results:
             _plot(results[name], known[name][0], HERE / "figures" / f"{name}.png")
-    (HERE / "RESULTS.md").write_text(_page(results, {name: title for name, (title, _) in known.items()}))
-    print(f"\n{HERE / 'RESULTS.md'}")
+    page = HERE / "RESULTS.md"
+    titles = {name: title for name, (title, _) in known.items()}
+    page.write_text(_page(page.read_text() if page.exists() else "", results, titles))
+    print(f"\n{page}")
     if failed:
         raise SystemExit(f"failed: {', '.join(failed)}")
 
@@ -96,30 +99,41 @@ def _measure(name: str, command: str) -> bool:
     return not done.returncode
 
 
-def _page(results: dict[str, dict], titles: dict[str, str]) -> str:
-    """RESULTS.md: machine, all claims, then the tables of each benchmark."""
-    lines = ["# What was measured", "", "Written by `make benchmark`, from what lies in `benchmarks/results/`."]
-    machines = []
-    for one in results.values():
-        if one["machine"] not in machines:
-            machines.append(one["machine"])
-    for machine in machines:
-        versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
-        lines.append(f"{machine['processor']}, {machine['cores']} cores, Python {machine['python']}; {versions}.")
-    lines += ["", "| claim | goal | median (lowest to highest) | reached | what bounds it |", "|---|---|---|---|---|"]
-    for one in results.values():
-        for claim in (record.Claim(**fields) for fields in one["claims"]):
-            reached = "yes" if claim.reached else "**no**"
-            lines.append(f"| {claim.what} | {claim.goal} | {record.figure(claim)} | {reached} | {claim.bound} |")
-    for name, one in results.items():
-        lines += ["", f"## {titles[name]}", "", f"    {one['command']}"]
-        for title, (header, *rows) in one["tables"].items():
-            lines += ["", f"**{title}**", "", _row(header), "|---" * len(header) + "|", *map(_row, rows)]
-        if one["notes"]:
-            lines += ["", one["notes"]]
-        if (HERE / "figures" / f"{name}.png").exists():
-            lines += ["", f"![{titles[name]}](figures/{name}.png)"]
+def _page(before: str, results: dict[str, dict], titles: dict[str, str]) -> str:
+    """RESULTS.md with the sections of `results` written anew; the others stay as they are in `before`."""
+    sections = dict(re.findall(r"^## (.*)\n((?:(?!## ).*\n?)*)", before, re.MULTILINE))
+    sections |= {titles[name]: _section(name, titles[name], one) for name, one in results.items()}
+    ordered = [title for title in titles.values() if title in sections]
+    ordered += [title for title in sections if title not in ordered]
+    lines = ["# What was measured", "", "Each section names its command and its machine. `make benchmark` and"]
+    lines += ["`python benchmarks/all.py` replace the sections of what they measure, and leave the others."]
+    for title in ordered:
+        lines += ["", f"## {title}", "", sections[title].strip("\n")]
     return "\n".join(lines) + "\n"
+
+
+def _section(name: str, title: str, one: dict) -> str:
+    """Command, machine, claims, tables and figure of one benchmark."""
+    machine = one["machine"]
+    versions = ", ".join(f"{package} {version}" for package, version in machine["versions"].items())
+    lines = [f"    {one['command']}", ""]
+    lines.append(f"{machine['processor']}, {machine['cores']} cores, Python {machine['python']}; {versions}.")
+    if one["claims"]:
+        lines += [
+            "",
+            "| claim | goal | median (lowest to highest) | reached | what bounds it |",
+            "|---|---|---|---|---|",
+        ]
+    for claim in (record.Claim(**fields) for fields in one["claims"]):
+        reached = "yes" if claim.reached else "**no**"
+        lines.append(_row((claim.what, claim.goal, record.figure(claim), reached, claim.bound)))
+    for heading, (header, *rows) in one["tables"].items():
+        lines += ["", f"**{heading}**", "", _row(header), "|---" * len(header) + "|", *map(_row, rows)]
+    if one["notes"]:
+        lines += ["", one["notes"]]
+    if (HERE / "figures" / f"{name}.png").exists():
+        lines += ["", f"![{title}](figures/{name}.png)"]
+    return "\n".join(lines)
 
 
 def _row(cells) -> str:
