@@ -55,6 +55,7 @@ OTHERS = {
     "process_faults": ("Faults of two processes", "process_faults.py"),
     "process_ablation": ("An ablation in several processes", "process_ablation.py"),
     "growth": ("Growth in the number of tasks", "growth.py"),
+    "growth_data_words": ("Growth in the number of records", "growth_data.py"),
     "growth_trunk": ("Growth in the number of tasks: the trunk alone", "growth.py --trunk"),
     "scoring": ("Scoring and predicting", "scoring.py"),
     "sharing_snips": ("Ways of sharing, SNIPS", "sharing.py"),

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from mtl_jax.data.datasets.text_checks import text_key
+from mtl_jax.data.distinct_values import is_among
 from mtl_jax.data.files import parse_cache
 from mtl_jax.data.notices import INFORMATION, SPLITS, Notice
 from mtl_jax.data.pictures.image_store import picture_key
@@ -85,5 +86,5 @@ def _shared_places(some: Places, others: Places) -> np.ndarray:
     for name in set(some.names) & set(others.names):
         mine = some.file == some.names.index(name)
         theirs = others.line[others.file == others.names.index(name)]
-        shared[mine] = np.isin(some.line[mine], theirs)
+        shared[mine] = is_among(some.line[mine], np.sort(theirs))
     return shared

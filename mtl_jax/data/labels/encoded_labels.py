@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from mtl_jax.data.distinct_values import distinct, is_among
 from mtl_jax.data.encoding.encode import EncodedSplit
 from mtl_jax.data.encoding.gold_labels import GoldLabels
 from mtl_jax.data.encoding.record_inputs import RecordInputs
@@ -89,9 +90,9 @@ def unknown_labels(spec: LabelSpec, inputs: RecordInputs) -> GoldLabels:
 def limit_labels(gold: GoldLabels, spec: LabelSpec, seed: int) -> GoldLabels:
     """The labels of `spec.labelled` records, drawn from those that have one; others lose theirs."""
     record = np.repeat(np.arange(len(gold.offsets) - 1), np.diff(gold.offsets))
-    labelled = np.unique(record[gold.known])
+    labelled = distinct(record[gold.known])
     chosen = labelled[subsets.subset(len(labelled), spec.labelled, f"{spec.task}/labelled", seed)]
-    known = gold.known & np.isin(record, chosen)
+    known = gold.known & is_among(record, np.sort(chosen))
     value = gold.value.copy()
     value[~known] = answer_spans.UNKNOWN if spec.kind == "span" else 0
     return gold._replace(value=value, known=known)

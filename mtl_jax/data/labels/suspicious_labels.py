@@ -9,6 +9,7 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 import numpy as np
 
 from mtl_jax.data import string_values
+from mtl_jax.data.distinct_values import distinct, is_among
 from mtl_jax.data.encoding.record_inputs import RecordInputs
 from mtl_jax.data.labels.label_spec import RECORD_LEVELS, LabelSpec
 from mtl_jax.data.labels.label_values import CodedValues, NumberValues, hashable
@@ -42,14 +43,14 @@ def contradictions(spec: LabelSpec, splits: Mapping[str, RawLabels], inputs: Map
     labels, size = _numbered({split: raw.values for split, raw in splits.items()})
     texts = {split: inputs[split].text_keys() if raw.texts is None else raw.texts for split, raw in splits.items()}
     known = labels["train"] >= 0
-    different = np.unique(texts["train"][known])
-    pairs = np.unique(np.searchsorted(different, texts["train"][known]) * size + labels["train"][known])
+    different, number = np.unique(texts["train"][known], return_inverse=True)
+    pairs = distinct(number * size + labels["train"][known])
     labels_of_text = np.bincount(pairs // size, minlength=len(different))
     notes = []
     for split in splits if len(different) else ():
-        at = np.minimum(np.searchsorted(different, texts[split]), len(different) - 1)
-        in_train = (labels[split] >= 0) & (different[at] == texts[split])
-        others = labels_of_text[at[in_train]] - np.isin(at[in_train] * size + labels[split][in_train], pairs)
+        in_train = (labels[split] >= 0) & (known if split == "train" else is_among(texts[split], different))
+        at = number if split == "train" else np.searchsorted(different, texts[split][in_train])
+        others = labels_of_text[at] - is_among(at * size + labels[split][in_train], pairs)
         if count := int((others > 0).sum()):
             notes.append(f"task {spec.task}: {split}: {count} records have a text that train has with another label")
     return notes
@@ -58,7 +59,7 @@ def contradictions(spec: LabelSpec, splits: Mapping[str, RawLabels], inputs: Map
 def _numbered(splits: Mapping[str, CodedValues | NumberValues]) -> tuple[dict[str, np.ndarray], int]:
     """({split: int64[M], a number that equal labels share, -1 = missing}, how many numbers there are)."""
     if all(isinstance(values, NumberValues) for values in splits.values()):
-        different = np.unique(np.concatenate([values.numbers for values in splits.values()]))
+        different = distinct(np.concatenate([values.numbers for values in splits.values()]))
         numbers = {split: np.searchsorted(different, values.numbers) for split, values in splits.items()}
         return {split: np.where(np.isnan(v.numbers), -1, numbers[split]) for split, v in splits.items()}, len(different)
     codes: dict[Hashable, int] = {None: -1}

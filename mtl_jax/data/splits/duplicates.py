@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from mtl_jax.data.distinct_values import distinct, is_among
+
 PAIRS = (("dev", "test"), ("train", "test"), ("train", "dev"))
 # (split, other): what is in `other` is dropped from `split`
 _DROPPED = {"train": PAIRS, "test": (("dev", "train"), ("test", "train"), ("test", "dev"))}
@@ -33,7 +35,7 @@ def find_duplicates(
     dropped = []
     for split, other in _DROPPED[drop_from]:
         if split in keys and other in keys:
-            is_kept = ~np.isin(keys[split][stays[split]], keys[other][stays[other]])
+            is_kept = ~is_among(keys[split][stays[split]], np.sort(keys[other][stays[other]]))
             dropped.append((split, other, int((~is_kept).sum())))
             stays[split] = stays[split][is_kept]
     return stays, dropped
@@ -44,11 +46,11 @@ def count_duplicates(keys: Mapping[str, np.ndarray]) -> tuple[dict[tuple[str, st
 
     `keys` [M] by split. The pairs are dev and test in train, and test in dev. Counts of 0 are left out.
     """
-    distinct = {split: np.unique(split_keys) for split, split_keys in keys.items()}
+    different = {split: distinct(split_keys) for split, split_keys in keys.items()}
     between = {
-        (later, earlier): int(np.isin(keys[later], distinct[earlier]).sum())
+        (later, earlier): int(is_among(keys[later], different[earlier]).sum())
         for earlier, later in (("train", "dev"), ("train", "test"), ("dev", "test"))
         if earlier in keys and later in keys
     }
-    inside = {split: len(split_keys) - len(distinct[split]) for split, split_keys in keys.items()}
+    inside = {split: len(split_keys) - len(different[split]) for split, split_keys in keys.items()}
     return {pair: n for pair, n in between.items() if n}, {split: n for split, n in inside.items() if n}
