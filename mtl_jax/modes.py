@@ -11,10 +11,11 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from mtl_jax.config.plain import from_plain
+from mtl_jax.config.plain import from_plain, to_plain
 from mtl_jax.errors import UserError
 from mtl_jax.runtime import interruption
 from mtl_jax.runtime.shards import Shard, shards_in
+from mtl_jax.storage.summary import Summary
 
 TRAINING_MODES = ("train", "ablate", "relate")  # they need --config
 WITH_LANES = ("ablate", "relate", "adapt")  # many small models, each on a core
@@ -95,24 +96,23 @@ def train(options: Options) -> int | None:
     options.require(options.workdir, "--workdir=FOLDER")
     config = options.checked_config()
     from mtl_jax.runs.train import train
-    from mtl_jax.runtime import distributed
     from mtl_jax.storage import workdir as folders
 
-    with folders.locked(options.workdir) as workdir:
-        summary = train(config, workdir)
-    if summary is None:
-        return interruption.exit_status()
-    if distributed.is_first():
+    def print_report(workdir: pathlib.Path, summary: Summary) -> None:
         from mtl_jax.analysis import report  # imports matplotlib, as slow as all else together
 
         print("\n" + report.training_report(workdir, summary))
-    return None
+
+    with folders.locked(options.workdir) as workdir:
+        summary = train(config, workdir, print_report)
+    return interruption.exit_status() if summary is None else None
 
 
 def evaluate(options: Options) -> int | None:
     """Scores a checkpoint, on the data of the run or on others."""
     from mtl_jax.runs import evaluate, other_datasets
     from mtl_jax.runtime import distributed
+    from mtl_jax.storage.tracking import track_result
     from mtl_jax.storage.workdir import read_config, write_json
 
     workdir, which = options.finished_run(), options.single_checkpoint()
@@ -130,6 +130,7 @@ def evaluate(options: Options) -> int | None:
         lines = other_datasets.format_lines(result) if other else []
         lines += [report.results_table(result), *report.warning_lines(result, file)]
         print("\n".join([*lines, "", f"step {result['step']}; numbers in {file}"]))
+        track_result(config, workdir, result, file)
     return None
 
 
@@ -239,8 +240,10 @@ def _train_lanes(options: Options, run: Callable[..., Any], make_report: Callabl
     """Trains lanes in --workdir and prints the report."""
     from mtl_jax import checks
     from mtl_jax.analysis.ablation import gathering
+    from mtl_jax.analysis.ablation.tracked_lanes import lanes_run
     from mtl_jax.runs import commands
     from mtl_jax.runtime import distributed
+    from mtl_jax.storage import tracking
     from mtl_jax.storage import workdir as folders
 
     options.require(options.workdir, "--workdir=FOLDER")
@@ -265,6 +268,8 @@ def _train_lanes(options: Options, run: Callable[..., Any], make_report: Callabl
             return interruption.exit_status()
         if distributed.is_first():
             print("\n" + make_report(workdir))
+            files = ("relatedness.json", "relatedness.csv", "figures/*.png")
+            tracking.track_files(config, lanes_run(config, workdir), *files)
     return None
 
 
@@ -286,6 +291,8 @@ def adapt(options: Options) -> None:
     from mtl_jax.analysis.adaptation import report
     from mtl_jax.analysis.adaptation.adapt import adapt
     from mtl_jax.runtime import distributed
+    from mtl_jax.storage.trackers import TrackedRun
+    from mtl_jax.storage.tracking import track_files
     from mtl_jax.storage.workdir import prepare, read_config
 
     runs = options.all_runs()
@@ -302,6 +309,8 @@ def adapt(options: Options) -> None:
     result = adapt(options.config, run_configs, checkpoint, out, lambda config: checks.check(config, options.mode))
     if distributed.is_first():
         print(report.render(result, out))
+        run = TrackedRun(out, out.absolute().name, to_plain(options.config), job="adapt")
+        track_files(options.config, run, "adapt.json", "figures/*.png")
 
 
 def report(options: Options) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pathlib
-import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -33,6 +32,7 @@ from mtl_jax.runs import commands
 from mtl_jax.runs.merge import MergeResult
 from mtl_jax.storage import run_warnings
 from mtl_jax.storage.summary import Evaluation, Summary
+from mtl_jax.storage.tracking import locations
 from mtl_jax.storage.workdir import read_config, read_summary, write_json
 
 MAX_LINES = 60  # of an ablation on the terminal
@@ -87,7 +87,7 @@ def training_report(workdir: pathlib.Path, summary: Summary) -> str:
         f"figures      {drawn or 'none'}",
         f"checkpoints  {workdir / 'checkpoints'} (newest), {workdir / 'best'} (by dev score)",
         f"numbers      {workdir / 'summary.json'}, {workdir / 'metrics.jsonl'}",
-        f"TensorBoard  tensorboard --logdir {shlex.quote(str(workdir / 'events'))}",
+        *(f"{tracker:<13}{location}" for tracker, location in locations(workdir).items()),
         "",
     ]
     first, *others = commands.next_commands(workdir)

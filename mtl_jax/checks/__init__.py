@@ -13,6 +13,7 @@ from mtl_jax.checks.learning import (
     check_optimizer,
     check_penalties,
     check_sharing,
+    check_trackers,
 )
 from mtl_jax.checks.ranges import CHOICES, ENTRY_CHOICES, ENTRY_RANGES, RANGES, SPLITS
 from mtl_jax.checks.value_rules import (
@@ -78,6 +79,7 @@ def check(config: Config, mode: str = "train") -> dict[str, str]:
         check_penalties,
         check_distillation,
         check_meta,
+        check_trackers,
         *([check_files] if mode in MODES else []),
         *([MODE_CHECKS[mode]] if mode in MODE_CHECKS else []),
     ):

@@ -5,7 +5,15 @@ from __future__ import annotations
 import pathlib
 
 from mtl_jax.balancing import AGGREGATION, LOSS_WEIGHTS
-from mtl_jax.checks.value_rules import Report, check_choice, check_distinct, check_name, check_range, check_regex
+from mtl_jax.checks.value_rules import (
+    Report,
+    check_choice,
+    check_distinct,
+    check_name,
+    check_names,
+    check_range,
+    check_regex,
+)
 from mtl_jax.config.sections import Config, Model
 from mtl_jax.data.tokenizers import TOKENIZERS
 from mtl_jax.models.adapters import ADAPTERS
@@ -14,6 +22,8 @@ from mtl_jax.models.layers.base import Layer, arguments
 from mtl_jax.models.mixers import MIXERS
 from mtl_jax.models.readouts import READOUTS
 from mtl_jax.sharing import PENALTIES
+from mtl_jax.storage.trackers import TRACKERS
+from mtl_jax.storage.tracking import options_of
 from mtl_jax.tasks import TASK_KINDS
 from mtl_jax.training.optimizer import OPTIMIZERS, UNSUPPORTED, optimizer_problem
 from mtl_jax.training.schedules import SCHEDULES, schedule_problem
@@ -180,3 +190,17 @@ def check_optimizer(config: Config, report: Report) -> None:
             check_regex(f"config.optimizer.param_groups.{name}.params", group["params"], report)
     for regex in config.optimizer.freeze:
         check_regex("config.optimizer.freeze", regex, report)
+
+
+def check_trackers(config: Config, report: Report) -> None:
+    """Checks `training.trackers` and their options."""
+    training = config.training
+    check_names("config.training.trackers", training.trackers, TRACKERS, report)
+    for name, options in training.tracker_options.items():
+        where = f"config.training.tracker_options.{name}"
+        if name not in training.trackers:
+            report(f"{where}: {name!r} is not one of config.training.trackers = {tuple(training.trackers)!r}")
+        elif name in TRACKERS and not hasattr(options, "keys"):
+            report(f"{where}: should hold options, found {options!r}")
+        elif name in TRACKERS:
+            check_names(where, options, options_of(name), report)

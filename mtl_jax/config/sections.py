@@ -276,6 +276,11 @@ class Training(Protocol):
     max_to_keep: int = 2
     # Steps between lines of metrics.jsonl.
     log_every: int = 10
+    # Where these numbers are shown as well: names in mtl_jax.storage.trackers.TRACKERS, "tensorboard", "wandb" (Weights
+    # & Biases), "mlflow".
+    trackers: tuple[str, ...] = ("tensorboard",)
+    # Tracker -> its options, e.g. {"wandb": {"project": "senses"}}.
+    tracker_options: Mapping[str, Any]
     # Stop after this number of evaluations without a better dev score; 0 = off.
     early_stopping_patience: int = 0
     # Stop after this number of non-finite steps in a row.

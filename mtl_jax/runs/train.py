@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import pathlib
 import time
+from collections.abc import Callable
 
 import jax
 
+from mtl_jax.config.plain import to_plain
 from mtl_jax.config.sections import Config
 from mtl_jax.errors import UserError
 from mtl_jax.evaluation.scores import abstract_arrays, placement_from_config
@@ -17,25 +20,34 @@ from mtl_jax.runs.run_summary import summarize
 from mtl_jax.runs.training_loop import TrainingLoop, TrainingProgress
 from mtl_jax.runtime import distributed
 from mtl_jax.runtime.stop_signals import StopSignals
-from mtl_jax.storage import artifacts
+from mtl_jax.storage import artifacts, tracking
 from mtl_jax.storage import workdir as folders
 from mtl_jax.storage.checkpoint import Checkpoints
 from mtl_jax.storage.data_identity import require_same_data
 from mtl_jax.storage.metrics_log import MetricsLog
 from mtl_jax.storage.summary import Summary
+from mtl_jax.storage.trackers import TrackedRun
 from mtl_jax.training.placement import Placement, require_platform
 from mtl_jax.training.state import TrainState
 from mtl_jax.training.step import train_step
 
+Reporter = Callable[[pathlib.Path, Summary], None]
 
-def train(config: Config, workdir: pathlib.Path) -> Summary | None:
+
+def train(config: Config, workdir: pathlib.Path, report: Reporter | None = None) -> Summary | None:
     """Trains, evaluates and writes summary.json; resumes from the newest checkpoint in the workdir.
+
+    Args:
+      config: checked.
+      workdir: prepared.
+      report: called at the end, in the first process; trackers show the figures that it draws.
 
     Returns:
       the summary; None where SIGTERM or Ctrl-C stopped the run after a checkpoint.
 
     Raises:
-      UserError: see `runs.build.build`; a workdir of another run; too many steps that are not finite, or only such.
+      UserError: see `runs.build.build`; a workdir of another run; a tracker without login; too many steps that are not
+        finite, or only such.
     """
     require_platform(config.training.platform)
     if folders.is_ablation(workdir):
@@ -43,18 +55,25 @@ def train(config: Config, workdir: pathlib.Path) -> Summary | None:
     folders.require_unclaimed(workdir, config)
     if (workdir / "summary.json").exists():
         print(f"{workdir}: this run is complete; delete the folder to train anew.\n")
-        return folders.read_summary(workdir)
+        summary = folders.read_summary(workdir)
+        if report and distributed.is_first():
+            report(workdir, summary)
+        return summary
+    tracking.require_ready(config)
     began = time.monotonic()
     # records and programs are many long-lived objects, which the collector would traverse again and again
     gc.disable()
     try:
-        return _train_or_resume(config, workdir, began)
+        with contextlib.ExitStack() as trackers:
+            return _train_or_resume(config, workdir, began, report, trackers)
     finally:
         gc.enable()
 
 
-def _train_or_resume(config: Config, workdir: pathlib.Path, began: float) -> Summary | None:
-    """As `train`, of a run that is not complete."""
+def _train_or_resume(
+    config: Config, workdir: pathlib.Path, began: float, report: Reporter | None, stack: contextlib.ExitStack
+) -> Summary | None:
+    """As `train`, of a run that is not complete; `stack` closes its trackers."""
     experiment = build(config)
     for note in experiment.corpus.notes:
         print(f"  {note}")
@@ -70,15 +89,23 @@ def _train_or_resume(config: Config, workdir: pathlib.Path, began: float) -> Sum
             folders.claim(workdir, config)
             artifacts.save(workdir, experiment.corpus, experiment.model.architecture)
         start = int(placement.replicated(state).step)
-        with MetricsLog(workdir, start, progress.unscored) as log:
+        run = TrackedRun(workdir, workdir.absolute().name, to_plain(config), start)
+        trackers = stack.enter_context(tracking.tracked(config, run))
+        with MetricsLog(workdir, start, progress.unscored, trackers) as log:
             loop = TrainingLoop(experiment, placement, checkpoints, log, progress, began)
             state = loop.run(step_function, state, start, stop)
         checkpoints.wait()
     if stop.asked:
+        trackers.interrupted = True
         step = int(placement.replicated(state).step)
         print(f"{workdir}: stopped by a signal at step {step}, saved; the same command resumes from there")
         return None
-    return summarize(loop, workdir, state)
+    summary = summarize(loop, workdir, state)
+    if report and distributed.is_first():
+        report(workdir, summary)
+    trackers.result(summary["step"], "final", summary["tasks"])
+    trackers.files(workdir, "config.json", "summary.json", "metrics.jsonl", "figures/*.png")
+    return summary
 
 
 def _first_state(

@@ -1,22 +1,20 @@
-"""metrics.jsonl: the numbers of a run while it trains, and the same numbers for TensorBoard."""
+"""metrics.jsonl: the numbers of a run while it trains, and the same numbers for its trackers."""
 
 from __future__ import annotations
 
-import contextlib
 import json
-import math
 import os
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from mtl_jax.runtime import distributed
-from mtl_jax.storage.tensorboard import EventFile
+from mtl_jax.storage.tracking import Trackers, flat_numbers
 from mtl_jax.storage.workdir import finite_json, write_atomically
 
 
 class MetricsLog:
-    """metrics.jsonl, and the same numbers as TensorBoard events `kind/field/...`. One object a line, with the fields
+    """metrics.jsonl, and the same numbers for trackers as scalars `kind/field/...`. One object a line, with the fields
 
     step   steps taken; the line is about the last of them
     kind   "train", every config.training.log_every steps and at the end; values of that one step:
@@ -42,12 +40,12 @@ class MetricsLog:
     Numbers that are not finite are null. Use as a context manager. Of several processes only the first writes.
     """
 
-    def __init__(self, workdir: pathlib.Path, step: int, unscored: bool = False):
+    def __init__(self, workdir: pathlib.Path, step: int, unscored: bool = False, trackers: Trackers | None = None):
         """Opens the log to resume at `step`: lines that an interrupted run wrote after it are dropped.
 
         `unscored`: the evaluation of `step` is repeated, so that its line is dropped too.
         """
-        self._lines = self._events = None
+        self._lines, self._trackers = None, trackers or Trackers()
         if not distributed.is_first():
             return
         self.file = workdir / "metrics.jsonl"
@@ -56,15 +54,13 @@ class MetricsLog:
             valid = [line for line in valid if (line["step"], line["kind"]) != (step, "dev")]
         write_atomically(self.file, "".join(json.dumps(line) + "\n" for line in valid))
         self._lines = self.file.open("a", buffering=1, encoding="utf-8")
-        self._events = EventFile(workdir / "events", step + 1)
 
     def write(self, step: int, kind: str, values: Mapping[str, Any]) -> None:
-        """One line; `values` may hold dicts, whose numbers become TensorBoard scalars `kind/key/key`."""
+        """One line; `values` may hold dicts, whose numbers become scalars `kind/key/key`."""
         if self._lines is None:
             return
         self._lines.write(json.dumps({"step": step, "kind": kind, **finite_json(values)}) + "\n")
-        for name, number in _scalars(values, kind):
-            self._events.add(name, number, step)
+        self._trackers.scalars(step, dict(flat_numbers(values, kind)))
 
     def sync(self) -> None:
         """Returns when all lines are on the disk: a checkpoint must never be ahead of them."""
@@ -75,11 +71,8 @@ class MetricsLog:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._lines is None:
-            return
-        self._lines.close()
-        with contextlib.suppress(OSError):  # a full disk was reported by the files that a resumed run needs
-            self._events.close()
+        if self._lines is not None:
+            self._lines.close()
 
 
 def read_metrics(workdir: pathlib.Path) -> list[dict[str, Any]]:
@@ -93,12 +86,3 @@ def read_metrics(workdir: pathlib.Path) -> list[dict[str, Any]]:
             except json.JSONDecodeError:
                 continue
     return lines
-
-
-def _scalars(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, float]]:
-    for key, value in values.items():
-        name = f"{prefix}/{key}"
-        if isinstance(value, dict):
-            yield from _scalars(value, name)
-        elif isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
-            yield name, value

@@ -419,6 +419,8 @@ ELSEWHERE = {
     "model.pretrained_wheel": "experiment/inputs.py",
     "training.max_to_keep": "runs/train.py",
     "training.log_every": "runs/training_loop.py",
+    "training.trackers": "storage/tracking.py",
+    "training.tracker_options": "storage/tracking.py",
     "training.eval_every": "runs/training_loop.py",
     "training.checkpoint_every": "runs/training_loop.py",
     "training.early_stopping_patience": "runs/training_loop.py",

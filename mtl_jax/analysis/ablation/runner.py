@@ -15,6 +15,7 @@ from mtl_jax.analysis.ablation.parts import Parts
 from mtl_jax.analysis.ablation.plan import Plan
 from mtl_jax.analysis.ablation.program_training import ProgramResults, ProgramTraining, read_program
 from mtl_jax.analysis.ablation.records import Grid, Lane
+from mtl_jax.analysis.ablation.tracked_lanes import track_grid, track_lanes
 from mtl_jax.errors import UserError
 from mtl_jax.runtime import distributed
 from mtl_jax.runtime.progress import progress_bar
@@ -22,6 +23,7 @@ from mtl_jax.runtime.shards import Shard
 from mtl_jax.runtime.stop_signals import StopSignals
 from mtl_jax.storage import run_warnings
 from mtl_jax.storage import workdir as folders
+from mtl_jax.storage.tracking import require_ready
 from mtl_jax.training.placement import require_platform
 
 
@@ -46,6 +48,7 @@ def ablate(
       UserError: what is wrong with the config, the data or the workdir; a lane that does not fit into memory.
     """
     require_platform(config.training.platform)
+    require_ready(config)
     folders.require_unclaimed(workdir, config)
     planned = plan.make_plan(config, check)
     selected = parts.part(planned, shard) if shard else parts.whole(planned)
@@ -56,6 +59,7 @@ def ablate(
     if grid is not None and shard is None:
         if distributed.is_first():
             results.write_grid(workdir, grid)
+        track_grid(config, workdir, grid)
         _require_training(workdir, grid)
     return grid
 
@@ -82,6 +86,7 @@ def train(
     sources: Sources | None = None,
     *,
     selected: Parts | None = None,
+    tracked_in: pathlib.Path | None = None,
 ) -> Grid | None:
     """Trains lanes of a plan, in workdir/programs, or resumes them.
 
@@ -92,6 +97,7 @@ def train(
       description: of the progress bar.
       sources: data and encoder that were read already.
       selected: the lanes to train; None: all of them.
+      tracked_in: the folder whose run the lanes are parts of in trackers; None: the workdir.
 
     Returns:
       the grid of these lanes; None where a signal stopped the training.
@@ -107,6 +113,7 @@ def train(
             if results_before is not None:
                 done[program.name] = results_before
                 bar.update(lane_steps[program.name])
+                track_lanes(program.config, tracked_in or workdir, program.name, results_before["lanes"], bar)
                 continue
             trained = ProgramTraining(program, selected[program.name], folder, stop, bar).run(sources)
             if trained is None:
@@ -114,6 +121,7 @@ def train(
                 print(f"{workdir}: stopped by a signal, saved; the same command resumes from there")
                 return None
             done[program.name] = trained
+            track_lanes(program.config, tracked_in or workdir, program.name, trained["lanes"], bar)
     return make_grid(planned, method, done)
 
 

@@ -36,6 +36,7 @@ from mtl_jax.runtime.stop_signals import StopSignals
 from mtl_jax.storage import run_warnings
 from mtl_jax.storage import workdir as folders
 from mtl_jax.storage.summary import RunWarning
+from mtl_jax.storage.tracking import require_ready
 from mtl_jax.training.placement import require_platform
 
 VERSION = 2  # of relatedness.json
@@ -100,6 +101,7 @@ def relate(
     require_platform(config.training.platform)
     tasks = tuple(config.train_tasks) or tuple(config.tasks)
     _require(config, tasks)
+    require_ready(config)
     folders.require_unclaimed(workdir, config)
     planned = transfer.transfer_plan(config, tasks)
     selected = parts.part(planned, shard) if shard else parts.whole(planned)
@@ -110,7 +112,9 @@ def relate(
         folders.claim(workdir, config)
     sources = Sources()
     _require_scores(config, sources)
-    grid = runner.train(planned, METHOD, workdir / "transfer", "transfer", sources, selected=selected)
+    grid = runner.train(
+        planned, METHOD, workdir / "transfer", "transfer", sources, selected=selected, tracked_in=workdir
+    )
     if grid is None:
         return None
     by_seed = _measure_seeds(config, workdir / "measures", shard.part(planned.seeds) if shard else planned.seeds)

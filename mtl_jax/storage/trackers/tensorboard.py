@@ -3,28 +3,32 @@
 from __future__ import annotations
 
 import os
-import pathlib
+import shlex
 import time
+from collections.abc import Mapping
+
+from mtl_jax.storage.trackers.base import TrackedRun, Tracker
 
 
-class EventFile:
+class TensorBoard(Tracker):
     """A file of events, opened with the first of them, because the import of the writer may take seconds. Events are
-    written by the calling thread; the queues of usual writers hide that a disk is full.
+    written by the calling thread. TensorBoard ignores what files of earlier starts have after the step of this one.
     """
 
-    def __init__(self, folder: pathlib.Path, step: int):
-        """A new file in `folder`; TensorBoard ignores what older files have from `step` on."""
-        self._folder, self._step = folder, step
-        self._writer = None
+    shows_lanes = False
 
-    def add(self, name: str, number: float, step: int) -> None:
-        """One scalar at a step."""
+    def __init__(self, run: TrackedRun):
+        self._folder, self._step = run.folder / "events", run.step + 1
+        self._writer = None
+        self.location = f"tensorboard --logdir {shlex.quote(str(self._folder))}"
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
         if self._writer is None:
             self._open()
-        self._write(step, summary=self._scalar(name, number))
+        for name, number in values.items():
+            self._write(step, summary=self._scalar(name, number))
 
-    def close(self) -> None:
-        """Closes the file, if there is one."""
+    def close(self, completed: bool) -> None:
         if self._writer is not None:
             self._writer.close()
 
