@@ -87,7 +87,7 @@ def assemble(
     """
     names = data.layout.tasks
     model = make_model(config, architecture, pretrained_params, data)
-    tasks = {name: _task(config, name, data, model.embed.width) for name in names}
+    tasks = {name: _task(config, name, data, model) for name in names}
     cached = frozen_layers.frozen_layers(config, architecture, pretrained_params)
     owners = ownership.assign_owners(
         names, len(model.layers), config.sharing.trunk, config.sharing.task_groups.to_dict(), tuple(config.tasks)
@@ -248,8 +248,8 @@ def _fastest_columns(model: Model, owners: Owners) -> str:
     return "unroll" if max(ownership.owner_count(owner) for owner in owners.values()) <= 8 else "map"
 
 
-def _task(config: Config, name: str, data: Corpus, table_width: int) -> Task:
-    """The task of this name. `table_width`: of the word vectors."""
+def _task(config: Config, name: str, data: Corpus, model: Model) -> Task:
+    """The task of this name."""
     entry, vocabulary = config.tasks[name], data.vocabularies[name]
     statistics = data.statistics["tasks"][name]["train"]
     settings = {"kind": entry.kind, "metrics": tuple(entry.metrics), **entry.options.to_dict()}
@@ -264,7 +264,8 @@ def _task(config: Config, name: str, data: Corpus, table_width: int) -> Task:
             join=target_sequences.token_joiner(spec.target, data.tokenizer, vocabulary) if spec.target else None,
             source=target_sequences.copied_ids(vocabulary, data.tokenizer) if copies else (),
             mask_token=data.tokenizer.mask_id,
-            table_width=table_width,
+            table_width=model.embed.width,
+            causal=bool(model.architecture and model.architecture.causal),
         )
     )
     return make_task(name, settings, spec.level, vocabulary.names, counts, given)

@@ -158,6 +158,12 @@ def encoder_notes(config: Config, encoder: pretrained.Pretrained | None) -> list
         notes.append(Notice(text, INFORMATION, used, layers))
     if (kind := config.tokenizer.kind) != "pretrained":
         notes.append(f"{name}: its word vectors are for other tokens than those of config.tokenizer.kind = {kind!r}")
+    if encoder.architecture.causal:
+        right = [task for task, entry in config.tasks.items() if TASK_KINDS[entry.kind].reads_right]
+        if right:
+            notes.append(
+                f"{name}: its tokens see only what stands before them; {', '.join(right)} would also need what follows"
+            )
     if encoder.unused:
         notes.append(Notice(f"{name}: tensors that are not used: {', '.join(encoder.unused)}", INFORMATION))
     return notes

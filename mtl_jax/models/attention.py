@@ -21,6 +21,8 @@ def attend(
     bias: jax.Array | None = None,
     scale: float | None = None,
     window: int = 0,
+    causal: bool = False,
+    softcap: float = 0.0,
 ) -> jax.Array:
     """Attention of each token to the tokens of its own segment.
 
@@ -32,6 +34,8 @@ def attend(
       bias: float32 [H, T, T] or [R, H, T, T], added to the scores.
       scale: of the products; None: (D/H)^−½.
       window: the largest distance between tokens that attend to each other; 0: any.
+      causal: whether tokens attend to none that follow.
+      softcap: c of c · tanh(scores / c), which the scaled products become (Gemma 2); 0: they stay.
 
     Returns:
       [R, T, H, D/H], in the dtype of the values. Scores and softmax are float32.
@@ -45,9 +49,11 @@ def attend(
         key, value = jnp.repeat(key, groups, axis=2), jnp.repeat(value, groups, axis=2)
     query, key, value = (jnp.swapaxes(x, 1, 2) for x in (query, key, value))  # heads first: faster products on CPU
     scores = _scores(query, key, query.shape[-1] ** -0.5 if scale is None else scale)
+    if softcap:
+        scores = jnp.tanh(scores / jnp.float32(softcap)) * jnp.float32(softcap)
     if bias is not None:
         scores = scores + (bias if bias.ndim == 4 else jnp.broadcast_to(bias[None], scores.shape))
-    weights = jax.nn.softmax(_masked(scores, segment, window), axis=-1).astype(value.dtype)
+    weights = jax.nn.softmax(_masked(scores, segment, window, causal), axis=-1).astype(value.dtype)
     weights = attention_dropout(noise, 0, weights)
     return jnp.swapaxes(jnp.einsum("rhts,rhsd->rhtd", weights, value), 1, 2)
 
@@ -58,10 +64,12 @@ def _scores(query: jax.Array, key: jax.Array, scale: float) -> jax.Array:
     return product * jnp.asarray(scale, jnp.float32)
 
 
-def _masked(scores: jax.Array, segment: jax.Array, window: int) -> jax.Array:
-    """Scores [R, H, T, T], next to −∞ between segments and beyond the window."""
+def _masked(scores: jax.Array, segment: jax.Array, window: int, causal: bool) -> jax.Array:
+    """Scores [R, H, T, T], next to −∞ between segments, beyond the window and, with `causal`, of what follows."""
     allowed = segment[:, None, :, None] == segment[:, None, None, :]
-    if window:
+    if window or causal:
         place = np.arange(segment.shape[1])
-        allowed = allowed & jnp.asarray(np.abs(place[:, None] - place[None, :]) <= window)[None, None]
+        back = place[:, None] - place[None, :]
+        near = np.abs(back) <= (window or len(place))
+        allowed = allowed & jnp.asarray(near & (back >= 0) if causal else near)[None, None]
     return jnp.where(allowed, scores, jnp.finfo(jnp.float32).min)

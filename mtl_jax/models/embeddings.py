@@ -25,7 +25,8 @@ class BertEmbeddings(nn.Module):
     position_offset  RoBERTa's tables count positions from padding_idx + 1; 0 for BERT. Texts may have
                      max_positions − position_offset tokens.
     type_vocab       1 (RoBERTa) ignores the token types of the input; 0: there is no table.
-    norm_bias        whether the LayerNorm has an offset.
+    normalised       whether there is a LayerNorm (not in GPT-2).
+    norm_bias        whether it has an offset.
     projected_width  D where the tables have fewer features (ELECTRA: Clark et al. 2020; ALBERT): an affine map after
                      dropout; 0 for none.
     """
@@ -39,6 +40,7 @@ class BertEmbeddings(nn.Module):
     initializer_range: float = 0.02
     dtype: Any = jnp.float32
     patches: PatchEmbeddings | None = None
+    normalised: bool = True
     norm_bias: bool = True
     projected_width: int = 0
 
@@ -71,8 +73,9 @@ class BertEmbeddings(nn.Module):
         if self.type_vocab:
             x = x + table("token_type", self.type_vocab)(jnp.minimum(token_type, self.type_vocab - 1))
         x = replace_words(self.patches, x, patch, pixels, grid, number)
-        norm = {"dtype": jnp.float32, "use_fast_variance": False, "use_bias": self.norm_bias}
-        x = nn.LayerNorm(self.layer_norm_eps, **norm, name="layer_norm")(x)
+        if self.normalised:
+            norm = {"dtype": jnp.float32, "use_fast_variance": False, "use_bias": self.norm_bias}
+            x = nn.LayerNorm(self.layer_norm_eps, **norm, name="layer_norm")(x)
         x = dropout(noise, 0, x.astype(self.dtype))
         if not self.projected_width:
             return x
@@ -81,9 +84,11 @@ class BertEmbeddings(nn.Module):
 
 
 class WordEmbeddings(nn.Module):
-    """A table of word vectors and dropout: the input of recurrent and convolutional layers.
+    """A table of word vectors and dropout: the input of recurrent and convolutional layers, and of layers that see
+    positions themselves.
 
-    Initial values are random; vectors from a file can replace them in `word/embedding`.
+    Initial values are random; vectors from a file can replace them in `word/embedding`. The vectors are multiplied by
+    `scale`, rounded to the compute dtype as Gemma does.
     """
 
     vocab_size: int
@@ -91,6 +96,7 @@ class WordEmbeddings(nn.Module):
     initializer_range: float = 0.1
     dtype: Any = jnp.float32
     patches: PatchEmbeddings | None = None
+    scale: float = 1.0
 
     @nn.compact
     def __call__(
@@ -111,5 +117,7 @@ class WordEmbeddings(nn.Module):
         x = self.perturb(
             "words", EmbeddingTable(self.vocab_size, self.width, self.initializer_range, name="word")(tokens)
         )
+        if self.scale != 1.0:
+            x = x * jnp.asarray(self.scale, self.dtype).astype(x.dtype)
         x = replace_words(self.patches, x, patch, pixels, position, token_type)
         return dropout(noise, 0, x.astype(self.dtype))

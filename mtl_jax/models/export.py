@@ -63,19 +63,17 @@ def published_values(architecture: Architecture, params: Mapping[str, Any]) -> d
                 f"than {layer_path(0)}: there is no such published model (config.sharing.trunk = 'all', 'embed' or "
                 "'none')"
             )
-    parts: dict[str, list[np.ndarray]] = {}
+    parts: dict[tuple[str, int], list[np.ndarray]] = {}
     for tensor in architecture.published_tensors():
         value = np.asarray(_leaf(params, tensor.path), np.float32)
         value = value.T if tensor.transposed else value
-        first, end = tensor.rows or (0, tensor.shape[0])
-        shape = (end - first, *tensor.shape[1:])
-        if value.shape != shape:
+        if value.shape != tensor.part_shape:
             raise UserError(
                 f"export: {'/'.join(tensor.path)} gives {tensor.name} the shape {list(value.shape)} instead of "
-                f"{list(shape)}; one column has no leading task axis"
+                f"{list(tensor.part_shape)}; one column has no leading task axis"
             )
-        parts.setdefault(tensor.name, []).append(value)
-    return {name: np.ascontiguousarray(np.concatenate(values)) for name, values in parts.items()}
+        parts.setdefault((tensor.name, tensor.axis), []).append(value)
+    return {name: np.ascontiguousarray(np.concatenate(values, axis)) for (name, axis), values in parts.items()}
 
 
 def _leaf(params: Mapping[str, Any], path: tuple[str, ...]) -> Any:

@@ -104,7 +104,7 @@ def load(folder: str | pathlib.Path) -> Pretrained:
     with SafetensorsFiles(folder) as opened:
         for tensor in wanted:
             published = names[prefix + tensor.name]
-            value = opened.read(files[published], published, tensor.shape)[slice(*tensor.rows or (None,))]
+            value = opened.read(files[published], published, tensor.shape)[tensor.part]
             _set_leaf(params, tensor.path, np.ascontiguousarray(value.T) if tensor.transposed else value)
     if architecture.tied_layers:
         params |= {layer_path(number): params[layer_path(0)] for number in range(architecture.layers)}

@@ -1,4 +1,4 @@
-"""Positions in a text as attention sees them: rotations, and distances in buckets.
+"""Positions in a text as attention sees them: places in a segment, and distances in buckets.
 
 Texts are packed one after another, so that within a segment distances in the row are distances in the text.
 """
@@ -18,20 +18,6 @@ def segment_positions(segment: jax.Array) -> jax.Array:
     index = jnp.broadcast_to(jnp.arange(segment.shape[1], dtype=jnp.int32), segment.shape)
     begins = jnp.pad(segment[:, 1:] != segment[:, :-1], ((0, 0), (1, 0)), constant_values=True)
     return index - jax.lax.cummax(jnp.where(begins, index, 0), axis=1)
-
-
-def rotate(x: jax.Array, position: jax.Array, theta: float) -> jax.Array:
-    """Rotary positions (Su et al. 2021), halves of a head's features rotated against each other as in Llama.
-
-    x [R, T, H, D/H], position int32[R, T]; theta is the base of the frequencies. Returns the dtype of x; computed in
-    float32.
-    """
-    half = x.shape[-1] // 2
-    frequency = jnp.asarray(1.0 / theta ** (np.arange(0, 2 * half, 2, dtype=np.float32) / (2 * half)), jnp.float32)
-    angle = position[:, :, None, None].astype(jnp.float32) * frequency.reshape(1, 1, 1, half)
-    cos, sin = jnp.cos(angle), jnp.sin(angle)
-    first, second = x[..., :half].astype(jnp.float32), x[..., half:].astype(jnp.float32)
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
 
 
 def distances(length: int) -> np.ndarray:

@@ -58,6 +58,7 @@ class TaskData(NamedTuple):
     source       ids of targets by token id, for a task that copies; () elsewhere
     mask_token   id of the token that hides another, None without
     table_width  width of the word vectors
+    causal       whether tokens see only those before them
     """
 
     settings: Mapping[str, Any]
@@ -67,6 +68,7 @@ class TaskData(NamedTuple):
     source: tuple[int, ...]
     mask_token: int | None
     table_width: int
+    causal: bool = False
 
 
 class Task:
@@ -84,6 +86,7 @@ class Task:
     levels          the levels that its labels may have, the default first, see `mtl_jax.data.batch`
     from_data       fields whose values the data give, see `data_fields`
     reads_pictures  whether it needs a data set with words and pictures
+    reads_right     whether what follows a token matters to its label
     auxiliary       {name: factor} of the losses that it adds to its own, see `auxiliary_losses`
     """
 
@@ -92,6 +95,7 @@ class Task:
     levels: ClassVar[tuple[str, ...]] = ("text",)
     from_data: ClassVar[tuple[str, ...]] = ()
     reads_pictures: ClassVar[bool] = False
+    reads_right: ClassVar[bool] = False
     auxiliary: ClassVar[Mapping[str, float]] = {}
 
     name: str
@@ -108,8 +112,11 @@ class Task:
 
     @classmethod
     def data_fields(cls, data: TaskData) -> dict[str, Any]:
-        """The values of `from_data`, and of options that follow from the data where a config does not set them."""
-        return {}
+        """The values of `from_data`, and of options that follow from the data where a config does not set them: of a
+        causal model the last token alone has read the text.
+        """
+        follows = data.causal and getattr(cls, "pool", "") == "mean" and "pool" not in data.settings
+        return {"pool": "last"} if follows else {}
 
     def form(self, classes: int) -> Task | None:
         """The task that stands for all that differ from this one in names and `values` only: they are computed

@@ -19,7 +19,8 @@ class Classification(Task):
     """One of the C = len(names) classes for each text; softmax and cross-entropy.
 
     metrics          names in METRICS, the first is the task's score
-    pool             "mean", "first" ([CLS]) or "max" over the text's tokens
+    pool             "mean" or "max" over the text's tokens, "first" ([CLS]) or "last", which is the default of causal
+                     models
     pooler           a tanh layer before the classes, as BERT has on its [CLS]
     hidden           width of a GELU layer before the classes, 0 = linear
     class_weights    one weight for each class, () = all 1; `make_task` also takes "balanced" and {class: weight}

@@ -10,20 +10,21 @@ import jax.numpy as jnp
 
 from mtl_jax.tasks.base import Features
 
-POOLS = ("mean", "first", "max")
+POOLS = ("mean", "first", "last", "max")
 
 
 def pool(features: Features, how: str, among: jax.Array | None = None) -> jax.Array:
     """One vector for each example, float32 [R, E, D]; zeros for empty slots.
 
-    how = "mean" or "max" over the example's tokens, "first" the token at `start` ([CLS] in the BERT family). `among`
+    how = "mean" or "max" over the example's tokens, "first" the token at `start` ([CLS] in the BERT family), "last" the
+    one that a causal model has read all others for. `among`
     bool[R, T]: mean and max over these tokens only; zeros for an example without any.
     """
     chex.assert_rank(features.hidden, 3)
     chex.assert_shape(features.segment, features.hidden.shape[:2])
     chex.assert_shape([features.start, features.length], (features.hidden.shape[0], None))
     if among is None:
-        return {"mean": _mean, "first": _first, "max": _max}[how](features)
+        return {"mean": _mean, "first": _first, "last": _last, "max": _max}[how](features)
     chex.assert_equal_shape([among, features.segment])
     return {"mean": _mean_among, "max": _max_among}[how](features, among)
 
@@ -67,6 +68,11 @@ def _member(features: Features) -> jax.Array:
 
 def _first(features: Features) -> jax.Array:
     return _blank_empty(features, gather_tokens(features.hidden, features.start).astype(jnp.float32))
+
+
+def _last(features: Features) -> jax.Array:
+    last = jnp.maximum(features.start + features.length - 1, 0)
+    return _blank_empty(features, gather_tokens(features.hidden, last).astype(jnp.float32))
 
 
 def _max(features: Features) -> jax.Array:

@@ -32,6 +32,7 @@ class MaskedLM(Task):
     predicts = "hidden"
     label_type = "hidden"
     levels = ("token",)
+    reads_right = True
     from_data = ("mask_token", "table_width")
 
     name: str

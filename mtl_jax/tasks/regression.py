@@ -64,8 +64,9 @@ class Regression(Task):
     def data_fields(cls, data: TaskData) -> dict[str, Any]:
         """Mean and deviation in train, where the options name no scale."""
         if data.settings.keys() & {"low", "high", "mean", "scale"}:
-            return {}
-        return {"mean": data.statistics["mean"], "scale": data.statistics["std"] or 1.0}
+            return super().data_fields(data)
+        standard = {"mean": data.statistics["mean"], "scale": data.statistics["std"] or 1.0}
+        return {**standard, **super().data_fields(data)}
 
     @functools.cached_property
     def scaling(self) -> tuple[float, float]:

@@ -26,6 +26,7 @@ class Relation(Classification):
     """
 
     levels = ("pair",)
+    reads_right = True
     distribution = Task.distribution  # there is none: it belongs to two spans, which other layers do not know
 
     level: str = "pair"

@@ -33,6 +33,7 @@ class Span(Task):
     predicts = "answers"
     label_type = "span"
     levels = ("span",)
+    reads_right = True
 
     name: str
     names: tuple[str, ...]

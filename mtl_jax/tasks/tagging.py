@@ -36,6 +36,7 @@ class Tagging(Task):
     predicts = "tags"
     levels = ("word", "predicate")
     from_data = ("spans",)
+    reads_right = True
 
     name: str
     names: tuple[str, ...]

@@ -24,7 +24,8 @@ from mtl_jax.training.step import train_step
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 TASKS = ("tags", "long")  # of one data set
-FORMS = ("modernbert", "deberta-v2", "albert")  # normalisation first and last, a table of positions, tied depth
+# normalisation first and last, a table of positions, tied depth, a decoder
+FORMS = ("modernbert", "deberta-v2", "albert", "gemma3_text")
 
 
 def folder_of(folder, family):
@@ -98,8 +99,8 @@ def test_columns_compute_what_they_compute_alone(make, family, trunk, differs):
         assert layers == (["layer_00"] if trunk == "none" else ["layer_00", "layer_01"])
         assert all(leaf.shape[0] == 2 for leaf in jax.tree.leaves(params[layers[-1]]))
     else:
-        part = {"modernbert": "final_norm", "deberta-v2": "relative"}[family]
-        lowest = "layer_02" if family == "modernbert" else "layer_00"
+        part = "relative" if family == "deberta-v2" else "final_norm"
+        lowest = "layer_02" if part == "final_norm" else "layer_00"
         assert experiment.owners[part] == experiment.owners[lowest]
         assert all(part not in params[path] for path in params if path.startswith("layer_"))
 

@@ -5,6 +5,8 @@ Run by hand in an environment with torch and transformers; the tests read only t
     python tests/helpers/make_encoder_goldens.py
 
 For each family a model in float64 whose weights come from `hashed_weights`. "tensors": its published names and shapes.
+Of decoders also "logits", of the first tokens of the vocabulary at each place of the first text, and "greedy", how
+`generate` continues `PROMPTS`; a head that is not the table of words is `hashed_head`.
 "hidden": the first features of the embeddings and of every layer, for each text. "gradients": of Σ `direction` · top
 layer, summed over the texts: for each tensor its norm, and its values at a few places.
 """
@@ -86,6 +88,63 @@ TINY: dict[str, dict[str, object]] = {
         type_vocab_size=2,
     ),
 }
+GROUPED = SMALL | {"num_attention_heads": 4, "hidden_size": 16, "num_key_value_heads": 2, "head_dim": 6}
+LOCAL, GLOBAL = "sliding_attention", "full_attention"
+DECODERS: dict[str, dict[str, object]] = {
+    "gpt2": dict(vocab_size=40, n_layer=3, n_embd=12, n_head=3, n_inner=20, n_positions=40),
+    "llama": dict(
+        **GROUPED,
+        max_position_embeddings=64,
+        attention_bias=True,
+        mlp_bias=True,
+        rope_parameters={
+            "rope_type": "llama3",
+            "rope_theta": 100.0,
+            "factor": 4.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 16,
+        },
+    ),
+    "llama tied": dict(
+        **SMALL,
+        max_position_embeddings=64,
+        tie_word_embeddings=True,
+        rope_parameters={"rope_type": "linear", "rope_theta": 250.0, "factor": 2.0},
+    ),
+    "mistral": dict(**GROUPED, max_position_embeddings=64, sliding_window=5),
+    "qwen2": dict(
+        **{field: value for field, value in GROUPED.items() if field != "head_dim"},
+        max_position_embeddings=64,
+        use_sliding_window=True,
+        sliding_window=4,
+        max_window_layers=1,
+        rope_parameters={
+            "rope_type": "yarn",
+            "rope_theta": 50.0,
+            "factor": 4.0,
+            "original_max_position_embeddings": 16,
+        },
+    ),
+    "qwen3": dict(**GROUPED, max_position_embeddings=64, tie_word_embeddings=True),
+    "gemma": dict(**GROUPED, max_position_embeddings=64),
+    "gemma2": dict(**GROUPED, max_position_embeddings=64, sliding_window=4, query_pre_attn_scalar=8),
+    "gemma3_text": dict(
+        **GROUPED,
+        max_position_embeddings=64,
+        sliding_window=4,
+        query_pre_attn_scalar=10,
+        final_logit_softcapping=2.0,
+        layer_types=[LOCAL, GLOBAL, LOCAL],
+        rope_parameters={
+            GLOBAL: {"rope_type": "linear", "rope_theta": 1000.0, "factor": 8.0},
+            LOCAL: {"rope_type": "default", "rope_theta": 100.0},
+        },
+    ),
+}
+TINY |= DECODERS
+PROMPTS = [[2, 17, 39, 5], [2, 11, 3, 30, 31, 32, 33, 8, 9]]  # that greedy search continues
+NEW_TOKENS = 8
 PUBLISHED = {
     "t5": "T5EncoderModel",
     "t5 gated": "T5EncoderModel",
@@ -107,10 +166,11 @@ def hashed_values(number: int, shape: tuple[int, ...]) -> np.ndarray:
     return ((mixed.astype(np.float64) / 2**32 - 0.5) * 0.8).reshape(shape).astype(np.float32)
 
 
-def hashed_weights(shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
-    """Weights of all tensors; scales of normalisations are around 1."""
+def hashed_weights(shapes: dict[str, tuple[int, ...]], family: str = "") -> dict[str, np.ndarray]:
+    """Weights of all tensors; scales of normalisations are around 1, of Gemma, which adds 1 to them, around 0."""
+    around = np.float32(not family.startswith("gemma"))
     return {
-        name: hashed_values(number, shapes[name]) + np.float32("norm" in name.lower() and name.endswith("weight"))
+        name: hashed_values(number, shapes[name]) + around * ("norm" in name.lower() and name.endswith("weight"))
         for number, name in enumerate(sorted(shapes))
     }
 
@@ -143,12 +203,13 @@ def golden(family: str) -> dict[str, object]:
     cls = published_class(family)
     model = cls(config).eval()
     shapes = {name: tuple(value.shape) for name, value in model.named_parameters() if "pooler" not in name}
-    weights = {name: torch.tensor(value) for name, value in hashed_weights(shapes).items()}
+    weights = {name: torch.tensor(value) for name, value in hashed_weights(shapes, family).items()}
     missing = model.load_state_dict(weights, strict=False).missing_keys
     tied = {"encoder.embed_tokens.weight"}
     assert all("pooler" in name or name in tied for name in missing), missing
     model.double()
-    takes_types = "token_type_ids" in inspect.signature(cls.forward).parameters
+    # GPT-2 adds the vectors of words to those of types, which nobody uses
+    takes_types = "token_type_ids" in inspect.signature(cls.forward).parameters and family != "gpt2"
     hidden, total = [], 0.0
     for number, text in enumerate(TEXTS):
         types = {"token_type_ids": torch.tensor([TYPES[number]])} if takes_types else {}
@@ -164,7 +225,33 @@ def golden(family: str) -> dict[str, object]:
             flat = (torch.zeros_like(value) if value.grad is None else value.grad).flatten().numpy()
             picked = [float(np.round(flat[at], 6)) for at in places(name, flat.size)]
             gradients[name] = [float(np.round(np.linalg.norm(flat), 6)), *picked]
-    return {"tensors": shapes, "hidden": hidden, "gradients": gradients}
+    head = head_golden(family) if family in DECODERS else {}
+    return {"tensors": shapes, "hidden": hidden, "gradients": gradients, **head}
+
+
+def hashed_head(family: str, width: int) -> np.ndarray:
+    """float32 [V, D], the LM head of a decoder where it is not the table of words."""
+    return hashed_values(99, (int(str(TINY[family]["vocab_size"])), width))
+
+
+def head_golden(family: str) -> dict[str, object]:
+    """Of the LM head of a decoder."""
+    import torch
+    import transformers
+
+    config = transformers.AutoConfig.for_model(**config_of(family))
+    config._attn_implementation = "eager"
+    model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    base = model.base_model
+    shapes = {name: tuple(value.shape) for name, value in base.named_parameters()}
+    base.load_state_dict({name: torch.tensor(value) for name, value in hashed_weights(shapes, family).items()})
+    if not config.tie_word_embeddings:
+        model.lm_head.weight.data = torch.tensor(hashed_head(family, config.hidden_size))
+    model.double()
+    logits = model(torch.tensor(TEXTS[:1])).logits[0, :, :FEATURES].detach().numpy()
+    options = {"do_sample": False, "max_new_tokens": NEW_TOKENS, "eos_token_id": None, "pad_token_id": 0}
+    continued = [model.generate(torch.tensor([prompt]), **options)[0, len(prompt) :].tolist() for prompt in PROMPTS]
+    return {"logits": np.round(logits, 6).tolist(), "greedy": continued}
 
 
 def published_buckets() -> dict[str, list[int]]:

@@ -11,6 +11,7 @@ from make_encoder_goldens import GOLDENS
 from mtl_jax.models import relative_positions as positions
 from mtl_jax.models.attention import attend
 from mtl_jax.models.families.deberta import Disentangled
+from mtl_jax.models.rotary import base_rotary, rotate
 
 
 def test_buckets_are_the_published_ones():
@@ -41,10 +42,11 @@ def test_values_by_distance_at_places(length):
 def test_rotated_products_depend_on_distance_alone():
     rng = np.random.default_rng(0)
     query, key = (jnp.asarray(rng.normal(size=(1, 1, 1, 8)), jnp.float32) for _ in range(2))
+    rotary = base_rotary(100.0, 8)
 
     def product(a, b):
         at = (jnp.full((1, 1), place, jnp.int32) for place in (a, b))
-        return float(jnp.sum(positions.rotate(query, next(at), 100.0) * positions.rotate(key, next(at), 100.0)))
+        return float(jnp.sum(rotate(query, next(at), rotary) * rotate(key, next(at), rotary)))
 
     assert product(5, 2) == pytest.approx(product(9, 6), abs=1e-5)
     assert product(5, 2) != pytest.approx(product(5, 3), abs=1e-3)

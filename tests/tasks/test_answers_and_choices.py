@@ -406,7 +406,7 @@ def test_wrong_options():
         ),
         (lambda: make_task("t", {"kind": "relation", "pool": "max"}, "pair", ("a", "b")), r"options\.pool: 'max'"),
         (lambda: make_task("t", {"kind": "relation"}, "text", ("a", "b")), "needs two marked spans"),
-        (lambda: make_task("t", {"kind": "multiple_choice", "pool": "last"}, "choice"), r"options\.pool: 'last'"),
+        (lambda: make_task("t", {"kind": "multiple_choice", "pool": "end"}, "choice"), r"options\.pool: 'end'"),
     ):
         with pytest.raises(UserError, match=message):
             build()

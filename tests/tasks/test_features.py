@@ -20,7 +20,8 @@ def packed(dtype=jnp.float32):
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize(
-    ("how", "one"), [("mean", lambda x: x.mean(0)), ("max", lambda x: x.max(0)), ("first", lambda x: x[0])]
+    ("how", "one"),
+    [("mean", lambda x: x.mean(0)), ("max", lambda x: x.max(0)), ("first", lambda x: x[0]), ("last", lambda x: x[-1])],
 )
 def test_pooled_reads_each_example_alone_and_leaves_empty_slots_zero(how, one, dtype):
     features = packed(dtype)

@@ -15,7 +15,7 @@ WRONG = [
     ({"kind": ONE, "crf": True}, "text", "ab", r"options\.crf: this kind of task has no such option"),
     ({"kind": ONE}, "word", "ab", r"kind: needs one label a text.*'word'"),
     ({"kind": ONE}, "text", "a", r"label: train has fewer than two classes"),
-    ({"kind": ONE, "pool": "avg"}, "text", "ab", r"options\.pool: 'avg' is not one of 'first', 'max'"),
+    ({"kind": ONE, "pool": "avg"}, "text", "ab", r"options\.pool: 'avg' is not one of 'first', 'last', 'max'"),
     ({"kind": ONE, "pooler": 1}, "text", "ab", r"options\.pooler: 1 should be True or False"),
     ({"kind": ONE, "hidden": -1}, "text", "ab", r"options\.hidden: -1 should be a whole number >= 0"),
     ({"kind": ONE, "label_smoothing": 1.0}, "text", "ab", r"options\.label_smoothing: .*>= 0 and < 1"),

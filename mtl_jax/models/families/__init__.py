@@ -16,6 +16,9 @@ from mtl_jax.models.families.deberta import Deberta
 from mtl_jax.models.families.distilbert import DistilBert
 from mtl_jax.models.families.electra import Electra
 from mtl_jax.models.families.eurobert import EuroBert
+from mtl_jax.models.families.gemma import Gemma, Gemma2, Gemma3
+from mtl_jax.models.families.gpt2 import GPT2
+from mtl_jax.models.families.llama import Llama, Mistral, Qwen2, Qwen3
 from mtl_jax.models.families.modernbert import ModernBert
 from mtl_jax.models.families.mpnet import MPNet
 from mtl_jax.models.families.roberta import Camembert, Roberta, XLMRoberta
@@ -34,6 +37,14 @@ FAMILIES: dict[str, type[Architecture]] = {
     "mpnet": MPNet,
     "t5": T5,
     "deberta-v2": Deberta,
+    "gpt2": GPT2,
+    "llama": Llama,
+    "mistral": Mistral,
+    "qwen2": Qwen2,
+    "qwen3": Qwen3,
+    "gemma": Gemma,
+    "gemma2": Gemma2,
+    "gemma3_text": Gemma3,
 }
 # Families of pictures, of which patches and positions alone are copied, see `vit`: number of special tokens before the
 # patches; the class token, and DeiT's distillation token.

@@ -19,6 +19,7 @@ class PublishedTensor(NamedTuple):
     transposed  published as [out, in], here a kernel [in, out]
     rows        (first, end) of the published tensor, where it holds several leaves: its other rows are other entries of
                 the same name, in order; None for all
+    axis        of the published tensor, along which those rows lie
     """
 
     name: str
@@ -26,6 +27,19 @@ class PublishedTensor(NamedTuple):
     shape: tuple[int, ...]
     transposed: bool
     rows: tuple[int, int] | None = None
+    axis: int = 0
+
+    @property
+    def part(self) -> tuple[slice, ...]:
+        """The part of the published tensor, as an index."""
+        return (slice(None),) * self.axis + (slice(*self.rows or (None,)),)
+
+    @property
+    def part_shape(self) -> tuple[int, ...]:
+        """Its shape."""
+        if self.rows is None:
+            return self.shape
+        return (*self.shape[: self.axis], self.rows[1] - self.rows[0], *self.shape[self.axis + 1 :])
 
 
 def table_tensor(name: str, path: tuple[str, ...], rows: int, width: int) -> PublishedTensor:
@@ -69,6 +83,7 @@ class Architecture(abc.ABC):
     published   name of the class in `transformers`
     words       published name of the table of word vectors; what stands before it is the prefix of a model with heads
     other_words  another name of the same table, under which it may stand instead or as well; "" for none
+    causal      whether tokens see only what stands before them
     tied_layers  whether all layers have the weights of the lowest, at the path `layer_00`
     model_type  as in config.json, a key of `FAMILIES`
     layers      their number; a config may cut it
@@ -79,6 +94,7 @@ class Architecture(abc.ABC):
 
     published: ClassVar[str]
     words: ClassVar[str]
+    causal: ClassVar[bool] = False
     tied_layers: ClassVar[bool] = False
     other_words: ClassVar[str] = ""
 

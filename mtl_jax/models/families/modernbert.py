@@ -21,6 +21,7 @@ from mtl_jax.models.families.base import (
 from mtl_jax.models.families.config_fields import ENCODER_ONLY, ConfigFields
 from mtl_jax.models.layers.pre_norm import HeadSpec, NormSpec, PositionSpec, PreNormLayer
 from mtl_jax.models.ownership import layer_path
+from mtl_jax.models.rotary import base_rotary
 
 _GLOBAL, _LOCAL = "full_attention", "sliding_attention"
 
@@ -74,14 +75,15 @@ class ModernBert(Architecture):
         )
 
     def layer(self, number: int, dtype: Any = jnp.float32) -> PreNormLayer:
-        is_local = number % self.global_every != 0
+        is_local, features = number % self.global_every != 0, self.width // self.heads
+        rotary = base_rotary(self.local_theta if is_local else self.global_theta, features)
         return PreNormLayer(
             hidden_size=self.width,
-            heads=HeadSpec(self.heads, self.heads, self.width // self.heads),
+            heads=HeadSpec(self.heads, self.heads, features),
             intermediate_size=self.intermediate,
             activation=self.activation,
             norm=NormSpec("layer", self.norm_eps, self.norm_bias),
-            position=PositionSpec(self.local_theta, self.window) if is_local else PositionSpec(self.global_theta),
+            position=PositionSpec(rotary, self.window if is_local else 0),
             attention_bias=self.attention_bias,
             mlp_bias=self.mlp_bias,
             first_norm=number > 0,

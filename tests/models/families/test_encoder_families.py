@@ -34,7 +34,7 @@ def goldens():
 
 
 def tensors(family):
-    return hashed_weights({name: tuple(shape) for name, shape in goldens()[family]["tensors"].items()})
+    return hashed_weights({name: tuple(shape) for name, shape in goldens()[family]["tensors"].items()}, family)
 
 
 def write(folder, family, values=None, **config):
@@ -228,7 +228,7 @@ UNSUPPORTED = [
         r"rope_parameters = \{'full_attention': \{'rope_type': 'yarn'\}\}",
     ),
     ("modernbert", {"mlp_bias": 1}, "mlp_bias = 1; it has to be true or false"),
-    ("eurobert", {"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_scaling = "),
+    ("eurobert", {"rope_parameters": {"rope_type": "longrope", "factor": 2.0}}, "rope_type = 'longrope' is not supp"),
     ("eurobert", {"num_key_value_heads": 3}, "num_attention_heads 4 is not a multiple of num_key_value_heads 3"),
     ("albert", {"num_hidden_groups": 3}, "num_hidden_groups = 3 is not supported, only 1"),
     ("mpnet", {"relative_attention_num_buckets": 64}, "relative_attention_num_buckets = 64"),
@@ -238,6 +238,20 @@ UNSUPPORTED = [
     ("deberta-v2", {"relative_attention": False}, "relative_attention = false"),
     ("deberta-v2", {"pos_att_type": "p2p|c2p"}, r"pos_att_type = 'p2p\|c2p'; supported are c2p, p2c"),
     ("deberta-v2", {"embedding_size": 8}, "embedding_size = 8 is not supported, only 12"),
+    ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx = True"),
+    ("gpt2", {"n_head": 5}, "n_embd 12 is not a multiple of n_head 5"),
+    ("llama", {"pretraining_tp": 2}, "pretraining_tp = 2 is not supported, only 1"),
+    ("llama", {"rope_parameters": {"rope_type": "llama3", "rope_theta": 10.0}}, "'llama3' lacks a number .'factor'"),
+    ("llama", {"rope_parameters": {}, "rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rope_type = 'dynamic'"),
+    ("mistral", {"sliding_window": -1}, "sliding_window = -1"),
+    (
+        "qwen2",
+        {"layer_types": ["full_attention", "chunked", "chunked"]},
+        r"layer_types = \['full_attention', 'chunked'",
+    ),
+    ("qwen2", {"use_sliding_window": False, "layer_types": ["sliding_attention"] * 3}, "there is no sliding_window"),
+    ("gemma", {"use_bidirectional_attention": True}, "use_bidirectional_attention = True"),
+    ("gemma3_text", {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping = 50.0 is not supported"),
     ("electra", {"position_embedding_type": "relative_key"}, "position_embedding_type = 'relative_key'"),
 ]
 
