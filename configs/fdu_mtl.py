@@ -9,17 +9,18 @@
                 (ASP), five seeds, six settings each, chosen on dev: learning rates, or two of them with three λ. 270
                 lanes
     :clean      the same without test examples that stand in train or dev, and dev examples that stand in train
-    :first      single, hard and soft_l2_medium with two learning rates and two seeds
+    :tree,mmoe  any ways, with two learning rates and two seeds; :first is single, hard and soft_l2_medium
     :minilm_hard, :minilm_soft    the last two layers of MiniLM, for all domains or for each, with an L2 penalty
 
 Any way is also an argument. No word vectors from outside; the vocabulary is that of all domains.
 
 Data: fdu_mtl, put in place by hand: 14 kinds of products of Amazon, IMDb and MR. 559 of 6,400 test texts are also in
 train, of magazines 169 of 400. The last 200 examples of train are dev, by convention.
-Cost: CPU seconds of a step with all domains, on 2 busy cores: tree 0.3, hard 0.4, single 0.4, soft 0.7, shared
-and private 0.9, MMoE 1.4, PLE 9, cross-stitch 10. By these `:table` takes about 160 hours of a core, `:first` 1.3.
-Scores: not measured. Test errors in percent: Liu et al. with word vectors LSTM 18.2, BiLSTM 17.4, MT-DNN 15.7, MT-CNN
-15.5, FS 15.3, SP 14.9, ASP 13.9; TF-IDF with a linear SVM (benchmarks/fdu_svm.py) 14.9 for each domain, 11.4 for all
+Cost: CPU seconds of a step with all domains, on 2 busy cores: tree, hard and single 0.3, soft 0.7, shared and private
+0.9, MMoE 1.4, PLE and cross-stitch 7 to 8. By these `:table` takes about 130 hours of a core. `:first` took 37 minutes
+on 2 cores, in part beside other work.
+Scores: `:first`, test errors in percent: single 22.4, soft 17.3, hard 14.2 (docs/results/sixteen_domains.md).
+Liu et al. with word vectors LSTM 18.2, BiLSTM 17.4, MT-DNN 15.7, MT-CNN 15.5, FS 15.3, SP 14.9, ASP 13.9; TF-IDF with a linear SVM (benchmarks/fdu_svm.py) 14.9 for each domain, 11.4 for all
 domains in one, and on test texts that are not in train 16.1 and 12.4.
 """
 
@@ -68,15 +69,18 @@ WAYS = {
     "ple": _mixed(EXPERTS, "ple", shared=1, private=1),
     "shared_private": _mixed(EXPERTS, "shared_private"),
 }
-TABLES = ("table", "clean", "first")
+TABLES = ("table", "clean")
 FIRST = ("single", "hard", "soft_l2_medium")
 MINILM = ("minilm_hard", "minilm_soft")
 
 
 def get_config(which: str = "table"):
-    if which not in (*WAYS, *TABLES, *MINILM):
-        names = ", ".join((*WAYS, *TABLES, *MINILM))
-        raise ValueError(f"the argument of this config is one of {names}, not {which!r}")
+    names = FIRST if which == "first" else tuple(WAYS) if which in TABLES else tuple(which.split(","))
+    if which not in MINILM and (unknown := [name for name in names if name not in WAYS]):
+        known = ", ".join((*WAYS, *TABLES, "first", *MINILM))
+        raise ValueError(
+            f"the argument of this config is one of {known}, or several ways with commas, not {unknown[0]!r}"
+        )
     config = default.get_config()
     _add_domains(config, drop_duplicates="test" if which == "clean" else "")
     if which in MINILM:
@@ -95,11 +99,12 @@ def get_config(which: str = "table"):
     if which in WAYS:
         way = {name: value for name, value in WAYS[which].items() if name != "ablation"}
         return traced_fields.merged(config, way, f"configs/fdu_mtl.py:{which}")
-    ways = {name: WAYS[name] for name in FIRST} if which == "first" else WAYS
-    default.add_choice(config, "sharing", settings=ways)
-    default.add_sweep(config, "rate", field="optimizer.learning_rate", points=RATES[2:4] if which == "first" else RATES)
-    config.ablation.baselines.sharing = ("single", "hard")
-    config.ablation.num_seeds = 2 if which == "first" else 5
+    complete = names == tuple(WAYS)
+    default.add_choice(config, "sharing", settings={name: WAYS[name] for name in names})
+    default.add_sweep(config, "rate", field="optimizer.learning_rate", points=RATES if complete else RATES[2:4])
+    if baselines := tuple(name for name in ("single", "hard") if name in names):
+        config.ablation.baselines.sharing = baselines
+    config.ablation.num_seeds = 5 if complete else 2
     return config
 
 

@@ -13,10 +13,15 @@ from matplotlib.ticker import MaxNLocator
 
 from mtl_jax.analysis import plotting
 from mtl_jax.analysis.ablation.conclusions import SIGNIFICANCE, describe_choices
+from mtl_jax.evaluation.many_tasks import NAMED_TASKS
+
+BESIDE = 6  # up to so many tasks have their panel beside the means
+NUMBERED = 16  # up to so many tasks have numbers in their cells
 
 
 def draw_baseline(compared: Mapping[str, Any], split: str, folder: pathlib.Path, number: int) -> plotting.Picture:
-    """Left the mean difference of each alternative with its interval, best first; right the differences by task.
+    """The mean difference of each alternative with its interval, best first; beside it, of many tasks below it, the
+    differences by task.
 
     Args:
       compared: one of the `baselines` of a summary.
@@ -28,19 +33,21 @@ def draw_baseline(compared: Mapping[str, Any], split: str, folder: pathlib.Path,
     others.sort(key=lambda o: o["average"][split]["mean"])
     names = [o["alternative"] for o in others]
     tasks = list(dict.fromkeys(task for o in others for task in o["tasks"]))
-    figure = Figure(figsize=(plotting.WIDTH, 1.6 + 0.3 * max(len(others), 3)), layout="constrained")
-    left, right = figure.subplots(1, 2, width_ratios=(1.0, 1.2))
+    height = 1.6 + 0.3 * max(len(others), 3)
+    beside = len(tasks) <= BESIDE
+    figure = Figure(figsize=(plotting.WIDTH, height if beside else 2 * height), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(1.0, 1.2)) if beside else figure.subplots(2, 1)
     _intervals(left, others, split)
     left.set_yticks(range(len(names)), names)
     left.set_xlabel(f"mean score − {compared['baseline']} ({split})")
     _by_task(figure, right, others, tasks, split)
     right.set_yticks(range(len(names)), names)
-    rest = describe_choices(compared["rest"])
+    rest, place = describe_choices(compared["rest"]), "Right" if beside else "Below"
     figure.suptitle(f"against {compared['baseline']}{f', {rest}' if rest else ''}", fontsize=11, parse_math=False)
     caption = (
         f"Each alternative of {compared['choice']} minus {compared['baseline']}, each at its setting chosen on dev, on "
         f"{split}: paired by seed, with 95 % intervals; filled where p < {SIGNIFICANCE:g} after Holm's correction over "
-        f"the alternatives. Right: the same by task, a star where p < {SIGNIFICANCE:g} without correction."
+        f"the alternatives. {place}: the same by task, a star where p < {SIGNIFICANCE:g} without correction."
     )
     file = folder / f"baseline_{plotting.file_name(compared['choice'])}_{number}.png"
     return plotting.Picture(plotting.save(figure, file), caption)
@@ -68,8 +75,11 @@ def _by_task(figure: Figure, axes: Axes, others: Sequence[Mapping[str, Any]], ta
             if difference and difference["mean"] is not None:
                 values[row, column] = difference["mean"]
                 star = "*" if difference["p"] is not None and difference["p"] < SIGNIFICANCE else ""
-                axes.text(column, row, f"{difference['mean']:+.3f}{star}", ha="center", va="center", fontsize=8)
+                number = f"{difference['mean']:+.3f}" if len(tasks) <= NUMBERED else ""
+                axes.text(column, row, number + star, ha="center", va="center", fontsize=8)
     largest = max(float(np.nanmax(np.abs(values))), 1e-9) if np.isfinite(values).any() else 1.0
     image = axes.imshow(values, cmap="PuOr", vmin=-1.6 * largest, vmax=1.6 * largest, aspect="auto", origin="lower")
-    axes.set_xticks(range(len(tasks)), tasks, rotation=0 if len(tasks) <= 5 else 30)
+    if len(tasks) <= NAMED_TASKS:
+        slanted = {} if len(tasks) <= 5 else {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
+        axes.set_xticks(range(len(tasks)), tasks, **slanted)
     figure.colorbar(image, ax=axes, shrink=0.8)
