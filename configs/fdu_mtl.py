@@ -19,10 +19,10 @@ train, of magazines 169 of 400. The last 200 examples of train are dev, by conve
 Cost: CPU seconds of a step with all domains, on 2 busy cores: tree, hard and single 0.3, soft 0.7, shared and private
 0.9, MMoE 1.4, PLE and cross-stitch 7 to 8. By these `:table` takes about 130 hours of a core. `:first` took 37 minutes
 on 2 cores, in part beside other work.
-Scores: `:first`, test errors in percent: single 22.4, soft 17.3, hard 14.2 (docs/results/sixteen_domains.md). Liu et al.
-with word vectors LSTM 18.2, BiLSTM 17.4, MT-DNN 15.7, MT-CNN 15.5, FS 15.3, SP 14.9, ASP 13.9; TF-IDF with a linear SVM
-(benchmarks/fdu_svm.py) 14.9 for each domain, 11.4 for all domains in one, and on test texts that are not in train 16.1
-and 12.4.
+Scores: `:first`, test errors in percent: single 22.4, soft 17.3, hard 14.2 (docs/results/sixteen_domains.md); Liu et
+al. with word vectors LSTM 18.2, BiLSTM 17.4, MT-DNN 15.7, MT-CNN 15.5, FS 15.3, SP 14.9, ASP 13.9; TF-IDF with a linear
+SVM (benchmarks/fdu_svm.py) 14.9 for each domain, 11.4 for all domains in one, and on test texts that are not in train
+16.1 and 12.4.
 """
 
 from mtl_jax.analysis.ablation import traced_fields
