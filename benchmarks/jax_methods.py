@@ -40,7 +40,7 @@ class Side:
             self.config = config_of(layer, setting, tasks, rows, tokens, folder)
             checks.check(self.config)
             self.experiment = build(self.config)
-        self.steps: dict[tuple[str, str], _Step] = {}  # by method and level
+        self.steps: dict[tuple[str, str, str], _Step] = {}  # by method, level and way to the K gradients
         made = self.experiment.batches(0)
         self.batches = [made.batch(number) for number in range(BATCHES)]
         params = flatten(self.experiment.by_name(jax.device_get(self.experiment.init_params(self.config.seed))))
@@ -69,27 +69,28 @@ class Side:
             "parameters": sum(leaf.size for leaf in params.values()),
         }
 
-    def compile(self, method: str, level: str = "parameters") -> dict:
-        """Compiles the step of a method; "sum" is the plain sum. `level` as in `config.aggregation`."""
+    def compile(self, method: str, level: str = "parameters", jacobian: str = "auto") -> dict:
+        """Compiles the step of a method; "sum" is the plain sum. `level`, `jacobian` as in `config.aggregation`."""
         experiment = self.experiment
         if method != "sum":
             config = ConfigDict(self.config.to_dict())
             config.aggregation.method, config.aggregation.level = method, level
+            config.aggregation.jacobian = jacobian
             config.aggregation.options = ConfigDict(OPTIONS.get(method, {}))
             experiment = assemble(config, experiment.corpus, None, None)
         began = time.perf_counter()
-        step = self.steps[method, level] = _Step(experiment, self.batches)
+        step = self.steps[method, level, jacobian] = _Step(experiment, self.batches)
         return {"seconds": time.perf_counter() - began, "temporaries": step.temporaries}
 
-    def run(self, method: str, steps: int, level: str = "parameters") -> float:
+    def run(self, method: str, steps: int, level: str = "parameters", jacobian: str = "auto") -> float:
         """Seconds of `steps` steps."""
-        return self.steps[method, level].run(steps)
+        return self.steps[method, level, jacobian].run(steps)
 
     def gradients(self, method: str, file: str) -> dict:
         """Writes the combined gradient of the first batch, by path, to an npz; returns the losses and, of a method, the
         weights, norms and cosines of the tasks.
         """
-        step = self.steps[method, "parameters"]
+        step = self.steps[method, "parameters", "auto"]
         state, metrics = step.compiled(step.experiment.init(0), step.batches[0], step.experiment.hyper)
         moments = optax.tree_utils.tree_get_all_with_path(state.opt_state, "mu")  # (1 − b1) times the first gradient
         moment = {path: leaf for _, group in moments for path, leaf in group.items()}

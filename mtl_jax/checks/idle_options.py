@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from mtl_jax.analysis.relatedness.registry import MEASURES
+from mtl_jax.balancing import LOSS_WEIGHTS
 from mtl_jax.checks.value_rules import get_field
 from mtl_jax.config import default
 from mtl_jax.config.entries import Dataset, Task
@@ -67,6 +68,16 @@ def _has_copies(config: Config) -> bool:
     """Whether the network has several copies of a layer: columns, experts or adapters."""
     sharing = config.sharing
     return len(config.tasks) > 1 and bool(_has_columns(config) or sharing.mixer or sharing.adapter)
+
+
+def _reads_gradients(config: Config) -> bool:
+    """Whether a method of balancing reads the gradients of the tasks. Wrong options are reported elsewhere."""
+    if config.aggregation.method != "sum" or config.aggregation.smoothing > 0:
+        return True
+    with contextlib.suppress(KeyError, TypeError, ValueError):
+        made = LOSS_WEIGHTS[config.loss_weights.method](**to_plain(config.loss_weights.options))
+        return bool(made.needs & {"gradient_norms", "gram", "gradients"})
+    return False
 
 
 def _trunk_acts(config: Config) -> bool:
@@ -256,6 +267,16 @@ RULES = (
         ("aggregation.level", "aggregation.gradient_storage"),
         lambda c, _: c.aggregation.method != "sum" or c.aggregation.smoothing > 0,
         "a config.aggregation.method that compares gradients; 'sum' does not",
+    ),
+    Rule(
+        ("aggregation.jacobian",),
+        lambda c, _: _reads_gradients(c),
+        "a config.aggregation.method or config.loss_weights.method that reads gradients",
+    ),
+    Rule(
+        ("aggregation.pullbacks_at_once",),
+        lambda c, _: _reads_gradients(c) and c.aggregation.jacobian != "taps" and not c.meta.method,
+        "gradients of K tasks by K backward passes (config.aggregation.jacobian = 'vjp')",
     ),
     Rule(
         ("meta.inner_steps", "meta.head_init", "meta.tasks_per_step"),

@@ -143,13 +143,16 @@ def check_meta(config: Config, report: Report) -> None:
     check_regex("config.meta.inner_params", meta.inner_params, report)
     if not meta.method:
         return
-    if config.aggregation.smoothing:
-        report(f"config.aggregation.smoothing: config.meta.method = {meta.method!r} has no weights to smooth")
-    if config.aggregation.method != "sum":
-        report(
-            f"config.aggregation.method: {config.aggregation.method!r} combines gradients of one pass, not those of "
-            f"config.meta.method = {meta.method!r}; take 'sum'"
-        )
+    for field, only, reason in (
+        ("level", "parameters", "after adaptation the tasks have no common representation"),
+        ("gradient_storage", "copies", "each gradient costs an adaptation, and is computed once"),
+        ("jacobian", "auto", "each task is adapted, and differentiated, by itself"),
+    ):
+        if config.aggregation[field] != only:
+            report(
+                f"config.aggregation.{field}: {config.aggregation[field]!r}, but with config.meta.method = "
+                f"{meta.method!r} {reason}; take {only!r}"
+            )
     if meta.method == "reptile" and meta.inner_params != ".*":
         report(
             "config.meta.inner_params: reptile updates only the parameters that adapt, so take '.*'; name those to "

@@ -97,6 +97,7 @@ RANGES = {
     "model.dropout": (0.0, 0.999),
     "model.attention_dropout": (0.0, 0.999),
     "aggregation.smoothing": (0.0, 1.0),
+    "aggregation.pullbacks_at_once": (1, None),
     "optimizer.learning_rate": (0.0, None),
     "optimizer.weight_decay": (0.0, None),
     "optimizer.warmup_ratio": (0.0, 1.0),

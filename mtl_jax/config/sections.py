@@ -191,6 +191,11 @@ class Aggregation(Protocol):
     # "copies": K gradients are stored | "layers": only their products, layer by layer, at the price of a second
     # backward pass.
     gradient_storage: Literal["copies", "layers"] = "copies"
+    # How the K gradients are computed: "taps": in one backward pass, where each weight is reached by a task in one way
+    # only | "vjp": one backward pass for each task, whatever is shared | "auto": the faster one that is possible.
+    jacobian: Literal["auto", "taps", "vjp"] = "auto"
+    # Backward passes of "vjp" that run at once; more of them need more memory.
+    pullbacks_at_once: int = 1
 
 
 class Meta(Protocol):

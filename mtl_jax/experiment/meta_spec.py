@@ -7,11 +7,11 @@ from collections.abc import Callable, Collection
 
 import numpy as np
 
-from mtl_jax.balancing.loss_weights import LossWeights
 from mtl_jax.config.sections import Config
 from mtl_jax.data.batch import BatchLayout
 from mtl_jax.data.corpus import Corpus
 from mtl_jax.errors import UserError
+from mtl_jax.experiment.task_gradients import Methods
 from mtl_jax.experiment.task_groups import grouped_path
 from mtl_jax.training.gradients.meta_learning import MetaSpec, task_view_layout
 from mtl_jax.training.objective import Objective
@@ -23,7 +23,7 @@ def make_meta_spec(
     objective_for: Callable[[BatchLayout], Objective],
     trained: Collection[str],
     data: Corpus,
-    method: Callable[[], LossWeights],
+    methods: Methods,
 ) -> MetaSpec | None:
     """The static settings of meta-learning; None without meta-learning.
 
@@ -32,20 +32,25 @@ def make_meta_spec(
       objective_for: layout -> objective.
       trained: paths, with the names of the tasks.
       data: of the run.
-      method: () -> the loss weights.
+      methods: of balancing.
 
     Raises:
-      UserError: loss weights that need more than losses, losses that mixers or heads add, more tasks than there are,
-        nothing that adapts.
+      UserError: methods that need more than a loss and a gradient of each task, losses that mixers or heads add, more
+        tasks than there are, nothing that adapts.
     """
     meta, tasks = config.meta, data.layout.tasks
     if not meta.method:
         return None
     view = objective_for(task_view_layout(data.layout))
-    if method().needs - {"losses", "scores"}:
+    if methods.loss_weights().needs - methods.needs - {"losses", "scores"}:
         raise UserError(
-            f"config.loss_weights.method: {config.loss_weights.method!r} needs more than losses, and "
+            f"config.loss_weights.method: {config.loss_weights.method!r} needs more than losses and gradients, and "
             f"config.meta.method = {meta.method!r} gives no more"
+        )
+    if methods.halves == 2:
+        raise UserError(
+            f"config.aggregation.method: {config.aggregation.method!r} compares the halves of a batch, of which "
+            f"config.meta.method = {meta.method!r} makes one gradient of each task"
         )
     if view.auxiliary:
         raise UserError(

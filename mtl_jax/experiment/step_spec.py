@@ -10,7 +10,8 @@ from mtl_jax.config.sections import Config, Optimizer
 from mtl_jax.data.batch import BatchLayout
 from mtl_jax.data.corpus import Corpus
 from mtl_jax.errors import UserError
-from mtl_jax.experiment.data_gradient import TrainedParameters, make_data_gradient
+from mtl_jax.experiment.data_gradient import make_data_gradient
+from mtl_jax.experiment.task_gradients import TrainedParameters
 from mtl_jax.experiment.task_groups import Treatment, grouped_path
 from mtl_jax.models import ownership
 from mtl_jax.models.ownership import Owners
@@ -44,7 +45,8 @@ def make_step_spec(
     numbers = {group.name: group.numbers for group in objective.groups}
     paths = {path: grouped_path(data.layout, path) for path in treatment.multipliers}
     slices = ownership.slice_owners(dict.fromkeys(paths.values()), owners, numbers, len(objective.tasks))
-    parameters = TrainedParameters(treatment.trained, owners, slices)
+    trained = [paths[path] for path in treatment.trained]
+    parameters = TrainedParameters(treatment.trained, owners, slices, list(dict.fromkeys(trained)))
     return StepSpec(
         objective=objective,
         data_gradient=make_data_gradient(config, objective_for, parameters, data),

@@ -114,8 +114,10 @@ class ForwardPass:
             if path in self.to_mix:
                 self._mix(path)
             if self.taps is not None and path == self.tap_spec.hidden_at:
-                self._regroup(self.streams.separate_all)
-                self.hidden = self.hidden + self.taps.hidden.astype(self.hidden.dtype)
+                if not self.tap_spec.by_block:
+                    self._regroup(self.streams.separate_all)
+                tap = take(self.taps.hidden, self.streams.blocks) if self.tap_spec.by_block else self.taps.hidden
+                self.hidden = self.hidden + tap.astype(self.hidden.dtype)
             self.passed[path] = (self.streams.stream, self.hidden)
             self._read_layer(path)
             if not len(self._pairs_read_above()):

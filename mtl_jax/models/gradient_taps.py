@@ -37,6 +37,7 @@ class TapSpec(NamedTuple):
     tokens     whether the gradients of the looked-up word vectors are needed, which give that of the table
     hidden_at  layer whose outputs are tapped, "" = none; below it streams are joint
     halves     2: the rows of each stream are tapped in two halves
+    by_block   whether the tap of `hidden_at` has an entry for each block, which all of its streams have in common
     """
 
     layers: Mapping[str, tuple[str, ...]]
@@ -44,6 +45,7 @@ class TapSpec(NamedTuple):
     tokens: bool = False
     hidden_at: str = ""
     halves: int = 1
+    by_block: bool = False
 
 
 class Taps(NamedTuple):
@@ -51,7 +53,7 @@ class Taps(NamedTuple):
 
     layers  {path of layer: {path of leaf: [M, ...]}, gradients of the slice that the stream uses; or [M, M] products}
     tokens  [M, R, T, D], None where not tapped
-    hidden  [M, R, T, D'], None where not tapped
+    hidden  [M, R, T, D'], or [B, R, T, D'] `by_block`; None where not tapped
     """
 
     layers: Mapping[str, Any]

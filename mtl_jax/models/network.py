@@ -25,6 +25,7 @@ from mtl_jax.models.head_inputs import HeadInputs
 from mtl_jax.models.mixers.base import MixerPlace
 from mtl_jax.models.network_spec import DropoutRates, NetworkSpec, SharingSpec
 from mtl_jax.models.ownership import ExpertColumns, Owner, adapter_path, layer_paths, mixer_path, name_key, owner_count
+from mtl_jax.models.reach import Readers, reach
 from mtl_jax.models.task_streams import owner_salts, stream_entries
 
 Params = Mapping[str, Any]
@@ -59,6 +60,7 @@ class Network(NamedTuple):
     taps       (params, batch, tap_spec) -> Taps, zeros
     width      {task: D of the input of its head}
     auxiliary  {name of a loss that mixers add: its default factor}
+    reach      {path: for each slice the tasks whose losses depend on it}, see `models.reach`
     """
 
     init: Callable[..., Params]
@@ -67,6 +69,7 @@ class Network(NamedTuple):
     taps: Callable[..., Taps]
     width: Mapping[str, int]
     auxiliary: Mapping[str, float]
+    reach: Mapping[str, Readers]
 
 
 def network(
@@ -108,7 +111,8 @@ def network(
     functions = _Functions(spec, column_init)
     auxiliary = {name: factor for mixer in sharing.mixers.values() for name, factor in mixer.auxiliary.items()}
     width = {task: functions.head_width(task) for task in layout.tasks}
-    return Network(functions.init, functions.init_head, functions.apply, functions.taps, width, auxiliary)
+    readers = reach(owners, tuple(modules), weights, sharing, layout.tasks)
+    return Network(functions.init, functions.init_head, functions.apply, functions.taps, width, auxiliary, readers)
 
 
 class _Functions:
@@ -213,7 +217,8 @@ class _Functions:
             return {leaf: jnp.zeros((count, *flat[leaf].shape[1:]), jnp.float32) for leaf in leaves}
 
         def row_taps(width: int) -> jax.Array:
-            return jnp.zeros((count, batch.tokens.shape[1] // tap_spec.halves, batch.tokens.shape[2], width))
+            rows = len(batch.tokens) if tap_spec.by_block else count
+            return jnp.zeros((rows, batch.tokens.shape[1] // tap_spec.halves, batch.tokens.shape[2], width))
 
         return Taps(
             {path: layer_taps(path, leaves) for path, leaves in tap_spec.layers.items()},

@@ -15,6 +15,7 @@ from mtl_jax.config.sections import Config
 from mtl_jax.errors import UserError
 from mtl_jax.evaluation.scores import abstract_arrays, placement_from_config
 from mtl_jax.experiment.assemble import Experiment
+from mtl_jax.experiment.task_gradients import describe
 from mtl_jax.runs.build import build
 from mtl_jax.runs.run_summary import summarize
 from mtl_jax.runs.training_loop import TrainingLoop, TrainingProgress
@@ -75,7 +76,8 @@ def _train_or_resume(
 ) -> Summary | None:
     """As `train`, of a run that is not complete; `stack` closes its trackers."""
     experiment = build(config)
-    for note in experiment.corpus.notes:
+    cost = describe(experiment.spec.data_gradient, experiment.corpus.layout)
+    for note in [*experiment.corpus.notes, *[cost] * bool(cost)]:
         print(f"  {note}")
     placement = placement_from_config(experiment)
     step_function = placement.train(

@@ -79,6 +79,17 @@ class GroupBatch(NamedTuple):
         """The inverse of `join`."""
         return leaf.reshape(len(self.entries.blocks), -1, *leaf.shape[1:]) if self.joined else leaf
 
+    def half(self, number: int) -> GroupBatch:
+        """With the labels of the first (0) or second (1) half of the rows of each block alone."""
+
+        def of_half(leaf: jax.Array) -> jax.Array:
+            leaf = self.split(leaf)
+            rows = np.arange(leaf.shape[1]) // (leaf.shape[1] // 2) == number
+            return self.join(leaf & rows.reshape(1, -1, *(1,) * (leaf.ndim - 2)))
+
+        masks = {name: of_half(self.labels[name]) for name in ("mask", "teacher_mask") if name in self.labels}
+        return self._replace(labels={**self.labels, **masks})
+
     def heads(self, params: Params) -> Params:
         """The parameters of the heads of the entries, without the word vectors to which they are tied."""
         return self.of_entries(params["heads"][self.group.name])

@@ -203,15 +203,22 @@ def contributions(
     *,
     totals: Denominators,
     progress: jax.Array,
+    halves: int = 1,
+    taps: Taps | None = None,
+    tap_spec: TapSpec | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """What this batch adds to the K mean losses, and to the A auxiliary ones: float32 [K], [A]. One forward pass.
 
-    `progress` = step / steps.
+    `progress` = step / steps. With 2 `halves` the losses are [2, K], of the labels in either half of the rows of each
+    block. `taps`, `tap_spec`: see `models.gradient_taps`.
     """
     dropout = dropout_rates(objective, hyper)
-    outputs = objective.network.apply(params, batch, dropout, key, progress=progress)
+    outputs = objective.network.apply(params, batch, dropout, key, taps, tap_spec, progress=progress)
     scores = _logits(objective, params, batch, outputs.features, dropout, key)
-    losses = _loss_sums(objective, params, hyper, scores)
+    of_halves = (
+        [scores] if halves == 1 else [[(part.half(h), outputs) for part, outputs in scores] for h in range(halves)]
+    )
+    losses = [_divided(_loss_sums(objective, params, hyper, part), totals.losses) for part in of_halves]
     added = dict(outputs.auxiliary)
     for group, _ in scores:
         if group.group.form.auxiliary:  # such a task is a group by itself
@@ -220,7 +227,7 @@ def contributions(
             sums = task.auxiliary_losses(group.heads(params), inputs, group.row_keys(key))
             added |= {auxiliary_name(name, loss): value for loss, value in sums.items()}
     auxiliary = jnp.stack([added[name] for name in objective.auxiliary]) if objective.auxiliary else jnp.zeros((0,))
-    return _divided(losses, totals.losses), _divided(auxiliary, totals.auxiliary)
+    return losses[0] if halves == 1 else jnp.stack(losses), _divided(auxiliary, totals.auxiliary)
 
 
 def loss_contributions(

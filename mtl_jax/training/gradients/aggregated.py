@@ -26,9 +26,10 @@ from mtl_jax.training.collectives import gather, psum
 from mtl_jax.training.gradients import per_task
 from mtl_jax.training.gradients.base import Balance, DataStep, StepInputs, initial_balance
 from mtl_jax.training.gradients.per_task import EMBEDDING_TABLE, SharedParameters, TaskGradients
+from mtl_jax.training.gradients.stacked import Combined, balance_metrics, half_factors, task_norms, weigh_products
 from mtl_jax.training.loss_weighting import weigh_losses
 from mtl_jax.training.objective import FlatParams
-from mtl_jax.training.parameter_paths import PyTree, with_leaves
+from mtl_jax.training.parameter_paths import with_leaves
 
 
 class _Pass(NamedTuple):
@@ -56,9 +57,7 @@ class AggregatedGradient(NamedTuple):
         return initial_balance(self.loss_weights(), tasks, shared, initial_state(self.aggregation(), tasks, shared))
 
     def update(self, inputs: StepInputs) -> DataStep:
-        """See `base.DataGradient`. metrics: {"balanced": {"weights": [K], of the aggregation; "task_norms": [K], of
-        ∇L_k over what is shared; "cosine": [K, K] between them}}.
-        """
+        """See `base.DataGradient`; metrics: `stacked.balance_metrics`."""
         shared, present = self.shared, inputs.total > 0
         method = self.loss_weights(**inputs.hyper.loss_weights)
         run = _passes(shared, inputs)
@@ -79,9 +78,7 @@ class AggregatedGradient(NamedTuple):
         combined = self._combine(inputs, first, run, products=products, applied=applied, shapes=shapes)
         outside = {path: leaf for path, leaf in combined.gradient.items() if path not in shared.owners}
         gradient = combined.gradient | clipping.scale(outside, self.slices, jnp.append(applied, 1.0))
-        inverse = jnp.where(norms > 0, 1.0 / jnp.where(norms > 0, norms, 1.0), 0.0)
-        cosine = products * inverse[:, None] * inverse[None, :]
-        metrics = {"balanced": {"weights": combined.weights, "task_norms": norms, "cosine": cosine}}
+        metrics = balance_metrics(combined.weights, products, norms)
         balance = weighted.balance._replace(aggregation=combined.state)
         return DataStep(losses, weighted.alpha, weighted.extra, gradient, balance, present, metrics)
 
@@ -94,7 +91,7 @@ class AggregatedGradient(NamedTuple):
         products: jax.Array,
         applied: jax.Array,
         shapes: FlatParams,
-    ) -> _Combined:
+    ) -> Combined:
         """Shared slices by the aggregation of the gradients of α_k·L_k; slices of one task as in the first pass.
 
         Args:
@@ -106,37 +103,28 @@ class AggregatedGradient(NamedTuple):
           shapes: leaves of the shared paths, for their shapes.
         """
         shared, by_task, present = self.shared, first.gradients, inputs.total > 0
-        aggregation, before = self.aggregation(**inputs.hyper.aggregation), inputs.balance.aggregation
-        key = jax.random.fold_in(inputs.key, name_key("aggregation"))
+        aggregation = self.aggregation(**inputs.hyper.aggregation)
         if isinstance(aggregation, Weighting):
-            weighted_products = products * applied[:, None] * applied[None, :]
-            weights, state = aggregation.update(weighted_products, before, key=key, present=present)
-            chex.assert_equal_shape([weights, applied])
+            weights, state = weigh_products(aggregation, inputs, products, applied, present)
             factors = weights * applied
             if shared.twice:
                 gradient = _of_two(shared, self.slices, first, run(factors), applied, shapes)
             else:
                 gradient = first.gradient | per_task.combine_gradients(shared, by_task, factors, applied, shapes)
-            return _Combined(weights, gradient, state)
+            return Combined(weights, gradient, state)
         weights = jnp.full_like(applied, jnp.nan)  # methods that read gradients have none
         updates = {
             path: leaf * applied.reshape(-1, *(1,) * (leaf.ndim - 1))
             for path, leaf in per_task.dense_gradients(shared, by_task, shapes).items()
         }
+        key = jax.random.fold_in(inputs.key, name_key("aggregation"))
+        before = inputs.balance.aggregation
         joined, state = aggregation.update(updates, before, present=present, losses=first.losses, key=key)
         joined = cast(dict[str, jax.Array], joined)
         chex.assert_trees_all_equal_shapes(joined, {path: shapes[path] for path in joined})
         private = per_task.unshared_slices(shared, by_task, applied, shapes)
         gradient = {path: leaf + private[path] for path, leaf in joined.items()}
-        return _Combined(weights, first.gradient | gradient, state)
-
-
-class _Combined(NamedTuple):
-    """weights [K] of the aggregation, gradient {path: leaf}, state of the aggregation."""
-
-    weights: jax.Array
-    gradient: dict[str, jax.Array]
-    state: PyTree
+        return Combined(weights, first.gradient | gradient, state)
 
 
 def _passes(shared: SharedParameters, inputs: StepInputs) -> Callable[[jax.Array], _Pass]:
@@ -179,10 +167,9 @@ def _products(shared: SharedParameters, inputs: StepInputs, by_task: TaskGradien
     """Products [K, K] of the K gradients over the shared parameters, and their norms [K]."""
     products = per_task.gradient_products(shared, by_task)
     if shared.taps.halves == 2:
-        first, second = _half_factors(inputs)
+        first, second = half_factors(inputs)
         products = products * first[:, None] * second[None, :]
-    squares = jnp.maximum(jnp.diagonal(products), 0.0)
-    return products, jnp.where(squares > 0, jnp.sqrt(jnp.where(squares > 0, squares, 1.0)), 0.0)
+    return products, task_norms(products)
 
 
 def _accumulated(micro_pass: Callable[[Batch], _Pass], batch: Batch) -> _Pass:
@@ -232,30 +219,8 @@ def _of_two(
     return gradient
 
 
-def _half_factors(inputs: StepInputs) -> jax.Array:
-    """float32 [2, K]: factors that turn what a half adds to a mean over all rows into the mean over that half."""
-    half = inputs.batch.tokens.shape[2] // 2
-
-    def count_rows(rows: slice) -> jax.Array:
-        def count(micro: Batch) -> jax.Array:
-            labels = jax.tree.map(lambda leaf: leaf[:, rows], micro.labels)
-            return terms.loss_denominators(inputs.objective, micro._replace(labels=labels), inputs.hyper)
-
-        return psum(jax.vmap(count)(inputs.batch).sum(axis=0), inputs.axis)
-
-    counts = jnp.stack([count_rows(slice(None, half)), count_rows(slice(half, None))])
-    return jnp.where(counts > 0, inputs.total[None] / jnp.where(counts > 0, counts, 1.0), 0.0)
-
-
-def batch_refusal(shared: SharedParameters, rows: int, accumulate: int, placement: str) -> str | None:
-    """What is wrong with the batches of a config, as a sentence; None where nothing is."""
-    if shared.taps.halves == 2 and rows % 2:
-        return f"config.data.rows_per_block: {rows} rows cannot be split in two halves, which this aggregation needs"
-    if shared.taps.halves == 2 and shared.level == "representation":
-        return "config.aggregation.level: the halves of a batch have no common representation; take 'parameters'"
-    if shared.gradient_storage == "layers" and (accumulate > 1 or placement == "pmap"):
-        return (
-            "config.aggregation.gradient_storage: 'layers' needs the products of one batch in one program, not sums "
-            "over micro-batches (config.training.grad_accum_steps) or pmap; take 'copies'"
-        )
-    return None
+def batch_refusal(shared: SharedParameters, accumulate: int, placement: str) -> bool:
+    """Whether the products cannot be computed layer by layer: products of one batch in one program are no sums over
+    micro-batches or devices.
+    """
+    return shared.gradient_storage == "layers" and (accumulate > 1 or placement == "pmap")

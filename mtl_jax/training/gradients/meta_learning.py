@@ -3,7 +3,8 @@
 1. The examples of a batch are split by a key of (run, step, data set, record): all examples of a record are on the same
    side, wherever they were packed. A side is a mask on labels: examples in a row do not see each other.
 2. Sequentially, each task of the step takes some steps of gradient descent from Θ, and gives a loss and a gradient.
-3. The gradients are weighted by α and added up; clipping, λ·Ω and the optimizer follow in the step.
+3. The gradients are weighted by α, and added up or combined by an aggregation; clipping, λ·Ω and the optimizer follow
+   in the step.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mtl_jax.balancing.gradient_combination import Aggregation, initial_state
 from mtl_jax.balancing.loss_weights import LossWeights
 from mtl_jax.data.batch import Batch, BatchLayout
 from mtl_jax.models.head_inputs import HeadInputs
@@ -22,8 +24,9 @@ from mtl_jax.models.ownership import name_key
 from mtl_jax.tasks.groups import TaskGroup
 from mtl_jax.training import objective as terms
 from mtl_jax.training.collectives import psum
-from mtl_jax.training.gradients import inner_loop
+from mtl_jax.training.gradients import inner_loop, stacked
 from mtl_jax.training.gradients.base import Balance, DataStep, StepInputs, initial_balance
+from mtl_jax.training.gradients.stacked import SharedSlices
 from mtl_jax.training.group_batch import group_batch
 from mtl_jax.training.loss_weighting import weigh_losses
 from mtl_jax.training.objective import FlatParams, Objective
@@ -138,20 +141,27 @@ def mask_labels(
 
 
 class MetaLearningGradient(NamedTuple):
-    """loss_weights: (**traced options) -> the method; meta: static settings."""
+    """loss_weights, aggregation  (**traced options) -> the method
+    meta    static settings
+    shared  the slices that several losses reach; None where no method reads the gradients of the tasks
+    """
 
     loss_weights: Callable[..., LossWeights]
     meta: MetaSpec
+    aggregation: Callable[..., Aggregation]
+    shared: SharedSlices | None
 
     def init(self, trained: FlatParams, tasks: int) -> Balance:
         """See `base.DataGradient`."""
-        del trained
-        return initial_balance(self.loss_weights(), tasks)
+        if self.shared is None:
+            return initial_balance(self.loss_weights(), tasks)
+        shared = {path: trained[path] for path in self.shared.masks}
+        return initial_balance(self.loss_weights(), tasks, shared, initial_state(self.aggregation(), tasks, shared))
 
     def update(self, inputs: StepInputs) -> DataStep:
         """See `base.DataGradient`. Losses are those of the query after adaptation; for Reptile the mean over the inner
         steps. present: tasks of this step that have query examples. metrics: {"support": [K], loss of the first inner
-        step}.
+        step}; where gradients are compared those of `stacked.balance_metrics`, too.
         """
         meta, count = self.meta, len(inputs.objective.tasks)
         adapted, examples = _adaptation(meta, inputs)
@@ -162,9 +172,11 @@ class MetaLearningGradient(NamedTuple):
         present = (examples > 0) & jnp.zeros((count,), bool).at[chosen].set(True)
 
         def by_task(values):
-            return jnp.zeros((count,), jnp.float32).at[chosen].set(values)
+            return jnp.zeros((count, *values.shape[1:]), jnp.float32).at[chosen].set(values)
 
         method = self.loss_weights(**inputs.hyper.loss_weights)
+        if self.shared is not None:
+            return self._aggregated(inputs, method, self.shared, present, jax.lax.map(adapted, chosen), by_task)
         if method.needs_losses:  # α depends on the losses of all tasks: all gradients are in memory
             results = jax.lax.map(adapted, chosen)
             losses, before = by_task(results.loss), results.loss_before
@@ -182,9 +194,57 @@ class MetaLearningGradient(NamedTuple):
             zero = jax.tree.map(jnp.zeros_like, inputs.trained)
             summed, (values, before) = jax.lax.scan(add, zero, chosen)
             losses = by_task(values)
-        gradient = {path: jnp.zeros_like(g) if path in meta.zeroed else summed[path] for path, g in summed.items()}
         metrics = {"support": by_task(before)}
-        return DataStep(losses, weighted.alpha, weighted.extra, gradient, weighted.balance, present, metrics)
+        return DataStep(
+            losses, weighted.alpha, weighted.extra, self._moving(summed), weighted.balance, present, metrics
+        )
+
+    def _aggregated(
+        self,
+        inputs: StepInputs,
+        method: LossWeights,
+        shared: SharedSlices,
+        present: jax.Array,
+        results: inner_loop.MetaGradient,
+        by_task: Callable[[jax.Array], jax.Array],
+    ) -> DataStep:
+        """The outer gradients of the tasks, combined.
+
+        Args:
+          inputs: of the step.
+          method: the loss weights.
+          shared: the slices that several losses reach.
+          present: bool [K].
+          results: leaves [n, ...] of the tasks of this step.
+          by_task: [n, ...] -> [K, ...], zeros for other tasks.
+        """
+        losses, stacks = by_task(results.loss), self._moving(jax.tree.map(by_task, {**results.fast, **results.slow}))
+        products = stacked.stack_products(shared, stacks)
+        norms = stacked.task_norms(products)
+        gradients = stacked.masked(shared, stacks, 1)
+        weighted = weigh_losses(
+            method, inputs, losses, present, gradient_norms=norms, gram=products, gradients=gradients
+        )
+        combined = stacked.combine_stacks(
+            shared,
+            inputs,
+            self.aggregation(**inputs.hyper.aggregation),
+            stacks,
+            products=products,
+            applied=weighted.applied,
+            losses=losses,
+            present=present,
+        )
+        summed = {path: leaf.sum(axis=0) for path, leaf in stacks.items() if path not in shared.masks}
+        gradient = combined.gradient | stacked.scale_private(shared, summed, weighted.applied)
+        metrics = stacked.balance_metrics(combined.weights, products, norms)
+        metrics["support"] = by_task(results.loss_before)
+        balance = weighted.balance._replace(aggregation=combined.state)
+        return DataStep(losses, weighted.alpha, weighted.extra, gradient, balance, present, metrics)
+
+    def _moving(self, gradient: FlatParams) -> dict[str, jax.Array]:
+        """The gradient, zero for what starts from zero in each step."""
+        return {p: jnp.zeros_like(leaf) if p in self.meta.zeroed else leaf for p, leaf in gradient.items()}
 
 
 def _scaled(result: inner_loop.MetaGradient, alpha: jax.Array) -> dict[str, jax.Array]:

@@ -266,10 +266,6 @@ def test_loss_weights_see_the_gradients(tiny, differs):
             "config.aggregation.gradient_storage",
         ),
         ({"aggregation__method": "graddrop", "aggregation__smoothing": 0.5}, "config.aggregation.smoothing"),
-        (
-            {"aggregation__gradient_storage": "layers", "training__grad_accum_steps": 2},
-            "config.aggregation.gradient_storage",
-        ),
         ({"aggregation__method": "modo", "data__rows_per_block": 5}, "two halves"),
         (
             {"aggregation__method": "aligned_mtl", "aggregation__options": {"preference": (1.0, 2.0)}},

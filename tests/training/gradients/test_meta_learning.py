@@ -9,6 +9,7 @@ import pytest
 from train_steps import DESCENT, RATE, batch_of, gradient_of_step, placed, step_of
 
 from mtl_jax import checks
+from mtl_jax.balancing import WEIGHTINGS
 from mtl_jax.config import default
 from mtl_jax.errors import UserError
 from mtl_jax.evaluation.scores import placement_from_config, restore_params
@@ -50,7 +51,13 @@ def sides(experiment, bounds):
 
 
 def by_hand(experiment, support, query, first_order=False):
-    """Σ_k ∇L_k(Θ'_k) by plain autodiff over whole passes of the network, a task at a time."""
+    """The K losses and Σ_k ∇L_k(Θ'_k)."""
+    losses, gradients = each_by_hand(experiment, support, query, first_order)
+    return losses, jax.tree.map(lambda *g: sum(g), *gradients)
+
+
+def each_by_hand(experiment, support, query, first_order=False):
+    """The K losses and ∇L_k(Θ'_k) by plain autodiff over whole passes of the network, a task at a time."""
     objective, state = experiment.spec.objective, experiment.init(0)
     trained = {path: leaf for path, leaf in flatten(state.params).items() if path in experiment.spec.multipliers}
     adapts = experiment.spec.data_gradient.meta.adapts
@@ -71,7 +78,7 @@ def by_hand(experiment, support, query, first_order=False):
     @jax.jit
     def total(trained):
         actual = [jax.value_and_grad(after)(trained, k) for k in range(len(objective.tasks))]
-        return jnp.stack([value for value, _ in actual]), jax.tree.map(lambda *g: sum(g), *[g for _, g in actual])
+        return jnp.stack([value for value, _ in actual]), [gradient for _, gradient in actual]
 
     return jax.device_get(total(trained))
 
@@ -114,6 +121,30 @@ def test_each_task_by_itself(tiny, case, differs):
         path = "heads/color/output/kernel"
         wanted, actual = {path: wanted[path] * metrics["alpha"][0]}, {path: actual[path]}
     compare(differs, f"meta-gradients, {case}, relative", actual, wanted)
+
+
+@pytest.mark.parametrize("case", ["first order, with a CRF", "mixed columns"])
+def test_outer_gradients_are_aggregated(tiny, case, differs):
+    """CAGrad's weights of the products of the tasks' gradients after adaptation."""
+    experiment = build(config_of(tiny, **CASES[case], aggregation__method="cagrad"))
+    support, query = sides(experiment, [(0.0, 0.5), (0.5, 1.0)])
+    _, gradients = each_by_hand(experiment, support, query, experiment.spec.data_gradient.meta.method == "fomaml")
+    actual, metrics = gradient_of_step(experiment)
+    masks, weights = experiment.spec.data_gradient.shared.masks, metrics["balanced"]["weights"]
+    assert any(path.startswith("embed/") and mask.all() for path, mask in masks.items())
+    shared = np.stack([np.concatenate([np.ravel(g[path]) for path in masks], dtype=np.float64) for g in gradients])
+    gram = shared @ shared.T
+    products = metrics["balanced"]["cosine"] * np.outer(*[metrics["balanced"]["task_norms"]] * 2)
+    differs("products after adaptation, relative", products / gram.max(), gram / gram.max(), 2e-5)
+    by_hand_weights = WEIGHTINGS["cagrad"]().update(
+        jnp.asarray(gram, jnp.float32), (), key=None, present=jnp.ones(len(gram), bool)
+    )[0]
+    differs("weights of the outer gradients", weights, by_hand_weights, 1e-4)
+    wanted = {
+        path: sum(g[path] * (w if path in masks else 1.0) for g, w in zip(gradients, weights, strict=True))
+        for path in actual
+    }
+    compare(differs, f"aggregated meta-gradients, {case}, relative", actual, wanted)
 
 
 def test_reptile_against_descent_by_hand(tiny, differs):
@@ -278,7 +309,10 @@ def test_a_run_that_goes_on_ends_bitwise_as_the_one_that_was_not_cut(tiny, tmp_p
             "config.meta.inner_params: reptile updates only",
         ),
         ({"meta__method": "reptile", "meta__inner_steps": 0}, "config.meta.inner_steps: reptile learns"),
-        ({"aggregation__method": "pcgrad"}, "config.aggregation.method: 'pcgrad' combines gradients of one pass"),
+        (
+            {"aggregation__method": "pcgrad", "aggregation__level": "representation"},
+            "config.aggregation.level: 'representation', but with config.meta.method = 'maml' after adaptation",
+        ),
     ],
 )
 def test_configs_are_checked(tiny, changes, message):
@@ -301,6 +335,7 @@ def test_configs_are_checked(tiny, changes, message):
             "config.meta.method: 'maml' adapts to the losses of tasks, without adversarial",
         ),
         ({"loss_weights__method": "famo"}, "config.loss_weights.method: 'famo' needs more than losses"),
+        ({"aggregation__method": "modo"}, "config.aggregation.method: 'modo' compares the halves of a batch"),
     ],
 )
 def test_what_does_not_fit_the_model_is_said(tiny, changes, message):
