@@ -5,6 +5,7 @@
     python -m mtl_jax data show reviews configs/mine.py    the same of a data set of a config
     python -m mtl_jax data fetch configs/glue.py           all data and weights that a config reads
     python -m mtl_jax data fetch snips                     one known data set
+    python -m mtl_jax data clean --days=30                 remove prepared data that no run has read for 30 days
 
 Each command imports what it needs.
 """
@@ -33,6 +34,8 @@ def run(arguments: Sequence[str]) -> None:
     show.add_argument("config", nargs="?", default="", help="as --config takes it")
     fetch = commands.add_parser("fetch", help="download and verify")
     fetch.add_argument("source", nargs="+", help="a config as --config takes it, or a known data set")
+    clean = commands.add_parser("clean", help="remove prepared data that is not in use")
+    clean.add_argument("--days", type=float, default=30, help="without a run that read it; 0 = all")
     options = parser.parse_args(arguments)
     if options.command == "list":
         from mtl_jax.runs import data_cards
@@ -42,6 +45,10 @@ def run(arguments: Sequence[str]) -> None:
         from mtl_jax.runs import data_cards
 
         data_cards.show(options.name, options.config)
+    elif options.command == "clean":
+        from mtl_jax.runs import data_clean
+
+        data_clean.clean(options.days)
     else:
         from mtl_jax.runs import data_fetch
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -96,7 +97,14 @@ def _read(path: pathlib.Path) -> dict[str, np.ndarray] | None:
     if str(arrays.pop(_SEAL, "")) != checksum(arrays):
         logging.getLogger(__name__).warning("damaged cache file %s (wrong hash): made again", path)
         return None
+    mark_read(path)
     return arrays
+
+
+def mark_read(path: pathlib.Path) -> None:
+    """Sets the time of a file to now, by which `cache_cleaning` knows what is in use."""
+    with contextlib.suppress(OSError):  # a cache that is read only has no cleaning either
+        os.utime(path)
 
 
 def _write(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:

@@ -125,6 +125,7 @@ def exists(job: Job) -> bool:
 def open_arrays(folder: pathlib.Path) -> Arrays:
     """The arrays of a complete folder, mapped read-only; a worker opens them by the folder's name."""
     manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
+    array_cache.mark_read(folder / _MANIFEST)
     arrays = {}
     for name, entry in manifest["arrays"].items():
         dtype, shape = np.dtype(entry["dtype"]), tuple(entry["shape"])
