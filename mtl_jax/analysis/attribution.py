@@ -24,7 +24,7 @@ from mtl_jax.evaluation import inference, input_files
 from mtl_jax.evaluation.input_records import ReadRecords
 from mtl_jax.experiment.assemble import Experiment
 from mtl_jax.models.encoder_parts import encoder_parts
-from mtl_jax.models.ownership import adapter_path, layer_paths, mixer_path
+from mtl_jax.models.ownership import adapter_path, layer_paths, mixer_path, shared_adapter_path
 from mtl_jax.runtime import distributed
 from mtl_jax.runtime.progress import progress_bar
 from mtl_jax.tasks import TASK_KINDS
@@ -244,7 +244,8 @@ def _layers_by_task(experiment: Experiment) -> list[list[str]]:
     for k, task in enumerate(tasks):
         row, count = [task], layers.index(depths.get(task, layers[-1])) + 1
         below, modules = layers[:count], experiment.model.layers[: count - 1]
-        read = {*below, *map(adapter_path, below), *(name for module in modules for name in encoder_parts(module))}
+        read = {*below, *map(adapter_path, below), *map(shared_adapter_path, below)}
+        read |= {*(name for module in modules for name in encoder_parts(module))}
         if task not in depths:
             read |= set(map(mixer_path, below))
         for path, owner in experiment.owners.items():

@@ -259,6 +259,11 @@ RULES = (
         "the option gate = 'dselect_k'",
     ),
     Rule(
+        ("sharing.adapter_owner", "sharing.adapter_groups"),
+        lambda c, _: bool(c.sharing.adapter) and len(c.tasks) > 1,
+        "config.sharing.adapter, and several tasks to own it",
+    ),
+    Rule(
         ("sharing.tied",),
         lambda c, _: _has_columns(c) or bool(c.sharing.adapter or c.sharing.mixer),
         _COLUMNS + ", or adapters",

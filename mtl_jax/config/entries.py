@@ -150,8 +150,8 @@ class Sweep(Protocol):
     """Values of one hyperparameter that the compiled step takes as an argument.
 
     These are penalties.*.strength, penalties.*.by_layer.*, tasks.*.weight, distillation.*.weight,
-    optimizer.learning_rate, optimizer.weight_decay, model.dropout, model.attention_dropout and the numbers in
-    loss_weights.options and aggregation.options.
+    optimizer.learning_rate, optimizer.weight_decay, model.dropout, model.attention_dropout,
+    sharing.adapter_options.dropout, and the numbers in loss_weights.options and aggregation.options.
     """
 
     # The hyperparameter, e.g. "penalties.l2.strength"; "*" stands for any one name: "tasks.*.weight" sets all of them

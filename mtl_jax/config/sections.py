@@ -148,10 +148,16 @@ class Sharing(Protocol):
     mixer_options: Mapping[str, Any]
     # Layers that a mixer follows; (): the mixer's default, each layer with columns or the top one.
     mixer_layers: tuple[str, ...] = ()
-    # One for each task in layers, shared or not: a name in mtl_jax.models.adapters.ADAPTERS; "": none.
+    # In layers, shared or not: a name in mtl_jax.models.adapters.ADAPTERS; "": none.
     adapter: str = ""
     # Options of the adapter, e.g. {"rank": 4}.
     adapter_options: Mapping[str, Any]
+    # Whose the adapters are: one for each task ("none") | one for "all" | up to a layer, e.g. "layer_03", one for all,
+    # above it one for each. What a kind shares between its owners is shared by all whoever they are. On experts: one
+    # for each expert, or for "all".
+    adapter_owner: str = "none"
+    # Layer -> tuple of tuples of task names that share an adapter, as in task_groups.
+    adapter_groups: Mapping[str, Any]
     # Layers that have it; (): all above the embeddings.
     adapter_layers: tuple[str, ...] = ()
     # How heads read the layers: a name in mtl_jax.models.readouts.READOUTS. "top": the top layer.

@@ -122,6 +122,7 @@ def assemble(
         penalties,
         dropout=config.model.dropout > 0,
         attention_dropout=config.model.attention_dropout > 0,
+        adapter_dropout=config.sharing.adapter_options.get("dropout", 0.0) > 0,
         auxiliary=tuple(auxiliary),
         teaching=teaching,
         groups=groups,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
@@ -41,8 +42,8 @@ def build_sharing(
     sharing, names = config.sharing, layout.tasks
     owners, mixers = _with_mixers(sharing, dict(owners), layout)
     layers = tuple(path for path in owners if not path.startswith("mixer_"))
-    adapters = _adapters(sharing, owners, layers)
-    owners |= {ownership.adapter_path(path): tuple(range(len(names))) for path in adapters}
+    adapters = _adapters(sharing, owners, layers, len(names))
+    owners |= _adapter_owners(sharing, owners, adapters, names, tuple(config.tasks))
     readout = _construct("readout_options", lambda: READOUTS[sharing.readout](**sharing.readout_options.to_dict()))
     head_layers = _head_layers(sharing, names, tuple(config.tasks), layers)
     cascades = {task: tuple(sources) for task, sources in sharing.cascades.items() if sources}
@@ -95,10 +96,18 @@ def _with_mixers(
     return owners, dict.fromkeys(gates, mixer)
 
 
-def _adapters(sharing: Sharing, owners: Owners, layers: tuple[str, ...]) -> dict[str, Adapter]:
+def make_adapter(sharing: Sharing, tasks: int) -> Adapter:
+    """The adapter of a config, for so many tasks."""
+    kind, options = ADAPTERS[sharing.adapter], sharing.adapter_options.to_dict()
+    if "tasks" in inspect.signature(kind).parameters:
+        options = {"tasks": tasks, **options}
+    return _construct("adapter_options", lambda: kind(**options))
+
+
+def _adapters(sharing: Sharing, owners: Owners, layers: tuple[str, ...], tasks: int) -> dict[str, Adapter]:
     if not sharing.adapter:
         return {}
-    adapter = _construct("adapter_options", lambda: ADAPTERS[sharing.adapter](**sharing.adapter_options.to_dict()))
+    adapter = make_adapter(sharing, tasks)
     chosen = tuple(sharing.adapter_layers) or tuple(path for path in layers if path != "embed")
     if not chosen:
         raise UserError(
@@ -108,12 +117,31 @@ def _adapters(sharing: Sharing, owners: Owners, layers: tuple[str, ...]) -> dict
     for path in chosen:
         if path not in layers or path == "embed":
             raise UserError(f"config.sharing.adapter_layers: {path!r} is none of the layers {', '.join(layers[1:])}")
-        if isinstance(owners[path], ExpertColumns):
-            raise UserError(
-                f"config.sharing.adapter: {path!r} are experts ({sharing.mixer!r}), which belong to no task; adapt "
-                "layers of the trunk alone (config.sharing.adapter_layers)"
-            )
     return dict.fromkeys((path for path in layers if path in chosen), adapter)
+
+
+def _adapter_owners(
+    sharing: Sharing,
+    owners: Owners,
+    adapters: Mapping[str, Adapter],
+    names: Sequence[str],
+    all_tasks: Sequence[str],
+) -> dict[str, Owner]:
+    """The owners of adapters, and of what all owners of one have in common, by path. On experts, experts own them."""
+    everyone = (0,) * len(names)
+    count = sum(path.startswith("layer_") for path in owners)
+    fields = ("adapter_owner", "adapter_groups")
+    of_tasks = ownership.assign_owners(
+        names, count, sharing.adapter_owner, sharing.adapter_groups.to_dict(), all_tasks, fields
+    )
+    result: dict[str, Owner] = {}
+    for path, adapter in adapters.items():
+        for_all = of_tasks[path] == everyone and (len(names) > 1 or sharing.adapter_owner != "none")
+        by_experts = isinstance(owners[path], ExpertColumns) and not for_all
+        result[ownership.adapter_path(path)] = owners[path] if by_experts else of_tasks[path]
+        if adapter.init_shared:
+            result[ownership.shared_adapter_path(path)] = everyone
+    return result
 
 
 def _head_layers(

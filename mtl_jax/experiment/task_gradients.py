@@ -12,7 +12,7 @@ from mtl_jax.balancing.weightings import Weighting
 from mtl_jax.config.sections import Config
 from mtl_jax.data.batch import BatchLayout
 from mtl_jax.errors import UserError
-from mtl_jax.models.adapters import ADAPTERS
+from mtl_jax.experiment.sharing import make_adapter
 from mtl_jax.models.ownership import Owners, SliceOwners, adapter_path, owner_count
 from mtl_jax.models.readouts import READOUTS
 from mtl_jax.training.gradients import aggregated, per_task
@@ -86,7 +86,7 @@ def make_task_gradients(
     _check_batches(config, halves)
     if entry.level == "representation":
         _check_representation(config)
-    joined = joined_by(config, objective)
+    joined = joined_by(config, objective, parameters.owners)
     if entry.jacobian == "taps" and joined:
         raise UserError(
             f"config.aggregation.jacobian: 'taps' splits the gradient of each weight by task, but {joined} gives a "
@@ -138,14 +138,14 @@ def _who(config: Config, methods: Methods) -> str:
     return f"config.aggregation.method: {entry.method!r}{' with smoothing' * (entry.smoothing > 0)}"
 
 
-def joined_by(config: Config, objective: Objective) -> str:
+def joined_by(config: Config, objective: Objective, owners: Owners) -> str:
     """What in the config makes the loss of a task reach shared parameters in several ways, "" where nothing does."""
     sharing = config.sharing
-    adapter = ADAPTERS[sharing.adapter](**sharing.adapter_options) if sharing.adapter else None
+    adapter = make_adapter(sharing, len(objective.tasks)) if sharing.adapter else None
     for field, joins in (
         ("mixer", sharing.mixer),
         ("cascades", sharing.cascades),
-        ("adapter", adapter is not None and adapter.bind is not None),  # parameters of a layer that tasks share
+        ("adapter", adapter is not None and (adapter.bind is not None or _shares_adapters(owners))),
     ):
         if joins:
             return f"config.sharing.{field}"
@@ -153,6 +153,11 @@ def joined_by(config: Config, objective: Objective) -> str:
         return f"the auxiliary loss {objective.auxiliary[0]!r}"
     tied = [name for name, task in objective.tasks.items() if task.tied]
     return f"config.tasks.{tied[0]}.options.tied" if tied else ""
+
+
+def _shares_adapters(owners: Owners) -> bool:
+    """Whether several tasks have parameters of adapters in common, of which there are no taps."""
+    return any(path.startswith("adapter_") and owner_count(owner) < len(owner) for path, owner in owners.items())
 
 
 def _shared_batch(config: Config, objective: Objective) -> bool:

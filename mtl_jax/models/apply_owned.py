@@ -126,7 +126,7 @@ def _vmap(function, params, inputs, noise):
 
 def noise_axes(noise: Noise | None) -> Noise | None:
     """The axes of `vmap` for noise: keys differ, the rates are those of all."""
-    return None if noise is None else Noise(0, None, None)
+    return None if noise is None else Noise(0, None, None, None)
 
 
 def _map(function, params, inputs, noise):

@@ -22,11 +22,13 @@ class Noise(NamedTuple):
     rate            float32 scalar, may be traced: probability of dropping a feature. None drops none
     attention_rate  float32 scalar, may be traced: probability of dropping an attention weight. None leaves the
                     attention weights alone and saves their H·T·T random numbers a row
+    adapter_rate    float32 scalar, may be traced: probability of dropping an input of an adapter's factors
     """
 
     keys: jax.Array
     rate: jax.Array | None
     attention_rate: jax.Array | None = None
+    adapter_rate: jax.Array | None = None
 
     def drop(self, salt: int, x: jax.Array) -> jax.Array:
         """`dropout` of x [R, ...]."""

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mtl_jax.data.batch import Batch, BatchLayout
+from mtl_jax.models.adapters.base import joined
 from mtl_jax.models.apply_owned import COLUMN_EXECUTIONS, OwnedParams, apply_owned, layer_function
 from mtl_jax.models.dropout import Noise
 from mtl_jax.models.encoder_parts import encoder_parts, tapped_parts
@@ -21,7 +22,14 @@ from mtl_jax.models.expert_streams import ExpertStreams
 from mtl_jax.models.gradient_taps import TappedLayer, TappedStreams, Taps, TapSpec, apply_tapped_layer
 from mtl_jax.models.head_inputs import HeadInputs
 from mtl_jax.models.network_spec import DropoutRates, NetworkSpec
-from mtl_jax.models.ownership import ExpertColumns, adapter_path, mixer_path, name_key, owner_count
+from mtl_jax.models.ownership import (
+    ExpertColumns,
+    adapter_path,
+    mixer_path,
+    name_key,
+    owner_count,
+    shared_adapter_path,
+)
 from mtl_jax.models.readouts import Readout
 from mtl_jax.models.static_gather import inverse, take
 from mtl_jax.models.task_streams import Owners, Streams, owner_salts
@@ -144,7 +152,7 @@ class ForwardPass:
         else:
             inputs = (streams.inputs, take(batch.segment, streams.blocks))
             self.hidden = self._apply(path, streams.owners, inputs, noise, np.arange(len(streams.blocks)))
-        self._adapt_output(path)
+        self._adapt_output(path, streams.owners)
 
     def _layer_streams(self, path: str) -> LayerStreams:
         """The streams that pass through a layer; streams with different owners become separate first."""
@@ -156,7 +164,7 @@ class ForwardPass:
         if self.joint is not None:
             self.joint.enter_layer(owner)
         if path in self.static.sharing.adapters and self.static.sharing.adapters[path].bind:
-            self.streams.separate_all()
+            self._enter_adapter(path)
         first = self.streams.first
         salts = self.streams.values(owner_salts(owner, self.static.layout)[list(owner)], self.batch, first)
         inputs = None if path == "embed" else take(self.hidden, below[first])
@@ -196,14 +204,15 @@ class ForwardPass:
         plain, names = layer_function(module, static.remat_policy), encoder_parts(module)
         parts = [OwnedParams(params[static.weight_paths[path]], owners)]
         parts += [OwnedParams(params[name], self._part_owners(name, path, owners)) for name in names]
-        if adapter and adapter.bind:
-            parts.append(OwnedParams(params[adapter_path(path)], self._adapter_owners(path).take(members)))
+        adapted = self._adapter_parts(path, owners, members) if adapter and adapter.bind else []
 
-        def function(parts, *inputs):
-            layer = adapter.bind(parts[-1], parts[0], module) if adapter and adapter.bind else parts[0]
-            return plain({**layer, **dict(zip(names, parts[1 : 1 + len(names)], strict=True))}, *inputs)
+        def function(parts, inputs, noise):
+            layer, own = parts[0], parts[1 + len(names) :]
+            if own:
+                layer = adapter.bind(joined(*own), layer, module, noise)
+            return plain({**layer, **dict(zip(names, parts[1 : 1 + len(names)], strict=True))}, inputs, noise)
 
-        return apply_owned(function, parts, inputs, noise, COLUMN_EXECUTIONS[static.column_execution])
+        return apply_owned(function, [*parts, *adapted], inputs, noise, COLUMN_EXECUTIONS[static.column_execution])
 
     def _part_owners(self, name: str, path: str, owners: Owners) -> Owners:
         """The owner of each stream of the layer `path` in a part of the encoder as a whole."""
@@ -214,20 +223,38 @@ class ForwardPass:
             return Owners(*[np.zeros(len(owners.known), np.int32)] * 2)
         return self.streams.owners(owner, self.batch)
 
-    def _adapter_owners(self, path: str) -> Owners:
-        return self.streams.owners(self.static.owners[adapter_path(path)], self.batch)
+    def _adapter_parts(self, path: str, layer: Owners, members: np.ndarray) -> list[OwnedParams]:
+        """The parameters of the adapters on a layer, own and shared, for the streams `members`, whose owners of the
+        layer are `layer`.
+        """
+        owner, none = self.static.owners[adapter_path(path)], Owners(*[np.zeros(len(members), np.int32)] * 2)
+        if owner == self.static.owners[path]:
+            owners = layer
+        elif owner_count(owner) == 1:
+            owners = none
+        else:
+            owners = self.streams.owners(owner, self.batch).take(members)
+        own = OwnedParams(self.params[adapter_path(path)], owners)
+        return [own, OwnedParams(self.params.get(shared_adapter_path(path), {}), none)]
 
-    def _adapt_output(self, path: str) -> None:
-        """Applies adapters after a layer: from there on every task has a separate stream."""
+    def _enter_adapter(self, path: str) -> None:
+        """Streams whose adapters have different owners become separate."""
+        owner = self.static.owners[adapter_path(path)]
+        self.streams.enter_layer(owner)
+        if self.joint is not None:
+            self.joint.enter_layer(owner)
+
+    def _adapt_output(self, path: str, layer: Owners) -> None:
+        """Applies adapters after a layer, whose streams have the owners `layer`."""
         adapter = self.static.sharing.adapters.get(path)
         if not (adapter and adapter.after):
             return
-        self._regroup(self.streams.separate_all)
-        if self.joint is not None:
-            self.joint.separate_all()
+        if not isinstance(self.static.owners[path], ExpertColumns):
+            self._regroup(lambda: self._enter_adapter(path))
+            layer = self.streams.owners(self.static.owners[path], self.batch)
         self.hidden = apply_owned(
-            lambda parts, inputs, noise: adapter.after(parts[0], inputs),
-            [OwnedParams(self.params[adapter_path(path)], self._adapter_owners(path))],
+            lambda parts, inputs, noise: adapter.after(joined(*parts), inputs),
+            self._adapter_parts(path, layer, np.arange(len(self.hidden))),
             self.hidden,
             None,
             COLUMN_EXECUTIONS[self.static.column_execution],
@@ -237,7 +264,7 @@ class ForwardPass:
         fold = jax.vmap(jax.vmap(jax.random.fold_in, (0, None)), (0, None))
         keys = fold(take(self.row_keys, streams.blocks), name_key(path))
         fold_salts = jax.vmap(jax.vmap(jax.random.fold_in, (0, None)))
-        return Noise(fold_salts(keys, jnp.asarray(streams.salts)), self.dropout.rate, self.dropout.attention_rate)
+        return Noise(fold_salts(keys, jnp.asarray(streams.salts)), *self.dropout)
 
     def _regroup(self, change: Callable[[], None]) -> None:
         """Changes which slots are one stream, and assigns the features to the new streams."""

@@ -18,13 +18,24 @@ from flax.traverse_util import flatten_dict
 
 from mtl_jax.data.batch import Batch, BatchLayout
 from mtl_jax.errors import UserError
+from mtl_jax.models.adapters.base import LayerPlace
 from mtl_jax.models.encoder_parts import encoder_parts, weight_paths
 from mtl_jax.models.forward_pass import ForwardPass, PassOptions
 from mtl_jax.models.gradient_taps import Taps, TapSpec
 from mtl_jax.models.head_inputs import HeadInputs
 from mtl_jax.models.mixers.base import MixerPlace
 from mtl_jax.models.network_spec import DropoutRates, NetworkSpec, SharingSpec
-from mtl_jax.models.ownership import ExpertColumns, Owner, adapter_path, layer_paths, mixer_path, name_key, owner_count
+from mtl_jax.models.ownership import (
+    ExpertColumns,
+    Owner,
+    adapter_path,
+    layer_paths,
+    mixer_path,
+    name_key,
+    owner_count,
+    owner_names,
+    shared_adapter_path,
+)
 from mtl_jax.models.reach import Readers, reach
 from mtl_jax.models.task_streams import owner_salts, stream_entries
 
@@ -150,7 +161,7 @@ class _Functions:
                 params[mixer_path(path)] = self._init_mixer(key, path, expert_inputs or self.widths[path])
                 expert_inputs = None
             if path in sharing.adapters:
-                params[adapter_path(path)] = self._init_adapter(key, path, params[weights[path]])
+                params |= self._init_adapter(key, path, params[weights[path]])
             below = self.widths[path]
         return params
 
@@ -161,13 +172,19 @@ class _Functions:
         params = mixers[path].init(jax.random.fold_in(key, name_key(mixer_path(path))), place)
         return jax.tree.map(lambda leaf: leaf[None], params)
 
-    def _init_adapter(self, key: jax.Array, path: str, layer: Params) -> Params:
-        """Parameters of the adapters on a layer, leaves [K, ...]; `layer` has leaves [O, ...]."""
-        key, layer = jax.random.fold_in(key, name_key(adapter_path(path))), jax.tree.map(lambda leaf: leaf[0], layer)
-        adapter, width = self.spec.sharing.adapters[path], self.widths[path]
-        names = np.asarray([name_key(task) for task in self.spec.layout.tasks], np.uint32)
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, names)
-        return jax.lax.map(lambda key: adapter.init(key, layer, width), keys)
+    def _init_adapter(self, key: jax.Array, path: str, layer: Params) -> dict[str, Params]:
+        """Parameters of the adapters on a layer by path, leaves [O, ...]; `layer` has leaves [O', ...]."""
+        own, shared = adapter_path(path), shared_adapter_path(path)
+        adapter, layer = self.spec.sharing.adapters[path], jax.tree.map(lambda leaf: leaf[0], layer)
+        place = LayerPlace(layer, self.widths[path], self.spec.modules[path])
+        names = owner_names(self.spec.owners[own], self.spec.layout.tasks)
+        salts = np.asarray([name_key(name) for name in names], np.uint32)
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.fold_in(key, name_key(own)), salts)
+        params = {own: jax.lax.map(lambda key: adapter.init(key, place), keys)}
+        if adapter.init_shared:
+            drawn = adapter.init_shared(jax.random.fold_in(key, name_key(shared)), place)
+            params[shared] = jax.tree.map(lambda leaf: leaf[None], drawn)
+        return params
 
     def init_head(self, task: str, key: jax.Array) -> Params:
         sharing = self.spec.sharing

@@ -20,13 +20,14 @@ class DropoutRates(NamedTuple):
 
     rate: jax.Array | None
     attention_rate: jax.Array | None
+    adapter_rate: jax.Array | None = None
 
 
 class SharingSpec(NamedTuple):
     """What stands between the layers and the tasks in addition to owners. By default heads read the top layer.
 
     mixers              path of a layer -> the mixer of its columns
-    adapters            path of a layer -> the adapter on it; each task has its own parameters
+    adapters            path of a layer -> the adapter on it
     readout             how a head reads the layers
     head_layers         task -> path of the topmost layer that its head reads; other heads read the top
     cascades            task -> tasks whose label distributions are added to its features, after the layer that the

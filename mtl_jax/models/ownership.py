@@ -40,8 +40,13 @@ def mixer_path(path: str) -> str:
 
 
 def adapter_path(path: str) -> str:
-    """Path of the tasks' adapters on a layer: `adapter_03` on `layer_03`."""
+    """Path of the adapters on a layer: `adapter_03` on `layer_03`."""
     return f"adapter_{path.removeprefix('layer_')}"
+
+
+def shared_adapter_path(path: str) -> str:
+    """Path of what the owners of the adapters on a layer have in common: `adapter_shared_03` on `layer_03`."""
+    return f"adapter_shared_{path.removeprefix('layer_')}"
 
 
 def layer_paths(layers: int) -> tuple[str, ...]:
@@ -55,6 +60,7 @@ def assign_owners(
     trunk: str = "all",
     groups: Mapping[str, Sequence[Sequence[str]]] | None = None,
     known_tasks: Sequence[str] | None = None,
+    fields: tuple[str, str] = ("trunk", "task_groups"),
 ) -> dict[str, tuple[int, ...]]:
     """The owner of every layer for every task.
 
@@ -64,6 +70,7 @@ def assign_owners(
       trunk: last layer shared by all: "all", "none", "embed" or "layer_XX".
       groups: layer -> partition of the tasks, from this layer up to the next one named. Takes precedence over `trunk`.
       known_tasks: names that groups may contain in addition to `tasks` (tasks of the config that are not trained).
+      fields: of `config.sharing` that have `trunk` and `groups`, for errors.
 
     Returns:
       path -> int tuple of length K.
@@ -73,18 +80,21 @@ def assign_owners(
     """
     every = layer_paths(layers)
     if trunk not in ("all", "none", *every):
-        raise UserError(f"config.sharing.trunk: {trunk!r} is none of 'all', 'none', {', '.join(map(repr, every))}")
+        raise UserError(
+            f"config.sharing.{fields[0]}: {trunk!r} is none of 'all', 'none', {', '.join(map(repr, every))}"
+        )
     groups = dict(groups or {})
     for path in groups:
         if path not in every:
             raise UserError(
-                f"config.sharing.task_groups: there is no layer {path!r}; the layers are {', '.join(every)}"
+                f"config.sharing.{fields[1]}: there is no layer {path!r}; the layers are {', '.join(every)}"
             )
     shared_until = {"all": len(every), "none": 0}.get(trunk, every.index(trunk) + 1 if trunk in every else 0)
     owners, partition = {}, None
     for number, path in enumerate(every):
         if path in groups:
-            partition = _partition(path, groups[path], tasks, known_tasks or tasks)
+            where = f"config.sharing.{fields[1]}.{path}"
+            partition = _partition(where, groups[path], tasks, known_tasks or tasks)
         if partition is not None:
             owners[path] = partition
         else:
@@ -199,8 +209,7 @@ def _require_known(owners: Owners, chosen: Sequence[str]) -> None:
             )
 
 
-def _partition(path, groups, tasks, known_tasks):
-    where = f"config.sharing.task_groups.{path}"
+def _partition(where, groups, tasks, known_tasks):
     group_of: dict[str, int] = {}
     for number, group in enumerate(groups):
         if isinstance(group, str):
@@ -230,6 +239,16 @@ def sole_tasks(owner: Owner) -> tuple[int | None, ...]:
     for task, o in enumerate(owner):
         served[o].append(task)
     return tuple(tasks[0] if len(tasks) == 1 else None for tasks in served)
+
+
+def owner_names(owner: Owner, tasks: Sequence[str]) -> tuple[str, ...]:
+    """A name for each of the O owners: that of its task, or of its tasks one after another."""
+    if isinstance(owner, ExpertColumns):
+        return owner.names
+    return tuple(
+        "+".join(task for task, o in zip(tasks, owner, strict=True) if o == number)
+        for number in range(owner_count(owner))
+    )
 
 
 def name_key(name: str) -> int:

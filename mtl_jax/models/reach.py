@@ -6,11 +6,10 @@ the head of a task whose labels are fed to another. The rule is conservative: wh
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 
 from mtl_jax.models.network_spec import SharingSpec
-from mtl_jax.models.ownership import ExpertColumns, Owner, adapter_path, mixer_path, owner_count
+from mtl_jax.models.ownership import ExpertColumns, Owner, adapter_path, mixer_path, owner_count, shared_adapter_path
 
 Readers = tuple[frozenset[int], ...]  # for each slice of a leaf the tasks whose losses depend on it
 HEADS = "heads"
@@ -52,9 +51,9 @@ def reach(
             depends = [every] * len(tasks)
         below_mixer |= mixer is not None
         add(weights.get(path, path), _of_owner(owners[path], depends, every))
-        for other in owners:
-            if re.match(rf"{adapter_path(path)}(?!\d)", other):
-                add(other, _of_owner(owners[other], depends, every))
+        for adapter in (adapter_path(path), shared_adapter_path(path)):
+            if adapter in owners:
+                add(adapter, _of_owner(owners[adapter], depends, every))
     for path, owner in owners.items():
         if path not in result and weights.get(path, path) == path:
             add(path, _of_owner(owner, depends, every))

@@ -13,7 +13,7 @@ class Hyperparameters(NamedTuple):
     """Hyperparameters as arguments of the step: float32 that may be traced, so that one program serves all;
     scalars but for `alpha`.
 
-    learning_rate, weight_decay, dropout, attention_dropout   scalars
+    learning_rate, weight_decay, dropout, attention_dropout, adapter_dropout   scalars
     alpha         float32 [K], α_k
     strength      {penalty: λ}
     by_layer      {penalty: {layer: factor on λ}}
@@ -30,6 +30,7 @@ class Hyperparameters(NamedTuple):
     weight_decay: jax.Array
     dropout: jax.Array
     attention_dropout: jax.Array
+    adapter_dropout: jax.Array
     alpha: jax.Array
     strength: Mapping[str, jax.Array]
     by_layer: Mapping[str, Mapping[str, jax.Array]]
@@ -53,6 +54,7 @@ def hyperparameters_from_config(config, tasks: tuple[str, ...], auxiliary: Mappi
         weight_decay=scalar(config.optimizer.weight_decay),
         dropout=scalar(config.model.dropout),
         attention_dropout=scalar(config.model.attention_dropout),
+        adapter_dropout=scalar(config.sharing.adapter_options.get("dropout", 0.0)),
         alpha=jnp.asarray([config.tasks[name].weight for name in tasks], jnp.float32),
         strength={name: scalar(penalty.strength) for name, penalty in config.penalties.items()},
         by_layer={

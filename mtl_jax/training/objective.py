@@ -34,7 +34,7 @@ class Objective(NamedTuple):
     tasks    {task: Task}, in the order of the K axis
     network  the shared and private layers
     penalties  {name: Penalty}
-    dropout, attention_dropout   whether there is any; the rates are in `Hyperparameters`
+    dropout, attention_dropout, adapter_dropout   whether there is any; the rates are in `Hyperparameters`
     auxiliary  names of what is added to the losses by mixers and heads, the A axis; the factors are in
                `Hyperparameters`
     teaching  {task: how it learns from its teachers}; their weight is in `Hyperparameters`
@@ -50,6 +50,7 @@ class Objective(NamedTuple):
     auxiliary: tuple[str, ...] = ()
     teaching: Mapping[str, Distillation] = {}
     groups: tuple[TaskGroup, ...] = ()
+    adapter_dropout: bool = False
 
 
 class Penalty(NamedTuple):
@@ -278,6 +279,10 @@ def hyper_at_progress(objective: Objective, hyper: Hyperparameters, progress: ja
 
 def dropout_rates(objective: Objective, hyper: Hyperparameters) -> DropoutRates | None:
     """The rates of dropout in training; None where there is none at all."""
-    if not (objective.dropout or objective.attention_dropout):
+    if not (objective.dropout or objective.attention_dropout or objective.adapter_dropout):
         return None
-    return DropoutRates(hyper.dropout, hyper.attention_dropout if objective.attention_dropout else None)
+    return DropoutRates(
+        hyper.dropout,
+        hyper.attention_dropout if objective.attention_dropout else None,
+        hyper.adapter_dropout if objective.adapter_dropout else None,
+    )

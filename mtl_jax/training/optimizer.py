@@ -296,7 +296,7 @@ def decays(path: str) -> bool:
     and of mixtures of layers.
     """
     *parents, last = path.split("/")
-    if last.endswith("bias") or last in ("scale", "alpha", "layers"):
+    if last.endswith(("bias", "scale")) or last in ("alpha", "layers"):
         return False
     return not any("norm" in parent for parent in parents)
 

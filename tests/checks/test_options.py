@@ -335,6 +335,8 @@ CHANGES = {
     "sharing.adapter": ("lora", "bottleneck"),
     "sharing.adapter_options": ({"size": 3},),
     "sharing.adapter_layers": (("layer_00",),),
+    "sharing.adapter_owner": ("all",),
+    "sharing.adapter_groups": ({"layer_00": ((A, B),)},),
     "sharing.readout": ("mixture",),
     "sharing.readout_options": ({"hidden": 3},),
     "sharing.head_layers": ({B: "embed"},),

@@ -25,6 +25,7 @@ WAYS = {
     "columns": ("none", {}),
     "tree": (TREE, {}),
     "lora": ("all", {"adapters": {"layer_00": ADAPTERS["lora"](rank=2)}}),
+    "experts": ("all", {"adapters": {"layer_00": ADAPTERS["lora_experts"](rank=2)}}),
     "bottleneck": ("all", {"adapters": {"layer_00": ADAPTERS["bottleneck"](size=2)}}),
     "attention": ("all", {"readout": READOUTS["attention"]()}),
     "cross_stitch": ("none", {"mixers": "cross_stitch"}),
@@ -53,6 +54,7 @@ def make(way, count, drawn):
             owners["layer_00"] = ExpertColumns(mixer.columns, expert_names(layout.tasks, mixer.columns))
     if "adapters" in sharing:
         owners["adapter_00"] = tuple(range(count))
+        owners["adapter_shared_00"] = (0,) * count
     layers = [LAYERS["rnn"](hidden_size=4)]
     net = network(
         WordEmbeddings(9, 4), layers, owners, layout, column_init="independent", sharing=SharingSpec(**sharing)

@@ -37,6 +37,8 @@ BESIDE = {  # further parts of training that see streams and blocks
     "accumulated": {"training.grad_accum_steps": 2},
 }
 OPTIONS = {"mmoe": {"experts": 3}, "cgc": {"shared": 1, "private": 1}, "ple": {"shared": 1, "private": 1}}
+# the kernels of a CNN are no matrices, and only a transformer has keys
+LAYER_TYPES = {"bottleneck": "cnn", "fusion": "cnn", "ia3": "transformer", "prefix": "transformer"}
 
 
 def _mixed(name, **more):
@@ -71,6 +73,7 @@ def _ways():
     for name in ADAPTERS:
         options = {"adapter": name}
         ways |= {f"adapters_{name}": {**ALL, **options}, f"adapters_{name}_of_columns": {**NONE, **options}}
+        ways[f"adapters_{name}_of_all"] = {**ALL, **options, "adapter_owner": "all"}
         ways[f"adapters_{name}_on_one_layer"] = {**ALL, **options, "adapter_layers": ("layer_00",)}
         ways[f"hierarchy_adapters_{name}"] = {**ALL, **LOW, **options}
         ways[f"cascade_adapters_{name}"] = {**ALL, **LOW, **FED, **options}
@@ -85,6 +88,9 @@ def _ways():
             ways[f"hierarchy_mixer_{name}_on_one_layer"] = _mixed(name, mixer_layers=("layer_00",), **LOW)
             ways[f"cascade_mixer_{name}_on_one_layer"] = _mixed(name, mixer_layers=("layer_00",), **LOW, **FED)
             ways[f"mixer_{name}_read_mixture"] = _mixed(name, readout="mixture")
+    for name in ("lora", "bottleneck", "mtl_lora"):
+        ways[f"mixer_mmoe_adapters_{name}"] = _mixed("mmoe", adapter=name)
+        ways[f"mixer_cgc_adapters_{name}_of_all"] = _mixed("cgc", adapter=name, adapter_owner="all")
     for name, fields in BESIDE.items():
         ways[f"hierarchy_{name}"] = {**ALL, **LOW, **fields}
         ways[f"hierarchy_of_a_tree_{name}"] = {**TREE, **LOW, **fields}
@@ -147,9 +153,7 @@ def config_of(texts, way, data):
             kind = "classification" if task == "color" else "regression"
             default.add_task(config, task, kind=kind, dataset=dataset, label=task)
     config.tokenizer.kind = "words"
-    config.model.layer_type = (
-        "bilstm" if way.get("adapter") == "lora" else "cnn"
-    )  # the kernels of a CNN are no matrices
+    config.model.layer_type = LAYER_TYPES.get(way.get("adapter"), "bilstm" if "adapter" in way else "cnn")
     config.model.num_layers, config.model.hidden_size, config.model.dropout = 2, 8, 0.0
     config.data.row_length, config.data.rows_per_block, config.evaluation.rows_per_batch = 16, 8, 8
     config.training.steps, config.training.eval_every, config.optimizer.learning_rate = 4, 2, 1e-2

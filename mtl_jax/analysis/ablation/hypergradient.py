@@ -226,7 +226,7 @@ def move(
 
 def _mean_loss(spec: StepSpec, state: TrainState, batch: Batch, hyper: Hyperparameters) -> jax.Array:
     """The mean over tasks of the dev loss, without dropout."""
-    objective = spec.objective._replace(dropout=False, attention_dropout=False)
+    objective = spec.objective._replace(dropout=False, attention_dropout=False, adapter_dropout=False)
     batch = corrupt_for_evaluation(objective, batch)
     total = terms.loss_denominators(objective, batch, hyper)
     losses = terms.loss_contributions(objective, state.params, batch, hyper, None, total)
@@ -262,5 +262,7 @@ def _set(hyper: Hyperparameters, parts: Sequence[str], value: jax.Array, tasks: 
             return hyper._replace(teaching={**hyper.teaching, task: value})
         case ["aggregation", "options", option]:
             return hyper._replace(aggregation={**hyper.aggregation, option: value})
+        case ["sharing", "adapter_options", "dropout"]:
+            return hyper._replace(adapter_dropout=value)
         case [_, last]:
             return hyper._replace(**{last: value})

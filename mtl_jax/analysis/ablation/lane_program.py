@@ -93,6 +93,9 @@ def build(program: Program, sources: Sources) -> Built:
     config = traced_fields.with_values(program.config, program.settings[0].fields)
     for rate in ("dropout", "attention_dropout"):  # whether there is dropout is static
         config.model[rate] = max(_config_of(program, setting).model[rate] for setting in program.settings)
+    if "dropout" in config.sharing.adapter_options:
+        rates = [_config_of(program, setting).sharing.adapter_options.dropout for setting in program.settings]
+        config.sharing.adapter_options.dropout = max(rates)
     for task, entry in config.distillation.items():  # whether there are teachers is static too
         entry.weight = max(_config_of(program, setting).distillation[task].weight for setting in program.settings)
     config.sharing.tied = False

@@ -221,6 +221,7 @@ def _limits(config: ConfigDict, choices: Mapping[str, str], sweeps: Mapping[str,
     hard = traced_fields.ordered_copy(separate)
     hard.sharing.trunk, hard.sharing.task_groups, hard.sharing.tied = "all", ConfigDict(), False
     hard.sharing.adapter, hard.sharing.adapter_options, hard.sharing.adapter_layers = "", ConfigDict(), ()
+    hard.sharing.adapter_owner, hard.sharing.adapter_groups = "none", ConfigDict()
     columns = settings("single", {})
     if config.model.column_init == "same":
         columns += settings("tied", {"sharing.tied": True})

@@ -22,6 +22,7 @@ TRACED = (
     "optimizer.weight_decay",
     "model.dropout",
     "model.attention_dropout",
+    "sharing.adapter_options.dropout",
     "loss_weights.options.*",
     "aggregation.options.*",
     "auxiliary.*",

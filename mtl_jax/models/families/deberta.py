@@ -13,7 +13,7 @@ from flax import linen as nn
 
 from mtl_jax.errors import UserError
 from mtl_jax.models.attention import attend
-from mtl_jax.models.dense import Dense
+from mtl_jax.models.dense import Dense, adapter_of
 from mtl_jax.models.dropout import Noise, dropout
 from mtl_jax.models.families.base import PublishedTensor, dense_tensors, norm_tensors, table_tensor
 from mtl_jax.models.families.bert import Bert
@@ -113,7 +113,8 @@ class DisentangledAttention(nn.Module):
             to_query = maps["query"] if terms.shares_keys else dense("position_query")
             by_key = _products(key, split(to_query(table[terms.rows(distance)])))
             bias = bias + jnp.swapaxes(by_key, 2, 3)
-        y = attend(query, key, value, segment, noise, bias=bias * jnp.float32(scale), scale=scale)
+        bias = bias * jnp.float32(scale)
+        y = attend(query, key, value, segment, noise, bias=bias, scale=scale, prefix=adapter_of(self))
         y = dense("output")(y.reshape(x.shape))
         return add_and_normalise(x, dropout(noise, 1, y), self.layer_norm_eps, self.dtype)
 

@@ -25,6 +25,7 @@ class Layer(nn.Module):
                    other parameters are not split. {}: the layer has no such form, and its largest parameters are split
                    along their longest axis, wherever that is
     dense          paths of the `Dense` modules in it, whose kernels LoRA changes without forming the sum
+    projections    paths of further ones, of whose kernels LoRA forms the sum unless it reads their inputs
     divisors       fields that have to be multiples of the size of `model`
     """
 
@@ -34,6 +35,7 @@ class Layer(nn.Module):
     tensor_parallel: ClassVar[Mapping[str, tuple[bool, ...]]] = {}
     divisors: ClassVar[tuple[str, ...]] = ()
     dense: ClassVar[tuple[str, ...]] = ()
+    projections: ClassVar[tuple[str, ...]] = ()
 
     @classmethod
     def field_names(cls) -> tuple[str, ...]:

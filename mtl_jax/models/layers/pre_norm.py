@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from mtl_jax.models.attention import attend
-from mtl_jax.models.dense import Dense
+from mtl_jax.models.dense import Dense, adapter_of
 from mtl_jax.models.dropout import Noise, dropout
 from mtl_jax.models.layers.base import Layer
 from mtl_jax.models.layers.transformer import TransformerLayer, activation_named
@@ -180,7 +180,7 @@ class GroupedAttention(nn.Module):
         if position.rotary:
             place = segment_positions(segment)
             query, key = (rotate(array, place, position.rotary) for array in (query, key))
-        scores = {"bias": bias, "scale": heads.scale, "softcap": heads.softcap}
+        scores = {"bias": bias, "scale": heads.scale, "softcap": heads.softcap, "prefix": adapter_of(self)}
         y = attend(query, key, value, segment, noise, **scores, window=position.window, causal=position.causal)
         return dense(x.shape[-1], "output", y.reshape(*x.shape[:-1], heads.queries * features))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import chex
 import jax
@@ -20,6 +20,8 @@ from mtl_jax.models.layers.base import Layer
 class RNN(Layer):
     """Simple recurrence h_t = tanh(W x_t + U h_{t-1} + b) (Elman 1990). x [R, T, D] -> [R, T, hidden_size]."""
 
+    projections: ClassVar[tuple[str, ...]] = ("forward/input",)
+
     hidden_size: int
     dtype: Any = jnp.float32
 
@@ -34,6 +36,8 @@ class RNN(Layer):
 class LSTM(Layer):
     """Long short-term memory (Hochreiter & Schmidhuber 1997; Gers et al. 2000), left to right, forget bias 1."""
 
+    projections: ClassVar[tuple[str, ...]] = ("forward/input",)
+
     hidden_size: int
     dtype: Any = jnp.float32
 
@@ -47,6 +51,8 @@ class LSTM(Layer):
 
 class BiLSTM(Layer):
     """Two LSTMs, left to right and right to left (Graves & Schmidhuber 2005), concatenated in this order."""
+
+    projections: ClassVar[tuple[str, ...]] = ("forward/input", "backward/input")
 
     hidden_size: int
     dtype: Any = jnp.float32
@@ -88,6 +94,7 @@ class Direction(nn.Module):
             dtype=self.dtype,
             kernel_init=_by_gate(nn.initializers.glorot_uniform(), len(self.gates)),
             bias_init=self._bias,
+            row_axis=1,
             name="input",
         )(x)
         recurrent = RecurrentKernel(self.hidden, len(self.gates), name="recurrent")()

@@ -12,7 +12,7 @@ from flax import linen as nn
 
 from mtl_jax.errors import UserError
 from mtl_jax.models.attention import attend
-from mtl_jax.models.dense import Dense
+from mtl_jax.models.dense import Dense, adapter_of
 from mtl_jax.models.dropout import Noise, dropout
 from mtl_jax.models.layers.base import Layer
 
@@ -127,7 +127,8 @@ class SelfAttention(nn.Module):
 
         split = (*x.shape[:-1], self.heads, self.width // self.heads)
         query, key, value = (dense(name)(x).reshape(split) for name in ("query", "key", "value"))
-        y = dense("output")(attend(query, key, value, segment, noise, bias=bias).reshape(x.shape))
+        y = attend(query, key, value, segment, noise, bias=bias, prefix=adapter_of(self))
+        y = dense("output")(y.reshape(x.shape))
         return add_and_normalise(x, dropout(noise, 1, y), self.layer_norm_eps, self.dtype)
 
 

@@ -227,7 +227,6 @@ def test_eight_devices_and_lanes_as_one(tiny, differs):
         ({"sharing__mixer_layers": ("embed", "layer_01")}, "is below the experts"),
         ({"sharing__readout": "mixture"}, "are experts; take 'top'"),
         ({"sharing__head_layers": {"color": "layer_00"}}, "experts without a gate"),
-        ({"sharing__adapter": "lora"}, "which belong to no task"),
         ({"sharing__tied": True}, "are no columns of the tasks"),
         ({"auxiliary_loss_weights": {"adversarial": 1.0}}, "nothing in this config adds a loss 'adversarial'"),
         ({"aggregation__method": "cagrad"}, "config.sharing.mixer"),

@@ -133,6 +133,10 @@ CASES |= {
     "sluice": {**mixer("sluice"), "sharing__trunk": "none"},
     "cgc": {**mixer("cgc", shared=1, private=1), **EXPERTS},
     "bottleneck": {**VJP, "sharing__adapter": "bottleneck"},
+    "lora of all": {"sharing__adapter": "lora", "sharing__adapter_owner": "all", "model__layer_type": "bilstm"},
+    "bottleneck of all": {"sharing__adapter": "bottleneck", "sharing__adapter_owner": "all"},
+    "mtl_lora": {"sharing__adapter": "mtl_lora", "model__layer_type": "bilstm"},
+    "fusion": {"sharing__adapter": "fusion"},
     "adapters below experts": {**mixer("mmoe", experts=2), "sharing__adapter": "bottleneck", "model__num_layers": 2,
                                **EXPERTS, "sharing__trunk": "layer_00", "sharing__adapter_layers": ("layer_00",)},
     "cascade of a mixer": {**mixer("cross_stitch"), "sharing__trunk": "none", "sharing__cascades": {"long": ("tags",)}},
@@ -140,7 +144,7 @@ CASES |= {
     "frozen": {**mixer("mmoe", experts=2), **EXPERTS, "optimizer__freeze": ("^embed/",)},
     "remat": {**mixer("mmoe", experts=2), **EXPERTS, "model__remat_policy": "nothing_saveable"},
 }  # fmt: skip
-QUICK = ("tree", "cross_stitch", "ple", "shared_private", "lora", "cascade", "layers", "tied head")
+QUICK = ("mtl_lora", "tree", "cross_stitch", "ple", "shared_private", "lora", "cascade", "layers", "tied head")
 
 
 @pytest.mark.parametrize(
