@@ -313,7 +313,6 @@ def test_eight_devices_as_one(tiny, differs):
     [
         ("lora", {"sharing__adapter_options": {"params": "nothing"}}, "finds no kernel of a layer; there are"),
         ("lora", {"sharing__adapter_options": {"params": "("}}, "not a regular expression"),
-        ("lora", {"aggregation__method": "pcgrad"}, "config.sharing.adapter"),
         ("bottleneck", {"sharing__adapter_options": {"size": 0}}, "size must be a whole number ≥ 1"),
         (
             "bottleneck",
