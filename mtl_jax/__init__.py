@@ -24,4 +24,24 @@ Axis glossary. One letter, one meaning, in every shape of every docstring:
     S, L  leading axes of ablations only: seeds and lanes (values of a hyperparameter).
 """
 
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mtl_jax.library import Run, ablate, evaluate, load, merge, relate, train
+
 __version__ = "0.1.0"
+__all__ = ["Run", "ablate", "evaluate", "load", "merge", "relate", "train"]
+
+
+def __getattr__(name: str) -> Any:
+    """What is in `library`, imported with the first use: `import mtl_jax` alone takes milliseconds."""
+    if name not in __all__:
+        raise AttributeError(f"module 'mtl_jax' has no attribute {name!r}")
+    return getattr(importlib.import_module("mtl_jax.library"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

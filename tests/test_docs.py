@@ -69,12 +69,34 @@ def test_a_sweep_and_a_choice():
     assert {name for program in planned.programs for name in program.choices} == {"sentences"}
 
 
-@pytest.mark.parametrize("page, number", [("README.md", 1), ("docs/own_loop.md", 0)])
-def test_a_loop_of_one_s_own(page, number, capsys):
+LOOPS = [("README.md", 1, ""), *(("docs/own_loop.md", *block) for block in enumerate(("", "", "equinox", "torch")))]
+
+
+@pytest.mark.parametrize("page, number, package", LOOPS)
+def test_a_loop_of_one_s_own(page, number, package, capsys):
+    if package:
+        pytest.importorskip(package, reason=f"{package} is not installed")
     scope: dict = {}
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         exec(compile(blocks(page)[number], page, "exec"), scope)
     assert np.isfinite(scope["losses"]).all() and scope["losses"].mean() < 1.0
+
+
+def test_pieces_without_the_rest():
+    scope: dict = {}
+    exec(compile(blocks("docs/own_loop.md")[4], "docs/own_loop.md", "exec"), scope)
+    assert scope["packed"].tokens.shape == (2, 8) and scope["rows"].shape == (2, 16)
+    assert 0 < scope["score"] < 1 and 0 <= scope["test"].p <= 1
+
+
+def test_a_run_from_python(tiny, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = tiny(train_tasks=("color",), training__steps=2)
+    code = blocks("docs/library.md")[0].replace("sentiment", "color").replace("a record", "red record")
+    scope = {"config": config}
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        exec(compile(code, "docs/library.md", "exec"), scope)
+    assert scope["run"].folder.name == "mine" and "color" in scope["outputs"]
 
 
 def test_a_family(monkeypatch):
@@ -92,7 +114,8 @@ def test_no_python_is_left_untried():
     tried = {
         "README.md": 2,
         "docs/getting_started.md": 1,
-        "docs/own_loop.md": 1,
+        "docs/own_loop.md": 5,
+        "docs/library.md": 1,
         "docs/ablation.md": 1,
         "docs/optimizer.md": 2,
         "docs/families.md": 1,
@@ -123,7 +146,8 @@ def test_every_registry_has_its_table_on_a_page():
 
 def test_links_lead_somewhere():
     for page in PAGES:
-        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
+        prose = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.S)
+        for target in re.findall(r"\]\(([^)#:]+)\)", prose):
             assert (page.parent / target).exists(), f"{page}: {target}"
 
 

@@ -21,6 +21,7 @@ ORDER = (
     "runs",
     "analysis",
     "checks",
+    "library",
     "modes",
     "data_command",
     "command_line",

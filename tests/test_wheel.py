@@ -1,6 +1,8 @@
 """The built wheel works in another environment, far from the repository: commands, shipped configs, their data."""
 
+import importlib.util
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -78,6 +80,16 @@ def test_it_trains_anywhere(bin_folder, launch_environment, tmp_path, program, c
     output = run(tmp_path, launch_environment, bin_folder / program[0], *program[1:], *flags)
     assert (tmp_path / "run" / "summary.json").is_file()
     assert f"{' '.join(program)} --workdir=run --mode=predict" in output
+
+
+def test_loops_of_one_s_own_run_anywhere(bin_folder, launch_environment, tmp_path):
+    page = (ROOT / "docs" / "own_loop.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", page, flags=re.S)
+    needs = {"import equinox": "equinox", "import jax, jax.numpy as jnp, torch": "torch"}
+    present = [b for b in blocks if all(importlib.util.find_spec(p) for line, p in needs.items() if line in b)]
+    assert len(blocks) == 5 and len(present) >= 3
+    (tmp_path / "loops.py").write_text("\n".join(f"exec({block!r}, {{}})" for block in present))
+    run(tmp_path, launch_environment, bin_folder / "python", "loops.py")
 
 
 def test_what_is_missing_is_named(bin_folder, launch_environment, tmp_path):

@@ -17,6 +17,7 @@ import dataclasses
 import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Self
 
 import numpy as np
 
@@ -86,40 +87,40 @@ def evaluation_layout(layout: BatchLayout, dataset: str) -> BatchLayout:
     return dataclasses.replace(layout, candidates=((layout.datasets.index(dataset),),))
 
 
-class BatchSampler:
-    """Training batches as a pure function of (seed, step). Its only mutable attribute is a cache of permutations.
+class IndexSampler:
+    """Which rows of which data set are in the batch of a step: a pure function of (seed, step), for rows of any kind.
 
-    rows  the rows of each data set of the layout, all with the same number of example slots
+    Its only mutable attribute is a cache of permutations.
     """
 
-    def __init__(
-        self,
-        rows: Mapping[str, PackedRows],
-        layout: BatchLayout,
-        seed: int,
-        rows_per_block: int,
-        mixing: Mixing | None = None,
-    ):
-        """`rows` by data set (all of `layout.datasets`), `rows_per_block` = R over all processes together."""
+    def __init__(self, counts: Mapping[str, int], rows_per_block: int, seed: int = 0, mixing: Mixing | None = None):
+        """
+        Args:
+          counts: number of rows of each data set.
+          rows_per_block: R.
+          seed: of the order.
+          mixing: by default a block of every data set in every batch.
+
+        Raises:
+          UserError: no rows in a block, or in a data set.
+        """
         mixing = mixing or Mixing()
         if rows_per_block < 1:
             raise UserError(f"rows_per_block should be at least 1, found {rows_per_block}")
-        for name in layout.datasets:
-            if not len(rows[name].tokens):
+        for name, count in counts.items():
+            if not count:
                 raise UserError(f"data set {name}: no rows to train on")
-        self.layout = layout
-        self.seed = seed
-        self.rows_per_block = rows_per_block
-        self.rows = with_equal_slots([rows[name] for name in layout.datasets])
-        self._blank = blank_labels(self.rows, layout)
-        self._counts = [len(r.tokens) for r in self.rows]
+        self.seed, self.rows_per_block = seed, rows_per_block
+        self.datasets = tuple(counts)
+        self.blocks = len(counts) if mixing.kind == "all" else mixing.blocks
+        self._counts = list(counts.values())
         self._cycle = None
         if mixing.kind != "all":
-            self._cycle = _apportion(mixing.sampling_shares(layout.datasets, self._counts))
+            self._cycle = _apportion(mixing.sampling_shares(self.datasets, self._counts))
         self._in_order = mixing.kind == "round_robin"
         self._permutations: collections.OrderedDict[tuple, np.ndarray] = collections.OrderedDict()
 
-    def with_seed(self, seed: int) -> BatchSampler:
+    def with_seed(self, seed: int) -> Self:
         """A sampler with another seed, over the same rows."""
         other = copy.copy(self)
         other.seed, other._permutations = seed, collections.OrderedDict()
@@ -127,27 +128,17 @@ class BatchSampler:
 
     def steps_per_epoch(self, dataset: str) -> float:
         """The mean number of steps in which every row of a data set is drawn once."""
-        index = self.layout.datasets.index(dataset)
+        index = self.datasets.index(dataset)
         draws = self._counts[index] / self.rows_per_block
         if self._cycle is None:
             return draws
-        return draws * self._cycle.sum() / (self._cycle[index] * len(self.layout.candidates))
+        return draws * self._cycle.sum() / (self._cycle[index] * self.blocks)
 
     def indices(self, step: int) -> tuple[np.ndarray, np.ndarray]:
-        """(int32[B] data set of each block, int32[B, R] row indices in its train split) of a step >= 0."""
-        blocks = len(self.layout.candidates)
-        draws = [self._draw(step, block, blocks) for block in range(blocks)]
+        """(int32[B] data set of each block, int32[B, R] indices of its rows) of a step >= 0."""
+        draws = [self._draw(step, block, self.blocks) for block in range(self.blocks)]
         rows = [self._take(dataset, number) for dataset, number in draws]
         return np.asarray([dataset for dataset, _ in draws], np.int32), np.stack(rows).astype(np.int32)
-
-    def batch(self, step: int, process_index: int = 0, process_count: int = 1) -> Batch:
-        """The batch of a step; process p of n takes the p-th of n equal parts of the R rows of each block."""
-        if self.rows_per_block % process_count:
-            raise UserError(f"rows_per_block {self.rows_per_block} is not divisible by {process_count} processes")
-        dataset, row = self.indices(step)
-        part = self.rows_per_block // process_count
-        row = row[:, process_index * part : (process_index + 1) * part]
-        return gather_batch(self.rows, self._blank, self.layout, dataset, row)
 
     def _draw(self, step: int, block: int, blocks: int) -> tuple[int, int]:
         """(data set, number of its earlier draws) of a block."""
@@ -174,7 +165,7 @@ class BatchSampler:
 
     def _take(self, dataset: int, number: int) -> np.ndarray:
         """Rows [nR, (n+1)R) of the endless sequence of a data set's epochs."""
-        count, name = self._counts[dataset], self.layout.datasets[dataset]
+        count, name = self._counts[dataset], self.datasets[dataset]
         begin = number * self.rows_per_block
         end = begin + self.rows_per_block
         parts = []
@@ -195,6 +186,36 @@ class BatchSampler:
                 self._permutations.popitem(last=False)
         self._permutations.move_to_end(key)
         return self._permutations[key]
+
+
+class BatchSampler(IndexSampler):
+    """Training batches of packed rows as a pure function of (seed, step).
+
+    rows  the rows of each data set of the layout, all with the same number of example slots
+    """
+
+    def __init__(
+        self,
+        rows: Mapping[str, PackedRows],
+        layout: BatchLayout,
+        seed: int,
+        rows_per_block: int,
+        mixing: Mixing | None = None,
+    ):
+        """`rows` by data set (all of `layout.datasets`), `rows_per_block` = R over all processes together."""
+        super().__init__({name: len(rows[name].tokens) for name in layout.datasets}, rows_per_block, seed, mixing)
+        self.layout, self.blocks = layout, len(layout.candidates)
+        self.rows = with_equal_slots([rows[name] for name in layout.datasets])
+        self._blank = blank_labels(self.rows, layout)
+
+    def batch(self, step: int, process_index: int = 0, process_count: int = 1) -> Batch:
+        """The batch of a step; process p of n takes the p-th of n equal parts of the R rows of each block."""
+        if self.rows_per_block % process_count:
+            raise UserError(f"rows_per_block {self.rows_per_block} is not divisible by {process_count} processes")
+        dataset, row = self.indices(step)
+        part = self.rows_per_block // process_count
+        row = row[:, process_index * part : (process_index + 1) * part]
+        return gather_batch(self.rows, self._blank, self.layout, dataset, row)
 
 
 def evaluation_batches(rows: PackedRows, layout: BatchLayout, rows_per_block: int) -> Iterator[Batch]:

@@ -5,6 +5,7 @@ loss = task_loss(params) + strength * sharing.trace_norm(params["encoder"], cent
 """
 
 from mtl_jax.sharing import registry
+from mtl_jax.sharing.column_owners import Columns, columns
 from mtl_jax.sharing.curvature import CURVATURE, curvature
 from mtl_jax.sharing.gram import contrast_gram, gram, normalised_gram
 from mtl_jax.sharing.leaf_selection import SCOPES, build, build_proximal, flatten_paths
@@ -15,9 +16,11 @@ from mtl_jax.sharing.spectral import mtrl_covariance
 __all__ = [
     "CURVATURE",
     "SCOPES",
+    "Columns",
     "as_transform",
     "build",
     "build_proximal",
+    "columns",
     "contrast_gram",
     "curvature",
     "flatten_paths",

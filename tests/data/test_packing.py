@@ -10,7 +10,7 @@ from mtl_jax.data.encoding.record_inputs import extract_inputs
 from mtl_jax.data.labels.label_spec import LabelSpec
 from mtl_jax.data.labels.raw_labels import collect_labels
 from mtl_jax.data.labels.vocabulary import build_vocabulary, encode_labels
-from mtl_jax.data.packing import fill_ratio, pack
+from mtl_jax.data.packing import fill_ratio, pack, pack_sequences
 from mtl_jax.data.packing.capacities import Capacities, choose_capacities, predicate_limit
 from mtl_jax.data.packing.first_fit import first_fit
 from mtl_jax.data.packing.unpacking import gather_text, gather_words
@@ -215,3 +215,21 @@ def test_what_does_not_fit_is_said():
         pack(split, SPECS, {"topic": 9, "pos": 2, "srl": 3}, Capacities(16, 1, 4, 99))
     with pytest.raises(UserError, match="row_length 5"):
         choose_capacities([split], ["text"], 5, True)
+
+
+def test_sequences_are_packed_whole_and_in_order():
+    rng = np.random.default_rng(0)
+    sequences = [rng.integers(1, 99, rng.integers(1, 9)).tolist() for _ in range(40)]
+    packed = pack_sequences(sequences, 16)
+    assert packed.tokens.shape[1] == 16 and len(packed.tokens) < 15
+    for n, (row, start) in enumerate(zip(packed.row, packed.start, strict=True)):
+        inside = slice(start, start + len(sequences[n]))
+        assert packed.tokens[row, inside].tolist() == sequences[n]
+        assert packed.position[row, inside].tolist() == list(range(len(sequences[n])))
+        assert len(set(packed.segment[row, inside])) == 1
+    counts = [len(set(segments) - {0}) for segments in packed.segment.tolist()]
+    assert counts == np.bincount(packed.row).tolist()  # each a segment of its own
+    assert (packed.segment > 0).sum() == sum(map(len, sequences))
+    with pytest.raises(UserError, match="sequence 1 has 5 tokens, a row 4"):
+        pack_sequences([[1], [1] * 5], 4)
+    assert pack_sequences([], 4).tokens.shape == (0, 4)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mtl_jax.data.batch import BatchLayout, PackedRows
-from mtl_jax.data.sampler import BatchSampler, Mixing, evaluation_batches, evaluation_layout, make_layout
+from mtl_jax.data.sampler import BatchSampler, IndexSampler, Mixing, evaluation_batches, evaluation_layout, make_layout
 from mtl_jax.errors import UserError
 
 T = 6
@@ -206,3 +206,12 @@ def test_bad_input():
         batches(per_block=0)
     with pytest.raises(UserError, match="no rows"):
         BatchSampler({"a": rows(0, 1, "a")}, BatchLayout(("a",), ("a",), (0,), ((0,),)), 0, 1)
+
+
+@pytest.mark.parametrize("mixing", [Mixing(), Mixing("temperature", blocks=2, temperature=2.0)])
+def test_the_indices_need_no_batches(mixing):
+    counts = {name: len(ROWS[name].tokens) for name in NAMES}
+    alone, of_batches = IndexSampler(counts, 4, 7, mixing), batches(mixing)
+    for step in (0, 3, 50):
+        for a, b in zip(alone.indices(step), of_batches.indices(step), strict=True):
+            np.testing.assert_array_equal(a, b)

@@ -7,6 +7,7 @@ example goes to the oldest open row in which all of them fit, else to a new row;
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -15,9 +16,9 @@ from mtl_jax.data.encoding.encode import EncodedSplit, concatenated_ranges
 from mtl_jax.data.files import array_shards
 from mtl_jax.data.labels.label_spec import LabelSpec
 from mtl_jax.data.packing.capacities import Capacities, example_demands, group_demands
-from mtl_jax.data.packing.first_fit import cached_first_fit
+from mtl_jax.data.packing.first_fit import cached_first_fit, first_fit
 from mtl_jax.data.packing.packed_labels import pack_labels
-from mtl_jax.data.packing.row_placement import example_positions, scatter
+from mtl_jax.data.packing.row_placement import example_positions, rank_in_row, scatter
 from mtl_jax.errors import UserError
 
 
@@ -77,3 +78,47 @@ def fill_ratio(rows: PackedRows) -> float:
     chunks = array_shards.ranges(len(rows.segment))
     real = sum(int(np.count_nonzero(rows.segment[begin:end])) for begin, end in chunks)
     return real / rows.segment.size if rows.segment.size else 0.0
+
+
+class PackedSequences(NamedTuple):
+    """Sequences of tokens in rows; a model may attend between positions of equal `segment`.
+
+    tokens    int[N, T], 0 where there is none
+    segment   int32[N, T], the number of the sequence within its row, from 1; 0 where there is no token
+    position  int32[N, T], of a token in its sequence
+    row       int64[sequences], the row of each sequence
+    start     int64[sequences], the first position of each sequence in its row
+    """
+
+    tokens: np.ndarray
+    segment: np.ndarray
+    position: np.ndarray
+    row: np.ndarray
+    start: np.ndarray
+
+
+def pack_sequences(sequences: Sequence[Sequence[int] | np.ndarray], row_length: int) -> PackedSequences:
+    """Sequences of token ids, several in a row, by first fit; for training loops without the rest of this package.
+
+    Raises:
+      UserError: a sequence is longer than a row.
+    """
+    lengths = np.asarray([len(sequence) for sequence in sequences], np.int64)
+    if len(lengths) and lengths.max() > row_length:
+        raise UserError(f"sequence {lengths.argmax()} has {lengths.max()} tokens, a row {row_length}; cut it before")
+    row = first_fit(lengths[:, None], np.asarray([row_length], np.int64))
+    order = np.argsort(row, kind="stable")
+    before = np.cumsum(lengths[order]) - lengths[order]
+    start = np.empty_like(lengths)
+    start[order] = before - before[np.searchsorted(row[order], row[order])]
+    shape = (int(row.max()) + 1 if len(row) else 0, row_length)
+    sequence, within = concatenated_ranges(np.zeros_like(lengths), lengths)
+    where = (row[sequence], start[sequence] + within)
+    tokens = np.concatenate([np.asarray(s) for s in sequences]) if len(lengths) else np.zeros(0, np.int32)
+    return PackedSequences(
+        tokens=scatter(shape, where, tokens, dtype=tokens.dtype),
+        segment=scatter(shape, where, rank_in_row(row)[sequence] + 1),
+        position=scatter(shape, where, within),
+        row=row,
+        start=start,
+    )

@@ -46,6 +46,10 @@ class Tracker:
     location: str = ""
     shows_lanes = True  # whether lanes of an ablation are runs of their own
 
+    def __init__(self, run: TrackedRun, **options: Any):
+        """Opens the run, or the run of the same identity again."""
+        raise NotImplementedError(f"{type(self).__name__} takes {run} and {sorted(options)}")
+
     @staticmethod
     def problem() -> str:
         """Why nothing can be tracked on this machine, and what to do about it; "" where it can."""
