@@ -13,6 +13,7 @@ from mtl_jax.config.sections import Config
 from mtl_jax.data.batch import BatchLayout
 from mtl_jax.errors import UserError
 from mtl_jax.experiment.sharing import make_adapter
+from mtl_jax.models.layers import LAYERS
 from mtl_jax.models.ownership import Owners, SliceOwners, adapter_path, owner_count
 from mtl_jax.models.readouts import READOUTS
 from mtl_jax.training.gradients import aggregated, per_task
@@ -25,7 +26,7 @@ from mtl_jax.training.objective import Objective
 
 MakeLossWeights = Callable[..., LossWeights]  # (**traced options) -> the method
 MakeAggregation = Callable[..., Aggregation]  # (**traced options) -> the method
-MANY = 8  # tasks on one batch from which on K pullbacks take less time than taps, see benchmarks/gradient_methods.py
+MANY = 8  # tasks on one batch from which on pullbacks are taken, see `_faster_by_pullbacks`
 
 
 class TrainedParameters(NamedTuple):
@@ -92,7 +93,8 @@ def make_task_gradients(
             f"config.aggregation.jacobian: 'taps' splits the gradient of each weight by task, but {joined} gives a "
             "loss several ways to a weight; take 'auto' or 'vjp'"
         )
-    if not joined and entry.jacobian != "vjp" and not (entry.jacobian == "auto" and _shared_batch(config, objective)):
+    by_pullbacks = entry.jacobian == "vjp" or (entry.jacobian == "auto" and _faster_by_pullbacks(config, objective))
+    if not joined and not by_pullbacks:
         tapped = per_task.shared_parameters(
             tuple(parameters.paths), parameters.owners, entry.level, entry.gradient_storage, halves
         )
@@ -160,12 +162,15 @@ def _shares_adapters(owners: Owners) -> bool:
     return any(path.startswith("adapter_") and owner_count(owner) < len(owner) for path, owner in owners.items())
 
 
-def _shared_batch(config: Config, objective: Objective) -> bool:
-    """Whether all of many tasks read every block: then K pullbacks take less time."""
+def _faster_by_pullbacks(config: Config, objective: Objective) -> bool:
+    """Whether K pullbacks take less time where taps are possible, too: as measured (benchmarks/gradient_methods.py), of
+    layers without attention on a batch that many tasks read.
+    """
     layout, entry = objective.layout, config.aggregation
-    every = all(len(layout.reads(task)) == len(layout.candidates) for task in layout.tasks)
+    attends = bool(config.model.pretrained) or getattr(LAYERS[config.model.layer_type], "attends", False)
     return (
-        every
+        not attends
+        and all(len(layout.reads(task)) == len(layout.candidates) for task in layout.tasks)
         and len(layout.datasets) == 1
         and len(layout.tasks) >= MANY
         and (entry.level, entry.gradient_storage) == ("parameters", "copies")
