@@ -14,6 +14,7 @@ from mtl_jax.analysis.ablation.summary import main_split
 from mtl_jax.analysis.relatedness import report_section
 from mtl_jax.analysis.relatedness.relate import read
 from mtl_jax.analysis.run_figures import draw_balance, draw_comparison, draw_curves
+from mtl_jax.analysis.single_task_changes import single_task_changes
 from mtl_jax.analysis.tables import (
     baseline_rows,
     comparison_means,
@@ -112,6 +113,7 @@ def comparison_report(workdirs: Sequence[pathlib.Path], out: pathlib.Path) -> st
         "runs": {n: str(w) for n, w in zip(names, workdirs, strict=True)},
         "tasks": result,
         "means": comparison_means(summaries),
+        "delta_m": single_task_changes(summaries),
         "warnings": run_warnings.combine_runs(summaries),
     }
     write_json(out / "compare.json", compared)
@@ -198,7 +200,12 @@ def _ablation_text(folder: pathlib.Path, grid: records.Grid, summary: Mapping[st
     text += [*warning_lines({"warnings": grid.warnings}, folder / "ablation.json"), ""]
     combinations = summary["combinations"]
     if len(combinations) == 1:
-        text += [*text_table(*points_rows(combinations[0], summary["scores"])).splitlines(), ""]
+        text += [
+            *text_table(
+                *points_rows(combinations[0], summary["scores"], summary.get("selection", "mean"))
+            ).splitlines(),
+            "",
+        ]
     elif len(combinations) > 3 and any(c["comparison"] for c in combinations):
         text += [*text_table(*conclusion_rows(summary)).splitlines(), ""]
     for compared in summary["baselines"]:

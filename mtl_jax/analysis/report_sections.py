@@ -83,8 +83,13 @@ def _run(grid: records.Grid, summary: Mapping[str, Any]) -> Iterator[str]:
 
 def _details(combination: Mapping[str, Any], summary: Mapping[str, Any]) -> html.Html:
     """The tables of one combination of choices, folded."""
-    parts = [html.table(*tables.points_rows(combination, summary["scores"]))]
-    parts.append(html.paragraph("★ chosen on dev; scores are those on dev; frozen and dropped lanes are in no mean."))
+    parts = [html.table(*tables.points_rows(combination, summary["scores"], summary.get("selection", "mean")))]
+    parts.append(
+        html.paragraph(
+            "★ chosen on dev; ◆ no other setting is better for all tasks; scores are those on dev; frozen and "
+            "dropped lanes are in no mean."
+        )
+    )
     for end, tuned in combination["ends"].items():
         tried = tuned["tried"] if tuned else []
         rows = [

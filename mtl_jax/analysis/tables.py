@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mtl_jax.analysis.ablation.conclusions import LIMIT_NAMES, conclusion, describe, p_value
+from mtl_jax.analysis.ablation.preferences import PREFIX
+from mtl_jax.analysis.single_task_changes import single_task_changes
 from mtl_jax.evaluation.scores import mean_by_split
 from mtl_jax.runs.merge import MergeResult
 from mtl_jax.storage.summary import Evaluation, Summary
@@ -122,6 +124,9 @@ def comparison_rows(summaries: Mapping[str, Summary]) -> tuple[TableRows, dict[s
                 result.setdefault(task, {}).setdefault(split, {})[metric] = values
     for split, mean in comparison_means(summaries).items():
         rows.append(["(all)", split, _mean_label(mean), *mean["values"].values()])
+    for split, changes in single_task_changes(summaries).items():
+        values = [None if (change := changes.get(name)) is None else f"{100 * change:+.1f} %" for name in summaries]
+        rows.append(["(all)", split, "Δm against single-task runs", *values])
     rows.append(["(all)", "", "largest distance between tasks", *[_largest(s) for s in summaries.values()]])
     rows.append(["(all)", "", "seconds", *[round(s["seconds"]) for s in summaries.values()]])
     return (["task", "split", "metric", *summaries], rows), result
@@ -165,6 +170,14 @@ def format_change(value: Mapping[str, Any]) -> str | None:
     return f"{value['mean']:+.3f} ({value['note'] if p is None else p_value(p)})"
 
 
+def format_percent(value: Mapping[str, Any] | None) -> str | None:
+    """ "+1.2 % (+0.3 to +2.1)" of an interval over fractions."""
+    if not value or value["mean"] is None:
+        return None
+    around = "" if value["low"] is None else f" ({100 * value['low']:+.1f} to {100 * value['high']:+.1f})"
+    return f"{100 * value['mean']:+.1f} %{around}"
+
+
 def overview_rows(summary: Mapping[str, Any], split: str) -> TableRows:
     """A row for each combination of choices: the chosen setting on one split, on average and (for few tasks) by task,
     its cost, and the tuned limits.
@@ -203,8 +216,9 @@ def baseline_rows(compared: Mapping[str, Any], split: str) -> TableRows:
         value = other["average"][split]
         low, high = (None, None) if value["low"] is None else (f"{value['low']:+.3f}", f"{value['high']:+.3f}")
         p = value["note"] if value["p"] is None else p_value(value["corrected_p"])
-        rows.append([other["alternative"], f"{value['mean']:+.3f}", low, high, p, conclusion({"dev": value})])
-    return [compared["choice"], f"− {compared['baseline']} ({split})", "from", "to", "corrected", "so"], rows
+        change = format_percent(other.get("delta_m", {}).get(split))
+        rows.append([other["alternative"], f"{value['mean']:+.3f}", low, high, p, conclusion({"dev": value}), change])
+    return [compared["choice"], f"− {compared['baseline']} ({split})", "from", "to", "corrected", "so", "Δm"], rows
 
 
 def conclusion_rows(summary: Mapping[str, Any]) -> TableRows:
@@ -223,19 +237,21 @@ def _average(point: Mapping[str, Any] | None, split: str) -> str | None:
     return None if point is None else format_mean(point["average"].get(split))
 
 
-def points_rows(combination: Mapping[str, Any], scores: Mapping[str, str]) -> TableRows:
+def points_rows(combination: Mapping[str, Any], scores: Mapping[str, str], selection: str = "mean") -> TableRows:
     """All settings of the sweeps, then all limits, on dev.
 
     Args:
       combination: of a summary.
       scores: {task: its first metric}.
+      selection: what the score of a setting is.
     """
     points = combination["points"]
     sweeps = list(points[0]["values"]) if points else []
+    marks_front = any(name.startswith(PREFIX) for name in sweeps)
     ends = [end for end, tuned in combination["ends"].items() if tuned is not None]
     single = [task for task in scores] if len(scores) > 1 else []
     acts = ["penalty / losses"] if any(point["effects"] for point in points) else []
-    header = ["setting", "seeds", "mean score", *single, "distance", "effective rank", *acts]
+    header = ["setting", "seeds", f"{selection} score", *single, "distance", "effective rank", *acts]
     header += [f"− {LIMIT_NAMES[e]}" for e in ends]
     rows = []
     for i, point in enumerate(points):
@@ -243,6 +259,7 @@ def points_rows(combination: Mapping[str, Any], scores: Mapping[str, str]) -> Ta
         statuses = point["statuses"].items()
         lost = ", ".join(f"{n} {s.split(':')[0]}" for s, n in statuses if s.startswith(("frozen", "drop")))
         name += " ★" if i == combination["chosen"] else ""
+        name += " ◆" if marks_front and point.get("front") else ""
         row = [name, f"{len(point['seeds'])}{f' ({lost})' if lost else ''}", *_row(point, single, scores)]
         row += [effects_of(point)] if acts else []
         rows.append([*row, *(format_change(point["against"][end]) for end in ends)])
@@ -293,4 +310,7 @@ def tasks_rows(combination: Mapping[str, Any], scores: Mapping[str, str], split:
             row = [task, metric, format_mean(point["tasks"][task][split][metric])]
             row += [format_mean(combination["ends"][e]["tasks"].get(task, {}).get(split, {}).get(metric)) for e in ends]
             rows.append(row + [format_change(combination["comparison"][e]["tasks"][task][split]) for e in ends])
+    if len(rows) > 1 and ends:
+        changes = [format_percent(combination["comparison"][e].get("delta_m", {}).get(split)) for e in ends]
+        rows.append(["(all)", "mean relative change (Δm)", None, *[None] * len(ends), *changes])
     return header, rows

@@ -15,6 +15,7 @@ from mtl_jax.checks.value_rules import (
     check_regex,
 )
 from mtl_jax.config.sections import Config
+from mtl_jax.evaluation.selection import AGGREGATES
 from mtl_jax.sharing.merging import MERGING
 from mtl_jax.training.optimizer import OPTIMIZERS
 
@@ -48,6 +49,21 @@ def check_ablation(config: Config, report: Report) -> None:
         report("config.ablation.num_seeds: intervals need two seeds or more; or set config.ablation.intervals=False")
 
 
+def check_selection(config: Config, report: Report) -> None:
+    """Checks `evaluation.selection` and what it reads."""
+    evaluation, trained = config.evaluation, tuple(config.train_tasks) or tuple(config.tasks)
+    check_choice("config.evaluation.selection", evaluation.selection, (*AGGREGATES, *trained), report)
+    for field in ("selection_weights", "single_task_scores"):
+        check_names(f"config.evaluation.{field}", tuple(evaluation[field]), config.tasks, report)
+    for task, weight in evaluation.selection_weights.items():
+        check_range(f"config.evaluation.selection_weights.{task}", weight, 0.0, None, report)
+    if evaluation.selection == "delta_m" and not evaluation.single_task_scores:
+        report(
+            "config.evaluation.single_task_scores: 'delta_m' compares with them; give the dev score of each task "
+            "trained alone, e.g. {'topic': 0.81}"
+        )
+
+
 def check_adapt(config: Config, report: Report) -> None:
     """Checks `adaptation`: numbers of examples and steps, learning rates, tuning tasks."""
     adaptation = config.adaptation
@@ -68,13 +84,23 @@ def check_adapt(config: Config, report: Report) -> None:
 
 
 def check_relate(config: Config, report: Report) -> None:
-    """Checks `relatedness`: measures, split, seeds."""
+    """Checks `relatedness`: measures, split, seeds, pairs."""
     for name in config.relatedness.measures:
         check_choice("config.relatedness.measures", name, MEASURES, report)
     check_choice(
         "config.relatedness.transfer_split", config.relatedness.transfer_split, config.evaluation.splits, report
     )
     _check_seeds(config, "relatedness.num_seeds", config.relatedness.num_seeds, report)
+    predictor, names = config.relatedness.predictor, config.relatedness.measures
+    if predictor:
+        check_choice("config.relatedness.predictor", predictor, MEASURES, report)
+        if names and predictor not in names:
+            report(f"config.relatedness.predictor: {predictor!r} is not one of config.relatedness.measures")
+    elif config.relatedness.num_pairs == 0:
+        report(
+            "config.relatedness.num_pairs: with no pair trained no gain is measured; name a measure to group by, e.g. "
+            "config.relatedness.predictor='grad_tag'"
+        )
 
 
 def check_merging(config: Config, report: Report) -> None:

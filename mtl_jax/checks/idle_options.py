@@ -299,6 +299,16 @@ RULES = (
         "config.meta.method = 'maml' or 'fomaml'",
     ),
     Rule(
+        ("evaluation.selection_weights",),
+        _field_is("evaluation.selection", "weighted"),
+        "config.evaluation.selection = 'weighted'",
+    ),
+    Rule(
+        ("evaluation.single_task_scores",),
+        _field_is("evaluation.selection", "delta_m"),
+        "config.evaluation.selection = 'delta_m'",
+    ),
+    Rule(
         ("training.early_stopping_patience",),
         lambda c, _: 0 < c.training.eval_every < c.training.steps,
         "evaluations to count: config.training.eval_every below config.training.steps",
@@ -376,6 +386,9 @@ RULES = (
     ),
     _measure_rule("measure_every"),
     _measure_rule("lookahead"),
+    _measure_rule("lookahead_steps"),
+    _measure_rule("linearised_dimensions"),
+    _measure_rule("linearised_examples"),
     _measure_rule("num_inputs"),
 )
 

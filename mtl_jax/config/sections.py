@@ -315,6 +315,14 @@ class Evaluation(Protocol):
     splits: tuple[str, ...] = ("dev", "test")
     # Parameters scored at the end and saved for prediction: "best" by dev score | "last".
     checkpoint: Literal["best", "last"] = "best"
+    # The dev score by which steps, settings of an ablation and merged models are chosen, of the tasks' first metrics:
+    # their "mean" | "min" | "geometric_mean" | "weighted" mean | "delta_m", the mean relative change against single
+    # tasks (Maninis et al. 2019) | that of one task, by its name.
+    selection: str = "mean"
+    # Task -> its weight, for selection = "weighted"; others have 1.
+    selection_weights: Mapping[str, float]
+    # Task -> first metric on dev of a model of this task alone, for selection = "delta_m".
+    single_task_scores: Mapping[str, float]
 
 
 class Ablation(Protocol):
@@ -324,6 +332,9 @@ class Ablation(Protocol):
     sweeps: Mapping[str, Sweep]
     # Name -> choice, see `add_choice`. One program for each combination.
     choices: Mapping[str, Choice]
+    # Number of preference vectors over the tasks, 0 = none: settings whose task weights are K times a point of the
+    # simplex (even for two tasks, else drawn by config.seed), swept together; with a Pareto front.
+    preferences: int = 0
     # Choice -> its alternatives that the others are compared with, each at its best setting on dev, e.g.
     # {"method": ("single", "sum")}.
     baselines: Mapping[str, tuple[str, ...]]
@@ -347,6 +358,9 @@ class Ablation(Protocol):
     memory_fraction: float = 0.8
     # Packed rows are stored on the "device" | come from the "host"; "auto": device where they fit.
     data_placement: Literal["auto", "device", "host"] = "auto"
+    # Parameters that stay, as the folder of a run each, in programs/*/runs/: "" none | "chosen" those of the settings
+    # chosen on dev; the others are deleted at the end | "all".
+    keep: Literal["", "chosen", "all"] = ""
     # Exact optimum drawn next to the curve; names: mtl_jax/analysis/ablation/exact_optima.py.
     exact_optimum: str = ""
 
@@ -388,6 +402,16 @@ class Relatedness(Protocol):
     measure_every: int = 20
     # Length of TAG's steps, relative to that of the shared parameters.
     lookahead: float = 1e-2
+    # Their number, each on the gradient of one task.
+    lookahead_steps: int = 1
+    # Grad-TAG: dimensions to which the gradients of examples are projected.
+    linearised_dimensions: int = 512
+    # Grad-TAG: maximal number of examples of each data set, in train and in dev.
+    linearised_examples: int = 500
+    # Pairs of tasks that are trained: -1 = all; fewer are drawn by config.seed; 0: none, and no task alone.
+    num_pairs: int = -1
+    # Measure whose values take the place of measured gains in groups and auxiliary tasks: "grad_tag" | ...; "": none.
+    predictor: str = ""
     # Split on which transfer is measured.
     transfer_split: str = "dev"
     # Number of texts on which the tasks' columns are compared.

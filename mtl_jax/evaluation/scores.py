@@ -13,6 +13,7 @@ import numpy as np
 from mtl_jax.errors import UserError
 from mtl_jax.evaluation.evaluator import Evaluator
 from mtl_jax.evaluation.metric_inputs import metric_ceiling
+from mtl_jax.evaluation.selection import Selection
 from mtl_jax.experiment.assemble import Experiment
 from mtl_jax.models.layers import Layer
 from mtl_jax.models.remat import OFFLOADING
@@ -176,10 +177,11 @@ def mean_by_split(scores: SplitScores) -> dict[str, dict[str, Any]]:
     return result
 
 
-def mean_score(scores: Scores, experiment: Experiment) -> float | None:
-    """The mean over tasks of each one's first metric; None where no task was scored."""
-    firsts = [scores[name][task.metrics[0]] for name, task in experiment.tasks.items() if name in scores]
-    return float(np.mean(firsts)) if firsts else None
+def selection_score(scores: Scores, experiment: Experiment) -> float | None:
+    """The tasks' first metrics as one number, by `config.evaluation.selection`; None where no task was scored."""
+    evaluation = experiment.config.evaluation
+    choose = Selection(evaluation.selection, evaluation.selection_weights, evaluation.single_task_scores)
+    return choose({name: scores[name][task.metrics[0]] for name, task in experiment.tasks.items() if name in scores})
 
 
 def mean_loss(scores: Scores) -> float | None:

@@ -23,10 +23,10 @@ from mtl_jax.evaluation.scores import (
     make_evaluator,
     mean_by_split,
     mean_loss,
-    mean_score,
     placement_from_config,
     score_split,
     score_splits,
+    selection_score,
 )
 from mtl_jax.experiment.assemble import Experiment
 from mtl_jax.runs.build import build
@@ -213,7 +213,7 @@ def _best_setting(merger: _Merger, name: str, refused: list[RunWarning]) -> _Mer
                 refused.append(run_warnings.warning(run_warnings.OTHER, f"{name} was left out: {error}"))
                 continue
             scores = score_split(merger.evaluator, params, "dev").scores
-            ranked.append((rank(mean_score(scores, merger.experiment), mean_loss(scores)), options))
+            ranked.append((rank(selection_score(scores, merger.experiment), mean_loss(scores)), options))
             bar.update()
     if not ranked:
         return None

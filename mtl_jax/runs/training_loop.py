@@ -16,7 +16,7 @@ from mtl_jax.data.batch import Batch
 from mtl_jax.errors import Stopped, UserError
 from mtl_jax.evaluation import many_tasks
 from mtl_jax.evaluation.ranking import is_defined, rank
-from mtl_jax.evaluation.scores import Scored, make_evaluator, mean_loss, mean_score, score_split, task_scores
+from mtl_jax.evaluation.scores import Scored, make_evaluator, mean_loss, score_split, selection_score, task_scores
 from mtl_jax.experiment.assemble import Experiment
 from mtl_jax.runs.train_metrics import StepMetrics, by_owner, task_losses, train_line
 from mtl_jax.runtime import distributed
@@ -193,7 +193,7 @@ class TrainingLoop:
         except Stopped:
             return False
         self.progress = self.progress._replace(unscored=False)
-        score = mean_score(scored.scores, self.experiment)
+        score = selection_score(scored.scores, self.experiment)
         if score is None:
             return False
         self.scores_by_step[step] = scored

@@ -119,11 +119,15 @@ class Checkpoints:
 
     def save_best(self, state: TrainState, metadata: dict[str, Any]) -> None:
         """Starts to write the parameters as the best so far, after all earlier writes."""
+        self.save_params(int(state.step), state.params, metadata, best=True)
+
+    def save_params(self, step: int, params: chex.ArrayTree, metadata: dict[str, Any], *, best: bool) -> None:
+        """Starts to write parameters as the best of a run, or as its newest; later ones are deleted."""
         self.wait()
-        step = int(state.step)
-        for later in [saved.step for saved in self._best.checkpoints if saved.step > step]:
-            self._best.delete(later)  # Orbax would silently refuse to save an earlier step
-        self._start(self._best, step, {"params": named_heads.by_name(self._groups, state.params)}, metadata)
+        checkpointer = self._best if best else self._newest
+        for later in [saved.step for saved in checkpointer.checkpoints if saved.step > step]:
+            checkpointer.delete(later)  # Orbax would silently refuse to save an earlier step
+        self._start(checkpointer, step, {"params": named_heads.by_name(self._groups, params)}, metadata)
 
     def _start(self, checkpointer, step, parts, metadata):
         with _clear_errors("write", step, self._folder):

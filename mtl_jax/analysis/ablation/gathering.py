@@ -142,6 +142,8 @@ def gather_programs(
                 continue
             trained[shard] = part
             _require_same_data(data, _data_key(program.config), shard, part["data"])
+            for lane in part["lanes"]:
+                lane["run"] = str(folder / lane["run"]) if lane["run"] else ""
         if trained:
             done[program.name] = _joined(trained, {shard: selected[shard][program.name] for shard in trained})
     if not done:

@@ -19,13 +19,14 @@ from tqdm import tqdm
 
 from mtl_jax.analysis.ablation.engine import Engine, padded
 from mtl_jax.analysis.ablation.hypergradient import TunedLane, Tuner
+from mtl_jax.analysis.ablation.kept_runs import KeptRuns, write_runs
 from mtl_jax.analysis.ablation.lane_log import DROPPED, FROZEN, RUNNING, STOPPED, LaneLog, LaneResult
 from mtl_jax.analysis.ablation.lane_results import LaneParameters, lane_results
 from mtl_jax.analysis.ablation.lanes import Losses
 from mtl_jax.analysis.ablation.scores import GridScores
 from mtl_jax.errors import Stopped
 from mtl_jax.evaluation.ranking import is_defined, rank
-from mtl_jax.evaluation.scores import mean_loss, mean_score, task_scores
+from mtl_jax.evaluation.scores import mean_loss, selection_score, task_scores
 from mtl_jax.runtime import distributed
 from mtl_jax.runtime.stop_signals import StopSignals
 from mtl_jax.storage.checkpoint import Checkpoints
@@ -50,6 +51,7 @@ class LaneBatch:
         folder: pathlib.Path,
         tuner_for: Callable[[Engine], Tuner] | None = None,
         parent: pathlib.Path | None = None,
+        keep: KeptRuns | None = None,
     ):
         """
         Args:
@@ -59,8 +61,9 @@ class LaneBatch:
           folder: of the checkpoints.
           tuner_for: moves the hyperparameters of an engine's lanes; None where they are constant.
           parent: of the checkpoints of a batch of which these lanes are a part, for where `folder` has none.
+          keep: where the lanes stay as runs; None: nowhere.
         """
-        self._engine_for, self._tuner_for = engine_for, tuner_for
+        self._engine_for, self._tuner_for, self._keep = engine_for, tuner_for, keep
         self.seeds, self.settings = list(seeds), list(settings)
         self.logs = {(seed, setting): LaneLog() for seed in seeds for setting in settings}
         self.step = 0
@@ -207,7 +210,7 @@ class LaneBatch:
         self.unscored = False
         is_best, dev_scores = self._cells(), []
         for (s, i), log in self._lanes():
-            score = mean_score(scores[s][i], experiment) if log.status == RUNNING else None
+            score = selection_score(scores[s][i], experiment) if log.status == RUNNING else None
             if score is None:
                 continue
             dev_scores.append(score)
@@ -326,7 +329,7 @@ class LaneBatch:
         ranks = []
         for i, setting in enumerate(self.settings):
             lanes = [
-                (mean_score(scores[s][i], experiment), mean_loss(scores[s][i]))
+                (selection_score(scores[s][i], experiment), mean_loss(scores[s][i]))
                 for s, seed in enumerate(self.seeds)
                 if self.logs[seed, setting].status in (RUNNING, STOPPED)
             ]
@@ -373,6 +376,8 @@ class LaneBatch:
         logs = {cell: log for cell, log in self._lanes() if self.settings[cell[1]] in settings}
         for cell, result in lane_results(lanes, logs, uses_last, stop).items():
             logs[cell].result = result
+        if self._keep:
+            write_runs(self._keep, lanes, self.settings, logs)
 
 
 def _parts(

@@ -13,7 +13,7 @@ import numpy as np
 from mtl_jax.analysis.ablation.engine import Engine, padded
 from mtl_jax.analysis.ablation.lane_log import LaneLog, LaneResult
 from mtl_jax.analysis.ablation.scores import Cell, GridScores
-from mtl_jax.evaluation.scores import mean_score
+from mtl_jax.evaluation.scores import selection_score
 from mtl_jax.runtime import distributed
 from mtl_jax.runtime.stop_signals import StopSignals
 from mtl_jax.training.hyperparameters import Hyperparameters
@@ -68,7 +68,7 @@ def lane_results(
             "step": log.steps if uses_last[s, i] else log.best_step,
             "steps": log.steps,
             "scores": by_task,
-            "score": mean_score(dev, experiment),
+            "score": selection_score(dev, experiment),
             "distance": spread[s][i].distance,
             "effective_rank": spread[s][i].effective_rank,
             "curve": log.curve,

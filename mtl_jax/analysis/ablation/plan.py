@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from mtl_jax import unicode
 from mtl_jax.analysis.ablation import traced_fields
+from mtl_jax.analysis.ablation.preferences import preference_sweeps
 from mtl_jax.analysis.ablation.sweeps import SWEEPS_FIELD, Sweep, is_strength
 from mtl_jax.config.entries import Choice
 from mtl_jax.config.plain import to_plain
@@ -95,7 +96,7 @@ def make_plan(config: ConfigDict, check: Callable[[ConfigDict], Mapping[str, str
         set and has no effect in any lane; ...
     """
     ablation = config.ablation
-    if not ablation.sweeps and not ablation.choices:
+    if not ablation.sweeps and not ablation.choices and not ablation.preferences:
         raise UserError(
             f"{SWEEPS_FIELD}: nothing to compare; add a sweep with default.add_sweep(config, 'strength', "
             "field='penalties.l2.strength', low=1e-3, high=1.0, count=8)"
@@ -111,6 +112,7 @@ def make_plan(config: ConfigDict, check: Callable[[ConfigDict], Mapping[str, str
             program_config = traced_fields.merged(program_config, changes, f"config.ablation.choices.{choice}")
         check(program_config)
         sweeps = {name: Sweep.from_config(program_config, name) for name in program_config.ablation.sweeps}
+        sweeps |= preference_sweeps(program_config)
         for name, sweep in sweeps.items():
             values.setdefault(name, []).extend(sweep.values)
         if any(is_strength(sweep) for sweep in sweeps.values()) and ablation.limits:
@@ -124,6 +126,11 @@ def make_plan(config: ConfigDict, check: Callable[[ConfigDict], Mapping[str, str
     described = {
         name: {"field": entry.field, "scale": entry.scale, "values": sorted(dict.fromkeys(values[name]))}
         for name, entry in ablation.sweeps.items()
+    }
+    described |= {
+        name: {"field": sweep.fields[0], "scale": "linear", "values": sorted(dict.fromkeys(values[name]))}
+        for name, sweep in preference_sweeps(config).items()
+        if name in values
     }
     baselines = _baselines(ablation.baselines, alternatives)
     return Plan(

@@ -16,11 +16,12 @@ from tqdm import tqdm
 
 from mtl_jax.analysis.ablation import exact_optima, halving, hypergradient, lanes, memory, traced_fields
 from mtl_jax.analysis.ablation.engine import Engine, resident
+from mtl_jax.analysis.ablation.kept_runs import RUNS, KeptRuns, run_name
 from mtl_jax.analysis.ablation.lane_batch import LaneBatch
 from mtl_jax.analysis.ablation.lane_log import LaneResult
 from mtl_jax.analysis.ablation.lane_program import Built, Sources, build
 from mtl_jax.analysis.ablation.plan import Program
-from mtl_jax.analysis.ablation.records import Lane
+from mtl_jax.analysis.ablation.records import COUNTED_STATUSES, Lane
 from mtl_jax.analysis.ablation.turns import LaneId, plan_turns, rectangles, write_results
 from mtl_jax.errors import Stopped, UserError
 from mtl_jax.runtime import distributed
@@ -148,7 +149,11 @@ class ProgramTraining(NamedTuple):
             require_same_data(part["data"], built.experiment.corpus, config.training.steps)
             self.bar.update(config.training.steps * len(part["lanes"]))
         for turn in turns:
-            with LaneBatch(engines.engine_for, turn.seeds, turn.settings, turn.folder, tuner_for, turn.parent) as batch:
+            keep = KeptRuns(self.folder / RUNS, self.program.moves) if config.ablation.keep else None
+            batch = LaneBatch(
+                engines.engine_for, turn.seeds, turn.settings, turn.folder, tuner_for, turn.parent, keep=keep
+            )
+            with batch:
                 batch_results = self._train_batch(batch, rungs, built)
             if batch_results is None:
                 return None
@@ -185,7 +190,10 @@ class ProgramTraining(NamedTuple):
         def lane(seed: int, index: int) -> Lane:
             result, setting = lane_results[seed, index], built.settings[index]
             values = {**setting.values, **result["values"]}
-            return Lane(line=setting.line, choices=dict(self.program.choices), seed=seed, **result | {"values": values})
+            kept = self.config.ablation.keep and result["status"] in COUNTED_STATUSES
+            run = f"programs/{self.folder.name}/{RUNS}/{run_name(index, seed)}" if kept else ""
+            fields = result | {"values": values, "run": run}
+            return Lane(line=setting.line, choices=dict(self.program.choices), seed=seed, **fields)
 
         shapes = jax.eval_shape(lambda: built.experiment.init_params(0))
         return {

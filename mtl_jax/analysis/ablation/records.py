@@ -25,7 +25,8 @@ class Lane(NamedTuple):
     steps           steps trained
     scores          {task: {split: {metric: value}}}; a task's first metric is its score, higher = better; None where
                     a value is not defined
-    score           mean over tasks of the first metric on dev at `step`, by which settings are chosen; None without one
+    score           the tasks' first metrics on dev at `step` as one number (`Grid.selection`), by which settings are
+                    chosen; None without one
     distance        mean over pairs of tasks of ‖Θi − Θj‖, relative to the mean ‖Θk‖, over the parameters that the tasks
                     do not share; None if they share all
     effective_rank  of the K deviations from the tasks' mean (Roy & Vetterli 2007: exp of the entropy of σ/Σσ),
@@ -35,6 +36,8 @@ class Lane(NamedTuple):
     effects         {penalty: its effect, see `training.penalty_effect.Effect`}
     curve           [{"step": n, "loss": {task: mean training loss since the entry before}, "dev": {task: {metric:
                     value}}}]; "dev" only where dev was scored
+    run             folder of the lane as a run, relative to that of the ablation (of shards: the whole path); "" where
+                    it was not kept
     """
 
     line: str
@@ -52,6 +55,7 @@ class Lane(NamedTuple):
     left_out: int
     remarks: dict[str, dict[str, str]]
     effects: dict[str, dict[str, float | None]]
+    run: str = ""
 
 
 class Grid(NamedTuple):
@@ -70,6 +74,7 @@ class Grid(NamedTuple):
                 single call}
     warnings    what a reader of the scores has to know, see `storage.run_warnings`; combinations of choices have more,
                 in `summarise`
+    selection   what the score of a lane is, see `config.evaluation.selection`
     """
 
     sweeps: dict[str, dict[str, Any]]
@@ -82,3 +87,4 @@ class Grid(NamedTuple):
     baselines: dict[str, list[str]]
     costs: list[dict[str, Any]]
     warnings: list[RunWarning]
+    selection: str = "mean"

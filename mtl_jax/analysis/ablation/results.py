@@ -15,7 +15,7 @@ from mtl_jax.errors import UserError
 from mtl_jax.storage.workdir import write_json
 
 __all__ = ["LINES", "STATUSES", "Grid", "Lane", "read_grid", "summarise", "write_grid"]
-VERSION = 2  # of ablation.json
+VERSION = 3  # of ablation.json
 
 
 def write_grid(folder: pathlib.Path, grid: Grid) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from mtl_jax.analysis.ablation import parts, plan, results
+from mtl_jax.analysis.ablation import kept_runs, parts, plan, results
 from mtl_jax.analysis.ablation.lane_program import Sources
 from mtl_jax.analysis.ablation.lane_warnings import lane_warnings
 from mtl_jax.analysis.ablation.parts import Parts
@@ -57,8 +57,10 @@ def ablate(
         folders.claim(workdir, config)
     grid = train(planned, method_of(config), workdir, "ablation", selected=selected)
     if grid is not None and shard is None:
+        grid = kept_runs.only_chosen(grid) if config.ablation.keep == "chosen" else grid
         if distributed.is_first():
             results.write_grid(workdir, grid)
+            kept_runs.delete_others(workdir, grid)
         track_grid(config, workdir, grid)
         _require_training(workdir, grid)
     return grid
@@ -138,10 +140,11 @@ def make_grid(planned: Plan, method: Mapping[str, Any], done: Mapping[str, Progr
             for program in planned.programs
             if program.settings[0].line == "sharing" and program.name in done
         ],
-        tasks=[*done.values()][-1]["tasks"],
+        tasks={task: metrics for program in done.values() for task, metrics in program["tasks"].items()},
         lanes=all_lanes,
         references=[reference for program in done.values() for reference in program["references"]],
         notes=[f"{name}: {note}" for name, program in done.items() for note in program["notes"]],
         method=dict(method),
         warnings=run_warnings.by_severity([*lane_warnings(all_lanes), *warnings]),
+        selection=planned.programs[0].config.evaluation.selection,
     )

@@ -10,9 +10,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from typing import Any, NamedTuple
 
 from mtl_jax.analysis.ablation.conclusions import combination_warnings, verdict
+from mtl_jax.analysis.ablation.preferences import PREFIX, pareto_front
 from mtl_jax.analysis.ablation.records import COUNTED_STATUSES, ENDS, Grid, Lane
 from mtl_jax.analysis.intervals import finite_or_none, holm, interval, paired_difference, with_corrected_p
 from mtl_jax.evaluation.ranking import rank
+from mtl_jax.evaluation.selection import relative_change
 from mtl_jax.training.penalty_effect import Effect, is_negligible, mean_ratio, ties_columns
 
 
@@ -29,6 +31,7 @@ def summarise(grid: Grid) -> dict[str, Any]:
     `mtl_jax.analysis.intervals` as dicts; they include only lanes that finished (or stopped early).
 
     Returns:
+      selection     what the score of a setting is, see `config.evaluation.selection`
       scores        {task: its first metric}
       splits        those scored, dev first
       seeds         all of them
@@ -52,26 +55,28 @@ def summarise(grid: Grid) -> dict[str, Any]:
                                      lanes in which it hardly acted, or tied everything, see
                                      `training.penalty_effect`}}
                       against        {end: difference of the score on dev; corrected_p by Holm over the points}
+                      front          no other eligible point is as good for every task on dev and better for one
         ends        {"single" | "tied" | "hard": as a point, at the best of its learning rates (and sweeps other than
                     λ) by mean dev score; "tried": [{"values", "score", "eligible"}]}; None where none is eligible
         chosen      index of the eligible point with the highest mean score on dev, of equal ones that with the lowest
                     mean loss; None for none
-        comparison  {end: {"average": {split: difference}, "tasks": {task: {split: difference}}}} of the chosen point
-                    minus the end. On dev "average" has the corrected p; the others are of one point and are not
-                    corrected
+        comparison  {end: {"average": {split: difference}, "tasks": {task: {split: difference}}, "delta_m": {split:
+                    interval of the mean relative change over tasks}}} of the chosen point minus the end. On dev
+                    "average" has the corrected p; the others are of one point and are not corrected
         cost        {"parameters": of one model, "step_seconds": of one lane}, None if unknown
         verdict     a sentence
         warnings    sentences: frozen and dropped lanes, predictions that are all alike, optima at the edge of a sweep
       baselines     for each baseline of each choice, and each combination of the other choices:
         choice, baseline, rest   names, and {other choice: alternative}
-        others                   [{"alternative", "average": {split: difference}, "tasks": {task: {split: difference}}}]
-                                 of the setting chosen on dev minus the baseline's; "average" has p corrected by Holm
+        others                   [{"alternative", "average", "tasks", "delta_m"}] as in "comparison", of the setting
+                                 chosen on dev minus the baseline's; "average" has p corrected by Holm
                                  over the alternatives, without those for which none can be chosen
     """
     firsts = {task: metrics[0] for task, metrics in grid.tasks.items()}
     splits = dict.fromkeys(split for lane in grid.lanes for by_split in lane.scores.values() for split in by_split)
     strengths = [name for name, sweep in grid.sweeps.items() if is_strength(sweep["field"])]
     result: dict[str, Any] = {
+        "selection": grid.selection,
         "scores": firsts,
         "splits": sorted(splits, key=lambda split: (split != "dev", split)),
         "seeds": sorted({lane.seed for lane in grid.lanes}),
@@ -140,6 +145,9 @@ def _combination(scope: _Scope, choices: Mapping[str, str], strengths: Sequence[
     seeds = {lane.seed for group in groups for lane in group}
     points = [_point(scope, group, seeds) for group in groups]
     chosen = _best(points)
+    eligible = [point for point in points if point["eligible"]]
+    for point, front in zip(eligible, pareto_front([_on_dev(point, firsts) for point in eligible]), strict=True):
+        point["front"] = front
     tuned = {}  # limit -> (summary, lanes)
     for end in ENDS:
         if tried := _by_values(lanes_of(end)):
@@ -152,7 +160,7 @@ def _combination(scope: _Scope, choices: Mapping[str, str], strengths: Sequence[
     comparison = {}
     if chosen is not None:
         for end, lanes in known.items():
-            comparison[end] = _compare(groups[chosen], lanes, firsts, points[chosen]["against"][end])
+            comparison[end] = _compare(groups[chosen], lanes, scope, points[chosen]["against"][end])
     result = {
         "choices": choices,
         "points": points,
@@ -162,7 +170,9 @@ def _combination(scope: _Scope, choices: Mapping[str, str], strengths: Sequence[
         "cost": next((cost for cost in grid.costs if cost["choices"] == choices), None),
     }
     result["verdict"] = verdict(result, strengths)
-    result["warnings"] = combination_warnings(result, groups, grid.sweeps, grid.method["name"])
+    result["warnings"] = combination_warnings(
+        result, groups, [name for name in grid.sweeps if not name.startswith(PREFIX)], grid.method["name"]
+    )
     return result
 
 
@@ -196,7 +206,7 @@ def _against_baseline(
         if name == baseline or name in compared_before or not (lanes := chosen_lanes(name)):
             continue
         on_dev = paired_difference(_scores(lanes), _scores(baseline_lanes))._asdict()
-        compared[name] = _compare(lanes, baseline_lanes, scope.firsts, on_dev)
+        compared[name] = _compare(lanes, baseline_lanes, scope, on_dev)
     for split in {split for c in compared.values() for split in c["average"]}:
         averages = [c["average"] for c in compared.values() if split in c["average"]]
         for average, p in zip(averages, holm([a[split]["p"] for a in averages]), strict=True):
@@ -258,13 +268,20 @@ def _point(scope: _Scope, lanes: Sequence[Lane], seeds: Set[int]) -> dict[str, A
         and len(counted) == len(lanes),
         "score": interval([lane.score for lane in counted])._asdict(),
         "loss": interval([_dev_loss(lane) for lane in counted])._asdict(),
-        "average": {split: interval([_average(lane, split, firsts) for lane in counted])._asdict() for split in splits},
+        "average": {split: interval([_average(lane, split, scope) for lane in counted])._asdict() for split in splits},
         "tasks": tasks,
         "distance": interval([lane.distance for lane in counted])._asdict(),
         "effective_rank": interval([lane.effective_rank for lane in counted])._asdict(),
         "effects": _effects(counted),
         "against": {},
+        "front": False,
     }
+
+
+def _on_dev(point: Mapping[str, Any], firsts: Mapping[str, str]) -> list[float]:
+    """The mean first metric of each task on dev; NaN where it is not known."""
+    means = [point["tasks"].get(task, {}).get("dev", {}).get(metric, {}).get("mean") for task, metric in firsts.items()]
+    return [math.nan if mean is None else mean for mean in means]
 
 
 def _effects(lanes: Sequence[Lane]) -> dict[str, dict[str, Any]]:
@@ -298,9 +315,11 @@ def _scores(lanes: Sequence[Lane]) -> dict[int, float | None]:
     return {lane.seed: finite_or_none(lane.score) for lane in lanes if lane.status in COUNTED_STATUSES}
 
 
-def _average(lane: Lane, split: str, firsts: Mapping[str, str]) -> float | None:
-    """The mean over the tasks that have the split; None if one has no value. On dev it is the lane's score."""
-    if split == "dev":
+def _average(lane: Lane, split: str, scope: _Scope) -> float | None:
+    """The mean over the tasks that have the split; None if one has no value. On dev it is the lane's score, where that
+    is the mean."""
+    firsts = scope.firsts
+    if split == "dev" and scope.grid.selection == "mean":
         return finite_or_none(lane.score)
     values = [
         finite_or_none(lane.scores[t][split].get(m)) for t, m in firsts.items() if split in lane.scores.get(t, {})
@@ -324,10 +343,9 @@ def _tuned(scope: _Scope, groups: Sequence[Sequence[Lane]]) -> tuple[dict[str, A
     return points[best] | {"tried": tried}, groups[best]
 
 
-def _compare(
-    first: Sequence[Lane], second: Sequence[Lane], firsts: Mapping[str, str], on_dev: dict[str, Any]
-) -> dict[str, Any]:
-    """Differences between two settings by split, on average and by task."""
+def _compare(first: Sequence[Lane], second: Sequence[Lane], scope: _Scope, on_dev: dict[str, Any]) -> dict[str, Any]:
+    """Differences between two settings by split, on average and by task, and the mean relative change over tasks."""
+    firsts = scope.firsts
     first, second = ([lane for lane in lanes if lane.status in COUNTED_STATUSES] for lanes in (first, second))
     splits = dict.fromkeys(split for lane in first for by_split in lane.scores.values() for split in by_split)
 
@@ -338,7 +356,7 @@ def _compare(
     tasks: dict[str, Any] = {}
     for split in splits:
         if split != "dev":
-            average[split] = difference(lambda lane, split=split: _average(lane, split, firsts))
+            average[split] = difference(lambda lane, split=split: _average(lane, split, scope))
         for task, metric in firsts.items():
             if any(split in lane.scores.get(task, {}) for lane in first):
                 tasks.setdefault(task, {})[split] = difference(
@@ -346,4 +364,22 @@ def _compare(
                         lane.scores.get(task, {}).get(split, {}).get(metric)
                     )
                 )
-    return {"average": average, "tasks": tasks}
+    return {"average": average, "tasks": tasks, "delta_m": _relative_changes(first, second, scope, splits)}
+
+
+def _relative_changes(
+    first: Sequence[Lane], second: Sequence[Lane], scope: _Scope, splits: Iterable[str]
+) -> dict[str, dict[str, Any]]:
+    """{split: interval over seeds of Δm of the first lanes, with the second as baselines}."""
+
+    def scores(lane: Lane, split: str) -> dict[str, float | None]:
+        by_task = {task: lane.scores.get(task, {}).get(split, {}) for task in scope.firsts}
+        return {task: values.get(scope.firsts[task]) for task, values in by_task.items() if values}
+
+    baselines = {lane.seed: lane for lane in second}
+    return {
+        split: interval(
+            [relative_change(scores(a, split), scores(baselines[a.seed], split)) for a in first if a.seed in baselines]
+        )._asdict()
+        for split in splits
+    }

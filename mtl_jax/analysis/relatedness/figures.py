@@ -23,9 +23,12 @@ MAX_NAMED_PAIRS = 8  # up to which the lines of all pairs are named
 def draw(result: Relatedness, folder: pathlib.Path) -> list[plotting.Picture]:
     """All figures of a relatedness.json, as PNG files into a folder."""
     order = clustered(gains_of(result))
-    pictures = [_gains(result, order, folder), _graph(result, order, folder)]
+    measured = bool(np.isfinite(gains_of(result)).any())
+    pictures = [_gains(result, order, folder), _graph(result, order, folder)] if measured else []
     if result["measures"]:
-        pictures += [_measures(result, order, folder), _scatters(result, folder)]
+        pictures.append(_measures(result, order, folder))
+    if result["measures"] and measured:
+        pictures.append(_scatters(result, folder))
     if result["looks"] and len(result["looks"]["steps"]) > 1:
         pictures.append(_cosines(result, folder))
     return pictures
@@ -147,7 +150,7 @@ def _graph(result: Relatedness, order: Sequence[int], folder: pathlib.Path) -> p
     axes = figure.subplots()
     angle = {k: 2 * np.pi * place / len(order) + np.pi / 2 for place, k in enumerate(order)}
     at = {k: np.asarray([np.cos(a), np.sin(a)]) for k, a in angle.items()}
-    largest = np.nanmax(np.abs(gains)) if np.isfinite(gains).any() else 1.0
+    largest = max(float(np.nanmax(np.abs(gains))), 1e-12) if np.isfinite(gains).any() else 1.0
     colours = {True: plotting.PALETTE[2], False: plotting.PALETTE[3]}
     drawn = set()
     for i, j in _strongest(result, gains):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple, TypeVar
 
 import jax
@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mtl_jax.analysis.relatedness import measures
+from mtl_jax.analysis.relatedness.grad_tag import Linearisation, Linearised
 from mtl_jax.data.batch import Batch
 from mtl_jax.data.corpus import Corpus
 from mtl_jax.data.sampler import BatchSampler, Mixing, evaluation_batches, evaluation_layout, make_layout
@@ -20,7 +21,7 @@ from mtl_jax.experiment.assemble import Experiment
 from mtl_jax.experiment.penalties import task_stacks
 from mtl_jax.runtime import distributed
 from mtl_jax.training import objective as terms
-from mtl_jax.training.gradients.per_task import SharedParameters, shared_parameters, shared_slices
+from mtl_jax.training.gradients.per_task import shared_parameters, shared_slices
 from mtl_jax.training.hyperparameters import Hyperparameters
 from mtl_jax.training.objective import Objective, Params
 from mtl_jax.training.parameter_paths import flatten, with_leaves
@@ -38,12 +39,14 @@ class JointEvidence(NamedTuple):
     cosines     float32[P, K, K] between the tasks' gradients over what they share
     affinities  float32[P, K, K] of TAG
     fisher      {path: float32[K, ...]} mean squared gradients
+    linearised  {task: {split: examples}}, see `grad_tag.Linearised`; None where no measure needs them
     """
 
     steps: list[int]
     cosines: np.ndarray
     affinities: np.ndarray
     fisher: dict[str, jax.Array]
+    linearised: dict[str, dict[str, Linearised]] | None
 
 
 class ColumnEvidence(NamedTuple):
@@ -64,31 +67,39 @@ class ColumnEvidence(NamedTuple):
 
 
 class Evidence(NamedTuple):
-    """Of one seed. A part that no measure needs is None."""
+    """Of one seed; `weights` of the K losses. A part that no measure needs is None."""
 
     joint: JointEvidence | None
     columns: ColumnEvidence | None
     corpus: Corpus
+    weights: tuple[float, ...]
 
 
 ShouldStop = Callable[[], bool]  # called after each step; True: stop
 
 
-def shared_leaves(experiment: Experiment) -> SharedParameters | None:
-    """The trained parameters that several tasks share; None where there are none."""
-    return shared_parameters(tuple(experiment.spec.multipliers), experiment.owners, "parameters", "copies", 1)
+def common_owners(experiment: Experiment) -> Mapping[str, Sequence[int]]:
+    """{path: owner of each task} of the trained leaves that several losses may reach; {} where there is none.
+
+    These are the layers that several tasks share; with a mixer or cascades, which carry columns to other tasks, all.
+    """
+    trained, sharing = tuple(experiment.spec.multipliers), experiment.config.sharing
+    if sharing.mixer or sharing.cascades:
+        return {p: experiment.owners[p.split("/")[0]] for p in trained if p.split("/")[0] != "heads"}
+    shared = shared_parameters(trained, experiment.owners, "parameters", "copies", 1)
+    return shared.owners if shared else {}
 
 
 class JointRun:
     """Joint training of all tasks, compiled once for all seeds."""
 
-    def __init__(self, experiment: Experiment, every: int, lookahead: float):
+    def __init__(self, experiment: Experiment, every: int, lookahead: Lookahead, linearisation: Linearisation | None):
         """
         Args:
           experiment: of all tasks.
-          every: steps between two measurements, on a batch that has all tasks.
-          lookahead: length of TAG's step for a gradient of mean length, relative to the shared parameters. (With the
-            learning rate and its warm-up from 0, the losses would change by less than the precision of float32.)
+          every: steps between two measurements, on a batch that has all tasks; 0 = none.
+          lookahead: of TAG.
+          linearisation: of the examples around the parameters after the last step; None: not wanted.
         """
         config, corpus = experiment.config, experiment.corpus
         layout = make_layout(
@@ -97,8 +108,13 @@ class JointRun:
         train = {name: rows["train"] for name, rows in corpus.rows.items()}
         objective = experiment.objective_for(layout)  # its layout knows the groups of tasks
         self._batches = BatchSampler(train, objective.layout, config.seed, config.data.rows_per_block)
-        self._probe = jax.jit(_make_probe(experiment, objective, lookahead))
-        self._training, self._every = _Training(experiment), every
+        self._probe = jax.jit(_make_probe(experiment, objective, lookahead)) if every else None
+        self._training, self._every, self._linearisation = _Training(experiment), every, linearisation
+
+    @property
+    def measures_gradients(self) -> bool:
+        """Whether gradients are compared along the run."""
+        return self._probe is not None
 
     def __call__(self, seed: int, tick: ShouldStop) -> JointEvidence | None:
         """Trains with a seed; None where `tick` asked to stop."""
@@ -107,21 +123,37 @@ class JointRun:
         for step, state in self._training.states(seed, tick):
             if state is None:
                 return None
-            if step % self._every == 0:
+            if self._probe and step % self._every == 0:
                 batch = batches.batch(step // self._every)
                 probe = self._probe(state, batch, experiment.hyper)
                 steps.append(step)
                 cosines.append(distributed.to_host(probe.cosine))
                 affinities.append(distributed.to_host(probe.affinity))
                 fisher = probe.squares if fisher is None else jax.tree.map(jnp.add, fisher, probe.squares)
+        linearised = self._linearisation(state.params) if self._linearisation else None
+        if not steps:
+            count = len(experiment.tasks)
+            return JointEvidence([], np.zeros((0, count, count)), np.zeros((0, count, count)), {}, linearised)
         mean = self._training.gathered(jax.tree.map(lambda leaf: leaf / len(steps), fisher))
-        return JointEvidence(steps, np.stack(cosines), np.stack(affinities), mean)
+        return JointEvidence(steps, np.stack(cosines), np.stack(affinities), mean, linearised)
+
+
+class Lookahead(NamedTuple):
+    """The steps of TAG.
+
+    length  of a step for a gradient of mean length, relative to the shared parameters. (With the learning rate and its
+            warm-up from 0, the losses would change by less than the precision of float32.)
+    steps   on the gradient of the same task and batch
+    """
+
+    length: float
+    steps: int = 1
 
 
 def _make_probe(
-    experiment: Experiment, objective: Objective, lookahead: float
+    experiment: Experiment, objective: Objective, lookahead: Lookahead
 ) -> Callable[[TrainState, Batch, Hyperparameters], _Probe]:
-    owners = shared_leaves(experiment).owners
+    owners = common_owners(experiment)
     count = len(experiment.tasks)
 
     def probe(state: TrainState, batch: Batch, hyper: Hyperparameters) -> _Probe:
@@ -137,16 +169,25 @@ def _make_probe(
         shared = {path: flat[path] for path in owners}
         before, pullback = jax.vjp(losses, shared)
         by_path = jax.lax.map(lambda task: pullback(task)[0], jnp.eye(count, dtype=before.dtype))
-        gradients = {path: leaf * _mask(owners[path], leaf) for path, leaf in by_path.items()}
+        masks = {path: _mask(owners[path], leaf) for path, leaf in by_path.items()}
+        gradients = {path: leaf * masks[path] for path, leaf in by_path.items()}
 
         lengths = jnp.sqrt(sum(jnp.sum(leaf**2, axis=tuple(range(1, leaf.ndim))) for leaf in gradients.values()))
-        used = {path: leaf * _mask(owners[path], leaf[None])[0] for path, leaf in shared.items()}
+        used = {path: leaf * masks[path][0] for path, leaf in shared.items()}
         size = jnp.sqrt(sum(jnp.sum(leaf**2) for leaf in used.values()))
         mean = lengths.mean()
-        rate = jnp.where(mean > 0, lookahead * size / jnp.where(mean > 0, mean, 1.0), 0.0)
+        rate = jnp.where(mean > 0, lookahead.length * size / jnp.where(mean > 0, mean, 1.0), 0.0)
 
         def after(task):
-            return losses({path: leaf - rate * gradients[path][task] for path, leaf in shared.items()})
+            def step(leaves, gradient):
+                return {path: leaf - rate * gradient[path] for path, leaf in leaves.items()}
+
+            def further(_, leaves):
+                gradient = jax.grad(lambda moved: losses(moved)[task])(leaves)
+                return step(leaves, {path: leaf * masks[path][0] for path, leaf in gradient.items()})
+
+            first = step(shared, {path: leaf[task] for path, leaf in gradients.items()})
+            return losses(jax.lax.fori_loop(1, lookahead.steps, further, first) if lookahead.steps > 1 else first)
 
         present = (total > 0)[:, None] & (total > 0)[None, :]
         affinity = measures.tag_affinity(before, jax.lax.map(after, jnp.arange(count)))
@@ -160,9 +201,11 @@ def _make_probe(
     return probe
 
 
-def _mask(owner: Sequence[int], leaf: jax.Array) -> jax.Array:
-    """1 for slices that several tasks share; `leaf` [K, O, ...]."""
-    return jnp.asarray(shared_slices(owner), leaf.dtype).reshape(1, -1, *(1,) * (leaf.ndim - 2))
+def _mask(owner: Sequence[int], gradients: jax.Array) -> jax.Array:
+    """1 for slices that several tasks share, or that several of the losses reach; `gradients` [K, O, ...]."""
+    reached = jnp.any(gradients != 0, axis=tuple(range(2, gradients.ndim)))  # [K, O]
+    common = shared_slices(owner) | (reached.sum(axis=0) > 1)
+    return common.astype(gradients.dtype).reshape(1, -1, *(1,) * (gradients.ndim - 2))
 
 
 class _Probe(NamedTuple):

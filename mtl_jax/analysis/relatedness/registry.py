@@ -8,7 +8,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from mtl_jax.analysis.relatedness import measures
+from mtl_jax.analysis.relatedness import grad_tag, measures
 from mtl_jax.analysis.relatedness.measure_inputs import Evidence
 from mtl_jax.data.corpus import Corpus
 
@@ -17,7 +17,8 @@ class Measure(NamedTuple):
     """One measure.
 
     compute   Evidence -> float[K, K], NaN where it is not known; the row acts, the column is acted upon
-    needs     "joint" | "columns" | "labels": the part of the evidence that it reads
+    needs     "gradients" along the joint run | "linearised", the examples after it | "columns" | "labels": the part of
+              the evidence that it reads
     distance  larger is farther
     title     for figures and tables
     fields    of `config.relatedness`, on which it depends
@@ -74,12 +75,25 @@ def _ids(corpus: Corpus, task: str) -> np.ndarray:
 
 MEASURES: dict[str, Measure] = {
     "gradient_cosine": Measure(
-        lambda e: _mean(e.joint.cosines), "joint", False, "cosine of gradients", ("measure_every",)
+        lambda e: _mean(e.joint.cosines), "gradients", False, "cosine of gradients", ("measure_every",)
     ),
-    "tag": Measure(lambda e: _mean(e.joint.affinities), "joint", False, "TAG affinity", ("measure_every", "lookahead")),
+    "tag": Measure(
+        lambda e: _mean(e.joint.affinities),
+        "gradients",
+        False,
+        "TAG affinity",
+        ("measure_every", "lookahead", "lookahead_steps"),
+    ),
+    "grad_tag": Measure(
+        lambda e: grad_tag.predicted_gains(e.joint.linearised, e.weights),
+        "linearised",
+        False,
+        "Grad-TAG",
+        ("linearised_dimensions", "linearised_examples"),
+    ),
     "fisher": Measure(
         lambda e: measures.fisher_distance(e.joint.fisher),
-        "joint",
+        "gradients",
         True,
         "Fisher (Task2Vec) distance",
         ("measure_every",),

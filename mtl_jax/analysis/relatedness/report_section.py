@@ -9,6 +9,7 @@ from typing import Any
 from mtl_jax.analysis import html, tables
 from mtl_jax.analysis.ablation.conclusions import p_value
 from mtl_jax.analysis.relatedness.figures import draw
+from mtl_jax.analysis.relatedness.registry import MEASURES
 from mtl_jax.analysis.relatedness.relate import Relatedness
 from mtl_jax.analysis.settings import configuration
 from mtl_jax.storage.workdir import read_config
@@ -56,7 +57,8 @@ def describe_groups(result: Relatedness) -> list[str]:
         f"{', '.join(group)}" + (f" (for {', '.join(served)})" if (served := _served(groups, n)) != group else "")
         for n, group in enumerate(groups["groups"])
     )
-    lines = [f"groups to train together: {listed}: total gain {groups['gain']:+.3f}, estimated from pairs, {quality}"]
+    basis = f"estimated by {MEASURES[groups['by']].title}" if groups["by"] else "estimated from pairs"
+    lines = [f"groups to train together: {listed}: total gain {groups['gain']:+.3f}, {basis}, {quality}"]
     for task, helpers in result["auxiliary"].items():
         lines.append(f"auxiliary tasks for {task}: {', '.join(helpers) or 'none helps it'}")
     return lines
@@ -70,15 +72,18 @@ def relatedness(folder: pathlib.Path, result: Relatedness, figures: pathlib.Path
     """The whole section; draws its figures into `figures`."""
     config = read_config(folder) if (folder / "config.json").exists() else {}
     parts = configuration(config)
-    parts += [html.heading("What tasks gain from each other"), html.table(*gain_rows(result))]
-    parts.append(
-        html.paragraph(
-            "Every pair of tasks and every single task were trained as lanes of one program, and scored after the last "
-            "step; gains are paired by seed. * p < 0.05 after Holm's correction over all ordered pairs."
+    measured = any(d and d["n"] for row in result["gain"] for d in row)
+    if measured:
+        parts += [html.heading("What tasks gain from each other"), html.table(*gain_rows(result))]
+        parts.append(
+            html.paragraph(
+                "Single tasks and pairs were trained as lanes, and scored after the last step; gains are paired by "
+                "seed. * p < 0.05 after Holm's correction over all ordered pairs."
+            )
         )
-    )
     pictures = draw(result, figures)
-    parts += [html.picture(*picture) for picture in pictures[:2]]
+    first = 2 if measured else 0
+    parts += [html.picture(*picture) for picture in pictures[:first]]
     parts += [html.heading("Which tasks to train together", 3), html.bullet_list(describe_groups(result))]
     parts.append(
         html.paragraph(
@@ -87,12 +92,12 @@ def relatedness(folder: pathlib.Path, result: Relatedness, figures: pathlib.Path
         )
     )
     if result["measures"]:
-        parts += [html.heading("What predicts transfer"), html.table(*measure_rows(result))]
+        parts += [html.heading("What predicts transfer" if measured else "Measures"), html.table(*measure_rows(result))]
         parts.append(
             html.paragraph(
                 "ρ over ordered pairs of tasks. Pairs of one task depend on each other: intervals are by the jackknife "
                 "over tasks, and p is the fraction of permutations of the tasks with as large a ρ."
             )
         )
-    parts += [html.picture(*picture) for picture in pictures[2:]]
+    parts += [html.picture(*picture) for picture in pictures[first:]]
     return parts + ([html.heading("Notes"), html.bullet_list(result["notes"])] if result["notes"] else [])

@@ -18,10 +18,11 @@ from mtl_jax import checks
 from mtl_jax.analysis.ablation import lane_program, lanes, plan, results, scores
 from mtl_jax.analysis.ablation.runner import ablate
 from mtl_jax.config import default
-from mtl_jax.config.plain import to_plain
+from mtl_jax.config.plain import from_plain, to_plain
 from mtl_jax.errors import UserError
 from mtl_jax.evaluation.scores import make_evaluator, placement_from_config
 from mtl_jax.runs import train
+from mtl_jax.runs.evaluate import evaluate
 from mtl_jax.storage import workdir as folders
 
 ROOT = pathlib.Path(__file__).parents[3]
@@ -111,7 +112,19 @@ def test_a_signal_while_lanes_are_scored_is_made_up_for(tiny, tmp_path, monkeypa
 def test_lanes_score_as_the_plain_run_does(tiny, tmp_path):
     """A lane's table is that of `--mode=train` with its config: best step, dev and test, all metrics."""
     config = grid(tiny, crf=True, training__steps=24, training__eval_every=8)
+    config.ablation.keep = "chosen"
     actual = ablate(config, folders.prepare(tmp_path / "grid"), check)
+    kept = {tmp_path / "grid" / lane.run: lane for lane in actual.lanes if lane.run}
+    assert len(kept) == 2 and set((tmp_path / "grid" / "programs" / "sharing" / "runs").iterdir()) == set(kept)
+    folder, of_lane = next(iter(kept.items()))
+    again = evaluate(from_plain(folders.read_config(folder)), folder, "best")
+    assert again["step"] == of_lane.step == folders.read_summary(folder)["step"]
+    for task, splits in again["tasks"].items():
+        for split, metrics in splits.items():
+            assert metrics == pytest.approx(of_lane.scores[task][split], abs=1e-6)
+    # the config of the run trains the lane again, and the folder is that of a finished run
+    assert train.train(from_plain(folders.read_config(folder)), folder) == folders.read_summary(folder)
+    config.ablation.keep = ""
     lane = next(lane for lane in actual.lanes if lane.values == {"strength": 10.0} and lane.seed == 1)
     config.seed, config.penalties.l2.strength = 1, 10.0
     summary = train.train(config, folders.prepare(tmp_path / "solo"))

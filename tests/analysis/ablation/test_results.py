@@ -99,8 +99,8 @@ def test_not_finite_becomes_null_and_numpy_plain(tmp_path):
         ("{", "ablation.json:1: not JSON"),
         ("[]", "version None"),
         ('{"version": 99}', "version 99"),
-        ('{"version": 2, "lanes": []}', "damaged, 'sweeps' is missing"),
-        ('{"version": 2, "lanes": [{"line": "soft"}]}', "damaged, 'choices' is missing"),
+        ('{"version": 3, "lanes": []}', "damaged, 'sweeps' is missing"),
+        ('{"version": 3, "lanes": [{"line": "soft"}]}', "damaged, 'choices' is missing"),
     ],
 )
 def test_damaged_files_are_named(tmp_path, text, message):

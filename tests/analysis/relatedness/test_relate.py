@@ -103,7 +103,7 @@ def test_correlations_over_pairs(differs):
 def test_cosines_are_those_of_the_balanced_step(tiny, differs):
     """The probe's K backward passes against the step's one pass, on the same batch, parameters and dropout."""
     experiment = build(quick(tiny))
-    joint = measure_inputs.JointRun(experiment, 2, 1e-3)(0, lambda: False)
+    joint = measure_inputs.JointRun(experiment, 2, measure_inputs.Lookahead(1e-3), None)(0, lambda: False)
     assert joint.steps == [0, 2] and joint.cosines.shape == joint.affinities.shape == (2, 3, 3)
     balanced = build(quick(tiny, aggregation__method="mean"))
     batch = jax.tree.map(lambda leaf: np.asarray(leaf)[None], balanced.batches(0).batch(0))
@@ -123,7 +123,7 @@ def test_measures_of_split_parameters_are_the_same(tiny, differs, monkeypatch):
     for devices in (1, 2):
         mesh = {"data": -1, "fsdp": devices, "task": 1, "sequence": 1, "model": 1}
         shared, alone = (build(quick(tiny, training__mesh=mesh, sharing__trunk=trunk)) for trunk in ("all", "none"))
-        joints.append(measure_inputs.JointRun(shared, 2, 1e-3)(0, lambda: False))
+        joints.append(measure_inputs.JointRun(shared, 2, measure_inputs.Lookahead(1e-3), None)(0, lambda: False))
         columns.append(measure_inputs.SeparateColumns(alone, shared, 20)(0, lambda: False))
     differs("cosines, parameters on two devices", joints[1].cosines, joints[0].cosines, 1e-5)
     for path, leaf in columns[0].end.items():
@@ -176,9 +176,10 @@ def test_the_whole_mode(tiny, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"train_tasks": ("color", "long")}, "2 tasks; pairs can be compared with three"),
+        ({"train_tasks": ("color",)}, "1 task; how tasks relate"),
         ({"sharing__trunk": "none"}, "config.sharing.trunk: 'none' shares nothing"),
-        ({"aggregation__method": "pcgrad"}, "plain sum"),
+        ({"relatedness__num_pairs": 0}, "config.relatedness.predictor='grad_tag'"),
+        ({"relatedness__predictor": "tag", "relatedness__measures": ("cka",)}, "'tag' is not one of"),
         ({"relatedness__measures": ("ckka",)}, "did you mean 'cka'"),
         ({"relatedness__transfer_split": "tset"}, "relatedness.transfer_split.*did you mean 'test'"),
     ],
@@ -188,10 +189,57 @@ def test_bad_input(tiny, tmp_path, changes, message):
     with pytest.raises(UserError, match=message):
         check(config)
         modes.relate(config, tmp_path, check)
-    config = quick(tiny)
+    unread = {"relatedness__num_inputs": 500}
+    config = quick(tiny, sharing__trunk="none", relatedness__measures=("tag",), **unread)
     default.add_penalty(config, "l2", strength=0.1)
-    with pytest.raises(UserError, match=r"config\.penalties"):
+    with pytest.raises(UserError, match=r"config\.relatedness\.measures: no shared parameter"):
         modes.relate(config, tmp_path, check)
+
+
+def test_groups_are_trained_alone_where_a_weight_of_zero_is_not_absence(tiny, tmp_path):
+    """Two tasks, a penalty, a weighting: each group is a run of its tasks, and equals it."""
+    unread = {"relatedness__num_inputs": 500, "relatedness__measure_every": 20}
+    config = quick(tiny, sharing__trunk="none", train_tasks=("color", "long"), **unread)
+    config.relatedness.measures = ("mtrl",)
+    config.loss_weights.method, config.loss_weights.options = "fixed", {"weights": (1.0, 2.0)}
+    default.add_penalty(config, "l2", strength=0.5)
+    planned = transfer.transfer_plan(config, config.train_tasks)
+    assert [p.config.train_tasks for p in planned.programs] == [("color",), ("long",), ("color", "long")]
+    assert [len(p.config.penalties) for p in planned.programs] == [0, 0, 1]
+    assert [tuple(p.config.loss_weights.options.get("weights", ())) for p in planned.programs] == [(), (), (1.0, 2.0)]
+    actual = modes.relate(config, tmp_path, check)
+    assert actual["tasks"] == ["color", "long"] and actual["gain"][0][1]["n"] == 2
+    assert report.relatedness_report(tmp_path)
+
+
+def test_losses_meet_in_a_mixer(tiny):
+    """Columns have no common owner, but a mixer carries them to all tasks: their gradients are compared."""
+    mixed = build(quick(tiny, sharing__trunk="embed", model__num_layers=1, sharing__mixer="cross_stitch"))
+    joint = measure_inputs.JointRun(mixed, 2, measure_inputs.Lookahead(1e-3), None)(0, lambda: False)
+    assert np.isfinite(joint.cosines).all() and np.abs(joint.cosines[0][0, 1]) > 1e-4
+    assert any(path.startswith("mixer_") for path in joint.fisher)
+
+
+def test_more_steps_of_tag_are_plain_descent(tiny, differs):
+    experiment = build(quick(tiny, model__dropout=0.0))
+    one, two = (
+        measure_inputs.JointRun(experiment, 3, measure_inputs.Lookahead(1e-2, steps), None)(0, lambda: False)
+        for steps in (1, 2)
+    )
+    ratio = np.diagonal(two.affinities[0]) / np.diagonal(one.affinities[0])
+    assert (ratio > 1.5).all() and (ratio < 2.2).all()
+
+
+def test_a_budget_trains_no_pair(tiny, tmp_path):
+    unread = {"relatedness__num_inputs": 500, "relatedness__measure_every": 20}
+    config = quick(tiny, relatedness__num_pairs=0, relatedness__predictor="grad_tag", **unread)
+    config.relatedness.measures = ("grad_tag",)
+    actual = modes.relate(config, tmp_path, check)
+    assert not (tmp_path / "transfer").exists() and actual["groups"]["by"] == "grad_tag"
+    assert np.isfinite(actual["measures"]["grad_tag"]["matrix"]).all()
+    assert "by Grad-TAG" in report.relatedness_report(tmp_path)
+    config.relatedness.num_pairs = 1
+    assert len(transfer.transfer_plan(config, tuple(config.tasks)).programs[0].settings) == 4
 
 
 def test_clustered_order_puts_close_tasks_side_by_side():

@@ -16,7 +16,9 @@ from mtl_jax.analysis.ablation.conclusions import describe_choices
 from mtl_jax.analysis.ablation.figures.baselines import draw_baseline
 from mtl_jax.analysis.ablation.figures.curves import draw_curves
 from mtl_jax.analysis.ablation.figures.gains import draw_gains
+from mtl_jax.analysis.ablation.figures.pareto import draw_front
 from mtl_jax.analysis.ablation.figures.surfaces import draw_surface
+from mtl_jax.analysis.ablation.preferences import PREFIX, weighs_tasks
 from mtl_jax.analysis.ablation.records import Grid
 from mtl_jax.analysis.ablation.summary import main_split, profile
 
@@ -37,23 +39,29 @@ def draw(grid: Grid, summary: Mapping[str, Any], folder: pathlib.Path) -> list[p
         draw_baseline(compared, main_split(summary), folder, number)
         for number, compared in enumerate(summary["baselines"])
     ]
+    together = [name for name in grid.sweeps if name.startswith(PREFIX)]
     for sweep in grid.sweeps:
+        if sweep in together:  # their sum is fixed: a curve over one of them would mix the others
+            continue
         combinations = _with_sweeps(summary, [sweep])
         if len(combinations) > 1:
             pictures += _averages(grid, summary, combinations, sweep, folder)
         if combinations:
             pictures += _by_task(grid, summary, combinations, sweep, folder)
+    if len(grid.tasks) > 1 and any(weighs_tasks(sweep["field"]) for sweep in grid.sweeps.values()):
+        for number, combination in enumerate(_with_sweeps(summary, [])):
+            pictures.append(draw_front(summary, combination, folder, number))
     for choice, alternatives in grid.choices.items():
         if len(alternatives) > 1 and choice not in grid.baselines:
             pictures += draw_gains(grid, summary, _with_sweeps(summary, []), choice, folder)
-    first = list(grid.sweeps)[:2]
+    first = [name for name in grid.sweeps if name not in together][:2]
     if len(first) > 1 and (combinations := _with_sweeps(summary, first)):
         pictures.append(draw_surface(grid, combinations, folder))
     for sweep in summary["strengths"] or first[:1]:
         if combinations := _with_sweeps(summary, [sweep]):
             pictures += _distances(grid, combinations, sweep, folder)
             pictures += draw_curves(grid, combinations, sweep, folder)
-    if not grid.sweeps:
+    if not summary["strengths"] and not first:
         pictures += draw_curves(grid, _with_sweeps(summary, []), None, folder)
     return pictures
 
