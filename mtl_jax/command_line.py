@@ -6,7 +6,7 @@
     python launch.py --workdir=runs/x --mode=evaluate --config.datasets.d.splits.test=FILE    on another test set
     python launch.py --workdir=runs/x --mode=predict --input=a.jsonl --output=b.jsonl
     python launch.py --workdir=runs/x --mode=attribute --input=a.txt --output=folder      which words decide
-    python launch.py --workdir=runs/x --mode=export --output=folder              a Hugging Face folder for each column
+    python launch.py --workdir=runs/x --mode=export --output=folder              the tasks' models as others load them
     python launch.py --config=configs/x.py --workdir=runs/x --mode=ablate        a grid of settings, or resume it
     python launch.py --config=configs/x.py --workdir=runs/x --mode=relate        which tasks help which
     python launch.py --config=configs/x.py --workdir=runs/x --mode=ablate --shard=0/4    a part of the grid; then report
@@ -50,7 +50,7 @@ INPUT = flags.DEFINE_string("input", "", "predict, attribute: any file of data, 
 DATASET = flags.DEFINE_string("dataset", "", "predict, attribute: the data set of the run whose format --input has.")
 READER = flags.DEFINE_string("reader", "", "predict, attribute: the reader of --input; 'texts': one text on each line.")
 SPLIT = flags.DEFINE_string("split", "", "predict, attribute: the split, for readers that find them inside a file.")
-TASKS = flags.DEFINE_list("tasks", [], "predict, attribute: only these tasks.")
+TASKS = flags.DEFINE_list("tasks", [], "predict, attribute, export: only these tasks.")
 OUTPUT = flags.DEFINE_string("output", "", "predict: file, '' prints; otherwise: folder.")
 RUNS = flags.DEFINE_list(
     "runs", [], "merge, adapt, compare, report: folders of runs; a name with a comma is quoted: '\"a,b\",c'."

@@ -182,12 +182,13 @@ def inspect(options: Options) -> None:
 
 
 def export(options: Options) -> None:
-    """Writes columns as Hugging Face folders."""
+    """Writes the models of the tasks as others load them."""
     from mtl_jax.runs.export import export
 
     workdir = options.finished_run()
     options.require(options.output, "--output=FOLDER")
-    for line in export(options.checked_config(), workdir, options.checkpoints(), pathlib.Path(options.output)):
+    target = pathlib.Path(options.output).expanduser()
+    for line in export(options.checked_config(), workdir, options.checkpoints(), target, options.tasks):
         print(line)
 
 

@@ -114,22 +114,16 @@ class Predictor:
                 lines[number][name] = _decode(task, prediction)
 
 
-def export_refusal(config: Config) -> str:
-    """Why the columns of a run have no published architecture, as a sentence; "" where they have one."""
+def encoder_refusal(config: Config) -> str:
+    """Why the columns of a run are no published encoders, the end of a sentence; "" where they are."""
     if not LAYERS[config.model.layer_type].family:
-        return (
-            f"--mode=export writes Hugging Face folders, which are for model families; this run has "
-            f"config.model.layer_type = {config.model.layer_type!r}"
-        )
+        return f"no Hugging Face model: config.model.layer_type = {config.model.layer_type!r} is of no model family"
     for field in ("mixer", "adapter"):
         if config.sharing[field]:
-            return (
-                f"--mode=export writes columns as published architectures, which have no {field}s; this run has "
-                f"config.sharing.{field} = {config.sharing[field]!r}"
-            )
+            return f"no Hugging Face model: published architectures have no {field} {config.sharing[field]!r}"
     used = {config.tasks[task].dataset for task in (config.train_tasks or config.tasks)}
     if any(config.datasets[name].image for name in used):
-        return "--mode=export writes published text encoders, which have no place for patches of pictures"
+        return "no Hugging Face model: published text encoders have no place for patches of pictures"
     return ""
 
 

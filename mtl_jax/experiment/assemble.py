@@ -32,6 +32,7 @@ from mtl_jax.models.ownership import Owners
 from mtl_jax.tasks import TASK_KINDS, Task, TaskData, make_task
 from mtl_jax.tasks.distillation import Distillation
 from mtl_jax.tasks.groups import split_heads
+from mtl_jax.tasks.heads import HeadForm
 from mtl_jax.training.hyperparameters import Hyperparameters, hyperparameters_from_config
 from mtl_jax.training.objective import Objective, Params, auxiliary_name
 from mtl_jax.training.parameter_paths import flatten
@@ -267,6 +268,12 @@ def _task(config: Config, name: str, data: Corpus, model: Model) -> Task:
             mask_token=data.tokenizer.mask_id,
             table_width=model.embed.width,
             causal=bool(model.architecture and model.architecture.causal),
+            published_heads=_published_forms(model.architecture),
         )
     )
     return make_task(name, settings, spec.level, vocabulary.names, counts, given)
+
+
+def _published_forms(architecture: Architecture | None) -> dict[str, HeadForm]:
+    heads = architecture.published_heads() if architecture else {}
+    return {kind: head.form for kind, head in heads.items()}

@@ -6,7 +6,6 @@ import pathlib
 import shlex
 
 from mtl_jax.config.plain import from_plain
-from mtl_jax.evaluation.inference import export_refusal
 from mtl_jax.evaluation.input_records import accepts_plain_lines
 from mtl_jax.runtime.flags import entry_point
 from mtl_jax.storage.workdir import read_config
@@ -30,6 +29,4 @@ def next_commands(workdir: pathlib.Path) -> list[str]:
             workdir=workdir, mode="predict", input="texts.txt" if accepts_plain_lines(config) else "records.jsonl"
         )
     ]
-    if not export_refusal(config):
-        lines.append(launch_command(workdir=workdir, mode="export", output=workdir / "export"))
-    return lines
+    return [*lines, launch_command(workdir=workdir, mode="export", output=workdir / "export")]

@@ -1,44 +1,138 @@
-"""--mode=export: columns as Hugging Face folders."""
+"""--mode=export: a folder for each task, as others load it.
+
+OUTPUT/<task>/          a Hugging Face model with the head of the task, or its encoder alone; README.md
+OUTPUT/<task>/jax/      the predictions of the task as a program, see `export_program`
+OUTPUT/<task>/peft/     LoRA as a PEFT adapter on OUTPUT/<task>/base
+OUTPUT/shared/          the encoder that several tasks share
+"""
 
 from __future__ import annotations
 
 import pathlib
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
+from mtl_jax.config.plain import from_plain, to_plain
 from mtl_jax.config.sections import Config
 from mtl_jax.errors import UserError
-from mtl_jax.evaluation.inference import export_refusal, load_model
-from mtl_jax.models.export import save_folder
+from mtl_jax.evaluation.inference import encoder_refusal, load_model
+from mtl_jax.evaluation.input_records import build_corpus
+from mtl_jax.experiment.assemble import Experiment, assemble
+from mtl_jax.models.export import save_folder, save_tokenizer_config
+from mtl_jax.models.export_heads import NotPublished, exported_head
+from mtl_jax.runs.export_card import write_card
+from mtl_jax.runs.export_program import Program, save_program
 from mtl_jax.storage import artifacts
+from mtl_jax.storage.artifacts import Artifacts
+from mtl_jax.tasks.groups import join_heads
+from mtl_jax.training.objective import Params
 from mtl_jax.training.placement import require_platform
 
 
-def export(config: Config, workdir: pathlib.Path, which: Sequence[str], target: pathlib.Path) -> list[str]:
-    """Writes each column as a Hugging Face folder: target/<task>, or target/shared where all tasks share it.
+class _Run(NamedTuple):
+    """A finished run: its model and where its folder is. `params` has heads by the names of their tasks."""
+
+    config: Config
+    workdir: pathlib.Path
+    saved: Artifacts
+    experiment: Experiment
+    params: Params
+
+    def column(self, task: str) -> dict[str, Any]:
+        """{path: leaves [...]} of what belongs to an encoder: that of one task, without its adapters."""
+        k = list(self.experiment.tasks).index(task)
+        return {
+            path: jax.tree.map(lambda leaf, index=int(owner[k]): leaf[index], self.params[path])
+            for path, owner in self.experiment.owners.items()
+            if not path.startswith(("adapter_", "mixer_"))
+        }
+
+
+def export(
+    config: Config, workdir: pathlib.Path, which: Sequence[str], target: pathlib.Path, tasks: Sequence[str] = ()
+) -> list[str]:
+    """Writes the folders of tasks (() for all), and that of an encoder that several tasks share.
 
     Returns:
-      a line for each folder that was written.
+      a line for each thing that was written, or that could not be and why.
 
     Raises:
-      UserError: see `export_refusal`.
+      UserError: no such task; a file that cannot be written.
     """
     require_platform(config.training.platform)
-    if refusal := export_refusal(config):
-        raise UserError(refusal)
-    architecture = artifacts.load(workdir).architecture
+    saved = artifacts.load(workdir)
     experiment, params = load_model(config, workdir, which)
-    tasks_of_column: dict[tuple[int, ...], list[str]] = {}
-    for k, task in enumerate(experiment.tasks):
-        tasks_of_column.setdefault(tuple(owner[k] for owner in experiment.owners.values()), []).append(task)
+    run = _Run(config, workdir, saved, experiment, experiment.by_name(params))
+    if unknown := [task for task in tasks if task not in experiment.tasks]:
+        raise UserError(f"--tasks: the run has no task {unknown[0]!r}; it has: {', '.join(experiment.tasks)}")
     lines = []
-    for column, tasks in tasks_of_column.items():
-        folder = target / ("shared" if len(tasks_of_column) == 1 and len(tasks) > 1 else "+".join(tasks))
-        column_params = {
-            path: jax.tree.map(lambda leaf, index=index: leaf[index], params[path])
-            for path, index in zip(experiment.owners, column, strict=True)
-        }
-        written = save_folder(folder, architecture, column_params, workdir / "model")
-        lines.append(f"{folder}: {len(written)} tensors, for {', '.join(tasks)}")
+    for task in tasks or experiment.tasks:
+        lines += _export_task(run, task, target / task)
+    if not encoder_refusal(config):
+        lines += _export_shared(run, target)
     return lines
+
+
+def _export_task(run: _Run, name: str, folder: pathlib.Path) -> list[str]:
+    task, head, reason = run.experiment.tasks[name], None, encoder_refusal(run.config)
+    written = []
+    if not reason:
+        try:
+            head = exported_head(task, run.params["heads"][name], run.saved.architecture)
+        except NotPublished as answer:
+            reason = f"the head of {name} is no head of transformers: {answer}; the encoder is without it"
+        tensors = save_folder(folder, run.saved.architecture, run.column(name), run.workdir / "model", head)
+        model = head.published.architecture if head else run.saved.architecture.published
+        written.append(f"{model}, {len(tensors)} tensors")
+        written += _save_tokenizer(run, folder)
+        written += head.notes if head else ()
+    if reason:
+        written.append(reason)
+    folder.mkdir(parents=True, exist_ok=True)
+    written.append(save_program(folder / "jax", _program(run, name)))
+    write_card(folder, run.config, run.workdir, task, head.published.architecture if head else "", written)
+    return [f"{folder}: {line}" for line in written]
+
+
+def _export_shared(run: _Run, target: pathlib.Path) -> list[str]:
+    """An encoder that several tasks have in common, once."""
+    owners = {path: owner for path, owner in run.experiment.owners.items() if not path.startswith("adapter_")}
+    tasks_of_column: dict[tuple[int, ...], list[str]] = {}
+    for k, task in enumerate(run.experiment.tasks):
+        tasks_of_column.setdefault(tuple(int(owner[k]) for owner in owners.values()), []).append(task)
+    lines = []
+    for tasks in tasks_of_column.values():
+        if len(tasks) > 1:
+            folder = target / ("shared" if len(tasks_of_column) == 1 else "+".join(tasks))
+            tensors = save_folder(folder, run.saved.architecture, run.column(tasks[0]), run.workdir / "model")
+            lines.append(f"{folder}: the encoder of {', '.join(tasks)}, {len(tensors)} tensors")
+            _save_tokenizer(run, folder)
+    return lines
+
+
+def _save_tokenizer(run: _Run, folder: pathlib.Path) -> list[str]:
+    """The configuration of the tokenizer, or a sentence where `transformers` has none such."""
+    length = run.config.data.row_length
+    if save_tokenizer_config(folder, run.saved.tokenizer, run.saved.architecture, length):
+        return []
+    return [f"config.tokenizer.kind = {run.config.tokenizer.kind!r} is no tokenizer of transformers"]
+
+
+def _program(run: _Run, name: str) -> Program:
+    """The task alone where its model depends on no other task; else the whole run."""
+    sharing = run.config.sharing
+    if sharing.mixer or sharing.adapter or sharing.cascades:
+        heads = join_heads(run.experiment.spec.objective.groups, run.params["heads"])
+        return Program(run.experiment, {**run.params, "heads": heads}, name)
+    config = from_plain(to_plain(run.config))
+    config.train_tasks, config.penalties, config.distillation = (name,), type(config)(), type(config)()
+    saved = run.saved._replace(
+        vocabularies={name: run.saved.vocabularies[name]}, statistics={name: run.saved.statistics[name]}
+    )
+    experiment = assemble(config, build_corpus(config, saved, {}), saved.architecture, None)
+    column = jax.tree.map(lambda leaf: np.asarray(leaf)[None], run.column(name))
+    heads = join_heads(experiment.spec.objective.groups, {name: run.params["heads"][name]})
+    return Program(experiment, {**column, "heads": heads}, name)

@@ -59,6 +59,7 @@ class TaskData(NamedTuple):
     mask_token   id of the token that hides another, None without
     table_width  width of the word vectors
     causal       whether tokens see only those before them
+    published_heads  {kind of head: the form that the model family gives it}, see `heads.HeadForm`; {} without a family
     """
 
     settings: Mapping[str, Any]
@@ -69,6 +70,7 @@ class TaskData(NamedTuple):
     mask_token: int | None
     table_width: int
     causal: bool = False
+    published_heads: Mapping[str, Any] = {}
 
 
 class Task:
@@ -88,6 +90,8 @@ class Task:
     reads_pictures  whether it needs a data set with words and pictures
     reads_right     whether what follows a token matters to its label
     auxiliary       {name: factor} of the losses that it adds to its own, see `auxiliary_losses`
+    head_kind       "sequence" | "choice" | "token" | "span" | "masked": the published heads that its own may be one of;
+                    "" for none
     """
 
     predicts: ClassVar[str] = "ids"
@@ -97,6 +101,7 @@ class Task:
     reads_pictures: ClassVar[bool] = False
     reads_right: ClassVar[bool] = False
     auxiliary: ClassVar[Mapping[str, float]] = {}
+    head_kind: ClassVar[str] = ""
 
     name: str
     names: tuple[str, ...]  # the classes of train, in the order of their ids
@@ -113,10 +118,14 @@ class Task:
     @classmethod
     def data_fields(cls, data: TaskData) -> dict[str, Any]:
         """The values of `from_data`, and of options that follow from the data where a config does not set them: of a
-        causal model the last token alone has read the text.
+        causal model the last token alone has read the text. Where head_form is "published" that form too.
         """
         follows = data.causal and getattr(cls, "pool", "") == "mean" and "pool" not in data.settings
-        return {"pool": "last"} if follows else {}
+        fields: dict[str, Any] = {"pool": "last"} if follows else {}
+        if "published_head" in cls.from_data:
+            asked = data.settings.get("head_form") == "published"
+            fields["published_head"] = data.published_heads.get(cls.head_kind) if asked else None
+        return fields
 
     def form(self, classes: int) -> Task | None:
         """The task that stands for all that differ from this one in names and `values` only: they are computed

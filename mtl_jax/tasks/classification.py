@@ -26,7 +26,13 @@ class Classification(Task):
     class_weights    one weight for each class, () = all 1; `make_task` also takes "balanced" and {class: weight}
     label_smoothing  ε in [0, 1)
     focal_gamma      γ >= 0 of the focal loss, 0 = cross-entropy
+    head_form        "plain": by the options pool, pooler and hidden | "published": the layers that the model family
+                     has in `transformers`, so that `--mode=export` writes a head that others load
+    published_head   that form: of the model, not of the config
     """
+
+    head_kind = "sequence"
+    from_data = ("published_head",)
 
     name: str
     names: tuple[str, ...]
@@ -38,6 +44,8 @@ class Classification(Task):
     class_weights: tuple[float, ...] = ()
     label_smoothing: float = 0.0
     focal_gamma: float = 0.0
+    head_form: str = "plain"
+    published_head: heads.HeadForm | None = None
 
     def __post_init__(self):
         if len(self.names) < 2:
@@ -60,11 +68,11 @@ class Classification(Task):
 
     def init(self, key: jax.Array, width: int) -> Params:
         """Parameters of the head over features of width D = `width`, float32."""
-        return heads.init_head(key, width, len(self.names), self.hidden, self.pooler)
+        return heads.init_task_head(self, key, width, len(self.names))
 
     def logits(self, params: Params, features_: Features, labels: Labels) -> jax.Array:
         """float32 [R, E, C]; `labels` is not read."""
-        return losses.blank_padding(heads.apply_head(params, features.pool(features_, self.pool)), self.class_count)
+        return losses.blank_padding(_scores(self, params, features_), self.class_count)
 
     def loss(self, params: Params, logits: jax.Array, labels: Labels) -> jax.Array:
         """Cross-entropy of each example, float32 [R, E]."""
@@ -108,6 +116,8 @@ class Multilabel(Task):
 
     predicts = "sets"
     label_type = "set"
+    head_kind = "sequence"
+    from_data = ("published_head",)
 
     name: str
     names: tuple[str, ...]
@@ -121,6 +131,8 @@ class Multilabel(Task):
     focal_gamma: float = 0.0
     threshold: float = 0.5
     delimiter: str = ","
+    head_form: str = "plain"
+    published_head: heads.HeadForm | None = None
 
     def __post_init__(self):
         if not self.names:
@@ -143,11 +155,11 @@ class Multilabel(Task):
 
     def init(self, key: jax.Array, width: int) -> Params:
         """Parameters of the head over features of width D = `width`, float32."""
-        return heads.init_head(key, width, len(self.names), self.hidden, self.pooler)
+        return heads.init_task_head(self, key, width, len(self.names))
 
     def logits(self, params: Params, features_: Features, labels: Labels) -> jax.Array:
         """float32 [R, E, C]; `labels` is not read."""
-        return losses.blank_padding(heads.apply_head(params, features.pool(features_, self.pool)), self.class_count)
+        return losses.blank_padding(_scores(self, params, features_), self.class_count)
 
     def loss(self, params: Params, logits: jax.Array, labels: Labels) -> jax.Array:
         """Mean binary cross-entropy over the labels, of each example, float32 [R, E]."""
@@ -176,6 +188,10 @@ class Multilabel(Task):
         order = np.argsort(-np.asarray(probability), kind="stable")
         ranked = {self.names[c]: float(probability[c]) for c in order}
         return {"labels": [self.names[c] for c in order if value[c]], "probabilities": ranked}
+
+
+def _scores(task: Any, params: Params, features_: Features) -> jax.Array:
+    return heads.apply_task_head(task, params, features.pool(features_, heads.pooling(task)))
 
 
 def loss_options(task: Any) -> tuple[tuple[float, ...] | None, float, float, Any]:
@@ -223,3 +239,4 @@ def check_text_head(task: Any, level: str = "text") -> None:
     options.require_choice(task.name, "pool", task.pool, features.POOLS)
     options.require_flag(task.name, "pooler", task.pooler)
     options.require_integer(task.name, "hidden", task.hidden)
+    heads.check_form(task)

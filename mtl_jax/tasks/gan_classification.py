@@ -35,6 +35,7 @@ class AdversarialClassification(Classification):
     drop        dropout of the hidden layers of both, in the two losses above; the loss of labelled texts has none
     """
 
+    head_kind = ""
     auxiliary: ClassVar[Mapping[str, float]] = {"discriminator": 1.0, "generator": 1.0}
 
     form = Task.form  # there is none: the last class of the discriminator is no class of the task

@@ -27,6 +27,7 @@ class GroundedClassification(Classification):
     hidden    width of both layers, 0 = D
     """
 
+    head_kind = ""
     reads_pictures = True
     distribution = Task.distribution  # there is none: other layers do not tell patches from words
 

@@ -1,12 +1,103 @@
-"""Parameters and application of the heads: an optional pooler and hidden layer before the classes. All float32."""
+"""Parameters and application of the heads: an optional pooler and hidden layer before the classes, or the layers of a
+published head. All float32.
+"""
 
 from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from mtl_jax.tasks import options
 from mtl_jax.tasks.base import Params
 from mtl_jax.tasks.features import gather_tokens
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "linear": lambda x: x,
+    "tanh": jnp.tanh,
+    "relu": jax.nn.relu,
+    "gelu": functools.partial(jax.nn.gelu, approximate=False),
+    "gelu_new": jax.nn.gelu,
+    "gelu_pytorch_tanh": jax.nn.gelu,
+    "silu": jax.nn.silu,
+    "swish": jax.nn.silu,
+}
+
+
+class HeadForm(NamedTuple):
+    """The layers of a head: an affine map, an activation and a LayerNorm before the scores.
+
+    pool         "first" | "last" | "mean" | "max" token of a text; "" for scores of tokens
+    width        features of the affine map; 0: there are scores alone, and the fields below say nothing
+    activation   a name in `ACTIVATIONS`
+    bias         whether the affine map has one
+    norm_eps     ε of the LayerNorm after the activation, None for none
+    norm_bias    whether it has an offset
+    output_bias  whether the scores have one
+    """
+
+    pool: str
+    width: int = 0
+    activation: str = "linear"
+    bias: bool = True
+    norm_eps: float | None = None
+    norm_bias: bool = True
+    output_bias: bool = True
+
+
+def check_form(task: Any) -> None:
+    """Raises UserError for a wrong `head_form`, and for options that a published form has decided."""
+    options.require_choice(task.name, "head_form", task.head_form, ("plain", "published"))
+    if task.head_form == "plain":
+        return
+    if task.published_head is None:
+        problem = f"'published' is that of a model family, and this model has none for kind {type(task).__name__}"
+        raise options.option_error(task.name, "head_form", problem)
+    for field in ("pool", "pooler", "hidden"):
+        if field in type(task).__dataclass_fields__ and getattr(task, field) not in (False, 0, None, "mean", "last"):
+            raise options.option_error(task.name, field, "is decided by head_form = 'published'; leave it out")
+
+
+def pooling(task: Any) -> str:
+    """How the head of a task on texts pools their tokens."""
+    return task.published_head.pool if task.published_head else task.pool
+
+
+def init_form(key: jax.Array, width: int, out: int, form: HeadForm) -> Params:
+    """Parameters of a head of this form over features of width D: {"transform", "layer_norm", "output"}."""
+    inner_key, output_key = jax.random.split(key)
+    params = {"output": dense_init(output_key, form.width or width, out)}
+    if form.width:
+        params["transform"] = inner_init(inner_key, width, form.width)
+        if not form.bias:
+            del params["transform"]["bias"]
+        if form.norm_eps is not None:
+            ones, zeros = jnp.ones((form.width,), jnp.float32), jnp.zeros((form.width,), jnp.float32)
+            params["layer_norm"] = {"scale": ones, "bias": zeros} if form.norm_bias else {"scale": ones}
+    if not form.output_bias:
+        del params["output"]["bias"]
+    return params
+
+
+def apply_transform(params: Params, x: jax.Array, form: HeadForm) -> jax.Array:
+    """x [..., D] -> float32 [..., W], what the scores of a head of this form read."""
+    x = x.astype(jnp.float32)
+    if not form.width:
+        return x
+    x = ACTIVATIONS[form.activation](dense(params["transform"], x))
+    return x if form.norm_eps is None else layer_norm(params["layer_norm"], x, form.norm_eps)
+
+
+def layer_norm(params: Params, x: jax.Array, eps: float) -> jax.Array:
+    """LayerNorm of x float32 [..., W] with a scale and, where there is one, an offset."""
+    centred = x - x.mean(-1, keepdims=True)
+    normed = centred * jax.lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + eps)
+    scaled = normed * jnp.broadcast_to(params["scale"], x.shape)
+    return scaled + jnp.broadcast_to(params["bias"], x.shape) if "bias" in params else scaled
+
 
 _INNER = jax.nn.initializers.lecun_normal()
 _OUTER = jax.nn.initializers.normal(0.02)  # as BERT's own heads: the first predictions are near uniform
@@ -25,7 +116,21 @@ def inner_init(key: jax.Array, width: int, out: int) -> Params:
 def dense(params: Params, x: jax.Array) -> jax.Array:
     """x [..., D] -> float32 [..., out], whatever the dtype of x."""
     y = x.astype(jnp.float32) @ params["kernel"]
-    return y + jnp.broadcast_to(params["bias"], y.shape)
+    return y + jnp.broadcast_to(params["bias"], y.shape) if "bias" in params else y
+
+
+def init_task_head(task: Any, key: jax.Array, width: int, out: int) -> Params:
+    """The head of a task that has `published_head`, `hidden` and perhaps `pooler`, from width D to `out`."""
+    if task.published_head:
+        return init_form(key, width, out, task.published_head)
+    return init_head(key, width, out, task.hidden, getattr(task, "pooler", False))
+
+
+def apply_task_head(task: Any, params: Params, x: jax.Array) -> jax.Array:
+    """x [..., D] -> float32 [..., out] through the layers that `init_task_head` made."""
+    if task.published_head:
+        return dense(params["output"], apply_transform(params, x, task.published_head))
+    return apply_head(params, x)
 
 
 def init_head(key: jax.Array, width: int, out: int, hidden: int = 0, pooler: bool = False) -> Params:

@@ -14,6 +14,7 @@ from mtl_jax.tasks import features, heads, losses, options
 from mtl_jax.tasks.base import Features, Labels, Params, Task, TaskData
 
 CANDIDATES = 5  # candidates of a prediction
+NORM_EPS = 1e-12  # of the plain transform
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +27,7 @@ class MaskedLM(Task):
     transform   a dense layer with GELU and LayerNorm before the scores, as BERT has
     tied        the scores are products with the word vectors of the task's own embedding table (Press & Wolf 2017),
                 and a bias; else a matrix of their own
+    head_form   as in `Classification`: of layers before the scores, which `transform` does not decide then
     mask_token, table_width   id of [MASK], and width of the word vectors: of the run, not of the config
     """
 
@@ -33,7 +35,8 @@ class MaskedLM(Task):
     label_type = "hidden"
     levels = ("token",)
     reads_right = True
-    from_data = ("mask_token", "table_width")
+    head_kind = "masked"
+    from_data = ("mask_token", "table_width", "published_head")
 
     name: str
     names: tuple[str, ...]
@@ -44,6 +47,8 @@ class MaskedLM(Task):
     keep: float = 0.1
     transform: bool = True
     tied: bool = False
+    head_form: str = "plain"
+    published_head: heads.HeadForm | None = None
     mask_token: int = 0
     table_width: int = 0
 
@@ -63,6 +68,9 @@ class MaskedLM(Task):
             )
         for field in ("transform", "tied"):
             options.require_flag(self.name, field, getattr(self, field))
+        heads.check_form(self)
+        if self.published_head and not self.transform:
+            raise options.option_error(self.name, "transform", "is decided by head_form = 'published'; leave it out")
         if self.tied and not self.transform:
             raise options.option_error(
                 self.name, "tied", "needs the transform, which leads to the width of the word vectors"
@@ -71,10 +79,12 @@ class MaskedLM(Task):
     @classmethod
     def data_fields(cls, data: TaskData) -> dict[str, Any]:
         """See `Task.data_fields`."""
-        return {"mask_token": data.mask_token, "table_width": data.table_width}
+        return {"mask_token": data.mask_token, "table_width": data.table_width, **super().data_fields(data)}
 
     def init(self, key: jax.Array, width: int) -> Params:
         """Parameters of the head over features of width D = `width`, float32."""
+        if self.published_head:
+            return self._init_published(key, width)
         inner, outer = jax.random.split(key)
         inner_width = self.table_width if self.tied else width
         params: dict[str, Any] = {"bias": jnp.zeros((len(self.names),), jnp.float32)}
@@ -83,6 +93,15 @@ class MaskedLM(Task):
             params["layer_norm"] = {"scale": jnp.ones((inner_width,)), "bias": jnp.zeros((inner_width,))}
         if not self.tied:
             params["output"] = {"kernel": heads.dense_init(outer, inner_width, len(self.names))["kernel"]}
+        return params
+
+    def _init_published(self, key: jax.Array, width: int) -> Params:
+        """As `init`, of a published form: the bias of the scores stands by itself, as in a plain head."""
+        params = dict(heads.init_form(key, width, len(self.names), self.published_head))
+        if (bias := params["output"].pop("bias", None)) is not None:
+            params["bias"] = bias
+        if self.tied:
+            del params["output"]
         return params
 
     def corrupt(
@@ -127,11 +146,13 @@ class MaskedLM(Task):
     def logits(self, params: Params, features_: Features, labels: Labels) -> jax.Array:
         """float32 [R, Q, C]; of `labels` token is read, and params["table"] [C, W] where the head is tied."""
         x = features.gather_tokens(features_.hidden, labels["token"]).astype(jnp.float32)
-        if self.transform:
-            x = _layer_norm(params["layer_norm"], jax.nn.gelu(heads.dense(params["transform"], x)))
+        if self.published_head:
+            x = heads.apply_transform(params, x, self.published_head)
+        elif self.transform:
+            x = heads.layer_norm(params["layer_norm"], jax.nn.gelu(heads.dense(params["transform"], x)), NORM_EPS)
         table = params["table"][: len(self.names)].T if self.tied else params["output"]["kernel"]
         scores = x @ table
-        return scores + jnp.broadcast_to(params["bias"], scores.shape)
+        return scores + jnp.broadcast_to(params["bias"], scores.shape) if "bias" in params else scores
 
     def loss(self, params: Params, logits: jax.Array, labels: Labels, slots: int | None = None) -> jax.Array:
         """Cross-entropy of each hidden token, float32 [R, Q], or summed by example, [R, E] with E = `slots`."""
@@ -170,9 +191,3 @@ class MaskedLM(Task):
 def _log_p(logits: jax.Array, labels: Mapping[str, jax.Array]) -> jax.Array:
     score = jnp.take_along_axis(logits, labels["value"][..., None], -1, mode="clip")[..., 0]
     return score - jax.nn.logsumexp(logits, axis=-1)
-
-
-def _layer_norm(params: Params, x: jax.Array) -> jax.Array:
-    centred = x - x.mean(-1, keepdims=True)
-    normed = centred * jax.lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + 1e-12)
-    return normed * jnp.broadcast_to(params["scale"], x.shape) + jnp.broadcast_to(params["bias"], x.shape)

@@ -19,11 +19,13 @@ class MultipleChoice(Task):
 
     Each choice is an example of its own, the text in a pair with it (BERT on SWAG: Devlin et al. 2019, section 4.4).
 
-    metrics, pool, pooler, hidden   as in `Classification`
+    metrics, pool, pooler, hidden, head_form   as in `Classification`
     """
 
     label_type = "choice"
     levels = ("choice",)
+    head_kind = "choice"
+    from_data = ("published_head",)
 
     name: str
     names: tuple[str, ...] = ()
@@ -32,6 +34,8 @@ class MultipleChoice(Task):
     pool: str = "mean"
     pooler: bool = False
     hidden: int = 0
+    head_form: str = "plain"
+    published_head: heads.HeadForm | None = None
 
     def __post_init__(self):
         check_text_head(self, "choice")
@@ -42,11 +46,11 @@ class MultipleChoice(Task):
 
     def init(self, key: jax.Array, width: int) -> Params:
         """Parameters of the head over features of width D = `width`, float32."""
-        return heads.init_head(key, width, 1, self.hidden, self.pooler)
+        return heads.init_task_head(self, key, width, 1)
 
     def logits(self, params: Params, features_: Features, labels: Labels) -> jax.Array:
         """float32 [R, E]; `labels` is not read."""
-        return heads.apply_head(params, features.pool(features_, self.pool))[..., 0]
+        return heads.apply_task_head(self, params, features.pool(features_, heads.pooling(self)))[..., 0]
 
     def loss(self, params: Params, logits: jax.Array, labels: Labels) -> jax.Array:
         """Cross-entropy of each record, at its right choice, float32 [R, E]."""

@@ -20,7 +20,7 @@ from mtl_jax.tasks.classification import check_text_head
 class Regression(Task):
     """Mean squared error on scaled targets; predictions come back on the labels' own scale.
 
-    metrics, pool, pooler, hidden   as in `Classification`
+    metrics, pool, pooler, hidden, head_form   as in `Classification`
     head         "dense" | "none": the pooled features, of width 1, are the prediction; the column is the whole model,
                  so that penalties act on all of it. Without pooler and hidden
     low, high    the scale's ends, learned as 0 and 1: (y - low) / (high - low). STS-B: 0 and 5
@@ -29,6 +29,8 @@ class Regression(Task):
 
     predicts = "values"
     label_type = "real"
+    head_kind = "sequence"
+    from_data = ("published_head",)
 
     name: str
     names: tuple[str, ...] = ()
@@ -38,16 +40,19 @@ class Regression(Task):
     pooler: bool = False
     hidden: int = 0
     head: str = "dense"
+    head_form: str = "plain"
     low: float | None = None
     high: float | None = None
     mean: float | None = None
     scale: float | None = None
+    published_head: heads.HeadForm | None = None
 
     def __post_init__(self):
         check_text_head(self)
         options.require_choice(self.name, "head", self.head, ("dense", "none"))
-        for field in ("pooler", "hidden"):
+        for field in ("pooler", "hidden", "published_head"):
             if self.head == "none" and getattr(self, field):
+                field = field.replace("published_head", "head_form")
                 raise options.option_error(self.name, field, "there is no head that could have it; head is 'none'")
         given = [f for f in ("low", "high", "mean", "scale") if getattr(self, f) is not None]
         for field in given:
@@ -94,12 +99,12 @@ class Regression(Task):
                 )
                 raise options.option_error(self.name, "head", problem)
             return {}
-        return heads.init_head(key, width, 1, self.hidden, self.pooler)
+        return heads.init_task_head(self, key, width, 1)
 
     def logits(self, params: Params, features_: Features, labels: Labels) -> jax.Array:
         """Scaled values, float32 [R, E]; `labels` is not read."""
-        pooled = features.pool(features_, self.pool)
-        return (pooled if self.head == "none" else heads.apply_head(params, pooled))[..., 0]
+        pooled = features.pool(features_, heads.pooling(self))
+        return (pooled if self.head == "none" else heads.apply_task_head(self, params, pooled))[..., 0]
 
     def loss(self, params: Params, logits: jax.Array, labels: Labels) -> jax.Array:
         """Squared error on the scaled targets, float32 [R, E]."""

@@ -27,6 +27,7 @@ class Relation(Classification):
 
     levels = ("pair",)
     reads_right = True
+    head_kind = ""
     distribution = Task.distribution  # there is none: it belongs to two spans, which other layers do not know
 
     level: str = "pair"
@@ -42,6 +43,7 @@ class Relation(Classification):
         options.require_choice(self.name, "pool", self.pool, POOLS)
         options.require_flag(self.name, "pooler", self.pooler)
         options.require_integer(self.name, "hidden", self.hidden)
+        heads.check_form(self)
         check_loss(self)
 
     def init(self, key: jax.Array, width: int) -> Params:

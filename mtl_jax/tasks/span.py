@@ -18,7 +18,8 @@ class Span(Task):
     """The first and the last token of the answer, a softmax over the text's tokens each (Devlin et al. 2019).
 
     Where train has unanswerable questions, or texts read through windows of which not all hold the answer, the first
-    token stands for "no answer" (section 4.3), with weights of its own, since it may be a word. The loss is the mean of
+    token stands for "no answer" (section 4.3), with weights of its own, since it may be a word (in a published head
+    with those of the other tokens, as there). The loss is the mean of
     both cross-entropies, each window counts. The answer is the best span of all windows of a text, by its probability
     in the window; none is predicted if the lowest probability of "no answer" over all windows is higher.
 
@@ -28,12 +29,15 @@ class Span(Task):
     none_threshold  τ: no answer is predicted where its log probability is above that of the best span + τ; only where
                     train has unanswerable questions. To be chosen on dev (Devlin et al. 2019), above all where most
                     windows have no answer
+    head_form       as in `Classification`
     """
 
     predicts = "answers"
     label_type = "span"
     levels = ("span",)
     reads_right = True
+    head_kind = "span"
+    from_data = ("published_head",)
 
     name: str
     names: tuple[str, ...]
@@ -42,6 +46,8 @@ class Span(Task):
     hidden: int = 0
     max_span: int = 30
     none_threshold: float = 0.0
+    head_form: str = "plain"
+    published_head: heads.HeadForm | None = None
 
     def __post_init__(self):
         if self.level != "span":
@@ -49,6 +55,7 @@ class Span(Task):
         options.require_integer(self.name, "hidden", self.hidden)
         options.require_integer(self.name, "max_span", self.max_span)
         options.require_number(self.name, "none_threshold", self.none_threshold)
+        heads.check_form(self)
 
     @property
     def may_lack_answer(self) -> bool:
@@ -66,12 +73,12 @@ class Span(Task):
 
     def init(self, key: jax.Array, width: int) -> Params:
         """Parameters of the head over features of width D = `width`, float32."""
-        return heads.init_head(key, width, 4 if self.has_windows_without_answer else 2, self.hidden)
+        return heads.init_task_head(self, key, width, 4 if self._has_none_scores else 2)
 
     def logits(self, params: Params, features_: Features, labels: Labels) -> jax.Array:
         """Scores of (first, last) at each position, float32 [R, Q, 2]. Of `labels` token and word are read."""
-        scores = heads.apply_head(params, features.gather_tokens(features_.hidden, labels["token"]))
-        if not self.has_windows_without_answer:
+        scores = heads.apply_task_head(self, params, features.gather_tokens(features_.hidden, labels["token"]))
+        if not self._has_none_scores:
             return scores
         return jnp.where((labels["word"] < 0)[..., None], scores[..., 2:], scores[..., :2])
 
@@ -162,6 +169,10 @@ class Span(Task):
         most = min(self.max_span, size) if self.max_span else size
         none = jnp.full(segment.shape, -jnp.inf, logits.dtype)
         return jax.lax.fori_loop(0, most, longer, (none, jnp.zeros_like(segment)))
+
+    @property
+    def _has_none_scores(self) -> bool:
+        return self.has_windows_without_answer and self.published_head is None
 
     def _usable(self, labels: Labels) -> jax.Array:
         usable = labels["segment"] > 0

@@ -30,13 +30,15 @@ class Tagging(Task):
     distance       SRL: an embedding of the word's distance from the predicate, clipped to ± so many tokens
                    (Collobert et al. 2011). 1 tells before, itself, after; 0 leaves it out
     class_weights, label_smoothing, focal_gamma   as in `Classification`, softmax only
+    head_form      as in `Classification`, level "word" only
     spans          whether the tags mark spans, as the data tell; None: as their names tell
     """
 
     predicts = "tags"
     levels = ("word", "predicate")
-    from_data = ("spans",)
     reads_right = True
+    head_kind = "token"
+    from_data = ("spans", "published_head")
 
     name: str
     names: tuple[str, ...]
@@ -50,6 +52,8 @@ class Tagging(Task):
     label_smoothing: float = 0.0
     focal_gamma: float = 0.0
     spans: bool | None = None
+    head_form: str = "plain"
+    published_head: heads.HeadForm | None = None
 
     def __post_init__(self):
         self._check()
@@ -68,7 +72,7 @@ class Tagging(Task):
     @classmethod
     def data_fields(cls, data: TaskData) -> dict[str, Any]:
         """See `Task.data_fields`."""
-        return {"spans": data.spans}
+        return {"spans": data.spans, **super().data_fields(data)}
 
     def form(self, classes: int) -> Task:
         """See `Task.form`. Where moves between tags count, only tasks with as many tags are of one form, with a scheme
@@ -86,7 +90,7 @@ class Tagging(Task):
         if self.level == "predicate":
             params = heads.predicate_init(key, width, len(self.names), self.hidden, self.distance)
         else:
-            params = heads.init_head(key, width, len(self.names), self.hidden)
+            params = heads.init_task_head(self, key, width, len(self.names))
         return {**params, "crf": crf.init_params(len(self.names))} if self.crf else params
 
     def logits(self, params: Params, features_: Features, labels: Labels) -> jax.Array:
@@ -94,7 +98,7 @@ class Tagging(Task):
         if self.level == "predicate":
             scores = heads.predicate_apply(params, features_.hidden, labels["token"], labels["predicate"])
         else:
-            scores = heads.apply_head(params, features.gather_tokens(features_.hidden, labels["token"]))
+            scores = heads.apply_task_head(self, params, features.gather_tokens(features_.hidden, labels["token"]))
         return losses.blank_padding(scores, self.class_count)
 
     def loss(self, params: Params, logits: jax.Array, labels: Labels, slots: int | None = None) -> jax.Array:
@@ -148,7 +152,8 @@ class Tagging(Task):
             raise options.option_error(
                 self.name, "level", "'predicate' has several tags a word, which cannot be fed upwards"
             )
-        probability = jax.nn.softmax(losses.blank_padding(heads.apply_head(params, features_.hidden), self.class_count))
+        scores = losses.blank_padding(heads.apply_task_head(self, params, features_.hidden), self.class_count)
+        probability = jax.nn.softmax(scores)
         return jnp.where((features_.segment > 0)[..., None], probability, 0.0)
 
     def soft_labels(self, params: Params, logits: jax.Array, labels: Labels) -> jax.Array:
@@ -200,6 +205,10 @@ class Tagging(Task):
             raise options.option_error(
                 self.name, "distance", "is for labels of level 'predicate', these are of level 'word'"
             )
+        heads.check_form(self)
+        if self.published_head and self.level == "predicate":
+            problem = "'published' is a tag for each word; the labels here are of level 'predicate'"
+            raise options.option_error(self.name, "head_form", problem)
         check_loss(self)
         for field in ("class_weights", "label_smoothing", "focal_gamma"):
             if self.crf and getattr(self, field):

@@ -59,6 +59,10 @@ class Tokenizer(Protocol):
         """The id of a token by its name, special ones too; None where there is none."""
 
     @property
+    def unknown_id(self) -> int | None:
+        """The id of the unknown token; None where there is none."""
+
+    @property
     def mask_id(self) -> int | None:
         """The id of the mask token; None where there is none."""
 

@@ -113,6 +113,11 @@ class PretrainedTokenizer:
         named = {name: self.id_to_token(index) for name, index in ids.items() if index is not None}
         (folder / "special_tokens_map.json").write_text(json.dumps(named, ensure_ascii=False), encoding="utf-8")
 
+    @property
+    def unknown_id(self) -> int | None:
+        """Id of the unknown token, None without one."""
+        return self._unknown
+
     @functools.cached_property
     def unknown(self) -> int:
         """Id of the unknown token, also used for a word without sub-words (such as a zero-width space)."""

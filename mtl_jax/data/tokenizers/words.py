@@ -106,6 +106,11 @@ class WordTokenizer:
         return self.index.get(token)
 
     @property
+    def unknown_id(self) -> int | None:
+        """Id of the unknown token."""
+        return 1
+
+    @property
     def mask_id(self) -> int | None:
         return self.index[self.MASK] if self.MASK in self.extra else None
 

@@ -8,6 +8,8 @@ from typing import Any, ClassVar
 
 from mtl_jax.models.families.bert import Bert
 from mtl_jax.models.families.electra import ProjectedBert
+from mtl_jax.models.families.published_heads import PublishedHead, linear_heads, masked_head, pooled_head
+from mtl_jax.tasks.heads import HeadForm
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,3 +40,17 @@ class Albert(ProjectedBert):
         "output": "ffn_output",
         "norm": "full_layer_layer_norm",
     }
+
+    def published_heads(self) -> Mapping[str, PublishedHead]:
+        """See `Architecture.published_heads`."""
+        form, text = HeadForm("first", self.width, "tanh"), ("SequenceClassification", "MultipleChoice")
+        names = ("predictions.dense", "predictions.LayerNorm", "predictions.decoder")
+        biases, masked = ("predictions.bias", "predictions.decoder.bias"), self.masked_form(self.activation)
+        return {
+            **{
+                kind: pooled_head(f"AlbertFor{name}", "albert.", form, "albert.pooler")
+                for kind, name in zip(("sequence", "choice"), text, strict=True)
+            },
+            **linear_heads("Albert", "albert."),
+            "masked": masked_head("AlbertForMaskedLM", "albert.", masked, names, biases),
+        }

@@ -9,6 +9,8 @@ from typing import Any, ClassVar, NamedTuple, Self
 import jax.numpy as jnp
 from flax import linen as nn
 
+from mtl_jax.models.families.published_heads import PublishedHead
+
 
 class PublishedTensor(NamedTuple):
     """One published tensor and its place here.
@@ -119,6 +121,11 @@ class Architecture(abc.ABC):
         """Tokens of the longest text."""
 
     @property
+    def reads_token_types(self) -> bool:
+        """Whether a first and a second text have different vectors."""
+        return getattr(self, "type_vocab", 0) > 1
+
+    @property
     def table_width(self) -> int:
         """Features of the word vectors; patches of pictures take their place."""
         return self.width
@@ -130,6 +137,10 @@ class Architecture(abc.ABC):
     @abc.abstractmethod
     def layer(self, number: int, dtype: Any = jnp.float32) -> nn.Module:
         """The module of the path `layer_NN`."""
+
+    def published_heads(self) -> Mapping[str, PublishedHead]:
+        """{kind of head: the model with such a head}, see `Task.head_kind`; {} for a family without."""
+        return {}
 
     @abc.abstractmethod
     def published_tensors(self) -> Iterator[PublishedTensor]:

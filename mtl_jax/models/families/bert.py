@@ -12,8 +12,10 @@ from mtl_jax.errors import UserError
 from mtl_jax.models.embeddings import BertEmbeddings
 from mtl_jax.models.families.base import Architecture, PublishedTensor, dense_tensors, norm_tensors, table_tensor
 from mtl_jax.models.families.config_fields import ENCODER_ONLY, ConfigFields
+from mtl_jax.models.families.published_heads import PublishedHead, linear_heads, masked_head, pooled_head
 from mtl_jax.models.layers.transformer import TransformerLayer
 from mtl_jax.models.ownership import layer_path
+from mtl_jax.tasks.heads import HeadForm
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,6 +190,28 @@ class Bert(Architecture):
         yield from self.encoder_tensors()
         for number in range(1 if self.tied_layers else self.layers):
             yield from self.layer_tensors(self.layer_name.format(number), layer_path(number))
+
+    def published_heads(self) -> Mapping[str, PublishedHead]:
+        """See `Architecture.published_heads`."""
+        pooled, masked = HeadForm("first", self.width, "tanh"), "cls.predictions"
+        text = {"sequence": "SequenceClassification", "choice": "MultipleChoice"}
+        return {
+            **{
+                kind: pooled_head(f"BertFor{name}", "bert.", pooled, "bert.pooler.dense") for kind, name in text.items()
+            },
+            **linear_heads("Bert", "bert."),
+            "masked": masked_head(
+                "BertForMaskedLM",
+                "bert.",
+                self.masked_form(self.activation),
+                (f"{masked}.transform.dense", f"{masked}.transform.LayerNorm", f"{masked}.decoder"),
+                (f"{masked}.bias", f"{masked}.decoder.bias"),
+            ),
+        }
+
+    def masked_form(self, activation: str) -> HeadForm:
+        """The layers before the scores of hidden tokens, to the width of the word vectors."""
+        return HeadForm("", self.table_width, activation, norm_eps=self.layer_norm_eps)
 
     def encoder_tensors(self) -> Iterator[PublishedTensor]:
         """Tensors between the tables and the layers, and those of the encoder as a whole."""

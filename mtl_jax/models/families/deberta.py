@@ -18,8 +18,10 @@ from mtl_jax.models.dropout import Noise, dropout
 from mtl_jax.models.families.base import PublishedTensor, dense_tensors, norm_tensors, table_tensor
 from mtl_jax.models.families.bert import Bert
 from mtl_jax.models.families.config_fields import ConfigFields
+from mtl_jax.models.families.published_heads import PublishedHead, linear_heads, masked_head, pooled_head
 from mtl_jax.models.layers.transformer import TransformerLayer, add_and_normalise
 from mtl_jax.models.relative_positions import by_place, distances
+from mtl_jax.tasks.heads import HeadForm
 
 _TERMS = ("c2p", "p2c")
 
@@ -225,6 +227,23 @@ class Deberta(Bert):
             "share_att_key": self.share_att_key,
             "norm_rel_ebd": self.norm_rel_ebd,
             "position_biased_input": self.position_biased_input,
+        }
+
+    def published_heads(self) -> Mapping[str, PublishedHead]:
+        """See `Architecture.published_heads`."""
+        form, prefix, masked = HeadForm("first", self.width, "gelu"), "deberta.", "cls.predictions"
+        text = {"sequence": "SequenceClassification", "choice": "MultipleChoice"}
+        names = (f"{masked}.transform.dense", f"{masked}.transform.LayerNorm", f"{masked}.decoder")
+        biases = (f"{masked}.bias", f"{masked}.decoder.bias")
+        return {
+            **{
+                kind: pooled_head(
+                    f"DebertaV2For{name}", prefix, form, "pooler.dense", activation_field="pooler_hidden_act"
+                )
+                for kind, name in text.items()
+            },
+            **linear_heads("DebertaV2", prefix),
+            "masked": masked_head("DebertaV2ForMaskedLM", prefix, self.masked_form(self.activation), names, biases),
         }
 
     def encoder_tensors(self) -> Iterator[PublishedTensor]:

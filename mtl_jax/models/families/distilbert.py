@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 from mtl_jax.models.families.bert import Bert
+from mtl_jax.models.families.published_heads import PublishedHead, linear_heads, masked_head, pooled_head
+from mtl_jax.tasks.heads import HeadForm
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,3 +40,14 @@ class DistilBert(Bert):
         "output": "ffn.lin2",
         "norm": "output_layer_norm",
     }
+
+    def published_heads(self) -> Mapping[str, PublishedHead]:
+        """See `Architecture.published_heads`."""
+        form, prefix = HeadForm("first", self.width, "relu"), "distilbert."
+        names = ("vocab_transform", "vocab_layer_norm", "vocab_projector")
+        return {
+            "sequence": pooled_head("DistilBertForSequenceClassification", prefix, form, "pre_classifier"),
+            "choice": pooled_head("DistilBertForMultipleChoice", prefix, form, "pre_classifier"),
+            **linear_heads("DistilBert", prefix),
+            "masked": masked_head("DistilBertForMaskedLM", prefix, self.masked_form(self.activation), names, ()),
+        }

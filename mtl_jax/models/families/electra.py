@@ -12,6 +12,8 @@ from mtl_jax.models.embeddings import BertEmbeddings
 from mtl_jax.models.families.base import PublishedTensor, dense_tensors
 from mtl_jax.models.families.bert import Bert
 from mtl_jax.models.families.config_fields import ConfigFields
+from mtl_jax.models.families.published_heads import PublishedHead, linear_heads, masked_head, pooled_head
+from mtl_jax.tasks.heads import HeadForm
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,3 +67,22 @@ class Electra(ProjectedBert):
         "num_attention_heads": 4,
         "intermediate_size": 1024,
     }
+
+    def published_heads(self) -> Mapping[str, PublishedHead]:
+        """See `Architecture.published_heads`."""
+        form, classifier, summary = HeadForm("first", self.width, "gelu"), "classifier", "sequence_summary.summary"
+        names = ("generator_predictions.dense", "generator_predictions.LayerNorm", "generator_lm_head")
+        return {
+            "sequence": pooled_head(
+                "ElectraForSequenceClassification",
+                "electra.",
+                form,
+                f"{classifier}.dense",
+                f"{classifier}.out_proj",
+            ),
+            "choice": pooled_head(
+                "ElectraForMultipleChoice", "electra.", form, summary, activation_field="summary_activation"
+            ),
+            **linear_heads("Electra", "electra."),
+            "masked": masked_head("ElectraForMaskedLM", "electra.", self.masked_form("gelu"), names, ()),
+        }

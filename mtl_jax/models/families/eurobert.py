@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from mtl_jax.models.families.llama import Llama
+from mtl_jax.models.families.published_heads import PublishedHead, linear_heads, pooled_head
+from mtl_jax.tasks.heads import HeadForm
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,3 +27,17 @@ class EuroBert(Llama):
         "vocab_size": 128256,
         "max_position_embeddings": 8192,
     }
+
+    def published_heads(self) -> Mapping[str, PublishedHead]:
+        """See `Architecture.published_heads`."""
+        text = pooled_head(
+            "EuroBertForSequenceClassification",
+            "model.",
+            HeadForm("first", self.width, "gelu"),
+            "dense",
+            pool_field="classifier_pooling",
+            pools={"first": "bos", "mean": "mean"},
+        )
+        scores = HeadForm("", output_bias=self.mlp_bias)
+        masked = PublishedHead("EuroBertForMaskedLM", "model.", scores, {"output": "lm_head"}, tied_output=True)
+        return {"sequence": text, **linear_heads("EuroBert", "model.", ("token",)), "masked": masked}

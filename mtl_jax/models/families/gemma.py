@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 from mtl_jax.models.families.config_fields import ENCODER_ONLY, ConfigFields
 from mtl_jax.models.families.llama import GLOBAL, LOCAL, Llama, LocalLlama, layer_types, rope_parameters
+from mtl_jax.models.families.published_heads import PublishedHead, causal_heads
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,6 +113,10 @@ class Gemma3(Gemma2):
     head_norm: ClassVar[bool] = True
     caps: ClassVar[Mapping[str, float]] = {}
     global_every: ClassVar[int] = 6
+
+    def published_heads(self) -> Mapping[str, PublishedHead]:
+        """See `Architecture.published_heads`."""
+        return causal_heads("Gemma3Text", "model.", token="")
 
     @classmethod
     def position_fields(cls, fields: ConfigFields, layers: int) -> dict[str, Any]:

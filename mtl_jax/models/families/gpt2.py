@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from mtl_jax.models.embeddings import BertEmbeddings
 from mtl_jax.models.families.base import Architecture, PublishedTensor, norm_tensors, table_tensor
 from mtl_jax.models.families.config_fields import ENCODER_ONLY, ConfigFields
+from mtl_jax.models.families.published_heads import PublishedHead, causal_heads
 from mtl_jax.models.layers.pre_norm import HeadSpec, NormSpec, PositionSpec, PreNormLayer
 from mtl_jax.models.ownership import layer_path
 
@@ -56,6 +57,10 @@ class GPT2(Architecture):
             initializer_range=self.initializer_range,
             dtype=dtype,
         )
+
+    def published_heads(self) -> Mapping[str, PublishedHead]:
+        """See `Architecture.published_heads`."""
+        return causal_heads("GPT2", "transformer.", "classifier")
 
     def layer(self, number: int, dtype: Any = jnp.float32) -> PreNormLayer:
         return PreNormLayer(

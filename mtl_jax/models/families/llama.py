@@ -14,6 +14,7 @@ from mtl_jax.errors import UserError
 from mtl_jax.models.embeddings import WordEmbeddings
 from mtl_jax.models.families.base import Architecture, PublishedTensor, dense_tensors, norm_tensors, table_tensor
 from mtl_jax.models.families.config_fields import ENCODER_ONLY, ConfigFields
+from mtl_jax.models.families.published_heads import PublishedHead, causal_heads
 from mtl_jax.models.layers.pre_norm import HeadSpec, NormSpec, PositionSpec, PreNormLayer
 from mtl_jax.models.ownership import layer_path
 from mtl_jax.models.rotary import rotary_from_config
@@ -104,6 +105,10 @@ class Llama(Architecture):
     def embeddings(self, dtype: Any = jnp.float32) -> nn.Module:
         scale = self.width**0.5 if self.shifted else 1.0
         return WordEmbeddings(self.vocab_size, self.width, self.initializer_range, dtype, scale=scale)
+
+    def published_heads(self) -> Mapping[str, PublishedHead]:
+        """See `Architecture.published_heads`."""
+        return causal_heads(self.published.removesuffix("Model"), "model.")
 
     def layer(self, number: int, dtype: Any = jnp.float32) -> PreNormLayer:
         is_local = self._is_local(number)

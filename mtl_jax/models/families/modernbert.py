@@ -19,9 +19,11 @@ from mtl_jax.models.families.base import (
     table_tensor,
 )
 from mtl_jax.models.families.config_fields import ENCODER_ONLY, ConfigFields
+from mtl_jax.models.families.published_heads import PublishedHead, masked_head
 from mtl_jax.models.layers.pre_norm import HeadSpec, NormSpec, PositionSpec, PreNormLayer
 from mtl_jax.models.ownership import layer_path
 from mtl_jax.models.rotary import base_rotary
+from mtl_jax.tasks.heads import HeadForm
 
 _GLOBAL, _LOCAL = "full_attention", "sliding_attention"
 
@@ -147,6 +149,30 @@ class ModernBert(Architecture):
             "norm_bias": self.norm_bias,
             "dtype": "float32",
         }
+
+    def published_heads(self) -> Mapping[str, PublishedHead]:
+        """See `Architecture.published_heads`; every head has the same layer before its scores."""
+        layer = HeadForm("", self.width, "gelu", False, self.norm_eps, self.norm_bias)
+        tensors = {"transform": "head.dense", "layer_norm": "head.norm", "output": "classifier"}
+        names = {
+            "sequence": "SequenceClassification",
+            "choice": "MultipleChoice",
+            "token": "TokenClassification",
+            "span": "QuestionAnswering",
+        }
+        heads = {
+            kind: PublishedHead(
+                f"ModernBertFor{name}",
+                "model.",
+                layer._replace(pool="first" if kind in ("sequence", "choice") else ""),
+                tensors,
+                pool_field="classifier_pooling" if kind in ("sequence", "choice") else "",
+                pools={"first": "cls", "mean": "mean"},
+            )
+            for kind, name in names.items()
+        }
+        masked = ("head.dense", "head.norm", "decoder")
+        return {**heads, "masked": masked_head("ModernBertForMaskedLM", "model.", layer, masked, ())}
 
     def published_tensors(self) -> Iterator[PublishedTensor]:
         width, wide = self.width, self.intermediate

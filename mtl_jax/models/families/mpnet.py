@@ -12,8 +12,11 @@ import jax.numpy as jnp
 from mtl_jax.models.dropout import Noise
 from mtl_jax.models.families.base import PublishedTensor, table_tensor
 from mtl_jax.models.families.bert import Bert
+from mtl_jax.models.families.published_heads import PublishedHead
+from mtl_jax.models.families.roberta import roberta_heads
 from mtl_jax.models.layers.transformer import TransformerLayer
 from mtl_jax.models.relative_positions import RelativeBias
+from mtl_jax.tasks.heads import HeadForm
 
 # transformers counts buckets and distances so, whatever config.json says
 BUCKETS, MAX_DISTANCE = 32, 128
@@ -56,6 +59,10 @@ class MPNet(Bert):
     def layer(self, number: int, dtype: Any = jnp.float32) -> MPNetLayer:
         del number
         return MPNetLayer(**self.layer_fields(), dtype=dtype)
+
+    def published_heads(self) -> Mapping[str, PublishedHead]:
+        """See `Architecture.published_heads`."""
+        return roberta_heads("MPNet", "mpnet.", HeadForm("first", self.width, "tanh"), self.masked_form("gelu"))
 
     def encoder_tensors(self) -> Iterator[PublishedTensor]:
         yield table_tensor("encoder.relative_attention_bias", ("relative",), BUCKETS, self.heads)

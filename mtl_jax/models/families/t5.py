@@ -13,6 +13,7 @@ from mtl_jax.errors import UserError
 from mtl_jax.models.embeddings import WordEmbeddings
 from mtl_jax.models.families.base import Architecture, PublishedTensor, dense_tensors, norm_tensors, table_tensor
 from mtl_jax.models.families.config_fields import ConfigFields
+from mtl_jax.models.families.published_heads import PublishedHead, linear_heads
 from mtl_jax.models.layers.pre_norm import HeadSpec, NormSpec, PositionSpec, PreNormLayer
 from mtl_jax.models.layers.transformer import ACTIVATIONS
 from mtl_jax.models.ownership import layer_path
@@ -120,6 +121,10 @@ class T5(Architecture):
             "is_encoder_decoder": False,
             "dtype": "float32",
         }
+
+    def published_heads(self) -> Mapping[str, PublishedHead]:
+        """See `Architecture.published_heads`; those of other kinds stand on the decoder."""
+        return linear_heads("T5", "transformer.", ("token",))
 
     def published_tensors(self) -> Iterator[PublishedTensor]:
         width, inner = self.width, self.heads * self.head_width
