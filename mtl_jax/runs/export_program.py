@@ -16,7 +16,6 @@ import numpy as np
 from jax import export
 
 from mtl_jax.data.batch import Batch
-from mtl_jax.errors import UserError
 from mtl_jax.experiment.assemble import Experiment
 from mtl_jax.storage.workdir import write_json
 from mtl_jax.tasks.base import Features, Labels, Task
@@ -86,17 +85,11 @@ class Program(NamedTuple):
 
 
 def save_program(folder: pathlib.Path, program: Program) -> str:
-    """Writes the folder; returns a line that says which sizes may vary.
-
-    Raises:
-      UserError: the package flatbuffers is missing.
-    """
+    """Writes the folder; returns a line that says which sizes may vary, or that a package is missing."""
     try:
         import flatbuffers  # noqa: F401
     except ImportError:
-        raise UserError(
-            "--mode=export: jax.export writes by the package flatbuffers; pip install flatbuffers"
-        ) from None
+        return "no program of the predictions, which jax.export writes by a package: pip install flatbuffers"
     forward, leaves = _forward(program), flatten(program.params)
     exported, shapes = _exported(program, forward, leaves)
     kept = _read_leaves(exported, leaves)

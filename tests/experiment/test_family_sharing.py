@@ -12,8 +12,9 @@ from safetensors.numpy import load_file, save_file
 from mtl_jax import checks
 from mtl_jax.config import default
 from mtl_jax.errors import UserError
-from mtl_jax.models import families
+from mtl_jax.models import families, pretrained
 from mtl_jax.models.encoder_parts import layer_params
+from mtl_jax.models.export import published_values
 from mtl_jax.models.ownership import layer_path
 from mtl_jax.runs import export, train
 from mtl_jax.runs.build import build
@@ -150,10 +151,9 @@ def test_a_run_is_trained_and_its_columns_exported(make, tmp_path, family):
     checks.check(config)
     workdir = folders.prepare(tmp_path / "run")
     train.train(config, workdir)
-    lines = export.export(config, workdir, ["best"], tmp_path / "out")
-    assert len(lines) == len(TASKS)
+    export.export(config, workdir, ["best"], tmp_path / "out")
     start = load_file(tmp_path / "encoder" / "model.safetensors")
-    columns = [load_file(tmp_path / "out" / task / "model.safetensors") for task in TASKS]
+    columns = [published_values(*pretrained.load(tmp_path / "out" / task)[:2]) for task in TASKS]
     assert {name for name in start if "layers.3" not in name} == columns[0].keys()
     moved = [name for name in columns[0] if not np.array_equal(columns[0][name], start[name])]
     assert any("norm" in name.lower() for name in moved) and len(moved) > len(columns[0]) // 2

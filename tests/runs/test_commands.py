@@ -11,7 +11,6 @@ from mtl_jax.config import default
 from mtl_jax.config.plain import to_plain
 from mtl_jax.errors import UserError
 from mtl_jax.runs import commands, evaluate, merge
-from mtl_jax.runs import export as export_mode
 from mtl_jax.storage import checkpoint
 from mtl_jax.storage import workdir as folders
 
@@ -37,19 +36,13 @@ def test_commands_are_quoted_for_the_shell(tmp_path, name):
         assert all(word.startswith("--") for word in words[2:])
 
 
-def test_only_commands_that_work_are_recommended(tmp_path, monkeypatch):
+def test_only_commands_that_work_are_recommended(tmp_path):
     def modes(name, **options):
         return [shlex.split(line)[3:] for line in commands.next_commands(run_of(tmp_path / name, **options)[0])]
 
     export = ["--mode=export", f"--output={tmp_path / 'plain' / 'export'}"]
     assert modes("plain") == [["--mode=predict", "--input=texts.txt"], export]
-    assert modes("lora", adapter="lora") == [["--mode=predict", "--input=texts.txt"]]
-    assert modes("mixed", mixer="cross_stitch") == [["--mode=predict", "--input=texts.txt"]]
     assert modes("pairs", texts=("question", "context"))[0] == ["--mode=predict", "--input=records.jsonl"]
-    # export asks the same
-    monkeypatch.setattr(export_mode, "export_refusal", lambda config: "not this one")
-    with pytest.raises(UserError, match="not this one"):
-        export_mode.export(default.get_config(), tmp_path / "plain", ["best"], tmp_path / "out")
 
 
 def test_a_comma_in_a_name_is_quoted_in_the_list(tmp_path, monkeypatch):
