@@ -2,6 +2,7 @@
 
     python launch.py --config=configs/x.py --workdir=runs/x                      train, or resume
     python launch.py --config=configs/x.py --mode=inspect                        look at the data, do not train
+    python launch.py --config=configs/x.py --mode=range_test                     learning rate, time, memory
     python launch.py --workdir=runs/x --mode=evaluate                            score a checkpoint
     python launch.py --workdir=runs/x --mode=evaluate --config.datasets.d.splits.test=FILE    on another test set
     python launch.py --workdir=runs/x --mode=predict --input=a.jsonl --output=b.jsonl

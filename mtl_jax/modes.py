@@ -22,7 +22,7 @@ WITH_LANES = ("ablate", "relate", "adapt")  # many small models, each on a core
 WITH_CHECKPOINTS = ("train", "ablate", "relate")  # they save when a signal stops them
 IN_SHARDS = ("ablate", "relate", "predict")  # modes that take --shard
 WITHOUT_PROGRAMS = ("inspect", "report")  # they compile nothing
-SINGLE_PROCESS = ("inspect", "export", "compare", "report")
+SINGLE_PROCESS = ("inspect", "range_test", "export", "compare", "report")
 
 
 class Options(NamedTuple):
@@ -179,6 +179,14 @@ def inspect(options: Options) -> None:
     from mtl_jax.analysis import inspection
 
     print(inspection.describe_experiment(options.checked_config()))
+
+
+def range_test(options: Options) -> None:
+    """Tries learning rates in a few steps, and measures what a step takes."""
+    from mtl_jax.analysis.range_test import describe
+    from mtl_jax.analysis.range_test import range_test as run_test
+
+    print(describe(run_test(options.checked_config())))
 
 
 def export(options: Options) -> None:
@@ -370,6 +378,7 @@ MODES: dict[str, Mode] = {
     "predict": predict,
     "attribute": attribute,
     "inspect": inspect,
+    "range_test": range_test,
     "export": export,
     "compare": compare,
     "ablate": ablate,

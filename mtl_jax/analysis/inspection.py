@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 
+import jax
 import numpy as np
 
 from mtl_jax.analysis.report import text_table
@@ -13,6 +14,7 @@ from mtl_jax.data.labels import answer_spans, target_sequences
 from mtl_jax.data.records import field
 from mtl_jax.evaluation.metric_inputs import metric_ceiling, text_scores
 from mtl_jax.experiment.assemble import Experiment
+from mtl_jax.experiment.budget import steps_per_epoch, tokens_per_step
 from mtl_jax.models.ownership import ExpertColumns, sole_tasks
 from mtl_jax.runs.build import build
 from mtl_jax.storage import run_warnings
@@ -46,7 +48,23 @@ def describe_experiment(config: Config) -> str:
     parts += ["", f"A batch: {blocks} blocks of {rows} rows of {tokens} tokens, {real:.1%} real"]
     epochs = {name: batches.steps_per_epoch(name) for name in experiment.corpus.layout.datasets}
     parts += [f"An epoch of {name}: {count:.0f} batches" for name, count in epochs.items()]
+    parts += _length(experiment)
     return "\n".join(parts)
+
+
+def _length(experiment: Experiment) -> list[str]:
+    """The length of the run in all units, and the memory that its state takes."""
+    config, corpus = experiment.config, experiment.corpus
+    steps, epoch = config.training.steps, max(steps_per_epoch(config, corpus).values())
+    tokens = steps * tokens_per_step(config, corpus)
+    state = jax.eval_shape(lambda: experiment.init(config.seed))
+    size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves((state.params, state.opt_state)))
+    return [
+        "",
+        f"The run: {steps:,} steps, {steps / epoch:.3g} epochs, {tokens:,.0f} tokens",
+        f"Parameters and state of the optimizer: {size / 2**20:,.1f} MiB, and activations and gradients; what a step "
+        "takes, in time and memory, is measured by --mode=range_test",
+    ]
 
 
 def _notes(experiment: Experiment) -> list[str]:

@@ -6,6 +6,7 @@ from mtl_jax.checks.analyses import check_ablation, check_adapt, check_merging, 
 from mtl_jax.checks.idle_options import MODES, idle_settings
 from mtl_jax.checks.inputs import check_datasets, check_images, check_mixing, check_tasks
 from mtl_jax.checks.learning import (
+    check_budget,
     check_distillation,
     check_files,
     check_meta,
@@ -80,6 +81,7 @@ def check(config: Config, mode: str = "train") -> dict[str, str]:
         check_distillation,
         check_meta,
         check_trackers,
+        check_budget,
         check_selection,
         *([check_files] if mode in MODES else []),
         *([MODE_CHECKS[mode]] if mode in MODE_CHECKS else []),

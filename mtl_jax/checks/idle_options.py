@@ -46,6 +46,11 @@ class Rule(NamedTuple):
     modes: tuple[str, ...] = MODES
 
 
+def _has_budget(config: Config) -> bool:
+    """Whether epochs or tokens set the number of steps."""
+    return bool(config.training.epochs or config.training.tokens)
+
+
 def _has_columns(config: Config) -> bool:
     """Whether some layer is not shared by all tasks."""
     sharing = config.sharing
@@ -309,8 +314,14 @@ RULES = (
         "config.evaluation.selection = 'delta_m'",
     ),
     Rule(
+        ("training.epochs", "training.tokens", "training.minutes"),
+        lambda c, _: False,
+        "a single run: lanes are compared after equal numbers of steps, set config.training.steps",
+        LANE_MODES,
+    ),
+    Rule(
         ("training.early_stopping_patience",),
-        lambda c, _: 0 < c.training.eval_every < c.training.steps,
+        lambda c, _: c.training.eval_every > 0 and (_has_budget(c) or c.training.eval_every < c.training.steps),
         "evaluations to count: config.training.eval_every below config.training.steps",
     ),
     Rule(

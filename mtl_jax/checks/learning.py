@@ -14,6 +14,7 @@ from mtl_jax.checks.value_rules import (
     check_range,
     check_regex,
 )
+from mtl_jax.config import default
 from mtl_jax.config.sections import Config, Model
 from mtl_jax.data.tokenizers import TOKENIZERS
 from mtl_jax.models.adapters import ADAPTERS
@@ -207,3 +208,14 @@ def check_trackers(config: Config, report: Report) -> None:
             report(f"{where}: should hold options, found {options!r}")
         elif name in TRACKERS:
             check_names(where, options, options_of(name), report)
+
+
+def check_budget(config: Config, report: Report) -> None:
+    """Checks that one of `training.steps`, `epochs` and `tokens` is the length of the run."""
+    training = config.training
+    chosen = [name for name in ("epochs", "tokens") if training[name]]
+    if chosen and training.steps != default.get_config().training.steps:
+        chosen.append("steps")
+    if len(chosen) > 1:
+        values = ", ".join(f"config.training.{name} = {training[name]:g}" for name in chosen)
+        report(f"{values}: one of them is the length of the run; leave the others out")

@@ -103,6 +103,9 @@ RANGES = {
     "optimizer.warmup_ratio": (0.0, 1.0),
     "optimizer.clip_norm": (0.0, None),
     "training.steps": (1, 2**31 - 1),  # steps are counted in int32
+    "training.epochs": (0.0, None),
+    "training.tokens": (0.0, None),
+    "training.minutes": (0.0, None),
     "training.grad_accum_steps": (1, None),
     "training.eval_every": (0, None),
     "training.checkpoint_every": (0, None),

@@ -20,6 +20,7 @@ def from_plain(plain: Any) -> Any:
 # Fields that may differ when a run is resumed: they change what is logged, stored or scored, not what is trained.
 FREE_FIELDS = (
     "training.log_every",
+    "training.minutes",
     "training.trackers",
     "training.tracker_options",
     "training.checkpoint_every",

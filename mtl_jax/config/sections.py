@@ -275,8 +275,16 @@ class Mesh(Protocol):
 class Training(Protocol):
     """The loop, and where it runs."""
 
-    # Optimizer steps.
+    # Optimizer steps. The length of the run, which schedules are about, is one of steps, epochs and tokens.
     steps: int = 1000
+    # In place of steps: passes through the data, until the data set with the most batches (--mode=inspect shows them)
+    # has been drawn so often; 0 = steps.
+    epochs: float = 0.0
+    # In place of steps: tokens read, padding left out; 0 = steps.
+    tokens: float = 0.0
+    # Stop after so many minutes over all starts of the run, compilation and evaluation included, wherever the schedules
+    # are then; 0 = no limit. How many steps that are differs from machine to machine.
+    minutes: float = 0.0
     # Micro-batches in a step.
     grad_accum_steps: int = 1
     # Steps; 0 = only at the end.

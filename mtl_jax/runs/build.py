@@ -10,6 +10,7 @@ from mtl_jax.data.corpus import Corpus
 from mtl_jax.data.datasets import ReadData
 from mtl_jax.experiment import frozen_layers
 from mtl_jax.experiment.assemble import Experiment, assemble
+from mtl_jax.experiment.budget import with_steps
 from mtl_jax.experiment.inputs import encoder_notes, load_corpus, load_encoder, load_vit, metric_notes
 from mtl_jax.models.pretrained import Pretrained
 from mtl_jax.runs import teachers
@@ -30,7 +31,9 @@ def build(config: Config, soft_labels: bool = True, read: ReadDataset | None = N
       UserError: what is wrong with the config, the data or the weights.
     """
     encoder = load_encoder(config)
-    data = frozen_layers.cache_frozen_outputs(config, load_data(config, encoder, soft_labels, read), encoder)
+    data = load_data(config, encoder, soft_labels, read)
+    config = with_steps(config, data)
+    data = frozen_layers.cache_frozen_outputs(config, data, encoder)
     width = encoder.architecture.table_width if encoder else config.model.hidden_size
     patches = load_vit(config, data.pictures, width)
     if encoder is None:

@@ -29,6 +29,8 @@ from mtl_jax.training.hyperparameters import Hyperparameters
 from mtl_jax.training.placement import Placement
 from mtl_jax.training.state import TrainState
 
+STEPS_TO_AGREE = 10  # of several processes, between two questions whether the time is over
+
 StepFunction = Callable[[TrainState, Batch, Hyperparameters], tuple[TrainState, StepMetrics]]
 
 
@@ -106,12 +108,13 @@ class TrainingLoop:
     def run(self, step_function: StepFunction, state: TrainState, start: int, stop: StopSignals) -> TrainState:
         """Runs from step `start` to the end, an early stop or a signal, and returns the last state, which is saved."""
         training = self.config.training
+        over = self._is_over(start)
         pending, done = None, start  # metrics are read a step late, so that the device never waits for the host
         with progress_bar("compiling", "step", training.steps, initial=start) as bar:
             if self.progress.unscored:
                 state = self._repeat_evaluation(state, start, stop, bar)
             for step in range(start, training.steps):
-                if self._is_stale() or stop.asked:
+                if self._is_stale() or stop.asked or over:
                     break
                 batch = self.placement.put_batch(self._batch(step))
                 state, metrics = step_function(state, batch, self.experiment.hyper)
@@ -127,7 +130,8 @@ class TrainingLoop:
                     self._report_step(done, pending, bar)
                     pending = None
                 bar.update()
-                evaluating = done == training.steps or _is_due(done, training.eval_every)
+                over = self._is_over(done)
+                evaluating = done == training.steps or over or _is_due(done, training.eval_every)
                 stopping = stop.should_stop()
                 if evaluating or stopping or _is_due(done, training.checkpoint_every):
                     if pending is not None:
@@ -138,9 +142,18 @@ class TrainingLoop:
                     self._save(state, is_best)
                 if stopping or stop.asked:
                     break
-            if done < training.steps and self._is_stale():
+            if done < training.steps and over and not stop.asked:
+                bar.write(f"stopped at step {done} of {training.steps}: {training.minutes:g} minutes are over")
+            elif done < training.steps and self._is_stale():
                 bar.write(f"early stop at step {done}: no better dev score in {self.progress.stale} evaluations")
         return state
+
+    def _is_over(self, step: int) -> bool:
+        """Whether config.training.minutes are over; of several processes the first decides, in some of the steps."""
+        limit = 60 * self.config.training.minutes
+        if not limit or (jax.process_count() > 1 and step % STEPS_TO_AGREE):
+            return False
+        return distributed.from_first(lambda: self.seconds >= limit)
 
     def _is_stale(self) -> bool:
         limit = self.config.training.early_stopping_patience

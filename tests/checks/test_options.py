@@ -424,6 +424,9 @@ ELSEWHERE = {
     "model.pretrained_wheel": "experiment/inputs.py",
     "training.max_to_keep": "runs/train.py",
     "training.log_every": "runs/training_loop.py",
+    "training.epochs": "experiment/budget.py",
+    "training.tokens": "experiment/budget.py",
+    "training.minutes": "runs/training_loop.py",
     "training.trackers": "storage/tracking.py",
     "training.tracker_options": "storage/tracking.py",
     "training.eval_every": "runs/training_loop.py",
@@ -566,6 +569,9 @@ GOVERNED = sorted(
 
 SINGLE = [  # field, its value, mode, what makes it act (None: nothing does there)
     ("training.early_stopping_patience", 2, "train", {"training.eval_every": 5}),
+    ("training.epochs", 2.0, "ablate", None),
+    ("training.tokens", 2.0, "relate", None),
+    ("training.minutes", 2.0, "ablate", None),
     ("training.placement", "pmap", "ablate", None),
     ("training.placement", "pmap", "relate", None),
     ("training.placement", "pmap", "ablate", None),
