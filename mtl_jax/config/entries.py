@@ -115,6 +115,9 @@ class Penalty(Protocol):
     strength: float = 0.0
     # Regex, searched in paths of parameters such as layer_03/attention/query/kernel. Heads are never included.
     params: str = ".*"
+    # Of LoRA: Ω of its "factors" A and B | of their "product", the change of a kernel, e.g.
+    # adapter_03/attention/query/kernel; it is never formed. For names in mtl_jax.sharing.OF_PRODUCTS.
+    on: Literal["factors", "product"] = "factors"
     # Ω of the "tree" of all these parameters | the sum over "layer"s | over each "leaf".
     scope: Literal["tree", "layer", "leaf"] = "tree"
     # Layer -> factor on λ there (scope "layer" or "leaf"); others have 1.

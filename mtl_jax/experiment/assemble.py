@@ -115,7 +115,9 @@ def assemble(
     data = data._replace(layout=dataclasses.replace(data.layout, groups=group_names(groups)))
     known = pretrained_layers(model, shapes)
     draw = jax.jit(functools.partial(random_params, train_network, groups, known=known))
-    penalties, anchored = build_penalties(config.penalties, owners, names, tuple(config.tasks), shapes)
+    penalties, anchored = build_penalties(
+        config.penalties, owners, names, tuple(config.tasks), shapes, sharing.adapters
+    )
     objective = Objective(
         data.layout,
         tasks,

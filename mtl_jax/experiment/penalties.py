@@ -11,12 +11,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax.traverse_util import unflatten_dict
 
 from mtl_jax import sharing
 from mtl_jax.config.entries import Penalty as PenaltyEntry
 from mtl_jax.errors import UserError
-from mtl_jax.models.ownership import ExpertColumns, Owners, owner_count
-from mtl_jax.sharing import leaf_selection
+from mtl_jax.models.adapters.base import Adapter, joined
+from mtl_jax.models.ownership import ExpertColumns, Owners, adapter_path, owner_count, shared_adapter_path
+from mtl_jax.sharing import LowRankStack, leaf_selection
 from mtl_jax.training.objective import FlatParams, Penalty
 from mtl_jax.training.placement import spread_features
 from mtl_jax.training.schedules import PENALTY_SCHEDULES
@@ -41,6 +43,29 @@ def task_stacks(flat: FlatParams, owners: Owners) -> dict[str, jax.Array]:
     return stacks
 
 
+def adapter_products(flat: FlatParams, owners: Owners, adapters: Mapping[str, Adapter]) -> dict[str, LowRankStack]:
+    """{path of adapter/path of kernel: the K products A_k B_k} of adapters that add such to kernels and that not all
+    tasks share; of groups repeated for each of their tasks.
+    """
+    products = {}
+    for path, adapter in adapters.items():
+        name, owner = adapter_path(path), owners[adapter_path(path)]
+        if adapter.factors is None or isinstance(owner, ExpertColumns) or owner_count(owner) < min(len(owner), 2):
+            continue
+        if not (stacks := _subtree(flat, name)):  # no anchor is kept
+            continue
+        own = jax.tree.map(lambda leaf, owner=owner: leaf[np.asarray(owner)], stacks)
+        shared = jax.tree.map(lambda leaf: leaf[0], _subtree(flat, shared_adapter_path(path)))
+        pairs = jax.vmap(lambda own, adapter=adapter, shared=shared: adapter.factors(joined(own, shared)))(own)
+        products |= {f"{name}/{kernel}": LowRankStack(*pair) for kernel, pair in pairs.items()}
+    return products
+
+
+def _subtree(flat: FlatParams, name: str) -> dict[str, Any]:
+    leaves = {path.removeprefix(f"{name}/"): leaf for path, leaf in flat.items() if path.startswith(f"{name}/")}
+    return unflatten_dict(leaves, sep="/")
+
+
 def _private_experts(owner: ExpertColumns) -> np.ndarray:
     """int [K] or [K, P], the columns that are private to each task; empty where all are shared."""
     tasks = dict.fromkeys(task for task in owner.tasks if task is not None)
@@ -54,6 +79,7 @@ def build_penalties(
     tasks: Sequence[str],
     all_tasks: Sequence[str],
     shapes: Mapping[str, jax.ShapeDtypeStruct],
+    adapters: Mapping[str, Adapter],
 ) -> tuple[dict[str, Penalty], bool]:
     """The penalties of a config, and whether one of them needs the initial values as anchor.
 
@@ -63,6 +89,7 @@ def build_penalties(
       tasks: the K trained tasks.
       all_tasks: the tasks of the config, in the order of matrices in options.
       shapes: {path: shape of the parameter}.
+      adapters: path of a layer -> the adapter on it.
 
     Raises:
       UserError: what does not fit, by field: leaves that no regex matches or of different K, options, ...
@@ -74,7 +101,7 @@ def build_penalties(
         if not stacked and entry.strength == 0:
             continue  # hard sharing by one override: trunk = "all" and λ = 0
         try:
-            penalty, needs_anchor = _penalty(_Context(where, entry, owners, tasks, all_tasks), shapes)
+            penalty, needs_anchor = _penalty(_Context(where, entry, owners, tasks, all_tasks, adapters), shapes)
         except ValueError as error:
             raise error if isinstance(error, UserError) else UserError(f"{where}: {error}") from None
         built[name] = penalty
@@ -90,21 +117,38 @@ class _Context(NamedTuple):
     owners: Owners
     tasks: Sequence[str]
     all_tasks: Sequence[str]
+    adapters: Mapping[str, Adapter]
+
+    def stacks(self, flat: FlatParams) -> dict[str, jax.Array]:
+        """What is penalised, by path."""
+        if self.entry.on == "product":
+            return adapter_products(flat, self.owners, self.adapters)
+        stacks = spread_features(task_stacks(flat, self.owners))
+        if self.reads_factors:  # those that tasks share too
+            stacks |= {path: leaf for path, leaf in flat.items() if path not in stacks and _FACTORS.search(path)}
+        return stacks
+
+    @property
+    def reads_factors(self) -> bool:
+        """Whether Ω is of factors, of any shape."""
+        return "factors" in inspect.signature(sharing.PENALTIES[self.entry.kind]).parameters
 
 
 def _penalty(context: _Context, shapes: Mapping[str, jax.ShapeDtypeStruct]) -> tuple[Penalty, bool]:
     """The term, and whether it needs the anchor."""
-    where, entry, owners, tasks, _ = context
+    where, entry, owners, tasks = context[:4]
     options = _options(context)
     parameters = inspect.signature(sharing.PENALTIES[entry.kind]).parameters
     anchored = "anchor" in parameters or options.get("center") == "anchor"
     evaluate = leaf_selection.build(entry.kind, entry.params, entry.scope, options)
-    stacks = jax.eval_shape(lambda flat: task_stacks(flat, owners), dict(shapes))
+    stacks = jax.eval_shape(context.stacks, dict(shapes))
+    if entry.on == "product":
+        _require_products(context, stacks)
     if not stacks:
         raise UserError(f"{where}: no task has parameters of its own that could be penalised; {_why_shared(owners)}")
-    groups = leaf_selection.group_leaves(stacks, entry.params, entry.scope)
+    groups = leaf_selection.group_leaves(stacks, entry.params, entry.scope, not context.reads_factors)
     paths = [path for group in groups.values() for path in group]
-    if "factors" in parameters:
+    if context.reads_factors:
         _require_factors(where, entry.kind, paths)
     for layer in entry.by_layer:
         if layer not in {group.split("/")[0] for group in groups}:
@@ -112,7 +156,7 @@ def _penalty(context: _Context, shapes: Mapping[str, jax.ShapeDtypeStruct]) -> t
             raise UserError(f"{where}.by_layer: {layer!r} is no layer of this penalty; {known}")
 
     def value(flat: FlatParams, anchor: FlatParams, by_layer: Mapping[str, jax.Array]) -> jax.Array:
-        values = evaluate(spread_features(task_stacks(flat, owners)), spread_features(task_stacks(anchor, owners)))
+        values = evaluate(context.stacks(flat), context.stacks(anchor))
         return sum((_factor(by_layer, group) * omega for group, omega in values.items()), jnp.float32(0.0))
 
     # errors are raised here and not inside the step
@@ -121,11 +165,12 @@ def _penalty(context: _Context, shapes: Mapping[str, jax.ShapeDtypeStruct]) -> t
     if entry.proximal and proximal is None:
         raise UserError(f"{where}.proximal: {reason}")
     way = "proximal" if entry.proximal else "gradient"
-    curvature = sharing.curvature(entry.kind, options, len(tasks))
+    curvature = None if entry.on == "product" else sharing.curvature(entry.kind, options, len(tasks))
 
     def penalised(flat: FlatParams) -> dict[str, jax.Array]:
-        stacks = task_stacks(flat, owners)
-        return spread_features({path: stacks[path] for path in paths})
+        stacks = task_stacks(flat, owners) or context.stacks(flat)  # the latter: factors that all tasks share
+        chosen = [path for path in stacks if path in paths or path.rpartition("/")[0] in paths]
+        return spread_features({path: stacks[path] for path in chosen})
 
     return Penalty(value, proximal, way, curvature, PENALTY_SCHEDULES[entry.schedule], penalised), anchored
 
@@ -153,6 +198,21 @@ def _require_factors(where: str, kind: str, paths: Sequence[str]) -> None:
         )
 
 
+def _require_products(context: _Context, stacks: Mapping[str, LowRankStack]) -> None:
+    """Raises UserError where there are no products, or Ω would have to form them."""
+    where, kind = context.where, context.entry.kind
+    if kind not in sharing.OF_PRODUCTS:
+        raise UserError(
+            f"{where}.on: {kind!r} reads the entries of a matrix, and a product of factors is not formed; take "
+            f"'factors', or one of {', '.join(sharing.OF_PRODUCTS)}"
+        )
+    if not stacks:
+        raise UserError(
+            f"{where}.on: 'product' is of adapters that add a matrix of low rank to kernels and that not all tasks "
+            "share (config.sharing.adapter = 'lora', config.sharing.adapter_owner), and there are none"
+        )
+
+
 def _factor(by_layer: Mapping[str, jax.Array | float], group: str) -> jax.Array:
     """The factor on λ in the layer of a group."""
     return jnp.asarray(by_layer.get(group.split("/")[0], 1.0), jnp.float32)
@@ -163,6 +223,11 @@ def _proximal(
 ) -> tuple[Callable[..., FlatParams] | None, str]:
     """The operator and "", or None and the reason."""
     entry, owners = context.entry, context.owners
+    if entry.on == "product":
+        return None, (
+            "what the operator gives are sums of the products of all tasks, whose rank is above that of the factors; "
+            "take on = 'factors' or a gradient"
+        )
     if entry.kind not in sharing.PROXIMAL:
         return None, f"there is no exact operator for {entry.kind!r}; there is for {', '.join(sharing.PROXIMAL)}"
     for path in (path for group in groups.values() for path in group):
@@ -201,7 +266,7 @@ def _graph_option(kind: str) -> str | None:
 
 def _options(context: _Context) -> dict[str, Any]:
     """Options, with matrices as float32 [K, K] over the trained tasks and graphs of task names as such matrices."""
-    where, entry, _, tasks, all_tasks = context
+    where, entry, _, tasks, all_tasks, _ = context
     options = dict(entry.options.items())
     chosen = [all_tasks.index(task) for task in tasks]
     if "edges" in options:

@@ -15,12 +15,15 @@ import jax.numpy as jnp
 from mtl_jax.sharing.gram import (
     Tree,
     accumulation_dtype,
+    cast,
     contrast_gram,
     squared_deviations,
+    squared_norm,
     subtract_anchor,
     task_count,
     total,
 )
+from mtl_jax.sharing.low_rank_stack import leaves_of
 from mtl_jax.sharing.task_matrices import Matrix, kernel_matrix, laplacian_matrix, pairwise_matrix
 
 
@@ -28,7 +31,7 @@ def l2_to_mean(tree: Tree) -> jax.Array:
     """Σ_k ‖Θ_k − Θ̄‖², Θ̄ the mean over the tasks (Evgeniou & Pontil 2004, with the shared part free)."""
     task_count(tree)
     dtype = accumulation_dtype(tree)
-    return total((squared_deviations(jnp.asarray(leaf, dtype)) for leaf in jax.tree.leaves(tree)), dtype)
+    return total(map(squared_deviations, leaves_of(cast(tree, dtype))), dtype)
 
 
 def l2_pairwise(tree: Tree, weights: jax.typing.ArrayLike | None = None) -> jax.Array:
@@ -64,8 +67,7 @@ def l2_to_anchor(tree: Tree, anchor: Tree) -> jax.Array:
     """
     task_count(tree)
     dtype = accumulation_dtype(tree)
-    differences = subtract_anchor(jax.tree.map(lambda x: jnp.asarray(x, dtype), tree), anchor)
-    return total((jnp.sum(jnp.square(difference)) for difference in jax.tree.leaves(differences)), dtype)
+    return total(map(squared_norm, leaves_of(subtract_anchor(cast(tree, dtype), anchor))), dtype)
 
 
 def kernel(tree: Tree, kernel: jax.typing.ArrayLike | None = None) -> jax.Array:

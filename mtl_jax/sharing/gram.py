@@ -1,8 +1,8 @@
 """The K×K Gram matrix of K pytrees: the one primitive under soft sharing, gradient aggregation and relatedness.
 
 A tree holds the K tasks in leaves `[K, ...]`; the inner product of two tasks is summed over all leaves, as if each
-task's leaves were one long vector. Products are `tensordot`s over the trailing axes, never `reshape(K, -1)`: over
-sharded features the first needs one all-reduce of K×K, the second gathers the whole stack.
+task's leaves were one long vector; a leaf may be a `LowRankStack`. Products are `tensordot`s over the trailing axes,
+never `reshape(K, -1)`: over sharded features the first needs one all-reduce of K×K, the second gathers the whole stack.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from typing import Any, TypeAlias
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from mtl_jax.sharing.low_rank_stack import LowRankStack, is_stack, leaves_of
 
 Tree: TypeAlias = Any  # a pytree of arrays, mostly with leaves [K, ...]
 Center: TypeAlias = Any  # None, "mean", or an anchor pytree with leaves [...] or [K, ...]
@@ -44,8 +46,10 @@ def total(terms: Iterable[jax.Array], dtype: jax.typing.DTypeLike) -> jax.Array:
     return sum(terms, start=jnp.zeros((), dtype))
 
 
-def inner_products(leaf: jax.Array) -> jax.Array:
+def inner_products(leaf: jax.Array | LowRankStack) -> jax.Array:
     """float[K, K] of one leaf [K, ...], already in the dtype to accumulate in."""
+    if is_stack(leaf):
+        return leaf.inner_products()
     axes = tuple(range(1, leaf.ndim))
     return jnp.tensordot(leaf, leaf, (axes, axes), precision=jax.lax.Precision.HIGHEST)
 
@@ -63,7 +67,7 @@ def gram(tree: Tree, center: Center = None) -> jax.Array:
     """
     task_count(tree)
     dtype = accumulation_dtype(tree)
-    return total((inner_products(leaf) for leaf in jax.tree.leaves(centered(tree, center, dtype))), dtype)
+    return total((inner_products(leaf) for leaf in leaves_of(centered(tree, center, dtype))), dtype)
 
 
 def normalised_gram(tree: Tree, center: Center = None) -> jax.Array:
@@ -77,14 +81,19 @@ def normalised_gram(tree: Tree, center: Center = None) -> jax.Array:
 
 def centered(tree: Tree, center: Center, dtype: jnp.dtype) -> Tree:
     """The tree minus its center, leaves [K, ...] in `dtype`."""
-    tree = jax.tree.map(lambda x: jnp.asarray(x, dtype), tree)
+    tree = cast(tree, dtype)
     if center is None:
         return tree
     if isinstance(center, str):
         if center != "mean":
             raise ValueError(f'center must be None, "mean" or an anchor pytree, not {center!r}')
-        return jax.tree.map(_less_mean, tree)
+        return jax.tree.map(_less_mean, tree, is_leaf=is_stack)
     return subtract_anchor(tree, center)
+
+
+def cast(tree: Tree, dtype: jax.typing.DTypeLike) -> Tree:
+    """The leaves in a dtype."""
+    return jax.tree.map(lambda x: x.astype(dtype) if is_stack(x) else jnp.asarray(x, dtype), tree, is_leaf=is_stack)
 
 
 def subtract_anchor(tree: Tree, anchor: Tree) -> Tree:
@@ -92,10 +101,12 @@ def subtract_anchor(tree: Tree, anchor: Tree) -> Tree:
     structure, expected = jax.tree.structure(anchor), jax.tree.structure(tree)
     if structure != expected:
         raise ValueError(f"the anchor's structure {structure} is not that of the parameters, {expected}")
-    return jax.tree_util.tree_map_with_path(_less_anchor_leaf, tree, anchor)
+    return jax.tree_util.tree_map_with_path(_less_anchor_leaf, tree, anchor, is_leaf=is_stack)
 
 
 def _less_anchor_leaf(path, x: jax.Array, a: jax.Array) -> jax.Array:
+    if is_stack(x):
+        return x.minus(a.astype(x.left.dtype))
     shape = jnp.shape(a)
     if shape not in (x.shape, x.shape[1:]):
         raise ValueError(
@@ -105,6 +116,8 @@ def _less_anchor_leaf(path, x: jax.Array, a: jax.Array) -> jax.Array:
 
 
 def _less_mean(x: jax.Array) -> jax.Array:
+    if is_stack(x):
+        raise ValueError("the mean of products of factors is not of their rank; `contrast_gram` needs none")
     # The matrix sends a common part to zero, so the first slice may go first: near-equal slices then differ exactly.
     # For the same reason nothing flows into it. A product is several times faster on CPU than a mean over the leading
     # axis.
@@ -115,9 +128,16 @@ def _less_mean(x: jax.Array) -> jax.Array:
 
 
 @jax.jit  # leaves of one shape are traced once
-def squared_deviations(leaf: jax.Array) -> jax.Array:
+def squared_deviations(leaf: jax.Array | LowRankStack) -> jax.Array:
     """Σ_k ‖x_k − x̄‖² of a leaf [K, ...], already in the dtype to accumulate in."""
+    if is_stack(leaf):
+        return jnp.trace(contrast_gram(leaf, "mean"))
     return _squared_deviations(leaf)
+
+
+def squared_norm(leaf: jax.Array | LowRankStack) -> jax.Array:
+    """Σ_k ‖x_k‖² of a leaf [K, ...]."""
+    return leaf.squared_norms().sum() if is_stack(leaf) else jnp.sum(jnp.square(leaf))
 
 
 @jax.custom_jvp
@@ -157,13 +177,19 @@ def contrast_gram(tree: Tree, center: Center = None) -> jax.Array:
     dtype = accumulation_dtype(tree)
     only_differences = isinstance(center, str) and center == "mean"
     tree = centered(tree, None if only_differences else center, dtype)
-    products = total((_split_products(leaf, only_differences) for leaf in jax.tree.leaves(tree)), dtype)
+    products = total((_split_leaf(leaf, only_differences) for leaf in leaves_of(tree)), dtype)
     if only_differences:
         to_contrasts = contrast_basis(count)
         to_contrasts[:, 0] = 0.0
     else:
         to_contrasts = _to_contrasts(count)
     return congruence(products, jnp.asarray(to_contrasts, dtype))
+
+
+def _split_leaf(leaf: jax.Array | LowRankStack, only_differences: bool) -> jax.Array:
+    if is_stack(leaf):
+        return inner_products(leaf.differences() if only_differences else leaf.first_and_differences())
+    return _split_products(leaf, only_differences)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import optax
 
 from mtl_jax.sharing.gram import Tree
+from mtl_jax.sharing.low_rank_stack import is_stack
 from mtl_jax.sharing.proximal import as_transform
 from mtl_jax.sharing.registry import PENALTIES, PROXIMAL
 
@@ -25,7 +26,8 @@ FlatTree = Mapping[str, jax.Array]
 
 def flatten_paths(params: Tree) -> dict[str, jax.Array]:
     """Nested dicts {"layer_03": {"kernel": x}} as {"layer_03/kernel": x}; a flat dict stays as it is."""
-    return {_path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+    leaves = jax.tree_util.tree_leaves_with_path(params, is_leaf=is_stack)
+    return {_path_name(path): leaf for path, leaf in leaves}
 
 
 def build(
@@ -50,11 +52,12 @@ def build(
     """
     function = _look_up("penalty", kind, PENALTIES)
     options = _check(kind, function, params, scope, options)
+    same_tasks = "factors" not in inspect.signature(function).parameters  # those of any shape
 
     def penalty(leaves: Tree, anchor: Tree | None = None) -> dict[str, jax.Array]:
         return {
             name: function(group, **_arguments(kind, function, options, group, anchor))
-            for name, group in group_leaves(flatten_paths(leaves), params, scope).items()
+            for name, group in group_leaves(flatten_paths(leaves), params, scope, same_tasks).items()
         }
 
     return penalty
@@ -93,8 +96,11 @@ def build_proximal(
     return transform
 
 
-def group_leaves(leaves: FlatTree, params: str, scope: str) -> dict[str, dict[str, jax.Array]]:
-    """The chosen leaves by group name, in the order of the paths. Raises ValueError as `build` says."""
+def group_leaves(leaves: FlatTree, params: str, scope: str, same_tasks: bool = True) -> dict[str, dict[str, jax.Array]]:
+    """The chosen leaves by group name, in the order of the paths. Raises ValueError as `build` says.
+
+    `same_tasks`: their first axis must be the K tasks.
+    """
     chosen = {path: leaf for path, leaf in leaves.items() if re.search(params, path)}
     if not chosen:
         shown = ", ".join(list(leaves)[:8]) + (f", … ({len(leaves)} in all)" if len(leaves) > 8 else "")
@@ -104,14 +110,15 @@ def group_leaves(leaves: FlatTree, params: str, scope: str) -> dict[str, dict[st
         name = {"tree": "tree", "layer": path.split("/")[0], "leaf": path}[scope]
         groups.setdefault(name, {})[path] = leaf
     for name, group in groups.items():
-        _check_task_axis(name, group)
+        if same_tasks:
+            _check_task_axis(name, group)
     return groups
 
 
 def _check_task_axis(name: str, group: FlatTree) -> None:
     by_count: dict[int | None, str] = {}
     for path, leaf in group.items():
-        shape = jnp.shape(leaf)
+        shape = leaf.shape if is_stack(leaf) else jnp.shape(leaf)
         by_count.setdefault(shape[0] if shape else None, f"{path} {shape}")
     if len(by_count) > 1 or None in by_count:
         raise ValueError(

@@ -51,4 +51,20 @@ PROXIMAL: dict[str, Callable[..., Tree]] = {
     "group_lasso": prox_group_lasso,
 }
 
+# what a function of the inner products of the tasks' matrices is, or of those of their columns: it acts on products of
+# factors without forming them
+OF_PRODUCTS = (
+    "l2_pairwise",
+    "l2_to_mean",
+    "l2_to_anchor",
+    "laplacian",
+    "kernel",
+    "trace_norm",
+    "subspace",
+    "mtrl",
+    "schatten",
+    "log_det",
+    "orthogonality",
+)
+
 __all__ = ["PENALTIES", "PROXIMAL", *PENALTIES, *(operator.__name__ for operator in PROXIMAL.values())]

@@ -30,6 +30,7 @@ from mtl_jax.sharing.gram import (
     total,
 )
 from mtl_jax.sharing.gram_spectrum import SpectralFunction, spectral_sum, spectrum
+from mtl_jax.sharing.low_rank_stack import require_arrays
 
 UNFOLDINGS = ("last", "tucker", "tt")
 
@@ -50,6 +51,7 @@ def trace_norm(tree: Tree, unfolding: str = "last", center: Center = None) -> ja
     if unfolding not in UNFOLDINGS:
         raise ValueError(f"unfolding must be one of {', '.join(UNFOLDINGS)}, not {unfolding!r}")
     task_count(tree)
+    require_arrays(f"the unfolding {unfolding!r}", tree)
     leaves, structure = jax.tree.flatten(tree)
     centers = [center] * len(leaves) if center is None or isinstance(center, str) else structure.flatten_up_to(center)
     terms = (unfolded_trace_norms(*pair, unfolding) for pair in zip(leaves, centers, strict=True))

@@ -8,7 +8,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from mtl_jax.sharing.gram import Tree, accumulation_dtype, inner_products, task_count, total
+from mtl_jax.sharing.gram import Tree, accumulation_dtype, cast, inner_products, task_count, total
+from mtl_jax.sharing.low_rank_stack import is_stack, leaves_of, require_arrays
 
 GROUPS = ("entry", "row")
 
@@ -36,6 +37,7 @@ def group_lasso(tree: Tree, groups: str = "entry") -> jax.Array:
     At a group of zeros the subgradient 0 is taken.
     """
     task_count(tree)
+    require_arrays("group_lasso", tree)
     dtype = accumulation_dtype(tree)
     return total((jnp.sum(group_norms(jnp.asarray(x, dtype), groups)) for x in jax.tree.leaves(tree)), dtype)
 
@@ -62,7 +64,7 @@ def orthogonality(tree: Tree) -> jax.Array:
     """
     task_count(tree)
     dtype = accumulation_dtype(tree)
-    return total((_orthogonality(jnp.asarray(x, dtype)) for x in jax.tree.leaves(tree)), dtype)
+    return total(map(_orthogonality, leaves_of(cast(tree, dtype))), dtype)
 
 
 def subspace_orthogonality(tree: Tree, subspaces: int = 2, gates: int = 1) -> jax.Array:
@@ -80,6 +82,7 @@ def subspace_orthogonality(tree: Tree, subspaces: int = 2, gates: int = 1) -> ja
       ValueError: the outputs are not divisible by gates and subspaces.
     """
     task_count(tree)
+    require_arrays("subspace_orthogonality", tree)
     dtype = accumulation_dtype(tree)
     groups: dict[tuple, list[jax.Array]] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
@@ -101,6 +104,8 @@ def _between_subspaces(leaves: list[jax.Array], subspaces: int, gates: int) -> j
 
 
 def _orthogonality(leaf: jax.Array) -> jax.Array:
+    if is_stack(leaf):
+        return jnp.sum(jnp.triu(leaf.squared_overlaps(), 1))
     count = leaf.shape[0]
     matrix = leaf.reshape(count, -1, leaf.shape[-1] if leaf.ndim >= 3 else 1)
     highest = jax.lax.Precision.HIGHEST

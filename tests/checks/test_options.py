@@ -409,6 +409,7 @@ CHANGES = {
     "penalties.p.kind": ("trace_norm",),
     "penalties.p.strength": (0.5,),
     "penalties.p.params": ("kernel",),
+    "penalties.p.on": ("product",),
     "penalties.p.scope": ("leaf",),
     "penalties.p.by_layer": ({"layer_00": 3.0},),
     "penalties.p.schedule": ("rise",),

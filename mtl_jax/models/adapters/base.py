@@ -39,6 +39,8 @@ class Adapter(NamedTuple):
     bind   (params, params of the layer, the layer or None, noise) -> params that the layer is applied with. Without the
            layer its parameters as they would be without an adapter; ValueError where there are none such
     after  (params, output [R, T, D]) -> [R, T, D], in its dtype
+    factors  (params) -> {path of kernel: (A [inputs, r], B [r, outputs])}, the matrices of low rank that are added to
+           kernels; None: there are none such
     init_shared  (key, place) -> params that all owners have in common, float32, at a path of their own; `bind` and
            `after` get both as one tree. None: there are none
     """
@@ -47,6 +49,7 @@ class Adapter(NamedTuple):
     bind: Callable[..., Params] | None = None
     after: Callable[[Params, jax.Array], jax.Array] | None = None
     init_shared: Callable[[jax.Array, LayerPlace], Params] | None = None
+    factors: Callable[[Params], dict[str, tuple[jax.Array, jax.Array]]] | None = None
 
 
 def joined(own: Params, shared: Params) -> Params:
@@ -89,15 +92,17 @@ class KernelOptions(NamedTuple):
     """The kernels that an adapter changes: regex `params` found in their paths; the rate of `dropout` of inputs.
 
     fixed  whether the change is that of a fixed kernel, so that a layer can be given the sum
+    low_rank  whether what `make` returns has factors `a` and `b`, whose product is added to the kernel
     """
 
     params: str
     dropout: float = 0.0
     fixed: bool = True
+    low_rank: bool = True
 
 
 def adapter_of_kernels(
-    options: KernelOptions, own: Draw, make: Callable[[Leaves], KernelAdapter], shared: Draw | None = None
+    options: KernelOptions, own: Draw, make: Callable[[Leaves], Any], shared: Draw | None = None
 ) -> Adapter:
     """An adapter of chosen kernels of a layer. Params: <path of kernel>/<leaf>.
 
@@ -128,12 +133,8 @@ def adapter_of_kernels(
         return drawn
 
     def bind(params: Params, layer: Params, module: nn.Module | None = None, noise: Noise | None = None) -> Params:
-        flat, changes = dict(flatten_dict(layer, sep="/")), flatten_dict(params, sep="/")
-        by_kernel: dict[str, dict[str, jax.Array]] = {}
-        for path, leaf in changes.items():
-            kernel, _, name = path.rpartition("/")
-            by_kernel.setdefault(kernel, {})[name] = leaf
-        for salt, (kernel, leaves) in enumerate(sorted(by_kernel.items())):
+        flat = dict(flatten_dict(layer, sep="/"))
+        for salt, (kernel, leaves) in enumerate(sorted(_by_kernel(params).items())):
             adapter = make(leaves).replace(noise=noise if options.dropout else None, salt=salt)
             owner = kernel.rpartition("kernel")[0]  # "" or with a slash at its end
             if module is not None and owner.removesuffix("/") in _dense(module, sums):
@@ -144,7 +145,22 @@ def adapter_of_kernels(
                 flat[f"{owner}bias"] = bias
         return unflatten_dict(flat, sep="/")
 
-    return Adapter(init(own), bind, None, None if shared is None else init(shared))
+    def factors(params: Params) -> dict[str, tuple[jax.Array, jax.Array]]:
+        made = {kernel: make(leaves) for kernel, leaves in _by_kernel(params).items()}
+        return {kernel: (adapter.a, adapter.b) for kernel, adapter in made.items()}
+
+    common = None if shared is None else init(shared)
+    low_rank = options.fixed and options.low_rank
+    return Adapter(init(own), bind, None, common, factors if low_rank else None)
+
+
+def _by_kernel(params: Params) -> dict[str, dict[str, jax.Array]]:
+    """{path of a kernel: its leaves}."""
+    kernels: dict[str, dict[str, jax.Array]] = {}
+    for path, leaf in flatten_dict(params, sep="/").items():
+        kernel, _, name = path.rpartition("/")
+        kernels.setdefault(kernel, {})[name] = leaf
+    return kernels
 
 
 def _regex(field: str, regex: str) -> re.Pattern[str]:

@@ -57,4 +57,4 @@ def ia3(params: str = "attention/(key|value)/kernel$|^output/kernel$", inputs: s
     def make(leaves: Leaves) -> Scaled:
         return Scaled(outputs=leaves.get("output_scale"), inputs=leaves.get("input_scale"))
 
-    return adapter_of_kernels(KernelOptions(params), own, make)
+    return adapter_of_kernels(KernelOptions(params, low_rank=False), own, make)
