@@ -48,7 +48,7 @@ def total(terms: Iterable[jax.Array], dtype: jax.typing.DTypeLike) -> jax.Array:
 
 def inner_products(leaf: jax.Array | LowRankStack) -> jax.Array:
     """float[K, K] of one leaf [K, ...], already in the dtype to accumulate in."""
-    if is_stack(leaf):
+    if isinstance(leaf, LowRankStack):
         return leaf.inner_products()
     axes = tuple(range(1, leaf.ndim))
     return jnp.tensordot(leaf, leaf, (axes, axes), precision=jax.lax.Precision.HIGHEST)
@@ -93,7 +93,9 @@ def centered(tree: Tree, center: Center, dtype: jnp.dtype) -> Tree:
 
 def cast(tree: Tree, dtype: jax.typing.DTypeLike) -> Tree:
     """The leaves in a dtype."""
-    return jax.tree.map(lambda x: x.astype(dtype) if is_stack(x) else jnp.asarray(x, dtype), tree, is_leaf=is_stack)
+    return jax.tree.map(
+        lambda x: x.astype(dtype) if isinstance(x, LowRankStack) else jnp.asarray(x, dtype), tree, is_leaf=is_stack
+    )
 
 
 def subtract_anchor(tree: Tree, anchor: Tree) -> Tree:
@@ -104,8 +106,8 @@ def subtract_anchor(tree: Tree, anchor: Tree) -> Tree:
     return jax.tree_util.tree_map_with_path(_less_anchor_leaf, tree, anchor, is_leaf=is_stack)
 
 
-def _less_anchor_leaf(path, x: jax.Array, a: jax.Array) -> jax.Array:
-    if is_stack(x):
+def _less_anchor_leaf(path, x: Any, a: Any) -> Any:
+    if isinstance(x, LowRankStack):
         return x.minus(a.astype(x.left.dtype))
     shape = jnp.shape(a)
     if shape not in (x.shape, x.shape[1:]):
@@ -116,7 +118,7 @@ def _less_anchor_leaf(path, x: jax.Array, a: jax.Array) -> jax.Array:
 
 
 def _less_mean(x: jax.Array) -> jax.Array:
-    if is_stack(x):
+    if isinstance(x, LowRankStack):
         raise ValueError("the mean of products of factors is not of their rank; `contrast_gram` needs none")
     # The matrix sends a common part to zero, so the first slice may go first: near-equal slices then differ exactly.
     # For the same reason nothing flows into it. A product is several times faster on CPU than a mean over the leading
@@ -130,14 +132,14 @@ def _less_mean(x: jax.Array) -> jax.Array:
 @jax.jit  # leaves of one shape are traced once
 def squared_deviations(leaf: jax.Array | LowRankStack) -> jax.Array:
     """Σ_k ‖x_k − x̄‖² of a leaf [K, ...], already in the dtype to accumulate in."""
-    if is_stack(leaf):
+    if isinstance(leaf, LowRankStack):
         return jnp.trace(contrast_gram(leaf, "mean"))
     return _squared_deviations(leaf)
 
 
 def squared_norm(leaf: jax.Array | LowRankStack) -> jax.Array:
     """Σ_k ‖x_k‖² of a leaf [K, ...]."""
-    return leaf.squared_norms().sum() if is_stack(leaf) else jnp.sum(jnp.square(leaf))
+    return leaf.squared_norms().sum() if isinstance(leaf, LowRankStack) else jnp.sum(jnp.square(leaf))
 
 
 @jax.custom_jvp
@@ -187,7 +189,7 @@ def contrast_gram(tree: Tree, center: Center = None) -> jax.Array:
 
 
 def _split_leaf(leaf: jax.Array | LowRankStack, only_differences: bool) -> jax.Array:
-    if is_stack(leaf):
+    if isinstance(leaf, LowRankStack):
         return inner_products(leaf.differences() if only_differences else leaf.first_and_differences())
     return _split_products(leaf, only_differences)
 

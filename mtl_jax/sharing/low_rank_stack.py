@@ -23,7 +23,7 @@ class LowRankStack:
     @property
     def shape(self) -> tuple[int, int, int]:
         """[K, m, n]."""
-        return (*jnp.shape(self.left)[:2], jnp.shape(self.right)[2])
+        return (self.left.shape[0], self.left.shape[1], self.right.shape[2])
 
     def astype(self, dtype: jax.typing.DTypeLike) -> LowRankStack:
         """The factors in a dtype."""

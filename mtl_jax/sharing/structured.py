@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from mtl_jax.sharing.gram import Tree, accumulation_dtype, cast, inner_products, task_count, total
-from mtl_jax.sharing.low_rank_stack import is_stack, leaves_of, require_arrays
+from mtl_jax.sharing.low_rank_stack import LowRankStack, leaves_of, require_arrays
 
 GROUPS = ("entry", "row")
 
@@ -104,7 +104,7 @@ def _between_subspaces(leaves: list[jax.Array], subspaces: int, gates: int) -> j
 
 
 def _orthogonality(leaf: jax.Array) -> jax.Array:
-    if is_stack(leaf):
+    if isinstance(leaf, LowRankStack):
         return jnp.sum(jnp.triu(leaf.squared_overlaps(), 1))
     count = leaf.shape[0]
     matrix = leaf.reshape(count, -1, leaf.shape[-1] if leaf.ndim >= 3 else 1)
