@@ -35,8 +35,8 @@ def make_meta_spec(
       methods: of balancing.
 
     Raises:
-      UserError: methods that need more than a loss and a gradient of each task, losses that mixers or heads add, more
-        tasks than there are, nothing that adapts.
+      UserError: methods that need more than a loss and a gradient of each task, more tasks than there are, nothing that
+        adapts.
     """
     meta, tasks = config.meta, data.layout.tasks
     if not meta.method:
@@ -51,11 +51,6 @@ def make_meta_spec(
         raise UserError(
             f"config.aggregation.method: {config.aggregation.method!r} compares the halves of a batch, of which "
             f"config.meta.method = {meta.method!r} makes one gradient of each task"
-        )
-    if view.auxiliary:
-        raise UserError(
-            f"config.meta.method: {meta.method!r} adapts to the losses of tasks, without "
-            f"{', '.join(view.auxiliary)}; leave out what adds them, or take ''"
         )
     if meta.tasks_per_step > len(tasks):
         raise UserError(f"config.meta.tasks_per_step: {meta.tasks_per_step} tasks a step, but {len(tasks)} are trained")

@@ -14,7 +14,7 @@ from mtl_jax.data.batch import BatchLayout
 from mtl_jax.errors import UserError
 from mtl_jax.experiment.sharing import make_adapter
 from mtl_jax.models.layers import LAYERS
-from mtl_jax.models.ownership import Owners, SliceOwners, adapter_path, owner_count
+from mtl_jax.models.ownership import ExpertColumns, Owners, SliceOwners, adapter_path, owner_count
 from mtl_jax.models.readouts import READOUTS
 from mtl_jax.training.gradients import aggregated, per_task
 from mtl_jax.training.gradients.aggregated import AggregatedGradient
@@ -159,7 +159,8 @@ def joined_by(config: Config, objective: Objective, owners: Owners) -> str:
 
 def _shares_adapters(owners: Owners) -> bool:
     """Whether several tasks have parameters of adapters in common, of which there are no taps."""
-    return any(path.startswith("adapter_") and owner_count(owner) < len(owner) for path, owner in owners.items())
+    adapters = [owner for path, owner in owners.items() if path.startswith("adapter_")]
+    return any(isinstance(owner, ExpertColumns) or owner_count(owner) < len(owner) for owner in adapters)
 
 
 def _faster_by_pullbacks(config: Config, objective: Objective) -> bool:

@@ -4,7 +4,7 @@
    side, wherever they were packed. A side is a mask on labels: examples in a row do not see each other.
 2. Sequentially, each task of the step takes some steps of gradient descent from Θ, and gives a loss and a gradient.
 3. The gradients are weighted by α, and added up or combined by an aggregation; clipping, λ·Ω and the optimizer follow
-   in the step.
+   in the step. Losses that mixers and heads add are of no single task: their gradient before adaptation is added.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from mtl_jax.tasks.groups import TaskGroup
 from mtl_jax.training import objective as terms
 from mtl_jax.training.collectives import psum
 from mtl_jax.training.gradients import inner_loop, stacked
+from mtl_jax.training.gradients.auxiliary import auxiliary_step
 from mtl_jax.training.gradients.base import Balance, DataStep, StepInputs, initial_balance
 from mtl_jax.training.gradients.stacked import SharedSlices
 from mtl_jax.training.group_batch import group_batch
@@ -159,9 +160,21 @@ class MetaLearningGradient(NamedTuple):
         return initial_balance(self.loss_weights(), tasks, shared, initial_state(self.aggregation(), tasks, shared))
 
     def update(self, inputs: StepInputs) -> DataStep:
-        """See `base.DataGradient`. Losses are those of the query after adaptation; for Reptile the mean over the inner
-        steps. present: tasks of this step that have query examples. metrics: {"support": [K], loss of the first inner
-        step}; where gradients are compared those of `stacked.balance_metrics`, too.
+        """See `base.DataGradient`. As `_tasks_step`, and the auxiliary losses; metrics: "auxiliary" as in `joint`."""
+        step = self._tasks_step(inputs)
+        if not inputs.objective.auxiliary:
+            return step
+        added = auxiliary_step(inputs)
+        return step._replace(
+            extra=step.extra + added.extra,
+            gradient=jax.tree.map(jnp.add, step.gradient, self._moving(added.gradient)),
+            metrics={**step.metrics, "auxiliary": added.losses},
+        )
+
+    def _tasks_step(self, inputs: StepInputs) -> DataStep:
+        """Losses are those of the query after adaptation; for Reptile the mean over the inner steps. present: tasks of
+        this step that have query examples. metrics: {"support": [K], loss of the first inner step}; where gradients are
+        compared those of `stacked.balance_metrics`, too.
         """
         meta, count = self.meta, len(inputs.objective.tasks)
         adapted, examples = _adaptation(meta, inputs)

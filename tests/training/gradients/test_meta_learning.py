@@ -147,6 +147,32 @@ def test_outer_gradients_are_aggregated(tiny, case, differs):
     compare(differs, f"aggregated meta-gradients, {case}, relative", actual, wanted)
 
 
+def test_auxiliary_losses_are_added_before_adaptation(tiny, differs):
+    changes = {"sharing__trunk": "embed", "model__num_layers": 1, "sharing__mixer": "shared_private"}
+    experiment = build(config_of(tiny, "fomaml", **{**QUICK, "model__layer_type": "cnn", **changes}))
+    support, query = sides(experiment, [(0.0, 0.5), (0.5, 1.0)])
+    _, wanted = by_hand(experiment, support, query, first_order=True)
+    objective, state, key = experiment.spec.objective, experiment.init(0), step_key(experiment)
+    micro = jax.tree.map(lambda leaf: leaf[0], batch_of(experiment))
+    totals = terms.Denominators(jnp.ones(2), terms.auxiliary_denominators(objective, micro))
+
+    @jax.jit
+    @jax.grad
+    def added(flat):
+        params, progress = with_leaves(state.params, flat), jnp.float32(0.0)
+        _, losses = terms.contributions(
+            objective, params, micro, experiment.hyper, key, totals=totals, progress=progress
+        )
+        return sum(
+            experiment.hyper.auxiliary[name] * loss for name, loss in zip(objective.auxiliary, losses, strict=True)
+        )
+
+    gradient, metrics = gradient_of_step(experiment)
+    wanted = jax.tree.map(jnp.add, wanted, added(flatten(state.params)))
+    compare(differs, "meta-gradients with auxiliary losses, relative", gradient, wanted)
+    assert set(metrics["auxiliary"]) == {"adversarial", "orthogonality"}
+
+
 def test_reptile_against_descent_by_hand(tiny, differs):
     """(Θ − Θ') / rate, each inner step on its part of the examples; with one step it is joint training."""
     experiment = build(config_of(tiny, "reptile", **QUICK))
@@ -329,10 +355,6 @@ def test_configs_are_checked(tiny, changes, message):
         (
             {"meta__head_init": "zero", "meta__inner_params": "^embed/"},
             "config.meta.head_init: task 'color' has no output layer",
-        ),
-        (
-            {"sharing__trunk": "embed", "model__num_layers": 1, "sharing__mixer": "shared_private"},
-            "config.meta.method: 'maml' adapts to the losses of tasks, without adversarial",
         ),
         ({"loss_weights__method": "famo"}, "config.loss_weights.method: 'famo' needs more than losses"),
         ({"aggregation__method": "modo"}, "config.aggregation.method: 'modo' compares the halves of a batch"),
