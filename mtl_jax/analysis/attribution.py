@@ -73,7 +73,7 @@ def attribute(
       the text for the terminal.
 
     Raises:
-      UserError: as `runs.predict.predict`; a mixer, a cascade, or a task that generates text.
+      UserError: as `runs.predict.predict`; a task that generates text.
     """
     _require_attributable(config)
     require_platform(config.training.platform)
@@ -95,23 +95,12 @@ def attribute(
 
 
 def _require_attributable(config: Config) -> None:
-    for field in ("mixer", "cascades"):
-        if config.sharing[field]:
-            raise UserError(
-                "--mode=attribute follows each task through its own column, and this run has config.sharing."
-                f"{field}, which connects the columns"
-            )
     for name, entry in config.tasks.items():
         if TASK_KINDS[entry.kind].defines("generate") and name in (config.train_tasks or config.tasks):
             raise UserError(
                 f"--mode=attribute explains classes and numbers; config.tasks.{name} generates text, which is a search "
                 "without a single score"
             )
-    if pictured := [name for name, entry in config.datasets.items() if entry.image]:
-        raise UserError(
-            f"--mode=attribute explains by words alone; the data set {pictured[0]!r} has pictures, whose contribution "
-            "would be attributed to words"
-        )
 
 
 def _write_lines(
@@ -133,7 +122,8 @@ def _page(
         html.table(["task", *experiment.owners], _layers_by_task(experiment)),
         html.paragraph(
             "Blue words support the prediction, orange ones oppose it: integrated gradients from a baseline without "
-            "words, in units of the score (the logit of the predicted class; for a tagger the sum over the words it "
+            "words (and grey pictures, whose patches are summed), in units of the score (the logit of "
+            "the predicted class; for a tagger the sum over the words it "
             "tagged). They add up to the score minus that of the baseline; the difference that remains is shown."
         ),
     ]
@@ -164,7 +154,7 @@ def _attributions(predictor: inference.Predictor, read: ReadRecords) -> list[dic
             tasks = [t for t in tasks if objective.tasks[t].level in LEVELS and t in predictor.reading.tasks]
             if not tasks:
                 continue
-            run = jax.jit(integrated_gradients(objective, experiment.owners["embed"]))
+            run = jax.jit(integrated_gradients(objective))
             # no more rows than there are: empty rows cost as much as full ones
             rows_per_batch = min(experiment.config.evaluation.rows_per_batch, len(rows.tokens))
             for batch in evaluation_batches(rows, layout, rows_per_batch):
@@ -202,9 +192,16 @@ def _add_batch(
 def _by_word(
     corpus: Corpus, encoded: EncodedSplit, example: int, attributions: np.ndarray
 ) -> tuple[list[str], list[float]]:
-    """Words, or tokens where there are no words, and the sum of the attributions of each."""
-    ids = encoded.tokens[encoded.token_offsets[example] : encoded.token_offsets[example + 1]]
-    names = [corpus.tokenizer.id_to_token(int(index)) for index in ids]
+    """Words, or tokens where there are no words, and the sum of the attributions of each; of a picture the sum of its
+    patches."""
+    within = slice(encoded.token_offsets[example], encoded.token_offsets[example + 1])
+    names = [corpus.tokenizer.id_to_token(int(index)) for index in encoded.tokens[within]]
+    if encoded.patch is not None:
+        pictures = encoded.token_type[within]
+        names = [
+            f"[picture {pictures[index] + 1}]" if patch else name
+            for index, (name, patch) in enumerate(zip(names, encoded.patch[within], strict=True))
+        ]
     starts = set(encoded.word_token[encoded.word_offsets[example] : encoded.word_offsets[example + 1]].tolist())
     byte_level = any(name.startswith("Ġ") for name in names)
     tokens: list[str] = []
@@ -214,6 +211,11 @@ def _by_word(
         if starts:
             inside = index not in starts and index > min(starts)
         inside = inside and name not in SPECIAL_TOKENS
+        if name.startswith("[picture"):
+            inside = bool(tokens) and tokens[-1] == name
+            tokens, values = (tokens, values) if inside else ([*tokens, name], [*values, 0.0])
+            values[-1] += float(value)
+            continue
         text = name.removeprefix("##").replace("Ġ", "")
         if inside and tokens:
             tokens[-1], values[-1] = tokens[-1] + text, values[-1] + float(value)

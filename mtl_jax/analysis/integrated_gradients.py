@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from mtl_jax.data.batch import Batch
-from mtl_jax.models.gradient_taps import TapSpec
 from mtl_jax.training import objective as terms
 from mtl_jax.training.group_batch import GroupBatch
 from mtl_jax.training.objective import Objective, Params
 
 STEPS = 32  # of the path from no words to the text
 LEVELS = ("text", "pair", "word", "predicate")  # whose predictions are classes or numbers
+GREY = 127.5  # of pixels from 0 to 255: the baseline of pictures, as `config.images.blank`
 BACKGROUND = "O"  # the class of words without entity or role, which is not what a tagger looks for
 
 
@@ -27,61 +27,71 @@ class TaskAttributions(NamedTuple):
     baseline: jax.Array
 
 
-def integrated_gradients(
-    objective: Objective, owner: Sequence[int], steps: int = STEPS
-) -> Callable[[Params, Batch], dict[str, TaskAttributions]]:
+Attributions = dict[str, TaskAttributions]  # by task
+
+
+def integrated_gradients(objective: Objective, steps: int = STEPS) -> Callable[[Params, Batch], Attributions]:
     """(params, batch) -> {task: attributions [R, T], score [R, E], baseline [R, E]}.
 
     A_t = Σ_d x_td · ∫₀¹ ∂S(α x) / ∂x_td dα by the midpoint rule (Sundararajan et al. 2017, equation 1), x the word
-    vectors, the baseline zero vectors; positions and token types stay. Over the tokens of a text they add up to
-    S(x) − S(0), up to the error of the rule (completeness). Texts of one row do not attend to each other and tasks have
-    separate streams, so a single pass is enough for all.
+    vectors, the baseline zero vectors; positions and token types stay. Columns with tables of their own contribute all
+    of theirs. Of a patch x is the difference of its pixels from grey. Over the tokens of a text they add up to S(x) −
+    S(baseline), up to the error of the rule (completeness). Texts of one row do not attend to each other, so a pass for
+    each task is enough for all; whatever connects the columns of the tasks is a part of S.
 
     Args:
       objective: over batches of one block, see `sampler.evaluation_layout`.
-      owner: of each of the K tasks, in the embedding layer.
       steps: of the rule.
     """
     layout = objective.layout
-    streams = [layout.tasks[k] for k in layout.tasks_on(layout.candidates[0][0])]
-    tasks = [task for task in streams if objective.tasks[task].level in LEVELS]
-    spec = TapSpec({"embed": ()}, tokens=True)
+    on_block = [layout.tasks[k] for k in layout.tasks_on(layout.candidates[0][0])]
+    tasks = [task for task in on_block if objective.tasks[task].level in LEVELS]
 
     def run(params, batch: Batch):
+        rows, size = batch.tokens.shape[1:]
         table = params["embed"]["word"]["embedding"]
-        words = jnp.stack([table[owner[layout.tasks.index(task)]][batch.tokens[0]] for task in streams])  # [M, R, T, D]
-        taps = objective.network.taps(params, batch, spec)
+        words = jnp.take(table, batch.tokens.reshape(-1), axis=1, mode="fill")  # [O, R·T, D], a row for each token
+        own_rows = batch._replace(tokens=jnp.arange(rows * size, dtype=jnp.int32).reshape(1, rows, size))
         parts = {task: terms.task_batch(objective, batch, task) for task in tasks}
+        pixels = None if batch.pixels is None else batch.pixels.astype(jnp.float32) - GREY
+        inputs = {"words": words} if pixels is None else {"words": words, "pixels": pixels}
 
-        def logits(tap):
-            head_inputs = objective.network.apply(params, batch, None, None, taps._replace(tokens=tap), spec).features
-            return {task: logits_of(task, head_inputs) for task in tasks}
-
-        def logits_of(task, head_inputs):
-            return parts[task].logits(terms.task_params(objective, params, task), head_inputs)
+        def logits(inputs):
+            embed = params["embed"] | {"word": {"embedding": inputs["words"]}}
+            seen = own_rows._replace(pixels=inputs["pixels"] + GREY) if "pixels" in inputs else own_rows
+            head_inputs = objective.network.apply({**params, "embed": embed}, seen).features
+            return {t: parts[t].logits(terms.task_params(objective, params, t), head_inputs) for t in tasks}
 
         masks = {
             task: _predicted_mask(parts[task], terms.task_params(objective, params, task), values)
-            for task, values in logits(taps.tokens).items()
+            for task, values in logits(inputs).items()
         }
 
-        def scores(tap):
+        def scores(inputs):
             return {
                 task: _by_example(parts[task], jnp.sum(values * masks[task], axis=tuple(range(2, values.ndim))))
-                for task, values in logits(tap).items()
+                for task, values in logits(inputs).items()
             }
 
-        def slope(alpha):
-            return jax.grad(lambda tap: sum(s.sum() for s in scores(tap).values()))((alpha - 1.0) * words)
+        def slopes(alpha):
+            """The gradients of all tasks, leaves [tasks, ...]."""
+            at = jax.tree.map(lambda x: alpha * x, inputs)
+            total, pullback = jax.vjp(lambda x: jnp.stack([s.sum() for s in scores(x).values()]), at)
+            return jax.lax.map(lambda unit: pullback(unit)[0], jnp.eye(len(tasks), dtype=total.dtype))
 
         def add(total, alpha):
-            return total + slope(alpha), None
+            return jax.tree.map(jnp.add, total, slopes(alpha)), None
 
         midpoints = (jnp.arange(steps, dtype=jnp.float32) + 0.5) / steps
-        total, _ = jax.lax.scan(add, jnp.zeros_like(words), midpoints)
-        attributions = jnp.sum(total / steps * words, axis=-1)
-        full, empty = scores(taps.tokens), scores(-words)
-        return {task: TaskAttributions(attributions[streams.index(task)], full[task], empty[task]) for task in tasks}
+        zeros = jax.tree.map(lambda x: jnp.zeros((len(tasks), *x.shape), x.dtype), inputs)
+        total, _ = jax.lax.scan(add, zeros, midpoints)
+        terms_of = {name: leaf / steps * inputs[name][None] for name, leaf in total.items()}
+        by_token = terms_of["words"].sum(axis=(1, 3)).reshape(len(tasks), rows, size)
+        if pixels is not None:
+            patches = jnp.where(batch.patch[0], terms_of["pixels"][:, 0].sum(axis=-1), 0.0)
+            by_token = jnp.where(batch.patch[0], patches, by_token)
+        full, empty = scores(inputs), scores(jax.tree.map(jnp.zeros_like, inputs))
+        return {task: TaskAttributions(by_token[i], full[task], empty[task]) for i, task in enumerate(tasks)}
 
     return run
 

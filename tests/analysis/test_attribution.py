@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("standard_promotion")
 def attributed(experiment, dataset, steps=64):
     objective = experiment.objective_for(evaluation_layout(experiment.corpus.layout, dataset))
     batch = next(evaluation_batches(experiment.corpus.rows[dataset]["dev"], objective.layout, 4))
-    run = jax.jit(integrated_gradients(objective, experiment.owners["embed"], steps))
+    run = jax.jit(integrated_gradients(objective, steps))
     params = experiment.init_params(0)
     return objective, params, batch, jax.device_get(run(params, batch))
 
@@ -73,6 +73,23 @@ def test_beside_a_task_that_is_not_explained_and_below_the_top(tiny, differs):
     differs("completeness, bilstm", (attributions[:, None, :] * member).sum(-1), score - baseline, 1e-4)
     color, tags, *_ = attribution._layers_by_task(experiment)
     assert color == ["color", "with all", "with all", "–"] and tags == ["tags", "with all", "with all", "with all"]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"sharing__trunk": "embed", "sharing__mixer": "cross_stitch"},
+        {"sharing__trunk": "embed", "sharing__mixer": "mmoe"},
+        {"sharing__cascades": {"color": ("long",)}},
+    ],
+)
+def test_whatever_connects_the_columns_is_a_part_of_the_score(tiny, differs, changes):
+    experiment = build(tiny(model__layer_type="cnn", **changes))
+    _, _, batch, actual = attributed(experiment, "texts")
+    for attributions, score, baseline in actual.values():
+        member = batch.segment[0][:, None, :] == np.arange(1, batch.start.shape[-1] + 1)[None, :, None]
+        assert np.abs(attributions).max() > 0
+        differs("completeness, connected", (attributions[:, None, :] * member).sum(-1), score - baseline, 1e-3)
 
 
 def test_the_page(tiny, tmp_path):

@@ -96,8 +96,11 @@ def test_a_run_on_text_pictures_and_both(pictured, tmp_path, capsys):
         source.write_text(json.dumps(line))
         with pytest.raises(UserError, match=wrong):
             predict.predict(config, tmp_path / "whole", ["best"], str(source), str(target))
-    with pytest.raises(UserError, match="--mode=attribute explains by words alone; the data set 'shown'"):
-        attribution.attribute(config, tmp_path / "whole", ["best"], str(source), tmp_path / "why")
+    source.write_text(json.dumps({"text": "w1 red w2", "image": "0.png"}))
+    attribution.attribute(config, tmp_path / "whole", ["best"], str(source), tmp_path / "why")
+    truth = json.loads((tmp_path / "why" / "attributions.jsonl").read_text())["tasks"]["truth"]
+    assert truth["tokens"].count("[picture 1]") == 1  # its patches are one entry
+    assert sum(truth["attributions"]) == pytest.approx(truth["score"] - truth["baseline"], abs=0.05)
 
     # against itself: no difference; against the same model with blank pictures: a paired test
     blank = pictured(images__blank=True, **options)

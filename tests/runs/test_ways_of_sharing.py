@@ -207,10 +207,6 @@ def walk(texts, folder, way, data):
         assert np.mean(right[task]) == pytest.approx(again[task]["test"][metric[task]], rel=1e-4), task
 
     out = folder / "attributions"
-    if config.sharing.mixer or config.sharing.cascades:
-        with pytest.raises(UserError, match="which connects the columns"):
-            attribution.attribute(config, workdir, ["best"], str(texts / "test.jsonl"), out)
-        return
     attribution.attribute(config, workdir, ["best"], str(texts / "test.jsonl"), out)
     for line in (out / "attributions.jsonl").read_text().splitlines():
         actual = json.loads(line)["tasks"]
