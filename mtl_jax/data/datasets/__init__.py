@@ -93,14 +93,14 @@ def read_dataset(name: str, entry: Mapping[str, Any], seed: int) -> ReadData:
     Raises UserError beginning with the data set's name.
     """
     try:
-        return _read(name, entries.plain(entry), seed)
+        return _read(name, entries.with_hub_name(entries.plain(entry)), seed)
     except UserError as error:
         raise UserError(f"data set {name!r}: {error}") from error
 
 
 def folder_of(entry: Mapping[str, Any]) -> Location | None:
     """The folder that relative paths in the records of an entry start from; None where the reader makes them."""
-    plain_entry = entries.plain(entry)
+    plain_entry = entries.with_hub_name(entries.plain(entry))
     location, _ = split_locations.locate_splits(plain_entry["reader"], plain_entry)
     return location and location.folder()
 

@@ -7,6 +7,7 @@ from typing import Any
 from mtl_jax.data.datasets import list_parsing
 from mtl_jax.data.datasets.split_locations import SPLITS
 from mtl_jax.data.labels import tag_schemes
+from mtl_jax.data.origins import hub
 from mtl_jax.data.readers import READERS
 from mtl_jax.data.readers.options import COMMON_OPTIONS, check_options, declared_options, select_options
 from mtl_jax.data.records import suggestion
@@ -20,6 +21,24 @@ def plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return type(value)(plain(item) for item in value)
     return value
+
+
+def with_hub_name(entry: dict[str, Any]) -> dict[str, Any]:
+    """The entry, for the reader "hub" with the name and the revision of its origin "hf://…" in their places: `path`,
+    which with an origin names the configuration, and options.
+    """
+    origin = entry.get("origin")
+    if entry.get("reader") != "hub" or not isinstance(origin, str) or not origin.startswith("hf:"):
+        return entry
+    found, options = hub.parse(origin), dict(entry.get("options") or {})
+    for option, value in (
+        ("name", entry.get("path")),
+        ("revision", "" if found.revision == "main" else found.revision),
+    ):
+        if value and options.get(option, value) != value:
+            raise UserError(f"options.{option}: {options[option]!r}, but origin and path say {value!r}")
+        options |= {option: value} if value else {}
+    return {**entry, "origin": "", "path": found.name, "options": options}
 
 
 def check_mappings(entry: dict[str, Any]) -> None:

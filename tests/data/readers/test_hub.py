@@ -66,3 +66,45 @@ def test_what_is_missing_is_said(hub, monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(UserError, match=r"pip install"):
         datasets.read_dataset("d", ENTRY, 0)
+
+
+def test_an_origin_names_data_set_configuration_and_revision(hub, monkeypatch):
+    seen = []
+
+    def load_dataset(path, name, split, revision, streaming):
+        seen.append((path, name, split, revision, streaming))
+        return Rows()
+
+    monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=load_dataset))
+    entry = ENTRY | {"origin": "hf://datasets/who/what@v2", "path": "de", "options": {"streaming": False}}
+    data = datasets.read_dataset("d", entry | {"splits": {"train": "train"}}, 0)
+    assert seen == [("who/what", "de", "train", "v2", False)] and len(data.splits["train"]) == 10
+    with pytest.raises(UserError, match=r"options.name: 'fr', but origin and path say 'de'"):
+        datasets.read_dataset("d", entry | {"options": {"name": "fr"}}, 0)
+
+
+def test_folders_that_the_library_saved(tmp_path, monkeypatch):
+    library = pytest.importorskip("datasets", reason="the library datasets is not installed")
+    monkeypatch.setenv("MTL_JAX_CACHE", str(tmp_path / "cache"))
+    features = library.Features(
+        {
+            "tokens": library.Sequence(library.Value("string")),
+            "tags": library.Sequence(library.ClassLabel(names=["O", "B-X"])),
+            "translation": {"en": library.Value("string"), "de": library.Value("string")},
+            "image": library.Image(),
+        }
+    )
+    rows = [
+        {"tokens": ["a", "b"], "tags": [0, 1], "translation": {"en": f"n{n}", "de": f"z{n}"}, "image": None}
+        for n in range(3)
+    ]
+    parts = {split: library.Dataset.from_list(rows, features=features) for split in ("train", "test")}
+    library.DatasetDict(parts).save_to_disk(str(tmp_path / "saved"))
+    entry = {"reader": "hub", "path": str(tmp_path / "saved"), "splits": {"train": "train", "dev": "test[:1]"}}
+    data = datasets.read_dataset("d", entry | {"words": "tokens"}, 0)
+    record = data.splits["train"][2]
+    assert record.fields["tags"] == ["O", "B-X"] and record.fields["translation"]["de"] == "z2"
+    assert len(data.splits["dev"]) == 1 and "image" not in record.fields
+    assert any("pictures, sound or video left out (image)" in str(note) for note in data.notes)
+    with pytest.raises(UserError, match="there is no split 'valid'; there are train, test"):
+        datasets.read_dataset("d", entry | {"words": "tokens", "splits": {"train": "valid"}}, 0)
