@@ -96,7 +96,7 @@ def attribute(
 
 def _require_attributable(config: Config) -> None:
     for name, entry in config.tasks.items():
-        if TASK_KINDS[entry.kind].defines("generate") and name in (config.train_tasks or config.tasks):
+        if TASK_KINDS[entry.kind].predicts == "texts" and name in (config.train_tasks or config.tasks):
             raise UserError(
                 f"--mode=attribute explains classes and numbers; config.tasks.{name} generates text, which is a search "
                 "without a single score"

@@ -113,6 +113,8 @@ def _check_kind(config: Config, name: str, kind: type[TaskKind], where: str, rep
         _check_scheme(entry, dataset, where, report)
     if kind.label_type == "tokens":
         _check_generation(name, entry, report)
+    if kind.in_row and dataset is not None:
+        _check_alone_in_rows(config, name, report)
 
 
 def _check_scheme(entry: Task, dataset: Dataset, where: str, report: Report) -> None:
@@ -155,6 +157,23 @@ def _check_generation(name: str, entry: Task, report: Report) -> None:
         make_task(name, settings, "sequence", SPECIALS)
     except UserError as error:
         report(str(error))
+
+
+def _check_alone_in_rows(config: Config, name: str, report: Report) -> None:
+    """Where answers follow the texts, the texts have to be read by no other task, and have no pictures."""
+    dataset, where = config.tasks[name].dataset, f"config.tasks.{name}.dataset"
+    readers = [task for task, other in config.tasks.items() if task != name and other.dataset == dataset]
+    if readers:
+        report(
+            f"{where}: the answers follow the texts of {dataset!r}, where {readers[0]!r} would read them; add the same "
+            "files as another data set"
+        )
+    for field in ("image", "marked"):
+        if config.datasets[dataset][field]:
+            report(
+                f"{where}: {dataset!r} has config.datasets.{dataset}.{field}, which tasks of kind "
+                f"{config.tasks[name].kind!r} cannot read"
+            )
 
 
 def _check_dataset_of(entry: Task, kind: type[TaskKind], dataset: Dataset, where: str, report: Report) -> None:

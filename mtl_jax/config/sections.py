@@ -85,7 +85,8 @@ class Wheel(Protocol):
 class Model(Protocol):
     """The encoder."""
 
-    # Hub name or local folder with safetensors, or the folder inside pretrained_wheel; "": random initial values.
+    # Hub name, local folder with safetensors, GGUF file, or the folder or file inside pretrained_wheel; "": random
+    # initial values.
     pretrained: str = ""
     # Wheel that holds the folder.
     pretrained_wheel: Wheel

@@ -18,6 +18,9 @@ Labels. Of one task they are a dict of arrays; leading axes are `[N]` in `Packed
                        predicate_number int32[..., Q], 0, 1, ... the number of the predicate in its record
     level "sequence"   the target of each example including its end; value, mask, segment and slot as for "word", and
                        position int32[..., Q], 0, 1, ... position in the target
+                       Where the row has the targets after their texts also:
+                       token int32[..., Q], index on the T axis of the token before the target's
+                       prompt int32[..., E], tokens of each example without its target
                        An id at or above C is a token copied from the input, see `mtl_jax.data.labels.target_sequences`
     level "pair"       as "text"; also:
                        mark   int32[..., E, 4], indices on the T axis of the markers before and after both spans

@@ -34,6 +34,8 @@ from mtl_jax.data.preparation import (
     inputs_for_tasks,
     prepare_dataset,
     resolve_overflow,
+    text_length,
+    with_answers,
 )
 from mtl_jax.data.record_sequences import map_chunks
 from mtl_jax.data.records import Record, suggestion
@@ -246,12 +248,14 @@ def corpus_for_prediction(
         store, with_pictures = patches.add_pictures({"input": inputs}, entry, folder, cut, size, form.max_images)
         inputs = with_pictures["input"]
     overflow = resolve_overflow(overflow, inputs, specs)
-    encoded = encode_with_patches(inputs, tokenizer, max_length or row_length, overflow, stride)
+    longest = text_length(max_length or row_length, specs, tokenizer)
+    encoded = encode_with_patches(inputs, tokenizer, longest, overflow, stride)
     gold = {
         spec.task: task_labels.unknown_labels(spec, inputs, encoded, vocabularies[spec.task], tokenizer)
         for spec in specs
     }
     encoded = encoded._replace(labels=gold, targets=np.zeros(len(records), np.int64))
+    encoded = with_answers(encoded, specs, tokenizer)
     encoded = copy_for_predicates(encoded, row_capacities.predicate_limit([encoded], row_length, pack))
     levels = sorted({spec.level for spec in specs})
     if like is None:

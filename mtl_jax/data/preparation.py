@@ -10,8 +10,8 @@ import numpy as np
 
 from mtl_jax.data import packing, sampler, statistics, stored_splits
 from mtl_jax.data.batch import PackedRows
+from mtl_jax.data.encoding import answers_in_rows, marked_spans
 from mtl_jax.data.encoding import encode as encoding
-from mtl_jax.data.encoding import marked_spans
 from mtl_jax.data.encoding.encode import EncodedSplit
 from mtl_jax.data.encoding.record_inputs import RecordInputs, extract_inputs
 from mtl_jax.data.files import array_cache, array_shards
@@ -81,6 +81,7 @@ def prepare_dataset(
       UserError: see `labels`, `vocabulary`, `encoding`.
     """
     row_length, pack = settings.row_length, settings.pack
+    settings = settings._replace(max_length=text_length(settings.max_length, specs, tokenizer))
     encoded = {split: _cached_encoding(i, tokenizer, settings) for split, i in inputs.items()}
     stored = [split for split, split_inputs in inputs.items() if split_inputs.options is not None]
     notes: list[str] = [note for split, e in encoded.items() if (note := encoding.overlong_note(f"{name}/{split}", e))]
@@ -97,7 +98,7 @@ def prepare_dataset(
         if split in stored:
             gold = {task: stored_splits.saved_gold(g, [key, split, task]) for task, g in gold.items()}
             targets = array_shards.save("gold", [key, split, "targets"], targets)
-        encoded[split] = e._replace(labels=gold, targets=targets)
+        encoded[split] = with_answers(e._replace(labels=gold, targets=targets), trained, tokenizer)
     levels = sorted({spec.level for spec in specs})
     if "predicate" in levels:
         limit = row_capacities.predicate_limit(list(encoded.values()), row_length, pack)
@@ -136,6 +137,31 @@ def prepare_dataset(
     vocabularies = {task: prepared.vocabulary for task, prepared in labels.items()}
     numbers = {"capacities": capacities._asdict()} | lengths
     return PreparedDataset(rows, encoded, vocabularies, numbers, counts, notes, keys)
+
+
+def text_length(max_length: int, specs: Sequence[LabelSpec], tokenizer: Tokenizer) -> int:
+    """The tokens that a text may have, where targets follow it in its row.
+
+    Raises:
+      UserError: none are left.
+    """
+    for spec in specs:
+        if spec.target is not None and (taken := spec.target.row_tokens(tokenizer)):
+            max_length -= taken
+            if max_length < 1:
+                raise UserError(
+                    f"config.tasks.{spec.task}.options.max_length: {taken} tokens of a row are free for the answer, "
+                    "which leaves none for the text; take a smaller one, or a larger config.data.row_length"
+                )
+    return max_length
+
+
+def with_answers(split: EncodedSplit, specs: Sequence[LabelSpec], tokenizer: Tokenizer) -> EncodedSplit:
+    """The examples with the targets of a task whose targets follow the texts."""
+    for spec in specs:
+        if spec.target is not None and spec.target.in_row:
+            split = answers_in_rows.append_answers(split, spec.target.before_ids(tokenizer), split.labels[spec.task])
+    return split
 
 
 def _key(

@@ -14,6 +14,7 @@ import numpy as np
 from mtl_jax.data.batch import Batch, PackedRows
 from mtl_jax.data.corpus import Corpus
 from mtl_jax.data.sampler import evaluation_batches, joint_evaluation_batches
+from mtl_jax.evaluation import decoding
 from mtl_jax.evaluation.label_levels import LEVELS
 from mtl_jax.evaluation.metric_inputs import (
     constant_remark,
@@ -260,12 +261,19 @@ def evaluation_program(objective: Objective, tasks: Collection[str] | None = Non
 
     def program(params, batch):
         batch = token_corruption.corrupt_for_evaluation(objective, batch)
-        head_inputs = objective.network.apply(params, batch, None, None).features
+        parts = list(terms.group_batches(objective, batch, tasks))
+        continues = any(part.group.form.continues for part in parts)
+        if continues:  # frozen layers have keys, too
+            batch = batch._replace(hidden=None)
+        network_outputs = objective.network.apply(params, batch, None, None, collect_keys=continues)
         outputs, sums = {}, {}
-        for part in terms.group_batches(objective, batch, tasks):
-            name, heads, features = part.group.name, part.heads(params), part.features(head_inputs)
+        for part in parts:
+            name, heads, features = part.group.name, part.heads(params), part.features(network_outputs.features)
             logits = part.apply(_logits, heads, params, features, part.labels)
-            predictions = part.apply(_predictions, heads, params, features, logits, part.labels)
+            if part.group.form.continues:
+                predictions = decoding.continue_prompts(objective, params, batch, part, network_outputs)
+            else:
+                predictions = part.apply(_predictions, heads, params, features, logits, part.labels)
             outputs[name] = jax.tree.map(part.split, predictions)
             sums[name] = part.sums(_sums, heads, params, logits, part.labels)
         return outputs, sums

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from mtl_jax.data.corpus import Corpus
-from mtl_jax.data.labels.target_sequences import END, UNKNOWN
 from mtl_jax.evaluation.label_levels import LEVELS, Arguments
 from mtl_jax.tasks.base import Task
 from mtl_jax.tasks.metrics import METRICS, evaluate
@@ -40,7 +39,7 @@ def metric_ceiling(corpus: Corpus, task: Task, split: str) -> dict[str, float]:
     It is below 1 where tokens are not in the vocabulary, or a target is longer than `max_length`; and ROUGE is 0 for
     strings without words. Only tasks that generate text have ceilings.
     """
-    if not task.defines("generate"):
+    if task.predicts != "texts":
         return {}
     gold = corpus.splits[corpus.specs[task.name].dataset][split].encoded.labels[task.name]
     labelled = np.flatnonzero(np.diff(gold.offsets))
@@ -49,7 +48,7 @@ def metric_ceiling(corpus: Corpus, task: Task, split: str) -> dict[str, float]:
     lengths = np.diff(gold.offsets)[labelled]
     ids = np.full((len(labelled), lengths.max()), -1, np.int32)
     ids[np.arange(lengths.max()) < lengths[:, None]] = gold.value
-    ids[(ids == UNKNOWN) | (ids == END)] = -1
+    ids[np.isin(ids, task.silent)] = -1
     generated = task.to_texts(ids, [gold.sources[m] for m in labelled] if gold.sources else ())
     scores = text_scores(task, [gold.texts[m] for m in labelled], generated)
     return {name: value for name, value in scores.items() if value < 1.0 - 1e-9}

@@ -258,7 +258,12 @@ def _task(config: Config, name: str, data: Corpus, model: Model) -> Task:
     statistics = data.statistics["tasks"][name]["train"]
     settings = {"kind": entry.kind, "metrics": tuple(entry.metrics), **entry.options.to_dict()}
     counts = [statistics["counts"].get(label, 0) for label in vocabulary.names] if "counts" in statistics else None
-    spec = data.specs[name]
+    spec, causal = data.specs[name], bool(model.architecture and model.architecture.causal)
+    if TASK_KINDS[entry.kind].continues and not causal:
+        raise UserError(
+            f"config.tasks.{name}.kind: {entry.kind!r} continues the text with the trunk itself, so "
+            f"config.model.pretrained has to name a decoder; {'generation'!r} has one of its own for any trunk"
+        )
     copies = spec.target is not None and spec.target.copy
     given = TASK_KINDS[entry.kind].data_fields(
         TaskData(
@@ -269,8 +274,11 @@ def _task(config: Config, name: str, data: Corpus, model: Model) -> Task:
             source=target_sequences.copied_ids(vocabulary, data.tokenizer) if copies else (),
             mask_token=data.tokenizer.mask_id,
             table_width=model.embed.width,
-            causal=bool(model.architecture and model.architecture.causal),
             published_heads=_published_forms(model.architecture),
+            causal=causal,
+            end_token=data.tokenizer.end_id,
+            lm_head=causal and not model.architecture.tied_head,
+            softcap=model.architecture.final_softcap if causal else 0.0,
         )
     )
     return make_task(name, settings, spec.level, vocabulary.names, counts, given)

@@ -17,6 +17,7 @@ from mtl_jax.errors import UserError
 from mtl_jax.experiment.model import Model
 from mtl_jax.models import ownership
 from mtl_jax.models.network import Network
+from mtl_jax.tasks import TASK_KINDS
 from mtl_jax.tasks.base import Task
 from mtl_jax.tasks.groups import TaskGroup, pad_stacked
 from mtl_jax.training.parameter_paths import flatten
@@ -71,6 +72,7 @@ def insert_pretrained(config: Config, model: Model, data: Corpus, params: dict[s
     if model.pretrained is not None:
         for path in params.keys() & model.pretrained.keys():
             params[path] = _placed(params[path], model.pretrained[path])
+        _insert_lm_heads(config, model.pretrained, params["heads"])
     if config.model.word_vectors and not isinstance(table := params["embed"]["word"]["embedding"], jax.core.Tracer):
         matrix, found = read_vectors(config.model.word_vectors, data.tokenizer.vocabulary)
         if matrix.shape[1] != table.shape[-1]:
@@ -80,6 +82,20 @@ def insert_pretrained(config: Config, model: Model, data: Corpus, params: dict[s
             )
         params["embed"]["word"]["embedding"] = jnp.where(found[None, :, None], matrix[None], table)
     return params
+
+
+def _insert_lm_heads(config: Config, pretrained: Mapping[str, Any], heads: dict[str, Any]) -> None:
+    """The published LM head in those that tasks have of their own."""
+    for name, entry in config.tasks.items():
+        if TASK_KINDS[entry.kind].continues and "output" in heads.get(name, {}):
+            if "lm_head" not in pretrained:
+                raise UserError(
+                    f"config.tasks.{name}: {config.model.pretrained} has no tensor lm_head.weight, and by its "
+                    "config.json (tie_word_embeddings) the LM head is not the table of words"
+                )
+            stack = heads[name]["output"]["kernel"]
+            kernel = pretrained["lm_head"]["kernel"][:, : stack.shape[-1]]
+            heads[name] = {**heads[name], "output": {"kernel": _to_all(kernel, stack)}}
 
 
 def _placed(stacks: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:

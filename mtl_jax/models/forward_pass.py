@@ -15,12 +15,19 @@ import numpy as np
 
 from mtl_jax.data.batch import Batch, BatchLayout
 from mtl_jax.models.adapters.base import joined
-from mtl_jax.models.apply_owned import COLUMN_EXECUTIONS, OwnedParams, apply_owned, layer_function
+from mtl_jax.models.apply_owned import (
+    COLUMN_EXECUTIONS,
+    OwnedParams,
+    apply_owned,
+    keeping_function,
+    layer_function,
+)
 from mtl_jax.models.dropout import Noise
 from mtl_jax.models.encoder_parts import encoder_parts, tapped_parts
 from mtl_jax.models.expert_streams import ExpertStreams
 from mtl_jax.models.gradient_taps import TappedLayer, TappedStreams, Taps, TapSpec, apply_tapped_layer
 from mtl_jax.models.head_inputs import HeadInputs
+from mtl_jax.models.key_values import KeyMemory, LayerMemory
 from mtl_jax.models.network_spec import DropoutRates, NetworkSpec
 from mtl_jax.models.ownership import (
     ExpertColumns,
@@ -46,6 +53,8 @@ class PassOptions(NamedTuple):
     taps: Taps | None = None
     tap_spec: TapSpec | None = None
     progress: jax.Array | None = None
+    collect_keys: bool = False
+    memory: KeyMemory | None = None
 
 
 class LayerStreams(NamedTuple):
@@ -86,12 +95,17 @@ class ForwardPass:
     passed     path of a layer -> (stream of each pair, `hidden`), for heads that read it
     inputs     of heads: arrays [n, R, T, D], and [K, B] the place of each (task, block) in them joined, −1 where none
     auxiliary  name -> float32, sums over texts of the losses that mixers add
+    keys       path of a layer -> its `KEYS`, leaves [S, R, ...], where they are asked for
+    key_blocks  path of a layer -> int[S], the block of each of those
     """
 
     def __init__(self, static: NetworkSpec, params: Params, batch: Batch, options: PassOptions):
         self.static, self.params, self.batch = static, params, batch
         self.dropout, self.taps, self.tap_spec = options.dropout, options.taps, options.tap_spec
-        self.progress = options.progress
+        self.progress, self.memory = options.progress, options.memory
+        self.keeps_keys = options.collect_keys or options.memory is not None
+        self.keys: dict[str, Any] = {}
+        self.key_blocks: dict[str, np.ndarray] = {}
         layout, sharing = static.layout, static.sharing
         number = {task: k for k, task in enumerate(layout.tasks)}
         self.streams = Streams(
@@ -150,9 +164,21 @@ class ForwardPass:
         if path == "embed":
             self.hidden = self._embed(streams, noise)
         else:
-            inputs = (streams.inputs, take(batch.segment, streams.blocks))
-            self.hidden = self._apply(path, streams.owners, inputs, noise, np.arange(len(streams.blocks)))
+            inputs = (streams.inputs, take(batch.segment, streams.blocks), *self._layer_memory(path, streams.blocks))
+            result = self._apply(path, streams.owners, inputs, noise, np.arange(len(streams.blocks)))
+            self.hidden = result[0] if self.keeps_keys else result
+            if self.keeps_keys:
+                self.keys[path], self.key_blocks[path] = result[1], streams.blocks
         self._adapt_output(path, streams.owners)
+
+    def _layer_memory(self, path: str, blocks: np.ndarray) -> list[LayerMemory]:
+        """What the streams of a layer read in a decoding pass, leaves [S, ...]; empty in others."""
+        memory = self.memory
+        if memory is None:
+            return []
+        segment, position = (take(array, blocks) for array in (memory.segment, self.batch.position))
+        number = jnp.broadcast_to(memory.number, segment.shape[:2])
+        return [LayerMemory(memory.prompt[path], memory.written[path], segment, position, number)]
 
     def _layer_streams(self, path: str) -> LayerStreams:
         """The streams that pass through a layer; streams with different owners become separate first."""
@@ -202,6 +228,8 @@ class ForwardPass:
                 streams = TappedStreams(tapped.owners, inputs, noise, contents, entries)
                 return apply_tapped_layer(layer, tapped.params, tapped.taps, tapped.spec, streams)
         plain, names = layer_function(module, static.remat_policy), encoder_parts(module)
+        if self.keeps_keys and path != "embed":
+            plain = keeping_function(module)
         parts = [OwnedParams(params[static.weight_paths[path]], owners)]
         parts += [OwnedParams(params[name], self._part_owners(name, path, owners)) for name in names]
         adapted = self._adapter_parts(path, owners, members) if adapter and adapter.bind else []

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Collection, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import chex
@@ -23,6 +24,7 @@ from mtl_jax.models.encoder_parts import encoder_parts, weight_paths
 from mtl_jax.models.forward_pass import ForwardPass, PassOptions
 from mtl_jax.models.gradient_taps import Taps, TapSpec
 from mtl_jax.models.head_inputs import HeadInputs
+from mtl_jax.models.key_values import KeyMemory
 from mtl_jax.models.mixers.base import MixerPlace
 from mtl_jax.models.network_spec import DropoutRates, NetworkSpec, SharingSpec
 from mtl_jax.models.ownership import (
@@ -48,10 +50,13 @@ class NetworkOutputs(NamedTuple):
                any of them: the task whose features are wanted then, such as the m-th task on that data set
     auxiliary  {name: float32 scalar}, sums over the texts of the batch of the losses that mixers add; {} without
                progress
+    keys, key_blocks  see `ForwardPass`; with `collect_keys` or a `memory`
     """
 
     features: HeadInputs
     auxiliary: dict[str, jax.Array]
+    keys: Mapping[str, Any] = MappingProxyType({})
+    key_blocks: Mapping[str, np.ndarray] = MappingProxyType({})
 
     @property
     def hidden(self) -> dict[str, jax.Array]:
@@ -67,7 +72,8 @@ class Network(NamedTuple):
                embeddings of the labels that it receives, feeds/<task>/embedding [C, D]
     apply      (params, batch, dropout: DropoutRates | None, key) -> NetworkOutputs. `key` is that of the step; None
                without dropout. With `taps` and their `tap_spec` every (block, slot) is a stream of its own, see
-               `models.gradient_taps`. `progress` = step / steps, float32, in training
+               `models.gradient_taps`. `progress` = step / steps, float32, in training. `collect_keys` and `memory`
+               are for decoding, see `models.key_values`
     taps       (params, batch, tap_spec) -> Taps, zeros
     width      {task: D of the input of its head}
     auxiliary  {name of a loss that mixers add: its default factor}
@@ -209,13 +215,16 @@ class _Functions:
         tap_spec: TapSpec | None = None,
         *,
         progress: jax.Array | None = None,
+        collect_keys: bool = False,
+        memory: KeyMemory | None = None,
     ) -> NetworkOutputs:
         chex.assert_rank(batch.tokens, 3)
         chex.assert_equal_shape([batch.tokens, batch.segment, batch.position, batch.token_type])
         chex.assert_equal_shape([batch.start, batch.length, batch.example])
         chex.assert_equal_shape_prefix([batch.tokens, batch.start], 2)
-        options = PassOptions(dropout, key, taps, tap_spec, progress)
-        return NetworkOutputs(*ForwardPass(self.spec, params, batch, options).run())
+        options = PassOptions(dropout, key, taps, tap_spec, progress, collect_keys, memory)
+        forward = ForwardPass(self.spec, params, batch, options)
+        return NetworkOutputs(*forward.run(), forward.keys, forward.key_blocks)
 
     def taps(self, params: Params, batch: Batch, tap_spec: TapSpec) -> Taps:
         count = len(stream_entries(self.spec.layout)) * tap_spec.halves

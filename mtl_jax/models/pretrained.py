@@ -17,6 +17,7 @@ import safetensors
 from mtl_jax.errors import UserError
 from mtl_jax.models.families import architecture_from_config
 from mtl_jax.models.families.base import Architecture
+from mtl_jax.models.gguf_files import as_folder, gguf_in
 from mtl_jax.models.ownership import layer_path
 
 TOKENIZER_FILES = (
@@ -30,6 +31,7 @@ TOKENIZER_FILES = (
 )
 _WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
+_LM_HEAD = "lm_head.weight"
 _PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "tf_model.h5", "flax_model.msgpack")
 _FLOATS = ("F64", "F32", "F16", "BF16")
 
@@ -39,7 +41,7 @@ class Pretrained(NamedTuple):
 
     architecture  its hyperparameters; builds the modules
     params        {"embed": {...}, "layer_00": {...}, ...}, numpy float32; the same arrays in layers whose weights are
-                  tied
+                  tied; "lm_head" of a decoder whose LM head is not the table of words
     unused        names of the tensors in the folder that have no place here (pooler, heads, buffers), sorted
     folder        where it was read from; the tokenizer's files lie there too
     """
@@ -53,12 +55,14 @@ class Pretrained(NamedTuple):
 def resolve_folder(spec: str | pathlib.Path) -> pathlib.Path:
     """The local folder of pretrained weights: `spec` itself, or the download of a Hub name.
 
-    spec  a folder, or "name", "owner/name" or "owner/name@revision" on the Hugging Face Hub. What was downloaded
-          once is read from the Hub's cache, also without a network.
+    spec  a folder, a GGUF file or a folder with one, or "name", "owner/name" or "owner/name@revision" on the Hugging
+          Face Hub. What was downloaded once is read from the Hub's cache, also without a network.
 
     UserError: no such folder, no such name on the Hub, no network.
     """
     folder = pathlib.Path(spec).expanduser()
+    if (file := gguf_in(folder)) is not None:
+        return as_folder(file)
     if folder.is_dir():
         return folder
     match = re.fullmatch(r"((?:[\w-][\w.-]*/)?[\w-][\w.-]*)(?:@([\w./-]+))?", str(spec))
@@ -106,9 +110,15 @@ def load(folder: str | pathlib.Path) -> Pretrained:
             published = names[prefix + tensor.name]
             value = opened.read(files[published], published, tensor.shape)[tensor.part]
             _set_leaf(params, tensor.path, np.ascontiguousarray(value.T) if tensor.transposed else value)
+        head = None
+        if architecture.causal and _LM_HEAD in names:
+            head = names[_LM_HEAD]
+            shape = (architecture.vocab_size, architecture.width)
+            if not architecture.tied_head:
+                params["lm_head"] = {"kernel": np.ascontiguousarray(opened.read(files[head], head, shape).T)}
     if architecture.tied_layers:
         params |= {layer_path(number): params[layer_path(0)] for number in range(architecture.layers)}
-    used = {names[prefix + t.name] for t in wanted}
+    used = {names[prefix + t.name] for t in wanted} | ({head} if head else set())
     return Pretrained(architecture, params, tuple(sorted(set(files) - used - copies)), folder)
 
 

@@ -92,7 +92,10 @@ def _export_task(run: _Run, name: str, folder: pathlib.Path) -> list[str]:
     if reason:
         written.append(reason)
     folder.mkdir(parents=True, exist_ok=True)
-    written.append(save_program(folder / "jax", _program(run, name)))
+    if task.continues:
+        written.append("no program: its texts are written by --mode=predict, or by `generate` of transformers")
+    else:
+        written.append(save_program(folder / "jax", _program(run, name)))
     write_card(folder, run.config, run.workdir, task, head.published.architecture if head else "", written)
     return [f"{folder}: {line}" for line in written]
 

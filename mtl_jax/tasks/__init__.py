@@ -13,6 +13,7 @@ from typing import Any
 from mtl_jax.tasks import losses, options
 from mtl_jax.tasks.base import Features, Labels, Params, Task, TaskData
 from mtl_jax.tasks.classification import Classification, Multilabel
+from mtl_jax.tasks.completion import Completion
 from mtl_jax.tasks.gan_classification import AdversarialClassification
 from mtl_jax.tasks.generation import Generation
 from mtl_jax.tasks.grounded_classification import GroundedClassification
@@ -36,6 +37,7 @@ TASK_KINDS: dict[str, type[Task]] = {
     "regression": Regression,
     "tagging": Tagging,
     "generation": Generation,
+    "completion": Completion,
     "span": Span,
     "relation": Relation,
     "multiple_choice": MultipleChoice,

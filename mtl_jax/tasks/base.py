@@ -60,6 +60,9 @@ class TaskData(NamedTuple):
     table_width  width of the word vectors
     causal       whether tokens see only those before them
     published_heads  {kind of head: the form that the model family gives it}, see `heads.HeadForm`; {} without a family
+    end_token    id of the token that ends an answer, None without
+    lm_head      whether the published LM head is a matrix of its own
+    softcap      cap of its scores, 0 for none
     """
 
     settings: Mapping[str, Any]
@@ -71,6 +74,9 @@ class TaskData(NamedTuple):
     table_width: int
     causal: bool = False
     published_heads: Mapping[str, Any] = {}
+    end_token: int | None = None
+    lm_head: bool = False
+    softcap: float = 0.0
 
 
 class Task:
@@ -88,6 +94,9 @@ class Task:
     levels          the levels that its labels may have, the default first, see `mtl_jax.data.batch`
     from_data       fields whose values the data give, see `data_fields`
     reads_pictures  whether it needs a data set with words and pictures
+    in_row          whether the rows have its targets after the texts, see `TargetSpec.in_row`
+    continues       whether the trunk itself writes its texts, see `evaluation.decoding`
+    silent          ids of targets that are no part of their texts
     reads_right     whether what follows a token matters to its label
     auxiliary       {name: factor} of the losses that it adds to its own, see `auxiliary_losses`
     head_kind       "sequence" | "choice" | "token" | "span" | "masked": the published heads that its own may be one of;
@@ -99,6 +108,9 @@ class Task:
     levels: ClassVar[tuple[str, ...]] = ("text",)
     from_data: ClassVar[tuple[str, ...]] = ()
     reads_pictures: ClassVar[bool] = False
+    silent: ClassVar[tuple[int, ...]] = ()
+    in_row: ClassVar[bool] = False
+    continues: ClassVar[bool] = False
     reads_right: ClassVar[bool] = False
     auxiliary: ClassVar[Mapping[str, float]] = {}
     head_kind: ClassVar[str] = ""

@@ -47,6 +47,7 @@ class Generation(Task):
     label_type = "tokens"
     levels = ("sequence",)
     from_data = ("join", "source")
+    silent = (UNKNOWN, END)
 
     name: str
     names: tuple[str, ...]

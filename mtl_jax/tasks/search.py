@@ -5,8 +5,8 @@ A step generates one token of each of B hypotheses of each example:
     step(cache, tokens int32[N, B], number) -> (log p of the next token float32[N, B, V], cache)
 
 `tokens` are the last ones, `number` = 0, 1, ... counts them (int32 scalar); all leaves of the cache have leading axes
-[N, B]. The loops end when every example is done, at `max_length` at the latest. What an example gets does not depend
-on the others.
+[N, B], unless `reorder` says otherwise. The loops end when every example is done, at `max_length` at the latest. What
+an example gets does not depend on the others.
 """
 
 from __future__ import annotations
@@ -19,6 +19,11 @@ import jax.numpy as jnp
 
 Step = Callable[[Any, jax.Array, jax.Array], tuple[jax.Array, Any]]
 IMPOSSIBLE = -1e30  # log p of what is excluded; finite, so that the difference of two is no NaN
+
+
+def reorder_cache(cache: Any, parents: jax.Array) -> Any:
+    """The leaves [N, A, ...] of a cache at `parents` [N, B]: [N, B, ...]."""
+    return jax.tree.map(lambda leaf: _take(leaf, parents), cache)
 
 
 class SearchResult(NamedTuple):
@@ -35,13 +40,15 @@ def length_penalty(length: jax.Array, alpha: float) -> jax.Array:
     return ((5.0 + length.astype(jnp.float32)) / 6.0) ** alpha
 
 
-def greedy_search(step: Step, cache: Any, active: jax.Array, *, begin: int, end: int, max_length: int) -> SearchResult:
+def greedy_search(
+    step: Step, cache: Any, active: jax.Array, *, begin: int | jax.Array, end: int, max_length: int
+) -> SearchResult:
     """The most likely token at each step, until `end` or `max_length` tokens (`end` counted). B = 1, score = log p.
 
     Args:
       step, cache: see the head of this file; B = 1.
       active: bool[N], False for places without an example, which yield no tokens.
-      begin: the token before the first.
+      begin: the token before the first, int32[N] where it differs.
     """
     count = active.shape[0]
 
@@ -58,7 +65,7 @@ def greedy_search(step: Step, cache: Any, active: jax.Array, *, begin: int, end:
         tokens = tokens.at[:, number].set(jnp.where(ended, -1, token))
         return number + 1, ended, token, tokens, score, cache
 
-    first = jnp.full((count,), begin, jnp.int32)
+    first = jnp.broadcast_to(jnp.asarray(begin, jnp.int32), (count,))
     tokens = jnp.full((count, max_length), -1, jnp.int32)
     state = (jnp.int32(0), ~active, first, tokens, jnp.zeros((count,), jnp.float32), cache)
     _, _, _, tokens, score, _ = jax.lax.while_loop(more, write, state)
@@ -80,7 +87,16 @@ class _Beam(NamedTuple):
 
 
 def beam_search(
-    step: Step, cache: Any, active: jax.Array, *, begin: int, end: int, max_length: int, width: int, alpha: float
+    step: Step,
+    cache: Any,
+    active: jax.Array,
+    *,
+    begin: int | jax.Array,
+    end: int,
+    max_length: int,
+    width: int,
+    alpha: float,
+    reorder: Callable[[Any, jax.Array], Any] = reorder_cache,
 ) -> SearchResult:
     """Beam search over B = `width` hypotheses.
 
@@ -93,6 +109,7 @@ def beam_search(
       end: the token that ends a hypothesis.
       max_length: tokens at most, `end` counted.
       alpha: of the length penalty.
+      reorder: (cache, parents int32[N, B]) -> the cache of the hypotheses that continue those.
     """
     count = active.shape[0]
 
@@ -119,7 +136,7 @@ def beam_search(
         chosen, open_score = _widen(chosen, open_score, width)
         parents = _take(parent, chosen)
         done = state.done | (ended.score > IMPOSSIBLE / 2).all(axis=1) | (open_score <= IMPOSSIBLE / 2).all(axis=1)
-        cache = jax.tree.map(lambda leaf: _take(leaf, parents), cache)
+        cache = reorder(cache, parents)
         return _Beam(state.number + 1, done, _take(token, chosen), _take(after, chosen), open_score, ended, cache)
 
     no_tokens = jnp.full((count, width, max_length), -1, jnp.int32)
@@ -127,7 +144,7 @@ def beam_search(
     state = _Beam(
         jnp.int32(0),
         ~active,
-        jnp.full((count, width), begin, jnp.int32),
+        jnp.broadcast_to(jnp.asarray(begin, jnp.int32).reshape(-1, 1), (count, width)),
         no_tokens,
         jnp.broadcast_to(only_first, (count, width)),
         SearchResult(no_tokens, jnp.full((count, width), IMPOSSIBLE)),

@@ -170,7 +170,7 @@ def test_missing_and_misshapen_tensors(tmp_path):
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"model_type": "gpt2"}, "'gpt2'; supported are bert, roberta, xlm-roberta, camembert"),
+        ({"model_type": "mamba"}, "'mamba'; supported are bert, roberta, xlm-roberta, camembert"),
         ({"model_type": None}, "None"),
         ({"position_embedding_type": "relative_key"}, "position_embedding_type"),
         ({"is_decoder": True}, "is_decoder"),

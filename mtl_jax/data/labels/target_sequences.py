@@ -42,6 +42,9 @@ class TargetSpec:
     max_size    size of the vocabulary of the most frequent tokens; 0 = all
     max_length  largest number of tokens of a target, its end included; a longer one is truncated and has no end
     copy        True to represent tokens that the vocabulary lacks by their position in the input
+    in_row      True where the rows have the targets after the texts, as tokens of the inputs, for a model that
+                continues them
+    before      with `in_row` what stands between text and target
     """
 
     tokens: str = "words"
@@ -49,6 +52,16 @@ class TargetSpec:
     max_size: int = 0
     max_length: int = 64
     copy: bool = False
+    in_row: bool = False
+    before: str = "\n"
+
+    def before_ids(self, tokenizer: Tokenizer) -> list[int]:
+        """The tokens of `before`."""
+        return tokenizer.encode_texts([self.before])[0] if self.before else []
+
+    def row_tokens(self, tokenizer: Tokenizer) -> int:
+        """The tokens of a row that texts leave free."""
+        return len(self.before_ids(tokenizer)) + self.max_length if self.in_row else 0
 
 
 class RawTargets(NamedTuple):
@@ -149,6 +162,29 @@ def encode_targets(
     known = np.ones(len(value), bool)
     gold = GoldLabels(np.asarray(value, np.int32), known, np.asarray(offsets, np.int64), raw.texts, sources)
     return gold, cut, unknown
+
+
+def encode_answers(
+    records: Sequence[Record], spec: LabelSpec, tokenizer: Tokenizer, split: str
+) -> tuple[GoldLabels, list[str]]:
+    """Targets as tokens of the inputs, their ends included, and notices about them; see `TargetSpec.in_row`.
+
+    Raises:
+      UserError: see `collect_targets`; a tokenizer without a token for the end of a text.
+    """
+    if tokenizer.end_id is None:
+        raise UserError(f"task {spec.task}: the tokenizer names no token for the end of a text (eos_token)")
+    units = [_target(record, spec) for record in records]
+    texts = ["" if unit is None else unit if isinstance(unit, str) else " ".join(unit) for unit in units]
+    ids = iter(tokenizer.encode_texts([text for unit, text in zip(units, texts, strict=True) if unit is not None]))
+    most = spec.target.max_length
+    by_record = [[] if unit is None else [*next(ids), tokenizer.end_id] for unit in units]
+    cut = sum(len(tokens) > most for tokens in by_record)
+    by_record = [tokens[:most] for tokens in by_record]
+    value = np.asarray([token for tokens in by_record for token in tokens], np.int32)
+    offsets = np.concatenate([[0], np.cumsum([len(tokens) for tokens in by_record], dtype=np.int64)])
+    gold = GoldLabels(value, np.ones(len(value), bool), offsets, texts)
+    return gold, target_notes(spec, split, RawTargets([], texts, []), gold, cut, 0)
 
 
 def missing_targets(count: int, sources: Sequence[Sequence[str]]) -> GoldLabels:

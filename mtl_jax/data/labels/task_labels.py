@@ -91,14 +91,24 @@ def _targets(
     spec: LabelSpec, inputs: Mapping[str, RecordInputs], encoded: Mapping[str, EncodedSplit], tokenizer: Tokenizer
 ) -> TaskLabels:
     """Target sequences."""
+    gold: dict[str, GoldLabels]
+    notes: list[str]
     train = inputs["train"].records
+    if spec.target.in_row:
+        gold, notes = {}, []
+        for split, split_inputs in inputs.items():
+            gold[split], more = target_sequences.encode_answers(split_inputs.records, spec, tokenizer, split)
+            notes += more
+        if not len(gold["train"].value):
+            raise vocabulary.no_labels_error(spec, train)
+        return TaskLabels(LabelVocabulary(tuple(map(tokenizer.id_to_token, range(tokenizer.size)))), gold, notes)
     with_blanks = target_sequences.targets_have_blanks(train, spec, tokenizer)
     raw = {
         split: target_sequences.collect_targets(i.records, spec, tokenizer, with_blanks) for split, i in inputs.items()
     }
     names = target_sequences.build_vocabulary(spec, raw, train, with_blanks)
-    gold: dict[str, GoldLabels] = {}
-    notes: list[str] = []
+    gold = {}
+    notes = []
     for split, targets in raw.items():
         sources = copy_sources(spec, inputs[split], encoded[split], tokenizer)
         gold[split], cut, unknown = target_sequences.encode_targets(targets, spec, names, sources)

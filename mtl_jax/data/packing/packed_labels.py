@@ -84,11 +84,15 @@ def pack_labels(
 ) -> dict[str, LabelArrays]:
     """{task: label arrays of `num_rows` rows} of all levels but "token"; the other arguments as for `packing.pack`."""
     rows = _Rows(split, capacities, placement, num_rows)
-    return {
+    packed = {
         spec.task: LEVEL_PACKERS[spec.level](rows, split.labels[spec.task], classes[spec.task])
         for spec in specs
         if spec.level in LEVEL_PACKERS
     }
+    for spec in specs:
+        if spec.target is not None and spec.target.in_row:
+            packed[spec.task] |= _places_in_rows(rows, split.labels[spec.task], packed[spec.task])
+    return packed
 
 
 def _pack_texts(rows: _Rows, gold: GoldLabels, classes: int) -> LabelArrays:
@@ -116,6 +120,17 @@ def _pack_targets(rows: _Rows, gold: GoldLabels, classes: int) -> LabelArrays:
     places = _target_places(rows.split, gold, (rows.num_rows, rows.capacities.sequence), rows.placement)
     source = gold.offsets[places.record] + places.index
     return _packed(places, gold.value[source], gold.known[source])
+
+
+def _places_in_rows(rows: _Rows, gold: GoldLabels, packed: LabelArrays) -> LabelArrays:
+    """Of targets that follow their texts: the token before each of theirs, and the tokens of each prompt."""
+    split, placement = rows.split, rows.placement
+    counts = np.where(split.is_first_example, np.diff(gold.offsets)[split.record], 0)
+    prompt = scatter(rows.slots, (placement.row, placement.slot), split.lengths - counts)
+    start = scatter(rows.slots, (placement.row, placement.slot), placement.token)
+    first = np.take_along_axis(start + prompt - 1, packed["slot"], axis=1)
+    token = np.where(packed["segment"] > 0, first + packed["position"], 0)
+    return {"token": token.astype(np.int32), "prompt": prompt}
 
 
 def _packed_classes(

@@ -67,6 +67,10 @@ class Tokenizer(Protocol):
         """The id of the mask token; None where there is none."""
 
     @property
+    def end_id(self) -> int | None:
+        """The id of the token that ends a text which a model writes; None where there is none."""
+
+    @property
     def special_ids(self) -> frozenset[int]:
         """The ids of special tokens, including the unknown one."""
 

@@ -101,6 +101,12 @@ class PretrainedTokenizer:
         """Id of the mask token according to the files next to the tokenizer, or its usual names."""
         return _named_id(self.path, "mask_token", ("[MASK]", "<mask>"), self._text.token_to_id)
 
+    @functools.cached_property
+    def end_id(self) -> int | None:
+        """Id of the token that ends a text according to the files next to the tokenizer, or its usual names."""
+        usual = ("</s>", "<|endoftext|>", "<|im_end|>", "<eos>")
+        return _named_id(self.path, "eos_token", usual, self._text.token_to_id)
+
     @property
     def special_ids(self) -> frozenset[int]:
         around = (*self.pair.before, *self.pair.between, *self.pair.after)
@@ -109,7 +115,7 @@ class PretrainedTokenizer:
 
     def save(self, folder: pathlib.Path) -> None:
         (folder / "tokenizer.json").write_text(json.dumps(self._source, ensure_ascii=False), encoding="utf-8")
-        ids = {"unk_token": self._unknown, "mask_token": self.mask_id}
+        ids = {"unk_token": self._unknown, "mask_token": self.mask_id, "eos_token": self.end_id}
         named = {name: self.id_to_token(index) for name, index in ids.items() if index is not None}
         (folder / "special_tokens_map.json").write_text(json.dumps(named, ensure_ascii=False), encoding="utf-8")
 

@@ -115,6 +115,10 @@ class WordTokenizer:
         return self.index[self.MASK] if self.MASK in self.extra else None
 
     @property
+    def end_id(self) -> int:
+        return 2
+
+    @property
     def special_ids(self) -> frozenset[int]:
         return frozenset(range(len(self.SPECIALS) + len(self.extra)))
 

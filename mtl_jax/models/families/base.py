@@ -85,7 +85,9 @@ class Architecture(abc.ABC):
     published   name of the class in `transformers`
     words       published name of the table of word vectors; what stands before it is the prefix of a model with heads
     other_words  another name of the same table, under which it may stand instead or as well; "" for none
-    causal      whether tokens see only what stands before them
+    causal      whether tokens see only what stands before them; such a family also has `tied_head`, whether the LM head
+                is the table of words, and `final_softcap` of its scores, 0 for none
+    causal_model  the class in `transformers` with that head, and the prefix of the names of these tensors in it
     tied_layers  whether all layers have the weights of the lowest, at the path `layer_00`
     model_type  as in config.json, a key of `FAMILIES`
     layers      their number; a config may cut it
@@ -97,6 +99,9 @@ class Architecture(abc.ABC):
     published: ClassVar[str]
     words: ClassVar[str]
     causal: ClassVar[bool] = False
+    causal_model: ClassVar[tuple[str, str]]
+    tied_head: bool
+    final_softcap: float
     tied_layers: ClassVar[bool] = False
     other_words: ClassVar[str] = ""
 

@@ -17,6 +17,7 @@ class Gemma(Llama):
     """Gemma (Mesnard et al. 2024): Llama with scaled word vectors and normalisations that count from 1."""
 
     published = "GemmaModel"
+    causal_model = "GemmaForCausalLM", "model."
     defaults: ClassVar[Mapping[str, Any]] = {
         **Llama.defaults,
         "num_hidden_layers": 28,
@@ -46,6 +47,7 @@ class Gemma2(LocalLlama):
     """Gemma 2 (Riviere et al. 2024): Gemma with capped scores, more normalisations, and every second layer local."""
 
     published = "Gemma2Model"
+    causal_model = "Gemma2ForCausalLM", "model."
     defaults: ClassVar[Mapping[str, Any]] = {
         **{field: value for field, value in Gemma.defaults.items() if field != "hidden_act"},
         "hidden_activation": "gelu_pytorch_tanh",
@@ -102,6 +104,7 @@ class Gemma3(Gemma2):
     """
 
     published = "Gemma3TextModel"
+    causal_model = "Gemma3ForCausalLM", "model."
     defaults: ClassVar[Mapping[str, Any]] = {
         **Gemma2.defaults,
         "vocab_size": 262208,

@@ -28,6 +28,7 @@ class GPT2(Architecture):
     published = "GPT2Model"
     words = "wte.weight"
     causal = True
+    causal_model = "GPT2LMHeadModel", "transformer."
     final_softcap = 0.0
 
     model_type: str

@@ -50,6 +50,7 @@ class Llama(Architecture):
     """
 
     published = "LlamaModel"
+    causal_model = "LlamaForCausalLM", "model."
     words = "embed_tokens.weight"
     causal: ClassVar[bool] = True
     defaults: ClassVar[Mapping[str, Any]] = {
@@ -268,6 +269,7 @@ class Mistral(LocalLlama):
     """Mistral (Jiang et al. 2023): Llama whose layers all attend within a window."""
 
     published = "MistralModel"
+    causal_model = "MistralForCausalLM", "model."
     defaults: ClassVar[Mapping[str, Any]] = {
         **Llama.defaults,
         "num_key_value_heads": 8,
@@ -298,6 +300,7 @@ class Qwen2(LocalLlama):
     """
 
     published = "Qwen2Model"
+    causal_model = "Qwen2ForCausalLM", "model."
     defaults: ClassVar[Mapping[str, Any]] = {
         **Llama.defaults,
         "num_key_value_heads": 32,
@@ -331,6 +334,7 @@ class Qwen3(Qwen2):
     """Qwen3 (Yang et al. 2025): Qwen2 with normalised queries and keys instead of offsets."""
 
     published = "Qwen3Model"
+    causal_model = "Qwen3ForCausalLM", "model."
     defaults: ClassVar[Mapping[str, Any]] = {**Qwen2.defaults, "head_dim": 128}
     bias_fields: ClassVar[tuple[str, ...]] = ("attention_bias",)
     query_bias: ClassVar[bool] = False

@@ -8,9 +8,11 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from mtl_jax.models.attention import attend
+from mtl_jax.models import key_values
+from mtl_jax.models.attention import attend, attend_to_memory
 from mtl_jax.models.dense import Dense, adapter_of
 from mtl_jax.models.dropout import Noise, dropout
+from mtl_jax.models.key_values import LayerMemory
 from mtl_jax.models.layers.base import Layer
 from mtl_jax.models.layers.transformer import TransformerLayer, activation_named
 from mtl_jax.models.relative_positions import RelativeBias, segment_positions
@@ -107,8 +109,12 @@ class PreNormLayer(Layer):
         return ("relative",) * bool(self.position.buckets) + ("final_norm",) * self.final_norm
 
     @nn.compact
-    def __call__(self, x: jax.Array, segment: jax.Array, noise: Noise | None = None) -> jax.Array:
-        """x [R, T, D], segment int32[R, T] -> dtype [R, T, D]."""
+    def __call__(
+        self, x: jax.Array, segment: jax.Array, noise: Noise | None = None, memory: LayerMemory | None = None
+    ) -> jax.Array:
+        """x [R, T, D], segment int32[R, T] -> dtype [R, T, D]. With `memory`, of a causal layer, T are the new
+        tokens of sequences, see `models.key_values`.
+        """
         y = _normalised(self.norm, x, self.dtype, "attention_norm") if self.first_norm else x
         bias = None
         if self.position.buckets:
@@ -118,7 +124,7 @@ class PreNormLayer(Layer):
         attention = GroupedAttention(
             self.heads, self.position, self.norm, biases, self.initializer_range, self.dtype, name="attention"
         )
-        y = self._post_normalised(attention(y, segment, noise, bias), "attention_post_norm")
+        y = self._post_normalised(attention(y, segment, noise, bias, memory), "attention_post_norm")
         x = self._added(x, dropout(noise, 1, y))
         y = self._post_normalised(self._feed_forward(x), "mlp_post_norm")
         x = self._added(x, dropout(noise, 2, y))
@@ -160,7 +166,12 @@ class GroupedAttention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, segment: jax.Array, noise: Noise | None = None, bias: jax.Array | None = None
+        self,
+        x: jax.Array,
+        segment: jax.Array,
+        noise: Noise | None = None,
+        bias: jax.Array | None = None,
+        memory: LayerMemory | None = None,
     ) -> jax.Array:
         """x [R, T, D], bias float32 [H, T, T] -> dtype [R, T, D]."""
         heads, position = self.heads, self.position
@@ -178,10 +189,19 @@ class GroupedAttention(nn.Module):
             query = _normalised(self.norm, query, self.dtype, "query_norm")
             key = _normalised(self.norm, key, self.dtype, "key_norm")
         if position.rotary:
-            place = segment_positions(segment)
+            place = segment_positions(segment) if memory is None else memory.position
             query, key = (rotate(array, place, position.rotary) for array in (query, key))
-        scores = {"bias": bias, "scale": heads.scale, "softcap": heads.softcap, "prefix": adapter_of(self)}
-        y = attend(query, key, value, segment, noise, **scores, window=position.window, causal=position.causal)
+        scores = {"scale": heads.scale, "softcap": heads.softcap, "window": position.window, "prefix": adapter_of(self)}
+        if memory is None:
+            key_values.store(self, keys=key, values=value)
+            y = attend(query, key, value, segment, noise, bias=bias, causal=position.causal, **scores)
+        else:
+            prompt, written = key_values.own_keys(self, memory)
+            new = {"keys": key, "values": value}
+            written = {name: key_values.append(written[name], array, memory.number) for name, array in new.items()}
+            key_values.store(self, **written)
+            pairs = ((kept["keys"], kept["values"]) for kept in (prompt, written))
+            y = attend_to_memory(query, *pairs, segment, memory, **scores)
         return dense(x.shape[-1], "output", y.reshape(*x.shape[:-1], heads.queries * features))
 
 
