@@ -194,7 +194,9 @@ def config_of(texts, row):
     elif row.scheme == "maml":
         config.meta.method, config.meta.inner_steps = "maml", 1
     elif row.scheme == "masked_lm":
-        default.add_task(config, "hidden", kind="masked_lm", dataset="a", options={"tied": True})
+        splits = {"train": "train_a.jsonl", "dev": "dev.jsonl"}
+        default.add_dataset(config, "c", reader="jsonl", path=str(texts), words="words", splits=splits)
+        default.add_task(config, "hidden", kind="masked_lm", dataset="c", options={"tied": True})
         if row.sharing == "tree":
             layers = config.sharing.task_groups
             layers.layer_00, layers.layer_01 = (*layers.layer_00, ("hidden",)), (*layers.layer_01, ("hidden",))
@@ -235,7 +237,7 @@ def walk(texts, folder, row):
 def _lanes(config, folder):
     """The run of the first of two lanes; None where lanes do not stay."""
     default.add_sweep(config, "rate", field="optimizer.learning_rate", points=(1e-3, 1e-2))
-    config.ablation.num_seeds = 1
+    config.ablation.num_seeds, config.ablation.intervals = 1, False
     if "keep" in config.ablation:
         config.ablation.keep = "all"
     call("ablate", config=config, workdir=folder / "ablation")

@@ -13,7 +13,8 @@ from mtl_jax.data.corpus import Corpus
 from mtl_jax.errors import UserError
 from mtl_jax.experiment.task_gradients import Methods
 from mtl_jax.experiment.task_groups import grouped_path
-from mtl_jax.training.gradients.meta_learning import MetaSpec, task_view_layout
+from mtl_jax.training.gradients.meta_learning import MetaSpec
+from mtl_jax.training.gradients.task_views import task_view_layout
 from mtl_jax.training.objective import Objective
 from mtl_jax.training.parameter_paths import matching
 

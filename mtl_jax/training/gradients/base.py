@@ -1,7 +1,8 @@
 """The interface of the data gradient: from one batch to the K losses, their weights α, and the gradient of Σ α_k·L_k.
 
-Three implementations: `joint` (one pass over the weighted sum), `aggregated` (K gradients, weighed and combined) and
-`meta_learning` (gradients after adaptation of each task by itself). Each is an (init, update) pair, as in optax.
+Four implementations: `joint` (one pass over the weighted sum), `aggregated` (K gradients of one tapped pass, combined),
+`pullbacks` (likewise, of K backward passes, whatever is shared) and `meta_learning` (gradients after adaptation of each
+task by itself). Each is an (init, update) pair, as in optax.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from mtl_jax.runs.build import build
 from mtl_jax.storage import workdir as folders
 from mtl_jax.storage.metrics_log import read_metrics
 from mtl_jax.training import objective as terms
-from mtl_jax.training.gradients import meta_learning
+from mtl_jax.training.gradients import task_views
 from mtl_jax.training.parameter_paths import flatten, with_leaves
 from mtl_jax.training.step import train_step
 
@@ -40,11 +40,11 @@ def sides(experiment, bounds):
     """One flat batch [B, A·R, ...] for each (low, high)."""
     batch, layout = batch_of(experiment), experiment.spec.objective.layout
     number = jax.jit(
-        lambda key: meta_learning.assign_split(layout, experiment.spec.data_gradient.meta.records, batch, key)
+        lambda key: task_views.assign_split(layout, experiment.spec.data_gradient.meta.records, batch, key)
     )(step_key(experiment))
     actual = []
     for low, high in bounds:
-        part = meta_learning.mask_labels(layout, batch, number, low, high)
+        part = task_views.mask_labels(layout, batch, number, low, high)
         joined = jax.tree.map(lambda leaf: np.concatenate(list(leaf), axis=1), part._replace(dataset=None))
         actual.append(joined._replace(dataset=batch.dataset[0]))
     return actual
@@ -218,8 +218,8 @@ def test_sides_are_of_records(tiny):
     layout, records = experiment.spec.objective.layout, experiment.spec.data_gradient.meta.records
     assert records is not None  # sentences of more than five words are several examples
     batch = jax.tree.map(lambda leaf: leaf[None], experiment.batches(0).batch(0))
-    number = np.asarray(meta_learning.assign_split(layout, records, batch, jax.random.key(3)))
-    support, query = (meta_learning.mask_labels(layout, batch, number, *bounds) for bounds in ((0.0, 0.5), (0.5, 1.0)))
+    number = np.asarray(task_views.assign_split(layout, records, batch, jax.random.key(3)))
+    support, query = (task_views.mask_labels(layout, batch, number, *bounds) for bounds in ((0.0, 0.5), (0.5, 1.0)))
     for name in layout.tasks:
         one, other, whole = (np.asarray(b.labels[name]["mask"]) for b in (support, query, batch))
         assert not (one & other).any() and ((one | other) == whole).all() and one.any() and other.any()
@@ -229,10 +229,10 @@ def test_sides_are_of_records(tiny):
             if example >= 0:
                 by_record.setdefault((block, records[block, example]), []).append(value)
     assert max(map(len, by_record.values())) > 1 and all(len(set(values)) == 1 for values in by_record.values())
-    again = np.asarray(meta_learning.assign_split(layout, records, batch, jax.random.key(4)))
+    again = np.asarray(task_views.assign_split(layout, records, batch, jax.random.key(4)))
     assert (again[batch.example >= 0] != number[batch.example >= 0]).all()
     keys = jax.random.split(jax.random.key(0), 40)
-    many = np.asarray(jax.vmap(lambda key: meta_learning.assign_split(layout, records, batch, key))(keys))[
+    many = np.asarray(jax.vmap(lambda key: task_views.assign_split(layout, records, batch, key))(keys))[
         :, batch.example >= 0
     ]
     assert 0.47 < (many < 0.5).mean() < 0.53 and 0.2 < (many < 0.25).mean() < 0.3
