@@ -14,7 +14,7 @@ from mtl_jax.analysis.ablation import plan
 from mtl_jax.analysis.relatedness import grouping
 
 FOLDER = pathlib.Path(configs.__file__).parent
-NEED_DATA = ("ablate_pretrained", "meta")  # their tasks are named in a file of the data
+NEED_DATA = ("ablate_pretrained", "adapters", "meta")  # their tasks are named in a file of the data
 TREE = {"layer_01": (("answers", "email"), ("newsgroup", "reviews", "weblog"))}
 
 
