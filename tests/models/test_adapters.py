@@ -299,13 +299,18 @@ def test_a_frozen_encoder_with_penalties_on_the_adapters(tiny, kind):
     assert apart["drawn"] < apart["free"]
 
 
-def test_eight_devices_as_one(tiny, differs):
-    experiment = build(config_of(tiny, "lora", optimizer__name="sgd", optimizer__learning_rate=0.3))
-    mesh = {"data": jax.device_count(), "task": 1, "model": 1}
+@pytest.mark.parametrize(
+    ("kind", "tasks", "options"),
+    [("lora", 1, KINDS["lora"]), ("lora_experts", 2, {**KINDS["lora_experts"], "dropout": 0.2})],
+)
+def test_eight_devices_as_one(tiny, differs, kind, tasks, options):
+    changes = {"sharing__adapter_options": options, "optimizer__name": "sgd", "optimizer__learning_rate": 0.3}
+    experiment = build(config_of(tiny, kind, **changes))
+    mesh = {"data": jax.device_count() // tasks, "task": tasks, "model": 1}
     alone, _ = steps(experiment)
     spread, _ = steps(experiment, placement=make_placement("jit", mesh, experiment.spec.slices, len(experiment.tasks)))
     for path, leaf in flatten(alone.params).items():
-        differs("LoRA on 8 devices against one", flatten(spread.params)[path], leaf, 2e-6)
+        differs(f"{kind} on 8 devices against one", flatten(spread.params)[path], leaf, 2e-6)
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ SWEEPS = {
     "optimizer.weight_decay": (0.0, 5.0),
     "model.dropout": (0.0, 0.6),
     "model.attention_dropout": (0.0, 0.6),
+    "sharing.adapter_options.dropout": (0.0, 0.6),
     "loss_weights.options.temperature": (0.5, 8.0),
     "aggregation.options.c": (0.1, 0.9),
     "meta.inner_learning_rate": (0.0, 0.5),
@@ -51,6 +52,7 @@ def test_each_is_an_argument(tiny):
         config.ablation.sweeps = type(config.ablation.sweeps)(sort_keys=False)
         default.add_sweep(config, "x", field=field, points=points, scale="linear")
         config.ablation.limits = False
+        config.sharing.adapter = "lora" * field.startswith("sharing.adapter")
         if field.startswith("meta."):
             config.meta.method, config.aggregation.method, config.aggregation.options = "maml", "sum", {}
         (one,) = plan.make_plan(config, lambda c: checks.check(c, "ablate")).programs
