@@ -104,11 +104,6 @@ REFUSALS = (
         "without mixers and adapters",
     ),
     Refusal(
-        "Attributions through mixers and cascades",
-        lambda row: row.mode == "attribute" and bool({"mixer", "cascades"} & set(SHARING[row.sharing])),
-        "which connects the columns",
-    ),
-    Refusal(
         "Adapting runs with mixers and adapters",
         lambda row: row.mode == "adapt" and (row.adapter != "none" or "mixer" in SHARING[row.sharing]),
         "the run has no column from which a new task could begin",
@@ -217,7 +212,11 @@ def walk(texts, folder, row):
     """Trains and does what the mode does; the results are finite and agree."""
     config, run = config_of(texts, row), folder / "run"
     if row.mode == "relate":
+        config.train_tasks = ("color", "hidden") if row.scheme == "masked_lm" else ("color", "tags")
+        if row.sharing == "cascade" and row.scheme == "masked_lm":
+            config.train_tasks = ("color", "tags", "hidden")
         config.relatedness.num_seeds, config.relatedness.measure_every = 1, 1
+        config.relatedness.measures = ("gradient_cosine",)
         call("relate", config=config, workdir=folder / "relate")
         assert json.loads((folder / "relate" / "relatedness.json").read_text())
         return
