@@ -8,6 +8,7 @@
     python launch.py --workdir=runs/x --mode=predict --input=a.jsonl --output=b.jsonl
     python launch.py --workdir=runs/x --mode=attribute --input=a.txt --output=folder      which words decide
     python launch.py --workdir=runs/x --mode=export --output=folder              the tasks' models as others load them
+    python launch.py --workdir=runs/x --mode=push --output=owner/name --dry_run   what would be sent to the Hub
     python launch.py --config=configs/x.py --workdir=runs/x --mode=ablate        a grid of settings, or resume it
     python launch.py --config=configs/x.py --workdir=runs/x --mode=relate        which tasks help which
     python launch.py --config=configs/x.py --workdir=runs/x --mode=ablate --shard=0/4    a part of the grid; then report
@@ -63,6 +64,7 @@ PROCESS = flags.DEFINE_integer("process", -1, "Several processes: the number of 
 START_SECONDS = flags.DEFINE_integer("start_seconds", 300, "Several processes: how long to wait for all others.")
 HEARTBEAT_SECONDS = flags.DEFINE_integer("heartbeat_seconds", 100, "Several processes: how long one may be silent.")
 SHARD = flags.DEFINE_string("shard", "", "ablate, relate, predict: only part i of n, written i/n, e.g. 0/4.")
+DRY_RUN = flags.DEFINE_bool("dry_run", False, "push: print what would be sent, and send nothing.")
 BY = flags.DEFINE_string("by", "", "compare --against: a field of records; examples with one value form a group.")
 
 
@@ -110,6 +112,7 @@ def _options() -> modes.Options:
         against=_folders(AGAINST),
         by=BY.value,
         shard=_shard(),
+        dry_run=DRY_RUN.value,
     )
 
 

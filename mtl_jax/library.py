@@ -38,6 +38,7 @@ from mtl_jax.evaluation.input_files import TEXT, OpenInput
 from mtl_jax.evaluation.input_records import INPUT_SPLIT
 from mtl_jax.runs import evaluate as evaluation
 from mtl_jax.runs import merge as merging
+from mtl_jax.runs import share
 from mtl_jax.runs import train as training
 from mtl_jax.runtime import interruption
 from mtl_jax.storage import workdir as folders
@@ -55,12 +56,14 @@ class Run:
     def __init__(self, folder: Folder, checkpoint: str = "best"):
         """
         Args:
-          folder: of a finished run.
+          folder: of a finished run, or its name on the Hub, "hf://owner/name" or "hf://owner/name@revision".
           checkpoint: whose parameters these are: "best", "last" or a step.
 
         Raises:
           UserError: it is not the folder of a finished run.
         """
+        if isinstance(folder, str) and folder.startswith(share.SCHEME):
+            folder = share.fetch(folder)
         self.folder = pathlib.Path(folder).expanduser()
         self.checkpoint = checkpoint
         self.config: Config = from_plain(folders.read_config(self.folder))
@@ -156,7 +159,7 @@ def train(config: Config, workdir: Folder | None = None) -> Run:
 
 
 def load(folder: Folder, checkpoint: str = "best") -> Run:
-    """A finished run. Raises UserError: it is not the folder of one."""
+    """A finished run, of a folder or of a name on the Hub. Raises UserError: it is not one."""
     return Run(folder, checkpoint)
 
 

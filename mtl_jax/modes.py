@@ -21,8 +21,8 @@ TRAINING_MODES = ("train", "ablate", "relate")  # they need --config
 WITH_LANES = ("ablate", "relate", "adapt")  # many small models, each on a core
 WITH_CHECKPOINTS = ("train", "ablate", "relate")  # they save when a signal stops them
 IN_SHARDS = ("ablate", "relate", "predict")  # modes that take --shard
-WITHOUT_PROGRAMS = ("inspect", "report")  # they compile nothing
-SINGLE_PROCESS = ("inspect", "range_test", "export", "compare", "report")
+WITHOUT_PROGRAMS = ("inspect", "push", "report")  # they compile nothing
+SINGLE_PROCESS = ("inspect", "range_test", "export", "push", "compare", "report")
 
 
 class Options(NamedTuple):
@@ -45,6 +45,7 @@ class Options(NamedTuple):
     against: Sequence[pathlib.Path]
     by: str
     shard: Shard | None
+    dry_run: bool = False
 
     def checkpoints(self) -> Sequence[str]:
         """Those of the flag, or the best."""
@@ -198,6 +199,15 @@ def export(options: Options) -> None:
     target = pathlib.Path(options.output).expanduser()
     for line in export(options.checked_config(), workdir, options.checkpoints(), target, options.tasks):
         print(line)
+
+
+def push(options: Options) -> None:
+    """Sends a finished run to the Hugging Face Hub."""
+    from mtl_jax.runs.share import push
+
+    workdir = options.finished_run()
+    options.require(options.output, "--output=OWNER/NAME, the repository")
+    print(push(options.checked_config(), workdir, options.output, options.dry_run))
 
 
 def compare(options: Options) -> None:
@@ -380,6 +390,7 @@ MODES: dict[str, Mode] = {
     "inspect": inspect,
     "range_test": range_test,
     "export": export,
+    "push": push,
     "compare": compare,
     "ablate": ablate,
     "relate": relate,

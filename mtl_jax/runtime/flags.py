@@ -12,7 +12,7 @@ from absl import flags
 from mtl_jax.errors import UserError
 from mtl_jax.runtime.config_file import override_paths
 
-_RUN_MODES = ("evaluate", "predict", "attribute", "export")  # modes that take the config.json of --workdir
+_RUN_MODES = ("evaluate", "predict", "attribute", "export", "push")  # modes that take the config.json of --workdir
 
 
 def entry_point() -> str:
