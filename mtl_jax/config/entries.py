@@ -139,7 +139,8 @@ class Distillation(Protocol):
     teachers: tuple[str, ...] = ()
     # Weights of the teachers in that mean; (): equal.
     weights: tuple[float, ...] = ()
-    # Name of the task in those runs, with the same kind, level and classes; "": the same name.
+    # Name of the task in those runs, with the same kind, level and classes; "": the same name. Kind "span": the runs
+    # have to read the same windows and tokens.
     task: str = ""
     # T of the teachers' and the student's softmax (or sigmoid); regression has none.
     temperature: float = 1.0

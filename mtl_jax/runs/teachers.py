@@ -30,6 +30,7 @@ from mtl_jax.errors import UserError
 from mtl_jax.evaluation.inference import average_params, placement_over_devices
 from mtl_jax.evaluation.input_records import build_corpus
 from mtl_jax.experiment.assemble import Experiment, assemble
+from mtl_jax.runs import teacher_positions
 from mtl_jax.runtime import distributed
 from mtl_jax.runtime.progress import progress_bar
 from mtl_jax.storage import artifacts
@@ -40,6 +41,8 @@ from mtl_jax.training import objective as terms
 from mtl_jax.training.objective import Params
 from mtl_jax.training.parameter_paths import flatten
 from mtl_jax.training.placement import Placement
+
+BY_POSITION = ("choice", "span")  # levels whose soft labels stand at positions of the rows, not at one of a record
 
 
 def active_teachers(config: Config) -> dict[str, Distillation]:
@@ -67,6 +70,14 @@ def with_soft_labels(config: Config, data: Corpus) -> Corpus:
             [labels.value for labels in predicted], [labels.known for labels in predicted], tuple(entry.weights)
         )
         dataset = data.specs[task].dataset
+        if data.specs[task].level in BY_POSITION:
+            train = rows[dataset]["train"]
+            arrays = teacher_positions.at_positions(train, data.splits[dataset]["train"].encoded, task, value, known)
+            rows[dataset]["train"] = train._replace(labels={**train.labels, task: {**train.labels[task], **arrays}})
+            digest.update(json.dumps([task, [labels.digest for labels in predicted], list(entry.weights)]).encode())
+            text = f"task {task}: soft labels of {int(known.sum())} positions by {', '.join(map(str, entry.teachers))}"
+            notes.append(Notice(text, INFORMATION))
+            continue
         gold = data.splits[dataset]["train"].encoded.labels[task]
         notes.append(
             Notice(
@@ -134,6 +145,12 @@ def _soft_labels(run: _Teacher, config: Config, data: Corpus, task: str) -> _Sof
     except (AttributeError, KeyError) as error:  # a field that its config.json lacks
         raise UserError(f"{run.field}: {run.workdir} was trained by another version of mtl_jax ({error})") from None
     rows = corpus.rows[dataset]["input"]
+    if spec.level == "span":
+        teacher_positions.require_same_windows(
+            f"{run.field}: {run.workdir}",
+            corpus.splits[dataset]["input"].encoded,
+            data.splits[spec.dataset]["train"].encoded,
+        )
     inputs = {name: array for name, array in rows._asdict().items() if isinstance(array, np.ndarray)}
     labels = {f"labels/{name}": array for name, array in rows.labels[teacher_task].items()}
     key = {
@@ -176,6 +193,9 @@ def _predict(
             bar.update(int((batch.row >= 0).sum()))
     values = np.concatenate(outputs)[: len(rows.tokens)]
 
+    if task.level in BY_POSITION:
+        return teacher_positions.by_position(rows, encoded, name, values)
+
     def by_label(array: np.ndarray) -> np.ndarray:
         if task.level in ("text", "pair"):
             return gather_text(encoded, rows.example, array)
@@ -204,7 +224,7 @@ def _class_order(run: _Teacher, config: Config, data: Corpus, task: str, teacher
                 f"{run.field}: {run.workdir} has {field} = {teacher[field]!r} for its task {teacher_task!r}, the "
                 f"student's {task!r} has {student[field]!r}"
             )
-    if data.specs[task].kind == "real":
+    if data.specs[task].kind == "real" or data.specs[task].level in BY_POSITION:
         return None
     names, teacher_names = data.vocabularies[task].names, vocabularies[teacher_task].names
     missing, additional = set(names) - set(teacher_names), set(teacher_names) - set(names)

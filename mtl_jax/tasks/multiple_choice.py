@@ -53,13 +53,19 @@ class MultipleChoice(Task):
         return heads.apply_task_head(self, params, features.pool(features_, heads.pooling(self)))[..., 0]
 
     def loss(self, params: Params, logits: jax.Array, labels: Labels) -> jax.Array:
-        """Cross-entropy of each record, at its right choice, float32 [R, E]."""
+        """Cross-entropy of each record, at its right choice (soft labels: at each), float32 [R, E]."""
         log_p = segment_softmax.log_softmax(logits, labels["group"], labels["group"] > 0)
+        if jnp.issubdtype(labels["value"].dtype, jnp.floating):
+            return -_right(labels) * log_p
         return jnp.where(_right(labels), -log_p, 0.0)
 
     def weight(self, labels: Labels) -> jax.Array:
-        """1 at the right choice of each labelled record, float32 [R, E]."""
+        """1 at the right choice of each labelled record, or its probability at each, float32 [R, E]."""
         return _right(labels).astype(jnp.float32)
+
+    def soft_labels(self, params: Params, logits: jax.Array, labels: Labels) -> jax.Array:
+        """Probability of each choice of a record, float32 [R, E]."""
+        return self.predict(params, logits, labels)["probability"]
 
     def predict(self, params: Params, logits: jax.Array, labels: Labels) -> dict[str, jax.Array]:
         """value int32[R, E], the number of the record's best choice, and probability float32[R, E] of each choice."""
@@ -75,4 +81,7 @@ class MultipleChoice(Task):
 
 
 def _right(labels: Labels) -> jax.Array:
+    """bool [R, E], or float32 where the labels are probabilities."""
+    if jnp.issubdtype(labels["value"].dtype, jnp.floating):
+        return jnp.where(labels["mask"] & (labels["group"] > 0), labels["value"], 0.0)
     return labels["mask"] & (labels["value"] == 1)

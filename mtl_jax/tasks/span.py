@@ -86,8 +86,9 @@ class Span(Task):
         """Loss of each example, float32 [R, E] with E = `slots`; None: half of it at the first token of the answer,
         half at the last, [R, Q].
         """
-        log_p = self._log_probabilities(logits, labels)
-        values = -0.5 * jnp.where(self._targets(labels), log_p, 0.0).sum(-1)
+        log_p, targets = self._log_probabilities(logits, labels), self._targets(labels)
+        at_ends = jnp.where(targets, log_p, 0.0) if targets.dtype == bool else targets * log_p
+        values = -0.5 * at_ends.sum(-1)
         return features.sum_by_example(values, labels["slot"], slots)
 
     def weight(self, labels: Labels, slots: int | None = None) -> jax.Array:
@@ -178,9 +179,15 @@ class Span(Task):
         usable = labels["segment"] > 0
         return usable if self.has_windows_without_answer else usable & (labels["word"] >= 0)
 
+    def soft_labels(self, params: Params, logits: jax.Array, labels: Labels) -> jax.Array:
+        """Probabilities that the answer begins, and ends, at each position of its window, float32 [R, Q, 2]."""
+        return jnp.where(self._usable(labels)[..., None], jnp.exp(self._log_probabilities(logits, labels)), 0.0)
+
     def _targets(self, labels: Labels) -> jax.Array:
-        """bool[R, Q, 2], whether the answer begins, and ends, at each position."""
+        """bool[R, Q, 2], whether the answer begins, and ends, at each position; float32 of soft labels."""
         known = labels["mask"] & self._usable(labels)
+        if labels["value"].ndim == 3:
+            return jnp.where(known[..., None], labels["value"], 0.0)
         return jnp.stack([(labels["value"] & bit) > 0 for bit in (1, 2)], -1) & known[..., None]
 
     def _log_probabilities(self, logits: jax.Array, labels: Labels) -> jax.Array:

@@ -4,22 +4,27 @@ import json
 import re
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import stats
 
 from configs import kinds
 from mtl_jax import checks
 from mtl_jax.analysis import inspection
 from mtl_jax.analysis.ablation import lanes, scores
 from mtl_jax.config import default
+from mtl_jax.config.plain import from_plain
 from mtl_jax.data.sampler import evaluation_batches, evaluation_layout
 from mtl_jax.errors import UserError
 from mtl_jax.evaluation.scores import make_evaluator, placement_from_config
-from mtl_jax.runs import predict
+from mtl_jax.runs import predict, train
 from mtl_jax.runs.build import build
 from mtl_jax.storage import artifacts, checkpoint
 from mtl_jax.storage import workdir as folders
 from mtl_jax.tasks.metrics import evaluate
+from mtl_jax.tasks.multiple_choice import MultipleChoice
+from mtl_jax.tasks.span import Span
 from mtl_jax.training import token_corruption
 from mtl_jax.training.step import train_step
 
@@ -369,3 +374,70 @@ def test_wrong_configs(make, tmp_path):
 @pytest.mark.parametrize("kind", kinds.KINDS)
 def test_the_configs_of_the_project_are_right(kind):
     checks.check(kinds.get_config(kind))
+
+
+def test_teachers_of_choices_and_answers(make, tmp_path, differs):
+    """The student's rows hold, at each choice and position, what prediction says of it by the teacher."""
+    workdir = folders.prepare(tmp_path / "teacher")
+    tasks = ("answer", "right")
+    train.train(make(train_tasks=tasks, training__eval_every=0), workdir)
+    config = make(train_tasks=tasks, data__row_length=40, model__hidden_size=4)  # other rows
+    for task in tasks:
+        default.add_distillation(config, task, teachers=(str(workdir),), annealing=False)
+    checks.check(config)
+    experiment = build(config)
+    own = from_plain(folders.read_config(workdir))
+    says = {}
+    for name in ("questions", "choices"):
+        source = tmp_path / f"{name}.train.jsonl"
+        predict.predict(own, workdir, ["best"], str(source), str(tmp_path / "out.jsonl"), dataset=name)
+        says[name] = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    rows, encoded = (
+        {name: of[name]["train"] for name in says} for of in (experiment.corpus.rows, experiment.corpus.splits)
+    )
+    labels = rows["choices"].labels["right"]
+    for row, slot in zip(*np.nonzero(rows["choices"].example >= 0), strict=True):
+        record = encoded["choices"].encoded.record[rows["choices"].example[row, slot]]
+        wanted = says["choices"][record]["right"]["probabilities"][labels["choice"][row, slot]]
+        differs("soft label of a choice", labels["teacher"][row, slot], wanted, 1e-5)
+        assert labels["teacher_mask"][row, slot]
+    labels = rows["questions"].labels["answer"]
+    windows = {(row, labels["segment"][row, at]) for row, at in zip(*np.nonzero(labels["segment"]), strict=True)}
+    for row, number in windows:
+        at = labels["segment"][row] == number
+        slot = labels["slot"][row][at][0]
+        record = encoded["questions"].encoded.record[rows["questions"].example[row, slot]]
+        begin, end = labels["teacher"][row][at].T
+        differs("ends of an answer", [begin.sum(), end.sum()], [1.0, 1.0], 1e-5)
+        best = max(begin[i] * end[j] for i in range(1, len(begin)) for j in range(i, min(i + 30, len(begin))))
+        predicted = says["questions"][record]["answer"]["probability"]
+        differs("the best answer", max(best, begin[0] * end[0]), predicted, 1e-5)
+    advance, _ = stepper(config)
+    _, metrics = advance(experiment.init(0), 0, 2)
+    assert np.isfinite(metrics["losses"]).all()
+
+
+def test_of_its_own_soft_labels_the_loss_is_the_entropy(differs):
+    key = jax.random.key(0)
+    choice = MultipleChoice("c")
+    group = jnp.asarray([[1, 1, 3, 3, 3, 0]])
+    labels = {"group": group, "choice": jnp.asarray([[0, 1, 0, 1, 2, 0]]), "mask": group > 0, "value": group > 9}
+    scores = jax.random.normal(key, (1, 6))
+    soft = choice.soft_labels({}, scores, labels)
+    loss = choice.loss({}, scores, labels | {"value": soft})
+    differs("entropy of choices", loss.sum(), stats.entropy(soft[0, :2]) + stats.entropy(soft[0, 2:5]), 1e-5)
+    differs("weight of choices", choice.weight(labels | {"value": soft}).sum(), 2.0, 1e-6)
+    span = Span("s", ("answer", "no answer"))
+    labels = {
+        "segment": jnp.asarray([[1, 1, 1, 2, 2, 0]]),
+        "word": jnp.asarray([[-1, 0, 1, -1, 0, 0]]),
+        "slot": jnp.asarray([[0, 0, 0, 1, 1, 0]]),
+        "mask": jnp.asarray([[True] * 5 + [False]]),
+        "value": jnp.zeros((1, 6), jnp.int32),
+    }
+    scores = jax.random.normal(key, (1, 6, 2))
+    soft = span.soft_labels({}, scores, labels)
+    loss = span.loss({}, scores, labels | {"value": soft}, 2)
+    wanted = [np.mean([stats.entropy(np.asarray(soft[0, s, n])) for n in (0, 1)]) for s in (slice(0, 3), slice(3, 5))]
+    differs("entropy of ends", loss[0], wanted, 1e-5)
+    differs("weight of ends", span.weight(labels | {"value": soft}, 2)[0], [1.0, 1.0], 1e-6)
