@@ -39,7 +39,8 @@ Labels. Of one task they are a dict of arrays; leading axes are `[N]` in `Packed
                        mask, token, segment, slot  as for "word"
 
 A task that learns from teachers also has, in train, `teacher`, float32 with the shape of a soft value (reals and
-choices: [..., E]; spans [..., Q, 2], where the answer begins and ends), and `teacher_mask`, bool, True where a teacher made a prediction; see `mtl_jax.tasks.distillation`.
+choices: [..., E]; spans [..., Q, 2], where the answer begins and ends), and `teacher_mask`, bool, True where a teacher
+made a prediction; see `mtl_jax.tasks.distillation`.
 
 Class ids at or above the number of training classes are labels that only dev or test has: no model can predict
 them. The loss must leave them out (`mask` is False there); metrics count them as wrong.

@@ -89,7 +89,9 @@ def read_run(workdir: pathlib.Path) -> FinishedRun:
       UserError: it is not that of a finished run, or its columns are not models of their own.
     """
     if folders.is_ablation(workdir):
-        raise UserError(f"--runs: {workdir} is the folder of an ablation, which stores no parameters")
+        raise UserError(
+            f"--runs: {workdir} is the folder of an ablation; name runs, such as those of config.ablation.keep"
+        )
     config = from_plain(folders.read_config(workdir))
     for field in ("mixer", "adapter"):
         if config.sharing[field]:

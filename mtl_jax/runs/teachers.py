@@ -120,7 +120,7 @@ def _read_run(field: str, run: str) -> _Teacher:
     workdir = pathlib.Path(run).expanduser()
     try:
         if folders.is_ablation(workdir):
-            raise UserError(f"{run} is the folder of an ablation, which stores no parameters; name a single run")
+            raise UserError(f"{run} is the folder of an ablation; name a run, e.g. one of config.ablation.keep")
         config = from_plain(folders.read_config(workdir))
         return _Teacher(field, workdir, config, artifacts.load(workdir), folders.read_summary(workdir)["step"])
     except UserError as error:
