@@ -24,7 +24,7 @@ from mtl_jax.evaluation import inference, input_files
 from mtl_jax.evaluation.input_records import ReadRecords
 from mtl_jax.experiment.assemble import Experiment
 from mtl_jax.models.encoder_parts import encoder_parts
-from mtl_jax.models.ownership import adapter_path, layer_paths, mixer_path, shared_adapter_path
+from mtl_jax.models.ownership import ExpertColumns, adapter_path, layer_paths, mixer_path, shared_adapter_path
 from mtl_jax.runtime import distributed
 from mtl_jax.runtime.progress import progress_bar
 from mtl_jax.tasks import TASK_KINDS
@@ -253,6 +253,9 @@ def _layers_by_task(experiment: Experiment) -> list[list[str]]:
         for path, owner in experiment.owners.items():
             if path not in read:
                 row.append("–")
+                continue
+            if isinstance(owner, ExpertColumns):
+                row.append("experts")
                 continue
             others = [other for j, other in enumerate(tasks) if j != k and owner[j] == owner[k]]
             everyone = len(others) == len(tasks) - 1
