@@ -250,8 +250,8 @@ class Optimizer(Protocol):
     param_groups: Mapping[str, Any]
     # Regexes on paths of parameters that stay as they are, e.g. ("^embed/",).
     freeze: tuple[str, ...] = ()
-    # With `pretrained`: the output of the layers below the first trained one is computed once for each row, without
-    # dropout, and stored in memory.
+    # With `pretrained`: the output of the layers below the first one that is trained or has an adapter is computed once
+    # for each row, without dropout, and stored in memory.
     cache_frozen: bool = False
     # Where blocks are drawn: heads and columns of tasks that have no block in a step keep their values, and their state
     # of the optimizer; with False the moments of Adam decay and weight decay acts in every step.

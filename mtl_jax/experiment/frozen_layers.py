@@ -27,8 +27,8 @@ OUTPUT_ROWS = 32  # of a batch
 def frozen_layers(
     config: Config, architecture: Architecture | None, pretrained_params: Params | None
 ) -> tuple[str, ...]:
-    """The layers of a pretrained encoder, "embed" first, below the first one with a trained parameter. () without
-    caching.
+    """The layers of a pretrained encoder, "embed" first, below the first one with a trained parameter or an
+    adapter. () without caching.
 
     Raises:
       UserError: `config.optimizer.cache_frozen` without a frozen layer.
@@ -37,11 +37,12 @@ def frozen_layers(
         return ()
     architecture = dataclasses.replace(architecture, layers=layer_count(config, architecture.layers))
     modules = [architecture.embeddings(), *map(architecture.layer, range(architecture.layers))]
-    frozen = []
+    sharing, frozen = config.sharing, []
     for path, module in zip(layer_paths(architecture.layers), modules, strict=True):
         paths = (path, *encoder_parts(module))
         leaves = flatten({name: pretrained_params[name] for name in paths})
-        if len(matching(leaves, config.optimizer.freeze)) < len(leaves):
+        adapted = sharing.adapter and path != "embed" and path in (sharing.adapter_layers or (path,))
+        if adapted or len(matching(leaves, config.optimizer.freeze)) < len(leaves):
             break
         frozen.append(path)
     if not frozen:

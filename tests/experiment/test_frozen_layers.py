@@ -62,8 +62,13 @@ def trained(experiment, steps=3):
         {"aggregation__method": "pcgrad"},
         {"aggregation__level": "representation", "aggregation__method": "mgda", "train_tasks": ("tags", "long")},
         {"sharing__head_layers": LOW},
+        {
+            "optimizer__freeze": ("^embed/", "^layer_"),
+            "sharing__adapter": "lora",
+            "sharing__adapter_layers": ("layer_01",),
+        },
     ],
-    ids=["hard", "columns", "balanced", "representation", "a head below the top"],
+    ids=["hard", "columns", "balanced", "representation", "a head below the top", "below the adapters"],
 )
 def test_kept_outputs_change_nothing(tiny, encoder, differs, changes):
     plain = build(config_of(tiny, encoder, **changes))
