@@ -187,7 +187,7 @@ def _score_run(
     workdir: pathlib.Path, config: Config, split: str, by: str, first: tuple[pathlib.Path, dict[str, _Scored]] | None
 ) -> dict[str, _Scored]:
     """The scores of a run by task. `first`: folder and scores of another run, which must have the same examples."""
-    experiment = build(config)
+    experiment = build(config, soft_labels=False, finished=workdir)
     if first:
         _require_same_examples(workdir, experiment.corpus, split, *first)
     placement = placement_from_config(experiment)

@@ -9,6 +9,7 @@ from mtl_jax.checks.learning import (
     check_budget,
     check_distillation,
     check_files,
+    check_init_from,
     check_meta,
     check_model,
     check_optimizer,
@@ -83,6 +84,7 @@ def check(config: Config, mode: str = "train") -> dict[str, str]:
         check_trackers,
         check_budget,
         check_selection,
+        check_init_from,
         *([check_files] if mode in MODES else []),
         *([MODE_CHECKS[mode]] if mode in MODE_CHECKS else []),
     ):

@@ -320,6 +320,11 @@ RULES = (
         LANE_MODES,
     ),
     Rule(
+        tuple(f"init_from.{field}" for field in ("checkpoint", "params", "tasks", "vocabulary", "freeze", "untrained")),
+        lambda c, _: bool(c.init_from.run),
+        "a run to begin from: config.init_from.run",
+    ),
+    Rule(
         ("training.early_stopping_patience",),
         lambda c, _: c.training.eval_every > 0 and (_has_budget(c) or c.training.eval_every < c.training.steps),
         "evaluations to count: config.training.eval_every below config.training.steps",

@@ -120,6 +120,28 @@ def check_files(config: Config, report: Report) -> None:
         report(f"config.model.word_vectors: there is no file {vectors!r}")
 
 
+def check_init_from(config: Config, report: Report) -> None:
+    """Checks `init_from`: names of tasks, and what frozen and untrained tasks leave to learn."""
+    settings, where = config.init_from, "config.init_from"
+    check_regex(f"{where}.params", settings.params, report)
+    for field in ("freeze", "untrained", "tasks"):
+        check_names(f"{where}.{field}", settings[field], config.tasks, report)
+    if settings.checkpoint not in ("", "best", "last") and not settings.checkpoint.isdigit():
+        report(f"{where}.checkpoint: {settings.checkpoint!r} is none of 'best', 'last', the number of a step")
+    trained = [task for task in (config.train_tasks or config.tasks) if task not in settings.untrained]
+    if not trained:
+        report(f"{where}.untrained: names all tasks, so that none is left to learn")
+    for task in (name for name in settings.untrained if name in config.tasks):
+        dataset = config.tasks[task].dataset
+        if others := [name for name in trained if name in config.tasks and config.tasks[name].dataset == dataset]:
+            report(
+                f"{where}.untrained: {task!r} reads the data set {dataset!r}, from which {others[0]!r} learns; leave "
+                f"it out, with config.tasks.{task}.weight = 0 it is not learned"
+            )
+    if settings.freeze and config.sharing.tied:
+        report(f"{where}.freeze: config.sharing.tied replaces the columns of frozen tasks by a mean; set it to False")
+
+
 def check_sharing(config: Config, report: Report) -> None:
     """Checks `sharing` and `auxiliary_loss_weights`."""
     sharing = config.sharing

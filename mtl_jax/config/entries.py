@@ -118,6 +118,9 @@ class Penalty(Protocol):
     # Of LoRA: Ω of its "factors" A and B | of their "product", the change of a kernel, e.g.
     # adapter_03/attention/query/kernel; it is never formed. For names in mtl_jax.sharing.OF_PRODUCTS.
     on: Literal["factors", "product"] = "factors"
+    # On the parameters that all tasks share in place of those that tasks own; "l2_to_anchor" alone, which draws to the
+    # initial values.
+    shared: bool = False
     # Ω of the "tree" of all these parameters | the sum over "layer"s | over each "leaf".
     scope: Literal["tree", "layer", "leaf"] = "tree"
     # Layer -> factor on λ there (scope "layer" or "leaf"); others have 1.
@@ -128,7 +131,8 @@ class Penalty(Protocol):
     # By the exact proximal operator after the optimizer's update instead of a gradient.
     proximal: bool = False
     # Options of the kind, e.g. {"dim": 2} or {"center": "mean"}. Matrices are in the order of config.tasks; "edges":
-    # ((task, task, weight), ...) for "laplacian" and "l2_pairwise".
+    # ((task, task, weight), ...) for "laplacian" and "l2_pairwise". {"importance": "fisher"} of "l2_to_anchor": elastic
+    # weight consolidation of the tasks of init_from.run, by the Fisher information of at most 1,024 rows of each.
     options: Mapping[str, Any]
 
 

@@ -334,6 +334,28 @@ class Evaluation(Protocol):
     single_task_scores: Mapping[str, float]
 
 
+class InitFrom(Protocol):
+    """A finished run whose parameters this one begins from, compared by name; see docs/runs.md."""
+
+    # Folder of the run; "": initial values as `model` says.
+    run: str = ""
+    # "best" | "last" | the number of a step; "": evaluation.checkpoint of that run.
+    checkpoint: str = ""
+    # Regex on paths of this run: what is taken. "^(?!heads/)": all but the heads.
+    params: str = ".*"
+    # Task of this config -> task of the run that it continues: its head, columns and adapters. A task of the same name
+    # needs no entry.
+    tasks: Mapping[str, str]
+    # Tokens of words are those of the "run" | of the training "data" of this config; word vectors are then taken by
+    # word.
+    vocabulary: Literal["run", "data"] = "run"
+    # Tasks whose predictions stay those of the run, to the last bit: all that they read is frozen, shared or not.
+    freeze: tuple[str, ...] = ()
+    # Tasks of the run that are not trained here: nothing of their data sets is in the batches, and what they alone own
+    # stays. They are scored where their data can be read; data sets without path, origin, wheel and splits are not.
+    untrained: tuple[str, ...] = ()
+
+
 class Ablation(Protocol):
     """--mode=ablate: many settings trained as lanes of one compiled program."""
 
@@ -375,9 +397,13 @@ class Ablation(Protocol):
 
 
 class Adaptation(Protocol):
-    """--mode=adapt: the tasks of this config, learned from few examples by finished runs."""
+    """--mode=adapt: the tasks of this config, learned from few examples by finished runs.
 
-    # k, examples of each class; all tasks are classifications.
+    Adapters are those of the run; `sharing.adapter` of this config puts new ones in their place.
+    """
+
+    # k, examples of each class; of tasks whose examples are of no class (tags, answers, numbers, sets, strings, ...) k
+    # examples.
     shots: tuple[int, ...] = (1, 5)
     # Random supports of k examples a class from train, drawn by config.seed; scored on test.
     num_supports: int = 20
@@ -392,12 +418,16 @@ class Adaptation(Protocol):
     steps: tuple[int, ...] = (1, 2, 5, 10, 20, 50)
     # As `optimizer.name`, without weight decay, at a constant learning rate and without dropout.
     optimizer: str = "sgd"
-    # Regex on paths of the parameters that are adapted; "^heads/": the head, which starts from zero, alone.
+    # Regex on paths of the parameters that are adapted; "^heads/": the head alone, whose output layer starts from zero;
+    # "^(heads/|adapter_)": head and adapters.
     params: str = ".*"
     # Task of the runs whose column is used; "": the mean of their columns. Shared layers are shared.
     column: str = ""
     # Name of the run that the others are compared with; "": "initial values".
     baseline: str = ""
+    # Adapted models that stay, as the folder of a run each, in runs/ of the output: "" none | "chosen" those from the
+    # first support, at the rate and steps that dev chose | "all" those from every support.
+    keep: Literal["", "chosen", "all"] = "chosen"
 
 
 class Relatedness(Protocol):
@@ -468,6 +498,7 @@ class Config(Protocol):
     optimizer: Optimizer
     training: Training
     evaluation: Evaluation
+    init_from: InitFrom
     ablation: Ablation
     adaptation: Adaptation
     relatedness: Relatedness

@@ -7,7 +7,8 @@ import dataclasses
 import hashlib
 import itertools
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -51,6 +52,13 @@ class Split(NamedTuple):
     records: Sequence[Record]
     encoded: EncodedSplit
     inputs: RecordInputs
+
+
+class KnownLabels(NamedTuple):
+    """The classes of a task whose data are not read, and the statistics {"train": ...} of its labels."""
+
+    vocabulary: LabelVocabulary
+    statistics: Mapping[str, Any]
 
 
 class Corpus(NamedTuple):
@@ -100,6 +108,8 @@ def load(
     max_unseen_labels: float = 0.05,
     cut: PatchSpec | None = None,
     read: Callable[..., Any] | None = None,
+    untrained: Collection[str] = (),
+    known: Mapping[str, KnownLabels] = MappingProxyType({}),
 ) -> Corpus:
     """Reads, encodes and packs all data sets.
 
@@ -122,18 +132,22 @@ def load(
       max_unseen_labels: the largest share of a split's labels that train may lack.
       cut: how pictures become patches; their size is in the data set's entry.
       read: `datasets.read_dataset` by default.
+      untrained: tasks whose data sets are in no training batch.
+      known: of them those whose data sets are not read.
 
     Raises:
       UserError: see the readers, `labels`, `encoding` and `pictures`; two tasks of one name, and unknown names.
     """
     read = read or datasets_module.read_dataset
     trained = _check(datasets, specs, row_length, max_length, overflow, tasks)
-    used = [name for name in datasets if any(spec.dataset == name for spec in trained)]
+    unread = [name for name in datasets if any(spec.dataset == name and spec.task in known for spec in trained)]
+    used = [name for name in datasets if name not in unread and any(spec.dataset == name for spec in trained)]
     is_factory = not hasattr(tokenizer, "single")
-    read_data = {name: read(name, datasets[name], seed) for name in datasets if is_factory or name in used}
+    sources = [name for name in datasets if name in used or (is_factory and name not in unread)]
+    read_data = {name: read(name, datasets[name], seed) for name in sources}
     inputs = {name: _inputs_by_split(name, datasets[name], data, specs) for name, data in read_data.items()}
     if is_factory:
-        tokenizer = _make_tokenizer(tokenizer, [inputs[name]["train"] for name in datasets])
+        tokenizer = _make_tokenizer(tokenizer, [inputs[name]["train"] for name in sources])
     stores = {}
     for name in used:
         if datasets[name].get("image"):
@@ -147,7 +161,8 @@ def load(
             prepared[name].dataset_statistics[split]["available"] = count
     workers.close()
     read_notes = [notice(note).prefixed(name) for name in used for note in read_data[name].notes]
-    return _assemble(prepared, inputs, stores, trained, tokenizer, mixing or sampler.Mixing())._replace(
+    layout = _make_layout([*used, *unread], trained, mixing or sampler.Mixing(), list(stores), untrained)
+    return _assemble(prepared, inputs, stores, trained, tokenizer, layout, known)._replace(
         notes=(*read_notes, *(note for data in prepared.values() for note in data.notes))
     )
 
@@ -158,19 +173,15 @@ def _assemble(
     stores: Mapping[str, image_store.ImageStore],
     trained: Sequence[LabelSpec],
     tokenizer: Tokenizer,
-    mixing: sampler.Mixing,
+    layout: BatchLayout,
+    known: Mapping[str, KnownLabels],
 ) -> Corpus:
     """The corpus of prepared data sets, without notes."""
-    names = list(prepared)
     rows = {name: patches.add_pixels(data.rows, stores.get(name)) for name, data in prepared.items()}
-    vocabularies = {task: v for data in prepared.values() for task, v in data.vocabularies.items()}
-    layout = sampler.make_layout(
-        names,
-        [spec.task for spec in trained],
-        [names.index(spec.dataset) for spec in trained],
-        mixing,
-        [names.index(name) for name in stores],
-    )
+    vocabularies = {task: labels.vocabulary for task, labels in known.items()}
+    vocabularies |= {task: v for data in prepared.values() for task, v in data.vocabularies.items()}
+    counts = {task: labels.statistics for task, labels in known.items()}
+    counts |= {task: numbers for data in prepared.values() for task, numbers in data.task_statistics.items()}
     return Corpus(
         layout=layout,
         rows=rows,
@@ -189,9 +200,28 @@ def _assemble(
         ),
         statistics={
             "datasets": {name: data.dataset_statistics for name, data in prepared.items()},
-            "tasks": {task: counts for data in prepared.values() for task, counts in data.task_statistics.items()},
+            "tasks": counts,
         },
         pictures=image_store.image_spec(stores, {name: inputs[name] for name in stores}),
+    )
+
+
+def _make_layout(
+    names: Sequence[str],
+    trained: Sequence[LabelSpec],
+    mixing: sampler.Mixing,
+    pictured: Sequence[str],
+    untrained: Collection[str],
+) -> BatchLayout:
+    """The layout of training batches over the data sets `names`."""
+    learned = {spec.dataset for spec in trained if spec.task not in untrained}
+    return sampler.make_layout(
+        names,
+        [spec.task for spec in trained],
+        [names.index(spec.dataset) for spec in trained],
+        mixing,
+        [names.index(name) for name in pictured],
+        [index for index, name in enumerate(names) if name not in learned],
     )
 
 
@@ -357,7 +387,7 @@ def _fingerprint(
     digest = hashlib.sha256()
     names = {task: [v.names, v.extra, v.soft] for task, v in vocabularies.items()}
     digest.update(json.dumps([layout.datasets, layout.tasks, names, tokenizer.fingerprint], sort_keys=True).encode())
-    for name in layout.datasets:
+    for name in rows:
         for split in sorted(rows[name]):
             packed = rows[name][split]._asdict()
             tasks = packed.pop("labels")

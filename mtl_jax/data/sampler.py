@@ -75,9 +75,10 @@ def make_layout(
     dataset_of: Sequence[int],
     mixing: Mixing,
     pictured: Sequence[int] = (),
+    untrained: Sequence[int] = (),
 ) -> BatchLayout:
-    """The static layout of training batches under `mixing`."""
-    everything = tuple(range(len(datasets)))
+    """The static layout of training batches under `mixing`; none has rows of the data sets `untrained`."""
+    everything = tuple(d for d in range(len(datasets)) if d not in untrained)
     candidates = tuple((d,) for d in everything) if mixing.kind == "all" else (everything,) * mixing.blocks
     return BatchLayout(tuple(datasets), tuple(tasks), tuple(dataset_of), candidates, tuple(pictured))
 
@@ -191,7 +192,8 @@ class IndexSampler:
 class BatchSampler(IndexSampler):
     """Training batches of packed rows as a pure function of (seed, step).
 
-    rows  the rows of each data set of the layout, all with the same number of example slots
+    rows  the rows of each data set of the layout, all with the same number of example slots; None of those that no
+          batch holds
     """
 
     def __init__(
@@ -202,11 +204,23 @@ class BatchSampler(IndexSampler):
         rows_per_block: int,
         mixing: Mixing | None = None,
     ):
-        """`rows` by data set (all of `layout.datasets`), `rows_per_block` = R over all processes together."""
-        super().__init__({name: len(rows[name].tokens) for name in layout.datasets}, rows_per_block, seed, mixing)
+        """`rows` by data set (all that `layout.candidates` name), `rows_per_block` = R over all processes together."""
+        self._trained = np.unique(np.concatenate(layout.candidates).astype(np.int32))
+        names = [layout.datasets[dataset] for dataset in self._trained]
+        super().__init__({name: len(rows[name].tokens) for name in names}, rows_per_block, seed, mixing)
         self.layout, self.blocks = layout, len(layout.candidates)
-        self.rows = with_equal_slots([rows[name] for name in layout.datasets])
+        padded = dict(zip(self._trained.tolist(), with_equal_slots([rows[name] for name in names]), strict=True))
+        self.rows = [padded.get(dataset) for dataset in range(len(layout.datasets))]
         self._blank = blank_labels(self.rows, layout)
+
+    def steps_per_epoch(self, dataset: str) -> float:
+        """The mean number of steps in which every row of a data set is drawn once; inf where none is."""
+        return super().steps_per_epoch(dataset) if dataset in self.datasets else math.inf
+
+    def indices(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+        """As `IndexSampler.indices`, with the numbers of data sets in the layout."""
+        dataset, rows = super().indices(step)
+        return self._trained[dataset], rows
 
     def batch(self, step: int, process_index: int = 0, process_count: int = 1) -> Batch:
         """The batch of a step; process p of n takes the p-th of n equal parts of the R rows of each block."""

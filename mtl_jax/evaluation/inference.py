@@ -129,10 +129,15 @@ def encoder_refusal(config: Config) -> str:
 
 def load_model(config: Config, workdir: pathlib.Path, which: Sequence[str]) -> tuple[Experiment, Params]:
     """A run's model without any data, and its parameters (of several checkpoints their mean) as numpy arrays."""
-    saved = artifacts.load(workdir)
-    experiment = assemble(config, build_corpus(config, saved, {}), saved.architecture, None)
+    experiment = model_without_data(config, workdir)
     params = average_params(experiment, placement_over_devices(experiment), workdir, which)
     return experiment, distributed.to_host(params)
+
+
+def model_without_data(config: Config, workdir: pathlib.Path) -> Experiment:
+    """The experiment of a run, as its folder describes it."""
+    saved = artifacts.load(workdir)
+    return assemble(config, build_corpus(config, saved, {}), saved.architecture, None)
 
 
 def average_params(experiment: Experiment, placement: Placement, workdir: pathlib.Path, which: Sequence[str]) -> Params:

@@ -16,6 +16,7 @@ from mtl_jax.data.labels import target_sequences
 from mtl_jax.data.sampler import BatchSampler
 from mtl_jax.errors import UserError
 from mtl_jax.experiment import frozen_layers
+from mtl_jax.experiment.frozen_tasks import Masks, frozen_parts
 from mtl_jax.experiment.initial_values import insert_pretrained, pretrained_layers, random_params
 from mtl_jax.experiment.inputs import make_mixing
 from mtl_jax.experiment.model import Model, make_model
@@ -54,6 +55,9 @@ class Experiment(NamedTuple):
     init           (seed) -> state before the first step
     init_from      (parameters, seed) -> the same state, on the devices of the parameters
     model          the modules
+    sharing        what stands between layers and tasks
+    beginning      where the initial values are those of another run, what is known of it, see `runs.init_from`
+    frozen         {path: part that stays as it is}, heads by the name of their task, see `frozen_tasks`
     shapes         {path: shape} of all parameters, those of heads by the name of their task
     """
 
@@ -69,7 +73,10 @@ class Experiment(NamedTuple):
     init: Callable[[int], TrainState]
     init_from: Callable[[Params, int], TrainState]
     model: Model
+    sharing: SharingSpec
+    frozen: Masks
     shapes: Mapping[str, jax.ShapeDtypeStruct]
+    beginning: Any = None
 
     def by_name(self, params: Params) -> Params:
         """The parameters with the head of each task by its name, in its true shapes, as in files."""
@@ -100,7 +107,8 @@ def assemble(
     train_network = network_for(data.layout)
     auxiliary = _auxiliary(config, train_network, tasks)
     shapes, heads = _shapes(config, train_network, sharing, tasks)
-    treatment, teaching = treat(config, shapes), _teaching(config, tasks)
+    frozen = frozen_parts(config.init_from, names, owners, sharing, shapes)
+    treatment, teaching = treat(config, shapes, frozen), _teaching(config, tasks)
     groups = build_groups(
         data,
         tasks,
@@ -115,7 +123,7 @@ def assemble(
     data = data._replace(layout=dataclasses.replace(data.layout, groups=group_names(groups)))
     known = pretrained_layers(model, shapes)
     draw = jax.jit(functools.partial(random_params, train_network, groups, known=known))
-    penalties, anchored = build_penalties(
+    penalties, remembered = build_penalties(
         config.penalties, owners, names, tuple(config.tasks), shapes, sharing.adapters
     )
     objective = Objective(
@@ -135,13 +143,15 @@ def assemble(
         layout = dataclasses.replace(layout, groups=data.layout.groups)
         return objective._replace(layout=layout, network=network_for(layout))
 
-    spec = make_step_spec(config, objective_for, owners, treatment, data)
+    spec = make_step_spec(config, objective_for, owners, treatment, data)._replace(
+        frozen={path: mask for path, mask in frozen.items() if path in treatment.trained}
+    )
     hyper = hyperparameters_from_config(config, names, auxiliary)
 
     def init_params(seed: int) -> Params:
         return insert_pretrained(config, model, data, draw(jax.random.key(seed)))
 
-    make_state = jax.jit(lambda params, hyper, key: init_state(spec, params, hyper, key, anchored))
+    make_state = jax.jit(lambda params, hyper, key: init_state(spec, params, hyper, key, remembered))
 
     def init_from(params: Params, seed: int) -> TrainState:
         return make_state(params, hyper, jax.random.key(seed))
@@ -160,6 +170,8 @@ def assemble(
         init=lambda seed: init_from(init_params(seed), seed),
         init_from=init_from,
         model=model,
+        sharing=sharing,
+        frozen=frozen,
         shapes=shapes,
     )
 

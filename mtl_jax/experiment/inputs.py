@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from mtl_jax import unicode
 from mtl_jax.config.entries import Task
 from mtl_jax.config.sections import Config
 from mtl_jax.data import corpus as corpora
-from mtl_jax.data.corpus import Corpus
+from mtl_jax.data.corpus import Corpus, KnownLabels
 from mtl_jax.data.encoding import marked_spans
 from mtl_jax.data.files import python_wheels
 from mtl_jax.data.labels import tag_schemes
@@ -20,7 +21,7 @@ from mtl_jax.data.labels.target_sequences import TargetSpec
 from mtl_jax.data.notices import INFORMATION, Notice
 from mtl_jax.data.pictures.image_store import ImageSpec, PatchSpec
 from mtl_jax.data.sampler import Mixing
-from mtl_jax.data.tokenizers import TOKENIZERS, WordTokenizer
+from mtl_jax.data.tokenizers import TOKENIZERS, Tokenizer, WordTokenizer
 from mtl_jax.errors import UserError
 from mtl_jax.models import pretrained
 from mtl_jax.models.families import vit
@@ -69,11 +70,33 @@ def _target(entry: Task) -> TargetSpec:
 
 
 def load_corpus(
-    config: Config, encoder: pretrained.Pretrained | None, read: Callable[..., Any] | None = None
+    config: Config,
+    encoder: pretrained.Pretrained | None,
+    read: Callable[..., Any] | None = None,
+    tokenizer: Tokenizer | None = None,
+    known: Mapping[str, KnownLabels] = MappingProxyType({}),
 ) -> Corpus:
-    """The data of a config, read (by `datasets.read_dataset`, or `read`), encoded and packed."""
-    kind = TOKENIZERS[config.tokenizer.kind]
-    tokenizer = kind.make(config.tokenizer, encoder.folder if encoder else None, _extra_tokens(config))
+    """The data of a config, read (by `datasets.read_dataset`, or `read`), encoded and packed.
+
+    Args:
+      config: checked.
+      encoder: pretrained.
+      read: see `corpus.load`.
+      tokenizer: in place of that of the config.
+      known: tasks whose data are not read.
+
+    Raises:
+      UserError: see `corpus.load`; tokens that the tokenizer lacks.
+    """
+    if tokenizer is None:
+        kind = TOKENIZERS[config.tokenizer.kind]
+        tokenizer = kind.make(config.tokenizer, encoder.folder if encoder else None, _extra_tokens(config))
+    elif isinstance(tokenizer, WordTokenizer) and (
+        lacking := [token for token in _extra_tokens(config) if tokenizer.token_to_id(token) is None]
+    ):
+        raise UserError(
+            f"config.init_from.vocabulary: the run's has no token {lacking[0]}, which a task here needs; take 'data'"
+        )
     return corpora.load(
         config.datasets,
         label_specs(config),
@@ -89,6 +112,8 @@ def load_corpus(
         max_unseen_labels=config.data.max_unseen_labels,
         cut=patch_spec(config),
         read=read,
+        untrained=config.init_from.untrained,
+        known=known,
     )
 
 
@@ -136,7 +161,7 @@ def metric_notes(config: Config, data: Corpus) -> list[str]:
         wrong = [
             name for name in entry.metrics or TASK_KINDS[entry.kind].metrics if name in METRICS and METRICS[name].blanks
         ]
-        if spec.level == "sequence" and wrong:
+        if spec.level == "sequence" and wrong and spec.dataset in data.splits:
             targets = [text for text in data.splits[spec.dataset]["train"].encoded.labels[task].texts if text]
             if count := sum(map(unicode.has_no_blanks, targets)):
                 notes.append(
@@ -195,6 +220,7 @@ def load_vit(config: Config, form: ImageSpec | None, width: int) -> dict[str, An
 def make_mixing(config: Config) -> Mixing:
     """How the batches are divided among the data sets."""
     data, trained = config.data, tuple(config.train_tasks) or tuple(config.tasks)
-    unused = {entry.dataset for entry in config.tasks.values()} - {config.tasks[name].dataset for name in trained}
+    learned = [name for name in trained if name not in config.init_from.untrained]
+    unused = {entry.dataset for entry in config.tasks.values()} - {config.tasks[name].dataset for name in learned}
     weights = tuple((name, weight) for name, weight in data.mixing_weights.items() if name not in unused)
     return Mixing(data.mixing, data.blocks_per_batch, data.mixing_temperature, weights)

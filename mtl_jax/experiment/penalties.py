@@ -22,8 +22,10 @@ from mtl_jax.sharing import LowRankStack, leaf_selection
 from mtl_jax.training.objective import FlatParams, Penalty
 from mtl_jax.training.placement import spread_features
 from mtl_jax.training.schedules import PENALTY_SCHEDULES
+from mtl_jax.training.state import IMPORTANCE, importance
 
 _FACTORS = re.compile(r"^adapter_[^/]+/.*/(a|b)$")  # those of LoRA, see `models.adapters`
+FISHER = "fisher"  # the option importance: of the initial values for earlier tasks, see `runs.importance`
 GRAPH_OPTIONS = ("adjacency", "weights")  # arguments of penalties that are a graph of tasks
 
 
@@ -80,8 +82,8 @@ def build_penalties(
     all_tasks: Sequence[str],
     shapes: Mapping[str, jax.ShapeDtypeStruct],
     adapters: Mapping[str, Adapter],
-) -> tuple[dict[str, Penalty], bool]:
-    """The penalties of a config, and whether one of them needs the initial values as anchor.
+) -> tuple[dict[str, Penalty], frozenset[str]]:
+    """The penalties of a config, and what they need to remember: "anchor", the initial values; "importance" of these.
 
     Args:
       penalties: {name: entry of `config.penalties`}.
@@ -94,19 +96,25 @@ def build_penalties(
     Raises:
       UserError: what does not fit, by field: leaves that no regex matches or of different K, options, ...
     """
-    built, anchored = {}, False
+    built, needs = {}, frozenset()
     stacked = bool(jax.eval_shape(lambda flat: task_stacks(flat, owners), dict(shapes)))
     for name, entry in penalties.items():
         where = f"config.penalties.{name}"
-        if not stacked and entry.strength == 0:
+        if not stacked and not entry.shared and entry.strength == 0:
             continue  # hard sharing by one override: trunk = "all" and λ = 0
         try:
-            penalty, needs_anchor = _penalty(_Context(where, entry, owners, tasks, all_tasks, adapters), shapes)
+            penalty, remembered = _penalty(_Context(where, entry, owners, tasks, all_tasks, adapters), shapes)
         except ValueError as error:
             raise error if isinstance(error, UserError) else UserError(f"{where}: {error}") from None
         built[name] = penalty
-        anchored |= needs_anchor
-    return built, anchored
+        needs |= remembered
+    return built, needs
+
+
+def shared_stacks(flat: FlatParams, owners: Owners) -> dict[str, jax.Array]:
+    """{path: leaf [1, ...]} of the leaves that all tasks share."""
+    owner_of = {path: owners.get(path.split("/")[0]) for path in flat}
+    return {path: leaf for path, leaf in flat.items() if (o := owner_of[path]) is not None and owner_count(o) == 1}
 
 
 class _Context(NamedTuple):
@@ -120,7 +128,9 @@ class _Context(NamedTuple):
     adapters: Mapping[str, Adapter]
 
     def stacks(self, flat: FlatParams) -> dict[str, jax.Array]:
-        """What is penalised, by path."""
+        """What is penalised, by path; with `shared` leaves [1, ...]."""
+        if self.entry.shared:
+            return spread_features(shared_stacks(flat, self.owners))
         if self.entry.on == "product":
             return adapter_products(flat, self.owners, self.adapters)
         stacks = spread_features(task_stacks(flat, self.owners))
@@ -134,16 +144,30 @@ class _Context(NamedTuple):
         return "factors" in inspect.signature(sharing.PENALTIES[self.entry.kind]).parameters
 
 
-def _penalty(context: _Context, shapes: Mapping[str, jax.ShapeDtypeStruct]) -> tuple[Penalty, bool]:
-    """The term, and whether it needs the anchor."""
+def _penalty(context: _Context, shapes: Mapping[str, jax.ShapeDtypeStruct]) -> tuple[Penalty, frozenset[str]]:
+    """The term, and what it needs to remember."""
     where, entry, owners, tasks = context[:4]
     options = _options(context)
     parameters = inspect.signature(sharing.PENALTIES[entry.kind]).parameters
-    anchored = "anchor" in parameters or options.get("center") == "anchor"
+    needs = {"anchor"} if "anchor" in parameters or options.get("center") == "anchor" else set()
+    if (weighted := "importance" in parameters and options.pop("importance", "")) and weighted != FISHER:
+        raise UserError(f"{where}.options.importance: {weighted!r} should be {FISHER!r}, or left out")
+    needs |= {"importance"} if weighted else set()
+    if entry.shared and "anchor" not in parameters:
+        known = [kind for kind, make in sharing.PENALTIES.items() if "anchor" in inspect.signature(make).parameters]
+        raise UserError(
+            f"{where}.shared: {entry.kind!r} compares the parameters of tasks, and shared ones are the same; "
+            f"{', '.join(known)} compare them with their initial values"
+        )
     evaluate = leaf_selection.build(entry.kind, entry.params, entry.scope, options)
     stacks = jax.eval_shape(context.stacks, dict(shapes))
     if entry.on == "product":
+        if weighted or entry.shared:
+            field = "options.importance" if weighted else "shared"
+            raise UserError(f"{where}.{field}: is of single parameters; take on = 'factors'")
         _require_products(context, stacks)
+    if not stacks and entry.shared:
+        raise UserError(f"{where}.shared: there is no layer that all tasks share (config.sharing.trunk)")
     if not stacks:
         raise UserError(f"{where}: no task has parameters of its own that could be penalised; {_why_shared(owners)}")
     groups = leaf_selection.group_leaves(stacks, entry.params, entry.scope, not context.reads_factors)
@@ -156,23 +180,28 @@ def _penalty(context: _Context, shapes: Mapping[str, jax.ShapeDtypeStruct]) -> t
             raise UserError(f"{where}.by_layer: {layer!r} is no layer of this penalty; {known}")
 
     def value(flat: FlatParams, anchor: FlatParams, by_layer: Mapping[str, jax.Array]) -> jax.Array:
-        values = evaluate(context.stacks(flat), context.stacks(anchor))
+        values = evaluate(context.stacks(flat), context.stacks(anchor), importance_of(anchor))
         return sum((_factor(by_layer, group) * omega for group, omega in values.items()), jnp.float32(0.0))
 
+    def importance_of(anchor: FlatParams) -> FlatParams | None:
+        return context.stacks(importance(anchor)) if weighted else None
+
     # errors are raised here and not inside the step
-    jax.eval_shape(lambda flat: value(flat, flat, entry.by_layer), dict(shapes))
-    proximal, reason = _proximal(context, options, groups)
+    remembered = dict(shapes) | ({f"{IMPORTANCE}{path}": shape for path, shape in shapes.items()} if weighted else {})
+    jax.eval_shape(lambda flat, anchor: value(flat, anchor, entry.by_layer), dict(shapes), remembered)
+    proximal, reason = _proximal(context, options, groups, importance_of)
     if entry.proximal and proximal is None:
         raise UserError(f"{where}.proximal: {reason}")
     way = "proximal" if entry.proximal else "gradient"
-    curvature = None if entry.on == "product" else sharing.curvature(entry.kind, options, len(tasks))
+    curvature = None if weighted or entry.on == "product" else sharing.curvature(entry.kind, options, len(tasks))
 
     def penalised(flat: FlatParams) -> dict[str, jax.Array]:
-        stacks = task_stacks(flat, owners) or context.stacks(flat)  # the latter: factors that all tasks share
+        stacks = {} if entry.shared else task_stacks(flat, owners)
+        stacks = stacks or context.stacks(flat)  # the latter: what all tasks share
         chosen = [path for path in stacks if path in paths or path.rpartition("/")[0] in paths]
         return spread_features({path: stacks[path] for path in chosen})
 
-    return Penalty(value, proximal, way, curvature, PENALTY_SCHEDULES[entry.schedule], penalised), anchored
+    return Penalty(value, proximal, way, curvature, PENALTY_SCHEDULES[entry.schedule], penalised), frozenset(needs)
 
 
 def _why_shared(owners: Owners) -> str:
@@ -219,7 +248,10 @@ def _factor(by_layer: Mapping[str, jax.Array | float], group: str) -> jax.Array:
 
 
 def _proximal(
-    context: _Context, options: Mapping[str, Any], groups: Mapping[str, Sequence[str]]
+    context: _Context,
+    options: Mapping[str, Any],
+    groups: Mapping[str, Sequence[str]],
+    importance_of: Callable[[FlatParams], FlatParams | None],
 ) -> tuple[Callable[..., FlatParams] | None, str]:
     """The operator and "", or None and the reason."""
     entry, owners = context.entry, context.owners
@@ -232,7 +264,7 @@ def _proximal(
         return None, f"there is no exact operator for {entry.kind!r}; there is for {', '.join(sharing.PROXIMAL)}"
     for path in (path for group in groups.values() for path in group):
         owner = owners[path.split("/")[0]]
-        if not isinstance(owner, ExpertColumns) and owner_count(owner) < len(owner):
+        if not entry.shared and not isinstance(owner, ExpertColumns) and owner_count(owner) < len(owner):
             return None, (
                 f"{path} is owned by groups of tasks, where the operator is not exact; "
                 "narrow `leaves` to layers that each task owns, or set proximal=False"
@@ -245,10 +277,11 @@ def _proximal(
     def proximal(
         updates: FlatParams, flat: FlatParams, anchor: FlatParams, by_layer: Mapping[str, jax.Array], t: jax.Array
     ) -> FlatParams:
-        stacks = spread_features(task_stacks(flat, owners))
+        stacks = context.stacks(flat)
         strengths = {group: t * _factor(by_layer, group) for group in groups}
-        before = spread_features(task_stacks({path: updates[path] for path in stacks}, owners))
-        after, _ = transform(strengths, task_stacks(anchor, owners)).update(before, optax.EmptyState(), stacks)
+        before = context.stacks({path: updates[path] for path in stacks})
+        operator = transform(strengths, context.stacks(anchor), importance_of(anchor))
+        after, _ = operator.update(before, optax.EmptyState(), stacks)
         return {**updates, **{path: insert(path, updates[path], leaf) for path, leaf in after.items()}}
 
     def insert(path: str, leaf: jax.Array, moved: jax.Array) -> jax.Array:

@@ -81,7 +81,7 @@ def _with_mixers(
     tasks, chosen = len(layout.tasks), tuple(sharing.mixer_layers)
     mixer = _construct("mixer_options", lambda: MIXERS[sharing.mixer](tasks, **sharing.mixer_options.to_dict()))
     if mixer.experts:
-        above, gates = ownership.expert_layers(owners, sharing.mixer, chosen, mixer.default_layers)
+        above, gates = ownership.expert_layers(owners, sharing.mixer, chosen, mixer.default_layers, sharing.trunk)
         if mixer.apply is None and gates != above[-1:]:  # of a task at the top alone
             raise UserError(
                 f"config.sharing.mixer_layers: {sharing.mixer!r} joins columns at the top only; leave it empty"

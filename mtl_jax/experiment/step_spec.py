@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 import jax
+import numpy as np
 
 from mtl_jax.config.sections import Config, Optimizer
 from mtl_jax.data.batch import BatchLayout
 from mtl_jax.data.corpus import Corpus
 from mtl_jax.errors import UserError
 from mtl_jax.experiment.data_gradient import make_data_gradient
+from mtl_jax.experiment.frozen_tasks import Masks
 from mtl_jax.experiment.task_gradients import TrainedParameters
 from mtl_jax.experiment.task_groups import Treatment, grouped_path
 from mtl_jax.models import ownership
@@ -72,13 +74,17 @@ def _columns(owners: Owners) -> frozenset[str]:
     )
 
 
-def treat(config: Config, shapes: Mapping[str, jax.ShapeDtypeStruct]) -> Treatment:
+def treat(config: Config, shapes: Mapping[str, jax.ShapeDtypeStruct], frozen: Masks) -> Treatment:
     """How the config treats the parameters of these paths, which have the names of the tasks.
+
+    `frozen`: the parts that frozen tasks read; what is such a part as a whole is not trained.
 
     Raises:
       UserError: regexes that match nothing.
     """
-    trained = _trained_paths(config.optimizer, shapes)
+    trained = [path for path in _trained_paths(config.optimizer, shapes) if not frozen.get(path, np.False_).all()]
+    if not trained:
+        raise UserError("config.init_from.freeze: nothing is left to train; give a task parameters of its own")
     factors = multipliers(shapes, config.optimizer.param_groups)
     adapted = matching(trained, (config.meta.inner_params,)) if config.meta.method else set()
     return Treatment(factors, dict.fromkeys(trained), adapted)

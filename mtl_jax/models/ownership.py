@@ -131,18 +131,23 @@ def mixed_layers(owners: Owners, chosen: Sequence[str], where: str) -> tuple[str
     return tuple(layers if chosen or where == "each" else layers[-1:])
 
 
-def expert_layers(owners: Owners, mixer: str, chosen: Sequence[str], where: str) -> tuple[tuple[str, ...], ...]:
+def expert_layers(
+    owners: Owners, mixer: str, chosen: Sequence[str], where: str, trunk: str = "all"
+) -> tuple[tuple[str, ...], ...]:
     """The layers that are experts, all above the trunk, and those of them after which gates stand.
 
     Args:
       owners: of every layer; the trunk is shared by all, each other layer stands for experts.
       mixer: its name, for errors.
       chosen: `config.sharing.mixer_layers`; (): by `where`, after "each" layer of experts | the "top" one.
+      trunk: `config.sharing.trunk`; of a single task, which owns all layers, it alone tells where experts begin.
 
     Raises:
       UserError: no shared layer below or none above it, groups of tasks, no gate at the top.
     """
     shared = [path for path, owner in owners.items() if owner_count(owner) == 1]
+    if all(len(owner) == 1 for owner in owners.values()):
+        shared = shared[: {"all": len(shared), "none": 0}.get(trunk, [*shared, trunk].index(trunk) + 1)]
     above = [path for path in owners if path not in shared]
     where_set = "config.sharing.trunk, config.sharing.task_groups"
     if not shared or list(owners)[: len(shared)] != shared or not above:

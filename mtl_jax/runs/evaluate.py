@@ -29,7 +29,7 @@ def evaluate(config: Config, workdir: pathlib.Path, which: str) -> Evaluation:
     """
     require_platform(config.training.platform)
     require_checkpoint(workdir, which)
-    experiment = build(config, soft_labels=False)
+    experiment = build(config, soft_labels=False, finished=workdir)
     placement = placement_from_config(experiment)
     saved = restore_params(experiment, placement, workdir, which)
     require_same_data(saved.metadata, experiment.corpus, saved.step)

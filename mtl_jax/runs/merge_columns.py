@@ -141,7 +141,7 @@ def _field(plain: Mapping[str, Any], path: str) -> Any:
 
 def load_run(run: FinishedRun) -> LoadedRun:
     """Builds the experiment of a run and loads its parameters."""
-    experiment = build(run.config, soft_labels=False)
+    experiment = build(run.config, soft_labels=False, finished=run.workdir)
     saved = restore_params(experiment, placement_from_config(experiment), run.workdir, str(run.summary["step"]))
     require_same_data(saved.metadata, experiment.corpus, saved.step)
     base = experiment.init_params(run.config.seed)

@@ -89,7 +89,7 @@ def evaluate(
     with config.unlocked():
         config.data.max_unseen_labels = 1.0  # labels that the run lacks are reported, and counted as wrong
         config.evaluation.splits = tuple(dict.fromkeys(split for names in splits.values() for split in names))
-    experiment = build(config, soft_labels=False, read=read)
+    experiment = build(config, soft_labels=False, read=read, finished=workdir)
     _require_same_model(experiment.corpus, artifacts.load(workdir), workdir)
     placement = placement_from_config(experiment)
     saved = restore_params(experiment, placement, workdir, which)

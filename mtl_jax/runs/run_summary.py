@@ -12,6 +12,7 @@ from mtl_jax.errors import UserError
 from mtl_jax.evaluation.scores import mean_by_split, metric_ceilings, restore_params, score_splits
 from mtl_jax.evaluation.task_distances import task_distances
 from mtl_jax.experiment.assemble import Experiment
+from mtl_jax.runs import init_from
 from mtl_jax.runs.train_metrics import by_owner
 from mtl_jax.runs.training_loop import TrainingLoop
 from mtl_jax.runtime import distributed
@@ -58,6 +59,7 @@ def summarize(loop: TrainingLoop, workdir: pathlib.Path, state: TrainState) -> S
         "penalties": {name: effect._asdict() for name, effect in effects.items()},
         "skipped": skipped,
         "steps": {"made": steps, "left_out": left_out},
+        **init_from.starting_point(workdir),
         "warnings": run_warnings.by_severity(
             [
                 *run_warnings.step_warnings(left_out, steps, skipped),

@@ -16,6 +16,7 @@ from mtl_jax.errors import UserError
 from mtl_jax.evaluation.scores import abstract_arrays, placement_from_config
 from mtl_jax.experiment.assemble import Experiment
 from mtl_jax.experiment.task_gradients import describe
+from mtl_jax.runs import init_from
 from mtl_jax.runs.build import build
 from mtl_jax.runs.run_summary import summarize
 from mtl_jax.runs.training_loop import TrainingLoop, TrainingProgress
@@ -28,6 +29,7 @@ from mtl_jax.storage.data_identity import require_same_data
 from mtl_jax.storage.metrics_log import MetricsLog
 from mtl_jax.storage.summary import Summary
 from mtl_jax.storage.trackers import TrackedRun
+from mtl_jax.storage.workdir import write_json
 from mtl_jax.training.placement import Placement, require_platform
 from mtl_jax.training.state import TrainState
 from mtl_jax.training.step import train_step
@@ -75,7 +77,7 @@ def _train_or_resume(
     config: Config, workdir: pathlib.Path, began: float, report: Reporter | None, stack: contextlib.ExitStack
 ) -> Summary | None:
     """As `train`, of a run that is not complete; `stack` closes its trackers."""
-    experiment = build(config)
+    experiment = build(config, finished=workdir)
     cost = describe(experiment.spec.data_gradient, experiment.corpus.layout)
     for note in [*experiment.corpus.notes, *[cost] * bool(cost)]:
         print(f"  {note}")
@@ -110,6 +112,15 @@ def _train_or_resume(
     return summary
 
 
+def _write_beginning(experiment: Experiment, workdir: pathlib.Path) -> None:
+    """Says what is taken from another run, and writes it for the summary."""
+    start = experiment.beginning.describe()
+    if distributed.is_first():
+        write_json(workdir / init_from.FILE, start)
+    for line in init_from.lines(start):
+        print(f"  {line}")
+
+
 def _first_state(
     experiment: Experiment, placement: Placement, checkpoints: Checkpoints
 ) -> tuple[TrainState, TrainingProgress]:
@@ -124,6 +135,8 @@ def _first_state(
 
     newest = checkpoints.restore_newest(read)
     if newest is None:
+        if experiment.beginning is not None:
+            _write_beginning(experiment, checkpoints.folder)
         return placement.put_state(experiment.init(seed)), TrainingProgress()
     step, metadata, state = newest
     progress = TrainingProgress.from_metadata(metadata["progress"])

@@ -58,16 +58,24 @@ def laplacian(tree: Tree, adjacency: jax.typing.ArrayLike) -> jax.Array:
     return _quadratic(matrix, contrast_gram(tree, "mean"))
 
 
-def l2_to_anchor(tree: Tree, anchor: Tree) -> jax.Array:
+def l2_to_anchor(tree: Tree, anchor: Tree, importance: Tree | None = None) -> jax.Array:
     """Σ_k ‖Θ_k − anchor‖², with the pretrained parameters as anchor L2-SP (Li et al. 2018, without their factor α/2).
+
+    With the diagonal Fisher information of earlier tasks as `importance` F, Σ F (Θ − anchor)²: elastic weight
+    consolidation (Kirkpatrick et al. 2017, equation 3, without its factor 1/2).
 
     Args:
       anchor: pytree of the same structure, leaves [...] (one for all tasks) or [K, ...]; ValueError where it does not
         fit.
+      importance: pytree of the same structure, leaves [K, ...] ≥ 0; None: 1.
     """
     task_count(tree)
     dtype = accumulation_dtype(tree)
-    return total(map(squared_norm, leaves_of(subtract_anchor(cast(tree, dtype), anchor))), dtype)
+    differences = subtract_anchor(cast(tree, dtype), anchor)
+    if importance is None:
+        return total(map(squared_norm, leaves_of(differences)), dtype)
+    weighted = jax.tree.map(lambda x, weight: jnp.square(x) * jnp.asarray(weight, dtype), differences, importance)
+    return total(map(jnp.sum, jax.tree.leaves(weighted)), dtype)
 
 
 def kernel(tree: Tree, kernel: jax.typing.ArrayLike | None = None) -> jax.Array:

@@ -42,9 +42,10 @@ def build(
       options: arguments of the penalty other than the tree, such as {"center": "mean"}; center "anchor" is the anchor.
 
     Returns:
-      penalty(leaves, anchor=None): flat dict of paths to leaves [K, ...] (nested dicts are flattened) -> dict of group
-      name to Ω, scalars; the group of scope "tree" is named "tree". `anchor` is a tree with the same paths (it may have
-      more) and leaves [...] or [K, ...]: an argument, so that pretrained parameters are not compiled in as constants.
+      penalty(leaves, anchor=None, importance=None): flat dict of paths to leaves [K, ...] (nested dicts are flattened)
+      -> dict of group name to Ω, scalars; the group of scope "tree" is named "tree". `anchor` is a tree with the same
+      paths (it may have more) and leaves [...] or [K, ...]: an argument, so that pretrained parameters are not compiled
+      in as constants. `importance` likewise, of penalties that have it.
 
     Raises:
       ValueError: here for an unknown kind, scope or option or an invalid expression; at the call if no leaf is chosen,
@@ -54,9 +55,9 @@ def build(
     options = _check(kind, function, params, scope, options)
     same_tasks = "factors" not in inspect.signature(function).parameters  # those of any shape
 
-    def penalty(leaves: Tree, anchor: Tree | None = None) -> dict[str, jax.Array]:
+    def penalty(leaves: Tree, anchor: Tree | None = None, importance: Tree | None = None) -> dict[str, jax.Array]:
         return {
-            name: function(group, **_arguments(kind, function, options, group, anchor))
+            name: function(group, **_arguments(kind, function, options, group, anchor), **_of_group(group, importance))
             for name, group in group_leaves(flatten_paths(leaves), params, scope, same_tasks).items()
         }
 
@@ -69,8 +70,9 @@ def build_proximal(
     """A proximal operator by name, on the leaves chosen by path; arguments as for `build`, kind a name of `PROXIMAL`.
 
     Returns:
-      transform(t, anchor=None) -> optax.GradientTransformation to chain after the optimizer; t = lr · λ, a scalar or a
-      dict of group name to scalar, may be traced; `anchor` as for `build`. Updates of other leaves are unchanged.
+      transform(t, anchor=None, importance=None) -> optax.GradientTransformation to chain after the optimizer; t =
+      lr · λ, a scalar or a dict of group name to scalar, may be traced; `anchor` and `importance` as for `build`.
+      Updates of other leaves are unchanged.
     """
     function = _look_up("proximal operator", kind, PROXIMAL)
     options = _check(kind, function, params, scope, options)
@@ -78,7 +80,11 @@ def build_proximal(
     def groups(tree):
         return group_leaves(flatten_paths(tree), params, scope)
 
-    def transform(t: jax.typing.ArrayLike | Mapping[str, jax.typing.ArrayLike], anchor: Tree | None = None):
+    def transform(
+        t: jax.typing.ArrayLike | Mapping[str, jax.typing.ArrayLike],
+        anchor: Tree | None = None,
+        importance: Tree | None = None,
+    ):
         def update(updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None):
             if params is None:
                 raise ValueError("a proximal operator acts on parameters: call update(updates, state, params)")
@@ -86,7 +92,7 @@ def build_proximal(
             for name, group in groups(params).items():
                 arguments = _arguments(kind, function, options, group, anchor)
                 strength = t[name] if isinstance(t, Mapping) else t
-                proximal = as_transform(function, strength, **arguments)
+                proximal = as_transform(function, strength, **arguments, **_of_group(group, importance))
                 changed, _ = proximal.update({path: flat[path] for path in group}, state, group)
                 flat |= flatten_paths(changed)
             return jax.tree_util.tree_map_with_path(lambda path, _: flat[_path_name(path)], updates), state
@@ -142,7 +148,7 @@ def _check(kind: str, function: Callable, params: str, scope: str, options: Mapp
         raise ValueError(f"params={params!r} is not a regular expression: {error}") from error
     options = dict(options or {})
     parameters = inspect.signature(function).parameters
-    known = [name for name in list(parameters)[1:] if name not in ("t", "anchor", "others")]
+    known = [name for name in list(parameters)[1:] if name not in ("t", "anchor", "importance", "others")]
     unknown = sorted(set(options) - set(known))
     if unknown:
         raise ValueError(f"{kind} has no option {', '.join(unknown)}; it has {', '.join(known) or 'none'}")
@@ -164,6 +170,14 @@ def _arguments(
     if absent:
         raise ValueError(f"{kind} needs an anchor for every chosen leaf; there is none for {', '.join(absent[:8])}")
     return {**options, "anchor" if takes_anchor else "center": {path: anchors[path] for path in group}}
+
+
+def _of_group(group: FlatTree, importance: Tree | None) -> dict[str, Any]:
+    """The group's part of the importance, as an argument; {} without one."""
+    if importance is None:
+        return {}
+    weights = flatten_paths(importance)
+    return {"importance": {path: weights[path] for path in group}}
 
 
 def _path_name(path: tuple) -> str:

@@ -41,11 +41,19 @@ def prox_l2_to_mean(tree: Tree, t: jax.typing.ArrayLike) -> Tree:
     return _shrunk(tree, centered(tree, "mean", dtype), jnp.asarray(t, dtype))
 
 
-def prox_l2_to_anchor(tree: Tree, t: jax.typing.ArrayLike, anchor: Tree) -> Tree:
-    """Proximal operator of t · `l2_to_anchor`: Θ_k ← anchor + (Θ_k − anchor)/(1 + 2t)."""
+def prox_l2_to_anchor(tree: Tree, t: jax.typing.ArrayLike, anchor: Tree, importance: Tree | None = None) -> Tree:
+    """Proximal operator of t · `l2_to_anchor`: Θ_k ← anchor + (Θ_k − anchor)/(1 + 2t); with `importance` F 1 + 2tF."""
     task_count(tree)
     dtype = accumulation_dtype(tree)
-    return _shrunk(tree, subtract_anchor(_cast(tree, dtype), anchor), jnp.asarray(t, dtype))
+    deviations = subtract_anchor(_cast(tree, dtype), anchor)
+    if importance is None:
+        return _shrunk(tree, deviations, jnp.asarray(t, dtype))
+
+    def moved(x: jax.Array, deviation: jax.Array, weight: jax.Array) -> jax.Array:
+        (shrunk,) = jax.tree.leaves(_shrunk([x], [deviation], jnp.asarray(t, dtype) * jnp.asarray(weight, dtype)))
+        return shrunk
+
+    return jax.tree.map(moved, tree, deviations, importance)
 
 
 def prox_l2_pairwise(tree: Tree, t: jax.typing.ArrayLike, weights: jax.typing.ArrayLike | None = None) -> Tree:

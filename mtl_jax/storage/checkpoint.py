@@ -53,7 +53,7 @@ class Checkpoints:
         self._open_best = functools.cache(lambda: checkpointer(workdir / "best", 1))  # not every run has a best
         self._pending: Any = None
         self._pending_step = 0
-        self._folder = workdir
+        self.folder = workdir
         self._groups = groups
 
     def __enter__(self):
@@ -62,7 +62,7 @@ class Checkpoints:
     def __exit__(self, kind, *_):
         try:
             self.wait()
-            with _clear_errors("write", self._pending_step, self._folder):
+            with _clear_errors("write", self._pending_step, self.folder):
                 self._newest.close()
                 if self._open_best.cache_info().currsize:
                     self._best.close()
@@ -94,7 +94,7 @@ class Checkpoints:
             try:
                 return read(step)
             except DamagedError as error:
-                target = _move_to_damaged(self._folder, step) if distributed.is_first() else "damaged/"
+                target = _move_to_damaged(self.folder, step) if distributed.is_first() else "damaged/"
                 distributed.wait_for_all(f"step {step} moved to damaged/")
                 self._newest.reload()
                 start = (
@@ -130,7 +130,7 @@ class Checkpoints:
         self._start(checkpointer, step, {"params": named_heads.by_name(self._groups, params)}, metadata)
 
     def _start(self, checkpointer, step, parts, metadata):
-        with _clear_errors("write", step, self._folder):
+        with _clear_errors("write", step, self.folder):
             self._pending = checkpointer.save_checkpointables_async(
                 step, parts, custom_metadata=checksums.with_checksums(metadata, parts), overwrite=True
             )
@@ -140,7 +140,7 @@ class Checkpoints:
         """Raises as `wait` where a write has failed by now; does not wait."""
         pending, self._pending = self._pending, None
         if pending is not None:
-            with _clear_errors("write", self._pending_step, self._folder):
+            with _clear_errors("write", self._pending_step, self.folder):
                 try:
                     pending.result(timeout=0)
                 except TimeoutError:
@@ -154,7 +154,7 @@ class Checkpoints:
         """
         pending, self._pending = self._pending, None
         if pending is not None:
-            with _clear_errors("write", self._pending_step, self._folder):
+            with _clear_errors("write", self._pending_step, self.folder):
                 pending.result()
 
     def metadata(self, step: int) -> dict[str, Any]:
@@ -163,7 +163,7 @@ class Checkpoints:
         Raises:
           Damaged: it differs from what was written.
         """
-        return _metadata(self._newest, step, self._folder / "checkpoints")
+        return _metadata(self._newest, step, self.folder / "checkpoints")
 
     def restore(self, step: int, abstract: TrainState) -> TrainState:
         """The state of a step, with the shardings of the abstract state.
@@ -178,7 +178,7 @@ class Checkpoints:
 
     def restore_parts(self, step: int, abstract: dict[str, Any]) -> dict[str, Any]:
         """As `restore`, for named pytrees."""
-        return _restore(self._newest, step, abstract, self._folder / "checkpoints")[0]
+        return _restore(self._newest, step, abstract, self.folder / "checkpoints")[0]
 
 
 class SavedParams(NamedTuple):

@@ -41,6 +41,22 @@ class Evaluation(TypedDict):
     other_data: NotRequired[dict[str, dict[str, dict[str, Any]]]]
 
 
+class StartingPoint(TypedDict):
+    """The run that another one began from.
+
+    run, step  its folder, and the step of its parameters
+    taken      layers and heads that are its as a whole, as far as no path of them is below
+    partly     {path: which part}
+    new        {reason: layers and heads of which something keeps its own initial values}
+    """
+
+    run: str
+    step: int
+    taken: list[str]
+    partly: dict[str, str]
+    new: dict[str, list[str]]
+
+
 class Summary(Evaluation):
     """A finished run: the scores of the step that config.evaluation selects, and what the training did.
 
@@ -50,6 +66,7 @@ class Summary(Evaluation):
     penalties   {penalty: its effect, see `penalty_effect.Effect`}
     skipped     {task or "shared": steps skipped because its loss or gradient was not finite}
     steps       {"made": steps of the run, "left_out": those that changed nothing}
+    init_from   the run that it began from, where config.init_from names one
     """
 
     seconds: float
@@ -58,3 +75,4 @@ class Summary(Evaluation):
     penalties: NotRequired[dict[str, dict[str, Any]]]
     skipped: dict[str, int]
     steps: dict[str, int]
+    init_from: NotRequired[StartingPoint]

@@ -44,7 +44,7 @@ def train_step(
     chex.assert_shape([data.losses, data.alpha, data.extra], [(len(spec.objective.tasks),)] * 2 + [()])
     chex.assert_trees_all_equal_shapes(data.gradient, inputs.trained)
     penalty = penalty_gradient(inputs, data.gradient)
-    gradient = jax.tree.map(jnp.add, data.gradient, penalty.gradient)
+    gradient = spec.without_frozen(jax.tree.map(jnp.add, data.gradient, penalty.gradient))
     gradient, norms = clip(gradient, spec.slices, len(spec.objective.tasks), spec.clip_norm)
     after = update(
         spec,

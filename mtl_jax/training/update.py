@@ -72,7 +72,7 @@ def update(
     trained = cast(FlatParams, optax.apply_updates(inputs.trained, updates))
     if inputs.hyper.tied is not None:
         trained = _if(inputs.hyper.tied, _tie, dict, trained)
-    return Update(trained, opt_state, ok, bad, rate, ratios)
+    return Update(spec.without_frozen(trained, inputs.trained), opt_state, ok, bad, rate, ratios)
 
 
 def present_slices(inputs: StepInputs) -> dict[str, jax.Array]:

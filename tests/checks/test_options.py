@@ -455,6 +455,8 @@ ELSEWHERE = {
     },
     "ablation.intervals": "checks/analyses.py",
     "ablation.data_placement": "analysis/ablation/engine.py",
+    "penalties.p.shared": "experiment/penalties.py",
+    **{f"init_from.{field}": "runs/init_from.py" for field in default.get_config().init_from},
     **{f"adaptation.{field}": "analysis/adaptation/adapt.py" for field in default.get_config().adaptation},
     **{f"adaptation.{field}": "analysis/adaptation/lanes.py" for field in ("optimizer", "params", "steps")},
     **{f"adaptation.{field}": "analysis/adaptation/sources.py" for field in ("column", "baseline")},

@@ -13,6 +13,7 @@ from configs import kinds
 from mtl_jax import checks
 from mtl_jax.analysis import inspection
 from mtl_jax.analysis.ablation import lanes, scores
+from mtl_jax.analysis.adaptation import adapt
 from mtl_jax.config import default
 from mtl_jax.config.plain import from_plain
 from mtl_jax.data.sampler import evaluation_batches, evaluation_layout
@@ -441,3 +442,21 @@ def test_of_its_own_soft_labels_the_loss_is_the_entropy(differs):
     wanted = [np.mean([stats.entropy(np.asarray(soft[0, s, n])) for n in (0, 1)]) for s in (slice(0, 3), slice(3, 5))]
     differs("entropy of ends", loss[0], wanted, 1e-5)
     differs("weight of ends", span.weight(labels | {"value": soft}, 2)[0], [1.0, 1.0], 1e-6)
+
+
+def test_each_kind_is_adapted_and_ends_in_a_run(make, tmp_path):
+    """From few examples: the scores of the lanes are those of the evaluator on the folders that stay."""
+    run, config = folders.prepare(tmp_path / "run"), make(training__steps=2, evaluation__splits=("test",))
+    for name, dataset in config.datasets.items():
+        dataset.splits.test = f"{name}.dev.jsonl"
+    train.train(config, run)
+    config.adaptation.shots, config.adaptation.num_supports, config.adaptation.num_tuning_supports = (6,), 2, 1
+    config.adaptation.learning_rates, config.adaptation.steps = (0.1,), (3,)
+    run_config = from_plain(folders.read_config(run))
+    result = adapt.adapt(config, {run: run_config}, None, tmp_path / "out", lambda c: checks.check(c, "adapt"))
+    assert result["tasks"] == ["answer", "color", "right", "hidden"] and result["metric"] == "score"
+    saved = {task: tmp_path / "out" / folder for task, (folder,) in result["saved"]["run"]["6"].items()}
+    scores = {task: folders.read_summary(folder)["tasks"][task]["test"] for task, folder in saved.items()}
+    actual = {task: result["scores"]["run"]["6"][task][0] for task in saved}
+    expected = {task: next(iter(of_task.values())) for task, of_task in scores.items()}
+    assert actual == pytest.approx(expected, abs=1e-6)

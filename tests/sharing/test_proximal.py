@@ -15,9 +15,11 @@ K = 4  # of the tests over all operators
 GRAPH = np.array([[0, 1, 0.5, 0], [1, 0, 0.2, 0], [0.5, 0.2, 0, 0], [0, 0, 0, 0]])  # task 3 stands alone
 KERNEL = np.cov(np.random.default_rng(9).normal(size=(K, 20))) + 0.1
 ANCHOR = np.random.default_rng(8).normal(size=(2, 3))
+IMPORTANCE = np.random.default_rng(7).uniform(size=(K, 2, 3))
 CHOICES = {  # name of the case -> kind, options
     "l2_to_mean": ("l2_to_mean", {}),
     "l2_to_anchor": ("l2_to_anchor", {"anchor": ANCHOR}),
+    "l2_to_anchor_weighted": ("l2_to_anchor", {"anchor": ANCHOR, "importance": IMPORTANCE}),
     "l2_pairwise": ("l2_pairwise", {}),
     "l2_pairwise_weights": ("l2_pairwise", {"weights": GRAPH + np.eye(K)}),
     "laplacian": ("laplacian", {"adjacency": GRAPH}),

@@ -40,8 +40,8 @@ class Draws(NamedTuple):
 
 def resident_rows(batches: BatchSampler) -> ResidentRows:
     """The rows of `batches` as numpy arrays, to be placed on the devices once."""
-    rows = batches.rows
-    counts = [len(r.tokens) for r in rows]
+    rows = [r for r in batches.rows if r is not None]
+    counts = [len(r.tokens) if r is not None else 0 for r in batches.rows]
     separate = ("labels", "patch", "pixels")
     names = [name for name in PackedRows._fields if name not in separate and getattr(rows[0], name) is not None]
     fields = {name: np.concatenate([getattr(r, name) for r in rows]) for name in names}
@@ -49,9 +49,11 @@ def resident_rows(batches: BatchSampler) -> ResidentRows:
     if batches.layout.pictured:
         fields["patch"], pixels = _joined_patches(rows)
     labels, first = {}, {}
-    for group, blank in blank_labels(rows, batches.layout).items():
+    for group, blank in blank_labels(batches.rows, batches.layout).items():
         tasks = batches.layout.entries[group].tasks
-        of_tasks = [rows[batches.layout.dataset_of[batches.layout.tasks.index(task)]].labels[task] for task in tasks]
+        none = {name: empty[None][:0] for name, empty in blank.items()}
+        sources = [batches.rows[batches.layout.dataset_of[batches.layout.tasks.index(task)]] for task in tasks]
+        of_tasks = [none if r is None else r.labels[task] for r, task in zip(sources, tasks, strict=True)]
         labels[group] = {
             name: np.concatenate([_padded(arrays[name], empty.shape) for arrays in of_tasks])
             for name, empty in blank.items()

@@ -70,7 +70,8 @@ class Engine:
         params = experiment.init_params(seed)
         params = distributed.place(params, self.shardings(params, "-"))
         state = functools.partial(experiment.init_from, seed=seed)
-        return jax.jit(state, out_shardings=self.shardings(jax.eval_shape(state, params), "-"))(params)
+        first = jax.jit(state, out_shardings=self.shardings(jax.eval_shape(state, params), "-"))(params)
+        return experiment.beginning.with_importance(first) if experiment.beginning else first
 
     def zero_losses(self) -> Losses:
         """Sums [S, L] before any step."""

@@ -20,6 +20,7 @@ from mtl_jax.experiment.assemble import Experiment, assemble
 from mtl_jax.experiment.frozen_layers import cache_frozen_outputs, frozen_layers
 from mtl_jax.experiment.inputs import encoder_notes, load_encoder
 from mtl_jax.models.pretrained import Pretrained
+from mtl_jax.runs import init_from
 from mtl_jax.runs.build import load_data
 from mtl_jax.training.gradients.meta_learning import MetaLearningGradient
 from mtl_jax.training.hyperparameters import Hyperparameters, hyperparameters_from_config
@@ -64,7 +65,7 @@ class Sources:
             for task, entry in plain["distillation"].items()
             if entry["weight"] > 0
         }
-        data = [plain[name] for name in ("datasets", "tasks", "data", "tokenizer", "train_tasks")]
+        data = [plain[name] for name in ("datasets", "tasks", "data", "tokenizer", "train_tasks", "init_from")]
         key = [data, teachers, *encoder_key]
         corpus = self._cached("corpus", key, functools.partial(load_data, config, encoder))
         frozen = frozen_layers(config, encoder and encoder.architecture, encoder and encoder.params)
@@ -103,6 +104,7 @@ def build(program: Program, sources: Sources) -> Built:
     experiment = assemble(
         config, corpus, encoder.architecture if encoder else None, encoder.params if encoder else None
     )
+    experiment = init_from.starting_from(config, experiment)
     for setting in program.settings:
         for field in setting.fields:
             if field.startswith("penalties.") and field.split(".")[1] not in experiment.spec.objective.penalties:
@@ -114,7 +116,8 @@ def build(program: Program, sources: Sources) -> Built:
             if field.startswith("meta.") and not isinstance(experiment.spec.data_gradient, MetaLearningGradient):
                 raise UserError(f"config.ablation.sweeps: {field} changes nothing, since config.meta.method is ''")
     built = _with_proximal(program, experiment)
-    return built._replace(notes=(*encoder_notes(config, encoder), *built.notes))
+    start = init_from.lines(experiment.beginning.describe()) if experiment.beginning else []
+    return built._replace(notes=(*start, *encoder_notes(config, encoder), *built.notes))
 
 
 def _config_of(program: Program, setting: Setting) -> ConfigDict:

@@ -6,6 +6,7 @@
    alone: of `config.adaptation.tuning_tasks`, tasks that are not reported, or else of the reported tasks.
 3. Then each adapts to the reported tasks, to the same random supports, and is scored on test. Intervals and tests are
    over draws, of the mean over tasks: they do not generalise to other tasks, or to runs of other seeds.
+4. What was learned from the first support (or from each) is saved as the folder of a run, see `saved_runs`.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ from typing import Any, NamedTuple, TypedDict
 import numpy as np
 from tqdm import tqdm
 
-from mtl_jax.analysis.adaptation.episodes import Episode, draw_supports, make_episode, score
+from mtl_jax.analysis.adaptation.episodes import Score, draw_supports, make_episode, make_score
 from mtl_jax.analysis.adaptation.lanes import Learner
+from mtl_jax.analysis.adaptation.saved_runs import Adapted, save_run
 from mtl_jax.analysis.adaptation.sources import INITIAL_VALUES, Source, load_sources, task_experiment
 from mtl_jax.analysis.intervals import interval, paired_difference, with_corrected_p
 from mtl_jax.config.sections import Config
@@ -44,6 +46,7 @@ class AdaptResult(TypedDict):
     by_task      {name: {k: {task: interval}}}
     curves       {name: {k: [interval of the mean over tasks after each of `steps`]}} at the chosen rate
     differences  {name: {k: paired difference to `against`}}, p corrected by Holm over all of them
+    saved        {name: {k: {task: folders of the adapted models, below that of the file, by draw}}}
     warnings     what a reader of the scores has to know of the data, see `storage.run_warnings`
     """
 
@@ -64,15 +67,14 @@ class AdaptResult(TypedDict):
     metric: str
     warnings: list[RunWarning]
     differences: ByShots
+    saved: ByShots
 
 
 class _Task(NamedTuple):
-    """A new task: its learner, its data, the score of predictions, and warnings about the data."""
+    """A new task: its learner, the score of predictions for each split, and warnings about the data."""
 
     learner: Learner
-    episode: Episode
-    classes: tuple[str, ...]
-    score: Callable[[str, np.ndarray], float]  # (split, predictions int[records]) -> the task's first metric
+    scores: dict[str, Score]
     warnings: list[RunWarning]
 
 
@@ -129,9 +131,15 @@ def adapt(
                 tuned = [tasks[task] for task in tuning]
                 tested = {task: tasks[task] for task in reported}
                 _adapt_source(result, name, source, shots, tuned=tuned, tested=tested, bar=bar)
-    result["metric"] = next(iter(tasks_by_key.values()))[reported[0]].learner.metric
+                if name != INITIAL_VALUES and settings.keep:
+                    _save(result, name, source, shots, tested=tested, out=out)
+    metrics = {task.learner.metric for tasks in tasks_by_key.values() for task in tasks.values()}
+    result["metric"] = metrics.pop() if len(metrics) == 1 else "score"
     result["warnings"] = run_warnings.by_severity(
-        warning for tasks in tasks_by_key.values() for task in tasks.values() for warning in task.warnings
+        [
+            *_new_parts(sources),
+            *(warning for tasks in tasks_by_key.values() for task in tasks.values() for warning in task.warnings),
+        ]
     )
     result["differences"] = _differences(result["scores"], result["against"])
     if distributed.is_first():
@@ -160,6 +168,7 @@ def _empty_result(config: Config, runs: Mapping[str, str | None], reported: Sequ
         "metric": "",
         "warnings": [],
         "differences": {},
+        "saved": {name: {} for name in runs},
     }
 
 
@@ -205,25 +214,52 @@ def _differences(scores: ByShots, against: str) -> ByShots:
     return result
 
 
+def _save(
+    result: AdaptResult, name: str, source: Source, shots: int, *, tested: Mapping[str, _Task], out: pathlib.Path
+) -> None:
+    """Writes the adapted models of one run, and their folders into the result."""
+    settings, k = source.config.adaptation, str(shots)
+    draws = range(settings.num_supports if settings.keep == "all" else 1)
+    chosen = result["chosen"][name][k]
+    folders = result["saved"][name][k] = {}
+    for task, adapted in tested.items():
+        supports = _supports(adapted, source, _Sampling(shots, settings.num_supports, "test", "test"))
+        setting = Adapted(source, task, shots, chosen["rate"], chosen["steps"])
+        folders[task] = [f"runs/{name}/{k}_shots/{task}/draw_{draw}" for draw in draws]
+        for draw, folder in enumerate(folders[task]):
+            save_run(out / folder, setting, adapted.learner, supports[draw], draw)
+
+
+def _new_parts(sources: Mapping[str, Source]) -> list[RunWarning]:
+    """What a new task begins with that is not of its run."""
+    return [
+        run_warnings.warning(run_warnings.OTHER, f"{name}: {', '.join(parts)} begin with initial values: {reason}")
+        for name, source in sources.items()
+        for reason, parts in source.new.items()
+    ]
+
+
 def _make_task(source: Source, task: str) -> _Task:
     experiment = task_experiment(source, task)
     data = experiment.corpus
     episode = make_episode(data, task)
+    scores = {split: make_score(data, experiment.spec.objective, episode, split) for split in ("dev", "test")}
+    return _Task(Learner(experiment, episode), scores, run_warnings.data_warnings(data))
 
-    def score_of(split: str, predicted: np.ndarray) -> float:
-        return score(data, experiment.spec.objective, task, split, predicted)
 
-    classes = data.vocabularies[task].names
-    return _Task(Learner(experiment, episode), episode, classes, score_of, run_warnings.data_warnings(data))
+def _supports(task: _Task, source: Source, sampling: _Sampling) -> np.ndarray:
+    """int32[draws, examples], rows of train."""
+    shots, draws, purpose, _ = sampling
+    return draw_supports(task.learner.episode, shots, draws=draws, seed=source.config.seed, purpose=purpose)
 
 
 def _scores(task: _Task, source: Source, sampling: _Sampling, rates: Sequence[float], bar: tqdm) -> np.ndarray:
     """float[draws, rates, steps]: the task's first metric."""
     layers = source.first_draws(sampling.draws)
-    draws, seed, purpose = sampling.draws, source.config.seed, sampling.purpose
-    rows = draw_supports(task.episode, task.classes, sampling.shots, draws=draws, seed=seed, purpose=purpose)
+    rows = _supports(task, source, sampling)
     predicted = task.learner.predictions(sampling.split, layers, source.by_draw, rows, rates)
     bar.update(sampling.draws * len(rates))
+    score, shape = task.scores[sampling.split], predicted.sums.shape[:3]
     return np.asarray(
-        [[[task.score(sampling.split, p) for p in by_step] for by_step in by_rate] for by_rate in predicted]
-    )
+        [score(predicted.values[index], predicted.sums[index]) for index in np.ndindex(shape)], np.float64
+    ).reshape(shape)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from mtl_jax.analysis.ablation.engine import padded
 from mtl_jax.analysis.ablation.lanes import Shape, lane_placement, lane_shardings, over_lanes, shape_of
@@ -16,13 +18,37 @@ from mtl_jax.analysis.adaptation.episodes import Episode, as_chunks, single_bloc
 from mtl_jax.data.batch import PackedRows
 from mtl_jax.errors import UserError
 from mtl_jax.evaluation import inference
+from mtl_jax.evaluation.evaluator import evaluation_program, without_probabilities
 from mtl_jax.experiment.assemble import Experiment
 from mtl_jax.runtime import distributed
 from mtl_jax.training import objective as terms
-from mtl_jax.training.objective import Params
+from mtl_jax.training.objective import FlatParams, Params
 from mtl_jax.training.optimizer import OptimizerSpec
-from mtl_jax.training.parameter_paths import flatten, matching, with_leaves
+from mtl_jax.training.parameter_paths import PyTree, flatten, matching, with_leaves
 from mtl_jax.training.schedules import ScheduleSpec
+from mtl_jax.training.token_corruption import corrupt_batch
+
+
+class Outputs(NamedTuple):
+    """Predictions, and the sums that metrics need, see `evaluator.evaluation_program`.
+
+    values  [..., rows, ...]
+    sums    float32 [..., S]
+    """
+
+    values: jax.Array
+    sums: jax.Array
+
+
+_Carry = tuple[FlatParams, PyTree]  # the adapted leaves, and the state of the optimizer
+
+
+class _Descent(NamedTuple):
+    """Plain steps: where they begin, (number, carry) -> carry, and the parameters of a carry."""
+
+    start: _Carry
+    step: Callable[[jax.Array, _Carry], _Carry]
+    params: Callable[[_Carry], Params]
 
 
 class Learner:
@@ -39,7 +65,7 @@ class Learner:
           episode: the task.
 
         Raises:
-          UserError: no parameter is adapted; a head without an output layer.
+          UserError: no parameter is adapted.
         """
         settings = experiment.config.adaptation
         shapes = flatten(jax.eval_shape(experiment.init_params, 0))
@@ -52,7 +78,7 @@ class Learner:
                 f"config.adaptation.params: {settings.params!r} matches no parameter; paths look like "
                 f"{next(iter(shapes))}"
             )
-        self._experiment, self._episode = experiment, episode
+        self.experiment, self.episode = experiment, episode
         # where the mesh of the run does not divide these devices, each has all parameters; few records are not split
         self._mesh = {**(inference.mesh_over(experiment.config, jax.device_count()) or {}), "data": 1}
         self._optimizer = OptimizerSpec(
@@ -64,8 +90,9 @@ class Learner:
 
     def predictions(
         self, split: str, layers: Params, by_draw: bool, supports: np.ndarray, rates: Sequence[float]
-    ) -> np.ndarray:
-        """int[draws, rates, steps, records of the split]: the classes after adaptation to each support at each rate.
+    ) -> Outputs:
+        """[draws, rates, steps, ...]: predictions for the rows of the split after adaptation to each support at each
+        rate.
 
         Args:
           split: to predict.
@@ -75,21 +102,33 @@ class Learner:
           rates: learning rates.
         """
         draws = len(supports)
-        experiment, layout = self._experiment, "map" if jax.default_backend() == "cpu" else "vmap"
+        experiment, layout = self.experiment, "map" if jax.default_backend() == "cpu" else "vmap"
         shape = shape_of(draws, len(rates), layout, self._mesh)
         order = np.asarray(padded(range(draws), shape.seeds))
         by_lane = np.broadcast_to(np.asarray(padded(rates, shape.lanes), np.float32), (shape.seeds, shape.lanes))
         if by_draw:
             layers = jax.tree.map(lambda leaf: leaf[order], layers)
-        rows = self._episode.rows
-        arguments = (layers, rows["train"], as_chunks(rows[split]), supports[order], order.astype(np.int32), by_lane)
+        rows, scored = self.episode.rows, as_chunks(self.episode.rows[split], self.episode.numbers[split])
+        arguments = (layers, rows["train"], scored, supports[order], order.astype(np.int32), by_lane)
         one_lane = jax.tree.map(lambda leaf: leaf[0], layers) if by_draw else layers
         placement = lane_placement(shape, experiment.spec.slices, len(experiment.tasks))
         shardings = [shape.sharding(a) for a in _axes(by_draw)]
         shardings[0] = lane_shardings(shape, placement, one_lane, _axes(by_draw)[0])
         placed = [distributed.place(x, sharding) for x, sharding in zip(arguments, shardings, strict=True)]
         predicted = distributed.to_host(self._program(shape, by_draw)(*placed))
-        return predicted[:draws, : len(rates), :, : len(self._episode.gold[split])]
+        return jax.tree.map(lambda leaf: leaf[:draws, : len(rates)], predicted)
+
+    def adapted(self, layers: Params, support: np.ndarray, draw: int, rate: float, steps: int) -> Params:
+        """The parameters after adaptation to one support; `layers` have leaves [1, ...]."""
+        return self._single(layers, self.episode.rows["train"], support, np.int32(draw), np.float32(rate), steps)
+
+    @functools.cached_property
+    def _single(self) -> Callable[..., Params]:
+        def run(layers, train, support, draw, rate, steps):
+            descent = self._descent(layers, train, support, draw, rate)
+            return descent.params(jax.lax.fori_loop(jnp.int32(0), steps, descent.step, descent.start))
+
+        return jax.jit(run)
 
     def _compile(self, shape: Shape, by_draw: bool) -> Callable[..., jax.Array]:
         return jax.jit(over_lanes(self._lane, _axes(by_draw), shape))
@@ -98,52 +137,74 @@ class Learner:
         self,
         layers: Params,
         train: PackedRows,
-        scored: PackedRows,
+        scored: tuple[PackedRows, jax.Array],
         support: jax.Array,
         draw: jax.Array,
         rate: jax.Array,
-    ) -> jax.Array:
-        """One adaptation: predictions int32[steps, records of `scored`, which are padded]."""
-        experiment = self._experiment
-        objective = experiment.spec.objective._replace(dropout=False, attention_dropout=False)
-        ((name, task),) = objective.tasks.items()
-        key = jax.random.fold_in(jax.random.key(experiment.config.seed), draw)
-        network = objective.network
-        # its output layer is zero: all classes are equally likely at first, as with config.meta.head_init = "zero"
-        head = {**task.init(key, network.width[name]), **network.init_head(name, key)}
-        head = {**head, "output": jax.tree.map(jnp.zeros_like, head["output"])}
-        params = {**layers, "heads": {name: jax.tree.map(lambda leaf: leaf[None], head)}}
-        hyper = experiment.hyper._replace(learning_rate=rate, weight_decay=jnp.zeros((), jnp.float32))
-        few = single_block(jax.tree.map(lambda leaf: leaf[support], train))
-        total, flat = terms.loss_denominators(objective, few, hyper), flatten(params)
+    ) -> Outputs:
+        """One adaptation: leaves [steps, ...]; the rows of `scored` are padded."""
+        descent = self._descent(layers, train, support, draw, rate)
+        carry, outputs = descent.start, []
+        for begin, end in itertools.pairwise((0, *self.steps)):
+            carry = jax.lax.fori_loop(jnp.int32(begin), jnp.int32(end), descent.step, carry)
+            outputs.append(self._predict(descent.params(carry), scored))
+        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *outputs)
 
-        def optimizer(number):
+    def _predict(self, params: Params, scored: tuple[PackedRows, jax.Array]) -> Outputs:
+        program = without_probabilities(evaluation_program(self._objective))
+
+        def chunk(rows: tuple[PackedRows, jax.Array]) -> Outputs:
+            outputs, sums = program(params, single_block(*rows))
+            ((name, output),) = outputs.items()
+            return Outputs(output["value"][0], sums[name][0])
+
+        values, sums = jax.lax.map(chunk, scored)
+        return Outputs(values.reshape(-1, *values.shape[2:]), sums.sum(axis=0))
+
+    @property
+    def _objective(self) -> terms.Objective:
+        return self.experiment.spec.objective._replace(dropout=False, attention_dropout=False)
+
+    def _initial(self, layers: Params, key: jax.Array) -> Params:
+        """The layers under a new head; an output layer is zero, as with config.meta.head_init = "zero"."""
+        ((name, task),) = self._objective.tasks.items()
+        network = self._objective.network
+        head = {**task.init(key, network.width[name]), **network.init_head(name, key)}
+        if "output" in head:
+            head = {**head, "output": jax.tree.map(jnp.zeros_like, head["output"])}
+        return {**layers, "heads": {name: jax.tree.map(lambda leaf: leaf[None], head)}}
+
+    def _descent(
+        self, layers: Params, train: PackedRows, support: jax.Array, draw: jax.Array, rate: jax.Array
+    ) -> _Descent:
+        """Steps on the mean loss of a support."""
+        experiment, objective = self.experiment, self._objective
+        key = jax.random.fold_in(jax.random.key(experiment.config.seed), draw)
+        params = self._initial(layers, key)
+        hyper = experiment.hyper._replace(learning_rate=rate, weight_decay=jnp.zeros((), jnp.float32))
+        given = single_block(jax.tree.map(lambda leaf: leaf[support], train), support)
+        flat = flatten(params)
+
+        def with_trained(trained: FlatParams) -> Params:
+            return with_leaves(params, {**flat, **trained})
+
+        def optimizer(number: jax.Array) -> optax.GradientTransformation:
             return self._optimizer.transformation(hyper, number, dict.fromkeys(self._adapts, 1.0))
 
-        def loss(trained):
-            adapted = with_leaves(params, {**flat, **trained})
-            return terms.loss_contributions(objective, adapted, few, hyper, None, total).sum()
-
-        def step(number, carry):
+        def step(number: jax.Array, carry: _Carry) -> _Carry:
             trained, state = carry
+            few = corrupt_batch(objective, given, jax.random.fold_in(key, number))
+            total = terms.loss_denominators(objective, few, hyper)
+
+            def loss(trained: FlatParams) -> jax.Array:
+                return terms.loss_contributions(objective, with_trained(trained), few, hyper, None, total).sum()
+
             updates, state = optimizer(number).update(jax.grad(loss)(trained), state, trained)
             return jax.tree.map(jnp.add, trained, updates), state
 
-        def predict(trained):
-            adapted = with_leaves(params, {**flat, **trained})
-
-            def classes(rows):
-                ((part, logits),) = terms.logits(objective, adapted, single_block(rows), None, None)
-                return task.predict(part.heads(adapted), logits, part.labels)["value"][:, 0]
-
-            return jax.lax.map(classes, scored).reshape(-1)
-
         trained = {path: flat[path] for path in self._adapts}
-        carry, predictions = (trained, optimizer(jnp.zeros((), jnp.int32)).init(trained)), []
-        for begin, end in itertools.pairwise((0, *self.steps)):
-            carry = jax.lax.fori_loop(jnp.int32(begin), jnp.int32(end), step, carry)
-            predictions.append(predict(carry[0]))
-        return jnp.stack(predictions)
+        start = (trained, optimizer(jnp.zeros((), jnp.int32)).init(trained))
+        return _Descent(start, step, lambda carry: with_trained(carry[0]))
 
 
 def _axes(by_draw: bool) -> str:

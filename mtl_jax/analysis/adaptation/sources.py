@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
@@ -12,19 +13,23 @@ from ml_collections import ConfigDict
 
 from mtl_jax.config import default
 from mtl_jax.config.plain import to_plain
-from mtl_jax.config.sections import Config
+from mtl_jax.config.sections import Config, Sharing
 from mtl_jax.data import corpus as corpora
 from mtl_jax.errors import UserError
-from mtl_jax.evaluation import inference
 from mtl_jax.experiment.assemble import Experiment, assemble
 from mtl_jax.experiment.inputs import label_specs, load_encoder, max_length
+from mtl_jax.experiment.transfer import RunValues, Transfer, transfer
+from mtl_jax.models.mixers import MIXERS
+from mtl_jax.runs.init_from import load_run, reasons_by_part
 from mtl_jax.storage import artifacts
 from mtl_jax.storage.checkpoint import require_checkpoint
 from mtl_jax.storage.data_identity import require_same_on_all_hosts
 from mtl_jax.training.objective import Params
+from mtl_jax.training.parameter_paths import flatten, with_leaves
 from mtl_jax.training.placement import require_platform
 
 INITIAL_VALUES = "initial values"  # the name of the values before the first run's first step
+NOT_HEADS = "^(?!heads/)"
 
 
 class Source(NamedTuple):
@@ -32,14 +37,16 @@ class Source(NamedTuple):
 
     config     of the run, with the new tasks in place of its own
     artifacts  tokenizer and architecture
-    layers     {path: leaves [1, ...]}, or [draws, 1, ...] with `by_draw`
+    layers     {path: leaves [O, ...]} of one task, or [draws, O, ...] with `by_draw`
     by_draw    whether each draw begins from values of its own
+    new        {reason: parts that are not of the run}
     """
 
     config: Config
     artifacts: artifacts.Artifacts
     layers: Params
     by_draw: bool
+    new: Mapping[str, list[str]]
 
     def first_draws(self, count: int) -> Params:
         """The layers, of so many draws where each has its own."""
@@ -57,42 +64,54 @@ def load_sources(
     """Everything that is adapted, by name; see `adapt.adapt` for the arguments.
 
     Raises:
-      UserError: folders of one name; a run without columns of its own; a missing checkpoint; a wrong config.
+      UserError: folders of one name; a missing checkpoint; a wrong config.
     """
     _require_names(given, runs)
     configs = {}
     for run, run_config in runs.items():  # everything that can be wrong, before anything is loaded
         configs[run] = _with_new_tasks(run_config, given, run)
         check(configs[run])
-        _require_classes(configs[run])
         _require_column(given.adaptation.column, run_config)
         require_checkpoint(run, checkpoint or run_config.evaluation.checkpoint)
     require_platform(next(iter(configs.values())).training.platform)
     sources: dict[str, Source] = {}
     for run, run_config in runs.items():
-        experiment, params = inference.load_model(run_config, run, (checkpoint or run_config.evaluation.checkpoint,))
-        layers = _layers(experiment, params, configs[run].adaptation.column)
-        sources[run.name] = Source(configs[run], artifacts.load(run), layers, False)
+        which = checkpoint or run_config.evaluation.checkpoint
+        experiment, params, _ = load_run(run_config, run, which)
+        sources[run.name] = _source(configs[run], run, RunValues(experiment, params))
     return sources | {INITIAL_VALUES: _initial_values(next(iter(sources.values())))}
 
 
 def task_experiment(source: Source, task: str, pretrained_params: Params | None = None) -> Experiment:
-    """The experiment of one new task."""
-    config, saved = source.config, source.artifacts
+    """The experiment of one new task, with one example in each row."""
+    config, saved = task_config(source.config, task), source.artifacts
     data = corpora.load(
         config.datasets,
         label_specs(config),
         saved.tokenizer,
         row_length=config.data.row_length,
         max_length=max_length(config, saved.architecture),
-        pack=False,
-        overflow="truncate",
+        pack=config.data.packing,
+        overflow=config.data.overflow or "auto",
+        stride=config.data.window_stride,
         seed=config.data.seed,
         tasks=(task,),
         max_unseen_labels=config.data.max_unseen_labels,
     )
     require_same_on_all_hosts(data)
     return assemble(config, data, saved.architecture, pretrained_params)
+
+
+def task_config(config: Config, task: str) -> ConfigDict:
+    """The config of a model of one new task alone."""
+    config = copy.deepcopy(config)
+    with config.unlocked():
+        config.train_tasks = (task,)
+        column = config.adaptation.column
+        config.init_from.tasks = ConfigDict({task: column} if column else {})
+        top = config.sharing.head_layers.get(column) if column else None
+        config.sharing.head_layers = ConfigDict({task: top} if top else {})
+    return config
 
 
 def _require_names(given: Config, runs: Mapping[pathlib.Path, Config]) -> None:
@@ -107,34 +126,42 @@ def _require_names(given: Config, runs: Mapping[pathlib.Path, Config]) -> None:
 
 
 def _with_new_tasks(run_config: Config, given: Config, run: pathlib.Path) -> ConfigDict:
-    """The config of a run with the new tasks in place of its own, and every layer shared."""
-    for field in ("mixer", "adapter"):
-        if run_config.sharing[field]:
-            raise UserError(
-                f"{run}: config.sharing.{field} = {run_config.sharing[field]!r}: the run has no column from which a "
-                "new task could begin without the others"
-            )
+    """The config of a run with the new tasks in place of its own. Each layer has one owner, or the run's experts.
+
+    Adapters are those of the given config, or else of the run.
+    """
     config = default.get_config()
     for field in ("datasets", "tasks", "adaptation", "seed"):
         config[field] = given[field]
     for field in ("tokenizer", "model", "evaluation", "training"):
         config[field] = run_config[field]
-    config.sharing.readout, config.sharing.readout_options = (
-        run_config.sharing.readout,
-        run_config.sharing.readout_options,
-    )
-    for field in ("seed", "row_length", "max_unseen_labels"):
+    for field in ("seed", "row_length", "max_unseen_labels", "overflow", "window_stride"):
         config.data[field] = run_config.data[field]
+    config.data.packing = False
+    config.init_from.run = str(run)
+    sharing = run_config.sharing
+    for field in ("readout", "readout_options"):
+        config.sharing[field] = sharing[field]
+    adapters = given.sharing if given.sharing.adapter else sharing
+    for field in ("adapter", "adapter_options", "adapter_layers"):
+        config.sharing[field] = adapters[field]
+    config.sharing.adapter_owner = "none" if adapters.adapter_owner == "none" else "all"
+    if given.adaptation.column in sharing.head_layers:
+        config.sharing.head_layers = sharing.head_layers
+    if sharing.mixer and MIXERS[sharing.mixer](1, **sharing.mixer_options.to_dict()).experts:
+        for field in ("mixer", "mixer_options", "mixer_layers"):
+            config.sharing[field] = sharing[field]
+        config.sharing.trunk = _trunk_below_experts(sharing)
     return config
 
 
-def _require_classes(config: Config) -> None:
-    for name, task in config.tasks.items():
-        if task.kind != "classification":
-            raise UserError(
-                f"config.tasks.{name}.kind: {task.kind!r}, but --mode=adapt draws examples of each class: "
-                "'classification'"
-            )
+def _trunk_below_experts(sharing: Sharing) -> str:
+    """`trunk` of one task that is as high as that of all tasks of the run."""
+    split = sorted(path for path, groups in sharing.task_groups.items() if len(groups) > 1)
+    if not split:
+        return sharing.trunk
+    number = int(split[0].removeprefix("layer_")) if split[0] != "embed" else -1
+    return {-1: "none", 0: "embed"}.get(number, f"layer_{number - 1:02d}")
 
 
 def _require_column(column: str, run_config: Config) -> None:
@@ -144,17 +171,22 @@ def _require_column(column: str, run_config: Config) -> None:
         raise UserError(f"config.adaptation.column: {column!r} is not one of the run's tasks {', '.join(tasks)}")
 
 
-def _layers(experiment: Experiment, params: Params, column: str) -> Params:
-    """{path: leaves [1, ...]}: the mean of the owners of each layer, or what one task uses."""
-    k = list(experiment.tasks).index(column) if column else None
+def _source(config: Config, run: pathlib.Path, values: RunValues) -> Source:
+    """The layers of a run as those of one new task: the mean of the owners of each layer, or what one task uses."""
+    source = Source(config, artifacts.load(run), {}, False, {})
+    task = next(iter(config.tasks))
+    target = task_experiment(source, task)
+    taken = transfer_to(target, values, config.adaptation.column)
+    named = target.by_name(jax.device_get(target.init_params(config.seed)))
+    layers = {path: tree for path, tree in named.items() if path != "heads"}
+    flat = taken.apply(flatten(layers))
+    new = {path: why for path, why in taken.reasons.items() if not path.startswith("heads/")}
+    return source._replace(layers=with_leaves(layers, flat), new=reasons_by_part(new))
 
-    def selected(path: str, leaf: np.ndarray) -> np.ndarray:
-        return leaf.mean(axis=0, keepdims=True) if k is None else leaf[experiment.owners[path][k]][None]
 
-    return {
-        path: jax.tree.map(lambda leaf, path=path: np.asarray(selected(path, leaf)), params[path])
-        for path in experiment.owners
-    }
+def transfer_to(target: Experiment, values: RunValues, column: str) -> Transfer:
+    """What the layers of one new task take from a run. `column`: task whose column it is, "": the mean of all."""
+    return transfer(values, target, NOT_HEADS, dict.fromkeys(target.tasks, column))
 
 
 def _initial_values(source: Source) -> Source:
@@ -166,5 +198,5 @@ def _initial_values(source: Source) -> Source:
     by_draw = [jax.device_get(experiment.init_params(config.seed + draw)) for draw in range(draws)]
     layers = [{path: tree for path, tree in params.items() if path != "heads"} for params in by_draw]
     if encoder:
-        return source._replace(layers=layers[0])
-    return source._replace(layers=jax.tree.map(lambda *leaves: np.stack(leaves), *layers), by_draw=True)
+        return source._replace(layers=layers[0], new={})
+    return source._replace(layers=jax.tree.map(lambda *leaves: np.stack(leaves), *layers), by_draw=True, new={})

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 Params = Mapping[str, jax.Array]
 LEVELS = ("token", "sequence")
+NEVER = -1e9  # a score whose softmax is 0
 _HIGHEST = jax.lax.Precision.HIGHEST
 
 
@@ -56,6 +57,10 @@ class Mixer(NamedTuple):
                     and `apply` is not called; it is None if the mixer stands nowhere else
     task_losses     then in place of `losses`: (params, task, shared, private, input, segment, dataset, progress),
                     averaged over the tasks that read labels of the block's data set
+    axes            {leaf: for each of its axes "task" (K, or several units of each task), "stream" (K tasks, then the
+                    shared one), "column" (the C columns), "dataset", or "" where indices mean the same for any K}; the
+                    first "task" or "stream" is what reads
+    absent          {leaf: value of its entries for a column that is not mixed in}
     """
 
     init: Callable[[jax.Array, MixerPlace], Params]
@@ -69,6 +74,8 @@ class Mixer(NamedTuple):
     auxiliary: Mapping[str, float] = {}
     apply_to_task: Callable[..., jax.Array] | None = None
     task_losses: Callable[..., dict[str, jax.Array]] | None = None
+    axes: Mapping[str, tuple[str, ...]] = {}
+    absent: Mapping[str, float] = {}
 
 
 def features_at_level(features: jax.Array, segment: jax.Array, level: str) -> jax.Array:

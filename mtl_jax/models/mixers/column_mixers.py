@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mtl_jax.models.mixers.base import LEVELS, Mixer, Params, features_at_level, require_choice, require_integer
+from mtl_jax.models.mixers.base import LEVELS, NEVER, Mixer, Params, features_at_level, require_choice, require_integer
 
 _HIGHEST = jax.lax.Precision.HIGHEST
 
@@ -41,7 +41,8 @@ def cross_stitch(tasks: int, blocks: int = 1, own: float = 0.9) -> Mixer:
         mixed = jnp.einsum("bij,jrtbc->irtbc", params["alpha"].astype(outputs.dtype), parts, precision=_HIGHEST)
         return mixed.reshape(outputs.shape)
 
-    return Mixer(init, apply, tuple(range(tasks)), tasks)
+    axes = {"alpha": ("", "task", "task")}
+    return Mixer(init, apply, tuple(range(tasks)), tasks, axes=axes, absent={"alpha": 0.0})
 
 
 def sluice(tasks: int, subspaces: int = 2, own: float = 0.9) -> Mixer:
@@ -73,7 +74,8 @@ def sluice(tasks: int, subspaces: int = 2, own: float = 0.9) -> Mixer:
         alpha = params["alpha"].reshape(tasks, subspaces, tasks, subspaces).astype(outputs.dtype)
         return jnp.einsum("isju,jrtuc->irtsc", alpha, parts, precision=_HIGHEST).reshape(outputs.shape)
 
-    return Mixer(init, apply, tuple(range(tasks)), tasks)
+    axes = {"alpha": ("task", "task")}
+    return Mixer(init, apply, tuple(range(tasks)), tasks, axes=axes, absent={"alpha": 0.0})
 
 
 def attention(tasks: int, level: str = "token", own: float = 0.9) -> Mixer:
@@ -102,7 +104,8 @@ def attention(tasks: int, level: str = "token", own: float = 0.9) -> Mixer:
         weights = attention_weights(params, outputs, segment, level).astype(outputs.dtype)
         return jnp.einsum("irtj,jrtd->irtd", weights, outputs, precision=_HIGHEST)
 
-    return Mixer(init, apply, tuple(range(tasks)), tasks)
+    axes = {"kernel": ("task", "task", "task"), "bias": ("task", "task")}
+    return Mixer(init, apply, tuple(range(tasks)), tasks, axes=axes, absent={"kernel": 0.0, "bias": NEVER})
 
 
 def attention_weights(params: Params, outputs: jax.Array, segment: jax.Array, level: str = "token") -> jax.Array:

@@ -14,6 +14,7 @@ import numpy as np
 
 from mtl_jax.models.mixers.base import (
     LEVELS,
+    NEVER,
     Mixer,
     MixerPlace,
     Params,
@@ -173,6 +174,10 @@ def _mixture(gates: _Gates, default_layers: str) -> Mixer:
     losses = {}
     if gates.is_dselect:
         losses = {"losses": gates.losses, "task_losses": gates.task_losses, "auxiliary": {"gate_entropy": 0.0}}
+        axes, absent = dict.fromkeys(("code", "weight", "code_bias", "weight_bias"), ("stream",)), {}
+    else:
+        axes = {"kernel": ("stream", "", "column"), "bias": ("stream", "column")}
+        absent = {"kernel": 0.0, "bias": NEVER}
     return Mixer(
         gates.init,
         gates.apply,
@@ -181,6 +186,8 @@ def _mixture(gates: _Gates, default_layers: str) -> Mixer:
         experts=True,
         default_layers=default_layers,
         apply_to_task=gates.apply_to_task,
+        axes=axes,
+        absent=absent,
         **losses,
     )
 

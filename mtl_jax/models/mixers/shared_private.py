@@ -70,6 +70,7 @@ def shared_private(tasks: int, reversal: str = "dann", steepness: float = 10.0, 
         auxiliary={"adversarial": 0.05, "orthogonality": 0.01},
         apply_to_task=apply_to_task,
         task_losses=task_losses,
+        axes={"kernel": ("", "dataset"), "bias": ("dataset",)},
     )
 
 

@@ -16,7 +16,7 @@ from mtl_jax.analysis.adaptation.sources import INITIAL_VALUES, load_sources
 from mtl_jax.config.plain import from_plain
 from mtl_jax.errors import UserError
 from mtl_jax.models import activation_sharding
-from mtl_jax.runs import train
+from mtl_jax.runs import evaluate, predict, train
 from mtl_jax.runtime import distributed
 from mtl_jax.storage import workdir as folders
 from mtl_jax.training.parameter_paths import flatten, with_leaves
@@ -26,16 +26,16 @@ pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 def trained(tiny, folder, **changes):
     """A finished run on the two tasks of sentences; its folder."""
-    config = tiny(
-        model__num_layers=0,
-        train_tasks=("tags", "long"),
-        training__steps=2,
-        training__eval_every=0,
-        training__checkpoint_every=0,
-        tokenizer__lowercase=True,
-        tasks__tags__options={},
-        **changes,
-    )
+    fields = {
+        "model__num_layers": 0,
+        "train_tasks": ("tags", "long"),
+        "training__steps": 2,
+        "training__eval_every": 0,
+        "training__checkpoint_every": 0,
+        "tokenizer__lowercase": True,
+        "tasks__tags__options": {},
+    }
+    config = tiny(**{**fields, **changes})
     train.train(config, folders.prepare(folder))
     return folder
 
@@ -64,6 +64,7 @@ def new_task(tiny, **changes):
     del config.datasets["sentences"]
     config.adaptation.shots, config.adaptation.num_supports, config.adaptation.num_tuning_supports = (2, 5), 3, 2
     config.adaptation.learning_rates, config.adaptation.steps = (0.1, 5.0), (0, 1, 4)
+    config.adaptation.keep = ""
     return config
 
 
@@ -99,14 +100,16 @@ def test_draws_and_one_adaptation_by_hand(tiny, run, monkeypatch, devices):
     (source, *_) = sources(new_task(tiny), run).values()
     source.config.training.mesh.fsdp = devices
     one = modes._make_task(source, "color")
-    few = draw_supports(one.episode, one.classes, 4, draws=2, seed=0, purpose="test")
+    episode = one.learner.episode
+    few = draw_supports(episode, 4, draws=2, seed=0, purpose="test")
     placed = []
     place = distributed.place
     monkeypatch.setattr(distributed, "place", lambda tree, to: placed.append(place(tree, to)) or placed[-1])
-    message = one.learner.predictions("test", source.layers, False, few, [5.0])
+    outputs = one.learner.predictions("test", source.layers, False, few, [5.0])
+    predicted = outputs.values[..., : len(episode.rows["test"].tokens), 0]
     specs = {axis for leaf in jax.tree.leaves(placed[0]) for axis in leaf.sharding.spec}
     assert ("fsdp" in specs) == (devices > 1)
-    rows, classes = one.episode.rows, len(one.classes)
+    rows, classes = episode.rows, len(episode.names)
 
     def bag(params, split, index):
         """Mean word vectors and logits by hand: the model has no layer above the embeddings."""
@@ -121,7 +124,7 @@ def test_draws_and_one_adaptation_by_hand(tiny, run, monkeypatch, devices):
         width = source.layers["embed"]["word"]["embedding"].shape[-1]
         head = {"output": {"kernel": jnp.zeros((1, width, classes)), "bias": jnp.zeros((1, classes))}}
         params = jax.tree.map(jnp.asarray, {**source.layers, "heads": {"color": head}})
-        gold = one.episode.gold["train"][few[draw]]
+        gold = episode.classes[few[draw]]
         assert np.bincount(gold).tolist() == [4, 4, 4]
 
         def loss(flat, params=params, gold=gold, draw=draw):
@@ -135,17 +138,17 @@ def test_draws_and_one_adaptation_by_hand(tiny, run, monkeypatch, devices):
                 steps.append(np.asarray(bag(with_leaves(params, flat), "test", everything).argmax(-1)))
             gradient = jax.grad(loss)(flat)
             flat = {path: leaf - 5.0 * gradient[path] for path, leaf in flat.items()}
-        assert np.mean(np.stack(steps)[1:] == message[draw, 0, 1:]) > 0.99  # ties of float32 aside
-        assert not message[draw, 0, 0].any()  # a head of zeros says the first class
+        assert np.mean(np.stack(steps)[1:] == predicted[draw, 0, 1:]) > 0.99  # ties of float32 aside
+        assert not predicted[draw, 0, 0].any()  # a head of zeros says the first class
     # what is drawn
-    gold = one.episode.gold["train"]
-    some = draw_supports(one.episode, one.classes, 3, draws=4, seed=0, purpose="test")
+    gold = episode.classes
+    some = draw_supports(episode, 3, draws=4, seed=0, purpose="test")
     assert some.shape == (4, 9)
     for row in some:
         assert len(set(row.tolist())) == 9 and gold[row].tolist() == [0] * 3 + [1] * 3 + [2] * 3
     assert len({tuple(row) for row in some.tolist()}) == 4
-    np.testing.assert_array_equal(some, draw_supports(one.episode, one.classes, 3, draws=4, seed=0, purpose="test"))
-    other = draw_supports(one.episode, one.classes, 3, draws=4, seed=0, purpose="tune")
+    np.testing.assert_array_equal(some, draw_supports(episode, 3, draws=4, seed=0, purpose="test"))
+    other = draw_supports(episode, 3, draws=4, seed=0, purpose="tune")
     assert not {tuple(row) for row in some.tolist()} & {tuple(row) for row in other.tolist()}
 
 
@@ -173,7 +176,6 @@ ERRORS = [
     ({"adaptation__tuning_tasks": ("color",)}, "config.adaptation.tuning_tasks: names all tasks"),
     ({"adaptation__steps": ()}, "config.adaptation.steps: name at least one"),
     ({"adaptation__shots": (1.5,)}, "config.adaptation.shots: 1.5 should be a whole number"),
-    ({"tasks__color__kind": "regression"}, "config.tasks.color.kind: 'regression', but --mode=adapt"),
 ]
 
 
@@ -198,3 +200,34 @@ def test_what_cannot_be_adapted_is_said(tiny, tmp_path, run):
     ):
         with pytest.raises(UserError, match=message):
             adapted(given, runs, tmp_path / "out")
+
+
+@pytest.mark.parametrize("way", ["mmoe", "adapters"])
+def test_tags_from_few_sentences_end_in_a_run(tiny, tmp_path, way):
+    """A task of words, from a run with experts or adapters: a folder that evaluates and predicts."""
+    sharing = {
+        "mmoe": {"sharing__trunk": "embed", "sharing__mixer": "mmoe", "sharing__mixer_options": {"experts": 2}},
+        "adapters": {"sharing__adapter": "bottleneck", "sharing__adapter_options": {"size": 2}},
+    }[way]
+    run = trained(tiny, tmp_path / way, model__num_layers=1, **sharing)
+    config = tiny(tasks__tags__options={})
+    for name in ("color", "long"):
+        del config.tasks[name]
+    config.adaptation.shots, config.adaptation.num_supports, config.adaptation.num_tuning_supports = (20,), 2, 2
+    config.adaptation.learning_rates, config.adaptation.steps = (0.1,), (3, 40)
+    config.adaptation.optimizer = "adam"
+    config.adaptation.params = "^(heads/|adapter_|embed/)" if way == "adapters" else ".*"
+    config.adaptation.column = "tags" if way == "adapters" else ""
+    result = adapted(config, [run], tmp_path / "out")
+    (folder,) = (tmp_path / "out" / name for name in result["saved"][way]["20"]["tags"])
+    scores = result["scores"][way]["20"]["tags"]
+    saved_config = from_plain(folders.read_config(folder))
+    checks.check(saved_config, "evaluate")
+    shutil.rmtree(run)  # the folder needs no other
+    summary, again = folders.read_summary(folder), evaluate.evaluate(saved_config, folder, "best")
+    assert again["tasks"] == summary["tasks"] and summary["step"] in (3, 40)
+    assert summary["tasks"]["tags"]["test"]["entity_f1"] == pytest.approx(scores[0], abs=1e-6) and scores[0] > 0
+    source, target = tmp_path / "input.jsonl", tmp_path / "output.jsonl"
+    source.write_text(json.dumps({"words": ["w1", "red", "w2"]}))
+    predict.predict(saved_config, folder, ["best"], str(source), str(target))
+    assert len(json.loads(target.read_text())["tags"]["tags"]) == 3
