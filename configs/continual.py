@@ -12,7 +12,8 @@
     :drawn   the new task alone learns; L2 draws what is shared to the values of the run
     :ewc     likewise, by the Fisher information of the old tasks (elastic weight consolidation)
     :free    the new task alone learns: how much is forgotten
-    :few     slots from 10 and 50 sentences, from the run and from its initial values; it ends in runs that predict
+    :few     slots with a new head from 10 and 50 sentences: from layers of the run, which have learned them, and from
+             its initial values; it ends in runs that predict
 
 The old tasks are read for their scores only, no batch has them; the tokens are those of the old run. Learning rates and
 λ were tuned for none of them.
@@ -25,6 +26,9 @@ Scores: test accuracy of POS, F1 of slots, accuracy of intents.
     drawn    0.812  0.560  0.398
     ewc      0.784  0.487  0.639
     free     0.349  0.147  0.808
+
+F1 of slots over three draws, by :few, from 10 sentences: 0.293 ± 0.156, from the initial values 0.108 ± 0.040; from 50:
+0.488 ± 0.034 and 0.265 ± 0.028.
 """
 
 from mtl_jax.config import default
