@@ -97,16 +97,16 @@ REFUSALS = (
         lambda row: row.mode == "merge" and row.sharing in ("hard", "cascade", "depths"),
         "nothing to merge|without mixers and adapters",
     ),
+    Refusal(
+        "Adapting a shared column that hides the data set",
+        lambda row: row.mode == "adapt" and SHARING[row.sharing].get("mixer") == "shared_private",
+        "there is only one data set",
+    ),
     # what is not built
     Refusal(
         "Merging under mixers and adapters",
         lambda row: row.mode == "merge" and (row.adapter != "none" or "mixer" in SHARING[row.sharing]),
         "without mixers and adapters",
-    ),
-    Refusal(
-        "Adapting runs with mixers and adapters",
-        lambda row: row.mode == "adapt" and (row.adapter != "none" or "mixer" in SHARING[row.sharing]),
-        "the run has no column from which a new task could begin",
     ),
 )
 
