@@ -118,9 +118,8 @@ def encoder_refusal(config: Config) -> str:
     """Why the columns of a run are no published encoders, the end of a sentence; "" where they are."""
     if not LAYERS[config.model.layer_type].family:
         return f"no Hugging Face model: config.model.layer_type = {config.model.layer_type!r} is of no model family"
-    for field in ("mixer", "adapter"):
-        if config.sharing[field]:
-            return f"no Hugging Face model: published architectures have no {field} {config.sharing[field]!r}"
+    if config.sharing.mixer:
+        return f"no Hugging Face model: published architectures have no mixer {config.sharing.mixer!r}"
     used = {config.tasks[task].dataset for task in (config.train_tasks or config.tasks)}
     if any(config.datasets[name].image for name in used):
         return "no Hugging Face model: published text encoders have no place for patches of pictures"

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import pathlib
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -21,8 +21,10 @@ from mtl_jax.errors import UserError
 from mtl_jax.evaluation.inference import encoder_refusal, load_model
 from mtl_jax.evaluation.input_records import build_corpus
 from mtl_jax.experiment.assemble import Experiment, assemble
+from mtl_jax.experiment.columns import column, low_rank_factors
 from mtl_jax.models.export import save_folder, save_tokenizer_config
-from mtl_jax.models.export_heads import NotPublished, exported_head
+from mtl_jax.models.export_heads import ExportedHead, NotPublished, exported_head
+from mtl_jax.models.peft import save_adapter
 from mtl_jax.runs.export_card import write_card
 from mtl_jax.runs.export_program import Program, save_program
 from mtl_jax.storage import artifacts
@@ -40,15 +42,6 @@ class _Run(NamedTuple):
     saved: Artifacts
     experiment: Experiment
     params: Params
-
-    def column(self, task: str) -> dict[str, Any]:
-        """{path: leaves [...]} of what belongs to an encoder: that of one task, without its adapters."""
-        k = list(self.experiment.tasks).index(task)
-        return {
-            path: jax.tree.map(lambda leaf, index=int(owner[k]): leaf[index], self.params[path])
-            for path, owner in self.experiment.owners.items()
-            if not path.startswith(("adapter_", "mixer_"))
-        }
 
 
 def export(
@@ -78,17 +71,23 @@ def export(
 
 def _export_task(run: _Run, name: str, folder: pathlib.Path) -> list[str]:
     task, head, reason = run.experiment.tasks[name], None, encoder_refusal(run.config)
-    written = []
+    written, layers = [], None
     if not reason:
+        try:
+            layers = column(run.experiment, run.params, name)
+        except ValueError as error:
+            reason = f"no Hugging Face model: {error}"
+    if layers is not None:
         try:
             head = exported_head(task, run.params["heads"][name], run.saved.architecture)
         except NotPublished as answer:
             reason = f"the head of {name} is no head of transformers: {answer}; the encoder is without it"
-        tensors = save_folder(folder, run.saved.architecture, run.column(name), run.workdir / "model", head)
+        tensors = save_folder(folder, run.saved.architecture, layers, run.workdir / "model", head)
         model = head.published.architecture if head else run.saved.architecture.published
         written.append(f"{model}, {len(tensors)} tensors")
         written += _save_tokenizer(run, folder)
         written += head.notes if head else ()
+        written += _export_lora(run, name, folder, head)
     if reason:
         written.append(reason)
     folder.mkdir(parents=True, exist_ok=True)
@@ -98,6 +97,23 @@ def _export_task(run: _Run, name: str, folder: pathlib.Path) -> list[str]:
         written.append(save_program(folder / "jax", _program(run, name)))
     write_card(folder, run.config, run.workdir, task, head.published.architecture if head else "", written)
     return [f"{folder}: {line}" for line in written]
+
+
+def _export_lora(run: _Run, name: str, folder: pathlib.Path, head: ExportedHead | None) -> list[str]:
+    """LoRA as a PEFT adapter, next to the model that it is merged into, and the model without it."""
+    if run.config.sharing.adapter != "lora":
+        return []
+    base, architecture = folder / "base", run.saved.architecture
+    factors, scaling = low_rank_factors(run.experiment, run.params, name)
+    kind = run.experiment.tasks[name].head_kind
+    try:
+        count = save_adapter(folder / "peft", architecture, factors, scaling, str(base), (kind, head) if head else None)
+    except NotPublished as answer:
+        return [f"no PEFT adapter: {answer}"]
+    layers = column(run.experiment, run.params, name, merged=False)
+    save_folder(base, architecture, layers, run.workdir / "model", head)
+    _save_tokenizer(run, base)
+    return [f"LoRA is merged here, and a PEFT adapter of {count} modules in peft/, on the model in base/"]
 
 
 def _export_shared(run: _Run, target: pathlib.Path) -> list[str]:
@@ -110,7 +126,8 @@ def _export_shared(run: _Run, target: pathlib.Path) -> list[str]:
     for tasks in tasks_of_column.values():
         if len(tasks) > 1:
             folder = target / ("shared" if len(tasks_of_column) == 1 else "+".join(tasks))
-            tensors = save_folder(folder, run.saved.architecture, run.column(tasks[0]), run.workdir / "model")
+            layers = column(run.experiment, run.params, tasks[0], merged=False)
+            tensors = save_folder(folder, run.saved.architecture, layers, run.workdir / "model")
             lines.append(f"{folder}: the encoder of {', '.join(tasks)}, {len(tensors)} tensors")
             _save_tokenizer(run, folder)
     return lines
@@ -136,6 +153,6 @@ def _program(run: _Run, name: str) -> Program:
         vocabularies={name: run.saved.vocabularies[name]}, statistics={name: run.saved.statistics[name]}
     )
     experiment = assemble(config, build_corpus(config, saved, {}), saved.architecture, None)
-    column = jax.tree.map(lambda leaf: np.asarray(leaf)[None], run.column(name))
+    layers = jax.tree.map(lambda leaf: np.asarray(leaf)[None], column(run.experiment, run.params, name))
     heads = join_heads(experiment.spec.objective.groups, {name: run.params["heads"][name]})
-    return Program(experiment, {**column, "heads": heads}, name)
+    return Program(experiment, {**layers, "heads": heads}, name)
